@@ -1,0 +1,133 @@
+"""The closed vocabulary of logical axis names, and how they become shardings.
+
+Every parameter of the project is made by `param`, which names each of its axes.
+An unknown name raises here, because JAX and Flax would silently replicate it.
+"""
+
+import difflib
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+# Logical axis -> mesh axis (or tuple of mesh axes, or None for replicated).
+# Names follow T5X where they exist there.
+RULES = {
+    'batch': ('data', 'expert'),
+    'group': ('data', 'expert'),
+    'length': None,
+    'embed': None,
+    'mlp': 'model',
+    'heads': 'model',
+    'kv': None,
+    'joined_kv': 'model',
+    'vocab': 'model',
+    'layers': None,
+    'relpos_buckets': None,
+    'expert': 'expert',
+    'expert_embed': None,
+    'expert_mlp': 'model',
+    'capacity': None,
+    'unmodeled': None,
+}
+
+MESH_AXES = ('data', 'expert', 'model')
+
+
+def check(names):
+  """Raises ValueError unless every entry of `names` is a logical axis or None."""
+  for name in names:
+    if name is not None and name not in RULES:
+      near = difflib.get_close_matches(name, RULES, n=1)
+      hint = f'; nearest: {near[0]!r}' if near else ''
+      raise ValueError(f'unknown logical axis {name!r}{hint}; known: {", ".join(RULES)}')
+
+
+def param(init, shape, *names, rngs, dtype=jnp.float32):
+  """Returns an `nnx.Param` of `shape` whose axes carry the logical `names`.
+
+  Args:
+    init:  initialiser `(key, shape, dtype) -> array`.
+    shape: tuple of ints.
+    names: one logical axis name per axis of `shape`.
+    rngs:  `nnx.Rngs` with a `params` stream.
+  Raises:
+    ValueError: for an unknown name, or another number of names than axes.
+  """
+  check(names)
+  if len(names) != len(shape):
+    raise ValueError(f'{len(names)} logical axes {names} for shape {tuple(shape)}')
+  value = init(rngs.params(), tuple(shape), dtype)
+  # Sharded from birth by jit's out_shardings (see `shardings`), not eagerly.
+  return nnx.Param(value, out_sharding=tuple(names), eager_sharding=False)
+
+
+def spec(names, rules=None):
+  """Returns the PartitionSpec of an array with logical axes `names`.
+
+  Raises ValueError if two axes of the array fall on the same mesh axis.
+  """
+  rules = RULES if rules is None else rules
+  check(names)
+  entries = tuple(None if name is None else rules[name] for name in names)
+  used = [m for entry in entries if entry for m in ((entry,) if isinstance(entry, str) else entry)]
+  for mesh_axis in set(used):
+    if used.count(mesh_axis) > 1:
+      raise ValueError(f'logical axes {names} put mesh axis {mesh_axis!r} on one array twice')
+  return PartitionSpec(*entries)
+
+
+def names_of(state):
+  """Returns a pure dict like `state` whose leaves are the tuples of logical axes."""
+  leaves = nnx.to_flat_state(state)
+  tree = {}
+  for path, variable in leaves:
+    node = tree
+    for key in path[:-1]:
+      node = node.setdefault(key, {})
+    names = variable.get_metadata().get('out_sharding')
+    node[path[-1]] = tuple(names) if names else (None,) * len(variable.shape)
+  return tree
+
+
+def is_names(leaf):
+  """Whether `leaf` is a tuple of logical axis names (use as `is_leaf` in tree maps)."""
+  return isinstance(leaf, tuple) and all(n is None or isinstance(n, str) for n in leaf)
+
+
+def shardings(names, mesh, rules=None):
+  """Returns the tree of NamedShardings of a tree of logical axes (see `names_of`)."""
+  return jax.tree.map(lambda n: NamedSharding(mesh, spec(n, rules)), names, is_leaf=is_names)
+
+
+def constrain(x, *names):
+  """Returns `x` constrained to the sharding of its logical axes; `x` itself without a mesh."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(names))
+
+
+def make_mesh(data=1, expert=1, model=1, devices=None):
+  """Returns the mesh with axes ('data', 'expert', 'model'), all of them Auto.
+
+  `jax.make_mesh` alone would make Explicit axes, under which ordinary sharded
+  matmuls raise. Enter the mesh with `jax.set_mesh(mesh)`; `with mesh:` does nothing.
+  """
+  devices = jax.devices() if devices is None else devices
+  if data * expert * model != len(devices):
+    raise ValueError(f'mesh {data}x{expert}x{model} = {data * expert * model} devices, but there are '
+                     f'{len(devices)}')
+  return jax.make_mesh((data, expert, model), MESH_AXES, axis_types=(AxisType.Auto,) * 3,
+                       devices=devices)
+
+
+def num_shards(*names):
+  """Returns over how many devices of the current mesh the logical axes `names` are split."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return 1
+  entries = [entry for entry in spec(names) if entry]
+  mesh_axes = [m for entry in entries for m in ((entry,) if isinstance(entry, str) else entry)]
+  return math.prod(mesh.shape[m] for m in mesh_axes)

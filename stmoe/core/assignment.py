@@ -1,0 +1,177 @@
+"""The assignment of tokens to experts: an edge list per group, and how one is made.
+
+A router decides once, here; executors (`core/execute`) only carry it out. Letters:
+G groups, S tokens per group, E experts, Z virtual experts, C capacity, N edges per
+group, k choices per token.
+
+Invariants, each with a property test:
+  1. Order is priority: an edge's rank among the edges of its expert is its slot, and a
+     rank >= C is dropped. Lists are choice-major, so first choices precede second ones.
+  2. (expert, slot) is unique among the live edges of a group, and slots have no holes.
+  3. All noise, masking and normalisation happened before; executors agree exactly.
+  4. Expert ids >= E never reach a matmul.
+  5. Dead edges may hold any weight, even NaN.
+  6. Padding is killed before `cap`, so it never takes a slot.
+"""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+
+@struct.dataclass(kw_only=True)
+class Edges:
+  """Edges wanted by a router, before capacity.
+
+  token:  i32[G,N] in [0,S).
+  expert: i32[G,N]; [0,E) an expert, [E,E+Z) a virtual expert, E+Z a dead edge.
+  weight: f32[G,N] combine weight; the only field that carries gradient.
+  choices: k when edge n is choice n // S of token n % S, else None. A hint for speed.
+  """
+  token: jax.Array
+  expert: jax.Array
+  weight: jax.Array
+  num_tokens: int = struct.field(pytree_node=False)
+  num_experts: int = struct.field(pytree_node=False)
+  num_virtual: int = struct.field(pytree_node=False, default=0)
+  choices: int | None = struct.field(pytree_node=False, default=None)
+
+  @property
+  def dead(self):
+    """The expert id of a dead edge: E + Z."""
+    return self.num_experts + self.num_virtual
+
+
+@struct.dataclass(kw_only=True)
+class Assignment(Edges):
+  """Edges with their places: what an executor runs. Made by `cap`.
+
+  slot: i32[G,N] place in the expert's buffer, < C on live edges and C on all others.
+  """
+  slot: jax.Array
+  capacity: int = struct.field(pytree_node=False)
+
+
+def capacity(tokens, experts, factor, minimum=4):
+  """Returns C, the slots of one expert in a group of S tokens.
+
+  min(S, max(round_half_even(factor * S / E), minimum)); S (nothing dropped) when factor
+  is None. `factor` counts total slots per token: top-2 with 1.25 has 1.25 slots a token.
+
+  >>> capacity(512, 8, 1.25), capacity(512, 8, None), capacity(16, 8, 1.0)
+  (80, 512, 4)
+  """
+  if factor is None:
+    return tokens
+  return min(tokens, max(round(factor * tokens / experts), minimum))
+
+
+def from_top_k(probs, k):
+  """Returns the edges from every token to its k largest entries, weighted by them.
+
+  Args:
+    probs: f32[G,S,E].
+    k:     choices per token; ties go to the lower expert id.
+  Returns:
+    Edges with N = k*S, choice-major.
+  """
+  weight, expert = jax.lax.top_k(probs, k)                           # [G, S, k]
+  return from_choices(expert, weight, probs.shape[-1])
+
+
+def from_choices(expert, weight, num_experts, num_virtual=0):
+  """Returns choice-major edges of token choices: expert i32[G,S,k], weight f32[G,S,k]."""
+  groups, size, k = expert.shape
+  flat = lambda a: a.swapaxes(1, 2).reshape(groups, k * size)        # [G, k*S]
+  token = jnp.broadcast_to(jnp.tile(jnp.arange(size, dtype=jnp.int32), k), (groups, k * size))
+  return Edges(token=token, expert=flat(expert).astype(jnp.int32), weight=flat(weight),
+               num_tokens=size, num_experts=num_experts, num_virtual=num_virtual, choices=k)
+
+
+def from_experts_choice(probs, capacity):
+  """Returns the edges from every expert to its `capacity` best tokens, weighted by probs.
+
+  Args:
+    probs: f32[G,S,E].
+  Returns:
+    Edges with N = E*C, expert-major; ties go to the lower token.
+  """
+  groups, size, experts = probs.shape
+  weight, token = jax.lax.top_k(probs.swapaxes(1, 2), capacity)      # [G, E, C]
+  expert = jnp.broadcast_to(jnp.arange(experts, dtype=jnp.int32)[:, None], (groups, experts, capacity))
+  flat = lambda a: a.reshape(groups, experts * capacity)
+  return Edges(token=flat(token).astype(jnp.int32), expert=flat(expert), weight=flat(weight),
+               num_tokens=size, num_experts=experts)
+
+
+def kill(edges, live):
+  """Returns `edges` with those where live (bool[G,N]) is False turned dead."""
+  return edges.replace(expert=jnp.where(live, edges.expert, edges.dead))
+
+
+def kill_padding(edges, mask):
+  """Returns `edges` with those of padding tokens dead; mask is bool[G,S], True = real."""
+  return kill(edges, jnp.take_along_axis(mask, edges.token, axis=1))
+
+
+def rank_in_expert(expert, num_ids):
+  """Returns i32[G,N]: how many earlier edges of the list have the same expert.
+
+  Args:
+    expert:  i32[G,N] in [0, num_ids).
+  """
+  one_hot = jax.nn.one_hot(expert, num_ids, dtype=jnp.int32)         # [G, N, ids]
+  before = jnp.cumsum(one_hot, axis=1) - one_hot                     # int32: bf16 counts stop at 256
+  return jnp.take_along_axis(before, expert[..., None], axis=2)[..., 0]
+
+
+def cap(edges, capacity, priority=None):
+  """Returns the Assignment that keeps the first `capacity` edges of each expert.
+
+  Args:
+    edges:    Edges; padding already killed.
+    capacity: C, slots per expert and group.
+    priority: f32[G,S] or None. If given, tokens of larger priority come first within
+      each choice level (batch-prioritised routing, arXiv:2106.05974); ties in order.
+      Slots are written back to the original places, the list never moves.
+  """
+  if priority is None:
+    rank = rank_in_expert(edges.expert, edges.dead + 1)              # [G, N]
+  else:
+    order = _priority_order(edges, priority)                         # [G, N]
+    ranked = rank_in_expert(jnp.take_along_axis(edges.expert, order, axis=1), edges.dead + 1)
+    group = jnp.arange(order.shape[0])[:, None]
+    rank = jnp.zeros_like(ranked).at[group, order].set(ranked)       # [G, N]
+  virtual = (edges.expert >= edges.num_experts) & (edges.expert < edges.dead)
+  live = (edges.expert < edges.num_experts) & (rank < capacity)
+  return Assignment(
+      token=edges.token, weight=edges.weight,
+      expert=jnp.where(live | virtual, edges.expert, edges.dead),
+      slot=jnp.where(live, rank, capacity).astype(jnp.int32),
+      num_tokens=edges.num_tokens, num_experts=edges.num_experts,
+      num_virtual=edges.num_virtual, choices=edges.choices, capacity=capacity)
+
+
+def _priority_order(edges, priority):
+  """i32[G,N] permutation: choice levels in order, tokens by falling priority inside each."""
+  groups, num = edges.token.shape
+  levels = edges.choices or 1
+  score = jnp.take_along_axis(priority, edges.token, axis=1).reshape(groups, levels, num // levels)
+  order = jnp.argsort(-score, axis=-1, stable=True)                  # [G, k, N/k]
+  return (order + jnp.arange(levels)[:, None] * (num // levels)).reshape(groups, num)
+
+
+def live(a):
+  """Returns bool[G,N]: edges that reach a real expert."""
+  return a.expert < a.num_experts
+
+
+def masks(a):
+  """Returns dispatch bool[G,S,E,C] and combine f32[G,S,E,C], the dense form of `a`."""
+  groups = a.token.shape[0]
+  shape = (groups, a.num_tokens, a.num_experts, a.capacity)
+  at = (jnp.arange(groups)[:, None], a.token, a.expert, a.slot)
+  weight = jnp.where(live(a), a.weight, 0)                           # dead weights may be NaN
+  dispatch = jnp.zeros(shape, bool).at[at].set(True, mode='drop')
+  combine = jnp.zeros(shape, a.weight.dtype).at[at].add(weight, mode='drop')
+  return dispatch, combine

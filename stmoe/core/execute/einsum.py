@@ -1,0 +1,29 @@
+"""The meaning of an Assignment: dense dispatch and combine masks. Slow, obviously right."""
+
+import jax
+import jax.numpy as jnp
+
+from stmoe.core import assignment
+from stmoe.core import layouts
+
+
+def execute(x, a, experts, key=None):
+  """Returns y[g,s] = sum over edges (s -> e) of weight * expert_e(x[g,s]).
+
+  Args:
+    x:       [G,S,D] activations.
+    a:       Assignment.
+    experts: a bank, `experts(rows, key) -> rows`.
+    key:     PRNG key for dropout inside experts, or None.
+  Returns:
+    [G,S,D] in the dtype of x; tokens without a live edge get zeros.
+  """
+  groups, _, width = x.shape
+  dispatch, combine = assignment.masks(a)                            # [G, S, E, C] twice
+  with jax.named_scope('dispatch'):
+    rows = jnp.einsum('gsd,gsec->egcd', x, dispatch.astype(x.dtype)) # [E, G, C, D]
+  with jax.named_scope('experts'):
+    rows = layouts.Buckets(rows.reshape(a.num_experts, groups * a.capacity, width))
+    y = experts(rows, key).x.reshape(a.num_experts, groups, a.capacity, -1)
+  with jax.named_scope('combine'):
+    return jnp.einsum('egcd,gsec->gsd', y, combine.astype(x.dtype))  # [G, S, D]

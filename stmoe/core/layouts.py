@@ -1,0 +1,55 @@
+"""How the rows of experts lie in memory, so that an expert is written once.
+
+An expert bank calls `linear`, `scale` and `map` on its rows and does not know which
+layout it got: `Buckets` [E,R,D] of capacity executors or `Ragged` [M,D] of dropless ones.
+"""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+
+@struct.dataclass
+class Buckets:
+  """Rows in one buffer per expert; x: [E,R,D]."""
+  x: jax.Array
+
+  def linear(self, w, b=None):
+    """Returns rows times w [E,D,F] (plus b [E,F]) per expert: x [E,R,F]."""
+    y = jnp.einsum('erd,edf->erf', self.x, w.astype(self.x.dtype))   # [E, R, F]
+    return Buckets(y if b is None else y + b.astype(y.dtype)[:, None])
+
+  def scale(self, b):
+    """Returns rows times b [E,F], elementwise per expert."""
+    return Buckets(self.x * b.astype(self.x.dtype)[:, None])
+
+  def map(self, f, *others):
+    """Returns f applied elementwise to these rows (and to those of `others`)."""
+    return Buckets(f(self.x, *(o.x for o in others)))
+
+
+@struct.dataclass
+class Ragged:
+  """Rows sorted by expert; x: [M,D], sizes: i32[E] rows of each expert.
+
+  `jax.lax.ragged_dot` costs a dense matmul over all experts on CPU and CUDA: reference only.
+  """
+  x: jax.Array
+  sizes: jax.Array
+
+  def linear(self, w, b=None):
+    """Returns rows times w [E,D,F] (plus b [E,F]) of their expert: x [M,F]."""
+    y = jax.lax.ragged_dot(self.x, w.astype(self.x.dtype), self.sizes)   # [M, F]
+    return self.replace(x=y if b is None else y + self._per_row(b))
+
+  def scale(self, b):
+    """Returns rows times b [E,F] of their expert, elementwise."""
+    return self.replace(x=self.x * self._per_row(b))
+
+  def map(self, f, *others):
+    """Returns f applied elementwise to these rows (and to those of `others`)."""
+    return self.replace(x=f(self.x, *(o.x for o in others)))
+
+  def _per_row(self, b):
+    rows = self.x.shape[0]
+    return jnp.repeat(b.astype(self.x.dtype), self.sizes, axis=0, total_repeat_length=rows)

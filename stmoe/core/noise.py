@@ -1,0 +1,27 @@
+"""Random perturbations as pure functions of an explicit key."""
+
+import jax
+import jax.numpy as jnp
+
+
+def dropout(x, rate, key, broadcast_dims=()):
+  """Returns x with entries zeroed with probability `rate` and the rest scaled by 1/(1-rate).
+
+  Args:
+    x:    any array.
+    rate: in [0, 1).
+    key:  PRNG key; None switches dropout off (evaluation).
+    broadcast_dims: axes along which one mask is shared.
+  """
+  if key is None or rate == 0.0:
+    return x
+  shape = [1 if i in {d % x.ndim for d in broadcast_dims} else n for i, n in enumerate(x.shape)]
+  keep = jax.random.bernoulli(key, 1.0 - rate, shape)
+  return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def jitter(x, epsilon, key):
+  """Returns x times U(1-epsilon, 1+epsilon) elementwise (Switch, arXiv:2101.03961, sec. 2.2)."""
+  if key is None or epsilon == 0.0:
+    return x
+  return x * jax.random.uniform(key, x.shape, x.dtype, 1.0 - epsilon, 1.0 + epsilon)

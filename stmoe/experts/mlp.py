@@ -1,0 +1,34 @@
+"""A bank of two-matrix feed-forward experts: act(x wi) wo."""
+
+from flax import nnx
+import jax
+
+from stmoe import axes
+from stmoe.core import noise
+
+
+class Mlp(nnx.Module):
+  """E feed-forward networks, arrays with a leading E axis (Switch, arXiv:2101.03961).
+
+  Args:
+    d_model, d_ff: D and F.
+    activation:    name of a function of `jax.nn`.
+    dropout_rate:  expert dropout: on the hidden activation, per element, in training only.
+    init_scale:    variance scale s of sqrt(s / fan_in) (0.1 in Switch, section 2.4).
+  """
+
+  def __init__(self, d_model, *, num_experts, d_ff, activation='relu', dropout_rate=0.0,
+               init_scale=0.1, rngs):
+    # batch_axis: otherwise E counts into the fan and weights come out sqrt(E) too small.
+    init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal', batch_axis=(0,))
+    self.wi = axes.param(init, (num_experts, d_model, d_ff), 'expert', 'expert_embed', 'expert_mlp', rngs=rngs)
+    self.wo = axes.param(init, (num_experts, d_ff, d_model), 'expert', 'expert_mlp', 'expert_embed', rngs=rngs)
+    self.activation = activation
+    self.dropout_rate = dropout_rate
+
+  def __call__(self, rows, key=None):
+    """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
+    activation = getattr(jax.nn, self.activation)
+    h = rows.linear(self.wi[...]).map(activation)                    # [., F]
+    h = h.map(lambda x: noise.dropout(x, self.dropout_rate, key))
+    return h.linear(self.wo[...])                                    # [., D]

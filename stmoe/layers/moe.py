@@ -1,0 +1,66 @@
+"""The sparse layer: group -> route -> execute -> ungroup. The only caller of executors."""
+
+from flax import nnx
+import jax
+
+from stmoe import axes
+from stmoe import lookup
+from stmoe.errors import UserError
+
+
+class Moe(nnx.Module):
+  """A feed-forward layer whose experts are chosen per token by a router.
+
+  Args:
+    d_model:    D.
+    router:     recipe of a router; the bank gets as many experts as it has.
+    experts:    recipe of an expert bank.
+    executor:   module name in `stmoe/core/execute`.
+    group_size: S, tokens routed together; None = one sequence. Capacity depends on it,
+      so it is never adjusted: a size that does not divide the batch raises.
+  """
+
+  def __init__(self, d_model, *, router, experts, executor='gather', group_size=None, rngs):
+    self.router = router(d_model, rngs=rngs)
+    self.experts = experts(d_model, num_experts=self.router.num_experts, rngs=rngs)
+    self.group_size = group_size
+    self.executor = executor
+    lookup.module('executor', executor)
+
+  def init_carry(self, x):
+    """Returns what the router remembers across layers, [B,T,.] arrays; {} for most."""
+    return self.router.init_carry(x) if hasattr(self.router, 'init_carry') else {}
+
+  def commit(self, aux):
+    """Lets a router with state across steps update it; see `stmoe.state`."""
+    if hasattr(self.router, 'commit'):
+      self.router.commit(aux)
+
+  def __call__(self, x, ctx, carry):
+    """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
+    batch, length, width = x.shape
+    groups, size = num_groups(batch, length, self.group_size)
+    regroup = lambda a: a.reshape(groups, size, *a.shape[2:])
+    ungroup = lambda a: a.reshape(batch, length, *a.shape[2:])
+    x = regroup(x)                                                   # [G, S, D]
+    with jax.named_scope('route'):
+      routed = self.router(x, ctx.fold('router').group(groups, size), jax.tree.map(regroup, carry))
+    key = ctx.fold('experts').key if ctx.train else None
+    y = lookup.module('executor', self.executor).execute(x, routed.assignment, self.experts, key)
+    return ungroup(y), routed.aux, jax.tree.map(ungroup, routed.carry)
+
+
+def num_groups(batch, length, group_size):
+  """Returns (G, S) for a batch of `batch` sequences of `length` tokens.
+
+  Raises UserError, naming the nearest legal sizes, if S does not divide batch * length
+  or G is not a multiple of the devices that share the batch.
+  """
+  tokens, shards = batch * length, axes.num_shards('group')
+  size = group_size or length
+  if tokens % size or (tokens // size) % shards:
+    legal = [s for s in range(1, tokens // shards + 1) if (tokens // shards) % s == 0]
+    near = sorted(sorted(legal, key=lambda s: abs(s - size))[:3])
+    raise UserError(f'group_size {size} does not divide the {batch} x {length} = {tokens} tokens of a '
+                    f'batch into a multiple of {shards} groups; nearest: {", ".join(map(str, near))}')
+  return tokens // size, size

@@ -1,0 +1,69 @@
+"""The file name is the registry: names in a configuration are module names.
+
+`dict(name='switch', num_experts=8)` under the key `router` means the class `Switch`
+of `stmoe/routers/switch.py`, called with `num_experts=8`. A class is found by its
+file: `st_moe.py` holds `STMoE`, `mlp.py` holds `Mlp` (case and underscores ignored).
+"""
+
+import functools
+import importlib
+import inspect
+import pkgutil
+
+from stmoe import errors
+
+# The key of a configuration under which a module is named -> the package it lives in.
+PACKAGES = {
+    'model': 'stmoe.models',
+    'layer': 'stmoe.layers',
+    'router': 'stmoe.routers',
+    'experts': 'stmoe.experts',
+    'executor': 'stmoe.core.execute',
+}
+
+
+def available(kind):
+  """Returns the sorted names of the modules of `kind` (a key of PACKAGES)."""
+  package = importlib.import_module(PACKAGES[kind])
+  return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+
+
+def module(kind, name):
+  """Returns the module called `name` among those of `kind`.
+
+  Raises UserError, naming the nearest modules, when there is none.
+  """
+  if name not in available(kind):
+    raise errors.UserError(f'no {kind} is called {name!r}{errors.nearest(name, available(kind))}'
+                           f' (there are: {", ".join(available(kind))})')
+  return importlib.import_module(f'{PACKAGES[kind]}.{name}')
+
+
+def constructor(kind, name):
+  """Returns the class of module `name` whose name is that of the file."""
+  found = module(kind, name)
+  wanted = name.replace('_', '').lower()
+  for attribute, value in vars(found).items():
+    if inspect.isclass(value) and attribute.lower() == wanted and value.__module__ == found.__name__:
+      return value
+  raise errors.UserError(f'{found.__name__} defines no class called like its file')
+
+
+def recipe(kind, fields):
+  """Returns `functools.partial(Class, **fields)` for a configuration of `kind`.
+
+  `fields` is a mapping with a `name`; nested mappings under a key of PACKAGES that
+  have a `name` become recipes themselves. Nothing is built: whoever receives the
+  recipe calls it with what only it knows (d_model, rngs).
+  Raises UserError naming a field that the class does not have.
+  """
+  fields = dict(fields)
+  make = constructor(kind, fields.pop('name'))
+  known = [p for p in inspect.signature(make.__init__).parameters if p not in ('self', 'rngs')]
+  for key, value in fields.items():
+    if key not in known:
+      raise errors.UserError(f'{kind} {make.__name__} has no field {key!r}'
+                             f'{errors.nearest(key, known)} (it has: {", ".join(known)})')
+    if key in PACKAGES and hasattr(value, 'keys') and 'name' in value:
+      fields[key] = recipe(key, value)
+  return functools.partial(make, **fields)

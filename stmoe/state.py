@@ -1,0 +1,24 @@
+"""Router state that lives across optimizer steps and that only `commit` changes.
+
+The forward pass reads a RouterState and never writes it; it returns this batch's
+load in `Aux`. Once per optimizer step `commit` lets every router that owns state
+update it from the summed Aux. Updating in the forward would do so once per
+microbatch and once more under rematerialisation.
+"""
+
+from flax import nnx
+
+
+class RouterState(nnx.Variable):
+  """A variable of a router that is read in the forward and changed only by `commit`."""
+
+
+def commit(model, aux):
+  """Lets every stateful layer of `model` update its RouterState in place.
+
+  Args:
+    model: a model; its stacks call `commit(aux)` of the layers that define it.
+    aux:   dict layer name -> Aux, summed over the microbatches of one optimizer step.
+  """
+  for stack in model.stacks():
+    stack.commit(aux)
