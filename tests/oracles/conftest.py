@@ -1,0 +1,36 @@
+"""The option --oracles DIR, and the report of what the cases under it did not reach."""
+
+import collections
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+import cases  # noqa: E402
+
+
+def pytest_addoption(parser):
+  parser.addoption('--oracles', default=str(cases.DEFAULT), metavar='DIR',
+                   help='folder of recorded reference cases (*.json + *.npz); default: tests/data/oracles')
+
+
+def folder(config):
+  """Returns the folder of cases; the default also when this file was loaded after the options."""
+  return config.getoption('oracles', default=str(cases.DEFAULT))
+
+
+def pytest_generate_tests(metafunc):
+  if 'header' in metafunc.fixturenames:
+    headers = [h for h in cases.find(folder(metafunc.config)) if cases.implemented(h.method)]
+    metafunc.parametrize('header', headers, ids=[f'{h.method}/{h.kind}/{h.name}' for h in headers])
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  count = collections.Counter(h.method for h in cases.find(folder(config)))
+  missing = {method: n for method, n in sorted(count.items()) if not cases.implemented(method)}
+  reached = sum(count.values()) - sum(missing.values())
+  terminalreporter.section('oracles')
+  terminalreporter.line(f'{reached} cases of {len(count) - len(missing)} implemented methods in {folder(config)}')
+  if missing:
+    terminalreporter.line(f'{sum(missing.values())} cases of {len(missing)} methods not implemented: '
+                          + ', '.join(f'{method} ({n})' for method, n in missing.items()))

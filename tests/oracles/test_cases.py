@@ -1,0 +1,70 @@
+"""The harness fails when it should: an unchecked kind, an unused array, a wrong value."""
+
+import json
+
+import cases
+import numpy as np
+import pytest
+
+
+def write_case(folder, tolerance=None, **arrays):
+  info = dict(method='toy', kind='double', name='one', config={}, notes='',
+              tolerance=tolerance or dict(integers='exact', floats=dict(rtol=0.0, atol=0.1)))
+  (folder / 'one.json').write_text(json.dumps(info))
+  np.savez(folder / 'one.npz', **arrays)
+  return cases.find(folder)[0]
+
+
+def write_check(folder, module, body):
+  (folder / f'{module}.py').write_text(f'def double(case):\n  {body}\n')
+
+
+ARRAYS = dict(x=np.ones(2, np.float32), y=np.full(2, 2, np.float32))
+
+
+def test_missing_kind_fails(tmp_path):
+  header = write_case(tmp_path, **ARRAYS)
+  with pytest.raises(AssertionError, match='defines double'):
+    cases.run(header, here=tmp_path)
+
+
+def test_right_check_passes_and_unused_array_fails(tmp_path):
+  header = write_case(tmp_path, **ARRAYS)
+  write_check(tmp_path, 'check_toy', "case.assert_close('y', 2 * case['x'])")
+  cases.run(header, here=tmp_path)
+  header = write_case(tmp_path, z=np.zeros(1), **ARRAYS)
+  with pytest.raises(AssertionError, match='never used z'):
+    cases.run(header, here=tmp_path)
+
+
+def test_two_checks_of_a_kind_fail(tmp_path):
+  header = write_case(tmp_path, **ARRAYS)
+  write_check(tmp_path, 'check_toy_a', 'pass')
+  write_check(tmp_path, 'check_toy_b', 'pass')
+  with pytest.raises(AssertionError, match='twice'):
+    cases.run(header, here=tmp_path)
+
+
+def test_tolerance_is_that_of_the_file(tmp_path):
+  case = cases.Case(write_case(tmp_path, n=np.arange(3), **ARRAYS).path)
+  case.assert_close('y', [2.05, 2.05])
+  with pytest.raises(AssertionError):
+    case.assert_close('y', [2.2, 2.0])
+  with pytest.raises(AssertionError):
+    case.assert_close('n', [0, 1, 2.01])
+  with pytest.raises(AssertionError, match='shape'):
+    case.assert_close('y', 2.0)
+
+
+def test_tolerance_relative_to_the_largest_entry(tmp_path):
+  tolerance = dict(rtol=0.0, atol='1e-1 times max abs of the array')
+  case = cases.Case(write_case(tmp_path, tolerance, y=np.array([0.0, 10.0])).path)
+  assert case.limits('y') == (0.0, 1.0)
+
+
+def test_implemented_by_router_or_by_check(tmp_path):
+  assert not cases.implemented('toy', tmp_path, tmp_path)
+  write_check(tmp_path, 'check_toy_layer', 'pass')
+  assert cases.implemented('toy', tmp_path, tmp_path)
+  (tmp_path / 'other.py').write_text('')
+  assert cases.implemented('other', tmp_path, tmp_path)
