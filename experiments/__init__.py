@@ -1,0 +1,1 @@
+"""Questions asked of the library, one folder each, installed as `stmoe.experiments`."""

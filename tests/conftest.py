@@ -1,0 +1,19 @@
+"""Settings of the whole suite, in place before JAX is imported; subprocesses inherit them.
+
+CPU, eight virtual devices, and a persistent compilation cache in `.cache/jax` of the checkout, so
+that a second run compiles nothing. Marks are declared in setup.cfg; `-m slow` runs the slow tests.
+"""
+
+import os
+import pathlib
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
+                      str(pathlib.Path(__file__).resolve().parent.parent / '.cache' / 'jax'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+
+_DEVICES = '--xla_force_host_platform_device_count'
+if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}=8'.strip()
