@@ -1,0 +1,39 @@
+"""The fields of every experiment that are about running it, not about its science, with their defaults."""
+
+import ml_collections
+
+
+def config(seed=0):
+  """Returns an unlocked ConfigDict with the sections an experiment adds its own to.
+
+  The caller assigns `model`, `blocks`, `data`, `optimizer`, `schedule` and what differs here.
+  """
+  c = ml_collections.ConfigDict()
+  c.seed = seed
+  # Router losses: (coefficient, reduction over layers 'mean' | 'sum'); 0.0 leaves the term out.
+  c.losses = dict(balance=(0.0, 'mean'), z=(0.0, 'mean'))
+  c.loss = dict(z=0.0, label_smoothing=0.0)
+  # clip: global norm of the gradient, 0.0 = none; stop_after_bad: non-finite steps in a row.
+  c.train = dict(steps=1000, batch_size=32, microbatches=1, clip=0.0, log_every=50, stats_every=500,
+                 stop_after_bad=10)
+  # batches: 0 = the whole split.
+  c.eval = dict(every=500, batches=0, batch_size=32)
+  c.checkpoint = dict(every=500, keep=2, async_save=True)
+  # -1: the devices the other axes leave over.
+  c.mesh = dict(data=-1, expert=1, model=1)
+  # start: first profiled step, -1 = none.
+  c.profile = dict(start=-1, steps=3)
+  return c
+
+
+def data(task, length, vocab='bytes', **fields):
+  """Returns the data section of a language model: rows of `length` tokens of `task`."""
+  return dict(dict(task=task, files=(), vocab=vocab, extra_ids=0, objective='lm', length=length,
+                   pack=True, mixture=(), shuffle=True, eval_split='validation', cache_dir=''), **fields)
+
+
+def seq2seq(task, inputs_length, targets_length, vocab='bytes', **fields):
+  """Returns the data section of an encoder-decoder: span corruption (T5: 15 %, mean span 3)."""
+  return dict(dict(task=task, files=(), vocab=vocab, extra_ids=100, objective='span_corruption',
+                   inputs_length=inputs_length, targets_length=targets_length, pack=True, mixture=(),
+                   shuffle=True, eval_split='validation', cache_dir=''), **fields)

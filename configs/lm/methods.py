@@ -1,0 +1,63 @@
+"""The compared feed-forward layers: one block recipe a method, all of equal active FLOPs per token.
+
+A method that sends a token to k experts gets experts of width F/k, where F is the width of the
+dense layer; the router's own product (D x E per token) is the only difference. Everything
+here is read by the configurations of this folder.
+"""
+
+from stmoe import errors
+
+# Router losses: name -> (coefficient, reduction over layers); 0.0 leaves the term out.
+NO_LOSSES = dict(balance=(0.0, 'mean'), z=(0.0, 'mean'))
+BALANCE = dict(balance=(1e-2, 'mean'), z=(0.0, 'mean'))        # Switch section 2.2: alpha = 0.01
+BALANCE_Z = dict(balance=(1e-2, 'mean'), z=(1e-3, 'mean'))     # ST-MoE section 3: c_z = 0.001
+
+
+def dense(d_ff, num_experts=0):
+  """Returns the dense layer every method is compared with: width F."""
+  return dict(layer='dense', d_ff=d_ff)
+
+
+def switch(d_ff, num_experts, capacity_factor=(1.25, 2.0)):
+  """Returns Switch: each token to its first expert, experts of width F."""
+  return moe(dict(name='switch', num_experts=num_experts, capacity_factor=capacity_factor), d_ff)
+
+
+def gshard(d_ff, num_experts, capacity_factor=(2.0, 2.0)):
+  """Returns GShard: two experts of width F/2; capacity 2 S / E, its factor counts both choices."""
+  return moe(dict(name='gshard', num_experts=num_experts, capacity_factor=capacity_factor), d_ff // 2)
+
+
+def st_moe(d_ff, num_experts, capacity_factor=(1.25, 2.0)):
+  """Returns ST-MoE: two experts of width F/2, without its extra dense layer (it costs FLOPs)."""
+  return moe(dict(name='st_moe', num_experts=num_experts, capacity_factor=capacity_factor), d_ff // 2)
+
+
+def expert_choice(d_ff, num_experts, capacity_factor=(2.0, 2.0)):
+  """Returns expert choice: every expert takes 2 S / E tokens; experts of width F/2."""
+  return moe(dict(name='expert_choice', num_experts=num_experts, capacity_factor=capacity_factor), d_ff // 2)
+
+
+def moe(router, d_ff):
+  """Returns the sparse layer of `router` with ReLU experts of width `d_ff`."""
+  return dict(layer='moe', executor='gather', group_size=None, router=router,
+              experts=dict(name='mlp', d_ff=d_ff))
+
+
+# method -> (block, router losses, backbone). Expert choice looks at the whole group before it
+# chooses, so in a causal stack it would see the tokens it has to predict: its home is an encoder.
+METHODS = dict(
+    dense=(dense, NO_LOSSES, 'lm'),
+    switch=(switch, BALANCE, 'lm'),
+    gshard=(gshard, BALANCE, 'lm'),
+    st_moe=(st_moe, BALANCE_Z, 'lm'),
+    expert_choice=(expert_choice, NO_LOSSES, 't5'),
+)
+
+
+def find(method):
+  """Returns (block, router losses, backbone) of `method`; raises UserError naming the nearest."""
+  if method not in METHODS:
+    raise errors.UserError(f'method={method!r} is not known{errors.nearest(method, METHODS)}'
+                           f' (there are: {", ".join(METHODS)})')
+  return METHODS[method]
