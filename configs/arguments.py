@@ -1,0 +1,34 @@
+"""The argument of an experiment: what stands after the colon of `name:smoke,size=base`."""
+
+import types
+
+from stmoe import errors
+from stmoe import parsing
+
+
+def parse(arg, **spec):
+  """Returns a namespace of the values in `arg`, typed like the defaults in `spec`.
+
+  >>> parse('smoke,experts=8', smoke=False, size='base', experts=64)
+  namespace(smoke=True, size='base', experts=8)
+
+  Args:
+    arg:  '', or `key` (switches a bool on) and `key=value` between commas.
+    spec: every key that the experiment knows, with its default.
+  Raises:
+    UserError: for an unknown key, a missing or mistyped value, or a key given twice.
+  """
+  values = dict(spec)
+  seen = set()
+  for item in filter(None, arg.split(',')):
+    key, equals, text = item.partition('=')
+    if key not in spec:
+      known = f' (there are: {", ".join(spec)})' if spec else ' (there are none)'
+      raise errors.UserError(f'argument {key!r} is unknown{errors.nearest(key, spec)}{known}')
+    if key in seen:
+      raise errors.UserError(f'argument {key!r} is given twice in {arg!r}')
+    seen.add(key)
+    if not equals and not isinstance(spec[key], bool):
+      raise errors.UserError(f'argument {key!r} needs a value, for example {key}={spec[key]}')
+    values[key] = parsing.typed(key, text, type(spec[key]), spec[key]) if equals else True
+  return types.SimpleNamespace(**values)

@@ -1,0 +1,169 @@
+"""Experiments by name: find, list, load, override, resolve, compare. Imports neither JAX nor TensorFlow.
+
+`switch/base_c4:smoke` is `get_config('smoke')` of `configs/switch/base_c4.py`; the path of any .py file
+with a `get_config` is a name too.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import json
+import pathlib
+import re
+
+import ml_collections
+
+from stmoe import errors
+from stmoe import parsing
+
+PACKAGE = 'stmoe.configs'
+
+
+def folder():
+  """Returns the folder of the experiments: configs/ of a checkout, stmoe/configs of a wheel."""
+  spec = importlib.util.find_spec(PACKAGE)
+  if spec is None:
+    raise errors.UserError('the experiments are not installed; in a checkout run: pip install -e .')
+  return pathlib.Path(next(iter(spec.submodule_search_locations)))
+
+
+def available():
+  """Returns dict name -> first line of its docstring, sorted, of every file with a `get_config`.
+
+  Files are parsed, not run.
+  """
+  found = {}
+  for path in sorted(folder().rglob('*.py')):
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    if any(isinstance(node, ast.FunctionDef) and node.name == 'get_config' for node in tree.body):
+      name = path.relative_to(folder()).with_suffix('').as_posix()
+      found[name] = (ast.get_docstring(tree) or '').partition('\n')[0]
+  return found
+
+
+def load(name, overrides=()):
+  """Returns (config, canonical name): the locked ConfigDict of an experiment after `overrides`.
+
+  Args:
+    name:      'lm/stdlib', 'lm/stdlib:smoke' or a path ending in '.py', with an argument or not.
+    overrides: texts 'a.b=value' or '--config.a.b=value', applied in order.
+  Raises:
+    UserError: for an unknown experiment, argument or field, or a mistyped value.
+  """
+  where, colon, arg = name.partition(':')
+  canonical, module = _module(where)
+  if not hasattr(module, 'get_config'):
+    raise errors.UserError(f'{where} defines no get_config(arg)')
+  try:
+    config = module.get_config(arg)
+  except errors.UserError as error:
+    raise errors.UserError(f'{name}: {error}') from None
+  config.lock()
+  for override in overrides:
+    apply(config, override)
+  return config, canonical + colon + arg
+
+
+def _module(where):
+  """(canonical name, module) of an experiment's name or path, without its argument."""
+  if where.endswith('.py'):
+    path = pathlib.Path(where)
+    if not path.is_file():
+      raise errors.UserError(f'no such file: {where}')
+    if not path.resolve().is_relative_to(folder().resolve()):
+      canonical = path.with_suffix('').as_posix().lstrip('./')
+      spec = importlib.util.spec_from_file_location(re.sub(r'\W', '_', canonical), path)
+      module = importlib.util.module_from_spec(spec)
+      spec.loader.exec_module(module)
+      return canonical, module
+    where = path.resolve().relative_to(folder().resolve()).with_suffix('').as_posix()
+  if where not in available():
+    raise errors.UserError(f'no experiment is called {where!r}{errors.nearest(where, available())}'
+                           f' (stmoe list shows all)')
+  return where, importlib.import_module(f'{PACKAGE}.{where.replace("/", ".")}')
+
+
+def apply(config, override):
+  """Sets one field of `config` in place from the text 'a.b=value', 'a.b[0]=value'.
+
+  The value takes the type of the field (see `parsing.typed`), and fields derived from it follow.
+  Raises UserError, naming the nearest fields, if there is no such field.
+  """
+  path, equals, text = override.removeprefix('--').removeprefix('config.').partition('=')
+  if not equals:
+    raise errors.UserError(f'--config.{path} needs a value: --config.{path}=VALUE')
+  field, bracket, index = path.partition('[')
+  holder, key = _find(config, field)
+  if bracket:
+    _set_item(holder[key], path, index.removesuffix(']'), text)
+    return
+  if isinstance(holder[key], ml_collections.ConfigDict):
+    inside = ', '.join(f'config.{field}.{name}' for name in holder[key])
+    raise errors.UserError(f'config.{path} is a group of fields, set one of: {inside}')
+  holder[key] = parsing.typed(f'config.{path}', text, holder.get_type(key), holder[key])
+
+
+def _find(config, path):
+  """(ConfigDict, key) that hold the field `path` of `config`."""
+  holder, key = config, path
+  while key not in holder:
+    group, dot, rest = key.partition('.')
+    if not dot or not isinstance(holder.get(group), ml_collections.ConfigDict):
+      near = errors.nearest(f'config.{path}', [f'config.{name}' for name in flatten(config)])
+      raise errors.UserError(f'config.{path} does not exist{near}')
+    holder, key = holder[group], rest
+  return holder, key
+
+
+def _set_item(items, path, index, text):
+  """Sets one item of the list `items` in place."""
+  if not isinstance(items, list):
+    raise errors.UserError(f'config.{path}: only an item of a list can be set, give the {_kind(items)} whole')
+  if not index.isdigit() or int(index) >= len(items):
+    raise errors.UserError(f'config.{path}: there is no item {index}; the list has {len(items)}')
+  position = int(index)
+  items[position] = parsing.typed(f'config.{path}', text, type(items[position]), items[position])
+
+
+def _kind(value):
+  return type(value).__name__
+
+
+def flatten(config):
+  """Returns dict 'a.b' -> value of every field of `config` that is not a group of fields."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict) and len(value):
+      flat.update({f'{key}.{name}': inner for name, inner in flatten(value).items()})
+    else:
+      flat[key] = value
+  return flat
+
+
+def to_json(config, indent=2):
+  """Returns the resolved `config` as JSON with sorted keys; tuples become lists."""
+  return json.dumps(config.to_dict(), indent=indent, sort_keys=True)
+
+
+def run_id(config):
+  """Returns the SHA-1, 40 hex digits, of the sorted JSON of `config`: equal for equal configurations."""
+  return hashlib.sha1(to_json(config, indent=None).encode()).hexdigest()
+
+
+def default_workdir(name):
+  """Returns 'runs/lm_stdlib_smoke' for 'lm/stdlib:smoke'."""
+  return f'runs/{re.sub(r"[/:]", "_", name)}'
+
+
+MISSING = '(absent)'
+
+
+def diff(left, right):
+  """Returns dict field -> (value in left, value in right) where two configurations differ.
+
+  A field that only one of them has is MISSING in the other.
+  """
+  left, right = flatten(left), flatten(right)
+  pairs = {key: (left.get(key, MISSING), right.get(key, MISSING)) for key in sorted({*left, *right})}
+  return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
