@@ -1,0 +1,44 @@
+"""A bank of gated feed-forward experts: (act(x wi) * x wg) wo."""
+
+from flax import nnx
+import jax
+
+from stmoe import axes
+from stmoe.core import noise
+
+
+class Glu(nnx.Module):
+  """E gated feed-forward networks (GLU variants, arXiv:2002.05202), arrays with a leading E axis.
+
+  Args:
+    d_model, d_ff: D and F.
+    activation:    name of a function of `jax.nn`: 'gelu' for GEGLU, 'silu' for SwiGLU.
+    multiplicative_bias: scales the gated product by a learned b [E,F], initially 1:
+      ((act(x wi) * x wg) * b) wo (ST-MoE, arXiv:2202.08906, appendix C).
+    dropout_rate:  expert dropout: on the hidden activation, per element, in training only.
+    init_scale:    variance scale s of sqrt(s / fan_in) (0.1 in Switch, section 2.4).
+  """
+
+  def __init__(self, d_model, *, num_experts, d_ff, activation='gelu', multiplicative_bias=False,
+               dropout_rate=0.0, init_scale=0.1, rngs):
+    # batch_axis: otherwise E counts into the fan and weights come out sqrt(E) too small.
+    init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal', batch_axis=(0,))
+    inward, outward = ('expert', 'expert_embed', 'expert_mlp'), ('expert', 'expert_mlp', 'expert_embed')
+    self.wi = axes.param(init, (num_experts, d_model, d_ff), *inward, rngs=rngs)
+    self.wg = axes.param(init, (num_experts, d_model, d_ff), *inward, rngs=rngs)
+    self.wo = axes.param(init, (num_experts, d_ff, d_model), *outward, rngs=rngs)
+    ones = nnx.initializers.ones
+    self.b = (axes.param(ones, (num_experts, d_ff), 'expert', 'expert_mlp', rngs=rngs)
+              if multiplicative_bias else None)
+    self.activation = activation
+    self.dropout_rate = dropout_rate
+
+  def __call__(self, rows, key=None):
+    """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
+    activation = getattr(jax.nn, self.activation)
+    gate = rows.linear(self.wg[...])                                 # [., F]
+    h = rows.linear(self.wi[...]).map(lambda x, g: activation(x) * g, gate)
+    if self.b is not None:
+      h = h.scale(self.b[...])
+    h = h.map(lambda x: noise.dropout(x, self.dropout_rate, key))
+    return h.linear(self.wo[...])                                    # [., D]

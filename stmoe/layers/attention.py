@@ -1,0 +1,101 @@
+"""Multi-head attention, and what it may see."""
+
+from flax import nnx
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import noise
+from stmoe.errors import UserError
+from stmoe.layers import rotary
+
+
+@struct.dataclass
+class Visible:
+  """What the attention layers of a stack see: made once per forward, shared by all of them.
+
+  mask:   bool[B,1,T,K], True where a query sees a key.
+  bias:   f32[1,H,T,K] added to the logits, or None.
+  turn:   (cos, sin) of `rotary.table`, or None.
+  memory: [B,K,D] source of keys and values in cross-attention; None = the layer's own input.
+  """
+  mask: jax.Array
+  bias: jax.Array | None = None
+  turn: tuple | None = None
+  memory: jax.Array | None = None
+
+
+def same_segment(queries, keys):
+  """Returns bool[B,1,T,K]: query and key belong to one packed sequence.
+
+  Args:
+    queries, keys: i32[B,T] and i32[B,K] segment ids, 0 = padding. Padding sees padding:
+      no row is then without any key, and nothing real ever reads one.
+  """
+  return (queries[:, :, None] == keys[:, None, :])[:, None]          # [B, 1, T, K]
+
+
+def causal(segments, prefix=None):
+  """Returns bool[B,1,T,T]: same segment and the key not after the query.
+
+  Args:
+    segments: i32[B,T].
+    prefix:   i32[B,T] or None; positions with 1 see each other in both directions
+      (prefix language model).
+  """
+  length = segments.shape[1]
+  visible = jnp.tril(jnp.ones((length, length), bool))[None, None]   # [1, 1, T, T]
+  if prefix is not None:
+    inside = prefix > 0
+    visible = visible | (inside[:, :, None] & inside[:, None, :])[:, None]
+  return visible & same_segment(segments, segments)                  # [B, 1, T, T]
+
+
+class Attention(nnx.Module):
+  """Multi-head attention; with fewer key-value heads, grouped-query (arXiv:2305.13245).
+
+  Args:
+    d_model, num_heads, head_dim: D, H and P; H * P need not be D.
+    num_kv_heads: heads of keys and values, each shared by H / num_kv_heads queries; None = H.
+    scaled: divide the logits by sqrt(P). T5 does not: its query initialiser is smaller by
+      that factor, so a checkpoint of one kind must never be read as the other.
+    dropout_rate: dropout of attention probabilities, one mask for all queries (T5).
+    init_scale: s of the variance scaling.
+  """
+
+  def __init__(self, d_model, *, num_heads, head_dim, num_kv_heads=None, scaled=True,
+               dropout_rate=0.0, init_scale=1.0, rngs):
+    num_kv_heads = num_kv_heads or num_heads
+    if num_heads % num_kv_heads:
+      near = min((n for n in range(1, num_heads + 1) if num_heads % n == 0), key=lambda n: abs(n - num_kv_heads))
+      raise UserError(f'num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}; nearest: {near}')
+
+    def matrix(rows, columns, names, scale=init_scale):
+      init = nnx.initializers.variance_scaling(scale, 'fan_in', 'normal')
+      return axes.param(init, (rows, columns), *names, rngs=rngs)
+
+    inward, outward = ('embed', 'joined_kv'), ('joined_kv', 'embed')
+    self.wq = matrix(d_model, num_heads * head_dim, inward, init_scale if scaled else init_scale / head_dim)
+    self.wk = matrix(d_model, num_kv_heads * head_dim, inward)
+    self.wv = matrix(d_model, num_kv_heads * head_dim, inward)
+    self.wo = matrix(num_heads * head_dim, d_model, outward)
+    self.head_dim = head_dim
+    self.scale = head_dim ** -0.5 if scaled else 1.0
+    self.dropout_rate = dropout_rate
+
+  def __call__(self, x, visible, key=None):
+    """Returns [B,T,D] for x [B,T,D]; `key` switches dropout on."""
+    source = x if visible.memory is None else visible.memory         # [B, K, D]
+    q = self._heads(x, self.wq)                                      # [B, T, H, P]
+    k, v = self._heads(source, self.wk), self._heads(source, self.wv)
+    if visible.turn is not None:
+      q, k = rotary.rotate(q, visible.turn), rotary.rotate(k, visible.turn)
+    # T5 draws one mask of probabilities per batch, head and key for all queries, which is to
+    # drop whole value vectors: sum_j (p_ij m_j) v_j = sum_j p_ij (m_j v_j).
+    v = noise.dropout(v, self.dropout_rate, key, broadcast_dims=(-1,))
+    y = jax.nn.dot_product_attention(q, k, v, bias=visible.bias, mask=visible.mask, scale=self.scale)
+    return y.reshape(*x.shape[:2], -1) @ self.wo[...].astype(x.dtype)    # [B, T, D]
+
+  def _heads(self, x, w):
+    return (x @ w[...].astype(x.dtype)).reshape(*x.shape[:2], -1, self.head_dim)

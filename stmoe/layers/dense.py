@@ -1,0 +1,38 @@
+"""The dense feed-forward layer: the baseline that every sparse layer replaces."""
+
+from flax import nnx
+import jax
+
+from stmoe import axes
+from stmoe.core import noise
+
+
+class Dense(nnx.Module):
+  """act(x wi) wo, or (act(x wi) * x wg) wo when gated (GLU variants, arXiv:2002.05202).
+
+  The same interface as `moe.Moe`, so a block takes either. ReLU is activation 'relu';
+  GEGLU 'gelu' gated (the tanh approximation, which T5's checkpoints need); SwiGLU 'silu' gated.
+
+  Args:
+    d_model, d_ff: D and F.
+    activation:    name of a function of `jax.nn`.
+    dropout_rate:  on the hidden activation, one mask per sequence (T5).
+    init_scale:    variance scale s of sqrt(s / fan_in).
+  """
+
+  def __init__(self, d_model, *, d_ff, activation='relu', gated=False, dropout_rate=0.0,
+               init_scale=1.0, rngs):
+    init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'truncated_normal')
+    self.wi = axes.param(init, (d_model, d_ff), 'embed', 'mlp', rngs=rngs)
+    self.wg = axes.param(init, (d_model, d_ff), 'embed', 'mlp', rngs=rngs) if gated else None
+    self.wo = axes.param(init, (d_ff, d_model), 'mlp', 'embed', rngs=rngs)
+    self.activation = activation
+    self.dropout_rate = dropout_rate
+
+  def __call__(self, x, ctx, carry):
+    """Returns (y [B,T,D], None, carry) for x [B,T,D]."""
+    h = getattr(jax.nn, self.activation)(x @ self.wi[...].astype(x.dtype))   # [B, T, F]
+    if self.wg is not None:
+      h = h * (x @ self.wg[...].astype(x.dtype))
+    h = noise.dropout(h, self.dropout_rate, ctx.fold('hidden').key if ctx.train else None, (-2,))
+    return h @ self.wo[...].astype(x.dtype), None, carry             # [B, T, D]

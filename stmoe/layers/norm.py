@@ -1,0 +1,25 @@
+"""Root-mean-square normalisation."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+
+
+class RMSNorm(nnx.Module):
+  """Scales x to unit mean square, then by a learned vector (T5; arXiv:1910.07467).
+
+  No mean is subtracted and there is no bias. The statistics are float32 whatever the
+  dtype of x; the result is cast to it before the learned scale is applied.
+  """
+
+  def __init__(self, d_model, *, epsilon=1e-6, rngs):
+    self.scale = axes.param(nnx.initializers.ones, (d_model,), 'embed', rngs=rngs)
+    self.epsilon = epsilon
+
+  def __call__(self, x):
+    """Returns x / rms(x) * scale for x [...,D]."""
+    x32 = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
+    return (x32 * inverse).astype(x.dtype) * self.scale[...].astype(x.dtype)

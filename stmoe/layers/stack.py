@@ -1,0 +1,237 @@
+"""A stack of blocks from a layer pattern: scans over units, the carry, Aux, rematerialisation.
+
+`(('dm', 6),)` is a unit of two blocks, made by the recipes of letters d and m, repeated
+six times: one `jax.lax.scan` over arrays with a leading axis of 6. `(('d', 1), ('m', 5))`
+is two scans. With `scan_layers=False` the same units run in a Python loop; both forms
+draw the same randomness, because a layer's key depends only on its place in the stack.
+"""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import errors
+from stmoe import lookup
+from stmoe import state
+from stmoe.core import noise
+from stmoe.layers import attention
+from stmoe.layers import norm
+
+# What the forward keeps for the backward; the rest of a unit is computed again.
+REMAT = {
+    'none': None,
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_saveable,
+    'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Block(nnx.Module):
+  """Pre-norm residual self-attention, cross-attention where there is one, feed-forward layer.
+
+  Args:
+    d_model:   D.
+    layer:     recipe of a feed-forward layer.
+    attention: recipe of the self-attention; None for a feed-forward block (the extra dense
+      layer beside a sparse one of ST-MoE, arXiv:2202.08906, section 5).
+    cross:     recipe of the cross-attention of decoders, or None.
+    dropout_rate: after each sub-layer, one mask per sequence (T5).
+  """
+
+  def __init__(self, d_model, *, layer, attention=None, cross=None, dropout_rate=0.0, rngs):
+    self.attention = attention and attention(d_model, rngs=rngs)
+    self.attention_norm = attention and norm.RMSNorm(d_model, rngs=rngs)
+    self.cross = cross and cross(d_model, rngs=rngs)
+    self.cross_norm = cross and norm.RMSNorm(d_model, rngs=rngs)
+    self.layer = layer(d_model, rngs=rngs)
+    self.layer_norm = norm.RMSNorm(d_model, rngs=rngs)
+    self.dropout_rate = dropout_rate
+
+  def __call__(self, x, ctx, carry, visible, memory=None):
+    """Returns (x [B,T,D], Aux or None, carry); `visible` and `memory` are `attention.Visible`."""
+    key = lambda name: ctx.fold(name).key if ctx.train else None
+    drop = lambda y, name: noise.dropout(y, self.dropout_rate, key(name), broadcast_dims=(-2,))
+    if self.attention is not None:
+      with jax.named_scope('attention'):
+        y = self.attention(self.attention_norm(x), visible, key('attention'))
+        x = x + drop(y, 'attention_out')
+    if self.cross is not None:
+      with jax.named_scope('cross_attention'):
+        y = self.cross(self.cross_norm(x), memory, key('cross'))
+        x = x + drop(y, 'cross_out')
+    with jax.named_scope('layer'):
+      y, aux, carry = self.layer(self.layer_norm(x), ctx.fold('layer'), carry)
+    return x + drop(y, 'layer_out'), aux, carry
+
+
+class Unit(nnx.Module):
+  """The blocks of one repetition of a pattern's letters."""
+
+  def __init__(self, recipes, d_model, *, rngs):
+    self.blocks = nnx.List([recipe(d_model, rngs=rngs) for recipe in recipes])
+
+  def __call__(self, x, ctx, carry, first, visible, memory):
+    """Returns (x, carry, aux: dict place in the unit -> Aux); `first` is the first block's index."""
+    reports = {}
+    for place, block in enumerate(self.blocks):
+      key = None if ctx.key is None else jax.random.fold_in(ctx.key, first + place)
+      x, aux, carry = block(x, ctx.replace(key=key), carry, visible, memory)
+      if aux is not None:
+        reports[place] = aux
+    return x, carry, reports
+
+
+class Stack(nnx.Module):
+  """Blocks in the order of a pattern, then a final norm; dropout before and after.
+
+  Args:
+    d_model: D.
+    name:    'encoder' or 'decoder'; layers report as name_00, name_01, ...
+    pattern: tuple of (letters, repeats).
+    blocks:  mapping letter -> dict(layer=..., fields of the layer, attention=False or absent).
+    attention, cross: recipes of the attention layers; `cross` is None outside decoders.
+    dropout_rate: at both ends and after every sub-layer.
+    remat:   a key of REMAT, applied to each unit.
+  """
+
+  def __init__(self, d_model, *, name, pattern, blocks, attention, cross=None, dropout_rate=0.0,
+               scan_layers=True, remat='none', rngs):
+    if remat not in REMAT:
+      raise errors.UserError(f'remat is {remat!r}{errors.nearest(remat, REMAT)} (there are: {", ".join(REMAT)})')
+    check_pattern(name, pattern, blocks)
+    self.name = name
+    self.pattern = tuple((letters, int(repeats)) for letters, repeats in pattern)
+    self.scan_layers = scan_layers
+    self.remat = remat
+    self.dropout_rate = dropout_rate
+    make = functools.partial(_block, attention=attention, cross=cross, dropout_rate=dropout_rate)
+    self.segments = nnx.List([
+        _units([make(blocks[letter]) for letter in letters], d_model, repeats, scan_layers, rngs)
+        for letters, repeats in self.pattern])
+    self.norm = norm.RMSNorm(d_model, rngs=rngs)
+
+  def __call__(self, x, ctx, visible, memory=None):
+    """Returns (x [B,T,D], aux: dict layer name -> Aux in layer order).
+
+    Args:
+      x:       [B,T,D] embedded tokens.
+      ctx:     Context of this stack.
+      visible: what self-attention sees.
+      memory:  what cross-attention sees, or None.
+    """
+    key = lambda name: ctx.fold(name).key if ctx.train else None
+    x = noise.dropout(x, self.dropout_rate, key('input'), broadcast_dims=(-2,))
+    carry, reports, first = self.init_carry(x), {}, 0
+    for (letters, repeats), units in zip(self.pattern, self.segments):
+      run = self._scan if self.scan_layers else self._loop
+      x, carry, aux = run(units, repeats, (x, carry), ctx, first, len(letters), visible, memory)
+      reports |= aux
+      first += repeats * len(letters)
+    x = noise.dropout(self.norm(x), self.dropout_rate, key('output'), broadcast_dims=(-2,))
+    return x, {f'{self.name}_{index:02d}': reports[index] for index in sorted(reports)}
+
+  def init_carry(self, x):
+    """Returns the memory across layers, [B,T,.] arrays by name: the union over all layers."""
+    carry = {}
+    for _, layer in self.layers():
+      if hasattr(layer, 'init_carry'):
+        carry |= layer.init_carry(x)
+    return carry
+
+  def layers(self):
+    """Yields (segment, place in its unit) and the layer; stacked over units when scanned."""
+    for segment, units in enumerate(self.segments):
+      for place, block in enumerate((units if self.scan_layers else units[0]).blocks):
+        yield (segment, place), block.layer
+
+  def commit(self, aux):
+    """Lets layers with state across steps update it from `aux` (see `stmoe.state`)."""
+    first = 0
+    for (letters, repeats), units in zip(self.pattern, self.segments):
+      for place in range(len(letters)):
+        names = [f'{self.name}_{first + i * len(letters) + place:02d}' for i in range(repeats)]
+        if names[0] not in aux:
+          continue
+        if self.scan_layers:
+          _commit_stacked(units.blocks[place].layer, [aux[name] for name in names])
+        else:
+          for unit, name in zip(units, names):
+            unit.blocks[place].layer.commit(aux[name])
+      first += repeats * len(letters)
+
+  def _remat(self, body):
+    """`body` that keeps only what the policy names for its backward."""
+    if REMAT[self.remat] is None:
+      return body
+    # A scan cannot merge the recomputation with the forward; a Python loop could.
+    return jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=not self.scan_layers)
+
+  def _scan(self, units, repeats, state, ctx, first, width, visible, memory):
+    def body(state, unit_first):
+      unit, at = unit_first
+      x, carry, aux = unit(state[0], ctx, state[1], at, visible, memory)
+      return (x, carry), aux
+
+    starts = first + width * jnp.arange(repeats)
+    (x, carry), stacked = jax.lax.scan(self._remat(body), state, (units, starts))
+    take = lambda i: lambda a: a[i]
+    return x, carry, {first + width * i + place: jax.tree.map(take(i), aux)
+                      for place, aux in stacked.items() for i in range(repeats)}
+
+  def _loop(self, units, repeats, state, ctx, first, width, visible, memory):
+    body = self._remat(lambda unit, state, at: unit(state[0], ctx, state[1], at, visible, memory))
+    reports = {}
+    for i in range(repeats):
+      at = first + width * i
+      *state, aux = body(units[i], state, at)
+      reports |= {at + place: value for place, value in aux.items()}
+    return *state, reports
+
+
+def check_pattern(name, pattern, blocks):
+  """Raises UserError unless `pattern` is (letters, repeats) pairs of letters in `blocks`."""
+  for entry in pattern:
+    if len(entry) != 2 or not isinstance(entry[0], str) or not entry[0] or int(entry[1]) < 1:
+      raise errors.UserError(f'{name} layers {tuple(pattern)!r}: each entry is (letters, repeats), '
+                             "for example (('dm', 6),)")
+    for letter in entry[0]:
+      if letter not in blocks:
+        raise errors.UserError(f'{name} layers use the letter {letter!r}, but blocks has only: '
+                               f'{", ".join(sorted(blocks))}')
+
+
+def _block(fields, *, attention, cross, dropout_rate):
+  """The recipe of a block from its configuration."""
+  fields = dict(fields)
+  layer = lookup.recipe('layer', {'name': fields.pop('layer')} | {
+      k: v for k, v in fields.items() if k != 'attention'})
+  if not fields.get('attention', True):
+    attention = cross = None
+  return functools.partial(Block, layer=layer, attention=attention, cross=cross, dropout_rate=dropout_rate)
+
+
+def _units(recipes, d_model, repeats, scan_layers, rngs):
+  """One Unit whose arrays have a leading axis of `repeats`, or a list of so many Units."""
+  if not scan_layers:
+    return nnx.List([Unit(recipes, d_model, rngs=rngs) for _ in range(repeats)])
+
+  @nnx.split_rngs(splits=repeats)
+  @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: 'layers'})
+  def make(rngs):
+    return Unit(recipes, d_model, rngs=rngs)
+  return make(rngs)
+
+
+def _commit_stacked(layer, aux):
+  """`layer.commit` for every slice of a stacked layer; only its RouterState changes."""
+  if not jax.tree.leaves(nnx.state(layer, state.RouterState)):
+    return
+
+  def one(layer, aux):
+    layer.commit(aux)
+    return nnx.state(layer, state.RouterState)
+
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *aux)
+  nnx.update(layer, jax.vmap(one)(layer, stacked))

@@ -1,0 +1,79 @@
+"""A decoder-only language model: rotary positions, RMSNorm, any feed-forward layers."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe.core import contract
+from stmoe.errors import UserError
+from stmoe.layers import attention
+from stmoe.layers import embed
+from stmoe.layers import rotary
+from stmoe.layers import stack
+
+
+class LM(nnx.Module):
+  """Embedding, a causal stack, a head (the backbone of Llama, arXiv:2302.13971).
+
+  Args:
+    vocab_size, d_model: V and D.
+    layers:       pattern of the stack, for example (('dm', 2),).
+    blocks:       mapping letter -> feed-forward layer (see `stack.Stack`).
+    num_heads, head_dim, num_kv_heads: of the attention; None = as many as num_heads.
+    rotary_base:  base of the rotary angles.
+    tie_embeddings: the head is the embedding transposed, over sqrt(D).
+    dropout_rate: after embedding, sub-layers and final norm, and on attention.
+    init_scale:   variance scale of attention and untied head; layers have their own.
+    dtype:        of activations; parameters, norms, routers and logits are float32.
+    scan_layers, remat: see `stack.Stack`.
+  """
+
+  def __init__(self, *, vocab_size, d_model, layers, blocks, num_heads, head_dim, num_kv_heads=None,
+               rotary_base=10000.0, tie_embeddings=True, dropout_rate=0.0, init_scale=1.0,
+               dtype='float32', scan_layers=True, remat='none', rngs):
+    if head_dim % 2:
+      raise UserError(f'head_dim {head_dim} is odd, and rotary positions turn pairs; '
+                      f'nearest: {head_dim - 1}, {head_dim + 1}')
+    self.embed = embed.Embed(vocab_size, d_model, rngs=rngs)
+    self.decoder = stack.Stack(
+        d_model, name='decoder', pattern=layers, blocks=blocks, dropout_rate=dropout_rate,
+        scan_layers=scan_layers, remat=remat, rngs=rngs,
+        attention=functools.partial(attention.Attention, num_heads=num_heads, head_dim=head_dim,
+                                    num_kv_heads=num_kv_heads, dropout_rate=dropout_rate, init_scale=init_scale))
+    self.head = None if tie_embeddings else embed.Head(d_model, vocab_size, init_scale=init_scale, rngs=rngs)
+    self.head_dim = head_dim
+    self.rotary_base = rotary_base
+    self.dtype = jnp.dtype(dtype)
+
+  def __call__(self, batch, key=None, train=False, step=0, tokens=None):
+    """Returns (logits f32[B,T,V], aux: dict layer name -> Aux).
+
+    Args:
+      batch:  dict of i32[B,T]: decoder_input_tokens, decoder_segment_ids, decoder_positions;
+        with decoder_causal_attention a prefix language model.
+      key:    PRNG key, or None for no randomness.
+      train:  training capacities and dropout.
+      step:   i32[] optimizer step, for schedules.
+      tokens: dict of `count_tokens`: divisor of the router losses; None = of this batch.
+    """
+    ids, segments = batch['decoder_input_tokens'], batch['decoder_segment_ids']
+    positions = batch['decoder_positions']
+    tokens = self.count_tokens(batch) if tokens is None else tokens
+    ctx = contract.Context(mask=segments > 0, ids=ids, positions=positions, segments=segments,
+                           step=jnp.asarray(step), tokens=tokens['decoder'], key=key, train=train, causal=True)
+    visible = attention.Visible(mask=attention.causal(segments, batch.get('decoder_causal_attention')),
+                                turn=rotary.table(positions, self.head_dim, self.rotary_base))
+    x = self.embed(ids, self.dtype)                                  # [B, T, D]
+    x, aux = self.decoder(x, ctx.fold('decoder'), visible)
+    with jax.named_scope('head'):
+      return self.embed.logits(x) if self.head is None else self.head(x), aux   # [B, T, V]
+
+  def count_tokens(self, batch):
+    """Returns the real tokens of each stack in `batch`: dict stack name -> f32[]."""
+    return {'decoder': jnp.sum(batch['decoder_segment_ids'] > 0, dtype=jnp.float32)}
+
+  def stacks(self):
+    """Returns the list of the model's stacks."""
+    return [self.decoder]
