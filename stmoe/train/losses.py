@@ -1,0 +1,110 @@
+"""The one place where the task's loss and the losses of the routers meet.
+
+Models return logits and unweighted `Aux`; here the configuration's coefficients and
+reductions make them one number. Sums are divided by counts of the whole batch, so that the
+value does not depend on the number of microbatches.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from stmoe import errors
+
+# Names of the router losses in metrics.jsonl; any other loss NAME is 'loss/aux_NAME'.
+METRIC = {'balance': 'loss/aux_balance', 'z': 'loss/router_z'}
+REDUCTIONS = {'mean': jnp.mean, 'sum': jnp.sum}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def cross_entropy(logits, targets, z=0.0, label_smoothing=0.0):
+  """Returns (ce, z_term) f32[B,T]: cross entropy, and z * log(Z)^2 of the output softmax.
+
+  With smoothing e the target has 1 - e on the right token and e / (V-1) on the others, and
+  that distribution's entropy is subtracted, so that a perfect prediction costs 0 (as in T5X).
+  Only `logits` and log(Z) are kept for the backward pass; probabilities are formed again in it.
+
+  Args:
+    logits:  f32[B,T,V].
+    targets: i32[B,T].
+  """
+  return _cross_entropy(logits, targets, z, label_smoothing)[0]
+
+
+def _cross_entropy(logits, targets, z, label_smoothing):
+  log_z = jax.nn.logsumexp(logits, axis=-1)                          # [B, T]
+  right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  ce = log_z - right
+  if label_smoothing:
+    others = logits.shape[-1] - 1
+    on, off = 1.0 - label_smoothing, label_smoothing / others
+    entropy = -(on * jnp.log(on) + others * off * jnp.log(off))
+    wrong = others * log_z - (jnp.sum(logits, axis=-1) - right)
+    ce = on * ce + off * wrong - entropy
+  return (ce, z * jnp.square(log_z)), (logits, targets, log_z)
+
+
+def _backward(z, label_smoothing, kept, g):
+  logits, targets, log_z = kept
+  g_ce, g_z = (x[..., None] for x in g)
+  probs = jnp.exp(logits - log_z[..., None])                         # [B, T, V]
+  off = label_smoothing / (logits.shape[-1] - 1)
+  right = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
+  wanted = jnp.where(right, 1.0 - label_smoothing, off)
+  return g_ce * (probs - wanted) + g_z * (2.0 * z * log_z[..., None]) * probs, None
+
+
+cross_entropy.defvjp(_cross_entropy, _backward)
+
+
+def weights(batch):
+  """Returns f32[B,T], 1 on real target tokens."""
+  return batch['decoder_loss_weights'].astype(jnp.float32)
+
+
+def task(logits, batch, z=0.0, label_smoothing=0.0):
+  """Returns dict of sums over the real target tokens of `batch`, f32[]: ce, z, correct."""
+  targets, real = batch['decoder_target_tokens'], weights(batch)
+  ce, z_term = cross_entropy(logits, targets, z, label_smoothing)    # [B, T]
+  correct = jnp.argmax(logits, axis=-1) == targets
+  return dict(ce=jnp.sum(ce * real), z=jnp.sum(z_term * real), correct=jnp.sum(correct * real))
+
+
+def router(aux, weighted):
+  """Returns (loss f32[], values): the weighted sum of the routers' losses, and each one unweighted.
+
+  Args:
+    aux:      dict layer -> Aux.
+    weighted: dict name -> (coefficient, 'mean' | 'sum' over the layers that report it).
+  Returns:
+    loss:   coefficient 0 leaves a term out of it.
+    values: dict name -> f32[], also of losses without coefficient (their mean over layers).
+  """
+  values = {}
+  for name in reported(aux):
+    reduction = weighted[name][1] if name in weighted else 'mean'
+    values[name] = REDUCTIONS[reduction](jnp.stack([a.losses[name] for a in aux.values() if name in a.losses]))
+  terms = [coefficient * values[name] for name, (coefficient, _) in weighted.items() if coefficient]
+  return sum(terms, jnp.zeros(())), values
+
+
+def reported(aux):
+  """Returns the sorted names of the losses that at least one layer reports."""
+  return sorted({name for a in aux.values() for name in a.losses})
+
+
+def check(aux, weighted):
+  """Raises UserError for a weighted loss that no layer reports, or an unknown reduction.
+
+  Args:
+    aux: dict layer -> Aux, of shapes or arrays.
+  """
+  known = reported(aux)
+  for name, (coefficient, reduction) in weighted.items():
+    if reduction not in REDUCTIONS:
+      raise errors.UserError(f'losses.{name}={coefficient, reduction}: the reduction over layers is '
+                             f'{reduction!r}{errors.nearest(reduction, REDUCTIONS)} (there are: mean, sum)')
+    if coefficient and name not in known:
+      raise errors.UserError(f'losses.{name} has coefficient {coefficient}, but no layer reports a loss '
+                             f'{name!r}{errors.nearest(name, known)} (reported: {", ".join(known) or "none"})')

@@ -1,0 +1,93 @@
+"""Optimizers: a configuration names one by its function and gives the function's fields.
+
+Each returns an Optimizer for parameters of given logical axes and shapes. Learning rate
+and global-norm clipping come from outside (the schedule and `clip`), so that the state is
+a plain nested dict of statistics and nothing else.
+"""
+
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from stmoe import axes
+from stmoe.train import adafactor as factored
+
+
+class Optimizer(NamedTuple):
+  """Pure functions on nested dicts.
+
+  init:   params -> state.
+  update: (grads, state, params, rate f32[]) -> (params, state).
+  names:  tree of logical axis names, like the state.
+  """
+  init: Callable
+  update: Callable
+  names: dict
+
+
+def adamw(names, shapes, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0):
+  """Returns AdamW (arXiv:1711.05101): decay lr * weight_decay * param, of matrices only (see `decayed`)."""
+  adam = optax.scale_by_adam(b1, b2, eps)
+  masks = decayed(names)
+
+  def init(params):
+    return dict(adam.init(params)._asdict())
+
+  def update(grads, state, params, rate):
+    steps, state = adam.update(grads, optax.ScaleByAdamState(**state))
+    decay = lambda p, u, masked: p - rate * (u + weight_decay * p if masked else u)
+    return jax.tree.map(decay, params, steps, masks), dict(state._asdict())
+
+  return Optimizer(init, update, dict(count=(), mu=names, nu=names))
+
+
+def sgd(names, shapes, *, momentum=0.0, nesterov=False, weight_decay=0.0):
+  """Returns SGD with momentum; `weight_decay` is decoupled, of matrices only (see `decayed`)."""
+  trace = optax.trace(momentum, nesterov)
+  masks = decayed(names)
+
+  def init(params):
+    return dict(trace.init(params)._asdict())
+
+  def update(grads, state, params, rate):
+    steps, state = trace.update(grads, optax.TraceState(**state))
+    decay = lambda p, u, masked: p - rate * (u + weight_decay * p if masked else u)
+    return jax.tree.map(decay, params, steps, masks), dict(state._asdict())
+
+  return Optimizer(init, update, dict(trace=names))
+
+
+def adafactor(names, shapes, *, decay_rate=0.8, step_offset=0, momentum=None, weight_decay=0.0,
+              clipping_threshold=1.0, min_dim_size_to_factor=128, epsilon1=1e-30, epsilon2=1e-3,
+              multiply_by_parameter_scale=True):
+  """Returns Adafactor with T5X's semantics (see `stmoe.train.adafactor`); the rate is relative."""
+  plans = jax.tree.map(lambda n, s: factored.plan(n, s.shape, min_dim_size_to_factor), names, shapes,
+                       is_leaf=axes.is_names)
+
+  def init(params):
+    return factored.init(params, plans, momentum)
+
+  def update(grads, state, params, rate):
+    return factored.update(grads, state, params, plans, rate, decay_rate=decay_rate, step_offset=step_offset,
+                           momentum=momentum, weight_decay=weight_decay, clipping_threshold=clipping_threshold,
+                           epsilon1=epsilon1, epsilon2=epsilon2,
+                           multiply_by_parameter_scale=multiply_by_parameter_scale)
+
+  return Optimizer(init, update, factored.names_of(names, plans, momentum))
+
+
+def decayed(names):
+  """Returns a tree of bools: which parameters weight decay shrinks.
+
+  Those that are a matrix apart from stacked layers and experts; gains and biases are not.
+  """
+  matrix = lambda n: sum(name not in ('layers', 'expert') for name in n) >= 2
+  return jax.tree.map(matrix, names, is_leaf=axes.is_names)
+
+
+def clip(grads, norm, limit):
+  """Returns `grads` scaled so that their global norm is at most `limit`; `norm` f32[] is what it is now."""
+  scale = jnp.minimum(1.0, limit / norm)
+  return jax.tree.map(lambda g: g * scale, grads)

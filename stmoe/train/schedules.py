@@ -1,0 +1,44 @@
+"""Learning-rate schedules as functions of the optimizer step; a configuration names one by its function."""
+
+import jax.numpy as jnp
+
+
+def constant(step, *, value):
+  """Returns f32[] `value` at every step (T5 fine-tuning: 1e-3)."""
+  return jnp.full_like(step, value, jnp.float32)
+
+
+def rsqrt(step, *, base=1.0, hold_steps=10000):
+  """Returns f32[] base / sqrt(max(step, hold_steps)) (T5, arXiv:1910.10683, section 3.1.2).
+
+  0.01 for the first 10,000 steps with the defaults; there is no linear warm-up.
+  """
+  return base / jnp.sqrt(jnp.maximum(step, hold_steps).astype(jnp.float32))
+
+
+def linear(step, *, peak, total_steps, warmup_steps=0, end_fraction=0.0):
+  """Returns f32[]: 0 to `peak` in `warmup_steps`, then straight down to end_fraction * peak at total_steps.
+
+  Steps count from 0 and the first one already moves: its rate is peak / warmup_steps.
+  """
+  return _warm(step, peak, warmup_steps) * _between(1.0 - _done(step, total_steps, warmup_steps), end_fraction)
+
+
+def cosine(step, *, peak, total_steps, warmup_steps=0, end_fraction=0.0):
+  """Returns f32[]: as `linear`, but down along half a period of the cosine (arXiv:1608.03983, eq. 5)."""
+  fraction = 0.5 * (1.0 + jnp.cos(jnp.pi * _done(step, total_steps, warmup_steps)))
+  return _warm(step, peak, warmup_steps) * _between(fraction, end_fraction)
+
+
+def _warm(step, peak, warmup_steps):
+  return peak * jnp.minimum(1.0, (step.astype(jnp.float32) + 1.0) / max(warmup_steps, 1))
+
+
+def _done(step, total_steps, warmup_steps):
+  """Returns the share in [0, 1] of the decay that lies behind `step`."""
+  share = (step.astype(jnp.float32) - warmup_steps) / max(total_steps - warmup_steps, 1)
+  return jnp.clip(share, 0.0, 1.0)
+
+
+def _between(fraction, end_fraction):
+  return end_fraction + (1.0 - end_fraction) * fraction
