@@ -68,8 +68,8 @@ class Attention(nnx.Module):
                dropout_rate=0.0, init_scale=1.0, rngs):
     num_kv_heads = num_kv_heads or num_heads
     if num_heads % num_kv_heads:
-      near = min((n for n in range(1, num_heads + 1) if num_heads % n == 0), key=lambda n: abs(n - num_kv_heads))
-      raise UserError(f'num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}; nearest: {near}')
+      near = ', '.join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
+      raise UserError(f'num_kv_heads {num_kv_heads} does not divide num_heads {num_heads}; possible: {near}')
 
     def matrix(rows, columns, names, scale=init_scale):
       init = nnx.initializers.variance_scaling(scale, 'fan_in', 'normal')

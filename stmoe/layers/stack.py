@@ -99,7 +99,8 @@ class Stack(nnx.Module):
   def __init__(self, d_model, *, name, pattern, blocks, attention, cross=None, dropout_rate=0.0,
                scan_layers=True, remat='none', rngs):
     if remat not in REMAT:
-      raise errors.UserError(f'remat is {remat!r}{errors.nearest(remat, REMAT)} (there are: {", ".join(REMAT)})')
+      raise errors.UserError(f'no remat policy is called {remat!r}{errors.nearest(remat, REMAT)}'
+                             f' (there are: {", ".join(REMAT)})')
     check_pattern(name, pattern, blocks)
     self.name = name
     self.pattern = tuple((letters, int(repeats)) for letters, repeats in pattern)

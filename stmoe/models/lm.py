@@ -37,11 +37,10 @@ class LM(nnx.Module):
       raise UserError(f'head_dim {head_dim} is odd, and rotary positions turn pairs; '
                       f'nearest: {head_dim - 1}, {head_dim + 1}')
     self.embed = embed.Embed(vocab_size, d_model, rngs=rngs)
-    self.decoder = stack.Stack(
-        d_model, name='decoder', pattern=layers, blocks=blocks, dropout_rate=dropout_rate,
-        scan_layers=scan_layers, remat=remat, rngs=rngs,
-        attention=functools.partial(attention.Attention, num_heads=num_heads, head_dim=head_dim,
-                                    num_kv_heads=num_kv_heads, dropout_rate=dropout_rate, init_scale=init_scale))
+    attend = functools.partial(attention.Attention, num_heads=num_heads, head_dim=head_dim,
+                               num_kv_heads=num_kv_heads, dropout_rate=dropout_rate, init_scale=init_scale)
+    self.decoder = stack.Stack(d_model, name='decoder', pattern=layers, blocks=blocks, attention=attend,
+                               dropout_rate=dropout_rate, scan_layers=scan_layers, remat=remat, rngs=rngs)
     self.head = None if tie_embeddings else embed.Head(d_model, vocab_size, init_scale=init_scale, rngs=rngs)
     self.head_dim = head_dim
     self.rotary_base = rotary_base
@@ -61,8 +60,8 @@ class LM(nnx.Module):
     ids, segments = batch['decoder_input_tokens'], batch['decoder_segment_ids']
     positions = batch['decoder_positions']
     tokens = self.count_tokens(batch) if tokens is None else tokens
-    ctx = contract.Context(mask=segments > 0, ids=ids, positions=positions, segments=segments,
-                           step=jnp.asarray(step), tokens=tokens['decoder'], key=key, train=train, causal=True)
+    ctx = contract.Context(mask=segments > 0, ids=ids, positions=positions, segments=segments, key=key,
+                           step=jnp.asarray(step), tokens=tokens['decoder'], train=train, causal=True)
     visible = attention.Visible(mask=attention.causal(segments, batch.get('decoder_causal_attention')),
                                 turn=rotary.table(positions, self.head_dim, self.rotary_base))
     x = self.embed(ids, self.dtype)                                  # [B, T, D]

@@ -1,0 +1,101 @@
+"""The T5 encoder-decoder (Raffel et al., 2019, arXiv:1910.10683), 1.1 by default."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe.core import contract
+from stmoe.layers import attention
+from stmoe.layers import embed
+from stmoe.layers import relpos
+from stmoe.layers import stack
+
+
+class T5(nnx.Module):
+  """Pre-norm encoder-decoder with relative position bias and attention without 1/sqrt(P).
+
+  T5 1.1 is the default here plus dense layers with activation='gelu', gated=True; T5 1.0
+  is tie_embeddings=True plus activation='relu'.
+
+  Args:
+    vocab_size, d_model: V and D.
+    encoder, decoder: patterns of the stacks, for example (('dm', 6),).
+    blocks:       mapping letter -> feed-forward layer (see `stack.Stack`).
+    num_heads, head_dim: H and P; H * P need not be D.
+    num_buckets, max_distance: of the relative position bias.
+    tie_embeddings: the head is the embedding transposed, over sqrt(D).
+    dropout_rate: after embedding, sub-layers and final norms, and on attention.
+    init_scale:   variance scale of attention, relative bias and untied head; layers have their own.
+    dtype:        of activations; parameters, norms, routers and logits are float32.
+    scan_layers, remat: see `stack.Stack`.
+  """
+
+  def __init__(self, *, vocab_size, d_model, encoder, decoder, blocks, num_heads, head_dim, num_buckets=32,
+               max_distance=128, tie_embeddings=False, dropout_rate=0.0, init_scale=1.0, dtype='float32',
+               scan_layers=True, remat='none', rngs):
+    attend = functools.partial(attention.Attention, num_heads=num_heads, head_dim=head_dim, scaled=False,
+                               dropout_rate=dropout_rate, init_scale=init_scale)
+    bias = functools.partial(relpos.RelativeBias, num_heads, num_buckets=num_buckets,
+                             max_distance=max_distance, init_scale=init_scale, rngs=rngs)
+    make = functools.partial(stack.Stack, d_model, blocks=blocks, attention=attend, dropout_rate=dropout_rate,
+                             scan_layers=scan_layers, remat=remat, rngs=rngs)
+    self.embed = embed.Embed(vocab_size, d_model, rngs=rngs)
+    self.encoder_bias = bias(bidirectional=True)
+    self.decoder_bias = bias(bidirectional=False)
+    self.encoder = make(name='encoder', pattern=encoder)
+    self.decoder = make(name='decoder', pattern=decoder, cross=attend)
+    self.head = None if tie_embeddings else embed.Head(d_model, vocab_size, init_scale=init_scale, rngs=rngs)
+    self.dtype = jnp.dtype(dtype)
+
+  def __call__(self, batch, key=None, train=False, step=0, tokens=None):
+    """Returns (logits f32[B,T,V], aux: dict layer name -> Aux, the encoder's first).
+
+    Args:
+      batch:  dict of i32[B,T], for both stacks (encoder_, decoder_): input_tokens,
+        segment_ids, positions.
+      key:    PRNG key, or None for no randomness.
+      train:  training capacities and dropout.
+      step:   i32[] optimizer step, for schedules.
+      tokens: dict of `count_tokens`: divisors of the router losses; None = of this batch.
+    """
+    tokens = self.count_tokens(batch) if tokens is None else tokens
+    make = functools.partial(_context, batch, tokens, step=jnp.asarray(step), key=key, train=train)
+    memory, aux = self.encode(make('encoder'))
+    logits, decoder_aux = self.decode(make('decoder', causal=True), memory, batch['encoder_segment_ids'])
+    return logits, aux | decoder_aux
+
+  def encode(self, ctx):
+    """Returns (memory [B,K,D], aux) of the encoder for the tokens of `ctx`."""
+    length = ctx.ids.shape[1]
+    visible = attention.Visible(mask=attention.same_segment(ctx.segments, ctx.segments),
+                                bias=self.encoder_bias(length, length))
+    return self.encoder(self.embed(ctx.ids, self.dtype), ctx, visible)
+
+  def decode(self, ctx, memory, memory_segments):
+    """Returns (logits f32[B,T,V], aux) of the decoder over memory [B,K,D] with segments i32[B,K]."""
+    length = ctx.ids.shape[1]
+    visible = attention.Visible(mask=attention.causal(ctx.segments), bias=self.decoder_bias(length, length))
+    source = attention.Visible(mask=attention.same_segment(ctx.segments, memory_segments), memory=memory)
+    x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx, visible, source)
+    with jax.named_scope('head'):
+      return self.embed.logits(x) if self.head is None else self.head(x), aux   # [B, T, V]
+
+  def count_tokens(self, batch):
+    """Returns the real tokens of each stack in `batch`: dict stack name -> f32[]."""
+    return {name: jnp.sum(batch[f'{name}_segment_ids'] > 0, dtype=jnp.float32)
+            for name in ('encoder', 'decoder')}
+
+  def stacks(self):
+    """Returns the list of the model's stacks, encoder first."""
+    return [self.encoder, self.decoder]
+
+
+def _context(batch, tokens, name, *, step, key, train, causal=False):
+  """The Context of the stack called `name`."""
+  segments = batch[f'{name}_segment_ids']
+  ctx = contract.Context(mask=segments > 0, ids=batch[f'{name}_input_tokens'], segments=segments,
+                         positions=batch[f'{name}_positions'], step=step, tokens=tokens[name], key=key,
+                         train=train, causal=causal)
+  return ctx.fold(name)

@@ -1,0 +1,29 @@
+"""Conversion of parameters between the scanned and the unrolled form of a model.
+
+A stack holds `segments`, one per entry of its pattern. Scanned, a segment is one unit
+whose arrays have a leading axis of its repeats; unrolled, it is a list of units. Pure
+dicts in, pure dicts out: parameters, router state or optimizer slots shaped like them.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def unroll(params):
+  """Returns the pure dict of a model with `scan_layers=False` from that of a scanned one."""
+  return _map_segments(params, lambda unit: {
+      i: jax.tree.map(lambda a: a[i], unit) for i in range(len(jax.tree.leaves(unit)[0]))})
+
+
+def roll(params):
+  """Returns the pure dict of a scanned model from that of one with `scan_layers=False`."""
+  return _map_segments(params, lambda units: jax.tree.map(
+      lambda *leaves: jnp.stack(leaves), *(units[i] for i in range(len(units)))))
+
+
+def _map_segments(tree, convert):
+  """`tree` with every entry of every 'segments' dict converted."""
+  if not isinstance(tree, dict):
+    return tree
+  return {key: {i: convert(segment) for i, segment in value.items()} if key == 'segments'
+          else _map_segments(value, convert) for key, value in tree.items()}
