@@ -1,0 +1,49 @@
+# Every target sets up what it needs; the only requirements are Python 3.11 to 3.13, git and make.
+#   make quickstart   from nothing to trained, compared and plotted sparse experts
+#   make test         the test suite (ARGS='-k name' chooses)        make test-slow   the long tests
+#   make env          only the virtual environment .venv             make lint, make clean
+
+PYTHON ?=
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: env test test-slow quickstart lint clean
+
+env: $(STAMP)
+
+# The first interpreter that fits: yours if it does, else any that is installed under its own name.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@rm -rf .venv
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	  $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	    2>/dev/null || continue; \
+	  echo "Making .venv with $$($$python --version), once; about 3.4 GB"; \
+	  exec $$python -m venv .venv; \
+	done; \
+	echo 'No Python 3.11, 3.12 or 3.13 with its venv module was found. Install one (on Debian and Ubuntu:' >&2; \
+	echo 'apt install python3 python3-venv) or name it: make env PYTHON=/path/to/python3' >&2; exit 1
+	@{ $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt \
+	     -e '.[dev]' 2>&1 && touch $@; } | tee .venv/install.log | awk ' \
+	  /^Collecting/ { printf "\r  %3d packages found, now %-30s", ++n, substr($$2, 1, 30); fflush() } \
+	  /^Installing coll/ { printf "\n  unpacking them, about a minute and a half ...\n"; fflush() }'
+	@test -f $@ || { grep '^ERROR' .venv/install.log >&2; \
+	  echo 'The installation failed; all it said is in .venv/install.log' >&2; exit 1; }
+	@echo '  done: .venv/bin/stmoe'
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
+
+quickstart: $(STAMP)
+	$(BIN)/stmoe compare lm/quickstart --workdir runs/quickstart
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+
+# Everything that can be made again, but never your runs.
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,24 @@
+"""Shows in which fields two experiments differ.
+
+stmoe diff lm/stdlib lm/stdlib:smoke
+"""
+
+from stmoe import experiment
+
+
+def add_arguments(parser):
+  parser.add_argument('left', help='an experiment, NAME[:argument], or the path of a .py file')
+  parser.add_argument('right', help='another one')
+
+
+def run(args):
+  left, left_name = experiment.load(args.left)
+  right, right_name = experiment.load(args.right)
+  rows = [('', left_name, right_name)]
+  rows += [(key, repr(a), repr(b)) for key, (a, b) in experiment.diff(left, right).items()]
+  if len(rows) == 1:
+    print(f'{left_name} and {right_name} are equal')
+    return
+  first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+  for key, a, b in rows:
+    print(f'{key:{first}}  {a:{second}}  {b}')

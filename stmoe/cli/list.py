@@ -1,0 +1,20 @@
+"""Shows which experiments exist, with the first line of their docstrings."""
+
+from stmoe import errors
+from stmoe import experiment
+
+
+def add_arguments(parser):
+  parser.add_argument('filter', nargs='*', metavar='WORD', help='keep the names that contain every WORD')
+
+
+def run(args):
+  found = {name: line for name, line in experiment.available().items()
+           if all(word in name for word in args.filter)}
+  if not found:
+    wanted = ' '.join(args.filter)
+    raise errors.UserError(f'no experiment has {wanted!r} in its name'
+                           f'{errors.nearest(wanted, experiment.available())}')
+  width = max(map(len, found))
+  for name, line in found.items():
+    print(f'{name:{width}}  {line}'.rstrip())

@@ -1,0 +1,109 @@
+"""The command `stmoe`: finds the sub-command, hands over its arguments, turns mistakes into one line.
+
+A sub-command is a file of this folder with `add_arguments(parser)` and `run(args)`; the first line of its
+docstring is its help. Only the file of the command that was asked for is imported, and it imports heavy
+libraries inside `run`, so that `stmoe --help` answers at once.
+"""
+
+import argparse
+import ast
+import errno
+import importlib
+import os
+import pathlib
+import sys
+
+import stmoe
+from stmoe import errors
+
+INTERRUPTED = 130                    # what shells report for a command ended by Ctrl-C
+
+
+class Parser(argparse.ArgumentParser):
+  """An argument parser whose complaints are UserErrors: one line instead of the whole usage."""
+
+  def error(self, message):
+    raise errors.UserError(f'{message}; see {self.prog} --help')
+
+
+def commands():
+  """Returns dict sub-command -> first line of its docstring, read without importing it."""
+  here = pathlib.Path(__file__)
+  files = [path for path in sorted(here.parent.glob('*.py')) if path.stem not in ('__init__', here.stem)]
+  docstring = lambda path: ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
+  return {path.stem: docstring(path).partition('\n')[0] for path in files}
+
+
+def main(argv=None):
+  """Returns the exit code of `stmoe ARGV`: 0, 2 for a mistake of the user, 130 after Ctrl-C."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  try:
+    return _run([word for word in argv if word != '--debug']) or 0
+  except BrokenPipeError:            # the reader of a pipe, such as `head`, has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  except BaseException as error:
+    message, code = _explain(error)
+    if message is None or '--debug' in argv:
+      raise
+  print(f'stmoe: {message}', file=sys.stderr)
+  return code
+
+
+def _explain(error):
+  """(one line, exit code) of an error that needs no traceback, else (None, None)."""
+  if isinstance(error, errors.UserError):
+    return ' '.join(str(error).split()), 2
+  if isinstance(error, KeyboardInterrupt):
+    return 'interrupted', INTERRUPTED
+  cause = error
+  while cause is not None:           # libraries wrap the full disk in errors of their own
+    if getattr(cause, 'errno', None) == errno.ENOSPC or 'No space left on device' in str(cause):
+      return f'no space left on device: {" ".join(str(cause).split())}', 2
+    cause = cause.__cause__ or cause.__context__
+  return None, None
+
+
+def _run(argv):
+  if argv[:1] == ['--version']:
+    print(f'stmoe {stmoe.__version__}')
+    return 0
+  if not argv or argv[0] in ('-h', '--help'):
+    print(_overview())
+    return 0
+  name, known = argv[0], commands()
+  if name not in known:
+    raise errors.UserError(f'no command is called {name!r}{errors.nearest(name, known)}'
+                           f' (there are: {", ".join(known)})')
+  command = importlib.import_module(f'stmoe.cli.{name}')
+  parser = Parser(prog=f'stmoe {name}', description=command.__doc__, allow_abbrev=False,
+                  formatter_class=argparse.RawDescriptionHelpFormatter)
+  command.add_arguments(parser)
+  words, overrides = split_overrides(argv[1:])
+  args = parser.parse_args(words)
+  if overrides and not hasattr(args, 'overrides'):
+    raise errors.UserError(f'stmoe {name} takes no {overrides[0]}; see stmoe {name} --help')
+  if overrides:
+    args.overrides = overrides
+  return command.run(args)
+
+
+def _overview():
+  width = max(map(len, commands()))
+  lines = [f'  {name:{width}}  {line}' for name, line in commands().items()]
+  return '\n'.join(['usage: stmoe COMMAND ...', '', *lines, '',
+                    'stmoe COMMAND --help explains a command; --debug shows tracebacks of mistakes.'])
+
+
+def split_overrides(words):
+  """Returns (the other words, the overrides); '--config.a.b', 'value' is one override."""
+  words, rest, overrides = list(words), [], []
+  while words:
+    word = words.pop(0)
+    if not word.startswith('--config.'):
+      rest.append(word)
+    elif '=' in word or not words:
+      overrides.append(word)
+    else:
+      overrides.append(f'{word}={words.pop(0)}')
+  return rest, overrides
