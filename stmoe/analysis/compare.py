@@ -1,0 +1,193 @@
+"""Several experiments under one budget: the plan, its execution with resumption, its results.
+
+Nothing here trains: `run` is given a function that does, so that planning and resuming are
+tested without one. A comparison lives in one directory: compare.json (request, plan, and the
+results when finished), one run directory per variant and seed, plots/, report.html.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+
+from stmoe.analysis import runs as runs_lib
+from stmoe.analysis import table
+from stmoe.errors import UserError
+
+FILE = 'compare.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """One way to train that takes part: the experiment's name with its argument, and a label."""
+  experiment: str
+  label: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One run of the plan.
+
+  overrides: texts 'a.b=value' that make it equal in budget and set its seed.
+  cost: dict(parameters, active, flops_per_token) of its model.
+  """
+  experiment: str
+  label: str
+  seed: int
+  folder: str
+  steps: int
+  flops: float
+  overrides: tuple
+  cost: dict
+
+
+def expand(names, arguments):
+  """Returns the Variants: every name with every argument, or the names alone without arguments.
+
+  >>> [v.experiment for v in expand(['lm/a:smoke'], ['method=dense', 'method=switch'])]
+  ['lm/a:smoke,method=dense', 'lm/a:smoke,method=switch']
+  """
+  variants = []
+  for name in names:
+    for argument in arguments or ('',):
+      full = name + ((',' if ':' in name else ':') + argument if argument else '')
+      short = argument.partition('=')[2] or argument
+      label = short if len(names) == 1 and short else full if len(names) > 1 else name
+      variants.append(Variant(full, label))
+  if len({v.label for v in variants}) < len(variants):
+    raise UserError(f'an experiment is named twice: {", ".join(v.label for v in variants)}')
+  return variants
+
+
+def equal_flops(steps, flops_per_step):
+  """Returns the steps of every variant whose total FLOPs come closest to those of the first.
+
+  Args:
+    steps:          steps of the first variant.
+    flops_per_step: list of floats, active training FLOPs of one step of each variant.
+
+  >>> equal_flops(100, [2.0, 4.0, 1.9])
+  [100, 50, 105]
+  """
+  return [max(1, round(steps * flops_per_step[0] / flops)) for flops in flops_per_step]
+
+
+def equal_time(steps, seconds_per_step):
+  """Returns the steps of every variant that take as long as `steps` of the first one."""
+  return equal_flops(steps, seconds_per_step)
+
+
+def plan(variants, seeds, configs, costs, steps):
+  """Returns the Jobs, all seeds of a variant together.
+
+  Args:
+    variants: list of Variant.
+    seeds:    list of ints.
+    configs:  one resolved configuration per variant.
+    costs:    one dict(parameters, active, flops_per_token, flops_per_step) per variant.
+    steps:    one int per variant.
+  """
+  jobs = []
+  for variant, config, cost, num_steps in zip(variants, configs, costs, steps):
+    for seed in seeds:
+      overrides = [f'train.steps={num_steps}', f'seed={seed}']
+      jobs.append(Job(
+          experiment=variant.experiment, label=variant.label, seed=seed, steps=num_steps,
+          folder=re.sub(r'[^\w.=-]+', '_', variant.label) + (f'_seed{seed}' if len(seeds) > 1 else ''),
+          flops=num_steps * cost['flops_per_step'], overrides=tuple(overrides),
+          cost={k: cost[k] for k in ('parameters', 'active', 'flops_per_token')}))
+  return jobs
+
+
+def store(workdir, request, jobs):
+  """Writes compare.json, whole or not at all."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  content = dict(request=request, jobs=[dataclasses.asdict(job) for job in jobs])
+  _write(workdir / FILE, content)
+
+
+def stored(workdir, request):
+  """Returns the Jobs planned in `workdir` for `request`, or None if nothing was planned there.
+
+  Raises UserError when the directory holds another comparison.
+  """
+  path = workdir / FILE
+  if not path.is_file():
+    return None
+  content = json.loads(path.read_text(encoding='utf-8'))
+  changed = [key for key in request if content['request'].get(key) != request[key]]
+  if changed:
+    was, now = (json.dumps(r.get(changed[0])) for r in (content['request'], request))
+    raise UserError(f'{workdir} holds another comparison ({changed[0]}: {was}, now {now}); '
+                    'choose another --workdir')
+  return [Job(**{**job, 'overrides': tuple(job['overrides'])}) for job in content['jobs']]
+
+
+def is_done(workdir, job):
+  """Whether the run of `job` has finished."""
+  return (workdir / job.folder / 'DONE').is_file()
+
+
+def run(workdir, jobs, train, say):
+  """Runs the jobs that are not finished, in order; returns whether all are finished now.
+
+  A job that returns without its DONE file was interrupted: the rest is left for the next call.
+
+  Args:
+    workdir: pathlib.Path of the comparison.
+    jobs:    list of Job.
+    train:   function (Job, run directory) that trains, or goes on training.
+    say:     function of one line of text.
+  """
+  for number, job in enumerate(jobs, 1):
+    if is_done(workdir, job):
+      continue
+    seed = f', seed {job.seed}' if len({j.seed for j in jobs}) > 1 else ''
+    say(f'[{number}/{len(jobs)}] {job.label}{seed}: {job.steps} steps, '
+        f'{table.engineering(job.flops)} active FLOPs{_left(workdir, jobs)}')
+    train(job, workdir / job.folder)
+    if not is_done(workdir, job):
+      return False
+  return True
+
+
+def _left(workdir, jobs):
+  """'; about 2 min 10 s for all that is left', from what the finished runs took per FLOP."""
+  done = [job for job in jobs if is_done(workdir, job)]
+  seconds = [runs_lib.read(workdir / job.folder).last('time') for job in done]
+  if not done or None in seconds:
+    return ''
+  rest = sum(job.flops for job in jobs) - sum(job.flops for job in done)
+  return f'; about {table.duration(rest * sum(seconds) / sum(job.flops for job in done))} for all that is left'
+
+
+def read_runs(workdir, jobs):
+  """Returns (runs, labels, costs by run name) of a finished comparison."""
+  found = [runs_lib.read(workdir / job.folder) for job in jobs]
+  return found, [job.label for job in jobs], {run.name: job.cost for run, job in zip(found, jobs)}
+
+
+def results(workdir, jobs):
+  """Returns dict label -> dict column -> (mean, standard deviation, seeds); see `table.group`."""
+  found, labels, costs = read_runs(workdir, jobs)
+  return table.group([table.values(run, costs[run.name]) for run in found], labels)
+
+
+def store_results(workdir, grouped):
+  """Adds the results to compare.json: per label and column, mean, sd and number of seeds."""
+  content = json.loads((workdir / FILE).read_text(encoding='utf-8'))
+  content['results'] = {
+      label: {column: dict(zip(('mean', 'sd', 'seeds'), entry)) for column, entry in row.items() if entry}
+      for label, row in grouped.items()}
+  _write(workdir / FILE, content)
+
+
+def _write(path, content):
+  partial = path.with_suffix('.partial')
+  partial.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+  partial.replace(path)
+
+
+def default_workdir(names):
+  """Returns 'runs/lm_quickstart' for one experiment, 'runs/lm_a__lm_b' for several."""
+  return pathlib.Path('runs') / '__'.join(re.sub(r'[/:]', '_', name) for name in names)

@@ -1,0 +1,131 @@
+"""Routed text made visible: HTML spans and a figure, each token in the colour of its expert."""
+
+import colorsys
+import html
+
+from matplotlib import patches
+
+from stmoe.analysis import canvas
+
+# Light forms of the palette, so that black text stays readable on all of them.
+TINTS = ('#9CCBEA', '#F5B78A', '#8FD6BC', '#EBC3DA', '#F7D27C', '#D9D9D9', '#B9B4E6', '#D3DE8F')
+NONE = '#FFFFFF'
+
+CSS = """
+.routed { font: 13px/1.75 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #e2e2e2; border-radius: 6px;
+  padding: 10px 12px; background: #fff; color: #1a1a1a; }
+.routed span { padding: 2px 0; border-bottom: 3px solid transparent; }
+.routed span.none { color: #8a8a8a; border-bottom: 1px dotted #8a8a8a; }
+.chips span { display: inline-block; padding: 1px 7px; margin: 0 4px 4px 0; border-radius: 4px;
+  font-size: 12px; color: #1a1a1a; }
+"""
+
+
+def colours(num_experts):
+  """Returns one light colour '#RRGGBB' per expert; the colour-blind-safe tints up to eight.
+
+  More experts than the eye can name are spread over hue by the golden angle, in three
+  lightnesses; the expert's number stays readable in the tooltip.
+  """
+  if num_experts <= len(TINTS):
+    return list(TINTS[:num_experts])
+  found = []
+  for e in range(num_experts):
+    rgb = colorsys.hls_to_rgb(e * 0.381966 % 1.0, (0.72, 0.80, 0.88)[e % 3], 0.65)
+    found.append('#' + ''.join(f'{round(255 * c):02X}' for c in rgb))
+  return found
+
+
+def visible(piece):
+  """Returns `piece` with white space and control characters made visible, without line ends."""
+  text = piece.replace('\n', '↵').replace('\t', '→   ').replace('\r', '␍')
+  return ''.join(c if c.isprintable() else '·' for c in text)
+
+
+def to_html(pieces, taken, num_experts):
+  """Returns a <div> with one <span> per token, coloured by expert; everything is escaped.
+
+  Background is the expert of largest weight, the underline the second; the tooltip names all.
+
+  Args:
+    pieces: list of T texts of tokens.
+    taken:  list of T lists of (expert, weight), largest weight first.
+  """
+  palette = colours(num_experts)
+  spans = []
+  for piece, experts in zip(pieces, taken):
+    text = html.escape(visible(piece)) + ('\n' if piece.endswith('\n') else '')
+    names = ', '.join(f'expert {e} ({w:.2f})' for e, w in experts) or 'no expert (dropped)'
+    title = html.escape(f'{piece!r}: {names}', quote=True)
+    if not experts:
+      spans.append(f'<span class="none" title="{title}">{text}</span>')
+      continue
+    under = f';border-bottom-color:{palette[experts[1][0]]}' if len(experts) > 1 else ''
+    spans.append(f'<span style="background:{palette[experts[0][0]]}{under}" title="{title}">{text}</span>')
+  return f'<div class="routed">{"".join(spans)}</div>'
+
+
+def chips(shares):
+  """Returns a <div> of one chip per expert with its share of choices; shares: list of floats."""
+  palette = colours(len(shares))
+  return '<div class="chips">' + ''.join(
+      f'<span style="background:{palette[e]}">{e}: {share:.0%}</span>'
+      for e, share in enumerate(shares)) + '</div>'
+
+
+def layout(pieces, columns):
+  """Returns [(row, column, text)] of tokens written in lines of at most `columns` characters."""
+  row, column, places = 0, 0, []
+  for piece in pieces:
+    text = visible(piece)
+    if column and column + len(text) > columns:
+      row, column = row + 1, 0
+    places.append((row, column, text))
+    column += len(text)
+    if piece.endswith('\n'):
+      row, column = row + 1, 0
+  return places
+
+
+def figure(pieces, chosen, row=0, columns=76):
+  """Returns the Figure of one text, once per sparse layer, tokens coloured by expert.
+
+  Args:
+    pieces: list of T texts of the tokens of sequence `row`.
+    chosen: dict layer name -> Choices of layers that see this text.
+  """
+  places = layout(pieces, columns)
+  lines = places[-1][0] + 1
+  made, axes = canvas.new(len(chosen), 1, 0.1 * columns + 0.4, len(chosen) * (0.185 * lines + 0.75))
+  for ax, (name, choices) in zip(axes[:, 0], chosen.items()):
+    palette = colours(choices.num_experts)
+    for (line, column, text), taken in zip(places, choices.experts[row]):
+      _token(ax, line, column, text, [palette[e] for e, _ in taken])
+    ax.set_xlim(0, columns)
+    ax.set_ylim(lines, -0.1)
+    ax.axis('off')
+    canvas.label(ax, title=f'{name}: {choices.num_experts} experts')
+    _key(ax, palette[:32])
+  return made
+
+
+def _token(ax, line, column, text, shades):
+  """Draws one token: background of its first expert, bar below of its second."""
+  width = len(text)
+  ax.add_patch(patches.Rectangle((column, line + 0.04), width, 0.9, color=shades[0] if shades else NONE, lw=0))
+  if len(shades) > 1:
+    ax.add_patch(patches.Rectangle((column, line + 0.78), width, 0.16, color=shades[1], lw=0))
+  for i, character in enumerate(text):
+    if character != ' ':
+      ax.text(column + i + 0.5, line + 0.44, character, ha='center', va='center', fontsize=8.5,
+              family='monospace', color=canvas.INK if shades else canvas.FAINT, parse_math=False)
+
+
+def _key(ax, palette):
+  """Draws the numbers of the experts in their colours at the right end of the title line."""
+  size = 1 / max(24, 1.6 * len(palette))
+  for e, colour in enumerate(palette):
+    x = 1 - (len(palette) - e) * size
+    ax.text(x + size / 2, 1.02, str(e), transform=ax.transAxes, ha='center', va='bottom', fontsize=8,
+            color=canvas.INK, bbox=dict(facecolor=colour, edgecolor='none', pad=2.0))

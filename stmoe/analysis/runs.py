@@ -1,0 +1,140 @@
+"""Run directories as data: what a finished or still running training has written down.
+
+Reads config.json, env.json, metrics.jsonl, router_stats/*.npz and DONE. Imports neither
+JAX nor matplotlib, so that commands which only look at runs answer at once.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+
+from stmoe.errors import UserError
+
+# What a curve may be drawn against: key of a metrics line -> axis label.
+ABSCISSAE = {'step': 'optimizer steps', 'tokens': 'target tokens', 'flops': 'active training FLOPs',
+             'time': 'training time (s)'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run directory.
+
+  lines:  metrics.jsonl as a list of dicts, in order of steps.
+  loads:  dict layer name -> (steps i64[n], load f32[n,E]) real tokens per expert.
+  done:   the final metrics of a finished run, or None.
+  """
+  path: pathlib.Path
+  name: str
+  config: dict
+  env: dict
+  lines: list
+  loads: dict
+  done: dict | None
+
+  def series(self, key, x='step'):
+    """Returns (x, y) f64[n] arrays of metric `key` against `x`, where both were logged."""
+    points = [(line[x], line[key]) for line in self.lines if _is_number(line.get(key)) and x in line]
+    if not points:
+      return np.zeros(0), np.zeros(0)
+    xs, ys = np.array(points, dtype=np.float64).T
+    return xs, ys
+
+  def last(self, key):
+    """Returns the last finite value logged for `key`, or None."""
+    _, ys = self.series(key)
+    return float(ys[-1]) if len(ys) else None
+
+  def layers(self, metric):
+    """Returns the names of the sparse layers that logged `moe/<layer>/<metric>`, in order."""
+    names = {k.split('/')[1] for line in self.lines for k in line
+             if k.startswith('moe/') and k.endswith(f'/{metric}') and k.count('/') == 2}
+    return sorted(names)
+
+
+def read(path, name=None):
+  """Returns the Run in directory `path`; UserError when it holds no run.
+
+  Args:
+    path: directory with config.json and metrics.jsonl.
+    name: shown in figures and tables; the directory's name when None.
+  """
+  path = pathlib.Path(path)
+  if not (path / 'config.json').is_file():
+    near = sorted(p.parent.name for p in path.glob('*/config.json'))
+    hint = f'; it has the runs {", ".join(near)} inside' if near else ''
+    raise UserError(f'{path} is not a run directory (no config.json){hint}')
+  return Run(path=path, name=name or path.resolve().name, config=_json(path / 'config.json'),
+             env=_json(path / 'env.json') or {}, lines=read_lines(path / 'metrics.jsonl'),
+             loads=read_loads(path / 'router_stats'), done=_json(path / 'DONE'))
+
+
+def read_all(paths):
+  """Returns the Runs of `paths`, named so that no two names are equal."""
+  paths = [pathlib.Path(p).resolve() for p in paths]
+  depth = 1
+  while len({p.parts[-depth:] for p in paths}) < len(set(paths)):
+    depth += 1
+  return [read(p, '/'.join(p.parts[-depth:])) for p in dict.fromkeys(paths)]
+
+
+def read_lines(path):
+  """Returns the objects of a jsonl file ordered by step; [] when it does not exist.
+
+  A resumed run may have logged a step twice: the later line counts. A last line cut short
+  by a kill is left out.
+  """
+  if not path.is_file():
+    return []
+  by_step = {}
+  for text in path.read_text(encoding='utf-8').splitlines():
+    try:
+      line = json.loads(text)
+    except json.JSONDecodeError:
+      continue
+    by_step.setdefault(line.get('step', 0), {}).update(line)
+  return [by_step[step] for step in sorted(by_step)]
+
+
+def read_loads(folder):
+  """Returns dict layer -> (steps i64[n], load f32[n,E]) of router_stats/<step>.npz files."""
+  points = {}
+  for file in sorted(folder.glob('*.npz'), key=lambda f: int(f.stem)):
+    with np.load(file) as stats:
+      loads = stats['moe_load']                                      # [L, E], padded with NaN
+      names = [str(n) for n in stats['layers']] if 'layers' in stats else range(len(loads))
+      for layer, load in zip(names, loads):
+        points.setdefault(str(layer), []).append((int(file.stem), load[np.isfinite(load)]))
+  return {layer: (np.array([s for s, _ in p]), np.stack([load for _, load in p]))
+          for layer, p in points.items()}
+
+
+def flatten(config, prefix=''):
+  """Returns a nested config as a flat dict of dotted keys: {'train.steps': 100, ...}."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat.update(flatten(value, f'{prefix}{key}.'))
+    else:
+      flat[f'{prefix}{key}'] = value
+  return flat
+
+
+def differences(configs):
+  """Returns dict dotted key -> list of values, one per config, of the keys that differ.
+
+  A key that a config does not have is None there.
+  """
+  flats = [flatten(c) for c in configs]
+  keys = sorted(set().union(*flats))
+  values = {key: [flat.get(key) for flat in flats] for key in keys}
+  return {key: v for key, v in values.items() if any(x != v[0] for x in v)}
+
+
+def _json(path):
+  return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+
+
+def _is_number(value):
+  return isinstance(value, (int, float)) and np.isfinite(value)

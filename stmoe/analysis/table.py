@@ -1,0 +1,91 @@
+"""One row per run: size, cost and result, as text for terminals and pages."""
+
+import math
+
+import numpy as np
+
+# Column -> heading. Order is the order of the table.
+HEADINGS = {
+    'label': 'run', 'parameters': 'parameters', 'active': 'active', 'flops_per_token': 'FLOPs/token',
+    'steps': 'steps', 'tokens': 'tokens', 'flops': 'train FLOPs', 'bits': 'bits/byte', 'perplexity': 'perplexity',
+    'accuracy': 'accuracy', 'drops': 'drops', 'balance': 'max load', 'time': 'time',
+}
+
+# Column -> key of a metrics line.
+METRICS = {'bits': 'eval/bits_per_byte', 'perplexity': 'eval/perplexity', 'accuracy': 'eval/accuracy',
+           'drops': 'moe/drop_frac', 'balance': 'moe/max_load_ratio', 'tokens': 'tokens', 'flops': 'flops',
+           'time': 'time', 'steps': 'step'}
+
+
+def values(run, cost=None):
+  """Returns dict column -> number (or None) of one run.
+
+  Args:
+    run:  Run.
+    cost: dict(parameters, active, flops_per_token) of its model, or None.
+  """
+  found = {column: run.last(key) for column, key in METRICS.items()}
+  return {**dict(parameters=None, active=None, flops_per_token=None), **(cost or {}), **found}
+
+
+def group(rows, labels):
+  """Returns dict label -> dict column -> (mean, standard deviation over seeds, number of seeds).
+
+  The deviation is the sample's (n-1); 0.0 for one seed. Columns unknown for a seed are None.
+  """
+  grouped = {}
+  for label in dict.fromkeys(labels):
+    mine = [row for row, name in zip(rows, labels) if name == label]
+    grouped[label] = {}
+    for column in mine[0]:
+      numbers = [row[column] for row in mine]
+      known = all(n is not None for n in numbers)
+      spread = float(np.std(numbers, ddof=1)) if known and len(numbers) > 1 else 0.0
+      grouped[label][column] = (float(np.mean(numbers)), spread, len(numbers)) if known else None
+  return grouped
+
+
+def cells(grouped):
+  """Returns (headings, rows of texts) of `group`'s answer, without columns that nobody has."""
+  columns = [c for c in HEADINGS if c != 'label' and any(row.get(c) for row in grouped.values())]
+  rows = [[label] + [_text(column, row.get(column)) for column in columns] for label, row in grouped.items()]
+  return [HEADINGS[c] for c in ('label', *columns)], rows
+
+
+def _text(column, entry):
+  """The text of one cell; mean ± deviation where there are several seeds."""
+  if entry is None:
+    return '–'
+  mean, spread, seeds = entry
+  if column == 'time':
+    return duration(mean)
+  if column in ('drops', 'accuracy'):
+    return f'{mean:.1%}'
+  if column in ('bits', 'perplexity', 'balance'):
+    return f'{mean:.3f} ± {spread:.3f}' if seeds > 1 and column == 'bits' else f'{mean:.{3 if column == "bits" else 2}f}'
+  return f'{mean:.0f}' if column == 'steps' else engineering(mean)
+
+
+def engineering(number):
+  """Returns '1.24M' for 1,240,000: three digits and a prefix of thousands.
+
+  >>> engineering(999), engineering(1240000), engineering(2.5e12)
+  ('999', '1.24M', '2.5T')
+  """
+  power = min(max(math.floor(math.log10(abs(number)) / 3), 0), 6) if number else 0
+  return f'{number / 1000 ** power:.3g}' + ('', 'k', 'M', 'G', 'T', 'P', 'E')[power]
+
+
+def duration(seconds):
+  """Returns '1 h 05 min', '2 min 03 s' or '12 s'."""
+  seconds = round(seconds)
+  if seconds >= 3600:
+    return f'{seconds // 3600} h {seconds % 3600 // 60:02d} min'
+  return f'{seconds // 60} min {seconds % 60:02d} s' if seconds >= 60 else f'{seconds} s'
+
+
+def plain(headings, rows):
+  """Returns the table as aligned lines of text, first column left, the others right."""
+  widths = [max(len(line[i]) for line in (headings, *rows)) for i in range(len(headings))]
+  line = lambda texts: '  '.join([texts[0].ljust(widths[0])] + [t.rjust(w) for t, w in zip(texts[1:], widths[1:])])
+  return '\n'.join([line(headings), '  '.join('-' * w for w in widths), *map(line, rows)])
