@@ -1,0 +1,74 @@
+"""Rows: several examples side by side in arrays of fixed length, told apart by segment ids."""
+
+import numpy as np
+
+OPEN = 32  # rows that still take examples while packing
+
+
+def plan(lengths, limits):
+  """Returns a list of rows, each a list of example numbers, by first fit in the order given.
+
+  Args:
+    lengths: i64[n,F] the lengths of an example in each of F features, none above its limit.
+    limits: F row lengths.
+  An example goes to the first of the OPEN oldest unfinished rows with room in every feature; when
+  none has room the oldest is finished and a new row begun. Every example is in exactly one row.
+  """
+  limits = np.asarray(limits)
+  rows, opened = [], []  # opened: [room, row] oldest first
+  for i, need in enumerate(np.asarray(lengths)):
+    for room, row in opened:
+      if (need <= room).all():
+        room -= need
+        row.append(i)
+        break
+    else:
+      row = [i]
+      rows.append(row)
+      opened.append((limits - need, row))
+      if len(opened) > OPEN:
+        opened.pop(0)
+  return rows
+
+
+def empty(limits, batch_size, prefix=False):
+  """Returns the arrays of a batch without tokens: i32[batch_size, limit] under seqio's names.
+
+  Args:
+    limits: dict(decoder=length) or dict(encoder=length, decoder=length).
+    prefix: whether rows have a part that is fully visible (decoder_causal_attention).
+  """
+  names = ['decoder_target_tokens', 'decoder_input_tokens', 'decoder_loss_weights', 'decoder_segment_ids',
+           'decoder_positions'] + ['decoder_causal_attention'] * prefix
+  if 'encoder' in limits:
+    names += ['encoder_input_tokens', 'encoder_segment_ids', 'encoder_positions']
+  return {name: np.zeros((batch_size, limits[name.split('_')[0]]), np.int32) for name in names}
+
+
+def fill(batch, row, examples):
+  """Writes examples side by side into row `row` of `batch`.
+
+  An example is dict(decoder=targets, encoder=inputs or absent, prefix=number of first targets that
+  are given: no loss on them, and visible to all of the segment up to the place where the first
+  predicted token is read). Inputs of the decoder are its targets shifted right by one, from id 0, in
+  each segment by itself. Segment ids count from 1; positions from 0 in each segment.
+  """
+  at = {'encoder': 0, 'decoder': 0}
+  for segment, example in enumerate(examples, 1):
+    for side in ('encoder', 'decoder'):
+      if side not in example:
+        continue
+      ids = example[side]
+      begin, end = at[side], at[side] + len(ids)
+      at[side] = end
+      batch[f'{side}_segment_ids'][row, begin:end] = segment
+      batch[f'{side}_positions'][row, begin:end] = np.arange(len(ids))
+      if side == 'encoder':
+        batch['encoder_input_tokens'][row, begin:end] = ids
+      else:
+        given = example.get('prefix', 0)
+        batch['decoder_target_tokens'][row, begin:end] = ids
+        batch['decoder_input_tokens'][row, begin + 1:end] = ids[:-1]
+        batch['decoder_loss_weights'][row, begin + given:end] = 1
+        if 'decoder_causal_attention' in batch:
+          batch['decoder_causal_attention'][row, begin:min(begin + given + 1, end)] = 1

@@ -1,0 +1,214 @@
+"""Batches for training and evaluation, from the caches, as a function of their number.
+
+The rows of a task are numbered; training takes them in a new random order every epoch (mixtures take
+from each task in turn, by weight). Row i of step t is the row of global number t * batch_size + i,
+and what is random in it depends on that number and on `seed` only. So a stream may be resumed at any
+step, and the shards of any number of processes are slices of the same batches.
+
+Fields of `cfg.data`:
+  task, files: a task of tasks.py, and the files of task text.
+  mixture: instead of task: {task: weight}, or pairs of them; empty for none.
+  vocab, extra_ids, cache_dir: see cache.py ('' = the default folder).
+  objective: lm, span_corruption, prefix_lm.
+  length: row length (lm, prefix_lm); inputs_length, targets_length: row lengths (span_corruption).
+  join: True cuts the joined documents every `segment` tokens (one segment a row: attention and
+    positions run across document ends, which EOS marks); False cuts each document by itself.
+  pack: True puts several short segments into one row for training (never for evaluation); a row of
+    joined documents is full anyway.
+  shuffle: False takes the rows in order.
+  eval_split: the split that evaluation covers.
+"""
+
+import dataclasses
+import hashlib
+import sys
+
+import grain
+import numpy as np
+
+from stmoe import errors
+from stmoe.data import cache as caches
+from stmoe.data import objectives
+from stmoe.data import pack
+from stmoe.data import stream as streams
+from stmoe.data import tasks
+
+AHEAD = 4  # batches made in the background
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """The rows of one task and split: segments of a stream, or packs of them."""
+  stream: streams.Stream
+  segments: np.ndarray  # i64[n,2]
+  packs: list | None
+  objective: object
+  seed: int
+
+  def __len__(self):
+    return len(self.segments) if self.packs is None else len(self.packs)
+
+  def fill(self, batch, at, row, number):
+    """Writes row `row` into row `at` of `batch`; `number` decides what is random in it."""
+    rng = None
+    if self.objective.random:
+      rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, number]))
+    chosen = [row] if self.packs is None else self.packs[row]
+    pack.fill(batch, at, [self.objective.example(self.stream.read(*self.segments[i]), rng) for i in chosen])
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+  """Batch t of a list of rows; a sequence, and iterable with the batches made ahead in a thread.
+
+  `order(n)` gives (rows, row, number) of global row n < `num_rows`; a last batch is filled up with
+  empty rows (weight 0). `shard` of `num_shards` equal slices of every batch is made.
+  """
+  order: callable
+  num_rows: int
+  objective: object
+  batch_size: int
+  shard: int = 0
+  num_shards: int = 1
+
+  def __len__(self):
+    return -(-self.num_rows // self.batch_size)
+
+  def __getitem__(self, t):
+    if not 0 <= t < len(self):
+      raise IndexError(t)
+    size = self.batch_size // self.num_shards
+    start = t * self.batch_size + self.shard * size
+    batch = pack.empty(self.objective.limits, size, self.objective.prefix)
+    for at in range(min(size, self.num_rows - start)):
+      rows, row, number = self.order(start + at)
+      rows.fill(batch, at, row, number)
+    return batch
+
+  def __iter__(self):
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
+    return iter(grain.MapDataset.source(self).to_iter_dataset(options))
+
+
+class Iterator:
+  """The endless training batches; `get_state()` is a small dict for JSON that `set_state` takes."""
+
+  def __init__(self, batches, key):
+    self._batches = iter(batches)
+    self._key = key
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    return next(self._batches)
+
+  def get_state(self):
+    """Returns dict(step=batches taken, data=what identifies the text and its vocabulary)."""
+    return dict(step=self._batches.get_state()['next_index'], data=self._key)
+
+  def set_state(self, state):
+    """Goes on after `state['step']` batches; a state of other data is a UserError."""
+    if state['data'] != self._key:
+      raise errors.UserError(f'the data has changed: the checkpoint was trained on {state["data"]}, the '
+                             f'configuration now gives {self._key} (other files, Python or vocabulary?)')
+    self._batches.set_state(dict(next_index=state['step']))
+
+  def close(self):
+    """Stops the thread that makes batches."""
+    self._batches.close()
+
+
+def train_iterator(cfg, shard=0, num_shards=1):
+  """Returns the Iterator of training batches: dicts of i32[train.batch_size / num_shards, length]."""
+  objective = objective_of(cfg)
+  found = open_caches(cfg)
+  parts = []
+  for name, cache in found.items():
+    rows = _rows(cache, 'train', objective, cfg, _seed(cfg.seed, 'draws', name))
+    order = grain.MapDataset.range(len(rows))
+    if cfg.data.shuffle:
+      order = order.shuffle(seed=_seed(cfg.seed, 'order', name) % 2**32)
+    parts.append(order.repeat(None).map_with_index(lambda number, row, rows=rows: (rows, row, number)))
+  weights = [weight for _, weight in mixture(cfg)]
+  order = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+  batches = Batches(order.__getitem__, sys.maxsize, objective, _divided(cfg, 'train', num_shards), shard, num_shards)
+  return Iterator(batches, '+'.join(f'{name}-{cache.key}' for name, cache in found.items()))
+
+
+def eval_batches(cfg, shard=0, num_shards=1):
+  """Returns the Batches of the evaluation split: each row once, in order, unpacked, none random twice."""
+  objective = objective_of(cfg)
+  parts = [_rows(cache, cfg.data.eval_split, objective, cfg, _seed(0, 'eval', name))
+           for name, cache in open_caches(cfg).items()]
+  ends = np.cumsum([len(rows) for rows in parts])
+
+  def order(n):
+    part = int(np.searchsorted(ends, n, 'right'))
+    row = n - int(ends[part - 1]) if part else n
+    return parts[part], row, row
+  return Batches(order, int(ends[-1]), objective, _divided(cfg, 'eval', num_shards), shard, num_shards)
+
+
+def info(cfg):
+  """Returns the facts of the data of a configuration.
+
+  dict(vocab, vocab_size; num_bytes, num_tokens, num_documents of the evaluation split, EOS counted
+  among the tokens, not the bytes; bytes_per_token = num_bytes / num_tokens; sources: facts.json of
+  each task). With objective lm, bits per byte = total nats over the split / ln 2 / num_bytes.
+  """
+  found = list(open_caches(cfg).values())
+  sizes = [cache.facts['splits'][cfg.data.eval_split] for cache in found]
+  num_bytes, num_tokens, documents = (sum(s[key] for s in sizes) for key in ('bytes', 'tokens', 'documents'))
+  return dict(vocab=found[0].vocabulary, vocab_size=found[0].vocabulary.vocab_size, num_bytes=num_bytes,
+              num_tokens=num_tokens, num_documents=documents, bytes_per_token=num_bytes / num_tokens,
+              sources=[cache.facts for cache in found])
+
+
+def mixture(cfg):
+  """Returns the (task name, weight) pairs of a configuration."""
+  given = cfg.data.mixture
+  pairs = tuple(given.items() if hasattr(given, 'items') else given or ())
+  for name, weight in pairs:
+    if not weight > 0:
+      raise errors.UserError(f'data.mixture: the weight of {name} is {weight}; it must be above 0')
+  return pairs or ((cfg.data.task, 1.0),)
+
+
+def open_caches(cfg):
+  """Returns {task name: Cache} of a configuration, all with one vocabulary; makes what is missing."""
+  d = cfg.data
+  if d.eval_split not in tasks.SPLITS:
+    raise errors.UserError(f'data.eval_split={d.eval_split!r}{errors.nearest(d.eval_split, tasks.SPLITS)} '
+                           f'(there are: {", ".join(tasks.SPLITS)})')
+  among = [tasks.get(name, d.files) for name, _ in mixture(cfg)]
+  vocabulary = caches.vocabulary_of(d.vocab, among, d.extra_ids, d.cache_dir)
+  return {task.name: caches.of(task, vocabulary, d.cache_dir) for task in among}
+
+
+def objective_of(cfg):
+  """Returns the objective of a configuration."""
+  return objectives.Lm(cfg.data.length)
+
+
+def _rows(cache, split, objective, cfg, seed):
+  join = cfg.data.get('join', True)
+  stream = streams.Stream(cache, split, objective.eos)
+  segments = streams.segments(stream, objective.segment, join)
+  packs = None
+  if split == 'train' and cfg.data.pack and not join:
+    lengths = objective.lengths(segments[:, 1] - segments[:, 0])
+    packs = pack.plan(lengths, list(objective.limits.values()))
+  return Rows(stream, segments, packs, objective, seed)
+
+
+def _seed(*parts):
+  """Returns a seed below 2**64 that is the same on every machine."""
+  return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], 'little')
+
+
+def _divided(cfg, section, num_shards):
+  size = cfg[section].batch_size
+  if size % num_shards:
+    raise errors.UserError(f'{section}.batch_size={size} is not a multiple of the {num_shards} data shards')
+  return size

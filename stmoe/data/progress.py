@@ -1,0 +1,50 @@
+"""Progress of a long job: a bar with the time left on a terminal, plain lines elsewhere.
+
+$STMOE_PROGRESS may be auto (the default), rich, plain or off.
+"""
+
+import contextlib
+import os
+import sys
+import time
+
+EVERY = 10  # seconds between plain lines
+
+
+@contextlib.contextmanager
+def task(title, total, unit=''):
+  """Gives `advance(n)`; `total` (in `unit`) may be None where it is not known."""
+  kind = os.environ.get('STMOE_PROGRESS', 'auto')
+  if kind == 'off':
+    yield lambda n: None
+  elif kind == 'rich' or (kind == 'auto' and sys.stderr.isatty()):
+    yield from _rich(title, total)
+  else:
+    yield from _plain(title, total, unit)
+
+
+def _rich(title, total):
+  from rich import console
+  from rich import progress
+  columns = [progress.TextColumn('{task.description}'), progress.BarColumn(), progress.TaskProgressColumn(),
+             progress.TimeElapsedColumn(), progress.TimeRemainingColumn()]
+  with progress.Progress(*columns, console=console.Console(stderr=True)) as bar:
+    row = bar.add_task(title, total=total)
+    yield lambda n: bar.advance(row, n)
+
+
+def _plain(title, total, unit):
+  start = said = time.time()
+  done = 0
+  print(f'{title} ...', file=sys.stderr, flush=True)
+
+  def advance(n):
+    nonlocal done, said
+    done += n
+    now = time.time()
+    if now - said >= EVERY:
+      said = now
+      left = f' of {total:,}, {(now - start) / done * (total - done):.0f} s left' if total else ''
+      print(f'{title}: {done:,}{left} {unit}', file=sys.stderr, flush=True)
+  yield advance
+  print(f'{title}: done in {time.time() - start:.1f} s', file=sys.stderr, flush=True)

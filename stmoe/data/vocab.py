@@ -1,0 +1,126 @@
+"""Vocabularies: text to ids and back, with T5's extra ids on top.
+
+Two kinds with one interface: `encode(texts) -> list of i32 arrays` (no EOS), `decode(ids) -> text`,
+`vocab_size`, `eos_id`, `sentinel(i)` and `digest` (what decides the ids of a text). Id 0 is padding
+and the decoder's start. The extra ids (sentinels of span corruption) are the last ids, counted
+downwards: sentinel 0 is `vocab_size - 1`, as in T5 and seqio.
+"""
+
+import hashlib
+import os
+
+import numpy as np
+import sentencepiece
+
+from stmoe import errors
+
+NUM_SPECIAL = 3  # padding 0, EOS 1, unknown 2
+RECIPE = 1  # of `train`; a change of it makes other vocabularies
+
+
+class Bytes:
+  """UTF-8 bytes: byte b is id b + 3; 259 ids and the extra ones. Any text survives a round trip."""
+
+  def __init__(self, extra_ids=0):
+    self.extra_ids = extra_ids
+    self.vocab_size = NUM_SPECIAL + 256 + extra_ids
+    self.eos_id = 1
+    self.digest = 'bytes'
+
+  def encode(self, texts):
+    """Returns for each text the i32[bytes] ids of its UTF-8 bytes."""
+    return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + NUM_SPECIAL for text in texts]
+
+  def decode(self, ids):
+    """Returns the text of ids up to the first EOS; ids that are no byte and broken UTF-8 are dropped."""
+    ids = _until_eos(ids, self.eos_id) - NUM_SPECIAL
+    return ids[(ids >= 0) & (ids < 256)].astype(np.uint8).tobytes().decode(errors='ignore')
+
+  def sentinel(self, i):
+    """Returns the id of sentinel `i` (an int or an array)."""
+    return self.vocab_size - 1 - i
+
+
+class Pieces:
+  """A SentencePiece model from its serialised bytes, with `extra_ids` ids above its pieces.
+
+  As in seqio, the extra ids are also pieces `<extra_id_i>`, so a sentinel may be written in a text.
+  """
+
+  def __init__(self, model, extra_ids=0):
+    self.extra_ids = extra_ids
+    self.digest = f'{hashlib.sha256(model).hexdigest()}+{extra_ids}'
+    self._model = sentencepiece.SentencePieceProcessor(model_proto=_extend(model, extra_ids))
+    self.vocab_size = self._model.vocab_size()
+    self.eos_id = self._model.eos_id()
+    if self.eos_id < 0:
+      raise errors.UserError('the SentencePiece model has no end-of-sentence piece (eos_id is -1)')
+
+  def encode(self, texts):
+    """Returns for each text the i32[pieces] ids."""
+    found = self._model.encode(list(texts), out_type=int, num_threads=os.cpu_count())
+    return [np.asarray(ids, np.int32) for ids in found]
+
+  def decode(self, ids):
+    """Returns the text of ids up to the first EOS."""
+    ids = _until_eos(ids, self.eos_id)
+    return self._model.decode(np.where(ids < self.vocab_size, ids, self._model.unk_id()).tolist())
+
+  def sentinel(self, i):
+    """Returns the id of sentinel `i` (an int or an array)."""
+    return self.vocab_size - 1 - i
+
+
+def from_file(path, extra_ids=0):
+  """Returns the Pieces of the model file `path`; a file that is none is a UserError."""
+  try:
+    with open(path, 'rb') as f:
+      return Pieces(f.read(), extra_ids)
+  except OSError as e:
+    raise errors.UserError(f'data.vocab={str(path)!r}: {e.strerror}; choose bytes, train:N or the path of '
+                           'a SentencePiece model') from e
+  except RuntimeError as e:
+    raise errors.UserError(f'data.vocab={str(path)!r} is not a SentencePiece model') from e
+
+
+def train(texts, num_pieces):
+  """Returns the bytes of a SentencePiece model (BPE) with `num_pieces` ids, trained on `texts`.
+
+  The model keeps every text exactly: no normalisation, runs of blanks kept (and learned, which
+  serves indented code), line ends and tabs are pieces, and what was never seen falls back to bytes.
+  Deterministic in the order of the texts. Ids: 0 padding, 1 EOS, 2 unknown, 3.. line end and tab.
+  """
+  lines = (line for text in texts for line in text.split('\n') if line)
+  model = _Sink()
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=model, vocab_size=num_pieces, model_type='bpe',
+        normalization_rule_name='identity', remove_extra_whitespaces=False, add_dummy_prefix=False,
+        allow_whitespace_only_pieces=True, byte_fallback=True, user_defined_symbols=['\n', '\t'],
+        split_digits=True, character_coverage=1.0, max_sentence_length=1 << 20, shuffle_input_sentence=False,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2)
+  except RuntimeError as e:
+    raise errors.UserError(f'data.vocab=train:{num_pieces}: SentencePiece cannot train this size: '
+                           f'{str(e).splitlines()[-1]}') from e
+  return b''.join(model)
+
+
+class _Sink(list):
+  write = list.append
+
+
+def _until_eos(ids, eos_id):
+  ids = np.asarray(ids, np.int64)
+  ends = np.flatnonzero(ids == eos_id)
+  return ids[:ends[0]] if len(ends) else ids
+
+
+def _extend(model, extra_ids):
+  if not extra_ids:
+    return model
+  from sentencepiece import sentencepiece_model_pb2
+  proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+  for i in reversed(range(extra_ids)):
+    proto.pieces.add(piece=f'▁<extra_id_{i}>', score=0.0,
+                     type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED)
+  return proto.SerializeToString()
