@@ -39,9 +39,9 @@ def expert_choice(d_ff, num_experts, capacity_factor=(2.0, 2.0)):
 
 
 def moe(router, d_ff):
-  """Returns the sparse layer of `router` with ReLU experts of width `d_ff`."""
+  """Returns the sparse layer of `router` with ReLU experts of width `d_ff`, initialised like the dense one."""
   return dict(layer='moe', executor='gather', group_size=None, router=router,
-              experts=dict(name='mlp', d_ff=d_ff))
+              experts=dict(name='mlp', d_ff=d_ff, init_scale=1.0))
 
 
 # method -> (block, router losses, backbone). Expert choice looks at the whole group before it
@@ -61,3 +61,12 @@ def find(method):
     raise errors.UserError(f'method={method!r} is not known{errors.nearest(method, METHODS)}'
                            f' (there are: {", ".join(METHODS)})')
   return METHODS[method]
+
+
+def causal(method):
+  """Returns (block, router losses) of a `method` that a causal language model may use."""
+  block, losses, backbone = find(method)
+  if backbone != 'lm':
+    raise errors.UserError(f'method={method!r} is not causal, its loss would leak the text to be predicted; '
+                           f'lm/stdlib:method={method} trains it in the encoder of a T5 model')
+  return block, losses

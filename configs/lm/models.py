@@ -4,7 +4,8 @@
 def lm(vocab_size, d_model, num_layers, remat='none'):
   """Returns a decoder-only model whose every second layer is the compared one."""
   return dict(name='lm', vocab_size=vocab_size, d_model=d_model, num_heads=d_model // 64, head_dim=64,
-              layers=(('dm', num_layers // 2),), dtype='float32', scan_layers=True, remat=remat)
+              layers=(('dm', num_layers // 2),), tie_embeddings=False, dtype='float32', scan_layers=True,
+              remat=remat)
 
 
 def t5(vocab_size, d_model, num_layers, remat='none'):

@@ -1,0 +1,35 @@
+r"""The first comparison: dense, Switch and ST-MoE models at equal active FLOPs per token, in minutes on two cores.
+
+  make quickstart                                           all three, the table and the figures
+  stmoe train lm/quickstart:method=switch                   one of them
+  method = dense | switch | gshard | st_moe
+
+Switch sends a token to one of 8 experts as wide as the dense layer, ST-MoE to two of half the width.
+Expected: every one below 3.0 bits per byte of the validation files (3-gram of bytes: 2.62).
+"""
+
+from stmoe.configs import arguments
+from stmoe.configs import common
+from stmoe.configs.lm import methods
+from stmoe.configs.lm import models
+
+
+def get_config(arg=''):
+  args = arguments.parse(arg, smoke=False, method='switch', experts=8)
+  block, losses = methods.causal(args.method)
+
+  c = common.config()
+  c.model = models.lm(vocab_size=2048, d_model=128, num_layers=4)
+  c.data = common.data('stdlib', length=128, vocab='train:2048')
+  c.blocks = dict(d=methods.dense(512), m=block(512, args.experts))
+  c.losses = losses
+  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+  c.schedule = dict(name='cosine', peak=4e-3, warmup_steps=30, end_fraction=0.05)
+  c.train.update(steps=300, batch_size=16, clip=1.0, log_every=10, stats_every=50)
+  c.eval.update(every=100, batch_size=16)
+  c.checkpoint.update(every=100)
+  if args.smoke:
+    c.train.update(steps=20, stats_every=10)
+    c.eval.update(every=20, batches=4)
+    c.checkpoint.update(every=10)
+  return c.lock()
