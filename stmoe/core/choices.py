@@ -1,0 +1,152 @@
+"""How a token chooses its experts, and which of its further choices it keeps.
+
+Letters: G groups, S tokens per group, E experts, k choices. Random numbers come in as
+uniforms, so that a recorded draw can be replayed; None is evaluation, without chance.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from stmoe import errors
+
+
+def named(table, name, field):
+  """Returns `table[name]`; raises UserError naming the field and the nearest choices.
+
+  >>> named(dict(all=1), 'all', 'second_policy')
+  1
+  """
+  if name not in table:
+    raise errors.UserError(f'{field} has no choice {name!r}{errors.nearest(name, table)}'
+                           f' (there are: {", ".join(table)})')
+  return table[name]
+
+
+def draw(key, *shape):
+  """Returns uniforms f32[shape] in [0,1) from `key`, or None (evaluation) when there is no key.
+
+  >>> draw(None, 2, 3) is None
+  True
+  """
+  return None if key is None else jax.random.uniform(key, shape)
+
+
+def best(rest, uniform=None):
+  """Returns i32[G,S], the largest entry of `rest` f32[G,S,E]; the lower index on ties.
+
+  >>> import jax.numpy as jnp
+  >>> best(jnp.array([[[0.2, 0.4, 0.4]]])).tolist()
+  [[1]]
+  """
+  del uniform
+  return jnp.argmax(rest, axis=-1)
+
+
+def sample(rest, uniform=None):
+  """Returns i32[G,S], an entry drawn in proportion to `rest` f32[G,S,E]; `best` without uniforms.
+
+  By inversion of the distribution function: one uniform f32[G,S] for each draw. Negative
+  entries are never drawn.
+
+  >>> import jax.numpy as jnp
+  >>> sample(jnp.array([[[0.5, -1.0, 0.5]]]), jnp.array([[0.7]])).tolist()
+  [[2]]
+  """
+  if uniform is None:
+    return best(rest)
+  cdf = jnp.cumsum(jnp.maximum(rest, 0), axis=-1)                    # [G, S, E]
+  drawn = jnp.sum(cdf <= uniform[..., None] * cdf[..., -1:], axis=-1)
+  # Rounding may draw past the last positive entry, and all-zero rows draw nothing.
+  valid = jnp.take_along_axis(rest, jnp.minimum(drawn, rest.shape[-1] - 1)[..., None], axis=-1)[..., 0] > 0
+  return jnp.where(valid, drawn, best(rest))
+
+
+def choose(probs, k, others=best, uniform=None):
+  """Returns i32[G,S,k]: the largest entry, then k-1 further ones picked by `others` from the rest.
+
+  Args:
+    probs:   f32[G,S,E], not negative.
+    others:  `best` (top-k) or `sample`.
+    uniform: f32[G,S,k-1] in [0,1), or None.
+
+  >>> import jax.numpy as jnp
+  >>> choose(jnp.array([[[0.1, 0.6, 0.3]]]), 2).tolist()
+  [[[1, 2]]]
+  """
+  rest, choice = jax.lax.stop_gradient(probs), []
+  for level in range(k):
+    u = None if uniform is None or level == 0 else uniform[..., level - 1]
+    choice.append(others(rest, u) if level else best(rest))
+    # -1, not 0: where the softmax has saturated, the others are 0 as well.
+    rest = jnp.where(jax.nn.one_hot(choice[-1], probs.shape[-1], dtype=bool), -1, rest)
+  return jnp.stack(choice, axis=-1)                                  # [G, S, k]
+
+
+def values(probs, choice):
+  """Returns f32[G,S,k], `probs` f32[G,S,E] at `choice` i32[G,S,k], with a gather-free gradient.
+
+  >>> import jax.numpy as jnp
+  >>> values(jnp.array([[[0.25, 0.75]]]), jnp.array([[[1, 0]]])).tolist()
+  [[[0.75, 0.25]]]
+  """
+  chosen = jax.nn.one_hot(choice, probs.shape[-1], dtype=bool)       # [G, S, k, E]
+  return jnp.sum(jnp.where(chosen, probs[..., None, :], 0), axis=-1)
+
+
+def normalize(gates):
+  """Returns gates f32[...,k] over their sum (+1e-9); a single gate stays as it is.
+
+  A normalised single gate would be constantly 1, and the router would get no gradient.
+
+  >>> import jax.numpy as jnp
+  >>> normalize(jnp.array([0.3, 0.1])).tolist(), normalize(jnp.array([0.5])).tolist()
+  ([0.75, 0.25], [0.5])
+  """
+  return gates if gates.shape[-1] == 1 else gates / (gates.sum(axis=-1, keepdims=True) + 1e-9)
+
+
+def keep_all(gates, uniform, threshold):
+  """Returns bool[G,S,k-1]: every further choice is kept."""
+  return jnp.ones(gates.shape, bool)
+
+
+def keep_none(gates, uniform, threshold):
+  """Returns bool[G,S,k-1]: no further choice is kept."""
+  return jnp.zeros(gates.shape, bool)
+
+
+def keep_random(gates, uniform, threshold):
+  """Returns bool[G,S,k-1]: kept with probability min(1, gate / threshold).
+
+  Without uniforms each takes its likelier outcome: kept iff gate / threshold > 1/2.
+
+  >>> import jax.numpy as jnp
+  >>> keep_random(jnp.array([0.1, 0.1]), jnp.array([0.4, 0.6]), 0.2).tolist()
+  [True, False]
+  """
+  return (0.5 if uniform is None else uniform) < gates / max(threshold, 1e-9)
+
+
+def keep_above(gates, uniform, threshold):
+  """Returns bool[G,S,k-1]: kept iff its gate is above the threshold."""
+  return gates > threshold
+
+
+# Policies for the second and further choices (GShard, arXiv:2006.16668, algorithm 1; Mesh-TensorFlow).
+KEEP = {'all': keep_all, 'none': keep_none, 'random': keep_random, 'threshold': keep_above}
+
+
+def keep(policy, gates, uniform, threshold):
+  """Returns bool[G,S,k]: the first choice always, the others by the named policy of KEEP.
+
+  Args:
+    gates:     f32[G,S,k] as they count for the policy.
+    uniform:   f32[G,S,k-1] or None.
+
+  >>> import jax.numpy as jnp
+  >>> keep('threshold', jnp.array([[[0.1, 0.4]]]), None, 0.3).tolist()
+  [[[True, True]]]
+  """
+  gates = jax.lax.stop_gradient(gates)
+  others = named(KEEP, policy, 'second_policy')(gates[..., 1:], uniform, threshold)
+  return jnp.concatenate([jnp.ones((*gates.shape[:-1], 1), bool), others], axis=-1)

@@ -1,0 +1,176 @@
+"""What routing looks like, in numbers: from a load, from edges, from an Assignment.
+
+No gradient flows out of a metric. `load` is f32[...,E], so that a stack's [L,E] works.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from stmoe.core import assignment
+from stmoe.core import losses
+
+
+def load(edges):
+  """Returns f32[E]: how many edges want each expert, before any drop.
+
+  >>> from stmoe.core import assignment
+  >>> import jax.numpy as jnp
+  >>> load(assignment.from_top_k(jnp.array([[[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]]), 1)).tolist()
+  [2.0, 1.0]
+  """
+  return jnp.sum(edges.expert[..., None] == jnp.arange(edges.num_experts), axis=(0, 1), dtype=jnp.float32)
+
+
+def load_entropy(load):
+  """Returns f32[...]: the entropy of the load over ln E; 1 = balanced, 0 = one expert (or no load).
+
+  >>> import jax.numpy as jnp
+  >>> load_entropy(jnp.array([[2.0, 2.0], [4.0, 0.0], [0.0, 0.0]])).tolist()
+  [1.0, 0.0, 0.0]
+  """
+  share = load / jnp.maximum(load.sum(axis=-1, keepdims=True), 1)
+  nats = jnp.sum(share * jnp.log(1 / jnp.where(share > 0, share, 1)), axis=-1)
+  return nats / jnp.log(max(load.shape[-1], 2))
+
+
+def max_load_ratio(load):
+  """Returns f32[...]: the largest load over the mean load; 1 = balanced, E = one expert takes all.
+
+  >>> import jax.numpy as jnp
+  >>> max_load_ratio(jnp.array([[2.0, 2.0], [4.0, 0.0]])).tolist()
+  [1.0, 2.0]
+  """
+  mean = load.mean(axis=-1)
+  return jnp.where(mean > 0, load.max(axis=-1) / jnp.where(mean > 0, mean, 1), 0)
+
+
+def dead_experts(load):
+  """Returns f32[...]: how many experts nobody wanted.
+
+  >>> import jax.numpy as jnp
+  >>> float(dead_experts(jnp.array([3.0, 0.0, 1.0])))
+  1.0
+  """
+  return jnp.sum(load == 0, axis=-1, dtype=jnp.float32)
+
+
+def _share(part, whole):
+  return jnp.sum(part, dtype=jnp.float32) / jnp.maximum(jnp.sum(whole, dtype=jnp.float32), 1)
+
+
+def drop_frac(edges, a):
+  """Returns f32[]: the share of wanted edges that found no slot; padding wants none.
+
+  >>> from stmoe.core import assignment
+  >>> import jax.numpy as jnp
+  >>> edges = assignment.from_top_k(jnp.array([[[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]]), 1)
+  >>> round(float(drop_frac(edges, assignment.cap(edges, 1))), 4)
+  0.3333
+  """
+  wanted = assignment.live(edges)
+  return _share(wanted & ~assignment.live(a), wanted)
+
+
+def over_capacity(edges, a):
+  """Returns f32[k]: `drop_frac` of each choice level (GShard's over_capacity_1 and _2).
+
+  Args:
+    edges, a: of token choice, so with `choices` = k.
+
+  >>> from stmoe.core import assignment
+  >>> import jax.numpy as jnp
+  >>> edges = assignment.from_top_k(jnp.array([[[0.9, 0.1], [0.8, 0.2]]]), 2)
+  >>> over_capacity(edges, assignment.cap(edges, 1)).tolist()
+  [0.5, 0.5]
+  """
+  levels = lambda flags: flags.reshape(flags.shape[0], edges.choices, -1)          # [G, k, S]
+  wanted, kept = levels(assignment.live(edges)), levels(assignment.live(a))
+  lost = jnp.sum(wanted & ~kept, axis=(0, 2), dtype=jnp.float32)
+  return lost / jnp.maximum(jnp.sum(wanted, axis=(0, 2), dtype=jnp.float32), 1)
+
+
+def experts_per_token(a):
+  """Returns i32[G,S]: how many experts each token reaches.
+
+  >>> from stmoe.core import assignment
+  >>> import jax.numpy as jnp
+  >>> edges = assignment.from_experts_choice(jnp.array([[[0.9, 0.6], [0.1, 0.4]]]), 1)
+  >>> experts_per_token(assignment.cap(edges, 1)).tolist()
+  [[2, 0]]
+  """
+  live = assignment.live(a).astype(jnp.int32)
+  groups = jnp.arange(live.shape[0])[:, None]
+  return jnp.zeros((live.shape[0], a.num_tokens), jnp.int32).at[groups, a.token].add(live)
+
+
+def left_behind(a, mask, tokens=None):
+  """Returns f32[]: the share of real tokens that reach no expert.
+
+  >>> from stmoe.core import assignment
+  >>> import jax.numpy as jnp
+  >>> edges = assignment.from_experts_choice(jnp.array([[[0.9, 0.6], [0.1, 0.4]]]), 1)
+  >>> float(left_behind(assignment.cap(edges, 1), jnp.ones((1, 2), bool)))
+  0.5
+  """
+  return losses.token_mean((experts_per_token(a) == 0).astype(jnp.float32), mask, tokens)
+
+
+def slot_usage(a):
+  """Returns f32[]: the share of the G*E*C slots that hold a token.
+
+  >>> from stmoe.core import assignment
+  >>> import jax.numpy as jnp
+  >>> edges = assignment.from_top_k(jnp.array([[[0.9, 0.1], [0.8, 0.2]]]), 1)
+  >>> float(slot_usage(assignment.cap(edges, 2)))
+  0.5
+  """
+  slots = a.token.shape[0] * a.num_experts * a.capacity
+  return jnp.sum(assignment.live(a), dtype=jnp.float32) / slots
+
+
+def confidence(a):
+  """Returns f32[]: the mean combine weight of the edges that are executed (flaxformer's).
+
+  >>> from stmoe.core import assignment
+  >>> import jax.numpy as jnp
+  >>> edges = assignment.from_top_k(jnp.array([[[0.75, 0.25], [0.5, 0.5]]]), 1)
+  >>> float(confidence(assignment.cap(edges, 2)))
+  0.625
+  """
+  live = assignment.live(a)
+  return _share(jnp.where(live, a.weight, 0), live)
+
+
+def entropy(probs, mask, tokens=None):
+  """Returns f32[]: the mean entropy in nats of the real tokens' router probabilities; ln E = undecided.
+
+  >>> import jax.numpy as jnp
+  >>> round(float(entropy(jnp.full((1, 2, 2), 0.5), jnp.ones((1, 2), bool))), 4)
+  0.6931
+  """
+  each = -jnp.sum(probs * jnp.log(jnp.where(probs > 0, probs, 1)), axis=-1)        # [G, S]
+  return losses.token_mean(each, mask, tokens)
+
+
+def logit_max(logits, mask):
+  """Returns f32[]: the largest absolute router logit of a real token; growth foretells divergence.
+
+  >>> import jax.numpy as jnp
+  >>> float(logit_max(jnp.array([[[1.0, -3.0], [9.0, 0.0]]]), jnp.array([[True, False]])))
+  3.0
+  """
+  return jnp.max(jnp.where(mask[..., None], jnp.abs(logits), 0))
+
+
+def routing(logits, probs, edges, a, mask, tokens=None):
+  """Returns the dict of metrics that every router reports, without gradient.
+
+  Args:
+    logits, probs: f32[G,S,E].
+    edges:  Edges wanted, padding killed; `a` the Assignment made of them.
+    mask:   bool[G,S] real tokens; tokens: see `losses.token_mean`.
+  """
+  logits, probs, a = jax.lax.stop_gradient((logits, probs, a))
+  return dict(drop_frac=drop_frac(edges, a), left_behind=left_behind(a, mask, tokens),
+              slot_usage=slot_usage(a), router_conf=confidence(a),
+              router_entropy=entropy(probs, mask, tokens), router_logit_max=logit_max(logits, mask))

@@ -1,0 +1,118 @@
+"""Expert choice: every expert takes its best tokens of the group (arXiv:2202.09368)."""
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import assignment
+from stmoe.core import contract
+from stmoe.core import losses
+from stmoe.core import metrics
+from stmoe.errors import UserError
+
+
+def capped(scores, k, b, entropy=1e-3, sweeps=100):
+  """Returns A f32[G,E,S], the soft choice in which a token has at most b experts (section 3.3).
+
+  Maximises <scores, A> + entropy * H(A) with rows summing to k, columns to at most b, and
+  entries in [0, 1]: alternating KL projections with Dykstra's corrections, in the log
+  domain because exp(1/entropy) overflows. Converges slowly for small `entropy`.
+
+  Args:
+    scores: f32[G,S,E] token-to-expert probabilities.
+    k:      tokens per expert; b: experts per token, k * E <= b * S.
+  """
+  log_a = jnp.swapaxes(scores, 1, 2) / entropy                       # [G, E, S]
+
+  def sweep(state, _):
+    log_a, q_columns, q_box = state
+    log_a = log_a + math.log(k) - jax.nn.logsumexp(log_a, axis=2, keepdims=True)   # rows, an equality
+    y = log_a + q_columns
+    log_a = y + jnp.minimum(0, math.log(b) - jax.nn.logsumexp(y, axis=1, keepdims=True))
+    q_columns = y - log_a
+    y = log_a + q_box
+    log_a = jnp.minimum(y, 0)
+    return (log_a, q_columns, y - log_a), None
+
+  start = (log_a, jnp.zeros_like(log_a), jnp.zeros_like(log_a))
+  return jnp.exp(jax.lax.scan(sweep, start, length=sweeps)[0][0])
+
+
+def expert_choice(logits, mask, capacity, *, tokens=None, max_experts_per_token=None, entropy=1e-3,
+                  sweeps=100):
+  """Returns (Assignment, Aux): each expert's C tokens of largest probability (section 3.2).
+
+  Probabilities are a softmax over experts and weigh the outputs as they are. A token may
+  be taken by many experts or by none. Padding may be taken only for want of real tokens,
+  and then leaves its slot empty.
+
+  Args:
+    logits: f32[G,S,E]; mask: bool[G,S]; capacity: C <= S; tokens: see `losses.token_mean`.
+    max_experts_per_token: b, or None. Experts then rank tokens by `capped` instead of by
+      probability; the paper's cap is soft, b may still be exceeded.
+    entropy, sweeps: lambda and iterations of `capped`.
+  """
+  probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
+  groups, _, experts = probs.shape
+  real = mask.astype(bool)[..., None]                                # [G, S, 1]
+  # Padding ranks below every real token, by so much that no sweep of `capped` lifts it.
+  ranking = jax.lax.stop_gradient(jnp.where(real, probs, -1e3))
+  if max_experts_per_token is not None:
+    soft = capped(ranking, capacity, max_experts_per_token, entropy, sweeps)       # [G, E, S]
+    ranking = jnp.where(real, jnp.swapaxes(soft, 1, 2), -1)
+  edges = assignment.from_experts_choice(ranking, capacity)          # [G, E*C]
+  weight = probs[jnp.arange(groups)[:, None], edges.token, edges.expert]
+  edges = assignment.kill_padding(edges.replace(weight=weight), mask)
+  a = assignment.cap(edges, capacity)
+  numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
+  numbers['experts_per_token_max'] = metrics.experts_per_token(a).max().astype(jnp.float32)
+  # Loads are equal by construction. The 0 counts where losses are averaged over layers (flaxformer).
+  return a, contract.Aux(losses=dict(balance=jnp.float32(0), z=losses.z(logits, mask, tokens)),
+                         load=metrics.load(edges), metrics=numbers)
+
+
+class ExpertChoice(nnx.Module):
+  """Experts choose tokens (arXiv:2202.09368). Whether a token is chosen depends on later ones.
+
+  Args:
+    capacity_factor: (train, eval) c: average experts per token (paper: 2, flaxformer's gin: 1);
+      None = every expert takes every token.
+    min_capacity:    least slots of an expert, never more than the tokens of the group.
+    max_experts_per_token: b of the capped variant (paper: 2 or 3), or None.
+    entropy:         lambda of the capped variant.
+    sweeps:          iterations of the capped variant.
+    allow_causal:    accept a stack in which a token must not depend on later ones.
+  Losses: z; balance is 0, none is needed.
+  """
+
+  def __init__(self, d_model, *, num_experts, capacity_factor=(2.0, 2.0), min_capacity=4,
+               max_experts_per_token=None, entropy=1e-3, sweeps=100, allow_causal=False, rngs):
+    init = nnx.initializers.normal(0.02)
+    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.num_experts = num_experts
+    self.capacity_factor = tuple(capacity_factor)
+    self.min_capacity = min_capacity
+    self.max_experts_per_token = max_experts_per_token
+    self.entropy = entropy
+    self.sweeps = sweeps
+    self.allow_causal = allow_causal
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]; raises UserError in a causal stack, or for an impossible cap."""
+    if ctx.causal and not self.allow_causal:
+      raise UserError('router expert_choice lets later tokens decide in a causal stack; nearest: router '
+                      "name='st_moe' (or allow_causal=True)")
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    factor = self.capacity_factor[0 if ctx.train else 1]
+    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    cap = self.max_experts_per_token
+    if cap is not None and capacity * self.num_experts > cap * x.shape[1]:
+      raise UserError(f'router expert_choice: max_experts_per_token={cap} of {x.shape[1]} tokens cannot fill '
+                      f'{self.num_experts} experts of {capacity} slots; at least '
+                      f'{math.ceil(capacity * self.num_experts / x.shape[1])} is needed')
+    return contract.Routed(*expert_choice(
+        logits, ctx.mask, capacity, tokens=ctx.tokens, max_experts_per_token=cap, entropy=self.entropy,
+        sweeps=self.sweeps), carry)

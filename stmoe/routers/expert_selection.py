@@ -1,0 +1,67 @@
+"""Experts select tokens by a softmax over tokens (Mesh-TensorFlow, a relative of expert choice)."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import assignment
+from stmoe.core import contract
+from stmoe.core import losses
+from stmoe.core import metrics
+from stmoe.errors import UserError
+
+
+def expert_selection(logits, mask, capacity, tokens=None):
+  """Returns (Assignment, Aux) of `_expert_selection_gating` in Mesh-TensorFlow.
+
+  Every expert has a softmax over the real tokens of the group and takes its C largest; a
+  token averages over the experts that took it: weight = p / max(1, number of them).
+
+  Args:
+    logits: f32[G,S,E]; mask: bool[G,S]; capacity: C <= S; tokens: see `losses.token_mean`.
+  Losses: balance is `losses.popularity`.
+  """
+  mask = mask.astype(bool)
+  probs = jax.nn.softmax(jnp.where(mask[..., None], logits, -1e9), axis=1)         # [G, S, E] over S
+  ranking = jax.lax.stop_gradient(jnp.where(mask[..., None], probs, -1))
+  edges = assignment.from_experts_choice(ranking, capacity)          # [G, E*C]
+  group = jnp.arange(probs.shape[0])[:, None]
+  edges = assignment.kill_padding(edges.replace(weight=probs[group, edges.token, edges.expert]), mask)
+  a = assignment.cap(edges, capacity)
+  takers = jnp.maximum(metrics.experts_per_token(a), 1)              # [G, S]
+  a = a.replace(weight=a.weight / jnp.take_along_axis(takers, a.token, axis=1))
+  return a, contract.Aux(
+      losses=dict(balance=losses.popularity(probs, mask, tokens), z=losses.z(logits, mask, tokens)),
+      load=metrics.load(edges),
+      metrics=metrics.routing(logits, jax.nn.softmax(logits, axis=-1), edges, a, mask, tokens))
+
+
+class ExpertSelection(nnx.Module):
+  """Experts select tokens (Mesh-TensorFlow). Whether a token is taken depends on later ones.
+
+  Args:
+    capacity_factor: (train, eval) average experts per token; None = every expert takes all.
+    min_capacity:    least slots of an expert, never more than the tokens of the group.
+    allow_causal:    accept a stack in which a token must not depend on later ones.
+  Losses: balance (popularity of tokens), z.
+  """
+
+  def __init__(self, d_model, *, num_experts, capacity_factor=(1.25, 2.0), min_capacity=4,
+               allow_causal=False, rngs):
+    init = nnx.initializers.normal(0.02)
+    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.num_experts = num_experts
+    self.capacity_factor = tuple(capacity_factor)
+    self.min_capacity = min_capacity
+    self.allow_causal = allow_causal
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]; raises UserError in a causal stack."""
+    if ctx.causal and not self.allow_causal:
+      raise UserError('router expert_selection lets later tokens decide in a causal stack; nearest: router '
+                      "name='st_moe' (or allow_causal=True)")
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    factor = self.capacity_factor[0 if ctx.train else 1]
+    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    return contract.Routed(*expert_selection(logits, ctx.mask, capacity, ctx.tokens), carry)

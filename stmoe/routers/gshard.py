@@ -1,0 +1,122 @@
+"""GShard: group-level top-2 gating with a random second expert (arXiv:2006.16668)."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import assignment
+from stmoe.core import choices
+from stmoe.core import contract
+from stmoe.core import losses
+from stmoe.core import metrics
+from stmoe.errors import UserError
+
+# How later experts are picked from the rest, and which of them are sent: (pick, policy of choices.KEEP).
+# 'sampling' draws them from the softmax without the first, as praxis has it.
+POLICIES = {'all': (choices.best, 'all'), 'random': (choices.best, 'random'),
+            'threshold': (choices.best, 'threshold'), 'none': (choices.best, 'none'),
+            'sampling': (choices.sample, 'all')}
+
+
+def cap_logits(logits, cap):
+  """Returns cap * tanh(logits / cap), or `logits` when cap is 0 (praxis)."""
+  return cap * jnp.tanh(logits / cap) if cap > 0 else logits
+
+
+def renormalize(a, k):
+  """Returns `a` with the weights of every token's live edges over their sum; 0 where none lives.
+
+  Args:
+    a: Assignment of token choice with k choices.
+  """
+  live = assignment.live(a).reshape(a.token.shape[0], k, -1)         # [G, k, S]
+  weight = jnp.where(live, a.weight.reshape(live.shape), 0)
+  total = weight.sum(axis=1, keepdims=True)                          # [G, 1, S]
+  weight = weight / jnp.where(total > 0, total, 1)                   # safe before the division
+  return a.replace(weight=weight.reshape(a.weight.shape))
+
+
+def gshard(logits, mask, capacity, k=2, *, tokens=None, second_policy='random', threshold=0.5,
+           uniform=None, normalize_after_drop=False):
+  """Returns (Assignment, Aux) of algorithm 1 (section 2.2), for any k.
+
+  The gates are divided by their sum before anything is dropped, so that losing the
+  second expert leaves the first gate as it is; or after, so that it makes it 1 (praxis).
+  All first choices come before all second ones.
+
+  Args:
+    logits: f32[G,S,E]; mask: bool[G,S]; capacity: C; tokens: see `losses.token_mean`.
+    second_policy: a key of POLICIES, with draws uniform f32[G,S,k-1] or None. It sees the
+      normalised gates, with `normalize_after_drop` the raw ones.
+    threshold:     tau of 'random' and 'threshold', see `choices.keep`.
+  Differs: the paper's counter also advances for a second choice that was not sent; all
+  published code counts only those sent, and so does this.
+  """
+  pick, policy = POLICIES[second_policy]
+  probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
+  choice = choices.choose(probs, k, pick, uniform)                   # [G, S, k]
+  gates = choices.values(probs, choice)
+  if not normalize_after_drop:
+    gates = choices.normalize(gates)
+  sent = choices.keep(policy, gates, uniform, threshold)             # [G, S, k]
+  edges = assignment.from_choices(choice, gates, probs.shape[-1])    # [G, k*S]
+  edges = assignment.kill(edges, sent.swapaxes(1, 2).reshape(edges.expert.shape))
+  edges = assignment.kill_padding(edges, mask)
+  a = assignment.cap(edges, capacity)
+  if normalize_after_drop and k > 1:
+    a = renormalize(a, k)
+  numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
+  lost = metrics.over_capacity(edges, a)                             # [k]
+  numbers.update({f'over_capacity_{i + 1}': lost[i] for i in range(k)})
+  terms = dict(balance=losses.balance(probs, choice[..., :1], mask, tokens), z=losses.z(logits, mask, tokens))
+  if k > 1:
+    terms['second_place'] = losses.second_place(probs, choice, mask, tokens)
+  return a, contract.Aux(losses=terms, load=metrics.load(edges), metrics=numbers)
+
+
+class GShard(nnx.Module):
+  """Top-2 gating (arXiv:2006.16668, section 2.2 and algorithm 1); top-k for other k.
+
+  Args:
+    k:               choices per token. With k = 1 the gate is p itself.
+    capacity_factor: (train, eval) slots per token, for all its choices (paper: 2); None = no drops.
+    min_capacity:    least slots of an expert.
+    second_policy:   'random' (paper), 'all', 'threshold', 'sampling' or 'none'.
+    threshold:       tau: 'random' sends with probability g_2 / tau (paper: 2 g_2, so 0.5;
+      Mesh 0.2), 'threshold' iff g_2 > tau. Evaluation draws nothing: 'random' sends iff
+      g_2 > tau / 2, 'sampling' takes the most probable.
+    normalize_after_drop: divide the gates by the sum of those that survive (praxis).
+    logit_cap:       logits become cap * tanh(logits / cap); 0 = off.
+  Losses: balance (first choices), z, and for k > 1 second_place (Mesh: half of balance's coefficient).
+  """
+
+  def __init__(self, d_model, *, num_experts, k=2, capacity_factor=(2.0, 2.0), min_capacity=4,
+               second_policy='random', threshold=0.5, normalize_after_drop=False, logit_cap=0.0, rngs):
+    if not 1 <= k <= num_experts:
+      raise UserError(f'router gshard: k={k} with num_experts={num_experts}; k is at least 1 and '
+                      f'at most {num_experts}')
+    choices.named(POLICIES, second_policy, 'second_policy')
+    init = nnx.initializers.normal(0.02)
+    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.num_experts = num_experts
+    self.k = k
+    self.capacity_factor = tuple(capacity_factor)
+    self.min_capacity = min_capacity
+    self.second_policy = second_policy
+    self.threshold = threshold
+    self.normalize_after_drop = normalize_after_drop
+    self.logit_cap = logit_cap
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    logits = cap_logits(logits, self.logit_cap)                      # [G, S, E]
+    factor = self.capacity_factor[0 if ctx.train else 1]
+    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    key = ctx.fold('second').key if ctx.train else None
+    a, aux = gshard(logits, ctx.mask, capacity, self.k, tokens=ctx.tokens,
+                    second_policy=self.second_policy, threshold=self.threshold,
+                    uniform=choices.draw(key, *x.shape[:2], self.k - 1),
+                    normalize_after_drop=self.normalize_after_drop)
+    return contract.Routed(a, aux, carry)

@@ -1,0 +1,106 @@
+"""ST-MoE: stable top-n routing with router z-loss and batch priority (arXiv:2202.08906)."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import assignment
+from stmoe.core import choices
+from stmoe.core import contract
+from stmoe.core import losses
+from stmoe.core import metrics
+from stmoe.errors import UserError
+
+# The choices that f_e of the balance loss counts: the first (paper, Mesh) or any (flaxformer).
+COUNTED = {'first': slice(0, 1), 'any': slice(None)}
+
+
+def st_moe(logits, mask, capacity, k, *, tokens=None, normalize_gates=True, second_policy='random',
+           threshold=0.2, uniform=None, batch_priority=False, balance_choices='first'):
+  """Returns (Assignment, Aux) of top-n routing (appendices D and G).
+
+  The gates are the k largest p, over their sum as in the paper, or raw as in flaxformer:
+  then the router learns how sure it is and not only the ratio of its choices. Choice
+  i >= 2 is sent with probability min(1, g_i / threshold), and one that is not sent leaves
+  the first gate as it is. All first choices come before all second choices.
+
+  Args:
+    logits: f32[G,S,E]; mask: bool[G,S]; capacity: C; tokens: see `losses.token_mean`.
+    second_policy, threshold: see `choices.keep`, with draws uniform f32[G,S,k-1] or None.
+    batch_priority:  within a choice level tokens come by falling largest probability
+      (batch-prioritised routing, arXiv:2106.05974), not by position.
+    balance_choices: a key of COUNTED.
+  """
+  probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
+  choice = choices.choose(probs, k)                                  # [G, S, k]
+  gates = choices.values(probs, choice)
+  if normalize_gates:
+    gates = choices.normalize(gates)
+  sent = choices.keep(second_policy, gates, uniform, threshold)      # [G, S, k]
+  edges = assignment.from_choices(choice, gates, probs.shape[-1])    # [G, k*S]
+  edges = assignment.kill(edges, sent.swapaxes(1, 2).reshape(edges.expert.shape))
+  edges = assignment.kill_padding(edges, mask)
+  priority = jax.lax.stop_gradient(probs.max(axis=-1)) if batch_priority else None   # [G, S]
+  a = assignment.cap(edges, capacity, priority)
+  counted = choice[..., COUNTED[balance_choices]]
+  return a, contract.Aux(
+      losses=dict(balance=losses.balance(probs, counted, mask, tokens), z=losses.z(logits, mask, tokens)),
+      load=metrics.load(edges),
+      metrics=metrics.routing(logits, probs, edges, a, mask, tokens))
+
+
+class STMoE(nnx.Module):
+  """Top-n routing of ST-MoE (arXiv:2202.08906, sections 3 and 5, appendices D and G).
+
+  Args:
+    k:               choices per token.
+    capacity_factor: (train, eval) slots per token, for all its choices; None = no drops.
+    min_capacity:    least slots of an expert.
+    normalize_gates: gates over their sum (paper), or raw probabilities (flaxformer).
+    second_policy:   'random', 'all', 'none' or 'threshold', for choices after the first.
+    threshold:       tau of 'random' (sent with probability g / tau) and of 'threshold'
+      (sent iff g > tau). Evaluation draws nothing: 'random' then sends iff g > tau / 2.
+    batch_priority:  batch-prioritised routing; not causal.
+    balance_choices: 'first' (paper) or 'any' (flaxformer): what the balance loss counts.
+    allow_causal:    accept batch priority where it shows a token later ones.
+  Losses: balance, z (the router z-loss, section 3.3).
+  Differs: evaluation is deterministic; Mesh-TensorFlow draws there too.
+  """
+
+  def __init__(self, d_model, *, num_experts, k=2, capacity_factor=(1.25, 2.0), min_capacity=4,
+               normalize_gates=True, second_policy='random', threshold=0.2, batch_priority=False,
+               balance_choices='first', allow_causal=False, rngs):
+    if not 1 <= k <= num_experts:
+      raise UserError(f'router st_moe: k={k} with num_experts={num_experts}; k is at least 1 and '
+                      f'at most {num_experts}')
+    choices.named(choices.KEEP, second_policy, 'second_policy')
+    choices.named(COUNTED, balance_choices, 'balance_choices')
+    init = nnx.initializers.normal(0.02)
+    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.num_experts = num_experts
+    self.k = k
+    self.capacity_factor = tuple(capacity_factor)
+    self.min_capacity = min_capacity
+    self.normalize_gates = normalize_gates
+    self.second_policy = second_policy
+    self.threshold = threshold
+    self.batch_priority = batch_priority
+    self.balance_choices = balance_choices
+    self.allow_causal = allow_causal
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]; raises UserError for batch priority in a causal stack."""
+    if self.batch_priority and ctx.causal and not self.allow_causal:
+      raise UserError('router st_moe: batch_priority=True lets later tokens decide in a causal stack; '
+                      'nearest: batch_priority=False (or allow_causal=True)')
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    factor = self.capacity_factor[0 if ctx.train else 1]
+    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    key = ctx.fold('second').key if ctx.train else None
+    a, aux = st_moe(
+        logits, ctx.mask, capacity, self.k, tokens=ctx.tokens, normalize_gates=self.normalize_gates,
+        second_policy=self.second_policy, threshold=self.threshold,
+        uniform=choices.draw(key, *x.shape[:2], self.k - 1),
+        batch_priority=self.batch_priority, balance_choices=self.balance_choices)
+    return contract.Routed(a, aux, carry)

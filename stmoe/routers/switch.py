@@ -1,0 +1,82 @@
+"""Switch Transformer: every token to its one most probable expert (arXiv:2101.03961)."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import assignment
+from stmoe.core import choices
+from stmoe.core import contract
+from stmoe.core import losses
+from stmoe.core import metrics
+from stmoe.core import noise
+
+
+def switch(logits, mask, capacity, tokens=None, explore=choices.best, uniform=None):
+  """Returns (Assignment, Aux): token s to e* = argmax_e p_e, weighted by p_e* (section 2.1).
+
+  The weight is the probability itself, never renormalised: besides the losses it is the
+  router's only gradient. Earlier tokens of a group come first.
+
+  Args:
+    logits:   f32[G,S,E].
+    mask:     bool[G,S] real tokens; padding goes nowhere.
+    capacity: C.
+    tokens:   divisor of the losses, see `losses.token_mean`.
+    explore:  a value of EXPLORATION: how the expert is chosen from p.
+    uniform:  f32[G,S] draws for it, or None.
+  """
+  probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
+  choice = explore(jax.lax.stop_gradient(probs), uniform)[..., None]               # [G, S, 1]
+  edges = assignment.from_choices(choice, choices.values(probs, choice), probs.shape[-1])
+  edges = assignment.kill_padding(edges, mask)
+  a = assignment.cap(edges, capacity)
+  return a, contract.Aux(
+      losses=dict(balance=losses.balance(probs, choice, mask, tokens), z=losses.z(logits, mask, tokens)),
+      load=metrics.load(edges),
+      metrics=metrics.routing(logits, probs, edges, a, mask, tokens))
+
+
+# Two of the four policies of appendix C; the others change the router's input: dropout and jitter.
+EXPLORATION = {'argmax': choices.best, 'sample': choices.sample}
+
+
+class Switch(nnx.Module):
+  """Top-1 routing with a balance loss (arXiv:2101.03961, sections 2.1 and 2.2).
+
+  Args:
+    capacity_factor: (train, eval) slots per token; None = nothing is dropped.
+    min_capacity:    least slots of an expert.
+    jitter:          in training the router sees x * U(1 - jitter, 1 + jitter); experts see x.
+    input_dropout:   in training the router sees x with this share of its entries dropped.
+    exploration:     'argmax', or 'sample': in training the expert is drawn from p.
+  Losses: balance, z.
+  Differs: losses leave padding out, Mesh-TensorFlow counts it in f and P.
+  """
+
+  def __init__(self, d_model, *, num_experts, capacity_factor=(1.25, 2.0), min_capacity=4,
+               jitter=1e-2, input_dropout=0.0, exploration='argmax', rngs):
+    # N(0, 0.02) is flaxformer's, stated there to be slightly better than the paper's scaled init.
+    init = nnx.initializers.normal(0.02)
+    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.num_experts = num_experts
+    self.capacity_factor = tuple(capacity_factor)
+    self.min_capacity = min_capacity
+    self.jitter = jitter
+    self.input_dropout = input_dropout
+    choices.named(EXPLORATION, exploration, 'exploration')
+    self.exploration = exploration
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    noisy = ctx if ctx.train else ctx.replace(key=None)
+    x = x.astype(jnp.float32)
+    x = noise.jitter(x, self.jitter, noisy.fold('jitter').key)
+    x = noise.dropout(x, self.input_dropout, noisy.fold('dropout').key)
+    logits = jnp.einsum('gsd,de->gse', x, self.w[...], precision='highest')        # [G, S, E]
+    factor = self.capacity_factor[0 if ctx.train else 1]
+    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    uniform = choices.draw(noisy.fold('sample').key, *x.shape[:2])                 # [G, S]
+    a, aux = switch(logits, ctx.mask, capacity, ctx.tokens, EXPLORATION[self.exploration], uniform)
+    return contract.Routed(a, aux, carry)
