@@ -24,9 +24,10 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	echo 'No Python 3.11, 3.12 or 3.13 with its venv module was found. Install one (on Debian and Ubuntu:' >&2; \
 	echo 'apt install python3 python3-venv) or name it: make env PYTHON=/path/to/python3' >&2; exit 1
 	@{ $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt \
-	     -e '.[dev]' 2>&1 && touch $@; } | tee .venv/install.log | awk ' \
-	  /^Collecting/ { printf "\r  %3d packages found, now %-30s", ++n, substr($$2, 1, 30); fflush() } \
-	  /^Installing coll/ { printf "\n  unpacking them, about a minute and a half ...\n"; fflush() }'
+	     -e '.[dev]' 2>&1 && touch $@; } | tee .venv/install.log | awk -v live="$$(test -t 1 && echo 1)" ' \
+	  /^(Collecting|Processing)/ { n++; if (live) printf "\r  %3d packages, now %-40s", n, substr($$2, 1, 40); \
+	                               else if (n % 25 == 0) print "  " n " packages"; fflush() } \
+	  /^Installing coll/ { print (live ? "\n" : "") "  unpacking them, about a minute and a half ..."; fflush() }'
 	@test -f $@ || { grep '^ERROR' .venv/install.log >&2; \
 	  echo 'The installation failed; all it said is in .venv/install.log' >&2; exit 1; }
 	@echo '  done: .venv/bin/stmoe'

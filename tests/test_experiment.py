@@ -1,0 +1,137 @@
+"""Experiments are found by name, overridden with typed values, and resolved to stable JSON."""
+
+import json
+
+import ml_collections
+import pytest
+
+from stmoe import errors
+from stmoe import experiment
+
+TOY = '''"""A toy.
+
+Second paragraph.
+"""
+import ml_collections
+from stmoe.configs import arguments
+
+def get_config(arg=''):
+  arg = arguments.parse(arg, smoke=False, width=8)
+  c = ml_collections.ConfigDict()
+  c.seed = 0
+  c.lr = 0.1
+  c.flag = True
+  c.width = arg.width
+  c.half = c.get_ref('width') // 2
+  c.layers = (1,)
+  c.every = [1, 2]
+  c.nothing = None
+  c.opt = dict(name='adam', b=ml_collections.config_dict.placeholder(float), empty=dict())
+  return c
+'''
+
+
+@pytest.fixture
+def toy(tmp_path):
+  path = tmp_path / 'toy.py'
+  path.write_text(TOY)
+  return str(path)
+
+
+@pytest.mark.parametrize('override, key, value', [
+    ('lr=1', 'lr', 1.0),
+    ('--config.layers=(1,2)', 'layers', (1, 2)),
+    ('--config.layers=1,2', 'layers', (1, 2)),
+    ('every[0]=7', 'every', [7, 2]),
+    ('flag=False', 'flag', False),
+    ('width=10', 'half', 5),
+    ('opt.name=3', 'opt.name', '3'),
+    ('opt.b=0.5', 'opt.b', 0.5),
+    ('opt.b=1', 'opt.b', 1.0),
+    ('nothing=4', 'nothing', 4),
+    ('opt.name=a=b', 'opt.name', 'a=b'),
+])
+def test_override(toy, override, key, value):
+  config, _ = experiment.load(toy, [override])
+  found = experiment.flatten(config)[key]
+  assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize('override, words', [
+    ('nosuch=1', ['config.nosuch does not exist']),
+    ('sed=1', ['config.sed does not exist', 'nearest: config.seed']),
+    ('opt.nam=1', ['config.opt.nam does not exist', 'nearest: config.opt.name']),
+    ('seed.x=1', ['config.seed.x does not exist', 'nearest: config.seed']),
+    ('seed=1.5', ['config.seed=1.5', 'an int']),
+    ('flag=2', ['config.flag=2', 'a bool']),
+    ('opt.b=high', ['config.opt.b=high', 'a float']),
+    ('opt=1', ['config.opt is a group', 'config.opt.name']),
+    ('every[5]=1', ['config.every[5]', 'the list has 2']),
+    ('every[0]=x', ['config.every[0]=x', 'an int']),
+    ('layers[0]=1', ['config.layers[0]', 'give the tuple whole']),
+    ('seed', ['--config.seed needs a value']),
+])
+def test_wrong_override_is_named(toy, override, words):
+  with pytest.raises(errors.UserError) as error:
+    experiment.load(toy, [override])
+  assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_config_is_locked(toy):
+  config, _ = experiment.load(toy)
+  with pytest.raises(AttributeError):
+    config.new = 1
+
+
+def test_argument_and_names(toy, tmp_path):
+  config, name = experiment.load(f'{toy}:smoke,width=12')
+  assert (config.width, config.half) == (12, 6)
+  assert name == f'{str(tmp_path).lstrip("/")}/toy:smoke,width=12'
+  assert experiment.default_workdir('lm/stdlib:smoke') == 'runs/lm_stdlib_smoke'
+  with pytest.raises(errors.UserError, match='toy.py:smok: argument .smok.'):
+    experiment.load(f'{toy}:smok')
+
+
+def test_path_inside_the_folder_is_the_name():
+  name = next(iter(experiment.available()))
+  path = experiment.folder() / f'{name}.py'
+  assert experiment.load(str(path))[1] == name
+  assert experiment.load(f'{path}:')[0].to_dict() == experiment.load(name)[0].to_dict()
+
+
+def test_unknown_experiment_names_the_nearest(tmp_path):
+  with pytest.raises(errors.UserError, match="'lm/stdlb'; nearest: lm/stdlib"):
+    experiment.load('lm/stdlb')
+  with pytest.raises(errors.UserError, match='no such file: nowhere.py'):
+    experiment.load('nowhere.py')
+  (tmp_path / 'empty.py').write_text('x = 1\n')
+  with pytest.raises(errors.UserError, match='defines no get_config'):
+    experiment.load(str(tmp_path / 'empty.py'))
+
+
+def test_every_experiment_is_listed_with_a_line():
+  found = experiment.available()
+  assert 'lm/stdlib' in found and all(found.values())
+  assert not any(name.endswith(('paper', 'arguments', '__init__')) for name in found)
+
+
+def test_json_is_resolved_and_the_id_is_stable(toy):
+  config, _ = experiment.load(toy, ['width=10'])
+  resolved = json.loads(experiment.to_json(config))
+  assert (resolved['half'], resolved['layers'], resolved['opt']['b']) == (5, [1], None)
+  assert list(resolved) == sorted(resolved)
+  other = ml_collections.ConfigDict(dict(reversed(list(config.to_dict().items()))))
+  assert experiment.run_id(other) == experiment.run_id(config)
+  assert experiment.run_id(experiment.load(toy)[0]) != experiment.run_id(config)
+  # sha1 of '{"a": [1, 2], "b": 0.5}', by sha1sum
+  small = ml_collections.ConfigDict(dict(b=0.5, a=(1, 2)))
+  assert experiment.run_id(small) == 'd7779b2a5fb12ac99fd425bedb17dece97e76dfb'
+
+
+def test_diff_names_fields_and_both_values(toy):
+  left, right = experiment.load(toy)[0], experiment.load(toy, ['lr=1', 'opt.name=sgd'])[0]
+  assert experiment.diff(left, left) == {}
+  assert experiment.diff(left, right) == {'lr': (0.1, 1.0), 'opt.name': ('adam', 'sgd')}
+  with right.unlocked():
+    del right.seed
+  assert experiment.diff(left, right)['seed'] == (0, experiment.MISSING)
