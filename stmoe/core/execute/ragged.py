@@ -1,0 +1,36 @@
+"""Sorted rows and `jax.lax.ragged_dot`: dropless, short, a reference only.
+
+XLA computes `ragged_dot` on CPU and on CUDA as a dense product over all experts, E times
+the work that is needed; only TPUs have a kernel behind it. `blocks` is the portable
+dropless executor. This one stays as the plainest user of the Ragged layout.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from stmoe.core import assignment
+from stmoe.core import layouts
+from stmoe.core import rows as rows_lib
+
+
+def execute(x, a, experts, key=None):
+  """Returns y[g,s] = sum over edges (s -> e) of weight * expert_e(x[g,s]).
+
+  Args:
+    x:       [G,S,D] activations.
+    a:       Assignment.
+    experts: a bank, `experts(rows, key) -> rows`.
+    key:     PRNG key for dropout inside experts, or None.
+  Returns:
+    [G,S,D] in the dtype of x; tokens without a live edge get zeros.
+  """
+  live = assignment.live(a)                                          # [G, N]
+  with jax.named_scope('dispatch'):
+    rows = rows_lib.sort(a)
+    sorted_x = x.reshape(-1, x.shape[-1])[rows.token]                # [M, D]
+  with jax.named_scope('experts'):
+    y = experts(layouts.Ragged(sorted_x, rows.sizes), key).x         # [M, D]
+  with jax.named_scope('combine'):
+    y = y.at[rows.row].get(mode='fill', fill_value=0)                # [G, N, D]
+    y = y * jnp.where(live, a.weight, 0)[..., None]                  # dead weights may be NaN
+    return rows_lib.add_up(y, a).astype(x.dtype)                     # [G, S, D]

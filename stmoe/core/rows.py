@@ -1,0 +1,81 @@
+"""The live edges of an Assignment sorted by expert: one row per edge, and tables both ways.
+
+Dropless executors run experts on these rows: those of expert 0, then of expert 1, and so
+on, without padding. No sort is needed: slots have no holes, so an edge's row is the first
+row of its expert, plus the edges that earlier groups send there, plus its slot.
+"""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from stmoe.core import assignment
+
+
+@struct.dataclass
+class Rows:
+  """Where the rows of each expert lie; M = G*N rows, the live ones first.
+
+  edge:   i32[M] edge (of the flattened [G,N] list) that a row carries; 0 beyond the live rows.
+  token:  i32[M] its token in [0, G*S); 0 beyond the live rows.
+  row:    i32[G,N] row of an edge, M for edges that reach no expert.
+  start:  i32[E] first row of an expert.
+  sizes:  i32[E] rows of an expert.
+  """
+  edge: jax.Array
+  token: jax.Array
+  row: jax.Array
+  start: jax.Array
+  sizes: jax.Array
+
+
+def sort(a):
+  """Returns the Rows of Assignment `a`.
+
+  Two groups of three tokens on two experts; the last token of the first group was dropped:
+
+  >>> edges = assignment.from_choices(jnp.array([[[1], [0], [0]], [[0], [1], [0]]]), jnp.ones((2, 3, 1)), 2)
+  >>> rows = sort(assignment.cap(edges, 1))
+  >>> rows.row.tolist(), rows.token.tolist(), rows.sizes.tolist()
+  ([[2, 0, 6], [1, 3, 6]], [1, 3, 0, 4, 0, 0], [2, 2])
+  """
+  groups, num = a.expert.shape
+  live = assignment.live(a)                                          # [G, N]
+  used = used_slots(a)                                               # [G, E]
+  sizes = used.sum(0)                                                # [E]
+  start = jnp.cumsum(sizes) - sizes                                  # [E]
+  first = start + jnp.cumsum(used, axis=0) - used                    # [G, E] first row of a group
+  expert = jnp.minimum(a.expert, a.num_experts - 1)
+  row = jnp.where(live, jnp.take_along_axis(first, expert, axis=1) + a.slot, groups * num)
+  edge = jnp.zeros(groups * num, jnp.int32).at[row.reshape(-1)].set(
+      jnp.arange(groups * num, dtype=jnp.int32), mode='drop', unique_indices=True)
+  token = a.token + jnp.arange(groups, dtype=jnp.int32)[:, None] * a.num_tokens
+  token = jnp.where(jnp.arange(groups * num) < sizes.sum(), token.reshape(-1)[edge], 0)
+  return Rows(edge=edge, token=token, row=row, start=start, sizes=sizes)
+
+
+def used_slots(a):
+  """Returns i32[G,E]: how many edges of each group reach each expert.
+
+  >>> edges = assignment.from_choices(jnp.array([[[1], [0], [1]]]), jnp.ones((1, 3, 1)), 3)
+  >>> used_slots(assignment.cap(edges, 1)).tolist()
+  [[1, 1, 0]]
+  """
+  return (a.expert[..., None] == jnp.arange(a.num_experts)).sum(axis=1, dtype=jnp.int32)
+
+
+def add_up(rows, a):
+  """Returns the sum, for every token, of what its edges hold: [G,N,D] -> [G,S,D].
+
+  With `choices` set this adds k slices; otherwise it is a segment sum over tokens, because
+  a token may then have any number of edges.
+
+  >>> edges = assignment.from_choices(jnp.array([[[0, 1], [0, 1]]]), jnp.ones((1, 2, 2)), 2)
+  >>> add_up(jnp.array([[[1.], [2.], [10.], [20.]]]), edges).tolist()
+  [[[11.0], [22.0]]]
+  """
+  groups, _, width = rows.shape
+  if a.choices:
+    return rows.reshape(groups, a.choices, a.num_tokens, width).sum(1)
+  at = (jnp.arange(groups)[:, None], a.token)
+  return jnp.zeros((groups, a.num_tokens, width), rows.dtype).at[at].add(rows)
