@@ -52,7 +52,7 @@ def load(name, overrides=()):
     UserError: for an unknown experiment, argument or field, or a mistyped value.
   """
   where, colon, arg = name.partition(':')
-  canonical, module = _module(where)
+  canonical, module = find_module(where)
   if not hasattr(module, 'get_config'):
     raise errors.UserError(f'{where} defines no get_config(arg)')
   try:
@@ -65,8 +65,8 @@ def load(name, overrides=()):
   return config, canonical + colon + arg
 
 
-def _module(where):
-  """(canonical name, module) of an experiment's name or path, without its argument."""
+def find_module(where):
+  """Returns (canonical name, module) of an experiment's name or path, without its argument."""
   if where.endswith('.py'):
     path = pathlib.Path(where)
     if not path.is_file():

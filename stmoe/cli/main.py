@@ -38,7 +38,9 @@ def main(argv=None):
   """Returns the exit code of `stmoe ARGV`: 0, 2 for a mistake of the user, 130 after Ctrl-C."""
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
-    return _run([word for word in argv if word != '--debug']) or 0
+    code = _run([word for word in argv if word != '--debug'])
+    sys.stdout.flush()
+    return code or 0
   except BrokenPipeError:            # the reader of a pipe, such as `head`, has seen enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -1,0 +1,136 @@
+"""The command `stmoe`: finding sub-commands, exit codes, and what it must not import."""
+
+import argparse
+import errno
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import stmoe
+from stmoe import errors
+from stmoe.cli import main
+
+
+def test_help_names_every_command_with_its_line(command):
+  code, out, _ = command('--help')
+  assert code == 0 and command()[1] == out
+  for name, line in main.commands().items():
+    assert line.endswith('.') and f'{name} ' in out and line in out
+
+
+def test_every_command_explains_itself(command):
+  for name in main.commands():
+    with pytest.raises(SystemExit) as stop:
+      command(name, '--help')
+    assert stop.value.code == 0
+
+
+def test_version(command):
+  assert command('--version') == (0, f'stmoe {stmoe.__version__}\n', '')
+
+
+SNIPPET = '''
+import contextlib, io, sys
+from stmoe.cli import main
+for argv in (['--help'], ['list'], ['show', 'lm/stdlib:smoke'], ['show', 'lm/stdlib', '--json'],
+             ['diff', 'lm/stdlib', 'lm/stdlib:smoke'], ['nosuch'], ['show', 'nosuch']):
+  with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    main.main(argv)
+  print(argv, *sorted({name.partition('.')[0] for name in sys.modules}))
+'''
+
+
+def test_light_commands_import_no_heavy_library():
+  """Neither JAX nor TensorFlow nor what takes its seconds: the answer comes in well under a second."""
+  done = subprocess.run([sys.executable, '-c', SNIPPET], capture_output=True, text=True, check=True)
+  heavy = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'grain', 'tensorflow', 'seqio', 'numpy', 'matplotlib',
+           'rich', 'tensorboardX'}
+  lines = done.stdout.splitlines()
+  assert len(lines) == 7
+  for line in lines:
+    assert not heavy & set(line.split()), line
+
+
+def test_importing_a_command_imports_no_heavy_library():
+  """Heavy imports stand inside `run`, so that `stmoe train --help` is instant too."""
+  code = ('import importlib, sys; from stmoe.cli import main\n'
+          'for name in main.commands(): importlib.import_module(f"stmoe.cli.{name}")\n'
+          'print(*sys.modules)')
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert not {'jax', 'tensorflow', 'seqio', 'matplotlib', 'grain'} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['trian'], ["no command is called 'trian'", 'nearest: train']),
+    (['show'], ['required: name', 'stmoe show --help']),
+    (['show', 'lm/stdlib', '--jsno'], ['--jsno', 'stmoe show --help']),
+    (['list', '--config.seed=1'], ['stmoe list takes no --config.seed=1']),
+    (['list', 'no such name'], ['no experiment has']),
+    (['show', 'lm/stdlb'], ["no experiment is called 'lm/stdlb'", 'nearest: lm/stdlib']),
+    (['show', 'lm/stdlib:smoek'], ["argument 'smoek' is unknown", 'nearest: smoke']),
+    (['show', 'lm/stdlib', '--config.train.stps=3'], ['config.train.stps', 'nearest: config.train.steps']),
+    (['show', 'lm/stdlib', '--config.train.steps=many'], ['config.train.steps=many', 'an int']),
+    (['show', 'lm/stdlib', '--config.train.steps'], ['config.train.steps', 'needs a value']),
+    (['diff', 'lm/stdlib', 'nowhere/exp.py'], ['no such file: nowhere/exp.py']),
+])
+def test_mistakes_are_one_line_and_exit_code_2(mistake, argv, words):
+  line = mistake(*argv)
+  assert all(word in line for word in words), line
+
+
+def test_overrides_are_split_from_the_rest():
+  assert main.split_overrides(['a', '--config.x=1', '--json', '--config.y', '2', 'b', '--config.z']) == (
+      ['a', '--json', 'b'], ['--config.x=1', '--config.y=2', '--config.z'])
+
+
+def _fail(monkeypatch, error):
+  def run(args):
+    raise error
+  monkeypatch.setattr('stmoe.cli.list.run', run)
+
+
+def test_debug_shows_the_traceback(command, monkeypatch):
+  _fail(monkeypatch, errors.UserError('wrong'))
+  assert command('list') == (2, '', 'stmoe: wrong\n')
+  with pytest.raises(errors.UserError):
+    command('list', '--debug')
+
+
+def test_our_own_faults_keep_their_traceback(command, monkeypatch):
+  _fail(monkeypatch, ValueError('a fault'))
+  with pytest.raises(ValueError, match='a fault'):
+    command('list')
+
+
+def test_interrupt_exits_with_130(command, monkeypatch):
+  _fail(monkeypatch, KeyboardInterrupt())
+  assert command('list') == (130, '', 'stmoe: interrupted\n')
+
+
+def test_full_disk_is_one_line(mistake, monkeypatch):
+  full = OSError(errno.ENOSPC, 'No space left on device', '/runs/a/metrics.jsonl')
+  _fail(monkeypatch, full)
+  assert '/runs/a/metrics.jsonl' in mistake('list') and 'no space left' in mistake('list')
+  wrapped = RuntimeError('the save failed')
+  wrapped.__cause__ = ValueError('RESOURCE_EXHAUSTED: write: No space left on device')
+  _fail(monkeypatch, wrapped)
+  assert 'no space left on device' in mistake('list')
+
+
+def test_a_closed_pipe_is_no_error():
+  """`stmoe list | head -0` ends quietly."""
+  code = 'import sys, time; from stmoe.cli import main; time.sleep(0.1); sys.exit(main.main(["list"]))'
+  done = subprocess.run(f"{sys.executable} -c '{code}' | true", shell=True, capture_output=True, text=True,
+                        check=True)
+  assert done.stderr == ''
+
+
+def test_commands_declare_the_two_functions():
+  """Every file of the folder is a command: nothing else lives there."""
+  for name in main.commands():
+    module = importlib.import_module(f'stmoe.cli.{name}')
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    assert callable(module.run)
