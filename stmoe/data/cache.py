@@ -76,7 +76,7 @@ def vocabulary_of(spec, among, extra_ids=0, cache_dir=None):
   if spec == 'bytes':
     return vocab.Bytes(extra_ids)
   if not spec.startswith('train:'):
-    return vocab.from_file(spec, extra_ids)
+    return vocab.Pieces(spec, extra_ids)
   num_pieces = spec.removeprefix('train:')
   if not num_pieces.isdigit():
     raise errors.UserError(f'data.vocab={spec!r}: not a number of pieces; write train:4096')
@@ -86,7 +86,7 @@ def vocabulary_of(spec, among, extra_ids=0, cache_dir=None):
     with _new(path) as unfinished, progress.task(f'training a vocabulary of {num_pieces} pieces', None):
       texts = (text for task in among for text in task.documents('train'))
       (unfinished / 'pieces.model').write_bytes(vocab.train(texts, int(num_pieces)))
-  return vocab.from_file(path / 'pieces.model', extra_ids)
+  return vocab.Pieces(path / 'pieces.model', extra_ids)
 
 
 def _hash(*parts):
@@ -111,7 +111,8 @@ def _new(path):
       raise errors.UserError(f'no space left on device for the cache {path}; free some, or set '
                              '--config.data.cache_dir=DIR') from e
     if isinstance(e, OSError):
-      raise errors.UserError(f'cannot write the cache {path}: {e.strerror}; set --config.data.cache_dir=DIR') from e
+      raise errors.UserError(f'cannot write the cache {path}: {e.strerror}; set '
+                             '--config.data.cache_dir=DIR') from e
     raise
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -147,7 +148,7 @@ def _write_split(path, task, split, vocabulary):
   writer = array_record_module.ArrayRecordWriter(str(path / f'{split}.array_record'), OPTIONS)
   with progress.task(f'caching {task.name} {split}', task.size(split), 'bytes') as advance:
     for texts in _batches(task.documents(split)):
-      for text, ids in zip(texts, vocabulary.encode(texts)):
+      for text, ids in zip(texts, vocabulary.encode(texts), strict=True):
         text = text.encode()
         digest.update(text)
         documents, num_bytes, num_tokens = documents + 1, num_bytes + len(text), num_tokens + len(ids) + 1

@@ -13,8 +13,8 @@ import sysconfig
 from stmoe import errors
 
 _SKIP = frozenset((
-    '__pycache__ site-packages dist-packages test tests idlelib tkinter turtledemo lib2to3 distutils ensurepip '
-    'encodings lib-dynload msilib __phello__ pyrepl _pyrepl').split())
+    '__pycache__ site-packages dist-packages test tests idlelib tkinter turtledemo lib2to3 distutils '
+    'ensurepip encodings lib-dynload msilib __phello__ pyrepl _pyrepl').split())
 HELD_OUT = 20  # one part in twenty goes to validation
 
 
@@ -109,7 +109,8 @@ def _read(path):
   except UnicodeDecodeError as e:
     raise errors.UserError(f'data.files: {str(path)!r} is not UTF-8 (byte {e.start})') from e
   except (OSError, EOFError) as e:
-    raise errors.UserError(f'data.files: cannot read {str(path)!r}: {getattr(e, "strerror", None) or e}') from e
+    reason = getattr(e, 'strerror', None) or e
+    raise errors.UserError(f'data.files: cannot read {str(path)!r}: {reason}') from e
   return content
 
 

@@ -9,10 +9,11 @@ Fields of `cfg.data`:
   task, files: a task of tasks.py, and the files of task text.
   mixture: instead of task: {task: weight}, or pairs of them; empty for none.
   vocab, extra_ids, cache_dir: see cache.py ('' = the default folder).
-  objective: lm, span_corruption, prefix_lm.
+  objective: lm, span_corruption, prefix_lm (objectives.py).
   length: row length (lm, prefix_lm); inputs_length, targets_length: row lengths (span_corruption).
+  noise_density, mean_span_length: of span_corruption, where they are not T5's 0.15 and 3.0.
   join: True cuts the joined documents every `segment` tokens (one segment a row: attention and
-    positions run across document ends, which EOS marks); False cuts each document by itself.
+    positions run across documents, whose ends EOS marks); False cuts each document by itself.
   pack: True puts several short segments into one row for training (never for evaluation); a row of
     joined documents is full anyway.
   shuffle: False takes the rows in order.
@@ -33,6 +34,13 @@ from stmoe.data import pack
 from stmoe.data import stream as streams
 from stmoe.data import tasks
 
+OBJECTIVES = {
+    'lm': lambda d, vocabulary: objectives.Lm(d.length),
+    'prefix_lm': lambda d, vocabulary: objectives.PrefixLm(d.length),
+    'span_corruption': lambda d, vocabulary: objectives.SpanCorruption(
+        d.inputs_length, d.targets_length, vocabulary, d.get('noise_density', 0.15),
+        d.get('mean_span_length', 3.0)),
+}
 AHEAD = 4  # batches made in the background
 
 
@@ -121,8 +129,8 @@ class Iterator:
 
 def train_iterator(cfg, shard=0, num_shards=1):
   """Returns the Iterator of training batches: dicts of i32[train.batch_size / num_shards, length]."""
-  objective = objective_of(cfg)
   found = open_caches(cfg)
+  objective = _objective(cfg, found)
   parts = []
   for name, cache in found.items():
     rows = _rows(cache, 'train', objective, cfg, _seed(cfg.seed, 'draws', name))
@@ -132,15 +140,17 @@ def train_iterator(cfg, shard=0, num_shards=1):
     parts.append(order.repeat(None).map_with_index(lambda number, row, rows=rows: (rows, row, number)))
   weights = [weight for _, weight in mixture(cfg)]
   order = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
-  batches = Batches(order.__getitem__, sys.maxsize, objective, _divided(cfg, 'train', num_shards), shard, num_shards)
+  size = _divided(cfg, 'train', num_shards)
+  batches = Batches(order.__getitem__, sys.maxsize, objective, size, shard, num_shards)
   return Iterator(batches, '+'.join(f'{name}-{cache.key}' for name, cache in found.items()))
 
 
 def eval_batches(cfg, shard=0, num_shards=1):
   """Returns the Batches of the evaluation split: each row once, in order, unpacked, none random twice."""
-  objective = objective_of(cfg)
-  parts = [_rows(cache, cfg.data.eval_split, objective, cfg, _seed(0, 'eval', name))
-           for name, cache in open_caches(cfg).items()]
+  found = open_caches(cfg)
+  objective = _objective(cfg, found)
+  parts = [_rows(cache, cfg.data.eval_split, objective, cfg, _seed('eval', name))
+           for name, cache in found.items()]
   ends = np.cumsum([len(rows) for rows in parts])
 
   def order(n):
@@ -186,9 +196,12 @@ def open_caches(cfg):
   return {task.name: caches.of(task, vocabulary, d.cache_dir) for task in among}
 
 
-def objective_of(cfg):
-  """Returns the objective of a configuration."""
-  return objectives.Lm(cfg.data.length)
+def _objective(cfg, found):
+  name = cfg.data.objective
+  if name not in OBJECTIVES:
+    raise errors.UserError(f'data.objective: none is called {name!r}{errors.nearest(name, OBJECTIVES)} '
+                           f'(there are: {", ".join(OBJECTIVES)})')
+  return OBJECTIVES[name](cfg.data, next(iter(found.values())).vocabulary)
 
 
 def _rows(cache, split, objective, cfg, seed):

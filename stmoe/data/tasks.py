@@ -1,12 +1,24 @@
-"""Tasks: where documents come from."""
+"""Tasks: where documents come from. Each is declared once, here, and is also a seqio Task (declare.py).
+
+The documents of `stdlib` and `text` come from plain Python. Those of `c4` come from TensorFlow Datasets
+through seqio, read in a process of its own, so that no process of ours that trains imports TensorFlow.
+"""
 
 import dataclasses
+import functools
+import os
+import pathlib
 import platform
+import struct
+import subprocess
+import sys
+import tempfile
 
 from stmoe import errors
 from stmoe.data import corpus
 
 SPLITS = ('train', 'validation')
+READER = (sys.executable, '-m', 'stmoe.data.declare')  # with a task and a split: its documents, see declare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,17 +31,19 @@ class Task:
     facts: what is stored with results, such as the Python version.
     documents: split -> iterator of str, in a fixed order.
     size: split -> UTF-8 bytes of all documents, or None where only reading them would tell.
+    tfds: name in TensorFlow Datasets, or '' for documents of plain Python.
   """
   name: str
   fingerprint: str
   facts: dict
   documents: callable
   size: callable
+  tfds: str = ''
 
 
 def stdlib(files=()):
-  """Returns the task of the standard library of this Python (corpus.stdlib)."""
-  del files
+  """Returns the task of the standard library of this Python (corpus.stdlib); it takes no files."""
+  _none('stdlib', files)
   return _local('stdlib', corpus.stdlib(), dict(python=platform.python_version()))
 
 
@@ -38,8 +52,14 @@ def text(files=()):
   return _local('text', corpus.text(files), dict(files=[str(f) for f in files]))
 
 
+def c4(files=()):
+  """Returns the task C4/en (arXiv:1910.10683, section 2.2) of TensorFlow Datasets; it takes no files."""
+  _none('c4', files)
+  name = 'c4/en:3.0.1'
+  return Task('c4', name, dict(tfds=name), functools.partial(_piped, 'c4'), lambda split: None, name)
 
-TASKS = {'stdlib': stdlib, 'text': text}
+
+TASKS = {'stdlib': stdlib, 'text': text, 'c4': c4}
 
 
 def get(name, files=()):
@@ -50,6 +70,11 @@ def get(name, files=()):
   return TASKS[name](files)
 
 
+def _none(name, files):
+  if files:
+    raise errors.UserError(f'data.files is set, but task {name} reads none; use data.task=text')
+
+
 def _local(name, documents, facts):
   def read(split):
     return (content for _, content in documents[split])
@@ -57,3 +82,23 @@ def _local(name, documents, facts):
   def size(split):
     return sum(len(content.encode()) for content in read(split))
   return Task(name, corpus.digest(documents), facts, read, size)
+
+
+def _piped(name, split):
+  """Gives the documents of a task that seqio reads, from a process that imports it."""
+  root = str(pathlib.Path(__file__).resolve().parents[2])
+  env = dict(os.environ, JAX_PLATFORMS='cpu', CUDA_VISIBLE_DEVICES='', TF_CPP_MIN_LOG_LEVEL='3',
+             PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')])))
+  with tempfile.TemporaryFile() as said:
+    with subprocess.Popen([*READER, name, split], stdout=subprocess.PIPE, stderr=said, env=env) as reader:
+      try:
+        while header := reader.stdout.read(8):
+          yield reader.stdout.read(*struct.unpack('<q', header)).decode()
+      finally:
+        reader.kill() if sys.exc_info()[0] else reader.wait()
+    if reader.returncode:
+      said.seek(0)
+      lines = said.read().decode(errors='replace').strip().splitlines() or ['no message']
+      raise errors.UserError(f'task {name}: seqio cannot read split {split!r} from '
+                             f'{os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"} ($TFDS_DATA_DIR): '
+                             f'{lines[-1].strip()}')

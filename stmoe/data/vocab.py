@@ -42,19 +42,24 @@ class Bytes:
 
 
 class Pieces:
-  """A SentencePiece model from its serialised bytes, with `extra_ids` ids above its pieces.
+  """The SentencePiece model in file `path`, with `extra_ids` ids above its pieces.
 
   As in seqio, the extra ids are also pieces `<extra_id_i>`, so a sentinel may be written in a text.
   """
 
-  def __init__(self, model, extra_ids=0):
+  def __init__(self, path, extra_ids=0):
+    model = _read(path)
+    self.path = path
     self.extra_ids = extra_ids
     self.digest = f'{hashlib.sha256(model).hexdigest()}+{extra_ids}'
-    self._model = sentencepiece.SentencePieceProcessor(model_proto=_extend(model, extra_ids))
+    try:
+      self._model = sentencepiece.SentencePieceProcessor(model_proto=_extend(model, extra_ids))
+    except RuntimeError as e:
+      raise errors.UserError(f'data.vocab={str(path)!r} is not a SentencePiece model') from e
     self.vocab_size = self._model.vocab_size()
     self.eos_id = self._model.eos_id()
     if self.eos_id < 0:
-      raise errors.UserError('the SentencePiece model has no end-of-sentence piece (eos_id is -1)')
+      raise errors.UserError(f'data.vocab={str(path)!r} has no end-of-sentence piece (eos_id is -1)')
 
   def encode(self, texts):
     """Returns for each text the i32[pieces] ids."""
@@ -69,18 +74,6 @@ class Pieces:
   def sentinel(self, i):
     """Returns the id of sentinel `i` (an int or an array)."""
     return self.vocab_size - 1 - i
-
-
-def from_file(path, extra_ids=0):
-  """Returns the Pieces of the model file `path`; a file that is none is a UserError."""
-  try:
-    with open(path, 'rb') as f:
-      return Pieces(f.read(), extra_ids)
-  except OSError as e:
-    raise errors.UserError(f'data.vocab={str(path)!r}: {e.strerror}; choose bytes, train:N or the path of '
-                           'a SentencePiece model') from e
-  except RuntimeError as e:
-    raise errors.UserError(f'data.vocab={str(path)!r} is not a SentencePiece model') from e
 
 
 def train(texts, num_pieces):
@@ -107,6 +100,15 @@ def train(texts, num_pieces):
 
 class _Sink(list):
   write = list.append
+
+
+def _read(path):
+  try:
+    with open(path, 'rb') as f:
+      return f.read()
+  except OSError as e:
+    raise errors.UserError(f'data.vocab={str(path)!r}: {e.strerror}; choose bytes, train:N or the path of '
+                           'a SentencePiece model') from e
 
 
 def _until_eos(ids, eos_id):

@@ -1,0 +1,74 @@
+"""Our tasks as seqio Tasks. The only module of ours that imports seqio, and with it TensorFlow.
+
+As a program, `python -m stmoe.data.declare TASK SPLIT` writes the documents of a split to standard
+output, each as eight little-endian bytes of length and its UTF-8 bytes.
+"""
+
+import os
+import struct
+import sys
+
+import seqio
+import tensorflow as tf
+
+from stmoe.data import tasks
+from stmoe.data import vocab
+
+
+def add(task, vocabulary, name=None):
+  """Registers `task` with seqio, as `name` or 'stmoe_<task>', and returns the seqio Task.
+
+  Its feature 'targets' holds the ids of a document, with EOS: what our cache holds of it.
+  """
+  return seqio.TaskRegistry.add(
+      name or f'stmoe_{task.name}',
+      source=source(task),
+      preprocessors=[rekey, seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder(),
+                     seqio.preprocessors.append_eos_after_trim],
+      output_features={'targets': seqio.Feature(convert(vocabulary), add_eos=True)})
+
+
+def rekey(dataset):
+  """Returns the dataset with the feature 'text' as 'targets' and no other."""
+  return dataset.map(lambda example: {'targets': example['text']}, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def source(task):
+  """Returns the seqio data source of a task, with the feature 'text'."""
+  if task.tfds:
+    return seqio.TfdsDataSource(task.tfds, splits=tasks.SPLITS)
+
+  def read(split, shuffle_files, seed=None):
+    texts = list(task.documents(split))
+    dataset = tf.data.Dataset.from_tensor_slices({'text': texts})
+    return dataset.shuffle(len(texts), seed) if shuffle_files else dataset
+  counts = {split: sum(1 for _ in task.documents(split)) for split in tasks.SPLITS}
+  return seqio.FunctionDataSource(read, splits=tasks.SPLITS, num_input_examples=counts)
+
+
+def convert(vocabulary):
+  """Returns the seqio vocabulary that gives the same ids."""
+  if isinstance(vocabulary, vocab.Bytes):
+    return seqio.ByteVocabulary(vocabulary.extra_ids)
+  return seqio.SentencePieceVocabulary(str(vocabulary.path), vocabulary.extra_ids)
+
+
+def documents(task, split):
+  """Gives the texts of a task's seqio source, in its order."""
+  for example in source(task).get_dataset(split, shuffle=False).as_numpy_iterator():
+    yield example['text'].decode()
+
+
+def main(name, split):
+  """Writes the documents of task `name` to what standard output was; all else goes to standard error."""
+  out = os.fdopen(os.dup(1), 'wb')
+  os.dup2(2, 1)
+  tf.config.set_visible_devices([], 'GPU')
+  for text in documents(tasks.get(name), split):
+    text = text.encode()
+    out.write(struct.pack('<q', len(text)) + text)
+  out.close()
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
