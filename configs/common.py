@@ -2,6 +2,8 @@
 
 import ml_collections
 
+from stmoe import errors
+
 
 def config(seed=0):
   """Returns an unlocked ConfigDict with the sections an experiment adds its own to.
@@ -26,6 +28,14 @@ def config(seed=0):
   return c
 
 
+def choose(key, name, table):
+  """Returns `table[name]`; raises UserError naming the argument `key` and the nearest names."""
+  if name not in table:
+    raise errors.UserError(f'{key}={name} does not exist{errors.nearest(name, table)}'
+                           f' (there are: {", ".join(map(str, table))})')
+  return table[name]
+
+
 def data(task, length, vocab='bytes', **fields):
   """Returns the data section of a language model: rows of `length` tokens of `task`."""
   return dict(dict(task=task, files=(), vocab=vocab, extra_ids=0, objective='lm', length=length,
@@ -37,3 +47,31 @@ def seq2seq(task, inputs_length, targets_length, vocab='bytes', **fields):
   return dict(dict(task=task, files=(), vocab=vocab, extra_ids=100, objective='span_corruption',
                    inputs_length=inputs_length, targets_length=targets_length, join=True, pack=True, mixture=(),
                    shuffle=True, eval_split='validation', cache_dir=''), **fields)
+
+
+def smoke(c):
+  """Shrinks `c` in place to run on a laptop's CPU in about a minute, and returns it locked.
+
+  Same model, layers, routers, losses, optimizer and objective: only widths, repeats, experts
+  and lengths get small, and the data is the standard library of this Python.
+  """
+  lengths = dict(length=128, inputs_length=128, targets_length=32)
+  c.model.update(vocab_size=384, d_model=64, num_heads=2, head_dim=32)
+  for stack in ('encoder', 'decoder', 'layers'):
+    if stack in c.model:
+      c.model[stack] = tuple((letters, 1) for letters, _ in c.model[stack])
+  decoder = {letter for letters, _ in c.model.get('decoder', ()) for letter in letters}
+  for letter, block in c.blocks.items():
+    if 'router' not in block:
+      block.d_ff = 128
+      continue
+    block.experts.d_ff = 128
+    block.router.num_experts = min(block.router.num_experts, 8)
+    if block.group_size:
+      block.group_size = 2 * lengths['targets_length' if letter in decoder else 'inputs_length']
+  c.data.update(task='stdlib', vocab='bytes', **{k: v for k, v in lengths.items() if k in c.data})
+  c.train.update(steps=20, batch_size=8, microbatches=1, log_every=5, stats_every=10)
+  c.eval.update(every=10, batches=2, batch_size=8)
+  c.checkpoint.update(every=10)
+  c.mesh.update(data=-1, expert=1, model=1)
+  return c.lock()

@@ -6,6 +6,7 @@ here is read by the configurations of this folder.
 """
 
 from stmoe import errors
+from stmoe.configs import common
 
 # Router losses: name -> (coefficient, reduction over layers); 0.0 leaves the term out.
 NO_LOSSES = dict(balance=(0.0, 'mean'), z=(0.0, 'mean'))
@@ -57,10 +58,7 @@ METHODS = dict(
 
 def find(method):
   """Returns (block, router losses, backbone) of `method`; raises UserError naming the nearest."""
-  if method not in METHODS:
-    raise errors.UserError(f'method={method!r} is not known{errors.nearest(method, METHODS)}'
-                           f' (there are: {", ".join(METHODS)})')
-  return METHODS[method]
+  return common.choose('method', method, METHODS)
 
 
 def causal(method):
