@@ -1,0 +1,75 @@
+"""Everything about a configuration that can be wrong is found here, before data is read or anything compiled."""
+
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe import errors
+from stmoe.train import losses
+
+POSITIVE = ('train.steps', 'train.batch_size', 'train.microbatches', 'train.log_every', 'train.stats_every',
+            'train.stop_after_bad', 'eval.every', 'eval.batch_size', 'checkpoint.every', 'checkpoint.keep')
+
+
+def counts(cfg):
+  """Raises UserError for a number of steps, rows or parts below 1."""
+  for field in POSITIVE:
+    section, name = field.split('.')
+    if cfg[section][name] < 1:
+      raise errors.UserError(f'{field}={cfg[section][name]}: must be at least 1')
+
+
+def batches(cfg, mesh):
+  """Raises UserError unless the batches divide into microbatches and over the devices of `mesh`."""
+  shards = mesh.shape['data'] * mesh.shape['expert']
+  for field, size, parts in (('train.batch_size', cfg.train.batch_size, cfg.train.microbatches),
+                             ('eval.batch_size', cfg.eval.batch_size, 1)):
+    if size % (parts * shards):
+      low = size // (parts * shards) * parts * shards
+      near = ', '.join(str(n) for n in (low, low + parts * shards) if n)
+      raise errors.UserError(f'{field}={size} is not divisible by {parts} microbatches x {shards} devices that '
+                             f'share a batch (mesh data x expert); nearest: {near}')
+
+
+def batch_shapes(cfg, rows):
+  """Returns the ShapeDtypeStructs i32[rows,.] of a batch of configuration `cfg`."""
+  length = cfg.data.get('length') or cfg.data.targets_length
+  shape = lambda n: jax.ShapeDtypeStruct((rows, n), jnp.int32)
+  names = ['target_tokens', 'input_tokens', 'loss_weights', 'segment_ids', 'positions']
+  if cfg.data.objective == 'prefix_lm':
+    names.append('causal_attention')
+  batch = {f'decoder_{name}': shape(length) for name in names}
+  if 'inputs_length' in cfg.data:
+    batch |= {f'encoder_{name}': shape(cfg.data.inputs_length) for name in names[1:2] + names[3:5]}
+  return batch
+
+
+def forward(cfg, plan):
+  """Returns dict layer -> Aux of shapes, from an abstract forward pass of both kinds of batches.
+
+  Raises UserError for group sizes that do not divide, and for weighted losses nobody reports.
+  """
+  def one(rows, train):
+    def call(params, routers, batch, key):
+      return plan.model(params, routers)(batch, key=key, train=train)[1]
+    return jax.eval_shape(call, plan.shapes['params'], plan.shapes['router_state'],
+                          batch_shapes(cfg, rows), plan.shapes['key'])
+
+  aux = one(cfg.train.batch_size // cfg.train.microbatches, True)
+  one(cfg.eval.batch_size, False)
+  losses.check(aux, cfg.losses)
+  return aux
+
+
+def vocabulary(cfg, size):
+  """Raises UserError if the data has more ids than the model."""
+  if size > cfg.model.vocab_size:
+    multiple = -(-size // 128) * 128
+    raise errors.UserError(f'model.vocab_size={cfg.model.vocab_size}, but data.vocab={cfg.data.vocab!r} has {size} '
+                           f'ids; set model.vocab_size={size} or, faster, {multiple}')
+
+
+def place(batch, mesh):
+  """Returns the rows of this process as global arrays, split over ('data', 'expert')."""
+  sharding = jax.sharding.NamedSharding(mesh, axes.spec(('batch', 'length')))
+  return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}

@@ -1,0 +1,192 @@
+"""Checkpoints, and the only file that knows orbax.
+
+A step is `state` (arrays), `data` (position of the data stream, JSON) and `meta` (JSON: hashes
+of configuration and vocabulary, checksum of every array). It appears under its number complete
+or not at all; what a kill leaves behind is swept away by the next run. Arrays come back onto
+the shardings of the run that reads them.
+"""
+
+import contextlib
+import errno
+import logging
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from stmoe import errors
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_TEXTS = ('No space left on device', 'Disk quota exceeded')
+
+
+class Checkpoints:
+  """The checkpoints of one run directory.
+
+  Args:
+    directory:  where they are, one folder a step.
+    every:      steps between two.
+    keep:       how many of the newest to keep; an older one goes when a newer one is complete.
+    async_save: write in the background while training goes on.
+  """
+
+  def __init__(self, directory, every=1, keep=2, async_save=True):
+    if keep < 1 or every < 1:
+      raise errors.UserError(f'checkpoint.every={every}, checkpoint.keep={keep}: both are at least 1')
+    self.directory = pathlib.Path(directory).resolve()
+    _hush()
+    options = ocp.CheckpointManagerOptions(
+        save_decision_policy=policies.FixedIntervalPolicy(every),
+        preservation_policy=policies.LatestN(keep),
+        enable_async_checkpointing=async_save, cleanup_tmp_directories=True)
+    with _readable(self.directory):
+      self._manager = ocp.CheckpointManager(self.directory, options=options,
+                                            item_names=('state', 'data', 'meta'))
+
+  def due(self, step):
+    """Returns whether step `step` is one to save."""
+    return self._manager.should_save(step)
+
+  def steps(self):
+    """Returns the saved steps in ascending order."""
+    return sorted(self._manager.all_steps())
+
+  def save(self, step, state, data, meta):
+    """Saves step `step` (again a no-op) from now on; the arrays may be donated right after.
+
+    Raises UserError if the disk is full; what was saved before stays.
+    """
+    if step in self._manager.all_steps():
+      return
+    needed = sum(x.nbytes for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(self.directory).free
+    if free < needed:
+      raise errors.UserError(f'no space left on device: the checkpoint of step {step} needs {needed:,} bytes and '
+                             f'{self.directory} has {free:,}; {self._saved()}')
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data),
+                              meta=ocp.args.JsonSave(meta | {'checksums': checksums(state)}))
+    with _readable(self.directory, self._saved):
+      self._manager.save(step, args=args, force=True)
+
+  def wait(self):
+    """Returns when everything saved is on disk; raises UserError if the disk is full."""
+    with _readable(self.directory, self._saved):
+      self._manager.wait_until_finished()
+
+  def close(self):
+    """Waits, then lets go of the background threads."""
+    with _readable(self.directory, self._saved):
+      self._manager.close()
+
+  def restore(self, shapes, check, say, step=None):
+    """Returns (step, state, data, meta) of the newest readable checkpoint, or None without any.
+
+    An unreadable one is reported, moved to `<directory>/../unreadable` and the one before is tried.
+
+    Args:
+      shapes: tree of ShapeDtypeStructs with shardings.
+      check:  called with `meta`; raises UserError if the checkpoint belongs to something else.
+      say:    called with a line of text about anything unusual.
+      step:   only this one.
+    Raises:
+      UserError: arrays of other shapes, no such step, or none of the checkpoints can be read.
+    """
+    steps = self.steps()
+    if step is not None and step not in steps:
+      raise errors.UserError(f'{self.directory} has no checkpoint of step {step} (there are: '
+                             f'{", ".join(map(str, steps)) or "none"})')
+    for at in [step] if step is not None else reversed(steps):
+      try:
+        return at, *self._read(at, shapes, check)
+      except errors.UserError:
+        raise
+      except Exception as error:         # orbax and tensorstore raise whatever the bytes happen to break
+        before = [s for s in steps if s < at]
+        falls = f'falling back to step {before[-1]}' if before and step is None else 'there is none before it'
+        say(f'checkpoint {at} cannot be read ({_line(error)}); {falls}')
+        if step is None:
+          self._set_aside(at)
+    if steps:
+      raise errors.UserError(f'no checkpoint in {self.directory} can be read; start again in another directory')
+    return None
+
+  def _read(self, step, shapes, check):
+    meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    check(meta)
+    _check_shapes(self._manager.item_metadata(step).state, shapes)
+    found = self._manager.restore(step, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore()))
+    if checksums(found.state) != meta['checksums']:
+      raise ValueError('an array is not what was saved')
+    return found.state, found.data, meta
+
+  def _set_aside(self, step):
+    aside = self.directory.parent / 'unreadable'
+    aside.mkdir(exist_ok=True)
+    shutil.rmtree(aside / str(step), ignore_errors=True)
+    (self.directory / str(step)).rename(aside / str(step))
+    self._manager.reload()
+
+  def _saved(self):
+    steps = sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+    return f'saved and intact: {", ".join(f"step {s}" for s in steps) or "none"}'
+
+
+@jax.jit
+def _sums(state):
+  def one(x):
+    x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    x = jax.lax.bitcast_convert_type(x, unsigned) if x.dtype != bool else x
+    return jnp.sum(x.astype(jnp.uint32), dtype=jnp.uint32)
+  return jax.tree.map(one, state)
+
+
+def checksums(state):
+  """Returns a list of ints, one per array: the sum of its words modulo 2^32, on any sharding the same."""
+  return [int(x) for x in jax.device_get(jax.tree.leaves(_sums(state)))]
+
+
+def _check_shapes(saved, shapes):
+  """Raises UserError for the first array whose saved shape is not that of `shapes`."""
+  name = lambda path: '/'.join(str(getattr(k, 'key', getattr(k, 'name', k))) for k in path)
+  there = {name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(saved)}
+  here = {name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(shapes)}
+  for path in sorted({*there, *here}):
+    if there.get(path) != here.get(path):
+      raise errors.UserError(f'the checkpoint does not fit the model: {path} is '
+                             f'{there.get(path, "absent")} in it and {here.get(path, "absent")} in the model')
+
+
+@contextlib.contextmanager
+def _readable(directory, saved=lambda: ''):
+  """Turns a full disk into a UserError that says what is safe."""
+  try:
+    yield
+  except Exception as error:
+    if full_disk(error):
+      raise errors.UserError(f'no space left on device: {directory}; {saved()}') from error
+    raise
+
+
+def full_disk(error):
+  """Returns whether a full disk is behind `error`; libraries wrap it in errors of their own."""
+  while error is not None:
+    if getattr(error, 'errno', None) in FULL or any(text in str(error) for text in FULL_TEXTS):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def _line(error):
+  """The first words of an error of another library."""
+  text = ' '.join(str(error).split())
+  return f'{type(error).__name__}: {text[:120]}'
+
+
+def _hush():
+  """Keeps orbax's own report of every save and restore off the terminal."""
+  logging.getLogger('absl').setLevel(logging.ERROR)

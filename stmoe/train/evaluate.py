@@ -1,0 +1,56 @@
+"""Loss, bits per byte, perplexity and token accuracy over a split: exact sums, then one division."""
+
+import math
+
+import jax
+import numpy as np
+
+from stmoe.train import losses
+
+
+def make(plan):
+  """Returns the jitted `(params, router_state, batch) -> dict of f32[]` sums over real target tokens.
+
+  Evaluation capacity, no randomness, no label smoothing; `drop_frac` is a mean over sparse layers.
+  """
+  def sums(params, routers, batch):
+    logits, aux = plan.model(params, routers)(batch, key=None, train=False)
+    found = losses.task(logits, batch)
+    drops = [a.metrics['drop_frac'] for a in aux.values() if 'drop_frac' in a.metrics]
+    tokens = losses.weights(batch).sum()
+    return dict(ce=found['ce'], correct=found['correct'], tokens=tokens) | (
+        {'drop_frac': tokens * sum(drops) / len(drops)} if drops else {})
+
+  return jax.jit(sums)
+
+
+def run(sums, state, batches, tell=lambda done: None):
+  """Returns the dict of 'eval/...' metrics of `state` over the placed `batches`, without bits per byte.
+
+  Args:
+    sums: from `make`.
+    tell: called with the number of batches done.
+  """
+  total = {}
+  for done, batch in enumerate(batches, 1):
+    part = jax.device_get(sums(state['params'], state['router_state'], batch))
+    total = {name: total.get(name, 0.0) + float(value) for name, value in part.items()}
+    tell(done)
+  tokens = total.pop('tokens')
+  mean = {name: value / tokens for name, value in total.items()}
+  values = {'eval/loss': mean['ce'], 'eval/accuracy': mean['correct'], 'eval/tokens': int(tokens),
+            'eval/perplexity': float(np.exp(np.float64(mean['ce'])))}
+  return values | ({'eval/drop_frac': mean['drop_frac']} if 'drop_frac' in mean else {})
+
+
+def bits_per_byte(loss, bytes_per_token):
+  """Returns the loss in bits per byte of text, from nats per token: 8.0 is a uniform guess of bytes."""
+  return loss / math.log(2) / bytes_per_token
+
+
+def describe(values):
+  """Returns 'eval/...' metrics as one line."""
+  text = f'eval loss {values["eval/loss"]:.4f}, accuracy {100 * values["eval/accuracy"]:.1f}%'
+  if 'eval/bits_per_byte' in values:
+    text += f', {values["eval/bits_per_byte"]:.4f} bits per byte'
+  return text

@@ -1,0 +1,272 @@
+"""The training loop: data, steps, metrics, evaluation, checkpoints, stopping and going on.
+
+Everything a run can get wrong is checked first, then the newest checkpoint is looked for, then
+it trains. All that happens between two steps is a function of the step's number, so that a
+run that was killed and continued writes what an undisturbed one writes.
+"""
+
+import contextlib
+import itertools
+import time
+
+import jax
+import numpy as np
+
+from stmoe import errors
+from stmoe.analysis import flops
+from stmoe.data import cache
+from stmoe.data import pipeline
+from stmoe.train import check
+from stmoe.train import checkpoint
+from stmoe.train import evaluate
+from stmoe.train import progress
+from stmoe.train import rundir
+from stmoe.train import signals
+from stmoe.train import state as states
+from stmoe.train import step as steps
+from stmoe.train import writers
+
+AHEAD = 2                              # steps handed to the device before the loop waits for one
+
+
+def train(cfg, workdir, name='', devices=None):
+  """Trains `cfg` in `workdir`, or continues there; returns the exit code.
+
+  0 finished (at once if it was already), 85 after SIGTERM, 130 after Ctrl-C; both save first.
+
+  Args:
+    cfg:     ConfigDict of an experiment.
+    workdir: run directory, see `rundir`.
+    name:    of the experiment, for the records.
+    devices: None = all.
+  """
+  check.counts(cfg)
+  path = rundir.claim(workdir, cfg)
+  finished = rundir.done(path)
+  if finished and finished['step'] >= cfg.train.steps:
+    print(f'{path} is finished: {summary(finished)}')
+    return 0
+  keep_compilations()
+  cost = flops.active_per_token(cfg)['train'] * flops.lengths(cfg)['decoder'] * cfg.train.batch_size
+  mesh = states.make_mesh(cfg.mesh, devices)
+  check.batches(cfg, mesh)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(jax.set_mesh(mesh))
+    loop = Loop(cfg, path, name, mesh, cost, stack)
+    return loop.run()
+
+
+def keep_compilations():
+  """Lets JAX keep compiled programs in the cache folder, unless it was already told where."""
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', str(cache.folder() / 'compiled'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+def summary(values):
+  """Returns the final metrics as one line."""
+  parts = [f'{values["step"]:,} steps', f'loss {values["loss/ce"]:.4f}' if values.get('loss/ce') else '']
+  for key, text in (('eval/loss', 'eval loss'), ('eval/bits_per_byte', 'bits per byte')):
+    if values.get(key) is not None:
+      parts.append(f'{text} {values[key]:.4f}')
+  return ', '.join(part for part in parts if part)
+
+
+class Loop:
+  """One run in its directory; `stack` closes what it opens."""
+
+  def __init__(self, cfg, path, name, mesh, flops_per_step, stack):
+    self.cfg, self.path, self.mesh, self.flops_per_step = cfg, path, mesh, flops_per_step
+    self.plan = states.blueprint(cfg, mesh)
+    self.do_step = steps.make(cfg, self.plan)
+    self.sums = evaluate.make(self.plan)
+    aux = check.forward(cfg, self.plan)
+    self.facts = pipeline.info(cfg)
+    check.vocabulary(cfg, self.facts['vocab_size'])
+    self.data = pipeline.train_iterator(cfg, jax.process_index(), jax.process_count())
+    stack.callback(self.data.close)
+    self.checkpoints = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
+                                              cfg.checkpoint.async_save)
+    stack.callback(self.checkpoints.close)
+    self.meta = dict(config=rundir.identity(cfg), vocab=self.facts['vocab'].digest)
+    self.log = writers.Log(path)
+    stack.callback(self.log.close)
+    self.step, seconds = self._begin()
+    self.log.show = show = self.show = progress.make(cfg.train.steps, self.step)
+    stack.callback(show.close)
+    self.metrics = writers.Metrics(path, self.step)
+    stack.callback(self.metrics.close)
+    writers.drop_router_stats(path, self.step)
+    self.final = {key: value for line in self.metrics.lines for key, value in line.items()}
+    self.clock, self.tokens, self.running = Clock(seconds), self.final.get('tokens', 0), []
+    self.profile = Profile(cfg.profile, path / 'profile')
+    stack.callback(self.profile.stop)
+    self._introduce(name, aux)
+
+  def _begin(self):
+    """Returns (step, seconds of training) after restoring the newest checkpoint, or (0, 0.0) after init."""
+    found = self.checkpoints.restore(self.plan.shapes, lambda meta: rundir.check_same(meta, self.meta), self.log)
+    if found is None:
+      self.state = states.init(self.cfg, self.plan)
+      return 0, 0.0
+    step, self.state, position, meta = found
+    self.data.set_state(position)
+    self.log(f'continuing from the checkpoint of step {step:,}')
+    return step, meta['seconds']
+
+  def _introduce(self, name, aux):
+    parameters = sum(x.size for x in jax.tree.leaves(self.plan.shapes['params']))
+    corpus = {key: value for key, value in self.facts.items() if key != 'vocab'}
+    rundir.record_environment(self.path, name, self.mesh, parameters, corpus)
+    self.log(f'{name or self.path}: {parameters:,} parameters, {self.cfg.train.steps:,} steps on '
+             f'{self.mesh.devices.size} {self.mesh.devices.flat[0].platform} device(s), into {self.path}')
+    if aux and not any(coefficient for coefficient, _ in self.cfg.losses.values()):
+      self.log('note: no router loss has a coefficient; nothing keeps the experts in balance')
+
+  def run(self):
+    """Trains to the last step; returns the exit code."""
+    with signals.Signals(self.log) as stop:
+      if self.step < self.cfg.train.steps:
+        self.first()
+      while self.step < self.cfg.train.steps and not stop.code:
+        self.advance()
+      if stop.code:
+        self.save()
+        self.checkpoints.wait()
+        self.log(f'stopped after step {self.step:,}; the same command continues')
+        return stop.code
+    self.checkpoints.wait()
+    rundir.finish(self.path, self.final)
+    self.log(f'finished: {summary(self.final)}')
+    return 0
+
+  def first(self):
+    """Does the first step of this process, which compiles, and starts the clocks after it."""
+    self.show.say('compiling (the first step can take a minute)')
+    began = time.monotonic()
+    self.advance()
+    jax.block_until_ready(self.state)
+    self.log(f'first step took {time.monotonic() - began:.1f} s')
+    self.show.begin()
+    self.clock.start()
+
+  def advance(self):
+    """Does one step and whatever is due after it."""
+    cfg = self.cfg
+    self.profile.at(self.step)
+    self.state, report = self.do_step(self.state, check.place(next(self.data), self.mesh))
+    self.step += 1
+    self.running.append(report['loss/total'])
+    if len(self.running) > AHEAD:
+      self.running.pop(0).block_until_ready()
+    last, values = self.step == cfg.train.steps, {}
+    if last or self.step % cfg.train.log_every == 0:
+      values |= self._report(report)
+    if report['load'] and (last or self.step % cfg.train.stats_every == 0):
+      writers.write_router_stats(self.path, self.step, jax.device_get(report['load']))
+    if last or self.step % cfg.eval.every == 0:
+      values |= self._evaluate()
+    if values:
+      self.final |= self.metrics.write(self.step, values)
+    if last or self.checkpoints.due(self.step):
+      self.save()
+
+  def _report(self, report):
+    """Returns the metrics line of this step from one transfer, and shows it."""
+    scalars = {name: value for name, value in report.items() if name != 'load'}
+    values, counts = jax.device_get((scalars, self.state['counts']))
+    layers = values.pop('layers')
+    for metric in sorted({metric for layer in layers.values() for metric in layer}):
+      values[f'moe/{metric}'] = np.mean([layer[metric] for layer in layers.values() if metric in layer])
+    values |= {f'moe/{name}/{metric}': v for name, layer in layers.items() for metric, v in layer.items()}
+    seconds, before = self.clock.seconds(), self.final.get('time', 0.0)
+    tokens = (int(counts['tokens'][1]) << 32) + int(counts['tokens'][0])
+    new, self.tokens = tokens - self.tokens, tokens
+    values |= self._totals() | {'skipped': int(values['skipped'])}
+    self.show.show(self.step, values, new / max(seconds - before, 1e-9))
+    if counts['bad']:
+      self._refuse(int(counts['bad']))
+    return values
+
+  def _totals(self):
+    """Returns what every line counts: target tokens, active FLOPs and seconds of training so far."""
+    return dict(tokens=self.tokens, flops=float(self.step * self.flops_per_step), time=self.clock.seconds())
+
+  def _refuse(self, bad):
+    """Reports `bad` non-finite steps in a row, and ends the run when they are too many."""
+    self.log(f'step {self.step:,}: loss or gradient not finite, {bad} steps in a row skipped')
+    if bad >= self.cfg.train.stop_after_bad:
+      self.checkpoints.wait()
+      raise errors.UserError(f'{bad} steps in a row had a loss or gradient that is not finite (train.stop_after_bad='
+                             f'{self.cfg.train.stop_after_bad}); stopped at step {self.step}, checkpoints of steps '
+                             f'{self.checkpoints.steps()} are good; try a smaller learning rate')
+
+  def _evaluate(self):
+    """Returns the 'eval/...' metrics of the current state."""
+    jax.block_until_ready(self.state)
+    with self.clock.paused():
+      batches = pipeline.eval_batches(self.cfg, jax.process_index(), jax.process_count())
+      number = min(self.cfg.eval.batches or len(batches), len(batches))
+      placed = (check.place(batch, self.mesh) for batch in itertools.islice(batches, number))
+      values = evaluate.run(self.sums, self.state, placed,
+                            lambda done: self.show.busy(f'evaluating {done}/{number}'))
+    if self.cfg.data.objective == 'lm':
+      values['eval/bits_per_byte'] = evaluate.bits_per_byte(values['eval/loss'], self.facts['bytes_per_token'])
+    self.log(f'step {self.step:,}: {evaluate.describe(values)}')
+    return self._totals() | values
+
+  def save(self):
+    """Saves this step, unless the steps just before it were refused."""
+    bad = int(self.state['counts']['bad'])
+    if bad and self.step < self.cfg.train.steps:
+      self._refuse(bad)
+      return
+    with self.clock.paused():
+      self.checkpoints.save(self.step, self.state, self.data.get_state(),
+                            self.meta | {'seconds': self.clock.seconds()})
+
+
+class Clock:
+  """Seconds of training: without compiling, evaluating and saving."""
+
+  def __init__(self, seconds):
+    self._seconds, self._since = seconds, None
+
+  def start(self):
+    """Starts counting."""
+    self._since = time.monotonic()
+
+  def seconds(self):
+    """Returns the seconds until now, those of earlier processes of the run included."""
+    return self._seconds + (time.monotonic() - self._since if self._since else 0.0)
+
+  @contextlib.contextmanager
+  def paused(self):
+    """Context that is not counted."""
+    running = self._since is not None
+    self._seconds, self._since = self.seconds(), None
+    yield
+    if running:
+      self.start()
+
+
+class Profile:
+  """A profile of a few steps for TensorBoard or Perfetto, into `path`; see configuration section `profile`."""
+
+  def __init__(self, fields, path):
+    self._start, self._end = fields.start, fields.start + fields.steps
+    self._path, self._running = path, False
+
+  def at(self, step):
+    """Begins before step `start` and ends `steps` steps later."""
+    if self._start <= step < self._end and self._start >= 0 and not self._running:
+      jax.profiler.start_trace(str(self._path))
+      self._running = True
+    elif step >= self._end:
+      self.stop()
+
+  def stop(self):
+    """Writes what was recorded."""
+    if self._running:
+      jax.profiler.stop_trace()
+      self._running = False

@@ -1,0 +1,99 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere.
+
+$STMOE_PROGRESS may be auto (the default), rich, plain or off.
+"""
+
+import os
+import sys
+import time
+
+
+def make(total, start):
+  """Returns the progress of a run of `total` steps that begins at `start`: Rich, Plain or Off."""
+  kind = os.environ.get('STMOE_PROGRESS', 'auto')
+  if kind == 'auto':
+    kind = 'rich' if sys.stderr.isatty() else 'plain'
+  return {'rich': Rich, 'plain': Plain}.get(kind, Off)(total, start)
+
+
+def columns(values, rate, left):
+  """Returns the texts of one line: losses, drops, speed, time left."""
+  texts = [f'loss {values["loss/ce"]:.4f}']
+  if 'loss/aux_balance' in values:
+    texts.append(f'balance {values["loss/aux_balance"]:.3f}')
+  if 'moe/drop_frac' in values:
+    texts.append(f'drops {100 * values["moe/drop_frac"]:.1f}%')
+  if values['skipped']:
+    texts.append(f'skipped {values["skipped"]}')
+  return [*texts, f'{rate:,.0f} tokens/s', f'{clock(left)} left']
+
+
+def clock(seconds):
+  """Returns '1:02:03' or '2:03'."""
+  minutes, seconds = divmod(int(seconds + 0.5), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
+
+
+class Off:
+  """Says only what must be said, on stderr."""
+
+  def __init__(self, total, start):
+    self._total, self._start = total, start
+    self._began = None
+
+  def begin(self):
+    """Starts the clock of the estimate: called after the first step, which compiles."""
+    self._began = time.monotonic()
+
+  def left(self, step):
+    """Returns the estimated seconds that steps after `step` take, evaluations included."""
+    done = step - self._start - 1
+    return (time.monotonic() - self._began) / done * (self._total - step) if done > 0 else 0.0
+
+  def show(self, step, values, rate):
+    """Shows one line of metrics."""
+
+  def busy(self, text):
+    """Shows what is done besides training."""
+
+  def say(self, text):
+    """Prints a line that stays."""
+    print(text, file=sys.stderr, flush=True)
+
+  def close(self):
+    """Ends the display."""
+
+
+class Plain(Off):
+  """One line per logged step on stderr: for files, batch systems and notebooks."""
+
+  def show(self, step, values, rate):
+    parts = [f'step {step:,}/{self._total:,}', *columns(values, rate, self.left(step))]
+    self.say('  '.join(parts))
+
+
+class Rich(Off):
+  """A bar that stays on its line, with the newest numbers beside it."""
+
+  def __init__(self, total, start):
+    super().__init__(total, start)
+    from rich import console
+    from rich import progress
+    self._bar = progress.Progress(progress.SpinnerColumn(), progress.BarColumn(bar_width=24),
+                                  progress.MofNCompleteColumn(), progress.TextColumn('{task.description}'),
+                                  console=console.Console(stderr=True))
+    self._task = self._bar.add_task('starting', total=total, completed=start)
+    self._bar.start()
+
+  def show(self, step, values, rate):
+    self._bar.update(self._task, completed=step, description='  '.join(columns(values, rate, self.left(step))))
+
+  def busy(self, text):
+    self._bar.update(self._task, description=text)
+
+  def say(self, text):
+    self._bar.console.print(text, markup=False, highlight=False)
+
+  def close(self):
+    self._bar.stop()

@@ -1,0 +1,131 @@
+"""A run directory: whose it is, what it ran with, and whether it is finished.
+
+config.json  the resolved configuration      env.json  versions, devices, git revision, corpus
+DONE         final metrics of a finished run log.txt   what was said while it ran
+"""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+import jax
+import ml_collections
+
+import stmoe
+from stmoe import errors
+from stmoe import experiment
+
+# What a run may change when it continues: how long, how watched, on what machine.
+FREE = ('train.steps', 'train.log_every', 'train.stats_every', 'train.stop_after_bad', 'eval.', 'checkpoint.',
+        'profile.', 'mesh.', 'data.cache_dir')
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'ml-collections')
+
+
+def claim(path, cfg):
+  """Returns the run directory `path`, made if need be, with `cfg` as its config.json.
+
+  Raises UserError if it is the directory of another experiment, naming the fields that differ.
+  """
+  path = pathlib.Path(path)
+  file = path / 'config.json'
+  if file.exists():
+    pairs = {field: pair for field, pair in experiment.diff(load(path), cfg).items()
+             if not field.startswith(FREE)}
+    if pairs:
+      said = ', '.join(f'{field} is {old!r} there and {new!r} here' for field, (old, new) in list(pairs.items())[:4])
+      more = f' and {len(pairs) - 4} more' if len(pairs) > 4 else ''
+      raise errors.UserError(f'{path} holds another experiment: {said}{more}; choose another --workdir')
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.UserError(f'--workdir {path}: {error.strerror}') from error
+  write(file, experiment.to_json(cfg) + '\n')
+  return path
+
+
+def load(path):
+  """Returns the ConfigDict of run directory `path`; JSON's lists are tuples again."""
+  file = pathlib.Path(path) / 'config.json'
+  try:
+    fields = json.loads(file.read_text(encoding='utf-8'), object_hook=_tuples)
+  except FileNotFoundError:
+    raise errors.UserError(f'{path} is not a run directory: it has no config.json') from None
+  except ValueError as error:
+    raise errors.UserError(f'{file} is not JSON: {error}') from None
+  return ml_collections.ConfigDict(fields)
+
+
+def _tuples(fields):
+  deep = lambda value: tuple(deep(v) for v in value) if isinstance(value, list) else value
+  return {key: deep(value) for key, value in fields.items()}
+
+
+def identity(cfg):
+  """Returns the hash of the fields of `cfg` that a continued run must not change."""
+  fields = {field: value for field, value in experiment.flatten(cfg).items() if not field.startswith(FREE)}
+  return experiment.run_id(ml_collections.ConfigDict(fields, convert_dict=False, allow_dotted_keys=True))
+
+
+def done(path):
+  """Returns the final metrics of a finished run, or None."""
+  file = pathlib.Path(path) / 'DONE'
+  return json.loads(file.read_text(encoding='utf-8')) if file.exists() else None
+
+
+def finish(path, metrics):
+  """Marks the run as finished with its final metrics."""
+  write(pathlib.Path(path) / 'DONE', json.dumps(metrics, indent=2) + '\n')
+
+
+def write(file, text):
+  """Writes a file so that it is there whole or as it was before."""
+  file = pathlib.Path(file)
+  temporary = file.with_name(f'{file.name}.{os.getpid()}.tmp')
+  temporary.write_text(text, encoding='utf-8')
+  temporary.replace(file)
+
+
+def check_same(found, mine):
+  """Raises UserError if a checkpoint's `meta` is of another vocabulary or configuration.
+
+  Args:
+    found, mine: dicts with the hashes `vocab` and `config`.
+  """
+  for field, what in (('vocab', 'vocabulary'), ('config', 'configuration')):
+    if field in mine and found[field] != mine[field]:
+      raise errors.UserError(f'the checkpoint was trained with another {what} ({found[field][:12]}) than this run '
+                             f'has ({mine[field][:12]}); choose another --workdir')
+
+
+def record_environment(path, name, mesh, parameters, corpus):
+  """Writes env.json: what a result has to be read with.
+
+  Args:
+    name:       of the experiment.
+    parameters: number of parameters.
+    corpus:     facts of the data, for JSON.
+  """
+  device = mesh.devices.flat[0]
+  facts = dict(name=name, stmoe=stmoe.__version__, revision=_revision(), python=platform.python_version(),
+               platform=platform.platform(), command=sys.argv,
+               packages={p: importlib.metadata.version(p) for p in PACKAGES},
+               devices=dict(kind=device.device_kind, backend=device.platform, mesh=dict(mesh.shape),
+                            processes=jax.process_count(), cpus=os.cpu_count()),
+               parameters=parameters, corpus=corpus)
+  write(pathlib.Path(path) / 'env.json', json.dumps(facts, indent=2) + '\n')
+
+
+def _revision():
+  """The git revision of this code, '+' if it is changed, or None outside a checkout."""
+  git = lambda *words: subprocess.run(['git', '-C', str(pathlib.Path(__file__).parent), *words],
+                                      capture_output=True, text=True, check=False)
+  try:
+    head = git('rev-parse', 'HEAD')
+    changed = git('status', '--porcelain', '--untracked-files=no').stdout.strip()
+  except OSError:
+    return None
+  return head.stdout.strip() + ('+' if changed else '') if head.returncode == 0 else None

@@ -1,0 +1,34 @@
+"""SIGTERM and Ctrl-C as a wish that the loop grants between two steps."""
+
+import signal
+import threading
+
+# What a batch system should read as "put me back into the queue", and what shells mean by Ctrl-C.
+EXIT_CODES = {signal.SIGTERM: 85, signal.SIGINT: 130}
+
+
+class Signals:
+  """Context in which the first SIGTERM or Ctrl-C sets `code`; a second Ctrl-C interrupts at once.
+
+  Outside the main thread, where Python delivers no signals, it does nothing.
+  """
+
+  def __init__(self, say):
+    self.code = 0
+    self._say = say
+    self._before = {}
+
+  def __enter__(self):
+    if threading.current_thread() is threading.main_thread():
+      self._before = {s: signal.signal(s, self._handle) for s in EXIT_CODES}
+    return self
+
+  def __exit__(self, *error):
+    for s, handler in self._before.items():
+      signal.signal(s, handler)
+
+  def _handle(self, number, frame):
+    if self.code and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.code = EXIT_CODES[number]
+    self._say(f'{signal.Signals(number).name}: saving after this step')

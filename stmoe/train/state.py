@@ -1,0 +1,130 @@
+"""The training state: plain nested dicts of arrays, their logical axes and shardings, born sharded.
+
+  params        parameters of the model, float32
+  router_state  what routers keep across steps (see `stmoe.state`)
+  opt_state     statistics of the optimizer
+  step, key     i32[] steps done, and the key every step's randomness is folded from
+  counts        tokens u32[2] (low and high word of the target tokens seen), skipped i32[] steps
+                with a non-finite loss or gradient, bad i32[] of them in a row until now
+"""
+
+import dataclasses
+import math
+import zlib
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from stmoe import axes
+from stmoe import errors
+from stmoe import lookup
+from stmoe import state as router_state
+from stmoe.train import fields
+from stmoe.train import optimizers
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+  """A training state without its numbers.
+
+  graphdef:  the model's structure; `model(blueprint, ...)` puts numbers into it.
+  optimizer: an `optimizers.Optimizer`.
+  shapes:    tree like the state of ShapeDtypeStructs that carry their NamedSharding.
+  mesh:      the mesh of those shardings.
+  """
+  graphdef: object
+  optimizer: optimizers.Optimizer
+  shapes: dict
+  mesh: jax.sharding.Mesh
+
+  def model(self, params, routers):
+    """Returns the model with these numbers in it."""
+    return nnx.merge(self.graphdef, params, routers)
+
+  def shardings(self):
+    """Returns the tree of NamedShardings of the state."""
+    return jax.tree.map(lambda s: s.sharding, self.shapes)
+
+
+def make_mesh(sizes, devices=None):
+  """Returns the mesh of configuration section `mesh`; one size may be -1: the devices left over.
+
+  Raises UserError when the sizes do not multiply to the number of devices.
+  """
+  sizes = dict(sizes)
+  devices = jax.devices() if devices is None else devices
+  fixed = math.prod(n for n in sizes.values() if n != -1)
+  for axis, n in sizes.items():
+    if axis not in axes.MESH_AXES or n == 0 or n < -1:
+      raise errors.UserError(f'mesh.{axis}={n}: mesh axes are {", ".join(axes.MESH_AXES)}, sizes are '
+                             f'positive or -1{errors.nearest(axis, axes.MESH_AXES)}')
+  free = [axis for axis, n in sizes.items() if n == -1]
+  if len(free) > 1 or fixed > len(devices) or len(devices) % fixed or not free and fixed != len(devices):
+    raise errors.UserError(f'mesh {sizes} does not fit {len(devices)} devices; one of its sizes may be -1, '
+                           f'nearest: mesh.data={max(1, len(devices) * sizes.get("data", 1) // fixed)}')
+  return axes.make_mesh(**sizes | {axis: len(devices) // fixed for axis in free}, devices=devices)
+
+
+def fold(seed, name):
+  """Returns the key of purpose `name` of a run; the same seed and name, the same key."""
+  return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+
+def build(cfg):
+  """Returns a new model of configuration `cfg`; call it abstractly or under jit."""
+  c = cfg.to_dict()
+  rngs = nnx.Rngs(params=fold(c['seed'], 'params'))
+  return lookup.recipe('model', c['model'])(blocks=c['blocks'], rngs=rngs)
+
+
+def blueprint(cfg, mesh):
+  """Returns the Blueprint of a training state of `cfg` on `mesh`; computes no array.
+
+  Raises UserError for a parameter whose axis the mesh does not divide.
+  """
+  with nnx.logical_axis_rules(tuple(axes.RULES.items())):            # a mesh in force makes flax translate names
+    model = nnx.eval_shape(lambda: build(cfg))
+  graphdef, params, routers = nnx.split(model, nnx.Param, router_state.RouterState)
+  names = axes.names_of(params)
+  params, routers = nnx.to_pure_dict(params), nnx.to_pure_dict(routers)
+  optimizer = fields.bind(optimizers, 'optimizer', cfg.optimizer)(names, params)
+  shapes = dict(params=params, router_state=routers, opt_state=jax.eval_shape(optimizer.init, params),
+                **jax.eval_shape(lambda: _counters(cfg.seed)))
+  replicated = lambda tree: jax.tree.map(lambda s: (None,) * len(s.shape), tree)
+  named = {part: replicated(tree) for part, tree in shapes.items()}
+  named |= dict(params=names, opt_state=optimizer.names)
+  check_divisible(params, names, mesh)
+  place = lambda n, s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=NamedSharding(mesh, axes.spec(n)))
+  return Blueprint(graphdef, optimizer, jax.tree.map(place, named, shapes, is_leaf=axes.is_names), mesh)
+
+
+def init(cfg, plan):
+  """Returns the first training state, every array born with its sharding."""
+  def make():
+    _, params, routers = nnx.split(build(cfg), nnx.Param, router_state.RouterState)
+    params = nnx.to_pure_dict(params)
+    return dict(params=params, router_state=nnx.to_pure_dict(routers),
+                opt_state=plan.optimizer.init(params), **_counters(cfg.seed))
+  return jax.jit(make, out_shardings=plan.shardings())()
+
+
+def _counters(seed):
+  counts = dict(tokens=jnp.zeros((2,), jnp.uint32), skipped=jnp.zeros((), jnp.int32),
+                bad=jnp.zeros((), jnp.int32))
+  return dict(step=jnp.zeros((), jnp.int32), key=fold(seed, 'train'), counts=counts)
+
+
+def check_divisible(shapes, names, mesh):
+  """Raises UserError for the first parameter with an axis that `mesh` does not divide."""
+  named = jax.tree.leaves_with_path(names, is_leaf=axes.is_names)
+  for (path, logical), shape in zip(named, jax.tree.leaves(shapes)):
+    for name, entry, size in zip(logical, axes.spec(logical), shape.shape):
+      devices = mesh.shape[entry] if entry else 1
+      if size % devices:
+        low = size // devices * devices
+        near = ', '.join(str(n) for n in (low, low + devices) if n)
+        what = 'experts' if name == 'expert' else f'the axis {name!r} of'
+        raise errors.UserError(f'{what} {jax.tree_util.keystr(path, simple=True, separator="/")}: {size} is not '
+                               f'divisible by mesh.{entry}={devices}; nearest: {near}')

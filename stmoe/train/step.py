@@ -1,0 +1,133 @@
+"""One optimizer step as one jitted function of plain data.
+
+Gradients are summed over microbatches by a scan. Every sum is divided by a count of the
+whole batch, so the result is that of the undivided batch. A step whose loss or gradient is
+not finite leaves parameters, optimizer and router state as they were.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from stmoe import axes
+from stmoe import state as router_state
+from stmoe.core import contract
+from stmoe.core import metrics as routing
+from stmoe.train import fields
+from stmoe.train import losses
+from stmoe.train import optimizers
+from stmoe.train import schedules
+
+
+def make(cfg, plan):
+  """Returns the jitted `(state, batch) -> (state, report)`; the state given in is used up.
+
+  report: dict of f32[] scalars under their names in metrics.jsonl, and
+    'layers': dict layer -> dict metric -> f32[], 'load': dict layer -> f32[E].
+  """
+  schedule = fields.bind(schedules, 'schedule', cfg.schedule, total_steps=cfg.train.steps)
+  microbatches, limit = cfg.train.microbatches, cfg.train.clip
+
+  def step(state, batch):
+    grads, report, aux = gradients(cfg, plan, state, batch, microbatches)
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
+    finite = jnp.isfinite(norm) & jnp.isfinite(report['loss/total'])
+    if limit:
+      grads = optimizers.clip(grads, norm, limit)
+    rate = schedule(state['step'])
+    with jax.named_scope('optimizer'):
+      params, opt_state = plan.optimizer.update(grads, state['opt_state'], state['params'], rate)
+    new = dict(params=params, opt_state=opt_state,
+               router_state=committed(plan, state['params'], state['router_state'], aux))
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {part: state[part] for part in new})
+    counts = count(state['counts'], losses.weights(batch), finite)
+    report |= {'lr': rate, 'grad_norm': norm, 'skipped': counts['skipped'], 'layers': describe(aux),
+               'load': {layer: a.load for layer, a in aux.items()}}
+    return dict(kept, step=state['step'] + 1, key=state['key'], counts=counts), report
+
+  return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings(), None))
+
+
+def gradients(cfg, plan, state, batch, microbatches):
+  """Returns (grads, report, aux) of the whole batch, computed in `microbatches` parts.
+
+  report: the losses by their names in metrics.jsonl; aux: dict layer -> Aux of the whole batch.
+  """
+  model = plan.model(state['params'], state['router_state'])
+  targets = jnp.maximum(jnp.sum(losses.weights(batch)), 1.0)
+  tokens = jax.tree.map(lambda n: n / microbatches, model.count_tokens(batch))
+  key = jax.random.fold_in(state['key'], state['step'])
+  weighted, task = cfg.losses.to_dict(), cfg.loss
+
+  def loss(params, part, key):
+    model = plan.model(params, state['router_state'])
+    logits, aux = model(part, key, train=True, step=state['step'], tokens=tokens)
+    with jax.named_scope('loss'):
+      sums = losses.task(logits, part, task.z, task.label_smoothing)
+      routers, values = losses.router(aux, weighted)
+    total = (sums['ce'] + sums['z']) / targets + routers / microbatches
+    # Summed over microbatches, these are the values of the whole batch.
+    report = {'loss/ce': sums['ce'] / targets, 'loss/total': total}
+    report |= {losses.METRIC.get(n, f'loss/aux_{n}'): v / microbatches for n, v in values.items()}
+    if task.z:
+      report['loss/z'] = sums['z'] / targets
+    return total, (report, aux)
+
+  differentiate = jax.grad(loss, has_aux=True)
+  if microbatches == 1:
+    grads, (report, aux) = differentiate(state['params'], batch, key)
+    return grads, report, aux
+
+  def one(grads, part):
+    index, part = part
+    new, out = differentiate(state['params'], part, jax.random.fold_in(key, index))
+    return jax.tree.map(jnp.add, grads, new), out
+
+  zeros = jax.tree.map(jnp.zeros_like, state['params'])
+  grads, (report, aux) = jax.lax.scan(one, zeros, (jnp.arange(microbatches), split(batch, microbatches)))
+  return grads, jax.tree.map(lambda x: jnp.sum(x, 0), report), {n: merge(a) for n, a in aux.items()}
+
+
+def split(batch, microbatches):
+  """Returns [B,...] arrays as [M,B/M,...]: row b goes to microbatch b mod M.
+
+  So every device's share of the batch is divided evenly and no row moves between devices.
+  """
+  def one(x):
+    x = x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)     # [M, B/M, ...]
+    return axes.constrain(x, None, 'batch', *[None] * (x.ndim - 2))
+  return jax.tree.map(one, batch)
+
+
+def merge(aux):
+  """Returns the Aux of a whole batch from one with a leading axis of microbatches.
+
+  Loads add up; losses and metrics are averages, but metrics called ..._max are maxima.
+  """
+  reduce = lambda name, x: jnp.max(x, 0) if name.endswith('_max') else jnp.mean(x, 0)
+  return contract.Aux(losses={n: jnp.mean(x, 0) for n, x in aux.losses.items()}, load=jnp.sum(aux.load, 0),
+                      metrics={n: reduce(n, x) for n, x in aux.metrics.items()})
+
+
+def committed(plan, params, routers, aux):
+  """Returns the routers' state after this step; they see the load of the whole batch, once."""
+  model = plan.model(params, routers)
+  router_state.commit(model, aux)
+  return nnx.to_pure_dict(nnx.state(model, router_state.RouterState))
+
+
+def describe(aux):
+  """Returns dict layer -> dict metric -> f32[]: what the layer reports and what its load says."""
+  return {layer: dict(a.metrics, load_entropy=routing.load_entropy(a.load),
+                      max_load_ratio=routing.max_load_ratio(a.load), dead_experts=routing.dead_experts(a.load))
+          for layer, a in aux.items()}
+
+
+def count(counts, weights, finite):
+  """Returns the counters after a step on a batch with target weights `weights` f32[B,T]."""
+  new = jnp.sum(weights > 0, dtype=jnp.uint32)
+  low, high = counts['tokens']
+  low = low + new
+  skipped = (~finite).astype(jnp.int32)
+  return dict(tokens=jnp.stack([low, high + (low < new)]), skipped=counts['skipped'] + skipped,
+              bad=(counts['bad'] + 1) * skipped)

@@ -1,0 +1,108 @@
+"""Where metrics go: metrics.jsonl (the source of truth), TensorBoard, router_stats, log.txt."""
+
+import json
+import math
+import pathlib
+import sys
+import time
+
+import numpy as np
+
+from stmoe.train import rundir
+
+
+class Metrics:
+  """metrics.jsonl and TensorBoard of a run that continues after `step`.
+
+  Lines of later steps, written by a run that was killed before its next checkpoint, are cut
+  off: the continued run writes them again.
+  """
+
+  def __init__(self, path, step):
+    self._file = pathlib.Path(path) / 'metrics.jsonl'
+    self.lines = kept_lines(self._file, step)
+    rundir.write(self._file, ''.join(json.dumps(line) + '\n' for line in self.lines))
+    self._stream = self._file.open('a', encoding='utf-8')
+    self._board = _board(path, step)
+
+  def write(self, step, values):
+    """Appends one line and returns it; numbers that are not finite become null."""
+    line = {'step': step} | {name: _plain(value) for name, value in values.items()}
+    self._stream.write(json.dumps(line) + '\n')
+    self._stream.flush()
+    for name, value in line.items():
+      if value is not None:
+        self._board.add_scalar(name, value, step)
+    return line
+
+  def close(self):
+    """Flushes and closes both."""
+    self._stream.close()
+    self._board.close()
+
+
+def kept_lines(file, step):
+  """Returns the whole lines of a metrics.jsonl up to `step`; [] if there is none."""
+  if not file.exists():
+    return []
+  lines = []
+  for text in file.read_text(encoding='utf-8').splitlines():
+    try:
+      lines.append(json.loads(text))
+    except ValueError:                 # the line a kill cut short
+      continue
+  return [line for line in lines if line['step'] <= step]
+
+
+def _board(path, step):
+  import tensorboardX
+  return tensorboardX.SummaryWriter(str(pathlib.Path(path) / 'tensorboard'), purge_step=step + 1, flush_secs=30)
+
+
+def _plain(value):
+  """A JSON number (ints stay ints), or None."""
+  if isinstance(value, int):
+    return value
+  value = float(value)
+  return float(f'{value:.9g}') if math.isfinite(value) else None
+
+
+def write_router_stats(path, step, load):
+  """Writes router_stats/<step>.npz: moe_load f32[L,E] and the names of the L layers.
+
+  Rows of layers with fewer experts end in NaN.
+  """
+  folder = pathlib.Path(path) / 'router_stats'
+  folder.mkdir(exist_ok=True)
+  width = max(len(row) for row in load.values())
+  rows = [np.pad(np.float32(row), (0, width - len(row)), constant_values=np.nan) for row in load.values()]
+  temporary = folder / f'.{step}.tmp.npz'
+  np.savez(temporary, moe_load=np.stack(rows), layers=np.array(list(load)))
+  temporary.replace(folder / f'{step}.npz')
+
+
+def drop_router_stats(path, step):
+  """Removes the router_stats of steps after `step`, and what a kill left half written."""
+  for file in (pathlib.Path(path) / 'router_stats').glob('*.npz'):
+    if not file.stem.isdigit() or int(file.stem) > step:
+      file.unlink()
+
+
+class Log:
+  """Lines for people: to log.txt with the time, and to `show`, which a display may replace."""
+
+  def __init__(self, path):
+    self._stream = (pathlib.Path(path) / 'log.txt').open('a', encoding='utf-8')
+    self.show = None
+
+  def __call__(self, text):
+    self._stream.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}\n')
+    self._stream.flush()
+    if self.show is None:
+      print(text, file=sys.stderr, flush=True)
+    else:
+      self.show.say(text)
+
+  def close(self):
+    """Closes log.txt; later lines go to stderr only."""
+    self._stream.close()
