@@ -1,0 +1,239 @@
+"""The rules of the code as tests: every file is parsed, and a broken rule is named with its line.
+
+A rule is a function (file, tree, source) -> the violations. `BROKEN` holds, for every rule, code that must
+not pass, so that a rule which stopped seeing anything fails too.
+"""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TREES = ('stmoe', 'configs', 'experiments', 'pallas_kernels')
+FILES = sorted(path.relative_to(ROOT) for tree in TREES for path in (ROOT / tree).rglob('*.py'))
+
+# Importable from anywhere; they import nothing of ours but each other.
+ANYWHERE = {'axes', 'errors', 'lookup', 'parsing', 'state', '__init__'}
+# A part may import itself and the parts named here, and nothing else of ours.
+SPARSE = {'routers', 'experts', 'core', 'pallas_kernels'}
+MODELS = {'models', 'layers'} | SPARSE
+TOOLS = {'train', 'data', 'analysis', 'surgery', 'experiment'}
+ARROWS = {
+    'cli': TOOLS | MODELS,
+    'experiments': TOOLS | MODELS,
+    'train': {'data', 'analysis', 'experiment'} | MODELS,
+    'models': MODELS,
+    'layers': SPARSE,
+    'routers': {'core'},
+    'experts': {'core'},
+    'core': {'pallas_kernels'},
+    'data': {'core'},
+    'analysis': {'core'},
+    'surgery': {'core'},
+    'experiment': {'configs'},
+    'configs': set(),
+    'pallas_kernels': set(),
+}
+# What these parts may import from outside the standard library; the others are free.
+OUTSIDE = {
+    'configs': {'ml_collections'},
+    'core': {'jax', 'flax', 'numpy'},
+    'pallas_kernels': {'jax', 'numpy'},
+}
+LIBRARIES = {'jax', 'flax', 'numpy', 'optax', 'orbax', 'grain', 'seqio', 'tensorflow', 'tensorflow_datasets',
+             'tensorflow_text', 'ml_collections', 'rich', 'matplotlib', 'tensorboardX', 'sentencepiece', 'absl'}
+LONGEST_FILE, LONGEST_ROUTER = 500, 150
+
+
+def part(file):
+  """Returns the part of the code that a file belongs to: 'core', 'cli', 'configs', 'experiment', ..."""
+  if file.parts[0] != 'stmoe':
+    return file.parts[0]
+  return file.parts[1] if len(file.parts) > 2 else file.stem
+
+
+def imported(tree):
+  """Yields (line, dotted name) of everything imported: 'stmoe.core.losses', 'jax.numpy'."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      yield from ((node.lineno, alias.name) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      if node.level:
+        yield node.lineno, '.relative'
+      yield from ((node.lineno, f'{node.module}.{alias.name}') for alias in node.names)
+
+
+def arrows(file, tree, source):
+  """Imports run one way, and core, configs and kernels stay free of other libraries."""
+  here = part(file)
+  allowed = ANYWHERE if here in ANYWHERE else ANYWHERE | {here} | ARROWS[here]
+  for line, name in imported(tree):
+    first, _, rest = name.partition('.')
+    if name == '.relative':
+      yield line, 'relative import; write the full name'
+    elif first in ('stmoe', 'pallas_kernels', 'configs', 'experiments'):
+      target = rest.partition('.')[0] if first == 'stmoe' and rest else '__init__' if first == 'stmoe' else first
+      if first in ('configs', 'experiments') or target not in allowed:
+        yield line, f'{here} may not import {name}'
+    elif first in LIBRARIES and here in OUTSIDE and first not in OUTSIDE[here]:
+      yield line, f'{here} may not import {name}'
+    if here == 'core' and first == 'flax' and name != 'flax.struct':
+      yield line, 'core takes only flax.struct from flax'
+
+
+def sizes(file, tree, source):
+  """Files are short enough to read, routers shorter."""
+  lines = len(source.splitlines())
+  longest = LONGEST_ROUTER if part(file) == 'routers' else LONGEST_FILE
+  if lines > longest:
+    yield lines, f'{lines} lines, over {longest}'
+
+
+def public_functions(body, described=''):
+  """Yields (function, docstring of its class and its own) of the public functions and methods of `body`."""
+  for node in body:
+    if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+      yield from public_functions(node.body, ast.get_docstring(node) or '')
+    elif isinstance(node, ast.FunctionDef) and (not node.name.startswith('_') or node.name == '__call__'):
+      yield node, described + (ast.get_docstring(node) or '')
+
+
+SHAPE = re.compile(r'\[[^\]\n]*\]|any (array|shape)|elementwise|arrays? of one shape')
+
+
+def shapes(file, tree, source):
+  """Public functions of core and routers that handle arrays say their shapes in the docstring."""
+  if part(file) not in ('core', 'routers'):
+    return
+  for node, docstring in public_functions(tree.body):
+    names = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+    if node.args.args and names & {'jax', 'jnp', 'lax'} and not SHAPE.search(docstring):
+      yield node.lineno, f'{node.name} handles arrays; its docstring names no shape'
+
+
+def docstrings(file, tree, source):
+  """Every module says in its first line what it is."""
+  if source.strip() and not ast.get_docstring(tree):
+    yield 1, 'no docstring'
+
+
+NNX = {'jit', 'grad', 'value_and_grad', 'scan', 'remat', 'Optimizer', 'sow', 'Dropout', 'pmap', 'cond',
+       'while_loop'}
+MODULES = {'pickle', 'marshal', 'dill', 'cloudpickle'}
+BUILTINS = {'eval', 'exec', 'compile', '__import__'}
+
+
+def forbidden(file, tree, source):
+  """What was found to hide errors or run foreign code is not used."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.With):
+      contexts = [ast.unparse(item.context_expr) for item in node.items]
+      if any(context.rpartition('.')[2] == 'mesh' for context in contexts):
+        yield node.lineno, '`with mesh:` does nothing here; use jax.set_mesh'
+    if isinstance(node, ast.Attribute):
+      if node.attr == 'sow' or ast.unparse(node.value) == 'nnx' and node.attr in NNX:
+        yield node.lineno, f'{ast.unparse(node)}: use JAX\'s own transforms, return values'
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in BUILTINS:
+      yield node.lineno, f'{node.func.id} runs text as code'
+    if isinstance(node, ast.Name) and node.id == 'NotImplementedError':
+      yield node.lineno, 'a stub'
+  for line, name in imported(tree):
+    if name.partition('.')[0] in MODULES:
+      yield line, f'{name} runs foreign code when it reads'
+  for number, line in enumerate(source.splitlines(), 1):
+    if re.search(r'\b(TODO|FIXME|XXX|HACK)\b', line):
+      yield number, 'unfinished'
+
+
+TENSORFLOW = ('tensorflow', 'tensorflow_datasets', 'tensorflow_text', 'seqio', 'clu')
+# The one module of ours that imports them at its top; to import it is to import TensorFlow.
+DECLARE = 'stmoe.data.declare'
+
+
+def tensorflow(file, tree, source):
+  """TensorFlow, and what imports it, is imported only inside functions of stmoe/data."""
+  functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+  inside = {id(node) for function in functions for node in ast.walk(function)}
+  own = file.with_suffix('').parts == tuple(DECLARE.split('.'))
+  for node in ast.walk(tree):
+    if not isinstance(node, (ast.Import, ast.ImportFrom)):
+      continue
+    for line, name in imported(ast.Module([node], [])):
+      heavy = name == DECLARE or name.partition('.')[0] in TENSORFLOW
+      if heavy and not own and (part(file) != 'data' or id(node) not in inside):
+        yield line, f'{name} outside a function of stmoe/data'
+
+
+RULES = (arrows, sizes, shapes, docstrings, forbidden, tensorflow)
+
+
+def violations(rule, file, source):
+  return [f'{file}:{line}: {text}' for line, text in rule(file, ast.parse(source), source)]
+
+
+@pytest.mark.parametrize('rule', RULES, ids=lambda rule: rule.__name__)
+def test_code_keeps_the_rule(rule):
+  found = [text for file in FILES
+           for text in violations(rule, file, (ROOT / file).read_text(encoding='utf-8'))]
+  assert not found, '\n'.join(['', rule.__doc__, *found])
+
+
+def test_files_were_found():
+  assert {part(file) for file in FILES} >= set(ARROWS) - {'experiments'} and len(FILES) > 50
+
+
+BROKEN = [
+    (arrows, 'stmoe/core/x.py', 'from stmoe.routers import switch'),
+    (arrows, 'stmoe/core/x.py', 'from flax import nnx'),
+    (arrows, 'stmoe/core/x.py', 'import optax'),
+    (arrows, 'stmoe/routers/x.py', 'from stmoe.experts import mlp'),
+    (arrows, 'stmoe/layers/x.py', 'import stmoe.models.lm'),
+    (arrows, 'stmoe/models/x.py', 'def f():\n  from stmoe.train import loop'),
+    (arrows, 'stmoe/data/x.py', 'from stmoe import experiment'),
+    (arrows, 'stmoe/axes.py', 'from stmoe.core import losses'),
+    (arrows, 'stmoe/layers/x.py', 'from . import moe'),
+    (arrows, 'configs/x/y.py', 'import jax'),
+    (arrows, 'configs/x/y.py', 'from configs.x import paper'),
+    (arrows, 'configs/x/y.py', 'from stmoe.layers import moe'),
+    (arrows, 'pallas_kernels/x/y.py', 'from stmoe.core import losses'),
+    (sizes, 'stmoe/core/x.py', 'x = 1\n' * 501),
+    (sizes, 'stmoe/routers/x.py', 'x = 1\n' * 151),
+    (shapes, 'stmoe/core/x.py', 'def f(x):\n  """Returns x."""\n  return jnp.sum(x)'),
+    (shapes, 'stmoe/routers/x.py', 'class A:\n  def __call__(self, x):\n    return jax.nn.relu(x)'),
+    (docstrings, 'stmoe/core/x.py', 'x = 1'),
+    (forbidden, 'stmoe/train/x.py', 'with mesh:\n  pass'),
+    (forbidden, 'stmoe/train/x.py', 'with self.mesh:\n  pass'),
+    (forbidden, 'stmoe/train/x.py', 'f = nnx.jit(f)'),
+    (forbidden, 'stmoe/train/x.py', 'o = nnx.Optimizer(m)'),
+    (forbidden, 'stmoe/train/x.py', 'self.sow("a", 1)'),
+    (forbidden, 'stmoe/train/x.py', 'import pickle'),
+    (forbidden, 'stmoe/train/x.py', 'eval("1")'),
+    (forbidden, 'stmoe/train/x.py', 'raise NotImplementedError'),
+    (forbidden, 'stmoe/train/x.py', '# TO' + 'DO: later'),
+    (tensorflow, 'stmoe/data/x.py', 'import tensorflow as tf'),
+    (tensorflow, 'stmoe/train/x.py', 'def f():\n  import seqio'),
+    (tensorflow, 'stmoe/data/x.py', 'from stmoe.data import declare'),
+]
+
+
+@pytest.mark.parametrize('rule, file, source', BROKEN)
+def test_rule_sees_broken_code(rule, file, source):
+  assert violations(rule, pathlib.Path(file), source)
+
+
+ALLOWED = [
+    (arrows, 'stmoe/train/x.py', 'from stmoe import errors\nfrom stmoe.models import lm\nimport stmoe'),
+    (arrows, 'configs/x/y.py', 'import ml_collections\nfrom stmoe.configs.x import paper\nimport math'),
+    (shapes, 'stmoe/core/x.py', 'def f(x):\n  """Returns f32[G,S]."""\n  return jnp.sum(x)'),
+    (shapes, 'stmoe/core/x.py', 'def capacity(tokens):\n  return tokens'),
+    (forbidden, 'stmoe/train/x.py', 'with jax.set_mesh(mesh):\n  jax.jit(f)'),
+    (tensorflow, 'stmoe/data/x.py', 'def f():\n  import tensorflow as tf'),
+    (tensorflow, 'stmoe/data/declare.py', 'import tensorflow as tf'),
+]
+
+
+@pytest.mark.parametrize('rule, file, source', ALLOWED)
+def test_rule_leaves_good_code_alone(rule, file, source):
+  assert not violations(rule, pathlib.Path(file), source)
