@@ -69,6 +69,8 @@ def styles(labels):
 
 def encode(figure, form, dpi=150):
   """Returns the bytes of `figure` as 'png' or 'svg'; the same figure, the same bytes."""
+  figure.draw_without_rendering()
+  figure.set_layout_engine('none')                                   # another draw would move things a little
   out = io.BytesIO()
   metadata = {'Date': None} if form == 'svg' else {'Software': None}
   with matplotlib.rc_context(_SAVING):

@@ -59,42 +59,35 @@ def expand(names, arguments):
   return variants
 
 
-def equal_flops(steps, flops_per_step):
-  """Returns the steps of every variant whose total FLOPs come closest to those of the first.
+def equal_budget(steps, price):
+  """Returns the steps of every variant whose total price comes closest to that of the first.
 
   Args:
-    steps:          steps of the first variant.
-    flops_per_step: list of floats, active training FLOPs of one step of each variant.
+    steps: steps of the first variant.
+    price: list of floats, what one step of each variant costs (FLOPs, seconds).
 
-  >>> equal_flops(100, [2.0, 4.0, 1.9])
+  >>> equal_budget(100, [2.0, 4.0, 1.9])
   [100, 50, 105]
   """
-  return [max(1, round(steps * flops_per_step[0] / flops)) for flops in flops_per_step]
+  return [max(1, round(steps * price[0] / each)) for each in price]
 
 
-def equal_time(steps, seconds_per_step):
-  """Returns the steps of every variant that take as long as `steps` of the first one."""
-  return equal_flops(steps, seconds_per_step)
-
-
-def plan(variants, seeds, configs, costs, steps):
+def plan(variants, seeds, costs, steps):
   """Returns the Jobs, all seeds of a variant together.
 
   Args:
     variants: list of Variant.
     seeds:    list of ints.
-    configs:  one resolved configuration per variant.
     costs:    one dict(parameters, active, flops_per_token, flops_per_step) per variant.
     steps:    one int per variant.
   """
   jobs = []
-  for variant, config, cost, num_steps in zip(variants, configs, costs, steps):
+  for variant, cost, num_steps in zip(variants, costs, steps):
     for seed in seeds:
-      overrides = [f'train.steps={num_steps}', f'seed={seed}']
       jobs.append(Job(
           experiment=variant.experiment, label=variant.label, seed=seed, steps=num_steps,
           folder=re.sub(r'[^\w.=-]+', '_', variant.label) + (f'_seed{seed}' if len(seeds) > 1 else ''),
-          flops=num_steps * cost['flops_per_step'], overrides=tuple(overrides),
+          flops=num_steps * cost['flops_per_step'], overrides=(f'train.steps={num_steps}', f'seed={seed}'),
           cost={k: cost[k] for k in ('parameters', 'active', 'flops_per_token')}))
   return jobs
 

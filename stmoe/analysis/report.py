@@ -9,7 +9,6 @@ import json
 from stmoe.analysis import baselines as baselines_lib
 from stmoe.analysis import canvas
 from stmoe.analysis import curves
-from stmoe.analysis import routing
 from stmoe.analysis import routing_view
 from stmoe.analysis import runs as runs_lib
 from stmoe.analysis import table
@@ -57,7 +56,7 @@ def page(runs, costs=None, labels=None, routed=None, title='Runs'):
     runs:   list of Run.
     costs:  dict run name -> dict(parameters, active, flops_per_token), where known.
     labels: one label per run; runs of equal label are seeds of one another. Names when None.
-    routed: dict run name -> Routed sample (see `Sample`), where known.
+    routed: dict run name -> `routing_view.sample` of it, where known.
     title:  heading of the page.
   """
   labels = labels or [run.name for run in runs]
@@ -65,7 +64,7 @@ def page(runs, costs=None, labels=None, routed=None, title='Runs'):
   sections = [
       f'<h1>{_esc(title)}</h1>', f'<p class="lead">{_esc(_lead(runs, labels))}</p>',
       '<h2>Results</h2>', results(runs, costs or {}, labels, known),
-      '<h2>Figures</h2>', *map(_figure, *zip(*_figures(runs, labels, known).items())),
+      '<h2>Figures</h2>', *[_figure(stem, figure) for stem, figure in figures(runs, labels).items()],
       '<h2>What was run</h2>', config_differences(runs),
       *(['<h2>Where tokens go</h2>'] if routed else []),
       *[sample_section(name, sample) for name, sample in (routed or {}).items()],
@@ -101,9 +100,9 @@ def results(runs, costs, labels, known):
   return _table(headings, body) + note
 
 
-def _figures(runs, labels, known):
-  made = {}
-  finals = {}
+def figures(runs, labels):
+  """Returns dict stem -> Figure of everything that runs with these labels can show together."""
+  known, finals, made = baselines_lib.common(runs), {}, {}
   for run, label in zip(runs, labels):
     if run.last('eval/bits_per_byte') is not None:
       finals.setdefault(label, []).append(run.last('eval/bits_per_byte'))
@@ -148,43 +147,22 @@ def sample_section(name, sample):
 
   Args:
     name:   of the run.
-    sample: dict layer name -> dict(pieces [T], taken [T] lists of (expert, weight), num_experts,
-      table: `routing.specialisation` over more text, with texts for token ids).
+    sample: what `routing_view.sample` returned for it.
   """
   parts = [f'<h3>{_esc(name)}</h3>',
            '<p class="note">Background: the expert of largest weight; underline: the second. Dotted grey: no '
            'expert had room. Point at a token for the weights.</p>']
   for layer, seen in sample.items():
-    rows = [_row([str(e), f'{share:.1%}', '  '.join(f'{_quoted(piece)} ×{lift:.1f}' for piece, _, lift in best)],
+    rows = [_row([str(e), f'{share:.1%}', '   '.join(f'{_quoted(piece)} ×{lift:.1f}' for piece, _, lift in best)],
                  code=True)
-            for e, (share, best) in enumerate(seen['table'])]
+            for e, (share, best) in enumerate(seen.table)]
     parts.append(
         f'<details open><summary>{_esc(layer)}</summary>'
-        + routing_view.chips([share for share, _ in seen['table']])
-        + routing_view.to_html(seen['pieces'], seen['taken'], seen['num_experts'])
+        + routing_view.chips([share for share, _ in seen.table])
+        + routing_view.to_html(seen)
         + '<details><summary>most typical tokens of each expert, with their over-representation</summary>'
         + _table(['expert', 'share', 'tokens'], rows, 'text') + '</details></details>')
   return '\n'.join(parts)
-
-
-def sample(chosen, ids, pieces_of, length=600):
-  """Returns what `sample_section` shows, from a batch that went through the model.
-
-  Args:
-    chosen:    dict layer name -> routing.Choices.
-    ids:       dict stack name -> i32[B,T] token ids of the batch.
-    pieces_of: function from a list of token ids to their texts.
-    length:    tokens shown, from the start of the first sequence.
-  """
-  shown = {}
-  for layer, found in chosen.items():
-    stack_ids = ids[routing.stack_of(layer)]
-    shown[layer] = dict(
-        pieces=pieces_of(stack_ids[0][:length].tolist()), taken=found.experts[0][:length],
-        num_experts=found.num_experts,
-        table=[(share, [(pieces_of([v])[0], count, lift) for v, count, lift in best])
-               for share, best in routing.specialisation(found, stack_ids)])
-  return shown
 
 
 def _quoted(piece):

@@ -1,11 +1,14 @@
 """Routed text made visible: HTML spans and a figure, each token in the colour of its expert."""
 
 import colorsys
+import dataclasses
 import html
 
 from matplotlib import patches
+import numpy as np
 
 from stmoe.analysis import canvas
+from stmoe.analysis import routing
 
 # Light forms of the palette, so that black text stays readable on all of them.
 TINTS = ('#9CCBEA', '#F5B78A', '#8FD6BC', '#EBC3DA', '#F7D27C', '#D9D9D9', '#B9B4E6', '#D3DE8F')
@@ -25,14 +28,14 @@ CSS = """
 def colours(num_experts):
   """Returns one light colour '#RRGGBB' per expert; the colour-blind-safe tints up to eight.
 
-  More experts than the eye can name are spread over hue by the golden angle, in three
-  lightnesses; the expert's number stays readable in the tooltip.
+  More experts than the eye can name are spread over hue and lightness by two irrational
+  steps, so that all differ; the expert's number is in the tooltip.
   """
   if num_experts <= len(TINTS):
     return list(TINTS[:num_experts])
   found = []
   for e in range(num_experts):
-    rgb = colorsys.hls_to_rgb(e * 0.381966 % 1.0, (0.72, 0.80, 0.88)[e % 3], 0.65)
+    rgb = colorsys.hls_to_rgb(e * 0.381966 % 1.0, 0.72 + 0.16 * (e * 0.754878 % 1.0), 0.65)
     found.append('#' + ''.join(f'{round(255 * c):02X}' for c in rgb))
   return found
 
@@ -43,18 +46,56 @@ def visible(piece):
   return ''.join(c if c.isprintable() else '·' for c in text)
 
 
-def to_html(pieces, taken, num_experts):
-  """Returns a <div> with one <span> per token, coloured by expert; everything is escaped.
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """A stretch of text as one sparse layer routed it.
 
-  Background is the expert of largest weight, the underline the second; the tooltip names all.
+  pieces: list of T texts of tokens.
+  taken:  list of T lists of (expert, weight), largest weight first.
+  table:  `routing.specialisation` over the whole batch, texts in place of token ids.
+  """
+  pieces: list
+  taken: list
+  num_experts: int
+  table: list
+
+
+def sample(chosen, batch, vocabulary, length=700):
+  """Returns dict layer name -> Sample of the first `length` real tokens of a batch.
 
   Args:
-    pieces: list of T texts of tokens.
-    taken:  list of T lists of (expert, weight), largest weight first.
+    chosen:     dict layer name -> routing.Choices of that batch.
+    batch:      dict of i32[B,T].
+    vocabulary: of the batch, see `stmoe.data.vocab`.
   """
-  palette = colours(num_experts)
+  shown = {}
+  for layer, found in chosen.items():
+    stack = routing.stack_of(layer)
+    ids, segments = (np.asarray(batch[f'{stack}_{name}']) for name in ('input_tokens', 'segment_ids'))
+    real = np.argwhere(segments > 0)[:length]                        # [n, 2]
+    text = lambda v: texts(vocabulary, [v])[0]
+    table = [(share, [(text(v), count, lift) for v, count, lift in best])
+             for share, best in routing.specialisation(found, ids)]
+    shown[layer] = Sample(pieces=texts(vocabulary, [ids[b, t] for b, t in real]),
+                          taken=[found.experts[b][t] for b, t in real],
+                          num_experts=found.num_experts, table=table)
+  return shown
+
+
+def texts(vocabulary, ids):
+  """Returns the text of each token by itself; '·' for the start, parts of a character and the like."""
+  names = {vocabulary.eos_id: '■'}
+  return [names.get(int(v)) or vocabulary.decode([int(v)]) or '·' for v in ids]
+
+
+def to_html(seen):
+  """Returns a <div> of Sample `seen` with one <span> per token, coloured by expert; all is escaped.
+
+  Background is the expert of largest weight, the underline the second; the tooltip names all.
+  """
+  palette = colours(seen.num_experts)
   spans = []
-  for piece, experts in zip(pieces, taken):
+  for piece, experts in zip(seen.pieces, seen.taken):
     text = html.escape(visible(piece)) + ('\n' if piece.endswith('\n') else '')
     names = ', '.join(f'expert {e} ({w:.2f})' for e, w in experts) or 'no expert (dropped)'
     title = html.escape(f'{piece!r}: {names}', quote=True)
@@ -88,24 +129,25 @@ def layout(pieces, columns):
   return places
 
 
-def figure(pieces, chosen, row=0, columns=76):
-  """Returns the Figure of one text, once per sparse layer, tokens coloured by expert.
+def figure(samples, columns=76):
+  """Returns the Figure of a routed text, once per sparse layer, tokens coloured by expert.
 
   Args:
-    pieces: list of T texts of the tokens of sequence `row`.
-    chosen: dict layer name -> Choices of layers that see this text.
+    samples: dict layer name -> Sample.
+    columns: characters of a line.
   """
-  places = layout(pieces, columns)
-  lines = places[-1][0] + 1
-  made, axes = canvas.new(len(chosen), 1, 0.1 * columns + 0.4, len(chosen) * (0.185 * lines + 0.75))
-  for ax, (name, choices) in zip(axes[:, 0], chosen.items()):
-    palette = colours(choices.num_experts)
-    for (line, column, text), taken in zip(places, choices.experts[row]):
+  placed = {name: layout(seen.pieces, columns) for name, seen in samples.items()}
+  heights = [places[-1][0] + 1 for places in placed.values()]
+  made, axes = canvas.new(len(samples), 1, 0.1 * columns + 0.4, 0.185 * sum(heights) + 0.75 * len(samples),
+                          height_ratios=heights)
+  for ax, lines, (name, seen) in zip(axes[:, 0], heights, samples.items()):
+    palette = colours(seen.num_experts)
+    for (line, column, text), taken in zip(placed[name], seen.taken):
       _token(ax, line, column, text, [palette[e] for e, _ in taken])
     ax.set_xlim(0, columns)
     ax.set_ylim(lines, -0.1)
     ax.axis('off')
-    canvas.label(ax, title=f'{name}: {choices.num_experts} experts')
+    canvas.label(ax, title=f'{name}: {seen.num_experts} experts')
     _key(ax, palette[:32])
   return made
 

@@ -100,12 +100,13 @@ def read_lines(path):
 def read_loads(folder):
   """Returns dict layer -> (steps i64[n], load f32[n,E]) of router_stats/<step>.npz files."""
   points = {}
-  for file in sorted(folder.glob('*.npz'), key=lambda f: int(f.stem)):
+  files = [f for f in folder.glob('*.npz') if f.stem.isdigit()]      # not what is being written
+  for file in sorted(files, key=lambda f: int(f.stem)):
     with np.load(file) as stats:
       loads = stats['moe_load']                                      # [L, E], padded with NaN
-      names = [str(n) for n in stats['layers']] if 'layers' in stats else range(len(loads))
+      names = [str(name) for name in stats['layers']]
       for layer, load in zip(names, loads):
-        points.setdefault(str(layer), []).append((int(file.stem), load[np.isfinite(load)]))
+        points.setdefault(layer, []).append((int(file.stem), load[np.isfinite(load)]))
   return {layer: (np.array([s for s, _ in p]), np.stack([load for _, load in p]))
           for layer, p in points.items()}
 

@@ -17,6 +17,18 @@ METRICS = {'bits': 'eval/bits_per_byte', 'perplexity': 'eval/perplexity', 'accur
            'time': 'time', 'steps': 'step'}
 
 
+def cost(config):
+  """Returns dict(parameters, active, flops_per_token, flops_per_step) of a configuration.
+
+  flops_per_token: active, forward; flops_per_step: active, forward and backward, of a whole batch.
+  """
+  from stmoe.analysis import flops
+  size, work = flops.parameters(config), flops.active_per_token(config)
+  positions = config.train.batch_size * flops.lengths(config)['decoder']
+  return dict(parameters=size['total'], active=size['active'], flops_per_token=work['forward'],
+              flops_per_step=work['train'] * positions)
+
+
 def values(run, cost=None):
   """Returns dict column -> number (or None) of one run.
 

@@ -1,0 +1,156 @@
+"""Trains several experiments at equal active FLOPs or equal time, and tabulates, plots and reports them.
+
+stmoe compare lm/quickstart                               the methods that the file names in METHODS
+stmoe compare lm/dense lm/switch --seeds 0,1,2            the experiments as they are, three seeds
+stmoe compare lm/stdlib:smoke --methods dense,switch      NAME with method=dense, then method=switch
+The first run keeps its steps; the others get as many as cost the same. Interrupted, the same command
+continues; finished, it shows the result at once.
+"""
+
+import pathlib
+import sys
+
+from stmoe import errors
+from stmoe import experiment
+from stmoe.analysis import compare
+
+INTERRUPTED = 130
+# A calibration run for equal time: long enough to leave compilation and first steps behind.
+CALIBRATION_STEPS = 30
+CALIBRATION = (f'train.steps={CALIBRATION_STEPS}', 'train.log_every=10', 'eval.every=1000000', 'eval.batches=1',
+               'checkpoint.every=1000000')
+
+
+def add_arguments(parser):
+  parser.add_argument('names', nargs='+', metavar='NAME', help='an experiment, NAME[:argument]')
+  parser.add_argument('--methods', metavar='A,B', help='give each NAME the argument method=A, then method=B')
+  parser.add_argument('--seeds', metavar='0,1', help='seeds of every variant; the configuration\'s if not given')
+  parser.add_argument('--by', choices=('flops', 'time'), default='flops',
+                      help='what all runs have the same of: active training FLOPs (default) or training time')
+  parser.add_argument('--workdir', type=pathlib.Path, help='default: runs/ and the name of the experiment')
+  parser.set_defaults(overrides=[])
+
+
+def run(args):
+  variants = compare.expand(args.names, _arguments(args))
+  workdir = args.workdir or compare.default_workdir(args.names)
+  request = dict(experiments=[v.experiment for v in variants], seeds=_seeds(args), by=args.by,
+                 overrides=list(args.overrides))
+  configs = [experiment.load(v.experiment, args.overrides)[0] for v in variants]
+  jobs = compare.stored(workdir, request)
+  if jobs is None:
+    jobs = _plan(variants, configs, request, workdir)
+    compare.store(workdir, request, jobs)
+  was_done = all(compare.is_done(workdir, job) for job in jobs)
+  if not was_done and not compare.run(workdir, jobs, lambda job, folder: _train(job, folder, args.overrides), _say):
+    _say('interrupted; the same command continues')
+    return INTERRUPTED
+  _finish(workdir, jobs, args.names, fresh=not (was_done and (workdir / 'report.html').is_file()))
+
+
+def _arguments(args):
+  """The arguments that every name is given: of --methods, or METHODS of the one file named."""
+  if args.methods:
+    return [f'method={method}' for method in args.methods.split(',')]
+  if len(args.names) > 1 or 'method=' in args.names[0]:
+    return []
+  _, module = experiment.find_module(args.names[0].partition(':')[0])
+  return getattr(module, 'METHODS', [])
+
+
+def _seeds(args):
+  if args.seeds is None:
+    return None
+  seeds = args.seeds.split(',')
+  if not all(seed.isdigit() for seed in seeds) or len(set(seeds)) < len(seeds):
+    raise errors.UserError(f'--seeds {args.seeds}: give different whole numbers, for example 0,1,2')
+  return [int(seed) for seed in seeds]
+
+
+def _plan(variants, configs, request, workdir):
+  """The Jobs: costs by abstract evaluation, steps by the budget."""
+  from stmoe.analysis import table
+  costs = [table.cost(config) for config in configs]
+  per_step = [cost['flops_per_step'] for cost in costs]
+  if request['by'] == 'time':
+    per_step = [_seconds_per_step(v, request['overrides'], workdir / 'calibration') for v in variants]
+  steps = compare.equal_budget(configs[0].train.steps, per_step)
+  seeds = request['seeds'] or [configs[0].seed]
+  return compare.plan(variants, seeds, costs, steps)
+
+
+def _seconds_per_step(variant, overrides, folder):
+  """Seconds of one step after the first ten, measured in a short run of its own."""
+  from stmoe.analysis import runs
+  folder = folder / variant.label.replace('/', '_')
+  _say(f'measuring {variant.label}: {CALIBRATION_STEPS} steps')
+  if not (folder / 'DONE').is_file():
+    _fit(variant.experiment, [*overrides, *CALIBRATION], folder)
+  steps, seconds = runs.read(folder).series('time')
+  return (seconds[-1] - seconds[0]) / (steps[-1] - steps[0])
+
+
+def _train(job, folder, overrides):
+  _fit(job.experiment, [*overrides, *job.overrides], folder)
+
+
+def _fit(name, overrides, folder):
+  """Trains experiment `name` in run directory `folder`, or goes on training."""
+  from stmoe.train import loop
+  config, name = experiment.load(name, overrides)
+  loop.train(config, name, folder)
+
+
+def _finish(workdir, jobs, names, fresh):
+  """Prints the table, writes results, figures and report if they are not there, says what is next."""
+  from stmoe.analysis import baselines
+  grouped = compare.results(workdir, jobs)
+  runs, labels, costs = compare.read_runs(workdir, jobs)
+  if fresh:
+    compare.store_results(workdir, grouped)
+    _write_pages(workdir, runs, labels, costs, ', '.join(names))
+  print_table(grouped, baselines.common(runs))
+  folder = workdir / jobs[-1].folder
+  print(f'\nFigures  {workdir}/plots/*.png, *.svg\nReport   {workdir}/report.html\nNumbers  {workdir}/compare.json\n'
+        f'\nNext\n'
+        f'  stmoe plot {folder}                     the figures of one run\n'
+        f'  stmoe compare {" ".join(names)} --seeds 0,1,2 --workdir {workdir}_seeds   how sure are the differences?\n'
+        f'  stmoe list                              all experiments')
+
+
+def _write_pages(workdir, runs, labels, costs, title):
+  from stmoe.analysis import canvas
+  from stmoe.analysis import report
+  from stmoe.cli import report as command
+  _say('drawing figures and writing the report')
+  for stem, figure in report.figures(runs, labels).items():
+    canvas.save(figure, workdir / 'plots', stem)
+  routed = command.routed(runs, labels, workdir / 'plots')
+  page = report.page(runs, costs, labels, routed, title)
+  (workdir / 'report.html').write_text(page, encoding='utf-8')
+
+
+def print_table(grouped, known):
+  """Prints the results and the baselines: a rich table on a terminal, aligned text elsewhere."""
+  from stmoe.analysis import table
+  headings, rows = table.cells(grouped)
+  if not sys.stdout.isatty():
+    print(table.plain(headings, rows))
+  else:
+    from rich import box
+    from rich import console
+    from rich import table as rich_table
+    drawn = rich_table.Table(box=box.SIMPLE_HEAD)
+    for i, heading in enumerate(headings):
+      drawn.add_column(heading, justify='right' if i else 'left', style='bold' if heading == 'bits/byte' else None)
+    for row in rows:
+      drawn.add_row(*row)
+    console.Console().print(drawn)
+  if known:
+    from stmoe.analysis import baselines
+    listed = ', '.join(f'{text} {value:.2f}' for text, value in known.items())
+    print(f'Baselines in bits per byte, measured on {baselines.MEASURED_ON}: {listed}')
+
+
+def _say(line):
+  print(line, file=sys.stderr, flush=True)

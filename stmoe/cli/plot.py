@@ -1,0 +1,26 @@
+"""Draws what runs have logged: loss, routing health and expert load, as PNG and SVG.
+
+stmoe plot runs/switch                          into runs/switch/plots
+stmoe plot runs/dense runs/switch --out DIR     all in the same axes
+"""
+
+import pathlib
+
+
+def add_arguments(parser):
+  parser.add_argument('runs', nargs='+', metavar='RUN', help='a run directory, finished or still running')
+  parser.add_argument('--out', metavar='DIR', type=pathlib.Path,
+                      help='where the figures go; RUN/plots for one run, ./plots for several')
+
+
+def run(args):
+  from stmoe.analysis import baselines
+  from stmoe.analysis import canvas
+  from stmoe.analysis import curves
+  from stmoe.analysis import runs
+
+  found = runs.read_all(args.runs)
+  out = args.out or (found[0].path / 'plots' if len(found) == 1 else pathlib.Path('plots'))
+  for stem, figure in curves.figures(found, baselines=baselines.common(found)).items():
+    png, _ = canvas.save(figure, out, stem)
+    print(f'{png} and .svg')
