@@ -1,0 +1,76 @@
+"""A wheel built from the tree, installed elsewhere, is the whole program: it finds its experiments."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+FILES = ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE')
+TREES = ('stmoe', 'configs', 'experiments', 'pallas_kernels')
+
+pytestmark = pytest.mark.slow
+
+
+def _run(*words, cwd):
+  outside = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+  done = subprocess.run([str(word) for word in words], cwd=cwd, env=outside, capture_output=True, text=True,
+                        check=False)
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+  """The wheel, built from a copy so that nothing is left in the checkout."""
+  source = tmp_path_factory.mktemp('source')
+  for name in FILES:
+    shutil.copy(ROOT / name, source)
+  for name in TREES:
+    shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
+  _run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '-w', source / 'dist', source, cwd=source)
+  return next((source / 'dist').glob('*.whl'))
+
+
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory):
+  """bin/ of an environment with the wheel, and this environment's libraries but not its stmoe."""
+  folder = tmp_path_factory.mktemp('elsewhere')
+  _run(sys.executable, '-m', 'venv', '--without-pip', folder / 'venv', cwd=folder)
+  python = folder / 'venv' / 'bin' / 'python'
+  site = _run(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))', cwd=folder).strip()
+  # As a bare path: the .pth files of that folder, one of which may point to the checkout, are not read.
+  (pathlib.Path(site) / 'libraries.pth').write_text(sysconfig.get_path('purelib') + '\n')
+  _run(sys.executable, '-m', 'pip', '--python', python, 'install', '--no-deps', '--no-index', '--ignore-installed',
+       wheel, cwd=folder)
+  return python.parent
+
+
+def test_wheel_holds_every_module_and_nothing_else(wheel):
+  names = {name for name in zipfile.ZipFile(wheel).namelist() if '.dist-info/' not in name}
+  source = wheel.parent.parent
+  placed = {'configs': 'stmoe/configs', 'experiments': 'stmoe/experiments'}
+  expected = {f'{placed.get(tree, tree)}/{path.relative_to(source / tree).as_posix()}'
+              for tree in TREES for path in (source / tree).rglob('*.py')}
+  assert {name for name in names if name.endswith('.py')} == expected
+  assert all(name.endswith(('.py', '.md')) for name in names)
+
+
+def test_installed_program_is_not_the_checkout(installed, tmp_path):
+  code = 'import stmoe, stmoe.configs as c, pallas_kernels as p; print(stmoe.__file__, c.__file__, p.__file__)'
+  found = _run(installed / 'python', '-c', code, cwd=tmp_path).split()
+  assert len(found) == 3 and all(file.startswith(str(installed.parent)) for file in found)
+
+
+def test_installed_program_trains_its_experiment(installed, tmp_path):
+  stmoe = installed / 'stmoe'
+  assert 'lm/stdlib' in _run(stmoe, 'list', cwd=tmp_path)
+  assert 'steps' in _run(stmoe, 'show', 'lm/stdlib:smoke', cwd=tmp_path)
+  _run(stmoe, 'train', 'lm/stdlib:smoke', '--workdir', 'run', '--config.train.steps=2', '--config.eval.batches=1',
+       cwd=tmp_path)
+  assert (tmp_path / 'run' / 'DONE').is_file()
