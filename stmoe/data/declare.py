@@ -34,9 +34,9 @@ def rekey(dataset):
 
 
 def source(task):
-  """Returns the seqio data source of a task, with the feature 'text'."""
+  """Returns the seqio data source of a task, with the feature 'text'; it never starts a download."""
   if task.tfds:
-    return seqio.TfdsDataSource(task.tfds, splits=tasks.SPLITS)
+    return seqio.TfdsDataSource(task.tfds, splits=tasks.SPLITS, read_only=True)
 
   def read(split, shuffle_files, seed=None):
     texts = list(task.documents(split))

@@ -191,7 +191,7 @@ def open_caches(cfg):
   if d.eval_split not in tasks.SPLITS:
     raise errors.UserError(f'data.eval_split={d.eval_split!r}{errors.nearest(d.eval_split, tasks.SPLITS)} '
                            f'(there are: {", ".join(tasks.SPLITS)})')
-  among = [tasks.get(name, d.files) for name, _ in mixture(cfg)]
+  among = [tasks.get(name, d.files if name == 'text' or not d.mixture else ()) for name, _ in mixture(cfg)]
   vocabulary = caches.vocabulary_of(d.vocab, among, d.extra_ids, d.cache_dir)
   return {task.name: caches.of(task, vocabulary, d.cache_dir) for task in among}
 
@@ -205,7 +205,7 @@ def _objective(cfg, found):
 
 
 def _rows(cache, split, objective, cfg, seed):
-  join = cfg.data.get('join', True)
+  join = cfg.data.join
   stream = streams.Stream(cache, split, objective.eos)
   segments = streams.segments(stream, objective.segment, join)
   packs = None

@@ -99,6 +99,6 @@ def _piped(name, split):
     if reader.returncode:
       said.seek(0)
       lines = said.read().decode(errors='replace').strip().splitlines() or ['no message']
-      raise errors.UserError(f'task {name}: seqio cannot read split {split!r} from '
-                             f'{os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"} ($TFDS_DATA_DIR): '
+      where = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+      raise errors.UserError(f'task {name}: seqio cannot read split {split!r} from $TFDS_DATA_DIR={where}: '
                              f'{lines[-1].strip()}')

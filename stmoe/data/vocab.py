@@ -7,7 +7,10 @@ downwards: sentinel 0 is `vocab_size - 1`, as in T5 and seqio.
 """
 
 import hashlib
+import io
+import itertools
 import os
+import re
 
 import numpy as np
 import sentencepiece
@@ -15,6 +18,7 @@ import sentencepiece
 from stmoe import errors
 
 NUM_SPECIAL = 3  # padding 0, EOS 1, unknown 2
+SAMPLE = 1 << 26
 RECIPE = 1  # of `train`; a change of it makes other vocabularies
 
 
@@ -79,27 +83,34 @@ class Pieces:
 def train(texts, num_pieces):
   """Returns the bytes of a SentencePiece model (BPE) with `num_pieces` ids, trained on `texts`.
 
-  The model keeps every text exactly: no normalisation, runs of blanks kept (and learned, which
-  serves indented code), line ends and tabs are pieces, and what was never seen falls back to bytes.
-  Deterministic in the order of the texts. Ids: 0 padding, 1 EOS, 2 unknown, 3.. line end and tab.
+  The model keeps every text exactly, but for the character U+2581, which SentencePiece uses for the
+  blank: no normalisation, runs of blanks kept (and learned, which serves indented code), line ends
+  and tabs are pieces, and what was never seen falls back to bytes. Deterministic in the order of the
+  texts; of more than SAMPLE characters the first are taken. Ids: 0 padding, 1 EOS, 2 unknown.
   """
-  lines = (line for text in texts for line in text.split('\n') if line)
-  model = _Sink()
+  lines = itertools.chain.from_iterable(text.split('\n') for text in _first(texts, SAMPLE))
+  model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines, model_writer=model, vocab_size=num_pieces, model_type='bpe',
+        sentence_iterator=filter(None, lines), model_writer=model, vocab_size=num_pieces, model_type='bpe',
         normalization_rule_name='identity', remove_extra_whitespaces=False, add_dummy_prefix=False,
         allow_whitespace_only_pieces=True, byte_fallback=True, user_defined_symbols=['\n', '\t'],
-        split_digits=True, character_coverage=1.0, max_sentence_length=1 << 20, shuffle_input_sentence=False,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2)
+        split_digits=True, character_coverage=0.9995, max_sentence_length=1 << 20,
+        shuffle_input_sentence=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2)
   except RuntimeError as e:
-    raise errors.UserError(f'data.vocab=train:{num_pieces}: SentencePiece cannot train this size: '
-                           f'{str(e).splitlines()[-1]}') from e
-  return b''.join(model)
+    few, many = re.search(r'vs (\d+)', str(e)), re.search(r'<= (\d+)', str(e))
+    why = (f'this text needs at least {few.group(1)} pieces' if few else
+           f'this text has no more than {many.group(1)} pieces' if many else str(e).splitlines()[-1])
+    raise errors.UserError(f'data.vocab=train:{num_pieces}: {why}') from e
+  return model.getvalue()
 
 
-class _Sink(list):
-  write = list.append
+def _first(texts, size):
+  for text in texts:
+    yield text[:size]
+    size -= len(text)
+    if size <= 0:
+      return
 
 
 def _read(path):
