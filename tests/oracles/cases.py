@@ -92,14 +92,15 @@ class Case:
       atol = float(factor) * float(np.abs(expected).max())
     return float(rtol), float(atol)
 
-  def assert_close(self, name, value):
+  def assert_close(self, name, value, like=None):
     """Raises AssertionError unless `value` equals array `name` at the stated tolerance.
 
-    Shapes must agree. Integers are compared exactly.
+    Shapes must agree. Integers are compared exactly. `like` names another array whose
+    tolerance serves where the json states none for this one.
     """
     expected, value = self[name], np.asarray(value)
     assert value.shape == expected.shape, f'{self} {name}: shape {value.shape}, expected {expected.shape}'
-    rtol, atol = self.limits(name)
+    rtol, atol = self.limits(like or name)
     if rtol == atol == 0.0:
       np.testing.assert_array_equal(value, expected, err_msg=f'{self} {name}')
     else:
