@@ -6,6 +6,7 @@ Ctrl-C and SIGTERM save and stop. A finished run says so at once; more --config.
 """
 
 from stmoe import experiment
+from stmoe.train import rundir
 
 
 def add_arguments(parser):
@@ -16,5 +17,8 @@ def add_arguments(parser):
 
 def run(args):
   cfg, name = experiment.load(args.name, args.overrides)
+  workdir = args.workdir or experiment.default_workdir(name)
+  if rundir.finished(workdir, cfg):        # says so before JAX is imported
+    return 0
   from stmoe.train import loop
-  return loop.train(cfg, args.workdir or experiment.default_workdir(name), name)
+  return loop.train(cfg, workdir, name)

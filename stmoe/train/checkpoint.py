@@ -29,19 +29,19 @@ class Checkpoints:
   Args:
     directory:  where they are, one folder a step.
     every:      steps between two.
-    keep:       how many of the newest to keep; an older one goes when a newer one is complete.
+    keep:       how many of the newest to keep; an older one goes when a newer one is complete; None = all.
     async_save: write in the background while training goes on.
+    read_only:  change nothing there: a run may be writing.
   """
 
-  def __init__(self, directory, every=1, keep=2, async_save=True):
-    if keep < 1 or every < 1:
-      raise errors.UserError(f'checkpoint.every={every}, checkpoint.keep={keep}: both are at least 1')
+  def __init__(self, directory, every=1, keep=2, async_save=True, read_only=False):
     self.directory = pathlib.Path(directory).resolve()
     _hush()
     options = ocp.CheckpointManagerOptions(
         save_decision_policy=policies.FixedIntervalPolicy(every),
         preservation_policy=policies.LatestN(keep),
-        enable_async_checkpointing=async_save, cleanup_tmp_directories=True)
+        enable_async_checkpointing=async_save, cleanup_tmp_directories=not read_only, read_only=read_only)
+    self._read_only = read_only
     with _readable(self.directory):
       self._manager = ocp.CheckpointManager(self.directory, options=options,
                                             item_names=('state', 'data', 'meta'))
@@ -67,7 +67,7 @@ class Checkpoints:
       raise errors.UserError(f'no space left on device: the checkpoint of step {step} needs {needed:,} bytes and '
                              f'{self.directory} has {free:,}; {self._saved()}')
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data),
-                              meta=ocp.args.JsonSave(meta | {'checksums': checksums(state)}))
+                              meta=ocp.args.JsonSave(meta | {'arrays': inventory(state)}))
     with _readable(self.directory, self._saved):
       self._manager.save(step, args=args, force=True)
 
@@ -84,7 +84,8 @@ class Checkpoints:
   def restore(self, shapes, check, say, step=None):
     """Returns (step, state, data, meta) of the newest readable checkpoint, or None without any.
 
-    An unreadable one is reported, moved to `<directory>/../unreadable` and the one before is tried.
+    An unreadable one is reported and the one before is tried; unless read_only it moves to
+    `<directory>/../unreadable`, to make room for that step.
 
     Args:
       shapes: tree of ShapeDtypeStructs with shardings.
@@ -107,7 +108,7 @@ class Checkpoints:
         before = [s for s in steps if s < at]
         falls = f'falling back to step {before[-1]}' if before and step is None else 'there is none before it'
         say(f'checkpoint {at} cannot be read ({_line(error)}); {falls}')
-        if step is None:
+        if step is None and not self._read_only:
           self._set_aside(at)
     if steps:
       raise errors.UserError(f'no checkpoint in {self.directory} can be read; start again in another directory')
@@ -116,10 +117,10 @@ class Checkpoints:
   def _read(self, step, shapes, check):
     meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
     check(meta)
-    _check_shapes(self._manager.item_metadata(step).state, shapes)
+    check_shapes(meta['arrays'], shapes)
     found = self._manager.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore()))
-    if checksums(found.state) != meta['checksums']:
+    if inventory(found.state) != meta['arrays']:
       raise ValueError('an array is not what was saved')
     return found.state, found.data, meta
 
@@ -145,20 +146,28 @@ def _sums(state):
   return jax.tree.map(one, state)
 
 
-def checksums(state):
-  """Returns a list of ints, one per array: the sum of its words modulo 2^32, on any sharding the same."""
-  return [int(x) for x in jax.device_get(jax.tree.leaves(_sums(state)))]
+def inventory(state):
+  """Returns dict path -> [shape, checksum] of the arrays of `state`, for JSON.
+
+  The checksum is the sum of an array's words modulo 2^32: the same on any sharding.
+  """
+  sums = jax.device_get(_sums(state))
+  return {_name(path): [list(x.shape), int(s)]
+          for (path, x), s in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(sums))}
 
 
-def _check_shapes(saved, shapes):
-  """Raises UserError for the first array whose saved shape is not that of `shapes`."""
-  name = lambda path: '/'.join(str(getattr(k, 'key', getattr(k, 'name', k))) for k in path)
-  there = {name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(saved)}
-  here = {name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(shapes)}
-  for path in sorted({*there, *here}):
-    if there.get(path) != here.get(path):
-      raise errors.UserError(f'the checkpoint does not fit the model: {path} is '
-                             f'{there.get(path, "absent")} in it and {here.get(path, "absent")} in the model')
+def check_shapes(saved, shapes):
+  """Raises UserError for the first array whose shape in the inventory `saved` is not that in `shapes`."""
+  there = {name: tuple(shape) for name, (shape, _) in saved.items()}
+  here = {_name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(shapes)}
+  for name in sorted({*there, *here}):
+    if there.get(name) != here.get(name):
+      raise errors.UserError(f'the checkpoint does not fit the model: {name} is {there.get(name, "absent")} in it '
+                             f'and {here.get(name, "absent")} in the model')
+
+
+def _name(path):
+  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 @contextlib.contextmanager
@@ -188,5 +197,5 @@ def _line(error):
 
 
 def _hush():
-  """Keeps orbax's own report of every save and restore off the terminal."""
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  """Keeps orbax's own reports off the terminal; what goes wrong arrives as an exception."""
+  logging.getLogger('absl').setLevel(logging.CRITICAL)

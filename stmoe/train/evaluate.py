@@ -1,10 +1,13 @@
 """Loss, bits per byte, perplexity and token accuracy over a split: exact sums, then one division."""
 
+import itertools
 import math
 
 import jax
 import numpy as np
 
+from stmoe.data import pipeline
+from stmoe.train import check
 from stmoe.train import losses
 
 
@@ -24,22 +27,28 @@ def make(plan):
   return jax.jit(sums)
 
 
-def run(sums, state, batches, tell=lambda done: None):
-  """Returns the dict of 'eval/...' metrics of `state` over the placed `batches`, without bits per byte.
+def run(cfg, plan, sums, state, facts, tell=lambda done, number: None):
+  """Returns the 'eval/...' metrics of `state` over the evaluation split of `cfg`.
 
   Args:
-    sums: from `make`.
-    tell: called with the number of batches done.
+    plan, sums: the blueprint, and what `make` made of it.
+    facts:      of the data, from `pipeline.info`.
+    tell:       called with the numbers of batches done and to do.
   """
+  batches = pipeline.eval_batches(cfg, jax.process_index(), jax.process_count())
+  number = min(cfg.eval.batches or len(batches), len(batches))
   total = {}
-  for done, batch in enumerate(batches, 1):
+  for done, batch in enumerate(itertools.islice(batches, number), 1):
+    batch = check.place(batch, plan.mesh)
     part = jax.device_get(sums(state['params'], state['router_state'], batch))
     total = {name: total.get(name, 0.0) + float(value) for name, value in part.items()}
-    tell(done)
+    tell(done, number)
   tokens = total.pop('tokens')
   mean = {name: value / tokens for name, value in total.items()}
-  values = {'eval/loss': mean['ce'], 'eval/accuracy': mean['correct'], 'eval/tokens': int(tokens),
-            'eval/perplexity': float(np.exp(np.float64(mean['ce'])))}
+  values = {'eval/loss': mean['ce'], 'eval/perplexity': float(np.exp(np.float64(mean['ce']))),
+            'eval/accuracy': mean['correct'], 'eval/tokens': int(tokens)}
+  if cfg.data.objective == 'lm':         # other objectives predict only a part of the text
+    values['eval/bits_per_byte'] = bits_per_byte(mean['ce'], facts['bytes_per_token'])
   return values | ({'eval/drop_frac': mean['drop_frac']} if 'drop_frac' in mean else {})
 
 

@@ -6,7 +6,6 @@ run that was killed and continued writes what an undisturbed one writes.
 """
 
 import contextlib
-import itertools
 import time
 
 import jax
@@ -41,11 +40,9 @@ def train(cfg, workdir, name='', devices=None):
     devices: None = all.
   """
   check.counts(cfg)
-  path = rundir.claim(workdir, cfg)
-  finished = rundir.done(path)
-  if finished and finished['step'] >= cfg.train.steps:
-    print(f'{path} is finished: {summary(finished)}')
+  if rundir.finished(workdir, cfg):
     return 0
+  path = rundir.claim(workdir, cfg)
   keep_compilations()
   cost = flops.active_per_token(cfg)['train'] * flops.lengths(cfg)['decoder'] * cfg.train.batch_size
   mesh = states.make_mesh(cfg.mesh, devices)
@@ -61,15 +58,6 @@ def keep_compilations():
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update('jax_compilation_cache_dir', str(cache.folder() / 'compiled'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
-
-
-def summary(values):
-  """Returns the final metrics as one line."""
-  parts = [f'{values["step"]:,} steps', f'loss {values["loss/ce"]:.4f}' if values.get('loss/ce') else '']
-  for key, text in (('eval/loss', 'eval loss'), ('eval/bits_per_byte', 'bits per byte')):
-    if values.get(key) is not None:
-      parts.append(f'{text} {values[key]:.4f}')
-  return ', '.join(part for part in parts if part)
 
 
 class Loop:
@@ -137,7 +125,7 @@ class Loop:
         return stop.code
     self.checkpoints.wait()
     rundir.finish(self.path, self.final)
-    self.log(f'finished: {summary(self.final)}')
+    self.log(f'finished: {rundir.summary(self.final)}')
     return 0
 
   def first(self):
@@ -205,13 +193,8 @@ class Loop:
     """Returns the 'eval/...' metrics of the current state."""
     jax.block_until_ready(self.state)
     with self.clock.paused():
-      batches = pipeline.eval_batches(self.cfg, jax.process_index(), jax.process_count())
-      number = min(self.cfg.eval.batches or len(batches), len(batches))
-      placed = (check.place(batch, self.mesh) for batch in itertools.islice(batches, number))
-      values = evaluate.run(self.sums, self.state, placed,
-                            lambda done: self.show.busy(f'evaluating {done}/{number}'))
-    if self.cfg.data.objective == 'lm':
-      values['eval/bits_per_byte'] = evaluate.bits_per_byte(values['eval/loss'], self.facts['bytes_per_token'])
+      values = evaluate.run(self.cfg, self.plan, self.sums, self.state, self.facts,
+                            lambda done, number: self.show.busy(f'evaluating {done}/{number}'))
     self.log(f'step {self.step:,}: {evaluate.describe(values)}')
     return self._totals() | values
 

@@ -12,7 +12,6 @@ import platform
 import subprocess
 import sys
 
-import jax
 import ml_collections
 
 import stmoe
@@ -70,10 +69,27 @@ def identity(cfg):
   return experiment.run_id(ml_collections.ConfigDict(fields, convert_dict=False, allow_dotted_keys=True))
 
 
-def done(path):
-  """Returns the final metrics of a finished run, or None."""
+def finished(path, cfg):
+  """Returns whether the run of `cfg` in `path` has done all its steps, and says so with its result."""
   file = pathlib.Path(path) / 'DONE'
-  return json.loads(file.read_text(encoding='utf-8')) if file.exists() else None
+  if not file.exists():
+    return False
+  claim(path, cfg)
+  values = json.loads(file.read_text(encoding='utf-8'))
+  if values['step'] < cfg.train.steps:
+    file.unlink()
+    return False
+  print(f'{path} is finished: {summary(values)}')
+  return True
+
+
+def summary(values):
+  """Returns final metrics as one line."""
+  parts = [f'{values["step"]:,} steps']
+  for key, text in (('loss/ce', 'loss'), ('eval/loss', 'eval loss'), ('eval/bits_per_byte', 'bits per byte')):
+    if values.get(key) is not None:
+      parts.append(f'{text} {values[key]:.4f}')
+  return ', '.join(parts)
 
 
 def finish(path, metrics):
@@ -109,6 +125,7 @@ def record_environment(path, name, mesh, parameters, corpus):
     parameters: number of parameters.
     corpus:     facts of the data, for JSON.
   """
+  import jax                             # the rest of this file answers without it
   device = mesh.devices.flat[0]
   facts = dict(name=name, stmoe=stmoe.__version__, revision=_revision(), python=platform.python_version(),
                platform=platform.platform(), command=sys.argv,

@@ -1,0 +1,42 @@
+"""Evaluation of a run's checkpoint outside its training."""
+
+import pathlib
+
+import jax
+
+from stmoe import errors
+from stmoe.data import pipeline
+from stmoe.train import check
+from stmoe.train import checkpoint
+from stmoe.train import evaluate
+from stmoe.train import loop
+from stmoe.train import rundir
+from stmoe.train import state as states
+
+
+def score(cfg, path, say, step=None, devices=None):
+  """Returns (step, 'eval/...' metrics) of a checkpoint of run directory `path` under `cfg`.
+
+  Args:
+    cfg:  the run's configuration; its evaluation fields may differ from the run's.
+    say:  called with lines of text.
+    step: of the checkpoint; None = the newest.
+  """
+  loop.keep_compilations()
+  mesh = states.make_mesh(cfg.mesh, devices)
+  check.batches(cfg, mesh)
+  with jax.set_mesh(mesh):
+    plan = states.blueprint(cfg, mesh)
+    check.forward(cfg, plan)
+    facts = pipeline.info(cfg)
+    if not (pathlib.Path(path) / 'checkpoints').is_dir():
+      raise errors.UserError(f'{path} has no checkpoint yet')
+    saved = checkpoint.Checkpoints(pathlib.Path(path) / 'checkpoints', keep=None, read_only=True)
+    same = lambda meta: rundir.check_same(meta, dict(vocab=facts['vocab'].digest))
+    found = saved.restore(plan.shapes, same, say, step)
+    saved.close()
+    if found is None:
+      raise errors.UserError(f'{path} has no checkpoint yet')
+    at, state, _, _ = found
+    say(f'evaluating the checkpoint of step {at:,}')
+    return at, evaluate.run(cfg, plan, evaluate.make(plan), state, facts)
