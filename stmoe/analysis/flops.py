@@ -37,9 +37,9 @@ class Matrix(NamedTuple):
     return len(inner) == 2 and 'relpos_buckets' not in inner and inner[0] != 'vocab'
 
 
-def abstract(cfg):
-  """Returns the model of `cfg` with ShapeDtypeStructs for arrays, layers stacked."""
-  fields = dict(cfg.model.to_dict(), scan_layers=True)
+def abstract(cfg, scan_layers=True):
+  """Returns the model of `cfg` with ShapeDtypeStructs for arrays; `scan_layers` overrides that of `cfg`."""
+  fields = dict(cfg.model.to_dict(), scan_layers=scan_layers)
   make = lookup.recipe('model', fields)
   return nnx.eval_shape(lambda: make(blocks=cfg.blocks, rngs=nnx.Rngs(0)))
 
