@@ -102,6 +102,9 @@ def test_path_inside_the_folder_is_the_name():
 def test_unknown_experiment_names_the_nearest(tmp_path):
   with pytest.raises(errors.UserError, match="'lm/stdlb'; nearest: lm/stdlib"):
     experiment.load('lm/stdlb')
+  for name in ('../configs/lm/stdlib', 'lm', '', 'lm/stdlib/'):
+    with pytest.raises(errors.UserError, match='no experiment is called'):
+      experiment.load(name)
   with pytest.raises(errors.UserError, match='no such file: nowhere.py'):
     experiment.load('nowhere.py')
   (tmp_path / 'empty.py').write_text('x = 1\n')
