@@ -1,4 +1,7 @@
-"""Functions called by the name and fields of a configuration section: the function's name is the registry."""
+"""Functions called by the name and fields of a configuration section: the function's name is the registry.
+
+A choice is a public function whose fields are keyword-only; what comes before them is no field.
+"""
 
 import functools
 import inspect
@@ -10,7 +13,7 @@ def bind(module, section, fields, **given):
   """Returns `functools.partial` of the function of `module` that `fields['name']` names.
 
   Args:
-    module:  its public functions are the choices.
+    module:  holds the choices.
     section: name of the configuration section, for the message.
     fields:  mapping with `name`; the other entries become keyword arguments.
     given:   values that are no field of the configuration, passed where the function asks for them.
@@ -19,8 +22,7 @@ def bind(module, section, fields, **given):
   """
   fields = dict(fields)
   name = fields.pop('name')
-  known = {n: f for n, f in vars(module).items()
-           if inspect.isfunction(f) and f.__module__ == module.__name__ and not n.startswith('_')}
+  known = {n: f for n, f in vars(module).items() if _is_choice(f, module)}
   if name not in known:
     raise errors.UserError(f'{section}.name={name!r} does not exist{errors.nearest(name, known)}'
                            f' (there are: {", ".join(sorted(known))})')
@@ -34,3 +36,9 @@ def bind(module, section, fields, **given):
   if missing:
     raise errors.UserError(f'{section} {name!r} needs the field {missing[0]!r}')
   return functools.partial(known[name], **fields, **{n: v for n, v in given.items() if n in wanted})
+
+
+def _is_choice(f, module):
+  if not inspect.isfunction(f) or f.__module__ != module.__name__ or f.__name__.startswith('_'):
+    return False
+  return any(p.kind is p.KEYWORD_ONLY for p in inspect.signature(f).parameters.values())
