@@ -13,6 +13,9 @@ from stmoe.configs import common
 from stmoe.configs.lm import methods
 from stmoe.configs.lm import models
 
+# What `stmoe compare lm/quickstart` trains; the first keeps its steps, the others get its FLOPs.
+METHODS = ('method=dense', 'method=switch', 'method=st_moe')
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='switch', experts=8)

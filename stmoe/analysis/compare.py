@@ -122,14 +122,14 @@ def is_done(workdir, job):
 
 
 def run(workdir, jobs, train, say):
-  """Runs the jobs that are not finished, in order; returns whether all are finished now.
+  """Runs the jobs that are not finished, in order; returns 0, or the exit code of the one that stopped.
 
-  A job that returns without its DONE file was interrupted: the rest is left for the next call.
+  An interrupted job has another exit code than 0: the rest is left for the next call.
 
   Args:
     workdir: pathlib.Path of the comparison.
     jobs:    list of Job.
-    train:   function (Job, run directory) that trains, or goes on training.
+    train:   function (Job, run directory) that trains, or goes on training; returns an exit code.
     say:     function of one line of text.
   """
   for number, job in enumerate(jobs, 1):
@@ -138,10 +138,10 @@ def run(workdir, jobs, train, say):
     seed = f', seed {job.seed}' if len({j.seed for j in jobs}) > 1 else ''
     say(f'[{number}/{len(jobs)}] {job.label}{seed}: {job.steps} steps, '
         f'{table.engineering(job.flops)} active FLOPs{_left(workdir, jobs)}')
-    train(job, workdir / job.folder)
-    if not is_done(workdir, job):
-      return False
-  return True
+    code = train(job, workdir / job.folder)
+    if code:
+      return code
+  return 0
 
 
 def _left(workdir, jobs):

@@ -16,7 +16,7 @@ from stmoe.analysis import table
 CSS = """
 :root { color-scheme: light; }
 body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #222;
-  max-width: 1160px; margin: 0 auto; padding: 28px 24px 80px; background: #fbfbfa; }
+  max-width: 1200px; margin: 0 auto; padding: 28px 24px 80px; background: #fbfbfa; }
 h1 { font-size: 26px; margin: 0 0 4px; }
 h2 { font-size: 19px; margin: 42px 0 12px; padding-bottom: 5px; border-bottom: 1px solid #ddd; }
 h3 { font-size: 15px; margin: 22px 0 8px; }
@@ -24,7 +24,7 @@ p.lead, p.note { color: #5d5d5d; margin: 4px 0 12px; }
 p.note { font-size: 13px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; background: #fff; }
-th, td { padding: 6px 12px; border-bottom: 1px solid #e8e8e8; text-align: right; vertical-align: top; }
+th, td { padding: 6px 9px; border-bottom: 1px solid #e8e8e8; text-align: right; vertical-align: top; }
 th { font-weight: 600; color: #5d5d5d; background: #f4f4f2; white-space: nowrap; }
 td:first-child { white-space: nowrap; }
 th:first-child, td:first-child, table.text td, table.text th { text-align: left; }

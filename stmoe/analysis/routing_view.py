@@ -120,7 +120,7 @@ def layout(pieces, columns):
   row, column, places = 0, 0, []
   for piece in pieces:
     text = visible(piece)
-    if column and column + len(text) > columns:
+    if column and column + len(text.rstrip('↵')) > columns:          # line ends may stand in the margin
       row, column = row + 1, 0
     places.append((row, column, text))
     column += len(text)
@@ -129,14 +129,15 @@ def layout(pieces, columns):
   return places
 
 
-def figure(samples, columns=76):
+def figure(samples, columns=84, length=260):
   """Returns the Figure of a routed text, once per sparse layer, tokens coloured by expert.
 
   Args:
     samples: dict layer name -> Sample.
     columns: characters of a line.
+    length:  tokens drawn.
   """
-  placed = {name: layout(seen.pieces, columns) for name, seen in samples.items()}
+  placed = {name: layout(seen.pieces[:length], columns) for name, seen in samples.items()}
   heights = [places[-1][0] + 1 for places in placed.values()]
   made, axes = canvas.new(len(samples), 1, 0.1 * columns + 0.4, 0.185 * sum(heights) + 0.75 * len(samples),
                           height_ratios=heights)
@@ -148,16 +149,16 @@ def figure(samples, columns=76):
     ax.set_ylim(lines, -0.1)
     ax.axis('off')
     canvas.label(ax, title=f'{name}: {seen.num_experts} experts')
-    _key(ax, palette[:32])
+    _key(ax, palette[:24])
   return made
 
 
 def _token(ax, line, column, text, shades):
   """Draws one token: background of its first expert, bar below of its second."""
   width = len(text)
-  ax.add_patch(patches.Rectangle((column, line + 0.04), width, 0.9, color=shades[0] if shades else NONE, lw=0))
+  ax.add_patch(patches.Rectangle((column + 0.05, line + 0.04), width - 0.1, 0.9, color=shades[0] if shades else NONE, lw=0))
   if len(shades) > 1:
-    ax.add_patch(patches.Rectangle((column, line + 0.78), width, 0.16, color=shades[1], lw=0))
+    ax.add_patch(patches.Rectangle((column + 0.05, line + 0.78), width - 0.1, 0.16, color=shades[1], lw=0))
   for i, character in enumerate(text):
     if character != ' ':
       ax.text(column + i + 0.5, line + 0.44, character, ha='center', va='center', fontsize=8.5,
@@ -165,9 +166,8 @@ def _token(ax, line, column, text, shades):
 
 
 def _key(ax, palette):
-  """Draws the numbers of the experts in their colours at the right end of the title line."""
-  size = 1 / max(24, 1.6 * len(palette))
-  for e, colour in enumerate(palette):
-    x = 1 - (len(palette) - e) * size
-    ax.text(x + size / 2, 1.02, str(e), transform=ax.transAxes, ha='center', va='bottom', fontsize=8,
-            color=canvas.INK, bbox=dict(facecolor=colour, edgecolor='none', pad=2.0))
+  """Writes the numbers of the experts in their colours at the right end of the title line."""
+  for place, (e, colour) in enumerate(reversed(list(enumerate(palette)))):
+    ax.annotate(str(e), (1, 1), xycoords='axes fraction', xytext=(-8 - 16 * place, 6), fontsize=8,
+                textcoords='offset points', ha='center', va='baseline', color=canvas.INK, annotation_clip=False,
+                bbox=dict(facecolor=colour, edgecolor='none', pad=2.0))

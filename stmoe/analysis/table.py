@@ -8,13 +8,14 @@ import numpy as np
 HEADINGS = {
     'label': 'run', 'parameters': 'parameters', 'active': 'active', 'flops_per_token': 'FLOPs/token',
     'steps': 'steps', 'tokens': 'tokens', 'flops': 'train FLOPs', 'bits': 'bits/byte', 'perplexity': 'perplexity',
-    'accuracy': 'accuracy', 'drops': 'drops', 'balance': 'max load', 'time': 'time',
+    'accuracy': 'accuracy', 'drops': 'drops', 'balance': 'max load', 'time': 'training',
 }
 
 # Column -> key of a metrics line.
 METRICS = {'bits': 'eval/bits_per_byte', 'perplexity': 'eval/perplexity', 'accuracy': 'eval/accuracy',
-           'drops': 'moe/drop_frac', 'balance': 'moe/max_load_ratio', 'tokens': 'tokens', 'flops': 'flops',
-           'time': 'time', 'steps': 'step'}
+           'tokens': 'tokens', 'flops': 'flops', 'time': 'time', 'steps': 'step'}
+# Of training batches, whose values vary from one to the next: mean over the last quarter of a run.
+LATE = {'drops': 'moe/drop_frac', 'balance': 'moe/max_load_ratio'}
 
 
 def cost(config):
@@ -37,6 +38,9 @@ def values(run, cost=None):
     cost: dict(parameters, active, flops_per_token) of its model, or None.
   """
   found = {column: run.last(key) for column, key in METRICS.items()}
+  for column, key in LATE.items():
+    late = run.series(key)[1]
+    found[column] = float(np.mean(late[-max(len(late) // 4, 1):])) if len(late) else None
   return {**dict(parameters=None, active=None, flops_per_token=None), **(cost or {}), **found}
 
 

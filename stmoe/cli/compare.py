@@ -14,7 +14,6 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe.analysis import compare
 
-INTERRUPTED = 130
 # A calibration run for equal time: long enough to leave compilation and first steps behind.
 CALIBRATION_STEPS = 30
 CALIBRATION = (f'train.steps={CALIBRATION_STEPS}', 'train.log_every=10', 'eval.every=1000000', 'eval.batches=1',
@@ -41,11 +40,12 @@ def run(args):
   if jobs is None:
     jobs = _plan(variants, configs, request, workdir)
     compare.store(workdir, request, jobs)
-  was_done = all(compare.is_done(workdir, job) for job in jobs)
-  if not was_done and not compare.run(workdir, jobs, lambda job, folder: _train(job, folder, args.overrides), _say):
-    _say('interrupted; the same command continues')
-    return INTERRUPTED
-  _finish(workdir, jobs, args.names, fresh=not (was_done and (workdir / 'report.html').is_file()))
+  was_done = all(compare.is_done(workdir, job) for job in jobs) and (workdir / 'report.html').is_file()
+  train = lambda job, folder: _train(job.experiment, [*args.overrides, *job.overrides], folder)
+  code = compare.run(workdir, jobs, train, _say)
+  if code:
+    return code
+  _finish(workdir, jobs, args.names, fresh=not was_done)
 
 
 def _arguments(args):
@@ -84,21 +84,18 @@ def _seconds_per_step(variant, overrides, folder):
   from stmoe.analysis import runs
   folder = folder / variant.label.replace('/', '_')
   _say(f'measuring {variant.label}: {CALIBRATION_STEPS} steps')
-  if not (folder / 'DONE').is_file():
-    _fit(variant.experiment, [*overrides, *CALIBRATION], folder)
+  code = _train(variant.experiment, [*overrides, *CALIBRATION], folder)
+  if code:
+    raise SystemExit(code)
   steps, seconds = runs.read(folder).series('time')
   return (seconds[-1] - seconds[0]) / (steps[-1] - steps[0])
 
 
-def _train(job, folder, overrides):
-  _fit(job.experiment, [*overrides, *job.overrides], folder)
-
-
-def _fit(name, overrides, folder):
-  """Trains experiment `name` in run directory `folder`, or goes on training."""
+def _train(name, overrides, folder):
+  """Trains experiment `name` in run directory `folder`, or goes on training; returns the exit code."""
   from stmoe.train import loop
   config, name = experiment.load(name, overrides)
-  loop.train(config, name, folder)
+  return loop.train(config, folder, name)
 
 
 def _finish(workdir, jobs, names, fresh):
@@ -110,12 +107,12 @@ def _finish(workdir, jobs, names, fresh):
     compare.store_results(workdir, grouped)
     _write_pages(workdir, runs, labels, costs, ', '.join(names))
   print_table(grouped, baselines.common(runs))
-  folder = workdir / jobs[-1].folder
-  print(f'\nFigures  {workdir}/plots/*.png, *.svg\nReport   {workdir}/report.html\nNumbers  {workdir}/compare.json\n'
-        f'\nNext\n'
-        f'  stmoe plot {folder}                     the figures of one run\n'
-        f'  stmoe compare {" ".join(names)} --seeds 0,1,2 --workdir {workdir}_seeds   how sure are the differences?\n'
-        f'  stmoe list                              all experiments')
+  print(f'\nFigures  {workdir}/plots/*.png, *.svg\nReport   {workdir}/report.html\nNumbers  {workdir}/compare.json')
+  again = f'stmoe compare {" ".join(names)} --seeds 0,1,2 --workdir {workdir}_seeds'
+  following = [(again, 'are the differences larger than those between seeds?'),
+               (f'stmoe report {workdir / jobs[-1].folder} --text FILE', 'where the tokens of your own text go'),
+               ('stmoe list', 'all experiments')]
+  print('\nNext\n' + '\n'.join(f'  {command:{len(again)}}  {why}' for command, why in following))
 
 
 def _write_pages(workdir, runs, labels, costs, title):

@@ -23,6 +23,7 @@ def jobs(seeds=(0, 1)):
 
 def finish(job, folder):
   synthetic.write_run(folder, job.label, seed=job.seed, steps=40, final=2.0 if job.label == 'switch' else 3.0)
+  return 0
 
 
 def test_expand_appends_arguments_and_labels_by_their_value():
@@ -55,13 +56,12 @@ def test_interrupted_comparison_continues_where_it_stopped(tmp_path):
 
   def train(job, folder):
     calls.append(job.folder)
-    if len(calls) != 2:                                              # the second call is interrupted
-      finish(job, folder)
+    return 130 if len(calls) == 2 else finish(job, folder)           # the second call is interrupted
 
-  assert not compare.run(tmp_path, jobs(), train, said.append)
-  assert compare.run(tmp_path, jobs(), train, said.append)
+  assert compare.run(tmp_path, jobs(), train, said.append) == 130
+  assert compare.run(tmp_path, jobs(), train, said.append) == 0
   assert calls == ['dense_seed0', 'dense_seed1', 'dense_seed1', 'switch_seed0', 'switch_seed1']
-  assert compare.run(tmp_path, jobs(), train, said.append) and len(calls) == 5
+  assert compare.run(tmp_path, jobs(), train, said.append) == 0 and len(calls) == 5
   assert said[0].startswith('[1/4] dense, seed 0: 100 steps, 20k active FLOPs')
   assert 'for all that is left' in said[-1]
 

@@ -124,7 +124,8 @@ def test_html_has_one_escaped_span_per_token_in_the_colours_of_its_experts():
 
 
 def test_lines_wrap_at_columns_and_at_line_ends():
-  assert routing_view.layout(['ab', 'cd\n', 'e', 'fgh'], 4) == [(0, 0, 'ab'), (1, 0, 'cd↵'), (2, 0, 'e'), (2, 1, 'fgh')]
+  assert routing_view.layout(['abc', 'de\n', 'e', 'fgh\n', 'i'], 4) == [
+      (0, 0, 'abc'), (1, 0, 'de↵'), (2, 0, 'e'), (2, 1, 'fgh↵'), (3, 0, 'i')]
 
 
 def test_figure_has_one_panel_per_layer():
