@@ -1,9 +1,9 @@
 """Dropless and portable: the rows of each expert in blocks, as many as it has.
 
 Rows are sorted by expert (`core/rows.py`). A loop over experts holds one loop over blocks
-for each of SIZES, whose lengths are known only at run time: an expert's rows are cut into
-as many blocks of the first size as fit, the rest into smaller ones, so at most
-SIZES[-1] - 1 rows per expert are computed in vain and empty experts cost nothing.
+for each of SIZES, whose lengths are known only at run time: an expert's rows, rounded up to
+a multiple of the last size, are cut into as many blocks of the first size as fit, the rest
+into smaller ones. At most SIZES[-1] - 1 rows per expert are computed in vain.
 Drops are honoured (they have no row), and so are any k and any imbalance.
 
 The last block of an expert reaches into the rows of the next one, which are computed later
@@ -19,8 +19,7 @@ from stmoe.core import assignment
 from stmoe.core import layouts
 from stmoe.core import rows as rows_lib
 
-SIZES = (256, 64)
-PAD = max(SIZES)
+SIZES = (256, 64)                      # each a multiple of the next
 
 
 def execute(x, a, experts, key=None):
@@ -47,7 +46,7 @@ def _execute(x, weight, experts, a, rows, key):
 
 def _forward(x, weight, experts, a, rows, key):
   tokens = x.reshape(-1, x.shape[-1])                                # [G*S, D]
-  table = _padded(rows.token)                                        # [M+PAD]
+  table = _padded(rows.token)                                        # [M+P], P = max(SIZES)
 
   def expert(e, out):
     bank = _one(experts, e)
@@ -59,7 +58,7 @@ def _forward(x, weight, experts, a, rows, key):
 
   with jax.named_scope('experts'):
     # The last row stays zero: edges without a row read it.
-    out = jnp.zeros((table.size + 1, x.shape[-1]), x.dtype)          # [M+PAD+1, D]
+    out = jnp.zeros((table.size + 1, x.shape[-1]), x.dtype)          # [M+P+1, D]
     out = jax.lax.fori_loop(0, a.num_experts, expert, out)
   with jax.named_scope('combine'):
     y = _per_edge(out, rows) * weight[..., None]                     # [G, N, D], f32
@@ -93,7 +92,7 @@ def _backward(saved, dy):
     return dx, dgate, jax.tree.map(put, dbanks, dbank)
 
   with jax.named_scope('experts'):
-    dgate = jnp.zeros(table.size + 1, jnp.float32)                   # [M+PAD+1]
+    dgate = jnp.zeros(table.size + 1, jnp.float32)                   # [M+P+1]
     carry = jnp.zeros_like(out), dgate, jax.tree.map(jnp.zeros_like, experts)
     dx, dgate, dexperts = jax.lax.fori_loop(0, a.num_experts, expert, carry)
   with jax.named_scope('dispatch'):
@@ -106,9 +105,9 @@ _execute.defvjp(_forward, _backward)
 
 def _each_block(rows, e, block, carry):
   """Carries `block(first row, size, carry)` over all rows of expert e, large blocks first."""
-  row, left = rows.start[e], rows.sizes[e]
+  row, left = rows.start[e], (rows.sizes[e] + SIZES[-1] - 1) // SIZES[-1] * SIZES[-1]
   for size in SIZES:
-    num = (left + size - 1) // size if size == SIZES[-1] else left // size
+    num = left // size
     body = lambda i, carry, row=row, size=size: block(row + i * size, size, carry)
     carry = jax.lax.fori_loop(0, num, body, carry)
     row, left = row + num * size, left - num * size
@@ -131,7 +130,7 @@ def _fold(key, row):
 
 
 def _padded(table):
-  return jnp.pad(table, (0, PAD))
+  return jnp.pad(table, (0, max(SIZES)))
 
 
 def _take(x, at):

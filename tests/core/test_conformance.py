@@ -1,0 +1,193 @@
+"""Every executor against `einsum`: values and all gradients, on made and on routed assignments."""
+
+import functools
+import re
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stmoe import lookup
+from stmoe.core import assignment
+from stmoe.core import contract
+from stmoe.core.execute import blocks
+from stmoe.experts import glu
+from stmoe.experts import mlp
+
+G, S, D, F, E = 2, 16, 8, 12, 4
+FAST = [name for name in lookup.available('executor') if name != 'einsum']
+BANKS = {
+    'mlp': mlp.Mlp(D, num_experts=E, d_ff=F, init_scale=1.0, rngs=nnx.Rngs(0)),
+    'glu': glu.Glu(D, num_experts=E, d_ff=F, init_scale=1.0, multiplicative_bias=True, rngs=nnx.Rngs(1)),
+}
+
+
+@pytest.fixture(autouse=True, scope='module')
+def small_blocks():
+  """Blocks so small that every expert needs several of both sizes."""
+  sizes, blocks.SIZES = blocks.SIZES, (6, 2)
+  yield
+  blocks.SIZES = sizes
+
+
+@functools.partial(jax.jit, static_argnames='executor')
+def run(x, weight, bank, a, key=None, *, executor):
+  """(y, gradients to x, weight and the bank) under a cotangent that differs in every entry."""
+  execute = lookup.module('executor', executor).execute
+  cotangent = jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape).astype(x.dtype)
+  y, pull = jax.vjp(lambda x, weight, bank: execute(x, a.replace(weight=weight), bank, key), x, weight, bank)
+  return y, pull(cotangent)
+
+
+def assert_same(got, want, tolerance=2e-5):
+  """Asserts equal trees, up to `tolerance` of the largest entry of each array."""
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+    g, w = np.asarray(g, np.float32), np.asarray(w, np.float32)
+    np.testing.assert_allclose(g, w, rtol=0, atol=tolerance * max(1e-3, np.abs(w).max()))
+
+
+def activations(dtype=jnp.float32):
+  return jax.random.normal(jax.random.key(7), (G, S, D), dtype)
+
+
+def made(case, k, capacity):
+  """An Assignment of `k` choices per token; `case` says how the choices lie."""
+  rng = np.random.default_rng(len(case) + k)
+  logits = rng.normal(size=(G, S, E))
+  if case == 'one_takes_all':
+    logits[..., 2] += 100
+  if case == 'empty':
+    logits[..., 1] -= 100
+    logits[0, :, 3] -= 50
+  if case == 'ties':
+    logits[:] = 0
+  edges = assignment.from_top_k(jax.nn.softmax(jnp.asarray(logits, jnp.float32)), k)
+  mask = np.ones((G, S), bool)
+  if case == 'padding':
+    mask[0, 5:] = False
+    mask[1, ::3] = False
+  if case == 'nothing':
+    mask[:] = False
+  return assignment.cap(assignment.kill_padding(edges, jnp.asarray(mask)), capacity)
+
+
+CASES = ['random', 'one_takes_all', 'empty', 'ties', 'padding', 'nothing']
+
+
+@pytest.mark.parametrize('executor', FAST)
+@pytest.mark.parametrize('k, capacity', [(1, 5), (2, 9), (4, S)])
+def test_made_assignments(executor, k, capacity):
+  x, bank = activations(), BANKS['mlp']
+  dropped = 0
+  for case in CASES:
+    a = made(case, k, capacity)
+    dropped += int((a.slot == capacity).sum())
+    want = run(x, a.weight, bank, a, executor='einsum')
+    assert_same(run(x, a.weight, bank, a, executor=executor), want)
+    # Dead edges may hold anything.
+    nan = jnp.where(assignment.live(a), a.weight, jnp.nan)
+    got = run(x, nan, bank, a, executor=executor)
+    assert_same(got, want)
+  assert dropped > 0
+
+
+@pytest.mark.parametrize('executor', FAST)
+def test_gated_bank_with_bias(executor):
+  x, bank, a = activations(), BANKS['glu'], made('random', 2, 9)
+  assert_same(run(x, a.weight, bank, a, executor=executor), run(x, a.weight, bank, a, executor='einsum'))
+
+
+@pytest.mark.parametrize('executor', FAST)
+def test_bfloat16_activations(executor):
+  x, bank, a = activations(jnp.bfloat16), BANKS['mlp'], made('padding', 2, 9)
+  y, (dx, dweight, dbank) = run(x, a.weight, bank, a, executor=executor)
+  assert y.dtype == dx.dtype == jnp.bfloat16
+  assert dweight.dtype == jax.tree.leaves(dbank)[0].dtype == jnp.float32
+  want = run(x.astype(jnp.float32), a.weight, bank, a, executor='einsum')
+  assert_same((y, (dx, dweight, dbank)), want, tolerance=0.03)
+
+
+@pytest.mark.parametrize('executor', FAST)
+def test_virtual_experts_never_reach_a_matmul(executor):
+  expert = jnp.asarray(np.random.default_rng(0).integers(0, E + 2, size=(G, S, 2)))
+  edges = assignment.from_choices(expert, jnp.ones((G, S, 2)), E, num_virtual=2)
+  a, x, bank = assignment.cap(edges, 9), activations(), BANKS['mlp']
+  assert int((expert >= E).sum()) > 0
+  assert_same(run(x, a.weight, bank, a, executor=executor), run(x, a.weight, bank, a, executor='einsum'))
+
+
+def test_blocks_of_the_shipped_sizes(monkeypatch):
+  monkeypatch.setattr(blocks, 'SIZES', type(blocks.SIZES)((256, 64)))
+  size = 700                                         # experts with 0, 1 and several blocks of both sizes
+  expert = np.repeat([0, 1, 3, 3], [300, 1, 63, 336])
+  edges = assignment.from_choices(jnp.asarray(expert)[None, :, None], jnp.ones((1, size, 1)), E)
+  a = assignment.cap(edges, size)
+  x = jax.random.normal(jax.random.key(0), (1, size, D))
+  bank = BANKS['mlp']
+  assert_same(run(x, a.weight, bank, a, executor='blocks'), run(x, a.weight, bank, a, executor='einsum'))
+
+
+@pytest.mark.parametrize('executor', ['gather', 'blocks'])
+def test_dropout_draws_masks_from_the_key_alone(executor):
+  bank = mlp.Mlp(D, num_experts=E, d_ff=F, dropout_rate=0.5, rngs=nnx.Rngs(0))
+  x, a = activations(), made('random', 2, S)
+  execute = jax.jit(lambda key: lookup.module('executor', executor).execute(x, a, bank, key))
+  first, again, other = execute(jax.random.key(0)), execute(jax.random.key(0)), execute(jax.random.key(1))
+  np.testing.assert_array_equal(first, again)
+  assert float(jnp.abs(first - other).max()) > 1e-3
+  # Forward and backward must draw the same masks: y is piecewise linear in wo, so <dwo, wo> = <y, cotangent>.
+  y, (_, _, dbank) = run(x, a.weight, bank, a, jax.random.key(0), executor=executor)
+  cotangent = jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape)
+  np.testing.assert_allclose((dbank.wo[...] * bank.wo[...]).sum(), (y * cotangent).sum(), rtol=1e-4)
+
+
+ROUTERS = lookup.available('router')
+
+
+@functools.cache
+def routed(name):
+  """(x, router parameters, route, assignment) of a router with generic arguments; padding included."""
+  router = lookup.constructor('router', name)(D, num_experts=E, rngs=nnx.Rngs(3))
+  graph, params, rest = nnx.split(router, nnx.Param, ...)
+  mask = jnp.arange(S) < jnp.array([[S], [11]])
+  whole = jnp.broadcast_to(jnp.arange(S), (G, S))
+  ctx = contract.Context(mask=mask, ids=whole, positions=whole, segments=mask.astype(jnp.int32),
+                         step=jnp.int32(0), tokens=jnp.float32(mask.sum()), key=jax.random.key(0), train=True)
+
+  def route(x, params):
+    router = nnx.merge(graph, params, rest)
+    carry = router.init_carry(x) if hasattr(router, 'init_carry') else {}
+    return router(x, ctx, carry).assignment
+  x = activations() * 20                             # far from uniform, so that routers with noise drop too
+  return x, params, route, jax.jit(route)(x, params)
+
+
+@pytest.mark.parametrize('name', ROUTERS)
+def test_routers(name):
+  x, params, route, a = routed(name)
+  pull = jax.jit(lambda dweight: jax.vjp(lambda x, p: route(x, p).weight, x, params)[1](dweight))
+  results = {}
+  for executor in ['einsum', *FAST]:
+    y, (dx, dweight, dbank) = run(x, a.weight, BANKS['mlp'], a, executor=executor)
+    results[executor] = y, dx, pull(dweight), dbank
+  for executor in FAST:
+    assert_same(results[executor], results['einsum'])
+
+
+@pytest.mark.parametrize('k', [1, 2])
+def test_gather_compiles_to_gathers(k):
+  a, x, bank = made('random', k, 9), activations(), BANKS['mlp']
+  compiled = run.lower(x, a.weight, bank, a, executor='gather').compile().as_text()
+  assert not re.search(r'\bscatter\(', compiled) and ' gather(' in compiled
+  compiled = run.lower(x, a.weight, bank, a, executor='einsum').compile().as_text()
+  assert re.search(r'\bscatter\(', compiled)                     # so that the check above can fail
+
+
+def test_gather_with_expert_choice_sums_over_segments():
+  probs = jax.nn.softmax(jax.random.normal(jax.random.key(2), (G, S, E)))
+  a, x, bank = assignment.cap(assignment.from_experts_choice(probs, 5), 5), activations(), BANKS['mlp']
+  for executor in FAST:
+    assert_same(run(x, a.weight, bank, a, executor=executor), run(x, a.weight, bank, a, executor='einsum'))
