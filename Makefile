@@ -14,8 +14,8 @@ env: $(STAMP)
 
 # The first interpreter that fits: yours if it does, else any that is installed under its own name.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
-	@rm -rf .venv
-	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	@rm -f $@; $(BIN)/python -m pip --version >/dev/null 2>&1 && exit 0; rm -rf .venv; \
+	for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 	  $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	    2>/dev/null || continue; \
 	  echo "Making .venv with $$($$python --version), once; about 3.4 GB"; \
@@ -27,7 +27,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	     -e '.[dev]' 2>&1 && touch $@; } | tee .venv/install.log | awk -v live="$$(test -t 1 && echo 1)" ' \
 	  /^(Collecting|Processing)/ { n++; if (live) printf "\r  %3d packages, now %-40s", n, substr($$2, 1, 40); \
 	                               else if (n % 25 == 0) print "  " n " packages"; fflush() } \
-	  /^Installing coll/ { print (live ? "\n" : "") "  unpacking them, about a minute and a half ..."; fflush() }'
+	  /^Installing coll/ { print (live ? "\n" : "") "  unpacking them (the first time, about a minute and a half) ..."; fflush() }'
 	@test -f $@ || { grep '^ERROR' .venv/install.log >&2; \
 	  echo 'The installation failed; all it said is in .venv/install.log' >&2; exit 1; }
 	@echo '  done: .venv/bin/stmoe'
