@@ -1,10 +1,9 @@
 """Our tasks as seqio Tasks. The only module of ours that imports seqio, and with it TensorFlow.
 
-As a program, `python -m stmoe.data.declare TASK SPLIT` writes the documents of a split to standard
-output, each as eight little-endian bytes of length and its UTF-8 bytes.
+As a program, `python -m stmoe.data.declare TASK SPLIT N` writes the documents of a split to the open
+file descriptor N, each as eight little-endian bytes of length and its UTF-8 bytes.
 """
 
-import os
 import struct
 import sys
 
@@ -59,15 +58,13 @@ def documents(task, split):
     yield example['text'].decode()
 
 
-def main(name, split):
-  """Writes the documents of task `name` to what standard output was; all else goes to standard error."""
-  out = os.fdopen(os.dup(1), 'wb')
-  os.dup2(2, 1)
+def main(name, split, pipe):
+  """Writes the documents of task `name` to the file descriptor `pipe`."""
   tf.config.set_visible_devices([], 'GPU')
-  for text in documents(tasks.get(name), split):
-    text = text.encode()
-    out.write(struct.pack('<q', len(text)) + text)
-  out.close()
+  with open(int(pipe), 'wb') as out:
+    for text in documents(tasks.get(name), split):
+      text = text.encode()
+      out.write(struct.pack('<q', len(text)) + text)
 
 
 if __name__ == '__main__':

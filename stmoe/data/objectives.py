@@ -18,7 +18,7 @@ class Lm:
   random = False
 
   def __init__(self, length):
-    self.segment = length
+    self.segment = _positive(length)
     self.limits = dict(decoder=length)
 
   def lengths(self, n):
@@ -41,7 +41,7 @@ class PrefixLm:
   random = True
 
   def __init__(self, length):
-    self.segment = length
+    self.segment = _positive(length)
     self.limits = dict(decoder=length)
 
   def lengths(self, n):
@@ -92,6 +92,12 @@ class SpanCorruption:
     inputs, targets = corrupt(tokens, noise_mask(len(tokens), *self._noise, rng), self._vocabulary.sentinel)
     eos = self._vocabulary.eos_id
     return dict(encoder=np.append(inputs, eos), decoder=np.append(targets, eos))
+
+
+def _positive(length):
+  if length < 1:
+    raise errors.UserError(f'data.length={length} must be at least 1')
+  return length
 
 
 def noise_counts(n, noise_density, mean_span_length):

@@ -176,9 +176,9 @@ def info(cfg):
 
 
 def mixture(cfg):
-  """Returns the (task name, weight) pairs of a configuration."""
+  """Returns the (task name, weight) pairs of a configuration, sorted by name."""
   given = cfg.data.mixture
-  pairs = tuple(given.items() if hasattr(given, 'items') else given or ())
+  pairs = tuple(sorted(given.items() if hasattr(given, 'items') else given or ()))
   for name, weight in pairs:
     if not weight > 0:
       raise errors.UserError(f'data.mixture: the weight of {name} is {weight}; it must be above 0')

@@ -18,7 +18,7 @@ from stmoe import errors
 from stmoe.data import corpus
 
 SPLITS = ('train', 'validation')
-READER = (sys.executable, '-m', 'stmoe.data.declare')  # with a task and a split: its documents, see declare
+READER = (sys.executable, '-m', 'stmoe.data.declare')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def text(files=()):
 def c4(files=()):
   """Returns the task C4/en (arXiv:1910.10683, section 2.2) of TensorFlow Datasets; it takes no files."""
   _none('c4', files)
-  name = 'c4/en:3.0.1'
+  name = 'c4/en:3.1.0'
   return Task('c4', name, dict(tfds=name), functools.partial(_piped, 'c4'), lambda split: None, name)
 
 
@@ -89,13 +89,19 @@ def _piped(name, split):
   root = str(pathlib.Path(__file__).resolve().parents[2])
   env = dict(os.environ, JAX_PLATFORMS='cpu', CUDA_VISIBLE_DEVICES='', TF_CPP_MIN_LOG_LEVEL='3',
              PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')])))
-  with tempfile.TemporaryFile() as said:
-    with subprocess.Popen([*READER, name, split], stdout=subprocess.PIPE, stderr=said, env=env) as reader:
-      try:
-        while header := reader.stdout.read(8):
-          yield reader.stdout.read(*struct.unpack('<q', header)).decode()
-      finally:
-        reader.kill() if sys.exc_info()[0] else reader.wait()
+  ours, theirs = os.pipe()
+  with tempfile.TemporaryFile() as said, open(ours, 'rb') as pipe:
+    reader = subprocess.Popen([*READER, name, split, str(theirs)], stdout=said, stderr=said, env=env,
+                              pass_fds=[theirs])
+    os.close(theirs)
+    try:
+      while header := pipe.read(8):
+        yield pipe.read(*struct.unpack('<q', header)).decode()
+    except GeneratorExit:
+      reader.kill()
+      raise
+    finally:
+      reader.wait()
     if reader.returncode:
       said.seek(0)
       lines = said.read().decode(errors='replace').strip().splitlines() or ['no message']

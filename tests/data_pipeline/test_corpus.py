@@ -22,8 +22,9 @@ def tree(tmp_path):
   body = 'x = 1\n' * 50
   for name, content in {
       'a.py': body, 'B.py': body, 'sub/c.py': body, 'short.py': 'x = 1\n', 'd.txt': body, 'test/e.py': body,
-      'sub/tests/f.py': body, 'config-3.11/g.py': body, '_sysconfigdata_linux.py': body, 'sitecustomize.py': body,
-      'crlf.py': body.replace('\n', '\r\n').rstrip(), 'bom.py': '\ufeff' + body, 'enum.py': body}.items():
+      'sub/tests/f.py': body, 'config-3.11/g.py': body, '_sysconfigdata_linux.py': body,
+      'sitecustomize.py': body, 'crlf.py': body.replace('\n', '\r\n').rstrip(), 'bom.py': '\ufeff' + body,
+      'enum.py': body}.items():
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode())
