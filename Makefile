@@ -15,13 +15,13 @@ env: $(STAMP)
 # The first interpreter that fits: yours if it does, else any that is installed under its own name.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@rm -f $@; $(BIN)/python -m pip --version >/dev/null 2>&1 && exit 0; rm -rf .venv; \
-	for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
 	  $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	    2>/dev/null || continue; \
 	  echo "Making .venv with $$($$python --version), once; about 3.4 GB"; \
 	  exec $$python -m venv .venv; \
 	done; \
-	echo 'No Python 3.11, 3.12 or 3.13 with its venv module was found. Install one (on Debian and Ubuntu:' >&2; \
+	echo 'No Python 3.11 to 3.13 with its venv module was found$(if $(PYTHON),: $(PYTHON)). Install one (on Debian and Ubuntu:' >&2; \
 	echo 'apt install python3 python3-venv) or name it: make env PYTHON=/path/to/python3' >&2; exit 1
 	@{ $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt \
 	     -e '.[dev]' 2>&1 && touch $@; } | tee .venv/install.log | awk -v live="$$(test -t 1 && echo 1)" ' \

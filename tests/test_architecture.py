@@ -42,8 +42,8 @@ OUTSIDE = {
     'core': {'jax', 'flax', 'numpy'},
     'pallas_kernels': {'jax', 'numpy'},
 }
-LIBRARIES = {'jax', 'flax', 'numpy', 'optax', 'orbax', 'grain', 'seqio', 'tensorflow', 'tensorflow_datasets',
-             'tensorflow_text', 'ml_collections', 'rich', 'matplotlib', 'tensorboardX', 'sentencepiece', 'absl'}
+LIBRARIES = {'absl', 'flax', 'grain', 'jax', 'matplotlib', 'ml_collections', 'numpy', 'optax', 'orbax', 'rich',
+             'sentencepiece', 'seqio', 'tensorboardX', 'tensorflow', 'tensorflow_datasets', 'tensorflow_text'}
 LONGEST_FILE, LONGEST_ROUTER = 500, 150
 
 
@@ -74,7 +74,7 @@ def arrows(file, tree, source):
     if name == '.relative':
       yield line, 'relative import; write the full name'
     elif first in ('stmoe', 'pallas_kernels', 'configs', 'experiments'):
-      target = rest.partition('.')[0] if first == 'stmoe' and rest else '__init__' if first == 'stmoe' else first
+      target = (rest.partition('.')[0] or '__init__') if first == 'stmoe' else first
       if first in ('configs', 'experiments') or target not in allowed:
         yield line, f'{here} may not import {name}'
     elif first in LIBRARIES and here in OUTSIDE and first not in OUTSIDE[here]:

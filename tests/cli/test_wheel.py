@@ -46,8 +46,8 @@ def installed(wheel, tmp_path_factory):
   site = _run(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))', cwd=folder).strip()
   # As a bare path: the .pth files of that folder, one of which may point to the checkout, are not read.
   (pathlib.Path(site) / 'libraries.pth').write_text(sysconfig.get_path('purelib') + '\n')
-  _run(sys.executable, '-m', 'pip', '--python', python, 'install', '--no-deps', '--no-index', '--ignore-installed',
-       wheel, cwd=folder)
+  _run(sys.executable, '-m', 'pip', '--python', python, 'install', '--no-deps', '--no-index',
+       '--ignore-installed', wheel, cwd=folder)
   return python.parent
 
 
@@ -62,7 +62,7 @@ def test_wheel_holds_every_module_and_nothing_else(wheel):
 
 
 def test_installed_program_is_not_the_checkout(installed, tmp_path):
-  code = 'import stmoe, stmoe.configs as c, pallas_kernels as p; print(stmoe.__file__, c.__file__, p.__file__)'
+  code = 'import stmoe as s, stmoe.configs as c, pallas_kernels as p; print(s.__file__, c.__file__, p.__file__)'
   found = _run(installed / 'python', '-c', code, cwd=tmp_path).split()
   assert len(found) == 3 and all(file.startswith(str(installed.parent)) for file in found)
 
@@ -71,6 +71,6 @@ def test_installed_program_trains_its_experiment(installed, tmp_path):
   stmoe = installed / 'stmoe'
   assert 'lm/stdlib' in _run(stmoe, 'list', cwd=tmp_path)
   assert 'steps' in _run(stmoe, 'show', 'lm/stdlib:smoke', cwd=tmp_path)
-  _run(stmoe, 'train', 'lm/stdlib:smoke', '--workdir', 'run', '--config.train.steps=2', '--config.eval.batches=1',
-       cwd=tmp_path)
+  _run(stmoe, 'train', 'lm/stdlib:smoke', '--workdir', 'run', '--config.train.steps=2',
+       '--config.eval.batches=1', cwd=tmp_path)
   assert (tmp_path / 'run' / 'DONE').is_file()
