@@ -1,8 +1,9 @@
 """The compared feed-forward layers: one block recipe a method, all of equal active FLOPs per token.
 
 A method that sends a token to k experts gets experts of width F/k, where F is the width of the
-dense layer; the router's own product (D x E per token) is the only difference. Everything
-here is read by the configurations of this folder.
+dense layer; the router's own product (D x E per token) is the only difference.
+Tokens are routed together in groups of `group_size` (None = one sequence): with few, capacity is
+uneven and more tokens are dropped; the groups of a batch must divide over the devices.
 """
 
 from stmoe import errors
@@ -14,34 +15,38 @@ BALANCE = dict(balance=(1e-2, 'mean'), z=(0.0, 'mean'))        # Switch section 
 BALANCE_Z = dict(balance=(1e-2, 'mean'), z=(1e-3, 'mean'))     # ST-MoE section 3: c_z = 0.001
 
 
-def dense(d_ff, num_experts=0):
+def dense(d_ff, num_experts=0, group_size=None):
   """Returns the dense layer every method is compared with: width F."""
   return dict(layer='dense', d_ff=d_ff)
 
 
-def switch(d_ff, num_experts, capacity_factor=(1.25, 2.0)):
+def switch(d_ff, num_experts, group_size=None):
   """Returns Switch: each token to its first expert, experts of width F."""
-  return moe(dict(name='switch', num_experts=num_experts, capacity_factor=capacity_factor), d_ff)
+  router = dict(name='switch', num_experts=num_experts, capacity_factor=(1.25, 2.0))
+  return moe(router, d_ff, group_size)
 
 
-def gshard(d_ff, num_experts, capacity_factor=(2.0, 2.0)):
+def gshard(d_ff, num_experts, group_size=None):
   """Returns GShard: two experts of width F/2; capacity 2 S / E, its factor counts both choices."""
-  return moe(dict(name='gshard', num_experts=num_experts, capacity_factor=capacity_factor), d_ff // 2)
+  router = dict(name='gshard', num_experts=num_experts, capacity_factor=(2.0, 2.0))
+  return moe(router, d_ff // 2, group_size)
 
 
-def st_moe(d_ff, num_experts, capacity_factor=(1.25, 2.0)):
+def st_moe(d_ff, num_experts, group_size=None):
   """Returns ST-MoE: two experts of width F/2, without its extra dense layer (it costs FLOPs)."""
-  return moe(dict(name='st_moe', num_experts=num_experts, capacity_factor=capacity_factor), d_ff // 2)
+  router = dict(name='st_moe', num_experts=num_experts, capacity_factor=(1.25, 2.0))
+  return moe(router, d_ff // 2, group_size)
 
 
-def expert_choice(d_ff, num_experts, capacity_factor=(2.0, 2.0)):
+def expert_choice(d_ff, num_experts, group_size=None):
   """Returns expert choice: every expert takes 2 S / E tokens; experts of width F/2."""
-  return moe(dict(name='expert_choice', num_experts=num_experts, capacity_factor=capacity_factor), d_ff // 2)
+  router = dict(name='expert_choice', num_experts=num_experts, capacity_factor=(2.0, 2.0))
+  return moe(router, d_ff // 2, group_size)
 
 
-def moe(router, d_ff):
+def moe(router, d_ff, group_size):
   """Returns the sparse layer of `router` with ReLU experts of width `d_ff`, initialised like the dense one."""
-  return dict(layer='moe', executor='gather', group_size=None, router=router,
+  return dict(layer='moe', executor='gather', group_size=group_size, router=router,
               experts=dict(name='mlp', d_ff=d_ff, init_scale=1.0))
 
 
