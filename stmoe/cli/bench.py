@@ -1,0 +1,48 @@
+"""Times the executors against the FLOP-matched dense floor, on this machine.
+
+stmoe bench                                   all four shapes, real routing: a few minutes
+stmoe bench --shapes C1 --routing real,skewed,uniform --json OUT
+"""
+
+import json
+import pathlib
+import sys
+
+
+def add_arguments(parser):
+  parser.add_argument('--shapes', default='C1,C2,C3,C4', help='out of C1, C2, C3, C4 (default: all)')
+  parser.add_argument('--executors', default='gather,blocks', help='module names (default: gather,blocks)')
+  parser.add_argument('--routing', default='real', help='out of real, skewed, uniform (default: real)')
+  parser.add_argument('--rounds', type=int, default=9, help='how often everything is timed (default: 9)')
+  parser.add_argument('--json', metavar='OUT', type=pathlib.Path, help='also write the rows to this file')
+
+
+def run(args):
+  from stmoe import errors
+  from stmoe import lookup
+  from stmoe.analysis import bench
+
+  if args.rounds < 1:
+    raise errors.UserError(f'rounds: {args.rounds} is too few; nearest: 1')
+  shapes = bench.names(args.shapes, list(bench.SHAPES), 'shapes')
+  executors = bench.names(args.executors, lookup.available('executor'), 'executors')
+  routings = bench.names(args.routing, list(bench.ROUTINGS), 'routing')
+  if args.json and not args.json.parent.is_dir():
+    raise errors.UserError(f'json: no directory {args.json.parent}')
+
+  import jax
+  device = jax.devices()[0].device_kind
+  note = (lambda text: print(f'\r\033[K{text}', end='', file=sys.stderr, flush=True)
+          ) if sys.stderr.isatty() else (lambda text: None)
+  rows = []
+  print('Time over the dense floor: median of paired ratios (ratio of minima). GFLOP/s of forward and backward.')
+  print(bench.HEADING)
+  for shape in shapes:
+    for row in bench.measure(shape, executors, routings, args.rounds, note):
+      note('')
+      print(bench.line(row), flush=True)
+      rows.append(row)
+    print(f'{"":6}dense floor {row["train"]["dense_gflops"]:.0f} GFLOP/s forward and backward, square matmul '
+          f'{row["matmul_gflops"]:.0f} GFLOP/s', flush=True)
+    if args.json:                          # after every shape, so that an interruption loses little
+      args.json.write_text(json.dumps(dict(device=device, jax=jax.__version__, rows=rows), indent=1) + '\n')
