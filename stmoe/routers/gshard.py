@@ -20,7 +20,7 @@ POLICIES = {'all': (choices.best, 'all'), 'random': (choices.best, 'random'),
 
 
 def cap_logits(logits, cap):
-  """Returns cap * tanh(logits / cap), or `logits` when cap is 0 (praxis)."""
+  """Returns cap * tanh(logits / cap) of f32[G,S,E], or `logits` when cap is 0 (praxis)."""
   return cap * jnp.tanh(logits / cap) if cap > 0 else logits
 
 
@@ -28,7 +28,7 @@ def renormalize(a, k):
   """Returns `a` with the weights of every token's live edges over their sum; 0 where none lives.
 
   Args:
-    a: Assignment of token choice with k choices.
+    a: Assignment of token choice with k choices, N = k*S edges; [G,N].
   """
   live = assignment.live(a).reshape(a.token.shape[0], k, -1)         # [G, k, S]
   weight = jnp.where(live, a.weight.reshape(live.shape), 0)
