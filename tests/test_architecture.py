@@ -42,8 +42,8 @@ OUTSIDE = {
     'core': {'jax', 'flax', 'numpy'},
     'pallas_kernels': {'jax', 'numpy'},
 }
-LIBRARIES = {'absl', 'flax', 'grain', 'jax', 'matplotlib', 'ml_collections', 'numpy', 'optax', 'orbax', 'rich',
-             'sentencepiece', 'seqio', 'tensorboardX', 'tensorflow', 'tensorflow_datasets', 'tensorflow_text'}
+LIBRARIES = {'absl', 'flax', 'grain', 'jax', 'matplotlib', 'ml_collections', 'numpy', 'optax', 'orbax',
+             'rich', 'sentencepiece', 'seqio', 'tensorboardX', 'tensorflow', 'tensorflow_datasets', 'tensorflow_text'}
 LONGEST_FILE, LONGEST_ROUTER = 500, 150
 
 

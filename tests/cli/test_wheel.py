@@ -62,7 +62,8 @@ def test_wheel_holds_every_module_and_nothing_else(wheel):
 
 
 def test_installed_program_is_not_the_checkout(installed, tmp_path):
-  code = 'import stmoe as s, stmoe.configs as c, pallas_kernels as p; print(s.__file__, c.__file__, p.__file__)'
+  modules = 'stmoe', 'stmoe.configs', 'pallas_kernels'
+  code = f'import {", ".join(modules)}; print({", ".join(f"{name}.__file__" for name in modules)})'
   found = _run(installed / 'python', '-c', code, cwd=tmp_path).split()
   assert len(found) == 3 and all(file.startswith(str(installed.parent)) for file in found)
 
