@@ -43,7 +43,8 @@ OUTSIDE = {
     'pallas_kernels': {'jax', 'numpy'},
 }
 LIBRARIES = {'absl', 'flax', 'grain', 'jax', 'matplotlib', 'ml_collections', 'numpy', 'optax', 'orbax',
-             'rich', 'sentencepiece', 'seqio', 'tensorboardX', 'tensorflow', 'tensorflow_datasets', 'tensorflow_text'}
+             'rich', 'sentencepiece', 'seqio', 'tensorboardX', 'tensorflow', 'tensorflow_datasets',
+             'tensorflow_text'}
 LONGEST_FILE, LONGEST_ROUTER = 500, 150
 
 
