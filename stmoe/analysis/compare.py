@@ -150,8 +150,9 @@ def _left(workdir, jobs):
   seconds = [runs_lib.read(workdir / job.folder).last('time') for job in done]
   if not done or None in seconds:
     return ''
-  rest = sum(job.flops for job in jobs) - sum(job.flops for job in done)
-  return f'; about {table.duration(rest * sum(seconds) / sum(job.flops for job in done))} for all that is left'
+  ready = sum(job.flops for job in done)
+  left = (sum(job.flops for job in jobs) - ready) / ready * sum(seconds)
+  return f'; about {table.duration(left)} for all that is left'
 
 
 def read_runs(workdir, jobs):

@@ -40,12 +40,13 @@ code { font: 12.5px ui-monospace, Menlo, Consolas, monospace; }
 """
 
 CAPTIONS = {
-    'loss': 'Loss against optimizer steps, tokens and active training FLOPs. Points: validation; faint lines: '
-            'training.',
+    'loss': 'Loss against optimizer steps, tokens and active training FLOPs. Points: validation; '
+            'faint lines: training.',
     'final': 'Final validation result; dots are seeds, bars their mean.',
-    'routing_health': 'Dropped token choices, router entropy and load imbalance during training. Strong lines: '
-                      'mean over sparse layers; faint lines: single layers.',
-    'expert_load': 'Real tokens sent to each expert over the mean of its layer, before drops. White is balanced.',
+    'routing_health': 'Dropped token choices, router entropy and load imbalance during training. '
+                      'Strong lines: mean over sparse layers; faint lines: single layers.',
+    'expert_load': 'Real tokens sent to each expert over the mean of its layer, before drops. '
+                   'White is balanced.',
 }
 
 
@@ -95,8 +96,8 @@ def results(runs, costs, labels, known):
       cells = [text] + [''] * (len(headings) - 1)
       cells[at] = f'{value:.3f}'
       body.append(_row(cells, kind='baseline'))
-  note = (f'<p class="note">Baselines: validation bits per byte of the corpus on {baselines_lib.MEASURED_ON}.</p>'
-          if known else '')
+  note = (f'<p class="note">Baselines: validation bits per byte of the corpus on '
+          f'{baselines_lib.MEASURED_ON}.</p>' if known else '')
   return _table(headings, body) + note
 
 
@@ -153,8 +154,8 @@ def sample_section(name, sample):
            '<p class="note">Background: the expert of largest weight; underline: the second. Dotted grey: no '
            'expert had room. Point at a token for the weights.</p>']
   for layer, seen in sample.items():
-    rows = [_row([str(e), f'{share:.1%}', '   '.join(f'{_quoted(piece)} ×{lift:.1f}' for piece, _, lift in best)],
-                 code=True)
+    words = lambda best: '   '.join(f'{_quoted(piece)} ×{lift:.1f}' for piece, _, lift in best)
+    rows = [_row([str(e), f'{share:.1%}', words(best)], code=True)
             for e, (share, best) in enumerate(seen.table)]
     parts.append(
         f'<details open><summary>{_esc(layer)}</summary>'

@@ -12,7 +12,6 @@ from stmoe.analysis import routing
 
 # Light forms of the palette, so that black text stays readable on all of them.
 TINTS = ('#9CCBEA', '#F5B78A', '#8FD6BC', '#EBC3DA', '#F7D27C', '#D9D9D9', '#B9B4E6', '#D3DE8F')
-NONE = '#FFFFFF'
 
 CSS = """
 .routed { font: 13px/1.75 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
@@ -156,9 +155,12 @@ def figure(samples, columns=84, length=260):
 def _token(ax, line, column, text, shades):
   """Draws one token: background of its first expert, bar below of its second."""
   width = len(text)
-  ax.add_patch(patches.Rectangle((column + 0.05, line + 0.04), width - 0.1, 0.9, color=shades[0] if shades else NONE, lw=0))
+  box = lambda top, height, colour: ax.add_patch(
+      patches.Rectangle((column + 0.05, line + top), width - 0.1, height, color=colour, lw=0))
+  if shades:
+    box(0.04, 0.9, shades[0])
   if len(shades) > 1:
-    ax.add_patch(patches.Rectangle((column + 0.05, line + 0.78), width - 0.1, 0.16, color=shades[1], lw=0))
+    box(0.78, 0.16, shades[1])
   for i, character in enumerate(text):
     if character != ' ':
       ax.text(column + i + 0.5, line + 0.44, character, ha='center', va='center', fontsize=8.5,
@@ -169,5 +171,5 @@ def _key(ax, palette):
   """Writes the numbers of the experts in their colours at the right end of the title line."""
   for place, (e, colour) in enumerate(reversed(list(enumerate(palette)))):
     ax.annotate(str(e), (1, 1), xycoords='axes fraction', xytext=(-8 - 16 * place, 6), fontsize=8,
-                textcoords='offset points', ha='center', va='baseline', color=canvas.INK, annotation_clip=False,
-                bbox=dict(facecolor=colour, edgecolor='none', pad=2.0))
+                textcoords='offset points', ha='center', va='baseline', color=canvas.INK,
+                annotation_clip=False, bbox=dict(facecolor=colour, edgecolor='none', pad=2.0))

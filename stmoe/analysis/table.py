@@ -7,8 +7,9 @@ import numpy as np
 # Column -> heading. Order is the order of the table.
 HEADINGS = {
     'label': 'run', 'parameters': 'parameters', 'active': 'active', 'flops_per_token': 'FLOPs/token',
-    'steps': 'steps', 'tokens': 'tokens', 'flops': 'train FLOPs', 'bits': 'bits/byte', 'perplexity': 'perplexity',
-    'accuracy': 'accuracy', 'drops': 'drops', 'balance': 'max load', 'time': 'training',
+    'steps': 'steps', 'tokens': 'tokens', 'flops': 'train FLOPs', 'bits': 'bits/byte',
+    'perplexity': 'perplexity', 'accuracy': 'accuracy', 'drops': 'drops',
+    'balance': 'max load', 'time': 'training',
 }
 
 # Column -> key of a metrics line.
@@ -77,8 +78,10 @@ def _text(column, entry):
     return duration(mean)
   if column in ('drops', 'accuracy'):
     return f'{mean:.1%}'
-  if column in ('bits', 'perplexity', 'balance'):
-    return f'{mean:.3f} ± {spread:.3f}' if seeds > 1 and column == 'bits' else f'{mean:.{3 if column == "bits" else 2}f}'
+  if column == 'bits':
+    return f'{mean:.3f} ± {spread:.3f}' if seeds > 1 else f'{mean:.3f}'
+  if column in ('perplexity', 'balance'):
+    return f'{mean:.2f}'
   return f'{mean:.0f}' if column == 'steps' else engineering(mean)
 
 
@@ -103,5 +106,7 @@ def duration(seconds):
 def plain(headings, rows):
   """Returns the table as aligned lines of text, first column left, the others right."""
   widths = [max(len(line[i]) for line in (headings, *rows)) for i in range(len(headings))]
-  line = lambda texts: '  '.join([texts[0].ljust(widths[0])] + [t.rjust(w) for t, w in zip(texts[1:], widths[1:])])
+
+  def line(texts):
+    return '  '.join([texts[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(texts[1:], widths[1:]))])
   return '\n'.join([line(headings), '  '.join('-' * w for w in widths), *map(line, rows)])

@@ -16,14 +16,14 @@ from stmoe.analysis import compare
 
 # A calibration run for equal time: long enough to leave compilation and first steps behind.
 CALIBRATION_STEPS = 30
-CALIBRATION = (f'train.steps={CALIBRATION_STEPS}', 'train.log_every=10', 'eval.every=1000000', 'eval.batches=1',
-               'checkpoint.every=1000000')
+CALIBRATION = (f'train.steps={CALIBRATION_STEPS}', 'train.log_every=10', 'eval.every=1000000',
+               'eval.batches=1', 'checkpoint.every=1000000')
 
 
 def add_arguments(parser):
   parser.add_argument('names', nargs='+', metavar='NAME', help='an experiment, NAME[:argument]')
   parser.add_argument('--methods', metavar='A,B', help='give each NAME the argument method=A, then method=B')
-  parser.add_argument('--seeds', metavar='0,1', help='seeds of every variant; the configuration\'s if not given')
+  parser.add_argument('--seeds', metavar='0,1', help='seeds of every variant; default: that of the file')
   parser.add_argument('--by', choices=('flops', 'time'), default='flops',
                       help='what all runs have the same of: active training FLOPs (default) or training time')
   parser.add_argument('--workdir', type=pathlib.Path, help='default: runs/ and the name of the experiment')
@@ -107,10 +107,11 @@ def _finish(workdir, jobs, names, fresh):
     compare.store_results(workdir, grouped)
     _write_pages(workdir, runs, labels, costs, ', '.join(names))
   print_table(grouped, baselines.common(runs))
-  print(f'\nFigures  {workdir}/plots/*.png, *.svg\nReport   {workdir}/report.html\nNumbers  {workdir}/compare.json')
+  print(f'\nFigures  {workdir}/plots/*.png, *.svg\nReport   {workdir}/report.html\n'
+        f'Numbers  {workdir}/compare.json')
   again = f'stmoe compare {" ".join(names)} --seeds 0,1,2 --workdir {workdir}_seeds'
   following = [(again, 'are the differences larger than those between seeds?'),
-               (f'stmoe report {workdir / jobs[-1].folder} --text FILE', 'where the tokens of your own text go'),
+               (f'stmoe report {workdir / jobs[-1].folder} --text FILE', 'where tokens of your text go'),
                ('stmoe list', 'all experiments')]
   print('\nNext\n' + '\n'.join(f'  {command:{len(again)}}  {why}' for command, why in following))
 
@@ -139,7 +140,8 @@ def print_table(grouped, known):
     from rich import table as rich_table
     drawn = rich_table.Table(box=box.SIMPLE_HEAD)
     for i, heading in enumerate(headings):
-      drawn.add_column(heading, justify='right' if i else 'left', style='bold' if heading == 'bits/byte' else None)
+      style = 'bold' if heading == 'bits/byte' else None
+      drawn.add_column(heading, justify='right' if i else 'left', style=style)
     for row in rows:
       drawn.add_row(*row)
     console.Console().print(drawn)

@@ -10,7 +10,8 @@ from stmoe import errors
 from stmoe.analysis import compare
 from tests.analysis import synthetic
 
-REQUEST = dict(experiments=['lm/a:method=dense', 'lm/a:method=switch'], seeds=[0, 1], by='flops', overrides=[])
+REQUEST = dict(experiments=['lm/a:method=dense', 'lm/a:method=switch'], seeds=[0, 1], by='flops',
+               overrides=[])
 
 
 def jobs(seeds=(0, 1)):

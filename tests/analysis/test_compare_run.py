@@ -7,9 +7,9 @@ import pytest
 from stmoe.cli import main
 
 TINY = ['--config.model.d_model=32', '--config.model.num_heads=2', '--config.model.head_dim=16',
-        '--config.blocks.d.d_ff=64', '--config.data.length=32', '--config.train.steps=4', '--config.train.log_every=2',
-        '--config.train.stats_every=2', '--config.eval.every=2', '--config.eval.batches=1',
-        '--config.checkpoint.every=4', '--config.schedule.warmup_steps=1']
+        '--config.blocks.d.d_ff=64', '--config.data.length=32', '--config.train.steps=4',
+        '--config.train.log_every=2', '--config.train.stats_every=2', '--config.eval.every=2',
+        '--config.eval.batches=1', '--config.checkpoint.every=4', '--config.schedule.warmup_steps=1']
 
 
 @pytest.fixture(scope='module')

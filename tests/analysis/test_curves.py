@@ -23,7 +23,8 @@ def found(tmp_path_factory):
 
 def test_loss_draws_validation_bits_against_three_abscissae(found):
   figure = curves.loss(found)
-  assert [ax.get_xlabel() for ax in figure.axes] == ['optimizer steps', 'target tokens', 'active training FLOPs']
+  abscissae = [ax.get_xlabel() for ax in figure.axes]
+  assert abscissae == ['optimizer steps', 'target tokens', 'active training FLOPs']
   assert 'bits per byte' in figure.axes[0].get_ylabel()
   validation = [line for line in figure.axes[2].lines if line.get_marker() == 'o']
   assert len(validation) == 3

@@ -56,7 +56,7 @@ def batch():
   [ids] = vocab.Bytes().encode(['def f(x): return x + 1\n#'])
   for row in range(ROWS):
     pack.fill(filled, row, [dict(decoder=ids[row * LENGTH:(row + 1) * LENGTH])])
-  return filled                                                      # 24 real tokens: the second row is half full
+  return filled                                                      # 24 real tokens, 8 of them in row 1
 
 
 _forward = jax.jit(lambda model, batch: model(batch))
@@ -150,5 +150,6 @@ def test_texts_name_what_has_no_text():
 def test_sample_reads_on_over_rows_and_leaves_padding_out(batch):
   chosen = {'decoder_01': routing.Choices('decoder_01', [[[(0, 1.0)]] * LENGTH] * ROWS, 1)}
   seen = routing_view.sample(chosen, batch, vocab.Bytes())['decoder_01']
-  assert ''.join(seen.pieces) == '·def f(x): retur· x + 1\n'         # inputs: targets shifted right in each row
+  # The inputs of a row are its targets shifted right.
+  assert ''.join(seen.pieces) == '·def f(x): retur· x + 1\n'
   assert len(seen.taken) == len(seen.pieces) == 24
