@@ -1,0 +1,169 @@
+"""Checkpoints: what is read back, and what happens to damaged ones, wrong ones and a full disk."""
+
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+import pytest
+
+from stmoe import axes
+from stmoe import errors
+from stmoe.train import checkpoint
+
+WORDS = 64
+
+
+def state(step, shape=(WORDS, WORDS)):
+  return dict(params={'units': {0: jax.random.normal(jax.random.key(step), shape)}}, empty={},
+              key=jax.random.key(step), counts=dict(tokens=jnp.array([step, 1], jnp.uint32)))
+
+
+def shapes(tree, sharding=None):
+  one = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding if x.ndim == 2 and sharding else x.sharding)
+  return jax.tree.map(one, tree)
+
+
+def saved(path, steps, keep=10, **options):
+  """Returns Checkpoints at `path` with these steps written."""
+  store = checkpoint.Checkpoints(path / 'checkpoints', keep=keep, **options)
+  for step in steps:
+    store.save(step, state(step), dict(step=step), dict(vocab='v'))
+  store.wait()
+  return store
+
+
+def restore(store, tree=None, check=lambda meta: None, step=None):
+  """Returns (what restore returns, what it said)."""
+  said = []
+  return store.restore(shapes(state(0) if tree is None else tree), check, said.append, step), said
+
+
+def assert_is(found, step):
+  assert found[0] == step and found[2] == dict(step=step) and found[3]['vocab'] == 'v'
+  equal = jax.tree.map(lambda a, b: bool((a == b).all()), found[1], state(step))
+  assert all(jax.tree.leaves(equal)) and jax.tree.structure(found[1]) == jax.tree.structure(state(step))
+
+
+def largest(path, step):
+  """Returns the file that holds the large array of a step."""
+  return max((f for f in (path / 'checkpoints' / str(step)).rglob('*') if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+@pytest.mark.parametrize('async_save', [True, False])
+def test_the_newest_comes_back(tmp_path, async_save):
+  store = saved(tmp_path, [1, 2, 3], keep=2, async_save=async_save)
+  assert store.steps() == [2, 3]
+  assert_is(restore(store)[0], 3)
+  assert_is(restore(store, step=2)[0], 2)
+  assert restore(checkpoint.Checkpoints(tmp_path / 'none'))[0] is None
+  with pytest.raises(errors.UserError, match='no checkpoint of step 1 .there are: 2, 3'):
+    restore(store, step=1)
+
+
+def test_arrays_may_be_donated_right_after_a_save(tmp_path):
+  store = checkpoint.Checkpoints(tmp_path / 'checkpoints')
+  overwrite = jax.jit(lambda x: x * 0 - 1.0, donate_argnums=0)
+  for step in range(1, 6):
+    tree = state(step, (1024, 1024))
+    store.save(step, tree, {}, {})
+    tree['params']['units'][0] = overwrite(tree['params']['units'][0])
+    store.wait()
+    found, _ = restore(store, tree)
+    np.testing.assert_array_equal(found[1]['params']['units'][0], state(step, (1024, 1024))['params']['units'][0])
+
+
+def test_arrays_come_back_onto_other_shardings(tmp_path):
+  store = saved(tmp_path, [1])
+  mesh = axes.make_mesh(data=4, expert=2)
+  sharding = NamedSharding(mesh, PartitionSpec('expert', 'data'))
+  replicated = NamedSharding(mesh, PartitionSpec())
+  target = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding if s.ndim == 2 else replicated),
+                        shapes(state(0)))
+  found = store.restore(target, lambda meta: None, pytest.fail)
+  x = found[1]['params']['units'][0]
+  assert x.sharding.is_equivalent_to(sharding, 2)
+  np.testing.assert_array_equal(np.asarray(x), np.asarray(state(1)['params']['units'][0]))
+
+
+def cut(file):
+  with file.open('r+b') as f:
+    f.truncate(file.stat().st_size // 2)
+
+
+def flip(file):
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 0xFF
+  file.write_bytes(content)
+
+
+@pytest.mark.parametrize('damage', [cut, flip, lambda f: f.unlink(), lambda f: shutil.rmtree(f.parents[1])],
+                         ids=['cut', 'flipped', 'gone', 'all gone'])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
+  store = saved(tmp_path, [1, 2])
+  damage(largest(tmp_path, 2))
+  found, said = restore(store)
+  assert_is(found, 1)
+  assert len(said) == 1 and 'checkpoint 2 cannot be read' in said[0] and 'falling back to step 1' in said[0]
+  store.save(2, state(2), dict(step=2), dict(vocab='v'))              # its place is free again
+  store.wait()
+  assert_is(restore(store)[0], 2)
+
+
+@pytest.mark.parametrize('item', ['data/metadata', 'meta/metadata', 'state/_METADATA', 'state/manifest.ocdbt'])
+def test_any_damaged_part_makes_it_fall_back(tmp_path, item):
+  store = saved(tmp_path, [1, 2])
+  cut(tmp_path / 'checkpoints' / '2' / item)
+  assert_is(restore(store)[0], 1)
+
+
+def test_a_reader_moves_nothing(tmp_path):
+  saved(tmp_path, [1, 2])
+  cut(largest(tmp_path, 2))
+  (tmp_path / 'checkpoints' / '3.orbax-checkpoint-tmp').mkdir()
+  store = checkpoint.Checkpoints(tmp_path / 'checkpoints', read_only=True)
+  assert_is(restore(store)[0], 1)
+  assert {p.name for p in (tmp_path / 'checkpoints').iterdir()} == {'1', '2', '3.orbax-checkpoint-tmp'}
+
+
+def test_when_none_can_be_read_it_says_so(tmp_path):
+  store = saved(tmp_path, [1])
+  cut(largest(tmp_path, 1))
+  with pytest.raises(errors.UserError, match='no checkpoint in .* can be read'):
+    restore(store)
+
+
+def test_other_shapes_and_other_vocabularies_are_user_errors_not_damage(tmp_path):
+  store = saved(tmp_path, [1, 2])
+  with pytest.raises(errors.UserError, match=r'params/units/0 is \(64, 64\) in it and \(64, 32\) in the model'):
+    restore(store, state(0, (WORDS, 32)))
+  def other(meta):
+    raise errors.UserError(f'vocabulary {meta["vocab"]}')
+  with pytest.raises(errors.UserError, match='vocabulary v'):
+    restore(store, check=other)
+  assert store.steps() == [1, 2]
+
+
+def test_too_little_space_is_seen_before_writing(tmp_path, monkeypatch):
+  store = saved(tmp_path, [1])
+  monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=100))
+  with pytest.raises(errors.UserError, match='no space left on device: the checkpoint of step 2 .*intact: step 1'):
+    store.save(2, state(2), dict(step=2), dict(vocab='v'))
+  assert_is(restore(store)[0], 1)
+
+
+@pytest.mark.parametrize('async_save', [True, False])
+def test_a_disk_that_fills_up_while_writing_loses_nothing_saved(tmp_path, monkeypatch, async_save):
+  store = saved(tmp_path, [1], keep=1, async_save=async_save)
+  def full(*args, **kwargs):
+    raise OSError(28, 'No space left on device')
+  with monkeypatch.context() as patch:
+    patch.setattr('os.rename', full)
+    with pytest.raises(errors.UserError, match='no space left on device: .*intact: step 1'):
+      store.save(2, state(2), dict(step=2), dict(vocab='v'))
+      store.wait()
+  again = checkpoint.Checkpoints(tmp_path / 'checkpoints')
+  assert_is(restore(again)[0], 1)

@@ -1,0 +1,171 @@
+"""Whole small runs in this process: files, signals, refused steps, fallbacks, other experiments."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from stmoe import errors
+from stmoe.train import loop
+from stmoe.train import rundir
+from stmoe.train import score
+from stmoe.train import signals
+from stmoe.train import writers
+from tests.train import tiny_run
+
+ONE = jax.devices()[:1]
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+  return tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
+
+
+@pytest.fixture(scope='module')
+def finished(corpus, tmp_path_factory):
+  path = tmp_path_factory.mktemp('finished') / 'run'
+  assert loop.train(tiny_run.config(corpus), path, 'tiny', ONE) == 0
+  return path
+
+
+def metrics(path):
+  return [json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()]
+
+
+def at(monkeypatch, step, act):
+  """Does `act(loop)` after step `step` of the next run."""
+  advance = loop.Loop.advance
+
+  def patched(self):
+    advance(self)
+    if self.step == step:
+      act(self)
+  monkeypatch.setattr(loop.Loop, 'advance', patched)
+
+
+def test_a_run_directory(finished):
+  for name in ('config.json', 'env.json', 'metrics.jsonl', 'log.txt', 'checkpoints/12', 'router_stats/6.npz', 'DONE'):
+    assert (finished / name).exists(), name
+  lines = metrics(finished)
+  assert [line['step'] for line in lines] == [2, 4, 6, 8, 10, 12]
+  names = {'tokens', 'flops', 'time', 'loss/ce', 'loss/total', 'loss/aux_balance', 'loss/router_z', 'loss/z', 'lr',
+           'grad_norm', 'skipped', 'moe/drop_frac', 'moe/decoder_01/max_load_ratio', 'moe/load_entropy'}
+  assert all(names <= set(line) for line in lines)
+  assert lines[-1]['loss/ce'] < lines[0]['loss/ce']
+  assert [('eval/bits_per_byte' in line) for line in lines] == [False, False, True] * 2
+  assert lines[1]['tokens'] == 4 * 8 * 32 and lines[1]['flops'] == 2 * lines[0]['flops'] > 0
+  with np.load(finished / 'router_stats' / '6.npz') as stats:
+    assert stats['moe_load'].shape == (1, 4) and stats['layers'].tolist() == ['decoder_01']
+    assert stats['moe_load'].sum() == 8 * 32
+  done = json.loads((finished / 'DONE').read_text())
+  assert done['step'] == 12 and done['eval/loss'] == lines[-1]['eval/loss']
+  environment = json.loads((finished / 'env.json').read_text())
+  assert environment['name'] == 'tiny' and environment['corpus']['num_bytes'] > 0
+  # One line of bits per byte: nats per token over bytes per token.
+  bits = lines[-1]['eval/loss'] / np.log(2) / environment['corpus']['bytes_per_token']
+  np.testing.assert_allclose(lines[-1]['eval/bits_per_byte'], bits, rtol=1e-6)
+
+
+def test_a_finished_run_says_so_and_a_longer_one_goes_on(corpus, finished, capsys, monkeypatch):
+  monkeypatch.setattr(loop, 'Loop', None)                            # would fail if it were used
+  assert loop.train(tiny_run.config(corpus), finished, 'tiny', ONE) == 0
+  assert 'is finished: 12 steps' in capsys.readouterr().out
+  assert (finished / 'DONE').exists()
+
+
+def test_another_experiment_is_refused(corpus, finished):
+  with pytest.raises(errors.UserError, match='another experiment: model.d_model is 16 there and 32 here'):
+    loop.train(tiny_run.config(corpus, **{'model.d_model': 32}), finished, 'tiny', ONE)
+  rundir.claim(finished, tiny_run.config(corpus, **{'train.log_every': 3, 'checkpoint.keep': 3}))
+  with pytest.raises(errors.UserError, match='another vocabulary'):
+    rundir.check_same(dict(vocab='a', config='x'), dict(vocab='b', config='x'))
+
+
+def test_score_is_the_run_s_own_evaluation(finished):
+  step, values = score.score(rundir.load(finished), finished, lambda text: None, devices=ONE)
+  last = metrics(finished)[-1]
+  assert step == 12
+  assert {k: pytest.approx(v, rel=1e-6) for k, v in values.items()} == {k: last[k] for k in values}
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 85), (signal.SIGINT, 130)])
+def test_signals_save_and_the_run_continues(corpus, finished, tmp_path, monkeypatch, number, code):
+  with monkeypatch.context() as patch:
+    at(patch, 5, lambda self: os.kill(os.getpid(), number))
+    assert loop.train(tiny_run.config(corpus), tmp_path, 'tiny', ONE) == code
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['4', '5']
+  assert not (tmp_path / 'DONE').exists()
+  assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+  if number == signal.SIGINT:
+    return
+  # The newest checkpoint is then cut short: the run goes on from the one before it.
+  largest = max((tmp_path / 'checkpoints' / '5').rglob('*'), key=lambda f: f.stat().st_size if f.is_file() else 0)
+  largest.write_bytes(largest.read_bytes()[:100])
+  assert loop.train(tiny_run.config(corpus), tmp_path, 'tiny', ONE) == 0
+  assert 'falling back to step 4' in (tmp_path / 'log.txt').read_text()
+  drop_time = lambda line: {k: v for k, v in line.items() if k != 'time'}
+  assert [drop_time(x) for x in metrics(tmp_path)] == [drop_time(x) for x in metrics(finished)]
+
+
+def test_a_second_interrupt_does_not_wait():
+  with signals.Signals(lambda text: None) as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.code == 130
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_steps_that_are_not_finite_stop_the_run_with_its_checkpoint(corpus, tmp_path, monkeypatch, capsys):
+  def poison(self):
+    embed = self.state['params']['embed']
+    name = next(iter(embed))
+    embed[name] = embed[name] * np.nan
+  at(monkeypatch, 5, poison)
+  with pytest.raises(errors.UserError, match=r'steps in a row .*stopped at step 8, checkpoints of steps \[4\] are good'):
+    loop.train(tiny_run.config(corpus), tmp_path, 'tiny', ONE)
+  assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['4']
+  assert [(line['step'], line['skipped'], line['loss/ce'] is None) for line in metrics(tmp_path)] == [
+      (2, 0, False), (4, 0, False), (6, 1, True)]
+  assert 'not finite' in capsys.readouterr().err
+
+
+def test_a_profile_is_written(corpus, tmp_path):
+  cfg = tiny_run.config(corpus, **{'profile.start': 1, 'profile.steps': 1, 'train.steps': 3})
+  assert loop.train(cfg, tmp_path, 'tiny', ONE) == 0
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+
+
+@pytest.mark.parametrize('changed, message', [
+    ({'model.vocab_size': 200}, 'model.vocab_size=200, but data.vocab=.bytes. has 259 ids'),
+    ({'data.files': ('missing.txt',)}, 'missing.txt'),
+    ({'losses': dict(balence=(0.1, 'mean'))}, 'nearest: balance'),
+    ({'blocks.m.group_size': 48}, 'group_size 48')])
+def test_mistakes_end_before_anything_is_compiled(corpus, tmp_path, monkeypatch, changed, message):
+  monkeypatch.setattr(loop.states, 'init', None)                     # the first thing that compiles
+  with pytest.raises(errors.UserError, match=message):
+    loop.train(tiny_run.config(corpus, **changed), tmp_path / 'run', 'tiny', ONE)
+
+
+def test_metrics_after_a_step_are_cut_off_and_half_a_line_too(tmp_path):
+  first = writers.Metrics(tmp_path, 0)
+  for step in (1, 2, 3):
+    first.write(step, {'loss/ce': np.float32(step), 'bad': np.nan, 'n': 7})
+  first.close()
+  with (tmp_path / 'metrics.jsonl').open('a') as f:
+    f.write('{"step": 4, "los')
+  second = writers.Metrics(tmp_path, 2)
+  second.write(3, {'loss/ce': np.float32(30)})
+  second.close()
+  assert [(m['step'], m['loss/ce']) for m in metrics(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+  assert metrics(tmp_path)[0] == {'step': 1, 'loss/ce': 1.0, 'bad': None, 'n': 7}
+
+
+def test_router_stats_of_layers_with_different_experts(tmp_path):
+  writers.write_router_stats(tmp_path, 5, dict(a=np.ones(2), b=np.ones(4)))
+  with np.load(tmp_path / 'router_stats' / '5.npz') as stats:
+    assert np.isnan(stats['moe_load']).tolist() == [[False, False, True, True], [False] * 4]
+  writers.drop_router_stats(tmp_path, 4)
+  assert not list((tmp_path / 'router_stats').iterdir())
