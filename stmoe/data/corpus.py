@@ -46,7 +46,7 @@ def text(files):
   Fewer than 20 files: of each, the last twentieth of its bytes, from the first line end on, is a
   document for validation and the rest one for training (a file without a line end there is cut
   between two characters). 20 files and more stay whole: those with the smallest sha256 of their
-  bytes, one in twenty, are for validation. Nothing is normalised.
+  bytes, one in twenty, are for validation. Nothing is normalised. All is held in memory.
   """
   if not files:
     raise errors.UserError('data.files is empty: task text needs --config.data.files=FILE (comma separated)')

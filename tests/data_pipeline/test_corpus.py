@@ -24,7 +24,7 @@ def tree(tmp_path):
       'a.py': body, 'B.py': body, 'sub/c.py': body, 'short.py': 'x = 1\n', 'd.txt': body, 'test/e.py': body,
       'sub/tests/f.py': body, 'config-3.11/g.py': body, '_sysconfigdata_linux.py': body,
       'sitecustomize.py': body, 'crlf.py': body.replace('\n', '\r\n').rstrip(), 'bom.py': '\ufeff' + body,
-      'enum.py': body}.items():
+      'cr.py': body.replace('\n', '\r'), 'enum.py': body}.items():
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode())
@@ -35,7 +35,7 @@ def tree(tmp_path):
 def test_the_recipe_of_the_standard_library(tree):
   root, body = tree
   found = corpus.stdlib(root)
-  assert [name for name, _ in found['train']] == ['B.py', 'a.py', 'bom.py', 'crlf.py', 'sub/c.py']
+  assert [name for name, _ in found['train']] == ['B.py', 'a.py', 'bom.py', 'cr.py', 'crlf.py', 'sub/c.py']
   assert [name for name, _ in found['validation']] == ['enum.py']
   assert {text for documents in found.values() for _, text in documents} == {body}
 
@@ -78,11 +78,10 @@ def test_one_file_is_cut_at_a_line_end(tmp_path):
 
 
 def test_a_file_without_line_ends_is_cut_between_characters(tmp_path):
-  for pad in range(3):
-    (tmp_path / 'a.txt').write_text('a' * pad + '日本' * 100)
+  for n in range(107, 114):  # a twentieth of 3 n bytes is 16 or 17 bytes, not whole characters
+    (tmp_path / 'a.txt').write_text('日' * n)
     found = corpus.text([tmp_path / 'a.txt'])
-    assert found['train'][0][1] + found['validation'][0][1] == 'a' * pad + '日本' * 100
-    assert 1 <= len(found['validation'][0][1]) <= 11
+    assert [len(found[split][0][1]) for split in tasks.SPLITS] == [n - 6, 6]
 
 
 def test_many_files_are_held_out_whole_by_their_content(files, tmp_path):

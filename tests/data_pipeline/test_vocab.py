@@ -66,6 +66,7 @@ def test_a_trained_vocabulary_keeps_code_exactly(trained):
     assert v.decode(ids) == text
     assert v.eos_id not in ids and 2 not in ids and 0 not in ids
   assert (v.vocab_size, v.eos_id) == (600, 1)
+  assert [ids.tolist() for ids in v.encode(['\n', '\t'])] == [[3], [4]]
 
 
 def test_training_is_deterministic(trained):
