@@ -1,4 +1,4 @@
-# Every target sets up what it needs; the only requirements are Python 3.11 to 3.13, git and make.
+# Every target sets up what it needs; the only requirements are Python 3.11 or 3.12 (or 3.13), git and make.
 #   make quickstart   from nothing to trained, compared and plotted sparse experts
 #   make test         the test suite (ARGS='-k name' chooses)        make test-slow   the long tests
 #   make env          only the virtual environment .venv             make lint, make clean
@@ -12,10 +12,10 @@ STAMP := .venv/installed
 
 env: $(STAMP)
 
-# The first interpreter that fits: yours if it does, else any that is installed under its own name.
+# The first interpreter that fits, 3.13 last: there seqio's editdistance has no wheel and needs a C compiler.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@rm -f $@; $(BIN)/python -m pip --version >/dev/null 2>&1 && exit 0; rm -rf .venv; \
-	for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+	for python in $(or $(PYTHON),python3.12 python3.11 python3 python3.13); do \
 	  $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	    2>/dev/null || continue; \
 	  echo "Making .venv with $$($$python --version), once; about 3.4 GB"; \
@@ -29,7 +29,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	                               else if (n % 25 == 0) print "  " n " packages"; fflush() } \
 	  /^Installing coll/ { print (live ? "\n" : "") "  unpacking them (the first time, about a minute and a half) ..."; fflush() }'
 	@test -f $@ || { grep '^ERROR' .venv/install.log >&2; \
-	  echo 'The installation failed; all it said is in .venv/install.log' >&2; exit 1; }
+	  echo 'The installation failed; all it said is in .venv/install.log. On Python 3.13 it needs a C compiler' >&2; \
+	  echo '(Debian and Ubuntu: apt install gcc python3-dev); on 3.11 and 3.12 it needs none.' >&2; exit 1; }
 	@echo '  done: .venv/bin/stmoe'
 
 test: $(STAMP)
