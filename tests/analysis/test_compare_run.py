@@ -5,6 +5,7 @@ import json
 import pytest
 
 from stmoe.cli import main
+from tests.analysis import synthetic
 
 TINY = ['--config.model.d_model=32', '--config.model.num_heads=2', '--config.model.head_dim=16',
         '--config.blocks.d.d_ff=64', '--config.data.length=32', '--config.train.steps=4',
@@ -48,3 +49,51 @@ def test_compare_trains_reports_and_is_done(command, capsys, monkeypatch):
 
   assert main.main([*command, '--config.seed=7']) == 2               # another comparison in the same place
   assert 'holds another comparison' in capsys.readouterr().err
+
+  # The same runs through `stmoe report`, with a text of the user's.
+  text = next(word for word in command if 'data.files' in word).partition('=')[2]
+  assert main.main(['report', f'{out}/switch', f'{out}/dense', '-o', f'{out}/both.html', '--text', text]) == 0
+  with open(f'{out}/both.html', encoding='utf-8') as f:
+    assert 'squared' in ''.join(part.partition('<')[0] for part in f.read().split('">'))
+  assert main.main(['report', f'{out}/switch', '--text', f'{out}/nothing.txt']) == 2
+
+
+def test_equal_time_gives_the_slower_method_fewer_steps(tmp_path, monkeypatch):
+  seconds = {'dense': 0.1, 'switch': 0.25}
+  trained = {}
+
+  def train(config, folder, name):
+    method = name.partition('method=')[2]
+    trained[folder.relative_to(tmp_path).as_posix()] = config.train.steps
+    path = synthetic.write_run(folder, method, layers=(), steps=config.train.steps)
+    lines = [json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()]
+    lines = [dict(line, time=5.0 + line['step'] * seconds[method]) for line in lines]
+    (path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    return 0
+
+  monkeypatch.setattr('stmoe.train.loop.train', train)
+  assert main.main(['compare', 'lm/text:smoke', '--methods', 'dense,switch', '--by', 'time', '--workdir',
+                    str(tmp_path), *TINY, '--config.train.steps=100']) == 0
+  # 100 steps of 0.1 s are 10 s: 40 steps of 0.25 s. The five seconds before the first line do not count.
+  assert trained == {'calibration/dense': 30, 'calibration/switch': 30, 'dense': 100, 'switch': 40}
+
+
+def test_plot_draws_runs_in_the_same_axes(tmp_path, capsys):
+  paths = [str(synthetic.write_run(tmp_path / name, name)) for name in ('dense', 'switch')]
+  assert main.main(['plot', *paths, '--out', str(tmp_path / 'plots')]) == 0
+  assert len(capsys.readouterr().out.splitlines()) == 4
+  made = {path.name for path in (tmp_path / 'plots').iterdir()}
+  assert {'loss.png', 'loss.svg', 'routing_health.png', 'expert_load_switch.svg'} <= made
+
+
+@pytest.mark.parametrize('words, said', [
+    (['plot', '{tmp}'], 'not a run directory'),
+    (['compare', 'lm/quikstart'], 'nearest: lm/quickstart'),
+    (['compare', 'lm/quickstart', '--seeds', '1,1'], '--seeds 1,1'),
+    (['compare', 'lm/quickstart', '--methods', 'dense,swich'], 'switch'),
+    (['compare', 'lm/quickstart', '--by', 'steps'], 'steps'),
+])
+def test_mistakes_are_one_line_and_exit_code_2(tmp_path, capsys, words, said):
+  assert main.main([word.format(tmp=tmp_path) for word in words]) == 2
+  err = capsys.readouterr().err
+  assert said in err and err.count('\n') == 1
