@@ -104,8 +104,8 @@ def update(grads, state, params, plans, rate, *, decay_rate=0.8, step_offset=0, 
     return (1.0 - weight_decay) * p - step, new
 
   leaves, tree = jax.tree.flatten(params)
-  parts = zip(leaves, tree.flatten_up_to(grads), tree.flatten_up_to(plans), tree.flatten_up_to(state['slots']))
-  params, slots = zip(*(one(*part) for part in parts))
+  parts = (tree.flatten_up_to(part) for part in (grads, plans, state['slots']))
+  params, slots = zip(*map(one, leaves, *parts))
   return tree.unflatten(params), dict(count=state['count'] + 1, slots=tree.unflatten(slots))
 
 

@@ -1,4 +1,4 @@
-"""Everything about a configuration that can be wrong is found here, before data is read or anything compiled."""
+"""Everything about a configuration that can be wrong is found here, before anything is compiled."""
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,8 @@ def batches(cfg, mesh):
     if size % (parts * shards):
       low = size // (parts * shards) * parts * shards
       near = ', '.join(str(n) for n in (low, low + parts * shards) if n)
-      raise errors.UserError(f'{field}={size} is not divisible by {parts} microbatches x {shards} devices that '
-                             f'share a batch (mesh data x expert); nearest: {near}')
+      raise errors.UserError(f'{field}={size} is not divisible by {parts} microbatches x {shards} devices '
+                             f'that share a batch (mesh data x expert); nearest: {near}')
 
 
 def batch_shapes(cfg, rows):
@@ -65,8 +65,8 @@ def vocabulary(cfg, size):
   """Raises UserError if the data has more ids than the model."""
   if size > cfg.model.vocab_size:
     multiple = -(-size // 128) * 128
-    raise errors.UserError(f'model.vocab_size={cfg.model.vocab_size}, but data.vocab={cfg.data.vocab!r} has {size} '
-                           f'ids; set model.vocab_size={size} or, faster, {multiple}')
+    raise errors.UserError(f'model.vocab_size={cfg.model.vocab_size}, but data.vocab={cfg.data.vocab!r} has '
+                           f'{size} ids; set model.vocab_size={size} or, faster, {multiple}')
 
 
 def place(batch, mesh):

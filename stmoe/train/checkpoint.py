@@ -64,8 +64,8 @@ class Checkpoints:
     needed = sum(x.nbytes for x in jax.tree.leaves(state))
     free = shutil.disk_usage(self.directory).free
     if free < needed:
-      raise errors.UserError(f'no space left on device: the checkpoint of step {step} needs {needed:,} bytes and '
-                             f'{self.directory} has {free:,}; {self._saved()}')
+      raise errors.UserError(f'no space left on device: the checkpoint of step {step} needs {needed:,} bytes '
+                             f'and {self.directory} has {free:,}; {self._saved()}')
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data),
                               meta=ocp.args.JsonSave(meta | {'arrays': inventory(state)}))
     with _readable(self.directory, self._saved):
@@ -111,7 +111,7 @@ class Checkpoints:
         if step is None and not self._read_only:
           self._set_aside(at)
     if steps:
-      raise errors.UserError(f'no checkpoint in {self.directory} can be read; start again in another directory')
+      raise errors.UserError(f'no checkpoint in {self.directory} can be read; start in another directory')
     return None
 
   def _read(self, step, shapes, check):
@@ -162,8 +162,8 @@ def check_shapes(saved, shapes):
   here = {_name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(shapes)}
   for name in sorted({*there, *here}):
     if there.get(name) != here.get(name):
-      raise errors.UserError(f'the checkpoint does not fit the model: {name} is {there.get(name, "absent")} in it '
-                             f'and {here.get(name, "absent")} in the model')
+      raise errors.UserError(f'the checkpoint does not fit the model: {name} is {there.get(name, "absent")} '
+                             f'in it and {here.get(name, "absent")} in the model')
 
 
 def _name(path):

@@ -6,6 +6,7 @@ run that was killed and continued writes what an undisturbed one writes.
 """
 
 import contextlib
+import pathlib
 import time
 
 import jax
@@ -42,15 +43,13 @@ def train(cfg, workdir, name='', devices=None):
   check.counts(cfg)
   if rundir.finished(workdir, cfg):
     return 0
-  path = rundir.claim(workdir, cfg)
   keep_compilations()
   cost = flops.active_per_token(cfg)['train'] * flops.lengths(cfg)['decoder'] * cfg.train.batch_size
   mesh = states.make_mesh(cfg.mesh, devices)
   check.batches(cfg, mesh)
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
-    loop = Loop(cfg, path, name, mesh, cost, stack)
-    return loop.run()
+    return Loop(cfg, pathlib.Path(workdir), name, mesh, cost, stack).run()
 
 
 def keep_compilations():
@@ -71,6 +70,7 @@ class Loop:
     aux = check.forward(cfg, self.plan)
     self.facts = pipeline.info(cfg)
     check.vocabulary(cfg, self.facts['vocab_size'])
+    rundir.claim(path, cfg)                # only now: a mistake leaves no directory behind
     self.data = pipeline.train_iterator(cfg, jax.process_index(), jax.process_count())
     stack.callback(self.data.close)
     self.checkpoints = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
@@ -86,14 +86,16 @@ class Loop:
     stack.callback(self.metrics.close)
     writers.drop_router_stats(path, self.step)
     self.final = {key: value for line in self.metrics.lines for key, value in line.items()}
-    self.clock, self.tokens, self.running = Clock(seconds), self.final.get('tokens', 0), []
+    self.shown = self.final.get('tokens', 0), self.final.get('time', 0.0)
+    self.clock, self.running = Clock(seconds), []
     self.profile = Profile(cfg.profile, path / 'profile')
     stack.callback(self.profile.stop)
     self._introduce(name, aux)
 
   def _begin(self):
     """Returns (step, seconds of training) after restoring the newest checkpoint, or (0, 0.0) after init."""
-    found = self.checkpoints.restore(self.plan.shapes, lambda meta: rundir.check_same(meta, self.meta), self.log)
+    same = lambda meta: rundir.check_same(meta, self.meta)
+    found = self.checkpoints.restore(self.plan.shapes, same, self.log)
     if found is None:
       self.state = states.init(self.cfg, self.plan)
       return 0, 0.0
@@ -113,7 +115,7 @@ class Loop:
 
   def run(self):
     """Trains to the last step; returns the exit code."""
-    with signals.Signals(self.log) as stop:
+    with signals.Signals() as stop:
       if self.step < self.cfg.train.steps:
         self.first()
       while self.step < self.cfg.train.steps and not stop.code:
@@ -167,27 +169,29 @@ class Loop:
     for metric in sorted({metric for layer in layers.values() for metric in layer}):
       values[f'moe/{metric}'] = np.mean([layer[metric] for layer in layers.values() if metric in layer])
     values |= {f'moe/{name}/{metric}': v for name, layer in layers.items() for metric, v in layer.items()}
-    seconds, before = self.clock.seconds(), self.final.get('time', 0.0)
-    tokens = (int(counts['tokens'][1]) << 32) + int(counts['tokens'][0])
-    new, self.tokens = tokens - self.tokens, tokens
-    values |= self._totals() | {'skipped': int(values['skipped'])}
-    self.show.show(self.step, values, new / max(seconds - before, 1e-9))
+    values |= self._totals(counts) | {'skipped': int(values['skipped'])}
+    tokens, seconds = (values[total] - before for total, before in zip(('tokens', 'time'), self.shown))
+    self.shown = values['tokens'], values['time']
+    self.show.show(self.step, values, tokens / max(seconds, 1e-9))
     if counts['bad']:
       self._refuse(int(counts['bad']))
     return values
 
-  def _totals(self):
+  def _totals(self, counts):
     """Returns what every line counts: target tokens, active FLOPs and seconds of training so far."""
-    return dict(tokens=self.tokens, flops=float(self.step * self.flops_per_step), time=self.clock.seconds())
+    low, high = counts['tokens'].tolist()
+    return dict(tokens=(high << 32) + low, flops=float(self.step * self.flops_per_step),
+                time=self.clock.seconds())
 
   def _refuse(self, bad):
     """Reports `bad` non-finite steps in a row, and ends the run when they are too many."""
     self.log(f'step {self.step:,}: loss or gradient not finite, {bad} steps in a row skipped')
     if bad >= self.cfg.train.stop_after_bad:
       self.checkpoints.wait()
-      raise errors.UserError(f'{bad} steps in a row had a loss or gradient that is not finite (train.stop_after_bad='
-                             f'{self.cfg.train.stop_after_bad}); stopped at step {self.step}, checkpoints of steps '
-                             f'{self.checkpoints.steps()} are good; try a smaller learning rate')
+      raise errors.UserError(f'{bad} steps in a row had a loss or gradient that is not finite (train.'
+                             f'stop_after_bad={self.cfg.train.stop_after_bad}); stopped at step {self.step}, '
+                             f'checkpoints of steps {self.checkpoints.steps()} are good; '
+                             'try a smaller learning rate')
 
   def _evaluate(self):
     """Returns the 'eval/...' metrics of the current state."""
@@ -196,7 +200,7 @@ class Loop:
       values = evaluate.run(self.cfg, self.plan, self.sums, self.state, self.facts,
                             lambda done, number: self.show.busy(f'evaluating {done}/{number}'))
     self.log(f'step {self.step:,}: {evaluate.describe(values)}')
-    return self._totals() | values
+    return self._totals(jax.device_get(self.state['counts'])) | values
 
   def save(self):
     """Saves this step, unless the steps just before it were refused."""
@@ -234,7 +238,7 @@ class Clock:
 
 
 class Profile:
-  """A profile of a few steps for TensorBoard or Perfetto, into `path`; see configuration section `profile`."""
+  """A profile of a few steps for TensorBoard or Perfetto in `path`; see section `profile` of a config."""
 
   def __init__(self, fields, path):
     self._start, self._end = fields.start, fields.start + fields.steps

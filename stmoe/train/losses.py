@@ -84,7 +84,8 @@ def router(aux, weighted):
   values = {}
   for name in reported(aux):
     reduction = weighted[name][1] if name in weighted else 'mean'
-    values[name] = REDUCTIONS[reduction](jnp.stack([a.losses[name] for a in aux.values() if name in a.losses]))
+    each = jnp.stack([a.losses[name] for a in aux.values() if name in a.losses])   # [layers]
+    values[name] = REDUCTIONS[reduction](each)
   terms = [coefficient * values[name] for name, (coefficient, _) in weighted.items() if coefficient]
   return sum(terms, jnp.zeros(())), values
 
@@ -106,5 +107,6 @@ def check(aux, weighted):
       raise errors.UserError(f'losses.{name}={coefficient, reduction}: the reduction over layers is '
                              f'{reduction!r}{errors.nearest(reduction, REDUCTIONS)} (there are: mean, sum)')
     if coefficient and name not in known:
-      raise errors.UserError(f'losses.{name} has coefficient {coefficient}, but no layer reports a loss '
-                             f'{name!r}{errors.nearest(name, known)} (reported: {", ".join(known) or "none"})')
+      there = ', '.join(known) or 'none'
+      raise errors.UserError(f'losses.{name} has coefficient {coefficient}, but no layer reports {name!r}'
+                             f'{errors.nearest(name, known)} (reported: {there})')

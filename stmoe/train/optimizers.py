@@ -71,8 +71,8 @@ def adafactor(names, shapes, *, decay_rate=0.8, step_offset=0, momentum=None, we
 
   def update(grads, state, params, rate):
     return factored.update(grads, state, params, plans, rate, decay_rate=decay_rate, step_offset=step_offset,
-                           momentum=momentum, weight_decay=weight_decay, clipping_threshold=clipping_threshold,
-                           epsilon1=epsilon1, epsilon2=epsilon2,
+                           momentum=momentum, weight_decay=weight_decay, epsilon1=epsilon1, epsilon2=epsilon2,
+                           clipping_threshold=clipping_threshold,
                            multiply_by_parameter_scale=multiply_by_parameter_scale)
 
   return Optimizer(init, update, factored.names_of(names, plans, momentum))

@@ -87,7 +87,8 @@ class Rich(Off):
     self._bar.start()
 
   def show(self, step, values, rate):
-    self._bar.update(self._task, completed=step, description='  '.join(columns(values, rate, self.left(step))))
+    text = '  '.join(columns(values, rate, self.left(step)))
+    self._bar.update(self._task, completed=step, description=text)
 
   def busy(self, text):
     self._bar.update(self._task, description=text)

@@ -24,25 +24,29 @@ FREE = ('train.steps', 'train.log_every', 'train.stats_every', 'train.stop_after
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'ml-collections')
 
 
-def claim(path, cfg):
-  """Returns the run directory `path`, made if need be, with `cfg` as its config.json.
+def verify(path, cfg):
+  """Raises UserError if `path` is the directory of another experiment, naming the fields that differ."""
+  if not (pathlib.Path(path) / 'config.json').exists():
+    return
+  pairs = experiment.diff(load(path), cfg).items()
+  said = [f'{field} is {old!r} there and {new!r} here' for field, (old, new) in pairs
+          if not field.startswith(FREE)]
+  if said:
+    more = f' and {len(said) - 4} more' if len(said) > 4 else ''
+    raise errors.UserError(f'{path} holds another experiment: {", ".join(said[:4])}{more}; '
+                           'choose another --workdir')
 
-  Raises UserError if it is the directory of another experiment, naming the fields that differ.
-  """
+
+def claim(path, cfg):
+  """Returns the run directory `path` with `cfg` as its config.json, made if need be, no longer finished."""
+  verify(path, cfg)
   path = pathlib.Path(path)
-  file = path / 'config.json'
-  if file.exists():
-    pairs = {field: pair for field, pair in experiment.diff(load(path), cfg).items()
-             if not field.startswith(FREE)}
-    if pairs:
-      said = ', '.join(f'{field} is {old!r} there and {new!r} here' for field, (old, new) in list(pairs.items())[:4])
-      more = f' and {len(pairs) - 4} more' if len(pairs) > 4 else ''
-      raise errors.UserError(f'{path} holds another experiment: {said}{more}; choose another --workdir')
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise errors.UserError(f'--workdir {path}: {error.strerror}') from error
-  write(file, experiment.to_json(cfg) + '\n')
+  (path / 'DONE').unlink(missing_ok=True)
+  write(path / 'config.json', experiment.to_json(cfg) + '\n')
   return path
 
 
@@ -70,14 +74,16 @@ def identity(cfg):
 
 
 def finished(path, cfg):
-  """Returns whether the run of `cfg` in `path` has done all its steps, and says so with its result."""
+  """Returns whether the run of `cfg` in `path` has done all its steps, and says so with its result.
+
+  Raises UserError if another experiment is there.
+  """
+  verify(path, cfg)
   file = pathlib.Path(path) / 'DONE'
   if not file.exists():
     return False
-  claim(path, cfg)
   values = json.loads(file.read_text(encoding='utf-8'))
   if values['step'] < cfg.train.steps:
-    file.unlink()
     return False
   print(f'{path} is finished: {summary(values)}')
   return True
@@ -113,8 +119,8 @@ def check_same(found, mine):
   """
   for field, what in (('vocab', 'vocabulary'), ('config', 'configuration')):
     if field in mine and found[field] != mine[field]:
-      raise errors.UserError(f'the checkpoint was trained with another {what} ({found[field][:12]}) than this run '
-                             f'has ({mine[field][:12]}); choose another --workdir')
+      raise errors.UserError(f'the checkpoint was trained with another {what} ({found[field][:12]}) than '
+                             f'this run has ({mine[field][:12]}); choose another --workdir')
 
 
 def record_environment(path, name, mesh, parameters, corpus):

@@ -21,7 +21,8 @@ def linear(step, *, peak, total_steps, warmup_steps=0, end_fraction=0.0):
 
   Steps count from 0 and the first one already moves: its rate is peak / warmup_steps.
   """
-  return _warm(step, peak, warmup_steps) * _between(1.0 - _done(step, total_steps, warmup_steps), end_fraction)
+  fraction = 1.0 - _done(step, total_steps, warmup_steps)
+  return _warm(step, peak, warmup_steps) * _between(fraction, end_fraction)
 
 
 def cosine(step, *, peak, total_steps, warmup_steps=0, end_fraction=0.0):

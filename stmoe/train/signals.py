@@ -1,6 +1,8 @@
 """SIGTERM and Ctrl-C as a wish that the loop grants between two steps."""
 
+import os
 import signal
+import sys
 import threading
 
 # What a batch system should read as "put me back into the queue", and what shells mean by Ctrl-C.
@@ -13,9 +15,8 @@ class Signals:
   Outside the main thread, where Python delivers no signals, it does nothing.
   """
 
-  def __init__(self, say):
+  def __init__(self):
     self.code = 0
-    self._say = say
     self._before = {}
 
   def __enter__(self):
@@ -31,4 +32,5 @@ class Signals:
     if self.code and number == signal.SIGINT:
       raise KeyboardInterrupt
     self.code = EXIT_CODES[number]
-    self._say(f'{signal.Signals(number).name}: saving after this step')
+    # Not print: the signal may have come in the middle of one.
+    os.write(sys.__stderr__.fileno(), f'\n{signal.Signals(number).name}: saving after this step\n'.encode())

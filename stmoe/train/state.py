@@ -84,7 +84,7 @@ def blueprint(cfg, mesh):
 
   Raises UserError for a parameter whose axis the mesh does not divide.
   """
-  with nnx.logical_axis_rules(tuple(axes.RULES.items())):            # a mesh in force makes flax translate names
+  with nnx.logical_axis_rules(tuple(axes.RULES.items())):            # under a mesh flax translates names
     model = nnx.eval_shape(lambda: build(cfg))
   graphdef, params, routers = nnx.split(model, nnx.Param, router_state.RouterState)
   names = axes.names_of(params)
@@ -126,5 +126,6 @@ def check_divisible(shapes, names, mesh):
         low = size // devices * devices
         near = ', '.join(str(n) for n in (low, low + devices) if n)
         what = 'experts' if name == 'expert' else f'the axis {name!r} of'
-        raise errors.UserError(f'{what} {jax.tree_util.keystr(path, simple=True, separator="/")}: {size} is not '
-                               f'divisible by mesh.{entry}={devices}; nearest: {near}')
+        where = jax.tree_util.keystr(path, simple=True, separator='/')
+        raise errors.UserError(f'{what} {where}: {size} is not divisible by mesh.{entry}={devices}; '
+                               f'nearest: {near}')

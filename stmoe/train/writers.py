@@ -56,7 +56,8 @@ def kept_lines(file, step):
 
 def _board(path, step):
   import tensorboardX
-  return tensorboardX.SummaryWriter(str(pathlib.Path(path) / 'tensorboard'), purge_step=step + 1, flush_secs=30)
+  folder = str(pathlib.Path(path) / 'tensorboard')
+  return tensorboardX.SummaryWriter(folder, purge_step=step + 1, flush_secs=30)
 
 
 def _plain(value):

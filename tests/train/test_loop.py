@@ -47,12 +47,12 @@ def at(monkeypatch, step, act):
 
 
 def test_a_run_directory(finished):
-  for name in ('config.json', 'env.json', 'metrics.jsonl', 'log.txt', 'checkpoints/12', 'router_stats/6.npz', 'DONE'):
+  for name in ('config.json', 'env.json', 'metrics.jsonl', 'log.txt', 'checkpoints/12', 'router_stats/6.npz'):
     assert (finished / name).exists(), name
   lines = metrics(finished)
   assert [line['step'] for line in lines] == [2, 4, 6, 8, 10, 12]
-  names = {'tokens', 'flops', 'time', 'loss/ce', 'loss/total', 'loss/aux_balance', 'loss/router_z', 'loss/z', 'lr',
-           'grad_norm', 'skipped', 'moe/drop_frac', 'moe/decoder_01/max_load_ratio', 'moe/load_entropy'}
+  names = {'tokens', 'flops', 'time', 'loss/ce', 'loss/total', 'loss/aux_balance', 'loss/router_z', 'loss/z',
+           'lr', 'grad_norm', 'skipped', 'moe/drop_frac', 'moe/decoder_01/max_load_ratio', 'moe/load_entropy'}
   assert all(names <= set(line) for line in lines)
   assert lines[-1]['loss/ce'] < lines[0]['loss/ce']
   assert [('eval/bits_per_byte' in line) for line in lines] == [False, False, True] * 2
@@ -102,7 +102,8 @@ def test_signals_save_and_the_run_continues(corpus, finished, tmp_path, monkeypa
   if number == signal.SIGINT:
     return
   # The newest checkpoint is then cut short: the run goes on from the one before it.
-  largest = max((tmp_path / 'checkpoints' / '5').rglob('*'), key=lambda f: f.stat().st_size if f.is_file() else 0)
+  files = [f for f in (tmp_path / 'checkpoints' / '5').rglob('*') if f.is_file()]
+  largest = max(files, key=lambda f: f.stat().st_size)
   largest.write_bytes(largest.read_bytes()[:100])
   assert loop.train(tiny_run.config(corpus), tmp_path, 'tiny', ONE) == 0
   assert 'falling back to step 4' in (tmp_path / 'log.txt').read_text()
@@ -111,7 +112,7 @@ def test_signals_save_and_the_run_continues(corpus, finished, tmp_path, monkeypa
 
 
 def test_a_second_interrupt_does_not_wait():
-  with signals.Signals(lambda text: None) as stop:
+  with signals.Signals() as stop:
     os.kill(os.getpid(), signal.SIGINT)
     assert stop.code == 130
     with pytest.raises(KeyboardInterrupt):
@@ -124,7 +125,7 @@ def test_steps_that_are_not_finite_stop_the_run_with_its_checkpoint(corpus, tmp_
     name = next(iter(embed))
     embed[name] = embed[name] * np.nan
   at(monkeypatch, 5, poison)
-  with pytest.raises(errors.UserError, match=r'steps in a row .*stopped at step 8, checkpoints of steps \[4\] are good'):
+  with pytest.raises(errors.UserError, match=r'stopped at step 8, checkpoints of steps \[4\] are good'):
     loop.train(tiny_run.config(corpus), tmp_path, 'tiny', ONE)
   assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['4']
   assert [(line['step'], line['skipped'], line['loss/ce'] is None) for line in metrics(tmp_path)] == [
@@ -133,7 +134,7 @@ def test_steps_that_are_not_finite_stop_the_run_with_its_checkpoint(corpus, tmp_
 
 
 def test_a_profile_is_written(corpus, tmp_path):
-  cfg = tiny_run.config(corpus, **{'profile.start': 1, 'profile.steps': 1, 'train.steps': 3})
+  cfg = tiny_run.config(corpus, **{'profile.start': 1, 'profile.steps': 1})
   assert loop.train(cfg, tmp_path, 'tiny', ONE) == 0
   assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
@@ -147,6 +148,7 @@ def test_mistakes_end_before_anything_is_compiled(corpus, tmp_path, monkeypatch,
   monkeypatch.setattr(loop.states, 'init', None)                     # the first thing that compiles
   with pytest.raises(errors.UserError, match=message):
     loop.train(tiny_run.config(corpus, **changed), tmp_path / 'run', 'tiny', ONE)
+  assert not (tmp_path / 'run').exists()
 
 
 def test_metrics_after_a_step_are_cut_off_and_half_a_line_too(tmp_path):

@@ -59,7 +59,7 @@ AUX = dict(a=report(balance=2.0, z=10.0), b=report(balance=4.0))
 
 @pytest.mark.parametrize('weighted, expected', [
     (dict(balance=(0.5, 'mean')), 1.5), (dict(balance=(0.5, 'sum')), 3.0),
-    (dict(balance=(0.5, 'mean'), z=(0.1, 'mean')), 2.5),               # z: the mean over the one layer with it
+    (dict(balance=(0.5, 'mean'), z=(0.1, 'mean')), 2.5),   # z: the mean over the one layer with it
     (dict(balance=(0.0, 'mean'), z=(0.0, 'sum')), 0.0), ({}, 0.0)])
 def test_router_losses(weighted, expected):
   loss, values = losses.router(AUX, weighted)

@@ -29,7 +29,7 @@ def arrays(shape, scale=1.0, steps=3):
 
 
 @pytest.mark.parametrize('names, shape, row, column', [
-    (('vocab', 'embed'), (300, 200), (1,), (0,)),                    # both >= 128: the smaller side is the row
+    (('vocab', 'embed'), (300, 200), (1,), (0,)),   # both >= 128: the smaller side is the row
     (('embed', 'mlp'), (64, 300), (), ()),                           # one side is small: not factored
     (('embed',), (300,), (), ()),
     (('layers', 'embed'), (4, 300), (), ()),
@@ -71,7 +71,8 @@ def test_stacked_experts_equal_separate_ones():
   param, grads = arrays((2, 16, 24))
   scale = jnp.array([1.0, 0.01])[:, None, None]
   make = lambda n, p: optimizers.adafactor({'w': n}, {'w': p}, min_dim_size_to_factor=8)
-  bank = train(make(('expert', 'expert_embed', 'expert_mlp'), param), {'w': param * scale}, [{'w': g} for g in grads])
+  names = ('expert', 'expert_embed', 'expert_mlp')
+  bank = train(make(names, param), {'w': param * scale}, [{'w': g} for g in grads])
   for i in range(2):
     alone = train(make(('expert_embed', 'expert_mlp'), param[i]), {'w': param[i] * scale[i]},
                   [{'w': g[i]} for g in grads])
@@ -81,13 +82,14 @@ def test_stacked_experts_equal_separate_ones():
 def test_adafactor_moves_by_the_rate_relative_to_the_parameter():
   # First step: beta2 = 0, so g / sqrt(g^2) = sign(g), RMS 1, not clipped; step = rate * RMS(param).
   param = jnp.full((4,), 2.0)
-  new = train(optimizers.adafactor({'w': ('embed',)}, {'w': param}), {'w': param}, [{'w': jnp.array([5., -1., 2., 9.])}])
+  grad = jnp.array([5.0, -1.0, 2.0, 9.0])
+  new = train(optimizers.adafactor({'w': ('embed',)}, {'w': param}), {'w': param}, [{'w': grad}])
   np.testing.assert_allclose(new['w'], [1.98, 2.02, 1.98, 1.98], rtol=1e-6)
 
 
 def test_adamw_is_optax_with_matrices_decayed():
-  names = {'w': ('layers', 'embed', 'mlp'), 'scale': ('layers', 'embed'), 'bank': ('expert', 'expert_embed', 'expert_mlp'),
-           'bias': ('expert', 'expert_mlp')}
+  names = {'w': ('layers', 'embed', 'mlp'), 'scale': ('layers', 'embed'),
+           'bank': ('expert', 'expert_embed', 'expert_mlp'), 'bias': ('expert', 'expert_mlp')}
   assert optimizers.decayed(names) == {'w': True, 'scale': False, 'bank': True, 'bias': False}
   params = {n: arrays((2, 3, 4)[:len(a)])[0] for n, a in names.items()}
   grads = [{n: arrays(p.shape)[1][i] for n, p in params.items()} for i in range(3)]
@@ -102,7 +104,8 @@ def test_adamw_is_optax_with_matrices_decayed():
 
 def test_sgd_with_momentum():
   # Momentum 0.5, gradient 1 twice: steps of 1, then 1.5; rate 0.1.
-  new = train(optimizers.sgd({'w': ('embed',)}, {}, momentum=0.5), {'w': jnp.zeros(2)}, [{'w': jnp.ones(2)}] * 2, 0.1)
+  optimizer = optimizers.sgd({'w': ('embed',)}, {}, momentum=0.5)
+  new = train(optimizer, {'w': jnp.zeros(2)}, [{'w': jnp.ones(2)}] * 2, 0.1)
   np.testing.assert_allclose(new['w'], [-0.25, -0.25], rtol=1e-6)
 
 
@@ -127,7 +130,8 @@ def test_clip_keeps_small_gradients_and_shrinks_large_ones():
 
 @pytest.mark.parametrize('section, message', [
     (dict(name='adamv'), r"optimizer.name='adamv' does not exist; nearest: adamw"),
-    (dict(name='clip'), "'clip' does not exist"), (dict(name='adamw', beta1=0.9), r"no field 'beta1'; nearest: b1"),
+    (dict(name='clip'), "'clip' does not exist"),
+    (dict(name='adamw', beta1=0.9), r"no field 'beta1'; nearest: b1"),
     (dict(name='adamw', wieght_decay=0.9), r"no field 'wieght_decay'; nearest: weight_decay")])
 def test_wrong_names_are_user_errors(section, message):
   with pytest.raises(errors.UserError, match=message):

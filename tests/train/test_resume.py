@@ -53,8 +53,8 @@ def assert_same(path, reference):
   assert lines(path) == lines(reference)
   assert arrays(path, 12) == arrays(reference, 12)
   for stats in ('6.npz', '12.npz'):
-    with np.load(path / 'router_stats' / stats) as mine, np.load(reference / 'router_stats' / stats) as theirs:
-      np.testing.assert_array_equal(mine['moe_load'], theirs['moe_load'])
+    mine, theirs = (np.load(p / 'router_stats' / stats)['moe_load'] for p in (path, reference))
+    np.testing.assert_array_equal(mine, theirs)
   mine, theirs = (json.loads((p / 'DONE').read_text()) for p in (path, reference))
   assert {**mine, 'time': 0} == {**theirs, 'time': 0}
 

@@ -1,0 +1,56 @@
+"""What the training loop costs beside its jitted step, by paired timings in one process."""
+
+import contextlib
+import pathlib
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from stmoe.train import check
+from stmoe.train import loop
+from stmoe.train import state as states
+
+
+def measure(cfg, rounds=9, steps=10, devices=None):
+  """Returns dict(step_ms, loop_ms, ratio, ratios): the loop over the bare step, medians over rounds.
+
+  A round times `steps` steps of the loop (next batch, placing it, step, metrics, log) and the same
+  number of calls of the jitted step on one batch that is already placed, one after the other.
+  Evaluation and checkpoints, whose times are stated by themselves, are kept out of it.
+
+  Args:
+    cfg: of an experiment; its step should take about as long as the ones of interest (100 ms).
+  """
+  cfg = cfg.copy_and_resolve_references().unlock()
+  cfg.train.update(steps=10**9, log_every=steps, stats_every=10**9)
+  cfg.eval.every = cfg.checkpoint.every = 10**9
+  mesh = states.make_mesh(cfg.mesh, devices)
+  loop.keep_compilations()
+  with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    stack.enter_context(jax.set_mesh(mesh))
+    run = loop.Loop(cfg, pathlib.Path(folder), 'overhead', mesh, 1.0, stack)
+    run.first()
+    batch = check.place(next(run.data), mesh)
+
+    def bare():
+      for _ in range(steps):
+        run.state, _ = run.do_step(run.state, batch)
+
+    def whole():
+      for _ in range(steps):
+        run.advance()
+
+    times = np.array([[_seconds(work, run) for work in (bare, whole)] for _ in range(rounds + 1)])[1:]
+  ratios = times[:, 1] / times[:, 0]
+  step_ms, loop_ms = 1e3 * np.median(times, axis=0) / steps
+  return dict(step_ms=step_ms, loop_ms=loop_ms, ratio=float(np.median(ratios)), ratios=ratios.tolist())
+
+
+def _seconds(work, run):
+  jax.block_until_ready(run.state)
+  start = time.perf_counter()
+  work()
+  jax.block_until_ready(run.state)
+  return time.perf_counter() - start
