@@ -1,0 +1,42 @@
+"""The benchmark: its rows, what they count, and its mistakes."""
+
+import json
+
+import pytest
+
+from stmoe.analysis import bench
+from stmoe.cli import main
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+  monkeypatch.setattr(bench, 'SHAPES', dict(C1=dict(tokens=64, d_model=16, num_experts=4, k=2)))
+  monkeypatch.setattr(bench, 'PROBE', 64)
+
+
+def test_rows_and_json(tiny, tmp_path, capsys):
+  out = tmp_path / 'rows.json'
+  assert main.main(['bench', '--shapes', 'C1', '--routing', 'real,skewed,uniform', '--rounds', '2', '--json', str(out)]) == 0
+  rows = json.loads(out.read_text())['rows']
+  assert [(r['routing'], r['executor'], r['capacity_factor']) for r in rows] == [
+      (routing, *variant) for routing in ('real', 'skewed', 'uniform')
+      for variant in (('gather', 1.25), ('blocks', 1.25), ('blocks', None))]
+  drops = {(r['routing'], r['capacity_factor']): r['drop_rate'] for r in rows}
+  assert all(drops[routing, None] == 0 for routing in bench.ROUTINGS) and drops['uniform', 1.25] == 0
+  # Half of the 64 tokens choose experts 0 and 1 and the others 16 each: 48 choices for 40 slots, twice, of 128.
+  assert drops['skewed', 1.25] == pytest.approx(16 / 128)
+  for row in rows:
+    assert row['forward']['ratio'] > 0 and row['train']['ms'] > row['forward']['ms'] / 2
+  gather = rows[0]
+  assert 1.25 <= gather['forward']['hlo_flops_over_active'] < 1.6    # 1.25 of padding, router and elementwise work
+  assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith('C1')]) == 9
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--shapes', 'C5'], "shapes: no 'C5'"), (['--executors', 'block'], 'nearest: blocks'),
+    (['--routing', 'reel'], 'nearest: real'), (['--rounds', '0'], 'rounds: 0 is too few'),
+    (['--json', 'nowhere/rows.json'], 'no directory nowhere')])
+def test_mistakes_are_one_line(argv, message, capsys):
+  assert main.main(['bench', *argv]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count('\n') == 1
