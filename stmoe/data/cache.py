@@ -51,13 +51,6 @@ def folder(cache_dir=None):
   return pathlib.Path(cache_dir or os.environ.get('STMOE_CACHE_DIR') or '~/.cache/stmoe').expanduser()
 
 
-def get(name, files=(), spec='bytes', extra_ids=0, cache_dir=None):
-  """Returns the Cache of task `name` under vocabulary `spec`, making it if it is not there."""
-  task = tasks.get(name, files)
-  vocabulary = vocabulary_of(spec, [task], extra_ids, cache_dir)
-  return of(task, vocabulary, cache_dir)
-
-
 def of(task, vocabulary, cache_dir=None):
   """Returns the Cache of `task` under `vocabulary`, making it if it is not there."""
   key = _hash(FORMAT, task.name, task.fingerprint, vocabulary.digest)

@@ -44,7 +44,7 @@ def _plain(title, total, unit):
     now = time.time()
     if now - said >= EVERY:
       said = now
-      left = f' of {total:,}, {(now - start) / done * (total - done):.0f} s left' if total else ''
-      print(f'{title}: {done:,}{left} {unit}', file=sys.stderr, flush=True)
+      left = f' of {total:,} {unit}, {(now - start) / done * (total - done):.0f} s left' if total else ''
+      print(f'{title}: {done:,}{left or " " + unit}', file=sys.stderr, flush=True)
   yield advance
   print(f'{title}: done in {time.time() - start:.1f} s', file=sys.stderr, flush=True)

@@ -20,6 +20,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 MODEL = ROOT / 'tests' / 'data' / 'sentencepiece' / 'seqio_test_26.model'
 
 
+def cached(files, vocabulary=None, cache_dir=None):
+  return cache.of(tasks.get('text', files), vocabulary or vocab.Bytes(), cache_dir)
+
+
 def documents(found, split, eos=True):
   s = stream.Stream(found, split, eos)
   ends = s.document_ends.tolist()
@@ -48,7 +52,7 @@ def test_a_cache_holds_the_tokens_of_every_document(files, cache_dir, spec, monk
 
 def test_any_part_of_a_stream(files, cache_dir, monkeypatch):
   monkeypatch.setattr(cache, 'PIECE', 7)
-  found = cache.get('text', files, cache_dir=cache_dir / 'tiny')
+  found = cached(files, cache_dir=cache_dir / 'tiny')
   for eos in (False, True):
     whole = np.concatenate(documents(found, 'validation', eos))
     s = stream.Stream(found, 'validation', eos)
@@ -60,7 +64,7 @@ def test_any_part_of_a_stream(files, cache_dir, monkeypatch):
 @pytest.mark.parametrize('length', [1, 10, 64, 10**6])
 @pytest.mark.parametrize('join', [False, True])
 def test_segments_cover_the_stream_once(files, cache_dir, length, join):
-  s = stream.Stream(cache.get('text', files, cache_dir=cache_dir), 'train')
+  s = stream.Stream(cached(files, cache_dir=cache_dir), 'train')
   segments = stream.segments(s, length, join)
   assert segments[0, 0] == 0 and segments[-1, 1] == len(s)
   np.testing.assert_array_equal(segments[1:, 0], segments[:-1, 1])
@@ -74,13 +78,13 @@ def test_segments_cover_the_stream_once(files, cache_dir, length, join):
 
 def test_a_cache_is_made_once_and_again_when_something_changes(tmp_path, capfd):
   (tmp_path / 'a.txt').write_text('line\n' * 100)
-  made = cache.get('text', [tmp_path / 'a.txt'], cache_dir=tmp_path / 'c')
+  made = cached([tmp_path / 'a.txt'], cache_dir=tmp_path / 'c')
   assert 'caching text train' in capfd.readouterr().err
-  assert cache.get('text', [tmp_path / 'a.txt'], cache_dir=tmp_path / 'c').facts == made.facts
+  assert cached([tmp_path / 'a.txt'], cache_dir=tmp_path / 'c').facts == made.facts
   assert capfd.readouterr().err == ''
-  other = cache.get('text', [tmp_path / 'a.txt'], spec=str(MODEL), cache_dir=tmp_path / 'c')
+  other = cached([tmp_path / 'a.txt'], vocab.Pieces(MODEL), cache_dir=tmp_path / 'c')
   (tmp_path / 'a.txt').write_text('line\n' * 99 + 'lime\n')
-  changed = cache.get('text', [tmp_path / 'a.txt'], cache_dir=tmp_path / 'c')
+  changed = cached([tmp_path / 'a.txt'], cache_dir=tmp_path / 'c')
   assert len({made.key, other.key, changed.key}) == 3
   assert len(list((tmp_path / 'c').iterdir())) == 3
 
@@ -92,18 +96,18 @@ def test_the_key_does_not_depend_on_sentinels_of_bytes(files, cache_dir):
 
 def test_a_killed_process_leaves_no_cache_and_the_next_sweeps(tmp_path):
   (tmp_path / 'a.txt').write_text('line\n' * 100)
-  code = ('import os, sys\nfrom stmoe.data import cache\n'
+  code = ('import os, sys\nfrom stmoe.data import cache, tasks, vocab\n'
           'write = cache._write_split\n'
           'def stop(path, *args):\n'
           '  write(path, *args)\n'
           '  os.kill(os.getpid(), 9)\n'
           'cache._write_split = stop\n'
-          'cache.get("text", [sys.argv[1]], cache_dir=sys.argv[2])\n')
+          'cache.of(tasks.get("text", [sys.argv[1]]), vocab.Bytes(), sys.argv[2])\n')
   done = subprocess.run([sys.executable, '-c', code, tmp_path / 'a.txt', tmp_path / 'c'], cwd=ROOT)
   assert done.returncode == -9
   left, = (tmp_path / 'c').iterdir()
   assert 'unfinished' in left.name and (left / 'train.array_record').exists()
-  found = cache.get('text', [tmp_path / 'a.txt'], cache_dir=tmp_path / 'c')
+  found = cached([tmp_path / 'a.txt'], cache_dir=tmp_path / 'c')
   assert list((tmp_path / 'c').iterdir()) == [found.path]
 
 
@@ -116,7 +120,7 @@ def test_a_full_disk(tmp_path, monkeypatch, error):
     raise error
   monkeypatch.setattr(np, 'save', full)
   with pytest.raises(errors.UserError, match='no space left on device for the cache'):
-    cache.get('text', [tmp_path / 'a.txt'], cache_dir=tmp_path / 'c')
+    cached([tmp_path / 'a.txt'], cache_dir=tmp_path / 'c')
   assert list((tmp_path / 'c').iterdir()) == []
 
 
@@ -124,7 +128,7 @@ def test_a_folder_that_cannot_be(tmp_path):
   (tmp_path / 'c').write_text('a file')
   (tmp_path / 'a.txt').write_text('line\n' * 100)
   with pytest.raises(errors.UserError, match='cannot write the cache .* set --config.data.cache_dir'):
-    cache.get('text', [tmp_path / 'a.txt'], cache_dir=tmp_path / 'c' / 'd')
+    cached([tmp_path / 'a.txt'], cache_dir=tmp_path / 'c' / 'd')
 
 
 def test_when_another_process_is_faster(tmp_path, monkeypatch):
@@ -135,10 +139,10 @@ def test_when_another_process_is_faster(tmp_path, monkeypatch):
     write(path, *args)
     monkeypatch.setattr(cache, '_write', write)
     monkeypatch.setattr(os, 'getpid', lambda: 1)  # alive, and another
-    cache.get('text', [tmp_path / 'a.txt'], cache_dir=tmp_path / 'c')
+    cached([tmp_path / 'a.txt'], cache_dir=tmp_path / 'c')
     monkeypatch.undo()
   monkeypatch.setattr(cache, '_write', slow)
-  found = cache.get('text', [tmp_path / 'a.txt'], cache_dir=tmp_path / 'c')
+  found = cached([tmp_path / 'a.txt'], cache_dir=tmp_path / 'c')
   assert list((tmp_path / 'c').iterdir()) == [found.path]
   assert len(documents(found, 'train')) == 1
 
@@ -157,11 +161,12 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.skipif(sys.platform == 'win32', reason='needs a soft limit of file size')
 def test_a_real_write_error_is_one_line(tmp_path):
   (tmp_path / 'a.txt').write_text('line\n' * 20000)
-  code = ('import resource, signal, sys\nfrom stmoe import errors\nfrom stmoe.data import cache\n'
+  code = ('import resource, signal, sys\nfrom stmoe import errors\n'
+          'from stmoe.data import cache, tasks, vocab\n'
           'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
           'cache.OPTIONS = "group_size:1,uncompressed"\n'
           'resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))\n'
-          'try:\n  cache.get("text", [sys.argv[1]], cache_dir=sys.argv[2])\n'
+          'try:\n  cache.of(tasks.get("text", [sys.argv[1]]), vocab.Bytes(), sys.argv[2])\n'
           'except errors.UserError as e:\n  print(e)\n')
   done = subprocess.run([sys.executable, '-c', code, tmp_path / 'a.txt', tmp_path / 'c'], cwd=ROOT, text=True,
                         capture_output=True)
@@ -171,6 +176,6 @@ def test_a_real_write_error_is_one_line(tmp_path):
 
 def test_the_standard_library_is_cached_in_seconds(tmp_path):
   start = time.time()
-  found = cache.get('stdlib', cache_dir=tmp_path)
+  found = cache.of(tasks.get('stdlib'), vocab.Bytes(), tmp_path)
   assert time.time() - start < 20  # half a second on an idle machine
   assert found.facts['splits']['train']['bytes'] > 4e6

@@ -81,5 +81,5 @@ def test_c4_in_a_process_of_its_own(declare, tmp_path, monkeypatch):
 def test_c4_that_is_not_there(tmp_path, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
   with pytest.raises(errors.UserError, match='task c4: seqio cannot read split .train. from .TFDS_DATA_DIR'):
-    cache.get('c4', cache_dir=tmp_path / 'c')
+    cache.of(tasks.get('c4'), vocab.Bytes(), tmp_path / 'c')
   assert list((tmp_path / 'c').iterdir()) == []

@@ -1,0 +1,31 @@
+"""Progress: a bar on a terminal, lines with the time left elsewhere, nothing when switched off."""
+
+import pytest
+
+from stmoe.data import progress
+
+
+@pytest.mark.parametrize('kind', ['auto', 'plain'])
+def test_plain_lines_say_what_is_left(kind, monkeypatch, capfd):
+  monkeypatch.setenv('STMOE_PROGRESS', kind)
+  now = iter([0.0, 5.0, 20.0, 40.0])
+  monkeypatch.setattr(progress.time, 'time', lambda: next(now))
+  with progress.task('caching', 1000, 'bytes') as advance:
+    advance(100)
+    advance(100)
+  assert capfd.readouterr().err.splitlines() == [
+      'caching ...', 'caching: 200 of 1,000 bytes, 80 s left', 'caching: done in 40.0 s']
+
+
+def test_a_bar(monkeypatch, capfd):
+  monkeypatch.setenv('STMOE_PROGRESS', 'rich')
+  with progress.task('caching', 1000) as advance:
+    advance(1000)
+  assert '100%' in capfd.readouterr().err
+
+
+def test_off(monkeypatch, capfd):
+  monkeypatch.setenv('STMOE_PROGRESS', 'off')
+  with progress.task('caching', None) as advance:
+    advance(1)
+  assert capfd.readouterr().err == ''
