@@ -14,20 +14,18 @@ def plan(lengths, limits):
   An example goes to the first of the OPEN oldest unfinished rows with room in every feature; when
   none has room the oldest is finished and a new row begun. Every example is in exactly one row.
   """
-  limits = np.asarray(limits)
-  rows, opened = [], []  # opened: [room, row] oldest first
+  rows, opened = [], [None] * OPEN                                   # oldest first
+  rooms = np.full((OPEN, len(limits)), -1)                           # of the open rows; -1: none yet
   for i, need in enumerate(np.asarray(lengths)):
-    for room, row in opened:
-      if (need <= room).all():
-        room -= need
-        row.append(i)
-        break
+    fits = (rooms >= need).all(axis=1)
+    at = fits.argmax()
+    if fits[at]:
+      rooms[at] -= need
+      opened[at].append(i)
     else:
-      row = [i]
-      rows.append(row)
-      opened.append((limits - need, row))
-      if len(opened) > OPEN:
-        opened.pop(0)
+      rooms[:-1], rooms[-1] = rooms[1:].copy(), limits - need
+      opened = opened[1:] + [[i]]
+      rows.append(opened[-1])
   return rows
 
 
