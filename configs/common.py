@@ -70,8 +70,8 @@ def smoke(c):
     if block.group_size:
       block.group_size = 2 * lengths['targets_length' if letter in decoder else 'inputs_length']
   c.data.update(task='stdlib', vocab='bytes', **{k: v for k, v in lengths.items() if k in c.data})
-  c.train.update(steps=20, batch_size=8, microbatches=1, log_every=5, stats_every=10)
-  c.eval.update(every=10, batches=2, batch_size=8)
+  c.train.update(steps=20, batch_size=16, microbatches=1, log_every=5, stats_every=10)
+  c.eval.update(every=10, batches=2, batch_size=16)
   c.checkpoint.update(every=10)
   c.mesh.update(data=-1, expert=1, model=1)
   return c.lock()

@@ -16,7 +16,7 @@ BALANCE_Z = dict(balance=(1e-2, 'mean'), z=(1e-3, 'mean'))     # ST-MoE section 
 
 
 def dense(d_ff, num_experts=0, group_size=None):
-  """Returns the dense layer every method is compared with: width F."""
+  """Returns the dense layer every method is compared with, width F; called like the others."""
   return dict(layer='dense', d_ff=d_ff)
 
 
@@ -33,8 +33,12 @@ def gshard(d_ff, num_experts, group_size=None):
 
 
 def st_moe(d_ff, num_experts, group_size=None):
-  """Returns ST-MoE: two experts of width F/2, without its extra dense layer (it costs FLOPs)."""
-  router = dict(name='st_moe', num_experts=num_experts, capacity_factor=(1.25, 2.0))
+  """Returns ST-MoE: two experts of width F/2, without its extra dense layer (it costs FLOPs).
+
+  Capacity is 1.25 slots a choice, like Switch's. The paper's 1.25 slots for both choices together
+  would drop over a third of the choices, and with them the FLOPs that are to be equal.
+  """
+  router = dict(name='st_moe', num_experts=num_experts, capacity_factor=(2.5, 4.0))
   return moe(router, d_ff // 2, group_size)
 
 

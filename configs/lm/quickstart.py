@@ -24,7 +24,7 @@ def get_config(arg=''):
   c = common.config()
   c.model = models.lm(vocab_size=2048, d_model=128, num_layers=4)
   c.data = common.data('stdlib', length=128, vocab='train:2048')
-  c.blocks = dict(d=methods.dense(512), m=block(512, args.experts, group_size=4 * 128))
+  c.blocks = dict(d=methods.dense(512), m=block(512, args.experts, group_size=2 * 128))
   c.losses = losses
   c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
   c.schedule = dict(name='cosine', peak=4e-3, warmup_steps=20, end_fraction=0.05)

@@ -27,7 +27,7 @@ def get_config(arg=''):
   c = common.config()
   c.model = models.lm(vocab_size=4096, d_model=d_model, num_layers=num_layers)
   c.data = common.data('stdlib', length=length, vocab='train:4096')
-  c.blocks = dict(d=methods.dense(d_ff), m=block(d_ff, args.experts, group_size=2 * length))
+  c.blocks = dict(d=methods.dense(d_ff), m=block(d_ff, args.experts))
   c.losses = losses
   c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
   c.schedule = dict(name='cosine', peak=3e-3, warmup_steps=100, end_fraction=0.02)

@@ -1,6 +1,6 @@
 r"""How the router explores: argmax, a draw from the softmax, input dropout, input jitter.
 
-Switch Transformers (arXiv:2101.03961), appendix C, where jitter was best (figures: see paper.py).
+Switch Transformers (arXiv:2101.03961), appendix C. Expected: jitter best (the figures are not at hand).
 Differs: C4/en instead of its de-duplicated successor; input dropout of 0.1 is this project's choice.
 
   stmoe train switch/exploration:policy=sample

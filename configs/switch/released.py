@@ -1,7 +1,7 @@
 r"""The models of the released Switch checkpoints: ReLU experts and tied head in Base and Large.
 
-Switch Transformers (arXiv:2101.03961), released configurations (paper.RELEASED): 395B and 1571B
-parameters for XXL and C; Base and Large have no printed count.
+Switch Transformers (arXiv:2101.03961), released configurations (paper.RELEASED). Expected
+parameters: 395B and 1571B for XXL and C; with 128 experts Base has 7.4B and Large 26B.
 Differs: C4/en instead of its de-duplicated successor; groups as in configs/t5.py; with input
 jitter, which the released configurations do not have: --config.blocks.m.router.jitter=0
 --config.blocks.n.router.jitter=0 takes it away.

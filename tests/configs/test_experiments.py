@@ -1,0 +1,143 @@
+"""Every experiment: it loads in all its variants, says what it is, and fits its own batches and devices."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from stmoe import axes
+from stmoe import errors
+from stmoe import experiment
+from stmoe.analysis import flops
+from stmoe.train import check
+from stmoe.train import state
+
+NAMES = list(experiment.available())
+PAPERS = [name for name in NAMES if not name.startswith('lm/')]
+
+# Arguments beside '' and 'smoke', one for each other path through a file.
+VARIANTS = {
+    'lm/stdlib': ['method=dense', 'method=gshard', 'method=st_moe', 'method=expert_choice', 'method=switch,backbone=t5'],
+    'lm/text': ['method=expert_choice'],
+    'lm/stdlib_small': ['method=dense', 'method=st_moe'],
+    'lm/quickstart': ['method=dense', 'method=gshard', 'method=st_moe'],
+    'switch/base_c4': ['experts=0'],
+    'switch/sizes': ['size=large', 'size=xxl', 'size=c'],
+    'switch/released': ['size=large', 'size=xxl', 'size=c', 'experts=8'],
+    'switch/capacity': ['model=moe,cf=2.0', 'model=dense', 'model=dense_large'],
+    'switch/precision': ['dtype=float32'],
+    'switch/exploration': ['policy=sample', 'policy=dropout', 'policy=argmax'],
+    'gshard/sizes': ['size=600b', 'size=150b', 'size=37b', 'size=dense', 'size=dense,widths=sparse'],
+    'gshard/second_expert': ['policy=all', 'policy=threshold', 'policy=sampling', 'policy=none'],
+    'st_moe/sizes': ['size=dense_l', 'size=st_32b', 'size=base', 'size=xl'],
+    'st_moe/algorithms': ['top=1,priority', 'top=3,cf=2.0,eval_cf=3.0'],
+    'st_moe/extra_ffn': ['extra=none', 'extra=before'],
+    'st_moe/expert_bias': ['bias=False'],
+    'st_moe/threshold': ['top=3,threshold=0.05'],
+    'st_moe/stability': ['method=baseline', 'method=clip'],
+    'expert_choice/sizes': ['size=8b', 'method=gshard', 'method=switch', 'method=dense'],
+    'expert_choice/t5': ['size=small', 'size=xxl'],
+    'expert_choice/capacity': ['c=0.5'],
+    'expert_choice/capped': ['cap=3', 'cap=0'],
+}
+# One of each kind of model that no default is: dense, other backbone, other order of layers.
+FITTED = [(name, arg) for name in NAMES for arg in ('', 'smoke')] + [
+    ('lm/stdlib', 'method=expert_choice'), ('lm/quickstart', 'method=gshard'), ('switch/sizes', 'size=c'),
+    ('switch/capacity', 'model=moe,cf=2.0'), ('gshard/sizes', 'size=dense'), ('st_moe/extra_ffn', 'extra=before'),
+    ('st_moe/algorithms', 'top=1,priority'), ('expert_choice/sizes', 'method=dense')]
+
+
+def load(name, arg=''):
+  return experiment.load(f'{name}:{arg}' if arg else name)[0]
+
+
+def docstring(name):
+  return ast.get_docstring(ast.parse((experiment.folder() / f'{name}.py').read_text()))
+
+
+def test_the_papers_are_there():
+  folders = {name.partition('/')[0] for name in NAMES}
+  assert {'lm', 'switch', 'gshard', 'st_moe', 'expert_choice'} <= folders
+  assert set(VARIANTS) <= set(NAMES)
+
+
+def test_loading_imports_no_jax():
+  script = ('from stmoe import experiment\nimport sys\n'
+            'for name in experiment.available(): experiment.load(name)\n'
+            'assert not {"jax", "tensorflow", "numpy"} & set(sys.modules), set(sys.modules)')
+  root = pathlib.Path(__file__).resolve().parents[2]
+  done = subprocess.run([sys.executable, '-c', script], cwd=root, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-500:]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_docstring_names_its_commands(name):
+  text = docstring(name)
+  assert text.splitlines()[0].endswith('.')
+  assert f'stmoe train {name}' in text or 'make quickstart' in text
+
+
+@pytest.mark.parametrize('name', PAPERS)
+def test_docstring_names_source_expectation_and_differences(name):
+  text = docstring(name)
+  for wanted in ('arXiv:2', 'Differs:', 'smoke'):
+    assert wanted in text, wanted
+  assert 'xpected' in text or 'prints no' in text
+
+
+@pytest.mark.parametrize('name', PAPERS)
+def test_papers_give_their_facts_an_address(name):
+  paper = experiment.folder() / name.partition('/')[0] / 'paper.py'
+  assert 'arXiv:' in ast.get_docstring(ast.parse(paper.read_text()))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_variant_is_another_configuration(name):
+  found = [experiment.run_id(load(name, arg)) for arg in ['', 'smoke', *VARIANTS.get(name, [])]]
+  assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize('name,arg', FITTED)
+def test_fits_its_batches_and_devices(name, arg):
+  """The checks `stmoe train` does before it compiles: fields, groups, losses, shardings over 8 devices."""
+  cfg = load(name, arg)
+  mesh = state.make_mesh(cfg.mesh)
+  with jax.set_mesh(mesh):
+    check.counts(cfg)
+    check.batches(cfg, mesh)
+    check.forward(cfg, state.blueprint(cfg, mesh))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_experts_are_sharded_over_the_expert_axis(name):
+  banks = [m for m in flops.matrices(load(name)) if 'expert' in m.names]
+  assert banks
+  for m in banks:
+    assert axes.spec(m.names)[m.names.index('expert')] == 'expert', m.path
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_smoke_is_small_and_the_same_path(name):
+  full, small = load(name), load(name, 'smoke')
+  assert flops.parameters(small)['total'] < 4e6
+  assert small.data.task in ('stdlib', 'text')
+  routers = lambda c: {letter: block.router.name for letter, block in c.blocks.items() if 'router' in block}
+  assert routers(small) == routers(full)
+  assert small.data.objective == full.data.objective
+  assert small.optimizer == full.optimizer and small.losses == full.losses
+  assert set(experiment.flatten(small)) == set(experiment.flatten(full))
+
+
+@pytest.mark.parametrize('name,arg,said', [
+    ('switch/sizes', 'size=larg', 'large'),
+    ('lm/stdlib', 'method=swich', 'switch'),
+    ('st_moe/extra_ffn', 'extra=befor', 'before'),
+    ('lm/quickstart', 'method=expert_choice', 'not causal'),
+])
+def test_wrong_arguments_are_readable(name, arg, said):
+  with pytest.raises(errors.UserError, match=said) as caught:
+    load(name, arg)
+  assert '\n' not in str(caught.value)
