@@ -103,7 +103,7 @@ class Stack(nnx.Module):
                              f' (there are: {", ".join(REMAT)})')
     check_pattern(name, pattern, blocks)
     self.name = name
-    self.pattern = tuple((letters, int(repeats)) for letters, repeats in pattern)
+    self.pattern = tuple((letters, repeats) for letters, repeats in pattern)
     self.scan_layers = scan_layers
     self.remat = remat
     self.dropout_rate = dropout_rate
@@ -194,7 +194,8 @@ class Stack(nnx.Module):
 def check_pattern(name, pattern, blocks):
   """Raises UserError unless `pattern` is (letters, repeats) pairs of letters in `blocks`."""
   for entry in pattern:
-    if len(entry) != 2 or not isinstance(entry[0], str) or not entry[0] or int(entry[1]) < 1:
+    if not (isinstance(entry, (tuple, list)) and [type(e) for e in entry] == [str, int]
+            and entry[0] and entry[1] > 0):
       raise errors.UserError(f'{name} layers {tuple(pattern)!r}: each entry is (letters, repeats), '
                              "for example (('dm', 6),)")
     for letter in entry[0]:
