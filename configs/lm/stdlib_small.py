@@ -6,9 +6,9 @@ r"""A Switch language model of the Python standard library for two CPU cores and
   method = dense | switch | gshard | st_moe
 
 Expected: below 1.75 bits per byte of the validation files (best byte n-gram 1.96; an untuned dense
-byte model of 1.2M parameters 1.82 in 15 minutes). Why these sizes: two cores do some 80 GFLOP/s, so 20
-minutes are about 0.1 PFLOP. Pieces of 3.3 bytes read three times as much text per FLOP as bytes do;
-24 MFLOP a token then pay for 4.1M tokens, 1.6 times the training text.
+byte model of 1.2M parameters 1.82 in 15 minutes). Why these sizes: two cores do some 80 GFLOP/s, so 15
+minutes are about 0.075 PFLOP. Pieces of 3.3 bytes read three times as much text per FLOP as bytes
+do; 24 MFLOP a token then pay for 3.1M tokens, 1.2 times the training text (`steps=` changes it).
 """
 
 from stmoe.configs import arguments
@@ -18,7 +18,7 @@ from stmoe.configs.lm import models
 
 
 def get_config(arg=''):
-  args = arguments.parse(arg, smoke=False, method='switch', experts=8, steps=2000)
+  args = arguments.parse(arg, smoke=False, method='switch', experts=8, steps=1500)
   block, losses = methods.causal(args.method)
   d_model, num_layers, d_ff, length, batch_size = 192, 6, 768, 256, 8
   if args.smoke:
