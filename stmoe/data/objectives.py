@@ -6,6 +6,8 @@ it draws), `lengths(n) -> [k,sides]` and `example(tokens, rng) -> dict` for pack
 draws come from the numpy generator handed in.
 """
 
+import functools
+
 import numpy as np
 
 from stmoe import errors
@@ -133,7 +135,7 @@ def solve_length(inputs_length, noise_density, mean_span_length):
 
 def noise_mask(n, noise_density, mean_span_length, rng):
   """Returns bool[n], True on noise: spans at random places, the first tokens are never noise."""
-  noise, spans = (int(count) for count in noise_counts(n, noise_density, mean_span_length))
+  noise, spans = _counts(n, noise_density, mean_span_length)
   if not noise:
     return np.zeros(n, bool)
   lengths = np.stack([_composition(n - noise, spans, rng), _composition(noise, spans, rng)], axis=1)
@@ -152,12 +154,22 @@ def corrupt(tokens, mask, sentinel):
 
 
 def _replace(tokens, mask, sentinel):
-  starts = mask & ~np.concatenate([[False], mask[:-1]])
-  with_sentinels = np.where(starts, sentinel(np.cumsum(starts) - 1), tokens)
+  starts = mask.copy()
+  starts[1:] &= ~mask[:-1]
+  spans = np.flatnonzero(starts)
+  with_sentinels = np.array(tokens, np.int32)
+  with_sentinels[spans] = sentinel(np.arange(len(spans)))
   return with_sentinels[starts | ~mask]
 
 
 def _composition(total, parts, rng):
   """Returns [parts] positive numbers that sum to `total`, uniform among all such."""
-  cuts = np.sort(rng.permutation(total - 1)[:parts - 1]) + 1
-  return np.diff(cuts, prepend=0, append=total)
+  edges = np.zeros(parts + 1, np.int64)
+  edges[1:-1] = np.sort(rng.permutation(total - 1)[:parts - 1]) + 1
+  edges[-1] = total
+  return edges[1:] - edges[:-1]
+
+
+@functools.lru_cache
+def _counts(n, noise_density, mean_span_length):
+  return tuple(int(count) for count in noise_counts(n, noise_density, mean_span_length))
