@@ -1,5 +1,8 @@
 """Whole models of the switch cases; see `models_flaxformer` and `models_hf` for the translations."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import models_flaxformer
 import models_hf
@@ -26,18 +29,11 @@ def hf_forward(case):
   model = models_hf.build(c, case.group('weight:'), blocks,
                           encoder=((f'{unit}e', c['num_layers'] // step),),
                           decoder=((f'{unit}f', c['num_decoder_layers'] // step),))
-  seen = {}
-  for stack in model.stacks():
-    for i, block in enumerate(models_hf.layers_of(stack)):
-      if hasattr(block.layer, 'router'):
-        block.layer.router = seen[f'{stack.name}:{i}'] = models_flaxformer.Recording(block.layer.router)
-  logits, memory, _ = models_hf.forward(model, case)
+  logits, memory, seen = jax.jit(functools.partial(_recorded, case=case))(model)
   case.assert_close('logits', logits)
   case.assert_close('encoder_last_hidden_state', memory)
-  for name, router in seen.items():
-    x, _, routed = router.seen
-    case.assert_close(f'router_logits:{name}', x @ router.router.w[...])
-    a = routed.assignment
+  for name, (router_logits, a) in seen.items():
+    case.assert_close(f'router_logits:{name}', router_logits)
     # The reference reports expert 0 for a dropped token.
     case.assert_close(f'expert_index:{name}', jnp.where(a.expert < a.num_experts, a.expert, 0))
     dropped = int((a.expert >= a.num_experts).sum())
@@ -45,3 +41,15 @@ def hf_forward(case):
   real = case['labels'] > 0
   nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(case['labels']))
   case.assert_close('nll_mean', np.float32((nll * real).sum() / real.sum()))
+
+
+def _recorded(model, case):
+  """(logits, memory, dict layer -> (router logits, Assignment)) of a model that is thrown away."""
+  routers = {}
+  for stack in model.stacks():
+    for i, block in enumerate(models_hf.layers_of(stack)):
+      if hasattr(block.layer, 'router'):
+        block.layer.router = routers[f'{stack.name}:{i}'] = models_flaxformer.Recording(block.layer.router)
+  logits, memory, _ = models_hf.forward(model, case)
+  seen = {name: (r.seen[0] @ r.router.w[...], r.seen[2].assignment) for name, r in routers.items()}
+  return logits, memory, seen
