@@ -1,4 +1,4 @@
-"""The T5 encoder-decoder and its pre-training (arXiv:1910.10683), on which the papers of these folders build."""
+"""The T5 encoder-decoder and its pre-training (arXiv:1910.10683), on which these papers build."""
 
 from stmoe.configs import common
 
@@ -24,7 +24,8 @@ def model(size, encoder, decoder, tied=False, init_scale=1.0, dtype='bfloat16', 
 
 def dense(d_ff, gated=True, init_scale=1.0):
   """Returns T5's dense layer: GEGLU (1.1) or ReLU (1.0)."""
-  return dict(layer='dense', d_ff=d_ff, activation='gelu' if gated else 'relu', gated=gated, init_scale=init_scale)
+  return dict(layer='dense', d_ff=d_ff, activation='gelu' if gated else 'relu', gated=gated,
+              init_scale=init_scale)
 
 
 def bank(d_ff, gated=True, init_scale=0.1):

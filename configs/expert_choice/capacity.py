@@ -1,7 +1,7 @@
 r"""Capacity factors 2, 1 and 0.5 of expert choice: experts per token on average.
 
-Mixture-of-Experts with Expert Choice Routing (arXiv:2202.09368), capacity study on 0.1B with 64 experts. Expected: the
-loss grows as c falls, 2 before 1 before 0.5, and even 0.5 stays below top-1 (figures are not printed here).
+Mixture-of-Experts with Expert Choice Routing (arXiv:2202.09368), capacity study on 0.1B with 64
+experts. Expected: the loss grows as c falls, 2 before 1 before 0.5, and even 0.5 stays below top-1.
 Differs: the encoder of T5 1.1 base on C4 instead of a decoder, which leaks (see expert_choice/sizes).
 
   stmoe train expert_choice/capacity:c=0.5

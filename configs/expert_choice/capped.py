@@ -1,7 +1,8 @@
 r"""At most 2 or 3 experts per token: the entropy-regularised cap on expert choice, c = 2.
 
-Mixture-of-Experts with Expert Choice Routing (arXiv:2202.09368), section 3.3 and paper.REPORTED_CAPPED. Expected (mean
-of 11 fine-tuned tasks, 0.1B with 64 experts): cap 2 83.2, cap 3 84.0, none 84.0, hash layers 81.3.
+Mixture-of-Experts with Expert Choice Routing (arXiv:2202.09368), section 3.3 and paper.REPORTED_CAPPED.
+Expected (mean of 11 fine-tuned tasks, 0.1B with 64 experts): cap 2 83.2, cap 3 84.0, none 84.0, hash
+layers 81.3.
 Differs: the encoder of T5 1.1 base on C4 instead of a decoder, which leaks (see expert_choice/sizes).
 cap=0 runs without a cap.
 

@@ -3,7 +3,7 @@
 None is what it does not give.
 """
 
-# Models: decoders after GLaM; every second layer sparse. Parameters by experts (0 = dense), active parameters.
+# Models: decoders after GLaM; every second layer sparse. Parameters by experts (0 = dense), active ones.
 # A vocabulary of 32,000 with a tied head gives the printed figures; with the 256,000 pieces that the
 # text names they would be 0.17B (0.1B) and 0.9B (8B) larger.
 SIZES = {
@@ -38,7 +38,8 @@ FLAXFORMER = dict(
     small=dict(experts=32), base=dict(experts=64), large=dict(experts=64), xl=dict(experts=None),
     xxl=dict(experts=None),
 )
-FLAXFORMER_OPTIM = dict(capacity_factor=(1.0, 1.0), group=4096, balance=1e-2, router_z=0.0, init_scale=0.1, every=2)
+FLAXFORMER_OPTIM = dict(capacity_factor=(1.0, 1.0), group=4096, balance=1e-2, router_z=0.0, init_scale=0.1,
+                         every=2)
 
 # Mean of 11 GLUE and SuperGLUE tasks: Switch top-1, GShard top-2, expert choice c = 2.
 REPORTED = {
@@ -47,8 +48,10 @@ REPORTED = {
 }
 # The same per task, 8B with 64 experts. (The text names no size beside 64E; unverified.)
 REPORTED_TASKS = {
-    'BoolQ': (73.2, 77.5, 79.7), 'CB': (85.9, 84.4, 89.1), 'CoLA': (64.1, 85.2, 88.3), 'MNLI': (80.8, 85.2, 86.7),
-    'MRPC': (81.3, 81.3, 84.4), 'QNLI': (89.4, 89.7, 91.3), 'QQP': (88.9, 90.5, 91.0), 'RTE': (74.1, 79.3, 81.6),
+    'BoolQ': (73.2, 77.5, 79.7), 'CB': (85.9, 84.4, 89.1), 'CoLA': (64.1, 85.2, 88.3),
+    'MNLI': (80.8, 85.2, 86.7),
+    'MRPC': (81.3, 81.3, 84.4), 'QNLI': (89.4, 89.7, 91.3), 'QQP': (88.9, 90.5, 91.0),
+    'RTE': (74.1, 79.3, 81.6),
     'SST2': (91.8, 95.1, 95.1), 'WiC': (64.4, 67.8, 65.6), 'WNLI': (68.8, 68.8, 71.7),
 }
 # Same mean, 0.1B with 64 experts: mean, deviation.

@@ -15,7 +15,8 @@ def pretraining(size, experts, steps, encoder_router=(), capacity_factor=None):
   scale, repeats = facts['init_scale'], widths['layers'] // facts['every']
   c = t5.pretraining(steps)
   c.model = t5.model(widths, (('dm', repeats),), (('dn', repeats),), init_scale=scale)
-  chosen = dict(name='expert_choice', num_experts=experts, capacity_factor=capacity_factor or facts['capacity_factor'])
+  chosen = dict(name='expert_choice', num_experts=experts,
+                capacity_factor=capacity_factor or facts['capacity_factor'])
   # flaxformer's top-2: raw gates, second choices always sent, all choices counted in the balance loss.
   choosing = dict(name='st_moe', num_experts=experts, k=2, normalize_gates=False, second_policy='all',
                   balance_choices='any', capacity_factor=facts['capacity_factor'])

@@ -1,7 +1,7 @@
-r"""The decoder models of the expert-choice paper, 0.1B and 8B, with expert choice, top-2, top-1 or dense layers.
+r"""The decoders of the expert-choice paper, 0.1B and 8B: expert choice, top-2, top-1 or dense layers.
 
-Mixture-of-Experts with Expert Choice Routing (arXiv:2202.09368). Expected parameters: 548M, 1.0B, 1.9B, 3.7B (0.1B
-with 16, 32, 64, 128 experts), 143B (8B with 64); fine-tuned means of 11 tasks: paper.REPORTED.
+Mixture-of-Experts with Expert Choice Routing (arXiv:2202.09368). Expected parameters: 548M, 1.0B, 1.9B,
+3.7B (0.1B with 16, 32, 64, 128 experts), 143B (8B with 64); fine-tuned means of 11 tasks: paper.REPORTED.
 
 WARNING: the paper puts expert choice into a causal decoder. There an expert sees the later tokens of a
 sequence before it chooses, so the training and evaluation losses of method=expert_choice leak the text

@@ -3,20 +3,20 @@
 # Table of models (section 4): experts per sparse layer, layers (both stacks together), parameters, TPU v3
 # cores, tokens per batch, steps per second, days, mean BLEU over 100 languages into English.
 # Every other layer is sparse, so 36 layers hold 18 banks of experts. `computed` is what these widths make
-# with our backbone; the banks alone are 618B, 206B, 155B, 52B, 39B and 13B, so the printed figures round down.
+# with our backbone (the banks alone: 618B, 206B, 155B, 52B, 39B, 13B), so the printed ones round down.
 SIZES = {
-    '600b': dict(experts=2048, layers=36, params=600e9, computed=619.3e9, cores=2048, tokens_per_batch=4e6, rate=0.72,
-                 days=4.0, bleu=44.3),
-    '200b': dict(experts=2048, layers=12, params=200e9, computed=206.5e9, cores=2048, tokens_per_batch=4e6, rate=2.15,
-                 days=1.4, bleu=41.3),
-    '150b': dict(experts=512, layers=36, params=150e9, computed=155.5e9, cores=512, tokens_per_batch=1e6, rate=1.05,
-                 days=11.0, bleu=43.7),
-    '50b': dict(experts=512, layers=12, params=50e9, computed=51.9e9, cores=512, tokens_per_batch=1e6, rate=3.28,
-                days=3.5, bleu=40.0),
-    '37b': dict(experts=128, layers=36, params=37e9, computed=39.5e9, cores=128, tokens_per_batch=1e6, rate=0.67,
-                days=17.3, bleu=39.0),
-    '12.5b': dict(experts=128, layers=12, params=12.5e9, computed=13.2e9, cores=128, tokens_per_batch=1e6, rate=2.16,
-                  days=5.4, bleu=36.7),
+    '600b': dict(experts=2048, layers=36, params=600e9, computed=619.3e9, cores=2048, tokens_per_batch=4e6,
+                 rate=0.72, days=4.0, bleu=44.3),
+    '200b': dict(experts=2048, layers=12, params=200e9, computed=206.5e9, cores=2048, tokens_per_batch=4e6,
+                 rate=2.15, days=1.4, bleu=41.3),
+    '150b': dict(experts=512, layers=36, params=150e9, computed=155.5e9, cores=512, tokens_per_batch=1e6,
+                 rate=1.05, days=11.0, bleu=43.7),
+    '50b': dict(experts=512, layers=12, params=50e9, computed=51.9e9, cores=512, tokens_per_batch=1e6,
+                rate=3.28, days=3.5, bleu=40.0),
+    '37b': dict(experts=128, layers=36, params=37e9, computed=39.5e9, cores=128, tokens_per_batch=1e6,
+                rate=0.67, days=17.3, bleu=39.0),
+    '12.5b': dict(experts=128, layers=12, params=12.5e9, computed=13.2e9, cores=128, tokens_per_batch=1e6,
+                  rate=2.16, days=5.4, bleu=36.7),
 }
 # All of the above: model width, width of dense layers and experts, heads, width of a head.
 WIDTHS = dict(d_model=1024, d_ff=8192, num_heads=16, head_dim=128)
@@ -33,7 +33,7 @@ DENSE_WIDTHS = dict(
 # Section 2 and appendix: capacity 2 S / E for both choices together.
 CAPACITY_FACTOR = 2.0
 THRESHOLD = 0.5                    # second expert kept with probability 2 g_2
-BALANCE = 1e-2                     # the weight k of the auxiliary loss is not given; 0.01 is Mesh-TensorFlow's
+BALANCE = 1e-2                     # the weight k of the auxiliary loss is not given; 0.01 is Mesh's
 
 OPTIM = dict(
     optimizer='adafactor',         # no momentum; second moment 1 - t^-0.8, cap 0.99; update clip 1.0

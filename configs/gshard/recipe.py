@@ -5,9 +5,9 @@ from stmoe.configs.gshard import paper
 
 
 def pretraining(widths, layers, experts, tokens_per_batch, steps, router=()):
-  """Returns the unlocked config of `layers` layers, half in each stack, `experts` in every other one (0 = dense).
+  """Returns the unlocked config of `layers` layers, half in each stack, every other one sparse.
 
-  Differs from the paper in every model here:
+  With 0 experts it is dense. Differs from the paper in every model here:
     data      span corruption of C4/en for 13 billion private sentence pairs of 100 languages
     backbone  T5 1.0's (relative positions, RMSNorm, one vocabulary of 32,000 for both sides)
   """
@@ -25,7 +25,7 @@ def pretraining(widths, layers, experts, tokens_per_batch, steps, router=()):
     fields = dict(name='gshard', num_experts=experts, second_policy='random', threshold=paper.THRESHOLD,
                   capacity_factor=(paper.CAPACITY_FACTOR,) * 2) | dict(router)
     # Groups: one a core, as many as experts; initial variance is not given, T5's is taken.
-    groups = min(paper.SIZES[name]['cores'] for name in paper.SIZES if paper.SIZES[name]['experts'] == experts)
+    groups = next(size['cores'] for size in paper.SIZES.values() if size['experts'] == experts)
     c.blocks.m, c.blocks.n = t5.sparse(fields, t5.bank(widths['d_ff'], gated=False, init_scale=1.0),
                                        max(1, c.train.batch_size // groups))
     c.losses.balance = (paper.BALANCE, 'mean')

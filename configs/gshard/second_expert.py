@@ -1,7 +1,7 @@
-r"""What becomes of the second choice: sent always, at random by its gate, above a threshold, sampled, or never.
+r"""What becomes of the second choice: sent always, by chance, above a threshold, sampled, or never.
 
-GShard (arXiv:2006.16668), section 2.2 (local dispatching by random routing): the paper keeps the second expert with
-probability 2 g_2 and prints no comparison. Expected: random routing lowers the second choices over
+GShard (arXiv:2006.16668), section 2.2 (local dispatching by random routing): the paper keeps the second
+expert with probability 2 g_2 and prints no comparison. Expected: random routing lowers the second choices over
 capacity and the use of slots at almost no loss.
 Differs: model and data are those of gshard/sizes:size=12.5b, with their differences; 100k steps.
 
@@ -17,7 +17,8 @@ from stmoe.configs.gshard import recipe
 
 
 def get_config(arg=''):
-  args = arguments.parse(arg, smoke=False, policy='random', threshold=paper.THRESHOLD, cf=paper.CAPACITY_FACTOR)
+  args = arguments.parse(arg, smoke=False, policy='random', threshold=paper.THRESHOLD,
+                         cf=paper.CAPACITY_FACTOR)
   size = paper.SIZES['12.5b']
   c = recipe.pretraining(paper.WIDTHS, size['layers'], size['experts'], 2**20, 100_000,
                          router=dict(second_policy=args.policy, threshold=args.threshold,

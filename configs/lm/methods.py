@@ -49,7 +49,7 @@ def expert_choice(d_ff, num_experts, group_size=None):
 
 
 def moe(router, d_ff, group_size):
-  """Returns the sparse layer of `router` with ReLU experts of width `d_ff`, initialised like the dense one."""
+  """Returns the sparse layer of `router` with ReLU experts of width `d_ff`, initialised like dense."""
   return dict(layer='moe', executor='gather', group_size=group_size, router=router,
               experts=dict(name='mlp', d_ff=d_ff, init_scale=1.0))
 

@@ -1,4 +1,4 @@
-r"""The first comparison: dense, Switch and ST-MoE models at equal active FLOPs per token, in minutes on two cores.
+r"""The first comparison: dense, Switch and ST-MoE at equal active FLOPs per token, in minutes on two cores.
 
   make quickstart                                           all three, the table and the figures
   stmoe train lm/quickstart:method=switch                   one of them

@@ -15,5 +15,6 @@ from stmoe.configs.st_moe import recipe
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, bias=True)
-  c = recipe.pretraining(paper.SIZES['l'], paper.OPTIM['ablation_steps'], bank=dict(multiplicative_bias=args.bias))
+  c = recipe.pretraining(paper.SIZES['l'], paper.OPTIM['ablation_steps'],
+                         bank=dict(multiplicative_bias=args.bias))
   return common.smoke(c) if args.smoke else c.lock()

@@ -29,7 +29,8 @@ def pretraining(size, steps, extra='after', router=(), encoder_router=(), bank=(
     return c
   if extra != 'none':
     c.blocks.f = dict(d, attention=False)
-  fields = dict(name='st_moe', num_experts=size['experts'], k=2, second_policy='random', threshold=paper.THRESHOLD,
+  fields = dict(name='st_moe', num_experts=size['experts'], k=2, second_policy='random',
+                threshold=paper.THRESHOLD,
                 capacity_factor=size.get('capacity_factor', paper.CAPACITY_FACTOR)) | dict(router)
   experts = t5.bank(size['d_ff'], init_scale=paper.INIT_SCALE) | dict(bank)
   c.blocks.m, c.blocks.n = t5.sparse(fields, experts, size.get('sequences', paper.SEQUENCES))

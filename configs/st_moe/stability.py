@@ -1,7 +1,7 @@
 r"""Stability over seeds: nothing, update clipping at 0.1, or the router z-loss.
 
-ST-MoE (arXiv:2202.08906), section 3. Expected (paper.STABILITY): 4 of 6 seeds stable at -1.755 without, 3 of 3
-at -4.206 with the clip, 3 of 3 at -1.741 with the z-loss.
+ST-MoE (arXiv:2202.08906), section 3. Expected (paper.STABILITY): 4 of 6 seeds stable at -1.755 without, 3
+of 3 at -4.206 with the clip, 3 of 3 at -1.741 with the z-loss.
 Differs: C4/en; the size of these runs is not at hand, ST-MoE-L is taken.
 
   stmoe train st_moe/stability:method=baseline --config.seed=3

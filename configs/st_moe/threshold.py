@@ -1,7 +1,7 @@
 r"""The threshold above which a second and third expert are certain: 0.2 or 0.05, top-2 or top-3.
 
-ST-MoE (arXiv:2202.08906), routing thresholds: capacity factor 3. Expected (paper.THRESHOLDS): top-2 0.2 -1.354,
-0.05 -1.356; top-3 0.2 -1.351, 0.05 -1.349. Differs: C4/en.
+ST-MoE (arXiv:2202.08906), routing thresholds: capacity factor 3. Expected (paper.THRESHOLDS): top-2 0.2
+-1.354, 0.05 -1.356; top-3 0.2 -1.351, 0.05 -1.349. Differs: C4/en.
 
   stmoe train st_moe/threshold:top=3,threshold=0.05
   stmoe train st_moe/threshold:smoke                  laptop, about a minute

@@ -1,4 +1,4 @@
-"""Switch Transformers (Fedus et al., 2021, arXiv:2101.03961): what the paper and its released configurations say.
+"""Switch Transformers (Fedus et al., 2021, arXiv:2101.03961): what the paper and its releases say.
 
 None is what neither gives. Figures named `computed` are what the printed dimensions give,
 where the printed parameters say something else.
@@ -8,9 +8,10 @@ where the printed parameters say something else.
 SIZES = dict(
     base=dict(d_model=768, d_ff=2048, num_heads=12, head_dim=64, layers=12, experts=128, gated=True, every=2,
               params=7e9, flops_per_sequence=124e9),
-    # Printed 26B; the printed GEGLU experts of width 2816 make 27.2B. The released model (ReLU, 4096) has 26.3B.
-    large=dict(d_model=1024, d_ff=2816, num_heads=16, head_dim=64, layers=24, experts=128, gated=True, every=2,
-               params=26e9, computed=27.2e9, flops_per_sequence=425e9),
+    # Printed 26B; the printed GEGLU experts of width 2816 make 27.2B. The released model (ReLU, 4096)
+    # has 26.3B.
+    large=dict(d_model=1024, d_ff=2816, num_heads=16, head_dim=64, layers=24, experts=128, gated=True,
+               every=2, params=26e9, computed=27.2e9, flops_per_sequence=425e9),
     # 128 experts are those of the released configuration, and give the printed 395B; ST-MoE's
     # table 11 prints 64 experts for the same model, which would make 201B.
     xxl=dict(d_model=4096, d_ff=10240, num_heads=64, head_dim=64, layers=24, experts=128, gated=True, every=2,
@@ -104,5 +105,6 @@ REPORTED = dict(
     switch_large=(88.5, 88.6, 84.7, 83.0, 22.3, 58.6, 66.0, 35.5, 31.3, 29.5, 36.9),
 )
 
-# Section 4.2: student initialised from the non-expert weights; 0.75 of the loss on labels, 0.25 on the teacher.
+# Section 4.2: student initialised from the non-expert weights; 0.75 of the loss on labels, 0.25 on the
+# teacher.
 DISTILLATION = dict(hard=0.75, soft=0.25)

@@ -3,7 +3,8 @@ r"""Selective precision: everything in bfloat16 but the router, against all in f
 Switch Transformers (arXiv:2101.03961), section 2.4. Expected early in training (paper.PRECISION):
 float32 -1.718 at 1160 examples/s, selective -1.716 at 1390. The row that diverged (-3.780, the
 router in bfloat16 as well) cannot be run: routers here always compute in float32.
-Differs: C4/en instead of its de-duplicated successor; 32 experts are this project's choice, the row's is unknown.
+Differs: C4/en instead of its de-duplicated successor; 32 experts are this project's
+choice, the row's is unknown.
 
   stmoe train switch/precision:dtype=float32
   stmoe train switch/precision:smoke                  laptop, about a minute

@@ -24,8 +24,9 @@ def pretraining(size, experts, steps, router=None, init_scale=paper.INIT_SCALE):
   c.model = t5.model(size, *patterns, tied=size.get('tied', False), init_scale=init_scale)
   c.blocks = dict(d=d)
   if experts:
+    router = router or dict(name='switch', jitter=paper.JITTER)
     fields = dict(num_experts=experts, capacity_factor=size.get('capacity_factor', (1.25, 2.0)),
-                  min_capacity=size.get('min_capacity', 4)) | (router or dict(name='switch', jitter=paper.JITTER))
+                  min_capacity=size.get('min_capacity', 4)) | router
     sequences = size.get('group', 8192) // t5.INPUTS
     c.blocks.m, c.blocks.n = t5.sparse(fields, bank, sequences)
     # Differs: Mesh-TensorFlow sums the layers' losses; flaxformer, from which these sizes are, averages.

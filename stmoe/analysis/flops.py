@@ -47,7 +47,7 @@ def abstract(cfg, scan_layers=True):
 def matrices(cfg):
   """Returns the list of Matrix of every parameter of the model of `cfg`."""
   params = nnx.state(abstract(cfg), nnx.Param)
-  edges = {letter: edges_per_token(cfg, fields) for letter, fields in cfg.blocks.items() if 'router' in fields}
+  edges = {letter: edges_per_token(cfg, block) for letter, block in cfg.blocks.items() if 'router' in block}
   found = []
   for path, value in nnx.to_flat_state(params):
     names = tuple(value.get_metadata()['out_sharding'])

@@ -19,7 +19,8 @@ def moe(router, k=1, **fields):
 
 def language_model(sparse=DENSE, **fields):
   return ml_collections.ConfigDict(dict(
-      model=dict(name='lm', vocab_size=80, d_model=WIDTH, num_heads=2, head_dim=16, layers=(('dm', 2),)) | fields,
+      model=dict(name='lm', vocab_size=80, d_model=WIDTH, num_heads=2, head_dim=16,
+                 layers=(('dm', 2),)) | fields,
       blocks=dict(d=DENSE, m=sparse), data=dict(length=LENGTH)))
 
 

@@ -20,7 +20,8 @@ PAPERS = [name for name in NAMES if not name.startswith('lm/')]
 
 # Arguments beside '' and 'smoke', one for each other path through a file.
 VARIANTS = {
-    'lm/stdlib': ['method=dense', 'method=gshard', 'method=st_moe', 'method=expert_choice', 'method=switch,backbone=t5'],
+    'lm/stdlib': ['method=dense', 'method=gshard', 'method=st_moe', 'method=expert_choice',
+                  'method=switch,backbone=t5'],
     'lm/text': ['method=expert_choice'],
     'lm/stdlib_small': ['method=dense', 'method=st_moe'],
     'lm/quickstart': ['method=dense', 'method=gshard', 'method=st_moe'],
@@ -46,7 +47,8 @@ VARIANTS = {
 # One of each kind of model that no default is: dense, other backbone, other order of layers.
 FITTED = [(name, arg) for name in NAMES for arg in ('', 'smoke')] + [
     ('lm/stdlib', 'method=expert_choice'), ('lm/quickstart', 'method=gshard'), ('switch/sizes', 'size=c'),
-    ('switch/capacity', 'model=moe,cf=2.0'), ('gshard/sizes', 'size=dense'), ('st_moe/extra_ffn', 'extra=before'),
+    ('switch/capacity', 'model=moe,cf=2.0'), ('gshard/sizes', 'size=dense'),
+    ('st_moe/extra_ffn', 'extra=before'),
     ('st_moe/algorithms', 'top=1,priority'), ('expert_choice/sizes', 'method=dense')]
 
 

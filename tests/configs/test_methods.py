@@ -31,7 +31,8 @@ def test_equal_active_flops(experiment_name, method):
 def test_expert_choice_costs_its_dense_twin_in_the_encoder():
   cfg, twin = load('lm/stdlib:method=expert_choice'), load('lm/stdlib:method=dense,backbone=t5')
   router = 2 * cfg.model.d_model * 8 * sparse_layers(cfg, 'encoder') * cfg.data.inputs_length
-  assert (flops.active_per_token(cfg)['forward_per_row'] - flops.active_per_token(twin)['forward_per_row']) == router
+  cost = lambda c: flops.active_per_token(c)['forward_per_row']
+  assert cost(cfg) - cost(twin) == router
   assert all('m' not in letters for letters, _ in cfg.model.decoder)
 
 

@@ -47,7 +47,7 @@ COMPUTED = [
     *((f'gshard/sizes:size={size}', row, 0.07) for size, row in gshard.SIZES.items()),
     ('gshard/sizes:size=dense', gshard.DENSE, 1.5),
     ('expert_choice/sizes:method=dense',
-     dict(params=expert_choice.SIZES['0.1b']['params'][0], computed=expert_choice.SIZES['0.1b']['computed'][0]), 0.07),
+     {key: expert_choice.SIZES['0.1b'][key][0] for key in ('params', 'computed')}, 0.07),
 ]
 
 
@@ -66,7 +66,8 @@ def test_count_is_the_one_noted_beside_the_published_one(name, row, off):
 def test_active_parameters_of_expert_choice():
   active = lambda name: flops.parameters(experiment.load(name)[0])['active']
   assert rounds_to(active('expert_choice/sizes:size=8b'), expert_choice.SIZES['8b']['active'], 1e8)
-  assert rounds_to(active('expert_choice/sizes:experts=16'), expert_choice.SIZES['0.1b']['computed_active'], 1e6)
+  assert rounds_to(active('expert_choice/sizes:experts=16'),
+                   expert_choice.SIZES['0.1b']['computed_active'], 1e6)
 
 
 @pytest.mark.parametrize('size', switch.SIZES)
