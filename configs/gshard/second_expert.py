@@ -1,8 +1,8 @@
 r"""What becomes of the second choice: sent always, by chance, above a threshold, sampled, or never.
 
 GShard (arXiv:2006.16668), section 2.2 (local dispatching by random routing): the paper keeps the second
-expert with probability 2 g_2 and prints no comparison. Expected: random routing lowers the second choices over
-capacity and the use of slots at almost no loss.
+expert with probability 2 g_2 and prints no comparison. Expected: random routing lowers the second choices
+over capacity and the use of slots at almost no loss.
 Differs: model and data are those of gshard/sizes:size=12.5b, with their differences; 100k steps.
 
   stmoe train gshard/second_expert:policy=random,threshold=0.2      Mesh-TensorFlow's threshold
