@@ -8,8 +8,8 @@ Drops are honoured (they have no row), and so are any k and any imbalance.
 
 The last block of an expert reaches into the rows of the next one, which are computed later
 and then overwrite it. The backward is written by hand: it runs the experts' forward again
-block by block, so that nothing of size rows x F is ever stored, and adds the gradients
-of an expert's parameters in the carry of its loop.
+block by block, so that nothing of size rows x F is ever stored, and adds the gradients of
+the parameters in place, in the carry of the loops.
 """
 
 import jax
@@ -19,7 +19,7 @@ from stmoe.core import assignment
 from stmoe.core import layouts
 from stmoe.core import rows as rows_lib
 
-SIZES = (256, 64)                      # each a multiple of the next
+SIZES = (512, 128, 32)                  # each a multiple of the next
 
 
 def execute(x, a, experts, key=None):
@@ -73,9 +73,10 @@ def _backward(saved, dy):
 
   def expert(e, carry):
     bank, end = _one(experts, e), rows.start[e] + rows.sizes[e]
+    add = lambda all, one: _put(all, _slice(all, e, 1) + one, e)
 
     def block(row, size, carry):
-      dx, dgate, dbank = carry
+      dx, dgate, dexperts = carry
       at = _slice(table, row, size)
       mine = row + jnp.arange(size) < end                            # the rest is of the next expert
       xb = jnp.where(mine[:, None], _take(tokens, at), 0)            # [B, D]
@@ -83,13 +84,10 @@ def _backward(saved, dy):
       dgb = (_slice(out, row, size).astype(jnp.float32) * dyb).sum(-1)
       dyb = (dyb * jnp.where(mine, _slice(gate, row, size), 0)[:, None]).astype(x.dtype)
       _, pull = jax.vjp(lambda bank, xb: bank(layouts.Buckets(xb), _fold(key, row)).x, bank, xb[None])
-      dbb, dxb = pull(dyb[None])
-      return _put(dx, dxb[0], row), _put(dgate, dgb, row), jax.tree.map(jnp.add, dbank, dbb)
+      dbank, dxb = pull(dyb[None])
+      return _put(dx, dxb[0], row), _put(dgate, dgb, row), jax.tree.map(add, dexperts, dbank)
 
-    dx, dgate, dbanks = carry
-    dx, dgate, dbank = _each_block(rows, e, block, (dx, dgate, jax.tree.map(jnp.zeros_like, bank)))
-    put = lambda all, one: jax.lax.dynamic_update_index_in_dim(all, one[0], e, 0)
-    return dx, dgate, jax.tree.map(put, dbanks, dbank)
+    return _each_block(rows, e, block, carry)
 
   with jax.named_scope('experts'):
     dgate = jnp.zeros(table.size + 1, jnp.float32)                   # [M+P+1]
