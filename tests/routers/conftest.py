@@ -1,5 +1,6 @@
 """Contexts, and the small example that the routers' tests work through by hand."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -24,6 +25,17 @@ def context():
     fields = dict(tokens=jnp.maximum(mask.sum(), 1).astype(jnp.float32), **fields)
     return contract.Context(mask=mask, ids=i, positions=i, segments=i, step=jnp.int32(0), **fields)
   return make
+
+
+@jax.jit
+def _call(router, x, ctx):
+  return router(x, ctx, {})
+
+
+@pytest.fixture
+def call():
+  """Returns call(router, x, context) -> Routed, compiled as one program."""
+  return _call
 
 
 @pytest.fixture

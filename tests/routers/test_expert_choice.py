@@ -10,32 +10,34 @@ from stmoe import errors
 from stmoe.routers import expert_choice
 
 ALL = np.ones((1, 4), bool)
+route = jax.jit(expert_choice.expert_choice, static_argnums=2,
+                static_argnames=('max_experts_per_token', 'entropy', 'sweeps'))
 
 
 def test_experts_take_their_best_tokens(logits, edges):
-  a, aux = expert_choice.expert_choice(logits, ALL, 2)
+  a, aux = route(logits, ALL, 2)
   # Column 0 is 0.8, 0.6, 0.7, 0.1; column 1 is 0.2, 0.4, 0.3, 0.9.
   assert edges(a) == {(0, 0, 0, 0.8), (2, 0, 1, 0.7), (3, 1, 0, 0.9), (1, 1, 1, 0.4)}
   assert aux.load.tolist() == [2, 2] and aux.losses['balance'] == 0 and aux.metrics['slot_usage'] == 1
 
 
 def test_a_token_may_have_all_experts_or_none(logits, edges):
-  a, aux = expert_choice.expert_choice(logits, ALL, 3)
+  a, aux = route(logits, ALL, 3)
   # Three each: token 0 is last for expert 1, token 3 for expert 0; tokens 1 and 2 have both.
   assert edges(a) == {(0, 0, 0, 0.8), (2, 0, 1, 0.7), (1, 0, 2, 0.6), (3, 1, 0, 0.9), (1, 1, 1, 0.4), (2, 1, 2, 0.3)}
   assert aux.metrics['experts_per_token_max'] == 2
-  _, aux = expert_choice.expert_choice(logits, ALL, 1)
+  _, aux = route(logits, ALL, 1)
   assert aux.metrics['left_behind'] == 0.5                           # tokens 1 and 2
 
 
 def test_padding_leaves_its_slot_empty(logits, edges):
-  a, aux = expert_choice.expert_choice(logits, np.array([[False, True, False, False]]), 2)
+  a, aux = route(logits, np.array([[False, True, False, False]]), 2)
   assert edges(a) == {(1, 0, 0, 0.6), (1, 1, 0, 0.4)}
   assert aux.metrics['slot_usage'] == 0.5
 
 
 def test_ties_go_to_the_first_tokens():
-  a, _ = expert_choice.expert_choice(jnp.zeros((1, 4, 2)), ALL, 2)
+  a, _ = route(jnp.zeros((1, 4, 2)), ALL, 2)
   assert a.token.tolist() == [[0, 1, 0, 1]]
 
 
@@ -47,9 +49,9 @@ CONTESTED = jnp.log(jnp.array([[[0.50, 0.40, 0.10], [0.45, 0.30, 0.25], [0.34, 0
 
 def test_cap_on_experts_per_token(edges):
   three = np.ones((1, 3), bool)
-  a, _ = expert_choice.expert_choice(CONTESTED, three, 1)
+  a, _ = route(CONTESTED, three, 1)
   assert edges(a) == {(0, 0, 0, 0.5), (0, 1, 0, 0.4), (2, 2, 0, 0.33)}
-  a, aux = expert_choice.expert_choice(CONTESTED, three, 1, max_experts_per_token=1, entropy=0.01)
+  a, aux = route(CONTESTED, three, 1, max_experts_per_token=1, entropy=0.01)
   assert edges(a) == {(1, 0, 0, 0.45), (0, 1, 0, 0.4), (2, 2, 0, 0.33)}   # weights stay probabilities
   assert aux.metrics['experts_per_token_max'] == 1
 
@@ -65,7 +67,7 @@ def test_capped_ranking_carries_no_gradient_and_no_padding():
   mask = np.array([[True, True, False]])
 
   def weights(logits, **cap):
-    a, _ = expert_choice.expert_choice(logits, mask, 1, **cap)
+    a, _ = route(logits, mask, 1, **cap)
     return jnp.sum(jnp.where(a.expert < 3, a.weight, 0)), a
   grad, a = jax.grad(lambda l: weights(l, max_experts_per_token=2), has_aux=True)(CONTESTED)
   assert jnp.all(jnp.isfinite(grad)) and not jnp.any(grad[0, 2])
@@ -74,14 +76,14 @@ def test_capped_ranking_carries_no_gradient_and_no_padding():
   np.testing.assert_allclose(grad.sum(axis=-1), 0, atol=1e-6)
 
 
-def test_impossible_cap_is_refused(context):
+def test_impossible_cap_is_refused(call, context):
   router = expert_choice.ExpertChoice(8, num_experts=4, capacity_factor=(2.0, 2.0), min_capacity=1,
                                       max_experts_per_token=1, rngs=nnx.Rngs(0))
   with pytest.raises(errors.UserError, match='max_experts_per_token=1 .* at least 2 is needed'):
-    router(jnp.ones((1, 4, 8)), context(ALL), {})
+    call(router, jnp.ones((1, 4, 8)), context(ALL))
 
 
-def test_capacity_never_exceeds_the_group(context):
+def test_capacity_never_exceeds_the_group(call, context):
   router = expert_choice.ExpertChoice(8, num_experts=2, rngs=nnx.Rngs(0))
-  routed = router(jnp.ones((2, 2, 8)), context(np.ones((2, 2), bool)), {})
+  routed = call(router, jnp.ones((2, 2, 8)), context(np.ones((2, 2), bool)))
   assert routed.assignment.capacity == 2                             # min_capacity is 4, the group has 2

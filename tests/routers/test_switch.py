@@ -10,10 +10,11 @@ from stmoe import errors
 from stmoe.routers import switch
 
 ALL = np.ones((1, 4), bool)
+route = jax.jit(switch.switch, static_argnums=2, static_argnames='explore')
 
 
 def test_by_hand(logits, edges):
-  a, aux = switch.switch(logits, ALL, 2)
+  a, aux = route(logits, ALL, 2)
   # Tokens 0 and 1 fill expert 0, token 2 comes too late, token 3 is alone at expert 1.
   assert edges(a) == {(0, 0, 0, 0.8), (1, 0, 1, 0.6), (3, 1, 0, 0.9)}
   assert aux.load.tolist() == [3, 1]
@@ -26,20 +27,20 @@ def test_by_hand(logits, edges):
 
 
 def test_padding_frees_its_slot(logits, edges):
-  a, aux = switch.switch(logits, np.array([[True, False, True, True]]), 2)
+  a, aux = route(logits, np.array([[True, False, True, True]]), 2)
   assert edges(a) == {(0, 0, 0, 0.8), (2, 0, 1, 0.7), (3, 1, 0, 0.9)}
   # f = (2/3, 1/3), P = (1.6/3, 1.4/3): 2 * (3.2 + 1.4) / 9.
   np.testing.assert_allclose(aux.losses['balance'], 9.2 / 9, rtol=1e-6)
 
 
 def test_ties_go_to_the_first_expert():
-  a, _ = switch.switch(jnp.zeros((1, 4, 2)), ALL, 4)
+  a, _ = route(jnp.zeros((1, 4, 2)), ALL, 4)
   assert a.expert.tolist() == [[0, 0, 0, 0]]
 
 
 def test_gradient_of_the_weight_is_that_of_the_probability(logits):
   # d p_0 / d logits of token 0 is p_0 (1 - p_0), -p_0 p_1 = +-0.16; token 2 is dropped and gets none.
-  grad = jax.grad(lambda l: jnp.sum(jnp.where(jnp.arange(4) != 2, switch.switch(l, ALL, 2)[0].weight, 0)))(logits)
+  grad = jax.grad(lambda l: jnp.sum(jnp.where(jnp.arange(4) != 2, route(l, ALL, 2)[0].weight, 0)))(logits)
   np.testing.assert_allclose(grad[0, 0], [0.16, -0.16], rtol=1e-5)
   assert not jnp.any(grad[0, 2])
 
@@ -47,29 +48,29 @@ def test_gradient_of_the_weight_is_that_of_the_probability(logits):
 def test_sampling_follows_the_probabilities(logits):
   # Token 1 has p = (0.6, 0.4): expert 1 from uniform 0.6 on.
   for uniform, expert in ((0.59, 0), (0.61, 1)):
-    a, _ = switch.switch(logits, ALL, 4, explore=switch.EXPLORATION['sample'], uniform=jnp.full((1, 4), uniform))
+    a, _ = route(logits, ALL, 4, explore=switch.EXPLORATION['sample'], uniform=jnp.full((1, 4), uniform))
     assert a.expert[0, 1] == expert
     np.testing.assert_allclose(a.weight[0, 1], (0.6, 0.4)[expert], rtol=1e-6)
 
 
 @pytest.mark.parametrize('fields', [dict(jitter=0.5), dict(jitter=0.0, input_dropout=0.5),
                                     dict(jitter=0.0, exploration='sample')])
-def test_exploration_in_training_only(fields, context):
+def test_exploration_in_training_only(fields, call, context):
   router = switch.Switch(8, num_experts=4, rngs=nnx.Rngs(0), **fields)
   plain = switch.Switch(8, num_experts=4, rngs=nnx.Rngs(0), jitter=0.0)
   router.w[...] = plain.w[...] = jax.random.normal(jax.random.key(0), (8, 4))
   x, mask, key = jax.random.normal(jax.random.key(1), (1, 32, 8)), np.ones((1, 32), bool), jax.random.key(2)
   expert = lambda router, key, train: np.asarray(
-      router(x, context(mask, key=key, train=train), {}).assignment.expert)
+      call(router, x, context(mask, key=key, train=train)).assignment.expert)
   assert (expert(router, key, True) != expert(plain, key, True)).any()
   np.testing.assert_array_equal(expert(router, key, True), expert(router, key, True))
   np.testing.assert_array_equal(expert(router, key, False), expert(plain, None, False))
 
 
-def test_jitter_never_reaches_the_experts(context):
+def test_jitter_never_reaches_the_experts(call, context):
   x = jnp.ones((1, 4, 8))
-  routed = switch.Switch(8, num_experts=2, jitter=0.5, rngs=nnx.Rngs(0))(
-      x, context(ALL, key=jax.random.key(0), train=True), {})
+  router = switch.Switch(8, num_experts=2, jitter=0.5, rngs=nnx.Rngs(0))
+  routed = call(router, x, context(ALL, key=jax.random.key(0), train=True))
   assert routed.carry == {} and jnp.all(x == 1)
   assert len(set(np.asarray(routed.assignment.weight[0]).tolist())) == 4   # equal tokens, unequal views of them
 
