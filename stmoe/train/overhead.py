@@ -14,7 +14,10 @@ from stmoe.train import state as states
 
 
 def measure(cfg, rounds=9, steps=10, devices=None):
-  """Returns dict(step_ms, loop_ms, ratio, ratios): the loop over the bare step, medians over rounds.
+  """Returns dict(step_ms, loop_ms, host_ms, ratio, ratios): the loop over the bare step, medians over rounds.
+
+  host_ms is the processor time that this thread spends per step beyond the bare call: on a machine
+  that others use too it still means something where the ratio does not.
 
   A round times `steps` steps of the loop (next batch, placing it, step, metrics, log) and the same
   number of calls of the jitted step on one batch that is already placed, one after the other.
@@ -42,15 +45,18 @@ def measure(cfg, rounds=9, steps=10, devices=None):
       for _ in range(steps):
         run.advance()
 
-    times = np.array([[_seconds(work, run) for work in (bare, whole)] for _ in range(rounds + 1)])[1:]
+    rows = [[_seconds(work, run) for work in (bare, whole)] for _ in range(rounds + 1)][1:]
+  times, host = np.moveaxis(np.array(rows), -1, 0)                   # [rounds, 2] each
   ratios = times[:, 1] / times[:, 0]
-  step_ms, loop_ms = 1e3 * np.median(times, axis=0) / steps
-  return dict(step_ms=step_ms, loop_ms=loop_ms, ratio=float(np.median(ratios)), ratios=ratios.tolist())
+  step_ms, loop_ms = (1e3 * np.median(times, axis=0) / steps).tolist()
+  return dict(step_ms=step_ms, loop_ms=loop_ms, host_ms=float(1e3 * np.median(host[:, 1] - host[:, 0]) / steps),
+              ratio=float(np.median(ratios)), ratios=ratios.tolist())
 
 
 def _seconds(work, run):
+  """(wall-clock seconds, processor seconds of this thread) of `work`."""
   jax.block_until_ready(run.state)
-  start = time.perf_counter()
+  start, host = time.perf_counter(), time.thread_time()
   work()
   jax.block_until_ready(run.state)
-  return time.perf_counter() - start
+  return time.perf_counter() - start, time.thread_time() - host
