@@ -73,13 +73,13 @@ def _bits_ratio(run, in_bits):
   return bits / nats if in_bits and nats else 1.0
 
 
-def _smooth(y, window=5):
-  """Running mean of up to `window` points, so that lines of a small batch can be read."""
-  if len(y) < 4 * window:
-    return y
+def _smooth(y):
+  """Running mean of the last few points, so that losses of small batches can be read."""
+  window = max(1, min(9, len(y) // 4))
   sums = np.cumsum(np.concatenate([[0.0], y]))                       # [n+1]
-  start = np.maximum(np.arange(1, len(y) + 1) - window, 0)
-  return (sums[1:] - sums[start]) / (np.arange(1, len(y) + 1) - start)
+  ends = np.arange(1, len(y) + 1)
+  starts = np.maximum(ends - window, 0)
+  return (sums[ends] - sums[starts]) / (ends - starts)
 
 
 def _baselines(ax, baselines, named):

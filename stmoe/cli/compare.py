@@ -45,6 +45,8 @@ def run(args):
   code = compare.run(workdir, jobs, train, _say)
   if code:
     return code
+  if was_done:
+    _say(f'{workdir} is finished already')
   _finish(workdir, jobs, args.names, fresh=not was_done)
 
 
