@@ -65,6 +65,7 @@ def kill_at(place):
     def advance_and_die(self):
       advance(self)
       if self.step == int(number):
+        self.checkpoints.wait()                                      # what is due by now is on disk
         os.kill(os.getpid(), signal.SIGKILL)
     loop.Loop.advance = advance_and_die
     return
