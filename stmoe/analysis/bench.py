@@ -163,7 +163,8 @@ def names(given, known, field):
   found = given.split(',')
   for name in found:
     if name not in known:
-      raise errors.UserError(f'{field}: no {name!r}{errors.nearest(name, known)} (there are: {", ".join(known)})')
+      raise errors.UserError(f'{field}: no {name!r}{errors.nearest(name, known)}'
+                             f' (there are: {", ".join(known)})')
   return found
 
 

@@ -35,14 +35,14 @@ def run(args):
   note = (lambda text: print(f'\r\033[K{text}', end='', file=sys.stderr, flush=True)
           ) if sys.stderr.isatty() else (lambda text: None)
   rows = []
-  print('Time over the dense floor: median of paired ratios (ratio of minima). GFLOP/s of forward and backward.')
+  print('Time over the dense floor: median of paired ratios (ratio of minima).')
   print(bench.HEADING)
   for shape in shapes:
     for row in bench.measure(shape, executors, routings, args.rounds, note):
       note('')
       print(bench.line(row), flush=True)
       rows.append(row)
-    print(f'{"":6}dense floor {row["train"]["dense_gflops"]:.0f} GFLOP/s forward and backward, square matmul '
-          f'{row["matmul_gflops"]:.0f} GFLOP/s', flush=True)
+    print(f'      dense floor {row["train"]["dense_gflops"]:.0f} GFLOP/s forward and backward, '
+          f'square matmul {row["matmul_gflops"]:.0f} GFLOP/s', flush=True)
     if args.json:                          # after every shape, so that an interruption loses little
       args.json.write_text(json.dumps(dict(device=device, jax=jax.__version__, rows=rows), indent=1) + '\n')

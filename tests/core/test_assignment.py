@@ -151,4 +151,5 @@ def test_rows_are_sorted_by_expert_and_tables_are_inverse(seed):
 def test_adding_up_without_choices_is_the_same():
   edges, _, _ = random_edges(0)
   values = jax.random.normal(jax.random.key(0), (G, K * S, 3))
-  np.testing.assert_allclose(rows.add_up(values, edges), rows.add_up(values, edges.replace(choices=None)), rtol=1e-6)
+  want = rows.add_up(values, edges.replace(choices=None))
+  np.testing.assert_allclose(rows.add_up(values, edges), want, rtol=1e-6)

@@ -1,5 +1,6 @@
 """Every executor against `einsum`: values and all gradients, on made and on routed assignments."""
 
+import dataclasses
 import functools
 import re
 
@@ -19,7 +20,21 @@ from stmoe.experts import mlp
 G, S, D, F, E = 2, 16, 8, 12, 4
 SHIPPED_SIZES = blocks.SIZES
 FAST = [name for name in lookup.available('executor') if name != 'einsum']
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Biased:
+  """A bank whose empty rows do not give zeros, so that a gradient through them would show."""
+  w: jax.Array
+  b: jax.Array
+
+  def __call__(self, rows, key=None):
+    return rows.linear(self.w, self.b).map(jnp.cos)
+
+
 BANKS = {
+    'biased': Biased(jax.random.normal(jax.random.key(8), (E, D, D)), jnp.ones((E, D))),
     'mlp': mlp.Mlp(D, num_experts=E, d_ff=F, init_scale=1.0, rngs=nnx.Rngs(0)),
     'glu': glu.Glu(D, num_experts=E, d_ff=F, init_scale=1.0, multiplicative_bias=True, rngs=nnx.Rngs(1)),
 }
@@ -96,8 +111,9 @@ def test_made_assignments(executor, k, capacity):
 
 
 @pytest.mark.parametrize('executor', FAST)
-def test_gated_bank_with_bias(executor):
-  x, bank, a = activations(), BANKS['glu'], made('random', 2, 9)
+@pytest.mark.parametrize('bank', ['glu', 'biased'])
+def test_other_banks(executor, bank):
+  x, bank, a = activations(), BANKS[bank], made('random', 2, 9)
   assert_same(run(x, a.weight, bank, a, executor=executor), run(x, a.weight, bank, a, executor='einsum'))
 
 

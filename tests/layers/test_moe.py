@@ -20,8 +20,8 @@ DROPLESS = dict(capacity_factor=(None, None))
 
 
 def layer(router, executor='gather', group_size=None, **experts):
-  return moe.Moe(D, router=lookup.recipe('router', router), experts=lookup.recipe('experts', EXPERTS | experts),
-                 executor=executor, group_size=group_size, rngs=nnx.Rngs(0))
+  return moe.Moe(D, router=lookup.recipe('router', router), executor=executor, group_size=group_size,
+                 experts=lookup.recipe('experts', EXPERTS | experts), rngs=nnx.Rngs(0))
 
 
 def context(mask=None, **fields):
@@ -41,7 +41,7 @@ def apply(module, x, ctx):
 
 
 def test_group_size_must_divide_and_names_the_nearest():
-  with pytest.raises(UserError, match=r'group_size 6 does not divide the 2 x 8 = 16 tokens.*nearest: 2, 4, 8'):
+  with pytest.raises(UserError, match=r'group_size 6 does not divide the 2 x 8 = 16 tokens.*: 2, 4, 8'):
     moe.num_groups(2, 8, 6)
   assert moe.num_groups(2, 8, None) == (2, 8)
   assert moe.num_groups(2, 8, 16) == (1, 16)

@@ -79,8 +79,7 @@ def _backward(saved, dy):
       dx, dgate, dexperts = carry
       at = _slice(table, row, size)
       mine = row + jnp.arange(size) < end                            # the rest is of the next expert
-      xb = jnp.where(mine[:, None], _take(tokens, at), 0)            # [B, D]
-      dyb = _take(dy, at)                                            # [B, D]
+      xb, dyb = _take(tokens, at), _take(dy, at)                     # [B, D] twice
       dgb = (_slice(out, row, size).astype(jnp.float32) * dyb).sum(-1)
       dyb = (dyb * jnp.where(mine, _slice(gate, row, size), 0)[:, None]).astype(x.dtype)
       _, pull = jax.vjp(lambda bank, xb: bank(layouts.Buckets(xb), _fold(key, row)).x, bank, xb[None])
