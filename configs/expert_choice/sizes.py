@@ -24,7 +24,7 @@ from stmoe.configs.expert_choice import paper
 
 FACTOR = (paper.CAPACITY_FACTOR, paper.CAPACITY_FACTOR)
 # method -> (router, weight of its balance loss)
-METHODS = dict(
+ROUTERS = dict(
     expert_choice=(dict(name='expert_choice', capacity_factor=FACTOR, allow_causal=True), 0.0),
     gshard=(dict(name='gshard', capacity_factor=FACTOR), paper.BASELINE_BALANCE),
     switch=(dict(name='switch', capacity_factor=(1.25, 2.0)), paper.BASELINE_BALANCE),
@@ -35,7 +35,7 @@ METHODS = dict(
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, size='0.1b', experts=64, method='expert_choice')
   size = common.choose('size', args.size, paper.SIZES)
-  router, balance = common.choose('method', args.method, METHODS)
+  router, balance = common.choose('method', args.method, ROUTERS)
   layers = (('dm', size['layers'] // 2),) if router else (('d', size['layers']),)
 
   c = t5.pretraining(steps=1_500_000)

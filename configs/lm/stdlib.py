@@ -18,6 +18,9 @@ from stmoe.configs import common
 from stmoe.configs.lm import methods
 from stmoe.configs.lm import models
 
+# What `stmoe compare lm/stdlib` compares.
+METHODS = ('method=dense', 'method=switch', 'method=gshard', 'method=st_moe')
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='switch', backbone='', experts=8)

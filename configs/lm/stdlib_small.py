@@ -2,6 +2,7 @@ r"""A Switch model of the Python standard library for two CPU cores and 25 minut
 
   stmoe train lm/stdlib_small                       Switch, 8 experts, top-1
   stmoe train lm/stdlib_small:method=dense          the same model at equal active FLOPs per token
+  stmoe compare lm/stdlib_small                     both, with table and figures
   stmoe train lm/stdlib_small:smoke                 a minute
   method = dense | switch | gshard | st_moe
 
@@ -15,6 +16,9 @@ from stmoe.configs import arguments
 from stmoe.configs import common
 from stmoe.configs.lm import methods
 from stmoe.configs.lm import models
+
+# What `stmoe compare lm/stdlib_small` compares.
+METHODS = ('method=switch', 'method=dense')
 
 
 def get_config(arg=''):
