@@ -59,8 +59,8 @@ class SwitchMax(nnx.Module):
   def __call__(self, x, ctx, carry):
     """Returns Routed for x [G,S,D]; raises UserError in a causal stack."""
     if ctx.causal and not self.allow_causal:
-      raise UserError("router switch_max lets later tokens decide in a causal stack; use router name='switch' "
-                      'there, or set allow_causal=True')
+      raise UserError('router switch_max lets later tokens decide in a causal stack; nearest: router '
+                      "name='switch' (or allow_causal=True)")
     x = noise.jitter(x.astype(jnp.float32), self.jitter, ctx.fold('jitter').key if ctx.train else None)
     logits = jnp.einsum('gsd,de->gse', x, self.w[...], precision='highest')        # [G, S, E]
     factor = self.capacity_factor[0 if ctx.train else 1]

@@ -39,7 +39,9 @@ def test_sampling_draws_in_proportion_and_never_outside():
 
 def test_policies():
   gates = jnp.array([[[0.6, 0.3], [0.9, 0.1]]])
-  kept = lambda policy, uniform=None, threshold=0.2: choices.keep(policy, gates, uniform, threshold)[0, :, 1].tolist()
+
+  def kept(policy, uniform=None, threshold=0.2):
+    return choices.keep(policy, gates, uniform, threshold)[0, :, 1].tolist()
   assert kept('all') == [True, True] and kept('none') == [False, False]
   assert kept('threshold') == [True, False]
   assert kept('random', jnp.full((1, 2, 1), 0.45)) == [True, True]

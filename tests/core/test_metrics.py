@@ -45,7 +45,7 @@ def test_padding_is_neither_wanted_nor_dropped():
 def test_over_capacity_by_choice_level():
   edges = assignment.from_top_k(PROBS, 2)
   a = assignment.cap(edges, 2)
-  # First choices: expert 0 wants 3 of 2 slots. Second ones: expert 1 has one slot left for three, expert 0 none.
+  # First choices: expert 0 has 2 slots for 3. Second ones: expert 1 has one left for 3, expert 0 none.
   np.testing.assert_allclose(metrics.over_capacity(edges, a), [1 / 4, 3 / 4])
 
 
@@ -59,5 +59,6 @@ def test_metrics_carry_no_gradient():
   def total(logits):
     probs = jax.nn.softmax(logits)
     edges = assignment.from_top_k(probs, 1)
-    return sum(metrics.routing(logits, probs, edges, assignment.cap(edges, 1), np.ones((1, 4), bool)).values())
+    a = assignment.cap(edges, 1)
+    return sum(metrics.routing(logits, probs, edges, a, np.ones((1, 4), bool)).values())
   assert not jnp.any(jax.grad(total)(jnp.log(PROBS)))

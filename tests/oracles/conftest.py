@@ -30,7 +30,8 @@ def pytest_terminal_summary(terminalreporter, config):
   missing = {method: n for method, n in sorted(count.items()) if not cases.implemented(method)}
   reached = sum(count.values()) - sum(missing.values())
   terminalreporter.section('oracles')
-  terminalreporter.line(f'{reached} cases of {len(count) - len(missing)} implemented methods in {folder(config)}')
+  methods = len(count) - len(missing)
+  terminalreporter.line(f'{reached} cases of {methods} implemented methods in {folder(config)}')
   if missing:
     terminalreporter.line(f'{sum(missing.values())} cases of {len(missing)} methods not implemented: '
                           + ', '.join(f'{method} ({n})' for method, n in missing.items()))

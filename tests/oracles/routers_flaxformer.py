@@ -45,7 +45,8 @@ def compare(case, f, grads):
   def g(w):
     logits = jnp.einsum('gsd,de->gse', case['token_inputs'], w, precision='highest')
     scalars, arrays = f(logits)
-    return scalars, (scalars, dict(arrays, router_logits=logits, router_probs=jax.nn.softmax(logits, axis=-1)))
+    arrays.update(router_logits=logits, router_probs=jax.nn.softmax(logits, axis=-1))
+    return scalars, (scalars, arrays)
   gradients, (scalars, arrays) = jax.jit(jax.jacrev(g, has_aux=True))(jnp.asarray(case['router_kernel']))
   for name in arrays:
     if name in case:
@@ -66,7 +67,8 @@ def masked_router(case, route, k):
     balance, z = reference_losses(logits, mask, max(k, 1))
     if mask.all():                                                   # then ours needs no translation
       balance, z = aux.losses['balance'], aux.losses['z']
-    return dict(aux=balance, z=z, combine=jnp.sum(cotangent * combine)), dict(combine_array=combine, dispatch=dispatch)
+    scalars = dict(aux=balance, z=z, combine=jnp.sum(cotangent * combine))
+    return scalars, dict(combine_array=combine, dispatch=dispatch)
 
   scalars, arrays = compare(case, f, ['aux', 'z', 'combine'] if k else ['z', 'combine'])
   case.assert_close('router_z_loss', scalars['z'])
@@ -133,7 +135,8 @@ def moe_layer(case, router, k):
   bank, names = bank_of(config)
   layer = moe.Moe(
       case['inputs'].shape[-1], executor='einsum', group_size=derived['tokens_per_group'], experts=bank,
-      router=functools.partial(router, num_experts=config['num_experts'], capacity_factor=(config['capacity_factor'],) * 2,
+      router=functools.partial(router, num_experts=config['num_experts'],
+                               capacity_factor=(config['capacity_factor'],) * 2,
                                min_capacity=config['min_expert_capacity']), rngs=nnx.Rngs(0))
   kernels = {f'expert/{theirs}/kernel': getattr(layer.experts, ours) for ours, theirs in names.items()}
   kernels['router/router_weights/w/kernel'] = layer.router.w

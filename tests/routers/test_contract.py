@@ -117,7 +117,8 @@ def test_all_padding_is_finite(name):
 
 @every_router
 def test_capacity_none_drops_nothing(name):
-  router = lookup.constructor('router', name)(D, num_experts=E, capacity_factor=(None, None), rngs=nnx.Rngs(0))
+  make = lookup.constructor('router', name)
+  router = make(D, num_experts=E, capacity_factor=(None, None), rngs=nnx.Rngs(0))
   a, aux = route(router, inputs(), MASK, total(MASK))
   assert a.capacity == S and aux.metrics['drop_frac'] == 0 and aux.metrics['left_behind'] == 0
 
@@ -137,10 +138,11 @@ def test_causal_stacks_get_a_causal_router_or_a_refusal(name):
   if name in ('expert_choice', 'expert_selection', 'switch_max'):
     with pytest.raises(errors.UserError, match='causal stack'):
       route(router, x, mask, count, causal=True)
-    allowed = lookup.constructor('router', name)(D, num_experts=E, allow_causal=True, rngs=nnx.Rngs(0))
+    make = lookup.constructor('router', name)
+    allowed = make(D, num_experts=E, allow_causal=True, rngs=nnx.Rngs(0))
     route(allowed, x, mask, count, causal=True)
   else:
     a = route(router, x, mask, count, causal=True)[0]
     b = route(router, x.at[:, S // 2:].set(x[:, :S // 2] + 1), mask, count, causal=True)[0]
-    before = np.asarray(a.token[0, :S]) < S // 2                     # first choices come first in the list
+    before = np.asarray(a.token[0, :S]) < S // 2                     # the first S edges: first choices
     np.testing.assert_array_equal(a.expert[0, :S][before], b.expert[0, :S][before])

@@ -24,7 +24,8 @@ def test_experts_take_their_best_tokens(logits, edges):
 def test_a_token_may_have_all_experts_or_none(logits, edges):
   a, aux = route(logits, ALL, 3)
   # Three each: token 0 is last for expert 1, token 3 for expert 0; tokens 1 and 2 have both.
-  assert edges(a) == {(0, 0, 0, 0.8), (2, 0, 1, 0.7), (1, 0, 2, 0.6), (3, 1, 0, 0.9), (1, 1, 1, 0.4), (2, 1, 2, 0.3)}
+  assert edges(a) == {(0, 0, 0, 0.8), (2, 0, 1, 0.7), (1, 0, 2, 0.6),
+                      (3, 1, 0, 0.9), (1, 1, 1, 0.4), (2, 1, 2, 0.3)}
   assert aux.metrics['experts_per_token_max'] == 2
   _, aux = route(logits, ALL, 1)
   assert aux.metrics['left_behind'] == 0.5                           # tokens 1 and 2

@@ -72,7 +72,8 @@ def test_jitter_never_reaches_the_experts(call, context):
   router = switch.Switch(8, num_experts=2, jitter=0.5, rngs=nnx.Rngs(0))
   routed = call(router, x, context(ALL, key=jax.random.key(0), train=True))
   assert routed.carry == {} and jnp.all(x == 1)
-  assert len(set(np.asarray(routed.assignment.weight[0]).tolist())) == 4   # equal tokens, unequal views of them
+  # Equal tokens, but the router saw unequal views of them.
+  assert len(set(np.asarray(routed.assignment.weight[0]).tolist())) == 4
 
 
 def test_unknown_exploration():
