@@ -49,8 +49,9 @@ def measure(cfg, rounds=9, steps=10, devices=None):
   times, host = np.moveaxis(np.array(rows), -1, 0)                   # [rounds, 2] each
   ratios = times[:, 1] / times[:, 0]
   step_ms, loop_ms = (1e3 * np.median(times, axis=0) / steps).tolist()
-  return dict(step_ms=step_ms, loop_ms=loop_ms, host_ms=float(1e3 * np.median(host[:, 1] - host[:, 0]) / steps),
-              ratio=float(np.median(ratios)), ratios=ratios.tolist())
+  host_ms = float(1e3 * np.median(host[:, 1] - host[:, 0]) / steps)
+  return dict(step_ms=step_ms, loop_ms=loop_ms, host_ms=host_ms, ratio=float(np.median(ratios)),
+              ratios=ratios.tolist())
 
 
 def _seconds(work, run):
