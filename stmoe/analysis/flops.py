@@ -69,7 +69,7 @@ def edges_per_token(cfg, block):
   """Returns how many (token, expert) edges a token has on average: N / S of the training assignment.
 
   k of token choice, the capacity factor of expert choice; choices that are skipped at
-  random or dropped for capacity are counted.
+  random or dropped for capacity are counted, and so are the alternatives of `ntlb`.
   """
   size = block.group_size or min(lengths(cfg).values())
   width = cfg.model.d_model
