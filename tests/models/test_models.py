@@ -1,0 +1,96 @@
+"""The language model and T5: shapes, causality, packing, precision, gradients, sizes."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from stmoe import lookup
+from stmoe.errors import UserError
+
+# Top-2 with drops is not causal: a later token's first choice goes before an earlier one's second.
+DROPLESS = dict(name='gshard', num_experts=3, capacity_factor=(None, None))
+BLOCKS = tiny.BLOCKS | dict(g=tiny.SPARSE | dict(router=DROPLESS))
+CAUSAL = dict(lm=dict(tiny.MODELS['lm'], layers=(('dsg', 2),)),
+              t5=dict(tiny.MODELS['t5'], decoder=(('dsg', 2),)))
+
+
+def build(name, **fields):
+  return lookup.recipe('model', CAUSAL[name] | fields)(blocks=BLOCKS, rngs=nnx.Rngs(0))
+
+
+@jax.jit
+def forward(model, batch):
+  return model(batch)
+
+
+@pytest.mark.parametrize('name', ['lm', 't5'])
+def test_shapes_names_and_causality(name):
+  model = build(name)
+  batch = tiny.batch(name, 2, 8)
+  logits, aux = forward(model, batch)
+  assert logits.shape == (2, 8, tiny.VOCAB) and logits.dtype == jnp.float32
+  decoder = [f'decoder_{i:02d}' for i in (1, 2, 4, 5)]
+  assert list(aux) == ([f'encoder_{i:02d}' for i in range(4)] if name == 't5' else []) + decoder
+  assert all(a.load.shape == (3,) for a in aux.values())
+  changed = batch | dict(decoder_input_tokens=batch['decoder_input_tokens'].at[:, 5].add(1) % tiny.VOCAB)
+  other, _ = forward(model, changed)
+  np.testing.assert_array_equal(other[:, :5], logits[:, :5])
+  assert (np.abs(other[:, 5:] - logits[:, 5:]).max(axis=(0, 2)) > 0).all()
+
+
+def test_prefix_sees_itself_in_both_directions_and_nothing_after():
+  model = build('lm', layers=(('d', 2),))
+  batch = tiny.batch('lm', 1, 6) | dict(decoder_causal_attention=jnp.array([[1, 1, 1, 0, 0, 0]]))
+  logits, _ = forward(model, batch)
+  change = lambda t: forward(model, batch | dict(
+      decoder_input_tokens=batch['decoder_input_tokens'].at[0, t].add(1) % tiny.VOCAB))[0]
+  assert (jnp.abs(change(2) - logits)[0, :3].max(axis=-1) > 0).all()
+  np.testing.assert_array_equal(change(3)[0, :3], logits[0, :3])
+
+
+@pytest.mark.parametrize('name', ['lm', 't5'])
+def test_packed_sequences_do_not_see_each_other(name):
+  model = build(name)
+  batch = tiny.batch(name, 1, 8)
+  second = jnp.arange(8)[None] >= tiny.SIZE
+  batch |= {key: a + second for key, a in batch.items() if key.endswith('segment_ids')}
+  logits, _ = forward(model, batch)
+  keys = [key for key in batch if key.endswith('input_tokens')]
+  other, _ = forward(model, batch | {key: batch[key].at[0, :tiny.SIZE].add(1) % tiny.VOCAB for key in keys})
+  np.testing.assert_array_equal(other[0, tiny.SIZE:], logits[0, tiny.SIZE:])
+  assert (other[0, :tiny.SIZE] != logits[0, :tiny.SIZE]).any()
+
+
+def test_bfloat16_activations_keep_float32_parameters_and_logits():
+  model, exact = build('lm', dtype='bfloat16'), build('lm')
+  batch = tiny.batch('lm', 2, 8)
+  logits, aux = forward(model, batch)
+  assert logits.dtype == jnp.float32
+  assert {a.dtype for a in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype('float32')}
+  assert all(a.losses['z'].dtype == jnp.float32 for a in aux.values())
+  np.testing.assert_allclose(logits, forward(exact, batch)[0], atol=0.1)
+
+
+def test_gradients_reach_every_parameter():
+  made = tiny.build('t5')
+  _, grads = tiny.run('t5', made, tiny.batch('t5', 4, 8))
+  dead = [jax.tree_util.keystr(path) for path, g in jax.tree.leaves_with_path(grads) if not jnp.any(g)]
+  assert not dead
+
+
+def test_t5_small_has_its_published_size():
+  """google/t5-v1_1-small: D 512, F 1024, 6 heads of 64, 8 layers each side; about 77M parameters."""
+  blocks = dict(d=dict(layer='dense', d_ff=1024, activation='gelu', gated=True))
+  fields = dict(name='t5', vocab_size=32128, d_model=512, num_heads=6, head_dim=64,
+                encoder=(('d', 8),), decoder=(('d', 8),))
+  abstract = nnx.eval_shape(lambda: lookup.recipe('model', fields)(blocks=blocks, rngs=nnx.Rngs(0)))
+  sizes = [int(np.prod(a.shape)) for a in jax.tree.leaves(nnx.state(abstract, nnx.Param))]
+  assert sum(sizes) == 76_961_152
+
+
+def test_odd_heads_are_refused():
+  with pytest.raises(UserError, match='head_dim 5 is odd'):
+    build('lm', head_dim=5)

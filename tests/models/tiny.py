@@ -1,0 +1,90 @@
+"""Tiny models with every router, and batches, for the tests of this folder."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from stmoe import lookup
+from stmoe import state
+
+VOCAB, SIZE = 23, 4                                                  # SIZE: tokens of a routing group
+SPARSE = dict(layer='moe', group_size=SIZE, experts=dict(name='mlp', d_ff=8, init_scale=1.0))
+BLOCKS = dict(
+    d=dict(layer='dense', d_ff=12, activation='gelu', gated=True),
+    x=dict(layer='dense', d_ff=12, attention=False),
+    s=SPARSE | dict(router=dict(name='switch', num_experts=3, min_capacity=1)),
+    g=SPARSE | dict(router=dict(name='gshard', num_experts=3, min_capacity=1)),
+    t=SPARSE | dict(router=dict(name='st_moe', num_experts=3, min_capacity=1)),
+    e=SPARSE | dict(router=dict(name='expert_choice', num_experts=3, min_capacity=1, allow_causal=True)))
+SHAPES = dict(vocab_size=VOCAB, d_model=8, num_heads=2, head_dim=4)
+MODELS = dict(lm=dict(name='lm', layers=(('dstx', 1), ('ge', 2)), **SHAPES),
+              t5=dict(name='t5', encoder=(('se', 2),), decoder=(('tg', 1),), **SHAPES))
+
+
+@functools.cache
+def build(name, **fields):
+  """Returns (graphdef, params, router_state) of MODELS[name] with `fields`, as the trainer splits it.
+
+  Router and expert weights are large enough for routing to be decided and for drops.
+  """
+  model = lookup.recipe('model', MODELS[name] | fields)(blocks=BLOCKS, rngs=nnx.Rngs(0))
+  graphdef, params, router_state = nnx.split(model, nnx.Param, state.RouterState)
+  params = jax.tree.map(lambda a: 30 * a if a.shape[-1] == 3 else a, nnx.to_pure_dict(params))
+  return graphdef, params, nnx.to_pure_dict(router_state)
+
+
+def batch(name, rows, length, seed=0, real=None):
+  """Returns a batch of MODELS[name]: `rows` sequences of `real` tokens (default: all) in `length`.
+
+  The encoder of an encoder-decoder gets sequences of the same lengths.
+  """
+  rng = np.random.default_rng(seed)
+  mask = np.arange(length) < np.full((rows, 1), length if real is None else real)
+  stacks = ('encoder', 'decoder') if name == 't5' else ('decoder',)
+  made = {}
+  for stack in stacks:
+    ids = np.where(mask, rng.integers(1, VOCAB, (rows, length)), 0)
+    made[f'{stack}_input_tokens'] = ids
+    made[f'{stack}_segment_ids'] = mask.astype(np.int32)
+    made[f'{stack}_positions'] = np.arange(length) * mask
+  made['decoder_target_tokens'] = np.where(mask, rng.integers(1, VOCAB, (rows, length)), 0)
+  made['decoder_loss_weights'] = mask.astype(np.int32)
+  return {key: jnp.asarray(value, jnp.int32) for key, value in made.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_grad(graphdef, params, batch, tokens, count, key=None):
+  """Returns (loss, gradients): cross-entropy over `count`, plus router losses averaged over layers."""
+  def loss(params):
+    model = nnx.merge(graphdef, params, {})
+    logits, aux = model(batch, key=key, train=True, tokens=tokens)
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch['decoder_target_tokens'])
+    mean = lambda name: sum(a.losses[name] for a in aux.values()) / len(aux)
+    return jnp.sum(nll * batch['decoder_loss_weights']) / count + 0.1 * mean('balance') + 0.01 * mean('z')
+  return jax.value_and_grad(loss)(params)
+
+
+def run(name, made, batch, key=None, parts=1):
+  """Returns `value_and_grad` of model `made` = build(name), in `parts` microbatches averaged."""
+  graphdef, params, _ = made
+  stacks = ('encoder', 'decoder') if name == 't5' else ('decoder',)
+  tokens = {s: (batch[f'{s}_segment_ids'] > 0).sum() / jnp.float32(parts) for s in stacks}
+  count = batch['decoder_loss_weights'].sum() / jnp.float32(parts)
+  size = len(batch['decoder_target_tokens']) // parts
+  slices = [jax.tree.map(lambda a: a[i * size:(i + 1) * size], batch) for i in range(parts)]
+  results = [value_and_grad(graphdef, params, part, tokens, count, key) for part in slices]
+  return jax.tree.map(lambda *leaves: sum(leaves) / parts, *results)
+
+
+def assert_equal(actual, expected):
+  """Raises AssertionError unless two results of `run` agree to float32 round-off."""
+  scale = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(expected[1]))
+  np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5)
+  flat, expected_flat = (jax.tree.leaves_with_path(r[1]) for r in (actual, expected))
+  assert [p for p, _ in flat] == [p for p, _ in expected_flat]
+  for (path, a), (_, b) in zip(flat, expected_flat):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6 * max(scale, 1), err_msg=jax.tree_util.keystr(path))
