@@ -89,22 +89,32 @@ def gradients(cfg, plan, state, batch, microbatches):
 
 
 def split(batch, microbatches):
-  """Returns [B,...] arrays as [M,B/M,...]: row b goes to microbatch b mod M.
+  """Returns [B,...] arrays as [M,B/M,...]: each device's rows are cut into M runs, in order.
 
-  So every device's share of the batch is divided evenly and no row moves between devices.
+  No row moves between devices, and rows that are routed in one group stay together.
   """
+  shards = axes.num_shards('batch')
+
   def one(x):
-    x = x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)     # [M, B/M, ...]
-    return axes.constrain(x, None, 'batch', *[None] * (x.ndim - 2))
+    rest = x.shape[1:]
+    x = x.reshape(shards, microbatches, -1, *rest).swapaxes(0, 1)    # [M, shards, B/(M*shards), ...]
+    return axes.constrain(x.reshape(microbatches, -1, *rest), None, 'batch', *[None] * len(rest))
   return jax.tree.map(one, batch)
 
 
 def merge(aux):
   """Returns the Aux of a whole batch from one with a leading axis of microbatches.
 
-  Loads add up; losses and metrics are averages, but metrics called ..._max are maxima.
+  Loads add up. Losses and metrics are means over microbatches, except metrics called ..._max,
+  which are maxima, and ..._frac, which are shares of the load.
   """
-  reduce = lambda name, x: jnp.max(x, 0) if name.endswith('_max') else jnp.mean(x, 0)
+  load = jnp.sum(aux.load, -1)                                       # [M]
+
+  def reduce(name, x):
+    if name.endswith('_max'):
+      return jnp.max(x, 0)
+    return jnp.sum(x * load) / jnp.maximum(jnp.sum(load), 1) if name.endswith('_frac') else jnp.mean(x, 0)
+
   return contract.Aux(losses={n: jnp.mean(x, 0) for n, x in aux.losses.items()}, load=jnp.sum(aux.load, 0),
                       metrics={n: reduce(n, x) for n, x in aux.metrics.items()})
 

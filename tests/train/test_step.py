@@ -65,6 +65,17 @@ def test_microbatches_and_devices_change_nothing(whole, tmp_path, devices, chang
   assert_close(state['counts'], whole[0]['counts'])
 
 
+def test_microbatches_keep_groups_of_several_rows(tmp_path):
+  one, *others = [run(config(tmp_path, **{'blocks.m.group_size': 64, 'train.microbatches': n}), [batch()], devices)[1]
+                  for devices, n in ((1, 1), (1, 4), (2, 2))]
+  for reports in others:
+    names = ('loss/total', 'loss/aux_balance', 'grad_norm', 'load')
+    assert_close({n: reports[0][n] for n in names}, {n: one[0][n] for n in names})
+    for layer, metrics in one[0]['layers'].items():
+      assert_close(reports[0]['layers'][layer]['drop_frac'], metrics['drop_frac'])
+      assert 0 < metrics['drop_frac'] < 1
+
+
 @pytest.mark.slow
 def test_microbatches_draw_their_own_noise(tmp_path):
   half = {name: np.concatenate([x[:4]] * 2) for name, x in batch().items()}
