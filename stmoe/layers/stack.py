@@ -16,7 +16,6 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe import state
 from stmoe.core import noise
-from stmoe.layers import attention
 from stmoe.layers import norm
 
 # What the forward keeps for the backward; the rest of a unit is computed again.

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 
 def unroll(params):
   """Returns the pure dict of a model with `scan_layers=False` from that of a scanned one."""
-  return _map_segments(params, lambda unit: {
-      i: jax.tree.map(lambda a: a[i], unit) for i in range(len(jax.tree.leaves(unit)[0]))})
+  take = lambda unit, i: jax.tree.map(lambda a: a[i], unit)
+  return _map_segments(params, lambda unit: {i: take(unit, i) for i in range(len(jax.tree.leaves(unit)[0]))})
 
 
 def roll(params):
   """Returns the pure dict of a scanned model from that of one with `scan_layers=False`."""
-  return _map_segments(params, lambda units: jax.tree.map(
-      lambda *leaves: jnp.stack(leaves), *(units[i] for i in range(len(units)))))
+  stack = lambda *leaves: jnp.stack(leaves)
+  return _map_segments(params, lambda units: jax.tree.map(stack, *(units[i] for i in range(len(units)))))
 
 
 def _map_segments(tree, convert):

@@ -20,7 +20,8 @@ BLOCKS = dict(d=dict(layer='dense', d_ff=8), x=dict(layer='dense', d_ff=8, atten
 
 def build(pattern, blocks=BLOCKS, **fields):
   attend = functools.partial(attention.Attention, num_heads=2, head_dim=4)
-  return stack.Stack(8, name='decoder', pattern=pattern, blocks=blocks, attention=attend, rngs=nnx.Rngs(0), **fields)
+  return stack.Stack(8, name='decoder', pattern=pattern, blocks=blocks, attention=attend, rngs=nnx.Rngs(0),
+                     **fields)
 
 
 class Counting(nnx.Module):

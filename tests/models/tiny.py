@@ -75,7 +75,7 @@ def run(name, made, batch, key=None, parts=1):
   tokens = {s: (batch[f'{s}_segment_ids'] > 0).sum() / jnp.float32(parts) for s in stacks}
   count = batch['decoder_loss_weights'].sum() / jnp.float32(parts)
   size = len(batch['decoder_target_tokens']) // parts
-  slices = [jax.tree.map(lambda a: a[i * size:(i + 1) * size], batch) for i in range(parts)]
+  slices = [{k: a[i * size:(i + 1) * size] for k, a in batch.items()} for i in range(parts)]
   results = [value_and_grad(graphdef, params, part, tokens, count, key) for part in slices]
   return jax.tree.map(lambda *leaves: sum(leaves) / parts, *results)
 

@@ -107,7 +107,8 @@ def variables(model):
 def _feed_forward(layer, prefix):
   if not hasattr(layer, 'router'):
     return _matrices(layer, prefix)
-  return {f'{prefix}/router/router_weights/w/kernel': layer.router.w} | _matrices(layer.experts, f'{prefix}/expert')
+  router = {f'{prefix}/router/router_weights/w/kernel': layer.router.w}
+  return router | _matrices(layer.experts, f'{prefix}/expert')
 
 
 def _matrices(module, prefix):
