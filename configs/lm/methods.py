@@ -49,8 +49,12 @@ def expert_choice(d_ff, num_experts, group_size=None):
 
 
 def moe(router, d_ff, group_size):
-  """Returns the sparse layer of `router` with ReLU experts of width `d_ff`, initialised like dense."""
-  return dict(layer='moe', executor='gather', group_size=group_size, router=router,
+  """Returns the sparse layer of `router` with ReLU experts of width `d_ff`, initialised like dense.
+
+  `blocks` is the fast executor of a CPU, where these models are made to run; on an accelerator
+  take --config.blocks.m.executor=gather. The numbers are the same.
+  """
+  return dict(layer='moe', executor='blocks', group_size=group_size, router=router,
               experts=dict(name='mlp', d_ff=d_ff, init_scale=1.0))
 
 

@@ -2,6 +2,8 @@
 
 stmoe bench                                   all four shapes, real routing: a few minutes
 stmoe bench --shapes C1 --routing real,skewed,uniform --json OUT
+stmoe bench --step lm/stdlib_small              a training step instead: what of it is matrix products,
+                                                and what the training loop costs beside it
 """
 
 import json
@@ -14,10 +16,36 @@ def add_arguments(parser):
   parser.add_argument('--executors', default='gather,blocks', help='module names (default: gather,blocks)')
   parser.add_argument('--routing', default='real', help='out of real, skewed, uniform (default: real)')
   parser.add_argument('--rounds', type=int, default=9, help='how often everything is timed (default: 9)')
+  parser.add_argument('--step', metavar='NAME', help='an experiment whose training step to time instead')
+  parser.set_defaults(overrides=())
   parser.add_argument('--json', metavar='OUT', type=pathlib.Path, help='also write the rows to this file')
 
 
 def run(args):
+  if args.step:
+    return time_step(args)
+  return time_executors(args)
+
+
+def time_step(args):
+  """Prints what a training step spends its time on; see `stmoe.train.products` and `overhead`."""
+  from stmoe import experiment
+  from stmoe.train import overhead
+  from stmoe.train import products
+
+  cfg, name = experiment.load(args.step, args.overrides)
+  row = dict(products.measure(cfg, args.rounds), loop=overhead.measure(cfg, args.rounds))
+  print(f'{name}: step {row["step_ms"]:.0f} ms, {row["share"]:.0%} of it in matrix products; '
+        f'{row["gflops"]:.0f} active GFLOP/s, square matmul {row["matmul_gflops"]:.0f} GFLOP/s')
+  loop = row['loop']
+  print(f'training loop over the bare step: {loop["ratio"]:.3f} (median of {len(loop["ratios"])} paired '
+        f'ratios), {loop["loop_ms"]:.0f} and {loop["step_ms"]:.0f} ms')
+  if args.json:
+    args.json.write_text(json.dumps(row, indent=1) + '\n')
+
+
+def time_executors(args):
+  """Prints a row per shape, executor and routing; see `stmoe.analysis.bench`."""
   from stmoe import errors
   from stmoe import lookup
   from stmoe.analysis import bench

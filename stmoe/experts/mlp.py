@@ -21,8 +21,9 @@ class Mlp(nnx.Module):
                init_scale=0.1, rngs):
     # batch_axis: otherwise E counts into the fan and weights come out sqrt(E) too small.
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal', batch_axis=(0,))
-    self.wi = axes.param(init, (num_experts, d_model, d_ff), 'expert', 'expert_embed', 'expert_mlp', rngs=rngs)
-    self.wo = axes.param(init, (num_experts, d_ff, d_model), 'expert', 'expert_mlp', 'expert_embed', rngs=rngs)
+    inward, outward = ('expert', 'expert_embed', 'expert_mlp'), ('expert', 'expert_mlp', 'expert_embed')
+    self.wi = axes.param(init, (num_experts, d_model, d_ff), *inward, rngs=rngs)
+    self.wo = axes.param(init, (num_experts, d_ff, d_model), *outward, rngs=rngs)
     self.activation = activation
     self.dropout_rate = dropout_rate
 

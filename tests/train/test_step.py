@@ -66,8 +66,8 @@ def test_microbatches_and_devices_change_nothing(whole, tmp_path, devices, chang
 
 
 def test_microbatches_keep_groups_of_several_rows(tmp_path):
-  one, *others = [run(config(tmp_path, **{'blocks.m.group_size': 64, 'train.microbatches': n}), [batch()], devices)[1]
-                  for devices, n in ((1, 1), (1, 4), (2, 2))]
+  cut = lambda n: config(tmp_path, **{'blocks.m.group_size': 64, 'train.microbatches': n})
+  one, *others = [run(cut(n), [batch()], devices)[1] for devices, n in ((1, 1), (1, 4), (2, 2))]
   for reports in others:
     names = ('loss/total', 'loss/aux_balance', 'grad_norm', 'load')
     assert_close({n: reports[0][n] for n in names}, {n: one[0][n] for n in names})

@@ -1,0 +1,63 @@
+"""The README's router is real: its code is taken from the page, run and compared with the meaning."""
+
+import importlib.util
+import pathlib
+import re
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stmoe import lookup
+from stmoe.core import contract
+from stmoe.experts import mlp
+
+README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
+
+
+@pytest.fixture(scope='module')
+def router(tmp_path_factory):
+  code = re.search(r'<!-- stmoe/routers/sigmoid.py -->\n```python\n(.*?)```', README, re.S).group(1)
+  path = tmp_path_factory.mktemp('routers') / 'sigmoid.py'
+  path.write_text(code, encoding='utf-8')
+  spec = importlib.util.spec_from_file_location('sigmoid', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.Sigmoid(8, num_experts=4, k=2, rngs=nnx.Rngs(0))
+
+
+def context(groups, size):
+  zeros = jnp.zeros((groups, size), jnp.int32)
+  mask = jnp.ones((groups, size), bool).at[0, -3:].set(False)
+  return contract.Context(mask=mask, ids=zeros, positions=zeros, segments=zeros + 1, step=jnp.int32(0),
+                          tokens=jnp.float32(groups * size - 3), train=True)
+
+
+def test_router_of_the_readme_runs_alike_in_every_executor(router):
+  x = jax.random.normal(jax.random.key(1), (2, 16, 8))
+  bank = mlp.Mlp(8, num_experts=4, d_ff=16, rngs=nnx.Rngs(1))
+  routed = router(x, context(2, 16), {})
+
+  def loss(executor):
+    def value(router, bank, x):
+      a = router(x, context(2, 16), {}).assignment
+      return jnp.sum(jnp.sin(lookup.module('executor', executor).execute(x, a, bank)))
+    return jax.value_and_grad(value, argnums=(0, 1, 2))(router, bank, x)
+
+  want = loss('einsum')
+  for executor in lookup.available('executor'):
+    for a, b in zip(jax.tree.leaves(loss(executor)), jax.tree.leaves(want)):
+      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=executor)
+  assert float(jnp.abs(want[1][0].w[...]).max()) > 0                 # the router learns
+  assert int(routed.aux.load.sum()) == 2 * (32 - 3)                  # padding goes nowhere
+
+
+def test_files_and_experiments_named_in_the_readme_exist():
+  root = pathlib.Path(__file__).parents[1]
+  for path in re.findall(r'\]\((?!https?:)([^)#]+)\)', README):
+    assert (root / path).exists(), path
+  for name in re.findall(r'`([a-z_]+/[a-z0-9_]+)(?::[^`]*)?`', README):
+    if name.split('/')[0] in {p.name for p in (root / 'configs').iterdir()}:
+      assert (root / 'configs' / f'{name}.py').exists(), name
