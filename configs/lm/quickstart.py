@@ -28,9 +28,9 @@ def get_config(arg=''):
   c.losses = losses
   c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
   c.schedule = dict(name='cosine', peak=4e-3, warmup_steps=20, end_fraction=0.05)
-  c.train.update(steps=150, batch_size=16, clip=1.0, log_every=10, stats_every=10)
-  c.eval.update(every=75, batch_size=16)
-  c.checkpoint.update(every=75)
+  c.train.update(steps=240, batch_size=16, clip=1.0, log_every=10, stats_every=10)
+  c.eval.update(every=60, batch_size=16)
+  c.checkpoint.update(every=60)
   if args.smoke:
     c.train.update(steps=20, stats_every=10)
     c.eval.update(every=20, batches=4)
