@@ -19,7 +19,7 @@ from stmoe.core import assignment
 from stmoe.core import layouts
 from stmoe.core import rows as rows_lib
 
-SIZES = (512, 128, 32)                  # each a multiple of the next
+SIZES = (512, 256, 128, 32)             # each a multiple of the next
 
 
 def execute(x, a, experts, key=None):
