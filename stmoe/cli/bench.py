@@ -7,6 +7,7 @@ stmoe bench --step lm/stdlib_small              a training step instead: what of
 """
 
 import json
+import os
 import pathlib
 import sys
 
@@ -33,6 +34,7 @@ def time_step(args):
   from stmoe.train import overhead
   from stmoe.train import products
 
+  os.environ['STMOE_PROGRESS'] = 'off'
   cfg, name = experiment.load(args.step, args.overrides)
   row = dict(products.measure(cfg, args.rounds), loop=overhead.measure(cfg, args.rounds))
   print(f'{name}: step {row["step_ms"]:.0f} ms, {row["share"]:.0%} of it in matrix products; '
