@@ -30,33 +30,27 @@ class Optimizer(NamedTuple):
 def adamw(names, shapes, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0):
   """Returns AdamW (arXiv:1711.05101): decay lr * weight_decay * param, of matrices only (see `decayed`)."""
   adam = optax.scale_by_adam(b1, b2, eps)
-  masks = decayed(names)
-
-  def init(params):
-    return dict(adam.init(params)._asdict())
-
-  def update(grads, state, params, rate):
-    steps, state = adam.update(grads, optax.ScaleByAdamState(**state))
-    decay = lambda p, u, masked: p - rate * (u + weight_decay * p if masked else u)
-    return jax.tree.map(decay, params, steps, masks), dict(state._asdict())
-
-  return Optimizer(init, update, dict(count=(), mu=names, nu=names))
+  return _decoupled(adam, optax.ScaleByAdamState, decayed(names), weight_decay,
+                    dict(count=(), mu=names, nu=names))
 
 
 def sgd(names, shapes, *, momentum=0.0, nesterov=False, weight_decay=0.0):
   """Returns SGD with momentum; `weight_decay` is decoupled, of matrices only (see `decayed`)."""
   trace = optax.trace(momentum, nesterov)
-  masks = decayed(names)
+  return _decoupled(trace, optax.TraceState, decayed(names), weight_decay, dict(trace=names))
 
+
+def _decoupled(transform, state_type, masks, weight_decay, names):
+  """An Optimizer of an optax transform with decoupled weight decay; its state is a plain dict."""
   def init(params):
-    return dict(trace.init(params)._asdict())
+    return dict(transform.init(params)._asdict())
 
   def update(grads, state, params, rate):
-    steps, state = trace.update(grads, optax.TraceState(**state))
+    steps, state = transform.update(grads, state_type(**state))
     decay = lambda p, u, masked: p - rate * (u + weight_decay * p if masked else u)
     return jax.tree.map(decay, params, steps, masks), dict(state._asdict())
 
-  return Optimizer(init, update, dict(trace=names))
+  return Optimizer(init, update, names)
 
 
 def adafactor(names, shapes, *, decay_rate=0.8, step_offset=0, momentum=None, weight_decay=0.0,
