@@ -46,9 +46,9 @@ def data(task, length, vocab='bytes', **fields):
 def seq2seq(task, inputs_length, targets_length, vocab='bytes', **fields):
   """Returns the data section of an encoder-decoder: span corruption (T5: 15 %, mean span 3)."""
   return dict(dict(task=task, files=(), vocab=vocab, extra_ids=100, objective='span_corruption',
-                   inputs_length=inputs_length, targets_length=targets_length, join=True, pack=True,
-                   mixture=(), shuffle=True, eval_split='validation',
-                   cache_dir=''), **fields)
+                   inputs_length=inputs_length, targets_length=targets_length, noise_density=0.15,
+                   mean_span_length=3.0, join=True, pack=True, mixture=(), shuffle=True,
+                   eval_split='validation', cache_dir=''), **fields)
 
 
 def smoke(c):
