@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from stmoe import state as state_lib
+
 # Logical axis -> mesh axis (or tuple of mesh axes, or None for replicated).
 # Names follow T5X where they exist there.
 RULES = {
@@ -62,6 +64,14 @@ def param(init, shape, *names, rngs, dtype=jnp.float32):
   value = init(rngs.params(), tuple(shape), dtype)
   # Sharded from birth by jit's out_shardings (see `shardings`), not eagerly.
   return nnx.Param(value, out_sharding=tuple(names), eager_sharding=False)
+
+
+def state(value, *names):
+  """Returns a `RouterState` of array `value` whose axes carry the logical `names`, as `param` does."""
+  check(names)
+  if len(names) != value.ndim:
+    raise ValueError(f'{len(names)} logical axes {names} for shape {tuple(value.shape)}')
+  return state_lib.RouterState(value, out_sharding=tuple(names), eager_sharding=False)
 
 
 def spec(names, rules=None):

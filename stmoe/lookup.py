@@ -16,6 +16,7 @@ from stmoe import errors
 PACKAGES = {
     'model': 'stmoe.models',
     'layer': 'stmoe.layers',
+    'inner': 'stmoe.layers',          # the layer that a layer wraps
     'router': 'stmoe.routers',
     'experts': 'stmoe.experts',
     'executor': 'stmoe.core.execute',

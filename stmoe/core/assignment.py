@@ -18,6 +18,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from stmoe import errors
+
 
 @struct.dataclass(kw_only=True)
 class Edges:
@@ -41,6 +43,11 @@ class Edges:
     """The expert id of a dead edge: E + Z."""
     return self.num_experts + self.num_virtual
 
+  @property
+  def rows_per_group(self):
+    """N, the rows that experts compute for a group when nothing is dead."""
+    return self.token.shape[1]
+
 
 @struct.dataclass(kw_only=True)
 class Assignment(Edges):
@@ -50,6 +57,57 @@ class Assignment(Edges):
   """
   slot: jax.Array
   capacity: int = struct.field(pytree_node=False)
+
+  def masks(self):
+    """Returns dispatch and combine [G,S,E,C]; see `masks` below."""
+    return masks(self)
+
+
+@struct.dataclass
+class SoftAssignment:
+  """Slots that are mixtures of all tokens: the representation that is no list of edges.
+
+  The rows of expert e are sum_s dispatch[s,e,c] x_s, a token's output sum_ec combine[s,e,c] y_ec
+  (Soft MoE, arXiv:2308.00951). Only the `einsum` executor runs it.
+
+  dispatch, combine: f32[G,S,E,C]; both carry gradient.
+
+  >>> a = SoftAssignment(jnp.ones((1, 4, 2, 1)), jnp.ones((1, 4, 2, 1)))
+  >>> a.num_tokens, a.num_experts, a.capacity, a.rows_per_group
+  (4, 2, 1, 2)
+  """
+  dispatch: jax.Array
+  combine: jax.Array
+
+  @property
+  def num_tokens(self):
+    """S."""
+    return self.dispatch.shape[1]
+
+  @property
+  def num_experts(self):
+    """E."""
+    return self.dispatch.shape[2]
+
+  @property
+  def capacity(self):
+    """C, slots per expert."""
+    return self.dispatch.shape[3]
+
+  @property
+  def rows_per_group(self):
+    """E*C, the rows that experts compute for a group."""
+    return self.num_experts * self.capacity
+
+  @property
+  def expert(self):
+    """Raises UserError: an executor of edges was given mixtures."""
+    raise errors.UserError('this router mixes all tokens into every slot, it lists no edges; '
+                           "nearest: executor='einsum'")
+
+  def masks(self):
+    """Returns dispatch and combine f32[G,S,E,C]."""
+    return self.dispatch, self.combine
 
 
 def capacity(tokens, experts, factor, minimum=4):

@@ -23,6 +23,7 @@ class Context:
   step: jax.Array                    # i32[] optimizer step, traced: schedules need no recompile
   tokens: jax.Array                  # f32[] divisor of token-averaged losses (real tokens, see below)
   key: jax.Array | None = None       # JAX PRNG key; None = no randomness (evaluation)
+  vocab_size: int | None = struct.field(pytree_node=False, default=None)   # V of `ids`, where known
   train: bool = struct.field(pytree_node=False, default=False)
   causal: bool = struct.field(pytree_node=False, default=False)
 

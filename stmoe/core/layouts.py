@@ -1,6 +1,6 @@
 """How the rows of experts lie in memory, so that an expert is written once.
 
-An expert bank calls `linear`, `scale` and `map` on its rows and does not know which
+An expert bank calls `linear`, `scale`, `shift` and `map` on its rows and does not know which
 layout it got: `Buckets` [E,R,D] of capacity executors or `Ragged` [M,D] of dropless ones.
 """
 
@@ -49,8 +49,12 @@ class Buckets:
     """Returns rows times b [E,F], elementwise per expert."""
     return Buckets(self.x * b.astype(self.x.dtype)[:, None])
 
+  def shift(self, b):
+    """Returns rows plus b [E,F] of their expert."""
+    return Buckets(self.x + b.astype(self.x.dtype)[:, None])
+
   def map(self, f, *others):
-    """Returns f applied elementwise to these rows (and to those of `others`)."""
+    """Returns f of these rows (and of `others`), where f acts on every row [...,F] by itself."""
     return Buckets(f(self.x, *(o.x for o in others)))
 
 
@@ -76,8 +80,12 @@ class Ragged:
     """Returns rows times b [E,F] of their expert, elementwise."""
     return self.replace(x=self.x * self._per_row(b))
 
+  def shift(self, b):
+    """Returns rows plus b [E,F] of their expert."""
+    return self.replace(x=self.x + self._per_row(b))
+
   def map(self, f, *others):
-    """Returns f applied elementwise to these rows (and to those of `others`)."""
+    """Returns f of these rows (and of `others`), where f acts on every row [...,F] by itself."""
     return self.replace(x=f(self.x, *(o.x for o in others)))
 
   def _per_row(self, b):

@@ -1,4 +1,4 @@
-"""A bank of two-matrix feed-forward experts: act(x wi) wo."""
+"""A bank of two-matrix feed-forward experts: act(x wi + bi) wo + bo."""
 
 from flax import nnx
 import jax
@@ -15,21 +15,27 @@ class Mlp(nnx.Module):
     activation:    name of a function of `jax.nn`.
     dropout_rate:  expert dropout: on the hidden activation, per element, in training only.
     init_scale:    variance scale s of sqrt(s / fan_in) (0.1 in Switch, section 2.4).
+    use_bias:      with bi [E,F] and bo [E,D], initially 0.
   """
 
   def __init__(self, d_model, *, num_experts, d_ff, activation='relu', dropout_rate=0.0,
-               init_scale=0.1, rngs):
+               init_scale=0.1, use_bias=False, rngs):
     # batch_axis: otherwise E counts into the fan and weights come out sqrt(E) too small.
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal', batch_axis=(0,))
     inward, outward = ('expert', 'expert_embed', 'expert_mlp'), ('expert', 'expert_mlp', 'expert_embed')
     self.wi = axes.param(init, (num_experts, d_model, d_ff), *inward, rngs=rngs)
     self.wo = axes.param(init, (num_experts, d_ff, d_model), *outward, rngs=rngs)
+    zeros = nnx.initializers.zeros
+    self.bi = axes.param(zeros, (num_experts, d_ff), 'expert', 'expert_mlp', rngs=rngs) if use_bias else None
+    self.bo = (axes.param(zeros, (num_experts, d_model), 'expert', 'expert_embed', rngs=rngs)
+               if use_bias else None)
     self.activation = activation
     self.dropout_rate = dropout_rate
 
   def __call__(self, rows, key=None):
     """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
     activation = getattr(jax.nn, self.activation)
-    h = rows.linear(self.wi[...]).map(activation)                    # [., F]
+    bi, bo = (b if b is None else b[...] for b in (self.bi, self.bo))
+    h = rows.linear(self.wi[...], bi).map(activation)                # [., F]
     h = h.map(lambda x: noise.dropout(x, self.dropout_rate, key))
-    return h.linear(self.wo[...])                                    # [., D]
+    return h.linear(self.wo[...], bo)                                # [., D]

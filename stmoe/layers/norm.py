@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation."""
+"""Normalisation of the width D: root mean square, and with mean and bias."""
 
 from flax import nnx
 import jax
@@ -23,3 +23,23 @@ class RMSNorm(nnx.Module):
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
     return (x32 * inverse).astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+  """Scales x to zero mean and unit variance, then by a learned vector, and adds another (arXiv:1607.06450).
+
+  The variance is that of the population. Statistics and dtypes are as in `RMSNorm`.
+  """
+
+  def __init__(self, d_model, *, epsilon=1e-5, rngs):
+    self.scale = axes.param(nnx.initializers.ones, (d_model,), 'embed', rngs=rngs)
+    self.bias = axes.param(nnx.initializers.zeros, (d_model,), 'embed', rngs=rngs)
+    self.epsilon = epsilon
+
+  def __call__(self, x):
+    """Returns (x - mean) / sqrt(var + epsilon) * scale + bias for x [...,D]."""
+    x32 = x.astype(jnp.float32)
+    centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.epsilon)
+    y = (centred * inverse).astype(x.dtype) * self.scale[...].astype(x.dtype)
+    return y + self.bias[...].astype(x.dtype)

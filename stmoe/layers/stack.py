@@ -16,7 +16,7 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe import state
 from stmoe.core import noise
-from stmoe.layers import norm
+from stmoe.layers import norm as norms
 
 # What the forward keeps for the backward; the rest of a unit is computed again.
 REMAT = {
@@ -28,7 +28,7 @@ REMAT = {
 
 
 class Block(nnx.Module):
-  """Pre-norm residual self-attention, cross-attention where there is one, feed-forward layer.
+  """Residual self-attention, cross-attention where there is one, feed-forward layer, each with its norm.
 
   Args:
     d_model:   D.
@@ -36,33 +36,41 @@ class Block(nnx.Module):
     attention: recipe of the self-attention; None for a feed-forward block (the extra dense
       layer beside a sparse one of ST-MoE, arXiv:2202.08906, section 5).
     cross:     recipe of the cross-attention of decoders, or None.
+    norm:      recipe of the norms.
+    layer_norm: whether `layer` gets a normalised input; not, where it acts on the residual
+      stream itself (BASE layers, arXiv:2103.16716). Pre-norm only.
+    post_norm: norm(x + f(x)) instead of x + f(norm(x)).
     dropout_rate: after each sub-layer, one mask per sequence (T5).
   """
 
-  def __init__(self, d_model, *, layer, attention=None, cross=None, dropout_rate=0.0, rngs):
+  def __init__(self, d_model, *, layer, attention=None, cross=None, norm=norms.RMSNorm, layer_norm=True,
+               post_norm=False, dropout_rate=0.0, rngs):
     self.attention = attention and attention(d_model, rngs=rngs)
-    self.attention_norm = attention and norm.RMSNorm(d_model, rngs=rngs)
+    self.attention_norm = attention and norm(d_model, rngs=rngs)
     self.cross = cross and cross(d_model, rngs=rngs)
-    self.cross_norm = cross and norm.RMSNorm(d_model, rngs=rngs)
+    self.cross_norm = cross and norm(d_model, rngs=rngs)
     self.layer = layer(d_model, rngs=rngs)
-    self.layer_norm = norm.RMSNorm(d_model, rngs=rngs)
+    self.layer_norm = norm(d_model, rngs=rngs) if layer_norm or post_norm else None
+    self.post_norm = post_norm
     self.dropout_rate = dropout_rate
 
   def __call__(self, x, ctx, carry, visible, memory=None):
     """Returns (x [B,T,D], Aux or None, carry); `visible` and `memory` are `attention.Visible`."""
     key = lambda name: ctx.fold(name).key if ctx.train else None
     drop = lambda y, name: noise.dropout(y, self.dropout_rate, key(name), broadcast_dims=(-2,))
+    before = lambda norm, x: x if norm is None or self.post_norm else norm(x)
+    after = lambda norm, x: norm(x) if self.post_norm else x
     if self.attention is not None:
       with jax.named_scope('attention'):
-        y = self.attention(self.attention_norm(x), visible, key('attention'))
-        x = x + drop(y, 'attention_out')
+        y = self.attention(before(self.attention_norm, x), visible, key('attention'))
+        x = after(self.attention_norm, x + drop(y, 'attention_out'))
     if self.cross is not None:
       with jax.named_scope('cross_attention'):
-        y = self.cross(self.cross_norm(x), memory, key('cross'))
-        x = x + drop(y, 'cross_out')
+        y = self.cross(before(self.cross_norm, x), memory, key('cross'))
+        x = after(self.cross_norm, x + drop(y, 'cross_out'))
     with jax.named_scope('layer'):
-      y, aux, carry = self.layer(self.layer_norm(x), ctx.fold('layer'), carry)
-    return x + drop(y, 'layer_out'), aux, carry
+      y, aux, carry = self.layer(before(self.layer_norm, x), ctx.fold('layer'), carry)
+    return after(self.layer_norm, x + drop(y, 'layer_out')), aux, carry
 
 
 class Unit(nnx.Module):
@@ -89,14 +97,17 @@ class Stack(nnx.Module):
     d_model: D.
     name:    'encoder' or 'decoder'; layers report as name_00, name_01, ...
     pattern: tuple of (letters, repeats).
-    blocks:  mapping letter -> dict(layer=..., fields of the layer, attention=False or absent).
-    attention, cross: recipes of the attention layers; `cross` is None outside decoders.
+    blocks:  mapping letter -> dict(layer=..., fields of the layer); `attention=False` leaves attention
+      out of a block, `norm=False` the norm before its layer.
+    attention, cross: recipes of the attention layers; None where there is none.
+    norm:    recipe of the norms.
+    post_norm: norms after the sub-layers instead of before them, and no final one.
     dropout_rate: at both ends and after every sub-layer.
     remat:   a key of REMAT, applied to each unit.
   """
 
-  def __init__(self, d_model, *, name, pattern, blocks, attention, cross=None, dropout_rate=0.0,
-               scan_layers=True, remat='none', rngs):
+  def __init__(self, d_model, *, name, pattern, blocks, attention=None, cross=None, norm=norms.RMSNorm,
+               post_norm=False, dropout_rate=0.0, scan_layers=True, remat='none', rngs):
     if remat not in REMAT:
       raise errors.UserError(f'no remat policy is called {remat!r}{errors.nearest(remat, REMAT)}'
                              f' (there are: {", ".join(REMAT)})')
@@ -106,11 +117,12 @@ class Stack(nnx.Module):
     self.scan_layers = scan_layers
     self.remat = remat
     self.dropout_rate = dropout_rate
-    make = functools.partial(_block, attention=attention, cross=cross, dropout_rate=dropout_rate)
+    make = functools.partial(_block, attention=attention, cross=cross, norm=norm, post_norm=post_norm,
+                             dropout_rate=dropout_rate)
     self.segments = nnx.List([
         _units([make(blocks[letter]) for letter in letters], d_model, repeats, scan_layers, rngs)
         for letters, repeats in self.pattern])
-    self.norm = norm.RMSNorm(d_model, rngs=rngs)
+    self.norm = None if post_norm else norm(d_model, rngs=rngs)
 
   def __call__(self, x, ctx, visible, memory=None):
     """Returns (x [B,T,D], aux: dict layer name -> Aux in layer order).
@@ -129,7 +141,8 @@ class Stack(nnx.Module):
       x, carry, aux = run(units, repeats, (x, carry), ctx, first, len(letters), visible, memory)
       reports |= aux
       first += repeats * len(letters)
-    x = noise.dropout(self.norm(x), self.dropout_rate, key('output'), broadcast_dims=(-2,))
+    x = x if self.norm is None else self.norm(x)
+    x = noise.dropout(x, self.dropout_rate, key('output'), broadcast_dims=(-2,))
     return x, {f'{self.name}_{index:02d}': reports[index] for index in sorted(reports)}
 
   def init_carry(self, x):
@@ -203,14 +216,14 @@ def check_pattern(name, pattern, blocks):
                                f'{", ".join(sorted(blocks))}')
 
 
-def _block(fields, *, attention, cross, dropout_rate):
+def _block(fields, *, attention, cross, **shared):
   """The recipe of a block from its configuration."""
   fields = dict(fields)
-  layer = lookup.recipe('layer', {'name': fields.pop('layer')} | {
-      k: v for k, v in fields.items() if k != 'attention'})
-  if not fields.get('attention', True):
+  attended, normed = fields.pop('attention', True), fields.pop('norm', True)
+  layer = lookup.recipe('layer', {'name': fields.pop('layer')} | fields)
+  if not attended:
     attention = cross = None
-  return functools.partial(Block, layer=layer, attention=attention, cross=cross, dropout_rate=dropout_rate)
+  return functools.partial(Block, layer=layer, attention=attention, cross=cross, layer_norm=normed, **shared)
 
 
 def _units(recipes, d_model, repeats, scan_layers, rngs):

@@ -42,6 +42,7 @@ class LM(nnx.Module):
     self.decoder = stack.Stack(d_model, name='decoder', pattern=layers, blocks=blocks, attention=attend,
                                dropout_rate=dropout_rate, scan_layers=scan_layers, remat=remat, rngs=rngs)
     self.head = None if tie_embeddings else embed.Head(d_model, vocab_size, init_scale=init_scale, rngs=rngs)
+    self.vocab_size = vocab_size
     self.head_dim = head_dim
     self.rotary_base = rotary_base
     self.dtype = jnp.dtype(dtype)
@@ -61,7 +62,8 @@ class LM(nnx.Module):
     positions = batch['decoder_positions']
     tokens = self.count_tokens(batch) if tokens is None else tokens
     ctx = contract.Context(mask=segments > 0, ids=ids, positions=positions, segments=segments, key=key,
-                           step=jnp.asarray(step), tokens=tokens['decoder'], train=train, causal=True)
+                           step=jnp.asarray(step), tokens=tokens['decoder'],
+                           vocab_size=self.vocab_size, train=train, causal=True)
     visible = attention.Visible(mask=attention.causal(segments, batch.get('decoder_causal_attention')),
                                 turn=rotary.table(positions, self.head_dim, self.rotary_base))
     x = self.embed(ids, self.dtype)                                  # [B, T, D]

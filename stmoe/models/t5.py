@@ -47,6 +47,7 @@ class T5(nnx.Module):
     self.encoder = make(name='encoder', pattern=encoder)
     self.decoder = make(name='decoder', pattern=decoder, cross=attend)
     self.head = None if tie_embeddings else embed.Head(d_model, vocab_size, init_scale=init_scale, rngs=rngs)
+    self.vocab_size = vocab_size
     self.dtype = jnp.dtype(dtype)
 
   def __call__(self, batch, key=None, train=False, step=0, tokens=None):
@@ -61,7 +62,8 @@ class T5(nnx.Module):
       tokens: dict of `count_tokens`: divisors of the router losses; None = of this batch.
     """
     tokens = self.count_tokens(batch) if tokens is None else tokens
-    make = functools.partial(_context, batch, tokens, step=jnp.asarray(step), key=key, train=train)
+    make = functools.partial(_context, batch, tokens, vocab_size=self.vocab_size, step=jnp.asarray(step),
+                             key=key, train=train)
     memory, aux = self.encode(make('encoder'))
     logits, decoder_aux = self.decode(make('decoder', causal=True), memory, batch['encoder_segment_ids'])
     return logits, aux | decoder_aux
@@ -92,10 +94,10 @@ class T5(nnx.Module):
     return [self.encoder, self.decoder]
 
 
-def _context(batch, tokens, name, *, step, key, train, causal=False):
+def _context(batch, tokens, name, *, vocab_size, step, key, train, causal=False):
   """The Context of the stack called `name`."""
   segments = batch[f'{name}_segment_ids']
   ctx = contract.Context(mask=segments > 0, ids=batch[f'{name}_input_tokens'], segments=segments,
                          positions=batch[f'{name}_positions'], step=step, tokens=tokens[name], key=key,
-                         train=train, causal=causal)
+                         vocab_size=vocab_size, train=train, causal=causal)
   return ctx.fold(name)

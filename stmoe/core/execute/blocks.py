@@ -31,7 +31,7 @@ def execute(x, a, experts, key=None):
     experts: a bank, `experts(rows, key) -> rows`, every array of it with a leading E axis.
     key:     PRNG key for dropout inside experts (every block draws its own), or None.
   Returns:
-    [G,S,D] in the dtype of x; tokens without a live edge get zeros.
+    [G,S,D'] in the dtype of x, D' the width of the bank's rows; tokens without a live edge get zeros.
   """
   weight = jnp.where(assignment.live(a), a.weight, 0)                # dead weights may be NaN
   with jax.named_scope('dispatch'):
@@ -58,17 +58,17 @@ def _forward(x, weight, experts, a, rows, key):
 
   with jax.named_scope('experts'):
     # The last row stays zero: edges without a row read it.
-    out = jnp.zeros((table.size + 1, x.shape[-1]), x.dtype)          # [M+P+1, D]
+    out = jnp.zeros((table.size + 1, _width(experts, tokens)), x.dtype)   # [M+P+1, D']
     out = jax.lax.fori_loop(0, a.num_experts, expert, out)
   with jax.named_scope('combine'):
-    y = _per_edge(out, rows) * weight[..., None]                     # [G, N, D], f32
-    y = rows_lib.add_up(y, a).astype(x.dtype)                        # [G, S, D]
+    y = _per_edge(out, rows) * weight[..., None]                     # [G, N, D'], f32
+    y = rows_lib.add_up(y, a).astype(x.dtype)                        # [G, S, D']
   return y, (x, weight, experts, a, rows, key, out)
 
 
 def _backward(saved, dy):
   x, weight, experts, a, rows, key, out = saved
-  tokens, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, x.shape[-1])
+  tokens, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
   table, gate = _padded(rows.token), _padded(weight.reshape(-1)[rows.edge])
 
   def expert(e, carry):
@@ -79,7 +79,7 @@ def _backward(saved, dy):
       dx, dgate, dexperts = carry
       at = _slice(table, row, size)
       mine = row + jnp.arange(size) < end                            # the rest is of the next expert
-      xb, dyb = _take(tokens, at), _take(dy, at)                     # [B, D] twice
+      xb, dyb = _take(tokens, at), _take(dy, at)                     # [B, D], [B, D']
       dgb = (_slice(out, row, size).astype(jnp.float32) * dyb).sum(-1)
       dyb = (dyb * jnp.where(mine, _slice(gate, row, size), 0)[:, None]).astype(x.dtype)
       _, pull = jax.vjp(lambda bank, xb: bank(layouts.Buckets(xb), _fold(key, row)).x, bank, xb[None])
@@ -90,7 +90,8 @@ def _backward(saved, dy):
 
   with jax.named_scope('experts'):
     dgate = jnp.zeros(table.size + 1, jnp.float32)                   # [M+P+1]
-    carry = jnp.zeros_like(out), dgate, jax.tree.map(jnp.zeros_like, experts)
+    dx = jnp.zeros((table.size + 1, x.shape[-1]), x.dtype)           # [M+P+1, D]
+    carry = dx, dgate, jax.tree.map(jnp.zeros_like, experts)
     dx, dgate, dexperts = jax.lax.fori_loop(0, a.num_experts, expert, carry)
   with jax.named_scope('dispatch'):
     dx = rows_lib.add_up(_per_edge(dx, rows), a).astype(x.dtype)     # [G, S, D]
@@ -109,6 +110,12 @@ def _each_block(rows, e, block, carry):
     carry = jax.lax.fori_loop(0, num, body, carry)
     row, left = row + num * size, left - num * size
   return carry
+
+
+def _width(experts, tokens):
+  """D', the width of the rows that the bank makes of tokens [.,D]."""
+  run = lambda bank, row: bank(layouts.Buckets(row[None])).x
+  return jax.eval_shape(run, jax.eval_shape(_one, experts, 0), tokens[:1]).shape[-1]
 
 
 def _one(experts, e):

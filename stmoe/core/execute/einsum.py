@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from stmoe.core import assignment
 from stmoe.core import layouts
 
 
@@ -12,14 +11,14 @@ def execute(x, a, experts, key=None):
 
   Args:
     x:       [G,S,D] activations.
-    a:       Assignment.
+    a:       Assignment, or SoftAssignment.
     experts: a bank, `experts(rows, key) -> rows`.
     key:     PRNG key for dropout inside experts, or None.
   Returns:
-    [G,S,D] in the dtype of x; tokens without a live edge get zeros.
+    [G,S,D'] in the dtype of x, D' the width of the bank's rows; tokens without a live edge get zeros.
   """
   groups, _, width = x.shape
-  dispatch, combine = assignment.masks(a)                            # [G, S, E, C] twice
+  dispatch, combine = a.masks()                                      # [G, S, E, C] twice
   with jax.named_scope('dispatch'):
     rows = jnp.einsum('gsd,gsec->egcd', x, dispatch.astype(x.dtype)) # [E, G, C, D]
   with jax.named_scope('experts'):

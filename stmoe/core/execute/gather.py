@@ -25,7 +25,7 @@ def execute(x, a, experts, key=None):
     experts: a bank, `experts(rows, key) -> rows`.
     key:     PRNG key for dropout inside experts, or None.
   Returns:
-    [G,S,D] in the dtype of x; tokens without a live edge get zeros.
+    [G,S,D'] in the dtype of x, D' the width of the bank's rows; tokens without a live edge get zeros.
   """
   weight = jnp.where(assignment.live(a), a.weight, 0)                # dead weights may be NaN
   with jax.named_scope('dispatch'):
