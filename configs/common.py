@@ -28,6 +28,44 @@ def config(seed=0):
   return c
 
 
+# Router losses of compared layers: name -> (coefficient, reduction over layers); 0.0 leaves the term out.
+NO_LOSSES = dict(balance=(0.0, 'mean'), z=(0.0, 'mean'))
+BALANCE = dict(balance=(1e-2, 'mean'), z=(0.0, 'mean'))        # Switch section 2.2: alpha = 0.01
+
+
+def sparse(block):
+  """Returns the section of `block` that has a router, however deep it is wrapped; None if there is none."""
+  while block is not None and 'router' not in block:
+    block = block.get('inner')
+  return block
+
+
+def moe(router, d_ff, group_size=None, experts='mlp', **fields):
+  """Returns the sparse layer of `router` with experts of width `d_ff`, initialised like dense layers.
+
+  `blocks` is the fast executor of a CPU, where compared models are made to run; on an accelerator
+  take --config.blocks.m.executor=gather. The numbers are the same. `fields` are more of the experts.
+  """
+  return dict(layer='moe', executor='blocks', group_size=group_size, router=router,
+              experts=dict(name=experts, d_ff=d_ff, init_scale=1.0, **fields))
+
+
+def compared(block, losses=NO_LOSSES, backbone='lm', pattern=None, loss=None, model=None):
+  """Returns a row of a METHODS table: how `configs/lm` puts a method beside the others.
+
+  Args:
+    block:    function (d_ff, num_experts, group_size) -> the compared layer, of the active FLOPs of a dense
+      layer of width d_ff; or several blocks by letter, of which the pattern then makes use.
+    losses:   router losses, as in section `losses` of a configuration.
+    backbone: 'lm', or the model that the method needs.
+    pattern:  function of the number of (dense, compared) pairs -> layers; None = (('dm', pairs),).
+    loss:     fields of section `loss`.
+    model:    fields of section `model`.
+  """
+  return dict(block=block, losses=losses, backbone=backbone, pattern=pattern, loss=loss or {},
+              model=model or {})
+
+
 def choose(key, name, table):
   """Returns `table[name]`; raises UserError naming the argument `key` and the nearest names."""
   if name not in table:
@@ -63,13 +101,14 @@ def smoke(c):
     if stack in c.model:
       c.model[stack] = tuple((letters, 1) for letters, _ in c.model[stack])
   decoder = {letter for letters, _ in c.model.get('decoder', ()) for letter in letters}
-  for letter, block in c.blocks.items():
-    if 'router' not in block:
-      block.d_ff = 128
+  for letter, outer in c.blocks.items():
+    block = sparse(outer)
+    if block is None:
+      outer.d_ff = 128
       continue
     block.experts.d_ff = 128
     block.router.num_experts = min(block.router.num_experts, 8)
-    if block.group_size:
+    if block.get('group_size'):
       block.group_size = 2 * lengths['targets_length' if letter in decoder else 'inputs_length']
   c.data.update(task='stdlib', vocab='bytes', **{k: v for k, v in lengths.items() if k in c.data})
   c.train.update(steps=20, batch_size=16, microbatches=1, log_every=5, stats_every=10)

@@ -2,7 +2,7 @@ r"""The first comparison: dense, Switch and ST-MoE at equal active FLOPs per tok
 
   make quickstart                                           all three, the table and the figures
   stmoe train lm/quickstart:method=switch                   one of them
-  method = dense | switch | gshard | st_moe
+  method = dense or any causal method of configs/*/compared.py: switch, gshard, st_moe, ...
 
 Switch sends a token to one of 8 experts as wide as the dense layer, ST-MoE to two of half the width.
 Expected: every one below 3.0 bits per byte of the validation files (3-gram of bytes: 2.62).
@@ -11,7 +11,6 @@ Expected: every one below 3.0 bits per byte of the validation files (3-gram of b
 from stmoe.configs import arguments
 from stmoe.configs import common
 from stmoe.configs.lm import methods
-from stmoe.configs.lm import models
 
 # What `stmoe compare lm/quickstart` trains; the first keeps its steps, the others get its FLOPs.
 METHODS = ('method=dense', 'method=switch', 'method=st_moe')
@@ -19,13 +18,11 @@ METHODS = ('method=dense', 'method=switch', 'method=st_moe')
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='switch', experts=8)
-  block, losses = methods.causal(args.method)
+  row = methods.causal(args.method)
 
   c = common.config()
-  c.model = models.lm(vocab_size=2048, d_model=128, num_layers=4)
+  methods.put(c, row, args.experts, d_ff=512, num_layers=4, group_size=2 * 128, vocab_size=2048, d_model=128)
   c.data = common.data('stdlib', length=128, vocab='train:2048')
-  c.blocks = dict(d=methods.dense(512), m=block(512, args.experts, group_size=2 * 128))
-  c.losses = losses
   c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
   c.schedule = dict(name='cosine', peak=4e-3, warmup_steps=20, end_fraction=0.05)
   c.train.update(steps=240, batch_size=16, clip=1.0, log_every=10, stats_every=10)

@@ -5,7 +5,7 @@ byte compares with the n-gram baselines 4.47 (1-gram), 2.62 (3-gram) and 1.96 (6
 
   stmoe train lm/stdlib:method=switch --workdir runs/switch       1.7 PFLOP: a GPU
   stmoe train lm/stdlib:method=switch,smoke                       laptop, about a minute
-  method = dense | switch | gshard | st_moe | expert_choice
+  method = dense or any method of configs/*/compared.py: switch, gshard, st_moe, expert_choice, ...
 
 Expert choice is not causal: an expert looks at all tokens of a sequence before it chooses, so in
 a causal stack the loss would be low because the choice leaks the text to be predicted. It is
@@ -16,7 +16,6 @@ other method into the same model. Losses of the two backbones do not compare.
 from stmoe.configs import arguments
 from stmoe.configs import common
 from stmoe.configs.lm import methods
-from stmoe.configs.lm import models
 
 # What `stmoe compare lm/stdlib` compares.
 METHODS = ('method=dense', 'method=switch', 'method=gshard', 'method=st_moe')
@@ -24,18 +23,16 @@ METHODS = ('method=dense', 'method=switch', 'method=gshard', 'method=st_moe')
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='switch', backbone='', experts=8)
-  block, losses, backbone = methods.find(args.method)
+  row = methods.find(args.method)
+  backbone = args.backbone or row['backbone']
   d_model, num_layers, d_ff, length = (128, 2, 256, 128) if args.smoke else (256, 8, 1024, 512)
 
   c = common.config()
-  if (args.backbone or backbone) == 't5':
-    c.model = models.t5(vocab_size=384, d_model=d_model, num_layers=num_layers)
+  methods.put(c, row, args.experts, d_ff, num_layers, backbone=backbone, vocab_size=384, d_model=d_model)
+  if backbone == 't5':
     c.data = common.seq2seq('stdlib', inputs_length=length, targets_length=length // 4 + 8)
   else:
-    c.model = models.lm(vocab_size=384, d_model=d_model, num_layers=num_layers)
     c.data = common.data('stdlib', length=length)
-  c.blocks = dict(d=methods.dense(d_ff), m=block(d_ff, args.experts))
-  c.losses = losses
   c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
   c.schedule = dict(name='cosine', peak=1e-3, warmup_steps=200, end_fraction=0.1)
   c.train.update(steps=2000, batch_size=32, clip=1.0)

@@ -4,7 +4,7 @@ r"""A Switch model of the Python standard library for two CPU cores and 25 minut
   stmoe train lm/stdlib_small:method=dense          the same model at equal active FLOPs per token
   stmoe compare lm/stdlib_small                     both, with table and figures
   stmoe train lm/stdlib_small:smoke                 a minute
-  method = dense | switch | gshard | st_moe
+  method = dense or any causal method of configs/*/compared.py: switch, gshard, st_moe, ...
 
 Measured (seed 0, two cores, CPython 3.11.7): Switch 1.538 bits per byte of validation in 17 minutes,
 dense 1.544; best byte n-gram 1.96. Pieces of 3.25 bytes read three times as much text per FLOP as bytes
@@ -14,7 +14,6 @@ do: 24 MFLOP a token, 3.1M tokens, 74 TFLOP in all.
 from stmoe.configs import arguments
 from stmoe.configs import common
 from stmoe.configs.lm import methods
-from stmoe.configs.lm import models
 
 # What `stmoe compare lm/stdlib_small` compares.
 METHODS = ('method=switch', 'method=dense')
@@ -22,16 +21,14 @@ METHODS = ('method=switch', 'method=dense')
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='switch', experts=8, steps=1500)
-  block, losses = methods.causal(args.method)
+  row = methods.causal(args.method)
   d_model, num_layers, d_ff, length, batch_size = 192, 6, 768, 256, 8
   if args.smoke:
     d_model, num_layers, d_ff, length, batch_size = 128, 2, 256, 128, 8
 
   c = common.config()
-  c.model = models.lm(vocab_size=4096, d_model=d_model, num_layers=num_layers)
+  methods.put(c, row, args.experts, d_ff, num_layers, vocab_size=4096, d_model=d_model)
   c.data = common.data('stdlib', length=length, vocab='train:4096')
-  c.blocks = dict(d=methods.dense(d_ff), m=block(d_ff, args.experts))
-  c.losses = losses
   c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
   c.schedule = dict(name='cosine', peak=3e-3, warmup_steps=100, end_fraction=0.02)
   c.train.update(steps=args.steps, batch_size=batch_size, clip=1.0, log_every=20)

@@ -2,8 +2,10 @@
 
 The model is evaluated abstractly; every matrix of it costs 2 * size per token that passes
 through it, which its logical axes and its place tell: matrices of a bank of experts are
-passed by (edges per token) / E of the tokens, embeddings are looked up, attention adds its
-two products with keys and values. A new layer or router needs nothing here.
+passed by (rows per token) / E of the tokens, embeddings are looked up, attention adds its
+two products with keys and values. A new layer or router needs nothing here: a layer that has
+`router` and `experts` is understood wherever it is nested, and one whose matrices are passed by
+something else than tokens says by how many rows, in `rows_per_sequence`.
 """
 
 import math
@@ -14,17 +16,26 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import lookup
+from stmoe import state
 from stmoe.core import contract
 
 BACKWARD = 2.0     # both operands of every product need a gradient of the product's own cost
 
 
 class Matrix(NamedTuple):
-  """A parameter: `path` in the model, logical axis `names`, `shape`; `share` of it that one token uses."""
+  """An array of the model: what it is and how much of it is used.
+
+  path, names, shape: its place in the model, its logical axes, its shape.
+  share:   the part of it that one row uses: (rows per token) / E of a bank of E experts, else 1.
+  rows:    rows that pass through it per sequence, where these are not the tokens of its stack.
+  trained: whether it is a parameter; a frozen matrix is RouterState.
+  """
   path: tuple
   names: tuple
   shape: tuple
   share: float
+  rows: int | None
+  trained: bool
 
   @property
   def size(self):
@@ -45,46 +56,60 @@ def abstract(cfg, scan_layers=True):
 
 
 def matrices(cfg):
-  """Returns the list of Matrix of every parameter of the model of `cfg`."""
-  params = nnx.state(abstract(cfg), nnx.Param)
-  edges = {letter: edges_per_token(cfg, block) for letter, block in cfg.blocks.items() if 'router' in block}
+  """Returns the list of Matrix of every parameter and frozen array of the model of `cfg`."""
+  model, length, shares = abstract(cfg), lengths(cfg), {}
   found = []
-  for path, value in nnx.to_flat_state(params):
-    names = tuple(value.get_metadata()['out_sharding'])
-    share = 1.0
+  for path, value in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, state.RouterState))):
+    names = tuple(value.get_metadata().get('out_sharding') or (None,) * len(value.shape))
+    modules = _modules(model, path)
+    share, rows = 1.0, [m.rows_per_sequence for m in modules if hasattr(m, 'rows_per_sequence')]
     if 'expert' in names:
-      share = edges[_letter(cfg, path)] / value.shape[names.index('expert')]
-    found.append(Matrix(tuple(path), names, tuple(value.shape), share))
+      sparse = [m for m in modules if hasattr(m, 'router') and hasattr(m, 'experts')][-1]
+      size = rows[-1] if rows else length.get(path[0], min(length.values()))
+      if id(sparse) not in shares:
+        shares[id(sparse)] = rows_per_token(sparse, size) / sparse.router.num_experts
+      share = shares[id(sparse)]
+    found.append(Matrix(tuple(path), names, tuple(value.shape), share, rows[-1] if rows else None,
+                        isinstance(value, nnx.Param)))
   return found
 
 
-def _letter(cfg, path):
-  """The letter of the block that the parameter at (stack, 'segments', i, 'blocks', j, ...) is in."""
-  stack, _, segment, _, place = path[:5]
-  pattern = cfg.model.get(stack) or cfg.model.layers
-  return pattern[segment][0][place]
+def _modules(model, path):
+  """The modules that the array at `path` is in, outermost first."""
+  found = [model]
+  for key in path[:-1]:
+    found.append(found[-1][key] if isinstance(key, int) else getattr(found[-1], key))
+  return found
 
 
-def edges_per_token(cfg, block):
-  """Returns how many (token, expert) edges a token has on average: N / S of the training assignment.
+def rows_per_token(sparse, length):
+  """Returns how many rows a token makes its experts compute on average: N / S of the training assignment.
 
-  k of token choice, the capacity factor of expert choice; choices that are skipped at
-  random or dropped for capacity are counted, and so are the alternatives of `ntlb`.
+  k of token choice, the capacity factor of expert choice; choices that are skipped at random, by a
+  schedule or dropped for capacity are counted, and so are the alternatives of `ntlb`.
+
+  Args:
+    sparse: abstract layer with `router`, `group_size` and `d_model`; its arrays may be stacked over layers.
+    length: tokens of a group, where `group_size` is None.
   """
-  size = block.group_size or min(lengths(cfg).values())
-  width = cfg.model.d_model
-  make = lookup.recipe('router', block.router)
-  key = jax.eval_shape(lambda: jax.random.key(0))
+  size = sparse.group_size or length
+  graph, arrays = nnx.split(sparse.router)
 
-  def route(key):
+  def one_layer(value):
+    names = value.get_metadata().get('out_sharding') or ()
+    return value.replace(jax.ShapeDtypeStruct(value.shape[1:], value.dtype)) if 'layers' in names else value
+
+  def route(arrays, key):
     row = jnp.zeros((1, size), jnp.int32)
     ctx = contract.Context(mask=row == 0, ids=row, positions=row, segments=row + 1, key=key, train=True,
                            step=jnp.zeros((), jnp.int32), tokens=jnp.float32(size))
-    router, x = make(width, rngs=nnx.Rngs(0)), jnp.zeros((1, size, width))
+    router, x = nnx.merge(graph, arrays), jnp.zeros((1, size, sparse.d_model))
     carry = router.init_carry(x) if hasattr(router, 'init_carry') else {}
     return router(x, ctx, carry).assignment
 
-  return jax.eval_shape(route, key).token.shape[1] / size
+  arrays = jax.tree.map(one_layer, arrays, is_leaf=lambda v: isinstance(v, nnx.Variable))
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jax.eval_shape(route, arrays, key).rows_per_group / size
 
 
 def lengths(cfg):
@@ -96,7 +121,7 @@ def lengths(cfg):
 
 def parameters(cfg):
   """Returns dict(total, active): parameters of the model, and those that one token uses."""
-  found = matrices(cfg)
+  found = [m for m in matrices(cfg) if m.trained]
   return dict(total=sum(m.size for m in found), active=round(sum(m.size * m.share for m in found)))
 
 
@@ -119,6 +144,7 @@ def active_per_token(cfg):
     stack = m.path[0] if m.path[0] in length else 'decoder'
     memory = 'encoder' if crossing else stack
     rows = length[memory if m.path[-1] in ('wk', 'wv') else stack]
+    rows = m.rows or rows
     if m.multiplied or (m.names == ('vocab', 'embed') and not untied):
       total += 2.0 * m.size * m.share * rows
     if m.path[-1] == 'wq':

@@ -23,6 +23,7 @@ class Moe(nnx.Module):
   def __init__(self, d_model, *, router, experts, executor='gather', group_size=None, rngs):
     self.router = router(d_model, rngs=rngs)
     self.experts = experts(d_model, num_experts=self.router.num_experts, rngs=rngs)
+    self.d_model = d_model
     self.group_size = group_size
     self.executor = executor
     lookup.module('executor', executor)

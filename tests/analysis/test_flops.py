@@ -116,7 +116,12 @@ def test_parameters_by_hand():
       total=total, active=total - inactive)
 
 
-def test_edges_per_token():
-  assert flops.edges_per_token(CASES['lm_gshard'], CASES['lm_gshard'].blocks.m) == 2
-  half = language_model(moe('expert_choice', 0.5))
-  assert flops.edges_per_token(half, half.blocks.m) == 0.5
+def bank_shares(cfg):
+  return {m.share for m in flops.matrices(cfg) if 'expert' in m.names}
+
+
+@pytest.mark.parametrize('scan_layers', [True, False])
+def test_share_of_a_bank(scan_layers):
+  fields = dict(scan_layers=scan_layers)
+  assert bank_shares(language_model(moe('gshard', 2), **fields)) == {2 / EXPERTS}
+  assert bank_shares(encoder_decoder(moe('expert_choice', 0.5), **fields)) == {0.5 / EXPERTS}

@@ -4,44 +4,52 @@ import pytest
 
 from stmoe import experiment
 from stmoe.analysis import flops
+from stmoe.configs import common
 from stmoe.configs.lm import methods
 
-CAUSAL = [name for name, row in methods.METHODS.items() if row[2] == 'lm']
+TABLE = methods.table()
+LM = [name for name, row in TABLE.items() if row['backbone'] == 'lm']
 
 
 def load(name):
   return experiment.load(name)[0]
 
 
-def sparse_layers(cfg, stack):
-  return sum(letters.count('m') * repeats for letters, repeats in cfg.model[stack])
+def routers(cfg):
+  """FLOPs per token of the matrices of routers, which come on top of a dense model's."""
+  return sum(2 * m.size for m in flops.matrices(cfg) if 'router' in m.path and m.multiplied)
 
 
-@pytest.mark.parametrize('experiment_name', ['lm/quickstart', 'lm/stdlib_small', 'lm/stdlib'])
-@pytest.mark.parametrize('method', CAUSAL)
-def test_equal_active_flops(experiment_name, method):
-  cfg = load(f'{experiment_name}:method={method}')
-  cost = flops.active_per_token(cfg)['forward']
-  dense = flops.active_per_token(load(f'{experiment_name}:method=dense'))['forward']
-  experts = cfg.blocks.m.router.num_experts if 'router' in cfg.blocks.m else 0
-  assert cost - dense == 2 * cfg.model.d_model * experts * sparse_layers(cfg, 'layers')
-  assert cost <= 1.005 * dense
+def test_every_folder_has_its_methods_in_the_table():
+  assert {'dense', 'switch', 'gshard', 'st_moe', 'expert_choice'} <= set(TABLE)
+  assert TABLE['expert_choice']['backbone'] == 't5'
+
+
+@pytest.mark.parametrize('method', LM)
+def test_equal_active_flops(method):
+  for name in ('lm/quickstart', 'lm/stdlib_small') if method == 'switch' else ('lm/quickstart',):
+    cfg = load(f'{name}:method={method}')
+    cost = flops.active_per_token(cfg)['forward']
+    dense = flops.active_per_token(load(f'{name}:method=dense'))['forward']
+    assert cost - dense == routers(cfg)
+    assert cost <= 1.05 * dense
 
 
 def test_expert_choice_costs_its_dense_twin_in_the_encoder():
   cfg, twin = load('lm/stdlib:method=expert_choice'), load('lm/stdlib:method=dense,backbone=t5')
-  router = 2 * cfg.model.d_model * 8 * sparse_layers(cfg, 'encoder') * cfg.data.inputs_length
   cost = lambda c: flops.active_per_token(c)['forward_per_row']
-  assert cost(cfg) - cost(twin) == router
+  assert cost(cfg) - cost(twin) == routers(cfg) * cfg.data.inputs_length
   assert all('m' not in letters for letters, _ in cfg.model.decoder)
 
 
-@pytest.mark.parametrize('method', CAUSAL[1:])
+@pytest.mark.parametrize('method', LM[1:])
 def test_a_choice_has_a_slot_of_its_own(method):
   """Training capacity is at least one slot for every choice, so equal active FLOPs are not dropped away."""
-  block = load(f'lm/quickstart:method={method}').blocks.m
-  k = dict(switch=1).get(method, 2)
-  assert block.router.capacity_factor[0] >= k and block.experts.d_ff * k == 512
+  cfg = load(f'lm/quickstart:method={method}')
+  block = common.sparse(cfg.blocks.m)
+  edges = {m.share * block.router.num_experts for m in flops.matrices(cfg) if 'expert' in m.names}
+  factor = block.router.get('capacity_factor', (None,))[0]
+  assert factor is None or factor >= max(edges)
 
 
 def test_text_is_stdlib_on_another_task():
