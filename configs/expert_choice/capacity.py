@@ -12,6 +12,9 @@ from stmoe.configs import arguments
 from stmoe.configs import common
 from stmoe.configs.expert_choice import recipe
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('c=0.5',)
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, c=2.0)

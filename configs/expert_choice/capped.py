@@ -15,6 +15,9 @@ from stmoe.configs import common
 from stmoe.configs.expert_choice import paper
 from stmoe.configs.expert_choice import recipe
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('cap=3', 'cap=0')
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, cap=2)

@@ -31,6 +31,9 @@ ROUTERS = dict(
     dense=(None, 0.0),
 )
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('size=8b', 'method=gshard', 'method=switch', 'method=dense')
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, size='0.1b', experts=64, method='expert_choice')

@@ -15,6 +15,9 @@ from stmoe.configs import common
 from stmoe.configs.gshard import paper
 from stmoe.configs.gshard import recipe
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('policy=all', 'policy=threshold', 'policy=sampling', 'policy=none')
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, policy='random', threshold=paper.THRESHOLD,

@@ -18,6 +18,9 @@ from stmoe.configs import common
 from stmoe.configs.gshard import paper
 from stmoe.configs.gshard import recipe
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('size=600b', 'size=150b', 'size=37b', 'size=dense', 'size=dense,widths=sparse')
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, size='12.5b', widths='printed', steps=250_000)

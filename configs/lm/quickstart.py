@@ -15,6 +15,9 @@ from stmoe.configs.lm import methods
 # What `stmoe compare lm/quickstart` trains; the first keeps its steps, the others get its FLOPs.
 METHODS = ('method=dense', 'method=switch', 'method=st_moe')
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('method=dense', 'method=gshard', 'method=st_moe')
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='switch', experts=8)

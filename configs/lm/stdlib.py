@@ -20,6 +20,13 @@ from stmoe.configs.lm import methods
 # What `stmoe compare lm/stdlib` compares.
 METHODS = ('method=dense', 'method=switch', 'method=gshard', 'method=st_moe')
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('method=dense',
+            'method=gshard',
+            'method=st_moe',
+            'method=expert_choice',
+            'method=switch,backbone=t5')
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='switch', backbone='', experts=8)

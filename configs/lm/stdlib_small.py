@@ -18,6 +18,9 @@ from stmoe.configs.lm import methods
 # What `stmoe compare lm/stdlib_small` compares.
 METHODS = ('method=switch', 'method=dense')
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('method=dense', 'method=st_moe')
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='switch', experts=8, steps=1500)

@@ -10,6 +10,9 @@ and the remark on expert choice are those of lm/stdlib.
 
 from stmoe.configs.lm import stdlib
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('method=expert_choice',)
+
 
 def get_config(arg=''):
   c = stdlib.get_config(arg).unlock()

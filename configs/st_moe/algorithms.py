@@ -15,6 +15,9 @@ from stmoe.configs import common
 from stmoe.configs.st_moe import paper
 from stmoe.configs.st_moe import recipe
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('top=1,priority', 'top=3,cf=2.0,eval_cf=3.0')
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, top=2, cf=1.25, eval_cf=2.0, priority=False)

@@ -12,6 +12,9 @@ from stmoe.configs import common
 from stmoe.configs.st_moe import paper
 from stmoe.configs.st_moe import recipe
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('bias=False',)
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, bias=True)

@@ -15,6 +15,9 @@ from stmoe.configs import common
 from stmoe.configs.st_moe import paper
 from stmoe.configs.st_moe import recipe
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('size=dense_l', 'size=st_32b', 'size=base', 'size=xl')
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, size='l')

@@ -14,6 +14,9 @@ from stmoe.configs import common
 from stmoe.configs.st_moe import paper
 from stmoe.configs.st_moe import recipe
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('method=baseline', 'method=clip')
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='z')

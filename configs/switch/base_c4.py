@@ -17,6 +17,9 @@ from stmoe.configs import common
 from stmoe.configs.switch import paper
 from stmoe.configs.switch import recipe
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('experts=0',)
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, experts=128)

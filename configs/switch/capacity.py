@@ -24,6 +24,9 @@ MODELS = dict(
     dense_large=('large', 0, {}),
 )
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('model=moe,cf=2.0', 'model=dense', 'model=dense_large')
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, model='switch', cf=1.25)

@@ -20,6 +20,9 @@ POLICIES = dict(
     jitter=dict(name='switch', jitter=paper.JITTER),
 )
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('policy=sample', 'policy=dropout', 'policy=argmax')
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, policy='jitter', experts=128)

@@ -16,6 +16,9 @@ from stmoe.configs import common
 from stmoe.configs.switch import paper
 from stmoe.configs.switch import recipe
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('dtype=float32',)
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, dtype='bfloat16', experts=32)

@@ -14,6 +14,9 @@ from stmoe.configs import common
 from stmoe.configs.switch import paper
 from stmoe.configs.switch import recipe
 
+# Arguments beside '' and 'smoke', one for each other path through this file.
+VARIANTS = ('size=large', 'size=xxl', 'size=c')
+
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, size='base')

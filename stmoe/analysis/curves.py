@@ -10,6 +10,7 @@ from matplotlib import ticker
 import numpy as np
 
 from stmoe.analysis import canvas
+from stmoe.analysis import figures as methods
 from stmoe.analysis import runs as runs_lib
 
 # metric -> (axis label, factor, value of perfect health or None)
@@ -34,6 +35,8 @@ def figures(runs, labels=None, baselines=None):
   for run in runs:
     if run.loads:
       made[f'expert_load_{run.name.replace("/", "_")}'] = load(run)
+    for stem, figure in methods.draw(run).items():
+      made[f'{stem}_{run.name.replace("/", "_")}'] = figure
   return made
 
 

@@ -9,6 +9,7 @@ import json
 from stmoe.analysis import baselines as baselines_lib
 from stmoe.analysis import canvas
 from stmoe.analysis import curves
+from stmoe.analysis import figures as methods
 from stmoe.analysis import routing_view
 from stmoe.analysis import runs as runs_lib
 from stmoe.analysis import table
@@ -113,7 +114,8 @@ def figures(runs, labels):
 
 
 def _figure(stem, figure):
-  caption = next(text for start, text in CAPTIONS.items() if stem.startswith(start))
+  known = CAPTIONS | methods.captions()
+  caption = next(text for start, text in known.items() if stem.startswith(start))
   return (f'<figure><img alt="{_esc(caption)}" src="{canvas.data_uri(figure)}">'
           f'<figcaption>{_esc(caption)}</figcaption></figure>')
 

@@ -1,4 +1,9 @@
-"""Parameters of the papers' models, by abstract evaluation, against the published counts."""
+"""Parameters of the papers' models, by abstract evaluation, against the published counts.
+
+A `configs/<paper>/paper.py` gives its own in PARAMETERS and COMPUTED; the run ends with the table of all.
+"""
+
+import importlib
 
 import pytest
 
@@ -51,14 +56,24 @@ COMPUTED = [
 ]
 
 
+for path in sorted(experiment.folder().glob('*/paper.py')):
+  found = importlib.import_module(f'stmoe.configs.{path.parent.name}.paper')
+  PRINTED += getattr(found, 'PARAMETERS', ())
+  COMPUTED += [(name, dict(params=printed, computed=ours), off)
+               for name, printed, ours, off in getattr(found, 'COMPUTED', ())]
+
+
 @pytest.mark.parametrize('name,printed,unit', PRINTED, ids=[row[0] for row in PRINTED])
-def test_count_rounds_to_the_published_one(name, printed, unit):
-  assert rounds_to(total(name), printed, unit), f'{total(name):,}'
+def test_count_rounds_to_the_published_one(name, printed, unit, record_property):
+  count = total(name)
+  record_property('parameters', (name, printed, count))
+  assert rounds_to(count, printed, unit), f'{count:,}'
 
 
 @pytest.mark.parametrize('name,row,off', COMPUTED, ids=[row[0] for row in COMPUTED])
-def test_count_is_the_one_noted_beside_the_published_one(name, row, off):
+def test_count_is_the_one_noted_beside_the_published_one(name, row, off, record_property):
   count = total(name)
+  record_property('parameters', (name, row['params'], count))
   assert abs(count / row['computed'] - 1) < 2e-3 or rounds_to(count, row['computed'], 1e8), f'{count:,}'
   assert 0.005 < abs(count / row['params'] - 1) <= off
 

@@ -1,0 +1,27 @@
+"""Figures that one method has and no other: a file for each, found by its name.
+
+A file defines `draw(run) -> dict stem -> Figure`, empty for a run that logged nothing of it, and
+CAPTIONS, dict stem -> text. `stmoe plot`, `compare` and `report` draw all of them.
+"""
+
+import importlib
+import pkgutil
+
+
+def modules():
+  """Returns the modules of this folder, sorted by name."""
+  names = sorted(m.name for m in pkgutil.iter_modules(__path__))
+  return [importlib.import_module(f'{__name__}.{name}') for name in names]
+
+
+def draw(run):
+  """Returns dict stem -> Figure of everything that is particular to the method of `run`."""
+  made = {}
+  for module in modules():
+    made |= module.draw(run)
+  return made
+
+
+def captions():
+  """Returns dict stem -> caption of all figures of this folder."""
+  return {stem: text for module in modules() for stem, text in module.CAPTIONS.items()}
