@@ -9,14 +9,14 @@ HEADINGS = {
     'label': 'run', 'parameters': 'parameters', 'active': 'active', 'flops_per_token': 'FLOPs/token',
     'steps': 'steps', 'tokens': 'tokens', 'flops': 'train FLOPs', 'bits': 'bits/byte',
     'perplexity': 'perplexity', 'accuracy': 'accuracy', 'drops': 'drops',
-    'balance': 'max load', 'time': 'training',
+    'balance': 'max load', 'entropy': 'entropy', 'time': 'training', 'slowdown': 'step/dense',
 }
 
 # Column -> key of a metrics line.
 METRICS = {'bits': 'eval/bits_per_byte', 'perplexity': 'eval/perplexity', 'accuracy': 'eval/accuracy',
            'tokens': 'tokens', 'flops': 'flops', 'time': 'time', 'steps': 'step'}
 # Of training batches, whose values vary from one to the next: mean over the last quarter of a run.
-LATE = {'drops': 'moe/drop_frac', 'balance': 'moe/max_load_ratio'}
+LATE = {'drops': 'moe/drop_frac', 'balance': 'moe/max_load_ratio', 'entropy': 'moe/load_entropy'}
 
 
 def cost(config):
@@ -59,7 +59,25 @@ def group(rows, labels):
       known = all(n is not None for n in numbers)
       spread = float(np.std(numbers, ddof=1)) if known and len(numbers) > 1 else 0.0
       grouped[label][column] = (float(np.mean(numbers)), spread, len(numbers)) if known else None
+  _add_slowdown(grouped, rows, labels)
   return grouped
+
+
+def _add_slowdown(grouped, rows, labels):
+  """Adds column 'slowdown': time per step over that of the dense run of the same place among the seeds.
+
+  The dense run is the only one without expert load; with none, or several, there is no column.
+  """
+  dense = [label for label, row in grouped.items() if row.get('balance') is None]
+  if len(dense) != 1:
+    return
+  mine = lambda label: [r['time'] / r['steps'] if r.get('time') and r.get('steps') else None
+                        for r, name in zip(rows, labels) if name == label]
+  for label, row in grouped.items():
+    pairs = list(zip(mine(label), mine(dense[0])))
+    ratios = [a / b for a, b in pairs if a and b]
+    spread = float(np.std(ratios, ddof=1)) if len(ratios) > 1 else 0.0
+    row['slowdown'] = (float(np.median(ratios)), spread, len(ratios)) if len(ratios) == len(pairs) else None
 
 
 def cells(grouped):
@@ -80,7 +98,7 @@ def _text(column, entry):
     return f'{mean:.1%}'
   if column == 'bits':
     return f'{mean:.3f} ± {spread:.3f}' if seeds > 1 else f'{mean:.3f}'
-  if column in ('perplexity', 'balance'):
+  if column in ('perplexity', 'balance', 'entropy', 'slowdown'):
     return f'{mean:.2f}'
   return f'{mean:.0f}' if column == 'steps' else engineering(mean)
 

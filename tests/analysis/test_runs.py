@@ -72,6 +72,14 @@ def test_group_gives_mean_and_sample_deviation_over_seeds():
   assert grouped['switch']['drops'] is None and grouped['dense']['bits'] == (9.0, 0.0, 1)
 
 
+def test_time_per_step_is_paired_with_the_dense_run_of_the_same_seed():
+  row = lambda time, balance: dict(time=time, steps=10, balance=balance)
+  rows = [row(2.0, None), row(4.0, None), row(4.0, 1.5), row(4.0, 1.5)]
+  grouped = table.group(rows, ['dense', 'dense', 'switch', 'switch'])
+  assert grouped['switch']['slowdown'][0] == 1.5 and grouped['dense']['slowdown'] == (1.0, 0.0, 2)
+  assert 'slowdown' not in table.group(rows[2:], ['switch', 'gshard'])['switch']
+
+
 def test_cells_leave_out_what_nobody_has_and_mark_what_one_lacks():
   grouped = table.group([dict(bits=2.0, drops=0.125, time=None), dict(bits=2.5, drops=None, time=None)], 'ab')
   headings, rows = table.cells(grouped)

@@ -1,0 +1,41 @@
+r"""All compared methods side by side: language models of the standard library, small enough for two cores.
+
+  stmoe compare lm/zoo --seeds 0,1,2 --workdir runs/zoo      the table and figures of experiments/zoo
+  stmoe train lm/zoo:method=hash                             one of them
+  method = dense or any method of configs/*/compared.py that a language model can use
+
+Every method has the active FLOPs of the dense model in each of its layers. Total FLOPs are equal too, so that
+a method of two passes a step (THOR) gets half the steps. Two methods look at later tokens when they assign
+tokens in training (`base`, `s_base`; their configurations say allow_causal=True); they are evaluated by greedy,
+causal routing. Expert choice and Soft MoE see later tokens in evaluation as well: their figures are those of a
+leak, marked `leaky` and no results of a language model; `lm/stdlib` trains them in the encoder of a T5 model.
+"""
+
+from stmoe.configs import arguments
+from stmoe.configs import common
+from stmoe.configs.lm import methods
+
+# What `stmoe compare lm/zoo` compares: every method.
+METHODS = tuple(f'method={name}' + (',leaky' if row['backbone'] == 't5' else '')
+                for name, row in methods.table().items())
+
+
+def get_config(arg=''):
+  args = arguments.parse(arg, smoke=False, method='switch', experts=8, leaky=False)
+  c = common.config()
+  row = methods.find(args.method) if args.leaky else methods.causal(args.method)
+  methods.put(c, row, args.experts, d_ff=512, num_layers=4, group_size=2 * 128,
+              backbone='lm' if args.leaky else None, vocab_size=2048, d_model=128)
+  if args.leaky:
+    common.sparse(c.blocks.m).router.allow_causal = True
+  c.data = common.data('stdlib', length=128, vocab='train:2048')
+  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+  c.schedule = dict(name='cosine', peak=4e-3, warmup_steps=20, end_fraction=0.05)
+  c.train.update(steps=160, batch_size=16, clip=1.0, log_every=10, stats_every=20)
+  c.eval.update(every=160, batches=40, batch_size=16)
+  c.checkpoint.update(every=160, keep=1)
+  if args.smoke:
+    c.train.update(steps=20, stats_every=10)
+    c.eval.update(every=20, batches=4)
+    c.checkpoint.update(every=20)
+  return c.lock()
