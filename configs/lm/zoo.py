@@ -6,9 +6,10 @@ r"""All compared methods side by side: language models of the standard library, 
 
 Every method has the active FLOPs of the dense model in each of its layers. Total FLOPs are equal too, so that
 a method of two passes a step (THOR) gets half the steps. Two methods look at later tokens when they assign
-tokens in training (`base`, `s_base`; their configurations say allow_causal=True); they are evaluated by greedy,
-causal routing. Expert choice and Soft MoE see later tokens in evaluation as well: their figures are those of a
-leak, marked `leaky` and no results of a language model; `lm/stdlib` trains them in the encoder of a T5 model.
+tokens in training (`base`, `s_base`; their configurations say allow_causal=True); they are evaluated by
+greedy, causal routing. Expert choice and Soft MoE see later tokens in evaluation as well: their figures are
+those of a leak, marked `leaky`, and no results of a language model; `lm/stdlib` trains them in the encoder
+of a T5 model.
 """
 
 from stmoe.configs import arguments

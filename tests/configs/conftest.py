@@ -3,7 +3,8 @@
 
 def pytest_terminal_summary(terminalreporter):
   reports = [r for outcome in ('passed', 'failed') for r in terminalreporter.stats.get(outcome, ())]
-  rows = sorted(value for r in reports for key, value in getattr(r, 'user_properties', ()) if key == 'parameters')
+  told = [pair for r in reports for pair in getattr(r, 'user_properties', ())]
+  rows = sorted(value for key, value in told if key == 'parameters')
   if rows:
     terminalreporter.section('parameters')
     terminalreporter.line(f'{"experiment":44} {"paper":>18} {"ours":>18} {"ours/paper":>10}')

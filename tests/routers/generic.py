@@ -23,6 +23,6 @@ def build(name, d_model, num_experts, seed=0, **changed):
 
 
 def losses(name):
-  """Returns the text of the line `Losses: ...` of the router's docstring, up to the next blank line or field."""
+  """Returns the text that follows `Losses:` in the router's docstring, without its differences."""
   text = lookup.constructor('router', name).__doc__
   return text.partition('Losses:')[2].partition('Differs:')[0]
