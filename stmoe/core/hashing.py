@@ -1,0 +1,209 @@
+"""Hashes of tokens to buckets (Hash Layers, arXiv:2106.04426, section 3): tables, and what is hashed.
+
+A table i32[V] gives every id of a vocabulary its bucket. Tables are made by numpy, once: at the
+construction of a router or before training. What is looked up in them, or computed instead, is a
+function of the ids and positions of a batch, on the device. Letters: V ids, K buckets.
+"""
+
+import dataclasses
+import heapq
+import random
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stmoe.errors import UserError
+
+START = 0              # the reserved id before the first token of a document: padding, the decoder's start
+PRIME = 1_000_003      # p of `bigram`; the paper prints none
+
+
+def random_table(vocab_size, num_experts, seed):
+  """Returns i32[V]: an independent uniform draw for every id, in the order of the ids.
+
+  The draws of the reference (facebookresearch/ParlAI, hash_ladder.py: Python's generator, seed 42).
+  Further ids of a longer vocabulary leave the buckets of the earlier ones as they are.
+  Differs: a generator of its own; the reference reseeds Python's global one.
+
+  >>> random_table(8, 4, seed=42).tolist(), random_table(10, 4, seed=42).tolist()
+  ([0, 0, 2, 1, 1, 1, 0, 0], [0, 0, 2, 1, 1, 1, 0, 0, 3, 0])
+  """
+  draw = random.Random(seed).randrange
+  return np.array([draw(num_experts) for _ in range(vocab_size)], np.int32)
+
+
+def balanced_table(counts, num_experts):
+  """Returns i32[V]: ids by falling count, each to the bucket with the smallest total count so far.
+
+  Ties go to the lower id and to the lower bucket. Ids that were never counted come last, in order,
+  each to the bucket with the fewest ids: to be greedy would put all of them into one bucket.
+  An id with over 1/K of all counts has its bucket for itself; balance is then impossible.
+
+  Args:
+    counts: i64[V], how often each id occurs in the training corpus.
+
+  >>> balanced_table(np.array([5, 9, 4, 0, 0]), 2).tolist()          # loads 9 and 5 + 4
+  [1, 0, 1, 0, 0]
+  """
+  counts = np.asarray(counts, np.int64)
+  order = np.argsort(-counts, kind='stable')
+  seen = order[counts[order] > 0]
+  table = np.zeros(len(counts), np.int32)
+  _deal(table, seen, counts[seen], np.zeros(num_experts, np.int64))
+  unseen = np.flatnonzero(counts == 0)
+  _deal(table, unseen, np.ones(len(unseen), np.int64), np.bincount(table[seen], minlength=num_experts))
+  return table
+
+
+def _deal(table, ids, weights, loads):
+  """Writes into `table` the bucket of each of `ids`: the lightest, which then gains the id's weight."""
+  heap = [(int(load), bucket) for bucket, load in enumerate(loads)]
+  heapq.heapify(heap)
+  for i, weight in zip(ids, weights):
+    load, bucket = heap[0]
+    table[i] = bucket
+    heapq.heapreplace(heap, (load + int(weight), bucket))
+
+
+def dispersed_table(clusters, counts, num_experts):
+  """Returns i32[V]: the members of each cluster spread over different buckets, buckets balanced.
+
+  Similar tokens then meet different experts. Ids by falling count, each to the bucket with the
+  fewest members of its cluster; of those, to the one with the smallest total count, then with the
+  fewest ids, then the lowest. The paper does not say how members are spread.
+
+  Args:
+    clusters: i32[V], the cluster of each id.
+    counts:   i64[V], how often each id occurs in the training corpus.
+
+  >>> dispersed_table(np.array([0, 0, 1, 1]), np.array([5, 4, 3, 2]), 2).tolist()
+  [0, 1, 1, 0]
+  """
+  counts, clusters = np.asarray(counts, np.int64), np.asarray(clusters)
+  members = np.zeros((int(clusters.max()) + 1, num_experts), np.int64)
+  loads, sizes = np.zeros(num_experts, np.int64), np.zeros(num_experts, np.int64)
+  table = np.zeros(len(counts), np.int32)
+  for i in np.argsort(-counts, kind='stable'):
+    bucket = np.lexsort((sizes, loads, members[clusters[i]]))[0]     # stable: the lowest on ties
+    table[i] = bucket
+    members[clusters[i], bucket] += 1
+    loads[bucket] += counts[i]
+    sizes[bucket] += 1
+  return table
+
+
+def loads(table, counts, num_experts):
+  """Returns i64[K]: the total count of the ids of each bucket.
+
+  >>> loads(np.array([1, 0, 1]), np.array([5, 9, 4]), 3).tolist()
+  [9, 9, 0]
+  """
+  return np.bincount(table, np.asarray(counts), num_experts).astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class TableFile:
+  """A table as it is stored: an .npz of numbers and text, read without pickle.
+
+  table: i32[V]; num_experts: K; kind: how it was made; vocabulary: digest of the vocabulary whose
+  ids it hashes (see `stmoe.data.vocab`).
+  """
+  table: np.ndarray
+  num_experts: int
+  kind: str
+  vocabulary: str
+
+  def write(self, path):
+    """Writes the file at `path`."""
+    with open(path, 'wb') as f:                                      # np.savez would add .npz to a name
+      np.savez(f, **dataclasses.asdict(self), vocab_size=len(self.table))
+
+
+def read(path):
+  """Returns the TableFile at `path`; raises UserError if there is none or it is something else."""
+  try:
+    with np.load(path, allow_pickle=False) as found:
+      fields = {name: found[name] for name in found.files}
+    read = TableFile(fields['table'].astype(np.int32), int(fields['num_experts']), str(fields['kind']),
+                     str(fields['vocabulary']))
+  except FileNotFoundError:
+    raise UserError(f'no hash table {str(path)!r}; stmoe tables makes one') from None
+  except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(f'{path} is not a hash table of stmoe tables ({type(error).__name__}: {error})') from None
+  ids = read.table
+  if ids.ndim != 1 or len(ids) != fields.get('vocab_size') or ids.min() < 0 or ids.max() >= read.num_experts:
+    raise UserError(f'{path}: its table is not one bucket below {read.num_experts} for each of its '
+                    f'{fields.get("vocab_size")} ids')
+  return read
+
+
+def before(ids, positions):
+  """Returns i32[G,S]: the id one place earlier in the same document, START at its first token.
+
+  Groups are taken as the rows of one list, so that they may cut documents anywhere.
+
+  Args:
+    ids, positions: i32[G,S] token ids, and their positions in their documents.
+
+  >>> before(jnp.array([[5, 6], [7, 8]]), jnp.array([[0, 1], [2, 0]])).tolist()
+  [[0, 5], [6, 0]]
+  """
+  earlier = jnp.roll(ids.reshape(-1), 1).reshape(ids.shape)
+  return jnp.where(positions > 0, earlier, START)
+
+
+def after(ids, positions):
+  """Returns i32[G,S]: the id one place later in the same document, START at its last token.
+
+  Args:
+    ids, positions: i32[G,S] token ids, and their positions in their documents.
+
+  >>> after(jnp.array([[5, 6], [7, 8]]), jnp.array([[0, 1], [2, 0]])).tolist()
+  [[6, 7], [0, 0]]
+  """
+  later = lambda a: jnp.roll(a.reshape(-1), -1).reshape(a.shape)
+  return jnp.where(later(positions) > 0, later(ids), START)          # the last wraps to a first token
+
+
+def bigram(ids, earlier, num_experts):
+  """Returns i32[G,S]: ((x_t mod K) + (p x_{t-1}) mod K) mod K, with the prime p = PRIME.
+
+  As the authors describe it (facebookresearch/ParlAI issue 3735). Differs: the sum is taken modulo K
+  once more, to stay in range.
+
+  Args:
+    ids, earlier: i32[G,S] ids x_t and x_{t-1}.
+
+  >>> bigram(jnp.array([[5, 6]]), jnp.array([[0, 5]]), 4).tolist()   # p mod 4 = 3: 1 + 0, 2 + 15 mod 4
+  [[1, 1]]
+  """
+  # Reduced before the product, which would not fit 32 bits.
+  scaled = (PRIME % num_experts) * (earlier % num_experts) % num_experts
+  return (ids % num_experts + scaled) % num_experts
+
+
+def position(positions, num_experts):
+  """Returns i32[G,S]: the position within the document modulo K.
+
+  >>> position(jnp.array([[0, 1, 2, 0]]), 2).tolist()
+  [[0, 1, 0, 0]]
+  """
+  return positions % num_experts
+
+
+def fresh(key, table, ids, num_experts):
+  """Returns i32[G,S]: a new uniform draw for every occurrence, or table[ids] without a key (evaluation).
+
+  A control that no paper has: experts chosen by chance, like one pass of THOR per token.
+
+  Args:
+    table: i32[V]; ids: i32[G,S].
+
+  >>> fresh(None, jnp.array([2, 1]), jnp.array([[1, 0]]), 3).tolist()
+  [[1, 2]]
+  """
+  if key is None:
+    return table[ids]
+  return jax.random.randint(key, ids.shape, 0, num_experts)

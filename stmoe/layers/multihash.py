@@ -1,0 +1,89 @@
+"""MultiHash: a feed-forward layer in segments, each chosen by a hash function of its own."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import lookup
+from stmoe.core import contract
+from stmoe.core import noise
+from stmoe.errors import UserError
+from stmoe.layers import moe
+
+
+class Segment(nnx.Module):
+  """One hash function, and its K pieces of both matrices: [D, F/N] and [F, D/N]."""
+
+  def __init__(self, router, inward, outward):
+    self.router = router
+    self.experts = nnx.List([inward, outward])
+
+
+class MultiHash(nnx.Module):
+  """N hash functions, each choosing 1/N of both matrices (Hash Layers, arXiv:2106.04426, section 3.4).
+
+  v = act(concat_m A[m, h_m(token)] x), y = concat_m C[m, h_m(token)] v. It computes one feed-forward network
+  and holds K of them, that is K^N different ones; N = 1 is `moe` with the experts `mlp`. The same
+  interface as `moe.Moe`.
+
+  Args:
+    d_model:    D.
+    router:     recipe of a `hash` router; hash function m has its seed plus m.
+    experts:    recipe of the experts `linear`, d_ff being F; each segment gets a bank of its own for
+      each matrix (whether the paper shares them among segments is not stated; this makes its counts).
+    num_hashes: N, a divisor of D and F.
+    activation: name of a function of `jax.nn`.
+    dropout_rate: on the hidden activation, in training.
+    executor, group_size: see `moe.Moe`.
+  Its Aux has the load of the N * K segments, one hash function after the other.
+  """
+
+  def __init__(self, d_model, *, router, experts, num_hashes=2, activation='relu', dropout_rate=0.0,
+               executor='gather', group_size=None, rngs):
+    d_ff = experts.keywords['d_ff']
+    common = [n for n in range(1, d_model + 1) if d_model % n == 0 and d_ff % n == 0]
+    if num_hashes not in common:
+      near = sorted(sorted(common, key=lambda n: abs(n - num_hashes))[:3])
+      raise UserError(f'layer multihash: num_hashes={num_hashes} does not divide both d_model={d_model} and '
+                      f'd_ff={d_ff}; nearest: {", ".join(map(str, near))}')
+    routers = [router(d_model, rngs=rngs)]
+    if num_hashes > 1 and not routers[0].seeded:
+      raise UserError(f'layer multihash: {num_hashes} hash functions of kind={routers[0].kind!r} would be the same '
+                      "(they do not depend on a seed); nearest: kind='random' without a table")
+    routers += [router(d_model, seed=routers[0].seed + m, rngs=rngs) for m in range(1, num_hashes)]
+
+    def bank(width, d_ff):
+      return experts(width, num_experts=routers[0].num_experts, d_ff=d_ff, rngs=rngs)
+    self.segments = nnx.List([Segment(r, bank(d_model, d_ff // num_hashes), bank(d_ff, d_model // num_hashes))
+                              for r in routers])
+    self.activation = activation
+    self.dropout_rate = dropout_rate
+    self.group_size = group_size
+    self.executor = executor
+    lookup.module('executor', executor)
+
+  def __call__(self, x, ctx, carry):
+    """Returns (y [B,T,D], Aux, carry) for x [B,T,D]."""
+    batch, length, width = x.shape
+    groups, size = moe.num_groups(batch, length, self.group_size)
+    x = x.reshape(groups, size, width)                               # [G, S, D]
+    grouped = ctx.group(groups, size)
+    with jax.named_scope('route'):
+      routed = [segment.router(x, grouped.fold(f'router_{m}'), carry) for m, segment in enumerate(self.segments)]
+    h = self._concatenated(0, x, routed)                             # [G, S, F]
+    h = getattr(jax.nn, self.activation)(h)
+    h = noise.dropout(h, self.dropout_rate, ctx.fold('hidden').key if ctx.train else None)
+    y = self._concatenated(1, h, routed)                             # [G, S, D]
+    return y.reshape(batch, length, width), _together([r.aux for r in routed]), carry
+
+  def _concatenated(self, stage, x, routed):
+    """The outputs of matrix `stage` of all segments for x [G,S,.], side by side."""
+    execute = lookup.module('executor', self.executor).execute
+    return jnp.concatenate([execute(x, r.assignment, segment.experts[stage])
+                            for segment, r in zip(self.segments, routed)], axis=-1)
+
+
+def _together(aux):
+  """One Aux: loads side by side, metrics averaged over the hash functions."""
+  mean = {name: sum(a.metrics[name] for a in aux) / len(aux) for name in aux[0].metrics}
+  return contract.Aux(losses={}, load=jnp.concatenate([a.load for a in aux]), metrics=mean)

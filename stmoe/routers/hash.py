@@ -1,0 +1,131 @@
+"""Hash layers: experts by a fixed hash of the token id; nothing is learned (arXiv:2106.04426)."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import assignment
+from stmoe.core import choices
+from stmoe.core import contract
+from stmoe.core import hashing
+from stmoe.core import metrics
+from stmoe.errors import UserError
+
+BUILT = ('balanced', 'clustered', 'dispersed')   # kinds whose tables are made before training, see `stmoe tables`
+# kind -> bucket i32[G,S] of (table i32[V], context, K). Section 3, and two controls.
+KINDS = {
+    **dict.fromkeys(('random', *BUILT), lambda table, ctx, k: table[ctx.ids]),
+    'previous': lambda table, ctx, k: table[hashing.before(ctx.ids, ctx.positions)],
+    'bigram': lambda table, ctx, k: hashing.bigram(ctx.ids, hashing.before(ctx.ids, ctx.positions), k),
+    'position': lambda table, ctx, k: hashing.position(ctx.positions, k),
+    'future': lambda table, ctx, k: table[hashing.after(ctx.ids, ctx.positions)],
+    'fresh': lambda table, ctx, k: hashing.fresh(ctx.key, table, ctx.ids, k),
+}
+COMPUTED = ('bigram', 'position')      # kinds without a table
+_random = functools.cache(hashing.random_table)
+
+
+def route(bucket, mask, capacity, num_experts):
+  """Returns (Assignment, Aux): every real token to the expert of its bucket, weight 1 (section 3).
+
+  Args:
+    bucket:   i32[G,S] in [0,K).
+    mask:     bool[G,S] real tokens; padding goes nowhere.
+    capacity: C; S drops nothing.
+  """
+  edges = assignment.from_choices(bucket[..., None], jnp.ones((*bucket.shape, 1)), num_experts)
+  edges = assignment.kill_padding(edges, mask)
+  a = assignment.cap(edges, capacity)
+  return a, contract.Aux(losses={}, load=metrics.load(edges), metrics=dict(
+      drop_frac=metrics.drop_frac(edges, a), slot_usage=metrics.slot_usage(a)))
+
+
+class Hash(nnx.Module):
+  """Experts by a hash of the input token (arXiv:2106.04426, section 3). No parameters; a table i32[V].
+
+  The token is the one that is read at the place, never the one to be predicted. The table is a
+  constant of the model, kept in its checkpoints.
+
+  Args:
+    kind:       a key of KINDS. random, balanced, clustered and dispersed look the token up; previous looks
+      up the token before it; bigram hashes both; position counts places in the document; future looks up
+      the token after it (an oracle that leaks); fresh draws anew for every occurrence in training.
+    table:      file of `stmoe tables`, needed for balanced, clustered and dispersed; '' = a random table.
+    vocab_size: V, of the model.
+    seed:       of the random table; 42 is the reference's.
+    hash_seed_per_layer: every layer draws its random table from the key of its own initial parameters,
+      folded with `seed`; otherwise all layers have the same.
+    capacity_factor: (train, eval) slots per token; None (the paper) = nothing is dropped.
+    min_capacity: least slots of an expert.
+    allow_causal: accept kind='future' in a causal stack.
+  Losses: none.
+  Differs: previous and bigram read id 0 before the first token of a document, the paper does not say
+  what; the reference keeps its table in no checkpoint.
+  """
+
+  def __init__(self, d_model, *, num_experts, kind='random', table='', vocab_size=8008, seed=42,
+               hash_seed_per_layer=False, capacity_factor=(None, None), min_capacity=4, allow_causal=False,
+               rngs):
+    choices.named(KINDS, kind, 'router hash: kind')
+    if kind in BUILT and not table:
+      raise UserError(f'router hash: kind={kind!r} needs a table built beforehand: stmoe tables NAME --kind {kind} '
+                      "-o FILE.npz, then table=FILE.npz; nearest without one: kind='random'")
+    if table and (kind in COMPUTED or hash_seed_per_layer):
+      raise UserError(f'router hash: table={table!r} is not used by '
+                      f'{f"kind={kind!r}" if kind in COMPUTED else "hash_seed_per_layer=True"}')
+    self.num_experts = num_experts
+    self.kind = kind
+    self.seed = seed
+    self.capacity_factor = tuple(capacity_factor)
+    self.min_capacity = min_capacity
+    self.allow_causal = allow_causal
+    self.vocabulary = None               # digest of the only vocabulary that the table is for, or None = any
+    self.seeded = not table and kind not in COMPUTED                 # another seed, another hash
+    self.table = None
+    if kind in COMPUTED:
+      return
+    if table:
+      value = self._read(table, vocab_size)
+    elif hash_seed_per_layer:
+      key = jax.random.fold_in(rngs.params(), seed)
+      value = jax.random.randint(key, (vocab_size,), 0, num_experts)
+    else:
+      value = _random(vocab_size, num_experts, seed)
+    self.table = axes.state(jnp.asarray(value, jnp.int32), 'unmodeled')
+
+  def _read(self, path, vocab_size):
+    """The table i32[V] of file `path`; raises UserError if it is for another vocabulary, K or kind."""
+    found = hashing.read(path)
+    _same_length(len(found.table), vocab_size, f' ({path})')
+    if found.num_experts != self.num_experts:
+      raise UserError(f'router hash: {path} has {found.num_experts} buckets, num_experts={self.num_experts}; '
+                      f'nearest: num_experts={found.num_experts}')
+    if self.kind in ('random', *BUILT) and found.kind != self.kind:
+      raise UserError(f'router hash: {path} is a {found.kind} table, kind={self.kind!r}; '
+                      f'nearest: kind={found.kind!r}')
+    self.vocabulary = found.vocabulary
+    return found.table
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]; raises UserError for another vocabulary, or an oracle in a causal stack."""
+    if self.kind == 'future' and ctx.causal and not self.allow_causal:
+      raise UserError("router hash: kind='future' is the token to be predicted, an oracle that leaks it in a "
+                      "causal stack; nearest: kind='previous' (or allow_causal=True)")
+    if self.table is not None and ctx.vocab_size is not None:
+      _same_length(self.table.shape[-1], ctx.vocab_size)
+    table = None if self.table is None else self.table[...]
+    drawing = ctx.fold('hash') if ctx.train else ctx.replace(key=None)
+    bucket = KINDS[self.kind](table, drawing, self.num_experts)      # [G, S]
+    factor = self.capacity_factor[0 if ctx.train else 1]
+    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    a, aux = route(bucket, ctx.mask, capacity, self.num_experts)
+    return contract.Routed(a, aux, carry)
+
+
+def _same_length(ids, vocab_size, where=''):
+  if ids != vocab_size:
+    raise UserError(f'router hash: a hash table for another vocabulary{where}: it has {ids} ids and the model '
+                    f'has {vocab_size}; set the router\'s vocab_size={vocab_size}, or make the table again')
