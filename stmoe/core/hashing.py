@@ -1,4 +1,4 @@
-"""Hashes of tokens to buckets (Hash Layers, arXiv:2106.04426, section 3): tables, and what is hashed.
+"""Hashes of tokens to buckets (Hash Layers, arXiv:2106.04426): tables, and what is hashed.
 
 A table i32[V] gives every id of a vocabulary its bucket. Tables are made by numpy, once: at the
 construction of a router or before training. What is looked up in them, or computed instead, is a

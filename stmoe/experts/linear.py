@@ -1,4 +1,4 @@
-"""A bank of single linear maps: x w + b. Layers that cut a feed-forward network into segments combine them."""
+"""A bank of single linear maps: x w + b. Layers made of segments combine them."""
 
 from flax import nnx
 

@@ -20,7 +20,7 @@ class Segment(nnx.Module):
 
 
 class MultiHash(nnx.Module):
-  """N hash functions, each choosing 1/N of both matrices (Hash Layers, arXiv:2106.04426, section 3.4).
+  """N hash functions, each choosing 1/N of both matrices (Hash Layers, arXiv:2106.04426).
 
   v = act(concat_m A[m, h_m(token)] x), y = concat_m C[m, h_m(token)] v. It computes one feed-forward network
   and holds K of them, that is K^N different ones; N = 1 is `moe` with the experts `mlp`. The same
@@ -48,8 +48,8 @@ class MultiHash(nnx.Module):
                       f'd_ff={d_ff}; nearest: {", ".join(map(str, near))}')
     routers = [router(d_model, rngs=rngs)]
     if num_hashes > 1 and not routers[0].seeded:
-      raise UserError(f'layer multihash: {num_hashes} hash functions of kind={routers[0].kind!r} would be the same '
-                      "(they do not depend on a seed); nearest: kind='random' without a table")
+      raise UserError(f'layer multihash: {num_hashes} hash functions of kind={routers[0].kind!r} would be '
+                      "the same (they do not depend on a seed); nearest: kind='random' without a table")
     routers += [router(d_model, seed=routers[0].seed + m, rngs=rngs) for m in range(1, num_hashes)]
 
     def bank(width, d_ff):
@@ -69,18 +69,24 @@ class MultiHash(nnx.Module):
     x = x.reshape(groups, size, width)                               # [G, S, D]
     grouped = ctx.group(groups, size)
     with jax.named_scope('route'):
-      routed = [segment.router(x, grouped.fold(f'router_{m}'), carry) for m, segment in enumerate(self.segments)]
-    h = self._concatenated(0, x, routed)                             # [G, S, F]
+      routed = [segment.router(x, grouped.fold(f'router_{m}'), carry)
+                for m, segment in enumerate(self.segments)]
+    assigned = [r.assignment for r in routed]
+    h = concatenated(x, assigned, [s.experts[0] for s in self.segments], self.executor)   # [G, S, F]
     h = getattr(jax.nn, self.activation)(h)
     h = noise.dropout(h, self.dropout_rate, ctx.fold('hidden').key if ctx.train else None)
-    y = self._concatenated(1, h, routed)                             # [G, S, D]
+    y = concatenated(h, assigned, [s.experts[1] for s in self.segments], self.executor)   # [G, S, D]
     return y.reshape(batch, length, width), _together([r.aux for r in routed]), carry
 
-  def _concatenated(self, stage, x, routed):
-    """The outputs of matrix `stage` of all segments for x [G,S,.], side by side."""
-    execute = lookup.module('executor', self.executor).execute
-    return jnp.concatenate([execute(x, r.assignment, segment.experts[stage])
-                            for segment, r in zip(self.segments, routed)], axis=-1)
+
+def concatenated(x, assigned, banks, executor):
+  """Returns [G,S,F]: what each bank [.,D] -> [.,F/N] makes of x [G,S,D], side by side.
+
+  Args:
+    assigned: the Assignment of each bank.
+  """
+  execute = lookup.module('executor', executor).execute
+  return jnp.concatenate([execute(x, a, bank) for a, bank in zip(assigned, banks)], axis=-1)
 
 
 def _together(aux):

@@ -14,8 +14,8 @@ from stmoe.core import hashing
 from stmoe.core import metrics
 from stmoe.errors import UserError
 
-BUILT = ('balanced', 'clustered', 'dispersed')   # kinds whose tables are made before training, see `stmoe tables`
-# kind -> bucket i32[G,S] of (table i32[V], context, K). Section 3, and two controls.
+BUILT = ('balanced', 'clustered', 'dispersed')   # their tables are made before training: `stmoe tables`
+# kind -> bucket i32[G,S] of (table i32[V], context, K). The paper's, and a control (fresh).
 KINDS = {
     **dict.fromkeys(('random', *BUILT), lambda table, ctx, k: table[ctx.ids]),
     'previous': lambda table, ctx, k: table[hashing.before(ctx.ids, ctx.positions)],
@@ -28,23 +28,25 @@ COMPUTED = ('bigram', 'position')      # kinds without a table
 _random = functools.cache(hashing.random_table)
 
 
-def route(bucket, mask, capacity, num_experts):
-  """Returns (Assignment, Aux): every real token to the expert of its bucket, weight 1 (section 3).
+def route(bucket, mask, capacity, num_experts, tokens=None):
+  """Returns (Assignment, Aux): every real token to the expert of its bucket, weight 1.
 
   Args:
     bucket:   i32[G,S] in [0,K).
     mask:     bool[G,S] real tokens; padding goes nowhere.
     capacity: C; S drops nothing.
+    tokens:   divisor of token-averaged metrics, see `losses.token_mean`.
   """
   edges = assignment.from_choices(bucket[..., None], jnp.ones((*bucket.shape, 1)), num_experts)
   edges = assignment.kill_padding(edges, mask)
   a = assignment.cap(edges, capacity)
   return a, contract.Aux(losses={}, load=metrics.load(edges), metrics=dict(
-      drop_frac=metrics.drop_frac(edges, a), slot_usage=metrics.slot_usage(a)))
+      drop_frac=metrics.drop_frac(edges, a), left_behind=metrics.left_behind(a, mask, tokens),
+      slot_usage=metrics.slot_usage(a)))
 
 
 class Hash(nnx.Module):
-  """Experts by a hash of the input token (arXiv:2106.04426, section 3). No parameters; a table i32[V].
+  """Experts by a hash of the input token (arXiv:2106.04426). No parameters; a table i32[V].
 
   The token is the one that is read at the place, never the one to be predicted. The table is a
   constant of the model, kept in its checkpoints.
@@ -71,8 +73,8 @@ class Hash(nnx.Module):
                rngs):
     choices.named(KINDS, kind, 'router hash: kind')
     if kind in BUILT and not table:
-      raise UserError(f'router hash: kind={kind!r} needs a table built beforehand: stmoe tables NAME --kind {kind} '
-                      "-o FILE.npz, then table=FILE.npz; nearest without one: kind='random'")
+      raise UserError(f'router hash: kind={kind!r} needs a table made before training: stmoe tables NAME '
+                      f"--kind {kind} -o FILE.npz, then table=FILE.npz; nearest without one: kind='random'")
     if table and (kind in COMPUTED or hash_seed_per_layer):
       raise UserError(f'router hash: table={table!r} is not used by '
                       f'{f"kind={kind!r}" if kind in COMPUTED else "hash_seed_per_layer=True"}')
@@ -82,22 +84,20 @@ class Hash(nnx.Module):
     self.capacity_factor = tuple(capacity_factor)
     self.min_capacity = min_capacity
     self.allow_causal = allow_causal
-    self.vocabulary = None               # digest of the only vocabulary that the table is for, or None = any
     self.seeded = not table and kind not in COMPUTED                 # another seed, another hash
-    self.table = None
-    if kind in COMPUTED:
-      return
-    if table:
-      value = self._read(table, vocab_size)
+    found = self._read(table, vocab_size) if table else None
+    self.vocabulary = found and found.vocabulary                     # digest of the one it is for; None = any
+    if found or kind in COMPUTED:
+      value = found and found.table
     elif hash_seed_per_layer:
       key = jax.random.fold_in(rngs.params(), seed)
       value = jax.random.randint(key, (vocab_size,), 0, num_experts)
     else:
       value = _random(vocab_size, num_experts, seed)
-    self.table = axes.state(jnp.asarray(value, jnp.int32), 'unmodeled')
+    self.table = None if value is None else axes.state(jnp.asarray(value, jnp.int32), 'unmodeled')
 
   def _read(self, path, vocab_size):
-    """The table i32[V] of file `path`; raises UserError if it is for another vocabulary, K or kind."""
+    """The table of file `path`; raises UserError if it has another V, K or kind."""
     found = hashing.read(path)
     _same_length(len(found.table), vocab_size, f' ({path})')
     if found.num_experts != self.num_experts:
@@ -106,11 +106,10 @@ class Hash(nnx.Module):
     if self.kind in ('random', *BUILT) and found.kind != self.kind:
       raise UserError(f'router hash: {path} is a {found.kind} table, kind={self.kind!r}; '
                       f'nearest: kind={found.kind!r}')
-    self.vocabulary = found.vocabulary
-    return found.table
+    return found
 
   def __call__(self, x, ctx, carry):
-    """Returns Routed for x [G,S,D]; raises UserError for another vocabulary, or an oracle in a causal stack."""
+    """Returns Routed for x [G,S,D]; raises UserError for another vocabulary, an oracle in a causal stack."""
     if self.kind == 'future' and ctx.causal and not self.allow_causal:
       raise UserError("router hash: kind='future' is the token to be predicted, an oracle that leaks it in a "
                       "causal stack; nearest: kind='previous' (or allow_causal=True)")
@@ -121,11 +120,11 @@ class Hash(nnx.Module):
     bucket = KINDS[self.kind](table, drawing, self.num_experts)      # [G, S]
     factor = self.capacity_factor[0 if ctx.train else 1]
     capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
-    a, aux = route(bucket, ctx.mask, capacity, self.num_experts)
+    a, aux = route(bucket, ctx.mask, capacity, self.num_experts, ctx.tokens)
     return contract.Routed(a, aux, carry)
 
 
 def _same_length(ids, vocab_size, where=''):
   if ids != vocab_size:
-    raise UserError(f'router hash: a hash table for another vocabulary{where}: it has {ids} ids and the model '
-                    f'has {vocab_size}; set the router\'s vocab_size={vocab_size}, or make the table again')
+    raise UserError(f'router hash: a hash table for another vocabulary{where}: it has {ids} ids and the '
+                    f'model has {vocab_size}; set the router\'s vocab_size={vocab_size}, or make the table again')
