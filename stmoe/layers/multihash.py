@@ -62,6 +62,9 @@ class MultiHash(nnx.Module):
     self.executor = executor
     lookup.module('executor', executor)
 
+  def commit(self, aux):
+    """Changes nothing: hash tables are constants of the model."""
+
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], Aux, carry) for x [B,T,D]."""
     batch, length, width = x.shape

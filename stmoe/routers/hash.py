@@ -127,4 +127,4 @@ class Hash(nnx.Module):
 def _same_length(ids, vocab_size, where=''):
   if ids != vocab_size:
     raise UserError(f'router hash: a hash table for another vocabulary{where}: it has {ids} ids and the '
-                    f'model has {vocab_size}; set the router\'s vocab_size={vocab_size}, or make the table again')
+                    f'model has {vocab_size}; set vocab_size={vocab_size}, or make the table again')

@@ -1,5 +1,6 @@
 """Everything about a configuration that can be wrong is found here, before anything is compiled."""
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 
@@ -61,12 +62,25 @@ def forward(cfg, plan):
   return aux
 
 
-def vocabulary(cfg, size):
-  """Raises UserError if the data has more ids than the model."""
+def vocabulary(cfg, plan, found):
+  """Raises UserError if the data has more ids than the model, or a module is made for other ids.
+
+  A module says so by its attribute `vocabulary`: the digest of the only vocabulary it is for, or None.
+
+  Args:
+    plan:  the Blueprint of the model.
+    found: the vocabulary of the data.
+  """
+  size = found.vocab_size
   if size > cfg.model.vocab_size:
     multiple = -(-size // 128) * 128
     raise errors.UserError(f'model.vocab_size={cfg.model.vocab_size}, but data.vocab={cfg.data.vocab!r} has '
                            f'{size} ids; set model.vocab_size={size} or, faster, {multiple}')
+  for path, module in nnx.iter_graph(plan.model(plan.shapes['params'], plan.shapes['router_state'])):
+    wanted = getattr(module, 'vocabulary', None)
+    if wanted not in (None, found.digest):
+      raise errors.UserError(f'{".".join(map(str, path))} is made for another vocabulary ({wanted[:12]}) than '
+                             f'data.vocab={cfg.data.vocab!r} is ({found.digest[:12]}); make its table again')
 
 
 def place(batch, mesh):

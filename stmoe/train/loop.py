@@ -19,6 +19,7 @@ from stmoe.data import pipeline
 from stmoe.train import check
 from stmoe.train import checkpoint
 from stmoe.train import evaluate
+from stmoe.train import losses
 from stmoe.train import progress
 from stmoe.train import rundir
 from stmoe.train import signals
@@ -69,7 +70,7 @@ class Loop:
     self.sums = evaluate.make(self.plan)
     aux = check.forward(cfg, self.plan)
     self.facts = pipeline.info(cfg)
-    check.vocabulary(cfg, self.facts['vocab_size'])
+    check.vocabulary(cfg, self.plan, self.facts['vocab'])
     rundir.claim(path, cfg)                # only now: a mistake leaves no directory behind
     self.data = pipeline.train_iterator(cfg, jax.process_index(), jax.process_count())
     stack.callback(self.data.close)
@@ -110,7 +111,7 @@ class Loop:
     rundir.record_environment(self.path, name, self.mesh, parameters, corpus)
     self.log(f'{name or self.path}: {parameters:,} parameters, {self.cfg.train.steps:,} steps on '
              f'{self.mesh.devices.size} {self.mesh.devices.flat[0].platform} device(s), into {self.path}')
-    if aux and not any(coefficient for coefficient, _ in self.cfg.losses.values()):
+    if losses.reported(aux) and not any(coefficient for coefficient, _ in self.cfg.losses.values()):
       self.log('note: no router loss has a coefficient; nothing keeps the experts in balance')
 
   def run(self):

@@ -29,14 +29,29 @@ def score(cfg, path, say, step=None, devices=None):
     plan = states.blueprint(cfg, mesh)
     check.forward(cfg, plan)
     facts = pipeline.info(cfg)
-    if not (pathlib.Path(path) / 'checkpoints').is_dir():
-      raise errors.UserError(f'{path} has no checkpoint yet')
-    saved = checkpoint.Checkpoints(pathlib.Path(path) / 'checkpoints', keep=None, read_only=True)
-    same = lambda meta: rundir.check_same(meta, dict(vocab=facts['vocab'].digest))
-    found = saved.restore(plan.shapes, same, say, step)
-    saved.close()
-    if found is None:
-      raise errors.UserError(f'{path} has no checkpoint yet')
-    at, state, _, _ = found
+    check.vocabulary(cfg, plan, facts['vocab'])
+    at, state = restore(plan, path, facts['vocab'], say, step)
     say(f'evaluating the checkpoint of step {at:,}')
     return at, evaluate.run(cfg, plan, evaluate.make(plan), state, facts)
+
+
+def restore(plan, path, vocabulary, say, step=None):
+  """Returns (step, training state) of a checkpoint of run directory `path`, which is not changed.
+
+  Raises UserError if there is none, or it was trained with another vocabulary.
+
+  Args:
+    plan:       the Blueprint of the run's configuration.
+    vocabulary: of the data.
+    say, step:  see `score`.
+  """
+  folder = pathlib.Path(path) / 'checkpoints'
+  found = None
+  if folder.is_dir():
+    saved = checkpoint.Checkpoints(folder, keep=None, read_only=True)
+    found = saved.restore(plan.shapes, lambda meta: rundir.check_same(meta, dict(vocab=vocabulary.digest)),
+                          say, step)
+    saved.close()
+  if found is None:
+    raise errors.UserError(f'{path} has no checkpoint yet')
+  return found[:2]

@@ -1,0 +1,68 @@
+"""Makes the hash table of an experiment's vocabulary, for routers of Hash layers.
+
+stmoe tables hash/kinds:kind=balanced --kind balanced -o balanced.npz
+stmoe tables hash/kinds:kind=dispersed --kind dispersed --embeddings runs/dense -o dispersed.npz
+stmoe train hash/kinds:kind=balanced --config.blocks.m.router.table=balanced.npz
+
+Counts the ids of the training split of NAME's data; clustered and dispersed find clusters of the token
+embeddings of a trained run (a dense one, in the paper) with the same vocabulary.
+"""
+
+import pathlib
+import sys
+
+from stmoe import errors
+from stmoe import experiment
+
+
+def add_arguments(parser):
+  parser.add_argument('name', metavar='NAME', help='an experiment, NAME[:argument]: data, vocabulary, experts')
+  parser.add_argument('--kind', required=True, help='balanced, random, clustered or dispersed')
+  parser.add_argument('--embeddings', metavar='RUN', type=pathlib.Path,
+                      help='run directory whose embeddings are clustered')
+  parser.add_argument('--experts', type=int, metavar='K', help='buckets; default: the experts of NAME')
+  parser.add_argument('--seed', type=int, default=42, help='of random tables and of k-means (default: 42)')
+  parser.add_argument('-o', '--out', required=True, metavar='FILE.npz', type=pathlib.Path)
+  parser.set_defaults(overrides=())
+
+
+def run(args):
+  from stmoe.core import hashing
+  from stmoe.data import hash_tables
+  cfg, _ = experiment.load(args.name, args.overrides)
+  if args.kind not in hash_tables.KINDS:
+    raise errors.UserError(f'--kind {args.kind} does not exist{errors.nearest(args.kind, hash_tables.KINDS)} '
+                           f'(there are: {", ".join(hash_tables.KINDS)})')
+  needed = args.kind in hash_tables.EMBEDDED
+  if needed != bool(args.embeddings):
+    raise errors.UserError(f'--kind {args.kind} {"needs" if needed else "takes no"} --embeddings RUN')
+  if not args.out.resolve().parent.is_dir():
+    raise errors.UserError(f'--out: no directory {args.out.resolve().parent}')
+  experts = args.experts or hash_tables.num_experts(cfg)
+  if experts < 1:
+    raise errors.UserError(f'--experts {experts}: at least 1 is needed')
+  counts, vocabulary = hash_tables.count(cfg)
+  embeddings = _embeddings(args.embeddings, vocabulary, len(counts)) if needed else None
+  table = hash_tables.make(args.kind, counts, experts, args.seed, embeddings)
+  hashing.TableFile(table, experts, args.kind, vocabulary.digest).write(args.out)
+  print(f'{args.out}: {args.kind}')
+  print('\n'.join(hash_tables.describe(table, counts, experts)))
+
+
+def _embeddings(path, vocabulary, vocab_size):
+  """The token embeddings f32[V,D] of the newest checkpoint of a run with the same vocabulary."""
+  import jax
+  import numpy as np
+
+  from stmoe.train import rundir
+  from stmoe.train import score
+  from stmoe.train import state as states
+  cfg = rundir.load(path)
+  if cfg.model.vocab_size != vocab_size:
+    raise errors.UserError(f'--embeddings {path}: its model has {cfg.model.vocab_size} ids, this one has '
+                           f'{vocab_size}')
+  mesh = states.make_mesh(dict(data=-1, expert=1, model=1))
+  with jax.set_mesh(mesh):
+    plan = states.blueprint(cfg, mesh)
+    _, state = score.restore(plan, path, vocabulary, lambda text: print(text, file=sys.stderr))
+  return np.asarray(state['params']['embed']['table'])
