@@ -16,7 +16,7 @@ from stmoe import experiment
 
 
 def add_arguments(parser):
-  parser.add_argument('name', metavar='NAME', help='an experiment, NAME[:argument]: data, vocabulary, experts')
+  parser.add_argument('name', metavar='NAME', help='an experiment, NAME[:argument]')
   parser.add_argument('--kind', required=True, help='balanced, random, clustered or dispersed')
   parser.add_argument('--embeddings', metavar='RUN', type=pathlib.Path,
                       help='run directory whose embeddings are clustered')

@@ -14,7 +14,7 @@ AT_ONCE = 1 << 20
 
 
 def num_experts(cfg):
-  """Returns K, the number of experts of every router of `cfg`; raises UserError if there is not one number."""
+  """Returns K, the number of experts of all routers of `cfg`; raises UserError if it is not one number."""
   found = sorted({router.num_experts for router in _routers(cfg.blocks)})
   if len(found) != 1:
     raise errors.UserError(f'--experts is needed: the routers of this experiment have '

@@ -79,8 +79,8 @@ def vocabulary(cfg, plan, found):
   for path, module in nnx.iter_graph(plan.model(plan.shapes['params'], plan.shapes['router_state'])):
     wanted = getattr(module, 'vocabulary', None)
     if wanted not in (None, found.digest):
-      raise errors.UserError(f'{".".join(map(str, path))} is made for another vocabulary ({wanted[:12]}) than '
-                             f'data.vocab={cfg.data.vocab!r} is ({found.digest[:12]}); make its table again')
+      raise errors.UserError(f'{".".join(map(str, path))} is made for another vocabulary ({wanted[:12]}) '
+                             f'than data.vocab={cfg.data.vocab!r} is ({found.digest[:12]}); make it again')
 
 
 def place(batch, mesh):
