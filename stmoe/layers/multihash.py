@@ -12,11 +12,13 @@ from stmoe.layers import moe
 
 
 class Segment(nnx.Module):
-  """One hash function, and its K pieces of both matrices: [D, F/N] and [F, D/N]."""
+  """One hash function, and its K pieces of both matrices: [D, F/N] and [F, D/N]; executors run them."""
 
-  def __init__(self, router, inward, outward):
+  def __init__(self, router, inward, outward, d_model, group_size):
     self.router = router
     self.experts = nnx.List([inward, outward])
+    self.d_model = d_model
+    self.group_size = group_size
 
 
 class MultiHash(nnx.Module):
@@ -54,8 +56,8 @@ class MultiHash(nnx.Module):
 
     def bank(width, d_ff):
       return experts(width, num_experts=routers[0].num_experts, d_ff=d_ff, rngs=rngs)
-    self.segments = nnx.List([Segment(r, bank(d_model, d_ff // num_hashes), bank(d_ff, d_model // num_hashes))
-                              for r in routers])
+    self.segments = nnx.List([Segment(r, bank(d_model, d_ff // num_hashes), bank(d_ff, d_model // num_hashes),
+                                      d_model, group_size) for r in routers])
     self.activation = activation
     self.dropout_rate = dropout_rate
     self.group_size = group_size

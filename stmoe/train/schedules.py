@@ -8,12 +8,13 @@ def constant(step, *, value):
   return jnp.full_like(step, value, jnp.float32)
 
 
-def rsqrt(step, *, base=1.0, hold_steps=10000):
+def rsqrt(step, *, base=1.0, hold_steps=10000, warmup_steps=0):
   """Returns f32[] base / sqrt(max(step, hold_steps)) (T5, arXiv:1910.10683, section 3.1.2).
 
-  0.01 for the first 10,000 steps with the defaults; there is no linear warm-up.
+  0.01 for the first 10,000 steps with the defaults; there is no linear warm-up. With warmup_steps, as
+  many as hold_steps, it is the inverse square root of the Transformer (arXiv:1706.03762, eq. 3).
   """
-  return base / jnp.sqrt(jnp.maximum(step, hold_steps).astype(jnp.float32))
+  return _warm(step, base, warmup_steps) / jnp.sqrt(jnp.maximum(step, hold_steps).astype(jnp.float32))
 
 
 def linear(step, *, peak, total_steps, warmup_steps=0, end_fraction=0.0):
