@@ -59,7 +59,7 @@ def put(c, row, experts, d_ff, num_layers, group_size=None, backbone=None, **siz
   for recipe in blocks.values():             # what looks token ids up knows how many there are
     sparse = common.sparse(recipe)
     if sparse and 'vocab_size' in sparse['router']:
-      sparse['router']['vocab_size'] = c.model.vocab_size
+      sparse['router']['vocab_size'] = c.model.get_ref('vocab_size')
   c.blocks = dict(d=dense(d_ff)) | blocks
   c.losses.update(row['losses'])
   c.loss.update(row['loss'])
