@@ -71,8 +71,8 @@ def dispersed_table(clusters, counts, num_experts):
   """Returns i32[V]: the members of each cluster spread over different buckets, buckets balanced.
 
   Similar tokens then meet different experts. Ids by falling count, each to the bucket with the
-  fewest members of its cluster; of those, to the one with the smallest total count, then with the
-  fewest ids, then the lowest. The paper does not say how members are spread.
+  fewest members of its cluster; of those, to the one with the smallest total count (ids that were never
+  counted: with the fewest ids), then the lowest. The paper does not say how members are spread.
 
   Args:
     clusters: i32[V], the cluster of each id.
@@ -86,7 +86,7 @@ def dispersed_table(clusters, counts, num_experts):
   loads, sizes = np.zeros(num_experts, np.int64), np.zeros(num_experts, np.int64)
   table = np.zeros(len(counts), np.int32)
   for i in np.argsort(-counts, kind='stable'):
-    bucket = np.lexsort((sizes, loads, members[clusters[i]]))[0]     # stable: the lowest on ties
+    bucket = np.lexsort((loads if counts[i] else sizes, members[clusters[i]]))[0]    # the lowest on ties
     table[i] = bucket
     members[clusters[i], bucket] += 1
     loads[bucket] += counts[i]

@@ -18,6 +18,8 @@ def rates(section, steps, total=100):
     (dict(name='constant', value=1e-3), [0, 7, 1000], [1e-3] * 3),
     (dict(name='rsqrt'), [0, 9999, 10000, 40000], [0.01, 0.01, 0.01, 0.005]),
     (dict(name='rsqrt', base=2.0, hold_steps=100), [0, 400], [0.2, 0.1]),
+    # Warm-up of 100 as well: a hundredth at step 0; then as without.
+    (dict(name='rsqrt', base=2.0, hold_steps=100, warmup_steps=100), [0, 99, 400], [0.002, 0.2, 0.1]),
     # Warm-up of 10: a tenth of the peak at step 0, the peak at step 9; then 90 steps down.
     (dict(name='linear', peak=1.0, warmup_steps=10), [0, 4, 9, 10, 55, 100], [0.1, 0.5, 1, 1, 0.5, 0]),
     (dict(name='linear', peak=1.0, end_fraction=0.2), [0, 50, 100], [1.0, 0.6, 0.2]),
