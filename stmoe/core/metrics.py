@@ -44,6 +44,16 @@ def max_load_ratio(load):
   return jnp.where(mean > 0, load.max(axis=-1) / jnp.where(mean > 0, mean, 1), 0)
 
 
+def max_vio(load):
+  """Returns f32[...], MaxVio: largest load over the mean load, minus 1 (arXiv:2408.15664); 0 = balanced.
+
+  >>> import jax.numpy as jnp
+  >>> max_vio(jnp.array([[2.0, 2.0], [4.0, 0.0], [0.0, 0.0]])).tolist()
+  [0.0, 1.0, 0.0]
+  """
+  return jnp.maximum(max_load_ratio(load) - 1, 0)                    # without load the ratio is 0
+
+
 def dead_experts(load):
   """Returns f32[...]: how many experts nobody wanted.
 

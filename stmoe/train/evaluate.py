@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 
+from stmoe.core import metrics as routing
 from stmoe.data import pipeline
 from stmoe.train import check
 from stmoe.train import losses
@@ -14,14 +15,16 @@ from stmoe.train import losses
 def make(plan):
   """Returns the jitted `(params, router_state, batch) -> dict of f32[]` sums over real target tokens.
 
-  Evaluation capacity, no randomness, no label smoothing; `drop_frac` is a mean over sparse layers.
+  Evaluation capacity, no randomness, no label smoothing; `drop_frac` is a mean over sparse layers,
+  and 'load' a dict layer -> f32[E].
   """
   def sums(params, routers, batch):
     logits, aux = plan.model(params, routers)(batch, key=None, train=False)
     found = losses.task(logits, batch)
     drops = [a.metrics['drop_frac'] for a in aux.values() if 'drop_frac' in a.metrics]
     tokens = losses.weights(batch).sum()
-    return dict(ce=found['ce'], correct=found['correct'], tokens=tokens) | (
+    return dict(ce=found['ce'], correct=found['correct'], tokens=tokens,
+                load={layer: a.load for layer, a in aux.items()}) | (
         {'drop_frac': tokens * sum(drops) / len(drops)} if drops else {})
 
   return jax.jit(sums)
@@ -37,18 +40,21 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None):
   """
   batches = pipeline.eval_batches(cfg, jax.process_index(), jax.process_count())
   number = min(cfg.eval.batches or len(batches), len(batches))
-  total = {}
+  total = None
   for done, batch in enumerate(itertools.islice(batches, number), 1):
     batch = check.place(batch, plan.mesh)
     part = jax.device_get(sums(state['params'], state['router_state'], batch))
-    total = {name: total.get(name, 0.0) + float(value) for name, value in part.items()}
+    part = jax.tree.map(np.float64, part)
+    total = part if total is None else jax.tree.map(np.add, total, part)
     tell(done, number)
-  tokens = total.pop('tokens')
+  tokens, load = total.pop('tokens'), total.pop('load')
   mean = {name: value / tokens for name, value in total.items()}
   values = {'eval/loss': mean['ce'], 'eval/perplexity': float(np.exp(np.float64(mean['ce']))),
             'eval/accuracy': mean['correct'], 'eval/tokens': int(tokens)}
   if cfg.data.objective == 'lm':         # other objectives predict only a part of the text
     values['eval/bits_per_byte'] = bits_per_byte(mean['ce'], facts['bytes_per_token'])
+  if load:                               # of the whole split: MaxVio_global of arXiv:2408.15664
+    values['eval/max_vio'] = float(np.mean([routing.max_vio(each) for each in load.values()]))
   return values | ({'eval/drop_frac': mean['drop_frac']} if 'drop_frac' in mean else {})
 
 

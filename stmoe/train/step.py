@@ -129,7 +129,7 @@ def committed(plan, params, routers, aux):
 def describe(aux):
   """Returns dict layer -> dict metric -> f32[]: what the layer reports and what its load says."""
   return {layer: dict(a.metrics, load_entropy=routing.load_entropy(a.load),
-                      max_load_ratio=routing.max_load_ratio(a.load),
+                      max_load_ratio=routing.max_load_ratio(a.load), max_vio=routing.max_vio(a.load),
                       dead_experts=routing.dead_experts(a.load))
           for layer, a in aux.items()}
 
