@@ -22,3 +22,16 @@ def commit(model, aux):
   """
   for stack in model.stacks():
     stack.commit(aux)
+
+
+def vectors(model):
+  """Returns dict layer name -> dict dotted path -> f32[] or f32[n]: the RouterState that figures can follow.
+
+  Tables and matrices are left out, they would make large files of what seldom changes.
+  """
+  found = {}
+  for stack in model.stacks():
+    for layer, values in stack.states().items():
+      small = {path: v for path, v in values.items() if v.ndim < 2 and v.dtype == 'float32'}
+      found |= {layer: small} if small else {}
+  return found

@@ -23,6 +23,7 @@ class Run:
 
   lines:  metrics.jsonl as a list of dicts, in order of steps.
   loads:  dict layer name -> (steps i64[n], load f32[n,E]) real tokens per expert.
+  states: dict layer name -> dict path in the layer -> (steps i64[n], f32[n,E] or f32[n]) router state.
   done:   the final metrics of a finished run, or None.
   """
   path: pathlib.Path
@@ -31,6 +32,7 @@ class Run:
   env: dict
   lines: list
   loads: dict
+  states: dict
   done: dict | None
 
   def series(self, key, x='step'):
@@ -67,7 +69,8 @@ def read(path, name=None):
     raise UserError(f'{path} is not a run directory (no config.json){hint}')
   return Run(path=path, name=name or path.resolve().name, config=_json(path / 'config.json'),
              env=_json(path / 'env.json') or {}, lines=read_lines(path / 'metrics.jsonl'),
-             loads=read_loads(path / 'router_stats'), done=_json(path / 'DONE'))
+             loads=read_loads(path / 'router_stats'), states=read_states(path / 'router_stats'),
+             done=_json(path / 'DONE'))
 
 
 def read_all(paths):
@@ -100,8 +103,7 @@ def read_lines(path):
 def read_loads(folder):
   """Returns dict layer -> (steps i64[n], load f32[n,E]) of router_stats/<step>.npz files."""
   points = {}
-  files = [f for f in folder.glob('*.npz') if f.stem.isdigit()]      # not what is being written
-  for file in sorted(files, key=lambda f: int(f.stem)):
+  for file in _stats(folder):
     with np.load(file) as stats:
       loads = stats['moe_load']                                      # [L, E], padded with NaN
       names = [str(name) for name in stats['layers']]
@@ -109,6 +111,23 @@ def read_loads(folder):
         points.setdefault(layer, []).append((int(file.stem), load[np.isfinite(load)]))
   return {layer: (np.array([s for s, _ in p]), np.stack([load for _, load in p]))
           for layer, p in points.items()}
+
+
+def read_states(folder):
+  """Returns dict layer -> dict path -> (steps i64[n], f32[n,E] or f32[n]), the state in router_stats."""
+  points = {}
+  for file in _stats(folder):
+    with np.load(file) as stats:
+      for key in (k for k in stats.files if k.startswith('state/')):
+        _, layer, path = key.split('/')
+        points.setdefault(layer, {}).setdefault(path, []).append((int(file.stem), stats[key]))
+  joined = lambda p: (np.array([step for step, _ in p]), np.stack([value for _, value in p]))
+  return {layer: {path: joined(p) for path, p in found.items()} for layer, found in points.items()}
+
+
+def _stats(folder):
+  """The router_stats files in order of steps, without what is being written."""
+  return sorted((f for f in folder.glob('*.npz') if f.stem.isdigit()), key=lambda f: int(f.stem))
 
 
 def flatten(config, prefix=''):

@@ -161,17 +161,33 @@ class Stack(nnx.Module):
 
   def commit(self, aux):
     """Lets layers with state across steps update it from `aux` (see `stmoe.state`)."""
+    for names, layers in self._named():
+      if names[0] not in aux:
+        continue
+      if self.scan_layers:
+        _commit_stacked(layers, [aux[name] for name in names])
+      else:
+        for layer, name in zip(layers, names):
+          layer.commit(aux[name])
+
+  def states(self):
+    """Returns dict layer name -> dict dotted path in the layer -> RouterState of that one layer."""
+    found = {}
+    for names, layers in self._named():
+      for i, name in enumerate(names):
+        flat = nnx.to_flat_state(nnx.state(layers if self.scan_layers else layers[i], state.RouterState))
+        found[name] = {'.'.join(map(str, path)): value[...][i] if self.scan_layers else value[...]
+                       for path, value in flat}
+    return found
+
+  def _named(self):
+    """Yields the names of the layers at a place of a repeated unit, and these layers: stacked, or a list."""
     first = 0
     for (letters, repeats), units in zip(self.pattern, self.segments):
       for place in range(len(letters)):
         names = [f'{self.name}_{first + i * len(letters) + place:02d}' for i in range(repeats)]
-        if names[0] not in aux:
-          continue
-        if self.scan_layers:
-          _commit_stacked(units.blocks[place].layer, [aux[name] for name in names])
-        else:
-          for unit, name in zip(units, names):
-            unit.blocks[place].layer.commit(aux[name])
+        layers = [unit.blocks[place].layer for unit in ([units] if self.scan_layers else units)]
+        yield names, layers[0] if self.scan_layers else layers
       first += repeats * len(letters)
 
   def _remat(self, body):

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from stmoe import errors
+from stmoe import state as router_state
 from stmoe.analysis import flops
 from stmoe.data import cache
 from stmoe.data import pipeline
@@ -154,7 +155,9 @@ class Loop:
     if last or self.step % cfg.train.log_every == 0:
       values |= self._report(report)
     if report['load'] and (last or self.step % cfg.train.stats_every == 0):
-      writers.write_router_stats(self.path, self.step, jax.device_get(report['load']))
+      load, routers = jax.device_get((report['load'], self.state['router_state']))
+      model = self.plan.model(self.state['params'], routers)
+      writers.write_router_stats(self.path, self.step, load, router_state.vectors(model))
     if last or self.step % cfg.eval.every == 0:
       values |= self._evaluate()
     if values:

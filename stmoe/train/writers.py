@@ -68,17 +68,20 @@ def _plain(value):
   return float(f'{value:.9g}') if math.isfinite(value) else None
 
 
-def write_router_stats(path, step, load):
+def write_router_stats(path, step, load, states):
   """Writes router_stats/<step>.npz: moe_load f32[L,E] and the names of the L layers.
 
-  Rows of layers with fewer experts end in NaN.
+  Rows of layers with fewer experts end in NaN. The routers' state (`stmoe.state.vectors`) is
+  beside it, f32[E] or f32[] under state/<layer>/<path in the layer>.
   """
   folder = pathlib.Path(path) / 'router_stats'
   folder.mkdir(exist_ok=True)
   width = max(len(row) for row in load.values())
   rows = [np.pad(np.float32(row), (0, width - len(row)), constant_values=np.nan) for row in load.values()]
   temporary = folder / f'.{step}.tmp.npz'
-  np.savez(temporary, moe_load=np.stack(rows), layers=np.array(list(load)))
+  found = {f'state/{layer}/{name}': np.float32(v) for layer, values in states.items()
+           for name, v in values.items()}
+  np.savez(temporary, moe_load=np.stack(rows), layers=np.array(list(load)), **found)
   temporary.replace(folder / f'{step}.npz')
 
 

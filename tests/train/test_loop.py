@@ -166,7 +166,7 @@ def test_metrics_after_a_step_are_cut_off_and_half_a_line_too(tmp_path):
 
 
 def test_router_stats_of_layers_with_different_experts(tmp_path):
-  writers.write_router_stats(tmp_path, 5, dict(a=np.ones(2), b=np.ones(4)))
+  writers.write_router_stats(tmp_path, 5, dict(a=np.ones(2), b=np.ones(4)), {})
   with np.load(tmp_path / 'router_stats' / '5.npz') as stats:
     assert np.isnan(stats['moe_load']).tolist() == [[False, False, True, True], [False] * 4]
   writers.drop_router_stats(tmp_path, 4)
