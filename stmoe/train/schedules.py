@@ -32,6 +32,15 @@ def cosine(step, *, peak, total_steps, warmup_steps=0, end_fraction=0.0):
   return _warm(step, peak, warmup_steps) * _between(fraction, end_fraction)
 
 
+def staircase(step, *, peak, total_steps, warmup_steps=0, factor=0.316, at=(0.8, 0.9)):
+  """Returns f32[]: 0 to `peak` in `warmup_steps`, then constant, times `factor` at each share of total_steps.
+
+  The defaults are those of DeepSeekMoE (arXiv:2401.06066, section 4.1.3): 0.316 at 80 % and again at 90 %.
+  """
+  passed = sum((step >= round(share * total_steps)).astype(jnp.float32) for share in at)
+  return _warm(step, peak, warmup_steps) * factor ** passed
+
+
 def _warm(step, peak, warmup_steps):
   return peak * jnp.minimum(1.0, (step.astype(jnp.float32) + 1.0) / max(warmup_steps, 1))
 

@@ -24,6 +24,10 @@ def rates(section, steps, total=100):
     (dict(name='linear', peak=1.0, warmup_steps=10), [0, 4, 9, 10, 55, 100], [0.1, 0.5, 1, 1, 0.5, 0]),
     (dict(name='linear', peak=1.0, end_fraction=0.2), [0, 50, 100], [1.0, 0.6, 0.2]),
     (dict(name='cosine', peak=2.0, warmup_steps=10), [4, 10, 55, 100], [1.0, 2.0, 1.0, 0.0]),
+    # Two stairs of a half, at 80 and 90 of 100 steps.
+    (dict(name='staircase', peak=2.0, warmup_steps=10, factor=0.5), [4, 9, 79, 80, 89, 90, 200],
+     [1.0, 2.0, 2.0, 1.0, 1.0, 0.5, 0.5]),
+    (dict(name='staircase', peak=1.0, at=(0.25,)), [24, 25], [1.0, 0.316]),
     (dict(name='cosine', peak=1.0, end_fraction=0.1), [0, 50, 100, 200], [1.0, 0.55, 0.1, 0.1]),
 ])
 def test_values(section, steps, expected):
