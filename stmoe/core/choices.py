@@ -150,3 +150,59 @@ def keep(policy, gates, uniform, threshold):
   gates = jax.lax.stop_gradient(gates)
   others = named(KEEP, policy, 'second_policy')(gates[..., 1:], uniform, threshold)
   return jnp.concatenate([jnp.ones((*gates.shape[:-1], 1), bool), others], axis=-1)
+
+
+def check_groups(router, num_experts, k, num_groups, kept_groups, least=1):
+  """Raises UserError unless k choices fit into `kept_groups` of `num_groups` equal groups of experts.
+
+  Args:
+    router: its name, for the message.
+    least:  experts that a group must have (2 where its two best are added up).
+  """
+  say = lambda text: errors.UserError(f'router {router}: {text}')
+  if not 1 <= k <= num_experts:
+    raise say(f'k={k} with num_experts={num_experts}; k is at least 1 and at most {num_experts}')
+  legal = [n for n in range(1, num_experts + 1)
+           if num_experts % n == 0 and (n == 1 or num_experts // n >= least)]
+  if num_groups not in legal:
+    near = sorted(sorted(legal, key=lambda n: abs(n - num_groups))[:3])
+    raise say(f'num_groups={num_groups} does not divide num_experts={num_experts} into groups of at least '
+              f'{least}; nearest: {", ".join(map(str, near))}')
+  needed = -(-k * num_groups // num_experts)
+  if not needed <= kept_groups <= num_groups:
+    raise say(f'kept_groups={kept_groups} of num_groups={num_groups}: groups of {num_experts // num_groups} '
+              f'experts, so k={k} needs at least {needed} and there are {num_groups}')
+
+
+def within_groups(scores, num_groups, kept_groups, best=1):
+  """Returns f32[G,S,E]: `scores` with -inf at the experts of all groups but the `kept_groups` best.
+
+  Groups are contiguous runs of E / num_groups experts (a device or a node each); a group's score
+  is the sum of its `best` largest scores (DeepSeek-V2, arXiv:2405.04434, section 2.2.2: 1;
+  DeepSeek-V3, arXiv:2412.19437, section 2.1.2: 2). -inf, not 0: valid scores may be negative.
+
+  Args:
+    scores: f32[G,S,E].
+
+  >>> import jax.numpy as jnp
+  >>> within_groups(jnp.array([[[0.5, 0.0, 0.25, 0.375]]]), 2, 1).tolist()
+  [[[0.5, 0.0, -inf, -inf]]]
+  >>> within_groups(jnp.array([[[0.5, 0.0, 0.25, 0.375]]]), 2, 1, best=2).tolist()
+  [[[-inf, -inf, 0.25, 0.375]]]
+  """
+  if kept_groups == num_groups:
+    return scores
+  grouped = scores.reshape(*scores.shape[:-1], num_groups, -1)       # [G, S, groups, E/groups]
+  score = jax.lax.top_k(grouped, best)[0].sum(axis=-1)               # [G, S, groups]
+  kept = jax.nn.one_hot(top(score, kept_groups), num_groups, dtype=bool).any(axis=-2)
+  return jnp.where(kept[..., None], grouped, -jnp.inf).reshape(scores.shape)
+
+
+def top(scores, k):
+  """Returns i32[G,S,k], the k largest entries of `scores` f32[G,S,E] of any sign; the lower index on ties.
+
+  >>> import jax.numpy as jnp
+  >>> top(jnp.array([[[-1.0, -3.0, -2.0]]]), 2).tolist()
+  [[[0, 2]]]
+  """
+  return jax.lax.top_k(jax.lax.stop_gradient(scores), k)[1]

@@ -1,0 +1,166 @@
+"""Balance without interference: a selection bias that is no loss, and balance losses of a wider scope.
+
+Letters: G groups, S tokens per group, E experts, k choices, Q sequences of a group.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+def update(bias, load, rate, centred=False, rule='sign'):
+  """Returns the selection bias f32[E] after one optimizer step (arXiv:2408.15664, algorithm 1).
+
+  b_e + rate * e_e, with e_e the sign of (mean load - load of e), 0 for an expert at the mean;
+  rule 'magnitude' takes the difference itself, as a share of the mean load.
+
+  Args:
+    bias:    f32[E].
+    load:    f32[E] whole numbers, below 2**31 in all: assignments of the step's whole batch, before any drop.
+    rate:    u; 0 freezes the bias.
+    centred: the step gets zero mean over experts, so that biases do not drift together (torchtitan).
+    rule:    a key of RULES.
+  Differs: of which load the paper's magnitude variant is a fraction is not stated.
+
+  >>> update(jnp.zeros(3), jnp.array([5.0, 3.0, 1.0]), 0.5).tolist()
+  [-0.5, 0.0, 0.5]
+  >>> update(jnp.zeros(4), jnp.array([8.0, 0.0, 0.0, 0.0]), 1.0, centred=True).tolist()
+  [-1.5, 0.5, 0.5, 0.5]
+  """
+  step = rate * RULES[rule](load)
+  return bias + (step - jnp.mean(step) if centred else step)
+
+
+def sign(load):
+  """Returns f32[E], the sign of (mean load - load) of loads f32[E]; exact, also where the mean is no integer.
+
+  >>> sign(jnp.array([2.0, 2.0, 1.0])).tolist()
+  [-1.0, -1.0, 1.0]
+  """
+  count = jnp.round(load).astype(jnp.int32)                          # float32 sums stop being exact at 2**24
+  mean, rest = jnp.divmod(count.sum(), count.size)
+  return jnp.where(count == mean, jnp.sign(rest), jnp.sign(mean - count)).astype(jnp.float32)
+
+
+def magnitude(load):
+  """Returns f32[E], (mean load - load) / mean load of loads f32[E]; 0 without load.
+
+  >>> magnitude(jnp.array([3.0, 1.0])).tolist()
+  [-0.5, 0.5]
+  """
+  mean = load.mean()
+  return jnp.where(mean > 0, (mean - load) / jnp.where(mean > 0, mean, 1), 0)
+
+
+RULES = {'sign': sign, 'magnitude': magnitude}
+
+
+def sequences(segments, positions):
+  """Returns i32[G,S], the number of each token's sequence in its group, counted from 0.
+
+  A sequence begins where the segment changes or the position falls back: groups may hold several
+  packed rows. One that a group's border cuts counts as two.
+
+  >>> sequences(jnp.array([[1, 1, 2, 1, 1]]), jnp.array([[0, 1, 0, 0, 1]])).tolist()
+  [[0, 0, 1, 2, 2]]
+  """
+  begins = (segments[:, 1:] != segments[:, :-1]) | (positions[:, 1:] < positions[:, :-1])
+  return jnp.cumsum(jnp.pad(begins, ((0, 0), (1, 0))), axis=1, dtype=jnp.int32)
+
+
+class Shares(NamedTuple):
+  """What balance losses multiply, for each sequence (or each whole group: Q = 1).
+
+  f:     f32[G,Q,E] share of the choices of each expert times E: 1 at balance; no gradient.
+  p:     f32[G,Q,E] mean probability.
+  count: f32[G,Q] real tokens.
+  """
+  f: jax.Array
+  p: jax.Array
+  count: jax.Array
+
+
+def shares(probs, choice, mask, sequence=None):
+  """Returns the Shares of probs f32[G,S,E] and choice i32[G,S,k] over the real tokens mask bool[G,S].
+
+  Args:
+    sequence: i32[G,S] of `sequences`, or None: a whole group is one.
+
+  >>> s = shares(jnp.full((1, 4, 2), 0.5), jnp.array([[[0], [0], [0], [1]]]), jnp.ones((1, 4), bool))
+  >>> s.f.tolist(), s.p.tolist(), s.count.tolist()
+  ([[[1.5, 0.5]]], [[[0.5, 0.5]]], [[4.0]])
+  """
+  experts, k = probs.shape[-1], choice.shape[-1]
+  chosen = jax.nn.one_hot(choice, experts, dtype=jnp.float32).sum(axis=2)          # [G, S, E]
+  count = _sums(jnp.ones(mask.shape + (1,)), mask, sequence)[..., 0]               # [G, Q]
+  mean = lambda values: _sums(values, mask, sequence) / jnp.maximum(count, 1)[..., None]
+  return Shares(mean(chosen) * (experts / k), mean(probs), count)
+
+
+def _sums(values, mask, sequence):
+  """[G,S,N] -> [G,Q,N]: sums over the real tokens of each sequence."""
+  values = jnp.where(mask.astype(bool)[..., None], values, 0)
+  if sequence is None:
+    return values.sum(axis=1, keepdims=True)
+  add = lambda values, sequence: jax.ops.segment_sum(values, sequence, values.shape[0])
+  return jax.vmap(add)(values, sequence)
+
+
+def _mean(each, count, tokens):
+  """Mean over sequences of f32[G,Q], every one counted for each of its tokens; see `losses.token_mean`."""
+  return jnp.sum(each * count) / (jnp.maximum(count.sum(), 1) if tokens is None else tokens)
+
+
+def expert_loss(shares, tokens=None):
+  """Returns the expert-level balance loss f32[] (DeepSeekMoE, arXiv:2401.06066, section 3.3): 1 at balance.
+
+  sum_e f_e P_e of every sequence, averaged with their tokens as weights; gradient through P only.
+
+  Args:
+    shares: f, p: f32[G,Q,E]; tokens: see `losses.token_mean`.
+  Differs: the released code's mean over sequences has equal weights; so are its lengths.
+
+  >>> s = shares(jnp.array([[[0.75, 0.25]]]), jnp.array([[[0]]]), jnp.ones((1, 1), bool))
+  >>> float(expert_loss(s))
+  1.5
+  """
+  return _mean(jnp.sum(shares.f * shares.p, axis=-1), shares.count, tokens)
+
+
+def device_loss(shares, num_groups, tokens=None):
+  """Returns the device-level balance loss f32[] (arXiv:2401.06066, section 3.3): 1 at balance.
+
+  sum_d f'_d P'_d over `num_groups` contiguous groups of experts: f' is the mean of f, P' the sum of P.
+
+  Args:
+    shares: f, p: f32[G,Q,E]; tokens: see `losses.token_mean`.
+
+  >>> probs, choice = jnp.array([[[0.75, 0.25, 0.0, 0.0]]]), jnp.array([[[0, 1]]])
+  >>> float(device_loss(shares(probs, choice, jnp.ones((1, 1), bool)), 2))
+  2.0
+  """
+  f, p = (a.reshape(*a.shape[:2], num_groups, -1) for a in shares[:2])             # [G, Q, groups, E/groups]
+  return _mean(jnp.sum(f.mean(axis=-1) * p.sum(axis=-1), axis=-1), shares.count, tokens)
+
+
+def communication_loss(shares, choice, mask, sequence, num_groups, kept_groups, tokens=None):
+  """Returns the communication balance loss f32[] (DeepSeek-V2, arXiv:2405.04434, section 2.2.3).
+
+  sum_d f''_d P'_d: f'' is the share of tokens with a choice in group d, times groups / kept
+  groups: 1 at balance when every token reaches all groups it may.
+
+  Args:
+    shares: p: f32[G,Q,E]; choice: i32[G,S,k]; mask: bool[G,S]; sequence: i32[G,S] or None.
+    tokens: see `losses.token_mean`.
+
+  >>> choice, mask = jnp.array([[[0, 1]]]), jnp.ones((1, 1), bool)
+  >>> s = shares(jnp.array([[[0.75, 0.25, 0.0, 0.0]]]), choice, mask)
+  >>> float(communication_loss(s, choice, mask, None, num_groups=2, kept_groups=1))
+  2.0
+  """
+  group = choice // (shares.p.shape[-1] // num_groups)               # [G, S, k]
+  sent = jax.nn.one_hot(group, num_groups, dtype=jnp.float32).max(axis=2)          # [G, S, groups]
+  f = _sums(sent, mask, sequence) / jnp.maximum(shares.count, 1)[..., None] * (num_groups / kept_groups)
+  p = shares.p.reshape(*f.shape, -1).sum(axis=-1)                    # [G, Q, groups]
+  return _mean(jnp.sum(f * p, axis=-1), shares.count, tokens)
