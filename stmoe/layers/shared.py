@@ -1,0 +1,50 @@
+"""Shared experts: a dense layer that every token passes, beside a routed one."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.layers import dense
+
+
+class Shared(nnx.Module):
+  """shared(x) + inner(x) (DeepSeekMoE, arXiv:2401.06066, section 3.2).
+
+  The shared experts are always active and not routed: `num_shared` gated networks of width d_ff, which
+  is one of width num_shared * d_ff.
+
+  Args:
+    d_model:      D.
+    inner:        recipe of the routed layer.
+    d_ff:         width of one shared expert; num_shared: how many there are.
+    activation, gated, dropout_rate, init_scale: see `dense.Dense`; SwiGLU is 'silu' gated.
+    sigmoid_gate: multiplies the shared output by sigmoid(x w), w [D,1] (Qwen2-MoE, arXiv:2407.10671).
+  """
+
+  def __init__(self, d_model, *, inner, d_ff, num_shared=1, activation='silu', gated=True, dropout_rate=0.0,
+               init_scale=1.0, sigmoid_gate=False, rngs):
+    self.inner = inner(d_model, rngs=rngs)
+    self.shared = dense.Dense(d_model, d_ff=num_shared * d_ff, activation=activation, gated=gated,
+                              dropout_rate=dropout_rate, init_scale=init_scale, rngs=rngs)
+    init = nnx.initializers.normal(0.02)
+    self.gate = axes.param(init, (d_model, 1), 'embed', 'unmodeled', rngs=rngs) if sigmoid_gate else None
+
+  def init_carry(self, x):
+    """Returns what the routed layer remembers across layers, [B,T,.] arrays."""
+    return self.inner.init_carry(x) if hasattr(self.inner, 'init_carry') else {}
+
+  def commit(self, aux):
+    """Lets the routed layer update its state across steps; see `stmoe.state`."""
+    if hasattr(self.inner, 'commit'):
+      self.inner.commit(aux)
+
+  def __call__(self, x, ctx, carry):
+    """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
+    with jax.named_scope('shared'):
+      shared, _, _ = self.shared(x, ctx.fold('shared'), {})
+      if self.gate is not None:
+        weight = jax.nn.sigmoid(x.astype(jnp.float32) @ self.gate[...])            # [B, T, 1]
+        shared = shared * weight.astype(x.dtype)
+    y, aux, carry = self.inner(x, ctx.fold('inner'), carry)
+    return shared + y, aux, carry
