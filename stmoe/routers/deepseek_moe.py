@@ -1,0 +1,119 @@
+"""DeepSeekMoE and DeepSeek-V2: softmax top-k of many narrow experts, limited to few devices
+(arXiv:2401.06066, arXiv:2405.04434)."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import assignment
+from stmoe.core import balance
+from stmoe.core import choices
+from stmoe.core import contract
+from stmoe.core import metrics
+from stmoe.errors import UserError
+
+EXEMPT = 0.1                           # share of sequences that are never dropped (V2, section 2.2.4)
+
+
+def deepseek_moe(logits, mask, k, *, num_groups=1, kept_groups=None, normalize_gates=False, route_scale=1.0,
+                 sequence=None, budget=None, exempt=None, tokens=None):
+  """Returns (Assignment, Aux): each token to its k most probable experts (V1, section 3; V2, section 2.2).
+
+  The gates are the probabilities themselves, as softmax over all E experts gave them, so that
+  their sum keeps its gradient. With groups, the experts are those of the `kept_groups` devices
+  whose best expert is most probable.
+
+  Args:
+    logits: f32[G,S,E]; mask: bool[G,S]; tokens: see `losses.token_mean`.
+    normalize_gates, route_scale: gates over their sum; then times the scale.
+    sequence: i32[G,S] scope of the losses, see `balance.sequences`; None = a whole group.
+    budget:   choices that one device takes; None = all.
+    exempt:   bool[G,S] tokens that are never dropped for it.
+  """
+  kept_groups = num_groups if kept_groups is None else kept_groups
+  probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
+  choice = choices.top(choices.within_groups(probs, num_groups, kept_groups), k)   # [G, S, k]
+  gates = choices.values(probs, choice)
+  gates = (choices.normalize(gates) if normalize_gates else gates) * route_scale
+  edges = assignment.kill_padding(assignment.from_choices(choice, gates, probs.shape[-1]), mask)
+  kept = edges if budget is None else within_budget(edges, num_groups, budget, exempt)
+  a = assignment.cap(kept, edges.num_tokens)
+  shares = balance.shares(probs, choice, mask, sequence)
+  return a, contract.Aux(
+      losses=dict(balance=balance.expert_loss(shares, tokens),
+                  device=balance.device_loss(shares, num_groups, tokens),
+                  communication=balance.communication_loss(shares, choice, mask, sequence, num_groups,
+                                                           kept_groups, tokens)),
+      load=metrics.load(edges),
+      metrics=metrics.routing(logits, probs, edges, a, mask, tokens))
+
+
+def within_budget(edges, num_groups, budget, exempt):
+  """Returns `edges` without those of least affinity on devices that got more than `budget` of them.
+
+  Device-level token dropping (V2, section 2.2.4). The edges of exempt tokens (bool[G,S]) come first
+  and are never dropped, even if they alone are more than the budget.
+  """
+  device = jnp.where(assignment.live(edges), edges.expert * num_groups // edges.num_experts, num_groups)
+  spared = jnp.take_along_axis(exempt, edges.token, axis=1)          # [G, N]
+  order = jnp.lexsort((-jax.lax.stop_gradient(edges.weight), ~spared), axis=-1)    # [G, N]
+  ranked = assignment.rank_in_expert(jnp.take_along_axis(device, order, axis=1), num_groups + 1)
+  group = jnp.arange(order.shape[0])[:, None]
+  rank = jnp.zeros_like(ranked).at[group, order].set(ranked)
+  return assignment.kill(edges, spared | (rank < budget))
+
+
+class DeepSeekMoE(nnx.Module):
+  """Routing of fine-grained experts (V1: arXiv:2401.06066; V2: arXiv:2405.04434); dropless unless budgeted.
+
+  Args:
+    k:               choices per token.
+    num_groups:      D, devices: contiguous runs of experts that the device losses speak of.
+    kept_groups:     M, devices a token may reach; None = all (V1).
+    normalize_gates: gates over their sum; the paper's are the raw probabilities.
+    route_scale:     factor of the gates (V2: 16, V2-Lite: 1).
+    scope:           'sequence' (V2; the released 16B) or 'group': over what the losses count.
+    device_budget:   in training a device takes this factor of its equal share of the choices, the
+      most probable ones, and all those of a tenth of the sequences (V2: 1.0); None = all. Not causal.
+    allow_causal:    accept a device budget where it shows a token later ones.
+  Losses: balance, device, communication.
+  Differs: the router starts at N(0, 0.02) like all of this project; the paper has 0.006. A device's
+    budget is counted per routing group, not per batch; that exempt tokens use it first is our reading.
+  """
+
+  def __init__(self, d_model, *, num_experts, k=2, num_groups=1, kept_groups=None, normalize_gates=False,
+               route_scale=1.0, scope='sequence', device_budget=None, allow_causal=False, rngs):
+    kept_groups = num_groups if kept_groups is None else kept_groups
+    choices.check_groups('deepseek_moe', num_experts, k, num_groups, kept_groups)
+    choices.named(dict(sequence=0, group=0), scope, 'scope')
+    init = nnx.initializers.normal(0.02)
+    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.num_experts = num_experts
+    self.k = k
+    self.num_groups = num_groups
+    self.kept_groups = kept_groups
+    self.normalize_gates = normalize_gates
+    self.route_scale = route_scale
+    self.scope = scope
+    self.device_budget = device_budget
+    self.allow_causal = allow_causal
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]; raises UserError for a device budget in a causal stack."""
+    if self.device_budget is not None and ctx.causal and not self.allow_causal:
+      raise UserError('router deepseek_moe: device_budget lets later tokens decide in a causal stack; '
+                      'nearest: device_budget=None (or allow_causal=True)')
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    sequence = balance.sequences(ctx.segments, ctx.positions)        # [G, S]
+    budget = exempt = None
+    if self.device_budget is not None and ctx.train:
+      budget = round(self.device_budget * self.k * x.shape[1] / self.num_groups)
+      drawn = choices.draw(ctx.fold('exempt').key, *sequence.shape)  # one draw for every sequence
+      exempt = jnp.take_along_axis(drawn < EXEMPT, sequence, axis=1)
+    a, aux = deepseek_moe(
+        logits, ctx.mask, self.k, num_groups=self.num_groups, kept_groups=self.kept_groups,
+        normalize_gates=self.normalize_gates, route_scale=self.route_scale,
+        sequence=sequence if self.scope == 'sequence' else None, budget=budget, exempt=exempt,
+        tokens=ctx.tokens)
+    return contract.Routed(a, aux, carry)

@@ -1,0 +1,90 @@
+"""DeepSeek-V3: sigmoid top-k with a selection bias instead of a strong balance loss (arXiv:2412.19437)."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import assignment
+from stmoe.core import balance
+from stmoe.core import choices
+from stmoe.core import contract
+from stmoe.core import metrics
+
+
+def deepseek_v3(logits, bias, mask, k, *, num_groups=1, kept_groups=None, normalize_gates=True,
+                route_scale=1.0, sequence=None, tokens=None):
+  """Returns (Assignment, Aux): each token to the k experts of largest s + b, weighted by s (section 2.1.2).
+
+  s are sigmoids. The bias chooses and nothing else: gates are s over the sum of the chosen s. Only
+  experts of the `kept_groups` nodes are chosen whose two best s + b have the largest sum.
+
+  Args:
+    logits: f32[G,S,E]; bias: f32[E]; mask: bool[G,S]; tokens: see `losses.token_mean`.
+    normalize_gates, route_scale: gates over their sum; then times the scale.
+    sequence: i32[G,S] scope of the loss, see `balance.sequences`; None = a whole group.
+  """
+  kept_groups = num_groups if kept_groups is None else kept_groups
+  scores = jax.nn.sigmoid(logits)                                    # [G, S, E]
+  biased = jax.lax.stop_gradient(scores) + bias
+  choice = choices.top(choices.within_groups(biased, num_groups, kept_groups, best=2), k)  # [G, S, k]
+  gates = choices.values(scores, choice)                             # not from `biased`
+  if normalize_gates:
+    gates = gates / (gates.sum(axis=-1, keepdims=True) + 1e-20)
+  edges = assignment.from_choices(choice, gates * route_scale, scores.shape[-1])
+  edges = assignment.kill_padding(edges, mask)
+  a = assignment.cap(edges, edges.num_tokens)
+  probs = scores / scores.sum(axis=-1, keepdims=True)
+  numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
+  return a, contract.Aux(
+      losses=dict(balance=balance.expert_loss(balance.shares(probs, choice, mask, sequence), tokens)),
+      load=metrics.load(edges),
+      metrics=dict(numbers, bias_abs_max=jnp.abs(bias).max()))
+
+
+class DeepSeekV3(nnx.Module):
+  """Routing of DeepSeek-V3 (arXiv:2412.19437, section 2.1.2): sigmoid, bias, node-limited; dropless.
+
+  Args:
+    k:               choices per token.
+    num_groups:      nodes: contiguous runs of at least two experts.
+    kept_groups:     M, nodes a token may reach; None = all.
+    normalize_gates: gates over their sum. With k = 1 they are constant then, and the router learns
+      from the balance loss only.
+    route_scale:     factor of the gates (V3: 2.5).
+    rate:            u, by which a bias moves after every optimizer step; 0.0 freezes it.
+    centred:         steps of the bias have zero mean over experts.
+  Losses: balance (the complementary sequence-wise loss; V3 weighs it with 1e-4).
+  State: bias f32[E], moved by `balance.update` once per optimizer step.
+  Differs: the paper gives a node the sum of its k / M best scores; both codes and this one add up two.
+    The router starts at N(0, 0.02) like all of this project; the paper has 0.006.
+  """
+
+  def __init__(self, d_model, *, num_experts, k=2, num_groups=1, kept_groups=None, normalize_gates=True,
+               route_scale=1.0, rate=1e-3, centred=False, rngs):
+    kept_groups = num_groups if kept_groups is None else kept_groups
+    choices.check_groups('deepseek_v3', num_experts, k, num_groups, kept_groups, least=2)
+    init = nnx.initializers.normal(0.02)
+    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.bias = axes.state(jnp.zeros(num_experts), 'unmodeled')
+    self.num_experts = num_experts
+    self.k = k
+    self.num_groups = num_groups
+    self.kept_groups = kept_groups
+    self.normalize_gates = normalize_gates
+    self.route_scale = route_scale
+    self.rate = rate
+    self.centred = centred
+
+  def commit(self, aux):
+    """Moves the bias by the load of one optimizer step, aux.load f32[E]."""
+    self.bias[...] = balance.update(self.bias[...], aux.load, self.rate, self.centred)
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    a, aux = deepseek_v3(
+        logits, self.bias[...], ctx.mask, self.k, num_groups=self.num_groups, kept_groups=self.kept_groups,
+        normalize_gates=self.normalize_gates, route_scale=self.route_scale,
+        sequence=balance.sequences(ctx.segments, ctx.positions), tokens=ctx.tokens)
+    return contract.Routed(a, aux, carry)

@@ -1,0 +1,97 @@
+"""Loss-free balancing: top-k by score and a bias that follows the load (arXiv:2408.15664)."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import assignment
+from stmoe.core import balance
+from stmoe.core import choices
+from stmoe.core import contract
+from stmoe.core import losses
+from stmoe.core import metrics
+
+SCORES = dict(sigmoid=jax.nn.sigmoid, softmax=jax.nn.softmax)          # G, over experts
+# How a bias of 0 at the start enters the choice; the paper's multiplicative bias is 1 + ours.
+SELECTION = dict(add=lambda scores, bias: scores + bias, multiply=lambda scores, bias: scores * (1 + bias))
+
+
+def loss_free_balancing(logits, bias, mask, capacity, k, *, scores='sigmoid', selection='add',
+                        normalize_gates=False, tokens=None):
+  """Returns (Assignment, Aux): each token to the k experts of largest s + b, weighted by s (algorithm 1).
+
+  The bias is in the choice only, never in the gates.
+
+  Args:
+    logits: f32[G,S,E]; bias: f32[E]; mask: bool[G,S]; capacity: C; tokens: see `losses.token_mean`.
+    scores, selection: keys of SCORES and SELECTION.
+    normalize_gates: gates over their sum.
+  """
+  s = SCORES[scores](logits)                                         # [G, S, E]
+  choice = choices.top(SELECTION[selection](s, bias), k)             # [G, S, k]
+  gates = choices.values(s, choice)
+  if normalize_gates:
+    gates = choices.normalize(gates)
+  edges = assignment.kill_padding(assignment.from_choices(choice, gates, s.shape[-1]), mask)
+  a = assignment.cap(edges, capacity)
+  probs = s / s.sum(axis=-1, keepdims=True)
+  numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
+  return a, contract.Aux(
+      losses=dict(balance=losses.balance(probs, choice, mask, tokens) / k),
+      load=metrics.load(edges),                                      # before any drop
+      metrics=dict(numbers, bias_abs_max=jnp.abs(bias).max()))
+
+
+class LossFreeBalancing(nnx.Module):
+  """Routing balanced by biases that are moved by the load, not by a loss (arXiv:2408.15664, algorithm 1).
+
+  Args:
+    k:               choices per token.
+    scores:          'sigmoid' (paper) or 'softmax'; gaps between softmax scores are of the order
+      of 1 / E, and so should be the rate.
+    selection:       'add' (paper), or 'multiply' (its ablation): score times bias.
+    normalize_gates: gates over their sum; the paper's are the raw scores.
+    rate:            u, by which a bias moves after every optimizer step; 0.0 freezes it.
+    rule:            'sign' (paper), or 'magnitude' (its ablation).
+    centred:         steps of the bias have zero mean over experts (torchtitan, Moonlight).
+    capacity_factor: (train, eval) slots per token; None = nothing is dropped (paper).
+    min_capacity:    least slots of an expert.
+  Losses: balance (1 at balance; of the paper's baseline, loss-free balancing leaves it without coefficient).
+  State: bias f32[E], moved by `balance.update` once per optimizer step.
+  Differs: with sigmoids, `balance` takes scores over their sum as probabilities, as DeepSeek-V3 does.
+  """
+
+  def __init__(self, d_model, *, num_experts, k=2, scores='sigmoid', selection='add', normalize_gates=False,
+               rate=1e-3, rule='sign', centred=False, capacity_factor=(None, None), min_capacity=4, rngs):
+    choices.check_groups('loss_free_balancing', num_experts, k, 1, 1)
+    for table, name, field in ((SCORES, scores, 'scores'), (SELECTION, selection, 'selection'),
+                               (balance.RULES, rule, 'rule')):
+      choices.named(table, name, field)
+    init = nnx.initializers.normal(0.02)
+    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.bias = axes.state(jnp.zeros(num_experts), 'unmodeled')
+    self.num_experts = num_experts
+    self.k = k
+    self.scores = scores
+    self.selection = selection
+    self.normalize_gates = normalize_gates
+    self.rate = rate
+    self.rule = rule
+    self.centred = centred
+    self.capacity_factor = tuple(capacity_factor)
+    self.min_capacity = min_capacity
+
+  def commit(self, aux):
+    """Moves the bias by the load of one optimizer step, aux.load f32[E]."""
+    self.bias[...] = balance.update(self.bias[...], aux.load, self.rate, self.centred, self.rule)
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    factor = self.capacity_factor[0 if ctx.train else 1]
+    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    a, aux = loss_free_balancing(
+        logits, self.bias[...], ctx.mask, capacity, self.k, scores=self.scores, selection=self.selection,
+        normalize_gates=self.normalize_gates, tokens=ctx.tokens)
+    return contract.Routed(a, aux, carry)

@@ -1,0 +1,108 @@
+"""Skywork-MoE: normalised router logits, and a balance coefficient per layer that follows its drops
+(arXiv:2406.06563)."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import assignment
+from stmoe.core import choices
+from stmoe.core import contract
+from stmoe.core import losses
+from stmoe.core import metrics
+from stmoe.errors import UserError
+
+EPSILON = 1e-6                                                       # least standard deviation
+
+
+def standardize(logits, scale):
+  """Returns logits f32[G,S,E] over experts with zero mean and standard deviation `scale`.
+
+  The softmax of it cannot go flat: one logit is then always above the others. The deviation is the
+  unbiased one (over E - 1), as in the code of MoE++; the report does not say which. Equal logits give 0.
+  """
+  centred = logits - logits.mean(axis=-1, keepdims=True)
+  variance = jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / (logits.shape[-1] - 1)
+  return scale * centred * jax.lax.rsqrt(variance + EPSILON ** 2)    # inside: the root of 0 has no gradient
+
+
+def skywork(logits, alpha, mask, capacity, k, *, scale=1.0, limit=None, tokens=None):
+  """Returns (Assignment, Aux): top-k of a softmax of standardised logits, gates over their sum.
+
+  Args:
+    logits:   f32[G,S,E]; mask: bool[G,S]; tokens: see `losses.token_mean`.
+    alpha:    f32[] coefficient of this layer's balance loss.
+    capacity: C, slots that an expert has.
+    scale:    lambda; None = logits as they are.
+    limit:    slots that count for the drop rate which moves alpha; None = C.
+  """
+  if scale is not None:
+    logits = standardize(logits, scale)
+  probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
+  choice = choices.top(probs, k)                                     # [G, S, k]
+  gates = choices.normalize(choices.values(probs, choice))
+  edges = assignment.kill_padding(assignment.from_choices(choice, gates, probs.shape[-1]), mask)
+  a = assignment.cap(edges, capacity)
+  balance = losses.balance(probs, choice[..., :1], mask, tokens)
+  overflow = metrics.drop_frac(edges, assignment.cap(edges, capacity if limit is None else limit))
+  return a, contract.Aux(
+      losses=dict(balance=balance, adaptive_balance=jax.lax.stop_gradient(alpha) * balance),
+      load=metrics.load(edges),
+      metrics=dict(metrics.routing(logits, probs, edges, a, mask, tokens), alpha=alpha,
+                   overflow_frac=overflow))
+
+
+class Skywork(nnx.Module):
+  """Top-k with logit normalisation and adaptive auxiliary coefficients (arXiv:2406.06563).
+
+  Weigh `adaptive_balance` with (1.0, 'sum'): its coefficient alpha is in it, one per layer; or `balance`
+  with a constant, as the report's baseline does.
+
+  Args:
+    k:               choices per token.
+    scale:           lambda, standard deviation of a token's logits; None = no normalisation.
+    capacity_factor: (train, eval) slots per token, for all its choices; None = nothing is dropped.
+    min_capacity:    least slots of an expert.
+    dropless:        nothing is dropped, and what the capacity would have dropped moves alpha.
+    xi, alpha_max, beta: after a step with drop rate d, alpha <- beta alpha + (1 - beta) min(xi d, alpha_max).
+    alpha_start:     alpha before the first step (not stated in the report; its start is forgotten in
+      1 / (1 - beta) steps).
+  Losses: balance, adaptive_balance.
+  State: alpha f32[].
+  Differs: the report leaves open whether gates are renormalised (here, as in the code of MoE++, they
+    are), which deviation normalises (see `standardize`), and the capacity factor.
+  """
+
+  def __init__(self, d_model, *, num_experts, k=2, scale=1.0, capacity_factor=(2.5, 4.0), min_capacity=4,
+               dropless=False, xi=0.2, alpha_max=0.01, beta=0.99, alpha_start=0.0, rngs):
+    choices.check_groups('skywork', num_experts, k, 1, 1)
+    if num_experts < 2:
+      raise UserError('router skywork: num_experts=1 has no deviation of logits to normalise; nearest: 2')
+    init = nnx.initializers.normal(0.02)
+    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.b = axes.param(nnx.initializers.zeros, (num_experts,), 'unmodeled', rngs=rngs)
+    self.alpha = axes.state(jnp.float32(alpha_start))
+    self.num_experts = num_experts
+    self.k = k
+    self.scale = scale
+    self.capacity_factor = tuple(capacity_factor)
+    self.min_capacity = min_capacity
+    self.dropless = dropless
+    self.xi = xi
+    self.alpha_max = alpha_max
+    self.beta = beta
+
+  def commit(self, aux):
+    """Moves alpha by the drop rate of one optimizer step, the metric overflow_frac f32[]."""
+    target = jnp.minimum(self.xi * aux.metrics['overflow_frac'], self.alpha_max)
+    self.alpha[...] = self.beta * self.alpha[...] + (1 - self.beta) * target
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest') + self.b[...]
+    factor = self.capacity_factor[0 if ctx.train else 1]
+    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    a, aux = skywork(logits, self.alpha[...], ctx.mask, x.shape[1] if self.dropless else capacity, self.k,
+                     scale=self.scale, limit=capacity, tokens=ctx.tokens)
+    return contract.Routed(a, aux, carry)
