@@ -1,0 +1,65 @@
+"""A decoder-only language model without attention: positions mix in the layers (gMLP, sparse all-MLP)."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe.core import contract
+from stmoe.layers import embed
+from stmoe.layers import norm
+from stmoe.layers import stack
+
+
+class MlpLM(nnx.Module):
+  """Embedding, a stack of attention-free blocks with LayerNorm, a head (gMLP, arXiv:2105.08050).
+
+  There are no position embeddings: the weights of `gmlp` layers belong to positions, and their `length`
+  is the longest row.
+
+  Args:
+    vocab_size, d_model: V and D.
+    layers:       pattern of the stack, for example (('gggst', 2),).
+    blocks:       mapping letter -> layer (see `stack.Stack`).
+    tie_embeddings: the head is the embedding transposed, over sqrt(D).
+    dropout_rate: after embedding, layers and final norm.
+    init_scale:   variance scale of the untied head; layers have their own.
+    dtype:        of activations; parameters, norms, routers and logits are float32.
+    scan_layers, remat: see `stack.Stack`.
+  """
+
+  def __init__(self, *, vocab_size, d_model, layers, blocks, tie_embeddings=True, dropout_rate=0.0,
+               init_scale=1.0, dtype='float32', scan_layers=True, remat='none', rngs):
+    self.embed = embed.Embed(vocab_size, d_model, rngs=rngs)
+    self.decoder = stack.Stack(d_model, name='decoder', pattern=layers, blocks=blocks, norm=norm.LayerNorm,
+                               dropout_rate=dropout_rate, scan_layers=scan_layers, remat=remat, rngs=rngs)
+    self.head = None if tie_embeddings else embed.Head(d_model, vocab_size, init_scale=init_scale, rngs=rngs)
+    self.vocab_size = vocab_size
+    self.dtype = jnp.dtype(dtype)
+
+  def __call__(self, batch, key=None, train=False, step=0, tokens=None):
+    """Returns (logits f32[B,T,V], aux: dict layer name -> Aux).
+
+    Args:
+      batch:  dict of i32[B,T]: decoder_input_tokens, decoder_segment_ids, decoder_positions.
+      key:    PRNG key, or None for no randomness.
+      train:  training capacities and dropout.
+      step:   i32[] optimizer step, for schedules.
+      tokens: dict of `count_tokens`: divisor of the router losses; None = of this batch.
+    """
+    ids, segments = batch['decoder_input_tokens'], batch['decoder_segment_ids']
+    tokens = self.count_tokens(batch) if tokens is None else tokens
+    ctx = contract.Context(mask=segments > 0, ids=ids, positions=batch['decoder_positions'], segments=segments,
+                           key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
+                           vocab_size=self.vocab_size, train=train, causal=True)
+    x = self.embed(ids, self.dtype)                                  # [B, T, D]
+    x, aux = self.decoder(x, ctx.fold('decoder'), visible=None)
+    with jax.named_scope('head'):
+      return self.embed.logits(x) if self.head is None else self.head(x), aux   # [B, T, V]
+
+  def count_tokens(self, batch):
+    """Returns the real tokens of each stack in `batch`: dict stack name -> f32[]."""
+    return {'decoder': jnp.sum(batch['decoder_segment_ids'] > 0, dtype=jnp.float32)}
+
+  def stacks(self):
+    """Returns the list of the model's stacks."""
+    return [self.decoder]
