@@ -77,7 +77,7 @@ def choose(key, name, table):
 def data(task, length, vocab='bytes', **fields):
   """Returns the data section of a language model: rows of `length` tokens of `task`."""
   return dict(dict(task=task, files=(), vocab=vocab, extra_ids=0, objective='lm', length=length,
-                   join=True, pack=True, mixture=(), shuffle=True, eval_split='validation',
+                   join=True, pack=True, mixture=(), shuffle=True, loss_from=0.0, eval_split='validation',
                    cache_dir=''), **fields)
 
 

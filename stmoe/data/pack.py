@@ -43,13 +43,14 @@ def empty(limits, batch_size, prefix=False):
   return {name: np.zeros((batch_size, limits[name.split('_')[0]]), np.int32) for name in names}
 
 
-def fill(batch, row, examples):
+def fill(batch, row, examples, unscored=0):
   """Writes examples side by side into row `row` of `batch`.
 
   An example is dict(decoder=targets, encoder=inputs or absent, prefix=number of first targets that
   are given: no loss on them, and visible to all of the segment up to the place where the first
   predicted token is read). Inputs of the decoder are its targets shifted right by one, from id 0, in
-  each segment by itself. Segment ids count from 1; positions from 0 in each segment.
+  each segment by itself. Segment ids count from 1; positions from 0 in each segment. There is no loss
+  on the first `unscored` targets of a segment either, which are not given.
   """
   at = {'encoder': 0, 'decoder': 0}
   for segment, example in enumerate(examples, 1):
@@ -67,6 +68,6 @@ def fill(batch, row, examples):
         given = example.get('prefix', 0)
         batch['decoder_target_tokens'][row, begin:end] = ids
         batch['decoder_input_tokens'][row, begin + 1:end] = ids[:-1]
-        batch['decoder_loss_weights'][row, begin + given:end] = 1
+        batch['decoder_loss_weights'][row, begin + max(given, unscored):end] = 1
         if 'decoder_causal_attention' in batch:
           batch['decoder_causal_attention'][row, begin:min(begin + given + 1, end)] = 1

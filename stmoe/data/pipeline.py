@@ -12,6 +12,9 @@ Fields of `cfg.data`:
   objective: lm, span_corruption, prefix_lm (objectives.py).
   length: row length (lm, prefix_lm); inputs_length, targets_length: row lengths (span_corruption).
   noise_density, mean_span_length: of span_corruption, where they are not T5's 0.15 and 3.0.
+  loss_from: share of a row of targets: those at the first ceil(loss_from * length) positions of every
+    segment have loss weight 0, in training and evaluation; absent = 0.0. For models that are only to be
+    judged, or only causal, after a prefix, and for others that are compared with them.
   join: True cuts the joined documents every `segment` tokens (one segment a row: attention and
     positions run across documents, whose ends EOS marks); False cuts each document by itself.
   pack: True puts several short segments into one row for training (never for evaluation); a row of
@@ -22,6 +25,7 @@ Fields of `cfg.data`:
 
 import dataclasses
 import hashlib
+import math
 import sys
 
 import grain
@@ -52,6 +56,7 @@ class Rows:
   packs: list | None
   objective: object
   seed: int
+  unscored: int  # first targets of a segment without loss
 
   def __len__(self):
     return len(self.segments) if self.packs is None else len(self.packs)
@@ -62,7 +67,8 @@ class Rows:
     if self.objective.random:
       rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, number]))
     chosen = [row] if self.packs is None else self.packs[row]
-    pack.fill(batch, at, [self.objective.example(self.stream.read(*self.segments[i]), rng) for i in chosen])
+    examples = [self.objective.example(self.stream.read(*self.segments[i]), rng) for i in chosen]
+    pack.fill(batch, at, examples, self.unscored)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +218,14 @@ def _rows(cache, split, objective, cfg, seed):
   if split == 'train' and cfg.data.pack and not join:
     lengths = objective.lengths(segments[:, 1] - segments[:, 0])
     packs = pack.plan(lengths, list(objective.limits.values()))
-  return Rows(stream, segments, packs, objective, seed)
+  return Rows(stream, segments, packs, objective, seed, _unscored(cfg, objective.limits['decoder']))
+
+
+def _unscored(cfg, length):
+  share = cfg.data.get('loss_from', 0.0)
+  if not 0 <= share < 1:
+    raise errors.UserError(f'data.loss_from={share} is a share of the row: at least 0.0 and below 1.0')
+  return math.ceil(share * length)
 
 
 def _seed(*parts):

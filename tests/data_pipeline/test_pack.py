@@ -36,6 +36,15 @@ def test_prefix_rows_are_those_of_seqio():
       decoder_causal_attention=[1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0])
 
 
+def test_the_first_targets_of_every_segment_may_have_no_loss():
+  batch = pack.empty(dict(decoder=9), 1, prefix=True)
+  examples = [dict(decoder=np.array([7, 8, 5, 1])), dict(decoder=np.array([8, 4, 9, 1]), prefix=3)]
+  pack.fill(batch, 0, examples, unscored=2)
+  assert batch['decoder_loss_weights'][0].tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 0]
+  assert batch['decoder_causal_attention'][0].tolist() == [1, 0, 0, 0, 1, 1, 1, 1, 0]    # not given
+  assert batch['decoder_target_tokens'][0].tolist() == [7, 8, 5, 1, 8, 4, 9, 1, 0]
+
+
 @given(st.lists(st.tuples(st.integers(1, 16), st.integers(1, 8)), max_size=300))
 def test_every_example_is_in_one_row_that_has_room(lengths):
   rows = pack.plan(lengths, (16, 8))

@@ -162,6 +162,18 @@ def test_evaluation_covers_its_split_once_and_is_never_packed(cfg):
     assert facts['vocab'].decode(ids[len(texts[0].encode()) + 1:]) == texts[1]
 
 
+def test_loss_from_leaves_out_the_first_share_of_every_row(config):
+  whole, cfg = config(), config(loss_from=0.2)                       # ceil(0.2 * 64) = 13
+  for make in (lambda c: next(pipeline.train_iterator(c)), lambda c: pipeline.eval_batches(c)[0]):
+    batch, other = make(cfg), make(whole)
+    weights = batch.pop('decoder_loss_weights')
+    assert not weights[:, :13].any()
+    np.testing.assert_array_equal(weights[:, 13:], other.pop('decoder_loss_weights')[:, 13:])
+    assert same([batch], [other])
+  with pytest.raises(errors.UserError, match='data.loss_from=1.0 is a share'):
+    pipeline.eval_batches(config(loss_from=1.0))
+
+
 def test_a_padded_row_is_empty(config):
   last = list(pipeline.eval_batches(config(length=128)))[-1]
   rows = last['decoder_loss_weights'].any(axis=1)
