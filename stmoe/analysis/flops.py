@@ -43,8 +43,8 @@ class Matrix(NamedTuple):
 
   @property
   def multiplied(self):
-    """Whether tokens are multiplied by it: two axes besides stacked layers and experts, no look-up."""
-    inner = [n for n in self.names if n not in ('layers', 'expert')]
+    """Whether tokens are multiplied by it: two axes besides layers, experts and heads, no look-up."""
+    inner = [n for n in self.names if n not in ('layers', 'expert', 'heads')]
     return len(inner) == 2 and 'relpos_buckets' not in inner and inner[0] != 'vocab'
 
 
@@ -63,6 +63,8 @@ def matrices(cfg):
     names = tuple(value.get_metadata().get('out_sharding') or (None,) * len(value.shape))
     modules = _modules(model, path)
     share, rows = 1.0, [m.rows_per_sequence for m in modules if hasattr(m, 'rows_per_sequence')]
+    if rows and 'heads' in names:            # a head's matrix is passed by its part of the rows
+      rows[-1] //= value.shape[names.index('heads')]
     if 'expert' in names:
       sparse = [m for m in modules if hasattr(m, 'router') and hasattr(m, 'experts')][-1]
       size = rows[-1] if rows else length.get(path[0], min(length.values()))

@@ -51,6 +51,7 @@ class Gmlp(nnx.Module):
     self.bi = axes.param(zeros, (d_ff,), 'mlp', rngs=rngs)
     self.norm = norm.LayerNorm(d_ff // 2, rngs=rngs)
     self.inner = inner(length, rngs=rngs)
+    self.inner.rows_per_sequence = d_ff // 2                         # its matrices are passed by channels
     self.wo = axes.param(init, (d_ff // 2, d_model), 'mlp', 'embed', rngs=rngs)
     self.bo = axes.param(zeros, (d_model,), 'embed', rngs=rngs)
     self.length = length

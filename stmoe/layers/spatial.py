@@ -44,7 +44,8 @@ class Spatial(nnx.Module):
     d_model:   N, the most positions.
     heads:     equal chunks of the channels, each with a matrix of its own.
     causal:    whether a position receives from itself and earlier ones only.
-    circulant: S is made of vectors, see `toeplitz`; always causal.
+    circulant: S is made of vectors, see `toeplitz`; always causal. The product is as large, but there is
+      no matrix among the parameters, so `analysis/flops.py` does not see it.
     allow_causal: accept causal=False in a stack in which a token must not depend on later ones.
   """
 
