@@ -18,21 +18,26 @@ class Dense(nnx.Module):
     activation:    name of a function of `jax.nn`.
     dropout_rate:  on the hidden activation, one mask per sequence (T5).
     init_scale:    variance scale s of sqrt(s / fan_in).
+    use_bias:      biases bi [F] (of wi) and bo [D], initially 0.
   """
 
   def __init__(self, d_model, *, d_ff, activation='relu', gated=False, dropout_rate=0.0,
-               init_scale=1.0, rngs):
+               init_scale=1.0, use_bias=False, rngs):
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'truncated_normal')
     self.wi = axes.param(init, (d_model, d_ff), 'embed', 'mlp', rngs=rngs)
     self.wg = axes.param(init, (d_model, d_ff), 'embed', 'mlp', rngs=rngs) if gated else None
     self.wo = axes.param(init, (d_ff, d_model), 'mlp', 'embed', rngs=rngs)
+    zeros = nnx.initializers.zeros
+    self.bi = axes.param(zeros, (d_ff,), 'mlp', rngs=rngs) if use_bias else None
+    self.bo = axes.param(zeros, (d_model,), 'embed', rngs=rngs) if use_bias else None
     self.activation = activation
     self.dropout_rate = dropout_rate
 
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], None, carry) for x [B,T,D]."""
-    h = getattr(jax.nn, self.activation)(x @ self.wi[...].astype(x.dtype))   # [B, T, F]
+    biased = lambda h, b: h if b is None else h + b[...].astype(h.dtype)
+    h = getattr(jax.nn, self.activation)(biased(x @ self.wi[...].astype(x.dtype), self.bi))   # [B, T, F]
     if self.wg is not None:
       h = h * (x @ self.wg[...].astype(x.dtype))
     h = noise.dropout(h, self.dropout_rate, ctx.fold('hidden').key if ctx.train else None, (-2,))
-    return h @ self.wo[...].astype(x.dtype), None, carry             # [B, T, D]
+    return biased(h @ self.wo[...].astype(x.dtype), self.bo), None, carry    # [B, T, D]

@@ -26,12 +26,14 @@ class Embed(nnx.Module):
 
 
 class Head(nnx.Module):
-  """An untied output projection [D,V], float32 (T5 1.1)."""
+  """An untied output projection [D,V], float32 (T5 1.1); with `use_bias` a bias [V], initially 0."""
 
-  def __init__(self, d_model, vocab_size, *, init_scale=1.0, rngs):
+  def __init__(self, d_model, vocab_size, *, init_scale=1.0, use_bias=False, rngs):
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'truncated_normal')
     self.w = axes.param(init, (d_model, vocab_size), 'embed', 'vocab', rngs=rngs)
+    self.b = axes.param(nnx.initializers.zeros, (vocab_size,), 'vocab', rngs=rngs) if use_bias else None
 
   def __call__(self, x):
     """Returns logits f32[B,T,V] of x [B,T,D]."""
-    return x.astype(jnp.float32) @ self.w[...]                       # [B, T, V]
+    logits = x.astype(jnp.float32) @ self.w[...]                     # [B, T, V]
+    return logits if self.b is None else logits + self.b[...]
