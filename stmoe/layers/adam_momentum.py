@@ -1,0 +1,67 @@
+"""AdamSMoE: Adam's step in the first sparse layer, heavy-ball momentum after it (arXiv:2410.14574)."""
+
+from flax import nnx
+import jax.numpy as jnp
+
+from stmoe.layers import momentum
+from stmoe.layers import norm
+
+EPSILON = 1e-8                                                       # under the root
+
+
+def adam(p, v, c, beta1, beta2, gamma):
+  """Returns (p', v', u): Adam's moments after c, and the step u = gamma p' / sqrt(v' + 1e-8).
+
+  p' = beta1 p + (1 - beta1) c and v' = beta2 v + (1 - beta2) c^2 without bias correction: from
+  zero, u is at most gamma (1 - beta1) / sqrt(1 - beta2), 3.16 gamma at the usual betas.
+
+  Args:
+    p, v, c: f32[B,T,D] moments before the layer, and output of the experts.
+  """
+  p = beta1 * p + (1 - beta1) * c
+  v = beta2 * v + (1 - beta2) * c ** 2
+  return p, v, gamma * p / jnp.sqrt(v + EPSILON)
+
+
+class AdamMomentum(nnx.Module):
+  """A sparse layer that takes Adam's step (the first one of AdamSMoE, arXiv:2410.14574).
+
+  It also accumulates the heavy-ball state, with which `momentum.Momentum` goes on in the layers
+  above: layers=(('a', 1), ('m', n - 1)).
+
+  Args:
+    d_model: D.
+    inner:   recipe of the layer that gives c; its own memory across layers passes through.
+    beta1, beta2, gamma1: of `adam`.
+    mu, gamma2: of `momentum.momentum`.
+    post_norm: return LN(-u), the form of the released models: the input cancels, and only the
+      residual of the block around it keeps x. Else -u, to which a block adds its residual.
+    dropout_rate: dropout of c, per element, in training only.
+  Differs: the released code also knows a pre-norm form, which loses the residual; here the block has it.
+  """
+
+  def __init__(self, d_model, *, inner, beta1=0.9, beta2=0.999, gamma1=1.0, mu=0.7, gamma2=1.0,
+               post_norm=False, dropout_rate=0.0, rngs):
+    self.inner = inner(d_model, rngs=rngs)
+    self.norm = norm.LayerNorm(d_model, rngs=rngs) if post_norm else None
+    self.beta1, self.beta2, self.gamma1 = beta1, beta2, gamma1
+    self.mu, self.gamma2 = mu, gamma2
+    self.dropout_rate = dropout_rate
+
+  def init_carry(self, x):
+    """Returns the states at the bottom of a stack, f32[B,T,D] zeros, beside the inner layer's."""
+    return momentum.init_carry(self.inner, x, 'momentum', 'adam_p', 'adam_v')
+
+  def commit(self, aux):
+    """Lets the inner layer update its state across steps."""
+    momentum.commit(self.inner, aux)
+
+  def __call__(self, x, ctx, carry):
+    """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
+    c, aux, carry = self.inner(x, ctx.fold('inner'), carry)
+    c = momentum.drop(c, self.dropout_rate, ctx)
+    m = momentum.momentum(carry['momentum'], c, self.mu, self.gamma2)              # [B, T, D]
+    p, v, u = adam(carry['adam_p'], carry['adam_v'], c, self.beta1, self.beta2, self.gamma1)
+    y = -u if self.norm is None else self.norm(-u)
+    carry = carry | {'momentum': m, 'adam_p': p, 'adam_v': v}
+    return y.astype(x.dtype), momentum.report(aux, m, ctx), carry

@@ -1,0 +1,91 @@
+"""MomentumSMoE: heavy-ball momentum from one sparse layer to the next (arXiv:2410.14574).
+
+A residual stack of sparse layers is read as gradient descent on the experts' potentials, one
+step a layer; the step is replaced by an accelerated one. The state lives across depth, for
+each token by itself: it starts at zero in every forward pass and is never carried over time.
+"""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe.core import losses
+from stmoe.core import noise
+from stmoe.layers import norm
+
+
+def momentum(m, c, mu, gamma):
+  """Returns the state m' = mu m + gamma c of one sparse layer; its output is x - m'.
+
+  Mind the minus sign: the output c of the experts is a gradient. With mu = 0 and gamma = 1 this
+  is an ordinary sparse layer with negated experts.
+
+  Args:
+    m, c: f32[B,T,D] state before the layer, and output of the experts.
+  Differs: the paper writes x + gamma p with p = -c + mu p, the same for a constant gamma.
+  """
+  return mu * m + gamma * c
+
+
+class Momentum(nnx.Module):
+  """A sparse layer whose step carries heavy-ball momentum (MomentumSMoE, arXiv:2410.14574).
+
+  Args:
+    d_model: D.
+    inner:   recipe of the layer that gives c; its own memory across layers passes through.
+    mu, gamma: of `momentum`; 0.7 and 1 in the released language models.
+    post_norm: return LN(x - m), the form of the released models, whose post-norm blocks then add
+      and normalise once more: LN(x + LN(x - m)). Else -m, to which a block adds its residual.
+    dropout_rate: dropout of c, per element, in training only.
+  """
+
+  def __init__(self, d_model, *, inner, mu=0.7, gamma=1.0, post_norm=False, dropout_rate=0.0, rngs):
+    self.inner = inner(d_model, rngs=rngs)
+    self.norm = norm.LayerNorm(d_model, rngs=rngs) if post_norm else None
+    self.mu = mu
+    self.gamma = gamma
+    self.dropout_rate = dropout_rate
+
+  def init_carry(self, x):
+    """Returns the state at the bottom of a stack, f32[B,T,D] zeros, beside the inner layer's."""
+    return init_carry(self.inner, x, 'momentum')
+
+  def commit(self, aux):
+    """Lets the inner layer update its state across steps."""
+    commit(self.inner, aux)
+
+  def __call__(self, x, ctx, carry):
+    """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
+    c, aux, carry = self.inner(x, ctx.fold('inner'), carry)
+    c = drop(c, self.dropout_rate, ctx)
+    m = momentum(carry['momentum'], c, self.mu, self.gamma)          # [B, T, D]
+    y = -m if self.norm is None else self.norm(x - m)
+    return y.astype(x.dtype), report(aux, m, ctx), carry | {'momentum': m}
+
+
+def init_carry(inner, x, *names):
+  """Returns zeros f32[B,T,D] for each of `names`, beside what `inner` remembers across layers.
+
+  float32 whatever the activations are: (1 - beta2) c^2 of Adam would be lost in bfloat16.
+  """
+  carry = inner.init_carry(x) if hasattr(inner, 'init_carry') else {}
+  return carry | {name: jnp.zeros(x.shape, jnp.float32) for name in names}
+
+
+def commit(inner, aux):
+  """Lets `inner` update its state across steps, if it has any."""
+  if hasattr(inner, 'commit'):
+    inner.commit(aux)
+
+
+def drop(c, rate, ctx):
+  """Returns c [B,T,D] in float32, with dropout in training."""
+  return noise.dropout(c.astype(jnp.float32), rate, ctx.fold('mixture').key if ctx.train else None)
+
+
+def report(aux, m, ctx):
+  """Returns `aux` with the metric momentum_norm: root mean square of m [B,T,D], mean over real tokens."""
+  if aux is None:
+    return None
+  rms = jnp.sqrt(jnp.mean(jnp.square(jax.lax.stop_gradient(m)), axis=-1))          # [B, T]
+  return aux.replace(metrics=aux.metrics | {'momentum_norm': losses.token_mean(rms, ctx.mask, ctx.tokens)})

@@ -1,0 +1,38 @@
+"""A layer with its own residual and norm inside those of a post-norm block."""
+
+from flax import nnx
+
+from stmoe.layers import momentum
+from stmoe.layers import norm
+
+
+class Residual(nnx.Module):
+  """Returns LN(x + f(x)), to which a post-norm block adds x and normalises again.
+
+  The sparse baseline (SMoE) of MomentumSMoE (arXiv:2410.14574), a habit of Transformer-XL's
+  feed-forward layers. `momentum.Momentum` with mu = 0 and gamma = -1 gives the same numbers.
+
+  Args:
+    d_model: D.
+    inner:   recipe of the layer f; its memory across layers passes through.
+    dropout_rate: dropout of f(x), per element, in training only.
+  """
+
+  def __init__(self, d_model, *, inner, dropout_rate=0.0, rngs):
+    self.inner = inner(d_model, rngs=rngs)
+    self.norm = norm.LayerNorm(d_model, rngs=rngs)
+    self.dropout_rate = dropout_rate
+
+  def init_carry(self, x):
+    """Returns what the inner layer remembers across layers, [B,T,.] arrays by name."""
+    return momentum.init_carry(self.inner, x)
+
+  def commit(self, aux):
+    """Lets the inner layer update its state across steps."""
+    momentum.commit(self.inner, aux)
+
+  def __call__(self, x, ctx, carry):
+    """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
+    c, aux, carry = self.inner(x, ctx.fold('inner'), carry)
+    c = momentum.drop(c, self.dropout_rate, ctx)
+    return self.norm(x + c).astype(x.dtype), aux, carry

@@ -1,0 +1,88 @@
+"""Robust MomentumSMoE: the robust momentum method along depth (arXiv:2410.14574; Cyrus et al., 2018)."""
+
+import math
+
+from flax import nnx
+
+from stmoe.errors import UserError
+from stmoe.layers import momentum
+from stmoe.layers import norm
+
+
+def coefficients(smoothness, convexity, rho):
+  """Returns (alpha, beta, eta) of the robust momentum method (Cyrus et al., 2018).
+
+  With kappa = L / c: alpha = kappa (1-rho)^2 (1+rho) / L, beta = kappa rho^3 / (kappa-1) and
+  eta = rho^3 / ((kappa-1) (1-rho)^2 (1+rho)). On an L-smooth, c-strongly convex function the
+  error falls by rho a step: fastest and least robust to errors of the gradient at
+  rho = 1 - 1/sqrt(kappa), gradient descent's rate and robustness at rho = 1 - 1/kappa.
+
+  Args:
+    smoothness, convexity: L and c, 0 < c < L.
+    rho: in [1 - 1/sqrt(kappa), 1 - 1/kappa].
+  """
+  if not 0 < convexity < smoothness:
+    raise UserError(f'robust momentum: convexity={convexity} is not between 0 and smoothness={smoothness}; '
+                    f'for example convexity={smoothness / 10 if smoothness > 0 else 0.1}')
+  kappa = smoothness / convexity
+  low, high = 1 - 1 / math.sqrt(kappa), 1 - 1 / kappa
+  if not low <= rho <= high:
+    raise UserError(f'robust momentum: rho={rho} with smoothness / convexity = {kappa:g}; rho is in '
+                    f'[1 - 1/sqrt({kappa:g}), 1 - 1/{kappa:g}] = [{low:.4f}, {high:.4f}]; '
+                    f'nearest: {low if rho < low else high:.4f}')
+  step = (1 - rho) ** 2 * (1 + rho)
+  return kappa * step / smoothness, kappa * rho ** 3 / (kappa - 1), rho ** 3 / ((kappa - 1) * step)
+
+
+def ahead(x, d, eta):
+  """Returns y = x + eta d [B,T,D], where the gradient is taken; d is the step before, x_t - x_{t-1}."""
+  return x + eta * d
+
+
+def robust(d, c, alpha, beta):
+  """Returns the next step d' = beta d - alpha c [B,T,D] after the gradient c at `ahead`; x' = x + d'."""
+  return beta * d - alpha * c
+
+
+class RobustMomentum(nnx.Module):
+  """A sparse layer that takes a step of the robust momentum method (arXiv:2410.14574, all unverified).
+
+  The published code has no such layer, and the paper's values of L, c and rho are not known here:
+  the form, the defaults and all results with it are this project's.
+
+  Args:
+    d_model: D.
+    inner:   recipe of the layer that gives c; its own memory across layers passes through.
+    smoothness, convexity, rho: L, c and rho of `coefficients`.
+    normalize: give the experts y / rms(y), as pre-norm blocks do; the block's own norm is then
+      switched off by `norm=False`, since the step is one of the residual stream. False where x is
+      already normalised, as in post-norm blocks: the experts see y.
+    post_norm: return LN(x + d), for post-norm blocks. Else d, to which a block adds its residual.
+    dropout_rate: dropout of c, per element, in training only.
+  """
+
+  def __init__(self, d_model, *, inner, smoothness=1.0, convexity=0.1, rho=0.8, normalize=True,
+               post_norm=False, dropout_rate=0.0, rngs):
+    self.alpha, self.beta, self.eta = coefficients(smoothness, convexity, rho)
+    self.input_norm = norm.RMSNorm(d_model, rngs=rngs) if normalize else None
+    self.inner = inner(d_model, rngs=rngs)
+    self.norm = norm.LayerNorm(d_model, rngs=rngs) if post_norm else None
+    self.dropout_rate = dropout_rate
+
+  def init_carry(self, x):
+    """Returns the step d at the bottom of a stack, f32[B,T,D] zeros, beside the inner layer's memory."""
+    return momentum.init_carry(self.inner, x, 'robust_momentum')
+
+  def commit(self, aux):
+    """Lets the inner layer update its state across steps."""
+    momentum.commit(self.inner, aux)
+
+  def __call__(self, x, ctx, carry):
+    """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
+    y = ahead(x, carry['robust_momentum'], self.eta)                 # [B, T, D]
+    y = y if self.input_norm is None else self.input_norm(y)
+    c, aux, carry = self.inner(y.astype(x.dtype), ctx.fold('inner'), carry)
+    c = momentum.drop(c, self.dropout_rate, ctx)
+    d = robust(carry['robust_momentum'], c, self.alpha, self.beta)
+    y = d if self.norm is None else self.norm(x + d)
+    return y.astype(x.dtype), momentum.report(aux, d, ctx), carry | {'robust_momentum': d}

@@ -1,0 +1,83 @@
+"""The language model of MomentumSMoE: post-norm blocks whose attention looks a fixed span back."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import contract
+from stmoe.errors import UserError
+from stmoe.layers import embed
+from stmoe.layers import norm
+from stmoe.layers import span_attention
+from stmoe.layers import stack
+
+
+class SpanLM(nnx.Module):
+  """Embedding, a causal post-norm stack, a head with bias (arXiv:2410.14574, released code).
+
+  A block is h = LN(h + attention(h)), then h = LN(h + layer(h)). One table of relative positions is
+  shared by all layers and heads. There is no final norm.
+
+  Args:
+    vocab_size, d_model: V and D.
+    layers:       pattern of the stack, for example (('m', 6),) or (('md', 6),).
+    blocks:       mapping letter -> feed-forward layer (see `stack.Stack`).
+    num_heads, head_dim: H and P; H P is D in the paper.
+    span:         W, positions that a token looks back.
+    dropout_rate: of attention probabilities; layers have their own, and nothing else is dropped.
+    init_scale:   variance scale of attention and head.
+    dtype:        of activations; parameters, norms, states, routers and logits are float32.
+    scan_layers, remat: see `stack.Stack`.
+  Differs: rows are independent; the released models keep the layers' inputs of the block before as a
+    cache, `span_attention.Visible.history` here, also in training. The table adds H x W products a token
+    and layer that `analysis.flops` does not count.
+  """
+
+  def __init__(self, *, vocab_size, d_model, layers, blocks, num_heads, head_dim, span, dropout_rate=0.0,
+               init_scale=1 / 3, dtype='float32', scan_layers=True, remat='none', rngs):
+    if span < 1:
+      raise UserError(f'model.span={span}: a token looks back at least 1 position')
+    self.embed = embed.Embed(vocab_size, d_model, rngs=rngs)
+    self.pe = axes.param(nnx.initializers.normal(1.0), (head_dim, span), 'kv', 'relpos_buckets', rngs=rngs)
+    attend = functools.partial(span_attention.SpanAttention, num_heads=num_heads, head_dim=head_dim,
+                               dropout_rate=dropout_rate, init_scale=init_scale)
+    self.decoder = stack.Stack(d_model, name='decoder', pattern=layers, blocks=blocks, attention=attend,
+                               norm=norm.LayerNorm, post_norm=True, scan_layers=scan_layers, remat=remat,
+                               rngs=rngs)
+    self.head = embed.Head(d_model, vocab_size, init_scale=init_scale, use_bias=True, rngs=rngs)
+    self.vocab_size = vocab_size
+    self.dtype = jnp.dtype(dtype)
+
+  def __call__(self, batch, key=None, train=False, step=0, tokens=None):
+    """Returns (logits f32[B,T,V], aux: dict layer name -> Aux).
+
+    Args:
+      batch:  dict of i32[B,T]: decoder_input_tokens, decoder_segment_ids, decoder_positions.
+      key:    PRNG key, or None for no randomness.
+      train:  dropout.
+      step:   i32[] optimizer step, for schedules.
+      tokens: dict of `count_tokens`: divisor of the router losses; None = of this batch.
+    """
+    if 'decoder_causal_attention' in batch:
+      raise UserError('model span_lm looks back only, a prefix cannot be seen in both directions; '
+                      "nearest: data.objective='lm', or model.name='lm'")
+    ids, segments = batch['decoder_input_tokens'], batch['decoder_segment_ids']
+    tokens = self.count_tokens(batch) if tokens is None else tokens
+    ctx = contract.Context(mask=segments > 0, ids=ids, positions=batch['decoder_positions'],
+                           segments=segments, key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
+                           vocab_size=self.vocab_size, train=train, causal=True)
+    visible = span_attention.Visible(pe=self.pe[...], segments=segments)
+    x, aux = self.decoder(self.embed(ids, self.dtype), ctx.fold('decoder'), visible)   # [B, T, D]
+    with jax.named_scope('head'):
+      return self.head(x), aux                                       # [B, T, V]
+
+  def count_tokens(self, batch):
+    """Returns the real tokens of each stack in `batch`: dict stack name -> f32[]."""
+    return {'decoder': jnp.sum(batch['decoder_segment_ids'] > 0, dtype=jnp.float32)}
+
+  def stacks(self):
+    """Returns the list of the model's stacks."""
+    return [self.decoder]

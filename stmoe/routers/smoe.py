@@ -1,0 +1,67 @@
+"""Plain SMoE: a biased linear gate, top-k, softmax over the chosen logits, nothing dropped."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import assignment
+from stmoe.core import choices
+from stmoe.core import contract
+from stmoe.core import losses
+from stmoe.core import metrics
+from stmoe.errors import UserError
+
+
+def smoe(logits, mask, k, tokens=None):
+  """Returns (Assignment, Aux): token s to its k largest logits, weighted by the softmax over those k.
+
+  The baseline of MomentumSMoE (arXiv:2410.14574), FastMoE's naive gate. Nothing is dropped. The
+  balance loss is E sum_e (n_e / (T k)) (sum_t p_te / (T k)) with p the softmax over all experts:
+  `losses.balance` over k^2, 1 / k at perfect balance.
+
+  Args:
+    logits: f32[G,S,E].
+    mask:   bool[G,S] real tokens; padding goes nowhere.
+    k:      choices per token.
+    tokens: divisor of the losses, see `losses.token_mean`.
+  """
+  probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
+  choice = choices.choose(probs, k)                                  # [G, S, k]
+  gates = jax.nn.softmax(choices.values(logits, choice), axis=-1)    # [G, S, k]
+  edges = assignment.kill_padding(assignment.from_choices(choice, gates, probs.shape[-1]), mask)
+  a = assignment.cap(edges, mask.shape[1])
+  balance = losses.balance(probs, choice, mask, tokens) / k ** 2
+  return a, contract.Aux(
+      losses=dict(balance=balance, z=losses.z(logits, mask, tokens)),
+      load=metrics.load(edges),
+      metrics=metrics.routing(logits, probs, edges, a, mask, tokens))
+
+
+class SMoE(nnx.Module):
+  """Dropless top-k routing with a biased gate (the SMoE of MomentumSMoE, arXiv:2410.14574).
+
+  Args:
+    k:        choices per token, at least 2.
+    init_std: of the gate's weights; the released models have about 1 / sqrt(3 D).
+  Losses: balance, z.
+  Differs: the released scripts pass a balance coefficient of 0.01 that their gate never reads, so
+    the published models have none: the coefficient is 0 unless a configuration sets it. Balance is
+    per group of tokens, there over a microbatch. The gate starts normal with bias 0, there uniform.
+  """
+
+  def __init__(self, d_model, *, num_experts, k=2, init_std=0.02, rngs):
+    if not 2 <= k <= num_experts:
+      raise UserError(f'router smoe: k={k} with num_experts={num_experts}; k is at least 2 (the softmax over '
+                      f'one choice is 1: such a router never learns) and at most {num_experts}')
+    init = nnx.initializers.normal(init_std)
+    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.b = axes.param(nnx.initializers.zeros, (num_experts,), 'unmodeled', rngs=rngs)
+    self.num_experts = num_experts
+    self.k = k
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    a, aux = smoe(logits + self.b[...], ctx.mask, self.k, ctx.tokens)              # logits: [G, S, E]
+    return contract.Routed(a, aux, carry)
