@@ -27,7 +27,8 @@ def adam_layer(case):
   c = case.config
   # Their layer asks for its index, ours is another layer; the heavy-ball one takes gamma2 too.
   first = c['layer_index'] == 0
-  adam = dict(name='adam_momentum', beta1=c['beta1'], beta2=c['beta2'], gamma1=c['gamma1'], gamma2=c['gamma2'])
+  adam = dict(name='adam_momentum', beta1=c['beta1'], beta2=c['beta2'], gamma1=c['gamma1'],
+              gamma2=c['gamma2'])
   layer = _layer(case, dict(adam if first else dict(name='momentum', gamma=c['gamma2']), mu=c['mu']))
   carry = {'momentum': case['m_in'], 'adam_p': case['p_in'], 'adam_v': case['v_in']}
   mixture, y, carry = _run(layer, case, carry)
@@ -46,7 +47,7 @@ def _layer(case, fields):
                experts=dict(name='mlp', d_ff=c['F'], use_bias=True))
   layer = lookup.recipe('layer', dict(fields, post_norm=not c['pre_lnorm'], inner=inner))(
       c['D'], rngs=nnx.Rngs(0))
-  layer.inner.router.k = c['k']                                      # the reference allows 1, with a constant gate
+  layer.inner.router.k = c['k']                                      # the reference allows 1, gate 1
   _set(layer.inner.router.w, case['gate_weight'].T)
   _set(layer.inner.router.b, case['gate_bias'])
   bank = layer.inner.experts
@@ -124,7 +125,8 @@ def _block(block, prefix, weights):
     router, bank = block.layer.inner.router, block.layer.inner.experts
     _set(router.w, pop('smoe.gate.gate.weight').T), _set(router.b, pop('smoe.gate.gate.bias'))
     for w, b, theirs in ((bank.wi, bank.bi, 'htoh4'), (bank.wo, bank.bo, 'h4toh')):
-      _set(w, pop(f'smoe.experts.{theirs}.weight').swapaxes(1, 2)), _set(b, pop(f'smoe.experts.{theirs}.bias'))
+      _set(w, pop(f'smoe.experts.{theirs}.weight').swapaxes(1, 2))
+      _set(b, pop(f'smoe.experts.{theirs}.bias'))
     _set(block.layer.norm.scale, pop('smoe.layer_norm.weight'))
     _set(block.layer.norm.bias, pop('smoe.layer_norm.bias'))
   for i in (1, 2, 3):                                                # every block has three, and uses two

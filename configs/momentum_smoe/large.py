@@ -1,0 +1,26 @@
+r"""MomentumSMoE-large on WikiText-103: 12 sparse layers of width 512.
+
+MomentumSMoE (arXiv:2410.14574), the released scripts (paper.SIZES).
+Expected: the gain over SMoE grows with depth (unverified); for its figures see the paper, the notes here
+have none.
+Differs: give WikiText-103's files, or any text, as data.files; pieces of SentencePiece instead of all its
+words, so perplexities do not compare, bits per byte do; rows do not see the one before; one microbatch;
+normal or truncated instead of uniform initial weights, of the same variance; there is no script for Adam at
+this size, it takes medium's values.
+Robust momentum: the published code has none, L, c and rho are this project's.
+
+  stmoe train momentum_smoe/large:method=momentum --config.data.files=wiki.train.tokens
+  stmoe train momentum_smoe/large:method=adam,smoke        laptop, about a minute
+  method = smoe | momentum | adam | robust
+"""
+
+from stmoe.configs import arguments
+from stmoe.configs.momentum_smoe import recipe
+
+VARIANTS = ('method=smoe', 'method=adam', 'method=robust')
+
+
+def get_config(arg=''):
+  args = arguments.parse(arg, smoke=False, method='momentum')
+  c = recipe.language('large', args.method)
+  return recipe.smoke(c) if args.smoke else c.lock()
