@@ -1,8 +1,7 @@
 r"""MomentumSMoE-large on WikiText-103: 12 sparse layers of width 512.
 
 MomentumSMoE (arXiv:2410.14574), the released scripts (paper.SIZES).
-Expected: the gain over SMoE grows with depth (unverified); for its figures see the paper, the notes here
-have none.
+Expected: the gain over SMoE grows with depth (unverified); paper.REPORTED has no figures of this size.
 Differs: give WikiText-103's files, or any text, as data.files; pieces of SentencePiece instead of all its
 words, so perplexities do not compare, bits per byte do; rows do not see the one before; one microbatch;
 normal or truncated instead of uniform initial weights, of the same variance; there is no script for Adam at
