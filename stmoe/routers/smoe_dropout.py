@@ -1,0 +1,132 @@
+"""SMoE-Dropout: a frozen random router and a growing number of active experts (arXiv:2303.01610)."""
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import assignment
+from stmoe.core import choices
+from stmoe.core import contract
+from stmoe.core import losses
+from stmoe.core import metrics
+from stmoe.errors import UserError
+
+STAIRS = (1, 2, 4, 8, 16)            # of the multi-step schedules
+
+# k at step s of S, between k_min = lo and k_max = hi, before it is clipped to them. Python's `round`
+# takes halves to the even integer: 8 to 16 over 400k makes k 10 at step 75,000, but 9 only after 25,000.
+SCHEDULES = {
+    'constant': lambda s, S, lo, hi: hi,
+    'linear_increase': lambda s, S, lo, hi: round((hi - lo) * s / S) + lo,
+    'linear_decrease': lambda s, S, lo, hi: round((lo - hi) * s / S) + hi,
+    'cosine_increase': lambda s, S, lo, hi: round((lo - hi) * math.cos(math.pi * s / (2 * S))) + hi,
+    'cosine_decrease': lambda s, S, lo, hi: round((hi - lo) * math.cos(math.pi * s / (2 * S))) + lo,
+    'exp_increase': lambda s, S, lo, hi: round((lo - hi) * 0.99 ** (s // max(S // 300, 1))) + hi,
+    'multi_step_increase': lambda s, S, lo, hi: STAIRS[min(5 * s // S, 4)],
+    'multi_step_decrease': lambda s, S, lo, hi: STAIRS[::-1][min(5 * s // S, 4)],
+}
+
+
+def active(schedule, step, total_steps, k_min, k_max):
+  """Returns k, how many experts of a token are active at `step`, an int.
+
+  Differs: after `total_steps` k stays; the reference's cosine would turn back and its multi-step fails.
+  """
+  k = SCHEDULES[schedule](min(step, total_steps), total_steps, k_min, k_max)
+  return min(max(k, k_min), k_max)
+
+
+def changes(schedule, total_steps, k_min, k_max):
+  """Returns [(first step, k), ...], the whole schedule: k never turns back, so bisection finds its steps."""
+  k = lambda step: active(schedule, step, total_steps, k_min, k_max)
+  found = [(0, k(0))]
+  while found[-1][1] != k(total_steps):
+    low, high = found[-1][0], total_steps                            # k differs at high, not at low
+    while high - low > 1:
+      middle = (low + high) // 2
+      low, high = (middle, high) if k(middle) == found[-1][1] else (low, middle)
+    found.append((high, k(high)))
+  return found
+
+
+def look_up(schedule, step):
+  """Returns i32[], k at the traced `step` i32[] of a schedule made by `changes`."""
+  steps, ks = (jnp.array(column, jnp.int32) for column in zip(*schedule))
+  return ks[jnp.sum(step >= steps) - 1]
+
+
+def smoe_dropout(logits, mask, k, k_max, tokens=None):
+  """Returns (Assignment, Aux): each token to its k largest logits, weighted by their softmax (section 3).
+
+  The weights are normalised after the choice, so they sum to 1 at every k, and k = 1 has weight 1.
+  Edges of rank k and more are dead. The balance loss is that of the learned baseline, E * sum_e
+  (count_e / T k) (sum_t p_te / T k): 1/k at uniform probabilities, as its reference divides p by k too.
+
+  Args:
+    logits: f32[G,S,E].
+    mask:   bool[G,S] real tokens; padding goes nowhere.
+    k:      int or i32[], at most `k_max`, an int.
+    tokens: divisor of the loss, see `losses.token_mean`.
+  Differs: the loss is per group, the reference has one group.
+  """
+  experts = logits.shape[-1]
+  top, choice = jax.lax.top_k(logits, k_max)                         # [G, S, k_max]
+  live = jnp.arange(k_max) < k                                       # [k_max]
+  gates = jax.nn.softmax(jnp.where(live, top, -jnp.inf), axis=-1)
+  edges = assignment.from_choices(choice, gates, experts)            # [G, k_max*S]
+  edges = assignment.kill(edges, jnp.repeat(live, logits.shape[1]))
+  edges = assignment.kill_padding(edges, mask)
+  a = assignment.cap(edges, logits.shape[1])
+  probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
+  balance = losses.balance(probs, jnp.where(live, choice, experts), mask, tokens) / k**2
+  numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
+  return a, contract.Aux(losses=dict(balance=balance), load=metrics.load(edges),
+                         metrics=numbers | dict(active_k=jnp.asarray(k, jnp.float32)))
+
+
+class SMoEDropout(nnx.Module):
+  """A random router that is never trained, k growing in training, any k in evaluation (arXiv:2303.01610).
+
+  Only the router's matrix and bias are constants: the weights depend on x, and their gradient reaches it.
+
+  Args:
+    k_min, k_max: ends of the schedule; k_max None = E.
+    schedule:     a key of SCHEDULES.
+    total_steps:  length of the schedule in optimizer steps.
+    eval_k:       active experts in evaluation; None = E. Any k suits one checkpoint.
+    learned:      train the router (the paper's baseline, with or without the balance loss).
+  Losses: balance.
+  """
+
+  def __init__(self, d_model, *, num_experts, k_min=1, k_max=None, schedule='linear_increase',
+               total_steps=400_000, eval_k=None, learned=False, rngs):
+    k_max, eval_k = k_max or num_experts, eval_k or num_experts
+    choices.named(SCHEDULES, schedule, 'schedule')
+    for field, k, low, high in (('k_max', k_max, 1, num_experts), ('k_min', k_min, 1, k_max),
+                                ('eval_k', eval_k, 1, num_experts)):
+      if not low <= k <= high:
+        raise UserError(f'router smoe_dropout: {field}={k} with num_experts={num_experts}; it is at least {low} '
+                        f'and at most {high}')
+    if total_steps < 1:
+      raise UserError(f'router smoe_dropout: total_steps={total_steps}; it is at least 1')
+    init, shape = nnx.initializers.normal(0.02), (d_model, num_experts)
+    if learned:
+      self.w = axes.param(init, shape, 'embed', 'unmodeled', rngs=rngs)
+      self.b = axes.param(nnx.initializers.zeros, shape[1:], 'unmodeled', rngs=rngs)
+    else:
+      self.w = axes.state(init(rngs.params(), shape), 'embed', 'unmodeled')
+      self.b = axes.state(jnp.zeros(shape[1:]), 'unmodeled')
+    self.num_experts = num_experts
+    self.k_max = k_max
+    self.eval_k = eval_k
+    self.schedule = tuple(changes(schedule, total_steps, k_min, k_max))
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest') + self.b[...]
+    k, most = (look_up(self.schedule, ctx.step), self.k_max) if ctx.train else (self.eval_k, self.eval_k)
+    a, aux = smoe_dropout(logits, ctx.mask, k, most, ctx.tokens)
+    return contract.Routed(a, aux, carry)
