@@ -58,6 +58,39 @@ def _backward(z, label_smoothing, kept, g):
 cross_entropy.defvjp(_cross_entropy, _backward)
 
 
+@jax.custom_vjp
+def consistency(logits, others):
+  """Returns f32[B,T], the symmetric divergence (KL(p||q) + KL(q||p)) / 2 of two predictions of a token.
+
+  1/2 sum_v (p_v - q_v)(log p_v - log q_v) with p = softmax(logits), q = softmax(others): THOR
+  (arXiv:2110.04260, eq. 5), R-Drop (arXiv:2106.14448, eq. 2). 0 for equal predictions. The gradient
+  goes to both. From log-softmax, so that it stays finite where a probability underflows. Beside the
+  logits only [B,T] arrays are kept for the backward pass; probabilities are formed again in it.
+
+  Args:
+    logits, others: f32[B,T,V].
+  """
+  return _consistency(logits, others)[0]
+
+
+def _consistency(logits, others):
+  log_z, log_y = (jax.nn.logsumexp(x, axis=-1) for x in (logits, others))          # [B, T]
+  log_p, log_q = logits - log_z[..., None], others - log_y[..., None]              # [B, T, V]
+  forth = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)         # KL(p||q)
+  back = jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)          # KL(q||p)
+  return 0.5 * (forth + back), (logits, others, log_z, log_y, forth, back)
+
+
+def _consistency_backward(kept, g):
+  logits, others, log_z, log_y, forth, back = (x if x.ndim == 3 else x[..., None] for x in kept)
+  log_p, log_q, g = logits - log_z, others - log_y, 0.5 * g[..., None]             # [B, T, V], [B, T, 1]
+  p, q = jnp.exp(log_p), jnp.exp(log_q)
+  return (g * (p * (log_p - log_q - forth) + p - q), g * (q * (log_q - log_p - back) + q - p))
+
+
+consistency.defvjp(_consistency, _consistency_backward)
+
+
 def weights(batch):
   """Returns f32[B,T], 1 on real target tokens."""
   return batch['decoder_loss_weights'].astype(jnp.float32)
@@ -69,6 +102,22 @@ def task(logits, batch, z=0.0, label_smoothing=0.0):
   ce, z_term = cross_entropy(logits, targets, z, label_smoothing)    # [B, T]
   correct = jnp.argmax(logits, axis=-1) == targets
   return dict(ce=jnp.sum(ce * real), z=jnp.sum(z_term * real), correct=jnp.sum(correct * real))
+
+
+def passes(logits, batch, z=0.0, label_smoothing=0.0):
+  """Returns dict of sums over the real target tokens of `batch` and over stochastic passes, f32[].
+
+  ce, z, correct: of `task`, summed over the passes. consistency: between the first pass and the
+  second, not there for one.
+
+  Args:
+    logits: f32[P,B,T,V], P passes of one batch.
+  """
+  each = [task(one, batch, z, label_smoothing) for one in logits]
+  sums = jax.tree.map(lambda *values: sum(values), *each)
+  if len(logits) > 1:
+    sums['consistency'] = jnp.sum(consistency(logits[0], logits[1]) * weights(batch))
+  return sums
 
 
 def router(aux, weighted):
