@@ -108,8 +108,8 @@ class SMoEDropout(nnx.Module):
     for field, k, low, high in (('k_max', k_max, 1, num_experts), ('k_min', k_min, 1, k_max),
                                 ('eval_k', eval_k, 1, num_experts)):
       if not low <= k <= high:
-        raise UserError(f'router smoe_dropout: {field}={k} with num_experts={num_experts}; it is at least {low} '
-                        f'and at most {high}')
+        raise UserError(f'router smoe_dropout: {field}={k} with num_experts={num_experts}; it is at least '
+                        f'{low} and at most {high}')
     if total_steps < 1:
       raise UserError(f'router smoe_dropout: total_steps={total_steps}; it is at least 1')
     init, shape = nnx.initializers.normal(0.02), (d_model, num_experts)

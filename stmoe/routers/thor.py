@@ -73,13 +73,13 @@ class Thor(nnx.Module):
 
   def __init__(self, d_model, *, num_experts, eval_dispatch='sentence', rngs):
     if num_experts < 2:
-      raise UserError(f'router thor: num_experts={num_experts} leaves nothing to draw; nearest: num_experts=2 '
-                      '(or layer=dense)')
+      raise UserError(f'router thor: num_experts={num_experts} leaves nothing to draw; nearest: '
+                      'num_experts=2 (or layer=dense)')
     self.fixed = int(eval_dispatch) if str(eval_dispatch).isdigit() else None
     if self.fixed is None and eval_dispatch not in DISPATCH or (self.fixed or 0) >= num_experts:
       raise UserError(f'router thor: eval_dispatch={eval_dispatch!r} does not exist'
-                      f'{nearest(eval_dispatch, DISPATCH)} (there are: {", ".join(DISPATCH)}, and the experts '
-                      f'0 to {num_experts - 1})')
+                      f'{nearest(eval_dispatch, DISPATCH)} (there are: {", ".join(DISPATCH)}, and '
+                      f'experts 0 to {num_experts - 1})')
     self.num_experts = num_experts
     self.eval_dispatch = str(eval_dispatch)
 
