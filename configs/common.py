@@ -14,12 +14,14 @@ def config(seed=0):
   c.seed = seed
   # Router losses: (coefficient, reduction over layers 'mean' | 'sum'); 0.0 leaves the term out.
   c.losses = dict(balance=(0.0, 'mean'), z=(0.0, 'mean'))
-  c.loss = dict(z=0.0, label_smoothing=0.0)
+  # passes=2: every batch runs twice with different keys, and `consistency` weighs the divergence between
+  # the two predictions (THOR, R-Drop); the losses of the passes add up.
+  c.loss = dict(z=0.0, label_smoothing=0.0, passes=1, consistency=0.0)
   # clip: global norm of the gradient, 0.0 = none; stop_after_bad: non-finite steps in a row.
   c.train = dict(steps=1000, batch_size=32, microbatches=1, clip=0.0, log_every=50, stats_every=500,
                  stop_after_bad=10)
-  # batches: 0 = the whole split.
-  c.eval = dict(every=500, batches=0, batch_size=32)
+  # batches: 0 = the whole split; draws: predictions that are averaged, where evaluation is random.
+  c.eval = dict(every=500, batches=0, batch_size=32, draws=1)
   c.checkpoint = dict(every=500, keep=2, async_save=True)
   # -1: the devices the other axes leave over.
   c.mesh = dict(data=-1, expert=1, model=1)

@@ -135,7 +135,8 @@ def active_per_token(cfg):
   functions are not counted, so that all executors of a model have the same figure.
 
   forward: per target position; an encoder's work is spread over the targets of its row.
-  train:   forward and backward, 3 x forward; rematerialisation does no useful work and is not in it.
+  train:   forward and backward, 3 x forward, of every pass (loss.passes); rematerialisation does no
+    useful work and is not in it.
   forward_per_row: of one row of a batch, the "FLOPs per sequence" of the papers.
   """
   length, found = lengths(cfg), matrices(cfg)
@@ -154,4 +155,5 @@ def active_per_token(cfg):
       layers = m.size / math.prod(m.shape[-2:])
       total += 4.0 * length[stack] * length[memory] * m.shape[-1] * layers
   forward = total / length['decoder']
-  return dict(forward=forward, train=(1.0 + BACKWARD) * forward, forward_per_row=total)
+  train = (1.0 + BACKWARD) * forward * cfg.loss.get('passes', 1)
+  return dict(forward=forward, train=train, forward_per_row=total)

@@ -9,15 +9,23 @@ from stmoe import errors
 from stmoe.train import losses
 
 POSITIVE = ('train.steps', 'train.batch_size', 'train.microbatches', 'train.log_every', 'train.stats_every',
-            'train.stop_after_bad', 'eval.every', 'eval.batch_size', 'checkpoint.every', 'checkpoint.keep')
+            'train.stop_after_bad', 'eval.every', 'eval.batch_size', 'eval.draws', 'checkpoint.every',
+            'checkpoint.keep')
 
 
 def counts(cfg):
-  """Raises UserError for a number of steps, rows or parts below 1."""
+  """Raises UserError for a number of steps, rows or parts below 1, or of passes that no loss is for."""
   for field in POSITIVE:
     section, name = field.split('.')
-    if cfg[section][name] < 1:
+    if cfg[section].get(name, 1) < 1:
       raise errors.UserError(f'{field}={cfg[section][name]}: must be at least 1')
+  passes, alpha = cfg.loss.get('passes', 1), cfg.loss.get('consistency', 0.0)
+  if passes not in (1, 2):
+    raise errors.UserError(f'loss.passes={passes}: a batch runs once or twice; nearest: '
+                           f'{min(max(passes, 1), 2)}')
+  if alpha < 0 or alpha and passes == 1:
+    raise errors.UserError(f'loss.consistency={alpha} with loss.passes={passes}: it weighs the divergence of '
+                           'two passes, and is not negative; nearest: loss.passes=2')
 
 
 def batches(cfg, mesh):

@@ -4,22 +4,30 @@ import itertools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from stmoe.core import metrics as routing
 from stmoe.data import pipeline
 from stmoe.train import check
 from stmoe.train import losses
+from stmoe.train import state as states
 
 
-def make(plan):
-  """Returns the jitted `(params, router_state, batch) -> dict of f32[]` sums over real target tokens.
+def make(plan, draws=1):
+  """Returns the jitted `(params, router_state, batch, key) -> dict of f32[]` sums over real target tokens.
 
-  Evaluation capacity, no randomness, no label smoothing; `drop_frac` is a mean over sparse layers,
-  and 'load' a dict layer -> f32[E].
+  Evaluation capacity, no dropout or other noise, no label smoothing; `drop_frac` is a mean over sparse
+  layers, and 'load' a dict layer -> f32[E]. Only a router whose evaluation is random by its method
+  (`draws_at_eval`) uses the key.
+  With several `draws`, the predicted distributions of so many keys are averaged (an ensemble).
   """
-  def sums(params, routers, batch):
-    logits, aux = plan.model(params, routers)(batch, key=None, train=False)
+  def sums(params, routers, batch, key):
+    model = plan.model(params, routers)
+    if draws == 1:
+      logits, aux = model(batch, key=key, train=False)
+    else:
+      logits, aux = averaged(lambda key: model(batch, key=key, train=False), jax.random.split(key, draws))
     found = losses.task(logits, batch)
     drops = [a.metrics['drop_frac'] for a in aux.values() if 'drop_frac' in a.metrics]
     tokens = losses.weights(batch).sum()
@@ -30,20 +38,38 @@ def make(plan):
   return jax.jit(sums)
 
 
+def averaged(predict, keys):
+  """Returns (logits f32[B,T,V], aux) of the mean of the distributions that `predict` gives for each key.
+
+  Args:
+    predict: key -> (logits f32[B,T,V], aux); one distribution at a time is in memory.
+    keys:    [n] PRNG keys. Metrics are means over them.
+  """
+  def add(total, key):
+    logits, aux = predict(key)
+    return jnp.logaddexp(total, jax.nn.log_softmax(logits)), aux
+
+  shape = jax.eval_shape(predict, keys[0])[0]
+  total, aux = jax.lax.scan(add, jnp.full(shape.shape, -jnp.inf, shape.dtype), keys)
+  return total - jnp.log(len(keys)), jax.tree.map(lambda x: jnp.mean(x, 0), aux)
+
+
 def run(cfg, plan, sums, state, facts, tell=lambda done, number: None):
   """Returns the 'eval/...' metrics of `state` over the evaluation split of `cfg`.
 
   Args:
     plan, sums: the blueprint, and what `make` made of it.
     facts:      of the data, from `pipeline.info`.
+  Where evaluation is random, its keys are those of the seed and of each batch's number.
     tell:       called with the numbers of batches done and to do.
   """
   batches = pipeline.eval_batches(cfg, jax.process_index(), jax.process_count())
   number = min(cfg.eval.batches or len(batches), len(batches))
   total = None
+  key = states.fold(cfg.seed, 'eval')
   for done, batch in enumerate(itertools.islice(batches, number), 1):
     batch = check.place(batch, plan.mesh)
-    part = jax.device_get(sums(state['params'], state['router_state'], batch))
+    part = jax.device_get(sums(state['params'], state['router_state'], batch, jax.random.fold_in(key, done)))
     part = jax.tree.map(np.float64, part)
     total = part if total is None else jax.tree.map(np.add, total, part)
     tell(done, number)

@@ -68,7 +68,7 @@ class Loop:
     self.cfg, self.path, self.mesh, self.flops_per_step = cfg, path, mesh, flops_per_step
     self.plan = states.blueprint(cfg, mesh)
     self.do_step = steps.make(cfg, self.plan)
-    self.sums = evaluate.make(self.plan)
+    self.sums = evaluate.make(self.plan, cfg.eval.get('draws', 1))
     aux = check.forward(cfg, self.plan)
     self.facts = pipeline.info(cfg)
     check.vocabulary(cfg, self.plan, self.facts['vocab'])

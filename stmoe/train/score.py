@@ -32,7 +32,7 @@ def score(cfg, path, say, step=None, devices=None):
     check.vocabulary(cfg, plan, facts['vocab'])
     at, state = restore(plan, path, facts['vocab'], say, step)
     say(f'evaluating the checkpoint of step {at:,}')
-    return at, evaluate.run(cfg, plan, evaluate.make(plan), state, facts)
+    return at, evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, facts)
 
 
 def restore(plan, path, vocabulary, say, step=None):

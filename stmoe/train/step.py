@@ -51,27 +51,44 @@ def make(cfg, plan):
 def gradients(cfg, plan, state, batch, microbatches):
   """Returns (grads, report, aux) of the whole batch, computed in `microbatches` parts.
 
-  report: the losses by their names in metrics.jsonl; aux: dict layer -> Aux of the whole batch.
+  With loss.passes = 2 the batch runs twice with different keys (THOR, R-Drop), and the loss is that of
+  the first pass plus that of the second plus loss.consistency times the divergence of the two.
+
+  report: the losses by their names in metrics.jsonl, of two passes the means (but loss/total, and
+  loss/consistency, unweighted); aux: dict layer -> Aux of the whole batch, of passes as of microbatches.
   """
   model = plan.model(state['params'], state['router_state'])
   targets = jnp.maximum(jnp.sum(losses.weights(batch)), 1.0)
   tokens = jax.tree.map(lambda n: n / microbatches, model.count_tokens(batch))
   key = jax.random.fold_in(state['key'], state['step'])
   weighted, task = cfg.losses.to_dict(), cfg.loss
+  passes, alpha = task.get('passes', 1), task.get('consistency', 0.0)
+
+  def forward(params, part, key):
+    """Logits f32[P,B,T,V] of the passes, and their Aux."""
+    model = plan.model(params, state['router_state'])
+    once = lambda key: model(part, key, train=True, step=state['step'], tokens=tokens)
+    if passes == 1:
+      logits, aux = once(key)
+      return logits[None], aux
+    logits, aux = jax.lax.map(once, jax.random.split(key, passes))
+    return logits, {layer: merge(a) for layer, a in aux.items()}
 
   def loss(params, part, key):
-    model = plan.model(params, state['router_state'])
-    logits, aux = model(part, key, train=True, step=state['step'], tokens=tokens)
+    logits, aux = forward(params, part, key)
     with jax.named_scope('loss'):
-      sums = losses.task(logits, part, task.z, task.label_smoothing)
+      sums = losses.passes(logits, part, task.z, task.label_smoothing)
       routers, values = losses.router(aux, weighted)
-    total = (sums['ce'] + sums['z']) / targets + routers / microbatches
+    total = (sums['ce'] + sums['z']) / targets + passes * routers / microbatches
     # Summed over microbatches, these are the values of the whole batch.
-    report = {'loss/ce': sums['ce'] / targets, 'loss/total': total}
+    report = {'loss/ce': sums['ce'] / (passes * targets)}
     report |= {losses.METRIC.get(n, f'loss/aux_{n}'): v / microbatches for n, v in values.items()}
     if task.z:
-      report['loss/z'] = sums['z'] / targets
-    return total, (report, aux)
+      report['loss/z'] = sums['z'] / (passes * targets)
+    if passes > 1:
+      report['loss/consistency'] = sums['consistency'] / targets
+      total += alpha * report['loss/consistency'] if alpha else 0.0
+    return total, (report | {'loss/total': total}, aux)
 
   differentiate = jax.grad(loss, has_aux=True)
   if microbatches == 1:
