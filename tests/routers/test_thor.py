@@ -77,7 +77,7 @@ def test_layers_draw_their_own_experts():
 
 @pytest.mark.parametrize('fields, message', [
     (dict(num_experts=1), 'num_experts=1 leaves nothing to draw; nearest: num_experts=2'),
-    (dict(num_experts=4, eval_dispatch='sentnce'), "'sentnce' does not exist; nearest: sentence .there are: to"),
+    (dict(num_experts=4, eval_dispatch='sentnce'), "'sentnce' does not exist; nearest: sentence .there"),
     (dict(num_experts=4, eval_dispatch='4'), "'4' does not exist .*experts 0 to 3")])
 def test_mistakes(fields, message):
   with pytest.raises(errors.UserError, match=message):
