@@ -1,13 +1,16 @@
 """Text that is on the machine: the Python standard library, and files of the user.
 
-A corpus is `{split: [(name, text)]}` with the splits 'train' and 'validation'. Everything here is
-plain Python and deterministic; nothing is normalised beyond what a docstring says.
+A corpus is `{split: [(name, text)]}` with the splits 'train' and 'validation'; a corpus of pairs has
+source and target of each pair one after the other. Everything here is plain Python and
+deterministic; nothing is normalised beyond what a docstring says.
 """
 
 import gzip
 import hashlib
+import json
 import os
 import pathlib
+import re
 import sysconfig
 
 from stmoe import errors
@@ -16,6 +19,7 @@ _SKIP = frozenset((
     '__pycache__ site-packages dist-packages test tests idlelib tkinter turtledemo lib2to3 distutils '
     'ensurepip encodings lib-dynload msilib __phello__ pyrepl _pyrepl').split())
 HELD_OUT = 20  # one part in twenty goes to validation
+_FUNCTION = re.compile(r'^ *(def \w+\([^()\n]*\)):\n +[rR]?"""([^\n"]+)', re.MULTILINE)
 
 
 def stdlib(root=None):
@@ -71,6 +75,45 @@ def text(files):
   return corpus
 
 
+def stdlib_pairs(root=None):
+  """Returns pairs from the corpus `stdlib`: the first line of a function's docstring, and its `def` line.
+
+  Functions whose parameters stand on one line without parentheses; a small task for trying
+  encoder-decoders without any download.
+  """
+  found = stdlib(root).items()
+  return {split: [(name, part) for name, text in documents for signature, line in _FUNCTION.findall(text)
+                  for part in (line.strip(), signature)] for split, documents in found}
+
+
+def pairs(files):
+  """Returns the pairs in `files` (those ending in .gz decompressed), in order.
+
+  Parallel text: source and target file, one sentence a line; or four files, training source and
+  target, then validation source and target. Or jsonl, objects with `inputs` and `targets`: one file,
+  or one for training and one for validation. Without validation files the last twentieth of the
+  pairs is held out. Pairs of which one side is empty are left out.
+  """
+  jsonl = [str(name).removesuffix('.gz').endswith('.jsonl') for name in files]
+  count = len(files)
+  if not (count in (1, 2) and all(jsonl) or count in (2, 4) and not any(jsonl)):
+    raise errors.UserError(f'data.files={", ".join(map(str, files))}: task pairs needs SOURCE,TARGET, one '
+                           'sentence a line (and maybe SOURCE,TARGET of validation after them), or a .jsonl '
+                           'of inputs and targets (and maybe one of validation)')
+  if all(jsonl):
+    parts = [_json_pairs(name) for name in files]
+  else:
+    parts = [_line_pairs(*files[at:at + 2]) for at in range(0, count, 2)]
+  parts = [[pair for pair in part if all(text.strip() for text in pair)] for part in parts]
+  if len(parts) == 1:
+    at = len(parts[0]) - max(len(parts[0]) // HELD_OUT, 1)
+    parts = [parts[0][:at], parts[0][at:]]
+  if not all(parts):
+    raise errors.UserError(f'data.files={", ".join(map(str, files))}: too few pairs to train and validate on')
+  return {split: [('', text) for pair in part for text in pair]
+          for split, part in zip(('train', 'validation'), parts)}
+
+
 def digest(corpus):
   """Returns a hex digest of the names and texts of a corpus, by split."""
   whole = hashlib.sha256()
@@ -112,6 +155,32 @@ def _read(path):
     reason = getattr(e, 'strerror', None) or e
     raise errors.UserError(f'data.files: cannot read {str(path)!r}: {reason}') from e
   return content
+
+
+def _lines(path):
+  return _read(path).decode().replace('\r\n', '\n').removesuffix('\n').split('\n')
+
+
+def _line_pairs(source, target):
+  sides = _lines(source), _lines(target)
+  if len(sides[0]) != len(sides[1]):
+    raise errors.UserError(f'data.files: {source} has {len(sides[0])} lines and {target} has '
+                           f'{len(sides[1])}; line i of one must translate line i of the other')
+  return list(zip(*sides))
+
+
+def _json_pairs(path):
+  found = []
+  for number, line in enumerate(_lines(path), 1):
+    try:
+      fields = json.loads(line) if line.strip() else dict(inputs='', targets='')
+      found.append((fields['inputs'], fields['targets']))
+    except (ValueError, KeyError, TypeError):
+      found.append((None, None))
+    if not all(isinstance(text, str) for text in found[-1]):
+      raise errors.UserError(f'data.files: {path}, line {number} is no object with the texts inputs and '
+                             'targets')
+  return found
 
 
 def _near(path):

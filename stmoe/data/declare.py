@@ -4,6 +4,7 @@ As a program, `python -m stmoe.data.declare TASK SPLIT N` writes the documents o
 file descriptor N, each as eight little-endian bytes of length and its UTF-8 bytes.
 """
 
+import functools
 import struct
 import sys
 
@@ -17,31 +18,36 @@ from stmoe.data import vocab
 def add(task, vocabulary, name=None):
   """Registers `task` with seqio, as `name` or 'stmoe_<task>', and returns the seqio Task.
 
-  Its feature 'targets' holds the ids of a document, with EOS: what our cache holds of it.
+  Its feature 'targets' holds the ids of a document, with EOS: what our cache holds of it. A task of
+  pairs has 'inputs' too.
   """
+  names = ('inputs', 'targets') if task.paired else ('targets',)
+  rekey = functools.partial(_rekey, dict(zip(names, task.features)))
   return seqio.TaskRegistry.add(
       name or f'stmoe_{task.name}',
       source=source(task),
       preprocessors=[rekey, seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder(),
                      seqio.preprocessors.append_eos_after_trim],
-      output_features={'targets': seqio.Feature(convert(vocabulary), add_eos=True)})
+      output_features={name: seqio.Feature(convert(vocabulary), add_eos=True) for name in names})
 
 
-def rekey(dataset):
-  """Returns the dataset with the feature 'text' as 'targets' and no other."""
-  return dataset.map(lambda example: {'targets': example['text']}, num_parallel_calls=tf.data.AUTOTUNE)
+def _rekey(names, dataset):
+  """The dataset with the features that are the values of `names`, called by its keys, and no other."""
+  return dataset.map(lambda example: {new: example[old] for new, old in names.items()},
+                     num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def source(task):
-  """Returns the seqio data source of a task, with the feature 'text'; it never starts a download."""
+  """Returns the seqio data source of a task, with its features; it never starts a download."""
   if task.tfds:
     return seqio.TfdsDataSource(task.tfds, splits=tasks.SPLITS, read_only=True)
 
   def read(split, shuffle_files, seed=None):
     texts = list(task.documents(split))
-    dataset = tf.data.Dataset.from_tensor_slices({'text': texts})
+    width = len(task.features)
+    dataset = tf.data.Dataset.from_tensor_slices({f: texts[i::width] for i, f in enumerate(task.features)})
     return dataset.shuffle(len(texts), seed) if shuffle_files else dataset
-  counts = {split: sum(1 for _ in task.documents(split)) for split in tasks.SPLITS}
+  counts = {split: sum(1 for _ in task.documents(split)) // len(task.features) for split in tasks.SPLITS}
   return seqio.FunctionDataSource(read, splits=tasks.SPLITS, num_input_examples=counts)
 
 
@@ -55,7 +61,7 @@ def convert(vocabulary):
 def documents(task, split):
   """Gives the texts of a task's seqio source, in its order."""
   for example in source(task).get_dataset(split, shuffle=False).as_numpy_iterator():
-    yield example['text'].decode()
+    yield from (example[feature].decode() for feature in task.features)
 
 
 def main(name, split, pipe):

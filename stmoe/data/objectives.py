@@ -1,9 +1,10 @@
 """Objectives: what is given and what is to be predicted of a segment of text.
 
-An objective has `eos` (whether documents carry their EOS in the stream), `segment` (tokens it takes
-at most), `limits` (row lengths by side), `prefix` (whether part of a row is given), `random` (whether
-it draws), `lengths(n) -> [k,sides]` and `example(tokens, rng) -> dict` for pack.fill, where random
-draws come from the numpy generator handed in.
+An objective has `eos` (whether documents carry their EOS in the stream), `paired` (whether a segment
+is a source and its target, whole), `segment` (tokens it takes at most, where it is not), `limits` (row
+lengths by side), `prefix` (whether part of a row is given), `random` (whether it draws),
+`lengths(n) -> [k,sides]` and `example(tokens, rng) -> dict` for pack.fill, where random draws come from
+the numpy generator handed in.
 """
 
 import functools
@@ -16,6 +17,7 @@ from stmoe import errors
 class Lm:
   """Every token is predicted from those before it in its segment."""
   eos = True
+  paired = False
   prefix = False
   random = False
 
@@ -39,6 +41,7 @@ class PrefixLm:
   uniform, both parts have at least one token. A segment of one token is predicted.
   """
   eos = True
+  paired = False
   prefix = True
   random = True
 
@@ -55,6 +58,37 @@ class PrefixLm:
     return dict(decoder=tokens, prefix=int(rng.integers(1, len(tokens))) if len(tokens) > 1 else 0)
 
 
+class Seq2Seq:
+  """The target of a pair is predicted from its source: translation and other text-to-text tasks.
+
+  Both end with EOS. What is longer than its row is cut, and its EOS kept (seqio's append_eos_after_trim).
+  """
+  eos = True
+  paired = True
+  prefix = False
+  random = False
+
+  def __init__(self, inputs_length, targets_length, vocabulary):
+    if min(inputs_length, targets_length) < 2:
+      raise errors.UserError(f'data.inputs_length={inputs_length}, data.targets_length={targets_length}: '
+                             'both must be at least 2, a token and EOS')
+    self._eos = vocabulary.eos_id
+    self.limits = dict(encoder=inputs_length, decoder=targets_length)
+
+  def lengths(self, n):
+    """Returns [k,2] row places of pairs with n [k,2] tokens, EOS counted."""
+    return np.minimum(n, list(self.limits.values()))
+
+  def example(self, tokens, rng):
+    """Returns dict(encoder=source, decoder=target) of `tokens`, both of them with EOS; `rng` is not used."""
+    end = int(np.argmax(tokens == self._eos)) + 1                    # no text has an EOS inside
+    return dict(encoder=self._cut(tokens[:end], 'encoder'), decoder=self._cut(tokens[end:], 'decoder'))
+
+  def _cut(self, tokens, side):
+    limit = self.limits[side]
+    return tokens if len(tokens) <= limit else np.append(tokens[:limit - 1], self._eos)
+
+
 class SpanCorruption:
   """Random spans are replaced by sentinels in the inputs, and are the targets (T5, section 3.1.4).
 
@@ -65,6 +99,7 @@ class SpanCorruption:
   lengths with long spans), so that no EOS is ever cut off.
   """
   eos = False
+  paired = False
   prefix = False
   random = True
 

@@ -6,17 +6,18 @@ and what is random in it depends on that number and on `seed` only. So a stream 
 step, and the shards of any number of processes are slices of the same batches.
 
 Fields of `cfg.data`:
-  task, files: a task of tasks.py, and the files of task text.
+  task, files: a task of tasks.py, and the files of tasks text and pairs.
   mixture: instead of task: {task: weight}, or pairs of them; empty for none.
   vocab, extra_ids, cache_dir: see cache.py ('' = the default folder).
-  objective: lm, span_corruption, prefix_lm (objectives.py).
-  length: row length (lm, prefix_lm); inputs_length, targets_length: row lengths (span_corruption).
+  objective: lm, span_corruption, prefix_lm, seq2seq (objectives.py).
+  length: row length (lm, prefix_lm); inputs_length, targets_length: row lengths (the other two).
   noise_density, mean_span_length: of span_corruption, where they are not T5's 0.15 and 3.0.
   loss_from: share of a row of targets: those at the first ceil(loss_from * length) positions of every
     segment have loss weight 0, in training and evaluation; absent = 0.0. For models that are only to be
     judged, or only causal, after a prefix, and for others that are compared with them.
   join: True cuts the joined documents every `segment` tokens (one segment a row: attention and
     positions run across documents, whose ends EOS marks); False cuts each document by itself.
+    Pairs (seq2seq) are never joined.
   pack: True puts several short segments into one row for training (never for evaluation); a row of
     joined documents is full anyway.
   shuffle: False takes the rows in order.
@@ -44,6 +45,7 @@ OBJECTIVES = {
     'span_corruption': lambda d, vocabulary: objectives.SpanCorruption(
         d.inputs_length, d.targets_length, vocabulary, d.get('noise_density', 0.15),
         d.get('mean_span_length', 3.0)),
+    'seq2seq': lambda d, vocabulary: objectives.Seq2Seq(d.inputs_length, d.targets_length, vocabulary),
 }
 AHEAD = 4  # batches made in the background
 
@@ -197,7 +199,7 @@ def open_caches(cfg):
   if d.eval_split not in tasks.SPLITS:
     raise errors.UserError(f'data.eval_split={d.eval_split!r}{errors.nearest(d.eval_split, tasks.SPLITS)} '
                            f'(there are: {", ".join(tasks.SPLITS)})')
-  among = [tasks.get(name, d.files if name == 'text' or not d.mixture else ()) for name, _ in mixture(cfg)]
+  among = [tasks.get(name, d.files if name in tasks.OWN_FILES or not d.mixture else ()) for name, _ in mixture(cfg)]
   vocabulary = caches.vocabulary_of(d.vocab, among, d.extra_ids, d.cache_dir)
   return {task.name: caches.of(task, vocabulary, d.cache_dir) for task in among}
 
@@ -213,10 +215,18 @@ def _objective(cfg, found):
 def _rows(cache, split, objective, cfg, seed):
   join = cfg.data.join
   stream = streams.Stream(cache, split, objective.eos)
-  segments = streams.segments(stream, objective.segment, join)
+  if objective.paired:
+    if join or not cache.facts.get('paired'):
+      raise errors.UserError(f'data.objective={cfg.data.objective!r} takes pairs one by one: it needs '
+                             f'data.join=False (now {join}) and a task of pairs (now {cache.facts["task"]}; '
+                             'there are: pairs, stdlib_pairs, wmt14_en_de)')
+    segments, sizes = streams.pairs(stream)
+  else:
+    segments = streams.segments(stream, objective.segment, join)
+    sizes = segments[:, 1] - segments[:, 0]
   packs = None
   if split == 'train' and cfg.data.pack and not join:
-    lengths = objective.lengths(segments[:, 1] - segments[:, 0])
+    lengths = objective.lengths(sizes)
     packs = pack.plan(lengths, list(objective.limits.values()))
   return Rows(stream, segments, packs, objective, seed, _unscored(cfg, objective.limits['decoder']))
 

@@ -42,6 +42,13 @@ class Stream:
     return np.frombuffer(self._reader.read([piece])[0], self._dtype)
 
 
+def pairs(stream):
+  """Returns i64[n,2] starts and ends of pairs of consecutive documents, and i64[n,2] tokens of the two."""
+  ends = stream.document_ends
+  starts = np.concatenate([[0], ends[:-1]])
+  return np.stack([starts[::2], ends[1::2]], axis=1), (ends - starts).reshape(-1, 2)
+
+
 def segments(stream, length, join):
   """Returns i64[n,2]: starts and ends of consecutive segments of at most `length` that cover the stream.
 

@@ -1,7 +1,8 @@
 """Tasks: where documents come from. Each is declared once, here, and is also a seqio Task (declare.py).
 
-The documents of `stdlib` and `text` come from plain Python. Those of `c4` come from TensorFlow Datasets
-through seqio, read in a process of its own, so that no process of ours that trains imports TensorFlow.
+The documents of a task of pairs are source, target, source, target, ... Those of `c4` and `wmt14_en_de`
+come from TensorFlow Datasets through seqio, read in a process of its own, so that no process of ours that
+trains imports TensorFlow; those of the others come from plain Python.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ class Task:
     documents: split -> iterator of str, in a fixed order.
     size: split -> UTF-8 bytes of all documents, or None where only reading them would tell.
     tfds: name in TensorFlow Datasets, or '' for documents of plain Python.
+    features: of an example, a document each: one, or source and target.
   """
   name: str
   fingerprint: str
@@ -39,6 +41,12 @@ class Task:
   documents: callable
   size: callable
   tfds: str = ''
+  features: tuple = ('text',)
+
+  @property
+  def paired(self):
+    """Returns whether documents are source and target in turn."""
+    return len(self.features) == 2
 
 
 def stdlib(files=()):
@@ -52,6 +60,17 @@ def text(files=()):
   return _local('text', corpus.text(files), dict(files=[str(f) for f in files]))
 
 
+def stdlib_pairs(files=()):
+  """Returns the task of docstring lines and `def` lines (corpus.stdlib_pairs); it takes no files."""
+  _none('stdlib_pairs', files)
+  return _local('stdlib_pairs', corpus.stdlib_pairs(), dict(python=platform.python_version()), PAIR)
+
+
+def pairs(files=()):
+  """Returns the task of the user's own pairs, such as translations (corpus.pairs)."""
+  return _local('pairs', corpus.pairs(files), dict(files=[str(f) for f in files]), PAIR)
+
+
 def c4(files=()):
   """Returns the task C4/en (arXiv:1910.10683, section 2.2) of TensorFlow Datasets; it takes no files."""
   _none('c4', files)
@@ -59,11 +78,22 @@ def c4(files=()):
   return Task('c4', name, dict(tfds=name), functools.partial(_piped, 'c4'), lambda split: None, name)
 
 
-TASKS = {'stdlib': stdlib, 'text': text, 'c4': c4}
+def wmt14_en_de(files=()):
+  """Returns the task WMT'14 English to German of TensorFlow Datasets; it takes no files."""
+  _none('wmt14_en_de', files)
+  name = 'wmt14_translate/de-en:1.0.0'
+  return Task('wmt14_en_de', name, dict(tfds=name, paired=True), functools.partial(_piped, 'wmt14_en_de'),
+              lambda split: None, name, ('en', 'de'))
+
+
+PAIR = ('inputs', 'targets')
+TASKS = {'stdlib': stdlib, 'text': text, 'stdlib_pairs': stdlib_pairs, 'pairs': pairs, 'c4': c4,
+         'wmt14_en_de': wmt14_en_de}
+OWN_FILES = ('text', 'pairs')
 
 
 def get(name, files=()):
-  """Returns the Task called `name`; `files` are those of task text."""
+  """Returns the Task called `name`; `files` are those of the tasks OWN_FILES."""
   if name not in TASKS:
     raise errors.UserError(f'data.task: no task is called {name!r}{errors.nearest(name, TASKS)} '
                            f'(there are: {", ".join(TASKS)})')
@@ -72,16 +102,18 @@ def get(name, files=()):
 
 def _none(name, files):
   if files:
-    raise errors.UserError(f'data.files is set, but task {name} reads none; use data.task=text')
+    raise errors.UserError(f'data.files is set, but task {name} reads none; use data.task=text (or pairs)')
 
 
-def _local(name, documents, facts):
+def _local(name, documents, facts, features=('text',)):
   def read(split):
     return (content for _, content in documents[split])
 
   def size(split):
     return sum(len(content.encode()) for content in read(split))
-  return Task(name, corpus.digest(documents), facts, read, size)
+  if len(features) == 2:
+    facts = facts | dict(paired=True)
+  return Task(name, corpus.digest(documents), facts, read, size, features=features)
 
 
 def _piped(name, split):
