@@ -68,6 +68,14 @@ def compared(block, losses=NO_LOSSES, backbone='lm', pattern=None, loss=None, mo
               model=model or {})
 
 
+def schedule(c):
+  """Ties `total_steps` of the routers of `c`, where they have it, to train.steps, also when that changes."""
+  for outer in c.blocks.values():
+    block = sparse(outer)
+    if block is not None and 'total_steps' in block.router:
+      block.router.total_steps = c.train.get_oneway_ref('steps')
+
+
 def choose(key, name, table):
   """Returns `table[name]`; raises UserError naming the argument `key` and the nearest names."""
   if name not in table:
@@ -91,11 +99,18 @@ def seq2seq(task, inputs_length, targets_length, vocab='bytes', **fields):
                    eval_split='validation', cache_dir=''), **fields)
 
 
+def pairs(task, inputs_length, targets_length, vocab='bytes', **fields):
+  """Returns the data section of translation and other text-to-text pairs, several in a row of training."""
+  return dict(dict(task=task, files=(), vocab=vocab, extra_ids=0, objective='seq2seq',
+                   inputs_length=inputs_length, targets_length=targets_length, join=False, pack=True,
+                   mixture=(), shuffle=True, eval_split='validation', cache_dir=''), **fields)
+
+
 def smoke(c):
   """Shrinks `c` in place to run on a laptop's CPU in about a minute, and returns it locked.
 
   Same model, layers, routers, losses, optimizer and objective: only widths, repeats, experts
-  and lengths get small, and the data is the standard library of this Python.
+  and lengths get small, and the data is the standard library of this Python, or pairs from it.
   """
   lengths = dict(length=128, inputs_length=128, targets_length=32)
   c.model.update(vocab_size=384, d_model=64, num_heads=2, head_dim=32)
@@ -112,7 +127,8 @@ def smoke(c):
     block.router.num_experts = min(block.router.num_experts, 8)
     if block.get('group_size'):
       block.group_size = 2 * lengths['targets_length' if letter in decoder else 'inputs_length']
-  c.data.update(task='stdlib', vocab='bytes', **{k: v for k, v in lengths.items() if k in c.data})
+  task = 'stdlib_pairs' if c.data.objective == 'seq2seq' else 'stdlib'
+  c.data.update(task=task, files=(), vocab='bytes', **{k: v for k, v in lengths.items() if k in c.data})
   c.train.update(steps=20, batch_size=16, microbatches=1, log_every=5, stats_every=10)
   c.eval.update(every=10, batches=2, batch_size=16)
   c.checkpoint.update(every=10)

@@ -61,5 +61,6 @@ def put(c, row, experts, d_ff, num_layers, group_size=None, backbone=None, **siz
     if sparse and 'vocab_size' in sparse['router']:
       sparse['router']['vocab_size'] = c.model.get_ref('vocab_size')
   c.blocks = dict(d=dense(d_ff)) | blocks
+  common.schedule(c)
   c.losses.update(row['losses'])
   c.loss.update(row['loss'])

@@ -199,7 +199,8 @@ def open_caches(cfg):
   if d.eval_split not in tasks.SPLITS:
     raise errors.UserError(f'data.eval_split={d.eval_split!r}{errors.nearest(d.eval_split, tasks.SPLITS)} '
                            f'(there are: {", ".join(tasks.SPLITS)})')
-  among = [tasks.get(name, d.files if name in tasks.OWN_FILES or not d.mixture else ()) for name, _ in mixture(cfg)]
+  files = lambda name: d.files if name in tasks.OWN_FILES or not d.mixture else ()
+  among = [tasks.get(name, files(name)) for name, _ in mixture(cfg)]
   vocabulary = caches.vocabulary_of(d.vocab, among, d.extra_ids, d.cache_dir)
   return {task.name: caches.of(task, vocabulary, d.cache_dir) for task in among}
 
@@ -219,7 +220,7 @@ def _rows(cache, split, objective, cfg, seed):
     if join or not cache.facts.get('paired'):
       raise errors.UserError(f'data.objective={cfg.data.objective!r} takes pairs one by one: it needs '
                              f'data.join=False (now {join}) and a task of pairs (now {cache.facts["task"]}; '
-                             'there are: pairs, stdlib_pairs, wmt14_en_de)')
+                             'there are: pairs, stdlib_pairs, wmt14_en_de, wmt14_en_fr)')
     segments, sizes = streams.pairs(stream)
   else:
     segments = streams.segments(stream, objective.segment, join)

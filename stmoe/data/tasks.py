@@ -1,6 +1,6 @@
 """Tasks: where documents come from. Each is declared once, here, and is also a seqio Task (declare.py).
 
-The documents of a task of pairs are source, target, source, target, ... Those of `c4` and `wmt14_en_de`
+The documents of a task of pairs are source, target, source, target, ... Those of `c4` and of WMT'14
 come from TensorFlow Datasets through seqio, read in a process of its own, so that no process of ours that
 trains imports TensorFlow; those of the others come from plain Python.
 """
@@ -81,14 +81,18 @@ def c4(files=()):
 def wmt14_en_de(files=()):
   """Returns the task WMT'14 English to German of TensorFlow Datasets; it takes no files."""
   _none('wmt14_en_de', files)
-  name = 'wmt14_translate/de-en:1.0.0'
-  return Task('wmt14_en_de', name, dict(tfds=name, paired=True), functools.partial(_piped, 'wmt14_en_de'),
-              lambda split: None, name, ('en', 'de'))
+  return _wmt('wmt14_en_de', 'wmt14_translate/de-en:1.0.0', ('en', 'de'))
+
+
+def wmt14_en_fr(files=()):
+  """Returns the task WMT'14 English to French of TensorFlow Datasets; it takes no files."""
+  _none('wmt14_en_fr', files)
+  return _wmt('wmt14_en_fr', 'wmt14_translate/fr-en:1.0.0', ('en', 'fr'))
 
 
 PAIR = ('inputs', 'targets')
 TASKS = {'stdlib': stdlib, 'text': text, 'stdlib_pairs': stdlib_pairs, 'pairs': pairs, 'c4': c4,
-         'wmt14_en_de': wmt14_en_de}
+         'wmt14_en_de': wmt14_en_de, 'wmt14_en_fr': wmt14_en_fr}
 OWN_FILES = ('text', 'pairs')
 
 
@@ -114,6 +118,11 @@ def _local(name, documents, facts, features=('text',)):
   if len(features) == 2:
     facts = facts | dict(paired=True)
   return Task(name, corpus.digest(documents), facts, read, size, features=features)
+
+
+def _wmt(name, tfds, languages):
+  return Task(name, f'{tfds} {languages}', dict(tfds=tfds, paired=True), functools.partial(_piped, name),
+              lambda split: None, tfds, languages)
 
 
 def _piped(name, split):

@@ -17,6 +17,15 @@ def rsqrt(step, *, base=1.0, hold_steps=10000, warmup_steps=0):
   return _warm(step, base, warmup_steps) / jnp.sqrt(jnp.maximum(step, hold_steps).astype(jnp.float32))
 
 
+def inverse_sqrt(step, *, peak, warmup_steps):
+  """Returns f32[]: 0 to `peak` in `warmup_steps`, then peak * sqrt(warmup_steps / step).
+
+  The Transformer's (arXiv:1706.03762, eq. 3) with the peak given, as in fairseq.
+  """
+  done = step.astype(jnp.float32) + 1.0
+  return _warm(step, peak, warmup_steps) * jnp.sqrt(warmup_steps / jnp.maximum(done, warmup_steps))
+
+
 def linear(step, *, peak, total_steps, warmup_steps=0, end_fraction=0.0):
   """Returns f32[]: 0 to `peak` in `warmup_steps`, then straight down to end_fraction * peak at total_steps.
 
