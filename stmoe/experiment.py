@@ -5,6 +5,7 @@ with a `get_config` is a name too.
 """
 
 import ast
+import fnmatch
 import hashlib
 import importlib
 import importlib.util
@@ -103,6 +104,21 @@ def apply(config, override):
     inside = ', '.join(f'config.{field}.{name}' for name in holder[key])
     raise errors.UserError(f'config.{path} is a group of fields, set one of: {inside}')
   holder[key] = parsing.typed(f'config.{path}', text, holder.get_type(key), holder[key])
+
+
+def matching(config, pattern):
+  """Returns the fields of `config` that `pattern` names: one, or with `*` in it all that are like it.
+
+  Raises UserError, naming the nearest fields, if there is none.
+  """
+  pattern = pattern.removeprefix('--').removeprefix('config.')
+  if '*' not in pattern:
+    _find(config, pattern)
+    return [pattern]
+  found = fnmatch.filter(flatten(config), pattern)
+  if not found:
+    raise errors.UserError(f'config.{pattern} fits no field{errors.nearest(pattern, flatten(config))}')
+  return found
 
 
 def _find(config, path):

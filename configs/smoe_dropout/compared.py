@@ -4,7 +4,7 @@ from stmoe.configs import common
 
 
 def block(d_ff, num_experts, group_size):
-  """Returns the dense layer cut into 2 E experts (16 at E = 8, as in the paper), from E to all of them active.
+  """Returns the dense layer cut into 2 E experts (16 at E = 8, as in the paper), E to all of them active.
 
   Its FLOPs are counted with all experts, which is what evaluation computes; training does a quarter
   less.

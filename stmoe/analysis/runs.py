@@ -1,6 +1,6 @@
 """Run directories as data: what a finished or still running training has written down.
 
-Reads config.json, env.json, metrics.jsonl, router_stats/*.npz and DONE. Imports neither
+Reads config.json, env.json, metrics.jsonl, router_stats/*.npz, evals.jsonl and DONE. Imports neither
 JAX nor matplotlib, so that commands which only look at runs answer at once.
 """
 
@@ -25,6 +25,7 @@ class Run:
   loads:  dict layer name -> (steps i64[n], load f32[n,E]) real tokens per expert.
   states: dict layer name -> dict path in the layer -> (steps i64[n], f32[n,E] or f32[n]) router state.
   done:   the final metrics of a finished run, or None.
+  sweeps: dict field -> [(value, 'eval/...' metrics)] of the newest checkpoint that was swept.
   """
   path: pathlib.Path
   name: str
@@ -34,6 +35,7 @@ class Run:
   loads: dict
   states: dict
   done: dict | None
+  sweeps: dict = dataclasses.field(default_factory=dict)
 
   def series(self, key, x='step'):
     """Returns (x, y) f64[n] arrays of metric `key` against `x`, where both were logged."""
@@ -70,7 +72,7 @@ def read(path, name=None):
   return Run(path=path, name=name or path.resolve().name, config=_json(path / 'config.json'),
              env=_json(path / 'env.json') or {}, lines=read_lines(path / 'metrics.jsonl'),
              loads=read_loads(path / 'router_stats'), states=read_states(path / 'router_stats'),
-             done=_json(path / 'DONE'))
+             done=_json(path / 'DONE'), sweeps=read_sweeps(path / 'evals.jsonl'))
 
 
 def read_all(paths):
@@ -98,6 +100,21 @@ def read_lines(path):
       continue
     by_step.setdefault(line.get('step', 0), {}).update(line)
   return [by_step[step] for step in sorted(by_step)]
+
+
+def read_sweeps(path):
+  """Returns dict field -> [(value, metrics)] of evals.jsonl, in order of the values; {} when there is none.
+
+  Of a field only its newest checkpoint counts, and of a value the last evaluation.
+  """
+  texts = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
+  found = {}
+  for line in map(json.loads, texts):
+    found.setdefault(line['field'], {}).setdefault(line['step'], {})[json.dumps(line['value'])] = line
+  metrics = lambda line: {key: value for key, value in line.items() if key.startswith('eval/')}
+  order = lambda pair: (not _is_number(pair[0]), pair[0] if _is_number(pair[0]) else 0)
+  return {field: sorted(((line['value'], metrics(line)) for line in steps[max(steps)].values()), key=order)
+          for field, steps in found.items()}
 
 
 def read_loads(folder):

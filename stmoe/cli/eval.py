@@ -2,12 +2,18 @@
 
 stmoe eval runs/try
 stmoe eval lm/stdlib:smoke --step 30 --config.eval.batches=0      the default run directory of a name
+stmoe eval runs/try --sweep blocks.m.router.eval_k=1,2,4,8        one checkpoint, several values of a field
+stmoe eval runs/try --sweep 'blocks.*.router.capacity_factor=(1.0,1.0);(1.0,2.0)'
+
+A sweep prints a table and adds its lines to RUN/evals.jsonl, from which `stmoe plot` draws it. Values stand
+between commas, or between semicolons where they contain commas; `*` sets a field of several layers.
 """
 
 import json
 import pathlib
 import sys
 
+from stmoe import errors
 from stmoe import experiment
 from stmoe.train import rundir
 
@@ -15,6 +21,7 @@ from stmoe.train import rundir
 def add_arguments(parser):
   parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')
   parser.add_argument('--step', type=int, help='which checkpoint; default: the newest')
+  parser.add_argument('--sweep', metavar='FIELD=V1,V2', help='evaluate with the field at each value')
   parser.add_argument('--json', action='store_true', help='print the metrics as JSON')
   parser.set_defaults(overrides=())
 
@@ -26,9 +33,31 @@ def run(args):
   cfg = rundir.load(path)
   for override in args.overrides:
     experiment.apply(cfg, override)
+  if args.sweep:
+    _sweep(cfg, path, args)
+    return
   from stmoe.train import score
   step, values = score.score(cfg, path, lambda text: print(text, file=sys.stderr), args.step)
   if args.json:
     print(json.dumps({'step': step} | values))
   else:
     print('\n'.join(f'{name:20} {value:.6g}' for name, value in values.items()))
+
+
+def _sweep(cfg, path, args):
+  """Evaluates under every value of --sweep and prints a row for each."""
+  field, equals, text = args.sweep.partition('=')
+  texts = [word for word in text.split(';' if ';' in text else ',') if word]
+  if not equals or not texts:
+    raise errors.UserError(f'--sweep {args.sweep}: write FIELD=V1,V2, for example eval.draws=1,4')
+  experiment.matching(cfg, field)                                    # before JAX is imported
+  from stmoe.analysis import table
+  from stmoe.train import score
+  say = lambda line: print(line, file=sys.stderr)
+  found = list(score.sweep(cfg, path, field, texts, say, args.step))
+  if args.json:
+    print(json.dumps([dict(step=step, value=value) | values for value, step, values in found]))
+    return
+  names = list(dict.fromkeys(name for *_, values in found for name in values))
+  rows = [[str(value), *(f'{values[name]:.6g}' for name in names)] for value, _, values in found]
+  print(table.plain([field, *(name.removeprefix('eval/') for name in names)], rows))

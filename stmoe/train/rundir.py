@@ -2,6 +2,7 @@
 
 config.json  the resolved configuration      env.json  versions, devices, git revision, corpus
 DONE         final metrics of a finished run log.txt   what was said while it ran
+evals.jsonl  evaluations under other fields  (`stmoe eval --sweep`)
 """
 
 import importlib.metadata
@@ -9,6 +10,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 
@@ -21,6 +23,8 @@ from stmoe import experiment
 # What a run may change when it continues: how long, how watched, on what machine.
 FREE = ('train.steps', 'train.log_every', 'train.stats_every', 'train.stop_after_bad', 'eval.', 'checkpoint.',
         'profile.', 'mesh.', 'data.cache_dir')
+# And fields of its layers that act in evaluation only, called so: eval_k, eval_dispatch.
+EVALUATION = re.compile(r'blocks\..*\.eval_\w+')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'ml-collections')
 
 
@@ -30,11 +34,16 @@ def verify(path, cfg):
     return
   pairs = experiment.diff(load(path), cfg).items()
   said = [f'{field} is {old!r} there and {new!r} here' for field, (old, new) in pairs
-          if not field.startswith(FREE)]
+          if not free(field)]
   if said:
     more = f' and {len(said) - 4} more' if len(said) > 4 else ''
     raise errors.UserError(f'{path} holds another experiment: {", ".join(said[:4])}{more}; '
                            'choose another --workdir')
+
+
+def free(field):
+  """Returns whether a run may continue with another value of `field`: its training does not depend on it."""
+  return field.startswith(FREE) or bool(EVALUATION.fullmatch(field))
 
 
 def claim(path, cfg):
@@ -69,7 +78,7 @@ def _tuples(fields):
 
 def identity(cfg):
   """Returns the hash of the fields of `cfg` that a continued run must not change."""
-  fields = {field: value for field, value in experiment.flatten(cfg).items() if not field.startswith(FREE)}
+  fields = {field: value for field, value in experiment.flatten(cfg).items() if not free(field)}
   return experiment.run_id(ml_collections.ConfigDict(fields, convert_dict=False, allow_dotted_keys=True))
 
 
@@ -101,6 +110,12 @@ def summary(values):
 def finish(path, metrics):
   """Marks the run as finished with its final metrics."""
   write(pathlib.Path(path) / 'DONE', json.dumps(metrics, indent=2) + '\n')
+
+
+def add_evaluation(path, step, field, value, values):
+  """Adds a line to evals.jsonl: the 'eval/...' metrics `values` of a checkpoint with `field` at `value`."""
+  with (pathlib.Path(path) / 'evals.jsonl').open('a', encoding='utf-8') as file:
+    file.write(json.dumps(dict(step=step, field=field, value=value) | values) + '\n')
 
 
 def write(file, text):

@@ -1,10 +1,12 @@
 """Evaluation of a run's checkpoint outside its training."""
 
+import copy
 import pathlib
 
 import jax
 
 from stmoe import errors
+from stmoe import experiment
 from stmoe.data import pipeline
 from stmoe.train import check
 from stmoe.train import checkpoint
@@ -12,6 +14,30 @@ from stmoe.train import evaluate
 from stmoe.train import loop
 from stmoe.train import rundir
 from stmoe.train import state as states
+
+
+def sweep(cfg, path, field, texts, say, step=None, devices=None):
+  """Yields (value, step, 'eval/...' metrics) of one checkpoint with `field` of `cfg` at each of `texts`.
+
+  What every one gave is also added to evals.jsonl of the run. All values are tried on the configuration
+  before the first is evaluated, so that a mistyped one is found at once.
+
+  Args:
+    field: 'a.b', or with `*` several that all get the value.
+    texts: as typed on a command line.
+    the rest as for `score`.
+  """
+  fields, changed = experiment.matching(cfg, field), []
+  for text in texts:
+    changed.append(copy.deepcopy(cfg))
+    for name in fields:
+      experiment.apply(changed[-1], f'{name}={text}')
+  for one in changed:
+    value = experiment.flatten(one)[fields[0]]
+    say(f'{field}={value}')
+    step, values = score(one, path, say, step, devices)              # the same checkpoint from now on
+    rundir.add_evaluation(path, step, field, value, values)
+    yield value, step, values
 
 
 def score(cfg, path, say, step=None, devices=None):
