@@ -19,8 +19,8 @@ from stmoe.train import state as states
 def sweep(cfg, path, field, texts, say, step=None, devices=None):
   """Yields (value, step, 'eval/...' metrics) of one checkpoint with `field` of `cfg` at each of `texts`.
 
-  What every one gave is also added to evals.jsonl of the run. All values are tried on the configuration
-  before the first is evaluated, so that a mistyped one is found at once.
+  What every one gave is also added to evals.jsonl of the run. Models of all values are laid out before the
+  first is evaluated, so that a wrong one is found at once.
 
   Args:
     field: 'a.b', or with `*` several that all get the value.
@@ -32,6 +32,10 @@ def sweep(cfg, path, field, texts, say, step=None, devices=None):
     changed.append(copy.deepcopy(cfg))
     for name in fields:
       experiment.apply(changed[-1], f'{name}={text}')
+    mesh = states.make_mesh(changed[-1].mesh, devices)
+    with jax.set_mesh(mesh):
+      check.counts(changed[-1])
+      states.blueprint(changed[-1], mesh)
   for one in changed:
     value = experiment.flatten(one)[fields[0]]
     say(f'{field}={value}')
