@@ -41,8 +41,21 @@ def capped(scores, k, b, entropy=1e-3, sweeps=100):
   return jnp.exp(jax.lax.scan(sweep, start, length=sweeps)[0][0])
 
 
+def normalize_by_token(a):
+  """Returns Assignment `a` with the live weights of each token [G,S] over their sum; dead ones become 0.
+
+  Tokens without a live edge stay at 0 (Sparse Upcycling's vision models, arXiv:2212.05055). A token
+  that one expert took has weight 1 and gives the router no gradient.
+  """
+  weight = jnp.where(assignment.live(a), a.weight, 0)                # [G, N]
+  group = jnp.arange(weight.shape[0])[:, None]
+  total = jnp.zeros((weight.shape[0], a.num_tokens)).at[group, a.token].add(weight)   # [G, S]
+  total = jnp.where(total > 0, total, 1)
+  return a.replace(weight=weight / jnp.take_along_axis(total, a.token, axis=1))
+
+
 def expert_choice(logits, mask, capacity, *, tokens=None, max_experts_per_token=None, entropy=1e-3,
-                  sweeps=100):
+                  sweeps=100, normalize=False):
   """Returns (Assignment, Aux): each expert's C tokens of largest probability (section 3.2).
 
   Probabilities are a softmax over experts and weigh the outputs as they are. A token may
@@ -54,6 +67,7 @@ def expert_choice(logits, mask, capacity, *, tokens=None, max_experts_per_token=
     max_experts_per_token: b, or None. Experts then rank tokens by `capped` instead of by
       probability; the paper's cap is soft, b may still be exceeded.
     entropy, sweeps: lambda and iterations of `capped`.
+    normalize: `normalize_by_token` the weights.
   """
   probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
   groups, _, experts = probs.shape
@@ -67,6 +81,8 @@ def expert_choice(logits, mask, capacity, *, tokens=None, max_experts_per_token=
   weight = probs[jnp.arange(groups)[:, None], edges.token, edges.expert]
   edges = assignment.kill_padding(edges.replace(weight=weight), mask)
   a = assignment.cap(edges, capacity)
+  if normalize:
+    a = normalize_by_token(a)
   numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
   numbers['experts_per_token_max'] = metrics.experts_per_token(a).max().astype(jnp.float32)
   # Loads are equal by construction. The 0 counts where losses are averaged over layers (flaxformer).
@@ -84,12 +100,14 @@ class ExpertChoice(nnx.Module):
     max_experts_per_token: b of the capped variant (paper: 2 or 3), or None.
     entropy:         lambda of the capped variant.
     sweeps:          iterations of the capped variant.
+    normalize:       weights of a token over their sum (arXiv:2212.05055, vision), or probabilities.
     allow_causal:    accept a stack in which a token must not depend on later ones.
   Losses: z; balance is 0, none is needed.
   """
 
   def __init__(self, d_model, *, num_experts, capacity_factor=(2.0, 2.0), min_capacity=4,
-               max_experts_per_token=None, entropy=1e-3, sweeps=100, allow_causal=False, rngs):
+               max_experts_per_token=None, entropy=1e-3, sweeps=100, normalize=False,
+               allow_causal=False, rngs):
     init = nnx.initializers.normal(0.02)
     self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
     self.num_experts = num_experts
@@ -98,6 +116,7 @@ class ExpertChoice(nnx.Module):
     self.max_experts_per_token = max_experts_per_token
     self.entropy = entropy
     self.sweeps = sweeps
+    self.normalize = normalize
     self.allow_causal = allow_causal
 
   def __call__(self, x, ctx, carry):
@@ -115,4 +134,4 @@ class ExpertChoice(nnx.Module):
                       f'{math.ceil(capacity * self.num_experts / x.shape[1])} is needed')
     return contract.Routed(*expert_choice(
         logits, ctx.mask, capacity, tokens=ctx.tokens, max_experts_per_token=cap, entropy=self.entropy,
-        sweeps=self.sweeps), carry)
+        sweeps=self.sweeps, normalize=self.normalize), carry)

@@ -11,7 +11,7 @@ from stmoe.routers import expert_choice
 
 ALL = np.ones((1, 4), bool)
 route = jax.jit(expert_choice.expert_choice, static_argnums=2,
-                static_argnames=('max_experts_per_token', 'entropy', 'sweeps'))
+                static_argnames=('max_experts_per_token', 'entropy', 'sweeps', 'normalize'))
 
 
 def test_experts_take_their_best_tokens(logits, edges):
@@ -35,6 +35,26 @@ def test_padding_leaves_its_slot_empty(logits, edges):
   a, aux = route(logits, np.array([[False, True, False, False]]), 2)
   assert edges(a) == {(1, 0, 0, 0.6), (1, 1, 0, 0.4)}
   assert aux.metrics['slot_usage'] == 0.5
+
+
+def test_normalised_weights_of_a_token_sum_to_one(logits, edges):
+  a, _ = route(logits, ALL, 2, normalize=True)
+  assert edges(a) == {(0, 0, 0, 1), (2, 0, 1, 1), (3, 1, 0, 1), (1, 1, 1, 1)}      # each has one expert
+  a, _ = route(logits, ALL, 3, normalize=True)
+  # Tokens 1 and 2 have both, and their probabilities sum to 1 already.
+  assert edges(a) == {(0, 0, 0, 1), (2, 0, 1, 0.7), (1, 0, 2, 0.6), (3, 1, 0, 1), (1, 1, 1, 0.4),
+                      (2, 1, 2, 0.3)}
+  a, _ = route(CONTESTED, np.ones((1, 3), bool), 1, normalize=True)
+  # Token 0 has experts 0 and 1 at 0.5 and 0.4; token 1 has none and stays without.
+  assert edges(a) == {(0, 0, 0, 0.5556), (0, 1, 0, 0.4444), (2, 2, 0, 1)}
+
+
+def test_normalised_weights_forget_dropped_edges_and_have_finite_gradients():
+  mask = np.array([[True, False, False]])
+  total = lambda l: jnp.sum(route(l, mask, 2, normalize=True)[0].weight ** 2)
+  value, grad = jax.value_and_grad(total)(CONTESTED)
+  np.testing.assert_allclose(value, 0.5 ** 2 + 0.4 ** 2 + 0.1 ** 2, rtol=1e-6)      # padding adds nothing
+  assert jnp.all(jnp.isfinite(grad)) and jnp.any(grad[0, 0])
 
 
 def test_ties_go_to_the_first_tokens():
