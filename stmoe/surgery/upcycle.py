@@ -1,0 +1,230 @@
+"""Sparse upcycling: the first parameters of a sparse model from a trained dense one.
+
+Every expert starts as a copy of the dense feed-forward layer that its layer replaces, routers start
+fresh, all else is kept (Komatsuzaki et al., 2022, arXiv:2212.05055). Several dense models make a
+Branch-Train-Mix model: their feed-forward layers become different experts, all else is averaged
+(BTX; mixtures of attention experts, BAM, are not built here). With granularity G every copy is cut
+into G narrow experts (virtual groups, arXiv:2410.07524).
+
+Pure dicts in, pure dicts out. The rules are about names: what is below `router` is fresh, what is
+below `experts` is tiled, and everything else is copied from the same place.
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+from stmoe import errors
+from stmoe.surgery import layout
+
+# What to look at first when a leaf of a feed-forward layer has no counterpart.
+HINTS = {
+    'wg': "nearest: experts name='glu' for gated dense layers, name='mlp' for the others",
+    'b': 'nearest: multiplicative_bias=False',
+    'bi': 'nearest: the same use_bias in dense layers and experts',
+    'bo': 'nearest: the same use_bias in dense layers and experts',
+}
+# The bias that a sum of gates of 1 restores by itself: neither cut nor scaled.
+OUTPUT_BIAS = 'bo'
+
+
+def kind(path):
+  """Returns what becomes of the leaf at `path`, a tuple of keys: 'fresh', 'tiled' or 'copied'.
+
+  >>> kind(('decoder', 'segments', 0, 'blocks', 1, 'layer', 'experts', 'wi'))
+  'tiled'
+  """
+  return 'fresh' if 'router' in path else 'tiled' if 'experts' in path else 'copied'
+
+
+def report(params):
+  """Returns dict 'a/b/c' -> `kind` of every leaf of the sparse model's `params`, in their order."""
+  keys = lambda path: tuple(entry.key for entry in path)
+  return {text(keys(path)): kind(keys(path)) for path, _ in jax.tree.leaves_with_path(params)}
+
+
+def activation_scale(num_experts, granularity, k, normalized):
+  """Returns A, by which experts' outputs must grow for the first output to be the dense one (2410.07524).
+
+  With granularity 1 and gates that sum to 1 there is nothing to make up for:
+
+  >>> activation_scale(8, 1, 2, True), activation_scale(8, 4, 4, True), activation_scale(8, 2, 2, False)
+  (1.0, 4.0, 8.0)
+
+  Args:
+    num_experts: N = G * R; granularity: G; k: experts of a token.
+    normalized:  gates of a token sum to 1 (A = G), or are a softmax over all N experts (A = R G^2 / k,
+      each near 1 / N at first).
+  """
+  return float(granularity if normalized else num_experts * granularity / k)
+
+
+def upcycle(dense, sparse, *, noise=0.0, key=None, granularity=1, scale=1.0):
+  """Returns the parameters of the sparse model, shaped like `sparse` (see `kind` for the rules).
+
+  Expert i is shard i mod G of the feed-forward layer of dense model (i div G) mod M, where M is the
+  number of dense models; G > 1 also makes the router's columns rG .. rG+G-1 equal, so that the experts of
+  one copy are chosen together when k is a multiple of G. Blocks correspond by their number in their
+  stack: the patterns of the two models may differ, and either may be scanned or not.
+  Optimizer slots are shaped like parameters and may be given instead: they are broadcast to the experts.
+
+  Differs: arXiv:2410.07524 says nothing of the first bias, which is scaled here like its matrix;
+    homogeneity needs it.
+
+  Args:
+    dense:  list of M pure dicts of trained dense models.
+    sparse: pure dict of the new model's initial parameters; only those of routers are used.
+    noise:  standard deviation of Gaussian noise on the copies, in units of that of each array.
+    key:    PRNG key of the noise.
+    granularity: G: experts are G times narrower than the dense layer.
+    scale:  A, see `activation_scale`: every matrix of an expert is multiplied by A^(1/3) if gated,
+      else A^(1/2). The function is preserved exactly for ReLU, gated or not; nearly for others.
+  Raises:
+    UserError: a leaf without counterpart or of another shape, dense leaves that nothing takes,
+      stacks of other depths, or a dense model that has experts.
+  """
+  scanned = layout.is_scanned(sparse)
+  target = layout.unroll(sparse) if scanned else sparse
+  sources, shapes = [_flat(d) for d in dense], _shapes(target)
+  for source in sources:
+    _check(source, shapes)
+
+  def make(path, leaf):
+    if kind(path) == 'fresh':
+      return leaf if granularity == 1 else _group(leaf, path, shapes, granularity)
+    leaves = [source[_counterpart(path, source)] for source in sources]
+    if kind(path) == 'copied':
+      _same_shape(path, leaves[0].shape, leaf.shape)
+      return leaves[0] if len(leaves) == 1 else (sum(leaves) / len(leaves)).astype(leaf.dtype)
+    bank = _bank(path, leaves, leaf.shape, granularity) * _factor(path, shapes, scale)
+    if not noise:
+      return bank
+    own = jax.random.fold_in(key, zlib.crc32(text(path).encode()) & 0x7FFFFFFF)
+    return bank + noise * jnp.std(bank) * jax.random.normal(own, bank.shape, bank.dtype)
+
+  made = layout.visit(target, make)
+  return layout.roll(made) if scanned else made
+
+
+def text(path):
+  """Returns a path as 'decoder/layers/3/layer/experts/wi'."""
+  return '/'.join(map(str, path))
+
+
+def _flat(tree):
+  """Dict path -> leaf, see `layout.visit`, of a scanned or unrolled pure dict."""
+  found = {}
+  layout.visit(layout.unroll(tree) if layout.is_scanned(tree) else tree, found.__setitem__)
+  return found
+
+
+def _shapes(unrolled):
+  found = {}
+  layout.visit(unrolled, lambda path, leaf: found.setdefault(path, leaf.shape))
+  return found
+
+
+def _check(source, shapes):
+  """Raises UserError unless dense leaves `source` and target paths `shapes` correspond one to one."""
+  for path in source:
+    if kind(path) != 'copied':
+      raise errors.UserError(f'the start is not dense: it has {text(path)}')
+  ours, theirs = _depths(shapes), _depths(source)
+  for stack in sorted({*ours, *theirs}):
+    if ours.get(stack) != theirs.get(stack):
+      raise errors.UserError(f'{stack} has {theirs.get(stack, 0)} blocks in the dense model and '
+                             f'{ours.get(stack, 0)} in the new one; they must be as many')
+  wanted = [path for path in shapes if kind(path) != 'fresh']
+  taken = {path: _counterpart(path, source) for path in wanted}
+  for path, where in taken.items():
+    if where is None:
+      raise errors.UserError(f'{text(path)} {shapes[path]} of the new model has no counterpart in the dense '
+                             f'model{_hint(path)}')
+  for path in sorted(source.keys() - set(taken.values()), key=text):
+    raise errors.UserError(f'{text(path)} {source[path].shape} of the dense model has no place in the new '
+                           f'one{_hint(path)}')
+
+
+def _hint(path):
+  """'; nearest: ...' of the first key of a path, from its end, that has a hint."""
+  found = [HINTS[key] for key in reversed(path) if key in HINTS]
+  return f'; {found[0]}' if found else ''
+
+
+def _depths(paths):
+  """Dict stack name -> number of blocks, of paths (..., stack, 'layers', number, ...)."""
+  depths = {}
+  for path in paths:
+    if 'layers' in path:
+      at = path.index('layers')
+      depths[path[at - 1]] = max(depths.get(path[at - 1], 0), path[at + 1] + 1)
+  return depths
+
+
+def _counterpart(path, source):
+  """The path in `source` that the target's leaf at `path` comes from, or None.
+
+  An expert's leaf comes from the same leaf of the layer it replaces: that in the same wrapper, else in
+  the wrappers (`inner`) around it.
+  """
+  if kind(path) == 'copied':
+    return path if path in source else None
+  at = path.index('experts')
+  outer, name = path[:at], path[at + 1:]
+  while outer + name not in source and outer[-1] == 'inner':
+    outer = outer[:-1]
+  return outer + name if outer + name in source else None
+
+
+def _same_shape(path, old, new):
+  if tuple(old) != tuple(new):
+    raise errors.UserError(f'{text(path)} is {tuple(old)} in the dense model and {tuple(new)} in the new one')
+
+
+def _bank(path, leaves, shape, granularity):
+  """[E, ...] from the M leaves of dense layers, each cut into G shards where it is G times longer."""
+  experts, each = shape[0], tuple(shape[1:])
+  whole = tuple(leaves[0].shape)
+  cut = [axis for axis, (long, short) in enumerate(zip(whole, each)) if long != short]
+  fits = len(whole) == len(each) and all(whole[axis] == granularity * each[axis] for axis in cut)
+  if not fits or len(cut) > 1 or (granularity > 1 and not cut and path[-1] != OUTPUT_BIAS):
+    raise errors.UserError(f'{text(path)} is {whole} in the dense model and {each} in an expert of the new '
+                           f'one{_nearest_width(whole, each, granularity)}')
+  if experts % (len(leaves) * granularity):
+    unit = len(leaves) * granularity
+    raise errors.UserError(f'{text(path)}: {experts} experts are not a multiple of {len(leaves)} dense '
+                           f'models x {granularity} shards; nearest: num_experts={max(1, experts // unit) * unit}')
+  shards = [part for leaf in leaves
+            for part in (jnp.split(leaf, granularity, cut[0]) if cut else [leaf] * granularity)]
+  bank = jnp.stack(shards)                                           # [M*G, ...]
+  return jnp.tile(bank, (experts // len(bank), *[1] * len(each)))    # [E, ...]
+
+
+def _nearest_width(whole, each, granularity):
+  """'; nearest: ...' for an expert of shape `each` of a dense layer of shape `whole`."""
+  for long, short in zip(whole, each):
+    if long != short:
+      other = long // short if long % short == 0 else 1
+      return f'; nearest: d_ff={long // granularity}' + (
+          f', or --granularity {other}' if other not in (1, granularity) else '')
+  return '; nearest: --granularity 1'
+
+
+def _factor(path, shapes, scale):
+  """What multiplies the leaf of an expert at `path`, so that outputs are multiplied by `scale`."""
+  if scale == 1.0 or path[-1] == OUTPUT_BIAS:
+    return 1.0
+  gated = (*path[:-1], 'wg') in shapes
+  return scale ** (1 / 3 if gated else 1 / 2)
+
+
+def _group(leaf, path, shapes, granularity):
+  """A router's leaf with its first N/G experts repeated G times each, along the last axis of N entries."""
+  layer = path[:path.index('router')]
+  experts = next(shape[0] for other, shape in shapes.items() if other[:len(layer) + 1] == (*layer, 'experts'))
+  matching = [axis for axis, size in enumerate(leaf.shape) if size == experts]
+  if not matching:
+    return leaf
+  kept = jax.lax.slice_in_dim(leaf, 0, experts // granularity, axis=matching[-1])
+  return jnp.repeat(kept, granularity, axis=matching[-1])
