@@ -194,7 +194,7 @@ def _bank(path, leaves, shape, granularity):
   if experts % (len(leaves) * granularity):
     unit = len(leaves) * granularity
     raise errors.UserError(f'{text(path)}: {experts} experts are not a multiple of {len(leaves)} dense '
-                           f'models x {granularity} shards; nearest: num_experts={max(1, experts // unit) * unit}')
+                           f'models x {granularity} shards; nearest: {max(1, experts // unit) * unit}')
   shards = [part for leaf in leaves
             for part in (jnp.split(leaf, granularity, cut[0]) if cut else [leaf] * granularity)]
   bank = jnp.stack(shards)                                           # [M*G, ...]
@@ -213,7 +213,7 @@ def _nearest_width(whole, each, granularity):
 
 def _factor(path, shapes, scale):
   """What multiplies the leaf of an expert at `path`, so that outputs are multiplied by `scale`."""
-  if scale == 1.0 or path[-1] == OUTPUT_BIAS:
+  if path[-1] == OUTPUT_BIAS:
     return 1.0
   gated = (*path[:-1], 'wg') in shapes
   return scale ** (1 / 3 if gated else 1 / 2)
