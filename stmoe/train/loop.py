@@ -46,12 +46,17 @@ def train(cfg, workdir, name='', devices=None):
   if rundir.finished(workdir, cfg):
     return 0
   keep_compilations()
-  cost = flops.active_per_token(cfg)['train'] * flops.lengths(cfg)['decoder'] * cfg.train.batch_size
+  cost = flops_per_step(cfg)
   mesh = states.make_mesh(cfg.mesh, devices)
   check.batches(cfg, mesh)
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
     return Loop(cfg, pathlib.Path(workdir), name, mesh, cost, stack).run()
+
+
+def flops_per_step(cfg):
+  """Returns the active FLOPs of a training step."""
+  return flops.active_per_token(cfg)['train'] * flops.lengths(cfg)['decoder'] * cfg.train.batch_size
 
 
 def keep_compilations():

@@ -49,13 +49,19 @@ def free(field):
 def claim(path, cfg):
   """Returns the run directory `path` with `cfg` as its config.json, made if need be, no longer finished."""
   verify(path, cfg)
+  path = make(path)
+  (path / 'DONE').unlink(missing_ok=True)
+  write(path / 'config.json', experiment.to_json(cfg) + '\n')
+  return path
+
+
+def make(path):
+  """Returns the folder `path`, made if need be."""
   path = pathlib.Path(path)
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise errors.UserError(f'--workdir {path}: {error.strerror}') from error
-  (path / 'DONE').unlink(missing_ok=True)
-  write(path / 'config.json', experiment.to_json(cfg) + '\n')
   return path
 
 

@@ -60,13 +60,13 @@ def score(cfg, path, say, step=None, devices=None):
     check.forward(cfg, plan)
     facts = pipeline.info(cfg)
     check.vocabulary(cfg, plan, facts['vocab'])
-    at, state = restore(plan, path, facts['vocab'], say, step)
+    at, state, _, _ = restore(plan, path, facts['vocab'], say, step)
     say(f'evaluating the checkpoint of step {at:,}')
     return at, evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, facts)
 
 
 def restore(plan, path, vocabulary, say, step=None):
-  """Returns (step, training state) of a checkpoint of run directory `path`, which is not changed.
+  """Returns (step, state, data position, meta) of a checkpoint of run directory `path`, which is not changed.
 
   Raises UserError if there is none, or it was trained with another vocabulary.
 
@@ -84,4 +84,4 @@ def restore(plan, path, vocabulary, say, step=None):
     saved.close()
   if found is None:
     raise errors.UserError(f'{path} has no checkpoint yet')
-  return found[:2]
+  return found

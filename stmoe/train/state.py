@@ -102,12 +102,15 @@ def blueprint(cfg, mesh):
 
 def init(cfg, plan):
   """Returns the first training state, every array born with its sharding."""
-  def make():
-    _, params, routers = nnx.split(build(cfg), nnx.Param, router_state.RouterState)
-    params = nnx.to_pure_dict(params)
-    return dict(params=params, router_state=nnx.to_pure_dict(routers),
-                opt_state=plan.optimizer.init(params), **_counters(cfg.seed))
-  return jax.jit(make, out_shardings=plan.shardings())()
+  return jax.jit(lambda: fresh(cfg, plan), out_shardings=plan.shardings())()
+
+
+def fresh(cfg, plan):
+  """Returns the first training state, for use under jit: what is not used of it is never computed."""
+  _, params, routers = nnx.split(build(cfg), nnx.Param, router_state.RouterState)
+  params = nnx.to_pure_dict(params)
+  return dict(params=params, router_state=nnx.to_pure_dict(routers),
+              opt_state=plan.optimizer.init(params), **_counters(cfg.seed))
 
 
 def _counters(seed):
