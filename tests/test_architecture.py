@@ -23,7 +23,7 @@ TOOLS = {'train', 'data', 'analysis', 'surgery', 'experiment'}
 ARROWS = {
     'cli': TOOLS | MODELS,
     'experiments': TOOLS | MODELS,
-    'train': {'data', 'analysis', 'experiment'} | MODELS,
+    'train': {'data', 'analysis', 'surgery', 'experiment'} | MODELS,
     'models': MODELS,
     'layers': SPARSE,
     'routers': {'core'},

@@ -17,7 +17,7 @@ import stmoe
 from stmoe import errors
 
 INTERRUPTED = 130                    # what shells report for a command ended by Ctrl-C
-COMPUTE = ('train', 'eval', 'compare', 'bench')
+COMPUTE = ('train', 'eval', 'compare', 'bench', 'upcycle')
 
 
 class Parser(argparse.ArgumentParser):

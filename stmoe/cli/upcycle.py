@@ -1,0 +1,65 @@
+"""Starts a sparse run from a trained dense one: experts are copies of its layers, routers are fresh.
+
+stmoe upcycle runs/dense upcycling/stdlib:method=top2 --workdir runs/sparse
+stmoe train upcycling/stdlib:method=top2 --workdir runs/sparse         goes on from there
+stmoe upcycle runs/law runs/code runs/math NAME --workdir DIR --step zero         several: Branch-Train-Mix
+
+NAME has the backbone of the dense run. Both are evaluated at once, on the data of NAME; the step-0 gap is
+printed and in DIR/upcycle.json. The data goes on where the dense run stopped if seed, data and batch size
+are the same, else from the beginning. Attention is averaged, never mixed.
+"""
+
+import contextlib
+import pathlib
+
+from stmoe import experiment
+
+
+def add_arguments(parser):
+  parser.add_argument('runs', nargs='+', metavar='RUN',
+                      help='a dense run directory, or the experiment whose default one it is')
+  parser.add_argument('name', metavar='NAME', help='the sparse experiment, NAME[:argument], or a .py file')
+  parser.add_argument('--workdir', metavar='DIR', help='the new run directory; default: runs/ and the name')
+  parser.add_argument('--noise', type=float, default=0.0, metavar='S',
+                      help="Gaussian noise on the copies, in standard deviations of each array's weights")
+  parser.add_argument('--granularity', type=int, default=1, metavar='G',
+                      help='experts are 1/G of the dense layer each (virtual groups)')
+  parser.add_argument('--scale', type=float, metavar='A',
+                      help='factor on the outputs of experts; default: 1, or what --granularity needs')
+  parser.add_argument('--optimizer', choices=('fresh', 'reuse'), default='fresh',
+                      help="slots: empty (the paper's choice for language), or the dense run's (vision)")
+  parser.add_argument('--step', choices=('keep', 'zero'), default='keep',
+                      help='whether the step counter, and with it the schedule, goes on')
+  parser.set_defaults(overrides=())
+
+
+def run(args):
+  cfg, name = experiment.load(args.name, args.overrides)
+  workdir = args.workdir or experiment.default_workdir(name)
+  from stmoe.train import progress
+  from stmoe.train import upcycle
+  with contextlib.closing(progress.make(None, 0)) as show:
+    record = upcycle.upcycle(
+        [_folder(run) for run in args.runs], cfg, workdir, show, noise=args.noise, scale=args.scale,
+        granularity=args.granularity, optimizer=args.optimizer, step=args.step)
+  print('\n'.join(_lines(record)))
+  print(f'{workdir} starts at step {record["step"]:,}; go on with: stmoe train '
+        f'{" ".join([args.name, "--workdir", str(workdir), *args.overrides])}')
+
+
+def _folder(run):
+  """The run directory that the user means by `run`."""
+  path = pathlib.Path(run)
+  return path if path.is_dir() else pathlib.Path(experiment.default_workdir(experiment.load(run)[1]))
+
+
+def _lines(record):
+  """The record of `train.upcycle.upcycle` as lines."""
+  for values in record['runs']:
+    yield f'dense     eval loss {values["eval/loss"]:.6f}   step {values["step"]:,} of {values["run"]}'
+  yield (f'upcycled  eval loss {record["upcycled"]["eval/loss"]:.6f}   gap {record["gap"]:+.6f}, logits '
+         f'changed by {record["difference"]:.2g} of their norm')
+  kinds = list(record['leaves'].values())
+  dense, sparse = record['parameters']
+  yield (f'arrays: {", ".join(f"{kinds.count(k)} {k}" for k in ("copied", "tiled", "fresh"))}; '
+         f'parameters {dense:,} -> {sparse:,}')
