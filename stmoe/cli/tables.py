@@ -64,5 +64,5 @@ def _embeddings(path, vocabulary, vocab_size):
   mesh = states.make_mesh(dict(data=-1, expert=1, model=1))
   with jax.set_mesh(mesh):
     plan = states.blueprint(cfg, mesh)
-    _, state = score.restore(plan, path, vocabulary, lambda text: print(text, file=sys.stderr))
+    _, state, *_ = score.restore(plan, path, vocabulary, lambda text: print(text, file=sys.stderr))
   return np.asarray(state['params']['embed']['table'])

@@ -74,7 +74,7 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
     for run, dense in zip(runs, plans):
       same_activations(run, dense, plan)
 
-    found = [score.restore(run, dense, facts, show.say) for run, dense in zip(runs, plans)]
+    found = [score.restore(dense, run, facts['vocab'], show.say) for run, dense in zip(runs, plans)]
     at = _first_step([at for at, *_ in found], cfg) if step == 'keep' else 0
     position = _position(starts, found, cfg)
     before = []

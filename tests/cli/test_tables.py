@@ -83,7 +83,7 @@ def test_checkpoint_has_the_table_not_the_file(run):
     with jax.set_mesh(mesh):
       plan = states.blueprint(cfg, mesh)
       vocabulary = type('Bytes', (), dict(digest='bytes'))
-      step, state = score.restore(plan, path, vocabulary, print)
+      step, state, *_ = score.restore(plan, path, vocabulary, print)
   finally:
     file.write_bytes(kept)
   (found,) = jax.tree.leaves(state['router_state'])

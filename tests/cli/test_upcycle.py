@@ -87,7 +87,7 @@ def restore(path):
   cfg = rundir.load(path)
   mesh = states.make_mesh(cfg.mesh)
   with jax.set_mesh(mesh):
-    at, state, data, _ = score.restore(path, states.blueprint(cfg, mesh), pipeline.info(cfg), print)
+    at, state, data, _ = score.restore(states.blueprint(cfg, mesh), path, pipeline.info(cfg)['vocab'], print)
   return cfg, at, state, data
 
 
