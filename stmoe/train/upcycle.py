@@ -68,7 +68,7 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
     plan, plans = states.blueprint(cfg, mesh), [states.blueprint(start, mesh) for start in starts]
     check.forward(cfg, plan)
     facts = pipeline.info(cfg)
-    check.vocabulary(cfg, facts['vocab_size'])
+    check.vocabulary(cfg, plan, facts['vocab'])
     make = _maker(cfg, plan, noise, granularity, _scale(plan, granularity, scale), optimizer, step)
     jax.eval_shape(make, [dense.shapes for dense in plans])          # finds mistakes before reading anything
     for run, dense in zip(runs, plans):
@@ -228,7 +228,7 @@ def _position(starts, found, cfg):
 
 def _evaluate(cfg, plan, state, facts, show, what):
   show.say(f'evaluating the {what}')
-  return evaluate.run(cfg, plan, evaluate.make(plan), state, facts,
+  return evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, facts,
                       lambda done, number: show.busy(f'evaluating the {what} {done}/{number}'))
 
 
