@@ -1,6 +1,7 @@
 """Settings of the whole suite, in place before JAX is imported; subprocesses inherit them.
 
-CPU, eight virtual devices, and a persistent compilation cache in `.cache/jax` of the checkout, so
+CPU, eight virtual devices, compilation without LLVM's optimisations (tests compile much and compute
+little; the programs and their numbers are the same up to round-off), and a persistent compilation cache in `.cache/jax` of the checkout, so
 that a second run compiles nothing. Marks are declared in setup.cfg; `-m slow` runs the slow tests.
 """
 
@@ -14,6 +15,6 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
-_DEVICES = '--xla_force_host_platform_device_count'
-if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}=8'.strip()
+for _flag, _value in (('--xla_force_host_platform_device_count', 8), ('--xla_backend_optimization_level', 0)):
+  if _flag not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_flag}={_value}'.strip()

@@ -10,6 +10,7 @@ import optax
 
 from stmoe import lookup
 from stmoe import state
+from tests.routers import generic
 
 VOCAB, SIZE = 23, 4                                                  # SIZE: tokens of a routing group
 SPARSE = dict(layer='moe', group_size=SIZE, experts=dict(name='mlp', d_ff=8, init_scale=1.0))
@@ -20,8 +21,33 @@ BLOCKS = dict(
     g=SPARSE | dict(router=dict(name='gshard', num_experts=3, min_capacity=1)),
     t=SPARSE | dict(router=dict(name='st_moe', num_experts=3, min_capacity=1)),
     e=SPARSE | dict(router=dict(name='expert_choice', num_experts=3, min_capacity=1, allow_causal=True)))
+
+# Every other router, two experts each, as blocks without attention; and the layers that wrap one.
+OWN = {BLOCKS[letter]['router']['name'] for letter in 'sgte'}
+FEATURES = {'smlp_deterministic', 'partial_prediction'}              # they route channels: tests/models/test_mlp_lm.py
+NAMED = {name: chr(ord('A') + i) for i, name in enumerate(
+    name for name in lookup.available('router') if name not in OWN | FEATURES)}
+
+
+def plain(name):
+  """The sparse block of router `name`: einsum, the executor every representation has."""
+  fields = generic.fields(name, vocab_size=VOCAB, min_capacity=1)
+  return SPARSE | dict(executor='einsum', attention=False, router=dict(name=name, num_experts=2) | fields)
+
+
+def wrapped(layer, **fields):
+  """The block of wrapper `layer` around the plain SMoE of momentum's paper."""
+  inner = {key: value for key, value in plain('smoe').items() if key != 'attention'}
+  inner['name'] = inner.pop('layer')
+  return dict(layer=layer, attention=False, inner=inner) | fields
+
+
+BLOCKS |= {letter: plain(name) for name, letter in NAMED.items()}
+BLOCKS |= {'0': wrapped('momentum'), '1': wrapped('adam_momentum'), '2': wrapped('robust_momentum'),
+           '3': wrapped('shared', d_ff=8)}
 SHAPES = dict(vocab_size=VOCAB, d_model=8, num_heads=2, head_dim=4)
-MODELS = dict(lm=dict(name='lm', layers=(('dstx', 1), ('ge', 2)), **SHAPES),
+ZOO = (('d1', 1), ('0' + ''.join(NAMED.values()) + '23', 2))
+MODELS = dict(zoo=dict(name='lm', layers=ZOO, **SHAPES), lm=dict(name='lm', layers=(('dstx', 1), ('ge', 2)), **SHAPES),
               t5=dict(name='t5', encoder=(('se', 2),), decoder=(('tg', 1),), **SHAPES))
 
 
@@ -29,11 +55,11 @@ MODELS = dict(lm=dict(name='lm', layers=(('dstx', 1), ('ge', 2)), **SHAPES),
 def build(name, **fields):
   """Returns (graphdef, params, router_state) of MODELS[name] with `fields`, as the trainer splits it.
 
-  Router and expert weights are large enough for routing to be decided and for drops.
+  Router weights are large enough for routing to be decided and for drops.
   """
   model = lookup.recipe('model', MODELS[name] | fields)(blocks=BLOCKS, rngs=nnx.Rngs(0))
   graphdef, params, router_state = nnx.split(model, nnx.Param, state.RouterState)
-  params = jax.tree.map(lambda a: 30 * a if a.shape[-1] == 3 else a, nnx.to_pure_dict(params))
+  params = jax.tree.map(lambda a: 30 * a if a.shape[-1] in (2, 3) else a, nnx.to_pure_dict(params))
   return graphdef, params, nnx.to_pure_dict(router_state)
 
 
@@ -57,26 +83,26 @@ def batch(name, rows, length, seed=0, real=None):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def value_and_grad(graphdef, params, batch, tokens, count, key=None):
+def value_and_grad(graphdef, params, router_state, batch, tokens, count, key=None):
   """Returns (loss, gradients): cross-entropy over `count`, plus router losses averaged over layers."""
   def loss(params):
-    model = nnx.merge(graphdef, params, {})
+    model = nnx.merge(graphdef, params, router_state)
     logits, aux = model(batch, key=key, train=True, tokens=tokens)
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch['decoder_target_tokens'])
-    mean = lambda name: sum(a.losses[name] for a in aux.values()) / len(aux)
-    return jnp.sum(nll * batch['decoder_loss_weights']) / count + 0.1 * mean('balance') + 0.01 * mean('z')
+    routers = sum(0.03 * value for a in aux.values() for value in a.losses.values()) / len(aux)
+    return jnp.sum(nll * batch['decoder_loss_weights']) / count + routers
   return jax.value_and_grad(loss)(params)
 
 
 def run(name, made, batch, key=None, parts=1):
   """Returns `value_and_grad` of model `made` = build(name), in `parts` microbatches averaged."""
-  graphdef, params, _ = made
+  graphdef, params, router_state = made
   stacks = ('encoder', 'decoder') if name == 't5' else ('decoder',)
   tokens = {s: (batch[f'{s}_segment_ids'] > 0).sum() / jnp.float32(parts) for s in stacks}
   count = batch['decoder_loss_weights'].sum() / jnp.float32(parts)
   size = len(batch['decoder_target_tokens']) // parts
   slices = [{k: a[i * size:(i + 1) * size] for k, a in batch.items()} for i in range(parts)]
-  results = [value_and_grad(graphdef, params, part, tokens, count, key) for part in slices]
+  results = [value_and_grad(graphdef, params, router_state, part, tokens, count, key) for part in slices]
   return jax.tree.map(lambda *leaves: sum(leaves) / parts, *results)
 
 
