@@ -1,0 +1,82 @@
+"""S-BASE: the best experts of a balanced Sinkhorn plan in training, of the logits otherwise (arXiv:2202.01169)."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import assignment
+from stmoe.core import choices
+from stmoe.core import contract
+from stmoe.core import losses
+from stmoe.core import matching
+from stmoe.core import metrics
+from stmoe.errors import UserError
+
+
+def s_base(logits, mask, capacity, k=1, *, tokens=None, balanced=True, tolerance=1e-4, iterations=1000):
+  """Returns (Assignment, Aux): the k largest entries of each row of the plan, or of the logits.
+
+  The gate is sigmoid(logit) if k = 1, else the softmax over all experts at the chosen ones, not
+  renormalised; the plan only chooses. It is balanced, its largest entries only nearly so.
+
+  Args:
+    logits:   f32[G,S,E]; mask: bool[G,S] real tokens; capacity: C; tokens: see `losses.token_mean`.
+    balanced: choose from `matching.sinkhorn`'s plan (training), or from the logits (evaluation).
+    tolerance, iterations: see `matching.sinkhorn`.
+  """
+  probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
+  gates = jax.nn.sigmoid(logits) if k == 1 else probs
+  fixed = jax.lax.stop_gradient(logits)
+  ranking = matching.sinkhorn(fixed, mask, tolerance, iterations) if balanced else fixed
+  choice = jax.lax.top_k(ranking, k)[1]                              # [G, S, k]
+  edges = assignment.from_choices(choice, choices.values(gates, choice), probs.shape[-1])
+  edges = assignment.kill_padding(edges, mask)
+  a = assignment.cap(edges, capacity)
+  numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
+  first = choice[..., 0] != fixed.argmax(axis=-1)                    # [G, S]
+  numbers['displaced_frac'] = losses.token_mean(first.astype(jnp.float32), mask, tokens)
+  return a, contract.Aux(losses=dict(z=losses.z(logits, mask, tokens)), load=metrics.load(edges),
+                         metrics=numbers)
+
+
+class SBase(nnx.Module):
+  """Routing by entropic optimal transport (arXiv:2202.01169; Megatron-LM's `sinkhorn` balancing).
+
+  Args:
+    k:               choices per token.
+    capacity_factor: (train, eval) slots per token; None = nothing is dropped (Megatron-LM).
+    min_capacity:    least slots of an expert.
+    tolerance:       the plan has converged when its column factors change less in the mean.
+    iterations:      limit of them.
+    allow_causal:    accept that in training later tokens of a causal stack decide, through the plan.
+  Losses: z.
+  Differs: the plan is made in each routing group (Megatron-LM: of all tokens of a device).
+  """
+
+  def __init__(self, d_model, *, num_experts, k=1, capacity_factor=(None, None), min_capacity=4,
+               tolerance=1e-4, iterations=1000, allow_causal=False, rngs):
+    if not 1 <= k <= num_experts:
+      raise UserError(f'router s_base: k={k} with num_experts={num_experts}; k is at least 1 and '
+                      f'at most {num_experts}')
+    init = nnx.initializers.normal(0.02)
+    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.num_experts = num_experts
+    self.k = k
+    self.capacity_factor = tuple(capacity_factor)
+    self.min_capacity = min_capacity
+    self.tolerance = tolerance
+    self.iterations = iterations
+    self.allow_causal = allow_causal
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]; raises UserError in the training of a causal stack."""
+    if ctx.train and ctx.causal and not self.allow_causal:
+      raise UserError('router s_base: in training its plan lets later tokens decide in a causal stack; '
+                      'set allow_causal=True (evaluation is causal), or use router switch')
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    factor = self.capacity_factor[0 if ctx.train else 1]
+    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    a, aux = s_base(logits, ctx.mask, capacity, self.k, tokens=ctx.tokens, balanced=ctx.train,
+                    tolerance=self.tolerance, iterations=self.iterations)
+    return contract.Routed(a, aux, carry)
