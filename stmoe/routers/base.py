@@ -34,7 +34,8 @@ def base(affinities, mask, choice, capacity, tokens=None):
   a = assignment.cap(edges, capacity)
   fixed = jax.lax.stop_gradient(affinities)
   numbers = metrics.routing(fixed, jax.nn.softmax(fixed, axis=-1), edges, a, mask, tokens)
-  return a, contract.Aux(losses={}, load=metrics.load(edges), metrics=numbers | gaps(fixed, mask, choice, tokens))
+  numbers |= gaps(fixed, mask, choice, tokens)
+  return a, contract.Aux(losses={}, load=metrics.load(edges), metrics=numbers)
 
 
 def gaps(affinities, mask, choice, tokens=None):
@@ -56,7 +57,7 @@ def gaps(affinities, mask, choice, tokens=None):
               displaced_frac=losses.token_mean((lost > 0).astype(jnp.float32), mask, tokens))
 
 
-# How training assigns tokens, from (affinities f32[G,S,E], mask bool[G,S], order of experts i32[G,E] or None).
+# How training assigns tokens: (affinities f32[G,S,E], mask bool[G,S], order of experts i32[G,E]) -> i32[G,S].
 ASSIGNMENTS = {
     'auction': lambda affinities, mask, order: matching.auction(affinities, mask),
     'greedy_balanced': matching.greedy_balanced,

@@ -1,4 +1,4 @@
-"""S-BASE: the best experts of a balanced Sinkhorn plan in training, of the logits otherwise (arXiv:2202.01169)."""
+"""S-BASE: top-k of a balanced Sinkhorn plan in training, of the logits otherwise (arXiv:2202.01169)."""
 
 from flax import nnx
 import jax

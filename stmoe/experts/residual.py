@@ -1,0 +1,70 @@
+"""A bank of experts that are stacks of residual feed-forward sublayers, as in BASE layers."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+
+
+class Sublayer(nnx.Module):
+  """E times W2 act(W1 LN(u) + b1) + b2, arrays with a leading E axis; see `Residual`."""
+
+  def __init__(self, d_model, *, num_experts, d_ff, activation, epsilon, rngs):
+    # The default of the reference's linear layers: uniform up to 1 / sqrt(fan in), biases as well.
+    uniform = lambda fan_in: lambda key, shape, dtype: jax.random.uniform(
+        key, shape, dtype, -fan_in ** -0.5, fan_in ** -0.5)
+    ones, zeros = nnx.initializers.ones, nnx.initializers.zeros
+    wide, narrow = (num_experts, d_ff), (num_experts, d_model)
+    inward, outward = ('expert', 'expert_embed', 'expert_mlp'), ('expert', 'expert_mlp', 'expert_embed')
+    self.scale = axes.param(ones, narrow, 'expert', 'expert_embed', rngs=rngs)
+    self.bias = axes.param(zeros, narrow, 'expert', 'expert_embed', rngs=rngs)
+    self.wi = axes.param(uniform(d_model), (num_experts, d_model, d_ff), *inward, rngs=rngs)
+    self.bi = axes.param(uniform(d_model), wide, 'expert', 'expert_mlp', rngs=rngs)
+    self.wo = axes.param(zeros, (num_experts, d_ff, d_model), *outward, rngs=rngs)
+    self.bo = axes.param(uniform(d_ff), narrow, 'expert', 'expert_embed', rngs=rngs)
+    self.activation = activation
+    self.epsilon = epsilon
+
+  def __call__(self, rows):
+    """Returns what is added to the rows: [.,D] -> [.,D] in the same layout."""
+    u = rows.map(self._standardize).scale(self.scale[...]).shift(self.bias[...])
+    h = u.linear(self.wi[...], self.bi[...]).map(getattr(jax.nn, self.activation))   # [., F]
+    return h.linear(self.wo[...], self.bo[...])                      # [., D]
+
+  def _standardize(self, x):
+    """x [...,D] with zero mean and unit variance in its last axis; float32 statistics."""
+    x32 = x.astype(jnp.float32)
+    centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + self.epsilon)).astype(x.dtype)
+
+
+class Residual(nnx.Module):
+  """E experts f of `num_sublayers` blocks u <- u + W2 act(W1 LN(u) + b1) + b2 (arXiv:2103.16716, section 3).
+
+  Returns f(u) - u: the sum of what the blocks add. In a block that adds its layer's output to its
+  input, with gate a, this makes h + a (f(h) - h) = a f(h) + (1 - a) h, without another norm: such a
+  block has norm=False. W2 is zero at first, so f(h) - h begins as the sum of the biases b2.
+
+  Args:
+    d_model, d_ff: D and F.
+    activation:    name of a function of `jax.nn`.
+    epsilon:       of the layer norms.
+  Differs: each expert draws its own initial weights; the reference gives all of them the same.
+  """
+
+  def __init__(self, d_model, *, num_experts, d_ff, num_sublayers=1, activation='relu', epsilon=1e-5, rngs):
+    make = functools.partial(Sublayer, d_model, num_experts=num_experts, d_ff=d_ff, activation=activation,
+                             epsilon=epsilon)
+    self.sublayers = nnx.List([make(rngs=rngs) for _ in range(num_sublayers)])
+
+  def __call__(self, rows, key=None):
+    """Returns f(u) - u of the rows: [.,D] -> [.,D] in the same layout."""
+    added = self.sublayers[0](rows)
+    for sublayer in self.sublayers[1:]:
+      more = sublayer(rows.map(jnp.add, added))
+      added = added.map(jnp.add, more)
+    return added
