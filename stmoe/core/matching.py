@@ -13,8 +13,8 @@ from stmoe.core import assignment
 EPSILON = 1 / 50                 # what every bid adds, as a share of the range of scores
 TIE_BREAK = 1e-6                 # largest change of a score that orders ties, as a share of the range
 BIDDING_ROUNDS = 100             # as many as the reference; those who are left then are placed one by one
-EXCHANGE_ROUNDS = 100
-LEAST_GAIN = 1e-4                # of an exchange, as a share of the range of scores
+EXCHANGE_ROUNDS = 100            # by pairs, and again as many by cycles
+LEAST_GAIN = 1 / 1000            # per move of an exchange, as a share of the range of scores
 
 
 def auction(scores, mask=None):
@@ -23,7 +23,8 @@ def auction(scores, mask=None):
   The auction of BASE layers (arXiv:2103.16716, section 3.2, after Bertsekas): in each round every
   expert bids for the K tokens it values most, by how much more they are worth to it than its
   (K+1)-th; a token goes to the highest bidder and gets dearer by that bid. It ends when the K
-  favourites of all experts are all the tokens. Exchanges of two tokens then raise the total.
+  favourites of all experts are all the tokens. Then tokens are exchanged as long as that raises the
+  total noticeably, which brings it within S * range / 1000 of the optimum.
   Padding is worth the least to all experts alike, so it takes the places real tokens leave.
 
   Args:
@@ -151,35 +152,71 @@ def _place(scores, owner):
 
 
 def _exchange(scores, owner):
-  """i32[S]: the balanced `owner` i32[S] after exchanges of two tokens of two experts that raise the total.
-
-  In each round those pairs of experts exchange that are each other's best partner.
-  """
+  """i32[S]: the balanced `owner` i32[S] after exchanges of tokens that raise the total, most of them in pairs."""
   size, experts = scores.shape
   expert = jnp.arange(experts)
 
-  def best(table):
+  def gains(table):
     scored = scores[table]                                           # [E, K, E]
     gain = scored - scored[expert, :, expert][..., None]             # if it moved to the last axis' expert
-    place, gain = gain.argmax(axis=1), gain.max(axis=1)              # [E, E] twice
-    gain = gain + gain.T
-    partner = gain.argmax(axis=1)                                    # [E]
-    agreed = (partner[partner] == expert) & (gain.max(axis=1) > LEAST_GAIN)
-    partner = jnp.where(agreed, partner, expert)
-    return partner, place[expert, partner]
+    gain = jnp.where(jnp.eye(experts, dtype=bool)[:, None], -1e30, gain)
+    return gain.max(axis=1), gain.argmax(axis=1)                     # [E, E] twice
 
-  def exchange(state):
-    number, table, partner, place = state
-    table = table.at[expert, place].set(table[partner, place[partner]])
-    return number + 1, table, *best(table)
+  def rounds(find, table):
+    """`table` after the exchanges that `find` names: i32[E], from whom each expert gets a token."""
+    def exchange(state):
+      number, table, place, source = state
+      slot = place[expert, jnp.argsort(source)]                      # of the token that each gives away
+      table = table.at[expert, slot].set(table[expert, slot][source])
+      gain, place = gains(table)
+      return number + 1, table, place, find(gain)
 
-  def improves(state):
-    number, _, partner, _ = state
-    return (number < EXCHANGE_ROUNDS) & jnp.any(partner != expert)
+    def improves(state):
+      number, _, _, source = state
+      return (number < EXCHANGE_ROUNDS) & jnp.any(source != expert)
+
+    gain, place = gains(table)
+    return jax.lax.while_loop(improves, exchange, (0, table, place, find(gain)))[1]
 
   table = jnp.argsort(owner, stable=True).reshape(experts, -1)       # [E, K], the tokens of each expert
-  table = jax.lax.while_loop(improves, exchange, (0, table, *best(table)))[1]
+  table = rounds(_cycle, rounds(_pairs, table))
   return jnp.zeros_like(owner).at[table].set(expert[:, None].astype(jnp.int32))
+
+
+def _pairs(gain):
+  """i32[E]: for each expert the partner of an exchange by pairs, itself if it has none.
+
+  Those exchange who are each other's best partner. gain f32[E,E]: of a token's move from a to b.
+  """
+  expert, both = jnp.arange(len(gain)), gain + gain.T
+  partner = both.argmax(axis=1)
+  agreed = (partner[partner] == expert) & (both.max(axis=1) > 2 * LEAST_GAIN)
+  return jnp.where(agreed, partner, expert)
+
+
+def _cycle(gain):
+  """i32[E]: from whom each expert on a cycle of moves gets a token; itself for all others.
+
+  The cycle gains over LEAST_GAIN per move. Without any such cycle the total is within S times
+  LEAST_GAIN of the optimum. Bellman-Ford: walks that still grow after E moves contain a cycle.
+  """
+  experts = len(gain)
+  expert, gain = jnp.arange(experts), gain - LEAST_GAIN
+
+  def lengthen(state):
+    number, total, source, _ = state
+    walked = total[:, None] + gain                                   # [E, E]
+    longer = walked.max(axis=0) > total + 1e-6
+    return (number + 1, jnp.where(longer, walked.max(axis=0), total),
+            jnp.where(longer, walked.argmax(axis=0), source), longer)
+
+  start = 0, jnp.zeros(experts), expert, jnp.ones(experts, bool)
+  *_, source, longer = jax.lax.while_loop(lambda s: (s[0] <= experts) & jnp.any(s[-1]), lengthen, start)
+  back = lambda _, state: (source[state[0]], state[1].at[state[0]].set(True))
+  nowhere = jnp.zeros(experts, bool)
+  at, _ = jax.lax.fori_loop(0, experts, back, (longer.argmax(), nowhere))
+  _, on_cycle = jax.lax.fori_loop(0, experts, back, (at, nowhere))
+  return jnp.where(on_cycle & jnp.any(longer), source, expert)
 
 
 def sinkhorn(logits, mask=None, tolerance=1e-4, iterations=1000):

