@@ -152,7 +152,7 @@ def _place(scores, owner):
 
 
 def _exchange(scores, owner):
-  """i32[S]: the balanced `owner` i32[S] after exchanges of tokens that raise the total, most of them in pairs."""
+  """i32[S]: the balanced `owner` i32[S] after exchanges of tokens that raise the total."""
   size, experts = scores.shape
   expert = jnp.arange(experts)
 

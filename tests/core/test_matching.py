@@ -120,7 +120,7 @@ def test_scale_and_shift_do_not_count():
 
 @METHODS
 def test_padding_takes_what_real_tokens_leave(method):
-  mask = np.arange(S) >= np.array([[0], [5], [20], [S]])             # padding first; the last group is all padding
+  mask = np.arange(S) >= np.array([[0], [5], [20], [S]])             # padding first; the last is all padding
   scores = scores_of('normal')
   chosen = np.asarray(method(scores, mask))
   assert_balanced(chosen)
