@@ -5,7 +5,7 @@ from stmoe.analysis import runs as runs_lib
 
 STEM = 'assignment_gap'
 CAPTIONS = {STEM: 'What balanced assignment costs (BASE layers) over training. Left: how far the total '
-                  'affinity of tokens and experts is below that of every token with its favourite, as a share '
+                  'affinity of tokens and experts is below that of every token with its favourite, a share '
                   'of how far a random assignment is below it (0 = all have their favourite). Right: the '
                   'share of tokens that did not get their favourite expert.'}
 PANELS = {'assignment_gap': 'assignment gap', 'displaced_frac': 'displaced tokens (%)'}
