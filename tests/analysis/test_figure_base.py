@@ -2,10 +2,9 @@
 
 import json
 
-import synthetic
-
 from stmoe.analysis import runs
 from stmoe.analysis.figures import base
+from tests.analysis import synthetic
 
 
 def test_lines_of_every_layer(tmp_path):
