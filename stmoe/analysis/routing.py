@@ -55,6 +55,8 @@ def trace(model):
 def choices(model, batch):
   """Returns dict layer name -> Choices for one batch, as at evaluation (no noise).
 
+  A layer with several routers reports a tuple of their edges; they are called NAME.0, NAME.1, ...
+
   Args:
     model: a model of `stmoe.models`.
     batch: dict of i32[B,T], the names of the data pipeline.
@@ -62,10 +64,12 @@ def choices(model, batch):
   _, aux = jax.jit(lambda m, b: m(b))(trace(model), batch)
   found = {}
   for layer, report in jax.device_get(aux).items():
-    mask, num_experts = batch[f'{stack_of(layer)}_segment_ids'], report.load.shape[-1]
-    edges = report.metrics['edges']
-    found[layer] = Choices(layer, per_token(**edges, mask=np.asarray(mask) > 0, num_experts=num_experts),
-                           num_experts)
+    mask, several = np.asarray(batch[f'{stack_of(layer)}_segment_ids']) > 0, report.metrics['edges']
+    routers = {layer: several} if isinstance(several, dict) else {
+        f'{layer}.{m}': edges for m, edges in enumerate(several)}
+    num_experts = report.load.shape[-1] // len(routers)
+    for name, edges in routers.items():
+      found[name] = Choices(name, per_token(**edges, mask=mask, num_experts=num_experts), num_experts)
   return found
 
 

@@ -95,6 +95,8 @@ def concatenated(x, assigned, banks, executor):
 
 
 def _together(aux):
-  """One Aux: loads side by side, metrics averaged over the hash functions."""
-  mean = {name: sum(a.metrics[name] for a in aux) / len(aux) for name in aux[0].metrics}
-  return contract.Aux(losses={}, load=jnp.concatenate([a.load for a in aux]), metrics=mean)
+  """One Aux: loads side by side, numbers averaged over the hash functions, a tuple of what is no number."""
+  each = {name: tuple(a.metrics[name] for a in aux) for name in aux[0].metrics}
+  metrics = {name: values if isinstance(values[0], dict) else sum(values) / len(values)
+             for name, values in each.items()}
+  return contract.Aux(losses={}, load=jnp.concatenate([a.load for a in aux]), metrics=metrics)

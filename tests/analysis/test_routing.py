@@ -10,6 +10,7 @@ import pytest
 from stmoe import lookup
 from stmoe.analysis import routing
 from stmoe.analysis import routing_view
+from stmoe.core import hashing
 from stmoe.data import pack
 from stmoe.data import vocab
 
@@ -88,6 +89,20 @@ def test_trace_of_a_scanned_model_changes_nothing_and_shows_drops(batch):
     taken = sum(len(t) for row in chosen.experts for t in row)
     assert 0 < taken <= 8
     assert float(aux[layer].metrics['drop_frac']) == pytest.approx(1 - taken / 24)
+
+
+def test_a_layer_of_several_routers_shows_each_of_them(batch):
+  fields = dict(name='lm', vocab_size=259, d_model=16, num_heads=2, head_dim=8, layers=(('m', 1),))
+  block = dict(layer='multihash', num_hashes=2, executor='einsum', experts=dict(name='linear', d_ff=8),
+               router=dict(name='hash', num_experts=4, vocab_size=259))
+  model = lookup.recipe('model', fields)(blocks=dict(m=block), rngs=nnx.Rngs(0))
+  found = routing.choices(model, batch)
+  assert list(found) == ['decoder_00.0', 'decoder_00.1']
+  for m, chosen in enumerate(found.values()):
+    table = hashing.random_table(259, 4, 42 + m)
+    assert chosen.num_experts == 4
+    assert chosen.experts == [[[(table[i], 1.0)] if real else [] for i, real in zip(*row)] for row in zip(
+        batch['decoder_input_tokens'], batch['decoder_segment_ids'])]
 
 
 class _Spans(html.parser.HTMLParser):
