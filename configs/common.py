@@ -52,7 +52,7 @@ def moe(router, d_ff, group_size=None, experts='mlp', **fields):
               experts=dict(name=experts, d_ff=d_ff, init_scale=1.0, **fields))
 
 
-def compared(block, losses=NO_LOSSES, backbone='lm', pattern=None, loss=None, model=None):
+def compared(block, losses=NO_LOSSES, backbone='lm', pattern=None, loss=None, model=None, sizes=()):
   """Returns a row of a METHODS table: how `configs/lm` puts a method beside the others.
 
   Args:
@@ -63,9 +63,10 @@ def compared(block, losses=NO_LOSSES, backbone='lm', pattern=None, loss=None, mo
     pattern:  function of the number of (dense, compared) pairs -> layers; None = (('dm', pairs),).
     loss:     fields of section `loss`.
     model:    fields of section `model`.
+    sizes:    names of further sizes that `block` takes as keywords: 'd_model', 'length' (of a row), ...
   """
   return dict(block=block, losses=losses, backbone=backbone, pattern=pattern, loss=loss or {},
-              model=model or {})
+              model=model or {}, sizes=sizes)
 
 
 def schedule(c):

@@ -41,18 +41,20 @@ def causal(method):
   return row
 
 
-def put(c, row, experts, d_ff, num_layers, group_size=None, backbone=None, **sizes):
+def put(c, row, experts, d_ff, num_layers, length, group_size=None, backbone=None, **sizes):
   """Sets model, blocks and losses of `c` to those of a method.
 
   Args:
     row:     of `table`.
     d_ff:    F of the dense layers, whose active FLOPs the compared layers have as well.
     num_layers: half of them dense, half compared.
+    length:  of a row.
     backbone: a model of models.py; None = that of the row.
     sizes:   vocab_size, d_model, remat.
   """
   make = getattr(models, backbone or row['backbone'])
-  block = row['block'](d_ff, experts, group_size)
+  known = dict(sizes, length=length)
+  block = row['block'](d_ff, experts, group_size, **{name: known[name] for name in row['sizes']})
   blocks = dict(m=block) if 'layer' in block else block
   pattern = row['pattern'] or (lambda pairs: (('dm', pairs),))
   c.model = make(layers=pattern(num_layers // 2), num_layers=num_layers, **sizes) | row['model']

@@ -11,6 +11,12 @@ def lm(layers, num_layers, vocab_size, d_model, remat='none'):
               layers=layers, tie_embeddings=False, dtype='float32', scan_layers=True, remat=remat)
 
 
+def mlp_lm(layers, num_layers, vocab_size, d_model, remat='none'):
+  """Returns a decoder-only model without attention."""
+  return dict(name='mlp_lm', vocab_size=vocab_size, d_model=d_model, layers=layers, tie_embeddings=False,
+              dtype='float32', scan_layers=True, remat=remat)
+
+
 def t5(layers, num_layers, vocab_size, d_model, remat='none'):
   """Returns an encoder-decoder with the compared layers in its encoder.
 

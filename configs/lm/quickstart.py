@@ -24,7 +24,8 @@ def get_config(arg=''):
   row = methods.causal(args.method)
 
   c = common.config()
-  methods.put(c, row, args.experts, d_ff=512, num_layers=4, group_size=2 * 128, vocab_size=2048, d_model=128)
+  methods.put(c, row, args.experts, d_ff=512, num_layers=4, length=128, group_size=2 * 128,
+              vocab_size=2048, d_model=128)
   c.data = common.data('stdlib', length=128, vocab='train:2048')
   c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
   c.schedule = dict(name='cosine', peak=4e-3, warmup_steps=20, end_fraction=0.05)

@@ -35,7 +35,8 @@ def get_config(arg=''):
   d_model, num_layers, d_ff, length = (128, 2, 256, 128) if args.smoke else (256, 8, 1024, 512)
 
   c = common.config()
-  methods.put(c, row, args.experts, d_ff, num_layers, backbone=backbone, vocab_size=384, d_model=d_model)
+  methods.put(c, row, args.experts, d_ff, num_layers, length, backbone=backbone, vocab_size=384,
+              d_model=d_model)
   if backbone == 't5':
     c.data = common.seq2seq('stdlib', inputs_length=length, targets_length=length // 4 + 8)
   else:

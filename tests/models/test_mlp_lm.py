@@ -98,7 +98,7 @@ def value_and_grad(graphdef, params, batch, tokens, count):
   return jax.value_and_grad(loss)(params)
 
 
-MODEL = functools.partial(build, ('gp', 2), sequences=2)
+MODEL = functools.partial(build, ('p', 2), sequences=2)
 
 
 def run(batch, made=None, parts=1):
