@@ -48,8 +48,8 @@ class MlpLM(nnx.Module):
     """
     ids, segments = batch['decoder_input_tokens'], batch['decoder_segment_ids']
     tokens = self.count_tokens(batch) if tokens is None else tokens
-    ctx = contract.Context(mask=segments > 0, ids=ids, positions=batch['decoder_positions'], segments=segments,
-                           key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
+    ctx = contract.Context(mask=segments > 0, ids=ids, positions=batch['decoder_positions'],
+                           segments=segments, key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
                            vocab_size=self.vocab_size, train=train, causal=True)
     x = self.embed(ids, self.dtype)                                  # [B, T, D]
     x, aux = self.decoder(x, ctx.fold('decoder'), visible=None)

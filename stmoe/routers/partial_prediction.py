@@ -12,7 +12,7 @@ from stmoe.routers import switch
 
 
 def chunk_means(x, mask, num_chunks):
-  """Returns f32[G,E,P], the mean over the real channels of each of E chunks, of x [G,S,P] by mask bool[G,S]."""
+  """Returns f32[G,E,P], the means over the real channels (mask bool[G,S]) of E chunks of x [G,S,P]."""
   groups, size, width = x.shape
   real = mask.reshape(groups, num_chunks, -1, 1)                     # [G, E, S/E, 1]
   chunks = x.astype(jnp.float32).reshape(groups, num_chunks, -1, width)
@@ -48,8 +48,8 @@ class PartialPrediction(nnx.Module):
     """Returns Routed for x [G,S,D]; raises UserError in a causal stack, or unless E divides S."""
     size, length = x.shape[1:]
     if ctx.causal and not self.allow_causal:
-      raise UserError('router partial_prediction lets the tokens of the prefix decide for each other in a causal '
-                      f'stack; nearest: data.loss_from={self.prefix} with allow_causal=True')
+      raise UserError('router partial_prediction lets tokens of the prefix decide for each other in a '
+                      f'causal stack; nearest: data.loss_from={self.prefix} with allow_causal=True')
     if size % self.num_experts:
       raise UserError(f'router partial_prediction: {size} channels are not {self.num_experts} equal chunks; '
                       'num_experts must divide them')

@@ -23,7 +23,8 @@ def deterministic(mask, num_experts):
   edges = assignment.from_choices(expert, jnp.ones(expert.shape, jnp.float32), num_experts)
   edges = assignment.kill_padding(edges, mask)
   a = assignment.cap(edges, size // num_experts)
-  return a, contract.Aux(losses={}, load=metrics.load(edges), metrics=dict(drop_frac=metrics.drop_frac(edges, a)))
+  reported = dict(drop_frac=metrics.drop_frac(edges, a))             # 0
+  return a, contract.Aux(losses={}, load=metrics.load(edges), metrics=reported)
 
 
 class SmlpDeterministic(nnx.Module):

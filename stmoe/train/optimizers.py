@@ -75,9 +75,10 @@ def adafactor(names, shapes, *, decay_rate=0.8, step_offset=0, momentum=None, we
 def decayed(names):
   """Returns a tree of bools: which parameters weight decay shrinks.
 
-  Those that are a matrix apart from stacked layers and experts; gains and biases are not.
+  Those that are a matrix apart from stacked layers and experts; gains and biases are not, nor are
+  spatial matrices of gMLP, which begin near zero.
   """
-  matrix = lambda n: sum(name not in ('layers', 'expert') for name in n) >= 2
+  matrix = lambda n: sum(name not in ('layers', 'expert', 'length') for name in n) >= 2
   return jax.tree.map(matrix, names, is_leaf=axes.is_names)
 
 

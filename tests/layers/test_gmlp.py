@@ -87,14 +87,14 @@ def test_deterministic_experts_are_the_heads_of_the_unit(executor, monkeypatch):
 
 
 def test_heads_have_matrices_of_their_own():
-  w = np.array([[[2.]], [[3.]]], np.float32)                         # one position, channels 2, 3 are of head 1
+  w = np.array([[[2.]], [[3.]]], np.float32)                         # one position; channels 2, 3: head 1
   y = spatial.mix(np.ones((1, 4, 1), np.float32), w, np.array([[0.], [1.]], np.float32))
   assert y[0, :, 0].tolist() == [2, 2, 4, 4]
 
 
 def test_toeplitz_by_hand():
   # Weight v[N-1-lag]: the last entry is the position itself, the first the farthest.
-  w = spatial.toeplitz(jnp.array([[1., 2., 3.]]), row=jnp.array([[1., 1., 10.]]), column=jnp.array([[1., -1., 1.]]))
+  w = spatial.toeplitz(*(jnp.array([v]) for v in ([1., 2., 3.], [1., 1., 10.], [1., -1., 1.])))
   assert w[0].T.tolist() == [[3, 0, 0], [2, -3, 0], [10, -20, 30]]   # transposed: a row is an output
 
 

@@ -89,8 +89,10 @@ def test_adafactor_moves_by_the_rate_relative_to_the_parameter():
 
 def test_adamw_is_optax_with_matrices_decayed():
   names = {'w': ('layers', 'embed', 'mlp'), 'scale': ('layers', 'embed'),
-           'bank': ('expert', 'expert_embed', 'expert_mlp'), 'bias': ('expert', 'expert_mlp')}
-  assert optimizers.decayed(names) == {'w': True, 'scale': False, 'bank': True, 'bias': False}
+           'bank': ('expert', 'expert_embed', 'expert_mlp'), 'bias': ('expert', 'expert_mlp'),
+           'spatial': ('heads', 'length', 'length')}
+  assert optimizers.decayed(names) == {'w': True, 'scale': False, 'bank': True, 'bias': False,
+                                       'spatial': False}
   params = {n: arrays((2, 3, 4)[:len(a)])[0] for n, a in names.items()}
   grads = [{n: arrays(p.shape)[1][i] for n, p in params.items()} for i in range(3)]
   mine = train(optimizers.adamw(names, params, b1=0.9, b2=0.95, weight_decay=0.1), params, grads)
