@@ -1,4 +1,4 @@
-"""The span language model and momentum along depth: what a token sees, and that nothing depends on the layout.
+"""The span language model and momentum along depth: what a token sees; nothing depends on the layout.
 
 Both hosts are tested: post-norm span attention (the paper's), and the pre-norm model of the compared layers.
 """
@@ -53,7 +53,7 @@ def whole():
   return tiny.batch('lm', 4, LENGTH, real=[[8], [3], [5], [8]])
 
 
-@pytest.mark.parametrize('host', HOSTS)
+@pytest.mark.parametrize('host', ['span_lm', pytest.param('lm', marks=pytest.mark.slow)])
 def test_scan_with_rematerialisation_equals_a_loop_without(host):
   """Values and gradients, with noise: the state travels in the scan's carry and is computed again."""
   graphdef, _, routers = build(host, scan_layers=False)
