@@ -26,4 +26,4 @@ def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='random')
   common.choose('method', args.method, recipe.CONTROLS)
   c = recipe.translation(paper.SIZES['iwslt'], 'pairs', vocab=10_000, steps=40_000, control=args.method)
-  return common.smoke(c) if args.smoke else c.lock()
+  return recipe.smoke(c) if args.smoke else c.lock()

@@ -14,7 +14,6 @@ the entropy of its target (a constant); expert per sentence in evaluation, the r
 """
 
 from stmoe.configs import arguments
-from stmoe.configs import common
 from stmoe.configs.thor import paper
 from stmoe.configs.thor import recipe
 
@@ -22,4 +21,4 @@ from stmoe.configs.thor import recipe
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False)
   c = recipe.translation(paper.SIZES['iwslt'], 'pairs', vocab=10_000, steps=40_000)
-  return common.smoke(c) if args.smoke else c.lock()
+  return recipe.smoke(c) if args.smoke else c.lock()

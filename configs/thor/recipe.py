@@ -44,3 +44,9 @@ def translation(size, task, vocab, steps, control='thor'):
   c.eval.update(every=2000, batch_size=optim['tokens_per_batch'] // LENGTH)
   c.checkpoint.update(every=2000)
   return c
+
+
+def smoke(c):
+  """Returns `c` shrunk as `common.smoke` does, locked; its few steps warm up in ten."""
+  c.schedule.warmup_steps = 10
+  return common.smoke(c)

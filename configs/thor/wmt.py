@@ -23,4 +23,4 @@ def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, pair='en_de')
   size = paper.SIZES[common.choose('pair', args.pair, PAIRS)]
   c = recipe.translation(size, f'wmt14_{args.pair}', vocab=32_000, steps=100_000)
-  return common.smoke(c) if args.smoke else c.lock()
+  return recipe.smoke(c) if args.smoke else c.lock()

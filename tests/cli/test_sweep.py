@@ -61,7 +61,7 @@ def test_a_sweep_prints_records_and_draws(trained, command):
   drawn = figures.draw(run)
   x, y = drawn['sweep'].axes[0].lines[0].get_data()
   assert list(x) == [1, 4] and y[1] == run.sweeps[FIELD][1][1]['eval/bits_per_byte']
-  assert list(drawn['active_k'].axes[0].lines[0].get_ydata()) == [1, 2, 3, 3]
+  assert list(drawn['active_k'].axes[0].lines[0].get_ydata()) == [1, 1, 2, 3, 3]
 
 
 def test_fields_of_evaluation_may_differ_when_a_run_goes_on(trained):

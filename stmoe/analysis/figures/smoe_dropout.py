@@ -12,7 +12,8 @@ def draw(run):
   if not len(steps):
     return {}
   figure, axes = canvas.new(1, 2, 8.2, 3.2)
-  axes[0, 0].step(steps, k, where='post', color=canvas.PALETTE[0], lw=1.8)
+  # A line of metrics tells the k of the step before it.
+  axes[0, 0].step([0, *steps], [k[0], *k], where='pre', color=canvas.PALETTE[0], lw=1.8)
   axes[0, 0].set_ylim(bottom=0)
   canvas.label(axes[0, 0], 'optimizer steps', 'active experts of a token')
   at, loss = run.series('loss/ce')
