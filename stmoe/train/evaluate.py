@@ -57,10 +57,11 @@ def averaged(predict, keys):
 def run(cfg, plan, sums, state, facts, tell=lambda done, number: None):
   """Returns the 'eval/...' metrics of `state` over the evaluation split of `cfg`.
 
+  Where evaluation is random, its keys are those of the seed and of each batch's number.
+
   Args:
     plan, sums: the blueprint, and what `make` made of it.
     facts:      of the data, from `pipeline.info`.
-  Where evaluation is random, its keys are those of the seed and of each batch's number.
     tell:       called with the numbers of batches done and to do.
   """
   batches = pipeline.eval_batches(cfg, jax.process_index(), jax.process_count())
