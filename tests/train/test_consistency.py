@@ -134,7 +134,7 @@ class Coin(nnx.Module):
 
   def __call__(self, batch, key, train):
     side = jax.random.bernoulli(key).astype(jnp.int32)
-    logits = jnp.log(jnp.where(jnp.arange(2) == side, 0.75, 0.25))
+    logits = jnp.log(jnp.where(jnp.arange(2) == side, 0.75, 0.25)) + 5 * side
     ids = batch['decoder_target_tokens']
     return jnp.broadcast_to(logits, (*ids.shape, 2)), {}
 
