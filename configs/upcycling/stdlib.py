@@ -27,7 +27,7 @@ from stmoe.configs import common
 from stmoe.configs.lm import models
 
 VARIANTS = ('method=dense', 'method=grains', 'method=top1')
-D_FF, EXPERTS = 512, 8
+D_FF, EXPERTS = 256, 8
 DENSE_STEPS = 240
 TOP2 = dict(name='st_moe', k=2, second_policy='all', capacity_factor=(None, None))
 # method -> (router, experts, their width); None = dense.
@@ -44,8 +44,8 @@ def get_config(arg=''):
   sparse = common.choose('method', args.method, METHODS)
 
   c = common.config()
-  c.model = models.lm((('dm' if sparse else 'dd', 2),), 4, vocab_size=2048, d_model=128)
-  c.data = common.data('stdlib', length=128, vocab='train:2048')
+  c.model = models.lm((('dm' if sparse else 'dd', 2),), 4, vocab_size=384, d_model=64)
+  c.data = common.data('stdlib', length=128)
   c.blocks = dict(d=dict(layer='dense', d_ff=D_FF))
   if sparse:
     router, experts, width = sparse
@@ -56,8 +56,8 @@ def get_config(arg=''):
   c.schedule = dict(name='rsqrt', base=2e-3 * 60 ** 0.5, hold_steps=60)
   c.train.update(steps=DENSE_STEPS * 3 // 2 if sparse else DENSE_STEPS, batch_size=16, clip=1.0, log_every=10,
                  stats_every=40)
-  c.eval.update(every=40, batches=50, batch_size=16)
-  c.checkpoint.update(every=40)
+  c.eval.update(every=60, batches=50, batch_size=16)
+  c.checkpoint.update(every=60)
   if args.smoke:
     c.train.update(steps=15 if sparse else 10, log_every=5, stats_every=5)
     c.eval.update(every=5, batches=4)
