@@ -243,7 +243,7 @@ def difference(cfg, dense, sparse):
 
   @jax.jit
   def norms(old, new, batch):
-    before, after = (plan.model(*state)(batch, key=None, train=False)[0]
+    before, after = (plan.model(*state)(batch, key=jax.random.key(0), train=False)[0]
                      for plan, state in ((old_plan, old), (new_plan, new)))
     real = losses.weights(batch)[..., None] > 0
     return [jnp.sum(jnp.where(real, x, 0) ** 2) for x in (after - before, before)]
