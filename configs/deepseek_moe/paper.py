@@ -17,8 +17,8 @@ SIZES = dict(
     # Multi-head latent attention in these three; with the plain attention of this project the printed
     # counts cannot be met: computed is what ours makes. groups: (devices or nodes, of which a token reaches).
     v2_lite=dict(d_model=2048, num_heads=16, head_dim=128, layers=27, dense=(1, 10944), routed=64, shared=2,
-                 k=6, d_ff=1408, vocab_size=102400, groups=(1, 1), route_scale=1.0, params=15.7e9, active=2.4e9,
-                 computed=15.79e9),
+                 k=6, d_ff=1408, vocab_size=102400, groups=(1, 1), route_scale=1.0, params=15.7e9,
+                 active=2.4e9, computed=15.79e9),
     v2=dict(d_model=5120, num_heads=128, head_dim=128, layers=60, dense=(1, 12288), routed=160, shared=2, k=6,
             d_ff=1536, vocab_size=102400, groups=(8, 3), route_scale=16.0, params=236e9, active=21e9,
             computed=246.9e9),

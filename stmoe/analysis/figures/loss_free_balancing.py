@@ -5,9 +5,9 @@ from stmoe.analysis import runs as runs_lib
 
 STEM = 'selection_bias'
 CAPTIONS = {STEM: 'Selection biases of the experts and imbalance of their load over training. Left: the bias '
-                  'of every expert of a layer, a line each. Right: MaxVio, the largest load over the mean load '
-                  'minus 1, of each logged batch (0 is balanced); points: over the validation set, mean of all '
-                  'layers.'}
+                  'of every expert of a layer, a line each. Right: MaxVio, the largest load over the mean '
+                  'load minus 1, of each logged batch (0 is balanced); points: over the validation set, mean '
+                  'of all layers.'}
 ROWS = 4                               # layers drawn, first to last
 
 
