@@ -117,7 +117,8 @@ class Loop:
     rundir.record_environment(self.path, name, self.mesh, parameters, corpus)
     self.log(f'{name or self.path}: {parameters:,} parameters, {self.cfg.train.steps:,} steps on '
              f'{self.mesh.devices.size} {self.mesh.devices.flat[0].platform} device(s), into {self.path}')
-    if losses.reported(aux) and not any(coefficient for coefficient, _ in self.cfg.losses.values()):
+    weighted = any(coefficient for coefficient, _ in self.cfg.losses.values())
+    if losses.reported(aux) and not weighted and not jax.tree.leaves(self.plan.shapes['router_state']):
       self.log('note: no router loss has a coefficient; nothing keeps the experts in balance')
 
   def run(self):
