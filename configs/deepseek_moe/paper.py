@@ -44,7 +44,8 @@ LOSSES = dict(
     v2=(0.003, 0.05, 0.02),
     v3=(1e-4, None, None),             # sequence-wise; balance is left to the bias
 )
-BIAS_RATE = 0.001                      # V3, gamma: until 14.3T of 14.8T tokens, then 0
+BIAS_RATE = 0.001                      # V3, gamma
+BIAS_FROZEN = 14.3 / 14.8              # share of V3's tokens after which gamma is 0
 DEVICE_BUDGET = 1.0                    # V2, training only; a tenth of the sequences is exempt
 
 # V1: AdamW (0.9, 0.95), decay 0.1, clip 1.0; warm-up of 2K steps, rate times 0.316 at 80 % and 90 %;

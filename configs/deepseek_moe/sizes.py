@@ -6,8 +6,7 @@ one with 40 % of its compute. V2 sends a token to 3 of 8 devices, drops choices 
 and has three balance losses; V3 has sigmoids, a selection bias and 4 of 8 nodes.
 Differs: C4/en instead of their corpora. V2 and V3 have latent attention; here it is plain, so that their
 counts are 15.8B, 246.9B and 688.3B (paper.py). Their steps, batch and rate are not at hand: the 16B
-model's are taken, and its balance coefficient for V2-Lite. V3's bias rate stays 0.001 to the end
-(--config.blocks.m.inner.router.rate=0.0 freezes it); multi-token prediction is not part of it.
+model's are taken, and its balance coefficient for V2-Lite. Multi-token prediction is no part of V3 here.
 
   stmoe train deepseek_moe/sizes:size=v3 --config.mesh.expert=64
   stmoe train deepseek_moe/sizes:size=v2,smoke                    laptop, about a minute
@@ -27,7 +26,8 @@ def router(name, size):
   groups, kept = size.get('groups', (1, 1))
   fields = dict(k=size['k'], num_groups=groups, kept_groups=kept, route_scale=size.get('route_scale', 1.0))
   if name == 'v3':
-    return dict(name='deepseek_v3', rate=paper.BIAS_RATE, **fields)
+    frozen = round(paper.BIAS_FROZEN * paper.RUNS['16b']['steps'])
+    return dict(name='deepseek_v3', rate=paper.BIAS_RATE, freeze_after=frozen, **fields)
   # A device's budget shows a token later ones; the paper accepts that in training.
   budget = dict(device_budget=paper.DEVICE_BUDGET, allow_causal=True) if name == 'v2' else {}
   return dict(name='deepseek_moe', **fields, **budget)

@@ -54,19 +54,21 @@ class DeepSeekV3(nnx.Module):
     route_scale:     factor of the gates (V3: 2.5).
     rate:            u, by which a bias moves after every optimizer step; 0.0 freezes it.
     centred:         steps of the bias have zero mean over experts.
+    freeze_after:    optimizer steps after which the rate is 0 (V3: for its last 0.5T tokens); None = never.
   Losses: balance (the complementary sequence-wise loss; V3 weighs it with 1e-4).
-  State: bias f32[E], moved by `balance.update` once per optimizer step.
+  State: bias f32[E], moved by `balance.update` once per optimizer step; updates i32[], how often.
   Differs: the paper gives a node the sum of its k / M best scores; both codes and this one add up two.
     The router starts at N(0, 0.02) like all of this project; the paper has 0.006.
   """
 
   def __init__(self, d_model, *, num_experts, k=2, num_groups=1, kept_groups=None, normalize_gates=True,
-               route_scale=1.0, rate=1e-3, centred=False, rngs):
+               route_scale=1.0, rate=1e-3, centred=False, freeze_after=None, rngs):
     kept_groups = num_groups if kept_groups is None else kept_groups
     choices.check_groups('deepseek_v3', num_experts, k, num_groups, kept_groups, least=2)
     init = nnx.initializers.normal(0.02)
     self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
     self.bias = axes.state(jnp.zeros(num_experts), 'unmodeled')
+    self.updates = axes.state(jnp.zeros((), jnp.int32))
     self.num_experts = num_experts
     self.k = k
     self.num_groups = num_groups
@@ -75,10 +77,15 @@ class DeepSeekV3(nnx.Module):
     self.route_scale = route_scale
     self.rate = rate
     self.centred = centred
+    self.freeze_after = freeze_after
 
   def commit(self, aux):
     """Moves the bias by the load of one optimizer step, aux.load f32[E]."""
-    self.bias[...] = balance.update(self.bias[...], aux.load, self.rate, self.centred)
+    rate = self.rate
+    if self.freeze_after is not None:
+      rate = jnp.where(self.updates[...] < self.freeze_after, rate, 0.0)
+    self.bias[...] = balance.update(self.bias[...], aux.load, rate, self.centred)
+    self.updates[...] += 1
 
   def __call__(self, x, ctx, carry):
     """Returns Routed for x [G,S,D]."""

@@ -63,6 +63,13 @@ def test_commit_moves_the_bias_by_the_load():
   frozen = deepseek_v3.DeepSeekV3(8, num_experts=4, rate=0.0, rngs=nnx.Rngs(0))
   frozen.commit(report(4.0, 2.0, 1.0, 1.0))
   assert not jnp.any(frozen.bias[...])
+  # Frozen after two steps: the third changes nothing.
+  router = deepseek_v3.DeepSeekV3(8, num_experts=4, rate=0.5, freeze_after=2, rngs=nnx.Rngs(0))
+  seen = []
+  for _ in range(3):
+    router.commit(report(4.0, 2.0, 1.0, 1.0))
+    seen.append(router.bias[...].tolist())
+  assert seen == [[-0.5, 0.0, 0.5, 0.5], [-1.0, 0.0, 1.0, 1.0], [-1.0, 0.0, 1.0, 1.0]]
 
 
 @pytest.mark.parametrize('fields, said', [
