@@ -1,8 +1,9 @@
 """Settings of the whole suite, in place before JAX is imported; subprocesses inherit them.
 
-CPU, eight virtual devices, compilation without LLVM's optimisations (tests compile much and compute
-little; the programs and their numbers are the same up to round-off), and a persistent compilation cache in `.cache/jax` of the checkout, so
-that a second run compiles nothing. Marks are declared in setup.cfg; `-m slow` runs the slow tests.
+CPU, eight virtual devices, and compilation without LLVM's optimisations: tests compile much and
+compute little, and numbers are the same up to round-off. A persistent compilation cache in `.cache/jax`
+of the checkout, so that a second run compiles nothing. Marks are declared in setup.cfg; `-m slow` runs
+the slow tests.
 """
 
 import os

@@ -24,7 +24,7 @@ BLOCKS = dict(
 
 # Every other router, two experts each, as blocks without attention; and the layers that wrap one.
 OWN = {BLOCKS[letter]['router']['name'] for letter in 'sgte'}
-FEATURES = {'smlp_deterministic', 'partial_prediction'}              # they route channels: tests/models/test_mlp_lm.py
+FEATURES = {'smlp_deterministic', 'partial_prediction'}              # of channels: test_mlp_lm.py
 NAMED = {name: chr(ord('A') + i) for i, name in enumerate(
     name for name in lookup.available('router') if name not in OWN | FEATURES)}
 
@@ -47,7 +47,8 @@ BLOCKS |= {'0': wrapped('momentum'), '1': wrapped('adam_momentum'), '2': wrapped
            '3': wrapped('shared', d_ff=8)}
 SHAPES = dict(vocab_size=VOCAB, d_model=8, num_heads=2, head_dim=4)
 ZOO = (('d1', 1), ('0' + ''.join(NAMED.values()) + '23', 2))
-MODELS = dict(zoo=dict(name='lm', layers=ZOO, **SHAPES), lm=dict(name='lm', layers=(('dstx', 1), ('ge', 2)), **SHAPES),
+MODELS = dict(lm=dict(name='lm', layers=(('dstx', 1), ('ge', 2)), **SHAPES),
+              zoo=dict(name='lm', layers=ZOO, **SHAPES),
               t5=dict(name='t5', encoder=(('se', 2),), decoder=(('tg', 1),), **SHAPES))
 
 
