@@ -152,7 +152,7 @@ def test_active_flops_by_hand():
   """A spatial matrix is passed by the channels of a sequence, whatever the number of heads or experts."""
   def cost(letters):
     blocks = dict(BLOCKS, h=GMLP | dict(inner=dict(name='spatial', heads=E)))
-    cfg = ml_collections.ConfigDict(dict(data=dict(length=N), blocks=blocks, model=dict(
+    cfg = ml_collections.ConfigDict(dict(data=dict(length=N), blocks=blocks, loss={}, model=dict(
         name='mlp_lm', vocab_size=tiny.VOCAB, d_model=D, layers=((letters, 2),))))
     return flops.active_per_token(cfg)['forward_per_row']
   half = F // 2
