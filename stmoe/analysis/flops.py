@@ -155,5 +155,5 @@ def active_per_token(cfg):
       layers = m.size / math.prod(m.shape[-2:])
       total += 4.0 * length[stack] * length[memory] * m.shape[-1] * layers
   forward = total / length['decoder']
-  train = (1.0 + BACKWARD) * forward * cfg.loss.get('passes', 1)
+  train = (1.0 + BACKWARD) * forward * cfg.get('loss', {}).get('passes', 1)
   return dict(forward=forward, train=train, forward_per_row=total)
