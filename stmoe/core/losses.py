@@ -159,3 +159,65 @@ def popularity(token_probs, mask, tokens=None):
   real = mask.astype(jnp.float32)
   wanted = jnp.mean(token_probs, axis=-1) * real                     # [G, S]
   return token_mean(real.sum(axis=1) * jnp.sum(wanted ** 2, axis=1), mask, tokens)
+
+
+def squared_variation(amounts):
+  """Returns f32[G], the squared coefficient of variation over experts of amounts f32[G,E]; 0 = balanced.
+
+  Population variance over squared mean; a group without any amount has 0.
+
+  >>> import jax.numpy as jnp
+  >>> squared_variation(jnp.array([[2.0, 2.0], [4.0, 0.0], [0.0, 0.0]])).tolist()
+  [0.0, 1.0, 0.0]
+  """
+  mean = jnp.mean(amounts, axis=-1)
+  safe = jnp.where(mean > 0, mean, 1)
+  return jnp.var(amounts, axis=-1) / safe ** 2                       # not std: its gradient at 0 is NaN
+
+
+def importance(probs, mask, tokens=None):
+  """Returns the importance loss: experts should have equal summed probabilities.
+
+  Squared coefficient of variation over experts of sum_s p_s, per group (Shazeer et al.,
+  arXiv:1701.06538, section 4; V-MoE, arXiv:2106.05974, appendix A).
+
+  Args:
+    probs: f32[G,S,E], of the logits without noise.
+    mask, tokens: see `balance`.
+  Returns:
+    f32[]: 0 at balance, E - 1 when one expert has everything.
+
+  >>> import jax.numpy as jnp
+  >>> float(importance(jnp.array([[[1.0, 0.0], [0.5, 0.5]]]), jnp.ones((1, 2), bool)))
+  0.25
+  """
+  amounts = jnp.sum(jnp.where(mask[..., None], probs, 0), axis=1)    # [G, E]
+  return token_mean(squared_variation(amounts), mask, tokens)
+
+
+def load(logits, noisy, k, noise_std, mask, tokens=None):
+  """Returns the load loss: experts should be among the k best equally often, were the noise drawn anew.
+
+  Squared coefficient of variation over experts of sum_s 1 - Phi((t_s - z_s) / sigma), per
+  group, with t_s the k-th largest noisy logit of token s (V-MoE, arXiv:2106.05974, appendix
+  A). The gradient goes through z and through t.
+
+  Args:
+    logits:    f32[G,S,E] without noise; noisy: f32[G,S,E] with the noise that was drawn.
+    noise_std: sigma, the standard deviation of that noise, above 0.
+    mask, tokens: see `balance`.
+  Returns:
+    f32[]: 0 at balance, E - 1 when for k = 1 one expert is sure of every token.
+
+  >>> import jax.numpy as jnp
+  >>> logits = jnp.array([[[9.0, 0.0], [9.0, 0.0]]])
+  >>> round(float(load(logits, logits, 1, 0.5, jnp.ones((1, 2), bool))), 4)
+  1.0
+  """
+  # A product, because the transpose of a gather or of top_k is a scatter.
+  at = jax.lax.top_k(jax.lax.stop_gradient(noisy), k)[1][..., -1]    # [G, S]
+  chosen = jax.nn.one_hot(at, logits.shape[-1], dtype=bool)
+  threshold = jnp.sum(jnp.where(chosen, noisy, 0), axis=-1, keepdims=True)         # [G, S, 1]
+  wins = jax.scipy.stats.norm.cdf((logits - threshold) / noise_std)  # 1 - Phi(x) = Phi(-x)
+  amounts = jnp.sum(jnp.where(mask[..., None], wins, 0), axis=1)     # [G, E]
+  return token_mean(squared_variation(amounts), mask, tokens)

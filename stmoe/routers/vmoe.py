@@ -1,0 +1,120 @@
+"""V-MoE: noisy top-k after the softmax, two balance losses, batch priority (arXiv:2106.05974)."""
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import assignment
+from stmoe.core import choices
+from stmoe.core import contract
+from stmoe.core import losses
+from stmoe.core import metrics
+from stmoe.errors import UserError
+
+
+def capacity(num_choices, num_experts, factor, multiple_of=4):
+  """Returns C = ceil(num_choices * factor / num_experts), rounded up to a multiple of `multiple_of`.
+
+  `factor` counts slots per choice, of which a group of S tokens has num_choices = S * k. The
+  paper rounds to the nearest; the ceiling and the multiple are those of the released code.
+
+  Args:
+    num_choices: S * k.
+    multiple_of: 0 or 1 = any.
+
+  >>> capacity(400 * 2, 8, 1.05), capacity(400 * 2, 8, 1.05, 0), capacity(10, 4, 1.0)
+  (108, 105, 4)
+  """
+  slots = max(1, math.ceil(num_choices * factor / num_experts))
+  return -(-slots // multiple_of) * multiple_of if multiple_of else slots
+
+
+def dispatch(gates, mask, k, capacity, batch_priority=False):
+  """Returns (Edges, Assignment): every token to its k largest gates, weighted by them as they are.
+
+  All first choices of a group come before all second ones. Tokens come in order, or with
+  batch priority (BPR, section 4.1) by falling largest gate; ties in order. A choice that
+  finds its expert full is dropped.
+
+  Args:
+    gates: f32[G,S,E] softmax; mask: bool[G,S]; capacity: C.
+  """
+  choice = jax.lax.top_k(jax.lax.stop_gradient(gates), k)[1]         # [G, S, k]
+  edges = assignment.from_choices(choice, choices.values(gates, choice), gates.shape[-1])
+  edges = assignment.kill_padding(edges, mask)
+  priority = jax.lax.stop_gradient(gates.max(axis=-1)) if batch_priority else None  # [G, S]
+  return edges, assignment.cap(edges, capacity, priority)
+
+
+def vmoe(logits, mask, capacity, k, *, noise=None, noise_std=0.0, tokens=None, batch_priority=False):
+  """Returns (Assignment, Aux) of V-MoE's routing (section 2 and appendix A).
+
+  Args:
+    logits:    f32[G,S,E]; mask: bool[G,S]; capacity: C; tokens: see `losses.token_mean`.
+    noise:     f32[G,S,E] draws of N(0, 1), or None: no noise, and then the load loss is 0.
+    noise_std: sigma, what the draws are multiplied by.
+  """
+  noisy = logits if noise is None else logits + noise_std * noise
+  gates = jax.nn.softmax(noisy, axis=-1)                             # [G, S, E]
+  edges, a = dispatch(gates, mask, k, capacity, batch_priority)
+  clean = jax.nn.softmax(logits, axis=-1)
+  first = jnp.argmax(gates, axis=-1)[..., None]                      # [G, S, 1]
+  load = jnp.float32(0) if noise is None else losses.load(logits, noisy, k, noise_std, mask, tokens)
+  return a, contract.Aux(
+      losses=dict(importance=losses.importance(clean, mask, tokens), load=load,
+                  gshard=losses.balance(gates, first, mask, tokens)),
+      load=metrics.load(edges),
+      metrics=metrics.routing(logits, gates, edges, a, mask, tokens))
+
+
+class VMoe(nnx.Module):
+  """Noisy top-k routing with raw gates (arXiv:2106.05974, sections 2 and 4, appendix A).
+
+  Args:
+    k:               choices per token.
+    capacity_factor: (train, eval) slots per choice, unlike the other routers' per token; None
+      = no drops. With batch priority, evaluation may use a factor far below 1 (section 4).
+    multiple_of:     capacity is rounded up to a multiple of it; 0 = to a whole number.
+    noise_std:       in training logits get N(0, (noise_std / E)^2), drawn per token and expert.
+    batch_priority:  tokens of larger gates are served first (BPR); not causal.
+    allow_causal:    accept batch priority where it shows a token later ones.
+  Losses: importance, load, gshard.
+  Differs: initial weights are N(0, 0.02), like other routers'; the released code's have variance 1/D.
+  """
+
+  def __init__(self, d_model, *, num_experts, k=2, capacity_factor=(1.05, 1.05), multiple_of=4,
+               noise_std=1.0, batch_priority=False, allow_causal=False, rngs):
+    if not 1 <= k <= num_experts:
+      raise UserError(f'router vmoe: k={k} with num_experts={num_experts}; k is at least 1 and '
+                      f'at most {num_experts}')
+    if any(factor is not None and not factor > 0 for factor in capacity_factor):
+      raise UserError(f'router vmoe: capacity_factor={tuple(capacity_factor)}; both are above 0, '
+                      'or None for no drops')
+    init = nnx.initializers.normal(0.02)
+    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.num_experts = num_experts
+    self.k = k
+    self.capacity_factor = tuple(capacity_factor)
+    self.multiple_of = multiple_of
+    self.noise_std = noise_std
+    self.batch_priority = batch_priority
+    self.allow_causal = allow_causal
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]; raises UserError for batch priority in a causal stack."""
+    if self.batch_priority and ctx.causal and not self.allow_causal:
+      raise UserError('router vmoe: batch_priority=True lets later tokens decide in a causal stack; '
+                      'nearest: batch_priority=False (or allow_causal=True)')
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    size, factor = x.shape[1], self.capacity_factor[0 if ctx.train else 1]
+    slots = size
+    if factor is not None:                                           # an expert has a token once at most
+      slots = min(size, capacity(size * self.k, self.num_experts, factor, self.multiple_of))
+    key = ctx.fold('noise').key if ctx.train and self.noise_std else None
+    noise = None if key is None else jax.random.normal(key, logits.shape)
+    a, aux = vmoe(logits, ctx.mask, slots, self.k, noise=noise, noise_std=self.noise_std / self.num_experts,
+                  tokens=ctx.tokens, batch_priority=self.batch_priority)
+    return contract.Routed(a, aux, carry)
