@@ -10,6 +10,8 @@ from flax import nnx
 import jax
 import numpy as np
 
+from stmoe.core import assignment
+
 
 class Traced(nnx.Module):
   """A router that also reports its edges, as Aux.metrics['edges']."""
@@ -26,6 +28,8 @@ class Traced(nnx.Module):
     """Returns the wrapped router's Routed for x [G,S,D], with its edges [G,N] among the metrics."""
     routed = self.router(x, ctx, carry)
     a = routed.assignment
+    if not isinstance(a, assignment.Edges):                          # mixtures of all tokens have none
+      return routed
     edges = dict(token=a.token, expert=a.expert, weight=a.weight)
     return routed.replace(aux=routed.aux.replace(metrics={**routed.aux.metrics, 'edges': edges}))
 
@@ -56,6 +60,7 @@ def choices(model, batch):
   """Returns dict layer name -> Choices for one batch, as at evaluation (no noise).
 
   A layer with several routers reports a tuple of their edges; they are called NAME.0, NAME.1, ...
+  Layers whose router mixes all tokens instead of choosing are left out.
 
   Args:
     model: a model of `stmoe.models`.
@@ -64,6 +69,8 @@ def choices(model, batch):
   _, aux = jax.jit(lambda m, b: m(b))(trace(model), batch)
   found = {}
   for layer, report in jax.device_get(aux).items():
+    if 'edges' not in report.metrics:
+      continue
     mask, several = np.asarray(batch[f'{stack_of(layer)}_segment_ids']) > 0, report.metrics['edges']
     routers = {layer: several} if isinstance(several, dict) else {
         f'{layer}.{m}': edges for m, edges in enumerate(several)}

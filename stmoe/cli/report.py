@@ -45,13 +45,19 @@ def routed(runs, labels, folder, text=None):
   from stmoe.analysis import canvas
   from stmoe.analysis import routing
   from stmoe.analysis import routing_view
+  from stmoe.train import rundir
   samples = {}
   for one, label in zip(runs, labels):
     if label in samples or not one.loads or not any((one.path / 'checkpoints').glob('[0-9]*')):
       continue
+    if 'vocab' not in rundir.load(one.path).data:                    # a model of images reads no text
+      continue
     print(f'routing a text through {label}', file=sys.stderr, flush=True)
     model, batch, vocabulary = _open(one.path, text)
-    samples[label] = routing_view.sample(routing.choices(model, batch), batch, vocabulary)
+    chosen = routing.choices(model, batch)
+    if not chosen:
+      continue
+    samples[label] = routing_view.sample(chosen, batch, vocabulary)
     canvas.save(routing_view.figure(samples[label]), folder, f'routed_{label.replace("/", "_")}')
   return samples
 

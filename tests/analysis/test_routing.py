@@ -168,3 +168,7 @@ def test_sample_reads_on_over_rows_and_leaves_padding_out(batch):
   # The inputs of a row are its targets shifted right.
   assert ''.join(seen.pieces) == '·def f(x): retur· x + 1\n'
   assert len(seen.taken) == len(seen.pieces) == 24
+
+
+def test_layers_that_mix_all_tokens_have_no_choices(batch):
+  assert routing.choices(_model(dict(name='soft_moe', num_experts=4, allow_causal=True)), batch) == {}
