@@ -2,6 +2,7 @@
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe.core import noise
@@ -16,12 +17,14 @@ class Mlp(nnx.Module):
     dropout_rate:  expert dropout: on the hidden activation, per element, in training only.
     init_scale:    variance scale s of sqrt(s / fan_in) (0.1 in Switch, section 2.4).
     use_bias:      with bi [E,F] and bo [E,D], initially 0.
+    identical:     all experts start as one (V-MoE, arXiv:2106.05974); the router must tell them apart.
   """
 
   def __init__(self, d_model, *, num_experts, d_ff, activation='relu', dropout_rate=0.0,
-               init_scale=0.1, use_bias=False, rngs):
+               init_scale=0.1, use_bias=False, identical=False, rngs):
     # batch_axis: otherwise E counts into the fan and weights come out sqrt(E) too small.
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal', batch_axis=(0,))
+    init = repeated(init) if identical else init
     inward, outward = ('expert', 'expert_embed', 'expert_mlp'), ('expert', 'expert_mlp', 'expert_embed')
     self.wi = axes.param(init, (num_experts, d_model, d_ff), *inward, rngs=rngs)
     self.wo = axes.param(init, (num_experts, d_ff, d_model), *outward, rngs=rngs)
@@ -39,3 +42,10 @@ class Mlp(nnx.Module):
     h = rows.linear(self.wi[...], bi).map(activation)                # [., F]
     h = h.map(lambda x: noise.dropout(x, self.dropout_rate, key))
     return h.linear(self.wo[...], bo)                                # [., D]
+
+
+def repeated(init):
+  """Returns an initialiser of arrays [E,...] that draws one expert with `init` and repeats it."""
+  def draw(key, shape, dtype):
+    return jnp.broadcast_to(init(key, (1, *shape[1:]), dtype), shape)
+  return draw

@@ -62,10 +62,11 @@ class Attention(nnx.Module):
       that factor, so a checkpoint of one kind must never be read as the other.
     dropout_rate: dropout of attention probabilities, one mask for all queries (T5).
     init_scale: s of the variance scaling.
+    use_bias: with biases bq, bk, bv of the heads and bo [D], initially 0.
   """
 
   def __init__(self, d_model, *, num_heads, head_dim, num_kv_heads=None, scaled=True,
-               dropout_rate=0.0, init_scale=1.0, rngs):
+               dropout_rate=0.0, init_scale=1.0, use_bias=False, rngs):
     num_kv_heads = num_kv_heads or num_heads
     if num_heads % num_kv_heads:
       near = ', '.join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
@@ -80,6 +81,9 @@ class Attention(nnx.Module):
     self.wk = matrix(d_model, num_kv_heads * head_dim, inward)
     self.wv = matrix(d_model, num_kv_heads * head_dim, inward)
     self.wo = matrix(num_heads * head_dim, d_model, outward)
+    bias = lambda w: axes.param(nnx.initializers.zeros, w.shape[1:], w.get_metadata()['out_sharding'][1],
+                                rngs=rngs) if use_bias else None
+    self.bq, self.bk, self.bv, self.bo = (bias(w) for w in (self.wq, self.wk, self.wv, self.wo))
     self.head_dim = head_dim
     self.scale = head_dim ** -0.5 if scaled else 1.0
     self.dropout_rate = dropout_rate
@@ -87,15 +91,21 @@ class Attention(nnx.Module):
   def __call__(self, x, visible, key=None):
     """Returns [B,T,D] for x [B,T,D]; `key` switches dropout on."""
     source = x if visible.memory is None else visible.memory         # [B, K, D]
-    q = self._heads(x, self.wq)                                      # [B, T, H, P]
-    k, v = self._heads(source, self.wk), self._heads(source, self.wv)
+    q = self._heads(x, self.wq, self.bq)                             # [B, T, H, P]
+    k, v = self._heads(source, self.wk, self.bk), self._heads(source, self.wv, self.bv)
     if visible.turn is not None:
       q, k = rotary.rotate(q, visible.turn), rotary.rotate(k, visible.turn)
     # T5 draws one mask of probabilities per batch, head and key for all queries, which is to
     # drop whole value vectors: sum_j (p_ij m_j) v_j = sum_j p_ij (m_j v_j).
     v = noise.dropout(v, self.dropout_rate, key, broadcast_dims=(-1,))
     y = jax.nn.dot_product_attention(q, k, v, bias=visible.bias, mask=visible.mask, scale=self.scale)
-    return y.reshape(*x.shape[:2], -1) @ self.wo[...].astype(x.dtype)    # [B, T, D]
+    return _linear(y.reshape(*x.shape[:2], -1), self.wo, self.bo)    # [B, T, D]
 
-  def _heads(self, x, w):
-    return (x @ w[...].astype(x.dtype)).reshape(*x.shape[:2], -1, self.head_dim)
+  def _heads(self, x, w, b):
+    return _linear(x, w, b).reshape(*x.shape[:2], -1, self.head_dim)
+
+
+def _linear(x, w, b):
+  """x [...,D] times w, plus b where there is one, in the dtype of x."""
+  y = x @ w[...].astype(x.dtype)
+  return y if b is None else y + b[...].astype(x.dtype)
