@@ -53,10 +53,10 @@ def folder(cache_dir=None):
 
 def of(task, vocabulary, cache_dir=None):
   """Returns the Cache of `task` under `vocabulary`, making it if it is not there."""
-  key = _hash(FORMAT, task.name, task.fingerprint, vocabulary.digest)
+  key = digest(FORMAT, task.name, task.fingerprint, vocabulary.digest)
   path = folder(cache_dir) / f'{task.name}-{key}'
   if not path.is_dir():
-    with _new(path) as unfinished:
+    with new(path) as unfinished:
       _write(unfinished, task, vocabulary, key)
   return Cache(path, vocabulary, json.loads((path / 'facts.json').read_text()))
 
@@ -73,21 +73,22 @@ def vocabulary_of(spec, among, extra_ids=0, cache_dir=None):
   num_pieces = spec.removeprefix('train:')
   if not num_pieces.isdigit():
     raise errors.UserError(f'data.vocab={spec!r}: not a number of pieces; write train:4096')
-  key = _hash(FORMAT, num_pieces, vocab.RECIPE, *(part for t in among for part in (t.name, t.fingerprint)))
+  key = digest(FORMAT, num_pieces, vocab.RECIPE, *(part for t in among for part in (t.name, t.fingerprint)))
   path = folder(cache_dir) / f'vocab-{"+".join(t.name for t in among)}-{num_pieces}-{key}'
   if not path.is_dir():
-    with _new(path) as unfinished, progress.task(f'training a vocabulary of {num_pieces} pieces', None):
+    with new(path) as unfinished, progress.task(f'training a vocabulary of {num_pieces} pieces', None):
       texts = (text for task in among for text in task.documents('train'))
       (unfinished / 'pieces.model').write_bytes(vocab.train(texts, int(num_pieces)))
   return vocab.Pieces(path / 'pieces.model', extra_ids)
 
 
-def _hash(*parts):
+def digest(*parts):
+  """Returns 16 hex digits that stand for `parts`, values for JSON."""
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
-def _new(path):
+def new(path):
   """Gives a folder to fill, which becomes `path` if the body ends well and vanishes if it does not."""
   host = socket.gethostname()
   unfinished = path.with_name(f'{path.name}.unfinished.{host}.{os.getpid()}')

@@ -22,6 +22,8 @@ Fields of `cfg.data`:
     joined documents is full anyway.
   shuffle: False takes the rows in order.
   eval_split: the split that evaluation covers.
+
+Images with labels are the objective classification; vision.py says what its fields are.
 """
 
 import dataclasses
@@ -38,6 +40,7 @@ from stmoe.data import objectives
 from stmoe.data import pack
 from stmoe.data import stream as streams
 from stmoe.data import tasks
+from stmoe.data import vision
 
 OBJECTIVES = {
     'lm': lambda d, vocabulary: objectives.Lm(d.length),
@@ -47,6 +50,8 @@ OBJECTIVES = {
         d.get('mean_span_length', 3.0)),
     'seq2seq': lambda d, vocabulary: objectives.Seq2Seq(d.inputs_length, d.targets_length, vocabulary),
 }
+# Where the rows of other objectives come from than `Texts`.
+SOURCES = {'classification': vision.Images}
 AHEAD = 4  # batches made in the background
 
 
@@ -78,11 +83,12 @@ class Batches:
   """Batch t of a list of rows; a sequence, and iterable with the batches made ahead in a thread.
 
   `order(n)` gives (rows, row, number) of global row n < `num_rows`; a last batch is filled up with
-  empty rows (weight 0). `shard` of `num_shards` equal slices of every batch is made.
+  empty rows (weight 0), of which `empty(size)` makes a batch. `shard` of `num_shards` equal slices of
+  every batch is made.
   """
   order: callable
   num_rows: int
-  objective: object
+  empty: callable
   batch_size: int
   shard: int = 0
   num_shards: int = 1
@@ -95,7 +101,7 @@ class Batches:
       raise IndexError(t)
     size = self.batch_size // self.num_shards
     start = t * self.batch_size + self.shard * size
-    batch = pack.empty(self.objective.limits, size, self.objective.prefix)
+    batch = self.empty(size)
     for at in range(min(size, self.num_rows - start)):
       rows, row, number = self.order(start + at)
       rows.fill(batch, at, row, number)
@@ -135,52 +141,89 @@ class Iterator:
     self._batches.close()
 
 
+class Texts:
+  """The rows of tasks of text: what `train_iterator`, `eval_batches` and `info` need of a kind of data.
+
+  keys: dict task -> what identifies its text and vocabulary; weights: those of the mixture, alike.
+  """
+
+  def __init__(self, cfg):
+    self._data, self._found = cfg.data, open_caches(cfg)
+    self._objective = _objective(cfg, self._found)
+    self.keys = {name: cache.key for name, cache in self._found.items()}
+    self.weights = [weight for _, weight in mixture(cfg)]
+
+  def rows(self, name, split, seed, train):
+    """Returns the Rows of a task; `train` packs them, where the configuration says so."""
+    data, objective, cache = self._data, self._objective, self._found[name]
+    stream = streams.Stream(cache, split, objective.eos)
+    if objective.paired:
+      if data.join or not cache.facts.get('paired'):
+        raise errors.UserError(f'data.objective={data.objective!r} takes pairs one by one: it needs '
+                               f'data.join=False (now {data.join}) and a task of pairs (now '
+                               f'{cache.facts["task"]}; there are: pairs, stdlib_pairs, wmt14_en_de, '
+                               'wmt14_en_fr)')
+      segments, sizes = streams.pairs(stream)
+    else:
+      segments = streams.segments(stream, objective.segment, data.join)
+      sizes = segments[:, 1] - segments[:, 0]
+    packs = None
+    if train and data.pack and not data.join:
+      packs = pack.plan(objective.lengths(sizes), list(objective.limits.values()))
+    return Rows(stream, segments, packs, objective, seed, _unscored(data, objective.limits['decoder']))
+
+  def empty(self, size):
+    """Returns a batch of `size` rows without tokens."""
+    return pack.empty(self._objective.limits, size, self._objective.prefix)
+
+  def info(self):
+    """Returns the facts of the text; see `info` below."""
+    found = list(self._found.values())
+    sizes = [cache.facts['splits'][self._data.eval_split] for cache in found]
+    total = lambda key: sum(size[key] for size in sizes)
+    num_bytes, num_tokens, documents = total('bytes'), total('tokens'), total('documents')
+    return dict(vocab=found[0].vocabulary, vocab_size=found[0].vocabulary.vocab_size, num_bytes=num_bytes,
+                num_tokens=num_tokens, num_documents=documents, bytes_per_token=num_bytes / num_tokens,
+                sources=[cache.facts for cache in found])
+
+
 def train_iterator(cfg, shard=0, num_shards=1):
-  """Returns the Iterator of training batches: dicts of i32[train.batch_size / num_shards, length]."""
-  found = open_caches(cfg)
-  objective = _objective(cfg, found)
-  parts = []
-  for name, cache in found.items():
-    rows = _rows(cache, 'train', objective, cfg, _seed(cfg.seed, 'draws', name))
+  """Returns the Iterator of training batches: dicts of arrays [train.batch_size / num_shards, ...]."""
+  source, parts = _source(cfg), []
+  for name in source.keys:
+    rows = source.rows(name, 'train', _seed(cfg.seed, 'draws', name), train=True)
     order = grain.MapDataset.range(len(rows))
     if cfg.data.shuffle:
       order = order.shuffle(seed=_seed(cfg.seed, 'order', name) % 2**32)
     parts.append(order.repeat(None).map_with_index(lambda number, row, rows=rows: (rows, row, number)))
-  weights = [weight for _, weight in mixture(cfg)]
-  order = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+  order = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, source.weights)
   size = _divided(cfg, 'train', num_shards)
-  batches = Batches(order.__getitem__, sys.maxsize, objective, size, shard, num_shards)
-  return Iterator(batches, '+'.join(f'{name}-{cache.key}' for name, cache in found.items()))
+  batches = Batches(order.__getitem__, sys.maxsize, source.empty, size, shard, num_shards)
+  return Iterator(batches, '+'.join(f'{name}-{key}' for name, key in source.keys.items()))
 
 
 def eval_batches(cfg, shard=0, num_shards=1):
   """Returns the Batches of the evaluation split: each row once, in order, unpacked, none random twice."""
-  found = open_caches(cfg)
-  objective = _objective(cfg, found)
-  parts = [_rows(cache, cfg.data.eval_split, objective, cfg, _seed('eval', name))
-           for name, cache in found.items()]
+  source = _source(cfg)
+  parts = [source.rows(name, cfg.data.eval_split, _seed('eval', name), train=False) for name in source.keys]
   ends = np.cumsum([len(rows) for rows in parts])
 
   def order(n):
     part = int(np.searchsorted(ends, n, 'right'))
     row = n - int(ends[part - 1]) if part else n
     return parts[part], row, row
-  return Batches(order, int(ends[-1]), objective, _divided(cfg, 'eval', num_shards), shard, num_shards)
+  return Batches(order, int(ends[-1]), source.empty, _divided(cfg, 'eval', num_shards), shard, num_shards)
 
 
 def info(cfg):
   """Returns the facts of the data of a configuration.
 
-  dict(vocab, vocab_size; num_bytes, num_tokens, num_documents of the evaluation split, EOS counted
-  among the tokens, not the bytes; bytes_per_token = num_bytes / num_tokens; sources: facts.json of
-  each task). With objective lm, bits per byte = total nats over the split / ln 2 / num_bytes.
+  dict(vocab, with a `digest`; vocab_size; sources: facts of each task). Of text also num_bytes,
+  num_tokens, num_documents of the evaluation split, EOS counted among the tokens, not the bytes, and
+  bytes_per_token = num_bytes / num_tokens: with objective lm, bits per byte = total nats over the
+  split / ln 2 / num_bytes. Of images num_images of both splits.
   """
-  found = list(open_caches(cfg).values())
-  sizes = [cache.facts['splits'][cfg.data.eval_split] for cache in found]
-  num_bytes, num_tokens, documents = (sum(s[key] for s in sizes) for key in ('bytes', 'tokens', 'documents'))
-  return dict(vocab=found[0].vocabulary, vocab_size=found[0].vocabulary.vocab_size, num_bytes=num_bytes,
-              num_tokens=num_tokens, num_documents=documents, bytes_per_token=num_bytes / num_tokens,
-              sources=[cache.facts for cache in found])
+  return _source(cfg).info()
 
 
 def mixture(cfg):
@@ -196,44 +239,29 @@ def mixture(cfg):
 def open_caches(cfg):
   """Returns {task name: Cache} of a configuration, all with one vocabulary; makes what is missing."""
   d = cfg.data
-  if d.eval_split not in tasks.SPLITS:
-    raise errors.UserError(f'data.eval_split={d.eval_split!r}{errors.nearest(d.eval_split, tasks.SPLITS)} '
-                           f'(there are: {", ".join(tasks.SPLITS)})')
   files = lambda name: d.files if name in tasks.OWN_FILES or not d.mixture else ()
   among = [tasks.get(name, files(name)) for name, _ in mixture(cfg)]
   vocabulary = caches.vocabulary_of(d.vocab, among, d.extra_ids, d.cache_dir)
   return {task.name: caches.of(task, vocabulary, d.cache_dir) for task in among}
 
 
+def _source(cfg):
+  name, split, known = cfg.data.objective, cfg.data.eval_split, (*OBJECTIVES, *SOURCES)
+  if name not in known:
+    raise errors.UserError(f'data.objective: none is called {name!r}{errors.nearest(name, known)} '
+                           f'(there are: {", ".join(known)})')
+  if split not in tasks.SPLITS:
+    raise errors.UserError(f'data.eval_split={split!r}{errors.nearest(split, tasks.SPLITS)} '
+                           f'(there are: {", ".join(tasks.SPLITS)})')
+  return SOURCES.get(name, Texts)(cfg)
+
+
 def _objective(cfg, found):
-  name = cfg.data.objective
-  if name not in OBJECTIVES:
-    raise errors.UserError(f'data.objective: none is called {name!r}{errors.nearest(name, OBJECTIVES)} '
-                           f'(there are: {", ".join(OBJECTIVES)})')
-  return OBJECTIVES[name](cfg.data, next(iter(found.values())).vocabulary)
+  return OBJECTIVES[cfg.data.objective](cfg.data, next(iter(found.values())).vocabulary)
 
 
-def _rows(cache, split, objective, cfg, seed):
-  join = cfg.data.join
-  stream = streams.Stream(cache, split, objective.eos)
-  if objective.paired:
-    if join or not cache.facts.get('paired'):
-      raise errors.UserError(f'data.objective={cfg.data.objective!r} takes pairs one by one: it needs '
-                             f'data.join=False (now {join}) and a task of pairs (now {cache.facts["task"]}; '
-                             'there are: pairs, stdlib_pairs, wmt14_en_de, wmt14_en_fr)')
-    segments, sizes = streams.pairs(stream)
-  else:
-    segments = streams.segments(stream, objective.segment, join)
-    sizes = segments[:, 1] - segments[:, 0]
-  packs = None
-  if split == 'train' and cfg.data.pack and not join:
-    lengths = objective.lengths(sizes)
-    packs = pack.plan(lengths, list(objective.limits.values()))
-  return Rows(stream, segments, packs, objective, seed, _unscored(cfg, objective.limits['decoder']))
-
-
-def _unscored(cfg, length):
-  share = cfg.data.get('loss_from', 0.0)
+def _unscored(data, length):
+  share = data.get('loss_from', 0.0)
   if not 0 <= share < 1:
     raise errors.UserError(f'data.loss_from={share} is a share of the row: at least 0.0 and below 1.0')
   return math.ceil(share * length)

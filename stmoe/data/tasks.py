@@ -127,17 +127,28 @@ def _wmt(name, tfds, languages):
 
 def _piped(name, split):
   """Gives the documents of a task that seqio reads, from a process that imports it."""
+  for record in piped([*READER, name, split], f'task {name}: seqio cannot read split {split!r}'):
+    yield record.decode()
+
+
+def piped(command, failure):
+  """Gives the records, bytes, that a process of our own writes; its last line is why it ended badly.
+
+  Args:
+    command: words of the command, to which the file descriptor to write to is added. A record is eight
+      little-endian bytes of length, then itself.
+    failure: how the message begins, for a command that reads TensorFlow Datasets.
+  """
   root = str(pathlib.Path(__file__).resolve().parents[2])
   env = dict(os.environ, JAX_PLATFORMS='cpu', CUDA_VISIBLE_DEVICES='', TF_CPP_MIN_LOG_LEVEL='3',
              PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')])))
   ours, theirs = os.pipe()
   with tempfile.TemporaryFile() as said, open(ours, 'rb') as pipe:
-    reader = subprocess.Popen([*READER, name, split, str(theirs)], stdout=said, stderr=said, env=env,
-                              pass_fds=[theirs])
+    reader = subprocess.Popen([*command, str(theirs)], stdout=said, stderr=said, env=env, pass_fds=[theirs])
     os.close(theirs)
     try:
       while header := pipe.read(8):
-        yield pipe.read(*struct.unpack('<q', header)).decode()
+        yield pipe.read(*struct.unpack('<q', header))
     except GeneratorExit:
       reader.kill()
       raise
@@ -147,5 +158,4 @@ def _piped(name, split):
       said.seek(0)
       lines = said.read().decode(errors='replace').strip().splitlines() or ['no message']
       where = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-      raise errors.UserError(f'task {name}: seqio cannot read split {split!r} from $TFDS_DATA_DIR={where}: '
-                             f'{lines[-1].strip()}')
+      raise errors.UserError(f'{failure} from $TFDS_DATA_DIR={where}: {lines[-1].strip()}')
