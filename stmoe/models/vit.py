@@ -1,0 +1,115 @@
+"""The Vision Transformer: patches, a bidirectional stack of any feed-forward layers, one label."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import choices
+from stmoe.core import contract
+from stmoe.layers import attention
+from stmoe.layers import norm
+from stmoe.layers import patches
+from stmoe.layers import stack
+
+# What the head reads of the sequence [B,T,D]: its first token, or the mean of all.
+POOLING = {'token': lambda x: x[:, :1], 'mean': lambda x: jnp.mean(x, axis=1, keepdims=True)}
+
+
+class ViT(nnx.Module):
+  """ViT (arXiv:2010.11929) with the head and the initial values of V-MoE (arXiv:2106.05974).
+
+  Pre-norm blocks with LayerNorm and biased attention; feed-forward layers have biases if
+  their recipes say so. A V-MoE is dense and sparse layers in the pattern: (('dm', 6),) for
+  every second of twelve, (('d', 4), ('dm', 2)) for the last two of the odd ones of eight.
+
+  Args:
+    vocab_size, d_model: V, the number of labels, and D.
+    layers:       pattern of the stack.
+    blocks:       mapping letter -> feed-forward layer (see `stack.Stack`).
+    num_heads, head_dim: of the attention.
+    image_size, patch_size, channels: of the square images; see `patches.Patches`.
+    pooling:      'token': a class token, initially 0, comes first and is what the head reads;
+      'mean': there is none, the head reads the mean of all tokens.
+    representation: width of a tanh layer before the head; 0 = none.
+    head_bias:    initial bias of the head, whose matrix is initially 0.
+    epsilon:      of the norms.
+    dropout_rate: after embedding, sub-layers and final norm, and on attention.
+    init_scale:   variance scale of the attention; layers have their own.
+    dtype:        of activations; parameters, norms, routers and logits are float32.
+    scan_layers, remat: see `stack.Stack`.
+  """
+
+  def __init__(self, *, vocab_size, d_model, layers, blocks, num_heads, head_dim, image_size, patch_size,
+               channels=3, pooling='token', representation=0, head_bias=0.0, epsilon=1e-6, dropout_rate=0.0,
+               init_scale=1.0, dtype='float32', scan_layers=True, remat='none', rngs):
+    choices.named(POOLING, pooling, 'model.pooling')
+    self.patches = patches.Patches(d_model, image_size=image_size, patch_size=patch_size, channels=channels,
+                                   rngs=rngs)
+    zeros = nnx.initializers.zeros
+    self.token = axes.param(zeros, (d_model,), 'embed', rngs=rngs) if pooling == 'token' else None
+    self.length = self.patches.rows_per_sequence + (pooling == 'token')
+    self.positions = axes.param(nnx.initializers.normal(0.02), (1, self.length, d_model), 'unmodeled',
+                                'length', 'embed', rngs=rngs)
+    attend = functools.partial(attention.Attention, num_heads=num_heads, head_dim=head_dim, use_bias=True,
+                               dropout_rate=dropout_rate, init_scale=init_scale)
+    self.encoder = stack.Stack(
+        d_model, name='encoder', pattern=layers, blocks=blocks, attention=attend,
+        norm=functools.partial(norm.LayerNorm, epsilon=epsilon), dropout_rate=dropout_rate,
+        scan_layers=scan_layers, remat=remat, rngs=rngs)
+    self.representation = Linear(d_model, representation, 'mlp', rngs=rngs) if representation else None
+    self.head = Linear(representation or d_model, vocab_size, 'vocab', init=zeros, bias=head_bias, rngs=rngs)
+    self.pooling = pooling
+    self.dtype = jnp.dtype(dtype)
+
+  def __call__(self, batch, key=None, train=False, step=0, tokens=None):
+    """Returns (logits f32[B,1,V], aux: dict layer name -> Aux).
+
+    Args:
+      batch:  image f32[B,H,W,C], and decoder_loss_weights i32[B,1]: 0 for rows that hold no image.
+      key:    PRNG key, or None for no randomness.
+      train:  training capacities and dropout.
+      step:   i32[] optimizer step, for schedules.
+      tokens: dict of `count_tokens`: divisor of the router losses; None = of this batch.
+    """
+    tokens = self.count_tokens(batch) if tokens is None else tokens
+    x = self.patches(batch['image'], self.dtype)                     # [B, N, D]
+    if self.token is not None:
+      first = jnp.broadcast_to(self.token[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+      x = jnp.concatenate([first, x], axis=1)                        # [B, T, D]
+    x = x + self.positions[...].astype(x.dtype)
+    mask = jnp.broadcast_to(batch['decoder_loss_weights'] > 0, x.shape[:2])        # [B, T]
+    places = jnp.broadcast_to(jnp.arange(self.length), mask.shape)
+    ctx = contract.Context(mask=mask, ids=jnp.zeros_like(places), positions=places, key=key,
+                           segments=mask.astype(jnp.int32), step=jnp.asarray(step), tokens=tokens['encoder'],
+                           train=train)
+    visible = attention.Visible(mask=attention.same_segment(ctx.segments, ctx.segments))
+    x, aux = self.encoder(x, ctx.fold('encoder'), visible)
+    with jax.named_scope('head'):
+      x = POOLING[self.pooling](x).astype(jnp.float32)                           # [B, 1, D]
+      if self.representation is not None:
+        x = jnp.tanh(self.representation(x))
+      return self.head(x), aux                                       # [B, 1, V]
+
+  def count_tokens(self, batch):
+    """Returns the real tokens of the stack in `batch`: dict(encoder=f32[])."""
+    return {'encoder': self.length * jnp.sum(batch['decoder_loss_weights'] > 0, dtype=jnp.float32)}
+
+  def stacks(self):
+    """Returns the list of the model's stacks."""
+    return [self.encoder]
+
+
+class Linear(nnx.Module):
+  """x w + b in float32, w [D,F] with second axis `name`, b [F] initially `bias`."""
+
+  def __init__(self, d_model, width, name, *, init=None, bias=0.0, rngs):
+    init = init or nnx.initializers.lecun_normal()
+    self.w = axes.param(init, (d_model, width), 'embed', name, rngs=rngs)
+    self.b = axes.param(nnx.initializers.constant(bias), (width,), name, rngs=rngs)
+
+  def __call__(self, x):
+    """Returns f32[...,F] for x [...,D]."""
+    return x.astype(jnp.float32) @ self.w[...] + self.b[...]
