@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import errors
+from stmoe.data import vision
 from stmoe.train import losses
 
 POSITIVE = ('train.steps', 'train.batch_size', 'train.microbatches', 'train.log_every', 'train.stats_every',
@@ -14,7 +15,7 @@ POSITIVE = ('train.steps', 'train.batch_size', 'train.microbatches', 'train.log_
 
 
 def counts(cfg):
-  """Raises UserError for a number of steps, rows or parts below 1, or of passes that no loss is for."""
+  """Raises UserError for a number of steps, rows or parts below 1, or losses that nothing is there for."""
   for field in POSITIVE:
     section, name = field.split('.')
     if cfg[section].get(name, 1) < 1:
@@ -26,6 +27,9 @@ def counts(cfg):
   if alpha < 0 or alpha and passes == 1:
     raise errors.UserError(f'loss.consistency={alpha} with loss.passes={passes}: it weighs the divergence of '
                            'two passes, and is not negative; nearest: loss.passes=2')
+  if cfg.loss.get('sigmoid') and (cfg.loss.z or cfg.loss.label_smoothing or alpha):
+    raise errors.UserError(f'loss.sigmoid=True has no softmax for loss.z={cfg.loss.z}, label_smoothing='
+                           f'{cfg.loss.label_smoothing} and consistency={alpha}; set them to 0')
 
 
 def batches(cfg, mesh):
@@ -41,7 +45,9 @@ def batches(cfg, mesh):
 
 
 def batch_shapes(cfg, rows):
-  """Returns the ShapeDtypeStructs i32[rows,.] of a batch of configuration `cfg`."""
+  """Returns the ShapeDtypeStructs of a batch of configuration `cfg`: i32[rows,.], images f32[rows,H,W,C]."""
+  if cfg.data.objective == 'classification':
+    return {name: jax.ShapeDtypeStruct(*one) for name, one in vision.shapes(cfg.data, rows).items()}
   length = cfg.data.get('length') or cfg.data.targets_length
   shape = lambda n: jax.ShapeDtypeStruct((rows, n), jnp.int32)
   names = ['target_tokens', 'input_tokens', 'loss_weights', 'segment_ids', 'positions']
@@ -81,8 +87,8 @@ def vocabulary(cfg, plan, found):
   """
   size = found.vocab_size
   if size > cfg.model.vocab_size:
-    multiple = -(-size // 128) * 128
-    raise errors.UserError(f'model.vocab_size={cfg.model.vocab_size}, but data.vocab={cfg.data.vocab!r} has '
+    multiple, what = -(-size // 128) * 128, 'vocab' if 'vocab' in cfg.data else 'task'
+    raise errors.UserError(f'model.vocab_size={cfg.model.vocab_size}, but data.{what}={cfg.data[what]!r} has '
                            f'{size} ids; set model.vocab_size={size} or, faster, {multiple}')
   for path, module in nnx.iter_graph(plan.model(plan.shapes['params'], plan.shapes['router_state'])):
     wanted = getattr(module, 'vocabulary', None)

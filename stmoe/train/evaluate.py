@@ -17,9 +17,9 @@ from stmoe.train import state as states
 def make(plan, draws=1):
   """Returns the jitted `(params, router_state, batch, key) -> dict of f32[]` sums over real target tokens.
 
-  Evaluation capacity, no dropout or other noise, no label smoothing; `drop_frac` is a mean over sparse
-  layers, and 'load' a dict layer -> f32[E]. Only a router whose evaluation is random by its method
-  (`draws_at_eval`) uses the key.
+  Evaluation capacity, no dropout or other noise, the loss of the softmax without label smoothing;
+  `drop_frac` is a mean over sparse layers, and 'load' a dict layer -> f32[E]. Only a router whose
+  evaluation is random by its method (`draws_at_eval`) uses the key.
   With several `draws`, the predicted distributions of so many keys are averaged (an ensemble).
   """
   def sums(params, routers, batch, key):

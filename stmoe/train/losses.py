@@ -91,20 +91,39 @@ def _consistency_backward(kept, g):
 consistency.defvjp(_consistency, _consistency_backward)
 
 
+def sigmoid_cross_entropy(logits, targets):
+  """Returns f32[B,T]: every class is a yes or no of its own, sum_v log(1 + e^l_v) - l_target.
+
+  The loss of V-MoE (arXiv:2106.05974) in training from scratch; V log 2 at zero logits.
+
+  Args:
+    logits:  f32[B,T,V].
+    targets: i32[B,T].
+  """
+  right = jax.nn.one_hot(targets, logits.shape[-1], dtype=bool)
+  return jnp.sum(jax.nn.softplus(logits), axis=-1) - jnp.sum(jnp.where(right, logits, 0), axis=-1)
+
+
 def weights(batch):
   """Returns f32[B,T], 1 on real target tokens."""
   return batch['decoder_loss_weights'].astype(jnp.float32)
 
 
-def task(logits, batch, z=0.0, label_smoothing=0.0):
-  """Returns dict of sums over the real target tokens of `batch`, f32[]: ce, z, correct."""
+def task(logits, batch, z=0.0, label_smoothing=0.0, sigmoid=False):
+  """Returns dict of sums over the real target tokens of `batch`, f32[]: ce, z, correct.
+
+  `sigmoid` takes `sigmoid_cross_entropy` in place of `cross_entropy`; z and smoothing are of the softmax.
+  """
   targets, real = batch['decoder_target_tokens'], weights(batch)
-  ce, z_term = cross_entropy(logits, targets, z, label_smoothing)    # [B, T]
+  if sigmoid:
+    ce, z_term = sigmoid_cross_entropy(logits, targets), jnp.zeros(targets.shape)  # [B, T]
+  else:
+    ce, z_term = cross_entropy(logits, targets, z, label_smoothing)  # [B, T]
   correct = jnp.argmax(logits, axis=-1) == targets
   return dict(ce=jnp.sum(ce * real), z=jnp.sum(z_term * real), correct=jnp.sum(correct * real))
 
 
-def passes(logits, batch, z=0.0, label_smoothing=0.0):
+def passes(logits, batch, z=0.0, label_smoothing=0.0, sigmoid=False):
   """Returns dict of sums over the real target tokens of `batch` and over stochastic passes, f32[].
 
   ce, z, correct: of `task`, summed over the passes. consistency: between the first pass and the
@@ -113,7 +132,7 @@ def passes(logits, batch, z=0.0, label_smoothing=0.0):
   Args:
     logits: f32[P,B,T,V], P passes of one batch.
   """
-  each = [task(one, batch, z, label_smoothing) for one in logits]
+  each = [task(one, batch, z, label_smoothing, sigmoid) for one in logits]
   sums = jax.tree.map(lambda *values: sum(values), *each)
   if len(logits) > 1:
     sums['consistency'] = jnp.sum(consistency(logits[0], logits[1]) * weights(batch))

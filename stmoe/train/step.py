@@ -77,7 +77,7 @@ def gradients(cfg, plan, state, batch, microbatches):
   def loss(params, part, key):
     logits, aux = forward(params, part, key)
     with jax.named_scope('loss'):
-      sums = losses.passes(logits, part, task.z, task.label_smoothing)
+      sums = losses.passes(logits, part, task.z, task.label_smoothing, task.get('sigmoid', False))
       routers, values = losses.router(aux, weighted)
     total = (sums['ce'] + sums['z']) / targets + passes * routers / microbatches
     # Summed over microbatches, these are the values of the whole batch.

@@ -82,3 +82,15 @@ def test_losses_nobody_reports_are_user_errors(weighted, message):
 
 def test_a_name_without_coefficient_is_no_mistake():
   losses.check({}, dict(balance=(0.0, 'mean')))
+
+
+def test_sigmoid_cross_entropy_by_hand():
+  logits = jnp.array([[[0.0, 2.0, -1.0]]])
+  sigmoid = lambda l: 1 / (1 + np.exp(-l))
+  expected = -np.log(sigmoid(2.0)) - np.log(1 - sigmoid(0.0)) - np.log(1 - sigmoid(-1.0))
+  found = losses.sigmoid_cross_entropy(logits, jnp.array([[1]]))
+  np.testing.assert_allclose(found, [[expected]], rtol=1e-6)
+  batch = dict(decoder_target_tokens=jnp.array([[1, 0]]), decoder_loss_weights=jnp.array([[1, 0]]))
+  sums = losses.task(jnp.tile(logits, (1, 2, 1)), batch, sigmoid=True)
+  np.testing.assert_allclose(sums['ce'], expected, rtol=1e-6)
+  assert sums['correct'] == 1 and sums['z'] == 0
