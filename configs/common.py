@@ -16,7 +16,8 @@ def config(seed=0):
   c.losses = dict(balance=(0.0, 'mean'), z=(0.0, 'mean'))
   # passes=2: every batch runs twice with different keys, and `consistency` weighs the divergence between
   # the two predictions (THOR, R-Drop); the losses of the passes add up.
-  c.loss = dict(z=0.0, label_smoothing=0.0, passes=1, consistency=0.0)
+  # sigmoid: a yes or no of every class instead of a softmax; evaluation reports the softmax's loss.
+  c.loss = dict(z=0.0, label_smoothing=0.0, sigmoid=False, passes=1, consistency=0.0)
   # clip: global norm of the gradient, 0.0 = none; stop_after_bad: non-finite steps in a row.
   c.train = dict(steps=1000, batch_size=32, microbatches=1, clip=0.0, log_every=50, stats_every=500,
                  stop_after_bad=10)
@@ -107,6 +108,33 @@ def pairs(task, inputs_length, targets_length, vocab='bytes', **fields):
                    mixture=(), shuffle=True, eval_split='validation', cache_dir=''), **fields)
 
 
+def images(task, image_size, channels=3, **fields):
+  """Returns the data section of image classification: square images, pixels from -1 to 1."""
+  return dict(dict(task=task, files=(), label='', objective='classification', image_size=image_size,
+                   channels=channels, central=1.0, crop=1.0, flip=False, mean=0.5, std=0.5, shuffle=True,
+                   eval_split='validation', cache_dir=''), **fields)
+
+
+def smoke_images(c):
+  """Shrinks an image classifier as `smoke` does: on the digits of scikit-learn, patches of 2 x 2 pixels."""
+  c.model.update(vocab_size=10, d_model=64, num_heads=2, head_dim=32, image_size=8, patch_size=2, channels=1)
+  c.model.layers = tuple((letters, 1) for letters, _ in c.model.layers)
+  if c.model.representation:
+    c.model.representation = 64
+  tokens = 16 + (c.model.pooling == 'token')
+  for outer in c.blocks.values():
+    block = sparse(outer)
+    if block is None:
+      outer.d_ff = 128
+      continue
+    block.experts.d_ff = 128
+    block.router.num_experts = min(block.router.num_experts, 8)
+    if block.get('group_size'):
+      block.group_size = 2 * tokens
+  c.data.update(task='digits', image_size=8, channels=1, central=1.0)
+  return _short(c)
+
+
 def smoke(c):
   """Shrinks `c` in place to run on a laptop's CPU in about a minute, and returns it locked.
 
@@ -130,6 +158,11 @@ def smoke(c):
       block.group_size = 2 * lengths['targets_length' if letter in decoder else 'inputs_length']
   task = 'stdlib_pairs' if c.data.objective == 'seq2seq' else 'stdlib'
   c.data.update(task=task, files=(), vocab='bytes', **{k: v for k, v in lengths.items() if k in c.data})
+  return _short(c)
+
+
+def _short(c):
+  """`c` with 20 steps on whatever device there is, locked."""
   c.train.update(steps=20, batch_size=16, microbatches=1, log_every=5, stats_every=10)
   c.eval.update(every=10, batches=2, batch_size=16)
   c.checkpoint.update(every=10)
