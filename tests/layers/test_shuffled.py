@@ -12,8 +12,6 @@ from stmoe.core import contract
 from stmoe.layers import shuffled
 
 B, T, D, SIZE = 4, 8, 4, 8                                           # 4 groups of 8, two tokens to each group
-MOE = dict(name='moe', group_size=SIZE, router=dict(name='base', num_experts=2, allow_causal=True),
-           experts=dict(name='residual', d_ff=6))
 X = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
 KEYS = [jax.random.key(seed, impl='unsafe_rbg') for seed in range(2)]          # compiles fast
 
@@ -41,8 +39,8 @@ def run(layer, x, ctx, carry):
   return layer(x, ctx, carry)
 
 
-def build(inner, **fields):
-  return shuffled.Shuffled(D, inner=lookup.recipe('inner', inner | fields), rngs=nnx.Rngs(0))
+def build(inner):
+  return shuffled.Shuffled(D, inner=lookup.recipe('inner', inner), rngs=nnx.Rngs(0))
 
 
 def spied(**fields):
@@ -81,10 +79,18 @@ def test_deal_by_hand():
 
 
 def test_groups_must_divide_their_tokens():
-  layer = build(MOE, group_size=2)                                   # 16 groups of 2 tokens
+  layer = shuffled.Shuffled(D, inner=Spy, rngs=nnx.Rngs(0))
+  layer.group_size = 2                                               # 16 groups of 2 tokens
   with pytest.raises(errors.UserError, match='each of the 16 routing groups .* 2 tokens') as caught:
     run(layer, X, context(train=True, key=KEYS[0]), {})
   assert '\n' not in str(caught.value)
+
+
+def test_groups_are_those_of_the_layer_that_routes():
+  moe = dict(name='moe', group_size=SIZE, router=dict(name='switch', num_experts=2),
+             experts=dict(name='mlp', d_ff=4))
+  assert build(moe).group_size == SIZE
+  assert build(dict(name='shuffled', inner=moe)).group_size == SIZE  # however deep it is wrapped
 
 
 def test_a_layer_without_router_is_refused():
