@@ -32,9 +32,9 @@ def get_config(arg=''):
   c.data = common.data('stdlib', length=128, vocab='train:2048')
   c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
   c.schedule = dict(name='cosine', peak=4e-3, warmup_steps=20, end_fraction=0.05)
-  c.train.update(steps=200, batch_size=8, clip=1.0, log_every=10, stats_every=20)
-  c.eval.update(every=200, batches=60, batch_size=8)
-  c.checkpoint.update(every=200, keep=1)
+  c.train.update(steps=120, batch_size=8, clip=1.0, log_every=10, stats_every=20)
+  c.eval.update(every=120, batches=60, batch_size=8)
+  c.checkpoint.update(every=120, keep=1)
   if args.smoke:
     c.train.update(steps=20, stats_every=10)
     c.eval.update(every=20, batches=4)
