@@ -66,10 +66,10 @@ def group(rows, labels):
 def _add_slowdown(grouped, rows, labels):
   """Adds column 'slowdown': time per step over that of the dense run of the same place among the seeds.
 
-  The dense run is the only one without expert load; with none, or several, there is no column.
+  The dense run is the first one without expert load; with none there is no column.
   """
   dense = [label for label, row in grouped.items() if row.get('balance') is None]
-  if len(dense) != 1:
+  if not dense:
     return
   mine = lambda label: [r['time'] / r['steps'] if r.get('time') and r.get('steps') else None
                         for r, name in zip(rows, labels) if name == label]
