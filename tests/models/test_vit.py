@@ -188,7 +188,7 @@ def test_flops_and_parameters_by_hand():
   cfg = ml_collections.ConfigDict(dict(
       model=FIELDS | dict(image_size=8, layers=(('dv', 1),), representation=0),
       blocks=dict(d=BLOCKS['d'], v=dict(BLOCKS['v'], group_size=None)),
-      data=dict(objective='classification', image_size=8)))
+      data=dict(objective='classification', image_size=8), loss=dict(passes=1)))
   cfg.blocks.v.router.num_experts = experts
   assert flops.lengths(cfg) == dict(encoder=tokens, decoder=1)
   attention = 4 * width * width + 2 * tokens * width                 # products, scores and values, per token
