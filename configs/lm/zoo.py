@@ -25,8 +25,8 @@ def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='switch', experts=8, leaky=False)
   c = common.config()
   row = methods.find(args.method) if args.leaky else methods.causal(args.method)
-  methods.put(c, row, args.experts, d_ff=512, num_layers=4, length=128, group_size=2 * 128,
-              backbone='lm' if args.leaky else None, vocab_size=2048, d_model=128)
+  methods.put(c, row, args.experts, d_ff=512, num_layers=4, length=128, vocab_size=2048, d_model=128,
+              backbone='lm' if args.leaky else None)
   if args.leaky:
     common.sparse(c.blocks.m).router.allow_causal = True
   c.data = common.data('stdlib', length=128, vocab='train:2048')

@@ -70,6 +70,24 @@ def test_mistakes_in_a_configuration(mistake, text, tmp_path, more, words):
   assert not list((tmp_path / 'run').glob('checkpoints/*'))
 
 
+@pytest.mark.parametrize('experiment, override, words', [
+    ('lm/text:method=base,smoke', 'blocks.m.inner.router.num_experts=7', ['num_experts=7', '128', '126, 133']),
+    ('lm/text:method=base,smoke', 'blocks.m.inner.router.allow_causal=False',
+     ['lets later tokens decide in a causal stack', 'allow_causal=True']),
+    ('lm/zoo:method=expert_choice,leaky', 'blocks.m.router.allow_causal=False',
+     ['lets later tokens decide in a causal stack', 'allow_causal=True']),
+    ('lm/zoo:method=expert_choice', 'seed=0', ["method='expert_choice' is not causal"]),
+    ('lm/text:method=deepseek_moe,smoke', 'blocks.m.inner.router.k=99', ['k=99', '31']),
+    ('lm/text:method=thor,smoke', 'blocks.m.router.num_experts=1', ['num_experts=1']),
+])
+def test_mistakes_with_a_method(mistake, text, tmp_path, experiment, override, words):
+  compiled.clear()
+  line = mistake('train', experiment, '--config.data.task=text', f'--config.data.files={text}', '--workdir',
+                 str(tmp_path / 'run'), f'--config.{override}')
+  assert all(word in line for word in words), line
+  assert not compiled and not (tmp_path / 'run').exists()
+
+
 @pytest.mark.parametrize('content, words', [
     (b'caf\xe9 ' * 100, ['not UTF-8', 'byte 3']),
     (b'', ['no text']),
