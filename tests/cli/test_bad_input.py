@@ -71,7 +71,8 @@ def test_mistakes_in_a_configuration(mistake, text, tmp_path, more, words):
 
 
 @pytest.mark.parametrize('experiment, override, words', [
-    ('lm/text:method=base,smoke', 'blocks.m.inner.router.num_experts=7', ['num_experts=7', '128', '126, 133']),
+    ('lm/text:method=base,smoke', 'blocks.m.inner.router.num_experts=7',
+     ['num_experts=7', '128', '126, 133']),
     ('lm/text:method=base,smoke', 'blocks.m.inner.router.allow_causal=False',
      ['lets later tokens decide in a causal stack', 'allow_causal=True']),
     ('lm/zoo:method=expert_choice,leaky', 'blocks.m.router.allow_causal=False',

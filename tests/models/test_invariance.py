@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from stmoe import axes
 from stmoe.surgery import layout
 
 NAMES = ('lm', 't5', 'zoo')
@@ -77,6 +78,21 @@ def test_packing(name):
   second = np.arange(LENGTH) >= tiny.SIZE
   packed |= {key: a + second for key, a in packed.items() if key.endswith('segment_ids')}
   tiny.assert_equal(tiny.run(name, tiny.build(name), packed), tiny.run(name, tiny.build(name), apart))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['lm', 'zoo'], indirect=True)
+def test_devices(name):
+  """One device, or batch and experts split over eight; the trainer's own test is tests/train/test_step.py."""
+  whole = tiny.batch(name, 8, LENGTH, real=[[8], [3], [5], [8], [2], [8], [7], [8]])
+  one, made = tiny.run(name, tiny.build(name), whole), tiny.build(name)
+  mesh = axes.make_mesh(data=4, expert=2)
+  with jax.set_mesh(mesh):
+    rows = jax.sharding.NamedSharding(mesh, axes.spec(('batch', 'length')))
+    split = {key: jax.device_put(a, rows) for key, a in whole.items()}
+    assert len(split['decoder_input_tokens'].addressable_shards) == 8
+    eight = tiny.run(name, made, split)
+  tiny.assert_equal(jax.device_get(eight), one)
 
 
 def test_conversion_is_a_round_trip(name):
