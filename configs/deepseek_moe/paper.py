@@ -23,7 +23,8 @@ SIZES = dict(
             d_ff=1536, vocab_size=102400, groups=(8, 3), route_scale=16.0, params=236e9, active=21e9,
             computed=246.9e9),
     v3=dict(d_model=7168, num_heads=128, head_dim=128, layers=61, dense=(3, 18432), routed=256, shared=1, k=8,
-            d_ff=2048, vocab_size=129280, groups=(8, 4), route_scale=2.5, params=671e9, active=37e9,
+            d_ff=2048, vocab_size=129280, groups=(8, 4),             # vocabulary (unverified)
+            route_scale=2.5, params=671e9, active=37e9,
             computed=688.3e9),
 )
 

@@ -16,8 +16,7 @@ def pretraining(size, steps, scale=paper.SCALE, alpha=None):
     alpha: a constant balance coefficient; None = the adaptive ones.
   """
   router = dict(name='skywork', num_experts=size['experts'], k=size['k'], scale=scale, xi=paper.XI,
-                alpha_max=paper.ALPHA_MAX, beta=paper.BETA, alpha_start=paper.ALPHA_MAX,
-                capacity_factor=(2.5, 4.0))
+                alpha_max=paper.ALPHA_MAX, beta=paper.BETA, capacity_factor=(2.5, 4.0))
   c = common.config()
   c.model = dict(name='lm', vocab_size=size['vocab_size'], d_model=size['d_model'],
                  num_heads=size['num_heads'], head_dim=size['head_dim'], tie_embeddings=False,

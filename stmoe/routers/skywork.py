@@ -66,8 +66,8 @@ class Skywork(nnx.Module):
     min_capacity:    least slots of an expert.
     dropless:        nothing is dropped, and what the capacity would have dropped moves alpha.
     xi, alpha_max, beta: after a step with drop rate d, alpha <- beta alpha + (1 - beta) min(xi d, alpha_max).
-    alpha_start:     alpha before the first step (not stated in the report; its start is forgotten in
-      1 / (1 - beta) steps).
+    alpha_start:     alpha before the first step; None = alpha_max (not stated in the report; it is
+      forgotten in 1 / (1 - beta) steps).
   Losses: balance, adaptive_balance.
   State: alpha f32[].
   Differs: the report leaves open whether gates are renormalised (here, as in the code of MoE++, they
@@ -75,14 +75,14 @@ class Skywork(nnx.Module):
   """
 
   def __init__(self, d_model, *, num_experts, k=2, scale=1.0, capacity_factor=(2.5, 4.0), min_capacity=4,
-               dropless=False, xi=0.2, alpha_max=0.01, beta=0.99, alpha_start=0.0, rngs):
+               dropless=False, xi=0.2, alpha_max=0.01, beta=0.99, alpha_start=None, rngs):
     choices.check_groups('skywork', num_experts, k, 1, 1)
     if num_experts < 2:
       raise UserError('router skywork: num_experts=1 has no deviation of logits to normalise; nearest: 2')
     init = nnx.initializers.normal(0.02)
     self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
     self.b = axes.param(nnx.initializers.zeros, (num_experts,), 'unmodeled', rngs=rngs)
-    self.alpha = axes.state(jnp.float32(alpha_start))
+    self.alpha = axes.state(jnp.float32(alpha_max if alpha_start is None else alpha_start))
     self.num_experts = num_experts
     self.k = k
     self.scale = scale
