@@ -8,6 +8,9 @@ the slow tests.
 
 import os
 import pathlib
+import sys
+
+import pytest
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -19,3 +22,11 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 for _flag, _value in (('--xla_force_host_platform_device_count', 8), ('--xla_backend_optimization_level', 0)):
   if _flag not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_flag}={_value}'.strip()
+
+
+@pytest.fixture(autouse=True, scope='module')
+def compiled_programs_are_freed():
+  """Frees the programs of a file after it: thousands of them would be more than a process can map."""
+  yield
+  if 'jax' in sys.modules:
+    sys.modules['jax'].clear_caches()
