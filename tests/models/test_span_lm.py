@@ -53,7 +53,9 @@ def whole():
   return tiny.batch('lm', 4, LENGTH, real=[[8], [3], [5], [8]])
 
 
-@pytest.mark.parametrize('host', ['span_lm', pytest.param('lm', marks=pytest.mark.slow)])
+# The momentum layers' carry is in tests/models/test_invariance.py by default.
+@pytest.mark.slow
+@pytest.mark.parametrize('host', ['span_lm', 'lm'])
 def test_scan_with_rematerialisation_equals_a_loop_without(host):
   """Values and gradients, with noise: the state travels in the scan's carry and is computed again."""
   graphdef, _, routers = build(host, scan_layers=False)
@@ -72,6 +74,7 @@ def test_all_policies_of_rematerialisation(host, remat):
                     tiny.run('lm', build(host, remat='full'), whole(), KEY))
 
 
+@pytest.mark.slow
 def test_microbatches():
   made = build('span_lm')
   tiny.assert_equal(tiny.run('lm', made, whole(), parts=4), tiny.run('lm', made, whole()))

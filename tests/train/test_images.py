@@ -24,6 +24,7 @@ def final(path):
   return json.loads((path / 'DONE').read_text())
 
 
+@pytest.mark.slow
 def test_a_run_on_images_and_its_continuation(tmp_path):
   """With microbatches, sigmoid loss and a checkpoint, from which the rest leads to the same end."""
   cfg = load('vmoe/digits:smoke', *TINY)
