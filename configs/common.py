@@ -24,8 +24,9 @@ def config(seed=0):
   # batches: 0 = the whole split; draws: predictions that are averaged, where evaluation is random.
   c.eval = dict(every=500, batches=0, batch_size=32, draws=1)
   c.checkpoint = dict(every=500, keep=2, async_save=True)
-  # -1: the devices the other axes leave over.
-  c.mesh = dict(data=-1, expert=1, model=1)
+  # -1: the devices the other axes leave over. rules: how logical axes are split over them where it is not
+  # the default: 'fsdp', 'folded', 'axis=mesh axis', several with commas (stmoe/axes.py).
+  c.mesh = dict(data=-1, expert=1, model=1, rules='')
   # start: first profiled step, -1 = none.
   c.profile = dict(start=-1, steps=3)
   return c

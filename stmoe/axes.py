@@ -4,14 +4,17 @@ Every parameter of the project is made by `param`, which names each of its axes.
 An unknown name raises here, because JAX and Flax would silently replicate it.
 """
 
+import contextlib
+import contextvars
 import difflib
 import math
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
+from stmoe import errors
 from stmoe import state as state_lib
 
 # Logical axis -> mesh axis (or tuple of mesh axes, or None for replicated).
@@ -36,6 +39,54 @@ RULES = {
 }
 
 MESH_AXES = ('data', 'expert', 'model')
+
+# Named changes of RULES, for `rules`:
+#   fsdp    parameters and the optimizer's statistics are also split over the devices that share the batch,
+#           and gathered layer by layer (ZeRO-3, arXiv:1910.02054).
+#   folded  experts are on another folding of the devices than attention (arXiv:2504.14960): none is cut over
+#           `model`, they are dealt out over expert x model, and so are the tokens that they are sent.
+TABLES = {
+    'fsdp': {'embed': ('data', 'expert'), 'expert_embed': 'data'},
+    'folded': {'group': ('data', 'expert', 'model'), 'expert': ('expert', 'model'), 'expert_mlp': None},
+}
+
+_rules = contextvars.ContextVar('rules', default=RULES)
+
+
+def rules(text):
+  """Returns the rules of a configuration's `mesh.rules`: RULES, changed by the parts of `text` in turn.
+
+  A part is a name of TABLES, or 'axis=mesh axes' with '+' between several and nothing for replicated.
+  Raises UserError for anything unknown.
+
+  >>> rules('folded,vocab=')['expert'], rules('folded,vocab=')['vocab'], rules('embed=data+expert')['embed']
+  (('expert', 'model'), None, ('data', 'expert'))
+  """
+  changed = dict(RULES)
+  for part in filter(None, text.split(',')):
+    axis, equals, where = part.partition('=')
+    if not equals and axis not in TABLES or equals and axis not in RULES:
+      known, what = (RULES, 'logical axis') if equals else (TABLES, 'table')
+      raise errors.UserError(f'mesh.rules={text!r}: there is no {what} {axis!r}{errors.nearest(axis, known)}'
+                             f' (there are: {", ".join(known)})')
+    to = tuple(filter(None, where.split('+')))
+    for mesh_axis in to:
+      if mesh_axis not in MESH_AXES:
+        raise errors.UserError(f'mesh.rules={text!r}: there is no mesh axis {mesh_axis!r}'
+                               f'{errors.nearest(mesh_axis, MESH_AXES)} (there are: {", ".join(MESH_AXES)})')
+    changed |= {axis: to[0] if len(to) == 1 else to or None} if equals else TABLES[axis]
+  return changed
+
+
+@contextlib.contextmanager
+def use(mesh, changed=None):
+  """Context in which `mesh` is the current mesh and `changed`, or else RULES, the current rules."""
+  token = _rules.set(RULES if changed is None else changed)
+  try:
+    with jax.set_mesh(mesh):
+      yield mesh
+  finally:
+    _rules.reset(token)
 
 
 def check(names):
@@ -74,19 +125,28 @@ def state(value, *names):
   return state_lib.RouterState(value, out_sharding=tuple(names), eager_sharding=False)
 
 
-def spec(names, rules=None):
-  """Returns the PartitionSpec of an array with logical axes `names`.
+def spec(names):
+  """Returns the PartitionSpec, under the current rules, of an array with logical axes `names`.
 
-  Raises ValueError if two axes of the array fall on the same mesh axis.
+  Raises UserError if two axes of the array fall on the same mesh axis.
   """
-  rules = RULES if rules is None else rules
   check(names)
-  entries = tuple(None if name is None else rules[name] for name in names)
-  used = [m for entry in entries if entry for m in ((entry,) if isinstance(entry, str) else entry)]
+  entries = tuple(None if name is None else _rules.get()[name] for name in names)
+  used = [mesh_axis for entry in entries for mesh_axis in _mesh_axes(entry)]
   for mesh_axis in set(used):
     if used.count(mesh_axis) > 1:
-      raise ValueError(f'logical axes {names} put mesh axis {mesh_axis!r} on one array twice')
+      raise errors.UserError(f'mesh.rules put the mesh axis {mesh_axis!r} on one array twice: its logical '
+                             f'axes {names} go to {entries}')
   return PartitionSpec(*entries)
+
+
+def mesh_axes(*names):
+  """Returns the tuple of mesh axes over which the current rules split the logical axes `names`."""
+  return tuple(mesh_axis for entry in spec(names) for mesh_axis in _mesh_axes(entry))
+
+
+def _mesh_axes(entry):
+  return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def names_of(state):
@@ -105,11 +165,6 @@ def names_of(state):
 def is_names(leaf):
   """Whether `leaf` is a tuple of logical axis names (use as `is_leaf` in tree maps)."""
   return isinstance(leaf, tuple) and all(n is None or isinstance(n, str) for n in leaf)
-
-
-def shardings(names, mesh, rules=None):
-  """Returns the tree of NamedShardings of a tree of logical axes (see `names_of`)."""
-  return jax.tree.map(lambda n: NamedSharding(mesh, spec(n, rules)), names, is_leaf=is_names)
 
 
 def constrain(x, *names):
@@ -136,8 +191,4 @@ def make_mesh(data=1, expert=1, model=1, devices=None):
 def num_shards(*names):
   """Returns over how many devices of the current mesh the logical axes `names` are split."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return 1
-  entries = [entry for entry in spec(names) if entry]
-  mesh_axes = [m for entry in entries for m in ((entry,) if isinstance(entry, str) else entry)]
-  return math.prod(mesh.shape[m] for m in mesh_axes)
+  return 1 if mesh.empty else math.prod(mesh.shape[m] for m in mesh_axes(*names))

@@ -50,6 +50,27 @@ def constructor(kind, name):
   raise errors.UserError(f'{found.__name__} defines no class called like its file')
 
 
+def executor(text):
+  """Returns the function `execute` of the executor that `text` names, with its own fields bound.
+
+  `text` is the name of a module, with fields or without: 'gather', 'all_to_all:chunks=4'. Fields are whole
+  numbers. Raises UserError, naming what there is.
+  """
+  name, _, fields = text.partition(':')
+  execute = module('executor', name).execute
+  known = [p.name for p in inspect.signature(execute).parameters.values() if p.kind is p.KEYWORD_ONLY]
+  given = {}
+  for field in filter(None, fields.split(',')):
+    key, _, number = field.partition('=')
+    if key not in known:
+      raise errors.UserError(f'executor {text!r}: {name} has no field {key!r}{errors.nearest(key, known)}'
+                             f' (it has: {", ".join(known) or "none"})')
+    if not number.isdigit() or not int(number):
+      raise errors.UserError(f'executor {text!r}: {key}={number!r} is not a positive whole number')
+    given[key] = int(number)
+  return functools.partial(execute, **given)
+
+
 def recipe(kind, fields):
   """Returns `functools.partial(Class, **fields)` for a configuration of `kind`.
 

@@ -128,7 +128,7 @@ def _sparse(executor, routing, factor, tokens, d_model, num_experts, k):
   factor = None if factor is None else factor * k
   router, parameters = (_router if routing == 'real' else functools.partial(_table, routing))(
       factor, tokens, d_model, num_experts, k)
-  execute = lookup.module('executor', executor).execute
+  execute = lookup.executor(executor)
   a = jax.jit(router)(x, parameters)
   facts = dict(executor=executor, routing=routing, capacity_factor=factor and factor / k,
                drop_rate=float(1 - assignment.live(a).mean()))

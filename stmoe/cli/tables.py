@@ -51,7 +51,6 @@ def run(args):
 
 def _embeddings(path, vocabulary, vocab_size):
   """The token embeddings f32[V,D] of the newest checkpoint of a run with the same vocabulary."""
-  import jax
   import numpy as np
 
   from stmoe.train import rundir
@@ -61,8 +60,7 @@ def _embeddings(path, vocabulary, vocab_size):
   if cfg.model.vocab_size != vocab_size:
     raise errors.UserError(f'--embeddings {path}: its model has {cfg.model.vocab_size} ids, this one has '
                            f'{vocab_size}')
-  mesh = states.make_mesh(dict(data=-1, expert=1, model=1))
-  with jax.set_mesh(mesh):
+  with states.on_mesh(dict(data=-1, expert=1, model=1)) as mesh:
     plan = states.blueprint(cfg, mesh)
     _, state, *_ = score.restore(plan, path, vocabulary, lambda text: print(text, file=sys.stderr))
   return np.asarray(state['params']['embed']['table'])

@@ -54,6 +54,45 @@ def sort(a):
   return Rows(edge=edge, token=token, row=row, start=start, sizes=sizes)
 
 
+@jax.custom_vjp
+def take(x, a, rows):
+  """Returns the rows [M,D] of tokens x [G,S,D]; those beyond the live ones hold anything.
+
+  The transpose, in gathers as well, is `add_up` of `give`.
+
+  >>> edges = assignment.from_choices(jnp.array([[[1], [0]]]), jnp.ones((1, 2, 1)), 2)
+  >>> a = assignment.cap(edges, 2)
+  >>> take(jnp.array([[[5.], [7.]]]), a, sort(a)).tolist()
+  [[7.0], [5.0]]
+  """
+  return x.reshape(-1, x.shape[-1])[rows.token]
+
+
+@jax.custom_vjp
+def give(y, a, rows):
+  """Returns [G,N,D]: of rows y [M,D] the row of every edge, zero where it has none.
+
+  The transpose is a gather too.
+  """
+  return y.at[rows.row].get(mode='fill', fill_value=0)
+
+
+def _give_backward(saved, dy):
+  a, rows = saved
+  dy = dy.reshape(-1, dy.shape[-1])[rows.edge]                       # [M, D]
+  live = jnp.arange(rows.edge.size) < rows.sizes.sum()
+  return jnp.where(live[:, None], dy, 0), None, None
+
+
+def _take_backward(saved, drows):
+  per_edge = give(drows, *saved).astype(jnp.float32)                 # [G, N, D]
+  return add_up(per_edge, saved[0]).astype(drows.dtype), None, None
+
+
+take.defvjp(lambda x, a, rows: (take(x, a, rows), (a, rows)), _take_backward)
+give.defvjp(lambda y, a, rows: (give(y, a, rows), (a, rows)), _give_backward)
+
+
 def used_slots(a):
   """Returns i32[G,E]: how many edges of each group reach each expert.
 

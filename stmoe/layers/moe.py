@@ -15,7 +15,7 @@ class Moe(nnx.Module):
     d_model:    D.
     router:     recipe of a router; the bank gets as many experts as it has.
     experts:    recipe of an expert bank.
-    executor:   module name in `stmoe/core/execute`.
+    executor:   module name in `stmoe/core/execute`, with its fields (see `lookup.executor`).
     group_size: S, tokens routed together; None = one sequence. Capacity depends on it,
       so it is never adjusted: a size that does not divide the batch raises.
   """
@@ -26,7 +26,7 @@ class Moe(nnx.Module):
     self.d_model = d_model
     self.group_size = group_size
     self.executor = executor
-    lookup.module('executor', executor)
+    lookup.executor(executor)
 
   def init_carry(self, x):
     """Returns what the router remembers across layers, [B,T,.] arrays; {} for most."""
@@ -43,12 +43,13 @@ class Moe(nnx.Module):
     groups, size = num_groups(batch, length, self.group_size)
     regroup = lambda a: a.reshape(groups, size, *a.shape[2:])
     ungroup = lambda a: a.reshape(batch, length, *a.shape[2:])
-    x = regroup(x)                                                   # [G, S, D]
+    x = axes.constrain(regroup(x), 'group', None, None)              # [G, S, D]
     with jax.named_scope('route'):
       routed = self.router(x, ctx.fold('router').group(groups, size), jax.tree.map(regroup, carry))
     key = ctx.fold('experts').key if ctx.train else None
-    y = lookup.module('executor', self.executor).execute(x, routed.assignment, self.experts, key)
-    return ungroup(y), routed.aux, jax.tree.map(ungroup, routed.carry)
+    y = lookup.executor(self.executor)(x, routed.assignment, self.experts, key)
+    y = axes.constrain(ungroup(y), 'batch', 'length', None)          # [B, T, D]
+    return y, routed.aux, jax.tree.map(ungroup, routed.carry)
 
 
 def num_groups(batch, length, group_size):

@@ -4,6 +4,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import axes
 from stmoe import lookup
 from stmoe.core import contract
 from stmoe.core import noise
@@ -62,7 +63,7 @@ class MultiHash(nnx.Module):
     self.dropout_rate = dropout_rate
     self.group_size = group_size
     self.executor = executor
-    lookup.module('executor', executor)
+    lookup.executor(executor)
 
   def commit(self, aux):
     """Changes nothing: hash tables are constants of the model."""
@@ -71,7 +72,7 @@ class MultiHash(nnx.Module):
     """Returns (y [B,T,D], Aux, carry) for x [B,T,D]."""
     batch, length, width = x.shape
     groups, size = moe.num_groups(batch, length, self.group_size)
-    x = x.reshape(groups, size, width)                               # [G, S, D]
+    x = axes.constrain(x.reshape(groups, size, width), 'group', None, None)          # [G, S, D]
     grouped = ctx.group(groups, size)
     with jax.named_scope('route'):
       routed = [segment.router(x, grouped.fold(f'router_{m}'), carry)
@@ -81,7 +82,8 @@ class MultiHash(nnx.Module):
     h = getattr(jax.nn, self.activation)(h)
     h = noise.dropout(h, self.dropout_rate, ctx.fold('hidden').key if ctx.train else None)
     y = concatenated(h, assigned, [s.experts[1] for s in self.segments], self.executor)   # [G, S, D]
-    return y.reshape(batch, length, width), _together([r.aux for r in routed]), carry
+    y = axes.constrain(y.reshape(batch, length, width), 'batch', 'length', None)
+    return y, _together([r.aux for r in routed]), carry
 
 
 def concatenated(x, assigned, banks, executor):
@@ -90,7 +92,7 @@ def concatenated(x, assigned, banks, executor):
   Args:
     assigned: the Assignment of each bank.
   """
-  execute = lookup.module('executor', executor).execute
+  execute = lookup.executor(executor)
   return jnp.concatenate([execute(x, a, bank) for a, bank in zip(assigned, banks)], axis=-1)
 
 

@@ -32,16 +32,17 @@ def counts(cfg):
                            f'{cfg.loss.label_smoothing} and consistency={alpha}; set them to 0')
 
 
-def batches(cfg, mesh):
-  """Raises UserError unless the batches divide into microbatches and over the devices of `mesh`."""
-  shards = mesh.shape['data'] * mesh.shape['expert']
+def batches(cfg):
+  """Raises UserError unless the batches divide into microbatches and over the devices of the current mesh."""
+  shards = axes.num_shards('batch')
   for field, size, parts in (('train.batch_size', cfg.train.batch_size, cfg.train.microbatches),
                              ('eval.batch_size', cfg.eval.batch_size, 1)):
     if size % (parts * shards):
       low = size // (parts * shards) * parts * shards
       near = ', '.join(str(n) for n in (low, low + parts * shards) if n)
+      over = ' x '.join(axes.mesh_axes('batch'))
       raise errors.UserError(f'{field}={size} is not divisible by {parts} microbatches x {shards} devices '
-                             f'that share a batch (mesh data x expert); nearest: {near}')
+                             f'that share a batch (mesh {over}); nearest: {near}')
 
 
 def batch_shapes(cfg, rows):

@@ -47,10 +47,9 @@ def train(cfg, workdir, name='', devices=None):
     return 0
   keep_compilations()
   cost = flops_per_step(cfg)
-  mesh = states.make_mesh(cfg.mesh, devices)
-  check.batches(cfg, mesh)
   with contextlib.ExitStack() as stack:
-    stack.enter_context(jax.set_mesh(mesh))
+    mesh = stack.enter_context(states.on_mesh(cfg.mesh, devices))
+    check.batches(cfg)
     return Loop(cfg, pathlib.Path(workdir), name, mesh, cost, stack).run()
 
 

@@ -29,10 +29,9 @@ def measure(cfg, rounds=9, steps=10, devices=None):
   cfg = cfg.copy_and_resolve_references().unlock()
   cfg.train.update(steps=10**9, log_every=steps, stats_every=10**9)
   cfg.eval.every = cfg.checkpoint.every = 10**9
-  mesh = states.make_mesh(cfg.mesh, devices)
   loop.keep_compilations()
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-    stack.enter_context(jax.set_mesh(mesh))
+    mesh = stack.enter_context(states.on_mesh(cfg.mesh, devices))
     run = loop.Loop(cfg, pathlib.Path(folder), 'overhead', mesh, 1.0, stack)
     run.first()
     batch = check.place(next(run.data), mesh)

@@ -27,8 +27,7 @@ def measure(cfg, rounds=5):
   gflops: active FLOPs (a sparse layer computes padding and recomputes besides) per second.
   matmul_gflops: of a square product in the same process.
   """
-  mesh = states.make_mesh(cfg.mesh, jax.devices()[:1])
-  with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
+  with tempfile.TemporaryDirectory() as folder, states.on_mesh(cfg.mesh, jax.devices()[:1]) as mesh:
     plan = states.blueprint(cfg, mesh)
     state, do_step = states.init(cfg, plan), steps.make(cfg, plan)
     batch = check.place(next(pipeline.train_iterator(cfg)), mesh)

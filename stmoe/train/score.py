@@ -3,7 +3,6 @@
 import copy
 import pathlib
 
-import jax
 
 from stmoe import errors
 from stmoe import experiment
@@ -32,8 +31,7 @@ def sweep(cfg, path, field, texts, say, step=None, devices=None):
     changed.append(copy.deepcopy(cfg))
     for name in fields:
       experiment.apply(changed[-1], f'{name}={text}')
-    mesh = states.make_mesh(changed[-1].mesh, devices)
-    with jax.set_mesh(mesh):
+    with states.on_mesh(changed[-1].mesh, devices) as mesh:
       check.counts(changed[-1])
       states.blueprint(changed[-1], mesh)
   for one in changed:
@@ -53,9 +51,8 @@ def score(cfg, path, say, step=None, devices=None):
     step: of the checkpoint; None = the newest.
   """
   loop.keep_compilations()
-  mesh = states.make_mesh(cfg.mesh, devices)
-  check.batches(cfg, mesh)
-  with jax.set_mesh(mesh):
+  with states.on_mesh(cfg.mesh, devices) as mesh:
+    check.batches(cfg)
     plan = states.blueprint(cfg, mesh)
     check.forward(cfg, plan)
     facts = pipeline.info(cfg)

@@ -8,6 +8,7 @@
                 with a non-finite loss or gradient, bad i32[] of them in a row until now
 """
 
+import contextlib
 import dataclasses
 import math
 import zlib
@@ -53,7 +54,7 @@ def make_mesh(sizes, devices=None):
 
   Raises UserError when the sizes do not multiply to the number of devices.
   """
-  sizes = dict(sizes)
+  sizes = {axis: n for axis, n in sizes.items() if axis != 'rules'}
   devices = jax.devices() if devices is None else devices
   fixed = math.prod(n for n in sizes.values() if n != -1)
   for axis, n in sizes.items():
@@ -65,6 +66,16 @@ def make_mesh(sizes, devices=None):
     raise errors.UserError(f'mesh {sizes} does not fit {len(devices)} devices; one of its sizes may be -1, '
                            f'nearest: mesh.data={max(1, len(devices) * sizes.get("data", 1) // fixed)}')
   return axes.make_mesh(**sizes | {axis: len(devices) // fixed for axis in free}, devices=devices)
+
+
+@contextlib.contextmanager
+def on_mesh(section, devices=None):
+  """Context with the mesh and the sharding rules of configuration section `mesh`; gives the mesh.
+
+  Raises UserError for sizes that do not fit the devices, or rules that do not exist.
+  """
+  with axes.use(make_mesh(section, devices), axes.rules(section.get('rules', ''))) as mesh:
+    yield mesh
 
 
 def fold(seed, name):
@@ -87,15 +98,16 @@ def blueprint(cfg, mesh):
   with nnx.logical_axis_rules(tuple(axes.RULES.items())):            # under a mesh flax translates names
     model = nnx.eval_shape(lambda: build(cfg))
   graphdef, params, routers = nnx.split(model, nnx.Param, router_state.RouterState)
-  names = axes.names_of(params)
+  names, router_names = axes.names_of(params), axes.names_of(routers)
   params, routers = nnx.to_pure_dict(params), nnx.to_pure_dict(routers)
   optimizer = fields.bind(optimizers, 'optimizer', cfg.optimizer)(names, params)
   shapes = dict(params=params, router_state=routers, opt_state=jax.eval_shape(optimizer.init, params),
                 **jax.eval_shape(lambda: _counters(cfg.seed)))
   replicated = lambda tree: jax.tree.map(lambda s: (None,) * len(s.shape), tree)
   named = {part: replicated(tree) for part, tree in shapes.items()}
-  named |= dict(params=names, opt_state=optimizer.names)
+  named |= dict(params=names, opt_state=optimizer.names, router_state=router_names)
   check_divisible(params, names, mesh)
+  check_divisible(routers, router_names, mesh)
   place = lambda n, s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=NamedSharding(mesh, axes.spec(n)))
   return Blueprint(graphdef, optimizer, jax.tree.map(place, named, shapes, is_leaf=axes.is_names), mesh)
 
@@ -120,15 +132,15 @@ def _counters(seed):
 
 
 def check_divisible(shapes, names, mesh):
-  """Raises UserError for the first parameter with an axis that `mesh` does not divide."""
+  """Raises UserError for the first array with an axis that the devices it is split over do not divide."""
   named = jax.tree.leaves_with_path(names, is_leaf=axes.is_names)
   for (path, logical), shape in zip(named, jax.tree.leaves(shapes)):
-    for name, entry, size in zip(logical, axes.spec(logical), shape.shape):
-      devices = mesh.shape[entry] if entry else 1
+    for name, size in zip(logical, shape.shape):
+      devices = math.prod(mesh.shape[axis] for axis in axes.mesh_axes(name))
       if size % devices:
         low = size // devices * devices
         near = ', '.join(str(n) for n in (low, low + devices) if n)
         what = 'experts' if name == 'expert' else f'the axis {name!r} of'
-        where = jax.tree_util.keystr(path, simple=True, separator='/')
-        raise errors.UserError(f'{what} {where}: {size} is not divisible by mesh.{entry}={devices}; '
+        where, over = jax.tree_util.keystr(path, simple=True, separator='/'), ' x '.join(axes.mesh_axes(name))
+        raise errors.UserError(f'{what} {where}: {size} is not divisible by mesh.{over}={devices}; '
                                f'nearest: {near}')

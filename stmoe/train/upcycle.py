@@ -62,9 +62,8 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
     same_backbone(run, start, cfg)
   loop.keep_compilations()
   cost = loop.flops_per_step(cfg)
-  mesh = states.make_mesh(cfg.mesh, devices)
-  check.batches(cfg, mesh)
-  with jax.set_mesh(mesh):
+  with states.on_mesh(cfg.mesh, devices) as mesh:
+    check.batches(cfg)
     plan, plans = states.blueprint(cfg, mesh), [states.blueprint(start, mesh) for start in starts]
     check.forward(cfg, plan)
     facts = pipeline.info(cfg)

@@ -87,7 +87,7 @@ def test_fits_its_batches_and_devices(name, arg):
   mesh = state.make_mesh(cfg.mesh)
   with jax.set_mesh(mesh):
     check.counts(cfg)
-    check.batches(cfg, mesh)
+    check.batches(cfg)
     check.forward(cfg, state.blueprint(cfg, mesh))
 
 

@@ -165,8 +165,8 @@ def test_mistakes_are_found_without_compiling(tmp_path, devices, changed, messag
   with pytest.raises(errors.UserError, match=message):
     check.counts(cfg)
     mesh = states.make_mesh(cfg.mesh, jax.devices()[:devices])
-    check.batches(cfg, mesh)
     with jax.set_mesh(mesh):
+      check.batches(cfg)
       plan = states.blueprint(cfg, mesh)
       steps.make(cfg, plan)
       check.forward(cfg, plan)

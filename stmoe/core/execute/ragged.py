@@ -27,10 +27,10 @@ def execute(x, a, experts, key=None):
   live = assignment.live(a)                                          # [G, N]
   with jax.named_scope('dispatch'):
     rows = rows_lib.sort(a)
-    sorted_x = x.reshape(-1, x.shape[-1])[rows.token]                # [M, D]
+    sorted_x = rows_lib.take(x, a, rows)                             # [M, D]
   with jax.named_scope('experts'):
     y = experts(layouts.Ragged(sorted_x, rows.sizes), key).x         # [M, D]
   with jax.named_scope('combine'):
-    y = y.at[rows.row].get(mode='fill', fill_value=0)                # [G, N, D]
+    y = rows_lib.give(y, a, rows)                                    # [G, N, D]
     y = y * jnp.where(live, a.weight, 0)[..., None]                  # dead weights may be NaN
     return rows_lib.add_up(y, a).astype(x.dtype)                     # [G, S, D]

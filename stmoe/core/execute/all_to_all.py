@@ -1,0 +1,54 @@
+"""Expert parallelism with capacity buffers: `gather` on every device, around two all-to-alls.
+
+Every device fills the buffers of all experts from its own groups, x[G_{data,expert},S,D] -> rows
+[E,R,D]. An all-to-all over the axes that split the experts gives each expert the rows of all devices,
+the experts run, and a second all-to-all brings the results home. Their transposes are the same two
+again: nothing else moves but the gradients of experts that several devices hold. Experts may be
+cut over `model` at the same time.
+"""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from stmoe.core import exchange
+from stmoe.core import layouts
+from stmoe.core.execute import gather
+
+
+def execute(x, a, experts, key=None, *, chunks=1):
+  """Returns y[g,s] = sum over edges (s -> e) of weight * expert_e(x[g,s]).
+
+  Args:
+    x:       [G,S,D] activations.
+    a:       Assignment.
+    experts: a bank, `experts(rows, key) -> rows`, every array of it with a leading E axis.
+    key:     PRNG key for dropout inside experts (every device draws its own), or None.
+    chunks:  into how many parts the rows are cut; while experts work on one the next can travel.
+  Returns:
+    [G,S,D'] in the dtype of x, D' the width of the bank's rows; tokens without a live edge get zeros.
+  """
+  def local(x, a, experts, key, over):
+    return gather.execute(x, a, Remote(experts, over, chunks) if over else experts, key)
+  return exchange.on_shards(local, x, a, experts, key)
+
+
+@struct.dataclass
+class Remote:
+  """A bank of E experts of which each device has its part: rows travel to their expert and back."""
+  bank: object
+  over: tuple = struct.field(pytree_node=False)
+  chunks: int = struct.field(pytree_node=False)
+
+  def __call__(self, rows, key=None):
+    """Returns the rows' expert outputs: Buckets [E,R,D] -> [E,R,D']."""
+    parts = jnp.array_split(rows.x, self.chunks, axis=1)
+    done = [self._part(x, key if key is None else jax.random.fold_in(key, i)) for i, x in enumerate(parts)]
+    return layouts.Buckets(jnp.concatenate(done, axis=1))
+
+  def _part(self, x, key):
+    with jax.named_scope('dispatch'):
+      x = jax.lax.all_to_all(x, self.over, 0, 1, tiled=True)         # [E/P, P*R, D]
+    y = self.bank(layouts.Buckets(x), key).x
+    with jax.named_scope('combine'):
+      return jax.lax.all_to_all(y, self.over, 1, 0, tiled=True)      # [E, R, D']

@@ -1,0 +1,64 @@
+"""Expert parallelism without capacity buffers: rows sorted by expert, exchanged, run by `blocks`, sent back.
+
+No edge has to be dropped and no buffer of every expert is padded to its capacity: as many rows travel
+as there are (where the backend has `ragged_all_to_all`; see `core/exchange.py`). What arrives is an
+Assignment again, of every sender's rows to this device's experts. Buffers must have a size, though:
+R rows for every pair of devices, as many as one may ever have for another.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from stmoe.core import assignment
+from stmoe.core import exchange
+from stmoe.core import rows as rows_lib
+from stmoe.core.execute import blocks
+
+
+def execute(x, a, experts, key=None):
+  """Returns y[g,s] = sum over edges (s -> e) of weight * expert_e(x[g,s]).
+
+  Args:
+    x:       [G,S,D] activations.
+    a:       Assignment.
+    experts: a bank, `experts(rows, key) -> rows`, every array of it with a leading E axis.
+    key:     PRNG key for dropout inside experts (every block draws its own), or None.
+  Returns:
+    [G,S,D'] in the dtype of x, D' the width of the bank's rows; tokens without a live edge get zeros.
+  """
+  return exchange.on_shards(_local, x, a, experts, key)
+
+
+def _local(x, a, experts, key, over):
+  if not over:
+    return blocks.execute(x, a, experts, key)
+  weight = jnp.where(assignment.live(a), a.weight, 0)                # dead weights may be NaN
+  num, mine = a.expert.size, a.num_experts // exchange.num_devices(over)
+  with jax.named_scope('dispatch'):
+    rows = rows_lib.sort(a)
+    plan = exchange.plan(rows.sizes, over, limit=min(num, a.expert.shape[0] * mine * a.capacity))
+    arrived = exchange.there(rows_lib.take(x, a, rows), plan)        # [P, R, D]
+  y = blocks.execute(arrived, received(plan.counts, plan.limit), experts, key)     # [P, R, D']
+  with jax.named_scope('combine'):
+    y = rows_lib.give(exchange.back(y, plan, num), a, rows)          # [G, N, D']
+    return rows_lib.add_up(y.astype(jnp.float32) * weight[..., None], a).astype(x.dtype)
+
+
+def received(counts, limit):
+  """Returns the Assignment of rows that arrived sorted by expert: each to its expert, with weight 1.
+
+  Args:
+    counts: i32[P,E] rows from each sender by expert; the senders are the groups.
+    limit:  R, the tokens of a group; those after the rows are dead.
+
+  >>> received(jnp.array([[1, 2], [0, 1]]), 3).expert.tolist()
+  [[0, 1, 1], [1, 2, 2]]
+  """
+  peers, num_experts = counts.shape
+  end = jnp.cumsum(counts, axis=1)                                   # [P, E]
+  row = jnp.broadcast_to(jnp.arange(limit, dtype=jnp.int32), (peers, limit))
+  expert = jnp.sum(row[..., None] >= end[:, None], axis=-1, dtype=jnp.int32)       # [P, R]
+  start = jnp.pad(end - counts, ((0, 0), (0, 1)))                    # [P, E+1]
+  slot = jnp.where(expert < num_experts, row - jnp.take_along_axis(start, expert, axis=1), limit)
+  return assignment.Assignment(token=row, expert=expert, weight=jnp.ones((peers, limit)), slot=slot,
+                               num_tokens=limit, num_experts=num_experts, choices=1, capacity=limit)
