@@ -1,0 +1,46 @@
+"""Says whether an experiment fits on accelerators and what it moves between them; none is needed.
+
+stmoe compile lm/stdlib --topology v5e:2x4
+stmoe compile st_moe/32b --topology v5p:8x8x8 --json report.json        takes many minutes
+stmoe compile lm/text:method=switch,smoke --topology cpu:8 --config.mesh.expert=4
+
+Topologies: v4, v5p (2x2x1, 8x8x8, ...), v5e, v6e (2x4, 16x16, ...), h100, h200 (8, 16, ...), cpu (any
+number of virtual devices). TPUs and GPUs need the extra: pip install 'stmoe[aot]'. The training step is
+compiled for them as it would run there; times are estimates from vendors' figures.
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+from stmoe import errors
+from stmoe import experiment
+
+
+def add_arguments(parser):
+  parser.add_argument('name', metavar='NAME', help='an experiment, NAME[:argument]')
+  parser.add_argument('--topology', required=True, metavar='CHIP:SHAPE', help='for example v5p:8x8x8')
+  parser.add_argument('--quick', action='store_true',
+                      help="the compiler's least effort: sooner an answer, but memory is not the final one")
+  parser.add_argument('--json', metavar='OUT', type=pathlib.Path, help='also write the report to this file')
+  parser.set_defaults(overrides=())
+
+
+def run(args):
+  from stmoe.train import topology
+  cfg, name = experiment.load(args.name, args.overrides)
+  if args.json and not args.json.resolve().parent.is_dir():
+    raise errors.UserError(f'--json: no directory {args.json.resolve().parent}')
+  topology.prepare(args.topology)
+  from stmoe.analysis import compiled as pages
+  from stmoe.train import aot
+  chip, devices, remark = topology.devices(args.topology)
+  started = time.monotonic()
+  note = lambda text: print(f'[{time.monotonic() - started:4.0f} s] {text}', file=sys.stderr, flush=True)
+  found = dict(name=name, topology=args.topology, devices=len(devices), remark=remark, quick=args.quick,
+               chip=chip._asdict(), **aot.examine(cfg, chip, devices, note, args.quick))
+  print('\n'.join(pages.lines(found)))
+  if args.json:
+    args.json.write_text(json.dumps(found, indent=1) + '\n')
+  return 0
