@@ -80,10 +80,14 @@ def rules(text):
 
 @contextlib.contextmanager
 def use(mesh, changed=None):
-  """Context in which `mesh` is the current mesh and `changed`, or else RULES, the current rules."""
+  """Context in which `mesh` is the current mesh and `changed`, or else RULES, the current rules.
+
+  An AbstractMesh, of devices that need not exist, is for shapes and shardings only.
+  """
   token = _rules.set(RULES if changed is None else changed)
+  abstract = isinstance(mesh, jax.sharding.AbstractMesh)
   try:
-    with jax.set_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(mesh) if abstract else jax.set_mesh(mesh):
       yield mesh
   finally:
     _rules.reset(token)

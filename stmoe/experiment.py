@@ -79,7 +79,7 @@ def find_module(where):
       spec.loader.exec_module(module)
       return canonical, module
     where = path.resolve().relative_to(folder().resolve()).with_suffix('').as_posix()
-  named = all(name.isidentifier() for name in where.split('/'))
+  named = all(re.fullmatch(r'\w+', name) for name in where.split('/'))
   if not named or not (folder() / f'{where}.py').is_file():
     raise errors.UserError(f'no experiment is called {where!r}{errors.nearest(where, available())}'
                            f' (stmoe list shows all)')

@@ -28,9 +28,9 @@ def _step(found):
                 'which counts the body of a loop once')
   rows.append(f'  memory traffic    {gib(step["traffic_bytes"])} (estimate)')
   capacity = f' of {gib(memory["capacity"])}' if memory['capacity'] else ''
-  rows.append(f'  memory            {gib(memory["peak"])}{capacity}: arguments {gib(memory["arguments"])} (updated '
-              f'in place {gib(memory["aliased"])}), temporaries {gib(memory["temporaries"])}, '
-              f'code {gib(memory["code"])}')
+  parts = ', '.join(f'{part} {gib(memory[part])}' for part in ('arguments', 'temporaries', 'code'))
+  rows.append(f'  memory            {gib(memory["peak"])}{capacity}: {parts}; '
+              f'updated in place {gib(memory["aliased"])}')
   kinds = step['collectives']
   if kinds:
     cells = [[kind, f'{row["count"]:,}', f'{row["executions"]:,}' + ('' if row['known'] else '+'),

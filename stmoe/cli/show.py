@@ -2,21 +2,34 @@
 
 stmoe show lm/stdlib:smoke --config.train.steps=100
 stmoe show lm/stdlib --json
+stmoe show switch/base_c4 --sharding --mesh 8x4x2      every array on 8 data x 4 expert x 2 model devices
 """
 
+from stmoe import errors
 from stmoe import experiment
 
 
 def add_arguments(parser):
   parser.add_argument('name', help='an experiment, NAME[:argument], or the path of a .py file')
   parser.add_argument('--json', action='store_true', help='print what a run stores as config.json')
+  parser.add_argument('--sharding', action='store_true',
+                      help='print the axes, spec, shape and bytes of every array; no device is needed')
+  parser.add_argument('--mesh', metavar='DxExM', help='sizes of data, expert and model for --sharding')
   parser.set_defaults(overrides=())
 
 
 def run(args):
+  if args.sharding != bool(args.mesh) or args.sharding and args.json:
+    raise errors.UserError('--sharding and --mesh DxExM go together, and without --json; '
+                           'nearest: --sharding --mesh 8x1x1')
   config, name = experiment.load(args.name, args.overrides)
   if args.json:
     print(experiment.to_json(config))
+    return
+  if args.sharding:
+    from stmoe.train import sharding
+    sizes = sharding.mesh_of(args.mesh)
+    print('\n'.join(sharding.lines(sharding.rows(config, sizes), sizes)))
     return
   print(f'{name}  (run id {experiment.run_id(config)[:8]})')
   for line in _lines(config.to_dict(), ''):

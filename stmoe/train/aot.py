@@ -35,11 +35,11 @@ class DoesNotFit(Exception):
 
 
 def lower(cfg, mesh):
-  """Returns (Blueprint, lowered training step) of `cfg` on `mesh`, which must have been entered.
+  """Returns (Blueprint, lowered training step) of `cfg` on `mesh`, entered by `states.on_mesh`.
 
   Raises UserError for what is wrong with the configuration or does not divide.
   """
-  check.batches(cfg, mesh)
+  check.batches(cfg)
   plan = states.blueprint(cfg, mesh)
   check.forward(cfg, plan)
   rows = NamedSharding(mesh, axes.spec(('batch',)))
@@ -60,8 +60,7 @@ def build(cfg, devices, note=lambda text: None, quick=False):
     UserError: see `lower`. DoesNotFit: where the compiler says so.
   """
   check.counts(cfg)
-  mesh = states.make_mesh(cfg.mesh, devices)
-  with jax.set_mesh(mesh):
+  with states.on_mesh(cfg.mesh, devices) as mesh:
     started = time.monotonic()
     note(f'lowering the training step for {describe(mesh)}')
     plan, lowered = lower(cfg, mesh)
@@ -120,7 +119,8 @@ def suggestions(cfg, mesh):
   found, devices = [], mesh.size
   shape = dict(mesh.shape)
   experts = [block.router.num_experts for block in map(_sparse, cfg.blocks.values()) if block]
-  if 'rules' in cfg.mesh and cfg.mesh.rules != 'fsdp' and shape['data'] > 1:
+  together = shape['data'] * shape['expert']
+  if not cfg.mesh.get('rules') and together > 1 and cfg.model.d_model % together == 0:
     found.append('mesh.rules=fsdp')
   if experts and shape['data'] > 1:
     larger = [e for e in range(shape['expert'] + 1, shape['expert'] * shape['data'] + 1)
@@ -133,7 +133,7 @@ def suggestions(cfg, mesh):
       found.append(f'mesh.model={shape["model"] * 2} mesh.{axis}={shape[axis] // 2}')
   if cfg.model.get('remat', 'full') != 'full':
     found.append('model.remat=full')
-  rows = cfg.train.batch_size // (shape['data'] * shape['expert'])
+  rows = cfg.train.batch_size // together
   if rows % (cfg.train.microbatches * 2) == 0:
     found.append(f'train.microbatches={cfg.train.microbatches * 2}')
   elif rows % 2 == 0:
@@ -154,9 +154,9 @@ def examine(cfg, chip, devices, note=lambda text: None, quick=False):
   gave up for memory; fits: whether it does, None for a CPU; free: bytes, negative where it does not fit;
   try: settings that need less.
   """
-  mesh = states.make_mesh(cfg.mesh, devices)
-  found = dict(model=facts(cfg), mesh=describe(mesh), versions=dict(jax=jax.__version__))
-  found |= {'try': suggestions(cfg, mesh)}
+  with states.on_mesh(cfg.mesh, devices) as mesh:
+    found = {'mesh': describe(mesh), 'versions': dict(jax=jax.__version__), 'try': suggestions(cfg, mesh)}
+  found['model'] = facts(cfg)
   try:
     _, compiled, seconds = build(cfg, devices, note, quick)
   except DoesNotFit as error:

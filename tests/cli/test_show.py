@@ -2,7 +2,12 @@
 
 import json
 
+import jax
+import pytest
+
 from stmoe import experiment
+
+NAME = 'lm/text:method=switch,smoke'
 
 
 def test_list_shows_names_and_lines_and_filters(command):
@@ -37,3 +42,26 @@ def test_diff_shows_fields_with_both_values(command):
   expected = experiment.diff(experiment.load('lm/stdlib')[0], experiment.load('lm/stdlib:smoke')[0])
   assert code == 0 and [row[0].strip() for row in rows] == list(expected) != []
   assert command('diff', 'lm/stdlib', 'lm/stdlib')[1] == 'lm/stdlib and lm/stdlib are equal\n'
+
+
+def test_sharding_shows_every_array_and_needs_no_devices(command, monkeypatch):
+  monkeypatch.setattr(jax, 'devices', lambda *a: pytest.fail('asked for devices'))
+  code, out, _ = command('show', NAME, '--sharding', '--mesh', '4x8x2')
+  lines = out.splitlines()
+  assert code == 0 and 'mesh data 4 x expert 8 x model 2: 64 devices' in lines
+  wi = next(line.split() for line in lines if 'experts/wi' in line)
+  assert wi[1:3] == ['layers,expert,expert_embed,expert_mlp', '-,expert,-,model']
+  assert int(wi[-2].replace(',', '')) == 16 * int(wi[-1].replace(',', ''))
+  assert lines[-1].split()[0] == 'all'
+
+
+@pytest.mark.parametrize('more, words', [
+    (['--sharding'], ['--mesh']),
+    (['--mesh', '2x2x2'], ['--sharding']),
+    (['--sharding', '--mesh', '2x2'], ['--mesh 2x2', 'data x expert x model', 'nearest: 8x1x1']),
+    (['--sharding', '--mesh', '1x3x1'], ['experts', 'not divisible by mesh.expert=3', 'nearest: 6, 9']),
+    (['--sharding', '--mesh', '1x1x1', '--config.mesh.rules=fsdb'], ['mesh.rules', 'nearest: fsdp']),
+])
+def test_mistakes_in_sharding(mistake, more, words):
+  line = mistake('show', NAME, *more)
+  assert all(word in line for word in words), line
