@@ -15,6 +15,7 @@ import sys
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe.train import job
 from stmoe.train import rundir
 
 
@@ -23,6 +24,7 @@ def add_arguments(parser):
   parser.add_argument('--step', type=int, help='which checkpoint; default: the newest')
   parser.add_argument('--sweep', metavar='FIELD=V1,V2', help='evaluate with the field at each value')
   parser.add_argument('--json', action='store_true', help='print the metrics as JSON')
+  job.add_arguments(parser)
   parser.set_defaults(overrides=())
 
 
@@ -37,11 +39,18 @@ def run(args):
     _sweep(cfg, path, args)
     return
   from stmoe.train import score
-  step, values = score.score(cfg, path, lambda text: print(text, file=sys.stderr), args.step)
+  step, values = score.score(cfg, path, _say, args.step)
+  if not job.leads():
+    return
   if args.json:
     print(json.dumps({'step': step} | values))
   else:
     print('\n'.join(f'{name:20} {value:.6g}' for name, value in values.items()))
+
+
+def _say(line):
+  if job.leads():
+    print(line, file=sys.stderr)
 
 
 def _sweep(cfg, path, args):
@@ -53,8 +62,9 @@ def _sweep(cfg, path, args):
   experiment.matching(cfg, field)                                    # before JAX is imported
   from stmoe.analysis import table
   from stmoe.train import score
-  say = lambda line: print(line, file=sys.stderr)
-  found = list(score.sweep(cfg, path, field, texts, say, args.step))
+  found = list(score.sweep(cfg, path, field, texts, _say, args.step))
+  if not job.leads():
+    return
   if args.json:
     print(json.dumps([dict(step=step, value=value) | values for value, step, values in found]))
     return

@@ -15,6 +15,7 @@ import sys
 
 import stmoe
 from stmoe import errors
+from stmoe.train import job
 
 INTERRUPTED = 130                    # what shells report for a command ended by Ctrl-C
 COMPUTE = ('train', 'eval', 'compare', 'bench', 'upcycle')
@@ -36,23 +37,28 @@ def commands():
 
 
 def main(argv=None):
-  """Returns the exit code of `stmoe ARGV`: 0, 2 for a mistake of the user, 130 after Ctrl-C."""
+  """Returns the exit code of `stmoe ARGV`: 0, 2 for a mistake of the user, 130 after Ctrl-C.
+
+  75 where another process of the same job is gone.
+  """
   if argv is None and sys.argv[1:2] and sys.argv[1] in COMPUTE:
     _with_large_pages()
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
     code = _run([word for word in argv if word != '--debug'])
     sys.stdout.flush()
-    return code or 0
+    return job.leave(code or 0)
   except BrokenPipeError:            # the reader of a pipe, such as `head`, has seen enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
   except BaseException as error:
+    if job.lost(error):
+      job.leave(job.LOST, error)
     message, code = _explain(error)
     if message is None or '--debug' in argv:
       raise
   print(f'stmoe: {message}', file=sys.stderr)
-  return code
+  return job.leave(code)
 
 
 def _with_large_pages():
@@ -100,6 +106,10 @@ def _run(argv):
     raise errors.UserError(f'stmoe {name} takes no {overrides[0]}; see stmoe {name} --help')
   if overrides:
     args.overrides = overrides
+  if hasattr(args, 'coordinator'):
+    code = job.enter(args)
+    if code is not None:
+      return code
   return command.run(args)
 
 

@@ -6,19 +6,21 @@ Ctrl-C and SIGTERM save and stop. A finished run says so at once; more --config.
 """
 
 from stmoe import experiment
+from stmoe.train import job
 from stmoe.train import rundir
 
 
 def add_arguments(parser):
   parser.add_argument('name', help='an experiment, NAME[:argument], or the path of a .py file')
   parser.add_argument('--workdir', help='run directory; default: runs/ and the name')
+  job.add_arguments(parser)
   parser.set_defaults(overrides=())
 
 
 def run(args):
   cfg, name = experiment.load(args.name, args.overrides)
   workdir = args.workdir or experiment.default_workdir(name)
-  if rundir.finished(workdir, cfg):        # says so before JAX is imported
+  if job.size() == 1 and rundir.finished(workdir, cfg):              # says so before JAX is imported
     return 0
   from stmoe.train import loop
   return loop.train(cfg, workdir, name)

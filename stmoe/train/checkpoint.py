@@ -8,6 +8,7 @@ the shardings of the run that reads them.
 
 import contextlib
 import errno
+import functools
 import logging
 import pathlib
 import shutil
@@ -18,6 +19,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from stmoe import errors
+from stmoe.train import distributed
+from stmoe.train import job
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_TEXTS = ('No space left on device', 'Disk quota exceeded')
@@ -61,15 +64,17 @@ class Checkpoints:
     """
     if step in self._manager.all_steps():
       return
-    needed = sum(x.nbytes for x in jax.tree.leaves(state))
-    free = shutil.disk_usage(self.directory).free
-    if free < needed:
-      raise errors.UserError(f'no space left on device: the checkpoint of step {step} needs {needed:,} bytes '
-                             f'and {self.directory} has {free:,}; {self._saved()}')
+    job.first(lambda: self._check_space(step, sum(x.nbytes for x in jax.tree.leaves(state))))
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data),
                               meta=ocp.args.JsonSave(meta | {'arrays': inventory(state)}))
     with _readable(self.directory, self._saved):
       self._manager.save(step, args=args, force=True)
+
+  def _check_space(self, step, needed):
+    free = shutil.disk_usage(self.directory).free
+    if free < needed:
+      raise errors.UserError(f'no space left on device: the checkpoint of step {step} needs {needed:,} bytes '
+                             f'and {self.directory} has {free:,}; {self._saved()}')
 
   def wait(self):
     """Returns when everything saved is on disk; raises UserError if the disk is full."""
@@ -100,19 +105,31 @@ class Checkpoints:
       raise errors.UserError(f'{self.directory} has no checkpoint of step {step} (there are: '
                              f'{", ".join(map(str, steps)) or "none"})')
     for at in [step] if step is not None else reversed(steps):
-      try:
-        return at, *self._read(at, shapes, check)
-      except errors.UserError:
-        raise
-      except Exception as error:         # orbax and tensorstore raise whatever the bytes happen to break
-        before = [s for s in steps if s < at]
-        falls = f'falling back to step {before[-1]}' if before and step is None else 'there is none before it'
-        say(f'checkpoint {at} cannot be read ({_line(error)}); {falls}')
-        if step is None and not self._read_only:
-          self._set_aside(at)
+      found, broken = job.together(lambda at=at: self._try(at, shapes, check))
+      # One process may find a broken part that the others do not read.
+      broken = next((text for text in job.exchange(broken) if text), None)
+      if broken is None:
+        return at, *found
+      before = [s for s in steps if s < at]
+      falls = f'falling back to step {before[-1]}' if before and step is None else 'there is none before it'
+      say(f'checkpoint {at} cannot be read ({broken}); {falls}')
+      if step is None and not self._read_only:
+        job.first(lambda at=at: self._set_aside(at))
+        self._manager.reload()
     if steps:
       raise errors.UserError(f'no checkpoint in {self.directory} can be read; start in another directory')
     return None
+
+  def _try(self, step, shapes, check):
+    """(what `_read` returns, None), or (None, a line about what is broken)."""
+    try:
+      return self._read(step, shapes, check), None
+    except errors.UserError:
+      raise
+    except Exception as error:           # orbax and tensorstore raise whatever the bytes happen to break
+      if job.lost(error):
+        raise
+      return None, _line(error)
 
   def _read(self, step, shapes, check):
     meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
@@ -129,14 +146,12 @@ class Checkpoints:
     aside.mkdir(exist_ok=True)
     shutil.rmtree(aside / str(step), ignore_errors=True)
     (self.directory / str(step)).rename(aside / str(step))
-    self._manager.reload()
 
   def _saved(self):
     steps = sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
     return f'saved and intact: {", ".join(f"step {s}" for s in steps) or "none"}'
 
 
-@jax.jit
 def _sums(state):
   def one(x):
     x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
@@ -146,12 +161,18 @@ def _sums(state):
   return jax.tree.map(one, state)
 
 
+@functools.cache
+def _summer(sharding):
+  return jax.jit(_sums, out_shardings=sharding)
+
+
 def inventory(state):
   """Returns dict path -> [shape, checksum] of the arrays of `state`, for JSON.
 
   The checksum is the sum of an array's words modulo 2^32: the same on any sharding.
   """
-  sums = jax.device_get(_sums(state))
+  mesh = next((x.sharding.mesh for x in jax.tree.leaves(state) if hasattr(x.sharding, 'mesh')), None)
+  sums = jax.device_get(_summer(mesh and distributed.everywhere(mesh))(state))
   return {_name(path): [list(x.shape), int(s)]
           for (path, x), s in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(sums))}
 

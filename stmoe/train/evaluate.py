@@ -10,6 +10,7 @@ import numpy as np
 from stmoe.core import metrics as routing
 from stmoe.data import pipeline
 from stmoe.train import check
+from stmoe.train import distributed
 from stmoe.train import losses
 from stmoe.train import state as states
 
@@ -35,7 +36,7 @@ def make(plan, draws=1):
                 load={layer: a.load for layer, a in aux.items()}) | (
         {'drop_frac': tokens * sum(drops) / len(drops)} if drops else {})
 
-  return jax.jit(sums)
+  return jax.jit(sums, out_shardings=distributed.everywhere(plan.mesh))
 
 
 def averaged(predict, keys):
@@ -64,7 +65,7 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None):
     facts:      of the data, from `pipeline.info`.
     tell:       called with the numbers of batches done and to do.
   """
-  batches = pipeline.eval_batches(cfg, jax.process_index(), jax.process_count())
+  batches = pipeline.eval_batches(cfg, *distributed.shard(plan.mesh, cfg.eval.batch_size))
   number = min(cfg.eval.batches or len(batches), len(batches))
   total = None
   key = states.fold(cfg.seed, 'eval')

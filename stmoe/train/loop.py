@@ -13,13 +13,16 @@ import jax
 import numpy as np
 
 from stmoe import errors
+from stmoe import experiment
 from stmoe import state as router_state
 from stmoe.analysis import flops
 from stmoe.data import cache
 from stmoe.data import pipeline
 from stmoe.train import check
 from stmoe.train import checkpoint
+from stmoe.train import distributed
 from stmoe.train import evaluate
+from stmoe.train import job
 from stmoe.train import losses
 from stmoe.train import progress
 from stmoe.train import rundir
@@ -35,6 +38,7 @@ def train(cfg, workdir, name='', devices=None):
   """Trains `cfg` in `workdir`, or continues there; returns the exit code.
 
   0 finished (at once if it was already), 85 after SIGTERM, 130 after Ctrl-C; both save first.
+  In a job of several processes all call this, and all return the same.
 
   Args:
     cfg:     ConfigDict of an experiment.
@@ -43,8 +47,9 @@ def train(cfg, workdir, name='', devices=None):
     devices: None = all.
   """
   check.counts(cfg)
-  if rundir.finished(workdir, cfg):
+  if job.first(lambda: rundir.finished(workdir, cfg)):
     return 0
+  job.same('configuration', experiment.run_id(cfg))
   keep_compilations()
   cost = flops_per_step(cfg)
   with contextlib.ExitStack() as stack:
@@ -74,27 +79,31 @@ class Loop:
     self.do_step = steps.make(cfg, self.plan)
     self.sums = evaluate.make(self.plan, cfg.eval.get('draws', 1))
     aux = check.forward(cfg, self.plan)
-    self.facts = pipeline.info(cfg)
+    self.facts = job.in_turn(lambda: pipeline.info(cfg))
     check.vocabulary(cfg, self.plan, self.facts['vocab'])
-    rundir.claim(path, cfg)                # only now: a mistake leaves no directory behind
-    self.data = pipeline.train_iterator(cfg, jax.process_index(), jax.process_count())
+    self.data = pipeline.train_iterator(cfg, *distributed.shard(mesh, cfg.train.batch_size))
     stack.callback(self.data.close)
+    job.same('data set', self.data.get_state()['data'])
+    job.first(lambda: str(rundir.claim(path, cfg)))    # only now: a mistake leaves no directory behind
+    job.together(lambda: rundir.shared(path))
+    self.ballot = distributed.Ballot(mesh, stack.enter_context(signals.Signals()), AHEAD)
     self.checkpoints = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
                                               cfg.checkpoint.async_save)
     stack.callback(self.checkpoints.close)
     self.meta = dict(config=rundir.identity(cfg), vocab=self.facts['vocab'].digest)
-    self.log = writers.Log(path)
+    self.log = writers.Log(path) if job.leads() else writers.Silence()
     stack.callback(self.log.close)
     self.step, seconds = self._begin()
-    self.log.show = show = self.show = progress.make(cfg.train.steps, self.step)
+    self.log.show = show = self.show = progress.make(cfg.train.steps, self.step, job.leads())
     stack.callback(show.close)
-    self.metrics = writers.Metrics(path, self.step)
+    self.metrics = writers.Metrics(path, self.step) if job.leads() else writers.Silence()
     stack.callback(self.metrics.close)
-    writers.drop_router_stats(path, self.step)
+    if job.leads():
+      writers.drop_router_stats(path, self.step)
     self.final = {key: value for line in self.metrics.lines for key, value in line.items()}
     self.shown = self.final.get('tokens', 0), self.final.get('time', 0.0)
     self.clock, self.running = Clock(seconds), []
-    self.profile = Profile(cfg.profile, path / 'profile')
+    self.profile = Profile(cfg.profile, path / 'profile', job.leads())
     stack.callback(self.profile.stop)
     self._introduce(name, aux)
 
@@ -113,6 +122,8 @@ class Loop:
   def _introduce(self, name, aux):
     parameters = sum(x.size for x in jax.tree.leaves(self.plan.shapes['params']))
     corpus = {key: value for key, value in self.facts.items() if key != 'vocab'}
+    if not job.leads():
+      return
     rundir.record_environment(self.path, name, self.mesh, parameters, corpus)
     self.log(f'{name or self.path}: {parameters:,} parameters, {self.cfg.train.steps:,} steps on '
              f'{self.mesh.devices.size} {self.mesh.devices.flat[0].platform} device(s), into {self.path}')
@@ -122,18 +133,17 @@ class Loop:
 
   def run(self):
     """Trains to the last step; returns the exit code."""
-    with signals.Signals() as stop:
-      if self.step < self.cfg.train.steps:
-        self.first()
-      while self.step < self.cfg.train.steps and not stop.code:
-        self.advance()
-      if stop.code:
-        self.save()
-        self.checkpoints.wait()
-        self.log(f'stopped after step {self.step:,}; the same command continues')
-        return stop.code
+    if self.step < self.cfg.train.steps:
+      self.first()
+    while self.step < self.cfg.train.steps and not self.ballot.code():
+      self.advance()
+    if code := self.ballot.last():
+      self.save()
+      self.checkpoints.wait()
+      self.log(f'stopped after step {self.step:,}; the same command continues')
+      return code
     self.checkpoints.wait()
-    rundir.finish(self.path, self.final)
+    job.first(lambda: rundir.finish(self.path, self.final))
     self.log(f'finished: {rundir.summary(self.final)}')
     return 0
 
@@ -156,13 +166,15 @@ class Loop:
     self.running.append(report['loss/total'])
     if len(self.running) > AHEAD:
       self.running.pop(0).block_until_ready()
+    self.ballot.cast()
     last, values = self.step == cfg.train.steps, {}
     if last or self.step % cfg.train.log_every == 0:
       values |= self._report(report)
     if report['load'] and (last or self.step % cfg.train.stats_every == 0):
-      load, routers = jax.device_get((report['load'], self.state['router_state']))
-      model = self.plan.model(self.state['params'], routers)
-      writers.write_router_stats(self.path, self.step, load, router_state.vectors(model))
+      load, routers = distributed.fetch((report['load'], self.state['router_state']))
+      if job.leads():
+        model = self.plan.model(self.state['params'], routers)
+        writers.write_router_stats(self.path, self.step, load, router_state.vectors(model))
     if last or self.step % cfg.eval.every == 0:
       values |= self._evaluate()
     if values:
@@ -249,8 +261,8 @@ class Clock:
 class Profile:
   """A profile of a few steps for TensorBoard or Perfetto in `path`; see section `profile` of a config."""
 
-  def __init__(self, fields, path):
-    self._start, self._end = fields.start, fields.start + fields.steps
+  def __init__(self, fields, path, wanted=True):
+    self._start, self._end = fields.start if wanted else -1, fields.start + fields.steps
     self._path, self._running = path, False
 
   def at(self, step):

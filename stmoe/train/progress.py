@@ -8,8 +8,10 @@ import sys
 import time
 
 
-def make(total, start):
-  """Returns the progress of a run of `total` steps that begins at `start`: Rich, Plain or Off."""
+def make(total, start, heard=True):
+  """Returns the progress of a run of `total` steps from `start` on: Rich, Plain, Off; Mute if not `heard`."""
+  if not heard:
+    return Mute(total, start)
   kind = os.environ.get('STMOE_PROGRESS', 'auto')
   if kind == 'auto':
     kind = 'rich' if sys.stderr.isatty() else 'plain'
@@ -63,6 +65,13 @@ class Off:
 
   def close(self):
     """Ends the display."""
+
+
+class Mute(Off):
+  """Says nothing: another process of the job does."""
+
+  def say(self, text):
+    pass
 
 
 class Plain(Off):

@@ -55,6 +55,13 @@ def claim(path, cfg):
   return path
 
 
+def shared(path):
+  """Raises UserError unless this process sees the run directory that process 0 has just made."""
+  if not (pathlib.Path(path) / 'config.json').exists():
+    raise errors.UserError(f'--workdir {path} is not the folder that process 0 sees; the hosts of a job need '
+                           'one on a file system they share')
+
+
 def make(path):
   """Returns the folder `path`, made if need be."""
   path = pathlib.Path(path)

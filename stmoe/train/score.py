@@ -10,6 +10,7 @@ from stmoe.data import pipeline
 from stmoe.train import check
 from stmoe.train import checkpoint
 from stmoe.train import evaluate
+from stmoe.train import job
 from stmoe.train import loop
 from stmoe.train import rundir
 from stmoe.train import state as states
@@ -38,7 +39,8 @@ def sweep(cfg, path, field, texts, say, step=None, devices=None):
     value = experiment.flatten(one)[fields[0]]
     say(f'{field}={value}')
     step, values = score(one, path, say, step, devices)              # the same checkpoint from now on
-    rundir.add_evaluation(path, step, field, value, values)
+    if job.leads():
+      rundir.add_evaluation(path, step, field, value, values)
     yield value, step, values
 
 
@@ -55,7 +57,7 @@ def score(cfg, path, say, step=None, devices=None):
     check.batches(cfg)
     plan = states.blueprint(cfg, mesh)
     check.forward(cfg, plan)
-    facts = pipeline.info(cfg)
+    facts = job.in_turn(lambda: pipeline.info(cfg))
     check.vocabulary(cfg, plan, facts['vocab'])
     at, state, _, _ = restore(plan, path, facts['vocab'], say, step)
     say(f'evaluating the checkpoint of step {at:,}')

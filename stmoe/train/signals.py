@@ -1,12 +1,15 @@
 """SIGTERM and Ctrl-C as a wish that the loop grants between two steps."""
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 
 # What a batch system should read as "put me back into the queue", and what shells mean by Ctrl-C.
 EXIT_CODES = {signal.SIGTERM: 85, signal.SIGINT: 130}
+TWICE = 0.5                              # seconds in which one Ctrl-C may arrive by two ways
 
 
 class Signals:
@@ -18,6 +21,7 @@ class Signals:
   def __init__(self):
     self.code = 0
     self._before = {}
+    self._at = -math.inf
 
   def __enter__(self):
     if threading.current_thread() is threading.main_thread():
@@ -29,7 +33,8 @@ class Signals:
       signal.signal(s, handler)
 
   def _handle(self, number, frame):
-    if self.code and number == signal.SIGINT:
+    again, self._at = time.monotonic() - self._at > TWICE, time.monotonic()
+    if self.code and number == signal.SIGINT and again:
       raise KeyboardInterrupt
     self.code = EXIT_CODES[number]
     # Not print: the signal may have come in the middle of one.

@@ -13,6 +13,7 @@ from stmoe import axes
 from stmoe import state as router_state
 from stmoe.core import contract
 from stmoe.core import metrics as routing
+from stmoe.train import distributed
 from stmoe.train import fields
 from stmoe.train import losses
 from stmoe.train import optimizers
@@ -45,7 +46,7 @@ def make(cfg, plan):
                'load': {layer: a.load for layer, a in aux.items()}}
     return dict(kept, step=state['step'] + 1, key=state['key'], counts=counts), report
 
-  return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings(), None))
+  return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings(), distributed.everywhere(plan.mesh)))
 
 
 def gradients(cfg, plan, state, batch, microbatches):

@@ -1,0 +1,237 @@
+"""A job of several processes: how one joins it, how all agree on something, and how one leaves.
+
+Joining comes before any other use of JAX. Agreement goes through the job's coordinator, not through the
+devices, so that a process may wait for another one as long as it takes. Without a job everything here is
+about the one process there is.
+"""
+
+import itertools
+import json
+import os
+import pathlib
+import sys
+
+from stmoe import errors
+from stmoe.train import supervise
+
+LOST = supervise.LOST
+HEARTBEAT = 60                           # seconds of silence after which a process is taken for dead
+TOGETHER = 300                           # seconds in which all processes of a job must have started
+LEAVE = 10                               # seconds that one which fails gives the others to fail alike
+LONG = 7 * 24 * 3600 * 1000              # ms; who waits for a dead process is ended by its heartbeat
+
+# What the runtime's errors say when another process does not answer any more.
+LOST_WORDS = ('Gloo', 'NCCL', 'UNAVAILABLE', 'oordination service', 'heartbeat', 'closed by peer')
+
+_turns = itertools.count()
+_member = False                          # whether this process was put into a job by `enter`
+
+
+def add_arguments(parser):
+  """Adds the flags of a command that may run as several processes."""
+  group = parser.add_argument_group('several hosts (found by itself under SLURM, Open MPI and on Cloud TPU)')
+  group.add_argument('--coordinator', metavar='HOST:PORT', help='address of process 0, with a free port')
+  group.add_argument('--processes', type=int, metavar='N',
+                     help='how many there are; 1: this one alone, whatever is found')
+  group.add_argument('--process', type=int, metavar='I', help='which one this is, from 0')
+  group.add_argument('--heartbeat', type=int, default=HEARTBEAT, metavar='SECONDS',
+                     help=f'silence after which a process counts as dead; default: {HEARTBEAT}')
+  group.add_argument('--start-timeout', type=int, default=TOGETHER, metavar='SECONDS',
+                     help=f'in which all processes must have started; default: {TOGETHER}')
+
+
+def place(args, environment=os.environ):
+  """Returns how to join: arguments of `jax.distributed.initialize`, or None where there is no job.
+
+  Flags come first; all three of them, or `--processes 1`. Imports no JAX.
+  """
+  flags = dict(coordinator=args.coordinator, processes=args.processes, process=args.process)
+  if args.heartbeat < 1:
+    raise errors.UserError(f'--heartbeat {args.heartbeat}: must be at least 1 second')
+  if args.processes == 1 and args.process in (None, 0):
+    return None
+  missing = [f'--{name}' for name, value in flags.items() if value is None]
+  if len(missing) == 3:
+    return _found(environment)
+  if missing:
+    raise errors.UserError(f'{" and ".join(missing)} missing: give --coordinator HOST:PORT, --processes N '
+                           'and --process I together, or none of them')
+  host, _, port = args.coordinator.rpartition(':')
+  if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    raise errors.UserError(f'--coordinator {args.coordinator}: write HOST:PORT, for example node0:7777')
+  if args.processes < 1 or not 0 <= args.process < args.processes:
+    raise errors.UserError(f'--process {args.process} of --processes {args.processes}: they count from 0 to '
+                           f'{max(args.processes, 1) - 1}')
+  return dict(coordinator_address=args.coordinator, num_processes=args.processes, process_id=args.process,
+              local_device_ids=[])                                   # []: all devices of this machine
+
+
+def _found(env):
+  """How to join the job that the environment describes, or None.
+
+  What counts under SLURM is the step (srun): a batch script or an interactive shell inside an allocation of
+  many tasks is one process. One task on a node takes all its devices, several take one each.
+  """
+  if int(env.get('SLURM_STEP_NUM_TASKS') or 1) > 1 and 'SLURM_PROCID' in env:
+    each = env.get('SLURM_STEP_TASKS_PER_NODE', '')
+    alone = each == '1' or each.startswith('1(') and ',' not in each
+    alone |= env.get('CUDA_VISIBLE_DEVICES', '').isdigit()           # --gpus-per-task=1: there is no other
+    return dict(num_processes=int(env['SLURM_STEP_NUM_TASKS'])) | (dict(local_device_ids=[]) if alone else {})
+  if int(env.get('OMPI_COMM_WORLD_SIZE') or 1) > 1:
+    return {}
+  if 'JOB_COMPLETION_INDEX' in env and 'KUBERNETES_SERVICE_HOST' in env and _installed('kubernetes'):
+    return {}
+  if ',' in (env.get('TPU_PROCESS_ADDRESSES') or env.get('TPU_WORKER_HOSTNAMES') or ''):
+    return {}
+  # A Cloud TPU machine without those names asks its metadata server; Colab's have none.
+  asks = _installed('libtpu') and 'TPU_SKIP_MDS_QUERY' not in env and 'COLAB_RELEASE_TAG' not in env
+  return {} if asks and pathlib.Path('/dev/accel0').exists() else None
+
+
+def _installed(package):
+  import importlib.util
+  return importlib.util.find_spec(package) is not None
+
+
+def enter(args):
+  """Joins the job that `args` or the environment name, if any; returns None, or an exit code to end with.
+
+  In a job the caller goes on in a child; its parent comes back with the exit code when the child is done.
+  """
+  global _member
+  where = place(args)
+  if where is None:
+    return None
+  code = supervise.fork()
+  if code is not None:
+    return code
+  _member, sys.excepthook = True, _end
+  import jax
+  # SIGTERM is ours: see `signals`.
+  jax.config.update('jax_enable_preemption_service', False)
+  try:
+    jax.distributed.initialize(**where, heartbeat_timeout_seconds=args.heartbeat,
+                               initialization_timeout=args.start_timeout)
+  except (RuntimeError, ValueError, OSError, KeyError) as error:
+    text = ' '.join(str(error).split())[:200]
+    raise errors.UserError(f'cannot join the job ({text}); are all processes started, and can they reach '
+                           '--coordinator HOST:PORT, a free port of process 0?') from error
+  return None
+
+
+def _end(kind, error, trace):
+  """Ends this process after the traceback: others would wait for one that is about to leave in order."""
+  sys.__excepthook__(kind, error, trace)
+  _exit(1)
+
+
+def _exit(code):
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+def lost(error):
+  """Whether `error` comes of another process's end: what a collective of a job raises."""
+  while _member and size() > 1 and error is not None:
+    runtime = type(error).__name__ in ('JaxRuntimeError', 'XlaRuntimeError')
+    if runtime and any(word in str(error) for word in LOST_WORDS):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def leave(code, error=None):
+  """Returns `code` after leaving the job; does not return if the others do not leave too, or are lost.
+
+  Args:
+    code:  with which this process ends.
+    error: what `lost` was asked about and said yes; the parent has the last word then.
+  """
+  if not _member or _client() is None:
+    return code
+  if error is not None:
+    os.write(2, f'{supervise.LOST_TEXT} {error}\n'.encode())
+    _exit(LOST)
+  try:
+    _client().wait_at_barrier('stmoe/leave', 1000 * (LEAVE if code in (1, 2) else TOGETHER))
+  except Exception:                      # somebody is still at work, or gone
+    _exit(code)
+  sys.modules['jax'].distributed.shutdown()
+  return code
+
+
+def _client():
+  """The connection to the coordinator, or None outside a job."""
+  if 'jax' not in sys.modules:
+    return None
+  from jax._src import distributed
+  return distributed.global_state.client
+
+
+def size():
+  """Returns the number of processes."""
+  if _client() is None:
+    return 1
+  from jax._src import distributed
+  return distributed.global_state.num_processes
+
+
+def index():
+  """Returns the number of this process."""
+  if _client() is None:
+    return 0
+  from jax._src import distributed
+  return distributed.global_state.process_id
+
+
+def leads():
+  """Returns whether this process is the one that writes and speaks."""
+  return index() == 0
+
+
+def exchange(value):
+  """Returns the list of the `value` of every process, for JSON; all must call it."""
+  if size() == 1:
+    return [value]
+  folder = f'stmoe/exchange/{next(_turns)}'
+  _client().key_value_set(f'{folder}/{index()}', json.dumps(value))
+  _client().wait_at_barrier(f'{folder}/all', LONG)
+  found = dict(_client().key_value_dir_get(folder))
+  return [json.loads(found[f'{folder}/{i}']) for i in range(size())]
+
+
+def together(work):
+  """Returns `work()`, done by every process; what is a mistake on one is raised on all."""
+  if size() == 1:
+    return work()
+  value = problem = None
+  try:
+    value = work()
+  except errors.UserError as error:
+    problem = str(error)
+  said = exchange(problem)
+  wrong = [i for i, text in enumerate(said) if text is not None]
+  if wrong:
+    where = '' if len(set(said)) == 1 else f'process {wrong[0]}: '
+    raise errors.UserError(where + said[wrong[0]])
+  return value
+
+
+def first(work):
+  """Returns `work()` of process 0, for JSON; no other does it. All must call this."""
+  return exchange(together(lambda: work() if leads() else None))[0]
+
+
+def in_turn(work):
+  """Returns `work()`, done by process 0 and then by the others, which find what it made."""
+  made = together(lambda: work() if leads() else None)
+  others = together(lambda: None if leads() else work())
+  return made if leads() else others
+
+
+def same(what, value):
+  """Raises UserError unless `value`, for JSON, is the same on every process; `what` names it."""
+  for process, other in enumerate(said := exchange(value)):
+    if other != said[0]:
+      raise errors.UserError(f'process {process} has another {what} ({other}) than process 0 ({said[0]})')
