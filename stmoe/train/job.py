@@ -21,7 +21,7 @@ LEAVE = 10                               # seconds that one which fails gives th
 LONG = 7 * 24 * 3600 * 1000              # ms; who waits for a dead process is ended by its heartbeat
 
 # What the runtime's errors say when another process does not answer any more.
-LOST_WORDS = ('Gloo', 'NCCL', 'UNAVAILABLE', 'oordination service', 'heartbeat', 'closed by peer')
+LOST_WORDS = ('Gloo', 'NCCL', 'UNAVAILABLE', 'oordination service', 'heartbeat', 'closed by peer', 'Barrier')
 
 _turns = itertools.count()
 _member = False                          # whether this process was put into a job by `enter`
@@ -134,8 +134,7 @@ def _exit(code):
 def lost(error):
   """Whether `error` comes of another process's end: what a collective of a job raises."""
   while _member and size() > 1 and error is not None:
-    runtime = type(error).__name__ in ('JaxRuntimeError', 'XlaRuntimeError')
-    if runtime and any(word in str(error) for word in LOST_WORDS):
+    if any(word in str(error) for word in LOST_WORDS):               # its type is any: ValueError, too
       return True
     error = error.__cause__ or error.__context__
   return False
