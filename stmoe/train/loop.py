@@ -86,7 +86,8 @@ class Loop:
     job.same('data set', self.data.get_state()['data'])
     job.first(lambda: str(rundir.claim(path, cfg)))    # only now: a mistake leaves no directory behind
     job.together(lambda: rundir.shared(path))
-    self.ballot = distributed.Ballot(mesh, stack.enter_context(signals.Signals()), AHEAD)
+    stop = stack.enter_context(signals.Signals(twice=0.0 if job.size() == 1 else 0.5))
+    self.ballot = distributed.Ballot(mesh, stop, AHEAD)
     self.checkpoints = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
                                               cfg.checkpoint.async_save)
     stack.callback(self.checkpoints.close)

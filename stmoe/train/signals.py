@@ -9,17 +9,20 @@ import time
 
 # What a batch system should read as "put me back into the queue", and what shells mean by Ctrl-C.
 EXIT_CODES = {signal.SIGTERM: 85, signal.SIGINT: 130}
-TWICE = 0.5                              # seconds in which one Ctrl-C may arrive by two ways
 
 
 class Signals:
   """Context in which the first SIGTERM or Ctrl-C sets `code`; a second Ctrl-C interrupts at once.
 
   Outside the main thread, where Python delivers no signals, it does nothing.
+
+  Args:
+    twice: seconds in which a Ctrl-C is still the one before: that of a job may arrive by two ways.
   """
 
-  def __init__(self):
+  def __init__(self, twice=0.0):
     self.code = 0
+    self._twice = twice
     self._before = {}
     self._at = -math.inf
 
@@ -33,7 +36,7 @@ class Signals:
       signal.signal(s, handler)
 
   def _handle(self, number, frame):
-    again, self._at = time.monotonic() - self._at > TWICE, time.monotonic()
+    again, self._at = time.monotonic() - self._at > self._twice, time.monotonic()
     if self.code and number == signal.SIGINT and again:
       raise KeyboardInterrupt
     self.code = EXIT_CODES[number]
