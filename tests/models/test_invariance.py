@@ -9,10 +9,8 @@ import tiny
 from stmoe import axes
 from stmoe.surgery import layout
 
-NAMES = ('lm', 't5', 'zoo')
-# Padding and packing of all routers at once take a minute of compilation: `make test-slow`.
-LAID_OUT = pytest.mark.parametrize('name', ['lm', 't5', pytest.param('zoo', marks=pytest.mark.slow)],
-                                   indirect=True)
+# All routers at once take minutes of compilation: `make test-slow`.
+NAMES = ('lm', 't5', pytest.param('zoo', marks=pytest.mark.slow))
 LENGTH = 2 * tiny.SIZE
 KEY = jax.random.key(7, impl='unsafe_rbg')                              # compiles faster
 NOISY = dict(dropout_rate=0.2)
@@ -50,7 +48,8 @@ def test_scan_and_loop_are_equal_and_draw_the_same_noise(name, whole, noisy):
   tiny.assert_equal((loss, layout.roll(grads)), noisy)
 
 
-@pytest.mark.parametrize('remat', ['full', 'dots', 'dots_no_batch'])
+@pytest.mark.parametrize('remat', ['full', *(pytest.param(policy, marks=pytest.mark.slow)
+                                            for policy in ('dots', 'dots_no_batch'))])
 def test_rematerialisation(name, whole, noisy, remat):
   if name != 'lm' and remat != 'full':
     pytest.skip('policies act on units, which the language model covers')
@@ -61,14 +60,12 @@ def test_microbatches(name, whole, plain):
   tiny.assert_equal(tiny.run(name, tiny.build(name), whole, parts=4), plain)
 
 
-@LAID_OUT
 def test_padding_of_the_batch(name, whole, plain):
   """Two rows and one routing group per row of nothing but padding."""
   padded = {key: jnp.pad(a, ((0, 2), (0, tiny.SIZE))) for key, a in whole.items()}
   tiny.assert_equal(tiny.run(name, tiny.build(name), padded), plain)
 
 
-@LAID_OUT
 def test_packing(name):
   """Two sequences of one group each in a row, or each in a row of its own followed by padding."""
   apart = tiny.batch(name, 4, LENGTH, real=tiny.SIZE)

@@ -118,6 +118,7 @@ def rows(length=8, real=((8,), (3,), (5,), (8,))):
 plain = functools.cache(lambda: run(rows()))
 
 
+@pytest.mark.slow
 def test_scan_and_loop_are_equal():
   loss, grads = run(rows(), (MODEL(scan_layers=False)[0], layout.unroll(MODEL()[1])))
   tiny.assert_equal((loss, layout.roll(grads)), plain())

@@ -146,6 +146,7 @@ def test_pooling_of_the_mean_has_no_class_token():
   np.testing.assert_allclose(forward(graphdef, params, batch())[0][:, 0], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_scan_and_loop_are_equal_and_draw_the_same_noise(plain):
   graphdef, _ = build(scan_layers=False)
   loss, grads = run((graphdef, layout.unroll(build()[1])), batch(), KEY)

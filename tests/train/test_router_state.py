@@ -73,6 +73,7 @@ def test_a_bias_moves_once_a_step_by_the_load_of_the_whole_batch(finished):
   assert run.last('eval/max_vio') > 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_with_its_routers_state(corpus, finished, tmp_path, monkeypatch):
   advance = loop.Loop.advance
 
