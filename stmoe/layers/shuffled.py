@@ -4,6 +4,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import axes
 from stmoe.errors import UserError
 from stmoe.layers import moe
 
@@ -48,34 +49,41 @@ class Shuffled(nnx.Module):
     if size % groups:
       raise UserError(f'layer shuffled: each of the {groups} routing groups deals out its {size} tokens to '
                       f'all {groups}, which must divide them; change group_size or the batch')
-    order = deal(jax.vmap(lambda key: jax.random.permutation(key, size))(
-        jax.random.split(ctx.fold('shuffle').key, groups)))          # [B*T]
-    move = lambda a: _take(a, order)
+    keys = jax.random.split(ctx.fold('shuffle').key, groups)
+    order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)            # [G, S]
+    back = jnp.argsort(order, axis=1)
+    regroup = lambda a: axes.constrain(a.reshape(groups, size, *a.shape[2:]), 'group', *[None] * (a.ndim - 1))
+    move = lambda a: deal(permute(regroup(a), order, back)).reshape(a.shape)
+    unmove = lambda a: permute(deal(regroup(a)), back, order).reshape(a.shape)
     y, aux, carry = self.inner(move(x), _moved(ctx, move), jax.tree.map(move, carry))
-    back = jnp.argsort(order)
-    return _take(y, back), aux, jax.tree.map(lambda a: _take(a, back), carry)
+    return unmove(y), aux, jax.tree.map(unmove, carry)
 
 
-def deal(permutations):
-  """Returns i32[G*S]: which token comes where, when groups deal out permuted tokens to each other.
+def deal(x):
+  """Returns [G,S,...]: every group gives each group an equal part of its tokens x [G,S,...], in order.
 
-  Group g sends part b of its permuted tokens to group b, which lines up what it gets by sender.
+  Group g sends its part b to group b, which lines up what it gets by sender; twice, and all is as it was.
+  On several devices this is an all-to-all.
 
-  Args:
-    permutations: i32[G,S], of each group; G divides S.
-
-  >>> deal(jnp.array([[1, 0], [0, 1]])).tolist()                     # group 0 gets tokens 1 and 2
-  [1, 2, 0, 3]
+  >>> deal(jnp.array([[1, 0], [2, 3]])).tolist()
+  [[1, 2], [0, 3]]
   """
-  groups, size = permutations.shape
-  token = permutations + size * jnp.arange(groups)[:, None]          # [G, S]
-  return token.reshape(groups, groups, size // groups).swapaxes(0, 1).reshape(-1)
+  groups, size, *rest = x.shape
+  parts = x.reshape(groups, groups, size // groups, *rest).swapaxes(0, 1)          # [G, G, S/G, ...]
+  return axes.constrain(parts, 'group', *[None] * (parts.ndim - 1)).reshape(x.shape)
 
 
-def _take(a, order):
-  """a [B,T,...] with its B*T entries in `order`."""
-  flat = a.reshape(-1, *a.shape[2:])
-  return flat.at[order].get(unique_indices=True, mode='promise_in_bounds').reshape(a.shape)
+@jax.custom_vjp
+def permute(x, order, back):
+  """Returns x [G,S,...] with the tokens of each group in its `order` i32[G,S], of which `back` is the inverse.
+
+  The transpose is a gather, too.
+  """
+  return jax.vmap(lambda x, at: x.at[at].get(unique_indices=True, mode='promise_in_bounds'))(x, order)
+
+
+permute.defvjp(lambda x, order, back: (permute(x, order, back), (order, back)),
+               lambda saved, dy: (permute(dy, saved[1], saved[0]), None, None))
 
 
 def _moved(ctx, move):

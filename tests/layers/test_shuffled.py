@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stmoe import axes
 from stmoe import errors
 from stmoe import lookup
 from stmoe.core import contract
@@ -43,10 +44,14 @@ def build(inner):
   return shuffled.Shuffled(D, inner=lookup.recipe('inner', inner), rngs=nnx.Rngs(0))
 
 
+def build_spy():
+  return shuffled.Shuffled(D, inner=Spy, rngs=nnx.Rngs(0))
+
+
 def spied(**fields):
   ctx = context(**fields)
   carry = dict(memory=ctx.ids[..., None] * 10.0)
-  y, _, after = run(shuffled.Shuffled(D, inner=Spy, rngs=nnx.Rngs(0)), X, ctx, carry)
+  y, _, after = run(build_spy(), X, ctx, carry)
   np.testing.assert_array_equal(after['memory'], carry['memory'])
   return ctx, np.asarray(y)
 
@@ -74,8 +79,8 @@ def test_nothing_moves_otherwise(fields):
 
 def test_deal_by_hand():
   # Group 0 sends its tokens 1, 2 to group 0 and 0, 3 to group 1; group 1 (tokens 4 to 7) sends 7, 6 and 5, 4.
-  dealt = shuffled.deal(jnp.array([[1, 2, 0, 3], [3, 2, 1, 0]]))
-  assert dealt.tolist() == [1, 2, 7, 6, 0, 3, 5, 4]
+  dealt = shuffled.deal(jnp.array([[1, 2, 0, 3], [7, 6, 5, 4]]))
+  assert dealt.tolist() == [[1, 2, 7, 6], [0, 3, 5, 4]]
 
 
 def test_groups_must_divide_their_tokens():
@@ -96,3 +101,16 @@ def test_groups_are_those_of_the_layer_that_routes():
 def test_a_layer_without_router_is_refused():
   with pytest.raises(errors.UserError, match='inner layer routes nothing; nearest: inner.name=moe'):
     build(dict(name='dense', d_ff=4))
+
+
+def test_on_several_devices_tokens_travel_in_all_to_alls_only():
+  """And come to the same places as on one."""
+  spy, ctx = build_spy(), context(train=True, key=KEYS[0])
+  want = run(spy, X, ctx, dict(memory=ctx.ids[..., None] * 10.0))[0]
+  with axes.use(axes.make_mesh(data=2, expert=2, devices=jax.devices()[:4])):
+    rows = jax.NamedSharding(jax.sharding.get_mesh(), axes.spec(('batch',)))
+    x, memory = (jax.device_put(a, rows) for a in (X, ctx.ids[..., None] * 10.0))
+    compiled = jax.jit(run).lower(spy, x, ctx, dict(memory=memory)).compile()
+    np.testing.assert_array_equal(compiled(spy, x, ctx, dict(memory=memory))[0], want)
+  text = compiled.as_text()
+  assert 'all-to-all' in text and 'all-gather' not in text

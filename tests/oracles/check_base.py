@@ -137,7 +137,8 @@ def layer(case):
 
   order = np.arange(workers * size)
   if config['shuffle']:
-    order = np.asarray(deal(case['shuffle_perm']))
+    permuted = case['shuffle_perm'].astype(int) + size * np.arange(workers)[:, None]   # tokens by group
+    order = np.asarray(deal(permuted)).reshape(-1)
     unshuffled = case['expert_of_token_local'].reshape(-1)[np.argsort(order)]
     case.assert_close('expert_of_token', unshuffled.reshape(workers, size))
   theirs = np.empty((workers, size), np.int32)
