@@ -60,6 +60,13 @@ def arguments(text, workdir, *more):
     (['--config.model.vocab_size=100'], ['model.vocab_size=100', '259']),
     (['--config.blocks.m.router.name=swich'], ["no router is called 'swich'", 'nearest: switch']),
     (['--config.blocks.m.executor=gathr'], ["no executor is called 'gathr'", 'nearest: gather']),
+    (['--config.blocks.m.executor=all_to_all:chunk=2'], ["no field 'chunk'", 'nearest: chunks']),
+    (['--config.blocks.m.executor=all_to_all:chunks=0'], ["chunks='0' is not a positive whole number"]),
+    (['--config.mesh.rules=fsdq'], ["mesh.rules='fsdq'", 'nearest: fsdp']),
+    (['--config.mesh.rules=embed=model'], ["'model' on one array twice"]),
+    (['--config.mesh.expert=2', '--config.mesh.rules=folded', '--config.mesh.model=4',
+      '--config.blocks.m.router.num_experts=4'],
+     ['experts', '4 is not divisible by mesh.expert x model=8']),
     (['--config.optimizer.name=adam'], ["'adam'", 'nearest: adamw']),
 ])
 def test_mistakes_in_a_configuration(mistake, text, tmp_path, more, words):

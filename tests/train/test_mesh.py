@@ -32,10 +32,10 @@ COVERING = [('st_moe', 'all_to_all', (2, 2, 2), ''), ('base', 'all_to_all', (1, 
             ('skywork', 'all_to_all', (2, 2, 2), 'fsdp,folded')]
 
 
-def config(method, executor='einsum', mesh=(1, 1, 1), rules='', weighted=True):
+def config(method, executor='einsum', mesh=(1, 1, 1), rules='', weighted=True, d_model=64):
   """The ConfigDict of a small model of `method`; `weighted` gives each of its router losses a coefficient."""
   c, row = common.config(), methods.find(method)
-  methods.put(c, row, EXPERTS, d_ff=128, num_layers=2, length=LENGTH, vocab_size=VOCAB, d_model=64,
+  methods.put(c, row, EXPERTS, d_ff=128, num_layers=2, length=LENGTH, vocab_size=VOCAB, d_model=d_model,
               backbone='lm' if row['backbone'] == 't5' else None)
   for block in c.blocks.values():
     layer = common.sparse(block)

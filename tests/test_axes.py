@@ -1,0 +1,56 @@
+"""Logical axes under rules: what splits where, and one line for every mistake."""
+
+import jax
+from jax.sharding import PartitionSpec as P
+import pytest
+
+from stmoe import axes
+from stmoe import errors
+
+EXPERT = ('expert', 'expert_embed', 'expert_mlp')
+
+
+def test_default_rules():
+  assert axes.spec(('batch', 'length')) == P(('data', 'expert'), None)
+  assert axes.spec(EXPERT) == P('expert', None, 'model')
+  assert axes.mesh_axes('group') == ('data', 'expert') and axes.mesh_axes('mlp') == ('model',)
+
+
+def test_rules_hold_inside_use_only():
+  mesh = axes.make_mesh(data=2, expert=2, model=2)
+  with axes.use(mesh, axes.rules('fsdp')):
+    assert axes.spec(EXPERT) == P('expert', 'data', 'model')
+    assert axes.spec(('embed', 'mlp')) == P(('data', 'expert'), 'model')
+    assert axes.num_shards('embed') == 4 and jax.sharding.get_mesh() == mesh
+    with axes.use(mesh, axes.rules('folded')):
+      assert axes.spec(EXPERT) == P(('expert', 'model'), None, None) and axes.num_shards('group') == 8
+    assert axes.num_shards('group') == 4
+  assert axes.spec(EXPERT) == P('expert', None, 'model') and axes.num_shards('group') == 1
+
+
+def test_rules_are_left_after_an_error():
+  with pytest.raises(KeyError), axes.use(axes.make_mesh(data=8), axes.rules('fsdp')):
+    raise KeyError
+  assert axes.mesh_axes('embed') == () and jax.sharding.get_abstract_mesh().empty
+
+
+@pytest.mark.parametrize('text, message', [
+    ('fsdq', "no table 'fsdq'; nearest: fsdp"), ('embd=data', "no logical axis 'embd'; nearest: embed"),
+    ('embed=dta', "no mesh axis 'dta'; nearest: data"), ('fsdp,foldet', "no table 'foldet'; nearest: folded")])
+def test_unknown_rules(text, message):
+  with pytest.raises(errors.UserError, match=message):
+    axes.rules(text)
+
+
+def test_one_mesh_axis_cannot_split_an_array_twice():
+  with axes.use(axes.make_mesh(data=8), axes.rules('embed=model')):
+    with pytest.raises(errors.UserError, match="mesh axis 'model' on one array twice.*'embed', 'mlp'"):
+      axes.spec(('embed', 'mlp'))
+
+
+def test_unknown_names_and_wrong_numbers_of_devices():
+  with pytest.raises(ValueError, match="unknown logical axis 'embd'; nearest: 'embed'"):
+    axes.spec(('embd',))
+  with pytest.raises(ValueError, match='3x1x1 = 3 devices, but there are 8'):
+    axes.make_mesh(data=3)
+  assert axes.make_mesh(data=8).axis_types == (jax.sharding.AxisType.Auto,) * 3
