@@ -1,6 +1,7 @@
 # Every target sets up what it needs; the only requirements are Python 3.11 or 3.12 (or 3.13), git and make.
 #   make quickstart   from nothing to trained, compared and plotted sparse experts
 #   make test         the test suite (ARGS='-k name' chooses)        make test-slow   the long tests
+#   make test-aot     compiles every paper's largest model, cut down, for a TPU; installs its compiler
 #   make env          only the virtual environment .venv             make lint, make clean
 
 PYTHON ?=
@@ -8,7 +9,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: env test test-slow quickstart lint clean
+.PHONY: env test test-slow test-aot quickstart lint clean
 
 env: $(STAMP)
 
@@ -38,6 +39,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
+
+test-aot: $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[aot]'
+	$(BIN)/python -m pytest -m aot $(ARGS)
 
 quickstart: $(STAMP)
 	$(BIN)/stmoe compare lm/quickstart --workdir runs/quickstart

@@ -11,6 +11,7 @@ import math
 
 from flax import nnx
 import jax
+from jax.experimental import mesh_utils
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
@@ -181,15 +182,16 @@ def constrain(x, *names):
 def make_mesh(data=1, expert=1, model=1, devices=None):
   """Returns the mesh with axes ('data', 'expert', 'model'), all of them Auto.
 
-  `jax.make_mesh` alone would make Explicit axes, under which ordinary sharded
+  `jax.make_mesh` would make Explicit axes, under which ordinary sharded
   matmuls raise. Enter the mesh with `jax.set_mesh(mesh)`; `with mesh:` does nothing.
   """
   devices = jax.devices() if devices is None else devices
   if data * expert * model != len(devices):
     raise ValueError(f'mesh {data}x{expert}x{model} = {data * expert * model} devices, but there are '
                      f'{len(devices)}')
-  return jax.make_mesh((data, expert, model), MESH_AXES, axis_types=(AxisType.Auto,) * 3,
-                       devices=devices)
+  # Axes of a TPU's torus may be split: otherwise a 4x4x4 slice takes no axis of 2 or 32.
+  placed = mesh_utils.create_device_mesh((data, expert, model), devices, allow_split_physical_axes=True)
+  return jax.sharding.Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def num_shards(*names):

@@ -101,10 +101,13 @@ def scope(op_name):
 
   >>> scope('jit(step)/transpose(jvp())/while/body/closed_call/layer/experts/dot_general')
   'backward/experts'
+  >>> scope('jit(step)/jvp(experts)/shard_map/transpose(jvp(dispatch))/all_to_all')
+  'backward/dispatch'
   >>> scope('jit(step)/optimizer/add'), scope('jit(step)/jvp()/dot_general'), scope('')
   ('optimizer', 'forward', '')
   """
-  words = op_name.split('/')
+  # Transformations wrap names: 'transpose(jvp(experts))'.
+  words = [re.sub(r'^(\w+\()+|\)+$', '', word) for word in op_name.split('/')]
   part = next((word for word in reversed(words) if word in SCOPES), '')
   if 'rematted_computation' in words:
     way = 'recomputed'

@@ -71,16 +71,18 @@ def _tpu(name, sizes):
   from jax.experimental import topologies
   text = f'{name}:{"x".join(map(str, sizes))}'
   one = dict(chips_per_host_bounds=(1, 1, 1)) if hardware.chips(name, sizes) == 1 else {}
+  largest = hardware.LARGEST[name]
+  even = [size + size % 2 if axis < 2 else size for axis, size in enumerate(sizes)]
+  near = [min(size, most) for size, most in zip(even, largest)]
+  missing = errors.UserError(
+      f'topology {text} does not exist: hosts have 2 x 2 chips and the largest slice is '
+      f'{"x".join(map(str, largest))}; nearest: {name}:{"x".join(map(str, near))}')
+  if any(size > most for size, most in zip(sorted(sizes), sorted(largest))):
+    raise missing
   try:
     return topologies.get_topology_desc(text, platform='tpu', **one).devices
-  except Exception as error:
-    even = [size + size % 2 if axis < 2 else size for axis, size in enumerate(sizes)]
-    near = [min(size, most) for size, most in zip(even, hardware.LARGEST[name])]
-    if near == list(sizes):
-      raise errors.UserError(f'topology {text}: {error}') from error
-    raise errors.UserError(f'topology {text} does not exist: hosts have 2 x 2 chips and the largest is '
-                           f'{"x".join(map(str, hardware.LARGEST[name]))}; nearest: '
-                           f'{name}:{"x".join(map(str, near))}') from None
+  except Exception as error:                                         # of a compiler that says why, or not
+    raise (missing if near != list(sizes) else errors.UserError(f'topology {text}: {error}')) from error
 
 
 def _gpu(name, sizes):

@@ -1,0 +1,86 @@
+"""Every paper's largest model, cut to one unit of its layers, compiles for a TPU slice without a TPU.
+
+`make test-aot` installs the compiler and runs these; they are left out by default (mark `aot`).
+"""
+
+import math
+
+import pytest
+
+from stmoe import experiment
+from stmoe.analysis import flops
+from stmoe.analysis import hlo
+from stmoe.analysis import program
+from stmoe.train import aot
+from stmoe.train import topology
+
+pytestmark = pytest.mark.aot
+
+TOPOLOGY, DEVICES = 'v5p:4x4x4', 64
+LARGEST = ('base/sizes:size=large', 'deepseek_moe/sizes:size=v3', 'expert_choice/sizes:size=8b',
+           'gshard/sizes:size=600b', 'hash/large', 'loss_free_balancing/strategies', 'momentum_smoe/large',
+           'skywork/sizes', 'smlp/small', 'smoe_dropout/enwik8', 'soft_moe/sizes:size=h14', 'st_moe/32b',
+           'switch/sizes:size=c', 'switch/sizes:size=xxl', 'thor/wmt', 'upcycling/t5', 'vmoe/sizes:size=15b')
+# The form of an executor whose experts are on several devices.
+PARALLEL = dict(gather='all_to_all', blocks='all_to_all_dropless')
+
+
+def blocks(cfg):
+  """The sections of `cfg` that have a router, however deep they are wrapped."""
+  for block in cfg.blocks.values():
+    while 'inner' in block:
+      block = block.inner
+    if 'router' in block:
+      yield block
+
+
+def cut(name):
+  """Returns the config of `name` with every unit of its layers once, on DEVICES devices, a small batch."""
+  cfg, _ = experiment.load(name)
+  cfg = cfg.copy_and_resolve_references().unlock()
+  for stack in ('encoder', 'decoder', 'layers'):
+    if stack in cfg.model:
+      units = dict.fromkeys(letters for letters, _ in cfg.model[stack])
+      cfg.model[stack] = tuple((letters, 1) for letters in units)
+  sparse = list(blocks(cfg))
+  experts = math.gcd(DEVICES, *(block.router.num_experts for block in sparse))
+  cfg.mesh.update(data=DEVICES // experts, expert=experts, model=1)
+  lengths = flops.lengths(cfg).values()
+  sizes = [block.get('group_size') or 1 for block in sparse]
+  rows = max([1, *(min([size // n for n in lengths if size % n == 0] or [1]) for size in sizes)])
+  for section in (cfg.train, cfg.eval):
+    section.batch_size = DEVICES * rows                              # one group a device
+  cfg.train.microbatches = 1
+  for block in sparse:
+    block.executor = PARALLEL.get(block.executor, block.executor)
+  return cfg.lock()
+
+
+@pytest.mark.parametrize('name', LARGEST)
+def test_cut_down_model_compiles_for_a_tpu(name):
+  topology.prepare(TOPOLOGY)
+  chip, devices, _ = topology.devices(TOPOLOGY)
+  _, compiled, _ = aot.build(cut(name), devices, quick=True)
+  found = aot.report(compiled, chip, len(devices))
+  assert found['memory']['free'] > 0 and found['product_flops'] > 0 and found['collectives']
+
+
+@pytest.mark.parametrize('where, words', [
+    ('v5p:3x3x3', 'nearest: v5p:4x4x3'), ('v5e:64x64', 'nearest: v5e:16x16'),
+    ('h100:12', 'nearest: h100:8, h100:16')])
+def test_unknown_slices_name_the_nearest(where, words):
+  with pytest.raises(topology.errors.UserError, match=words):
+    topology.devices(where)
+
+
+@pytest.mark.parametrize('where', ['v4:2x2x1', 'v5e:1x1', 'v5p:2x2x1', 'v6e:2x2', 'h100:4', 'h200:16'])
+def test_every_chip_compiles_the_same_products(where):
+  import jax
+  import jax.numpy as jnp
+  from stmoe.analysis import products
+  _, devices, _ = topology.devices(where)
+  place = jax.sharding.SingleDeviceSharding(devices[0])
+  shapes = [jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=place) for s in ((256, 512), (512, 1024))]
+  compiled = jax.jit(lambda a, b: a @ b).lower(*shapes).compile()
+  assert products.flops(hlo.parse(compiled.as_text())) == (2 * 256 * 512 * 1024, True)
+  assert program.memory(compiled)['arguments'] == 2 * (256 * 512 + 512 * 1024)
