@@ -52,13 +52,13 @@ def main(argv=None):
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
   except BaseException as error:
-    if job.lost(error):
-      job.leave(job.LOST, error)
+    if job.lost(error) and '--debug' not in argv:
+      job.stop(error)
     message, code = _explain(error)
     if message is None or '--debug' in argv:
       raise
   print(f'stmoe: {message}', file=sys.stderr)
-  return job.leave(code)
+  return job.leave(code, job.LEAVE if code == 2 else 0)
 
 
 def _with_large_pages():
@@ -110,6 +110,8 @@ def _run(argv):
     code = job.enter(args)
     if code is not None:
       return code
+  elif name in COMPUTE:
+    job.alone(name)
   return command.run(args)
 
 

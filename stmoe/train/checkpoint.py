@@ -23,6 +23,7 @@ from stmoe.train import distributed
 from stmoe.train import job
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+AGREE = 60_000                           # ms that one which cannot read waits for the others to say so, too
 FULL_TEXTS = ('No space left on device', 'Disk quota exceeded')
 
 
@@ -105,9 +106,7 @@ class Checkpoints:
       raise errors.UserError(f'{self.directory} has no checkpoint of step {step} (there are: '
                              f'{", ".join(map(str, steps)) or "none"})')
     for at in [step] if step is not None else reversed(steps):
-      found, broken = job.together(lambda at=at: self._try(at, shapes, check))
-      # One process may find a broken part that the others do not read.
-      broken = next((text for text in job.exchange(broken) if text), None)
+      found, broken = self._try(at, shapes, check)
       if broken is None:
         return at, *found
       before = [s for s in steps if s < at]
@@ -121,15 +120,22 @@ class Checkpoints:
     return None
 
   def _try(self, step, shapes, check):
-    """(what `_read` returns, None), or (None, a line about what is broken)."""
+    """(what `_read` returns, None), or (None, a line about what is broken): the same on all processes."""
     try:
-      return self._read(step, shapes, check), None
+      found, broken = self._read(step, shapes, check), None
     except errors.UserError:
       raise
     except Exception as error:           # orbax and tensorstore raise whatever the bytes happen to break
       if job.lost(error):
         raise
-      return None, _line(error)
+      found, broken = None, _line(error)
+    try:
+      return found, next(filter(None, job.exchange(broken, AGREE if broken else job.LONG)), None)
+    except Exception as error:           # the others wait in orbax for this one
+      if not self._read_only:
+        self._set_aside(step)
+      raise errors.UserError(f'process {job.index()} cannot read checkpoint {step} ({broken}); the same '
+                             'command falls back to the one before') from error
 
   def _read(self, step, shapes, check):
     meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta

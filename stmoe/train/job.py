@@ -14,10 +14,10 @@ import sys
 from stmoe import errors
 from stmoe.train import supervise
 
-LOST = supervise.LOST
 HEARTBEAT = 60                           # seconds of silence after which a process is taken for dead
 TOGETHER = 300                           # seconds in which all processes of a job must have started
 LEAVE = 10                               # seconds that one which fails gives the others to fail alike
+ASK = {}                                 # how to join where only a Cloud TPU's metadata server knows
 LONG = 7 * 24 * 3600 * 1000              # ms; who waits for a dead process is ended by its heartbeat
 
 # What the runtime's errors say when another process does not answer any more.
@@ -62,8 +62,22 @@ def place(args, environment=os.environ):
   if args.processes < 1 or not 0 <= args.process < args.processes:
     raise errors.UserError(f'--process {args.process} of --processes {args.processes}: they count from 0 to '
                            f'{max(args.processes, 1) - 1}')
+  if args.process == 0:
+    _check_free(args.coordinator)
   return dict(coordinator_address=args.coordinator, num_processes=args.processes, process_id=args.process,
-              local_device_ids=[])                                   # []: all devices of this machine
+              **_all_devices(environment))
+
+
+def _check_free(address):
+  """Raises UserError if the port is taken on this machine, of which the runtime would die without a word."""
+  import socket
+  with socket.socket() as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      probe.bind(('', int(address.rpartition(':')[2])))
+    except OSError as error:
+      raise errors.UserError(f'--coordinator {address}: this machine, of process 0, cannot listen there: '
+                             f'{error.strerror}') from error
 
 
 def _found(env):
@@ -76,16 +90,27 @@ def _found(env):
     each = env.get('SLURM_STEP_TASKS_PER_NODE', '')
     alone = each == '1' or each.startswith('1(') and ',' not in each
     alone |= env.get('CUDA_VISIBLE_DEVICES', '').isdigit()           # --gpus-per-task=1: there is no other
-    return dict(num_processes=int(env['SLURM_STEP_NUM_TASKS'])) | (dict(local_device_ids=[]) if alone else {})
+    return dict(num_processes=int(env['SLURM_STEP_NUM_TASKS'])) | (_all_devices(env) if alone else {})
   if int(env.get('OMPI_COMM_WORLD_SIZE') or 1) > 1:
     return {}
   if 'JOB_COMPLETION_INDEX' in env and 'KUBERNETES_SERVICE_HOST' in env and _installed('kubernetes'):
     return {}
   if ',' in (env.get('TPU_PROCESS_ADDRESSES') or env.get('TPU_WORKER_HOSTNAMES') or ''):
     return {}
-  # A Cloud TPU machine without those names asks its metadata server; Colab's have none.
-  asks = _installed('libtpu') and 'TPU_SKIP_MDS_QUERY' not in env and 'COLAB_RELEASE_TAG' not in env
-  return {} if asks and pathlib.Path('/dev/accel0').exists() else None
+  chips = _installed('libtpu') and any(pathlib.Path(f'/dev/{name}').exists() for name in ('accel0', 'vfio/0'))
+  return ASK if chips and 'TPU_SKIP_MDS_QUERY' not in env else None
+
+
+def alone(name, environment=os.environ):
+  """Raises UserError where the command `name`, which runs as one process, was started as several."""
+  if any(int(environment.get(count) or 1) > 1 for count in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')):
+    raise errors.UserError(f'stmoe {name} runs as one process, and was started as several; only train and '
+                           'eval share the work; nearest: srun --ntasks 1')
+
+
+def _all_devices(env):
+  """What keeps JAX from giving this process the device of its number on the machine, and no other."""
+  return {} if 'JAX_LOCAL_DEVICE_IDS' in env else dict(local_device_ids=[])
 
 
 def _installed(package):
@@ -114,8 +139,12 @@ def enter(args):
                                initialization_timeout=args.start_timeout)
   except (RuntimeError, ValueError, OSError, KeyError) as error:
     text = ' '.join(str(error).split())[:200]
-    raise errors.UserError(f'cannot join the job ({text}); are all processes started, and can they reach '
-                           '--coordinator HOST:PORT, a free port of process 0?') from error
+    if where is ASK and _client() is None:
+      print(f'note: found no other hosts ({text}); running on this one', file=sys.stderr)
+      return None
+    raise errors.UserError(f'cannot join the job ({text}); give --coordinator, --processes and --process, or '
+                           '--processes 1 for a process alone') from error
+  os.write(2, supervise.JOINED)
   return None
 
 
@@ -133,6 +162,8 @@ def _exit(code):
 
 def lost(error):
   """Whether `error` comes of another process's end: what a collective of a job raises."""
+  if isinstance(error, errors.UserError):
+    return False                         # says more
   while _member and size() > 1 and error is not None:
     if any(word in str(error) for word in LOST_WORDS):               # its type is any: ValueError, too
       return True
@@ -140,20 +171,25 @@ def lost(error):
   return False
 
 
-def leave(code, error=None):
-  """Returns `code` after leaving the job; does not return if the others do not leave too, or are lost.
+def stop(error):
+  """Ends this process, as `error` is one that `lost` says yes to; the parent has the last word."""
+  os.write(2, f'{supervise.LOST_TEXT} {" ".join(str(error).split())}\n'.encode())
+  _exit(supervise.LOST)
+
+
+def leave(code, patience=TOGETHER):
+  """Returns `code` after leaving the job; does not return if the others are not leaving, too.
 
   Args:
-    code:  with which this process ends.
-    error: what `lost` was asked about and said yes; the parent has the last word then.
+    code:     with which this process ends.
+    patience: seconds to wait for the others; 0 = go at once.
   """
   if not _member or _client() is None:
     return code
-  if error is not None:
-    os.write(2, f'{supervise.LOST_TEXT} {error}\n'.encode())
-    _exit(LOST)
+  if not patience:
+    _exit(code)
   try:
-    _client().wait_at_barrier('stmoe/leave', 1000 * (LEAVE if code in (1, 2) else TOGETHER))
+    _client().wait_at_barrier('stmoe/leave', 1000 * patience)
   except Exception:                      # somebody is still at work, or gone
     _exit(code)
   sys.modules['jax'].distributed.shutdown()
@@ -189,13 +225,16 @@ def leads():
   return index() == 0
 
 
-def exchange(value):
-  """Returns the list of the `value` of every process, for JSON; all must call it."""
+def exchange(value, patience=LONG):
+  """Returns the list of the `value` of every process, for JSON; all must call it.
+
+  Raises an exception of the runtime if they do not within `patience` ms.
+  """
   if size() == 1:
     return [value]
   folder = f'stmoe/exchange/{next(_turns)}'
   _client().key_value_set(f'{folder}/{index()}', json.dumps(value))
-  _client().wait_at_barrier(f'{folder}/all', LONG)
+  _client().wait_at_barrier(f'{folder}/all', patience)
   found = dict(_client().key_value_dir_get(folder))
   return [json.loads(found[f'{folder}/{i}']) for i in range(size())]
 

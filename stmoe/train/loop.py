@@ -144,8 +144,9 @@ class Loop:
       self.log(f'stopped after step {self.step:,}; the same command continues')
       return code
     self.checkpoints.wait()
-    job.first(lambda: rundir.finish(self.path, self.final))
-    self.log(f'finished: {rundir.summary(self.final)}')
+    if job.leads():
+      rundir.finish(self.path, self.final)
+      self.log(f'finished: {rundir.summary(self.final)}')
     return 0
 
   def first(self):

@@ -13,6 +13,7 @@ import sys
 import threading
 
 LOST = 75                                # the exit code of a process that stops because another one is gone
+JOINED = b'joined\n'                     # what the child writes when it is in the job
 LOST_TEXT = 'lost:'                      # how the child says so, where the runtime left it the time
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 NOISE = re.compile(rb'\[Gloo\] Rank \d+ is connected')
@@ -51,15 +52,19 @@ def _watch(child, read):
   """The exit code of process `child`, whose file descriptor 2 arrives at `read`."""
   for number in PASSED_ON:
     signal.signal(number, lambda number, frame: _pass_on(child, number))
-  kept = []
-  listener = threading.Thread(target=_listen, args=(read, kept), daemon=True)
+  kept, joined = [], threading.Event()
+  listener = threading.Thread(target=_listen, args=(read, kept, joined), daemon=True)
   listener.start()
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   listener.join(2)                       # a grandchild may hold the pipe open
   text = b''.join(kept)
   if code == LOST or code == -signal.SIGABRT and FATAL.search(text):
-    _say(f'stmoe: {_who(text)} of this job is gone, so this one stops; the same command on all hosts, or on '
-         'fewer, continues from the last checkpoint\n'.encode())
+    if not joined.is_set():
+      _say(b'stmoe: the job did not come together in time (--start-timeout); are all its processes started, '
+           b'and can they reach the coordinator, process 0?\n')
+      return LOST
+    _say(f'stmoe: {_who(text)} of this job is gone{_why(text)}, so this one stops; the same command on all '
+         'hosts, or on fewer, continues from the last checkpoint\n'.encode())
     return LOST
   _say(text)
   if code < 0:
@@ -75,11 +80,13 @@ def _pass_on(child, number):
     pass
 
 
-def _listen(read, kept):
+def _listen(read, kept, joined):
   """Writes the lines from `read` to stderr; those about the end of the job go into the list `kept`."""
   with os.fdopen(read, 'rb') as lines:
     for line in lines:
-      if kept or DEATH.match(line):
+      if line == JOINED:
+        joined.set()
+      elif kept or DEATH.match(line):
         kept.append(line)
       elif not NOISE.match(line):
         _say(line)
@@ -88,6 +95,12 @@ def _listen(read, kept):
 def _say(text):
   if text:
     os.write(2, text)
+
+
+def _why(text):
+  """The first words of the error by which Python noticed it, or ''."""
+  found = re.search(rb'^' + LOST_TEXT.encode() + rb' (.{1,120})', text, re.MULTILINE)
+  return f' ({found[1].decode(errors="replace").strip()})' if found else ''
 
 
 def _who(text):

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 TIMEOUT = 240
 # One sparse layer: what takes the time is to compile it in every process.
 SMALL = ('--config.model.layers=(("m",1),)', '--config.model.d_model=8', '--config.model.head_dim=4')
-GONE = re.compile(r'stmoe: (process \d|another process) of this job is gone, so this one stops; .*')
+GONE = re.compile(r'stmoe: (process \d|another process) of this job is gone( \(.*\))?, so this one stops; .*')
 
 pytestmark = pytest.mark.multiprocess
 
@@ -58,8 +58,11 @@ def start(words, devices):
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear)
 
 
-def job(words, before=(), processes=2, devices=1):
-  """Returns the Ended processes of a job; `before` are flags of tiny_job.py for each."""
+def job(words, before=(), processes=2, devices=1, hanging=None):
+  """Returns the Ended processes of a job; `before` are flags of tiny_job.py for each.
+
+  The process `hanging` never ends by itself; it is killed when the others have ended.
+  """
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
@@ -68,7 +71,11 @@ def job(words, before=(), processes=2, devices=1):
   try:
     for i in range(processes):
       running.append(start([*dict(before).get(i, ()), *words, *flags(i)], devices))
-    return [Ended(process) for process in running]
+    ended = {i: Ended(process) for i, process in enumerate(running) if i != hanging}
+    if hanging is not None:
+      running[hanging].kill()
+      ended[hanging] = Ended(running[hanging])
+    return [ended[i] for i in range(processes)]
   finally:
     for process in running:
       process.kill()
@@ -147,9 +154,10 @@ def test_a_job_that_is_killed_stopped_and_halved_writes_what_one_process_writes(
 @pytest.mark.slow
 def test_a_job_is_one_process_bit_for_bit_and_evaluates_as_one(corpus, reference, tmp_path):
   path = tmp_path / 'run'
-  ended = job(train(corpus, path))
+  ended = job(train(corpus, path, f'--config.data.cache_dir={tmp_path}/cache'))
   assert [e.code for e in ended] == [0, 0], ended[0].err + ended[1].err
   assert_same(path, reference)
+  assert 'caching text train' in ended[0].err and not ended[1].err
   assert len(list((path / 'tensorboard').iterdir())) == 1
   assert json.loads((path / 'env.json').read_text())['devices']['processes'] == 2
   again = job(train(corpus, path))
@@ -220,20 +228,41 @@ def test_a_signal_before_the_first_and_at_the_last_step(corpus, reference, tmp_p
 @pytest.mark.slow
 def test_one_that_hangs_counts_as_dead_after_the_heartbeat(corpus, tmp_path):
   path = tmp_path / 'run'
-  zero, other = job(train(corpus, path), {1: ('--signal', 'SIGSTOP:3')})
+  zero, _ = job(train(corpus, path), {1: ('--signal', 'SIGSTOP:3')}, hanging=1)
   assert_gone(zero)
   assert 'process 1 of' in zero.err.splitlines()[-1]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('blind', [(1,), (0, 1)], ids=str)
+def test_a_checkpoint_that_a_process_cannot_read_is_set_aside(corpus, reference, tmp_path, blind):
+  path = tmp_path / 'run'
+  ended = job(train(corpus, path), {0: ('--signal', 'SIGTERM:7')})
+  assert [e.code for e in ended] == [85, 85] and saved(path) == [8, 10]
+  zero, other = job(train(corpus, path), {i: ('--break', 10) for i in blind})
+  if blind == (1,):                                  # the others wait for it: only to stop all is certain
+    assert other.code == 2 and 'process 1 cannot read checkpoint 10' in other.err.splitlines()[-1]
+    assert_gone(zero)
+    assert saved(path) == [8] and (path / 'unreadable' / '10').is_dir()
+    zero, other = job(train(corpus, path))
+  assert (zero.code, other.code) == (0, 0), zero.err + other.err
+  assert_same(path, reference)
+
+
+@pytest.mark.slow
 def test_mistakes_of_one_process_end_all_with_a_line(corpus, tmp_path):
   path = tmp_path / 'run'
-  # Another configuration on one of them; a mesh that does not fit; a run directory of another experiment.
-  ended = job(train(corpus, path), {1: ()}, processes=2)
-  assert [e.code for e in ended] == [0, 0]
+  ended = job(train(corpus, path, '--config.mesh.data=3'))
+  assert [e.code for e in ended] == [2, 2]
+  assert all(e.err.splitlines()[-1].startswith('stmoe: mesh ') for e in ended) and not path.exists()
+  # A run directory of another experiment.
+  one(corpus, path, '--config.train.steps=1')
   ended = job(train(corpus, path, '--config.seed=1'))
   assert [e.code for e in ended] == [2, 2]
   assert all('holds another experiment: seed is 0 there and 1 here' in e.err for e in ended)
-  ended = job(train(corpus, path, '--config.mesh.data=3'))
+  # Another configuration on one process.
+  elsewhere = tmp_path / 'file'
+  elsewhere.write_text('')
+  ended = job(train(corpus, path), {1: ('--set', f'data.cache_dir={elsewhere}/cache')})
   assert [e.code for e in ended] == [2, 2]
-  assert all(e.err.splitlines()[-1].startswith('stmoe: mesh ') for e in ended)
+  assert all('process 1 has another configuration' in e.err for e in ended)

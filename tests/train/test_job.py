@@ -54,6 +54,13 @@ def test_what_the_environment_says():
   assert place(TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0') is None
 
 
+def test_a_command_that_is_one_process_says_so():
+  job.alone('bench', {})
+  job.alone('bench', dict(SLURM_STEP_NUM_TASKS='1'))
+  with pytest.raises(errors.UserError, match='stmoe bench runs as one process'):
+    job.alone('bench', dict(SLURM_STEP_NUM_TASKS='2'))
+
+
 class OnProcesses:
   """A sharding whose devices are dealt out to processes, as `shard` sees it."""
 

@@ -1,7 +1,9 @@
 """The command line with the tiny experiment, for processes of a job; see tiny_run.py for --kill.
 
-python tiny_job.py [--kill PLACE] [--signal NAME:STEP] train CORPUS --workdir DIR ...
+python tiny_job.py [--kill PLACE] [--signal NAME:STEP] [--break STEP] [--set FIELD=VALUE] train CORPUS --workdir DIR ...
 
+--break STEP has this process fail to read the arrays of that step's checkpoint.
+--set field=value is an override for this process only.
 --signal sends this process the signal NAME after step STEP, 0 = before the first.
 """
 
@@ -36,6 +38,18 @@ def send(text):
   loop.Loop.advance = advance_and_signal
 
 
+def break_checkpoint(step):
+  """Arranges that the arrays of the checkpoint of `step` cannot be read."""
+  from orbax import checkpoint
+  restore = checkpoint.CheckpointManager.restore
+
+  def restore_or_raise(self, at, args=None):
+    if at == int(step) and 'state' in args:
+      raise ValueError('bytes are broken')
+    return restore(self, at, args=args)
+  checkpoint.CheckpointManager.restore = restore_or_raise
+
+
 def take(argv, flag, act):
   """Has `act` called with the value of `flag` once the process has joined its job."""
   if flag not in argv:
@@ -56,6 +70,10 @@ def take(argv, flag, act):
 if __name__ == '__main__':
   experiment.load = load
   words = sys.argv[1:]
+  if '--set' in words:
+    at = words.index('--set')
+    words = [*words[:at], *words[at + 2:], f'--config.{words[at + 1]}']
   take(words, '--kill', tiny_run.kill_at)
   take(words, '--signal', send)
+  take(words, '--break', break_checkpoint)
   sys.exit(main.main(words))
