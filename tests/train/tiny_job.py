@@ -1,6 +1,6 @@
 """The command line with the tiny experiment, for processes of a job; see tiny_run.py for --kill.
 
-python tiny_job.py [--kill PLACE] [--signal NAME:STEP] [--break STEP] [--set FIELD=VALUE] train CORPUS --workdir DIR ...
+python tiny_job.py [--kill PLACE] [--signal NAME:STEP] [--break STEP] [--set FIELD=VALUE] COMMAND ...
 
 --break STEP has this process fail to read the arrays of that step's checkpoint.
 --set field=value is an override for this process only.
