@@ -39,7 +39,8 @@ def run(args):
   started = time.monotonic()
   note = lambda text: print(f'[{time.monotonic() - started:4.0f} s] {text}', file=sys.stderr, flush=True)
   found = dict(name=name, topology=args.topology, devices=len(devices), remark=remark, quick=args.quick,
-               chip=chip._asdict(), **aot.examine(cfg, chip, devices, note, args.quick))
+               versions=topology.versions(args.topology), chip=chip._asdict(),
+               **aot.examine(cfg, chip, devices, note, args.quick))
   print('\n'.join(pages.lines(found)))
   if args.json:
     args.json.write_text(json.dumps(found, indent=1) + '\n')

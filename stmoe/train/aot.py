@@ -150,12 +150,12 @@ def _sparse(block):
 def examine(cfg, chip, devices, note=lambda text: None, quick=False):
   """Returns the whole report of the training step of `cfg` on `devices` (each a `chip`) as a dict.
 
-  model: see `facts`; mesh: its sizes; versions; seconds; step: see `report`, absent where the compiler
+  model: see `facts`; mesh: its sizes; seconds; step: see `report`, absent where the compiler
   gave up for memory; fits: whether it does, None for a CPU; free: bytes, negative where it does not fit;
   try: settings that need less.
   """
   with states.on_mesh(cfg.mesh, devices) as mesh:
-    found = {'mesh': describe(mesh), 'versions': dict(jax=jax.__version__), 'try': suggestions(cfg, mesh)}
+    found = {'mesh': describe(mesh), 'try': suggestions(cfg, mesh)}
   found['model'] = facts(cfg)
   try:
     _, compiled, seconds = build(cfg, devices, note, quick)

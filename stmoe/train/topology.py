@@ -4,6 +4,7 @@
 loaded, from the extra `aot`; JAX's own backend stays that of the CPU.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -53,6 +54,13 @@ def devices(topology):
     return chip, found, ''
   # Its compiler knows no chip whose cores act as one device.
   return chip.device(), [d for d in found if d.core_on_chip == 0], f'one of the {chip.cores} cores of a chip'
+
+
+def versions(topology):
+  """Returns dict package -> version of what compiles for `topology`."""
+  compiler = {'tpu': ['libtpu'], 'gpu': ['jax-cuda12-pjrt', 'nvidia-cuda-nvcc-cu12'], 'cpu': []}
+  kind = hardware.CHIPS[hardware.parse(topology)[0]].kind
+  return {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', *compiler[kind])}
 
 
 def _cpu(name, sizes):

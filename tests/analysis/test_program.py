@@ -152,3 +152,13 @@ def test_shapes():
   assert hlo.size(shape) == 24 + 8 + 1 + 8 + 2
   assert products.main('(f32[2,3]{1,0:T(8,128)S(1)}, f32[4]{0})') == 16
   assert np.prod(hlo.arrays('f32[<=8,4]')[0][1]) == 32
+
+
+@pytest.mark.parametrize('name, want', [
+    ('jit(step)/transpose(jvp())/while/body/closed_call/layer/experts/dot_general', 'backward/experts'),
+    ('jit(step)/jvp()/layer/shard_map/experts/jvp(dispatch)/all_to_all', 'forward/dispatch'),
+    ('jit(step)/transpose(jvp())/checkpoint/rematted_computation/layer/add', 'recomputed/layer'),
+    ('jit(step)/optimizer/add', 'optimizer'), ('', ''),
+])
+def test_scope(name, want):
+  assert program.scope(name) == want

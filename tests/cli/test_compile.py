@@ -27,6 +27,7 @@ def test_report_on_virtual_devices(command, tmp_path):
   assert code == 0 and 'compiling' in err and found['mesh'] == 'data 2 x expert 2 x model 2'
   assert (found['model']['total'], found['model']['active']) == (size['total'], size['active'])
   assert f'{size["total"]:,}' in out and 'all-reduce' in out and out.rstrip().endswith('virtual devices)')
+  assert found['versions']['jax'] == jax.__version__
   step = found['step']
   assert step['trip_counts_known'] and step['product_flops'] > step['cost_analysis']['flops'] / 2
   # Parameters and two moments, most of them on a half or a quarter of the devices.
