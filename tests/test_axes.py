@@ -35,8 +35,9 @@ def test_rules_are_left_after_an_error():
 
 
 @pytest.mark.parametrize('text, message', [
-    ('fsdq', "no table 'fsdq'; nearest: fsdp"), ('embd=data', "no logical axis 'embd'; nearest: embed"),
-    ('embed=dta', "no mesh axis 'dta'; nearest: data"), ('fsdp,foldet', "no table 'foldet'; nearest: folded")])
+    ('fsdq', "no table 'fsdq'; nearest: fsdp"), ('fsdp,foldet', "no table 'foldet'; nearest: folded"),
+    ('embd=data', "no logical axis 'embd'; nearest: embed"),
+    ('embed=dta', "no mesh axis 'dta'; nearest: data")])
 def test_unknown_rules(text, message):
   with pytest.raises(errors.UserError, match=message):
     axes.rules(text)

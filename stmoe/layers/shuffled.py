@@ -75,7 +75,7 @@ def deal(x):
 
 @jax.custom_vjp
 def permute(x, order, back):
-  """Returns x [G,S,...] with the tokens of each group in its `order` i32[G,S], of which `back` is the inverse.
+  """Returns x [G,S,...] with the tokens of each group in its `order` i32[G,S]; `back` is the inverse.
 
   The transpose is a gather, too.
   """

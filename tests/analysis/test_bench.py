@@ -36,7 +36,8 @@ def test_rows_and_json(tiny, tmp_path, capsys):
 @pytest.mark.slow
 def test_uniform_routing_drops_nothing(tiny, tmp_path):
   out = tmp_path / 'rows.json'
-  assert main.main(['bench', '--shapes', 'C1', '--routing', 'uniform', '--rounds', '1', '--json', str(out)]) == 0
+  argv = ['--shapes', 'C1', '--routing', 'uniform', '--rounds', '1', '--json', str(out)]
+  assert main.main(['bench', *argv]) == 0
   assert [row['drop_rate'] for row in json.loads(out.read_text())['rows']] == [0, 0, 0]
 
 

@@ -50,7 +50,7 @@ def config(method, executor='einsum', mesh=(1, 1, 1), rules='', weighted=True, d
   c.eval.batch_size = ROWS
   c.mesh.update(dict(zip(('data', 'expert', 'model'), mesh)), rules=rules)
   with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as one:
-    c.losses = {name: (0.0, 'mean') for name in c.losses}            # of the table: the method may report others
+    c.losses = {name: (0.0, 'mean') for name in c.losses}            # the method may report others
     names = losses.reported(check.forward(c, states.blueprint(c, one)))
   c.losses = {name: (0.01 if weighted else 0.0, 'mean') for name in names}
   return c.lock()
