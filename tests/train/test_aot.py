@@ -23,6 +23,9 @@ LARGEST = ('base/sizes:size=large', 'deepseek_moe/sizes:size=v3', 'expert_choice
            'switch/sizes:size=c', 'switch/sizes:size=xxl', 'thor/wmt', 'upcycling/t5', 'vmoe/sizes:size=15b')
 # The form of an executor whose experts are on several devices.
 PARALLEL = dict(gather='all_to_all', blocks='all_to_all_dropless')
+# Dropless buffers are for the worst case of all devices that share the experts: with 64 of them they
+# would take 100 GiB of V3's chips, so that its matrices are cut over 4 and its experts over 16.
+MODEL = {'deepseek_moe/sizes:size=v3': 4}
 
 
 def blocks(cfg):
@@ -43,13 +46,15 @@ def cut(name):
       units = dict.fromkeys(letters for letters, _ in cfg.model[stack])
       cfg.model[stack] = tuple((letters, 1) for letters in units)
   sparse = list(blocks(cfg))
-  experts = math.gcd(DEVICES, *(block.router.num_experts for block in sparse))
-  cfg.mesh.update(data=DEVICES // experts, expert=experts, model=1)
+  model = MODEL.get(name, 1)
+  shards = DEVICES // model
+  experts = math.gcd(shards, *(block.router.num_experts for block in sparse))
+  cfg.mesh.update(data=shards // experts, expert=experts, model=model)
   lengths = flops.lengths(cfg).values()
   sizes = [block.get('group_size') or 1 for block in sparse]
   rows = max([1, *(min([size // n for n in lengths if size % n == 0] or [1]) for size in sizes)])
   for section in (cfg.train, cfg.eval):
-    section.batch_size = DEVICES * rows                              # one group a device
+    section.batch_size = shards * rows                              # one group a device
   cfg.train.microbatches = 1
   for block in sparse:
     block.executor = PARALLEL.get(block.executor, block.executor)
