@@ -18,12 +18,15 @@ from stmoe.train import state
 NAMES = list(experiment.available())
 PAPERS = [name for name in NAMES if not name.startswith('lm/')]
 
-# One of each kind of model that no default is: dense, other backbone, other order of layers.
-FITTED = [(name, arg) for name in NAMES for arg in ('', 'smoke')] + [
-    ('lm/stdlib', 'method=expert_choice'), ('lm/quickstart', 'method=gshard'), ('switch/sizes', 'size=c'),
-    ('switch/capacity', 'model=moe,cf=2.0'), ('gshard/sizes', 'size=dense'),
-    ('st_moe/extra_ffn', 'extra=before'),
-    ('st_moe/algorithms', 'top=1,priority'), ('expert_choice/sizes', 'method=dense')]
+# Every configuration; in the slow suite also every smoke, and one of each kind of model that no default is:
+# dense, other backbone, other order of layers.
+SMOKES = [(name, 'smoke') for name in NAMES]
+KINDS = [('lm/stdlib', 'method=expert_choice'), ('lm/quickstart', 'method=gshard'),
+         ('switch/sizes', 'size=c'), ('switch/capacity', 'model=moe,cf=2.0'), ('gshard/sizes', 'size=dense'),
+         ('st_moe/extra_ffn', 'extra=before'), ('st_moe/algorithms', 'top=1,priority'),
+         ('expert_choice/sizes', 'method=dense')]
+FITTED = [(name, '') for name in NAMES]
+FITTED += [pytest.param(*one, marks=pytest.mark.slow) for one in SMOKES + KINDS]
 
 
 def load(name, arg=''):

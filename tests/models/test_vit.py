@@ -154,6 +154,7 @@ def test_scan_and_loop_are_equal_and_draw_the_same_noise(plain):
   assert abs(float(plain[0] - run(build(), batch(), jax.random.key(8, impl='unsafe_rbg'))[0])) > 1e-4
 
 
+@pytest.mark.slow
 def test_microbatches():
   """Without noise, which every microbatch draws anew; one of them has an empty row."""
   whole = batch()

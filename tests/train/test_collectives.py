@@ -28,13 +28,14 @@ def bytes_of(plan, experts):
   return sum(local(s) for path, s in leaves if ('experts' in jax.tree_util.keystr(path)) == experts)
 
 
-@pytest.mark.parametrize('executor, there, home', [('all_to_all', 'experts', 'experts'),
-                                                   ('all_to_all_dropless', 'dispatch', 'combine')])
-def test_expert_parallel_step(executor, there, home):
+THERE_AND_BACK = ['forward/dispatch', 'forward/combine', 'backward/combine', 'backward/dispatch']
+
+
+@pytest.mark.parametrize('executor', ['all_to_all', 'all_to_all_dropless'])
+def test_expert_parallel_step(executor):
   plan, found = moved(executor, (2, 4, 1))
-  tokens = [c[:2] for c in found if c[0] == 'all-to-all']
-  assert tokens == [('all-to-all', f'{way}/{scope}') for way, scopes in (
-      ('forward', (there, home)), ('backward', (home, there))) for scope in scopes]
+  tokens = [scope for kind, scope, _ in found if kind == 'all-to-all']
+  assert tokens == THERE_AND_BACK
   sums = sorted(c[2] for c in found if c[0] == 'all-reduce')
   assert len(found) == len(tokens) + len(sums) == 6
   # Gradients: the experts' over the two devices that hold the same ones, all others over all devices.
@@ -42,6 +43,7 @@ def test_expert_parallel_step(executor, there, home):
   assert bytes_of(plan, experts=False) <= sums[1] < bytes_of(plan, experts=False) + SMALL
 
 
+@pytest.mark.slow
 def test_optimizer_and_data_parallel_experts_move_gradients_only():
   plan, found = moved('all_to_all', (8, 1, 1))
   assert {kind for kind, *_ in found} == {'all-reduce'}
@@ -52,9 +54,10 @@ def test_optimizer_and_data_parallel_experts_move_gradients_only():
 def test_experts_cut_over_model():
   _, found = moved('all_to_all', (2, 2, 2), d_model=128)             # two heads
   tokens = [scope for kind, scope, _ in found if kind == 'all-to-all']
-  assert tokens == ['forward/experts'] * 2 + ['backward/experts'] * 2
+  assert tokens == THERE_AND_BACK
 
 
+@pytest.mark.slow
 def test_fully_sharded_parameters_are_gathered_layer_by_layer():
   plan, found = moved('all_to_all', (2, 4, 1), 'fsdp')
   largest = max(size for kind, _, size in found if kind == 'all-gather')

@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from stmoe import axes
 from stmoe import errors
 from stmoe.analysis import flops
 from stmoe.core import contract
@@ -142,7 +143,8 @@ class Coin(nnx.Module):
 def test_draws_average_distributions():
   ids = jnp.zeros((1, 3), jnp.int32)
   batch = dict(decoder_target_tokens=ids, decoder_loss_weights=jnp.ones((1, 3), jnp.int32))
-  plan = types.SimpleNamespace(model=lambda params, routers: Coin())
+  mesh = axes.make_mesh(devices=jax.devices()[:1])
+  plan = types.SimpleNamespace(model=lambda params, routers: Coin(), mesh=mesh)
   key = jax.random.key(3)
   single = evaluate.make(plan)({}, {}, batch, key)['ce'] / 3
   assert np.isclose(single, -np.log(0.75)) or np.isclose(single, -np.log(0.25))

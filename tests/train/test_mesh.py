@@ -24,12 +24,10 @@ METHODS = [name for name in methods.table() if name not in ('dense', 'gmlp')]
 # The auction ends with tokens that are indifferent between experts up to its epsilon, so that round-off of x
 # decides; tests/routers/test_base.py runs it on several devices with equal affinities.
 OWN = dict(base=dict(assignment='greedy_balanced'), expert_choice=dict(allow_causal=True))
-# In the default run: every mesh, every executor; state, carry, a second pass, a shuffle, other foldings.
+# In the default run: every executor; losses, a shuffle, state across steps, other foldings of the devices.
 COVERING = [('st_moe', 'all_to_all', (2, 2, 2), ''), ('base', 'all_to_all', (1, 8, 1), ''),
-            ('momentum_smoe', 'all_to_all', (8, 1, 1), ''), ('hash', 'einsum', (1, 1, 8), ''),
-            ('loss_free_balancing', 'all_to_all_dropless', (4, 2, 1), ''),
-            ('deepseek_moe', 'all_to_all_dropless', (1, 4, 2), ''),
-            ('skywork', 'all_to_all', (2, 2, 2), 'fsdp,folded')]
+            ('loss_free_balancing', 'all_to_all_dropless', (4, 2, 1), ''), ('hash', 'einsum', (1, 4, 2), ''),
+            ('st_moe', 'all_to_all_dropless', (2, 2, 2), 'fsdp,folded')]
 
 
 def config(method, executor='einsum', mesh=(1, 1, 1), rules='', weighted=True, d_model=64):
@@ -99,7 +97,8 @@ def assert_as_alone(method, executor, mesh, rules='', weighted=True):
   wanted, wanted_gradients, _ = alone(method, weighted)
   for step, (report, want) in enumerate(zip(reports, wanted)):
     where = f'step {step}'
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, where), report['load'], want['load'])
+    for layer, load in want['load'].items():
+      np.testing.assert_array_equal(report['load'][layer], load, f'{where} {layer}')
     for name, value in want.items():
       if name.startswith('loss/'):
         np.testing.assert_allclose(report[name], value, rtol=1e-5, atol=1e-7, err_msg=f'{where} {name}')
