@@ -90,3 +90,26 @@ def test_every_chip_compiles_the_same_products(where):
   compiled = jax.jit(lambda a, b: a @ b).lower(*shapes).compile()
   assert products.flops(hlo.parse(compiled.as_text())) == (2 * 256 * 512 * 1024, True)
   assert program.memory(compiled)['arguments'] == 2 * (256 * 512 + 512 * 1024)
+
+
+@pytest.mark.parametrize('where', ['v5e:2x4', 'h100:8'])
+@pytest.mark.parametrize('shape, rules', [((1, 8, 1), ''), ((2, 2, 2), 'folded')])
+def test_dropless_rows_travel_without_padding(where, shape, rules):
+  """CPUs exchange padded buffers; accelerators have a collective for rows of several sizes."""
+  import jax
+  from stmoe import axes
+  from stmoe import lookup
+  from tests.core import test_exchange as exchange
+  x, a, _ = exchange.reference('top_2', 'mlp')
+  execute = lookup.executor('all_to_all_dropless')
+  _, devices, _ = topology.devices(where)
+  with axes.use(axes.make_mesh(*shape, devices=devices), axes.rules(rules)) as mesh:
+    split = lambda names: lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=jax.NamedSharding(
+        mesh, axes.spec((*names, *[None] * (v.ndim - 1)))))
+    bank = jax.tree.map(split(['expert']), exchange.BANKS['mlp'])
+    x, a = jax.tree.map(split(['group']), (x, a))
+    step = jax.jit(lambda x, a, bank: jax.value_and_grad(
+      lambda x, bank: execute(x, a, bank).sum(), (0, 1))(x, bank))
+    found = program.collectives(hlo.parse(step.lower(x, a, bank).compile().as_text()), 8)
+  rows = [c for c in found if c.kind == 'ragged-all-to-all']
+  assert len(rows) == 4 and not any(c.kind == 'all-gather' for c in found)
