@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stmoe import axes
 from stmoe import errors
+from stmoe.core import matching
 from stmoe.routers import base
 
 ALL = np.ones((1, 4), bool)
@@ -104,3 +106,13 @@ def test_one_expert_takes_all(call, context):
   for train in (True, False):
     routed = call(router, jnp.array([AFFINITIES]), context(ALL, train=train, causal=True))
     assert routed.aux.load.tolist() == [4] and routed.aux.metrics['assignment_gap'] == 0
+
+
+def test_auction_on_several_devices_is_that_of_one():
+  affinities = jax.random.normal(jax.random.key(5), (8, 16, 4))
+  assign = jax.jit(matching.auction)
+  with axes.use(axes.make_mesh(data=4, expert=2)) as mesh:
+    groups = jax.NamedSharding(mesh, axes.spec(('group',)))
+    split = assign(*(jax.device_put(a, groups) for a in (affinities, jnp.ones((8, 16), bool))))
+    assert len(split.addressable_shards) == 8
+  np.testing.assert_array_equal(split, assign(affinities, jnp.ones((8, 16), bool)))
