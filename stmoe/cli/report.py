@@ -64,12 +64,15 @@ def routed(runs, labels, folder, text=None):
 
 def _open(path, text):
   """(model of the newest checkpoint, batch to route, vocabulary) of a run directory."""
+  import jax
+
   from stmoe.data import pipeline
   from stmoe.train import checkpoint
   from stmoe.train import rundir
   from stmoe.train import state
   config = rundir.load(path)
-  plan = state.blueprint(config, state.make_mesh(config.mesh))
+  with state.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:   # wherever it was trained
+    plan = state.blueprint(config, mesh)
   checkpoints = checkpoint.Checkpoints(path / 'checkpoints')
   _, arrays, _, _ = checkpoints.restore(plan.shapes, check=lambda meta: None, say=print)
   checkpoints.close()

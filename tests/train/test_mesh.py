@@ -1,6 +1,6 @@
 """Every compared method trains on every mesh as on one device: losses, gradients, routing decisions.
 
-The whole matrix, 21 methods x 6 meshes x 3 executors, is in the slow suite.
+The whole matrix, 20 methods x 6 meshes x 3 executors, is in the slow suite.
 """
 
 import functools
