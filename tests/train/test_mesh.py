@@ -12,6 +12,7 @@ import pytest
 
 from stmoe.configs import common
 from stmoe.configs.lm import methods
+from stmoe.layers import adam_momentum
 from stmoe.train import check
 from stmoe.train import losses
 from stmoe.train import state as states
@@ -26,13 +27,19 @@ METHODS = [name for name in methods.table() if name not in ('dense', 'gmlp')]
 OWN = dict(base=dict(assignment='greedy_balanced'), expert_choice=dict(allow_causal=True))
 # It has one head at this size, which no `model` axis splits.
 RULES = dict(smlp='heads=')
-# AdamSMoE divides by the root of a running second moment: round-off of 1e-7 becomes 3e-5 in its gradients.
-AMPLIFIES = pytest.mark.xfail(reason='float32 gradients of adam_smoe agree to 3e-5 only')
-EVERY = [pytest.param(name, marks=AMPLIFIES) if name == 'adam_smoe' else name for name in METHODS]
 # In the default run: every executor; losses, a shuffle, state across steps, other foldings of the devices.
 COVERING = [('st_moe', 'all_to_all', (2, 2, 2), ''), ('base', 'all_to_all', (1, 8, 1), ''),
             ('loss_free_balancing', 'all_to_all_dropless', (4, 2, 1), ''), ('hash', 'einsum', (1, 4, 2), ''),
             ('st_moe', 'all_to_all_dropless', (2, 2, 2), 'fsdp,folded')]
+
+
+@pytest.fixture(autouse=True, scope='module')
+def well_conditioned():
+  """A larger epsilon under AdamSMoE's root, which divides by moments near 0: round-off of 1e-7 in its input is
+  3e-5 in its gradients. (With all arithmetic in float64 they agree to 5e-14 with the published epsilon, too.)"""
+  epsilon, adam_momentum.EPSILON = adam_momentum.EPSILON, 1e-4
+  yield
+  adam_momentum.EPSILON = epsilon
 
 
 def config(method, executor='einsum', mesh=(1, 1, 1), rules='', weighted=True, d_model=64):
@@ -119,20 +126,20 @@ def test_a_mesh_changes_nothing(method, executor, mesh, rules):
 @pytest.mark.slow
 @pytest.mark.parametrize('executor', EXECUTORS)
 @pytest.mark.parametrize('mesh', MESHES, ids=lambda mesh: 'x'.join(map(str, mesh)))
-@pytest.mark.parametrize('method', EVERY)
+@pytest.mark.parametrize('method', METHODS)
 def test_every_method_on_every_mesh(method, mesh, executor):
   assert_as_alone(method, executor, mesh)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('executor', EXECUTORS)
-@pytest.mark.parametrize('method', EVERY)
+@pytest.mark.parametrize('method', METHODS)
 def test_without_router_losses(method, executor):
   assert_as_alone(method, executor, (2, 2, 2), weighted=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('rules', ['fsdp', 'folded', 'fsdp,folded'])
-@pytest.mark.parametrize('method', EVERY)
+@pytest.mark.parametrize('method', METHODS)
 def test_other_rules(method, rules):
   assert_as_alone(method, 'all_to_all', (2, 2, 2), rules)
