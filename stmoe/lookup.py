@@ -20,6 +20,7 @@ PACKAGES = {
     'router': 'stmoe.routers',
     'experts': 'stmoe.experts',
     'executor': 'stmoe.core.execute',
+    'metric': 'stmoe.metrics',
 }
 
 

@@ -19,17 +19,18 @@ ANYWHERE = {'axes', 'errors', 'lookup', 'parsing', 'state', '__init__'}
 # A part may import itself and the parts named here, and nothing else of ours.
 SPARSE = {'routers', 'experts', 'core', 'pallas_kernels'}
 MODELS = {'models', 'layers'} | SPARSE
-TOOLS = {'train', 'data', 'analysis', 'surgery', 'experiment'}
+TOOLS = {'train', 'data', 'metrics', 'analysis', 'surgery', 'experiment'}
 ARROWS = {
     'cli': TOOLS | MODELS,
     'experiments': TOOLS | MODELS,
-    'train': {'data', 'analysis', 'surgery', 'experiment'} | MODELS,
+    'train': {'data', 'metrics', 'analysis', 'surgery', 'experiment'} | MODELS,
     'models': MODELS,
     'layers': SPARSE,
     'routers': {'core'},
     'experts': {'core'},
     'core': {'pallas_kernels'},
     'data': {'core'},
+    'metrics': set(),
     'analysis': {'core'},
     'surgery': {'core'},
     'experiment': {'configs'},

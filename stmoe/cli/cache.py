@@ -3,12 +3,14 @@
 stmoe cache stdlib
 stmoe cache text --files a.txt b.txt.gz --train-vocab 4096
 stmoe cache c4 --vocab t5.model --extra-ids 100
+stmoe cache boolq --files train.jsonl val.jsonl
 """
 
 
 def add_arguments(parser):
-  parser.add_argument('task', help='stdlib, text or c4')
-  parser.add_argument('--files', nargs='+', default=(), metavar='FILE', help='of task text: UTF-8, .gz too')
+  parser.add_argument('task', help='stdlib, text, c4, boolq, xsum, ...')
+  parser.add_argument('--files', nargs='+', default=(), metavar='FILE',
+                      help='of tasks text and pairs, or the jsonl of any other')
   vocabulary = parser.add_mutually_exclusive_group()
   vocabulary.add_argument('--vocab', default='bytes', help='bytes (default) or a SentencePiece model')
   vocabulary.add_argument('--train-vocab', type=int, metavar='N',

@@ -2,9 +2,10 @@
 
 A cache is a folder `<task>-<vocabulary>-<key>` with, for each split, `<split>.array_record` (the
 documents in order, each cut into pieces of at most PIECE tokens, its EOS at the end of its last
-piece), `<split>.index.npy` and `facts.json`. `key` hashes the task's fingerprint and the vocabulary,
-so a changed file or vocabulary makes another cache. A cache appears under its name complete or not
-at all.
+piece), `<split>.index.npy` and `facts.json`; of a task that is judged by metrics also
+`validation.records.jsonl`, the examples as they were before tokenisation. `key` hashes the task's
+fingerprint and the vocabulary, so a changed file or vocabulary makes another cache. A cache appears under
+its name complete or not at all.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from stmoe.data import vocab
 
 FORMAT = 1
 PIECE = 4096
+RECORDS = 'records 1'                    # the format of what lies beside the tokens
 BATCH_BYTES = 1 << 20  # documents are tokenised together until they have this many bytes
 OPTIONS = 'group_size:1,zstd:1'
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -53,7 +55,7 @@ def folder(cache_dir=None):
 
 def of(task, vocabulary, cache_dir=None):
   """Returns the Cache of `task` under `vocabulary`, making it if it is not there."""
-  key = digest(FORMAT, task.name, task.fingerprint, vocabulary.digest)
+  key = digest(FORMAT, task.name, task.fingerprint, vocabulary.digest, *[RECORDS] * bool(task.examples))
   path = folder(cache_dir) / f'{task.name}-{key}'
   if not path.is_dir():
     with new(path) as unfinished:
@@ -124,8 +126,20 @@ def _sweep(path, host):
       pass
 
 
+def records(found):
+  """Returns the list of the examples of a cache's validation split (see examples.py); [] of plain text."""
+  path = found.path / 'validation.records.jsonl'
+  if not path.exists():
+    return []
+  with open(path, encoding='utf-8') as f:
+    return [json.loads(line) for line in f]
+
+
 def _write(path, task, vocabulary, key):
   start = time.time()
+  if task.examples:
+    with open(path / 'validation.records.jsonl', 'w', encoding='utf-8') as f:
+      f.writelines(json.dumps(example) + '\n' for example in task.examples('validation'))
   splits = {split: _write_split(path, task, split, vocabulary) for split in tasks.SPLITS}
   facts = dict(task=task.name, key=key, **task.facts, vocabulary=vocabulary.digest, splits=splits,
                seconds=round(time.time() - start, 2))

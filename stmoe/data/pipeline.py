@@ -6,8 +6,12 @@ and what is random in it depends on that number and on `seed` only. So a stream 
 step, and the shards of any number of processes are slices of the same batches.
 
 Fields of `cfg.data`:
-  task, files: a task of tasks.py, and the files of tasks text and pairs.
-  mixture: instead of task: {task: weight}, or pairs of them; empty for none.
+  task, files: a task of families/, and the files of tasks text and pairs.
+  jsonl: files of a task with metrics, in the format its set is released in, or one folder of them: training
+    and validation; empty = TensorFlow Datasets.
+  mixture: instead of task: {task: weight}, or pairs of them, or names alone: then the weight of each is its
+    number of training examples, but no more than mixture_cap; empty for none.
+  metrics: instead of the task's own (modules of stmoe/metrics); empty for these.
   vocab, extra_ids, cache_dir: see cache.py ('' = the default folder).
   objective: lm, span_corruption, prefix_lm, seq2seq (objectives.py).
   length: row length (lm, prefix_lm); inputs_length, targets_length: row lengths (the other two).
@@ -151,7 +155,7 @@ class Texts:
     self._data, self._found = cfg.data, open_caches(cfg)
     self._objective = _objective(cfg, self._found)
     self.keys = {name: cache.key for name, cache in self._found.items()}
-    self.weights = [weight for _, weight in mixture(cfg)]
+    self.weights = [weight or _size(self._found[name], cfg.data.mixture_cap) for name, weight in mixture(cfg)]
 
   def rows(self, name, split, seed, train):
     """Returns the Rows of a task; `train` packs them, where the configuration says so."""
@@ -161,8 +165,7 @@ class Texts:
       if data.join or not cache.facts.get('paired'):
         raise errors.UserError(f'data.objective={data.objective!r} takes pairs one by one: it needs '
                                f'data.join=False (now {data.join}) and a task of pairs (now '
-                               f'{cache.facts["task"]}; there are: pairs, stdlib_pairs, wmt14_en_de, '
-                               'wmt14_en_fr)')
+                               f'{cache.facts["task"]}; nearest: pairs, jsonl)')
       segments, sizes = streams.pairs(stream)
     else:
       segments = streams.segments(stream, objective.segment, data.join)
@@ -227,8 +230,13 @@ def info(cfg):
 
 
 def mixture(cfg):
-  """Returns the (task name, weight) pairs of a configuration, sorted by name."""
+  """Returns the (task name, weight) pairs of a configuration, sorted by name; weight None = by its size."""
   given = cfg.data.mixture
+  if given and not hasattr(given, 'items') and all(isinstance(name, str) for name in given):
+    if cfg.data.get('mixture_cap', 0) < 1:
+      raise errors.UserError(f'data.mixture={", ".join(given)} are names without weights; they need '
+                             'data.mixture_cap, the most examples that count (T5: 65536)')
+    return tuple((name, None) for name in sorted(given))
   pairs = tuple(sorted(given.items() if hasattr(given, 'items') else given or ()))
   for name, weight in pairs:
     if not weight > 0:
@@ -236,11 +244,23 @@ def mixture(cfg):
   return pairs or ((cfg.data.task, 1.0),)
 
 
+def _size(cache, cap):
+  """The training examples of a task, at most `cap`."""
+  documents = cache.facts['splits']['train']['documents']
+  return float(min(documents // (2 if cache.facts.get('paired') else 1), cap))
+
+
+def of_config(cfg):
+  """Returns the list of Tasks of a configuration."""
+  d = cfg.data
+  files = tuple(d.get('jsonl', ())) or d.files
+  own = lambda name: files if name in tasks.OWN_FILES or d.get('jsonl') or not d.mixture else ()
+  return [tasks.get(name, own(name), d.get('metrics', ())) for name, _ in mixture(cfg)]
+
+
 def open_caches(cfg):
   """Returns {task name: Cache} of a configuration, all with one vocabulary; makes what is missing."""
-  d = cfg.data
-  files = lambda name: d.files if name in tasks.OWN_FILES or not d.mixture else ()
-  among = [tasks.get(name, files(name)) for name, _ in mixture(cfg)]
+  d, among = cfg.data, of_config(cfg)
   vocabulary = caches.vocabulary_of(d.vocab, among, d.extra_ids, d.cache_dir)
   return {task.name: caches.of(task, vocabulary, d.cache_dir) for task in among}
 

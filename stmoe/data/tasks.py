@@ -1,24 +1,31 @@
-"""Tasks: where documents come from. Each is declared once, here, and is also a seqio Task (declare.py).
+"""Tasks: where documents come from. Each is declared once, in a family (stmoe/data/families), and is also a
+seqio Task (declare.py).
 
-The documents of a task of pairs are source, target, source, target, ... Those of `c4` and of WMT'14
-come from TensorFlow Datasets through seqio, read in a process of its own, so that no process of ours that
-trains imports TensorFlow; those of the others come from plain Python.
+The documents of a task of pairs are source, target, source, target, ... What comes from TensorFlow Datasets
+is read through seqio, in a process of its own, so that no process of ours that trains imports TensorFlow;
+what comes from files is read by plain Python.
 """
 
 import dataclasses
 import functools
+import importlib
+import json
 import os
 import pathlib
-import platform
+import pkgutil
 import struct
 import subprocess
 import sys
 import tempfile
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe.data import corpus
+from stmoe.data import families
 
 SPLITS = ('train', 'validation')
+OWN_FILES = ('text', 'pairs')             # tasks that read data.files
+PAIR = ('inputs', 'targets')             # features of a task of pairs that is no set with names of its own
 READER = (sys.executable, '-m', 'stmoe.data.declare')
 
 
@@ -34,6 +41,9 @@ class Task:
     size: split -> UTF-8 bytes of all documents, or None where only reading them would tell.
     tfds: name in TensorFlow Datasets, or '' for documents of plain Python.
     features: of an example, a document each: one, or source and target.
+    metrics: names of modules of stmoe/metrics that judge predictions of the targets.
+    examples: split -> iterator of the records (see examples.py) of a task of pairs.
+    form: the examples.Form that it was made of, or None.
   """
   name: str
   fingerprint: str
@@ -42,6 +52,9 @@ class Task:
   size: callable
   tfds: str = ''
   features: tuple = ('text',)
+  metrics: tuple = ()
+  examples: callable = None
+  form: object = None
 
   @property
   def paired(self):
@@ -49,67 +62,33 @@ class Task:
     return len(self.features) == 2
 
 
-def stdlib(files=()):
-  """Returns the task of the standard library of this Python (corpus.stdlib); it takes no files."""
-  _none('stdlib', files)
-  return _local('stdlib', corpus.stdlib(), dict(python=platform.python_version()))
+@functools.cache
+def known():
+  """Returns dict name -> function of the user's files -> Task, of all families."""
+  names = [m.name for m in pkgutil.iter_modules(families.__path__)]
+  modules = [importlib.import_module(f'{families.__name__}.{name}') for name in names]
+  return {name: make for module in modules for name, make in module.TASKS.items()}
 
 
-def text(files=()):
-  """Returns the task of the user's own files (corpus.text)."""
-  return _local('text', corpus.text(files), dict(files=[str(f) for f in files]))
+def get(name, files=(), metrics=()):
+  """Returns the Task called `name`; `files` are the user's, `metrics` replace the task's own."""
+  if name not in known():
+    raise errors.UserError(f'data.task: no task is called {name!r}{errors.nearest(name, known())} '
+                           f'(there are: {", ".join(known())})')
+  task = known()[name](files)
+  for metric in metrics:
+    lookup.module('metric', metric)
+  return dataclasses.replace(task, metrics=tuple(metrics)) if metrics else task
 
 
-def stdlib_pairs(files=()):
-  """Returns the task of docstring lines and `def` lines (corpus.stdlib_pairs); it takes no files."""
-  _none('stdlib_pairs', files)
-  return _local('stdlib_pairs', corpus.stdlib_pairs(), dict(python=platform.python_version()), PAIR)
-
-
-def pairs(files=()):
-  """Returns the task of the user's own pairs, such as translations (corpus.pairs)."""
-  return _local('pairs', corpus.pairs(files), dict(files=[str(f) for f in files]), PAIR)
-
-
-def c4(files=()):
-  """Returns the task C4/en (arXiv:1910.10683, section 2.2) of TensorFlow Datasets; it takes no files."""
-  _none('c4', files)
-  name = 'c4/en:3.1.0'
-  return Task('c4', name, dict(tfds=name), functools.partial(_piped, 'c4'), lambda split: None, name)
-
-
-def wmt14_en_de(files=()):
-  """Returns the task WMT'14 English to German of TensorFlow Datasets; it takes no files."""
-  _none('wmt14_en_de', files)
-  return _wmt('wmt14_en_de', 'wmt14_translate/de-en:1.0.0', ('en', 'de'))
-
-
-def wmt14_en_fr(files=()):
-  """Returns the task WMT'14 English to French of TensorFlow Datasets; it takes no files."""
-  _none('wmt14_en_fr', files)
-  return _wmt('wmt14_en_fr', 'wmt14_translate/fr-en:1.0.0', ('en', 'fr'))
-
-
-PAIR = ('inputs', 'targets')
-TASKS = {'stdlib': stdlib, 'text': text, 'stdlib_pairs': stdlib_pairs, 'pairs': pairs, 'c4': c4,
-         'wmt14_en_de': wmt14_en_de, 'wmt14_en_fr': wmt14_en_fr}
-OWN_FILES = ('text', 'pairs')
-
-
-def get(name, files=()):
-  """Returns the Task called `name`; `files` are those of the tasks OWN_FILES."""
-  if name not in TASKS:
-    raise errors.UserError(f'data.task: no task is called {name!r}{errors.nearest(name, TASKS)} '
-                           f'(there are: {", ".join(TASKS)})')
-  return TASKS[name](files)
-
-
-def _none(name, files):
+def no_files(name, files):
+  """Raises UserError if the user gave files to a task that takes none."""
   if files:
     raise errors.UserError(f'data.files is set, but task {name} reads none; use data.task=text (or pairs)')
 
 
-def _local(name, documents, facts, features=('text',)):
+def local(name, documents, facts, features=('text',)):
+  """Returns the Task of a corpus (see corpus.py)."""
   def read(split):
     return (content for _, content in documents[split])
 
@@ -117,18 +96,36 @@ def _local(name, documents, facts, features=('text',)):
     return sum(len(content.encode()) for content in read(split))
   if len(features) == 2:
     facts = facts | dict(paired=True)
-  return Task(name, corpus.digest(documents), facts, read, size, features=features)
+  return _with_pairs(Task(name, corpus.digest(documents), facts, read, size, features=features))
 
 
-def _wmt(name, tfds, languages):
-  return Task(name, f'{tfds} {languages}', dict(tfds=tfds, paired=True), functools.partial(_piped, name),
-              lambda split: None, tfds, languages)
+def from_tfds(name, tfds, features=('text',)):
+  """Returns the Task of `features` of a set of TensorFlow Datasets."""
+  pair = dict(paired=True) if len(features) == 2 else {}
+  key = f'{tfds} {features}' if pair else tfds
+  return _with_pairs(Task(name, key, dict(tfds=tfds) | pair, functools.partial(_piped, name),
+                          lambda split: None, tfds, features))
+
+
+def _with_pairs(task):
+  """`task` with the records of its pairs, to be judged as translations."""
+  def examples(split):
+    documents = task.documents(split)
+    for number, (source, target) in enumerate(zip(documents, documents)):
+      yield dict(inputs=source, targets=target, references=[target], choices=[], group=str(number),
+                 baseline=source)
+  return dataclasses.replace(task, metrics=('bleu',), examples=examples) if task.paired else task
 
 
 def _piped(name, split):
   """Gives the documents of a task that seqio reads, from a process that imports it."""
   for record in piped([*READER, name, split], f'task {name}: seqio cannot read split {split!r}'):
     yield record.decode()
+
+
+def piped_examples(name, split):
+  """Gives the examples of a task of TensorFlow Datasets, from a process that imports it."""
+  return map(json.loads, _piped(name, split))
 
 
 def piped(command, failure):

@@ -65,6 +65,28 @@ def test_c4_through_seqio(declare, tmp_path):
   assert cached(found, 'validation') == theirs
 
 
+# Random text has no pronoun and no key among its choices: wsc, dpr, arc and qasc are tested on rows.
+MOCKED = ('boolq', 'cb', 'copa', 'multirc', 'record', 'rte', 'wic', 'axb', 'axg', 'xsum', 'cnn_dailymail',
+          'squad', 'nq_open', 'web_questions', 'trivia_qa', 'winogrande', 'anli_r3')
+
+
+@pytest.mark.parametrize('name', MOCKED)
+def test_forms_take_the_rows_of_tensorflow_datasets(declare, name):
+  import tensorflow_datasets as tfds
+  task = tasks.get(name)
+  with tfds.testing.mock_data(num_examples=3):
+    found = list(declare.form_examples(task, 'validation'))
+    theirs = declare.add(task, vocab.Bytes(), f'test_{name}')
+    dataset = theirs.get_dataset(sequence_length=None, split='validation', shuffle=False,
+                                 try_in_mem_cache=False)
+    first = next(dataset.as_numpy_iterator())
+  assert len(found) >= 3 and theirs.metric_fns
+  assert first['targets'].tolist() == [*vocab.Bytes().encode([found[0]['targets']])[0], 1]
+  assert theirs.postprocess_fn(b'', example=first, is_target=True) == found[0]
+  scores = theirs.metric_fns[0](found, [example['targets'] for example in found])
+  assert scores and all(value >= 0 for value in scores.values())
+
+
 @pytest.mark.slow
 def test_c4_in_a_process_of_its_own(declare, tmp_path, monkeypatch):
   import tensorflow_datasets as tfds
