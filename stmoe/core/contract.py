@@ -26,6 +26,11 @@ class Context:
   vocab_size: int | None = struct.field(pytree_node=False, default=None)   # V of `ids`, where known
   train: bool = struct.field(pytree_node=False, default=False)
   causal: bool = struct.field(pytree_node=False, default=False)
+  # Every token is routed as if it were alone: no capacity is reached, and it does not matter which tokens
+  # are computed together. Decoding and what is to equal it; see `layers.moe.grouping`.
+  alone: bool = struct.field(pytree_node=False, default=False)
+  # Use only the experts at these ranks of every router's order, 0 the first choice; see `layers.ranks`.
+  ranks: tuple | None = struct.field(pytree_node=False, default=None)
 
   # `tokens` is the number of real tokens of the whole batch divided by the number of
   # microbatches. Dividing sums by it, rather than by the microbatch's own count, makes the

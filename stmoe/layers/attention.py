@@ -19,11 +19,13 @@ class Visible:
   bias:   f32[1,H,T,K] added to the logits, or None.
   turn:   (cos, sin) of `rotary.table`, or None.
   memory: [B,K,D] source of keys and values in cross-attention; None = the layer's own input.
+  slot:   i32[] place in the cache of the first of the T tokens; only for `Attention.extend`.
   """
   mask: jax.Array
   bias: jax.Array | None = None
   turn: tuple | None = None
   memory: jax.Array | None = None
+  slot: jax.Array | None = None
 
 
 def same_segment(queries, keys):
@@ -50,6 +52,22 @@ def causal(segments, prefix=None):
     inside = prefix > 0
     visible = visible | (inside[:, :, None] & inside[:, None, :])[:, None]
   return visible & same_segment(segments, segments)                  # [B, 1, T, T]
+
+
+def extended(segments, keys, slot, prefix=None):
+  """Returns bool[B,1,T,K]: what T tokens see that were put into a cache at `slot`; see `causal`.
+
+  Args:
+    segments: i32[B,T] of the tokens; keys: i32[B,K] of the cache, with them in it.
+    slot:     i32[] place of the first one.
+    prefix:   i32[B,T] or None, as for `causal`.
+  """
+  place = slot + jnp.arange(segments.shape[1])                       # [T]
+  visible = (jnp.arange(keys.shape[1]) <= place[:, None])[None, None]
+  if prefix is not None:
+    inside = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(keys), prefix, slot, 1)
+    visible = visible | ((prefix > 0)[:, :, None] & (inside > 0)[:, None, :])[:, None]
+  return visible & same_segment(segments, keys)                      # [B, 1, T, K]
 
 
 class Attention(nnx.Module):
@@ -91,13 +109,42 @@ class Attention(nnx.Module):
   def __call__(self, x, visible, key=None):
     """Returns [B,T,D] for x [B,T,D]; `key` switches dropout on."""
     source = x if visible.memory is None else visible.memory         # [B, K, D]
-    q = self._heads(x, self.wq, self.bq)                             # [B, T, H, P]
-    k, v = self._heads(source, self.wk, self.bk), self._heads(source, self.wv, self.bv)
-    if visible.turn is not None:
-      q, k = rotary.rotate(q, visible.turn), rotary.rotate(k, visible.turn)
+    k, v = self._keys(source, visible.turn)                          # [B, K, H, P]
     # T5 draws one mask of probabilities per batch, head and key for all queries, which is to
     # drop whole value vectors: sum_j (p_ij m_j) v_j = sum_j p_ij (m_j v_j).
     v = noise.dropout(v, self.dropout_rate, key, broadcast_dims=(-1,))
+    return self._attend(x, visible, k, v)
+
+  def init_cache(self, batch, length, dtype):
+    """Returns an empty cache of `length` places: dict of k and v [B,K,H,P], turned already."""
+    zeros = jnp.zeros((batch, length, self.wk.shape[-1] // self.head_dim, self.head_dim), dtype)
+    return dict(k=zeros, v=zeros)
+
+  def extend(self, x, visible, cache):
+    """Returns (y [B,T,D], cache) for the next tokens x [B,T,D], put into `cache` at visible.slot.
+
+    visible.mask and bias are [B,1,T,K] and [1,H,T,K] over all K places of the cache.
+    """
+    new = dict(zip('kv', self._keys(x, visible.turn)))
+    cache = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], a, visible.slot, 1)
+             for name, a in new.items()}
+    return self._attend(x, visible, cache['k'], cache['v']), cache
+
+  def remember(self, memory):
+    """Returns the keys and values of cross-attention to memory [B,K,D], computed once: dict of k and v."""
+    return dict(zip('kv', self._keys(memory, None)))
+
+  def recall(self, x, visible, remembered):
+    """Returns y [B,T,D] of cross-attention to what was `remembered`."""
+    return self._attend(x, visible, remembered['k'], remembered['v'])
+
+  def _keys(self, source, turn):
+    k, v = self._heads(source, self.wk, self.bk), self._heads(source, self.wv, self.bv)
+    return (k if turn is None else rotary.rotate(k, turn)), v
+
+  def _attend(self, x, visible, k, v):
+    q = self._heads(x, self.wq, self.bq)                             # [B, T, H, P]
+    q = q if visible.turn is None else rotary.rotate(q, visible.turn)
     y = jax.nn.dot_product_attention(q, k, v, bias=visible.bias, mask=visible.mask, scale=self.scale)
     return _linear(y.reshape(*x.shape[:2], -1), self.wo, self.bo)    # [B, T, D]
 

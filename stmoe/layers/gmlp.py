@@ -42,6 +42,8 @@ class Gmlp(nnx.Module):
   Differs: projections start truncated normal, their biases 0; public code has its framework's uniform.
   """
 
+  undecodable = "its gate mixes the positions of a row; nearest: layer='dense' in a model with attention"
+
   def __init__(self, d_model, *, length, d_ff, inner=spatial.Spatial, sequences=1, init_scale=1.0, rngs):
     if d_ff % 2:
       raise UserError(f'layer gmlp: d_ff={d_ff} has no two equal halves; nearest: {d_ff - 1}, {d_ff + 1}')

@@ -6,6 +6,7 @@ import jax
 from stmoe import axes
 from stmoe import lookup
 from stmoe.errors import UserError
+from stmoe.layers import ranks
 
 
 class Moe(nnx.Module):
@@ -40,16 +41,33 @@ class Moe(nnx.Module):
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
     batch, length, width = x.shape
-    groups, size = num_groups(batch, length, self.group_size)
+    groups, size, execute = grouping(self, ctx, batch, length)
     regroup = lambda a: a.reshape(groups, size, *a.shape[2:])
     ungroup = lambda a: a.reshape(batch, length, *a.shape[2:])
     x = axes.constrain(regroup(x), 'group', None, None)              # [G, S, D]
     with jax.named_scope('route'):
-      routed = self.router(x, ctx.fold('router').group(groups, size), jax.tree.map(regroup, carry))
+      route = ranks.of(self.router, ctx.ranks)
+      routed = route(x, ctx.fold('router').group(groups, size), jax.tree.map(regroup, carry))
     key = ctx.fold('experts').key if ctx.train else None
-    y = lookup.executor(self.executor)(x, routed.assignment, self.experts, key)
+    y = execute(x, routed.assignment, self.experts, key)
     y = axes.constrain(ungroup(y), 'batch', 'length', None)          # [B, T, D]
     return y, routed.aux, jax.tree.map(ungroup, routed.carry)
+
+
+# What runs tokens that are alone: without drops, on one device and on several.
+DROPLESS = 'all_to_all_dropless'
+
+
+def grouping(layer, ctx, batch, length):
+  """Returns (G, S, executor) of a layer with `group_size` and `executor` for [batch, length] tokens.
+
+  Where tokens are alone (`Context.alone`, decoding) each is a group of one, whose capacity is at least 1 at
+  any factor: nothing is dropped, whatever else is computed with it. Cached decoding so equals
+  recomputation of the whole text with alone=True, and equals ordinary evaluation where that drops nothing.
+  """
+  if ctx.alone:
+    return batch * length, 1, lookup.executor(DROPLESS)
+  return *num_groups(batch, length, layer.group_size), lookup.executor(layer.executor)
 
 
 def num_groups(batch, length, group_size):

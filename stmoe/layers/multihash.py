@@ -71,28 +71,28 @@ class MultiHash(nnx.Module):
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], Aux, carry) for x [B,T,D]."""
     batch, length, width = x.shape
-    groups, size = moe.num_groups(batch, length, self.group_size)
+    groups, size, execute = moe.grouping(self, ctx, batch, length)
     x = axes.constrain(x.reshape(groups, size, width), 'group', None, None)          # [G, S, D]
     grouped = ctx.group(groups, size)
     with jax.named_scope('route'):
       routed = [segment.router(x, grouped.fold(f'router_{m}'), carry)
                 for m, segment in enumerate(self.segments)]
     assigned = [r.assignment for r in routed]
-    h = concatenated(x, assigned, [s.experts[0] for s in self.segments], self.executor)   # [G, S, F]
+    h = concatenated(x, assigned, [s.experts[0] for s in self.segments], execute)   # [G, S, F]
     h = getattr(jax.nn, self.activation)(h)
     h = noise.dropout(h, self.dropout_rate, ctx.fold('hidden').key if ctx.train else None)
-    y = concatenated(h, assigned, [s.experts[1] for s in self.segments], self.executor)   # [G, S, D]
+    y = concatenated(h, assigned, [s.experts[1] for s in self.segments], execute)   # [G, S, D]
     y = axes.constrain(y.reshape(batch, length, width), 'batch', 'length', None)
     return y, _together([r.aux for r in routed]), carry
 
 
-def concatenated(x, assigned, banks, executor):
+def concatenated(x, assigned, banks, execute):
   """Returns [G,S,F]: what each bank [.,D] -> [.,F/N] makes of x [G,S,D], side by side.
 
   Args:
     assigned: the Assignment of each bank.
+    execute:  an executor.
   """
-  execute = lookup.executor(executor)
   return jnp.concatenate([execute(x, a, bank) for a, bank in zip(assigned, banks)], axis=-1)
 
 

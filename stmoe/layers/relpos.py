@@ -43,12 +43,12 @@ class RelativeBias(nnx.Module):
     self.max_distance = max_distance
     self.bidirectional = bidirectional
 
-  def __call__(self, num_queries, num_keys):
-    """Returns f32[1,H,T,K] for queries and keys at 0, 1, ...
+  def __call__(self, num_queries, num_keys, first=0):
+    """Returns f32[1,H,T,K] for queries at first, first + 1, ... and keys at 0, 1, ...
 
     Positions in the row serve packed rows too: within a sequence only differences count,
     and pairs of different sequences are masked.
     """
-    relative = jnp.arange(num_keys)[None, :] - jnp.arange(num_queries)[:, None]
+    relative = jnp.arange(num_keys)[None, :] - (first + jnp.arange(num_queries))[:, None]
     index = bucket(relative, self.table.shape[1], self.max_distance, self.bidirectional)
     return self.table[...][:, index][None]                           # [1, H, T, K]

@@ -63,6 +63,8 @@ class SpanAttention(nnx.Module):
     init_scale: s of the variance s / fan_in, uniform; 1/3 is U(-1, 1) / sqrt(fan_in).
   """
 
+  undecodable = "it keeps no cache of keys and values; nearest: model.name='lm'"
+
   def __init__(self, d_model, *, num_heads, head_dim, dropout_rate=0.0, init_scale=1 / 3, rngs):
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'uniform')
     width = num_heads * head_dim

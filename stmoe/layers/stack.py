@@ -57,16 +57,31 @@ class Block(nnx.Module):
   def __call__(self, x, ctx, carry, visible, memory=None):
     """Returns (x [B,T,D], Aux or None, carry); `visible` and `memory` are `attention.Visible`."""
     key = lambda name: ctx.fold(name).key if ctx.train else None
+    return self._apply(x, ctx, carry, lambda x: self.attention(x, visible, key('attention')),
+                       lambda x: self.cross(x, memory, key('cross')))
+
+  def extend(self, x, ctx, carry, visible, memory, cache, remembered):
+    """Returns (x [B,T,D], carry, cache) for the next tokens; see `attention.Attention.extend`, `recall`."""
+    def attend(x):
+      nonlocal cache
+      y, cache = self.attention.extend(x, visible, cache)
+      return y
+
+    x, _, carry = self._apply(x, ctx, carry, attend, lambda x: self.cross.recall(x, memory, remembered))
+    return x, carry, cache
+
+  def _apply(self, x, ctx, carry, attend, cross):
+    key = lambda name: ctx.fold(name).key if ctx.train else None
     drop = lambda y, name: noise.dropout(y, self.dropout_rate, key(name), broadcast_dims=(-2,))
     before = lambda norm, x: x if norm is None or self.post_norm else norm(x)
     after = lambda norm, x: norm(x) if self.post_norm else x
     if self.attention is not None:
       with jax.named_scope('attention'):
-        y = self.attention(before(self.attention_norm, x), visible, key('attention'))
+        y = attend(before(self.attention_norm, x))
         x = after(self.attention_norm, x + drop(y, 'attention_out'))
     if self.cross is not None:
       with jax.named_scope('cross_attention'):
-        y = self.cross(before(self.cross_norm, x), memory, key('cross'))
+        y = cross(before(self.cross_norm, x))
         x = after(self.cross_norm, x + drop(y, 'cross_out'))
     with jax.named_scope('layer'):
       y, aux, carry = self.layer(before(self.layer_norm, x), ctx.fold('layer'), carry)
@@ -88,6 +103,24 @@ class Unit(nnx.Module):
       if aux is not None:
         reports[place] = aux
     return x, carry, reports
+
+  def extend(self, x, ctx, carry, visible, memory, cache, remembered):
+    """Returns (x, carry, cache); `cache` and `remembered` are dicts place in the unit -> those of a block."""
+    new = {}
+    for place, block in enumerate(self.blocks):
+      x, carry, new[place] = block.extend(x, ctx, carry, visible, memory, cache.get(place),
+                                          remembered.get(place))
+    return x, carry, {place: new[place] for place in cache}
+
+  def init_cache(self, batch, length, dtype):
+    """Returns dict place in the unit -> empty cache, of blocks that attend."""
+    return {place: block.attention.init_cache(batch, length, dtype)
+            for place, block in enumerate(self.blocks) if block.attention is not None}
+
+  def remember(self, memory):
+    """Returns dict place in the unit -> keys and values of memory [B,K,D], of blocks that attend to it."""
+    return {place: block.cross.remember(memory)
+            for place, block in enumerate(self.blocks) if block.cross is not None}
 
 
 class Stack(nnx.Module):
@@ -144,6 +177,53 @@ class Stack(nnx.Module):
     x = x if self.norm is None else self.norm(x)
     x = noise.dropout(x, self.dropout_rate, key('output'), broadcast_dims=(-2,))
     return x, {f'{self.name}_{index:02d}': reports[index] for index in sorted(reports)}
+
+  def extend(self, x, ctx, visible, cache, memory=None, remembered=None):
+    """Returns (x [B,T,D], cache) for the next tokens of every row, evaluated.
+
+    Args:
+      x, ctx:     of the tokens alone.
+      visible:    what they see of the cache, with its slot.
+      cache:      of `init_cache`: every array is [L,B,...].
+      memory, remembered: what cross-attention sees, and its keys and values from `remember`.
+    """
+    carry, caches = self.init_carry(x), []
+    remembered = remembered or [{} for _ in self.pattern]
+    for units, before, known in zip(self.segments, cache, remembered):
+      def body(state, layer):
+        unit, before, known = layer
+        x, carry, after = unit.extend(state[0], ctx, state[1], visible, memory, before, known)
+        return (x, carry), after
+      run = jax.lax.scan if self.scan_layers else _loop_over
+      (x, carry), after = run(body, (x, carry), (units, before, known))
+      caches.append(after)
+    return x if self.norm is None else self.norm(x), caches
+
+  def init_cache(self, batch, length, dtype):
+    """Returns the empty cache of `batch` rows of `length` tokens: per segment, arrays [L,B,K,...]."""
+    stacked = lambda repeats: lambda a: jnp.broadcast_to(a, (repeats, *a.shape))
+    first = lambda units: units if self.scan_layers else units[0]
+    return [jax.tree.map(stacked(repeats), first(units).init_cache(batch, length, dtype))
+            for (_, repeats), units in zip(self.pattern, self.segments)]
+
+  def remember(self, memory):
+    """Returns keys and values of memory [B,K,D] for `extend`: per segment, arrays [L,B,K,...]."""
+    if self.scan_layers:
+      return [jax.vmap(lambda unit: unit.remember(memory))(units) for units in self.segments]
+    return [jax.tree.map(lambda *a: jnp.stack(a), *[unit.remember(memory) for unit in units])
+            for units in self.segments]
+
+  def undecodable(self):
+    """Returns why the stack cannot be computed token by token, or None.
+
+    A module for which that is not defined says why in its attribute `undecodable`.
+    """
+    for _, module in nnx.iter_modules(self):
+      reason = module is not self and getattr(module, 'undecodable', None)
+      if reason:
+        *_, kind, name = type(module).__module__.split('.')
+        return f'{kind.removesuffix("s")} {name} cannot be decoded token by token: {reason}'
+    return None
 
   def init_carry(self, x):
     """Returns the memory across layers, [B,T,.] arrays by name: the union over all layers."""
@@ -252,6 +332,16 @@ def _units(recipes, d_model, repeats, scan_layers, rngs):
   def make(rngs):
     return Unit(recipes, d_model, rngs=rngs)
   return make(rngs)
+
+
+def _loop_over(body, state, layers):
+  """`jax.lax.scan` over (a list of units, stacked arrays), as a Python loop."""
+  units, *arrays = layers
+  results = []
+  for i, unit in enumerate(units):
+    state, result = body(state, (unit, *jax.tree.map(lambda a, i=i: a[i], arrays)))
+    results.append(result)
+  return state, jax.tree.map(lambda *a: jnp.stack(a), *results)
 
 
 def _commit_stacked(layer, aux):

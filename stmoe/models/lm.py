@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import attention
+from stmoe.layers import cache as caches
 from stmoe.layers import embed
 from stmoe.layers import rotary
 from stmoe.layers import stack
@@ -47,7 +48,7 @@ class LM(nnx.Module):
     self.rotary_base = rotary_base
     self.dtype = jnp.dtype(dtype)
 
-  def __call__(self, batch, key=None, train=False, step=0, tokens=None):
+  def __call__(self, batch, key=None, train=False, step=0, tokens=None, alone=False):
     """Returns (logits f32[B,T,V], aux: dict layer name -> Aux).
 
     Args:
@@ -57,19 +58,57 @@ class LM(nnx.Module):
       train:  training capacities and dropout.
       step:   i32[] optimizer step, for schedules.
       tokens: dict of `count_tokens`: divisor of the router losses; None = of this batch.
+      alone:  route every token by itself, as decoding does (see `moe.grouping`).
     """
     ids, segments = batch['decoder_input_tokens'], batch['decoder_segment_ids']
     positions = batch['decoder_positions']
     tokens = self.count_tokens(batch) if tokens is None else tokens
     ctx = contract.Context(mask=segments > 0, ids=ids, positions=positions, segments=segments, key=key,
                            step=jnp.asarray(step), tokens=tokens['decoder'],
-                           vocab_size=self.vocab_size, train=train, causal=True)
+                           vocab_size=self.vocab_size, train=train, causal=True, alone=alone)
     visible = attention.Visible(mask=attention.causal(segments, batch.get('decoder_causal_attention')),
                                 turn=rotary.table(positions, self.head_dim, self.rotary_base))
     x = self.embed(ids, self.dtype)                                  # [B, T, D]
     x, aux = self.decoder(x, ctx.fold('decoder'), visible)
+    return self.logits(x), aux                                       # [B, T, V]
+
+  def logits(self, x):
+    """Returns f32[B,T,V] of the stack's output x [B,T,D]."""
     with jax.named_scope('head'):
-      return self.embed.logits(x) if self.head is None else self.head(x), aux   # [B, T, V]
+      return self.embed.logits(x) if self.head is None else self.head(x)
+
+  def begin(self, batch, length, ranks=None):
+    """Returns (logits f32[B,V] of the token after each prompt, Cache with room for `length` more).
+
+    Args:
+      batch: dict of i32[B,T] as for `__call__`; a row is one prompt of at least one token, padded on the
+        right.
+      ranks: of `Context.ranks`.
+    """
+    segments = batch['decoder_segment_ids']
+    cache = caches.empty(self.decoder, len(segments), segments.shape[1] + length, self.dtype)
+    x, cache = self.extend(batch, cache, ranks)                      # [B, T, D]
+    last = jnp.take_along_axis(x, cache.positions[:, None, None] - 1, axis=1)      # [B, 1, D]
+    return self.logits(last)[:, 0], cache
+
+  def step(self, ids, real, cache, ranks=None):
+    """Returns (logits f32[B,V] of the token after ids i32[B], cache); rows not real bool[B] rest."""
+    x, cache = self.extend(dict(decoder_input_tokens=ids[:, None], decoder_segment_ids=real[:, None] * 1,
+                                decoder_positions=cache.positions[:, None]), cache, ranks)
+    return self.logits(x)[:, 0], cache
+
+  def extend(self, batch, cache, ranks=None):
+    """Returns (x [B,T,D], cache) of the next tokens of every row, as `__call__` with alone=True has them."""
+    ids, segments = batch['decoder_input_tokens'], batch['decoder_segment_ids']
+    positions, prefix = batch['decoder_positions'], batch.get('decoder_causal_attention')
+    ctx = contract.Context(mask=segments > 0, ids=ids, positions=positions, segments=segments,
+                           step=jnp.int32(0), tokens=self.count_tokens(batch)['decoder'],
+                           vocab_size=self.vocab_size, causal=True, alone=True, ranks=ranks)
+    mask = attention.extended(segments, cache.write(segments), cache.slot, prefix)
+    visible = attention.Visible(mask=mask, turn=rotary.table(positions, self.head_dim, self.rotary_base),
+                                slot=cache.slot)
+    x, layers = self.decoder.extend(self.embed(ids, self.dtype), ctx.fold('decoder'), visible, cache.layers)
+    return x, cache.advance(layers, segments)
 
   def count_tokens(self, batch):
     """Returns the real tokens of each stack in `batch`: dict stack name -> f32[]."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from stmoe.core import contract
 from stmoe.layers import attention
+from stmoe.layers import cache as caches
 from stmoe.layers import embed
 from stmoe.layers import relpos
 from stmoe.layers import stack
@@ -50,7 +51,7 @@ class T5(nnx.Module):
     self.vocab_size = vocab_size
     self.dtype = jnp.dtype(dtype)
 
-  def __call__(self, batch, key=None, train=False, step=0, tokens=None):
+  def __call__(self, batch, key=None, train=False, step=0, tokens=None, alone=False):
     """Returns (logits f32[B,T,V], aux: dict layer name -> Aux, the encoder's first).
 
     Args:
@@ -60,12 +61,15 @@ class T5(nnx.Module):
       train:  training capacities and dropout.
       step:   i32[] optimizer step, for schedules.
       tokens: dict of `count_tokens`: divisors of the router losses; None = of this batch.
+      alone:  route every token by itself, as decoding does (see `moe.grouping`), in the encoder only where
+        that is defined for all its layers.
     """
     tokens = self.count_tokens(batch) if tokens is None else tokens
     make = functools.partial(_context, batch, tokens, vocab_size=self.vocab_size, step=jnp.asarray(step),
                              key=key, train=train)
-    memory, aux = self.encode(make('encoder'))
-    logits, decoder_aux = self.decode(make('decoder', causal=True), memory, batch['encoder_segment_ids'])
+    memory, aux = self.encode(make('encoder', alone=alone and self.encoder.undecodable() is None))
+    decoder = make('decoder', causal=True, alone=alone)
+    logits, decoder_aux = self.decode(decoder, memory, batch['encoder_segment_ids'])
     return logits, aux | decoder_aux
 
   def encode(self, ctx):
@@ -81,8 +85,44 @@ class T5(nnx.Module):
     visible = attention.Visible(mask=attention.causal(ctx.segments), bias=self.decoder_bias(length, length))
     source = attention.Visible(mask=attention.same_segment(ctx.segments, memory_segments), memory=memory)
     x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx, visible, source)
+    return self.logits(x), aux                                       # [B, T, V]
+
+  def logits(self, x):
+    """Returns f32[B,T,V] of the decoder's output x [B,T,D]."""
     with jax.named_scope('head'):
-      return self.embed.logits(x) if self.head is None else self.head(x), aux   # [B, T, V]
+      return self.embed.logits(x) if self.head is None else self.head(x)
+
+  def begin(self, batch, length, ranks=None):
+    """Returns (logits f32[B,V] of each row's first token, Cache with room for `length` tokens).
+
+    Keys and values of cross-attention are computed here, once. The first token is what follows id 0.
+
+    Args:
+      batch: dict of i32[B,K]: encoder_ input_tokens, segment_ids, positions; a row is one source.
+      ranks: of `Context.ranks`.
+    """
+    segments = batch['encoder_segment_ids']
+    tokens = dict(encoder=jnp.sum(segments > 0, dtype=jnp.float32))
+    memory, _ = self.encode(_context(batch, tokens, 'encoder', vocab_size=self.vocab_size, step=jnp.int32(0),
+                                     key=None, train=False, alone=self.encoder.undecodable() is None,
+                                     ranks=ranks))
+    cache = caches.empty(self.decoder, len(segments), length + 1, self.dtype)
+    cache = cache.replace(memory=self.decoder.remember(memory), memory_segments=segments)
+    return self.step(jnp.zeros(len(segments), jnp.int32), jnp.ones(len(segments), bool), cache, ranks)
+
+  def step(self, ids, real, cache, ranks=None):
+    """Returns (logits f32[B,V] of the token after ids i32[B], cache); rows not real bool[B] rest."""
+    segments = real[:, None] * 1                                     # [B, 1]
+    ctx = contract.Context(mask=real[:, None], ids=ids[:, None], positions=cache.positions[:, None],
+                           segments=segments, step=jnp.int32(0), tokens=jnp.sum(real, dtype=jnp.float32),
+                           vocab_size=self.vocab_size, causal=True, alone=True, ranks=ranks)
+    places = cache.segments.shape[1]                                 # a row's places are its positions
+    visible = attention.Visible(mask=attention.extended(segments, cache.write(segments), cache.slot),
+                                bias=self.decoder_bias(1, places, cache.slot), slot=cache.slot)
+    source = attention.Visible(mask=(cache.memory_segments > 0)[:, None, None])
+    x, layers = self.decoder.extend(self.embed(ids[:, None], self.dtype), ctx.fold('decoder'), visible,
+                                    cache.layers, source, cache.memory)
+    return self.logits(x)[:, 0], cache.advance(layers, segments)
 
   def count_tokens(self, batch):
     """Returns the real tokens of each stack in `batch`: dict stack name -> f32[]."""
@@ -94,10 +134,11 @@ class T5(nnx.Module):
     return [self.encoder, self.decoder]
 
 
-def _context(batch, tokens, name, *, vocab_size, step, key, train, causal=False):
+def _context(batch, tokens, name, *, vocab_size, step, key, train, causal=False, alone=False, ranks=None):
   """The Context of the stack called `name`."""
   segments = batch[f'{name}_segment_ids']
   ctx = contract.Context(mask=segments > 0, ids=batch[f'{name}_input_tokens'], segments=segments,
                          positions=batch[f'{name}_positions'], step=step, tokens=tokens[name], key=key,
-                         vocab_size=vocab_size, train=train, causal=causal)
+                         vocab_size=vocab_size, train=train, causal=causal, alone=alone,
+                         ranks=ranks)
   return ctx.fold(name)

@@ -82,6 +82,8 @@ class DeepSeekMoE(nnx.Module):
     budget is counted per routing group, not per batch; that exempt tokens use it first is our reading.
   """
 
+  ranked = {}                        # see layers/ranks.py
+
   def __init__(self, d_model, *, num_experts, k=2, num_groups=1, kept_groups=None, normalize_gates=False,
                route_scale=1.0, scope='sequence', device_budget=None, allow_causal=False, rngs):
     kept_groups = num_groups if kept_groups is None else kept_groups

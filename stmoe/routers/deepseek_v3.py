@@ -61,6 +61,8 @@ class DeepSeekV3(nnx.Module):
     The router starts at N(0, 0.02) like all of this project; the paper has 0.006.
   """
 
+  ranked = {}                        # see layers/ranks.py
+
   def __init__(self, d_model, *, num_experts, k=2, num_groups=1, kept_groups=None, normalize_gates=True,
                route_scale=1.0, rate=1e-3, centred=False, freeze_after=None, rngs):
     kept_groups = num_groups if kept_groups is None else kept_groups

@@ -105,6 +105,8 @@ class ExpertChoice(nnx.Module):
   Losses: z; balance is 0, none is needed.
   """
 
+  undecodable = "experts choose among the tokens of a group, later ones too; nearest: router name='st_moe'"
+
   def __init__(self, d_model, *, num_experts, capacity_factor=(2.0, 2.0), min_capacity=4,
                max_experts_per_token=None, entropy=1e-3, sweeps=100, normalize=False,
                allow_causal=False, rngs):

@@ -91,6 +91,8 @@ class GShard(nnx.Module):
   Losses: balance (first choices), z, and for k > 1 second_place (Mesh: half of balance's coefficient).
   """
 
+  normalize_gates = True
+
   def __init__(self, d_model, *, num_experts, k=2, capacity_factor=(2.0, 2.0), min_capacity=4,
                second_policy='random', threshold=0.5, normalize_after_drop=False, logit_cap=0.0, rngs):
     if not 1 <= k <= num_experts:
@@ -107,6 +109,11 @@ class GShard(nnx.Module):
     self.threshold = threshold
     self.normalize_after_drop = normalize_after_drop
     self.logit_cap = logit_cap
+
+  @property
+  def ranked(self):
+    """What makes every choice count, see layers/ranks.py; None for k = 1, whose gate is not normalised."""
+    return dict(second_policy='all') if self.k > 1 else None
 
   def __call__(self, x, ctx, carry):
     """Returns Routed for x [G,S,D]."""

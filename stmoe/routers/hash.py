@@ -24,6 +24,7 @@ KINDS = {
     'future': lambda table, ctx, k: table[hashing.after(ctx.ids, ctx.positions)],
     'fresh': lambda table, ctx, k: hashing.fresh(ctx.key, table, ctx.ids, k),
 }
+NEIGHBOURS = ('previous', 'bigram', 'future')
 COMPUTED = ('bigram', 'position')      # kinds without a table
 _random = functools.cache(hashing.random_table)
 
@@ -107,6 +108,12 @@ class Hash(nnx.Module):
       raise UserError(f'router hash: {path} is a {found.kind} table, kind={self.kind!r}; '
                       f'nearest: kind={found.kind!r}')
     return found
+
+  @property
+  def undecodable(self):
+    """Why tokens cannot be routed one by one, or None."""
+    return (f"kind={self.kind!r} reads the token beside a place; nearest: kind='random'"
+            if self.kind in NEIGHBOURS else None)
 
   def __call__(self, x, ctx, carry):
     """Returns Routed for x [G,S,D]; raises UserError for another vocabulary, an oracle in a causal stack."""

@@ -62,6 +62,8 @@ class LossFreeBalancing(nnx.Module):
   Differs: with sigmoids, `balance` takes scores over their sum as probabilities, as DeepSeek-V3 does.
   """
 
+  ranked = {}                        # see layers/ranks.py
+
   def __init__(self, d_model, *, num_experts, k=2, scores='sigmoid', selection='add', normalize_gates=False,
                rate=1e-3, rule='sign', centred=False, capacity_factor=(None, None), min_capacity=4, rngs):
     choices.check_groups('loss_free_balancing', num_experts, k, 1, 1)

@@ -50,6 +50,8 @@ class SMoE(nnx.Module):
     per group of tokens, there over a microbatch. The gate starts normal with bias 0, there uniform.
   """
 
+  ranked, normalize_gates = {}, True # see layers/ranks.py
+
   def __init__(self, d_model, *, num_experts, k=2, init_std=0.02, rngs):
     if not 2 <= k <= num_experts:
       raise UserError(f'router smoe: k={k} with num_experts={num_experts}; k is at least 2 (the softmax over '

@@ -60,6 +60,8 @@ class SoftMoe(nnx.Module):
   Losses: none.
   """
 
+  undecodable = "its slots mix all tokens of a group, later ones too; nearest: router name='st_moe'"
+
   def __init__(self, d_model, *, num_experts, slots=1, allow_causal=False, rngs):
     if slots < 1:
       raise UserError(f'router soft_moe: slots={slots}; every expert needs at least 1')

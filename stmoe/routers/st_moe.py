@@ -68,6 +68,8 @@ class STMoE(nnx.Module):
   Differs: evaluation is deterministic; Mesh-TensorFlow draws there too.
   """
 
+  ranked = dict(second_policy='all') # see layers/ranks.py
+
   def __init__(self, d_model, *, num_experts, k=2, capacity_factor=(1.25, 2.0), min_capacity=4,
                normalize_gates=True, second_policy='random', threshold=0.2, batch_priority=False,
                balance_choices='first', allow_causal=False, rngs):
@@ -88,6 +90,12 @@ class STMoE(nnx.Module):
     self.batch_priority = batch_priority
     self.balance_choices = balance_choices
     self.allow_causal = allow_causal
+
+  @property
+  def undecodable(self):
+    """Why tokens cannot be routed one by one, or None."""
+    return 'batch_priority=True ranks the tokens of a group; nearest: batch_priority=False' if (
+        self.batch_priority) else None
 
   def __call__(self, x, ctx, carry):
     """Returns Routed for x [G,S,D]; raises UserError for batch priority in a causal stack."""

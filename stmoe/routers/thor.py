@@ -52,6 +52,7 @@ def by_batch(ctx):
 # The reference's levels are 'token' (0) and what it calls sentence (1): its tensors are time-major,
 # so the latter draws for each time step. The paper's per-sentence dispatch is 'sentence' here.
 DISPATCH = {'token': by_token, 'sentence': by_sentence, 'time_step': by_time_step, 'batch': by_batch}
+NUMBERED = ('token', 'sentence')     # a draw depends on what else is in the batch
 
 
 class Thor(nnx.Module):
@@ -82,6 +83,14 @@ class Thor(nnx.Module):
                       f'experts 0 to {num_experts - 1})')
     self.num_experts = num_experts
     self.eval_dispatch = str(eval_dispatch)
+
+  @property
+  def undecodable(self):
+    """Why tokens cannot be routed one by one, or None."""
+    if self.eval_dispatch not in NUMBERED:
+      return None
+    return (f'eval_dispatch={self.eval_dispatch!r} numbers the tokens of a batch; nearest: '
+            "eval_dispatch='time_step' (or '0', the first expert)")
 
   def __call__(self, x, ctx, carry):
     """Returns Routed for x [G,S,D], of which only the shape counts."""

@@ -85,6 +85,8 @@ class VMoe(nnx.Module):
   Differs: initial weights are N(0, 0.02), like other routers'; the released code's have variance 1/D.
   """
 
+  ranked = {}                        # see layers/ranks.py
+
   def __init__(self, d_model, *, num_experts, k=2, capacity_factor=(1.05, 1.05), multiple_of=4,
                noise_std=1.0, batch_priority=False, allow_causal=False, rngs):
     if not 1 <= k <= num_experts:
@@ -102,6 +104,12 @@ class VMoe(nnx.Module):
     self.noise_std = noise_std
     self.batch_priority = batch_priority
     self.allow_causal = allow_causal
+
+  @property
+  def undecodable(self):
+    """Why tokens cannot be routed one by one, or None."""
+    return 'batch_priority=True ranks the tokens of a group; nearest: batch_priority=False' if (
+        self.batch_priority) else None
 
   def __call__(self, x, ctx, carry):
     """Returns Routed for x [G,S,D]; raises UserError for batch priority in a causal stack."""

@@ -1,0 +1,58 @@
+"""What a model remembers of a text while it writes on: passed in and returned at every step."""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+
+
+@struct.dataclass
+class Cache:
+  """Keys and values of K places, and where in it each row is. Places fill from the left, for all rows alike.
+
+  layers:    of `stack.Stack.init_cache`, arrays [L,B,K,...].
+  segments:  i32[B,K] 1 = a real token, 0 = padding or not yet written: prompts of different lengths.
+  positions: i32[B] position, in its own text, of each row's next token.
+  slot:      i32[] place of the next token.
+  memory:    of `stack.Stack.remember`, arrays [L,B,K',...], or None.
+  memory_segments: i32[B,K'] of what an encoder read, or None.
+  """
+  layers: list
+  segments: jax.Array
+  positions: jax.Array
+  slot: jax.Array
+  memory: list | None = None
+  memory_segments: jax.Array | None = None
+
+  def write(self, segments):
+    """Returns the cache's segments i32[B,K] with those of the next tokens i32[B,T] in their places."""
+    return jax.lax.dynamic_update_slice_in_dim(self.segments, segments, self.slot, 1)
+
+  def advance(self, layers, segments):
+    """Returns the cache after tokens with segments i32[B,T] were put into it, which made `layers`."""
+    real = jnp.sum(segments > 0, axis=1, dtype=jnp.int32)            # [B]
+    return self.replace(layers=layers, segments=self.write(segments), positions=self.positions + real,
+                        slot=self.slot + segments.shape[1])
+
+  def take(self, rows):
+    """Returns the cache of `rows` i32[n], all of it: rows repeated for the beams of a search."""
+    return self.reorder(rows).replace(
+        memory=jax.tree.map(lambda a: _split(a[:, rows]), self.memory),
+        memory_segments=None if self.memory_segments is None else self.memory_segments[rows])
+
+  def reorder(self, rows):
+    """Returns the cache with `rows` i32[B] in new places, where those that change places share a memory."""
+    return self.replace(layers=jax.tree.map(lambda a: _split(a[:, rows]), self.layers),
+                        segments=self.segments[rows], positions=self.positions[rows])
+
+
+def empty(stack, batch, length, dtype):
+  """Returns the Cache of a stack for `batch` rows of up to `length` tokens; rows are split over the mesh."""
+  layers = jax.tree.map(_split, stack.init_cache(batch, length, dtype))
+  zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
+  return Cache(layers=layers, segments=zeros(batch, length), positions=zeros(batch), slot=zeros())
+
+
+def _split(a):
+  return axes.constrain(a, None, 'batch', *[None] * (a.ndim - 2))

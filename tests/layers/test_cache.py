@@ -1,0 +1,184 @@
+"""Cached decoding against recomputation of the whole text, with all that allows it."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stmoe import lookup
+from stmoe.core.execute import blocks as executor
+from tests.routers import generic
+
+VOCAB, LENGTH = generic.VOCAB, 7
+
+
+@pytest.fixture(autouse=True, scope='module')
+def small_blocks():
+  """Blocks of one size, which compile faster."""
+  sizes, executor.SIZES = executor.SIZES, (2,)
+  yield
+  executor.SIZES = sizes
+
+
+SHAPES = dict(vocab_size=VOCAB, d_model=8, num_heads=4, head_dim=4)
+REAL = np.array([4, 1, 3])                                           # tokens of the prompts, in 4 places
+DENSE = dict(layer='dense', d_ff=12, activation='gelu', gated=True)
+EXPERTS = dict(name='mlp', d_ff=8, init_scale=1.0)
+CHANNELS = {'smlp_deterministic', 'partial_prediction'}              # their tokens are channels, inside gmlp
+
+
+def sparse(name, **changed):
+  """A sparse layer with router `name`; where tokens were not alone, its capacity of 1 would drop some."""
+  fields = generic.fields(name, capacity_factor=(0.5, 0.5), min_capacity=1) | changed
+  return dict(layer='moe', router=dict(name=name, num_experts=3) | fields, experts=EXPERTS)
+
+
+def wrapped(layer, inner, **fields):
+  return dict(layer=layer, inner=dict(inner, name=inner['layer']) | fields.pop('inner', {})) | fields
+
+
+def build(name, block, more=None, **fields):
+  """A model of kind `name`: a dense block, then twice `block` (or those of `more`) and one without attention."""
+  decoder = (('d', 1), (''.join(more or 'b') + 'x', 2))
+  patterns = dict(lm=dict(layers=decoder), t5=dict(encoder=(('d', 1),), decoder=decoder))[name]
+  blocks = dict(d=DENSE, b=block, x=DENSE | dict(attention=False)) | (more or {})
+  recipe = lookup.recipe('model', dict(SHAPES, name=name) | patterns | fields)
+  model = recipe(blocks=blocks, rngs=nnx.Rngs(0))
+  nnx.update(model, jax.tree.map(lambda a: 30 * a if a.shape[-1] == 3 else a, nnx.state(model, nnx.Param)))
+  return model
+
+
+def batch(name, rng=0):
+  """Whole texts: prompts of REAL tokens, which then go on to LENGTH places; the encoder's of a T5."""
+  rng = np.random.default_rng(rng)
+  ids = rng.integers(1, VOCAB, (len(REAL), LENGTH)).astype(np.int32)
+  def side(stack, real):
+    mask = np.arange(LENGTH) < real[:, None]
+    return {f'{stack}_input_tokens': jnp.asarray(np.where(mask, ids, 0)),
+            f'{stack}_segment_ids': jnp.asarray(mask * 1),
+            f'{stack}_positions': jnp.asarray(np.arange(LENGTH) * mask)}
+  if name == 'lm':
+    return side('decoder', np.full(len(REAL), LENGTH))
+  whole = side('decoder', np.full(len(REAL), LENGTH))
+  whole['decoder_input_tokens'] = whole['decoder_input_tokens'].at[:, 0].set(0)
+  return side('encoder', REAL) | whole
+
+
+@jax.jit
+def whole(model, batch):
+  return model(batch, alone=True)[0]
+
+
+@jax.jit
+def cached(model, batch):
+  """Logits [B,T,V] of a text of which every token is given; those before the end of the prompt are 0."""
+  ids = batch['decoder_input_tokens']
+  rows = jnp.arange(len(ids))
+  if 'encoder_input_tokens' in batch:
+    at, prompt = jnp.zeros(len(ids), jnp.int32), batch
+  else:
+    at, mask = jnp.asarray(REAL) - 1, jnp.arange(4) < jnp.asarray(REAL)[:, None]
+    prompt = {key: a[:, :4] * mask for key, a in batch.items()}
+  logits, cache = model.begin(prompt, LENGTH)
+
+  def step(state, _):
+    logits, cache, at = state
+    real = at < LENGTH - 1                                           # rows that are finished rest
+    following, cache = model.step(ids[rows, jnp.minimum(at + 1, LENGTH - 1)], real, cache)
+    return (following, cache, at + 1), (logits, at)
+  _, (logits, at) = jax.lax.scan(step, (logits, cache, at), length=LENGTH)
+  return jnp.zeros((*ids.shape, VOCAB)).at[rows, at].set(logits, mode='drop')
+
+
+def assert_cached_equals_whole(name, model, given=None):
+  given = batch(name) if given is None else given
+  expected, got = np.asarray(whole(model, given)), np.asarray(cached(model, given))
+  for row, real in enumerate(REAL if name == 'lm' else [1] * len(REAL)):
+    np.testing.assert_allclose(got[row, real - 1:], expected[row, real - 1:], rtol=1e-4, atol=1e-4)
+  return expected
+
+
+ROUTERS = [name for name in lookup.available('router') if name not in CHANNELS]
+
+
+def undecodable(block):
+  """Why a decoder with `block` cannot be computed token by token, or None; computes nothing."""
+  return nnx.eval_shape(lambda: build('lm', block)).decoder.undecodable()
+
+
+def test_refusals_are_looked_at():
+  reasons = {name: undecodable(sparse(name)) for name in ROUTERS}
+  reasons = {name: text for name, text in reasons.items() if text is not None}
+  assert set(reasons) == {'expert_choice', 'soft_moe', 'thor'}
+  assert all(f'router {name} cannot' in text and 'nearest' in text for name, text in reasons.items())
+
+
+@pytest.mark.parametrize('name', ['lm', 't5'])
+def test_every_router_decodes_as_it_evaluates(name):
+  """All that are not refused in one model, two layers each."""
+  every = {chr(ord('A') + i): sparse(router) for i, router in enumerate(ROUTERS)}
+  every = {letter: block for letter, block in every.items() if undecodable(block) is None}
+  assert_cached_equals_whole(name, build(name, None, more=every))
+
+
+SWITCH = sparse('switch')
+INNER = {key: value for key, value in sparse('smoe').items() if key != 'layer'} | dict(name='moe')
+LAYERS = dict(m=dict(layer='momentum', inner=INNER), a=dict(layer='adam_momentum', inner=INNER),
+              r=dict(layer='robust_momentum', inner=INNER), s=dict(layer='shared', d_ff=8, inner=INNER),
+              u=dict(layer='shuffled', inner=INNER), e=dict(layer='residual', inner=INNER),
+              h=dict(layer='multihash', router=dict(name='hash', num_experts=3, vocab_size=VOCAB),
+                     experts=dict(name='linear', d_ff=8)),
+              p=sparse('hash', kind='position'), t=sparse('thor', eval_dispatch='time_step'),
+              f=sparse('thor', eval_dispatch='1'))
+
+
+def test_layers_around_and_beside_routers():
+  """And the fields with which a router of neighbours decodes after all."""
+  assert_cached_equals_whole('lm', build('lm', None, more=LAYERS))
+
+
+@pytest.mark.parametrize('name, fields', [
+    ('lm', dict(num_kv_heads=2, scan_layers=False, tie_embeddings=False)),
+    ('t5', dict(num_buckets=4, max_distance=5, scan_layers=False, tie_embeddings=True))], ids=['lm', 't5'])
+def test_grouped_heads_loops_and_heads(name, fields):
+  assert_cached_equals_whole(name, build(name, SWITCH, **fields))
+
+
+def test_prompts_whose_tokens_see_each_other():
+  model, given = build('lm', SWITCH), batch('lm')
+  prefix = jnp.asarray((np.arange(LENGTH) < REAL[:, None]) * 1)
+  seen = assert_cached_equals_whole('lm', model, given | dict(decoder_causal_attention=prefix))
+  assert np.abs(seen - whole(model, given)).max() > 1e-2            # so that the prefix matters
+
+
+def test_a_row_is_the_same_whatever_is_beside_it():
+  model, given = build('lm', SWITCH), batch('lm')
+  alone = jax.tree.map(lambda a: a[:1, :4], given)
+  alone, _ = model.begin(alone, 1)
+  beside, _ = model.begin(jax.tree.map(lambda a: a[:, :4], given), 1)
+  np.testing.assert_allclose(alone[0], beside[0], rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_that_are_not_alone_are_dropped():
+  """Without alone=True the layer of these tests drops tokens: what else would equality show?"""
+  model, given = build('lm', SWITCH), batch('lm')
+  logits, aux = jax.jit(lambda model, batch: model(batch))(model, given)
+  assert aux['decoder_01'].metrics['drop_frac'] > 0.2
+  assert np.abs(logits - whole(model, given)).max() > 1e-2
+
+
+@pytest.mark.parametrize('router, fields, says', [
+    ('hash', dict(kind='previous'), "kind='previous'"), ('hash', dict(kind='future'), "kind='future'"),
+    ('st_moe', dict(batch_priority=True), 'batch_priority'),
+    ('vmoe', dict(batch_priority=True), 'batch_priority'),
+    ('thor', dict(eval_dispatch='sentence'), "'time_step'")])
+def test_fields_that_need_neighbours_are_refused(router, fields, says):
+  assert says in undecodable(sparse(router, **fields))
+
+
+def test_an_encoder_may_need_neighbours():
+  model = lookup.recipe('model', dict(SHAPES, name='t5', encoder=(('b', 1),), decoder=(('d', 1),)))(
+      blocks=dict(d=DENSE, b=sparse('expert_choice')), rngs=nnx.Rngs(0))
+  assert model.decoder.undecodable() is None and 'expert_choice' in model.encoder.undecodable()
+  assert_cached_equals_whole('t5', model)
