@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from stmoe import axes
 from stmoe.core import noise
 from stmoe.errors import UserError
+from stmoe.layers import norm
 from stmoe.layers import rotary
 
 
@@ -38,32 +39,39 @@ def same_segment(queries, keys):
   return (queries[:, :, None] == keys[:, None, :])[:, None]          # [B, 1, T, K]
 
 
-def causal(segments, prefix=None):
+def causal(segments, prefix=None, window=None):
   """Returns bool[B,1,T,T]: same segment and the key not after the query.
 
   Args:
     segments: i32[B,T].
     prefix:   i32[B,T] or None; positions with 1 see each other in both directions
       (prefix language model).
+    window:   a query sees itself and the window - 1 positions before it (Mistral, arXiv:2310.06825);
+      None = all.
   """
   length = segments.shape[1]
   visible = jnp.tril(jnp.ones((length, length), bool))[None, None]   # [1, 1, T, T]
+  if window is not None:
+    visible = visible & ~jnp.tril(visible, -window)
   if prefix is not None:
     inside = prefix > 0
     visible = visible | (inside[:, :, None] & inside[:, None, :])[:, None]
   return visible & same_segment(segments, segments)                  # [B, 1, T, T]
 
 
-def extended(segments, keys, slot, prefix=None):
+def extended(segments, keys, slot, prefix=None, window=None):
   """Returns bool[B,1,T,K]: what T tokens see that were put into a cache at `slot`; see `causal`.
 
   Args:
     segments: i32[B,T] of the tokens; keys: i32[B,K] of the cache, with them in it.
     slot:     i32[] place of the first one.
-    prefix:   i32[B,T] or None, as for `causal`.
+    prefix, window: as for `causal`; what is padding among the keys does not count in a window.
   """
   place = slot + jnp.arange(segments.shape[1])                       # [T]
   visible = (jnp.arange(keys.shape[1]) <= place[:, None])[None, None]
+  if window is not None:
+    number = jnp.cumsum(keys > 0, axis=1)                            # [B, K]
+    visible = visible & (number[:, place, None] - number[:, None, :] < window)[:, None]
   if prefix is not None:
     inside = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(keys), prefix, slot, 1)
     visible = visible | ((prefix > 0)[:, :, None] & (inside > 0)[:, None, :])[:, None]
@@ -81,10 +89,15 @@ class Attention(nnx.Module):
     dropout_rate: dropout of attention probabilities, one mask for all queries (T5).
     init_scale: s of the variance scaling.
     use_bias: with biases bq, bk, bv of the heads and bo [D], initially 0.
+    qkv_bias: the same without bo (Qwen, arXiv:2309.16609).
+    qk_norm:  epsilon of RMS norms of queries and keys over all their heads together (OLMoE,
+      arXiv:2409.02060, section 4.1); None = no norms.
+    clip:     queries, keys and values are cut off at +-clip, after the norms (DBRX); None = not.
   """
 
   def __init__(self, d_model, *, num_heads, head_dim, num_kv_heads=None, scaled=True,
-               dropout_rate=0.0, init_scale=1.0, use_bias=False, rngs):
+               dropout_rate=0.0, init_scale=1.0, use_bias=False, qkv_bias=False, qk_norm=None, clip=None,
+               rngs):
     num_kv_heads = num_kv_heads or num_heads
     if num_heads % num_kv_heads:
       near = ', '.join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
@@ -100,8 +113,13 @@ class Attention(nnx.Module):
     self.wv = matrix(d_model, num_kv_heads * head_dim, inward)
     self.wo = matrix(num_heads * head_dim, d_model, outward)
     bias = lambda w: axes.param(nnx.initializers.zeros, w.shape[1:], w.get_metadata()['out_sharding'][1],
-                                rngs=rngs) if use_bias else None
-    self.bq, self.bk, self.bv, self.bo = (bias(w) for w in (self.wq, self.wk, self.wv, self.wo))
+                                rngs=rngs)
+    biased = use_bias or qkv_bias
+    self.bq, self.bk, self.bv = (bias(w) if biased else None for w in (self.wq, self.wk, self.wv))
+    self.bo = bias(self.wo) if use_bias else None
+    width_norm = lambda w: None if qk_norm is None else norm.RMSNorm(w.shape[1], epsilon=qk_norm, rngs=rngs)
+    self.q_norm, self.k_norm = width_norm(self.wq), width_norm(self.wk)
+    self.clip = clip
     self.head_dim = head_dim
     self.scale = head_dim ** -0.5 if scaled else 1.0
     self.dropout_rate = dropout_rate
@@ -139,17 +157,20 @@ class Attention(nnx.Module):
     return self._attend(x, visible, remembered['k'], remembered['v'])
 
   def _keys(self, source, turn):
-    k, v = self._heads(source, self.wk, self.bk), self._heads(source, self.wv, self.bv)
+    k, v = self._heads(source, self.wk, self.bk, self.k_norm), self._heads(source, self.wv, self.bv)
     return (k if turn is None else rotary.rotate(k, turn)), v
 
   def _attend(self, x, visible, k, v):
-    q = self._heads(x, self.wq, self.bq)                             # [B, T, H, P]
+    q = self._heads(x, self.wq, self.bq, self.q_norm)                # [B, T, H, P]
     q = q if visible.turn is None else rotary.rotate(q, visible.turn)
     y = jax.nn.dot_product_attention(q, k, v, bias=visible.bias, mask=visible.mask, scale=self.scale)
     return _linear(y.reshape(*x.shape[:2], -1), self.wo, self.bo)    # [B, T, D]
 
-  def _heads(self, x, w, b):
-    return _linear(x, w, b).reshape(*x.shape[:2], -1, self.head_dim)
+  def _heads(self, x, w, b, normalize=None):
+    y = _linear(x, w, b)                                             # [B, T, H*P]
+    y = y if normalize is None else normalize(y)
+    y = y if self.clip is None else jnp.clip(y, -self.clip, self.clip)
+    return y.reshape(*x.shape[:2], -1, self.head_dim)
 
 
 def _linear(x, w, b):

@@ -16,13 +16,13 @@ class Embed(nnx.Module):
     """Returns the vectors [B,T,D] of ids i32[B,T], in `dtype`."""
     return jnp.take(self.table[...], ids, axis=0).astype(dtype)      # [B, T, D]
 
-  def logits(self, x):
-    """Returns the tied head's f32[B,T,V]: x E^T / sqrt(D) (T5 1.0, Mesh TensorFlow).
+  def logits(self, x, scaled=True):
+    """Returns the tied head's f32[B,T,V]: x E^T / sqrt(D) (T5 1.0, Mesh TensorFlow), or x E^T.
 
     The division keeps the logits of a table of unit variance near unit variance.
     """
     table = self.table[...]
-    return x.astype(jnp.float32) @ table.T * table.shape[1] ** -0.5  # [B, T, V]
+    return x.astype(jnp.float32) @ table.T * (table.shape[1] ** -0.5 if scaled else 1.0)     # [B, T, V]
 
 
 class Head(nnx.Module):

@@ -1,9 +1,11 @@
 """Rotary position embedding (Su et al., 2021, arXiv:2104.09864)."""
 
+import math
+
 import jax.numpy as jnp
 
 
-def table(positions, head_dim, base=10000.0):
+def table(positions, head_dim, base=10000.0, scaling=None):
   """Returns (cos, sin), each f32[B,T,1,P/2], of the angles position * base^(-2i/P).
 
   Made once per forward and shared by all layers, because trigonometry is slow.
@@ -11,10 +13,29 @@ def table(positions, head_dim, base=10000.0):
   Args:
     positions: i32[B,T].
     head_dim:  P, even.
+    scaling:   fields of `yarn`, or None.
   """
   rate = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  rate, size = (rate, 1.0) if scaling is None else yarn(rate, base, **scaling)
   angle = positions[..., None, None].astype(jnp.float32) * rate      # [B, T, 1, P/2]
-  return jnp.cos(angle), jnp.sin(angle)
+  return jnp.cos(angle) * size, jnp.sin(angle) * size
+
+
+def yarn(rate, base, *, factor, length, fast=32.0, slow=1.0, size=1.0):
+  """Returns (rates f32[P/2], size) of a context `factor` times the `length` of training (arXiv:2309.00071).
+
+  Pairs that turn more than `fast` times in `length` positions keep their rate, those that turn less
+  than `slow` times get it over `factor`, and those between a mixture, linear in their number (section 3.2).
+
+  Args:
+    rate: f32[P/2].
+    size: factor of cos and sin (section 3.4).
+  """
+  pairs = rate.shape[0]
+  border = lambda turns: pairs * math.log(length / (turns * 2 * math.pi)) / math.log(base)
+  low, high = max(math.floor(border(fast)), 0), min(math.ceil(border(slow)), 2 * pairs - 1)
+  slower = jnp.clip((jnp.arange(pairs) - low) / max(high - low, 1e-3), 0, 1)
+  return rate * (1 - slower) + rate / factor * slower, size
 
 
 def rotate(x, cos_sin):
@@ -26,3 +47,12 @@ def rotate(x, cos_sin):
   cos, sin = (a.astype(x.dtype) for a in cos_sin)
   first, second = jnp.split(x, 2, axis=-1)                           # [B, T, H, P/2]
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def rotate_neighbours(x, cos_sin):
+  """Returns x [B,T,H,P] with the pairs (2i, 2i + 1) of each head turned, and then all first ones first.
+
+  The order of the result is `rotate`'s: it does not matter to a product of two vectors so ordered, and
+  checkpoints of DeepSeek have their pairs so (arXiv:2104.09864 as written).
+  """
+  return rotate(jnp.concatenate([x[..., ::2], x[..., 1::2]], axis=-1), cos_sin)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from stmoe.core import contract
 from stmoe.errors import UserError
-from stmoe.layers import attention
+from stmoe.layers import attention as attention_lib
 from stmoe.layers import cache as caches
 from stmoe.layers import embed
+from stmoe.layers import norm
 from stmoe.layers import rotary
 from stmoe.layers import stack
 
@@ -22,9 +23,13 @@ class LM(nnx.Module):
     vocab_size, d_model: V and D.
     layers:       pattern of the stack, for example (('dm', 2),).
     blocks:       mapping letter -> feed-forward layer (see `stack.Stack`).
-    num_heads, head_dim, num_kv_heads: of the attention; None = as many as num_heads.
-    rotary_base:  base of the rotary angles.
-    tie_embeddings: the head is the embedding transposed, over sqrt(D).
+    num_heads, head_dim: of the attention; head_dim is the width that rotary positions turn.
+    num_kv_heads: heads of keys and values; None = as many as num_heads.
+    attention:    recipe of the attention layers; None = `attention.Attention`.
+    window:       see `attention.causal`.
+    rotary_base:  base of the rotary angles; rotary_scaling: fields of `rotary.yarn`, or None.
+    tie_embeddings: the head is the embedding transposed, over sqrt(D) if scale_head.
+    norm_epsilon: of the norms.
     dropout_rate: after embedding, sub-layers and final norm, and on attention.
     init_scale:   variance scale of attention and untied head; layers have their own.
     dtype:        of activations; parameters, norms, routers and logits are float32.
@@ -32,20 +37,25 @@ class LM(nnx.Module):
   """
 
   def __init__(self, *, vocab_size, d_model, layers, blocks, num_heads, head_dim, num_kv_heads=None,
-               rotary_base=10000.0, tie_embeddings=True, dropout_rate=0.0, init_scale=1.0,
-               dtype='float32', scan_layers=True, remat='none', rngs):
+               attention=None, window=None, rotary_base=10000.0, rotary_scaling=None, tie_embeddings=True,
+               scale_head=True, norm_epsilon=1e-6, dropout_rate=0.0, init_scale=1.0, dtype='float32',
+               scan_layers=True, remat='none', rngs):
     if head_dim % 2:
       raise UserError(f'head_dim {head_dim} is odd, and rotary positions turn pairs; '
                       f'nearest: {head_dim - 1}, {head_dim + 1}')
     self.embed = embed.Embed(vocab_size, d_model, rngs=rngs)
-    attend = functools.partial(attention.Attention, num_heads=num_heads, head_dim=head_dim,
-                               num_kv_heads=num_kv_heads, dropout_rate=dropout_rate, init_scale=init_scale)
+    shared = dict(num_heads=num_heads, head_dim=head_dim, dropout_rate=dropout_rate, init_scale=init_scale)
+    shared |= dict(num_kv_heads=num_kv_heads) if num_kv_heads else {}
+    attend = functools.partial(attention or attention_lib.Attention, **shared)
     self.decoder = stack.Stack(d_model, name='decoder', pattern=layers, blocks=blocks, attention=attend,
+                               norm=functools.partial(norm.RMSNorm, epsilon=norm_epsilon),
                                dropout_rate=dropout_rate, scan_layers=scan_layers, remat=remat, rngs=rngs)
     self.head = None if tie_embeddings else embed.Head(d_model, vocab_size, init_scale=init_scale, rngs=rngs)
     self.vocab_size = vocab_size
     self.head_dim = head_dim
-    self.rotary_base = rotary_base
+    self.rotary = functools.partial(rotary.table, head_dim=head_dim, base=rotary_base, scaling=rotary_scaling)
+    self.window = window
+    self.scale_head = scale_head
     self.dtype = jnp.dtype(dtype)
 
   def __call__(self, batch, key=None, train=False, step=0, tokens=None, alone=False):
@@ -66,8 +76,9 @@ class LM(nnx.Module):
     ctx = contract.Context(mask=segments > 0, ids=ids, positions=positions, segments=segments, key=key,
                            step=jnp.asarray(step), tokens=tokens['decoder'],
                            vocab_size=self.vocab_size, train=train, causal=True, alone=alone)
-    visible = attention.Visible(mask=attention.causal(segments, batch.get('decoder_causal_attention')),
-                                turn=rotary.table(positions, self.head_dim, self.rotary_base))
+    prefix = batch.get('decoder_causal_attention')
+    visible = attention_lib.Visible(mask=attention_lib.causal(segments, prefix, self.window),
+                                    turn=self.rotary(positions))
     x = self.embed(ids, self.dtype)                                  # [B, T, D]
     x, aux = self.decoder(x, ctx.fold('decoder'), visible)
     return self.logits(x), aux                                       # [B, T, V]
@@ -75,7 +86,7 @@ class LM(nnx.Module):
   def logits(self, x):
     """Returns f32[B,T,V] of the stack's output x [B,T,D]."""
     with jax.named_scope('head'):
-      return self.embed.logits(x) if self.head is None else self.head(x)
+      return self.embed.logits(x, self.scale_head) if self.head is None else self.head(x)
 
   def begin(self, batch, length, ranks=None):
     """Returns (logits f32[B,V] of the token after each prompt, Cache with room for `length` more).
@@ -104,9 +115,8 @@ class LM(nnx.Module):
     ctx = contract.Context(mask=segments > 0, ids=ids, positions=positions, segments=segments,
                            step=jnp.int32(0), tokens=self.count_tokens(batch)['decoder'],
                            vocab_size=self.vocab_size, causal=True, alone=True, ranks=ranks)
-    mask = attention.extended(segments, cache.write(segments), cache.slot, prefix)
-    visible = attention.Visible(mask=mask, turn=rotary.table(positions, self.head_dim, self.rotary_base),
-                                slot=cache.slot)
+    mask = attention_lib.extended(segments, cache.write(segments), cache.slot, prefix, self.window)
+    visible = attention_lib.Visible(mask=mask, turn=self.rotary(positions), slot=cache.slot)
     x, layers = self.decoder.extend(self.embed(ids, self.dtype), ctx.fold('decoder'), visible, cache.layers)
     return x, cache.advance(layers, segments)
 

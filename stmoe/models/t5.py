@@ -10,6 +10,7 @@ from stmoe.core import contract
 from stmoe.layers import attention
 from stmoe.layers import cache as caches
 from stmoe.layers import embed
+from stmoe.layers import norm
 from stmoe.layers import relpos
 from stmoe.layers import stack
 
@@ -26,7 +27,8 @@ class T5(nnx.Module):
     blocks:       mapping letter -> feed-forward layer (see `stack.Stack`).
     num_heads, head_dim: H and P; H * P need not be D.
     num_buckets, max_distance: of the relative position bias.
-    tie_embeddings: the head is the embedding transposed, over sqrt(D).
+    tie_embeddings: the head is the embedding transposed, over sqrt(D) if scale_head.
+    norm_epsilon: of the norms.
     dropout_rate: after embedding, sub-layers and final norms, and on attention.
     init_scale:   variance scale of attention, relative bias and untied head; layers have their own.
     dtype:        of activations; parameters, norms, routers and logits are float32.
@@ -34,13 +36,14 @@ class T5(nnx.Module):
   """
 
   def __init__(self, *, vocab_size, d_model, encoder, decoder, blocks, num_heads, head_dim, num_buckets=32,
-               max_distance=128, tie_embeddings=False, dropout_rate=0.0, init_scale=1.0, dtype='float32',
-               scan_layers=True, remat='none', rngs):
+               max_distance=128, tie_embeddings=False, scale_head=True, norm_epsilon=1e-6, dropout_rate=0.0,
+               init_scale=1.0, dtype='float32', scan_layers=True, remat='none', rngs):
     attend = functools.partial(attention.Attention, num_heads=num_heads, head_dim=head_dim, scaled=False,
                                dropout_rate=dropout_rate, init_scale=init_scale)
     bias = functools.partial(relpos.RelativeBias, num_heads, num_buckets=num_buckets,
                              max_distance=max_distance, init_scale=init_scale, rngs=rngs)
     make = functools.partial(stack.Stack, d_model, blocks=blocks, attention=attend, dropout_rate=dropout_rate,
+                             norm=functools.partial(norm.RMSNorm, epsilon=norm_epsilon),
                              scan_layers=scan_layers, remat=remat, rngs=rngs)
     self.embed = embed.Embed(vocab_size, d_model, rngs=rngs)
     self.encoder_bias = bias(bidirectional=True)
@@ -49,6 +52,7 @@ class T5(nnx.Module):
     self.decoder = make(name='decoder', pattern=decoder, cross=attend)
     self.head = None if tie_embeddings else embed.Head(d_model, vocab_size, init_scale=init_scale, rngs=rngs)
     self.vocab_size = vocab_size
+    self.scale_head = scale_head
     self.dtype = jnp.dtype(dtype)
 
   def __call__(self, batch, key=None, train=False, step=0, tokens=None, alone=False):
@@ -90,7 +94,7 @@ class T5(nnx.Module):
   def logits(self, x):
     """Returns f32[B,T,V] of the decoder's output x [B,T,D]."""
     with jax.named_scope('head'):
-      return self.embed.logits(x) if self.head is None else self.head(x)
+      return self.embed.logits(x, self.scale_head) if self.head is None else self.head(x)
 
   def begin(self, batch, length, ranks=None):
     """Returns (logits f32[B,V] of each row's first token, Cache with room for `length` tokens).

@@ -82,3 +82,25 @@ def test_relative_bias_is_of_the_distance():
 def test_heads_that_do_not_divide_name_the_possible_ones():
   with pytest.raises(UserError, match='num_kv_heads 3 does not divide num_heads 4; possible: 1, 2, 4'):
     build(num_kv_heads=3)
+
+
+def test_a_window_is_itself_and_what_is_just_before():
+  segments = jnp.array([[1, 1, 1, 1, 2]])
+  expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+  np.testing.assert_array_equal(attention.causal(segments, window=2)[0, 0], np.array(expected, bool))
+
+
+def test_queries_and_keys_are_biased_normalised_over_all_heads_and_clipped_in_this_order():
+  layer = build(num_kv_heads=2, qkv_bias=True, qk_norm=1e-5, clip=0.5)
+  key = iter(jax.random.split(jax.random.key(5), 9))
+  for array in (layer.bq, layer.bk, layer.bv, layer.q_norm.scale, layer.k_norm.scale):
+    array[...] = jax.random.normal(next(key), array.shape)
+  assert layer.bo is None
+  x = jax.random.normal(next(key), (1, 3, 12))
+  rms = lambda y: y / jnp.sqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-5)
+  q = jnp.clip(rms(x @ layer.wq[...] + layer.bq[...]) * layer.q_norm.scale[...], -0.5, 0.5)
+  k = jnp.clip(rms(x @ layer.wk[...] + layer.bk[...]) * layer.k_norm.scale[...], -0.5, 0.5)
+  v = jnp.clip(x @ layer.wv[...] + layer.bv[...], -0.5, 0.5)
+  visible = attention.Visible(mask=jnp.ones((1, 1, 3, 3), bool))
+  y = jax.nn.dot_product_attention(q.reshape(1, 3, 4, 6), k.reshape(1, 3, 2, 6), v.reshape(1, 3, 2, 6))
+  np.testing.assert_allclose(layer(x, visible), y.reshape(1, 3, 24) @ layer.wo[...], atol=1e-5)
