@@ -17,10 +17,12 @@ PACKAGES = {
     'model': 'stmoe.models',
     'layer': 'stmoe.layers',
     'inner': 'stmoe.layers',          # the layer that a layer wraps
+    'attention': 'stmoe.layers',
     'router': 'stmoe.routers',
     'experts': 'stmoe.experts',
     'executor': 'stmoe.core.execute',
     'metric': 'stmoe.metrics',
+    'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
 }
 
 

@@ -40,7 +40,7 @@ class Checkpoints:
 
   def __init__(self, directory, every=1, keep=2, async_save=True, read_only=False):
     self.directory = pathlib.Path(directory).resolve()
-    _hush()
+    hush()
     options = ocp.CheckpointManagerOptions(
         save_decision_policy=policies.FixedIntervalPolicy(every),
         preservation_policy=policies.LatestN(keep),
@@ -223,6 +223,6 @@ def _line(error):
   return f'{type(error).__name__}: {text[:120]}'
 
 
-def _hush():
+def hush():
   """Keeps orbax's own reports off the terminal; what goes wrong arrives as an exception."""
   logging.getLogger('absl').setLevel(logging.CRITICAL)

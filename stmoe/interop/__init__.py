@@ -1,0 +1,1 @@
+"""Checkpoints of other libraries: files, tables of names, configurations both ways."""

@@ -1,0 +1,40 @@
+"""Mixtral (arXiv:2401.04088): softmax over all experts, the best k over their sum, grouped queries."""
+
+from stmoe.interop import decoder
+from stmoe.interop import fields
+from stmoe.interop import rules
+
+ARCHITECTURE = 'MixtralForCausalLM'
+COPIES = decoder.COPIES
+RULES = [
+    *decoder.ATTENTION, *decoder.REST,
+    ('decoder/layers/{i}/layer/router/w', decoder.LAYER + 'block_sparse_moe.gate.weight', rules.LINEAR),
+    *decoder.glu('experts/', 'block_sparse_moe.experts.{e}.', ('w1', 'w3', 'w2')),
+]
+ignored = decoder.ignored
+
+
+def table(c):
+  """Returns the rules of configuration `c`."""
+  return RULES
+
+
+def configure(hf, tied):
+  """Returns the sections model, blocks and losses of a config.json."""
+  router = dict(name='deepseek_moe', num_experts=fields.need(hf, 'num_local_experts'),
+                k=fields.need(hf, 'num_experts_per_tok'), normalize_gates=True)
+  sparse = decoder.moe(router, fields.need(hf, 'intermediate_size'),
+                       fields.activation(hf, 'hidden_act', 'silu'))
+  return dict(model=decoder.model(hf, 'm' * fields.need(hf, 'num_hidden_layers'), tied,
+                                  window=hf.get('sliding_window')),
+              blocks=dict(m=dict(layer='moe', **sparse)), losses=decoder.losses(hf))
+
+
+def describe(c):
+  """Returns the config.json of our configuration `c`."""
+  sparse = decoder.sparse(decoder.last(c)[1], 'deepseek_moe')
+  return decoder.describe(c, ARCHITECTURE, 'mixtral') | dict(
+      num_local_experts=sparse['router']['num_experts'], num_experts_per_tok=sparse['router'].get('k', 2),
+      intermediate_size=sparse['experts']['d_ff'], hidden_act=sparse['experts'].get('activation', 'gelu'),
+      sliding_window=c['model'].get('window'),
+      router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])

@@ -1,0 +1,42 @@
+"""OLMoE (arXiv:2409.02060): gates as softmax gave them, norms of queries and keys, clipped q, k, v."""
+
+from stmoe.interop import decoder
+from stmoe.interop import fields
+from stmoe.interop import rules
+
+ARCHITECTURE = 'OlmoeForCausalLM'
+COPIES = decoder.COPIES
+RULES = [
+    *decoder.ATTENTION, *decoder.REST,
+    ('decoder/layers/{i}/layer/router/w', decoder.LAYER + 'mlp.gate.weight', rules.LINEAR),
+    *decoder.glu('experts/', 'mlp.experts.{e}.'),
+]
+ignored = decoder.ignored
+
+
+def table(c):
+  """Returns the rules of configuration `c`."""
+  return RULES
+
+
+def configure(hf, tied):
+  """Returns the sections model, blocks and losses of a config.json."""
+  fields.only(hf, attention_bias=False)
+  router = dict(name='deepseek_moe', num_experts=fields.need(hf, 'num_experts'),
+                k=fields.need(hf, 'num_experts_per_tok'), normalize_gates=bool(hf.get('norm_topk_prob')))
+  sparse = decoder.moe(router, fields.need(hf, 'intermediate_size'),
+                       fields.activation(hf, 'hidden_act', 'silu'))
+  attention = dict(name='attention', qk_norm=fields.need(hf, 'rms_norm_eps'), clip=hf.get('clip_qkv'))
+  return dict(model=decoder.model(hf, 'm' * fields.need(hf, 'num_hidden_layers'), tied, attention=attention),
+              blocks=dict(m=dict(layer='moe', **sparse)), losses=decoder.losses(hf))
+
+
+def describe(c):
+  """Returns the config.json of our configuration `c`."""
+  sparse = decoder.sparse(decoder.last(c)[1], 'deepseek_moe')
+  router, experts = sparse['router'], sparse['experts']
+  return decoder.describe(c, ARCHITECTURE, 'olmoe') | dict(
+      num_experts=router['num_experts'], num_experts_per_tok=router.get('k', 2),
+      norm_topk_prob=router.get('normalize_gates', False), intermediate_size=experts['d_ff'],
+      hidden_act=experts.get('activation', 'gelu'), clip_qkv=(c['model'].get('attention') or {}).get('clip'),
+      router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])

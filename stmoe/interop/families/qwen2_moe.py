@@ -1,0 +1,61 @@
+"""Qwen2-MoE (arXiv:2407.10671): narrow experts beside a shared one behind a sigmoid gate; biased q, k, v."""
+
+from stmoe.interop import decoder
+from stmoe.interop import fields
+from stmoe.interop import rules
+
+ARCHITECTURE = 'Qwen2MoeForCausalLM'
+COPIES = decoder.COPIES
+SPARSE = 'decoder/layers/{i}/layer/'
+RULES = [
+    *decoder.ATTENTION, *decoder.REST,
+    (SPARSE + 'gate', decoder.LAYER + 'mlp.shared_expert_gate.weight', rules.LINEAR),
+    (SPARSE + 'inner/router/w', decoder.LAYER + 'mlp.gate.weight', rules.LINEAR),
+    *decoder.glu('shared/', 'mlp.shared_expert.'),
+    *decoder.glu('inner/experts/', 'mlp.experts.{e}.'),
+    *decoder.glu('', 'mlp.'),
+]
+ignored = decoder.ignored
+
+
+def table(c):
+  """Returns the rules of configuration `c`."""
+  return RULES
+
+
+def configure(hf, tied):
+  """Returns the sections model, blocks and losses of a config.json."""
+  window = hf.get('sliding_window') if hf.get('use_sliding_window') else None
+  number, activation = fields.need(hf, 'num_hidden_layers'), fields.activation(hf, 'hidden_act', 'silu')
+  if window and hf.get('max_window_layers', 0):
+    fields.only(hf, max_window_layers=0)
+  router = dict(name='deepseek_moe', num_experts=fields.need(hf, 'num_experts'),
+                k=fields.need(hf, 'num_experts_per_tok'), normalize_gates=bool(hf.get('norm_topk_prob')))
+  sparse = decoder.moe(router, fields.need(hf, 'moe_intermediate_size'), activation)
+  dense, step = set(hf.get('mlp_only_layers') or ()), hf.get('decoder_sparse_step') or 1
+  layers = ''.join('d' if i in dense or (i + 1) % step else 'm' for i in range(number))
+  blocks = dict(m=dict(layer='shared', d_ff=fields.need(hf, 'shared_expert_intermediate_size'), num_shared=1,
+                       activation=activation, sigmoid_gate=True, inner=dict(name='moe', **sparse)))
+  if 'd' in layers:
+    blocks['d'] = decoder.dense(fields.need(hf, 'intermediate_size'), activation)
+  attention = dict(name='attention', qkv_bias=bool(hf.get('qkv_bias', True)))
+  return dict(model=decoder.model(hf, layers, tied, attention=attention, window=window), blocks=blocks,
+              losses=decoder.losses(hf))
+
+
+def describe(c):
+  """Returns the config.json of our configuration `c`."""
+  sparse = decoder.sparse(decoder.last(c)[1], 'deepseek_moe')
+  router, shared = sparse['router'], decoder.last(c)[1]
+  letters = rules.letters(c['model']['layers'])
+  is_dense = [i for i, letter in enumerate(letters) if c['blocks'][letter]['layer'] == 'dense']
+  window = c['model'].get('window')
+  return decoder.describe(c, ARCHITECTURE, 'qwen2_moe') | dict(
+      num_experts=router['num_experts'], num_experts_per_tok=router.get('k', 2),
+      norm_topk_prob=router.get('normalize_gates', False), moe_intermediate_size=sparse['experts']['d_ff'],
+      shared_expert_intermediate_size=shared['d_ff'] * shared.get('num_shared', 1),
+      hidden_act=sparse['experts'].get('activation', 'gelu'), mlp_only_layers=is_dense, decoder_sparse_step=1,
+      intermediate_size=c['blocks'][letters[is_dense[0]]]['d_ff'] if is_dense else sparse['experts']['d_ff'],
+      qkv_bias=(c['model'].get('attention') or {}).get('qkv_bias', False),
+      use_sliding_window=window is not None, sliding_window=window, max_window_layers=0,
+      router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])

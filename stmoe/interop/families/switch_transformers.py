@@ -1,0 +1,63 @@
+"""Switch Transformers (arXiv:2101.03961) as transformers has them: so many slots an expert and sequence."""
+
+from stmoe import errors
+from stmoe.interop import encdec
+from stmoe.interop import fields
+from stmoe.interop import rules
+
+ARCHITECTURE = 'SwitchTransformersForConditionalGeneration'
+COPIES = encdec.COPIES
+RULES = [
+    *encdec.RULES,
+    *encdec.feed_forward('mlp', dict(wi='wi', wo='wo')),
+    *encdec.feed_forward('mlp.router', {'router/w': 'classifier'}),
+    *encdec.feed_forward('mlp.experts.expert_{e}', {'experts/wi[{e}]': 'wi', 'experts/wo[{e}]': 'wo'}),
+]
+ignored = encdec.ignored
+
+
+def table(c):
+  """Returns the rules of configuration `c`."""
+  return RULES
+
+
+def configure(hf, tied):
+  """Returns the sections model, blocks and losses of a config.json."""
+  fields.only(hf, router_bias=False, feed_forward_proj='relu')
+  activation, slots = fields.activation(hf, 'dense_act_fn', 'relu'), fields.need(hf, 'expert_capacity')
+  width, layers = fields.need(hf, 'd_ff'), fields.need(hf, 'num_layers')
+  # A factor of 0: `min_capacity` slots, whatever the length of the sequence.
+  router = dict(name='switch', num_experts=fields.need(hf, 'num_experts'), capacity_factor=(0.0, 0.0),
+                min_capacity=slots, jitter=float(hf.get('router_jitter_noise', 0.01)))
+  letters = [_letters(layers, fields.need(hf, 'num_sparse_encoder_layers')),
+             _letters(hf.get('num_decoder_layers') or layers, fields.need(hf, 'num_sparse_decoder_layers'))]
+  blocks = dict(d=dict(layer='dense', d_ff=width, activation=activation),
+                m=dict(layer='moe', executor='gather', group_size=None, router=router,
+                       experts=dict(name='mlp', d_ff=width, activation=activation)))
+  coefficient = lambda key: (float(hf.get(key) or 0.0), 'mean')
+  return dict(model=encdec.model(hf, *letters, tied, True),
+              blocks={letter: block for letter, block in blocks.items() if letter in ''.join(letters)},
+              losses=dict(balance=coefficient('router_aux_loss_coef'), z=coefficient('router_z_loss_coef')))
+
+
+def _letters(layers, sparse):
+  """One letter a layer: every step-th is sparse, the last of its period."""
+  step = layers // sparse if sparse else layers + 1
+  return ''.join('m' if i % step == 1 or step == 1 else 'd' for i in range(layers))
+
+
+def describe(c):
+  """Returns the config.json of our configuration `c`."""
+  sparse = [b for b in c['blocks'].values() if b['layer'] == 'moe']
+  if not sparse or sparse[0]['router']['name'] != 'switch':
+    raise errors.UserError('no layer has the router switch; nearest: --to t5')
+  router, experts = sparse[0]['router'], sparse[0]['experts']
+  layers = lambda stack: [c['blocks'][letter]['layer'] for letter in rules.letters(c['model'][stack])]
+  loss = lambda name: c.get('losses', {}).get(name, (0.0,))[0]
+  return encdec.describe(c, ARCHITECTURE, 'switch_transformers') | dict(
+      d_ff=experts['d_ff'], dense_act_fn=experts.get('activation', 'relu'),
+      num_experts=router['num_experts'], expert_capacity=router.get('min_capacity', 4),
+      num_sparse_encoder_layers=layers('encoder').count('moe'),
+      num_sparse_decoder_layers=layers('decoder').count('moe'),
+      router_jitter_noise=router.get('jitter', 0.01), router_aux_loss_coef=loss('balance'),
+      router_z_loss_coef=loss('z'), router_bias=False, router_dtype='float32')

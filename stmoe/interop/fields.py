@@ -1,0 +1,92 @@
+"""Reading a config.json, and comparing what a family makes of it with a configuration of ours."""
+
+import inspect
+import json
+
+from stmoe import errors
+from stmoe import lookup
+from stmoe.interop import rules
+
+# Names of activation functions -> ours; 'gelu' there is the exact one, which no layer of ours has.
+ACTIVATIONS = {'relu': 'relu', 'silu': 'silu', 'swish': 'silu', 'gelu_new': 'gelu',
+               'gelu_pytorch_tanh': 'gelu'}
+# Fields that say how to compute or to train a model, not what it is.
+FREE = {'dtype', 'remat', 'scan_layers', 'dropout_rate', 'init_scale', 'executor', 'jitter', 'input_dropout',
+        'exploration', 'scope', 'device_budget', 'allow_causal', 'rate', 'centred', 'freeze_after'}
+
+
+def need(hf, key):
+  """Returns the field `key` of a config.json."""
+  if hf.get(key) is None:
+    raise errors.UserError(f'config.json has no {key}{errors.nearest(key, hf)}')
+  return hf[key]
+
+
+def only(hf, **allowed):
+  """Raises UserError if a field is there with another value than the one `allowed`."""
+  for key, value in allowed.items():
+    if hf.get(key, value) not in (value, None):
+      raise errors.UserError(f'config.json: {key}={hf[key]!r} is not supported; nearest: {value!r}')
+
+
+def activation(hf, key, default=None):
+  """Returns our name of the activation function in field `key`."""
+  name = hf.get(key) or default
+  if name not in ACTIVATIONS:
+    raise errors.UserError(f'config.json: {key}={name!r} is not supported{errors.nearest(name, ACTIVATIONS)}'
+                           f' (there are: {", ".join(ACTIVATIONS)})')
+  return ACTIVATIONS[name]
+
+
+def family(hf):
+  """Returns (name, module) of the family of a config.json; raises UserError naming the nearest ones."""
+  name = hf.get('model_type')
+  if name is None:
+    raise errors.UserError(f'config.json has no model_type (supported: '
+                           f'{", ".join(lookup.available("family"))})')
+  found = lookup.module('family', name)
+  stranger = next((a for a in hf.get('architectures') or [] if a != found.ARCHITECTURE), None)
+  if stranger:
+    raise errors.UserError(f'config.json: the architecture {stranger} is not supported; nearest: '
+                           f'{found.ARCHITECTURE}')
+  return name, found
+
+
+def differences(mine, theirs):
+  """Returns texts 'field is a, not b' about where two configurations make different models.
+
+  Letters of blocks may differ, FREE fields too, and what is left out is its default.
+
+  Args:
+    mine, theirs: dicts with the sections `model` and `blocks`.
+  """
+  mine, theirs = _flat(_whole(mine)), _flat(_whole(theirs))
+  return [f'{field} is {mine.get(field)!r}, not {theirs.get(field)!r}' for field in sorted({*mine, *theirs})
+          if json.dumps(mine.get(field)) != json.dumps(theirs.get(field))]
+
+
+def _whole(c):
+  """The model section with defaults and, in place of patterns, the block of every layer."""
+  model = _filled('model', c['model'])
+  for stack in ('encoder', 'decoder', 'layers'):
+    if stack in model:
+      blocks = [dict(c['blocks'][letter]) for letter in rules.letters(model[stack])]
+      model[stack] = {f'{i:02d}': _filled('layer', {'name': block.pop('layer')} | block)
+                      for i, block in enumerate(blocks)}
+  model['num_kv_heads'] = model.get('num_kv_heads') or model['num_heads']
+  return model
+
+
+def _filled(kind, section):
+  """A section with the defaults of what it leaves out, without FREE fields."""
+  known = inspect.signature(lookup.constructor(kind, section['name']).__init__).parameters
+  fields = {name: p.default for name, p in known.items() if p.default is not p.empty} | dict(section)
+  return {key: _filled(key, value) if key in lookup.PACKAGES and hasattr(value, 'keys') else value
+          for key, value in fields.items() if key not in FREE}
+
+
+def _flat(fields, prefix=''):
+  flat = {}
+  for key, value in fields.items():
+    flat |= _flat(value, f'{prefix}{key}.') if hasattr(value, 'keys') else {prefix + key: value}
+  return flat

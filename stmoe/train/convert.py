@@ -1,0 +1,306 @@
+"""Conversion of checkpoints: a folder of Hugging Face files to a run directory, and back.
+
+Tensors go through memory one by one, larger ones in blocks of rows; nothing stays but what is on disk. Both
+ways write beside the goal and rename at the end. A run directory remembers in imported.json and in the
+folder `source` what our form does not hold: the original config.json, tokenizer files, dtypes, and tensors
+that were there twice. An export of the same parameters then has the same names and the same bytes.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+
+from stmoe import errors
+from stmoe import experiment
+from stmoe import lookup
+from stmoe.data import progress
+from stmoe.data import vocab
+from stmoe.interop import fields
+from stmoe.interop import files
+from stmoe.interop import rules
+from stmoe.train import check
+from stmoe.train import checkpoint
+from stmoe.train import rundir
+from stmoe.train import state as states
+from stmoe.train import streamed
+from stmoe.train import writers
+
+BLOCK = 1 << 25                          # bytes of a tensor that are in memory at once
+PARTS = ('params', 'router_state')
+VOCABULARIES = ('spiece.model', 'tokenizer.model')                   # SentencePiece
+BESIDE = ('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
+          'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt', *VOCABULARIES)
+
+
+def read(source, target, overrides=(), say=print):
+  """Writes the run directory `target` from the Hugging Face folder `source`; returns imported.json's dict.
+
+  Args:
+    overrides: texts '--config.a.b=value' on the configuration made from config.json.
+    say:       called with a line about tensors that are not read.
+  Raises:
+    UserError: another architecture, missing, unknown or misshapen tensors, broken files, a vocabulary
+      larger than the model's; nothing is written then.
+  """
+  source = pathlib.Path(source)
+  hf = files.load_json(source / 'config.json')
+  name, family = fields.family(hf)
+  found = files.tensors(source)
+  cfg = _configuration(family.configure(hf, _tied(family, hf, found)), overrides)
+  with beside(target) as path:
+    digest = _take_vocabulary(source, path, pathlib.Path(target), cfg)
+    copies = _copies(family, cfg, found)
+    with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
+      plan = states.blueprint(cfg, mesh)
+    placed = rules.places({part: plan.shapes[part] for part in PARTS}, family.table(cfg.to_dict()))
+    skipped = rules.check(placed, {key: t.shape for key, t in found.items()}, copies,
+                          family.ignored(cfg.to_dict()))
+    if skipped:
+      say(f'not read, and not in an export: {len(skipped)} tensors ({rules.some(skipped)})')
+    kinds = {key: t.dtype for key, t in found.items()}
+    usual = max(sorted(set(kinds.values())), key=list(kinds.values()).count)
+    record = dict(source=str(source), family=name, copies=sorted(copies), dtype=usual,
+                  dtypes={key: kind for key, kind in kinds.items() if kind != usual and key not in skipped})
+    _fill(path, cfg, plan, placed, found, digest)
+    (path / 'source').mkdir()
+    for file in BESIDE:
+      if (source / file).is_file():
+        shutil.copyfile(source / file, path / 'source' / file)
+    rundir.write(path / 'imported.json', json.dumps(record, indent=2) + '\n')
+    rundir.claim(path, cfg)
+    metrics = writers.Metrics(path, 0)
+    metrics.write(0, dict(tokens=0, flops=0.0, time=0.0))
+    metrics.close()
+  return record | dict(parameters=sum(x.size for x in jax.tree.leaves(plan.shapes['params'])))
+
+
+@contextlib.contextmanager
+def beside(target):
+  """Gives a new folder beside `target` that takes its place at the end, and vanishes after an error."""
+  target = pathlib.Path(target)
+  if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    raise errors.UserError(f'{target} is there already and not an empty folder; choose another')
+  path = target.parent / f'.{target.name}.{os.getpid()}.partial'
+  try:
+    path.mkdir(parents=True)
+  except OSError as error:
+    raise errors.UserError(f'{target}: {error.strerror}') from error
+  try:
+    yield path
+    if target.exists():
+      target.rmdir()
+    path.replace(target)
+  except BaseException:
+    shutil.rmtree(path, ignore_errors=True)
+    raise
+
+
+def _tied(family, hf, found):
+  """Whether the model's head is its embedding: what the tensors say, where config.json is ambiguous."""
+  head, table = 'lm_head.weight', family.COPIES['lm_head.weight']
+  if head not in found or table not in found:
+    return head not in found
+  # Two equal tables of an untied model are stored once as well: they read the same and train apart.
+  return hf.get('tie_word_embeddings', True) is not False and files.equal(found[head], found[table])
+
+
+def _configuration(sections, overrides):
+  """The configuration of an imported run: the model, and how one would usually go on with it."""
+  _, common = experiment.find_module('common')
+  c = common.config()
+  model = sections['model']
+  if model['name'] == 't5':
+    c.data = common.seq2seq('text', 512, 114, extra_ids=0)
+  else:
+    c.data = common.data('text', 512)
+  c.model, c.blocks = model, sections['blocks']
+  c.losses.update(sections['losses'])
+  c.optimizer = dict(name='adafactor', decay_rate=0.8, clipping_threshold=1.0)
+  c.schedule = dict(name='constant', value=1e-3)
+  for override in overrides:
+    experiment.apply(c, override)
+  check.counts(c)
+  return c.lock()
+
+
+def _take_vocabulary(source, path, target, cfg):
+  """Copies a SentencePiece model into the run and names it there; returns its digest, None without one."""
+  file = next((source / name for name in VOCABULARIES if (source / name).is_file()), None)
+  if file is None:
+    return None
+  extra = 100 if cfg.model.name == 't5' and 'spiece' in file.name else 0
+  pieces = vocab.Pieces(file, extra)
+  if pieces.vocab_size > cfg.model.vocab_size:
+    raise errors.UserError(f'{file} has {pieces.vocab_size} ids and config.json vocab_size='
+                           f'{cfg.model.vocab_size}: the vocabulary is of another model')
+  shutil.copyfile(file, path / 'vocabulary.model')
+  cfg.data.update(vocab=str(target.resolve() / 'vocabulary.model'), extra_ids=extra)
+  return pieces.digest
+
+
+def _copies(family, cfg, found):
+  """Names of tensors that are others once more; raises UserError if they are not."""
+  tied, names = cfg.model.tie_embeddings, []
+  for name, origin in family.COPIES.items():
+    if name not in found or name == 'lm_head.weight' and not tied:
+      continue
+    if origin in found and not files.equal(found[name], found[origin]):
+      raise errors.UserError(f'{name} is not {origin}, and the model has one table for both')
+    names.append(name)
+  return names
+
+
+def _fill(path, cfg, plan, placed, found, digest):
+  """Writes the checkpoint of step 0, slice by slice."""
+  start = jax.jit(lambda: {k: v for k, v in states.fresh(cfg, plan).items() if k != 'params'})()
+  folder = path / 'checkpoints'
+  folder.mkdir()
+  writer = streamed.Writer(folder, 0, dict(params=plan.shapes['params']), start, dict(step=0, data=None))
+  total = sum(found[place.tensor].size for place in placed if place.tensor)
+  with progress.task('reading tensors', total, 'bytes') as advance:
+    for leaf, group in itertools.groupby(placed, lambda place: place.leaf):
+      group = list(group)
+      if group[0].tensor is not None:
+        _fill_array(writer, leaf, group, found, advance)
+  writer.finish(dict(config=rundir.identity(cfg), vocab=digest, seconds=0.0))
+
+
+def _fill_array(writer, leaf, group, found, advance):
+  """Writes one array from the tensors of its Places: at once, or in blocks where it is large."""
+  shape = writer.shape(leaf)
+  if 4 * math.prod(shape) <= 2 * BLOCK:
+    whole = np.empty(shape, np.float32)
+    for place in group:
+      whole[place.index] = _turn(found[place.tensor].read(), place)
+      advance(found[place.tensor].size)
+    writer.write(writer.array(leaf, shape), leaf, ..., whole)
+    return
+  step = _rows(group[0])
+  store = writer.array(leaf, (*(1,) * len(group[0].index), *_turned(step, group[0])))
+  for place in group:
+    tensor = found[place.tensor]
+    for first in range(0, tensor.shape[0], step):
+      last = min(first + step, tensor.shape[0])
+      writer.write(store, leaf, _where(place, first, last), _turn(tensor.read(first, last), place))
+      advance(tensor.size * (last - first) // tensor.shape[0])
+
+
+def _rows(place):
+  """How many rows of a tensor are a block."""
+  return min(place.there[0], max(1, BLOCK // (4 * math.prod(place.there[1:]))))
+
+
+def _turned(rows, place):
+  """The shape of a block of so many rows of the tensor in our array."""
+  return (place.shape[0], rows) if place.op == rules.LINEAR else (rows, *place.shape[1:])
+
+
+def _where(place, first, last):
+  """The slices of our array that rows `first` to `last` of the tensor are."""
+  rows = slice(first, last)
+  return (*place.index, slice(None), rows) if place.op == rules.LINEAR else (*place.index, rows)
+
+
+def _turn(x, place):
+  """f32 `x` between the form of the tensor and ours; either way."""
+  x = x.astype(np.float32, copy=False)
+  return x.T if place.op == rules.LINEAR else x
+
+
+def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 * 10**9):
+  """Writes the Hugging Face folder `target` from run directory `source`; returns (step, family, its Tensors).
+
+  Args:
+    overrides: on the run's configuration, where it is to be read in another way.
+    to:        family; None = the one it was imported from.
+    dtype:     of all tensors, as safetensors call it; None = as imported, else F32.
+    step:      of the checkpoint; None = the newest.
+    most:      bytes of a file.
+  Raises:
+    UserError: the model is none of this family, or the checkpoint is not what was saved.
+  """
+  source = pathlib.Path(source)
+  cfg = rundir.load(source)
+  for override in overrides:
+    experiment.apply(cfg, override)
+  record = json.loads((source / 'imported.json').read_text()) if (source / 'imported.json').is_file() else {}
+  name = to or record.get('family')
+  if name is None:
+    raise errors.UserError(f'{source} was not imported; say what it is to be with --to (there are: '
+                           f'{", ".join(lookup.available("family"))})')
+  family = lookup.module('family', name)
+  record = record if record.get('family') == name else {}
+  hf = _describe(source / 'source' / 'config.json', family, cfg.to_dict(), bool(record))
+  steps = streamed.steps(source / 'checkpoints')
+  if not steps or step is not None and step not in steps:
+    raise errors.UserError(f'{source} has no checkpoint{"" if step is None else f" of step {step}"} yet '
+                           f'(there are: {", ".join(map(str, steps)) or "none"})')
+  reader = streamed.Reader(source / 'checkpoints', steps[-1] if step is None else step)
+  with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
+    plan = states.blueprint(cfg, mesh)
+  checkpoint.check_shapes(reader.inventory, plan.shapes)
+  placed = rules.places({part: plan.shapes[part] for part in PARTS}, family.table(cfg.to_dict()))
+  kind = lambda tensor: dtype or record.get('dtypes', {}).get(tensor) or record.get('dtype', 'F32')
+  layout = {place.tensor: (kind(place.tensor), place.there) for place in placed if place.tensor}
+  copies = {copy: family.COPIES[copy] for copy in record.get('copies', ())}
+  with beside(target) as path:
+    for file in (source / 'source').glob('*'):
+      shutil.copyfile(file, path / file.name)
+    if hf is not None:
+      rundir.write(path / 'config.json', json.dumps(hf, indent=2, sort_keys=True) + '\n')
+    made = files.create(path, layout | {c: (kind(c), layout[o][1]) for c, o in copies.items()}, most)
+    with progress.task('writing tensors', sum(made[t].size for t in layout), 'bytes') as advance:
+      for leaf, group in itertools.groupby(placed, lambda place: place.leaf):
+        group = list(group)
+        if group[0].tensor is not None:
+          _write_array(reader, leaf, group, made, advance)
+    for copy, origin in copies.items():
+      for first, last in made[origin].blocks(BLOCK):
+        files.write(made[copy], first, made[origin].read(first, last))
+  return reader.step, name, made
+
+
+def _describe(original, family, c, imported):
+  """The config.json of a model, or None where the one it was imported with still says it.
+
+  Raises UserError if the family has no such model.
+  """
+  tied, old = c['model'].get('tie_embeddings', True), files.load_json(original) if imported else {}
+  if imported and not fields.differences(c, family.configure(old, tied)):
+    return None
+  new = old | family.describe(c)
+  other = fields.differences(c, family.configure(new, tied))
+  if other:
+    raise errors.UserError(f'the model is not of the family {new["model_type"]}, whose {rules.some(other)}')
+  return new
+
+
+def _write_array(reader, leaf, group, made, advance):
+  """Writes the tensors of one array: in blocks, or at once where it is small or a chunk has many of them."""
+  store, total = reader.array(leaf), 0
+  lead = len(group[0].index)
+  stacked = any(n > 1 for n in store.chunk_layout.read_chunk.shape[:lead])
+  if stacked or 4 * math.prod(store.shape) <= 2 * BLOCK:
+    whole = streamed.read(store, ...)
+    total = streamed.words(whole)
+    for place in group:
+      files.write(made[place.tensor], 0, _turn(whole[place.index], place))
+      advance(made[place.tensor].size)
+  else:
+    for place in group:
+      tensor, step = made[place.tensor], _rows(place)
+      for first in range(0, tensor.shape[0], step):
+        last = min(first + step, tensor.shape[0])
+        block = streamed.read(store, _where(place, first, last))
+        total += streamed.words(block)
+        files.write(tensor, first, _turn(block, place))
+        advance(tensor.size * (last - first) // tensor.shape[0])
+  if total % 2**32 != reader.inventory['/'.join(map(str, leaf))][1]:
+    raise errors.UserError(f'checkpoint {reader.step}: {"/".join(map(str, leaf))} is not what was saved')

@@ -1,0 +1,63 @@
+"""Imported run directories, opened and run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stmoe.analysis import routing
+from stmoe.train import checkpoint
+from stmoe.train import rundir
+from stmoe.train import state as states
+
+GREEDY = 10                              # ids of the recorded cases
+
+
+def load(path):
+  """Returns (config, model) of the newest checkpoint of run directory `path`, on one device."""
+  cfg = rundir.load(path)
+  with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    saved = checkpoint.Checkpoints(path / 'checkpoints', keep=None, read_only=True)
+    _, state, _, _ = saved.restore(plan.shapes, check=lambda meta: None, say=print)
+    saved.close()
+  return cfg, plan.model(state['params'], state['router_state'])
+
+
+def row(stack, ids, real=None):
+  """Returns the arrays of one stack of a batch for ids i32[B,T]; `real` 1 where there is no padding."""
+  ids = jnp.asarray(ids)
+  segments = jnp.ones_like(ids) if real is None else jnp.asarray(real)
+  positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+  return {f'{stack}_input_tokens': ids, f'{stack}_segment_ids': segments, f'{stack}_positions': positions}
+
+
+def batch(case):
+  """Returns our batch of a recorded case's inputs."""
+  if 'in_decoder_input_ids' not in case:
+    return row('decoder', case['in_input_ids'], case['in_attention_mask'])
+  return (row('encoder', case['in_input_ids'], case['in_attention_mask'])
+          | row('decoder', case['in_decoder_input_ids']))
+
+
+def choices(model, inputs):
+  """Returns per sparse layer [B,T] lists of (expert, weight), the encoder's layers first."""
+  return [found.experts for _, found in sorted(routing.choices(model, inputs).items(), key=_order)]
+
+
+def _order(item):
+  return item[0].startswith('decoder'), item[0]
+
+
+def greedy(model, case):
+  """Returns i32[B,GREEDY] ids by argmax, everything computed again for each, EOS or not."""
+  decoder_only = 'greedy_prompt' in case
+  start = case['greedy_prompt'] if decoder_only else np.zeros((len(case['in_input_ids']), 1), np.int32)
+  length = start.shape[1] + GREEDY
+  fixed = {} if decoder_only else {k: v for k, v in batch(case).items() if k.startswith('encoder')}
+  ids = np.zeros((len(start), length), np.int32)                     # what comes later is not seen
+  ids[:, :start.shape[1]] = start
+  forward = jax.jit(lambda model, inputs: model(inputs)[0])
+  for at in range(start.shape[1], length):
+    logits = forward(model, fixed | row('decoder', ids))
+    ids[:, at] = np.argmax(np.asarray(logits)[:, at - 1], axis=-1)
+  return ids[:, start.shape[1]:]
