@@ -58,7 +58,7 @@ class LatentAttention(nnx.Module):
     return self.attend(q, latent, shared, visible.mask, key)
 
   def init_cache(self, batch, length, dtype):
-    """Returns an empty cache of `length` places: dict of latent [B,K,R] and shared [B,K,P], turned already."""
+    """Returns an empty cache of `length` places: latent [B,K,R] and shared [B,K,P], turned already."""
     return dict(latent=jnp.zeros((batch, length, self.kv_rank), dtype),
                 shared=jnp.zeros((batch, length, self.head_dim), dtype))
 

@@ -140,8 +140,13 @@ def test_layers_around_and_beside_routers():
 
 @pytest.mark.parametrize('name, fields', [
     ('lm', dict(num_kv_heads=2, scan_layers=False, tie_embeddings=False)),
-    ('t5', dict(num_buckets=4, max_distance=5, scan_layers=False, tie_embeddings=True))], ids=['lm', 't5'])
-def test_grouped_heads_loops_and_heads(name, fields):
+    ('lm', dict(window=3, attention=dict(name='attention', qkv_bias=True, qk_norm=1e-5, clip=0.7),
+                scale_head=False)),
+    ('lm', dict(attention=dict(name='latent_attention', nope_dim=3, value_dim=5, kv_rank=6, q_rank=7),
+                window=2)),
+    ('t5', dict(num_buckets=4, max_distance=5, scan_layers=False, tie_embeddings=True))],
+    ids=['lm', 'window', 'latent', 't5'])
+def test_kinds_of_attention_loops_and_heads(name, fields):
   assert_cached_equals_whole(name, build(name, SWITCH, **fields))
 
 
