@@ -16,6 +16,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests import xla
 from tests.train import tiny_job
 from tests.train import tiny_run
 
@@ -51,8 +52,7 @@ class Ended:
 
 def start(words, devices):
   """Returns the running process of a command line with so many devices; it may hear Ctrl-C."""
-  flags = f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'
-  environment = dict(os.environ, PYTHONPATH=str(ROOT), XLA_FLAGS=flags, GLIBC_TUNABLES='')
+  environment = dict(os.environ, PYTHONPATH=str(ROOT), XLA_FLAGS=xla.flags(devices), GLIBC_TUNABLES='')
   hear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
   return subprocess.Popen([sys.executable, tiny_job.__file__, *map(str, words)], env=environment, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear)

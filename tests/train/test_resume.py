@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests import xla
 from tests.train import tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -30,7 +31,7 @@ def undisturbed(corpus, tmp_path_factory):
 
 def run(corpus, path, *arguments):
   """Returns the finished process of a training on one device."""
-  environment = dict(os.environ, PYTHONPATH=str(ROOT), XLA_FLAGS='--xla_force_host_platform_device_count=1')
+  environment = dict(os.environ, PYTHONPATH=str(ROOT), XLA_FLAGS=xla.flags(devices=1))
   return subprocess.run([sys.executable, tiny_run.__file__, str(corpus), str(path), *arguments],
                         env=environment, capture_output=True, text=True, timeout=300, check=False)
 
