@@ -1,8 +1,8 @@
 """Settings of the whole suite, in place before JAX is imported; subprocesses inherit them.
 
-CPU, eight virtual devices, and fast compilation (tests/xla.py). A persistent compilation cache in `.cache/jax`
-of the checkout, so that a second run compiles nothing. Marks are declared in setup.cfg; `-m slow` runs
-the slow tests.
+CPU, eight virtual devices, and fast compilation (tests/xla.py). A persistent compilation cache in
+`.cache/jax` of the checkout, so that a second run compiles nothing. Marks are declared in setup.cfg;
+`-m slow` runs the slow tests.
 """
 
 import os
