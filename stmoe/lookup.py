@@ -21,6 +21,7 @@ PACKAGES = {
     'router': 'stmoe.routers',
     'experts': 'stmoe.experts',
     'executor': 'stmoe.core.execute',
+    'strategy': 'stmoe.decode.strategies',
     'metric': 'stmoe.metrics',
     'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
 }

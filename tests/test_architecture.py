@@ -19,11 +19,13 @@ ANYWHERE = {'axes', 'errors', 'lookup', 'parsing', 'state', '__init__'}
 # A part may import itself and the parts named here, and nothing else of ours.
 SPARSE = {'routers', 'experts', 'core', 'pallas_kernels'}
 MODELS = {'models', 'layers'} | SPARSE
+DECODE = {'decode'} | MODELS
 TOOLS = {'train', 'data', 'metrics', 'analysis', 'surgery', 'interop', 'experiment'}
 ARROWS = {
-    'cli': TOOLS | MODELS,
-    'experiments': TOOLS | MODELS,
-    'train': {'data', 'metrics', 'analysis', 'surgery', 'interop', 'experiment'} | MODELS,
+    'cli': TOOLS | DECODE,
+    'experiments': TOOLS | DECODE,
+    'train': {'data', 'metrics', 'analysis', 'surgery', 'interop', 'experiment'} | DECODE,
+    'decode': MODELS,
     'models': MODELS,
     'layers': SPARSE,
     'routers': {'core'},

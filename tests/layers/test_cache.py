@@ -39,7 +39,7 @@ def wrapped(layer, inner, **fields):
 
 
 def build(name, block, more=None, **fields):
-  """A model of kind `name`: a dense block, then twice `block` (or those of `more`) and one without attention."""
+  """A model of kind `name`: a dense block, then `block` (or those of `more`) twice."""
   decoder = (('d', 1), (''.join(more or 'b') + 'x', 2))
   patterns = dict(lm=dict(layers=decoder), t5=dict(encoder=(('d', 1),), decoder=decoder))[name]
   blocks = dict(d=DENSE, b=block, x=DENSE | dict(attention=False)) | (more or {})

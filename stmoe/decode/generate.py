@@ -1,0 +1,42 @@
+"""Generation of text: one compiled program from prompts to ids."""
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+
+from stmoe import errors
+from stmoe import lookup
+
+
+def make(plan, decode, length):
+  """Returns the jitted `(params, router_state, batch, key) -> i32[B,length]` ids, up to and with EOS, then 0.
+
+  Every token is routed as if it were alone (`layers.moe.grouping`): what a row gets does not depend on the
+  rows beside it, and no expert is ever full. Rows must divide over the devices of the mesh.
+  Raises UserError for a model or strategy that is not decoded token by token.
+
+  Args:
+    plan:   the Blueprint of a model (`stmoe.train.state`).
+    decode: mapping with the `name` of a strategy (a file of `decode/strategies`) and its fields.
+    length: most tokens to generate for a row.
+  The program's batch has the encoder_ arrays of an encoder-decoder, or prompts: decoder_ input_tokens,
+  segment_ids and positions, padded on the right, each starting with id 0 as in training.
+  """
+  if length < 1:
+    raise errors.UserError(f'a generated text has at least 1 token, not {length}')
+  strategy = lookup.recipe('strategy', decode)()
+  check(plan.model(plan.shapes['params'], plan.shapes['router_state']), strategy)
+  run = lambda params, routers, batch, key: strategy(plan.model(params, routers), batch, length, key)
+  return jax.jit(run, out_shardings=NamedSharding(plan.mesh, PartitionSpec()))
+
+
+def check(model, strategy):
+  """Raises UserError if `model` cannot be decoded token by token, or not by `strategy`."""
+  stacks = model.stacks()
+  reason = stacks[-1].undecodable()
+  if reason is not None:
+    raise errors.UserError(reason)
+  if not hasattr(model, 'begin'):
+    name = type(model).__module__.rpartition('.')[2]
+    raise errors.UserError(f'model {name} generates no text token by token; nearest: model.name=lm or t5')
+  strategy.check(model)

@@ -1,0 +1,77 @@
+"""Self-contrast with unchosen experts (SCMoE, arXiv:2405.14507): a well-routed pass against a poor one."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from stmoe.decode import loop
+from stmoe.errors import UserError
+from stmoe.layers import ranks
+
+
+def contrast(strong, weak, alpha, beta):
+  """Returns scores f32[B,V]: (1 + beta) strong - beta weak, -inf where strong < max(strong) + ln(alpha).
+
+  Args:
+    strong, weak: f32[B,V] logits of the two passes.
+  """
+  valid = strong >= strong.max(axis=-1, keepdims=True) + math.log(alpha)
+  return jnp.where(valid, (1 + beta) * strong - beta * weak, -jnp.inf)
+
+
+class Contrast:
+  """The largest score of `contrast`, or a draw from them; training-free, two passes and two caches.
+
+  The weak pass, prompt and encoder included, uses in every sparse layer only the experts at
+  `routing_ranks` of a token's order, 0 the first (see `layers.ranks.of`).
+
+  Args:
+    alpha, beta:   0.1 and 0.5 in the paper, beta tuned for each task.
+    routing_ranks: of the weak pass; (2,) in the released example, its third expert.
+    strong_ranks:  of the strong pass; None = the router as it is.
+    draw:          draw from softmax(scores) instead of taking the largest.
+    eos_id:        the id that ends a text.
+  """
+
+  def __init__(self, *, alpha=0.1, beta=0.5, routing_ranks=(2,), strong_ranks=None, draw=False, eos_id=1):
+    if not 0 < alpha <= 1:
+      raise UserError(f'decode.alpha={alpha}: above 0 and at most 1; nearest: {min(1.0, max(alpha, 0.1))}')
+    self.alpha = alpha
+    self.beta = beta
+    self.routing_ranks = tuple(routing_ranks)
+    self.strong_ranks = None if strong_ranks is None else tuple(strong_ranks)
+    self.draw = draw
+    self.eos_id = eos_id
+
+  def check(self, model):
+    """Raises UserError unless the model has sparse layers and their routers can be ranked."""
+    layers = [layer for stack in model.stacks() for _, layer in stack.layers()]
+    routers = []
+    while layers:
+      layer = layers.pop()
+      routers += [layer.router] if hasattr(layer, 'router') else []
+      layers += [layer.inner] if hasattr(layer, 'inner') else []
+    if not routers:
+      raise UserError('decode.name=contrast needs a model with a router; nearest: decode.name=greedy')
+    for router in routers:
+      for chosen in (self.routing_ranks, self.strong_ranks):
+        ranks.of(router, chosen)
+
+  def __call__(self, model, batch, length, key):
+    """Returns i32[B,length]; `key` is used with `draw`."""
+    score = lambda strong, weak: contrast(strong, weak, self.alpha, self.beta)
+
+    def step(ids, real, caches):
+      strong, first = model.step(ids, real, caches[0], self.strong_ranks)
+      weak, second = model.step(ids, real, caches[1], self.routing_ranks)
+      return score(strong, weak), (first, second)
+
+    def choose(scores, i):
+      if self.draw:
+        return jax.random.categorical(jax.random.fold_in(key, i), scores)
+      return jnp.argmax(scores, axis=-1)
+
+    strong, first = model.begin(batch, length, self.strong_ranks)
+    weak, second = model.begin(batch, length, self.routing_ranks)
+    return loop.run(score(strong, weak), (first, second), step, choose, length, self.eos_id)
