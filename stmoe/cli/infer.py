@@ -1,0 +1,106 @@
+"""Generates a text for every line of a file or of standard input, from the newest checkpoint of a run.
+
+stmoe infer runs/try prompts.txt                              a line of text in, a line of text out
+stmoe infer runs/try --length 200 < prompts.txt
+stmoe infer runs/try data.jsonl --output predictions.jsonl    lines {"inputs": ...}; adds "prediction"
+stmoe infer runs/try prompts.txt --config.decode.name=beam --config.decode.beams=4
+strategies: greedy, sample (temperature, top_k, top_p), beam (beams, length_penalty), contrast (alpha, beta,
+routing_ranks); --config.FIELD of the run, too.
+
+Lines come out in order, a batch as soon as it is done. In plain text a line end inside a text is written
+as \\n. An --output file appears when all is done, or not at all.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import sys
+
+from stmoe import errors
+from stmoe import experiment
+from stmoe import parsing
+from stmoe.train import rundir
+
+
+def add_arguments(parser):
+  parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')
+  parser.add_argument('file', metavar='FILE', nargs='?', default='-', help='prompts; default: standard input')
+  parser.add_argument('--output', metavar='OUT', type=pathlib.Path, help='a file instead of standard output')
+  parser.add_argument('--jsonl', action='store_true', help='lines are JSON objects; implied by FILE.jsonl')
+  parser.add_argument('--length', type=int, help='most tokens of a text; default: data.targets_length, or 64')
+  parser.add_argument('--batch-size', type=int, default=8, help='prompts at once (default: 8)')
+  parser.add_argument('--step', type=int, help='which checkpoint; default: the newest')
+  parser.set_defaults(overrides=())
+
+
+def run(args):
+  path = pathlib.Path(args.run)
+  if not path.is_dir():
+    path = pathlib.Path(experiment.default_workdir(experiment.load(args.run)[1]))
+  cfg = rundir.load(path)
+  decode = strategy(cfg, args.overrides)
+  if args.output and not args.output.parent.is_dir():
+    raise errors.UserError(f'--output {args.output}: no directory {args.output.parent}')
+  jsonl = args.jsonl or args.file.endswith('.jsonl')
+  from stmoe.train import infer
+  where = 'standard input' if args.file == '-' else args.file
+  prompts = infer.read(_lines(args.file), where, jsonl)
+  if args.file != '-':                                               # a wrong line is found first of all
+    prompts = iter(list(prompts))
+  first = next(prompts, None)
+  if first is None:
+    raise errors.UserError(f'{where} is empty: no line, no text')
+  prompts = itertools.chain([first], prompts)
+  length = cfg.data.get('targets_length', 64) if args.length is None else args.length
+  say = lambda line: print(line, file=sys.stderr)
+  with _writer(args.output) as write:
+    for batch in infer.texts(cfg, path, prompts, decode, length, args.batch_size, say, args.step):
+      for fields, text in batch:
+        write(json.dumps(fields | dict(prediction=text), ensure_ascii=False) if jsonl
+              else text.replace('\\', '\\\\').replace('\n', '\\n').replace('\r', '\\r'))
+
+
+def strategy(cfg, overrides):
+  """Returns section `decode`, name and fields, of `cfg` after `overrides`; others are applied to `cfg`."""
+  decode = dict(cfg.get('decode') or dict(name='greedy'))
+  for override in overrides:
+    field, equals, text = override.removeprefix('--config.').partition('=')
+    if not field.startswith('decode.'):
+      experiment.apply(cfg, override)
+      continue
+    if not equals:
+      raise errors.UserError(f'{override} needs a value: {override}=VALUE')
+    decode[field.removeprefix('decode.')] = parsing.typed(override, text, type(None), None)
+  return decode
+
+
+def _lines(name):
+  """Yields the lines of file `name`, '-' being standard input, without their ends."""
+  try:
+    with contextlib.nullcontext(sys.stdin.buffer) if name == '-' else open(name, 'rb') as file:
+      for number, line in enumerate(file, 1):
+        try:
+          yield line.decode().removesuffix('\n').removesuffix('\r')
+        except UnicodeDecodeError as error:
+          raise errors.UserError(f'{name}:{number} is not UTF-8: {error}') from None
+  except OSError as error:
+    raise errors.UserError(f'{name}: {error.strerror}') from error
+
+
+@contextlib.contextmanager
+def _writer(path):
+  """Gives a function that writes a line; a file at `path` is there when all went well, and only then."""
+  if path is None:
+    yield lambda line: print(line, flush=True)
+    return
+  part = path.with_name(f'.{path.name}.{os.getpid()}')
+  try:
+    with open(part, 'w', encoding='utf-8') as file:
+      yield lambda line: print(line, file=file)
+    os.replace(part, path)
+  except OSError as error:
+    raise errors.UserError(f'--output {path}: {error.strerror}') from error
+  finally:
+    part.unlink(missing_ok=True)

@@ -1,0 +1,118 @@
+"""`stmoe infer` on tiny runs: lines in order, files that appear whole, and its mistakes."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from stmoe import experiment
+from stmoe.core.execute import blocks
+from stmoe.data import pipeline
+from stmoe.train import checkpoint
+from stmoe.train import infer
+from stmoe.train import rundir
+from stmoe.train import state as states
+from tests.train import tiny_run
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+  """One of the virtual devices and blocks of one size: programs compile faster."""
+  make = states.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
+    patch.setattr(blocks, 'SIZES', (2,))
+    yield
+
+
+def write_run(path, cfg):
+  """Writes a run directory with a checkpoint of an untrained model."""
+  rundir.make(path)
+  rundir.write(path / 'config.json', experiment.to_json(cfg))
+  with states.on_mesh(cfg.mesh) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    saved = checkpoint.Checkpoints(path / 'checkpoints', keep=1)
+    saved.save(1, states.init(cfg, plan), dict(step=1), dict(vocab=pipeline.info(cfg)['vocab'].digest))
+    saved.close()
+  return path
+
+
+@pytest.fixture(scope='module')
+def lm(tmp_path_factory):
+  folder = tiny_run.write_corpus(tmp_path_factory.mktemp('infer'))
+  return write_run(folder / 'lm', tiny_run.config(folder))
+
+
+def test_lines_come_out_in_order_and_do_not_depend_on_batches(lm, command, tmp_path, monkeypatch):
+  prompts = ['1 squared', '', 'a', '22 squared is', '7']
+  (tmp_path / 'p.txt').write_text('\n'.join(prompts) + '\n')
+  code, out, err = command('infer', lm, tmp_path / 'p.txt', '--length', '5', '--batch-size', '2')
+  assert code == 0 and len(out.splitlines()) == 5 and 'step 1' in err, err
+  monkeypatch.setattr('sys.stdin', type('In', (), dict(buffer=io.BytesIO((tmp_path / 'p.txt').read_bytes()))))
+  assert command('infer', lm, '--length', '5', '--batch-size', '3')[1] == out
+  rows = [dict(inputs=text, id=i) for i, text in enumerate(prompts)]
+  (tmp_path / 'p.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  code, printed, _ = command('infer', lm, tmp_path / 'p.jsonl', '--length', '5', '--output',
+                             tmp_path / 'o.jsonl')
+  assert code == 0 and not printed
+  made = [json.loads(line) for line in (tmp_path / 'o.jsonl').read_text().splitlines()]
+  assert [{key: row[key] for key in ('inputs', 'id')} for row in made] == rows
+  escape = lambda text: text.replace('\\', '\\\\').replace('\n', '\\n').replace('\r', '\\r')
+  escaped = [escape(row['prediction']) for row in made]
+  assert escaped == out.split('\n')[:5]
+  beams = command('infer', lm, tmp_path / 'p.txt', '--length', '5', '--config.decode.name=beam',
+                  '--config.decode.beams', '1', '--config.decode.length_penalty=0')
+  assert beams[1] == out
+
+
+def test_a_batch_is_given_before_the_next_is_read(lm):
+  asked = []
+  def prompts():
+    for i in range(4):
+      asked.append(i)
+      yield f'place {i}', str(i), {}
+  cfg = rundir.load(lm)
+  made = infer.texts(cfg, lm, prompts(), dict(name='greedy'), 3, 2, lambda line: None)
+  assert len(next(made)) == 2 and asked == [0, 1]
+  assert len(next(made)) == 2 and asked == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize('text, name, words, says', [
+    ('{"inputs": "a"}\n{"inputs": \n', 'x.jsonl', (), 'x.jsonl:2 is not JSON'),
+    ('{"inputs": "a"}\n{"input": "b"}\n', 'x.jsonl', (), 'x.jsonl:2 is no object with a text "inputs"'),
+    ('', 'x.txt', (), 'x.txt is empty'),
+    ('a\nb\n' + 'c' * 40 + '\n', 'x.txt', ('--batch-size', 2), 'x.txt:3: the prompt has 41 tokens'),
+    ('a\n', 'x.txt', ('--config.decode.name=gredy',), "nearest: 'greedy'"),
+    ('a\n', 'x.txt', ('--config.decode.beam=2', '--config.decode.name=beam'), "nearest: 'beams'"),
+    ('a\n', 'x.txt', ('--config.decode.name=contrast',), 'router switch has no ranks'),
+    ('a\n', 'x.txt', ('--length', 0), 'at least 1 token'),
+    ('a\n', 'x.txt', ('--batch-size', 0), '--batch-size 0'),
+    ('a\n', 'x.txt', ('--step', 7), 'step')], ids=lambda x: str(x)[-20:])
+def test_mistakes_are_one_line_and_leave_no_file(lm, mistake, tmp_path, text, name, words, says):
+  (tmp_path / name).write_text(text)
+  line = mistake('infer', lm, tmp_path / name, '--length', '3', '--output', tmp_path / 'out', *words)
+  assert says.replace("'", '') in line.replace("'", ''), line
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_other_mistakes(lm, mistake, tmp_path):
+  assert 'No such file' in mistake('infer', lm, tmp_path / 'none.txt')
+  (tmp_path / 'x.txt').write_bytes(b'a\n\xff\n')
+  assert 'x.txt:2 is not UTF-8' in mistake('infer', lm, tmp_path / 'x.txt')
+  assert 'no directory' in mistake('infer', lm, tmp_path / 'x.txt', '--output', tmp_path / 'no' / 'o')
+
+
+def test_prompts_of_an_encoder_end_with_eos_and_those_of_a_prefix_are_seen_whole(lm):
+  cfg = rundir.load(lm)
+  vocabulary = pipeline.info(cfg)['vocab']
+  assert infer.tokens(cfg, vocabulary, '', 'a') == [0, 100]
+  cfg.data.objective = 'prefix_lm'
+  batch = infer.prompt_batch(cfg, [[0, 100], [0]], 3)
+  np.testing.assert_array_equal(batch['decoder_causal_attention'], [[1, 1, 0], [1, 0, 0]])
+  np.testing.assert_array_equal(batch['decoder_positions'], [[0, 1, 0], [0, 0, 0]])
+  with cfg.unlocked():
+    cfg.data.inputs_length = 8
+  assert infer.tokens(cfg, vocabulary, '', 'a') == [100, 1]
+  assert set(infer.prompt_batch(cfg, [[100, 1]], 4)) >= {'encoder_input_tokens', 'encoder_segment_ids'}
