@@ -11,7 +11,7 @@ from stmoe.train import aot
 D, ROWS, LENGTH = 64, 16, 64
 
 
-@pytest.mark.parametrize('method, k', [('switch', 1), ('gshard', 2)])
+@pytest.mark.parametrize('method, k', [('switch', 1), pytest.param('gshard', 2, marks=pytest.mark.slow)])
 def test_bytes_per_token_are_the_analytic_ones(method, k):
   capacity = 1.25
   cfg, _ = experiment.load(f'lm/text:method={method},smoke', (

@@ -9,8 +9,8 @@ import tiny
 from stmoe import axes
 from stmoe.surgery import layout
 
-# All routers at once take minutes of compilation: `make test-slow`.
-NAMES = ('lm', 't5', pytest.param('zoo', marks=pytest.mark.slow))
+# Two stacks, and all routers at once, take minutes of compilation: `make test-slow`.
+NAMES = ('lm', *(pytest.param(name, marks=pytest.mark.slow) for name in ('t5', 'zoo')))
 LENGTH = 2 * tiny.SIZE
 KEY = jax.random.key(7, impl='unsafe_rbg')                              # compiles faster
 NOISY = dict(dropout_rate=0.2)

@@ -129,6 +129,7 @@ def test_rematerialisation_changes_nothing():
   tiny.assert_equal(run(rows(), MODEL(remat='full')), plain())
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing():
   tiny.assert_equal(run(rows(), parts=2), plain())
 

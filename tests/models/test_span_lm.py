@@ -80,6 +80,7 @@ def test_microbatches():
   tiny.assert_equal(tiny.run('lm', made, whole(), parts=4), tiny.run('lm', made, whole()))
 
 
+@pytest.mark.slow
 def test_packing():
   """Two sequences in a row, or each in a row of its own followed by padding.
 

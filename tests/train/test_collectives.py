@@ -31,7 +31,8 @@ def bytes_of(plan, experts):
 THERE_AND_BACK = ['forward/dispatch', 'forward/combine', 'backward/combine', 'backward/dispatch']
 
 
-@pytest.mark.parametrize('executor', ['all_to_all', 'all_to_all_dropless'])
+@pytest.mark.parametrize('executor', [
+    'all_to_all', pytest.param('all_to_all_dropless', marks=pytest.mark.slow)])
 def test_expert_parallel_step(executor):
   plan, found = moved(executor, (2, 4, 1))
   tokens = [scope for kind, scope, _ in found if kind == 'all-to-all']

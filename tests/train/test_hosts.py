@@ -132,6 +132,16 @@ def assert_gone(ended):
   assert 'Traceback' not in ended.err and 'stack trace' not in ended.err, ended.err
 
 
+def test_a_job_whose_process_dies_goes_on_as_one_process(corpus, reference, tmp_path):
+  path = tmp_path / 'run'
+  zero, other = job(train(corpus, path), {0: ('--kill', 'step:6')})
+  assert zero.code == 128 + signal.SIGKILL, zero.err
+  assert_gone(other)
+  assert 'continuing from the checkpoint of step 4' in one(corpus, path).err
+  assert_same(path, reference)
+
+
+@pytest.mark.slow
 def test_a_job_that_is_killed_stopped_and_halved_writes_what_one_process_writes(corpus, reference, tmp_path):
   path = tmp_path / 'run'
   # Process 0 dies after step 6: the checkpoint of step 4 is there.

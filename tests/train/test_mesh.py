@@ -28,7 +28,8 @@ OWN = dict(base=dict(assignment='greedy_balanced'), expert_choice=dict(allow_cau
 # It has one head at this size, which no `model` axis splits.
 RULES = dict(smlp='heads=')
 # In the default run: every executor; losses, state across steps, other foldings of the devices.
-COVERING = [('st_moe', 'all_to_all', (2, 2, 2), ''), ('st_moe', 'all_to_all_dropless', (2, 2, 2), 'fsdp,folded'),
+COVERING = [('st_moe', 'all_to_all', (2, 2, 2), ''),
+            ('st_moe', 'all_to_all_dropless', (2, 2, 2), 'fsdp,folded'),
             ('loss_free_balancing', 'einsum', (1, 4, 2), '')]
 
 

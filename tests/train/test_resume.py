@@ -60,6 +60,14 @@ def assert_same(path, reference):
   assert {**mine, 'time': 0} == {**theirs, 'time': 0}
 
 
+def test_a_kill_while_a_checkpoint_is_written_changes_nothing(corpus, undisturbed, tmp_path):
+  assert run(corpus, tmp_path, '--kill', 'write:8').returncode == KILLED
+  done = run(corpus, tmp_path)
+  assert done.returncode == 0 and 'checkpoint of step 4' in done.stderr, done.stderr
+  assert_same(tmp_path, undisturbed[0])
+
+
+@pytest.mark.slow
 def test_three_kills_in_a_row_change_nothing(corpus, undisturbed, tmp_path):
   reference, _ = undisturbed
   # Before the first checkpoint; between two, with metrics of steps that are lost; while one is written.
