@@ -33,7 +33,8 @@ class Writer:
     self._shapes, self._sums = {}, {}
     checkpoint.hush()
     self._inventory = checkpoint.inventory(rest)
-    empty = jax.tree.map(lambda s: np.broadcast_to(np.zeros((), s.dtype), s.shape), shapes)
+    # `array` makes them anew with their shapes, which orbax keeps in the arrays only.
+    empty = jax.tree.map(lambda s: np.zeros((), s.dtype), shapes)
     # Arrays of numpy: orbax then keeps no record of their chunks, which `array` changes.
     rest = {key: jax.device_get(x) if key == 'router_state' else x for key, x in rest.items()}
     handlers = dict(state=ocp.PyTreeCheckpointHandler(use_ocdbt=False), data=ocp.JsonCheckpointHandler(),
@@ -43,7 +44,7 @@ class Writer:
                                item_handlers=handlers) as manager:
       manager.save(step, force=True, args=ocp.args.Composite(
           state=ocp.args.PyTreeSave(empty | rest), data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave({})))
-    for path, x in jax.tree.leaves_with_path(empty | {'router_state': rest['router_state']}):
+    for path, x in jax.tree.leaves_with_path(shapes | {'router_state': rest['router_state']}):
       self._shapes[tuple(entry.key for entry in path)] = x.shape
 
   def shape(self, leaf):
@@ -65,6 +66,8 @@ class Writer:
 
   def finish(self, meta):
     """Writes `meta` with the checksums of all arrays; the step is then like any other."""
+    lost = [leaf for leaf in self._shapes if leaf[0] != 'router_state' and leaf not in self._sums]
+    assert not lost, lost
     sums = {'/'.join(map(str, leaf)): [list(self._shapes[leaf]), total % 2**32]
             for leaf, total in self._sums.items()}
     text = json.dumps(meta | {'arrays': self._inventory | sums})

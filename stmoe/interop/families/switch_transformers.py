@@ -48,13 +48,14 @@ def _letters(layers, sparse):
 
 def describe(c):
   """Returns the config.json of our configuration `c`."""
+  common = encdec.describe(c, ARCHITECTURE, 'switch_transformers')
   sparse = [b for b in c['blocks'].values() if b['layer'] == 'moe']
   if not sparse or sparse[0]['router']['name'] != 'switch':
     raise errors.UserError('no layer has the router switch; nearest: --to t5')
   router, experts = sparse[0]['router'], sparse[0]['experts']
   layers = lambda stack: [c['blocks'][letter]['layer'] for letter in rules.letters(c['model'][stack])]
   loss = lambda name: c.get('losses', {}).get(name, (0.0,))[0]
-  return encdec.describe(c, ARCHITECTURE, 'switch_transformers') | dict(
+  return common | dict(
       d_ff=experts['d_ff'], dense_act_fn=experts.get('activation', 'relu'),
       num_experts=router['num_experts'], expert_capacity=router.get('min_capacity', 4),
       num_sparse_encoder_layers=layers('encoder').count('moe'),

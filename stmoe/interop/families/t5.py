@@ -36,13 +36,14 @@ def configure(hf, tied):
 
 def describe(c):
   """Returns the config.json of our configuration `c`."""
+  common = encdec.describe(c, ARCHITECTURE, 't5')
   if set(c['blocks']) != {'d'} or c['blocks']['d']['layer'] != 'dense':
     raise errors.UserError('T5 has one kind of layer, blocks.d of dense layers; nearest: --to '
                            'switch_transformers')
   d, m = c['blocks']['d'], c['model']
   activation, gated = d.get('activation', 'relu'), d.get('gated', False)
   name = {'gelu': 'gelu' if gated else 'gelu_new'}.get(activation, activation)
-  return encdec.describe(c, ARCHITECTURE, 't5') | dict(
+  return common | dict(
       d_ff=d['d_ff'], feed_forward_proj=f'gated-{name}' if gated else name,
       is_gated_act=gated, dense_act_fn='gelu_new' if activation == 'gelu' else activation,
       scale_decoder_outputs=m.get('tie_embeddings', False) and m.get('scale_head', True))
