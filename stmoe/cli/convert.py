@@ -1,4 +1,4 @@
-"""Imports a Hugging Face checkpoint as a run directory, or exports a run directory as one.
+"""Imports a Hugging Face or T5X checkpoint as a run directory, or exports a run directory to Hugging Face.
 
 stmoe convert DOWNLOADED runs/imported          then: stmoe eval runs/imported --config.data.files=TEXT
 stmoe convert runs/imported NEW                 the same names and, without training, the same bytes
@@ -6,7 +6,8 @@ stmoe convert runs/try NEW --to mixtral         of a run that was trained here, 
 
 Families: t5, switch_transformers, mixtral, olmoe, qwen2_moe, deepseek_v2, deepseek_v3 (by config.json). Only
 safetensors are read; pickle files (*.bin, *.pt) are never opened. A SentencePiece model beside the tensors
-comes along. --config.FIELD=VALUE changes the configuration that an import writes.
+comes along. A T5X folder (target.* arrays) has no configuration: sizes are read off the arrays.
+--config.FIELD=VALUE changes the configuration that an import writes.
 """
 
 import pathlib
@@ -17,7 +18,8 @@ DTYPES = ('F32', 'BF16', 'F16')
 
 
 def add_arguments(parser):
-  parser.add_argument('source', metavar='SOURCE', help='a folder of safetensors, or a run directory')
+  parser.add_argument('source', metavar='SOURCE',
+                      help='a folder of safetensors, a T5X checkpoint, or a run directory')
   parser.add_argument('target', metavar='TARGET', help='the folder to be; must not be there yet')
   parser.add_argument('--to', metavar='FAMILY', help='of an export; default: that of the import')
   parser.add_argument('--step', type=int, help='checkpoint of an export; default: the newest')

@@ -25,6 +25,7 @@ from stmoe.data import vocab
 from stmoe.interop import fields
 from stmoe.interop import files
 from stmoe.interop import rules
+from stmoe.interop import t5x
 from stmoe.train import check
 from stmoe.train import checkpoint
 from stmoe.train import rundir
@@ -40,7 +41,7 @@ BESIDE = ('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_
 
 
 def read(source, target, overrides=(), say=print):
-  """Writes the run directory `target` from the Hugging Face folder `source`; returns imported.json's dict.
+  """Writes the run directory `target` from a Hugging Face or T5X folder; returns imported.json's dict.
 
   Args:
     overrides: texts '--config.a.b=value' on the configuration made from config.json.
@@ -50,10 +51,8 @@ def read(source, target, overrides=(), say=print):
       larger than the model's; nothing is written then.
   """
   source = pathlib.Path(source)
-  hf = files.load_json(source / 'config.json')
-  name, family = fields.family(hf)
-  found = files.tensors(source)
-  cfg = _configuration(family.configure(hf, _tied(family, hf, found)), overrides)
+  name, family, sections, found = _open(source)
+  cfg = _configuration(sections, overrides)
   with beside(target) as path:
     digest = _take_vocabulary(source, path, pathlib.Path(target), cfg)
     copies = _copies(family, cfg, found)
@@ -79,6 +78,17 @@ def read(source, target, overrides=(), say=print):
     metrics.write(0, dict(tokens=0, flops=0.0, time=0.0))
     metrics.close()
   return record | dict(parameters=sum(x.size for x in jax.tree.leaves(plan.shapes['params'])))
+
+
+def _open(source):
+  """(name of the family, its module, sections of a configuration, dict of tensors) of a folder."""
+  if t5x.found(source):
+    found = t5x.tensors(source)
+    return 't5x', t5x, t5x.configure({name: array.shape for name, array in found.items()}), found
+  hf = files.load_json(source / 'config.json')
+  name, family = fields.family(hf)
+  found = files.tensors(source)
+  return name, family, family.configure(hf, _tied(family, hf, found)), found
 
 
 @contextlib.contextmanager
@@ -231,10 +241,10 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   for override in overrides:
     experiment.apply(cfg, override)
   record = json.loads((source / 'imported.json').read_text()) if (source / 'imported.json').is_file() else {}
-  name = to or record.get('family')
-  if name is None:
-    raise errors.UserError(f'{source} was not imported; say what it is to be with --to (there are: '
-                           f'{", ".join(lookup.available("family"))})')
+  name = to or record.get('family', 't5x')
+  if name == 't5x':
+    raise errors.UserError(f'{source} was not imported from Hugging Face; say what it is to be with --to '
+                           f'(there are: {", ".join(lookup.available("family"))})')
   family = lookup.module('family', name)
   record = record if record.get('family') == name else {}
   hf = _describe(source / 'source' / 'config.json', family, cfg.to_dict(), bool(record))
