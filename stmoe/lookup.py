@@ -54,6 +54,12 @@ def constructor(kind, name):
   raise errors.UserError(f'{found.__name__} defines no class called like its file')
 
 
+def fields(kind, name):
+  """Returns the names of the fields of the class of module `name`."""
+  known = inspect.signature(constructor(kind, name).__init__).parameters
+  return [field for field in known if field not in ('self', 'rngs')]
+
+
 def executor(text):
   """Returns the function `execute` of the executor that `text` names, with its own fields bound.
 

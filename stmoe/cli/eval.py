@@ -2,6 +2,8 @@
 
 stmoe eval runs/try
 stmoe eval lm/stdlib:smoke --step 30 --config.eval.batches=0      the default run directory of a name
+stmoe eval runs/rte --best                                        scores of the tasks it was fine-tuned on
+stmoe eval runs/try --task boolq --config.data.jsonl=TRAIN,VAL    a task it was not, by rank and decoding
 stmoe eval runs/try --sweep blocks.m.router.eval_k=1,2,4,8        one checkpoint, several values of a field
 stmoe eval runs/try --sweep 'blocks.*.router.capacity_factor=(1.0,1.0);(1.0,2.0)'
 
@@ -22,6 +24,8 @@ from stmoe.train import rundir
 def add_arguments(parser):
   parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')
   parser.add_argument('--step', type=int, help='which checkpoint; default: the newest')
+  parser.add_argument('--best', action='store_true', help='the checkpoint that checkpoint.best kept')
+  parser.add_argument('--task', metavar='TASK', help='score this task (stmoe/data/families), or TASK,TASK')
   parser.add_argument('--sweep', metavar='FIELD=V1,V2', help='evaluate with the field at each value')
   parser.add_argument('--json', action='store_true', help='print the metrics as JSON')
   job.add_arguments(parser)
@@ -33,12 +37,19 @@ def run(args):
   if not path.is_dir():
     path = pathlib.Path(experiment.default_workdir(experiment.load(args.run)[1]))
   cfg = rundir.load(path)
+  if args.task:
+    _check_task(args)
+    from stmoe.train import taskscore
+    taskscore.set_task(cfg, args.task.split(','))
   for override in args.overrides:
     experiment.apply(cfg, override)
   if args.sweep:
     _sweep(cfg, path, args)
     return
   from stmoe.train import score
+  if args.task or cfg.eval.get('methods'):
+    _tasks(cfg, path, args)
+    return
   step, values = score.score(cfg, path, _say, args.step)
   if not job.leads():
     return
@@ -46,6 +57,23 @@ def run(args):
     print(json.dumps({'step': step} | values))
   else:
     print('\n'.join(f'{name:20} {value:.6g}' for name, value in values.items()))
+
+
+def _check_task(args):
+  if args.sweep:
+    raise errors.UserError('--task and --sweep do not go together')
+
+
+def _tasks(cfg, path, args):
+  """Prints the table of the tasks of `cfg`, and keeps it in results.json, of other tasks results_TASK.json."""
+  from stmoe.train import score
+  from stmoe.train import taskscore
+  found = score.tasks(cfg, path, _say, args.step, args.best)
+  if not job.leads():
+    return
+  name = f'results_{args.task}.json' if args.task else 'results.json'
+  rundir.write(path / name, json.dumps(found, indent=2) + '\n')
+  print(json.dumps(found) if args.json else '\n'.join(taskscore.table(found)))
 
 
 def _say(line):

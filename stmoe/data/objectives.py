@@ -82,11 +82,42 @@ class Seq2Seq:
   def example(self, tokens, rng):
     """Returns dict(encoder=source, decoder=target) of `tokens`, both of them with EOS; `rng` is not used."""
     end = int(np.argmax(tokens == self._eos)) + 1                    # no text has an EOS inside
-    return dict(encoder=self._cut(tokens[:end], 'encoder'), decoder=self._cut(tokens[end:], 'decoder'))
+    return dict(encoder=cut(tokens[:end], self.limits['encoder'], self._eos),
+                decoder=cut(tokens[end:], self.limits['decoder'], self._eos))
 
-  def _cut(self, tokens, side):
-    limit = self.limits[side]
-    return tokens if len(tokens) <= limit else np.append(tokens[:limit - 1], self._eos)
+
+class Prompted:
+  """The target of a pair is predicted by a decoder alone, after its source; nothing else has a loss.
+
+  Both end with EOS. A source that leaves its target no room in the row is cut, and so is a target that
+  leaves none at all.
+  """
+  eos = True
+  paired = True
+  prefix = False
+  random = False
+
+  def __init__(self, length, vocabulary):
+    if length < 4:
+      raise errors.UserError(f'data.length={length}: must be at least 4, two tokens and their EOS')
+    self._eos = vocabulary.eos_id
+    self.limits = dict(decoder=length)
+
+  def lengths(self, n):
+    """Returns [k,1] row places of pairs with n [k,2] tokens, EOS counted."""
+    return np.minimum(np.sum(n, axis=1, keepdims=True), self.limits['decoder'])
+
+  def example(self, tokens, rng):
+    """Returns dict(decoder=source and target of `tokens`, prefix=length of the source); `rng` is not used."""
+    end = int(np.argmax(tokens == self._eos)) + 1
+    target = cut(tokens[end:], self.limits['decoder'] - 2, self._eos)
+    source = cut(tokens[:end], self.limits['decoder'] - len(target), self._eos)
+    return dict(decoder=np.concatenate([source, target]), prefix=len(source))
+
+
+def cut(tokens, limit, eos):
+  """Returns `tokens` with at most `limit` of them, the EOS at their end kept."""
+  return tokens if len(tokens) <= limit else np.append(tokens[:limit - 1], eos)
 
 
 class SpanCorruption:

@@ -13,15 +13,15 @@ Fields of `cfg.data`:
     number of training examples, but no more than mixture_cap; empty for none.
   metrics: instead of the task's own (modules of stmoe/metrics); empty for these.
   vocab, extra_ids, cache_dir: see cache.py ('' = the default folder).
-  objective: lm, span_corruption, prefix_lm, seq2seq (objectives.py).
-  length: row length (lm, prefix_lm); inputs_length, targets_length: row lengths (the other two).
+  objective: lm, span_corruption, prefix_lm, seq2seq, prompted (objectives.py).
+  length: row length (lm, prefix_lm, prompted); inputs_length, targets_length: row lengths (the other two).
   noise_density, mean_span_length: of span_corruption, where they are not T5's 0.15 and 3.0.
   loss_from: share of a row of targets: those at the first ceil(loss_from * length) positions of every
     segment have loss weight 0, in training and evaluation; absent = 0.0. For models that are only to be
     judged, or only causal, after a prefix, and for others that are compared with them.
   join: True cuts the joined documents every `segment` tokens (one segment a row: attention and
     positions run across documents, whose ends EOS marks); False cuts each document by itself.
-    Pairs (seq2seq) are never joined.
+    Pairs (seq2seq, prompted) are never joined.
   pack: True puts several short segments into one row for training (never for evaluation); a row of
     joined documents is full anyway.
   shuffle: False takes the rows in order.
@@ -52,6 +52,7 @@ OBJECTIVES = {
     'span_corruption': lambda d, vocabulary: objectives.SpanCorruption(
         d.inputs_length, d.targets_length, vocabulary, d.get('noise_density', 0.15),
         d.get('mean_span_length', 3.0)),
+    'prompted': lambda d, vocabulary: objectives.Prompted(d.length, vocabulary),
     'seq2seq': lambda d, vocabulary: objectives.Seq2Seq(d.inputs_length, d.targets_length, vocabulary),
 }
 # Where the rows of other objectives come from than `Texts`.
@@ -258,11 +259,53 @@ def of_config(cfg):
   return [tasks.get(name, own(name), d.get('metrics', ())) for name, _ in mixture(cfg)]
 
 
+def vocabulary(cfg, among=None):
+  """Returns the vocabulary of a configuration, whose tasks `among` are if they are at hand."""
+  d = cfg.data
+  return caches.vocabulary_of(d.vocab, among or of_config(cfg), d.extra_ids, d.cache_dir)
+
+
 def open_caches(cfg):
   """Returns {task name: Cache} of a configuration, all with one vocabulary; makes what is missing."""
-  d, among = cfg.data, of_config(cfg)
-  vocabulary = caches.vocabulary_of(d.vocab, among, d.extra_ids, d.cache_dir)
-  return {task.name: caches.of(task, vocabulary, d.cache_dir) for task in among}
+  among = of_config(cfg)
+  found = vocabulary(cfg, among)
+  return {task.name: caches.of(task, found, cfg.data.cache_dir) for task in among}
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+  """The examples, of its validation split, on which a task is judged, and the names of its metrics."""
+  examples: list
+  metrics: tuple
+
+
+def judged(cfg):
+  """Returns (dict task name -> Judged, Rower) of a configuration of pairs, of tasks that have metrics."""
+  found, tasks_of = open_caches(cfg), {task.name: task for task in of_config(cfg)}
+  objective = _objective(cfg, found)
+  if not objective.paired:
+    raise errors.UserError(f'data.objective={cfg.data.objective!r} has no examples to judge; eval.methods '
+                           'needs seq2seq or prompted')
+  known = {name: Judged(caches.records(cache), task.metrics) for name, cache in found.items()
+           if (task := tasks_of[name]).metrics}
+  return known, Rower(objective, next(iter(found.values())).vocabulary)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rower:
+  """Makes rows of texts, as evaluation has them: one pair a row."""
+  objective: object
+  vocabulary: object
+
+  def batch(self, pairs, size):
+    """Returns a batch of `size` rows with the (inputs, targets) `pairs`, at most so many, and empty rows."""
+    batch = pack.empty(self.objective.limits, size)
+    eos = np.asarray([self.vocabulary.eos_id], np.int32)
+    ids = self.vocabulary.encode([text for pair in pairs for text in pair])
+    for at in range(len(pairs)):
+      tokens = np.concatenate([ids[2 * at], eos, ids[2 * at + 1], eos])
+      pack.fill(batch, at, [self.objective.example(tokens, None)])
+    return batch
 
 
 def _source(cfg):

@@ -147,6 +147,40 @@ class Checkpoints:
       raise ValueError('an array is not what was saved')
     return found.state, found.data, meta
 
+  def part(self, shapes, check, step=None):
+    """Returns (step, arrays, names) of a checkpoint: those of `shapes` it has in that shape, and what it has.
+
+    Args:
+      shapes: nested dict of ShapeDtypeStructs with shardings, of parts of a state.
+      check:  called with `meta`.
+      step:   None = the newest.
+    Returns:
+      arrays: dict path -> array; names: dict path -> shape of all arrays of the checkpoint.
+    """
+    steps = self.steps()
+    if not steps or step is not None and step not in steps:
+      which = '' if step is None else f' of step {step}'
+      raise errors.UserError(f'{self.directory} has no checkpoint{which} (there are: '
+                             f'{", ".join(map(str, steps)) or "none"})')
+    at = steps[-1] if step is None else step
+    meta = self._manager.restore(at, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    check(meta)
+    there = {name: tuple(shape) for name, (shape, _) in meta['arrays'].items()}
+    wanted = {_name(path): s for path, s in jax.tree.leaves_with_path(shapes)}
+    wanted = {name: s for name, s in wanted.items() if there.get(name) == tuple(s.shape)}
+    tree = _nested(wanted)
+    try:
+      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        found = reader.restore(self.directory / str(at) / 'state', args=ocp.args.PyTreeRestore(
+            tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True))
+      sums = inventory(found)
+    except Exception as error:           # orbax and tensorstore raise whatever the bytes happen to break
+      raise errors.UserError(f'checkpoint {at} of {self.directory} cannot be read: {_line(error)}') from error
+    for name, one in sums.items():
+      if one != meta['arrays'][name]:
+        raise errors.UserError(f'checkpoint {at} of {self.directory}: {name} is not what was saved')
+    return at, {_name(path): x for path, x in jax.tree.leaves_with_path(found)}, there
+
   def _set_aside(self, step):
     aside = self.directory.parent / 'unreadable'
     aside.mkdir(exist_ok=True)
@@ -156,6 +190,17 @@ class Checkpoints:
   def _saved(self):
     steps = sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
     return f'saved and intact: {", ".join(f"step {s}" for s in steps) or "none"}'
+
+
+def _nested(flat):
+  """The nested dict of a dict path -> value."""
+  tree = {}
+  for name, value in flat.items():
+    node, keys = tree, name.split('/')
+    for key in keys[:-1]:
+      node = node.setdefault(key, {})
+    node[keys[-1]] = value
+  return tree
 
 
 def _sums(state):

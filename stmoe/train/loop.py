@@ -18,6 +18,7 @@ from stmoe import state as router_state
 from stmoe.analysis import flops
 from stmoe.data import cache
 from stmoe.data import pipeline
+from stmoe.train import best as bests
 from stmoe.train import check
 from stmoe.train import checkpoint
 from stmoe.train import distributed
@@ -29,6 +30,7 @@ from stmoe.train import rundir
 from stmoe.train import signals
 from stmoe.train import state as states
 from stmoe.train import step as steps
+from stmoe.train import taskscore
 from stmoe.train import writers
 
 AHEAD = 2                              # steps handed to the device before the loop waits for one
@@ -81,6 +83,8 @@ class Loop:
     aux = check.forward(cfg, self.plan)
     self.facts = job.in_turn(lambda: pipeline.info(cfg))
     check.vocabulary(cfg, self.plan, self.facts['vocab'])
+    self.scorer = taskscore.Scorer(cfg, self.plan)
+    self.best = bests.Best(cfg, path, self.scorer.names())
     self.data = pipeline.train_iterator(cfg, *distributed.shard(mesh, cfg.train.batch_size))
     stack.callback(self.data.close)
     job.same('data set', self.data.get_state()['data'])
@@ -181,6 +185,10 @@ class Loop:
       values |= self._evaluate()
     if values:
       self.final |= self.metrics.write(self.step, values)
+    if self.best.improves(self.step, values):
+      with self.clock.paused():
+        self.best.save(self.step, values, self.state, self.data.get_state(), self.meta)
+        self.log(self.best.describe())
     if last or self.checkpoints.due(self.step):
       self.save()
 
@@ -222,7 +230,14 @@ class Loop:
     with self.clock.paused():
       values = evaluate.run(self.cfg, self.plan, self.sums, self.state, self.facts,
                             lambda done, number: self.show.busy(f'evaluating {done}/{number}'))
+      if scores := self.scorer.run(
+          self.state, lambda done, number: self.show.busy(f'scoring the tasks {done}/{number}')):
+        if job.leads():
+          taskscore.write(self.path, taskscore.record(self.scorer, self.step, scores))
+        values |= scores
     self.log(f'step {self.step:,}: {evaluate.describe(values)}')
+    if scores:
+      self.log(taskscore.describe(scores))
     return self._totals(jax.device_get(self.state['counts'])) | values
 
   def save(self):

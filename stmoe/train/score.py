@@ -14,6 +14,7 @@ from stmoe.train import job
 from stmoe.train import loop
 from stmoe.train import rundir
 from stmoe.train import state as states
+from stmoe.train import taskscore
 
 
 def sweep(cfg, path, field, texts, say, step=None, devices=None):
@@ -64,7 +65,25 @@ def score(cfg, path, say, step=None, devices=None):
     return at, evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, facts)
 
 
-def restore(plan, path, vocabulary, say, step=None):
+def tasks(cfg, path, say, step=None, best=False, devices=None):
+  """Returns the record (`taskscore.record`) of a checkpoint of run directory `path` on the tasks of `cfg`.
+
+  best: the checkpoint of `checkpoint.best` instead of step `step`.
+  """
+  loop.keep_compilations()
+  with states.on_mesh(cfg.mesh, devices) as mesh:
+    check.batches(cfg)
+    plan = states.blueprint(cfg, mesh)
+    check.forward(cfg, plan)
+    facts = job.in_turn(lambda: pipeline.info(cfg))
+    check.vocabulary(cfg, plan, facts['vocab'])
+    scorer = taskscore.Scorer(cfg, plan)
+    at, state, _, _ = restore(plan, path, facts['vocab'], say, step, 'best' if best else 'checkpoints')
+    say(f'scoring the checkpoint of step {at:,}')
+    return taskscore.record(scorer, at, scorer.run(state))
+
+
+def restore(plan, path, vocabulary, say, step=None, within='checkpoints'):
   """Returns (step, state, data position, meta) of a checkpoint of run directory `path`, which is not changed.
 
   Raises UserError if there is none, or it was trained with another vocabulary.
@@ -73,8 +92,9 @@ def restore(plan, path, vocabulary, say, step=None):
     plan:       the Blueprint of the run's configuration.
     vocabulary: of the data.
     say, step:  see `score`.
+    within:     the folder of `path` with the checkpoints; `best` holds one, see best.py.
   """
-  folder = pathlib.Path(path) / 'checkpoints'
+  folder = pathlib.Path(path) / within
   found = None
   if folder.is_dir():
     saved = checkpoint.Checkpoints(folder, keep=None, read_only=True)
@@ -82,5 +102,6 @@ def restore(plan, path, vocabulary, say, step=None):
                           say, step)
     saved.close()
   if found is None:
-    raise errors.UserError(f'{path} has no checkpoint yet')
+    which = 'best checkpoint; set checkpoint.best' if within == 'best' else 'checkpoint yet'
+    raise errors.UserError(f'{path} has no {which}')
   return found

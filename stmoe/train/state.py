@@ -23,6 +23,7 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe import state as router_state
 from stmoe.train import fields
+from stmoe.train import freeze
 from stmoe.train import optimizers
 
 
@@ -34,15 +35,21 @@ class Blueprint:
   optimizer: an `optimizers.Optimizer`.
   shapes:    tree like the state of ShapeDtypeStructs that carry their NamedSharding.
   mesh:      the mesh of those shardings.
+  trained:   paths of the parameters that train; the optimizer knows no other.
   """
   graphdef: object
   optimizer: optimizers.Optimizer
   shapes: dict
   mesh: jax.sharding.Mesh
+  trained: frozenset
 
   def model(self, params, routers):
     """Returns the model with these numbers in it."""
     return nnx.merge(self.graphdef, params, routers)
+
+  def trainable(self, params):
+    """Returns the part of `params`, or of a tree like them, that trains."""
+    return freeze.take(params, self.trained)
 
   def shardings(self):
     """Returns the tree of NamedShardings of the state."""
@@ -100,8 +107,11 @@ def blueprint(cfg, mesh):
   graphdef, params, routers = nnx.split(model, nnx.Param, router_state.RouterState)
   names, router_names = axes.names_of(params), axes.names_of(routers)
   params, routers = nnx.to_pure_dict(params), nnx.to_pure_dict(routers)
-  optimizer = fields.bind(optimizers, 'optimizer', cfg.optimizer)(names, params)
-  shapes = dict(params=params, router_state=routers, opt_state=jax.eval_shape(optimizer.init, params),
+  trained = frozenset(freeze.chosen(names, cfg.train.get('trainable', 'all')))
+  optimizer = fields.bind(optimizers, 'optimizer', cfg.optimizer)(
+      freeze.take(names, trained), freeze.take(params, trained))
+  slots = jax.eval_shape(optimizer.init, freeze.take(params, trained))
+  shapes = dict(params=params, router_state=routers, opt_state=slots,
                 **jax.eval_shape(lambda: _counters(cfg.seed)))
   replicated = lambda tree: jax.tree.map(lambda s: (None,) * len(s.shape), tree)
   named = {part: replicated(tree) for part, tree in shapes.items()}
@@ -109,7 +119,8 @@ def blueprint(cfg, mesh):
   check_divisible(params, names, mesh)
   check_divisible(routers, router_names, mesh)
   place = lambda n, s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=NamedSharding(mesh, axes.spec(n)))
-  return Blueprint(graphdef, optimizer, jax.tree.map(place, named, shapes, is_leaf=axes.is_names), mesh)
+  placed = jax.tree.map(place, named, shapes, is_leaf=axes.is_names)
+  return Blueprint(graphdef, optimizer, placed, mesh, trained)
 
 
 def init(cfg, plan):
@@ -122,7 +133,7 @@ def fresh(cfg, plan):
   _, params, routers = nnx.split(build(cfg), nnx.Param, router_state.RouterState)
   params = nnx.to_pure_dict(params)
   return dict(params=params, router_state=nnx.to_pure_dict(routers),
-              opt_state=plan.optimizer.init(params), **_counters(cfg.seed))
+              opt_state=plan.optimizer.init(plan.trainable(params)), **_counters(cfg.seed))
 
 
 def _counters(seed):

@@ -15,6 +15,7 @@ from stmoe.core import contract
 from stmoe.core import metrics as routing
 from stmoe.train import distributed
 from stmoe.train import fields
+from stmoe.train import freeze
 from stmoe.train import losses
 from stmoe.train import optimizers
 from stmoe.train import schedules
@@ -37,8 +38,9 @@ def make(cfg, plan):
       grads = optimizers.clip(grads, norm, limit)
     rate = schedule(state['step'])
     with jax.named_scope('optimizer'):
-      params, opt_state = plan.optimizer.update(grads, state['opt_state'], state['params'], rate)
-    new = dict(params=params, opt_state=opt_state,
+      params, opt_state = plan.optimizer.update(grads, state['opt_state'], plan.trainable(state['params']),
+                                                rate)
+    new = dict(params=freeze.put(state['params'], params), opt_state=opt_state,
                router_state=committed(plan, state['params'], state['router_state'], aux))
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {part: state[part] for part in new})
     counts = count(state['counts'], losses.weights(batch), finite)
@@ -55,8 +57,9 @@ def gradients(cfg, plan, state, batch, microbatches):
   With loss.passes = 2 the batch runs twice with different keys (THOR, R-Drop), and the loss is that of
   the first pass plus that of the second plus loss.consistency times the divergence of the two.
 
-  report: the losses by their names in metrics.jsonl, of two passes the means (but loss/total, and
-  loss/consistency, unweighted); aux: dict layer -> Aux of the whole batch, of passes as of microbatches.
+  grads: of the parameters that train; report: the losses by their names in metrics.jsonl, of two passes
+  the means (but loss/total, and loss/consistency, unweighted); aux: dict layer -> Aux of the whole batch, of
+  passes as of microbatches.
   """
   model = plan.model(state['params'], state['router_state'])
   targets = jnp.maximum(jnp.sum(losses.weights(batch)), 1.0)
@@ -67,7 +70,7 @@ def gradients(cfg, plan, state, batch, microbatches):
 
   def forward(params, part, key):
     """Logits f32[P,B,T,V] of the passes, and their Aux."""
-    model = plan.model(params, state['router_state'])
+    model = plan.model(freeze.put(state['params'], params), state['router_state'])
     once = lambda key: model(part, key, train=True, step=state['step'], tokens=tokens)
     if passes == 1:
       logits, aux = once(key)
@@ -91,17 +94,17 @@ def gradients(cfg, plan, state, batch, microbatches):
       total += alpha * report['loss/consistency'] if alpha else 0.0
     return total, (report | {'loss/total': total}, aux)
 
-  differentiate = jax.grad(loss, has_aux=True)
+  differentiate, trained = jax.grad(loss, has_aux=True), plan.trainable(state['params'])
   if microbatches == 1:
-    grads, (report, aux) = differentiate(state['params'], batch, key)
+    grads, (report, aux) = differentiate(trained, batch, key)
     return grads, report, aux
 
   def one(grads, part):
     index, part = part
-    new, out = differentiate(state['params'], part, jax.random.fold_in(key, index))
+    new, out = differentiate(trained, part, jax.random.fold_in(key, index))
     return jax.tree.map(jnp.add, grads, new), out
 
-  zeros = jax.tree.map(jnp.zeros_like, state['params'])
+  zeros = jax.tree.map(jnp.zeros_like, trained)
   grads, (report, aux) = jax.lax.scan(one, zeros, (jnp.arange(microbatches), split(batch, microbatches)))
   return grads, jax.tree.map(lambda x: jnp.sum(x, 0), report), {n: merge(a) for n, a in aux.items()}
 

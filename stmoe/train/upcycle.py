@@ -178,7 +178,7 @@ def _maker(cfg, plan, noise, granularity, scale, optimizer, step):
     state = states.fresh(cfg, plan)
     params = surgery.upcycle([d['params'] for d in dense], state['params'], noise=noise, scale=scale,
                              granularity=granularity, key=states.fold(cfg.seed, 'upcycle'))
-    slots = plan.optimizer.init(params)
+    slots = plan.optimizer.init(plan.trainable(params))
     if optimizer == 'reuse':
       slots = _reuse([d['opt_state'] for d in dense], slots)
     kept = {part: dense[0][part] for part in ('step', 'counts')} if step == 'keep' else {}

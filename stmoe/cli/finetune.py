@@ -1,0 +1,33 @@
+"""Trains an experiment from the parameters of another run; the same command continues a run that was stopped.
+
+stmoe finetune runs/try superglue/mixture:local --config.data.jsonl=DIR --workdir runs/superglue
+stmoe finetune runs/try finetune/jsonl --config.data.jsonl=TRAIN.jsonl,VALIDATION.jsonl
+stmoe finetune runs/imported finetune/task:task=boolq --config.train.trainable=non_expert
+
+START is a run directory, trained here or made by stmoe convert; the new run has its model and vocabulary,
+changed by the recipe in section finetune of the experiment. Scores stand in results.json of the new run.
+"""
+
+import pathlib
+
+from stmoe import experiment
+
+
+def add_arguments(parser):
+  parser.add_argument('start', metavar='START',
+                      help='a run directory, or the experiment whose default one it is')
+  parser.add_argument('name', metavar='NAME',
+                      help='the fine-tuning experiment, NAME[:argument], or a .py file')
+  parser.add_argument('--step', type=int, help='checkpoint of START; default: the newest')
+  parser.add_argument('--workdir', metavar='DIR', help='the new run directory; default: runs/ and the name')
+  parser.set_defaults(overrides=())
+
+
+def run(args):
+  start = pathlib.Path(args.start)
+  if not start.is_dir():
+    start = pathlib.Path(experiment.default_workdir(experiment.load(args.start)[1]))
+  from stmoe.train import finetune
+  cfg, name = finetune.prepare(args.name, args.overrides, start)
+  workdir = args.workdir or experiment.default_workdir(name)
+  return finetune.finetune(start, cfg, workdir, name, args.step)

@@ -1,0 +1,208 @@
+"""Tasks judged by their metrics: labels ranked by log-likelihood, texts decoded; boolq/accuracy@rank.
+
+Evaluation capacity everywhere; it is recorded beside the scores, since with a capacity what a row gets
+depends on the rows beside it. The fields of section `eval` that are read here:
+  methods:  'rank', 'decode', both, or none for no such evaluation.
+  examples: at most so many of each task, the first; 0 = all.
+Section `decode` names the strategy, a module of stmoe/decode, and its fields.
+"""
+
+import itertools
+import json
+import pathlib
+
+from flax import nnx
+import jax
+import numpy as np
+
+from stmoe import errors
+from stmoe import lookup
+from stmoe.data import pipeline
+from stmoe.decode import rank
+from stmoe.train import check
+from stmoe.train import distributed
+from stmoe.train import rundir
+from stmoe.train import state as states
+
+METHODS = ('rank', 'decode')
+
+
+def set_task(cfg, names):
+  """Changes the config of a run so that it is judged on the tasks `names`, by rank and decoding."""
+  paired = cfg.data.objective in ('seq2seq', 'prompted')
+  with cfg.unlocked(), cfg.ignore_type():
+    cfg.data.vocab = str(getattr(pipeline.vocabulary(cfg), 'path', cfg.data.vocab))
+    objective = cfg.data.objective if paired else 'seq2seq' if 'encoder' in cfg.model else 'prompted'
+    cfg.data.update(task=names[0], mixture=tuple(names) if len(names) > 1 else (), files=(), jsonl=(), metrics=(),
+                    mixture_cap=1, objective=objective, join=False)
+    cfg.eval.update(methods=METHODS, examples=cfg.eval.get('examples', 0))
+    cfg.decode = cfg.get('decode', dict(name='greedy'))
+
+
+class Scorer:
+  """What judges a model of a configuration; compiled when it is first used."""
+
+  def __init__(self, cfg, plan):
+    self.cfg, self.plan = cfg, plan
+    self.methods = tuple(cfg.eval.get('methods', ()))
+    for method in self.methods:
+      if method not in METHODS:
+        raise errors.UserError(f'eval.methods: {method!r} is none{errors.nearest(method, METHODS)} (there '
+                               f'are: {", ".join(METHODS)})')
+    self.tasks, self._rower = pipeline.judged(cfg) if self.methods else ({}, None)
+    for task in self.tasks.values():
+      for metric in task.metrics:
+        lookup.module('metric', metric)
+    likely = lambda params, routers, batch, key: rank.scores(plan.model(params, routers), batch, key)
+    self._rank = jax.jit(likely, out_shardings=distributed.everywhere(plan.mesh))
+    self._write = _writer(cfg, plan) if 'decode' in self.methods else None
+
+  def examples(self, name):
+    """Returns the list of examples on which task `name` is judged."""
+    return self.tasks[name].examples[:self.cfg.eval.get('examples', 0) or None]
+
+  def names(self):
+    """Returns the names of all scores that `run` gives, found by scoring the targets themselves."""
+    values = {}
+    for method, name, examples in self._jobs():
+      found = score(self.tasks[name].metrics, examples[:1], [examples[0]['targets']])
+      values |= {f'{name}/{metric}@{method}': value for metric, value in found.items()}
+    return [*values, *averages(values)]
+
+  def _jobs(self):
+    """[(method, task name, examples)]: a task without choices is not ranked."""
+    every = [(m, name, self.examples(name)) for m, name in itertools.product(self.methods, self.tasks)]
+    return [(m, name, examples) for m, name, examples in every
+            if m == 'decode' or all(example['choices'] for example in examples)]
+
+  def run(self, state, tell=lambda done, number: None):
+    """Returns dict 'task/metric@method' -> float; of several tasks also their average.
+
+    A task without choices is not ranked. `tell` is called with the numbers of batches done and to do.
+    """
+    jobs = self._jobs()
+    size = self.cfg.eval.batch_size
+    number = sum(-(-_rows(method, examples) // size) for method, _, examples in jobs)
+    done, values = itertools.count(1), {}
+    for method, name, examples in jobs:
+      predict = self._ranked if method == 'rank' else self._written
+      predictions = predict(state, examples, lambda: tell(next(done), number))
+      values |= {f'{name}/{metric}@{method}': value for metric, value in
+                 score(self.tasks[name].metrics, examples, predictions).items()}
+    return values | averages(values)
+
+  def _ranked(self, state, examples, tell):
+    """The likeliest choice of each example."""
+    pairs = [(example['inputs'], choice) for example in examples for choice in example['choices']]
+    likely = iter(self._each_batch(self._rank, state, pairs, tell))
+    return [max([(next(likely), -i, choice) for i, choice in enumerate(example['choices'])])[2]
+            for example in examples]
+
+  def _written(self, state, examples, tell):
+    """The text that the model writes for each example."""
+    ids = self._each_batch(self._write, state, [(example['inputs'], '') for example in examples], tell)
+    return [self._rower.vocabulary.decode(row) for row in ids]
+
+  def _each_batch(self, compute, state, pairs, tell):
+    """Rows of what `compute` gives for the pairs, batch by batch."""
+    size, key = self.cfg.eval.batch_size, states.fold(self.cfg.seed, 'tasks')
+    part, parts = distributed.shard(self.plan.mesh, size)
+    for number, at in enumerate(range(0, len(pairs), size)):
+      mine = pairs[at:at + size][part * size // parts:(part + 1) * size // parts]
+      batch = check.place(self._rower.batch(mine, size // parts), self.plan.mesh)
+      found = compute(state['params'], state['router_state'], batch, jax.random.fold_in(key, number))
+      tell()
+      yield from np.asarray(jax.device_get(found))[:len(pairs) - at]
+
+
+def _writer(cfg, plan):
+  """The jitted function of (params, router_state, batch, key) that decodes."""
+  from stmoe.decode import generate
+  length = cfg.data.get('targets_length') or cfg.data.length // 2
+  return generate.make(plan, cfg.get('decode', dict(name='greedy')), length)
+
+
+def _rows(method, examples):
+  return len(examples) if method == 'decode' else sum(len(example['choices']) for example in examples)
+
+
+def score(metrics, examples, predictions):
+  """Returns dict 'metric' -> float of what `metrics`, names of modules, find."""
+  values = {}
+  for metric in metrics:
+    values |= lookup.module('metric', metric).score(examples, predictions)
+  return values
+
+
+def averages(values):
+  """Returns dict 'average@method' over the tasks that have it, a task's metrics averaged first (SuperGLUE).
+
+  >>> averages({'a/f1@rank': 10.0, 'a/accuracy@rank': 30.0, 'b/accuracy@rank': 40.0})
+  {'average@rank': 30.0}
+  """
+  tasks = {}
+  for name, value in values.items():
+    task, _, metric = name.partition('/')
+    tasks.setdefault(metric.partition('@')[2], {}).setdefault(task, []).append(value)
+  mean = lambda found: sum(found) / len(found)
+  return {f'average@{method}': mean([mean(each) for each in found.values()])
+          for method, found in tasks.items() if len(found) > 1}
+
+
+def baselines(examples, metrics):
+  """Returns dict 'metric' -> float of the best trivial system: one label everywhere, or the `baseline` texts.
+
+  A label is tried where all examples have the same few choices; each metric takes the label it likes best.
+  """
+  labels = {tuple(example['choices']) for example in examples}
+  if len(labels) == 1 and (choices := next(iter(labels))):
+    tried = [[choice] * len(examples) for choice in choices]
+  else:
+    targets = [example['targets'] for example in examples]
+    often = max(sorted(set(targets)), key=targets.count)
+    tried = [[example.get('baseline', often) for example in examples]]
+  found = [score(metrics, examples, predictions) for predictions in tried]
+  return {metric: max(each[metric] for each in found) for metric in found[0]}
+
+
+def capacities(plan):
+  """Returns dict path of a router -> its capacity factor in evaluation; None = nothing is dropped."""
+  model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
+  found = {}
+  for path, module in nnx.iter_graph(model):
+    factor = getattr(module, 'capacity_factor', None)
+    if isinstance(factor, tuple):
+      found['/'.join(map(str, path))] = factor[1]
+    elif path[-1:] == ('router',):
+      found['/'.join(map(str, path))] = None
+  return found
+
+
+def write(path, found):
+  """Writes results.json of run directory `path`."""
+  rundir.write(pathlib.Path(path) / 'results.json', json.dumps(found, indent=2) + '\n')
+
+
+def describe(values):
+  """Returns scores as one line."""
+  return 'scores ' + ', '.join(f'{name} {value:.2f}' for name, value in values.items())
+
+
+def record(scorer, step, values):
+  """Returns what results.json holds: scores beside those of trivial systems, and how they were made."""
+  trivial = {f'{name}/{metric}': value for name, task in scorer.tasks.items()
+             for metric, value in baselines(scorer.examples(name), task.metrics).items()}
+  return dict(step=step, scores=values, baselines=trivial,
+              examples={name: len(scorer.examples(name)) for name in scorer.tasks},
+              eval_capacity_factor=capacities(scorer.plan), batch_size=scorer.cfg.eval.batch_size)
+
+
+def table(found):
+  """Yields the lines of a record as a table: metrics down, methods and the trivial system across."""
+  methods = sorted({name.partition('@')[2] for name in found['scores']}, reverse=True)
+  names = list(dict.fromkeys(name.partition('@')[0] for name in found['scores']))
+  yield f'{"task/metric":28} {"examples":>8}' + ''.join(f' {method:>9}' for method in methods) + '   trivial'
+  for name in names:
+    count = found['examples'].get(name.partition('/')[0], '')
+    cells = [found['scores'].get(f'{name}@{method}') for method in methods] + [found['baselines'].get(name)]
+    yield f'{name:28} {count:>8}' + ''.join(f' {"-" if c is None else format(c, ".2f"):>9}' for c in cells)
