@@ -21,7 +21,7 @@ def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, local=False, task='xsum')
   c = finetuning.config(args.task, *common.choose('task', args.task, LENGTHS),
                         best=f'{args.task}/rouge2@decode')
-  c.decode = dict(name='beam', beams=4, alpha=0.6)
+  c.decode = dict(name='beam', beams=4, length_penalty=0.6)
   c.eval.update(methods=('decode',))
   c.train.steps = 10_000
   if args.smoke:

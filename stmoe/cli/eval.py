@@ -65,7 +65,7 @@ def _check_task(args):
 
 
 def _tasks(cfg, path, args):
-  """Prints the table of the tasks of `cfg`, and keeps it in results.json, of other tasks results_TASK.json."""
+  """Prints the table of the tasks of `cfg`, and keeps it in results.json, or results_TASK.json."""
   from stmoe.train import score
   from stmoe.train import taskscore
   found = score.tasks(cfg, path, _say, args.step, args.best)

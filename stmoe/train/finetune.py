@@ -20,6 +20,7 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
 from stmoe.data import pipeline
+from stmoe.train import best
 from stmoe.train import check
 from stmoe.train import checkpoint
 from stmoe.train import loop
@@ -130,7 +131,7 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
       check.forward(cfg, plan)
       facts = pipeline.info(cfg)
       check.vocabulary(cfg, plan, facts['vocab'])
-      taskscore.Scorer(cfg, plan)
+      best.Best(cfg, workdir, taskscore.Scorer(cfg, plan).names())
       state, record = _load(run, cfg, plan, facts['vocab'], step)
       data = pipeline.train_iterator(cfg)
       position = data.get_state()

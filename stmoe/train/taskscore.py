@@ -1,7 +1,8 @@
 """Tasks judged by their metrics: labels ranked by log-likelihood, texts decoded; boolq/accuracy@rank.
 
-Evaluation capacity everywhere; it is recorded beside the scores, since with a capacity what a row gets
-depends on the rows beside it. The fields of section `eval` that are read here:
+Labels are ranked at evaluation capacity, which is recorded beside the scores, since with a capacity what a
+row gets depends on the rows beside it; texts are decoded without one (generate.py). The fields of section
+`eval` that are read here:
   methods:  'rank', 'decode', both, or none for no such evaluation.
   examples: at most so many of each task, the first; 0 = all.
 Section `decode` names the strategy, a module of stmoe/decode, and its fields.
@@ -18,6 +19,7 @@ import numpy as np
 from stmoe import errors
 from stmoe import lookup
 from stmoe.data import pipeline
+from stmoe.decode import generate
 from stmoe.decode import rank
 from stmoe.train import check
 from stmoe.train import distributed
@@ -33,8 +35,9 @@ def set_task(cfg, names):
   with cfg.unlocked(), cfg.ignore_type():
     cfg.data.vocab = str(getattr(pipeline.vocabulary(cfg), 'path', cfg.data.vocab))
     objective = cfg.data.objective if paired else 'seq2seq' if 'encoder' in cfg.model else 'prompted'
-    cfg.data.update(task=names[0], mixture=tuple(names) if len(names) > 1 else (), files=(), jsonl=(), metrics=(),
-                    mixture_cap=1, objective=objective, join=False)
+    mixture = tuple(names) if len(names) > 1 else ()
+    cfg.data.update(task=names[0], mixture=mixture, files=(), jsonl=(), metrics=(), mixture_cap=1,
+                    objective=objective, join=False)
     cfg.eval.update(methods=METHODS, examples=cfg.eval.get('examples', 0))
     cfg.decode = cfg.get('decode', dict(name='greedy'))
 
@@ -55,7 +58,7 @@ class Scorer:
         lookup.module('metric', metric)
     likely = lambda params, routers, batch, key: rank.scores(plan.model(params, routers), batch, key)
     self._rank = jax.jit(likely, out_shardings=distributed.everywhere(plan.mesh))
-    self._write = _writer(cfg, plan) if 'decode' in self.methods else None
+    self._write = _writer(cfg, plan, self._rower) if 'decode' in self.methods else None
 
   def examples(self, name):
     """Returns the list of examples on which task `name` is judged."""
@@ -115,11 +118,12 @@ class Scorer:
       yield from np.asarray(jax.device_get(found))[:len(pairs) - at]
 
 
-def _writer(cfg, plan):
+def _writer(cfg, plan, rower):
   """The jitted function of (params, router_state, batch, key) that decodes."""
-  from stmoe.decode import generate
-  length = cfg.data.get('targets_length') or cfg.data.length // 2
-  return generate.make(plan, cfg.get('decode', dict(name='greedy')), length)
+  strategy = dict(cfg.get('decode', dict(name='greedy')))
+  if 'eos_id' in lookup.fields('strategy', strategy['name']):
+    strategy.setdefault('eos_id', rower.vocabulary.eos_id)
+  return generate.make(plan, strategy, cfg.data.get('targets_length') or cfg.data.length // 2)
 
 
 def _rows(method, examples):
@@ -194,7 +198,9 @@ def record(scorer, step, values):
              for metric, value in baselines(scorer.examples(name), task.metrics).items()}
   return dict(step=step, scores=values, baselines=trivial,
               examples={name: len(scorer.examples(name)) for name in scorer.tasks},
-              eval_capacity_factor=capacities(scorer.plan), batch_size=scorer.cfg.eval.batch_size)
+              eval_capacity_factor=dict(rank=capacities(scorer.plan), decode=None),
+              decode=dict(scorer.cfg.get('decode', dict(name='greedy'))),
+              batch_size=scorer.cfg.eval.batch_size)
 
 
 def table(found):
