@@ -41,6 +41,7 @@ def laptop(c):
   c.eval.update(every=50, batch_size=16, batches=20)
   c.checkpoint.update(every=50)
   c.mesh.update(data=-1, expert=1, model=1)
+  c.blocks.m.group_size, c.blocks.n.group_size = c.data.inputs_length, c.data.targets_length
   return c
 
 

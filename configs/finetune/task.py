@@ -2,10 +2,12 @@ r"""One task with metrics, by ST-MoE's recipe (arXiv:2202.08906, section 5).
 
   stmoe finetune runs/st_moe finetune/task:task=boolq                   through TensorFlow Datasets
   stmoe finetune runs/small finetune/task:task=boolq,local --config.data.jsonl=TRAIN,VALIDATION
+  stmoe train finetune/task:smoke                     from scratch, on pairs of the standard library
   task = any of SuperGLUE, squad, nq_open, web_questions, trivia_qa, arc_easy, arc_challenge, winogrande,
-         anli_r1 to anli_r3, qasc, wmt14_en_de, ...  (stmoe cache NAME names them all where NAME is none)
+         anli_r1 to anli_r3, qasc, wmt14_en_de, ...
 
 Expected: st_moe/paper.REPORTED, after pre-training at the paper's sizes.
+Differs: the optimizer's state starts fresh (--config.finetune.optimizer=keep keeps it).
 """
 
 from stmoe.configs import arguments

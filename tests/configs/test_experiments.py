@@ -15,7 +15,7 @@ from stmoe.train import check
 from stmoe.train import state
 
 NAMES = list(experiment.available())
-PAPERS = [name for name in NAMES if not name.startswith('lm/')]
+PAPERS = [name for name in NAMES if not name.startswith(('lm/', 'finetune/'))]
 
 # Every configuration; in the slow suite also every smoke, and one of each kind of model that no default is:
 # dense, other backbone, other order of layers.
