@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
 import sys
 
@@ -85,6 +86,15 @@ def test_forms_take_the_rows_of_tensorflow_datasets(declare, name):
   assert theirs.postprocess_fn(b'', example=first, is_target=True) == found[0]
   scores = theirs.metric_fns[0](found, [example['targets'] for example in found])
   assert scores and all(value >= 0 for value in scores.values())
+
+
+def test_a_form_of_files_is_a_seqio_task_too(declare, tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_text(''.join(json.dumps(dict(inputs=f'is {i}', targets='é')) + '\n' for i in range(25)))
+  task = tasks.get('jsonl', [str(path)])
+  found = cache.of(task, vocab.Bytes(), tmp_path / 'cache')
+  theirs = declare.add(task, vocab.Bytes(), 'test_jsonl')
+  assert ids_of_seqio(theirs, 'train') == cached(found, 'train')[1::2]
 
 
 @pytest.mark.slow

@@ -31,8 +31,9 @@ def test_multirc_counts_answers_and_whole_questions():
   found = multirc.score(examples, ['True', 'True', 'True', 'False'])
   assert found == pytest.approx(dict(f1a=200 / 3, em=0.0))
   assert multirc.score(examples, ['True', 'False', 'True', 'False'])['em'] == 50.0
-  # What is no label counts as wrong whatever is right: the last two become False.
+  # What is no label counts as wrong whatever is right: here the last two become False.
   assert multirc.score(examples, ['True', 'False', '', 'yes']) == pytest.approx(dict(f1a=50.0, em=50.0))
+  assert multirc.score(answers((0, 'False')), ['maybe'])['em'] == 0.0
 
 
 def test_of_one_query_the_first_example_counts():
