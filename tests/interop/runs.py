@@ -61,3 +61,20 @@ def greedy(model, case):
     logits = forward(model, fixed | row('decoder', ids))
     ids[:, at] = np.argmax(np.asarray(logits)[:, at - 1], axis=-1)
   return ids[:, start.shape[1]:]
+
+
+@jax.jit
+def cached(model, inputs):
+  """Returns i32[B,GREEDY] ids by argmax with caches; `inputs` are prompts, or what an encoder reads."""
+  def step(state, _):
+    logits, cache = state
+    ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)              # [B]
+    return model.step(ids, jnp.ones(ids.shape, bool), cache), ids
+  return jax.lax.scan(step, model.begin(inputs, GREEDY), length=GREEDY)[1].T
+
+
+def cached_greedy(model, case):
+  """Returns i32[B,GREEDY], as `greedy` but with caches and no token dropped."""
+  if 'greedy_prompt' in case:
+    return np.asarray(cached(model, row('decoder', case['greedy_prompt'])))
+  return np.asarray(cached(model, {k: v for k, v in batch(case).items() if k.startswith('encoder')}))

@@ -79,6 +79,13 @@ def test_greedy_ids(case, imported):
   np.testing.assert_array_equal(runs.greedy(model, want), want['greedy_ids'])
 
 
+def test_cached_greedy_ids(case, imported):
+  want, (_, model) = expected(case), imported(case)
+  if any((kept == 0).any() for name, kept in want.items() if '_kept_' in name):
+    pytest.skip('tokens are dropped here, and never where they are decoded one by one')
+  np.testing.assert_array_equal(runs.cached_greedy(model, want), want['greedy_ids'])
+
+
 def test_export_has_the_same_bytes(case, imported, tmp_path):
   path, _ = imported(case)
   convert.write(path, tmp_path / 'out')

@@ -1,0 +1,121 @@
+"""Files and tables alone: several files, other dtypes, blocks of rows, patterns of layers."""
+
+import pathlib
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import numpy as theirs
+
+from stmoe import errors
+from stmoe.interop import decoder
+from stmoe.interop import fields
+from stmoe.interop import files
+from stmoe.interop import rules
+from stmoe.train import convert
+from tests.interop import runs
+
+CASES = pathlib.Path(__file__).resolve().parent.parent / 'data' / 'checkpoints'
+CASE = CASES / 'mixtral_window_pad'
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  path = tmp_path_factory.mktemp('runs') / 'run'
+  convert.read(CASE, path)
+  return path
+
+
+def test_several_files_with_an_index_read_as_one(run, tmp_path):
+  convert.write(run, tmp_path / 'out', most=50_000)
+  made, old = files.tensors(tmp_path / 'out'), files.tensors(CASE)
+  assert len({t.file for t in made.values()}) > 3
+  assert all(files.equal(made[name], t) for name, t in old.items()) and len(made) == len(old)
+  convert.read(tmp_path / 'out', tmp_path / 'again')
+  convert.write(tmp_path / 'again', tmp_path / 'whole')
+  assert all(files.equal(files.tensors(tmp_path / 'whole')[name], t) for name, t in old.items())
+
+
+def test_bfloat16_comes_back_as_it_was(run, tmp_path):
+  convert.write(run, tmp_path / 'half', dtype='BF16')
+  half = files.tensors(tmp_path / 'half')
+  for name, t in files.tensors(CASE).items():
+    assert half[name].dtype == 'BF16'
+    np.testing.assert_array_equal(half[name].read(), t.read().astype(ml_dtypes.bfloat16))
+  convert.read(tmp_path / 'half', tmp_path / 'run')
+  convert.write(tmp_path / 'run', tmp_path / 'out')
+  assert all(files.equal(t, half[name]) for name, t in files.tensors(tmp_path / 'out').items())
+
+
+def test_large_arrays_in_blocks_are_the_same_arrays(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(convert, 'BLOCK', 3000)                        # a few rows of the smallest tensors
+  convert.read(CASE, tmp_path / 'run')
+  state, wi = tmp_path / 'run' / 'checkpoints' / '0' / 'state', 'decoder.segments.0.blocks.0.layer.experts.wi'
+  chunks = list((state / f'params.{wi}').iterdir())
+  assert len(chunks) > 2 * 4                                         # layers x experts
+  (_, a), (_, b) = runs.load(run), runs.load(tmp_path / 'run')
+  np.testing.assert_array_equal(a.decoder.segments[0].blocks[0].layer.experts.wi[...],
+                                b.decoder.segments[0].blocks[0].layer.experts.wi[...])
+  convert.write(tmp_path / 'run', tmp_path / 'out')
+  assert all(files.equal(files.tensors(tmp_path / 'out')[name], t) for name, t in files.tensors(CASE).items())
+
+
+def test_of_several_dtypes_the_wide_ones_are_aligned(tmp_path):
+  made = files.create(tmp_path, {'a': ('BF16', (3,)), 'b': ('F32', (2, 2)), 'c': ('F32', ())}, 10**6)
+  for name, value in (('a', [1, 2, 3]), ('b', [[4, 5], [6, 7]]), ('c', 8)):
+    files.write(made[name], 0, np.asarray(value, np.float32))
+  found = theirs.load_file(tmp_path / 'model.safetensors')
+  assert found['b'].tolist() == [[4, 5], [6, 7]] and found['c'].tolist() == 8
+  assert all(t.start % np.dtype(files.DTYPES[t.dtype]).itemsize == 0 for t in made.values())
+  assert files.tensors(tmp_path)['b'].read(1).tolist() == [[6, 7]]
+
+
+def test_an_unrolled_model_has_the_same_places(run, tmp_path):
+  convert.read(CASE, tmp_path / 'run', ['model.scan_layers=false'])
+  convert.write(tmp_path / 'run', tmp_path / 'out')
+  assert all(files.equal(files.tensors(tmp_path / 'out')[name], t) for name, t in files.tensors(CASE).items())
+
+
+def test_patterns():
+  for letters in ('d', 'dddd', 'dmdmdm', 'dmmm', 'mdd', 'dmmdmm'):
+    assert rules.letters(rules.pattern(letters)) == letters
+  assert rules.pattern('dmdm') == (('dm', 2),) and rules.pattern('dmmm') == (('d', 1), ('m', 3))
+
+
+def test_numbers_of_blocks_count_on_across_segments_and_state_is_numbered_like_parameters():
+  leaf = lambda *shape: np.zeros(shape, np.float32)
+  units = {0: {'blocks': {0: {'w': leaf(1, 5)}}},
+           1: {'blocks': {0: {'w': leaf(2, 5)}, 1: {'w': leaf(2, 3, 5)}}}}
+  shapes = dict(params={'decoder': {'segments': units}},
+                router_state={'decoder': {'segments': {1: {'blocks': {1: {'b': leaf(2, 4)}}}}}})
+  table = [('decoder/layers/{i}/w[{e}]', 'e{i}.{e}'), ('decoder/layers/{i}/b', 'b{i}')]
+  with pytest.raises(errors.UserError, match='in no checkpoint of this family: decoder/layers/0/w'):
+    rules.places(shapes, table[1:])
+  found = rules.places(dict(shapes, params={'decoder': {'segments': {
+      0: units[0], 1: {'blocks': {0: {'u': leaf(2, 5)}, 1: {'w': leaf(2, 3, 5)}}}}}}),
+                       [('decoder/layers/0/w', 'first'), ('decoder/layers/{i}/u', 'u{i}'), *table])
+  assert [p.tensor for p in found] == ['first', 'u1', 'u3', 'e2.0', 'e2.1', 'e2.2', 'e4.0', 'e4.1', 'e4.2',
+                                       'b2', 'b4']
+  assert found[6].index == (1, 0) and found[6].shape == (5,)
+
+
+def test_rotary_fields_of_both_spellings():
+  assert decoder.rope(dict(rope_theta=5e5)) == decoder.rope(
+      dict(rope_parameters=dict(rope_theta=5e5, rope_type='default'))) == (5e5, None, 1.0)
+  yarn = dict(type='yarn', factor=40, original_max_position_embeddings=4096, mscale=1.0, mscale_all_dim=1.0)
+  base, scaling, logits = decoder.rope(dict(rope_theta=10000, rope_scaling=yarn))
+  # DeepSeek-V3: cos and sin as they are, logits times (0.1 ln 40 + 1)^2.
+  assert scaling == dict(factor=40.0, length=4096, fast=32.0, slow=1.0, size=1.0)
+  assert base == 1e4 and abs(logits - 1.8739) < 1e-3
+
+
+def test_differences_are_named():
+  model = dict(name='lm', vocab_size=9, d_model=4, num_heads=1, head_dim=4, layers=(('m', 2),))
+  block = dict(layer='moe', router=dict(name='switch', num_experts=2), experts=dict(name='mlp', d_ff=8))
+  mine = dict(model=model, blocks=dict(m=block))
+  other = dict(model=model | dict(layers=(('a', 1), ('b', 1)), dtype='bfloat16', norm_epsilon=1e-6),
+               blocks=dict(a=block, b=block | dict(executor='blocks')))
+  assert fields.differences(mine, other) == []
+  block = block | dict(router=dict(name='switch', num_experts=2, min_capacity=9))
+  assert fields.differences(mine, dict(model=model, blocks=dict(m=block))) == [
+      'layers.00.router.min_capacity is 4, not 9', 'layers.01.router.min_capacity is 4, not 9']
