@@ -262,7 +262,8 @@ def of_config(cfg):
 def vocabulary(cfg, among=None):
   """Returns the vocabulary of a configuration, whose tasks `among` are if they are at hand."""
   d = cfg.data
-  return caches.vocabulary_of(d.vocab, among or of_config(cfg), d.extra_ids, d.cache_dir)
+  among = among or (of_config(cfg) if d.vocab.startswith('train:') else ())
+  return caches.vocabulary_of(d.vocab, among, d.extra_ids, d.cache_dir)
 
 
 def open_caches(cfg):

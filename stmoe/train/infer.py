@@ -85,7 +85,7 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
       raise errors.UserError(f'--batch-size {batch_size} is not divisible by the {shards} devices that share '
                              f'a batch; nearest: {-(-batch_size // shards) * shards}')
     plan = states.blueprint(cfg, mesh)
-    vocabulary = pipeline.info(cfg)['vocab']
+    vocabulary = pipeline.vocabulary(cfg)
     check.vocabulary(cfg, plan, vocabulary)
     program = generate.make(plan, dict(eos_id=vocabulary.eos_id) | dict(decode), length)
     at, state, _, _ = score.restore(plan, path, vocabulary, say, step)
