@@ -2,6 +2,8 @@
 
 stmoe bench                                   all four shapes, real routing: a few minutes
 stmoe bench --shapes C1 --routing real,skewed,uniform --json OUT
+stmoe bench --decode --batch-sizes 1,8          generation instead: a cached step against recomputation, and
+                                                8 experts against 64
 stmoe bench --step lm/stdlib_small              a training step instead: what of it is matrix products,
                                                 and what the training loop costs beside it
 """
@@ -18,6 +20,10 @@ def add_arguments(parser):
   parser.add_argument('--routing', default='real', help='out of real, skewed, uniform (default: real)')
   parser.add_argument('--rounds', type=int, default=9, help='how often everything is timed (default: 9)')
   parser.add_argument('--step', metavar='NAME', help='an experiment whose training step to time instead')
+  parser.add_argument('--decode', action='store_true', help='time generation instead')
+  parser.add_argument('--batch-sizes', default='1,8', help='of --decode (default: 1,8)')
+  parser.add_argument('--experts', default='8,64', help='of --decode (default: 8,64)')
+  parser.add_argument('--prompt', type=int, default=64, help='tokens, of --decode (default: 64)')
   parser.set_defaults(overrides=())
   parser.add_argument('--json', metavar='OUT', type=pathlib.Path, help='also write the rows to this file')
 
@@ -25,7 +31,33 @@ def add_arguments(parser):
 def run(args):
   if args.step:
     return time_step(args)
-  return time_executors(args)
+  return time_decoding(args) if args.decode else time_executors(args)
+
+
+def time_decoding(args):
+  """Prints a row per batch size and number of experts; see `stmoe.decode.bench`."""
+  from stmoe import errors
+  numbers = {}
+  for field in ('batch-sizes', 'experts', 'prompt', 'rounds'):
+    text = str(getattr(args, field.replace('-', '_')))
+    wrong = [word for word in text.split(',') if not word.isdigit() or not int(word)]
+    if wrong:
+      raise errors.UserError(f'--{field} {text}: {wrong[0]!r} is no number above 0; nearest: 1')
+    numbers[field] = [int(word) for word in text.split(',')]
+  if args.json and not args.json.parent.is_dir():
+    raise errors.UserError(f'json: no directory {args.json.parent}')
+
+  import jax
+  from stmoe.decode import bench
+  print(bench.HEADING)
+  rows = []
+  for row in bench.measure(numbers['experts'], numbers['batch-sizes'], args.prompt, args.rounds,
+                           note=lambda text: None):
+    print(bench.line(row), flush=True)
+    rows.append(row)
+    if args.json:
+      device = jax.devices()[0].device_kind
+      args.json.write_text(json.dumps(dict(device=device, jax=jax.__version__, rows=rows), indent=1) + '\n')
 
 
 def time_step(args):

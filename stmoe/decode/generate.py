@@ -26,7 +26,11 @@ def make(plan, decode, length):
     raise errors.UserError(f'a generated text has at least 1 token, not {length}')
   strategy = lookup.recipe('strategy', decode)()
   check(plan.model(plan.shapes['params'], plan.shapes['router_state']), strategy)
-  run = lambda params, routers, batch, key: strategy(plan.model(params, routers), batch, length, key)
+
+  def run(params, routers, batch, key):
+    model = plan.model(params, routers)
+    model.stacks()[-1].unroll()
+    return strategy(model, batch, length, key)
   return jax.jit(run, out_shardings=NamedSharding(plan.mesh, PartitionSpec()))
 
 

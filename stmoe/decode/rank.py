@@ -1,20 +1,32 @@
-"""How likely the targets of a batch are, to rank labels by it."""
+"""How likely the targets of a batch are: to rank labels by it, and for lm-evaluation-harness."""
 
 import jax
 import jax.numpy as jnp
 
 
-def scores(model, batch, key=None):
-  """Returns f32[B], the log-likelihood of the targets of each row: 0.0 at best, the sum over its real tokens.
+def details(model, batch, key=None, alone=False):
+  """Returns dict(score f32[B], greedy bool[B], drop_frac f32[]) of the targets of each row.
 
-  Evaluation capacity, no dropout. With a capacity, what a row gets depends on the rows beside it.
+  score is the sum of the log-probabilities of the tokens that count, 0.0 at best; greedy, whether each is
+  the most probable one there; drop_frac, the share of choices that found their expert full, as a mean over
+  sparse layers, 0 without. Evaluation capacity, no dropout.
 
   Args:
     model: returns (logits f32[B,T,V], aux) for a batch.
     batch: dict of i32[B,T]; decoder_loss_weights are 1 on the tokens that count.
     key:   PRNG key, for routers that draw in evaluation, too; None for none.
+    alone: route every token by itself, as generation does: scores do not depend on the rows beside, and
+      nothing is dropped. Otherwise, with a capacity, what a row gets depends on them.
   """
-  logits, _ = model(batch, key=key, train=False)                     # [B, T, V]
-  targets = batch['decoder_target_tokens'][..., None]
-  right = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), targets, axis=-1)[..., 0]
-  return jnp.sum(right * batch['decoder_loss_weights'], axis=-1)
+  logits, aux = model(batch, key=key, train=False, **(dict(alone=True) if alone else {}))    # [B, T, V]
+  targets, real = batch['decoder_target_tokens'], batch['decoder_loss_weights'] > 0
+  right = jnp.take_along_axis(jax.nn.log_softmax(logits.astype(jnp.float32)), targets[..., None], axis=-1)
+  drops = [a.metrics['drop_frac'] for a in aux.values() if 'drop_frac' in a.metrics]
+  return dict(score=jnp.sum(jnp.where(real, right[..., 0], 0), axis=1),
+              greedy=jnp.all((logits.argmax(axis=-1) == targets) | ~real, axis=1),
+              drop_frac=sum(drops) / len(drops) if drops else jnp.float32(0))
+
+
+def scores(model, batch, key=None):
+  """Returns f32[B], the log-likelihood of the targets of each row; see `details`."""
+  return details(model, batch, key)['score']

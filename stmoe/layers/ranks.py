@@ -31,15 +31,14 @@ def of(router, ranks):
   if wrong or not ranks or len(set(ranks)) < len(ranks):
     raise UserError(f'decode.routing_ranks={tuple(ranks)}: ranks are different numbers from 0 to '
                     f'{reached - 1}, and at least one')
+  normalized = getattr(router, 'normalize_gates', False) and router.k > 1
   whole = copy.copy(router)
-  whole.k = max(max(ranks) + 1, router.k)
-  whole.normalize_gates = getattr(router, 'normalize_gates', False) and router.k > 1
-  for field, value in changed.items():
-    setattr(whole, field, value)
+  # Not by assignment: flax refuses that to a module made outside of the loop that is being traced.
+  vars(whole).update(changed, k=max(max(ranks) + 1, router.k), normalize_gates=normalized)
 
   def route(x, ctx, carry):
     routed = whole(x, ctx, carry)
-    return routed.replace(assignment=only(routed.assignment, ranks, whole.normalize_gates))
+    return routed.replace(assignment=only(routed.assignment, ranks, normalized))
   return route
 
 

@@ -225,6 +225,17 @@ class Stack(nnx.Module):
         return f'{kind.removesuffix("s")} {name} cannot be decoded token by token: {reason}'
     return None
 
+  def unroll(self):
+    """Gives every layer arrays of its own, once, instead of slices of stacked ones at every step of decoding.
+
+    A slice that loops read is a copy of it: of all experts, also those that no token goes to.
+    """
+    if self.scan_layers:
+      take = lambda units, i: jax.tree.map(lambda a: a[i], units)
+      self.segments = nnx.List([nnx.List([take(units, i) for i in range(repeats)])
+                                for (_, repeats), units in zip(self.pattern, self.segments)])
+      self.scan_layers = False
+
   def init_carry(self, x):
     """Returns the memory across layers, [B,T,.] arrays by name: the union over all layers."""
     carry = {}

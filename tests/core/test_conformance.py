@@ -56,10 +56,11 @@ BANKS = {
 
 @pytest.fixture(autouse=True, scope='module')
 def small_blocks():
-  """Blocks so small that every expert needs several of both sizes."""
-  sizes, blocks.SIZES = blocks.SIZES, (6, 2)
+  """Blocks so small that every expert needs several of both sizes; and of one row, for one choice a token."""
+  shipped = blocks.SIZES, blocks.FEW
+  blocks.SIZES, blocks.FEW = (6, 2), G * S
   yield
-  blocks.SIZES = sizes
+  blocks.SIZES, blocks.FEW = shipped
 
 
 @functools.partial(jax.jit, static_argnames='executor')

@@ -20,6 +20,7 @@ from stmoe.core import layouts
 from stmoe.core import rows as rows_lib
 
 SIZES = (512, 256, 128, 32)             # each a multiple of the next
+FEW = 64                                # up to so many rows, as in decoding, each is a block: none in vain
 
 
 def execute(x, a, experts, key=None):
@@ -48,7 +49,8 @@ def _forward(x, weight, experts, a, rows, key):
   tokens = x.reshape(-1, x.shape[-1])                                # [G*S, D]
   table = _padded(rows.token)                                        # [M+P], P = max(SIZES)
 
-  def expert(e, out):
+  def expert(i, out):
+    e = busy[i]
     bank = _one(experts, e)
 
     def block(row, size, out):
@@ -59,7 +61,8 @@ def _forward(x, weight, experts, a, rows, key):
   with jax.named_scope('experts'):
     # The last row stays zero: edges without a row read it.
     out = jnp.zeros((table.size + 1, _width(experts, tokens)), x.dtype)   # [M+P+1, D']
-    out = jax.lax.fori_loop(0, a.num_experts, expert, out)
+    busy, number = _busy(rows)
+    out = jax.lax.fori_loop(0, number, expert, out)
   with jax.named_scope('combine'):
     y = _per_edge(out, rows) * weight[..., None]                     # [G, N, D'], f32
     y = rows_lib.add_up(y, a).astype(x.dtype)                        # [G, S, D']
@@ -103,8 +106,9 @@ _execute.defvjp(_forward, _backward)
 
 def _each_block(rows, e, block, carry):
   """Carries `block(first row, size, carry)` over all rows of expert e, large blocks first."""
-  row, left = rows.start[e], (rows.sizes[e] + SIZES[-1] - 1) // SIZES[-1] * SIZES[-1]
-  for size in SIZES:
+  sizes = (1,) if rows.edge.size <= FEW else SIZES
+  row, left = rows.start[e], (rows.sizes[e] + sizes[-1] - 1) // sizes[-1] * sizes[-1]
+  for size in sizes:
     num = left // size
     body = lambda i, carry, row=row, size=size: block(row + i * size, size, carry)
     carry = jax.lax.fori_loop(0, num, body, carry)
@@ -116,6 +120,12 @@ def _width(experts, tokens):
   """D', the width of the rows that the bank makes of tokens [.,D]."""
   run = lambda bank, row: bank(layouts.Buckets(row[None])).x
   return jax.eval_shape(run, jax.eval_shape(_one, experts, 0), tokens[:1]).shape[-1]
+
+
+def _busy(rows):
+  """(i32[E], i32[]): the experts that have rows first, and their number; others' weights are not read."""
+  some = rows.sizes > 0
+  return jnp.argsort(~some, stable=True), some.sum(dtype=jnp.int32)
 
 
 def _one(experts, e):
