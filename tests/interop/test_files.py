@@ -1,7 +1,9 @@
 """Files and tables alone: several files, other dtypes, blocks of rows, patterns of layers."""
 
 import pathlib
+import shutil
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ from stmoe.interop import decoder
 from stmoe.interop import fields
 from stmoe.interop import files
 from stmoe.interop import rules
+from stmoe.train import checkpoint
 from stmoe.train import convert
+from stmoe.train import rundir
+from stmoe.train import state as states
 from tests.interop import runs
 
 CASES = pathlib.Path(__file__).resolve().parent.parent / 'data' / 'checkpoints'
@@ -68,6 +73,39 @@ def test_of_several_dtypes_the_wide_ones_are_aligned(tmp_path):
   assert found['b'].tolist() == [[4, 5], [6, 7]] and found['c'].tolist() == 8
   assert all(t.start % np.dtype(files.DTYPES[t.dtype]).itemsize == 0 for t in made.values())
   assert files.tensors(tmp_path)['b'].read(1).tolist() == [[6, 7]]
+
+
+def test_a_checkpoint_of_the_trainer_is_exported_too(run, tmp_path):
+  """Its arrays are in one database, a stacked array one chunk."""
+  trained = tmp_path / 'run'
+  trained.mkdir()
+  shutil.copyfile(run / 'config.json', trained / 'config.json')
+  cfg = rundir.load(run)
+  with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    old = checkpoint.Checkpoints(run / 'checkpoints', read_only=True)
+    _, state, data, meta = old.restore(plan.shapes, check=lambda meta: None, say=print)
+    new = checkpoint.Checkpoints(trained / 'checkpoints')
+    new.save(5, state, data, {key: value for key, value in meta.items() if key != 'arrays'})
+    new.close()
+    old.close()
+  step, family, made = convert.write(trained, tmp_path / 'out', to='mixtral')
+  assert (step, family) == (5, 'mixtral')
+  assert all(files.equal(files.tensors(tmp_path / 'out')[name], t) for name, t in files.tensors(CASE).items())
+  with pytest.raises(errors.UserError, match='say what it is to be with --to'):
+    convert.write(trained, tmp_path / 'other')
+
+
+def test_the_optimizer_starts_as_a_new_one(run):
+  cfg, _ = runs.load(run)
+  with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    saved = checkpoint.Checkpoints(run / 'checkpoints', read_only=True)
+    _, state, _, _ = saved.restore(plan.shapes, check=lambda meta: None, say=print)
+    saved.close()
+    fresh = plan.optimizer.init(state['params'])
+  jax.tree.map(np.testing.assert_array_equal, state['opt_state'], fresh)
+  assert int(state['step']) == 0
 
 
 def test_an_unrolled_model_has_the_same_places(run, tmp_path):
