@@ -6,7 +6,7 @@ The model is the start's unless `finetune.model='own'`; then the recipe of secti
   optimizer:           'fresh' slots, or 'keep' the start's (ST-MoE: keeping helps, arXiv:2202.08906, sec. 5).
   dropout_rate:        everywhere but in experts; None = as the start.
   expert_dropout_rate: in experts (Switch, arXiv:2101.03961, section 2.4); None = as the start.
-  capacity_factor:     (train, eval) of routers that have one; None = as the start.
+  capacity_factor:     (train, eval) of routers that drop tokens; None = as the start.
   aux:                 False switches the losses of routers off.
 Which parameters train is train.trainable (freeze.py). Steps count from 0.
 """
@@ -90,7 +90,8 @@ def _apply(cfg, recipe):
         if 'dropout_rate' in known('experts', block.experts):
           block.experts.dropout_rate = recipe.expert_dropout_rate
       if 'router' in block and recipe.capacity_factor is not None:
-        if 'capacity_factor' in known('router', block.router):
+        drops = block.router.get('capacity_factor', recipe.capacity_factor) != (None, None)
+        if drops and 'capacity_factor' in known('router', block.router):
           block.router.capacity_factor = tuple(recipe.capacity_factor)
       block = block.get('inner')
   if not recipe.aux:

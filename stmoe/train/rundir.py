@@ -22,7 +22,7 @@ from stmoe import experiment
 
 # What a run may change when it continues: how long, how watched, on what machine.
 FREE = ('train.steps', 'train.log_every', 'train.stats_every', 'train.stop_after_bad', 'eval.', 'checkpoint.',
-        'profile.', 'mesh.', 'data.cache_dir')
+        'profile.', 'mesh.', 'decode.', 'data.cache_dir')
 # And fields of its layers that act in evaluation only, called so: eval_k, eval_dispatch.
 EVALUATION = re.compile(r'blocks\..*\.eval_\w+')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'ml-collections')
