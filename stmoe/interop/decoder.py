@@ -28,6 +28,11 @@ def ignored(c):
   return IGNORED
 
 
+def copied(c):
+  """Returns the names of tensors that the format wants once more, where it was not an import: none."""
+  return ()
+
+
 def glu(ours, theirs, names=('gate_proj', 'up_proj', 'down_proj')):
   """Returns the rules of a gated feed-forward layer whose three matrices are called `names` there."""
   bank = '[{e}]' if '{e}' in theirs else ''

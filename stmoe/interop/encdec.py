@@ -31,6 +31,11 @@ def ignored(c):
   return IGNORED
 
 
+def copied(c):
+  """Returns the names of tensors that the format wants once more, where it was not an import: none."""
+  return ()
+
+
 def feed_forward(module, names):
   """Returns the rules of dense layers whose matrices (dict ours -> theirs) are in `module` there."""
   return [(f'{stack}/layers/{{i}}/layer/{ours}', f'{stack}.block.{{i}}.layer.{place}.{module}.{name}.weight',
@@ -65,5 +70,5 @@ def describe(c, architecture, model_type):
               num_decoder_layers=len(rules.letters(m['decoder'])),
               relative_attention_num_buckets=m.get('num_buckets', 32),
               relative_attention_max_distance=m.get('max_distance', 128), tie_word_embeddings=tied,
-              layer_norm_epsilon=m.get('norm_epsilon', 1e-6), is_encoder_decoder=True, pad_token_id=0,
-              decoder_start_token_id=0, eos_token_id=1)
+              layer_norm_epsilon=m.get('norm_epsilon', 1e-6), is_encoder_decoder=True,
+              decoder_start_token_id=0)

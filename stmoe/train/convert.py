@@ -34,6 +34,7 @@ from stmoe.train import streamed
 from stmoe.train import writers
 
 BLOCK = 1 << 25                          # bytes of a tensor that are in memory at once
+IDS = dict(pad_token_id=0, bos_token_id=0, eos_token_id=1)           # of this project's vocabularies
 PARTS = ('params', 'router_state')
 VOCABULARIES = ('spiece.model', 'tokenizer.model')                   # SentencePiece
 BESIDE = ('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
@@ -259,7 +260,8 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   placed = rules.places({part: plan.shapes[part] for part in PARTS}, family.table(cfg.to_dict()))
   kind = lambda tensor: dtype or record.get('dtypes', {}).get(tensor) or record.get('dtype', 'F32')
   layout = {place.tensor: (kind(place.tensor), place.there) for place in placed if place.tensor}
-  copies = {copy: family.COPIES[copy] for copy in record.get('copies', ())}
+  again = record['copies'] if record else family.copied(cfg.to_dict())
+  copies = {copy: family.COPIES[copy] for copy in again}
   with beside(target) as path:
     for file in (source / 'source').glob('*'):
       shutil.copyfile(file, path / file.name)
@@ -285,7 +287,7 @@ def _describe(original, family, c, imported):
   tied, old = c['model'].get('tie_embeddings', True), files.load_json(original) if imported else {}
   if imported and not fields.differences(c, family.configure(old, tied)):
     return None
-  new = old | family.describe(c)
+  new = IDS | old | family.describe(c)
   other = fields.differences(c, family.configure(new, tied))
   if other:
     raise errors.UserError(f'the model is not of the family {new["model_type"]}, whose {rules.some(other)}')

@@ -14,6 +14,7 @@ from stmoe.interop import decoder
 from stmoe.interop import fields
 from stmoe.interop import files
 from stmoe.interop import rules
+from stmoe.interop.families import switch_transformers
 from stmoe.train import checkpoint
 from stmoe.train import convert
 from stmoe.train import rundir
@@ -145,6 +146,13 @@ def test_rotary_fields_of_both_spellings():
   # DeepSeek-V3: cos and sin as they are, logits times (0.1 ln 40 + 1)^2.
   assert scaling == dict(factor=40.0, length=4096, fast=32.0, slow=1.0, size=1.0)
   assert base == 1e4 and abs(logits - 1.8739) < 1e-3
+
+
+def test_an_untied_switch_model_has_its_table_three_times():
+  """Otherwise transformers draws new tables for both stacks."""
+  copied = lambda tied: switch_transformers.copied(dict(model=dict(tie_embeddings=tied)))
+  assert copied(True) == () and copied(False) == ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
+  assert set(copied(False)) <= set(switch_transformers.COPIES)
 
 
 def test_differences_are_named():

@@ -8,6 +8,7 @@ ARCHITECTURE = 'DeepseekV2ForCausalLM'
 COPIES = decoder.COPIES
 ROUTER = 'deepseek_moe'
 table = deepseek.table
+copied = decoder.copied
 ignored = decoder.ignored
 
 

@@ -11,6 +11,7 @@ ARCHITECTURE = 'DeepseekV3ForCausalLM'
 COPIES = decoder.COPIES
 ROUTER = 'deepseek_v3'
 table = deepseek.table
+copied = decoder.copied
 
 
 def ignored(c):

@@ -12,6 +12,7 @@ RULES = [
     *decoder.glu('experts/', 'block_sparse_moe.experts.{e}.', ('w1', 'w3', 'w2')),
 ]
 ignored = decoder.ignored
+copied = decoder.copied
 
 
 def table(c):

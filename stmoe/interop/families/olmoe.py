@@ -12,6 +12,7 @@ RULES = [
     *decoder.glu('experts/', 'mlp.experts.{e}.'),
 ]
 ignored = decoder.ignored
+copied = decoder.copied
 
 
 def table(c):

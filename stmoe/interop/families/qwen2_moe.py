@@ -16,6 +16,7 @@ RULES = [
     *decoder.glu('', 'mlp.'),
 ]
 ignored = decoder.ignored
+copied = decoder.copied
 
 
 def table(c):

@@ -21,6 +21,12 @@ def table(c):
   return RULES
 
 
+def copied(c):
+  """Returns the names of tensors that are there once more: beside an untied head, each stack's table."""
+  tied = c['model'].get('tie_embeddings', False)
+  return () if tied else ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
+
+
 def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
   fields.only(hf, router_bias=False, feed_forward_proj='relu')

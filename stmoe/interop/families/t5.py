@@ -12,6 +12,7 @@ COPIES = encdec.COPIES
 PLAIN = encdec.RULES + encdec.feed_forward('DenseReluDense', dict(wi='wi', wo='wo'))
 GATED = encdec.RULES + encdec.feed_forward('DenseReluDense', dict(wi='wi_0', wg='wi_1', wo='wo'))
 ignored = encdec.ignored
+copied = encdec.copied
 
 
 def table(c):
