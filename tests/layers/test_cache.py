@@ -114,7 +114,7 @@ def test_refusals_are_looked_at():
   assert all(f'router {name} cannot' in text and 'nearest' in text for name, text in reasons.items())
 
 
-@pytest.mark.parametrize('name', ['lm', 't5'])
+@pytest.mark.parametrize('name', ['lm', pytest.param('t5', marks=pytest.mark.slow)])
 def test_every_router_decodes_as_it_evaluates(name):
   """All that are not refused in one model, two layers each."""
   every = {chr(ord('A') + i): sparse(router) for i, router in enumerate(ROUTERS)}
