@@ -18,6 +18,7 @@ PACKAGES = {
     'layer': 'stmoe.layers',
     'inner': 'stmoe.layers',          # the layer that a layer wraps
     'attention': 'stmoe.layers',
+    'head': 'stmoe.layers',           # of models whose predictions are no tokens
     'router': 'stmoe.routers',
     'experts': 'stmoe.experts',
     'executor': 'stmoe.core.execute',

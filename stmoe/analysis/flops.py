@@ -143,7 +143,7 @@ def active_per_token(cfg):
   forward_per_row: of one row of a batch, the "FLOPs per sequence" of the papers.
   """
   length, found = lengths(cfg), matrices(cfg)
-  untied = any(m.names == ('embed', 'vocab') for m in found)
+  untied = any(m.path[0] == 'head' for m in found)
   total = 0.0
   for m in found:
     crossing = 'cross' in m.path

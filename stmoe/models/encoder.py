@@ -1,0 +1,93 @@
+"""A bidirectional encoder with a span head: the backbone of DistilBERT (arXiv:1910.01108), any layers."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import contract
+from stmoe.errors import UserError
+from stmoe.layers import attention
+from stmoe.layers import embed
+from stmoe.layers import norm
+from stmoe.layers import stack
+
+HIDDEN = -1e9                      # logit of a position that holds no token
+
+
+class Encoder(nnx.Module):
+  """Post-norm blocks with biases over normalised sums of token and learned position vectors.
+
+  DistilBERT has dense layers with activation='gelu' and use_bias=True. Predictions of a row are two
+  distributions over its positions, of the start and of the end of an answer.
+
+  Args:
+    vocab_size, d_model: V and D.
+    encoder:      pattern of the stack, for example (('d', 6),).
+    blocks:       mapping letter -> feed-forward layer (see `stack.Stack`).
+    num_heads, head_dim: of the attention.
+    length:       positions that are learned, the most of a row.
+    head:         recipe of `layers/span_head.py` or `layers/span_mixture.py`.
+    epsilon:      of the norms.
+    dropout_rate: after embedding, sub-layers and the last one, and on attention.
+    init_scale:   variance scale of the attention; layers have their own.
+    dtype:        of activations; parameters, norms, routers and logits are float32.
+    scan_layers, remat: see `stack.Stack`.
+  Differs: vectors of tokens and positions are initially N(0, 1), of which the norm makes what it makes of
+  BERT's N(0, 0.02); GELU is the tanh approximation; dropout has one mask per sequence.
+  """
+
+  def __init__(self, *, vocab_size, d_model, encoder, blocks, num_heads, head_dim, length, head,
+               epsilon=1e-12, dropout_rate=0.0, init_scale=1.0, dtype='float32', scan_layers=True,
+               remat='none', rngs):
+    make_norm = functools.partial(norm.LayerNorm, epsilon=epsilon)
+    attend = functools.partial(attention.Attention, num_heads=num_heads, head_dim=head_dim, use_bias=True,
+                               dropout_rate=dropout_rate, init_scale=init_scale)
+    self.embed = embed.Embed(vocab_size, d_model, rngs=rngs)
+    self.positions = axes.param(nnx.initializers.normal(1.0), (1, length, d_model), 'unmodeled', 'length',
+                                'embed', rngs=rngs)
+    self.norm = make_norm(d_model, rngs=rngs)
+    self.encoder = stack.Stack(d_model, name='encoder', pattern=encoder, blocks=blocks, attention=attend,
+                               norm=make_norm, post_norm=True, dropout_rate=dropout_rate,
+                               scan_layers=scan_layers, remat=remat, rngs=rngs)
+    self.head = head(d_model, length=length, rngs=rngs)
+    self.vocab_size = vocab_size
+    self.length = length
+    self.dtype = jnp.dtype(dtype)
+
+  def __call__(self, batch, key=None, train=False, step=0, tokens=None):
+    """Returns (logits f32[B,2,T], aux: dict layer name -> Aux, the head's last, as 'head').
+
+    Args:
+      batch:  dict of i32[B,T]: encoder_ input_tokens, segment_ids, positions; one text a row.
+      key:    PRNG key, or None for no randomness.
+      train:  training capacities and dropout.
+      step:   i32[] optimizer step, for schedules.
+      tokens: dict of `count_tokens`: divisors of the router losses; None = of this batch.
+    """
+    tokens = self.count_tokens(batch) if tokens is None else tokens
+    ids, segments, places = (batch[f'encoder_{name}'] for name in ('input_tokens', 'segment_ids', 'positions'))
+    if ids.shape[1] > self.length:
+      raise UserError(f'model.length={self.length}, but rows have data.inputs_length={ids.shape[1]} tokens; '
+                      f'nearest: model.length={ids.shape[1]}')
+    ctx = contract.Context(mask=segments > 0, ids=ids, positions=places, segments=segments, key=key,
+                           step=jnp.asarray(step), tokens=tokens['encoder'], vocab_size=self.vocab_size,
+                           train=train)
+    visible = attention.Visible(mask=attention.same_segment(segments, segments))
+    x = self.embed(ids) + jnp.take(self.positions[...][0], places, axis=0)
+    x, aux = self.encoder(self.norm(x).astype(self.dtype), ctx.fold('encoder'), visible)
+    with jax.named_scope('head'):
+      logits, more = self.head(x, ctx.fold('head'), tokens['head'])  # [B, T, 2]
+    logits = jnp.where(ctx.mask[..., None], logits, HIDDEN)
+    return logits.swapaxes(1, 2), aux | more                         # [B, 2, T]
+
+  def count_tokens(self, batch):
+    """Returns the real tokens in `batch`, and the rows with any: dict(encoder=f32[], head=f32[])."""
+    real = batch['encoder_segment_ids'] > 0
+    return dict(encoder=jnp.sum(real, dtype=jnp.float32), head=jnp.sum(real.any(1), dtype=jnp.float32))
+
+  def stacks(self):
+    """Returns the list of the model's stacks."""
+    return [self.encoder]
