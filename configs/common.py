@@ -116,6 +116,32 @@ def images(task, image_size, channels=3, **fields):
                    eval_split='validation', cache_dir=''), **fields)
 
 
+def spans(task, inputs_length, vocab='bytes', **fields):
+  """Returns the data section of extractive question answering: windows of 384 tokens share 128 in BERT's."""
+  eda = dict(files=(), copies=4, share=0.1, synonyms='')
+  return dict(dict(task=task, files=(), vocab=vocab, extra_ids=0, objective='spans',
+                   inputs_length=inputs_length, targets_length=2, stride=128, question_length=64,
+                   answer_length=15, eda=eda, shuffle=True, eval_split='validation', cache_dir=''), **fields)
+
+
+def smoke_spans(c):
+  """Shrinks a question answerer as `smoke` does: bytes of questions about the standard library."""
+  c.model.update(vocab_size=384, d_model=64, num_heads=2, head_dim=32, length=256)
+  c.model.encoder = tuple((letters, 1) for letters, _ in c.model.encoder)
+  for section in (*c.blocks.values(), c.model.head):
+    if 'd_ff' in section:
+      section.d_ff = 128
+    if 'experts' in section:
+      section.experts.d_ff = 128
+      section.router.num_experts = min(section.router.num_experts, 8)
+    if 'router' in section and section.get('group_size'):
+      section.group_size = 2 * 256 if section is not c.model.head else 2
+  c.data.update(task='stdlib_questions', files=(), vocab='bytes', inputs_length=256, stride=64,
+                question_length=48, answer_length=64)
+  c.eval.examples = 8
+  return _short(c)
+
+
 def smoke_images(c):
   """Shrinks an image classifier as `smoke` does: on the digits of scikit-learn, patches of 2 x 2 pixels."""
   c.model.update(vocab_size=10, d_model=64, num_heads=2, head_dim=32, image_size=8, patch_size=2, channels=1)

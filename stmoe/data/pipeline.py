@@ -27,7 +27,8 @@ Fields of `cfg.data`:
   shuffle: False takes the rows in order.
   eval_split: the split that evaluation covers.
 
-Images with labels are the objective classification; vision.py says what its fields are.
+Images with labels are the objective classification, questions with their answer in a text the objective
+spans; vision.py and spans.py say what their fields are.
 """
 
 import dataclasses
@@ -42,6 +43,7 @@ from stmoe import errors
 from stmoe.data import cache as caches
 from stmoe.data import objectives
 from stmoe.data import pack
+from stmoe.data import spans
 from stmoe.data import stream as streams
 from stmoe.data import tasks
 from stmoe.data import vision
@@ -56,7 +58,7 @@ OBJECTIVES = {
     'seq2seq': lambda d, vocabulary: objectives.Seq2Seq(d.inputs_length, d.targets_length, vocabulary),
 }
 # Where the rows of other objectives come from than `Texts`.
-SOURCES = {'classification': vision.Images}
+SOURCES = {'classification': vision.Images, 'spans': spans.Spans}
 AHEAD = 4  # batches made in the background
 
 
@@ -225,7 +227,7 @@ def info(cfg):
   dict(vocab, with a `digest`; vocab_size; sources: facts of each task). Of text also num_bytes,
   num_tokens, num_documents of the evaluation split, EOS counted among the tokens, not the bytes, and
   bytes_per_token = num_bytes / num_tokens: with objective lm, bits per byte = total nats over the
-  split / ln 2 / num_bytes. Of images num_images of both splits.
+  split / ln 2 / num_bytes. Of images num_images of both splits, of questions num_questions of their domains.
   """
   return _source(cfg).info()
 
@@ -254,6 +256,8 @@ def _size(cache, cap):
 def of_config(cfg):
   """Returns the list of Tasks of a configuration."""
   d = cfg.data
+  if d.objective in SOURCES:
+    return SOURCES[d.objective].tasks(cfg)
   files = tuple(d.get('jsonl', ())) or d.files
   own = lambda name: files if name in tasks.OWN_FILES or d.get('jsonl') or not d.mixture else ()
   return [tasks.get(name, own(name), d.get('metrics', ())) for name, _ in mixture(cfg)]
@@ -281,7 +285,14 @@ class Judged:
 
 
 def judged(cfg):
-  """Returns (dict task name -> Judged, Rower) of a configuration of pairs, of tasks that have metrics."""
+  """Returns (dict task name -> Judged, Rower) of a configuration of pairs, of tasks that have metrics.
+
+  Of questions (spans.py) the names are of domains, and the source itself is in the place of the Rower.
+  """
+  source = SOURCES.get(cfg.data.objective)
+  if hasattr(source, 'judged'):
+    rower = source(cfg)
+    return {name: Judged(these, ('squad',)) for name, these in rower.judged().items()}, rower
   found, tasks_of = open_caches(cfg), {task.name: task for task in of_config(cfg)}
   objective = _objective(cfg, found)
   if not objective.paired:

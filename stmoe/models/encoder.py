@@ -68,7 +68,8 @@ class Encoder(nnx.Module):
       tokens: dict of `count_tokens`: divisors of the router losses; None = of this batch.
     """
     tokens = self.count_tokens(batch) if tokens is None else tokens
-    ids, segments, places = (batch[f'encoder_{name}'] for name in ('input_tokens', 'segment_ids', 'positions'))
+    names = ('input_tokens', 'segment_ids', 'positions')
+    ids, segments, places = (batch[f'encoder_{name}'] for name in names)             # [B, T] each
     if ids.shape[1] > self.length:
       raise UserError(f'model.length={self.length}, but rows have data.inputs_length={ids.shape[1]} tokens; '
                       f'nearest: model.length={ids.shape[1]}')

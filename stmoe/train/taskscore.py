@@ -1,9 +1,9 @@
-"""Tasks judged by their metrics: labels ranked by log-likelihood, texts decoded; boolq/accuracy@rank.
+"""Tasks judged by their metrics: labels ranked, texts decoded, spans of a text found; boolq/accuracy@rank.
 
 Labels are ranked at evaluation capacity, which is recorded beside the scores, since with a capacity what a
 row gets depends on the rows beside it; texts are decoded without one (generate.py). The fields of section
 `eval` that are read here:
-  methods:  'rank', 'decode', both, or none for no such evaluation.
+  methods:  'rank' by log-likelihood, 'decode', both, or none for no such evaluation; 'span' of questions.
   examples: at most so many of each task, the first; 0 = all.
 Section `decode` names the strategy, a module of stmoe/decode, and its fields.
 """
@@ -26,7 +26,7 @@ from stmoe.train import distributed
 from stmoe.train import rundir
 from stmoe.train import state as states
 
-METHODS = ('rank', 'decode')
+METHODS = ('rank', 'decode', 'span')
 
 
 def set_task(cfg, names):
@@ -38,7 +38,7 @@ def set_task(cfg, names):
     mixture = tuple(names) if len(names) > 1 else ()
     cfg.data.update(task=names[0], mixture=mixture, files=(), jsonl=(), metrics=(), mixture_cap=1,
                     objective=objective, join=False)
-    cfg.eval.update(methods=METHODS, examples=cfg.eval.get('examples', 0))
+    cfg.eval.update(methods=('rank', 'decode'), examples=cfg.eval.get('examples', 0))
     cfg.decode = cfg.get('decode', dict(name='greedy'))
 
 
@@ -56,9 +56,19 @@ class Scorer:
     for task in self.tasks.values():
       for metric in task.metrics:
         lookup.module('metric', metric)
+      self._check(task.examples)
     likely = lambda params, routers, batch, key: rank.scores(plan.model(params, routers), batch, key)
     self._rank = jax.jit(likely, out_shardings=distributed.everywhere(plan.mesh))
     self._write = _writer(cfg, plan, self._rower) if 'decode' in self.methods else None
+    logits = lambda params, routers, batch, key: plan.model(params, routers)(batch, key=key)[0]
+    self._logits = jax.jit(logits, out_shardings=distributed.everywhere(plan.mesh))
+
+  def _check(self, examples):
+    found = ('span',) if 'windows' in examples[0] else ('rank', 'decode')
+    for method in self.methods:
+      if method not in found:
+        raise errors.UserError(f'eval.methods: {method!r} does not judge data.objective='
+                               f'{self.cfg.data.objective!r}; nearest: {", ".join(found)}')
 
   def examples(self, name):
     """Returns the list of examples on which task `name` is judged."""
@@ -76,7 +86,7 @@ class Scorer:
     """[(method, task name, examples)]: a task without choices is not ranked."""
     every = [(m, name, self.examples(name)) for m, name in itertools.product(self.methods, self.tasks)]
     return [(m, name, examples) for m, name, examples in every
-            if m == 'decode' or all(example['choices'] for example in examples)]
+            if m != 'rank' or all(example['choices'] for example in examples)]
 
   def run(self, state, tell=lambda done, number: None):
     """Returns dict 'task/metric@method' -> float; of several tasks also their average.
@@ -88,7 +98,7 @@ class Scorer:
     number = sum(-(-_rows(method, examples) // size) for method, _, examples in jobs)
     done, values = itertools.count(1), {}
     for method, name, examples in jobs:
-      predict = self._ranked if method == 'rank' else self._written
+      predict = dict(rank=self._ranked, decode=self._written, span=self._found)[method]
       predictions = predict(state, examples, lambda: tell(next(done), number))
       values |= {f'{name}/{metric}@{method}': value for metric, value in
                  score(self.tasks[name].metrics, examples, predictions).items()}
@@ -105,6 +115,13 @@ class Scorer:
     """The text that the model writes for each example."""
     ids = self._each_batch(self._write, state, [(example['inputs'], '') for example in examples], tell)
     return [self._rower.vocabulary.decode(row) for row in ids]
+
+  def _found(self, state, examples, tell):
+    """The best span of each example, over the windows of its text."""
+    windows = [window for example in examples for window in example['windows']]
+    logits = iter(self._each_batch(self._logits, state, windows, tell))
+    return [self._rower.answer(example['windows'], [next(logits) for _ in example['windows']])
+            for example in examples]
 
   def _each_batch(self, compute, state, pairs, tell):
     """Rows of what `compute` gives for the pairs, batch by batch."""
@@ -127,7 +144,9 @@ def _writer(cfg, plan, rower):
 
 
 def _rows(method, examples):
-  return len(examples) if method == 'decode' else sum(len(example['choices']) for example in examples)
+  if method == 'decode':
+    return len(examples)
+  return sum(len(example['choices' if method == 'rank' else 'windows']) for example in examples)
 
 
 def score(metrics, examples, predictions):
