@@ -13,7 +13,7 @@ SIZE = dict(layers=6, d_model=768, num_heads=12, d_ff=3072, positions=512, vocab
 WINDOW = dict(length=384, stride=128, answer_length=15)
 
 # The mixture on top: experts not found, k (unverified); the gate reads [CLS] or every token (unverified).
-HEAD = dict(experts=None, k=2, gate='first', d_ff=768, importance=0.1, load=0.1)       # 0.01 to 0.1 (unverified)
+HEAD = dict(experts=None, k=2, gate='first', d_ff=768, importance=0.1, load=0.1)   # 0.01 to 0.1 (unverified)
 # Feed-forward layers inside: Switch (unverified).
 FFN = dict(experts=None, capacity_factor=1.25, balance=0.01)
 

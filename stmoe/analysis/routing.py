@@ -60,7 +60,7 @@ def choices(model, batch):
   """Returns dict layer name -> Choices for one batch, as at evaluation (no noise).
 
   A layer with several routers reports a tuple of their edges; they are called NAME.0, NAME.1, ...
-  Layers whose router mixes all tokens instead of choosing are left out.
+  Layers whose router mixes all tokens instead of choosing are left out, and heads, which choose once a row.
 
   Args:
     model: a model of `stmoe.models`.
@@ -69,7 +69,7 @@ def choices(model, batch):
   _, aux = jax.jit(lambda m, b: m(b))(trace(model), batch)
   found = {}
   for layer, report in jax.device_get(aux).items():
-    if 'edges' not in report.metrics:
+    if 'edges' not in report.metrics or f'{stack_of(layer)}_segment_ids' not in batch:
       continue
     mask, several = np.asarray(batch[f'{stack_of(layer)}_segment_ids']) > 0, report.metrics['edges']
     routers = {layer: several} if isinstance(several, dict) else {

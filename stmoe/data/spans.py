@@ -233,5 +233,5 @@ def _check(data):
   least = NUM_SPECIAL + data.question_length + data.stride + 1
   if data.inputs_length < least or min(data.stride + 1, data.question_length, data.answer_length) < 1:
     raise errors.UserError(f'data.inputs_length={data.inputs_length}, stride={data.stride}, question_length='
-                           f'{data.question_length}, answer_length={data.answer_length}: a row needs room for '
-                           f'the question, the stride and 4 more; nearest: inputs_length={least}')
+                           f'{data.question_length}, answer_length={data.answer_length}: a row needs room '
+                           f'for the question, the stride and 4 more; nearest: inputs_length={least}')

@@ -73,8 +73,8 @@ def of_files(files):
   without an ending are taken.
   """
   if len(files) != 2:
-    raise errors.UserError('data.files: task squad needs TRAIN,VALIDATION, each a file, FILE+FILE or a folder; '
-                           f'it got {len(files)}')
+    raise errors.UserError('data.files: task squad needs TRAIN,VALIDATION, each a file, FILE+FILE or a '
+                           f'folder; it got {len(files)}')
   found = {}
   for split, text in zip(('train', 'validation'), files):
     paths = _paths(str(text))
