@@ -114,6 +114,8 @@ def tokenize(texts, vocabulary):
 class Spans:
   """The rows of the questions of all domains; the interface is that of `pipeline.Texts`."""
 
+  targets = 'positions'            # what a model must predict: places of the row
+
   def __init__(self, cfg):
     _check(cfg.data)
     self._data, section = cfg.data, json.dumps(cfg.data.to_dict(), sort_keys=True)

@@ -39,6 +39,8 @@ class Encoder(nnx.Module):
   BERT's N(0, 0.02); GELU is the tanh approximation; dropout has one mask per sequence.
   """
 
+  targets = 'positions'            # what is predicted are places of the row, no ids
+
   def __init__(self, *, vocab_size, d_model, encoder, blocks, num_heads, head_dim, length, head,
                epsilon=1e-12, dropout_rate=0.0, init_scale=1.0, dtype='float32', scan_layers=True,
                remat='none', rngs):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import errors
+from stmoe.data import pipeline
 from stmoe.data import vision
 from stmoe.train import losses
 
@@ -63,8 +64,16 @@ def batch_shapes(cfg, rows):
 def forward(cfg, plan):
   """Returns dict layer -> Aux of shapes, from an abstract forward pass of both kinds of batches.
 
-  Raises UserError for group sizes that do not divide, and for weighted losses nobody reports.
+  Raises UserError for group sizes that do not divide, for weighted losses nobody reports, and for targets of
+  another kind than what the model predicts: `targets` of a model and of a source of data, 'ids' if absent.
   """
+  kind = lambda owner: getattr(owner, 'targets', 'ids')
+  model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
+  wanted = kind(pipeline.SOURCES.get(cfg.data.objective))
+  if kind(model) != wanted:
+    raise errors.UserError(f'model.name={cfg.model.name!r} predicts {kind(model)}, and the targets of '
+                           f'data.objective={cfg.data.objective!r} are {wanted}')
+
   def one(rows, train):
     def call(params, routers, batch, key):
       return plan.model(params, routers)(batch, key=key, train=train)[1]

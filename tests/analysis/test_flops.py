@@ -31,6 +31,13 @@ def encoder_decoder(sparse=DENSE, **fields):
       blocks=dict(d=DENSE, m=sparse), data=dict(inputs_length=LENGTH, targets_length=24)))
 
 
+def encoder(sparse=DENSE, head=None):
+  return ml_collections.ConfigDict(dict(
+      model=dict(name='encoder', vocab_size=80, d_model=WIDTH, num_heads=2, head_dim=16, length=LENGTH,
+                 encoder=(('dm', 2),), head=head or dict(name='span_head')),
+      blocks=dict(d=DENSE, m=sparse), data=dict(inputs_length=LENGTH, targets_length=2)))
+
+
 CASES = dict(
     lm=language_model(),
     lm_tied=language_model(tie_embeddings=True),
@@ -41,6 +48,8 @@ CASES = dict(
     lm_st_moe=language_model(moe('st_moe', 2)),
     t5=encoder_decoder(),
     t5_expert_choice=encoder_decoder(moe('expert_choice', 2)),
+    encoder=encoder(),
+    encoder_switch=encoder(moe('switch')),
     t5_feed_forward_block=encoder_decoder(DENSE | dict(attention=False)),
 )
 
@@ -99,6 +108,13 @@ def test_einsum_executor_multiplies_to_dispatch():
   traced = dot_flops(jax.make_jaxpr(forward)(flops.abstract(cfg, scan_layers=False), batch(cfg)).jaxpr)
   # Two layers dispatch and combine by products of [S,D] with masks [S,EC], EC = S slots.
   assert traced - flops.active_per_token(cfg)['forward_per_row'] == 2 * 2 * (2 * LENGTH * LENGTH * WIDTH)
+
+
+def test_a_head_of_experts_routes_once_a_row():
+  head = dict(name='span_mixture', router=dict(name='vmoe', num_experts=EXPERTS, k=2),
+              experts=dict(name='mlp', d_ff=48))
+  dense, sparse = (flops.active_per_token(encoder(head=each))['forward_per_row'] for each in (None, head))
+  assert sparse - dense == 2 * LENGTH * (2 * 2 * WIDTH * 48) + 2 * WIDTH * EXPERTS
 
 
 def test_units_of_the_figures():

@@ -6,6 +6,7 @@ import pytest
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe.train import check
 from stmoe.train import finetune
 from stmoe.train import loop
 from stmoe.train import score
@@ -51,3 +52,13 @@ def test_methods_that_do_not_judge_spans(methods):
   with state.on_mesh(cfg.mesh) as mesh, pytest.raises(errors.UserError, match='nearest: span') as caught:
     taskscore.Scorer(cfg, state.blueprint(cfg, mesh))
   assert '\n' not in str(caught.value)
+
+
+def test_models_and_targets_of_different_kinds():
+  text = experiment.load('switch/sizes:smoke')[0].unlock()
+  spans = load().unlock()
+  text.data, spans.data = spans.data, text.data
+  for cfg, said in [(text, "'t5' predicts ids, and the targets of data.objective='spans' are positions"),
+                    (spans, "'encoder' predicts positions, and the targets of data.objective='span_corr")]:
+    with state.on_mesh(cfg.mesh) as mesh, pytest.raises(errors.UserError, match=said):
+      check.forward(cfg, state.blueprint(cfg, mesh))
