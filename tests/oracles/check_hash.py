@@ -123,7 +123,8 @@ def multihash(case):
   @jax.jit
   def run(module, x):
     assigned = [segment.router(x, ctx, {}).assignment for segment in module.segments]
-    hidden = layers.concatenated(x, assigned, [segment.experts[0] for segment in module.segments], 'gather')
+    banks = [segment.experts[0] for segment in module.segments]
+    hidden = layers.concatenated(x, assigned, banks, gather.execute)
     return module(x, ctx, {})[0], jax.nn.relu(hidden), jnp.stack([a.expert for a in assigned])
   y, hidden, bucket = run(module, x)
   case.assert_close('bucket', bucket)

@@ -66,6 +66,9 @@ class Fake:
     call.count_tokens = lambda batch: jnp.sum(batch['decoder_loss_weights'])
     return call
 
+  def trainable(self, params):
+    return params
+
 
 def gradients(monkeypatch, microbatches, keys=(0, 1), **loss):
   """Returns (gradients, report, Aux) of six rows of 0 to 4 real tokens; `keys` are those of the passes."""
