@@ -8,6 +8,7 @@ far less; which blocks are sparse, with how many experts, was not found in the p
   stmoe train robust_qa/switch_ffn --config.data.files=TRAIN,VALIDATION --workdir runs/qa
   stmoe train robust_qa/switch_ffn:place=middle            or all, every_second
   stmoe train robust_qa/moe_head:experts=0                 the dense twin
+  stmoe upcycle runs/dense robust_qa/switch_ffn            experts begin as copies of the dense twin's layers
   stmoe train robust_qa/switch_ffn:smoke                   laptop, questions about Python's library
 """
 

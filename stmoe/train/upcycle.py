@@ -34,6 +34,7 @@ from stmoe.train import writers
 
 # Fields of a model that may differ from the dense run's: they say where layers are and how to compute them.
 FREE = ('encoder', 'decoder', 'layers', 'scan_layers', 'remat', 'dtype', 'dropout_rate', 'init_scale')
+IMPOSSIBLE = -1e8                  # logits below it stand for what a model rules out
 
 
 def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, optimizer='fresh', step='keep',
@@ -234,6 +235,8 @@ def _evaluate(cfg, plan, state, facts, show, what):
 def difference(cfg, dense, sparse):
   """Returns the norm of the change of the logits over that of the dense ones, on one evaluation batch.
 
+  Logits of what a model rules out, such as an answer in padding, do not count.
+
   Args:
     dense, sparse: pairs of blueprint and training state.
   """
@@ -244,7 +247,7 @@ def difference(cfg, dense, sparse):
   def norms(old, new, batch):
     before, after = (plan.model(*state)(batch, key=jax.random.key(0), train=False)[0]
                      for plan, state in ((old_plan, old), (new_plan, new)))
-    real = losses.weights(batch)[..., None] > 0
+    real = (losses.weights(batch)[..., None] > 0) & (before > IMPOSSIBLE)
     return [jnp.sum(jnp.where(real, x, 0) ** 2) for x in (after - before, before)]
 
   batch = next(iter(pipeline.eval_batches(cfg, jax.process_index(), jax.process_count())))
