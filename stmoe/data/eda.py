@@ -39,15 +39,16 @@ class Text:
 
 def replace(text, rng, number, synonyms):
   """Replaces up to `number` words that have synonyms, each by one of them."""
-  known = [i for i in text.others() if text.words[i].lower() in synonyms]
+  known = [i for i in text.others() if _core(text.words[i])[1].lower() in synonyms]
   for i in _some(rng, known, number):
-    text.words[i] = str(rng.choice(synonyms[text.words[i].lower()]))
+    before, word, after = _core(text.words[i])
+    text.words[i] = f'{before}{rng.choice(synonyms[word.lower()])}{after}'
 
 
 def insert(text, rng, number, synonyms):
   """Puts a synonym of a random word at a random place, `number` times."""
-  known = [text.words[i].lower() for i in text.others() if text.words[i].lower() in synonyms]
-  for word in _some(rng, known, number):
+  words = [_core(text.words[i])[1].lower() for i in text.others()]
+  for word in _some(rng, [word for word in words if word in synonyms], number):
     at = int(rng.integers(1, len(text.words) + 1))                   # the first word keeps its blanks
     text.words.insert(at, str(rng.choice(synonyms[word])))
     text.blanks.insert(at, ' ')
@@ -72,6 +73,11 @@ def delete(text, rng, number, synonyms):
 
 
 OPERATIONS = (replace, insert, swap, delete)
+
+
+def _core(word):
+  """(punctuation before, word, punctuation after) of a word between blanks."""
+  return re.fullmatch(r'(\W*)(.*?)(\W*)', word, re.DOTALL).groups()
 
 
 def _some(rng, items, number):

@@ -115,7 +115,7 @@ def augmenting(files, **fields):
 
 
 def test_augmentation_keeps_answers_and_is_deterministic(files, tmp_path):
-  (tmp_path / 'synonyms').write_text('born: created, made\nfirst: earliest\n\nmachine: device\n')
+  (tmp_path / 'synonyms').write_text('born: created, made\nBabbage: Charles\n\nmachine: device\n')
   fields = dict(synonyms=str(tmp_path / 'synonyms'), copies=8)
   load = lambda **more: spans._prepared.__wrapped__(
       json.dumps(augmenting(files, **fields | more).data.to_dict()), more.pop('seed', 0))[0]
@@ -128,7 +128,7 @@ def test_augmentation_keeps_answers_and_is_deterministic(files, tmp_path):
   replaced, inserted, swapped, deleted = (q.context for q in found['train']['ada'][2:6])
   words = lambda text: sorted(re.findall(r'\S+', text))
   plain = words(CONTEXTS[0])
-  assert len(words(replaced)) == len(plain) and 'device' in replaced and 'created' in replaced + 'created'
+  assert len(words(replaced)) == len(plain) and {'device', 'Charles.'} <= set(words(replaced))
   assert len(words(inserted)) > len(plain) > len(words(deleted))
   assert words(swapped) == plain and swapped != CONTEXTS[0]
 

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from stmoe import errors
@@ -62,3 +63,15 @@ def test_models_and_targets_of_different_kinds():
                     (spans, "'encoder' predicts positions, and the targets of data.objective='span_corr")]:
     with state.on_mesh(cfg.mesh) as mesh, pytest.raises(errors.UserError, match=said):
       check.forward(cfg, state.blueprint(cfg, mesh))
+
+
+@pytest.mark.slow
+def test_devices_do_not_change_the_numbers(tmp_path):
+  fields = ('train.steps=3', 'train.microbatches=1', 'eval.methods=()', 'checkpoint.best=',
+            'model.dtype=float32', 'model.dropout_rate=0.0', 'model.head.router.noise_std=0.0')
+  found = {}
+  for name, mesh, devices in [('one', (), 1), ('eight', ('mesh.data=4', 'mesh.expert=2'), 8)]:
+    assert loop.train(load(*fields, *mesh), tmp_path / name, devices=jax.devices()[:devices]) == 0
+    values = json.loads((tmp_path / name / 'DONE').read_text())
+    found[name] = [values[key] for key in ('loss/total', 'eval/loss', 'loss/aux_importance', 'grad_norm')]
+  assert found['eight'] == pytest.approx(found['one'], rel=1e-5)
