@@ -173,6 +173,12 @@ def default_workdir(name):
   return f'runs/{re.sub(r"[/:]", "_", name)}'
 
 
+def run_directory(run):
+  """Returns the Path of a run that the user names by its directory or its experiment."""
+  path = pathlib.Path(run)
+  return path if path.is_dir() else pathlib.Path(default_workdir(load(run)[1]))
+
+
 MISSING = '(absent)'
 
 

@@ -12,7 +12,6 @@ between commas, or between semicolons where they contain commas; `*` sets a fiel
 """
 
 import json
-import pathlib
 import sys
 
 from stmoe import errors
@@ -33,9 +32,7 @@ def add_arguments(parser):
 
 
 def run(args):
-  path = pathlib.Path(args.run)
-  if not path.is_dir():
-    path = pathlib.Path(experiment.default_workdir(experiment.load(args.run)[1]))
+  path = experiment.run_directory(args.run)
   cfg = rundir.load(path)
   if args.task:
     _check_task(args)

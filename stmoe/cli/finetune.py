@@ -8,8 +8,6 @@ START is a run directory, trained here or made by stmoe convert; the new run has
 changed by the recipe in section finetune of the experiment. Scores stand in results.json of the new run.
 """
 
-import pathlib
-
 from stmoe import experiment
 
 
@@ -24,9 +22,7 @@ def add_arguments(parser):
 
 
 def run(args):
-  start = pathlib.Path(args.start)
-  if not start.is_dir():
-    start = pathlib.Path(experiment.default_workdir(experiment.load(args.start)[1]))
+  start = experiment.run_directory(args.start)
   from stmoe.train import finetune
   cfg, name = finetune.prepare(args.name, args.overrides, start)
   workdir = args.workdir or experiment.default_workdir(name)

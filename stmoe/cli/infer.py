@@ -36,9 +36,7 @@ def add_arguments(parser):
 
 
 def run(args):
-  path = pathlib.Path(args.run)
-  if not path.is_dir():
-    path = pathlib.Path(experiment.default_workdir(experiment.load(args.run)[1]))
+  path = experiment.run_directory(args.run)
   cfg = rundir.load(path)
   decode = strategy(cfg, args.overrides)
   if args.output and not args.output.parent.is_dir():

@@ -10,7 +10,6 @@ are the same, else from the beginning. Attention is averaged, never mixed.
 """
 
 import contextlib
-import pathlib
 
 from stmoe import experiment
 
@@ -40,17 +39,11 @@ def run(args):
   from stmoe.train import upcycle
   with contextlib.closing(progress.make(None, 0)) as show:
     record = upcycle.upcycle(
-        [_folder(run) for run in args.runs], cfg, workdir, show, noise=args.noise, scale=args.scale,
-        granularity=args.granularity, optimizer=args.optimizer, step=args.step)
+        [experiment.run_directory(run) for run in args.runs], cfg, workdir, show, noise=args.noise,
+        scale=args.scale, granularity=args.granularity, optimizer=args.optimizer, step=args.step)
   print('\n'.join(_lines(record)))
   print(f'{workdir} starts at step {record["step"]:,}; go on with: stmoe train '
         f'{" ".join([args.name, "--workdir", str(workdir), *args.overrides])}')
-
-
-def _folder(run):
-  """The run directory that the user means by `run`."""
-  path = pathlib.Path(run)
-  return path if path.is_dir() else pathlib.Path(experiment.default_workdir(experiment.load(run)[1]))
 
 
 def _lines(record):

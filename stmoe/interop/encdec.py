@@ -11,7 +11,7 @@ RULES = [
     ('embed/table', 'shared.weight'),
     ('head/w', 'lm_head.weight', rules.LINEAR),
     ('{stack}_bias/table', '{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
-     rules.TURNED),
+     rules.LINEAR),
     ('{stack}/norm/scale', '{stack}.final_layer_norm.weight'),
     ('{stack}/layers/{i}/attention/w{m}', BLOCK + '0.SelfAttention.{m}.weight', rules.LINEAR),
     ('{stack}/layers/{i}/attention_norm/scale', BLOCK + '0.layer_norm.weight'),

@@ -15,7 +15,6 @@ from stmoe import errors
 
 KEEP = 'keep'                          # the same shape
 LINEAR = 'linear'                      # [out, in] there, [in, out] here
-TURNED = LINEAR                        # the same for other matrices
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Evaluation of a run's checkpoint outside its training."""
 
+import contextlib
 import copy
 import pathlib
 
@@ -53,6 +54,15 @@ def score(cfg, path, say, step=None, devices=None):
     say:  called with lines of text.
     step: of the checkpoint; None = the newest.
   """
+  with _opened(cfg, devices) as (plan, facts):
+    at, state, _, _ = restore(plan, path, facts['vocab'], say, step)
+    say(f'evaluating the checkpoint of step {at:,}')
+    return at, evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, facts)
+
+
+@contextlib.contextmanager
+def _opened(cfg, devices):
+  """Gives (Blueprint, facts of the data) of a configuration that fits them, on its mesh."""
   loop.keep_compilations()
   with states.on_mesh(cfg.mesh, devices) as mesh:
     check.batches(cfg)
@@ -60,9 +70,7 @@ def score(cfg, path, say, step=None, devices=None):
     check.forward(cfg, plan)
     facts = job.in_turn(lambda: pipeline.info(cfg))
     check.vocabulary(cfg, plan, facts['vocab'])
-    at, state, _, _ = restore(plan, path, facts['vocab'], say, step)
-    say(f'evaluating the checkpoint of step {at:,}')
-    return at, evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, facts)
+    yield plan, facts
 
 
 def tasks(cfg, path, say, step=None, best=False, devices=None):
@@ -70,13 +78,7 @@ def tasks(cfg, path, say, step=None, best=False, devices=None):
 
   best: the checkpoint of `checkpoint.best` instead of step `step`.
   """
-  loop.keep_compilations()
-  with states.on_mesh(cfg.mesh, devices) as mesh:
-    check.batches(cfg)
-    plan = states.blueprint(cfg, mesh)
-    check.forward(cfg, plan)
-    facts = job.in_turn(lambda: pipeline.info(cfg))
-    check.vocabulary(cfg, plan, facts['vocab'])
+  with _opened(cfg, devices) as (plan, facts):
     scorer = taskscore.Scorer(cfg, plan)
     at, state, _, _ = restore(plan, path, facts['vocab'], say, step, 'best' if best else 'checkpoints')
     say(f'scoring the checkpoint of step {at:,}')
