@@ -1,0 +1,48 @@
+"""Which implementation of an operation a program gets: that of the platform it is lowered for.
+
+A process may lower for devices that it does not have, and for several kinds of them, so the default device
+is never asked.
+"""
+
+import importlib
+
+import jax
+
+NAMES = ('cpu', 'tpu', 'gpu')
+
+
+def choose(name, *, cpu, tpu, gpu):
+  """Returns the function of arrays that computes an operation on the target `name`.
+
+  With None it holds all three: each is traced, and lowering keeps the one of its platform ('gpu' for CUDA,
+  'cpu' for every platform without kernels). Outside of `jit` only the one of the arguments' device is called.
+
+  Args:
+    name: 'cpu', 'tpu', 'gpu', or None: the platform that the program is lowered for.
+    cpu, tpu, gpu: functions of the same arrays, or trees of them, with results of one shape and dtype.
+  Raises:
+    ValueError: there is no such target.
+
+  >>> choose('cpu', cpu=lambda x: x + 1, tpu=None, gpu=None)(1)
+  2
+  """
+  if name is None:
+    return lambda *args: jax.lax.platform_dependent(*args, tpu=tpu, cuda=gpu, cpu=cpu, default=cpu)
+  if name not in NAMES:
+    raise ValueError(f'target {name!r} is none of {", ".join(NAMES)} or None')
+  return dict(cpu=cpu, tpu=tpu, gpu=gpu)[name]
+
+
+def modules(package, **options):
+  """Returns dict target -> function of arrays, named as `package`, in its modules portable, tpu and gpu.
+
+  A module is imported when its function is called, so that nobody needs the toolkit of another platform.
+  `options` are given to each of them.
+  """
+  function = package.rpartition('.')[2]
+
+  def of(module):
+    def call(*args):
+      return getattr(importlib.import_module(f'{package}.{module}'), function)(*args, **options)
+    return call
+  return dict(cpu=of('portable'), tpu=of('tpu'), gpu=of('gpu'))

@@ -1,0 +1,34 @@
+"""Grouped matmul over ragged rows: the gradient of the matrices of `gmm`."""
+
+from pallas_kernels import target as targets
+
+
+def tgmm(x, dy, sizes, *, target=None):
+  """Returns [E,K,N], out[e] = x[rows of e]^T @ dy[rows of e], summed in float32, in the dtype of x.
+
+  Expert 0 has the first sizes[0] rows, expert 1 the next sizes[1], and so on; experts without rows get
+  zeros. Rows beyond sum(sizes) belong to nobody, and NaN there reaches no result. M, K and N may be any
+  sizes. It has no derivative.
+
+  Source: the weight gradients of MegaBlocks (Gale et al., 2022, arXiv:2211.15841, section 4), without the
+  padding of its groups.
+
+  Args:
+    x: [M,K] rows, in float32 or bfloat16.
+    dy: [M,N] rows in the dtype of x.
+    sizes: i32[E] rows of each expert, sum(sizes) <= M.
+    target: 'cpu', 'tpu', 'gpu', or None: the platform that the program is lowered for.
+  Raises:
+    ValueError: shapes or dtypes do not fit.
+  """
+  _check(x, dy, sizes)
+  return targets.choose(target, **targets.modules('pallas_kernels.tgmm'))(x, dy, sizes)
+
+
+def _check(x, dy, sizes):
+  if x.ndim != 2 or dy.ndim != 2 or x.shape[0] != dy.shape[0]:
+    raise ValueError(f'dy {list(dy.shape)} has not one row for each of x [M,K] {list(x.shape)}')
+  if dy.dtype != x.dtype:
+    raise ValueError(f'dy is {dy.dtype}, x is {x.dtype}: cast one of them')
+  if sizes.ndim != 1 or sizes.dtype != 'int32':
+    raise ValueError(f'sizes {sizes.dtype}{list(sizes.shape)} is not int32[E], one for each expert')
