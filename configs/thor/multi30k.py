@@ -26,12 +26,12 @@ LENGTH, ROWS = 40, 64
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='thor')
   common.choose('method', args.method, recipe.CONTROLS)
-  c = recipe.translation(SIZE, 'pairs', vocab=4_000, steps=3_000, control=args.method)
+  c = recipe.translation(SIZE, 'pairs', vocab=4_000, steps=1_500, control=args.method)
   c.model.dtype = 'float32'
   c.data.update(inputs_length=LENGTH, targets_length=LENGTH)
   c.schedule.update(peak=2e-3, warmup_steps=300)
   c.train.update(batch_size=ROWS, log_every=50, stats_every=500)
-  c.eval.update(every=3_000, batch_size=ROWS, methods=('decode',), examples=0)
+  c.eval.update(every=1_500, batch_size=ROWS, methods=('decode',), examples=0)
   c.checkpoint.update(every=500, best='')
   c.decode = dict(name='greedy')
   if args.smoke:

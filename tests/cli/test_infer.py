@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from pallas_kernels import walk
 from stmoe import experiment
-from stmoe.core.execute import blocks
 from stmoe.data import pipeline
 from stmoe.train import checkpoint
 from stmoe.train import infer
@@ -23,7 +23,7 @@ def one_device():
   make = states.make_mesh
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
-    patch.setattr(blocks, 'SIZES', (2,))
+    patch.setattr(walk, 'SIZES', (2,))
     yield
 
 

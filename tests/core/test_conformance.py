@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import walk
 from stmoe import errors
 from stmoe import lookup
 from stmoe.core import assignment
 from stmoe.core import contract
-from stmoe.core.execute import blocks
 from stmoe.experts import glu
 from stmoe.experts import mlp
 from tests.routers import generic
 
 G, S, D, F, E = 2, 16, 8, 12, 4
-SHIPPED_SIZES = blocks.SIZES
+SHIPPED_SIZES = walk.SIZES
 FAST = [name for name in lookup.available('executor') if name != 'einsum']
 
 
@@ -56,10 +56,10 @@ BANKS = {
 @pytest.fixture(autouse=True, scope='module')
 def small_blocks():
   """Blocks so small that every expert needs several of both sizes; and of one row, for one choice a token."""
-  shipped = blocks.SIZES, blocks.FEW
-  blocks.SIZES, blocks.FEW = (6, 2), G * S
+  shipped = walk.SIZES, walk.FEW
+  walk.SIZES, walk.FEW = (6, 2), G * S
   yield
-  blocks.SIZES, blocks.FEW = shipped
+  walk.SIZES, walk.FEW = shipped
 
 
 @functools.partial(jax.jit, static_argnames='executor')
@@ -151,7 +151,7 @@ def test_virtual_experts_never_reach_a_matmul(executor):
 
 
 def test_blocks_of_the_shipped_sizes(monkeypatch):
-  monkeypatch.setattr(blocks, 'SIZES', SHIPPED_SIZES)
+  monkeypatch.setattr(walk, 'SIZES', SHIPPED_SIZES)
   size = 800                     # 690 + 1 + 0 + 109: blocks of every size, an empty expert
   expert = np.repeat([0, 1, 3], [690, 1, 109])
   edges = assignment.from_choices(jnp.asarray(expert)[None, :, None], jnp.ones((1, size, 1)), E)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from flax import nnx
+from pallas_kernels import walk
 from stmoe import axes
 from stmoe import errors
 from stmoe import lookup
 from stmoe.core import assignment
 from stmoe.core import exchange
 from stmoe.core.execute import all_to_all_dropless
-from stmoe.core.execute import blocks
 from stmoe.experts import glu
 from stmoe.experts import mlp
 
@@ -29,9 +29,9 @@ BANKS = {'mlp': mlp.Mlp(D, num_experts=E, d_ff=F, init_scale=1.0, use_bias=True,
 @pytest.fixture(autouse=True, scope='module')
 def small_blocks():
   """Blocks so small that every expert needs several of both sizes."""
-  sizes, blocks.SIZES = blocks.SIZES, (6, 2)
+  sizes, walk.SIZES = walk.SIZES, (6, 2)
   yield
-  blocks.SIZES = sizes
+  walk.SIZES = sizes
 
 
 def made(k, capacity, skew=0.0):

@@ -11,7 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 @pytest.fixture(autouse=True, scope='module')
 def small_blocks():
   """Executors with blocks of two rows."""
-  from stmoe.core.execute import blocks
-  sizes, blocks.SIZES = blocks.SIZES, (2,)
+  from pallas_kernels import walk
+  sizes, walk.SIZES = walk.SIZES, (2,)
   yield
-  blocks.SIZES = sizes
+  walk.SIZES = sizes

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import walk
 from stmoe import lookup
-from stmoe.core.execute import blocks as executor
 from tests.routers import generic
 
 VOCAB, LENGTH = generic.VOCAB, 7
@@ -16,9 +16,9 @@ VOCAB, LENGTH = generic.VOCAB, 7
 @pytest.fixture(autouse=True, scope='module')
 def small_blocks():
   """Blocks of one size, which compile faster."""
-  sizes, executor.SIZES = executor.SIZES, (2,)
+  sizes, walk.SIZES = walk.SIZES, (2,)
   yield
-  executor.SIZES = sizes
+  walk.SIZES = sizes
 
 
 SHAPES = dict(vocab_size=VOCAB, d_model=8, num_heads=4, head_dim=4)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import walk
 from stmoe import lookup
 from stmoe import state
 from stmoe.core import contract
-from stmoe.core.execute import blocks
 from stmoe.errors import UserError
 from stmoe.layers import moe
 
@@ -82,7 +82,7 @@ def test_hash_functions_differ():
 
 
 def test_executors_agree_in_value_and_gradient(monkeypatch):
-  monkeypatch.setattr(blocks, 'SIZES', (4, 2))
+  monkeypatch.setattr(walk, 'SIZES', (4, 2))
   mask = np.arange(T) < np.array([[T], [5]])
   ctx = context(mask)
 

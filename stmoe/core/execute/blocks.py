@@ -1,9 +1,7 @@
 """Dropless and portable: the rows of each expert in blocks, as many as it has.
 
-Rows are sorted by expert (`core/rows.py`). A loop over experts holds one loop over blocks
-for each of SIZES, whose lengths are known only at run time: an expert's rows, rounded up to
-a multiple of the last size, are cut into as many blocks of the first size as fit, the rest
-into smaller ones. At most SIZES[-1] - 1 rows per expert are computed in vain.
+Rows are sorted by expert (`core/rows.py`). A loop over experts holds loops over blocks, whose
+lengths are known only at run time (`pallas_kernels/walk.py`).
 Drops are honoured (they have no row), and so are any k and any imbalance.
 
 The last block of an expert reaches into the rows of the next one, which are computed later
@@ -15,12 +13,10 @@ the parameters in place, in the carry of the loops.
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import walk
 from stmoe.core import assignment
 from stmoe.core import layouts
 from stmoe.core import rows as rows_lib
-
-SIZES = (512, 256, 128, 32)             # each a multiple of the next
-FEW = 64                                # up to so many rows, as in decoding, each is a block: none in vain
 
 
 def execute(x, a, experts, key=None):
@@ -47,21 +43,22 @@ def _execute(x, weight, experts, a, rows, key):
 
 def _forward(x, weight, experts, a, rows, key):
   tokens = x.reshape(-1, x.shape[-1])                                # [G*S, D]
-  table = _padded(rows.token)                                        # [M+P], P = max(SIZES)
+  table = walk.padded(rows.token)                                   # [M+P]
+  cuts = walk.sizes(rows.edge.size)
 
   def expert(i, out):
     e = busy[i]
     bank = _one(experts, e)
 
     def block(row, size, out):
-      xb = _take(tokens, _slice(table, row, size))                   # [B, D]
-      return _put(out, bank(layouts.Buckets(xb[None]), _fold(key, row)).x[0], row)
-    return _each_block(rows, e, block, out)
+      xb = _take(tokens, walk.take(table, row, size))                # [B, D]
+      return walk.put(out, bank(layouts.Buckets(xb[None]), _fold(key, row)).x[0], row)
+    return walk.blocks(cuts, rows.start[e], rows.sizes[e], block, out)
 
   with jax.named_scope('experts'):
     # The last row stays zero: edges without a row read it.
     out = jnp.zeros((table.size + 1, _width(experts, tokens)), x.dtype)   # [M+P+1, D']
-    busy, number = _busy(rows)
+    busy, number = walk.busy(rows.sizes)
     out = jax.lax.fori_loop(0, number, expert, out)
   with jax.named_scope('combine'):
     y = _per_edge(out, rows) * weight[..., None]                     # [G, N, D'], f32
@@ -72,24 +69,25 @@ def _forward(x, weight, experts, a, rows, key):
 def _backward(saved, dy):
   x, weight, experts, a, rows, key, out = saved
   tokens, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-  table, gate = _padded(rows.token), _padded(weight.reshape(-1)[rows.edge])
+  table, gate = walk.padded(rows.token), walk.padded(weight.reshape(-1)[rows.edge])
+  cuts = walk.sizes(rows.edge.size)
 
   def expert(e, carry):
     bank, end = _one(experts, e), rows.start[e] + rows.sizes[e]
-    add = lambda all, one: _put(all, _slice(all, e, 1) + one, e)
+    add = lambda all, one: walk.put(all, walk.take(all, e, 1) + one, e)
 
     def block(row, size, carry):
       dx, dgate, dexperts = carry
-      at = _slice(table, row, size)
+      at = walk.take(table, row, size)
       mine = row + jnp.arange(size) < end                            # the rest is of the next expert
       xb, dyb = _take(tokens, at), _take(dy, at)                     # [B, D], [B, D']
-      dgb = (_slice(out, row, size).astype(jnp.float32) * dyb).sum(-1)
-      dyb = (dyb * jnp.where(mine, _slice(gate, row, size), 0)[:, None]).astype(x.dtype)
+      dgb = (walk.take(out, row, size).astype(jnp.float32) * dyb).sum(-1)
+      dyb = (dyb * jnp.where(mine, walk.take(gate, row, size), 0)[:, None]).astype(x.dtype)
       _, pull = jax.vjp(lambda bank, xb: bank(layouts.Buckets(xb), _fold(key, row)).x, bank, xb[None])
       dbank, dxb = pull(dyb[None])
-      return _put(dx, dxb[0], row), _put(dgate, dgb, row), jax.tree.map(add, dexperts, dbank)
+      return walk.put(dx, dxb[0], row), walk.put(dgate, dgb, row), jax.tree.map(add, dexperts, dbank)
 
-    return _each_block(rows, e, block, carry)
+    return walk.blocks(cuts, rows.start[e], rows.sizes[e], block, carry)
 
   with jax.named_scope('experts'):
     dgate = jnp.zeros(table.size + 1, jnp.float32)                   # [M+P+1]
@@ -104,28 +102,10 @@ def _backward(saved, dy):
 _execute.defvjp(_forward, _backward)
 
 
-def _each_block(rows, e, block, carry):
-  """Carries `block(first row, size, carry)` over all rows of expert e, large blocks first."""
-  sizes = (1,) if rows.edge.size <= FEW else SIZES
-  row, left = rows.start[e], (rows.sizes[e] + sizes[-1] - 1) // sizes[-1] * sizes[-1]
-  for size in sizes:
-    num = left // size
-    body = lambda i, carry, row=row, size=size: block(row + i * size, size, carry)
-    carry = jax.lax.fori_loop(0, num, body, carry)
-    row, left = row + num * size, left - num * size
-  return carry
-
-
 def _width(experts, tokens):
   """D', the width of the rows that the bank makes of tokens [.,D]."""
   run = lambda bank, row: bank(layouts.Buckets(row[None])).x
   return jax.eval_shape(run, jax.eval_shape(_one, experts, 0), tokens[:1]).shape[-1]
-
-
-def _busy(rows):
-  """(i32[E], i32[]): the experts that have rows first, and their number; others' weights are not read."""
-  some = rows.sizes > 0
-  return jnp.argsort(~some, stable=True), some.sum(dtype=jnp.int32)
 
 
 def _one(experts, e):
@@ -143,17 +123,5 @@ def _fold(key, row):
   return None if key is None else jax.random.fold_in(key, row)
 
 
-def _padded(table):
-  return jnp.pad(table, (0, max(SIZES)))
-
-
 def _take(x, at):
   return x.at[at].get(mode='promise_in_bounds')
-
-
-def _slice(x, row, size):
-  return jax.lax.dynamic_slice_in_dim(x, row, size, 0)
-
-
-def _put(x, block, row):
-  return jax.lax.dynamic_update_slice_in_dim(x, block.astype(x.dtype), row, 0)
