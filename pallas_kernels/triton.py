@@ -1,0 +1,49 @@
+"""What the kernels for GPUs share: products of tiles, their order, sizes that Triton accepts."""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import triton as plgpu
+
+SMALLEST = 16                           # of every side of a product in Triton
+
+
+def dot(a, b, *, over, interpret):
+  """Returns the product of two tiles in float32, summed over axis over[0] of `a` and over[1] of `b`.
+
+  Tensor cores multiply bfloat16 exactly. A float32 would be cut to 11 bits there, so three products of parts
+  of it are added; CPUs, which run this for tests only, have no such product and need none.
+  """
+  exact = jax.lax.Precision.HIGHEST if interpret else jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+  return jax.lax.dot_general(a, b, (((over[0],), (over[1],)), ((), ())),
+                             precision=exact if a.dtype == jnp.float32 else None,
+                             preferred_element_type=jnp.float32)
+
+
+def snake(i, rows, columns, group):
+  """Returns (row, column) of the i-th tile: bands of `group` rows, column by column, to and fro.
+
+  Tiles that run at the same time then share both of their operands in the L2 cache, and a band begins where
+  the last one ended.
+
+  >>> [tuple(map(int, snake(i, 3, 2, 2))) for i in range(6)]
+  [(0, 0), (1, 0), (0, 1), (1, 1), (2, 1), (2, 0)]
+  """
+  band = i // (group * columns)
+  high = jnp.minimum(rows - band * group, group)                     # the last band may be lower
+  row = band * group + i % (group * columns) % high
+  column = i % (group * columns) // high
+  return row, jnp.where(band % 2 == 1, columns - 1 - column, column)
+
+
+def power(size, most):
+  """Returns the power of two that holds `size`, at least SMALLEST and at most `most`, for a side of a tile.
+
+  >>> [power(size, 128) for size in (1, 100, 128, 1000)]
+  [16, 128, 128, 128]
+  """
+  return min(max(1 << (size - 1).bit_length(), SMALLEST), most)
+
+
+def params(tiles):
+  """Returns the compiler's settings for tiles that have `warps` and `stages`."""
+  return plgpu.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages)

@@ -1,0 +1,54 @@
+"""Compiles kernels for Hopper GPUs that are not there, and reads what NVIDIA's assembler says of them."""
+
+import dataclasses
+import pathlib
+import re
+import subprocess
+
+from stmoe.train import topology
+
+BLOCK = 232448                          # bytes of shared memory that one block may have
+TARGETS = ('h100:1', 'h200:1')
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+  """Shared memory, registers of a thread and what it spills (bytes, number, bytes), tensor-core products."""
+  shared: int
+  registers: int
+  spilled: int
+  products: int
+
+
+def fits(kernel):
+  """Raises unless the Kernel fits on a multiprocessor, spills no registers and uses tensor cores."""
+  assert 0 < kernel.shared <= BLOCK and kernel.spilled == 0 and kernel.products > 0, kernel
+
+
+def compile(where, folder, name, f, *args):
+  """Returns the Kernel called `name` of jit(f) for arguments of (shape, dtype) on the topology `where`."""
+  import jax
+  _, devices, _ = topology.devices(where)
+  place = jax.sharding.SingleDeviceSharding(devices[0])
+  args = [jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in args]
+  cached = jax.config.jax_enable_compilation_cache
+  jax.config.update('jax_enable_compilation_cache', False)           # what is cached writes no files
+  try:
+    jax.jit(f).lower(*args).compile(compiler_options={'xla_dump_to': str(folder)})
+  finally:
+    jax.config.update('jax_enable_compilation_cache', cached)
+  return _read(pathlib.Path(folder), name)
+
+
+def _read(folder, name):
+  [file] = [p for p in folder.glob('*.ptx') if f'.entry {name}(' in p.read_text()]
+  import nvidia
+  ptxas = pathlib.Path(list(nvidia.__path__)[0]) / 'cuda_nvcc' / 'bin' / 'ptxas'
+  said = subprocess.run([ptxas, '-v', '-arch=sm_90a', file, '-o', folder / 'cubin'], check=True,
+                        capture_output=True, text=True).stderr
+  [thunks] = folder.glob('*thunk_sequence.txt')
+  number = lambda pattern, text: sum(map(int, re.findall(pattern, text)))
+  return Kernel(shared=number(r'shared_memory: (\d+) bytes', thunks.read_text()),
+                registers=number(r'Used (\d+) registers', said),
+                spilled=number(r'(\d+) bytes spill', said),
+                products=len(re.findall(r'mma_async|mma\.sync', file.read_text())))
