@@ -25,6 +25,7 @@ PACKAGES = {
     'strategy': 'stmoe.decode.strategies',
     'metric': 'stmoe.metrics',
     'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
+    'law': 'stmoe.analysis.scaling.laws',   # of the loss against size, tokens and experts
 }
 
 

@@ -1,0 +1,16 @@
+"""What a fit has to know about a coefficient of a law."""
+
+from typing import NamedTuple
+
+
+class Coefficient(NamedTuple):
+  """Bounds and starting values of one coefficient.
+
+  low, high: bounds of the fit.
+  starts:    values of the grid that a fit starts from.
+  log:       whether it is fitted in its logarithm (positive, of unknown magnitude).
+  """
+  low: float
+  high: float
+  starts: tuple
+  log: bool = False

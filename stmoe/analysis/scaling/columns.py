@@ -1,0 +1,89 @@
+"""The columns of a table of runs: what they mean, and how a CSV file becomes arrays.
+
+Three papers call three different things N, so each has a name of its own; a law names those it reads.
+"""
+
+import csv
+import math
+
+import numpy as np
+
+from stmoe import errors
+
+LOSS = 'loss'
+MEANING = {
+    LOSS: 'final validation loss in nats per token, after the learning rate has come down',
+    'n': 'parameters of the model (chinchilla: as counted by whoever fits)',
+    'n_dense': 'parameters of the dense model of equal compute per token, without embeddings (clark)',
+    'n_total_nonemb': 'all parameters but embeddings and routers (fine_grained)',
+    'n_active_incl_emb': 'parameters that a token uses, with both embeddings (joint)',
+    'tokens': 'training tokens',
+    'experts': 'experts of a sparse layer; 1 for a dense model',
+    'granularity': 'd_ff over the width of an expert',
+    'expansion': 'parameters of all experts of a layer over those of its dense layer',
+    'x': 'the size that a power law is fitted against: FLOPs, parameters, throughput',
+}
+
+
+def read(path, columns, renamed=(), by=None):
+  """Returns dict group -> dict column -> f64[R]: the rows of a CSV file with a heading.
+
+  Args:
+    path:    pathlib.Path.
+    columns: names of the columns that are wanted; all of their values must be finite and above 0.
+    renamed: dict column -> heading of the file, for those that are called otherwise there.
+    by:      heading whose values make the groups; None makes one group ''.
+  Raises UserError: no such file or heading, a cell that is no positive number.
+  """
+  headings, rows = _cells(path)
+  renamed = dict(renamed)
+  for column in renamed:
+    if column not in columns:
+      raise errors.UserError(f'--column {column}: the law has no such column'
+                             f'{errors.nearest(column, columns)} (it has: {", ".join(columns)})')
+  wanted = {column: renamed.get(column, column) for column in columns}
+  for heading in wanted.values() if by is None else [*wanted.values(), by]:
+    if heading not in headings:
+      meaning = MEANING.get(heading)
+      meaning = f': {meaning}; --column {heading}=HEADING names another' if meaning else ''
+      raise errors.UserError(f'{path} has no column {heading!r}{meaning}{errors.nearest(heading, headings)} '
+                             f'(it has: {", ".join(headings)})')
+  groups = {}
+  for line, row in rows:
+    group = groups.setdefault(row[headings.index(by)] if by else '', {column: [] for column in columns})
+    for column, heading in wanted.items():
+      group[column].append(_number(row[headings.index(heading)], path, line, heading))
+  return {name: {c: np.array(v) for c, v in group.items()} for name, group in groups.items()}
+
+
+def _cells(path):
+  """(headings, list of (line number, cells)) of a CSV file; rows without any cell are left out."""
+  try:
+    with open(path, encoding='utf-8-sig', newline='') as file:
+      reader = csv.reader(file)
+      headings = [text.strip() for text in next(reader, [])]
+      rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+  except OSError as error:
+    raise errors.UserError(f'cannot read {path}: {error.strerror}') from error
+  except (UnicodeDecodeError, csv.Error) as error:
+    raise errors.UserError(f'{path} is no CSV table: {error}') from error
+  if not rows:
+    raise errors.UserError(f'{path} has no rows below its headings')
+  twice = [h for h in headings if headings.count(h) > 1]
+  if twice:
+    raise errors.UserError(f'{path} has two columns {twice[0]!r}')
+  for line, cells in rows:
+    if len(cells) != len(headings):
+      raise errors.UserError(f'{path} line {line} has {len(cells)} cells, its heading {len(headings)}')
+  return headings, rows
+
+
+def _number(text, path, line, heading):
+  try:
+    value = float(text)
+  except ValueError:
+    value = math.nan
+  if not (math.isfinite(value) and value > 0):
+    raise errors.UserError(f'{path} line {line}: {heading}={text.strip()!r} is no finite number above 0; '
+                           'take the rows of runs that failed or diverged out of the table')
+  return value
