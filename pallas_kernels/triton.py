@@ -1,10 +1,23 @@
 """What the kernels for GPUs share: products of tiles, their order, sizes that Triton accepts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import triton as plgpu
 
 SMALLEST = 16                           # of every side of a product in Triton
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+  """Sides of a tile (powers of two), and how Triton compiles its program."""
+  m: int
+  n: int
+  k: int
+  warps: int
+  stages: int
+  band: int = 8                         # rows of tiles that share their columns in the L2 cache
 
 
 def dot(a, b, *, over, interpret):
@@ -42,6 +55,26 @@ def power(size, most):
   [16, 128, 128, 128]
   """
   return min(max(1 << (size - 1).bit_length(), SMALLEST), most)
+
+
+def mask(tall, wide):
+  """Returns bool[m] and bool[n] as bool[m,n], or what broadcasts to it; None stands for all of a side."""
+  if tall is None or wide is None:
+    return None if tall is wide else wide[None] if tall is None else tall[:, None]
+  return tall[:, None] & wide[None]
+
+
+def load(ref, where=None):
+  """Returns the tile that `ref` views, zero where `where` (None, or a mask that broadcasts) is false."""
+  if where is None:
+    return plgpu.load(ref)
+  return plgpu.load(ref, mask=jnp.broadcast_to(where, ref.shape), other=0)
+
+
+def store(ref, tile, where=None):
+  """Writes a tile in the dtype of the `ref` that views its place, where `where` is true."""
+  where = None if where is None else jnp.broadcast_to(where, ref.shape)
+  plgpu.store(ref, tile.astype(ref.dtype), mask=where)
 
 
 def params(tiles):

@@ -7,30 +7,17 @@ The tables of tiles, order of tiles and loads through an index list follow Scatt
 arXiv:2403.08245) and MegaBlocks (Gale et al., 2022, arXiv:2211.15841).
 """
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels import triton
 
 
-@dataclasses.dataclass(frozen=True)
-class Tiles:
-  """Sides of a tile (powers of two), and how Triton compiles its program."""
-  m: int
-  n: int
-  k: int
-  warps: int
-  stages: int
-  band: int = 8                         # tiles of rows that share a panel of w in the L2 cache
-
-
 def tiles(rows, k, n, experts, dtype):
-  """Returns the Tiles for `rows` of width `k`, and `experts` matrices [k,n].
+  """Returns the triton.Tiles for `rows` of width `k`, and `experts` matrices [k,n].
 
   Never measured: the sides are those that dense matmuls in Triton have on Hopper. Products that are large
   along every side get 128 x 256, one on a multiprocessor. Where sums are short, or columns would be left
@@ -41,10 +28,10 @@ def tiles(rows, k, n, experts, dtype):
   m = 128 if mean > 64 else 64 if mean > 16 else 16
   warps = 8 if m == 128 else 4
   if dtype == jnp.float32:
-    return Tiles(m, triton.power(n, 128), triton.power(k, 32), warps, stages=3)
+    return triton.Tiles(m, triton.power(n, 128), triton.power(k, 32), warps, stages=3)
   if m == 128 and k > 1024 and (n % 256 == 0 or n > 4096):
-    return Tiles(m, 256, 64, warps, stages=4)
-  return Tiles(m, triton.power(n, 128), triton.power(k, 64), warps, stages=4 if m == 16 else 3)
+    return triton.Tiles(m, 256, 64, warps, stages=4)
+  return triton.Tiles(m, triton.power(n, 128), triton.power(k, 64), warps, stages=4 if m == 16 else 3)
 
 
 def gmm(x, w, sizes, *, transposed=False, token=None, tiling=None):
@@ -55,7 +42,7 @@ def gmm(x, w, sizes, *, transposed=False, token=None, tiling=None):
     w: [E,K,N], or [E,N,K] if `transposed`.
     sizes: i32[E].
     token: None, or i32[M], in range: row r of the product is made of x[token[r]], which is never stored.
-    tiling: Tiles; None takes those of `tiles`.
+    tiling: triton.Tiles; None takes those of `tiles`.
   """
   return _gmm(x, w, sizes, token, transposed, tiling)
 
@@ -100,9 +87,8 @@ def _kernel(table, x, w, *refs, t, n, transposed, interpret):
     acc = _product(x, w, token, expert, first, end, column * t.n, t, n, transposed, interpret)
     row = first + jnp.arange(t.m)
     col = column * t.n + jnp.arange(t.n)
-    mine = (row < end)[:, None] & (col < n)[None] if n % t.n else (row < end)[:, None]
-    mine = jnp.broadcast_to(mine, acc.shape)
-    plgpu.store(out.at[row[:, None], col[None]], acc.astype(out.dtype), mask=mine)
+    mine = triton.mask(row < end, col < n if n % t.n else None)
+    triton.store(out.at[row[:, None], col[None]], acc, mine)
 
 
 def _product(x, w, token, expert, first, end, column, t, n, transposed, interpret):
@@ -118,26 +104,13 @@ def _product(x, w, token, expert, first, end, column, t, n, transposed, interpre
   def add(start, acc, last=False):
     at = start + jnp.arange(t.k)
     kept = at < k if last else None
-    a = _load(x.at[row[:, None], at[None]], kept if kept is None else kept[None])
+    a = triton.load(x.at[row[:, None], at[None]], triton.mask(None, kept))
     wide = col < n if n % t.n else None
     if transposed:
-      b = _load(w.at[expert, col[:, None], at[None]], _both(wide, kept))
+      b = triton.load(w.at[expert, col[:, None], at[None]], triton.mask(wide, kept))
     else:
-      b = _load(w.at[expert, at[:, None], col[None]], _both(kept, wide))
+      b = triton.load(w.at[expert, at[:, None], col[None]], triton.mask(kept, wide))
     return acc + triton.dot(a, b, over=(1, 1 if transposed else 0), interpret=interpret)
 
   acc = jax.lax.fori_loop(0, k // t.k, lambda i, acc: add(i * t.k, acc), jnp.zeros((t.m, t.n), jnp.float32))
   return add(k // t.k * t.k, acc, last=True) if k % t.k else acc
-
-
-def _both(tall, wide):
-  """The mask of a tile of those of its two sides, either of which may be None: all of it."""
-  if tall is None or wide is None:
-    return None if tall is wide else wide[None] if tall is None else tall[:, None]
-  return tall[:, None] & wide[None]
-
-
-def _load(ref, mask):
-  if mask is None:
-    return plgpu.load(ref)
-  return plgpu.load(ref, mask=jnp.broadcast_to(mask, ref.shape), other=0)

@@ -9,6 +9,10 @@ from stmoe.train import topology
 
 BLOCK = 232448                          # bytes of shared memory that one block may have
 TARGETS = ('h100:1', 'h200:1')
+# Rows, D, F, experts of Mixtral 8x7B, DeepSeekMoE-16B and OLMoE-1B-7B.
+MODELS = {'mixtral': (8192, 4096, 14336, 8), 'deepseek': (98304, 2048, 1408, 64),
+          'olmoe': (131072, 2048, 1024, 64)}
+CASES = (('mixtral', 'bfloat16'), ('deepseek', 'bfloat16'), ('olmoe', 'bfloat16'), ('deepseek', 'float32'))
 
 
 @dataclasses.dataclass(frozen=True)
