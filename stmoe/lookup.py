@@ -11,6 +11,7 @@ import inspect
 import pkgutil
 
 from stmoe import errors
+from stmoe import parsing
 
 # The key of a configuration under which a module is named -> the package it lives in.
 PACKAGES = {
@@ -26,6 +27,7 @@ PACKAGES = {
     'metric': 'stmoe.metrics',
     'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
     'law': 'stmoe.analysis.scaling.laws',   # of the loss against size, tokens and experts
+    'launcher': 'stmoe.sweep.launchers',
 }
 
 
@@ -68,19 +70,40 @@ def executor(text):
   `text` is the name of a module, with fields or without: 'gather', 'all_to_all:chunks=4'. Fields are whole
   numbers. Raises UserError, naming what there is.
   """
+  def positive(where, key, number, _):
+    if not number.isdigit() or not int(number):
+      raise errors.UserError(f'{where}: {key}={number!r} is not a positive whole number')
+    return int(number)
+  return _bound('executor', text, 'execute', positive)
+
+
+def launcher(text):
+  """Returns the function `launch` of the launcher that `text` names, with its own fields bound.
+
+  As for `executor`: 'local:jobs=2', 'slurm:partition=gpu,time=240'. A field has the type of its default.
+  """
+  def typed(where, key, word, default):
+    return parsing.typed(f'{where}: {key}', word, type(default), default)
+  return _bound('launcher', text, 'launch', typed)
+
+
+def _bound(kind, text, function, convert):
+  """`function` of the module of `kind` in 'module:field=value,...' with its keyword-only fields bound.
+
+  convert: function (where, field, text of the value, default) -> value.
+  """
   name, _, fields = text.partition(':')
-  execute = module('executor', name).execute
-  known = [p.name for p in inspect.signature(execute).parameters.values() if p.kind is p.KEYWORD_ONLY]
+  found = getattr(module(kind, name), function)
+  parameters = inspect.signature(found).parameters.values()
+  known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
   given = {}
   for field in filter(None, fields.split(',')):
-    key, _, number = field.partition('=')
+    key, _, value = field.partition('=')
     if key not in known:
-      raise errors.UserError(f'executor {text!r}: {name} has no field {key!r}{errors.nearest(key, known)}'
+      raise errors.UserError(f'{kind} {text!r}: {name} has no field {key!r}{errors.nearest(key, known)}'
                              f' (it has: {", ".join(known) or "none"})')
-    if not number.isdigit() or not int(number):
-      raise errors.UserError(f'executor {text!r}: {key}={number!r} is not a positive whole number')
-    given[key] = int(number)
-  return functools.partial(execute, **given)
+    given[key] = convert(f'{kind} {text!r}', key, value, known[key])
+  return functools.partial(found, **given)
 
 
 def recipe(kind, fields):

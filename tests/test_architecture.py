@@ -20,10 +20,11 @@ ANYWHERE = {'axes', 'errors', 'lookup', 'parsing', 'state', '__init__'}
 SPARSE = {'routers', 'experts', 'core', 'pallas_kernels'}
 MODELS = {'models', 'layers'} | SPARSE
 DECODE = {'decode'} | MODELS
-TOOLS = {'train', 'data', 'metrics', 'analysis', 'surgery', 'interop', 'experiment'}
+TOOLS = {'train', 'data', 'metrics', 'analysis', 'surgery', 'interop', 'experiment', 'sweep'}
 ARROWS = {
     'cli': TOOLS | DECODE,
     'experiments': TOOLS | DECODE,
+    'sweep': {'train', 'analysis', 'experiment'},
     'train': {'data', 'metrics', 'analysis', 'surgery', 'interop', 'experiment'} | DECODE,
     'decode': MODELS,
     'models': MODELS,

@@ -134,3 +134,7 @@ def split_overrides(words):
     else:
       overrides.append(f'{word}={words.pop(0)}')
   return rest, overrides
+
+
+if __name__ == '__main__':
+  sys.exit(main())

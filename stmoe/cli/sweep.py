@@ -1,0 +1,102 @@
+"""Trains all runs of a sweep file, several at a time or on SLURM; run again, it fills the gaps.
+
+stmoe sweep capacity_factor --launcher local:jobs=2       experiments/capacity_factor/sweep.py
+stmoe sweep MY/sweep.py --list                            the runs and how far they are
+stmoe sweep capacity_factor --only 'train_1.0*' --launcher slurm:partition=gpu,time=240
+stmoe sweep capacity_factor --launcher print              shell commands, a line for each run
+stmoe sweep capacity_factor --report                      the table, figures and verdict of what is done
+
+Every configuration is checked before the first run starts. A run that fails is reported and stops no other;
+one that was cut off goes on. Ctrl-C lets all of them save. --config.a.b=value is for all runs.
+"""
+
+import pathlib
+import shlex
+import sys
+
+from stmoe import errors
+from stmoe import lookup
+from stmoe.sweep import plan
+from stmoe.sweep import progress
+
+
+def add_arguments(parser):
+  parser.add_argument('file', metavar='FILE', help='a sweep.py, or a folder of experiments/; FILE:ARG')
+  parser.add_argument('--launcher', metavar='NAME:FIELD=V', default='local',
+                      help=f'{", ".join(lookup.available("launcher"))}; default: local, one run at a time')
+  parser.add_argument('--workdir', type=pathlib.Path, help='folder of the runs; default: runs/ and the name')
+  parser.add_argument('--only', metavar='PATTERN', help='runs whose name or id is like it, with * and ?')
+  parser.add_argument('--list', action='store_true', help='show the runs and launch nothing')
+  parser.add_argument('--report', nargs='?', const='', metavar='DIR',
+                      help='launch nothing; write table, figures and verdict to DIR, default: WORKDIR/report')
+  parser.set_defaults(overrides=())
+
+
+def run(args):
+  launch = lookup.launcher(args.launcher)
+  sweep = plan.load(args.file, args.overrides, args.workdir, args.only)
+  if args.list:
+    _list(sweep)
+    return 0
+  if args.report is not None:
+    return _report(sweep, pathlib.Path(args.report or sweep.workdir / 'report'))
+  todo = [one for one in sweep.runs if not plan.is_done(one)]
+  if not todo:
+    print(f'all {len(sweep.runs)} runs of {sweep.question} are done; {_again("--report")}')
+    return 0
+  board = progress.make(sweep.runs)
+  try:
+    code = launch(todo, board)
+  finally:
+    board.close()
+  return _end(sweep, board, code)
+
+
+def _end(sweep, board, code):
+  """Says how it ended and returns the exit code: 1 if runs failed, that of the signal if one stopped it."""
+  failed = [one.id for one in sweep.runs if board.status[one.id] == progress.FAILED]
+  if failed:
+    print(f'{len(failed)} of {len(sweep.runs)} runs failed: {" ".join(failed)}', file=sys.stderr)
+  if code:
+    print(f'stopped; the same command continues: {_again()}', file=sys.stderr)
+    return code
+  if all(map(plan.is_done, sweep.runs)):
+    print(f'all {len(sweep.runs)} runs of {sweep.question} are done; {_again("--report")}')
+  return 1 if failed else 0
+
+
+def _again(more=''):
+  """The command line that was typed, as it can be typed again, with `more`."""
+  words = sys.argv[1:] if sys.argv[1:2] == ['sweep'] else ['sweep', '...']
+  return ' '.join(['stmoe', *map(shlex.quote, words), *filter(None, [more])])
+
+
+def _list(sweep):
+  """Prints a row for each run."""
+  from stmoe.analysis import table
+  common = set.intersection(*(set(one.overrides) for one in sweep.runs)) if len(sweep.runs) > 1 else set()
+  rows = []
+  for one in sweep.runs:
+    step = progress.step(one)
+    state = 'done' if plan.is_done(one) else f'step {step:,}' if step else 'waiting'
+    rows.append([one.id, one.experiment, f'{one.steps:,}', state,
+                 ' '.join(text for text in one.overrides if text not in common)])
+  print(table.plain(['run', 'experiment', 'steps', 'state', 'differs in'], rows))
+
+
+def _report(sweep, folder):
+  """Writes the tables, and what the report.py beside the sweep says; returns 1 if there is nothing yet."""
+  from stmoe.sweep import collect
+  found = collect.results(sweep.runs)
+  if not found:
+    raise errors.UserError(f'no run of {sweep.question} in {sweep.workdir} is done yet; without --report '
+                           'they are trained')
+  for path in collect.write(folder, found, _again()):
+    print(path)
+  if len(found) < len(sweep.runs):
+    print(f'note: {len(found)} of {len(sweep.runs)} runs are done; the rest is not in the table')
+  file = sweep.file.with_name('report.py')
+  if file.is_file():
+    from stmoe.sweep import conclude
+    print('\n'.join(conclude.write(folder, plan.module(file), found, len(sweep.runs))))
+  return 0

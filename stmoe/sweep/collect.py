@@ -1,0 +1,118 @@
+"""The results of a sweep as one table: a row for each finished run, as CSV and Parquet.
+
+results.csv      id, name, experiment, overrides, seed, a column for every field that any run sets, size and
+                 active FLOPs (of a token forward, of a step), all final metrics of DONE
+evaluations.csv  id, name, seed, field, value and metrics, where trained models were evaluated again
+results.json     what the numbers have to be read with: command, revision, machine, seeds
+"""
+
+import csv
+import dataclasses
+import json
+import pathlib
+
+from stmoe import experiment
+from stmoe.analysis import runs as runs_lib
+from stmoe.analysis import table
+from stmoe.sweep import plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """A finished run: the plan.Run, its directory as an analysis.runs.Run, and its row of the table."""
+  run: plan.Run
+  data: runs_lib.Run
+  row: dict
+
+  @property
+  def name(self):
+    """As the sweep file says."""
+    return self.run.name
+
+  @property
+  def seed(self):
+    """Of its configuration."""
+    return self.row['seed']
+
+  def evaluated(self, field, value, metric):
+    """Returns a metric of the trained model evaluated with `field` at `value`."""
+    as_stored = json.loads(json.dumps(value))
+    return next(metrics[metric] for stored, metrics in self.data.sweeps[field] if stored == as_stored)
+
+
+def values(found, name, metric='eval/loss'):
+  """Returns dict seed -> final metric (None if it was not finite) of the results called `name`."""
+  return {one.seed: one.row.get(metric) for one in found if one.name == name}
+
+
+def evaluated(found, name, field, value, metric='eval/loss'):
+  """Returns dict seed -> metric of the trained models called `name`, evaluated with `field` at `value`."""
+  return {one.seed: one.evaluated(field, value, metric) for one in found if one.name == name}
+
+
+def results(runs):
+  """Returns the Results of those of `runs` that are done, in their order."""
+  costs, found = {}, []
+  for run in filter(plan.is_done, runs):
+    data = runs_lib.read(run.workdir)
+    config, _ = experiment.load(run.experiment, run.overrides)
+    same = json.dumps(data.config | {'seed': 0}, sort_keys=True)
+    if same not in costs:                # seeds have one cost, whose calculation builds the model
+      costs[same] = table.cost(config)
+    found.append(Result(run, data, row(run, data, costs[same])))
+  return found
+
+
+def row(run, data, cost):
+  """Returns dict column -> value of a finished run."""
+  fields = dict(text.split('=', 1) for text in run.overrides)
+  return (dict(id=run.id, name=run.name, experiment=run.experiment, overrides=' '.join(run.overrides),
+               seed=data.config['seed']) | {field: text for field, text in fields.items() if field != 'seed'}
+          | cost | {key: value for key, value in data.done.items() if key not in cost})
+
+
+def evaluations(found):
+  """Returns a row for each value under which a trained model was evaluated again."""
+  return [dict(id=one.run.id, name=one.name, seed=one.seed, field=field, value=json.dumps(value)) | metrics
+          for one in found for field, pairs in one.data.sweeps.items() for value, metrics in pairs]
+
+
+def circumstances(found, command):
+  """Returns what has to be known of where and how the results came about, for JSON."""
+  each = lambda *path: sorted({str(_inside(one.data.env, path)) for one in found})
+  return dict(command=command, runs=len(found), seeds=sorted({one.seed for one in found}),
+              revisions=each('revision'), devices=each('devices', 'kind'), cpus=each('devices', 'cpus'),
+              jax=each('packages', 'jax'), python=each('python'))
+
+
+def _inside(value, path):
+  for key in path:
+    value = (value or {}).get(key)
+  return value
+
+
+def write(folder, found, command):
+  """Writes the tables into `folder`; returns the paths."""
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  paths = _write_table(folder / 'results.csv', [one.row for one in found])
+  again = evaluations(found)
+  if again:
+    paths += _write_table(folder / 'evaluations.csv', again)
+  facts = folder / 'results.json'
+  facts.write_text(json.dumps(circumstances(found, command), indent=2) + '\n', encoding='utf-8')
+  return [*paths, facts]
+
+
+def _write_table(path, rows):
+  """Writes rows, dicts with perhaps different keys, as CSV and Parquet; returns the paths."""
+  columns = list(dict.fromkeys(column for one in rows for column in one))
+  with path.open('w', newline='', encoding='utf-8') as file:
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+  import pyarrow
+  from pyarrow import parquet
+  full = [{column: one.get(column) for column in columns} for one in rows]
+  parquet.write_table(pyarrow.Table.from_pylist(full), path.with_suffix('.parquet'))
+  return [path, path.with_suffix('.parquet')]

@@ -1,0 +1,206 @@
+"""A sweep file -> its runs, all checked, under ids that do not depend on their order in the file.
+
+A sweep file defines `runs()`, a generator of (name, experiment, overrides) or of dicts with these keys and
+`evaluations`, {field: values} under which the trained model is evaluated again (`stmoe eval --sweep`).
+Overrides are a dict {'a.b': value} or texts 'a.b=value'. With `runs(arg)` the file has sizes, as experiments
+have arguments: `capacity_factor:large` is `runs('large')`.
+"""
+
+import dataclasses
+import fnmatch
+import hashlib
+import importlib.util
+import inspect
+import json
+import pathlib
+import re
+
+from stmoe import errors
+from stmoe import experiment
+from stmoe.train import rundir
+
+PACKAGE = 'stmoe.experiments'
+KEYS = ('name', 'experiment', 'overrides', 'evaluations')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run of a sweep.
+
+  name:        as the file says; the same for all seeds, or not.
+  overrides:   texts 'a.b=value', one per field, in order of the fields.
+  evaluations: texts 'field=value;value;' of `stmoe eval --sweep`.
+  steps:       of its training.
+  """
+  name: str
+  experiment: str
+  overrides: tuple
+  evaluations: tuple
+  workdir: pathlib.Path
+  steps: int
+
+  @property
+  def id(self):
+    """Name and hash, the name of its directory."""
+    return self.workdir.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """The runs of a sweep file; `question` is its name with the argument, for people and directories."""
+  question: str
+  file: pathlib.Path
+  workdir: pathlib.Path
+  runs: tuple
+
+
+def available():
+  """Returns dict name -> sweep file of the experiments that have one."""
+  spec = importlib.util.find_spec(PACKAGE)
+  folders = spec.submodule_search_locations if spec else ()
+  files = [file for folder in folders for file in pathlib.Path(folder).glob('*/sweep.py')]
+  return {file.parent.name: file for file in sorted(files)}
+
+
+def load(where, overrides=(), workdir=None, only=None):
+  """Returns the Sweep of the file or name `where`, with an argument or not.
+
+  Args:
+    where:     'capacity_factor', 'capacity_factor:smoke', 'experiments/capacity_factor/sweep.py:smoke'.
+    overrides: texts 'a.b=value' for all runs; they come after those of the file.
+    workdir:   folder of the run directories; None = runs/ and the name.
+    only:      a pattern for the names or ids of the runs that are meant; None = all.
+  Raises:
+    UserError: for the first run that cannot start: no such experiment or field, or other contents in its
+      directory.
+  """
+  path, _, argument = where.partition(':')
+  file = find(path)
+  title = file.resolve().parent.name if file.stem == 'sweep' else file.stem
+  question = title + (f':{argument}' if argument else '')
+  workdir = pathlib.Path(workdir or experiment.default_workdir(question))
+  runs = {}
+  for number, item in enumerate(items(file, argument), 1):
+    run = checked(item, f'{file}, run {number}', overrides, workdir)
+    if run.id in runs or run.id[-9:] in {other[-9:] for other in runs}:
+      raise errors.UserError(f'{file}, run {number}: {run.name} is there already, with the same overrides')
+    runs[run.id] = run
+  like = lambda run: not only or fnmatch.fnmatch(run.name, only) or fnmatch.fnmatch(run.id, only)
+  chosen = [run for run in runs.values() if like(run)]
+  if not chosen:
+    names = [run.name for run in runs.values()]
+    raise errors.UserError(f'{file} has no run like {only!r}{errors.nearest(only, names)}' if runs else
+                           f'{file}: runs({argument and repr(argument)}) yields nothing')
+  return Sweep(question, file, workdir, tuple(chosen))
+
+
+def find(where):
+  """Returns the path of a sweep file given by path or by the name of its folder in experiments/."""
+  if where.endswith('.py'):
+    if not pathlib.Path(where).is_file():
+      raise errors.UserError(f'no such file: {where}')
+    return pathlib.Path(where)
+  if where not in available():
+    raise errors.UserError(f'no experiment of experiments/ with a sweep.py is called {where!r}'
+                           f'{errors.nearest(where, available())} (there are: {", ".join(available())})')
+  return available()[where]
+
+
+def module(file):
+  """Returns the module in `file`, a sweep.py or report.py."""
+  spec = importlib.util.spec_from_file_location(f'{file.parent.name}_{file.stem}'.replace('-', '_'), file)
+  found = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(found)
+  return found
+
+
+def items(file, argument=''):
+  """Returns what `runs` of the sweep file yields for `argument`."""
+  found = module(file)
+  if not hasattr(found, 'runs'):
+    raise errors.UserError(f'{file} defines no runs()')
+  takes = bool(inspect.signature(found.runs).parameters)
+  if argument and not takes:
+    raise errors.UserError(f'{file}: runs() takes no argument, and :{argument} was given')
+  return list(found.runs(argument) if argument else found.runs())
+
+
+def checked(item, where, overrides, workdir):
+  """Returns the Run of one item of `runs()`, whose configuration was loaded; UserError if it cannot be."""
+  fields = dict(zip(KEYS, item)) if isinstance(item, (tuple, list)) and len(item) == 3 else item
+  if not isinstance(fields, dict) or not {'name', 'experiment'} <= fields.keys() <= {*KEYS}:
+    raise errors.UserError(f'{where}: {item!r} is neither (name, experiment, overrides) nor a dict of '
+                           f'{", ".join(KEYS)}')
+  texts = merge(as_texts(fields.get('overrides', ())), overrides)
+  evaluations = tuple(f'{field}={"".join(f"{_text(v)};" for v in values)}'
+                      for field, values in fields.get('evaluations', {}).items())
+  try:
+    config, _ = experiment.load(fields['experiment'], texts)
+    for evaluation in evaluations:
+      _check_evaluation(fields['experiment'], texts, evaluation)
+    folder = workdir / identity(fields['name'], fields['experiment'], texts)
+    rundir.verify(folder, config)
+  except errors.UserError as error:
+    raise errors.UserError(f'{where} ({fields["name"]}): {error}') from None
+  return Run(str(fields['name']), fields['experiment'], texts, evaluations, folder, config.train.steps)
+
+
+def _check_evaluation(name, texts, evaluation):
+  pattern, _, values = evaluation.partition('=')
+  config, _ = experiment.load(name, texts)
+  for field in experiment.matching(config, pattern):
+    for value in filter(None, values.split(';')):
+      experiment.apply(config, f'{field}={value}')
+
+
+def as_texts(overrides):
+  """Returns overrides given as a dict or as texts as a tuple of texts 'a.b=value'."""
+  if isinstance(overrides, dict):
+    return tuple(f'{field}={_text(value)}' for field, value in overrides.items())
+  return tuple(overrides)
+
+
+def _text(value):
+  return value if isinstance(value, str) else repr(value)
+
+
+def merge(*groups):
+  """Returns the texts of all groups in order of their fields; of a field set twice the last counts."""
+  last = {}
+  for text in (text for group in groups for text in group):
+    bare = text.removeprefix('--').removeprefix('config.')
+    last[bare.partition('=')[0]] = bare
+  return tuple(last[field] for field in sorted(last))
+
+
+def identity(name, experiment_name, texts):
+  """Returns the id of a run: its name as a file name, and eight digits that its training depends on."""
+  digest = hashlib.sha1(json.dumps([experiment_name, sorted(texts)]).encode()).hexdigest()[:8]
+  return f'{re.sub(r"[^A-Za-z0-9_.=+-]+", "_", str(name)).strip("_")[:80]}-{digest}'
+
+
+def is_trained(run):
+  """Returns whether the training of `run` has finished."""
+  step = done(run).get('step')
+  return step is not None and step >= run.steps
+
+
+def missing_evaluations(run):
+  """Returns the evaluations of a trained run that its last checkpoint has not had, or not all."""
+  file, step = run.workdir / 'evals.jsonl', done(run).get('step')
+  lines = [json.loads(text) for text in file.read_text('utf-8').splitlines()] if file.is_file() else []
+  count = lambda field: len({json.dumps(one['value']) for one in lines
+                             if one['field'] == field and one['step'] == step})
+  return [text for text in run.evaluations
+          if count(text.partition('=')[0]) < len(set(filter(None, text.partition('=')[2].split(';'))))]
+
+
+def is_done(run):
+  """Returns whether nothing of `run` is left to do."""
+  return is_trained(run) and not missing_evaluations(run)
+
+
+def done(run):
+  """Returns the final metrics of a finished run, {} for another."""
+  file = run.workdir / 'DONE'
+  return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}

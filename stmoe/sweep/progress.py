@@ -1,0 +1,136 @@
+"""What a person sees of a sweep: a table that lives on a terminal, a line for each event elsewhere.
+
+$STMOE_PROGRESS may be auto (the default), rich, plain or off, as for training.
+"""
+
+import collections
+import json
+import os
+import sys
+import time
+
+from stmoe.analysis import table
+from stmoe.sweep import plan
+from stmoe.sweep import work
+
+WAITING, RUNNING, ELSEWHERE = 'waiting', 'running', 'elsewhere'      # elsewhere: another process is doing it
+DONE, FAILED, STOPPED = 'done', 'failed', 'stopped'
+
+
+def make(runs):
+  """Returns the board of `runs`: Rich, Plain or Off."""
+  kind = os.environ.get('STMOE_PROGRESS', 'auto')
+  if kind == 'auto':
+    kind = 'rich' if sys.stderr.isatty() else 'plain'
+  return {'rich': Rich, 'plain': Plain}.get(kind, Off)(runs)
+
+
+def step(run):
+  """Returns the last step that `run` has logged; 0 before the first."""
+  file = run.workdir / 'metrics.jsonl'
+  if not file.is_file():
+    return 0
+  with file.open('rb') as stream:
+    stream.seek(max(0, file.stat().st_size - 65536))
+    for line in reversed(stream.read().splitlines()):
+      try:
+        return json.loads(line)['step']
+      except (ValueError, TypeError, KeyError):                      # cut short by a kill, or by the seek
+        continue
+  return 0
+
+
+class Off:
+  """Keeps the status of every run, and says only what went wrong."""
+
+  def __init__(self, runs):
+    self._runs = {run.id: run for run in runs}
+    self.status = {run.id: DONE if plan.is_done(run) else WAITING for run in runs}
+    self._at_first = self._steps()
+    self._began = time.monotonic()
+
+  def set(self, run, status):
+    """Notes the status of a run, and tells if it is news."""
+    if self.status[run.id] != status:
+      self.status[run.id] = status
+      self.news(run, status)
+
+  def news(self, run, status):
+    """Says that `run` is now `status`."""
+    if status == FAILED:
+      self.say(failure(run))
+
+  def say(self, text):
+    """Prints lines that stay."""
+    print(text, file=sys.stderr, flush=True)
+
+  def tick(self):
+    """Brings the display up to date."""
+
+  def close(self):
+    """Ends the display."""
+
+  def counts(self):
+    """Returns '3 done, 1 running, 8 waiting', and about how long all takes."""
+    found = collections.Counter(self.status.values())
+    parts = [f'{found[status]} {status}' for status in (DONE, RUNNING, ELSEWHERE, WAITING, STOPPED, FAILED)
+             if found[status]]
+    return ', '.join(parts) + self._left()
+
+  def _steps(self):
+    return sum(min(step(run), run.steps) for run in self._runs.values())
+
+  def _left(self):
+    """'; about 2 min 10 s left', from the steps that were done since this command began."""
+    left = [run for run in self._runs.values() if self.status[run.id] in (WAITING, RUNNING, ELSEWHERE)]
+    made = self._steps() - self._at_first
+    if not left or made <= 0:
+      return ''
+    remaining = sum(run.steps - min(step(run), run.steps) for run in left)
+    return f'; about {table.duration(remaining * (time.monotonic() - self._began) / made)} left'
+
+
+def failure(run):
+  """Returns the lines that tell of a failed run: its name, its log, and how that ends."""
+  lines = [f'  | {line}' for line in work.last_lines(run)] or ['  | (it said nothing)']
+  return '\n'.join([f'{run.id} failed; its log, {run.workdir / work.LOG}, ends with', *lines])
+
+
+class Plain(Off):
+  """A line on stderr for everything that happens."""
+
+  def news(self, run, status):
+    super().news(run, status)
+    self.say(f'{run.id}: {status}  [{self.counts()}]')
+
+
+class Rich(Off):
+  """A table of the runs at work and of those that failed, above how many are done."""
+
+  def __init__(self, runs):
+    super().__init__(runs)
+    from rich import console
+    from rich import live
+    # Drawn by `tick` alone: no thread, since processes are forked.
+    self._live = live.Live(console=console.Console(stderr=True), auto_refresh=False, transient=True)
+    self._live.start()
+    self.tick()
+
+  def tick(self):
+    from rich import table as rich_table
+    drawn = rich_table.Table(box=None, pad_edge=False)
+    for heading, side in (('run', 'left'), ('status', 'left'), ('step', 'right'), ('of', 'right')):
+      drawn.add_column(heading, justify=side)
+    for run in self._runs.values():
+      status = self.status[run.id]
+      if status in (RUNNING, ELSEWHERE, FAILED, STOPPED):
+        drawn.add_row(run.id, status, f'{step(run):,}', f'{run.steps:,}')
+    drawn.caption = self.counts()
+    self._live.update(drawn, refresh=True)
+
+  def say(self, text):
+    self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+  def close(self):
+    self._live.stop()
+    super().say(self.counts())

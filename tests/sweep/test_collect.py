@@ -1,0 +1,48 @@
+"""The table of a sweep: which runs are in it, what their columns hold."""
+
+import csv
+import json
+
+from stmoe import experiment
+from stmoe.sweep import collect
+
+
+def finish(run, loss):
+  """Writes what a training of `run` leaves, without training."""
+  run.workdir.mkdir(parents=True)
+  config, _ = experiment.load(run.experiment, run.overrides)
+  env = dict(revision='abc', python='3.11', packages=dict(jax='1'), devices=dict(kind='cpu', cpus=2))
+  for name, content in (('config.json', config.to_dict()), ('env.json', env),
+                        ('DONE', {'step': run.steps, 'eval/loss': loss, 'moe/drop_frac': 0.25})):
+    (run.workdir / name).write_text(json.dumps(content))
+  line = {'field': 'eval.draws', 'value': 2, 'step': run.steps, 'eval/loss': 9.0}
+  (run.workdir / 'evals.jsonl').write_text(json.dumps(line) + '\n')
+
+
+def test_finished_runs_become_rows(sweep, tmp_path, monkeypatch):
+  from stmoe.analysis import table
+  costs, cost = [], table.cost
+  monkeypatch.setattr(table, 'cost', lambda config: costs.append(config.seed) or cost(config))
+  found = sweep(0, 1, 2, evaluations={'eval.draws': [2]})
+  finish(found.runs[0], 2.5)
+  finish(found.runs[1], None)
+  results = collect.results(found.runs)
+  assert costs == [0]                                                # seeds cost the same
+  assert collect.values(results, 'run') == {0: 2.5, 1: None} and collect.values(results, 'other') == {}
+  assert collect.evaluated(results, 'run', 'eval.draws', 2) == {0: 9.0, 1: 9.0}
+  paths = collect.write(tmp_path / 'out', results, 'stmoe sweep x')
+  assert {p.name for p in paths} == {'evaluations.csv', 'evaluations.parquet', 'results.csv', 'results.json',
+                                     'results.parquet'}
+  with (tmp_path / 'out' / 'results.csv').open() as stream:
+    first, second = csv.DictReader(stream)
+  config, _ = experiment.load('lm/stdlib:smoke', found.runs[0].overrides)
+  assert {key: float(first[key]) for key in cost(config)} == cost(config)
+  assert [first[key] for key in ('id', 'seed', 'train.steps', 'step')] == [found.runs[0].id, '0', '3', '3']
+  assert first['overrides'] == 'seed=0 train.steps=3' and first['experiment'] == 'lm/stdlib:smoke'
+  assert (first['eval/loss'], second['eval/loss']) == ('2.5', '')
+  facts = json.loads((tmp_path / 'out' / 'results.json').read_text())
+  assert facts == dict(command='stmoe sweep x', runs=2, seeds=[0, 1], revisions=['abc'], devices=['cpu'],
+                       cpus=['2'], jax=['1'], python=['3.11'])
+  from pyarrow import parquet
+  loss = parquet.read_table(tmp_path / 'out' / 'results.parquet')['eval/loss'].to_pylist()
+  assert loss == [2.5, None]

@@ -1,0 +1,101 @@
+"""A sweep file becomes checked runs, whose ids say what they are and depend on nothing else."""
+
+import json
+
+import pytest
+
+from stmoe import errors
+from stmoe import experiment
+from stmoe.sweep import plan
+
+
+def write(tmp_path, body, name='sweep.py'):
+  file = tmp_path / name
+  file.write_text(f'"""A sweep."""\n{body}\n')
+  return str(file)
+
+
+def ids(path, tmp_path, **more):
+  return [run.id for run in plan.load(path, workdir=tmp_path / 'runs', **more).runs]
+
+
+ONE = "('a b/c', 'lm/stdlib:smoke', {'seed': 1, 'train.steps': 7})"
+TWO = "('two', 'lm/stdlib:smoke', ['train.steps=9'])"
+
+
+def test_ids_do_not_depend_on_order_or_spelling(tmp_path):
+  one, two = ids(write(tmp_path, f'def runs():\n  yield {ONE}\n  yield {TWO}'), tmp_path)
+  other = "('a b/c', 'lm/stdlib:smoke', ('--config.train.steps=7', 'seed=1'))"
+  assert ids(write(tmp_path, f'def runs():\n  yield {TWO}\n  yield {other}'), tmp_path) == [two, one]
+  assert one[:-8] == 'a_b_c-' and two[:-8] == 'two-' and one[-8:] != two[-8:]
+  assert plan.identity('a', 'x', ['b=1', 'a=2']) == plan.identity('a', 'x', ['a=2', 'b=1'])
+  assert plan.identity('a', 'x', ['a=2'])[-8:] == plan.identity('z', 'x', ['a=2'])[-8:]
+  assert len({plan.identity('a', *what) for what in (('x', ['a=2']), ('x', ['a=3']), ('y', ['a=2']))}) == 3
+
+
+def test_overrides_of_the_command_come_last_and_only_chooses(tmp_path):
+  path = write(tmp_path, f'def runs():\n  yield {ONE}\n  yield {TWO}')
+  all_of_it = plan.load(path, ['--config.train.steps=3', 'eval.batches=1'], workdir=tmp_path / 'runs')
+  assert all_of_it.runs[0].overrides == ('eval.batches=1', 'seed=1', 'train.steps=3')
+  assert [run.steps for run in all_of_it.runs] == [3, 3]
+  assert [run.name for run in plan.load(path, workdir=tmp_path / 'runs', only='t*').runs] == ['two']
+  with pytest.raises(errors.UserError, match="no run like 'tow'; nearest: two"):
+    plan.load(path, only='tow')
+
+
+def test_an_argument_goes_to_runs(tmp_path):
+  path = write(tmp_path, "def runs(arg='small'):\n  yield (arg, 'lm/stdlib:smoke', {})", 'own.py')
+  assert [run.name for run in plan.load(path).runs] == ['small']
+  large = plan.load(f'{path}:large')
+  assert (large.runs[0].name, large.question, str(large.workdir)) == ('large', 'own:large', 'runs/own_large')
+
+
+@pytest.mark.parametrize('body, words', [
+    ("def runs():\n  yield ('a', 'lm/stdlbi', {})", r"run 1 \(a\): no experiment is called 'lm/stdlbi'"),
+    (f"def runs():\n  yield {ONE}\n  yield ('b', 'lm/stdlib', dict(sed=1))", r'run 2 \(b\): config.sed'),
+    ("def runs():\n  yield ('b', 'lm/stdlib', {'train.steps': 'many'})", 'train.steps=many: expected an int'),
+    ("def runs():\n  yield dict(name='a', experiment='lm/stdlib:smoke', evaluations={'eval.drws': [1]})",
+     'eval.drws does not exist; nearest: config.eval.draws'),
+    ("def runs():\n  yield dict(name='a', experiment='lm/stdlib:smoke', evaluations={'eval.draws': ['x']})",
+     'eval.draws=x: expected an int'),
+    ("def runs():\n  yield 'lm/stdlib'", "'lm/stdlib' is neither"),
+    ("def runs():\n  yield dict(name='a', experiment='lm/stdlib', override={})", 'is neither'),
+    (f'def runs():\n  yield {TWO}\n  yield {TWO}', 'run 2: two is there already'),
+    ("def runs():\n  yield ('a', 'lm/stdlib', {})\n  yield ('b', 'lm/stdlib', {})", '2: b is there already'),
+    ('def run():\n  pass', r'defines no runs\(\)'),
+    ('def runs():\n  yield from ()', 'yields nothing')])
+def test_mistakes(tmp_path, body, words):
+  with pytest.raises(errors.UserError, match=words):
+    plan.load(write(tmp_path, body))
+
+
+def test_mistakes_in_names(tmp_path):
+  path = write(tmp_path, f'def runs():\n  yield {ONE}')
+  for where, words in ((f'{path}:large', 'takes no argument'), ('no_such', 'with a sweep.py is called'),
+                       (str(tmp_path / 'x.py'), 'no such file')):
+    with pytest.raises(errors.UserError, match=words):
+      plan.load(where)
+
+
+def test_another_experiment_in_the_directory_is_no_gap(sweep):
+  run, = sweep(0).runs
+  config, _ = experiment.load('lm/stdlib:smoke', ['model.d_model=64', 'train.steps=3'])
+  run.workdir.mkdir(parents=True)
+  (run.workdir / 'config.json').write_text(experiment.to_json(config))
+  with pytest.raises(errors.UserError, match='another experiment: model.d_model is 64'):
+    sweep(0)
+
+
+def test_done_means_all_steps_and_all_evaluations(sweep):
+  run, = sweep(0, evaluations={'eval.draws': [1, 2]}).runs
+  run.workdir.mkdir(parents=True)
+  assert not plan.is_trained(run)
+  (run.workdir / 'DONE').write_text('{"step": 2}')                   # of a shorter run, continued since
+  assert not plan.is_trained(run)
+  (run.workdir / 'DONE').write_text('{"step": 3}')
+  line = lambda value, step: json.dumps(dict(field='eval.draws', value=value, step=step)) + '\n'
+  (run.workdir / 'evals.jsonl').write_text(line(1, 3) + line(2, 2) + line(1, 3))
+  assert plan.is_trained(run) and not plan.is_done(run)
+  assert plan.missing_evaluations(run) == ['eval.draws=1;2;']
+  (run.workdir / 'evals.jsonl').write_text(line(1, 3) + line(2, 3))
+  assert plan.is_done(run)

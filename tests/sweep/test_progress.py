@@ -1,0 +1,42 @@
+"""What is known of runs from their files while they go on."""
+
+import pytest
+
+from stmoe.sweep import progress
+
+
+def test_the_last_whole_line_counts(sweep):
+  run, = sweep(0).runs
+  run.workdir.mkdir(parents=True)
+  assert progress.step(run) == 0
+  (run.workdir / 'metrics.jsonl').write_text('{"step": 1}\n' * 9000 + '{"step": 2}\n{"ste')
+  assert progress.step(run) == 2
+
+
+def test_time_left_is_that_of_the_steps_left(sweep, monkeypatch):
+  found = sweep(0, 1, steps=100)
+  now = [0.0]
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+  board = progress.Off(found.runs)
+  board.status[found.runs[0].id] = progress.RUNNING
+  assert board.counts() == '1 running, 1 waiting'
+  found.runs[0].workdir.mkdir(parents=True)
+  (found.runs[0].workdir / 'metrics.jsonl').write_text('{"step": 50}\n')
+  now[0] = 30.0                                                      # 50 of 200 steps in 30 seconds
+  assert board.counts() == '1 running, 1 waiting; about 1 min 30 s left'
+
+
+@pytest.mark.parametrize('kind', ['rich', 'plain', 'off'])
+def test_boards_tell_of_failures(sweep, monkeypatch, capsys, kind):
+  found = sweep(0, 1)
+  monkeypatch.setenv('STMOE_PROGRESS', kind)
+  monkeypatch.setenv('FORCE_COLOR', '1')                             # for rich this is a terminal
+  board = progress.make(found.runs)
+  board.set(found.runs[1], progress.RUNNING)
+  board.set(found.runs[0], progress.FAILED)
+  board.set(found.runs[0], progress.FAILED)
+  board.tick()
+  board.close()
+  err = capsys.readouterr().err
+  assert err.count(f'{found.runs[0].id} failed; its log') == 1
+  assert (f'{found.runs[1].id}' in err) == (kind != 'off')
