@@ -2,6 +2,7 @@
 #   make quickstart   from nothing to trained, compared and plotted sparse experts
 #   make test         the test suite (ARGS='-k name' chooses)        make test-slow   the long tests
 #   make test-aot     compiles every paper's largest model, cut down, for a TPU; installs its compiler
+#   make experiments  every sweep of experiments/ and its report: days on two cores; run again, it fills the gaps
 #   make env          only the virtual environment .venv             make lint, make clean
 
 PYTHON ?=
@@ -9,7 +10,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: env test test-slow test-aot quickstart lint clean
+.PHONY: env test test-slow test-aot quickstart experiments lint clean
 
 env: $(STAMP)
 
@@ -46,6 +47,20 @@ test-aot: $(STAMP)
 
 quickstart: $(STAMP)
 	$(BIN)/stmoe compare lm/quickstart --workdir runs/quickstart
+
+# SIZE=:smoke or :large for those that have sizes, LAUNCHER=local:jobs=4 or slurm:partition=...; results of another
+# size lie beside the small ones. A sweep whose runs failed does not keep the others from running.
+SIZE ?=
+LAUNCHER ?= local
+experiments: $(STAMP)
+	@failed=; for file in experiments/*/sweep.py; do folder=$${file%/sweep.py}; \
+	  echo "== $$folder$(SIZE)"; \
+	  $(BIN)/stmoe sweep $$file$(SIZE) --launcher $(LAUNCHER); code=$$?; \
+	  case $$code in 85|130) exit $$code;; 0) ;; *) failed="$$failed $$folder";; esac; \
+	  $(BIN)/stmoe sweep $$file$(SIZE) --report $$folder/results$(subst :,_,$(SIZE)) || failed="$$failed $$folder"; \
+	done; \
+	$(BIN)/python -m stmoe.experiments.scaling_mesh.report runs/scaling_mesh || failed="$$failed scaling_mesh"; \
+	test -z "$$failed" || { echo "not all is done:$$failed" >&2; exit 1; }
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""Compiles the runs of sweep.py that FOLDER does not have yet, then prints the table and the verdict.
+"""Compiles the runs of programs.py that FOLDER does not have yet, then prints the table and the verdict.
 
 python -m stmoe.experiments.scaling_mesh.report FOLDER          virtual devices
 python -m stmoe.experiments.scaling_mesh.report FOLDER v5p      needs the extra `aot`; many minutes
@@ -10,7 +10,7 @@ import sys
 
 from stmoe import experiment
 from stmoe.analysis import table
-from stmoe.experiments.scaling_mesh import sweep
+from stmoe.experiments.scaling_mesh import programs
 from stmoe.train import topology
 
 TOLERANCE = 0.02
@@ -18,9 +18,9 @@ TOLERANCE = 0.02
 
 def compile_missing(folder, chip='cpu'):
   """Returns dict run name -> report of `aot.examine`, from FOLDER or compiled and written there."""
-  found, most = {}, max(sweep.CHIPS)
-  topology.prepare(f'{chip}:{most}' if chip == 'cpu' else next(sweep.runs(chip))[3])
-  for name, config, overrides, where in sweep.runs(chip):
+  found, most = {}, max(programs.CHIPS)
+  topology.prepare(f'{chip}:{most}' if chip == 'cpu' else next(programs.runs(chip))[3])
+  for name, config, overrides, where in programs.runs(chip):
     path = folder / f'{name.replace(", ", "_").replace(" ", "_")}.json'
     if not path.exists():
       from stmoe.train import aot
@@ -50,7 +50,7 @@ def lines(found):
   head = ['of one chip, in a step', 'TFLOP', 'traffic MiB', 'memory MiB', 'all-to-all MiB', 'all-gather MiB',
           'others MiB', 'sent MiB']
   rows = table.plain(head, cells).splitlines()
-  for label in sweep.RULES:
+  for label in programs.RULES:
     off = spread([one['step']['product_flops'] for name, one in found.items() if name.startswith(label)])
     verdict = 'holds' if off <= TOLERANCE else 'does not hold'
     rows.append(f'{label}: FLOPs of a chip differ by {off:.2%}: {verdict}')
