@@ -1,0 +1,155 @@
+"""Grouped matmul on TPUs: a grid over the tiles that groups have rows in, as long as the rows at hand.
+
+The scheme of megablox (jax/experimental/pallas/ops/tpu/megablox in JAX): which group and which tile of rows
+a step works on is computed ahead and prefetched as scalars, so that index maps fetch the matrix of the
+group. A tile that several groups share is visited once for each, one after the other: its block of the
+result stays in vector memory meanwhile, and every visit writes the rows of its own group.
+"""
+
+from typing import NamedTuple
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+
+from pallas_kernels import groups
+from pallas_kernels import vmem
+
+
+class Tiles(NamedTuple):
+  """Sizes of the blocks that a step multiplies: x [m,k] by w [k,n].
+
+  Each is the whole dimension, or m a multiple of 16 and the others of 128.
+  """
+  m: int
+  k: int
+  n: int
+
+
+def gmm(x, w, sizes, transposed=False, *, tiles=None, interpret=False):
+  """Returns [M,N], out[r] = x[r] @ w[e(r)]; see `api.gmm`.
+
+  Products of bfloat16 are exact in the float32 that they are added in; float32 is multiplied in full
+  precision, not in one pass of bfloat16.
+
+  Args:
+    x: [M,K].
+    w: [E,K,N], with `transposed` [E,N,K].
+    sizes: i32[E].
+    transposed: whether the last axis of w is the one that is summed over.
+    tiles: Tiles, or None for `default_tiles`.
+    interpret: False, True, or pltpu.InterpretParams: run on a CPU, for tests.
+  """
+  (rows, inner), outer = x.shape, w.shape[1 if transposed else 2]
+  if tiles is None:
+    tiles = default_tiles(rows, inner, outer, w.shape[0], x.dtype.itemsize)
+  tm, tk, tn = Tiles(*map(min, tiles, (rows, inner, outer)))
+  steps = pl.cdiv(inner, tk)
+  visits = groups.visits(sizes, rows, tm)
+  if transposed:
+    of_w = pl.BlockSpec((None, tn, tk), lambda n, v, k, group, tile, start: (group[v], n, k))
+  else:
+    of_w = pl.BlockSpec((None, tk, tn), lambda n, v, k, group, tile, start: (group[v], k, n))
+  call = pl.pallas_call(
+      lambda *refs: _kernel(*refs, inner=inner, transposed=transposed),
+      out_shape=jax.ShapeDtypeStruct((rows, outer), x.dtype),
+      grid_spec=pltpu.PrefetchScalarGridSpec(
+          num_scalar_prefetch=3,
+          grid=(pl.cdiv(outer, tn), visits.count, steps),
+          in_specs=[pl.BlockSpec((tm, tk), lambda n, v, k, group, tile, start: (tile[v], k)), of_w],
+          out_specs=pl.BlockSpec((tm, tn), lambda n, v, k, group, tile, start: (tile[v], n)),
+          scratch_shapes=[pltpu.VMEM((tm, tn), jnp.float32)] if steps > 1 else []),
+      compiler_params=pltpu.CompilerParams(
+          dimension_semantics=('parallel', 'arbitrary', 'arbitrary'),
+          vmem_limit_bytes=vmem.limit(_bytes(Tiles(tm, tk, tn), steps, x.dtype.itemsize))),
+      cost_estimate=pl.CostEstimate(
+          flops=2 * rows * inner * outer, transcendentals=0,
+          bytes_accessed=(x.size * pl.cdiv(outer, tn) + w.size + rows * outer) * x.dtype.itemsize),
+      interpret=interpret, name='gmm_transposed' if transposed else 'gmm')
+  return call(visits.group, visits.tile, visits.start, x, w)
+
+
+def _kernel(group, tile, start, x, w, out, *sum_of_steps, inner, transposed):
+  """One step: a block of x times a block of w, and after the last block of K the rows of the group."""
+  visit, k = pl.program_id(1), pl.program_id(2)
+  height, width = x.shape
+
+  def product():
+    left, right = x[...], w[...]
+    if inner % width:                                                # the last block holds anything beyond K
+      left, right = _cut(left, inner - k * width, 1), _cut(right, inner - k * width, int(transposed))
+    return jax.lax.dot_general(
+        left, right, (((1,), (int(transposed),)), ((), ())), preferred_element_type=jnp.float32,
+        precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None)
+
+  def store(y):
+    row = tile[visit] * height + jax.lax.broadcasted_iota(jnp.int32, y.shape, 0)
+    mine = (start[group[visit]] <= row) & (row < start[group[visit] + 1])
+    out[...] = jnp.where(mine, y, out[...].astype(jnp.float32)).astype(out.dtype)
+
+  if not sum_of_steps:
+    store(product())
+    return
+  total, last = sum_of_steps[0], pl.num_programs(2) - 1
+
+  @pl.when(k == 0)
+  def _():
+    total[...] = product()
+
+  @pl.when((k > 0) & (k < last))
+  def _():
+    total[...] += product()
+
+  @pl.when(k == last)
+  def _():
+    store(total[...] + product())
+
+
+def _cut(x, number, axis):
+  """Sets everything from index `number` of an axis on to zero; NaN too."""
+  return jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) < number, x, 0).astype(x.dtype)
+
+
+def default_tiles(rows, inner, outer, experts, itemsize):
+  """Returns Tiles that fit vector memory and should be fast; untuned, from sizes alone.
+
+  The least sum over steps of the time to multiply or to load the blocks of the next, whichever is longer,
+  and to start. Tiles of several groups are multiplied once for each. Blocks that hold all of K do not load
+  the matrix of a group again for each of its tiles. An odd number of tiles along N leaves one of two cores
+  waiting.
+
+  >>> default_tiles(8192, 4096, 14336, 8, 2), default_tiles(131072, 2048, 1024, 64, 2)
+  (Tiles(m=512, k=4096, n=512), Tiles(m=512, k=2048, n=512))
+  """
+  widths = lambda size: {min(size, width) for width in (256, 384, 512, 768, 1024, 1536, 2048, size)}
+  fits = [tiles for m in (128, 256, 512, 1024) for k in widths(inner) for n in widths(outer)
+          if _bytes(tiles := Tiles(m, k, n), pl.cdiv(inner, k), itemsize) <= vmem.DEFAULT]
+  return min(sorted(fits), key=lambda tiles: _cost(tiles, rows, inner, outer, experts, itemsize))
+
+
+def _cost(tiles, rows, inner, outer, experts, itemsize):
+  m, k, n = tiles
+  experts = min(experts, rows)
+  visits = pl.cdiv(rows, m) + experts - 1
+  inners, outers = pl.cdiv(inner, k), pl.cdiv(outer, n)
+  time = vmem.FLOPS_PER_BYTE * itemsize
+  product = 2 * m * k * n * (vmem.PASSES if itemsize == 4 else 1)
+  of_x, of_w = time * m * (k + n / inners), time * k * n
+  if inners == 1:
+    passing = experts * max(product, of_x + of_w) + (visits - experts) * max(product, of_x)
+  else:
+    passing = visits * inners * max(product * (1 + 128 / k), of_x + of_w)
+  return (passing + vmem.STEP * visits * inners) * pl.cdiv(outers, 2) * 2
+
+
+def _bytes(tiles, steps, itemsize):
+  """Blocks twice, for one is loaded while the other is multiplied; sums in float32; room to multiply.
+
+  The room is what compilers for v5e and v6e were seen to take: a third of the operands in bfloat16; in
+  float32, of which parts are made, up to twice.
+  """
+  m, k, n = tiles
+  left, right, out = (vmem.size(shape, itemsize) for shape in ((m, k), (k, n), (m, n)))
+  room = 2 * (left + right) if itemsize == 4 else (left + right) // 3
+  return 2 * (left + right + out) + room + vmem.size((m, n), 4) * (2 if steps > 1 else 1)

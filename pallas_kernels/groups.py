@@ -1,0 +1,52 @@
+"""Which tiles of rows hold rows of which group, for kernels that walk over rows sorted by group.
+
+Rows are cut into tiles of equal height. A tile is visited once for every group that has rows in it, in
+order of rows, so that the visits of a tile follow each other, and so do those of a group.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Visits(NamedTuple):
+  """Pairs of a group and a tile that it has rows in, V = ceil(M/height) + E - 1 of them at most.
+
+  group: i32[V] the group of a visit; beyond `count` anything in [0,E).
+  tile:  i32[V] the tile; beyond `count` anything in range.
+  start: i32[E+1] first row of a group, and the end of the last.
+  count: i32[] how many visits there are, 1 at least.
+  """
+  group: jax.Array
+  tile: jax.Array
+  start: jax.Array
+  count: jax.Array
+
+
+def visits(sizes, rows, height, *, empty=False):
+  """Returns the Visits of groups with `sizes` i32[E] among M rows in tiles of `height`.
+
+  Args:
+    sizes: i32[E] rows of each group, sum(sizes) <= rows.
+    rows: M.
+    height: rows of a tile; the last tile may be cut.
+    empty: whether groups without rows are visited as well, once each, to write their result.
+
+  Tile 0 holds the two rows of group 0 and two rows of group 2, whose last one is in tile 1:
+
+  >>> found = visits(jnp.array([2, 0, 3]), 8, 4)
+  >>> int(found.count), found.group[:3].tolist(), found.tile[:3].tolist(), found.start.tolist()
+  (3, [0, 2, 2], [0, 0, 1], [0, 2, 2, 5])
+  """
+  number, tiles = sizes.shape[0], -(-rows // height)
+  end = jnp.cumsum(sizes, dtype=jnp.int32)                           # [E]
+  start = end - sizes
+  first = jnp.minimum(start // height, tiles - 1)
+  spans = jnp.where(sizes > 0, (end - 1) // height - first + 1, int(empty))
+  upto = jnp.cumsum(spans, dtype=jnp.int32)                          # [E] visits of groups up to this one
+  visit = jnp.arange(tiles + number - 1, dtype=jnp.int32)            # [V]
+  group = jnp.sum(visit[:, None] >= upto, axis=1, dtype=jnp.int32)
+  group = jnp.minimum(group, number - 1)
+  tile = jnp.clip(first[group] + visit - (upto - spans)[group], 0, tiles - 1)
+  return Visits(group=group, tile=tile, start=jnp.pad(end, (1, 0)), count=jnp.maximum(upto[-1], 1))

@@ -1,0 +1,136 @@
+"""Transposed grouped matmul on TPUs: sums over the tiles that a group has rows in, then the next group.
+
+As in megablox (jax/experimental/pallas/ops/tpu/megablox in JAX) the grid walks over pairs of a group and a
+tile of rows, prefetched as scalars and as many as there are. Rows of other groups are set to zero in the
+tiles at both ends of a group; the tiles between are multiplied as they are. A group without rows is visited
+once, with a tile of which nothing is left, and so gets zeros.
+"""
+
+from typing import NamedTuple
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+
+from pallas_kernels import groups
+from pallas_kernels import vmem
+
+
+class Tiles(NamedTuple):
+  """Sizes of the blocks that a step multiplies: x [m,k], transposed, by dy [m,n].
+
+  Each is the whole dimension, or m a multiple of 16 and the others of 128.
+  """
+  m: int
+  k: int
+  n: int
+
+
+def tgmm(x, dy, sizes, *, tiles=None, interpret=False):
+  """Returns [E,K,N], out[e] = x[rows of e]^T @ dy[rows of e]; see `api.tgmm`.
+
+  Products of bfloat16 are exact in the float32 that they are added in; float32 is multiplied in full
+  precision, not in one pass of bfloat16.
+
+  Args:
+    x: [M,K].
+    dy: [M,N].
+    sizes: i32[E].
+    tiles: Tiles, or None for `default_tiles`.
+    interpret: False, True, or pltpu.InterpretParams: run on a CPU, for tests.
+  """
+  (rows, inner), outer, experts = x.shape, dy.shape[1], sizes.shape[0]
+  if tiles is None:
+    tiles = default_tiles(rows, inner, outer, experts, x.dtype.itemsize)
+  tm, tk, tn = Tiles(*map(min, tiles, (rows, inner, outer)))
+  visits = groups.visits(sizes, rows, tm, empty=True)
+  inners, outers = pl.cdiv(inner, tk), pl.cdiv(outer, tn)
+  call = pl.pallas_call(
+      _kernel,
+      out_shape=jax.ShapeDtypeStruct((experts, inner, outer), x.dtype),
+      grid_spec=pltpu.PrefetchScalarGridSpec(
+          num_scalar_prefetch=4, grid=(outers, inners, visits.count),
+          in_specs=[pl.BlockSpec((tm, tk), lambda n, k, v, group, tile, start, count: (tile[v], k)),
+                    pl.BlockSpec((tm, tn), lambda n, k, v, group, tile, start, count: (tile[v], n))],
+          out_specs=pl.BlockSpec((None, tk, tn), lambda n, k, v, group, tile, start, count: (group[v], k, n)),
+          scratch_shapes=[pltpu.VMEM((tk, tn), jnp.float32)]),
+      compiler_params=pltpu.CompilerParams(
+          dimension_semantics=('parallel', 'parallel', 'arbitrary'),
+          vmem_limit_bytes=vmem.limit(_bytes(Tiles(tm, tk, tn), x.dtype.itemsize))),
+      cost_estimate=pl.CostEstimate(
+          flops=2 * rows * inner * outer, transcendentals=0,
+          bytes_accessed=(x.size * outers + dy.size * inners + experts * inner * outer) * x.dtype.itemsize),
+      interpret=interpret, name='tgmm')
+  return call(visits.group, visits.tile, visits.start, visits.count[None], x, dy)
+
+
+def _kernel(group, tile, start, count, x, dy, out, total):
+  """One step: adds the product of a tile's rows of one group, and writes the sum after its last tile."""
+  visit = pl.program_id(2)
+  mine, height = group[visit], x.shape[0]
+  first, last = start[mine] - tile[visit] * height, start[mine + 1] - tile[visit] * height
+  whole = (first <= 0) & (last >= height)
+
+  def product(left, right):
+    return jax.lax.dot_general(
+        left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32,
+        precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None)
+
+  def rows_of_group(ref):
+    row = jax.lax.broadcasted_iota(jnp.int32, ref.shape, 0)
+    return jnp.where((first <= row) & (row < last), ref[...], 0).astype(ref.dtype)
+
+  @pl.when((visit == 0) | (mine != group[jnp.maximum(visit - 1, 0)]))
+  def _():
+    total[...] = jnp.zeros_like(total)
+
+  @pl.when(whole)
+  def _():
+    total[...] += product(x[...], dy[...])
+
+  @pl.when(jnp.logical_not(whole) & (last > first))
+  def _():
+    total[...] += product(rows_of_group(x), rows_of_group(dy))       # in both: what is not ours may be NaN
+
+  @pl.when((visit == count[0] - 1) | (mine != group[jnp.minimum(visit + 1, group.shape[0] - 1)]))
+  def _():
+    out[...] = total[...].astype(out.dtype)
+
+
+def default_tiles(rows, inner, outer, experts, itemsize):
+  """Returns Tiles that fit vector memory and should be fast; untuned, from sizes alone.
+
+  The least sum over steps of the time to multiply or to load the blocks of the next, whichever is longer,
+  to write the sums of the groups, and to start. Tiles of several groups are multiplied once for each. An odd
+  number of tiles along N leaves one of two cores waiting.
+
+  >>> default_tiles(8192, 4096, 14336, 8, 2), default_tiles(131072, 2048, 1024, 64, 2)
+  (Tiles(m=512, k=1024, n=1024), Tiles(m=512, k=1024, n=512))
+  """
+  widths = lambda size: {min(size, width) for width in (256, 384, 512, 768, 1024, 1536, 2048, size)}
+  fits = [tiles for m in (128, 256, 512, 1024) for k in widths(inner) for n in widths(outer)
+          if _bytes(tiles := Tiles(m, k, n), itemsize) <= vmem.DEFAULT]
+  return min(sorted(fits), key=lambda tiles: _cost(tiles, rows, inner, outer, experts, itemsize))
+
+
+def _cost(tiles, rows, inner, outer, experts, itemsize):
+  m, k, n = tiles
+  visits = pl.cdiv(rows, m) + experts - 1
+  inners, outers = pl.cdiv(inner, k), pl.cdiv(outer, n)
+  time = vmem.FLOPS_PER_BYTE * itemsize
+  product = 2 * m * k * n * (vmem.PASSES if itemsize == 4 else 1) * (1 + 128 / m)
+  passing = visits * (max(product, time * m * (k + n)) + vmem.STEP) + experts * time * k * n
+  return passing * inners * pl.cdiv(outers, 2) * 2
+
+
+def _bytes(tiles, itemsize):
+  """Blocks twice, for one is loaded while the other is multiplied; sums in float32; room to multiply.
+
+  The room is what compilers for v5e and v6e were seen to take: four thirds of the operands in bfloat16, for
+  one is transposed; in float32, of which parts are made, up to twice.
+  """
+  m, k, n = tiles
+  left, right, out = (vmem.size(shape, itemsize) for shape in ((m, k), (m, n), (k, n)))
+  room = 2 * (left + right) if itemsize == 4 else 4 * (left + right) // 3
+  return 2 * (left + right + out) + room + vmem.size((k, n), 4)
