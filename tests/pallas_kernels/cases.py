@@ -1,10 +1,9 @@
-"""Rows by group that grouped products are tested on, and how near to their reference they must come."""
+"""Rows by group that grouped products of TPUs are tested on, and races between their copies."""
 
 from hypothesis import strategies
-import jax
 from jax.experimental.pallas import tpu as pltpu
-import jax.numpy as jnp
-import numpy as np
+
+from tests.pallas_kernels import agree
 
 # sizes, M: with tiles of 16 rows.
 SIZES = {
@@ -18,22 +17,9 @@ SIZES = {
 }
 
 
-def normal(seed, *shape, dtype=jnp.float32):
-  return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
-
-
-def rows(seed, sizes, number, width, dtype=jnp.float32):
+def rows(seed, sizes, number, width, dtype):
   """Returns [M,width] of which those that belong to nobody are NaN."""
-  return normal(seed, number, width, dtype=dtype).at[sum(sizes):].set(jnp.nan)
-
-
-def close(got, want, dtype):
-  """Asserts round-off: float32 relative to the largest entry, bfloat16 one unit in the last place."""
-  assert got.dtype == want.dtype == dtype and got.shape == want.shape
-  got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
-  if got.size:
-    rtol = 0 if dtype == jnp.float32 else 2**-7                      # the spacing above a power of two
-    np.testing.assert_allclose(got, want, rtol=rtol, atol=1e-5 * np.abs(want).max())
+  return agree.beyond(agree.normal(seed, (number, width), dtype), sum(sizes))
 
 
 def races(call):
