@@ -1,55 +1,73 @@
-"""How CPUs go through rows sorted by expert: in blocks, as many as an expert has rows for.
+"""How CPUs go through rows sorted by expert: block after block, each of one expert.
 
-XLA has no product of a size known only at run time; it has loops of a length known only then. An expert's
-rows, rounded up to a multiple of the last of SIZES, are cut into as many blocks of the first size as fit, the
-rest into smaller ones: at most SIZES[-1] - 1 rows of an expert are computed in vain, those of the next one.
+XLA has no product of a size known only at run time; it has loops of a length known only then, and a
+choice between programs. So a block has one of SIZES, the smallest that holds what is left of its expert's
+rows; what it computes beyond them belongs to the next expert, whose blocks come later and write over it.
+
+A call of a product costs some 0.1 ms on two cores, whatever its size, hence one block for all that is left
+rather than several that fit better; and a choice inside one loop rather than a loop for every size, whose
+carry XLA copies.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-SIZES = (512, 256, 128, 32)             # each a multiple of the next
+SIZES = tuple(range(32, 513, 32))       # rising
 FEW = 64                                # up to so many rows, as in decoding, each is a block: none in vain
 
 
-def sizes(rows):
-  """Returns the block sizes for so many rows in all, largest first: a tuple [.].
+class Blocks(NamedTuple):
+  """Blocks of rows in rising order, `number` of V are there.
 
-  >>> sizes(2048), sizes(3)
-  ((512, 256, 128, 32), (1,))
+  expert, row, count: i32[V] expert, first row, and rows that are of this expert.
+  number:             i32[]. sizes: the SIZES in use.
   """
-  return (1,) if rows <= FEW else SIZES
+  expert: jax.Array
+  row: jax.Array
+  count: jax.Array
+  number: jax.Array
+  sizes: tuple
 
 
-def blocks(sizes, start, count, block, carry):
-  """Carries `block(first row, size, carry)` over `count` rows from row `start`, large blocks first.
+def blocks(counts, rows):
+  """Returns the Blocks of M = `rows` rows of which expert e has counts[e].
 
-  Args:
-    sizes: see above; static.
-    start, count: i32[].
+  >>> cut = blocks(jnp.array([0, 600, 1]), 1000)
+  >>> [v[:cut.number].tolist() for v in cut[:3]]
+  [[1, 1, 2], [0, 512, 600], [512, 88, 1]]
   """
-  row, left = start, (count + sizes[-1] - 1) // sizes[-1] * sizes[-1]
-  for size in sizes:
-    num = left // size
-    body = lambda i, carry, row=row, size=size: block(row + i * size, size, carry)
-    carry = jax.lax.fori_loop(0, num, body, carry)
-    row, left = row + num * size, left - num * size
-  return carry
+  sizes = (1,) if rows <= FEW else SIZES
+  top, experts = sizes[-1], counts.shape[0]
+  end = jnp.cumsum((counts + top - 1) // top)                        # [E] blocks of it and of earlier ones
+  block = jnp.arange(rows // top + min(experts, rows), dtype=jnp.int32)      # [V], the most there can be
+  expert = jnp.minimum(jnp.searchsorted(end, block, side='right'), experts - 1).astype(jnp.int32)
+  before = top * (block - end[expert] + (counts[expert] + top - 1) // top)   # rows of it in earlier blocks
+  row = (jnp.cumsum(counts) - counts)[expert] + before
+  return Blocks(expert, row, jnp.minimum(counts[expert] - before, top), end[-1], sizes)
 
 
-def busy(counts):
-  """Returns (i32[E], i32[]): the experts that have rows first, and their number.
-
-  >>> [v.tolist() for v in busy(jnp.array([0, 3, 0, 1]))]
-  [[1, 3, 0, 2], 2]
-  """
-  some = counts > 0
-  return jnp.argsort(~some, stable=True), some.sum(dtype=jnp.int32)
+def each(cut, block, carry):
+  """Carries `block(i, carry)` over the blocks of `cut`, in order."""
+  return jax.lax.fori_loop(0, cut.number, block, carry)
 
 
-def padded(x):
-  """Returns x [M,...] with zeros after it, as many as the last block of the last expert may reach into."""
-  return jnp.pad(x, ((0, sizes(x.shape[0])[-1] - 1), *((0, 0),) * (x.ndim - 1)))
+def choose(cut, i, f):
+  """Returns f(size) of the size of block i, the only one that runs: a tree of arrays, [.] for every size."""
+  which = sum((cut.count[i] > size).astype(jnp.int32) for size in cut.sizes[:-1])
+  branches = [lambda size=size: f(size) for size in cut.sizes]
+  return jax.lax.switch(which, branches) if len(branches) > 1 else branches[0]()
+
+
+def whole(cut, y):
+  """Returns rows y [size,...] with zeros after them, up to the largest size."""
+  return jnp.pad(y, ((0, cut.sizes[-1] - y.shape[0]), *((0, 0),) * (y.ndim - 1)))
+
+
+def room(cut, x):
+  """Returns x [M,...] with zeros after it, as many as a block may reach into: [M+P,...]."""
+  return jnp.pad(x, ((0, cut.sizes[-1]), *((0, 0),) * (x.ndim - 1)))
 
 
 def take(x, row, size):

@@ -1,4 +1,4 @@
-"""The grouped matmul on CPUs: a loop over the experts that have rows, of products of blocks of rows."""
+"""The grouped matmul on CPUs: a loop over blocks of rows, each times the matrix of its expert."""
 
 import jax
 import jax.numpy as jnp
@@ -8,22 +8,16 @@ from pallas_kernels import walk
 
 def gmm(x, w, sizes, transposed=False):
   """Returns out[r] = x[r] w[e(r)]; see `api.gmm`."""
-  cuts = walk.sizes(x.shape[0])
-  start = jnp.cumsum(sizes) - sizes                                  # [E]
-  experts, number = walk.busy(sizes)
-  rows = walk.padded(x)                                              # [M+P, K]
+  cut = walk.blocks(sizes, x.shape[0])
+  rows = walk.room(cut, x)                                           # [M+P, K]
   contract = ((1,), (1,)) if transposed else ((1,), (0,))
 
-  def expert(i, out):
-    e = experts[i]
-    mine = jax.lax.dynamic_index_in_dim(w, e, 0, keepdims=False)     # [K, N] or [N, K]
-
-    def block(row, size, out):
-      y = jax.lax.dot_general(walk.take(rows, row, size), mine, (contract, ((), ())),
-                              preferred_element_type=jnp.float32)    # [B, N]
-      # It may reach into the rows of the next expert, which come later and overwrite it.
-      return walk.put(out, y, row)
-    return walk.blocks(cuts, start[e], sizes[e], block, out)
+  def block(i, out):
+    row = cut.row[i]
+    mine = jax.lax.dynamic_index_in_dim(w, cut.expert[i], 0, keepdims=False)      # [K, N] or [N, K]
+    product = lambda size: walk.whole(cut, jax.lax.dot_general(
+        walk.take(rows, row, size), mine, (contract, ((), ())), preferred_element_type=jnp.float32))
+    return walk.put(out, walk.choose(cut, i, product), row)          # [top, N]
 
   out = jnp.zeros((rows.shape[0], w.shape[1 if transposed else 2]), x.dtype)
-  return jax.lax.fori_loop(0, number, expert, out)[:x.shape[0]]
+  return walk.each(cut, block, out)[:x.shape[0]]

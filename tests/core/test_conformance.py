@@ -57,7 +57,7 @@ BANKS = {
 def small_blocks():
   """Blocks so small that every expert needs several of both sizes; and of one row, for one choice a token."""
   shipped = walk.SIZES, walk.FEW
-  walk.SIZES, walk.FEW = (6, 2), G * S
+  walk.SIZES, walk.FEW = (2, 6), G * S
   yield
   walk.SIZES, walk.FEW = shipped
 

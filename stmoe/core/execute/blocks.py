@@ -1,13 +1,14 @@
 """Dropless and portable: the rows of each expert in blocks, as many as it has.
 
-Rows are sorted by expert (`core/rows.py`). A loop over experts holds loops over blocks, whose
-lengths are known only at run time (`pallas_kernels/walk.py`).
+Rows are sorted by expert (`core/rows.py`), and a loop goes over blocks of them, each of one expert
+and of the size that it needs (`pallas_kernels/walk.py`).
 Drops are honoured (they have no row), and so are any k and any imbalance.
 
 The last block of an expert reaches into the rows of the next one, which are computed later
-and then overwrite it. The backward is written by hand: it runs the experts' forward again
-block by block, so that nothing of size rows x F is ever stored, and adds the gradients of
-the parameters in place, in the carry of the loops.
+and then overwrite it. The backward is written by hand (`core/grouped.py`): it runs the experts' forward
+again block by block, except for their last product, so that nothing that has a row per edge is ever stored,
+and adds the gradients of the parameters in place, in the carry of the loop. Keeping the products instead
+costs CPUs as much in copies as it saves.
 """
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import walk
 from stmoe.core import assignment
-from stmoe.core import layouts
+from stmoe.core import grouped
 from stmoe.core import rows as rows_lib
 
 
@@ -38,74 +39,65 @@ def execute(x, a, experts, key=None):
 
 @jax.custom_vjp
 def _execute(x, weight, experts, a, rows, key):
-  return _forward(x, weight, experts, a, rows, key)[0]
+  return forward(x, weight, experts, a, rows, key)
 
 
-def _forward(x, weight, experts, a, rows, key):
+def forward(x, weight, experts, a, rows, key):
+  """Returns y [G,S,D'] of `execute`; weight f32[G,N] is 0 on dead edges, `rows` those of `a`."""
   tokens = x.reshape(-1, x.shape[-1])                                # [G*S, D]
-  table = walk.padded(rows.token)                                   # [M+P]
-  cuts = walk.sizes(rows.edge.size)
+  cut = walk.blocks(rows.sizes, rows.edge.size)
+  table = walk.room(cut, rows.token)                                 # [M+P], P for blocks that reach further
+  run = lambda bank, x, key: grouped.forward(bank, x, grouped.One(), key)[0]
 
-  def expert(i, out):
-    e = busy[i]
-    bank = _one(experts, e)
-
-    def block(row, size, out):
-      xb = _take(tokens, walk.take(table, row, size))                # [B, D]
-      return walk.put(out, bank(layouts.Buckets(xb[None]), _fold(key, row)).x[0], row)
-    return walk.blocks(cuts, rows.start[e], rows.sizes[e], block, out)
+  def block(i, out):
+    row, bank = cut.row[i], _one(experts, cut.expert[i])
+    sized = lambda size: run(bank, _take(tokens, walk.take(table, row, size)), _fold(key, row))     # [B, D']
+    return walk.put(out, walk.choose(cut, i, lambda size: walk.whole(cut, sized(size))), row)
 
   with jax.named_scope('experts'):
-    # The last row stays zero: edges without a row read it.
-    out = jnp.zeros((table.size + 1, _width(experts, tokens)), x.dtype)   # [M+P+1, D']
-    busy, number = walk.busy(rows.sizes)
-    out = jax.lax.fori_loop(0, number, expert, out)
+    width = jax.eval_shape(run, jax.eval_shape(_one, experts, 0), tokens[:1], key).shape[-1]
+    out = walk.each(cut, block, jnp.zeros((table.size, width), x.dtype))               # [M+P, D']
   with jax.named_scope('combine'):
     y = _per_edge(out, rows) * weight[..., None]                     # [G, N, D'], f32
-    y = rows_lib.add_up(y, a).astype(x.dtype)                        # [G, S, D']
-  return y, (x, weight, experts, a, rows, key, out)
+    return rows_lib.add_up(y, a).astype(x.dtype)                     # [G, S, D']
 
 
-def _backward(saved, dy):
-  x, weight, experts, a, rows, key, out = saved
+def backward(saved, dy):
+  """Returns the gradients to x [G,S,D], weight f32[G,N] and the bank; `saved` are `forward`'s arguments."""
+  x, weight, experts, a, rows, key = saved
   tokens, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-  table, gate = walk.padded(rows.token), walk.padded(weight.reshape(-1)[rows.edge])
-  cuts = walk.sizes(rows.edge.size)
+  cut = walk.blocks(rows.sizes, rows.edge.size)
+  table, gate = walk.room(cut, rows.token), walk.room(cut, weight.reshape(-1)[rows.edge])
 
-  def expert(e, carry):
-    bank, end = _one(experts, e), rows.start[e] + rows.sizes[e]
-    add = lambda all, one: walk.put(all, walk.take(all, e, 1) + one, e)
+  def block(i, carry):
+    dx, dgate, dexperts = carry
+    row, expert = cut.row[i], cut.expert[i]
+    bank = _one(experts, expert)
 
-    def block(row, size, carry):
-      dx, dgate, dexperts = carry
-      at = walk.take(table, row, size)
-      mine = row + jnp.arange(size) < end                            # the rest is of the next expert
-      xb, dyb = _take(tokens, at), _take(dy, at)                     # [B, D], [B, D']
-      dgb = (walk.take(out, row, size).astype(jnp.float32) * dyb).sum(-1)
-      dyb = (dyb * jnp.where(mine, walk.take(gate, row, size), 0)[:, None]).astype(x.dtype)
-      _, pull = jax.vjp(lambda bank, xb: bank(layouts.Buckets(xb), _fold(key, row)).x, bank, xb[None])
-      dbank, dxb = pull(dyb[None])
-      return walk.put(dx, dxb[0], row), walk.put(dgate, dgb, row), jax.tree.map(add, dexperts, dbank)
+    def sized(size):
+      here = lambda v: walk.take(v, row, size)
+      mine = jnp.arange(size) < cut.count[i]                         # the rest is of the next expert
+      at = here(table)
+      # A gate of 0 keeps the rest out of all gradients of the bank.
+      dbank, dxb, dgb = grouped.backward(bank, _take(tokens, at), grouped.One(), _fold(key, row), None,
+                                         jnp.where(mine, here(gate), 0), _take(dy, at).astype(x.dtype))
+      return dbank, walk.whole(cut, dxb), walk.whole(cut, dgb)
 
-    return walk.blocks(cuts, rows.start[e], rows.sizes[e], block, carry)
+    dbank, dxb, dgb = walk.choose(cut, i, sized)
+    add = lambda all, one: walk.put(all, walk.take(all, expert, 1) + one, expert)
+    return walk.put(dx, dxb, row), walk.put(dgate, dgb, row), jax.tree.map(add, dexperts, dbank)
 
   with jax.named_scope('experts'):
-    dgate = jnp.zeros(table.size + 1, jnp.float32)                   # [M+P+1]
-    dx = jnp.zeros((table.size + 1, x.shape[-1]), x.dtype)           # [M+P+1, D]
-    carry = dx, dgate, jax.tree.map(jnp.zeros_like, experts)
-    dx, dgate, dexperts = jax.lax.fori_loop(0, a.num_experts, expert, carry)
+    dgate = jnp.zeros(table.size, jnp.float32)                       # [M+P]
+    dx = jnp.zeros((table.size, x.shape[-1]), x.dtype)               # [M+P, D]
+    dx, dgate, dexperts = walk.each(cut, block, (dx, dgate, jax.tree.map(jnp.zeros_like, experts)))
   with jax.named_scope('dispatch'):
     dx = rows_lib.add_up(_per_edge(dx, rows), a).astype(x.dtype)     # [G, S, D]
-  return dx, _per_edge(dgate, rows).astype(weight.dtype), dexperts, None, None, None
+  return dx, _per_edge(dgate, rows).astype(weight.dtype), dexperts
 
 
-_execute.defvjp(_forward, _backward)
-
-
-def _width(experts, tokens):
-  """D', the width of the rows that the bank makes of tokens [.,D]."""
-  run = lambda bank, row: bank(layouts.Buckets(row[None])).x
-  return jax.eval_shape(run, jax.eval_shape(_one, experts, 0), tokens[:1]).shape[-1]
+_execute.defvjp(lambda *arguments: (forward(*arguments), arguments),
+                lambda saved, dy: (*backward(saved, dy), None, None, None))
 
 
 def _one(experts, e):
@@ -115,8 +107,8 @@ def _one(experts, e):
 
 def _per_edge(out, rows):
   """[G,N,...] f32: the row of every edge, zero where it has none."""
-  at = jnp.where(rows.row < rows.edge.size, rows.row, out.shape[0] - 1)
-  return _take(out, at).astype(jnp.float32)
+  at = jnp.where(rows.row < rows.edge.size, rows.row, out.shape[0])
+  return out.at[at].get(mode='fill', fill_value=0).astype(jnp.float32)
 
 
 def _fold(key, row):

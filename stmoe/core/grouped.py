@@ -1,0 +1,190 @@
+"""Rows sorted by expert as dropless executors give them to a bank, and how little of a bank's work they keep.
+
+A bank runs on them twice. Forward, its products are computed and their results z may be kept. Backward, the
+same z are handed out instead of computed, so that everything else of the bank (activations, gates, biases) is
+recomputed element by element and differentiated by JAX, and each product differentiates into its two
+transposes. Only the z are ever stored, or nothing, where they are computed again.
+
+The product that a bank ends with waits (`Product`): its result is needed for the output but not for any
+gradient, because a combine weight g may as well go before it,
+
+  sum_r g_r (h_r w + b) = sum_r ((g_r h_r) w + g_r b),
+
+whose gradient to g_r is <dy_r w^T, h_r> + <dy_r, b> (SonicMoE, arXiv:2512.14080).
+"""
+
+import functools
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.gmm import api as gmm
+from pallas_kernels.tgmm import api as tgmm
+
+
+@struct.dataclass
+class Kernels:
+  """Products of rows of several experts.
+
+  sizes: i32[E] rows of each. expert: i32[M] expert of each row, E of none.
+  """
+  sizes: jax.Array
+  expert: jax.Array
+
+  def times(self, x, w):
+    """Returns [M,F]: rows x [M,D] times w [E,D,F] of their expert."""
+    return gmm.gmm(x, w, self.sizes)
+
+  def transposes(self, x, w, dz):
+    """Returns the gradients [M,D] and [E,D,F] of `times` for dz [M,F]."""
+    return gmm.gmm(dz, w, self.sizes, transposed=True), tgmm.tgmm(x, dz, self.sizes)
+
+  def of_rows(self, b):
+    """Returns [M,F]: of b [E,F] the row of each row's expert."""
+    return b.at[self.expert].get(mode='fill', fill_value=0)
+
+  def added(self, dy):
+    """Returns [E,F], the gradient of `of_rows`: the sum over the rows of each expert."""
+    return tgmm.tgmm(jnp.ones((dy.shape[0], 1), dy.dtype), dy, self.sizes)[:, 0]
+
+
+@struct.dataclass
+class One:
+  """Products of rows of the same expert, whose bank has arrays [1,...]."""
+
+  def times(self, x, w):
+    """Returns [B,F]: rows x [B,D] times w [1,D,F]."""
+    return x @ w[0]
+
+  def transposes(self, x, w, dz):
+    """Returns the gradients [B,D] and [1,D,F] of `times` for dz [B,F]."""
+    return jax.lax.dot_general(dz, w[0], (((1,), (1,)), ((), ()))), jnp.einsum('bd,bf->df', x, dz)[None]
+
+  def of_rows(self, b):
+    """Returns [1,F]: b, which every row has."""
+    return b
+
+  def added(self, dy):
+    """Returns dy [1,F]: JAX has summed over the rows already, as b was broadcast to them."""
+    return dy
+
+
+class Run:
+  """Computes the products of a bank, and keeps their results in `kept`, a list of [M,F]."""
+
+  def __init__(self, ops):
+    self.ops = ops
+    self.kept = []
+
+  def product(self, x, w):
+    """Returns [M,F]: rows x [M,D] times w [E,D,F] of their expert."""
+    self.kept.append(self.ops.times(x, w))
+    return self.kept[-1]
+
+
+class Again:
+  """Hands out the products that a `Run` kept, in the same order; with `kept` None it computes them again."""
+
+  def __init__(self, ops, kept):
+    self.ops = ops
+    self.kept = kept and list(kept)
+
+  def product(self, x, w):
+    """Returns [M,F] as `Run.product` did; the gradient is that of the product."""
+    z = self.ops.times(x, w) if self.kept is None else self.kept.pop(0)
+    return known(x, w, z, self.ops)
+
+
+@jax.custom_vjp
+def known(x, w, z, ops):
+  """Returns z [M,F], which is x [M,D] times w [E,D,F] per expert; only the gradient is computed."""
+  return z
+
+
+def _known_backward(saved, dz):
+  x, w, ops = saved
+  return *ops.transposes(x, w, dz.astype(x.dtype)), None, None
+
+
+known.defvjp(lambda x, w, z, ops: (z, (x, w, ops)), _known_backward)
+
+
+@jax.custom_vjp
+def of_rows(b, ops):
+  """Returns [M,F]: of b [E,F] the row of each row's expert."""
+  return ops.of_rows(b)
+
+
+of_rows.defvjp(lambda b, ops: (ops.of_rows(b), ops), lambda ops, dy: (ops.added(dy), None))
+
+
+class Grouped:
+  """Rows x [M,D] sorted by expert; `products` is a Run or an Again. Rows of no expert hold anything."""
+
+  def __init__(self, x, products):
+    self.x = x
+    self.products = products
+
+  def linear(self, w, b=None):
+    """Returns rows times w [E,D,F] (plus b [E,F]) of their expert: x [M,F]."""
+    return Product(self, w.astype(self.x.dtype), b)
+
+  def scale(self, b):
+    """Returns rows times b [E,F] of their expert, elementwise."""
+    return Grouped(self.x * self.of_rows(b), self.products)
+
+  def shift(self, b):
+    """Returns rows plus b [E,F] of their expert."""
+    return Grouped(self.x + self.of_rows(b), self.products)
+
+  def map(self, f, *others):
+    """Returns f of these rows (and of `others`), where f acts on every row [...,F] by itself."""
+    return Grouped(f(self.x, *(o.x for o in others)), self.products)
+
+  def weighed(self, gate):
+    """Returns the rows times gate f32[M,1], [M,D]; for its gradient only."""
+    return (self.x * gate).astype(self.x.dtype)
+
+  def of_rows(self, b):
+    """Returns [M,F]: of b [E,F] the row of each row's expert."""
+    return of_rows(b.astype(self.x.dtype), self.products.ops)
+
+
+class Product(Grouped):
+  """The product of `rows` with w [E,D,F] plus b [E,F] or None, computed when it is asked for."""
+
+  def __init__(self, rows, w, b):
+    self.rows, self.w, self.b = rows, w, b
+    self.products = rows.products
+
+  @functools.cached_property
+  def x(self):
+    y = self.products.product(self.rows.x, self.w)                   # [M, F]
+    return y if self.b is None else y + self.rows.of_rows(self.b)
+
+  def weighed(self, gate):
+    """Returns zeros [M,F] with the gradient of gate_r (x_r w + b): the weight goes before the product."""
+    x = (self.rows.x * gate).astype(self.rows.x.dtype)               # [M, D]
+    nothing = jnp.zeros((x.shape[0], self.w.shape[-1]), x.dtype)
+    y = known(x, self.w, nothing, self.products.ops)
+    return y if self.b is None else y + (self.rows.of_rows(self.b) * gate).astype(y.dtype)
+
+
+def forward(bank, x, ops, key):
+  """Returns (y [M,D'], tuple of the [M,F] to keep) of a bank on rows x [M,D]."""
+  run = Run(ops)
+  out = bank(Grouped(x, run), key)
+  kept = tuple(run.kept)                                             # without the last product
+  return out.x, kept
+
+
+def backward(bank, x, ops, key, kept, gate, dy):
+  """Returns the gradients to (bank, x [M,D], gate f32[M]) of gate times `forward`'s y, for dy [M,D'].
+
+  `kept` is what that said to keep, or None.
+  """
+  def weighed(bank, x, gate):
+    return bank(Grouped(x, Again(ops, kept)), key).weighed(gate[:, None])
+  _, pull = jax.vjp(weighed, bank, x, gate)
+  return pull(dy)
