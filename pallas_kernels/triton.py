@@ -48,13 +48,14 @@ def snake(i, rows, columns, group):
   return row, jnp.where(band % 2 == 1, columns - 1 - column, column)
 
 
-def power(size, most):
+def power(size, most=None):
   """Returns the power of two that holds `size`, at least SMALLEST and at most `most`, for a side of a tile.
 
   >>> [power(size, 128) for size in (1, 100, 128, 1000)]
   [16, 128, 128, 128]
   """
-  return min(max(1 << (size - 1).bit_length(), SMALLEST), most)
+  enough = max(1 << (size - 1).bit_length(), SMALLEST)
+  return enough if most is None else min(enough, most)
 
 
 def mask(tall, wide):
@@ -77,6 +78,6 @@ def store(ref, tile, where=None):
   plgpu.store(ref, tile.astype(ref.dtype), mask=where)
 
 
-def params(tiles):
-  """Returns the compiler's settings for tiles that have `warps` and `stages`."""
-  return plgpu.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages)
+def params(warps, stages):
+  """Returns the compiler's settings: warps of a program, and steps of a loop whose loads are under way."""
+  return plgpu.CompilerParams(num_warps=warps, num_stages=stages)

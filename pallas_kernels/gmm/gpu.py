@@ -56,7 +56,7 @@ def _gmm(x, w, sizes, token, transposed, tiling, interpret=False):
   call = pl.pallas_call(
       functools.partial(_kernel, t=t, n=n, transposed=transposed, interpret=interpret),
       out_shape=jax.ShapeDtypeStruct((rows, n), x.dtype), grid=(table.shape[1] * pl.cdiv(n, t.n),),
-      compiler_params=triton.params(t), interpret=interpret, name='gmm')
+      compiler_params=triton.params(t.warps, t.stages), interpret=interpret, name='gmm')
   return call(table, x, w, *(() if token is None else (token,)))
 
 

@@ -58,7 +58,7 @@ def _tgmm(x, dy, sizes, token, dy_token, tiling, interpret=False):
       functools.partial(_kernel, t=t, gathered=gathered, interpret=interpret),
       out_shape=jax.ShapeDtypeStruct((experts, k, n), x.dtype),
       grid=(experts * pl.cdiv(k, t.k) * pl.cdiv(n, t.n),),
-      compiler_params=triton.params(t), interpret=interpret, name='tgmm')
+      compiler_params=triton.params(t.warps, t.stages), interpret=interpret, name='tgmm')
   return call(bounds, x, dy, *(table for table in (token, dy_token) if table is not None))
 
 

@@ -38,7 +38,9 @@ def compile(where, folder, name, f, *args):
   cached = jax.config.jax_enable_compilation_cache
   jax.config.update('jax_enable_compilation_cache', False)           # what is cached writes no files
   try:
-    jax.jit(f).lower(*args).compile(compiler_options={'xla_dump_to': str(folder)})
+    # Optimised as it is for users, unlike the other programs of these tests.
+    options = dict(xla_dump_to=str(folder), xla_backend_optimization_level=3)
+    jax.jit(f).lower(*args).compile(compiler_options=options)
   finally:
     jax.config.update('jax_enable_compilation_cache', cached)
   return _read(pathlib.Path(folder), name)

@@ -1,0 +1,71 @@
+"""Routing on NVIDIA GPUs, by Triton: softmax, the k largest and counts in one pass over the logits.
+
+A program has all experts of some tokens in registers and takes the largest probability k times. Programs add
+their counts to those of others in memory; sums of integers do not depend on the order.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from pallas_kernels import triton
+
+ENTRIES = 2048                          # probabilities of a program, 16 a thread; never measured
+
+
+def route(logits, k):
+  """Returns (weight f32[T,k], expert i32[T,k], counts i32[E]) of logits [T,E]; see `route.api`."""
+  return _route(logits, k)
+
+
+def _route(logits, k, interpret=False):
+  tokens, experts = logits.shape
+  wide = triton.power(experts)
+  tall = max(ENTRIES // wide, 1)
+  like = jax.ShapeDtypeStruct
+  weight, expert, counts = pl.pallas_call(
+      functools.partial(_kernel, tall=tall, wide=wide, k=k),
+      out_shape=(like((tokens, k), jnp.float32), like((tokens, k), jnp.int32), like((wide,), jnp.int32)),
+      grid=(pl.cdiv(tokens, tall),), input_output_aliases={1: 2},
+      compiler_params=triton.params(warps=4, stages=1), interpret=interpret,
+      name='route')(logits, jnp.zeros(wide, jnp.int32))
+  return weight, expert, counts[:experts]
+
+
+def _kernel(logits, _, weight, expert, counts, *, tall, wide, k):
+  tokens, experts = logits.shape
+  token, col = pl.program_id(0) * tall + jnp.arange(tall), jnp.arange(wide)
+  here = token < tokens if tokens % tall else None
+  inside = col < experts if experts % wide else None
+  probs = _softmax(triton.load(logits.at[token[:, None], col[None]], triton.mask(here, inside)), inside)
+
+  slot = jnp.arange(triton.power(k))
+  best, chosen = jnp.zeros((tall, slot.size), jnp.float32), jnp.zeros((tall, slot.size), jnp.int32)
+
+  def choose(j, carry):
+    left, best, chosen = carry
+    e = jnp.argmax(left, axis=1)                                     # [tall] the first of the largest
+    best = jnp.where(slot[None] == j, jnp.max(left, axis=1)[:, None], best)
+    chosen = jnp.where(slot[None] == j, e[:, None], chosen)
+    return jnp.where(col[None] == e[:, None], -1, left), best, chosen
+
+  left, best, chosen = jax.lax.fori_loop(0, k, choose, (probs, best, chosen))
+  kept = triton.mask(here, slot < k if k < slot.size else None)
+  triton.store(weight.at[token[:, None], slot[None]], best, kept)
+  triton.store(expert.at[token[:, None], slot[None]], chosen, kept)
+  taken = (left < 0) & (probs >= 0)
+  taken = taken if here is None else taken & here[:, None]
+  plgpu.atomic_add(counts, (col,), jnp.sum(taken.astype(jnp.int32), axis=0))
+
+
+def _softmax(logits, inside):
+  """f32[tall,wide]: the softmax over experts, -1 where there is none."""
+  logits = logits.astype(jnp.float32)
+  if inside is not None:
+    logits = jnp.where(inside[None], logits, -jnp.inf)
+  e = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
+  probs = e / jnp.sum(e, axis=1, keepdims=True)
+  return probs if inside is None else jnp.where(inside[None], probs, -1)
