@@ -16,25 +16,28 @@ from jax.experimental import pallas as pl
 from pallas_kernels import triton
 
 
-def tiles(rows, k, n, experts, dtype):
-  """Returns the triton.Tiles for `rows` of width `k`, and `experts` matrices [k,n].
+def default_tiles(rows, inner, outer, experts, itemsize):
+  """Returns the triton.Tiles for `rows` [M,inner] and matrices [inner,outer] of `experts`.
 
   Never measured: the sides are those that dense matmuls in Triton have on Hopper. Products that are large
   along every side get 128 x 256, one on a multiprocessor. Where sums are short, or columns would be left
   over, it is 128 x 128, as in ScatterMoE: two fit, and one computes while the other begins or ends. Experts
   with few rows get lower tiles. None spills registers (see the tests that compile them).
+
+  >>> default_tiles(8192, 4096, 14336, 8, 2)
+  Tiles(m=128, n=256, k=64, warps=8, stages=4, band=8)
   """
   mean = -(-rows // experts)
   m = 128 if mean > 64 else 64 if mean > 16 else 16
   warps = 8 if m == 128 else 4
-  if dtype == jnp.float32:
-    return triton.Tiles(m, triton.power(n, 128), triton.power(k, 32), warps, stages=3)
-  if m == 128 and k > 1024 and (n % 256 == 0 or n > 4096):
+  if itemsize == 4:
+    return triton.Tiles(m, triton.power(outer, 128), triton.power(inner, 32), warps, stages=3)
+  if m == 128 and inner > 1024 and (outer % 256 == 0 or outer > 4096):
     return triton.Tiles(m, 256, 64, warps, stages=4)
-  return triton.Tiles(m, triton.power(n, 128), triton.power(k, 64), warps, stages=4 if m == 16 else 3)
+  return triton.Tiles(m, triton.power(outer, 128), triton.power(inner, 64), warps, stages=4 if m == 16 else 3)
 
 
-def gmm(x, w, sizes, *, transposed=False, token=None, tiling=None):
+def gmm(x, w, sizes, *, transposed=False, token=None, tiles=None):
   """Returns [M,N], out[r] = x[r] @ w[e(r)]; see `pallas_kernels.gmm.api`.
 
   Args:
@@ -42,16 +45,16 @@ def gmm(x, w, sizes, *, transposed=False, token=None, tiling=None):
     w: [E,K,N], or [E,N,K] if `transposed`.
     sizes: i32[E].
     token: None, or i32[M], in range: row r of the product is made of x[token[r]], which is never stored.
-    tiling: triton.Tiles; None takes those of `tiles`.
+    tiles: triton.Tiles, or None for `default_tiles`.
   """
-  return _gmm(x, w, sizes, token, transposed, tiling)
+  return _gmm(x, w, sizes, token, transposed, tiles)
 
 
-def _gmm(x, w, sizes, token, transposed, tiling, interpret=False):
+def _gmm(x, w, sizes, token, transposed, tiles, interpret=False):
   rows = (x if token is None else token).shape[0]
   experts, k = w.shape[0], x.shape[1]
   n = w.shape[1 if transposed else 2]
-  t = tiling or tiles(rows, k, n, experts, x.dtype)
+  t = tiles or default_tiles(rows, k, n, experts, x.dtype.itemsize)
   table = _table(sizes, rows, t.m)                                   # i32[3, tiles of rows]
   call = pl.pallas_call(
       functools.partial(_kernel, t=t, n=n, transposed=transposed, interpret=interpret),

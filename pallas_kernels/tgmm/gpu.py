@@ -19,21 +19,24 @@ from jax.experimental import pallas as pl
 from pallas_kernels import triton
 
 
-def tiles(rows, k, n, experts, dtype):
-  """Returns the triton.Tiles for matrices [k,n] of `experts`, out of `rows`.
+def default_tiles(rows, inner, outer, experts, itemsize):
+  """Returns the triton.Tiles for matrices [inner,outer] of `experts`, out of `rows`.
 
-  Never measured: see `pallas_kernels.gmm.gpu.tiles`. The step m is short where experts have few rows.
+  Never measured: see `default_tiles` of `pallas_kernels.gmm.gpu`. The step m is short where experts have
+  few rows.
+
+  >>> default_tiles(8192, 4096, 14336, 8, 2)
+  Tiles(m=64, n=256, k=128, warps=8, stages=4, band=8)
   """
   mean = -(-rows // experts)
-  f32 = dtype == jnp.float32
-  m, tall = triton.power(mean, 32 if f32 else 64), triton.power(k, 128)
-  warps = 8 if tall == 128 else 4
-  if not f32 and m == 64 and tall == 128 and (n % 256 == 0 or n > 4096):
-    return triton.Tiles(m, 256, tall, warps, stages=4)
-  return triton.Tiles(m, triton.power(n, 128), tall, warps, stages=3)
+  m, k = triton.power(mean, 128 // itemsize), triton.power(inner, 128)
+  warps = 8 if k == 128 else 4
+  if itemsize == 2 and m == 64 and k == 128 and (outer % 256 == 0 or outer > 4096):
+    return triton.Tiles(m, 256, k, warps, stages=4)
+  return triton.Tiles(m, triton.power(outer, 128), k, warps, stages=3)
 
 
-def tgmm(x, dy, sizes, *, token=None, dy_token=None, tiling=None):
+def tgmm(x, dy, sizes, *, token=None, dy_token=None, tiles=None):
   """Returns [E,K,N], out[e] = x[rows of e]^T @ dy[rows of e]; see `pallas_kernels.tgmm.api`.
 
   Args:
@@ -42,23 +45,25 @@ def tgmm(x, dy, sizes, *, token=None, dy_token=None, tiling=None):
     sizes: i32[E].
     token: None, or i32[M], in range: row r is x[token[r]], which is never stored.
     dy_token: the same for dy.
-    tiling: triton.Tiles; None takes those of `tiles`.
+    tiles: triton.Tiles, or None for `default_tiles`.
   """
-  return _tgmm(x, dy, sizes, token, dy_token, tiling)
+  return _tgmm(x, dy, sizes, token, dy_token, tiles)
 
 
-def _tgmm(x, dy, sizes, token, dy_token, tiling, interpret=False):
+def _tgmm(x, dy, sizes, token, dy_token, tiles, interpret=False):
   k, n, experts = x.shape[1], dy.shape[1], sizes.shape[0]
   rows = (x if token is None else token).shape[0]
-  t = tiling or tiles(rows, k, n, experts, x.dtype)
+  t = tiles or default_tiles(rows, k, n, experts, x.dtype.itemsize)
   end = jnp.cumsum(sizes)
   bounds = jnp.stack([end - sizes, end])                             # i32[2, E]
   gathered = token is not None, dy_token is not None
+  # A list is loaded a step before its rows, and Triton then shares its stages out between the two.
+  stages = 2 * t.stages - 1 if any(gathered) else t.stages
   call = pl.pallas_call(
       functools.partial(_kernel, t=t, gathered=gathered, interpret=interpret),
       out_shape=jax.ShapeDtypeStruct((experts, k, n), x.dtype),
       grid=(experts * pl.cdiv(k, t.k) * pl.cdiv(n, t.n),),
-      compiler_params=triton.params(t.warps, t.stages), interpret=interpret, name='tgmm')
+      compiler_params=triton.params(t.warps, stages), interpret=interpret, name='tgmm')
   return call(bounds, x, dy, *(table for table in (token, dy_token) if table is not None))
 
 

@@ -24,9 +24,12 @@ class Kernel:
   products: int
 
 
-def fits(kernel):
-  """Raises unless the Kernel fits on a multiprocessor, spills no registers and uses tensor cores."""
-  assert 0 < kernel.shared <= BLOCK and kernel.spilled == 0 and kernel.products > 0, kernel
+def fits(kernel, least=1):
+  """Raises unless the Kernel fits on a multiprocessor, spills no registers and uses tensor cores.
+
+  Its memory must be `least` bytes: the operands of all stages, which are loaded while others are multiplied.
+  """
+  assert least <= kernel.shared <= BLOCK and kernel.spilled == 0 and kernel.products > 0, (kernel, least)
 
 
 def compile(where, folder, name, f, *args):
