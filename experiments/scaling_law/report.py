@@ -2,11 +2,9 @@
 
 import numpy as np
 
-from stmoe import experiment
 from stmoe.analysis import verdict
 from stmoe.analysis.scaling import figures as drawings
 from stmoe.analysis.scaling import fit
-from stmoe.analysis.scaling import sizes
 from stmoe.analysis.scaling import study as studies
 from stmoe.analysis.scaling import summary
 from stmoe.analysis.scaling.laws import clark
@@ -17,14 +15,12 @@ MARGIN = 0.01                              # of the loss, within which a predict
 
 
 def table(results):
-  """Returns dict column -> f64[R] of the runs: n_dense, experts, loss in nats per token, seed."""
-  rows, known = [], {}
-  for one in results:
-    model = one.run.experiment, tuple(text for text in one.run.overrides if not text.startswith('seed='))
-    if model not in known:                 # seeds have one size, whose calculation builds the model
-      known[model] = sizes.of(experiment.load(*model)[0])
-    rows.append((known[model]['n_dense'], known[model]['experts'], one.row['eval/loss'], one.seed))
-  return dict(zip(('n_dense', 'experts', 'loss', 'seed'), np.array(rows, float).T))
+  """Returns dict column -> f64[R]: n_dense, experts, loss in nats, seed; without runs that diverged."""
+  finite = [one for one in results if one.row['eval/loss'] is not None]
+  if len(finite) < len(results):
+    print(f'note: {len(results) - len(finite)} runs diverged; no law has room for them')
+  headings = dict(n_dense='n_dense', experts='experts', loss='eval/loss', seed='seed')
+  return {name: np.array([float(one.row[heading]) for one in finite]) for name, heading in headings.items()}
 
 
 def fitted(runs):

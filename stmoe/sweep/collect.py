@@ -1,7 +1,8 @@
 """The results of a sweep as one table: a row for each finished run, as CSV and Parquet.
 
 results.csv      id, name, experiment, overrides, seed, a column for every field that any run sets, size and
-                 active FLOPs (of a token forward, of a step), all final metrics of DONE
+                 active FLOPs (of a token forward, of a step), sizes as scaling laws count them (`stmoe fit`
+                 reads them), all final metrics of DONE
 evaluations.csv  id, name, seed, field, value and metrics, where trained models were evaluated again
 results.json     what the numbers have to be read with: command, revision, machine, seeds
 """
@@ -14,6 +15,7 @@ import pathlib
 from stmoe import experiment
 from stmoe.analysis import runs as runs_lib
 from stmoe.analysis import table
+from stmoe.analysis.scaling import sizes
 from stmoe.sweep import plan
 
 
@@ -58,7 +60,7 @@ def results(runs):
     config, _ = experiment.load(run.experiment, run.overrides)
     same = json.dumps(data.config | {'seed': 0}, sort_keys=True)
     if same not in costs:                # seeds have one cost, whose calculation builds the model
-      costs[same] = table.cost(config)
+      costs[same] = table.cost(config) | sizes.of(config)
     found.append(Result(run, data, row(run, data, costs[same])))
   return found
 

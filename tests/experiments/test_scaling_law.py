@@ -1,34 +1,28 @@
 """experiments/scaling_law: its runs exist, and its verdicts are those of the losses it is given."""
 
-import functools
 import types
 
 import numpy as np
 import pytest
 
-from stmoe import experiment
-from stmoe.analysis.scaling import sizes
 from stmoe.analysis.scaling.laws import clark
 from stmoe.experiments.scaling_law import report
 from stmoe.experiments.scaling_law import sweep
 
 
-@functools.cache
-def size(where, texts):
-  """Returns `sizes.of` a configuration, as the report asks for it."""
-  return sizes.of(experiment.load(where, texts)[0])
-
-
 def results(coefficients, noise=0.002):
-  """Returns finished runs of the two-core sweep, their losses drawn from a law; as stmoe sweep gives them."""
+  """Returns finished runs, as stmoe sweep gives them, of the small sweep: losses drawn from a law.
+
+  Sizes are those of the layers' matrices, 12 D^2 a layer.
+  """
   random, found = np.random.default_rng(0), []
-  for _, where, overrides in sweep.runs():
-    texts = tuple(f'{field}={value}' for field, value in overrides.items())
-    columns = size(where, tuple(text for text in texts if not text.startswith('seed=')))
-    table = {column: np.array([float(columns[column])]) for column in clark.COLUMNS}
-    loss = float(clark.predict(coefficients, table)[0] * np.exp(noise * random.standard_normal()))
-    found.append(types.SimpleNamespace(run=types.SimpleNamespace(experiment=where, overrides=texts),
-                                       row={'eval/loss': loss}, seed=overrides['seed']))
+  for d_model, layers in sweep.MODELS['small']:
+    for experts in sweep.EXPERTS['small']:
+      table = dict(n_dense=np.array([12.0 * d_model ** 2 * layers]), experts=np.array([float(experts)]))
+      for seed in range(3):
+        loss = clark.predict(coefficients, table)[0] * np.exp(noise * random.standard_normal())
+        row = dict(n_dense=table['n_dense'][0], experts=experts, seed=seed) | {'eval/loss': loss}
+        found.append(types.SimpleNamespace(row=row, seed=seed))
   return found
 
 
@@ -48,10 +42,16 @@ def test_verdicts(change, answers):
   assert [one.answer for one in report.report(found)] == answers
 
 
+def test_diverged_runs_are_named_and_left_out(capsys):
+  found = results(clark.PUBLISHED['s_base'])
+  found[4].row['eval/loss'] = None
+  assert len(report.table(found)['loss']) == 89 and '1 runs diverged' in capsys.readouterr().out
+
+
 def test_a_law_that_does_not_predict():
   """The largest size 5 % worse than all others say."""
   found = results(clark.PUBLISHED['s_base'])
   for one in found:
-    one.row['eval/loss'] *= 1.05 if 'model.d_model=256' in one.run.overrides else 1.0
+    one.row['eval/loss'] *= 1.05 if one.row['n_dense'] == 12 * 256 ** 2 * 6 else 1.0
   assert report.report(found)[-1].answer == 'does not hold'
   assert set(report.figures(found)) == {'fit', 'loss_by_experts', 'effective_parameters'}

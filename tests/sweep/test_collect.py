@@ -4,6 +4,7 @@ import csv
 import json
 
 from stmoe import experiment
+from stmoe.analysis.scaling import sizes
 from stmoe.sweep import collect
 
 
@@ -36,7 +37,8 @@ def test_finished_runs_become_rows(sweep, tmp_path, monkeypatch):
   with (tmp_path / 'out' / 'results.csv').open() as stream:
     first, second = csv.DictReader(stream)
   config, _ = experiment.load('lm/stdlib:smoke', found.runs[0].overrides)
-  assert {key: float(first[key]) for key in cost(config)} == cost(config)
+  expected = cost(config) | sizes.of(config)
+  assert {key: float(first[key]) for key in expected} == expected and expected['experts'] == 8
   assert [first[key] for key in ('id', 'seed', 'train.steps', 'step')] == [found.runs[0].id, '0', '3', '3']
   assert first['overrides'] == 'seed=0 train.steps=3' and first['experiment'] == 'lm/stdlib:smoke'
   assert (first['eval/loss'], second['eval/loss']) == ('2.5', '')

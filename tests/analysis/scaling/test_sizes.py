@@ -2,12 +2,11 @@
 
 import pytest
 
-from stmoe import errors
 from stmoe import experiment
 from stmoe.analysis.scaling import columns
 from stmoe.analysis.scaling import sizes
 
-# lm/quickstart: width 128, 4 layers, F = 512, 2048 ids, no tied embeddings, 240 steps of 16 rows of 128.
+# lm/quickstart: width 128, 4 layers, F = 512, 2048 ids, no tied embeddings.
 ATTENTION, FFN, NORMS = 4 * 4 * 128 ** 2, 4 * 2 * 128 * 512, 9 * 128
 DENSE = ATTENTION + FFN + NORMS
 EMBEDDINGS = 2 * 2048 * 128
@@ -23,7 +22,7 @@ def test_sizes_of_the_quickstart(method, total, experts, granularity, expansion)
   found = sizes.of(config)
   assert set(found) <= set(columns.MEANING)
   assert found['n_dense'] == DENSE and found['n_active_incl_emb'] == DENSE + EMBEDDINGS
-  assert found['n_total_nonemb'] == total and found['tokens'] == 240 * 16 * 128
+  assert found['n_total_nonemb'] == total
   assert (found['experts'], found['granularity'], found['expansion']) == (experts, granularity, expansion)
 
 
@@ -32,5 +31,4 @@ def test_layers_of_different_numbers_of_experts():
   config.unlock()
   config.blocks.n = config.blocks.m.copy_and_resolve_references()
   config.blocks.n.router.num_experts = 4
-  with pytest.raises(errors.UserError, match='4, 8 experts'):
-    sizes.of(config)
+  assert set(sizes.of(config)) == {'n_dense', 'n_active_incl_emb', 'n_total_nonemb'}
