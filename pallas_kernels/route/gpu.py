@@ -47,7 +47,7 @@ def _kernel(logits, _, weight, expert, counts, *, tall, wide, k):
 
   def choose(j, carry):
     left, best, chosen = carry
-    e = jnp.argmax(left, axis=1)                                     # [tall] the first of the largest
+    e = jax.lax.argmax(left, 1, jnp.int32)                           # [tall] the first of the largest
     best = jnp.where(slot[None] == j, jnp.max(left, axis=1)[:, None], best)
     chosen = jnp.where(slot[None] == j, e[:, None], chosen)
     return jnp.where(col[None] == e[:, None], -1, left), best, chosen
@@ -58,7 +58,7 @@ def _kernel(logits, _, weight, expert, counts, *, tall, wide, k):
   triton.store(expert.at[token[:, None], slot[None]], chosen, kept)
   taken = (left < 0) & (probs >= 0)
   taken = taken if here is None else taken & here[:, None]
-  plgpu.atomic_add(counts, (col,), jnp.sum(taken.astype(jnp.int32), axis=0))
+  plgpu.atomic_add(counts, (col,), jnp.sum(taken, axis=0, dtype=jnp.int32))
 
 
 def _softmax(logits, inside):

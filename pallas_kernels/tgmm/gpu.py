@@ -54,7 +54,7 @@ def _tgmm(x, dy, sizes, token, dy_token, tiles, interpret=False):
   k, n, experts = x.shape[1], dy.shape[1], sizes.shape[0]
   rows = (x if token is None else token).shape[0]
   t = tiles or default_tiles(rows, k, n, experts, x.dtype.itemsize)
-  end = jnp.cumsum(sizes)
+  end = jnp.cumsum(sizes, dtype=jnp.int32)
   bounds = jnp.stack([end - sizes, end])                             # i32[2, E]
   gathered = token is not None, dy_token is not None
   # A list is loaded a step before its rows, and Triton then shares its stages out between the two.
@@ -87,7 +87,7 @@ def _kernel(bounds, x, dy, *refs, t, gathered, interpret):
 
   whole = (end - start) // t.m
   acc = jax.lax.fori_loop(0, whole, add, jnp.zeros((t.k, t.n), jnp.float32))
-  acc = jax.lax.fori_loop(whole, pl.cdiv(end - start, t.m), functools.partial(add, last=True), acc)
+  acc = jax.lax.fori_loop(whole, (end - start + t.m - 1) // t.m, functools.partial(add, last=True), acc)
   triton.store(out.at[expert, at[0][:, None], at[1][None]], acc, triton.mask(*kept))
 
 
