@@ -101,7 +101,7 @@ def _product(x, w, token, expert, first, end, column, t, n, transposed, interpre
   """
   k = x.shape[1]
   row = jnp.minimum(first + jnp.arange(t.m), end - 1)
-  row = token[0][row] if token else row
+  row = triton.load(token[0].at[row]) if token else row
   col = column + jnp.arange(t.n)
 
   def add(start, acc, last=False):
