@@ -120,7 +120,7 @@ def default_tiles(rows, inner, outer, experts, itemsize):
   waiting.
 
   >>> default_tiles(8192, 4096, 14336, 8, 2), default_tiles(131072, 2048, 1024, 64, 2)
-  (Tiles(m=512, k=4096, n=512), Tiles(m=512, k=2048, n=512))
+  (Tiles(m=128, k=4096, n=512), Tiles(m=256, k=2048, n=512))
   """
   widths = lambda size: {min(size, width) for width in (256, 384, 512, 768, 1024, 1536, 2048, size)}
   fits = [tiles for m in (128, 256, 512, 1024) for k in widths(inner) for n in widths(outer)
