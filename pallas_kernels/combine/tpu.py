@@ -55,7 +55,8 @@ def combine(rows, at, weight=None, *, interpret=False):
           bytes_accessed=4 * tokens * k * width + tokens * width * rows.dtype.itemsize + 12 * tokens * k),
       interpret=interpret, name='combine')
   weight = jnp.ones(at.shape, jnp.float32) if weight is None else weight
-  return call(at.T, rows, at, weight)
+  with jax.enable_x64(False):                                        # kernels know integers of 32 bits
+    return call(at.T, rows, at, weight)
 
 
 def sizes(tokens, k, width, itemsize):

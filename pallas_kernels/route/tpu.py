@@ -36,7 +36,8 @@ def route(logits, k, *, interpret=False):
           flops=(4 + 5 * k) * tokens * experts, transcendentals=tokens * experts,
           bytes_accessed=logits.size * logits.dtype.itemsize + 8 * tokens * k + 4 * tiles * experts),
       interpret=interpret, name='route')
-  weight, expert, counts = call(logits)
+  with jax.enable_x64(False):                                        # kernels know integers of 32 bits
+    weight, expert, counts = call(logits)
   return weight, expert, counts.sum((0, 1), dtype=jnp.int32)
 
 

@@ -97,3 +97,13 @@ def test_route_compiles(where, tokens, experts, k):
 def test_grouped_products_compile_at_any_size(where, dims, product):
   f, *args = products(dims, BF16)[product]
   compiled(where, f, *args)
+
+
+def test_processes_with_64_bits_compile_all():
+  tokens, k, width, experts = 100, 2, 256, 4
+  with jax.enable_x64(True):
+    for f, *args in products((tokens * k, width, 384, experts), BF16).values():
+      compiled('v5e:1x1', f, *args)
+    compiled('v5e:1x1', lambda *args: combine.combine(*args, target='tpu'),
+             ((tokens * k, width), BF16), ((tokens, k), jnp.int32), ((tokens, k), F32))
+    compiled('v5e:1x1', lambda x: route.route(x, k, target='tpu'), ((tokens, experts), F32))

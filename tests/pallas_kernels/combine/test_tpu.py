@@ -63,3 +63,8 @@ def test_buffers_fit(shape):
   columns, chunk, block = tpu.sizes(*shape, 2)
   assert width % columns == 0 and block % chunk == 0
   assert 2 * k * chunk * columns * 4 + 2 * block * columns * 2 <= vmem.DEFAULT - 2**21
+
+
+def test_processes_with_64_bits_compute_the_same():
+  with jax.enable_x64(True):
+    check(41, 20, 3, 200, jnp.bfloat16)

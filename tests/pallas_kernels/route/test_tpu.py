@@ -2,6 +2,7 @@
 
 import hypothesis
 from hypothesis import strategies
+import jax
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
@@ -53,3 +54,8 @@ def test_any_shape(tokens, experts, data):
 def test_tiles_do_not_race(monkeypatch):
   monkeypatch.setattr(tpu, 'TILE', 16 * 128 * 4)
   assert not cases.races(lambda interpret: check(agree.normal(0, (40, 6)), 2, interpret))
+
+
+def test_processes_with_64_bits_compute_the_same():
+  with jax.enable_x64(True):
+    check(agree.normal(0, (50, 7), jnp.float32), 3)

@@ -1,6 +1,7 @@
 """The kernel for TPUs, interpreted, equals the reference."""
 
 import hypothesis
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -56,3 +57,8 @@ def test_default_tiles_fit(shape, itemsize):
 
 def test_default_tiles_compute_the_same():
   check([7, 0, 20, 13], 50, 300, 150, jnp.bfloat16, None)
+
+
+def test_processes_with_64_bits_compute_the_same():
+  with jax.enable_x64(True):
+    check([7, 0, 20, 13], 50, 130, 150, jnp.float32, TILES)
