@@ -1,4 +1,4 @@
-"""Figures that several reports draw: a quantity against what was varied, mean and range of the seeds."""
+"""Figures that several reports draw: a quantity against what was varied, or of each model; all seeds."""
 
 import numpy as np
 
@@ -28,4 +28,25 @@ def curves(lines, x, y, title=None, log=False):
     canvas.engineering(ax.xaxis)
   canvas.label(ax, x, y, title)
   canvas.legend(figure, handles)
+  return figure
+
+
+def points(groups, x, title=None):
+  """Returns a Figure with a row for each label: a dot for each seed, a bar at their mean.
+
+  Args:
+    groups: dict label -> dict seed -> value; the first is at the top.
+    x:      axis label.
+  """
+  figure, axes = canvas.new(1, 1, 6.4, 1.2 + 0.4 * len(groups))
+  ax = axes[0][0]
+  for row, values in enumerate(groups.values()):
+    values = [v for v in values.values() if v is not None]
+    ax.plot(values, [row] * len(values), 'o', color=canvas.PALETTE[0], ms=5, alpha=0.7)
+    if values:
+      ax.plot([np.mean(values)], [row], '|', color=canvas.INK, ms=16, mew=2)
+  ax.set_yticks(range(len(groups)), list(groups))
+  ax.set_ylim(len(groups) - 0.5, -0.5)
+  ax.grid(axis='x', color=canvas.GRID, linewidth=0.8)
+  canvas.label(ax, x, title=title)
   return figure

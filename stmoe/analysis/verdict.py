@@ -39,6 +39,8 @@ class Verdict:
   rule: str
 
   def __str__(self):
+    if math.isnan(self.effect):
+      return f'{self.answer}: {self.claim}\n  {self.rule}'
     n = '/'.join(map(str, dict.fromkeys(self.seeds)))
     return (f'{self.answer}: {self.claim}\n  effect {self.effect:+.4g}, 95 % interval {self.low:+.4g} to '
             f'{self.high:+.4g}, spread {self.spread:.2g}, {n} seeds ({self.rule})')

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import pathlib
 
+from stmoe import errors
 from stmoe import experiment
 from stmoe.analysis import runs as runs_lib
 from stmoe.analysis import table
@@ -60,17 +61,25 @@ def results(runs):
     config, _ = experiment.load(run.experiment, run.overrides)
     same = json.dumps(data.config | {'seed': 0}, sort_keys=True)
     if same not in costs:                # seeds have one cost, whose calculation builds the model
-      costs[same] = table.cost(config) | sizes.of(config)
+      costs[same] = table.cost(config) | _sizes(config)
     found.append(Result(run, data, row(run, data, costs[same])))
   return found
 
 
+def _sizes(config):
+  """The sizes that `stmoe fit` reads; none where sparse layers differ."""
+  try:
+    return sizes.of(config)
+  except errors.UserError:
+    return {}
+
+
 def row(run, data, cost):
-  """Returns dict column -> value of a finished run."""
+  """Returns dict column -> value of a finished run; `cost` are the columns that follow from its model."""
   fields = dict(text.split('=', 1) for text in run.overrides)
   return (dict(id=run.id, name=run.name, experiment=run.experiment, overrides=' '.join(run.overrides),
                seed=data.config['seed']) | {field: text for field, text in fields.items() if field != 'seed'}
-          | cost | {key: value for key, value in data.done.items() if key not in cost})
+          | cost | data.done)
 
 
 def evaluations(found):

@@ -1,0 +1,15 @@
+"""Random routing against gating, with and without THOR's consistency of two passes."""
+
+from stmoe.experiments import sizes
+
+ONCE = {'loss.passes': 1, 'loss.consistency': 0.0}
+STEPS = {'smoke': 4, 'small': 240, 'large': 2000}
+
+
+def runs(size='small'):
+  """Yields a run of every model and seed, all with equal active FLOPs."""
+  models = {'dense': 'method=dense', 'switch': 'method=switch', 'random': ('method=thor', ONCE),
+            'thor': 'method=thor'}
+  for name, experiment, fields in sizes.runs(size, models):
+    # A step of THOR is two passes: half of the steps at equal FLOPs.
+    yield name, experiment, fields | {'train.steps': STEPS[size] // (2 if name == 'thor' else 1)}

@@ -1,0 +1,73 @@
+"""The sweeps of experiments/: every size can start, and their reports speak of runs that there are."""
+
+import types
+
+import pytest
+
+from stmoe.analysis import verdict
+from stmoe.sweep import collect
+from stmoe.sweep import plan
+
+SIZES = ('smoke', 'small', 'large')
+NAMES = sorted(plan.available())
+
+
+class Row(dict):
+  """A row in which every metric is there: some number that depends on the run."""
+
+  def get(self, key, default=None):
+    metric = '/' in key                  # others, such as sizes, do not depend on the seed
+    return super().get(key, 1.0 + self['at'] / 7 + metric * self['seed'] / 100)
+
+
+def made_up(sweep):
+  """Returns a collect.Result for every run, as if all were done."""
+  found, names = [], list(dict.fromkeys(run.name for run in sweep.runs))
+  for run in sweep.runs:
+    at = names.index(run.name)
+    fields = dict(text.split('=', 1) for text in run.overrides)
+    config, values = plan.experiment.load(run.experiment)[0], {}
+    for field, _, texts in (text.partition('=') for text in run.evaluations):
+      apply = lambda text, field=field, config=config: plan.experiment.apply(config, f'{field}={text}')
+      values[field] = [(_applied(config, field, apply, text), {'eval/loss': 1.0 + at / 7})
+                       for text in filter(None, texts.split(';'))]
+    data = types.SimpleNamespace(sweeps=values)
+    found.append(collect.Result(run, data, Row(seed=int(fields['seed']), at=at)))
+  return found
+
+
+def _applied(config, field, apply, text):
+  """The value that `text` gives the field, as evals.jsonl has it."""
+  apply(text)
+  value = plan.experiment.flatten(config)[field]
+  return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('size', SIZES)
+def test_every_size_can_start_with_seeds_for_a_verdict(name, size):
+  found = plan.load(f'{name}:{size}').runs
+  seeds = {}
+  for run in found:
+    seeds.setdefault(run.name, []).append(next(text for text in run.overrides if text.startswith('seed=')))
+  assert all(len(set(own)) == len(own) >= (2 if size == 'smoke' else 3) for own in seeds.values())
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_reports_compare_runs_that_exist_and_draw(name):
+  sweep = plan.load(name)
+  module, results = plan.module(sweep.file.with_name('report.py')), made_up(sweep)
+  told = module.report(results)
+  assert told and all(one.seeds == (3, 3) for one in told), told
+  assert {one.answer for one in told} <= {verdict.HOLDS, verdict.FAILS, verdict.OPEN}
+  for figure in module.figures(results).values():
+    assert any(ax.lines for ax in figure.axes)
+  page = sweep.file.with_name('README.md').read_text(encoding='utf-8')
+  assert page.startswith(f'# {name}: ') and f'stmoe sweep {name}' in page and 'Results:' in page
+
+
+def test_no_verdict_without_runs():
+  for name in NAMES:
+    sweep = plan.load(name)
+    told = plan.module(sweep.file.with_name('report.py')).report(made_up(sweep)[:1])
+    assert {one.answer for one in told} == {verdict.OPEN}, name
