@@ -46,10 +46,26 @@ def run(args):
     return 0
   board = progress.make(sweep.runs)
   try:
-    code = launch(todo, board)
+    code = _waves(todo, launch, board)
   finally:
     board.close()
   return _end(sweep, board, code)
+
+
+def _waves(todo, launch, board):
+  """Launches runs after those that they start from; returns an exit code."""
+  code = 0
+  while todo and not code:
+    waiting = {one.id for one in todo}
+    ready = [one for one in todo if one.after not in waiting]
+    todo = [one for one in todo if one.after in waiting]
+    lost = [one for one in ready if board.status.get(one.after) in (progress.FAILED, progress.STOPPED)]
+    for one in lost:
+      board.say(f'{one.id} is not started: it needs {one.after}')
+      board.set(one, progress.STOPPED)
+    able = [one for one in ready if one not in lost]
+    code = launch(able, board) if able else 0
+  return code
 
 
 def _end(sweep, board, code):

@@ -1,7 +1,8 @@
 """A sweep file -> its runs, all checked, under ids that do not depend on their order in the file.
 
 A sweep file defines `runs()`, a generator of (name, experiment, overrides) or of dicts with these keys and
-`evaluations`, {field: values} under which the trained model is evaluated again (`stmoe eval --sweep`).
+`evaluations`, {field: values} under which the trained model is evaluated again (`stmoe eval --sweep`), and
+`start`, {'run': a dense run of this file as (name, experiment, overrides), 'flags': of `stmoe upcycle`}.
 Overrides are a dict {'a.b': value} or texts 'a.b=value'. With `runs(arg)` the file has sizes, as experiments
 have arguments: `capacity_factor:large` is `runs('large')`.
 """
@@ -20,7 +21,7 @@ from stmoe import experiment
 from stmoe.train import rundir
 
 PACKAGE = 'stmoe.experiments'
-KEYS = ('name', 'experiment', 'overrides', 'evaluations')
+KEYS = ('name', 'experiment', 'overrides', 'evaluations', 'start')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Run:
   overrides:   texts 'a.b=value', one per field, in order of the fields.
   evaluations: texts 'field=value;value;' of `stmoe eval --sweep`.
   steps:       of its training.
+  start:       arguments of `stmoe upcycle` that come before its experiment; () = from scratch.
+  after:       id of the run that it starts from, or None.
   """
   name: str
   experiment: str
@@ -38,6 +41,8 @@ class Run:
   evaluations: tuple
   workdir: pathlib.Path
   steps: int
+  start: tuple = ()
+  after: str | None = None
 
   @property
   def id(self):
@@ -85,6 +90,9 @@ def load(where, overrides=(), workdir=None, only=None):
     if run.id in runs or run.id[-9:] in {other[-9:] for other in runs}:
       raise errors.UserError(f'{file}, run {number}: {run.name} is there already, with the same overrides')
     runs[run.id] = run
+  for run in runs.values():
+    if run.after and run.after not in runs:
+      raise errors.UserError(f'{file}: {run.name} starts from {run.after}, which is no run of this file')
   like = lambda run: not only or fnmatch.fnmatch(run.name, only) or fnmatch.fnmatch(run.id, only)
   chosen = [run for run in runs.values() if like(run)]
   if not chosen:
@@ -127,22 +135,34 @@ def items(file, argument=''):
 
 def checked(item, where, overrides, workdir):
   """Returns the Run of one item of `runs()`, whose configuration was loaded; UserError if it cannot be."""
-  fields = dict(zip(KEYS, item)) if isinstance(item, (tuple, list)) and len(item) == 3 else item
+  fields = _fields(item)
   if not isinstance(fields, dict) or not {'name', 'experiment'} <= fields.keys() <= {*KEYS}:
     raise errors.UserError(f'{where}: {item!r} is neither (name, experiment, overrides) nor a dict of '
                            f'{", ".join(KEYS)}')
   texts = merge(as_texts(fields.get('overrides', ())), overrides)
   evaluations = tuple(f'{field}={"".join(f"{_text(v)};" for v in values)}'
                       for field, values in fields.get('evaluations', {}).items())
+  start, after = (), None
+  if 'start' in fields:
+    dense = _fields(fields['start']['run'])
+    after = identity(dense['name'], dense['experiment'], merge(as_texts(dense['overrides']), overrides))
+    start = (str(workdir / after), *fields['start'].get('flags', ()))
   try:
     config, _ = experiment.load(fields['experiment'], texts)
     for evaluation in evaluations:
       _check_evaluation(fields['experiment'], texts, evaluation)
-    folder = workdir / identity(fields['name'], fields['experiment'], texts)
+    origin = (after, *start[1:]) if start else ()
+    folder = workdir / identity(fields['name'], fields['experiment'], texts, origin)
     rundir.verify(folder, config)
   except errors.UserError as error:
     raise errors.UserError(f'{where} ({fields["name"]}): {error}') from None
-  return Run(str(fields['name']), fields['experiment'], texts, evaluations, folder, config.train.steps)
+  return Run(str(fields['name']), fields['experiment'], texts, evaluations, folder, config.train.steps,
+             start, after)
+
+
+def _fields(item):
+  """A run as a dict, if it is one or can be one."""
+  return dict(zip(KEYS, item)) if isinstance(item, (tuple, list)) and len(item) == 3 else item
 
 
 def _check_evaluation(name, texts, evaluation):
@@ -173,9 +193,10 @@ def merge(*groups):
   return tuple(last[field] for field in sorted(last))
 
 
-def identity(name, experiment_name, texts):
-  """Returns the id of a run: its name as a file name, and eight digits that its training depends on."""
-  digest = hashlib.sha1(json.dumps([experiment_name, sorted(texts)]).encode()).hexdigest()[:8]
+def identity(name, experiment_name, texts, start=()):
+  """Returns the id of a run: its name as a file name, and eight digits of what its training depends on."""
+  what = [experiment_name, sorted(texts), *([list(start)] if start else [])]
+  digest = hashlib.sha1(json.dumps(what).encode()).hexdigest()[:8]
   return f'{re.sub(r"[^A-Za-z0-9_.=+-]+", "_", str(name)).strip("_")[:80]}-{digest}'
 
 

@@ -23,10 +23,13 @@ _LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
 
 def commands(run):
   """Returns the arguments of `stmoe`, a list for each command, that are left to do of `run`."""
-  train = ['train', run.experiment, '--workdir', str(run.workdir), *(f'--config.{o}' for o in run.overrides)]
+  whole = [run.experiment, '--workdir', str(run.workdir), *(f'--config.{o}' for o in run.overrides)]
   trained = plan.is_trained(run)
   evaluations = plan.missing_evaluations(run) if trained else run.evaluations
-  return ([] if trained else [train]) + [['eval', str(run.workdir), '--sweep', text] for text in evaluations]
+  begun = any(path.name.isdigit() for path in (run.workdir / 'checkpoints').glob('*'))
+  upcycle = [['upcycle', *run.start[:1], *whole, *run.start[1:]]] if run.start and not begun else []
+  training = [] if trained else [*upcycle, ['train', *whole]]
+  return training + [['eval', str(run.workdir), '--sweep', text] for text in evaluations]
 
 
 class Child:

@@ -89,6 +89,30 @@ def test_mistakes(mistake, file, tmp_path, words, expected):
   assert expected in mistake('sweep', *words, '--workdir', tmp_path / 'runs')
 
 
+STARTS = '''"""One dense run after which another starts."""
+
+
+def runs():
+  dense = ('dense', 'lm/stdlib:smoke', {'train.steps': 2, 'seed': SEED})
+  yield dict(name='sparse', experiment='lm/stdlib:smoke', overrides={'train.steps': 3}, start={'run': dense})
+  yield dense
+'''
+
+
+@pytest.mark.parametrize('seed, code', [(0, 0), (13, 1)])
+def test_a_run_waits_for_the_one_it_starts_from(command, file, tmp_path, seed, code):
+  file.write_text(STARTS.replace('SEED', str(seed)))
+  words = ('sweep', file, '--workdir', tmp_path / 'runs')
+  sparse, dense = command(*words, '--launcher', 'print')[1].splitlines()[::-1]
+  assert dense.startswith('stmoe train ')
+  assert sparse.startswith('stmoe upcycle ') and ' && stmoe train ' in sparse
+  got, _, err = command(*words, '--launcher', 'local:jobs=2,poll=0.02')
+  assert got == code
+  order = [line.partition(':')[0].partition('-')[0] for line in err.splitlines() if ': running' in line]
+  assert order == (['dense', 'sparse'] if code == 0 else ['dense'])
+  assert ('is not started: it needs dense-' in err) == bool(code)
+
+
 REPORT = '''"""A report."""
 
 from stmoe.analysis import canvas

@@ -46,6 +46,8 @@ def evaluate(workdir, sweep):
 
 if __name__ == '__main__':
   words = sys.argv[1:]
+  if words[0] == 'upcycle':
+    sys.exit(0 if (pathlib.Path(words[1]) / 'DONE').is_file() else 1)
   if words[0] == 'eval':
     sys.exit(evaluate(pathlib.Path(words[1]), words[3]))
   pairs = [word.removeprefix('--config.').split('=', 1) for word in words[4:]]

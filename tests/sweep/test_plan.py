@@ -7,6 +7,7 @@ import pytest
 from stmoe import errors
 from stmoe import experiment
 from stmoe.sweep import plan
+from stmoe.sweep import work
 
 
 def write(tmp_path, body, name='sweep.py'):
@@ -99,3 +100,29 @@ def test_done_means_all_steps_and_all_evaluations(sweep):
   assert plan.missing_evaluations(run) == ['eval.draws=1;2;']
   (run.workdir / 'evals.jsonl').write_text(line(1, 3) + line(2, 3))
   assert plan.is_done(run)
+
+
+START = """
+def runs():
+  for seed in (0, 1):
+    dense = ('dense', 'upcycling/stdlib:method=dense', {'seed': seed})
+    yield dict(name='sparse', experiment='upcycling/stdlib:method=grains', overrides={'seed': seed},
+               start={'run': dense, 'flags': ['--granularity', '2']})
+    yield dense
+"""
+
+
+def test_a_run_may_start_from_another(tmp_path):
+  path = write(tmp_path, START)
+  sparse, dense, *_ = found = plan.load(path, ['train.steps=9'], workdir=tmp_path / 'runs').runs
+  assert sparse.after == dense.id and sparse.start == (str(dense.workdir), '--granularity', '2')
+  upcycle, train = work.commands(sparse)
+  assert upcycle == ['upcycle', str(dense.workdir), sparse.experiment, *train[2:], '--granularity', '2']
+  (sparse.workdir / 'checkpoints' / '5').mkdir(parents=True)         # it was begun
+  assert work.commands(sparse) == [train]
+  assert len({run.id for run in found}) == 4
+  other = write(tmp_path, START.replace("'2'", "'4'"))
+  assert plan.load(other, ['train.steps=9'], workdir=tmp_path / 'runs').runs[0].id != sparse.id
+  lonely = write(tmp_path, START.replace('    yield dense\n', ''))
+  with pytest.raises(errors.UserError, match='sparse starts from dense-.*, which is no run of this file'):
+    plan.load(lonely)
