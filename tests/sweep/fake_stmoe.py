@@ -19,6 +19,7 @@ def train(workdir, fields):
   file = workdir / 'metrics.jsonl'
   step = len(file.read_text().splitlines()) if file.is_file() else 0
   print(f'from step {step}', flush=True)
+  print('group of its own' if os.getpgrp() == os.getpid() else 'group of its parent', flush=True)
   if fields.get('seed') == '13':
     print('bad luck\nstmoe: seed 13 is not allowed', flush=True)
     return 2

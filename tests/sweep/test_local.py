@@ -32,7 +32,9 @@ def test_all_are_done_and_done_ones_are_not_started_again(fake, sweep):
   _, board = launch(found)
   assert set(board.status.values()) == {progress.DONE}
   assert [len(starts(run)) for run in found.runs] == [1, 1, 2]
-  assert (found.runs[2].workdir / work.LOG).read_text().count('from step 3') == 1
+  said = (found.runs[2].workdir / work.LOG).read_text()
+  assert said.count('from step 3') == 1
+  assert said.count('group of its own') == 2                         # a terminal's Ctrl-C is not for them
 
 
 def test_jobs_run_at_the_same_time(fake, sweep, monkeypatch):
