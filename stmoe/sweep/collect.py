@@ -79,7 +79,7 @@ def row(run, data, cost):
   fields = dict(text.split('=', 1) for text in run.overrides)
   return (dict(id=run.id, name=run.name, experiment=run.experiment, overrides=' '.join(run.overrides),
                seed=data.config['seed']) | {field: text for field, text in fields.items() if field != 'seed'}
-          | cost | data.done)
+          | cost | {key: value for key, value in data.done.items() if key not in cost})
 
 
 def evaluations(found):

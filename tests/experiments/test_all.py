@@ -10,14 +10,15 @@ from stmoe.sweep import plan
 
 SIZES = ('smoke', 'small', 'large')
 NAMES = sorted(plan.available())
+# Made-up numbers make no scaling law; its report has a test of its own.
+REPORTS = [name for name in NAMES if name != 'scaling_law']
 
 
 class Row(dict):
   """A row in which every metric is there: some number that depends on the run."""
 
   def get(self, key, default=None):
-    metric = '/' in key                  # others, such as sizes, do not depend on the seed
-    return super().get(key, 1.0 + self['at'] / 7 + metric * self['seed'] / 100)
+    return super().get(key, 1.0 + self['at'] / 7 + self['seed'] / 100)
 
 
 def made_up(sweep):
@@ -53,7 +54,7 @@ def test_every_size_can_start_with_seeds_for_a_verdict(name, size):
   assert all(len(set(own)) == len(own) >= (2 if size == 'smoke' else 3) for own in seeds.values())
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', REPORTS)
 def test_reports_compare_runs_that_exist_and_draw(name):
   sweep = plan.load(name)
   module, results = plan.module(sweep.file.with_name('report.py')), made_up(sweep)
@@ -63,11 +64,11 @@ def test_reports_compare_runs_that_exist_and_draw(name):
   for figure in module.figures(results).values():
     assert any(ax.lines for ax in figure.axes)
   page = sweep.file.with_name('README.md').read_text(encoding='utf-8')
-  assert page.startswith(f'# {name}: ') and f'stmoe sweep {name}' in page and 'Results:' in page
+  assert page.startswith('# ') and f'stmoe sweep {name} --report experiments/{name}/results' in page
 
 
-def test_no_verdict_without_runs():
-  for name in NAMES:
-    sweep = plan.load(name)
-    told = plan.module(sweep.file.with_name('report.py')).report(made_up(sweep)[:1])
-    assert {one.answer for one in told} == {verdict.OPEN}, name
+@pytest.mark.parametrize('name', REPORTS)
+def test_no_verdict_without_runs(name):
+  sweep = plan.load(name)
+  told = plan.module(sweep.file.with_name('report.py')).report(made_up(sweep)[:1])
+  assert {one.answer for one in told} == {verdict.OPEN}
