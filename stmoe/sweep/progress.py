@@ -117,6 +117,7 @@ class Rich(Off):
     self.tick()
 
   def tick(self):
+    from rich import console
     from rich import table as rich_table
     drawn = rich_table.Table(box=None, pad_edge=False)
     for heading, side in (('run', 'left'), ('status', 'left'), ('step', 'right'), ('of', 'right')):
@@ -125,8 +126,7 @@ class Rich(Off):
       status = self.status[run.id]
       if status in (RUNNING, ELSEWHERE, FAILED, STOPPED):
         drawn.add_row(run.id, status, f'{step(run):,}', f'{run.steps:,}')
-    drawn.caption = self.counts()
-    self._live.update(drawn, refresh=True)
+    self._live.update(console.Group(drawn, self.counts()), refresh=True)
 
   def say(self, text):
     self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
