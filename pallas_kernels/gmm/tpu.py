@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from pallas_kernels import groups
+from pallas_kernels import tuning
 from pallas_kernels import vmem
 
 
@@ -38,12 +39,14 @@ def gmm(x, w, sizes, transposed=False, *, tiles=None, interpret=False):
     w: [E,K,N], with `transposed` [E,N,K].
     sizes: i32[E].
     transposed: whether the last axis of w is the one that is summed over.
-    tiles: Tiles, or None for `default_tiles`.
+    tiles: Tiles, or None: those of `tuning` for the devices of the mesh in use, else `default_tiles`.
     interpret: False, True, or pltpu.InterpretParams: run on a CPU, for tests.
   """
   (rows, inner), outer = x.shape, w.shape[1 if transposed else 2]
+  shape, name = (rows, inner, outer, w.shape[0]), 'gmm_transposed' if transposed else 'gmm'
   if tiles is None:
-    tiles = default_tiles(rows, inner, outer, w.shape[0], x.dtype.itemsize)
+    tuned = tuning.tiles(name, tuning.kind(), shape, x.dtype)
+    tiles = Tiles(**tuned) if tuned else default_tiles(*shape, x.dtype.itemsize)
   tm, tk, tn = Tiles(*map(min, tiles, (rows, inner, outer)))
   steps = pl.cdiv(inner, tk)
   visits = groups.visits(sizes, rows, tm)
@@ -66,7 +69,7 @@ def gmm(x, w, sizes, transposed=False, *, tiles=None, interpret=False):
       cost_estimate=pl.CostEstimate(
           flops=2 * rows * inner * outer, transcendentals=0,
           bytes_accessed=(x.size * pl.cdiv(outer, tn) + w.size + rows * outer) * x.dtype.itemsize),
-      interpret=interpret, name='gmm_transposed' if transposed else 'gmm')
+      interpret=interpret, name=name)
   return call(visits.group, visits.tile, visits.start, x, w)
 
 
@@ -112,20 +115,26 @@ def _cut(x, number, axis):
 
 
 def default_tiles(rows, inner, outer, experts, itemsize):
-  """Returns Tiles that fit vector memory and should be fast; untuned, from sizes alone.
+  """Returns the first of `candidates`: untuned, from sizes alone.
+
+  >>> default_tiles(8192, 4096, 14336, 8, 2), default_tiles(131072, 2048, 1024, 64, 2)
+  (Tiles(m=128, k=4096, n=512), Tiles(m=256, k=2048, n=512))
+  """
+  return candidates(rows, inner, outer, experts, itemsize)[0]
+
+
+def candidates(rows, inner, outer, experts, itemsize):
+  """Returns Tiles that fit vector memory, those first that should be fastest.
 
   The least sum over steps of the time to multiply or to load the blocks of the next, whichever is longer,
   and to start. Tiles of several groups are multiplied once for each. Blocks that hold all of K do not load
   the matrix of a group again for each of its tiles. An odd number of tiles along N leaves one of two cores
   waiting.
-
-  >>> default_tiles(8192, 4096, 14336, 8, 2), default_tiles(131072, 2048, 1024, 64, 2)
-  (Tiles(m=128, k=4096, n=512), Tiles(m=256, k=2048, n=512))
   """
   widths = lambda size: {min(size, width) for width in (256, 384, 512, 768, 1024, 1536, 2048, size)}
   fits = [tiles for m in (128, 256, 512, 1024) for k in widths(inner) for n in widths(outer)
           if _bytes(tiles := Tiles(m, k, n), pl.cdiv(inner, k), itemsize) <= vmem.DEFAULT]
-  return min(sorted(fits), key=lambda tiles: _cost(tiles, rows, inner, outer, experts, itemsize))
+  return sorted(fits, key=lambda tiles: (_cost(tiles, rows, inner, outer, experts, itemsize), tiles))
 
 
 def _cost(tiles, rows, inner, outer, experts, itemsize):

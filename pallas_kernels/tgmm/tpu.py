@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from pallas_kernels import groups
+from pallas_kernels import tuning
 from pallas_kernels import vmem
 
 
@@ -37,12 +38,14 @@ def tgmm(x, dy, sizes, *, tiles=None, interpret=False):
     x: [M,K].
     dy: [M,N].
     sizes: i32[E].
-    tiles: Tiles, or None for `default_tiles`.
+    tiles: Tiles, or None: those of `tuning` for the devices of the mesh in use, else `default_tiles`.
     interpret: False, True, or pltpu.InterpretParams: run on a CPU, for tests.
   """
   (rows, inner), outer, experts = x.shape, dy.shape[1], sizes.shape[0]
+  shape = rows, inner, outer, experts
   if tiles is None:
-    tiles = default_tiles(rows, inner, outer, experts, x.dtype.itemsize)
+    tuned = tuning.tiles('tgmm', tuning.kind(), shape, x.dtype)
+    tiles = Tiles(**tuned) if tuned else default_tiles(*shape, x.dtype.itemsize)
   tm, tk, tn = Tiles(*map(min, tiles, (rows, inner, outer)))
   visits = groups.visits(sizes, rows, tm, empty=True)
   inners, outers = pl.cdiv(inner, tk), pl.cdiv(outer, tn)
@@ -99,19 +102,25 @@ def _kernel(group, tile, start, count, x, dy, out, total):
 
 
 def default_tiles(rows, inner, outer, experts, itemsize):
-  """Returns Tiles that fit vector memory and should be fast; untuned, from sizes alone.
-
-  The least sum over steps of the time to multiply or to load the blocks of the next, whichever is longer,
-  to write the sums of the groups, and to start. Tiles of several groups are multiplied once for each. An odd
-  number of tiles along N leaves one of two cores waiting.
+  """Returns the first of `candidates`: untuned, from sizes alone.
 
   >>> default_tiles(8192, 4096, 14336, 8, 2), default_tiles(131072, 2048, 1024, 64, 2)
   (Tiles(m=512, k=1024, n=1024), Tiles(m=512, k=1024, n=512))
   """
+  return candidates(rows, inner, outer, experts, itemsize)[0]
+
+
+def candidates(rows, inner, outer, experts, itemsize):
+  """Returns Tiles that fit vector memory, those first that should be fastest.
+
+  The least sum over steps of the time to multiply or to load the blocks of the next, whichever is longer,
+  to write the sums of the groups, and to start. Tiles of several groups are multiplied once for each. An odd
+  number of tiles along N leaves one of two cores waiting.
+  """
   widths = lambda size: {min(size, width) for width in (256, 384, 512, 768, 1024, 1536, 2048, size)}
   fits = [tiles for m in (128, 256, 512, 1024) for k in widths(inner) for n in widths(outer)
           if _bytes(tiles := Tiles(m, k, n), itemsize) <= vmem.DEFAULT]
-  return min(sorted(fits), key=lambda tiles: _cost(tiles, rows, inner, outer, experts, itemsize))
+  return sorted(fits, key=lambda tiles: (_cost(tiles, rows, inner, outer, experts, itemsize), tiles))
 
 
 def _cost(tiles, rows, inner, outer, experts, itemsize):

@@ -1,0 +1,42 @@
+"""Times `gmm`, both ways, against one dense matmul of the same FLOPs on the device of this process.
+
+  python -m pallas_kernels.gmm.bench --tune --json pallas_kernels/tuning/tpu_v5_lite.json
+"""
+
+import functools
+
+import jax
+
+from pallas_kernels import benchmark
+from pallas_kernels.gmm import api
+from pallas_kernels.gmm import tpu
+
+
+def rows(tune, rounds):
+  """Yields a result for every shape, way and choice of tiles."""
+  for tokens, width, hidden, experts, k in benchmark.models().values():
+    sizes = benchmark.sizes(tokens, experts, k)
+    for inner, outer in ((width, hidden), (hidden, width)):
+      x, w = benchmark.normal(0, tokens * k, inner), benchmark.normal(1, experts, inner, outer)
+      dense = functools.partial(jax.jit(jax.numpy.dot), x, w[0])
+      shape = (tokens * k, inner, outer, experts)
+      for transposed in (False, True):
+        w = w.swapaxes(1, 2) if transposed else w
+        for tiles in _tiles(shape, x.dtype.itemsize, tune):
+          run = functools.partial(_product(transposed, tiles), x, w, sizes)
+          yield benchmark.row('gmm_transposed' if transposed else 'gmm', shape, tiles and tiles._asdict(),
+                              2 * tokens * k * inner * outer, run, dense, rounds)
+
+
+def _product(transposed, tiles):
+  if tiles is None:
+    return jax.jit(functools.partial(api.gmm, transposed=transposed, target=benchmark.platform()))
+  return jax.jit(functools.partial(tpu.gmm, transposed=transposed, tiles=tiles))
+
+
+def _tiles(shape, itemsize, tune):
+  return tpu.candidates(*shape, itemsize)[:12] if tune and benchmark.platform() == 'tpu' else [None]
+
+
+if __name__ == '__main__':
+  benchmark.main('pallas_kernels.gmm.bench', rows)

@@ -1,0 +1,40 @@
+"""Times `tgmm` against one dense matmul of the same FLOPs on the device of this process.
+
+  python -m pallas_kernels.tgmm.bench --tune --json pallas_kernels/tuning/tpu_v5_lite.json
+"""
+
+import functools
+
+import jax
+
+from pallas_kernels import benchmark
+from pallas_kernels.tgmm import api
+from pallas_kernels.tgmm import tpu
+
+
+def rows(tune, rounds):
+  """Yields a result for every shape and choice of tiles."""
+  for tokens, width, hidden, experts, k in benchmark.models().values():
+    sizes = benchmark.sizes(tokens, experts, k)
+    for inner, outer in ((width, hidden), (hidden, width)):
+      x, dy = benchmark.normal(0, tokens * k, inner), benchmark.normal(1, tokens * k, outer)
+      dense = functools.partial(jax.jit(lambda x, dy: x.T @ dy), x, dy)
+      shape = (tokens * k, inner, outer, experts)
+      for tiles in _tiles(shape, x.dtype.itemsize, tune):
+        run = functools.partial(_product(tiles), x, dy, sizes)
+        yield benchmark.row('tgmm', shape, tiles and tiles._asdict(), 2 * tokens * k * inner * outer, run,
+                            dense, rounds)
+
+
+def _product(tiles):
+  if tiles is None:
+    return jax.jit(functools.partial(api.tgmm, target=benchmark.platform()))
+  return jax.jit(functools.partial(tpu.tgmm, tiles=tiles))
+
+
+def _tiles(shape, itemsize, tune):
+  return tpu.candidates(*shape, itemsize)[:12] if tune and benchmark.platform() == 'tpu' else [None]
+
+
+if __name__ == '__main__':
+  benchmark.main('pallas_kernels.tgmm.bench', rows)

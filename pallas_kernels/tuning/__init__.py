@@ -1,0 +1,57 @@
+"""Tiles that were measured to be fastest, by kind of device: tables that `bench.py` of an operation writes.
+
+A table is `<kind of device>.json` in this folder, as `python -m pallas_kernels.gmm.bench --tune --json` on
+that device writes it, with the commands and the version of JAX that made it. Where there is none, kernels
+choose tiles from sizes alone.
+"""
+
+import functools
+import json
+import pathlib
+import re
+
+import jax
+
+FOLDER = pathlib.Path(__file__).parent
+FARTHEST = 2                            # a row serves shapes with up to so many times its M, or a part
+
+
+def kind():
+  """Returns what devices of the mesh in use are called, 'TPU v5 lite', or None without a mesh.
+
+  The devices that a program is lowered for, not those that this process has.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device and device.device_kind
+
+
+def tiles(op, kind, shape, dtype):
+  """Returns the dict of the fastest tiles for an operation, or None where nothing near was measured.
+
+  Args:
+    op: name of the operation, as tables have it.
+    kind: of the devices, or None.
+    shape: (M, K, N, E); all but M must be those of the table, M may be up to FARTHEST times as many.
+    dtype: of its arrays.
+  """
+  rows = table(kind).get('rows', []) if kind else []
+  far = lambda row: max(row['shape'][0] / shape[0], shape[0] / row['shape'][0])
+  near = [row for row in rows if row['op'] == op and row['dtype'] == str(jax.numpy.dtype(dtype))
+          and row['tiles'] and row['shape'][1:] == list(shape[1:]) and far(row) <= FARTHEST]
+  return min(near, key=lambda row: (far(row), row['seconds']))['tiles'] if near else None
+
+
+@functools.cache
+def table(kind):
+  """Returns the table of a kind of device as a dict, {} if there is none."""
+  path = FOLDER / f'{file(kind)}.json'
+  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+
+
+def file(kind):
+  """Returns the name of a table.
+
+  >>> file('TPU v5 lite')
+  'tpu_v5_lite'
+  """
+  return re.sub(r'[^a-z0-9]+', '_', kind.lower()).strip('_')
