@@ -26,6 +26,7 @@ PACKAGES = {
     'strategy': 'stmoe.decode.strategies',
     'metric': 'stmoe.metrics',
     'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
+    'peer': 'stmoe.analysis.peers',   # other libraries to time
     'law': 'stmoe.analysis.scaling.laws',   # of the loss against size, tokens and experts
     'launcher': 'stmoe.sweep.launchers',
 }

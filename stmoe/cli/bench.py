@@ -1,7 +1,9 @@
 """Times the executors against the FLOP-matched dense floor, on this machine.
 
-stmoe bench                                   all four shapes, real routing: a few minutes
-stmoe bench --shapes C1 --routing real,skewed,uniform --json OUT
+stmoe bench                                   the four shapes for CPUs, real routing: a few minutes
+stmoe bench --shapes C1 --routing real,skewed,uniform --json OUT --plot OUT.png
+stmoe bench --shapes S3,S5 --executors pallas,ragged --peers tokamax,megablox     on an accelerator
+stmoe bench --shapes C1 --peers hf_grouped_mm                   Hugging Face's, over its own dense floor
 stmoe bench --decode --batch-sizes 1,8          generation instead: a cached step against recomputation, and
                                                 8 experts against 64
 stmoe bench --step lm/stdlib_small              a training step instead: what of it is matrix products,
@@ -15,8 +17,10 @@ import sys
 
 
 def add_arguments(parser):
-  parser.add_argument('--shapes', default='C1,C2,C3,C4', help='out of C1, C2, C3, C4 (default: all)')
-  parser.add_argument('--executors', default='gather,blocks', help='module names (default: gather,blocks)')
+  parser.add_argument('--shapes', default='C1,C2,C3,C4', help='out of C1 to C4 (for CPUs, the '
+                      'default) and S1 to S7, S8a, S8b (for accelerators)')
+  parser.add_argument('--executors', default='gather,pallas', help='module names (default: gather,pallas)')
+  parser.add_argument('--peers', default='', help='other libraries, out of stmoe/analysis/peers')
   parser.add_argument('--routing', default='real', help='out of real, skewed, uniform (default: real)')
   parser.add_argument('--rounds', type=int, default=9, help='how often everything is timed (default: 9)')
   parser.add_argument('--step', metavar='NAME', help='an experiment whose training step to time instead')
@@ -26,6 +30,7 @@ def add_arguments(parser):
   parser.add_argument('--prompt', type=int, default=64, help='tokens, of --decode (default: 64)')
   parser.set_defaults(overrides=())
   parser.add_argument('--json', metavar='OUT', type=pathlib.Path, help='also write the rows to this file')
+  parser.add_argument('--plot', metavar='OUT', type=pathlib.Path, help='also draw the ratios, .png or .svg')
 
 
 def run(args):
@@ -83,24 +88,35 @@ def time_executors(args):
   from stmoe import errors
   from stmoe import lookup
   from stmoe.analysis import bench
+  from stmoe.analysis import shapes as known
 
   if args.rounds < 1:
     raise errors.UserError(f'rounds: {args.rounds} is too few; nearest: 1')
-  shapes = bench.names(args.shapes, list(bench.SHAPES), 'shapes')
+  shapes = bench.names(args.shapes, list(known.SHAPES), 'shapes')
   executors = bench.names(args.executors, lookup.available('executor'), 'executors')
+  peers = bench.names(args.peers, lookup.available('peer'), 'peers') if args.peers else []
   routings = bench.names(args.routing, list(bench.ROUTINGS), 'routing')
-  if args.json and not args.json.parent.is_dir():
-    raise errors.UserError(f'json: no directory {args.json.parent}')
+  for field in ('json', 'plot'):
+    out = getattr(args, field)
+    if out and not out.parent.is_dir():
+      raise errors.UserError(f'{field}: no directory {out.parent}')
+  if args.plot and args.plot.suffix not in ('.png', '.svg'):
+    raise errors.UserError(f'plot: {args.plot.name} ends in neither .png nor .svg; nearest: '
+                           f'{args.plot.stem}.png')
 
   import jax
   device = jax.devices()[0].device_kind
   note = (lambda text: print(f'\r\033[K{text}', end='', file=sys.stderr, flush=True)
           ) if sys.stderr.isatty() else (lambda text: None)
+  for peer in peers:
+    if bench.missing(peer):
+      print(f'not timed: {peer}: {bench.missing(peer)}')
+  peers = [peer for peer in peers if not bench.missing(peer)]
   rows = []
   print('Time over the dense floor: median of paired ratios (ratio of minima).')
   print(bench.HEADING)
   for shape in shapes:
-    for row in bench.measure(shape, executors, routings, args.rounds, note):
+    for row in bench.measure(known.SHAPES[shape], executors, routings, args.rounds, peers, note):
       note('')
       print(bench.line(row), flush=True)
       rows.append(row)
@@ -108,3 +124,7 @@ def time_executors(args):
           f'square matmul {row["matmul_gflops"]:.0f} GFLOP/s', flush=True)
     if args.json:                          # after every shape, so that an interruption loses little
       args.json.write_text(json.dumps(dict(device=device, jax=jax.__version__, rows=rows), indent=1) + '\n')
+    if args.plot:
+      from stmoe.analysis import bench_figure
+      from stmoe.analysis import canvas
+      args.plot.write_bytes(canvas.encode(bench_figure.draw(rows, device), args.plot.suffix[1:]))

@@ -2,21 +2,30 @@
 
 import json
 
+import jax
 import pytest
 
+from pallas_kernels import walk
+from stmoe import lookup
 from stmoe.analysis import bench
+from stmoe.analysis import by_product
+from stmoe.analysis import shapes
 from stmoe.cli import main
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-  monkeypatch.setattr(bench, 'SHAPES', dict(C1=dict(tokens=64, d_model=16, num_experts=4, k=2)))
-  monkeypatch.setattr(bench, 'PROBE', 64)
+  made = lambda name, **fields: shapes.Shape(name, 64, 16, 64, 4, 2, **fields)
+  monkeypatch.setattr(shapes, 'SHAPES', dict(C1=made('C1', gated=False, dtype='float32'),
+                                             S1=made('S1', gated=True, dtype='bfloat16')))
+  monkeypatch.setattr(bench, 'PROBE', dict(float32=64))
+  monkeypatch.setattr(walk, 'SIZES', (32,))
 
 
 def test_rows_and_json(tiny, tmp_path, capsys):
   out = tmp_path / 'rows.json'
-  argv = ['--shapes', 'C1', '--routing', 'skewed', '--rounds', '2', '--json', str(out)]
+  argv = ['--shapes', 'C1', '--executors', 'gather,blocks', '--routing', 'skewed', '--rounds', '2',
+          '--json', str(out), '--plot', str(out.with_suffix('.png'))]
   assert main.main(['bench', *argv]) == 0
   rows = json.loads(out.read_text())['rows']
   assert [(r['routing'], r['executor'], r['capacity_factor']) for r in rows] == [
@@ -33,9 +42,31 @@ def test_rows_and_json(tiny, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_gated_experts_in_bfloat16_and_a_peer(tiny, tmp_path, monkeypatch):
+  out = tmp_path / 'rows.json'
+  monkeypatch.setattr(bench, 'missing', lambda peer: '')
+  monkeypatch.setattr(lookup.module('peer', 'megablox'), 'variant', lambda problem, floor: by_product.variant(
+      problem, floor, jax.lax.ragged_dot))
+  argv = ['--shapes', 'S1', '--executors', 'pallas', '--peers', 'megablox', '--rounds', '1',
+          '--json', str(out)]
+  assert main.main(['bench', *argv]) == 0
+  rows = json.loads(out.read_text())['rows']
+  assert [(r['executor'], r['capacity_factor']) for r in rows] == [('pallas', 1.25), ('pallas', None),
+                                                                  ('megablox', None)]
+  assert all(row['gated'] and row['dtype'] == 'bfloat16' for row in rows)
+
+
+def test_a_peer_that_cannot_run_is_named(tiny, capsys):
+  argv = ['--shapes', 'C1', '--executors', 'gather', '--peers', 'megablox', '--rounds', '1']
+  assert main.main(['bench', *argv]) == 0
+  assert 'not timed: megablox: megablox runs on tpu, this is cpu' in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_uniform_routing_drops_nothing(tiny, tmp_path):
   out = tmp_path / 'rows.json'
-  argv = ['--shapes', 'C1', '--routing', 'uniform', '--rounds', '1', '--json', str(out)]
+  argv = ['--shapes', 'C1', '--executors', 'gather,blocks', '--routing', 'uniform', '--rounds', '1',
+          '--json', str(out)]
   assert main.main(['bench', *argv]) == 0
   assert [row['drop_rate'] for row in json.loads(out.read_text())['rows']] == [0, 0, 0]
 
@@ -43,6 +74,7 @@ def test_uniform_routing_drops_nothing(tiny, tmp_path):
 @pytest.mark.parametrize('argv, message', [
     (['--shapes', 'C5'], "shapes: no 'C5'"), (['--executors', 'block'], 'nearest: blocks'),
     (['--routing', 'reel'], 'nearest: real'), (['--rounds', '0'], 'rounds: 0 is too few'),
+    (['--peers', 'tokamx'], 'nearest: tokamax'), (['--plot', 'rows.pdf'], 'nearest: rows.png'),
     (['--json', 'nowhere/rows.json'], 'no directory nowhere')])
 def test_mistakes_are_one_line(argv, message, capsys):
   assert main.main(['bench', *argv]) == 2

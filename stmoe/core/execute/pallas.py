@@ -1,0 +1,109 @@
+"""Dropless, by the kernels of the platform that the program is compiled for.
+
+Rows are sorted by expert; grouped matmuls compute the bank's products, and a last kernel sums the rows of
+each token: Mosaic on TPUs, Triton on GPUs (`pallas_kernels`). CPUs have no kernels, they run `blocks`.
+
+One custom_vjp around everything from dispatch to combine. Kept for the backward are x [G,S,D] as it was
+before the dispatch, the results of the bank's products but the last, and tables of integers: nothing of
+M rows times D, so that a layer of many small experts stores what a dense one of the same active width does
+(SonicMoE, arXiv:2512.14080; `core/grouped.py`). The gradient is exact.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import target
+from pallas_kernels.combine import api as combine
+from stmoe.core import assignment
+from stmoe.core import grouped
+from stmoe.core import rows as rows_lib
+from stmoe.core.execute import blocks
+
+
+def execute(x, a, experts, key=None):
+  """Returns y[g,s] = sum over edges (s -> e) of weight * expert_e(x[g,s]).
+
+  Args:
+    x:       [G,S,D] activations.
+    a:       Assignment.
+    experts: a bank, `experts(rows, key) -> rows`, every array of it with a leading E axis.
+    key:     PRNG key for dropout inside experts, or None; every platform draws its own masks from it.
+  Returns:
+    [G,S,D'] in the dtype of x, D' the width of the bank's rows; tokens without a live edge get zeros.
+  """
+  weight = jnp.where(assignment.live(a), a.weight, 0)                # dead weights may be NaN
+  with jax.named_scope('dispatch'):
+    rows = rows_lib.sort(a)
+  return _execute(x, weight, experts, a.replace(weight=None), rows, key)
+
+
+@jax.custom_vjp
+def _execute(*arguments):
+  return _forward(*arguments)[0]
+
+
+def _forward(*arguments):
+  def on_cpu(*arguments):
+    # Nothing is kept there. As long as nobody reads these zeros, XLA does not make them.
+    nothing = jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), jax.eval_shape(forward, *arguments)[1])
+    return blocks.forward(*arguments), nothing
+  y, kept = target.choose(None, cpu=on_cpu, tpu=forward, gpu=forward)(*arguments)
+  return y, (arguments, kept)
+
+
+def _backward(saved, dy):
+  on_cpu = lambda saved, kept, dy: blocks.backward(saved, dy)
+  gradients = target.choose(None, cpu=on_cpu, tpu=backward, gpu=backward)(*saved, dy)
+  return *gradients, None, None, None
+
+
+_execute.defvjp(_forward, _backward)
+
+
+def forward(x, weight, experts, a, rows, key):
+  """Returns (y [G,S,D'], tuple of the [M,F] to keep); the arguments are those of `blocks.forward`."""
+  with jax.named_scope('dispatch'):
+    ops = _ops(rows)
+    xs = _take(x, rows)                                              # [M, D]
+  with jax.named_scope('experts'):
+    y, kept = grouped.forward(experts, xs, ops, key)                 # [M, D']
+  with jax.named_scope('combine'):
+    return _sum(y, weight, a, rows).astype(x.dtype), kept            # [G, S, D']
+
+
+def backward(saved, kept, dy):
+  """Returns the gradients to x [G,S,D], weight f32[G,N] and the bank; `saved` are `forward`'s arguments."""
+  x, weight, experts, a, rows, key = saved
+  with jax.named_scope('dispatch'):
+    ops = _ops(rows)
+    xs, dys = _take(x, rows), _take(dy, rows)                        # [M, D], [M, D']
+    gate = weight.reshape(-1)[rows.edge]                             # [M]
+  with jax.named_scope('experts'):
+    dexperts, dxs, dgate = grouped.backward(experts, xs, ops, key, kept, gate, dys.astype(x.dtype))
+  with jax.named_scope('dispatch'):
+    dx = _sum(dxs, None, a, rows).astype(x.dtype)                    # [G, S, D]
+    dweight = dgate.at[rows.row].get(mode='fill', fill_value=0)     # [G, N]
+  return dx, dweight.astype(weight.dtype), dexperts
+
+
+def _ops(rows):
+  """The Kernels of these rows."""
+  end, row = jnp.cumsum(rows.sizes), jnp.arange(rows.edge.size, dtype=jnp.int32)
+  return grouped.Kernels(rows.sizes, jnp.searchsorted(end, row, side='right').astype(jnp.int32))
+
+
+def _take(x, rows):
+  """[M,D] of x [G,S,D]: the token of every row; of some token in rows of no expert."""
+  return x.reshape(-1, x.shape[-1]).at[rows.token].get(mode='promise_in_bounds')
+
+
+def _sum(y, weight, a, rows):
+  """[G,S,D']: for every token the sum of its rows y [M,D'], times `weight` f32[G,N] unless that is None."""
+  if a.choices is None:                                              # any number of edges per token
+    y = y.at[rows.row].get(mode='fill', fill_value=0).astype(jnp.float32)              # [G, N, D']
+    return rows_lib.add_up(y if weight is None else y * weight[..., None], a)
+  groups = a.expert.shape[0]
+  by_token = lambda v: v.reshape(groups, a.choices, a.num_tokens).swapaxes(1, 2).reshape(-1, a.choices)
+  at = by_token(jnp.where(rows.row < rows.edge.size, rows.row, -1))  # [G*S, k]
+  y = combine.combine(y, at, None if weight is None else by_token(weight))
+  return y.reshape(groups, a.num_tokens, -1)

@@ -1,0 +1,93 @@
+"""Token rounding: every expert gets whole tiles of rows (SonicMoE, arXiv:2512.14080)."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import assignment
+from stmoe.core import choices
+from stmoe.core import contract
+from stmoe.core import losses
+from stmoe.core import metrics
+from stmoe.errors import UserError
+
+
+def rounded(probs, choice, mask, tile):
+  """Returns Edges in which every expert has a multiple of `tile` tokens of the group, the nearest one.
+
+  An expert keeps the tokens that chose it with the largest probability, and takes those of the largest
+  probability that did not; at most half a tile is dropped or added. Nothing is left where experts have
+  fewer than tile / 2 tokens: groups must be large.
+
+  Args:
+    probs:  f32[G,S,E].
+    choice: i32[G,S,k].
+    mask:   bool[G,S] real tokens; padding is never added.
+    tile:   rows that a kernel multiplies at a time.
+
+  >>> probs = jnp.array([[[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.4, 0.6]]])
+  >>> edges = rounded(probs, jnp.argmax(probs, -1, keepdims=True), jnp.ones((1, 4), bool), 2)
+  >>> edges.expert.tolist(), edges.token.tolist()
+  ([[0, 0, 0, 0, 1, 1]], [[0, 1, 2, 3, 3, 2]])
+  """
+  groups, size, experts = probs.shape
+  chosen = (jax.nn.one_hot(choice, experts).sum(2) > 0) & mask[..., None]          # [G, S, E]
+  count, real = chosen.sum(1), mask.sum(1, keepdims=True)                          # [G, E], [G, 1]
+  count = jnp.minimum((2 * count + tile) // (2 * tile), real // tile) * tile       # halves go up
+  score = jnp.where(mask[..., None], probs + chosen, -1)             # probs < 1 but where they are alone
+  order = jnp.argsort(-score, axis=1)                                # [G, S, E] its tokens, best first
+  edge = jnp.arange(choice.shape[2] * size + experts * (tile // 2), dtype=jnp.int32)     # [N], at most
+  end = jnp.cumsum(count, axis=1)                                    # [G, E]
+  expert = (edge[:, None] >= end[:, None]).sum(-1, dtype=jnp.int32)  # [G, N], E beyond the last
+  one = jnp.minimum(expert, experts - 1)
+  rank = jnp.minimum(edge - jnp.take_along_axis(end - count, one, axis=1), size - 1)
+  group = jnp.arange(groups)[:, None]
+  token = jnp.where(expert < experts, order[group, rank, one], 0).astype(jnp.int32)
+  return assignment.Edges(token=token, expert=expert, weight=probs[group, token, one], num_tokens=size,
+                          num_experts=experts)
+
+
+class SonicMoE(nnx.Module):
+  """Dropless softmax top-k whose training rounds each expert's tokens to whole tiles (arXiv:2512.14080).
+
+  Kernels multiply tiles of rows, and an expert's last tile is mostly padding where experts are many and
+  small. Rounding changes the routing; evaluation does not round.
+
+  Args:
+    k:            choices per token.
+    tile:         rows; that of the grouped matmul (128).
+    init_std:     of the router's weights.
+    allow_causal: rounding looks at later tokens of the group; to train causal models, as the paper does.
+  Losses: balance, z.
+  Differs: weights are the softmax over all experts as it is (unverified); an added token has its own too.
+  """
+
+  def __init__(self, d_model, *, num_experts, k=2, tile=128, init_std=0.02, allow_causal=False, rngs):
+    if not 1 <= k <= num_experts:
+      raise UserError(f'router sonic_moe: k={k} with num_experts={num_experts}; nearest: k={num_experts}')
+    if tile < 1:
+      raise UserError(f'router sonic_moe: tile={tile} is no number of rows; nearest: tile=128')
+    self.w = axes.param(nnx.initializers.normal(init_std), (d_model, num_experts), 'embed', 'unmodeled',
+                        rngs=rngs)
+    self.num_experts, self.k, self.tile = num_experts, k, tile
+    self.allow_causal = allow_causal
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]; raises UserError in training of a causal stack unless it is allowed."""
+    if ctx.train and ctx.causal and not self.allow_causal:
+      raise UserError('router sonic_moe rounds by later tokens of the group too, so it leaks them in a '
+                      'causal stack; pass allow_causal=True to train with that')
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    probs = jax.nn.softmax(logits, axis=-1)                          # [G, S, E]
+    choice = choices.choose(probs, self.k)                           # [G, S, k]
+    edges = assignment.kill_padding(
+        assignment.from_choices(choice, choices.values(probs, choice), self.num_experts), ctx.mask)
+    if ctx.train:
+      edges = rounded(probs, choice, ctx.mask, self.tile)
+    a = assignment.cap(edges, ctx.mask.shape[1])
+    aux = contract.Aux(
+        losses=dict(balance=losses.balance(probs, choice, ctx.mask, ctx.tokens),
+                    z=losses.z(logits, ctx.mask, ctx.tokens)),
+        load=metrics.load(edges), metrics=metrics.routing(logits, probs, edges, a, ctx.mask, ctx.tokens))
+    return contract.Routed(a, aux, carry)
