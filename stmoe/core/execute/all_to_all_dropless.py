@@ -1,4 +1,4 @@
-"""Expert parallelism without capacity buffers: rows sorted by expert, exchanged, run by `blocks`, sent back.
+"""Expert parallelism without capacity buffers: rows sorted by expert, exchanged, run by `pallas`, sent back.
 
 No edge has to be dropped and no buffer of every expert is padded to its capacity: as many rows travel
 as there are (where the backend has `ragged_all_to_all`; see `core/exchange.py`). What arrives is an
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from stmoe.core import assignment
 from stmoe.core import exchange
 from stmoe.core import rows as rows_lib
-from stmoe.core.execute import blocks
+from stmoe.core.execute import pallas
 
 
 def execute(x, a, experts, key=None):
@@ -31,14 +31,14 @@ def execute(x, a, experts, key=None):
 
 def _local(x, a, experts, key, over):
   if not over:
-    return blocks.execute(x, a, experts, key)
+    return pallas.execute(x, a, experts, key)
   weight = jnp.where(assignment.live(a), a.weight, 0)                # dead weights may be NaN
   num, mine = a.expert.size, a.num_experts // exchange.num_devices(over)
   with jax.named_scope('dispatch'):
     rows = rows_lib.sort(a)
     plan = exchange.plan(rows.sizes, over, limit=min(num, a.expert.shape[0] * mine * a.capacity))
     arrived = exchange.there(rows_lib.take(x, a, rows), plan)        # [P, R, D]
-  y = blocks.execute(arrived, received(plan.counts, plan.limit), experts, key)     # [P, R, D']
+  y = pallas.execute(arrived, received(plan.counts, plan.limit), experts, key)     # [P, R, D']
   with jax.named_scope('combine'):
     y = rows_lib.give(exchange.back(y, plan, num), a, rows)          # [G, N, D']
     return rows_lib.add_up(y.astype(jnp.float32) * weight[..., None], a).astype(x.dtype)
