@@ -17,6 +17,9 @@ from pallas_kernels import groups
 from pallas_kernels import tuning
 from pallas_kernels import vmem
 
+# Whatever the configuration of JAX says, of which Mosaic does not know all.
+PRECISION = dict(float32=jax.lax.Precision.HIGHEST, bfloat16=jax.lax.Precision.DEFAULT)
+
 
 class Tiles(NamedTuple):
   """Sizes of the blocks that a step multiplies: x [m,k] by w [k,n].
@@ -84,7 +87,7 @@ def _kernel(group, tile, start, x, w, out, *sum_of_steps, inner, transposed):
       left, right = _cut(left, inner - k * width, 1), _cut(right, inner - k * width, int(transposed))
     return jax.lax.dot_general(
         left, right, (((1,), (int(transposed),)), ((), ())), preferred_element_type=jnp.float32,
-        precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None)
+        precision=PRECISION[x.dtype.name])
 
   def store(y):
     row = tile[visit] * height + jax.lax.broadcasted_iota(jnp.int32, y.shape, 0)

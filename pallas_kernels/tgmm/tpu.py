@@ -17,6 +17,9 @@ from pallas_kernels import groups
 from pallas_kernels import tuning
 from pallas_kernels import vmem
 
+# Whatever the configuration of JAX says, of which Mosaic does not know all.
+PRECISION = dict(float32=jax.lax.Precision.HIGHEST, bfloat16=jax.lax.Precision.DEFAULT)
+
 
 class Tiles(NamedTuple):
   """Sizes of the blocks that a step multiplies: x [m,k], transposed, by dy [m,n].
@@ -78,7 +81,7 @@ def _kernel(group, tile, start, count, x, dy, out, total):
   def product(left, right):
     return jax.lax.dot_general(
         left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32,
-        precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None)
+        precision=PRECISION[x.dtype.name])
 
   def rows_of_group(ref):
     row = jax.lax.broadcasted_iota(jnp.int32, ref.shape, 0)

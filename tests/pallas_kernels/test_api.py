@@ -16,13 +16,14 @@ from tests.pallas_kernels import agree
 
 X, DY, W = agree.normal(0, (32, 16)), agree.normal(1, (32, 24)), agree.normal(2, (3, 16, 24))
 SIZES = jnp.array([20, 0, 10], jnp.int32)
+ONES = jnp.ones((16, 2), jnp.float32)
 AT = jnp.arange(32, dtype=jnp.int32).reshape(16, 2) - 1
 CALLS = {
     'gmm': (lambda x, w, sizes: gmm.gmm(x, w, sizes), gmm_reference.gmm, (X, W, SIZES)),
     'gmm_transposed': (lambda x, w, sizes: gmm.gmm(x, w, sizes, transposed=True),
                        lambda *args: gmm_reference.gmm(*args, transposed=True), (DY, W, SIZES)),
     'tgmm': (lambda *args: tgmm.tgmm(*args), tgmm_reference.tgmm, (X, DY, SIZES)),
-    'combine': (lambda *args: combine.combine(*args), combine_reference.combine, (X, AT, jnp.ones((16, 2)))),
+    'combine': (lambda *args: combine.combine(*args), combine_reference.combine, (X, AT, ONES)),
     'combine_unweighted': (lambda *args: combine.combine(*args), combine_reference.combine, (X, AT)),
     'route': (lambda x: route.route(x, 2), lambda x: route_reference.route(x, 2), (X,)),
 }

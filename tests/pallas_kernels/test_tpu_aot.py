@@ -4,6 +4,8 @@ Rows are those of one device with T tokens of k choices, as benchmarks have them
 compile the same kernel in different ways, so none stands for another.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -99,11 +101,35 @@ def test_grouped_products_compile_at_any_size(where, dims, product):
   compiled(where, f, *args)
 
 
-def test_processes_with_64_bits_compile_all():
+@pytest.mark.parametrize('setting', [lambda: jax.enable_x64(True),
+                                     *[functools.partial(jax.default_matmul_precision, name)
+                                       for name in ('high', 'highest')]], ids=['x64', 'high', 'highest'])
+def test_settings_of_a_process_do_not_matter(setting):
   tokens, k, width, experts = 100, 2, 256, 4
-  with jax.enable_x64(True):
+  with setting():
     for f, *args in products((tokens * k, width, 384, experts), BF16).values():
       compiled('v5e:1x1', f, *args)
     compiled('v5e:1x1', lambda *args: combine.combine(*args, target='tpu'),
              ((tokens * k, width), BF16), ((tokens, k), jnp.int32), ((tokens, k), F32))
     compiled('v5e:1x1', lambda x: route.route(x, k, target='tpu'), ((tokens, experts), F32))
+
+
+@pytest.mark.parametrize('where', ['v5e:2x4', 'v5p:2x2x1'])
+def test_every_device_of_a_mesh_runs_its_own(where):
+  """Rows, and what they are sorted by, are split; a program that names no target is lowered for the mesh."""
+  _, devices, _ = topology.devices(where)
+  mesh = jax.make_mesh((len(devices),), ('data',), devices=devices)
+  split = jax.P('data')
+
+  def local(x, w, sizes, at):
+    y = gmm.gmm(x, w, sizes[0])
+    return combine.combine(y, at), tgmm.tgmm(x, y, sizes[0])[None], route.route(y, 2)[2][None]
+
+  with jax.set_mesh(mesh):
+    f = jax.shard_map(local, in_specs=(split, jax.P(), split, split), out_specs=split, check_vma=False)
+    placed = lambda shape, dtype, spec: jax.ShapeDtypeStruct(shape, dtype,
+                                                             sharding=jax.NamedSharding(mesh, spec))
+    args = (placed((len(devices) * 200, 256), BF16, split), placed((4, 256, 128), BF16, jax.P()),
+            placed((len(devices), 4), jnp.int32, split), placed((len(devices) * 100, 2), jnp.int32, split))
+    text = jax.jit(f).lower(*args).compile().as_text()
+  assert text.count('tpu_custom_call') >= 4 and 'all-' not in text
