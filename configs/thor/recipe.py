@@ -26,7 +26,7 @@ def translation(size, task, vocab, steps, control='thor'):
   optim = paper.OPTIM
   c = common.config()
   c.model = dict(name='t5', vocab_size=-(-vocab // 128) * 128, d_model=size['d_model'],
-                 num_heads=size['num_heads'], head_dim=size['head_dim'], tie_embeddings=True,
+                 num_heads=size['num_heads'], head_dim=size['head_dim'], tie_embeddings=True, scaled=True,
                  encoder=(('md', size['layers'] // 2),), decoder=(('md', size['layers'] // 2),),
                  dropout_rate=size['dropout'], dtype='bfloat16', scan_layers=True, remat='none')
   dense = dict(layer='dense', d_ff=size['d_ff'], activation='relu')

@@ -16,7 +16,7 @@ from stmoe.layers import stack
 
 
 class T5(nnx.Module):
-  """Pre-norm encoder-decoder with relative position bias and attention without 1/sqrt(P).
+  """Pre-norm encoder-decoder with relative position bias.
 
   T5 1.1 is the default here plus dense layers with activation='gelu', gated=True; T5 1.0
   is tie_embeddings=True plus activation='relu'.
@@ -28,6 +28,8 @@ class T5(nnx.Module):
     num_heads, head_dim: H and P; H * P need not be D.
     num_buckets, max_distance: of the relative position bias.
     tie_embeddings: the head is the embedding transposed, over sqrt(D) if scale_head.
+    scaled:       attention divides its logits by sqrt(P), as the Transformer does and T5 does not; see
+      `attention.Attention`.
     norm_epsilon: of the norms.
     dropout_rate: after embedding, sub-layers and final norms, and on attention.
     init_scale:   variance scale of attention, relative bias and untied head; layers have their own.
@@ -36,9 +38,9 @@ class T5(nnx.Module):
   """
 
   def __init__(self, *, vocab_size, d_model, encoder, decoder, blocks, num_heads, head_dim, num_buckets=32,
-               max_distance=128, tie_embeddings=False, scale_head=True, norm_epsilon=1e-6, dropout_rate=0.0,
-               init_scale=1.0, dtype='float32', scan_layers=True, remat='none', rngs):
-    attend = functools.partial(attention.Attention, num_heads=num_heads, head_dim=head_dim, scaled=False,
+               max_distance=128, tie_embeddings=False, scale_head=True, scaled=False, norm_epsilon=1e-6,
+               dropout_rate=0.0, init_scale=1.0, dtype='float32', scan_layers=True, remat='none', rngs):
+    attend = functools.partial(attention.Attention, num_heads=num_heads, head_dim=head_dim, scaled=scaled,
                                dropout_rate=dropout_rate, init_scale=init_scale)
     bias = functools.partial(relpos.RelativeBias, num_heads, num_buckets=num_buckets,
                              max_distance=max_distance, init_scale=init_scale, rngs=rngs)
