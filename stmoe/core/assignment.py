@@ -29,6 +29,7 @@ class Edges:
   expert: i32[G,N]; [0,E) an expert, [E,E+Z) a virtual expert, E+Z a dead edge.
   weight: f32[G,N] combine weight; the only field that carries gradient.
   choices: k when edge n is choice n // S of token n % S, else None. A hint for speed.
+  spare:  edges of a group that are room in the list, dead on average.
   """
   token: jax.Array
   expert: jax.Array
@@ -37,6 +38,7 @@ class Edges:
   num_experts: int = struct.field(pytree_node=False)
   num_virtual: int = struct.field(pytree_node=False, default=0)
   choices: int | None = struct.field(pytree_node=False, default=None)
+  spare: int = struct.field(pytree_node=False, default=0)
 
   @property
   def dead(self):
@@ -45,8 +47,8 @@ class Edges:
 
   @property
   def rows_per_group(self):
-    """N, the rows that experts compute for a group when nothing is dead."""
-    return self.token.shape[1]
+    """N less what is spare: the rows that experts compute for a group when nothing else is dead."""
+    return self.token.shape[1] - self.spare
 
 
 @struct.dataclass(kw_only=True)
@@ -243,7 +245,7 @@ def cap(edges, capacity, priority=None):
       expert=jnp.where(live | virtual, edges.expert, edges.dead),
       slot=jnp.where(live, rank, capacity).astype(jnp.int32),
       num_tokens=edges.num_tokens, num_experts=edges.num_experts,
-      num_virtual=edges.num_virtual, choices=edges.choices, capacity=capacity)
+      num_virtual=edges.num_virtual, choices=edges.choices, spare=edges.spare, capacity=capacity)
 
 
 def _priority_order(edges, priority):

@@ -37,7 +37,8 @@ def rounded(probs, choice, mask, tile):
   count = jnp.minimum((2 * count + tile) // (2 * tile), real // tile) * tile       # halves go up
   score = jnp.where(mask[..., None], probs + chosen, -1)             # probs < 1 but where they are alone
   order = jnp.argsort(-score, axis=1)                                # [G, S, E] its tokens, best first
-  edge = jnp.arange(choice.shape[2] * size + experts * (tile // 2), dtype=jnp.int32)     # [N], at most
+  spare = experts * (tile // 2)                                      # the most that is added
+  edge = jnp.arange(choice.shape[2] * size + spare, dtype=jnp.int32)               # [N]
   end = jnp.cumsum(count, axis=1)                                    # [G, E]
   expert = (edge[:, None] >= end[:, None]).sum(-1, dtype=jnp.int32)  # [G, N], E beyond the last
   one = jnp.minimum(expert, experts - 1)
@@ -45,7 +46,7 @@ def rounded(probs, choice, mask, tile):
   group = jnp.arange(groups)[:, None]
   token = jnp.where(expert < experts, order[group, rank, one], 0).astype(jnp.int32)
   return assignment.Edges(token=token, expert=expert, weight=probs[group, token, one], num_tokens=size,
-                          num_experts=experts)
+                          num_experts=experts, spare=spare)
 
 
 class SonicMoE(nnx.Module):
