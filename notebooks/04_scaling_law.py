@@ -37,7 +37,6 @@ import os
 import pathlib
 
 import numpy as np
-from IPython import display
 
 from stmoe import lookup
 from stmoe.analysis import canvas
@@ -62,10 +61,6 @@ def synthetic(noise=0.003, seed=0):
   return dict(table, loss=law.predict(law.PUBLISHED['s_base'], table) * np.exp(noise))
 
 
-def show(figure):
-  display.display(display.Image(canvas.encode(figure, 'png')))
-
-
 if TABLE is None:
   table = synthetic()
 else:
@@ -86,7 +81,7 @@ print('\n'.join(summary.lines(found)))
 # %%
 for stem, figure in figures.draw(found).items():
   print(figures.captions()[stem])
-  show(figure)
+  canvas.show(figure)
 
 # %% [markdown]
 # ## What a smaller sweep would have told

@@ -78,6 +78,12 @@ def encode(figure, form, dpi=150):
   return out.getvalue()
 
 
+def show(figure):
+  """Shows `figure` below the cell of a notebook."""
+  from IPython import display
+  display.display(display.Image(encode(figure, 'png', dpi=110)))
+
+
 def save(figure, folder, stem):
   """Writes `figure` as folder/stem.png and .svg; returns both paths."""
   folder.mkdir(parents=True, exist_ok=True)

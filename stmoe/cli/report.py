@@ -64,34 +64,11 @@ def routed(runs, labels, folder, text=None):
 
 def _open(path, text):
   """(model of the newest checkpoint, batch to route, vocabulary) of a run directory."""
-  import jax
-
   from stmoe.data import pipeline
-  from stmoe.train import checkpoint
-  from stmoe.train import rundir
-  from stmoe.train import state
-  config = rundir.load(path)
-  with state.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:   # wherever it was trained
-    plan = state.blueprint(config, mesh)
-  checkpoints = checkpoint.Checkpoints(path / 'checkpoints')
-  _, arrays, _, _ = checkpoints.restore(plan.shapes, check=lambda meta: None, say=print)
-  checkpoints.close()
-  vocabulary = pipeline.info(config)['vocab']
-  batch = pipeline.eval_batches(config)[0] if text is None else _batch(config, vocabulary, text)
-  return plan.model(arrays['params'], arrays['router_state']), batch, vocabulary
-
-
-def _batch(config, vocabulary, text):
-  """A batch of evaluation's shape with `text` in its rows, cut off where they are full."""
-  from stmoe.data import pack
-  if 'length' not in config.data:
-    raise errors.UserError('--text needs a language model; this run is an encoder-decoder')
-  length, rows = config.data.length, config.eval.batch_size
-  batch = pack.empty(dict(decoder=length), rows)
-  [ids] = vocabulary.encode([text])
-  for row in range(min(rows, -(-len(ids) // length))):
-    pack.fill(batch, row, [dict(decoder=ids[row * length:(row + 1) * length])])
-  return batch
+  from stmoe.train import interactive
+  model, config, vocabulary = interactive.opened(path)
+  batch = pipeline.eval_batches(config)[0] if text is None else interactive.batch(config, vocabulary, text)
+  return model, batch, vocabulary
 
 
 def _read(path):
