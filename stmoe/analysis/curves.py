@@ -21,18 +21,19 @@ HEALTH = {
 }
 
 
-def figures(runs, labels=None, baselines=None):
+def figures(runs, labels=None, baselines=None, singly=None):
   """Returns dict stem -> Figure: everything the metrics of `runs` can show.
 
   Args:
     runs:      list of Run.
     labels:    one label per run; runs of equal label (seeds) share a colour. Names when None.
     baselines: dict text -> bits per byte, drawn as horizontal lines.
+    singly:    those of `runs` that get figures of their own; None = all.
   """
   made = {'loss': loss(runs, labels, baselines)}
   if any(run.layers(metric) for run in runs for metric in HEALTH):
     made['routing_health'] = health(runs, labels)
-  for run in runs:
+  for run in runs if singly is None else singly:
     if run.loads:
       made[f'expert_load_{run.name.replace("/", "_")}'] = load(run)
     for stem, figure in methods.draw(run).items():
@@ -47,8 +48,8 @@ def loss(runs, labels=None, baselines=None, xs=('step', 'tokens', 'flops')):
   """
   labels = labels or [run.name for run in runs]
   styles = canvas.styles(labels)
-  in_bits = all(len(run.series('eval/bits_per_byte')[0]) for run in runs)
-  key, unit = ('eval/bits_per_byte', 'bits per byte') if in_bits else ('eval/loss', 'nats per token')
+  key, unit = measure(runs)
+  in_bits = key == 'eval/bits_per_byte'
   figure, axes = canvas.new(1, len(xs), 4.1 * len(xs), 3.7)
   handles, seen = {}, []
   for ax, x in zip(axes[0], xs):
@@ -68,6 +69,12 @@ def loss(runs, labels=None, baselines=None, xs=('step', 'tokens', 'flops')):
   axes[0, 0].text(0.98, 0.97, 'points: validation\nfaint: training', transform=axes[0, 0].transAxes,
                   ha='right', va='top', fontsize=8, color=canvas.FAINT)
   return figure
+
+
+def measure(runs):
+  """Returns (metric, its unit) of validation losses in figures: bits per byte where all runs have them."""
+  in_bits = all(len(run.series('eval/bits_per_byte')[0]) for run in runs)
+  return ('eval/bits_per_byte', 'bits per byte') if in_bits else ('eval/loss', 'nats per token')
 
 
 def _bits_ratio(run, in_bits):

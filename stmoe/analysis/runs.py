@@ -4,9 +4,11 @@ Reads config.json, env.json, metrics.jsonl, router_stats/*.npz, evals.jsonl and 
 JAX nor matplotlib, so that commands which only look at runs answer at once.
 """
 
+import collections
 import dataclasses
 import json
 import pathlib
+import re
 
 import numpy as np
 
@@ -82,6 +84,36 @@ def read_all(paths):
   while len({p.parts[-depth:] for p in paths}) < len(set(paths)):
     depth += 1
   return [read(p, '/'.join(p.parts[-depth:])) for p in dict.fromkeys(paths)]
+
+
+def expand(paths):
+  """Returns the run directories in `paths`: these themselves, and all in those that are folders of runs."""
+  found = []
+  for path in map(pathlib.Path, paths):
+    inside = sorted(file.parent for file in path.glob('*/config.json'))
+    found += inside if inside and not (path / 'config.json').is_file() else [path]
+  return found
+
+
+def labels(runs):
+  """Returns one label per run, the same for runs of one folder that differ in their seed alone.
+
+  It is the name without the seed, and without the digits that a sweep adds; where others have it as well,
+  with the name of the folder before it, or else the whole name of the first.
+  """
+  keys = [(run.path.parent, _stem(run.name), json.dumps(run.config | {'seed': 0}, sort_keys=True))
+          for run in runs]
+  first = {key: run.name for key, run in reversed(list(zip(keys, runs)))}
+  choices = {key: (key[1], f'{key[0].name}/{key[1]}') for key in first}
+  taken = collections.Counter(text for pair in choices.values() for text in pair)
+  label = {key: next((text for text in pair if taken[text] == 1), first[key])
+           for key, pair in choices.items()}
+  return [label[key] for key in keys]
+
+
+def _stem(name):
+  """A run's name without its seed and hash."""
+  return re.sub(r'[-_,.]?seed[-_=]?\d+$', '', re.sub(r'-[0-9a-f]{8}$', '', name)) or name
 
 
 def read_lines(path):

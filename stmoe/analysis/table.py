@@ -83,12 +83,12 @@ def _add_slowdown(grouped, rows, labels):
 def cells(grouped):
   """Returns (headings, rows of texts) of `group`'s answer, without columns that nobody has."""
   columns = [c for c in HEADINGS if c != 'label' and any(row.get(c) for row in grouped.values())]
-  rows = [[label] + [_text(column, row.get(column)) for column in columns] for label, row in grouped.items()]
+  rows = [[label] + [text(column, row.get(column)) for column in columns] for label, row in grouped.items()]
   return [HEADINGS[c] for c in ('label', *columns)], rows
 
 
-def _text(column, entry):
-  """The text of one cell; mean ± deviation where there are several seeds."""
+def text(column, entry):
+  """Returns the text of one cell; mean ± deviation where there are several seeds."""
   if entry is None:
     return '–'
   mean, spread, seeds = entry

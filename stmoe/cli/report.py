@@ -1,37 +1,70 @@
-"""Writes one self-contained HTML page about some runs: results, figures, where tokens go, environment.
+"""Writes one self-contained HTML page about runs: leaderboard, verdicts, figures, where tokens go, commands.
 
 stmoe report runs/switch
 stmoe report runs/dense runs/switch -o report.html --text FILE
+stmoe report runs/momentum runs/hash_routing       all runs in these folders, of sweeps or comparisons
+
+Runs that differ in their seed alone are one row. Runs of a sweep of experiments/ come with its verdicts.
 """
 
 import pathlib
+import shlex
 import sys
 
 from stmoe import errors
 
 
 def add_arguments(parser):
-  parser.add_argument('runs', nargs='+', metavar='RUN', help='a run directory, finished or still running')
+  parser.add_argument('runs', nargs='+', metavar='RUN', help='a run directory, or a folder of some')
   parser.add_argument('-o', '--out', metavar='FILE', type=pathlib.Path,
-                      help='the page; RUN/report.html for one run, ./report.html for several')
+                      help='the page; report.html in RUN if only one is named, else here')
   parser.add_argument('--text', metavar='FILE', type=pathlib.Path,
                       help='UTF-8 text to show routed, in place of the start of the validation data')
+  parser.add_argument('--routed', metavar='N', type=int, default=4,
+                      help='how many models, the best first, a text is routed through (default: 4)')
+  parser.add_argument('--sweep', metavar='FILE', action='append', default=[],
+                      help='a sweep.py of your own that runs belong to, for its verdicts')
 
 
 def run(args):
   from stmoe.analysis import report
   from stmoe.analysis import runs
+  from stmoe.sweep import questions
+  found = runs.read_all(runs.expand(args.runs))
+  labels = runs.labels(found)
+  alone = pathlib.Path(args.runs[0]) if len(args.runs) == 1 else pathlib.Path()
+  out = args.out or alone / 'report.html'
+  text = _read(args.text) if args.text else None
+  asked = questions.of(found, args.sweep)
+  shown = report.best(found, labels)[:max(args.routed, 0)]
+  some = [(one, label) for one, label in zip(found, labels) if label in shown]
+  samples = routed([one for one, _ in some], [label for _, label in some], out.parent / 'plots', text)
+  title = ', '.join(pathlib.Path(name).resolve().name for name in args.runs)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  page = report.page(found, _costs(found), labels, samples, title, asked, _command())
+  out.write_text(page, encoding='utf-8')
+  print(f'{out}  ({out.stat().st_size / 1e6:.1f} MB, needs no other file)')
+
+
+def _costs(found):
+  """dict run name -> the cost of its model, which seeds have in common."""
+  import json
+
   from stmoe.analysis import table
   from stmoe.train import rundir
-  found = runs.read_all(args.runs)
-  out = args.out or (found[0].path / 'report.html' if len(found) == 1 else pathlib.Path('report.html'))
-  text = _read(args.text) if args.text else None
-  costs = {one.name: table.cost(rundir.load(one.path)) for one in found}
-  samples = routed(found, [one.name for one in found], out.parent / 'plots', text)
-  title = ', '.join(one.name for one in found)
-  out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(report.page(found, costs, routed=samples, title=title), encoding='utf-8')
-  print(f'{out}  ({out.stat().st_size / 1e6:.1f} MB, needs no other file)')
+  known, costs = {}, {}
+  for one in found:
+    model = json.dumps(one.config | {'seed': 0}, sort_keys=True)
+    if model not in known:
+      known[model] = table.cost(rundir.load(one.path))
+    costs[one.name] = known[model]
+  return costs
+
+
+def _command():
+  """The command line that was typed."""
+  words = sys.argv[1:] if sys.argv[1:2] == ['report'] else ['report', '...']
+  return shlex.join(['stmoe', *words])
 
 
 def routed(runs, labels, folder, text=None):

@@ -16,6 +16,7 @@ import sys
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe.sweep import origin
 from stmoe.sweep import plan
 from stmoe.sweep import progress
 
@@ -38,6 +39,7 @@ def run(args):
   if args.list:
     _list(sweep)
     return 0
+  origin.record(sweep, args.overrides)   # of an earlier call
   if args.report is not None:
     return _report(sweep, pathlib.Path(args.report or sweep.workdir / 'report'))
   todo = [one for one in sweep.runs if not plan.is_done(one)]
@@ -49,6 +51,7 @@ def run(args):
     code = _waves(todo, launch, board)
   finally:
     board.close()
+    origin.record(sweep, args.overrides)
   return _end(sweep, board, code)
 
 

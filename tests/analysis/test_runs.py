@@ -103,3 +103,18 @@ def test_baselines_hold_only_for_one_common_task(tmp_path):
   other.config['data']['task'] = 'text'
   assert baselines.common([stdlib, stdlib])['byte 3-gram'] == 2.616
   assert baselines.common([stdlib, other]) == {} == baselines.common([other])
+
+
+def test_folders_stand_for_the_runs_in_them(tmp_path):
+  paths = [synthetic.write_run(tmp_path / name, layers=()) for name in ('b', 'a')]
+  (tmp_path / 'plots').mkdir()
+  assert runs.expand([tmp_path, paths[0]]) == [tmp_path / 'a', tmp_path / 'b', tmp_path / 'b']
+  assert runs.expand([tmp_path / 'plots']) == [tmp_path / 'plots']   # reading it says what is wrong
+
+
+def test_runs_that_differ_in_more_than_the_seed_have_labels_of_their_own(tmp_path):
+  for name, extra in dict(x_seed0={}, x_seed1={}, x_seed2=dict(more=1), y=dict(more=2)).items():
+    synthetic.write_run(tmp_path / name, layers=(), extra=extra)
+  found = runs.read_all(runs.expand([tmp_path]))
+  assert runs.labels(found) == ['x_seed0', 'x_seed0', 'x_seed2', 'y']
+  assert runs.labels(found[:2] + found[3:]) == ['x', 'x', 'y']

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from stmoe.sweep import origin
 from stmoe.sweep import plan
 from stmoe.sweep import work
 from tests.sweep.conftest import FAKE
@@ -56,6 +57,7 @@ def test_it_runs_fills_gaps_and_says_when_all_is_done(command, file, tmp_path):
   assert code == 0 and 'all 4 runs' in out and err.count(': running') == 2
   code, out, err = command(*words)
   assert code == 0 and 'all 4 runs' in out and err == ''
+  assert origin.recorded(tmp_path / 'runs') == [dict(sweep=str(file), overrides=[])]
 
 
 def test_a_failed_run_makes_the_exit_code_1(command, file, tmp_path):
