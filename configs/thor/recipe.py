@@ -7,8 +7,8 @@ LENGTH = 256                       # of a packed row, source and target
 
 # What is in the expert layers: (router or None for dense, passes, weight of the consistency, router losses).
 CONTROLS = dict(
-    thor=(dict(name='thor', eval_dispatch='sentence'), 2, paper.CONSISTENCY, {}),
-    random=(dict(name='thor', eval_dispatch='sentence'), 2, 0.0, {}),
+    thor=(dict(name='thor', eval_dispatch='time_step'), 2, paper.CONSISTENCY, {}),
+    random=(dict(name='thor', eval_dispatch='time_step'), 2, 0.0, {}),
     switch=(dict(name='switch', jitter=0.0), 1, 0.0, common.BALANCE),
     dense=(None, 1, 0.0, {}),
     r_drop=(None, 2, paper.CONSISTENCY, {}),
