@@ -1,5 +1,7 @@
 """What notebooks and pages do with experiments: train one and read its run, open the model that it left."""
 
+import contextlib
+import io
 import os
 import pathlib
 
@@ -11,9 +13,13 @@ from stmoe.analysis import runs
 from stmoe.data import pack
 from stmoe.data import pipeline
 from stmoe.train import checkpoint
+from stmoe.train import finetune as finetuning
+from stmoe.train import infer
 from stmoe.train import loop
 from stmoe.train import rundir
 from stmoe.train import state as states
+
+BATCH = 8                                # prompts at once
 
 
 def train(name, workdir, overrides=()):
@@ -25,31 +31,81 @@ def train(name, workdir, overrides=()):
   Raises:
     KeyboardInterrupt: training was interrupted; the same call continues.
   """
-  if isinstance(overrides, dict):
-    overrides = [f'{field}={value}' for field, value in overrides.items()]
-  cfg, name = experiment.load(name, overrides)
+  cfg, name = experiment.load(name, texts(overrides))
   return train_config(cfg, workdir, name)
 
 
 def train_config(cfg, workdir, name=''):
   """Returns the finished runs.Run of configuration `cfg`; as `train`.
 
-  Nothing is shown on the way unless $STMOE_PROGRESS says so.
+  Only the last line of what training says is printed, unless $STMOE_PROGRESS is set.
   """
-  os.environ.setdefault('STMOE_PROGRESS', 'off')
-  if loop.train(cfg, workdir, name):
+  return _read(workdir, lambda: loop.train(cfg, workdir, name))
+
+
+def texts(overrides):
+  """Returns overrides, a dict or texts, as a list of texts.
+
+  >>> texts({'train.steps': 10, 'eval.every': 5})
+  ['train.steps=10', 'eval.every=5']
+  """
+  if isinstance(overrides, dict):
+    return [f'{field}={value}' for field, value in overrides.items()]
+  return list(overrides)
+
+
+def _read(workdir, work):
+  """The Run in `workdir` after `work`, which returns the exit code of training."""
+  with said() as lines:
+    code = work()
+  if code:
     raise KeyboardInterrupt(f'{workdir} is saved; the same call continues')
+  for line in lines[-1:]:
+    print(f'{pathlib.Path(workdir).name}: {line}')
   return runs.read(workdir)
 
 
-def opened(path):
-  """Returns (model of the newest checkpoint, configuration, vocabulary) of run directory `path`."""
+def finetune(start, name, workdir, overrides=()):
+  """Returns the finished runs.Run of fine-tuning experiment `name` from run directory `start`; as `train`."""
+  cfg, name = finetuning.prepare(name, texts(overrides), start)
+  return _read(workdir, lambda: finetuning.finetune(start, cfg, workdir, name, say=lambda line: None))
+
+
+def generate(path, prompts, decode, length):
+  """Returns the texts that the model in run directory `path` adds to each of `prompts`.
+
+  Args:
+    decode: name and fields of a strategy, dict(name='sample', temperature=0.8).
+    length: most tokens of a text.
+  """
+  asked = [(f'prompt {i}', prompt, {}) for i, prompt in enumerate(prompts)]
+  batches = infer.texts(rundir.load(path), path, asked, decode, length, BATCH, say=lambda line: None)
+  return [text for batch in batches for _, text in batch]
+
+
+@contextlib.contextmanager
+def said():
+  """Gives a list that in the end has the lines of stderr, which are shown only if $STMOE_PROGRESS is set."""
+  lines, kept = [], io.StringIO()
+  if os.environ.get('STMOE_PROGRESS'):
+    yield lines
+    return
+  with contextlib.redirect_stderr(kept):
+    yield lines
+  lines += kept.getvalue().splitlines()
+
+
+def opened(path, step=None):
+  """Returns (model, configuration, vocabulary) of run directory `path`.
+
+  step: of the checkpoint; None = the newest.
+  """
   path = pathlib.Path(path)
   config = rundir.load(path)
   with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:  # wherever it was trained
     plan = states.blueprint(config, mesh)
   saved = checkpoint.Checkpoints(path / 'checkpoints', keep=None, read_only=True)
-  found = saved.restore(plan.shapes, check=lambda meta: None, say=lambda line: None)
+  found = saved.restore(plan.shapes, check=lambda meta: None, say=lambda line: None, step=step)
   saved.close()
   if found is None:
     raise errors.UserError(f'{path} has no checkpoint yet')
