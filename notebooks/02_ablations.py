@@ -53,9 +53,9 @@ COMMON = {'train.steps': 6 if SMOKE else 160, 'train.batch_size': 8, 'train.log_
 # ## The balance loss
 #
 # $\alpha E \sum_e f_e P_e$ (arXiv:2101.03961, section 2.2) at four coefficients $\alpha$, and loss-free
-# balancing (arXiv:2408.15664), which has no such loss but a bias on the choice that follows the load. Its layer
-# is its paper's, many narrow experts, one of them shared, nothing dropped: of its curves only the balance is to
-# be compared with the others.
+# balancing (arXiv:2408.15664), which has no such loss but a bias on the choice that follows the load. Its
+# layer is its paper's, many narrow experts, one of them shared, nothing dropped: of its curves only the
+# balance is to be compared with the others.
 
 # %%
 COEFFICIENTS = [0.0, 0.01] if SMOKE else [0.0, 0.001, 0.01, 0.1]
