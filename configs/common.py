@@ -90,8 +90,8 @@ def choose(key, name, table):
 def data(task, length, vocab='bytes', **fields):
   """Returns the data section of a language model: rows of `length` tokens of `task`."""
   return dict(dict(task=task, files=(), vocab=vocab, extra_ids=0, objective='lm', length=length,
-                   join=True, pack=True, mixture=(), shuffle=True, loss_from=0.0, eval_split='validation',
-                   cache_dir=''), **fields)
+                   join=True, pack=True, mixture=(), shuffle=True, loss_from=0.0, replaced=0.0,
+                   eval_replaced=0.0, eval_split='validation', cache_dir=''), **fields)
 
 
 def seq2seq(task, inputs_length, targets_length, vocab='bytes', **fields):
@@ -99,14 +99,15 @@ def seq2seq(task, inputs_length, targets_length, vocab='bytes', **fields):
   return dict(dict(task=task, files=(), vocab=vocab, extra_ids=100, objective='span_corruption',
                    inputs_length=inputs_length, targets_length=targets_length, noise_density=0.15,
                    mean_span_length=3.0, join=True, pack=True, mixture=(), shuffle=True,
-                   eval_split='validation', cache_dir=''), **fields)
+                   replaced=0.0, eval_replaced=0.0, eval_split='validation', cache_dir=''), **fields)
 
 
 def pairs(task, inputs_length, targets_length, vocab='bytes', **fields):
   """Returns the data section of translation and other text-to-text pairs, several in a row of training."""
   return dict(dict(task=task, files=(), vocab=vocab, extra_ids=0, objective='seq2seq',
                    inputs_length=inputs_length, targets_length=targets_length, join=False, pack=True,
-                   mixture=(), shuffle=True, eval_split='validation', cache_dir=''), **fields)
+                   mixture=(), shuffle=True, replaced=0.0, eval_replaced=0.0, eval_split='validation',
+                   cache_dir=''), **fields)
 
 
 def images(task, image_size, channels=3, **fields):

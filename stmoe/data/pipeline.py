@@ -19,6 +19,8 @@ Fields of `cfg.data`:
   loss_from: share of a row of targets: those at the first ceil(loss_from * length) positions of every
     segment have loss weight 0, in training and evaluation; absent = 0.0. For models that are only to be
     judged, or only causal, after a prefix, and for others that are compared with them.
+  replaced, eval_replaced: share of the tokens of the text that are others, in training and in evaluation, of
+    inputs and targets alike (swap.py); absent = 0.0. Examples that are judged stay as they are.
   join: True cuts the joined documents every `segment` tokens (one segment a row: attention and
     positions run across documents, whose ends EOS marks); False cuts each document by itself.
     Pairs (seq2seq, prompted) are never joined.
@@ -45,6 +47,7 @@ from stmoe.data import objectives
 from stmoe.data import pack
 from stmoe.data import spans
 from stmoe.data import stream as streams
+from stmoe.data import swap
 from stmoe.data import tasks
 from stmoe.data import vision
 
@@ -71,6 +74,8 @@ class Rows:
   objective: object
   seed: int
   unscored: int  # first targets of a segment without loss
+  replaced: float = 0.0  # share of the tokens
+  eos: int = 0
 
   def __len__(self):
     return len(self.segments) if self.packs is None else len(self.packs)
@@ -81,7 +86,11 @@ class Rows:
     if self.objective.random:
       rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, number]))
     chosen = [row] if self.packs is None else self.packs[row]
-    examples = [self.objective.example(self.stream.read(*self.segments[i]), rng) for i in chosen]
+    texts = [self.stream.read(*self.segments[i]) for i in chosen]
+    if self.replaced:                    # draws of its own: the objective's stay the same
+      noise = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 1, number]))
+      texts = [swap.swap(tokens, self.replaced, self.eos, noise) for tokens in texts]
+    examples = [self.objective.example(tokens, rng) for tokens in texts]
     pack.fill(batch, at, examples, self.unscored)
 
 
@@ -176,7 +185,9 @@ class Texts:
     packs = None
     if train and data.pack and not data.join:
       packs = pack.plan(objective.lengths(sizes), list(objective.limits.values()))
-    return Rows(stream, segments, packs, objective, seed, _unscored(data, objective.limits['decoder']))
+    field = 'replaced' if train else 'eval_replaced'
+    return Rows(stream, segments, packs, objective, seed, _unscored(data, objective.limits['decoder']),
+                swap.checked(field, data.get(field, 0.0)), cache.vocabulary.eos_id)
 
   def empty(self, size):
     """Returns a batch of `size` rows without tokens."""

@@ -2,7 +2,9 @@
 
 A sweep file defines `runs()`, a generator of (name, experiment, overrides) or of dicts with these keys and
 `evaluations`, {field: values} under which the trained model is evaluated again (`stmoe eval --sweep`), and
-`start`, {'run': a dense run of this file as (name, experiment, overrides), 'flags': of `stmoe upcycle`}.
+`start`, {'run': a dense run of this file as (name, experiment, overrides), 'flags': of `stmoe upcycle`}, and
+`prepare`, commands of `stmoe` as lists of words that come before the training; they get the overrides for all
+runs. {run} in their words and in overrides stands for the directory of the run, where they may leave files.
 Overrides are a dict {'a.b': value} or texts 'a.b=value'. With `runs(arg)` the file has sizes, as experiments
 have arguments: `capacity_factor:large` is `runs('large')`.
 """
@@ -21,7 +23,8 @@ from stmoe import experiment
 from stmoe.train import rundir
 
 PACKAGE = 'stmoe.experiments'
-KEYS = ('name', 'experiment', 'overrides', 'evaluations', 'start')
+KEYS = ('name', 'experiment', 'overrides', 'evaluations', 'start', 'prepare')
+HERE = '{run}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Run:
   steps:       of its training.
   start:       arguments of `stmoe upcycle` that come before its experiment; () = from scratch.
   after:       id of the run that it starts from, or None.
+  prepare:     commands before the training, tuples of words.
   """
   name: str
   experiment: str
@@ -43,6 +47,7 @@ class Run:
   steps: int
   start: tuple = ()
   after: str | None = None
+  prepare: tuple = ()
 
   @property
   def id(self):
@@ -142,22 +147,26 @@ def checked(item, where, overrides, workdir):
   texts = merge(as_texts(fields.get('overrides', ())), overrides)
   evaluations = tuple(f'{field}={"".join(f"{_text(v)};" for v in values)}'
                       for field, values in fields.get('evaluations', {}).items())
+  prepare = tuple(tuple(map(str, words)) for words in fields.get('prepare', ()))
   start, after = (), None
   if 'start' in fields:
     dense = _fields(fields['start']['run'])
     after = identity(dense['name'], dense['experiment'], merge(as_texts(dense['overrides']), overrides))
     start = (str(workdir / after), *fields['start'].get('flags', ()))
+  origin = (*((after, *start[1:]) if start else ()), *map(list, prepare))
+  folder = workdir / identity(fields['name'], fields['experiment'], texts, origin)
+  here = lambda words: tuple(word.replace(HERE, str(folder.resolve())) for word in words)
+  more = tuple(f'--config.{text}' for text in merge(overrides))
+  texts, prepare = here(texts), tuple(here(words) + more for words in prepare)
   try:
     config, _ = experiment.load(fields['experiment'], texts)
     for evaluation in evaluations:
       _check_evaluation(fields['experiment'], texts, evaluation)
-    origin = (after, *start[1:]) if start else ()
-    folder = workdir / identity(fields['name'], fields['experiment'], texts, origin)
     rundir.verify(folder, config)
   except errors.UserError as error:
     raise errors.UserError(f'{where} ({fields["name"]}): {error}') from None
   return Run(str(fields['name']), fields['experiment'], texts, evaluations, folder, config.train.steps,
-             start, after)
+             start, after, prepare)
 
 
 def _fields(item):

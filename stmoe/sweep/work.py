@@ -28,7 +28,8 @@ def commands(run):
   evaluations = plan.missing_evaluations(run) if trained else run.evaluations
   begun = any(path.name.isdigit() for path in (run.workdir / 'checkpoints').glob('*'))
   upcycle = [['upcycle', *run.start[:1], *whole, *run.start[1:]]] if run.start and not begun else []
-  training = [] if trained else [*upcycle, ['train', *whole]]
+  before = [] if begun else [list(words) for words in run.prepare]
+  training = [] if trained else [*before, *upcycle, ['train', *whole]]
   return training + [['eval', str(run.workdir), '--sweep', text] for text in evaluations]
 
 

@@ -22,9 +22,11 @@ from stmoe import experiment
 
 # What a run may change when it continues: how long, how watched, on what machine.
 FREE = ('train.steps', 'train.log_every', 'train.stats_every', 'train.stop_after_bad', 'eval.', 'checkpoint.',
-        'profile.', 'mesh.', 'decode.', 'data.cache_dir')
+        'profile.', 'mesh.', 'decode.', 'data.cache_dir', 'data.eval_replaced')
 # And fields of its layers that act in evaluation only, called so: eval_k, eval_dispatch.
 EVALUATION = re.compile(r'blocks\..*\.eval_\w+')
+# Fields that runs begun before there were such do not have, with the value that is the same.
+YOUNGER = {'data.replaced': 0.0}
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'ml-collections')
 
 
@@ -34,7 +36,7 @@ def verify(path, cfg):
     return
   pairs = experiment.diff(load(path), cfg).items()
   said = [f'{field} is {old!r} there and {new!r} here' for field, (old, new) in pairs
-          if not free(field)]
+          if not free(field) and not (old is experiment.MISSING and new == YOUNGER.get(field))]
   if said:
     more = f' and {len(said) - 4} more' if len(said) > 4 else ''
     raise errors.UserError(f'{path} holds another experiment: {", ".join(said[:4])}{more}; '
@@ -91,7 +93,8 @@ def _tuples(fields):
 
 def identity(cfg):
   """Returns the hash of the fields of `cfg` that a continued run must not change."""
-  fields = {field: value for field, value in experiment.flatten(cfg).items() if not free(field)}
+  fields = {field: value for field, value in experiment.flatten(cfg).items()
+            if not free(field) and YOUNGER.get(field, experiment.MISSING) != value}
   return experiment.run_id(ml_collections.ConfigDict(fields, convert_dict=False, allow_dotted_keys=True))
 
 

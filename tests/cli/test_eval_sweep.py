@@ -69,9 +69,20 @@ def test_fields_of_evaluation_may_differ_when_a_run_goes_on(trained):
   router = 'blocks.m.router'
   rundir.verify(path, config(corpus, **{f'{router}.eval_k': 2, 'eval.draws': 3}))
   assert rundir.identity(config(corpus, **{f'{router}.eval_k': 2})) == rundir.identity(config(corpus))
-  for field, value in ((f'{router}.k_min', 2), ('data.eval_split', 'train')):
+  rundir.verify(path, config(corpus, **{'data.eval_replaced': 0.1}))
+  for field, value in ((f'{router}.k_min', 2), ('data.eval_split', 'train'), ('data.replaced', 0.1)):
     with pytest.raises(errors.UserError, match=f'another experiment: {field}'):
       rundir.verify(path, config(corpus, **{field: value}))
+
+
+def test_a_run_begun_before_a_field_was_there_goes_on_without_it(trained):
+  path, corpus = trained
+  assert 'replaced' not in rundir.load(path).data
+  younger = lambda share: config(corpus, **{'data.replaced': share})
+  rundir.verify(path, younger(0.0))
+  assert rundir.identity(younger(0.0)) == rundir.identity(rundir.load(path)) != rundir.identity(younger(0.1))
+  with pytest.raises(errors.UserError, match=r"data.replaced is '.absent.' there and 0.1 here"):
+    rundir.verify(path, younger(0.1))
 
 
 def test_newer_checkpoints_and_later_lines_count(tmp_path):

@@ -126,3 +126,27 @@ def test_a_run_may_start_from_another(tmp_path):
   lonely = write(tmp_path, START.replace('    yield dense\n', ''))
   with pytest.raises(errors.UserError, match='sparse starts from dense-.*, which is no run of this file'):
     plan.load(lonely)
+
+
+PREPARED = """def runs():
+  yield dict(name='a', experiment='lm/stdlib:smoke,method=hash',
+             prepare=[['tables', 'x', '-o', '{run}/t.npz']],
+             overrides={'blocks.m.router.table': '{run}/t.npz'})"""
+
+
+def test_a_run_may_be_prepared_with_files_in_its_own_directory(tmp_path):
+  path = write(tmp_path, PREPARED)
+  [run] = plan.load(path, workdir=tmp_path / 'runs').runs
+  table = str(run.workdir.resolve() / 't.npz')
+  assert run.overrides == (f'blocks.m.router.table={table}',)
+  assert [words[0] for words in work.commands(run)] == ['tables', 'train']
+  assert work.commands(run)[0] == ['tables', 'x', '-o', table]
+  assert work.commands(run)[1][-1] == f'--config.blocks.m.router.table={table}'
+  [same] = plan.load(path, ['seed=3'], workdir=tmp_path / 'runs').runs
+  assert work.commands(same)[0][-1] == '--config.seed=3'
+  [elsewhere] = plan.load(path, workdir=tmp_path / 'others').runs
+  assert elsewhere.id == run.id and elsewhere.overrides != run.overrides
+  [other] = plan.load(write(tmp_path, PREPARED.replace("'x'", "'y'")), workdir=tmp_path / 'runs').runs
+  assert other.id != run.id                                          # trained on another preparation
+  (run.workdir / 'checkpoints' / '3').mkdir(parents=True)
+  assert [words[0] for words in work.commands(run)] == ['train']

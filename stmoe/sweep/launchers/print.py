@@ -8,5 +8,7 @@ from stmoe.sweep import work
 def launch(runs, board):
   """Returns 0 after printing a line for each run; `&&` joins the commands of one."""
   for run in runs:
-    print(' && '.join(shlex.join(['stmoe', *words]) for words in work.commands(run)))
+    lines = [['mkdir', '-p', str(run.workdir)]] if run.prepare else []
+    lines += [['stmoe', *words] for words in work.commands(run)]
+    print(' && '.join(map(shlex.join, lines)))
   return 0
