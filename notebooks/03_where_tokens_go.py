@@ -1,0 +1,141 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %%
+# Installs the library where it is not there yet; the only cell that may use the network.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec('stmoe') is None:
+  subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', 'stmoe'], check=True)
+
+
+# %% [markdown]
+# # Where tokens go
+#
+# A small Mixtral is trained on the Python standard library, and asked which expert takes which token. Then
+# the same for a checkpoint of another library: the model is written in the format of Hugging Face and read
+# back as one would read a downloaded one; its routing is the same, token for token.
+
+# %%
+import json
+import os
+import pathlib
+import shutil
+
+from stmoe import experiment
+from stmoe import lookup
+from stmoe.analysis import canvas
+from stmoe.analysis import curves
+from stmoe.analysis import routing
+from stmoe.analysis import routing_view
+from stmoe.analysis import token_kinds
+from stmoe.data import pipeline
+from stmoe.train import convert
+from stmoe.train import interactive
+
+SMOKE = os.environ.get('STMOE_SMOKE') == '1'
+WORK = pathlib.Path('runs', '03_smoke' if SMOKE else '03')
+IMPORTED = None                            # a folder of safetensors of yours, in place of our own export
+STEPS = 6 if SMOKE else 240
+
+# %% [markdown]
+# ## A model
+#
+# The sizes are those of a `config.json`; the family says what they mean here: every layer has 8 experts, a
+# token goes to two of them, nothing is dropped.
+
+# %%
+family = lookup.module('family', 'mixtral')
+sizes = dict(vocab_size=2048, hidden_size=128, num_attention_heads=2, num_hidden_layers=4, rms_norm_eps=1e-6,
+             num_local_experts=8, num_experts_per_tok=2, intermediate_size=128, router_aux_loss_coef=0.01)
+cfg, _ = experiment.load('lm/quickstart', [f'train.steps={STEPS}', 'train.batch_size=8', 'eval.batches=10',
+                                           'eval.every=1000000', 'checkpoint.every=1000000'])
+with cfg.unlocked(), cfg.ignore_type():
+  for name, section in family.configure(sizes, tied=False).items():
+    cfg[name] = section
+run = interactive.train_config(cfg, WORK / 'mixtral')
+
+# %%
+canvas.show(curves.load(run))
+
+# %% [markdown]
+# ## Text, coloured by expert
+#
+# The colour of a token is its first expert, the bar below it the second.
+
+
+# %%
+def route(path, length=2000):
+  model, config, vocabulary = interactive.opened(path)
+  batch = pipeline.eval_batches(config)[0]
+  chosen = routing.choices(model, batch)
+  return chosen, routing_view.sample(chosen, batch, vocabulary, length)
+
+
+chosen, samples = route(run.path)
+last = list(samples)[-1]
+canvas.show(routing_view.figure({layer: samples[layer] for layer in (list(samples)[0], last)}, length=240))
+
+# %% [markdown]
+# ## What experts specialise in
+#
+# The tokens that each expert of the last layer takes more often than chance (token, count, times chance):
+
+# %%
+for expert, (share, best) in enumerate(samples[last].table):
+  print(f'expert {expert}, {share:4.0%}:  ' + '   '.join(
+      f'{routing_view.visible(text)!r} {count} {lift:.1f}x' for text, count, lift in best[:6]))
+
+# %% [markdown]
+# By kind of token: of all keywords, all names, all brackets, which share goes to which expert? The bits are
+# what the expert tells of the kind (0 = nothing).
+
+# %%
+canvas.show(token_kinds.figure(samples))
+
+# %% [markdown]
+# ## An imported checkpoint
+#
+# Command `stmoe convert` writes safetensors with the names of Hugging Face, and reads them. From then on an
+# imported model is a run like any other: for `stmoe eval`, `infer`, `finetune`, `report`, and this notebook.
+
+# %%
+if IMPORTED is None and not (WORK / 'export').is_dir():
+  with interactive.said():
+    step, name, tensors = convert.write(run.path, WORK / 'export', to='mixtral')
+  print(f'{len(tensors)} tensors of the family {name}, from step {step}')
+source = pathlib.Path(IMPORTED or WORK / 'export')
+shutil.rmtree(WORK / 'imported', ignore_errors=True)
+data = ['data.task=stdlib', f'data.vocab={cfg.data.vocab}', f'data.length={cfg.data.length}']
+with interactive.said():
+  convert.read(source, WORK / 'imported', [*data, 'eval.batch_size=16'])
+described = json.loads((source / 'config.json').read_text())
+print('config.json:', {field: described[field] for field in ('model_type', *sizes) if field in described})
+
+# %%
+theirs, seen = route(WORK / 'imported')
+
+
+def first(found):
+  return [taken[0][0] for row in found.experts for taken in row if taken]
+
+
+for layer, found in theirs.items():
+  print(f'{layer}: {len(first(found))} tokens routed', end='')
+  if IMPORTED is None:
+    same = sum(a == b for a, b in zip(first(found), first(chosen[layer])))
+    print(f', {same} of them to the same first expert as in the run that was exported', end='')
+  print()
+canvas.show(routing_view.figure({layer: seen[layer] for layer in list(seen)[-1:]}, length=120))
