@@ -54,10 +54,12 @@ def engineering(axis):
 
 
 def legend(figure, handles):
-  """Puts one horizontal legend of `handles` (dict label -> artist) above all axes."""
+  """Puts a legend of `handles` (dict label -> artist) above all axes, in as many columns as find room."""
   if len(handles) > 0:
+    entry = 6 * max(map(len, handles)) + 40                          # points, about
+    columns = max(1, min(len(handles), 5, int(72 * figure.get_figwidth() / entry)))
     figure.legend(handles.values(), handles.keys(), loc='outside upper center', frameon=False,
-                  ncols=min(len(handles), 5), fontsize=10, handlelength=1.6)
+                  ncols=columns, fontsize=10, handlelength=1.6)
 
 
 def styles(labels):

@@ -112,6 +112,6 @@ def corpus(config):
 
 
 def _data(run):
-  """What the losses of runs have to have in common to be compared, in order of its words."""
-  data = {key: value for key, value in run.config.get('data', {}).items() if key not in ASIDE}
+  """What the losses of runs have to have in common to be compared; a field that is off may be absent."""
+  data = {key: value for key, value in run.config.get('data', {}).items() if key not in ASIDE and value}
   return corpus(run.config), json.dumps(runs_lib.flatten(data), sort_keys=True)

@@ -101,8 +101,8 @@ def labels(runs):
   It is the name without the seed, and without the digits that a sweep adds; where others have it as well,
   with the name of the folder before it, or else the whole name of the first.
   """
-  keys = [(run.path.parent, _stem(run.name), json.dumps(run.config | {'seed': 0}, sort_keys=True))
-          for run in runs]
+  keys = [(run.path.parent, _stem(run.name), json.dumps(run.config | {'seed': 0}, sort_keys=True).replace(
+      json.dumps(str(run.path.resolve()))[1:-1], '')) for run in runs]   # files of its own make no other run
   first = {key: run.name for key, run in reversed(list(zip(keys, runs)))}
   choices = {key: (key[1], f'{key[0].name}/{key[1]}') for key in first}
   taken = collections.Counter(text for pair in choices.values() for text in pair)

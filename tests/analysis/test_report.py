@@ -148,7 +148,7 @@ def test_runs_on_other_text_are_neither_best_nor_compared(tmp_path):
   found = []
   for name, final, files in (('a', 2.0, 'x'), ('b', 1.0, 'y'), ('c', 2.1, 'x')):
     run = runs.read(synthetic.write_run(tmp_path / name, final=final))
-    data = dict(task='text', files=[files])
+    data = dict(task='text', files=[files], cache_dir=name) | (dict(replaced=0.0) if name == 'c' else {})
     found.append(dataclasses.replace(run, config=run.config | dict(data=data, model=dict(name=name))))
   headings, rows = leaderboard.columns(found, {}, runs.labels(found))
   assert {label for label, cells in rows.items() if any(cell.kind == 'best' for cell in cells)} == {'a'}

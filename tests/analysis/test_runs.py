@@ -118,3 +118,7 @@ def test_runs_that_differ_in_more_than_the_seed_have_labels_of_their_own(tmp_pat
   found = runs.read_all(runs.expand([tmp_path]))
   assert runs.labels(found) == ['x_seed0', 'x_seed0', 'x_seed2', 'y']
   assert runs.labels(found[:2] + found[3:]) == ['x', 'x', 'y']
+  for seed in (0, 1):
+    folder = tmp_path / f'z_seed{seed}'
+    synthetic.write_run(folder, layers=(), seed=seed, extra=dict(table=str(folder.resolve() / 't.npz')))
+  assert runs.labels(runs.read_all([tmp_path / 'z_seed0', tmp_path / 'z_seed1'])) == ['z', 'z']
