@@ -199,8 +199,8 @@ def _heat(ax, steps, load):
   """Draws load [n,E] at `steps` [n] as log2(load / mean); returns the image."""
   ratio = load / np.maximum(load.mean(axis=1, keepdims=True), 1e-9)  # [n, E]
   colour = np.log2(np.clip(ratio, 0.25, 4.0)).T                      # [E, n]
-  edges = np.concatenate([[0], (steps[1:] + steps[:-1]) / 2, [steps[-1]]]) if len(steps) > 1 else \
-      np.array([0, max(steps[0], 1)])
+  first = max(2 * steps[0] - steps[1], 0) if len(steps) > 1 else 0   # an upcycled run does not begin at 0
+  edges = np.array([first, *(steps[1:] + steps[:-1]) / 2, max(steps[-1], 1)])
   image = ax.pcolormesh(edges, np.arange(load.shape[1] + 1) - 0.5, colour, cmap='PuOr_r', vmin=-2, vmax=2,
                         rasterized=True)
   ax.grid(False)

@@ -97,3 +97,10 @@ def test_palette_stays_distinct_for_the_commonest_colour_blindness():
   seen = np.clip(rgb ** 2.2 @ matrix.T, 0, 1) ** (1 / 2.2)
   distances = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
   assert min(distances) > 0.12, distances
+
+
+def test_the_load_of_a_run_that_went_on_from_another_begins_where_it_did():
+  loads = dict(decoder_01=(np.array([250, 260, 270]), np.ones((3, 4))))
+  run = runs.Run(path=None, name='upcycled', config={}, env={}, lines=[], loads=loads, states={}, done=None)
+  [mesh] = curves.load(run).axes[0].collections
+  assert mesh.get_coordinates()[0, :, 0].tolist() == [240, 255, 265, 270]
