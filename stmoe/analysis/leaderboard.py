@@ -19,18 +19,20 @@ ASIDE = ('cache_dir', 'shuffle', 'pack')
 def columns(runs, costs, labels):
   """Returns (headings, dict label -> list of page.Cell), the lowest loss first.
 
-  Runs on other data are other tables under one heading: they come after one another, and a column says on
-  which. What no run has makes no column.
+  Where some seeds are done, the others do not count. Runs on other data are other tables under one heading:
+  they come after one another, and a column says on which. What no run has makes no column.
 
   Args:
     runs:   list of Run.
     costs:  dict run name -> dict(parameters, active, flops_per_token), where known.
     labels: one for each run; runs of equal label are seeds of one another.
   """
-  rows = [_values(run, costs.get(run.name)) for run in runs]
-  grouped = table.group(rows, labels)
-  members = {label: [run for run, name in zip(runs, labels) if name == label] for label in grouped}
-  scores = list(dict.fromkeys(key for row in rows for key in row if '@' in key))
+  members = {label: [run for run, name in zip(runs, labels) if name == label] for label in labels}
+  scores = list(dict.fromkeys(key for run in runs for key in run.done or {} if '@' in key))
+  counted = [(run, label) for label, mine in members.items()
+             for run in [run for run in mine if run.done is not None] or mine]
+  rows = [_values(run, costs.get(run.name), scores) for run, _ in counted]
+  grouped = table.group(rows, [label for _, label in counted])
   order = ['method', 'data', 'seeds', 'bits', 'loss', 'accuracy', *scores, 'drops', 'parameters',
            'active', 'flops_per_token', 'balance', 'entropy', 'steps', 'tokens', 'flops', 'time', 'slowdown']
   texts = {label: _words(mine) for label, mine in members.items()}
@@ -46,10 +48,10 @@ def columns(runs, costs, labels):
           {label: [page.Cell(label, label), *(cell(label, c) for c in shown)] for label in ranked})
 
 
-def _values(run, cost):
-  """The numbers of one run: those of `table`, its loss, and the scores of decoded texts."""
-  scores = {key: value for key, value in (run.done or {}).items() if '@' in key}
-  return table.values(run, cost) | {'loss': run.last('eval/loss')} | scores
+def _values(run, cost, scores):
+  """The numbers of one run: those of `table`, its loss, and the scores of decoded texts, keys of DONE."""
+  return table.values(run, cost) | {'loss': run.last('eval/loss')} | {
+      key: (run.done or {}).get(key) for key in scores}
 
 
 def _words(runs):
@@ -78,7 +80,7 @@ def number(column, entry, kind=''):
   if entry is None or not np.isfinite(entry[0]):
     return page.Cell('–')
   mean, spread, seeds = entry
-  form = SPREAD.get(column) or ('.3g' if '@' in column else None)
+  form = SPREAD.get(column) or ('.2f' if '@' in column else None)
   if not form:
     return page.Cell(table.text(column, entry), mean, kind)
   return page.Cell(f'{mean:{form}} ± {spread:{form}}' if seeds > 1 else f'{mean:{form}}', mean, kind)

@@ -80,7 +80,8 @@ def page(runs, costs=None, labels=None, routed=None, title='Runs', questions=(),
 
 def _lead(runs, labels):
   done = sum(run.done is not None for run in runs)
-  seeds = '' if len(set(labels)) == len(runs) else f' of {len(set(labels))} configurations'
+  count = len(set(labels))
+  seeds = '' if count == len(runs) else f' of {count} configuration{"s" if count > 1 else ""}'
   tasks = ', '.join(sorted({leaderboard.corpus(run.config) for run in runs}))
   return f'{len(runs)} runs{seeds} on {tasks}; {done} finished.'
 

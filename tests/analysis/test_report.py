@@ -144,6 +144,19 @@ def test_seeds_of_a_folder_are_one_row_with_mean_and_spread(seeds):
   assert cell(labels[2], 'bits/byte') == f'{np.mean(bits):.3f} ± {np.std(bits, ddof=1):.3f}'
 
 
+def test_a_seed_that_is_not_done_is_counted_and_not_averaged(tmp_path):
+  for seed, final in enumerate((2.0, 2.2, 3.0)):
+    folder = synthetic.write_run(tmp_path / f'x_seed{seed}', layers=(), final=final, seed=seed, done=seed < 2)
+    if seed < 2:
+      (folder / 'DONE').write_text(json.dumps({'pairs/bleu@decode': 10.0 + seed}))
+  found = runs.read_all(runs.expand([tmp_path]))
+  headings, rows = leaderboard.columns(found, {}, runs.labels(found))
+  cell = lambda heading: rows['x'][headings.index(heading)].text
+  assert (cell('seeds'), cell('bleu@decode')) == ('2 of 3', '10.50 ± 0.71')
+  bits = np.mean([run.last('eval/bits_per_byte') for run in found[:2]])
+  assert cell('bits/byte').startswith(f'{bits:.3f} ± ')
+
+
 def test_runs_on_other_text_are_neither_best_nor_compared(tmp_path):
   found = []
   for name, final, files in (('a', 2.0, 'x'), ('b', 1.0, 'y'), ('c', 2.1, 'x')):
