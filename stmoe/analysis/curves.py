@@ -165,7 +165,8 @@ def health(runs, labels=None):
     canvas.label(ax, runs_lib.ABSCISSAE['step'], text)
     canvas.engineering(ax.xaxis)
     ax.set_xlim(left=0)
-    ax.set_ylim(bottom=0 if ideal is None else None)
+    if ideal is None:
+      ax.set_ylim(0, 1.08 * ax.get_ylim()[1])
   canvas.legend(figure, handles)
   return figure
 
