@@ -55,11 +55,14 @@ def prompt_batch(cfg, prompts, length):
 def tokens(cfg, vocabulary, place, text):
   """Returns the list of ids that the model reads of a prompt; raises UserError, naming `place`, if too many.
 
-  An encoder reads the text and EOS, a decoder id 0 and the text, as in training.
+  An encoder reads the text and EOS, a decoder id 0 and the text, and EOS if it learned to answer then.
   """
   ids = vocabulary.encode([text])[0].tolist()
   field = 'inputs_length' if 'inputs_length' in cfg.data else 'length'
-  ids = [*ids, vocabulary.eos_id] if field == 'inputs_length' else [0, *ids]
+  if field == 'length':
+    ids = [0, *ids]
+  if field == 'inputs_length' or cfg.data.objective == 'prompted':   # as in training
+    ids = [*ids, vocabulary.eos_id]
   if len(ids) > cfg.data[field]:
     raise errors.UserError(f'{place}: the prompt has {len(ids)} tokens, the model was made for data.{field}='
                            f'{cfg.data[field]}; shorten it, or set --config.data.{field}={len(ids)}')

@@ -9,6 +9,7 @@ import pytest
 
 from pallas_kernels import walk
 from stmoe import experiment
+from stmoe.data import objectives
 from stmoe.data import pipeline
 from stmoe.train import checkpoint
 from stmoe.train import infer
@@ -95,6 +96,17 @@ def test_mistakes_are_one_line_and_leave_no_file(lm, mistake, tmp_path, text, na
   line = mistake('infer', lm, tmp_path / name, '--length', '3', '--output', tmp_path / 'out', *words)
   assert says.replace("'", '') in line.replace("'", ''), line
   assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_prompt_of_a_fine_tuned_decoder_is_what_it_was_trained_on(lm):
+  cfg = rundir.load(lm)
+  vocabulary = pipeline.info(cfg)['vocab']
+  cfg.data.objective = 'prompted'
+  rower = pipeline.Rower(objectives.Prompted(16, vocabulary), vocabulary)
+  batch = rower.batch([('ab', 'c')], 1)
+  prompt = infer.tokens(cfg, vocabulary, '', 'ab')
+  assert batch['decoder_input_tokens'][0, :len(prompt)].tolist() == prompt
+  assert batch['decoder_loss_weights'][0].tolist().index(1) == len(prompt) - 1   # of the answer
 
 
 def test_other_mistakes(lm, mistake, tmp_path):
