@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests import xla
+
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.py'))
 
@@ -31,7 +33,7 @@ def test_there_are_notebooks():
 @pytest.mark.slow
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path):
-  environment = os.environ | dict(STMOE_SMOKE='1')
+  environment = os.environ | dict(STMOE_SMOKE='1', XLA_FLAGS=xla.flags(devices=1))   # as on a laptop
   done = subprocess.run([sys.executable, '-c', RUN, str(path)], cwd=tmp_path, env=environment, timeout=300,
                         capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
