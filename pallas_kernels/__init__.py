@@ -1,4 +1,7 @@
-"""Kernels that need JAX only, one folder per operation: reference.py, tpu.py, gpu.py, api.py, bench.py.
+"""Kernels that need JAX only, one folder per operation.
 
-`stmoe.core.execute` is their only caller. Every kernel is tested against its `reference.py`.
+`api.py` is what to call: it takes the implementation of the platform that a program is lowered for, `tpu.py`
+(Mosaic), `gpu.py` (Triton) or `portable.py` (XLA alone, on CPUs). Each is tested against `reference.py`, and
+`bench.py` times it against a dense product. The grouped products and `combine` are called by
+`stmoe.core.execute.pallas`; `route` is there for routers of one's own.
 """

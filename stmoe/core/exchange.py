@@ -20,8 +20,8 @@ from stmoe import errors
 def on_shards(execute, x, a, experts, key):
   """Returns `execute(x, a, experts, key, over)` of every device on its own groups, with its own experts.
 
-  Mesh axes that split neither groups nor experts stay with the compiler. Where nothing splits the groups
-  `execute` runs as it is, with over=().
+  Mesh axes that split neither groups nor experts stay with the compiler (see `automatic`). Where nothing
+  splits the groups `execute` runs as it is, with over=().
 
   Args:
     execute: takes the groups of one device, x [G/P',S,D] and their Assignment (of all E experts), the
@@ -41,10 +41,22 @@ def on_shards(execute, x, a, experts, key):
     own = None if key is None else jax.random.fold_in(key, jax.lax.axis_index(groups))
     return execute(x, a, experts, own, over)
 
-  split, bank = PartitionSpec(groups), PartitionSpec(over)
+  shape = jax.sharding.get_abstract_mesh().shape
+  # Axes of one device are named as well, in the specs too, where they would be summed over otherwise.
+  ones = tuple(axis for axis, size in shape.items() if size == 1 and axis not in (*groups, *over))
+  split, bank = PartitionSpec((*groups, *ones)), PartitionSpec((*over, *ones))
   # Without check_vma the transpose sums the gradients of experts over the axes that repeat them.
   return jax.shard_map(local, in_specs=(split, split, bank, PartitionSpec()), out_specs=split,
-                       axis_names={*groups}, check_vma=False)(x, a, experts, key)
+                       axis_names={*groups, *ones}, check_vma=False)(x, a, experts, key)
+
+
+def automatic():
+  """Returns whether the compiler splits what is computed here over devices; it cannot split kernels.
+
+  A bool, no array [.].
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return any(size > 1 and axis not in mesh.manual_axes for axis, size in mesh.shape.items())
 
 
 def num_devices(over):

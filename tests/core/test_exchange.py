@@ -98,6 +98,16 @@ def test_every_mesh(executor, shape):
   assert_same(*run(executor, 'top_2', 'mlp', shape))
 
 
+@pytest.mark.parametrize('shape', [(8, 1, 1), (1, 1, 8)])
+def test_kernels_where_nothing_splits_the_experts(shape):
+  assert_same(*run('pallas', 'top_2', 'mlp', shape))
+
+
+def test_kernels_do_not_exchange_rows():
+  with pytest.raises(errors.UserError, match='experts over expert; nearest: .*all_to_all_dropless'):
+    run('pallas', 'top_2', 'mlp', (2, 4, 1))
+
+
 @pytest.mark.parametrize('kind, bank', [('top_1', 'glu'), ('one_device', 'mlp'), ('experts', 'mlp')])
 @pytest.mark.parametrize('executor', EXECUTORS[::2])
 def test_every_kind_of_assignment(executor, kind, bank):

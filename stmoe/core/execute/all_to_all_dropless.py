@@ -31,14 +31,14 @@ def execute(x, a, experts, key=None):
 
 def _local(x, a, experts, key, over):
   if not over:
-    return pallas.execute(x, a, experts, key)
+    return pallas.of_device(x, a, experts, key)
   weight = jnp.where(assignment.live(a), a.weight, 0)                # dead weights may be NaN
   num, mine = a.expert.size, a.num_experts // exchange.num_devices(over)
   with jax.named_scope('dispatch'):
     rows = rows_lib.sort(a)
     plan = exchange.plan(rows.sizes, over, limit=min(num, a.expert.shape[0] * mine * a.capacity))
     arrived = exchange.there(rows_lib.take(x, a, rows), plan)        # [P, R, D]
-  y = pallas.execute(arrived, received(plan.counts, plan.limit), experts, key)     # [P, R, D']
+  y = pallas.of_device(arrived, received(plan.counts, plan.limit), experts, key)     # [P, R, D']
   with jax.named_scope('combine'):
     y = rows_lib.give(exchange.back(y, plan, num), a, rows)          # [G, N, D']
     return rows_lib.add_up(y.astype(jnp.float32) * weight[..., None], a).astype(x.dtype)

@@ -7,6 +7,9 @@ One custom_vjp around everything from dispatch to combine. Kept for the backward
 before the dispatch, the results of the bank's products but the last, and tables of integers: nothing of
 M rows times D, so that a layer of many small experts stores what a dense one of the same active width does
 (SonicMoE, arXiv:2512.14080; `core/grouped.py`). The gradient is exact.
+
+Every device runs the kernels on its own groups, with all experts or (`all_to_all_dropless`) with its own.
+Where a mesh also cuts experts' matrices over `model` the compiler splits them, and `blocks` runs instead.
 """
 
 import jax
@@ -15,9 +18,11 @@ import jax.numpy as jnp
 from pallas_kernels import target
 from pallas_kernels.combine import api as combine
 from stmoe.core import assignment
+from stmoe.core import exchange
 from stmoe.core import grouped
 from stmoe.core import rows as rows_lib
 from stmoe.core.execute import blocks
+from stmoe.errors import UserError
 
 
 def execute(x, a, experts, key=None):
@@ -31,6 +36,23 @@ def execute(x, a, experts, key=None):
   Returns:
     [G,S,D'] in the dtype of x, D' the width of the bank's rows; tokens without a live edge get zeros.
   """
+  return exchange.on_shards(_local, x, a, experts, key)
+
+
+def _local(x, a, experts, key, over):
+  if exchange.num_devices(over) > 1:
+    raise UserError(f"executor 'pallas': the mesh splits the experts over {', '.join(over)}; nearest: "
+                    "executor='all_to_all_dropless'")
+  return of_device(x, a, experts, key)
+
+
+def of_device(x, a, experts, key):
+  """Returns what `execute` does, of the groups and with the experts of one device.
+
+  Where the compiler splits matrices over further devices it is `blocks`: it cannot split kernels.
+  """
+  if exchange.automatic():
+    return blocks.execute(x, a, experts, key)
   weight = jnp.where(assignment.live(a), a.weight, 0)                # dead weights may be NaN
   with jax.named_scope('dispatch'):
     rows = rows_lib.sort(a)
