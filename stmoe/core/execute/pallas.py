@@ -47,7 +47,7 @@ def _local(x, a, experts, key, over):
 
 
 def of_device(x, a, experts, key):
-  """Returns what `execute` does, of the groups and with the experts of one device.
+  """Returns y [G,S,D'] of `execute`, of the groups and with the experts of one device.
 
   Where the compiler splits matrices over further devices it is `blocks`: it cannot split kernels.
   """
