@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from stmoe import axes
 from stmoe.core import noise
 from stmoe.errors import UserError
+from stmoe.layers import linear
 from stmoe.layers import norm
 from stmoe.layers import rotary
 
@@ -164,16 +165,10 @@ class Attention(nnx.Module):
     q = self._heads(x, self.wq, self.bq, self.q_norm)                # [B, T, H, P]
     q = q if visible.turn is None else rotary.rotate(q, visible.turn)
     y = jax.nn.dot_product_attention(q, k, v, bias=visible.bias, mask=visible.mask, scale=self.scale)
-    return _linear(y.reshape(*x.shape[:2], -1), self.wo, self.bo)    # [B, T, D]
+    return linear.apply(y.reshape(*x.shape[:2], -1), self.wo, self.bo)  # [B, T, D]
 
   def _heads(self, x, w, b, normalize=None):
-    y = _linear(x, w, b)                                             # [B, T, H*P]
+    y = linear.apply(x, w, b)                                        # [B, T, H*P]
     y = y if normalize is None else normalize(y)
     y = y if self.clip is None else jnp.clip(y, -self.clip, self.clip)
     return y.reshape(*x.shape[:2], -1, self.head_dim)
-
-
-def _linear(x, w, b):
-  """x [...,D] times w, plus b where there is one, in the dtype of x."""
-  y = x @ w[...].astype(x.dtype)
-  return y if b is None else y + b[...].astype(x.dtype)

@@ -5,6 +5,7 @@ import jax
 
 from stmoe import axes
 from stmoe.core import noise
+from stmoe.layers import linear
 
 
 class Dense(nnx.Module):
@@ -35,9 +36,8 @@ class Dense(nnx.Module):
 
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], None, carry) for x [B,T,D]."""
-    biased = lambda h, b: h if b is None else h + b[...].astype(h.dtype)
-    h = getattr(jax.nn, self.activation)(biased(x @ self.wi[...].astype(x.dtype), self.bi))   # [B, T, F]
+    h = getattr(jax.nn, self.activation)(linear.apply(x, self.wi, self.bi))  # [B, T, F]
     if self.wg is not None:
-      h = h * (x @ self.wg[...].astype(x.dtype))
+      h = h * linear.apply(x, self.wg)
     h = noise.dropout(h, self.dropout_rate, ctx.fold('hidden').key if ctx.train else None, (-2,))
-    return biased(h @ self.wo[...].astype(x.dtype), self.bo), None, carry    # [B, T, D]
+    return linear.apply(h, self.wo, self.bo), None, carry            # [B, T, D]

@@ -4,6 +4,7 @@ from flax import nnx
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe.layers import linear
 
 
 class Embed(nnx.Module):
@@ -22,7 +23,8 @@ class Embed(nnx.Module):
     The division keeps the logits of a table of unit variance near unit variance.
     """
     table = self.table[...]
-    return x.astype(jnp.float32) @ table.T * (table.shape[1] ** -0.5 if scaled else 1.0)     # [B, T, V]
+    y = linear.apply(x.astype(jnp.float32), table.T)                 # [B, T, V]
+    return y * (table.shape[1] ** -0.5 if scaled else 1.0)
 
 
 class Head(nnx.Module):
@@ -35,5 +37,4 @@ class Head(nnx.Module):
 
   def __call__(self, x):
     """Returns logits f32[B,T,V] of x [B,T,D]."""
-    logits = x.astype(jnp.float32) @ self.w[...]                     # [B, T, V]
-    return logits if self.b is None else logits + self.b[...]
+    return linear.apply(x.astype(jnp.float32), self.w, self.b)       # [B, T, V]

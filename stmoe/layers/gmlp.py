@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe.errors import UserError
+from stmoe.layers import linear
 from stmoe.layers import norm
 from stmoe.layers import spatial
 
@@ -77,9 +78,9 @@ class Gmlp(nnx.Module):
       reports.append(aux)
       return back(y)
 
-    h = x @ self.wi[...].astype(x.dtype) + self.bi[...].astype(x.dtype)              # [B, n, F]
+    h = linear.apply(x, self.wi, self.bi)                            # [B, n, F]
     h = spatial_gating_unit(jax.nn.gelu(h, approximate=False), self.norm, mix)       # [B, n, F/2]
-    return h @ self.wo[...].astype(x.dtype) + self.bo[...].astype(x.dtype), reports[0], carry
+    return linear.apply(h, self.wo, self.bo), reports[0], carry
 
 
 def of_channels(ctx, real, channels):

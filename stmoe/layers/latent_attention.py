@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe.core import noise
+from stmoe.layers import linear
 from stmoe.layers import norm
 from stmoe.layers import rotary
 
@@ -72,20 +73,20 @@ class LatentAttention(nnx.Module):
   def queries(self, x, turn):
     """Returns q [B,T,H,nope+P] of x [B,T,D], the last P turned by `turn`."""
     if self.wq_down is not None:
-      x = self.q_norm(x @ self.wq_down[...].astype(x.dtype))         # [B, T, q_rank]
-    q = (x @ self.wq[...].astype(x.dtype)).reshape(*x.shape[:2], self.num_heads, -1)
+      x = self.q_norm(linear.apply(x, self.wq_down))                 # [B, T, q_rank]
+    q = linear.apply(x, self.wq).reshape(*x.shape[:2], self.num_heads, -1)
     still, turned = q[..., :self.nope_dim], q[..., self.nope_dim:]
     return jnp.concatenate([still, self.turn(turned, turn)], axis=-1)
 
   def compress(self, x, turn):
     """Returns what later tokens need of x [B,T,D]: c [B,T,R], normalised, and the turned key [B,T,P]."""
-    y = x @ self.wkv_down[...].astype(x.dtype)                       # [B, T, R + P]
+    y = linear.apply(x, self.wkv_down)                               # [B, T, R + P]
     latent, shared = y[..., :self.kv_rank], y[..., self.kv_rank:]
     return self.kv_norm(latent), self.turn(shared[..., None, :], turn)[..., 0, :]
 
   def attend(self, q, latent, shared, mask, key=None):
     """Returns [B,T,D] of q [B,T,H,nope+P] over latent [B,K,R] and shared [B,K,P]; mask [B,1,T,K]."""
-    up = (latent @ self.wkv[...].astype(q.dtype)).reshape(*latent.shape[:2], self.num_heads, -1)
+    up = linear.apply(latent.astype(q.dtype), self.wkv).reshape(*latent.shape[:2], self.num_heads, -1)
     k, v = up[..., :self.nope_dim], up[..., self.nope_dim:]          # [B, K, H, .]
     shared = jnp.broadcast_to(shared[:, :, None], (*k.shape[:3], shared.shape[-1]))
     k = jnp.concatenate([k, shared], axis=-1)                        # [B, K, H, nope + P]
@@ -93,4 +94,4 @@ class LatentAttention(nnx.Module):
     logits = jnp.einsum('bthp,bkhp->bhtk', q, k, preferred_element_type=jnp.float32) * self.scale
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     y = jnp.einsum('bhtk,bkhv->bthv', jax.nn.softmax(logits, axis=-1).astype(q.dtype), v)
-    return y.reshape(*y.shape[:2], -1) @ self.wo[...].astype(q.dtype)
+    return linear.apply(y.reshape(*y.shape[:2], -1), self.wo)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe.errors import UserError
+from stmoe.layers import linear
 
 
 class Patches(nnx.Module):
@@ -38,4 +39,4 @@ class Patches(nnx.Module):
     size = self.patch_size
     x = images.reshape(batch, height // size, size, width // size, size, channels)
     x = x.swapaxes(2, 3).reshape(batch, -1, size * size * channels)  # [B, N, P*P*C]
-    return x.astype(dtype) @ self.w[...].astype(dtype) + self.b[...].astype(dtype)
+    return linear.apply(x.astype(dtype), self.w, self.b)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe.core import noise
+from stmoe.layers import linear
 
 
 @struct.dataclass
@@ -96,5 +97,5 @@ class SpanAttention(nnx.Module):
     return y.reshape(*x.shape[:2], -1) @ self.wo[...].astype(x.dtype)    # [B, T, D]
 
   def _heads(self, x, w):
-    y = (x @ w[...].astype(x.dtype)).reshape(*x.shape[:2], -1, self.head_dim)
+    y = linear.apply(x, w).reshape(*x.shape[:2], -1, self.head_dim)
     return y.swapaxes(1, 2)                                          # [B, H, T, P]

@@ -10,6 +10,7 @@ from stmoe import axes
 from stmoe.core import choices
 from stmoe.core import contract
 from stmoe.layers import attention
+from stmoe.layers import linear
 from stmoe.layers import norm
 from stmoe.layers import patches
 from stmoe.layers import stack
@@ -112,4 +113,4 @@ class Linear(nnx.Module):
 
   def __call__(self, x):
     """Returns f32[...,F] for x [...,D]."""
-    return x.astype(jnp.float32) @ self.w[...] + self.b[...]
+    return linear.apply(x.astype(jnp.float32), self.w, self.b)
