@@ -98,7 +98,8 @@ class Loop:
     self.meta = dict(config=rundir.identity(cfg), vocab=self.facts['vocab'].digest)
     self.log = writers.Log(path) if job.leads() else writers.Silence()
     stack.callback(self.log.close)
-    self.step, seconds = self._begin()
+    self.step, seconds, flops_before = self._begin()
+    self.flops_of_start = flops_before - self.step * flops_per_step  # not 0 where a cheaper run was upcycled
     self.log.show = show = self.show = progress.make(cfg.train.steps, self.step, job.leads())
     stack.callback(show.close)
     self.metrics = writers.Metrics(path, self.step) if job.leads() else writers.Silence()
@@ -113,16 +114,16 @@ class Loop:
     self._introduce(name, aux)
 
   def _begin(self):
-    """Returns (step, seconds of training) after restoring the newest checkpoint, or (0, 0.0) after init."""
+    """Returns (step, seconds, FLOPs) of training after restoring the newest checkpoint, or zeros after init."""
     same = lambda meta: rundir.check_same(meta, self.meta)
     found = self.checkpoints.restore(self.plan.shapes, same, self.log)
     if found is None:
       self.state = states.init(self.cfg, self.plan)
-      return 0, 0.0
+      return 0, 0.0, 0.0
     step, self.state, position, meta = found
     self.data.set_state(position)
     self.log(f'continuing from the checkpoint of step {step:,}')
-    return step, meta['seconds']
+    return step, meta['seconds'], meta.get('flops', step * self.flops_per_step)
 
   def _introduce(self, name, aux):
     parameters = sum(x.size for x in jax.tree.leaves(self.plan.shapes['params']))
@@ -211,8 +212,10 @@ class Loop:
   def _totals(self, counts):
     """Returns what every line counts: target tokens, active FLOPs and seconds of training so far."""
     low, high = counts['tokens'].tolist()
-    return dict(tokens=(high << 32) + low, flops=float(self.step * self.flops_per_step),
-                time=self.clock.seconds())
+    return dict(tokens=(high << 32) + low, flops=self._flops(), time=self.clock.seconds())
+
+  def _flops(self):
+    return float(self.flops_of_start + self.step * self.flops_per_step)
 
   def _refuse(self, bad):
     """Reports `bad` non-finite steps in a row, and ends the run when they are too many."""
@@ -248,7 +251,7 @@ class Loop:
       return
     with self.clock.paused():
       self.checkpoints.save(self.step, self.state, self.data.get_state(),
-                            self.meta | {'seconds': self.clock.seconds()})
+                            self.meta | {'seconds': self.clock.seconds(), 'flops': self._flops()})
 
 
 class Clock:

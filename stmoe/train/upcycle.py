@@ -62,7 +62,7 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
   for run, start in zip(runs, starts):
     same_backbone(run, start, cfg)
   loop.keep_compilations()
-  cost = loop.flops_per_step(cfg)
+  prices = [loop.flops_per_step(start) for start in starts]
   with states.on_mesh(cfg.mesh, devices) as mesh:
     check.batches(cfg)
     plan, plans = states.blueprint(cfg, mesh), [states.blueprint(start, mesh) for start in starts]
@@ -76,6 +76,7 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
 
     found = [score.restore(dense, run, facts['vocab'], show.say) for run, dense in zip(runs, plans)]
     at = _first_step([at for at, *_ in found], cfg) if step == 'keep' else 0
+    spent = sum(done * price for price, (done, *_) in zip(prices, found))
     position = _position(starts, found, cfg)
     before = []
     for run, dense, (done, state, *_) in zip(runs, plans, found):
@@ -91,7 +92,7 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
         parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plans[0], plan)],
         data=position, noise=noise, granularity=granularity, optimizer=optimizer,
         leaves=surgery.report(plan.shapes['params']))
-    _write(cfg, workdir, state, record, facts, cost)
+    _write(cfg, workdir, state, record, facts, float(spent if step == 'keep' else 0))
   return record
 
 
@@ -255,18 +256,21 @@ def difference(cfg, dense, sparse):
   return float((changed / whole) ** 0.5)
 
 
-def _write(cfg, workdir, state, record, facts, flops_per_step):
-  """Writes the run directory, the checkpoint first: without it, the folder would be a run from scratch."""
+def _write(cfg, workdir, state, record, facts, spent):
+  """Writes the run directory, the checkpoint first: without it, the folder would be a run from scratch.
+
+  spent: the FLOPs that the run starts with, those of the dense runs.
+  """
   path, at = rundir.make(workdir), record['step']
   saved = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
                                  cfg.checkpoint.async_save)
-  meta = dict(config=rundir.identity(cfg), vocab=facts['vocab'].digest, seconds=0.0)
+  meta = dict(config=rundir.identity(cfg), vocab=facts['vocab'].digest, seconds=0.0, flops=spent)
   saved.save(at, state, record['data'], meta)
   saved.close()
   rundir.write(path / 'upcycle.json', json.dumps(record, indent=2) + '\n')
   rundir.claim(path, cfg)
   low, high = jax.device_get(state['counts']['tokens']).tolist()
   metrics = writers.Metrics(path, at)
-  metrics.write(at, dict(tokens=(high << 32) + low, flops=float(at * flops_per_step), time=0.0)
+  metrics.write(at, dict(tokens=(high << 32) + low, flops=spent, time=0.0)
                 | record['upcycled'])
   metrics.close()

@@ -12,6 +12,7 @@ from stmoe import experiment
 from stmoe.cli import main
 from stmoe.data import pipeline
 from stmoe.train import checkpoint
+from stmoe.train import loop
 from stmoe.train import rundir
 from stmoe.train import schedules
 from stmoe.train import score
@@ -107,6 +108,7 @@ def test_the_first_checkpoint_has_the_dense_function_step_slots_and_data(sparse)
       np.testing.assert_array_equal(experts['wi'][0, e], layer['wi'][1])
   [line] = [json.loads(line) for line in (sparse / 'sparse' / 'metrics.jsonl').read_text().splitlines()]
   assert line['step'] == 4 and line['eval/loss'] == pytest.approx(record['upcycled']['eval/loss'])
+  assert line['flops'] == 4 * loop.flops_per_step(rundir.load(sparse / 'dense'))
 
 
 @pytest.mark.slow
@@ -120,6 +122,10 @@ def test_training_goes_on_with_the_schedule(command, sparse, tmp_path):
   np.testing.assert_allclose([line['lr'] for line in lines[1:]], [rate(line['step']) for line in lines[1:]],
                              rtol=1e-5)
   assert [line['tokens'] for line in lines] == [line['step'] * 8 * 32 for line in lines]
+  dense, mine = (loop.flops_per_step(rundir.load(path)) for path in (sparse / 'dense', tmp_path / 'run'))
+  assert mine > dense
+  np.testing.assert_allclose([line['flops'] for line in lines],
+                             [4 * dense + (line['step'] - 4) * mine for line in lines], rtol=1e-12)
 
 
 def test_noise_leaves_a_gap_and_fresh_slots_are_empty(command, folder, tmp_path):
