@@ -114,7 +114,7 @@ class Loop:
     self._introduce(name, aux)
 
   def _begin(self):
-    """Returns (step, seconds, FLOPs) of training after restoring the newest checkpoint, or zeros after init."""
+    """Returns (step, seconds, FLOPs) of training after restoring the newest checkpoint, or zeros."""
     same = lambda meta: rundir.check_same(meta, self.meta)
     found = self.checkpoints.restore(self.plan.shapes, same, self.log)
     if found is None:
