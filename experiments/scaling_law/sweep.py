@@ -1,6 +1,6 @@
 """What is trained: dense and S-BASE language models of several sizes and experts, at one number of tokens.
 
-small   90 runs on two cores: 5 models, 6 numbers of experts, 3 seeds, 492k tokens each
+small   48 runs on two cores: 4 models, 4 numbers of experts, 3 seeds, 492k tokens each
 large   96 runs for a GPU: 4 models up to 85M, 8 numbers of experts up to 128, 3 seeds, 33M bytes each
 smoke   12 runs of 4 steps
 """
@@ -8,9 +8,9 @@ smoke   12 runs of 4 steps
 from stmoe.experiments import sizes
 
 # (width, layers) of the models, numbers of experts.
-MODELS = {'smoke': ((64, 2), (128, 2)), 'small': ((64, 2), (64, 4), (128, 4), (192, 6), (256, 6)),
+MODELS = {'smoke': ((64, 2), (128, 2)), 'small': ((64, 2), (64, 4), (128, 4), (192, 6)),
           'large': ((128, 4), (256, 6), (512, 8), (768, 12))}
-EXPERTS = {'smoke': (1, 2, 4), 'small': (1, 2, 4, 8, 16, 32), 'large': (1, 2, 4, 8, 16, 32, 64, 128)}
+EXPERTS = {'smoke': (1, 2, 4), 'small': (1, 2, 8, 32), 'large': (1, 2, 4, 8, 16, 32, 64, 128)}
 # (learning rate, width): of lm/quickstart and lm/stdlib, at their widths; not tuned for each model here.
 PEAK = {'smoke': (4e-3, 128), 'small': (4e-3, 128), 'large': (1e-3, 256)}
 
