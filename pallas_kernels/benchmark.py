@@ -48,6 +48,13 @@ def sizes(tokens, experts, k):
   return jax.numpy.bincount(jax.lax.top_k(logits, k)[1].reshape(-1), length=experts).astype('int32')
 
 
+def tiles(modules, shape, tune):
+  """Returns the tiles to time: twelve candidates of modules[platform] to `tune`, else None: its choice."""
+  if not tune or platform() not in modules:
+    return [None]
+  return modules[platform()].candidates(*shape, jax.numpy.dtype(dtype()).itemsize)[:12]
+
+
 def row(op, shape, tiles, flops, run, floor, rounds):
   """Returns the dict of one result: functions without arguments `run` and `floor` timed in turn."""
   times = [(_seconds(run), _seconds(floor)) for _ in range(rounds + 2)][2:]
@@ -74,7 +81,7 @@ def main(module, rows, argv=None):
   argv = sys.argv[1:] if argv is None else argv
   parser = argparse.ArgumentParser(f'python -m {module}')
   parser.add_argument('--json', type=pathlib.Path, help='table to write; results of other operations stay')
-  parser.add_argument('--tune', action='store_true', help='time several tiles for each shape (TPUs)')
+  parser.add_argument('--tune', action='store_true', help='time several tiles for each shape (TPUs, GPUs)')
   parser.add_argument('--rounds', type=int, default=20)
   args = parser.parse_args(argv)
   found = []

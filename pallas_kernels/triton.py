@@ -1,16 +1,18 @@
 """What the kernels for GPUs share: products of tiles, their order, sizes that Triton accepts."""
 
-import dataclasses
+import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import triton as plgpu
 
 SMALLEST = 16                           # of every side of a product in Triton
+SHARED = 227 * 1024                     # bytes of shared memory that a program can have on Hopper
+SUMS = 128                              # registers of a thread that may hold sums, of 255
 
 
-@dataclasses.dataclass(frozen=True)
-class Tiles:
+class Tiles(NamedTuple):
   """Sides of a tile (powers of two), and how Triton compiles its program."""
   m: int
   n: int
@@ -18,6 +20,19 @@ class Tiles:
   warps: int
   stages: int
   band: int = 8                         # rows of tiles that share their columns in the L2 cache
+
+
+def around(guess, itemsize):
+  """Returns Tiles worth timing: `guess`, then those that fit, fewest changes from it first.
+
+  What a product loads in `stages` steps fits shared memory, and its sums leave half of the registers.
+  """
+  near = lambda side: {side, max(side // 2, SMALLEST), side * 2}
+  sides = itertools.product(near(guess.m), near(guess.n), near(guess.k), (4, 8), (2, 3, 4), (guess.band,))
+  fits = [t for t in itertools.starmap(Tiles, sides) if t.m * t.n <= 32 * t.warps * SUMS
+          and t.stages * (t.m * t.k + t.k * t.n) * itemsize <= SHARED]
+  changes = lambda t: sum(a != b for a, b in zip(t, guess))
+  return [guess, *sorted((t for t in fits if t != guess), key=lambda t: (changes(t), t))]
 
 
 def dot(a, b, *, over, interpret):

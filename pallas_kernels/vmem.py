@@ -1,4 +1,8 @@
-"""Sizes of blocks in the vector memory of a TPU, where arrays lie in padded tiles."""
+"""Blocks in the vector memory of a TPU, where arrays lie in padded tiles: their sizes, and which fit."""
+
+from typing import NamedTuple
+
+import jax
 
 # Bytes that a kernel may use unless it asks for more; the smallest of the chips that kernels are built for.
 DEFAULT = 16 * 2**20
@@ -8,6 +12,32 @@ FLOPS_PER_BYTE = 240
 PASSES = 6
 # What starting a step of a grid costs, about a third of a microsecond, as FLOPs that could have been done.
 STEP = 5e7
+# Whatever the configuration of JAX says, of which Mosaic does not know all.
+PRECISION = dict(float32=jax.lax.Precision.HIGHEST, bfloat16=jax.lax.Precision.DEFAULT)
+
+
+class Tiles(NamedTuple):
+  """Sizes of the blocks of a step of a grouped matmul over M rows, K and N: [m,k] and [k,n] or [m,n].
+
+  Each is the whole dimension, or m a multiple of 16 and the others of 128.
+  """
+  m: int
+  k: int
+  n: int
+
+
+def tilings(inner, outer, need, cost):
+  """Returns the Tiles of K = inner and N = outer that fit, the one of the least cost first.
+
+  Args:
+    inner, outer: K and N.
+    need: function of Tiles: bytes of vector memory.
+    cost: function of Tiles, in any unit.
+  """
+  widths = lambda size: {min(size, width) for width in (256, 384, 512, 768, 1024, 1536, 2048, size)}
+  fits = [tiles for m in (128, 256, 512, 1024) for k in widths(inner) for n in widths(outer)
+          if need(tiles := Tiles(m, k, n)) <= DEFAULT]
+  return sorted(fits, key=lambda tiles: (cost(tiles), tiles))
 
 
 def size(shape, itemsize):

@@ -9,7 +9,10 @@ import jax
 
 from pallas_kernels import benchmark
 from pallas_kernels.gmm import api
+from pallas_kernels.gmm import gpu
 from pallas_kernels.gmm import tpu
+
+TUNED = dict(tpu=tpu, gpu=gpu)
 
 
 def rows(tune, rounds):
@@ -22,7 +25,7 @@ def rows(tune, rounds):
       shape = (tokens * k, inner, outer, experts)
       for transposed in (False, True):
         w = w.swapaxes(1, 2) if transposed else w
-        for tiles in _tiles(shape, x.dtype.itemsize, tune):
+        for tiles in benchmark.tiles(TUNED, shape, tune):
           run = functools.partial(_product(transposed, tiles), x, w, sizes)
           yield benchmark.row('gmm_transposed' if transposed else 'gmm', shape, tiles and tiles._asdict(),
                               2 * tokens * k * inner * outer, run, dense, rounds)
@@ -31,11 +34,7 @@ def rows(tune, rounds):
 def _product(transposed, tiles):
   if tiles is None:
     return jax.jit(functools.partial(api.gmm, transposed=transposed, target=benchmark.platform()))
-  return jax.jit(functools.partial(tpu.gmm, transposed=transposed, tiles=tiles))
-
-
-def _tiles(shape, itemsize, tune):
-  return tpu.candidates(*shape, itemsize)[:12] if tune and benchmark.platform() == 'tpu' else [None]
+  return jax.jit(functools.partial(TUNED[benchmark.platform()].gmm, transposed=transposed, tiles=tiles))
 
 
 if __name__ == '__main__':

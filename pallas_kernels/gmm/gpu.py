@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
+from pallas_kernels import tuning
 
 
 def default_tiles(rows, inner, outer, experts, itemsize):
@@ -37,6 +38,11 @@ def default_tiles(rows, inner, outer, experts, itemsize):
   return triton.Tiles(m, triton.power(outer, 128), triton.power(inner, 64), warps, stages=4 if m == 16 else 3)
 
 
+def candidates(rows, inner, outer, experts, itemsize):
+  """Returns triton.Tiles to time, `default_tiles` first."""
+  return triton.around(default_tiles(rows, inner, outer, experts, itemsize), itemsize)
+
+
 def gmm(x, w, sizes, *, transposed=False, token=None, tiles=None):
   """Returns [M,N], out[r] = x[r] @ w[e(r)]; see `pallas_kernels.gmm.api`.
 
@@ -45,7 +51,7 @@ def gmm(x, w, sizes, *, transposed=False, token=None, tiles=None):
     w: [E,K,N], or [E,N,K] if `transposed`.
     sizes: i32[E].
     token: None, or i32[M], in range: row r of the product is made of x[token[r]], which is never stored.
-    tiles: triton.Tiles, or None for `default_tiles`.
+    tiles: triton.Tiles; None: see `tuning.choose`.
   """
   return _gmm(x, w, sizes, token, transposed, tiles)
 
@@ -54,7 +60,8 @@ def _gmm(x, w, sizes, token, transposed, tiles, interpret=False):
   rows = (x if token is None else token).shape[0]
   experts, k = w.shape[0], x.shape[1]
   n = w.shape[1 if transposed else 2]
-  t = tiles or default_tiles(rows, k, n, experts, x.dtype.itemsize)
+  name = 'gmm_transposed' if transposed else 'gmm'
+  t = tiles or tuning.choose(name, (rows, k, n, experts), x.dtype, candidates)
   table = _table(sizes, rows, t.m)                                   # i32[3, tiles of rows]
   call = pl.pallas_call(
       functools.partial(_kernel, t=t, n=n, transposed=transposed, interpret=interpret),

@@ -6,8 +6,6 @@ group. A tile that several groups share is visited once for each, one after the 
 result stays in vector memory meanwhile, and every visit writes the rows of its own group.
 """
 
-from typing import NamedTuple
-
 import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -16,19 +14,6 @@ import jax.numpy as jnp
 from pallas_kernels import groups
 from pallas_kernels import tuning
 from pallas_kernels import vmem
-
-# Whatever the configuration of JAX says, of which Mosaic does not know all.
-PRECISION = dict(float32=jax.lax.Precision.HIGHEST, bfloat16=jax.lax.Precision.DEFAULT)
-
-
-class Tiles(NamedTuple):
-  """Sizes of the blocks that a step multiplies: x [m,k] by w [k,n].
-
-  Each is the whole dimension, or m a multiple of 16 and the others of 128.
-  """
-  m: int
-  k: int
-  n: int
 
 
 def gmm(x, w, sizes, transposed=False, *, tiles=None, interpret=False):
@@ -42,15 +27,13 @@ def gmm(x, w, sizes, transposed=False, *, tiles=None, interpret=False):
     w: [E,K,N], with `transposed` [E,N,K].
     sizes: i32[E].
     transposed: whether the last axis of w is the one that is summed over.
-    tiles: Tiles, or None: those of `tuning` for the devices of the mesh in use, else `default_tiles`.
+    tiles: vmem.Tiles, of x [m,k] and w [k,n]; None: see `tuning.choose`.
     interpret: False, True, or pltpu.InterpretParams: run on a CPU, for tests.
   """
   (rows, inner), outer = x.shape, w.shape[1 if transposed else 2]
   shape, name = (rows, inner, outer, w.shape[0]), 'gmm_transposed' if transposed else 'gmm'
-  if tiles is None:
-    tuned = tuning.tiles(name, tuning.kind(), shape, x.dtype)
-    tiles = Tiles(**tuned) if tuned else default_tiles(*shape, x.dtype.itemsize)
-  tm, tk, tn = Tiles(*map(min, tiles, (rows, inner, outer)))
+  tiles = tiles or tuning.choose(name, shape, x.dtype, candidates)
+  tm, tk, tn = map(min, tiles, (rows, inner, outer))
   steps = pl.cdiv(inner, tk)
   visits = groups.visits(sizes, rows, tm)
   if transposed:
@@ -68,7 +51,7 @@ def gmm(x, w, sizes, transposed=False, *, tiles=None, interpret=False):
           scratch_shapes=[pltpu.VMEM((tm, tn), jnp.float32)] if steps > 1 else []),
       compiler_params=pltpu.CompilerParams(
           dimension_semantics=('parallel', 'arbitrary', 'arbitrary'),
-          vmem_limit_bytes=vmem.limit(_bytes(Tiles(tm, tk, tn), steps, x.dtype.itemsize))),
+          vmem_limit_bytes=vmem.limit(_bytes(vmem.Tiles(tm, tk, tn), steps, x.dtype.itemsize))),
       cost_estimate=pl.CostEstimate(
           flops=2 * rows * inner * outer, transcendentals=0,
           bytes_accessed=(x.size * pl.cdiv(outer, tn) + w.size + rows * outer) * x.dtype.itemsize),
@@ -87,7 +70,7 @@ def _kernel(group, tile, start, x, w, out, *sum_of_steps, inner, transposed):
       left, right = _cut(left, inner - k * width, 1), _cut(right, inner - k * width, int(transposed))
     return jax.lax.dot_general(
         left, right, (((1,), (int(transposed),)), ((), ())), preferred_element_type=jnp.float32,
-        precision=PRECISION[x.dtype.name])
+        precision=vmem.PRECISION[x.dtype.name])
 
   def store(y):
     row = tile[visit] * height + jax.lax.broadcasted_iota(jnp.int32, y.shape, 0)
@@ -117,27 +100,19 @@ def _cut(x, number, axis):
   return jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) < number, x, 0).astype(x.dtype)
 
 
-def default_tiles(rows, inner, outer, experts, itemsize):
-  """Returns the first of `candidates`: untuned, from sizes alone.
-
-  >>> default_tiles(8192, 4096, 14336, 8, 2), default_tiles(131072, 2048, 1024, 64, 2)
-  (Tiles(m=128, k=4096, n=512), Tiles(m=256, k=2048, n=512))
-  """
-  return candidates(rows, inner, outer, experts, itemsize)[0]
-
-
 def candidates(rows, inner, outer, experts, itemsize):
-  """Returns Tiles that fit vector memory, those first that should be fastest.
+  """Returns vmem.Tiles that fit vector memory, those first that should be fastest, from sizes alone.
 
   The least sum over steps of the time to multiply or to load the blocks of the next, whichever is longer,
   and to start. Tiles of several groups are multiplied once for each. Blocks that hold all of K do not load
   the matrix of a group again for each of its tiles. An odd number of tiles along N leaves one of two cores
   waiting.
+
+  >>> candidates(8192, 4096, 14336, 8, 2)[0], candidates(131072, 2048, 1024, 64, 2)[0]
+  (Tiles(m=128, k=4096, n=512), Tiles(m=256, k=2048, n=512))
   """
-  widths = lambda size: {min(size, width) for width in (256, 384, 512, 768, 1024, 1536, 2048, size)}
-  fits = [tiles for m in (128, 256, 512, 1024) for k in widths(inner) for n in widths(outer)
-          if _bytes(tiles := Tiles(m, k, n), pl.cdiv(inner, k), itemsize) <= vmem.DEFAULT]
-  return sorted(fits, key=lambda tiles: (_cost(tiles, rows, inner, outer, experts, itemsize), tiles))
+  return vmem.tilings(inner, outer, lambda tiles: _bytes(tiles, pl.cdiv(inner, tiles.k), itemsize),
+                      lambda tiles: _cost(tiles, rows, inner, outer, experts, itemsize))
 
 
 def _cost(tiles, rows, inner, outer, experts, itemsize):

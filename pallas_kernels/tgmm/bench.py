@@ -9,7 +9,10 @@ import jax
 
 from pallas_kernels import benchmark
 from pallas_kernels.tgmm import api
+from pallas_kernels.tgmm import gpu
 from pallas_kernels.tgmm import tpu
+
+TUNED = dict(tpu=tpu, gpu=gpu)
 
 
 def rows(tune, rounds):
@@ -20,7 +23,7 @@ def rows(tune, rounds):
       x, dy = benchmark.normal(0, tokens * k, inner), benchmark.normal(1, tokens * k, outer)
       dense = functools.partial(jax.jit(lambda x, dy: x.T @ dy), x, dy)
       shape = (tokens * k, inner, outer, experts)
-      for tiles in _tiles(shape, x.dtype.itemsize, tune):
+      for tiles in benchmark.tiles(TUNED, shape, tune):
         run = functools.partial(_product(tiles), x, dy, sizes)
         yield benchmark.row('tgmm', shape, tiles and tiles._asdict(), 2 * tokens * k * inner * outer, run,
                             dense, rounds)
@@ -29,11 +32,7 @@ def rows(tune, rounds):
 def _product(tiles):
   if tiles is None:
     return jax.jit(functools.partial(api.tgmm, target=benchmark.platform()))
-  return jax.jit(functools.partial(tpu.tgmm, tiles=tiles))
-
-
-def _tiles(shape, itemsize, tune):
-  return tpu.candidates(*shape, itemsize)[:12] if tune and benchmark.platform() == 'tpu' else [None]
+  return jax.jit(functools.partial(TUNED[benchmark.platform()].tgmm, tiles=tiles))
 
 
 if __name__ == '__main__':

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import triton
+from pallas_kernels import tuning
 
 
 def default_tiles(rows, inner, outer, experts, itemsize):
@@ -36,6 +37,11 @@ def default_tiles(rows, inner, outer, experts, itemsize):
   return triton.Tiles(m, triton.power(outer, 128), k, warps, stages=3)
 
 
+def candidates(rows, inner, outer, experts, itemsize):
+  """Returns triton.Tiles to time, `default_tiles` first."""
+  return triton.around(default_tiles(rows, inner, outer, experts, itemsize), itemsize)
+
+
 def tgmm(x, dy, sizes, *, token=None, dy_token=None, tiles=None):
   """Returns [E,K,N], out[e] = x[rows of e]^T @ dy[rows of e]; see `pallas_kernels.tgmm.api`.
 
@@ -45,7 +51,7 @@ def tgmm(x, dy, sizes, *, token=None, dy_token=None, tiles=None):
     sizes: i32[E].
     token: None, or i32[M], in range: row r is x[token[r]], which is never stored.
     dy_token: the same for dy.
-    tiles: triton.Tiles, or None for `default_tiles`.
+    tiles: triton.Tiles; None: see `tuning.choose`.
   """
   return _tgmm(x, dy, sizes, token, dy_token, tiles)
 
@@ -53,7 +59,7 @@ def tgmm(x, dy, sizes, *, token=None, dy_token=None, tiles=None):
 def _tgmm(x, dy, sizes, token, dy_token, tiles, interpret=False):
   k, n, experts = x.shape[1], dy.shape[1], sizes.shape[0]
   rows = (x if token is None else token).shape[0]
-  t = tiles or default_tiles(rows, k, n, experts, x.dtype.itemsize)
+  t = tiles or tuning.choose('tgmm', (rows, k, n, experts), x.dtype, candidates)
   end = jnp.cumsum(sizes, dtype=jnp.int32)
   bounds = jnp.stack([end - sizes, end])                             # i32[2, E]
   gathered = token is not None, dy_token is not None

@@ -6,8 +6,6 @@ tiles at both ends of a group; the tiles between are multiplied as they are. A g
 once, with a tile of which nothing is left, and so gets zeros.
 """
 
-from typing import NamedTuple
-
 import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -16,19 +14,6 @@ import jax.numpy as jnp
 from pallas_kernels import groups
 from pallas_kernels import tuning
 from pallas_kernels import vmem
-
-# Whatever the configuration of JAX says, of which Mosaic does not know all.
-PRECISION = dict(float32=jax.lax.Precision.HIGHEST, bfloat16=jax.lax.Precision.DEFAULT)
-
-
-class Tiles(NamedTuple):
-  """Sizes of the blocks that a step multiplies: x [m,k], transposed, by dy [m,n].
-
-  Each is the whole dimension, or m a multiple of 16 and the others of 128.
-  """
-  m: int
-  k: int
-  n: int
 
 
 def tgmm(x, dy, sizes, *, tiles=None, interpret=False):
@@ -41,15 +26,12 @@ def tgmm(x, dy, sizes, *, tiles=None, interpret=False):
     x: [M,K].
     dy: [M,N].
     sizes: i32[E].
-    tiles: Tiles, or None: those of `tuning` for the devices of the mesh in use, else `default_tiles`.
+    tiles: vmem.Tiles, of x [m,k] and dy [m,n]; None: see `tuning.choose`.
     interpret: False, True, or pltpu.InterpretParams: run on a CPU, for tests.
   """
   (rows, inner), outer, experts = x.shape, dy.shape[1], sizes.shape[0]
-  shape = rows, inner, outer, experts
-  if tiles is None:
-    tuned = tuning.tiles('tgmm', tuning.kind(), shape, x.dtype)
-    tiles = Tiles(**tuned) if tuned else default_tiles(*shape, x.dtype.itemsize)
-  tm, tk, tn = Tiles(*map(min, tiles, (rows, inner, outer)))
+  tiles = tiles or tuning.choose('tgmm', (rows, inner, outer, experts), x.dtype, candidates)
+  tm, tk, tn = map(min, tiles, (rows, inner, outer))
   visits = groups.visits(sizes, rows, tm, empty=True)
   inners, outers = pl.cdiv(inner, tk), pl.cdiv(outer, tn)
   call = pl.pallas_call(
@@ -63,7 +45,7 @@ def tgmm(x, dy, sizes, *, tiles=None, interpret=False):
           scratch_shapes=[pltpu.VMEM((tk, tn), jnp.float32)]),
       compiler_params=pltpu.CompilerParams(
           dimension_semantics=('parallel', 'parallel', 'arbitrary'),
-          vmem_limit_bytes=vmem.limit(_bytes(Tiles(tm, tk, tn), x.dtype.itemsize))),
+          vmem_limit_bytes=vmem.limit(_bytes(vmem.Tiles(tm, tk, tn), x.dtype.itemsize))),
       cost_estimate=pl.CostEstimate(
           flops=2 * rows * inner * outer, transcendentals=0,
           bytes_accessed=(x.size * outers + dy.size * inners + experts * inner * outer) * x.dtype.itemsize),
@@ -81,7 +63,7 @@ def _kernel(group, tile, start, count, x, dy, out, total):
   def product(left, right):
     return jax.lax.dot_general(
         left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32,
-        precision=PRECISION[x.dtype.name])
+        precision=vmem.PRECISION[x.dtype.name])
 
   def rows_of_group(ref):
     row = jax.lax.broadcasted_iota(jnp.int32, ref.shape, 0)
@@ -104,26 +86,18 @@ def _kernel(group, tile, start, count, x, dy, out, total):
     out[...] = total[...].astype(out.dtype)
 
 
-def default_tiles(rows, inner, outer, experts, itemsize):
-  """Returns the first of `candidates`: untuned, from sizes alone.
-
-  >>> default_tiles(8192, 4096, 14336, 8, 2), default_tiles(131072, 2048, 1024, 64, 2)
-  (Tiles(m=512, k=1024, n=1024), Tiles(m=512, k=1024, n=512))
-  """
-  return candidates(rows, inner, outer, experts, itemsize)[0]
-
-
 def candidates(rows, inner, outer, experts, itemsize):
-  """Returns Tiles that fit vector memory, those first that should be fastest.
+  """Returns vmem.Tiles that fit vector memory, those first that should be fastest, from sizes alone.
 
   The least sum over steps of the time to multiply or to load the blocks of the next, whichever is longer,
   to write the sums of the groups, and to start. Tiles of several groups are multiplied once for each. An odd
   number of tiles along N leaves one of two cores waiting.
+
+  >>> candidates(8192, 4096, 14336, 8, 2)[0], candidates(131072, 2048, 1024, 64, 2)[0]
+  (Tiles(m=512, k=1024, n=1024), Tiles(m=512, k=1024, n=512))
   """
-  widths = lambda size: {min(size, width) for width in (256, 384, 512, 768, 1024, 1536, 2048, size)}
-  fits = [tiles for m in (128, 256, 512, 1024) for k in widths(inner) for n in widths(outer)
-          if _bytes(tiles := Tiles(m, k, n), itemsize) <= vmem.DEFAULT]
-  return sorted(fits, key=lambda tiles: (_cost(tiles, rows, inner, outer, experts, itemsize), tiles))
+  return vmem.tilings(inner, outer, lambda tiles: _bytes(tiles, itemsize),
+                      lambda tiles: _cost(tiles, rows, inner, outer, experts, itemsize))
 
 
 def _cost(tiles, rows, inner, outer, experts, itemsize):

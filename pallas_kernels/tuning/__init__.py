@@ -41,6 +41,17 @@ def tiles(op, kind, shape, dtype):
   return min(near, key=lambda row: (far(row), row['seconds']))['tiles'] if near else None
 
 
+def choose(op, shape, dtype, candidates):
+  """Returns the tiles that were measured fastest on the devices of the mesh in use, else the first candidate.
+
+  Args:
+    op, shape, dtype: see `tiles`.
+    candidates: function of (M, K, N, E, bytes of an element): named tuples of one type, the best guess first.
+  """
+  guess = candidates(*shape, jax.numpy.dtype(dtype).itemsize)[0]
+  return type(guess)(**(tiles(op, kind(), shape, dtype) or guess._asdict()))
+
+
 @functools.cache
 def table(kind):
   """Returns the table of a kind of device as a dict, {} if there is none."""

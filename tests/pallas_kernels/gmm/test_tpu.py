@@ -11,7 +11,7 @@ from pallas_kernels.gmm import tpu
 from tests.pallas_kernels import agree
 from tests.pallas_kernels import cases
 
-TILES = tpu.Tiles(16, 128, 128)
+TILES = vmem.Tiles(16, 128, 128)
 
 
 def check(sizes, rows, inner, outer, dtype, transposed, tiles, interpret=True):
@@ -56,8 +56,8 @@ def test_blocks_are_not_read_before_they_are_there(inner):
 @pytest.mark.parametrize('itemsize', [2, 4])
 def test_default_tiles_fit(shape, itemsize):
   rows, inner, outer, experts = shape
-  m, k, n = tpu.default_tiles(rows, inner, outer, experts, itemsize)
-  assert tpu._bytes(tpu.Tiles(m, k, n), -(-inner // k), itemsize) <= vmem.DEFAULT
+  m, k, n = tpu.candidates(rows, inner, outer, experts, itemsize)[0]
+  assert tpu._bytes(vmem.Tiles(m, k, n), -(-inner // k), itemsize) <= vmem.DEFAULT
   assert m % 16 == 0 and (k == inner or k % 128 == 0) and (n == outer or n % 128 == 0)
 
 

@@ -11,7 +11,7 @@ from pallas_kernels.tgmm import tpu
 from tests.pallas_kernels import agree
 from tests.pallas_kernels import cases
 
-TILES = tpu.Tiles(16, 128, 128)
+TILES = vmem.Tiles(16, 128, 128)
 
 
 def check(sizes, rows, inner, outer, dtype, tiles, interpret=True):
@@ -50,8 +50,8 @@ def test_blocks_are_not_read_before_they_are_there():
                                    (64, 14336, 4096, 8), (1000, 2050, 77, 3)])
 @pytest.mark.parametrize('itemsize', [2, 4])
 def test_default_tiles_fit(shape, itemsize):
-  m, k, n = tpu.default_tiles(*shape, itemsize)
-  assert tpu._bytes(tpu.Tiles(m, k, n), itemsize) <= vmem.DEFAULT
+  m, k, n = tpu.candidates(*shape, itemsize)[0]
+  assert tpu._bytes(vmem.Tiles(m, k, n), itemsize) <= vmem.DEFAULT
   assert m % 16 == 0 and (k == shape[1] or k % 128 == 0) and (n == shape[2] or n % 128 == 0)
 
 
