@@ -56,6 +56,16 @@ def test_gated_experts_in_bfloat16_and_a_peer(tiny, tmp_path, monkeypatch):
   assert all(row['gated'] and row['dtype'] == 'bfloat16' for row in rows)
 
 
+def test_the_split_floor_has_the_flops_of_the_floor(tiny, tmp_path):
+  out = tmp_path / 'rows.json'
+  argv = ['--shapes', 'C1', '--executors', 'gather', '--peers', 'split', '--rounds', '1', '--json', str(out)]
+  assert main.main(['bench', *argv]) == 0
+  row = json.loads(out.read_text())['rows'][-1]
+  assert row['executor'] == 'split' and row['drop_rate'] == 0
+  for what in ('forward', 'train'):
+    assert 1 <= row[what]['hlo_flops_over_active'] < 1.1             # and sums over choices
+
+
 def test_a_peer_that_cannot_run_is_named(tiny, capsys):
   argv = ['--shapes', 'C1', '--executors', 'gather', '--peers', 'megablox', '--rounds', '1']
   assert main.main(['bench', *argv]) == 0
