@@ -1,4 +1,8 @@
-"""Figures that several reports draw: a quantity against what was varied, or of each model; all seeds."""
+"""Figures that several reports draw: a quantity against what was varied, or of each model.
+
+Thin lines join the values of a seed, whose runs share data and initialisation: what they have in common is
+how models compare, where the spread between seeds says little.
+"""
 
 import numpy as np
 
@@ -6,33 +10,34 @@ from stmoe.analysis import canvas
 
 
 def curves(lines, x, y, title=None, log=False):
-  """Returns a Figure with a line through the means and a band from the least to the largest of the seeds.
+  """Returns a Figure with a line through the means, and thin ones of each seed.
 
   Args:
-    lines: dict label -> dict abscissa -> dict seed -> value.
+    lines: dict label -> dict abscissa -> dict seed -> value; None where it is not finite.
     x, y:  axis labels.
-    log:   whether the abscissa is logarithmic, base 2.
+    log:   whether the abscissa is logarithmic; then it is labelled at the values there are.
   """
   figure, axes = canvas.new(1, 1, 6.4, 4.0)
   ax, styles, handles = axes[0][0], canvas.styles(lines), {}
-  for label, points in lines.items():
-    groups = {at: [v for v in points[at].values() if v is not None] for at in sorted(points)}
-    groups = {at: values for at, values in groups.items() if values}
+  for label, groups in lines.items():
     colour, dash = styles[label]
-    handles[label], = ax.plot(list(groups), [np.mean(v) for v in groups.values()], dash, color=colour, lw=1.8,
-                              marker='o', ms=4)
-    ax.fill_between(list(groups), [min(v) for v in groups.values()], [max(v) for v in groups.values()],
-                    color=colour, alpha=0.15, lw=0)
+    for seed in sorted(set().union(*groups.values())):
+      at = [x for x in sorted(groups) if groups[x].get(seed) is not None]
+      ax.plot(at, [groups[x][seed] for x in at], color=colour, alpha=0.35, lw=0.8)
+    means = {at: values for at in sorted(groups) if (values := _there(groups[at]))}
+    handles[label], = ax.plot(list(means), [np.mean(values) for values in means.values()], dash, color=colour,
+                              lw=1.8, marker='o', ms=4)
   if log:
+    at = sorted(set().union(*lines.values()))
     ax.set_xscale('log', base=2)
-    canvas.engineering(ax.xaxis)
+    ax.set_xticks(at, [f'{value:g}' for value in at])
   canvas.label(ax, x, y, title)
   canvas.legend(figure, handles)
   return figure
 
 
 def points(groups, x, title=None):
-  """Returns a Figure with a row for each label: a dot for each seed, a bar at their mean.
+  """Returns a Figure with a row for each label: a dot for each seed, a bar at the mean, thin lines between.
 
   Args:
     groups: dict label -> dict seed -> value; the first is at the top.
@@ -40,8 +45,10 @@ def points(groups, x, title=None):
   """
   figure, axes = canvas.new(1, 1, 6.4, 1.2 + 0.4 * len(groups))
   ax = axes[0][0]
-  for row, values in enumerate(groups.values()):
-    values = [v for v in values.values() if v is not None]
+  for seed in sorted(set().union(*groups.values())):
+    found = [(v[seed], row) for row, v in enumerate(groups.values()) if v.get(seed) is not None]
+    ax.plot(*zip(*found), '-', color=canvas.PALETTE[0], alpha=0.35, lw=0.8)
+  for row, values in enumerate(map(_there, groups.values())):
     ax.plot(values, [row] * len(values), 'o', color=canvas.PALETTE[0], ms=5, alpha=0.7)
     if values:
       ax.plot([np.mean(values)], [row], '|', color=canvas.INK, ms=16, mew=2)
@@ -50,3 +57,8 @@ def points(groups, x, title=None):
   ax.grid(axis='x', color=canvas.GRID, linewidth=0.8)
   canvas.label(ax, x, title=title)
   return figure
+
+
+def _there(values):
+  """The finite ones of the values of seeds."""
+  return [value for value in values.values() if value is not None]
