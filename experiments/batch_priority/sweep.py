@@ -1,8 +1,13 @@
-"""V-MoE on digits, trained at five capacities with and without batch-prioritised routing."""
+"""V-MoE on digits at five capacities, with and without batch-prioritised routing.
+
+Trained and evaluated alike, and trained with capacity to spare and evaluated with less.
+"""
 
 from stmoe.experiments import sizes
 
+FIELD = 'blocks.m.router.capacity_factor'
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5)
+SPARE = FACTORS[-1]
 
 
 def runs(size='small'):
@@ -13,9 +18,9 @@ def runs(size='small'):
   for factor in FACTORS:
     for priority in (False, True):
       for seed in seeds:
-        router = {'capacity_factor': (factor, factor), 'batch_priority': priority}
-        fields = {f'blocks.m.router.{key}': value for key, value in router.items()}
-        yield name(factor, priority), experiment, fields | usual | {'seed': seed}
+        fields = {FIELD: (factor, factor), 'blocks.m.router.batch_priority': priority, 'seed': seed}
+        yield dict(name=name(factor, priority), experiment=experiment, overrides=fields | usual,
+                   evaluations={FIELD: [(SPARE, less) for less in FACTORS[:-1]]} if factor == SPARE else {})
 
 
 def name(factor, priority):

@@ -13,6 +13,8 @@ NAMES = sorted(plan.available())
 # Made-up numbers make no scaling law; its report has a test of its own.
 REPORTS = [name for name in NAMES if name != 'scaling_law']
 
+METRICS = ('eval/loss', 'eval/accuracy')
+
 
 class Row(dict):
   """A row in which every metric is there: some number that depends on the run."""
@@ -30,7 +32,7 @@ def made_up(sweep):
     config, values = plan.experiment.load(run.experiment)[0], {}
     for field, _, texts in (text.partition('=') for text in run.evaluations):
       apply = lambda text, field=field, config=config: plan.experiment.apply(config, f'{field}={text}')
-      values[field] = [(_applied(config, field, apply, text), {'eval/loss': 1.0 + at / 7})
+      values[field] = [(_applied(config, field, apply, text), dict.fromkeys(METRICS, 1.0 + at / 7))
                        for text in filter(None, texts.split(';'))]
     data = types.SimpleNamespace(sweeps=values)
     found.append(collect.Result(run, data, Row(seed=int(fields['seed']), at=at)))
