@@ -117,3 +117,14 @@ def test_compiles_for_few_rows_and_odd_sizes(rows, k, n, experts, dtype, tmp_pat
   # Through the public function, which leaves the choice to the platform.
   hopper.fits(hopper.compile('h100:1', tmp_path, 'gmm', api.gmm, ((rows, k), dtype), ((experts, k, n), dtype),
                              ((experts,), 'int32')))
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize('number', range(12))
+def test_what_tuning_times_compiles(number, tmp_path):
+  rows, k, n, experts = hopper.MODELS['mixtral']
+  tiles = gpu.candidates(rows, k, n, experts, 2)[number]
+  call = lambda x, w, sizes: gpu.gmm(x, w, sizes, tiles=tiles)
+  args = ((rows, k), 'bfloat16'), ((experts, k, n), 'bfloat16'), ((experts,), 'int32')
+  found = hopper.compile('h100:1', tmp_path, 'gmm', call, *args)
+  assert found.shared <= hopper.BLOCK and found.products > 0         # some may spill: the clock decides
