@@ -75,9 +75,13 @@ def _sizes(config):
 
 
 def row(run, data, cost):
-  """Returns dict column -> value of a finished run; `cost` are the columns that follow from its model."""
-  fields = dict(text.split('=', 1) for text in run.overrides)
-  return (dict(id=run.id, name=run.name, experiment=run.experiment, overrides=' '.join(run.overrides),
+  """Returns dict column -> value of a finished run; `cost` are the columns that follow from its model.
+
+  The directory of the run is written as in the sweep file: a table says nothing of the machine's folders.
+  """
+  written = [text.replace(str(run.workdir.resolve()), plan.HERE) for text in run.overrides]
+  fields = dict(text.split('=', 1) for text in written)
+  return (dict(id=run.id, name=run.name, experiment=run.experiment, overrides=' '.join(written),
                seed=data.config['seed']) | {field: text for field, text in fields.items() if field != 'seed'}
           | cost | {key: value for key, value in data.done.items() if key not in cost})
 

@@ -1,7 +1,9 @@
 """The table of a sweep: which runs are in it, what their columns hold."""
 
 import csv
+import dataclasses
 import json
+import types
 
 from stmoe import experiment
 from stmoe.analysis.scaling import sizes
@@ -48,3 +50,10 @@ def test_finished_runs_become_rows(sweep, tmp_path, monkeypatch):
   from pyarrow import parquet
   loss = parquet.read_table(tmp_path / 'out' / 'results.parquet')['eval/loss'].to_pylist()
   assert loss == [2.5, None]
+
+
+def test_a_row_names_no_folder_of_the_machine(sweep):
+  [run] = sweep(0).runs
+  run = dataclasses.replace(run, overrides=(f'data.cache_dir={run.workdir.resolve()}/here',))
+  row = collect.row(run, types.SimpleNamespace(config=dict(seed=0), done={}), {})
+  assert row['overrides'] == 'data.cache_dir={run}/here' and row['data.cache_dir'] == '{run}/here'
