@@ -22,8 +22,8 @@ def curves(lines, x, y, title=None, log=False):
   for label, groups in lines.items():
     colour, dash = styles[label]
     for seed in sorted(set().union(*groups.values())):
-      at = [x for x in sorted(groups) if groups[x].get(seed) is not None]
-      ax.plot(at, [groups[x][seed] for x in at], color=colour, alpha=0.35, lw=0.8)
+      found = [(at, groups[at][seed]) for at in sorted(groups) if groups[at].get(seed) is not None]
+      _thin(ax, found, colour)
     means = {at: values for at in sorted(groups) if (values := _there(groups[at]))}
     handles[label], = ax.plot(list(means), [np.mean(values) for values in means.values()], dash, color=colour,
                               lw=1.8, marker='o', ms=4)
@@ -47,7 +47,7 @@ def points(groups, x, title=None):
   ax = axes[0][0]
   for seed in sorted(set().union(*groups.values())):
     found = [(v[seed], row) for row, v in enumerate(groups.values()) if v.get(seed) is not None]
-    ax.plot(*zip(*found), '-', color=canvas.PALETTE[0], alpha=0.35, lw=0.8)
+    _thin(ax, found, canvas.PALETTE[0])
   for row, values in enumerate(map(_there, groups.values())):
     ax.plot(values, [row] * len(values), 'o', color=canvas.PALETTE[0], ms=5, alpha=0.7)
     if values:
@@ -57,6 +57,11 @@ def points(groups, x, title=None):
   ax.grid(axis='x', color=canvas.GRID, linewidth=0.8)
   canvas.label(ax, x, title=title)
   return figure
+
+
+def _thin(ax, found, colour):
+  """A thin line through pairs of coordinates; none where there are none."""
+  ax.plot(*zip(*found), color=colour, alpha=0.35, lw=0.8)
 
 
 def _there(values):

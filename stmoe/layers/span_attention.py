@@ -94,7 +94,7 @@ class SpanAttention(nnx.Module):
     probs = noise.dropout(jax.nn.softmax(scores, axis=-1), self.dropout_rate, key)
     probs = from_window(probs)[..., missing:].astype(x.dtype)        # [B, H, T, N+T]
     y = jnp.einsum('bhtk,bhkp->bthp', jnp.where(same, probs, 0), v)  # [B, T, H, P]
-    return y.reshape(*x.shape[:2], -1) @ self.wo[...].astype(x.dtype)    # [B, T, D]
+    return linear.apply(y.reshape(*x.shape[:2], -1), self.wo)        # [B, T, D]
 
   def _heads(self, x, w):
     y = linear.apply(x, w).reshape(*x.shape[:2], -1, self.head_dim)

@@ -4,6 +4,7 @@ from flax import nnx
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe.layers import linear
 
 
 class SpanHead(nnx.Module):
@@ -21,4 +22,4 @@ class SpanHead(nnx.Module):
   def __call__(self, x, ctx, rows):
     """Returns (logits f32[B,T,2], {}) for x [B,T,D]; `ctx` and `rows` are as for `SpanMixture`."""
     del ctx, rows
-    return x.astype(jnp.float32) @ self.w[...] + self.b[...], {}     # [B, T, 2]
+    return linear.apply(x.astype(jnp.float32), self.w, self.b), {}   # [B, T, 2]

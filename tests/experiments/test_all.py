@@ -2,9 +2,11 @@
 
 import types
 
+import numpy as np
 import pytest
 
 from stmoe.analysis import verdict
+from stmoe.experiments import figures
 from stmoe.sweep import collect
 from stmoe.sweep import plan
 
@@ -74,3 +76,10 @@ def test_no_verdict_without_runs(name):
   sweep = plan.load(name)
   told = plan.module(sweep.file.with_name('report.py')).report(made_up(sweep)[:1])
   assert {one.answer for one in told} == {verdict.OPEN}
+
+
+def test_a_seed_whose_runs_all_diverged_is_left_out_of_figures():
+  values = {0: 1.0, 1: None}
+  lines = {'a': {1: values, 2: values}}
+  for figure in (figures.points(lines['a'], 'x'), figures.curves(lines, 'x', 'y')):
+    assert all(np.isfinite(line.get_xydata()).all() for ax in figure.axes for line in ax.lines)
