@@ -48,6 +48,11 @@ def sizes(tokens, experts, k):
   return jax.numpy.bincount(jax.lax.top_k(logits, k)[1].reshape(-1), length=experts).astype('int32')
 
 
+def token(tokens, k):
+  """Returns i32[M]: the token of every row, each k times, in no order."""
+  return jax.random.permutation(jax.random.key(2), jax.numpy.arange(tokens * k, dtype='int32') % tokens)
+
+
 def tiles(modules, shape, tune):
   """Returns the tiles to time: twelve candidates of modules[platform] to `tune`, else None: its choice."""
   if not tune or platform() not in modules:

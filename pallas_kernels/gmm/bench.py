@@ -1,5 +1,8 @@
 """Times `gmm`, both ways, against one dense matmul of the same FLOPs on the device of this process.
 
+'gmm_listed' has the rows of the first product by a list of tokens, and 'gmm_gathered' has them gathered by
+XLA before: where the second is faster, a kernel should not load them by a list.
+
   python -m pallas_kernels.gmm.bench --tune --json pallas_kernels/tuning/tpu_v5_lite.json
 """
 
@@ -15,6 +18,11 @@ from pallas_kernels.gmm import tpu
 TUNED = dict(tpu=tpu, gpu=gpu)
 
 
+LISTED = dict(
+    gmm_listed=jax.jit(lambda *args: api.gmm(*args, target=benchmark.platform())),
+    gmm_gathered=jax.jit(lambda x, w, sizes, token: api.gmm(x[token], w, sizes, target=benchmark.platform())))
+
+
 def rows(tune, rounds):
   """Yields a result for every shape, way and choice of tiles."""
   for tokens, width, hidden, experts, k in benchmark.models().values():
@@ -23,12 +31,18 @@ def rows(tune, rounds):
       x, w = benchmark.normal(0, tokens * k, inner), benchmark.normal(1, experts, inner, outer)
       dense = functools.partial(jax.jit(jax.numpy.dot), x, w[0])
       shape = (tokens * k, inner, outer, experts)
+      flops = 2 * tokens * k * inner * outer
+      if inner == width and not tune:
+        token = benchmark.token(tokens, k)
+        for op, run in LISTED.items():
+          yield benchmark.row(op, shape, None, flops, functools.partial(run, x[:tokens], w, sizes, token),
+                              dense, rounds)
       for transposed in (False, True):
         w = w.swapaxes(1, 2) if transposed else w
         for tiles in benchmark.tiles(TUNED, shape, tune):
           run = functools.partial(_product(transposed, tiles), x, w, sizes)
           yield benchmark.row('gmm_transposed' if transposed else 'gmm', shape, tiles and tiles._asdict(),
-                              2 * tokens * k * inner * outer, run, dense, rounds)
+                              flops, run, dense, rounds)
 
 
 def _product(transposed, tiles):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from pallas_kernels import listing
 from pallas_kernels import triton
 from pallas_kernels import tuning
 
@@ -43,7 +44,7 @@ def candidates(rows, inner, outer, experts, itemsize):
   return triton.around(default_tiles(rows, inner, outer, experts, itemsize), itemsize)
 
 
-def gmm(x, w, sizes, *, transposed=False, token=None, tiles=None):
+def gmm(x, w, sizes, token=None, *, transposed=False, tiles=None):
   """Returns [M,N], out[r] = x[r] @ w[e(r)]; see `pallas_kernels.gmm.api`.
 
   Args:
@@ -57,7 +58,7 @@ def gmm(x, w, sizes, *, transposed=False, token=None, tiles=None):
 
 
 def _gmm(x, w, sizes, token, transposed, tiles, interpret=False):
-  rows = (x if token is None else token).shape[0]
+  rows = listing.rows(x, token)
   experts, k = w.shape[0], x.shape[1]
   n = w.shape[1 if transposed else 2]
   name = 'gmm_transposed' if transposed else 'gmm'

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import listing
 from pallas_kernels import walk
 
 
-def gmm(x, w, sizes, transposed=False):
+def gmm(x, w, sizes, token=None, *, transposed=False):
   """Returns out[r] = x[r] w[e(r)]; see `api.gmm`."""
+  x = listing.take(x, token)                                         # [M, K]
   cut = walk.blocks(sizes, x.shape[0])
   rows = walk.room(cut, x)                                           # [M+P, K]
   contract = ((1,), (1,)) if transposed else ((1,), (0,))

@@ -12,24 +12,27 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from pallas_kernels import groups
+from pallas_kernels import listing
 from pallas_kernels import tuning
 from pallas_kernels import vmem
 
 
-def gmm(x, w, sizes, transposed=False, *, tiles=None, interpret=False):
+def gmm(x, w, sizes, token=None, *, transposed=False, tiles=None, interpret=False):
   """Returns [M,N], out[r] = x[r] @ w[e(r)]; see `api.gmm`.
 
   Products of bfloat16 are exact in the float32 that they are added in; float32 is multiplied in full
   precision, not in one pass of bfloat16.
 
   Args:
-    x: [M,K].
+    x: [M,K], or with `token` [T,K].
     w: [E,K,N], with `transposed` [E,N,K].
     sizes: i32[E].
+    token: None, or i32[M]: rows x[token] are gathered first.
     transposed: whether the last axis of w is the one that is summed over.
     tiles: vmem.Tiles, of x [m,k] and w [k,n]; None: see `tuning.choose`.
     interpret: False, True, or pltpu.InterpretParams: run on a CPU, for tests.
   """
+  x = listing.take(x, token)                                         # [M, K]
   (rows, inner), outer = x.shape, w.shape[1 if transposed else 2]
   shape, name = (rows, inner, outer, w.shape[0]), 'gmm_transposed' if transposed else 'gmm'
   tiles = tiles or tuning.choose(name, shape, x.dtype, candidates)

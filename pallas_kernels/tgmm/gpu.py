@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from pallas_kernels import listing
 from pallas_kernels import triton
 from pallas_kernels import tuning
 
@@ -42,7 +43,7 @@ def candidates(rows, inner, outer, experts, itemsize):
   return triton.around(default_tiles(rows, inner, outer, experts, itemsize), itemsize)
 
 
-def tgmm(x, dy, sizes, *, token=None, dy_token=None, tiles=None):
+def tgmm(x, dy, sizes, token=None, dy_token=None, *, tiles=None):
   """Returns [E,K,N], out[e] = x[rows of e]^T @ dy[rows of e]; see `pallas_kernels.tgmm.api`.
 
   Args:
@@ -58,7 +59,7 @@ def tgmm(x, dy, sizes, *, token=None, dy_token=None, tiles=None):
 
 def _tgmm(x, dy, sizes, token, dy_token, tiles, interpret=False):
   k, n, experts = x.shape[1], dy.shape[1], sizes.shape[0]
-  rows = (x if token is None else token).shape[0]
+  rows = listing.rows(x, token)
   t = tiles or tuning.choose('tgmm', (rows, k, n, experts), x.dtype, candidates)
   end = jnp.cumsum(sizes, dtype=jnp.int32)
   bounds = jnp.stack([end - sizes, end])                             # i32[2, E]

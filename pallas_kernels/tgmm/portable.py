@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import listing
 from pallas_kernels import walk
 
 
-def tgmm(x, dy, sizes):
+def tgmm(x, dy, sizes, token=None, dy_token=None):
   """Returns out[e] = x[rows of e]^T dy[rows of e]; see `api.tgmm`."""
+  x, dy = listing.take(x, token), listing.take(dy, dy_token)         # [M, K], [M, N]
   cut = walk.blocks(sizes, x.shape[0])
   x, dy = walk.room(cut, x), walk.room(cut, dy)                      # [M+P, K], [M+P, N]
 

@@ -12,23 +12,26 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from pallas_kernels import groups
+from pallas_kernels import listing
 from pallas_kernels import tuning
 from pallas_kernels import vmem
 
 
-def tgmm(x, dy, sizes, *, tiles=None, interpret=False):
+def tgmm(x, dy, sizes, token=None, dy_token=None, *, tiles=None, interpret=False):
   """Returns [E,K,N], out[e] = x[rows of e]^T @ dy[rows of e]; see `api.tgmm`.
 
   Products of bfloat16 are exact in the float32 that they are added in; float32 is multiplied in full
   precision, not in one pass of bfloat16.
 
   Args:
-    x: [M,K].
-    dy: [M,N].
+    x: [M,K], or with `token` [T,K].
+    dy: [M,N], or with `dy_token` [T',N].
     sizes: i32[E].
+    token, dy_token: None, or i32[M]: rows x[token] and dy[dy_token] are gathered first.
     tiles: vmem.Tiles, of x [m,k] and dy [m,n]; None: see `tuning.choose`.
     interpret: False, True, or pltpu.InterpretParams: run on a CPU, for tests.
   """
+  x, dy = listing.take(x, token), listing.take(dy, dy_token)         # [M, K], [M, N]
   (rows, inner), outer, experts = x.shape, dy.shape[1], sizes.shape[0]
   tiles = tiles or tuning.choose('tgmm', (rows, inner, outer, experts), x.dtype, candidates)
   tm, tk, tn = map(min, tiles, (rows, inner, outer))

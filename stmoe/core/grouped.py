@@ -11,6 +11,10 @@ gradient, because a combine weight g may as well go before it,
   sum_r g_r (h_r w + b) = sum_r ((g_r h_r) w + g_r b),
 
 whose gradient to g_r is <dy_r w^T, h_r> + <dy_r, b> (SonicMoE, arXiv:2512.14080).
+
+Rows that are those of tokens, the first x and the last dy, come with the list of them (`Listed`). Products
+are given the list, so that kernels that load rows by it need nobody to gather them; whoever reads the rows
+themselves has them gathered.
 """
 
 import functools
@@ -24,6 +28,17 @@ from pallas_kernels.tgmm import api as tgmm
 
 
 @struct.dataclass
+class Listed:
+  """The rows x[token]: x [T,D], token i32[M]."""
+  x: jax.Array
+  token: jax.Array
+
+  def rows(self):
+    """Returns [M,D], gathered."""
+    return self.x.at[self.token].get(mode='promise_in_bounds')
+
+
+@struct.dataclass
 class Kernels:
   """Products of rows of several experts.
 
@@ -33,12 +48,15 @@ class Kernels:
   expert: jax.Array
 
   def times(self, x, w):
-    """Returns [M,F]: rows x [M,D] times w [E,D,F] of their expert."""
-    return gmm.gmm(x, w, self.sizes)
+    """Returns [M,F]: rows x [M,D], or Listed, times w [E,D,F] of their expert."""
+    x, token = _parts(x)
+    return gmm.gmm(x, w, self.sizes, token)
 
   def transposes(self, x, w, dz):
-    """Returns the gradients [M,D] and [E,D,F] of `times` for dz [M,F]."""
-    return gmm.gmm(dz, w, self.sizes, transposed=True), tgmm.tgmm(x, dz, self.sizes)
+    """Returns the gradients [M,D] and [E,D,F] of `times` for dz [M,F]; x and dz may be Listed."""
+    (x, token), (dz, dz_token) = _parts(x), _parts(dz)
+    dx = gmm.gmm(dz, w, self.sizes, dz_token, transposed=True)
+    return dx, tgmm.tgmm(x, dz, self.sizes, token, dz_token)
 
   def of_rows(self, b):
     """Returns [M,F]: of b [E,F] the row of each row's expert."""
@@ -47,6 +65,10 @@ class Kernels:
   def added(self, dy):
     """Returns [E,F], the gradient of `of_rows`: the sum over the rows of each expert."""
     return tgmm.tgmm(jnp.ones((dy.shape[0], 1), dy.dtype), dy, self.sizes)[:, 0]
+
+
+def _parts(x):
+  return (x.x, x.token) if isinstance(x, Listed) else (x, None)
 
 
 @struct.dataclass
@@ -77,37 +99,45 @@ class Run:
     self.ops = ops
     self.kept = []
 
-  def product(self, x, w):
-    """Returns [M,F]: rows x [M,D] times w [E,D,F] of their expert."""
-    self.kept.append(self.ops.times(x, w))
+  def product(self, rows, w):
+    """Returns [M,F]: Grouped rows [M,D] times w [E,D,F] of their expert."""
+    self.kept.append(self.ops.times(rows.factor, w))
     return self.kept[-1]
 
 
 class Again:
-  """Hands out the products that a `Run` kept, in the same order; with `kept` None it computes them again."""
+  """Hands out the products that a `Run` kept, in the same order; with `kept` None it computes them again.
 
-  def __init__(self, ops, kept):
+  dy: [M,D'] or Listed, the gradient to the result.
+  """
+
+  def __init__(self, ops, kept, dy):
     self.ops = ops
     self.kept = kept and list(kept)
+    self.dy = dy
 
-  def product(self, x, w):
+  def product(self, rows, w):
     """Returns [M,F] as `Run.product` did; the gradient is that of the product."""
-    z = self.ops.times(x, w) if self.kept is None else self.kept.pop(0)
-    return known(x, w, z, self.ops)
+    z = self.ops.times(rows.factor, w) if self.kept is None else self.kept.pop(0)
+    return known(rows.x, w, z, rows.factor, None, self.ops)
 
 
 @jax.custom_vjp
-def known(x, w, z, ops):
-  """Returns z [M,F], which is x [M,D] times w [E,D,F] per expert; only the gradient is computed."""
+def known(x, w, z, factor, dz, ops):
+  """Returns z [M,F], which is x [M,D] times w [E,D,F] per expert; only the gradient is computed.
+
+  `factor` is x or its list, to be read instead; dz is the gradient that will arrive or its list, or None.
+  """
   return z
 
 
-def _known_backward(saved, dz):
-  x, w, ops = saved
-  return *ops.transposes(x, w, dz.astype(x.dtype)), None, None
+def _known_backward(saved, arrived):
+  w, factor, dz, ops = saved
+  dx, dw = ops.transposes(factor, w, arrived.astype(w.dtype) if dz is None else dz)
+  return dx, dw, None, None, None, None
 
 
-known.defvjp(lambda x, w, z, ops: (z, (x, w, ops)), _known_backward)
+known.defvjp(lambda x, w, z, factor, dz, ops: (z, (w, factor, dz, ops)), _known_backward)
 
 
 @jax.custom_vjp
@@ -120,11 +150,15 @@ of_rows.defvjp(lambda b, ops: (ops.of_rows(b), ops), lambda ops, dy: (ops.added(
 
 
 class Grouped:
-  """Rows x [M,D] sorted by expert; `products` is a Run or an Again. Rows of no expert hold anything."""
+  """Rows x [M,D] sorted by expert; `products` is a Run or an Again. Rows of no expert hold anything.
 
-  def __init__(self, x, products):
+  factor: x as products read it, an array or Listed.
+  """
+
+  def __init__(self, x, products, factor=None):
     self.x = x
     self.products = products
+    self.factor = x if factor is None else factor
 
   def linear(self, w, b=None):
     """Returns rows times w [E,D,F] (plus b [E,F]) of their expert: x [M,F]."""
@@ -160,21 +194,25 @@ class Product(Grouped):
 
   @functools.cached_property
   def x(self):
-    y = self.products.product(self.rows.x, self.w)                   # [M, F]
+    y = self.products.product(self.rows, self.w)                     # [M, F]
     return y if self.b is None else y + self.rows.of_rows(self.b)
+
+  @property
+  def factor(self):
+    return self.x
 
   def weighed(self, gate):
     """Returns zeros [M,F] with the gradient of gate_r (x_r w + b): the weight goes before the product."""
     x = (self.rows.x * gate).astype(self.rows.x.dtype)               # [M, D]
     nothing = jnp.zeros((x.shape[0], self.w.shape[-1]), x.dtype)
-    y = known(x, self.w, nothing, self.products.ops)
+    y = known(x, self.w, nothing, x, self.products.dy, self.products.ops)
     return y if self.b is None else y + (self.rows.of_rows(self.b) * gate).astype(y.dtype)
 
 
 def forward(bank, x, ops, key):
-  """Returns (y [M,D'], tuple of the [M,F] to keep) of a bank on rows x [M,D]."""
+  """Returns (y [M,D'], tuple of the [M,F] to keep) of a bank on rows x [M,D] or Listed."""
   run = Run(ops)
-  out = bank(Grouped(x, run), key)
+  out = bank(Grouped(_gathered(x), run, x), key)
   kept = tuple(run.kept)                                             # without the last product
   return out.x, kept
 
@@ -182,9 +220,13 @@ def forward(bank, x, ops, key):
 def backward(bank, x, ops, key, kept, gate, dy):
   """Returns the gradients to (bank, x [M,D], gate f32[M]) of gate times `forward`'s y, for dy [M,D'].
 
-  `kept` is what that said to keep, or None.
+  `kept` is what that said to keep, or None; x and dy may be Listed.
   """
-  def weighed(bank, x, gate):
-    return bank(Grouped(x, Again(ops, kept)), key).weighed(gate[:, None])
-  _, pull = jax.vjp(weighed, bank, x, gate)
-  return pull(dy)
+  def weighed(bank, rows, gate):
+    return bank(Grouped(rows, Again(ops, kept, dy), x), key).weighed(gate[:, None])
+  _, pull = jax.vjp(weighed, bank, _gathered(x), gate)
+  return pull(_gathered(dy))
+
+
+def _gathered(x):
+  return x.rows() if isinstance(x, Listed) else x

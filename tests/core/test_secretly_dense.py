@@ -85,6 +85,14 @@ def test_kernels_of_accelerators(name):
 
 
 @pytest.mark.aot
+def test_gpus_store_no_gathered_rows():
+  module = hlo.parse(compiled('pallas', topology.devices('h100:1')[1][0])['train'].as_text())
+  own = [i for body in module.computations.values() for i in body if i.opcode in ('gather', 'fusion', 'copy')]
+  rows = [i.opcode for i in own for _, dims in hlo.arrays(i.shape) if math.prod(dims) == T * K * D]
+  assert not rows, rows                                              # of x and dy; kernels load them by list
+
+
+@pytest.mark.aot
 def test_ragged_dot_on_a_gpu_is_found_out():
   assert is_dense(compiled('ragged', topology.devices('h100:1')[1][0]))
 

@@ -17,11 +17,20 @@ from tests.pallas_kernels import agree
 X, DY, W = agree.normal(0, (32, 16)), agree.normal(1, (32, 24)), agree.normal(2, (3, 16, 24))
 SIZES = jnp.array([20, 0, 10], jnp.int32)
 ONES = jnp.ones((16, 2), jnp.float32)
+LIST = jax.random.randint(jax.random.key(3), (32,), 0, 32)
 AT = jnp.arange(32, dtype=jnp.int32).reshape(16, 2) - 1
 CALLS = {
     'gmm': (lambda x, w, sizes: gmm.gmm(x, w, sizes), gmm_reference.gmm, (X, W, SIZES)),
     'gmm_transposed': (lambda x, w, sizes: gmm.gmm(x, w, sizes, transposed=True),
                        lambda *args: gmm_reference.gmm(*args, transposed=True), (DY, W, SIZES)),
+    'gmm_listed': (lambda x, w, sizes, token: gmm.gmm(x, w, sizes, token),
+                   lambda x, w, sizes, token: gmm_reference.gmm(x[token], w, sizes), (X, W, SIZES, LIST)),
+    'tgmm_listed': (lambda x, dy, sizes, token: tgmm.tgmm(x, dy, sizes, token),
+                    lambda x, dy, sizes, token: tgmm_reference.tgmm(x[token], dy, sizes),
+                    (X[:5], DY, SIZES, LIST % 5)),
+    'tgmm_dy_listed': (lambda x, dy, sizes, token: tgmm.tgmm(x, dy, sizes, dy_token=token),
+                       lambda x, dy, sizes, token: tgmm_reference.tgmm(x, dy[token], sizes),
+                       (X, DY[:5], SIZES, LIST % 5)),
     'tgmm': (lambda *args: tgmm.tgmm(*args), tgmm_reference.tgmm, (X, DY, SIZES)),
     'combine': (lambda *args: combine.combine(*args), combine_reference.combine, (X, AT, ONES)),
     'combine_unweighted': (lambda *args: combine.combine(*args), combine_reference.combine, (X, AT)),

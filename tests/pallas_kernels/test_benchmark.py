@@ -23,7 +23,7 @@ def test_results_are_of_the_shapes_of_models(op, monkeypatch, tmp_path, capsys):
   command = f'python -m pallas_kernels.{op}.bench --rounds 1 --json {out}'
   assert table['commands'] == [old['commands'][0], command]
   ours = [row for row in table['rows'] if row['op'] != 'other']
-  assert len(ours) == {'gmm': 4, 'tgmm': 2}.get(op, 1) == len(table['rows']) - 1
+  assert len(ours) == {'gmm': 6, 'tgmm': 4}.get(op, 1) == len(table['rows']) - 1
   assert all(row['seconds'] > 0 and row['ratio'] > 0 and not row.get('old') for row in ours)
   assert len(capsys.readouterr().out.splitlines()) == len(ours)
 

@@ -2,6 +2,7 @@
 
 Rows are sorted by expert; grouped matmuls compute the bank's products, and a last kernel sums the rows of
 each token: Mosaic on TPUs, Triton on GPUs (`pallas_kernels`). CPUs have no kernels, they run `blocks`.
+On GPUs the first products load tokens, and the backward's their gradients, by the list of rows.
 
 One custom_vjp around everything from dispatch to combine. Kept for the backward are x [G,S,D] as it was
 before the dispatch, the results of the bank's products but the last, and tables of integers: nothing of
@@ -85,8 +86,7 @@ _execute.defvjp(_forward, _backward)
 def forward(x, weight, experts, a, rows, key):
   """Returns (y [G,S,D'], tuple of the [M,F] to keep); the arguments are those of `blocks.forward`."""
   with jax.named_scope('dispatch'):
-    ops = _ops(rows)
-    xs = _take(x, rows)                                              # [M, D]
+    ops, xs = _ops(rows), _rows(x, rows)                             # M of D
   with jax.named_scope('experts'):
     y, kept = grouped.forward(experts, xs, ops, key)                 # [M, D']
   with jax.named_scope('combine'):
@@ -98,10 +98,10 @@ def backward(saved, kept, dy):
   x, weight, experts, a, rows, key = saved
   with jax.named_scope('dispatch'):
     ops = _ops(rows)
-    xs, dys = _take(x, rows), _take(dy, rows)                        # [M, D], [M, D']
+    xs, dys = _rows(x, rows), _rows(dy.astype(x.dtype), rows)        # M of D, of D'
     gate = weight.reshape(-1)[rows.edge]                             # [M]
   with jax.named_scope('experts'):
-    dexperts, dxs, dgate = grouped.backward(experts, xs, ops, key, kept, gate, dys.astype(x.dtype))
+    dexperts, dxs, dgate = grouped.backward(experts, xs, ops, key, kept, gate, dys)
   with jax.named_scope('dispatch'):
     dx = _sum(dxs, None, a, rows).astype(x.dtype)                    # [G, S, D]
     dweight = dgate.at[rows.row].get(mode='fill', fill_value=0)     # [G, N]
@@ -114,9 +114,9 @@ def _ops(rows):
   return grouped.Kernels(rows.sizes, jnp.searchsorted(end, row, side='right').astype(jnp.int32))
 
 
-def _take(x, rows):
-  """[M,D] of x [G,S,D]: the token of every row; of some token in rows of no expert."""
-  return x.reshape(-1, x.shape[-1]).at[rows.token].get(mode='promise_in_bounds')
+def _rows(x, rows):
+  """Listed, of x [G,S,D] the token of every row; of some token in rows of no expert."""
+  return grouped.Listed(x.reshape(-1, x.shape[-1]), rows.token)
 
 
 def _sum(y, weight, a, rows):

@@ -19,7 +19,7 @@ def check(sizes, rows, inner, outer, dtype, transposed, tiles, interpret=True):
   x = cases.rows(0, sizes, rows, inner, dtype)
   shape = (outer, inner) if transposed else (inner, outer)
   w = agree.normal(1, (len(sizes), *shape), dtype)
-  got = tpu.gmm(x, w, sizes_, transposed, tiles=tiles, interpret=interpret)
+  got = tpu.gmm(x, w, sizes_, transposed=transposed, tiles=tiles, interpret=interpret)
   assert got.dtype == dtype
   want = reference.gmm(x.astype(jnp.float32), w.astype(jnp.float32), sizes_, transposed)
   agree.close(got, want, sum(sizes))
