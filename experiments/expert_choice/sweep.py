@@ -7,7 +7,7 @@ METHODS = ('dense', 'switch', 'gshard', 'expert_choice')
 
 def runs(size='small'):
   """Yields a run of every method and seed; in a causal model expert choice would see ahead."""
-  usual = {'smoke': sizes.SMOKE, 'small': sizes.WHOLE | {'train.steps': 600, 'eval.batches': 50}}
+  usual = {'smoke': sizes.SMOKE, 'small': sizes.WHOLE | {'train.steps': 2400, 'eval.batches': 50}}
   small = '' if size == 'large' else ',smoke'
   for method in METHODS:
     for seed in sizes.seeds(size):
