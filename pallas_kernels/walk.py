@@ -1,12 +1,13 @@
 """How CPUs go through rows sorted by expert: block after block, each of one expert.
 
 XLA has no product of a size known only at run time; it has loops of a length known only then, and a
-choice between programs. So a block has one of SIZES, the smallest that holds what is left of its expert's
-rows; what it computes beyond them belongs to the next expert, whose blocks come later and write over it.
+choice between programs. So a block has one of several sizes, the smallest that holds what is left of its
+expert's rows; what it computes beyond them belongs to the next expert, whose blocks come later and write over
+it.
 
-A call of a product costs some 0.1 ms on two cores, whatever its size, hence one block for all that is left
-rather than several that fit better; and a choice inside one loop rather than a loop for every size, whose
-carry XLA copies.
+A block copies the matrices of its expert out of the bank, and a call of a product costs some 0.1 ms on two
+cores, whatever its size. Hence one block for all rows of an expert, as long as it has not many more than
+others; and a choice inside one loop rather than a loop for every size, whose carry XLA copies.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-SIZES = tuple(range(32, 513, 32))       # rising
+LARGEST = 128, 4096                     # the largest size of a block is between these
 FEW = 64                                # up to so many rows, as in decoding, each is a block: none in vain
 
 
@@ -22,13 +23,31 @@ class Blocks(NamedTuple):
   """Blocks of rows in rising order, `number` of V are there.
 
   expert, row, count: i32[V] expert, first row, and rows that are of this expert.
-  number:             i32[]. sizes: the SIZES in use.
+  number:             i32[]. sizes: those that a block may have, rising.
   """
   expert: jax.Array
   row: jax.Array
   count: jax.Array
   number: jax.Array
   sizes: tuple
+
+
+def sizes(rows, experts):
+  """Returns the tuple of sizes for M = `rows` rows of so many experts, rising.
+
+  The largest holds half as many again as an equal share. Sizes are a thirty-second of it apart from its half
+  on, where most experts are that tokens are balanced over, and far apart below: every size is compiled.
+
+  >>> sizes(2048, 8)
+  (96, 192, 208, 224, 240, 256, 272, 288, 304, 320, 336, 352, 368, 384)
+  """
+  least, most = LARGEST
+  top = min(max(_up(3 * rows // (2 * experts), 64), least), most)
+  return (top // 4, top // 2, *reversed(range(top, top // 2, -_up(top // 32, 16))))
+
+
+def _up(number, unit):
+  return -(-number // unit) * unit
 
 
 def blocks(counts, rows):
@@ -38,14 +57,15 @@ def blocks(counts, rows):
   >>> [v[:cut.number].tolist() for v in cut[:3]]
   [[1, 1, 2], [0, 512, 600], [512, 88, 1]]
   """
-  sizes = (1,) if rows <= FEW else SIZES
-  top, experts = sizes[-1], counts.shape[0]
+  experts = counts.shape[0]
+  known = (1,) if rows <= FEW else sizes(rows, experts)
+  top = known[-1]
   end = jnp.cumsum((counts + top - 1) // top)                        # [E] blocks of it and of earlier ones
   block = jnp.arange(rows // top + min(experts, rows), dtype=jnp.int32)      # [V], the most there can be
   expert = jnp.minimum(jnp.searchsorted(end, block, side='right'), experts - 1).astype(jnp.int32)
   before = top * (block - end[expert] + (counts[expert] + top - 1) // top)   # rows of it in earlier blocks
   row = (jnp.cumsum(counts) - counts)[expert] + before
-  return Blocks(expert, row, jnp.minimum(counts[expert] - before, top), end[-1], sizes)
+  return Blocks(expert, row, jnp.minimum(counts[expert] - before, top), end[-1], known)
 
 
 def each(cut, block, carry):

@@ -19,7 +19,7 @@ def tiny(monkeypatch):
   monkeypatch.setattr(shapes, 'SHAPES', dict(C1=made('C1', gated=False, dtype='float32'),
                                              S1=made('S1', gated=True, dtype='bfloat16')))
   monkeypatch.setattr(bench, 'PROBE', dict(float32=64))
-  monkeypatch.setattr(walk, 'SIZES', (32,))
+  monkeypatch.setattr(walk, 'sizes', lambda *_: (32,))
 
 
 def test_rows_and_json(tiny, tmp_path, capsys):
@@ -56,12 +56,13 @@ def test_gated_experts_in_bfloat16_and_a_peer(tiny, tmp_path, monkeypatch):
   assert all(row['gated'] and row['dtype'] == 'bfloat16' for row in rows)
 
 
-def test_the_split_floor_has_the_flops_of_the_floor(tiny, tmp_path):
+@pytest.mark.parametrize('bound', ['split', 'batched'])
+def test_bounds_have_the_flops_of_the_floor(bound, tiny, tmp_path):
   out = tmp_path / 'rows.json'
-  argv = ['--shapes', 'C1', '--executors', 'gather', '--peers', 'split', '--rounds', '1', '--json', str(out)]
+  argv = ['--shapes', 'C1', '--executors', 'gather', '--peers', bound, '--rounds', '1', '--json', str(out)]
   assert main.main(['bench', *argv]) == 0
   row = json.loads(out.read_text())['rows'][-1]
-  assert row['executor'] == 'split' and row['drop_rate'] == 0
+  assert row['executor'] == bound and row['drop_rate'] == 0
   for what in ('forward', 'train'):
     assert 1 <= row[what]['hlo_flops_over_active'] < 1.1             # and sums over choices
 

@@ -24,7 +24,7 @@ def one_device():
   make = states.make_mesh
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
-    patch.setattr(walk, 'SIZES', (2,))
+    patch.setattr(walk, 'sizes', lambda *_: (2,))
     yield
 
 

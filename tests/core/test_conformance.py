@@ -19,7 +19,7 @@ from stmoe.experts import mlp
 from tests.routers import generic
 
 G, S, D, F, E = 2, 16, 8, 12, 4
-SHIPPED_SIZES = walk.SIZES
+SHIPPED_SIZES = walk.sizes
 FAST = [name for name in lookup.available('executor') if name != 'einsum']
 
 
@@ -56,10 +56,10 @@ BANKS = {
 @pytest.fixture(autouse=True, scope='module')
 def small_blocks():
   """Blocks so small that every expert needs several of both sizes; and of one row, for one choice a token."""
-  shipped = walk.SIZES, walk.FEW
-  walk.SIZES, walk.FEW = (2, 6), G * S
+  shipped = walk.sizes, walk.FEW
+  walk.sizes, walk.FEW = lambda *_: (2, 6), G * S
   yield
-  walk.SIZES, walk.FEW = shipped
+  walk.sizes, walk.FEW = shipped
 
 
 @functools.partial(jax.jit, static_argnames='executor')
@@ -151,8 +151,8 @@ def test_virtual_experts_never_reach_a_matmul(executor):
 
 
 def test_blocks_of_the_shipped_sizes(monkeypatch):
-  monkeypatch.setattr(walk, 'SIZES', SHIPPED_SIZES)
-  size = 800                     # 690 + 1 + 0 + 109: blocks of every size, an empty expert
+  monkeypatch.setattr(walk, 'sizes', SHIPPED_SIZES)
+  size = 800                     # 690 + 1 + 0 + 109: several blocks of an expert, one, none
   expert = np.repeat([0, 1, 3], [690, 1, 109])
   edges = assignment.from_choices(jnp.asarray(expert)[None, :, None], jnp.ones((1, size, 1)), E)
   a = assignment.cap(edges, size)

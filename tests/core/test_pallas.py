@@ -27,7 +27,7 @@ run, made, BANKS = conformance.run, conformance.made, conformance.BANKS
 @pytest.fixture(autouse=True, scope='module')
 def small_blocks():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(walk, 'SIZES', (2, 6))
+    patch.setattr(walk, 'sizes', lambda *_: (2, 6))
     patch.setattr(walk, 'FEW', 0)
     yield
 

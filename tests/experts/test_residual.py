@@ -58,7 +58,7 @@ def test_begins_as_the_identity_plus_its_last_biases():
 @pytest.mark.parametrize('executor', ['einsum', 'blocks', 'ragged'])
 def test_executors(executor, monkeypatch):
   """Equal values and gradients to gather; rows of other experts, read along, must not count."""
-  monkeypatch.setattr(walk, 'SIZES', (4,))                         # few to compile
+  monkeypatch.setattr(walk, 'sizes', lambda *_: (4,))                         # few to compile
   made, x = bank(1), jnp.asarray(np.random.default_rng(1).normal(size=(1, S, D)), jnp.float32)
   expert = jnp.asarray(np.random.default_rng(0).integers(0, E, size=(1, S, 1)))
   a = assignment.cap(assignment.from_choices(expert, jnp.full((1, S, 1), 0.7), E), S)

@@ -82,7 +82,7 @@ def test_hash_functions_differ():
 
 
 def test_executors_agree_in_value_and_gradient(monkeypatch):
-  monkeypatch.setattr(walk, 'SIZES', (2, 4))
+  monkeypatch.setattr(walk, 'sizes', lambda *_: (2, 4))
   mask = np.arange(T) < np.array([[T], [5]])
   ctx = context(mask)
 

@@ -20,7 +20,7 @@ def bridge(tmp_path_factory):
   make = states.make_mesh
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
-    patch.setattr(walk, 'SIZES', (2,))
+    patch.setattr(walk, 'sizes', lambda *_: (2,))
     folder = tiny_run.write_corpus(tmp_path_factory.mktemp('harness'))
     run = test_infer.write_run(folder / 'lm', tiny_run.config(folder))
     yield harness.Harness(run, batch_size=2, length=4)
