@@ -109,7 +109,7 @@ def used_slots(a):
 def add_up(rows, a):
   """Returns the sum, for every token, of what its edges hold: [G,N,D] -> [G,S,D].
 
-  With `choices` set this adds k slices (on CPUs a reduction over k takes XLA 20 times as long); otherwise
+  With `choices` set this adds k slices (on CPUs a reduction over k takes XLA ten times as long); otherwise
   it is a segment sum over tokens, because a token may then have any number of edges.
 
   >>> edges = assignment.from_choices(jnp.array([[[0, 1], [0, 1]]]), jnp.ones((1, 2, 2)), 2)
