@@ -2,7 +2,7 @@
 #   make quickstart   from nothing to trained, compared and plotted sparse experts
 #   make test         the test suite (ARGS='-k name' chooses)        make test-slow   the long tests
 #   make test-aot     compiles kernels and every paper's largest model, cut down, for TPUs and GPUs; installs compilers
-#   make experiments  every sweep of experiments/ and its report: some 280 runs; run again, it fills the gaps
+#   make experiments  every sweep of experiments/ and its report: some 300 runs; run again, it fills the gaps
 #   make env          only the virtual environment .venv             make lint, make clean
 
 PYTHON ?=
