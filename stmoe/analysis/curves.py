@@ -67,7 +67,8 @@ def loss(runs, labels=None, baselines=None, xs=('step', 'tokens', 'flops')):
     _frame(ax, seen)
   canvas.legend(figure, handles)
   axes[0, 0].text(0.98, 0.97, 'points: validation\nfaint: training', transform=axes[0, 0].transAxes,
-                  ha='right', va='top', fontsize=8, color=canvas.FAINT)
+                  ha='right', va='top', fontsize=8, color=canvas.FAINT,
+                  bbox=dict(facecolor='white', edgecolor='none', pad=1))     # over the lines of baselines
   return figure
 
 
