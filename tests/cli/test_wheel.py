@@ -58,7 +58,9 @@ def test_wheel_holds_every_module_and_nothing_else(wheel):
   expected = {f'{placed.get(tree, tree)}/{path.relative_to(source / tree).as_posix()}'
               for tree in TREES for path in (source / tree).rglob('*.py')}
   assert {name for name in names if name.endswith('.py')} == expected
-  assert all(name.endswith(('.py', '.md')) for name in names)
+  results = {name for name in names if name.endswith(('.json', '.csv'))}       # which `claims` reads
+  assert results and all(pathlib.PurePath(name).match('stmoe/experiments/*/results/*') for name in results)
+  assert all(name.endswith(('.py', '.md')) for name in names - results)
 
 
 def test_installed_program_is_not_the_checkout(installed, tmp_path):
