@@ -6,6 +6,7 @@ in each of them.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import statistics
@@ -51,6 +52,13 @@ def sizes(tokens, experts, k):
 def token(tokens, k):
   """Returns i32[M]: the token of every row, each k times, in no order."""
   return jax.random.permutation(jax.random.key(2), jax.numpy.arange(tokens * k, dtype='int32') % tokens)
+
+
+def listed(name, op):
+  """Returns dict name -> `op` of (x [T,.], other, sizes, token), its rows by the list and gathered before."""
+  here = functools.partial(op, target=platform())
+  return {f'{name}_listed': jax.jit(here),
+          f'{name}_gathered': jax.jit(lambda x, other, sizes, token: here(x[token], other, sizes))}
 
 
 def tiles(modules, shape, tune):

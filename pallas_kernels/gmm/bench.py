@@ -18,11 +18,6 @@ from pallas_kernels.gmm import tpu
 TUNED = dict(tpu=tpu, gpu=gpu)
 
 
-LISTED = dict(
-    gmm_listed=jax.jit(lambda *args: api.gmm(*args, target=benchmark.platform())),
-    gmm_gathered=jax.jit(lambda x, w, sizes, token: api.gmm(x[token], w, sizes, target=benchmark.platform())))
-
-
 def rows(tune, rounds):
   """Yields a result for every shape, way and choice of tiles."""
   for tokens, width, hidden, experts, k in benchmark.models().values():
@@ -34,7 +29,7 @@ def rows(tune, rounds):
       flops = 2 * tokens * k * inner * outer
       if inner == width and not tune:
         token = benchmark.token(tokens, k)
-        for op, run in LISTED.items():
+        for op, run in benchmark.listed('gmm', api.gmm).items():
           yield benchmark.row(op, shape, None, flops, functools.partial(run, x[:tokens], w, sizes, token),
                               dense, rounds)
       for transposed in (False, True):

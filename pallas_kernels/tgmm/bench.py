@@ -18,12 +18,6 @@ from pallas_kernels.tgmm import tpu
 TUNED = dict(tpu=tpu, gpu=gpu)
 
 
-LISTED = dict(
-    tgmm_listed=jax.jit(lambda *args: api.tgmm(*args, target=benchmark.platform())),
-    tgmm_gathered=jax.jit(lambda x, dy, sizes, token: api.tgmm(x[token], dy, sizes,
-                                                               target=benchmark.platform())))
-
-
 def rows(tune, rounds):
   """Yields a result for every shape and choice of tiles."""
   for tokens, width, hidden, experts, k in benchmark.models().values():
@@ -35,7 +29,7 @@ def rows(tune, rounds):
       flops = 2 * tokens * k * inner * outer
       if inner == width and not tune:
         token = benchmark.token(tokens, k)
-        for op, run in LISTED.items():
+        for op, run in benchmark.listed('tgmm', api.tgmm).items():
           yield benchmark.row(op, shape, None, flops, functools.partial(run, x[:tokens], dy, sizes, token),
                               dense, rounds)
       for tiles in benchmark.tiles(TUNED, shape, tune):

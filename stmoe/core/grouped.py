@@ -23,6 +23,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import listing
 from pallas_kernels.gmm import api as gmm
 from pallas_kernels.tgmm import api as tgmm
 
@@ -32,10 +33,6 @@ class Listed:
   """The rows x[token]: x [T,D], token i32[M]."""
   x: jax.Array
   token: jax.Array
-
-  def rows(self):
-    """Returns [M,D], gathered."""
-    return self.x.at[self.token].get(mode='promise_in_bounds')
 
 
 @struct.dataclass
@@ -68,7 +65,12 @@ class Kernels:
 
 
 def _parts(x):
+  """(array, list or None) of rows, as kernels take them."""
   return (x.x, x.token) if isinstance(x, Listed) else (x, None)
+
+
+def _gathered(x):
+  return listing.take(*_parts(x))
 
 
 @struct.dataclass
@@ -226,7 +228,3 @@ def backward(bank, x, ops, key, kept, gate, dy):
     return bank(Grouped(rows, Again(ops, kept, dy), x), key).weighed(gate[:, None])
   _, pull = jax.vjp(weighed, bank, _gathered(x), gate)
   return pull(_gathered(dy))
-
-
-def _gathered(x):
-  return x.rows() if isinstance(x, Listed) else x
