@@ -1,24 +1,60 @@
-"""What `bench.py` of every operation shares: variants timed in turn against a floor, a table of the results.
+"""What `bench.py` of every operation shares: variants timed in turn with a floor, a table of the results.
 
-Each round runs all variants once, one after the other, so that what slows the machine slows them alike; the
-ratio to the floor is the median over rounds of the ratios within a round. The time of starting a program is
-in each of them.
+Programs are compiled by several threads before the first is timed. Each round runs the floor and a variant
+once, one after the other, so that what slows the machine slows them alike; the ratio to the floor is the
+median over rounds of the ratios within a round. On accelerators a round queues several calls and waits for
+the last: the time of starting a program is hidden, as it is in a training step.
 """
 
 import argparse
+import concurrent.futures
 import functools
 import json
 import pathlib
 import statistics
 import sys
 import time
+from typing import Callable, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-# T, D, F, E, k: Mixtral 8x7B, DeepSeekMoE 16B, OLMoE 1B-7B; and what a CPU does in a moment.
+# T, D, F, E, k: Mixtral 8x7B, DeepSeekMoE 16B, OLMoE 1B-7B, DeepSeek-V3 and a fine-grained one; and what a
+# CPU does in a moment.
 MODELS = dict(mixtral=(4096, 4096, 14336, 8, 2), deepseek_moe=(16384, 2048, 1408, 64, 6),
-              olmoe=(16384, 2048, 1024, 64, 8))
+              olmoe=(16384, 2048, 1024, 64, 8), deepseek_v3=(16384, 7168, 2048, 256, 8),
+              fine_grained=(32768, 4096, 1024, 128, 8))
 SMALL = dict(small=(2048, 256, 1024, 8, 1))
+TILES = 16                              # how many are timed to tune one operation on one shape
+WRONG = 0.03                            # of the largest entry: by so much bfloat16 results may differ
+
+
+class Variant(NamedTuple):
+  """One way to compute an operation.
+
+  op:    its name in tables.
+  tiles: named tuple of the sides of its tiles, or None: its own choice.
+  make:  function of the abstract inputs that returns a program, a function of the inputs.
+  wait:  function of a program's result that returns when it is there.
+  """
+  op: str
+  tiles: tuple | None
+  make: Callable
+  wait: Callable = jax.block_until_ready
+
+
+class Case(NamedTuple):
+  """An operation on inputs of one shape: `inputs()` makes them, `floor` and each of `variants` use them."""
+  shape: tuple
+  flops: int
+  inputs: Callable
+  floor: Variant
+  variants: list
+
+
+def jitted(op, f, tiles=None):
+  """Returns the Variant that compiles f."""
+  return Variant(op, tiles, lambda inputs: jax.jit(f).lower(*inputs).compile())
 
 
 def platform():
@@ -27,14 +63,15 @@ def platform():
   return here if here in ('tpu', 'gpu') else 'cpu'
 
 
-def models():
-  """Returns dict name -> (T, D, F, E, k) of the shapes to time here."""
-  return SMALL if platform() == 'cpu' else MODELS
+def models(names=None):
+  """Returns the (T, D, F, E, k) to time here: those that are named, None for all."""
+  known = SMALL if platform() == 'cpu' else MODELS
+  return [known[name] for name in names or known]
 
 
 def dtype():
   """Returns the dtype to time here."""
-  return jax.numpy.float32 if platform() == 'cpu' else jax.numpy.bfloat16
+  return jnp.float32 if platform() == 'cpu' else jnp.bfloat16
 
 
 def normal(seed, *shape):
@@ -46,49 +83,87 @@ def sizes(tokens, experts, k):
   """Returns i32[E]: rows of each expert from a random router on random tokens, so that some have more."""
   logits = jax.random.normal(jax.random.key(0), (tokens, experts))
   logits += jax.random.normal(jax.random.key(1), (experts,)) / 2
-  return jax.numpy.bincount(jax.lax.top_k(logits, k)[1].reshape(-1), length=experts).astype('int32')
+  return jnp.bincount(jax.lax.top_k(logits, k)[1].reshape(-1), length=experts).astype('int32')
 
 
 def token(tokens, k):
   """Returns i32[M]: the token of every row, each k times, in no order."""
-  return jax.random.permutation(jax.random.key(2), jax.numpy.arange(tokens * k, dtype='int32') % tokens)
+  return jax.random.permutation(jax.random.key(2), jnp.arange(tokens * k, dtype='int32') % tokens)
 
 
-def listed(name, op):
-  """Returns dict name -> `op` of (x [T,.], other, sizes, token), its rows by the list and gathered before."""
-  here = functools.partial(op, target=platform())
-  return {f'{name}_listed': jax.jit(here),
-          f'{name}_gathered': jax.jit(lambda x, other, sizes, token: here(x[token], other, sizes))}
+def kernels(modules, op, shape, tune):
+  """Returns list of (name in tables, module, tiles): the kernels of this platform, by their names.
+
+  Args:
+    modules: dict platform -> dict of the ending of a kernel's name -> its module.
+    op: name of the operation.
+    shape: (M, K, N, E).
+    tune: whether with each of several tiles, else one with None, its choice.
+  """
+  itemsize = jnp.dtype(dtype()).itemsize
+  return [(op + ending, module, tiles) for ending, module in modules.get(platform(), {}).items()
+          for tiles in (module.candidates(*shape, itemsize)[:TILES] if tune else [None])]
 
 
-def tiles(modules, shape, tune):
-  """Returns the tiles to time: twelve candidates of modules[platform] to `tune`, else None: its choice."""
-  if not tune or platform() not in modules:
-    return [None]
-  return modules[platform()].candidates(*shape, jax.numpy.dtype(dtype()).itemsize)[:12]
+def measure(cases, rounds, note=print):
+  """Yields a dict for every Variant of the Cases; `note` gets a line for each that is left out.
+
+  That is what does not compile or run, and tiles whose result is not that of the first.
+  """
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    compiling = [[pool.submit(v.make, jax.eval_shape(case.inputs)) for v in (case.floor, *case.variants)]
+                 for case in cases]
+    concurrent.futures.wait([program for programs in compiling for program in programs])
+    for case, (floor, *programs) in zip(cases, compiling):
+      inputs, want = case.inputs(), None
+      for variant, program in zip(case.variants, programs):
+        try:
+          program = program.result()
+          got = program(*inputs)
+          variant.wait(got)
+          want = got if want is None else want
+          if variant.tiles and _difference(want, got) > WRONG:
+            raise ValueError('its result is not that of the first tiles')
+        except Exception as error:  # noqa: BLE001 compilers and libraries have many kinds
+          note(f'{variant.op} {case.shape} {tuple(variant.tiles or ())}: left out, {str(error)[:300]!r}')
+          continue
+        del got
+        yield _row(case, variant, inputs, program, floor.result(), rounds)
+      del inputs, want
 
 
-def row(op, shape, tiles, flops, run, floor, rounds):
-  """Returns the dict of one result: functions without arguments `run` and `floor` timed in turn."""
-  times = [(_seconds(run), _seconds(floor)) for _ in range(rounds + 2)][2:]
+@jax.jit
+def _difference(want, got):
+  off = jnp.abs(got.astype(jnp.float32) - want.astype(jnp.float32)).max()
+  return off / jnp.abs(want.astype(jnp.float32)).max()
+
+
+def _row(case, variant, inputs, program, floor, rounds):
+  """The dict of one result: `program` and `floor` timed in turn."""
+  run, base = functools.partial(program, *inputs), functools.partial(floor, *inputs)
+  times = [(_seconds(run, variant.wait), _seconds(base, case.floor.wait)) for _ in range(rounds + 2)][2:]
   seconds = statistics.median(a for a, _ in times)
-  return dict(op=op, shape=list(shape), dtype=str(jax.numpy.dtype(dtype())), tiles=tiles, seconds=seconds,
+  return dict(op=variant.op, shape=list(case.shape), dtype=str(jnp.dtype(dtype())),
+              tiles=variant.tiles and variant.tiles._asdict(), seconds=seconds,
               floor_seconds=statistics.median(b for _, b in times),
-              ratio=statistics.median(a / b for a, b in times), tflops=flops / seconds / 1e12)
+              ratio=statistics.median(a / b for a, b in times), tflops=case.flops / seconds / 1e12)
 
 
-def _seconds(run):
+def _seconds(run, wait):
+  calls = 1 if platform() == 'cpu' else 5
   start = time.perf_counter()
-  jax.block_until_ready(run())
-  return time.perf_counter() - start
+  for _ in range(calls):
+    out = run()
+  wait(out)
+  return (time.perf_counter() - start) / calls
 
 
-def main(module, rows, argv=None):
+def main(module, cases, argv=None):
   """Prints and saves the results of a benchmark.
 
   Args:
     module: its name, 'pallas_kernels.gmm.bench'.
-    rows: function of (tune, rounds) that yields results of `row`.
+    cases: function of (models, tune) that returns Cases; models are (T, D, F, E, k).
     argv: arguments of the command line.
   """
   argv = sys.argv[1:] if argv is None else argv
@@ -96,11 +171,14 @@ def main(module, rows, argv=None):
   parser.add_argument('--json', type=pathlib.Path, help='table to write; results of other operations stay')
   parser.add_argument('--tune', action='store_true', help='time several tiles for each shape (TPUs, GPUs)')
   parser.add_argument('--rounds', type=int, default=20)
+  parser.add_argument('--models', nargs='*', choices=[*(SMALL if platform() == 'cpu' else MODELS)],
+                      help='whose shapes to time; all unless named')
   args = parser.parse_args(argv)
   found = []
-  for result in rows(args.tune, args.rounds):
+  for result in measure(list(cases(models(args.models), args.tune)), args.rounds):
+    tiles = result['tiles'] and ' '.join(f'{k}={v}' for k, v in result['tiles'].items())
     print(f'{result["op"]:16}{str(result["shape"]):32}{result["seconds"] * 1e3:9.3f} ms'
-          f'{result["ratio"]:8.2f} x floor{result["tflops"]:9.2f} TFLOP/s  {result["tiles"] or ""}')
+          f'{result["ratio"]:8.2f} x floor{result["tflops"]:9.2f} TFLOP/s  {tiles or ""}', flush=True)
     found.append(result)
   if args.json:
     _save(args.json, found, ' '.join(['python -m', module, *argv]))

@@ -1,50 +1,76 @@
 """Times `gmm`, both ways, against one dense matmul of the same FLOPs on the device of this process.
 
 'gmm_listed' has the rows of the first product by a list of tokens, and 'gmm_gathered' has them gathered by
-XLA before: where the second is faster, a kernel should not load them by a list.
+XLA before: where the second is faster, a kernel should not load them by a list. On GPUs 'gmm' is whichever of
+'gmm_triton' and 'gmm_mosaic' users get; 'gmm tokamax' and 'gmm torch' are other libraries, where installed.
 
   python -m pallas_kernels.gmm.bench --tune --json pallas_kernels/tuning/tpu_v5_lite.json
 """
 
 import functools
 
-import jax
-
 from pallas_kernels import benchmark
+from pallas_kernels import peers
 from pallas_kernels.gmm import api
-from pallas_kernels.gmm import gpu
+from pallas_kernels.gmm import mosaic
 from pallas_kernels.gmm import tpu
+from pallas_kernels.gmm import triton
 
-TUNED = dict(tpu=tpu, gpu=gpu)
+KERNELS = dict(tpu={'': tpu}, gpu={'_triton': triton, '_mosaic': mosaic})
 
 
-def rows(tune, rounds):
-  """Yields a result for every shape, way and choice of tiles."""
-  for tokens, width, hidden, experts, k in benchmark.models().values():
-    sizes = benchmark.sizes(tokens, experts, k)
+def cases(models, tune):
+  """Yields a Case for every shape and way."""
+  for tokens, width, hidden, experts, k in models:
     for inner, outer in ((width, hidden), (hidden, width)):
-      x, w = benchmark.normal(0, tokens * k, inner), benchmark.normal(1, experts, inner, outer)
-      dense = functools.partial(jax.jit(jax.numpy.dot), x, w[0])
-      shape = (tokens * k, inner, outer, experts)
+      shape = tokens * k, inner, outer, experts
       flops = 2 * tokens * k * inner * outer
       if inner == width and not tune:
-        token = benchmark.token(tokens, k)
-        for op, run in benchmark.listed('gmm', api.gmm).items():
-          yield benchmark.row(op, shape, None, flops, functools.partial(run, x[:tokens], w, sizes, token),
-                              dense, rounds)
-      for transposed in (False, True):
-        w = w.swapaxes(1, 2) if transposed else w
-        for tiles in benchmark.tiles(TUNED, shape, tune):
-          run = functools.partial(_product(transposed, tiles), x, w, sizes)
-          yield benchmark.row('gmm_transposed' if transposed else 'gmm', shape, tiles and tiles._asdict(),
-                              flops, run, dense, rounds)
+        yield _listed(shape, flops, tokens, k)
+      for op in ('gmm', 'gmm_transposed'):
+        transposed = op == 'gmm_transposed'
+        inputs = functools.partial(_inputs, tokens, k, inner, outer, experts, transposed)
+        ours = [_variant(name, module.gmm, transposed, tiles=tiles)
+                for name, module, tiles in benchmark.kernels(KERNELS, op, shape, tune)]
+        if not tune:
+          user = _variant(op, api.gmm, transposed, target=benchmark.platform())
+          ours = [user, *(v for v in ours if v.op != op), *peers.variants(op)]
+        yield benchmark.Case(shape, flops, inputs, benchmark.jitted('dense', _dense), ours)
 
 
-def _product(transposed, tiles):
-  if tiles is None:
-    return jax.jit(functools.partial(api.gmm, transposed=transposed, target=benchmark.platform()))
-  return jax.jit(functools.partial(TUNED[benchmark.platform()].gmm, transposed=transposed, tiles=tiles))
+def _inputs(tokens, k, inner, outer, experts, transposed):
+  """(x [M,K], w [E,K,N] or [E,N,K], sizes, matrix of the floor [K,N])."""
+  w = benchmark.normal(1, experts, *((outer, inner) if transposed else (inner, outer)))
+  return (benchmark.normal(0, tokens * k, inner), w, benchmark.sizes(tokens, experts, k),
+          benchmark.normal(2, inner, outer))
+
+
+def _dense(x, w, sizes, matrix):
+  return x @ matrix
+
+
+def _variant(op, call, transposed, tiles=None, **options):
+  call = functools.partial(call, transposed=transposed, **options)
+  return benchmark.jitted(op, _without_floor(call if tiles is None else functools.partial(call, tiles=tiles)),
+                          tiles)
+
+
+def _without_floor(call):
+  return lambda x, w, sizes, matrix: call(x, w, sizes)
+
+
+def _listed(shape, flops, tokens, k):
+  """The Case of rows by a list of tokens."""
+  _, inner, outer, experts = shape
+
+  def inputs():
+    x, w, sizes, matrix = _inputs(tokens, k, inner, outer, experts, transposed=False)
+    return x, w, sizes, matrix, benchmark.token(tokens, k)
+  call = functools.partial(api.gmm, target=benchmark.platform())
+  return benchmark.Case(shape, flops, inputs, benchmark.jitted('dense', lambda x, w, s, m, token: x @ m), [
+      benchmark.jitted('gmm_listed', lambda x, w, sizes, m, token: call(x[:tokens], w, sizes, token)),
+      benchmark.jitted('gmm_gathered', lambda x, w, sizes, m, token: call(x[:tokens][token], w, sizes))])
 
 
 if __name__ == '__main__':
-  benchmark.main('pallas_kernels.gmm.bench', rows)
+  benchmark.main('pallas_kernels.gmm.bench', cases)

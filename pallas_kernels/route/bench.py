@@ -12,14 +12,15 @@ from pallas_kernels.route import api
 from pallas_kernels.route import portable
 
 
-def rows(tune, rounds):
-  """Yields a result for every shape; there is nothing to tune. FLOPs are those of the softmax, 4 an entry."""
-  for tokens, _, _, experts, k in benchmark.models().values():
-    logits = jax.random.normal(jax.random.key(0), (tokens, experts))
-    run = functools.partial(jax.jit(functools.partial(api.route, k=k, target=benchmark.platform())), logits)
-    floor = functools.partial(jax.jit(functools.partial(portable.route, k=k)), logits)
-    yield benchmark.row('route', (tokens, experts, k), None, 4 * tokens * experts, run, floor, rounds)
+def cases(models, tune):
+  """Yields a Case for every shape; there is nothing to tune. FLOPs are those of the softmax, 4 an entry."""
+  for tokens, _, _, experts, k in models:
+    inputs = functools.partial(lambda *shape: (jax.random.normal(jax.random.key(0), shape),), tokens, experts)
+    run = functools.partial(api.route, k=k, target=benchmark.platform())
+    floor = benchmark.jitted('operations', functools.partial(portable.route, k=k))
+    yield benchmark.Case((tokens, experts, k), 4 * tokens * experts, inputs, floor,
+                         [benchmark.jitted('route', run)])
 
 
 if __name__ == '__main__':
-  benchmark.main('pallas_kernels.route.bench', rows)
+  benchmark.main('pallas_kernels.route.bench', cases)

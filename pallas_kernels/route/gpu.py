@@ -1,7 +1,7 @@
 """Routing on NVIDIA GPUs, by Triton: softmax, the k largest and counts in one pass over the logits.
 
-A program has all experts of some tokens in registers and takes the largest probability k times. Programs add
-their counts to those of others in memory; sums of integers do not depend on the order.
+A program has all experts of some tokens in registers and takes the largest probability k times. Each writes
+counts of its own tokens, which are summed after: Pallas adds atomically in float32 only, also to integers.
 """
 
 import functools
@@ -9,7 +9,6 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels import triton
 
@@ -25,17 +24,18 @@ def _route(logits, k, interpret=False):
   tokens, experts = logits.shape
   wide = triton.power(experts)
   tall = max(ENTRIES // wide, 1)
+  programs = pl.cdiv(tokens, tall)
   like = jax.ShapeDtypeStruct
   weight, expert, counts = pl.pallas_call(
       functools.partial(_kernel, tall=tall, wide=wide, k=k),
-      out_shape=(like((tokens, k), jnp.float32), like((tokens, k), jnp.int32), like((wide,), jnp.int32)),
-      grid=(pl.cdiv(tokens, tall),), input_output_aliases={1: 2},
-      compiler_params=triton.params(warps=4, stages=1), interpret=interpret,
-      name='route')(logits, jnp.zeros(wide, jnp.int32))
-  return weight, expert, counts[:experts]
+      out_shape=(like((tokens, k), jnp.float32), like((tokens, k), jnp.int32),
+                 like((programs, wide), jnp.int32)),
+      grid=(programs,), compiler_params=triton.params(warps=4, stages=1), interpret=interpret,
+      name='route')(logits)
+  return weight, expert, counts.sum(axis=0)[:experts]
 
 
-def _kernel(logits, _, weight, expert, counts, *, tall, wide, k):
+def _kernel(logits, weight, expert, counts, *, tall, wide, k):
   tokens, experts = logits.shape
   token, col = pl.program_id(0) * tall + jnp.arange(tall), jnp.arange(wide)
   here = token < tokens if tokens % tall else None
@@ -58,7 +58,7 @@ def _kernel(logits, _, weight, expert, counts, *, tall, wide, k):
   triton.store(expert.at[token[:, None], slot[None]], chosen, kept)
   taken = (left < 0) & (probs >= 0)
   taken = taken if here is None else taken & here[:, None]
-  plgpu.atomic_add(counts, (col,), jnp.sum(taken, axis=0, dtype=jnp.int32))
+  triton.store(counts.at[pl.program_id(0), col], jnp.sum(taken, axis=0, dtype=jnp.int32))
 
 
 def _softmax(logits, inside):

@@ -1,47 +1,65 @@
 """Times `tgmm` against one dense matmul of the same FLOPs on the device of this process.
 
 'tgmm_listed' has the rows of tokens by a list, and 'tgmm_gathered' has them gathered by XLA before: where the
-second is faster, a kernel should not load them by a list.
+second is faster, a kernel should not load them by a list. On GPUs 'tgmm' is whichever of 'tgmm_triton' and
+'tgmm_mosaic' users get; 'tgmm tokamax' and 'tgmm torch' are other libraries, where installed.
 
   python -m pallas_kernels.tgmm.bench --tune --json pallas_kernels/tuning/tpu_v5_lite.json
 """
 
 import functools
 
-import jax
-
 from pallas_kernels import benchmark
+from pallas_kernels import peers
 from pallas_kernels.tgmm import api
-from pallas_kernels.tgmm import gpu
+from pallas_kernels.tgmm import mosaic
 from pallas_kernels.tgmm import tpu
+from pallas_kernels.tgmm import triton
 
-TUNED = dict(tpu=tpu, gpu=gpu)
+KERNELS = dict(tpu={'': tpu}, gpu={'_triton': triton, '_mosaic': mosaic})
 
 
-def rows(tune, rounds):
-  """Yields a result for every shape and choice of tiles."""
-  for tokens, width, hidden, experts, k in benchmark.models().values():
-    sizes = benchmark.sizes(tokens, experts, k)
+def cases(models, tune):
+  """Yields a Case for every shape."""
+  for tokens, width, hidden, experts, k in models:
     for inner, outer in ((width, hidden), (hidden, width)):
-      x, dy = benchmark.normal(0, tokens * k, inner), benchmark.normal(1, tokens * k, outer)
-      dense = functools.partial(jax.jit(lambda x, dy: x.T @ dy), x, dy)
-      shape = (tokens * k, inner, outer, experts)
+      shape = tokens * k, inner, outer, experts
       flops = 2 * tokens * k * inner * outer
+      inputs = functools.partial(_inputs, tokens, k, inner, outer, experts)
       if inner == width and not tune:
-        token = benchmark.token(tokens, k)
-        for op, run in benchmark.listed('tgmm', api.tgmm).items():
-          yield benchmark.row(op, shape, None, flops, functools.partial(run, x[:tokens], dy, sizes, token),
-                              dense, rounds)
-      for tiles in benchmark.tiles(TUNED, shape, tune):
-        run = functools.partial(_product(tiles), x, dy, sizes)
-        yield benchmark.row('tgmm', shape, tiles and tiles._asdict(), flops, run, dense, rounds)
+        yield _listed(shape, flops, tokens, k)
+      ours = [_variant(name, module.tgmm, tiles=tiles)
+              for name, module, tiles in benchmark.kernels(KERNELS, 'tgmm', shape, tune)]
+      if not tune:
+        user = _variant('tgmm', api.tgmm, target=benchmark.platform())
+        ours = [user, *(v for v in ours if v.op != 'tgmm'), *peers.variants('tgmm')]
+      yield benchmark.Case(shape, flops, inputs, benchmark.jitted('dense', _dense), ours)
 
 
-def _product(tiles):
-  if tiles is None:
-    return jax.jit(functools.partial(api.tgmm, target=benchmark.platform()))
-  return jax.jit(functools.partial(TUNED[benchmark.platform()].tgmm, tiles=tiles))
+def _inputs(tokens, k, inner, outer, experts):
+  """(x [M,K], dy [M,N], sizes)."""
+  return (benchmark.normal(0, tokens * k, inner), benchmark.normal(1, tokens * k, outer),
+          benchmark.sizes(tokens, experts, k))
+
+
+def _dense(x, dy, sizes, *_):
+  return x.T @ dy
+
+
+def _variant(op, call, tiles=None, **options):
+  call = functools.partial(call, **options)
+  return benchmark.jitted(op, call if tiles is None else functools.partial(call, tiles=tiles), tiles)
+
+
+def _listed(shape, flops, tokens, k):
+  """The Case of rows by a list of tokens."""
+  _, inner, outer, experts = shape
+  inputs = lambda: (*_inputs(tokens, k, inner, outer, experts), benchmark.token(tokens, k))
+  call = functools.partial(api.tgmm, target=benchmark.platform())
+  return benchmark.Case(shape, flops, inputs, benchmark.jitted('dense', _dense), [
+      benchmark.jitted('tgmm_listed', lambda x, dy, sizes, token: call(x[:tokens], dy, sizes, token)),
+      benchmark.jitted('tgmm_gathered', lambda x, dy, sizes, token: call(x[:tokens][token], dy, sizes))])
 
 
 if __name__ == '__main__':
-  benchmark.main('pallas_kernels.tgmm.bench', rows)
+  benchmark.main('pallas_kernels.tgmm.bench', cases)

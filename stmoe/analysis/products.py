@@ -17,6 +17,7 @@ GEMM = ('__cublas', 'cublas', '__onednn$matmul', 'gemm')
 FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call',
         'after-all', 'iota', 'partition-id', 'replica-id', 'opt-barrier', 'copy-start', 'copy-done'}
 SLICES = ('dynamic-slice', 'slice', 'gather')
+KERNELS = ('tpu_custom_call', '__gpu$xla.gpu.triton', 'mosaic_gpu_v2')
 ON_CHIP = re.compile(r'S\([1-9]\d*\)')     # a memory space other than the main memory (VMEM of a TPU)
 
 
@@ -45,7 +46,7 @@ def product(module, computation, i):
 def is_product(module, computation, i):
   """Whether `i` computes matrix products: itself, or in what it calls; kernels (custom calls) do."""
   own = lambda x: x.opcode in ('dot', 'convolution') or x.opcode == 'custom-call' and (
-      any(word in _target(x) for word in GEMM) or _target(x) in ('tpu_custom_call', '__gpu$xla.gpu.triton'))
+      any(word in _target(x) for word in GEMM) or _target(x) in KERNELS)
   return own(i) or any(own(inner) for inner in module.reached(i))
 
 

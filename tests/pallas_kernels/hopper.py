@@ -1,4 +1,7 @@
-"""Compiles kernels for Hopper GPUs that are not there, and reads what NVIDIA's assembler says of them."""
+"""Compiles kernels for Hopper GPUs that are not there, and reads what NVIDIA's assembler says of them.
+
+Those of Mosaic GPU are assembled when they are loaded; here it is seen that they are lowered, and fit.
+"""
 
 import dataclasses
 import pathlib
@@ -35,18 +38,34 @@ def fits(kernel, least=1):
 def compile(where, folder, name, f, *args):
   """Returns the Kernel called `name` of jit(f) for arguments of (shape, dtype) on the topology `where`."""
   import jax
-  _, devices, _ = topology.devices(where)
-  place = jax.sharding.SingleDeviceSharding(devices[0])
-  args = [jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in args]
+  mesh, args = _there(where, args)
   cached = jax.config.jax_enable_compilation_cache
   jax.config.update('jax_enable_compilation_cache', False)           # what is cached writes no files
   try:
     # Optimised as it is for users, unlike the other programs of these tests.
     options = dict(xla_dump_to=str(folder), xla_backend_optimization_level=3)
-    jax.jit(f).lower(*args).compile(compiler_options=options)
+    with jax.set_mesh(mesh):
+      jax.jit(f).lower(*args).compile(compiler_options=options)
   finally:
     jax.config.update('jax_enable_compilation_cache', cached)
   return _read(pathlib.Path(folder), name)
+
+
+def lower(where, f, *args):
+  """Returns the compiled program of jit(f) for arguments of (shape, dtype) on the topology `where`."""
+  import jax
+  mesh, args = _there(where, args)
+  with jax.set_mesh(mesh):
+    return jax.jit(f).lower(*args).compile()
+
+
+def _there(where, args):
+  """(mesh of one device of the topology, abstract arguments on it)."""
+  import jax
+  _, devices, _ = topology.devices(where)
+  place = jax.sharding.SingleDeviceSharding(devices[0])
+  mesh = jax.sharding.Mesh(devices[:1], ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+  return mesh, [jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in args]
 
 
 def _read(folder, name):

@@ -18,7 +18,7 @@ def test_results_are_of_the_shapes_of_models(op, monkeypatch, tmp_path, capsys):
   old = dict(commands=['python -m pallas_kernels.other.bench', f'python -m pallas_kernels.{op}.bench --old'],
              rows=[dict(op='other'), dict(op=op, old=True)])
   out.write_text(json.dumps(old), encoding='utf-8')
-  benchmark.main(f'pallas_kernels.{op}.bench', bench.rows, ['--rounds', '1', '--json', str(out)])
+  benchmark.main(f'pallas_kernels.{op}.bench', bench.cases, ['--rounds', '1', '--json', str(out)])
   table = json.loads(out.read_text(encoding='utf-8'))
   command = f'python -m pallas_kernels.{op}.bench --rounds 1 --json {out}'
   assert table['commands'] == [old['commands'][0], command]

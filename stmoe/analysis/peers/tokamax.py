@@ -12,6 +12,8 @@ def missing():
 
 
 def variant(problem, floor):
+  from absl import flags
   import tokamax
+  flags.FLAGS.mark_as_parsed()             # else it reads the command line as its own
   from stmoe.analysis import by_product
   return by_product.variant(problem, floor, lambda x, w, sizes: tokamax.ragged_dot(x, w, group_sizes=sizes))

@@ -8,7 +8,7 @@ import pytest
 
 from pallas_kernels import triton
 from pallas_kernels import tuning
-from pallas_kernels.gmm import gpu
+from pallas_kernels.gmm import triton as gpu
 from pallas_kernels.gmm import tpu
 
 
@@ -22,7 +22,7 @@ def tables(tmp_path, monkeypatch):
           row('gmm', [64, 128, 256, 4], 1., m=32, k=128, n=128),
           row('gmm', [256, 128, 256, 4], 1., m=64, k=128, n=256),
           row('tgmm', [64, 128, 256, 4], 1., m=48, k=128, n=128),
-          row('gmm', [64, 128, 512, 4], 1., m=16, n=64, k=32, warps=4, stages=2),
+          row('gmm_triton', [64, 128, 512, 4], 1., m=16, n=64, k=32, warps=4, stages=2),
           row('combine', [64, 128, 256, 4], 1.)]
   (tmp_path / 'cpu.json').write_text(json.dumps(dict(rows=rows)), encoding='utf-8')
   monkeypatch.setattr(tuning, 'FOLDER', tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from pallas_kernels import triton
 from pallas_kernels.tgmm import api
-from pallas_kernels.tgmm import gpu
+from pallas_kernels.tgmm import triton as kernel
 from pallas_kernels.tgmm import reference
 from tests.pallas_kernels import agree
 from tests.pallas_kernels import cases
@@ -22,7 +22,7 @@ TILES = triton.Tiles(m=16, n=16, k=16, warps=4, stages=2, band=2)
 
 @functools.partial(jax.jit, static_argnums=(5,))
 def run(x, dy, sizes, token, dy_token, tiles=TILES):
-  return gpu._tgmm(x, dy, sizes, token, dy_token, tiles, interpret=True)
+  return kernel._tgmm(x, dy, sizes, token, dy_token, tiles, interpret=True)
 
 
 def check(sizes, m, k, n, dtype, gather=False, gather_dy=False):
@@ -72,16 +72,17 @@ def test_equals_the_reference_at_any_shape(rows, k, n, dtype):
 def test_compiles_for_hopper(model, dtype, product, where, tmp_path):
   rows, d, f, experts = hopper.MODELS[model]
   args = [((rows, d), dtype), ((rows, f), dtype), ((experts,), 'int32')]
-  call = gpu.tgmm
+  call = kernel.tgmm
   if product.endswith('gathered'):                                   # the side that tokens have
     args[0] = ((rows // 2, d), dtype)
     args.append(((rows,), 'int32'))
-    call = lambda x, dy, sizes, token: gpu.tgmm(x, dy, sizes, token=token)
+    call = lambda x, dy, sizes, token: kernel.tgmm(x, dy, sizes, token=token)
   if product.startswith('down'):
     args[:2] = args[1::-1]
-    call = gpu.tgmm if len(args) == 3 else lambda x, dy, sizes, token: gpu.tgmm(x, dy, sizes, dy_token=token)
+    call = kernel.tgmm if len(args) == 3 else (
+        lambda x, dy, sizes, token: kernel.tgmm(x, dy, sizes, dy_token=token))
   itemsize, (k, n) = jnp.dtype(dtype).itemsize, (args[0][0][1], args[1][0][1])
-  t = gpu.default_tiles(rows, k, n, experts, itemsize)
+  t = kernel.default_tiles(rows, k, n, experts, itemsize)
   hopper.fits(hopper.compile(where, tmp_path, 'tgmm', call, *args), t.stages * t.m * (t.k + t.n) * itemsize)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pallas_kernels import triton
 from pallas_kernels.gmm import api
-from pallas_kernels.gmm import gpu
+from pallas_kernels.gmm import triton as kernel
 from pallas_kernels.gmm import reference
 from tests.pallas_kernels import agree
 from tests.pallas_kernels import cases
@@ -23,7 +23,7 @@ TILES = triton.Tiles(m=16, n=16, k=16, warps=4, stages=2, band=2)
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def run(x, w, sizes, token, transposed, tiles=TILES):
-  return gpu._gmm(x, w, sizes, token, transposed, tiles, interpret=True)
+  return kernel._gmm(x, w, sizes, token, transposed, tiles, interpret=True)
 
 
 def check(sizes, m, k, n, transposed, dtype, gather=False, run=run):
@@ -65,8 +65,8 @@ def test_rows_are_gathered_while_they_are_loaded(transposed):
 
 
 def test_tiles_may_run_in_any_order(monkeypatch):
-  table = gpu._table
-  monkeypatch.setattr(gpu, '_table', lambda *args: table(*args)[:, ::-1])
+  table = kernel._table
+  monkeypatch.setattr(kernel, '_table', lambda *args: table(*args)[:, ::-1])
   check((3, 30, 0, 17), 50, 24, 20, False, 'float32', run=lambda *args: run.__wrapped__(*args))
 
 
@@ -74,7 +74,7 @@ def test_tiles_may_run_in_any_order(monkeypatch):
     ((5, 0, 9, 16, 1), 31, 16), ((0, 0), 4, 16), ((1, 1, 1), 3, 16), ((3, 28), 40, 4), ((7,), 7, 2),
     ((0, 2), 2, 16)])
 def test_every_row_is_in_one_tile_of_its_expert(sizes, rows, m):
-  table = np.array(gpu._table(jnp.array(sizes, jnp.int32), rows, m))
+  table = np.array(kernel._table(jnp.array(sizes, jnp.int32), rows, m))
   expert = [-1] * rows
   for e, first, end in table.T:
     for row in range(first, min(first + m, end)):
@@ -86,7 +86,7 @@ def test_every_row_is_in_one_tile_of_its_expert(sizes, rows, m):
 
 def test_grid_has_room_for_the_worst_sizes_and_no_more():
   for sizes, rows, m in [((1, 1, 30), 32, 16), ((1, 1, 1), 3, 16), ((17, 1), 18, 16)]:
-    table = np.array(gpu._table(jnp.array(sizes, jnp.int32), rows, m))
+    table = np.array(kernel._table(jnp.array(sizes, jnp.int32), rows, m))
     assert table.shape[1] == sum(-(-size // m) for size in sizes) and (table[1] < table[2]).all()
 
 
@@ -103,9 +103,9 @@ def test_compiles_for_hopper(model, dtype, product, where, tmp_path):
   if product.endswith('gathered'):
     args[0] = ((rows // 2, k), dtype)
     args.append(((rows,), 'int32'))
-  call = lambda x, w, sizes, token=None: gpu.gmm(x, w, sizes, transposed=transposed, token=token)
+  call = lambda x, w, sizes, token=None: kernel.gmm(x, w, sizes, transposed=transposed, token=token)
   itemsize = jnp.dtype(dtype).itemsize
-  t = gpu.default_tiles(rows, k, n, experts, itemsize)
+  t = kernel.default_tiles(rows, k, n, experts, itemsize)
   hopper.fits(hopper.compile(where, tmp_path, 'gmm', call, *args), t.stages * (t.m + t.n) * t.k * itemsize)
 
 
@@ -123,8 +123,8 @@ def test_compiles_for_few_rows_and_odd_sizes(rows, k, n, experts, dtype, tmp_pat
 @pytest.mark.parametrize('number', range(12))
 def test_what_tuning_times_compiles(number, tmp_path):
   rows, k, n, experts = hopper.MODELS['mixtral']
-  tiles = gpu.candidates(rows, k, n, experts, 2)[number]
-  call = lambda x, w, sizes: gpu.gmm(x, w, sizes, tiles=tiles)
+  tiles = kernel.candidates(rows, k, n, experts, 2)[number]
+  call = lambda x, w, sizes: kernel.gmm(x, w, sizes, tiles=tiles)
   args = ((rows, k), 'bfloat16'), ((experts, k, n), 'bfloat16'), ((experts,), 'int32')
   found = hopper.compile('h100:1', tmp_path, 'gmm', call, *args)
   assert found.shared <= hopper.BLOCK and found.products > 0         # some may spill: the clock decides

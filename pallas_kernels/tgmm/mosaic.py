@@ -1,0 +1,115 @@
+"""The transpose of grouped matmul on Hopper GPUs, by Mosaic GPU; see `pallas_kernels.mosaic`.
+
+A tile of an expert's matrix adds up the products of its rows, in steps of m from the multiple of 8 at or
+before the first one, where the copy engine can begin. In the first and the last step rows of other experts
+are set to zero in shared memory; all others are multiplied as they arrive. An expert without rows takes no
+step, and its zeros are written.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import mosaic
+
+TILES = mosaic.Tiles(m=64, n=256, k=128)
+
+
+def candidates(rows, inner, outer, experts, itemsize):
+  """Returns mosaic.Tiles to time, TILES first."""
+  return [TILES, *(TILES._replace(**change) for change in (
+      dict(band=16), dict(band=4), dict(stages=3), dict(n=128), dict(m=128, stages=2)))]
+
+
+def tgmm(x, dy, sizes, *, tiles=None):
+  """Returns [E,K,N], out[e] = x[rows of e]^T @ dy[rows of e]; see `pallas_kernels.tgmm.api`.
+
+  Args:
+    x: bf16[M,K] rows.
+    dy: bf16[M,N] rows; M, K and N as `mosaic.fits` wants them.
+    sizes: i32[E].
+    tiles: mosaic.Tiles; None: those that were measured fastest, else TILES.
+  """
+  return _tgmm(x, dy, sizes, tiles, mosaic.cores())
+
+
+def _tgmm(x, dy, sizes, tiles, programs, interpret=None):
+  (rows, k), n, experts = x.shape, dy.shape[1], sizes.size
+  t = tiles or mosaic.choose('tgmm_mosaic', rows, k, n, experts, TILES)
+  end = jnp.cumsum(sizes, dtype=jnp.int32)
+  run = mosaic.call(
+      functools.partial(_kernel, t=t, programs=programs),
+      jax.ShapeDtypeStruct((experts, k, n), x.dtype), a=(t.m, t.k), b=(t.m, t.n),
+      scratch=dict(staged=mosaic.swizzled(2, t.k, mosaic.PANEL, dtype=x.dtype),
+                   masked=plgpu.Barrier(num_arrivals=2)),
+      stages=t.stages, programs=programs, interpret=interpret)
+  return run(jnp.stack([end - sizes, end]), x, dy)
+
+
+def _kernel(bounds, x, dy, out, *, ring, staged, masked, t, programs):
+  experts, k, n = out.shape
+  half, tall, wide = t.n // 2, pl.cdiv(k, t.k), pl.cdiv(n, t.n)
+  turns, tile_of = mosaic.turns(experts * tall * wide, programs)
+
+  def place(turn):
+    """Expert, first row and column of the tile in its matrix."""
+    e = tile_of(turn) // (tall * wide)
+    i, j = plgpu.planar_snake(jax.lax.rem(tile_of(turn), tall * wide), (tall, wide), 0, t.band)
+    return e, i * t.k, j * t.n
+
+  def rows_of(e):
+    """First row of an expert, end, where its steps begin, and how many there are."""
+    start, end = bounds[0, e], bounds[1, e]
+    at = start // mosaic.ALIGNED * mosaic.ALIGNED
+    return start, end, at, jnp.where(start < end, (end - at + t.m - 1) // t.m, 0)
+
+  def copy():
+    def tile(turn, done):
+      e, row, col = place(turn)
+      _, _, at, steps = rows_of(e)
+
+      def step(i, _):
+        rows = pl.ds(pl.multiple_of(at + i * t.m, mosaic.ALIGNED), t.m)
+        ring.load(done + i, x.at[rows, pl.ds(row, t.k)], dy.at[rows, pl.ds(col, t.n)])
+      jax.lax.fori_loop(0, steps, step, None)
+      return done + steps
+    ring.drain(jax.lax.fori_loop(0, turns, tile, jnp.int32(0)))
+
+  def multiply(warpgroup):
+    mine = pl.ds(warpgroup * half, half)
+
+    def tile(turn, done):
+      e, row, col = place(turn)
+      start, end, at, steps = rows_of(e)
+
+      def only_its_rows(i, slot):
+        low, high = start - at - i * t.m, end - at - i * t.m
+
+        @pl.when((low > 0) | (high < t.m))
+        def _():                                                     # each warpgroup a half of x and of dy
+          _keep(ring.a.at[slot, :, pl.ds(warpgroup * (t.k // 2), t.k // 2)], low, high)
+          _keep(ring.b.at[slot, :, mine], low, high)
+          plgpu.commit_smem()
+          plgpu.barrier_arrive(masked)
+          plgpu.barrier_wait(masked)
+
+      operands = lambda slot: (ring.a.at[slot].transpose((1, 0)), ring.b.at[slot, :, mine])
+      product = ring.product((t.k, half), done, steps, operands, only_its_rows).astype(out.dtype)
+      for c in range(0, half, mosaic.PANEL):
+        there = out.at[e, pl.ds(row, t.k), pl.ds(col + warpgroup * half + c, mosaic.PANEL)]
+        mosaic.store(product[:, c:c + mosaic.PANEL], staged.at[warpgroup],
+                     functools.partial(plgpu.copy_smem_to_gmem, dst=there))
+      return done + steps
+    jax.lax.fori_loop(0, turns, tile, jnp.int32(0))
+
+  mosaic.roles(copy, multiply)
+
+
+def _keep(ref, low, high):
+  """Sets rows of `ref` in shared memory to zero but those in [low,high)."""
+  row = plgpu.broadcasted_iota(jnp.int32, ref.shape, 0, layout=plgpu.Layout.WGMMA)
+  tile = ref[...]
+  ref[...] = jnp.where((row >= low) & (row < high), tile, jnp.zeros_like(tile))
