@@ -180,8 +180,8 @@ def main(module, cases, argv=None):
     print(f'{result["op"]:16}{str(result["shape"]):32}{result["seconds"] * 1e3:9.3f} ms'
           f'{result["ratio"]:8.2f} x floor{result["tflops"]:9.2f} TFLOP/s  {tiles or ""}', flush=True)
     found.append(result)
-  if args.json:
-    _save(args.json, found, ' '.join(['python -m', module, *argv]))
+    if args.json:                                                    # each time: it may be stopped
+      _save(args.json, found, ' '.join(['python -m', module, *argv]))
 
 
 def _save(path, found, command):

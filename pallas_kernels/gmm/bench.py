@@ -67,9 +67,12 @@ def _listed(shape, flops, tokens, k):
     x, w, sizes, matrix = _inputs(tokens, k, inner, outer, experts, transposed=False)
     return x, w, sizes, matrix, benchmark.token(tokens, k)
   call = functools.partial(api.gmm, target=benchmark.platform())
-  return benchmark.Case(shape, flops, inputs, benchmark.jitted('dense', lambda x, w, s, m, token: x @ m), [
-      benchmark.jitted('gmm_listed', lambda x, w, sizes, m, token: call(x[:tokens], w, sizes, token)),
-      benchmark.jitted('gmm_gathered', lambda x, w, sizes, m, token: call(x[:tokens][token], w, sizes))])
+  by_list = lambda f: lambda x, w, sizes, m, token: f(x[:tokens], w, sizes, token)
+  gathered = lambda x, w, sizes, m, token: call(x[:tokens][token], w, sizes)
+  kernels = [benchmark.jitted('gmm_listed_triton', by_list(triton.gmm))] * (benchmark.platform() == 'gpu')
+  dense = benchmark.jitted('dense', lambda x, w, sizes, m, token: x @ m)
+  return benchmark.Case(shape, flops, inputs, dense, [
+      benchmark.jitted('gmm_listed', by_list(call)), *kernels, benchmark.jitted('gmm_gathered', gathered)])
 
 
 if __name__ == '__main__':

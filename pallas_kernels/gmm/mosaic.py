@@ -53,7 +53,7 @@ def _gmm(x, w, sizes, transposed, tiles, programs, interpret=None):
 
 
 def _table(sizes, rows, m):
-  """(i32[4,tiles], i32[1]): expert, beginning, first row and end of the rows of each tile; number of tiles."""
+  """(i32[4,tiles], i32[1]): expert, beginning, first row and end of the rows of each tile; how many."""
   end = jnp.cumsum(sizes, dtype=jnp.int32)
   start = end - sizes                                                # [E]
   aligned = start // mosaic.ALIGNED * mosaic.ALIGNED

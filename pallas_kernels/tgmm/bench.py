@@ -56,9 +56,11 @@ def _listed(shape, flops, tokens, k):
   _, inner, outer, experts = shape
   inputs = lambda: (*_inputs(tokens, k, inner, outer, experts), benchmark.token(tokens, k))
   call = functools.partial(api.tgmm, target=benchmark.platform())
+  by_list = lambda f: lambda x, dy, sizes, token: f(x[:tokens], dy, sizes, token)
+  gathered = lambda x, dy, sizes, token: call(x[:tokens][token], dy, sizes)
+  kernels = [benchmark.jitted('tgmm_listed_triton', by_list(triton.tgmm))] * (benchmark.platform() == 'gpu')
   return benchmark.Case(shape, flops, inputs, benchmark.jitted('dense', _dense), [
-      benchmark.jitted('tgmm_listed', lambda x, dy, sizes, token: call(x[:tokens], dy, sizes, token)),
-      benchmark.jitted('tgmm_gathered', lambda x, dy, sizes, token: call(x[:tokens][token], dy, sizes))])
+      benchmark.jitted('tgmm_listed', by_list(call)), *kernels, benchmark.jitted('tgmm_gathered', gathered)])
 
 
 if __name__ == '__main__':

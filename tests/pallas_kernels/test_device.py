@@ -25,6 +25,7 @@ SHAPES = {
     'one takes all': ((0, 640, 0), 640, 512, 256),
     'all empty': ((0, 0), 24, 128, 128),
     'many experts': (tuple([3, 0, 17, 8] * 16), 448, 128, 256),
+    'full tiles': ((70, 0, 400, 529, 1), 1000, 384, 640),
     'large': ((1000, 24, 520, 504), 2048, 2048, 1536),
 }
 every = pytest.mark.parametrize('name', SHAPES)
