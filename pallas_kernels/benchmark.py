@@ -124,11 +124,12 @@ def measure(cases, rounds, note=print):
           want = got if want is None else want
           if variant.tiles and _difference(want, got) > WRONG:
             raise ValueError('its result is not that of the first tiles')
+          del got
+          row = _row(case, variant, inputs, program, floor.result(), rounds)
         except Exception as error:  # noqa: BLE001 compilers and libraries have many kinds
           note(f'{variant.op} {case.shape} {tuple(variant.tiles or ())}: left out, {str(error)[:300]!r}')
           continue
-        del got
-        yield _row(case, variant, inputs, program, floor.result(), rounds)
+        yield row
       del inputs, want
 
 

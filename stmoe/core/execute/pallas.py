@@ -1,8 +1,9 @@
 """Dropless, by the kernels of the platform that the program is compiled for.
 
 Rows are sorted by expert; grouped matmuls compute the bank's products, and a last kernel sums the rows of
-each token: Mosaic on TPUs, Triton on GPUs (`pallas_kernels`). CPUs have no kernels, they run `blocks`.
-On GPUs the first products load tokens, and the backward's their gradients, by the list of rows.
+each token: Mosaic on TPUs, Mosaic GPU on Hopper, Triton on GPUs otherwise (`pallas_kernels`). CPUs have no
+kernels, they run `blocks`. On GPUs the first products of narrow experts load tokens, and the backward's their
+gradients, by the list of rows.
 
 One custom_vjp around everything from dispatch to combine. Kept for the backward are x [G,S,D] as it was
 before the dispatch, the results of the bank's products but the last, and tables of integers: nothing of
