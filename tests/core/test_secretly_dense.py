@@ -5,15 +5,18 @@ backward included). What loops of unknown length and kernels do is not shown, bu
 every expert they would need operands or results E times the size of the active ones, which are looked for.
 """
 
+import contextlib
 import functools
 import math
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, SingleDeviceSharding
+import numpy as np
 import pytest
 
+from stmoe import axes
 from stmoe import lookup
 from stmoe.analysis import hlo
 from stmoe.analysis import products
@@ -45,7 +48,13 @@ def compiled(executor, device=None):
     y, pull = jax.vjp(f, *arguments)
     return y, pull(y)
   arguments = shape(1, T, D), shape(1, T, E, dtype=jnp.float32), bank
-  return {name: jax.jit(g).lower(*arguments).compile() for name, g in (('forward', f), ('train', train))}
+  with contextlib.nullcontext() if device is None else jax.set_mesh(_mesh(device)):
+    return {name: jax.jit(g).lower(*arguments).compile() for name, g in (('forward', f), ('train', train))}
+
+
+def _mesh(device):
+  """Of one device: kernels ask the mesh which chip it is."""
+  return Mesh(np.array([[[device]]]), axes.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def examine(program, what):
@@ -82,6 +91,12 @@ def test_ragged_dot_on_a_cpu_is_found_out():
 def test_kernels_of_accelerators(name):
   _, devices, _ = topology.devices(name)
   assert_sparse(compiled('pallas', devices[0]))
+
+
+@pytest.mark.aot
+def test_hopper_has_kernels_of_its_own():
+  program = compiled('pallas', topology.devices('h100:1')[1][0])['train']
+  assert program.as_text().count('custom_call_target="mosaic_gpu_v2"') == 2        # those without a list
 
 
 @pytest.mark.aot
