@@ -167,7 +167,8 @@ def main(module, cases, argv=None):
     cases: function of (models, tune) that returns Cases; models are (T, D, F, E, k).
     argv: arguments of the command line.
   """
-  argv = sys.argv[1:] if argv is None else argv
+  if argv is None:
+    argv, sys.argv[1:] = sys.argv[1:], []                            # tokamax would read it as its own
   parser = argparse.ArgumentParser(f'python -m {module}')
   parser.add_argument('--json', type=pathlib.Path, help='table to write; results of other operations stay')
   parser.add_argument('--tune', action='store_true', help='time several tiles for each shape (TPUs, GPUs)')

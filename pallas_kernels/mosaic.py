@@ -59,7 +59,7 @@ def fits(rows, experts, dtype, *widths):
 
 
 def pays(width):
-  """Returns whether rows by a list are gathered to be multiplied here, where the product's other side is `width`.
+  """Returns whether rows by a list are gathered to be multiplied here, for products of another side `width`.
 
   Gathering takes as long whatever follows, what follows gains in proportion to the width, and two products
   share the rows that are gathered. Times of two products over their dense floor, by Triton with the list and

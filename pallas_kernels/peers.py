@@ -20,9 +20,7 @@ def variants(op):
 
 
 def _tokamax(op):
-  from absl import flags
   import tokamax
-  flags.FLAGS.mark_as_parsed()                                       # else it parses our command line
   left, right = (1, 2 if op == 'gmm_transposed' else 1) if op != 'tgmm' else (0, 0)
   numbers = jax.lax.RaggedDotDimensionNumbers(
       dot_dimension_numbers=(((left,), (right,)), ((), ())), lhs_ragged_dimensions=[0],

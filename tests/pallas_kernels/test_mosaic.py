@@ -18,7 +18,8 @@ def on(kind, cores=132):
 
 
 @pytest.mark.parametrize('kind, want', [
-    (H100, 132), ('NVIDIA H100 PCIe', 132), ('NVIDIA H200', 132), ('NVIDIA GH200 480GB', 132), ('NVIDIA H20', 132),
+    (H100, 132), ('NVIDIA H100 PCIe', 132), ('NVIDIA H200', 132), ('NVIDIA GH200 480GB', 132),
+    ('NVIDIA H20', 132),
     ('NVIDIA A100-SXM4-80GB', None), ('NVIDIA B200', None), ('NVIDIA L40', None), ('cpu', None)])
 def test_hopper_is_known_by_its_name(kind, want):
   with on(kind):
