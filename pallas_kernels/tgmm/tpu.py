@@ -117,9 +117,9 @@ def _bytes(tiles, itemsize):
   """Blocks twice, for one is loaded while the other is multiplied; sums in float32; room to multiply.
 
   The room is what compilers for v5e and v6e were seen to take: four thirds of the operands in bfloat16, for
-  one is transposed; in float32, of which parts are made, up to twice.
+  one is transposed; in float32, of which parts are made, up to three times.
   """
   m, k, n = tiles
   left, right, out = (vmem.size(shape, itemsize) for shape in ((m, k), (m, n), (k, n)))
-  room = 2 * (left + right) if itemsize == 4 else 4 * (left + right) // 3
+  room = 3 * (left + right) if itemsize == 4 else 4 * (left + right) // 3
   return 2 * (left + right + out) + room + vmem.size((k, n), 4)
