@@ -170,7 +170,8 @@ def main(module, cases, argv=None):
   if argv is None:
     argv, sys.argv[1:] = sys.argv[1:], []                            # tokamax would read it as its own
   parser = argparse.ArgumentParser(f'python -m {module}')
-  parser.add_argument('--json', type=pathlib.Path, help='table to write; results of other operations stay')
+  parser.add_argument('--json', type=pathlib.Path,
+                      help='table to write; results of other operations and shapes stay')
   parser.add_argument('--tune', action='store_true', help='time several tiles for each shape (TPUs, GPUs)')
   parser.add_argument('--rounds', type=int, default=20)
   parser.add_argument('--models', nargs='*', choices=[*(SMALL if platform() == 'cpu' else MODELS)],
@@ -188,8 +189,12 @@ def main(module, cases, argv=None):
 
 def _save(path, found, command):
   old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else dict(commands=[], rows=[])
-  ops = {result['op'] for result in found}
-  rows = [result for result in old['rows'] if result['op'] not in ops] + found
-  commands = [c for c in old['commands'] if c.split()[2] != command.split()[2]] + [command]
-  table = dict(device=jax.devices()[0].device_kind, jax=jax.__version__, commands=commands, rows=rows)
-  path.write_text(json.dumps(table, indent=1) + '\n', encoding='utf-8')
+  key = lambda row: (row['op'], row.get('shape'))
+  kept = [row for row in old['rows'] if key(row) not in list(map(key, found))]
+  rest = {row['op'] for row in kept} & {row['op'] for row in found}  # of other shapes, by an older command
+  commands = [c for c in old['commands'] if rest or c.split()[2] != command.split()[2]]
+  commands, rows = [*(c for c in commands if c != command), command], kept + found
+  head = json.dumps({key: value for key, value in old.items() if key != 'rows'} | dict(
+      device=jax.devices()[0].device_kind, jax=jax.__version__, commands=commands))
+  text = ',\n'.join(map(json.dumps, rows))
+  path.write_text(f'{head[:-1]}, "rows": [\n{text}\n]}}\n', encoding='utf-8')
