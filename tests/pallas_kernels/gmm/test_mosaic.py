@@ -35,7 +35,8 @@ def test_equals_the_reference(sizes, m, k, n, transposed, ready):  # noqa: F811
   check(sizes, m, k, n, transposed, ready)
 
 
-@hypothesis.settings(max_examples=3, deadline=None, derandomize=True,
+@pytest.mark.slow
+@hypothesis.settings(max_examples=12, deadline=None, derandomize=True,
                      suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(sizes=st.lists(st.integers(0, 200), min_size=1, max_size=4), k=st.integers(1, 3),
                   n=st.integers(1, 3), transposed=st.booleans())
