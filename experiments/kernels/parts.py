@@ -1,0 +1,107 @@
+"""What the forward of a dropless layer is made of on a CPU: parts timed alone, or left out of the loop.
+
+  python -m stmoe.experiments.kernels.parts --shape C2
+"""
+
+import argparse
+import functools
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import walk
+from stmoe.analysis import bench
+from stmoe.analysis import shapes
+from stmoe.analysis.peers import split
+from stmoe.core import assignment
+from stmoe.core import grouped
+from stmoe.core import rows as rows_lib
+from stmoe.core.execute import blocks
+
+FEW = 64                                # rows of a block that are written where results are left out
+
+
+def loop(tokens, bank, rows, few_results=False):
+  """Returns the rows [M+P,D] of `blocks.forward`, or what takes as long without one of its parts.
+
+  Args:
+    tokens: [T,D]; bank, rows: as `blocks.forward` has them.
+    few_results: of a block's results FEW rows are written, without padding.
+  """
+  cut = walk.blocks(rows.sizes, rows.edge.size)
+  table = walk.room(cut, rows.token)
+  run = lambda bank, x: grouped.forward(bank, x, grouped.One(), None)[0]
+
+  def block(i, out):
+    mine = blocks._one(bank, cut.expert[i])
+
+    def sized(size):
+      y = run(mine, blocks._take(tokens, walk.take(table, cut.row[i], size)))
+      return jax.lax.optimization_barrier(y)[:FEW] if few_results else walk.whole(cut, y)
+    return walk.put(out, walk.choose(cut, i, sized), cut.row[i])
+  return walk.each(cut, block, jnp.zeros((table.size, tokens.shape[1]), tokens.dtype))
+
+
+def total(out, rows, weight, a):
+  """Returns [G,S,D], the weighted sum of every token's rows."""
+  return rows_lib.add_up(blocks._per_edge(out, rows) * weight[..., None], a)
+
+
+def runs(shape):
+  """Returns (dict name -> function of nothing, rows computed over rows needed) for a `shapes.Shape`."""
+  x = bench._normal(0, shape.dtype, 1, shape.tokens, shape.d_model)
+  bank = bench._bank(shape)
+  router, parameters = bench._routed(shape, 'real', None)
+  a = jax.jit(router)(x, parameters)
+  rows, weight = jax.jit(rows_lib.sort)(a), jnp.where(assignment.live(a), a.weight, 0)
+  floor = bench._dense(shape)
+  uniform = split.variant(bench._problem(shape, 'uniform'), floor)
+
+  def compiled(f, *arguments):
+    program = jax.jit(f).lower(*arguments).compile()
+    return lambda: jax.block_until_ready(program(*arguments))
+  experts = x[0], bank, rows
+  cut = walk.blocks(rows.sizes, rows.edge.size)
+  up = sum(min(size for size in cut.sizes if size >= n) for n in cut.count[:cut.number].tolist())
+  return {
+      'floor': floor.run['forward'], 'split': uniform.run['forward'],
+      'layer': compiled(lambda x, p, bank: blocks.execute(x, router(x, p), bank), x, parameters, bank),
+      'router': compiled(router, x, parameters), 'table': compiled(rows_lib.sort, a),
+      'experts': compiled(loop, *experts),
+      'experts, few results': compiled(functools.partial(loop, few_results=True), *experts),
+      'sum': compiled(total, jax.jit(loop)(*experts), rows, weight, a)}, up / int(rows.sizes.sum())
+
+
+def table(ms, padding):
+  """Returns dict part -> milliseconds out of those of `runs`."""
+  results = ms['experts'] - ms['experts, few results']
+  padded = ms['split'] * (padding - 1)
+  return {
+      'products, all at a time': ms['split'], 'rows padded': padded,
+      'one by one, matrices copied': ms['experts'] - ms['split'] - padded - results,
+      'results padded and placed': results, 'router': ms['router'], 'table of rows': ms['table'],
+      'weighted sum': ms['sum'], 'layer': ms['layer'], 'dense floor': ms['floor']}
+
+
+def main():
+  """Prints the table."""
+  parser = argparse.ArgumentParser('python -m stmoe.experiments.kernels.parts')
+  parser.add_argument('--shape', choices=['C1', 'C2', 'C3', 'C4'], default='C2')
+  parser.add_argument('--rounds', type=int, default=19)
+  args = parser.parse_args()
+  variants, padding = runs(shapes.SHAPES[args.shape])
+  times = {name: [] for name in variants}
+  for _ in range(args.rounds + 1):         # in turn; the first round warms up
+    for name, run in variants.items():
+      began = time.perf_counter()
+      run()
+      times[name].append(1e3 * (time.perf_counter() - began))
+  medians = {name: statistics.median(t[1:]) for name, t in times.items()}
+  for part, value in table(medians, padding).items():
+    print(f'{part:28}{value:7.2f} ms{value / medians["floor"]:8.3f} of the floor')
+
+
+if __name__ == '__main__':
+  main()
