@@ -20,15 +20,13 @@ from stmoe.core import grouped
 from stmoe.core import rows as rows_lib
 from stmoe.core.execute import blocks
 
-FEW = 64                                # rows of a block that are written where results are left out
-
 
 def loop(tokens, bank, rows, few_results=False):
   """Returns the rows [M+P,D] of `blocks.forward`, or what takes as long without one of its parts.
 
   Args:
     tokens: [T,D]; bank, rows: as `blocks.forward` has them.
-    few_results: of a block's results FEW rows are written, without padding.
+    few_results: of a block's results as many rows are written as the smallest has, without padding.
   """
   cut = walk.blocks(rows.sizes, rows.edge.size)
   table = walk.room(cut, rows.token)
@@ -39,7 +37,7 @@ def loop(tokens, bank, rows, few_results=False):
 
     def sized(size):
       y = run(mine, blocks._take(tokens, walk.take(table, cut.row[i], size)))
-      return jax.lax.optimization_barrier(y)[:FEW] if few_results else walk.whole(cut, y)
+      return jax.lax.optimization_barrier(y)[:cut.sizes[0]] if few_results else walk.whole(cut, y)
     return walk.put(out, walk.choose(cut, i, sized), cut.row[i])
   return walk.each(cut, block, jnp.zeros((table.size, tokens.shape[1]), tokens.dtype))
 

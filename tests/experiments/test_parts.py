@@ -17,6 +17,7 @@ def test_parts_of_the_loop_are_what_it_takes():
   ms = {'floor': 40., 'split': 40., 'layer': 60., 'router': 3., 'table': 1., 'sum': 1., 'experts': 50.,
         'experts, few results': 47.}
   found = parts.table(ms, 1.1)
-  loop = ('products, all at a time', 'rows padded', 'one by one, matrices copied', 'results padded and placed')
-  assert sum(found[part] for part in loop) == pytest.approx(50)
+  assert sum(found[part] for part in (
+      'products, all at a time', 'rows padded', 'one by one, matrices copied',
+      'results padded and placed')) == pytest.approx(50)
   assert found['results padded and placed'] == 3 and found['rows padded'] == pytest.approx(4)
