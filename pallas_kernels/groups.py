@@ -1,7 +1,8 @@
 """Which tiles of rows hold rows of which group, for kernels that walk over rows sorted by group.
 
-Rows are cut into tiles of equal height. A tile is visited once for every group that has rows in it, in
-order of rows, so that the visits of a tile follow each other, and so do those of a group.
+On TPUs all rows are cut into tiles of equal height. A tile is visited once for every group that has rows in
+it, in order of rows, so that the visits of a tile follow each other, and so do those of a group (`visits`).
+On GPUs every group is cut into tiles of its own (`tiles`).
 """
 
 from typing import NamedTuple
@@ -50,3 +51,46 @@ def visits(sizes, rows, height, *, empty=False):
   group = jnp.minimum(group, number - 1)
   tile = jnp.clip(first[group] + visit - (upto - spans)[group], 0, tiles - 1)
   return Visits(group=group, tile=tile, start=jnp.pad(end, (1, 0)), count=jnp.maximum(upto[-1], 1))
+
+
+class Tiles(NamedTuple):
+  """Tiles of V >= count, each with rows of one group; spare ones beyond `count` have none.
+
+  group: i32[V] whose rows a tile has.
+  at:    i32[V] the row where it begins; first, end: i32[V] its group's rows in it, [first,end).
+  count: i32[] how many there are.
+  """
+  group: jax.Array
+  at: jax.Array
+  first: jax.Array
+  end: jax.Array
+  count: jax.Array
+
+
+def tiles(sizes, rows, height, aligned=1):
+  """Returns the Tiles of groups with `sizes` i32[E] among M rows, as many as these can need at most.
+
+  Args:
+    sizes: i32[E] rows of each group, sum(sizes) <= rows.
+    rows: M.
+    height: rows of a tile.
+    aligned: tiles begin at multiples of it, so that a group's first one may begin before its first row.
+
+  Groups of one, no and three rows; tiles of two rows that begin at even ones:
+
+  >>> found = tiles(jnp.array([1, 0, 3]), 4, 2, aligned=2)
+  >>> [v[:int(found.count)].tolist() for v in found[:4]]
+  [[0, 2, 2], [0, 0, 2], [0, 1, 2], [1, 2, 4]]
+  """
+  some = min(sizes.shape[0], rows)                                   # groups that can have rows
+  upto = jnp.cumsum(sizes, dtype=jnp.int32)                          # [E] end of a group
+  start = upto - sizes
+  begin = start // aligned * aligned
+  number = jnp.where(sizes > 0, -(-(upto - begin) // height), 0)     # [E] tiles of a group
+  last = jnp.cumsum(number, dtype=jnp.int32)
+  tile = jnp.arange((rows + (aligned - 2) * some) // height + some, dtype=jnp.int32)
+  group = jnp.searchsorted(last, tile, side='right', method='compare_all').astype(jnp.int32)
+  group = jnp.minimum(group, sizes.shape[0] - 1)
+  at = begin[group] + (tile - last[group] + number[group]) * height
+  return Tiles(group=group, at=at, first=jnp.maximum(at, start[group]),
+               end=jnp.minimum(at + height, upto[group]), count=last[-1])

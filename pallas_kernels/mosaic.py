@@ -6,7 +6,6 @@ multiprocessors (a persistent grid): the ring is filled for the next tile while 
 are the parts of CUTLASS' kernels for Hopper and of FlashAttention-3 (Shah et al., 2024, arXiv:2407.08608).
 """
 
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import tuning
-
-HOPPER = re.compile(r'\bG?H(20|100|200|800)\b')
-ALIGNED = 8                             # rows: the copy engine begins at multiples of it, in this layout
 PANEL = 64                              # columns of bfloat16 in one swizzled row, 128 bytes
-WIDTH = 128                             # matrices must be multiples of it along both sides
-FEWEST = 128                            # rows an expert has on average, for tiles to be full: see `fits`
 COPIES = 2                              # the warpgroup that fills the ring; 0 and 1 multiply
 REGISTERS = dict(copy=40, multiply=232)                              # of a thread; 65536 for three warpgroups
 
@@ -32,47 +25,6 @@ class Tiles(NamedTuple):
   k: int
   stages: int = 4
   band: int = 8
-
-
-def cores():
-  """Returns how many multiprocessors the Hopper GPU has that programs run on; None if it is no Hopper.
-
-  That is a GPU of the mesh in use, which this process need not have; without a mesh, the one it has.
-  """
-  device = jax.sharding.get_abstract_mesh().abstract_device or _here()
-  if device is None or not HOPPER.search(device.device_kind):
-    return None
-  return getattr(device, 'num_cores', None) or device.core_count
-
-
-def _here():
-  try:
-    return jax.local_devices(backend='gpu')[0]
-  except RuntimeError:                                               # there is none
-    return None
-
-
-def fits(rows, experts, dtype, *widths):
-  """Returns whether these kernels run, and fast: on Hopper, in bfloat16, for even sizes and full tiles."""
-  return (cores() is not None and dtype == jnp.bfloat16 and rows % ALIGNED == 0 and rows >= FEWEST * experts
-          and all(width % WIDTH == 0 for width in widths))
-
-
-def pays(width):
-  """Returns whether rows by a list are gathered to be multiplied here, for products of another side `width`.
-
-  Gathering takes as long whatever follows, what follows gains in proportion to the width, and two products
-  share the rows that are gathered. Times of two products over their dense floor, by Triton with the list and
-  by these kernels after a gather (H200, experiments/kernels/h200.json): 2.81 and 2.77 for width 1024, 3.12
-  and 2.80 for 1408, 2.53 and 2.48 for 2048, 2.52 and 2.16 for 14336. Where it is level, a list needs less
-  memory.
-  """
-  return width > 1024
-
-
-def choose(op, rows, inner, outer, experts, guess):
-  """Returns the Tiles that were measured fastest for `op`, else the guess; see `tuning.choose`."""
-  return tuning.choose(op, (rows, inner, outer, experts), jnp.bfloat16, lambda *_: [guess])
 
 
 class Ring(NamedTuple):

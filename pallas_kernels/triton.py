@@ -1,7 +1,7 @@
 """What the kernels for GPUs by Triton share: products of tiles, their order, sizes that Triton accepts.
 
 JAX 0.11 announces that Pallas will lose Triton. On Hopper only lists of rows into narrow experts, float32,
-odd sizes, experts with few rows, `combine` and `route` still need it (see `pallas_kernels.mosaic`).
+odd sizes, experts with few rows, `combine` and `route` still need it (see `pallas_kernels.hopper`).
 """
 
 import itertools

@@ -1,8 +1,7 @@
 """Grouped matmul on NVIDIA GPUs: by Mosaic GPU on Hopper, where tiles are full, else by Triton."""
 
+from pallas_kernels import hopper
 from pallas_kernels import listing
-from pallas_kernels import mosaic as hopper
-from pallas_kernels.gmm import mosaic
 from pallas_kernels.gmm import triton
 
 
@@ -14,5 +13,6 @@ def gmm(x, w, sizes, token=None, *, transposed=False):
   rows, (experts, *_) = listing.rows(x, token), w.shape
   k, n = x.shape[1], w.shape[1 if transposed else 2]
   if hopper.fits(rows, experts, x.dtype, k, n) and (token is None or hopper.pays(n)):
+    from pallas_kernels.gmm import mosaic
     return mosaic.gmm(listing.take(x, token), w, sizes, transposed=transposed)
   return triton.gmm(x, w, sizes, token, transposed=transposed)

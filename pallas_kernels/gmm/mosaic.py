@@ -13,7 +13,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import groups
+from pallas_kernels import hopper
 from pallas_kernels import mosaic
+from pallas_kernels import tuning
 
 TILES = mosaic.Tiles(m=128, n=256, k=64)
 
@@ -29,18 +32,18 @@ def gmm(x, w, sizes, *, transposed=False, tiles=None):
 
   Args:
     x: bf16[M,K] rows.
-    w: bf16[E,K,N], or [E,N,K] if `transposed`; M, K and N as `mosaic.fits` wants them.
+    w: bf16[E,K,N], or [E,N,K] if `transposed`; M, K and N as `hopper.fits` wants them.
     sizes: i32[E].
     tiles: mosaic.Tiles; None: those that were measured fastest, else TILES.
   """
-  return _gmm(x, w, sizes, transposed, tiles, mosaic.cores())
+  return _gmm(x, w, sizes, transposed, tiles, hopper.cores())
 
 
 def _gmm(x, w, sizes, transposed, tiles, programs, interpret=None):
   rows, k = x.shape
   n = w.shape[1 if transposed else 2]
   op = 'gmm_transposed_mosaic' if transposed else 'gmm_mosaic'
-  t = tiles or mosaic.choose(op, rows, k, n, w.shape[0], TILES)
+  t = tiles or tuning.choose(op, (rows, k, n, w.shape[0]), x.dtype, candidates)
   whole = mosaic.swizzled(2, t.m, mosaic.PANEL, dtype=x.dtype)
   parts = plgpu.SMEM((2, t.m, mosaic.PANEL), x.dtype)                # `whole` has no single rows
   staged = [whole, parts] if interpret else plgpu.RefUnion(whole, parts)
@@ -54,17 +57,8 @@ def _gmm(x, w, sizes, transposed, tiles, programs, interpret=None):
 
 def _table(sizes, rows, m):
   """(i32[4,tiles], i32[1]): expert, beginning, first row and end of the rows of each tile; how many."""
-  end = jnp.cumsum(sizes, dtype=jnp.int32)
-  start = end - sizes                                                # [E]
-  aligned = start // mosaic.ALIGNED * mosaic.ALIGNED
-  number = jnp.where(sizes > 0, -(-(end - aligned) // m), 0)
-  last = jnp.cumsum(number, dtype=jnp.int32)
-  # An expert has at most one more tile than its rows fill, and one more as it begins early.
-  tile = jnp.arange(rows // m + 2 * min(sizes.size, rows), dtype=jnp.int32)
-  expert = jnp.searchsorted(last, tile, side='right', method='compare_all').astype(jnp.int32)
-  e = jnp.minimum(expert, sizes.size - 1)
-  at = aligned[e] + (tile - last[e] + number[e]) * m
-  return jnp.stack([e, at, jnp.maximum(at, start[e]), jnp.minimum(at + m, end[e])]), last[-1:]
+  tiles = groups.tiles(sizes, rows, m, hopper.ALIGNED)
+  return jnp.stack([tiles.group, tiles.at, tiles.first, tiles.end]), tiles.count[None]
 
 
 def _kernel(table, number, x, w, out, *, ring, staged, t, transposed, programs):
@@ -80,7 +74,7 @@ def _kernel(table, number, x, w, out, *, ring, staged, t, transposed, programs):
   def copy():
     def tile(turn, _):
       i, col = place(turn)
-      rows = pl.ds(pl.multiple_of(table[1, i], mosaic.ALIGNED), t.m)
+      rows = pl.ds(pl.multiple_of(table[1, i], hopper.ALIGNED), t.m)
       expert, cols = table[0, i], pl.ds(col, t.n)
 
       def step(j, _):
@@ -116,7 +110,7 @@ def _store(product, out, staged, at, first, end, col):
     panel = product[:, c:c + mosaic.PANEL]
 
     def all_rows(ref, cols=cols):
-      plgpu.copy_smem_to_gmem(ref, out.at[pl.ds(pl.multiple_of(at, mosaic.ALIGNED), m), cols])
+      plgpu.copy_smem_to_gmem(ref, out.at[pl.ds(pl.multiple_of(at, hopper.ALIGNED), m), cols])
 
     def some_rows(ref, cols=cols):
       row, size = first, m // 2

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from pallas_kernels import groups
 from pallas_kernels import listing
 from pallas_kernels import triton
 from pallas_kernels import tuning
@@ -71,20 +72,9 @@ def _gmm(x, w, sizes, token, transposed, tiles, interpret=False):
 
 
 def _table(sizes, rows, m):
-  """i32[3,tiles]: expert, first row and end of the rows of each tile of m rows; first = end in spare ones.
-
-  The worst case is one row for as many experts as possible, and all others for one of them.
-  """
-  some = min(sizes.shape[0], rows)
-  tile = jnp.arange((rows - some) // m + some, dtype=jnp.int32)
-  number = -(-sizes // m)                                            # [E] tiles of an expert
-  last = jnp.cumsum(number)
-  expert = jnp.searchsorted(last, tile, side='right', method='compare_all')
-  e = jnp.minimum(expert, sizes.shape[0] - 1)
-  end = jnp.cumsum(sizes)[e]
-  first = end - sizes[e] + (tile - last[e] + number[e]) * m
-  there = expert < sizes.shape[0]
-  return jnp.stack([e, jnp.where(there, first, 0), jnp.where(there, end, 0)]).astype(jnp.int32)
+  """i32[3,tiles]: expert, first row and end of the rows of each tile; none in spare ones."""
+  tiles = groups.tiles(sizes, rows, m)
+  return jnp.stack([tiles.group, tiles.first, tiles.end])
 
 
 def _kernel(table, x, w, *refs, t, n, transposed, interpret):

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import hopper
 from pallas_kernels import mosaic
+from pallas_kernels import tuning
 
 TILES = mosaic.Tiles(m=64, n=256, k=128)
 
@@ -29,16 +31,16 @@ def tgmm(x, dy, sizes, *, tiles=None):
 
   Args:
     x: bf16[M,K] rows.
-    dy: bf16[M,N] rows; M, K and N as `mosaic.fits` wants them.
+    dy: bf16[M,N] rows; M, K and N as `hopper.fits` wants them.
     sizes: i32[E].
     tiles: mosaic.Tiles; None: those that were measured fastest, else TILES.
   """
-  return _tgmm(x, dy, sizes, tiles, mosaic.cores())
+  return _tgmm(x, dy, sizes, tiles, hopper.cores())
 
 
 def _tgmm(x, dy, sizes, tiles, programs, interpret=None):
   (rows, k), n, experts = x.shape, dy.shape[1], sizes.size
-  t = tiles or mosaic.choose('tgmm_mosaic', rows, k, n, experts, TILES)
+  t = tiles or tuning.choose('tgmm_mosaic', (rows, k, n, experts), x.dtype, candidates)
   end = jnp.cumsum(sizes, dtype=jnp.int32)
   run = mosaic.call(
       functools.partial(_kernel, t=t, programs=programs),
@@ -63,7 +65,7 @@ def _kernel(bounds, x, dy, out, *, ring, staged, masked, t, programs):
   def rows_of(e):
     """First row of an expert, end, where its steps begin, and how many there are."""
     start, end = bounds[0, e], bounds[1, e]
-    at = start // mosaic.ALIGNED * mosaic.ALIGNED
+    at = start // hopper.ALIGNED * hopper.ALIGNED
     return start, end, at, jnp.where(start < end, (end - at + t.m - 1) // t.m, 0)
 
   def copy():
@@ -72,7 +74,7 @@ def _kernel(bounds, x, dy, out, *, ring, staged, masked, t, programs):
       _, _, at, steps = rows_of(e)
 
       def step(i, _):
-        rows = pl.ds(pl.multiple_of(at + i * t.m, mosaic.ALIGNED), t.m)
+        rows = pl.ds(pl.multiple_of(at + i * t.m, hopper.ALIGNED), t.m)
         ring.load(done + i, x.at[rows, pl.ds(row, t.k)], dy.at[rows, pl.ds(col, t.n)])
       jax.lax.fori_loop(0, steps, step, None)
       return done + steps

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import mosaic as shared
+from pallas_kernels import hopper as chip
 from pallas_kernels.gmm import mosaic
 from pallas_kernels.gmm import reference
 from tests.pallas_kernels import agree
@@ -52,7 +52,7 @@ def test_every_row_is_in_one_tile_of_its_expert(sizes, rows):
   assert table.shape[1] >= number[0]
   expert = [-1] * rows
   for e, at, first, end in table[:, :number[0]].T:
-    assert at % shared.ALIGNED == 0 and at <= first < end <= at + 128
+    assert at % chip.ALIGNED == 0 and at <= first < end <= at + 128
     for row in range(first, end):
       assert expert[row] == -1
       expert[row] = e

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import mosaic
+from pallas_kernels import hopper
 from pallas_kernels.gmm import api as gmm
 from pallas_kernels.tgmm import api as tgmm
 
@@ -23,11 +23,11 @@ def on(kind, cores=132):
     ('NVIDIA A100-SXM4-80GB', None), ('NVIDIA B200', None), ('NVIDIA L40', None), ('cpu', None)])
 def test_hopper_is_known_by_its_name(kind, want):
   with on(kind):
-    assert mosaic.cores() == want
+    assert hopper.cores() == want
 
 
 def test_without_a_mesh_it_is_the_gpu_of_this_process():
-  assert mosaic.cores() is None                                      # there is none
+  assert hopper.cores() is None                                      # there is none
 
 
 @pytest.mark.parametrize('change, want', [
@@ -36,7 +36,7 @@ def test_without_a_mesh_it_is_the_gpu_of_this_process():
 def test_what_fits(change, want):
   of = dict(rows=1024, experts=8, dtype=jnp.bfloat16, width=256, kind=H100) | change
   with on(of['kind']):
-    assert mosaic.fits(of['rows'], of['experts'], of['dtype'], 128, of['width']) == want
+    assert hopper.fits(of['rows'], of['experts'], of['dtype'], 128, of['width']) == want
 
 
 def kernels(f, *shapes):
@@ -63,6 +63,6 @@ def test_products_get_the_kernel_that_is_faster(kind, rows, width, listed, want)
 
 
 def test_a_mesh_that_is_no_hopper_is_asked_before_the_process(monkeypatch):
-  monkeypatch.setattr(mosaic, '_here', lambda: pytest.fail('asked the process'))
+  monkeypatch.setattr(hopper, '_here', lambda: pytest.fail('asked the process'))
   with on('NVIDIA A100-SXM4-80GB'):
-    assert mosaic.cores() is None
+    assert hopper.cores() is None

@@ -1,0 +1,50 @@
+"""Which products the kernels for Hopper GPUs compute, `mosaic.py` of an operation; others are Triton's.
+
+Asked wherever a program might be for a GPU, so that it imports nothing of Mosaic GPU.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+
+NAMES = re.compile(r'\bG?H(20|100|200|800)\b')
+ALIGNED = 8                             # rows: the copy engine begins at multiples of it, in their layout
+WIDTH = 128                             # matrices must be multiples of it along both sides
+FEWEST = 128                            # rows an expert has on average, for tiles to be full
+
+
+def cores():
+  """Returns how many multiprocessors the Hopper GPU has that programs run on; None if it is no Hopper.
+
+  That is a GPU of the mesh in use, which this process need not have; without a mesh, the one it has.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device or _here()
+  if device is None or not NAMES.search(device.device_kind):
+    return None
+  return getattr(device, 'num_cores', None) or device.core_count
+
+
+def _here():
+  try:
+    return jax.local_devices(backend='gpu')[0]
+  except RuntimeError:                                               # there is none
+    return None
+
+
+def fits(rows, experts, dtype, *widths):
+  """Returns whether these kernels run, and fast: on Hopper, in bfloat16, for even sizes and full tiles."""
+  return (cores() is not None and dtype == jnp.bfloat16 and rows % ALIGNED == 0 and rows >= FEWEST * experts
+          and all(width % WIDTH == 0 for width in widths))
+
+
+def pays(width):
+  """Returns whether rows by a list are gathered to be multiplied here, for products of another side `width`.
+
+  Gathering takes as long whatever follows, what follows gains in proportion to the width, and two products
+  share the rows that are gathered. Times of two products over their dense floor, by Triton with the list and
+  by these kernels after a gather (H200, experiments/kernels/h200.json): 2.81 and 2.77 for width 1024, 3.12
+  and 2.80 for 1408, 2.53 and 2.48 for 2048, 2.52 and 2.16 for 14336. Where it is level, a list needs less
+  memory.
+  """
+  return width > 1024
