@@ -7,6 +7,14 @@ class UserError(Exception):
   """A mistake in what the user gave; the command line prints it alone and exits with 2."""
 
 
+class Damaged(UserError):
+  """A file that cannot be used as it is: `file` and `reason`, which together are the line."""
+
+  def __init__(self, file, reason):
+    super().__init__(f'{file}: {reason}')
+    self.file, self.reason = str(file), reason
+
+
 def nearest(name, choices, n=3):
   """Returns '; nearest: a, b' for the entries of `choices` most like `name`, or ''."""
   found = difflib.get_close_matches(str(name), [str(c) for c in choices], n=n, cutoff=0.5)

@@ -1,0 +1,94 @@
+"""Files: what is written comes back, and every damage is one line with path and reason."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from stmoe import errors
+from stmoe import files
+
+
+def test_json_comes_back(tmp_path):
+  files.write_json(tmp_path / 'a.json', {'b': [1, 2.5, None, 'é']})
+  assert files.read_json(tmp_path / 'a.json') == {'b': [1, 2.5, None, 'é']}
+  assert [p.name for p in tmp_path.iterdir()] == ['a.json']
+
+
+@pytest.mark.parametrize('text, reason', [
+    ('{"a": ', 'is not JSON'), ('[1]', 'holds a list where a dict belongs'), ('{"a": NaN}', 'holds NaN'),
+    ('{"a": 1e999}', '1e999'),
+    ('{"a": 1, "a": 2}', "the key 'a' twice"), ('[' * 100_000, 'nested too deeply'),
+    ('{"a": "\\ud800"}', 'half a surrogate'), ('', 'is not JSON'), ('{"a": ' + '9' * 5000 + '}', 'digit')])
+def test_damaged_json_is_one_line(tmp_path, text, reason):
+  (tmp_path / 'a.json').write_text(text)
+  with pytest.raises(errors.Damaged, match='a.json: .*' + reason):
+    files.read_json(tmp_path / 'a.json')
+
+
+def test_surrogate_pairs_are_characters():
+  assert files.parse_json('{"a": "\\ud83d\\ude00"}') == {'a': '😀'}
+
+
+def test_lines_come_back_and_a_cut_one_is_left_out(tmp_path):
+  file = tmp_path / 'a.jsonl'
+  assert files.read_lines(file) == []
+  files.append_line(file, {'step': 1})
+  files.append_line(file, {'step': 2})
+  with file.open('a') as stream:
+    stream.write('{"step": 3')
+  assert files.read_lines(file) == [{'step': 1}, {'step': 2}]
+  file.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+  with pytest.raises(errors.Damaged, match='a.jsonl: line 2 is not JSON'):
+    files.read_lines(file)
+
+
+@pytest.mark.parametrize('content, reason', [(b'\xff\xfe', 'is not UTF-8'), (None, 'No such file')])
+def test_text_that_is_none(tmp_path, content, reason):
+  if content:
+    (tmp_path / 'a').write_bytes(content)
+  with pytest.raises(errors.Damaged, match=reason):
+    files.read_text(tmp_path / 'a')
+
+
+def test_gzip_is_unpacked_to_a_limit(tmp_path):
+  (tmp_path / 'a.gz').write_bytes(gzip.compress(b'a' * 1000))
+  assert files.read_bytes(tmp_path / 'a.gz') == b'a' * 1000
+  with pytest.raises(errors.Damaged, match='more than 999 bytes'):
+    files.read_bytes(tmp_path / 'a.gz', limit=999)
+  whole = (tmp_path / 'a.gz').read_bytes()
+  for at in range(0, len(whole), 5):                 # a cut, and a flipped bit: damaged, or nothing changed
+    (tmp_path / 'b.gz').write_bytes(whole[:at])
+    if at:
+      with pytest.raises(errors.Damaged):
+        files.read_bytes(tmp_path / 'b.gz')
+    (tmp_path / 'b.gz').write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1:])
+    try:
+      assert files.read_bytes(tmp_path / 'b.gz') == b'a' * 1000
+    except errors.Damaged:
+      pass
+
+
+def test_arrays_come_back_and_damage_is_noticed(tmp_path):
+  file = tmp_path / 'a.npz'
+  np.savez(file, a=np.arange(5), b=np.ones((2, 2), np.float32))
+  assert files.read_arrays(file)['a'].tolist() == [0, 1, 2, 3, 4]
+  whole = file.read_bytes()
+  for at in range(0, len(whole), 7):
+    for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1:]):
+      file.write_bytes(damaged)
+      try:
+        files.read_arrays(file)
+      except errors.Damaged:
+        pass
+  np.savez(file, a=np.array([{}], dtype=object))
+  with pytest.raises(errors.Damaged, match='a.npz'):
+    files.read_arrays(file)
+
+
+def test_not_finite_is_never_written(tmp_path):
+  with pytest.raises(ValueError):
+    files.append_line(tmp_path / 'a', {'x': float('nan')})
+  files.append_line(tmp_path / 'a', {'x': 1})
+  assert json.loads((tmp_path / 'a').read_text()) == {'x': 1}
