@@ -1,7 +1,8 @@
 r"""Sparse and dense language models of the Python standard library, at equal active FLOPs per token.
 
 No paper's experiment: the place to try a router. Byte vocabulary, so that the loss in bits per
-byte compares with the n-gram baselines 4.47 (1-gram), 2.62 (3-gram) and 1.96 (6-gram, the best).
+byte compares with the n-gram baselines 4.47 (1-gram), 2.62 (3-gram) and 1.96 (6-gram, the best):
+experiments/baselines.py.
 
   stmoe train lm/stdlib:method=switch --workdir runs/switch       1.7 PFLOP: a GPU
   stmoe train lm/stdlib:method=switch,smoke                       laptop, about a minute

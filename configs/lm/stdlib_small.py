@@ -1,4 +1,4 @@
-r"""A Switch model of the Python standard library for two CPU cores and 25 minutes, and its dense twin.
+r"""A Switch model of the Python standard library for two CPU cores and 17 minutes, and its dense twin.
 
   stmoe train lm/stdlib_small                       Switch, 8 experts, top-1
   stmoe train lm/stdlib_small:method=dense          the same model at equal active FLOPs per token
