@@ -52,7 +52,7 @@ def load(name, overrides=()):
   Raises:
     UserError: for an unknown experiment, argument or field, or a mistyped value.
   """
-  where, colon, arg = name.partition(':')
+  where, arg = split(name)
   canonical, module = find_module(where)
   if not hasattr(module, 'get_config'):
     raise errors.UserError(f'{where} defines no get_config(arg)')
@@ -63,7 +63,16 @@ def load(name, overrides=()):
   config.lock()
   for override in overrides:
     apply(config, override)
-  return config, canonical + colon + arg
+  return config, canonical + (f':{arg}' if arg else '')
+
+
+def split(name):
+  """Returns (name or path, argument) of 'lm/stdlib:smoke' or 'a:b.py:smoke'; '' is no argument."""
+  path, suffix, arg = name.rpartition('.py:')
+  if suffix or name.endswith('.py'):
+    return (path + '.py', arg) if suffix else (name, '')
+  where, _, arg = name.partition(':')
+  return where, arg
 
 
 def find_module(where):
@@ -73,17 +82,26 @@ def find_module(where):
     if not path.is_file():
       raise errors.UserError(f'no such file: {where}')
     if not path.resolve().is_relative_to(folder().resolve()):
-      canonical = path.with_suffix('').as_posix().lstrip('./')
-      spec = importlib.util.spec_from_file_location(re.sub(r'\W', '_', canonical), path)
-      module = importlib.util.module_from_spec(spec)
-      spec.loader.exec_module(module)
-      return canonical, module
+      named = [part for part in path.with_suffix('').parts if part not in ('..', path.anchor)]
+      return '/'.join(named), module_of(path)
     where = path.resolve().relative_to(folder().resolve()).with_suffix('').as_posix()
   named = all(re.fullmatch(r'\w+', name) for name in where.split('/'))
   if not named or not (folder() / f'{where}.py').is_file():
     raise errors.UserError(f'no experiment is called {where!r}{errors.nearest(where, available())}'
                            f' (stmoe list shows all)')
   return where, importlib.import_module(f'{PACKAGE}.{where.replace("/", ".")}')
+
+
+def module_of(path):
+  """Returns the module in the file `path`, whose code runs; UserError if it is no Python."""
+  spec = importlib.util.spec_from_file_location(re.sub(r'\W', '_', f'{path.parent.name}_{path.stem}'), path)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except (SyntaxError, UnicodeDecodeError) as error:
+    where = f', line {error.lineno}' if getattr(error, 'lineno', None) else ''
+    raise errors.Damaged(path, f'is no Python{where}: {" ".join(str(error).split())[:120]}') from error
+  return module
 
 
 def apply(config, override):
@@ -95,6 +113,8 @@ def apply(config, override):
   path, equals, text = override.removeprefix('--').removeprefix('config.').partition('=')
   if not equals:
     raise errors.UserError(f'--config.{path} needs a value: --config.{path}=VALUE')
+  if not text.isascii() and text != text.encode(errors='replace').decode():
+    raise errors.UserError(f'config.{path}={text!r} is not UTF-8')
   field, bracket, index = path.partition('[')
   holder, key = _find(config, field)
   if bracket:

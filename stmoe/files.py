@@ -4,9 +4,11 @@ A file that is missing, cut short, damaged, of another form or too large is `err
 one line with its path and what is wrong. Nothing read here runs as code.
 """
 
+import errno
 import gzip
 import io
 import json
+import math
 import os
 import pathlib
 import zipfile
@@ -16,6 +18,7 @@ import numpy as np
 
 from stmoe import errors
 
+FULL = (errno.ENOSPC, errno.EDQUOT)      # of a full disk
 LARGEST = 1 << 30                        # bytes of a file of JSON or arrays, and of what is unpacked of it
 # What reading damaged bytes raises, in the standard library and in NumPy.
 BROKEN = (ValueError, LookupError, TypeError, EOFError, OSError, RuntimeError, MemoryError, OverflowError,
@@ -51,14 +54,16 @@ def read_json(path, kind=dict, limit=LARGEST):
     raise errors.Damaged(path, str(error)) from error
 
 
-def parse_json(text, kind=dict):
+def parse_json(text, kind=dict, nan=False):
   """Returns the JSON value in `text`, a `kind`.
 
   Raises ValueError, with what is wrong, for anything else, and for what JSON leaves open and nobody means:
-  numbers that are not finite, a key twice, half a surrogate pair, nesting without end.
+  numbers that are not finite (with `nan`, NaN and Infinity are None), a key twice, half a surrogate pair,
+  nesting without end.
   """
   try:
-    value = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_once)
+    value = json.loads(text, parse_constant=_none if nan else _no_number, parse_float=_finite,
+                       object_pairs_hook=_once)
     if '\\ud' in text or '\\uD' in text:
       json.dumps(value, ensure_ascii=False).encode()
   except json.JSONDecodeError as error:
@@ -73,21 +78,35 @@ def parse_json(text, kind=dict):
   return value
 
 
-def read_lines(path, kind=dict):
+def read_lines(path, kind=dict, check=lambda value: None, bad=None, nan=False):
   """Returns the values of a file of JSON lines, each a `kind`; [] if there is no such file.
 
-  A last line without its line end is one that a kill cut short, and is left out.
+  A last line that a kill cut short is left out.
+
+  Args:
+    check: called with each value; raises ValueError, with what is wrong, for one of another form.
+    bad:   called with errors.Damaged for every line that is no such value, which is then left out; None =
+      it is raised.
+    nan:   see `parse_json`.
   """
   path = pathlib.Path(path)
   if not path.exists():
     return []
-  *lines, _ = read_text(path).split('\n')
+  *lines, rest = read_bytes(path).split(b'\n')
   values = []
-  for number, line in enumerate(lines, 1):
+  for number, line in enumerate([*lines, rest], 1):
     try:
-      values.append(parse_json(line, kind))
+      value = parse_json(line.decode(), kind, nan)
+      check(value)
+      values.append(value)
     except ValueError as error:
-      raise errors.Damaged(path, f'line {number} {error}') from error
+      if number > len(lines):
+        continue
+      text = f'is not UTF-8 (byte {error.start})' if isinstance(error, UnicodeDecodeError) else error
+      damage = errors.Damaged(path, f'line {number} {text}')
+      if bad is None:
+        raise damage from error
+      bad(damage)
   return values
 
 
@@ -105,12 +124,22 @@ def read_arrays(path):
 
 
 def write_text(path, text):
-  """Writes a file so that it is there whole or as it was before."""
+  """Writes a file of UTF-8, whole or not at all; half a surrogate pair is written as \\udxxx."""
+  write_bytes(path, text.encode(errors='backslashreplace'))
+
+
+def write_bytes(path, content):
+  """Writes a file so that it is there whole or as it was before; a link is replaced, not followed."""
   path = pathlib.Path(path)
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
-    temporary.write_text(text, encoding='utf-8')
+    temporary.unlink(missing_ok=True)
+    temporary.write_bytes(content)
     temporary.replace(path)
+  except OSError as error:
+    if error.errno in FULL:
+      raise                              # the command line has a line for it
+    raise errors.Damaged(path, f'cannot be written: {error.strerror}') from error
   finally:
     temporary.unlink(missing_ok=True)
 
@@ -123,11 +152,29 @@ def write_json(path, value, **how):
 def append_line(path, value):
   """Adds `value` as one line of JSON; readers and other writers see the line whole or not at all."""
   line = (json.dumps(value, allow_nan=False) + '\n').encode()
-  descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+  descriptor = open_to_append(path)
   try:
     os.write(descriptor, line)
   finally:
     os.close(descriptor)
+
+
+def open_to_append(path):
+  """Returns a descriptor that writes at the end of file `path`, made if need be; a link is not followed."""
+  try:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+  except OSError as error:
+    link = error.errno == errno.ELOOP
+    raise errors.Damaged(path, f'cannot be written: {"it is a link" if link else error.strerror}') from error
+
+
+def plain(value):
+  """Returns `value`, of dicts, lists and tuples, with None for every number that is not finite."""
+  if isinstance(value, dict):
+    return {key: plain(inner) for key, inner in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(inner) for inner in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def reason(error):
@@ -137,6 +184,10 @@ def reason(error):
 
 def _no_number(name):
   raise ValueError(f'holds {name}, which is no number')
+
+
+def _none(name):
+  return None
 
 
 def _finite(text):

@@ -59,17 +59,14 @@ def _article(kind):
 
 
 def _items(text, current, wrong):
-  """The items in `text`: of a literal, else, where strings are expected, what stands between commas."""
-  words = [word for word in text.split(',') if word]
-  if current and all(isinstance(item, str) for item in current) and text[:1] not in '([':
-    return words
+  """The items in `text`: of a literal, or words between commas where they are strings, or may be anything."""
+  if all(isinstance(item, str) for item in current or ()) and text[:1] not in '([':
+    return [word for word in text.split(',') if word]
   value = _literal(text)
   if isinstance(value, (tuple, list)):
     return value
   if value is not _NOT_A_LITERAL:
     return (value,)
-  if all(isinstance(item, str) for item in current or ()) and text[:1] not in '([':
-    return words
   raise wrong
 
 

@@ -20,12 +20,12 @@ ANYWHERE = {'axes', 'errors', 'files', 'lookup', 'parsing', 'state', '__init__'}
 SPARSE = {'routers', 'experts', 'core', 'pallas_kernels'}
 MODELS = {'models', 'layers'} | SPARSE
 DECODE = {'decode'} | MODELS
-TOOLS = {'train', 'data', 'metrics', 'analysis', 'surgery', 'interop', 'experiment', 'sweep'}
+TOOLS = {'train', 'data', 'metrics', 'analysis', 'surgery', 'interop', 'experiment', 'sweep', 'runs'}
 ARROWS = {
     'cli': TOOLS | DECODE,
     'experiments': TOOLS | DECODE,
-    'sweep': {'train', 'analysis', 'experiment'},
-    'train': {'data', 'metrics', 'analysis', 'surgery', 'interop', 'experiment'} | DECODE,
+    'sweep': {'train', 'analysis', 'experiment', 'runs'},
+    'train': {'data', 'metrics', 'analysis', 'surgery', 'interop', 'experiment', 'runs'} | DECODE,
     'decode': MODELS,
     'models': MODELS,
     'layers': SPARSE,
@@ -34,7 +34,8 @@ ARROWS = {
     'core': {'pallas_kernels'},
     'data': {'core'},
     'metrics': set(),
-    'analysis': {'core'},
+    'analysis': {'core', 'runs'},
+    'runs': set(),
     'surgery': {'core'},
     'interop': set(),
     'experiment': {'configs'},

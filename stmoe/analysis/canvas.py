@@ -8,6 +8,9 @@ from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 from matplotlib.backends import backend_agg
 
+from stmoe import errors
+from stmoe import files
+
 # Okabe and Ito (2008), the eight colours that all kinds of colour vision tell apart; black is
 # kept for text and yellow is left out because it is invisible on white.
 PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#5D5D5D')
@@ -87,11 +90,13 @@ def show(figure):
 
 
 def save(figure, folder, stem):
-  """Writes `figure` as folder/stem.png and .svg; returns both paths."""
+  """Writes `figure` as folder/stem.png and .svg; returns both paths. A `folder` that is a link is refused."""
+  if folder.is_symlink():
+    raise errors.UserError(f'{folder} is a link, and figures of runs are not written through one; remove it')
   folder.mkdir(parents=True, exist_ok=True)
   paths = [folder / f'{stem}.{form}' for form in ('png', 'svg')]
   for path in paths:
-    path.write_bytes(encode(figure, path.suffix[1:]))
+    files.write_bytes(path, encode(figure, path.suffix[1:]))
   return paths
 
 

@@ -10,11 +10,17 @@ import json
 import pathlib
 import re
 
+from stmoe import errors
+from stmoe import files
 from stmoe.analysis import runs as runs_lib
 from stmoe.analysis import table
-from stmoe.errors import UserError
+from stmoe.runs import records
 
 FILE = 'compare.json'
+# The fields of a Job as they are stored.
+KINDS = dict(experiment=str, label=str, seed=int, folder=str, steps=int, flops=(int, float), overrides=list,
+             cost=dict)
+COST = ('parameters', 'active', 'flops_per_token')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +61,7 @@ def expand(names, arguments):
       label = short if len(names) == 1 and short else full if len(names) > 1 else name
       variants.append(Variant(full, label))
   if len({v.label for v in variants}) < len(variants):
-    raise UserError(f'an experiment is named twice: {", ".join(v.label for v in variants)}')
+    raise errors.UserError(f'an experiment is named twice: {", ".join(v.label for v in variants)}')
   return variants
 
 
@@ -88,15 +94,14 @@ def plan(variants, seeds, costs, steps):
           experiment=variant.experiment, label=variant.label, seed=seed, steps=num_steps,
           folder=re.sub(r'[^\w.=-]+', '_', variant.label) + (f'_seed{seed}' if len(seeds) > 1 else ''),
           flops=num_steps * cost['flops_per_step'], overrides=(f'train.steps={num_steps}', f'seed={seed}'),
-          cost={k: cost[k] for k in ('parameters', 'active', 'flops_per_token')}))
+          cost={k: cost[k] for k in COST}))
   return jobs
 
 
 def store(workdir, request, jobs):
   """Writes compare.json, whole or not at all."""
-  workdir.mkdir(parents=True, exist_ok=True)
   content = dict(request=request, jobs=[dataclasses.asdict(job) for job in jobs])
-  _write(workdir / FILE, content)
+  files.write_json(workdir / FILE, files.plain(content))
 
 
 def stored(workdir, request):
@@ -105,20 +110,39 @@ def stored(workdir, request):
   Raises UserError when the directory holds another comparison.
   """
   path = workdir / FILE
-  if not path.is_file():
+  if not (path.exists() or path.is_symlink()):
     return None
-  content = json.loads(path.read_text(encoding='utf-8'))
+  content = _content(path)
   changed = [key for key in request if content['request'].get(key) != request[key]]
   if changed:
     was, now = (json.dumps(r.get(changed[0])) for r in (content['request'], request))
-    raise UserError(f'{workdir} holds another comparison ({changed[0]}: {was}, now {now}); '
+    raise errors.UserError(f'{workdir} holds another comparison ({changed[0]}: {was}, now {now}); '
                     'choose another --workdir')
-  return [Job(**{**job, 'overrides': tuple(job['overrides'])}) for job in content['jobs']]
+  return [Job(**job | {'overrides': tuple(job['overrides'])}) for job in content['jobs']]
+
+
+def _content(path):
+  """The dict in a compare.json: request, jobs and perhaps results."""
+  content = files.read_json(path)
+  jobs = content.get('jobs')
+  jobs = isinstance(jobs, list) and all(map(_is_job, jobs))
+  if not jobs or not isinstance(content.get('request'), dict):
+    raise errors.Damaged(path, 'has not the request and the jobs of a comparison')
+  return content
+
+
+def _is_job(job):
+  """Whether `job`, as it was stored, is one, with a folder inside the comparison's."""
+  kinds = isinstance(job, dict) and job.keys() == KINDS.keys() and all(
+      isinstance(job[key], kind) and not isinstance(job[key], bool) for key, kind in KINDS.items())
+  return (kinds and job['folder'] == pathlib.PurePath(job['folder']).name and
+          all(isinstance(text, str) for text in job['overrides']) and
+          all(map(records.is_number, job['cost'].values())) and {*job['cost']} == {*COST})
 
 
 def is_done(workdir, job):
   """Whether the run of `job` has finished."""
-  return (workdir / job.folder / 'DONE').is_file()
+  return records.done(workdir / job.folder) is not None
 
 
 def run(workdir, jobs, train, say):
@@ -169,17 +193,11 @@ def results(workdir, jobs):
 
 def store_results(workdir, grouped):
   """Adds the results to compare.json: per label and column, mean, sd and number of seeds."""
-  content = json.loads((workdir / FILE).read_text(encoding='utf-8'))
+  content = _content(workdir / FILE)
   content['results'] = {
       label: {column: dict(zip(('mean', 'sd', 'seeds'), entry)) for column, entry in row.items() if entry}
       for label, row in grouped.items()}
-  _write(workdir / FILE, content)
-
-
-def _write(path, content):
-  partial = path.with_suffix('.partial')
-  partial.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-  partial.replace(path)
+  files.write_json(workdir / FILE, files.plain(content))
 
 
 def default_workdir(names):

@@ -31,7 +31,7 @@ def bits(train, text, orders=LONGEST):
 
 
 def _longer(p, counted, asked):
-  """The probabilities [M] of the last bytes of the grams `asked` [M]; `p` [M] are those of shorter contexts."""
+  """[M]: probabilities of the last bytes of the grams `asked` [M]; `p` [M] is without their first ones."""
   grams, count = np.unique(counted, return_counts=True)
   contexts, first = np.unique(grams >> np.uint64(8), return_index=True)
   seen, kinds = np.add.reduceat(count, first), np.diff(np.append(first, len(grams)))

@@ -9,10 +9,12 @@ import dataclasses
 import json
 import pathlib
 import re
+import sys
 
 import numpy as np
 
 from stmoe.errors import UserError
+from stmoe.runs import records
 
 # What a curve may be drawn against: key of a metrics line -> axis label.
 ABSCISSAE = {'step': 'optimizer steps', 'tokens': 'target tokens', 'flops': 'active training FLOPs',
@@ -41,7 +43,7 @@ class Run:
 
   def series(self, key, x='step'):
     """Returns (x, y) f64[n] arrays of metric `key` against `x`, where both were logged."""
-    points = [(line[x], line[key]) for line in self.lines if _is_number(line.get(key)) and x in line]
+    points = [(line[x], line[key]) for line in self.lines if records.is_number(line.get(key)) and x in line]
     if not points:
       return np.zeros(0), np.zeros(0)
     xs, ys = np.array(points, dtype=np.float64).T
@@ -67,23 +69,38 @@ def read(path, name=None):
     name: shown in figures and tables; the directory's name when None.
   """
   path = pathlib.Path(path)
-  if not (path / 'config.json').is_file():
-    near = sorted(p.parent.name for p in path.glob('*/config.json'))
-    hint = f'; it has the runs {", ".join(near)} inside' if near else ''
-    raise UserError(f'{path} is not a run directory (no config.json){hint}')
-  return Run(path=path, name=name or path.resolve().name, config=_json(path / 'config.json'),
-             env=_json(path / 'env.json') or {}, lines=read_lines(path / 'metrics.jsonl'),
-             loads=read_loads(path / 'router_stats'), states=read_states(path / 'router_stats'),
-             done=_json(path / 'DONE'), sweeps=read_sweeps(path / 'evals.jsonl'))
+  loads, states = read_stats(path)
+  return Run(path=path, name=name or path.resolve().name, config=records.config(path),
+             env=records.environment(path), lines=read_lines(path), loads=loads, states=states,
+             done=records.done(path), sweeps=read_sweeps(path))
 
 
-def read_all(paths):
-  """Returns the Runs of `paths`, named so that no two names are equal."""
+def read_all(paths, check=lambda path: None, say=lambda line: print(line, file=sys.stderr)):
+  """Returns the Runs of `paths`, named so that no two names are equal.
+
+  One that cannot be read is left out, which is said; UserError where none is left.
+
+  Args:
+    check: called with the path of each; raises UserError for one that is not to be trusted.
+    say:   called with a line of text.
+  """
   paths = [pathlib.Path(p).resolve() for p in paths]
   depth = 1
   while len({p.parts[-depth:] for p in paths}) < len(set(paths)):
     depth += 1
-  return [read(p, '/'.join(p.parts[-depth:])) for p in dict.fromkeys(paths)]
+  found, wrong = [], []
+  for path in dict.fromkeys(paths):
+    try:
+      run = read(path, '/'.join(path.parts[-depth:]))
+      check(path)
+      found.append(run)
+    except UserError as error:
+      wrong.append(error)
+  if not found and wrong:
+    raise wrong[0]
+  for error in wrong:
+    say(f'note: a run is left out: {error}')
+  return found
 
 
 def expand(paths):
@@ -117,20 +134,13 @@ def _stem(name):
 
 
 def read_lines(path):
-  """Returns the objects of a jsonl file ordered by step; [] when it does not exist.
+  """Returns the metrics of run directory `path`, ordered by step; [] without any.
 
-  A resumed run may have logged a step twice: the later line counts. A last line cut short
-  by a kill is left out.
+  A resumed run may have logged a step twice: the later line counts.
   """
-  if not path.is_file():
-    return []
   by_step = {}
-  for text in path.read_text(encoding='utf-8').splitlines():
-    try:
-      line = json.loads(text)
-    except json.JSONDecodeError:
-      continue
-    by_step.setdefault(line.get('step', 0), {}).update(line)
+  for line in records.metrics(path):
+    by_step.setdefault(line['step'], {}).update(line)
   return [by_step[step] for step in sorted(by_step)]
 
 
@@ -139,44 +149,27 @@ def read_sweeps(path):
 
   Of a field only its newest checkpoint counts, and of a value the last evaluation.
   """
-  texts = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
   found = {}
-  for line in map(json.loads, texts):
+  for line in records.evaluations(path):
     found.setdefault(line['field'], {}).setdefault(line['step'], {})[json.dumps(line['value'])] = line
   metrics = lambda line: {key: value for key, value in line.items() if key.startswith('eval/')}
-  order = lambda pair: (not _is_number(pair[0]), pair[0] if _is_number(pair[0]) else 0)
+  order = lambda pair: (not records.is_number(pair[0]), pair[0] if records.is_number(pair[0]) else 0)
   return {field: sorted(((line['value'], metrics(line)) for line in steps[max(steps)].values()), key=order)
           for field, steps in found.items()}
 
 
-def read_loads(folder):
-  """Returns dict layer -> (steps i64[n], load f32[n,E]) of router_stats/<step>.npz files."""
-  points = {}
-  for file in _stats(folder):
-    with np.load(file) as stats:
-      loads = stats['moe_load']                                      # [L, E], padded with NaN
-      names = [str(name) for name in stats['layers']]
-      for layer, load in zip(names, loads):
-        points.setdefault(layer, []).append((int(file.stem), load[np.isfinite(load)]))
-  return {layer: (np.array([s for s, _ in p]), np.stack([load for _, load in p]))
-          for layer, p in points.items()}
-
-
-def read_states(folder):
-  """Returns dict layer -> dict path -> (steps i64[n], f32[n,E] or f32[n]), the state in router_stats."""
-  points = {}
-  for file in _stats(folder):
-    with np.load(file) as stats:
-      for key in (k for k in stats.files if k.startswith('state/')):
-        _, layer, path = key.split('/')
-        points.setdefault(layer, {}).setdefault(path, []).append((int(file.stem), stats[key]))
-  joined = lambda p: (np.array([step for step, _ in p]), np.stack([value for _, value in p]))
-  return {layer: {path: joined(p) for path, p in found.items()} for layer, found in points.items()}
-
-
-def _stats(folder):
-  """The router_stats files in order of steps, without what is being written."""
-  return sorted((f for f in folder.glob('*.npz') if f.stem.isdigit()), key=lambda f: int(f.stem))
+def read_stats(path):
+  """Returns (loads, states) of a Run from the router_stats of run directory `path`."""
+  loads, states = {}, {}
+  for step, load, state in records.stats(path):
+    for layer, row in load.items():
+      loads.setdefault(layer, []).append((step, row))
+    for layer, values in state.items():
+      for name, value in values.items():
+        states.setdefault(layer, {}).setdefault(name, []).append((step, value))
+  joined = lambda points: (np.array([step for step, _ in points]), np.stack([x for _, x in points]))
+  each = lambda found: {name: joined(points) for name, points in found.items()}
+  return each(loads), {layer: each(found) for layer, found in states.items()}
 
 
 def flatten(config, prefix=''):
@@ -199,11 +192,3 @@ def differences(configs):
   keys = sorted(set().union(*flats))
   values = {key: [flat.get(key) for flat in flats] for key in keys}
   return {key: v for key, v in values.items() if any(x != v[0] for x in v)}
-
-
-def _json(path):
-  return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
-
-
-def _is_number(value):
-  return isinstance(value, (int, float)) and np.isfinite(value)

@@ -12,7 +12,9 @@ import sys
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import files
 from stmoe.analysis import compare
+from stmoe.train import rundir
 
 # A calibration run for equal time: long enough to leave compilation and first steps behind.
 CALIBRATION_STEPS = 30
@@ -37,8 +39,16 @@ def run(args):
                  overrides=list(args.overrides))
   configs = [experiment.load(v.experiment, args.overrides)[0] for v in variants]
   jobs = compare.stored(workdir, request)
+  costs = _costs(configs) if jobs is None else None                  # a mistake leaves no directory behind
+  with rundir.own(workdir) as workdir:
+    return _run(args, variants, configs, request, workdir, costs)
+
+
+def _run(args, variants, configs, request, workdir, costs):
+  """Does what is left of a comparison, in a folder that this process owns."""
+  jobs = compare.stored(workdir, request)
   if jobs is None:
-    jobs = _plan(variants, configs, request, workdir)
+    jobs = _plan(variants, configs, request, workdir, costs)
     compare.store(workdir, request, jobs)
   was_done = all(compare.is_done(workdir, job) for job in jobs) and (workdir / 'report.html').is_file()
   train = lambda job, folder: _train(job.experiment, [*args.overrides, *job.overrides], folder)
@@ -56,7 +66,7 @@ def _arguments(args):
     return [f'method={method}' for method in args.methods.split(',')]
   if len(args.names) > 1 or 'method=' in args.names[0]:
     return []
-  _, module = experiment.find_module(args.names[0].partition(':')[0])
+  _, module = experiment.find_module(experiment.split(args.names[0])[0])
   return getattr(module, 'METHODS', [])
 
 
@@ -69,10 +79,14 @@ def _seeds(args):
   return [int(seed) for seed in seeds]
 
 
-def _plan(variants, configs, request, workdir):
-  """The Jobs: costs by abstract evaluation, steps by the budget."""
+def _costs(configs):
+  """What each configuration costs, by abstract evaluation."""
   from stmoe.analysis import table
-  costs = [table.cost(config) for config in configs]
+  return [table.cost(config) for config in configs]
+
+
+def _plan(variants, configs, request, workdir, costs):
+  """The Jobs, their steps by the budget."""
   per_step = [cost['flops_per_step'] for cost in costs]
   if request['by'] == 'time':
     per_step = [_seconds_per_step(v, request['overrides'], workdir / 'calibration') for v in variants]
@@ -127,7 +141,7 @@ def _write_pages(workdir, runs, labels, costs, title):
     canvas.save(figure, workdir / 'plots', stem)
   routed = command.routed(runs, labels, workdir / 'plots')
   page = report.page(runs, costs, labels, routed, title)
-  (workdir / 'report.html').write_text(page, encoding='utf-8')
+  files.write_text(workdir / 'report.html', page)
 
 
 def print_table(grouped, known):

@@ -16,6 +16,7 @@ import sys
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import files
 from stmoe.train import job
 from stmoe.train import rundir
 
@@ -33,7 +34,9 @@ def add_arguments(parser):
 
 def run(args):
   path = experiment.run_directory(args.run)
-  cfg = rundir.load(path)
+  if args.best and args.step is not None:
+    raise errors.UserError('--best and --step do not go together')
+  cfg = rundir.opened(path, args.step)
   if args.task:
     _check_task(args)
     from stmoe.train import taskscore
@@ -47,11 +50,11 @@ def run(args):
   if args.task or cfg.eval.get('methods'):
     _tasks(cfg, path, args)
     return
-  step, values = score.score(cfg, path, _say, args.step)
+  step, values = score.score(cfg, path, _say, args.step, args.best)
   if not job.leads():
     return
   if args.json:
-    print(json.dumps({'step': step} | values))
+    print(json.dumps(files.plain({'step': step} | values)))
   else:
     print('\n'.join(f'{name:20} {value:.6g}' for name, value in values.items()))
 
@@ -69,8 +72,8 @@ def _tasks(cfg, path, args):
   if not job.leads():
     return
   name = f'results_{args.task}.json' if args.task else 'results.json'
-  rundir.write(path / name, json.dumps(found, indent=2) + '\n')
-  print(json.dumps(found) if args.json else '\n'.join(taskscore.table(found)))
+  taskscore.write(path, found, name)
+  print(json.dumps(files.plain(found)) if args.json else '\n'.join(taskscore.table(found)))
 
 
 def _say(line):
@@ -87,11 +90,11 @@ def _sweep(cfg, path, args):
   experiment.matching(cfg, field)                                    # before JAX is imported
   from stmoe.analysis import table
   from stmoe.train import score
-  found = list(score.sweep(cfg, path, field, texts, _say, args.step))
+  found = list(score.sweep(cfg, path, field, texts, _say, args.step, args.best))
   if not job.leads():
     return
   if args.json:
-    print(json.dumps([dict(step=step, value=value) | values for value, step, values in found]))
+    print(json.dumps(files.plain([dict(step=step, value=value) | values for value, step, values in found])))
     return
   names = list(dict.fromkeys(name for *_, values in found for name in values))
   rows = [[str(value), *(f'{values[name]:.6g}' for name in names)] for value, _, values in found]

@@ -37,7 +37,7 @@ def add_arguments(parser):
 
 def run(args):
   path = experiment.run_directory(args.run)
-  cfg = rundir.load(path)
+  cfg = rundir.opened(path, args.step)
   decode = strategy(cfg, args.overrides)
   if args.output and not args.output.parent.is_dir():
     raise errors.UserError(f'--output {args.output}: no directory {args.output.parent}')

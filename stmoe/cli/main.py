@@ -44,6 +44,9 @@ def main(argv=None):
   if argv is None and sys.argv[1:2] and sys.argv[1] in COMPUTE:
     _with_large_pages()
   argv = list(sys.argv[1:] if argv is None else argv)
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, 'reconfigure'):   # what the terminal has no letter for is written as \x..
+      stream.reconfigure(errors='backslashreplace')
   try:
     code = _run([word for word in argv if word != '--debug'])
     sys.stdout.flush()
@@ -82,6 +85,8 @@ def _explain(error):
     if getattr(cause, 'errno', None) == errno.ENOSPC or 'No space left on device' in str(cause):
       return f'no space left on device: {" ".join(str(cause).split())}', 2
     cause = cause.__cause__ or cause.__context__
+  if isinstance(error, OSError) and error.filename is not None and error.strerror:
+    return f'{error.filename}: {error.strerror}', 2                  # what the system refuses of a file
   return None, None
 
 

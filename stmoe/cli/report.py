@@ -12,6 +12,7 @@ import shlex
 import sys
 
 from stmoe import errors
+from stmoe import files
 
 
 def add_arguments(parser):
@@ -30,7 +31,8 @@ def run(args):
   from stmoe.analysis import report
   from stmoe.analysis import runs
   from stmoe.sweep import questions
-  found = runs.read_all(runs.expand(args.runs))
+  from stmoe.train import rundir
+  found = runs.read_all(runs.expand(args.runs), check=rundir.opened)
   labels = runs.labels(found)
   alone = pathlib.Path(args.runs[0]) if len(args.runs) == 1 else pathlib.Path()
   out = args.out or alone / 'report.html'
@@ -42,7 +44,7 @@ def run(args):
   title = ', '.join(pathlib.Path(name).resolve().name for name in args.runs)
   out.parent.mkdir(parents=True, exist_ok=True)
   page = report.page(found, _costs(found), labels, samples, title, asked, _command())
-  out.write_text(page, encoding='utf-8')
+  files.write_text(out, page)
   print(f'{out}  ({out.stat().st_size / 1e6:.1f} MB, needs no other file)')
 
 
@@ -56,8 +58,13 @@ def _costs(found):
   for one in found:
     model = json.dumps(one.config | {'seed': 0}, sort_keys=True)
     if model not in known:
-      known[model] = table.cost(rundir.load(one.path))
-    costs[one.name] = known[model]
+      try:
+        known[model] = table.cost(rundir.load(one.path))
+      except errors.UserError as error:
+        known[model] = None
+        print(f'note: no cost of {one.name}: {error}', file=sys.stderr)
+    if known[model]:
+      costs[one.name] = known[model]
   return costs
 
 
@@ -86,7 +93,11 @@ def routed(runs, labels, folder, text=None):
     if 'vocab' not in rundir.load(one.path).data:                    # a model of images reads no text
       continue
     print(f'routing a text through {label}', file=sys.stderr, flush=True)
-    model, batch, vocabulary = _open(one.path, text)
+    try:
+      model, batch, vocabulary = _open(one.path, text)
+    except errors.UserError as error:
+      print(f'note: no routed text of {label}: {error}', file=sys.stderr)
+      continue
     chosen = routing.choices(model, batch)
     if not chosen:
       continue
@@ -105,12 +116,7 @@ def _open(path, text):
 
 
 def _read(path):
-  try:
-    text = path.read_text(encoding='utf-8')
-  except OSError as error:
-    raise errors.UserError(f'--text {path}: {error.strerror}') from error
-  except UnicodeDecodeError as error:
-    raise errors.UserError(f'--text {path} is not UTF-8') from error
+  text = files.read_text(path)
   if not text:
     raise errors.UserError(f'--text {path} is empty')
   return text

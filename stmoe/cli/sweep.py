@@ -15,6 +15,7 @@ import shlex
 import sys
 
 from stmoe import errors
+from stmoe import experiment
 from stmoe import lookup
 from stmoe.sweep import origin
 from stmoe.sweep import plan
@@ -117,5 +118,5 @@ def _report(sweep, folder):
   file = sweep.file.with_name('report.py')
   if file.is_file():
     from stmoe.sweep import conclude
-    print('\n'.join(conclude.write(folder, plan.module(file), found, len(sweep.runs))))
+    print('\n'.join(conclude.write(folder, experiment.module_of(file), found, len(sweep.runs))))
   return 0

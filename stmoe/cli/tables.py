@@ -56,7 +56,7 @@ def _embeddings(path, vocabulary, vocab_size):
   from stmoe.train import rundir
   from stmoe.train import score
   from stmoe.train import state as states
-  cfg = rundir.load(path)
+  cfg = rundir.opened(path)
   if cfg.model.vocab_size != vocab_size:
     raise errors.UserError(f'--embeddings {path}: its model has {cfg.model.vocab_size} ids, this one has '
                            f'{vocab_size}')

@@ -9,15 +9,20 @@ results.json     what the numbers have to be read with: command, revision, machi
 
 import csv
 import dataclasses
+import io
 import json
 import pathlib
+import sys
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import files
 from stmoe.analysis import runs as runs_lib
 from stmoe.analysis import table
 from stmoe.analysis.scaling import sizes
+from stmoe.runs import records
 from stmoe.sweep import plan
+from stmoe.train import rundir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +59,28 @@ def evaluated(found, name, field, value, metric='eval/loss'):
 
 
 def results(runs):
-  """Returns the Results of those of `runs` that are done, in their order."""
+  """Returns the Results of those of `runs` that are done, in order; damaged ones are left out, and said."""
   costs, found = {}, []
-  for run in filter(plan.is_done, runs):
-    data = runs_lib.read(run.workdir)
+  for run, data in filter(None, map(_read, runs)):
     config, _ = experiment.load(run.experiment, run.overrides)
     same = json.dumps(data.config | {'seed': 0}, sort_keys=True)
     if same not in costs:                # seeds have one cost, whose calculation builds the model
       costs[same] = table.cost(config) | _sizes(config)
     found.append(Result(run, data, row(run, data, costs[same])))
   return found
+
+
+def _read(run):
+  """(run, its directory as an analysis.runs.Run), None where it is not done or cannot be read."""
+  try:
+    if records.done(run.workdir) is None:
+      return None
+    rundir.opened(run.workdir)
+    data = runs_lib.read(run.workdir)
+    return (run, data) if plan.is_done(run) else None
+  except errors.UserError as error:
+    print(f'note: {run.id} is left out: {error}', file=sys.stderr)
+    return None
 
 
 def _sizes(config):
@@ -115,19 +132,22 @@ def write(folder, found, command):
   if again:
     paths += _write_table(folder / 'evaluations.csv', again)
   facts = folder / 'results.json'
-  facts.write_text(json.dumps(circumstances(found, command), indent=2) + '\n', encoding='utf-8')
+  files.write_json(facts, circumstances(found, command))
   return [*paths, facts]
 
 
 def _write_table(path, rows):
   """Writes rows, dicts with perhaps different keys, as CSV and Parquet; returns the paths."""
   columns = list(dict.fromkeys(column for one in rows for column in one))
-  with path.open('w', newline='', encoding='utf-8') as file:
-    writer = csv.DictWriter(file, columns)
-    writer.writeheader()
-    writer.writerows(rows)
+  text = io.StringIO(newline='')
+  writer = csv.DictWriter(text, columns)
+  writer.writeheader()
+  writer.writerows(rows)
+  files.write_text(path, text.getvalue())
   import pyarrow
   from pyarrow import parquet
   full = [{column: one.get(column) for column in columns} for one in rows]
-  parquet.write_table(pyarrow.Table.from_pylist(full), path.with_suffix('.parquet'))
+  content = io.BytesIO()
+  parquet.write_table(pyarrow.Table.from_pylist(full), content)
+  files.write_bytes(path.with_suffix('.parquet'), content.getvalue())
   return [path, path.with_suffix('.parquet')]

@@ -4,8 +4,8 @@ report(results) -> list of verdict.Verdict        figures(results) -> dict file 
 """
 
 import dataclasses
-import json
-import math
+
+from stmoe import files
 
 
 def write(folder, module, found, total):
@@ -19,16 +19,10 @@ def write(folder, module, found, total):
   """
   verdicts = module.report(found)
   lines = [str(one) for one in verdicts]
-  content = dict(runs=len(found), of=total, verdicts=[_plain(dataclasses.asdict(one)) for one in verdicts])
-  (folder / 'verdict.json').write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+  content = dict(runs=len(found), of=total, verdicts=list(map(dataclasses.asdict, verdicts)))
+  files.write_json(folder / 'verdict.json', files.plain(content))
   if hasattr(module, 'figures'):
     from stmoe.analysis import canvas
     for stem, figure in module.figures(found).items():
       lines += map(str, canvas.save(figure, folder, stem))
   return lines
-
-
-def _plain(fields):
-  """`fields` with null for what is not finite."""
-  wrong = lambda value: isinstance(value, float) and not math.isfinite(value)
-  return {key: None if wrong(value) else value for key, value in fields.items()}

@@ -1,12 +1,14 @@
 """sweep.json in the folder of a sweep's runs: which sweep files, with which overrides, they are of."""
 
-import json
 import pathlib
 
+from stmoe import errors
+from stmoe import files
+from stmoe.runs import owner
 from stmoe.sweep import plan
-from stmoe.train import rundir
 
 FILE = 'sweep.json'
+PATIENCE = 10.0                          # seconds to wait for another sweep to write its line
 
 
 def record(sweep, overrides):
@@ -14,12 +16,20 @@ def record(sweep, overrides):
   title, colon, argument = sweep.question.partition(':')
   known, file = plan.available().get(title), sweep.file.resolve()
   where = sweep.question if known and known.resolve() == file else f'{file}{colon}{argument}'
-  entry, entries = dict(sweep=where, overrides=list(overrides)), recorded(sweep.workdir)
-  if entry not in entries and sweep.workdir.is_dir():
-    rundir.write(sweep.workdir / FILE, json.dumps([*entries, entry], indent=2) + '\n')
+  entry = dict(sweep=where, overrides=list(overrides))
+  if entry not in recorded(sweep.workdir) and sweep.workdir.is_dir():
+    with owner.hold(sweep.workdir, PATIENCE):                        # of several sweeps each adds its own
+      files.write_json(sweep.workdir / FILE, [*recorded(sweep.workdir), entry])
 
 
 def recorded(workdir):
   """Returns the entries of sweep.json in `workdir`, dicts of sweep and overrides; [] without one."""
   file = pathlib.Path(workdir) / FILE
-  return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else []
+  if not (file.exists() or file.is_symlink()):
+    return []
+  entries, text = files.read_json(file, list), lambda value: isinstance(value, str)
+  for entry in entries:
+    overrides = entry.get('overrides') if isinstance(entry, dict) else None
+    if not isinstance(overrides, list) or not all(map(text, [entry.get('sweep'), *overrides])):
+      raise errors.Damaged(file, 'is no list of sweeps with their overrides')
+  return entries

@@ -20,6 +20,7 @@ import re
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe.runs import records
 from stmoe.train import rundir
 
 PACKAGE = 'stmoe.experiments'
@@ -84,7 +85,7 @@ def load(where, overrides=(), workdir=None, only=None):
     UserError: for the first run that cannot start: no such experiment or field, or other contents in its
       directory.
   """
-  path, _, argument = where.partition(':')
+  path, argument = experiment.split(where)
   file = find(path)
   title = file.resolve().parent.name if file.stem == 'sweep' else file.stem
   question = title + (f':{argument}' if argument else '')
@@ -119,17 +120,9 @@ def find(where):
   return available()[where]
 
 
-def module(file):
-  """Returns the module in `file`, a sweep.py or report.py."""
-  spec = importlib.util.spec_from_file_location(f'{file.parent.name}_{file.stem}'.replace('-', '_'), file)
-  found = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(found)
-  return found
-
-
 def items(file, argument=''):
   """Returns what `runs` of the sweep file yields for `argument`."""
-  found = module(file)
+  found = experiment.module_of(file)
   if not hasattr(found, 'runs'):
     raise errors.UserError(f'{file} defines no runs()')
   takes = bool(inspect.signature(found.runs).parameters)
@@ -162,11 +155,19 @@ def checked(item, where, overrides, workdir):
     config, _ = experiment.load(fields['experiment'], texts)
     for evaluation in evaluations:
       _check_evaluation(fields['experiment'], texts, evaluation)
-    rundir.verify(folder, config)
+    _verify(folder, config)
   except errors.UserError as error:
     raise errors.UserError(f'{where} ({fields["name"]}): {error}') from None
   return Run(str(fields['name']), fields['experiment'], texts, evaluations, folder, config.train.steps,
              start, after, prepare)
+
+
+def _verify(folder, config):
+  """Raises UserError if `folder` holds another run; one that cannot be read stops no other run."""
+  try:
+    rundir.verify(folder, config)
+  except errors.Damaged:
+    pass                                 # its training, or its collection, says so
 
 
 def _fields(item):
@@ -217,8 +218,7 @@ def is_trained(run):
 
 def missing_evaluations(run):
   """Returns the evaluations of a trained run that its last checkpoint has not had, or not all."""
-  file, step = run.workdir / 'evals.jsonl', done(run).get('step')
-  lines = [json.loads(text) for text in file.read_text('utf-8').splitlines()] if file.is_file() else []
+  lines, step = _readable(records.evaluations, run) or [], done(run).get('step')
   count = lambda field: len({json.dumps(one['value']) for one in lines
                              if one['field'] == field and one['step'] == step})
   return [text for text in run.evaluations
@@ -232,5 +232,12 @@ def is_done(run):
 
 def done(run):
   """Returns the final metrics of a finished run, {} for another."""
-  file = run.workdir / 'DONE'
-  return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+  return _readable(records.done, run) or {}
+
+
+def _readable(read, run):
+  """What `read` finds in the directory of `run`, None where it is damaged: whoever goes on there says so."""
+  try:
+    return read(run.workdir)
+  except errors.Damaged:
+    return None

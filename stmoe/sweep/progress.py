@@ -4,12 +4,13 @@ $STMOE_PROGRESS may be auto (the default), rich, plain or off, as for training.
 """
 
 import collections
-import json
 import os
 import sys
 import time
 
+from stmoe import files
 from stmoe.analysis import table
+from stmoe.runs import records
 from stmoe.sweep import plan
 from stmoe.sweep import work
 
@@ -28,15 +29,19 @@ def make(runs):
 def step(run):
   """Returns the last step that `run` has logged; 0 before the first."""
   file = run.workdir / 'metrics.jsonl'
-  if not file.is_file():
+  try:
+    with file.open('rb') as stream:
+      stream.seek(max(0, file.stat().st_size - 65536))
+      lines = stream.read().splitlines()
+  except OSError:                        # not there yet
     return 0
-  with file.open('rb') as stream:
-    stream.seek(max(0, file.stat().st_size - 65536))
-    for line in reversed(stream.read().splitlines()):
-      try:
-        return json.loads(line)['step']
-      except (ValueError, TypeError, KeyError):                      # cut short by a kill, or by the seek
-        continue
+  for text in reversed(lines):
+    try:
+      line = files.parse_json(text.decode())
+      records.check_line(line)
+      return line['step']
+    except ValueError:                   # cut short by a kill, or by the seek
+      continue
   return 0
 
 

@@ -8,6 +8,7 @@ import shlex
 import sys
 
 from stmoe import errors
+from stmoe import experiment
 from stmoe.analysis import report
 from stmoe.sweep import collect
 from stmoe.sweep import origin
@@ -22,7 +23,7 @@ def of(runs, named=()):
   """
   found, paths = [], {run.path.resolve() for run in runs}
   for workdir in sorted({path.parent for path in paths}):
-    entries = [one for one in origin.recorded(workdir) if one['sweep'].partition(':')[0] in plan.available()]
+    entries = [one for one in _recorded(workdir) if one['sweep'].partition(':')[0] in plan.available()]
     entries += [dict(sweep=where, overrides=[]) for where in named]
     for entry in entries:
       try:
@@ -38,12 +39,21 @@ def of(runs, named=()):
   return found
 
 
+def _recorded(workdir):
+  """The entries of sweep.json; none, which is said, where it cannot be read."""
+  try:
+    return origin.recorded(workdir)
+  except errors.Damaged as error:
+    print(f'no verdicts: {error}', file=sys.stderr)
+    return []
+
+
 def question(sweep, mine, entry):
   """Returns the report.Question of the runs `mine` of a sweep; `entry` is its line of sweep.json."""
   page, file = (sweep.file.with_name(name) for name in ('README.md', 'report.py'))
   results, verdicts, figures = collect.results(mine), [], {}
   if file.is_file():
-    module = plan.module(file)
+    module = experiment.module_of(file)
     verdicts = module.report(results)
     figures = module.figures(results) if hasattr(module, 'figures') else {}
   words = ['stmoe', 'sweep', entry['sweep'], '--workdir', str(sweep.workdir),

@@ -1,12 +1,12 @@
 """The best checkpoint of a run by a score of its evaluations, kept beside the newest ones."""
 
-import json
 import pathlib
 
 from stmoe import errors
+from stmoe import files
+from stmoe.runs import records
 from stmoe.train import checkpoint
 from stmoe.train import job
-from stmoe.train import rundir
 
 
 class Best:
@@ -22,7 +22,7 @@ class Best:
     if self.name and self.name not in known:
       raise errors.UserError(f'checkpoint.best={self.name!r}: there is no such score'
                              f'{errors.nearest(self.name, known)} (there are: {", ".join(known)})')
-    self._found = read(path)
+    self._found = records.best(path)
 
   def improves(self, step, values):
     """Returns whether `values` have a better score than every earlier step had."""
@@ -41,14 +41,8 @@ class Best:
     saved.save(step, state, position, meta | dict(seconds=0.0))
     saved.close()
     if job.leads():
-      rundir.write(self._path / 'best.json', json.dumps(self._found, indent=2) + '\n')
+      files.write_json(self._path / 'best.json', self._found)
 
   def describe(self):
     """Returns the best score as a line."""
     return f'best {self.name} until now: {self._found["value"]:.4g}, of step {self._found["step"]:,}; kept'
-
-
-def read(path):
-  """Returns dict(step, name, value) of the best checkpoint of run `path`; without one step -1, value None."""
-  file = pathlib.Path(path) / 'best.json'
-  return json.loads(file.read_text()) if file.exists() else dict(step=-1, name='', value=None)

@@ -8,9 +8,7 @@ that were there twice. An export of the same parameters then has the same names 
 
 import contextlib
 import itertools
-import json
 import math
-import os
 import pathlib
 import shutil
 
@@ -19,6 +17,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import files as documents
 from stmoe import lookup
 from stmoe.data import progress
 from stmoe.data import vocab
@@ -26,6 +25,8 @@ from stmoe.interop import fields
 from stmoe.interop import files
 from stmoe.interop import rules
 from stmoe.interop import t5x
+from stmoe.runs import owner
+from stmoe.runs import records
 from stmoe.train import check
 from stmoe.train import checkpoint
 from stmoe.train import rundir
@@ -73,9 +74,9 @@ def read(source, target, overrides=(), say=print):
     for file in BESIDE:
       if (source / file).is_file():
         shutil.copyfile(source / file, path / 'source' / file)
-    rundir.write(path / 'imported.json', json.dumps(record, indent=2) + '\n')
+    documents.write_json(path / 'imported.json', record)
     rundir.claim(path, cfg)
-    metrics = writers.Metrics(path, 0)
+    metrics = writers.Metrics(path, 0, say)
     metrics.write(0, dict(tokens=0, flops=0.0, time=0.0))
     metrics.close()
   return record | dict(parameters=sum(x.size for x in jax.tree.leaves(plan.shapes['params'])))
@@ -98,19 +99,32 @@ def beside(target):
   target = pathlib.Path(target)
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise errors.UserError(f'{target} is there already and not an empty folder; choose another')
-  path = target.parent / f'.{target.name}.{os.getpid()}.partial'
+  path = target.parent / f'.{target.name}.partial'
+  with rundir.own(path):
+    try:
+      _clear(path)                       # of what a kill left
+      yield path
+      (path / owner.FILE).unlink()
+      _take_place(path, target)
+    except BaseException:
+      shutil.rmtree(path, ignore_errors=True)
+      raise
+
+
+def _clear(path):
+  for left in [left for left in path.iterdir() if left.name != owner.FILE]:
+    if left.is_dir() and not left.is_symlink():
+      shutil.rmtree(left)
+    else:
+      left.unlink()
+
+
+def _take_place(path, target):
+  """Renames `path` to `target`, which may be an empty folder."""
   try:
-    path.mkdir(parents=True)
+    path.replace(target)
   except OSError as error:
     raise errors.UserError(f'{target}: {error.strerror}') from error
-  try:
-    yield path
-    if target.exists():
-      target.rmdir()
-    path.replace(target)
-  except BaseException:
-    shutil.rmtree(path, ignore_errors=True)
-    raise
 
 
 def _tied(family, hf, found):
@@ -238,10 +252,10 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
     UserError: the model is none of this family, or the checkpoint is not what was saved.
   """
   source = pathlib.Path(source)
-  cfg = rundir.load(source)
+  cfg = rundir.opened(source, step)
   for override in overrides:
     experiment.apply(cfg, override)
-  record = json.loads((source / 'imported.json').read_text()) if (source / 'imported.json').is_file() else {}
+  record = records.imported(source)
   name = to or record.get('family', 't5x')
   if name == 't5x':
     raise errors.UserError(f'{source} was not imported from Hugging Face; say what it is to be with --to '
@@ -266,7 +280,7 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
     for file in (source / 'source').glob('*'):
       shutil.copyfile(file, path / file.name)
     if hf is not None:
-      rundir.write(path / 'config.json', json.dumps(hf, indent=2, sort_keys=True) + '\n')
+      documents.write_json(path / 'config.json', hf, sort_keys=True)
     made = files.create(path, layout | {c: (kind(c), layout[o][1]) for c, o in copies.items()}, most)
     with progress.task('writing tensors', sum(made[t].size for t in layout), 'bytes') as advance:
       for leaf, group in itertools.groupby(placed, lambda place: place.leaf):

@@ -11,13 +11,13 @@ The model is the start's unless `finetune.model='own'`; then the recipe of secti
 Which parameters train is train.trainable (freeze.py). Steps count from 0.
 """
 
-import json
 import pathlib
 
 import jax
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import files
 from stmoe import lookup
 from stmoe.data import pipeline
 from stmoe.train import best
@@ -123,7 +123,7 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
     name:    of the experiment, for the records.
     say:     called with lines of text.
   """
-  if not list(pathlib.Path(workdir).glob('checkpoints/[0-9]*')):
+  if not _begun(workdir):
     check.counts(cfg)
     loop.keep_compilations()
     with states.on_mesh(cfg.mesh, devices) as mesh:
@@ -139,8 +139,14 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
       data.close()
       for line in describe(record):
         say(line)
-      _write(cfg, workdir, state, record, position, facts)
+      with rundir.own(workdir) as path:
+        if not _begun(path):             # by another process, meanwhile
+          _write(cfg, path, state, record, position, facts)
   return loop.train(cfg, workdir, name, devices)
+
+
+def _begun(workdir):
+  return any(pathlib.Path(workdir).glob('checkpoints/[0-9]*'))
 
 
 def _load(run, cfg, plan, vocab, step):
@@ -183,21 +189,23 @@ def describe(record):
       yield f'{title}: {", ".join(record[title][:5])}{more} (all in finetune.json)'
 
 
-def _write(cfg, workdir, state, record, position, facts):
+def _write(cfg, path, state, record, position, facts):
   """Writes the run directory, the checkpoint first: without it the folder would be a run from scratch."""
-  path = rundir.make(workdir)
   rundir.verify(path, cfg)
   saved = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
                                  cfg.checkpoint.async_save)
   saved.save(0, state, position, dict(config=rundir.identity(cfg), vocab=facts['vocab'].digest, seconds=0.0))
   saved.close()
-  rundir.write(path / 'finetune.json', json.dumps(record, indent=2) + '\n')
+  files.write_json(path / 'finetune.json', files.plain(record))
   rundir.claim(path, cfg)
 
 
-def prepare(name, overrides, run):
-  """Returns (configuration, canonical name) of experiment `name` for fine-tuning from run directory `run`."""
-  start = rundir.load(run)
+def prepare(name, overrides, run, step=None):
+  """Returns (configuration, canonical name) of experiment `name` for fine-tuning from run directory `run`.
+
+  step: of the checkpoint to start from; None = the newest.
+  """
+  start = rundir.opened(run, step)
   early = [text for text in overrides if text.removeprefix('--config.').startswith(('finetune.', 'data.'))]
   cfg, name = experiment.load(name, early)
   given = any(text.removeprefix('--config.').startswith('data.vocab=') for text in early)

@@ -36,7 +36,7 @@ class Harness:
   """
 
   def __init__(self, path, batch_size=8, length=64, alone=True, cfg=None, devices=None):
-    self.cfg = rundir.load(path) if cfg is None else cfg
+    self.cfg = rundir.opened(path) if cfg is None else cfg
     if self.cfg.data.get('objective') != 'lm':
       raise errors.UserError(f'lm-evaluation-harness scores texts from left to right, and {path} has '
                              f'data.objective={self.cfg.data.get("objective")!r}; it needs lm')

@@ -1,13 +1,13 @@
 """Texts from the checkpoint of a run: prompts in, generated texts out, batch by batch."""
 
 import itertools
-import json
 
 import jax
 import numpy as np
 
 from stmoe import axes
 from stmoe import errors
+from stmoe import files
 from stmoe.data import pipeline
 from stmoe.decode import generate
 from stmoe.train import check
@@ -31,10 +31,10 @@ def read(lines, where, jsonl=False):
     place, fields = f'{where}:{number}', {}
     if jsonl:
       try:
-        fields = json.loads(line)
+        fields = files.parse_json(line)
       except ValueError as error:
-        raise errors.UserError(f'{place} is not JSON: {error}') from None
-      if not isinstance(fields, dict) or not isinstance(fields.get('inputs'), str):
+        raise errors.UserError(f'{place} {error}') from None
+      if not isinstance(fields.get('inputs'), str):
         raise errors.UserError(f'{place} is no object with a text "inputs"')
     yield place, fields['inputs'] if jsonl else line, fields
 

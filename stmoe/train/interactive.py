@@ -79,7 +79,7 @@ def generate(path, prompts, decode, length):
     length: most tokens of a text.
   """
   asked = [(f'prompt {i}', prompt, {}) for i, prompt in enumerate(prompts)]
-  batches = infer.texts(rundir.load(path), path, asked, decode, length, BATCH, say=lambda line: None)
+  batches = infer.texts(rundir.opened(path), path, asked, decode, length, BATCH, say=lambda line: None)
   return [text for batch in batches for _, text in batch]
 
 
@@ -101,7 +101,7 @@ def opened(path, step=None):
   step: of the checkpoint; None = the newest.
   """
   path = pathlib.Path(path)
-  config = rundir.load(path)
+  config = rundir.opened(path, step)
   with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:  # wherever it was trained
     plan = states.blueprint(config, mesh)
   saved = checkpoint.Checkpoints(path / 'checkpoints', keep=None, read_only=True)

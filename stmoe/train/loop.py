@@ -88,7 +88,8 @@ class Loop:
     self.data = pipeline.train_iterator(cfg, *distributed.shard(mesh, cfg.train.batch_size))
     stack.callback(self.data.close)
     job.same('data set', self.data.get_state()['data'])
-    job.first(lambda: str(rundir.claim(path, cfg)))    # only now: a mistake leaves no directory behind
+    job.first(lambda: str(stack.enter_context(rundir.own(path))))    # only now: a mistake leaves no directory
+    job.first(lambda: str(rundir.claim(path, cfg)))
     job.together(lambda: rundir.shared(path))
     stop = stack.enter_context(signals.Signals(twice=0.0 if job.size() == 1 else 0.5))
     self.ballot = distributed.Ballot(mesh, stop, AHEAD)
@@ -102,7 +103,7 @@ class Loop:
     self.flops_of_start = flops_before - self.step * flops_per_step  # not 0 where a cheaper run was upcycled
     self.log.show = show = self.show = progress.make(cfg.train.steps, self.step, job.leads())
     stack.callback(show.close)
-    self.metrics = writers.Metrics(path, self.step) if job.leads() else writers.Silence()
+    self.metrics = writers.Metrics(path, self.step, self.log) if job.leads() else writers.Silence()
     stack.callback(self.metrics.close)
     if job.leads():
       writers.drop_router_stats(path, self.step)

@@ -3,10 +3,11 @@
 config.json  the resolved configuration      env.json  versions, devices, git revision, corpus
 DONE         final metrics of a finished run log.txt   what was said while it ran
 evals.jsonl  evaluations under other fields  (`stmoe eval --sweep`)
+owner.json   the process that writes here, or did last (stmoe/runs/owner.py)
 """
 
+import contextlib
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -19,6 +20,9 @@ import ml_collections
 import stmoe
 from stmoe import errors
 from stmoe import experiment
+from stmoe import files
+from stmoe.runs import owner
+from stmoe.runs import records
 
 # What a run may change when it continues: how long, how watched, on what machine.
 FREE = ('train.steps', 'train.log_every', 'train.stats_every', 'train.stop_after_bad', 'eval.', 'checkpoint.',
@@ -51,10 +55,23 @@ def free(field):
 def claim(path, cfg):
   """Returns the run directory `path` with `cfg` as its config.json, made if need be, no longer finished."""
   verify(path, cfg)
+  text = experiment.to_json(cfg)
+  try:
+    files.parse_json(text)
+  except ValueError as error:
+    raise errors.UserError(f'the configuration {error}') from None
   path = make(path)
   (path / 'DONE').unlink(missing_ok=True)
-  write(path / 'config.json', experiment.to_json(cfg) + '\n')
+  files.write_text(path / 'config.json', text + '\n')
   return path
+
+
+@contextlib.contextmanager
+def own(path):
+  """Gives the Path of run directory `path`, made if need be, into which this process alone writes."""
+  path = make(path)
+  with owner.hold(path):
+    yield path
 
 
 def shared(path):
@@ -76,19 +93,66 @@ def make(path):
 
 def load(path):
   """Returns the ConfigDict of run directory `path`; JSON's lists are tuples again."""
-  file = pathlib.Path(path) / 'config.json'
+  fields = records.config(path)
   try:
-    fields = json.loads(file.read_text(encoding='utf-8'), object_hook=_tuples)
-  except FileNotFoundError:
-    raise errors.UserError(f'{path} is not a run directory: it has no config.json') from None
-  except ValueError as error:
-    raise errors.UserError(f'{file} is not JSON: {error}') from None
-  return ml_collections.ConfigDict(fields)
+    cfg = ml_collections.ConfigDict(_tuples(fields))
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise errors.Damaged(pathlib.Path(path) / 'config.json', files.reason(error)) from error
+  _form(pathlib.Path(path) / 'config.json', cfg, _common(), '')
+  return cfg
 
 
-def _tuples(fields):
-  deep = lambda value: tuple(deep(v) for v in value) if isinstance(value, list) else value
-  return {key: deep(value) for key, value in fields.items()}
+def _tuples(value):
+  if isinstance(value, dict):
+    return {key: _tuples(inner) for key, inner in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _common():
+  """The fields of every experiment, of the types that they have, and those that a run may change besides."""
+  _, common = experiment.find_module('common')
+  c = common.config()
+  c.eval.update(methods=(), examples=0)
+  c.checkpoint.best = ''
+  c.decode = dict(name='greedy')
+  c.data = dict(cache_dir='', eval_replaced=0.0)
+  return c
+
+
+def _form(file, found, known, where):
+  """Raises Damaged for the first field of `found` that has not the type of that in `known`."""
+  for key, model in known.items():
+    value, group = found.get(key, model), isinstance(model, ml_collections.ConfigDict)
+    kind = (int, float) if isinstance(model, float) else type(model)
+    if not isinstance(value, kind) or isinstance(value, bool) != isinstance(model, bool):
+      what = 'group of fields' if group else type(model).__name__
+      raise errors.Damaged(file, f'{where}{key} is {value!r:.60}, which is no {what}')
+    if group and key != 'losses':
+      _form(file, value, model, f'{where}{key}.')
+
+
+def opened(path, step=None):
+  """Returns the ConfigDict of run directory `path`, which its checkpoint was trained with.
+
+  Raises UserError if config.json is another one: it was changed by hand, or damaged. Without a checkpoint, or
+  where that does not say, whoever reads the arrays finds out.
+
+  Args:
+    step: of the checkpoint; None = the newest.
+  """
+  cfg = load(path)
+  folder = pathlib.Path(path) / 'checkpoints'
+  steps = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
+  at = max(steps, default=None) if step is None else step
+  try:
+    trained = files.read_json(folder / str(at) / 'meta' / 'metadata').get('config')
+  except errors.Damaged:
+    return cfg
+  if isinstance(trained, str) and trained != identity(cfg):
+    raise errors.Damaged(pathlib.Path(path) / 'config.json',
+                         f'is not the configuration that the checkpoint of step {at:,} was trained with '
+                         f'({identity(cfg)[:12]}, and {trained[:12]} there)')
+  return cfg
 
 
 def identity(cfg):
@@ -104,11 +168,8 @@ def finished(path, cfg):
   Raises UserError if another experiment is there.
   """
   verify(path, cfg)
-  file = pathlib.Path(path) / 'DONE'
-  if not file.exists():
-    return False
-  values = json.loads(file.read_text(encoding='utf-8'))
-  if values['step'] < cfg.train.steps:
+  values = records.done(path)
+  if values is None or values['step'] < cfg.train.steps:
     return False
   print(f'{path} is finished: {summary(values)}')
   return True
@@ -125,21 +186,13 @@ def summary(values):
 
 def finish(path, metrics):
   """Marks the run as finished with its final metrics."""
-  write(pathlib.Path(path) / 'DONE', json.dumps(metrics, indent=2) + '\n')
+  files.write_json(pathlib.Path(path) / 'DONE', metrics)
 
 
 def add_evaluation(path, step, field, value, values):
   """Adds a line to evals.jsonl: the 'eval/...' metrics `values` of a checkpoint with `field` at `value`."""
-  with (pathlib.Path(path) / 'evals.jsonl').open('a', encoding='utf-8') as file:
-    file.write(json.dumps(dict(step=step, field=field, value=value) | values) + '\n')
-
-
-def write(file, text):
-  """Writes a file so that it is there whole or as it was before."""
-  file = pathlib.Path(file)
-  temporary = file.with_name(f'{file.name}.{os.getpid()}.tmp')
-  temporary.write_text(text, encoding='utf-8')
-  temporary.replace(file)
+  files.append_line(pathlib.Path(path) / 'evals.jsonl',
+                    files.plain(dict(step=step, field=field, value=value) | values))
 
 
 def check_same(found, mine):
@@ -164,13 +217,15 @@ def record_environment(path, name, mesh, parameters, corpus):
   """
   import jax                             # the rest of this file answers without it
   device = mesh.devices.flat[0]
-  facts = dict(name=name, stmoe=stmoe.__version__, revision=_revision(), python=platform.python_version(),
-               platform=platform.platform(), command=sys.argv,
+  text = lambda word: word.encode(errors='replace').decode()         # a name of bytes that are no UTF-8
+  facts = dict(name=text(name), stmoe=stmoe.__version__, revision=_revision(),
+               python=platform.python_version(), platform=platform.platform(),
+               command=list(map(text, sys.argv)),
                packages={p: importlib.metadata.version(p) for p in PACKAGES},
                devices=dict(kind=device.device_kind, backend=device.platform, mesh=dict(mesh.shape),
                             processes=jax.process_count(), cpus=os.cpu_count()),
                parameters=parameters, corpus=corpus)
-  write(pathlib.Path(path) / 'env.json', json.dumps(facts, indent=2) + '\n')
+  files.write_json(pathlib.Path(path) / 'env.json', files.plain(facts))
 
 
 def _revision():

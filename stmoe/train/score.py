@@ -8,6 +8,7 @@ import pathlib
 from stmoe import errors
 from stmoe import experiment
 from stmoe.data import pipeline
+from stmoe.runs import records
 from stmoe.train import check
 from stmoe.train import checkpoint
 from stmoe.train import evaluate
@@ -18,7 +19,7 @@ from stmoe.train import state as states
 from stmoe.train import taskscore
 
 
-def sweep(cfg, path, field, texts, say, step=None, devices=None):
+def sweep(cfg, path, field, texts, say, step=None, best=False, devices=None):
   """Yields (value, step, 'eval/...' metrics) of one checkpoint with `field` of `cfg` at each of `texts`.
 
   What every one gave is also added to evals.jsonl of the run. Models of all values are laid out before the
@@ -29,6 +30,7 @@ def sweep(cfg, path, field, texts, say, step=None, devices=None):
     texts: as typed on a command line.
     the rest as for `score`.
   """
+  records.evaluations(path)              # one that cannot be read takes no more lines
   fields, changed = experiment.matching(cfg, field), []
   for text in texts:
     changed.append(copy.deepcopy(cfg))
@@ -40,22 +42,24 @@ def sweep(cfg, path, field, texts, say, step=None, devices=None):
   for one in changed:
     value = experiment.flatten(one)[fields[0]]
     say(f'{field}={value}')
-    step, values = score(one, path, say, step, devices)              # the same checkpoint from now on
+    at, values = score(one, path, say, step, best, devices)
+    step = step if best else at          # the same checkpoint from now on
     if job.leads():
-      rundir.add_evaluation(path, step, field, value, values)
-    yield value, step, values
+      rundir.add_evaluation(path, at, field, value, values)
+    yield value, at, values
 
 
-def score(cfg, path, say, step=None, devices=None):
+def score(cfg, path, say, step=None, best=False, devices=None):
   """Returns (step, 'eval/...' metrics) of a checkpoint of run directory `path` under `cfg`.
 
   Args:
     cfg:  the run's configuration; its evaluation fields may differ from the run's.
     say:  called with lines of text.
     step: of the checkpoint; None = the newest.
+    best: the checkpoint that checkpoint.best kept instead.
   """
   with _opened(cfg, devices) as (plan, facts):
-    at, state, _, _ = restore(plan, path, facts['vocab'], say, step)
+    at, state, _, _ = restore(plan, path, facts['vocab'], say, step, 'best' if best else 'checkpoints')
     say(f'evaluating the checkpoint of step {at:,}')
     return at, evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, facts)
 

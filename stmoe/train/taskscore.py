@@ -9,7 +9,6 @@ Section `decode` names the strategy, a module of stmoe/decode, and its fields.
 """
 
 import itertools
-import json
 import pathlib
 
 from flax import nnx
@@ -17,13 +16,13 @@ import jax
 import numpy as np
 
 from stmoe import errors
+from stmoe import files
 from stmoe import lookup
 from stmoe.data import pipeline
 from stmoe.decode import generate
 from stmoe.decode import rank
 from stmoe.train import check
 from stmoe.train import distributed
-from stmoe.train import rundir
 from stmoe.train import state as states
 
 METHODS = ('rank', 'decode', 'span')
@@ -201,9 +200,9 @@ def capacities(plan):
   return found
 
 
-def write(path, found):
-  """Writes results.json of run directory `path`."""
-  rundir.write(pathlib.Path(path) / 'results.json', json.dumps(found, indent=2) + '\n')
+def write(path, found, name='results.json'):
+  """Writes a record into the run directory `path`."""
+  files.write_json(pathlib.Path(path) / name, files.plain(found))
 
 
 def describe(values):

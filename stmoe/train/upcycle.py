@@ -11,7 +11,6 @@ Differs: T5X decays Adafactor's second moments by the global step; here empty sl
 
 import inspect
 import itertools
-import json
 import pathlib
 
 import jax
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import files
 from stmoe import lookup
 from stmoe.data import pipeline
 from stmoe.surgery import upcycle as surgery
@@ -58,7 +58,7 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
     UserError: `workdir` is in use, a run is not dense or of another backbone, or nothing is left to train.
   """
   _check(runs, cfg, workdir, noise, granularity, optimizer)
-  starts = [rundir.load(run) for run in runs]
+  starts = [rundir.opened(run) for run in runs]
   for run, start in zip(runs, starts):
     same_backbone(run, start, cfg)
   loop.keep_compilations()
@@ -92,16 +92,16 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
         parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plans[0], plan)],
         data=position, noise=noise, granularity=granularity, optimizer=optimizer,
         leaves=surgery.report(plan.shapes['params']))
-    _write(cfg, workdir, state, record, facts, float(spent if step == 'keep' else 0))
+    with rundir.own(workdir) as path:
+      _unused(path)                      # nor was it taken meanwhile
+      _write(cfg, path, state, record, facts, float(spent if step == 'keep' else 0))
   return record
 
 
 def _check(runs, cfg, workdir, noise, granularity, optimizer):
   """Raises UserError for a `workdir` that is in use, and for numbers that cannot be meant."""
   check.counts(cfg)
-  used = [*pathlib.Path(workdir).glob('config.json'), *pathlib.Path(workdir).glob('checkpoints/[0-9]*')]
-  if used:
-    raise errors.UserError(f'{workdir} holds a run already ({used[0].name}); choose another --workdir')
+  _unused(workdir)
   if noise < 0:
     raise errors.UserError(f'--noise {noise}: must be at least 0')
   if granularity < 1:
@@ -113,6 +113,12 @@ def _check(runs, cfg, workdir, noise, granularity, optimizer):
     if not (pathlib.Path(run) / 'checkpoints').is_dir():
       rundir.load(run)                   # has the better words for what is no run at all
       raise errors.UserError(f'{run} has no checkpoint yet')
+
+
+def _unused(workdir):
+  used = [*pathlib.Path(workdir).glob('config.json'), *pathlib.Path(workdir).glob('checkpoints/[0-9]*')]
+  if used:
+    raise errors.UserError(f'{workdir} holds a run already ({used[0].name}); choose another --workdir')
 
 
 def same_backbone(run, start, cfg):
@@ -256,18 +262,18 @@ def difference(cfg, dense, sparse):
   return float((changed / whole) ** 0.5)
 
 
-def _write(cfg, workdir, state, record, facts, spent):
+def _write(cfg, path, state, record, facts, spent):
   """Writes the run directory, the checkpoint first: without it, the folder would be a run from scratch.
 
   spent: the FLOPs that the run starts with, those of the dense runs.
   """
-  path, at = rundir.make(workdir), record['step']
+  at = record['step']
   saved = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
                                  cfg.checkpoint.async_save)
   meta = dict(config=rundir.identity(cfg), vocab=facts['vocab'].digest, seconds=0.0, flops=spent)
   saved.save(at, state, record['data'], meta)
   saved.close()
-  rundir.write(path / 'upcycle.json', json.dumps(record, indent=2) + '\n')
+  files.write_json(path / 'upcycle.json', files.plain(record))
   rundir.claim(path, cfg)
   low, high = jax.device_get(state['counts']['tokens']).tolist()
   metrics = writers.Metrics(path, at)

@@ -1,57 +1,45 @@
 """Where metrics go: metrics.jsonl (the source of truth), TensorBoard, router_stats, log.txt."""
 
+import io
 import json
 import math
+import os
 import pathlib
 import sys
 import time
 
 import numpy as np
 
-from stmoe.train import rundir
+from stmoe import files
+from stmoe.runs import records
 
 
 class Metrics:
   """metrics.jsonl and TensorBoard of a run that continues after `step`.
 
   Lines of later steps, written by a run that was killed before its next checkpoint, are cut
-  off: the continued run writes them again.
+  off: the continued run writes them again. `say` is called with a line about any that is damaged.
   """
 
-  def __init__(self, path, step):
+  def __init__(self, path, step, say=print):
     self._file = pathlib.Path(path) / 'metrics.jsonl'
-    self.lines = kept_lines(self._file, step)
-    rundir.write(self._file, ''.join(json.dumps(line) + '\n' for line in self.lines))
-    self._stream = self._file.open('a', encoding='utf-8')
+    damage = lambda line: say(f'note: {line}; it is left out')
+    self.lines = [line for line in records.metrics(path, damage) if line['step'] <= step]
+    files.write_text(self._file, ''.join(json.dumps(line) + '\n' for line in self.lines))
     self._board = _board(path, step)
 
   def write(self, step, values):
     """Appends one line and returns it; numbers that are not finite become null."""
     line = {'step': step} | {name: _plain(value) for name, value in values.items()}
-    self._stream.write(json.dumps(line) + '\n')
-    self._stream.flush()
+    files.append_line(self._file, line)
     for name, value in line.items():
       if value is not None:
         self._board.add_scalar(name, value, step)
     return line
 
   def close(self):
-    """Flushes and closes both."""
-    self._stream.close()
+    """Flushes and closes TensorBoard's file."""
     self._board.close()
-
-
-def kept_lines(file, step):
-  """Returns the whole lines of a metrics.jsonl up to `step`; [] if there is none."""
-  if not file.exists():
-    return []
-  lines = []
-  for text in file.read_text(encoding='utf-8').splitlines():
-    try:
-      lines.append(json.loads(text))
-    except ValueError:                 # the line a kill cut short
-      continue
-  return [line for line in lines if line['step'] <= step]
 
 
 def _board(path, step):
@@ -78,17 +66,18 @@ def write_router_stats(path, step, load, states):
   folder.mkdir(exist_ok=True)
   width = max(len(row) for row in load.values())
   rows = [np.pad(np.float32(row), (0, width - len(row)), constant_values=np.nan) for row in load.values()]
-  temporary = folder / f'.{step}.tmp.npz'
   found = {f'state/{layer}/{name}': np.float32(v) for layer, values in states.items()
            for name, v in values.items()}
-  np.savez(temporary, moe_load=np.stack(rows), layers=np.array(list(load)), **found)
-  temporary.replace(folder / f'{step}.npz')
+  content = io.BytesIO()
+  np.savez(content, moe_load=np.stack(rows), layers=np.array(list(load)), **found)
+  files.write_bytes(folder / f'{step}.npz', content.getvalue())
 
 
 def drop_router_stats(path, step):
   """Removes the router_stats of steps after `step`, and what a kill left half written."""
-  for file in (pathlib.Path(path) / 'router_stats').glob('*.npz'):
-    if not file.stem.isdigit() or int(file.stem) > step:
+  for file in (pathlib.Path(path) / 'router_stats').glob('*'):
+    later = file.suffix == '.npz' and file.stem.isdecimal() and int(file.stem) > step
+    if later or file.suffix == '.tmp' or file.name.endswith('.tmp.npz'):
       file.unlink()
 
 
@@ -112,7 +101,8 @@ class Log:
   """Lines for people: to log.txt with the time, and to `show`, which a display may replace."""
 
   def __init__(self, path):
-    self._stream = (pathlib.Path(path) / 'log.txt').open('a', encoding='utf-8')
+    descriptor = files.open_to_append(pathlib.Path(path) / 'log.txt')
+    self._stream = os.fdopen(descriptor, 'a', encoding='utf-8', errors='backslashreplace')
     self.show = None
 
   def __call__(self, text):

@@ -16,7 +16,7 @@ def write_run(folder, method='switch', *, layers=('decoder_01', 'decoder_03'), e
                 data=dict(task='stdlib', vocab='bytes', length=128),
                 train=dict(steps=steps, batch_size=8), **(extra or {}))
   (folder / 'config.json').write_text(json.dumps(config))
-  (folder / 'env.json').write_text(json.dumps(dict(jax='0.10.2', python='3.11.7', devices=['cpu'])))
+  (folder / 'env.json').write_text(json.dumps(dict(jax='0.10.2', python='3.11.7', devices=dict(kind='cpu'))))
   lines = []
   for step in range(10, steps + 1, 10):
     bits = final + 3.0 * np.exp(-step / (0.2 * steps))

@@ -148,7 +148,7 @@ def test_a_seed_that_is_not_done_is_counted_and_not_averaged(tmp_path):
   for seed, final in enumerate((2.0, 2.2, 3.0)):
     folder = synthetic.write_run(tmp_path / f'x_seed{seed}', layers=(), final=final, seed=seed, done=seed < 2)
     if seed < 2:
-      (folder / 'DONE').write_text(json.dumps({'pairs/bleu@decode': 10.0 + seed}))
+      (folder / 'DONE').write_text(json.dumps({'step': 200, 'pairs/bleu@decode': 10.0 + seed}))
   found = runs.read_all(runs.expand([tmp_path]))
   headings, rows = leaderboard.columns(found, {}, runs.labels(found))
   cell = lambda heading: rows['x'][headings.index(heading)].text

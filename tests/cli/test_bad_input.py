@@ -176,7 +176,7 @@ def test_finished_run_says_so_at_once(command, trained):
 def test_full_disk_while_the_run_begins(mistake, text, tmp_path, monkeypatch):
   def full(self, *args, **kwargs):
     raise OSError(errno.ENOSPC, 'No space left on device', str(self))
-  monkeypatch.setattr(pathlib.Path, 'write_text', full)
+  monkeypatch.setattr(pathlib.Path, 'write_bytes', full)
   assert 'no space left on device' in mistake(*arguments(text, tmp_path / 'run'))
 
 

@@ -1,6 +1,7 @@
 """`stmoe eval RUN --sweep`: one checkpoint under several values of a field, its records and its figure."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from stmoe import errors
 from stmoe.analysis import figures
 from stmoe.analysis import runs
+from stmoe.runs import owner
 from stmoe.train import loop
 from stmoe.train import rundir
 from tests.train import tiny_run
@@ -89,7 +91,7 @@ def test_newer_checkpoints_and_later_lines_count(tmp_path):
   lines = [(1, 'a.b', 8, 0.5), (2, 'a.b', 8, 0.4), (2, 'a.b', 2, 0.3), (2, 'a.b', 8, 0.1), (1, 'c', 'x', 9.0)]
   for step, field, value, loss in lines:
     rundir.add_evaluation(tmp_path, step, field, value, {'eval/loss': loss})
-  assert runs.read_sweeps(tmp_path / 'evals.jsonl') == {
+  assert runs.read_sweeps(tmp_path) == {
       'a.b': [(2, {'eval/loss': 0.3}), (8, {'eval/loss': 0.1})], 'c': [('x', {'eval/loss': 9.0})]}
   assert runs.read_sweeps(tmp_path / 'nothing') == {}
 
@@ -103,3 +105,48 @@ def test_mistakes(trained, mistake, monkeypatch, sweep, words):
   monkeypatch.setattr(jax, 'device_get', None)                       # nothing is evaluated before
   line = mistake('eval', trained[0], '--sweep', sweep)
   assert all(word in line for word in words), line
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+  return shutil.copytree(trained[0], tmp_path / 'copy')
+
+
+def test_best_is_evaluated_without_tasks(copied, command, mistake):
+  assert 'has no best checkpoint' in mistake('eval', copied, '--best')
+  shutil.copytree(copied / 'checkpoints' / '4', copied / 'best' / '2')
+  code, out, _ = command('eval', copied, '--best', '--json')
+  assert code == 0 and json.loads(out)['step'] == 2
+  code, out, _ = command('eval', copied, '--best', '--sweep', f'{FIELD}=1', '--json')
+  assert code == 0 and [row['step'] for row in json.loads(out)] == [2]
+  assert '--best and --step' in mistake('eval', copied, '--best', '--step', '4')
+
+
+def test_a_configuration_that_was_changed_is_no_longer_the_checkpoint_s(copied, tmp_path, mistake, command):
+  fields = json.loads((copied / 'config.json').read_text())
+  (copied / 'config.json').write_text(json.dumps(fields | {'seed': 1}))
+  for words in (['eval', copied], ['infer', copied], ['report', copied],
+                ['convert', copied, tmp_path / 'target', '--to', 't5'],
+                ['finetune', copied, 'finetune/jsonl', '--config.data.jsonl=none'],
+                ['upcycle', copied, 'lm/text:smoke', '--config.data.files=none']):
+    assert 'config.json: is not the configuration that the checkpoint of step 4' in mistake(*words)
+  changed = fields | {'eval': fields['eval'] | {'batches': 2}}       # which a run may change
+  (copied / 'config.json').write_text(json.dumps(changed))
+  assert rundir.opened(copied).eval.batches == 2
+  (copied / 'config.json').write_text(json.dumps(fields | {'eval': fields['eval'] | {'batches': 'all'}}))
+  assert "config.json: eval.batches is 'all', which is no int" in mistake('eval', copied)
+
+
+def test_a_run_that_another_process_trains_is_left_alone(copied, trained):
+  before = {file: file.read_bytes() for file in copied.rglob('*') if file.is_file()}
+  with owner.hold(copied):
+    before[copied / owner.FILE] = (copied / owner.FILE).read_bytes()
+    with pytest.raises(errors.UserError, match='is in use by process'):
+      loop.train(config(trained[1], **{'train.steps': 6}), copied, 'tiny')
+    assert {file: file.read_bytes() for file in copied.rglob('*') if file.is_file()} == before
+
+
+def test_no_line_is_added_to_records_that_cannot_be_read(copied, mistake):
+  (copied / 'evals.jsonl').write_text('{"step": 4}\n')
+  assert 'evals.jsonl: line 1 has no field' in mistake('eval', copied, '--sweep', f'{FIELD}=1')
+  assert (copied / 'evals.jsonl').read_text() == '{"step": 4}\n'

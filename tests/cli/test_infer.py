@@ -9,6 +9,7 @@ import pytest
 
 from pallas_kernels import walk
 from stmoe import experiment
+from stmoe import files
 from stmoe.data import objectives
 from stmoe.data import pipeline
 from stmoe.train import checkpoint
@@ -31,7 +32,7 @@ def one_device():
 def write_run(path, cfg):
   """Writes a run directory with a checkpoint of an untrained model."""
   rundir.make(path)
-  rundir.write(path / 'config.json', experiment.to_json(cfg))
+  files.write_text(path / 'config.json', experiment.to_json(cfg))
   with states.on_mesh(cfg.mesh) as mesh:
     plan = states.blueprint(cfg, mesh)
     saved = checkpoint.Checkpoints(path / 'checkpoints', keep=1)

@@ -9,7 +9,7 @@ import pytest
 
 from stmoe import errors
 from stmoe.data import pipeline
-from stmoe.train import best
+from stmoe.runs import records
 from stmoe.train import check
 from stmoe.train import checkpoint
 from stmoe.train import finetune
@@ -67,7 +67,7 @@ def test_a_run_from_start_to_scores(start, overrides, tmp_path):
   assert found['step'] == 4 and 0 <= found['scores']['jsonl/accuracy@rank'] <= 100
   assert found['baselines'] == {'jsonl/accuracy': 50.0} and found['examples'] == {'jsonl': 2}
   assert list(found['eval_capacity_factor']['rank'].values()) == [2.0]
-  kept = best.read(run)
+  kept = records.best(run)
   assert kept['step'] in (2, 4) and kept['name'] == 'jsonl/accuracy@rank'
   again = score.tasks(rundir.load(run), run, said.append, best=True, devices=ONE)
   assert again['step'] == kept['step']

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import types
 
 import jax
 import numpy as np
@@ -163,6 +164,37 @@ def test_metrics_after_a_step_are_cut_off_and_half_a_line_too(tmp_path):
   second.close()
   assert [(m['step'], m['loss/ce']) for m in metrics(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
   assert metrics(tmp_path)[0] == {'step': 1, 'loss/ce': 1.0, 'bad': None, 'n': 7}
+
+
+def test_a_damaged_line_of_metrics_is_named_and_no_other_lost(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
+  said = []
+  found = writers.Metrics(tmp_path, 3, said.append)
+  found.close()
+  assert found.lines == metrics(tmp_path) == [{'step': 1}, {'step': 3}]
+  assert len(said) == 1 and 'metrics.jsonl: line 2 is not JSON' in said[0]
+
+
+def test_files_of_a_run_are_not_written_through_links(tmp_path):
+  other, run = tmp_path / 'other', tmp_path / 'run'
+  run.mkdir()
+  other.write_text('precious')
+  for name in ('metrics.jsonl', 'log.txt', 'evals.jsonl', 'DONE'):
+    (run / name).symlink_to(other)
+  writers.Metrics(run, 0).close()
+  rundir.finish(run, {'step': 1})
+  for write in (lambda: writers.Log(run), lambda: rundir.add_evaluation(run, 1, 'a', 1, {})):
+    with pytest.raises(errors.Damaged, match='it is a link'):
+      write()
+  assert other.read_text() == 'precious' and not (run / 'DONE').is_symlink()
+
+
+def test_what_is_no_unicode_is_said_and_recorded(tmp_path):
+  log = writers.Log(tmp_path)
+  log.show = types.SimpleNamespace(say=lambda text: None)
+  log('caf\udce9')
+  log.close()
+  assert 'caf\\udce9' in (tmp_path / 'log.txt').read_text()
 
 
 def test_router_stats_of_layers_with_different_experts(tmp_path):

@@ -4,17 +4,17 @@ What was submitted is kept in WORKDIR/slurm/submitted.json: the same command wat
 only what is neither done nor in the queue.
 """
 
-import json
 import pathlib
 import shutil
 import subprocess
 import time
 
 from stmoe import errors
+from stmoe import files
+from stmoe.runs import owner
 from stmoe.sweep import plan
 from stmoe.sweep import progress
 from stmoe.sweep import work
-from stmoe.train import rundir
 from stmoe.train import signals
 
 TIMEOUTS = 1000                          # how often a run may reach its time limit and go on in another job
@@ -36,15 +36,16 @@ def launch(runs, board, *, partition='', time=60, jobs=64, cpus=0, gpus=0, memor
   wanted = dict(partition=partition, cpus_per_task=cpus, gpus_per_node=gpus, mem=memory and f'{memory}GB',
                 account=account, qos=qos, constraint=constraint)
   folder = (runs[0].workdir.parent / 'slurm').resolve()
-  jobs_of = stored(folder)
   there = queue()
   if there is None:
     raise errors.UserError('--launcher slurm: squeue does not answer; nearest: local, print')
-  fresh = [run for run in runs if jobs_of.get(run.id) not in there]
-  jobs_of |= submit(fresh, folder, time=time, array_parallelism=jobs, signal_delay_s=grace,
-                    **{name: value for name, value in wanted.items() if value})
   folder.mkdir(parents=True, exist_ok=True)
-  rundir.write(folder / 'submitted.json', json.dumps(jobs_of, indent=2) + '\n')
+  with owner.hold(folder):               # two at once would submit the same runs
+    jobs_of = stored(folder)
+    fresh = [run for run in runs if jobs_of.get(run.id) not in there]
+    jobs_of |= submit(fresh, folder, time=time, array_parallelism=jobs, signal_delay_s=grace,
+                      **{name: value for name, value in wanted.items() if value})
+    files.write_json(folder / 'submitted.json', jobs_of)
   board.say(f'{len(fresh)} run(s) submitted, {len(runs) - len(fresh)} in the queue already')
   return watch(list(runs), jobs_of, board, poll)
 
@@ -52,7 +53,10 @@ def launch(runs, board, *, partition='', time=60, jobs=64, cpus=0, gpus=0, memor
 def stored(folder):
   """Returns dict run id -> job id of what was submitted before."""
   file = pathlib.Path(folder) / 'submitted.json'
-  return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+  found = files.read_json(file) if file.exists() else {}
+  if not all(isinstance(number, str) for number in found.values()):
+    raise errors.Damaged(file, 'has not the numbers of jobs')
+  return found
 
 
 def submit(runs, folder, **parameters):

@@ -1,0 +1,1 @@
+"""Run directories on disk: who owns one, and what its files hold."""

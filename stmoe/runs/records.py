@@ -1,0 +1,176 @@
+"""What the files of a run directory hold, each checked for its form: errors.Damaged names file and reason.
+
+config.json  env.json  metrics.jsonl  evals.jsonl  DONE  best.json  imported.json  router_stats/<step>.npz
+"""
+
+import math
+import pathlib
+
+import numpy as np
+
+from stmoe import errors
+from stmoe import files
+
+
+def config(path):
+  """Returns the dict in config.json of run directory `path`, groups of fields being dicts.
+
+  Raises UserError without one.
+  """
+  file = pathlib.Path(path) / 'config.json'
+  if not (file.exists() or file.is_symlink()):
+    inside = sorted(found.parent.name for found in pathlib.Path(path).glob('*/config.json'))
+    hint = f'; it has the runs {", ".join(inside)} inside' if inside else ''
+    raise errors.UserError(f'{path} is not a run directory: it has no config.json{hint}')
+  fields = files.read_json(file)
+  for group in ('data', 'model', 'blocks', 'train', 'eval', 'losses'):
+    _must(file, isinstance(fields.get(group, {}), dict), f'{group} is no group of fields')
+  data, blocks = fields.get('data', {}), fields.get('blocks', {})
+  for field in ('task', 'vocab'):
+    _must(file, isinstance(data.get(field, ''), str), f'data.{field} is no text')
+  mixture = data.get('mixture') or []
+  names = [entry[0] if isinstance(entry, list) and entry else entry for entry in mixture
+           ] if isinstance(mixture, list) else [None]
+  _must(file, all(isinstance(name, str) for name in names), 'data.mixture is no list of tasks')
+  for letter, block in blocks.items():
+    _block(file, f'blocks.{letter}', block)
+  return fields
+
+
+def _block(file, where, block):
+  """Checks a section of layers and what it wraps."""
+  while block is not None:
+    _must(file, isinstance(block, dict) and isinstance(block.get('layer', ''), str), f'{where} is no layer')
+    router = block.get('router', {'name': ''})
+    _must(file, isinstance(router, dict) and isinstance(router.get('name'), str), f'{where}.router is none')
+    where, block = f'{where}.inner', block.get('inner')
+
+
+def environment(path):
+  """Returns the dict in env.json, {} without one."""
+  file = pathlib.Path(path) / 'env.json'
+  facts = _optional(file) or {}
+  command = facts.get('command') or []
+  _must(file, isinstance(command, list) and all(isinstance(word, str) for word in command),
+        'command is no list of words')
+  for field, kind in (('revision', str), ('python', str), ('devices', dict), ('packages', dict)):
+    _must(file, isinstance(facts.get(field), (kind, type(None))), f'{field} is no {kind.__name__}')
+  return facts
+
+
+def imported(path):
+  """Returns the dict in imported.json: family, dtype, dtypes by tensor, copies; {} of a run trained here."""
+  file = pathlib.Path(path) / 'imported.json'
+  found = _optional(file)
+  if found is None:
+    return {}
+  text = lambda values: all(isinstance(value, str) for value in values)
+  dtypes, copies = found.get('dtypes'), found.get('copies')
+  good = isinstance(dtypes, dict) and isinstance(copies, list) and text(
+      [found.get('family'), found.get('dtype'), *dtypes.values(), *copies])
+  _must(file, good, 'has not family, dtypes and copies')
+  return found
+
+
+def metrics(path, bad=None):
+  """Returns the lines of metrics.jsonl, dicts of `step` and numbers or None; [] without one.
+
+  bad: called with errors.Damaged for each line that is none, which is left out; None = it is raised.
+  """
+  return files.read_lines(pathlib.Path(path) / 'metrics.jsonl', check=check_line, bad=bad, nan=True)
+
+
+def check_line(line):
+  """Raises ValueError unless the dict `line` has a step, and numbers or None in the other fields."""
+  step = line.get('step')
+  if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 1 << 63:
+    raise ValueError('has no step' if step is None else f'has {step!r:.40} for a step')
+  wrong = [field for field, value in line.items() if value is not None and not is_number(value)]
+  if wrong:
+    raise ValueError(f'has {line[wrong[0]]!r:.40} for {wrong[0]!r:.80}, which is no number')
+
+
+def is_number(value):
+  """Returns whether `value` is a finite number."""
+  try:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+  except OverflowError:
+    return False
+
+
+def done(path):
+  """Returns the final metrics in DONE, None where the run is not finished."""
+  return _numbers(pathlib.Path(path) / 'DONE')
+
+
+def _numbers(file):
+  found = _optional(file)
+  if found is not None:
+    try:
+      check_line(found)
+    except ValueError as error:
+      raise errors.Damaged(file, str(error)) from error
+  return found
+
+
+def evaluations(path):
+  """Returns the lines of evals.jsonl, dicts of step, field, value and 'eval/...' metrics; [] without one."""
+  def check(line):
+    if not isinstance(line.get('field'), str) or 'value' not in line:
+      raise ValueError('has no field and value')
+    check_line({key: value for key, value in line.items() if key not in ('field', 'value')})
+  return files.read_lines(pathlib.Path(path) / 'evals.jsonl', check=check, nan=True)
+
+
+def best(path):
+  """Returns dict(step, name, value) of the best checkpoint; without one step -1, value None."""
+  file = pathlib.Path(path) / 'best.json'
+  found = _optional(file)
+  if found is None:
+    return dict(step=-1, name='', value=None)
+  steps = isinstance(found.get('step'), int) and isinstance(found.get('name'), str)
+  _must(file, steps and is_number(found.get('value')), 'has not step, name and value of a checkpoint')
+  return found
+
+
+def stats(path):
+  """Yields (step, loads, states) of router_stats/<step>.npz, in order of the steps.
+
+  loads: dict layer -> f32[E]. states: dict layer -> dict path in the layer -> f32[E] or f32[].
+  """
+  folder, sizes = pathlib.Path(path) / 'router_stats', {}
+  for file in sorted((f for f in folder.glob('*.npz') if f.stem.isdecimal()), key=lambda f: int(f.stem)):
+    loads, states = _stats(file)
+    inside = {f'{layer}/{key}': value for layer, found in states.items() for key, value in found.items()}
+    for name, value in (loads | inside).items():
+      same = sizes.setdefault(name, value.shape) == value.shape
+      _must(file, same, f'{name} has {value.size} numbers where earlier steps have {sizes[name]}')
+    yield int(file.stem), loads, states
+
+
+def _stats(file):
+  """(loads, states) of one file."""
+  found = files.read_arrays(file)
+  rows, names = found.get('moe_load'), found.get('layers')
+  real = lambda x: x.dtype.kind in 'fiu'
+  _must(file, rows is not None and rows.ndim == 2 and real(rows), 'has no moe_load of layers and experts')
+  _must(file, names is not None and names.dtype.kind == 'U' and names.shape == rows.shape[:1] and
+        len(set(names.tolist())) == len(rows), f'has not the names of {len(rows)} layers')
+  states = {}
+  for key, value in found.items():
+    if key.startswith('state/'):
+      good = key.count('/') == 2 and value.ndim < 2 and real(value)
+      _must(file, good, f'has no state of a router in {key}')
+      _, layer, name = key.split('/')
+      states.setdefault(layer, {})[name] = value
+  return {str(name): row[np.isfinite(row)] for name, row in zip(names, rows)}, states
+
+
+def _optional(file):
+  """The dict in a file of JSON, None if there is no such file."""
+  return files.read_json(file) if file.exists() or file.is_symlink() else None
+
+
+def _must(file, holds, reason):
+  if not holds:
+    raise errors.Damaged(file, reason)
