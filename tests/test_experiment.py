@@ -138,3 +138,35 @@ def test_diff_names_fields_and_both_values(toy):
   with right.unlocked():
     del right.seed
   assert experiment.diff(left, right)['seed'] == (0, experiment.MISSING)
+
+
+@pytest.mark.parametrize('name, found', [
+    ('lm/text', ('lm/text', '')), ('lm/text:smoke,width=2', ('lm/text', 'smoke,width=2')),
+    ('a/b.py', ('a/b.py', '')), ('a:b.py:smoke', ('a:b.py', 'smoke')), ('a:b/c.py', ('a:b/c.py', '')),
+    ('b.py:x=y.py', ('b.py', 'x=y.py'))])
+def test_the_argument_comes_after_the_name(name, found):
+  assert experiment.split(name) == found
+
+
+@pytest.mark.parametrize('name', ['1984.py', 'a[1]b.py', 'a,b c.py', 'line\nend.py', '.hidden.py', '*.py',
+                                  'a:b.py', 'caf\udce9.py', 'a.b.py'])
+def test_a_file_may_have_any_name(tmp_path, monkeypatch, name):
+  (tmp_path / '.folder').mkdir()
+  (tmp_path / '.folder' / name).write_text(TOY)
+  monkeypatch.chdir(tmp_path)
+  config, canonical = experiment.load(f'.folder/{name}:width=16')
+  assert config.width == 16 and canonical == f'.folder/{name[:-3]}:width=16'
+  assert experiment.load(f'../{tmp_path.name}/.folder/{name}')[1] == f'{tmp_path.name}/.folder/{name[:-3]}'
+  assert experiment.load(str(tmp_path / '.folder' / name))[1] == f'{tmp_path}/.folder/{name[:-3]}'[1:]
+
+
+@pytest.mark.parametrize('content', [b'def get_config(:\n', b'\xff\xfe', b'a = 1\x00'])
+def test_a_file_that_is_no_python_is_one_line(tmp_path, content):
+  (tmp_path / 'a.py').write_bytes(content)
+  with pytest.raises(errors.Damaged, match='a.py: is no Python'):
+    experiment.load(str(tmp_path / 'a.py'))
+
+
+def test_a_value_that_is_no_utf8_is_refused(toy):
+  with pytest.raises(errors.UserError, match='config.opt.name=.* is not UTF-8'):
+    experiment.load(toy, ['opt.name=caf\udce9'])

@@ -92,3 +92,50 @@ def test_not_finite_is_never_written(tmp_path):
     files.append_line(tmp_path / 'a', {'x': float('nan')})
   files.append_line(tmp_path / 'a', {'x': 1})
   assert json.loads((tmp_path / 'a').read_text()) == {'x': 1}
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path):
+  (tmp_path / 'other').write_text('precious')
+  for name, write in (('a', lambda file: files.write_text(file, 'mine')),
+                      ('b', lambda file: files.write_json(file, {})),
+                      ('c', lambda file: files.write_bytes(file, b'mine'))):
+    (tmp_path / name).symlink_to(tmp_path / 'other')
+    write(tmp_path / name)
+    assert not (tmp_path / name).is_symlink()
+  (tmp_path / 'd').symlink_to(tmp_path / 'other')
+  with pytest.raises(errors.Damaged, match='d: cannot be written: it is a link'):
+    files.append_line(tmp_path / 'd', {})
+  assert (tmp_path / 'other').read_text() == 'precious'
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['a', 'b', 'c', 'd', 'other']
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path):
+  (tmp_path / 'a').mkdir()
+  for file in (tmp_path / 'a', tmp_path / 'nowhere' / 'b', tmp_path / ('c' * 300)):
+    with pytest.raises(errors.Damaged, match='cannot be written'):
+      files.write_text(file, 'a')
+  assert [p.name for p in tmp_path.iterdir()] == ['a']
+
+
+def test_half_a_surrogate_pair_is_written_as_it_is_said(tmp_path):
+  files.write_text(tmp_path / 'a', 'caf\udce9')
+  assert (tmp_path / 'a').read_text() == 'caf\\udce9'
+
+
+def test_lines_are_checked_and_the_last_one_may_lack_its_end(tmp_path):
+  def check(line):
+    if 'step' not in line:
+      raise ValueError('has no step')
+  file, said = tmp_path / 'a.jsonl', []
+  file.write_bytes(b'{"step": 1}\n{"stop": 2}\n\xff\n{"step": NaN}\n{"step": 4}')
+  with pytest.raises(errors.Damaged, match='a.jsonl: line 2 has no step'):
+    files.read_lines(file, check=check)
+  assert files.read_lines(file, check=check, bad=said.append) == [{'step': 1}, {'step': 4}]
+  assert [line.reason[:12] for line in said] == ['line 2 has n', 'line 3 is no', 'line 4 holds']
+  assert files.read_lines(file, check=check, bad=said.append, nan=True)[1:] == [{'step': None}, {'step': 4}]
+
+
+def test_numbers_that_are_not_finite_become_null():
+  inf = float('inf')
+  assert files.plain({'a': [1, inf, (2.5, float('nan'))], 'b': -inf, 'c': 'x'}) == {
+      'a': [1, None, [2.5, None]], 'b': None, 'c': 'x'}

@@ -95,6 +95,10 @@ def plan(variants, seeds, costs, steps):
           folder=re.sub(r'[^\w.=-]+', '_', variant.label) + (f'_seed{seed}' if len(seeds) > 1 else ''),
           flops=num_steps * cost['flops_per_step'], overrides=(f'train.steps={num_steps}', f'seed={seed}'),
           cost={k: cost[k] for k in COST}))
+  folders = [job.folder for job in jobs]
+  twice = [job.label for job in jobs if folders.count(job.folder) > 1]
+  if twice:
+    raise errors.UserError(f'{" and ".join(dict.fromkeys(twice))} would have one folder; rename a file')
   return jobs
 
 
@@ -142,7 +146,7 @@ def _is_job(job):
 
 def is_done(workdir, job):
   """Whether the run of `job` has finished."""
-  return records.done(workdir / job.folder) is not None
+  return (workdir / job.folder / 'DONE').exists()
 
 
 def run(workdir, jobs, train, say):
@@ -171,7 +175,10 @@ def run(workdir, jobs, train, say):
 def _left(workdir, jobs):
   """'; about 2 min 10 s for all that is left', from what the finished runs took per FLOP."""
   done = [job for job in jobs if is_done(workdir, job)]
-  seconds = [runs_lib.read(workdir / job.folder).last('time') for job in done]
+  try:
+    seconds = [runs_lib.read(workdir / job.folder).last('time') for job in done]
+  except errors.UserError:
+    return ''
   if not done or None in seconds:
     return ''
   ready = sum(job.flops for job in done)
@@ -179,16 +186,16 @@ def _left(workdir, jobs):
   return f'; about {table.duration(left)} for all that is left'
 
 
-def read_runs(workdir, jobs):
-  """Returns (runs, labels, costs by run name) of a finished comparison."""
-  found = [runs_lib.read(workdir / job.folder) for job in jobs]
-  return found, [job.label for job in jobs], {run.name: job.cost for run, job in zip(found, jobs)}
+def read_runs(workdir, jobs, say):
+  """Returns (runs, labels, costs by run name) of a finished comparison; see `runs.read_all`."""
+  of = {(workdir / job.folder).resolve(): job for job in jobs}
+  found = runs_lib.read_all(of, say=say)
+  return found, [of[run.path].label for run in found], {run.name: of[run.path].cost for run in found}
 
 
-def results(workdir, jobs):
+def results(runs, labels, costs):
   """Returns dict label -> dict column -> (mean, standard deviation, seeds); see `table.group`."""
-  found, labels, costs = read_runs(workdir, jobs)
-  return table.group([table.values(run, costs[run.name]) for run in found], labels)
+  return table.group([table.values(run, costs[run.name]) for run in runs], labels)
 
 
 def store_results(workdir, grouped):

@@ -117,8 +117,8 @@ def _train(name, overrides, folder):
 def _finish(workdir, jobs, names, fresh):
   """Prints the table, writes results, figures and report if they are not there, says what is next."""
   from stmoe.analysis import baselines
-  grouped = compare.results(workdir, jobs)
-  runs, labels, costs = compare.read_runs(workdir, jobs)
+  runs, labels, costs = compare.read_runs(workdir, jobs, _say)
+  grouped = compare.results(runs, labels, costs)
   if fresh:
     compare.store_results(workdir, grouped)
     _write_pages(workdir, runs, labels, costs, ', '.join(names))

@@ -36,7 +36,7 @@ def run(args):
   path = experiment.run_directory(args.run)
   if args.best and args.step is not None:
     raise errors.UserError('--best and --step do not go together')
-  cfg = rundir.opened(path, args.step)
+  cfg = rundir.opened(path, args.step, 'best' if args.best else 'checkpoints')
   if args.task:
     _check_task(args)
     from stmoe.train import taskscore

@@ -32,7 +32,7 @@ def run(args):
   from stmoe.analysis import runs
   from stmoe.sweep import questions
   from stmoe.train import rundir
-  found = runs.read_all(runs.expand(args.runs), check=rundir.opened)
+  found = runs.read_all(runs.expand(args.runs), check=rundir.trusted)
   labels = runs.labels(found)
   alone = pathlib.Path(args.runs[0]) if len(args.runs) == 1 else pathlib.Path()
   out = args.out or alone / 'report.html'
@@ -55,7 +55,7 @@ def _costs(found):
   from stmoe.analysis import table
   from stmoe.train import rundir
   known, costs = {}, {}
-  for one in found:
+  for one in (one for one in found if rundir.saved(one.path)):       # which vouch for the configuration
     model = json.dumps(one.config | {'seed': 0}, sort_keys=True)
     if model not in known:
       try:
@@ -88,7 +88,7 @@ def routed(runs, labels, folder, text=None):
   from stmoe.train import rundir
   samples = {}
   for one, label in zip(runs, labels):
-    if label in samples or not one.loads or not any((one.path / 'checkpoints').glob('[0-9]*')):
+    if label in samples or not one.loads or not rundir.saved(one.path):
       continue
     if 'vocab' not in rundir.load(one.path).data:                    # a model of images reads no text
       continue

@@ -7,17 +7,21 @@ function of the ids and positions of a batch, on the device. Letters: V ids, K b
 
 import dataclasses
 import heapq
+import pathlib
 import random
-import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stmoe import files
+from stmoe.errors import Damaged
 from stmoe.errors import UserError
 
 START = 0              # the reserved id before the first token of a document: padding, the decoder's start
 PRIME = 1_000_003      # p of `bigram`; the paper prints none
+# Of a table as it is stored: kinds of numbers, and dimensions.
+FORM = dict(table=('iu', 1), num_experts=('iu', 0), vocab_size=('iu', 0), kind=('U', 0), vocabulary=('U', 0))
 
 
 def random_table(vocab_size, num_experts, seed):
@@ -123,20 +127,20 @@ class TableFile:
 
 def read(path):
   """Returns the TableFile at `path`; raises UserError if there is none or it is something else."""
+  if not pathlib.Path(path).exists():
+    raise UserError(f'no hash table {str(path)!r}; stmoe tables makes one')
   try:
-    with np.load(path, allow_pickle=False) as found:
-      fields = {name: found[name] for name in found.files}
-    read = TableFile(fields['table'].astype(np.int32), int(fields['num_experts']), str(fields['kind']),
-                     str(fields['vocabulary']))
-  except FileNotFoundError:
-    raise UserError(f'no hash table {str(path)!r}; stmoe tables makes one') from None
-  except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(f'{path} is not a hash table of stmoe tables ({type(error).__name__}: {error})') from None
-  ids = read.table
-  if ids.ndim != 1 or len(ids) != fields.get('vocab_size') or ids.min() < 0 or ids.max() >= read.num_experts:
-    raise UserError(f'{path}: its table is not one bucket below {read.num_experts} for each of its '
-                    f'{fields.get("vocab_size")} ids')
-  return read
+    fields = files.read_arrays(path)
+  except Damaged as error:
+    raise UserError(f'{path} is not a hash table of stmoe tables ({error.reason})') from error
+  wrong = [name for name, (kinds, ndim) in FORM.items()
+           if name not in fields or fields[name].dtype.kind not in kinds or fields[name].ndim != ndim]
+  if wrong:
+    raise UserError(f'{path} is not a hash table of stmoe tables (it has no {wrong[0]})')
+  ids, experts, size = fields['table'], int(fields['num_experts']), int(fields['vocab_size'])
+  if not 0 < len(ids) == size or ids.min() < 0 or ids.max() >= experts:
+    raise UserError(f'{path}: its table is not one bucket below {experts} for each of its {size} ids')
+  return TableFile(ids.astype(np.int32), experts, str(fields['kind']), str(fields['vocabulary']))
 
 
 def before(ids, positions):

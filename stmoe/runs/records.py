@@ -23,6 +23,7 @@ def config(path):
     hint = f'; it has the runs {", ".join(inside)} inside' if inside else ''
     raise errors.UserError(f'{path} is not a run directory: it has no config.json{hint}')
   fields = files.read_json(file)
+  _must(file, is_number(fields.get('seed', 0)), 'seed is no number')
   for group in ('data', 'model', 'blocks', 'train', 'eval', 'losses'):
     _must(file, isinstance(fields.get(group, {}), dict), f'{group} is no group of fields')
   data, blocks = fields.get('data', {}), fields.get('blocks', {})

@@ -75,7 +75,7 @@ def _read(run):
   try:
     if records.done(run.workdir) is None:
       return None
-    rundir.opened(run.workdir)
+    rundir.trusted(run.workdir)
     data = runs_lib.read(run.workdir)
     return (run, data) if plan.is_done(run) else None
   except errors.UserError as error:
@@ -99,7 +99,7 @@ def row(run, data, cost):
   written = [text.replace(str(run.workdir.resolve()), plan.HERE) for text in run.overrides]
   fields = dict(text.split('=', 1) for text in written)
   return (dict(id=run.id, name=run.name, experiment=run.experiment, overrides=' '.join(written),
-               seed=data.config['seed']) | {field: text for field, text in fields.items() if field != 'seed'}
+               seed=data.config.get('seed', 0)) | {field: text for field, text in fields.items() if field != 'seed'}
           | cost | {key: value for key, value in data.done.items() if key not in cost})
 
 

@@ -123,7 +123,7 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
     name:    of the experiment, for the records.
     say:     called with lines of text.
   """
-  if not _begun(workdir):
+  if not rundir.saved(workdir):
     check.counts(cfg)
     loop.keep_compilations()
     with states.on_mesh(cfg.mesh, devices) as mesh:
@@ -140,13 +140,9 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
       for line in describe(record):
         say(line)
       with rundir.own(workdir) as path:
-        if not _begun(path):             # by another process, meanwhile
+        if not rundir.saved(path):            # by another process, meanwhile
           _write(cfg, path, state, record, position, facts)
   return loop.train(cfg, workdir, name, devices)
-
-
-def _begun(workdir):
-  return any(pathlib.Path(workdir).glob('checkpoints/[0-9]*'))
 
 
 def _load(run, cfg, plan, vocab, step):
@@ -205,7 +201,7 @@ def prepare(name, overrides, run, step=None):
 
   step: of the checkpoint to start from; None = the newest.
   """
-  start = rundir.opened(run, step)
+  start = rundir.trusted(run, step)
   early = [text for text in overrides if text.removeprefix('--config.').startswith(('finetune.', 'data.'))]
   cfg, name = experiment.load(name, early)
   given = any(text.removeprefix('--config.').startswith('data.vocab=') for text in early)

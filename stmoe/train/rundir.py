@@ -131,21 +131,23 @@ def _form(file, found, known, where):
       _form(file, value, model, f'{where}{key}.')
 
 
-def opened(path, step=None):
-  """Returns the ConfigDict of run directory `path`, which its checkpoint was trained with.
+def opened(path, step=None, within='checkpoints'):
+  """Returns the ConfigDict of run directory `path`, with which its checkpoint was trained.
 
-  Raises UserError if config.json is another one: it was changed by hand, or damaged. Without a checkpoint, or
-  where that does not say, whoever reads the arrays finds out.
+  Raises UserError if there is no checkpoint, or if config.json is another one: changed by hand, or damaged. A
+  checkpoint that does not say is looked at by whoever reads its arrays.
 
   Args:
-    step: of the checkpoint; None = the newest.
+    step:   of the checkpoint; None = the newest.
+    within: the folder of `path` with the checkpoints; `best` holds one, see best.py.
   """
-  cfg = load(path)
-  folder = pathlib.Path(path) / 'checkpoints'
-  steps = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
-  at = max(steps, default=None) if step is None else step
+  cfg, there = load(path), saved(path, within)
+  if not there:
+    which = 'best checkpoint; set checkpoint.best' if within == 'best' else 'checkpoint yet'
+    raise errors.UserError(f'{path} has no {which}')
+  at = max(there) if step is None else step
   try:
-    trained = files.read_json(folder / str(at) / 'meta' / 'metadata').get('config')
+    trained = files.read_json(pathlib.Path(path) / within / str(at) / 'meta' / 'metadata').get('config')
   except errors.Damaged:
     return cfg
   if isinstance(trained, str) and trained != identity(cfg):
@@ -153,6 +155,17 @@ def opened(path, step=None):
                          f'is not the configuration that the checkpoint of step {at:,} was trained with '
                          f'({identity(cfg)[:12]}, and {trained[:12]} there)')
   return cfg
+
+
+def saved(path, within='checkpoints'):
+  """Returns the steps of the checkpoints in folder `within` of run directory `path`."""
+  folder = pathlib.Path(path) / within
+  return [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
+
+
+def trusted(path, step=None):
+  """Returns what `opened` does, and without any checkpoint the ConfigDict as it is."""
+  return opened(path, step) if saved(path) else load(path)
 
 
 def identity(cfg):
@@ -187,6 +200,11 @@ def summary(values):
 def finish(path, metrics):
   """Marks the run as finished with its final metrics."""
   files.write_json(pathlib.Path(path) / 'DONE', metrics)
+
+
+def evaluations(path):
+  """Returns the lines of evals.jsonl of run directory `path`."""
+  return records.evaluations(path)
 
 
 def add_evaluation(path, step, field, value, values):

@@ -8,7 +8,6 @@ import pathlib
 from stmoe import errors
 from stmoe import experiment
 from stmoe.data import pipeline
-from stmoe.runs import records
 from stmoe.train import check
 from stmoe.train import checkpoint
 from stmoe.train import evaluate
@@ -30,7 +29,7 @@ def sweep(cfg, path, field, texts, say, step=None, best=False, devices=None):
     texts: as typed on a command line.
     the rest as for `score`.
   """
-  records.evaluations(path)              # one that cannot be read takes no more lines
+  rundir.evaluations(path)               # a file that cannot be read takes no more lines
   fields, changed = experiment.matching(cfg, field), []
   for text in texts:
     changed.append(copy.deepcopy(cfg))

@@ -87,13 +87,42 @@ def test_results_are_means_over_seeds_and_are_stored(tmp_path):
   planned = jobs()
   compare.store(tmp_path, REQUEST, planned)
   compare.run(tmp_path, planned, finish, lambda line: None)
-  grouped = compare.results(tmp_path, planned)
+  grouped = compare.results(*compare.read_runs(tmp_path, planned, print))
   compare.store_results(tmp_path, grouped)
   stored = json.loads((tmp_path / compare.FILE).read_text())['results']
   assert stored['switch']['bits']['mean'] < stored['dense']['bits']['mean']
   assert stored['switch']['bits']['seeds'] == 2
   assert stored['switch']['parameters'] == dict(mean=80.0, sd=0.0, seeds=2)
   assert compare.stored(tmp_path, REQUEST) == planned                # still readable with results in it
+
+
+def test_a_run_that_cannot_be_read_is_left_out_and_said(tmp_path):
+  planned, said = jobs(), []
+  compare.run(tmp_path, planned, finish, lambda line: None)
+  (tmp_path / planned[0].folder / 'DONE').write_text('[]')
+  found, labels, _ = compare.read_runs(tmp_path, planned, said.append)
+  assert len(found) == len(labels) == 3 and len(said) == 1 and 'DONE: holds a list' in said[0]
+  assert compare.run(tmp_path, planned, None, said.append) == 0      # nor is anything trained again
+
+
+@pytest.mark.parametrize('change', [
+    lambda job: job.pop('seed'), lambda job: job.update(folder='../elsewhere'),
+    lambda job: job.update(steps='4'), lambda job: job.update(cost={}),
+    lambda job: job.update(overrides=[3])])
+def test_a_stored_plan_that_is_none_is_one_line(tmp_path, change):
+  compare.store(tmp_path, REQUEST, jobs())
+  content = json.loads((tmp_path / compare.FILE).read_text())
+  change(content['jobs'][0])
+  (tmp_path / compare.FILE).write_text(json.dumps(content))
+  with pytest.raises(errors.Damaged, match='compare.json: has not the request and the jobs'):
+    compare.stored(tmp_path, REQUEST)
+
+
+def test_no_two_variants_share_a_folder():
+  variants = [compare.Variant('a', 'x/y'), compare.Variant('b', 'x_y')]
+  cost = dict(parameters=1, active=1, flops_per_token=1, flops_per_step=1)
+  with pytest.raises(errors.UserError, match='x/y and x_y would have one folder'):
+    compare.plan(variants, [0], [cost, cost], [1, 1])
 
 
 def test_looking_at_a_finished_comparison_needs_no_jax():

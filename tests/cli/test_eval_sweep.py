@@ -150,3 +150,18 @@ def test_no_line_is_added_to_records_that_cannot_be_read(copied, mistake):
   (copied / 'evals.jsonl').write_text('{"step": 4}\n')
   assert 'evals.jsonl: line 1 has no field' in mistake('eval', copied, '--sweep', f'{FIELD}=1')
   assert (copied / 'evals.jsonl').read_text() == '{"step": 4}\n'
+
+
+def test_report_leaves_a_bad_run_out_and_writes_through_no_link(copied, tmp_path, command, mistake):
+  other, bad = tmp_path / 'other', tmp_path / 'bad'
+  other.write_text('precious')
+  shutil.copytree(copied, bad)
+  (bad / 'metrics.jsonl').write_text('[]\n')
+  assert 'metrics.jsonl: line 1 holds a list' in mistake('report', bad, '--routed', '0')
+  (copied / 'report.html').symlink_to(other)
+  code, _, err = command('report', copied, bad, '--routed', '0', '-o', copied / 'report.html')
+  assert code == 0 and err.count('is left out') == 1
+  assert other.read_text() == 'precious' and '<html' in (copied / 'report.html').read_text()
+  (copied / 'plots').symlink_to(tmp_path)
+  assert 'plots is a link' in mistake('plot', copied)
+  assert not list(tmp_path.glob('*.png'))

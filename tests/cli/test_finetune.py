@@ -53,5 +53,6 @@ def test_a_start_of_images(mistake, tmp_path, lines):
 
 
 def test_eval_of_tasks(mistake, start):
+  (start / 'checkpoints' / '1').mkdir()
   assert "no task is called 'bolq'; nearest: boolq" in mistake('eval', start, '--task', 'bolq')
   assert 'do not go together' in mistake('eval', start, '--task', 'boolq', '--sweep', 'eval.batches=1,2')

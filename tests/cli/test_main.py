@@ -3,6 +3,7 @@
 import argparse
 import errno
 import importlib
+import io
 import subprocess
 import sys
 
@@ -117,6 +118,25 @@ def test_full_disk_is_one_line(mistake, monkeypatch):
   wrapped.__cause__ = ValueError('RESOURCE_EXHAUSTED: write: No space left on device')
   _fail(monkeypatch, wrapped)
   assert 'no space left on device' in mistake('list')
+
+
+def test_what_the_system_refuses_of_a_file_is_one_line(mistake, monkeypatch):
+  _fail(monkeypatch, PermissionError(errno.EACCES, 'Permission denied', '/root/x'))
+  assert mistake('list') == 'stmoe: /root/x: Permission denied'
+  monkeypatch.undo()
+  assert 'File name too long' in mistake('eval', 'a' * 300)
+
+
+def test_a_terminal_without_the_letters_gets_their_codes(tmp_path, monkeypatch):
+  (tmp_path / 'caf\u00e9\udce9.py').write_text(f'from stmoe.configs.lm.text import get_config  # {"x" * 9}\n')
+  streams = [io.TextIOWrapper(io.BytesIO(), encoding='ascii') for _ in range(2)]
+  monkeypatch.setattr(sys, 'stdout', streams[0])
+  monkeypatch.setattr(sys, 'stderr', streams[1])
+  assert main.main(['show', str(tmp_path / 'caf\u00e9\udce9.py')]) == 0
+  assert main.main(['show', 'lm/t\u00e9xt\udce9']) == 2
+  for stream, text in zip(streams, (b'caf\\xe9\\udce9', b"'lm/t\\xe9xt\\udce9'")):
+    stream.flush()
+    assert text in stream.buffer.getvalue()
 
 
 def test_a_closed_pipe_is_no_error():

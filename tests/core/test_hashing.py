@@ -154,6 +154,9 @@ def _other(**fields):
     (_other(num_experts=2), 'one bucket below 2'),
     (_other(table=np.array([0, -1, 1])), 'one bucket below 3'),
     (_other(vocab_size=4), '4 ids'),
+    (_other(table=np.zeros(0, int), vocab_size=0), '0 ids'),
+    (_other(num_experts=[3, 3]), 'no num_experts'),
+    (_other(table=['a', 'b', 'c']), 'no table'),
 ])
 def test_what_is_no_table_is_refused(tmp_path, write, said):
   write(tmp_path / 'table.npz')

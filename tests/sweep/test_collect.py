@@ -8,6 +8,7 @@ import types
 from stmoe import experiment
 from stmoe.analysis.scaling import sizes
 from stmoe.sweep import collect
+from stmoe.sweep import plan
 
 
 def finish(run, loss):
@@ -50,6 +51,22 @@ def test_finished_runs_become_rows(sweep, tmp_path, monkeypatch):
   from pyarrow import parquet
   loss = parquet.read_table(tmp_path / 'out' / 'results.parquet')['eval/loss'].to_pylist()
   assert loss == [2.5, None]
+
+
+def test_a_damaged_run_is_left_out_and_said(sweep, monkeypatch, capsys):
+  from stmoe.analysis import table
+  monkeypatch.setattr(table, 'cost', lambda config: {})
+  monkeypatch.setattr(collect, '_sizes', lambda config: {})
+  found = sweep(0, 1, 2, 3, 4, evaluations={'eval.draws': [2]})
+  for run in found.runs:
+    finish(run, 2.5)
+  for run, name in zip(found.runs, ('DONE', 'evals.jsonl', 'config.json', 'env.json')):
+    (run.workdir / name).write_text('[]\n')
+  found = sweep(0, 1, 2, 3, 4, evaluations={'eval.draws': [2]})        # what is damaged stops no other run
+  assert [plan.is_done(run) for run in found.runs] == [False, False, True, True, True]
+  assert [one.seed for one in collect.results(found.runs)] == [4]
+  said = capsys.readouterr().err.splitlines()
+  assert len(said) == 4 and all(f'note: {run.id} is left out: ' in line for run, line in zip(found.runs, said))
 
 
 def test_a_row_names_no_folder_of_the_machine(sweep):

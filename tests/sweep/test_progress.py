@@ -13,6 +13,14 @@ def test_the_last_whole_line_counts(sweep):
   assert progress.step(run) == 2
 
 
+@pytest.mark.parametrize('line', ['[3]', '{"step": "x"}', '{"step": -1}', '{"step": 4, "loss": "x"}', '[' * 10_000])
+def test_what_is_no_line_of_metrics_is_passed_over(sweep, line):
+  run, = sweep(0).runs
+  run.workdir.mkdir(parents=True)
+  (run.workdir / 'metrics.jsonl').write_text('{"step": 2}\n' + line + '\n')
+  assert progress.step(run) == 2
+
+
 def test_time_left_is_that_of_the_steps_left(sweep, monkeypatch):
   found = sweep(0, 1, steps=100)
   now = [0.0]

@@ -72,6 +72,18 @@ def test_runs_of_an_experiment_are_found_by_what_the_sweep_noted(tmp_path, cheap
   assert questions.of(runs[:1])[0].note.startswith('1 of its')
 
 
+@pytest.mark.parametrize('text', ['{}', '[3]', '[{"sweep": 3, "overrides": []}]', '[{"sweep": "a"}]', '['])
+def test_notes_that_are_none_are_told(tmp_path, capsys, text):
+  asked = plan.load('momentum:smoke', workdir=tmp_path)
+  finish(asked.runs[0], 1.0)
+  (tmp_path / origin.FILE).write_text(text)
+  assert questions.of(runs_lib.read_all([asked.runs[0].workdir])) == []
+  assert f'no verdicts: {tmp_path / origin.FILE}: ' in capsys.readouterr().err
+  with pytest.raises(errors.Damaged, match='sweep.json'):
+    origin.record(asked, [])
+  assert (tmp_path / origin.FILE).read_text() == text
+
+
 def test_a_sweep_that_cannot_be_read_any_more_is_told_and_left_out(tmp_path, capsys):
   asked = plan.load('momentum:smoke', workdir=tmp_path)
   finish(asked.runs[0], 1.0)
