@@ -60,13 +60,16 @@ def _article(kind):
 
 def _items(text, current, wrong):
   """The items in `text`: of a literal, or words between commas where they are strings, or may be anything."""
-  if all(isinstance(item, str) for item in current or ()) and text[:1] not in '([':
-    return [word for word in text.split(',') if word]
+  words = all(isinstance(item, str) for item in current or ()) and [w for w in text.split(',') if w]
+  if words and text[0] not in '([':
+    return words
   value = _literal(text)
   if isinstance(value, (tuple, list)):
     return value
   if value is not _NOT_A_LITERAL:
     return (value,)
+  if words:                              # a name that begins with a bracket
+    return words
   raise wrong
 
 

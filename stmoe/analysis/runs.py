@@ -107,7 +107,7 @@ def expand(paths):
   """Returns the run directories in `paths`: these themselves, and all in those that are folders of runs."""
   found = []
   for path in map(pathlib.Path, paths):
-    inside = sorted(file.parent for file in path.glob('*/config.json'))
+    inside = sorted(file.parent for file in path.glob('[!.]*/config.json'))
     found += inside if inside and not (path / 'config.json').is_file() else [path]
   return found
 

@@ -84,7 +84,7 @@ def _who(file):
   """The owner in words, as far as it has said who it is."""
   try:
     said = files.read_json(file, limit=1 << 16)
-    command = ' '.join(said['command'].split())
+    command = ' '.join(said['command'].split())[:120]
     return f'process {said["pid"]} on {said["host"]} since {said["since"]} ({command})'
   except (errors.Damaged, KeyError, AttributeError):
     return 'another process'

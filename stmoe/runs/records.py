@@ -19,7 +19,7 @@ def config(path):
   """
   file = pathlib.Path(path) / 'config.json'
   if not (file.exists() or file.is_symlink()):
-    inside = sorted(found.parent.name for found in pathlib.Path(path).glob('*/config.json'))
+    inside = sorted(found.parent.name for found in pathlib.Path(path).glob('[!.]*/config.json'))
     hint = f'; it has the runs {", ".join(inside)} inside' if inside else ''
     raise errors.UserError(f'{path} is not a run directory: it has no config.json{hint}')
   fields = files.read_json(file)

@@ -98,9 +98,9 @@ def row(run, data, cost):
   """
   written = [text.replace(str(run.workdir.resolve()), plan.HERE) for text in run.overrides]
   fields = dict(text.split('=', 1) for text in written)
+  fields.pop('seed', None)
   return (dict(id=run.id, name=run.name, experiment=run.experiment, overrides=' '.join(written),
-               seed=data.config.get('seed', 0)) | {field: text for field, text in fields.items() if field != 'seed'}
-          | cost | {key: value for key, value in data.done.items() if key not in cost})
+               seed=data.config.get('seed', 0)) | fields | cost | data.done | cost)
 
 
 def evaluations(found):

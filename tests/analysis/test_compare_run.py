@@ -5,6 +5,7 @@ import json
 import pytest
 
 from stmoe.cli import main
+from stmoe.runs import owner
 from tests.analysis import synthetic
 
 TINY = ['--config.model.d_model=32', '--config.model.num_heads=2', '--config.model.head_dim=16',
@@ -46,6 +47,8 @@ def test_compare_trains_reports_and_is_done(command, capsys, monkeypatch):
   monkeypatch.setattr('stmoe.train.loop.train', no_training)
   assert main.main(command) == 0
   assert capsys.readouterr().out == said.out
+  with owner.hold(out):
+    assert main.main(command) == 2 and 'is in use by process' in capsys.readouterr().err
 
   assert main.main([*command, '--config.seed=7']) == 2               # another comparison in the same place
   assert 'holds another comparison' in capsys.readouterr().err
