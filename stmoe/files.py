@@ -4,13 +4,17 @@ A file that is missing, cut short, damaged, of another form or too large is `err
 one line with its path and what is wrong. Nothing read here runs as code.
 """
 
+import atexit
 import errno
+import functools
 import gzip
 import io
 import json
 import math
 import os
 import pathlib
+import shutil
+import tempfile
 import zipfile
 import zlib
 
@@ -203,3 +207,26 @@ def _once(pairs):
     keys = [key for key, _ in pairs]
     raise ValueError(f'holds the key {next(key for key in keys if keys.count(key) > 1)!r} twice')
   return value
+
+
+@functools.cache
+def plain_path(path):
+  """Returns a Path of folder `path` that libraries do not take for a pattern or an escape.
+
+  It is `path` itself, or where that has characters of patterns (`runs/a[1]`), a link to the folder, which must
+  exist. Links lie in a folder that only this process knows and that goes with it.
+  """
+  path = pathlib.Path(path).resolve()
+  if not set(str(path)) & set('*?[]{}\\'):
+    return path
+  link = pathlib.Path(_links()) / str(len(os.listdir(_links())))
+  link.symlink_to(path, target_is_directory=True)
+  return link
+
+
+@functools.cache
+def _links():
+  """A new folder for the links of this process."""
+  folder = tempfile.mkdtemp(prefix='stmoe-')
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  return folder

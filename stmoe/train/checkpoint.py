@@ -1,28 +1,28 @@
 """Checkpoints, and the only file that knows orbax.
 
 A step is `state` (arrays), `data` (position of the data stream, JSON) and `meta` (JSON: hashes
-of configuration and vocabulary, checksum of every array). It appears under its number complete
-or not at all; what a kill leaves behind is swept away by the next run. Arrays come back onto
-the shardings of the run that reads them.
+of configuration and vocabulary, shape, dtype and checksum of every array, and a digest of all this and
+of `data`). It appears under its number complete or not at all; what a kill leaves behind is swept away
+by the next run. A save counts when the step was found again and all its arrays were opened. Arrays come
+back onto the shardings of the run that reads them.
 """
 
 import contextlib
-import errno
-import functools
 import logging
 import pathlib
 import shutil
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from stmoe import errors
-from stmoe.train import distributed
+from stmoe import files
+from stmoe.train import checksum
 from stmoe.train import job
+from stmoe.train import seal
+from stmoe.train import stored
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 AGREE = 60_000                           # ms that one which cannot read waits for the others to say so, too
 FULL_TEXTS = ('No space left on device', 'Disk quota exceeded')
 
@@ -46,8 +46,12 @@ class Checkpoints:
         preservation_policy=policies.LatestN(keep),
         enable_async_checkpointing=async_save, cleanup_tmp_directories=not read_only, read_only=read_only)
     self._read_only = read_only
+    self._unseen = None                  # the step that was saved and not looked at since
     with _readable(self.directory):
-      self._manager = ocp.CheckpointManager(self.directory, options=options,
+      if not read_only:
+        self.directory.mkdir(parents=True, exist_ok=True)
+      self._place = files.plain_path(self.directory)                 # for orbax, which globs
+      self._manager = ocp.CheckpointManager(self._place, options=options,
                                             item_names=('state', 'data', 'meta'))
 
   def due(self, step):
@@ -61,15 +65,18 @@ class Checkpoints:
   def save(self, step, state, data, meta):
     """Saves step `step` (again a no-op) from now on; the arrays may be donated right after.
 
-    Raises UserError if the disk is full; what was saved before stays.
+    Raises UserError if the disk is full, or the step saved before is not there; what was saved before stays.
     """
     if step in self._manager.all_steps():
       return
+    self.wait()
     job.first(lambda: self._check_space(step, sum(x.nbytes for x in jax.tree.leaves(state))))
+    meta = seal.close(meta | {'arrays': checksum.inventory(state)}, data)
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data),
-                              meta=ocp.args.JsonSave(meta | {'arrays': inventory(state)}))
+                              meta=ocp.args.JsonSave(meta))
     with _readable(self.directory, self._saved):
       self._manager.save(step, args=args, force=True)
+    self._unseen = step
 
   def _check_space(self, step, needed):
     free = shutil.disk_usage(self.directory).free
@@ -78,9 +85,23 @@ class Checkpoints:
                              f'and {self.directory} has {free:,}; {self._saved()}')
 
   def wait(self):
-    """Returns when everything saved is on disk; raises UserError if the disk is full."""
+    """Returns when everything saved is on disk and was opened again; raises UserError if the disk is full."""
     with _readable(self.directory, self._saved):
       self._manager.wait_until_finished()
+    step, self._unseen = self._unseen, None
+    if step is not None:
+      job.first(lambda: self._look(step))
+
+  def _look(self, step):
+    """Raises UserError unless step `step` is listed, its meta is whole and all its arrays can be opened."""
+    listed = step in stored.steps(self.directory)
+    try:
+      lost = stored.Reader(self.directory, step).missing() if listed else 'all of it'
+    except errors.UserError as error:
+      lost = str(error)
+    if lost:
+      raise errors.UserError(f'the checkpoint of step {step} was written to {self.directory} and cannot be '
+                             f'read again ({lost}); {self._saved(but=step)}')
 
   def close(self):
     """Waits, then lets go of the background threads."""
@@ -138,14 +159,13 @@ class Checkpoints:
                              'command falls back to the one before') from error
 
   def _read(self, step, shapes, check):
-    meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    meta, data = seal.read(self._place / str(step))
     check(meta)
     check_shapes(meta['arrays'], shapes)
-    found = self._manager.restore(step, args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore()))
-    if inventory(found.state) != meta['arrays']:
-      raise ValueError('an array is not what was saved')
-    return found.state, found.data, meta
+    found = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))).state
+    if changed := _changed(found, meta):
+      raise ValueError(f'{changed} is not what was saved')
+    return found, data, meta
 
   def part(self, shapes, check, step=None):
     """Returns (step, arrays, names) of a checkpoint: those of `shapes` it has in that shape, and what it has.
@@ -163,23 +183,25 @@ class Checkpoints:
       raise errors.UserError(f'{self.directory} has no checkpoint{which} (there are: '
                              f'{", ".join(map(str, steps)) or "none"})')
     at = steps[-1] if step is None else step
-    meta = self._manager.restore(at, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    try:
+      meta, _ = seal.read(self._place / str(at))
+    except ValueError as error:
+      raise errors.UserError(f'checkpoint {at} of {self.directory} cannot be read: {error}') from error
     check(meta)
-    there = {name: tuple(shape) for name, (shape, _) in meta['arrays'].items()}
-    wanted = {_name(path): s for path, s in jax.tree.leaves_with_path(shapes)}
+    there = {name: tuple(shape) for name, (shape, *_) in meta['arrays'].items()}
+    wanted = {checksum.name(path): s for path, s in jax.tree.leaves_with_path(shapes)}
     wanted = {name: s for name, s in wanted.items() if there.get(name) == tuple(s.shape)}
     tree = _nested(wanted)
     try:
       with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        found = reader.restore(self.directory / str(at) / 'state', args=ocp.args.PyTreeRestore(
+        found = reader.restore(self._place / str(at) / 'state', args=ocp.args.PyTreeRestore(
             tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True))
-      sums = inventory(found)
+      changed = _changed(found, meta)
     except Exception as error:           # orbax and tensorstore raise whatever the bytes happen to break
       raise errors.UserError(f'checkpoint {at} of {self.directory} cannot be read: {_line(error)}') from error
-    for name, one in sums.items():
-      if one != meta['arrays'][name]:
-        raise errors.UserError(f'checkpoint {at} of {self.directory}: {name} is not what was saved')
-    return at, {_name(path): x for path, x in jax.tree.leaves_with_path(found)}, there
+    if changed:
+      raise errors.UserError(f'checkpoint {at} of {self.directory}: {changed} is not what was saved')
+    return at, {checksum.name(path): x for path, x in jax.tree.leaves_with_path(found)}, there
 
   def _set_aside(self, step):
     aside = self.directory.parent / 'unreadable'
@@ -187,8 +209,8 @@ class Checkpoints:
     shutil.rmtree(aside / str(step), ignore_errors=True)
     (self.directory / str(step)).rename(aside / str(step))
 
-  def _saved(self):
-    steps = sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+  def _saved(self, but=None):
+    steps = [step for step in stored.steps(self.directory) if step != but]
     return f'saved and intact: {", ".join(f"step {s}" for s in steps) or "none"}'
 
 
@@ -203,43 +225,20 @@ def _nested(flat):
   return tree
 
 
-def _sums(state):
-  def one(x):
-    x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-    x = jax.lax.bitcast_convert_type(x, unsigned) if x.dtype != bool else x
-    return jnp.sum(x.astype(jnp.uint32), dtype=jnp.uint32)
-  return jax.tree.map(one, state)
-
-
-@functools.cache
-def _summer(sharding):
-  return jax.jit(_sums, out_shardings=sharding)
-
-
-def inventory(state):
-  """Returns dict path -> [shape, checksum] of the arrays of `state`, for JSON.
-
-  The checksum is the sum of an array's words modulo 2^32: the same on any sharding.
-  """
-  mesh = next((x.sharding.mesh for x in jax.tree.leaves(state) if hasattr(x.sharding, 'mesh')), None)
-  sums = jax.device_get(_summer(mesh and distributed.everywhere(mesh))(state))
-  return {_name(path): [list(x.shape), int(s)]
-          for (path, x), s in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(sums))}
+def _changed(state, meta):
+  """The path of the first array of `state` that is not what `meta` says was saved, or None."""
+  here = checksum.inventory(state) if 'format' in meta else checksum.plain_sums(state)
+  return next((name for name, one in here.items() if one != meta['arrays'][name]), None)
 
 
 def check_shapes(saved, shapes):
   """Raises UserError for the first array whose shape in the inventory `saved` is not that in `shapes`."""
-  there = {name: tuple(shape) for name, (shape, _) in saved.items()}
-  here = {_name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(shapes)}
+  there = {name: tuple(shape) for name, (shape, *_) in saved.items()}
+  here = {checksum.name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(shapes)}
   for name in sorted({*there, *here}):
     if there.get(name) != here.get(name):
       raise errors.UserError(f'the checkpoint does not fit the model: {name} is {there.get(name, "absent")} '
                              f'in it and {here.get(name, "absent")} in the model')
-
-
-def _name(path):
-  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 @contextlib.contextmanager
@@ -256,7 +255,7 @@ def _readable(directory, saved=lambda: ''):
 def full_disk(error):
   """Returns whether a full disk is behind `error`; libraries wrap it in errors of their own."""
   while error is not None:
-    if getattr(error, 'errno', None) in FULL or any(text in str(error) for text in FULL_TEXTS):
+    if getattr(error, 'errno', None) in files.FULL or any(text in str(error) for text in FULL_TEXTS):
       return True
     error = error.__cause__ or error.__context__
   return False

@@ -31,6 +31,7 @@ from stmoe.train import check
 from stmoe.train import checkpoint
 from stmoe.train import rundir
 from stmoe.train import state as states
+from stmoe.train import stored
 from stmoe.train import streamed
 from stmoe.train import writers
 
@@ -263,11 +264,11 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   family = lookup.module('family', name)
   record = record if record.get('family') == name else {}
   hf = _describe(source / 'source' / 'config.json', family, cfg.to_dict(), bool(record))
-  steps = streamed.steps(source / 'checkpoints')
+  steps = stored.steps(source / 'checkpoints')
   if not steps or step is not None and step not in steps:
     raise errors.UserError(f'{source} has no checkpoint{"" if step is None else f" of step {step}"} yet '
                            f'(there are: {", ".join(map(str, steps)) or "none"})')
-  reader = streamed.Reader(source / 'checkpoints', steps[-1] if step is None else step)
+  reader = stored.Reader(source / 'checkpoints', steps[-1] if step is None else step)
   with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
     plan = states.blueprint(cfg, mesh)
   checkpoint.check_shapes(reader.inventory, plan.shapes)
@@ -314,8 +315,8 @@ def _write_array(reader, leaf, group, made, advance):
   lead = len(group[0].index)
   stacked = any(n > 1 for n in store.chunk_layout.read_chunk.shape[:lead])
   if stacked or 4 * math.prod(store.shape) <= 2 * BLOCK:
-    whole = streamed.read(store, ...)
-    total = streamed.words(whole)
+    whole = stored.read(store, ...)
+    total = reader.share(whole, store.shape, ...)
     for place in group:
       files.write(made[place.tensor], 0, _turn(whole[place.index], place))
       advance(made[place.tensor].size)
@@ -324,8 +325,8 @@ def _write_array(reader, leaf, group, made, advance):
       tensor, step = made[place.tensor], _rows(place)
       for first in range(0, tensor.shape[0], step):
         last = min(first + step, tensor.shape[0])
-        block = streamed.read(store, _where(place, first, last))
-        total += streamed.words(block)
+        block = stored.read(store, _where(place, first, last))
+        total += reader.share(block, store.shape, _where(place, first, last))
         files.write(tensor, first, _turn(block, place))
         advance(tensor.size * (last - first) // tensor.shape[0])
   if total % 2**32 != reader.inventory['/'.join(map(str, leaf))][1]:

@@ -1,7 +1,7 @@
 """One optimizer step as one jitted function of plain data.
 
 Gradients are summed over microbatches by a scan. Every sum is divided by a count of the
-whole batch, so the result is that of the undivided batch. A step whose loss or gradient is
+whole batch, so the result is that of the undivided batch. A step whose loss, gradient or result is
 not finite leaves parameters, optimizer and router state as they were.
 """
 
@@ -42,6 +42,7 @@ def make(cfg, plan):
                                                 rate)
     new = dict(params=freeze.put(state['params'], params), opt_state=opt_state,
                router_state=committed(plan, state['params'], state['router_state'], aux))
+    finite &= all_finite(new)
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {part: state[part] for part in new})
     counts = count(state['counts'], losses.weights(batch), finite)
     report |= {'lr': rate, 'grad_norm': norm, 'skipped': counts['skipped'], 'layers': describe(aux),
@@ -138,6 +139,12 @@ def merge(aux):
 
   return contract.Aux(losses={n: jnp.mean(x, 0) for n, x in aux.losses.items()}, load=jnp.sum(aux.load, 0),
                       metrics={n: reduce(n, x) for n, x in aux.metrics.items()})
+
+
+def all_finite(tree):
+  """Returns bool[]: whether every number in a tree of arrays [...] is finite."""
+  return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)
+                            if jnp.issubdtype(x.dtype, jnp.inexact)] or True))
 
 
 def committed(plan, params, routers, aux):

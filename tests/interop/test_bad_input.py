@@ -9,6 +9,7 @@ import pytest
 from safetensors import numpy as theirs
 
 from stmoe.cli import main
+from stmoe.train import seal
 
 CASES = pathlib.Path(__file__).resolve().parent.parent / 'data' / 'checkpoints'
 PIECES = CASES.parent / 'sentencepiece' / 'seqio_test_26.model'
@@ -134,6 +135,9 @@ def test_a_damaged_checkpoint_is_not_exported(run, tmp_path, capsys):
   meta = json.loads(file.read_text())
   meta['arrays']['params/decoder/norm/scale'][1] += 1
   file.write_text(json.dumps(meta))
+  words = ['convert', str(copy), str(tmp_path / 'out')]
+  assert_refused(words, ('checkpoint 0', 'not what was saved'), capsys)
+  file.write_text(json.dumps(seal.close(meta, dict(step=0, data=None))))
   assert_refused(['convert', str(copy), str(tmp_path / 'out')],
                  ('params/decoder/norm/scale', 'not what was saved'), capsys)
   assert [path.name for path in tmp_path.iterdir()] == ['run']

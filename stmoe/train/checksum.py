@@ -1,0 +1,118 @@
+"""Checksums of arrays that see a changed value and a changed place: the same on any sharding, whole or in slices.
+
+The checksum is a sum modulo 2^32 over all elements of `mix(word) * weight(place)`: `word` holds the bits of the
+element, `place` is its flat index in the whole array. Exact integers make the order of the sum irrelevant, and
+an odd weight of its own for every place shows two exchanged words.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stmoe.train import distributed
+
+BLOCK = 1 << 15                          # elements at a time, so that they stay in a core's cache
+FOLD, SPREAD = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)
+
+
+def inventory(state):
+  """Returns dict path -> [shape, checksum, dtype] of the arrays of `state`, for JSON."""
+  mesh = next((x.sharding.mesh for x in jax.tree.leaves(state) if hasattr(x.sharding, 'mesh')), None)
+  sums = jax.device_get(_summer(mesh and distributed.everywhere(mesh))(state))
+  return {name(path): [list(x.shape), int(total), str(x.dtype)]
+          for (path, x), total in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(sums))}
+
+
+def name(path):
+  """Returns the path of an array in a tree as text: 'params/units/0/w'."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+@functools.cache
+def _summer(sharding):
+  return jax.jit(lambda state: jax.tree.map(_sum, state), out_shardings=sharding)
+
+
+def _sum(x):
+  x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+  x = (jax.lax.bitcast_convert_type(x, unsigned) if x.dtype != bool else x).astype(jnp.uint32)
+  place = jnp.zeros(x.shape, jnp.uint32)                             # flat index modulo 2^32
+  for axis, stride in enumerate(strides(x.shape)):
+    place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
+  return jnp.sum(mix(x) * weight(place), dtype=jnp.uint32)
+
+
+def part(x, shape, where=...):
+  """Returns the share of f32 `x`, at the slices `where` of an array of `shape`, in that array's checksum.
+
+  >>> x = np.arange(6, dtype=np.float32).reshape(2, 3)
+  >>> whole = part(x, (2, 3))
+  >>> (part(x[:, :1], (2, 3), np.s_[:, :1]) + part(x[:, 1:], (2, 3), np.s_[:, 1:])) % 2**32 == whole
+  True
+  >>> whole == inventory(dict(x=jnp.asarray(x)))['x'][1]
+  True
+  """
+  where = () if where is ... else where if isinstance(where, tuple) else (where,)
+  where = [slice(at, at + 1) if isinstance(at, int) else at for at in where]
+  where += [slice(None)] * (len(shape) - len(where))
+  spans = [range(size)[at] for size, at in zip(shape, where)]
+  words = np.ascontiguousarray(x, np.float32).view(np.uint32)
+  if not words.size:
+    return 0
+  place = np.zeros(1, np.uint32)                                     # of the first element of every row
+  along = np.zeros(1, np.uint32)                                     # from there to the others of the row
+  for axis, (span, stride) in enumerate(zip(spans, strides(shape))):
+    steps = (np.arange(span.start, span.stop, dtype=np.uint64) * np.uint64(stride)).astype(np.uint32)
+    if axis < len(shape) - 1:
+      place = (place[:, None] + steps).reshape(-1)
+    else:
+      along = steps
+  words, total = words.reshape(len(place), -1), 0
+  rows = max(BLOCK // len(along), 1)
+  for at in range(0, len(place), rows):
+    for left in range(0, len(along), BLOCK):
+      places = place[at:at + rows, None] + along[left:left + BLOCK]
+      terms = mix(words[at:at + rows, left:left + BLOCK]) * weight(places)
+      total += int(np.sum(terms, dtype=np.uint64))
+  return total % 2**32
+
+
+def mix(word):
+  """Returns u32 words [...] whose low bits depend on the high ones: those of bfloat16 values are all zero."""
+  return word ^ (word >> 16)
+
+
+def weight(place):
+  """Returns an odd u32 [...] for every place u32 [...]."""
+  place = place * FOLD
+  return ((place ^ (place >> 15)) * SPREAD) | 1
+
+
+def strides(shape):
+  """Returns the steps between neighbours of each axis in the flat array, modulo 2^32.
+
+  >>> strides((2, 3, 4))
+  [12, 4, 1]
+  """
+  steps = [1]
+  for size in reversed(shape[1:]):
+    steps.insert(0, steps[0] * size % 2**32)
+  return steps[:len(shape)]
+
+
+def plain_sum(x):
+  """Returns the sum of the words of f32 `x`: its share in the checksum of format 1."""
+  return int(np.sum(np.ascontiguousarray(x, np.float32).view(np.uint32), dtype=np.uint64))
+
+
+def plain_sums(state):
+  """Returns dict path -> [shape, sum of the words modulo 2^32]: what checkpoints of format 1 hold."""
+  def one(x):
+    x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    x = jax.lax.bitcast_convert_type(x, unsigned) if x.dtype != bool else x
+    return int(jnp.sum(x.astype(jnp.uint32), dtype=jnp.uint32))
+  return {name(path): [list(x.shape), one(x)] for path, x in jax.tree.leaves_with_path(state)}
