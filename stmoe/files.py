@@ -213,8 +213,8 @@ def _once(pairs):
 def plain_path(path):
   """Returns a Path of folder `path` that libraries do not take for a pattern or an escape.
 
-  It is `path` itself, or where that has characters of patterns (`runs/a[1]`), a link to the folder, which must
-  exist. Links lie in a folder that only this process knows and that goes with it.
+  It is `path` itself, or where that has characters of patterns (`runs/a[1]`) a link to the folder, which
+  must exist. Links lie in a folder that only this process knows and that goes with it.
   """
   path = pathlib.Path(path).resolve()
   if not set(str(path)) & set('*?[]{}\\'):

@@ -1,8 +1,8 @@
-"""Checksums of arrays that see a changed value and a changed place: the same on any sharding, whole or in slices.
+"""Checksums of arrays that see a changed value and a changed place, on any sharding, whole or in slices.
 
-The checksum is a sum modulo 2^32 over all elements of `mix(word) * weight(place)`: `word` holds the bits of the
-element, `place` is its flat index in the whole array. Exact integers make the order of the sum irrelevant, and
-an odd weight of its own for every place shows two exchanged words.
+The checksum is a sum modulo 2^32 over all elements of `mix(word) * weight(place)`: `word` holds the bits of
+the element, `place` is its flat index in the whole array. Exact integers make the order of the sum
+irrelevant, and an odd weight of its own for every place shows two exchanged words.
 """
 
 import functools

@@ -10,6 +10,7 @@ import pathlib
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from stmoe import errors
@@ -89,6 +90,7 @@ class Loop:
     stack.callback(self.data.close)
     job.same('data set', self.data.get_state()['data'])
     job.first(lambda: str(stack.enter_context(rundir.own(path))))    # only now: a mistake leaves no directory
+    self.planned = job.first(lambda: rundir.planned(path))           # steps, before this command
     job.first(lambda: str(rundir.claim(path, cfg)))
     job.together(lambda: rundir.shared(path))
     stop = stack.enter_context(signals.Signals(twice=0.0 if job.size() == 1 else 0.5))
@@ -99,7 +101,7 @@ class Loop:
     self.meta = dict(config=rundir.identity(cfg), vocab=self.facts['vocab'].digest)
     self.log = writers.Log(path) if job.leads() else writers.Silence()
     stack.callback(self.log.close)
-    self.step, seconds, flops_before = self._begin()
+    self.step, seconds, flops_before, self.unfinished = self._begin()
     self.flops_of_start = flops_before - self.step * flops_per_step  # not 0 where a cheaper run was upcycled
     self.log.show = show = self.show = progress.make(cfg.train.steps, self.step, job.leads())
     stack.callback(show.close)
@@ -115,16 +117,31 @@ class Loop:
     self._introduce(name, aux)
 
   def _begin(self):
-    """Returns (step, seconds, FLOPs) of training after restoring the newest checkpoint, or zeros."""
+    """Restores the newest checkpoint, if there is one.
+
+    Returns (step, seconds, FLOPs, what was known of its line of metrics when it was saved, or None).
+    """
     same = lambda meta: rundir.check_same(meta, self.meta)
     found = self.checkpoints.restore(self.plan.shapes, same, self.log)
     if found is None:
       self.state = states.init(self.cfg, self.plan)
-      return 0, 0.0, 0.0
+      return 0, 0.0, 0.0, None
     step, self.state, position, meta = found
     self.data.set_state(position)
     self.log(f'continuing from the checkpoint of step {step:,}')
-    return step, meta['seconds'], meta.get('flops', step * self.flops_per_step)
+    if not steps.all_finite(self.state['params']):
+      self.log(f'note: parameters of the checkpoint of step {step:,} are not finite; an earlier version of '
+               'stmoe kept them, and no step from here on can be taken')
+    self._compare_rates(step)
+    return step, meta['seconds'], meta.get('flops', step * self.flops_per_step), meta.get('line')
+
+  def _compare_rates(self, step):
+    """Says so if another train.steps than before moves the schedule."""
+    before, now = self.planned or self.cfg.train.steps, self.cfg.train.steps
+    rates = [float(steps.schedule(self.cfg, total)(jnp.int32(step))) for total in (before, now)]
+    if abs(rates[1] - rates[0]) > 1e-6 * abs(rates[0]):
+      self.log(f'note: train.steps was {before:,} and is {now:,}, which moves the schedule: the learning '
+               f'rate of the next step goes from {rates[0]:.3g} to {rates[1]:.3g}')
 
   def _introduce(self, name, aux):
     parameters = sum(x.size for x in jax.tree.leaves(self.plan.shapes['params']))
@@ -140,6 +157,8 @@ class Loop:
 
   def run(self):
     """Trains to the last step; returns the exit code."""
+    if self.unfinished is not None and job.first(lambda: self.final.get('step', 0) < self.step):
+      self._conclude(self.unfinished)    # a kill came between saving this step and what follows it
     if self.step < self.cfg.train.steps:
       self.first()
     while self.step < self.cfg.train.steps and not self.ballot.code():
@@ -159,15 +178,19 @@ class Loop:
     """Does the first step of this process, which compiles, and starts the clocks after it."""
     self.show.say('compiling (the first step can take a minute)')
     began = time.monotonic()
-    self.advance()
+    report = self._step()
     jax.block_until_ready(self.state)
     self.log(f'first step took {time.monotonic() - began:.1f} s')
     self.show.begin()
     self.clock.start()
+    self._after(report)
 
   def advance(self):
     """Does one step and whatever is due after it."""
-    cfg = self.cfg
+    self._after(self._step())
+
+  def _step(self):
+    """Does one step; returns its report."""
     self.profile.at(self.step)
     self.state, report = self.do_step(self.state, check.place(next(self.data), self.mesh))
     self.step += 1
@@ -175,24 +198,32 @@ class Loop:
     if len(self.running) > AHEAD:
       self.running.pop(0).block_until_ready()
     self.ballot.cast()
-    last, values = self.step == cfg.train.steps, {}
+    return report
+
+  def _after(self, report):
+    """Does what is due after a step: it is saved before anything that may fail."""
+    cfg, last, line = self.cfg, self.step == self.cfg.train.steps, {}
     if last or self.step % cfg.train.log_every == 0:
-      values |= self._report(report)
+      line = writers.plain(self._report(report))
     if report['load'] and (last or self.step % cfg.train.stats_every == 0):
       load, routers = distributed.fetch((report['load'], self.state['router_state']))
       if job.leads():
         model = self.plan.model(self.state['params'], routers)
         writers.write_router_stats(self.path, self.step, load, router_state.vectors(model))
-    if last or self.step % cfg.eval.every == 0:
-      values |= self._evaluate()
-    if values:
-      self.final |= self.metrics.write(self.step, values)
-    if self.best.improves(self.step, values):
-      with self.clock.paused():
-        self.best.save(self.step, values, self.state, self.data.get_state(), self.meta)
-        self.log(self.best.describe())
     if last or self.checkpoints.due(self.step):
-      self.save()
+      self.save(line)
+    self._conclude(line)
+
+  def _conclude(self, line):
+    """Evaluates, where that is due, and writes the step's line of metrics, begun in `line`."""
+    if self.step == self.cfg.train.steps or self.step % self.cfg.eval.every == 0:
+      line = line | self._evaluate()
+    if self.best.improves(self.step, line):
+      with self.clock.paused():
+        self.best.save(self.step, line, self.state, self.data.get_state(), self.meta)
+        self.log(self.best.describe())
+    if line:
+      self.final |= self.metrics.write(self.step, line)
 
   def _report(self, report):
     """Returns the metrics line of this step from one transfer, and shows it."""
@@ -205,7 +236,7 @@ class Loop:
     values |= self._totals(counts) | {'skipped': int(values['skipped'])}
     tokens, seconds = (values[total] - before for total, before in zip(('tokens', 'time'), self.shown))
     self.shown = values['tokens'], values['time']
-    self.show.show(self.step, values, tokens / max(seconds, 1e-9))
+    self.show.show(self.step, values, tokens / seconds if seconds else None)
     if counts['bad']:
       self._refuse(int(counts['bad']))
     return values
@@ -219,14 +250,15 @@ class Loop:
     return float(self.flops_of_start + self.step * self.flops_per_step)
 
   def _refuse(self, bad):
-    """Reports `bad` non-finite steps in a row, and ends the run when they are too many."""
-    self.log(f'step {self.step:,}: loss or gradient not finite, {bad} steps in a row skipped')
-    if bad >= self.cfg.train.stop_after_bad:
+    """Reports `bad` non-finite steps in a row, and ends the run when they are too many, or the last."""
+    self.log(f'step {self.step:,}: loss, gradient or update not finite, {bad} steps in a row skipped')
+    if bad >= self.cfg.train.stop_after_bad or self.step == self.cfg.train.steps:
       self.checkpoints.wait()
-      raise errors.UserError(f'{bad} steps in a row had a loss or gradient that is not finite (train.'
-                             f'stop_after_bad={self.cfg.train.stop_after_bad}); stopped at step {self.step}, '
-                             f'checkpoints of steps {self.checkpoints.steps()} are good; '
-                             'try a smaller learning rate')
+      good = ', '.join(map(str, self.checkpoints.steps()))
+      raise errors.UserError(f'the last {bad} steps had a loss, gradient or update that is not finite (train.'
+                             f'stop_after_bad={self.cfg.train.stop_after_bad}); stopped at step {self.step}; '
+                             f'checkpoints from before these steps: {good or "none"}; try a smaller learning '
+                             'rate')
 
   def _evaluate(self):
     """Returns the 'eval/...' metrics of the current state."""
@@ -244,15 +276,18 @@ class Loop:
       self.log(taskscore.describe(scores))
     return self._totals(jax.device_get(self.state['counts'])) | values
 
-  def save(self):
-    """Saves this step, unless the steps just before it were refused."""
-    bad = int(self.state['counts']['bad'])
-    if bad and self.step < self.cfg.train.steps:
+  def save(self, line=()):
+    """Saves this step, unless the steps just before it were refused.
+
+    line: what its line of metrics holds until now, if it is not written yet.
+    """
+    if bad := int(self.state['counts']['bad']):
       self._refuse(bad)
       return
     with self.clock.paused():
       self.checkpoints.save(self.step, self.state, self.data.get_state(),
-                            self.meta | {'seconds': self.clock.seconds(), 'flops': self._flops()})
+                            self.meta | {'seconds': self.clock.seconds(), 'flops': self._flops(),
+                                         'line': dict(line)})
 
 
 class Clock:

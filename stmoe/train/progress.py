@@ -19,7 +19,7 @@ def make(total, start, heard=True):
 
 
 def columns(values, rate, left):
-  """Returns the texts of one line: losses, drops, speed, time left."""
+  """Returns the texts of one line: losses, drops, speed (None = not measured yet), time left."""
   texts = [f'loss {values["loss/ce"]:.4f}']
   if 'loss/aux_balance' in values:
     texts.append(f'balance {values["loss/aux_balance"]:.3f}')
@@ -27,7 +27,9 @@ def columns(values, rate, left):
     texts.append(f'drops {100 * values["moe/drop_frac"]:.1f}%')
   if values['skipped']:
     texts.append(f'skipped {values["skipped"]}')
-  return [*texts, f'{rate:,.0f} tokens/s', f'{clock(left)} left']
+  if rate is not None:
+    texts.append(f'{rate:,.0f} tokens/s')
+  return [*texts, f'{clock(left)} left']
 
 
 def clock(seconds):

@@ -66,6 +66,11 @@ def claim(path, cfg):
   return path
 
 
+def planned(path):
+  """Returns the train.steps that the run in `path` was begun or continued with, 0 if there is none."""
+  return load(path).train.steps if (pathlib.Path(path) / 'config.json').exists() else 0
+
+
 @contextlib.contextmanager
 def own(path):
   """Gives the Path of run directory `path`, made if need be, into which this process alone writes."""

@@ -1,7 +1,7 @@
-"""What lies beside the arrays of a checkpoint: the position of the data, and `meta`, under a digest of both.
+"""What lies beside the arrays of a checkpoint: the position and `meta`, under a digest of both.
 
-Format 2 has `format`, `digest` and [shape, checksum, dtype] of every array in `meta`. Format 1 has neither of the
-former, only [shape, plain sum]; nothing says there whether position and meta are as they were.
+Format 2 has `format`, `digest` and [shape, checksum, dtype] of every array in `meta`. Format 1 has [shape,
+plain sum] only; nothing says there whether position and meta are as they were.
 """
 
 import hashlib

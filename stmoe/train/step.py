@@ -27,7 +27,7 @@ def make(cfg, plan):
   report: dict of f32[] scalars under their names in metrics.jsonl, and
     'layers': dict layer -> dict metric -> f32[], 'load': dict layer -> f32[E].
   """
-  schedule = fields.bind(schedules, 'schedule', cfg.schedule, total_steps=cfg.train.steps)
+  rate_at = schedule(cfg, cfg.train.steps)
   microbatches, limit = cfg.train.microbatches, cfg.train.clip
 
   def step(state, batch):
@@ -36,7 +36,7 @@ def make(cfg, plan):
     finite = jnp.isfinite(norm) & jnp.isfinite(report['loss/total'])
     if limit:
       grads = optimizers.clip(grads, norm, limit)
-    rate = schedule(state['step'])
+    rate = rate_at(state['step'])
     with jax.named_scope('optimizer'):
       params, opt_state = plan.optimizer.update(grads, state['opt_state'], plan.trainable(state['params']),
                                                 rate)
@@ -50,6 +50,11 @@ def make(cfg, plan):
     return dict(kept, step=state['step'] + 1, key=state['key'], counts=counts), report
 
   return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings(), distributed.everywhere(plan.mesh)))
+
+
+def schedule(cfg, total_steps):
+  """Returns the function step -> learning rate of a configuration for a training of `total_steps`."""
+  return fields.bind(schedules, 'schedule', cfg.schedule, total_steps=total_steps)
 
 
 def gradients(cfg, plan, state, batch, microbatches):

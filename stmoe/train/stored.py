@@ -1,7 +1,7 @@
 """The arrays of a checkpoint as they lie on disk, opened one by one without reading them whole.
 
-With `checkpoint` and `streamed` this is all that knows how orbax stores arrays: the trainer's checkpoints keep
-all of them in one database, streamed ones have a folder of chunks (zarr) for each.
+With `checkpoint` and `streamed` this is all that knows how orbax stores arrays: the trainer's checkpoints
+keep all of them in one database, streamed ones have a folder of chunks (zarr) for each.
 """
 
 import math

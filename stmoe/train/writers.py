@@ -30,7 +30,7 @@ class Metrics:
 
   def write(self, step, values):
     """Appends one line and returns it; numbers that are not finite become null."""
-    line = {'step': step} | {name: _plain(value) for name, value in values.items()}
+    line = {'step': step} | plain(values)
     files.append_line(self._file, line)
     for name, value in line.items():
       if value is not None:
@@ -42,6 +42,11 @@ class Metrics:
     self._board.close()
 
 
+def plain(values):
+  """Returns `values`, numbers by name, as JSON holds them: one that is not finite is None."""
+  return {name: _plain(value) for name, value in values.items()}
+
+
 def _board(path, step):
   import tensorboardX
   folder = str(pathlib.Path(path) / 'tensorboard')
@@ -50,7 +55,7 @@ def _board(path, step):
 
 def _plain(value):
   """A JSON number (ints stay ints), or None."""
-  if isinstance(value, int):
+  if value is None or isinstance(value, int):
     return value
   value = float(value)
   return float(f'{value:.9g}') if math.isfinite(value) else None

@@ -1,5 +1,6 @@
 """Checkpoints: what is read back, and what happens to damaged ones, wrong ones and a full disk."""
 
+import json
 import shutil
 import types
 
@@ -13,6 +14,8 @@ import pytest
 from stmoe import axes
 from stmoe import errors
 from stmoe.train import checkpoint
+from stmoe.train import checksum
+from stmoe.train import stored
 
 WORDS = 64
 
@@ -120,6 +123,65 @@ def test_any_damaged_part_makes_it_fall_back(tmp_path, item):
   store = saved(tmp_path, [1, 2])
   cut(tmp_path / 'checkpoints' / '2' / item)
   assert_is(restore(store)[0], 1)
+
+
+def edit(path, step, item, change):
+  """Changes a JSON item of a step in place."""
+  file = path / 'checkpoints' / str(step) / item / 'metadata'
+  value = json.loads(file.read_text())
+  change(value)
+  file.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize('item, change', [
+    ('data', lambda data: data.update(step=3)), ('meta', lambda meta: meta.update(vocab='w')),
+    ('meta', lambda meta: meta.pop('digest')), ('meta', lambda meta: meta.pop('format')),
+    ('meta', lambda meta: meta['arrays']['params/units/0'].__setitem__(2, 'int32')),
+    ('meta', lambda meta: meta.pop('arrays'))])
+def test_what_lies_beside_the_arrays_is_checked_before_it_is_believed(tmp_path, item, change):
+  store = saved(tmp_path, [1, 2])
+  edit(tmp_path, 2, item, change)
+  def mine(meta):
+    assert meta['vocab'] == 'v'
+  found, said = restore(store, check=mine)
+  assert_is(found, 1)
+  assert len(said) == 1 and 'checkpoint 2 cannot be read' in said[0]
+
+
+def test_checkpoints_of_the_format_before_open(tmp_path):
+  store = saved(tmp_path, [1])
+  def old(meta):
+    meta.pop('digest'), meta.pop('format')
+    meta['arrays'] = checksum.plain_sums(state(1))
+  edit(tmp_path, 1, 'meta', old)
+  assert_is(restore(store)[0], 1)
+  assert stored.Reader(tmp_path / 'checkpoints', 1).share(np.ones(2, np.float32), (2,), ...) == 2 * 0x3F800000
+
+
+def test_a_save_counts_when_it_can_be_opened_again(tmp_path, monkeypatch):
+  store = saved(tmp_path, [1])
+  store.save(2, state(2), dict(step=2), dict(vocab='v'))
+  store._manager.wait_until_finished()
+  for file in (tmp_path / 'checkpoints' / '2' / 'state').rglob('d/*'):
+    file.unlink()
+  with pytest.raises(errors.UserError, match='step 2 was written .* cannot be read again .*intact: step 1$'):
+    store.wait()
+
+
+def test_checksums_see_places_and_shardings_change_nothing():
+  x = np.asarray(jax.random.normal(jax.random.key(0), (8, 6)), np.float32)
+  other = x.copy()
+  other[0, 0], other[5, 3] = x[5, 3], x[0, 0]
+  total = lambda x: checksum.inventory(dict(x=jnp.asarray(x)))['x'][1]
+  assert total(other) != total(x)
+  half = jnp.asarray(x, jnp.bfloat16)
+  assert total(half.at[0, 0].set(half[5, 3]).at[5, 3].set(half[0, 0])) != total(half)
+  mesh = axes.make_mesh(data=4, expert=2)
+  with jax.set_mesh(mesh):
+    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec('expert', None)))
+  assert total(x) == checksum.inventory(dict(x=split))['x'][1] == sum(
+      checksum.part(x[i, 2 * j:2 * j + 2], x.shape, (i, slice(2 * j, 2 * j + 2)))
+      for i in range(8) for j in range(3)) % 2**32
 
 
 def test_a_reader_moves_nothing(tmp_path):

@@ -6,6 +6,7 @@ import signal
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -126,12 +127,53 @@ def test_steps_that_are_not_finite_stop_the_run_with_its_checkpoint(corpus, tmp_
     name = next(iter(embed))
     embed[name] = embed[name] * np.nan
   at(monkeypatch, 5, poison)
-  with pytest.raises(errors.UserError, match=r'stopped at step 8, checkpoints of steps \[4\] are good'):
+  with pytest.raises(errors.UserError, match='stopped at step 8; checkpoints from before these steps: 4;'):
     loop.train(tiny_run.config(corpus), tmp_path, 'tiny', ONE)
   assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['4']
   assert [(line['step'], line['skipped'], line['loss/ce'] is None) for line in metrics(tmp_path)] == [
       (2, 0, False), (4, 0, False), (6, 1, True)]
   assert 'not finite' in capsys.readouterr().err
+
+
+def test_a_run_whose_last_steps_were_refused_is_not_done(corpus, tmp_path, monkeypatch):
+  def poison(self):
+    self.state['opt_state'] = jax.tree.map(
+        lambda x: x * np.inf if jnp.issubdtype(x.dtype, jnp.floating) else x, self.state['opt_state'])
+  at(monkeypatch, 11, poison)
+  with pytest.raises(errors.UserError, match='the last 1 steps .* update that is not finite .*: 4, 8;'):
+    loop.train(tiny_run.config(corpus), tmp_path, 'tiny', ONE)
+  assert not (tmp_path / 'DONE').exists() and not (tmp_path / 'checkpoints' / '12').exists()
+
+
+def test_a_step_is_saved_before_it_is_evaluated_and_the_evaluation_made_up_for(
+    corpus, finished, tmp_path, monkeypatch, capsys):
+  def gone(self):
+    raise errors.UserError('the text is gone')
+  with monkeypatch.context() as patch:
+    patch.setattr(loop.Loop, '_evaluate', gone)
+    cfg = tiny_run.config(corpus, **{'checkpoint.every': 6})
+    with pytest.raises(errors.UserError, match='the text is gone'):
+      loop.train(cfg, tmp_path / 'run', 'tiny', ONE)
+  assert [p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir()] == ['6']
+  assert [line['step'] for line in metrics(tmp_path / 'run')] == [2, 4]
+  assert loop.train(cfg, tmp_path / 'run', 'tiny', ONE) == 0
+  drop_time = lambda line: {k: v for k, v in line.items() if k != 'time'}
+  assert [drop_time(x) for x in metrics(tmp_path / 'run')] == [drop_time(x) for x in metrics(finished)]
+  said = (tmp_path / 'run' / 'log.txt').read_text()
+  assert 0 < said.index('first step took') < said.index('step 6: eval loss')
+
+
+@pytest.mark.parametrize('folder', ['a[1]b', 'x**y', 'back\\slash', 'q?{m}'])
+def test_work_directories_may_have_any_legal_name(corpus, tmp_path, folder):
+  path = tmp_path / folder / 'run [2026]'
+  cfg = tiny_run.config(corpus, **{'train.steps': 4, 'eval.every': 4})
+  assert loop.train(cfg, path, 'tiny', ONE) == 0
+  assert score.score(cfg, path, print, devices=ONE)[0] == 4
+  longer = tiny_run.config(corpus, **{'train.steps': 5, 'eval.every': 4})
+  assert loop.train(longer, path, 'tiny', ONE) == 0
+  said = (path / 'log.txt').read_text()
+  assert 'continuing from the checkpoint of step 4' in said
+  assert 'train.steps was 4 and is 5, which moves the schedule' in said
 
 
 def test_a_profile_is_written(corpus, tmp_path):

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stmoe import axes
 from stmoe import errors
+from stmoe.core import contract
 from stmoe.train import check
 from stmoe.train import state as states
 from stmoe.train import step as steps
@@ -124,6 +126,48 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_counters(tmp_path):
     state, report = step(state, b)
     assert (int(state['counts']['skipped']), int(state['counts']['bad'])) == (2, 0)
     assert np.isfinite(report['loss/total'])
+
+
+@pytest.mark.parametrize('where', ['gradient', 'update'])
+def test_a_finite_loss_does_not_make_a_step_good(tmp_path, monkeypatch, where):
+  cfg = config(tmp_path)
+  mesh = states.make_mesh(cfg.mesh, jax.devices()[:1])
+  nan = lambda tree: jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), tree)
+  if where == 'gradient':
+    found = steps.gradients
+    monkeypatch.setattr(steps, 'gradients', lambda *args: (nan((out := found(*args))[0]), *out[1:]))
+  with jax.set_mesh(mesh):
+    plan = states.blueprint(cfg, mesh)
+    state, step = states.init(cfg, plan), steps.make(cfg, plan)
+    if where == 'update':
+      state['opt_state'] = jax.tree.map(
+          lambda x: x * jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else x, state['opt_state'])
+    before = jax.device_get(state['params'])
+    state, report = step(state, check.place(batch(), mesh))
+  assert np.isfinite(report['loss/total']) and int(report['skipped']) == 1
+  assert np.isfinite(report['grad_norm']) == (where == 'update')
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state['params']), before)
+
+
+def test_merge_takes_maxima_means_and_shares_of_the_load():
+  aux = contract.Aux(losses=dict(balance=jnp.array([1.0, 3.0])), load=jnp.array([[2.0, 4.0], [1.0, 1.0]]),
+                     metrics=dict(logit_max=jnp.array([5.0, 7.0]), drop_frac=jnp.array([0.5, 0.1]),
+                                  confidence=jnp.array([0.2, 0.4])))
+  whole = steps.merge(aux)
+  assert whole.load.tolist() == [3.0, 5.0] and whole.losses['balance'] == 2.0
+  np.testing.assert_allclose([whole.metrics[n] for n in ('logit_max', 'drop_frac', 'confidence')],
+                             [7.0, (0.5 * 6 + 0.1 * 2) / 8, 0.3], rtol=1e-6)
+
+
+def test_split_moves_no_row_to_another_device():
+  with jax.set_mesh(axes.make_mesh(data=4, expert=2)) as mesh:
+    rows = check.place(dict(x=np.arange(32)[:, None]), mesh)['x']
+    home = {int(shard.data[i, 0]): shard.device for shard in rows.addressable_shards for i in range(4)}
+    parts = jax.jit(lambda x: steps.split(dict(x=x), 2)['x'])(rows)     # [2, 16, 1]
+  assert sorted(np.asarray(parts).ravel().tolist()) == list(range(32))
+  for shard in parts.addressable_shards:
+    for number in np.asarray(shard.data).ravel():
+      assert home[int(number)] == shard.device
 
 
 def test_state_is_born_sharded(tmp_path):
