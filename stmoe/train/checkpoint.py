@@ -104,9 +104,12 @@ class Checkpoints:
                              f'read again ({lost}); {self._saved(but=step)}')
 
   def close(self):
-    """Waits, then lets go of the background threads."""
-    with _readable(self.directory, self._saved):
-      self._manager.close()
+    """Waits as `wait` does, then lets go of the background threads."""
+    try:
+      self.wait()
+    finally:
+      with _readable(self.directory, self._saved):
+        self._manager.close()
 
   def restore(self, shapes, check, say, step=None):
     """Returns (step, state, data, meta) of the newest readable checkpoint, or None without any.

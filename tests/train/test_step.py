@@ -160,7 +160,8 @@ def test_merge_takes_maxima_means_and_shares_of_the_load():
 
 
 def test_split_moves_no_row_to_another_device():
-  with jax.set_mesh(axes.make_mesh(data=4, expert=2)) as mesh:
+  mesh = axes.make_mesh(data=4, expert=2)
+  with jax.set_mesh(mesh):
     rows = check.place(dict(x=np.arange(32)[:, None]), mesh)['x']
     home = {int(shard.data[i, 0]): shard.device for shard in rows.addressable_shards for i in range(4)}
     parts = jax.jit(lambda x: steps.split(dict(x=x), 2)['x'])(rows)     # [2, 16, 1]
