@@ -163,7 +163,8 @@ def test_split_moves_no_row_to_another_device():
   mesh = axes.make_mesh(data=4, expert=2)
   with jax.set_mesh(mesh):
     rows = check.place(dict(x=np.arange(32)[:, None]), mesh)['x']
-    home = {int(row): shard.device for shard in rows.addressable_shards for row in np.asarray(shard.data).flat}
+    shards = rows.addressable_shards
+    home = {int(row): shard.device for shard in shards for row in np.asarray(shard.data).flat}
     parts = jax.jit(lambda x: steps.split(dict(x=x), 2)['x'])(rows)     # [2, 16, 1]
   assert sorted(np.asarray(parts).ravel().tolist()) == list(range(32))
   for shard in parts.addressable_shards:
