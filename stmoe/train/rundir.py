@@ -85,6 +85,10 @@ def make(path):
   """Returns the folder `path`, made if need be."""
   path = pathlib.Path(path)
   try:
+    str(path.absolute()).encode()
+  except UnicodeEncodeError:
+    raise errors.UserError(f'--workdir {str(path)!r} is not UTF-8: no checkpoint can be there') from None
+  try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise errors.UserError(f'--workdir {path}: {error.strerror}') from error
