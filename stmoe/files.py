@@ -24,6 +24,7 @@ from stmoe import errors
 
 FULL = (errno.ENOSPC, errno.EDQUOT)      # of a full disk
 LARGEST = 1 << 30                        # bytes of a file of JSON or arrays, and of what is unpacked of it
+DEEPEST = 100                            # levels of JSON, which functions that call themselves go down
 # What reading damaged bytes raises, in the standard library and in NumPy.
 BROKEN = (ValueError, LookupError, TypeError, EOFError, OSError, RuntimeError, MemoryError, OverflowError,
           zlib.error, zipfile.BadZipFile)
@@ -68,6 +69,8 @@ def parse_json(text, kind=dict, nan=False):
   try:
     value = json.loads(text, parse_constant=_none if nan else _no_number, parse_float=_finite,
                        object_pairs_hook=_once)
+    if text.count('[') + text.count('{') > DEEPEST and _deep(value):
+      raise RecursionError
     if '\\ud' in text or '\\uD' in text:
       json.dumps(value, ensure_ascii=False).encode()
   except json.JSONDecodeError as error:
@@ -184,6 +187,15 @@ def plain(value):
 def reason(error):
   """Returns the first words of an error of a library, on one line."""
   return f'{type(error).__name__}: {" ".join(str(error).split())[:120]}'.rstrip(': ')
+
+
+def _deep(value):
+  """Whether dicts and lists are inside one another more than DEEPEST times."""
+  level = [value]
+  for _ in range(DEEPEST):
+    inside = [v for v in level if isinstance(v, (dict, list))]
+    level = [inner for v in inside for inner in (v.values() if isinstance(v, dict) else v)]
+  return any(isinstance(v, (dict, list)) for v in level)
 
 
 def _no_number(name):

@@ -20,11 +20,17 @@ def test_json_comes_back(tmp_path):
     ('{"a": ', 'is not JSON'), ('[1]', 'holds a list where a dict belongs'), ('{"a": NaN}', 'holds NaN'),
     ('{"a": 1e999}', '1e999'),
     ('{"a": 1, "a": 2}', "the key 'a' twice"), ('[' * 100_000, 'nested too deeply'),
+    ('{"a": ' + '[' * 100 + ']' * 100 + '}', 'nested too deeply'),
     ('{"a": "\\ud800"}', 'half a surrogate'), ('', 'is not JSON'), ('{"a": ' + '9' * 5000 + '}', 'digit')])
 def test_damaged_json_is_one_line(tmp_path, text, reason):
   (tmp_path / 'a.json').write_text(text)
   with pytest.raises(errors.Damaged, match='a.json: .*' + reason):
     files.read_json(tmp_path / 'a.json')
+
+
+def test_many_lists_are_not_deep():
+  assert files.parse_json('[' * 100 + ']' * 100, list)
+  assert len(files.parse_json('[' + '[[]],' * 200 + '0]', list)) == 201
 
 
 def test_surrogate_pairs_are_characters():

@@ -70,7 +70,8 @@ def read(path, name=None):
   """
   path = pathlib.Path(path)
   loads, states = read_stats(path)
-  return Run(path=path, name=name or path.resolve().name, config=records.config(path),
+  name = (name or path.resolve().name).encode(errors='replace').decode()     # figures show characters only
+  return Run(path=path, name=name, config=records.config(path),
              env=records.environment(path), lines=read_lines(path), loads=loads, states=states,
              done=records.done(path), sweeps=read_sweeps(path))
 

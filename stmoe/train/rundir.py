@@ -31,6 +31,7 @@ FREE = ('train.steps', 'train.log_every', 'train.stats_every', 'train.stop_after
 EVALUATION = re.compile(r'blocks\..*\.eval_\w+')
 # Fields that runs begun before there were such do not have, with the value that is the same.
 YOUNGER = {'data.replaced': 0.0}
+SECTIONS = ('model', 'blocks', 'data', 'train', 'eval')               # that every configuration has
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'ml-collections')
 
 
@@ -90,6 +91,10 @@ def make(path):
   """Returns the folder `path`, made if need be."""
   path = pathlib.Path(path)
   try:
+    str(path.absolute()).encode()
+  except UnicodeEncodeError:
+    raise errors.UserError(f'--workdir {str(path)!r} is not UTF-8: no checkpoint can be there') from None
+  try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise errors.UserError(f'--workdir {path}: {error.strerror}') from error
@@ -98,12 +103,15 @@ def make(path):
 
 def load(path):
   """Returns the ConfigDict of run directory `path`; JSON's lists are tuples again."""
-  fields = records.config(path)
+  file, fields = pathlib.Path(path) / 'config.json', records.config(path)
+  missing = [section for section in SECTIONS if section not in fields]
+  if missing:
+    raise errors.Damaged(file, f'has no section {missing[0]}')
   try:
     cfg = ml_collections.ConfigDict(_tuples(fields))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise errors.Damaged(pathlib.Path(path) / 'config.json', files.reason(error)) from error
-  _form(pathlib.Path(path) / 'config.json', cfg, _common(), '')
+    raise errors.Damaged(file, files.reason(error)) from error
+  _form(file, cfg, _common(), '')
   return cfg
 
 

@@ -231,6 +231,12 @@ def test_files_of_a_run_are_not_written_through_links(tmp_path):
   assert other.read_text() == 'precious' and not (run / 'DONE').is_symlink()
 
 
+def test_a_directory_whose_name_is_no_unicode_is_refused(tmp_path):
+  with pytest.raises(errors.UserError, match='caf.* is not UTF-8'):
+    rundir.make(tmp_path / 'caf\udce9')
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_no_unicode_is_said_and_recorded(tmp_path):
   log = writers.Log(tmp_path)
   log.show = types.SimpleNamespace(say=lambda text: None)
