@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
@@ -15,9 +16,10 @@ from stmoe.core import metrics
 from stmoe.errors import UserError
 
 BUILT = ('balanced', 'clustered', 'dispersed')   # their tables are made before training: `stmoe tables`
+looked_up = lambda table, ctx, k: table[ctx.ids]
 # kind -> bucket i32[G,S] of (table i32[V], context, K). The paper's, and a control (fresh).
 KINDS = {
-    **dict.fromkeys(('random', *BUILT), lambda table, ctx, k: table[ctx.ids]),
+    'random': looked_up, 'balanced': looked_up, 'clustered': looked_up, 'dispersed': looked_up,
     'previous': lambda table, ctx, k: table[hashing.before(ctx.ids, ctx.positions)],
     'bigram': lambda table, ctx, k: hashing.bigram(ctx.ids, hashing.before(ctx.ids, ctx.positions), k),
     'position': lambda table, ctx, k: hashing.position(ctx.positions, k),
@@ -69,9 +71,10 @@ class Hash(nnx.Module):
   what; the reference keeps its table in no checkpoint.
   """
 
-  def __init__(self, d_model, *, num_experts, kind='random', table='', vocab_size=8008, seed=42,
-               hash_seed_per_layer=False, capacity_factor=(None, None), min_capacity=4, allow_causal=False,
-               rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, kind: ranges.Choice(*KINDS) = 'random',
+               table: ranges.Text = '', vocab_size: ranges.Count = 8008, seed: ranges.Seed = 42,
+               hash_seed_per_layer: ranges.Flag = False, capacity_factor: ranges.Factors = (None, None),
+               min_capacity: ranges.Natural = 4, allow_causal: ranges.Flag = False, rngs):
     choices.named(KINDS, kind, 'router hash: kind')
     if kind in BUILT and not table:
       raise UserError(f'router hash: kind={kind!r} needs a table made before training: stmoe tables NAME '

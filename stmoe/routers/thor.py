@@ -4,6 +4,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import contract
 from stmoe.core import metrics
@@ -72,7 +73,7 @@ class Thor(nnx.Module):
 
   draws_at_eval = True               # evaluation uses ctx.key where there is one
 
-  def __init__(self, d_model, *, num_experts, eval_dispatch='sentence', rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, eval_dispatch: ranges.Text = 'sentence', rngs):
     if num_experts < 2:
       raise UserError(f'router thor: num_experts={num_experts} leaves nothing to draw; nearest: '
                       'num_experts=2 (or layer=dense)')

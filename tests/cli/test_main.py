@@ -71,7 +71,7 @@ def test_importing_a_command_imports_no_heavy_library():
     (['show', 'lm/stdlb'], ["no experiment is called 'lm/stdlb'", 'nearest: lm/stdlib']),
     (['show', 'lm/stdlib:smoek'], ["argument 'smoek' is unknown", 'nearest: smoke']),
     (['show', 'lm/stdlib', '--config.train.stps=3'], ['config.train.stps', 'nearest: config.train.steps']),
-    (['show', 'lm/stdlib', '--config.train.steps=many'], ['config.train.steps=many', 'an int']),
+    (['show', 'lm/stdlib', '--config.train.steps=many'], ['config.train.steps=many', 'a whole number']),
     (['show', 'lm/stdlib', '--config.train.steps'], ['config.train.steps', 'needs a value']),
     (['diff', 'lm/stdlib', 'nowhere/exp.py'], ['no such file: nowhere/exp.py']),
 ])

@@ -54,11 +54,11 @@ def test_an_argument_goes_to_runs(tmp_path):
 @pytest.mark.parametrize('body, words', [
     ("def runs():\n  yield ('a', 'lm/stdlbi', {})", r"run 1 \(a\): no experiment is called 'lm/stdlbi'"),
     (f"def runs():\n  yield {ONE}\n  yield ('b', 'lm/stdlib', dict(sed=1))", r'run 2 \(b\): config.sed'),
-    ("def runs():\n  yield ('b', 'lm/stdlib', {'train.steps': 'many'})", 'train.steps=many: expected an int'),
+    ("def runs():\n  yield ('b', 'lm/stdlib', {'train.steps': 'many'})", 'train.steps=many: expected a whole number'),
     ("def runs():\n  yield dict(name='a', experiment='lm/stdlib:smoke', evaluations={'eval.drws': [1]})",
      'eval.drws does not exist; nearest: config.eval.draws'),
     ("def runs():\n  yield dict(name='a', experiment='lm/stdlib:smoke', evaluations={'eval.draws': ['x']})",
-     'eval.draws=x: expected an int'),
+     'eval.draws=x: expected a whole number'),
     ("def runs():\n  yield 'lm/stdlib'", "'lm/stdlib' is neither"),
     ("def runs():\n  yield dict(name='a', experiment='lm/stdlib', override={})", 'is neither'),
     (f'def runs():\n  yield {TWO}\n  yield {TWO}', 'run 2: two is there already'),
