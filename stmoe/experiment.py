@@ -155,7 +155,7 @@ def _set_item(items, path, index, text):
   """Sets one item of the list `items` in place."""
   if not isinstance(items, list):
     raise errors.UserError(f'config.{path}: only an item of a list can be set, give the {_kind(items)} whole')
-  if not index.isdigit() or int(index) >= len(items):
+  if not index.isdecimal() or int(index) >= len(items):
     raise errors.UserError(f'config.{path}: there is no item {index}; the list has {len(items)}')
   position = int(index)
   items[position] = parsing.typed(f'config.{path}', text, type(items[position]), items[position])

@@ -7,6 +7,7 @@
 parameter without annotation is no field: whoever builds the object gives it. `a | b` is what either allows.
 """
 
+import argparse
 import ast
 
 from stmoe import errors
@@ -47,6 +48,17 @@ class Range:
     """Returns the UserError that says what was expected instead of `value`."""
     near = f'; nearest: {self.near(value)}' if self.near(value) else ''
     return errors.UserError(f'{where}={shown(value)}: expected {self.text}{near}')
+
+  def __call__(self, text):
+    """Returns the value of `text` as argparse asks for it: a range is the `type` of an argument, too."""
+    try:
+      value = self.read(text)
+    except ValueError:
+      value = text
+    if not self.holds(value):
+      near = f'; nearest: {self.near(value)}' if self.near(value) else ''
+      raise argparse.ArgumentTypeError(f'{shorter(text)}: expected {self.text}{near}')
+    return value
 
   def typed(self, where, text):
     """Returns the value that a user typed for the field `where`; raises UserError."""

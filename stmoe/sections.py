@@ -76,7 +76,10 @@ OBJECTIVES = {
 DATA = {name: field for fields in OBJECTIVES.values() for name, field in fields.items()}
 
 
-SECTIONS = ('model', 'blocks', 'data', 'optimizer', 'schedule', 'losses', 'decode', *TABLES)
+# What a run cannot do without, and all there is.
+TRAINING = ('model', 'blocks', 'data', 'optimizer', 'schedule', 'losses', 'train', 'eval', 'loss',
+            'checkpoint', 'mesh', 'profile')
+SECTIONS = (*TRAINING, 'finetune', 'decode')
 FUNCTIONS = {'optimizer': 'stmoe.train.optimizers', 'schedule': 'stmoe.train.schedules'}
 
 

@@ -62,7 +62,7 @@ def parse(topology):
   axes = len(LARGEST[name]) if tpu else 1
   example = f'{name}:{"x".join("2" * axes if axes == 3 else "24") if tpu else 8}'
   parts = text.split('x')
-  if len(parts) != axes or not all(part.isdigit() and int(part) > 0 for part in parts):
+  if len(parts) != axes or not all(part.isdecimal() and int(part) > 0 for part in parts):
     raise errors.UserError(f'topology {topology!r}: after the colon comes the number of chips'
                            f'{" along each of " + str(axes) + " axes" if tpu else ""}; nearest: {example}')
   return name, tuple(map(int, parts))

@@ -13,6 +13,7 @@ from stmoe.core import choices
 from stmoe.core import contract
 from stmoe.core import hashing
 from stmoe.core import metrics
+from stmoe.core import seeds
 from stmoe.errors import UserError
 
 BUILT = ('balanced', 'clustered', 'dispersed')   # their tables are made before training: `stmoe tables`
@@ -94,7 +95,7 @@ class Hash(nnx.Module):
     if found or kind in COMPUTED:
       value = found and found.table
     elif hash_seed_per_layer:
-      key = jax.random.fold_in(rngs.params(), seed)
+      key = seeds.fold(rngs.params(), seed)
       value = jax.random.randint(key, (vocab_size,), 0, num_experts)
     else:
       value = _random(vocab_size, num_experts, seed)

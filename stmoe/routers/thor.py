@@ -77,7 +77,7 @@ class Thor(nnx.Module):
     if num_experts < 2:
       raise UserError(f'router thor: num_experts={num_experts} leaves nothing to draw; nearest: '
                       'num_experts=2 (or layer=dense)')
-    self.fixed = int(eval_dispatch) if str(eval_dispatch).isdigit() else None
+    self.fixed = int(eval_dispatch) if str(eval_dispatch).isdecimal() else None
     if self.fixed is None and eval_dispatch not in DISPATCH or (self.fixed or 0) >= num_experts:
       raise UserError(f'router thor: eval_dispatch={eval_dispatch!r} does not exist'
                       f'{nearest(eval_dispatch, DISPATCH)} (there are: {", ".join(DISPATCH)}, and '

@@ -19,6 +19,7 @@ import ml_collections
 import stmoe
 from stmoe import errors
 from stmoe import experiment
+from stmoe import sections
 
 # What a run may change when it continues: how long, how watched, on what machine.
 FREE = ('train.steps', 'train.log_every', 'train.stats_every', 'train.stop_after_bad', 'eval.', 'checkpoint.',
@@ -83,7 +84,12 @@ def load(path):
     raise errors.UserError(f'{path} is not a run directory: it has no config.json') from None
   except ValueError as error:
     raise errors.UserError(f'{file} is not JSON: {error}') from None
-  return ml_collections.ConfigDict(fields)
+  config = ml_collections.ConfigDict(fields)
+  try:
+    sections.check(config, whole=False)
+  except errors.UserError as error:
+    raise errors.UserError(f'{file}: {error}') from None
+  return config
 
 
 def _tuples(fields):

@@ -54,7 +54,8 @@ def test_an_argument_goes_to_runs(tmp_path):
 @pytest.mark.parametrize('body, words', [
     ("def runs():\n  yield ('a', 'lm/stdlbi', {})", r"run 1 \(a\): no experiment is called 'lm/stdlbi'"),
     (f"def runs():\n  yield {ONE}\n  yield ('b', 'lm/stdlib', dict(sed=1))", r'run 2 \(b\): config.sed'),
-    ("def runs():\n  yield ('b', 'lm/stdlib', {'train.steps': 'many'})", 'train.steps=many: expected a whole number'),
+    ("def runs():\n  yield ('b', 'lm/stdlib', {'train.steps': 'many'})",
+     'train.steps=many: expected a whole number'),
     ("def runs():\n  yield dict(name='a', experiment='lm/stdlib:smoke', evaluations={'eval.drws': [1]})",
      'eval.drws does not exist; nearest: config.eval.draws'),
     ("def runs():\n  yield dict(name='a', experiment='lm/stdlib:smoke', evaluations={'eval.draws': ['x']})",
