@@ -277,7 +277,7 @@ class Layers(Range):
   """The layers of a stack: letters of blocks and how often they repeat."""
 
   text = "pairs of letters of blocks and a number of repeats of at least 1, for example (('dm', 6),)"
-  repeats = Whole(1)
+  repeats = Whole(1, 10_000)
 
   def holds(self, value):
     return isinstance(value, (tuple, list)) and len(value) > 0 and all(map(self._fits, value))
