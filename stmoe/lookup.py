@@ -10,6 +10,7 @@ is built is imported.
 import functools
 import importlib
 import inspect
+import re
 
 from stmoe import declared
 from stmoe import errors
@@ -45,15 +46,21 @@ CALLED = {
 
 def available(kind):
   """Returns the sorted names of the modules of `kind` (a key of PACKAGES)."""
-  package = PACKAGES[kind]
-  names = sorted(path.stem for path in declared.file(package, '').parent.glob('[!_]*.py'))
-  wanted = CALLED.get(kind)
-  return [name for name in names if wanted in (None, declared.called_with(package, name))]
+  folder = declared.file(PACKAGES[kind], '').parent
+  return sorted(path.stem for path in folder.glob('*.py') if has(kind, path.stem))
+
+
+def has(kind, name):
+  """Returns whether a module of `kind` is called `name`."""
+  if not isinstance(name, str) or not re.fullmatch(r'[^\W_]\w*', name):
+    return False
+  package, wanted = PACKAGES[kind], CALLED.get(kind)
+  return declared.file(package, name).is_file() and wanted in (None, declared.called_with(package, name))
 
 
 def check(kind, name):
   """Raises UserError, naming the nearest modules, when none of `kind` is called `name`."""
-  if name not in available(kind):
+  if not has(kind, name):
     raise errors.UserError(f'no {kind} is called {ranges.shown(name)}{errors.nearest(name, available(kind))}'
                            f' (there are: {", ".join(available(kind))})')
 

@@ -147,7 +147,7 @@ def _blocks(blocks):
 def _of_kind(kind, path, values, key='name', more=()):
   """The Groups of a mapping that names a module of `kind` under `key`, and of those inside it."""
   name = values.get(key)
-  fields = _own(lookup.fields(kind, name)) if name in lookup.available(kind) else {}
+  fields = _own(lookup.fields(kind, name)) if lookup.has(kind, name) else {}
   yield Group(path, values, {key: Field(lookup.Name(kind))} | fields | dict(more), key, f'{kind} {name!r}',
               open=not fields)
   for inner in values:
