@@ -52,7 +52,7 @@ def available(kind):
 
 def has(kind, name):
   """Returns whether a module of `kind` is called `name`."""
-  if not isinstance(name, str) or not re.fullmatch(r'[^\W_]\w*', name):
+  if not isinstance(name, str) or not re.fullmatch(r'[^\W_]\w{0,60}', name):
     return False
   package, wanted = PACKAGES[kind], CALLED.get(kind)
   return declared.file(package, name).is_file() and wanted in (None, declared.called_with(package, name))

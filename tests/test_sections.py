@@ -83,7 +83,9 @@ def test_choices_are_those_of_the_code():
     ('data.objective=seq2seq', "needs the field 'inputs_length'"),
     ('data.mixture=(0.0,0.0)', 'names of tasks'), ('data.extra_ids=-1', 'at least 0'),
     ('data.eval_split=zzz', 'train, validation'), ('data.shuffle=2', 'True or False'),
-    ('checkpoint.keep=0', 'at least 1')])
+    ('checkpoint.keep=0', 'at least 1'), ('optimizer.eps=1e30', 'at most 1'),
+    (f'blocks.m.executor={"a" * 300}', 'no executor is called'), ('blocks.m.router.name=..', 'no router'),
+    (f'model.name={"a" * 5000}', 'no model is called')])
 def test_a_field_out_of_its_range_is_one_line(override, said):
   with pytest.raises(errors.UserError) as error:
     experiment.load(SMALL, [override])

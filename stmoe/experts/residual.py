@@ -58,7 +58,7 @@ class Residual(nnx.Module):
   """
 
   def __init__(self, d_model, *, num_experts, d_ff: ranges.Count, num_sublayers: ranges.Count = 1,
-               activation: ranges.Activation = 'relu', epsilon: ranges.Positive = 1e-5, rngs):
+               activation: ranges.Activation = 'relu', epsilon: ranges.PartOf1 = 1e-5, rngs):
     make = functools.partial(Sublayer, d_model, num_experts=num_experts, d_ff=d_ff, activation=activation,
                              epsilon=epsilon)
     self.sublayers = nnx.List([make(rngs=rngs) for _ in range(num_sublayers)])

@@ -50,7 +50,7 @@ def model(hf, layers, tied, **more):
               head_dim=fields.given(hf, 'head_dim', ranges.Count, width // heads),
               num_kv_heads=None if kv_heads == heads else kv_heads, layers=rules.pattern(layers),
               rotary_base=base, rotary_scaling=scaling, tie_embeddings=tied, scale_head=False,
-              norm_epsilon=fields.need(hf, 'rms_norm_eps', ranges.Positive), dtype='float32',
+              norm_epsilon=fields.need(hf, 'rms_norm_eps', ranges.PartOf1), dtype='float32',
               scan_layers=True, remat='none') | more
 
 

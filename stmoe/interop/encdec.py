@@ -56,7 +56,7 @@ def model(hf, encoder, decoder, tied, scaled):
               num_buckets=fields.given(hf, 'relative_attention_num_buckets', ranges.Whole(4), 32),
               max_distance=fields.given(hf, 'relative_attention_max_distance', ranges.Count, 128),
               tie_embeddings=tied, scale_head=scaled,
-              norm_epsilon=fields.given(hf, 'layer_norm_epsilon', ranges.Positive, 1e-6), dtype='float32',
+              norm_epsilon=fields.given(hf, 'layer_norm_epsilon', ranges.PartOf1, 1e-6), dtype='float32',
               scan_layers=True, remat='none')
 
 

@@ -99,7 +99,7 @@ class Attention(nnx.Module):
 
   def __init__(self, d_model, *, num_heads, head_dim, num_kv_heads=None, scaled: ranges.Flag = True,
                dropout_rate=0.0, init_scale=1.0, use_bias: ranges.Flag = False,
-               qkv_bias: ranges.Flag = False, qk_norm: ranges.Positive | None = None,
+               qkv_bias: ranges.Flag = False, qk_norm: ranges.PartOf1 | None = None,
                clip: ranges.Positive | None = None, rngs):
     num_kv_heads = num_kv_heads or num_heads
     if num_heads % num_kv_heads:

@@ -32,7 +32,7 @@ class LatentAttention(nnx.Module):
 
   def __init__(self, d_model, *, num_heads, head_dim, nope_dim: ranges.Count, value_dim: ranges.Count,
                kv_rank: ranges.Count, q_rank: ranges.Count | None = None,
-               norm_epsilon: ranges.Positive = 1e-6, interleaved: ranges.Flag = True,
+               norm_epsilon: ranges.PartOf1 = 1e-6, interleaved: ranges.Flag = True,
                logit_scale: ranges.Any = 1.0, dropout_rate=0.0, init_scale=1.0, rngs):
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal')
     matrix = lambda rows, columns, *names: axes.param(init, (rows, columns), *names, rngs=rngs)

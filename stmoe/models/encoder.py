@@ -44,7 +44,7 @@ class Encoder(nnx.Module):
 
   def __init__(self, *, vocab_size: ranges.Count, d_model: ranges.Count, encoder: ranges.Pattern, blocks,
                num_heads: ranges.Count, head_dim: ranges.Count, length: ranges.Count,
-               head: ranges.Named('head'), epsilon: ranges.Positive = 1e-12,
+               head: ranges.Named('head'), epsilon: ranges.PartOf1 = 1e-12,
                dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0,
                dtype: ranges.Dtype = 'float32', scan_layers: ranges.Flag = True,
                remat: ranges.Choice(*stack.REMAT) = 'none', rngs):

@@ -42,7 +42,7 @@ class LM(nnx.Module):
                attention: ranges.Named('attention') | None = None, window: ranges.Count | None = None,
                rotary_base: ranges.Above1 = 10000.0, rotary_scaling: ranges.Yarn | None = None,
                tie_embeddings: ranges.Flag = True, scale_head: ranges.Flag = True,
-               norm_epsilon: ranges.Positive = 1e-6, dropout_rate: ranges.Below1 = 0.0,
+               norm_epsilon: ranges.PartOf1 = 1e-6, dropout_rate: ranges.Below1 = 0.0,
                init_scale: ranges.Positive = 1.0, dtype: ranges.Dtype = 'float32',
                scan_layers: ranges.Flag = True, remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
     if head_dim % 2:

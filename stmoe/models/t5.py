@@ -43,7 +43,7 @@ class T5(nnx.Module):
                decoder: ranges.Pattern, blocks, num_heads: ranges.Count, head_dim: ranges.Count,
                num_buckets: ranges.Whole(4) = 32, max_distance: ranges.Count = 128,
                tie_embeddings: ranges.Flag = False, scale_head: ranges.Flag = True,
-               scaled: ranges.Flag = False, norm_epsilon: ranges.Positive = 1e-6,
+               scaled: ranges.Flag = False, norm_epsilon: ranges.PartOf1 = 1e-6,
                dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0,
                dtype: ranges.Dtype = 'float32', scan_layers: ranges.Flag = True,
                remat: ranges.Choice(*stack.REMAT) = 'none', rngs):

@@ -48,7 +48,7 @@ class ViT(nnx.Module):
                num_heads: ranges.Count, head_dim: ranges.Count, image_size: ranges.Count,
                patch_size: ranges.Count, channels: ranges.Count = 3,
                pooling: ranges.Choice(*POOLING) = 'token', representation: ranges.Natural = 0,
-               head_bias: ranges.Any = 0.0, epsilon: ranges.Positive = 1e-6,
+               head_bias: ranges.Any = 0.0, epsilon: ranges.PartOf1 = 1e-6,
                dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0,
                dtype: ranges.Dtype = 'float32', scan_layers: ranges.Flag = True,
                remat: ranges.Choice(*stack.REMAT) = 'none', rngs):

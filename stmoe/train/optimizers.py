@@ -28,7 +28,7 @@ class Optimizer(NamedTuple):
   names: dict
 
 
-def adamw(names, shapes, *, b1: ranges.Below1 = 0.9, b2: ranges.Below1 = 0.999, eps: ranges.Positive = 1e-8,
+def adamw(names, shapes, *, b1: ranges.Below1 = 0.9, b2: ranges.Below1 = 0.999, eps: ranges.PartOf1 = 1e-8,
           weight_decay: ranges.NonNegative = 0.0):
   """Returns AdamW (arXiv:1711.05101): decay lr * weight_decay * param, of matrices only (see `decayed`)."""
   adam = optax.scale_by_adam(b1, b2, eps)
@@ -59,7 +59,7 @@ def _decoupled(transform, state_type, masks, weight_decay, names):
 def adafactor(names, shapes, *, decay_rate: ranges.Share = 0.8, step_offset: ranges.Natural = 0,
               momentum: ranges.Below1 | None = None, weight_decay: ranges.Share = 0.0,
               clipping_threshold: ranges.Positive | None = 1.0, min_dim_size_to_factor: ranges.Count = 128,
-              epsilon1: ranges.Positive = 1e-30, epsilon2: ranges.NonNegative = 1e-3,
+              epsilon1: ranges.PartOf1 = 1e-30, epsilon2: ranges.NonNegative = 1e-3,
               multiply_by_parameter_scale: ranges.Flag = True):
   """Returns Adafactor with T5X's semantics (see `stmoe.train.adafactor`); the rate is relative."""
   plans = jax.tree.map(lambda n, s: factored.plan(n, s.shape, min_dim_size_to_factor), names, shapes,

@@ -29,7 +29,7 @@ def configure(hf, tied):
                 normalize_gates=fields.given(hf, 'norm_topk_prob', ranges.Flag, False))
   sparse = decoder.moe(router, fields.need(hf, 'intermediate_size'),
                        fields.activation(hf, 'hidden_act', 'silu'))
-  attention = dict(name='attention', qk_norm=fields.need(hf, 'rms_norm_eps', ranges.Positive),
+  attention = dict(name='attention', qk_norm=fields.need(hf, 'rms_norm_eps', ranges.PartOf1),
                    clip=fields.given(hf, 'clip_qkv', ranges.Positive))
   layers = 'm' * fields.need(hf, 'num_hidden_layers', fields.LAYERS)
   return dict(model=decoder.model(hf, layers, tied, attention=attention),
