@@ -17,5 +17,6 @@ class Damaged(UserError):
 
 def nearest(name, choices, n=3):
   """Returns '; nearest: a, b' for the entries of `choices` most like `name`, or ''."""
-  found = difflib.get_close_matches(str(name), [str(c) for c in choices], n=n, cutoff=0.5)
-  return f'; nearest: {", ".join(found)}' if found else ''
+  known = {str(choice).lower(): str(choice) for choice in choices}
+  found = difflib.get_close_matches(str(name)[:200].lower(), known, n=n, cutoff=0.5)
+  return f'; nearest: {", ".join(known[one] for one in found)}' if found else ''

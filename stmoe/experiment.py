@@ -17,6 +17,7 @@ import ml_collections
 
 from stmoe import errors
 from stmoe import parsing
+from stmoe import sections
 
 PACKAGE = 'stmoe.configs'
 
@@ -61,9 +62,7 @@ def load(name, overrides=()):
   except errors.UserError as error:
     raise errors.UserError(f'{name}: {error}') from None
   config.lock()
-  for override in overrides:
-    apply(config, override)
-  return config, canonical + (f':{arg}' if arg else '')
+  return override(config, overrides), canonical + (f':{arg}' if arg else '')
 
 
 def split(name):
@@ -73,6 +72,19 @@ def split(name):
     return (path + '.py', arg) if suffix else (name, '')
   where, _, arg = name.partition(':')
   return where, arg
+
+
+def override(config, overrides, whole=True):
+  """Returns `config` after `overrides`, in place, every field within its range.
+
+  Args:
+    overrides: texts 'a.b=value' or '--config.a.b=value', applied in order.
+    whole:     see `sections.check`.
+  """
+  for text in overrides:
+    apply(config, text)
+  sections.check(config, whole)
+  return config
 
 
 def find_module(where):
@@ -107,7 +119,8 @@ def module_of(path):
 def apply(config, override):
   """Sets one field of `config` in place from the text 'a.b=value', 'a.b[0]=value'.
 
-  The value takes the type of the field (see `parsing.typed`), and fields derived from it follow.
+  The value is read as the field's range says, where there is one, else as the type of what is there (see
+  `parsing.typed`); fields derived from it follow.
   Raises UserError, naming the nearest fields, if there is no such field.
   """
   path, equals, text = override.removeprefix('--').removeprefix('config.').partition('=')
@@ -123,7 +136,12 @@ def apply(config, override):
   if isinstance(holder[key], ml_collections.ConfigDict):
     inside = ', '.join(f'config.{field}.{name}' for name in holder[key])
     raise errors.UserError(f'config.{path} is a group of fields, set one of: {inside}')
-  holder[key] = parsing.typed(f'config.{path}', text, holder.get_type(key), holder[key])
+  known = sections.range_of(config, field)
+  if known is None:
+    holder[key] = parsing.typed(f'config.{path}', text, holder.get_type(key), holder[key])
+    return
+  with holder.ignore_type():
+    holder[key] = known.typed(f'config.{path}', text)
 
 
 def matching(config, pattern):
@@ -157,7 +175,7 @@ def _set_item(items, path, index, text):
   """Sets one item of the list `items` in place."""
   if not isinstance(items, list):
     raise errors.UserError(f'config.{path}: only an item of a list can be set, give the {_kind(items)} whole')
-  if not index.isdigit() or int(index) >= len(items):
+  if not index.isdecimal() or int(index) >= len(items):
     raise errors.UserError(f'config.{path}: there is no item {index}; the list has {len(items)}')
   position = int(index)
   items[position] = parsing.typed(f'config.{path}', text, type(items[position]), items[position])

@@ -3,15 +3,18 @@
 `dict(name='switch', num_experts=8)` under the key `router` means the class `Switch`
 of `stmoe/routers/switch.py`, called with `num_experts=8`. A class is found by its
 file: `st_moe.py` holds `STMoE`, `mlp.py` holds `Mlp` (case and underscores ignored).
+What there is, and with which fields, is read from the files (see `declared.py`); only what
+is built is imported.
 """
 
 import functools
 import importlib
 import inspect
-import pkgutil
+import re
 
+from stmoe import declared
 from stmoe import errors
-from stmoe import parsing
+from stmoe import ranges
 
 # The key of a configuration under which a module is named -> the package it lives in.
 PACKAGES = {
@@ -32,20 +35,50 @@ PACKAGES = {
 }
 
 
+# How objects of a kind are called, where a package holds several kinds and helpers: the arguments tell them.
+CALLED = {
+    'layer': ['x', 'ctx', 'carry'],
+    'inner': ['x', 'ctx', 'carry'],
+    'attention': ['x', 'visible', 'key'],
+    'head': ['x', 'ctx', 'rows'],
+}
+
+
 def available(kind):
   """Returns the sorted names of the modules of `kind` (a key of PACKAGES)."""
-  package = importlib.import_module(PACKAGES[kind])
-  return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+  folder = declared.file(PACKAGES[kind], '').parent
+  return sorted(path.stem for path in folder.glob('*.py') if has(kind, path.stem))
+
+
+def has(kind, name):
+  """Returns whether a module of `kind` is called `name`."""
+  if not isinstance(name, str) or not re.fullmatch(r'[^\W_]\w{0,60}', name):
+    return False
+  package, wanted = PACKAGES[kind], CALLED.get(kind)
+  return declared.file(package, name).is_file() and wanted in (None, declared.called_with(package, name))
+
+
+def check(kind, name):
+  """Raises UserError, naming the nearest modules, when none of `kind` is called `name`."""
+  if not has(kind, name):
+    raise errors.UserError(f'no {kind} is called {ranges.shown(name)}{errors.nearest(name, available(kind))}'
+                           f' (there are: {", ".join(available(kind))})')
+
+
+class Name(ranges.String):
+  """The range of the field that names a module of `kind`."""
+
+  def __init__(self, kind):
+    self.kind = kind
+
+  def check(self, where, value):
+    check(self.kind, value)
+    return value
 
 
 def module(kind, name):
-  """Returns the module called `name` among those of `kind`.
-
-  Raises UserError, naming the nearest modules, when there is none.
-  """
-  if name not in available(kind):
-    raise errors.UserError(f'no {kind} is called {name!r}{errors.nearest(name, available(kind))}'
-                           f' (there are: {", ".join(available(kind))})')
+  """Returns the module called `name` among those of `kind`; raises UserError when there is none."""
+  check(kind, name)
   return importlib.import_module(f'{PACKAGES[kind]}.{name}')
 
 
@@ -60,51 +93,45 @@ def constructor(kind, name):
 
 
 def fields(kind, name):
-  """Returns the names of the fields of the class of module `name`."""
-  known = inspect.signature(constructor(kind, name).__init__).parameters
-  return [field for field in known if field not in ('self', 'rngs')]
+  """Returns dict field -> `declared.Field` of the class of module `name`; {} if it has no such class."""
+  check(kind, name)
+  return declared.of_class(PACKAGES[kind], name) or {}
 
 
-def executor(text):
-  """Returns the function `execute` of the executor that `text` names, with its own fields bound.
+# Kinds that are functions of their modules, and named with their fields in one text.
+FUNCTIONS = {'executor': 'execute', 'launcher': 'launch'}
 
-  `text` is the name of a module, with fields or without: 'gather', 'all_to_all:chunks=4'. Fields are whole
-  numbers. Raises UserError, naming what there is.
+
+def spelled(kind, text):
+  """Returns (name, fields) of 'module:field=value,...', a module of `kind` with fields of its function.
+
+  'gather', 'all_to_all:chunks=4', 'slurm:partition=gpu,time=240'. Raises UserError, naming what there is.
   """
-  def positive(where, key, number, _):
-    if not number.isdigit() or not int(number):
-      raise errors.UserError(f'{where}: {key}={number!r} is not a positive whole number')
-    return int(number)
-  return _bound('executor', text, 'execute', positive)
-
-
-def launcher(text):
-  """Returns the function `launch` of the launcher that `text` names, with its own fields bound.
-
-  As for `executor`: 'local:jobs=2', 'slurm:partition=gpu,time=240'. A field has the type of its default.
-  """
-  def typed(where, key, word, default):
-    return parsing.typed(f'{where}: {key}', word, type(default), default)
-  return _bound('launcher', text, 'launch', typed)
-
-
-def _bound(kind, text, function, convert):
-  """`function` of the module of `kind` in 'module:field=value,...' with its keyword-only fields bound.
-
-  convert: function (where, field, text of the value, default) -> value.
-  """
-  name, _, fields = text.partition(':')
-  found = getattr(module(kind, name), function)
-  parameters = inspect.signature(found).parameters.values()
-  known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-  given = {}
-  for field in filter(None, fields.split(',')):
-    key, _, value = field.partition('=')
+  name, _, rest = text.partition(':')
+  check(kind, name)
+  known, given = declared.of_function(PACKAGES[kind], name, FUNCTIONS[kind]), {}
+  for word in filter(None, rest.split(',')):
+    key, _, value = word.partition('=')
     if key not in known:
       raise errors.UserError(f'{kind} {text!r}: {name} has no field {key!r}{errors.nearest(key, known)}'
                              f' (it has: {", ".join(known) or "none"})')
-    given[key] = convert(f'{kind} {text!r}', key, value, known[key])
-  return functools.partial(found, **given)
+    given[key] = known[key].range.typed(f'{kind} {text!r}: {key}', value)
+  return name, given
+
+
+def executor(text):
+  """Returns the function `execute` of the executor that `text` names, with its own fields bound."""
+  return _bound('executor', text)
+
+
+def launcher(text):
+  """Returns the function `launch` of the launcher that `text` names, with its own fields bound."""
+  return _bound('launcher', text)
+
+
+def _bound(kind, text):
+  name, given = spelled(kind, text)
+  return functools.partial(getattr(module(kind, name), FUNCTIONS[kind]), **given)
 
 
 def recipe(kind, fields):

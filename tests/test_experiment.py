@@ -62,7 +62,7 @@ def test_override(toy, override, key, value):
     ('sed=1', ['config.sed does not exist', 'nearest: config.seed']),
     ('opt.nam=1', ['config.opt.nam does not exist', 'nearest: config.opt.name']),
     ('seed.x=1', ['config.seed.x does not exist', 'nearest: config.seed']),
-    ('seed=1.5', ['config.seed=1.5', 'an int']),
+    ('seed=1.5', ['config.seed=1.5', 'a whole number']),
     ('flag=2', ['config.flag=2', 'a bool']),
     ('opt.b=high', ['config.opt.b=high', 'a float']),
     ('opt=1', ['config.opt is a group', 'config.opt.name']),

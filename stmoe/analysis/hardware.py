@@ -47,6 +47,7 @@ CHIPS = {
     'cpu': Chip('cpu', None, None, None, None, 'virtual devices of this machine'),
 }
 LARGEST = {'v4': (16, 16, 16), 'v5e': (16, 16), 'v5p': (16, 20, 28), 'v6e': (16, 16)}
+MOST = 2**13                             # virtual devices, or GPUs, that a process can hold
 
 
 def parse(topology):
@@ -62,7 +63,9 @@ def parse(topology):
   axes = len(LARGEST[name]) if tpu else 1
   example = f'{name}:{"x".join("2" * axes if axes == 3 else "24") if tpu else 8}'
   parts = text.split('x')
-  if len(parts) != axes or not all(part.isdigit() and int(part) > 0 for part in parts):
+  if not tpu and text.isdecimal() and int(text) > MOST:
+    raise errors.UserError(f'topology {topology!r}: at most {MOST}; nearest: {name}:{MOST}')
+  if len(parts) != axes or not all(part.isdecimal() and int(part) > 0 for part in parts):
     raise errors.UserError(f'topology {topology!r}: after the colon comes the number of chips'
                            f'{" along each of " + str(axes) + " axes" if tpu else ""}; nearest: {example}')
   return name, tuple(map(int, parts))

@@ -15,6 +15,8 @@ import os
 import pathlib
 import sys
 
+from stmoe import ranges
+
 
 def add_arguments(parser):
   parser.add_argument('--shapes', default='C1,C2,C3,C4', help='out of C1 to C4 (for CPUs, the '
@@ -22,12 +24,13 @@ def add_arguments(parser):
   parser.add_argument('--executors', default='gather,pallas', help='module names (default: gather,pallas)')
   parser.add_argument('--peers', default='', help='other libraries, out of stmoe/analysis/peers')
   parser.add_argument('--routing', default='real', help='out of real, skewed, uniform (default: real)')
-  parser.add_argument('--rounds', type=int, default=9, help='how often everything is timed (default: 9)')
+  parser.add_argument('--rounds', type=ranges.Count, default=9,
+                      help='how often everything is timed (default: 9)')
   parser.add_argument('--step', metavar='NAME', help='an experiment whose training step to time instead')
   parser.add_argument('--decode', action='store_true', help='time generation instead')
   parser.add_argument('--batch-sizes', default='1,8', help='of --decode (default: 1,8)')
   parser.add_argument('--experts', default='8,64', help='of --decode (default: 8,64)')
-  parser.add_argument('--prompt', type=int, default=64, help='tokens, of --decode (default: 64)')
+  parser.add_argument('--prompt', type=ranges.Count, default=64, help='tokens, of --decode (default: 64)')
   parser.set_defaults(overrides=())
   parser.add_argument('--json', metavar='OUT', type=pathlib.Path, help='also write the rows to this file')
   parser.add_argument('--plot', metavar='OUT', type=pathlib.Path, help='also draw the ratios, .png or .svg')
@@ -43,12 +46,9 @@ def time_decoding(args):
   """Prints a row per batch size and number of experts; see `stmoe.decode.bench`."""
   from stmoe import errors
   numbers = {}
-  for field in ('batch-sizes', 'experts', 'prompt', 'rounds'):
-    text = str(getattr(args, field.replace('-', '_')))
-    wrong = [word for word in text.split(',') if not word.isdigit() or not int(word)]
-    if wrong:
-      raise errors.UserError(f'--{field} {text}: {wrong[0]!r} is no number above 0; nearest: 1')
-    numbers[field] = [int(word) for word in text.split(',')]
+  for field in ('batch-sizes', 'experts'):
+    words = getattr(args, field.replace('-', '_')).split(',')
+    numbers[field] = [ranges.Count.typed(f'--{field}', word) for word in words]
   if args.json and not args.json.parent.is_dir():
     raise errors.UserError(f'json: no directory {args.json.parent}')
 
@@ -90,8 +90,6 @@ def time_executors(args):
   from stmoe.analysis import bench
   from stmoe.analysis import shapes as known
 
-  if args.rounds < 1:
-    raise errors.UserError(f'rounds: {args.rounds} is too few; nearest: 1')
   shapes = bench.names(args.shapes, list(known.SHAPES), 'shapes')
   executors = bench.names(args.executors, lookup.available('executor'), 'executors')
   peers = bench.names(args.peers, lookup.available('peer'), 'peers') if args.peers else []

@@ -6,6 +6,8 @@ stmoe cache c4 --vocab t5.model --extra-ids 100
 stmoe cache boolq --files train.jsonl val.jsonl
 """
 
+from stmoe import ranges
+
 
 def add_arguments(parser):
   parser.add_argument('task', help='stdlib, text, c4, boolq, xsum, ...')
@@ -13,9 +15,10 @@ def add_arguments(parser):
                       help='of tasks text and pairs, or the jsonl of any other')
   vocabulary = parser.add_mutually_exclusive_group()
   vocabulary.add_argument('--vocab', default='bytes', help='bytes (default) or a SentencePiece model')
-  vocabulary.add_argument('--train-vocab', type=int, metavar='N',
+  vocabulary.add_argument('--train-vocab', type=ranges.Count, metavar='N',
                           help='train a SentencePiece model of N pieces on the train split (vocab train:N)')
-  parser.add_argument('--extra-ids', type=int, default=0, metavar='N', help='sentinels above the vocabulary')
+  parser.add_argument('--extra-ids', type=ranges.Natural, default=0, metavar='N',
+                      help='sentinels above the vocabulary')
   parser.add_argument('--cache-dir', default='', metavar='DIR',
                       help='default $STMOE_CACHE_DIR or ~/.cache/stmoe')
 

@@ -13,6 +13,7 @@ import sys
 from stmoe import errors
 from stmoe import experiment
 from stmoe import files
+from stmoe import ranges
 from stmoe.analysis import compare
 from stmoe.train import rundir
 
@@ -73,10 +74,10 @@ def _arguments(args):
 def _seeds(args):
   if args.seeds is None:
     return None
-  seeds = args.seeds.split(',')
-  if not all(seed.isdigit() for seed in seeds) or len(set(seeds)) < len(seeds):
+  seeds = [ranges.Seed.typed('--seeds', word) for word in args.seeds.split(',')]
+  if len(set(seeds)) < len(seeds):
     raise errors.UserError(f'--seeds {args.seeds}: give different whole numbers, for example 0,1,2')
-  return [int(seed) for seed in seeds]
+  return seeds
 
 
 def _costs(configs):

@@ -13,6 +13,7 @@ comes along. A T5X folder (target.* arrays) has no configuration: sizes are read
 import pathlib
 
 from stmoe import errors
+from stmoe import ranges
 
 DTYPES = ('F32', 'BF16', 'F16')
 
@@ -22,7 +23,7 @@ def add_arguments(parser):
                       help='a folder of safetensors, a T5X checkpoint, or a run directory')
   parser.add_argument('target', metavar='TARGET', help='the folder to be; must not be there yet')
   parser.add_argument('--to', metavar='FAMILY', help='of an export; default: that of the import')
-  parser.add_argument('--step', type=int, help='checkpoint of an export; default: the newest')
+  parser.add_argument('--step', type=ranges.Natural, help='checkpoint of an export; default: the newest')
   parser.add_argument('--dtype', choices=DTYPES, help='of exported tensors; default: as imported, else F32')
   parser.set_defaults(overrides=())
 

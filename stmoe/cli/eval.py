@@ -17,13 +17,14 @@ import sys
 from stmoe import errors
 from stmoe import experiment
 from stmoe import files
+from stmoe import ranges
 from stmoe.train import job
 from stmoe.train import rundir
 
 
 def add_arguments(parser):
   parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')
-  parser.add_argument('--step', type=int, help='which checkpoint; default: the newest')
+  parser.add_argument('--step', type=ranges.Natural, help='which checkpoint; default: the newest')
   parser.add_argument('--best', action='store_true', help='the checkpoint that checkpoint.best kept')
   parser.add_argument('--task', metavar='TASK', help='score this task (stmoe/data/families), or TASK,TASK')
   parser.add_argument('--sweep', metavar='FIELD=V1,V2', help='evaluate with the field at each value')
@@ -41,8 +42,7 @@ def run(args):
     _check_task(args)
     from stmoe.train import taskscore
     taskscore.set_task(cfg, args.task.split(','))
-  for override in args.overrides:
-    experiment.apply(cfg, override)
+  experiment.override(cfg, args.overrides, whole=False)
   if args.sweep:
     _sweep(cfg, path, args)
     return

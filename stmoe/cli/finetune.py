@@ -9,6 +9,7 @@ changed by the recipe in section finetune of the experiment. Scores stand in res
 """
 
 from stmoe import experiment
+from stmoe import ranges
 
 
 def add_arguments(parser):
@@ -16,7 +17,7 @@ def add_arguments(parser):
                       help='a run directory, or the experiment whose default one it is')
   parser.add_argument('name', metavar='NAME',
                       help='the fine-tuning experiment, NAME[:argument], or a .py file')
-  parser.add_argument('--step', type=int, help='checkpoint of START; default: the newest')
+  parser.add_argument('--step', type=ranges.Natural, help='checkpoint of START; default: the newest')
   parser.add_argument('--workdir', metavar='DIR', help='the new run directory; default: runs/ and the name')
   parser.set_defaults(overrides=())
 

@@ -14,6 +14,7 @@ import pathlib
 import re
 
 from stmoe import errors
+from stmoe import ranges
 
 
 def add_arguments(parser):
@@ -24,11 +25,11 @@ def add_arguments(parser):
   parser.add_argument('--by', metavar='HEADING', help='fit the rows of each value of this column apart')
   parser.add_argument('--fix', action='append', default=[], metavar='NAME=VALUE',
                       help='a coefficient that is not fitted')
-  parser.add_argument('--hold-out', type=int, default=0, metavar='N',
+  parser.add_argument('--hold-out', type=ranges.Natural, default=0, metavar='N',
                       help='predict the N largest configurations from the others (default: 0)')
-  parser.add_argument('--bootstrap', type=int, default=200, metavar='N',
+  parser.add_argument('--bootstrap', type=ranges.Natural, default=200, metavar='N',
                       help='fits to resampled residuals, for intervals; 0 for none (default: 200)')
-  parser.add_argument('--seed', type=int, default=0, help='of the bootstrap (default: 0)')
+  parser.add_argument('--seed', type=ranges.Seed, default=0, help='of the bootstrap (default: 0)')
   parser.add_argument('--out', metavar='DIR', type=pathlib.Path, help='write fit.json and the figures here')
 
 
@@ -39,13 +40,10 @@ def run(args):
   from stmoe.analysis.scaling import summary
 
   law = lookup.module('law', args.law)
-  for field, value in (('hold-out', args.hold_out), ('bootstrap', args.bootstrap), ('seed', args.seed)):
-    if value < 0:
-      raise errors.UserError(f'--{field} {value} is below 0')
   if 0 < args.bootstrap < study.LEAST:
     raise errors.UserError(f'--bootstrap {args.bootstrap} is too few for intervals; nearest: 0, '
                            f'{study.LEAST}')
-  fixed = {name: _number(name, value) for name, value in _pairs('fix', args.fix).items()}
+  fixed = {name: ranges.Any.typed(f'--fix {name}', value) for name, value in _pairs('fix', args.fix).items()}
   groups = columns.read(args.table, [*law.COLUMNS, columns.LOSS], _pairs('column', args.column), args.by)
   found = {}
   for group, table in groups.items():
@@ -65,13 +63,6 @@ def _pairs(flag, words):
     if not all(word.partition('=')):
       raise errors.UserError(f'--{flag} {word}: write NAME=VALUE')
   return {name: value for name, _, value in (word.partition('=') for word in words)}
-
-
-def _number(name, text):
-  try:
-    return float(text)
-  except ValueError:
-    raise errors.UserError(f'--fix {name}={text}: {text!r} is no number') from None
 
 
 def _write(folder, study):

@@ -18,9 +18,12 @@ import os
 import pathlib
 import sys
 
+import ml_collections
+
 from stmoe import errors
 from stmoe import experiment
-from stmoe import parsing
+from stmoe import ranges
+from stmoe import sections
 from stmoe.train import rundir
 
 
@@ -29,9 +32,10 @@ def add_arguments(parser):
   parser.add_argument('file', metavar='FILE', nargs='?', default='-', help='prompts; default: standard input')
   parser.add_argument('--output', metavar='OUT', type=pathlib.Path, help='a file instead of standard output')
   parser.add_argument('--jsonl', action='store_true', help='lines are JSON objects; implied by FILE.jsonl')
-  parser.add_argument('--length', type=int, help='most tokens of a text; default: data.targets_length, or 64')
-  parser.add_argument('--batch-size', type=int, default=8, help='prompts at once (default: 8)')
-  parser.add_argument('--step', type=int, help='which checkpoint; default: the newest')
+  parser.add_argument('--length', type=ranges.Count,
+                      help='most tokens of a text; default: data.targets_length, or 64')
+  parser.add_argument('--batch-size', type=ranges.Count, default=8, help='prompts at once (default: 8)')
+  parser.add_argument('--step', type=ranges.Natural, help='which checkpoint; default: the newest')
   parser.set_defaults(overrides=())
 
 
@@ -61,17 +65,27 @@ def run(args):
 
 
 def strategy(cfg, overrides):
-  """Returns section `decode`, name and fields, of `cfg` after `overrides`; others are applied to `cfg`."""
-  decode = dict(cfg.get('decode') or dict(name='greedy'))
+  """Returns section `decode`, name and fields, of `cfg` after `overrides`; others are applied to `cfg`.
+
+  Another name begins with the defaults of its strategy.
+  """
+  decode = ml_collections.ConfigDict(dict(decode=cfg.get('decode') or dict(name='greedy')))
+  given, others = {}, []
   for override in overrides:
-    field, equals, text = override.removeprefix('--config.').partition('=')
-    if not field.startswith('decode.'):
-      experiment.apply(cfg, override)
-      continue
-    if not equals:
-      raise errors.UserError(f'{override} needs a value: {override}=VALUE')
-    decode[field.removeprefix('decode.')] = parsing.typed(override, text, type(None), None)
-  return decode
+    field, equals, text = override.removeprefix('--').removeprefix('config.').partition('=')
+    if field.startswith('decode.') and equals:
+      given[field.removeprefix('decode.')] = text
+    else:
+      others.append(override)
+  if given.get('name', decode.decode.name) != decode.decode.name:
+    decode.decode = dict(name=given['name'])
+  for key, text in given.items():
+    known = sections.range_of(decode, f'decode.{key}')
+    with decode.ignore_type():
+      decode.decode[key] = text if known is None else known.typed(f'config.decode.{key}', text)
+  sections.check(decode)
+  experiment.override(cfg, others, whole=False)
+  return decode.decode.to_dict()
 
 
 def _lines(name):

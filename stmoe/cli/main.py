@@ -11,6 +11,7 @@ import errno
 import importlib
 import os
 import pathlib
+import re
 import sys
 
 import stmoe
@@ -25,6 +26,8 @@ class Parser(argparse.ArgumentParser):
   """An argument parser whose complaints are UserErrors: one line instead of the whole usage."""
 
   def error(self, message):
+    if ': expected ' in message:       # of a range: '--step -1: expected ...'
+      message = re.sub(r'^argument (\S+): ', r'\1 ', message)
     raise errors.UserError(f'{message}; see {self.prog} --help')
 
 

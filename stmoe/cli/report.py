@@ -13,6 +13,7 @@ import sys
 
 from stmoe import errors
 from stmoe import files
+from stmoe import ranges
 
 
 def add_arguments(parser):
@@ -21,7 +22,7 @@ def add_arguments(parser):
                       help='the page; report.html in RUN if only one is named, else here')
   parser.add_argument('--text', metavar='FILE', type=pathlib.Path,
                       help='UTF-8 text to show routed, in place of the start of the validation data')
-  parser.add_argument('--routed', metavar='N', type=int, default=4,
+  parser.add_argument('--routed', metavar='N', type=ranges.Natural, default=4,
                       help='how many models, the best first, a text is routed through (default: 4)')
   parser.add_argument('--sweep', metavar='FILE', action='append', default=[],
                       help='a sweep.py of your own that runs belong to, for its verdicts')

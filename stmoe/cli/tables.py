@@ -13,6 +13,7 @@ import sys
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import ranges
 
 
 def add_arguments(parser):
@@ -20,8 +21,10 @@ def add_arguments(parser):
   parser.add_argument('--kind', required=True, help='balanced, random, clustered or dispersed')
   parser.add_argument('--embeddings', metavar='RUN', type=pathlib.Path,
                       help='run directory whose embeddings are clustered')
-  parser.add_argument('--experts', type=int, metavar='K', help='buckets; default: the experts of NAME')
-  parser.add_argument('--seed', type=int, default=42, help='of random tables and of k-means (default: 42)')
+  parser.add_argument('--experts', type=ranges.Count, metavar='K',
+                      help='buckets; default: the experts of NAME')
+  parser.add_argument('--seed', type=ranges.Whole(0, 2**32 - 1), default=42,
+                      help='of random tables and of k-means (default: 42)')
   parser.add_argument('-o', '--out', required=True, metavar='FILE.npz', type=pathlib.Path)
   parser.set_defaults(overrides=())
 
@@ -39,8 +42,6 @@ def run(args):
   if not args.out.resolve().parent.is_dir():
     raise errors.UserError(f'--out: no directory {args.out.resolve().parent}')
   experts = args.experts or hash_tables.num_experts(cfg)
-  if experts < 1:
-    raise errors.UserError(f'--experts {experts}: at least 1 is needed')
   counts, vocabulary = hash_tables.count(cfg)
   embeddings = _embeddings(args.embeddings, vocabulary, len(counts)) if needed else None
   table = hash_tables.make(args.kind, counts, experts, args.seed, embeddings)

@@ -12,6 +12,7 @@ are the same, else from the beginning. Attention is averaged, never mixed.
 import contextlib
 
 from stmoe import experiment
+from stmoe import ranges
 
 
 def add_arguments(parser):
@@ -19,11 +20,11 @@ def add_arguments(parser):
                       help='a dense run directory, or the experiment whose default one it is')
   parser.add_argument('name', metavar='NAME', help='the sparse experiment, NAME[:argument], or a .py file')
   parser.add_argument('--workdir', metavar='DIR', help='the new run directory; default: runs/ and the name')
-  parser.add_argument('--noise', type=float, default=0.0, metavar='S',
+  parser.add_argument('--noise', type=ranges.NonNegative, default=0.0, metavar='S',
                       help="Gaussian noise on the copies, in standard deviations of each array's weights")
-  parser.add_argument('--granularity', type=int, default=1, metavar='G',
+  parser.add_argument('--granularity', type=ranges.Count, default=1, metavar='G',
                       help='experts are 1/G of the dense layer each (virtual groups)')
-  parser.add_argument('--scale', type=float, metavar='A',
+  parser.add_argument('--scale', type=ranges.Positive, metavar='A',
                       help='factor on the outputs of experts; default: 1, or what --granularity needs')
   parser.add_argument('--optimizer', choices=('fresh', 'reuse'), default='fresh',
                       help="slots: empty (the paper's choice for language), or the dense run's (vision)")

@@ -4,6 +4,7 @@ from flax import nnx
 import jax
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import noise
 
 
@@ -19,8 +20,9 @@ class Glu(nnx.Module):
     init_scale:    variance scale s of sqrt(s / fan_in) (0.1 in Switch, section 2.4).
   """
 
-  def __init__(self, d_model, *, num_experts, d_ff, activation='gelu', multiplicative_bias=False,
-               dropout_rate=0.0, init_scale=0.1, rngs):
+  def __init__(self, d_model, *, num_experts, d_ff: ranges.Count, activation: ranges.Activation = 'gelu',
+               multiplicative_bias: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0,
+               init_scale: ranges.Positive = 0.1, rngs):
     # batch_axis: otherwise E counts into the fan and weights come out sqrt(E) too small.
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal', batch_axis=(0,))
     inward, outward = ('expert', 'expert_embed', 'expert_mlp'), ('expert', 'expert_mlp', 'expert_embed')

@@ -3,6 +3,7 @@
 from flax import nnx
 
 from stmoe import axes
+from stmoe import ranges
 
 
 class Linear(nnx.Module):
@@ -14,7 +15,8 @@ class Linear(nnx.Module):
     init_scale:    variance scale s of sqrt(s / fan_in).
   """
 
-  def __init__(self, d_model, *, num_experts, d_ff, use_bias=False, init_scale=1.0, rngs):
+  def __init__(self, d_model, *, num_experts, d_ff: ranges.Count, use_bias: ranges.Flag = False,
+               init_scale: ranges.Positive = 1.0, rngs):
     # batch_axis: otherwise E counts into the fan and weights come out sqrt(E) too small.
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal', batch_axis=(0,))
     self.w = axes.param(init, (num_experts, d_model, d_ff), 'expert', 'expert_embed', 'expert_mlp', rngs=rngs)

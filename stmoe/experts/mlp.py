@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import noise
 
 
@@ -20,8 +21,9 @@ class Mlp(nnx.Module):
     identical:     all experts start as one (V-MoE, arXiv:2106.05974); the router must tell them apart.
   """
 
-  def __init__(self, d_model, *, num_experts, d_ff, activation='relu', dropout_rate=0.0,
-               init_scale=0.1, use_bias=False, identical=False, rngs):
+  def __init__(self, d_model, *, num_experts, d_ff: ranges.Count, activation: ranges.Activation = 'relu',
+               dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 0.1,
+               use_bias: ranges.Flag = False, identical: ranges.Flag = False, rngs):
     # batch_axis: otherwise E counts into the fan and weights come out sqrt(E) too small.
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal', batch_axis=(0,))
     init = repeated(init) if identical else init

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 
 
 class Sublayer(nnx.Module):
@@ -56,7 +57,8 @@ class Residual(nnx.Module):
   Differs: each expert draws its own initial weights; the reference gives all of them the same.
   """
 
-  def __init__(self, d_model, *, num_experts, d_ff, num_sublayers=1, activation='relu', epsilon=1e-5, rngs):
+  def __init__(self, d_model, *, num_experts, d_ff: ranges.Count, num_sublayers: ranges.Count = 1,
+               activation: ranges.Activation = 'relu', epsilon: ranges.PartOf1 = 1e-5, rngs):
     make = functools.partial(Sublayer, d_model, num_experts=num_experts, d_ff=d_ff, activation=activation,
                              epsilon=epsilon)
     self.sublayers = nnx.List([make(rngs=rngs) for _ in range(num_sublayers)])

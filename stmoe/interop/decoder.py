@@ -3,6 +3,7 @@
 import math
 
 from stmoe import errors
+from stmoe import ranges
 from stmoe.interop import fields
 from stmoe.interop import rules
 
@@ -44,12 +45,12 @@ def model(hf, layers, tied, **more):
   """Returns the section `model` of a config.json; `layers` has one letter a layer."""
   heads, width = fields.need(hf, 'num_attention_heads'), fields.need(hf, 'hidden_size')
   base, scaling, _ = rope(hf)
-  kv_heads = hf.get('num_key_value_heads') or heads
+  kv_heads = fields.given(hf, 'num_key_value_heads', ranges.Count, heads)
   return dict(name='lm', vocab_size=fields.need(hf, 'vocab_size'), d_model=width, num_heads=heads,
-              head_dim=hf.get('head_dim') or width // heads,
+              head_dim=fields.given(hf, 'head_dim', ranges.Count, width // heads),
               num_kv_heads=None if kv_heads == heads else kv_heads, layers=rules.pattern(layers),
               rotary_base=base, rotary_scaling=scaling, tie_embeddings=tied, scale_head=False,
-              norm_epsilon=fields.need(hf, 'rms_norm_eps'), dtype='float32',
+              norm_epsilon=fields.need(hf, 'rms_norm_eps', ranges.PartOf1), dtype='float32',
               scan_layers=True, remat='none') | more
 
 
@@ -66,7 +67,8 @@ def moe(router, d_ff, activation):
 
 def losses(hf):
   """Returns the router losses of a config.json, for training on."""
-  return dict(balance=(float(hf.get('router_aux_loss_coef') or 0.0), 'mean'), z=(0.0, 'mean'))
+  balance = fields.given(hf, 'router_aux_loss_coef', ranges.NonNegative, 0.0)
+  return dict(balance=(float(balance), 'mean'), z=(0.0, 'mean'))
 
 
 def rope(hf):
@@ -74,22 +76,25 @@ def rope(hf):
 
   Fields of both spellings: rope_parameters of transformers 5, rope_theta and rope_scaling before.
   """
-  scaling = hf.get('rope_parameters') or dict(hf.get('rope_scaling') or {}, rope_theta=hf.get('rope_theta'))
-  base = float(scaling.get('rope_theta') or hf.get('rope_theta') or 10000.0)
+  old = dict(fields.given(hf, 'rope_scaling', ranges.Section, {}), rope_theta=hf.get('rope_theta'))
+  scaling = fields.given(hf, 'rope_parameters', ranges.Section, {}) or old
+  number = lambda key, default=None, kind=ranges.Positive: fields.given(scaling, key, kind, default)
+  base = float(number('rope_theta', fields.given(hf, 'rope_theta', ranges.Above1, 10000.0), ranges.Above1))
   kind = scaling.get('rope_type') or scaling.get('type') or 'default'
   if kind == 'default':
     return base, None, 1.0
   if kind != 'yarn':
     raise errors.UserError(f'config.json: rotary positions of type {kind!r} are not supported'
                            f'{errors.nearest(kind, ("default", "yarn"))} (there are: default, yarn)')
-  factor = float(scaling['factor'])
+  factor = float(fields.need(scaling, 'factor', ranges.Positive))
   size = lambda scale: 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
-  one, every = scaling.get('mscale'), scaling.get('mscale_all_dim')
+  one, every = (number(key, kind=ranges.NonNegative) for key in ('mscale', 'mscale_all_dim'))
   # What cos and sin get divides out of the logits again, where the two scales are equal.
-  turned = scaling.get('attention_factor') or (size(one) / size(every) if one and every else size(1.0))
-  length = scaling.get('original_max_position_embeddings') or fields.need(hf, 'max_position_embeddings')
-  scaled = dict(factor=factor, length=int(length), fast=float(scaling.get('beta_fast') or 32),
-                slow=float(scaling.get('beta_slow') or 1), size=turned)
+  turned = number('attention_factor') or (size(one) / size(every) if one and every else size(1.0))
+  length = number('original_max_position_embeddings', kind=ranges.Count) or fields.need(
+      hf, 'max_position_embeddings')
+  scaled = dict(factor=factor, length=length, fast=float(number('beta_fast', 32.0)),
+                slow=float(number('beta_slow', 1.0)), size=turned)
   return base, scaled, size(every) ** 2 if every else 1.0
 
 

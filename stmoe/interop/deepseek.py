@@ -1,5 +1,6 @@
 """What DeepSeek-V2 and V3 have in common: latent attention, shared experts, dense first layers."""
 
+from stmoe import ranges
 from stmoe.interop import decoder
 from stmoe.interop import fields
 from stmoe.interop import rules
@@ -30,8 +31,9 @@ def table(c):
 def configure(hf, tied, router):
   """Returns the sections model, blocks and losses of a config.json with routers `router`."""
   fields.only(hf, attention_bias=False, moe_layer_freq=1)
-  number, activation = fields.need(hf, 'num_hidden_layers'), fields.activation(hf, 'hidden_act', 'silu')
-  first = min(hf.get('first_k_dense_replace', 0), number)
+  number = fields.need(hf, 'num_hidden_layers', fields.LAYERS)
+  activation = fields.activation(hf, 'hidden_act', 'silu')
+  first = min(fields.given(hf, 'first_k_dense_replace', ranges.Natural, 0), number)
   width = fields.need(hf, 'moe_intermediate_size')
   sparse = decoder.moe(router, width, activation)
   blocks = dict(m=dict(layer='shared', d_ff=width, num_shared=fields.need(hf, 'n_shared_experts'),
@@ -40,11 +42,12 @@ def configure(hf, tied, router):
     blocks['d'] = decoder.dense(fields.need(hf, 'intermediate_size'), activation)
   attention = dict(name='latent_attention', nope_dim=fields.need(hf, 'qk_nope_head_dim'),
                    value_dim=fields.need(hf, 'v_head_dim'), kv_rank=fields.need(hf, 'kv_lora_rank'),
-                   q_rank=hf.get('q_lora_rank'), interleaved=hf.get('rope_interleave', True),
+                   q_rank=fields.given(hf, 'q_lora_rank', ranges.Count),
+                   interleaved=fields.given(hf, 'rope_interleave', ranges.Flag, True),
                    logit_scale=decoder.rope(hf)[2])
   model = decoder.model(hf, 'd' * first + 'm' * (number - first), tied, attention=attention,
                         num_kv_heads=None, head_dim=fields.need(hf, 'qk_rope_head_dim'))
-  balance = float(hf.get('aux_loss_alpha') or 0.0), 'mean'
+  balance = float(fields.given(hf, 'aux_loss_alpha', ranges.NonNegative, 0.0)), 'mean'
   return dict(model=model, blocks=blocks, losses=dict(balance=balance))
 
 

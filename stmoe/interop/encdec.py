@@ -1,6 +1,7 @@
 """What T5 and Switch Transformers have in common: names and sizes."""
 
 from stmoe import errors
+from stmoe import ranges
 from stmoe.interop import fields
 from stmoe.interop import rules
 
@@ -52,9 +53,10 @@ def model(hf, encoder, decoder, tied, scaled):
   return dict(name='t5', vocab_size=fields.need(hf, 'vocab_size'), d_model=fields.need(hf, 'd_model'),
               num_heads=fields.need(hf, 'num_heads'), head_dim=fields.need(hf, 'd_kv'),
               encoder=rules.pattern(encoder), decoder=rules.pattern(decoder),
-              num_buckets=hf.get('relative_attention_num_buckets', 32),
-              max_distance=hf.get('relative_attention_max_distance', 128), tie_embeddings=tied,
-              scale_head=scaled, norm_epsilon=hf.get('layer_norm_epsilon', 1e-6), dtype='float32',
+              num_buckets=fields.given(hf, 'relative_attention_num_buckets', ranges.Whole(4), 32),
+              max_distance=fields.given(hf, 'relative_attention_max_distance', ranges.Count, 128),
+              tie_embeddings=tied, scale_head=scaled,
+              norm_epsilon=fields.given(hf, 'layer_norm_epsilon', ranges.PartOf1, 1e-6), dtype='float32',
               scan_layers=True, remat='none')
 
 

@@ -5,6 +5,7 @@ import json
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe import ranges
 from stmoe.interop import rules
 
 # Names of activation functions -> ours; 'gelu' there is the exact one, which no layer of ours has.
@@ -15,11 +16,19 @@ FREE = {'dtype', 'remat', 'scan_layers', 'dropout_rate', 'init_scale', 'executor
         'exploration', 'scope', 'device_budget', 'allow_causal', 'rate', 'centred', 'freeze_after'}
 
 
-def need(hf, key):
-  """Returns the field `key` of a config.json."""
+LAYERS = ranges.Whole(1, 10_000)       # each is a letter of a pattern
+
+
+def need(hf, key, kind=ranges.Count):
+  """Returns the field `key` of a config.json; raises UserError where it is missing or not of range `kind`."""
   if hf.get(key) is None:
     raise errors.UserError(f'config.json has no {key}{errors.nearest(key, hf)}')
-  return hf[key]
+  return kind.check(f'config.json: {key}', hf[key])
+
+
+def given(hf, key, kind, default=None):
+  """Returns the field `key` of a config.json; `default` where it is missing or null."""
+  return default if hf.get(key) is None else need(hf, key, kind)
 
 
 def only(hf, **allowed):
@@ -31,7 +40,7 @@ def only(hf, **allowed):
 
 def activation(hf, key, default=None):
   """Returns our name of the activation function in field `key`."""
-  name = hf.get(key) or default
+  name = given(hf, key, ranges.Text, default)
   if name not in ACTIVATIONS:
     raise errors.UserError(f'config.json: {key}={name!r} is not supported{errors.nearest(name, ACTIVATIONS)}'
                            f' (there are: {", ".join(ACTIVATIONS)})')
@@ -45,7 +54,8 @@ def family(hf):
     raise errors.UserError(f'config.json has no model_type (supported: '
                            f'{", ".join(lookup.available("family"))})')
   found = lookup.module('family', name)
-  stranger = next((a for a in hf.get('architectures') or [] if a != found.ARCHITECTURE), None)
+  named = given(hf, 'architectures', ranges.Many(ranges.Text), ())
+  stranger = next((one for one in named if one != found.ARCHITECTURE), None)
   if stranger:
     raise errors.UserError(f'config.json: the architecture {stranger} is not supported; nearest: '
                            f'{found.ARCHITECTURE}')

@@ -3,6 +3,7 @@
 from flax import nnx
 import jax.numpy as jnp
 
+from stmoe import ranges
 from stmoe.layers import momentum
 from stmoe.layers import norm
 
@@ -40,8 +41,10 @@ class AdamMomentum(nnx.Module):
   Differs: the released code also knows a pre-norm form, which loses the residual; here the block has it.
   """
 
-  def __init__(self, d_model, *, inner, beta1=0.9, beta2=0.999, gamma1=1.0, mu=0.7, gamma2=1.0,
-               post_norm=False, dropout_rate=0.0, rngs):
+  def __init__(self, d_model, *, inner: ranges.Named('inner'), beta1: ranges.Below1 = 0.9,
+               beta2: ranges.Below1 = 0.999, gamma1: ranges.Any = 1.0, mu: ranges.Any = 0.7,
+               gamma2: ranges.Any = 1.0, post_norm: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0,
+               rngs):
     self.inner = inner(d_model, rngs=rngs)
     self.norm = norm.LayerNorm(d_model, rngs=rngs) if post_norm else None
     self.beta1, self.beta2, self.gamma1 = beta1, beta2, gamma1

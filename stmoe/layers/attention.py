@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import noise
 from stmoe.errors import UserError
 from stmoe.layers import linear
@@ -96,9 +97,10 @@ class Attention(nnx.Module):
     clip:     queries, keys and values are cut off at +-clip, after the norms (DBRX); None = not.
   """
 
-  def __init__(self, d_model, *, num_heads, head_dim, num_kv_heads=None, scaled=True,
-               dropout_rate=0.0, init_scale=1.0, use_bias=False, qkv_bias=False, qk_norm=None, clip=None,
-               rngs):
+  def __init__(self, d_model, *, num_heads, head_dim, num_kv_heads=None, scaled: ranges.Flag = True,
+               dropout_rate=0.0, init_scale=1.0, use_bias: ranges.Flag = False,
+               qkv_bias: ranges.Flag = False, qk_norm: ranges.PartOf1 | None = None,
+               clip: ranges.Positive | None = None, rngs):
     num_kv_heads = num_kv_heads or num_heads
     if num_heads % num_kv_heads:
       near = ', '.join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)

@@ -4,6 +4,7 @@ from flax import nnx
 import jax
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import noise
 from stmoe.layers import linear
 
@@ -22,8 +23,9 @@ class Dense(nnx.Module):
     use_bias:      biases bi [F] (of wi) and bo [D], initially 0.
   """
 
-  def __init__(self, d_model, *, d_ff, activation='relu', gated=False, dropout_rate=0.0,
-               init_scale=1.0, use_bias=False, rngs):
+  def __init__(self, d_model, *, d_ff: ranges.Count, activation: ranges.Activation = 'relu',
+               gated: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0,
+               init_scale: ranges.Positive = 1.0, use_bias: ranges.Flag = False, rngs):
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'truncated_normal')
     self.wi = axes.param(init, (d_model, d_ff), 'embed', 'mlp', rngs=rngs)
     self.wg = axes.param(init, (d_model, d_ff), 'embed', 'mlp', rngs=rngs) if gated else None

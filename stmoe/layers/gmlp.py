@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.errors import UserError
 from stmoe.layers import linear
 from stmoe.layers import norm
@@ -45,7 +46,9 @@ class Gmlp(nnx.Module):
 
   undecodable = "its gate mixes the positions of a row; nearest: layer='dense' in a model with attention"
 
-  def __init__(self, d_model, *, length, d_ff, inner=spatial.Spatial, sequences=1, init_scale=1.0, rngs):
+  def __init__(self, d_model, *, length: ranges.Count, d_ff: ranges.Count,
+               inner: ranges.Named('inner') = spatial.Spatial, sequences: ranges.Count = 1,
+               init_scale: ranges.Positive = 1.0, rngs):
     if d_ff % 2:
       raise UserError(f'layer gmlp: d_ff={d_ff} has no two equal halves; nearest: {d_ff - 1}, {d_ff + 1}')
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'truncated_normal')

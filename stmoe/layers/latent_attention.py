@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import noise
 from stmoe.layers import linear
 from stmoe.layers import norm
@@ -29,8 +30,10 @@ class LatentAttention(nnx.Module):
     dropout_rate, init_scale: see `attention.Attention`.
   """
 
-  def __init__(self, d_model, *, num_heads, head_dim, nope_dim, value_dim, kv_rank, q_rank=None,
-               norm_epsilon=1e-6, interleaved=True, logit_scale=1.0, dropout_rate=0.0, init_scale=1.0, rngs):
+  def __init__(self, d_model, *, num_heads, head_dim, nope_dim: ranges.Count, value_dim: ranges.Count,
+               kv_rank: ranges.Count, q_rank: ranges.Count | None = None,
+               norm_epsilon: ranges.PartOf1 = 1e-6, interleaved: ranges.Flag = True,
+               logit_scale: ranges.Any = 1.0, dropout_rate=0.0, init_scale=1.0, rngs):
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal')
     matrix = lambda rows, columns, *names: axes.param(init, (rows, columns), *names, rngs=rngs)
     queries = num_heads * (nope_dim + head_dim)

@@ -5,6 +5,7 @@ import jax
 
 from stmoe import axes
 from stmoe import lookup
+from stmoe import ranges
 from stmoe.errors import UserError
 from stmoe.layers import ranks
 
@@ -21,7 +22,8 @@ class Moe(nnx.Module):
       so it is never adjusted: a size that does not divide the batch raises.
   """
 
-  def __init__(self, d_model, *, router, experts, executor='gather', group_size=None, rngs):
+  def __init__(self, d_model, *, router: ranges.Named('router'), experts: ranges.Named('experts'),
+               executor: ranges.Spelled('executor') = 'gather', group_size: ranges.Count | None = None, rngs):
     self.router = router(d_model, rngs=rngs)
     self.experts = experts(d_model, num_experts=self.router.num_experts, rngs=rngs)
     self.d_model = d_model

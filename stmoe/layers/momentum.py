@@ -9,6 +9,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import ranges
 from stmoe.core import losses
 from stmoe.core import noise
 from stmoe.layers import norm
@@ -39,7 +40,8 @@ class Momentum(nnx.Module):
     dropout_rate: dropout of c, per element, in training only.
   """
 
-  def __init__(self, d_model, *, inner, mu=0.7, gamma=1.0, post_norm=False, dropout_rate=0.0, rngs):
+  def __init__(self, d_model, *, inner: ranges.Named('inner'), mu: ranges.Any = 0.7, gamma: ranges.Any = 1.0,
+               post_norm: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0, rngs):
     self.inner = inner(d_model, rngs=rngs)
     self.norm = norm.LayerNorm(d_model, rngs=rngs) if post_norm else None
     self.mu = mu

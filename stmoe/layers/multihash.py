@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import lookup
+from stmoe import ranges
 from stmoe.core import contract
 from stmoe.core import noise
 from stmoe.errors import UserError
@@ -41,8 +42,10 @@ class MultiHash(nnx.Module):
   Its Aux has the load of the N * K segments, one hash function after the other.
   """
 
-  def __init__(self, d_model, *, router, experts, num_hashes=2, activation='relu', dropout_rate=0.0,
-               executor='gather', group_size=None, rngs):
+  def __init__(self, d_model, *, router: ranges.Named('router'), experts: ranges.Named('experts'),
+               num_hashes: ranges.Count = 2, activation: ranges.Activation = 'relu',
+               dropout_rate: ranges.Below1 = 0.0, executor: ranges.Spelled('executor') = 'gather',
+               group_size: ranges.Count | None = None, rngs):
     d_ff = experts.keywords['d_ff']
     common = [n for n in range(1, d_model + 1) if d_model % n == 0 and d_ff % n == 0]
     if num_hashes not in common:

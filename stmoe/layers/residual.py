@@ -2,6 +2,7 @@
 
 from flax import nnx
 
+from stmoe import ranges
 from stmoe.layers import momentum
 from stmoe.layers import norm
 
@@ -18,7 +19,7 @@ class Residual(nnx.Module):
     dropout_rate: dropout of f(x), per element, in training only.
   """
 
-  def __init__(self, d_model, *, inner, dropout_rate=0.0, rngs):
+  def __init__(self, d_model, *, inner: ranges.Named('inner'), dropout_rate: ranges.Below1 = 0.0, rngs):
     self.inner = inner(d_model, rngs=rngs)
     self.norm = norm.LayerNorm(d_model, rngs=rngs)
     self.dropout_rate = dropout_rate

@@ -4,6 +4,7 @@ import math
 
 from flax import nnx
 
+from stmoe import ranges
 from stmoe.errors import UserError
 from stmoe.layers import momentum
 from stmoe.layers import norm
@@ -61,8 +62,9 @@ class RobustMomentum(nnx.Module):
     dropout_rate: dropout of c, per element, in training only.
   """
 
-  def __init__(self, d_model, *, inner, smoothness=1.0, convexity=0.1, rho=0.8, normalize=True,
-               post_norm=False, dropout_rate=0.0, rngs):
+  def __init__(self, d_model, *, inner: ranges.Named('inner'), smoothness: ranges.Positive = 1.0,
+               convexity: ranges.Positive = 0.1, rho: ranges.Share = 0.8, normalize: ranges.Flag = True,
+               post_norm: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0, rngs):
     self.alpha, self.beta, self.eta = coefficients(smoothness, convexity, rho)
     self.input_norm = norm.RMSNorm(d_model, rngs=rngs) if normalize else None
     self.inner = inner(d_model, rngs=rngs)

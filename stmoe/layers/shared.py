@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.layers import dense
 
 
@@ -22,8 +23,10 @@ class Shared(nnx.Module):
     sigmoid_gate: multiplies the shared output by sigmoid(x w), w [D,1] (Qwen2-MoE, arXiv:2407.10671).
   """
 
-  def __init__(self, d_model, *, inner, d_ff, num_shared=1, activation='silu', gated=True, dropout_rate=0.0,
-               init_scale=1.0, sigmoid_gate=False, rngs):
+  def __init__(self, d_model, *, inner: ranges.Named('inner'), d_ff: ranges.Count,
+               num_shared: ranges.Count = 1, activation: ranges.Activation = 'silu',
+               gated: ranges.Flag = True, dropout_rate: ranges.Below1 = 0.0,
+               init_scale: ranges.Positive = 1.0, sigmoid_gate: ranges.Flag = False, rngs):
     self.inner = inner(d_model, rngs=rngs)
     self.shared = dense.Dense(d_model, d_ff=num_shared * d_ff, activation=activation, gated=gated,
                               dropout_rate=dropout_rate, init_scale=init_scale, rngs=rngs)

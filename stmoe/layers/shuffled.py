@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.errors import UserError
 from stmoe.layers import moe
 
@@ -23,7 +24,7 @@ class Shuffled(nnx.Module):
   Differs: the groups are those of one microbatch, whatever number of devices holds them.
   """
 
-  def __init__(self, d_model, *, inner, rngs):
+  def __init__(self, d_model, *, inner: ranges.Named('inner'), rngs):
     self.inner = inner(d_model, rngs=rngs)
     sparse = self.inner
     while hasattr(sparse, 'inner'):

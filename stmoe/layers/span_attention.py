@@ -75,21 +75,21 @@ class SpanAttention(nnx.Module):
     self.head_dim = head_dim
     self.dropout_rate = dropout_rate
 
-  def __call__(self, x, visible, key=None):
+  def __call__(self, x, past, key=None):
     """Returns [B,T,D] for x [B,T,D] and a `Visible`; `key` switches dropout on."""
-    span, before = visible.pe.shape[1], visible.segments
+    span, before = past.pe.shape[1], past.segments
     source = x
-    if visible.history is not None:
-      history = visible.history[:, -span:].astype(x.dtype)           # [B, N, D]
+    if past.history is not None:
+      history = past.history[:, -span:].astype(x.dtype)              # [B, N, D]
       source = jnp.concatenate([history, x], axis=1)                 # [B, N+T, D]
       before = jnp.pad(before, ((0, 0), (history.shape[1], 0)), mode='edge')
-    same = (visible.segments[:, :, None] == before[:, None, :])[:, None]           # [B, 1, T, N+T]
+    same = (past.segments[:, :, None] == before[:, None, :])[:, None]              # [B, 1, T, N+T]
     missing = span + x.shape[1] - source.shape[1]
     q = self._heads(x, self.wq)                                      # [B, H, T, P]
     k, v = self._heads(source, self.wk), self._heads(source, self.wv)
     content = jnp.where(same, jnp.einsum('bhtp,bhkp->bhtk', q, k), 0)
     content = to_window(jnp.pad(content, ((0, 0), (0, 0), (0, 0), (missing, 0))), span)   # [B, H, T, W]
-    position = jnp.einsum('bhtp,pw->bhtw', q, visible.pe.astype(q.dtype))
+    position = jnp.einsum('bhtp,pw->bhtw', q, past.pe.astype(q.dtype))
     scores = (content + position).astype(jnp.float32) * self.head_dim ** -0.5
     probs = noise.dropout(jax.nn.softmax(scores, axis=-1), self.dropout_rate, key)
     probs = from_window(probs)[..., missing:].astype(x.dtype)        # [B, H, T, N+T]

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import lookup
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import contract
 from stmoe.errors import UserError
@@ -33,8 +34,9 @@ class SpanMixture(nnx.Module):
     executor:   see `moe.Moe`; nothing is dropped, so best a dropless one.
   """
 
-  def __init__(self, d_model, *, length, router, experts, gate='first', group_size=None, executor='blocks',
-               rngs):
+  def __init__(self, d_model, *, length, router: ranges.Named('router'), experts: ranges.Named('experts'),
+               gate: ranges.Choice(*GATES) = 'first', group_size: ranges.Count | None = None,
+               executor: ranges.Spelled('executor') = 'blocks', rngs):
     if gate not in GATES:
       raise UserError(f'head span_mixture: gate={gate!r} (there are: {", ".join(GATES)})')
     self.router = router(d_model, rngs=rngs)

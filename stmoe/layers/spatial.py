@@ -4,6 +4,7 @@ from flax import nnx
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.errors import UserError
 from stmoe.experts import feature
 
@@ -49,7 +50,8 @@ class Spatial(nnx.Module):
     allow_causal: accept causal=False in a stack in which a token must not depend on later ones.
   """
 
-  def __init__(self, d_model, *, heads=1, causal=True, circulant=False, allow_causal=False, rngs):
+  def __init__(self, d_model, *, heads: ranges.Count = 1, causal: ranges.Flag = True,
+               circulant: ranges.Flag = False, allow_causal: ranges.Flag = False, rngs):
     self.b = axes.param(nnx.initializers.ones, (heads, d_model), 'heads', 'length', rngs=rngs)
     shape = (heads, d_model) if circulant else (heads, d_model, d_model)
     names = ('heads', 'length', 'length')[:len(shape)]

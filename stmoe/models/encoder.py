@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import attention
@@ -41,9 +42,12 @@ class Encoder(nnx.Module):
 
   targets = 'positions'            # what is predicted are places of the row, no ids
 
-  def __init__(self, *, vocab_size, d_model, encoder, blocks, num_heads, head_dim, length, head,
-               epsilon=1e-12, dropout_rate=0.0, init_scale=1.0, dtype='float32', scan_layers=True,
-               remat='none', rngs):
+  def __init__(self, *, vocab_size: ranges.Count, d_model: ranges.Count, encoder: ranges.Pattern, blocks,
+               num_heads: ranges.Count, head_dim: ranges.Count, length: ranges.Count,
+               head: ranges.Named('head'), epsilon: ranges.PartOf1 = 1e-12,
+               dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0,
+               dtype: ranges.Dtype = 'float32', scan_layers: ranges.Flag = True,
+               remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
     make_norm = functools.partial(norm.LayerNorm, epsilon=epsilon)
     attend = functools.partial(attention.Attention, num_heads=num_heads, head_dim=head_dim, use_bias=True,
                                dropout_rate=dropout_rate, init_scale=init_scale)

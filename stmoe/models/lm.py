@@ -6,6 +6,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import ranges
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import attention as attention_lib
@@ -36,10 +37,14 @@ class LM(nnx.Module):
     scan_layers, remat: see `stack.Stack`.
   """
 
-  def __init__(self, *, vocab_size, d_model, layers, blocks, num_heads, head_dim, num_kv_heads=None,
-               attention=None, window=None, rotary_base=10000.0, rotary_scaling=None, tie_embeddings=True,
-               scale_head=True, norm_epsilon=1e-6, dropout_rate=0.0, init_scale=1.0, dtype='float32',
-               scan_layers=True, remat='none', rngs):
+  def __init__(self, *, vocab_size: ranges.Count, d_model: ranges.Count, layers: ranges.Pattern, blocks,
+               num_heads: ranges.Count, head_dim: ranges.Count, num_kv_heads: ranges.Count | None = None,
+               attention: ranges.Named('attention') | None = None, window: ranges.Count | None = None,
+               rotary_base: ranges.Above1 = 10000.0, rotary_scaling: ranges.Yarn | None = None,
+               tie_embeddings: ranges.Flag = True, scale_head: ranges.Flag = True,
+               norm_epsilon: ranges.PartOf1 = 1e-6, dropout_rate: ranges.Below1 = 0.0,
+               init_scale: ranges.Positive = 1.0, dtype: ranges.Dtype = 'float32',
+               scan_layers: ranges.Flag = True, remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
     if head_dim % 2:
       raise UserError(f'head_dim {head_dim} is odd, and rotary positions turn pairs; '
                       f'nearest: {head_dim - 1}, {head_dim + 1}')

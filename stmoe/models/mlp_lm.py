@@ -4,6 +4,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import ranges
 from stmoe.core import contract
 from stmoe.layers import embed
 from stmoe.layers import norm
@@ -27,8 +28,10 @@ class MlpLM(nnx.Module):
     scan_layers, remat: see `stack.Stack`.
   """
 
-  def __init__(self, *, vocab_size, d_model, layers, blocks, tie_embeddings=True, dropout_rate=0.0,
-               init_scale=1.0, dtype='float32', scan_layers=True, remat='none', rngs):
+  def __init__(self, *, vocab_size: ranges.Count, d_model: ranges.Count, layers: ranges.Pattern, blocks,
+               tie_embeddings: ranges.Flag = True, dropout_rate: ranges.Below1 = 0.0,
+               init_scale: ranges.Positive = 1.0, dtype: ranges.Dtype = 'float32',
+               scan_layers: ranges.Flag = True, remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
     self.embed = embed.Embed(vocab_size, d_model, rngs=rngs)
     self.decoder = stack.Stack(d_model, name='decoder', pattern=layers, blocks=blocks, norm=norm.LayerNorm,
                                dropout_rate=dropout_rate, scan_layers=scan_layers, remat=remat, rngs=rngs)

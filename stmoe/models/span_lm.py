@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import embed
@@ -36,8 +37,11 @@ class SpanLM(nnx.Module):
     and layer that `analysis.flops` does not count.
   """
 
-  def __init__(self, *, vocab_size, d_model, layers, blocks, num_heads, head_dim, span, dropout_rate=0.0,
-               init_scale=1 / 3, dtype='float32', scan_layers=True, remat='none', rngs):
+  def __init__(self, *, vocab_size: ranges.Count, d_model: ranges.Count, layers: ranges.Pattern, blocks,
+               num_heads: ranges.Count, head_dim: ranges.Count, span: ranges.Count,
+               dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1 / 3,
+               dtype: ranges.Dtype = 'float32', scan_layers: ranges.Flag = True,
+               remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
     if span < 1:
       raise UserError(f'model.span={span}: a token looks back at least 1 position')
     self.embed = embed.Embed(vocab_size, d_model, rngs=rngs)

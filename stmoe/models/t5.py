@@ -6,7 +6,9 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import ranges
 from stmoe.core import contract
+from stmoe.errors import UserError
 from stmoe.layers import attention
 from stmoe.layers import cache as caches
 from stmoe.layers import embed
@@ -37,9 +39,17 @@ class T5(nnx.Module):
     scan_layers, remat: see `stack.Stack`.
   """
 
-  def __init__(self, *, vocab_size, d_model, encoder, decoder, blocks, num_heads, head_dim, num_buckets=32,
-               max_distance=128, tie_embeddings=False, scale_head=True, scaled=False, norm_epsilon=1e-6,
-               dropout_rate=0.0, init_scale=1.0, dtype='float32', scan_layers=True, remat='none', rngs):
+  def __init__(self, *, vocab_size: ranges.Count, d_model: ranges.Count, encoder: ranges.Pattern,
+               decoder: ranges.Pattern, blocks, num_heads: ranges.Count, head_dim: ranges.Count,
+               num_buckets: ranges.Whole(4) = 32, max_distance: ranges.Count = 128,
+               tie_embeddings: ranges.Flag = False, scale_head: ranges.Flag = True,
+               scaled: ranges.Flag = False, norm_epsilon: ranges.PartOf1 = 1e-6,
+               dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0,
+               dtype: ranges.Dtype = 'float32', scan_layers: ranges.Flag = True,
+               remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
+    if max_distance <= num_buckets // 2:
+      raise UserError(f'model.max_distance={max_distance}: half of model.num_buckets={num_buckets} are exact '
+                      f'distances, and it is beyond them; nearest: {num_buckets // 2 + 1}')
     attend = functools.partial(attention.Attention, num_heads=num_heads, head_dim=head_dim, scaled=scaled,
                                dropout_rate=dropout_rate, init_scale=init_scale)
     bias = functools.partial(relpos.RelativeBias, num_heads, num_buckets=num_buckets,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import choices
 from stmoe.core import contract
 from stmoe.layers import attention
@@ -43,9 +44,14 @@ class ViT(nnx.Module):
     scan_layers, remat: see `stack.Stack`.
   """
 
-  def __init__(self, *, vocab_size, d_model, layers, blocks, num_heads, head_dim, image_size, patch_size,
-               channels=3, pooling='token', representation=0, head_bias=0.0, epsilon=1e-6, dropout_rate=0.0,
-               init_scale=1.0, dtype='float32', scan_layers=True, remat='none', rngs):
+  def __init__(self, *, vocab_size: ranges.Count, d_model: ranges.Count, layers: ranges.Pattern, blocks,
+               num_heads: ranges.Count, head_dim: ranges.Count, image_size: ranges.Count,
+               patch_size: ranges.Count, channels: ranges.Count = 3,
+               pooling: ranges.Choice(*POOLING) = 'token', representation: ranges.Natural = 0,
+               head_bias: ranges.Any = 0.0, epsilon: ranges.PartOf1 = 1e-6,
+               dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0,
+               dtype: ranges.Dtype = 'float32', scan_layers: ranges.Flag = True,
+               remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
     choices.named(POOLING, pooling, 'model.pooling')
     self.patches = patches.Patches(d_model, image_size=image_size, patch_size=patch_size, channels=channels,
                                    rngs=rngs)

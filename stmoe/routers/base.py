@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
@@ -79,7 +80,8 @@ class Base(nnx.Module):
   Differs: padding takes the places that real tokens leave (the reference does not know padding).
   """
 
-  def __init__(self, d_model, *, num_experts, assignment='auction', allow_causal=False, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count,
+               assignment: ranges.Choice(*ASSIGNMENTS) = 'auction', allow_causal: ranges.Flag = False, rngs):
     choices.named(ASSIGNMENTS, assignment, 'assignment')
     # Column e is the embedding of expert e; orthogonal columns of length 0.1 (E <= D).
     init = nnx.initializers.orthogonal(0.1)

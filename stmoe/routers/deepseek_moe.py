@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import balance
 from stmoe.core import choices
@@ -84,8 +85,10 @@ class DeepSeekMoE(nnx.Module):
 
   ranked = {}                        # see layers/ranks.py
 
-  def __init__(self, d_model, *, num_experts, k=2, num_groups=1, kept_groups=None, normalize_gates=False,
-               route_scale=1.0, scope='sequence', device_budget=None, allow_causal=False, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2, num_groups: ranges.Count = 1,
+               kept_groups: ranges.Count | None = None, normalize_gates: ranges.Flag = False,
+               route_scale: ranges.Any = 1.0, scope: ranges.Choice('sequence', 'group') = 'sequence',
+               device_budget: ranges.Positive | None = None, allow_causal: ranges.Flag = False, rngs):
     kept_groups = num_groups if kept_groups is None else kept_groups
     choices.check_groups('deepseek_moe', num_experts, k, num_groups, kept_groups)
     choices.named(dict(sequence=0, group=0), scope, 'scope')

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import balance
 from stmoe.core import choices
@@ -63,8 +64,10 @@ class DeepSeekV3(nnx.Module):
 
   ranked = {}                        # see layers/ranks.py
 
-  def __init__(self, d_model, *, num_experts, k=2, num_groups=1, kept_groups=None, normalize_gates=True,
-               route_scale=1.0, rate=1e-3, centred=False, freeze_after=None, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2, num_groups: ranges.Count = 1,
+               kept_groups: ranges.Count | None = None, normalize_gates: ranges.Flag = True,
+               route_scale: ranges.Any = 1.0, rate: ranges.NonNegative = 1e-3, centred: ranges.Flag = False,
+               freeze_after: ranges.Natural | None = None, rngs):
     kept_groups = num_groups if kept_groups is None else kept_groups
     choices.check_groups('deepseek_v3', num_experts, k, num_groups, kept_groups, least=2)
     init = nnx.initializers.normal(0.02)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import contract
 from stmoe.core import losses
@@ -107,9 +108,10 @@ class ExpertChoice(nnx.Module):
 
   undecodable = "experts choose among the tokens of a group, later ones too; nearest: router name='st_moe'"
 
-  def __init__(self, d_model, *, num_experts, capacity_factor=(2.0, 2.0), min_capacity=4,
-               max_experts_per_token=None, entropy=1e-3, sweeps=100, normalize=False,
-               allow_causal=False, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, capacity_factor: ranges.Factors = (2.0, 2.0),
+               min_capacity: ranges.Natural = 4, max_experts_per_token: ranges.Count | None = None,
+               entropy: ranges.Positive = 1e-3, sweeps: ranges.Count = 100, normalize: ranges.Flag = False,
+               allow_causal: ranges.Flag = False, rngs):
     init = nnx.initializers.normal(0.02)
     self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
     self.num_experts = num_experts

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
@@ -93,8 +94,10 @@ class GShard(nnx.Module):
 
   normalize_gates = True
 
-  def __init__(self, d_model, *, num_experts, k=2, capacity_factor=(2.0, 2.0), min_capacity=4,
-               second_policy='random', threshold=0.5, normalize_after_drop=False, logit_cap=0.0, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
+               capacity_factor: ranges.Factors = (2.0, 2.0), min_capacity: ranges.Natural = 4,
+               second_policy: ranges.Choice(*POLICIES) = 'random', threshold: ranges.NonNegative = 0.5,
+               normalize_after_drop: ranges.Flag = False, logit_cap: ranges.NonNegative = 0.0, rngs):
     if not 1 <= k <= num_experts:
       raise UserError(f'router gshard: k={k} with num_experts={num_experts}; k is at least 1 and '
                       f'at most {num_experts}')

@@ -7,17 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
 from stmoe.core import hashing
 from stmoe.core import metrics
+from stmoe.core import seeds
 from stmoe.errors import UserError
 
 BUILT = ('balanced', 'clustered', 'dispersed')   # their tables are made before training: `stmoe tables`
+looked_up = lambda table, ctx, k: table[ctx.ids]
 # kind -> bucket i32[G,S] of (table i32[V], context, K). The paper's, and a control (fresh).
 KINDS = {
-    **dict.fromkeys(('random', *BUILT), lambda table, ctx, k: table[ctx.ids]),
+    'random': looked_up, 'balanced': looked_up, 'clustered': looked_up, 'dispersed': looked_up,
     'previous': lambda table, ctx, k: table[hashing.before(ctx.ids, ctx.positions)],
     'bigram': lambda table, ctx, k: hashing.bigram(ctx.ids, hashing.before(ctx.ids, ctx.positions), k),
     'position': lambda table, ctx, k: hashing.position(ctx.positions, k),
@@ -69,9 +72,10 @@ class Hash(nnx.Module):
   what; the reference keeps its table in no checkpoint.
   """
 
-  def __init__(self, d_model, *, num_experts, kind='random', table='', vocab_size=8008, seed=42,
-               hash_seed_per_layer=False, capacity_factor=(None, None), min_capacity=4, allow_causal=False,
-               rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, kind: ranges.Choice(*KINDS) = 'random',
+               table: ranges.Text = '', vocab_size: ranges.Count = 8008, seed: ranges.Seed = 42,
+               hash_seed_per_layer: ranges.Flag = False, capacity_factor: ranges.Factors = (None, None),
+               min_capacity: ranges.Natural = 4, allow_causal: ranges.Flag = False, rngs):
     choices.named(KINDS, kind, 'router hash: kind')
     if kind in BUILT and not table:
       raise UserError(f'router hash: kind={kind!r} needs a table made before training: stmoe tables NAME '
@@ -91,7 +95,7 @@ class Hash(nnx.Module):
     if found or kind in COMPUTED:
       value = found and found.table
     elif hash_seed_per_layer:
-      key = jax.random.fold_in(rngs.params(), seed)
+      key = seeds.fold(rngs.params(), seed)
       value = jax.random.randint(key, (vocab_size,), 0, num_experts)
     else:
       value = _random(vocab_size, num_experts, seed)

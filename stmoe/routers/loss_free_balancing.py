@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import balance
 from stmoe.core import choices
@@ -64,8 +65,11 @@ class LossFreeBalancing(nnx.Module):
 
   ranked = {}                        # see layers/ranks.py
 
-  def __init__(self, d_model, *, num_experts, k=2, scores='sigmoid', selection='add', normalize_gates=False,
-               rate=1e-3, rule='sign', centred=False, capacity_factor=(None, None), min_capacity=4, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
+               scores: ranges.Choice(*SCORES) = 'sigmoid', selection: ranges.Choice(*SELECTION) = 'add',
+               normalize_gates: ranges.Flag = False, rate: ranges.NonNegative = 1e-3,
+               rule: ranges.Choice(*balance.RULES) = 'sign', centred: ranges.Flag = False,
+               capacity_factor: ranges.Factors = (None, None), min_capacity: ranges.Natural = 4, rngs):
     choices.check_groups('loss_free_balancing', num_experts, k, 1, 1)
     for table, name, field in ((SCORES, scores, 'scores'), (SELECTION, selection, 'selection'),
                                (balance.RULES, rule, 'rule')):

@@ -6,6 +6,7 @@ from flax import nnx
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.routers import switch
@@ -35,7 +36,8 @@ class PartialPrediction(nnx.Module):
     channels at each prefix position, and the balance loss of Switch over chunks.
   """
 
-  def __init__(self, d_model, *, num_experts, prefix=0.2, allow_causal=False, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, prefix: ranges.PartOf1 = 0.2,
+               allow_causal: ranges.Flag = False, rngs):
     init = nnx.initializers.normal(0.02)
     width = math.ceil(prefix * d_model)
     self.w = axes.param(init, (width, num_experts), 'embed', 'unmodeled', rngs=rngs)

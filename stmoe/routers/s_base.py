@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
@@ -54,8 +55,10 @@ class SBase(nnx.Module):
   Differs: the plan is made in each routing group (Megatron-LM: of all tokens of a device).
   """
 
-  def __init__(self, d_model, *, num_experts, k=1, capacity_factor=(None, None), min_capacity=4,
-               tolerance=1e-4, iterations=1000, allow_causal=False, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 1,
+               capacity_factor: ranges.Factors = (None, None), min_capacity: ranges.Natural = 4,
+               tolerance: ranges.NonNegative = 1e-4, iterations: ranges.Count = 1000,
+               allow_causal: ranges.Flag = False, rngs):
     if not 1 <= k <= num_experts:
       raise UserError(f'router s_base: k={k} with num_experts={num_experts}; k is at least 1 and '
                       f'at most {num_experts}')

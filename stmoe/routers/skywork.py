@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
@@ -74,8 +75,11 @@ class Skywork(nnx.Module):
     are), which deviation normalises (see `standardize`), and the capacity factor.
   """
 
-  def __init__(self, d_model, *, num_experts, k=2, scale=1.0, capacity_factor=(2.5, 4.0), min_capacity=4,
-               dropless=False, xi=0.2, alpha_max=0.01, beta=0.99, alpha_start=None, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
+               scale: ranges.Positive | None = 1.0, capacity_factor: ranges.Factors = (2.5, 4.0),
+               min_capacity: ranges.Natural = 4, dropless: ranges.Flag = False, xi: ranges.NonNegative = 0.2,
+               alpha_max: ranges.NonNegative = 0.01, beta: ranges.Share = 0.99,
+               alpha_start: ranges.NonNegative | None = None, rngs):
     choices.check_groups('skywork', num_experts, k, 1, 1)
     if num_experts < 2:
       raise UserError('router skywork: num_experts=1 has no deviation of logits to normalise; nearest: 2')

@@ -3,6 +3,7 @@
 from flax import nnx
 import jax.numpy as jnp
 
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import contract
 from stmoe.core import metrics
@@ -34,7 +35,7 @@ class SmlpDeterministic(nnx.Module):
   Losses: none.
   """
 
-  def __init__(self, d_model, *, num_experts, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, rngs):
     self.num_experts = num_experts
 
   def __call__(self, x, ctx, carry):

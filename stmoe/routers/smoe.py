@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
@@ -52,7 +53,8 @@ class SMoE(nnx.Module):
 
   ranked, normalize_gates = {}, True # see layers/ranks.py
 
-  def __init__(self, d_model, *, num_experts, k=2, init_std=0.02, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
+               init_std: ranges.NonNegative = 0.02, rngs):
     if not 2 <= k <= num_experts:
       raise UserError(f'router smoe: k={k} with num_experts={num_experts}; k is at least 2 (the softmax over '
                       f'one choice is 1: such a router never learns) and at most {num_experts}')

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
@@ -101,8 +102,10 @@ class SMoEDropout(nnx.Module):
   Losses: balance.
   """
 
-  def __init__(self, d_model, *, num_experts, k_min=1, k_max=None, schedule='linear_increase',
-               total_steps=400_000, eval_k=None, learned=False, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, k_min: ranges.Count = 1,
+               k_max: ranges.Count | None = None, schedule: ranges.Choice(*SCHEDULES) = 'linear_increase',
+               total_steps: ranges.Count = 400_000, eval_k: ranges.Count | None = None,
+               learned: ranges.Flag = False, rngs):
     k_max, eval_k = k_max or num_experts, eval_k or num_experts
     choices.named(SCHEDULES, schedule, 'schedule')
     for field, k, low, high in (('k_max', k_max, 1, num_experts), ('k_min', k_min, 1, k_max),

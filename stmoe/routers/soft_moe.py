@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import contract
 from stmoe.core import losses
@@ -62,7 +63,8 @@ class SoftMoe(nnx.Module):
 
   undecodable = "its slots mix all tokens of a group, later ones too; nearest: router name='st_moe'"
 
-  def __init__(self, d_model, *, num_experts, slots=1, allow_causal=False, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, slots: ranges.Count = 1,
+               allow_causal: ranges.Flag = False, rngs):
     if slots < 1:
       raise UserError(f'router soft_moe: slots={slots}; every expert needs at least 1')
     # Only directions count. Two axes, as every matrix that tokens are multiplied by.

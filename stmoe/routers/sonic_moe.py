@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
@@ -64,7 +65,8 @@ class SonicMoE(nnx.Module):
   Differs: weights are the softmax over all experts as it is (unverified); an added token has its own too.
   """
 
-  def __init__(self, d_model, *, num_experts, k=2, tile=128, init_std=0.02, allow_causal=False, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2, tile: ranges.Count = 128,
+               init_std: ranges.NonNegative = 0.02, allow_causal: ranges.Flag = False, rngs):
     if not 1 <= k <= num_experts:
       raise UserError(f'router sonic_moe: k={k} with num_experts={num_experts}; nearest: k={num_experts}')
     if tile < 1:

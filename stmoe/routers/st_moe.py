@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
@@ -70,9 +71,11 @@ class STMoE(nnx.Module):
 
   ranked = dict(second_policy='all') # see layers/ranks.py
 
-  def __init__(self, d_model, *, num_experts, k=2, capacity_factor=(1.25, 2.0), min_capacity=4,
-               normalize_gates=True, second_policy='random', threshold=0.2, batch_priority=False,
-               balance_choices='first', allow_causal=False, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
+               capacity_factor: ranges.Factors = (1.25, 2.0), min_capacity: ranges.Natural = 4,
+               normalize_gates: ranges.Flag = True, second_policy: ranges.Choice(*choices.KEEP) = 'random',
+               threshold: ranges.NonNegative = 0.2, batch_priority: ranges.Flag = False,
+               balance_choices: ranges.Choice(*COUNTED) = 'first', allow_causal: ranges.Flag = False, rngs):
     if not 1 <= k <= num_experts:
       raise UserError(f'router st_moe: k={k} with num_experts={num_experts}; k is at least 1 and '
                       f'at most {num_experts}')

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
@@ -55,8 +56,9 @@ class Switch(nnx.Module):
   Differs: losses leave padding out, Mesh-TensorFlow counts it in f and P.
   """
 
-  def __init__(self, d_model, *, num_experts, capacity_factor=(1.25, 2.0), min_capacity=4,
-               jitter=1e-2, input_dropout=0.0, exploration='argmax', rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, capacity_factor: ranges.Factors = (1.25, 2.0),
+               min_capacity: ranges.Natural = 4, jitter: ranges.Below1 = 1e-2,
+               input_dropout: ranges.Below1 = 0.0, exploration: ranges.Choice(*EXPLORATION) = 'argmax', rngs):
     # N(0, 0.02) is flaxformer's, stated there to be slightly better than the paper's scaled init.
     init = nnx.initializers.normal(0.02)
     self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
@@ -46,8 +47,9 @@ class SwitchMax(nnx.Module):
   Losses: balance, z.
   """
 
-  def __init__(self, d_model, *, num_experts, capacity_factor=(1.25, 2.0), min_capacity=4,
-               jitter=1e-2, allow_causal=False, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, capacity_factor: ranges.Factors = (1.25, 2.0),
+               min_capacity: ranges.Natural = 4, jitter: ranges.Below1 = 1e-2,
+               allow_causal: ranges.Flag = False, rngs):
     init = nnx.initializers.normal(0.02)
     self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
     self.num_experts = num_experts

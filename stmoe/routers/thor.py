@@ -4,6 +4,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import contract
 from stmoe.core import metrics
@@ -72,11 +73,11 @@ class Thor(nnx.Module):
 
   draws_at_eval = True               # evaluation uses ctx.key where there is one
 
-  def __init__(self, d_model, *, num_experts, eval_dispatch='sentence', rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, eval_dispatch: ranges.Text = 'sentence', rngs):
     if num_experts < 2:
       raise UserError(f'router thor: num_experts={num_experts} leaves nothing to draw; nearest: '
                       'num_experts=2 (or layer=dense)')
-    self.fixed = int(eval_dispatch) if str(eval_dispatch).isdigit() else None
+    self.fixed = int(eval_dispatch) if str(eval_dispatch).isdecimal() else None
     if self.fixed is None and eval_dispatch not in DISPATCH or (self.fixed or 0) >= num_experts:
       raise UserError(f'router thor: eval_dispatch={eval_dispatch!r} does not exist'
                       f'{nearest(eval_dispatch, DISPATCH)} (there are: {", ".join(DISPATCH)}, and '

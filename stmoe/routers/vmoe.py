@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
@@ -87,8 +88,10 @@ class VMoe(nnx.Module):
 
   ranked = {}                        # see layers/ranks.py
 
-  def __init__(self, d_model, *, num_experts, k=2, capacity_factor=(1.05, 1.05), multiple_of=4,
-               noise_std=1.0, batch_priority=False, allow_causal=False, rngs):
+  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
+               capacity_factor: ranges.Pair(ranges.Positive | None) = (1.05, 1.05),
+               multiple_of: ranges.Natural = 4, noise_std: ranges.NonNegative = 1.0,
+               batch_priority: ranges.Flag = False, allow_causal: ranges.Flag = False, rngs):
     if not 1 <= k <= num_experts:
       raise UserError(f'router vmoe: k={k} with num_experts={num_experts}; k is at least 1 and '
                       f'at most {num_experts}')

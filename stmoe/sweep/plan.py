@@ -180,7 +180,7 @@ def _check_evaluation(name, texts, evaluation):
   config, _ = experiment.load(name, texts)
   for field in experiment.matching(config, pattern):
     for value in filter(None, values.split(';')):
-      experiment.apply(config, f'{field}={value}')
+      experiment.override(config, [f'{field}={value}'])
 
 
 def as_texts(overrides):

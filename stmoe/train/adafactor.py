@@ -89,7 +89,8 @@ def update(grads, state, params, plans, rate, *, decay_rate=0.8, step_offset=0, 
   The second moment decays with 1 - (t+1)^-decay_rate, so the first step forgets its start and
   no bias correction is needed. Weight decay is (1 - weight_decay) * param, not times the rate.
   """
-  t = (state['count'] - step_offset).astype(jnp.float32) + 1.0
+  # Before the offset as at it: a negative number has no such power.
+  t = jnp.maximum(state['count'] - step_offset, 0).astype(jnp.float32) + 1.0
   beta2 = 1.0 - t ** -decay_rate
 
   def one(p, g, how, slots):

@@ -6,28 +6,22 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import errors
+from stmoe import sections
 from stmoe.data import pipeline
 from stmoe.data import vision
 from stmoe.train import losses
 
-POSITIVE = ('train.steps', 'train.batch_size', 'train.microbatches', 'train.log_every', 'train.stats_every',
-            'train.stop_after_bad', 'eval.every', 'eval.batch_size', 'eval.draws', 'checkpoint.every',
-            'checkpoint.keep')
-
 
 def counts(cfg):
-  """Raises UserError for a number of steps, rows or parts below 1, or losses that nothing is there for."""
-  for field in POSITIVE:
-    section, name = field.split('.')
-    if cfg[section].get(name, 1) < 1:
-      raise errors.UserError(f'{field}={cfg[section][name]}: must be at least 1')
+  """Raises UserError for fields out of their range, a section that is missing, or losses that do not fit."""
+  for section in sections.TRAINING:
+    if section not in cfg:
+      raise errors.UserError(f'the configuration has no section {section}, without which nothing is trained')
+  sections.check(cfg, whole=False)
   passes, alpha = cfg.loss.get('passes', 1), cfg.loss.get('consistency', 0.0)
-  if passes not in (1, 2):
-    raise errors.UserError(f'loss.passes={passes}: a batch runs once or twice; nearest: '
-                           f'{min(max(passes, 1), 2)}')
-  if alpha < 0 or alpha and passes == 1:
-    raise errors.UserError(f'loss.consistency={alpha} with loss.passes={passes}: it weighs the divergence of '
-                           'two passes, and is not negative; nearest: loss.passes=2')
+  if alpha and passes == 1:
+    raise errors.UserError(f'loss.consistency={alpha} with loss.passes=1: it weighs the divergence of two '
+                           'passes; nearest: loss.passes=2')
   if cfg.loss.get('sigmoid') and (cfg.loss.z or cfg.loss.label_smoothing or alpha):
     raise errors.UserError(f'loss.sigmoid=True has no softmax for loss.z={cfg.loss.z}, label_smoothing='
                            f'{cfg.loss.label_smoothing} and consistency={alpha}; set them to 0')

@@ -150,8 +150,7 @@ def _configuration(sections, overrides):
   c.losses.update(sections['losses'])
   c.optimizer = dict(name='adafactor', decay_rate=0.8, clipping_threshold=1.0)
   c.schedule = dict(name='constant', value=1e-3)
-  for override in overrides:
-    experiment.apply(c, override)
+  experiment.override(c, overrides)
   check.counts(c)
   return c.lock()
 
@@ -253,9 +252,7 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
     UserError: the model is none of this family, or the checkpoint is not what was saved.
   """
   source = pathlib.Path(source)
-  cfg = rundir.opened(source, step)
-  for override in overrides:
-    experiment.apply(cfg, override)
+  cfg = experiment.override(rundir.opened(source, step), overrides, whole=False)
   record = records.imported(source)
   name = to or record.get('family', 't5x')
   if name == 't5x':

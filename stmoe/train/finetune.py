@@ -209,9 +209,7 @@ def prepare(name, overrides, run, step=None):
     with cfg.unlocked():
       cfg.data.vocab = start.data.get('vocab', '')
   adopt(cfg, start)
-  for text in overrides:
-    if text not in early:
-      experiment.apply(cfg, text)
+  experiment.override(cfg, [text for text in overrides if text not in early], whole=False)
   if not given:
     vocabulary(cfg, start, run)
   return cfg, name

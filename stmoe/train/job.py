@@ -12,6 +12,7 @@ import pathlib
 import sys
 
 from stmoe import errors
+from stmoe import ranges
 from stmoe.train import supervise
 
 HEARTBEAT = 60                           # seconds of silence after which a process is taken for dead
@@ -31,12 +32,12 @@ def add_arguments(parser):
   """Adds the flags of a command that may run as several processes."""
   group = parser.add_argument_group('several hosts (found by itself under SLURM, Open MPI and on Cloud TPU)')
   group.add_argument('--coordinator', metavar='HOST:PORT', help='address of process 0, with a free port')
-  group.add_argument('--processes', type=int, metavar='N',
+  group.add_argument('--processes', type=ranges.Count, metavar='N',
                      help='how many there are; 1: this one alone, whatever is found')
-  group.add_argument('--process', type=int, metavar='I', help='which one this is, from 0')
-  group.add_argument('--heartbeat', type=int, default=HEARTBEAT, metavar='SECONDS',
+  group.add_argument('--process', type=ranges.Natural, metavar='I', help='which one this is, from 0')
+  group.add_argument('--heartbeat', type=ranges.Count, default=HEARTBEAT, metavar='SECONDS',
                      help=f'silence after which a process counts as dead; default: {HEARTBEAT}')
-  group.add_argument('--start-timeout', type=int, default=TOGETHER, metavar='SECONDS',
+  group.add_argument('--start-timeout', type=ranges.Count, default=TOGETHER, metavar='SECONDS',
                      help=f'in which all processes must have started; default: {TOGETHER}')
 
 
@@ -46,8 +47,6 @@ def place(args, environment=os.environ):
   Flags come first; all three of them, or `--processes 1`. Imports no JAX.
   """
   flags = dict(coordinator=args.coordinator, processes=args.processes, process=args.process)
-  if args.heartbeat < 1:
-    raise errors.UserError(f'--heartbeat {args.heartbeat}: must be at least 1 second')
   if args.processes == 1 and args.process in (None, 0):
     return None
   missing = [f'--{name}' for name, value in flags.items() if value is None]
@@ -57,11 +56,11 @@ def place(args, environment=os.environ):
     raise errors.UserError(f'{" and ".join(missing)} missing: give --coordinator HOST:PORT, --processes N '
                            'and --process I together, or none of them')
   host, _, port = args.coordinator.rpartition(':')
-  if not host or not port.isdigit() or not 0 < int(port) < 65536:
+  if not host or not port.isdecimal() or not 0 < int(port) < 65536:
     raise errors.UserError(f'--coordinator {args.coordinator}: write HOST:PORT, for example node0:7777')
-  if args.processes < 1 or not 0 <= args.process < args.processes:
+  if args.process >= args.processes:
     raise errors.UserError(f'--process {args.process} of --processes {args.processes}: they count from 0 to '
-                           f'{max(args.processes, 1) - 1}')
+                           f'{args.processes - 1}')
   if args.process == 0:
     _check_free(args.coordinator)
   return dict(coordinator_address=args.coordinator, num_processes=args.processes, process_id=args.process,
@@ -89,7 +88,7 @@ def _found(env):
   if int(env.get('SLURM_STEP_NUM_TASKS') or 1) > 1 and 'SLURM_PROCID' in env:
     each = env.get('SLURM_STEP_TASKS_PER_NODE', '')
     alone = each == '1' or each.startswith('1(') and ',' not in each
-    alone |= env.get('CUDA_VISIBLE_DEVICES', '').isdigit()           # --gpus-per-task=1: there is no other
+    alone |= env.get('CUDA_VISIBLE_DEVICES', '').isdecimal()           # --gpus-per-task=1: there is no other
     return dict(num_processes=int(env['SLURM_STEP_NUM_TASKS'])) | (_all_devices(env) if alone else {})
   if int(env.get('OMPI_COMM_WORLD_SIZE') or 1) > 1:
     return {}

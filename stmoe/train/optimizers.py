@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from stmoe import axes
+from stmoe import ranges
 from stmoe.train import adafactor as factored
 
 
@@ -27,14 +28,16 @@ class Optimizer(NamedTuple):
   names: dict
 
 
-def adamw(names, shapes, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0):
+def adamw(names, shapes, *, b1: ranges.Below1 = 0.9, b2: ranges.Below1 = 0.999, eps: ranges.PartOf1 = 1e-8,
+          weight_decay: ranges.NonNegative = 0.0):
   """Returns AdamW (arXiv:1711.05101): decay lr * weight_decay * param, of matrices only (see `decayed`)."""
   adam = optax.scale_by_adam(b1, b2, eps)
   return _decoupled(adam, optax.ScaleByAdamState, decayed(names), weight_decay,
                     dict(count=(), mu=names, nu=names))
 
 
-def sgd(names, shapes, *, momentum=0.0, nesterov=False, weight_decay=0.0):
+def sgd(names, shapes, *, momentum: ranges.Below1 = 0.0, nesterov: ranges.Flag = False,
+        weight_decay: ranges.NonNegative = 0.0):
   """Returns SGD with momentum; `weight_decay` is decoupled, of matrices only (see `decayed`)."""
   trace = optax.trace(momentum, nesterov)
   return _decoupled(trace, optax.TraceState, decayed(names), weight_decay, dict(trace=names))
@@ -53,9 +56,11 @@ def _decoupled(transform, state_type, masks, weight_decay, names):
   return Optimizer(init, update, names)
 
 
-def adafactor(names, shapes, *, decay_rate=0.8, step_offset=0, momentum=None, weight_decay=0.0,
-              clipping_threshold=1.0, min_dim_size_to_factor=128, epsilon1=1e-30, epsilon2=1e-3,
-              multiply_by_parameter_scale=True):
+def adafactor(names, shapes, *, decay_rate: ranges.Share = 0.8, step_offset: ranges.Natural = 0,
+              momentum: ranges.Below1 | None = None, weight_decay: ranges.Share = 0.0,
+              clipping_threshold: ranges.Positive | None = 1.0, min_dim_size_to_factor: ranges.Count = 128,
+              epsilon1: ranges.PartOf1 = 1e-30, epsilon2: ranges.NonNegative = 1e-3,
+              multiply_by_parameter_scale: ranges.Flag = True):
   """Returns Adafactor with T5X's semantics (see `stmoe.train.adafactor`); the rate is relative."""
   plans = jax.tree.map(lambda n, s: factored.plan(n, s.shape, min_dim_size_to_factor), names, shapes,
                        is_leaf=axes.is_names)

@@ -21,6 +21,7 @@ import stmoe
 from stmoe import errors
 from stmoe import experiment
 from stmoe import files
+from stmoe import sections
 from stmoe.runs import owner
 from stmoe.runs import records
 
@@ -111,7 +112,10 @@ def load(path):
     cfg = ml_collections.ConfigDict(_tuples(fields))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise errors.Damaged(file, files.reason(error)) from error
-  _form(file, cfg, _common(), '')
+  try:
+    sections.check(cfg, whole=False)
+  except errors.UserError as error:
+    raise errors.Damaged(file, str(error)) from error
   return cfg
 
 
@@ -119,29 +123,6 @@ def _tuples(value):
   if isinstance(value, dict):
     return {key: _tuples(inner) for key, inner in value.items()}
   return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _common():
-  """The fields of every experiment, of the types that they have, and those that a run may change besides."""
-  _, common = experiment.find_module('common')
-  c = common.config()
-  c.eval.update(methods=(), examples=0)
-  c.checkpoint.best = ''
-  c.decode = dict(name='greedy')
-  c.data = dict(cache_dir='', eval_replaced=0.0)
-  return c
-
-
-def _form(file, found, known, where):
-  """Raises Damaged for the first field of `found` that has not the type of that in `known`."""
-  for key, model in known.items():
-    value, group = found.get(key, model), isinstance(model, ml_collections.ConfigDict)
-    kind = (int, float) if isinstance(model, float) else type(model)
-    if not isinstance(value, kind) or isinstance(value, bool) != isinstance(model, bool):
-      what = 'group of fields' if group else type(model).__name__
-      raise errors.Damaged(file, f'{where}{key} is {value!r:.60}, which is no {what}')
-    if group and key != 'losses':
-      _form(file, value, model, f'{where}{key}.')
 
 
 def opened(path, step=None, within='checkpoints'):

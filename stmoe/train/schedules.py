@@ -2,13 +2,16 @@
 
 import jax.numpy as jnp
 
+from stmoe import ranges
 
-def constant(step, *, value):
+
+def constant(step, *, value: ranges.NonNegative):
   """Returns f32[] `value` at every step (T5 fine-tuning: 1e-3)."""
   return jnp.full_like(step, value, jnp.float32)
 
 
-def rsqrt(step, *, base=1.0, hold_steps=10000, warmup_steps=0):
+def rsqrt(step, *, base: ranges.NonNegative = 1.0, hold_steps: ranges.Count = 10000,
+          warmup_steps: ranges.Natural = 0):
   """Returns f32[] base / sqrt(max(step, hold_steps)) (T5, arXiv:1910.10683, section 3.1.2).
 
   0.01 for the first 10,000 steps with the defaults; there is no linear warm-up. With warmup_steps, as
@@ -17,7 +20,7 @@ def rsqrt(step, *, base=1.0, hold_steps=10000, warmup_steps=0):
   return _warm(step, base, warmup_steps) / jnp.sqrt(jnp.maximum(step, hold_steps).astype(jnp.float32))
 
 
-def inverse_sqrt(step, *, peak, warmup_steps):
+def inverse_sqrt(step, *, peak: ranges.NonNegative, warmup_steps: ranges.Count):
   """Returns f32[]: 0 to `peak` in `warmup_steps`, then peak * sqrt(warmup_steps / step).
 
   The Transformer's (arXiv:1706.03762, eq. 3) with the peak given, as in fairseq.
@@ -26,7 +29,8 @@ def inverse_sqrt(step, *, peak, warmup_steps):
   return _warm(step, peak, warmup_steps) * jnp.sqrt(warmup_steps / jnp.maximum(done, warmup_steps))
 
 
-def linear(step, *, peak, total_steps, warmup_steps=0, end_fraction=0.0):
+def linear(step, *, peak: ranges.NonNegative, total_steps, warmup_steps: ranges.Natural = 0,
+           end_fraction: ranges.Share = 0.0):
   """Returns f32[]: 0 to `peak` in `warmup_steps`, then straight down to end_fraction * peak at total_steps.
 
   Steps count from 0 and the first one already moves: its rate is peak / warmup_steps.
@@ -35,13 +39,15 @@ def linear(step, *, peak, total_steps, warmup_steps=0, end_fraction=0.0):
   return _warm(step, peak, warmup_steps) * _between(fraction, end_fraction)
 
 
-def cosine(step, *, peak, total_steps, warmup_steps=0, end_fraction=0.0):
+def cosine(step, *, peak: ranges.NonNegative, total_steps, warmup_steps: ranges.Natural = 0,
+           end_fraction: ranges.Share = 0.0):
   """Returns f32[]: as `linear`, but down along half a period of the cosine (arXiv:1608.03983, eq. 5)."""
   fraction = 0.5 * (1.0 + jnp.cos(jnp.pi * _done(step, total_steps, warmup_steps)))
   return _warm(step, peak, warmup_steps) * _between(fraction, end_fraction)
 
 
-def staircase(step, *, peak, total_steps, warmup_steps=0, factor=0.316, at=(0.8, 0.9)):
+def staircase(step, *, peak: ranges.NonNegative, total_steps, warmup_steps: ranges.Natural = 0,
+              factor: ranges.NonNegative = 0.316, at: ranges.Many(ranges.Share) = (0.8, 0.9)):
   """Returns f32[]: 0 to `peak` in `warmup_steps`, then constant, times `factor` at each share of total_steps.
 
   The defaults are those of DeepSeekMoE (arXiv:2401.06066, section 4.1.3): 0.316 at 80 % and again at 90 %.

@@ -33,8 +33,7 @@ def sweep(cfg, path, field, texts, say, step=None, best=False, devices=None):
   fields, changed = experiment.matching(cfg, field), []
   for text in texts:
     changed.append(copy.deepcopy(cfg))
-    for name in fields:
-      experiment.apply(changed[-1], f'{name}={text}')
+    experiment.override(changed[-1], [f'{name}={text}' for name in fields], whole=False)
     with states.on_mesh(changed[-1].mesh, devices) as mesh:
       check.counts(changed[-1])
       states.blueprint(changed[-1], mesh)

@@ -19,7 +19,7 @@ GIB = 2**30
 def mesh_of(text):
   """Returns dict(data, expert, model) of '8x4x2'; raises UserError for another text."""
   sizes = text.split('x')
-  if len(sizes) != len(axes.MESH_AXES) or not all(n.isdigit() and int(n) > 0 for n in sizes):
+  if len(sizes) != len(axes.MESH_AXES) or not all(n.isdecimal() and int(n) > 0 for n in sizes):
     raise errors.UserError(f'--mesh {text}: three sizes, {" x ".join(axes.MESH_AXES)}; nearest: 8x1x1')
   return dict(zip(axes.MESH_AXES, map(int, sizes)))
 

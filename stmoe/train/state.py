@@ -22,6 +22,7 @@ from stmoe import axes
 from stmoe import errors
 from stmoe import lookup
 from stmoe import state as router_state
+from stmoe.core import seeds
 from stmoe.train import fields
 from stmoe.train import freeze
 from stmoe.train import optimizers
@@ -87,7 +88,7 @@ def on_mesh(section, devices=None):
 
 def fold(seed, name):
   """Returns the key of purpose `name` of a run; the same seed and name, the same key."""
-  return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF)
+  return jax.random.fold_in(seeds.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
 def build(cfg):

@@ -47,7 +47,7 @@ def arguments(text, workdir, *more):
 
 @pytest.mark.parametrize('more, words', [
     (['--config.train.stps=3'], ['config.train.stps does not exist', 'nearest: config.train.steps']),
-    (['--config.train.steps=lots'], ['config.train.steps=lots', 'an int']),
+    (['--config.train.steps=lots'], ['config.train.steps=lots', 'a whole number']),
     (['--config.train.steps=0'], ['train.steps=0', 'at least 1']),
     (['--config.blocks.m.router.num_experts=6', '--config.mesh.expert=4', '--config.mesh.data=2'],
      ['6', '4', 'expert']),
@@ -61,7 +61,7 @@ def arguments(text, workdir, *more):
     (['--config.blocks.m.router.name=swich'], ["no router is called 'swich'", 'nearest: switch']),
     (['--config.blocks.m.executor=gathr'], ["no executor is called 'gathr'", 'nearest: gather']),
     (['--config.blocks.m.executor=all_to_all:chunk=2'], ["no field 'chunk'", 'nearest: chunks']),
-    (['--config.blocks.m.executor=all_to_all:chunks=0'], ["chunks='0' is not a positive whole number"]),
+    (['--config.blocks.m.executor=all_to_all:chunks=0'], ['chunks=0', 'at least 1']),
     (['--config.mesh.rules=fsdq'], ["mesh.rules='fsdq'", 'nearest: fsdp']),
     (['--config.mesh.rules=embed=model'], ["'model' on one array twice"]),
     (['--config.mesh.expert=2', '--config.mesh.rules=folded', '--config.mesh.model=4',

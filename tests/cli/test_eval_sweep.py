@@ -99,7 +99,8 @@ def test_newer_checkpoints_and_later_lines_count(tmp_path):
 @pytest.mark.parametrize('sweep, words', [
     ('blocks.m.router.eval_q=1', ['config.blocks.m.router.eval_q', 'nearest: config.blocks.m.router.eval_k']),
     ('blocks.*.router.evl_k=1', ['fits no field', 'nearest: blocks.m.router.eval_k']),
-    (f'{FIELD}=1,9', ['eval_k=9 with num_experts=4']), ('eval.draws=1,many', ['eval.draws=many', 'an int']),
+    (f'{FIELD}=1,9', ['eval_k=9 with num_experts=4']),
+    ('eval.draws=1,many', ['eval.draws=many', 'a whole number']),
     (FIELD, ['write FIELD=V1,V2']), (f'{FIELD}=', ['write FIELD=V1,V2'])])
 def test_mistakes(trained, mistake, monkeypatch, sweep, words):
   monkeypatch.setattr(jax, 'device_get', None)                       # nothing is evaluated before

@@ -89,7 +89,7 @@ def test_a_batch_is_given_before_the_next_is_read(lm):
     ('a\n', 'x.txt', ('--config.decode.name=gredy',), "nearest: 'greedy'"),
     ('a\n', 'x.txt', ('--config.decode.beam=2', '--config.decode.name=beam'), "nearest: 'beams'"),
     ('a\n', 'x.txt', ('--config.decode.name=contrast',), 'router switch has no ranks'),
-    ('a\n', 'x.txt', ('--length', 0), 'at least 1 token'),
+    ('a\n', 'x.txt', ('--length', 0), '--length 0: expected a whole number of at least 1'),
     ('a\n', 'x.txt', ('--batch-size', 0), '--batch-size 0'),
     ('a\n', 'x.txt', ('--step', 7), 'step')], ids=lambda x: str(x)[-20:])
 def test_mistakes_are_one_line_and_leave_no_file(lm, mistake, tmp_path, text, name, words, says):

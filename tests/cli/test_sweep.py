@@ -70,7 +70,7 @@ def test_a_failed_run_makes_the_exit_code_1(command, file, tmp_path):
 @pytest.mark.parametrize('change, words', [
     (('lm/stdlib:smoke', 'lm/stdlbi'), ['run 1 (steps_2)', "'lm/stdlbi'; nearest: lm/stdlib"]),
     (("'seed', [0", "'sed', [0"), ['config.sed does not exist']),
-    (('[2, 3]', "[2, 'x']"), ['run 3 (steps_x)', 'train.steps=x', 'an int'])])
+    (('[2, 3]', "[2, 'x']"), ['run 3 (steps_x)', 'train.steps=x', 'a whole number'])])
 def test_a_sweep_with_a_mistake_launches_nothing(mistake, file, tmp_path, change, words):
   file.write_text(FILE.replace(*change))
   line = mistake('sweep', file, '--workdir', tmp_path / 'runs')
@@ -82,7 +82,7 @@ def test_a_sweep_with_a_mistake_launches_nothing(mistake, file, tmp_path, change
     (['nothing_like_it'], 'no experiment of experiments/ with a sweep.py'),
     (['FILE', '--launcher', 'locl'], "no launcher is called 'locl'; nearest: local"),
     (['FILE', '--launcher', 'local:job=2'], "no field 'job'; nearest: jobs"),
-    (['FILE', '--launcher', 'local:jobs=two'], 'jobs=two: expected an int'),
+    (['FILE', '--launcher', 'local:jobs=two'], 'jobs=two: expected a whole number'),
     (['FILE', '--only', 'x'], "no run like 'x'"),
     (['FILE', '--config.train.stps=1'], 'config.train.stps does not exist; nearest: config.train.steps'),
     (['FILE', '--report'], 'is done yet')])

@@ -158,7 +158,7 @@ def test_virtual_groups_and_several_runs(command, folder, tmp_path):
     (['dense', 'exp.py', '--granularity', '4'], ['k=2 is not a multiple of --granularity 4', 'k=4']),
     (['dense', 'exp.py:narrow', '--granularity', '2', '--optimizer', 'reuse'], ['--optimizer fresh']),
     (['dense', 'exp.py', '--granularity', '0'], ['--granularity 0', 'at least 1']),
-    (['dense', 'exp.py', '--noise', '-1'], ['--noise -1.0', 'at least 0']),
+    (['dense', 'exp.py', '--noise', '-1'], ['--noise -1:', 'at least 0']),
     (['dense', 'exp.py', '--config.train.steps=4'], ['nothing is left', 'train.steps=8', '--step zero']),
     (['dense', 'exp.py', '--config.model.num_heads=4', '--config.model.head_dim=4'],
      ['model.head_dim is 8', 'nearest: --config.model.head_dim=8']),

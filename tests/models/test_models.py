@@ -95,3 +95,12 @@ def test_t5_small_has_its_published_size():
 def test_odd_heads_are_refused():
   with pytest.raises(UserError, match='head_dim 5 is odd'):
     build('lm', head_dim=5)
+
+
+@pytest.mark.parametrize('fields, said', [
+    (dict(num_buckets=8, max_distance=4), 'model.max_distance=4: half of model.num_buckets=8'),
+    (dict(num_buckets=8, max_distance=1), 'nearest: 5')])
+def test_t5_has_distances_beyond_the_exact_ones(fields, said):
+  """Else its buckets divide by a logarithm of 1 or less."""
+  with pytest.raises(UserError, match=said):
+    nnx.eval_shape(lambda: build('t5', **fields))

@@ -1,12 +1,11 @@
 """Which processes form a job, and which rows of a batch a process of it has. Nothing here starts one."""
 
-import argparse
-
 import jax
 import pytest
 
 from stmoe import axes
 from stmoe import errors
+from stmoe.cli import main
 from stmoe.train import distributed
 from stmoe.train import job
 
@@ -15,7 +14,7 @@ STEP = dict(SLURM_JOB_ID='7', SLURM_STEP_NODELIST='n[1-2]', SLURM_NTASKS='4', SL
 
 
 def place(*flags, **environment):
-  parser = argparse.ArgumentParser(allow_abbrev=False)
+  parser = main.Parser(allow_abbrev=False)
   job.add_arguments(parser)
   return job.place(parser.parse_args(flags), environment)
 
@@ -33,7 +32,7 @@ def test_flags_say_where():
     (('--coordinator', 'node0', '--processes', '2', '--process', '0'), 'write HOST:PORT'),
     (('--coordinator', 'node0:99999', '--processes', '2', '--process', '0'), 'write HOST:PORT'),
     (('--coordinator', 'node0:7777', '--processes', '2', '--process', '2'), 'count from 0 to 1'),
-    (('--heartbeat', '0'), 'at least 1 second')])
+    (('--heartbeat', '0'), 'at least 1'), (('--processes', 'two'), 'a whole number')])
 def test_wrong_flags_are_mistakes(flags, said):
   with pytest.raises(errors.UserError, match=said):
     place(*flags)

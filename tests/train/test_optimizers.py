@@ -138,3 +138,11 @@ def test_clip_keeps_small_gradients_and_shrinks_large_ones():
 def test_wrong_names_are_user_errors(section, message):
   with pytest.raises(errors.UserError, match=message):
     fields.bind(optimizers, 'optimizer', section)
+
+
+def test_adafactor_before_its_offset_is_as_at_it():
+  """A negative number has no power of -0.8: the parameters became NaN."""
+  param, grad = jnp.arange(1.0, 4.0), jnp.array([0.1, -0.2, 0.3])
+  make = lambda offset: optimizers.adafactor({'w': ('embed',)}, {'w': param}, step_offset=offset)
+  early, first = (train(make(offset), {'w': param}, [{'w': grad}])['w'] for offset in (5, 0))
+  np.testing.assert_array_equal(early, first)

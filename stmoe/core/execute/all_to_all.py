@@ -11,12 +11,13 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from stmoe import ranges
 from stmoe.core import exchange
 from stmoe.core import layouts
 from stmoe.core.execute import gather
 
 
-def execute(x, a, experts, key=None, *, chunks=1):
+def execute(x, a, experts, key=None, *, chunks: ranges.Count = 1):
   """Returns y[g,s] = sum over edges (s -> e) of weight * expert_e(x[g,s]).
 
   Args:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from stmoe import ranges
 from stmoe.errors import UserError
 
 NEVER = -1e9                                                         # log-probability of what does not exist
@@ -32,7 +33,8 @@ class Beam:
   Differs: t5x lets any ending among the 2K best finish, so that its single beam is not greedy.
   """
 
-  def __init__(self, *, beams=4, length_penalty=0.6, eos_id=1):
+  def __init__(self, *, beams: ranges.Count = 4, length_penalty: ranges.NonNegative = 0.6,
+               eos_id: ranges.Natural = 1):
     if beams < 1:
       raise UserError(f'decode.beams={beams}: at least one; nearest: 1')
     if length_penalty < 0:

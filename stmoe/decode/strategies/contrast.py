@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from stmoe import ranges
 from stmoe.decode import loop
 from stmoe.errors import UserError
 from stmoe.layers import ranks
@@ -34,7 +35,10 @@ class Contrast:
     eos_id:        the id that ends a text.
   """
 
-  def __init__(self, *, alpha=0.1, beta=0.5, routing_ranks=(2,), strong_ranks=None, draw=False, eos_id=1):
+  def __init__(self, *, alpha: ranges.PartOf1 = 0.1, beta: ranges.NonNegative = 0.5,
+               routing_ranks: ranges.Many(ranges.Count) = (2,),
+               strong_ranks: ranges.Many(ranges.Count) | None = None, draw: ranges.Flag = False,
+               eos_id: ranges.Natural = 1):
     if not 0 < alpha <= 1:
       raise UserError(f'decode.alpha={alpha}: above 0 and at most 1; nearest: {min(1.0, max(alpha, 0.1))}')
     self.alpha = alpha

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from stmoe import ranges
 from stmoe.decode import loop
 
 
@@ -12,7 +13,7 @@ class Greedy:
     eos_id: the id that ends a text.
   """
 
-  def __init__(self, *, eos_id=1):
+  def __init__(self, *, eos_id: ranges.Natural = 1):
     self.eos_id = eos_id
 
   def check(self, model):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from stmoe import ranges
 from stmoe.decode import loop
 from stmoe.errors import UserError
 
@@ -40,7 +41,8 @@ class Sample:
     eos_id:       the id that ends a text.
   """
 
-  def __init__(self, *, temperature=1.0, top_k=0, top_p=1.0, eos_id=1):
+  def __init__(self, *, temperature: ranges.Positive = 1.0, top_k: ranges.Natural = 0,
+               top_p: ranges.PartOf1 = 1.0, eos_id: ranges.Natural = 1):
     if not temperature > 0:
       raise UserError(f'decode.temperature={temperature}: it is above 0; nearest: decode.name=greedy')
     if top_k < 0:

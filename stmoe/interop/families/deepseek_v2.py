@@ -1,5 +1,6 @@
 """DeepSeek-V2 (arXiv:2405.04434): softmax gates times a scale, limited to the best devices."""
 
+from stmoe import ranges
 from stmoe.interop import decoder
 from stmoe.interop import deepseek
 from stmoe.interop import fields
@@ -18,11 +19,11 @@ def configure(hf, tied):
   groups = 1, 1
   if hf.get('topk_method', 'greedy') != 'greedy':
     fields.only(hf, topk_method='group_limited_greedy')
-    groups = hf.get('n_group') or 1, hf.get('topk_group') or 1
+    groups = tuple(fields.given(hf, key, ranges.Count, 1) for key in ('n_group', 'topk_group'))
   return deepseek.configure(hf, tied, dict(
       name=ROUTER, num_experts=fields.need(hf, 'n_routed_experts'), k=fields.need(hf, 'num_experts_per_tok'),
       num_groups=groups[0], kept_groups=groups[1], normalize_gates=False,
-       route_scale=float(hf.get('routed_scaling_factor', 1.0))))
+      route_scale=float(fields.given(hf, 'routed_scaling_factor', ranges.Any, 1.0))))
 
 
 def describe(c):

@@ -3,6 +3,7 @@
 The module that predicts a later token (layers past the last one) is not read.
 """
 
+from stmoe import ranges
 from stmoe.interop import decoder
 from stmoe.interop import deepseek
 from stmoe.interop import fields
@@ -25,9 +26,10 @@ def configure(hf, tied):
   fields.only(hf, scoring_func='sigmoid', topk_method='noaux_tc')
   return deepseek.configure(hf, tied, dict(
       name=ROUTER, num_experts=fields.need(hf, 'n_routed_experts'), k=fields.need(hf, 'num_experts_per_tok'),
-      num_groups=hf.get('n_group') or 1, kept_groups=hf.get('topk_group') or 1,
-      normalize_gates=bool(hf.get('norm_topk_prob', True)),
-      route_scale=float(hf.get('routed_scaling_factor', 2.5))))
+      num_groups=fields.given(hf, 'n_group', ranges.Count, 1),
+      kept_groups=fields.given(hf, 'topk_group', ranges.Count, 1),
+      normalize_gates=fields.given(hf, 'norm_topk_prob', ranges.Flag, True),
+      route_scale=float(fields.given(hf, 'routed_scaling_factor', ranges.Any, 2.5))))
 
 
 def describe(c):

@@ -1,5 +1,6 @@
 """Mixtral (arXiv:2401.04088): softmax over all experts, the best k over their sum, grouped queries."""
 
+from stmoe import ranges
 from stmoe.interop import decoder
 from stmoe.interop import fields
 from stmoe.interop import rules
@@ -26,8 +27,8 @@ def configure(hf, tied):
                 k=fields.need(hf, 'num_experts_per_tok'), normalize_gates=True)
   sparse = decoder.moe(router, fields.need(hf, 'intermediate_size'),
                        fields.activation(hf, 'hidden_act', 'silu'))
-  return dict(model=decoder.model(hf, 'm' * fields.need(hf, 'num_hidden_layers'), tied,
-                                  window=hf.get('sliding_window')),
+  return dict(model=decoder.model(hf, 'm' * fields.need(hf, 'num_hidden_layers', fields.LAYERS), tied,
+                                  window=fields.given(hf, 'sliding_window', ranges.Count)),
               blocks=dict(m=dict(layer='moe', **sparse)), losses=decoder.losses(hf))
 
 

@@ -1,5 +1,6 @@
 """OLMoE (arXiv:2409.02060): gates as softmax gave them, norms of queries and keys, clipped q, k, v."""
 
+from stmoe import ranges
 from stmoe.interop import decoder
 from stmoe.interop import fields
 from stmoe.interop import rules
@@ -24,11 +25,14 @@ def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
   fields.only(hf, attention_bias=False)
   router = dict(name='deepseek_moe', num_experts=fields.need(hf, 'num_experts'),
-                k=fields.need(hf, 'num_experts_per_tok'), normalize_gates=bool(hf.get('norm_topk_prob')))
+                k=fields.need(hf, 'num_experts_per_tok'),
+                normalize_gates=fields.given(hf, 'norm_topk_prob', ranges.Flag, False))
   sparse = decoder.moe(router, fields.need(hf, 'intermediate_size'),
                        fields.activation(hf, 'hidden_act', 'silu'))
-  attention = dict(name='attention', qk_norm=fields.need(hf, 'rms_norm_eps'), clip=hf.get('clip_qkv'))
-  return dict(model=decoder.model(hf, 'm' * fields.need(hf, 'num_hidden_layers'), tied, attention=attention),
+  attention = dict(name='attention', qk_norm=fields.need(hf, 'rms_norm_eps', ranges.PartOf1),
+                   clip=fields.given(hf, 'clip_qkv', ranges.Positive))
+  layers = 'm' * fields.need(hf, 'num_hidden_layers', fields.LAYERS)
+  return dict(model=decoder.model(hf, layers, tied, attention=attention),
               blocks=dict(m=dict(layer='moe', **sparse)), losses=decoder.losses(hf))
 
 

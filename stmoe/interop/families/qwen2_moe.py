@@ -1,5 +1,6 @@
 """Qwen2-MoE (arXiv:2407.10671): narrow experts beside a shared one behind a sigmoid gate; biased q, k, v."""
 
+from stmoe import ranges
 from stmoe.interop import decoder
 from stmoe.interop import fields
 from stmoe.interop import rules
@@ -26,20 +27,23 @@ def table(c):
 
 def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
-  window = hf.get('sliding_window') if hf.get('use_sliding_window') else None
-  number, activation = fields.need(hf, 'num_hidden_layers'), fields.activation(hf, 'hidden_act', 'silu')
+  window = fields.given(hf, 'sliding_window', ranges.Count) if hf.get('use_sliding_window') else None
+  number = fields.need(hf, 'num_hidden_layers', fields.LAYERS)
+  activation = fields.activation(hf, 'hidden_act', 'silu')
   if window and hf.get('max_window_layers', 0):
     fields.only(hf, max_window_layers=0)
   router = dict(name='deepseek_moe', num_experts=fields.need(hf, 'num_experts'),
-                k=fields.need(hf, 'num_experts_per_tok'), normalize_gates=bool(hf.get('norm_topk_prob')))
+                k=fields.need(hf, 'num_experts_per_tok'),
+                normalize_gates=fields.given(hf, 'norm_topk_prob', ranges.Flag, False))
   sparse = decoder.moe(router, fields.need(hf, 'moe_intermediate_size'), activation)
-  dense, step = set(hf.get('mlp_only_layers') or ()), hf.get('decoder_sparse_step') or 1
+  dense = set(fields.given(hf, 'mlp_only_layers', ranges.Many(ranges.Natural), ()))
+  step = fields.given(hf, 'decoder_sparse_step', ranges.Count, 1)
   layers = ''.join('d' if i in dense or (i + 1) % step else 'm' for i in range(number))
   blocks = dict(m=dict(layer='shared', d_ff=fields.need(hf, 'shared_expert_intermediate_size'), num_shared=1,
                        activation=activation, sigmoid_gate=True, inner=dict(name='moe', **sparse)))
   if 'd' in layers:
     blocks['d'] = decoder.dense(fields.need(hf, 'intermediate_size'), activation)
-  attention = dict(name='attention', qkv_bias=bool(hf.get('qkv_bias', True)))
+  attention = dict(name='attention', qkv_bias=fields.given(hf, 'qkv_bias', ranges.Flag, True))
   return dict(model=decoder.model(hf, layers, tied, attention=attention, window=window), blocks=blocks,
               losses=decoder.losses(hf))
 

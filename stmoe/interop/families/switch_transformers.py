@@ -1,6 +1,7 @@
 """Switch Transformers (arXiv:2101.03961) as transformers has them: so many slots an expert and sequence."""
 
 from stmoe import errors
+from stmoe import ranges
 from stmoe.interop import encdec
 from stmoe.interop import fields
 from stmoe.interop import rules
@@ -31,16 +32,18 @@ def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
   fields.only(hf, router_bias=False, feed_forward_proj='relu')
   activation, slots = fields.activation(hf, 'dense_act_fn', 'relu'), fields.need(hf, 'expert_capacity')
-  width, layers = fields.need(hf, 'd_ff'), fields.need(hf, 'num_layers')
+  width, layers = fields.need(hf, 'd_ff'), fields.need(hf, 'num_layers', fields.LAYERS)
+  below = fields.given(hf, 'num_decoder_layers', fields.LAYERS, layers)
+  sparse = lambda stack, layers: fields.need(hf, f'num_sparse_{stack}_layers', ranges.Whole(0, layers))
   # A factor of 0: `min_capacity` slots, whatever the length of the sequence.
+  jitter = float(fields.given(hf, 'router_jitter_noise', ranges.Below1, 0.01))
   router = dict(name='switch', num_experts=fields.need(hf, 'num_experts'), capacity_factor=(0.0, 0.0),
-                min_capacity=slots, jitter=float(hf.get('router_jitter_noise', 0.01)))
-  letters = [_letters(layers, fields.need(hf, 'num_sparse_encoder_layers')),
-             _letters(hf.get('num_decoder_layers') or layers, fields.need(hf, 'num_sparse_decoder_layers'))]
+                min_capacity=slots, jitter=jitter)
+  letters = [_letters(layers, sparse('encoder', layers)), _letters(below, sparse('decoder', below))]
   blocks = dict(d=dict(layer='dense', d_ff=width, activation=activation),
                 m=dict(layer='moe', executor='gather', group_size=None, router=router,
                        experts=dict(name='mlp', d_ff=width, activation=activation)))
-  coefficient = lambda key: (float(hf.get(key) or 0.0), 'mean')
+  coefficient = lambda key: (float(fields.given(hf, key, ranges.NonNegative, 0.0)), 'mean')
   return dict(model=encdec.model(hf, *letters, tied, True),
               blocks={letter: block for letter, block in blocks.items() if letter in ''.join(letters)},
               losses=dict(balance=coefficient('router_aux_loss_coef'), z=coefficient('router_z_loss_coef')))

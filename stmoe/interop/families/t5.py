@@ -4,6 +4,7 @@ Whether the head is tied is seen from its tensor: configurations of different ag
 """
 
 from stmoe import errors
+from stmoe import ranges
 from stmoe.interop import encdec
 from stmoe.interop import fields
 
@@ -22,16 +23,16 @@ def table(c):
 
 def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
-  projection = hf.get('feed_forward_proj', 'relu')
+  projection = fields.given(hf, 'feed_forward_proj', ranges.Text, 'relu')
   gated = projection.startswith('gated-')
   # 'gated-gelu' was always the tanh approximation.
   named = {'act': 'gelu_new' if projection == 'gated-gelu' else projection.removeprefix('gated-')}
   dense = dict(layer='dense', d_ff=fields.need(hf, 'd_ff'), activation=fields.activation(named, 'act'),
                gated=gated)
-  layers = fields.need(hf, 'num_layers')
+  layers = fields.need(hf, 'num_layers', fields.LAYERS)
+  below = fields.given(hf, 'num_decoder_layers', fields.LAYERS, layers)
   scaled = hf.get('scale_decoder_outputs', hf.get('tie_word_embeddings', True))
-  model = encdec.model(hf, 'd' * layers, 'd' * (hf.get('num_decoder_layers') or layers), tied,
-                       scaled or not tied)
+  model = encdec.model(hf, 'd' * layers, 'd' * below, tied, scaled or not tied)
   return dict(model=model, blocks=dict(d=dense), losses={})
 
 

@@ -3,12 +3,13 @@
 import signal
 import time
 
+from stmoe import ranges
 from stmoe.sweep import progress
 from stmoe.sweep import work
 from stmoe.train import signals
 
 
-def launch(runs, board, *, jobs=1, poll=0.5):
+def launch(runs, board, *, jobs: ranges.Count = 1, poll: ranges.Positive = 0.5):
   """Returns 0 when every run was tried, or the code of the signal after which all were stopped and saved.
 
   Args:

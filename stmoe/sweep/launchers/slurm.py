@@ -11,6 +11,7 @@ import time
 
 from stmoe import errors
 from stmoe import files
+from stmoe import ranges
 from stmoe.runs import owner
 from stmoe.sweep import plan
 from stmoe.sweep import progress
@@ -20,8 +21,10 @@ from stmoe.train import signals
 TIMEOUTS = 1000                          # how often a run may reach its time limit and go on in another job
 
 
-def launch(runs, board, *, partition='', time=60, jobs=64, cpus=0, gpus=0, memory=0, account='', qos='',
-           constraint='', grace=120, poll=5.0):
+def launch(runs, board, *, partition: ranges.Text = '', time: ranges.Count = 60, jobs: ranges.Count = 64,
+           cpus: ranges.Natural = 0, gpus: ranges.Natural = 0, memory: ranges.Natural = 0,
+           account: ranges.Text = '', qos: ranges.Text = '', constraint: ranges.Text = '',
+           grace: ranges.Natural = 120, poll: ranges.Positive = 5.0):
   """Returns 0 when no run is in the queue any more, 130 after Ctrl-C, which leaves the jobs there.
 
   Args:

@@ -1,0 +1,130 @@
+"""What the files of this project declare, read from their text without importing them.
+
+Fields are the keyword-only parameters, and their annotations the ranges of `ranges.py`. So a configuration is
+checked in milliseconds, where importing what it names would import JAX.
+"""
+
+import ast
+import functools
+import pathlib
+from typing import NamedTuple
+
+from stmoe import ranges
+
+ROOT = pathlib.Path(__file__).parent
+REQUIRED = object()                  # in place of a default
+COMPUTED = object()                  # a default that is no literal
+
+
+class Field(NamedTuple):
+  """One field: its range, None where it has no annotation, and its default."""
+  range: ranges.Range | None
+  default: object = REQUIRED
+
+
+def file(package, name):
+  """Returns the file of module `name` of a package: ('stmoe.routers', 'switch') -> .../routers/switch.py."""
+  return ROOT.joinpath(*package.split('.')[1:], f'{name}.py')
+
+
+def of_class(package, name):
+  """Returns dict field -> Field of the class called like its file, or None if the file has no such class."""
+  found = _class(file(package, name))
+  init = found and _method(found, '__init__')
+  return init and _fields(file(package, name), init)
+
+
+def called_with(package, name):
+  """Returns the names of the arguments with which an object of the class called like its file is called."""
+  found = _class(file(package, name))
+  call = found and _method(found, '__call__')
+  return call and [argument.arg for argument in call.args.args[1:]]
+
+
+def of_functions(module):
+  """Returns dict name -> dict field -> Field of the public functions of a module that have fields.
+
+  `module` is dotted: 'stmoe.train.schedules'.
+  """
+  package, _, name = module.rpartition('.')
+  path = file(package, name)
+  return {node.name: _fields(path, node) for node in _tree(path).body
+          if isinstance(node, ast.FunctionDef) and not node.name.startswith('_') and node.args.kwonlyargs}
+
+
+def of_function(package, name, function):
+  """Returns dict field -> Field of a function of module `name` of a package; {} if it has none."""
+  return of_functions(f'{package}.{name}').get(function, {})
+
+
+@functools.cache
+def _tree(path):
+  return ast.parse(path.read_text(encoding='utf-8'))
+
+
+def _class(path):
+  """The class of a file whose name is that of the file, cases and underscores aside, or None."""
+  wanted = path.stem.replace('_', '').lower()
+  classes = [node for node in _tree(path).body if isinstance(node, ast.ClassDef)]
+  return next((node for node in classes if node.name.lower() == wanted), None)
+
+
+def _method(found, name):
+  return next((node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == name), None)
+
+
+@functools.cache
+def _fields(path, function):
+  """Dict field -> Field of the keyword-only parameters of a function; `rngs` is none."""
+  pairs = zip(function.args.kwonlyargs, function.args.kw_defaults)
+  return {argument.arg: Field(argument.annotation and _evaluate(path, argument.annotation), _default(default))
+          for argument, default in pairs if argument.arg != 'rngs'}
+
+
+def _default(node):
+  if node is None:
+    return REQUIRED
+  try:
+    return ast.literal_eval(node)
+  except ValueError:
+    return COMPUTED
+
+
+def _evaluate(path, node):
+  """What an annotation in file `path` means: a range, a constant, or the names of a table."""
+  inner = functools.partial(_evaluate, path)
+  if isinstance(node, ast.Constant):
+    return node.value
+  if isinstance(node, ast.Name):
+    return _names(path, node.id)
+  if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+    module = _imports(path).get(node.value.id, '')
+    if module == ranges.__name__:
+      return getattr(ranges, node.attr)
+    return _names(file(*module.rpartition('.')[::2]), node.attr)
+  if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+    return inner(node.left) | inner(node.right)
+  if isinstance(node, ast.Call):
+    arguments = []
+    for one in node.args:
+      arguments += inner(one.value) if isinstance(one, ast.Starred) else [inner(one)]
+    return inner(node.func)(*arguments, **{one.arg: inner(one.value) for one in node.keywords})
+  raise TypeError(f'{path}:{node.lineno}: an annotation is made of stmoe.ranges, names of tables and |')
+
+
+def _names(path, table):
+  """The keys of a table at the top of a file, `TABLE = {...}` or `dict(...)`, or the items of a tuple."""
+  for node in _tree(path).body:
+    if isinstance(node, ast.Assign) and [getattr(target, 'id', None) for target in node.targets] == [table]:
+      if isinstance(node.value, ast.Dict):
+        return [ast.literal_eval(key) for key in node.value.keys]
+      if isinstance(node.value, ast.Call):
+        return [keyword.arg for keyword in node.value.keywords]
+      return list(ast.literal_eval(node.value))
+  raise TypeError(f'{path}: there is no table {table}')
+
+
+def _imports(path):
+  """Dict name in a file -> dotted module, of what it imports with `from`."""
+  return {alias.asname or alias.name: f'{node.module}.{alias.name}' for node in _tree(path).body
+          if isinstance(node, ast.ImportFrom) for alias in node.names}

@@ -1,0 +1,228 @@
+"""What a configuration may hold: every field with its range, and the one check of all of them.
+
+Sections that name something (model, optimizer, ...) have the fields that it declares (see `declared.py`), the
+others those of the tables here. Nothing is imported that a configuration names.
+"""
+
+from typing import NamedTuple
+
+import ml_collections
+
+from stmoe import declared
+from stmoe import errors
+from stmoe import lookup
+from stmoe import ranges
+from stmoe.declared import Field
+
+METHODS = ('rank', 'decode', 'span')                                 # of evaluation, see train/taskscore.py
+PARTS = ('all', 'expert', 'non_expert', 'attention', 'ffn')          # that train, see train/freeze.py
+FILES, SIZE = ranges.Many(ranges.Text), ranges.Count
+
+# Fields of sections without a name. One without a default must be there.
+TABLES = {
+    'train': dict(
+        steps=Field(ranges.Count), batch_size=Field(ranges.Count), microbatches=Field(ranges.Count, 1),
+        clip=Field(ranges.NonNegative, 0.0), log_every=Field(ranges.Count), stats_every=Field(ranges.Count),
+        stop_after_bad=Field(ranges.Count), trainable=Field(ranges.Choice(*PARTS), 'all')),
+    'eval': dict(
+        every=Field(ranges.Count), batches=Field(ranges.Natural), batch_size=Field(ranges.Count),
+        draws=Field(ranges.Count, 1), methods=Field(ranges.Many(ranges.Choice(*METHODS)), ()),
+        examples=Field(ranges.Natural, 0)),
+    'loss': dict(
+        z=Field(ranges.NonNegative), label_smoothing=Field(ranges.Below1), sigmoid=Field(ranges.Flag, False),
+        passes=Field(ranges.Whole(1, 2), 1), consistency=Field(ranges.NonNegative, 0.0)),
+    'checkpoint': dict(
+        every=Field(ranges.Count), keep=Field(ranges.Count), async_save=Field(ranges.Flag),
+        best=Field(ranges.Text, '')),
+    'mesh': dict(
+        data=Field(ranges.Devices), expert=Field(ranges.Devices), model=Field(ranges.Devices),
+        rules=Field(ranges.Text, '')),
+    'profile': dict(start=Field(ranges.Whole(-1)), steps=Field(ranges.Count)),
+    'finetune': dict(
+        model=Field(ranges.Choice('start', 'own')), load=Field(ranges.Choice('all', 'partial')),
+        optimizer=Field(ranges.Choice('fresh', 'keep')), dropout_rate=Field(ranges.Below1 | None),
+        expert_dropout_rate=Field(ranges.Below1 | None), capacity_factor=Field(ranges.Factors | None),
+        aux=Field(ranges.Flag)),
+}
+
+_EVERY_SET = dict(
+    task=Field(ranges.Text), files=Field(FILES), shuffle=Field(ranges.Flag), cache_dir=Field(ranges.Text),
+    eval_split=Field(ranges.Choice('train', 'validation')))
+_TEXT = _EVERY_SET | dict(
+    vocab=Field(ranges.Text), extra_ids=Field(ranges.Natural), join=Field(ranges.Flag),
+    pack=Field(ranges.Flag), mixture=Field(ranges.Shares), mixture_cap=Field(ranges.Count, None),
+    jsonl=Field(FILES, ()), metrics=Field(FILES, ()), loss_from=Field(ranges.Below1, 0.0),
+    replaced=Field(ranges.Share, 0.0), eval_replaced=Field(ranges.Share, 0.0))
+_ROW = dict(length=Field(SIZE))
+_TWO_ROWS = dict(inputs_length=Field(SIZE), targets_length=Field(SIZE))
+# Fields of section data by data.objective; see data/pipeline.py, data/vision.py and data/spans.py.
+OBJECTIVES = {
+    'lm': _TEXT | _ROW,
+    'prefix_lm': _TEXT | _ROW,
+    'prompted': _TEXT | _ROW,
+    'seq2seq': _TEXT | _TWO_ROWS,
+    'span_corruption': _TEXT | _TWO_ROWS | dict(
+        noise_density=Field(ranges.Between01, 0.15), mean_span_length=Field(ranges.AtLeast1, 3.0)),
+    'classification': _EVERY_SET | dict(
+        label=Field(ranges.Text), image_size=Field(SIZE), channels=Field(SIZE),
+        central=Field(ranges.PartOf1), crop=Field(ranges.PartOf1), flip=Field(ranges.Flag),
+        mean=Field(ranges.Any), std=Field(ranges.Positive)),
+    'spans': _EVERY_SET | _TWO_ROWS | dict(
+        vocab=Field(ranges.Text), extra_ids=Field(ranges.Natural), stride=Field(SIZE),
+        question_length=Field(SIZE), answer_length=Field(SIZE), eda=Field(ranges.Group(
+            files=FILES, copies=ranges.Natural, share=ranges.Share, synonyms=ranges.Text))),
+}
+# Fields that an objective leaves aside may stay when another one is chosen.
+DATA = {name: field for fields in OBJECTIVES.values() for name, field in fields.items()}
+
+
+# What a run cannot do without, and all there is.
+TRAINING = ('model', 'blocks', 'data', 'optimizer', 'schedule', 'losses', 'train', 'eval', 'loss',
+            'checkpoint', 'mesh', 'profile')
+SECTIONS = (*TRAINING, 'finetune', 'decode')
+FUNCTIONS = {'optimizer': 'stmoe.train.optimizers', 'schedule': 'stmoe.train.schedules'}
+
+
+class Group(NamedTuple):
+  """A group of fields of a configuration.
+
+  path:   where it is; '' = the whole.
+  values: mapping field -> value.
+  fields: dict field -> Field.
+  chosen: field that decides which other fields there are, or ''.
+  title:  what the fields belong to, for messages.
+  open:   other fields are allowed: nothing is declared of them.
+  """
+  path: str
+  values: ml_collections.ConfigDict
+  fields: dict
+  chosen: str = ''
+  title: str = ''
+  open: bool = False
+
+  def where(self, key):
+    """Returns the path of a field."""
+    return f'{self.path}.{key}' if self.path else key
+
+
+def groups(config):
+  """Yields the Groups of a configuration, the outermost last; a section that is no group is left out."""
+  for section, values in config.items():
+    if not _is_group(values):
+      continue
+    if section in TABLES:
+      yield Group(section, values, TABLES[section])
+    elif section == 'data':
+      yield _data(values)
+    elif section == 'losses':
+      weighed = Field(ranges.Row(ranges.NonNegative, ranges.Choice('mean', 'sum')))
+      yield Group(section, values, dict.fromkeys(values, weighed))
+    elif section == 'blocks':
+      yield from _blocks(values)
+    elif section in FUNCTIONS:
+      known, name = declared.of_functions(FUNCTIONS[section]), values.get('name')
+      named = {'name': Field(ranges.Choice(*known))}
+      yield Group(section, values, named | _own(known.get(name, {})), 'name', f'{section} {name!r}')
+    elif section in ('model', 'decode'):
+      yield from _of_kind('strategy' if section == 'decode' else section, section, values)
+  known = dict.fromkeys(SECTIONS, Field(ranges.Section, None)) | dict(seed=Field(ranges.Seed, 0))
+  yield Group('', config, known, open=True)
+
+
+def _data(values):
+  objective = values.get('objective')
+  others = {name: Field(field.range, None) for name, field in DATA.items()}
+  fields = others | OBJECTIVES.get(objective, {}) | dict(objective=Field(ranges.Choice(*OBJECTIVES)))
+  return Group('data', values, fields, 'objective', f'data.objective={objective!r}')
+
+
+def _blocks(blocks):
+  yield Group('blocks', blocks, dict.fromkeys(blocks, Field(ranges.Section)))
+  for letter, block in blocks.items():
+    if _is_group(block):
+      more = dict(attention=Field(ranges.Flag, True), norm=Field(ranges.Flag, True))
+      yield from _of_kind('layer', f'blocks.{letter}', block, 'layer', more)
+
+
+def _of_kind(kind, path, values, key='name', more=()):
+  """The Groups of a mapping that names a module of `kind` under `key`, and of those inside it."""
+  name = values.get(key)
+  fields = _own(lookup.fields(kind, name)) if lookup.has(kind, name) else {}
+  yield Group(path, values, {key: Field(lookup.Name(kind))} | fields | dict(more), key, f'{kind} {name!r}',
+              open=not fields)
+  for inner in values:
+    if inner in lookup.PACKAGES and _is_group(values[inner]):
+      yield from _of_kind(inner, f'{path}.{inner}', values[inner])
+
+
+def _own(fields):
+  """Those of `fields` that a configuration sets: they have a range. The others come from who builds."""
+  return {name: field for name, field in fields.items() if field.range is not None}
+
+
+def _is_group(value):
+  return isinstance(value, (dict, ml_collections.ConfigDict))
+
+
+def range_of(config, path):
+  """Returns the Range of the field `path` of a configuration, or None where nothing is declared of it."""
+  outer, _, key = path.rpartition('.')
+  group = next((group for group in groups(config) if group.path == outer), None)
+  return group.fields[key].range if group and key in group.fields else None
+
+
+def check(config, whole=True):
+  """Holds every field of a configuration to its range, in place: one value for a pair becomes two.
+
+  Numbers of which nothing is declared are finite.
+
+  Args:
+    config: a ConfigDict, locked or not.
+    whole:  no field is missing and no field or name unknown. False for the configurations of earlier runs:
+      they may be of another time, and what is built of them says so.
+  Raises:
+    UserError: naming the field, its value and what is expected.
+  """
+  for group in list(groups(config)):
+    if whole:
+      _complete(group)
+    for key in list(group.values):
+      value, known = group.values[key], group.fields.get(key)
+      if known is None or not whole and key == group.chosen:
+        _finite(group.where(key), value)
+        continue
+      kept = known.range.check(group.where(key), value)
+      if whole and isinstance(known.range, ranges.Spelled):
+        lookup.spelled(known.range.kind, value)
+      if kept is not value:
+        with group.values.ignore_type():
+          group.values[key] = kept
+
+
+def _complete(group):
+  """Raises UserError for a field of `group` that is missing, or that nothing has."""
+  chosen = group.chosen
+  if chosen in group.values:
+    group.fields[chosen].range.check(group.where(chosen), group.values[chosen])
+  elif chosen:
+    raise errors.UserError(f'{group.path} has no field {chosen!r}, which says what it is')
+  title, known = group.title or group.path, list(group.fields)
+  for key in group.values:
+    if key not in known and not group.open:
+      raise errors.UserError(f'{group.where(key)}: {title} has no field {key!r}{errors.nearest(key, known)}'
+                             f' (it has: {", ".join(known)})')
+  for key, field in group.fields.items():
+    if field.default is declared.REQUIRED and key not in group.values:
+      raise errors.UserError(f'{group.path}: {title} needs the field {key!r}')
+
+
+def _finite(where, value):
+  """Raises UserError for a number in `value` that is not finite."""
+  if isinstance(value, float) and not ranges.finite(value):
+    raise errors.UserError(f'{where}={value!r}: expected a finite number')
+  if _is_group(value):
+    for key in value:
+      _finite(f'{where}.{key}', value[key])
+  elif isinstance(value, (tuple, list)):
+    for one in value:
+      _finite(where, one)

@@ -1,0 +1,110 @@
+"""What files declare is read from their text, and is what importing them would say."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+from stmoe import declared
+from stmoe import lookup
+from stmoe import ranges
+
+KINDS = ('model', 'layer', 'attention', 'head', 'router', 'experts', 'strategy')
+NAMED = [(kind, name) for kind in KINDS for name in lookup.available(kind)]
+
+
+@pytest.mark.parametrize('kind, name', NAMED)
+def test_fields_are_those_of_the_class(kind, name):
+  """Names, defaults and ranges, of every class that a configuration can name."""
+  found = lookup.fields(kind, name)
+  known = inspect.signature(lookup.constructor(kind, name).__init__).parameters
+  assert list(found) == [n for n, p in known.items() if p.kind is p.KEYWORD_ONLY and n != 'rngs']
+  for field, one in found.items():
+    annotation, default = known[field].annotation, known[field].default
+    assert (one.range is None) == (annotation is inspect.Parameter.empty), field
+    assert one.range is None or one.range.text == annotation.text, field
+    assert (one.default is declared.REQUIRED) == (default is inspect.Parameter.empty), field
+    assert one.default in (declared.REQUIRED, declared.COMPUTED) or one.default == default, field
+
+
+@pytest.mark.parametrize('kind, name', NAMED)
+def test_defaults_are_within_their_ranges(kind, name):
+  for field, one in lookup.fields(kind, name).items():
+    if one.range is not None and one.default not in (declared.REQUIRED, declared.COMPUTED):
+      one.range.check(field, one.default)
+
+
+# What the code gives, by kind: these parameters are no fields of a configuration, and have no range.
+GIVEN = {
+    'model': {'blocks'}, 'experts': {'num_experts'}, 'head': {'length'},
+    'attention': {'num_heads', 'head_dim', 'num_kv_heads', 'dropout_rate', 'init_scale'},
+}
+
+
+@pytest.mark.parametrize('kind, name', NAMED)
+def test_every_field_has_a_range(kind, name):
+  bare = {field for field, one in lookup.fields(kind, name).items() if one.range is None}
+  assert bare <= GIVEN.get(kind, set()), f'give {name} ranges, as stmoe/ranges.py says'
+
+
+@pytest.mark.parametrize('module, given', [
+    ('stmoe.train.optimizers', set()), ('stmoe.train.schedules', {'total_steps'}),
+    *((f'stmoe.core.execute.{name}', set()) for name in lookup.available('executor')),
+    *((f'stmoe.sweep.launchers.{name}', set()) for name in lookup.available('launcher'))])
+def test_every_field_of_a_function_has_a_range(module, given):
+  for fields in declared.of_functions(module).values():
+    assert {field for field, one in fields.items() if one.range is None} <= given
+    for field, one in fields.items():
+      if one.range is not None and one.default is not declared.REQUIRED:
+        one.range.check(field, one.default)
+
+
+def test_what_may_stand_where_is_told_by_how_it_is_called():
+  """Helpers and layers of other kinds in the same folder are no choice."""
+  layers = lookup.available('layer')
+  assert {'dense', 'moe', 'momentum', 'shared'} <= set(layers)
+  assert not {'rotary', 'attention', 'stack', 'norm', 'span_head', 'cache'} & set(layers)
+  assert lookup.available('attention') == ['attention', 'latent_attention']
+  assert lookup.available('head') == ['span_head', 'span_mixture']
+
+
+def write(tmp_path, monkeypatch, text):
+  """A class of a file of its own, as if it were a router called `mine`."""
+  (tmp_path / 'mine.py').write_text(text)
+  monkeypatch.setattr(declared, 'file', lambda package, name: tmp_path / f'{name}.py')
+  return declared.of_class('stmoe.routers', 'mine')
+
+
+def test_an_annotation_is_ranges_tables_and_constants(tmp_path, monkeypatch):
+  fields = write(tmp_path, monkeypatch, '''
+from stmoe import ranges
+
+RULES = {'sign': 1, 'size': 2}
+SIDES = ('left', 'right')
+
+class Mine:
+  def __init__(self, d_model, *, k: ranges.Count | None = None, rule: ranges.Choice(*RULES, *SIDES),
+               free=3, made=RULES, at: ranges.Many(ranges.Share, least=1) = (0.5,), rngs):
+    pass
+''')
+  assert fields['k'].range.holds(None) and fields['k'].range.holds(2) and not fields['k'].range.holds(0)
+  assert fields['rule'].range.names == ('sign', 'size', 'left', 'right')
+  assert fields['rule'].default is declared.REQUIRED and fields['made'].default is declared.COMPUTED
+  assert fields['free'] == declared.Field(None, 3) and list(fields)[-1] == 'at'
+  assert fields['at'].range.least == 1 and isinstance(fields['at'].range, ranges.Many)
+
+
+@pytest.mark.parametrize('annotation', ['int', 'ranges.Count + 1', 'ranges.Choice(*NO)', '[ranges.Count]'])
+def test_another_annotation_is_refused(tmp_path, monkeypatch, annotation):
+  with pytest.raises(TypeError, match='mine.py'):
+    write(tmp_path, monkeypatch, 'from stmoe import ranges\n\nclass Mine:\n'
+          f'  def __init__(self, *, a: {annotation} = 1):\n    pass\n')
+
+
+def test_checking_a_configuration_imports_no_jax():
+  code = ("import sys; from stmoe import experiment; experiment.load('lm/stdlib:method=switch,smoke', "
+          "['blocks.m.router.capacity_factor=2', 'optimizer.b1=0.8']); "
+          "print(sorted({'jax', 'flax', 'tensorflow'} & set(sys.modules)))")
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert done.stdout.strip() == '[]'
