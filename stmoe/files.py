@@ -16,6 +16,7 @@ import numpy as np
 
 from stmoe import errors
 
+CHUNK = 1 << 24
 LARGEST = 1 << 30                        # bytes of a file of JSON or arrays, and of what is unpacked of it
 # What reading damaged bytes raises, in the standard library and in NumPy.
 BROKEN = (ValueError, LookupError, TypeError, EOFError, OSError, RuntimeError, MemoryError, OverflowError,
@@ -27,12 +28,15 @@ def read_bytes(path, limit=LARGEST):
   path = pathlib.Path(path)
   try:
     with (gzip.open if path.name.endswith('.gz') else open)(path, 'rb') as file:
-      content = file.read(limit + 1)
+      parts, size = [], 0
+      while size <= limit and (part := file.read(CHUNK)):
+        parts.append(part)
+        size += len(part)
   except BROKEN as error:
     raise errors.Damaged(path, getattr(error, 'strerror', None) or reason(error)) from error
-  if len(content) > limit:
-    raise errors.Damaged(path, f'has more than {limit:,} bytes')
-  return content
+  if size > limit:
+    raise errors.Damaged(path, f'holds more than {limit:,} bytes')
+  return b''.join(parts)
 
 
 def read_text(path, limit=LARGEST):
@@ -73,7 +77,7 @@ def parse_json(text, kind=dict):
   return value
 
 
-def read_lines(path, kind=dict):
+def read_lines(path, kind=dict, limit=LARGEST):
   """Returns the values of a file of JSON lines, each a `kind`; [] if there is no such file.
 
   A last line without its line end is one that a kill cut short, and is left out.
@@ -81,7 +85,7 @@ def read_lines(path, kind=dict):
   path = pathlib.Path(path)
   if not path.exists():
     return []
-  *lines, _ = read_text(path).split('\n')
+  *lines, _ = read_text(path, limit).split('\n')
   values = []
   for number, line in enumerate(lines, 1):
     try:
@@ -91,13 +95,13 @@ def read_lines(path, kind=dict):
   return values
 
 
-def read_arrays(path):
+def read_arrays(path, limit=LARGEST):
   """Returns dict name -> array of the npz file `path`; none of them may hold Python objects."""
-  content = io.BytesIO(read_bytes(path))
+  content = io.BytesIO(read_bytes(path, limit))
   try:
     with zipfile.ZipFile(content) as archive:
-      if sum(member.file_size for member in archive.infolist()) > LARGEST:
-        raise ValueError(f'unpacks to more than {LARGEST:,} bytes')
+      if sum(member.file_size for member in archive.infolist()) > limit:
+        raise ValueError(f'unpacks to more than {limit:,} bytes')
     with np.load(content, allow_pickle=False) as arrays:
       return {name: arrays[name] for name in arrays.files}
   except BROKEN as error:
