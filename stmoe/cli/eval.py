@@ -37,7 +37,7 @@ def run(args):
   if args.task:
     _check_task(args)
     from stmoe.train import taskscore
-    taskscore.set_task(cfg, args.task.split(','))
+    taskscore.set_task(cfg, args.task.split(','), path)
   for override in args.overrides:
     experiment.apply(cfg, override)
   if args.sweep:

@@ -51,12 +51,13 @@ def _costs(found):
   import json
 
   from stmoe.analysis import table
+  from stmoe.data import record
   from stmoe.train import rundir
   known, costs = {}, {}
   for one in found:
     model = json.dumps(one.config | {'seed': 0}, sort_keys=True)
     if model not in known:
-      known[model] = table.cost(rundir.load(one.path))
+      known[model] = table.cost(record.read(one.path).located(rundir.load(one.path)))
     costs[one.name] = known[model]
   return costs
 
@@ -100,8 +101,12 @@ def _open(path, text):
   from stmoe.data import pipeline
   from stmoe.train import interactive
   model, config, vocabulary = interactive.opened(path)
-  batch = pipeline.eval_batches(config)[0] if text is None else interactive.batch(config, vocabulary, text)
-  return model, batch, vocabulary
+  if text is not None:
+    return model, interactive.batch(config, vocabulary, text), vocabulary
+  opened = pipeline.source(config, path)
+  for line in opened.notes:
+    print(f'{path}: {line}', file=sys.stderr)
+  return model, pipeline.eval_batches(config, opened=opened)[0], vocabulary
 
 
 def _read(path):

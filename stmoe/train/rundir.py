@@ -3,6 +3,7 @@
 config.json  the resolved configuration      env.json  versions, devices, git revision, corpus
 DONE         final metrics of a finished run log.txt   what was said while it ran
 evals.jsonl  evaluations under other fields  (`stmoe eval --sweep`)
+data.json    the data it reads (data/record.py), beside its vocabulary in the folder data
 """
 
 import importlib.metadata
