@@ -192,7 +192,7 @@ def flatten(config):
     if isinstance(value, ml_collections.ConfigDict) and len(value):
       flat.update({f'{key}.{name}': inner for name, inner in flatten(value).items()})
     else:
-      flat[key] = value
+      flat[key] = {} if isinstance(value, ml_collections.ConfigDict) else value
   return flat
 
 

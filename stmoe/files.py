@@ -23,6 +23,7 @@ import numpy as np
 from stmoe import errors
 
 FULL = (errno.ENOSPC, errno.EDQUOT)      # of a full disk
+CHUNK = 1 << 24
 LARGEST = 1 << 30                        # bytes of a file of JSON or arrays, and of what is unpacked of it
 DEEPEST = 100                            # levels of JSON, which functions that call themselves go down
 # What reading damaged bytes raises, in the standard library and in NumPy.
@@ -35,12 +36,15 @@ def read_bytes(path, limit=LARGEST):
   path = pathlib.Path(path)
   try:
     with (gzip.open if path.name.endswith('.gz') else open)(path, 'rb') as file:
-      content = file.read(limit + 1)
+      parts, size = [], 0
+      while size <= limit and (part := file.read(CHUNK)):
+        parts.append(part)
+        size += len(part)
   except BROKEN as error:
     raise errors.Damaged(path, getattr(error, 'strerror', None) or reason(error)) from error
-  if len(content) > limit:
-    raise errors.Damaged(path, f'has more than {limit:,} bytes')
-  return content
+  if size > limit:
+    raise errors.Damaged(path, f'holds more than {limit:,} bytes')
+  return b''.join(parts)
 
 
 def read_text(path, limit=LARGEST):
@@ -85,7 +89,7 @@ def parse_json(text, kind=dict, nan=False):
   return value
 
 
-def read_lines(path, kind=dict, check=lambda value: None, bad=None, nan=False):
+def read_lines(path, kind=dict, check=lambda value: None, bad=None, nan=False, limit=LARGEST):
   """Returns the values of a file of JSON lines, each a `kind`; [] if there is no such file.
 
   A last line that a kill cut short is left out.
@@ -99,7 +103,7 @@ def read_lines(path, kind=dict, check=lambda value: None, bad=None, nan=False):
   path = pathlib.Path(path)
   if not path.exists():
     return []
-  *lines, rest = read_bytes(path).split(b'\n')
+  *lines, rest = read_bytes(path, limit).split(b'\n')
   values = []
   for number, line in enumerate([*lines, rest], 1):
     try:
@@ -117,13 +121,13 @@ def read_lines(path, kind=dict, check=lambda value: None, bad=None, nan=False):
   return values
 
 
-def read_arrays(path):
+def read_arrays(path, limit=LARGEST):
   """Returns dict name -> array of the npz file `path`; none of them may hold Python objects."""
-  content = io.BytesIO(read_bytes(path))
+  content = io.BytesIO(read_bytes(path, limit))
   try:
     with zipfile.ZipFile(content) as archive:
-      if sum(member.file_size for member in archive.infolist()) > LARGEST:
-        raise ValueError(f'unpacks to more than {LARGEST:,} bytes')
+      if sum(member.file_size for member in archive.infolist()) > limit:
+        raise ValueError(f'unpacks to more than {limit:,} bytes')
     with np.load(content, allow_pickle=False) as arrays:
       return {name: arrays[name] for name in arrays.files}
   except BROKEN as error:

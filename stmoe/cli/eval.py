@@ -41,7 +41,7 @@ def run(args):
   if args.task:
     _check_task(args)
     from stmoe.train import taskscore
-    taskscore.set_task(cfg, args.task.split(','))
+    taskscore.set_task(cfg, args.task.split(','), path)
   experiment.override(cfg, args.overrides, whole=False)
   if args.sweep:
     _sweep(cfg, path, args)

@@ -54,13 +54,14 @@ def _costs(found):
   import json
 
   from stmoe.analysis import table
+  from stmoe.data import record
   from stmoe.train import rundir
   known, costs = {}, {}
   for one in (one for one in found if rundir.saved(one.path)):       # which vouch for the configuration
     model = json.dumps(one.config | {'seed': 0}, sort_keys=True)
     if model not in known:
       try:
-        known[model] = table.cost(rundir.load(one.path))
+        known[model] = table.cost(record.read(one.path).located(rundir.load(one.path)))
       except errors.UserError as error:
         known[model] = None
         print(f'note: no cost of {one.name}: {error}', file=sys.stderr)
@@ -112,8 +113,12 @@ def _open(path, text):
   from stmoe.data import pipeline
   from stmoe.train import interactive
   model, config, vocabulary = interactive.opened(path)
-  batch = pipeline.eval_batches(config)[0] if text is None else interactive.batch(config, vocabulary, text)
-  return model, batch, vocabulary
+  if text is not None:
+    return model, interactive.batch(config, vocabulary, text), vocabulary
+  opened = pipeline.source(config, path)
+  for line in opened.notes:
+    print(f'{path}: {line}', file=sys.stderr)
+  return model, pipeline.eval_batches(config, opened=opened)[0], vocabulary
 
 
 def _read(path):

@@ -5,15 +5,15 @@ source and target of each pair one after the other. Everything here is plain Pyt
 deterministic; nothing is normalised beyond what a docstring says.
 """
 
-import gzip
 import hashlib
-import json
 import os
 import pathlib
 import re
 import sysconfig
 
 from stmoe import errors
+from stmoe import files
+from stmoe.data import given
 
 _SKIP = frozenset((
     '__pycache__ site-packages dist-packages test tests idlelib tkinter turtledemo lib2to3 distutils '
@@ -54,7 +54,9 @@ def text(files):
   """
   if not files:
     raise errors.UserError('data.files is empty: task text needs --config.data.files=FILE (comma separated)')
-  contents = [(str(name), _read(name)) for name in files]
+  for name in files:
+    given.no_lines(name)
+  contents = [(str(name), given.content(name)) for name in files]
   if not any(content for _, content in contents):
     raise errors.UserError(f'data.files={", ".join(map(str, files))}: there is no text in them')
   contents = [(name, content) for name, content in contents if content]
@@ -142,23 +144,8 @@ def _source_text(content):
   return content if content.endswith('\n') else content + '\n'
 
 
-def _read(path):
-  try:
-    content = pathlib.Path(path).read_bytes()
-    content = gzip.decompress(content) if str(path).endswith('.gz') else content
-    content.decode()
-  except FileNotFoundError as e:
-    raise errors.UserError(f'data.files: no file {str(path)!r}{_near(path)}') from e
-  except UnicodeDecodeError as e:
-    raise errors.UserError(f'data.files: {str(path)!r} is not UTF-8 (byte {e.start})') from e
-  except (OSError, EOFError) as e:
-    reason = getattr(e, 'strerror', None) or e
-    raise errors.UserError(f'data.files: cannot read {str(path)!r}: {reason}') from e
-  return content
-
-
 def _lines(path):
-  return _read(path).decode().replace('\r\n', '\n').removesuffix('\n').split('\n')
+  return given.text(path).replace('\r\n', '\n').removesuffix('\n').split('\n')
 
 
 def _line_pairs(source, target):
@@ -171,22 +158,16 @@ def _line_pairs(source, target):
 
 def _json_pairs(path):
   found = []
-  for number, line in enumerate(_lines(path), 1):
+  for number, line in given.lines(path, 'data.files'):
     try:
-      fields = json.loads(line) if line.strip() else dict(inputs='', targets='')
+      fields = files.parse_json(line)
       found.append((fields['inputs'], fields['targets']))
-    except (ValueError, KeyError, TypeError):
-      found.append((None, None))
-    if not all(isinstance(text, str) for text in found[-1]):
+      if not all(isinstance(text, str) for text in found[-1]):
+        raise ValueError('they are no texts')
+    except (ValueError, KeyError) as error:
       raise errors.UserError(f'data.files: {path}, line {number} is no object with the texts inputs and '
-                             'targets')
+                             f'targets ({error})') from error
   return found
-
-
-def _near(path):
-  folder = pathlib.Path(path).parent
-  names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-  return errors.nearest(pathlib.Path(path).name, names)
 
 
 def _cut(content):

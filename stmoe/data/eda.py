@@ -14,12 +14,12 @@ Fields of `cfg.data.eda`:
 
 import collections
 import dataclasses
-import pathlib
 import re
 
 import numpy as np
 
 from stmoe import errors
+from stmoe.data import given
 
 _WORD = re.compile(r'(\s*)(\S+)')
 COMMON, FEWEST, SIMILAR = 2000, 3, 3     # words of the trained table, uses of each, synonyms of each
@@ -135,11 +135,7 @@ def _copies(name, questions, fields, seed, synonyms):
 def read(path):
   """Returns dict word -> list of synonyms of the user's file, in lower case."""
   found = {}
-  try:
-    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise errors.UserError(f'data.eda.synonyms={path} cannot be read: {error}') from error
-  for number, line in enumerate(lines, 1):
+  for number, line in enumerate(given.text(path, 'data.eda.synonyms').splitlines(), 1):
     word, colon, rest = line.partition(':')
     listed = [text for text in re.split(r'[,\s]+', rest) if text]
     if line.strip() and not (colon and word.strip() and listed):

@@ -13,13 +13,14 @@ rows come from TensorFlow Datasets, or from the user's jsonl in the format the s
 
 import dataclasses
 import functools
-import gzip
 import hashlib
 import json
 import pathlib
 
 from stmoe import errors
+from stmoe import files
 from stmoe.data import corpus
+from stmoe.data import given
 from stmoe.data import tasks
 
 UNKNOWN = '<unk>'                        # the target of an example whose label is kept secret
@@ -30,6 +31,13 @@ def record(inputs, targets, *, references=None, choices=(), group=None, **more):
   """Returns an example; without `references` the target is the only one."""
   return dict(inputs=inputs, targets=targets, references=list(references or [targets]),
               choices=list(choices), group=group, **more)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+  """The examples, of its validation split, on which a task is judged, and the names of its metrics."""
+  examples: list
+  metrics: tuple
 
 
 def label(value, names):
@@ -138,15 +146,13 @@ def find(files, stem):
 def read(path, name, rows, convert):
   """Returns the rows in a jsonl file; one that `convert` cannot use is a UserError with file and line."""
   found = []
-  for number, line in enumerate(_lines(path), 1):
-    if not line.strip():
-      continue
+  for number, line in given.lines(path, 'data.jsonl'):
     try:
-      these = rows(json.loads(line))
+      these = rows(files.parse_json(line, object))
       for row in these:
         for example in convert(row):
           _check(example)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
       raise errors.UserError(f'data.jsonl: {path}, line {number} is no row of task {name}: '
                              f'{_why(error)}') from error
     found += these
@@ -163,23 +169,7 @@ def _check(example):
     raise ValueError('inputs or targets are empty')
 
 
-def _lines(path):
-  try:
-    content = pathlib.Path(path).read_bytes()
-    content = gzip.decompress(content) if str(path).endswith('.gz') else content
-    return content.decode().split('\n')
-  except FileNotFoundError as error:
-    near = pathlib.Path(path).parent
-    names = [p.name for p in near.iterdir()] if near.is_dir() else []
-    raise errors.UserError(f'data.jsonl: no file {str(path)!r}'
-                           f'{errors.nearest(pathlib.Path(path).name, names)}') from error
-  except (OSError, EOFError, UnicodeDecodeError) as error:
-    raise errors.UserError(f'data.jsonl: cannot read {str(path)!r}: {error}') from error
-
-
 def _why(error):
   if isinstance(error, KeyError):
     return f'the field {error} is missing'
-  if isinstance(error, json.JSONDecodeError):
-    return f'not JSON ({error.msg} at character {error.pos + 1})'
   return str(error) if isinstance(error, ValueError) else 'a field has another type'

@@ -187,12 +187,13 @@ def solve_length(inputs_length, noise_density, mean_span_length):
 
   (568, 114) for (512, 0.15, 3.0). T5 counts with Python's rounding and without the least of one span;
   at density one half, one token less is taken where targets would be longer than inputs.
+  (t5.data.preprocessors.random_spans_helper.)
   """
   def sizes(n):
     noise = round(n * noise_density)
     spans = round(noise / mean_span_length)
     return n - noise + spans + 1, noise + spans + 1
-  n = inputs_length
+  n = inputs_length - 1                  # all noise in spans of one token: a sentinel for each, and EOS
   while sizes(n + 1)[0] <= inputs_length:
     n += 1
   inputs, targets = sizes(n)

@@ -43,8 +43,10 @@ import numpy as np
 
 from stmoe import errors
 from stmoe.data import cache as caches
+from stmoe.data import examples
 from stmoe.data import objectives
 from stmoe.data import pack
+from stmoe.data import record as records
 from stmoe.data import spans
 from stmoe.data import stream as streams
 from stmoe.data import swap
@@ -158,20 +160,38 @@ class Iterator:
 
 
 class Texts:
-  """The rows of tasks of text: what `train_iterator`, `eval_batches` and `info` need of a kind of data.
+  """The rows of tasks of text. What is needed of a kind of data, which SOURCES has others of:
 
-  keys: dict task -> what identifies its text and vocabulary; weights: those of the mixture, alike.
+  keys:     dict task -> what identifies its text and vocabulary; weights: those of the mixture, alike.
+  caches:   dict task -> path of its cache; files: of the user, as `record.seen` describes them.
+  metrics:  dict task -> names of its metrics; vocabulary: of all tasks.
+  recorded: whether all this is as the run's data.json says; kind: what data.json calls such data.
   """
 
-  def __init__(self, cfg):
-    self._data, self._found = cfg.data, open_caches(cfg)
-    self._objective = _objective(cfg, self._found)
-    self.keys = {name: cache.key for name, cache in self._found.items()}
-    self.weights = [weight or _size(self._found[name], cfg.data.mixture_cap) for name, weight in mixture(cfg)]
+  kind = 'text'
+
+  def __init__(self, cfg, found=records.NONE):
+    self._data, known = cfg.data, found.known(cfg.data, self.kind)
+    self.recorded = bool(known)
+    if known:
+      self.vocabulary = vocabulary(cfg, found=found)
+      self._caches = {name: _recorded(cfg, found, name, self.vocabulary) for name in known}
+      self.files, self.metrics = found.values['files'], found.values['metrics']
+    else:
+      among = of_config(cfg)
+      self.files = records.seen(file for task in among for file in task.facts.get('files', ()))
+      self.vocabulary = vocabulary(cfg, among, found)
+      self._caches = {task.name: caches.of(task, self.vocabulary, cfg.data.cache_dir) for task in among}
+      self.metrics = {task.name: list(task.metrics) for task in among}
+    self._objective = OBJECTIVES[cfg.data.objective](cfg.data, self.vocabulary)
+    self.keys = {name: cache.key for name, cache in self._caches.items()}
+    self.caches = {name: cache.path for name, cache in self._caches.items()}
+    self.weights = [weight or _size(self._caches[name], cfg.data.mixture_cap)
+                    for name, weight in mixture(cfg)]
 
   def rows(self, name, split, seed, train):
     """Returns the Rows of a task; `train` packs them, where the configuration says so."""
-    data, objective, cache = self._data, self._objective, self._found[name]
+    data, objective, cache = self._data, self._objective, self._caches[name]
     stream = streams.Stream(cache, split, objective.eos)
     if objective.paired:
       if data.join or not cache.facts.get('paired'):
@@ -195,52 +215,108 @@ class Texts:
 
   def info(self):
     """Returns the facts of the text; see `info` below."""
-    found = list(self._found.values())
+    found = list(self._caches.values())
     sizes = [cache.facts['splits'][self._data.eval_split] for cache in found]
     total = lambda key: sum(size[key] for size in sizes)
     num_bytes, num_tokens, documents = total('bytes'), total('tokens'), total('documents')
-    return dict(vocab=found[0].vocabulary, vocab_size=found[0].vocabulary.vocab_size, num_bytes=num_bytes,
+    return dict(vocab=self.vocabulary, vocab_size=self.vocabulary.vocab_size, num_bytes=num_bytes,
                 num_tokens=num_tokens, num_documents=documents, bytes_per_token=num_bytes / num_tokens,
+                piece_bytes=total('piece_bytes'),
                 sources=[cache.facts for cache in found])
 
 
-def train_iterator(cfg, shard=0, num_shards=1):
-  """Returns the Iterator of training batches: dicts of arrays [train.batch_size / num_shards, ...]."""
-  source, parts = _source(cfg), []
-  for name in source.keys:
-    rows = source.rows(name, 'train', _seed(cfg.seed, 'draws', name), train=True)
+  def judged(self):
+    """Returns (dict task -> examples.Judged of the tasks that have metrics, the Rower of their examples)."""
+    if not self._objective.paired:
+      raise errors.UserError(f'data.objective={self._data.objective!r} has no examples to judge; '
+                             'eval.methods needs seq2seq or prompted')
+    metrics = {name: tuple(self._data.get('metrics', ()) or these) for name, these in self.metrics.items()}
+    known = {name: examples.Judged(caches.records(cache), metrics[name])
+             for name, cache in self._caches.items() if metrics[name]}
+    return known, Rower(self._objective, self.vocabulary)
+
+
+def source(cfg, run=None):
+  """Returns the opened data of a configuration: a `Texts`, or what SOURCES has for its objective.
+
+  With `run`, a run directory, they are those that its data.json names (record.py), if the configuration
+  means the same; `notes` of the source are lines about what has changed since.
+  """
+  name, split, known = cfg.data.objective, cfg.data.eval_split, (*OBJECTIVES, *SOURCES)
+  if name not in known:
+    raise errors.UserError(f'data.objective: none is called {name!r}{errors.nearest(name, known)} '
+                           f'(there are: {", ".join(known)})')
+  if split not in tasks.SPLITS:
+    raise errors.UserError(f'data.eval_split={split!r}{errors.nearest(split, tasks.SPLITS)} '
+                           f'(there are: {", ".join(tasks.SPLITS)})')
+  found = records.read(run)
+  opened = SOURCES.get(name, Texts)(cfg, found)
+  opened.notes = [*found.notes()] if opened.recorded or found.damage else []
+  return opened
+
+
+def train_iterator(cfg, shard=0, num_shards=1, opened=None):
+  """Returns the Iterator of training batches: dicts of arrays [train.batch_size / num_shards, ...].
+
+  Args:
+    opened: what `source` gives for `cfg`, where it is at hand; so in the functions below.
+  """
+  opened, parts = opened or source(cfg), []
+  for name in opened.keys:
+    rows = opened.rows(name, 'train', _seed(cfg.seed, 'draws', name), train=True)
     order = grain.MapDataset.range(len(rows))
     if cfg.data.shuffle:
       order = order.shuffle(seed=_seed(cfg.seed, 'order', name) % 2**32)
     parts.append(order.repeat(None).map_with_index(lambda number, row, rows=rows: (rows, row, number)))
-  order = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, source.weights)
+  order = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, opened.weights)
   size = _divided(cfg, 'train', num_shards)
-  batches = Batches(order.__getitem__, sys.maxsize, source.empty, size, shard, num_shards)
-  return Iterator(batches, '+'.join(f'{name}-{key}' for name, key in source.keys.items()))
+  batches = Batches(order.__getitem__, sys.maxsize, opened.empty, size, shard, num_shards)
+  return Iterator(batches, '+'.join(f'{name}-{key}' for name, key in opened.keys.items()))
 
 
-def eval_batches(cfg, shard=0, num_shards=1):
-  """Returns the Batches of the evaluation split: each row once, in order, unpacked, none random twice."""
-  source = _source(cfg)
-  parts = [source.rows(name, cfg.data.eval_split, _seed('eval', name), train=False) for name in source.keys]
-  ends = np.cumsum([len(rows) for rows in parts])
+def eval_batches(cfg, shard=0, num_shards=1, opened=None, most=0):
+  """Returns the Batches of the evaluation split: each row once, in order, unpacked, none random twice.
+
+  At `most` so many batches, 0 = all: of a mixture the first rows of every task, in proportion to its rows.
+  """
+  opened = opened or source(cfg)
+  parts = [opened.rows(name, cfg.data.eval_split, _seed('eval', name), train=False) for name in opened.keys]
+  size = _divided(cfg, 'eval', num_shards)
+  ends = np.cumsum(_first([len(rows) for rows in parts], most * size))
 
   def order(n):
     part = int(np.searchsorted(ends, n, 'right'))
     row = n - int(ends[part - 1]) if part else n
     return parts[part], row, row
-  return Batches(order, int(ends[-1]), source.empty, _divided(cfg, 'eval', num_shards), shard, num_shards)
+  return Batches(order, int(ends[-1]), opened.empty, size, shard, num_shards)
 
 
-def info(cfg):
+def _first(sizes, limit):
+  """How many rows of each of parts with `sizes` rows make up `limit` (0 = all), in proportion.
+
+  >>> _first([60, 30, 10], 20), _first([60, 30, 10], 0), _first([99, 1], 10)
+  ([12, 6, 2], [60, 30, 10], [9, 1])
+  """
+  if not 0 < limit < sum(sizes):
+    return sizes
+  taken = []
+  for number, size in enumerate(sizes):  # and leave at least one row of each that is to come
+    left, later = limit - sum(taken), len(sizes) - number - 1
+    taken.append(max(min(left * size // sum(sizes[number:]), left - later), 1))
+  return taken
+
+
+def info(cfg, opened=None):
   """Returns the facts of the data of a configuration.
 
   dict(vocab, with a `digest`; vocab_size; sources: facts of each task). Of text also num_bytes,
   num_tokens, num_documents of the evaluation split, EOS counted among the tokens, not the bytes, and
   bytes_per_token = num_bytes / num_tokens: with objective lm, bits per byte = total nats over the
-  split / ln 2 / num_bytes. Of images num_images of both splits, of questions num_questions of their domains.
+  split / ln 2 / num_bytes; and piece_bytes, those of the vocabulary's pieces, which are num_bytes
+  unless the vocabulary rewrites text. Of images num_images of both splits, of questions num_questions
+  of their domains.
   """
-  return _source(cfg).info()
+  return (opened or source(cfg)).info()
 
 
 def mixture(cfg):
@@ -274,11 +350,22 @@ def of_config(cfg):
   return [tasks.get(name, own(name), d.get('metrics', ())) for name, _ in mixture(cfg)]
 
 
-def vocabulary(cfg, among=None):
-  """Returns the vocabulary of a configuration, whose tasks `among` are if they are at hand."""
+def kind(cfg):
+  """Returns what data.json calls the kind of data of a configuration."""
+  return SOURCES.get(cfg.data.objective, Texts).kind
+
+
+def vocabulary(cfg, among=None, found=records.NONE):
+  """Returns the vocabulary of a configuration, the run's own if it is in Record `found`.
+
+  among: its tasks, if they are at hand.
+  """
   d = cfg.data
-  among = among or (of_config(cfg) if d.vocab.startswith('train:') else ())
-  return caches.vocabulary_of(d.vocab, among, d.extra_ids, d.cache_dir)
+
+  def make():
+    tasks_of = among or (of_config(cfg) if d.vocab.startswith('train:') else ())
+    return caches.vocabulary_of(d.vocab, tasks_of, d.extra_ids, d.cache_dir)
+  return found.vocabulary(d, kind(cfg), make)
 
 
 def open_caches(cfg):
@@ -288,30 +375,23 @@ def open_caches(cfg):
   return {task.name: caches.of(task, found, cfg.data.cache_dir) for task in among}
 
 
-@dataclasses.dataclass(frozen=True)
-class Judged:
-  """The examples, of its validation split, on which a task is judged, and the names of its metrics."""
-  examples: list
-  metrics: tuple
+def _recorded(cfg, found, name, vocabulary):
+  """The Cache of task `name` that Record `found` names; made again if it is gone or damaged."""
+  try:
+    path, facts = found.open(name, cfg.data, Texts.kind)
+    return caches.Cache(path, vocabulary, facts)
+  except errors.Damaged as damage:
+    task = lambda: next(task for task in of_config(cfg) if task.name == name)
+    make = lambda: caches.of(task(), vocabulary, cfg.data.cache_dir)
+    return found.again(name, damage, make)
 
 
-def judged(cfg):
-  """Returns (dict task name -> Judged, Rower) of a configuration of pairs, of tasks that have metrics.
+def judged(cfg, opened=None):
+  """Returns (dict task -> examples.Judged, Rower) of a configuration of pairs, of tasks that have metrics.
 
   Of questions (spans.py) the names are of domains, and the source itself is in the place of the Rower.
   """
-  source = SOURCES.get(cfg.data.objective)
-  if hasattr(source, 'judged'):
-    rower = source(cfg)
-    return {name: Judged(these, ('squad',)) for name, these in rower.judged().items()}, rower
-  found, tasks_of = open_caches(cfg), {task.name: task for task in of_config(cfg)}
-  objective = _objective(cfg, found)
-  if not objective.paired:
-    raise errors.UserError(f'data.objective={cfg.data.objective!r} has no examples to judge; eval.methods '
-                           'needs seq2seq or prompted')
-  known = {name: Judged(caches.records(cache), task.metrics) for name, cache in found.items()
-           if (task := tasks_of[name]).metrics}
-  return known, Rower(objective, next(iter(found.values())).vocabulary)
+  return (opened or source(cfg)).judged()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,21 +409,6 @@ class Rower:
       tokens = np.concatenate([ids[2 * at], eos, ids[2 * at + 1], eos])
       pack.fill(batch, at, [self.objective.example(tokens, None)])
     return batch
-
-
-def _source(cfg):
-  name, split, known = cfg.data.objective, cfg.data.eval_split, (*OBJECTIVES, *SOURCES)
-  if name not in known:
-    raise errors.UserError(f'data.objective: none is called {name!r}{errors.nearest(name, known)} '
-                           f'(there are: {", ".join(known)})')
-  if split not in tasks.SPLITS:
-    raise errors.UserError(f'data.eval_split={split!r}{errors.nearest(split, tasks.SPLITS)} '
-                           f'(there are: {", ".join(tasks.SPLITS)})')
-  return SOURCES.get(name, Texts)(cfg)
-
-
-def _objective(cfg, found):
-  return OBJECTIVES[cfg.data.objective](cfg.data, next(iter(found.values())).vocabulary)
 
 
 def _unscored(data, length):

@@ -22,21 +22,25 @@ import dataclasses
 import functools
 import hashlib
 import json
+import pathlib
 import re
-import types
 
 import numpy as np
 
 from stmoe import errors
+from stmoe import files
 from stmoe.data import cache as caches
 from stmoe.data import eda
 from stmoe.data import examples
 from stmoe.data import pack
+from stmoe.data import record as records
 from stmoe.data import squad
+from stmoe.data import store
 from stmoe.data import tasks
 
 WORD = re.compile(r'(\s*)(\w+|[^\w\s])')
 START = 0                          # the first id of a row
+QUESTIONS = 'questions.jsonl'      # lines [split, domain, questions]
 NUM_SPECIAL = 3                    # ids of a row that are neither question nor context
 
 
@@ -115,12 +119,24 @@ class Spans:
   """The rows of the questions of all domains; the interface is that of `pipeline.Texts`."""
 
   targets = 'positions'            # what a model must predict: places of the row
+  kind, metrics = 'spans', {}
 
-  def __init__(self, cfg):
+  def __init__(self, cfg, found=records.NONE):
     _check(cfg.data)
-    self._data, section = cfg.data, json.dumps(cfg.data.to_dict(), sort_keys=True)
-    self._questions, self._vocabulary, self._tokens, key = _prepared(section, cfg.seed)
-    self.keys, self.weights = {cfg.data.task: key}, [1.0]
+    self._data, name, known = cfg.data, cfg.data.task, found.known(cfg.data, self.kind)
+    self.recorded = bool(known)
+    if known:
+      self.vocabulary = _vocabulary(cfg.data, found)
+      kept, self.files = _recorded(cfg, found, self.vocabulary), found.values['files']
+    else:
+      self.files = records.seen(_files(cfg.data))
+      given = load(cfg.data)
+      self.vocabulary = _vocabulary(cfg.data, found, given)
+      kept = _kept(cfg, given, self.vocabulary)
+    self._questions = kept.questions()
+    every = [q for domains in self._questions.values() for each in domains.values() for q in each]
+    self._tokens = tokenize({text for q in every for text in (q.question, q.context)}, self.vocabulary)
+    self.keys, self.caches, self.weights = {name: kept.key}, {name: kept.path}, [1.0]
 
   @staticmethod
   def tasks(cfg):
@@ -131,7 +147,7 @@ class Spans:
     """Returns the Rows of a split; nothing in them is random."""
     del name, seed, train
     return Rows([window for questions in self._questions[split].values() for question in questions
-                 for window in self.windows(question)], self._vocabulary.eos_id)
+                 for window in self.windows(question)], self.vocabulary.eos_id)
 
   def empty(self, size):
     """Returns a batch of `size` rows without tokens."""
@@ -141,7 +157,7 @@ class Spans:
     """Returns the facts of the questions; see `pipeline.info`."""
     count = {split: {name: len(questions) for name, questions in domains.items()}
              for split, domains in self._questions.items()}
-    return dict(vocab=self._vocabulary, vocab_size=self._vocabulary.vocab_size, num_questions=count,
+    return dict(vocab=self.vocabulary, vocab_size=self.vocabulary.vocab_size, num_questions=count,
                 sources=[dict(task=name, key=key) for name, key in self.keys.items()])
 
   def windows(self, question):
@@ -159,14 +175,15 @@ class Spans:
     return found
 
   def judged(self):
-    """Returns dict domain -> the examples of its validation questions, each with its `windows`."""
-    return {name: [examples.record(q.question, q.answers[0], references=q.answers, group=number,
-                                   windows=self.windows(q)) for number, q in enumerate(questions)]
-            for name, questions in self._questions['validation'].items()}
+    """Returns (dict domain -> examples.Judged of its validation questions, each with its `windows`; self)."""
+    example = lambda number, q: examples.record(q.question, q.answers[0], references=q.answers, group=number,
+                                                windows=self.windows(q))
+    return {name: examples.Judged([example(*each) for each in enumerate(questions)], ('squad',))
+            for name, questions in self._questions['validation'].items()}, self
 
   def batch(self, windows, size):
     """Returns a batch of `size` rows with the Windows, at most so many, and empty rows."""
-    found, rows = self.empty(size), Rows(windows, self._vocabulary.eos_id)
+    found, rows = self.empty(size), Rows(windows, self.vocabulary.eos_id)
     for at in range(len(windows)):
       rows.fill(found, at, at, 0)
     return found
@@ -193,17 +210,60 @@ class Rows:
     pack.fill(batch, at, [self.windows[row].example(self.eos)])
 
 
-@functools.lru_cache(maxsize=2)
-def _prepared(section, seed):
-  """(questions, vocabulary, function text -> Tokens, key) of a data section as JSON, read and cut up once."""
-  d = types.SimpleNamespace(**json.loads(section))
-  given = load(d)
-  task = _task(d.task, given)                                        # vocabularies know no augmented text
-  vocabulary = caches.vocabulary_of(d.vocab, [task], d.extra_ids, d.cache_dir)
-  questions = given | dict(train=eda.augmented(given['train'], d.eda, seed))
-  every = [q for domains in questions.values() for each in domains.values() for q in each]
-  tokens = tokenize({text for q in every for text in (q.question, q.context)}, vocabulary)
-  return questions, vocabulary, tokens, caches.digest(_task(d.task, questions).fingerprint, vocabulary.digest)
+@dataclasses.dataclass(frozen=True)
+class Kept:
+  """The questions of a run as they were read and augmented: a sealed folder, and what identifies them."""
+  path: pathlib.Path
+  key: str
+
+  def questions(self):
+    """Returns dict split -> dict domain -> list of Questions."""
+    found = {split: {} for split in tasks.SPLITS}
+    for split, domain, each in files.read_lines(self.path / QUESTIONS, list, limit=store.WHOLE):
+      contexts = {}
+      found[split][domain] = [squad.Question(name, question, contexts.setdefault(context, context),
+                                             tuple(answers), start)
+                              for name, question, context, answers, start in each]
+    return found
+
+
+def _vocabulary(data, found, given=None):
+  """The vocabulary of section `data`, trained on what is `given`: it knows no augmented text."""
+  def make():
+    among = [_task(data.task, given or load(data))] if data.vocab.startswith('train:') else []
+    return caches.vocabulary_of(data.vocab, among, data.extra_ids, data.cache_dir)
+  return found.vocabulary(data, Spans.kind, make)
+
+
+def _kept(cfg, given, vocabulary):
+  """The Kept of the questions `given`, with augmented ones for training, made if it is not there."""
+  d = cfg.data
+  questions = given | dict(train=eda.augmented(given['train'], d.eda, cfg.seed))
+  key = caches.digest(_task(d.task, questions).fingerprint, vocabulary.digest)
+  path = store.named(caches.folder(d.cache_dir), f'{d.task}-questions', key)
+
+  def write(folder):
+    with open(folder / QUESTIONS, 'w', encoding='utf-8') as file:
+      file.writelines(json.dumps([split, domain, [dataclasses.astuple(q) for q in each]]) + '\n'
+                      for split, domains in questions.items() for domain, each in domains.items())
+    return dict(key=key)
+  store.kept(path, write)
+  return Kept(path, key)
+
+
+def _recorded(cfg, found, vocabulary):
+  """The Kept that Record `found` names; made again from the files if it is gone or damaged."""
+  try:
+    path, facts = found.open(cfg.data.task, cfg.data, Spans.kind)
+    return Kept(path, facts['key'])
+  except errors.Damaged as damage:
+    return found.again(cfg.data.task, damage, lambda: _kept(cfg, load(cfg.data), vocabulary))
+
+
+def _files(data):
+  """The user's files that questions of section `data` are made of."""
+  given = [path for text in data.files for path in squad.paths(str(text))] if data.task == 'squad' else []
+  return given + [data.eda['synonyms']] * bool(data.eda['files'] and data.eda['synonyms'])
 
 
 def load(data):

@@ -6,13 +6,12 @@ domain, called like it without `.json`.
 """
 
 import dataclasses
-import gzip
-import json
 import pathlib
 import re
 
 from stmoe import errors
 from stmoe.data import corpus
+from stmoe.data import given
 
 _FUNCTION = re.compile(r'^ *def (\w+)\(([^()\n]+)\):\n +[rR]?"""([^\n"]*[^\s"])', re.MULTILINE)
 AROUND = (120, 240)                # characters of source before and after a function's first line
@@ -30,19 +29,10 @@ class Question:
 
 def read(path):
   """Returns the Questions of a file; UserError if it is no SQuAD file or an answer is not in its context."""
+  articles = given.json(path, 'data.files')
   try:
-    content = pathlib.Path(path).read_bytes()
-    content = gzip.decompress(content) if str(path).endswith('.gz') else content
-    articles = json.loads(content.decode())['data']
-    found = [_question(qa, paragraph['context']) for article in articles
+    found = [_question(qa, paragraph['context']) for article in articles['data']
              for paragraph in article['paragraphs'] for qa in paragraph['qas']]
-  except (OSError, EOFError) as error:
-    near = pathlib.Path(path).parent
-    names = [p.name for p in near.iterdir()] if near.is_dir() else []
-    raise errors.UserError(f'data.files: cannot read {path}: {getattr(error, "strerror", None) or error}'
-                           f'{errors.nearest(pathlib.Path(path).name, names)}') from error
-  except json.JSONDecodeError as error:
-    raise errors.UserError(f'data.files: {path} is not JSON ({error.msg}, line {error.lineno})') from error
   except KeyError as error:
     raise errors.UserError(f'data.files: {path} is not in the format of SQuAD: a field {error} is '
                            'missing') from error
@@ -60,6 +50,8 @@ def _question(qa, context):
     raise ValueError(f'question {name!r} has no answer, and questions without one are not supported')
   for answer in answers:
     text, start = answer['text'], answer['answer_start']
+    if type(start) is not int or start < 0:
+      raise ValueError(f'answer_start={start!r} of question {name!r} is no place of a character')
     if not text.strip() or context[start:start + len(text)] != text:
       raise ValueError(f'the answer {text!r} of question {name!r} is not in the context at character {start}')
   return Question(name, qa['question'].strip(), context, tuple(a['text'] for a in answers),
@@ -77,23 +69,24 @@ def of_files(files):
                            f'folder; it got {len(files)}')
   found = {}
   for split, text in zip(('train', 'validation'), files):
-    paths = _paths(str(text))
-    names = [path.name.removesuffix('.gz').removesuffix('.json') for path in paths]
+    listed = paths(str(text))
+    names = [path.name.removesuffix('.gz').removesuffix('.json') for path in listed]
     for name in names:
       if names.count(name) > 1:
         raise errors.UserError(f'data.files: two files of {split} are called {name}; rename one')
-    found[split] = {name: read(path) for name, path in zip(names, paths)}
+    found[split] = {name: read(path) for name, path in zip(names, listed)}
   return found
 
 
-def _paths(text):
+def paths(text):
+  """Returns the paths of the files that `text` names: one, several joined by `+`, or those of a folder."""
   whole = pathlib.Path(text)
   if whole.is_dir():
-    paths = sorted(p for p in whole.iterdir() if p.is_file() and not p.name.startswith('.')
+    found = sorted(p for p in whole.iterdir() if p.is_file() and not p.name.startswith('.')
                    and (not p.suffix or p.name.removesuffix('.gz').endswith('.json')))
-    if not paths:
+    if not found:
       raise errors.UserError(f'data.files: no file *.json in the folder {text}')
-    return paths
+    return found
   return [whole] if whole.exists() else [pathlib.Path(part) for part in text.split('+')]
 
 

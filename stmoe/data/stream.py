@@ -5,9 +5,31 @@ import functools
 from array_record.python import array_record_module
 import numpy as np
 
+from stmoe import errors
+from stmoe import files
 from stmoe.data import cache as caches
 
 KEPT = 1 << 14  # pieces held in memory, 128 MB of two-byte ids
+
+
+class Reader:
+  """The records, bytes, of an array_record file; what cannot be read is errors.Damaged."""
+
+  def __init__(self, path):
+    self._path = path
+    self._file = self._try(lambda: array_record_module.ArrayRecordReader(str(path)))
+
+  def __len__(self):
+    return self._file.num_records()
+
+  def __getitem__(self, at):
+    return self._try(lambda: self._file.read([at])[0])
+
+  def _try(self, work):
+    try:
+      return work()
+    except files.BROKEN as error:
+      raise errors.Damaged(self._path, files.reason(error)) from error
 
 
 class Stream:
@@ -20,7 +42,7 @@ class Stream:
     index = np.load(cache.path / f'{split}.index.npy').astype(np.int64)  # [pieces, (tokens, ends a document)]
     self._ends = np.cumsum(index[:, 0] - (0 if eos else index[:, 1]))
     self._starts = np.concatenate([[0], self._ends[:-1]])
-    self._reader = array_record_module.ArrayRecordReader(str(cache.path / f'{split}.array_record'))
+    self._reader = Reader(cache.path / f'{split}.array_record')
     self._dtype = caches.token_type(cache.vocabulary)
     self._piece = functools.lru_cache(KEPT)(self._read_piece)
     self.document_ends = self._ends[index[:, 1] == 1]
@@ -39,7 +61,7 @@ class Stream:
     return found[0] if len(found) == 1 else np.concatenate(found)
 
   def _read_piece(self, piece):
-    return np.frombuffer(self._reader.read([piece])[0], self._dtype)
+    return np.frombuffer(self._reader[piece], self._dtype)
 
 
 def pairs(stream):

@@ -26,6 +26,7 @@ from stmoe.data import families
 SPLITS = ('train', 'validation')
 OWN_FILES = ('text', 'pairs')             # tasks that read data.files
 PAIR = ('inputs', 'targets')             # features of a task of pairs that is no set with names of its own
+ABSENT = 'could not find data in'         # how TensorFlow Datasets says it
 READER = (sys.executable, '-m', 'stmoe.data.declare')
 
 
@@ -102,9 +103,11 @@ def local(name, documents, facts, features=('text',)):
 def from_tfds(name, tfds, features=('text',)):
   """Returns the Task of `features` of a set of TensorFlow Datasets."""
   pair = dict(paired=True) if len(features) == 2 else {}
+  instead = ('pairs of your own with --config.data.task=pairs --config.data.files=SOURCE,TARGET' if pair else
+             'text of your own with --config.data.task=text --config.data.files=FILE')
+  read = lambda split: _piped(name, split, instead)
   key = f'{tfds} {features}' if pair else tfds
-  return _with_pairs(Task(name, key, dict(tfds=tfds) | pair, functools.partial(_piped, name),
-                          lambda split: None, tfds, features))
+  return _with_pairs(Task(name, key, dict(tfds=tfds) | pair, read, lambda split: None, tfds, features))
 
 
 def _with_pairs(task):
@@ -117,24 +120,26 @@ def _with_pairs(task):
   return dataclasses.replace(task, metrics=('bleu',), examples=examples) if task.paired else task
 
 
-def _piped(name, split):
+def _piped(name, split, instead):
   """Gives the documents of a task that seqio reads, from a process that imports it."""
-  for record in piped([*READER, name, split], f'task {name}: seqio cannot read split {split!r}'):
+  for record in piped([*READER, name, split], f'task {name}: seqio cannot read split {split!r}', instead):
     yield record.decode()
 
 
 def piped_examples(name, split):
   """Gives the examples of a task of TensorFlow Datasets, from a process that imports it."""
-  return map(json.loads, _piped(name, split))
+  instead = 'its released files with --config.data.jsonl=TRAIN,VALIDATION, or a folder of them'
+  return map(json.loads, _piped(name, split, instead))
 
 
-def piped(command, failure):
+def piped(command, failure, instead):
   """Gives the records, bytes, that a process of our own writes; its last line is why it ended badly.
 
   Args:
     command: words of the command, to which the file descriptor to write to is added. A record is eight
       little-endian bytes of length, then itself.
     failure: how the message begins, for a command that reads TensorFlow Datasets.
+    instead: what can be given where the set is not there.
   """
   root = str(pathlib.Path(__file__).resolve().parents[2])
   env = dict(os.environ, JAX_PLATFORMS='cpu', CUDA_VISIBLE_DEVICES='', TF_CPP_MIN_LOG_LEVEL='3',
@@ -144,7 +149,7 @@ def piped(command, failure):
     reader = subprocess.Popen([*command, str(theirs)], stdout=said, stderr=said, env=env, pass_fds=[theirs])
     os.close(theirs)
     try:
-      while header := pipe.read(8):
+      while len(header := pipe.read(8)) == 8:                        # less: it was killed
         yield pipe.read(*struct.unpack('<q', header))
     except GeneratorExit:
       reader.kill()
@@ -155,4 +160,8 @@ def piped(command, failure):
       said.seek(0)
       lines = said.read().decode(errors='replace').strip().splitlines() or ['no message']
       where = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+      if ABSENT in lines[-1]:
+        raise errors.UserError(f'{failure} from $TFDS_DATA_DIR={where}: the set is not there, and nothing is '
+                               f'downloaded by itself; prepare it with TensorFlow Datasets (tfds build), set '
+                               f'TFDS_DATA_DIR to where it is, or give {instead}')
       raise errors.UserError(f'{failure} from $TFDS_DATA_DIR={where}: {lines[-1].strip()}')

@@ -16,9 +16,11 @@ from stmoe import errors
 from stmoe.data import cache as caches
 from stmoe.data import images
 from stmoe.data import progress
+from stmoe.data import store
+from stmoe.data import stream
 from stmoe.data import tasks
 
-FORMAT = 1
+CONTENT = 1                              # of what keys stand for; checkpoints hold keys
 READER = (sys.executable, '-m', 'stmoe.data.tfds')
 # Our split -> what a set may call it; without any, the last tenth of its one split is held out.
 SPLITS = {'train': ('train', 'full'), 'validation': ('validation', 'test')}
@@ -29,33 +31,39 @@ class Records:
   """The pictures of one split in a cache; see `vision.load`."""
 
   def __init__(self, path, num_labels):
-    self._reader = array_record_module.ArrayRecordReader(str(path))
+    self._reader = stream.Reader(path)
     self.num_labels = num_labels
 
   def __len__(self):
-    return self._reader.num_records()
+    return len(self._reader)
 
   def read(self, row):
     """Returns (uint8[H,W,C], label)."""
-    record = self._reader.read([row])[0]
+    record = self._reader[row]
     return images.decode(record[8:]), struct.unpack('<q', record[:8])[0]
 
 
-def load(name, label='', cache_dir=None):
-  """Returns (dict split -> Records, key) of the set called `name`, making the cache if it is not there."""
-  key = caches.digest(FORMAT, name, label)
-  path = caches.folder(cache_dir) / f'images-{re.sub(r"[^A-Za-z0-9.]+", "_", name)}-{key}'
-  if not path.is_dir():
-    with caches.new(path) as unfinished:
-      labels = [_write(unfinished / f'{split}.array_record', name, split, label) for split in tasks.SPLITS]
-      (unfinished / 'facts.json').write_text(json.dumps(dict(name=name, num_labels=max(labels))))
-  num_labels = json.loads((path / 'facts.json').read_text())['num_labels']
-  return {split: Records(path / f'{split}.array_record', num_labels) for split in tasks.SPLITS}, key
+def keep(name, label='', cache_dir=None):
+  """Returns (path, key) of the cache of the set called `name`, made if it is not there."""
+  key = caches.digest(CONTENT, name, label)
+  path = store.named(caches.folder(cache_dir), f'images-{re.sub(r"[^A-Za-z0-9.]+", "_", name)}', key)
+
+  def write(folder):
+    labels = [_write(folder / f'{split}.array_record', name, split, label) for split in tasks.SPLITS]
+    return dict(name=name, key=key, num_labels=max(labels))
+  store.kept(path, write)
+  return path, key
+
+
+def load(path, facts):
+  """Returns dict split -> Records of the cache at `path` with `facts`."""
+  return {split: Records(path / f'{split}.array_record', facts['num_labels']) for split in tasks.SPLITS}
 
 
 def _write(path, name, split, label):
   """Writes one split to `path`; returns the number of labels."""
-  records = tasks.piped([*READER, name, split, label], f'data.task=tfds:{name}: cannot read split {split!r}')
+  records = tasks.piped([*READER, name, split, label], f'data.task=tfds:{name}: cannot read split {split!r}',
+                        'images of your own with --config.data.task=npz --config.data.files=FILE')
   facts = json.loads(next(records, b'{}'))
   writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
   done = 0

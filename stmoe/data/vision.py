@@ -21,14 +21,21 @@ Fields of `cfg.data` with objective 'classification':
 
 import dataclasses
 import hashlib
-import zipfile
+import os
+import pathlib
 
 import numpy as np
 
 from stmoe import errors
+from stmoe import files
+from stmoe.data import cache as caches
+from stmoe.data import given
 from stmoe.data import images
+from stmoe.data import record as records
+from stmoe.data import store
 from stmoe.data import tasks
 
+TFDS = 'tfds:'
 ASPECT = (3 / 4, 4 / 3)  # of random crops, width over height
 
 
@@ -46,10 +53,16 @@ class Labels:
 class Images:
   """The rows of one set of images; the interface is that of `pipeline.Texts`."""
 
-  def __init__(self, cfg):
-    self._data = cfg.data
-    self._pictures, fingerprint = load(cfg.data)
-    self.keys, self.weights = {cfg.data.task: fingerprint}, [1.0]
+  kind, vocabulary, metrics = 'images', None, {}
+
+  def __init__(self, cfg, found=records.NONE):
+    self._data, name, known = cfg.data, cfg.data.task, found.known(cfg.data, self.kind)
+    _check(cfg.data)
+    self.recorded = bool(known)
+    self.files = found.values['files'] if known else records.seen(cfg.data.get('files', ()))
+    kept = _recorded(cfg.data, found) if known else keep(cfg.data)
+    self._pictures = load(kept)
+    self.keys, self.caches, self.weights = {name: kept.key}, {name: kept.path}, [1.0]
 
   def rows(self, name, split, seed, train):
     """Returns the Rows of a split; `train` makes them random, where the configuration says so."""
@@ -139,25 +152,65 @@ class Arrays:
     return pixels if pixels.ndim == 3 else pixels[..., None], self.labels[row]
 
 
-def load(data):
-  """Returns (dict split -> pictures, what identifies them) of section `data`.
+@dataclasses.dataclass(frozen=True)
+class Kept:
+  """A set of images as it was read: a sealed folder, and what identifies them."""
+  path: pathlib.Path
+  key: str
+
+
+def keep(data):
+  """Returns the Kept of the images of section `data`, made if it is not there."""
+  if data.task.startswith(TFDS):
+    from stmoe.data import tfds
+    return Kept(*tfds.keep(data.task.removeprefix(TFDS), data.label, data.cache_dir))
+  if data.task not in LOCAL:
+    known = (*LOCAL, f'{TFDS}NAME')
+    raise errors.UserError(f'data.task: no set of images is called {data.task!r}'
+                           f'{errors.nearest(data.task, known)} (there are: {", ".join(known)})')
+  pictures, key = LOCAL[data.task](data)
+  path = store.named(caches.folder(data.cache_dir), f'images-{data.task}', key)
+
+  def write(folder):
+    for split, found in pictures.items():
+      np.save(folder / f'{split}.images.npy', found.images)
+      np.save(folder / f'{split}.labels.npy', found.labels)
+    return dict(key=key, num_labels=max(found.num_labels for found in pictures.values()))
+  store.kept(path, write)
+  return Kept(path, key)
+
+
+def load(kept):
+  """Returns dict split -> pictures of a Kept.
 
   Pictures have a length, `num_labels` and `read(row) -> (uint8[H,W,C], label)`.
   """
+  facts = store.check(kept.path)
+  if not (kept.path / 'train.images.npy').exists():
+    from stmoe.data import tfds
+    return tfds.load(kept.path, facts)
+  array = lambda split, name: np.load(kept.path / f'{split}.{name}.npy', allow_pickle=False)
+  return {split: Arrays(array(split, 'images'), array(split, 'labels'), facts['num_labels'])
+          for split in tasks.SPLITS}
+
+
+def _recorded(data, found):
+  """The Kept that Record `found` names; made again if it is gone or damaged."""
+  try:
+    path, facts = found.open(data.task, data, Images.kind)
+    return Kept(path, facts['key'])
+  except errors.Damaged as damage:
+    return found.again(data.task, damage, lambda: keep(data))
+
+
+def _check(data):
+  """Raises UserError for shares and sizes that are none."""
   for field in ('central', 'crop'):
     if not 0 < data[field] <= 1:
       raise errors.UserError(f'data.{field}={data[field]}: must be above 0 and at most 1')
   if data.image_size < 1 or data.channels not in (1, 3) or not data.std > 0:
     raise errors.UserError(f'data.image_size={data.image_size}, channels={data.channels}, std={data.std}: a '
                            'size is at least 1, channels are 1 or 3, std is above 0')
-  if data.task.startswith('tfds:'):
-    from stmoe.data import tfds
-    return tfds.load(data.task.removeprefix('tfds:'), data.label, data.cache_dir)
-  if data.task not in LOCAL:
-    known = (*LOCAL, 'tfds:NAME')
-    raise errors.UserError(f'data.task: no set of images is called {data.task!r}'
-                           f'{errors.nearest(data.task, known)} (there are: {", ".join(known)})')
-  return LOCAL[data.task](data)
 
 
 def digits(data):
@@ -173,14 +226,14 @@ def digits(data):
 
 def npz(data):
   """Returns the images of the user's files."""
-  files = tuple(data.files)
-  if len(files) not in (1, 2):
-    raise errors.UserError(f'data.files: task npz reads one file, or one for each split; it got {len(files)}')
-  parts = [_read(file, data.label) for file in files]
+  paths = tuple(data.files)
+  if len(paths) not in (1, 2):
+    raise errors.UserError(f'data.files: task npz reads one file, or one for each split; it got {len(paths)}')
+  parts = [_read(file, data.label) for file in paths]
   if len(parts) == 2:
     (pixels, labels, _), (more, others, _) = parts
     if pixels.shape[1:] != more.shape[1:]:
-      raise errors.UserError(f'{files[0]} has images of {pixels.shape[1:]}, {files[1]} of {more.shape[1:]}')
+      raise errors.UserError(f'{paths[0]} has images of {pixels.shape[1:]}, {paths[1]} of {more.shape[1:]}')
     held_out = np.arange(len(pixels) + len(more)) >= len(pixels)
     return _divided(np.concatenate([pixels, more]), np.concatenate([labels, others]), held_out)
   pixels, labels, split = parts[0]
@@ -188,7 +241,7 @@ def npz(data):
     return _divided(pixels, labels, np.arange(len(pixels)) % 10 == 9)
   unknown = sorted(set(split.tolist()) - set(tasks.SPLITS))
   if unknown:
-    raise errors.UserError(f'{files[0]}: split has {unknown[0]!r}{errors.nearest(unknown[0], tasks.SPLITS)} '
+    raise errors.UserError(f'{paths[0]}: split has {unknown[0]!r}{errors.nearest(unknown[0], tasks.SPLITS)} '
                            f'(there are: {", ".join(tasks.SPLITS)})')
   return _divided(pixels, labels, split == 'validation')
 
@@ -213,14 +266,13 @@ def _divided(pixels, labels, held_out):
 def _read(file, label):
   """(images uint8, labels i64, split or None) of an .npz file."""
   try:
-    with np.load(file, allow_pickle=False) as arrays:
-      names = arrays.files
-      image = _named(file, names, ('image', 'images'))
-      label = _named(file, names, (label,) if label else ('label', 'labels'))
-      pixels, labels = arrays[image], arrays[label]
-      split = arrays['split'] if 'split' in names else None
-  except (OSError, ValueError, zipfile.BadZipFile) as error:
-    raise errors.UserError(f'data.files: {file} is not readable as .npz: {error}') from error
+    arrays = files.read_arrays(file, max(files.LARGEST, given.RATIO * os.path.getsize(file)))
+  except (OSError, errors.Damaged) as error:
+    raise errors.UserError(f'data.files: {file} is not readable as .npz: '
+                           f'{getattr(error, "reason", error)}') from error
+  image = _named(file, arrays, ('image', 'images'))
+  label = _named(file, arrays, (label,) if label else ('label', 'labels'))
+  pixels, labels, split = arrays[image], arrays[label], arrays.get('split')
   if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[3:] not in ((), (1,), (3,)):
     raise errors.UserError(f'{file}: {image} is {pixels.dtype}{list(pixels.shape)}; it must be uint8[N,H,W] '
                            'or uint8[N,H,W,C] with C of 1 or 3')

@@ -1,11 +1,12 @@
 """Vocabularies: text to ids and back, with T5's extra ids on top.
 
 Two kinds with one interface: `encode(texts) -> list of i32 arrays` (no EOS), `decode(ids) -> text`,
-`vocab_size`, `eos_id`, `sentinel(i)` and `digest` (what decides the ids of a text). Id 0 is padding
-and the decoder's start. The extra ids (sentinels of span corruption) are the last ids, counted
+`vocab_size`, `eos_id`, `sentinel(i)`, `num_bytes(ids)` and `digest` (what decides the ids of a text). Id 0
+is padding and the decoder's start. The extra ids (sentinels of span corruption) are the last ids, counted
 downwards: sentinel 0 is `vocab_size - 1`, as in T5 and seqio.
 """
 
+import functools
 import hashlib
 import io
 import itertools
@@ -19,6 +20,8 @@ from stmoe import errors
 
 NUM_SPECIAL = 3  # padding 0, EOS 1, unknown 2
 SAMPLE = 1 << 26
+LONGEST = 1 << 20  # bytes of a line that SentencePiece trains on; it leaves out longer ones
+PART = 1 << 15  # characters of a part of a longer line
 RECIPE = 1  # of `train`; a change of it makes other vocabularies
 
 
@@ -40,6 +43,10 @@ class Bytes:
     ids = _until_eos(ids, self.eos_id) - NUM_SPECIAL
     return ids[(ids >= 0) & (ids < 256)].astype(np.uint8).tobytes().decode(errors='ignore')
 
+  def num_bytes(self, ids):
+    """Returns for each of `ids` (an array) the bytes of text that it stands for."""
+    return ((ids >= NUM_SPECIAL) & (ids < NUM_SPECIAL + 256)).astype(np.int64)
+
   def sentinel(self, i):
     """Returns the id of sentinel `i` (an int or an array)."""
     return self.vocab_size - 1 - i
@@ -58,7 +65,7 @@ class Pieces:
     self.digest = f'{hashlib.sha256(model).hexdigest()}+{extra_ids}'
     try:
       self._model = sentencepiece.SentencePieceProcessor(model_proto=_extend(model, extra_ids))
-    except RuntimeError as e:
+    except (RuntimeError, ValueError, TypeError) as e:
       raise errors.UserError(f'data.vocab={str(path)!r} is not a SentencePiece model') from e
     self.vocab_size = self._model.vocab_size()
     self.eos_id = self._model.eos_id()
@@ -75,6 +82,18 @@ class Pieces:
     ids = _until_eos(ids, self.eos_id)
     return self._model.decode(np.where(ids < self.vocab_size, ids, self._model.unk_id()).tolist())
 
+  def num_bytes(self, ids):
+    """Returns for each of `ids` (an array) the bytes of its piece, as SentencePiece writes text."""
+    return self._sizes[np.minimum(ids, self.vocab_size)]
+
+  @functools.cached_property
+  def _sizes(self):
+    """i64[V + 1]: bytes of each piece, 0 of those that are no text and of ids above them."""
+    model = self._model
+    size = lambda i: (0 if model.is_control(i) or model.is_unknown(i) else 1 if model.is_byte(i)
+                      else len(model.id_to_piece(i).replace('\u2581', ' ').encode()))
+    return np.asarray([*map(size, range(self.vocab_size)), 0])
+
   def sentinel(self, i):
     """Returns the id of sentinel `i` (an int or an array)."""
     return self.vocab_size - 1 - i
@@ -86,16 +105,18 @@ def train(texts, num_pieces):
   The model keeps every text exactly, but for the character U+2581, which SentencePiece uses for the
   blank: no normalisation, runs of blanks kept (and learned, which serves indented code), line ends
   and tabs are pieces, and what was never seen falls back to bytes. Deterministic in the order of the
-  texts; of more than SAMPLE characters the first are taken. Ids: 0 padding, 1 EOS, 2 unknown.
+  texts; of more than SAMPLE characters the first are taken, lines of more than LONGEST bytes in parts.
+  Ids: 0 padding, 1 EOS, 2 unknown.
   """
-  lines = itertools.chain.from_iterable(text.split('\n') for text in _first(texts, SAMPLE))
+  lines = itertools.chain.from_iterable(map(_parts, (
+      line for text in _first(texts, SAMPLE) for line in text.split('\n'))))
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=filter(None, lines), model_writer=model, vocab_size=num_pieces, model_type='bpe',
         normalization_rule_name='identity', remove_extra_whitespaces=False, add_dummy_prefix=False,
         allow_whitespace_only_pieces=True, byte_fallback=True, user_defined_symbols=['\n', '\t'],
-        split_digits=True, character_coverage=0.9995, max_sentence_length=1 << 20,
+        split_digits=True, character_coverage=0.9995, max_sentence_length=LONGEST,
         shuffle_input_sentence=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2)
   except RuntimeError as e:
     few, many = re.search(r'vs (\d+)', str(e)), re.search(r'<= (\d+)', str(e))
@@ -111,6 +132,13 @@ def _first(texts, size):
     size -= len(text)
     if size <= 0:
       return
+
+
+def _parts(line):
+  """[line], or its parts if it is one that the trainer would leave out."""
+  if len(line.encode()) <= LONGEST:
+    return [line]
+  return [line[at:at + PART] for at in range(0, len(line), PART)]
 
 
 def _read(path):
@@ -131,8 +159,12 @@ def _until_eos(ids, eos_id):
 def _extend(model, extra_ids):
   if not extra_ids:
     return model
+  from google.protobuf import message
   from sentencepiece import sentencepiece_model_pb2
-  proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+  try:
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+  except message.DecodeError as error:
+    raise ValueError(str(error)) from error
   for i in reversed(range(extra_ids)):
     proto.pieces.add(piece=f'▁<extra_id_{i}>', score=0.0,
                      type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED)

@@ -91,6 +91,7 @@ class Hash(nnx.Module):
     self.allow_causal = allow_causal
     self.seeded = not table and kind not in COMPUTED                 # another seed, another hash
     found = self._read(table, vocab_size) if table else None
+    self.file = table or None                                        # runs keep a copy of it
     self.vocabulary = found and found.vocabulary                     # digest of the one it is for; None = any
     if found or kind in COMPUTED:
       value = found and found.table

@@ -101,6 +101,13 @@ def vocabulary(cfg, plan, found):
                              f'than data.vocab={cfg.data.vocab!r} is ({found.digest[:12]}); make it again')
 
 
+def files(plan):
+  """Returns the sorted paths of the files that the modules of a model are made of, their attribute `file`."""
+  model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
+  named = (getattr(module, 'file', None) for _, module in nnx.iter_graph(model))
+  return sorted({file for file in named if isinstance(file, str)})
+
+
 def place(batch, mesh):
   """Returns the rows of this process as global arrays, split over ('data', 'expert')."""
   sharding = jax.sharding.NamedSharding(mesh, axes.spec(('batch', 'length')))

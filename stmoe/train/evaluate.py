@@ -11,6 +11,7 @@ from stmoe.core import metrics as routing
 from stmoe.data import pipeline
 from stmoe.train import check
 from stmoe.train import distributed
+from stmoe.train import job
 from stmoe.train import losses
 from stmoe.train import state as states
 
@@ -55,8 +56,8 @@ def averaged(predict, keys):
   return total - jnp.log(len(keys)), jax.tree.map(lambda x: jnp.mean(x, 0), aux)
 
 
-def run(cfg, plan, sums, state, facts, tell=lambda done, number: None):
-  """Returns the 'eval/...' metrics of `state` over the evaluation split of `cfg`.
+def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=None):
+  """Returns the 'eval/...' metrics of `state` over the evaluation split of `cfg`, or eval.batches of it.
 
   Where evaluation is random, its keys are those of the seed and of each batch's number.
 
@@ -64,12 +65,17 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None):
     plan, sums: the blueprint, and what `make` made of it.
     facts:      of the data, from `pipeline.info`.
     tell:       called with the numbers of batches done and to do.
+    opened:     the data, from `pipeline.source`; None = that of `cfg`.
   """
-  batches = pipeline.eval_batches(cfg, *distributed.shard(plan.mesh, cfg.eval.batch_size))
+  shard = distributed.shard(plan.mesh, cfg.eval.batch_size)
+  batches = pipeline.eval_batches(cfg, *shard, opened, most=cfg.eval.batches)
   number = min(cfg.eval.batches or len(batches), len(batches))
-  total = None
+  total, num_bytes = None, 0
   key = states.fold(cfg.seed, 'eval')
   for done, batch in enumerate(itertools.islice(batches, number), 1):
+    if cfg.data.objective == 'lm':       # other objectives predict only a part of the text
+      num_bytes += int((batch['decoder_loss_weights'] * facts['vocab'].num_bytes(
+          batch['decoder_target_tokens'])).sum())
     batch = check.place(batch, plan.mesh)
     part = jax.device_get(sums(state['params'], state['router_state'], batch, jax.random.fold_in(key, done)))
     part = jax.tree.map(np.float64, part)
@@ -79,11 +85,27 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None):
   mean = {name: value / tokens for name, value in total.items()}
   values = {'eval/loss': mean['ce'], 'eval/perplexity': float(np.exp(np.float64(mean['ce']))),
             'eval/accuracy': mean['correct'], 'eval/tokens': int(tokens)}
-  if cfg.data.objective == 'lm':         # other objectives predict only a part of the text
-    values['eval/bits_per_byte'] = bits_per_byte(mean['ce'], facts['bytes_per_token'])
+  if cfg.data.objective == 'lm':
+    per_token = bytes_per_token(facts, int(tokens), sum(dict(job.exchange([shard[0], num_bytes])).values()))
+    values['eval/bits_per_byte'] = bits_per_byte(mean['ce'], per_token)
   if load:                               # of the whole split: MaxVio_global of arXiv:2408.15664
     values['eval/max_vio'] = float(np.mean([routing.max_vio(each) for each in load.values()]))
   return values | ({'eval/drop_frac': mean['drop_frac']} if 'drop_frac' in mean else {})
+
+
+def bytes_per_token(facts, tokens, num_bytes):
+  """Returns the bytes of text per token scored; EOS counts among the tokens, not the bytes.
+
+  Where only some of the split was scored, these are the bytes of what was scored: of its pieces, whose
+  share of all bytes of pieces is taken of the bytes of text, which differ where a vocabulary rewrites it.
+
+  Args:
+    facts:     of the data, from `pipeline.info`.
+    tokens:    scored. num_bytes: of their pieces.
+  """
+  if tokens == facts['num_tokens']:
+    return facts['bytes_per_token']
+  return num_bytes / tokens * facts['num_bytes'] / facts['piece_bytes']
 
 
 def bits_per_byte(loss, bytes_per_token):

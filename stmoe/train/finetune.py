@@ -20,6 +20,7 @@ from stmoe import experiment
 from stmoe import files
 from stmoe import lookup
 from stmoe.data import pipeline
+from stmoe.data import record as records
 from stmoe.train import best
 from stmoe.train import check
 from stmoe.train import checkpoint
@@ -101,14 +102,18 @@ def _apply(cfg, recipe):
 def vocabulary(cfg, start, run):
   """Sets data.vocab of `cfg` to the vocabulary with which `run`, of config `start`, was trained."""
   spec = start.data.vocab
-  if spec.startswith('train:') and cfg.data.vocab == spec:
-    try:
-      spec = str(pipeline.vocabulary(start).path)
-    except errors.UserError as error:
-      raise errors.UserError(f'the vocabulary of {run} is made of its data, which is not there ({error}); '
-                             'give it with --config.data.vocab=PATH') from error
+  if cfg.data.vocab != spec or spec == 'bytes':
+    return
+  try:
+    path = pipeline.vocabulary(start, found=records.read(run)).path
+  except errors.UserError as error:
+    if not spec.startswith('train:'):
+      raise
+    raise errors.UserError(f'the vocabulary of {run} is made of its data, which is not there ({error}); '
+                           'give it with --config.data.vocab=PATH') from error
+  if str(path) != spec:
     with cfg.unlocked():
-      cfg.data.vocab = spec
+      cfg.data.vocab = str(pathlib.Path(path).absolute())
 
 
 def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
@@ -130,11 +135,12 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
       check.batches(cfg)
       plan = states.blueprint(cfg, mesh)
       check.forward(cfg, plan)
-      facts = pipeline.info(cfg)
+      opened = pipeline.source(cfg)
+      facts = opened.info()
       check.vocabulary(cfg, plan, facts['vocab'])
-      best.Best(cfg, workdir, taskscore.Scorer(cfg, plan).names())
+      best.Best(cfg, workdir, taskscore.Scorer(cfg, plan, opened).names())
       state, record = _load(run, cfg, plan, facts['vocab'], step)
-      data = pipeline.train_iterator(cfg)
+      data = pipeline.train_iterator(cfg, opened=opened)
       position = data.get_state()
       data.close()
       for line in describe(record):
@@ -142,6 +148,7 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
       with rundir.own(workdir) as path:
         if not rundir.saved(path):            # by another process, meanwhile
           _write(cfg, path, state, record, position, facts)
+          records.write(path, cfg, opened, check.files(plan))
   return loop.train(cfg, workdir, name, devices)
 
 
@@ -201,7 +208,7 @@ def prepare(name, overrides, run, step=None):
 
   step: of the checkpoint to start from; None = the newest.
   """
-  start = rundir.trusted(run, step)
+  start = records.read(run).located(rundir.trusted(run, step))
   early = [text for text in overrides if text.removeprefix('--config.').startswith(('finetune.', 'data.'))]
   cfg, name = experiment.load(name, early)
   given = any(text.removeprefix('--config.').startswith('data.vocab=') for text in early)

@@ -13,6 +13,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe.data import pipeline
+from stmoe.data import record as records
 from stmoe.decode import generate
 from stmoe.decode import rank
 from stmoe.train import check
@@ -43,8 +44,9 @@ class Harness:
     self._batch_size, self._length, self._devices = batch_size, length, devices
     self._dropped, self._batches = 0.0, 0
     with states.on_mesh(self.cfg.mesh, devices) as mesh:
-      self._plan = states.blueprint(self.cfg, mesh)
-      self._vocabulary = pipeline.info(self.cfg)['vocab']
+      found = records.read(path)
+      self._plan = states.blueprint(found.located(self.cfg), mesh)
+      self._vocabulary = pipeline.vocabulary(self.cfg, found=found)
       _, state, _, _ = score.restore(self._plan, path, self._vocabulary, lambda line: None)
     self._numbers = state['params'], state['router_state']
     self._score = jax.jit(lambda params, routers, batch: rank.details(

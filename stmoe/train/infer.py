@@ -9,6 +9,7 @@ from stmoe import axes
 from stmoe import errors
 from stmoe import files
 from stmoe.data import pipeline
+from stmoe.data import record as records
 from stmoe.decode import generate
 from stmoe.train import check
 from stmoe.train import loop
@@ -57,6 +58,10 @@ def tokens(cfg, vocabulary, place, text):
 
   An encoder reads the text and EOS, a decoder id 0 and the text, and EOS if it learned to answer then.
   """
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    raise errors.UserError(f'{place}: the prompt holds half a surrogate pair, no character') from None
   ids = vocabulary.encode([text])[0].tolist()
   field = 'inputs_length' if 'inputs_length' in cfg.data else 'length'
   if field == 'length':
@@ -87,22 +92,39 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
     if batch_size % shards:
       raise errors.UserError(f'--batch-size {batch_size} is not divisible by the {shards} devices that share '
                              f'a batch; nearest: {-(-batch_size // shards) * shards}')
-    plan = states.blueprint(cfg, mesh)
-    vocabulary = pipeline.vocabulary(cfg)
+    found = records.read(path)
+    plan = states.blueprint(found.located(cfg), mesh)
+    vocabulary = pipeline.vocabulary(cfg, found=found)
     check.vocabulary(cfg, plan, vocabulary)
     program = generate.make(plan, dict(eos_id=vocabulary.eos_id) | dict(decode), length)
     at, state, _, _ = score.restore(plan, path, vocabulary, say, step)
     say(f'generating from the checkpoint of step {at:,}')
     prompts, limit = iter(prompts), cfg.data.get('inputs_length') or cfg.data.length
+    warn = _warner(cfg, length, say)
     for number in itertools.count():
       rows = list(itertools.islice(prompts, batch_size))
       if not rows:
         return
       ids = [tokens(cfg, vocabulary, place, text) for place, text, _ in rows]
       longest, width = max(map(len, ids)), SHORTEST
+      warn(longest)
       while width < longest:
         width *= 2
       batch = prompt_batch(cfg, ids + [ids[-1]] * (batch_size - len(ids)), min(width, limit))
       key = jax.random.fold_in(states.fold(cfg.seed, 'decode'), number)
       made = np.asarray(program(state['params'], state['router_state'], check.place(batch, mesh), key))
       yield [(fields, vocabulary.decode(one)) for (_, _, fields), one in zip(rows, made)]
+
+
+def _warner(cfg, length, say):
+  """A function of the longest prompt of a batch, which says once that texts go past what was trained."""
+  field = 'targets_length' if 'inputs_length' in cfg.data else 'length'
+  said = []
+
+  def warn(longest):
+    tokens = length if field == 'targets_length' else longest + length - 1     # that the decoder reads
+    if tokens > cfg.data[field] and not said:
+      said.append(tokens)
+      say(f'note: texts of --length {length} reach token {tokens:,}, past data.{field}={cfg.data[field]} in '
+          'training: what comes after it is a guess of the positions')
+  return warn

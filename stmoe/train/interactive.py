@@ -12,6 +12,7 @@ from stmoe import experiment
 from stmoe.analysis import runs
 from stmoe.data import pack
 from stmoe.data import pipeline
+from stmoe.data import record as records
 from stmoe.train import checkpoint
 from stmoe.train import finetune as finetuning
 from stmoe.train import infer
@@ -101,16 +102,18 @@ def opened(path, step=None):
   step: of the checkpoint; None = the newest.
   """
   path = pathlib.Path(path)
-  config = rundir.opened(path, step)
+  config, known = rundir.opened(path, step), records.read(path)
   with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:  # wherever it was trained
-    plan = states.blueprint(config, mesh)
+    plan = states.blueprint(known.located(config), mesh)
   saved = checkpoint.Checkpoints(path / 'checkpoints', keep=None, read_only=True)
   found = saved.restore(plan.shapes, check=lambda meta: None, say=lambda line: None, step=step)
   saved.close()
   if found is None:
     raise errors.UserError(f'{path} has no checkpoint yet')
   _, arrays, _, _ = found
-  return plan.model(arrays['params'], arrays['router_state']), config, pipeline.info(config)['vocab']
+  text = 'vocab' in config.data
+  found = pipeline.vocabulary(config, found=known) if text else pipeline.source(config, path).info()['vocab']
+  return plan.model(arrays['params'], arrays['router_state']), config, found
 
 
 def batch(config, vocabulary, text):

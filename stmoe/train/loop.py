@@ -19,6 +19,7 @@ from stmoe import state as router_state
 from stmoe.analysis import flops
 from stmoe.data import cache
 from stmoe.data import pipeline
+from stmoe.data import record as records
 from stmoe.train import best as bests
 from stmoe.train import check
 from stmoe.train import checkpoint
@@ -54,7 +55,7 @@ def train(cfg, workdir, name='', devices=None):
     return 0
   job.same('configuration', experiment.run_id(cfg))
   keep_compilations()
-  cost = flops_per_step(cfg)
+  cost = flops_per_step(records.read(workdir).located(cfg))
   with contextlib.ExitStack() as stack:
     mesh = stack.enter_context(states.on_mesh(cfg.mesh, devices))
     check.batches(cfg)
@@ -78,21 +79,23 @@ class Loop:
 
   def __init__(self, cfg, path, name, mesh, flops_per_step, stack):
     self.cfg, self.path, self.mesh, self.flops_per_step = cfg, path, mesh, flops_per_step
-    self.plan = states.blueprint(cfg, mesh)
+    self.plan = states.blueprint(records.read(path).located(cfg), mesh)
     self.do_step = steps.make(cfg, self.plan)
     self.sums = evaluate.make(self.plan, cfg.eval.get('draws', 1))
     aux = check.forward(cfg, self.plan)
-    self.facts = job.in_turn(lambda: pipeline.info(cfg))
+    self.source = job.in_turn(lambda: pipeline.source(cfg, path))    # for all there is to come
+    self.facts = self.source.info()
     check.vocabulary(cfg, self.plan, self.facts['vocab'])
-    self.scorer = taskscore.Scorer(cfg, self.plan)
+    self.scorer = taskscore.Scorer(cfg, self.plan, self.source)
     self.best = bests.Best(cfg, path, self.scorer.names())
-    self.data = pipeline.train_iterator(cfg, *distributed.shard(mesh, cfg.train.batch_size))
+    self.data = pipeline.train_iterator(cfg, *distributed.shard(mesh, cfg.train.batch_size), self.source)
     stack.callback(self.data.close)
     job.same('data set', self.data.get_state()['data'])
     job.first(lambda: str(stack.enter_context(rundir.own(path))))    # only now: a mistake leaves no directory
     self.planned = job.first(lambda: rundir.planned(path))           # steps, before this command
     job.first(lambda: str(rundir.claim(path, cfg)))
     job.together(lambda: rundir.shared(path))
+    job.first(lambda: records.write(path, cfg, self.source, check.files(self.plan)))
     stop = stack.enter_context(signals.Signals(twice=0.0 if job.size() == 1 else 0.5))
     self.ballot = distributed.Ballot(mesh, stop, AHEAD)
     self.checkpoints = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
@@ -101,6 +104,8 @@ class Loop:
     self.meta = dict(config=rundir.identity(cfg), vocab=self.facts['vocab'].digest)
     self.log = writers.Log(path) if job.leads() else writers.Silence()
     stack.callback(self.log.close)
+    for line in self.source.notes:
+      self.log(line)
     self.step, seconds, flops_before, self.unfinished = self._begin()
     self.flops_of_start = flops_before - self.step * flops_per_step  # not 0 where a cheaper run was upcycled
     self.log.show = show = self.show = progress.make(cfg.train.steps, self.step, job.leads())
@@ -265,7 +270,7 @@ class Loop:
     jax.block_until_ready(self.state)
     with self.clock.paused():
       values = evaluate.run(self.cfg, self.plan, self.sums, self.state, self.facts,
-                            lambda done, number: self.show.busy(f'evaluating {done}/{number}'))
+                            lambda done, number: self.show.busy(f'evaluating {done}/{number}'), self.source)
       if scores := self.scorer.run(
           self.state, lambda done, number: self.show.busy(f'scoring the tasks {done}/{number}')):
         if job.leads():

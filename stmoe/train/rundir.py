@@ -4,6 +4,7 @@ config.json  the resolved configuration      env.json  versions, devices, git re
 DONE         final metrics of a finished run log.txt   what was said while it ran
 evals.jsonl  evaluations under other fields  (`stmoe eval --sweep`)
 owner.json   the process that writes here, or did last (stmoe/runs/owner.py)
+data.json    the data it reads (data/record.py), beside its vocabulary in the folder data
 """
 
 import contextlib

@@ -8,6 +8,7 @@ import pathlib
 from stmoe import errors
 from stmoe import experiment
 from stmoe.data import pipeline
+from stmoe.data import record as records
 from stmoe.train import check
 from stmoe.train import checkpoint
 from stmoe.train import evaluate
@@ -36,7 +37,7 @@ def sweep(cfg, path, field, texts, say, step=None, best=False, devices=None):
     experiment.override(changed[-1], [f'{name}={text}' for name in fields], whole=False)
     with states.on_mesh(changed[-1].mesh, devices) as mesh:
       check.counts(changed[-1])
-      states.blueprint(changed[-1], mesh)
+      states.blueprint(records.read(path).located(changed[-1]), mesh)
   for one in changed:
     value = experiment.flatten(one)[fields[0]]
     say(f'{field}={value}')
@@ -56,23 +57,27 @@ def score(cfg, path, say, step=None, best=False, devices=None):
     step: of the checkpoint; None = the newest.
     best: the checkpoint that checkpoint.best kept instead.
   """
-  with _opened(cfg, devices) as (plan, facts):
+  with _opened(cfg, path, say, devices) as (plan, opened):
+    facts = opened.info()
     at, state, _, _ = restore(plan, path, facts['vocab'], say, step, 'best' if best else 'checkpoints')
     say(f'evaluating the checkpoint of step {at:,}')
-    return at, evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, facts)
+    return at, evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, facts,
+                            opened=opened)
 
 
 @contextlib.contextmanager
-def _opened(cfg, devices):
-  """Gives (Blueprint, facts of the data) of a configuration that fits them, on its mesh."""
+def _opened(cfg, path, say, devices):
+  """Gives (Blueprint, `pipeline.source`) of a configuration of run directory `path`, on its mesh."""
   loop.keep_compilations()
   with states.on_mesh(cfg.mesh, devices) as mesh:
     check.batches(cfg)
-    plan = states.blueprint(cfg, mesh)
+    plan = states.blueprint(records.read(path).located(cfg), mesh)
     check.forward(cfg, plan)
-    facts = job.in_turn(lambda: pipeline.info(cfg))
-    check.vocabulary(cfg, plan, facts['vocab'])
-    yield plan, facts
+    opened = job.in_turn(lambda: pipeline.source(cfg, path))
+    for line in opened.notes:
+      say(line)
+    check.vocabulary(cfg, plan, opened.info()['vocab'])
+    yield plan, opened
 
 
 def tasks(cfg, path, say, step=None, best=False, devices=None):
@@ -80,9 +85,10 @@ def tasks(cfg, path, say, step=None, best=False, devices=None):
 
   best: the checkpoint of `checkpoint.best` instead of step `step`.
   """
-  with _opened(cfg, devices) as (plan, facts):
-    scorer = taskscore.Scorer(cfg, plan)
-    at, state, _, _ = restore(plan, path, facts['vocab'], say, step, 'best' if best else 'checkpoints')
+  with _opened(cfg, path, say, devices) as (plan, opened):
+    scorer = taskscore.Scorer(cfg, plan, opened)
+    within = 'best' if best else 'checkpoints'
+    at, state, _, _ = restore(plan, path, opened.info()['vocab'], say, step, within)
     say(f'scoring the checkpoint of step {at:,}')
     return taskscore.record(scorer, at, scorer.run(state))
 

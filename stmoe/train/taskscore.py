@@ -19,6 +19,7 @@ from stmoe import errors
 from stmoe import files
 from stmoe import lookup
 from stmoe.data import pipeline
+from stmoe.data import record as records
 from stmoe.decode import generate
 from stmoe.decode import rank
 from stmoe.train import check
@@ -28,11 +29,12 @@ from stmoe.train import state as states
 METHODS = ('rank', 'decode', 'span')
 
 
-def set_task(cfg, names):
-  """Changes the config of a run so that it is judged on the tasks `names`, by rank and decoding."""
+def set_task(cfg, names, run=None):
+  """Changes the config of the run in directory `run` so that it is judged on the tasks `names`, both ways."""
   paired = cfg.data.objective in ('seq2seq', 'prompted')
   with cfg.unlocked(), cfg.ignore_type():
-    cfg.data.vocab = str(getattr(pipeline.vocabulary(cfg), 'path', cfg.data.vocab))
+    found = pipeline.vocabulary(cfg, found=records.read(run))
+    cfg.data.vocab = str(getattr(found, 'path', cfg.data.vocab))
     objective = cfg.data.objective if paired else 'seq2seq' if 'encoder' in cfg.model else 'prompted'
     mixture = tuple(names) if len(names) > 1 else ()
     cfg.data.update(task=names[0], mixture=mixture, files=(), jsonl=(), metrics=(), mixture_cap=1,
@@ -42,16 +44,19 @@ def set_task(cfg, names):
 
 
 class Scorer:
-  """What judges a model of a configuration; compiled when it is first used."""
+  """What judges a model of a configuration; compiled when it is first used.
 
-  def __init__(self, cfg, plan):
+  opened: the data, from `pipeline.source`; None = that of `cfg`.
+  """
+
+  def __init__(self, cfg, plan, opened=None):
     self.cfg, self.plan = cfg, plan
     self.methods = tuple(cfg.eval.get('methods', ()))
     for method in self.methods:
       if method not in METHODS:
         raise errors.UserError(f'eval.methods: {method!r} is none{errors.nearest(method, METHODS)} (there '
                                f'are: {", ".join(METHODS)})')
-    self.tasks, self._rower = pipeline.judged(cfg) if self.methods else ({}, None)
+    self.tasks, self._rower = pipeline.judged(cfg, opened) if self.methods else ({}, None)
     for task in self.tasks.values():
       for metric in task.metrics:
         lookup.module('metric', metric)

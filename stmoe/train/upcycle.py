@@ -21,6 +21,7 @@ from stmoe import experiment
 from stmoe import files
 from stmoe import lookup
 from stmoe.data import pipeline
+from stmoe.data import record as records
 from stmoe.surgery import upcycle as surgery
 from stmoe.train import check
 from stmoe.train import checkpoint
@@ -58,7 +59,7 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
     UserError: `workdir` is in use, a run is not dense or of another backbone, or nothing is left to train.
   """
   _check(runs, cfg, workdir, noise, granularity, optimizer)
-  starts = [rundir.opened(run) for run in runs]
+  starts = [records.read(run).located(rundir.opened(run)) for run in runs]
   for run, start in zip(runs, starts):
     same_backbone(run, start, cfg)
   loop.keep_compilations()
@@ -67,7 +68,8 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
     check.batches(cfg)
     plan, plans = states.blueprint(cfg, mesh), [states.blueprint(start, mesh) for start in starts]
     check.forward(cfg, plan)
-    facts = pipeline.info(cfg)
+    opened = pipeline.source(cfg)
+    facts = opened.info()
     check.vocabulary(cfg, plan, facts['vocab'])
     make = _maker(cfg, plan, noise, granularity, _scale(plan, granularity, scale), optimizer, step)
     jax.eval_shape(make, [dense.shapes for dense in plans])          # finds mistakes before reading anything
@@ -77,14 +79,14 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
     found = [score.restore(dense, run, facts['vocab'], show.say) for run, dense in zip(runs, plans)]
     at = _first_step([at for at, *_ in found], cfg) if step == 'keep' else 0
     spent = sum(done * price for price, (done, *_) in zip(prices, found))
-    position = _position(starts, found, cfg)
+    position = _position(starts, found, cfg, opened)
     before = []
     for run, dense, (done, state, *_) in zip(runs, plans, found):
-      values = _evaluate(cfg, dense, state, facts, show, f'dense run {run}')
+      values = _evaluate(cfg, dense, state, opened, show, f'dense run {run}')
       before.append(dict(run=str(run), step=done) | values)
     show.say('making the experts')
     state = jax.jit(make, out_shardings=plan.shardings())([state for _, state, *_ in found])
-    after = _evaluate(cfg, plan, state, facts, show, 'upcycled model')
+    after = _evaluate(cfg, plan, state, opened, show, 'upcycled model')
     record = dict(
         step=at, runs=before, upcycled=after,
         gap=after['eval/loss'] - min(values['eval/loss'] for values in before),
@@ -95,6 +97,7 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
     with rundir.own(workdir) as path:
       _unused(path)                      # nor was it taken meanwhile
       _write(cfg, path, state, record, facts, float(spent if step == 'keep' else 0))
+      records.write(path, cfg, opened, check.files(plan))
   return record
 
 
@@ -221,9 +224,9 @@ def _first_step(steps, cfg):
   return steps[0]
 
 
-def _position(starts, found, cfg):
+def _position(starts, found, cfg, opened):
   """Where the data starts: see the docstring of this file."""
-  data = pipeline.train_iterator(cfg, jax.process_index(), jax.process_count())
+  data = pipeline.train_iterator(cfg, jax.process_index(), jax.process_count(), opened)
   beginning = data.get_state()
   data.close()
   other = [field for field in experiment.diff(starts[0], cfg) if field in ('seed', 'train.batch_size') or (
@@ -233,10 +236,10 @@ def _position(starts, found, cfg):
   return position if same and position['data'] == beginning['data'] else beginning
 
 
-def _evaluate(cfg, plan, state, facts, show, what):
+def _evaluate(cfg, plan, state, opened, show, what):
   show.say(f'evaluating the {what}')
-  return evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, facts,
-                      lambda done, number: show.busy(f'evaluating the {what} {done}/{number}'))
+  return evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, opened.info(),
+                      lambda done, number: show.busy(f'evaluating the {what} {done}/{number}'), opened)
 
 
 def difference(cfg, dense, sparse):

@@ -99,7 +99,7 @@ def test_mistakes_with_a_method(mistake, text, tmp_path, experiment, override, w
 @pytest.mark.parametrize('content, words', [
     (b'caf\xe9 ' * 100, ['not UTF-8', 'byte 3']),
     (b'', ['no text']),
-    (b'\x1f\x8bnot gzip', ['not UTF-8']),
+    (b'\x1f\x8bnot gzip', ['is gzip, and does not end in .gz']),
 ])
 def test_mistakes_in_a_file(mistake, tmp_path, content, words):
   file = tmp_path / 'bad.txt'
@@ -143,8 +143,9 @@ def test_work_directory_of_another_experiment(mistake, trained):
 
 
 def test_vocabulary_of_another_text(mistake, copied):
-  """The same configuration, but the text, and with it the vocabulary trained on it, has changed."""
+  """The text, and with it the vocabulary trained on it, has changed, and the run recorded neither."""
   text, run = copied
+  (run / 'data.json').unlink()
   was = text.read_text()
   try:
     write_text(text, seed=5)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import walk
+from stmoe import errors
 from stmoe import experiment
 from stmoe import files
 from stmoe.data import objectives
@@ -84,6 +85,9 @@ def test_a_batch_is_given_before_the_next_is_read(lm):
 @pytest.mark.parametrize('text, name, words, says', [
     ('{"inputs": "a"}\n{"inputs": \n', 'x.jsonl', (), 'x.jsonl:2 is not JSON'),
     ('{"inputs": "a"}\n{"input": "b"}\n', 'x.jsonl', (), 'x.jsonl:2 is no object with a text "inputs"'),
+    ('{"inputs": "a"}\n{"inputs": "\\ud800"}\n', 'x.jsonl', (), 'x.jsonl:2 holds half a surrogate pair'),
+    ('{"inputs": "a"}\n' + '[' * 100_000 + '\n', 'x.jsonl', (), 'x.jsonl:2 is nested too deeply'),
+    ('{"inputs": "a", "n": NaN}\n', 'x.jsonl', (), 'x.jsonl:1 holds NaN'),
     ('', 'x.txt', (), 'x.txt is empty'),
     ('a\nb\n' + 'c' * 40 + '\n', 'x.txt', ('--batch-size', 2), 'x.txt:3: the prompt has 41 tokens'),
     ('a\n', 'x.txt', ('--config.decode.name=gredy',), "nearest: 'greedy'"),
@@ -97,6 +101,26 @@ def test_mistakes_are_one_line_and_leave_no_file(lm, mistake, tmp_path, text, na
   line = mistake('infer', lm, tmp_path / name, '--length', '3', '--output', tmp_path / 'out', *words)
   assert says.replace("'", '') in line.replace("'", ''), line
   assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_half_a_surrogate_pair_is_no_prompt(lm):
+  cfg = rundir.load(lm)
+  with pytest.raises(errors.UserError, match='prompt 1: the prompt holds half a surrogate pair'):
+    list(infer.texts(cfg, lm, [('prompt 1', 'a\ud800', {})], dict(name='greedy'), 3, 2, lambda line: None))
+
+
+def test_texts_past_the_trained_length_are_said(lm):
+  cfg = rundir.load(lm)
+
+  length = cfg.data.length - 1
+
+  def notes(*prompts):
+    asked, said = [('', text, {}) for text in prompts], []
+    list(infer.texts(cfg, lm, asked, dict(name='greedy'), length, 1, said.append))
+    return [line for line in said if line.startswith('note:')]
+  assert not notes('a')                  # read are id 0, the prompt, and all of the text but its last token
+  [note] = notes('ab', 'ab')             # said once
+  assert f'reach token {length + 2}, past data.length={length + 1}' in note
 
 
 def test_the_prompt_of_a_fine_tuned_decoder_is_what_it_was_trained_on(lm):

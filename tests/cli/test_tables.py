@@ -112,14 +112,18 @@ def test_table_of_another_vocabulary_is_refused(mistake, folder, run):
   assert not (folder / 'refused').exists()
 
 
-def test_evaluation_refuses_it_too(mistake, run):
+def test_evaluation_refuses_it_too(mistake, command, run):
+  """A run keeps the table it was trained with; one of before, without data.json, reads what is named."""
   path, table = run
-  file = path.parent / 'balanced.npz'
+  file, record = path.parent / 'balanced.npz', path / 'data.json'
   kept = file.read_bytes()
   hashing.TableFile(table.table, EXPERTS, 'balanced', 'pieces-of-another-text').write(file)
   try:
+    assert command('eval', path)[0] == 0
+    record.rename(path / 'away')
     assert 'another vocabulary' in mistake('eval', path)
   finally:
+    (path / 'away').rename(record)
     file.write_bytes(kept)
 
 

@@ -1,6 +1,7 @@
 """Tasks with metrics: the text of every form, from rows as released; mistakes in a file; mixtures."""
 
 import json
+import sys
 
 import pytest
 
@@ -157,3 +158,15 @@ def test_a_mixture_of_names_is_weighed_by_size_up_to_the_cap(tmp_path, config):
   batches = pipeline.train_iterator(cfg)
   assert next(batches)['decoder_loss_weights'].any()
   batches.close()
+
+
+@pytest.mark.parametrize('name, instead', [
+    ('c4', '--config.data.task=text --config.data.files=FILE'), ('wmt14_en_de', '--config.data.task=pairs'),
+    ('boolq', '--config.data.jsonl=TRAIN,VALIDATION')])
+def test_a_set_that_is_not_there_is_said_in_our_words(monkeypatch, name, instead):
+  said = "raise AssertionError('Dataset: could not find data in /nowhere. Call download_and_prepare().')"
+  monkeypatch.setattr(tasks, 'READER', (sys.executable, '-c', said))
+  with pytest.raises(errors.UserError, match='the set is not there, and nothing is downloaded') as caught:
+    list(tasks.get(name).documents('train'))
+  assert instead in str(caught.value) and f'task {name}' in str(caught.value)
+  assert 'AssertionError' not in str(caught.value) and '\n' not in str(caught.value)

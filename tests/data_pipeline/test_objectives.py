@@ -1,5 +1,7 @@
 """Objectives: span corruption is T5's and loses nothing; the cut of prefix language modelling."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -32,6 +34,27 @@ def test_lengths_of_t5():
   task = objectives.SpanCorruption(512, 114, VOCAB)
   assert task.segment == 568
   assert task.lengths([568, 1]).tolist() == [[512, 114], [2, 2]]
+
+
+@pytest.mark.parametrize('length', [16, 48, 64, 100, 128, 256, 333, 512, 1024])
+@pytest.mark.parametrize('density', [0.1, 0.15, 0.3, 0.5])
+@pytest.mark.parametrize('mean', [1.0, 2.0, 3.0, 10.0])
+def test_lengths_are_those_of_t5(length, density, mean):
+  """Its rule: the first text of at least `length` tokens whose inputs do not fit is one token too long."""
+  def both(n):                           # each side has the sentinels and EOS
+    noise = round(n * density)
+    return n - noise + round(noise / mean) + 1, noise + round(noise / mean) + 1
+
+  n = next(n for n in itertools.count(length) if both(n)[0] > length) - 1
+  inputs, targets = both(n)
+  assert inputs <= length
+  shorter = density == 0.5 and targets > inputs
+  assert objectives.solve_length(length, density, mean) == (n - shorter, targets - shorter)
+
+
+def test_spans_of_one_token():
+  # 47 tokens: round(7.05) = 7 of noise in 7 spans; 40 + 7 sentinels + EOS = 48 inputs, 7 + 7 + 1 targets.
+  assert objectives.solve_length(48, 0.15, 1.0) == (47, 15)
 
 
 def test_counts_round_halves_to_even():

@@ -268,3 +268,26 @@ def test_the_training_process_does_not_import_tensorflow(files, cache_dir):
   done = subprocess.run([sys.executable, '-c', code, cache_dir, *files], cwd=ROOT, text=True,
                         capture_output=True, check=True)
   assert done.stdout == '[]\n'
+
+
+def test_a_part_of_a_mixture_has_rows_of_every_task(config):
+  cfg = config(mixture=(('text', 3.0), ('stdlib', 1.0)))
+  whole, opened = list(pipeline.eval_batches(cfg)), pipeline.source(cfg)
+  sizes = [len(opened.rows(name, 'validation', 0, False)) for name in ('stdlib', 'text')]
+  most = 40                              # of 8 rows; stdlib has 50 times the rows of text
+  part = list(pipeline.eval_batches(cfg, most=most))
+  assert len(part) == most
+  rows = np.concatenate([batch['decoder_target_tokens'] for batch in part])
+  every = np.concatenate([batch['decoder_target_tokens'] for batch in whole])
+  first = most * 8 * sizes[0] // sum(sizes)
+  assert 0 < most * 8 - first < sizes[1]
+  np.testing.assert_array_equal(rows[:first], every[:first])
+  np.testing.assert_array_equal(rows[first:], every[sizes[0]:sizes[0] + most * 8 - first])
+  assert same(pipeline.eval_batches(cfg, most=len(whole)), whole)
+
+
+@pytest.mark.parametrize('sizes, limit, taken', [
+    ([60, 30, 10], 20, [12, 6, 2]), ([60, 30, 10], 0, [60, 30, 10]), ([99, 1], 10, [9, 1]),
+    ([1000, 1, 1], 10, [8, 1, 1]), ([1, 1, 1000], 10, [1, 1, 8]), ([5], 3, [3]), ([5, 5], 50, [5, 5])])
+def test_shares_of_a_limit(sizes, limit, taken):
+  assert pipeline._first(sizes, limit) == taken

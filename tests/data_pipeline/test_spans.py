@@ -70,16 +70,17 @@ def test_windows_cover_the_context_and_targets_point_at_the_answer(files):
         answers.setdefault(asked, set()).add(text_of(row[start:end + 1], vocabulary).strip(' ('))
   assert answers == {q: {a} for asked in QUESTIONS for q, a in asked}
   assert covered == {q: context for context, asked in zip(CONTEXTS, QUESTIONS) for q, _ in asked}
-  [first, second, *_] = source.judged()['ada'][0]['windows']
+  [first, second, *_] = source.judged()[0]['ada'].examples[0]['windows']
   assert first.last - second.first == 16 and len(first.example(1)['encoder']) == 64
 
 
 def test_the_best_span_over_windows_is_the_answer(files):
   """Logits that know the targets give EM 100; without them the answer is short and in order."""
   source = spans.Spans(config(files))
-  judged = source.judged()
+  judged, rower = source.judged()
+  assert rower is source
   assert list(judged) == ['river', 'ada']
-  for examples in judged.values():
+  for examples in (these.examples for these in judged.values()):
     predictions, rng = [], np.random.default_rng(0)
     for example in examples:
       logits = rng.normal(size=(len(example['windows']), 2, 64))
@@ -102,7 +103,7 @@ def test_best_span_is_that_of_all_pairs():
 def test_words_in_several_tokens(files, tmp_path):
   """A trained vocabulary: an answer is whole words, whatever pieces they have."""
   cfg = config(files, '--config.data.vocab=train:310', f'--config.data.cache_dir={tmp_path}')
-  for example in spans.Spans(cfg).judged()['river']:
+  for example in spans.Spans(cfg).judged()[0]['river'].examples:
     window = example['windows'][0]
     first, last = window.answer
     assert window.context.text[window.context.begin[first]:window.context.end[last]] == example['targets']
@@ -117,8 +118,11 @@ def augmenting(files, **fields):
 def test_augmentation_keeps_answers_and_is_deterministic(files, tmp_path):
   (tmp_path / 'synonyms').write_text('born: created, made\nBabbage: Charles\n\nmachine: device\n')
   fields = dict(synonyms=str(tmp_path / 'synonyms'), copies=8)
-  load = lambda **more: spans._prepared.__wrapped__(
-      json.dumps(augmenting(files, **fields | more).data.to_dict()), more.pop('seed', 0))[0]
+
+  def load(seed=0, **more):
+    cfg = augmenting(files, **fields | more)
+    cfg.seed = seed
+    return spans.Spans(cfg)._questions
   found = load()
   assert [len(each) for each in found['train'].values()] == [2 + 2 * 8]
   assert [len(each) for each in found['validation'].values()] == [2, 2]
@@ -166,14 +170,14 @@ def test_broken_questions(change, said, tmp_path):
 
 @pytest.mark.parametrize('fields, said', [
     (dict(files=()), 'needs TRAIN,VALIDATION'),
-    (dict(files=('a.json', 'b.json')), 'cannot read a.json'),
+    (dict(files=('a.json', 'b.json')), "no file 'a.json'"),
     (dict(task='squat'), "no set of questions is called 'squat'; nearest: squad"),
     (dict(task='stdlib_questions'), 'task stdlib_questions reads none'),
     (dict(stride=60), 'inputs_length=64, stride=60'),
     (dict(targets_length=3), 'targets_length=3'),
     (dict(eda=dict(files=('ad',), copies=1, share=0.1, synonyms='')), "called 'ad'; nearest: ada"),
     (dict(eda=dict(files=('ada',), copies=0, share=0.1, synonyms='')), 'copies=0'),
-    (dict(eda=dict(files=('ada',), copies=1, share=0.1, synonyms='no')), 'synonyms=no cannot be read'),
+    (dict(eda=dict(files=('ada',), copies=1, share=0.1, synonyms='no')), "synonyms: no file 'no'"),
 ])
 def test_mistakes(fields, said, files):
   cfg = config(files)
@@ -184,7 +188,8 @@ def test_mistakes(fields, said, files):
 
 
 def test_files_that_are_no_json(tmp_path):
-  for content, said in [('{', 'is not JSON'), ('[]', 'another type'), ('{"data": []}', 'holds no question')]:
+  for content, said in [('{', 'is not JSON'), ('[]', 'a list where a dict'),
+                        ('{"data": []}', 'holds no question')]:
     (tmp_path / 'a.json').write_text(content)
     with pytest.raises(errors.UserError, match=said):
       squad.read(tmp_path / 'a.json')

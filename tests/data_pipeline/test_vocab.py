@@ -79,6 +79,18 @@ def test_training_takes_the_first_of_the_text(monkeypatch):
   assert vocab.train(texts, 285) == vocab.train([texts[0][:1000]], 285)
 
 
+@pytest.mark.parametrize('blank', [' ', ''])
+def test_a_text_of_one_long_line(blank, tmp_path):
+  """SentencePiece leaves out lines of more than a mebibyte: of such a text it learned nothing, or failed."""
+  words = ['router', 'expert', 'token', 'gate', 'capacity', 'balance', 'naïve', 'span', 'window']
+  text = blank.join(words[i] for i in np.random.default_rng(0).integers(0, len(words), 200_000))
+  assert len(text.encode()) > vocab.LONGEST
+  (tmp_path / 'a.model').write_bytes(vocab.train([text, 'short\n'], 330))
+  (tmp_path / 'b.model').write_bytes(vocab.train([text[:20_000]], 330))
+  tokens = lambda name: len(vocab.Pieces(tmp_path / name).encode([text[:20_000]])[0])
+  assert tokens('a.model') < 1.1 * tokens('b.model') < 10_000        # characters: 20,000
+
+
 @pytest.mark.parametrize('pieces, said', [(100, 'at least'), (50000, 'no more than')])
 def test_an_impossible_size_is_one_line(pieces, said):
   with pytest.raises(errors.UserError, match=f'data.vocab=train:{pieces}: this text .*{said}'):

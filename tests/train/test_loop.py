@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe.data import pipeline
 from stmoe.train import loop
 from stmoe.train import rundir
 from stmoe.train import score
@@ -48,7 +49,7 @@ def at(monkeypatch, step, act):
   monkeypatch.setattr(loop.Loop, 'advance', patched)
 
 
-def test_a_run_directory(finished):
+def test_a_run_directory(corpus, finished):
   for name in ('config.json', 'env.json', 'metrics.jsonl', 'log.txt', 'checkpoints/12', 'router_stats/6.npz'):
     assert (finished / name).exists(), name
   lines = metrics(finished)
@@ -66,8 +67,11 @@ def test_a_run_directory(finished):
   assert done['step'] == 12 and done['eval/loss'] == lines[-1]['eval/loss']
   environment = json.loads((finished / 'env.json').read_text())
   assert environment['name'] == 'tiny' and environment['corpus']['num_bytes'] > 0
-  # One line of bits per byte: nats per token over bytes per token.
-  bits = lines[-1]['eval/loss'] / np.log(2) / environment['corpus']['bytes_per_token']
+  # Bits per byte: nats of the 2 batches over their bytes, which are all their tokens but EOS.
+  scored = pipeline.eval_batches(tiny_run.config(corpus), most=2)
+  tokens = np.concatenate([b['decoder_target_tokens'][b['decoder_loss_weights'] > 0] for b in scored])
+  assert len(tokens) == lines[-1]['eval/tokens'] < environment['corpus']['num_tokens']
+  bits = lines[-1]['eval/loss'] * len(tokens) / np.log(2) / (tokens != 1).sum()
   np.testing.assert_allclose(lines[-1]['eval/bits_per_byte'], bits, rtol=1e-6)
 
 

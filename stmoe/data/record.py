@@ -1,0 +1,192 @@
+"""data.json of a run directory: the data that the run reads, so that it goes on with these and no others.
+
+It is written when a run begins, with its own digest (store.py), and holds
+  data        the fields of the configuration that say what the data are, and those of the vocabulary
+  files       of the user: path, size, mtime (ns) and sha256 as they were read
+  caches      task -> path and key of what was made of them
+  metrics     task -> names of its metrics
+  vocabulary  file and sha256 of the vocabulary, kept in the run's folder `data`; null for bytes and labels
+  tables      path in the configuration -> file and sha256, alike, of tables that modules read
+Who opens the run's data later (training that goes on, evaluation, generation, reports) takes the caches
+and the vocabulary named here, and does not need the files; that they have changed is one of `notes`. A run
+without data.json, of an older version or imported, reads what its configuration says.
+"""
+
+import copy
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+
+from stmoe import errors
+from stmoe.data import cache as caches
+from stmoe.data import store
+from stmoe.data import vocab
+
+FILE, FOLDER = 'data.json', 'data'
+CONTENT = ('objective', 'task', 'files', 'jsonl', 'mixture', 'label', 'eda')
+VOCABULARY = ('vocab', 'extra_ids')
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """What is known of the data of the run in `path`; `values` are those of data.json, {} without one."""
+  path: pathlib.Path
+  values: dict
+  damage: str = ''
+
+  def known(self, data, kind):
+    """Returns dict task -> dict(path, key) of the run's caches; {} where section `data` is of other data."""
+    return self.values['caches'] if self.values and self._same(data, kind, CONTENT + VOCABULARY) else {}
+
+  def vocabulary(self, data, kind, make):
+    """Returns the run's own vocabulary; what `make` gives if it has none, or section `data` another."""
+    found = self.values.get('vocabulary')
+    found = found if found and self._same(data, kind, VOCABULARY) else None
+    if found and (file := self._own(found)):
+      return vocab.Pieces(file, data.extra_ids)
+    beside = self.path / pathlib.Path(data.vocab).name               # of an imported run that was moved
+    if data.vocab and not os.path.exists(data.vocab) and beside.is_file():
+      return vocab.Pieces(beside, data.extra_ids)
+    made = make()
+    if found and store.sha256(made.path) != found['sha256']:
+      raise errors.UserError(f'{self.path / found["file"]} is gone or damaged, and data.vocab={data.vocab!r} '
+                             'makes another vocabulary now: its text has changed')
+    return made
+
+  def open(self, name, data, kind):
+    """Returns (path, facts) of the run's cache for task `name`; errors.Damaged if it is gone or not whole."""
+    path = pathlib.Path(self.known(data, kind)[name]['path'])
+    here = caches.folder(data.cache_dir) / path.name
+    path = here if here.is_dir() else path
+    if not path.is_dir():
+      raise errors.Damaged(path, 'is gone')
+    return path, store.check(path)
+
+  def again(self, name, damage, make):
+    """Returns what `make` gives, a cache with a `key`, in place of one with `damage`; or a UserError."""
+    lost = f'{self.path}: the cache of its data is lost ({damage}) and cannot be made again'
+    try:
+      made = make()
+    except errors.UserError as error:
+      raise errors.UserError(f'{lost}: {error}') from error
+    if made.key != self.values['caches'][name]['key']:
+      said = [f'{file["path"]} {state}' for file in self.values['files'] if (state := changed(file))]
+      raise errors.UserError(f'{lost}: {", ".join(said) or f"task {name} has other text now"}')
+    return made
+
+  def located(self, cfg):
+    """Returns configuration `cfg` with the run's own copies for the tables it names."""
+    tables = {path: str(self._own(found)) for path, found in self.values.get('tables', {}).items()
+              if self._own(found)}
+    if not tables:
+      return cfg
+    cfg = copy.deepcopy(cfg)
+    with cfg.unlocked():
+      _replace(cfg, tables)
+    return cfg
+
+  def notes(self):
+    """Yields a line for damage of data.json, and for each file that is gone or has changed since."""
+    if self.damage:
+      yield f'note: {self.damage}; the data are read from their files again'
+    for known in self.values.get('files', ()):
+      if state := changed(known):
+        yield f'note: {known["path"]} {state} since this run read it; the run keeps to what it read'
+
+  def _same(self, data, kind, fields):
+    there = self.values['data']
+    return all(there.get(field) == value for field, value in described(data, kind).items() if field in fields)
+
+  def _own(self, found):
+    """The path of a file that the run keeps, or None where it is gone or damaged."""
+    file = self.path / found['file']
+    return file if file.is_file() and store.sha256(file) == found['sha256'] else None
+
+
+NONE = Record(pathlib.Path(), {})
+
+
+def read(run):
+  """Returns the Record of run directory `run`; a damaged one counts as none, and says so in its notes."""
+  if run is None:
+    return NONE
+  path = pathlib.Path(run)
+  if not (path / FILE).exists():
+    return Record(path, {})
+  try:
+    return Record(path, store.verified(path / FILE))
+  except errors.Damaged as error:
+    return Record(path, {}, str(error))
+
+
+def described(data, kind):
+  """Returns dict, as JSON has it, of the fields of section `data` that say what the data are."""
+  found = {field: data.get(field) for field in CONTENT + VOCABULARY}
+  mixture = data.get('mixture') or ()
+  names = [one if isinstance(one, str) else one[0] for one in mixture]
+  found.update(objective=kind, mixture=sorted(names), vocab=found['vocab'] or None)
+  return json.loads(json.dumps(found, default=lambda section: section.to_dict()))
+
+
+def seen(paths):
+  """Returns what data.json says of files: a list of dict(path, size, mtime, sha256)."""
+  found = []
+  for path in dict.fromkeys(str(pathlib.Path(path).absolute()) for path in paths):
+    if os.path.isfile(path):             # what is none is a mistake, which the reader of it names
+      stat = os.stat(path)
+      found.append(dict(path=path, size=stat.st_size, mtime=stat.st_mtime_ns, sha256=store.sha256(path)))
+  return found
+
+
+def changed(known):
+  """Returns 'is gone' or 'has changed' of a file that `seen` described, or ''."""
+  try:
+    stat = os.stat(known['path'])
+    if (stat.st_size, stat.st_mtime_ns) == (known['size'], known['mtime']):
+      return ''
+    same = stat.st_size == known['size'] and store.sha256(known['path']) == known['sha256']
+    return '' if same else 'has changed'
+  except (OSError, errors.Damaged):
+    return 'is gone'
+
+
+def write(run, cfg, source, tables=()):
+  """Writes data.json and the files it keeps, unless `source` was opened from it.
+
+  Args:
+    source: the opened data of `cfg`, see `pipeline.source`.
+    tables: paths of files that the model's modules read.
+  """
+  path = pathlib.Path(run)
+  if source.recorded:
+    return
+  (path / FOLDER).mkdir(exist_ok=True)
+  kept = getattr(source.vocabulary, 'path', None)
+  values = dict(
+      data=described(cfg.data, source.kind), files=source.files,
+      caches={name: dict(path=str(where.absolute()), key=source.keys[name])
+              for name, where in source.caches.items()},
+      metrics=source.metrics,
+      vocabulary=_keep(path, kept, caches.PIECES) if kept else None,
+      tables={str(table): _keep(path, table, f'table{number}.npz') for number, table in enumerate(tables)})
+  store.write(path / FILE, values)
+
+
+def _keep(run, file, name):
+  """Copies `file` into the run's folder, as `name`; returns dict(file, sha256)."""
+  to = run / FOLDER / name
+  if not (to.exists() and os.path.samefile(file, to)):
+    part = to.with_name(f'.{name}.{os.getpid()}.tmp')
+    shutil.copyfile(file, part)
+    part.replace(to)
+  return dict(file=f'{FOLDER}/{name}', sha256=store.sha256(to))
+
+
+def _replace(section, tables):
+  for key, value in section.items():
+    if hasattr(value, 'items'):
+      _replace(value, tables)
+    elif isinstance(value, str) and value in tables:
+      section[key] = tables[value]

@@ -1,0 +1,156 @@
+"""Folders that are whole or not there: written under another name, sealed by digests, checked if opened.
+
+The seal is `facts.json`: what the writer wants to be known of the folder, size and sha256 of every other
+file, and a sha256 of all that. `check` compares everything once per process and version of a file (a second
+per gigabyte or less); of a file above WHOLE bytes it compares the size, and its records, which carry hashes
+of their own, are checked as they are read. A folder that fails is made again, and that is said.
+"""
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import socket
+import sys
+
+from stmoe import errors
+from stmoe import files
+
+FORMAT = 2                               # of a sealed folder, part of its name; 1 had no seal
+SEAL = 'facts.json'
+WHOLE = 8 << 30
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def named(folder, name, key):
+  """Returns the path of the sealed folder that is called `name` and holds what `key` stands for."""
+  return pathlib.Path(folder) / f'{name}-{key}-v{FORMAT}'
+
+
+def kept(path, make):
+  """Returns the facts of folder `path`, made by `make(folder) -> facts` if it is not there or not whole.
+
+  Raises UserError, as `make` does, and says so where a damaged folder cannot be made again.
+  """
+  damage = None
+  if path.is_dir():
+    try:
+      return check(path)
+    except errors.Damaged as error:
+      damage = error
+      what = f'{pathlib.Path(error.file).name}: {error.reason}'
+      print(f'the cache {path} is damaged ({what}); it is made again', file=sys.stderr, flush=True)
+  try:
+    with new(path) as unfinished:
+      seal(unfinished, make(unfinished))
+  except errors.UserError as error:
+    if damage is None:
+      raise
+    raise errors.UserError(f'{damage}; the cache cannot be made again: {error}') from error
+  return check(path)
+
+
+def seal(path, facts):
+  """Writes the seal of folder `path`, all of whose other files are there."""
+  listed = {file.name: dict(size=file.stat().st_size, sha256=sha256(file)) for file in sorted(path.iterdir())}
+  write(path / SEAL, dict(facts=facts, files=listed))
+
+
+def check(path):
+  """Returns the facts of sealed folder `path`; errors.Damaged if anything in it is not as it was sealed."""
+  found = verified(path / SEAL)
+  for name, known in found['files'].items():
+    file = path / name
+    size = file.stat().st_size if file.is_file() else None
+    if size != known['size']:
+      raise errors.Damaged(file, 'is gone' if size is None else f'has {size} bytes, not {known["size"]}')
+    if size <= WHOLE and sha256(file) != known['sha256']:
+      raise errors.Damaged(file, 'has another sha256 than when it was written')
+  return found['facts']
+
+
+def write(path, values):
+  """Writes the dict `values` as JSON file `path`, with the digest of itself under 'sha256'."""
+  files.write_json(path, values | dict(sha256=_digest(values)), indent=1)
+
+
+def verified(path):
+  """Returns the dict that `write` put into `path`; errors.Damaged if the file holds anything else."""
+  values = files.read_json(path)
+  if values.pop('sha256', None) != _digest(values):
+    raise errors.Damaged(path, 'is not as it was written: its digest differs')
+  return values
+
+
+def _digest(values):
+  return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def sha256(file):
+  """Returns the hex digest of a file, read once per process as long as it stays as it is."""
+  stat = os.stat(file)
+  return _sha256(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sha256(file, *version):
+  del version
+  try:
+    with open(file, 'rb') as opened:
+      return hashlib.file_digest(opened, 'sha256').hexdigest()
+  except OSError as error:
+    raise errors.Damaged(file, error.strerror) from error
+
+
+@contextlib.contextmanager
+def new(path):
+  """Gives a folder to fill, which becomes `path` if the body ends well and vanishes if it does not.
+
+  A folder of that name that fails its check is replaced; one that is whole was made by a faster process.
+  """
+  host = socket.gethostname()
+  unfinished = path.with_name(f'{path.name}.unfinished.{host}.{os.getpid()}')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path, host)
+    unfinished.mkdir()
+    yield unfinished
+    if path.is_dir() and not _whole(path):
+      shutil.rmtree(path)
+    os.rename(unfinished, path)
+  except (OSError, RuntimeError, ValueError) as e:
+    if _whole(path):                     # another process was faster
+      return
+    if getattr(e, 'errno', None) in FULL or any(os.strerror(code) in str(e) for code in FULL):
+      raise errors.UserError(f'no space left on device for the cache {path}; free some, or set '
+                             '--config.data.cache_dir=DIR') from e
+    if isinstance(e, OSError):
+      raise errors.UserError(f'cannot write the cache {path}: {e.strerror}; set '
+                             '--config.data.cache_dir=DIR') from e
+    raise
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _whole(path):
+  try:
+    check(path)
+  except errors.Damaged:
+    return False
+  return True
+
+
+def _sweep(path, host):
+  """Removes what processes of this machine that are gone left unfinished."""
+  for left in path.parent.glob(f'{path.name}.unfinished.{host}.*'):
+    pid = int(left.name.rpartition('.')[2])
+    try:
+      os.kill(pid, 0)
+    except ProcessLookupError:
+      shutil.rmtree(left, ignore_errors=True)
+    except PermissionError:
+      pass
