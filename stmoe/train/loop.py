@@ -164,8 +164,6 @@ class Loop:
     """Trains to the last step; returns the exit code."""
     if self.unfinished is not None and job.first(lambda: self.final.get('step', 0) < self.step):
       self._conclude(self.unfinished)    # a kill came between saving this step and what follows it
-    if self.step < self.cfg.train.steps:
-      self.first()
     while self.step < self.cfg.train.steps and not self.ballot.code():
       self.advance()
     if code := self.ballot.last():
@@ -179,8 +177,11 @@ class Loop:
       self.log(f'finished: {rundir.summary(self.final)}')
     return 0
 
-  def first(self):
-    """Does the first step of this process, which compiles, and starts the clocks after it."""
+  def advance(self):
+    """Does one step and what is due after it; the first of this process compiles and starts the clocks."""
+    if self.clock.started():
+      self._after(self._step())
+      return
     self.show.say('compiling (the first step can take a minute)')
     began = time.monotonic()
     report = self._step()
@@ -189,10 +190,6 @@ class Loop:
     self.show.begin()
     self.clock.start()
     self._after(report)
-
-  def advance(self):
-    """Does one step and whatever is due after it."""
-    self._after(self._step())
 
   def _step(self):
     """Does one step; returns its report."""
@@ -304,6 +301,10 @@ class Clock:
   def start(self):
     """Starts counting."""
     self._since = time.monotonic()
+
+  def started(self):
+    """Returns whether it is counting."""
+    return self._since is not None
 
   def seconds(self):
     """Returns the seconds until now, those of earlier processes of the run included."""

@@ -33,7 +33,7 @@ def measure(cfg, rounds=9, steps=10, devices=None):
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
     mesh = stack.enter_context(states.on_mesh(cfg.mesh, devices))
     run = loop.Loop(cfg, pathlib.Path(folder), 'overhead', mesh, 1.0, stack)
-    run.first()
+    run.advance()                        # compiles
     batch = check.place(next(run.data), mesh)
 
     def bare():
