@@ -211,9 +211,23 @@ def _complete(group):
     if key not in known and not group.open:
       raise errors.UserError(f'{group.where(key)}: {title} has no field {key!r}{errors.nearest(key, known)}'
                              f' (it has: {", ".join(known)})')
+  _missing(group)
+
+
+def _missing(group):
+  """Raises UserError for a field of `group` that is not there and has no default."""
   for key, field in group.fields.items():
     if field.default is declared.REQUIRED and key not in group.values:
-      raise errors.UserError(f'{group.path}: {title} needs the field {key!r}')
+      raise errors.UserError(f'{group.path}: {group.title or group.path} needs the field {key!r}')
+
+
+def present(config):
+  """Raises UserError unless `config` has every section and field without which nothing is computed."""
+  for section in TRAINING:
+    if section not in config:
+      raise errors.UserError(f'the configuration has no section {section}')
+  for group in groups(config):
+    _missing(group)
 
 
 def _finite(where, value):

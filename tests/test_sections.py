@@ -152,6 +152,16 @@ def test_configurations_of_earlier_runs_pass():
     sections.check(config, whole=False)
 
 
+def test_what_is_missing_is_named():
+  config = experiment.load(SMALL)[0].to_dict()
+  for path in ('eval', 'model', 'data', 'eval.batch_size', 'model.vocab_size', 'blocks.m.router'):
+    *outer, key = path.split('.')
+    fields = ml_collections.ConfigDict(config).to_dict()
+    functools.reduce(lambda group, name: group[name], outer, fields).pop(key)
+    with pytest.raises(errors.UserError, match=key):
+      sections.present(ml_collections.ConfigDict(fields))
+
+
 def test_a_class_that_declares_nothing_has_finite_numbers(monkeypatch):
   fields = {'num_experts': declared.Field(None), 'tau': declared.Field(None, 0.1)}
   monkeypatch.setattr(declared, 'of_class', lambda package, name: fields)

@@ -52,7 +52,7 @@ def put(c, row, experts, d_ff, num_layers, length, group_size=None, backbone=Non
     backbone: a model of models.py; None = that of the row.
     sizes:   vocab_size, d_model, remat.
   """
-  make = getattr(models, backbone or row['backbone'])
+  make = common.choose('backbone', backbone or row['backbone'], models.BACKBONES)
   known = dict(sizes, length=length)
   block = row['block'](d_ff, experts, group_size, **{name: known[name] for name in row['sizes']})
   blocks = dict(m=block) if 'layer' in block else block

@@ -25,3 +25,6 @@ def t5(layers, num_layers, vocab_size, d_model, remat='none'):
   return dict(name='t5', vocab_size=vocab_size, d_model=d_model, num_heads=d_model // 64, head_dim=64,
               encoder=layers, decoder=(('d', num_layers // 2),), dtype='float32', scan_layers=True,
               remat=remat)
+
+
+BACKBONES = dict(lm=lm, mlp_lm=mlp_lm, t5=t5)

@@ -18,6 +18,7 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import files
 from stmoe import ranges
+from stmoe import sections
 from stmoe.train import job
 from stmoe.train import rundir
 
@@ -43,6 +44,7 @@ def run(args):
     from stmoe.train import taskscore
     taskscore.set_task(cfg, args.task.split(','), path)
   experiment.override(cfg, args.overrides, whole=False)
+  sections.present(cfg)
   if args.sweep:
     _sweep(cfg, path, args)
     return

@@ -43,6 +43,7 @@ def run(args):
   path = experiment.run_directory(args.run)
   cfg = rundir.opened(path, args.step)
   decode = strategy(cfg, args.overrides)
+  sections.present(cfg)
   if args.output and not args.output.parent.is_dir():
     raise errors.UserError(f'--output {args.output}: no directory {args.output.parent}')
   jsonl = args.jsonl or args.file.endswith('.jsonl')

@@ -13,11 +13,9 @@ from stmoe.train import losses
 
 
 def counts(cfg):
-  """Raises UserError for fields out of their range, a section that is missing, or losses that do not fit."""
-  for section in sections.TRAINING:
-    if section not in cfg:
-      raise errors.UserError(f'the configuration has no section {section}, without which nothing is trained')
+  """Raises UserError for fields that are missing or out of their range, or losses that do not fit."""
   sections.check(cfg, whole=False)
+  sections.present(cfg)
   passes, alpha = cfg.loss.get('passes', 1), cfg.loss.get('consistency', 0.0)
   if alpha and passes == 1:
     raise errors.UserError(f'loss.consistency={alpha} with loss.passes=1: it weighs the divergence of two '
