@@ -8,11 +8,13 @@ import atexit
 import errno
 import functools
 import gzip
+import hashlib
 import io
 import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import zipfile
@@ -24,6 +26,8 @@ from stmoe import errors
 
 FULL = (errno.ENOSPC, errno.EDQUOT)      # of a full disk
 CHUNK = 1 << 24
+# Absolute paths that mean the same to every library; orbax takes /gs/ and the like for addresses of a cloud.
+PLAIN = re.compile(r'(?!/(gs|s3|az|hf)(/|$))[\w/.,+=@ -]*')
 LARGEST = 1 << 30                        # bytes of a file of JSON or arrays, and of what is unpacked of it
 DEEPEST = 100                            # levels of JSON, which functions that call themselves go down
 # What reading damaged bytes raises, in the standard library and in NumPy.
@@ -225,24 +229,28 @@ def _once(pairs):
   return value
 
 
-@functools.cache
 def plain_path(path):
-  """Returns a Path of folder `path` that libraries do not take for a pattern or an escape.
+  """Returns a Path of folder `path` that no library takes for a pattern, an escape or an address.
 
-  It is `path` itself, or where that has characters of patterns (`runs/a[1]`) a link to the folder, which
-  must exist. Links lie in a folder that only this process knows and that goes with it.
+  It is `path` itself, or where its name is not plain (`runs/a[1]`, `gs:`, bytes that are not UTF-8) a link to
+  the folder. Links lie in a folder that only this process knows and that goes with it; what a kill leaves is
+  a link in the temporary folder.
   """
   path = pathlib.Path(path).resolve()
-  if not set(str(path)) & set('*?[]{}\\'):
+  if PLAIN.fullmatch(str(path)):
     return path
-  link = pathlib.Path(_links()) / str(len(os.listdir(_links())))
-  link.symlink_to(path, target_is_directory=True)
+  link = _links() / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+  if not link.is_symlink():
+    link.symlink_to(path, target_is_directory=True)
   return link
 
 
 @functools.cache
 def _links():
   """A new folder for the links of this process."""
-  folder = tempfile.mkdtemp(prefix='stmoe-')
-  atexit.register(shutil.rmtree, folder, ignore_errors=True)
-  return folder
+  for parent in (tempfile.gettempdir(), '/tmp', '/var/tmp'):
+    if PLAIN.fullmatch(os.path.realpath(parent)) and os.access(parent, os.W_OK):
+      folder = pathlib.Path(tempfile.mkdtemp(prefix='stmoe-', dir=os.path.realpath(parent)))
+      atexit.register(shutil.rmtree, folder, ignore_errors=True)
+      return folder
+  raise errors.UserError('there is no temporary folder with a plain name; set TMPDIR to one')

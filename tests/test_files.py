@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import numpy as np
 import pytest
@@ -145,3 +146,17 @@ def test_numbers_that_are_not_finite_become_null():
   inf = float('inf')
   assert files.plain({'a': [1, inf, (2.5, float('nan'))], 'b': -inf, 'c': 'x'}) == {
       'a': [1, None, [2.5, None]], 'b': None, 'c': 'x'}
+
+
+@pytest.mark.parametrize('path', ['/s3/runs', '/gs', '/a[1]', '/b\\s', '/x/gs:', os.fsdecode(b'/\xff')])
+def test_folders_that_libraries_take_for_something_else_have_a_link(path):
+  link = files.plain_path(path)
+  assert files.PLAIN.fullmatch(str(link)) and os.readlink(link) == path
+  assert files.plain_path(path) == link
+  link.unlink()                          # by whoever tidies temporary folders
+  assert os.readlink(files.plain_path(path)) == path
+
+
+@pytest.mark.parametrize('path', ['/home/me/runs/a-1_b, 2.5+c=d@e', '/data/gs/x', '/s3x', '/\u00e9\u6f22'])
+def test_folders_of_plain_names_are_themselves(path):
+  assert str(files.plain_path(path)) == path

@@ -14,6 +14,7 @@ import numpy as np
 import tensorstore as ts
 
 from stmoe import errors
+from stmoe import files
 from stmoe.interop import rules
 
 PREFIX = 'target.'
@@ -65,7 +66,7 @@ def tensors(folder):
   """Returns dict name ('encoder/layers_0/...') -> Array of the parameters in `folder`."""
   made = {}
   for path in sorted(pathlib.Path(folder).glob(f'{PREFIX}*')):
-    spec = dict(driver='zarr', kvstore=dict(driver='file', path=f'{path.resolve()}/'))
+    spec = dict(driver='zarr', kvstore=dict(driver='file', path=f'{files.plain_path(path)}/'))
     try:
       store = ts.open(spec, open=True, read=True).result()
     except ValueError as error:

@@ -45,12 +45,12 @@ class Checkpoints:
         save_decision_policy=policies.FixedIntervalPolicy(every),
         preservation_policy=policies.LatestN(keep),
         enable_async_checkpointing=async_save, cleanup_tmp_directories=not read_only, read_only=read_only)
-    self._read_only = read_only
+    self._read_only, self._async = read_only, async_save
     self._unseen = None                  # the step that was saved and not looked at since
     with _readable(self.directory):
       if not read_only:
         self.directory.mkdir(parents=True, exist_ok=True)
-      self._place = files.plain_path(self.directory)                 # for orbax, which globs
+      self._place = files.plain_path(self.directory)
       self._manager = ocp.CheckpointManager(self._place, options=options,
                                             item_names=('state', 'data', 'meta'))
 
@@ -77,6 +77,8 @@ class Checkpoints:
     with _readable(self.directory, self._saved):
       self._manager.save(step, args=args, force=True)
     self._unseen = step
+    if not self._async:
+      self.wait()
 
   def _check_space(self, step, needed):
     free = shutil.disk_usage(self.directory).free
@@ -85,20 +87,27 @@ class Checkpoints:
                              f'and {self.directory} has {free:,}; {self._saved()}')
 
   def wait(self):
-    """Returns when everything saved is on disk and was opened again; raises UserError if the disk is full."""
+    """Returns when everything saved is on disk and was opened again; raises UserError if not.
+
+    One process looks, and the others do not wait for it: a process may come here alone, when it ends.
+    """
     with _readable(self.directory, self._saved):
       self._manager.wait_until_finished()
     step, self._unseen = self._unseen, None
-    if step is not None:
-      job.first(lambda: self._look(step))
+    if step is not None and job.leads():
+      self._look(step)
 
   def _look(self, step):
-    """Raises UserError unless step `step` is listed, its meta is whole and all its arrays can be opened."""
+    """Raises UserError unless step `step` is listed, its meta is whole and all its arrays can be opened.
+
+    The arrays' own bytes are not read again: it is names, shapes and lists of parts that show whether
+    what was written is what will be looked for.
+    """
     listed = step in stored.steps(self.directory)
     try:
       lost = stored.Reader(self.directory, step).missing() if listed else 'all of it'
-    except errors.UserError as error:
-      lost = str(error)
+    except Exception as error:           # tensorstore raises whatever is broken
+      lost = str(error) if isinstance(error, errors.UserError) else files.reason(error)
     if lost:
       raise errors.UserError(f'the checkpoint of step {step} was written to {self.directory} and cannot be '
                              f'read again ({lost}); {self._saved(but=step)}')

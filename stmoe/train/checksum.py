@@ -19,10 +19,7 @@ FOLD, SPREAD = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)
 
 def inventory(state):
   """Returns dict path -> [shape, checksum, dtype] of the arrays of `state`, for JSON."""
-  mesh = next((x.sharding.mesh for x in jax.tree.leaves(state) if hasattr(x.sharding, 'mesh')), None)
-  sums = jax.device_get(_summer(mesh and distributed.everywhere(mesh))(state))
-  return {name(path): [list(x.shape), int(total), str(x.dtype)]
-          for (path, x), total in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(sums))}
+  return {path: [list(x.shape), total, str(x.dtype)] for path, x, total in _of_all(_sum, state)}
 
 
 def name(path):
@@ -30,19 +27,36 @@ def name(path):
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
+def _of_all(work, state):
+  """[(path, array, u32 that `work` makes of it)] of the arrays of `state`, on whatever devices they are."""
+  mesh = next((x.sharding.mesh for x in jax.tree.leaves(state) if hasattr(x.sharding, 'mesh')), None)
+  sums = jax.device_get(_compiled(work, mesh and distributed.everywhere(mesh))(state))
+  return [(name(path), x, int(total))
+          for (path, x), total in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(sums))]
+
+
 @functools.cache
-def _summer(sharding):
-  return jax.jit(lambda state: jax.tree.map(_sum, state), out_shardings=sharding)
+def _compiled(work, sharding):
+  return jax.jit(lambda state: jax.tree.map(work, state), out_shardings=sharding)
+
+
+def _words(x):
+  """The words [...] u32 of an array; a key has several."""
+  x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+  return (jax.lax.bitcast_convert_type(x, unsigned) if x.dtype != bool else x).astype(jnp.uint32)
 
 
 def _sum(x):
-  x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-  x = (jax.lax.bitcast_convert_type(x, unsigned) if x.dtype != bool else x).astype(jnp.uint32)
+  x = _words(x)
   place = jnp.zeros(x.shape, jnp.uint32)                             # flat index modulo 2^32
   for axis, stride in enumerate(strides(x.shape)):
     place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
   return jnp.sum(mix(x) * weight(place), dtype=jnp.uint32)
+
+
+def _plain_sum(x):
+  return jnp.sum(_words(x), dtype=jnp.uint32)
 
 
 def part(x, shape, where=...):
@@ -110,9 +124,4 @@ def plain_sum(x):
 
 def plain_sums(state):
   """Returns dict path -> [shape, sum of the words modulo 2^32]: what checkpoints of format 1 hold."""
-  def one(x):
-    x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-    x = jax.lax.bitcast_convert_type(x, unsigned) if x.dtype != bool else x
-    return int(jnp.sum(x.astype(jnp.uint32), dtype=jnp.uint32))
-  return {name(path): [list(x.shape), one(x)] for path, x in jax.tree.leaves_with_path(state)}
+  return {path: [list(x.shape), total] for path, x, total in _of_all(_plain_sum, state)}

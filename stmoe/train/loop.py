@@ -115,8 +115,7 @@ class Loop:
     if job.leads():
       writers.drop_router_stats(path, self.step)
     self.final = {key: value for line in self.metrics.lines for key, value in line.items()}
-    self.shown = self.final.get('tokens', 0), self.final.get('time', 0.0)
-    self.clock, self.running = Clock(seconds), []
+    self.clock, self.running, self.shown = Clock(seconds), [], (0, 0.0)
     self.profile = Profile(cfg.profile, path / 'profile', job.leads())
     stack.callback(self.profile.stop)
     self._introduce(name, aux)
@@ -134,15 +133,15 @@ class Loop:
     step, self.state, position, meta = found
     self.data.set_state(position)
     self.log(f'continuing from the checkpoint of step {step:,}')
-    if not steps.all_finite(self.state['params']):
-      self.log(f'note: parameters of the checkpoint of step {step:,} are not finite; an earlier version of '
-               'stmoe kept them, and no step from here on can be taken')
-    self._compare_rates(step)
+    if not distributed.fetch(jax.jit(steps.all_finite)(self.state)):
+      self.log(f'note: the checkpoint of step {step:,} holds numbers that are not finite, which earlier '
+               'versions of stmoe saved; no step can be taken from here; start from an earlier one')
+    self._compare_rates(step, meta.get('steps', self.planned))
     return step, meta['seconds'], meta.get('flops', step * self.flops_per_step), meta.get('line')
 
-  def _compare_rates(self, step):
-    """Says so if another train.steps than before moves the schedule."""
-    before, now = self.planned or self.cfg.train.steps, self.cfg.train.steps
+  def _compare_rates(self, step, before):
+    """Says so if another train.steps than `before` (0 = not known) moves the schedule."""
+    before, now = before or self.cfg.train.steps, self.cfg.train.steps
     rates = [float(steps.schedule(self.cfg, total)(jnp.int32(step))) for total in (before, now)]
     if abs(rates[1] - rates[0]) > 1e-6 * abs(rates[0]):
       self.log(f'note: train.steps was {before:,} and is {now:,}, which moves the schedule: the learning '
@@ -171,6 +170,8 @@ class Loop:
       self.checkpoints.wait()
       self.log(f'stopped after step {self.step:,}; the same command continues')
       return code
+    if bad := int(self.state['counts']['bad']):                      # an earlier version saved such a state
+      self._refuse(bad)
     self.checkpoints.wait()
     if job.leads():
       rundir.finish(self.path, self.final)
@@ -189,6 +190,7 @@ class Loop:
     self.log(f'first step took {time.monotonic() - began:.1f} s')
     self.show.begin()
     self.clock.start()
+    self.shown = self._counted()         # the rate is that of the steps that are timed
     self._after(report)
 
   def _step(self):
@@ -238,7 +240,7 @@ class Loop:
     values |= self._totals(counts) | {'skipped': int(values['skipped'])}
     tokens, seconds = (values[total] - before for total, before in zip(('tokens', 'time'), self.shown))
     self.shown = values['tokens'], values['time']
-    self.show.show(self.step, values, tokens / seconds if seconds else None)
+    self.show.show(self.step, values, tokens / seconds if tokens and seconds else None)
     if counts['bad']:
       self._refuse(int(counts['bad']))
     return values
@@ -247,6 +249,11 @@ class Loop:
     """Returns what every line counts: target tokens, active FLOPs and seconds of training so far."""
     low, high = counts['tokens'].tolist()
     return dict(tokens=(high << 32) + low, flops=self._flops(), time=self.clock.seconds())
+
+  def _counted(self):
+    """Returns (target tokens, seconds) until now: the speed shown is counted from here."""
+    totals = self._totals(jax.device_get(self.state['counts']))
+    return totals['tokens'], totals['time']
 
   def _flops(self):
     return float(self.flops_of_start + self.step * self.flops_per_step)
@@ -289,7 +296,7 @@ class Loop:
     with self.clock.paused():
       self.checkpoints.save(self.step, self.state, self.data.get_state(),
                             self.meta | {'seconds': self.clock.seconds(), 'flops': self._flops(),
-                                         'line': dict(line)})
+                                         'steps': self.cfg.train.steps, 'line': dict(line)})
 
 
 class Clock:

@@ -34,15 +34,20 @@ def make(cfg, plan):
     grads, report, aux = gradients(cfg, plan, state, batch, microbatches)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
     finite = jnp.isfinite(norm) & jnp.isfinite(report['loss/total'])
-    if limit:
-      grads = optimizers.clip(grads, norm, limit)
     rate = rate_at(state['step'])
-    with jax.named_scope('optimizer'):
-      params, opt_state = plan.optimizer.update(grads, state['opt_state'], plan.trainable(state['params']),
-                                                rate)
-    new = dict(params=freeze.put(state['params'], params), opt_state=opt_state,
-               router_state=committed(plan, state['params'], state['router_state'], aux))
-    finite &= all_finite(new)
+
+    def moved(grads, norm, opt_state, params):
+      grads = optimizers.clip(grads, norm, limit) if limit else grads
+      with jax.named_scope('optimizer'):
+        return plan.optimizer.update(grads, opt_state, params, rate)
+
+    given = grads, norm, state['opt_state'], plan.trainable(state['params'])
+    # Computed twice, here for a reduction: to keep it until all of it was seen takes a second state's memory.
+    finite &= all_finite(moved(*jax.lax.optimization_barrier(given)))
+    params, opt_state = moved(*given)
+    routers = committed(plan, state['params'], state['router_state'], aux)
+    finite &= all_finite(routers)
+    new = dict(params=freeze.put(state['params'], params), opt_state=opt_state, router_state=routers)
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {part: state[part] for part in new})
     counts = count(state['counts'], losses.weights(batch), finite)
     report |= {'lr': rate, 'grad_norm': norm, 'skipped': counts['skipped'], 'layers': describe(aux),

@@ -4,6 +4,7 @@ With `checkpoint` and `streamed` this is all that knows how orbax stores arrays:
 keep all of them in one database, streamed ones have a folder of chunks (zarr) for each.
 """
 
+import collections
 import math
 import pathlib
 
@@ -14,6 +15,8 @@ from stmoe import errors
 from stmoe import files
 from stmoe.train import checksum
 from stmoe.train import seal
+
+ZARRAY = '.zarray'                       # the key under which an array's shape and chunks are
 
 
 class Reader:
@@ -49,26 +52,37 @@ class Reader:
     return checksum.part(x, shape, where) if 'format' in self.meta else checksum.plain_sum(x)
 
   def missing(self):
-    """Returns the first path of the inventory whose array is not there in its shape, or None."""
-    plain = lambda shape, dtype: math.prod(shape) and not str(dtype).startswith('key')
-    stores = {name: self._open(name.split('/')) for name, (shape, _, dtype) in self.inventory.items()
-              if plain(shape, dtype)}                                # empty arrays and keys have other forms
-    for name, store in stores.items():
-      try:
-        if list(store.result().shape) != self.inventory[name][0]:
-          return name
-      except ValueError:
+    """Returns the first path of the inventory whose array is not there with all its parts, or None."""
+    store = ts.KvStore.open(_store(self._state, self._database)).result()
+    keys = [key.decode().rpartition('/') for key in store.list().result()]
+    parts = collections.Counter(name for name, _, key in keys if key != ZARRAY)
+    facts = {name: store.read(f'{_name(name.split("/"))}/{ZARRAY}') for name in self.inventory}
+    for name, (shape, _, dtype) in self.inventory.items():
+      there = files.parse_json((facts[name].result().value or b'{}').decode())
+      wanted = math.prod(-(-n // chunk) for n, chunk in zip(there.get('shape', ()), there.get('chunks', ())))
+      key = str(dtype).startswith('key')                             # is stored as its words
+      whole = not self._database or parts[_name(name.split('/'))] == wanted    # zeros are written, too
+      if not there or not (key or there['shape'] == shape) or not whole:
         return name
     return None
 
 
+def _name(leaf):
+  """How array `leaf` (keys) is called on disk."""
+  return '.'.join(map(str, leaf))
+
+
+def _store(state, database):
+  """What tensorstore is told about all that is kept in folder `state` of a step."""
+  file = dict(driver='file', path=f'{state}/')
+  return dict(driver='ocdbt', base=file) if database else file
+
+
 def spec(state, leaf, database, driver='zarr'):
   """Returns what tensorstore is told about array `leaf` (keys) in folder `state` of a step."""
-  name, folder = '.'.join(map(str, leaf)), f'{state}/'
-  file = dict(driver='file', path=folder)
   if database:
-    return dict(driver=driver, kvstore=dict(driver='ocdbt', base=file, path=f'{name}/'))
-  return dict(driver=driver, kvstore=dict(driver='file', path=f'{folder}{name}/'))
+    return dict(driver=driver, kvstore=_store(state, database) | dict(path=f'{_name(leaf)}/'))
+  return dict(driver=driver, kvstore=dict(driver='file', path=f'{state}/{_name(leaf)}/'))
 
 
 def read(store, where):

@@ -9,6 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from stmoe import errors
 from stmoe import files
 from stmoe.train import checkpoint
 from stmoe.train import checksum
@@ -71,3 +72,5 @@ class Writer:
             for leaf, total in self._sums.items()}
     files.write_json(self._folder / seal.ITEMS['meta'],
                      seal.close(meta | {'arrays': self._inventory | sums}, self._data), indent=None)
+    if lost := stored.Reader(self._folder.parent, self._folder.name).missing():
+      raise errors.UserError(f'{self._folder} was written and cannot be read again ({lost})')

@@ -1,6 +1,7 @@
 """Checkpoints: what is read back, and what happens to damaged ones, wrong ones and a full disk."""
 
 import json
+import os
 import shutil
 import types
 
@@ -10,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
+import tensorstore as ts
 
 from stmoe import axes
 from stmoe import errors
@@ -158,14 +160,42 @@ def test_checkpoints_of_the_format_before_open(tmp_path):
   assert stored.Reader(tmp_path / 'checkpoints', 1).share(np.ones(2, np.float32), (2,), ...) == 2 * 0x3F800000
 
 
-def test_a_save_counts_when_it_can_be_opened_again(tmp_path, monkeypatch):
+def no_index(folder):
+  """Removes the files of keys and small values."""
+  for file in folder.rglob('d/*'):
+    file.unlink()
+
+
+def no_part(folder):
+  """Takes the only part of the large array out of the database."""
+  store = dict(driver='ocdbt', base=dict(driver='file', path=f'{folder}/'))
+  ts.KvStore.open(store).result().write('params.units.0/0.0', None).result()
+
+
+@pytest.mark.parametrize('damage', [no_index, no_part, shutil.rmtree, lambda f: shutil.rmtree(f.parent)])
+def test_a_save_counts_when_it_can_be_opened_again(tmp_path, damage):
   store = saved(tmp_path, [1])
   store.save(2, state(2), dict(step=2), dict(vocab='v'))
   store._manager.wait_until_finished()
-  for file in (tmp_path / 'checkpoints' / '2' / 'state').rglob('d/*'):
-    file.unlink()
+  damage(tmp_path / 'checkpoints' / '2' / 'state')
   with pytest.raises(errors.UserError, match='step 2 was written .* cannot be read again .*intact: step 1$'):
     store.wait()
+
+
+@pytest.mark.parametrize('name', [
+    'a[1]b', '**', '[!a]', 'q?', '{m}', 'back\\', 'back\\slash', 'gs:', '~', '#%20', 'new\nline',
+    os.fsdecode(b'\xff')])
+def test_folders_of_any_legal_name(tmp_path, name):
+  (tmp_path / 'a1b').mkdir()             # what a pattern would lead to
+  store = saved(tmp_path / name, [1, 2, 3], keep=2)
+  assert store.steps() == [2, 3]
+  cut(largest(tmp_path / name, 3))
+  assert_is(restore(store)[0], 2)
+  assert (tmp_path / name / 'unreadable' / '3').is_dir()
+  at, found, _ = store.part(dict(params=shapes(state(0))['params']), lambda meta: None)
+  assert at == 2 and list(found) == ['params/units/0']
+  store.close()
+  assert {p.name for p in tmp_path.iterdir()} == {'a1b', name}
 
 
 def test_checksums_see_places_and_shardings_change_nothing():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import types
 
@@ -12,10 +13,12 @@ import pytest
 
 from stmoe import errors
 from stmoe.data import pipeline
+from stmoe.train import checkpoint
 from stmoe.train import loop
 from stmoe.train import rundir
 from stmoe.train import score
 from stmoe.train import signals
+from stmoe.train import state as states
 from stmoe.train import writers
 from tests.train import tiny_run
 
@@ -167,17 +170,38 @@ def test_a_step_is_saved_before_it_is_evaluated_and_the_evaluation_made_up_for(
   assert 0 < said.index('first step took') < said.index('step 6: eval loss')
 
 
-@pytest.mark.parametrize('folder', ['a[1]b', 'x**y', 'back\\slash', 'q?{m}'])
-def test_work_directories_may_have_any_legal_name(corpus, tmp_path, folder):
-  path = tmp_path / folder / 'run [2026]'
+def test_a_work_directory_may_have_any_legal_name(corpus, tmp_path, capsys):
+  path = tmp_path / 'a[1]b**' / 'gs:' / 'q?{m}\\' / 'run [2026] %20#'
   cfg = tiny_run.config(corpus, **{'train.steps': 4, 'eval.every': 4})
   assert loop.train(cfg, path, 'tiny', ONE) == 0
   assert score.score(cfg, path, print, devices=ONE)[0] == 4
+  assert 'tokens/s' in capsys.readouterr().err
   longer = tiny_run.config(corpus, **{'train.steps': 5, 'eval.every': 4})
   assert loop.train(longer, path, 'tiny', ONE) == 0
-  said = (path / 'log.txt').read_text()
+  said = capsys.readouterr().err
   assert 'continuing from the checkpoint of step 4' in said
   assert 'train.steps was 4 and is 5, which moves the schedule' in said
+  assert 'step 5/5' in said and 'tokens/s' not in said               # the only step of a process is not timed
+
+
+def test_a_start_that_is_not_finite_is_said_and_its_run_is_not_done(corpus, finished, tmp_path, capsys):
+  path, cfg = tmp_path / 'run', tiny_run.config(corpus)
+  shutil.copytree(finished, path)
+  with states.on_mesh(cfg.mesh, ONE) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    saved = checkpoint.Checkpoints(path / 'checkpoints')
+    _, state, data, meta = saved.restore(plan.shapes, lambda meta: None, print)
+    saved.close()
+    shutil.rmtree(path / 'checkpoints')
+    state['params'] = jax.tree.map(lambda x: x * np.nan, state['params'])
+    saved = checkpoint.Checkpoints(path / 'checkpoints')
+    saved.save(10, dict(state, step=state['step'] - 2), data, meta)
+    saved.close()
+  (path / 'DONE').unlink()
+  with pytest.raises(errors.UserError, match='the last 2 steps .* checkpoints from before these steps: 10;'):
+    loop.train(cfg, path, 'tiny', ONE)
+  assert 'the checkpoint of step 10 holds numbers that are not finite' in capsys.readouterr().err
+  assert not (path / 'DONE').exists()
 
 
 def test_a_profile_is_written(corpus, tmp_path):
