@@ -23,12 +23,13 @@ def refused(work, *said):
 @pytest.mark.parametrize('name, content, said', [
     ('a.parquet', b'x', 'is Parquet'), ('a.txt', b'PAR1 and more', 'is Parquet'),
     ('a.jsonl.zst', b'x', 'is Zstandard'), ('a.txt', b'\x28\xb5\x2f\xfd', 'is Zstandard'),
-    ('a.tar.gz', gzip.compress(b'x'), 'is tar'), ('a.gz', gzip.compress(b'\0' * 257 + b'ustar'), 'is tar'),
+    ('a.tar.gz', gzip.compress(b'x', mtime=0), 'is tar'),
+    ('a.gz', gzip.compress(b'\0' * 257 + b'ustar', mtime=0), 'is tar'),
     ('a.zip', b'x', 'is zip'), ('a.txt', b'PK\x03\x04', 'is zip'), ('a.bz2', b'x', 'is bzip2'),
     ('a.xz', b'x', 'is xz'), ('a.txt', b'\xfd7zXZ\x00', 'is xz'),
-    ('a.txt', gzip.compress(b'x'), 'is gzip'),
+    ('a.txt', gzip.compress(b'x', mtime=0), 'is gzip'),
     ('a.jsonl', b'{"text": "a"}\n', 'data.task=jsonl'),
-    ('a.jsonl.gz', gzip.compress(b'{}'), 'lines of JSON')])
+    ('a.jsonl.gz', gzip.compress(b'{}', mtime=0), 'lines of JSON')])
 def test_what_is_no_text_is_refused_by_name(tmp_path, name, content, said):
   (tmp_path / name).write_bytes(content)
   refused(lambda: corpus.text([tmp_path / name]), f"{tmp_path / name}'", said)
@@ -44,9 +45,9 @@ def test_damaged_gzip_is_one_line(tmp_path, damage):
 
 def test_a_small_file_does_not_fill_the_memory(tmp_path, monkeypatch):
   monkeypatch.setattr(given, 'ROOM', 1 << 16)
-  (tmp_path / 'a.txt.gz').write_bytes(gzip.compress(b'a' * (1 << 20)))
+  (tmp_path / 'a.txt.gz').write_bytes(gzip.compress(b'a' * (1 << 20), mtime=0))
   refused(lambda: corpus.text([tmp_path / 'a.txt.gz']), 'holds more than')
-  (tmp_path / 'a.txt.gz').write_bytes(gzip.compress(b'a line\n' * 9000))
+  (tmp_path / 'a.txt.gz').write_bytes(gzip.compress(b'a line\n' * 9000, mtime=0))
   assert len(given.text(tmp_path / 'a.txt.gz')) == 63000
 
 
@@ -79,7 +80,7 @@ def test_answers_of_squad(tmp_path, field, value, said):
 def test_damaged_squad(tmp_path):
   for name, content, said in [
       ('a.json', DEEP.encode(), 'nested too deeply'), ('b.json', b'\xff', 'not UTF-8'),
-      ('c.json.gz', gzip.compress(b'{}' * 999)[:20], 'cannot read')]:
+      ('c.json.gz', gzip.compress(b'{}' * 999, mtime=0)[:20], 'cannot read')]:
     path = tmp_path / name
     path.write_bytes(content)
     refused(functools.partial(squad.read, path), name, said)
