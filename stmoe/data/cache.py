@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 
 from array_record.python import array_record_module
 import numpy as np
@@ -68,7 +69,7 @@ def vocabulary_of(spec, among, extra_ids=0, cache_dir=None):
   if not spec.startswith('train:'):
     return vocab.Pieces(spec, extra_ids)
   num_pieces = spec.removeprefix('train:')
-  if not num_pieces.isdigit():
+  if not re.fullmatch('[1-9][0-9]{0,8}', num_pieces):
     raise errors.UserError(f'data.vocab={spec!r}: not a number of pieces; write train:4096')
   key = digest(CONTENT, num_pieces, vocab.RECIPE, *(part for t in among for part in (t.name, t.fingerprint)))
   path = store.named(folder(cache_dir), f'vocab-{"+".join(t.name for t in among)}-{num_pieces}', key)

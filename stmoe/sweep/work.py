@@ -26,7 +26,7 @@ def commands(run):
   whole = [run.experiment, '--workdir', str(run.workdir), *(f'--config.{o}' for o in run.overrides)]
   trained = plan.is_trained(run)
   evaluations = plan.missing_evaluations(run) if trained else run.evaluations
-  begun = any(path.name.isdigit() for path in (run.workdir / 'checkpoints').glob('*'))
+  begun = any(path.name.isdecimal() for path in (run.workdir / 'checkpoints').glob('*'))
   upcycle = [['upcycle', *run.start[:1], *whole, *run.start[1:]]] if run.start and not begun else []
   before = [] if begun else [list(words) for words in run.prepare]
   training = [] if trained else [*before, *upcycle, ['train', *whole]]
