@@ -242,7 +242,8 @@ def test_other_data_is_refused_on_resume(config, files):
     (dict(task='txt'), "no task is called 'txt'; nearest: text"),
     (dict(eval_split='valid'), "data.eval_split='valid'; nearest: validation"),
     (dict(vocab='train:many'), 'not a number of pieces'),
-    (dict(vocab='train:²'), 'not a number of pieces'), (dict(vocab='train:9999999999'), 'not a number of pieces'),
+    (dict(vocab='train:²'), 'not a number of pieces'),
+    (dict(vocab='train:9999999999'), 'not a number of pieces'),
     (dict(mixture=(('text', 0.0),)), 'weight of text is 0.0'),
     (dict(length=0), 'data.length=0'),
     (dict(objective='span_corruption', extra_ids=2), 'data.extra_ids=2 is too small')])
