@@ -29,7 +29,10 @@ def table(c):
 
 def configure(hf, tied, router):
   """Returns the sections model, blocks and losses of a config.json with routers `router`."""
-  fields.only(hf, attention_bias=False, moe_layer_freq=1)
+  rope_dim = fields.need(hf, 'qk_rope_head_dim')
+  fields.only(hf, attention_bias=False, moe_layer_freq=1, head_dim=rope_dim,
+              num_key_value_heads=fields.need(hf, 'num_attention_heads'),
+              qk_head_dim=rope_dim + fields.need(hf, 'qk_nope_head_dim'))
   number, activation = fields.need(hf, 'num_hidden_layers'), fields.activation(hf, 'hidden_act', 'silu')
   first = min(hf.get('first_k_dense_replace', 0), number)
   width = fields.need(hf, 'moe_intermediate_size')
@@ -40,10 +43,10 @@ def configure(hf, tied, router):
     blocks['d'] = decoder.dense(fields.need(hf, 'intermediate_size'), activation)
   attention = dict(name='latent_attention', nope_dim=fields.need(hf, 'qk_nope_head_dim'),
                    value_dim=fields.need(hf, 'v_head_dim'), kv_rank=fields.need(hf, 'kv_lora_rank'),
-                   q_rank=hf.get('q_lora_rank'), interleaved=hf.get('rope_interleave', True),
+                   q_rank=hf.get('q_lora_rank'), interleaved=fields.flag(hf, 'rope_interleave', True),
                    logit_scale=decoder.rope(hf)[2])
   model = decoder.model(hf, 'd' * first + 'm' * (number - first), tied, attention=attention,
-                        num_kv_heads=None, head_dim=fields.need(hf, 'qk_rope_head_dim'))
+                        num_kv_heads=None, head_dim=rope_dim)
   balance = float(hf.get('aux_loss_alpha') or 0.0), 'mean'
   return dict(model=model, blocks=blocks, losses=dict(balance=balance))
 

@@ -49,6 +49,7 @@ def model(hf, encoder, decoder, tied, scaled):
     tied:   the head is the embedding.
     scaled: the tied head divides by sqrt(D).
   """
+  fields.only(hf, quantization_config=None, is_encoder_decoder=True)
   return dict(name='t5', vocab_size=fields.need(hf, 'vocab_size'), d_model=fields.need(hf, 'd_model'),
               num_heads=fields.need(hf, 'num_heads'), head_dim=fields.need(hf, 'd_kv'),
               encoder=rules.pattern(encoder), decoder=rules.pattern(decoder),

@@ -10,6 +10,7 @@ from stmoe.interop import rules
 # Names of activation functions -> ours; 'gelu' there is the exact one, which no layer of ours has.
 ACTIVATIONS = {'relu': 'relu', 'silu': 'silu', 'swish': 'silu', 'gelu_new': 'gelu',
                'gelu_pytorch_tanh': 'gelu'}
+LARGEST = 1e30                         # of numbers that are no sizes
 # Fields that say how to compute or to train a model, not what it is.
 FREE = {'dtype', 'remat', 'scan_layers', 'dropout_rate', 'init_scale', 'executor', 'jitter', 'input_dropout',
         'exploration', 'scope', 'device_budget', 'allow_causal', 'rate', 'centred', 'freeze_after'}
@@ -25,16 +26,36 @@ def need(hf, key):
 def only(hf, **allowed):
   """Raises UserError if a field is there with another value than the one `allowed`."""
   for key, value in allowed.items():
-    if hf.get(key, value) not in (value, None):
-      raise errors.UserError(f'config.json: {key}={hf[key]!r} is not supported; nearest: {value!r}')
+    if hf.get(key) is not None and hf[key] != value:
+      raise errors.UserError(f'config.json: {key}={hf[key]!r:.60} is not supported; nearest: {value!r:.60}')
+
+
+def number(hf, key, default=None):
+  """Returns the field `key`, a number above 0, as a float; `default` where it is not there."""
+  value = hf.get(key)
+  if value is None:
+    return default
+  if type(value) not in (int, float) or not 0 < value < LARGEST:
+    raise errors.UserError(f'config.json: {key}={value!r:.60} is no number above 0')
+  return float(value)
+
+
+def flag(hf, key, default):
+  """Returns the field `key`, True or False; `default` where it is not there."""
+  value = hf.get(key)
+  if value is None:
+    return default
+  if not isinstance(value, bool):
+    raise errors.UserError(f'config.json: {key}={value!r:.60} is neither true nor false')
+  return value
 
 
 def activation(hf, key, default=None):
   """Returns our name of the activation function in field `key`."""
   name = hf.get(key) or default
-  if name not in ACTIVATIONS:
-    raise errors.UserError(f'config.json: {key}={name!r} is not supported{errors.nearest(name, ACTIVATIONS)}'
-                           f' (there are: {", ".join(ACTIVATIONS)})')
+  if not isinstance(name, str) or name not in ACTIVATIONS:
+    raise errors.UserError(f'config.json: {key}={name!r:.60} is not supported'
+                           f'{errors.nearest(name, ACTIVATIONS)} (there are: {", ".join(ACTIVATIONS)})')
   return ACTIVATIONS[name]
 
 
@@ -44,9 +65,13 @@ def family(hf):
   if name is None:
     raise errors.UserError(f'config.json has no model_type (supported: '
                            f'{", ".join(lookup.available("family"))})')
-  found = lookup.module('family', name)
-  stranger = next((a for a in hf.get('architectures') or [] if a != found.ARCHITECTURE), None)
-  if stranger:
+  if not isinstance(name, str):
+    raise errors.UserError(f'config.json: model_type={name!r:.60} is no name')
+  found, named = lookup.module('family', name), hf.get('architectures') or []
+  if not isinstance(named, list):
+    raise errors.UserError(f'config.json: architectures={named!r:.60} is no list of names')
+  stranger = next((a for a in named if a != found.ARCHITECTURE), None)
+  if stranger is not None:
     raise errors.UserError(f'config.json: the architecture {stranger} is not supported; nearest: '
                            f'{found.ARCHITECTURE}')
   return name, found

@@ -19,6 +19,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import files as plain
 from stmoe import lookup
 from stmoe.data import progress
 from stmoe.data import vocab
@@ -60,6 +61,7 @@ def read(source, target, overrides=(), say=print):
     with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
       plan = states.blueprint(cfg, mesh)
     placed = rules.places({part: plan.shapes[part] for part in PARTS}, family.table(cfg.to_dict()))
+    _check_kinds(placed, found)
     skipped = rules.check(placed, {key: t.shape for key, t in found.items()}, copies,
                           family.ignored(cfg.to_dict()))
     if skipped:
@@ -72,7 +74,7 @@ def read(source, target, overrides=(), say=print):
     (path / 'source').mkdir()
     for file in BESIDE:
       if (source / file).is_file():
-        shutil.copyfile(source / file, path / 'source' / file)
+        shutil.copyfile(files.inside(source, file), path / 'source' / file)
     rundir.write(path / 'imported.json', json.dumps(record, indent=2) + '\n')
     rundir.claim(path, cfg)
     metrics = writers.Metrics(path, 0)
@@ -86,7 +88,7 @@ def _open(source):
   if t5x.found(source):
     found = t5x.tensors(source)
     return 't5x', t5x, t5x.configure({name: array.shape for name, array in found.items()}), found
-  hf = files.load_json(source / 'config.json')
+  hf = plain.read_json(files.inside(source, 'config.json'))
   name, family = fields.family(hf)
   found = files.tensors(source)
   return name, family, family.configure(hf, _tied(family, hf, found)), found
@@ -168,6 +170,16 @@ def _copies(family, cfg, found):
   return names
 
 
+def _check_kinds(placed, found):
+  """Raises UserError for a parameter of a dtype of integers, which is no parameter or not of this dtype."""
+  wrong = [place.tensor for place in placed
+           if place.tensor in found and found[place.tensor].dtype not in files.FLOATS]
+  if wrong:
+    tensor = found[wrong[0]]
+    raise errors.UserError(f'{tensor.file}: {wrong[0]} is of dtype {tensor.dtype}, and a parameter is one of '
+                           f'{", ".join(files.FLOATS)} ({len(wrong)} tensors)')
+
+
 def _fill(path, cfg, plan, placed, found, digest):
   """Writes the checkpoint of step 0, slice by slice."""
   start = jax.jit(lambda: {k: v for k, v in states.fresh(cfg, plan).items() if k != 'params'})()
@@ -241,7 +253,7 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   cfg = rundir.load(source)
   for override in overrides:
     experiment.apply(cfg, override)
-  record = json.loads((source / 'imported.json').read_text()) if (source / 'imported.json').is_file() else {}
+  record = _record(source / 'imported.json')
   name = to or record.get('family', 't5x')
   if name == 't5x':
     raise errors.UserError(f'{source} was not imported from Hugging Face; say what it is to be with --to '
@@ -261,6 +273,8 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   kind = lambda tensor: dtype or record.get('dtypes', {}).get(tensor) or record.get('dtype', 'F32')
   layout = {place.tensor: (kind(place.tensor), place.there) for place in placed if place.tensor}
   again = record['copies'] if record else family.copied(cfg.to_dict())
+  if not set(again) <= set(family.COPIES):
+    raise errors.Damaged(source / 'imported.json', f'has copies that are none: {again!r:.80}')
   copies = {copy: family.COPIES[copy] for copy in again}
   with beside(target) as path:
     for file in (source / 'source').glob('*'):
@@ -279,12 +293,26 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   return reader.step, name, made
 
 
+def _record(file):
+  """What `read` wrote in imported.json, {} for a run that was not imported."""
+  if not file.is_file():
+    return {}
+  record = plain.read_json(file)
+  wanted = dict(family=str, copies=list, dtype=str, dtypes=dict)
+  wrong = [key for key, kind in wanted.items() if not isinstance(record.get(key), kind)]
+  kinds = [record['dtype'], *record['dtypes'].values()] if not wrong else []
+  unknown = [kind for kind in kinds if not isinstance(kind, str) or kind not in files.DTYPES]
+  if wrong or unknown:
+    raise errors.Damaged(file, f'has no {wrong[0]}' if wrong else f'has the dtype {unknown[0]!r}')
+  return record
+
+
 def _describe(original, family, c, imported):
   """The config.json of a model, or None where the one it was imported with still says it.
 
   Raises UserError if the family has no such model.
   """
-  tied, old = c['model'].get('tie_embeddings', True), files.load_json(original) if imported else {}
+  tied, old = c['model'].get('tie_embeddings', True), plain.read_json(original) if imported else {}
   if imported and not fields.differences(c, family.configure(old, tied)):
     return None
   new = IDS | old | family.describe(c)

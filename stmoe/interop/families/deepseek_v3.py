@@ -25,9 +25,9 @@ def configure(hf, tied):
   fields.only(hf, scoring_func='sigmoid', topk_method='noaux_tc')
   return deepseek.configure(hf, tied, dict(
       name=ROUTER, num_experts=fields.need(hf, 'n_routed_experts'), k=fields.need(hf, 'num_experts_per_tok'),
-      num_groups=hf.get('n_group') or 1, kept_groups=hf.get('topk_group') or 1,
-      normalize_gates=bool(hf.get('norm_topk_prob', True)),
-      route_scale=float(hf.get('routed_scaling_factor', 2.5))))
+      num_groups=hf.get('n_group', 8) or 1, kept_groups=hf.get('topk_group', 4) or 1,
+      normalize_gates=fields.flag(hf, 'norm_topk_prob', True),
+      route_scale=fields.number(hf, 'routed_scaling_factor', 2.5)))
 
 
 def describe(c):

@@ -6,6 +6,7 @@ from stmoe.interop import rules
 
 ARCHITECTURE = 'MixtralForCausalLM'
 COPIES = decoder.COPIES
+THETA = 1e6                            # where config.json does not say it
 RULES = [
     *decoder.ATTENTION, *decoder.REST,
     ('decoder/layers/{i}/layer/router/w', decoder.LAYER + 'block_sparse_moe.gate.weight', rules.LINEAR),
@@ -27,7 +28,7 @@ def configure(hf, tied):
   sparse = decoder.moe(router, fields.need(hf, 'intermediate_size'),
                        fields.activation(hf, 'hidden_act', 'silu'))
   return dict(model=decoder.model(hf, 'm' * fields.need(hf, 'num_hidden_layers'), tied,
-                                  window=hf.get('sliding_window')),
+                                  theta=THETA, window=hf.get('sliding_window')),
               blocks=dict(m=dict(layer='moe', **sparse)), losses=decoder.losses(hf))
 
 

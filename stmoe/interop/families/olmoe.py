@@ -24,7 +24,8 @@ def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
   fields.only(hf, attention_bias=False)
   router = dict(name='deepseek_moe', num_experts=fields.need(hf, 'num_experts'),
-                k=fields.need(hf, 'num_experts_per_tok'), normalize_gates=bool(hf.get('norm_topk_prob')))
+                k=fields.need(hf, 'num_experts_per_tok'),
+                normalize_gates=fields.flag(hf, 'norm_topk_prob', False))
   sparse = decoder.moe(router, fields.need(hf, 'intermediate_size'),
                        fields.activation(hf, 'hidden_act', 'silu'))
   attention = dict(name='attention', qk_norm=fields.need(hf, 'rms_norm_eps'), clip=hf.get('clip_qkv'))

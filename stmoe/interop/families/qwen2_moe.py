@@ -26,20 +26,24 @@ def table(c):
 
 def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
-  window = hf.get('sliding_window') if hf.get('use_sliding_window') else None
+  window = fields.need(hf, 'sliding_window') if fields.flag(hf, 'use_sliding_window', False) else None
   number, activation = fields.need(hf, 'num_hidden_layers'), fields.activation(hf, 'hidden_act', 'silu')
-  if window and hf.get('max_window_layers', 0):
-    fields.only(hf, max_window_layers=0)
+  # Versions of transformers put the window into different layers, unless layer_types names all of them.
+  kinds = ['full_attention' if window is None else 'sliding_attention'] * number
+  if window is not None:
+    fields.need(hf, 'layer_types')
+  fields.only(hf, layer_types=kinds)
   router = dict(name='deepseek_moe', num_experts=fields.need(hf, 'num_experts'),
-                k=fields.need(hf, 'num_experts_per_tok'), normalize_gates=bool(hf.get('norm_topk_prob')))
+                k=fields.need(hf, 'num_experts_per_tok'),
+                normalize_gates=fields.flag(hf, 'norm_topk_prob', False))
   sparse = decoder.moe(router, fields.need(hf, 'moe_intermediate_size'), activation)
-  dense, step = set(hf.get('mlp_only_layers') or ()), hf.get('decoder_sparse_step') or 1
+  dense, step = set(hf.get('mlp_only_layers') or ()), hf.get('decoder_sparse_step', 1)
   layers = ''.join('d' if i in dense or (i + 1) % step else 'm' for i in range(number))
   blocks = dict(m=dict(layer='shared', d_ff=fields.need(hf, 'shared_expert_intermediate_size'), num_shared=1,
                        activation=activation, sigmoid_gate=True, inner=dict(name='moe', **sparse)))
   if 'd' in layers:
     blocks['d'] = decoder.dense(fields.need(hf, 'intermediate_size'), activation)
-  attention = dict(name='attention', qkv_bias=bool(hf.get('qkv_bias', True)))
+  attention = dict(name='attention', qkv_bias=fields.flag(hf, 'qkv_bias', True))
   return dict(model=decoder.model(hf, layers, tied, attention=attention, window=window), blocks=blocks,
               losses=decoder.losses(hf))
 
@@ -59,4 +63,5 @@ def describe(c):
       intermediate_size=c['blocks'][letters[is_dense[0]]]['d_ff'] if is_dense else sparse['experts']['d_ff'],
       qkv_bias=(c['model'].get('attention') or {}).get('qkv_bias', False),
       use_sliding_window=window is not None, sliding_window=window, max_window_layers=0,
+      layer_types=['full_attention' if window is None else 'sliding_attention'] * len(letters),
       router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])

@@ -22,14 +22,19 @@ def table(c):
 
 def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
-  projection = hf.get('feed_forward_proj', 'relu')
+  projection = hf.get('feed_forward_proj') or 'relu'
+  if not isinstance(projection, str):
+    raise errors.UserError(f'config.json: feed_forward_proj={projection!r:.60} is no name; nearest: '
+                           'gated-gelu')
   gated = projection.startswith('gated-')
   # 'gated-gelu' was always the tanh approximation.
   named = {'act': 'gelu_new' if projection == 'gated-gelu' else projection.removeprefix('gated-')}
   dense = dict(layer='dense', d_ff=fields.need(hf, 'd_ff'), activation=fields.activation(named, 'act'),
                gated=gated)
+  # Written beside feed_forward_proj by transformers, and stronger than it where they differ.
+  fields.only(hf, is_gated_act=gated, dense_act_fn=named['act'])
   layers = fields.need(hf, 'num_layers')
-  scaled = hf.get('scale_decoder_outputs', hf.get('tie_word_embeddings', True))
+  scaled = fields.flag(hf, 'scale_decoder_outputs', fields.flag(hf, 'tie_word_embeddings', True))
   model = encdec.model(hf, 'd' * layers, 'd' * (hf.get('num_decoder_layers') or layers), tied,
                        scaled or not tied)
   return dict(model=model, blocks=dict(d=dense), losses={})
