@@ -81,7 +81,8 @@ def routed(runs, labels, folder, text=None):
   from stmoe.train import rundir
   samples = {}
   for one, label in zip(runs, labels):
-    if label in samples or not one.loads or not any((one.path / 'checkpoints').glob('[0-9]*')):
+    sparse = one.loads or text is not None and (one.path / 'imported.json').is_file()
+    if label in samples or not sparse or not any((one.path / 'checkpoints').glob('[0-9]*')):
       continue
     if 'vocab' not in rundir.load(one.path).data:                    # a model of images reads no text
       continue

@@ -76,6 +76,7 @@ class Rows:
   unscored: int  # first targets of a segment without loss
   replaced: float = 0.0  # share of the tokens
   eos: int = 0
+  start: int = 0                       # id before the first token of a segment
 
   def __len__(self):
     return len(self.segments) if self.packs is None else len(self.packs)
@@ -91,7 +92,7 @@ class Rows:
       noise = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 1, number]))
       texts = [swap.swap(tokens, self.replaced, self.eos, noise) for tokens in texts]
     examples = [self.objective.example(tokens, rng) for tokens in texts]
-    pack.fill(batch, at, examples, self.unscored)
+    pack.fill(batch, at, examples, self.unscored, self.start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +166,7 @@ class Texts:
 
   def __init__(self, cfg):
     self._data, self._found = cfg.data, open_caches(cfg)
+    self._start = _start(cfg)
     self._objective = _objective(cfg, self._found)
     self.keys = {name: cache.key for name, cache in self._found.items()}
     self.weights = [weight or _size(self._found[name], cfg.data.mixture_cap) for name, weight in mixture(cfg)]
@@ -187,7 +189,7 @@ class Texts:
       packs = pack.plan(objective.lengths(sizes), list(objective.limits.values()))
     field = 'replaced' if train else 'eval_replaced'
     return Rows(stream, segments, packs, objective, seed, _unscored(data, objective.limits['decoder']),
-                swap.checked(field, data.get(field, 0.0)), cache.vocabulary.eos_id)
+                swap.checked(field, data.get(field, 0.0)), cache.vocabulary.eos_id, self._start)
 
   def empty(self, size):
     """Returns a batch of `size` rows without tokens."""
@@ -311,7 +313,7 @@ def judged(cfg):
                            'needs seq2seq or prompted')
   known = {name: Judged(caches.records(cache), task.metrics) for name, cache in found.items()
            if (task := tasks_of[name]).metrics}
-  return known, Rower(objective, next(iter(found.values())).vocabulary)
+  return known, Rower(objective, next(iter(found.values())).vocabulary, _start(cfg))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,6 +321,7 @@ class Rower:
   """Makes rows of texts, as evaluation has them: one pair a row."""
   objective: object
   vocabulary: object
+  start: int = 0                       # id before the first token of a target
 
   def batch(self, pairs, size):
     """Returns a batch of `size` rows with the (inputs, targets) `pairs`, at most so many, and empty rows."""
@@ -327,7 +330,7 @@ class Rower:
     ids = self.vocabulary.encode([text for pair in pairs for text in pair])
     for at in range(len(pairs)):
       tokens = np.concatenate([ids[2 * at], eos, ids[2 * at + 1], eos])
-      pack.fill(batch, at, [self.objective.example(tokens, None)])
+      pack.fill(batch, at, [self.objective.example(tokens, None)], start=self.start)
     return batch
 
 
@@ -344,6 +347,11 @@ def _source(cfg):
 
 def _objective(cfg, found):
   return OBJECTIVES[cfg.data.objective](cfg.data, next(iter(found.values())).vocabulary)
+
+
+def _start(cfg):
+  """The id that the first token of a text follows, the model's own."""
+  return cfg.model.get('start_id', 0) if 'model' in cfg else 0
 
 
 def _unscored(data, length):

@@ -34,12 +34,13 @@ class LM(nnx.Module):
     init_scale:   variance scale of attention and untied head; layers have their own.
     dtype:        of activations; parameters, norms, routers and logits are float32.
     scan_layers, remat: see `stack.Stack`.
+    start_id:     what the first token follows; end_ids: what ends a text, None = the vocabulary's EOS.
   """
 
   def __init__(self, *, vocab_size, d_model, layers, blocks, num_heads, head_dim, num_kv_heads=None,
                attention=None, window=None, rotary_base=10000.0, rotary_scaling=None, tie_embeddings=True,
                scale_head=True, norm_epsilon=1e-6, dropout_rate=0.0, init_scale=1.0, dtype='float32',
-               scan_layers=True, remat='none', rngs):
+               scan_layers=True, remat='none', start_id=0, end_ids=None, rngs):
     if head_dim % 2:
       raise UserError(f'head_dim {head_dim} is odd, and rotary positions turn pairs; '
                       f'nearest: {head_dim - 1}, {head_dim + 1}')
@@ -56,6 +57,8 @@ class LM(nnx.Module):
     self.rotary = functools.partial(rotary.table, head_dim=head_dim, base=rotary_base, scaling=rotary_scaling)
     self.window = window
     self.scale_head = scale_head
+    self.start_id = start_id
+    self.end_ids = end_ids
     self.dtype = jnp.dtype(dtype)
 
   def __call__(self, batch, key=None, train=False, step=0, tokens=None, alone=False):

@@ -35,11 +35,13 @@ class T5(nnx.Module):
     init_scale:   variance scale of attention, relative bias and untied head; layers have their own.
     dtype:        of activations; parameters, norms, routers and logits are float32.
     scan_layers, remat: see `stack.Stack`.
+    start_id:     what the first token follows; end_ids: what ends a text, None = the vocabulary's EOS.
   """
 
   def __init__(self, *, vocab_size, d_model, encoder, decoder, blocks, num_heads, head_dim, num_buckets=32,
                max_distance=128, tie_embeddings=False, scale_head=True, scaled=False, norm_epsilon=1e-6,
-               dropout_rate=0.0, init_scale=1.0, dtype='float32', scan_layers=True, remat='none', rngs):
+               dropout_rate=0.0, init_scale=1.0, dtype='float32', scan_layers=True, remat='none',
+               start_id=0, end_ids=None, rngs):
     attend = functools.partial(attention.Attention, num_heads=num_heads, head_dim=head_dim, scaled=scaled,
                                dropout_rate=dropout_rate, init_scale=init_scale)
     bias = functools.partial(relpos.RelativeBias, num_heads, num_buckets=num_buckets,
@@ -55,6 +57,8 @@ class T5(nnx.Module):
     self.head = None if tie_embeddings else embed.Head(d_model, vocab_size, init_scale=init_scale, rngs=rngs)
     self.vocab_size = vocab_size
     self.scale_head = scale_head
+    self.start_id = start_id
+    self.end_ids = end_ids
     self.dtype = jnp.dtype(dtype)
 
   def __call__(self, batch, key=None, train=False, step=0, tokens=None, alone=False):
@@ -101,7 +105,7 @@ class T5(nnx.Module):
   def begin(self, batch, length, ranks=None):
     """Returns (logits f32[B,V] of each row's first token, Cache with room for `length` tokens).
 
-    Keys and values of cross-attention are computed here, once. The first token is what follows id 0.
+    Keys and values of cross-attention are computed here, once. The first token is what follows `start_id`.
 
     Args:
       batch: dict of i32[B,K]: encoder_ input_tokens, segment_ids, positions; a row is one source.
@@ -114,7 +118,8 @@ class T5(nnx.Module):
                                      ranks=ranks))
     cache = caches.empty(self.decoder, len(segments), length + 1, self.dtype)
     cache = cache.replace(memory=self.decoder.remember(memory), memory_segments=segments)
-    return self.step(jnp.zeros(len(segments), jnp.int32), jnp.ones(len(segments), bool), cache, ranks)
+    start = jnp.full(len(segments), self.start_id, jnp.int32)
+    return self.step(start, jnp.ones(len(segments), bool), cache, ranks)
 
   def step(self, ids, real, cache, ranks=None):
     """Returns (logits f32[B,V] of the token after ids i32[B], cache); rows not real bool[B] rest."""

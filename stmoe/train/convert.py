@@ -35,7 +35,6 @@ from stmoe.train import streamed
 from stmoe.train import writers
 
 BLOCK = 1 << 25                          # bytes of a tensor that are in memory at once
-IDS = dict(pad_token_id=0, bos_token_id=0, eos_token_id=1)           # of this project's vocabularies
 PARTS = ('params', 'router_state')
 VOCABULARIES = ('spiece.model', 'tokenizer.model')                   # SentencePiece
 BESIDE = ('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
@@ -91,7 +90,10 @@ def _open(source):
   hf = plain.read_json(files.inside(source, 'config.json'))
   name, family = fields.family(hf)
   found = files.tensors(source)
-  return name, family, family.configure(hf, _tied(family, hf, found)), found
+  sections = family.configure(hf, _tied(family, hf, found))
+  said = files.inside(source, 'generation_config.json')
+  sections['model'] |= fields.ids(hf, plain.read_json(said) if said.is_file() else {}, sections['model'])
+  return name, family, sections, found
 
 
 @contextlib.contextmanager
@@ -133,6 +135,7 @@ def _configuration(sections, overrides):
     c.data = common.seq2seq('text', 512, 114, extra_ids=0)
   else:
     c.data = common.data('text', 512)
+  c.data.vocab = ''                        # until `_take_vocabulary`
   c.model, c.blocks = model, sections['blocks']
   c.losses.update(sections['losses'])
   c.optimizer = dict(name='adafactor', decay_rate=0.8, clipping_threshold=1.0)
@@ -144,11 +147,19 @@ def _configuration(sections, overrides):
 
 
 def _take_vocabulary(source, path, target, cfg):
-  """Copies a SentencePiece model into the run and names it there; returns its digest, None without one."""
-  file = next((source / name for name in VOCABULARIES if (source / name).is_file()), None)
+  """Copies a SentencePiece model into the run and names it there; returns its digest, None without one.
+
+  The configuration's own data.vocab comes before the one beside the tensors. Without either, data.vocab is
+  empty, and what reads texts refuses.
+  """
+  given = cfg.data.vocab
+  if given == 'bytes':
+    return vocab.Bytes(cfg.data.extra_ids).digest
+  file = pathlib.Path(given) if given else next(
+      (files.inside(source, name) for name in VOCABULARIES if (source / name).is_file()), None)
   if file is None:
     return None
-  extra = 100 if cfg.model.name == 't5' and 'spiece' in file.name else 0
+  extra = cfg.data.extra_ids or (100 if cfg.model.name == 't5' and 'spiece' in file.name else 0)
   pieces = vocab.Pieces(file, extra)
   if pieces.vocab_size > cfg.model.vocab_size:
     raise errors.UserError(f'{file} has {pieces.vocab_size} ids and config.json vocab_size='
@@ -315,11 +326,18 @@ def _describe(original, family, c, imported):
   tied, old = c['model'].get('tie_embeddings', True), plain.read_json(original) if imported else {}
   if imported and not fields.differences(c, family.configure(old, tied)):
     return None
-  new = IDS | old | family.describe(c)
+  new = (old or _ids(c['model'])) | family.describe(c)
   other = fields.differences(c, family.configure(new, tied))
   if other:
     raise errors.UserError(f'the model is not of the family {new["model_type"]}, whose {rules.some(other)}')
   return new
+
+
+def _ids(model):
+  """The special ids of section `model`, as config.json has them."""
+  ends = list(model.get('end_ids') or (1,))
+  return dict(pad_token_id=0, bos_token_id=model.get('start_id', 0),
+              eos_token_id=ends if ends[1:] else ends[0])
 
 
 def _write_array(reader, leaf, group, made, advance):

@@ -31,7 +31,7 @@ class Contrast:
     routing_ranks: of the weak pass; (2,) in the released example, its third expert.
     strong_ranks:  of the strong pass; None = the router as it is.
     draw:          draw from softmax(scores) instead of taking the largest.
-    eos_id:        the id that ends a text.
+    eos_id:        the id that ends a text, or several.
   """
 
   def __init__(self, *, alpha=0.1, beta=0.5, routing_ranks=(2,), strong_ranks=None, draw=False, eos_id=1):

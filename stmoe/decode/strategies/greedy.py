@@ -9,7 +9,7 @@ class Greedy:
   """The token of the largest logit, the lower id on ties.
 
   Args:
-    eos_id: the id that ends a text.
+    eos_id: the id that ends a text, or several.
   """
 
   def __init__(self, *, eos_id=1):

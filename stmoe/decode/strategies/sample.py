@@ -37,7 +37,7 @@ class Sample:
   Args:
     temperature:  above 0.
     top_k, top_p: see `shortlist`, of the logits over temperature.
-    eos_id:       the id that ends a text.
+    eos_id:       the id that ends a text, or several.
   """
 
   def __init__(self, *, temperature=1.0, top_k=0, top_p=1.0, eos_id=1):
