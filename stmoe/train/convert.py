@@ -153,8 +153,8 @@ def _take_vocabulary(source, path, target, cfg):
   empty, and what reads texts refuses.
   """
   given = cfg.data.vocab
-  if given == 'bytes':
-    return vocab.Bytes(cfg.data.extra_ids).digest
+  if given == 'bytes' or given.startswith('train:'):                 # of this project: nothing to copy
+    return None
   file = pathlib.Path(given) if given else next(
       (files.inside(source, name) for name in VOCABULARIES if (source / name).is_file()), None)
   if file is None:

@@ -1,4 +1,4 @@
-"""Files that the format of safetensors forbids, and folders that lead elsewhere: one line with file and tensor."""
+"""What the format of safetensors forbids, and folders that lead elsewhere: one line with file and tensor."""
 
 import json
 import pathlib
@@ -29,7 +29,8 @@ def parts(folder):
 def rewrite(folder, header, data=None):
   header = header if isinstance(header, str) else json.dumps(header)
   data = parts(folder)[1] if data is None else data
-  (folder / 'model.safetensors').write_bytes(len(header.encode()).to_bytes(8, 'little') + header.encode() + data)
+  header = header.encode()
+  (folder / 'model.safetensors').write_bytes(len(header).to_bytes(8, 'little') + header + data)
 
 
 def entry(name, **fields):
@@ -74,7 +75,7 @@ def declared(length):
 def hole(folder):
   """The last tensor four bytes later, and four bytes more."""
   header = json.loads(parts(folder)[0])
-  last = max((name for name in header if name != '__metadata__'), key=lambda name: header[name]['data_offsets'])
+  last = max(set(header) - {'__metadata__'}, key=lambda name: header[name]['data_offsets'])
   header[last]['data_offsets'] = [n + 4 for n in header[last]['data_offsets']]
   rewrite(folder, header, parts(folder)[1] + b'1234')
 
