@@ -63,7 +63,7 @@ class Harness:
     for request in requests:
       context, text = request.args
       whole = self._encode(context + text)
-      given = min(len(self._encode(context)), len(whole) - 1)
+      given = min(len(self._encode(context)), len(whole) - bool(text))     # a text has at least one token
       pairs.append((whole, max(given, 0)))
     return self._scores(pairs)
 
@@ -95,6 +95,11 @@ class Harness:
                    request.args[1].get('until', ())) for row, request in zip(made, requests)]
 
   def _encode(self, text):
+    try:
+      text.encode()
+    except UnicodeEncodeError as error:
+      raise errors.UserError(f'a request holds half a surrogate pair at character {error.start + 1}: it is '
+                             f'no text: {text[:60]!r}') from error
     return self._vocabulary.encode([text])[0].tolist()
 
   def _scores(self, pairs):
@@ -141,7 +146,7 @@ def _target_batch(pairs, width, start):
 
 
 def _until(text, stops):
-  for stop in [stops] if isinstance(stops, str) else stops:
+  for stop in [stops] if isinstance(stops, str) else stops or ():
     text = text.split(stop)[0] if stop else text
   return text
 
