@@ -60,16 +60,18 @@ WITHOUT = 'imported without a SentencePiece model'
 
 def test_without_a_vocabulary_texts_are_refused_and_ids_are_not(tmp_path, capsys):
   run, text = str(tmp_path / 'run'), tmp_path / 'text.txt'
-  text.write_text('the day\n')
+  text.write_text('the day is a day\n' * 400)
   (tmp_path / 'pairs.jsonl').write_text('{"inputs": "the", "targets": "day"}\n' * 99)
   assert main.main(['convert', str(DATA / 'checkpoints' / 'mixtral_window_pad'), run]) == 0
-  for argv in (['eval', run, f'--config.data.files={text}'], ['infer', run, str(text)],
+  sizes = ['--config.eval.batch_size=8', '--config.train.batch_size=8']
+  for argv in (['eval', run, f'--config.data.files={text}', *sizes], ['infer', run, str(text)],
                ['finetune', run, 'finetune/jsonl', f'--config.data.jsonl={tmp_path / "pairs.jsonl"}',
-                '--workdir', f'{run}-2'],
+                '--workdir', f'{run}-2', *sizes],
                ['report', run, '--text', str(text), '-o', str(tmp_path / 'page.html')]):
     capsys.readouterr()
     assert main.main(argv) == 2, argv
-    assert [WITHOUT in line for line in capsys.readouterr().err.splitlines() if 'stmoe: ' in line] == [True]
+    line, = (line for line in capsys.readouterr().err.splitlines() if line.startswith('stmoe: '))
+    assert WITHOUT in line
   assert main.main(['report', run, '-o', str(tmp_path / 'page.html')]) == 0
   model, cfg, vocabulary = interactive.opened(run)
   assert vocabulary is None and cfg.data.vocab == '' and model.start_id == 1
