@@ -29,12 +29,12 @@ class Beam:
   Args:
     beams:          K. With 1 and length_penalty 0 this is greedy decoding.
     length_penalty: alpha; T5 has 4 beams and 0.6.
-    eos_id:         the id that ends a text.
+    eos_id:         the id that ends a text, or several.
   Differs: t5x lets any ending among the 2K best finish, so that its single beam is not greedy.
   """
 
   def __init__(self, *, beams: ranges.Count = 4, length_penalty: ranges.NonNegative = 0.6,
-               eos_id: ranges.Natural = 1):
+               eos_id: ranges.Natural | ranges.Ids = 1):
     if beams < 1:
       raise UserError(f'decode.beams={beams}: at least one; nearest: 1')
     if length_penalty < 0:
@@ -94,7 +94,7 @@ class Beam:
     beam, token = at // vocab, (at % vocab).astype(jnp.int32)
     pick = lambda a, at: jnp.take_along_axis(a, at.reshape(*at.shape, *[1] * (a.ndim - 2)), axis=1)
     grown = jax.lax.dynamic_update_slice_in_dim(pick(ids, beam), token[..., None], i, 2)
-    ends = token == self.eos_id                                      # [B, 2K]
+    ends = jnp.isin(token, jnp.asarray(self.eos_id))                 # [B, 2K]
     alive, kept = jax.lax.top_k(jnp.where(ends, NEVER, total), k)    # [B, K]
     score = jnp.where(ends & (jnp.arange(2 * k) < k), total / penalty(i + 1, self.length_penalty), NEVER)
     ended, best = jax.lax.top_k(jnp.concatenate([ended, score], axis=1), k)
