@@ -79,12 +79,26 @@ def test_several_ids_end_a_text():
       return first, Cache()
     def step(self, ids, real, cache):
       return jnp.roll(jnp.eye(5)[ids], 1, axis=-1) * 9, cache
-  class Cache:
-    take = reorder = lambda self, rows: self
-  jax.tree_util.register_static(Cache)
   found = lookup.recipe('strategy', dict(name='beam', beams=1, length_penalty=0.0, eos_id=(3, 2)))()(
       Model(), None, 4, None)
   assert found[0].tolist() == [1, 2, 0, 0]
+
+
+@jax.tree_util.register_static
+class Cache:
+  take = reorder = lambda self, rows: self
+
+
+def test_beams_live_on_beside_many_ends():
+  """1, 2 and 3 end and lead; 5 is the second best of the others, and its text the best at this penalty."""
+  first, after_4 = jnp.log(jnp.array([0.1, 0.2, 0.19, 0.18, 0.17, 0.16])), jnp.zeros(6)
+  class Model:
+    def begin(self, batch, length):
+      return first[None], Cache()
+    def step(self, ids, real, cache):
+      return jnp.where((ids == 5)[:, None], 99 * jnp.eye(6)[1], after_4), cache
+  found = beam.Beam(beams=2, length_penalty=10.0, eos_id=(1, 2, 3))(Model(), None, 2, None)
+  assert found.tolist() == [[5, 1]]
 
 
 def test_texts_end_at_the_model_s_own_ids():

@@ -83,7 +83,7 @@ REFUSED = {
     'two bases': (dict(rope_theta=1e4, rope_parameters=dict(rope_theta=5e5)), 'rope_theta.*twice'),
     'two groups': (dict(rope_parameters=YARN, rope_scaling=dict(type='linear')), 'rope_type.*twice'),
     'no factor': (dict(rope_parameters=dict(rope_type='yarn')), 'need factor'),
-    'text for a number': (dict(rope_parameters=YARN | dict(factor='8')), "factor='8': expected a number above 0"),
+    'text for a number': (dict(rope_parameters=YARN | dict(factor='8')), "factor='8': expected a number"),
     'text for a flag': (dict(rope_parameters=YARN | dict(truncate='no')), 'truncate'),
     'negative': (dict(rope_parameters=YARN | dict(beta_fast=-1)), 'beta_fast'),
     'by layer': (dict(rope_parameters=dict(full_attention=YARN)), 'full_attention'),
@@ -188,6 +188,14 @@ def test_a_decoder_start_id_is_where_decoding_starts_and_is_exported(tmp_path):
   (tmp_path / 'run' / 'imported.json').unlink()
   convert.write(tmp_path / 'run', tmp_path / 'described', to='t5')
   assert json.loads((tmp_path / 'described' / 'config.json').read_text())['decoder_start_token_id'] == 7
+
+
+def test_dtypes_of_an_import_are_such(tmp_path):
+  convert.read(MIXTRAL, tmp_path / 'run')
+  file = tmp_path / 'run' / 'imported.json'
+  file.write_text(json.dumps(json.loads(file.read_text()) | dict(dtypes={'lm_head.weight': 'Q4'})))
+  with pytest.raises(errors.Damaged, match="imported.json.*dtype 'Q4'"):
+    convert.write(tmp_path / 'run', tmp_path / 'out')
 
 
 def test_parameters_are_no_integers(tmp_path):
