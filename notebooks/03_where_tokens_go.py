@@ -59,7 +59,8 @@ STEPS = 6 if SMOKE else 240
 # %%
 family = lookup.module('family', 'mixtral')
 sizes = dict(vocab_size=2048, hidden_size=128, num_attention_heads=2, num_hidden_layers=4, rms_norm_eps=1e-6,
-             num_local_experts=8, num_experts_per_tok=2, intermediate_size=128, router_aux_loss_coef=0.01)
+             num_local_experts=8, num_experts_per_tok=2, intermediate_size=128, router_aux_loss_coef=0.01,
+             rope_theta=10000.0)
 cfg, _ = experiment.load('lm/quickstart', [f'train.steps={STEPS}', 'train.batch_size=8', 'eval.batches=10',
                                            'eval.every=1000000', 'checkpoint.every=1000000'])
 with cfg.unlocked(), cfg.ignore_type():

@@ -308,22 +308,24 @@ class Weights(Range):
 
 
 class Group(Range):
-  """A mapping with these fields, all of them."""
+  """A mapping with these fields, all of them but those in `optional`, names of some."""
 
-  def __init__(self, **fields):
-    self.fields = fields
+  def __init__(self, optional=(), **fields):
+    self.fields, self.needed = fields, set(fields) - set(optional)
     self.text = f'a group with the fields {", ".join(fields)}'
 
   def holds(self, value):
-    return hasattr(value, 'items') and set(value) == set(self.fields) and all(
-        kind.holds(value[name]) for name, kind in self.fields.items())
+    return self._complete(value) and all(self.fields[name].holds(one) for name, one in value.items())
 
   def check(self, where, value):
-    if not hasattr(value, 'items') or set(value) != set(self.fields):
+    if not self._complete(value):
       raise self.refusal(where, value)
-    for name, kind in self.fields.items():
-      kind.check(f'{where}.{name}', value[name])
+    for name, one in value.items():
+      self.fields[name].check(f'{where}.{name}', one)
     return value
+
+  def _complete(self, value):
+    return hasattr(value, 'items') and self.needed <= set(value) <= set(self.fields)
 
 
 class Mapping(Range):
@@ -405,6 +407,7 @@ Section = Mapping()
 Count = Whole(1)
 Natural = Whole(0)
 Seed = Whole(0, 2**64 - 1)
+Ids = Many(Natural, least=1)
 Devices = Whole(1) | Whole(-1, -1)                                 # -1: those that are left over
 Any = Number()
 Positive = Number('above 0', low=LEAST)
@@ -416,7 +419,8 @@ PartOf1 = Number('above 0, at most 1', low=LEAST, high=1.0)
 Below1 = Number('of at least 0 and below 1', low=0.0, high=1 - 2**-24)
 Between01 = Number('above 0 and below 1', low=LEAST, high=1 - 2**-24)
 Factors = Pair(NonNegative | None)                                   # capacities; None = nothing is dropped
-Yarn = Group(factor=Positive, length=Count, fast=Positive, slow=Positive, size=Positive)     # `rotary.yarn`
+Yarn = Group(factor=Positive, length=Count, fast=Positive, slow=Positive, size=Positive, truncate=Flag,
+             optional=('truncate',))                                 # `rotary.yarn`
 # Functions of jax.nn of one array, elementwise.
 Activation = Choice('relu', 'gelu', 'silu', 'swish', 'tanh', 'sigmoid', 'relu6', 'elu', 'selu', 'celu',
                     'mish', 'leaky_relu', 'softplus', 'soft_sign', 'squareplus', 'hard_silu', 'hard_swish',

@@ -18,6 +18,8 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe.analysis import hlo
+from stmoe.analysis import products
 from stmoe.core import assignment
 from stmoe.core import contract
 
@@ -103,8 +105,7 @@ def _row(shape, v, rounds, rate):
     program = v.programs.get(what)
     if program is not None:
       row[what]['temp_mb'] = program.memory_analysis().temp_size_in_bytes / 1e6
-      counted = (program.cost_analysis() or {}).get('flops')
-      # A loop's body is counted once, so the executors that loop show less than they do.
+      counted = products.known(hlo.parse(program.as_text()))
       row[what]['hlo_flops_over_active'] = counted and counted / flops
   return row
 

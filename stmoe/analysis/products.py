@@ -31,6 +31,19 @@ def flops(module):
   return total, known
 
 
+def known(module):
+  """Returns the FLOPs of the matrix products of one execution, None where the program does not say them.
+
+  They are not known of a loop whose length depends on data, of branches, and of what a kernel (custom call)
+  computes.
+  """
+  total, sure = flops(module)
+  hidden = any(i.opcode == 'custom-call' and _target(i) in KERNELS
+               or i.opcode == 'conditional' and is_product(module, name, i)
+               for name in module.runs for i in module.computations[name])
+  return total if sure and not hidden else None
+
+
 def product(module, computation, i):
   """Returns the FLOPs of instruction `i` of `computation` if it is a matrix product, else 0."""
   if i.opcode == 'dot':

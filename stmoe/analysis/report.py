@@ -246,7 +246,8 @@ def sample_section(name, sample):
   """
   parts = [f'<h3>{html.esc(name)}</h3>', html.note(
       'Background: the expert of largest weight; underline: the second. Dotted grey: no '
-      'expert had room. Point at a token for the weights.')]
+      'expert had room. Plain: the last token of a window, which is only predicted. Point at a token for the '
+      'weights.')]
   for layer, seen in sample.items():
     words = lambda best: '   '.join(f'{_quoted(piece)} ×{lift:.1f}' for piece, _, lift in best)
     rows = [html.row([str(e), f'{share:.1%}', words(best)], code=True)

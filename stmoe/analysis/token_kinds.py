@@ -34,7 +34,7 @@ def counts(seen):
   """Returns f64[kinds,E]: how often each expert of routing_view.Sample `seen` took a token of each kind."""
   table = np.zeros((len(KINDS), seen.num_experts))
   for piece, taken in zip(seen.pieces, seen.taken):
-    for expert, _ in taken:
+    for expert, _ in taken or ():
       table[KINDS.index(kind(piece)), expert] += 1
   return table
 

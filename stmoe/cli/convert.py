@@ -6,7 +6,8 @@ stmoe convert runs/try NEW --to mixtral         of a run that was trained here, 
 
 Families: t5, switch_transformers, mixtral, olmoe, qwen2_moe, deepseek_v2, deepseek_v3 (by config.json). Only
 safetensors are read; pickle files (*.bin, *.pt) are never opened. A SentencePiece model beside the tensors
-comes along. A T5X folder (target.* arrays) has no configuration: sizes are read off the arrays.
+comes along; without one, --config.data.vocab=FILE gives it, or what reads texts refuses. A T5X folder
+(target.* arrays) has no configuration: sizes are read off the arrays.
 --config.FIELD=VALUE changes the configuration that an import writes.
 """
 

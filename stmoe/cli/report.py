@@ -90,7 +90,8 @@ def routed(runs, labels, folder, text=None):
   from stmoe.train import rundir
   samples = {}
   for one, label in zip(runs, labels):
-    if label in samples or not one.loads or not rundir.saved(one.path):
+    sparse = one.loads or text is not None and (one.path / 'imported.json').is_file()
+    if label in samples or not sparse or not rundir.saved(one.path):
       continue
     if 'vocab' not in rundir.load(one.path).data:                    # a model of images reads no text
       continue

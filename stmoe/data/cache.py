@@ -64,6 +64,10 @@ def vocabulary_of(spec, among, extra_ids=0, cache_dir=None):
 
   'train:N' is trained once on the train splits of the tasks `among`, and kept beside the caches.
   """
+  if not spec:
+    raise errors.UserError('data.vocab is empty: the model was imported without a SentencePiece model, and '
+                           'other tokenizers are not read; give its own to this command or to stmoe convert: '
+                           '--config.data.vocab=FILE')
   if spec == 'bytes':
     return vocab.Bytes(extra_ids)
   if not spec.startswith('train:'):

@@ -43,13 +43,13 @@ def empty(limits, batch_size, prefix=False):
   return {name: np.zeros((batch_size, limits[name.split('_')[0]]), np.int32) for name in names}
 
 
-def fill(batch, row, examples, unscored=0):
+def fill(batch, row, examples, unscored=0, start=0):
   """Writes examples side by side into row `row` of `batch`.
 
   An example is dict(decoder=targets, encoder=inputs or absent, prefix=number of first targets that
   are given: no loss on them, and visible to all of the segment up to the place where the first
-  predicted token is read). Inputs of the decoder are its targets shifted right by one, from id 0, in
-  each segment by itself. Segment ids count from 1; positions from 0 in each segment. There is no loss
+  predicted token is read). Inputs of the decoder are its targets shifted right by one, from id `start`,
+  in each segment by itself. Segment ids count from 1; positions from 0 in each segment. There is no loss
   on the first `unscored` targets of a segment either, which are not given.
   """
   at = {'encoder': 0, 'decoder': 0}
@@ -67,6 +67,7 @@ def fill(batch, row, examples, unscored=0):
       else:
         given = example.get('prefix', 0)
         batch['decoder_target_tokens'][row, begin:end] = ids
+        batch['decoder_input_tokens'][row, begin:begin + 1] = start
         batch['decoder_input_tokens'][row, begin + 1:end] = ids[:-1]
         batch['decoder_loss_weights'][row, begin + max(given, unscored):end] = 1
         if 'decoder_causal_attention' in batch:

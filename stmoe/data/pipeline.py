@@ -78,6 +78,7 @@ class Rows:
   unscored: int  # first targets of a segment without loss
   replaced: float = 0.0  # share of the tokens
   eos: int = 0
+  start: int = 0                       # id before the first token of a segment
 
   def __len__(self):
     return len(self.segments) if self.packs is None else len(self.packs)
@@ -93,7 +94,7 @@ class Rows:
       noise = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 1, number]))
       texts = [swap.swap(tokens, self.replaced, self.eos, noise) for tokens in texts]
     examples = [self.objective.example(tokens, rng) for tokens in texts]
-    pack.fill(batch, at, examples, self.unscored)
+    pack.fill(batch, at, examples, self.unscored, self.start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +173,7 @@ class Texts:
 
   def __init__(self, cfg, found=records.NONE):
     self._data, known = cfg.data, found.known(cfg.data, self.kind)
+    self._start = _start(cfg)
     self.recorded = bool(known)
     if known:
       self.vocabulary = vocabulary(cfg, found=found)
@@ -207,7 +209,7 @@ class Texts:
       packs = pack.plan(objective.lengths(sizes), list(objective.limits.values()))
     field = 'replaced' if train else 'eval_replaced'
     return Rows(stream, segments, packs, objective, seed, _unscored(data, objective.limits['decoder']),
-                swap.checked(field, data.get(field, 0.0)), cache.vocabulary.eos_id)
+                swap.checked(field, data.get(field, 0.0)), cache.vocabulary.eos_id, self._start)
 
   def empty(self, size):
     """Returns a batch of `size` rows without tokens."""
@@ -233,7 +235,7 @@ class Texts:
     metrics = {name: tuple(self._data.get('metrics', ()) or these) for name, these in self.metrics.items()}
     known = {name: examples.Judged(caches.records(cache), metrics[name])
              for name, cache in self._caches.items() if metrics[name]}
-    return known, Rower(self._objective, self.vocabulary)
+    return known, Rower(self._objective, self.vocabulary, self._start)
 
 
 def source(cfg, run=None):
@@ -399,6 +401,7 @@ class Rower:
   """Makes rows of texts, as evaluation has them: one pair a row."""
   objective: object
   vocabulary: object
+  start: int = 0                       # id before the first token of a target
 
   def batch(self, pairs, size):
     """Returns a batch of `size` rows with the (inputs, targets) `pairs`, at most so many, and empty rows."""
@@ -407,8 +410,13 @@ class Rower:
     ids = self.vocabulary.encode([text for pair in pairs for text in pair])
     for at in range(len(pairs)):
       tokens = np.concatenate([ids[2 * at], eos, ids[2 * at + 1], eos])
-      pack.fill(batch, at, [self.objective.example(tokens, None)])
+      pack.fill(batch, at, [self.objective.example(tokens, None)], start=self.start)
     return batch
+
+
+def _start(cfg):
+  """The id that the first token of a text follows, the model's own."""
+  return cfg.model.get('start_id', 0) if 'model' in cfg else 0
 
 
 def _unscored(data, length):

@@ -64,6 +64,8 @@ class Pieces:
     self.extra_ids = extra_ids
     self.digest = f'{hashlib.sha256(model).hexdigest()}+{extra_ids}'
     try:
+      if not model:
+        raise ValueError
       self._model = sentencepiece.SentencePieceProcessor(model_proto=_extend(model, extra_ids))
     except (RuntimeError, ValueError, TypeError) as e:
       raise errors.UserError(f'data.vocab={str(path)!r} is not a SentencePiece model') from e

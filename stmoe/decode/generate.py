@@ -1,6 +1,7 @@
 """Generation of text: one compiled program from prompts to ids."""
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
@@ -20,7 +21,7 @@ def make(plan, decode, length):
     decode: mapping with the `name` of a strategy (a file of `decode/strategies`) and its fields.
     length: most tokens to generate for a row.
   The program's batch has the encoder_ arrays of an encoder-decoder, or prompts: decoder_ input_tokens,
-  segment_ids and positions, padded on the right, each starting with id 0 as in training.
+  segment_ids and positions, padded on the right, each starting with the model's start_id as in training.
   """
   if length < 1:
     raise errors.UserError(f'a generated text has at least 1 token, not {length}')
@@ -32,6 +33,17 @@ def make(plan, decode, length):
     model.stacks()[-1].unroll()
     return strategy(model, batch, length, key)
   return jax.jit(run, out_shardings=NamedSharding(plan.mesh, PartitionSpec()))
+
+
+def ends(cfg, vocabulary):
+  """Returns the tuple of ids that end a text of the model of `cfg`: its own, or the vocabulary's EOS."""
+  return tuple(cfg.model.get('end_ids') or (vocabulary.eos_id,))
+
+
+def text(cfg, vocabulary, ids):
+  """Returns the text of ids i32[T], down to the first that ends it."""
+  last = np.flatnonzero(np.isin(ids, ends(cfg, vocabulary)))
+  return vocabulary.decode(ids[:last[0]] if len(last) else ids)
 
 
 def check(model, strategy):

@@ -5,14 +5,16 @@ import jax.numpy as jnp
 
 
 def run(logits, state, step, choose, length, eos_id):
-  """Returns i32[B,length] ids, up to and with `eos_id`, then 0; stops when every row has ended.
+  """Returns i32[B,length] ids, up to and with the end, then 0; stops when every row has ended.
 
   Args:
     logits: f32[B,V] of the first token.
     state:  what `step` keeps, a pytree.
     step:   (ids i32[B], real bool[B], state) -> (logits f32[B,V] of the next token, state).
     choose: (logits f32[B,V], i i32[]) -> i32[B] token number i.
+    eos_id: the id that ends a text, or several.
   """
+  ends = lambda ids: jnp.isin(ids, jnp.asarray(eos_id))
   first = choose(logits, jnp.int32(0)).astype(jnp.int32)             # [B]
   ids = jnp.zeros((len(first), length), jnp.int32).at[:, 0].set(first)
 
@@ -25,7 +27,7 @@ def run(logits, state, step, choose, length, eos_id):
     logits, state = step(last, ~done, state)
     last = jnp.where(done, 0, choose(logits, i)).astype(jnp.int32)
     ids = jax.lax.dynamic_update_slice_in_dim(ids, last[:, None], i, 1)
-    return i + 1, ids, last, done | (last == eos_id), state
+    return i + 1, ids, last, done | ends(last), state
 
-  carry = jnp.int32(1), ids, first, first == eos_id, state
+  carry = jnp.int32(1), ids, first, ends(first), state
   return jax.lax.while_loop(going, advance, carry)[1]

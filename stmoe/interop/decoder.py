@@ -22,6 +22,10 @@ REST = [
 ]
 COPIES = {'lm_head.weight': 'model.embed_tokens.weight'}             # where the head is tied
 IGNORED = (r'.*\.rotary_emb\.inv_freq',)
+# Fields of rotary positions: of all types, and of each.
+COMMON = ('rope_theta', 'rope_type', 'partial_rotary_factor')
+ROPE = dict(default=(), yarn=('factor', 'original_max_position_embeddings', 'attention_factor', 'beta_fast',
+                              'beta_slow', 'mscale', 'mscale_all_dim', 'truncate'))
 
 
 def ignored(c):
@@ -41,10 +45,11 @@ def glu(ours, theirs, names=('gate_proj', 'up_proj', 'down_proj')):
           for w, name in zip(('wi', 'wg', 'wo'), names)]
 
 
-def model(hf, layers, tied, **more):
-  """Returns the section `model` of a config.json; `layers` has one letter a layer."""
+def model(hf, layers, tied, theta=10000.0, **more):
+  """Returns the section `model` of a config.json; `layers` has one letter a layer, `theta` is `rope`'s."""
   heads, width = fields.need(hf, 'num_attention_heads'), fields.need(hf, 'hidden_size')
-  base, scaling, _ = rope(hf)
+  base, scaling, _ = rope(hf, theta)
+  fields.only(hf, quantization_config=None, is_encoder_decoder=False)
   kv_heads = fields.given(hf, 'num_key_value_heads', ranges.Count, heads)
   return dict(name='lm', vocab_size=fields.need(hf, 'vocab_size'), d_model=width, num_heads=heads,
               head_dim=fields.given(hf, 'head_dim', ranges.Count, width // heads),
@@ -71,31 +76,59 @@ def losses(hf):
   return dict(balance=(float(balance), 'mean'), z=(0.0, 'mean'))
 
 
-def rope(hf):
+def rope(hf, theta=10000.0):
   """Returns (base, fields of `rotary.yarn` or None, factor of the attention's logits).
 
-  Fields of both spellings: rope_parameters of transformers 5, rope_theta and rope_scaling before.
+  Fields of both spellings: rope_parameters of transformers 5, rope_theta and rope_scaling before. One that
+  the type does not have is refused, and so are two that disagree: versions take one or the other.
+
+  Args:
+    theta: the base where no field says it.
   """
-  old = dict(fields.given(hf, 'rope_scaling', ranges.Section, {}), rope_theta=hf.get('rope_theta'))
-  scaling = fields.given(hf, 'rope_parameters', ranges.Section, {}) or old
-  number = lambda key, default=None, kind=ranges.Positive: fields.given(scaling, key, kind, default)
-  base = float(number('rope_theta', fields.given(hf, 'rope_theta', ranges.Above1, 10000.0), ranges.Above1))
-  kind = scaling.get('rope_type') or scaling.get('type') or 'default'
-  if kind == 'default':
-    return base, None, 1.0
-  if kind != 'yarn':
+  given = _rope_fields(hf)
+  base = float(fields.given(given, 'rope_theta', ranges.Above1, theta))
+  kind = fields.given(given, 'rope_type', ranges.Text, 'default')
+  if kind not in ROPE:
     raise errors.UserError(f'config.json: rotary positions of type {kind!r} are not supported'
-                           f'{errors.nearest(kind, ("default", "yarn"))} (there are: default, yarn)')
-  factor = float(fields.need(scaling, 'factor', ranges.Positive))
+                           f'{errors.nearest(kind, ROPE)} (there are: {", ".join(ROPE)})')
+  fields.only(given, partial_rotary_factor=1)
+  other = next((key for key in given if key not in COMMON + ROPE[kind]), None)
+  if other:
+    raise errors.UserError(f'config.json: {other}={given[other]!r:.60} of rotary positions of type {kind} is '
+                           f'not supported{errors.nearest(other, ROPE[kind])}')
+  return (base, None, 1.0) if kind == 'default' else (base, *_yarn(hf, given))
+
+
+def _rope_fields(hf):
+  """The fields of rotary positions that a config.json sets, under the names of rope_parameters."""
+  found = {key: hf[key] for key in ('rope_theta', 'partial_rotary_factor') if hf.get(key) is not None}
+  for group in ('rope_parameters', 'rope_scaling'):
+    for key, value in fields.given(hf, group, ranges.Section, {}).items():
+      key = 'rope_type' if key == 'type' else key
+      if value is not None and found.setdefault(key, value) != value:
+        raise errors.UserError(f'config.json says {key} of rotary positions twice: {found[key]!r:.40} and '
+                               f'{value!r:.40}')
+  return found
+
+
+def _yarn(hf, given):
+  """(fields of `rotary.yarn`, factor of the attention's logits) of the fields `given` of that type."""
+  number = lambda key, default=None, kind=ranges.Positive: fields.given(given, key, kind, default)
+  length = number('original_max_position_embeddings', kind=ranges.Count) or fields.given(
+      hf, 'max_position_embeddings', ranges.Count)
+  factor = number('factor')
+  if length is None or factor is None:
+    raise errors.UserError('config.json: rotary positions of type yarn need factor and '
+                           'original_max_position_embeddings')
   size = lambda scale: 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
   one, every = (number(key, kind=ranges.NonNegative) for key in ('mscale', 'mscale_all_dim'))
   # What cos and sin get divides out of the logits again, where the two scales are equal.
   turned = number('attention_factor') or (size(one) / size(every) if one and every else size(1.0))
-  length = number('original_max_position_embeddings', kind=ranges.Count) or fields.need(
-      hf, 'max_position_embeddings')
-  scaled = dict(factor=factor, length=length, fast=float(number('beta_fast', 32.0)),
-                slow=float(number('beta_slow', 1.0)), size=turned)
-  return base, scaled, size(every) ** 2 if every else 1.0
+  scaled = dict(factor=float(factor), length=length, fast=float(number('beta_fast', 32.0)),
+                slow=float(number('beta_slow', 1.0)), size=float(turned))
+  if not number('truncate', True, ranges.Flag):
+    scaled['truncate'] = False
+  return scaled, size(every) ** 2 if every else 1.0
 
 
 def describe(c, architecture, model_type):

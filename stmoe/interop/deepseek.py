@@ -30,7 +30,10 @@ def table(c):
 
 def configure(hf, tied, router):
   """Returns the sections model, blocks and losses of a config.json with routers `router`."""
-  fields.only(hf, attention_bias=False, moe_layer_freq=1)
+  rope_dim = fields.need(hf, 'qk_rope_head_dim')
+  fields.only(hf, attention_bias=False, moe_layer_freq=1, head_dim=rope_dim,
+              num_key_value_heads=fields.need(hf, 'num_attention_heads'),
+              qk_head_dim=rope_dim + fields.need(hf, 'qk_nope_head_dim'))
   number = fields.need(hf, 'num_hidden_layers', fields.LAYERS)
   activation = fields.activation(hf, 'hidden_act', 'silu')
   first = min(fields.given(hf, 'first_k_dense_replace', ranges.Natural, 0), number)
@@ -46,7 +49,7 @@ def configure(hf, tied, router):
                    interleaved=fields.given(hf, 'rope_interleave', ranges.Flag, True),
                    logit_scale=decoder.rope(hf)[2])
   model = decoder.model(hf, 'd' * first + 'm' * (number - first), tied, attention=attention,
-                        num_kv_heads=None, head_dim=fields.need(hf, 'qk_rope_head_dim'))
+                        num_kv_heads=None, head_dim=rope_dim)
   balance = float(fields.given(hf, 'aux_loss_alpha', ranges.NonNegative, 0.0)), 'mean'
   return dict(model=model, blocks=blocks, losses=dict(balance=balance))
 

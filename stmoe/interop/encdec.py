@@ -50,6 +50,7 @@ def model(hf, encoder, decoder, tied, scaled):
     tied:   the head is the embedding.
     scaled: the tied head divides by sqrt(D).
   """
+  fields.only(hf, quantization_config=None, is_encoder_decoder=True)
   return dict(name='t5', vocab_size=fields.need(hf, 'vocab_size'), d_model=fields.need(hf, 'd_model'),
               num_heads=fields.need(hf, 'num_heads'), head_dim=fields.need(hf, 'd_kv'),
               encoder=rules.pattern(encoder), decoder=rules.pattern(decoder),
@@ -73,4 +74,4 @@ def describe(c, architecture, model_type):
               relative_attention_num_buckets=m.get('num_buckets', 32),
               relative_attention_max_distance=m.get('max_distance', 128), tie_word_embeddings=tied,
               layer_norm_epsilon=m.get('norm_epsilon', 1e-6), is_encoder_decoder=True,
-              decoder_start_token_id=0)
+              decoder_start_token_id=m.get('start_id', 0))

@@ -13,9 +13,8 @@ ACTIVATIONS = {'relu': 'relu', 'silu': 'silu', 'swish': 'silu', 'gelu_new': 'gel
                'gelu_pytorch_tanh': 'gelu'}
 # Fields that say how to compute or to train a model, not what it is.
 FREE = {'dtype', 'remat', 'scan_layers', 'dropout_rate', 'init_scale', 'executor', 'jitter', 'input_dropout',
-        'exploration', 'scope', 'device_budget', 'allow_causal', 'rate', 'centred', 'freeze_after'}
-
-
+        'exploration', 'scope', 'device_budget', 'allow_causal', 'rate', 'centred', 'freeze_after',
+        'start_id', 'end_ids'}
 LAYERS = ranges.Whole(1, 10_000)       # each is a letter of a pattern
 
 
@@ -34,17 +33,38 @@ def given(hf, key, kind, default=None):
 def only(hf, **allowed):
   """Raises UserError if a field is there with another value than the one `allowed`."""
   for key, value in allowed.items():
-    if hf.get(key, value) not in (value, None):
-      raise errors.UserError(f'config.json: {key}={hf[key]!r} is not supported; nearest: {value!r}')
+    if hf.get(key) is not None and hf[key] != value:
+      raise errors.UserError(f'config.json: {key}={hf[key]!r:.60} is not supported; nearest: {value!r:.60}')
 
 
 def activation(hf, key, default=None):
   """Returns our name of the activation function in field `key`."""
   name = given(hf, key, ranges.Text, default)
   if name not in ACTIVATIONS:
-    raise errors.UserError(f'config.json: {key}={name!r} is not supported{errors.nearest(name, ACTIVATIONS)}'
-                           f' (there are: {", ".join(ACTIVATIONS)})')
+    raise errors.UserError(f'config.json: {key}={name!r:.60} is not supported'
+                           f'{errors.nearest(name, ACTIVATIONS)} (there are: {", ".join(ACTIVATIONS)})')
   return ACTIVATIONS[name]
+
+
+def ids(hf, generation, model):
+  """Returns the fields start_id and end_ids of section `model`; left out where they are 0 and 1, as here.
+
+  A decoder without a first token starts, as in its training, from the one that ends texts.
+
+  Args:
+    hf, generation: config.json and generation_config.json, {} without one; what the second says counts.
+  """
+  given = hf | {key: value for key, value in generation.items() if value is not None}
+  ends = given.get('eos_token_id')
+  ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+  first = ('decoder_start_token_id', 'pad_token_id') if model['name'] == 't5' else ('bos_token_id',)
+  start = next((given[key] for key in first if given.get(key) is not None), (*ends, 0)[0])
+  for value in (start, *ends):
+    if type(value) is not int or not 0 <= value < model['vocab_size']:
+      raise errors.UserError(f'config.json: {value!r:.60} among {", ".join(first)} and eos_token_id is no id '
+                             f'of vocab_size={model["vocab_size"]}')
+  own = {} if ends in ([], [1]) else dict(end_ids=tuple(ends))
+  return own | (dict(start_id=start) if start else {})
 
 
 def family(hf):
@@ -53,10 +73,10 @@ def family(hf):
   if name is None:
     raise errors.UserError(f'config.json has no model_type (supported: '
                            f'{", ".join(lookup.available("family"))})')
-  found = lookup.module('family', name)
+  found = lookup.module('family', need(hf, 'model_type', ranges.Text))
   named = given(hf, 'architectures', ranges.Many(ranges.Text), ())
   stranger = next((one for one in named if one != found.ARCHITECTURE), None)
-  if stranger:
+  if stranger is not None:
     raise errors.UserError(f'config.json: the architecture {stranger} is not supported; nearest: '
                            f'{found.ARCHITECTURE}')
   return name, found

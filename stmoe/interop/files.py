@@ -1,8 +1,9 @@
 """Folders of safetensors: headers first, then any tensor in blocks of rows. No other format is opened.
 
 A file is 8 bytes with the length of the header, the header (JSON: name -> dtype, shape, place of its bytes)
-and the bytes of the tensors. Several files have an index beside them that says which has what. Everything
-that can be wrong with a file is found from its header and its size, before a tensor is read.
+and the bytes of the tensors, one after the other. Several files have an index beside them that says which
+has what. Everything that can be wrong with a file is found from its header and its size, before a tensor is
+read: what the format's own reader refuses is refused here.
 """
 
 import dataclasses
@@ -14,12 +15,15 @@ import ml_dtypes
 import numpy as np
 
 from stmoe import errors
+from stmoe import files
 
 INDEX = 'model.safetensors.index.json'
 PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt')
 DTYPES = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
           'I64': np.int64, 'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_}
+FLOATS = ('F64', 'F32', 'F16', 'BF16')
 LONGEST_HEADER = 100_000_000           # of the format's own reader
+LARGEST_SIZE = 1 << 63                 # of a dimension, and of a place in a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +40,14 @@ class Tensor:
     rows = self.shape[0] if self.shape else 1
     last = rows if last is None else last
     each = self.size // rows if rows else 0
-    with self.file.open('rb') as f:
-      f.seek(self.start + first * each)
-      data = f.read((last - first) * each)
+    try:
+      with self.file.open('rb') as f:
+        f.seek(self.start + first * each)
+        data = f.read((last - first) * each)
+    except OSError as error:
+      raise errors.Damaged(self.file, error.strerror) from error
     if len(data) < (last - first) * each:
-      raise errors.UserError(f'{self.file} is cut short')
+      raise errors.Damaged(self.file, 'is cut short')
     shape = (last - first, *self.shape[1:]) if self.shape else ()
     return np.frombuffer(data, DTYPES[self.dtype]).reshape(shape)
 
@@ -55,30 +62,51 @@ class Tensor:
 def tensors(folder):
   """Returns dict name -> Tensor of all safetensors files of `folder`.
 
-  Raises UserError for a folder without any, for truncated and malformed files, and for an index that
-  names what is not there.
+  Raises UserError for a folder without any, for files that are not as the format has them, and for an index
+  that names what is not there or not in this folder.
   """
   folder = pathlib.Path(folder)
-  if (folder / INDEX).is_file():
-    where = load_json(folder / INDEX).get('weight_map')
-    if not isinstance(where, dict):
-      raise errors.UserError(f'{folder / INDEX} has no weight_map')
-    paths = [folder / name for name in sorted(set(where.values()))]
-  else:
-    where, paths = None, sorted(folder.glob('*.safetensors'))
+  where = _index(folder / INDEX) if (folder / INDEX).is_file() else {}
+  paths = [inside(folder, name) for name in sorted({*where.values()})] or [
+      inside(folder, path.name) for path in sorted(folder.glob('*.safetensors'))]
   if not paths:
     raise errors.UserError(_none(folder))
   found = {}
   for path in paths:
-    inside = _open(path)
-    twice = next((name for name in inside if name in found), None)
+    here = _open(path)
+    twice = next((name for name in here if name in found), None)
     if twice:
       raise errors.UserError(f'{path} and {found[twice].file} both have the tensor {twice}')
-    found |= inside
-  lost = [name for name in where or () if name not in found]
+    found |= here
+  lost = next((name for name, file in where.items() if name not in found or found[name].file.name != file),
+              None)
   if lost:
-    raise errors.UserError(f'{folder / INDEX} names {lost[0]}, which is not in {where[lost[0]]}')
+    raise errors.Damaged(folder / INDEX, f'names {lost}, which is not in {where[lost]}')
   return found
+
+
+def _index(path):
+  """Dict tensor -> name of its file, of an index."""
+  where = files.read_json(path).get('weight_map')
+  if not isinstance(where, dict) or not where:
+    raise errors.Damaged(path, 'has no weight_map')
+  wrong = next((name for name, file in where.items() if not isinstance(file, str)), None)
+  if wrong is not None:
+    raise errors.Damaged(path, f'has {where[wrong]!r:.60} for {wrong}, which is no name of a file')
+  return where
+
+
+def inside(folder, name):
+  """Returns the path of file `name` of `folder`; raises Damaged for a name or a link that leads elsewhere.
+
+  The cache of huggingface_hub is one folder: in snapshots/REVISION are links to its `blobs`.
+  """
+  path, home = folder / name, folder.resolve()
+  if pathlib.PurePath(name).name != name or name in ('', '..') or '\0' in name:
+    raise errors.Damaged(folder / INDEX, f'names {name!r}, which is no file of this folder')
+  if path.is_symlink() and path.resolve().parent not in (home, home.parent.parent / 'blobs'):
+    raise errors.Damaged(path, 'is a link to a file outside of its folder; copy it there if you trust it')
+  return path
 
 
 def _none(folder):
@@ -98,30 +126,53 @@ def _open(path):
       length = int.from_bytes(f.read(8), 'little')
       header = f.read(length) if size >= 8 and length <= min(size - 8, LONGEST_HEADER) else None
   except OSError as error:
-    raise errors.UserError(f'{path}: {error.strerror}') from None
+    raise errors.Damaged(path, error.strerror) from error
   if header is None:
-    raise errors.UserError(f'{path} is cut short or no safetensors file: its header should have {length:,} '
-                           f'bytes, the file has {size:,}')
+    raise errors.Damaged(path, f'is cut short or no safetensors file: its header should have {length:,} '
+                               f'bytes, the file has {size:,}, a header at most {LONGEST_HEADER:,}')
   try:
-    entries = json.loads(header)
-    entries.pop('__metadata__', None)
-    found = {name: _entry(path, 8 + length, **entry) for name, entry in entries.items()}
-  except (ValueError, TypeError, AttributeError) as error:
-    raise errors.UserError(f'{path} has a broken header: {" ".join(str(error).split())[:100]}') from None
-  ends = {name: tensor.start + tensor.size for name, tensor in found.items()}
-  if found and max(ends.values()) > size:
-    name = max(ends, key=ends.get)
-    raise errors.UserError(f'{path} is cut short: {name} ends at byte {ends[name]:,}, the file has {size:,}')
+    entries = files.parse_json(header.decode())
+    _metadata(entries.pop('__metadata__', {}))
+    found = {name: _entry(path, 8 + length, name, entry) for name, entry in entries.items()}
+  except ValueError as error:                                        # UnicodeDecodeError is one
+    raise errors.Damaged(path, f'has a broken header: it {" ".join(str(error).split())[:200]}') from error
+  _check_places(path, found, 8 + length, size)
   return found
 
 
-def _entry(path, offset, *, dtype, shape, data_offsets):
-  first, last = data_offsets
-  if dtype not in DTYPES:
-    raise ValueError(f'tensors of dtype {dtype}; save them as BF16 or F32 first')
-  if last - first != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize or first < 0:
-    raise ValueError(f'a tensor {shape} of {dtype} in {last - first} bytes')
-  return Tensor(path, dtype, tuple(shape), offset + first, last - first)
+def _metadata(entry):
+  if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+    raise ValueError('has a __metadata__ that is no object of texts')
+
+
+def _entry(path, offset, name, entry):
+  """The Tensor of one entry of a header; raises ValueError, naming it, for any other form."""
+  if not isinstance(entry, dict) or sorted(entry) != ['data_offsets', 'dtype', 'shape']:
+    raise ValueError(f'has no dtype, shape and data_offsets for {name}, or more than these')
+  dtype, shape, places = entry['dtype'], entry['shape'], entry['data_offsets']
+  if not isinstance(dtype, str) or dtype not in DTYPES:
+    raise ValueError(f'has {name} of dtype {dtype!r:.40}; save it as BF16 or F32 first')
+  for field, numbers in (('shape', shape), ('data_offsets', places)):
+    if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < LARGEST_SIZE for n in numbers):
+      raise ValueError(f'has {name} with {field} {numbers!r:.80}, which are no sizes')
+  if len(places) != 2 or places[1] - places[0] != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
+    raise ValueError(f'has {name}, {shape} of {dtype}, at bytes {places!r:.80}, which are not as many')
+  return Tensor(path, dtype, tuple(shape), offset + places[0], places[1] - places[0])
+
+
+def _check_places(path, found, begin, size):
+  """Raises Damaged unless the Tensors lie one after the other from byte `begin` to the end of the file."""
+  ordered = sorted(found.items(), key=lambda item: (item[1].start, item[1].size))
+  ends = [begin, *(tensor.start + tensor.size for _, tensor in ordered)]
+  for (name, tensor), end in zip(ordered, ends):
+    if tensor.start != end:
+      what = 'overlaps the tensor before it' if tensor.start < end else 'has a hole before it'
+      raise errors.Damaged(path, f'has a broken header: {name} {what} (byte {tensor.start:,}, not {end:,})')
+  if ends[-1] > size:
+    raise errors.Damaged(path, f'is cut short: {ordered[-1][0]} ends at byte {ends[-1]:,}, the file has '
+                               f'{size:,}')
+  if ends[-1] < size:
+    raise errors.Damaged(path, f'has {size - ends[-1]:,} bytes behind its last tensor')
 
 
 def equal(a, b, block=1 << 26):
@@ -152,10 +203,10 @@ def create(folder, layout, most):
       room = most
     parts[-1].append(name)
     room -= size(name)
-  files = ['model.safetensors'] if len(parts) == 1 else [
+  named = ['model.safetensors'] if len(parts) == 1 else [
       f'model-{i:05d}-of-{len(parts):05d}.safetensors' for i in range(1, len(parts) + 1)]
   found = {}
-  for file, names in zip(files, parts):
+  for file, names in zip(named, parts):
     entries, end = {'__metadata__': {'format': 'pt'}}, 0
     for name in names:
       dtype, shape = layout[name]
@@ -165,8 +216,8 @@ def create(folder, layout, most):
     with (folder / file).open('wb') as f:
       f.write(len(header).to_bytes(8, 'little') + header)
       f.truncate(8 + len(header) + end)
-    found |= {name: _entry(folder / file, 8 + len(header), **entries[name]) for name in names}
-  if len(files) > 1:
+    found |= {name: _entry(folder / file, 8 + len(header), name, entries[name]) for name in names}
+  if len(named) > 1:
     index = dict(metadata=dict(total_size=sum(map(size, layout))),
                  weight_map={name: tensor.file.name for name, tensor in found.items()})
     (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
@@ -180,16 +231,3 @@ def write(tensor, first, rows):
   with tensor.file.open('r+b') as f:
     f.seek(tensor.start + first * each)
     f.write(rows.reshape(-1).view(np.uint8).data)
-
-
-def load_json(path):
-  """Returns the object in a JSON file; raises UserError where there is none."""
-  try:
-    value = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    raise errors.UserError(f'{path.parent} has no {path.name}') from None
-  except (ValueError, OSError) as error:
-    raise errors.UserError(f'{path} is not JSON: {error}') from None
-  if not isinstance(value, dict):
-    raise errors.UserError(f'{path} is not a JSON object')
-  return value

@@ -52,9 +52,9 @@ class Array:
     rows = self.store if not self.shape else self.store[first:self.shape[0] if last is None else last]
     try:
       return np.asarray(rows.read().result())
-    except ValueError as error:
-      raise errors.UserError(f'{self.store.spec().kvstore.url} cannot be read '
-                             f'({" ".join(str(error).split())[:100]})') from None
+    except files.BROKEN as error:
+      place = self.store.spec().kvstore.url
+      raise errors.Damaged(place, f'cannot be read ({files.reason(error)})') from error
 
 
 def found(folder):
@@ -66,11 +66,13 @@ def tensors(folder):
   """Returns dict name ('encoder/layers_0/...') -> Array of the parameters in `folder`."""
   made = {}
   for path in sorted(pathlib.Path(folder).glob(f'{PREFIX}*')):
-    spec = dict(driver='zarr', kvstore=dict(driver='file', path=f'{files.plain_path(path)}/'))
+    # A piece of an array that is not there would be zeros.
+    spec = dict(driver='zarr', kvstore=dict(driver='file', path=f'{files.plain_path(path)}/'),
+                fill_missing_data_reads=False)
     try:
       store = ts.open(spec, open=True, read=True).result()
-    except ValueError as error:
-      raise errors.UserError(f'{path} is no zarr array ({" ".join(str(error).split())[:100]})') from None
+    except files.BROKEN as error:
+      raise errors.Damaged(path, f'is no zarr array ({files.reason(error)})') from error
     kind = DTYPES.get(store.dtype.name)
     if kind is None:
       raise errors.UserError(f'{path} is of dtype {store.dtype.name} (there are: {", ".join(DTYPES)})')

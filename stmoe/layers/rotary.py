@@ -21,7 +21,7 @@ def table(positions, head_dim, base=10000.0, scaling=None):
   return jnp.cos(angle) * size, jnp.sin(angle) * size
 
 
-def yarn(rate, base, *, factor, length, fast=32.0, slow=1.0, size=1.0):
+def yarn(rate, base, *, factor, length, fast=32.0, slow=1.0, size=1.0, truncate=True):
   """Returns (rates f32[P/2], size) of a context `factor` times the `length` of training (arXiv:2309.00071).
 
   Pairs that turn more than `fast` times in `length` positions keep their rate, those that turn less
@@ -30,11 +30,15 @@ def yarn(rate, base, *, factor, length, fast=32.0, slow=1.0, size=1.0):
   Args:
     rate: f32[P/2].
     size: factor of cos and sin (section 3.4).
+    truncate: the borders between the three kinds are whole numbers, the mixture wider (gpt-oss: not).
   """
   pairs = rate.shape[0]
   border = lambda turns: pairs * math.log(length / (turns * 2 * math.pi)) / math.log(base)
-  low, high = max(math.floor(border(fast)), 0), min(math.ceil(border(slow)), 2 * pairs - 1)
-  slower = jnp.clip((jnp.arange(pairs) - low) / max(high - low, 1e-3), 0, 1)
+  low, high = border(fast), border(slow)
+  if truncate:
+    low, high = math.floor(low), math.ceil(high)
+  low, high = max(low, 0), min(high, 2 * pairs - 1)
+  slower = jnp.clip((jnp.arange(pairs) - low) / (high - low or 1e-3), 0, 1)
   return rate * (1 - slower) + rate / factor * slower, size
 
 

@@ -35,6 +35,7 @@ class LM(nnx.Module):
     init_scale:   variance scale of attention and untied head; layers have their own.
     dtype:        of activations; parameters, norms, routers and logits are float32.
     scan_layers, remat: see `stack.Stack`.
+    start_id:     what the first token follows; end_ids: what ends a text, None = the vocabulary's EOS.
   """
 
   def __init__(self, *, vocab_size: ranges.Count, d_model: ranges.Count, layers: ranges.Pattern, blocks,
@@ -44,7 +45,8 @@ class LM(nnx.Module):
                tie_embeddings: ranges.Flag = True, scale_head: ranges.Flag = True,
                norm_epsilon: ranges.PartOf1 = 1e-6, dropout_rate: ranges.Below1 = 0.0,
                init_scale: ranges.Positive = 1.0, dtype: ranges.Dtype = 'float32',
-               scan_layers: ranges.Flag = True, remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
+               scan_layers: ranges.Flag = True, remat: ranges.Choice(*stack.REMAT) = 'none',
+               start_id: ranges.Natural = 0, end_ids: ranges.Ids | None = None, rngs):
     if head_dim % 2:
       raise UserError(f'head_dim {head_dim} is odd, and rotary positions turn pairs; '
                       f'nearest: {head_dim - 1}, {head_dim + 1}')
@@ -61,6 +63,8 @@ class LM(nnx.Module):
     self.rotary = functools.partial(rotary.table, head_dim=head_dim, base=rotary_base, scaling=rotary_scaling)
     self.window = window
     self.scale_head = scale_head
+    self.start_id = start_id
+    self.end_ids = end_ids
     self.dtype = jnp.dtype(dtype)
 
   def __call__(self, batch, key=None, train=False, step=0, tokens=None, alone=False):

@@ -37,6 +37,7 @@ class T5(nnx.Module):
     init_scale:   variance scale of attention, relative bias and untied head; layers have their own.
     dtype:        of activations; parameters, norms, routers and logits are float32.
     scan_layers, remat: see `stack.Stack`.
+    start_id:     what the first token follows; end_ids: what ends a text, None = the vocabulary's EOS.
   """
 
   def __init__(self, *, vocab_size: ranges.Count, d_model: ranges.Count, encoder: ranges.Pattern,
@@ -46,7 +47,8 @@ class T5(nnx.Module):
                scaled: ranges.Flag = False, norm_epsilon: ranges.PartOf1 = 1e-6,
                dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0,
                dtype: ranges.Dtype = 'float32', scan_layers: ranges.Flag = True,
-               remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
+               remat: ranges.Choice(*stack.REMAT) = 'none',
+               start_id: ranges.Natural = 0, end_ids: ranges.Ids | None = None, rngs):
     if max_distance <= num_buckets // 2:
       raise UserError(f'model.max_distance={max_distance}: half of model.num_buckets={num_buckets} are exact '
                       f'distances, and it is beyond them; nearest: {num_buckets // 2 + 1}')
@@ -65,6 +67,8 @@ class T5(nnx.Module):
     self.head = None if tie_embeddings else embed.Head(d_model, vocab_size, init_scale=init_scale, rngs=rngs)
     self.vocab_size = vocab_size
     self.scale_head = scale_head
+    self.start_id = start_id
+    self.end_ids = end_ids
     self.dtype = jnp.dtype(dtype)
 
   def __call__(self, batch, key=None, train=False, step=0, tokens=None, alone=False):
@@ -111,7 +115,7 @@ class T5(nnx.Module):
   def begin(self, batch, length, ranks=None):
     """Returns (logits f32[B,V] of each row's first token, Cache with room for `length` tokens).
 
-    Keys and values of cross-attention are computed here, once. The first token is what follows id 0.
+    Keys and values of cross-attention are computed here, once. The first token is what follows `start_id`.
 
     Args:
       batch: dict of i32[B,K]: encoder_ input_tokens, segment_ids, positions; a row is one source.
@@ -124,7 +128,8 @@ class T5(nnx.Module):
                                      ranks=ranks))
     cache = caches.empty(self.decoder, len(segments), length + 1, self.dtype)
     cache = cache.replace(memory=self.decoder.remember(memory), memory_segments=segments)
-    return self.step(jnp.zeros(len(segments), jnp.int32), jnp.ones(len(segments), bool), cache, ranks)
+    start = jnp.full(len(segments), self.start_id, jnp.int32)
+    return self.step(start, jnp.ones(len(segments), bool), cache, ranks)
 
   def step(self, ids, real, cache, ranks=None):
     """Returns (logits f32[B,V] of the token after ids i32[B], cache); rows not real bool[B] rest."""

@@ -36,7 +36,6 @@ from stmoe.train import streamed
 from stmoe.train import writers
 
 BLOCK = 1 << 25                          # bytes of a tensor that are in memory at once
-IDS = dict(pad_token_id=0, bos_token_id=0, eos_token_id=1)           # of this project's vocabularies
 PARTS = ('params', 'router_state')
 VOCABULARIES = ('spiece.model', 'tokenizer.model')                   # SentencePiece
 BESIDE = ('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
@@ -62,6 +61,7 @@ def read(source, target, overrides=(), say=print):
     with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
       plan = states.blueprint(cfg, mesh)
     placed = rules.places({part: plan.shapes[part] for part in PARTS}, family.table(cfg.to_dict()))
+    _check_kinds(placed, found)
     skipped = rules.check(placed, {key: t.shape for key, t in found.items()}, copies,
                           family.ignored(cfg.to_dict()))
     if skipped:
@@ -74,7 +74,7 @@ def read(source, target, overrides=(), say=print):
     (path / 'source').mkdir()
     for file in BESIDE:
       if (source / file).is_file():
-        shutil.copyfile(source / file, path / 'source' / file)
+        shutil.copyfile(files.inside(source, file), path / 'source' / file)
     documents.write_json(path / 'imported.json', record)
     rundir.claim(path, cfg)
     metrics = writers.Metrics(path, 0, say)
@@ -88,10 +88,13 @@ def _open(source):
   if t5x.found(source):
     found = t5x.tensors(source)
     return 't5x', t5x, t5x.configure({name: array.shape for name, array in found.items()}), found
-  hf = files.load_json(source / 'config.json')
+  hf = documents.read_json(files.inside(source, 'config.json'))
   name, family = fields.family(hf)
   found = files.tensors(source)
-  return name, family, family.configure(hf, _tied(family, hf, found)), found
+  sections = family.configure(hf, _tied(family, hf, found))
+  said = files.inside(source, 'generation_config.json')
+  sections['model'] |= fields.ids(hf, documents.read_json(said) if said.is_file() else {}, sections['model'])
+  return name, family, sections, found
 
 
 @contextlib.contextmanager
@@ -146,6 +149,7 @@ def _configuration(sections, overrides):
     c.data = common.seq2seq('text', 512, 114, extra_ids=0)
   else:
     c.data = common.data('text', 512)
+  c.data.vocab = ''                        # until `_take_vocabulary`
   c.model, c.blocks = model, sections['blocks']
   c.losses.update(sections['losses'])
   c.optimizer = dict(name='adafactor', decay_rate=0.8, clipping_threshold=1.0)
@@ -156,11 +160,19 @@ def _configuration(sections, overrides):
 
 
 def _take_vocabulary(source, path, target, cfg):
-  """Copies a SentencePiece model into the run and names it there; returns its digest, None without one."""
-  file = next((source / name for name in VOCABULARIES if (source / name).is_file()), None)
+  """Copies a SentencePiece model into the run and names it there; returns its digest, None without one.
+
+  The configuration's own data.vocab comes before the one beside the tensors. Without either, data.vocab is
+  empty, and what reads texts refuses.
+  """
+  given = cfg.data.vocab
+  if given == 'bytes' or given.startswith('train:'):                 # of this project: nothing to copy
+    return None
+  file = pathlib.Path(given) if given else next(
+      (files.inside(source, name) for name in VOCABULARIES if (source / name).is_file()), None)
   if file is None:
     return None
-  extra = 100 if cfg.model.name == 't5' and 'spiece' in file.name else 0
+  extra = cfg.data.extra_ids or (100 if cfg.model.name == 't5' and 'spiece' in file.name else 0)
   pieces = vocab.Pieces(file, extra)
   if pieces.vocab_size > cfg.model.vocab_size:
     raise errors.UserError(f'{file} has {pieces.vocab_size} ids and config.json vocab_size='
@@ -180,6 +192,16 @@ def _copies(family, cfg, found):
       raise errors.UserError(f'{name} is not {origin}, and the model has one table for both')
     names.append(name)
   return names
+
+
+def _check_kinds(placed, found):
+  """Raises UserError for a parameter of a dtype of integers, which is no parameter or not of this dtype."""
+  wrong = [place.tensor for place in placed
+           if place.tensor in found and found[place.tensor].dtype not in files.FLOATS]
+  if wrong:
+    tensor = found[wrong[0]]
+    raise errors.UserError(f'{tensor.file}: {wrong[0]} is of dtype {tensor.dtype}, and a parameter is one of '
+                           f'{", ".join(files.FLOATS)} ({len(wrong)} tensors)')
 
 
 def _fill(path, cfg, plan, placed, found, digest):
@@ -253,7 +275,7 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   """
   source = pathlib.Path(source)
   cfg = experiment.override(rundir.opened(source, step), overrides, whole=False)
-  record = records.imported(source)
+  record = _imported(source)
   name = to or record.get('family', 't5x')
   if name == 't5x':
     raise errors.UserError(f'{source} was not imported from Hugging Face; say what it is to be with --to '
@@ -273,6 +295,8 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   kind = lambda tensor: dtype or record.get('dtypes', {}).get(tensor) or record.get('dtype', 'F32')
   layout = {place.tensor: (kind(place.tensor), place.there) for place in placed if place.tensor}
   again = record['copies'] if record else family.copied(cfg.to_dict())
+  if not set(again) <= set(family.COPIES):
+    raise errors.Damaged(source / 'imported.json', f'has copies that are none: {again!r:.80}')
   copies = {copy: family.COPIES[copy] for copy in again}
   with beside(target) as path:
     for file in (source / 'source').glob('*'):
@@ -291,19 +315,36 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   return reader.step, name, made
 
 
+def _imported(source):
+  """The dict in imported.json of a run directory, {} of a run trained here; its dtypes are such."""
+  record = records.imported(source)
+  kinds = [record['dtype'], *record['dtypes'].values()] if record else []
+  unknown = next((kind for kind in kinds if kind not in files.DTYPES), None)
+  if unknown is not None:
+    raise errors.Damaged(source / 'imported.json', f'has the dtype {unknown!r:.80}')
+  return record
+
+
 def _describe(original, family, c, imported):
   """The config.json of a model, or None where the one it was imported with still says it.
 
   Raises UserError if the family has no such model.
   """
-  tied, old = c['model'].get('tie_embeddings', True), files.load_json(original) if imported else {}
+  tied, old = c['model'].get('tie_embeddings', True), documents.read_json(original) if imported else {}
   if imported and not fields.differences(c, family.configure(old, tied)):
     return None
-  new = IDS | old | family.describe(c)
+  new = (old or _ids(c['model'])) | family.describe(c)
   other = fields.differences(c, family.configure(new, tied))
   if other:
     raise errors.UserError(f'the model is not of the family {new["model_type"]}, whose {rules.some(other)}')
   return new
+
+
+def _ids(model):
+  """The special ids of section `model`, as config.json has them."""
+  ends = list(model.get('end_ids') or (1,))
+  return dict(pad_token_id=0, bos_token_id=model.get('start_id', 0),
+              eos_token_id=ends if ends[1:] else ends[0])
 
 
 def _write_array(reader, leaf, group, made, advance):

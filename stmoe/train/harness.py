@@ -43,6 +43,7 @@ class Harness:
                              f'data.objective={self.cfg.data.get("objective")!r}; it needs lm')
     self._batch_size, self._length, self._devices = batch_size, length, devices
     self._dropped, self._batches = 0.0, 0
+    self._start = self.cfg.model.get('start_id', 0)
     with states.on_mesh(self.cfg.mesh, devices) as mesh:
       found = records.read(path)
       self._plan = states.blueprint(found.located(self.cfg), mesh)
@@ -64,7 +65,7 @@ class Harness:
     for request in requests:
       context, text = request.args
       whole = self._encode(context + text)
-      given = min(len(self._encode(context)), len(whole) - 1)
+      given = min(len(self._encode(context)), len(whole) - bool(text))     # a text has at least one token
       pairs.append((whole, max(given, 0)))
     return self._scores(pairs)
 
@@ -83,18 +84,24 @@ class Harness:
 
   def generate_until(self, requests):
     """Returns greedy texts of requests with args (context, dict), cut at the first of `until`."""
-    prompts = [[0, *self._encode(request.args[0])][-self.cfg.data.length:] for request in requests]
+    prompts = [[self._start, *self._encode(request.args[0])][-self.cfg.data.length:] for request in requests]
     with states.on_mesh(self.cfg.mesh, self._devices) as mesh:
       if self._generate is None:
-        decode = dict(name='greedy', eos_id=self._vocabulary.eos_id)
+        decode = dict(name='greedy', eos_id=generate.ends(self.cfg, self._vocabulary))
         self._generate = generate.make(self._plan, decode, self._length)
       key = jax.random.key(0)
       run = lambda batch: dict(ids=self._generate(*self._numbers, check.place(batch, mesh), key))
       made = self._in_batches(prompts, lambda rows, width: infer.prompt_batch(self.cfg, rows, width), run)
-    return [_until(self._vocabulary.decode(row['ids'][:request.args[1].get('max_gen_toks', self._length)]),
+    return [_until(generate.text(self.cfg, self._vocabulary,
+                                 row['ids'][:request.args[1].get('max_gen_toks', self._length)]),
                    request.args[1].get('until', ())) for row, request in zip(made, requests)]
 
   def _encode(self, text):
+    try:
+      text.encode()
+    except UnicodeEncodeError as error:
+      raise errors.UserError(f'a request holds half a surrogate pair at character {error.start + 1}: it is '
+                             f'no text: {text[:60]!r}') from error
     return self._vocabulary.encode([text])[0].tolist()
 
   def _scores(self, pairs):
@@ -106,7 +113,8 @@ class Harness:
         found = dict(self._score(*self._numbers, check.place(batch, mesh)))
         self._dropped, self._batches = self._dropped + float(found.pop('drop_frac')), self._batches + 1
         return found
-      rows = self._in_batches(pairs, _target_batch, run, size=lambda pair: len(pair[0]))
+      make = lambda rows, width: _target_batch(rows, width, self._start)
+      rows = self._in_batches(pairs, make, run, size=lambda pair: len(pair[0]))
     return [(float(row['score']), bool(row['greedy'])) for row in rows]
 
   def _in_batches(self, items, make, run, size=len):
@@ -124,13 +132,14 @@ class Harness:
     return results
 
 
-def _target_batch(pairs, width):
+def _target_batch(pairs, width, start):
   """The batch of (ids, how many are given): decoder_ arrays i32[B,width], with weights on the others."""
   names = ('target_tokens', 'input_tokens', 'loss_weights', 'segment_ids', 'positions')
   batch = {f'decoder_{name}': np.zeros((len(pairs), width), np.int32) for name in names}
   for row, (ids, given) in enumerate(pairs):
     n = len(ids)
     batch['decoder_target_tokens'][row, :n] = ids
+    batch['decoder_input_tokens'][row, :1] = start
     batch['decoder_input_tokens'][row, 1:n] = ids[:-1]
     batch['decoder_loss_weights'][row, given:n] = 1
     batch['decoder_segment_ids'][row, :n] = 1
@@ -139,7 +148,7 @@ def _target_batch(pairs, width):
 
 
 def _until(text, stops):
-  for stop in [stops] if isinstance(stops, str) else stops:
+  for stop in [stops] if isinstance(stops, str) else stops or ():
     text = text.split(stop)[0] if stop else text
   return text
 

@@ -56,7 +56,8 @@ def prompt_batch(cfg, prompts, length):
 def tokens(cfg, vocabulary, place, text):
   """Returns the list of ids that the model reads of a prompt; raises UserError, naming `place`, if too many.
 
-  An encoder reads the text and EOS, a decoder id 0 and the text, and EOS if it learned to answer then.
+  An encoder reads the text and EOS, a decoder the model's start_id and the text, and EOS if it learned to
+  answer then.
   """
   try:
     text.encode()
@@ -65,7 +66,7 @@ def tokens(cfg, vocabulary, place, text):
   ids = vocabulary.encode([text])[0].tolist()
   field = 'inputs_length' if 'inputs_length' in cfg.data else 'length'
   if field == 'length':
-    ids = [0, *ids]
+    ids = [cfg.model.get('start_id', 0), *ids]
   if field == 'inputs_length' or cfg.data.objective == 'prompted':   # as in training
     ids = [*ids, vocabulary.eos_id]
   if len(ids) > cfg.data[field]:
@@ -80,7 +81,7 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
   Args:
     cfg:     the run's configuration; path: its directory.
     prompts: iterable of (place, prompt, fields).
-    decode:  name and fields of a strategy; eos_id is the vocabulary's.
+    decode:  name and fields of a strategy; eos_id is the model's, see `generate.ends`.
     length:  most tokens of a text. batch_size: prompts at once.
     say:     called with lines of text. step: of the checkpoint; None = the newest.
   """
@@ -96,7 +97,7 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
     plan = states.blueprint(found.located(cfg), mesh)
     vocabulary = pipeline.vocabulary(cfg, found=found)
     check.vocabulary(cfg, plan, vocabulary)
-    program = generate.make(plan, dict(eos_id=vocabulary.eos_id) | dict(decode), length)
+    program = generate.make(plan, dict(eos_id=generate.ends(cfg, vocabulary)) | dict(decode), length)
     at, state, _, _ = score.restore(plan, path, vocabulary, say, step)
     say(f'generating from the checkpoint of step {at:,}')
     prompts, limit = iter(prompts), cfg.data.get('inputs_length') or cfg.data.length
@@ -113,7 +114,7 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
       batch = prompt_batch(cfg, ids + [ids[-1]] * (batch_size - len(ids)), min(width, limit))
       key = jax.random.fold_in(states.fold(cfg.seed, 'decode'), number)
       made = np.asarray(program(state['params'], state['router_state'], check.place(batch, mesh), key))
-      yield [(fields, vocabulary.decode(one)) for (_, _, fields), one in zip(rows, made)]
+      yield [(fields, generate.text(cfg, vocabulary, one)) for (_, _, fields), one in zip(rows, made)]
 
 
 def _warner(cfg, length, say):

@@ -99,6 +99,8 @@ def said():
 def opened(path, step=None):
   """Returns (model, configuration, vocabulary) of run directory `path`.
 
+  The vocabulary is None for a model that was imported without one: it reads ids, and no texts.
+
   step: of the checkpoint; None = the newest.
   """
   path = pathlib.Path(path)
@@ -111,21 +113,29 @@ def opened(path, step=None):
   if found is None:
     raise errors.UserError(f'{path} has no checkpoint yet')
   _, arrays, _, _ = found
-  text = 'vocab' in config.data
-  found = pipeline.vocabulary(config, found=known) if text else pipeline.source(config, path).info()['vocab']
-  return plan.model(arrays['params'], arrays['router_state']), config, found
+  return plan.model(arrays['params'], arrays['router_state']), config, _vocabulary(config, path, known)
+
+
+def _vocabulary(config, path, known):
+  if config.data.get('vocab') == '':
+    return None
+  if 'vocab' in config.data:
+    return pipeline.vocabulary(config, found=known)
+  return pipeline.source(config, path).info()['vocab']
 
 
 def batch(config, vocabulary, text):
   """Returns a batch of evaluation's shape, i32[B,T], with `text` in its rows, cut off where they are full.
 
-  Raises UserError for a model that is no language model.
+  Raises UserError for a model that is no language model, or has no vocabulary.
   """
   if 'length' not in config.data:
     raise errors.UserError('only a language model reads a plain text; this run is an encoder-decoder')
   length, rows = config.data.length, config.eval.batch_size
   filled = pack.empty(dict(decoder=length), rows)
+  vocabulary = vocabulary or pipeline.vocabulary(config)             # which says what is missing
   [ids] = vocabulary.encode([text])
   for row in range(min(rows, -(-len(ids) // length))):
-    pack.fill(filled, row, [dict(decoder=ids[row * length:(row + 1) * length])])
+    pack.fill(filled, row, [dict(decoder=ids[row * length:(row + 1) * length])],
+              start=config.model.get('start_id', 0))
   return filled

@@ -118,7 +118,7 @@ class Scorer:
   def _written(self, state, examples, tell):
     """The text that the model writes for each example."""
     ids = self._each_batch(self._write, state, [(example['inputs'], '') for example in examples], tell)
-    return [self._rower.vocabulary.decode(row) for row in ids]
+    return [generate.text(self.cfg, self._rower.vocabulary, row) for row in ids]
 
   def _found(self, state, examples, tell):
     """The best span of each example, over the windows of its text."""
@@ -143,7 +143,7 @@ def _writer(cfg, plan, rower):
   """The jitted function of (params, router_state, batch, key) that decodes."""
   strategy = dict(cfg.get('decode', dict(name='greedy')))
   if 'eos_id' in lookup.fields('strategy', strategy['name']):
-    strategy.setdefault('eos_id', rower.vocabulary.eos_id)
+    strategy.setdefault('eos_id', generate.ends(cfg, rower.vocabulary))
   return generate.make(plan, strategy, cfg.data.get('targets_length') or cfg.data.length // 2)
 
 

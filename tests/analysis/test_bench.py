@@ -3,12 +3,15 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import walk
 from stmoe import lookup
 from stmoe.analysis import bench
 from stmoe.analysis import by_product
+from stmoe.analysis import hlo
+from stmoe.analysis import products
 from stmoe.analysis import shapes
 from stmoe.cli import main
 
@@ -38,7 +41,19 @@ def test_rows_and_json(tiny, tmp_path, capsys):
     assert row['forward']['ratio'] > 0 and row['train']['ms'] > 0
   gather = rows[0]
   assert 1.25 <= gather['forward']['hlo_flops_over_active'] < 1.6    # padding and router
+  assert [row['train']['hlo_flops_over_active'] for row in rows[1:]] == [None, None]    # loops of the data
   assert sum(line.startswith('C1') for line in capsys.readouterr().out.splitlines()) == 3
+
+
+def test_products_are_known_of_loops_of_fixed_length_alone():
+  w = jnp.ones((8, 8))
+  def counted(f, *inputs):
+    return products.known(hlo.parse(jax.jit(f).lower(w, *inputs).compile().as_text()))
+  product = lambda x: jnp.tanh(x @ w)
+  assert counted(lambda x: jax.lax.fori_loop(0, 7, lambda i, x: product(x), x)) == 7 * 2 * 8 ** 3
+  n, flag = jnp.int32(3), jnp.bool_(True)
+  assert counted(lambda x, n: jax.lax.fori_loop(0, n, lambda i, x: product(x), x), n) is None
+  assert counted(lambda x, flag: jax.lax.cond(flag, product, lambda x: x, x), flag) is None
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Where tokens go: edges to tokens by hand, and the trace of real models."""
 
 import html.parser
+import pathlib
 
 from flax import nnx
 import jax
@@ -122,20 +123,22 @@ class _Spans(html.parser.HTMLParser):
 
 
 def _sample():
-  return routing_view.Sample(pieces=['<b>', '"\n', 'x'], taken=[[(1, 0.9), (0, 0.1)], [(0, 1.0)], []],
-                             num_experts=2, table=[(0.5, []), (0.5, [])])
+  taken = [[(1, 0.9), (0, 0.1)], [(0, 1.0)], [], None]
+  return routing_view.Sample(pieces=['<b>', '"\n', 'x', ''], taken=taken, num_experts=2,
+                             table=[(0.5, []), (0.5, [])])
 
 
 def test_html_has_one_escaped_span_per_token_in_the_colours_of_its_experts():
   reader = _Spans()
   reader.feed(routing_view.to_html(_sample()))
-  (first, text), (second, broken), (third, dropped) = reader.spans
+  (first, text), (second, broken), (third, dropped), (fourth, end) = reader.spans
   tints = routing_view.colours(2)
   assert text == '<b>' and f'background:{tints[1]}' in first['style']
   assert f'border-bottom-color:{tints[0]}' in first['style']
   assert 'expert 1 (0.90), expert 0 (0.10)' in first['title']
   assert broken == '"↵\n' and 'border-bottom-color' not in second['style']
   assert dropped == 'x' and third['class'] == 'none' and 'dropped' in third['title']
+  assert end == '·' and fourth['class'] == 'unread' and 'not read' in fourth['title']
 
 
 def test_lines_wrap_at_columns_and_at_line_ends():
@@ -165,9 +168,54 @@ def test_texts_name_what_has_no_text():
 def test_sample_reads_on_over_rows_and_leaves_padding_out(batch):
   chosen = {'decoder_01': routing.Choices('decoder_01', [[[(0, 1.0)]] * LENGTH] * ROWS, 1)}
   seen = routing_view.sample(chosen, batch, vocab.Bytes())['decoder_01']
-  # The inputs of a row are its targets shifted right.
-  assert ''.join(seen.pieces) == '·def f(x): retur· x + 1\n'
+  assert ''.join(seen.pieces) == 'def f(x): return x + 1\n#'
+  # What a row predicts last, 'n' and '#', it never reads.
+  assert [seen.pieces[i] for i, taken in enumerate(seen.taken) if taken is None] == ['n', '#']
   assert len(seen.taken) == len(seen.pieces) == 24
+
+
+def test_a_token_is_shown_with_the_experts_of_the_place_where_it_is_read(batch):
+  experts = [[[(place, 1.0)] for place in range(LENGTH)]] * ROWS
+  chosen = {'decoder_01': routing.Choices('decoder_01', experts, LENGTH)}
+  seen = routing_view.sample(chosen, batch, vocab.Bytes())['decoder_01']
+  for token, taken in enumerate(seen.taken):
+    for place, _ in taken or ():
+      row = token // LENGTH
+      assert chr(batch['decoder_input_tokens'][row, place] - 3) == seen.pieces[token]
+
+
+TEXTS = ['trees · “ééé”\n\tdef f(x):\r\n', 'a ▁b  𝔘nicode \ufffd ', 'plain words of a text', '■ and ends']
+
+
+@pytest.fixture(scope='module')
+def learned(tmp_path_factory):
+  """A vocabulary of pieces with bytes for what it does not know."""
+  path = tmp_path_factory.mktemp('vocab') / 'pieces.model'
+  path.write_bytes(vocab.train(['some words of a text, def f(x): return x'] * 50, 300))
+  return vocab.Pieces(path)
+
+
+@pytest.mark.parametrize('kind', ['bytes', 'pieces', 'dummy prefix'])
+@pytest.mark.parametrize('text', TEXTS)
+def test_pieces_together_are_the_text(kind, text, learned):
+  path = pathlib.Path(__file__).parent.parent / 'data' / 'sentencepiece' / 'seqio_test_26.model'
+  used = dict(bytes=vocab.Bytes(), pieces=learned).get(kind) or vocab.Pieces(path)
+  [ids] = used.encode([text])
+  found = routing_view.pieces(used, [*ids.tolist(), used.eos_id, *ids.tolist()])
+  whole = used.decode(ids)
+  assert len(found) == 2 * len(ids) + 1 and ''.join(found) == f'{whole}■{whole}'
+  if kind == 'bytes':
+    assert whole == text
+
+
+def test_windows_of_an_encoder_are_read_whole():
+  filled = pack.empty(dict(encoder=4, decoder=3), 1)
+  pack.fill(filled, 0, [dict(encoder=[100, 101, 1], decoder=[102, 1])])
+  chosen = {'encoder_01': routing.Choices('encoder_01', [[[(0, 1.0)]] * 4], 1),
+            'decoder_01': routing.Choices('decoder_01', [[[(0, 1.0)]] * 3], 1)}
+  seen = routing_view.sample(chosen, filled, vocab.Bytes())
+  assert seen['encoder_01'].pieces == ['a', 'b', '■'] and None not in seen['encoder_01'].taken
+  assert seen['decoder_01'].pieces == ['c', '■'] and seen['decoder_01'].taken == [[(0, 1.0)], None]
 
 
 def test_layers_that_mix_all_tokens_have_no_choices(batch):

@@ -5,8 +5,13 @@ import shutil
 
 import pytest
 
+from stmoe import errors
 from stmoe.cli import main
+from stmoe.data import pipeline
 from stmoe.interop import files
+from stmoe.train import infer
+from stmoe.train import interactive
+from stmoe.train import rundir
 
 DATA = pathlib.Path(__file__).resolve().parent.parent / 'data'
 PIECES = DATA / 'sentencepiece' / 'seqio_test_26.model'
@@ -35,6 +40,43 @@ def test_an_imported_run_opens_like_any_other(run, tmp_path, capsys):
   assert len(capsys.readouterr().out.splitlines()) == 2
   assert main.main(['report', str(run), '-o', str(tmp_path / 'page.html')]) == 0
   assert (tmp_path / 'page.html').stat().st_size > 1000
+
+
+def test_texts_start_with_the_model_s_first_token(run, tmp_path):
+  (tmp_path / 'text.txt').write_text('the day is a day\n' * 400)
+  cfg = rundir.load(run)
+  cfg.data.update(files=(str(tmp_path / 'text.txt'),), cache_dir=str(tmp_path / 'cache'))
+  assert cfg.model.start_id == 1 and cfg.model.end_ids == (2,)       # bos and eos of its config.json
+  batch = pipeline.eval_batches(cfg)[0]
+  assert (batch['decoder_input_tokens'][:, 0] == 1)[batch['decoder_segment_ids'][:, 0] > 0].all()
+  used = pipeline.vocabulary(cfg)
+  assert infer.tokens(cfg, used, 'here', 'the')[0] == 1
+  shown = interactive.batch(cfg, used, 'the day')
+  assert shown['decoder_input_tokens'][0, 0] == 1
+
+
+WITHOUT = 'imported without a SentencePiece model'
+
+
+def test_without_a_vocabulary_texts_are_refused_and_ids_are_not(tmp_path, capsys):
+  run, text = str(tmp_path / 'run'), tmp_path / 'text.txt'
+  text.write_text('the day is a day\n' * 400)
+  (tmp_path / 'pairs.jsonl').write_text('{"inputs": "the", "targets": "day"}\n' * 99)
+  assert main.main(['convert', str(DATA / 'checkpoints' / 'mixtral_window_pad'), run]) == 0
+  sizes = ['--config.eval.batch_size=8', '--config.train.batch_size=8']
+  for argv in (['eval', run, f'--config.data.files={text}', *sizes], ['infer', run, str(text)],
+               ['finetune', run, 'finetune/jsonl', f'--config.data.jsonl={tmp_path / "pairs.jsonl"}',
+                '--workdir', f'{run}-2', *sizes],
+               ['report', run, '--text', str(text), '-o', str(tmp_path / 'page.html')]):
+    capsys.readouterr()
+    assert main.main(argv) == 2, argv
+    line, = (line for line in capsys.readouterr().err.splitlines() if line.startswith('stmoe: '))
+    assert WITHOUT in line
+  assert main.main(['report', run, '-o', str(tmp_path / 'page.html')]) == 0
+  model, cfg, vocabulary = interactive.opened(run)
+  assert vocabulary is None and cfg.data.vocab == '' and model.start_id == 1
+  with pytest.raises(errors.UserError, match=WITHOUT):
+    interactive.batch(cfg, vocabulary, 'the')
 
 
 def test_an_export_says_what_it_wrote_and_brings_the_tokenizer(run, tmp_path, capsys):

@@ -36,6 +36,12 @@ def test_prefix_rows_are_those_of_seqio():
       decoder_causal_attention=[1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0])
 
 
+def test_each_segment_starts_with_the_model_s_own_id():
+  batch = pack.empty(dict(decoder=6), 1)
+  pack.fill(batch, 0, [dict(decoder=[4, 5, 6]), dict(decoder=[7])], start=9)
+  assert batch['decoder_input_tokens'][0].tolist() == [9, 4, 5, 9, 0, 0]
+
+
 def test_the_first_targets_of_every_segment_may_have_no_loss():
   batch = pack.empty(dict(decoder=9), 1, prefix=True)
   examples = [dict(decoder=np.array([7, 8, 5, 1])), dict(decoder=np.array([8, 4, 9, 1]), prefix=3)]

@@ -1,5 +1,6 @@
 """Vocabularies: ids, sentinels, exact round trips, recorded SentencePiece encodings."""
 
+import itertools
 import json
 import pathlib
 
@@ -100,6 +101,7 @@ def test_an_impossible_size_is_one_line(pieces, said):
 def test_files_that_are_no_model(tmp_path):
   with pytest.raises(errors.UserError, match='No such file'):
     vocab.Pieces(tmp_path / 'none.model')
-  (tmp_path / 'text.model').write_text('text')
-  with pytest.raises(errors.UserError, match='not a SentencePiece model'):
-    vocab.Pieces(tmp_path / 'text.model')
+  for text, extra_ids in itertools.product(('', 'text', 'root:x:0:0:root:/root:/bin/bash\n'), (0, 10)):
+    (tmp_path / 'text.model').write_text(text)
+    with pytest.raises(errors.UserError, match='not a SentencePiece model'):
+      vocab.Pieces(tmp_path / 'text.model', extra_ids)

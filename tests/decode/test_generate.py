@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,10 @@ import tiny_plan
 
 from stmoe import axes
 from stmoe import errors
+from stmoe import lookup
+from stmoe.data import vocab
 from stmoe.decode import generate
+from stmoe.decode import loop
 from stmoe.decode.strategies import beam
 from stmoe.decode.strategies import contrast
 from stmoe.decode.strategies import sample
@@ -65,9 +69,48 @@ def test_eos_ends_a_row_and_only_that():
   assert ids[0, 1] == eos and not ids[0, 2:].any()
 
 
+def test_several_ids_end_a_text():
+  step = lambda ids, real, state: (jnp.roll(jnp.eye(5)[ids], 1, axis=-1), state)         # 1, 2, 3, 4, 0, ...
+  first = jnp.eye(5)[jnp.array([1, 4])]
+  ids = loop.run(first, (), step, lambda x, i: x.argmax(-1), 4, eos_id=(3, 0))
+  assert ids.tolist() == [[1, 2, 3, 0], [4, 0, 0, 0]]
+  class Model:
+    def begin(self, batch, length):
+      return first, Cache()
+    def step(self, ids, real, cache):
+      return jnp.roll(jnp.eye(5)[ids], 1, axis=-1) * 9, cache
+  found = lookup.recipe('strategy', dict(name='beam', beams=1, length_penalty=0.0, eos_id=(3, 2)))()(
+      Model(), None, 4, None)
+  assert found[0].tolist() == [1, 2, 0, 0]
+
+
+@jax.tree_util.register_static
+class Cache:
+  take = reorder = lambda self, rows: self
+
+
+def test_beams_live_on_beside_many_ends():
+  """1, 2 and 3 end and lead; 5 is the second best of the others, and its text the best at this penalty."""
+  first, after_4 = jnp.log(jnp.array([0.1, 0.2, 0.19, 0.18, 0.17, 0.16])), jnp.zeros(6)
+  class Model:
+    def begin(self, batch, length):
+      return first[None], Cache()
+    def step(self, ids, real, cache):
+      return jnp.where((ids == 5)[:, None], 99 * jnp.eye(6)[1], after_4), cache
+  found = beam.Beam(beams=2, length_penalty=10.0, eos_id=(1, 2, 3))(Model(), None, 2, None)
+  assert found.tolist() == [[5, 1]]
+
+
+def test_texts_end_at_the_model_s_own_ids():
+  cfg = lambda **model: types.SimpleNamespace(model=model)
+  letters, used = [ord(c) + 3 for c in 'abc'], vocab.Bytes()
+  assert generate.text(cfg(end_ids=(letters[1], 9)), used, np.array(letters)) == 'a'
+  assert generate.text(cfg(), used, np.array([*letters, 1, letters[0]])) == 'abc'
+  assert generate.ends(cfg(), used) == (1,) and generate.ends(cfg(end_ids=(4, 5)), used) == (4, 5)
+
+
 def test_the_loop_stops_when_all_rows_have_ended():
   """The first token of every row as EOS of its own run: no step of the model is taken."""
-  from stmoe.decode import loop
   taken = []
   def step(ids, real, state):
     jax.debug.callback(lambda: taken.append(1))

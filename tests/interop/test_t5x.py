@@ -1,6 +1,7 @@
 """A T5X checkpoint written from recorded tensors gives the recorded outputs, and goes on to Hugging Face."""
 
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import tensorstore as ts
 
 from stmoe import errors
 from stmoe.interop import files
+from stmoe.interop import t5x
 from stmoe.train import convert
 from tests.interop import runs
 
@@ -51,6 +53,7 @@ def t5x_tensors(case):
 
 
 def write(folder, tensors):
+  folder.mkdir(exist_ok=True)
   for name, x in tensors.items():
     spec = dict(driver='zarr', kvstore=dict(driver='file', path=f'{folder}/target.{name}/'),
                 metadata=dict(compressor=dict(id='gzip', level=1), chunks=[max(1, n // 2) for n in x.shape]))
@@ -74,6 +77,29 @@ def test_outputs_and_the_way_to_hugging_face(name, overrides, tmp_path):
   convert.write(run, out, to='switch_transformers' if overrides else 't5')
   old, new = files.tensors(CASES / name), files.tensors(out)
   assert sorted(new) == sorted(old) and all(files.equal(new[key], t) for key, t in old.items())
+
+
+def test_damaged_arrays(tmp_path):
+  write(tmp_path / 'good', {'decoder.decoder_norm.scale': np.ones(32, np.float32)})
+  name = 'target.decoder.decoder_norm.scale'
+  def lost(folder):
+    (folder / name / '1').unlink()
+  def cut(folder):
+    (folder / name / '0').write_bytes((folder / name / '0').read_bytes()[:9])
+  def objects(folder):
+    file = folder / name / '.zarray'
+    file.write_text(file.read_text().replace('<f4', '|O'))
+  def emptied(folder):
+    (folder / name / '.zarray').write_text('')
+  def nested(folder):
+    (folder / name / '.zarray').write_text('[' * 99_999)
+  for change in (lost, cut, objects, emptied, nested):
+    folder = tmp_path / change.__name__
+    shutil.copytree(tmp_path / 'good', folder)
+    change(folder)
+    with pytest.raises(errors.Damaged, match='decoder_norm') as caught:
+      t5x.tensors(folder)['decoder/decoder_norm/scale'].read()
+    assert '\n' not in str(caught.value)
 
 
 def test_mistakes(tmp_path):

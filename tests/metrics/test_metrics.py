@@ -42,6 +42,7 @@ def test_of_one_query_the_first_example_counts():
 
 def test_squad_ignores_articles_and_punctuation_and_trivia_splits_at_it():
   assert squad.normalize('The U.S.A., an  "island"') == 'usa island'
+  assert squad.normalize('A cat, a dog; vitamin a, anathema') == 'cat dog vitamin anathema'
   trivia = lookup.module('metric', 'trivia_qa')
   assert trivia.normalize('Jean-Luc’s the_end') == 'jean luc s end'
 

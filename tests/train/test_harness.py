@@ -44,6 +44,18 @@ def test_likelihoods_add_up_and_do_not_depend_on_batches(bridge):
   np.testing.assert_allclose(windows[0], windows[1] + windows[2], rtol=1e-5)   # data.length is 32
 
 
+def test_requests_that_are_empty_too_long_or_no_text(bridge):
+  assert bridge.loglikelihood([ask('1 squared', ''), ask('', '')]) == [(0.0, True), (0.0, True)]
+  (long, _), (cut, _) = bridge.loglikelihood([ask('x' * 99, 'is 1'), ask('x' * 28, 'is 1')])
+  np.testing.assert_allclose(long, cut, rtol=1e-5)                   # of 32 tokens
+  texts = bridge.generate_until([ask('', dict(until=None)), ask('x' * 99, {})])
+  assert len(texts) == 2 and all(isinstance(text, str) for text in texts)
+  for method, args in (('loglikelihood', ('a', '\ud800')), ('loglikelihood_rolling', ('\udfff',)),
+                       ('generate_until', ('a\ud800', {}))):
+    with pytest.raises(errors.UserError, match='half a surrogate pair'):
+      getattr(bridge, method)([ask(*args)])
+
+
 def test_greedy_texts_are_greedy(bridge):
   text, = bridge.generate_until([ask('1 squared', dict(until=[]))])
   if text:

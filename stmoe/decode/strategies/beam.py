@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stmoe import ranges
 from stmoe.errors import UserError
@@ -21,20 +22,21 @@ def penalty(length, alpha):
 class Beam:
   """The finished text of the largest log-probability over `penalty`, of those that the search meets.
 
-  K beams live in each row. Of the 2K best continuations of all of them, those that end and are among the
-  K best join the finished ones, of which the K best by score are kept; the K best others live on.
+  K beams live in each row. Of the best continuations of all of them, 2K with one id that ends a text, those
+  that end and are among the K best join the finished ones, of which the K best by score are kept; the K best
+  others live on.
   A row is done when not even its best beam, at the penalty of the full length, could beat its worst
   finished text. EOS counts as a token. A row in which nothing has ended gives its best beam.
 
   Args:
     beams:          K. With 1 and length_penalty 0 this is greedy decoding.
     length_penalty: alpha; T5 has 4 beams and 0.6.
-    eos_id:         the id that ends a text.
+    eos_id:         the id that ends a text, or several.
   Differs: t5x lets any ending among the 2K best finish, so that its single beam is not greedy.
   """
 
   def __init__(self, *, beams: ranges.Count = 4, length_penalty: ranges.NonNegative = 0.6,
-               eos_id: ranges.Natural = 1):
+               eos_id: ranges.Natural | ranges.Ids = 1):
     if beams < 1:
       raise UserError(f'decode.beams={beams}: at least one; nearest: 1')
     if length_penalty < 0:
@@ -90,13 +92,14 @@ class Beam:
     rows, k, _ = ids.shape
     vocab = logits.shape[-1]
     total = alive[..., None] + jax.nn.log_softmax(logits).reshape(rows, k, vocab)
-    total, at = jax.lax.top_k(total.reshape(rows, k * vocab), 2 * k)                # [B, 2K]
+    most = min(k * (1 + np.size(self.eos_id)), k * vocab)            # K others are among so many: M
+    total, at = jax.lax.top_k(total.reshape(rows, k * vocab), most)  # [B, M]
     beam, token = at // vocab, (at % vocab).astype(jnp.int32)
     pick = lambda a, at: jnp.take_along_axis(a, at.reshape(*at.shape, *[1] * (a.ndim - 2)), axis=1)
     grown = jax.lax.dynamic_update_slice_in_dim(pick(ids, beam), token[..., None], i, 2)
-    ends = token == self.eos_id                                      # [B, 2K]
+    ends = jnp.isin(token, jnp.asarray(self.eos_id))                 # [B, M]
     alive, kept = jax.lax.top_k(jnp.where(ends, NEVER, total), k)    # [B, K]
-    score = jnp.where(ends & (jnp.arange(2 * k) < k), total / penalty(i + 1, self.length_penalty), NEVER)
+    score = jnp.where(ends & (jnp.arange(most) < k), total / penalty(i + 1, self.length_penalty), NEVER)
     ended, best = jax.lax.top_k(jnp.concatenate([ended, score], axis=1), k)
     texts = pick(jnp.concatenate([texts, grown], axis=1), best)
     return pick(beam, kept), (pick(grown, kept), alive, texts, ended)

@@ -10,10 +10,10 @@ class Greedy:
   """The token of the largest logit, the lower id on ties.
 
   Args:
-    eos_id: the id that ends a text.
+    eos_id: the id that ends a text, or several.
   """
 
-  def __init__(self, *, eos_id: ranges.Natural = 1):
+  def __init__(self, *, eos_id: ranges.Natural | ranges.Ids = 1):
     self.eos_id = eos_id
 
   def check(self, model):

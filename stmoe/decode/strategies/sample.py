@@ -40,11 +40,11 @@ class Sample:
   Args:
     temperature:  above 0.
     top_k, top_p: see `shortlist`, of the logits over temperature.
-    eos_id:       the id that ends a text.
+    eos_id:       the id that ends a text, or several.
   """
 
   def __init__(self, *, temperature: ranges.Positive = 1.0, top_k: ranges.Natural = 0,
-               top_p: ranges.PartOf1 = 1.0, eos_id: ranges.Natural = 1):
+               top_p: ranges.PartOf1 = 1.0, eos_id: ranges.Natural | ranges.Ids = 1):
     if not temperature > 0:
       raise UserError(f'decode.temperature={temperature}: it is above 0; nearest: decode.name=greedy')
     if top_k < 0:

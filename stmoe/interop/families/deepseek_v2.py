@@ -15,7 +15,7 @@ ignored = decoder.ignored
 
 def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
-  fields.only(hf, scoring_func='softmax', norm_topk_prob=False)
+  fields.only(hf, scoring_func='softmax', norm_topk_prob=False, mlp_bias=False)
   groups = 1, 1
   if hf.get('topk_method', 'greedy') != 'greedy':
     fields.only(hf, topk_method='group_limited_greedy')
@@ -23,7 +23,7 @@ def configure(hf, tied):
   return deepseek.configure(hf, tied, dict(
       name=ROUTER, num_experts=fields.need(hf, 'n_routed_experts'), k=fields.need(hf, 'num_experts_per_tok'),
       num_groups=groups[0], kept_groups=groups[1], normalize_gates=False,
-      route_scale=float(fields.given(hf, 'routed_scaling_factor', ranges.Any, 1.0))))
+      route_scale=float(fields.given(hf, 'routed_scaling_factor', ranges.Positive, 1.0))))
 
 
 def describe(c):

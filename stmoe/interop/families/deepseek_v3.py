@@ -26,10 +26,10 @@ def configure(hf, tied):
   fields.only(hf, scoring_func='sigmoid', topk_method='noaux_tc')
   return deepseek.configure(hf, tied, dict(
       name=ROUTER, num_experts=fields.need(hf, 'n_routed_experts'), k=fields.need(hf, 'num_experts_per_tok'),
-      num_groups=fields.given(hf, 'n_group', ranges.Count, 1),
-      kept_groups=fields.given(hf, 'topk_group', ranges.Count, 1),
+      num_groups=fields.given(hf, 'n_group', ranges.Count, 1 if 'n_group' in hf else 8),
+      kept_groups=fields.given(hf, 'topk_group', ranges.Count, 1 if 'topk_group' in hf else 4),
       normalize_gates=fields.given(hf, 'norm_topk_prob', ranges.Flag, True),
-      route_scale=float(fields.given(hf, 'routed_scaling_factor', ranges.Any, 2.5))))
+      route_scale=float(fields.given(hf, 'routed_scaling_factor', ranges.Positive, 2.5))))
 
 
 def describe(c):

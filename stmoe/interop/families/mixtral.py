@@ -7,6 +7,7 @@ from stmoe.interop import rules
 
 ARCHITECTURE = 'MixtralForCausalLM'
 COPIES = decoder.COPIES
+THETA = 1e6                            # where config.json does not say it
 RULES = [
     *decoder.ATTENTION, *decoder.REST,
     ('decoder/layers/{i}/layer/router/w', decoder.LAYER + 'block_sparse_moe.gate.weight', rules.LINEAR),
@@ -28,7 +29,7 @@ def configure(hf, tied):
   sparse = decoder.moe(router, fields.need(hf, 'intermediate_size'),
                        fields.activation(hf, 'hidden_act', 'silu'))
   return dict(model=decoder.model(hf, 'm' * fields.need(hf, 'num_hidden_layers', fields.LAYERS), tied,
-                                  window=fields.given(hf, 'sliding_window', ranges.Count)),
+                                  theta=THETA, window=fields.given(hf, 'sliding_window', ranges.Count)),
               blocks=dict(m=dict(layer='moe', **sparse)), losses=decoder.losses(hf))
 
 

@@ -27,11 +27,15 @@ def table(c):
 
 def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
-  window = fields.given(hf, 'sliding_window', ranges.Count) if hf.get('use_sliding_window') else None
+  window = fields.need(hf, 'sliding_window') if fields.given(
+      hf, 'use_sliding_window', ranges.Flag, False) else None
   number = fields.need(hf, 'num_hidden_layers', fields.LAYERS)
   activation = fields.activation(hf, 'hidden_act', 'silu')
-  if window and hf.get('max_window_layers', 0):
-    fields.only(hf, max_window_layers=0)
+  # Versions of transformers put the window into different layers, unless layer_types names all of them.
+  kinds = ['full_attention' if window is None else 'sliding_attention'] * number
+  if window is not None:
+    fields.need(hf, 'layer_types', ranges.Many(ranges.Text))
+  fields.only(hf, layer_types=kinds)
   router = dict(name='deepseek_moe', num_experts=fields.need(hf, 'num_experts'),
                 k=fields.need(hf, 'num_experts_per_tok'),
                 normalize_gates=fields.given(hf, 'norm_topk_prob', ranges.Flag, False))
@@ -63,4 +67,5 @@ def describe(c):
       intermediate_size=c['blocks'][letters[is_dense[0]]]['d_ff'] if is_dense else sparse['experts']['d_ff'],
       qkv_bias=(c['model'].get('attention') or {}).get('qkv_bias', False),
       use_sliding_window=window is not None, sliding_window=window, max_window_layers=0,
+      layer_types=['full_attention' if window is None else 'sliding_attention'] * len(letters),
       router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])

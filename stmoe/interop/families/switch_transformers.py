@@ -30,16 +30,15 @@ def copied(c):
 
 def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
-  fields.only(hf, router_bias=False, feed_forward_proj='relu')
+  fields.only(hf, router_bias=False, feed_forward_proj='relu', router_dtype='float32')
   activation, slots = fields.activation(hf, 'dense_act_fn', 'relu'), fields.need(hf, 'expert_capacity')
   width, layers = fields.need(hf, 'd_ff'), fields.need(hf, 'num_layers', fields.LAYERS)
   below = fields.given(hf, 'num_decoder_layers', fields.LAYERS, layers)
-  sparse = lambda stack, layers: fields.need(hf, f'num_sparse_{stack}_layers', ranges.Whole(0, layers))
   # A factor of 0: `min_capacity` slots, whatever the length of the sequence.
   jitter = float(fields.given(hf, 'router_jitter_noise', ranges.Below1, 0.01))
   router = dict(name='switch', num_experts=fields.need(hf, 'num_experts'), capacity_factor=(0.0, 0.0),
                 min_capacity=slots, jitter=jitter)
-  letters = [_letters(layers, sparse('encoder', layers)), _letters(below, sparse('decoder', below))]
+  letters = [_letters(hf, 'encoder', layers), _letters(hf, 'decoder', below)]
   blocks = dict(d=dict(layer='dense', d_ff=width, activation=activation),
                 m=dict(layer='moe', executor='gather', group_size=None, router=router,
                        experts=dict(name='mlp', d_ff=width, activation=activation)))
@@ -49,10 +48,12 @@ def configure(hf, tied):
               losses=dict(balance=coefficient('router_aux_loss_coef'), z=coefficient('router_z_loss_coef')))
 
 
-def _letters(layers, sparse):
-  """One letter a layer: every step-th is sparse, the last of its period."""
-  step = layers // sparse if sparse else layers + 1
-  return ''.join('m' if i % step == 1 or step == 1 else 'd' for i in range(layers))
+def _letters(hf, stack, layers):
+  """One letter a layer of a stack: of every step-th period the second is sparse; without step none."""
+  sparse = fields.need(hf, f'num_sparse_{stack}_layers', ranges.Whole(0, layers))
+  step = layers // sparse if sparse else layers
+  fields.only(hf, **{f'{stack}_sparse_step': step})
+  return ''.join('m' if step and (i % step == 1 or step == 1) else 'd' for i in range(layers))
 
 
 def describe(c):

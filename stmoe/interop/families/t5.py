@@ -29,9 +29,12 @@ def configure(hf, tied):
   named = {'act': 'gelu_new' if projection == 'gated-gelu' else projection.removeprefix('gated-')}
   dense = dict(layer='dense', d_ff=fields.need(hf, 'd_ff'), activation=fields.activation(named, 'act'),
                gated=gated)
+  # Written beside feed_forward_proj by transformers, and stronger than it where they differ.
+  fields.only(hf, is_gated_act=gated, dense_act_fn=named['act'])
   layers = fields.need(hf, 'num_layers', fields.LAYERS)
   below = fields.given(hf, 'num_decoder_layers', fields.LAYERS, layers)
-  scaled = hf.get('scale_decoder_outputs', hf.get('tie_word_embeddings', True))
+  flag = lambda key, default: fields.given(hf, key, ranges.Flag, default)
+  scaled = flag('scale_decoder_outputs', flag('tie_word_embeddings', True))
   model = encdec.model(hf, 'd' * layers, 'd' * below, tied, scaled or not tied)
   return dict(model=model, blocks=dict(d=dense), losses={})
 
