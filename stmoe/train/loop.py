@@ -134,8 +134,8 @@ class Loop:
     self.data.set_state(position)
     self.log(f'continuing from the checkpoint of step {step:,}')
     if not distributed.fetch(jax.jit(steps.all_finite)(self.state)):
-      self.log(f'note: the checkpoint of step {step:,} holds numbers that are not finite, which earlier '
-               'versions of stmoe saved; no step can be taken from here; start from an earlier one')
+      self.log(f'note: the checkpoint of step {step:,} holds numbers that are not finite, as an older stmoe '
+               'could save them; no step from here on can be taken; start from an earlier one')
     self._compare_rates(step, meta.get('steps', self.planned))
     return step, meta['seconds'], meta.get('flops', step * self.flops_per_step), meta.get('line')
 

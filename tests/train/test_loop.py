@@ -197,7 +197,7 @@ def test_a_start_that_is_not_finite_is_said_and_its_run_is_not_done(corpus, fini
     saved = checkpoint.Checkpoints(path / 'checkpoints')
     saved.save(10, dict(state, step=state['step'] - 2), data, meta)
     saved.close()
-  (path / 'DONE').unlink()
+  (path / 'DONE').unlink(missing_ok=True)
   with pytest.raises(errors.UserError, match='the last 2 steps .* checkpoints from before these steps: 10;'):
     loop.train(cfg, path, 'tiny', ONE)
   assert 'the checkpoint of step 10 holds numbers that are not finite' in capsys.readouterr().err
