@@ -54,6 +54,17 @@ class Case:
   def __str__(self):
     return f'{self.method}/{self.name}'
 
+  def option(self, key, table, default=None):
+    """Returns what `table` makes of the setting `key` of the reference call; `default` where it is not stated.
+
+    A value that is not in the table fails: the check does not know what the reference does with it.
+    """
+    value = self.config.get(key, default)
+    known = [name for name in table if name == value and isinstance(name, bool) == isinstance(value, bool)]
+    assert known, (f'{self}: the check cannot translate {key}={value!r} '
+                   f'(it knows: {", ".join(map(repr, table))})')
+    return table[known[0]]
+
   def names(self, prefix=''):
     """Returns the sorted names of the arrays that begin with `prefix`."""
     return sorted(name for name in self._arrays if name.startswith(prefix))

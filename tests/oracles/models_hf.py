@@ -20,7 +20,9 @@ def build(config, weights, blocks, encoder, decoder):
   model = t5.T5(vocab_size=config['vocab_size'], d_model=config['d_model'], encoder=encoder, decoder=decoder,
                 blocks=blocks, num_heads=config['num_heads'], head_dim=config['d_kv'], tie_embeddings=tied,
                 num_buckets=config['relative_attention_num_buckets'],
-                max_distance=config['relative_attention_max_distance'], scan_layers=False, rngs=nnx.Rngs(0))
+                max_distance=config['relative_attention_max_distance'],
+                scale_head=config.get('scale_decoder_outputs', True),
+                norm_epsilon=config.get('layer_norm_epsilon', 1e-6), scan_layers=False, rngs=nnx.Rngs(0))
   _set(model.embed.table, weights.pop('shared.weight'))
   for copy in ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight'):
     weights.pop(copy, None)
@@ -38,6 +40,17 @@ def build(config, weights, blocks, encoder, decoder):
       _block(block, f'{name}.block.{i}.layer.', weights)
   assert not weights, sorted(weights)
   return model
+
+
+def depths(config):
+  """Returns (encoder layers, decoder layers); the decoder has as many where the reference is not told."""
+  layers, decoder = config['num_layers'], config.get('num_decoder_layers')
+  return layers, layers if decoder is None else decoder
+
+
+def pattern(letters):
+  """Returns the pattern of a stack of the blocks `letters`, in order."""
+  return ((letters, 1),)
 
 
 def layers_of(stack):
