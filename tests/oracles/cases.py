@@ -55,7 +55,7 @@ class Case:
     return f'{self.method}/{self.name}'
 
   def option(self, key, table, default=None):
-    """Returns what `table` makes of the setting `key` of the reference call; `default` where it is not stated.
+    """Returns what `table` makes of the setting `key` of the reference call, or of `default` without it.
 
     A value that is not in the table fails: the check does not know what the reference does with it.
     """

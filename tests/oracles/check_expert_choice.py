@@ -10,6 +10,7 @@ from stmoe.core import assignment
 from stmoe.core import losses
 from stmoe.routers import expert_choice
 from stmoe.routers import expert_selection
+from stmoe.routers import gshard
 
 
 def masked_router(case):
@@ -17,7 +18,7 @@ def masked_router(case):
 
 
 def moe_layer(case):
-  routers_flaxformer.moe_layer(case, expert_choice.ExpertChoice, k=0)
+  routers_flaxformer.moe_layer(case)
 
 
 def praxis_gating(case):
@@ -25,7 +26,6 @@ def praxis_gating(case):
   groups, size, experts = logits.shape
   # v1 divides first: floor(S // E * c).
   capacity = int(size // experts * config['capacity_factor'])
-  assert capacity == config['expert_capacity_argument'] == case['gate'].shape[-1]
   a, _ = expert_choice.expert_choice(logits, jnp.ones((groups, size), bool), capacity)
   # Its slots ascend by gate, ours descend.
   slots = lambda array: array.reshape(groups, experts, capacity)[..., ::-1]
@@ -34,9 +34,10 @@ def praxis_gating(case):
 
 
 def praxis_gating_v2(case):
-  logits = jnp.asarray(case['logits'])
+  logits = gshard.cap_logits(jnp.asarray(case['logits']), case.config.get('gating_logit_cap', 0.0))
   expected = case['combine_tensor']
-  a, _ = expert_choice.expert_choice(logits, jnp.asarray(case['paddings'] == 0), expected.shape[-1])
+  real = case['paddings'] == 0 if 'paddings' in case else np.ones(logits.shape[:2], bool)
+  a, _ = expert_choice.expert_choice(logits, jnp.asarray(real), expected.shape[-1])
   dispatch, combine = (np.asarray(m, np.float32) for m in assignment.masks(a))
   # Its slots are in token order, and those of padding are empty: sort our slots by the token they hold.
   size = logits.shape[1]

@@ -14,22 +14,48 @@ from stmoe.core import metrics
 from stmoe.routers import gshard
 
 
+def praxis_capacity(config, size, experts):
+  """Returns C: what is given, or floor(S * cf / E) rounded up to a multiple of 4 where that is more."""
+  capacity = config['expert_capacity_argument']
+  if config['capacity_factor'] is not None:
+    automatic = int(size * config['capacity_factor'] / experts)
+    capacity = -(-automatic // 4) * 4 if automatic > capacity else capacity
+  assert capacity == config.get('resulting_capacity', capacity)      # the translation, not the case
+  return capacity
+
+
+def _draws(case, policy):
+  """Returns f32[G,S,1], our draws that choose what the reference's do, or None where it draws nothing."""
+  if policy == 'all':
+    if 'uniform' in case:
+      case.ignore('uniform', 'the reference draws nothing by this policy')
+    return None
+  uniform = case['uniform']
+  if policy == 'random':
+    return uniform[..., None]
+  # Theirs are for the Gumbel trick, f32[G,S,E]; ours invert the distribution: take the middle of the bin.
+  logits = gshard.cap_logits(jnp.asarray(case['logits']), case.config['gating_logit_cap'])
+  probs = jax.nn.softmax(logits, axis=-1)
+  first = jax.nn.one_hot(probs.argmax(axis=-1), probs.shape[-1], dtype=bool)
+  noisy = jnp.where(first, -jnp.inf, logits - jnp.log(-jnp.log(uniform)))
+  rest = jnp.where(first, 0, probs)
+  taken = noisy.argmax(axis=-1)[..., None]
+  below = jnp.take_along_axis(jnp.cumsum(rest, axis=-1) - rest / 2, taken, axis=-1)
+  return below / rest.sum(axis=-1, keepdims=True)
+
+
 def praxis_top2(case):
   config = case.config
-  logits, capacity = jnp.asarray(case['logits']), config['resulting_capacity']
-  size, experts = logits.shape[1:]
-  if config['capacity_factor'] is not None:
-    # floor(S * cf / E), and when that exceeds the capacity given, rounded up to a multiple of 4.
-    automatic = int(size * config['capacity_factor'] / experts)
-    assert capacity == -(-automatic // 4) * 4 > config['expert_capacity_argument']
+  logits = jnp.asarray(case['logits'])
+  capacity = praxis_capacity(config, *logits.shape[1:])
   mask = case['paddings'] == 0 if 'paddings' in case else np.ones(logits.shape[:2], bool)
-  uniform = case['uniform'][..., None] if 'uniform' in case else None
-  cotangent = case['cotangent']
+  policy = case.option('second_expert_policy', dict(all='all', random='random', sampling='sampling'))
+  uniform, cotangent = _draws(case, policy), case['cotangent']
 
   def f(logits):
     logits = gshard.cap_logits(logits, config['gating_logit_cap'])
     a, aux = gshard.gshard(
-        logits, mask, capacity, second_policy=config['second_expert_policy'], uniform=uniform,
+        logits, mask, capacity, second_policy=policy, uniform=uniform,
         threshold=config['second_expert_threshold'], normalize_after_drop=not config['normalise_before_drop'])
     dispatch, combine = assignment.masks(a)
     balance = aux.losses['balance']
@@ -55,7 +81,7 @@ def praxis_top2(case):
 def mesh_top2(case):
   config = case.config
   route = functools.partial(gshard.gshard, second_policy=config['second_policy'],
-                            threshold=config['second_threshold'])
+                            threshold=config['second_threshold'], uniform=routers_mesh.uniform(case))
 
   def reference_loss(logits, mask, aux):
     if mask.all():                                                   # then ours needs no translation

@@ -10,15 +10,23 @@ from stmoe.core import metrics
 from stmoe.routers import loss_free_balancing
 
 
-def _trajectory(case, centred):
+# Rules of `balance`, by the words of the files.
+RULES = {'b += u*sign(mean(c)-c)': 'sign',
+         'b += u*sign(mean(c)-c); then the step is made zero-mean': 'sign',
+         'b += u*(mean(c)-c)/mean(c)': 'magnitude', 'sign': 'sign', 'magnitude': 'magnitude'}
+
+
+def _trajectory(case):
   c = case.config
-  assert c['recentered'] == centred
+  centred = case.option('recentered', {True: True, False: False}, False)
+  rule = case.option('rule', RULES, 'sign')
   mask = np.ones((1, c['T']), bool)
 
   @jax.jit
   def step(bias, logits):
     a, aux = loss_free_balancing.loss_free_balancing(logits[None], bias, mask, c['T'], c['k'])
-    return balance.update(bias, aux.load, c['update_rate'], centred), (a, aux.load, metrics.max_vio(aux.load))
+    moved = balance.update(bias, aux.load, c['update_rate'], centred, rule)
+    return moved, (a, aux.load, metrics.max_vio(aux.load))
 
   # The scores are sigmoids; ours start from their logits.
   logits = jnp.log(case['scores']) - jnp.log1p(-case['scores'])      # [steps, T, E]
@@ -38,8 +46,8 @@ def _trajectory(case, centred):
 
 
 def bias_update(case):
-  _trajectory(case, centred=False)
+  _trajectory(case)
 
 
 def bias_update_centred(case):
-  _trajectory(case, centred=True)
+  _trajectory(case)

@@ -78,7 +78,7 @@ LETTERS = {'g': 'residual', 'm': 'momentum', 'a': 'adam_momentum'}
 def stack(case):
   c = case.config
   weights = case.group('param/')
-  model = _model(c)
+  model = _model(case)
   _set(model.pe, weights.pop('key_pe')[0])
   _set(model.embed.table, weights.pop('in_emb.weight'))
   _set(model.head.w, weights.pop('out_emb.weight').T)
@@ -93,8 +93,9 @@ def stack(case):
   case.assert_close('h_cache_out', caches)
 
 
-def _model(c):
+def _model(case):
   """Our unrolled model: the architecture lists, for every block, attention (s) and its feed-forward layer."""
+  c = case.config
   inner = dict(name='moe', executor='einsum', router=dict(name='smoe', num_experts=c['E'], k=c['k']),
                experts=dict(name='mlp', d_ff=c['F'], use_bias=True))
   gammas = dict(g={}, m=dict(mu=c['mu'], gamma=c['gamma2'], post_norm=True),
@@ -102,8 +103,11 @@ def _model(c):
                        post_norm=True))
   blocks = {letter: dict(layer=name, inner=inner, **gammas[letter]) for letter, name in LETTERS.items()}
   blocks['f'] = dict(layer='dense', d_ff=c['F'], use_bias=True)
-  attention, letters = c['architecture'][::2], c['architecture'][1::2]
-  assert set(attention) == {'s'} and len(letters) == c['nb_layers'] * (2 if c['base_arch'] == 'glam' else 1)
+  number = c['nb_layers'] * case.option('base_arch', dict(transformer=1, glam=2))
+  attention, letters = (c['architecture'][first:2 * number:2] for first in (0, 1))
+  assert set(attention) == {'s'} and set(letters) <= set(blocks), (
+      f'{case}: the check cannot translate architecture={c["architecture"]!r}')
+  case.option('pre_lnorm', {False: None}, False)                     # of whole models none was released
   # Adam is the first layer's; their other `a` layers are heavy-ball ones.
   letters = letters[0] + letters[1:].replace('a', 'm')
   return span_lm.SpanLM(vocab_size=c['vocab'], d_model=c['D'], layers=tuple((x, 1) for x in letters),

@@ -23,15 +23,16 @@ def _swapped(f):
   return lambda x: jnp.swapaxes(f(jnp.swapaxes(x, 1, 2)), 1, 2)
 
 
-def _layer_norm(scale, bias):
-  made = norm.LayerNorm(scale.size, rngs=nnx.Rngs(0))
+def _layer_norm(scale, bias, epsilon):
+  made = norm.LayerNorm(scale.size, epsilon=epsilon, rngs=nnx.Rngs(0))
   made.scale[...], made.bias[...] = scale, bias
   return made
 
 
 def spatial_gating_unit(case):
   config = case.config
-  normalize = _layer_norm(case['ln_scale'], case['ln_bias'])
+  normalize = _layer_norm(case['ln_scale'], case['ln_bias'], config.get('ln_eps', 1e-5))
+  case.option('act', dict(identity=None), 'identity')                # there is none in any paper
   residual = case['gate_res'] if 'gate_res' in case else None
 
   def unit(x, weight, bias):
@@ -52,18 +53,24 @@ def spatial_gating_unit(case):
 def gmlp_block(case):
   config = case.config
   length, width, hidden, heads = (config[key] for key in ('N', 'D', 'F', 'heads'))
-  layer = functools.partial(gmlp.Gmlp, length=length, d_ff=hidden,
-                            inner=functools.partial(spatial.Spatial, heads=heads))
+  epsilon = config.get('ln_eps', 1e-5)
+  case.option('gelu', {'exact (erf)': None}, 'exact (erf)')          # the reference has no other
+  layer = functools.partial(gmlp.Gmlp, length=length, d_ff=hidden, inner=functools.partial(
+      spatial.Spatial, heads=heads, causal=config['causal'], circulant=config.get('circulant', False)))
   block = stack.Block(width, layer=layer, norm=norm.LayerNorm, rngs=nnx.Rngs(0))
-  block.layer_norm = _layer_norm(case['pre_ln_scale'], case['pre_ln_bias'])
-  block.layer.norm = _layer_norm(case['sgu_ln_scale'], case['sgu_ln_bias'])
+  block.layer_norm = _layer_norm(case['pre_ln_scale'], case['pre_ln_bias'], epsilon)
+  block.layer.norm = _layer_norm(case['sgu_ln_scale'], case['sgu_ln_bias'], epsilon)
   block.layer.wi[...], block.layer.bi[...] = case['in_w'].T, case['in_b']
   block.layer.wo[...], block.layer.bo[...] = case['out_w'].T, case['out_b']
-  block.layer.inner.w[...] = case['sgu_weight'].swapaxes(1, 2)
+  if config.get('circulant', False):
+    block.layer.inner.w[...] = case['sgu_weight']
+    block.layer.inner.row[...], block.layer.inner.column[...] = case['sgu_pos_x'], case['sgu_pos_y']
+  else:
+    block.layer.inner.w[...] = case['sgu_weight'].swapaxes(1, 2)
   block.layer.inner.b[...] = case['sgu_bias']
   whole = jnp.ones(case['x'].shape[:2], jnp.int32)
   ctx = contract.Context(mask=whole > 0, ids=whole, positions=whole, segments=whole, step=jnp.int32(0),
-                         tokens=jnp.float32(whole.size), causal=True)
+                         tokens=jnp.float32(whole.size), causal=config['causal'])
   y, aux, _ = jax.jit(lambda block, x: block(x, ctx, {}, None))(block, case['x'])
   assert aux is None
   case.assert_close('y', y)

@@ -16,17 +16,17 @@ from stmoe.routers import switch_max
 
 
 def masked_router(case):
-  routers_flaxformer.masked_router(case, switch.switch, k=1)
+  routers_flaxformer.masked_router(case, *routers_flaxformer.token_route(case))
 
 
 def scatter_router(case):
-  routers_flaxformer.scatter_router(case, switch.switch, k=1)
+  routers_flaxformer.scatter_router(case, *routers_flaxformer.token_route(case))
 
 
 def moe_layer(case):
   if 'table' in case:
     return routers_flaxformer.group_and_capacity_table(case)
-  return routers_flaxformer.moe_layer(case, switch.Switch, k=1)
+  return routers_flaxformer.moe_layer(case)
 
 
 def _mesh_balance(k, logits, mask, aux):
@@ -40,13 +40,16 @@ def _mesh_balance(k, logits, mask, aux):
 
 
 def mesh_switch(case):
+  routers_mesh.undrawn(case)
   routers_mesh.compare(case, switch.switch, functools.partial(_mesh_balance, 1))
 
 
 def mesh_switch_max(case):
+  routers_mesh.undrawn(case)
   routers_mesh.compare(case, switch_max.switch_max, functools.partial(_mesh_balance, 1))
 
 
 def mesh_ntlb(case):
+  routers_mesh.undrawn(case)
   k = case.config['ntlb_top_k']
   routers_mesh.compare(case, functools.partial(ntlb.ntlb, k=k), functools.partial(_mesh_balance, k))

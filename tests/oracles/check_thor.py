@@ -2,6 +2,7 @@
 
 import functools
 
+import activations
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -46,12 +47,14 @@ def loss(case):
 def layer(case):
   # The reference is time-major, [L,B,D]; rows here are the sentences, [B,L,D].
   config, x = case.config, jnp.asarray(case['x']).swapaxes(0, 1)
+  drawn = case.option('mode', dict(train='expert', eval_sentence='mask', eval_token='mask'))
+  activation = case.option('activation', activations.TORCH)
   batch, length, width = x.shape
-  drawn = case['expert'] if config['mode'] == 'train' else case['mask']
+  drawn = case[drawn]
   if drawn.ndim == 1:                                                # one draw for each time step
     drawn = drawn[:, None]
   expert = jnp.broadcast_to(jnp.asarray(drawn), (length, batch)).T   # [B, L]
-  bank = mlp.Mlp(width, num_experts=config['E'], d_ff=config['F'], activation=config['activation'],
+  bank = mlp.Mlp(width, num_experts=config['E'], d_ff=config['F'], activation=activation,
                  use_bias=True, rngs=nnx.Rngs(0))
   # Matrices of the reference are [out,in].
   bank.wi[...], bank.wo[...] = (jnp.asarray(case[name]).swapaxes(1, 2) for name in ('fc1_w', 'fc2_w'))

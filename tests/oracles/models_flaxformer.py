@@ -1,13 +1,14 @@
 """flaxformer's sparse encoder-decoder in our form: weights by name, its treatment of padding."""
 
+import activations
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import models_hf
 import numpy as np
 import optax
+import routers_flaxformer
 
-from stmoe.core import losses as core_losses
 from stmoe.layers import attention
 from stmoe.models import t5
 
@@ -28,9 +29,9 @@ def decoder_mask(inputs):
 def check(case):
   """Checks the whole sparse encoder-decoder of `case`: logits, losses, metrics, gradients."""
   c = case.config
-  model = build(c, case['encoder_input_tokens'].size, case['decoder_input_tokens'].size)
+  model = build(case)
   params = case.group('param:')
-  for name, variable in variables(model).items():
+  for name, variable in variables(model, c['acts']).items():
     value = params.pop(name)
     assert variable.shape == value.shape, name
     variable[...] = jnp.asarray(value)
@@ -44,40 +45,65 @@ def check(case):
   case.assert_close('total_loss', total)
   for name, value in reports.items():
     case.assert_close(f'metric:{name}', value)
-  grads = variables(nnx.merge(graphdef, grads))
+  grads = variables(nnx.merge(graphdef, grads), c['acts'])
   for name in case.names('grad:'):
     case.assert_close(name, grads[name.removeprefix('grad:')][...])
   for name in case.names('gradnorm:'):
     case.assert_close(name, jnp.linalg.norm(grads[name.removeprefix('gradnorm:')][...]))
 
 
-def build(c, encoder_tokens, decoder_tokens):
-  """Returns our unrolled T5 for the reference's configuration `c` and its tokens per batch."""
-  gated, activation = len(c['acts']) == 2, c['acts'][0]
+# Which of n layers, m of them sparse, is sparse.
+LAYOUTS = {
+    'MIXED': lambda i, n, m: m > 0 and i % (n // m) == n // m - 1,
+    'BOTTOM': lambda i, n, m: i < m,
+    'MIDDLE': lambda i, n, m: n - m <= 2 * i < n + m,
+    'TOP': lambda i, n, m: i >= n - m,
+}
+
+
+def group_size(tokens, experts, most):
+  """Returns S of the reference: as many groups as there are experts at least, and a multiple of them."""
+  groups = max(tokens // most, experts)
+  while tokens % groups or groups % experts:
+    groups += 1
+  return tokens // groups
+
+
+def build(case):
+  """Returns our unrolled T5 for the reference's configuration and the tokens per batch of `case`."""
+  c = case.config
+  activation, gated = activations.gated(c['acts'])
   dense = dict(layer='dense', d_ff=c['F'], activation=activation, gated=gated)
-  # `random`, normalised gates and counting first choices are ST-MoE's; flaxformer has none of them.
-  slots = dict(num_experts=c['E'], capacity_factor=(c['cf'],) * 2, min_capacity=c['minC'])
-  choose = (dict(name='switch', jitter=0.0, **slots) if c['k'] == 1 else
-            dict(name='st_moe', k=c['k'], normalize_gates=False, second_policy='all',
-                 balance_choices='any', **slots))
-  first = dict(name='expert_choice', **slots) if c['ec_enc'] else choose
-  if c['bpr_enc']:
-    first = first | dict(batch_priority=True)
   experts = dict(name='glu' if gated else 'mlp', d_ff=c['F'], activation=activation)
-  # The reference makes at least as many groups as there are experts.
-  sparse = lambda router, tokens: dict(layer='moe', executor='einsum', router=router, experts=experts,
-                                       group_size=min(c['maxg'], tokens // c['E']))
-  blocks = dict(d=dense, e=sparse(first, encoder_tokens), f=sparse(choose, decoder_tokens),
-                x=dense | dict(attention=False))
-  assert (c['nl'], c['ns']) == (2, 1)                                # MIXED: the last layer is sparse
-  extra = 'x' if c['extra'] else ''
-  return t5.T5(vocab_size=c['V'], d_model=c['D'], encoder=((f'de{extra}', 1),), decoder=((f'df{extra}', 1),),
-               blocks=blocks, num_heads=c['H'], head_dim=c['K'], tie_embeddings=c['tied'], scan_layers=False,
-               rngs=nnx.Rngs(0))
+
+  def sparse(kind, batch_priority, tokens):
+    router = routers_flaxformer.router_of(kind, c['k'], batch_priority, num_experts=c['E'],
+                                          capacity_factor=(c['cf'],) * 2, min_capacity=c['minC'])
+    batch, length = routers_flaxformer.padded(*tokens.shape, c['E'])
+    return dict(layer='moe', executor='einsum', router=router, experts=experts,
+                group_size=group_size(batch * length, c['E'], c['maxg']))
+
+  blocks = dict(d=dense, x=dense | dict(attention=False),
+                e=sparse('experts' if c['ec_enc'] else 'masked', c['bpr_enc'], case['encoder_input_tokens']),
+                f=sparse('masked', False, case['decoder_input_tokens']))
+  layout, layers = case.option('layout', LAYOUTS, 'MIXED'), range(c['nl'])
+  letters = lambda letter: ''.join(
+      letter + 'x' * c['extra'] if layout(i, c['nl'], c['ns']) else 'd' for i in layers)
+  return t5.T5(vocab_size=c['V'], d_model=c['D'], encoder=models_hf.pattern(letters('e')),
+               decoder=models_hf.pattern(letters('f')), blocks=blocks, num_heads=c['H'], head_dim=c['K'],
+               tie_embeddings=c['tied'], scan_layers=False, rngs=nnx.Rngs(0))
 
 
-def variables(model):
-  """Returns dict flaxformer name -> Variable of `model`."""
+def numbered(stack):
+  """Yields (the reference's number of the layer, block); an extra block belongs to the one before."""
+  layer = -1
+  for block in models_hf.layers_of(stack):
+    layer += block.attention is not None
+    yield layer, block
+
+
+def variables(model, names):
+  """Returns dict flaxformer name -> Variable of `model`; `names` are the reference's activations."""
   found = {'token_embedder/embedding': model.embed.table}
   if model.head is not None:
     found['decoder/logits_dense/kernel'] = model.head.w
@@ -85,10 +111,7 @@ def variables(model):
     found[f'{stack.name}/relpos_bias/rel_embedding'] = bias.table
     found[f'{stack.name}/{stack.name}_norm/scale'] = stack.norm.scale
     attend = 'attention' if stack is model.encoder else 'self_attention'
-    layer = -1
-    for block in models_hf.layers_of(stack):
-      extra = block.attention is None
-      layer += not extra
+    for layer, block in numbered(stack):
       prefix = f'{stack.name}/layers_{layer}'
       parts = {attend: block.attention, 'encoder_decoder_attention': block.cross}
       for name, module in parts.items():
@@ -98,23 +121,24 @@ def variables(model):
           short = 'cross_attention' if module is block.cross else attend
           norm = block.cross_norm if module is block.cross else block.attention_norm
           found[f'{prefix}/pre_{short}_layer_norm/scale'] = norm.scale
-      mlp = 'extra_mlp' if extra else 'mlp'
+      mlp = 'mlp' if block.attention is not None else 'extra_mlp'
       found[f'{prefix}/pre_{mlp}_layer_norm/scale'] = block.layer_norm.scale
-      found |= _feed_forward(block.layer, f'{prefix}/{mlp}')
+      found |= _feed_forward(block.layer, f'{prefix}/{mlp}', names)
   return found
 
 
-def _feed_forward(layer, prefix):
+def _feed_forward(layer, prefix, names):
   if not hasattr(layer, 'router'):
-    return _matrices(layer, prefix)
+    return _matrices(layer, prefix, names)
   router = {f'{prefix}/router/router_weights/w/kernel': layer.router.w}
-  return router | _matrices(layer.experts, f'{prefix}/expert')
+  return router | _matrices(layer.experts, f'{prefix}/expert', names)
 
 
-def _matrices(module, prefix):
+def _matrices(module, prefix, names):
   gate = getattr(module, 'wg', None)
+  inner, outer = activations.order(names)
   first = {f'{prefix}/wi/kernel': module.wi} if gate is None else {
-      f'{prefix}/wi_0/kernel': module.wi, f'{prefix}/wi_1/kernel': gate}
+      f'{prefix}/{inner}/kernel': module.wi, f'{prefix}/{outer}/kernel': gate}
   return first | {f'{prefix}/wo/kernel': module.wo}
 
 
@@ -129,19 +153,6 @@ class Masked(nnx.Module):
     return self.norm(x) * self.mask[...]
 
 
-class Recording(nnx.Module):
-  """A router that keeps what it saw and answered; for the losses, which flaxformer scales otherwise."""
-
-  def __init__(self, router):
-    self.router = router
-    self.num_experts = router.num_experts
-
-  def __call__(self, x, ctx, carry):
-    routed = self.router(x, ctx, carry)
-    self.seen = nnx.data((x, ctx.mask, routed))
-    return routed
-
-
 def loss(model, batch, c):
   """Returns (total loss, (logits, dict of the reference's metrics)); the model is changed and thrown away."""
   encoder, decoder, target = (batch[n] for n in ('encoder_input', 'decoder_input', 'decoder_target'))
@@ -150,20 +161,24 @@ def loss(model, batch, c):
   for stack in model.stacks():
     mask = masks[stack.name]
     stack.norm = Masked(stack.norm, mask)
-    for i, block in enumerate(models_hf.layers_of(stack)):
+    for i, block in numbered(stack):
       for name in ('attention_norm', 'cross_norm', 'layer_norm'):
         if getattr(block, name) is not None:
           setattr(block, name, Masked(getattr(block, name), mask))
       if hasattr(block.layer, 'router'):
-        block.layer.router = Recording(block.layer.router)
+        block.layer.router = routers_flaxformer.Recording(block.layer.router)
         layers[f'{stack.name}/layers_{i}/mlp'] = block.layer.router
+        block.layer = routers_flaxformer.Padded(block.layer, not c['ignore_pad'])
   logits = forward(model, encoder, decoder, target, masks, c['ignore_pad'])
   reports = {}
   for name, router in layers.items():
-    x, mask, routed = router.seen
-    losses = _losses(router.router.w[...], x, mask, routed, c)
-    reports |= {f'{name}/{key}': value for key, value in losses.items()}
-  mean = lambda key: jnp.mean(jnp.stack([v for n, v in reports.items() if n.endswith(key)]))
+    kind = 'experts' if c['ec_enc'] and name.startswith('encoder') else 'masked'
+    values = routers_flaxformer.reports(kind, router.router.w[...], router.seen, c['k'], c['ignore_pad'],
+                                        c['cf'], c['minC'])
+    reports |= {f'{name}/{key}': value for key, value in values.items()}
+  def mean(key):
+    each = [value for name, value in reports.items() if name.endswith(key)]
+    return sum(each) / max(len(each), 1)
   real = target > 0
   z = jax.nn.logsumexp(logits, axis=-1)
   nll = optax.softmax_cross_entropy_with_integer_labels(logits, target) + c['z_loss'] * z * z
@@ -190,22 +205,3 @@ def forward(model, encoder, decoder, target, masks, ignore_padding):
 def _visible(mask, bias, memory=None):
   """The mask as a bias of -1e10: a query without any key then still passes gradients to its logits."""
   return attention.Visible(mask=jnp.ones_like(mask), bias=jnp.where(mask, 0, -1e10) + bias, memory=memory)
-
-
-def _losses(w, x, mask, routed, c):
-  """The reference's losses and metrics of one sparse layer.
-
-  When it ignores padding it still divides by all tokens: f and P by S each, and padding
-  adds (ln E)^2 to the z-loss, because its logits are zeroed, not left out.
-  """
-  logits = jnp.einsum('gsd,de->gse', x, w)
-  probs = jax.nn.softmax(logits, axis=-1)
-  balance, z = routed.aux.losses['balance'], routed.aux.losses['z']
-  if c['ignore_pad']:
-    share = mask.mean(axis=1)                                        # [G]
-    choice = jax.lax.top_k(probs, c['k'])[1]
-    balance = jnp.mean(core_losses.balance_of_groups(probs, choice, mask) * share ** 2)
-    z = z * mask.mean() + np.log(c['E']) ** 2 * (1 - mask.mean())
-  metrics = routed.aux.metrics
-  return dict(auxiliary_loss=balance, router_z_loss=z, fraction_tokens_left_behind=metrics['left_behind'],
-              router_confidence=metrics['router_conf'], expert_usage=metrics['slot_usage'])
