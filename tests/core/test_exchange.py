@@ -172,6 +172,16 @@ def test_dropout_differs_between_devices_and_not_between_calls():
   assert all(float(jnp.abs(first[0, 0] - first[g, 0]).max()) > 1e-3 for g in range(1, G))
 
 
+def test_dropout_differs_between_the_parts_that_travel_one_by_one():
+  bank = mlp.Mlp(D, num_experts=E, d_ff=F, dropout_rate=0.5, rngs=nnx.Rngs(0))
+  x, a = jnp.ones((G, S, D)), assignment.cap(assignment.from_choices(      # all to expert 0
+      jnp.zeros((G, S, 1), jnp.int32), jnp.ones((G, S, 1)), E), S)
+  with axes.use(axes.make_mesh(1, 8, 1)):
+    y = jax.jit(lambda key: lookup.executor('all_to_all:chunks=2')(x, a, bank, key))(jax.random.key(0))
+  first, second = y[:, :S // 2], y[:, S // 2:]                       # the tokens of either part
+  assert (jnp.abs(first - second).max(axis=-1) > 1e-3).mean() > 0.9
+
+
 def test_rows_that_arrive_are_an_assignment():
   a = all_to_all_dropless.received(jnp.array([[2, 0, 1], [0, 0, 0]]), 4)
   assert a.expert.tolist() == [[0, 0, 2, 3], [3, 3, 3, 3]]

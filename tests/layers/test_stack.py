@@ -54,6 +54,30 @@ def with_counting_layers(made):
   return made
 
 
+class Drawing(nnx.Module):
+  """A layer that reports the first numbers of the key it got."""
+
+  def __call__(self, x, ctx, carry):
+    drawn = jax.random.uniform(ctx.key, (2,))
+    return 0 * x, contract.Aux(losses={}, load=drawn, metrics={}), carry
+
+
+def test_every_layer_draws_its_own_noise_scanned_or_not():
+  ones, drawn = jnp.ones((1, 3), jnp.int32), []
+  ctx = contract.Context(mask=ones > 0, ids=ones, positions=ones, segments=ones, step=0, tokens=3.0,
+                         key=jax.random.key(0), train=True)
+  for scan_layers in (True, False):
+    made = build((('xx', 2), ('x', 1)), scan_layers=scan_layers)
+    for units, (_, repeats) in zip(made.segments, made.pattern):
+      for unit in [units] if scan_layers else units:
+        for block in unit.blocks:
+          block.layer = Drawing()
+    _, aux = made(jnp.ones((1, 3, 8)), ctx, None)
+    drawn.append(np.stack([a.load for a in aux.values()]))           # [5, 2]
+  assert len(np.unique(drawn[0], axis=0)) == 5
+  np.testing.assert_array_equal(drawn[0], drawn[1])
+
+
 @pytest.mark.parametrize('scan_layers', [True, False])
 def test_names_carry_and_commit(scan_layers):
   made = with_counting_layers(build((('dd', 2), ('xd', 1)), scan_layers=scan_layers))

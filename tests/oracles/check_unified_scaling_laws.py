@@ -9,7 +9,7 @@ CLARK = ('a', 'b', 'c', 'd', 'e_start', 'e_max')
 
 
 def _decimal(case, coefficients):
-  """Returns the coefficients for base-10 logarithms of those for the case's base, whose units c and d have."""
+  """Returns the coefficients for base-10 logarithms of those for the case's base, in whose units c, d are."""
   unit = np.log10(case.option('log_base', {10: 10.0, 2: 2.0, 'e': np.e}, 10))
   case.option('N_unit', {'parameters inside the formula': None}, 'parameters inside the formula')
   return dict(coefficients, c=coefficients['c'] / unit, d=coefficients['d'] * unit)

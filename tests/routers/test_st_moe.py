@@ -28,6 +28,13 @@ def test_batch_priority_orders_second_choices_too(logits, edges):
   assert edges(a) == {(0, 0, 0, 0.8), (2, 0, 1, 0.7), (3, 1, 0, 0.9), (0, 1, 1, 0.2)}
 
 
+def test_batch_priority_is_by_the_raw_probability():
+  # Over the sum of its two gates token 0 would come first: 0.6 against 0.5556.
+  logits = jnp.log(jnp.array([[[0.45, 0.3, 0.25], [0.5, 0.4, 0.1]]]))
+  a, _ = route(logits, np.ones((1, 2), bool), 1, 2, second_policy='none', batch_priority=True)
+  assert a.expert.tolist() == [[3, 0, 3, 3]]                         # 3 = E: dropped, or not sent
+
+
 def test_normalised_and_raw_gates():
   logits = jnp.log(jnp.array([[[0.5, 0.3, 0.2]]]))
   one = np.ones((1, 1), bool)

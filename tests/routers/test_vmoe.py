@@ -34,6 +34,13 @@ def test_batch_priority_serves_the_surest_tokens(logits, edges):
   assert edges(a) == {(1, 0, 0, 0.7), (0, 1, 0, 0.9)}                # vanilla: the first in order
 
 
+def test_batch_priority_is_by_the_raw_gate():
+  # Over the sum of its two gates token 0 would come first: 0.6 against 0.5556.
+  logits = jnp.log(jnp.array([[[0.45, 0.3, 0.25], [0.5, 0.4, 0.1]]]))
+  a, _ = route(logits, np.ones((1, 2), bool), 1, 2, batch_priority=True)
+  assert a.slot[0, :2].tolist() == [1, 0]                            # 1 = C: dropped
+
+
 def test_a_dropped_first_choice_still_takes_its_number(edges):
   # Expert 0 is the first choice of tokens 0 and 1, and the second of 2. With one slot token 1 is dropped,
   # and its number is not given to token 2.
