@@ -1,6 +1,5 @@
 """Verdicts on claims: the intervals are those of a statistics library, the rule is the one that is stated."""
 
-import doctest
 import math
 
 import numpy as np
@@ -9,10 +8,6 @@ from scipy import stats
 
 from stmoe import errors
 from stmoe.analysis import verdict
-
-
-def test_the_example_runs():
-  assert doctest.testmod(verdict).failed == 0 and doctest.testmod(verdict).attempted == 1
 
 
 def test_same_seeds_are_paired():

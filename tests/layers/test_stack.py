@@ -68,7 +68,7 @@ def test_every_layer_draws_its_own_noise_scanned_or_not():
                          key=jax.random.key(0), train=True)
   for scan_layers in (True, False):
     made = build((('xx', 2), ('x', 1)), scan_layers=scan_layers)
-    for units, (_, repeats) in zip(made.segments, made.pattern):
+    for units in made.segments:
       for unit in [units] if scan_layers else units:
         for block in unit.blocks:
           block.layer = Drawing()

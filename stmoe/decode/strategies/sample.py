@@ -14,8 +14,10 @@ def shortlist(logits, top_k=0, top_p=1.0):
     top_k: keep the k largest; 0 = all. Ties with the last one are kept.
     top_p: keep the fewest tokens, the most probable first, whose probability together is at least p.
 
-  >>> shortlist(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), top_p=0.6).round(2).tolist()
-  [[-0.6899999976158142, -1.2000000476837158, -inf]]
+  >>> jnp.exp(shortlist(jnp.log(jnp.array([[0.5, 0.25, 0.25]])), top_k=1)).tolist()
+  [[0.5, 0.0, 0.0]]
+  >>> jnp.isfinite(shortlist(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), top_p=0.6)).tolist()
+  [[True, True, False]]
   """
   if 0 < top_k < logits.shape[-1]:
     least = jax.lax.top_k(logits, top_k)[0][:, -1:]                  # [B, 1]
