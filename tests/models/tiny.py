@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from stmoe import errors
 from stmoe import lookup
 from stmoe import state
 from tests.routers import generic
@@ -43,10 +44,28 @@ def wrapped(layer, **fields):
 
 
 BLOCKS |= {letter: plain(name) for name, letter in NAMED.items()}
-BLOCKS |= {'0': wrapped('momentum'), '1': wrapped('adam_momentum'), '2': wrapped('robust_momentum'),
-           '3': wrapped('shared', d_ff=8)}
+def wraps(layer):
+  """Returns whether the module `layer` of stmoe/layers is a layer around another one."""
+  try:
+    return 'inner' in lookup.fields('layer', layer)
+  except errors.UserError:                                           # it has no class called like its file
+    return False
+
+
+# Tested by themselves: gmlp is of channels (test_mlp_lm.py), shuffled moves tokens between all rows of a
+# batch, so that its groups do depend on how that is laid out (tests/layers/test_shuffled.py).
+ELSEWHERE = {'gmlp', 'shuffled'}
+WRAPPERS = {name: str(i) for i, name in enumerate(
+    name for name in lookup.available('layer') if wraps(name) and name not in ELSEWHERE)}
+FIELDS = dict(shared=dict(d_ff=8))
+BLOCKS |= {letter: wrapped(name, **FIELDS.get(name, {})) for name, letter in WRAPPERS.items()}
+BLOCKS |= {'h': SPARSE | dict(layer='multihash', executor='einsum', attention=False,
+                              router=dict(name='hash', num_experts=2, vocab_size=VOCAB),
+                              experts=dict(name='linear', d_ff=8))}
 SHAPES = dict(vocab_size=VOCAB, d_model=8, num_heads=2, head_dim=4)
-ZOO = (('d1', 1), ('0' + ''.join(NAMED.values()) + '23', 2))
+# AdamSMoE, whose moments pass every later layer, is the first layer, as in its paper.
+FIRST, LATER = WRAPPERS['adam_momentum'], [WRAPPERS[name] for name in WRAPPERS if name != 'adam_momentum']
+ZOO = ((f'd{FIRST}', 1), (''.join([*NAMED.values(), *LATER, 'h']), 2))
 MODELS = dict(lm=dict(name='lm', layers=(('dstx', 1), ('ge', 2)), **SHAPES),
               zoo=dict(name='lm', layers=ZOO, **SHAPES),
               t5=dict(name='t5', encoder=(('se', 2),), decoder=(('tg', 1),), **SHAPES))

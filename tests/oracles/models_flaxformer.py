@@ -61,14 +61,6 @@ LAYOUTS = {
 }
 
 
-def group_size(tokens, experts, most):
-  """Returns S of the reference: as many groups as there are experts at least, and a multiple of them."""
-  groups = max(tokens // most, experts)
-  while tokens % groups or groups % experts:
-    groups += 1
-  return tokens // groups
-
-
 def build(case):
   """Returns our unrolled T5 for the reference's configuration and the tokens per batch of `case`."""
   c = case.config
@@ -81,7 +73,7 @@ def build(case):
                                           capacity_factor=(c['cf'],) * 2, min_capacity=c['minC'])
     batch, length = routers_flaxformer.padded(*tokens.shape, c['E'])
     return dict(layer='moe', executor='einsum', router=router, experts=experts,
-                group_size=group_size(batch * length, c['E'], c['maxg']))
+                group_size=routers_flaxformer.group_size(batch * length, c['E'], c['maxg']))
 
   blocks = dict(d=dense, x=dense | dict(attention=False),
                 e=sparse('experts' if c['ec_enc'] else 'masked', c['bpr_enc'], case['encoder_input_tokens']),

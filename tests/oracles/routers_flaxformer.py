@@ -224,6 +224,14 @@ def padded(batch, length, divisor):
   return (batch, length + columns) if columns * batch <= rows * length else (batch + rows, length)
 
 
+def group_size(tokens, divisor, most):
+  """Returns S of the reference, at most `most`, for a number of groups that is a multiple of `divisor`."""
+  groups = max(tokens // most, divisor)
+  while tokens % groups or groups % divisor:
+    groups += 1
+  return tokens // groups
+
+
 class Padded(nnx.Module):
   """A sparse layer that gets the zeros of `padded` behind its rows; whether they are `real` is told."""
 
@@ -296,6 +304,8 @@ def moe_layer(case):
 def group_and_capacity_table(case):
   """The reference's group sizes are legal here, and its capacities ours (never above S here)."""
   for row in case['table'].tolist():
-    _, _, experts, _, _, factor, minimum, batch, length, groups, size, capacity = row
+    *given, experts, replicas, most, factor, minimum, batch, length, groups, size, capacity = row
+    assert padded(*given, experts * replicas) == (batch, length), row
+    assert group_size(batch * length, experts * replicas, most) == size, row
     assert moe.num_groups(batch, length, size) == (groups, size), row
     assert assignment.capacity(size, experts, factor / 100, minimum) == min(size, capacity), row

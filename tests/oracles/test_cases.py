@@ -68,3 +68,15 @@ def test_implemented_by_router_or_by_check(tmp_path):
   assert cases.implemented('toy', tmp_path, tmp_path)
   (tmp_path / 'other.py').write_text('')
   assert cases.implemented('other', tmp_path, tmp_path)
+
+
+def test_an_option_that_the_check_does_not_know_fails_with_its_name_and_value(tmp_path):
+  header = write_case(tmp_path, **ARRAYS)
+  case = cases.Case(header.path)
+  case.config = dict(act='gelu', scaled=True, k=1)
+  assert case.option('act', dict(gelu='tanh')) == 'tanh' and case.option('absent', {None: 3}) == 3
+  assert case.option('scaled', {False: 0, True: 1}) == 1 and case.option('other', {2: 5}, 2) == 5
+  with pytest.raises(AssertionError, match="cannot translate act='gelu' .it knows: 'relu'"):
+    case.option('act', dict(relu='relu'))
+  with pytest.raises(AssertionError, match='k=1'):
+    case.option('k', {True: 0})                                      # 1 is not True

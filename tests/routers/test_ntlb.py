@@ -1,6 +1,7 @@
 """No-token-left-behind on examples worked by hand."""
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,3 +31,11 @@ def test_one_round_is_switch_and_rounds_are_at_most_experts(logits, edges):
   assert edges(a) == {(0, 0, 0, 0.8), (1, 0, 1, 0.6), (3, 1, 0, 0.9)}
   np.testing.assert_allclose(aux.losses['balance'], 1.05, rtol=1e-6)
   assert ntlb.Ntlb(8, num_experts=2, rngs=nnx.Rngs(0)).num_rounds == 2
+
+
+def test_jitter_in_training_only(call, context):
+  router = ntlb.Ntlb(8, num_experts=2, jitter=0.5, rngs=nnx.Rngs(0))
+  weights = lambda train: np.asarray(call(router, jnp.ones((1, 4, 8)), context(
+      ALL, key=jax.random.key(0), train=train)).assignment.weight[0, :4])
+  # Equal tokens, of which the router sees unequal views.
+  assert len(set(weights(True).tolist())) == 4 and len(set(weights(False).tolist())) == 1

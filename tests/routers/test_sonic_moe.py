@@ -52,6 +52,13 @@ def test_evaluation_does_not_round(call, context):
   assert (count(True) % 4 == 0).all() and count(False).sum() == 8
 
 
+def test_the_balance_loss_counts_every_choice(call, context):
+  router = sonic_moe.SonicMoE(4, num_experts=3, k=2, tile=4, rngs=nnx.Rngs(0))
+  router.w[...] = jnp.zeros_like(router.w[...])
+  aux = call(router, jnp.ones((1, 8, 4)), context(jnp.ones((1, 8), bool))).aux
+  np.testing.assert_allclose(aux.losses['balance'], 2.0, rtol=1e-6)  # f = (1, 1, 0), P = 1/3: 3 * 2/3
+
+
 @pytest.mark.parametrize('wrong, message', [(dict(k=5), 'nearest: k=3'), (dict(tile=0), 'nearest: tile=128')])
 def test_mistakes(wrong, message):
   with pytest.raises(errors.UserError, match=message):
