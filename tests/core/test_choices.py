@@ -41,3 +41,12 @@ def test_policies():
   assert kept('random', jnp.full((1, 2, 1), 0.45)) == [True, True]
   assert kept('random', jnp.full((1, 2, 1), 0.55)) == [True, False]
   assert kept('random', threshold=0.4) == [True, False]              # no draw: gate above threshold / 2
+
+
+def test_a_saturated_softmax_still_gives_distinct_experts():
+  assert choices.choose(jnp.array([[[1.0, 0.0, 0.0]]]), 3).tolist() == [[[0, 1, 2]]]
+
+
+def test_a_gate_at_the_threshold_is_not_above_it():
+  gates = jnp.array([[[0.5, 0.25], [0.5, 0.375]]])
+  assert choices.keep('threshold', gates, None, 0.25).tolist() == [[[True, False], [True, True]]]

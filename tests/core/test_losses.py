@@ -42,6 +42,16 @@ def test_second_place_by_hand():
   np.testing.assert_allclose(losses.second_place(probs, choice, jnp.ones((1, 1), bool)), 1.8, rtol=1e-6)
 
 
+def test_second_place_counts_no_third_choice():
+  np.testing.assert_allclose(losses.second_place(PROBS, jax.lax.top_k(PROBS, 3)[1], MASK),
+                             losses.second_place(PROBS, CHOICE, MASK), rtol=1e-6)
+
+
+def test_probabilities_of_padding_may_be_anything():
+  np.testing.assert_array_equal(losses.balance(jnp.where(MASK[..., None], PROBS, jnp.nan), CHOICE, MASK),
+                                losses.balance(PROBS, CHOICE, MASK))
+
+
 def test_second_place_is_finite_where_the_first_takes_everything():
   probs = lambda l: jax.nn.softmax(l)
   loss = lambda l: losses.second_place(probs(l), jnp.array([[[0, 1]]]), jnp.ones((1, 1), bool))

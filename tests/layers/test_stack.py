@@ -78,6 +78,47 @@ def test_every_layer_draws_its_own_noise_scanned_or_not():
   np.testing.assert_array_equal(drawn[0], drawn[1])
 
 
+class Ones(nnx.Module):
+  """An attention that returns ones."""
+
+  def __init__(self, d_model, *, rngs):
+    pass
+
+  def __call__(self, x, *args):
+    return jnp.ones_like(x)
+
+
+class Same(Ones):
+  """A norm that does nothing."""
+
+  def __call__(self, x):
+    return x
+
+
+class OnesLayer(nnx.Module):
+  """A feed-forward layer that returns ones."""
+
+  def __call__(self, x, ctx, carry):
+    return jnp.ones_like(x), None, carry
+
+
+def test_dropout_is_at_both_ends_and_after_every_sub_layer_each_with_its_own_mask():
+  ones, width = jnp.ones((1, 3), jnp.int32), 4096
+  ctx = contract.Context(mask=ones > 0, ids=ones, positions=ones, segments=ones, step=0, tokens=3.0,
+                         key=jax.random.key(0))
+  made = stack.Stack(width, name='decoder', pattern=(('d', 1),), blocks=dict(d=dict(layer='dense', d_ff=1)),
+                     attention=Ones, cross=Ones, norm=Same, dropout_rate=0.5, scan_layers=False,
+                     rngs=nnx.Rngs(0))
+  made.segments[0][0].blocks[0].layer = OnesLayer()
+  x = jnp.ones((1, 3, width))
+  assert (made(x, ctx, None)[0] == 4).all()                          # evaluation: 1 + 1 + 1 + 1
+  y = np.asarray(made(x, ctx.replace(train=True), None)[0])
+  assert (y == y[:, :1]).all()                                       # one mask per sequence
+  # The output keeps half of the sums of four terms, each 0 or 2, and doubles them.
+  share = [np.mean(y == value) for value in (0, 4, 8, 12, 16)]
+  np.testing.assert_allclose(share, [17 / 32, 4 / 32, 6 / 32, 4 / 32, 1 / 32], atol=0.03)
+
+
 @pytest.mark.parametrize('scan_layers', [True, False])
 def test_names_carry_and_commit(scan_layers):
   made = with_counting_layers(build((('dd', 2), ('xd', 1)), scan_layers=scan_layers))

@@ -42,6 +42,11 @@ def test_counts_come_before_drops_and_leave_padding_out():
   np.testing.assert_allclose(aux.metrics['drop_frac'], 2 / 3, rtol=1e-6)
 
 
+def test_balance_is_one_where_every_choice_is_as_probable():
+  _, aux = route(jnp.zeros((1, 4, 3)), jnp.zeros(3), ALL, 4, 2)      # f = (1, 1, 0), P = 1/3: 3 * 2/3 / 2
+  np.testing.assert_allclose(aux.losses['balance'], 1.0, rtol=1e-6)
+
+
 def test_variants():
   a, _ = route(LOGITS, jnp.zeros(3), ALL, 4, 2, scores='softmax')
   probs = jax.nn.softmax(LOGITS[0])

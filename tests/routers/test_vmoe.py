@@ -52,9 +52,9 @@ def test_a_dropped_first_choice_still_takes_its_number(edges):
 
 def test_importance_by_hand(logits):
   # Sums of PROBS: 2.2 and 1.8, mean 2, variance 0.04.
-  _, aux = route(logits, ALL, 4, 1)
+  _, aux = route(logits, ALL, 4, 2)
   np.testing.assert_allclose(aux.losses['importance'], 0.01, rtol=1e-5)
-  # GShard's: shares 3/4 and 1/4 of first choices, means 0.55 and 0.45.
+  # GShard's: shares 3/4 and 1/4 of first choices, means 0.55 and 0.45; second choices do not count.
   np.testing.assert_allclose(aux.losses['gshard'], 2 * (0.75 * 0.55 + 0.25 * 0.45), rtol=1e-6)
 
 
