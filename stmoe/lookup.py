@@ -22,6 +22,7 @@ PACKAGES = {
     'head': 'stmoe.layers',           # of models whose predictions are no tokens
     'router': 'stmoe.routers',
     'experts': 'stmoe.experts',
+    'virtual': 'stmoe.experts.virtual',   # experts without a bank: a tuple of names
     'executor': 'stmoe.core.execute',
     'strategy': 'stmoe.decode.strategies',
     'metric': 'stmoe.metrics',
@@ -35,7 +36,7 @@ PACKAGES = {
 def available(kind):
   """Returns the sorted names of the modules of `kind` (a key of PACKAGES)."""
   package = importlib.import_module(PACKAGES[kind])
-  return sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+  return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg)
 
 
 def module(kind, name):
@@ -56,7 +57,10 @@ def constructor(kind, name):
   for attribute, value in vars(found).items():
     if inspect.isclass(value) and attribute.lower() == wanted and value.__module__ == found.__name__:
       return value
-  raise errors.UserError(f'{found.__name__} defines no class called like its file')
+  own = [n for n, value in vars(found).items()
+         if inspect.isclass(value) and value.__module__ == found.__name__]
+  raise errors.UserError(f'{found.__name__.replace(".", "/")}.py: no class is called like the file, '
+                         f'{name.title().replace("_", "")!r} (it defines: {", ".join(own) or "none"})')
 
 
 def fields(kind, name):
@@ -112,7 +116,8 @@ def recipe(kind, fields):
 
   `fields` is a mapping with a `name`; nested mappings under a key of PACKAGES that
   have a `name` become recipes themselves. Nothing is built: whoever receives the
-  recipe calls it with what only it knows (d_model, rngs).
+  recipe calls it with what only it knows (d_model, rngs). So do the entries of a tuple under such a key,
+  which may be names alone.
   Raises UserError naming a field that the class does not have.
   """
   fields = dict(fields)
@@ -122,6 +127,20 @@ def recipe(kind, fields):
     if key not in known:
       raise errors.UserError(f'{kind} {make.__name__} has no field {key!r}'
                              f'{errors.nearest(key, known)} (it has: {", ".join(known)})')
-    if key in PACKAGES and hasattr(value, 'keys') and 'name' in value:
-      fields[key] = recipe(key, value)
+    if key in PACKAGES:
+      fields[key] = _nested(key, value)
   return functools.partial(make, **fields)
+
+
+def _nested(kind, value):
+  """`value` with recipes of `kind` for mappings that have a name, and for the entries of a tuple."""
+  if hasattr(value, 'keys') and 'name' in value:
+    return recipe(kind, value)
+  if isinstance(value, (tuple, list)):
+    return tuple(recipe(kind, entry if hasattr(entry, 'keys') else {'name': entry}) for entry in value)
+  return value
+
+
+def takes(made, field):
+  """Returns whether the class of a recipe, or a class, has the field `field`."""
+  return field in inspect.signature(getattr(made, 'func', made).__init__).parameters

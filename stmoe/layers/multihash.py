@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import lookup
+from stmoe.core import banks
 from stmoe.core import contract
 from stmoe.core import noise
 from stmoe.errors import UserError
@@ -56,7 +57,7 @@ class MultiHash(nnx.Module):
     routers += [router(d_model, seed=routers[0].seed + m, rngs=rngs) for m in range(1, num_hashes)]
 
     def bank(width, d_ff):
-      return experts(width, num_experts=routers[0].num_experts, d_ff=d_ff, rngs=rngs)
+      return banks.made(experts, width, num_experts=routers[0].num_experts, out=d_ff, d_ff=d_ff, rngs=rngs)
     self.segments = nnx.List([Segment(r, bank(d_model, d_ff // num_hashes), bank(d_ff, d_model // num_hashes),
                                       d_model, group_size) for r in routers])
     self.activation = activation

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from stmoe import lookup
 from stmoe.core import assignment
+from stmoe.core import banks
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import span_head
@@ -43,7 +44,7 @@ class SpanMixture(nnx.Module):
                       'steps or layers; nearest: vmoe')
     self.router.rows_per_sequence = 1
     self.rows_per_sequence = length
-    self.experts = experts(d_model, num_experts=self.router.num_experts, rngs=rngs)
+    self.experts = banks.made(experts, d_model, num_experts=self.router.num_experts, rngs=rngs)
     self.out = span_head.SpanHead(d_model, length=length, rngs=rngs)
     self.d_model = d_model
     self.gate = gate

@@ -13,14 +13,14 @@ from stmoe.core import metrics
 from stmoe.core import noise
 
 
-def switch(logits, mask, capacity, tokens=None, explore=choices.best, uniform=None):
+def switch(logits, mask, capacity, tokens=None, explore=choices.best, uniform=None, num_virtual=0):
   """Returns (Assignment, Aux): token s to e* = argmax_e p_e, weighted by p_e* (section 2.1).
 
   The weight is the probability itself, never renormalised: besides the losses it is the
   router's only gradient. Earlier tokens of a group come first.
 
   Args:
-    logits:   f32[G,S,E].
+    logits:   f32[G,S,E], or f32[G,S,E+Z] with num_virtual = Z.
     mask:     bool[G,S] real tokens; padding goes nowhere.
     capacity: C.
     tokens:   divisor of the losses, see `losses.token_mean`.
@@ -29,7 +29,8 @@ def switch(logits, mask, capacity, tokens=None, explore=choices.best, uniform=No
   """
   probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
   choice = explore(jax.lax.stop_gradient(probs), uniform)[..., None]               # [G, S, 1]
-  edges = assignment.from_choices(choice, choices.values(probs, choice), probs.shape[-1])
+  num_experts = probs.shape[-1] - num_virtual
+  edges = assignment.from_choices(choice, choices.values(probs, choice), num_experts, num_virtual)
   edges = assignment.kill_padding(edges, mask)
   a = assignment.cap(edges, capacity)
   return a, contract.Aux(
@@ -51,16 +52,18 @@ class Switch(nnx.Module):
     jitter:          in training the router sees x * U(1 - jitter, 1 + jitter); experts see x.
     input_dropout:   in training the router sees x with this share of its entries dropped.
     exploration:     'argmax', or 'sample': in training the expert is drawn from p.
+    num_virtual:     Z, how many of the experts that it routes among are virtual; from the layer.
   Losses: balance, z.
   Differs: losses leave padding out, Mesh-TensorFlow counts it in f and P.
   """
 
   def __init__(self, d_model, *, num_experts, capacity_factor=(1.25, 2.0), min_capacity=4,
-               jitter=1e-2, input_dropout=0.0, exploration='argmax', rngs):
+               jitter=1e-2, input_dropout=0.0, exploration='argmax', num_virtual=0, rngs):
     # N(0, 0.02) is flaxformer's, stated there to be slightly better than the paper's scaled init.
     init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.w = axes.param(init, (d_model, num_experts + num_virtual), 'embed', 'unmodeled', rngs=rngs)
     self.num_experts = num_experts
+    self.num_virtual = num_virtual
     self.capacity_factor = tuple(capacity_factor)
     self.min_capacity = min_capacity
     self.jitter = jitter
@@ -76,7 +79,8 @@ class Switch(nnx.Module):
     x = noise.dropout(x, self.input_dropout, noisy.fold('dropout').key)
     logits = jnp.einsum('gsd,de->gse', x, self.w[...], precision='highest')        # [G, S, E]
     factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    capacity = assignment.capacity(x.shape[1], self.w.shape[1], factor, self.min_capacity)
     uniform = choices.draw(noisy.fold('sample').key, *x.shape[:2])                 # [G, S]
-    a, aux = switch(logits, ctx.mask, capacity, ctx.tokens, EXPLORATION[self.exploration], uniform)
+    a, aux = switch(logits, ctx.mask, capacity, ctx.tokens, EXPLORATION[self.exploration], uniform,
+                    self.num_virtual)
     return contract.Routed(a, aux, carry)

@@ -1,0 +1,112 @@
+"""Banks of experts are made through here: a mistake in one is a line that names its file.
+
+A bank is called with rows in some layout and a key, and returns rows in that layout, of the type that came:
+`bank(rows, key=None) -> rows`. Its arrays belong to experts or are shared by all of them (`axes.per_expert`).
+It is run here on shapes alone, as executors will: all experts, one expert alone, and on rows sorted by expert.
+"""
+
+import inspect
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import grouped
+from stmoe.core import layouts
+from stmoe.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def made(recipe, width, *, num_experts, out=None, rngs, **fields):
+  """Returns the bank of rows [.,width] -> [.,out] that `recipe` makes; raises UserError if it is none.
+
+  out: None = width. fields: others of the recipe.
+  """
+  bank = recipe(width, num_experts=num_experts, rngs=rngs, **fields)
+  wrong = next(faults(bank, num_experts, width, width if out is None else out), None)
+  if wrong:
+    raise UserError(f'{_file(bank)}: {wrong}')
+  return bank
+
+
+def faults(bank, num_experts, width, out):
+  """Yields lines about what is wrong with a bank of E = `num_experts` experts, rows [.,width] -> [.,out]."""
+  shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), bank)
+  named = jax.tree_util.tree_leaves_with_path(shapes)
+  own, shared = [], []
+  for (path, w), belongs in zip(named, jax.tree.leaves(axes.per_expert(bank)), strict=True):
+    (own if belongs else shared).append((jax.tree_util.keystr(path, simple=True, separator='.'), w))
+  for name, w in own:
+    if w.shape[:1] != (num_experts,):
+      yield f'{name} is {_told(w)}, an array of experts; wanted: first the axis of the {num_experts} experts'
+  yield from _of_all(shapes, num_experts, width, out)
+  yield from _of_one(shapes, num_experts, width, out, shared)
+  yield from _sorted(shapes, width, out)
+
+
+def _of_all(bank, num_experts, width, out):
+  rows, y = _run(bank, num_experts, width)
+  if isinstance(y, Exception):
+    yield f'it does not run on {_told(rows)}: {_line(y)}'
+  elif not isinstance(y, layouts.Buckets):
+    yield f'it returned {_told(y)}; wanted: its rows, as rows.linear, scale, shift, map and each return them'
+  elif y.x.shape != (*rows.shape[:2], out):
+    yield f'it returned rows {_told(y.x)} for {_told(rows)}; wanted: width {out}'
+  elif y.x.dtype != rows.dtype:
+    yield f'it returned rows {_told(y.x)} for {_told(rows)}; wanted: {rows.dtype}'
+
+
+def _of_one(bank, num_experts, width, out, shared):
+  """As `blocks` runs it: arrays of experts are cut to one expert, shared ones are not."""
+  cut = lambda own, w: jax.ShapeDtypeStruct((1, *w.shape[1:]), w.dtype) if own else w
+  rows, y = _run(jax.tree.map(cut, axes.per_expert(bank), bank), 1, width)
+  if getattr(getattr(y, 'x', None), 'shape', None) == (*rows.shape[:2], out):
+    return
+  suspects = [f'{name} {_told(w)}' for name, w in shared if w.shape[:1] == (num_experts,)]
+  if suspects:
+    yield (f'{" and ".join(suspects)} without the logical axis \'expert\' would be shared by all experts, but '
+           f'holds {num_experts}; wanted: axes.param(init, shape, \'expert\', ...)')
+  else:
+    said = _line(y) if isinstance(y, Exception) else f'it returned {_told(y)}'
+    yield f'it does not run with one expert alone, {_told(rows)}: {said}; wanted: no number of experts of its own'
+
+
+def _sorted(bank, width, out):
+  """As dropless executors run it: rows [M,D]."""
+  cut = lambda own, w: jax.ShapeDtypeStruct((1, *w.shape[1:]), w.dtype) if own else w
+  one, rows = jax.tree.map(cut, axes.per_expert(bank), bank), jax.ShapeDtypeStruct((5, width), jnp.bfloat16)
+  try:
+    y = jax.eval_shape(lambda bank, x: grouped.forward(bank, x, grouped.One(), None)[0], one, rows)
+  except Exception as error:
+    y = error
+  if getattr(y, 'shape', None) != (5, out):
+    yield ('it takes rows.x to be [E,R,D], which dropless executors do not have; wanted: rows.each(f, arrays), '
+           'where f is what one expert does to rows [R,D]')
+
+
+def _run(bank, num_experts, width):
+  """(rows [E,R,D] as shapes, what a bank of shapes returns for them or the exception that it raises)."""
+  rows = jax.ShapeDtypeStruct((num_experts, num_experts + 2, width), jnp.bfloat16)
+  try:
+    return rows, jax.eval_shape(lambda bank, x: bank(layouts.Buckets(x)), bank, rows)
+  except UserError:
+    raise
+  except Exception as error:
+    return rows, error
+
+
+def _told(x):
+  """What an array is, as in 'float32[4,2]'; of anything else its type."""
+  return f'{x.dtype}[{",".join(map(str, x.shape))}]' if hasattr(x, 'shape') else f'a {type(x).__name__}'
+
+
+def _line(error):
+  return ' '.join(str(error).split()) or type(error).__name__
+
+
+def _file(bank):
+  """The file of a bank's class: in the package from 'stmoe' on."""
+  path = pathlib.Path(inspect.getfile(type(bank))).resolve()
+  return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
