@@ -37,7 +37,8 @@ def faults(bank, num_experts, width, out):
   named = jax.tree_util.tree_leaves_with_path(shapes)
   own, shared = [], []
   for (path, w), belongs in zip(named, jax.tree.leaves(axes.per_expert(bank)), strict=True):
-    (own if belongs else shared).append((jax.tree_util.keystr(path, simple=True, separator='.'), w))
+    name = jax.tree_util.keystr(path, simple=True, separator='.').removesuffix('.value')
+    (own if belongs else shared).append((name, w))
   for name, w in own:
     if w.shape[:1] != (num_experts,):
       yield f'{name} is {_told(w)}, an array of experts; wanted: first the axis of the {num_experts} experts'

@@ -81,6 +81,19 @@ def drop_frac(edges, a):
   return _share(wanted & ~assignment.reaching(a), wanted)
 
 
+def virtual_frac(edges):
+  """Returns f32[]: the share of wanted edges that go to virtual experts, whose tokens compute the less.
+
+  >>> from stmoe.core import assignment
+  >>> import jax.numpy as jnp
+  >>> edges = assignment.from_choices(jnp.array([[[0], [1], [2]]]), jnp.ones((1, 3, 1)), 1, num_virtual=1)
+  >>> float(virtual_frac(edges))
+  0.5
+  """
+  wanted = assignment.reaching(edges)
+  return _share(wanted & ~assignment.live(edges), wanted)
+
+
 def over_capacity(edges, a):
   """Returns f32[k]: `drop_frac` of each choice level (GShard's over_capacity_1 and _2).
 
@@ -181,6 +194,7 @@ def routing(logits, probs, edges, a, mask, tokens=None):
     mask:   bool[G,S] real tokens; tokens: see `losses.token_mean`.
   """
   logits, probs, a = jax.lax.stop_gradient((logits, probs, a))
-  return dict(drop_frac=drop_frac(edges, a), left_behind=left_behind(a, mask, tokens),
+  virtual = dict(virtual_frac=virtual_frac(edges)) if edges.num_virtual else {}
+  return dict(virtual, drop_frac=drop_frac(edges, a), left_behind=left_behind(a, mask, tokens),
               slot_usage=slot_usage(a), router_conf=confidence(a),
               router_entropy=entropy(probs, mask, tokens), router_logit_max=logit_max(logits, mask))

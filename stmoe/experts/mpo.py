@@ -73,6 +73,7 @@ class Chain(nnx.Module):
     shapes = list(zip(widths, inward, outward, widths[1:]))
     names = ('unmodeled',) * 4
     self.central = axes.param(init, shapes[middle], *names, rngs=rngs)
+    self.products_per_row = math.prod(inward) * math.prod(outward)
     self.left, self.right = (
         nnx.List([axes.param(init, (num_experts, *shape), 'expert', *names, rngs=rngs) for shape in part])
         for part in (shapes[:middle], shapes[middle + 1:]))

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
-from stmoe import errors
 from stmoe import lookup
 from stmoe.core import banks
 from stmoe.core import rows
@@ -79,8 +78,8 @@ def routing(router, num_virtual):
   if num_virtual and not takes:
     known = [name for name in lookup.available('router') if 'num_virtual' in lookup.fields('router', name)]
     name = getattr(router, 'func', router).__module__.rpartition('.')[2]
-    raise UserError(f'router {name} knows no virtual experts, it has no field num_virtual'
-                    f'{errors.nearest(name, known)} (those that have: {", ".join(known)})')
+    raise UserError(f'router {name} knows no virtual experts, it has no field num_virtual; nearest: '
+                    f'{", ".join(known)}')
   return functools.partial(router, num_virtual=num_virtual) if takes else router
 
 

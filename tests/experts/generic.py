@@ -8,16 +8,18 @@ import jax
 from stmoe import lookup
 
 # As large as training makes them, and every optional array there.
-FIELDS = dict(d_ff=12, init_scale=1.0, use_bias=True, multiplicative_bias=True, num_sublayers=2, rank=3)
+FIELDS = dict(d_ff=12, init_scale=1.0, use_bias=True, multiplicative_bias=True, rank=3)
 
 
 def build(name, d_model, num_experts, seed=0, **changed):
   """Returns the bank `name` with its generic fields; no array of it is constant."""
-  make = lookup.constructor('experts', name)
+  return of(lookup.constructor('experts', name), d_model, num_experts, seed, **changed)
+
+
+def of(make, d_model, num_experts, seed=0, **changed):
+  """Returns the bank of class `make`; see `build`."""
   known = inspect.signature(make.__init__).parameters
   fields = {key: value for key, value in (FIELDS | changed).items() if key in known}
-  if 'd_ff' in fields and name == 'linear':
-    fields['d_ff'] = d_model
   bank = make(d_model, num_experts=num_experts, **fields, rngs=nnx.Rngs(seed))
   for i, (_, value) in enumerate(nnx.to_flat_state(nnx.state(bank, nnx.Param))):
     value[...] += 0.1 * jax.random.normal(jax.random.key(seed + i), value.shape)
