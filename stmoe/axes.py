@@ -170,8 +170,8 @@ def names_of(state):
 def per_expert(bank):
   """Returns a tree like `bank`, an expert bank: whether each array belongs to experts, a bool.
 
-  An array belongs to experts, its first axis, if its logical axes contain 'expert'; any other is shared by all
-  experts. An array without logical axes, as in a plain dataclass, belongs to experts.
+  An array belongs to experts, its first axis, if its logical axes contain 'expert'; all experts share any
+  other. An array without logical axes, as in a plain dataclass, belongs to experts.
   """
   def belongs(leaf):
     names = leaf.get_metadata().get('out_sharding') if isinstance(leaf, nnx.Variable) else None

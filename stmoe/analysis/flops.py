@@ -90,7 +90,7 @@ def matrices(cfg):
 
 
 def _said(modules, said):
-  """What the innermost of these `modules` says of its products, with the first of its arrays; then 0 or None."""
+  """What the innermost of `modules` says of its products, with the first of its arrays: then 0. Or None."""
   telling = [m for m in modules if getattr(m, 'products_per_row', None) is not None]
   if not telling:
     return None

@@ -2,7 +2,7 @@
 
 A bank is called with rows in some layout and a key, and returns rows in that layout, of the type that came:
 `bank(rows, key=None) -> rows`. Its arrays belong to experts or are shared by all of them (`axes.per_expert`).
-It is run here on shapes alone, as executors will: all experts, one expert alone, and on rows sorted by expert.
+Here it is run on shapes alone, as executors will: all experts, one expert alone, and rows sorted by expert.
 """
 
 import inspect
@@ -61,41 +61,48 @@ def _of_all(bank, num_experts, width, out):
 
 def _of_one(bank, num_experts, width, out, shared):
   """As `blocks` runs it: arrays of experts are cut to one expert, shared ones are not."""
-  cut = lambda own, w: jax.ShapeDtypeStruct((1, *w.shape[1:]), w.dtype) if own else w
-  rows, y = _run(jax.tree.map(cut, axes.per_expert(bank), bank), 1, width)
+  rows, y = _run(_alone(bank), 1, width)
   if getattr(getattr(y, 'x', None), 'shape', None) == (*rows.shape[:2], out):
     return
   suspects = [f'{name} {_told(w)}' for name, w in shared if w.shape[:1] == (num_experts,)]
   if suspects:
-    yield (f'{" and ".join(suspects)} without the logical axis \'expert\' would be shared by all experts, but '
-           f'holds {num_experts}; wanted: axes.param(init, shape, \'expert\', ...)')
+    yield (f'{" and ".join(suspects)} without the logical axis \'expert\' would be shared by all experts, '
+           f'but holds {num_experts}; wanted: axes.param(init, shape, \'expert\', ...)')
   else:
     said = _line(y) if isinstance(y, Exception) else f'it returned {_told(y)}'
-    yield f'it does not run with one expert alone, {_told(rows)}: {said}; wanted: no number of experts of its own'
+    yield (f'it does not run with one expert alone, {_told(rows)}: {said}; wanted: no number of experts but '
+           'that of its arrays')
 
 
 def _sorted(bank, width, out):
   """As dropless executors run it: rows [M,D]."""
+  rows = jax.ShapeDtypeStruct((5, width), jnp.bfloat16)
+  run = lambda bank, x: grouped.forward(bank, x, grouped.One(), None)[0]
+  if getattr(_shapes(run, _alone(bank), rows), 'shape', None) != (5, out):
+    yield ('it takes rows.x to be [E,R,D], which dropless executors do not have; wanted: '
+           'rows.each(f, arrays), where f is what one expert does to rows [R,D]')
+
+
+def _alone(bank):
+  """The shapes of a bank of one expert."""
   cut = lambda own, w: jax.ShapeDtypeStruct((1, *w.shape[1:]), w.dtype) if own else w
-  one, rows = jax.tree.map(cut, axes.per_expert(bank), bank), jax.ShapeDtypeStruct((5, width), jnp.bfloat16)
-  try:
-    y = jax.eval_shape(lambda bank, x: grouped.forward(bank, x, grouped.One(), None)[0], one, rows)
-  except Exception as error:
-    y = error
-  if getattr(y, 'shape', None) != (5, out):
-    yield ('it takes rows.x to be [E,R,D], which dropless executors do not have; wanted: rows.each(f, arrays), '
-           'where f is what one expert does to rows [R,D]')
+  return jax.tree.map(cut, axes.per_expert(bank), bank)
 
 
 def _run(bank, num_experts, width):
   """(rows [E,R,D] as shapes, what a bank of shapes returns for them or the exception that it raises)."""
   rows = jax.ShapeDtypeStruct((num_experts, num_experts + 2, width), jnp.bfloat16)
+  return rows, _shapes(lambda bank, x: bank(layouts.Buckets(x)), bank, rows)
+
+
+def _shapes(run, *args):
+  """The shapes of what `run` returns, or the exception that it raises, but for what is a line already."""
   try:
-    return rows, jax.eval_shape(lambda bank, x: bank(layouts.Buckets(x)), bank, rows)
+    return jax.eval_shape(run, *args)
   except UserError:
     raise
   except Exception as error:
-    return rows, error
+    return error
 
 
 def _told(x):

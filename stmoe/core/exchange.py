@@ -25,7 +25,8 @@ def on_shards(execute, x, a, experts, key):
 
   Args:
     execute: takes the groups of one device, x [G/P',S,D] and their Assignment (of all E experts), the
-      bank of its E/P experts with what all experts share, a key of its own, and `over`, the names of the axes that split the experts.
+      bank of its E/P experts with what all experts share, a key of its own, and `over`, the names of
+      the axes that split the experts.
     x, a, experts, key: of an executor.
   Raises:
     UserError: the experts are split over an axis that does not split the groups.

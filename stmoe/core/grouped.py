@@ -200,7 +200,7 @@ class Grouped:
     return Grouped(f(self.x, *(o.x for o in others)), self.products)
 
   def each(self, f, *arrays):
-    """Returns f(rows [M,D], arrays of their expert) -> [M,F]; of rows of one expert only, see `by_products`."""
+    """Returns f(rows [M,D], arrays of their expert) -> [M,F]; of one expert only, see `by_products`."""
     return Grouped(f(self.x, *(a[0].astype(self.x.dtype) for a in arrays)), self.products)
 
   def weighed(self, gate):
@@ -214,7 +214,7 @@ class Grouped:
 
 
 class Product(Grouped):
-  """The product of `rows` with w [E,D,F] or [D,F] plus b [E,F], [F] or None, computed when it is asked for."""
+  """The product of `rows` with w [E,D,F] or [D,F] plus b [E,F], [F] or None, computed when asked for."""
 
   def __init__(self, rows, w, b):
     self.rows, self.w, self.b = rows, w, b
@@ -271,7 +271,7 @@ class _Products(layouts.Buckets):
 
 
 def by_products(bank, num_experts, x, key):
-  """Returns whether the work of a bank for rows like x [.,D] is products, which kernels compute: no `each`."""
+  """Returns whether the work of a bank for rows like x [.,D] is products, as kernels compute: no `each`."""
   rows = _Products(jax.ShapeDtypeStruct((num_experts, 1, x.shape[-1]), x.dtype))
   try:
     jax.eval_shape(lambda bank, rows: bank(rows, key), bank, rows)

@@ -4,8 +4,8 @@ An expert bank calls `linear`, `scale`, `shift`, `map` and `each` on its rows an
 layout it got: `Buckets` [E,R,D] of capacity executors or `Ragged` [M,D] of dropless ones. What it gives to
 `linear`, `scale` and `shift` has a leading E axis, or lacks it: then all experts share it.
 
-A bank whose experts are no such products says with `each` what one expert does to its rows. Whatever it is, it
-acts on every row by itself: an expert's rows come in any number, order and company.
+A bank whose experts are no such products says with `each` what one expert does to its rows. Whatever that is,
+it acts on every row by itself: an expert's rows come in any number, order and company.
 """
 
 from flax import struct
@@ -110,7 +110,8 @@ class Ragged:
     over = (None, *(0 for _ in arrays))
     y = jax.vmap(f, over)(self.x, *(a.astype(self.x.dtype) for a in arrays))       # [E, M, F]
     row = jnp.arange(y.shape[1])
-    return self.replace(x=y[jnp.repeat(jnp.arange(y.shape[0]), self.sizes, total_repeat_length=row.size), row])
+    expert = jnp.repeat(jnp.arange(y.shape[0]), self.sizes, total_repeat_length=row.size)
+    return self.replace(x=y[expert, row])                            # [M, F]
 
   def _per_row(self, b):
     if b.ndim == 1:

@@ -109,8 +109,8 @@ def used_slots(a):
 def virtual_gates(a):
   """Returns f32[G,S,Z]: the weight with which each token goes to each virtual expert, 0 where it does not.
 
-  >>> edges = assignment.from_choices(jnp.array([[[0, 1], [2, 1]]]), jnp.full((1, 2, 2), 0.5), 1, num_virtual=2)
-  >>> virtual_gates(assignment.cap(edges, 1)).tolist()
+  >>> expert, weight = jnp.array([[[0, 1], [2, 1]]]), jnp.full((1, 2, 2), 0.5)
+  >>> virtual_gates(assignment.cap(assignment.from_choices(expert, weight, 1, num_virtual=2), 1)).tolist()
   [[[0.5, 0.0], [0.5, 0.5]]]
   """
   chosen = a.expert[..., None] == jnp.arange(a.num_experts, a.dead)  # [G, N, Z]

@@ -84,9 +84,9 @@ class Chain(nnx.Module):
 
 
 class Mpo(nnx.Module):
-  """E networks act(x Wi) Wo whose matrices are chains of tensors with a shared centre (MPOE, arXiv:2203.01104).
+  """E networks act(x Wi) Wo, each matrix a chain of tensors with a shared centre (MPOE, arXiv:2203.01104).
 
-  Most parameters are in the central tensors; experts own the small ones around them. The product is that of
+  Most parameters are in the central tensors; experts own the small ones around them. Rows are multiplied by
   the whole matrix, which is put together at every step.
 
   Args:
@@ -96,10 +96,11 @@ class Mpo(nnx.Module):
     bond:       the largest bond; None: every matrix is such a chain.
     activation: name of a function of `jax.nn`.
     init_scale: variance scale s of sqrt(s / fan_in) of the matrices.
+    use_bias:   with bi [F] and bo [D] that all experts share, initially 0.
   """
 
   def __init__(self, d_model, *, num_experts, d_ff, inward=None, outward=None, parts=5, bond=None,
-               activation='relu', init_scale=1.0, rngs):
+               activation='relu', init_scale=1.0, use_bias=False, rngs):
     inward, outward = (tuple(given or factors(width, parts))
                        for given, width in ((inward, d_model), (outward, d_ff)))
     for field, given, width in (('inward', inward, d_model), ('outward', outward, d_ff)):
@@ -108,8 +109,12 @@ class Mpo(nnx.Module):
                         f'side has, an odd number; nearest: {factors(width, len(inward) // 2 * 2 + 1)}')
     self.wi = Chain(num_experts, inward, outward, bond, init_scale, rngs=rngs)
     self.wo = Chain(num_experts, outward, inward, bond, init_scale, rngs=rngs)
+    zeros = nnx.initializers.zeros
+    self.bi = axes.param(zeros, (d_ff,), 'expert_mlp', rngs=rngs) if use_bias else None
+    self.bo = axes.param(zeros, (d_model,), 'expert_embed', rngs=rngs) if use_bias else None
     self.activation = activation
 
   def __call__(self, rows, key=None):
     """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
-    return rows.linear(self.wi()).map(getattr(jax.nn, self.activation)).linear(self.wo())
+    bi, bo = (b if b is None else b[...] for b in (self.bi, self.bo))
+    return rows.linear(self.wi(), bi).map(getattr(jax.nn, self.activation)).linear(self.wo(), bo)

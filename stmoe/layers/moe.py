@@ -24,8 +24,8 @@ class Moe(nnx.Module):
     executor:   module name in `stmoe/core/execute`, with its fields (see `lookup.executor`).
     group_size: S, tokens routed together; None = one sequence. Capacity depends on it,
       so it is never adjusted: a size that does not divide the batch raises.
-    virtual:    recipes of virtual experts, Z of them (`stmoe/experts/virtual`). The router chooses among E + Z;
-      what it sends to these no executor runs, the layer adds it.
+    virtual:    recipes of virtual experts, Z of them (`stmoe/experts/virtual`). The router chooses among
+      E + Z; the layer itself runs what goes to these.
   """
 
   def __init__(self, d_model, *, router, experts, executor='gather', group_size=None, virtual=(), rngs):

@@ -69,5 +69,6 @@ class SMoE(nnx.Module):
   def __call__(self, x, ctx, carry):
     """Returns Routed for x [G,S,D]."""
     logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
-    a, aux = smoe(logits + self.b[...], ctx.mask, self.k, ctx.tokens, self.num_virtual)   # logits: [G, S, E+Z]
+    logits = logits + self.b[...]                                    # [G, S, E], or [G, S, E+Z]
+    a, aux = smoe(logits, ctx.mask, self.k, ctx.tokens, self.num_virtual)
     return contract.Routed(a, aux, carry)

@@ -11,8 +11,8 @@ M rows times D, so that a layer of many small experts stores what a dense one of
 (SonicMoE, arXiv:2512.14080; `core/grouped.py`). The gradient is exact.
 
 Every device runs the kernels on its own groups, with all experts or (`all_to_all_dropless`) with its own.
-Where a mesh also cuts experts' matrices over `model` the compiler splits them, and `blocks` runs instead; so it
-does for banks that are not made of products.
+Where a mesh also cuts experts' matrices over `model` the compiler splits them, and `blocks` runs instead; so
+it does for banks that are not made of products.
 """
 
 import jax
