@@ -105,7 +105,7 @@ class Mpo(nnx.Module):
                        for given, width in ((inward, d_model), (outward, d_ff)))
     for field, given, width in (('inward', inward, d_model), ('outward', outward, d_ff)):
       if math.prod(given) != width or len(given) != len(inward) or len(given) % 2 == 0:
-        raise UserError(f'experts mpo: {field}={given} are not factors of {width}, as many as the other '
+        raise UserError(f'experts mpo: {field}={given} are no factors of {width}, as many as the other '
                         f'side has, an odd number; nearest: {factors(width, len(inward) // 2 * 2 + 1)}')
     self.wi = Chain(num_experts, inward, outward, bond, init_scale, rngs=rngs)
     self.wo = Chain(num_experts, outward, inward, bond, init_scale, rngs=rngs)

@@ -50,5 +50,5 @@ def test_entries_begin_with_the_variance_asked_for():
 
 
 def test_factors_must_multiply_to_the_width():
-  with pytest.raises(errors.UserError, match=r'inward=\(2, 3, 2\) are not factors of 8.*nearest: \(2, 2, 2\)'):
+  with pytest.raises(errors.UserError, match=r'inward=\(2, 3, 2\) are no factors of 8.*nearest: \(2, 2, 2\)'):
     mpo.Mpo(8, num_experts=2, d_ff=12, inward=(2, 3, 2), outward=(2, 3, 2), rngs=nnx.Rngs(0))

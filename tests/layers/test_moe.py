@@ -163,7 +163,8 @@ def test_shared_arrays_in_stacked_layers_and_alone(bank):
   def stacked(rngs):
     router = lookup.recipe('router', TOP_2 | DROPLESS)
     return moe.Moe(D, router=router, experts=experts, executor='gather', rngs=rngs)
-  layers = jax.tree.map(lambda w: w + 0.1 * jnp.cos(jnp.arange(w.size)).reshape(w.shape), stacked(nnx.Rngs(0)))
+  change = lambda w: w + 0.1 * jnp.cos(jnp.arange(w.size)).reshape(w.shape)
+  layers = jax.tree.map(change, stacked(nnx.Rngs(0)))
 
   @functools.partial(jax.jit, static_argnames=('executor', 'alone'))
   def run(layers, x, executor, alone=False):
