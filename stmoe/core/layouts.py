@@ -63,8 +63,13 @@ class Buckets:
     return self.replace(x=f(self.x, *(o.x for o in others)))
 
   def each(self, f, *arrays):
-    """Returns f(rows [R,D] of one expert, its parts of the arrays [E,...]) -> [R,F] of every expert."""
-    return self.replace(x=jax.vmap(f)(self.x, *(a.astype(self.x.dtype) for a in arrays)))
+    """Returns f(rows [R,D] of one expert, its parts of the arrays [E,...]) -> [R,F] of every expert.
+
+    One expert after the other, so that f may be anything. With vmap convolutions would be one in E groups,
+    whose gradient is too large where the compiler splits its rows but not its kernels (XLA of jax 0.10.2).
+    """
+    arrays = tuple(a.astype(self.x.dtype) for a in arrays)
+    return self.replace(x=jax.lax.map(lambda one: f(*one), (self.x, *arrays)))
 
   def _per_row(self, b):
     b = b.astype(self.x.dtype)
@@ -107,8 +112,8 @@ class Ragged:
 
     Every expert computes all M rows, as in `ragged_dot` on CPUs.
     """
-    over = (None, *(0 for _ in arrays))
-    y = jax.vmap(f, over)(self.x, *(a.astype(self.x.dtype) for a in arrays))       # [E, M, F]
+    arrays = tuple(a.astype(self.x.dtype) for a in arrays)
+    y = jax.lax.map(lambda one: f(self.x, *one), arrays)             # [E, M, F]
     row = jnp.arange(y.shape[1])
     expert = jnp.repeat(jnp.arange(y.shape[0]), self.sizes, total_repeat_length=row.size)
     return self.replace(x=y[expert, row])                            # [M, F]
