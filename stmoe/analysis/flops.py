@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import lookup
+from stmoe import modules
 from stmoe import state
+from stmoe.core import checked
 from stmoe.core import contract
 
 BACKWARD = 2.0     # both operands of every product need a gradient of the product's own cost
@@ -61,12 +63,12 @@ def matrices(cfg):
   found = []
   for path, value in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, state.RouterState))):
     names = tuple(value.get_metadata().get('out_sharding') or (None,) * len(value.shape))
-    modules = _modules(model, path)
-    share, rows = 1.0, [m.rows_per_sequence for m in modules if hasattr(m, 'rows_per_sequence')]
+    owners, share = _owners(model, path), 1.0
+    rows = [m.rows_per_sequence for m in owners if contract.offered(m, 'rows_per_sequence')]
     if rows and 'heads' in names:            # a head's matrix is passed by its part of the rows
       rows[-1] //= value.shape[names.index('heads')]
     if 'expert' in names:
-      sparse = [m for m in modules if hasattr(m, 'router') and hasattr(m, 'experts')][-1]
+      sparse = [m for m in owners if contract.offered(m, 'router')][-1]
       size = rows[-1] if rows else length.get(path[0], min(length.values()))
       if id(sparse) not in shares:
         shares[id(sparse)] = rows_per_token(sparse, size) / sparse.router.num_experts
@@ -76,7 +78,7 @@ def matrices(cfg):
   return found
 
 
-def _modules(model, path):
+def _owners(model, path):
   """The modules that the array at `path` is in, outermost first."""
   found = [model]
   for key in path[:-1]:
@@ -103,11 +105,10 @@ def rows_per_token(sparse, length):
 
   def route(arrays, key):
     row = jnp.zeros((1, size), jnp.int32)
-    ctx = contract.Context(mask=row == 0, ids=row, positions=row, segments=row + 1, key=key, train=True,
-                           step=jnp.zeros((), jnp.int32), tokens=jnp.float32(size))
+    ctx = contract.Context(**contract.numbered(row == 0), key=key, train=True, tokens=jnp.float32(size),
+                           step=jnp.zeros((), jnp.int32))
     router, x = nnx.merge(graph, arrays), jnp.zeros((1, size, sparse.d_model))
-    carry = router.init_carry(x) if hasattr(router, 'init_carry') else {}
-    return router(x, ctx, carry).assignment
+    return checked.route(router, x, ctx, modules.init_carry(router, x)).assignment
 
   arrays = jax.tree.map(one_layer, arrays, is_leaf=lambda v: isinstance(v, nnx.Variable))
   key = jax.eval_shape(lambda: jax.random.key(0))

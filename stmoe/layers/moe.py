@@ -5,8 +5,8 @@ import jax
 
 from stmoe import axes
 from stmoe import lookup
+from stmoe.core import checked
 from stmoe.errors import UserError
-from stmoe.layers import ranks
 
 
 class Moe(nnx.Module):
@@ -22,21 +22,12 @@ class Moe(nnx.Module):
   """
 
   def __init__(self, d_model, *, router, experts, executor='gather', group_size=None, rngs):
-    self.router = router(d_model, rngs=rngs)
+    self.router = checked.built(router, d_model, rngs)
     self.experts = experts(d_model, num_experts=self.router.num_experts, rngs=rngs)
     self.d_model = d_model
     self.group_size = group_size
     self.executor = executor
     lookup.executor(executor)
-
-  def init_carry(self, x):
-    """Returns what the router remembers across layers, [B,T,.] arrays; {} for most."""
-    return self.router.init_carry(x) if hasattr(self.router, 'init_carry') else {}
-
-  def commit(self, aux):
-    """Lets a router with state across steps update it; see `stmoe.state`."""
-    if hasattr(self.router, 'commit'):
-      self.router.commit(aux)
 
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
@@ -46,8 +37,8 @@ class Moe(nnx.Module):
     ungroup = lambda a: a.reshape(batch, length, *a.shape[2:])
     x = axes.constrain(regroup(x), 'group', None, None)              # [G, S, D]
     with jax.named_scope('route'):
-      route = ranks.of(self.router, ctx.ranks)
-      routed = route(x, ctx.fold('router').group(groups, size), jax.tree.map(regroup, carry))
+      grouped = ctx.fold('router').group(groups, size)
+      routed = checked.route(self.router, x, grouped, jax.tree.map(regroup, carry))
     key = ctx.fold('experts').key if ctx.train else None
     y = execute(x, routed.assignment, self.experts, key)
     y = axes.constrain(ungroup(y), 'batch', 'length', None)          # [B, T, D]
