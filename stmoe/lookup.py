@@ -79,7 +79,7 @@ def constructor(kind, name):
       return value
   there = [value.__name__ for value in vars(found).values()
            if inspect.isclass(value) and value.__module__ == found.__name__]
-  raise errors.UserError(f'{found.__name__} ({found.__file__}) defines no class called like its file; wanted: '
+  raise errors.UserError(f'{found.__file__}: {found.__name__} defines no class called like its file; wanted: '
                          f'{name.replace("_", " ").title().replace(" ", "")} (there are: '
                          f'{", ".join(there) or "none"})')
 
@@ -156,8 +156,8 @@ def recipe(kind, fields):
   """Returns `functools.partial(Class, **fields)` for a configuration of `kind`.
 
   `fields` is a mapping with a `name`; nested mappings under a key of PACKAGES that
-  have a `name` become recipes themselves, and so does `inner`, of the same kind. Nothing is built: whoever receives the
-  recipe calls it with what only it knows (d_model, rngs).
+  have a `name` become recipes themselves, and so does `inner`, of the same kind. Nothing
+  is built: whoever receives the recipe calls it with what only it knows (d_model, rngs).
   Raises UserError naming a field that the class does not have.
   """
   fields = dict(fields)

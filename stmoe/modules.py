@@ -1,4 +1,4 @@
-"""The modules that a model, a layer or a router is made of: what each of them offers (`core.contract.OFFERS`).
+"""The modules that a model, a layer or a router is made of, and what they offer (`core.contract.OFFERS`).
 
 The one walk: nobody asks for the inside of a layer by the names of its parts. A sparse layer is a module that
 has a `router`, wherever it is nested; a layer may have several.

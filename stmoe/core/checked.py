@@ -95,9 +95,10 @@ def _wrong_assignment(router, a, x):
   groups, size = x.shape[:2]
   soft = isinstance(a, assignment.SoftAssignment)
   if not soft and not isinstance(a, assignment.Assignment):
-    hint = 'assignment.cap(edges, capacity): these edges have no slots' if isinstance(a, assignment.Edges) else (
-        'an Assignment or a SoftAssignment')
-    yield f'Routed.assignment is a {type(a).__name__}; wanted: {hint}'
+    wanted = 'an Assignment or a SoftAssignment'
+    if isinstance(a, assignment.Edges):
+      wanted = 'assignment.cap(edges, capacity), which gives them their slots'
+    yield f'Routed.assignment is a {type(a).__name__}; wanted: {wanted}'
     return
   for name, found, wanted in (('num_tokens', a.num_tokens, size), ('num_experts', a.num_experts,
                                                                   router.num_experts)):

@@ -88,7 +88,8 @@ class Context:
       tokens: divisor of token-averaged losses.
     """
     groups, size = mask.shape
-    rows = {name: a for name, a in self.given.items() if a.shape[1] == 1 and a.shape[0] in (groups, mask.size)}
+    rows = {name: a for name, a in self.given.items()
+            if a.shape[1] == 1 and a.shape[0] in (groups, mask.size)}
     kept = {name: a if a.shape[0] == groups else a.reshape(groups, size, *a.shape[2:])
             for name, a in rows.items()}
     return self.replace(**numbered(mask), tokens=tokens, vocab_size=vocab_size, given=kept)
@@ -108,7 +109,7 @@ def given(batch, stack):
 
 
 def of_rows(batch):
-  """Returns the part of a batch that is given of whole rows, arrays [B,...]: it holds for later tokens too."""
+  """Returns the part of a batch that is given of whole rows, arrays [B,...]: later tokens have it, too."""
   return {name: a for name, a in batch.items() if name.startswith('given/')}
 
 
@@ -207,5 +208,5 @@ OFFERS = {
 
 
 def offered(module, name):
-  """Returns what a router, layer or bank offers under `name` of OFFERS, or what holds for those that do not."""
+  """Returns what a router, layer or bank offers under `name` of OFFERS, or what holds where it does not."""
   return getattr(module, name, OFFERS[name])

@@ -98,4 +98,5 @@ def _together(aux):
   """One Aux: loads side by side, numbers averaged over the hash functions, records by their number."""
   metrics = {name: sum(a.metrics[name] for a in aux) / len(aux) for name in aux[0].metrics}
   records = {f'{m}.{name}': value for m, a in enumerate(aux) for name, value in a.records.items()}
-  return contract.Aux(losses={}, load=jnp.concatenate([a.load for a in aux]), metrics=metrics, records=records)
+  load = jnp.concatenate([a.load for a in aux])
+  return contract.Aux(losses={}, load=load, metrics=metrics, records=records)

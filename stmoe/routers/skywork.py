@@ -104,16 +104,18 @@ class Skywork(nnx.Module):
     self.alpha[...] = self.beta * self.alpha[...] + (1 - self.beta) * target
 
   def logits(self, x, ctx):
-    """Returns f32[G,S,E] for x [G,S,D]."""
+    """Returns f32[G,S,E] for x [G,S,D], standardised."""
     logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
-    return logits + self.b[...]
+    logits = logits + self.b[...]
+    return logits if self.scale is None else standardize(logits, self.scale)
 
   def decide(self, logits, ctx, carry, choose=None):
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
     factor = self.capacity_factor[0 if ctx.train else 1]
     capacity = assignment.capacity(logits.shape[1], self.num_experts, factor, self.min_capacity)
-    a, aux = skywork(logits, self.alpha[...], ctx.mask, logits.shape[1] if self.dropless else capacity, self.k,
-                     scale=self.scale, limit=capacity, tokens=ctx.tokens, choose=choose)
+    slots = logits.shape[1] if self.dropless else capacity
+    a, aux = skywork(logits, self.alpha[...], ctx.mask, slots, self.k, scale=None, limit=capacity,
+                     tokens=ctx.tokens, choose=choose)
     return contract.Routed(a, aux, carry)
 
   def __call__(self, x, ctx, carry):

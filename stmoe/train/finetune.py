@@ -80,13 +80,13 @@ def _apply(cfg, recipe):
   known = lambda kind, fields: lookup.fields(kind, fields['name'])
   if recipe.dropout_rate is not None and 'dropout_rate' in known('model', cfg.model):
     cfg.model.dropout_rate = recipe.dropout_rate
-  for block in [layer for block in cfg.blocks.values() for layer in lookup.nested(block)]:
-    if recipe.dropout_rate is not None and block.get('layer') == 'dense':
-      block.dropout_rate = recipe.dropout_rate
-    if 'experts' in block and recipe.expert_dropout_rate is not None:
-      if 'dropout_rate' in known('experts', block.experts):
-        block.experts.dropout_rate = recipe.expert_dropout_rate
-    for router in lookup.nested(block.get('router')):
+  for layer in [layer for block in cfg.blocks.values() for layer in lookup.nested(block)]:
+    if recipe.dropout_rate is not None and layer.get('layer') == 'dense':
+      layer.dropout_rate = recipe.dropout_rate
+    if 'experts' in layer and recipe.expert_dropout_rate is not None:
+      if 'dropout_rate' in known('experts', layer.experts):
+        layer.experts.dropout_rate = recipe.expert_dropout_rate
+    for router in lookup.nested(layer.get('router')):
       drops = router.get('capacity_factor', recipe.capacity_factor) != (None, None)
       if recipe.capacity_factor is not None and drops and 'capacity_factor' in known('router', router):
         router.capacity_factor = tuple(recipe.capacity_factor)

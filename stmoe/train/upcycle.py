@@ -163,7 +163,8 @@ def _scale(plan, granularity, scale):
   if scale is not None or granularity == 1:
     return 1.0 if scale is None else scale
   found = {}
-  for name, router in [(name, part.router) for name, layer in _layers(plan) for part in modules.sparse(layer)]:
+  routers = [(name, part.router) for name, layer in _layers(plan) for part in modules.sparse(layer)]
+  for name, router in routers:
     k, normalized = (contract.offered(router, field) for field in ('k', 'normalize_gates'))
     if k is None or normalized is None:
       raise errors.UserError(f'router {type(router).__name__} of {name} does not say how many experts '

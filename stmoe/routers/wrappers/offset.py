@@ -1,4 +1,4 @@
-"""Added router logits at test time: rewiring on the fly (arXiv:2510.14853), steering, knocking out experts."""
+"""Added router logits at test time: rewiring (arXiv:2510.14853), steering, knocking experts out."""
 
 import jax.numpy as jnp
 
@@ -23,18 +23,19 @@ class Offset(wrappers.Deciding):
   def __init__(self, d_model, *, inner, offset=None, source='offset', rngs):
     super().__init__(d_model, inner=inner, rngs=rngs)
     self.source = source
-    self.offset = None
-    if offset is not None:
-      offset = jnp.asarray(offset, jnp.float32)
-      if offset.shape[-1:] != (self.num_experts,):
-        raise UserError(f'router offset: offset has the shape {list(offset.shape)} and the router '
-                        f'{self.num_experts} experts')
-      self.offset = axes.state(offset, *['layers'] * (offset.ndim - 1), 'unmodeled')
+    self.offset = None if offset is None else _constant(jnp.asarray(offset, jnp.float32))
 
   def logits(self, x, ctx):
     """Returns f32[G,S,E] for x [G,S,D]."""
     if self.offset is None and self.source not in ctx.given:
       raise UserError(f'router offset: offset=None and nothing is given as {self.source!r} (there are: '
                       f'{", ".join(ctx.given) or "none"})')
-    delta = ctx.given[self.source] if self.offset is None else self.offset[...]
-    return self.inner.logits(x, ctx) + delta
+    logits, delta = self.inner.logits(x, ctx), ctx.given.get(self.source) if self.offset is None else self.offset
+    if delta.shape[-1] != logits.shape[-1]:
+      raise UserError(f'router offset: {delta.shape[-1]} numbers for the logits of {logits.shape[-1]} experts')
+    return logits + delta[...]
+
+
+def _constant(offset):
+  """RouterState of f32[E], or f32[L,E] of stacked layers."""
+  return axes.state(offset, *['layers'] * (offset.ndim - 1), 'unmodeled')

@@ -54,5 +54,5 @@ def only(a, ranks, normalized):
     rest = total(jnp.where(kept, weight, 0))
     scale = jnp.where(rest > 0, total(weight) / jnp.where(rest > 0, rest, 1), 1)
     weight = weight * jnp.tile(scale, a.choices)
-  dead = assignment.kill(a, jnp.broadcast_to(kept, a.expert.shape)).replace(weight=weight)
-  return dead.replace(slot=jnp.where(kept, a.slot, a.capacity))
+  edges = assignment.kill(a, jnp.broadcast_to(kept, a.expert.shape)).replace(weight=weight)
+  return assignment.cap(edges, a.capacity)                           # their slots have no holes

@@ -1,4 +1,4 @@
-"""Routing replay: the experts of every token are given, their weights are the router's own (arXiv:2510.11370)."""
+"""Routing replay: a token's experts are given, their weights are the router's own (arXiv:2510.11370)."""
 
 from stmoe.errors import UserError
 from stmoe.routers import wrappers
