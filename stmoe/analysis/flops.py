@@ -100,8 +100,10 @@ def rows_per_token(sparse, length):
   graph, arrays = nnx.split(sparse.router)
 
   def one_layer(value):
-    names = value.get_metadata().get('out_sharding') or ()
-    return value.replace(jax.ShapeDtypeStruct(value.shape[1:], value.dtype)) if 'layers' in names else value
+    names = value.get_metadata().get('out_sharding')
+    # A number has no axes to name, and gets no name when it is stacked.
+    stacked = names is not None and ('layers' in names or len(names) < len(value.shape))
+    return value.replace(jax.ShapeDtypeStruct(value.shape[1:], value.dtype)) if stacked else value
 
   def route(arrays, key):
     row = jnp.zeros((1, size), jnp.int32)

@@ -249,6 +249,12 @@ class Stack(nnx.Module):
       for place, block in enumerate((units if self.scan_layers else units[0]).blocks):
         yield (segment, place), block.layer
 
+  def by_name(self):
+    """Returns dict layer name -> layer, in layer order; of scanned ones, all of its place stacked."""
+    found = {name: layers if self.scan_layers else layers[i]
+             for names, layers in self._named() for i, name in enumerate(names)}
+    return {name: found[name] for name in sorted(found, key=lambda name: int(name.rpartition('_')[2]))}
+
   def commit(self, aux):
     """Lets layers with state across steps update it from `aux` (see `stmoe.state`)."""
     for names, layers in self._named():

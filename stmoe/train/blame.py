@@ -34,9 +34,11 @@ def routers(plan, state, batch, microbatches):
   found = distributed.fetch(run(state['params'], state['router_state'], batch,
                                 jax.random.fold_in(state['key'], step), step))
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
-  files = ', '.join(sorted({checked.file(part.router) for part in modules.sparse(model)}))
-  return [f'layer {layer}: {int(number)} live edges have a weight that is no finite number (routers: {files})'
-          for layer, number in sorted(found.items()) if number]
+  layers = {name: layer for stack in model.stacks() for name, layer in stack.by_name().items()}
+  file = lambda name: ', '.join(sorted({checked.file(part.router) for part in modules.sparse(
+      layers.get(name, model))}))
+  return [f'layer {name}: {file(name)}: {int(number)} live edges have a weight that is no finite number'
+          for name, number in sorted(found.items()) if number]
 
 
 def _bad(edges, aux):

@@ -10,7 +10,6 @@ Differs: T5X decays Adafactor's second moments by the global step; here empty sl
 """
 
 import inspect
-import itertools
 import json
 import pathlib
 
@@ -152,10 +151,7 @@ def _layers(plan):
   """Yields (name, feed-forward layer) of every block of the model, without arrays."""
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
   for stack in model.stacks():
-    layers, number = dict(stack.layers()), itertools.count()
-    for segment, (letters, repeats) in enumerate(stack.pattern):
-      for place in [place for _ in range(repeats) for place in range(len(letters))]:
-        yield f'{stack.name}_{next(number):02d}', layers[segment, place]
+    yield from stack.by_name().items()
 
 
 def _scale(plan, granularity, scale):

@@ -52,16 +52,19 @@ MISTAKES = {
                             "aux.losses['own'] is float32[1]; wanted: float32[]"),
     'edges not capped': ('assignment.cap(edges, x.shape[1])', 'edges',
                          'assignment is a Edges; wanted: assignment.cap(edges, capacity)'),
-    'dtype of the expert ids': ('return contract', 'a = a.replace(expert=a.expert.astype(jnp.float32))\n'
-                                '    return contract', 'assignment.expert is float32[2,6]; wanted: int32[2,6]'),
+    'dtype of the expert ids': (
+        'return contract', 'a = a.replace(expert=a.expert.astype(jnp.float32))\n    return contract',
+        'assignment.expert is float32[2,6]; wanted: int32[2,6]'),
     'a missing field': (', load=metrics.load(edges)', '', "line HERE: Aux.__init__() missing 1 required"),
-    'a class of another name': ('class Probe', 'class Prober', 'defines no class called like its file; wanted: '
-                                'Probe (there are: Prober)'),
+    'a class of another name': ('class Probe', 'class Prober',
+                                'no class called like its file; wanted: Probe (there are: Prober)'),
     'an unknown axis': ("'embed', 'unmodeled'", "'embd', 'unmodeled'",
                         "line HERE: unknown logical axis 'embd'; nearest: 'embed'"),
     'no num_experts': ('    self.num_experts = num_experts\n', '', 'Probe has num_experts=None; wanted'),
-    'a misspelt attribute': ('self.w[...]', 'self.v[...]', "line HERE: 'Probe' object has no attribute 'v'"),
-    'no assignment at all': ('contract.Routed(a,', 'contract.Routed(None,', 'Routed.assignment is a NoneType'),
+    'a misspelt attribute': ('self.w[...]', 'self.v[...]',
+                             "line HERE: 'Probe' object has no attribute 'v'"),
+    'no assignment at all': ('contract.Routed(a,', 'contract.Routed(None,',
+                             'Routed.assignment is a NoneType'),
     'a carry that is lost': ('aux, carry)', "aux, dict(mine=x))", 'it returned the carry'),
     'a statistic without reduction': ('metrics={})', 'metrics={}, statistics=dict(mean=probs))',
                                       "aux.statistics['mean'] is float32[2,6,4]; wanted: contract.total"),
@@ -85,8 +88,8 @@ def folder(tmp_path, monkeypatch):
 def shapes():
   """A layer with the router `probe` is made and called, without numbers."""
   def run(x):
-    layer = lookup.recipe('layer', dict(name='moe', executor='einsum', router=dict(name='probe', num_experts=4),
-                                        experts=dict(name='mlp', d_ff=4)))(8, rngs=nnx.Rngs(0))
+    fields = dict(router=dict(name='probe', num_experts=4), experts=dict(name='mlp', d_ff=4))
+    layer = lookup.recipe('layer', dict(name='moe', executor='einsum', **fields))(8, rngs=nnx.Rngs(0))
     ctx = contract.Context(**contract.numbered(jnp.ones((2, 6), bool)), step=jnp.int32(0),
                            tokens=jnp.float32(12))
     return layer(x, ctx, {})
@@ -114,7 +117,7 @@ def test_a_good_file_is_a_router_at_once_and_a_broken_one_beside_it_is_no_hindra
 
 
 def test_weights_that_are_no_numbers_are_seen_with_numbers(folder):
-  path = folder(GOOD.replace('    return contract', '    a = a.replace(weight=a.weight / 0 * 0)\n    return contract'))
+  path = folder(GOOD.replace('cap(edges, x.shape[1])', 'cap(edges.replace(weight=edges.weight / 0 * 0), 6)'))
   shapes()
   make = lookup.recipe('router', dict(name='probe', num_experts=4))
   router = make(8, rngs=nnx.Rngs(0))

@@ -69,13 +69,13 @@ WRAPPERS = lookup.wrappers('router')
 def test_they_are_found_by_name_and_are_no_ordinary_routers():
   assert WRAPPERS == ['offset', 'ranks', 'remap', 'replay', 'trace']
   assert not {*WRAPPERS, 'wrappers'} & {*lookup.available('router')}
-  with pytest.raises(errors.UserError, match="no router is called 'remapp'; nearest: 'remap'".replace("'", '.?')):
+  with pytest.raises(errors.UserError, match="no router is called 'remapp'; nearest: remap"):
     lookup.module('router', 'remapp')
 
 
 @pytest.mark.parametrize('name', WRAPPERS)
-def test_every_wrapper_in_every_executor_and_around_every_other(name):
-  """Values and gradients as einsum has them; what is wrapped twice is a router, too."""
+def test_every_wrapper_is_executed_and_around_every_other(name):
+  """With slots as executors want them, gradients too; what is wrapped twice is a router, too."""
   router = around(inner(), name)
   bank = mlp.Mlp(D, num_experts=router.num_experts, d_ff=4, rngs=nnx.Rngs(0))
   ctx = contract.Context(**contract.numbered(MASK), step=jnp.int32(0), tokens=jnp.float32(10),
@@ -89,13 +89,14 @@ def test_every_wrapper_in_every_executor_and_around_every_other(name):
     return jax.value_and_grad(value)(x)
 
   want = run(X, executor='einsum')
-  for executor in ('gather', 'blocks'):
-    for got, one in zip(jax.tree.leaves(run(X, executor=executor)), jax.tree.leaves(want)):
-      np.testing.assert_allclose(got, one, rtol=1e-4, atol=1e-5)
+  for got, one in zip(jax.tree.leaves(run(X, executor='gather')), jax.tree.leaves(want)):
+    np.testing.assert_allclose(got, one, rtol=1e-4, atol=1e-5)
   for other in WRAPPERS:
     ranks = dict(ranks=(0,)) if other == 'ranks' else {}
     fields = dict(num_experts=2) if other == 'remap' else {}
-    assert route(around(router, other, **ranks | fields))[0].num_experts <= E
+    twice = around(router, other, **ranks | fields)
+    a = jax.eval_shape(lambda x, twice=twice: checked.route(twice, x, ctx, {}).assignment, X)
+    assert a.num_experts == twice.num_experts <= E
 
 
 @pytest.mark.parametrize('name', WRAPPERS)
@@ -115,8 +116,10 @@ def test_ranks_replay_and_offset_around_every_router_in_two_parts(name):
   plain, aux = route(router)
   live = np.asarray(weights(plain))
   number = (live > 0).sum(-1).max()
-  for wrapped in (around(router, 'ranks', ranks=tuple(range(number))), around(router, 'offset', offset=[0.0] * E),
-                  around(router, 'trace'), around(router, 'remap', num_experts=E, table=range(E))):
+  same = dict(ranks=dict(ranks=tuple(range(number))), offset=dict(offset=[0.0] * E), trace={},
+              remap=dict(num_experts=E, table=range(E)))
+  for wrapper, fields in same.items():
+    wrapped = around(router, wrapper, **fields)
     a, bux = route(wrapped)
     np.testing.assert_allclose(weights(a), live, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(bux.load, aux.load)
@@ -190,7 +193,7 @@ def test_wrapping_a_model_copies_no_array_and_leaves_the_model_alone():
   copy = modules.wrapped(layer, functools.partial(lookup.constructor('router', 'ranks'), ranks=(3,)))
   assert type(layer.router).__name__ == 'STMoE' and copy.router.ranks == (3,)
   assert copy.router.inner.w[...] is layer.router.w[...]
-  assert jax.tree.leaves(nnx.state(copy, nnx.Param)) and not jax.tree.leaves(nnx.state(copy, state.RouterState))
+  assert not jax.tree.leaves(nnx.state(copy, state.RouterState))
 
 
 @pytest.mark.parametrize('name, fields, of, says', [
@@ -210,5 +213,5 @@ def test_what_is_not_given_is_said():
   for name, fields in (('replay', dict(source='route')), ('offset', dict(offset=None))):
     with pytest.raises(errors.UserError, match='nothing is given as'):
       route(around(inner(), name, **fields))
-  with pytest.raises(errors.UserError, match='1 numbers for the logits of 4 experts'):
+  with pytest.raises(errors.UserError, match='1 numbers for logits of 4 experts'):
     route(around(inner(), 'offset', offset=(1.0,)))

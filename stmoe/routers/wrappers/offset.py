@@ -30,10 +30,11 @@ class Offset(wrappers.Deciding):
     if self.offset is None and self.source not in ctx.given:
       raise UserError(f'router offset: offset=None and nothing is given as {self.source!r} (there are: '
                       f'{", ".join(ctx.given) or "none"})')
-    logits, delta = self.inner.logits(x, ctx), ctx.given.get(self.source) if self.offset is None else self.offset
+    delta = ctx.given[self.source] if self.offset is None else self.offset[...]
+    logits = self.inner.logits(x, ctx)
     if delta.shape[-1] != logits.shape[-1]:
-      raise UserError(f'router offset: {delta.shape[-1]} numbers for the logits of {logits.shape[-1]} experts')
-    return logits + delta[...]
+      raise UserError(f'router offset: {delta.shape[-1]} numbers for logits of {logits.shape[-1]} experts')
+    return logits + delta
 
 
 def _constant(offset):
