@@ -7,6 +7,7 @@ file: `st_moe.py` holds `STMoE`, `mlp.py` holds `Mlp` (case and underscores igno
 
 import functools
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 
@@ -17,7 +18,6 @@ from stmoe import parsing
 PACKAGES = {
     'model': 'stmoe.models',
     'layer': 'stmoe.layers',
-    'inner': 'stmoe.layers',          # the layer that a layer wraps
     'attention': 'stmoe.layers',
     'head': 'stmoe.layers',           # of models whose predictions are no tokens
     'router': 'stmoe.routers',
@@ -35,19 +35,40 @@ PACKAGES = {
 
 def available(kind):
   """Returns the sorted names of the modules of `kind` (a key of PACKAGES)."""
-  package = importlib.import_module(PACKAGES[kind])
-  return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg)
+  return _files(PACKAGES[kind])
+
+
+def wrappers(kind):
+  """Returns the sorted names of those of `kind` that wrap another one, their `inner`: a folder of its own."""
+  package = f'{PACKAGES[kind]}.wrappers'
+  return _files(package) if importlib.util.find_spec(package) else []
+
+
+def _files(package):
+  found = pkgutil.iter_modules(importlib.import_module(package).__path__)
+  return sorted(m.name for m in found if not m.ispkg)
 
 
 def module(kind, name):
-  """Returns the module called `name` among those of `kind`.
+  """Returns the module called `name` among those of `kind`, and those of them that wrap.
 
-  Raises UserError, naming the nearest modules, when there is none.
+  Raises UserError, naming the nearest modules, when there is none, and for a file that is no Python.
   """
-  if name not in available(kind):
-    raise errors.UserError(f'no {kind} is called {name!r}{errors.nearest(name, available(kind))}'
-                           f' (there are: {", ".join(available(kind))})')
-  return importlib.import_module(f'{PACKAGES[kind]}.{name}')
+  package = PACKAGES[kind]
+  if name in available(kind):
+    return _imported(f'{package}.{name}')
+  if name in wrappers(kind):
+    return _imported(f'{package}.wrappers.{name}')
+  known = available(kind) + wrappers(kind)
+  raise errors.UserError(f'no {kind} is called {name!r}{errors.nearest(name, known)}'
+                         f' (there are: {", ".join(known)})')
+
+
+def _imported(name):
+  try:
+    return importlib.import_module(name)
+  except SyntaxError as error:
+    raise errors.UserError(f'{error.filename}, line {error.lineno}: {error.msg}') from None
 
 
 def constructor(kind, name):
@@ -57,10 +78,31 @@ def constructor(kind, name):
   for attribute, value in vars(found).items():
     if inspect.isclass(value) and attribute.lower() == wanted and value.__module__ == found.__name__:
       return value
-  own = [n for n, value in vars(found).items()
-         if inspect.isclass(value) and value.__module__ == found.__name__]
-  raise errors.UserError(f'{found.__name__.replace(".", "/")}.py: no class is called like the file, '
-                         f'{name.title().replace("_", "")!r} (it defines: {", ".join(own) or "none"})')
+  there = [value.__name__ for value in vars(found).values()
+           if inspect.isclass(value) and value.__module__ == found.__name__]
+  raise errors.UserError(f'{found.__file__}: {found.__name__} defines no class called like its file; wanted: '
+                         f'{name.replace("_", " ").title().replace(" ", "")} (there are: '
+                         f'{", ".join(there) or "none"})')
+
+
+def named(kind, key):
+  """Returns the kind of what a configuration of `kind` names under `key`, or None if it names nothing there.
+
+  >>> named('layer', 'router'), named('router', 'inner'), named('layer', 'd_ff')
+  ('router', 'router', None)
+  """
+  return kind if key == 'inner' else key if key in PACKAGES else None
+
+
+def nested(section):
+  """Yields a section of a configuration and those of what it wraps, its `inner`, outermost first.
+
+  >>> [one['name'] for one in nested(dict(name='shared', inner=dict(name='moe')))]
+  ['shared', 'moe']
+  """
+  while section is not None:
+    yield section
+    section = section.get('inner')
 
 
 def fields(kind, name):
@@ -115,9 +157,10 @@ def recipe(kind, fields):
   """Returns `functools.partial(Class, **fields)` for a configuration of `kind`.
 
   `fields` is a mapping with a `name`; nested mappings under a key of PACKAGES that
-  have a `name` become recipes themselves. Nothing is built: whoever receives the
-  recipe calls it with what only it knows (d_model, rngs). So do the entries of a tuple under such a key,
-  which may be names alone.
+  `fields` is a mapping with a `name`; nested mappings under a key of PACKAGES that
+  have a `name` become recipes themselves, and so does `inner`, of the same kind, and the entries
+  of a tuple under such a key, which may be names alone. Nothing
+  is built: whoever receives the recipe calls it with what only it knows (d_model, rngs).
   Raises UserError naming a field that the class does not have.
   """
   fields = dict(fields)
@@ -127,8 +170,8 @@ def recipe(kind, fields):
     if key not in known:
       raise errors.UserError(f'{kind} {make.__name__} has no field {key!r}'
                              f'{errors.nearest(key, known)} (it has: {", ".join(known)})')
-    if key in PACKAGES:
-      fields[key] = _nested(key, value)
+    if named(kind, key):
+      fields[key] = _nested(named(kind, key), value)
   return functools.partial(make, **fields)
 
 

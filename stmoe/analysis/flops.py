@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import lookup
+from stmoe import modules
 from stmoe import state
+from stmoe.core import checked
 from stmoe.core import contract
 
 BACKWARD = 2.0     # both operands of every product need a gradient of the product's own cost
@@ -70,12 +72,12 @@ def matrices(cfg):
   found, said = [], set()
   for path, value in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, state.RouterState))):
     names = tuple(value.get_metadata().get('out_sharding') or (None,) * len(value.shape))
-    modules = _modules(model, path)
-    share, rows = 1.0, [m.rows_per_sequence for m in modules if hasattr(m, 'rows_per_sequence')]
+    owners, share = _owners(model, path), 1.0
+    rows = [m.rows_per_sequence for m in owners if contract.offered(m, 'rows_per_sequence')]
     if rows and 'heads' in names:            # a head's matrix is passed by its part of the rows
       rows[-1] //= value.shape[names.index('heads')]
-    sparse = next((m for m, inside in zip(modules, modules[1:])
-                   if hasattr(m, 'router') and inside is getattr(m, 'experts', None)), None)
+    sparse = next((m for m, inside in zip(owners, owners[1:])
+                   if contract.offered(m, 'router') and inside is getattr(m, 'experts', None)), None)
     if sparse is not None:
       size = rows[-1] if rows else length.get(path[0], min(length.values()))
       if id(sparse) not in passing:
@@ -85,13 +87,13 @@ def matrices(cfg):
       else:
         rows = [passing[id(sparse)] * size]
     found.append(Matrix(tuple(path), names, tuple(value.shape), share, rows[-1] if rows else None,
-                        isinstance(value, nnx.Param), _said(modules, said)))
+                        isinstance(value, nnx.Param), _said(owners, said)))
   return found
 
 
-def _said(modules, said):
-  """What the innermost of `modules` says of its products, with the first of its arrays: then 0. Or None."""
-  telling = [m for m in modules if getattr(m, 'products_per_row', None) is not None]
+def _said(owners, said):
+  """What the innermost of `owners` says of its products, with the first of its arrays: then 0. Or None."""
+  telling = [m for m in owners if contract.offered(m, 'products_per_row') is not None]
   if not telling:
     return None
   first = id(telling[-1]) not in said
@@ -99,7 +101,7 @@ def _said(modules, said):
   return telling[-1].products_per_row if first else 0
 
 
-def _modules(model, path):
+def _owners(model, path):
   """The modules that the array at `path` is in, outermost first."""
   found = [model]
   for key in path[:-1]:
@@ -121,16 +123,17 @@ def rows_per_token(sparse, length):
   graph, arrays = nnx.split(sparse.router)
 
   def one_layer(value):
-    names = value.get_metadata().get('out_sharding') or ()
-    return value.replace(jax.ShapeDtypeStruct(value.shape[1:], value.dtype)) if 'layers' in names else value
+    names = value.get_metadata().get('out_sharding')
+    # A number has no axes to name, and gets no name when it is stacked.
+    stacked = names is not None and ('layers' in names or len(names) < len(value.shape))
+    return value.replace(jax.ShapeDtypeStruct(value.shape[1:], value.dtype)) if stacked else value
 
   def route(arrays, key):
     row = jnp.zeros((1, size), jnp.int32)
-    ctx = contract.Context(mask=row == 0, ids=row, positions=row, segments=row + 1, key=key, train=True,
-                           step=jnp.zeros((), jnp.int32), tokens=jnp.float32(size))
+    ctx = contract.Context(**contract.numbered(row == 0), key=key, train=True, tokens=jnp.float32(size),
+                           step=jnp.zeros((), jnp.int32))
     router, x = nnx.merge(graph, arrays), jnp.zeros((1, size, sparse.d_model))
-    carry = router.init_carry(x) if hasattr(router, 'init_carry') else {}
-    return router(x, ctx, carry).assignment
+    return checked.route(router, x, ctx, modules.init_carry(router, x)).assignment
 
   arrays = jax.tree.map(one_layer, arrays, is_leaf=lambda v: isinstance(v, nnx.Variable))
   key = jax.eval_shape(lambda: jax.random.key(0))

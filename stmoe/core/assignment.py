@@ -272,6 +272,29 @@ def _priority_order(edges, priority):
   return (order + jnp.arange(levels)[:, None] * (num // levels)).reshape(groups, num)
 
 
+def merge(edges):
+  """Returns `edges` in which no token has an expert twice: the first of such edges has their weights' sum.
+
+  The others are dead. For edges that lead to fewer experts than they were made for (`routers/wrappers/
+  remap.py`). Takes [G,S,E] entries.
+
+  Args:
+    edges: Edges or Assignment [G,N]; virtual experts count as experts.
+
+  >>> edges = from_choices(jnp.array([[[1, 1], [0, 1]]]), jnp.array([[[0.5, 0.25], [0.5, 0.25]]]), 2)
+  >>> merge(edges).expert.tolist(), merge(edges).weight.tolist()
+  ([[1, 0, 2, 1]], [[0.75, 0.5, 0.75, 0.25]])
+  """
+  groups, number = edges.token.shape
+  at = (jnp.arange(groups)[:, None], edges.token, edges.expert)      # dead ones are out of bounds
+  shape, own = (groups, edges.num_tokens, edges.dead), jnp.arange(number)
+  weight = jnp.zeros(shape, edges.weight.dtype).at[at].add(edges.weight, mode='drop')
+  first = jnp.full(shape, number).at[at].min(own, mode='drop')       # [G, S, E+Z]
+  read = dict(mode='fill', fill_value=0)
+  kept = kill(edges, first.at[at].get(**read) == own)
+  return kept.replace(weight=weight.at[at].get(**read))
+
+
 def live(a):
   """Returns bool[G,N]: edges that reach a real expert.
 

@@ -5,19 +5,14 @@ A bank is called with rows in some layout and a key, and returns rows in that la
 Here it is run on shapes alone, as executors will: all experts, one expert alone, and rows sorted by expert.
 """
 
-import inspect
-import pathlib
-
 import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe.core import checked
 from stmoe.core import grouped
 from stmoe.core import layouts
 from stmoe.errors import UserError
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
 
 def made(recipe, width, *, num_experts, out=None, rngs, **fields):
   """Returns the bank of rows [.,width] -> [.,out] that `recipe` makes; raises UserError if it is none.
@@ -27,7 +22,7 @@ def made(recipe, width, *, num_experts, out=None, rngs, **fields):
   bank = recipe(width, num_experts=num_experts, rngs=rngs, **fields)
   wrong = next(faults(bank, num_experts, width, width if out is None else out), None)
   if wrong:
-    raise UserError(f'{_file(bank)}: {wrong}')
+    raise UserError(f'{checked.file(bank)}: {wrong}')
   return bank
 
 
@@ -41,7 +36,7 @@ def faults(bank, num_experts, width, out):
     (own if belongs else shared).append((name, w))
   for name, w in own:
     if w.shape[:1] != (num_experts,):
-      yield f'{name} is {_told(w)}, an array of experts; wanted: first the axis of the {num_experts} experts'
+      yield f'{name} is {checked.told(w)}, of experts; wanted: first an axis of {num_experts} experts'
   yield from _of_all(shapes, num_experts, width, out)
   yield from _of_one(shapes, num_experts, width, out, shared)
   yield from _sorted(shapes, width, out)
@@ -50,13 +45,13 @@ def faults(bank, num_experts, width, out):
 def _of_all(bank, num_experts, width, out):
   rows, y = _run(bank, num_experts, width)
   if isinstance(y, Exception):
-    yield f'it does not run on {_told(rows)}: {_line(y)}'
+    yield f'it does not run on {checked.told(rows)}: {_line(y)}'
   elif not isinstance(y, layouts.Buckets):
-    yield f'it returned {_told(y)}; wanted: its rows, as rows.linear, scale, shift, map and each return them'
+    yield f'it returned {checked.told(y)}; wanted: its rows, as rows.linear and the like return them'
   elif y.x.shape != (*rows.shape[:2], out):
-    yield f'it returned rows {_told(y.x)} for {_told(rows)}; wanted: width {out}'
+    yield f'it returned rows {checked.told(y.x)} for {checked.told(rows)}; wanted: width {out}'
   elif y.x.dtype != rows.dtype:
-    yield f'it returned rows {_told(y.x)} for {_told(rows)}; wanted: {rows.dtype}'
+    yield f'it returned rows {checked.told(y.x)} for {checked.told(rows)}; wanted: {rows.dtype}'
 
 
 def _of_one(bank, num_experts, width, out, shared):
@@ -64,14 +59,14 @@ def _of_one(bank, num_experts, width, out, shared):
   rows, y = _run(_alone(bank), 1, width)
   if getattr(getattr(y, 'x', None), 'shape', None) == (*rows.shape[:2], out):
     return
-  suspects = [f'{name} {_told(w)}' for name, w in shared if w.shape[:1] == (num_experts,)]
+  suspects = [f'{name} {checked.told(w)}' for name, w in shared if w.shape[:1] == (num_experts,)]
   if suspects:
     yield (f'{" and ".join(suspects)} without the logical axis \'expert\' would be shared by all experts, '
            f'but holds {num_experts}; wanted: axes.param(init, shape, \'expert\', ...)')
   else:
-    said = _line(y) if isinstance(y, Exception) else f'it returned {_told(y)}'
-    yield (f'it does not run with one expert alone, {_told(rows)}: {said}; wanted: no number of experts but '
-           'that of its arrays')
+    said = _line(y) if isinstance(y, Exception) else f'it returned {checked.told(y)}'
+    yield (f'it does not run with one expert alone, {checked.told(rows)}: {said}; wanted: no number of '
+           'experts but that of its arrays')
 
 
 def _sorted(bank, width, out):
@@ -105,16 +100,5 @@ def _shapes(run, *args):
     return error
 
 
-def _told(x):
-  """What an array is, as in 'float32[4,2]'; of anything else its type."""
-  return f'{x.dtype}[{",".join(map(str, x.shape))}]' if hasattr(x, 'shape') else f'a {type(x).__name__}'
-
-
 def _line(error):
   return ' '.join(str(error).split()) or type(error).__name__
-
-
-def _file(bank):
-  """The file of a bank's class: in the package from 'stmoe' on."""
-  path = pathlib.Path(inspect.getfile(type(bank))).resolve()
-  return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)

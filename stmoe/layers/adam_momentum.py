@@ -49,12 +49,8 @@ class AdamMomentum(nnx.Module):
     self.dropout_rate = dropout_rate
 
   def init_carry(self, x):
-    """Returns the states at the bottom of a stack, f32[B,T,D] zeros, beside the inner layer's."""
-    return momentum.init_carry(self.inner, x, 'momentum', 'adam_p', 'adam_v')
-
-  def commit(self, aux):
-    """Lets the inner layer update its state across steps."""
-    momentum.commit(self.inner, aux)
+    """Returns the states at the bottom of a stack, f32[B,T,D] zeros."""
+    return momentum.zeros(x, 'momentum', 'adam_p', 'adam_v')
 
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""

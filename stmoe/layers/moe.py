@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from stmoe import axes
 from stmoe import lookup
 from stmoe.core import banks
+from stmoe.core import checked
 from stmoe.core import rows
 from stmoe.errors import UserError
-from stmoe.layers import ranks
 
 
 class Moe(nnx.Module):
@@ -29,22 +29,13 @@ class Moe(nnx.Module):
   """
 
   def __init__(self, d_model, *, router, experts, executor='gather', group_size=None, virtual=(), rngs):
-    self.router = routing(router, len(virtual))(d_model, rngs=rngs)
+    self.router = checked.built(routing(router, len(virtual)), d_model, rngs)
     self.experts = banks.made(experts, d_model, num_experts=self.router.num_experts, rngs=rngs)
     self.virtual = nnx.List([make(d_model, rngs=rngs) for make in virtual])
     self.d_model = d_model
     self.group_size = group_size
     self.executor = executor
     lookup.executor(executor)
-
-  def init_carry(self, x):
-    """Returns what the router remembers across layers, [B,T,.] arrays; {} for most."""
-    return self.router.init_carry(x) if hasattr(self.router, 'init_carry') else {}
-
-  def commit(self, aux):
-    """Lets a router with state across steps update it; see `stmoe.state`."""
-    if hasattr(self.router, 'commit'):
-      self.router.commit(aux)
 
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
@@ -54,8 +45,8 @@ class Moe(nnx.Module):
     ungroup = lambda a: a.reshape(batch, length, *a.shape[2:])
     x = axes.constrain(regroup(x), 'group', None, None)              # [G, S, D]
     with jax.named_scope('route'):
-      route = ranks.of(self.router, ctx.ranks)
-      routed = route(x, ctx.fold('router').group(groups, size), jax.tree.map(regroup, carry))
+      grouped = ctx.fold('router').group(groups, size)
+      routed = checked.route(self.router, x, grouped, jax.tree.map(regroup, carry))
     key = ctx.fold('experts').key if ctx.train else None
     y = execute(x, routed.assignment, self.experts, key)
     if self.virtual:
@@ -68,8 +59,12 @@ class Moe(nnx.Module):
 def routing(router, num_virtual):
   """Returns the recipe `router` of a router that chooses among so many virtual experts, too.
 
+  A router that wraps another one leaves that to its `inner`.
   Raises UserError for a router without the field `num_virtual`, or with another number there.
   """
+  inner = getattr(router, 'keywords', {}).get('inner')
+  if inner is not None:
+    return functools.partial(router, inner=routing(inner, num_virtual))
   takes = lookup.takes(router, 'num_virtual')
   asked = getattr(router, 'keywords', {}).get('num_virtual', 0)
   if asked not in (0, num_virtual):

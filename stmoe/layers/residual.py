@@ -23,14 +23,6 @@ class Residual(nnx.Module):
     self.norm = norm.LayerNorm(d_model, rngs=rngs)
     self.dropout_rate = dropout_rate
 
-  def init_carry(self, x):
-    """Returns what the inner layer remembers across layers, [B,T,.] arrays by name."""
-    return momentum.init_carry(self.inner, x)
-
-  def commit(self, aux):
-    """Lets the inner layer update its state across steps."""
-    momentum.commit(self.inner, aux)
-
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
     c, aux, carry = self.inner(x, ctx.fold('inner'), carry)

@@ -70,12 +70,8 @@ class RobustMomentum(nnx.Module):
     self.dropout_rate = dropout_rate
 
   def init_carry(self, x):
-    """Returns the step d at the bottom of a stack, f32[B,T,D] zeros, beside the inner layer's memory."""
-    return momentum.init_carry(self.inner, x, 'robust_momentum')
-
-  def commit(self, aux):
-    """Lets the inner layer update its state across steps."""
-    momentum.commit(self.inner, aux)
+    """Returns the step d at the bottom of a stack, f32[B,T,D] zeros."""
+    return momentum.zeros(x, 'robust_momentum')
 
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""

@@ -30,15 +30,6 @@ class Shared(nnx.Module):
     init = nnx.initializers.normal(0.02)
     self.gate = axes.param(init, (d_model, 1), 'embed', 'unmodeled', rngs=rngs) if sigmoid_gate else None
 
-  def init_carry(self, x):
-    """Returns what the routed layer remembers across layers, [B,T,.] arrays."""
-    return self.inner.init_carry(x) if hasattr(self.inner, 'init_carry') else {}
-
-  def commit(self, aux):
-    """Lets the routed layer update its state across steps; see `stmoe.state`."""
-    if hasattr(self.inner, 'commit'):
-      self.inner.commit(aux)
-
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
     with jax.named_scope('shared'):

@@ -13,7 +13,7 @@ from stmoe.core import metrics
 from stmoe.errors import UserError
 
 
-def smoe(logits, mask, k, tokens=None, num_virtual=0):
+def smoe(logits, mask, k, tokens=None, choose=None, num_virtual=0):
   """Returns (Assignment, Aux): token s to its k largest logits, weighted by the softmax over those k.
 
   The baseline of MomentumSMoE (arXiv:2410.14574), FastMoE's naive gate. Nothing is dropped. The
@@ -25,9 +25,10 @@ def smoe(logits, mask, k, tokens=None, num_virtual=0):
     mask:   bool[G,S] real tokens; padding goes nowhere.
     k:      choices per token.
     tokens: divisor of the losses, see `losses.token_mean`.
+    choose: how experts are chosen instead, see `contract.OFFERS`.
   """
   probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
-  choice = choices.choose(probs, k)                                  # [G, S, k]
+  choice = (choose or choices.choose)(probs, k)                      # [G, S, k]
   gates = jax.nn.softmax(choices.values(logits, choice), axis=-1)    # [G, S, k]
   num_experts = probs.shape[-1] - num_virtual
   edges = assignment.kill_padding(assignment.from_choices(choice, gates, num_experts, num_virtual), mask)
@@ -52,7 +53,7 @@ class SMoE(nnx.Module):
     per group of tokens, there over a microbatch. The gate starts normal with bias 0, there uniform.
   """
 
-  ranked, normalize_gates = {}, True # see layers/ranks.py
+  normalize_gates = True             # by the softmax over a token's choices
 
   def __init__(self, d_model, *, num_experts, k=2, init_std=0.02, num_virtual=0, rngs):
     width = num_experts + num_virtual
@@ -66,9 +67,16 @@ class SMoE(nnx.Module):
     self.num_virtual = num_virtual
     self.k = k
 
+  def logits(self, x, ctx):
+    """Returns f32[G,S,E] for x [G,S,D]."""
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    return logits + self.b[...]
+
+  def decide(self, logits, ctx, carry, choose=None):
+    """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
+    a, aux = smoe(logits, ctx.mask, self.k, ctx.tokens, choose, self.num_virtual)
+    return contract.Routed(a, aux, carry)
+
   def __call__(self, x, ctx, carry):
     """Returns Routed for x [G,S,D]."""
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
-    logits = logits + self.b[...]                                    # [G, S, E], or [G, S, E+Z]
-    a, aux = smoe(logits, ctx.mask, self.k, ctx.tokens, self.num_virtual)
-    return contract.Routed(a, aux, carry)
+    return self.decide(self.logits(x, ctx), ctx, carry)

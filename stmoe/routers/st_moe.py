@@ -17,7 +17,8 @@ COUNTED = {'first': slice(0, 1), 'any': slice(None)}
 
 
 def st_moe(logits, mask, capacity, k, *, tokens=None, normalize_gates=True, second_policy='random',
-           threshold=0.2, uniform=None, batch_priority=False, balance_choices='first', num_virtual=0):
+           threshold=0.2, uniform=None, batch_priority=False, balance_choices='first', choose=None,
+           num_virtual=0):
   """Returns (Assignment, Aux) of top-n routing (appendices D and G).
 
   The gates are the k largest p, over their sum as in the paper, or raw as in flaxformer:
@@ -32,14 +33,15 @@ def st_moe(logits, mask, capacity, k, *, tokens=None, normalize_gates=True, seco
     batch_priority:  within a choice level tokens come by falling largest probability
       (batch-prioritised routing, arXiv:2106.05974), not by position.
     balance_choices: a key of COUNTED.
-    num_virtual: Z.
+    choose:          how experts are chosen instead, see `contract.OFFERS`; all of them are sent.
+    num_virtual:     Z.
   """
   probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
-  choice = choices.choose(probs, k)                                  # [G, S, k]
+  choice = (choose or choices.choose)(probs, k)                      # [G, S, k]
   gates = choices.values(probs, choice)
-  if normalize_gates:
+  if normalize_gates and k > 1:
     gates = choices.normalize(gates)
-  sent = choices.keep(second_policy, gates, uniform, threshold)      # [G, S, k]
+  sent = choices.keep('all' if choose else second_policy, gates, uniform, threshold)      # [G, S, k]
   num_experts = probs.shape[-1] - num_virtual
   edges = assignment.from_choices(choice, gates, num_experts, num_virtual)         # [G, k*S]
   edges = assignment.kill(edges, sent.swapaxes(1, 2).reshape(edges.expert.shape))
@@ -72,8 +74,6 @@ class STMoE(nnx.Module):
   Differs: evaluation is deterministic; Mesh-TensorFlow draws there too.
   """
 
-  ranked = dict(second_policy='all') # see layers/ranks.py
-
   def __init__(self, d_model, *, num_experts, k=2, capacity_factor=(1.25, 2.0), min_capacity=4,
                normalize_gates=True, second_policy='random', threshold=0.2, batch_priority=False,
                balance_choices='first', allow_causal=False, num_virtual=0, rngs):
@@ -103,19 +103,26 @@ class STMoE(nnx.Module):
     return 'batch_priority=True ranks the tokens of a group; nearest: batch_priority=False' if (
         self.batch_priority) else None
 
-  def __call__(self, x, ctx, carry):
-    """Returns Routed for x [G,S,D]; raises UserError for batch priority in a causal stack."""
+  def logits(self, x, ctx):
+    """Returns f32[G,S,E] for x [G,S,D]."""
+    return jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+
+  def decide(self, logits, ctx, carry, choose=None):
+    """Returns Routed for logits f32[G,S,E]; raises UserError for batch priority in a causal stack."""
     if self.batch_priority and ctx.causal and not self.allow_causal:
       raise UserError('router st_moe: batch_priority=True lets later tokens decide in a causal stack; '
                       'nearest: batch_priority=False (or allow_causal=True)')
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
     factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(x.shape[1], self.w.shape[1], factor, self.min_capacity)
+    capacity = assignment.capacity(logits.shape[1], self.w.shape[1], factor, self.min_capacity)
     key = ctx.fold('second').key if ctx.train else None
     a, aux = st_moe(
         logits, ctx.mask, capacity, self.k, tokens=ctx.tokens, normalize_gates=self.normalize_gates,
         second_policy=self.second_policy, threshold=self.threshold,
-        uniform=choices.draw(key, *x.shape[:2], self.k - 1),
-        batch_priority=self.batch_priority, balance_choices=self.balance_choices,
+        uniform=choices.draw(key, *logits.shape[:2], self.k - 1),
+        batch_priority=self.batch_priority, balance_choices=self.balance_choices, choose=choose,
         num_virtual=self.num_virtual)
     return contract.Routed(a, aux, carry)
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    return self.decide(self.logits(x, ctx), ctx, carry)

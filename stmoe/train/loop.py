@@ -19,6 +19,7 @@ from stmoe.analysis import flops
 from stmoe.data import cache
 from stmoe.data import pipeline
 from stmoe.train import best as bests
+from stmoe.train import blame
 from stmoe.train import check
 from stmoe.train import checkpoint
 from stmoe.train import distributed
@@ -109,6 +110,7 @@ class Loop:
     self.final = {key: value for line in self.metrics.lines for key, value in line.items()}
     self.shown = self.final.get('tokens', 0), self.final.get('time', 0.0)
     self.clock, self.running = Clock(seconds), []
+    self.batch, self.blamed = None, False
     self.profile = Profile(cfg.profile, path / 'profile', job.leads())
     stack.callback(self.profile.stop)
     self._introduce(name, aux)
@@ -168,7 +170,8 @@ class Loop:
     """Does one step and whatever is due after it."""
     cfg = self.cfg
     self.profile.at(self.step)
-    self.state, report = self.do_step(self.state, check.place(next(self.data), self.mesh))
+    self.batch = check.place(next(self.data), self.mesh)
+    self.state, report = self.do_step(self.state, self.batch)
     self.step += 1
     self.running.append(report['loss/total'])
     if len(self.running) > AHEAD:
@@ -218,8 +221,15 @@ class Loop:
     return float(self.flops_of_start + self.step * self.flops_per_step)
 
   def _refuse(self, bad):
-    """Reports `bad` non-finite steps in a row, and ends the run when they are too many."""
+    """Reports `bad` non-finite steps in a row, and ends the run when they are too many.
+
+    The first time it says which routers are to blame.
+    """
     self.log(f'step {self.step:,}: loss or gradient not finite, {bad} steps in a row skipped')
+    if not self.blamed:
+      self.blamed = True
+      for line in blame.routers(self.plan, self.state, self.batch, self.cfg.train.microbatches):
+        self.log(line)
     if bad >= self.cfg.train.stop_after_bad:
       self.checkpoints.wait()
       raise errors.UserError(f'{bad} steps in a row had a loss or gradient that is not finite (train.'

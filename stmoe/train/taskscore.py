@@ -12,12 +12,13 @@ import itertools
 import json
 import pathlib
 
-from flax import nnx
 import jax
 import numpy as np
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe import modules
+from stmoe.core import contract
 from stmoe.data import pipeline
 from stmoe.decode import generate
 from stmoe.decode import rank
@@ -192,12 +193,9 @@ def capacities(plan):
   """Returns dict path of a router -> its capacity factor in evaluation; None = nothing is dropped."""
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
   found = {}
-  for path, module in nnx.iter_graph(model):
-    factor = getattr(module, 'capacity_factor', None)
-    if isinstance(factor, tuple):
-      found['/'.join(map(str, path))] = factor[1]
-    elif path[-1:] == ('router',):
-      found['/'.join(map(str, path))] = None
+  for path, layer in modules.offering(model, 'router'):
+    factor = contract.offered(layer.router, 'capacity_factor')
+    found['/'.join(map(str, (*path, 'router')))] = factor and factor[1]
   return found
 
 

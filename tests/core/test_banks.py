@@ -77,7 +77,7 @@ MISTAKES = {
     Wide: r'it returned rows float32\[4,6,6\] for .*; wanted: bfloat16',
     Bare: r'it returned bfloat16\[4,6,6\]; wanted: its rows, as rows.linear',
     Shared: r"w float32\[4,6,6\] without the logical axis 'expert' .*; wanted: axes.param\(.*'expert'",
-    More: r'w is float32\[5,6,6\], an array of experts; wanted: first the axis of the 4 experts',
+    More: r'w is float32\[5,6,6\], of experts; wanted: first an axis of 4 experts',
     Unsorted: r'it takes rows.x to be \[E,R,D\].*; wanted: rows.each\(f, arrays\)',
     Counted: r'it does not run with one expert alone.*; wanted: no number of experts but',
     Broken: r'it does not run on bfloat16\[4,6,6\]: ',
@@ -116,8 +116,8 @@ def folder(tmp_path, monkeypatch):
 
 def test_a_bank_is_a_file(folder):
   shutil.copy(pathlib.Path(generic.__file__).parent / 'conv.py', folder / 'folded.py')
-  with pytest.raises(errors.UserError, match=r"experts/folded.py: no class is called like the file, 'Folded' "
-                     r'\(it defines: Conv\)'):
+  with pytest.raises(errors.UserError, match=r'folded.py: .* defines no class called like its file; wanted: '
+                     r'Folded \(there are: Conv\)'):
     lookup.constructor('experts', 'folded')
   shutil.copy(pathlib.Path(generic.__file__).parent / 'conv.py', folder / 'conv.py')
   assert {'conv', 'mlp', 'lora', 'mpo'} <= set(lookup.available('experts')) and 'virtual' not in (

@@ -12,6 +12,7 @@ import pytest
 from pallas_kernels import walk
 from stmoe import errors
 from stmoe import lookup
+from stmoe import modules
 from stmoe.core import assignment
 from stmoe.core import contract
 from stmoe.experts import mlp
@@ -199,8 +200,7 @@ def routed(name):
 
   def route(x, params):
     router = nnx.merge(graph, params, rest)
-    carry = router.init_carry(x) if hasattr(router, 'init_carry') else {}
-    return router(x, ctx, carry).assignment
+    return router(x, ctx, modules.init_carry(router, x)).assignment
   x = activations() * 20                             # far from uniform, so that routers with noise drop too
   return x, params, route, jax.jit(route)(x, params)
 

@@ -159,6 +159,15 @@ def test_capacity_may_differ_between_experts():
     assignment.cap(edges, (2, 1))
 
 
+def test_a_router_that_wraps_another():
+  router = dict(name='trace', inner=dict(name='st_moe', num_experts=E, k=2, capacity_factor=(None, None)))
+  bank = dict(name='mlp', d_ff=10)
+  made = lookup.recipe('layer', dict(name='moe', router=router, experts=bank, virtual=VIRTUAL))(
+      D, rngs=nnx.Rngs(0))
+  assert apply(made, X, context())[1].load.shape == (E + len(VIRTUAL),)
+  assert made.router.inner.num_virtual == len(VIRTUAL)
+
+
 def test_routers_without_them_are_refused_in_one_line():
   with pytest.raises(errors.UserError, match='router hash knows no virtual experts, .* nearest: .*st_moe'):
     lookup.recipe('layer', dict(name='moe', router=dict(name='hash', num_experts=E, vocab_size=9),
