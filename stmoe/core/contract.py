@@ -196,6 +196,7 @@ OFFERS = {
     # choose(scores f32[G,S,E], k) -> i32[G,S,n] says which experts a token has, all of which it keeps.
     'logits': None,
     'decide': None,
+    'seeded': None,                  # of hashes of the tokens: whether another field `seed` is another one
     'router': None,                  # of a sparse layer
     # These may be offered by layers and banks, too; `stmoe.modules` walks to them.
     'init_carry': None,              # (x [B,T,D]) -> memory across layers, dict of [B,T,.] at the bottom
