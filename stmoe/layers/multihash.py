@@ -53,8 +53,8 @@ class MultiHash(nnx.Module):
                       f'd_ff={d_ff}; nearest: {", ".join(map(str, near))}')
     routers = [checked.built(router, d_model, rngs)]
     if contract.offered(routers[0], 'seeded') is None:
-      raise UserError(f'layer multihash: {checked.file(routers[0])} is no hash function with a seed; nearest: '
-                      "router.name='hash'")
+      raise UserError(f'layer multihash: {checked.file(routers[0])} is no hash function with a seed; '
+                      "nearest: router.name='hash'")
     if num_hashes > 1 and not routers[0].seeded:
       raise UserError(f'layer multihash: {num_hashes} hash functions of kind={routers[0].kind!r} would be '
                       "the same (they do not depend on a seed); nearest: kind='random' without a table")

@@ -1,4 +1,4 @@
-"""Checks of routing replay (arXiv:2510.11370): choices of one pass, given to the next one with drifted logits."""
+"""Checks of routing replay (arXiv:2510.11370): the choices of one pass, given to one of drifted logits."""
 
 import functools
 
