@@ -167,6 +167,18 @@ def names_of(state):
   return tree
 
 
+def per_expert(bank):
+  """Returns a tree like `bank`, an expert bank: whether each array belongs to experts, a bool.
+
+  An array belongs to experts, its first axis, if its logical axes contain 'expert'; all experts share any
+  other. An array without logical axes, as in a plain dataclass, belongs to experts.
+  """
+  def belongs(leaf):
+    names = leaf.get_metadata().get('out_sharding') if isinstance(leaf, nnx.Variable) else None
+    return jax.tree.map(lambda _: not names or 'expert' in names, leaf)
+  return jax.tree.map(belongs, bank, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
 def is_names(leaf):
   """Whether `leaf` is a tuple of logical axis names (use as `is_leaf` in tree maps)."""
   return isinstance(leaf, tuple) and all(n is None or isinstance(n, str) for n in leaf)

@@ -9,6 +9,7 @@ is built is imported.
 
 import functools
 import importlib
+import importlib.util
 import inspect
 import re
 
@@ -20,11 +21,11 @@ from stmoe import ranges
 PACKAGES = {
     'model': 'stmoe.models',
     'layer': 'stmoe.layers',
-    'inner': 'stmoe.layers',          # the layer that a layer wraps
     'attention': 'stmoe.layers',
     'head': 'stmoe.layers',           # of models whose predictions are no tokens
     'router': 'stmoe.routers',
     'experts': 'stmoe.experts',
+    'virtual': 'stmoe.experts.virtual',   # experts without a bank: a tuple of names
     'executor': 'stmoe.core.execute',
     'strategy': 'stmoe.decode.strategies',
     'metric': 'stmoe.metrics',
@@ -38,7 +39,6 @@ PACKAGES = {
 # How objects of a kind are called, where a package holds several kinds and helpers: the arguments tell them.
 CALLED = {
     'layer': ['x', 'ctx', 'carry'],
-    'inner': ['x', 'ctx', 'carry'],
     'attention': ['x', 'visible', 'key'],
     'head': ['x', 'ctx', 'rows'],
 }
@@ -50,8 +50,14 @@ def available(kind):
   return sorted(path.stem for path in folder.glob('*.py') if has(kind, path.stem))
 
 
+def wrappers(kind):
+  """Returns the sorted names of those of `kind` that wrap another one, their `inner`: a folder of its own."""
+  folder = declared.file(f'{PACKAGES[kind]}.wrappers', '').parent
+  return sorted(path.stem for path in folder.glob('[!_]*.py'))
+
+
 def has(kind, name):
-  """Returns whether a module of `kind` is called `name`."""
+  """Returns whether a module of `kind`, no wrapper, is called `name`."""
   if not isinstance(name, str) or not re.fullmatch(r'[^\W_]\w{0,60}', name):
     return False
   package, wanted = PACKAGES[kind], CALLED.get(kind)
@@ -59,10 +65,11 @@ def has(kind, name):
 
 
 def check(kind, name):
-  """Raises UserError, naming the nearest modules, when none of `kind` is called `name`."""
-  if not has(kind, name):
-    raise errors.UserError(f'no {kind} is called {ranges.shown(name)}{errors.nearest(name, available(kind))}'
-                           f' (there are: {", ".join(available(kind))})')
+  """Raises UserError, naming the nearest modules, when none of `kind` and no wrapper is called `name`."""
+  if not has(kind, name) and name not in wrappers(kind):
+    known = available(kind) + wrappers(kind)
+    raise errors.UserError(f'no {kind} is called {ranges.shown(name)}{errors.nearest(name, known)}'
+                           f' (there are: {", ".join(known)})')
 
 
 class Name(ranges.String):
@@ -76,10 +83,20 @@ class Name(ranges.String):
     return value
 
 
+def _package(kind, name):
+  return PACKAGES[kind] if has(kind, name) else f'{PACKAGES[kind]}.wrappers'
+
+
 def module(kind, name):
-  """Returns the module called `name` among those of `kind`; raises UserError when there is none."""
+  """Returns the module called `name` among those of `kind` and its wrappers.
+
+  Raises UserError when there is none, and for a file that is no Python.
+  """
   check(kind, name)
-  return importlib.import_module(f'{PACKAGES[kind]}.{name}')
+  try:
+    return importlib.import_module(f'{_package(kind, name)}.{name}')
+  except SyntaxError as error:
+    raise errors.UserError(f'{error.filename}, line {error.lineno}: {error.msg}') from None
 
 
 def constructor(kind, name):
@@ -89,13 +106,37 @@ def constructor(kind, name):
   for attribute, value in vars(found).items():
     if inspect.isclass(value) and attribute.lower() == wanted and value.__module__ == found.__name__:
       return value
-  raise errors.UserError(f'{found.__name__} defines no class called like its file')
+  there = [value.__name__ for value in vars(found).values()
+           if inspect.isclass(value) and value.__module__ == found.__name__]
+  raise errors.UserError(f'{found.__file__}: {found.__name__} defines no class called like its file; wanted: '
+                         f'{name.replace("_", " ").title().replace(" ", "")} (there are: '
+                         f'{", ".join(there) or "none"})')
+
+
+def named(kind, key):
+  """Returns the kind of what a configuration of `kind` names under `key`, or None if it names nothing there.
+
+  >>> named('layer', 'router'), named('router', 'inner'), named('layer', 'd_ff')
+  ('router', 'router', None)
+  """
+  return kind if key == 'inner' else key if key in PACKAGES else None
+
+
+def nested(section):
+  """Yields a section of a configuration and those of what it wraps, its `inner`, outermost first.
+
+  >>> [one['name'] for one in nested(dict(name='shared', inner=dict(name='moe')))]
+  ['shared', 'moe']
+  """
+  while section is not None:
+    yield section
+    section = section.get('inner')
 
 
 def fields(kind, name):
   """Returns dict field -> `declared.Field` of the class of module `name`; {} if it has no such class."""
   check(kind, name)
-  return declared.of_class(PACKAGES[kind], name) or {}
+  return declared.of_class(_package(kind, name), name) or {}
 
 
 # Kinds that are functions of their modules, and named with their fields in one text.
@@ -138,8 +179,9 @@ def recipe(kind, fields):
   """Returns `functools.partial(Class, **fields)` for a configuration of `kind`.
 
   `fields` is a mapping with a `name`; nested mappings under a key of PACKAGES that
-  have a `name` become recipes themselves. Nothing is built: whoever receives the
-  recipe calls it with what only it knows (d_model, rngs).
+  have a `name` become recipes themselves, and so does `inner`, of the same kind, and the entries
+  of a tuple under such a key, which may be names alone. Nothing
+  is built: whoever receives the recipe calls it with what only it knows (d_model, rngs).
   Raises UserError naming a field that the class does not have.
   """
   fields = dict(fields)
@@ -149,6 +191,20 @@ def recipe(kind, fields):
     if key not in known:
       raise errors.UserError(f'{kind} {make.__name__} has no field {key!r}'
                              f'{errors.nearest(key, known)} (it has: {", ".join(known)})')
-    if key in PACKAGES and hasattr(value, 'keys') and 'name' in value:
-      fields[key] = recipe(key, value)
+    if named(kind, key):
+      fields[key] = _nested(named(kind, key), value)
   return functools.partial(make, **fields)
+
+
+def _nested(kind, value):
+  """`value` with recipes of `kind` for mappings that have a name, and for the entries of a tuple."""
+  if hasattr(value, 'keys') and 'name' in value:
+    return recipe(kind, value)
+  if isinstance(value, (tuple, list)):
+    return tuple(recipe(kind, entry if hasattr(entry, 'keys') else {'name': entry}) for entry in value)
+  return value
+
+
+def takes(made, field):
+  """Returns whether the class of a recipe, or a class, has the field `field`."""
+  return field in inspect.signature(getattr(made, 'func', made).__init__).parameters

@@ -147,12 +147,13 @@ def _blocks(blocks):
 def _of_kind(kind, path, values, key='name', more=()):
   """The Groups of a mapping that names a module of `kind` under `key`, and of those inside it."""
   name = values.get(key)
-  fields = _own(lookup.fields(kind, name)) if lookup.has(kind, name) else {}
+  known = lookup.has(kind, name) or name in lookup.wrappers(kind)
+  fields = _own(lookup.fields(kind, name)) if known else {}
   yield Group(path, values, {key: Field(lookup.Name(kind))} | fields | dict(more), key, f'{kind} {name!r}',
               open=not fields)
   for inner in values:
-    if inner in lookup.PACKAGES and _is_group(values[inner]):
-      yield from _of_kind(inner, f'{path}.{inner}', values[inner])
+    if lookup.named(kind, inner) and _is_group(values[inner]):
+      yield from _of_kind(lookup.named(kind, inner), f'{path}.{inner}', values[inner])
 
 
 def _own(fields):

@@ -1,8 +1,8 @@
 """Router state that lives across optimizer steps and that only `commit` changes.
 
 The forward pass reads a RouterState and never writes it; it returns this batch's
-load in `Aux`. Once per optimizer step `commit` lets every router that owns state
-update it from the summed Aux. Updating in the forward would do so once per
+load and statistics in `Aux`. Once per optimizer step `commit` lets every router that
+owns state update it from those of the whole batch. Updating in the forward would do so once per
 microbatch and once more under rematerialisation.
 """
 
@@ -17,8 +17,8 @@ def commit(model, aux):
   """Lets every stateful layer of `model` update its RouterState in place.
 
   Args:
-    model: a model; its stacks call `commit(aux)` of the layers that define it.
-    aux:   dict layer name -> Aux, summed over the microbatches of one optimizer step.
+    model: a model; what offers `commit` in its stacks' layers is called (`stmoe.modules`).
+    aux:   dict layer name -> Aux of one optimizer step, of all microbatches.
   """
   for stack in model.stacks():
     stack.commit(aux)

@@ -206,8 +206,7 @@ def _router(shape, factor):
   fields = dict(name='switch') if shape.k == 1 else dict(name='st_moe', k=shape.k, second_policy='all')
   router = lookup.recipe('router', dict(fields, num_experts=shape.num_experts,
                                         capacity_factor=(factor, factor)))(shape.d_model, rngs=nnx.Rngs(0))
-  whole = jnp.zeros((1, shape.tokens), jnp.int32)
-  ctx = contract.Context(mask=whole == 0, ids=whole, positions=whole, segments=whole + 1, step=jnp.int32(0),
+  ctx = contract.Context(**contract.numbered(jnp.ones((1, shape.tokens), bool)), step=jnp.int32(0),
                          tokens=jnp.float32(shape.tokens))
   return lambda x, router: router(x, ctx, {}).assignment, router
 

@@ -2,10 +2,11 @@
 
 The model is evaluated abstractly; every matrix of it costs 2 * size per token that passes
 through it, which its logical axes and its place tell: matrices of a bank of experts are
-passed by (rows per token) / E of the tokens, embeddings are looked up, attention adds its
-two products with keys and values. A new layer or router needs nothing here: a layer that has
-`router` and `experts` is understood wherever it is nested, and one whose matrices are passed by
-something else than tokens says by how many rows, in `rows_per_sequence`.
+passed by (rows per token) / E of the tokens, or by all these rows where experts share them, embeddings are
+looked up, attention adds its two products with keys and values. A new layer or router needs nothing here: a
+layer that has `router` and `experts` is understood wherever it is nested. One whose matrices are passed by
+something else than tokens says by how many rows, in `rows_per_sequence`; a module whose arrays are not
+the matrices themselves says how many numbers these have, in `products_per_row`.
 """
 
 import math
@@ -16,10 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import lookup
+from stmoe import modules
 from stmoe import state
+from stmoe.core import checked
 from stmoe.core import contract
 
 BACKWARD = 2.0     # both operands of every product need a gradient of the product's own cost
+SEVERAL = 'layers', 'expert', 'heads'    # axes along which an array is several matrices
 
 
 class Matrix(NamedTuple):
@@ -29,13 +33,15 @@ class Matrix(NamedTuple):
   share:   the part of it that one row uses: (rows per token) / E of a bank of E experts, else 1.
   rows:    rows that pass through it per sequence, where these are not the tokens of its stack.
   trained: whether it is a parameter; a frozen matrix is RouterState.
+  said:    how many numbers a row is multiplied by, where a module said so; None where the shape tells.
   """
   path: tuple
   names: tuple
   shape: tuple
   share: float
-  rows: int | None
+  rows: float | None
   trained: bool
+  said: int | None = None
 
   @property
   def size(self):
@@ -43,9 +49,14 @@ class Matrix(NamedTuple):
 
   @property
   def multiplied(self):
-    """Whether tokens are multiplied by it: two axes besides layers, experts and heads, no look-up."""
-    inner = [n for n in self.names if n not in ('layers', 'expert', 'heads')]
-    return len(inner) == 2 and 'relpos_buckets' not in inner and inner[0] != 'vocab'
+    """How many of its numbers rows are multiplied by: all or none.
+
+    All of a matrix: two axes besides layers, experts and heads, no look-up.
+    """
+    if self.said is not None:
+      return self.said * math.prod(n for n, name in zip(self.shape, self.names) if name in SEVERAL)
+    inner = [name for name in self.names if name not in SEVERAL]
+    return self.size if len(inner) == 2 and 'relpos_buckets' not in inner and inner[0] != 'vocab' else 0
 
 
 def abstract(cfg, scan_layers=True):
@@ -57,26 +68,40 @@ def abstract(cfg, scan_layers=True):
 
 def matrices(cfg):
   """Returns the list of Matrix of every parameter and frozen array of the model of `cfg`."""
-  model, length, shares = abstract(cfg), lengths(cfg), {}
-  found = []
+  model, length, passing = abstract(cfg), lengths(cfg), {}
+  found, said = [], set()
   for path, value in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, state.RouterState))):
     names = tuple(value.get_metadata().get('out_sharding') or (None,) * len(value.shape))
-    modules = _modules(model, path)
-    share, rows = 1.0, [m.rows_per_sequence for m in modules if hasattr(m, 'rows_per_sequence')]
+    owners, share = _owners(model, path), 1.0
+    rows = [m.rows_per_sequence for m in owners if contract.offered(m, 'rows_per_sequence')]
     if rows and 'heads' in names:            # a head's matrix is passed by its part of the rows
       rows[-1] //= value.shape[names.index('heads')]
-    if 'expert' in names:
-      sparse = [m for m in modules if hasattr(m, 'router') and hasattr(m, 'experts')][-1]
+    sparse = next((m for m, inside in zip(owners, owners[1:])
+                   if contract.offered(m, 'router') and inside is getattr(m, 'experts', None)), None)
+    if sparse is not None:
       size = rows[-1] if rows else length.get(path[0], min(length.values()))
-      if id(sparse) not in shares:
-        shares[id(sparse)] = rows_per_token(sparse, size) / sparse.router.num_experts
-      share = shares[id(sparse)]
+      if id(sparse) not in passing:
+        passing[id(sparse)] = rows_per_token(sparse, size)
+      if 'expert' in names:
+        share = passing[id(sparse)] / sparse.router.num_experts
+      else:
+        rows = [passing[id(sparse)] * size]
     found.append(Matrix(tuple(path), names, tuple(value.shape), share, rows[-1] if rows else None,
-                        isinstance(value, nnx.Param)))
+                        isinstance(value, nnx.Param), _said(owners, said)))
   return found
 
 
-def _modules(model, path):
+def _said(owners, said):
+  """What the innermost of `owners` says of its products, with the first of its arrays: then 0. Or None."""
+  telling = [m for m in owners if contract.offered(m, 'products_per_row') is not None]
+  if not telling:
+    return None
+  first = id(telling[-1]) not in said
+  said.add(id(telling[-1]))
+  return telling[-1].products_per_row if first else 0
+
+
+def _owners(model, path):
   """The modules that the array at `path` is in, outermost first."""
   found = [model]
   for key in path[:-1]:
@@ -98,16 +123,17 @@ def rows_per_token(sparse, length):
   graph, arrays = nnx.split(sparse.router)
 
   def one_layer(value):
-    names = value.get_metadata().get('out_sharding') or ()
-    return value.replace(jax.ShapeDtypeStruct(value.shape[1:], value.dtype)) if 'layers' in names else value
+    names = value.get_metadata().get('out_sharding')
+    # A number has no axes to name, and gets no name when it is stacked.
+    stacked = names is not None and ('layers' in names or len(names) < len(value.shape))
+    return value.replace(jax.ShapeDtypeStruct(value.shape[1:], value.dtype)) if stacked else value
 
   def route(arrays, key):
     row = jnp.zeros((1, size), jnp.int32)
-    ctx = contract.Context(mask=row == 0, ids=row, positions=row, segments=row + 1, key=key, train=True,
-                           step=jnp.zeros((), jnp.int32), tokens=jnp.float32(size))
+    ctx = contract.Context(**contract.numbered(row == 0), key=key, train=True, tokens=jnp.float32(size),
+                           step=jnp.zeros((), jnp.int32))
     router, x = nnx.merge(graph, arrays), jnp.zeros((1, size, sparse.d_model))
-    carry = router.init_carry(x) if hasattr(router, 'init_carry') else {}
-    return router(x, ctx, carry).assignment
+    return checked.route(router, x, ctx, modules.init_carry(router, x)).assignment
 
   arrays = jax.tree.map(one_layer, arrays, is_leaf=lambda v: isinstance(v, nnx.Variable))
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -151,8 +177,8 @@ def active_per_token(cfg):
     memory = 'encoder' if crossing else stack
     rows = length[memory if m.path[-1] in ('wk', 'wv') else stack]
     rows = m.rows or rows
-    if m.multiplied or (m.names == ('vocab', 'embed') and not untied):
-      total += 2.0 * m.size * m.share * rows
+    products = m.size if m.names == ('vocab', 'embed') and not untied else m.multiplied
+    total += 2.0 * products * m.share * rows
     if m.path[-1] == 'wq':
       # Scores and values, each 2 x keys x (heads x width) per query and layer.
       layers = m.size / math.prod(m.shape[-2:])

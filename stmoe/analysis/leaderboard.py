@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from stmoe import lookup
 from stmoe.analysis import page
 from stmoe.analysis import runs as runs_lib
 from stmoe.analysis import table
@@ -94,14 +95,11 @@ def method(config):
   """
   names = []
   for block in config.get('blocks', {}).values():
-    around = []
-    while isinstance(block, dict) and 'router' not in block and 'inner' in block:
-      around.append(block['layer'])
-      block = block['inner']
-    if isinstance(block, dict) and 'router' in block:
-      layer = block.get('layer', 'moe')
-      names.append(' '.join([*around, *([layer] if layer != 'moe' and not around else []),
-                             block['router']['name']]))
+    layers = list(lookup.nested(block)) if isinstance(block, dict) else []
+    around = [kind for kind in (layer.get('layer') or layer['name'] for layer in layers) if kind != 'moe']
+    routers = [router['name'] for layer in layers for router in lookup.nested(layer.get('router'))]
+    if routers:
+      names.append(' '.join([*around, *routers]))
   return ', '.join(dict.fromkeys(names)) or 'dense'
 
 

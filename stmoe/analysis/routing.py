@@ -1,37 +1,16 @@
 """Where tokens go: the choices of every router of a model, read from its Assignments.
 
-`trace` wraps each router so that its Assignment comes back in Aux beside the metrics. The
+`trace` wraps each router (`routers/wrappers/trace.py`) so that its edges come back in Aux. The
 wrapped model is the same model: it runs under scan, rematerialisation and jit as before.
 """
 
 import dataclasses
 
-from flax import nnx
 import jax
 import numpy as np
 
-from stmoe.core import assignment
-
-
-class Traced(nnx.Module):
-  """A router that also reports its edges, as Aux.metrics['edges']."""
-
-  def __init__(self, router):
-    self.router = router
-    self.num_experts = router.num_experts
-
-  def init_carry(self, x):
-    """Returns the wrapped router's memory across layers, {} for most."""
-    return self.router.init_carry(x) if hasattr(self.router, 'init_carry') else {}
-
-  def __call__(self, x, ctx, carry):
-    """Returns the wrapped router's Routed for x [G,S,D], with its edges [G,N] among the metrics."""
-    routed = self.router(x, ctx, carry)
-    a = routed.assignment
-    if not isinstance(a, assignment.Edges):                          # mixtures of all tokens have none
-      return routed
-    edges = dict(token=a.token, expert=a.expert, weight=a.weight)
-    return routed.replace(aux=routed.aux.replace(metrics={**routed.aux.metrics, 'edges': edges}))
+from stmoe import lookup
+from stmoe import modules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +27,14 @@ class Choices:
 
 
 def trace(model):
-  """Returns a copy of `model` whose routers report their edges; `model` is unchanged."""
-  copy = nnx.clone(model)
-  owners = [m for _, m in nnx.iter_modules(copy) if hasattr(m, 'router') and not isinstance(m, Traced)]
-  for owner in owners:
-    owner.router = Traced(owner.router)
-  return copy
+  """Returns a copy of `model` whose routers record their edges; `model` is unchanged."""
+  return modules.wrapped(model, lookup.constructor('router', 'trace'))
 
 
 def choices(model, batch):
   """Returns dict layer name -> Choices for one batch, as at evaluation (no noise).
 
-  A layer with several routers reports a tuple of their edges; they are called NAME.0, NAME.1, ...
+  Those of a layer with several routers are called NAME.0, NAME.1, ...
   Layers whose router mixes all tokens instead of choosing are left out, and heads, which choose once a row.
 
   Args:
@@ -69,13 +44,12 @@ def choices(model, batch):
   _, aux = jax.jit(lambda m, b: m(b))(trace(model), batch)
   found = {}
   for layer, report in jax.device_get(aux).items():
-    if 'edges' not in report.metrics or f'{stack_of(layer)}_segment_ids' not in batch:
+    if not report.records or f'{stack_of(layer)}_segment_ids' not in batch:
       continue
-    mask, several = np.asarray(batch[f'{stack_of(layer)}_segment_ids']) > 0, report.metrics['edges']
-    routers = {layer: several} if isinstance(several, dict) else {
-        f'{layer}.{m}': edges for m, edges in enumerate(several)}
-    num_experts = report.load.shape[-1] // len(routers)
-    for name, edges in routers.items():
+    mask = np.asarray(batch[f'{stack_of(layer)}_segment_ids']) > 0
+    num_experts = report.load.shape[-1] // len(report.records)
+    for record, edges in report.records.items():
+      name = f'{layer}.{record}'.removesuffix('.edges')              # 'edges', or '0.edges', '1.edges', ...
       found[name] = Choices(name, per_token(**edges, mask=mask, num_experts=num_experts), num_experts)
   return found
 

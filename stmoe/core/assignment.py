@@ -47,8 +47,12 @@ class Edges:
 
   @property
   def rows_per_group(self):
-    """N less what is spare: the rows that experts compute for a group when nothing else is dead."""
-    return self.token.shape[1] - self.spare
+    """N less what is spare, and less the share Z / (E + Z) of virtual experts under balance.
+
+    The rows that experts compute for a group when nothing else is dead.
+    """
+    rows = self.token.shape[1] - self.spare
+    return rows * self.num_experts / self.dead if self.num_virtual else rows
 
 
 @struct.dataclass(kw_only=True)
@@ -214,11 +218,12 @@ def rank_in_expert(expert, num_ids):
 
 
 def cap(edges, capacity, priority=None):
-  """Returns the Assignment that keeps the first `capacity` edges of each expert.
+  """Returns the Assignment that keeps the first `capacity` edges of each expert; of virtual ones all.
 
   Args:
     edges:    Edges; padding already killed.
-    capacity: C, slots per expert and group.
+    capacity: C, slots per expert and group; or a tuple of such numbers, one for each of the E + Z experts,
+      so that virtual experts have limits as well. C is then the largest of the first E.
     priority: f32[G,S] or None. If given, tokens of larger priority come first within
       each choice level (batch-prioritised routing, arXiv:2106.05974); ties in order.
       Slots are written back to the original places, the list never moves.
@@ -230,6 +235,8 @@ def cap(edges, capacity, priority=None):
   ([[0, 1, 2]], [[0, 0, 2]])
   >>> cap(edges, 2, priority=jnp.array([[0.1, 0.2, 0.3]])).slot.tolist()
   [[2, 1, 0]]
+  >>> cap(edges, (1, 2)).slot.tolist()
+  [[0, 2, 2]]
   """
   if priority is None:
     rank = rank_in_expert(edges.expert, edges.dead + 1)              # [G, N]
@@ -238,8 +245,16 @@ def cap(edges, capacity, priority=None):
     ranked = rank_in_expert(jnp.take_along_axis(edges.expert, order, axis=1), edges.dead + 1)
     group = jnp.arange(order.shape[0])[:, None]
     rank = jnp.zeros_like(ranked).at[group, order].set(ranked)       # [G, N]
-  virtual = (edges.expert >= edges.num_experts) & (edges.expert < edges.dead)
-  live = (edges.expert < edges.num_experts) & (rank < capacity)
+  real = edges.expert < edges.num_experts
+  virtual = ~real & (edges.expert < edges.dead)
+  if isinstance(capacity, tuple):
+    if len(capacity) != edges.dead:
+      raise ValueError(f'{len(capacity)} capacities for {edges.dead} experts')
+    within = rank < jnp.array([*capacity, 0])[edges.expert]          # [G, N]
+    virtual, capacity = virtual & within, max(capacity[:edges.num_experts])
+  else:
+    within = rank < capacity
+  live = real & within
   return Assignment(
       token=edges.token, weight=edges.weight,
       expert=jnp.where(live | virtual, edges.expert, edges.dead),
@@ -257,6 +272,29 @@ def _priority_order(edges, priority):
   return (order + jnp.arange(levels)[:, None] * (num // levels)).reshape(groups, num)
 
 
+def merge(edges):
+  """Returns `edges` in which no token has an expert twice: the first of such edges has their weights' sum.
+
+  The others are dead. For edges that lead to fewer experts than they were made for (`routers/wrappers/
+  remap.py`). Takes [G,S,E] entries.
+
+  Args:
+    edges: Edges or Assignment [G,N]; virtual experts count as experts.
+
+  >>> edges = from_choices(jnp.array([[[1, 1], [0, 1]]]), jnp.array([[[0.5, 0.25], [0.5, 0.25]]]), 2)
+  >>> merge(edges).expert.tolist(), merge(edges).weight.tolist()
+  ([[1, 0, 2, 1]], [[0.75, 0.5, 0.75, 0.25]])
+  """
+  groups, number = edges.token.shape
+  at = (jnp.arange(groups)[:, None], edges.token, edges.expert)      # dead ones are out of bounds
+  shape, own = (groups, edges.num_tokens, edges.dead), jnp.arange(number)
+  weight = jnp.zeros(shape, edges.weight.dtype).at[at].add(edges.weight, mode='drop')
+  first = jnp.full(shape, number).at[at].min(own, mode='drop')       # [G, S, E+Z]
+  read = dict(mode='fill', fill_value=0)
+  kept = kill(edges, first.at[at].get(**read) == own)
+  return kept.replace(weight=weight.at[at].get(**read))
+
+
 def live(a):
   """Returns bool[G,N]: edges that reach a real expert.
 
@@ -264,6 +302,15 @@ def live(a):
   [[True, False]]
   """
   return a.expert < a.num_experts
+
+
+def reaching(a):
+  """Returns bool[G,N]: edges that reach an expert, a real or a virtual one.
+
+  >>> reaching(from_choices(jnp.array([[[0], [1], [2]]]), jnp.ones((1, 3, 1)), 1, num_virtual=1)).tolist()
+  [[True, True, False]]
+  """
+  return a.expert < a.dead
 
 
 def masks(a):

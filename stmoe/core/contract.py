@@ -1,13 +1,24 @@
-"""The three structs that pass between layers, routers and the trainer.
+"""What passes between layers, routers and the trainer, and what a router or a layer may offer.
 
 `Context` goes in beside the activations, `Aux` comes back out, and `Routed` is what a
 router answers. They are data: no module is found by name, nothing is sown.
+
+A router is called with (x [G,S,D], Context, carry), returns `Routed`, and has `num_experts`. All
+else that somebody may ask of a router, a layer or a bank is in `OFFERS`, with what holds for
+those that do not offer it. No base class is needed.
 """
 
+import dataclasses
 import zlib
 
 from flax import struct
 import jax
+import jax.numpy as jnp
+
+
+def _per_token():
+  """A field of Context with an entry for every token."""
+  return struct.field(metadata=dict(per_token=True))
 
 
 @struct.dataclass
@@ -15,11 +26,14 @@ class Context:
   """What a layer or router may know besides its activations.
 
   Arrays are [B,T] in a stack and [G,S] inside a router (`layers/moe.py` regroups them).
+
+  given: what else is known of tokens, by name: [B,T,...] with an entry a token, or [B,1,...] with
+    one a row. In a router every one of them is [G,S,...].
   """
-  mask: jax.Array                    # bool[B,T], True = real token; never inferred from zeros
-  ids: jax.Array                     # i32[B,T] token ids
-  positions: jax.Array               # i32[B,T] position in its own sequence
-  segments: jax.Array                # i32[B,T] sequence number of packed rows; 0 = padding
+  mask: jax.Array = _per_token()       # bool[B,T], True = real token; never inferred from zeros
+  ids: jax.Array = _per_token()        # i32[B,T] token ids
+  positions: jax.Array = _per_token()  # i32[B,T] position in its own sequence
+  segments: jax.Array = _per_token()   # i32[B,T] sequence number of packed rows; 0 = padding
   step: jax.Array                    # i32[] optimizer step, traced: schedules need no recompile
   tokens: jax.Array                  # f32[] divisor of token-averaged losses (real tokens, see below)
   key: jax.Array | None = None       # JAX PRNG key; None = no randomness (evaluation)
@@ -29,12 +43,24 @@ class Context:
   # Every token is routed as if it were alone: no capacity is reached, and it does not matter which tokens
   # are computed together. Decoding and what is to equal it; see `layers.moe.grouping`.
   alone: bool = struct.field(pytree_node=False, default=False)
-  # Use only the experts at these ranks of every router's order, 0 the first choice; see `layers.ranks`.
-  ranks: tuple | None = struct.field(pytree_node=False, default=None)
+  given: dict = dataclasses.field(default_factory=dict)
 
   # `tokens` is the number of real tokens of the whole batch divided by the number of
   # microbatches. Dividing sums by it, rather than by the microbatch's own count, makes the
   # mean over microbatches equal the value of the undivided batch even when padding is uneven.
+
+  @classmethod
+  def of(cls, batch, stack, **fields):
+    """Returns the Context of a stack's tokens in a batch of the data, with a key of the stack's own.
+
+    Args:
+      batch: dict with i32[B,T] STACK_input_tokens, STACK_segment_ids and STACK_positions. What else is
+        known comes as 'given/NAME' [B,...], of rows, or 'STACK_given/NAME' [B,T,...], of tokens.
+      fields: the other fields.
+    """
+    segments = batch[f'{stack}_segment_ids']
+    return cls(mask=segments > 0, ids=batch[f'{stack}_input_tokens'], positions=batch[f'{stack}_positions'],
+               segments=segments, given=given(batch, stack), **fields).fold(stack)
 
   def fold(self, name):
     """Returns this context with a key of its own for `name`; the same names, the same keys."""
@@ -42,11 +68,95 @@ class Context:
       return self
     return self.replace(key=jax.random.fold_in(self.key, zlib.crc32(name.encode()) & 0x7FFFFFFF))
 
+  def each(self, move):
+    """Returns this context with `move` applied to every array of tokens [B,T,...], given ones too."""
+    fields = [f.name for f in dataclasses.fields(self) if f.metadata.get('per_token')]
+    wide = lambda a: jnp.broadcast_to(a, (*self.mask.shape, *a.shape[2:]))
+    return self.replace(**{name: move(getattr(self, name)) for name in fields},
+                        given={name: move(wide(a)) for name, a in self.given.items()})
+
   def group(self, groups, size):
-    """Returns this context with its [B,T] arrays reshaped to [groups, size]."""
-    shape = lambda a: a.reshape(groups, size)
-    return self.replace(mask=shape(self.mask), ids=shape(self.ids),
-                        positions=shape(self.positions), segments=shape(self.segments))
+    """Returns this context with its arrays [B,T,...] reshaped to [groups,size,...]."""
+    return self.each(lambda a: a.reshape(groups, size, *a.shape[2:]))
+
+  def instead(self, mask, tokens, vocab_size=None):
+    """Returns the context of other tokens than these, such as channels or whole rows: see `numbered`.
+
+    Args:
+      mask:   bool[G,S]. What is given of rows is kept where these are the G, or where there is one token a
+        row: G * S = B.
+      tokens: divisor of token-averaged losses.
+    """
+    groups, size = mask.shape
+    rows = {name: a for name, a in self.given.items()
+            if a.shape[1] == 1 and a.shape[0] in (groups, mask.size)}
+    kept = {name: a if a.shape[0] == groups else a.reshape(groups, size, *a.shape[2:])
+            for name, a in rows.items()}
+    return self.replace(**numbered(mask), tokens=tokens, vocab_size=vocab_size, given=kept)
+
+
+def numbered(mask):
+  """Returns the fields of a Context for tokens bool[G,S] that are no words: ids and positions count them."""
+  number = jnp.broadcast_to(jnp.arange(mask.shape[1], dtype=jnp.int32), mask.shape)
+  return dict(mask=mask, ids=number, positions=number, segments=mask.astype(jnp.int32))
+
+
+def given(batch, stack):
+  """Returns the field `given` of a stack's Context: [B,1,...] of rows, [B,T,...] of tokens, by name."""
+  rows = {name.removeprefix('given/'): a[:, None] for name, a in of_rows(batch).items()}
+  prefix = f'{stack}_given/'
+  return rows | {name.removeprefix(prefix): a for name, a in batch.items() if name.startswith(prefix)}
+
+
+def of_rows(batch):
+  """Returns the part of a batch that is given of whole rows, arrays [B,...]: later tokens have it, too."""
+  return {name: a for name, a in batch.items() if name.startswith('given/')}
+
+
+# How the values of a batch's parts become that of the whole, over their leading axis.
+REDUCTIONS = {'sum': jnp.sum, 'mean': jnp.sum, 'max': jnp.max}
+
+
+@struct.dataclass
+class Statistic:
+  """A number or array that `commit` reads, and how those of parts of a batch become that of the whole.
+
+  A router reduces over its groups, which are those of all devices, itself; `together` over microbatches and
+  passes. Made by `total`, `mean` and `largest`.
+  """
+  part: jax.Array
+  count: jax.Array | None            # what `part` is divided by, of 'mean'
+  reduction: str = struct.field(pytree_node=False)
+
+  @property
+  def value(self):
+    """The statistic itself, [...]: of 'mean', 0 where nothing was counted."""
+    if self.reduction != 'mean':
+      return self.part
+    return jnp.where(self.count > 0, self.part / jnp.where(self.count > 0, self.count, 1), 0)
+
+  def together(self):
+    """Returns the Statistic of the whole batch, if every array is [M,...], of its M parts."""
+    return jax.tree.map(lambda x: REDUCTIONS[self.reduction](x, 0), self)
+
+
+def total(x):
+  """Returns the Statistic of an array x [...] that adds up: counts."""
+  return Statistic(x, None, 'sum')
+
+
+def mean(x, count):
+  """Returns the Statistic of a mean: sums x [...] over what they are sums of, count [...] or f32[].
+
+  >>> float(mean(jnp.array([1.0, 5.0]), jnp.array([1.0, 2.0])).together().value)
+  2.0
+  """
+  return Statistic(x, count, 'mean')
+
+
+def largest(x):
+  """Returns the Statistic of a maximum, an array x [...]."""
+  return Statistic(x, None, 'max')
 
 
 @struct.dataclass
@@ -55,11 +165,15 @@ class Aux:
 
   losses:  dict name -> f32[], for example 'balance' and 'z'.
   load:    f32[E] real (token, choice) pairs sent to each expert before any drop.
-  metrics: dict name -> f32[].
+  metrics: dict name -> f32[]. For people: nothing is steered by them.
+  statistics: dict name -> Statistic, for `commit`; `load` is one, too, which adds up.
+  records: dict name -> arrays [G,...] for analysis, of `routers/wrappers/trace.py`; no step keeps them.
   """
   losses: dict
   load: jax.Array
   metrics: dict
+  statistics: dict = dataclasses.field(default_factory=dict)
+  records: dict = dataclasses.field(default_factory=dict)
 
 
 @struct.dataclass
@@ -68,3 +182,33 @@ class Routed:
   assignment: object
   aux: Aux
   carry: object
+
+
+# What a router may offer, and what holds for one that does not.
+OFFERS = {
+    'k': None,                       # choices of a token
+    'normalize_gates': None,         # whether the gates of several choices are divided by their sum
+    'reach': None,                   # experts that a token can choose among; None = all
+    'capacity_factor': None,         # (train, eval) slots per token; None = nothing is dropped
+    'draws_at_eval': False,          # evaluation uses the key, where there is one
+    # In two parts, so that routers that wrap it (routers/wrappers) may come between:
+    # logits(x, ctx) -> f32[G,S,E], and decide(logits, ctx, carry, choose=None) -> Routed, where
+    # choose(scores f32[G,S,E], k) -> i32[G,S,n] says which experts a token has, all of which it keeps.
+    'logits': None,
+    'decide': None,
+    'seeded': None,                  # of hashes of the tokens: whether another field `seed` is another one
+    'router': None,                  # of a sparse layer
+    # These may be offered by layers and banks, too; `stmoe.modules` walks to them.
+    'init_carry': None,              # (x [B,T,D]) -> memory across layers, dict of [B,T,.] at the bottom
+    'commit': None,                  # (Aux of a whole step) -> None; updates RouterState
+    'undecodable': None,             # why tokens cannot be computed one by one
+    'vocabulary': None,              # digest of the only vocabulary that it is made for
+    'activation': None,              # of a layer or bank: the name of a function of jax.nn
+    'rows_per_sequence': None,       # rows that pass its matrices for a sequence, where not its tokens
+    'products_per_row': None,        # numbers of the matrices that multiply a row, where its arrays are none
+}
+
+
+def offered(module, name):
+  """Returns what a router, layer or bank offers under `name` of OFFERS, or what holds where it does not."""
+  return getattr(module, name, OFFERS[name])

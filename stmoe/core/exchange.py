@@ -25,7 +25,8 @@ def on_shards(execute, x, a, experts, key):
 
   Args:
     execute: takes the groups of one device, x [G/P',S,D] and their Assignment (of all E experts), the
-      bank of its E/P experts, a key of its own, and `over`, the names of the axes that split the experts.
+      bank of its E/P experts with what all experts share, a key of its own, and `over`, the names of
+      the axes that split the experts.
     x, a, experts, key: of an executor.
   Raises:
     UserError: the experts are split over an axis that does not split the groups.
@@ -44,8 +45,10 @@ def on_shards(execute, x, a, experts, key):
   shape = jax.sharding.get_abstract_mesh().shape
   # Axes of one device are named as well, in the specs too, where they would be summed over otherwise.
   ones = tuple(axis for axis, size in shape.items() if size == 1 and axis not in (*groups, *over))
-  split, bank = PartitionSpec((*groups, *ones)), PartitionSpec((*over, *ones))
-  # Without check_vma the transpose sums the gradients of experts over the axes that repeat them.
+  split, of_expert = PartitionSpec((*groups, *ones)), PartitionSpec((*over, *ones))
+  shared = lambda w: PartitionSpec(ones) if w.ndim else PartitionSpec()
+  bank = jax.tree.map(lambda own, w: of_expert if own else shared(w), axes.per_expert(experts), experts)
+  # Without check_vma the transpose sums the gradients of arrays over the axes that repeat them.
   return jax.shard_map(local, in_specs=(split, split, bank, PartitionSpec()), out_specs=split,
                        axis_names={*groups, *ones}, check_vma=False)(x, a, experts, key)
 

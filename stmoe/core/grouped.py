@@ -12,6 +12,8 @@ gradient, because a combine weight g may as well go before it,
 
 whose gradient to g_r is <dy_r w^T, h_r> + <dy_r, b> (SonicMoE, arXiv:2512.14080).
 
+An array that all experts share is that of one expert that has all rows (`owned`).
+
 Rows that are those of tokens, the first x and the last dy, come with the list of them (`Listed`). Products
 are given the list, so that kernels that load rows by it need nobody to gather them; whoever reads the rows
 themselves has them gathered.
@@ -26,6 +28,7 @@ import jax.numpy as jnp
 from pallas_kernels import listing
 from pallas_kernels.gmm import api as gmm
 from pallas_kernels.tgmm import api as tgmm
+from stmoe.core import layouts
 
 
 @struct.dataclass
@@ -63,6 +66,10 @@ class Kernels:
     """Returns [E,F], the gradient of `of_rows`: the sum over the rows of each expert."""
     return tgmm.tgmm(jnp.ones((dy.shape[0], 1), dy.dtype), dy, self.sizes)[:, 0]
 
+  def together(self):
+    """Returns the Kernels of one expert that has all rows; those of none are again of none."""
+    return Kernels(self.sizes.sum(keepdims=True), (self.expert >= self.sizes.size).astype(jnp.int32))
+
 
 def _parts(x):
   """(array, list or None) of rows, as kernels take them."""
@@ -93,6 +100,18 @@ class One:
     """Returns dy [1,F]: JAX has summed over the rows already, as b was broadcast to them."""
     return dy
 
+  def together(self):
+    """Returns itself: these rows are of one expert."""
+    return self
+
+
+def owned(ops, w, ndim):
+  """Returns (ops, w) with a leading expert axis: w [E,...] itself, or w [1,...] and one expert for all rows.
+
+  ndim: of arrays of experts; one fewer is an array that they share.
+  """
+  return (ops, w) if w.ndim == ndim else (ops.together(), w[None])
+
 
 class Run:
   """Computes the products of a bank, and keeps their results in `kept`, a list of [M,F]."""
@@ -102,8 +121,9 @@ class Run:
     self.kept = []
 
   def product(self, rows, w):
-    """Returns [M,F]: Grouped rows [M,D] times w [E,D,F] of their expert."""
-    self.kept.append(self.ops.times(rows.factor, w))
+    """Returns [M,F]: Grouped rows [M,D] times w [E,D,F] of their expert, or [D,F] of all."""
+    ops, w = owned(self.ops, w, 3)
+    self.kept.append(ops.times(rows.factor, w))
     return self.kept[-1]
 
 
@@ -120,8 +140,9 @@ class Again:
 
   def product(self, rows, w):
     """Returns [M,F] as `Run.product` did; the gradient is that of the product."""
-    z = self.ops.times(rows.factor, w) if self.kept is None else self.kept.pop(0)
-    return known(rows.x, w, z, rows.factor, None, self.ops)
+    ops, w = owned(self.ops, w, 3)
+    z = ops.times(rows.factor, w) if self.kept is None else self.kept.pop(0)
+    return known(rows.x, w, z, rows.factor, None, ops)
 
 
 @jax.custom_vjp
@@ -163,32 +184,37 @@ class Grouped:
     self.factor = x if factor is None else factor
 
   def linear(self, w, b=None):
-    """Returns rows times w [E,D,F] (plus b [E,F]) of their expert: x [M,F]."""
+    """Returns rows times w [E,D,F] (plus b [E,F]) of their expert: x [M,F]; shared: w [D,F], b [F]."""
     return Product(self, w.astype(self.x.dtype), b)
 
   def scale(self, b):
-    """Returns rows times b [E,F] of their expert, elementwise."""
+    """Returns rows times b [E,F], or [F], of their expert, elementwise."""
     return Grouped(self.x * self.of_rows(b), self.products)
 
   def shift(self, b):
-    """Returns rows plus b [E,F] of their expert."""
+    """Returns rows plus b [E,F], or [F], of their expert."""
     return Grouped(self.x + self.of_rows(b), self.products)
 
   def map(self, f, *others):
     """Returns f of these rows (and of `others`), where f acts on every row [...,F] by itself."""
     return Grouped(f(self.x, *(o.x for o in others)), self.products)
 
+  def each(self, f, *arrays):
+    """Returns f(rows [M,D], arrays of their expert) -> [M,F]; of one expert only, see `by_products`."""
+    return Grouped(f(self.x, *(a[0].astype(self.x.dtype) for a in arrays)), self.products)
+
   def weighed(self, gate):
     """Returns the rows times gate f32[M,1], [M,D]; for its gradient only."""
     return (self.x * gate).astype(self.x.dtype)
 
   def of_rows(self, b):
-    """Returns [M,F]: of b [E,F] the row of each row's expert."""
-    return of_rows(b.astype(self.x.dtype), self.products.ops)
+    """Returns [M,F]: of b [E,F] the row of each row's expert, or b [F] of all."""
+    ops, b = owned(self.products.ops, b.astype(self.x.dtype), 2)
+    return of_rows(b, ops)
 
 
 class Product(Grouped):
-  """The product of `rows` with w [E,D,F] plus b [E,F] or None, computed when it is asked for."""
+  """The product of `rows` with w [E,D,F] or [D,F] plus b [E,F], [F] or None, computed when asked for."""
 
   def __init__(self, rows, w, b):
     self.rows, self.w, self.b = rows, w, b
@@ -207,7 +233,8 @@ class Product(Grouped):
     """Returns zeros [M,F] with the gradient of gate_r (x_r w + b): the weight goes before the product."""
     x = (self.rows.x * gate).astype(self.rows.x.dtype)               # [M, D]
     nothing = jnp.zeros((x.shape[0], self.w.shape[-1]), x.dtype)
-    y = known(x, self.w, nothing, x, self.products.dy, self.products.ops)
+    ops, w = owned(self.products.ops, self.w, 3)
+    y = known(x, w, nothing, x, self.products.dy, ops)
     return y if self.b is None else y + (self.rows.of_rows(self.b) * gate).astype(y.dtype)
 
 
@@ -228,3 +255,26 @@ def backward(bank, x, ops, key, kept, gate, dy):
     return bank(Grouped(rows, Again(ops, kept, dy), x), key).weighed(gate[:, None])
   _, pull = jax.vjp(weighed, bank, _gathered(x), gate)
   return pull(_gathered(dy))
+
+
+class _Each(Exception):
+  """A bank asked for `each`."""
+
+
+@struct.dataclass
+class _Products(layouts.Buckets):
+  """Rows that have products only."""
+
+  def each(self, f, *arrays):
+    """Raises _Each."""
+    raise _Each
+
+
+def by_products(bank, num_experts, x, key):
+  """Returns whether the work of a bank for rows like x [.,D] is products, as kernels compute: no `each`."""
+  rows = _Products(jax.ShapeDtypeStruct((num_experts, 1, x.shape[-1]), x.dtype))
+  try:
+    jax.eval_shape(lambda bank, rows: bank(rows, key), bank, rows)
+  except _Each:
+    return False
+  return True

@@ -1,7 +1,11 @@
 """How the rows of experts lie in memory, so that an expert is written once.
 
-An expert bank calls `linear`, `scale`, `shift` and `map` on its rows and does not know which
-layout it got: `Buckets` [E,R,D] of capacity executors or `Ragged` [M,D] of dropless ones.
+An expert bank calls `linear`, `scale`, `shift`, `map` and `each` on its rows and does not know which
+layout it got: `Buckets` [E,R,D] of capacity executors or `Ragged` [M,D] of dropless ones. What it gives to
+`linear`, `scale` and `shift` has a leading E axis, or lacks it: then all experts share it.
+
+A bank whose experts are no such products says with `each` what one expert does to its rows. Whatever that is,
+it acts on every row by itself: an expert's rows come in any number, order and company.
 """
 
 from flax import struct
@@ -41,21 +45,35 @@ class Buckets:
   x: jax.Array
 
   def linear(self, w, b=None):
-    """Returns rows times w [E,D,F] (plus b [E,F]) per expert: x [E,R,F]."""
-    y = per_expert(self.x, w.astype(self.x.dtype))                   # [E, R, F]
-    return Buckets(y if b is None else y + b.astype(y.dtype)[:, None])
+    """Returns rows times w [E,D,F] (plus b [E,F]) per expert: x [E,R,F]; shared: w [D,F], b [F]."""
+    w = w.astype(self.x.dtype)
+    y = per_expert(self.x, w) if w.ndim == 3 else self.x @ w         # [E, R, F]
+    return self.replace(x=y if b is None else y + self._per_row(b))
 
   def scale(self, b):
-    """Returns rows times b [E,F], elementwise per expert."""
-    return Buckets(self.x * b.astype(self.x.dtype)[:, None])
+    """Returns rows times b [E,F], or [F], elementwise per expert."""
+    return self.replace(x=self.x * self._per_row(b))
 
   def shift(self, b):
-    """Returns rows plus b [E,F] of their expert."""
-    return Buckets(self.x + b.astype(self.x.dtype)[:, None])
+    """Returns rows plus b [E,F], or [F], of their expert."""
+    return self.replace(x=self.x + self._per_row(b))
 
   def map(self, f, *others):
     """Returns f of these rows (and of `others`), where f acts on every row [...,F] by itself."""
-    return Buckets(f(self.x, *(o.x for o in others)))
+    return self.replace(x=f(self.x, *(o.x for o in others)))
+
+  def each(self, f, *arrays):
+    """Returns f(rows [R,D] of one expert, its parts of the arrays [E,...]) -> [R,F] of every expert.
+
+    One expert after the other, so that f may be anything. With vmap convolutions would be one in E groups,
+    whose gradient is too large where the compiler splits its rows but not its kernels (XLA of jax 0.10.2).
+    """
+    arrays = tuple(a.astype(self.x.dtype) for a in arrays)
+    return self.replace(x=jax.lax.map(lambda one: f(*one), (self.x, *arrays)))
+
+  def _per_row(self, b):
+    b = b.astype(self.x.dtype)
+    return b[:, None] if b.ndim == 2 else b
 
 
 @struct.dataclass
@@ -72,22 +90,35 @@ class Ragged:
   sizes: jax.Array
 
   def linear(self, w, b=None):
-    """Returns rows times w [E,D,F] (plus b [E,F]) of their expert: x [M,F]."""
-    y = jax.lax.ragged_dot(self.x, w.astype(self.x.dtype), self.sizes)   # [M, F]
+    """Returns rows times w [E,D,F] (plus b [E,F]) of their expert: x [M,F]; shared: w [D,F], b [F]."""
+    w = w.astype(self.x.dtype)
+    y = jax.lax.ragged_dot(self.x, w, self.sizes) if w.ndim == 3 else self.x @ w     # [M, F]
     return self.replace(x=y if b is None else y + self._per_row(b))
 
   def scale(self, b):
-    """Returns rows times b [E,F] of their expert, elementwise."""
+    """Returns rows times b [E,F], or [F], of their expert, elementwise."""
     return self.replace(x=self.x * self._per_row(b))
 
   def shift(self, b):
-    """Returns rows plus b [E,F] of their expert."""
+    """Returns rows plus b [E,F], or [F], of their expert."""
     return self.replace(x=self.x + self._per_row(b))
 
   def map(self, f, *others):
     """Returns f of these rows (and of `others`), where f acts on every row [...,F] by itself."""
     return self.replace(x=f(self.x, *(o.x for o in others)))
 
+  def each(self, f, *arrays):
+    """Returns f(rows [.,D] of one expert, its parts of the arrays [E,...]) -> [.,F] of every expert.
+
+    Every expert computes all M rows, as in `ragged_dot` on CPUs.
+    """
+    arrays = tuple(a.astype(self.x.dtype) for a in arrays)
+    y = jax.lax.map(lambda one: f(self.x, *one), arrays)             # [E, M, F]
+    row = jnp.arange(y.shape[1])
+    expert = jnp.repeat(jnp.arange(y.shape[0]), self.sizes, total_repeat_length=row.size)
+    return self.replace(x=y[expert, row])                            # [M, F]
+
   def _per_row(self, b):
-    rows = self.x.shape[0]
-    return jnp.repeat(b.astype(self.x.dtype), self.sizes, axis=0, total_repeat_length=rows)
+    if b.ndim == 1:
+      return b.astype(self.x.dtype)
+    return jnp.repeat(b.astype(self.x.dtype), self.sizes, axis=0, total_repeat_length=self.x.shape[0])

@@ -11,14 +11,14 @@ from stmoe.core import losses
 
 
 def load(edges):
-  """Returns f32[E]: how many edges want each expert, before any drop.
+  """Returns f32[E]: how many edges want each expert, before any drop; f32[E+Z] with virtual experts.
 
   >>> from stmoe.core import assignment
   >>> import jax.numpy as jnp
   >>> load(assignment.from_top_k(jnp.array([[[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]]), 1)).tolist()
   [2.0, 1.0]
   """
-  return jnp.sum(edges.expert[..., None] == jnp.arange(edges.num_experts), axis=(0, 1), dtype=jnp.float32)
+  return jnp.sum(edges.expert[..., None] == jnp.arange(edges.dead), axis=(0, 1), dtype=jnp.float32)
 
 
 def load_entropy(load):
@@ -69,7 +69,7 @@ def _share(part, whole):
 
 
 def drop_frac(edges, a):
-  """Returns f32[]: the share of wanted edges that found no slot; padding wants none.
+  """Returns f32[]: the share of wanted edges that found no place; padding wants none.
 
   >>> from stmoe.core import assignment
   >>> import jax.numpy as jnp
@@ -77,8 +77,21 @@ def drop_frac(edges, a):
   >>> round(float(drop_frac(edges, assignment.cap(edges, 1))), 4)
   0.3333
   """
-  wanted = assignment.live(edges)
-  return _share(wanted & ~assignment.live(a), wanted)
+  wanted = assignment.reaching(edges)
+  return _share(wanted & ~assignment.reaching(a), wanted)
+
+
+def virtual_frac(edges):
+  """Returns f32[]: the share of wanted edges that go to virtual experts, whose tokens compute the less.
+
+  >>> from stmoe.core import assignment
+  >>> import jax.numpy as jnp
+  >>> edges = assignment.from_choices(jnp.array([[[0], [1], [2]]]), jnp.ones((1, 3, 1)), 1, num_virtual=1)
+  >>> float(virtual_frac(edges))
+  0.5
+  """
+  wanted = assignment.reaching(edges)
+  return _share(wanted & ~assignment.live(edges), wanted)
 
 
 def over_capacity(edges, a):
@@ -94,13 +107,13 @@ def over_capacity(edges, a):
   [0.5, 0.5]
   """
   levels = lambda flags: flags.reshape(flags.shape[0], edges.choices, -1)          # [G, k, S]
-  wanted, kept = levels(assignment.live(edges)), levels(assignment.live(a))
+  wanted, kept = levels(assignment.reaching(edges)), levels(assignment.reaching(a))
   lost = jnp.sum(wanted & ~kept, axis=(0, 2), dtype=jnp.float32)
   return lost / jnp.maximum(jnp.sum(wanted, axis=(0, 2), dtype=jnp.float32), 1)
 
 
 def experts_per_token(a):
-  """Returns i32[G,S]: how many experts each token reaches.
+  """Returns i32[G,S]: how many experts each token reaches, virtual ones included.
 
   >>> from stmoe.core import assignment
   >>> import jax.numpy as jnp
@@ -108,13 +121,13 @@ def experts_per_token(a):
   >>> experts_per_token(assignment.cap(edges, 1)).tolist()
   [[2, 0]]
   """
-  live = assignment.live(a).astype(jnp.int32)
-  groups = jnp.arange(live.shape[0])[:, None]
-  return jnp.zeros((live.shape[0], a.num_tokens), jnp.int32).at[groups, a.token].add(live)
+  reaching = assignment.reaching(a).astype(jnp.int32)
+  groups = jnp.arange(reaching.shape[0])[:, None]
+  return jnp.zeros((reaching.shape[0], a.num_tokens), jnp.int32).at[groups, a.token].add(reaching)
 
 
 def left_behind(a, mask, tokens=None):
-  """Returns f32[]: the share of real tokens that reach no expert.
+  """Returns f32[]: the share of real tokens that reach no expert, not even a virtual one.
 
   >>> from stmoe.core import assignment
   >>> import jax.numpy as jnp
@@ -147,8 +160,8 @@ def confidence(a):
   >>> float(confidence(assignment.cap(edges, 2)))
   0.625
   """
-  live = assignment.live(a)
-  return _share(jnp.where(live, a.weight, 0), live)
+  reaching = assignment.reaching(a)
+  return _share(jnp.where(reaching, a.weight, 0), reaching)
 
 
 def entropy(probs, mask, tokens=None):
@@ -181,6 +194,7 @@ def routing(logits, probs, edges, a, mask, tokens=None):
     mask:   bool[G,S] real tokens; tokens: see `losses.token_mean`.
   """
   logits, probs, a = jax.lax.stop_gradient((logits, probs, a))
-  return dict(drop_frac=drop_frac(edges, a), left_behind=left_behind(a, mask, tokens),
+  virtual = dict(virtual_frac=virtual_frac(edges)) if edges.num_virtual else {}
+  return dict(virtual, drop_frac=drop_frac(edges, a), left_behind=left_behind(a, mask, tokens),
               slot_usage=slot_usage(a), router_conf=confidence(a),
               router_entropy=entropy(probs, mask, tokens), router_logit_max=logit_max(logits, mask))

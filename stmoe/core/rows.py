@@ -106,6 +106,17 @@ def used_slots(a):
   return (a.expert[..., None] == jnp.arange(a.num_experts)).sum(axis=1, dtype=jnp.int32)
 
 
+def virtual_gates(a):
+  """Returns f32[G,S,Z]: the weight with which each token goes to each virtual expert, 0 where it does not.
+
+  >>> expert, weight = jnp.array([[[0, 1], [2, 1]]]), jnp.full((1, 2, 2), 0.5)
+  >>> virtual_gates(assignment.cap(assignment.from_choices(expert, weight, 1, num_virtual=2), 1)).tolist()
+  [[[0.5, 0.0], [0.5, 0.5]]]
+  """
+  chosen = a.expert[..., None] == jnp.arange(a.num_experts, a.dead)  # [G, N, Z]
+  return add_up(jnp.where(chosen, a.weight[..., None], 0), a)        # dead weights may be NaN
+
+
 def add_up(rows, a):
   """Returns the sum, for every token, of what its edges hold: [G,N,D] -> [G,S,D].
 

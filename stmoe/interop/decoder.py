@@ -3,6 +3,7 @@
 import math
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe import ranges
 from stmoe.interop import fields
 from stmoe.interop import rules
@@ -157,8 +158,8 @@ def last(c):
 
 def sparse(block, router):
   """Returns the section of `block` with router and experts; raises UserError if it has no such router."""
-  inner = block.get('inner') or block
-  name = (inner.get('router') or {}).get('name')
+  routed = [section for section in lookup.nested(block) if section.get('router')] or [{}]
+  name = routed[0].get('router', {}).get('name')
   if name != router:
     raise errors.UserError(f'the last layer has router {name!r}; nearest: {router}')
-  return inner
+  return routed[0]

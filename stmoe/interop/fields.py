@@ -111,7 +111,8 @@ def _filled(kind, section):
   """A section with the defaults of what it leaves out, without FREE fields."""
   known = inspect.signature(lookup.constructor(kind, section['name']).__init__).parameters
   fields = {name: p.default for name, p in known.items() if p.default is not p.empty} | dict(section)
-  return {key: _filled(key, value) if key in lookup.PACKAGES and hasattr(value, 'keys') else value
+  return {key: _filled(lookup.named(kind, key), value) if lookup.named(kind, key) and hasattr(value, 'keys')
+          else value
           for key, value in fields.items() if key not in FREE}
 
 

@@ -41,7 +41,7 @@ class AdamMomentum(nnx.Module):
   Differs: the released code also knows a pre-norm form, which loses the residual; here the block has it.
   """
 
-  def __init__(self, d_model, *, inner: ranges.Named('inner'), beta1: ranges.Below1 = 0.9,
+  def __init__(self, d_model, *, inner: ranges.Named('layer'), beta1: ranges.Below1 = 0.9,
                beta2: ranges.Below1 = 0.999, gamma1: ranges.Any = 1.0, mu: ranges.Any = 0.7,
                gamma2: ranges.Any = 1.0, post_norm: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0,
                rngs):
@@ -52,12 +52,8 @@ class AdamMomentum(nnx.Module):
     self.dropout_rate = dropout_rate
 
   def init_carry(self, x):
-    """Returns the states at the bottom of a stack, f32[B,T,D] zeros, beside the inner layer's."""
-    return momentum.init_carry(self.inner, x, 'momentum', 'adam_p', 'adam_v')
-
-  def commit(self, aux):
-    """Lets the inner layer update its state across steps."""
-    momentum.commit(self.inner, aux)
+    """Returns the states at the bottom of a stack, f32[B,T,D] zeros."""
+    return momentum.zeros(x, 'momentum', 'adam_p', 'adam_v')
 
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""

@@ -1,5 +1,7 @@
 """What a model remembers of a text while it writes on: passed in and returned at every step."""
 
+import dataclasses
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ class Cache:
   slot:      i32[] place of the next token.
   memory:    of `stack.Stack.remember`, arrays [L,B,K',...], or None.
   memory_segments: i32[B,K'] of what an encoder read, or None.
+  given:     arrays 'given/NAME' [B,...] of the batch, which hold for every token of a row.
   """
   layers: list
   segments: jax.Array
@@ -24,6 +27,12 @@ class Cache:
   slot: jax.Array
   memory: list | None = None
   memory_segments: jax.Array | None = None
+  given: dict = dataclasses.field(default_factory=dict)
+
+  def batch(self, stack, ids, real):
+    """Returns the batch [B,1] of a stack's next tokens ids i32[B]; rows that are not real bool[B] rest."""
+    return self.given | {f'{stack}_input_tokens': ids[:, None], f'{stack}_segment_ids': real[:, None] * 1,
+                         f'{stack}_positions': self.positions[:, None]}
 
   def write(self, segments):
     """Returns the cache's segments i32[B,K] with those of the next tokens i32[B,T] in their places."""
@@ -44,7 +53,8 @@ class Cache:
   def reorder(self, rows):
     """Returns the cache with `rows` i32[B] in new places, where those that change places share a memory."""
     return self.replace(layers=jax.tree.map(lambda a: _split(a[:, rows]), self.layers),
-                        segments=self.segments[rows], positions=self.positions[rows])
+                        segments=self.segments[rows], positions=self.positions[rows],
+                        given=jax.tree.map(lambda a: a[rows], self.given))
 
 
 def empty(stack, batch, length, dtype):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import modules
 from stmoe import ranges
 from stmoe.errors import UserError
 from stmoe.layers import linear
@@ -47,7 +48,7 @@ class Gmlp(nnx.Module):
   undecodable = "its gate mixes the positions of a row; nearest: layer='dense' in a model with attention"
 
   def __init__(self, d_model, *, length: ranges.Count, d_ff: ranges.Count,
-               inner: ranges.Named('inner') = spatial.Spatial, sequences: ranges.Count = 1,
+               inner: ranges.Named('layer') = spatial.Spatial, sequences: ranges.Count = 1,
                init_scale: ranges.Positive = 1.0, rngs):
     if d_ff % 2:
       raise UserError(f'layer gmlp: d_ff={d_ff} has no two equal halves; nearest: {d_ff - 1}, {d_ff + 1}')
@@ -58,15 +59,13 @@ class Gmlp(nnx.Module):
     self.norm = norm.LayerNorm(d_ff // 2, rngs=rngs)
     self.inner = inner(length, rngs=rngs)
     self.inner.rows_per_sequence = d_ff // 2                         # its matrices are passed by channels
+    if list(modules.offering(self.inner, 'init_carry')):
+      raise UserError('layer gmlp: its inner layer remembers something of other layers, where it has no '
+                      "channels; nearest: inner.name='spatial'")
     self.wo = axes.param(init, (d_ff // 2, d_model), 'mlp', 'embed', rngs=rngs)
     self.bo = axes.param(zeros, (d_model,), 'embed', rngs=rngs)
     self.length = length
     self.sequences = sequences
-
-  def commit(self, aux):
-    """Lets a router with state across steps update it; see `stmoe.state`."""
-    if hasattr(self.inner, 'commit'):
-      self.inner.commit(aux)
 
   def __call__(self, x, ctx, carry):
     """Returns (y [B,n,D], aux of `inner`, carry) for x [B,n,D]; raises UserError for rows longer than N."""
@@ -89,15 +88,13 @@ class Gmlp(nnx.Module):
 def of_channels(ctx, real, channels):
   """Returns the Context of `real` bool[G] sequences whose tokens are their channels: arrays [G,channels].
 
-  A channel's id and position are its number. The divisor of token-averaged losses is the number of
+  The divisor of token-averaged losses is the number of
   channels of the real sequences of this microbatch: its value is that of the whole batch where
   microbatches have equally many sequences, as rows that are not packed do.
   """
   mask = jnp.broadcast_to(real[:, None], (real.size, channels))
-  number = jnp.broadcast_to(jnp.arange(channels, dtype=jnp.int32), mask.shape)
   tokens = channels * jnp.maximum(jnp.sum(real, dtype=jnp.float32), 1)
-  return ctx.fold('inner').replace(mask=mask, ids=number, positions=number, segments=mask.astype(jnp.int32),
-                                   tokens=tokens, vocab_size=channels)
+  return ctx.fold('inner').instead(mask, tokens, vocab_size=channels)
 
 
 def split_sequences(x, segments, number):

@@ -1,13 +1,18 @@
 """The sparse layer: group -> route -> execute -> ungroup. The only caller of executors."""
 
+import functools
+
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import lookup
 from stmoe import ranges
+from stmoe.core import banks
+from stmoe.core import checked
+from stmoe.core import rows
 from stmoe.errors import UserError
-from stmoe.layers import ranks
 
 
 class Moe(nnx.Module):
@@ -20,25 +25,20 @@ class Moe(nnx.Module):
     executor:   module name in `stmoe/core/execute`, with its fields (see `lookup.executor`).
     group_size: S, tokens routed together; None = one sequence. Capacity depends on it,
       so it is never adjusted: a size that does not divide the batch raises.
+    virtual:    recipes of virtual experts, Z of them (`stmoe/experts/virtual`). The router chooses among
+      E + Z; the layer itself runs what goes to these.
   """
 
   def __init__(self, d_model, *, router: ranges.Named('router'), experts: ranges.Named('experts'),
-               executor: ranges.Spelled('executor') = 'gather', group_size: ranges.Count | None = None, rngs):
-    self.router = router(d_model, rngs=rngs)
-    self.experts = experts(d_model, num_experts=self.router.num_experts, rngs=rngs)
+               executor: ranges.Spelled('executor') = 'gather', group_size: ranges.Count | None = None,
+               virtual: ranges.Many(ranges.Text | ranges.Named('virtual')) = (), rngs):
+    self.router = checked.built(routing(router, len(virtual)), d_model, rngs)
+    self.experts = banks.made(experts, d_model, num_experts=self.router.num_experts, rngs=rngs)
+    self.virtual = nnx.List([make(d_model, rngs=rngs) for make in virtual])
     self.d_model = d_model
     self.group_size = group_size
     self.executor = executor
     lookup.executor(executor)
-
-  def init_carry(self, x):
-    """Returns what the router remembers across layers, [B,T,.] arrays; {} for most."""
-    return self.router.init_carry(x) if hasattr(self.router, 'init_carry') else {}
-
-  def commit(self, aux):
-    """Lets a router with state across steps update it; see `stmoe.state`."""
-    if hasattr(self.router, 'commit'):
-      self.router.commit(aux)
 
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
@@ -48,12 +48,53 @@ class Moe(nnx.Module):
     ungroup = lambda a: a.reshape(batch, length, *a.shape[2:])
     x = axes.constrain(regroup(x), 'group', None, None)              # [G, S, D]
     with jax.named_scope('route'):
-      route = ranks.of(self.router, ctx.ranks)
-      routed = route(x, ctx.fold('router').group(groups, size), jax.tree.map(regroup, carry))
+      grouped = ctx.fold('router').group(groups, size)
+      routed = checked.route(self.router, x, grouped, jax.tree.map(regroup, carry))
     key = ctx.fold('experts').key if ctx.train else None
     y = execute(x, routed.assignment, self.experts, key)
+    if self.virtual:
+      with jax.named_scope('virtual'):
+        y = with_virtual(y, x, routed.assignment, self.virtual)
     y = axes.constrain(ungroup(y), 'batch', 'length', None)          # [B, T, D]
     return y, routed.aux, jax.tree.map(ungroup, routed.carry)
+
+
+def routing(router, num_virtual):
+  """Returns the recipe `router` of a router that chooses among so many virtual experts, too.
+
+  A router that wraps another one leaves that to its `inner`.
+  Raises UserError for a router without the field `num_virtual`, or with another number there.
+  """
+  inner = getattr(router, 'keywords', {}).get('inner')
+  if inner is not None:
+    return functools.partial(router, inner=routing(inner, num_virtual))
+  takes = lookup.takes(router, 'num_virtual')
+  asked = getattr(router, 'keywords', {}).get('num_virtual', 0)
+  if asked not in (0, num_virtual):
+    raise UserError(f'num_virtual={asked} of the router, but the layer has {num_virtual} virtual experts; '
+                    "nearest: leave it out, the layer's field `virtual` lists them")
+  if num_virtual and not takes:
+    known = [name for name in lookup.available('router') if 'num_virtual' in lookup.fields('router', name)]
+    name = getattr(router, 'func', router).__module__.rpartition('.')[2]
+    raise UserError(f'router {name} knows no virtual experts, it has no field num_virtual; nearest: '
+                    f'{", ".join(known)}')
+  return functools.partial(router, num_virtual=num_virtual) if takes else router
+
+
+def with_virtual(y, x, a, virtual):
+  """Returns y [G,S,D] plus weight * expert(x[g,s]) of every edge of `a` to a virtual expert.
+
+  Args:
+    x:       [G,S,D].
+    a:       Assignment of E + Z experts.
+    virtual: the Z virtual experts, each x [G,S,D] -> [G,S,D], or None for zeros.
+  """
+  gates, total = rows.virtual_gates(a), y.astype(jnp.float32)        # [G, S, Z]
+  for z, expert in enumerate(virtual):
+    added = expert(x)
+    if added is not None:
+      total += gates[..., z, None] * added
+  return total.astype(y.dtype)
 
 
 # What runs tokens that are alone: without drops, on one device and on several.

@@ -40,7 +40,7 @@ class Momentum(nnx.Module):
     dropout_rate: dropout of c, per element, in training only.
   """
 
-  def __init__(self, d_model, *, inner: ranges.Named('inner'), mu: ranges.Any = 0.7, gamma: ranges.Any = 1.0,
+  def __init__(self, d_model, *, inner: ranges.Named('layer'), mu: ranges.Any = 0.7, gamma: ranges.Any = 1.0,
                post_norm: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0, rngs):
     self.inner = inner(d_model, rngs=rngs)
     self.norm = norm.LayerNorm(d_model, rngs=rngs) if post_norm else None
@@ -49,12 +49,8 @@ class Momentum(nnx.Module):
     self.dropout_rate = dropout_rate
 
   def init_carry(self, x):
-    """Returns the state at the bottom of a stack, f32[B,T,D] zeros, beside the inner layer's."""
-    return init_carry(self.inner, x, 'momentum')
-
-  def commit(self, aux):
-    """Lets the inner layer update its state across steps."""
-    commit(self.inner, aux)
+    """Returns the state at the bottom of a stack, f32[B,T,D] zeros."""
+    return zeros(x, 'momentum')
 
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
@@ -65,19 +61,12 @@ class Momentum(nnx.Module):
     return y.astype(x.dtype), report(aux, m, ctx), carry | {'momentum': m}
 
 
-def init_carry(inner, x, *names):
-  """Returns zeros f32[B,T,D] for each of `names`, beside what `inner` remembers across layers.
+def zeros(x, *names):
+  """Returns zeros f32[B,T,D], like x, for each of `names`.
 
   float32 whatever the activations are: (1 - beta2) c^2 of Adam would be lost in bfloat16.
   """
-  carry = inner.init_carry(x) if hasattr(inner, 'init_carry') else {}
-  return carry | {name: jnp.zeros(x.shape, jnp.float32) for name in names}
-
-
-def commit(inner, aux):
-  """Lets `inner` update its state across steps, if it has any."""
-  if hasattr(inner, 'commit'):
-    inner.commit(aux)
+  return {name: jnp.zeros(x.shape, jnp.float32) for name in names}
 
 
 def drop(c, rate, ctx):

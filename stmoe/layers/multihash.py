@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from stmoe import axes
 from stmoe import lookup
 from stmoe import ranges
+from stmoe.core import banks
+from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.core import noise
 from stmoe.errors import UserError
@@ -52,14 +54,17 @@ class MultiHash(nnx.Module):
       near = sorted(sorted(common, key=lambda n: abs(n - num_hashes))[:3])
       raise UserError(f'layer multihash: num_hashes={num_hashes} does not divide both d_model={d_model} and '
                       f'd_ff={d_ff}; nearest: {", ".join(map(str, near))}')
-    routers = [router(d_model, rngs=rngs)]
+    routers = [checked.built(router, d_model, rngs)]
+    if contract.offered(routers[0], 'seeded') is None:
+      raise UserError(f'layer multihash: {checked.file(routers[0])} is no hash function with a seed; '
+                      "nearest: router.name='hash'")
     if num_hashes > 1 and not routers[0].seeded:
       raise UserError(f'layer multihash: {num_hashes} hash functions of kind={routers[0].kind!r} would be '
                       "the same (they do not depend on a seed); nearest: kind='random' without a table")
     routers += [router(d_model, seed=routers[0].seed + m, rngs=rngs) for m in range(1, num_hashes)]
 
     def bank(width, d_ff):
-      return experts(width, num_experts=routers[0].num_experts, d_ff=d_ff, rngs=rngs)
+      return banks.made(experts, width, num_experts=routers[0].num_experts, out=d_ff, d_ff=d_ff, rngs=rngs)
     self.segments = nnx.List([Segment(r, bank(d_model, d_ff // num_hashes), bank(d_ff, d_model // num_hashes),
                                       d_model, group_size) for r in routers])
     self.activation = activation
@@ -68,9 +73,6 @@ class MultiHash(nnx.Module):
     self.executor = executor
     lookup.executor(executor)
 
-  def commit(self, aux):
-    """Changes nothing: hash tables are constants of the model."""
-
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], Aux, carry) for x [B,T,D]."""
     batch, length, width = x.shape
@@ -78,7 +80,7 @@ class MultiHash(nnx.Module):
     x = axes.constrain(x.reshape(groups, size, width), 'group', None, None)          # [G, S, D]
     grouped = ctx.group(groups, size)
     with jax.named_scope('route'):
-      routed = [segment.router(x, grouped.fold(f'router_{m}'), carry)
+      routed = [checked.route(segment.router, x, grouped.fold(f'router_{m}'), carry)
                 for m, segment in enumerate(self.segments)]
     assigned = [r.assignment for r in routed]
     h = concatenated(x, assigned, [s.experts[0] for s in self.segments], execute)   # [G, S, F]
@@ -100,8 +102,8 @@ def concatenated(x, assigned, banks, execute):
 
 
 def _together(aux):
-  """One Aux: loads side by side, numbers averaged over the hash functions, a tuple of what is no number."""
-  each = {name: tuple(a.metrics[name] for a in aux) for name in aux[0].metrics}
-  metrics = {name: values if isinstance(values[0], dict) else sum(values) / len(values)
-             for name, values in each.items()}
-  return contract.Aux(losses={}, load=jnp.concatenate([a.load for a in aux]), metrics=metrics)
+  """One Aux: loads side by side, numbers averaged over the hash functions, records by their number."""
+  metrics = {name: sum(a.metrics[name] for a in aux) / len(aux) for name in aux[0].metrics}
+  records = {f'{m}.{name}': value for m, a in enumerate(aux) for name, value in a.records.items()}
+  load = jnp.concatenate([a.load for a in aux])
+  return contract.Aux(losses={}, load=load, metrics=metrics, records=records)

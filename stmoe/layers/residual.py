@@ -19,18 +19,10 @@ class Residual(nnx.Module):
     dropout_rate: dropout of f(x), per element, in training only.
   """
 
-  def __init__(self, d_model, *, inner: ranges.Named('inner'), dropout_rate: ranges.Below1 = 0.0, rngs):
+  def __init__(self, d_model, *, inner: ranges.Named('layer'), dropout_rate: ranges.Below1 = 0.0, rngs):
     self.inner = inner(d_model, rngs=rngs)
     self.norm = norm.LayerNorm(d_model, rngs=rngs)
     self.dropout_rate = dropout_rate
-
-  def init_carry(self, x):
-    """Returns what the inner layer remembers across layers, [B,T,.] arrays by name."""
-    return momentum.init_carry(self.inner, x)
-
-  def commit(self, aux):
-    """Lets the inner layer update its state across steps."""
-    momentum.commit(self.inner, aux)
 
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""

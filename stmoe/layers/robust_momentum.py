@@ -62,7 +62,7 @@ class RobustMomentum(nnx.Module):
     dropout_rate: dropout of c, per element, in training only.
   """
 
-  def __init__(self, d_model, *, inner: ranges.Named('inner'), smoothness: ranges.Positive = 1.0,
+  def __init__(self, d_model, *, inner: ranges.Named('layer'), smoothness: ranges.Positive = 1.0,
                convexity: ranges.Positive = 0.1, rho: ranges.Share = 0.8, normalize: ranges.Flag = True,
                post_norm: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0, rngs):
     self.alpha, self.beta, self.eta = coefficients(smoothness, convexity, rho)
@@ -72,12 +72,8 @@ class RobustMomentum(nnx.Module):
     self.dropout_rate = dropout_rate
 
   def init_carry(self, x):
-    """Returns the step d at the bottom of a stack, f32[B,T,D] zeros, beside the inner layer's memory."""
-    return momentum.init_carry(self.inner, x, 'robust_momentum')
-
-  def commit(self, aux):
-    """Lets the inner layer update its state across steps."""
-    momentum.commit(self.inner, aux)
+    """Returns the step d at the bottom of a stack, f32[B,T,D] zeros."""
+    return momentum.zeros(x, 'robust_momentum')
 
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""

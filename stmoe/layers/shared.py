@@ -23,7 +23,7 @@ class Shared(nnx.Module):
     sigmoid_gate: multiplies the shared output by sigmoid(x w), w [D,1] (Qwen2-MoE, arXiv:2407.10671).
   """
 
-  def __init__(self, d_model, *, inner: ranges.Named('inner'), d_ff: ranges.Count,
+  def __init__(self, d_model, *, inner: ranges.Named('layer'), d_ff: ranges.Count,
                num_shared: ranges.Count = 1, activation: ranges.Activation = 'silu',
                gated: ranges.Flag = True, dropout_rate: ranges.Below1 = 0.0,
                init_scale: ranges.Positive = 1.0, sigmoid_gate: ranges.Flag = False, rngs):
@@ -32,15 +32,6 @@ class Shared(nnx.Module):
                               dropout_rate=dropout_rate, init_scale=init_scale, rngs=rngs)
     init = nnx.initializers.normal(0.02)
     self.gate = axes.param(init, (d_model, 1), 'embed', 'unmodeled', rngs=rngs) if sigmoid_gate else None
-
-  def init_carry(self, x):
-    """Returns what the routed layer remembers across layers, [B,T,.] arrays."""
-    return self.inner.init_carry(x) if hasattr(self.inner, 'init_carry') else {}
-
-  def commit(self, aux):
-    """Lets the routed layer update its state across steps; see `stmoe.state`."""
-    if hasattr(self.inner, 'commit'):
-      self.inner.commit(aux)
 
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import modules
 from stmoe import ranges
 from stmoe.errors import UserError
 from stmoe.layers import moe
@@ -24,22 +25,13 @@ class Shuffled(nnx.Module):
   Differs: the groups are those of one microbatch, whatever number of devices holds them.
   """
 
-  def __init__(self, d_model, *, inner: ranges.Named('inner'), rngs):
+  def __init__(self, d_model, *, inner: ranges.Named('layer'), rngs):
     self.inner = inner(d_model, rngs=rngs)
-    sparse = self.inner
-    while hasattr(sparse, 'inner'):
-      sparse = sparse.inner
-    if not hasattr(sparse, 'router'):
-      raise UserError('layer shuffled: its inner layer routes nothing; nearest: inner.name=moe')
-    self.group_size = sparse.group_size
-
-  def init_carry(self, x):
-    """Returns the memory across layers of `inner`."""
-    return self.inner.init_carry(x) if hasattr(self.inner, 'init_carry') else {}
-
-  def commit(self, aux):
-    """Lets `inner` update its state across steps."""
-    self.inner.commit(aux)
+    sizes = {sparse.group_size for sparse in modules.sparse(self.inner)}
+    if len(sizes) != 1:
+      problem = f'routes in groups of {len(sizes)} sizes' if sizes else 'routes nothing'
+      raise UserError(f'layer shuffled: its inner layer {problem}; nearest: inner.name=moe')
+    self.group_size, = sizes
 
   def __call__(self, x, ctx, carry):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
@@ -56,7 +48,7 @@ class Shuffled(nnx.Module):
     regroup = lambda a: axes.constrain(a.reshape(groups, size, *a.shape[2:]), 'group', *[None] * (a.ndim - 1))
     move = lambda a: deal(permute(regroup(a), order, back)).reshape(a.shape)
     unmove = lambda a: permute(deal(regroup(a)), back, order).reshape(a.shape)
-    y, aux, carry = self.inner(move(x), _moved(ctx, move), jax.tree.map(move, carry))
+    y, aux, carry = self.inner(move(x), ctx.each(move), jax.tree.map(move, carry))
     return unmove(y), aux, jax.tree.map(unmove, carry)
 
 
@@ -85,9 +77,3 @@ def permute(x, order, back):
 
 permute.defvjp(lambda x, order, back: (permute(x, order, back), (order, back)),
                lambda saved, dy: (permute(dy, saved[1], saved[0]), None, None))
-
-
-def _moved(ctx, move):
-  """`ctx` with its [B,T] arrays moved."""
-  return ctx.replace(mask=move(ctx.mask), ids=move(ctx.ids), positions=move(ctx.positions),
-                     segments=move(ctx.segments))

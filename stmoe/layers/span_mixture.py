@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from stmoe import lookup
 from stmoe import ranges
 from stmoe.core import assignment
+from stmoe.core import banks
+from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import span_head
@@ -39,13 +41,13 @@ class SpanMixture(nnx.Module):
                executor: ranges.Spelled('executor') = 'blocks', rngs):
     if gate not in GATES:
       raise UserError(f'head span_mixture: gate={gate!r} (there are: {", ".join(GATES)})')
-    self.router = router(d_model, rngs=rngs)
-    if hasattr(self.router, 'commit') or hasattr(self.router, 'init_carry'):
+    self.router = checked.built(router, d_model, rngs)
+    if contract.offered(self.router, 'commit') or contract.offered(self.router, 'init_carry'):
       raise UserError(f'head span_mixture: router {type(self.router).__name__} remembers something, of other '
                       'steps or layers; nearest: vmoe')
     self.router.rows_per_sequence = 1
     self.rows_per_sequence = length
-    self.experts = experts(d_model, num_experts=self.router.num_experts, rngs=rngs)
+    self.experts = banks.made(experts, d_model, num_experts=self.router.num_experts, rngs=rngs)
     self.out = span_head.SpanHead(d_model, length=length, rngs=rngs)
     self.d_model = d_model
     self.gate = gate
@@ -78,10 +80,7 @@ class SpanMixture(nnx.Module):
     regroup = lambda a: a.reshape(batch // size, size, *a.shape[1:])
     seen = GATES[self.gate](x.astype(jnp.float32), ctx.mask[..., None])              # [B, D]
     real = regroup(ctx.mask.any(axis=1))                             # [G, S]
-    place = jnp.broadcast_to(jnp.arange(size), real.shape)
-    ctx = contract.Context(mask=real, ids=jnp.zeros_like(place), positions=place, segments=real * 1,
-                           step=ctx.step, tokens=rows, key=ctx.key, train=ctx.train)
-    return self.router(regroup(seen), ctx.fold('router'), {})
+    return checked.route(self.router, regroup(seen), ctx.fold('router').instead(real, rows), {})
 
 
 def spread(a, mask):
@@ -91,9 +90,9 @@ def spread(a, mask):
     a:    Assignment of B sequences, in any groups.
     mask: bool[B,T] real tokens; padding goes nowhere.
   """
-  k = getattr(a, 'choices', None)
-  if k is None:
+  if isinstance(a, assignment.SoftAssignment) or a.choices is None:
     raise UserError('head span_mixture needs a router that chooses experts for every sequence; nearest: vmoe')
+  k = a.choices
   batch, length = mask.shape
   of_sequence = lambda v: v.reshape(-1, k, a.num_tokens).swapaxes(1, 2).reshape(batch, 1, k)
   expert = of_sequence(a.expert)

@@ -45,8 +45,7 @@ class Spatial(nnx.Module):
     d_model:   N, the most positions.
     heads:     equal chunks of the channels, each with a matrix of its own.
     causal:    whether a position receives from itself and earlier ones only.
-    circulant: S is made of vectors, see `toeplitz`; always causal. The product is as large, but there is
-      no matrix among the parameters, so `analysis/flops.py` does not see it.
+    circulant: S is made of vectors, see `toeplitz`; always causal. The product is as large.
     allow_causal: accept causal=False in a stack in which a token must not depend on later ones.
   """
 
@@ -58,6 +57,7 @@ class Spatial(nnx.Module):
     self.w = axes.param(feature.near_zero(d_model), shape, *names, rngs=rngs)
     ones = lambda: axes.param(nnx.initializers.ones, shape, *names, rngs=rngs)
     self.row, self.column = (ones(), ones()) if circulant else (None, None)
+    self.products_per_row = d_model ** 2 if circulant else None      # its arrays are no matrices
     self.heads = heads
     self.causal = causal
     self.circulant = circulant

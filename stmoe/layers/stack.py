@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe import modules
 from stmoe import state
 from stmoe.core import noise
 from stmoe.layers import norm as norms
@@ -218,11 +219,10 @@ class Stack(nnx.Module):
 
     A module for which that is not defined says why in its attribute `undecodable`.
     """
-    for _, module in nnx.iter_modules(self):
-      reason = module is not self and getattr(module, 'undecodable', None)
-      if reason:
-        *_, kind, name = type(module).__module__.split('.')
-        return f'{kind.removesuffix("s")} {name} cannot be decoded token by token: {reason}'
+    for _, part in modules.offering(self, 'undecodable'):
+      if part is not self:
+        *_, kind, name = type(part).__module__.split('.')
+        return f'{kind.removesuffix("s")} {name} cannot be decoded token by token: {part.undecodable}'
     return None
 
   def unroll(self):
@@ -240,8 +240,7 @@ class Stack(nnx.Module):
     """Returns the memory across layers, [B,T,.] arrays by name: the union over all layers."""
     carry = {}
     for _, layer in self.layers():
-      if hasattr(layer, 'init_carry'):
-        carry |= layer.init_carry(x)
+      carry |= modules.init_carry(layer, x)
     return carry
 
   def layers(self):
@@ -249,6 +248,12 @@ class Stack(nnx.Module):
     for segment, units in enumerate(self.segments):
       for place, block in enumerate((units if self.scan_layers else units[0]).blocks):
         yield (segment, place), block.layer
+
+  def by_name(self):
+    """Returns dict layer name -> layer, in layer order; of scanned ones, all of its place stacked."""
+    found = {name: layers if self.scan_layers else layers[i]
+             for names, layers in self._named() for i, name in enumerate(names)}
+    return {name: found[name] for name in sorted(found, key=lambda name: int(name.rpartition('_')[2]))}
 
   def commit(self, aux):
     """Lets layers with state across steps update it from `aux` (see `stmoe.state`)."""
@@ -259,7 +264,7 @@ class Stack(nnx.Module):
         _commit_stacked(layers, [aux[name] for name in names])
       else:
         for layer, name in zip(layers, names):
-          layer.commit(aux[name])
+          modules.commit(layer, aux[name])
 
   def states(self):
     """Returns dict layer name -> dict dotted path in the layer -> RouterState of that one layer."""
@@ -356,12 +361,12 @@ def _loop_over(body, state, layers):
 
 
 def _commit_stacked(layer, aux):
-  """`layer.commit` for every slice of a stacked layer; only its RouterState changes."""
+  """`modules.commit` for every slice of a stacked layer; only its RouterState changes."""
   if not jax.tree.leaves(nnx.state(layer, state.RouterState)):
     return
 
   def one(layer, aux):
-    layer.commit(aux)
+    modules.commit(layer, aux)
     return nnx.state(layer, state.RouterState)
 
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *aux)

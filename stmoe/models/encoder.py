@@ -74,19 +74,17 @@ class Encoder(nnx.Module):
       tokens: dict of `count_tokens`: divisors of the router losses; None = of this batch.
     """
     tokens = self.count_tokens(batch) if tokens is None else tokens
-    names = ('input_tokens', 'segment_ids', 'positions')
-    ids, segments, places = (batch[f'encoder_{name}'] for name in names)             # [B, T] each
-    if ids.shape[1] > self.length:
-      raise UserError(f'model.length={self.length}, but rows have data.inputs_length={ids.shape[1]} tokens; '
-                      f'nearest: model.length={ids.shape[1]}')
-    ctx = contract.Context(mask=segments > 0, ids=ids, positions=places, segments=segments, key=key,
-                           step=jnp.asarray(step), tokens=tokens['encoder'], vocab_size=self.vocab_size,
-                           train=train)
-    visible = attention.Visible(mask=attention.same_segment(segments, segments))
-    x = self.embed(ids) + jnp.take(self.positions[...][0], places, axis=0)
-    x, aux = self.encoder(self.norm(x).astype(self.dtype), ctx.fold('encoder'), visible)
+    ctx = contract.Context.of(batch, 'encoder', key=key, step=jnp.asarray(step), tokens=tokens['encoder'],
+                              vocab_size=self.vocab_size, train=train)
+    length = ctx.ids.shape[1]
+    if length > self.length:
+      raise UserError(f'model.length={self.length}, but rows have data.inputs_length={length} tokens; '
+                      f'nearest: model.length={length}')
+    visible = attention.Visible(mask=attention.same_segment(ctx.segments, ctx.segments))
+    x = self.embed(ctx.ids) + jnp.take(self.positions[...][0], ctx.positions, axis=0)
+    x, aux = self.encoder(self.norm(x).astype(self.dtype), ctx, visible)
     with jax.named_scope('head'):
-      logits, more = self.head(x, ctx.fold('head'), tokens['head'])  # [B, T, 2]
+      logits, more = self.head(x, ctx.replace(key=key).fold('head'), tokens['head'])               # [B, T, 2]
     logits = jnp.where(ctx.mask[..., None], logits, HIDDEN)
     return logits.swapaxes(1, 2), aux | more                         # [B, 2, T]
 

@@ -79,17 +79,13 @@ class LM(nnx.Module):
       tokens: dict of `count_tokens`: divisor of the router losses; None = of this batch.
       alone:  route every token by itself, as decoding does (see `moe.grouping`).
     """
-    ids, segments = batch['decoder_input_tokens'], batch['decoder_segment_ids']
-    positions = batch['decoder_positions']
     tokens = self.count_tokens(batch) if tokens is None else tokens
-    ctx = contract.Context(mask=segments > 0, ids=ids, positions=positions, segments=segments, key=key,
-                           step=jnp.asarray(step), tokens=tokens['decoder'],
-                           vocab_size=self.vocab_size, train=train, causal=True, alone=alone)
+    ctx = contract.Context.of(batch, 'decoder', key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
+                              vocab_size=self.vocab_size, train=train, causal=True, alone=alone)
     prefix = batch.get('decoder_causal_attention')
-    visible = attention_lib.Visible(mask=attention_lib.causal(segments, prefix, self.window),
-                                    turn=self.rotary(positions))
-    x = self.embed(ids, self.dtype)                                  # [B, T, D]
-    x, aux = self.decoder(x, ctx.fold('decoder'), visible)
+    visible = attention_lib.Visible(mask=attention_lib.causal(ctx.segments, prefix, self.window),
+                                    turn=self.rotary(ctx.positions))
+    x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx, visible)             # [B, T, D]
     return self.logits(x), aux                                       # [B, T, V]
 
   def logits(self, x):
@@ -97,37 +93,34 @@ class LM(nnx.Module):
     with jax.named_scope('head'):
       return self.embed.logits(x, self.scale_head) if self.head is None else self.head(x)
 
-  def begin(self, batch, length, ranks=None):
+  def begin(self, batch, length):
     """Returns (logits f32[B,V] of the token after each prompt, Cache with room for `length` more).
 
     Args:
       batch: dict of i32[B,T] as for `__call__`; a row is one prompt of at least one token, padded on the
         right.
-      ranks: of `Context.ranks`.
     """
     segments = batch['decoder_segment_ids']
     cache = caches.empty(self.decoder, len(segments), segments.shape[1] + length, self.dtype)
-    x, cache = self.extend(batch, cache, ranks)                      # [B, T, D]
+    cache = cache.replace(given=contract.of_rows(batch))
+    x, cache = self.extend(batch, cache)                             # [B, T, D]
     last = jnp.take_along_axis(x, cache.positions[:, None, None] - 1, axis=1)      # [B, 1, D]
     return self.logits(last)[:, 0], cache
 
-  def step(self, ids, real, cache, ranks=None):
+  def step(self, ids, real, cache):
     """Returns (logits f32[B,V] of the token after ids i32[B], cache); rows not real bool[B] rest."""
-    x, cache = self.extend(dict(decoder_input_tokens=ids[:, None], decoder_segment_ids=real[:, None] * 1,
-                                decoder_positions=cache.positions[:, None]), cache, ranks)
+    x, cache = self.extend(cache.batch('decoder', ids, real), cache)
     return self.logits(x)[:, 0], cache
 
-  def extend(self, batch, cache, ranks=None):
+  def extend(self, batch, cache):
     """Returns (x [B,T,D], cache) of the next tokens of every row, as `__call__` with alone=True has them."""
-    ids, segments = batch['decoder_input_tokens'], batch['decoder_segment_ids']
-    positions, prefix = batch['decoder_positions'], batch.get('decoder_causal_attention')
-    ctx = contract.Context(mask=segments > 0, ids=ids, positions=positions, segments=segments,
-                           step=jnp.int32(0), tokens=self.count_tokens(batch)['decoder'],
-                           vocab_size=self.vocab_size, causal=True, alone=True, ranks=ranks)
-    mask = attention_lib.extended(segments, cache.write(segments), cache.slot, prefix, self.window)
-    visible = attention_lib.Visible(mask=mask, turn=self.rotary(positions), slot=cache.slot)
-    x, layers = self.decoder.extend(self.embed(ids, self.dtype), ctx.fold('decoder'), visible, cache.layers)
-    return x, cache.advance(layers, segments)
+    ctx = contract.Context.of(batch, 'decoder', step=jnp.int32(0), tokens=self.count_tokens(batch)['decoder'],
+                              vocab_size=self.vocab_size, causal=True, alone=True)
+    mask = attention_lib.extended(ctx.segments, cache.write(ctx.segments), cache.slot,
+                                  batch.get('decoder_causal_attention'), self.window)
+    visible = attention_lib.Visible(mask=mask, turn=self.rotary(ctx.positions), slot=cache.slot)
+    x, layers = self.decoder.extend(self.embed(ctx.ids, self.dtype), ctx, visible, cache.layers)
+    return x, cache.advance(layers, ctx.segments)
 
   def count_tokens(self, batch):
     """Returns the real tokens of each stack in `batch`: dict stack name -> f32[]."""

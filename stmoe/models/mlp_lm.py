@@ -49,13 +49,10 @@ class MlpLM(nnx.Module):
       step:   i32[] optimizer step, for schedules.
       tokens: dict of `count_tokens`: divisor of the router losses; None = of this batch.
     """
-    ids, segments = batch['decoder_input_tokens'], batch['decoder_segment_ids']
     tokens = self.count_tokens(batch) if tokens is None else tokens
-    ctx = contract.Context(mask=segments > 0, ids=ids, positions=batch['decoder_positions'],
-                           segments=segments, key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
-                           vocab_size=self.vocab_size, train=train, causal=True)
-    x = self.embed(ids, self.dtype)                                  # [B, T, D]
-    x, aux = self.decoder(x, ctx.fold('decoder'), visible=None)
+    ctx = contract.Context.of(batch, 'decoder', key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
+                              vocab_size=self.vocab_size, train=train, causal=True)
+    x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx, visible=None)        # [B, T, D]
     with jax.named_scope('head'):
       return self.embed.logits(x) if self.head is None else self.head(x), aux   # [B, T, V]
 

@@ -68,13 +68,11 @@ class SpanLM(nnx.Module):
     if 'decoder_causal_attention' in batch:
       raise UserError('model span_lm looks back only, a prefix cannot be seen in both directions; '
                       "nearest: data.objective='lm', or model.name='lm'")
-    ids, segments = batch['decoder_input_tokens'], batch['decoder_segment_ids']
     tokens = self.count_tokens(batch) if tokens is None else tokens
-    ctx = contract.Context(mask=segments > 0, ids=ids, positions=batch['decoder_positions'],
-                           segments=segments, key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
-                           vocab_size=self.vocab_size, train=train, causal=True)
-    visible = span_attention.Visible(pe=self.pe[...], segments=segments)
-    x, aux = self.decoder(self.embed(ids, self.dtype), ctx.fold('decoder'), visible)   # [B, T, D]
+    ctx = contract.Context.of(batch, 'decoder', key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
+                              vocab_size=self.vocab_size, train=train, causal=True)
+    visible = span_attention.Visible(pe=self.pe[...], segments=ctx.segments)
+    x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx, visible)             # [B, T, D]
     with jax.named_scope('head'):
       return self.head(x), aux                                       # [B, T, V]
 

@@ -85,8 +85,7 @@ class T5(nnx.Module):
         that is defined for all its layers.
     """
     tokens = self.count_tokens(batch) if tokens is None else tokens
-    make = functools.partial(_context, batch, tokens, vocab_size=self.vocab_size, step=jnp.asarray(step),
-                             key=key, train=train)
+    make = functools.partial(self._context, batch, tokens, step=jnp.asarray(step), key=key, train=train)
     memory, aux = self.encode(make('encoder', alone=alone and self.encoder.undecodable() is None))
     decoder = make('decoder', causal=True, alone=alone)
     logits, decoder_aux = self.decode(decoder, memory, batch['encoder_segment_ids'])
@@ -112,36 +111,33 @@ class T5(nnx.Module):
     with jax.named_scope('head'):
       return self.embed.logits(x, self.scale_head) if self.head is None else self.head(x)
 
-  def begin(self, batch, length, ranks=None):
+  def begin(self, batch, length):
     """Returns (logits f32[B,V] of each row's first token, Cache with room for `length` tokens).
 
     Keys and values of cross-attention are computed here, once. The first token is what follows `start_id`.
 
     Args:
       batch: dict of i32[B,K]: encoder_ input_tokens, segment_ids, positions; a row is one source.
-      ranks: of `Context.ranks`.
     """
     segments = batch['encoder_segment_ids']
     tokens = dict(encoder=jnp.sum(segments > 0, dtype=jnp.float32))
-    memory, _ = self.encode(_context(batch, tokens, 'encoder', vocab_size=self.vocab_size, step=jnp.int32(0),
-                                     key=None, train=False, alone=self.encoder.undecodable() is None,
-                                     ranks=ranks))
+    memory, _ = self.encode(self._context(batch, tokens, 'encoder', alone=self.encoder.undecodable() is None))
     cache = caches.empty(self.decoder, len(segments), length + 1, self.dtype)
-    cache = cache.replace(memory=self.decoder.remember(memory), memory_segments=segments)
+    cache = cache.replace(memory=self.decoder.remember(memory), memory_segments=segments,
+                          given=contract.of_rows(batch))
     start = jnp.full(len(segments), self.start_id, jnp.int32)
-    return self.step(start, jnp.ones(len(segments), bool), cache, ranks)
+    return self.step(start, jnp.ones(len(segments), bool), cache)
 
-  def step(self, ids, real, cache, ranks=None):
+  def step(self, ids, real, cache):
     """Returns (logits f32[B,V] of the token after ids i32[B], cache); rows not real bool[B] rest."""
-    segments = real[:, None] * 1                                     # [B, 1]
-    ctx = contract.Context(mask=real[:, None], ids=ids[:, None], positions=cache.positions[:, None],
-                           segments=segments, step=jnp.int32(0), tokens=jnp.sum(real, dtype=jnp.float32),
-                           vocab_size=self.vocab_size, causal=True, alone=True, ranks=ranks)
+    ctx = self._context(cache.batch('decoder', ids, real), dict(decoder=jnp.sum(real, dtype=jnp.float32)),
+                        'decoder', causal=True, alone=True)
+    segments = ctx.segments                                          # [B, 1]
     places = cache.segments.shape[1]                                 # a row's places are its positions
     visible = attention.Visible(mask=attention.extended(segments, cache.write(segments), cache.slot),
                                 bias=self.decoder_bias(1, places, cache.slot), slot=cache.slot)
     source = attention.Visible(mask=(cache.memory_segments > 0)[:, None, None])
-    x, layers = self.decoder.extend(self.embed(ids[:, None], self.dtype), ctx.fold('decoder'), visible,
+    x, layers = self.decoder.extend(self.embed(ctx.ids, self.dtype), ctx, visible,
                                     cache.layers, source, cache.memory)
     return self.logits(x)[:, 0], cache.advance(layers, segments)
 
@@ -154,12 +150,7 @@ class T5(nnx.Module):
     """Returns the list of the model's stacks, encoder first."""
     return [self.encoder, self.decoder]
 
-
-def _context(batch, tokens, name, *, vocab_size, step, key, train, causal=False, alone=False, ranks=None):
-  """The Context of the stack called `name`."""
-  segments = batch[f'{name}_segment_ids']
-  ctx = contract.Context(mask=segments > 0, ids=batch[f'{name}_input_tokens'], segments=segments,
-                         positions=batch[f'{name}_positions'], step=step, tokens=tokens[name], key=key,
-                         vocab_size=vocab_size, train=train, causal=causal, alone=alone,
-                         ranks=ranks)
-  return ctx.fold(name)
+  def _context(self, batch, tokens, name, step=0, **fields):
+    """The Context of the stack called `name`."""
+    return contract.Context.of(batch, name, tokens=tokens[name], step=jnp.asarray(step),
+                               vocab_size=self.vocab_size, **fields)

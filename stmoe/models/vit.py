@@ -88,10 +88,8 @@ class ViT(nnx.Module):
       x = jnp.concatenate([first, x], axis=1)                        # [B, T, D]
     x = x + self.positions[...].astype(x.dtype)
     mask = jnp.broadcast_to(batch['decoder_loss_weights'] > 0, x.shape[:2])        # [B, T]
-    places = jnp.broadcast_to(jnp.arange(self.length), mask.shape)
-    ctx = contract.Context(mask=mask, ids=jnp.zeros_like(places), positions=places, key=key,
-                           segments=mask.astype(jnp.int32), step=jnp.asarray(step), tokens=tokens['encoder'],
-                           train=train)
+    ctx = contract.Context(**contract.numbered(mask), key=key, step=jnp.asarray(step), train=train,
+                           tokens=tokens['encoder'], given=contract.given(batch, 'encoder'))
     visible = attention.Visible(mask=attention.same_segment(ctx.segments, ctx.segments))
     x, aux = self.encoder(x, ctx.fold('encoder'), visible)
     with jax.named_scope('head'):

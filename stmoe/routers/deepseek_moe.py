@@ -18,7 +18,7 @@ EXEMPT = 0.1                           # share of sequences that are never dropp
 
 
 def deepseek_moe(logits, mask, k, *, num_groups=1, kept_groups=None, normalize_gates=False, route_scale=1.0,
-                 sequence=None, budget=None, exempt=None, tokens=None):
+                 sequence=None, budget=None, exempt=None, tokens=None, choose=None):
   """Returns (Assignment, Aux): each token to its k most probable experts (V1, section 3; V2, section 2.2).
 
   The gates are the probabilities themselves, as softmax over all E experts gave them, so that
@@ -31,12 +31,14 @@ def deepseek_moe(logits, mask, k, *, num_groups=1, kept_groups=None, normalize_g
     sequence: i32[G,S] scope of the losses, see `balance.sequences`; None = a whole group.
     budget:   choices that one device takes; None = all.
     exempt:   bool[G,S] tokens that are never dropped for it.
+    choose:   how experts are chosen instead, see `contract.OFFERS`.
   """
   kept_groups = num_groups if kept_groups is None else kept_groups
   probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
-  choice = choices.top(choices.within_groups(probs, num_groups, kept_groups), k)   # [G, S, k]
+  reached = choices.within_groups(probs, num_groups, kept_groups)
+  choice = (choose or choices.top)(reached, k)                       # [G, S, k]
   gates = choices.values(probs, choice)
-  gates = (choices.normalize(gates) if normalize_gates else gates) * route_scale
+  gates = (choices.normalize(gates) if normalize_gates and k > 1 else gates) * route_scale
   edges = assignment.kill_padding(assignment.from_choices(choice, gates, probs.shape[-1]), mask)
   kept = edges if budget is None else within_budget(edges, num_groups, budget, exempt)
   a = assignment.cap(kept, edges.num_tokens)
@@ -83,8 +85,6 @@ class DeepSeekMoE(nnx.Module):
     budget is counted per routing group, not per batch; that exempt tokens use it first is our reading.
   """
 
-  ranked = {}                        # see layers/ranks.py
-
   def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2, num_groups: ranges.Count = 1,
                kept_groups: ranges.Count | None = None, normalize_gates: ranges.Flag = False,
                route_scale: ranges.Any = 1.0, scope: ranges.Choice('sequence', 'group') = 'sequence',
@@ -104,21 +104,33 @@ class DeepSeekMoE(nnx.Module):
     self.device_budget = device_budget
     self.allow_causal = allow_causal
 
-  def __call__(self, x, ctx, carry):
-    """Returns Routed for x [G,S,D]; raises UserError for a device budget in a causal stack."""
+  @property
+  def reach(self):
+    """Experts that a token can choose among."""
+    return self.num_experts * self.kept_groups // self.num_groups
+
+  def logits(self, x, ctx):
+    """Returns f32[G,S,E] for x [G,S,D]."""
+    return jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+
+  def decide(self, logits, ctx, carry, choose=None):
+    """Returns Routed for logits f32[G,S,E]; raises UserError for a device budget in a causal stack."""
     if self.device_budget is not None and ctx.causal and not self.allow_causal:
       raise UserError('router deepseek_moe: device_budget lets later tokens decide in a causal stack; '
                       'nearest: device_budget=None (or allow_causal=True)')
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
     sequence = balance.sequences(ctx.segments, ctx.positions)        # [G, S]
     budget = exempt = None
     if self.device_budget is not None and ctx.train:
-      budget = round(self.device_budget * self.k * x.shape[1] / self.num_groups)
+      budget = round(self.device_budget * self.k * logits.shape[1] / self.num_groups)
       drawn = choices.draw(ctx.fold('exempt').key, *sequence.shape)  # one draw for every sequence
       exempt = jnp.take_along_axis(drawn < EXEMPT, sequence, axis=1)
     a, aux = deepseek_moe(
         logits, ctx.mask, self.k, num_groups=self.num_groups, kept_groups=self.kept_groups,
         normalize_gates=self.normalize_gates, route_scale=self.route_scale,
         sequence=sequence if self.scope == 'sequence' else None, budget=budget, exempt=exempt,
-        tokens=ctx.tokens)
+        tokens=ctx.tokens, choose=choose)
     return contract.Routed(a, aux, carry)
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    return self.decide(self.logits(x, ctx), ctx, carry)

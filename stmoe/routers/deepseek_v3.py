@@ -14,7 +14,7 @@ from stmoe.core import metrics
 
 
 def deepseek_v3(logits, bias, mask, k, *, num_groups=1, kept_groups=None, normalize_gates=True,
-                route_scale=1.0, sequence=None, tokens=None):
+                route_scale=1.0, sequence=None, tokens=None, choose=None):
   """Returns (Assignment, Aux): each token to the k experts of largest s + b, weighted by s (section 2.1.2).
 
   s are sigmoids. The bias chooses and nothing else: gates are s over the sum of the chosen s. Only
@@ -24,11 +24,13 @@ def deepseek_v3(logits, bias, mask, k, *, num_groups=1, kept_groups=None, normal
     logits: f32[G,S,E]; bias: f32[E]; mask: bool[G,S]; tokens: see `losses.token_mean`.
     normalize_gates, route_scale: gates over their sum; then times the scale.
     sequence: i32[G,S] scope of the loss, see `balance.sequences`; None = a whole group.
+    choose: how experts are chosen instead, see `contract.OFFERS`.
   """
   kept_groups = num_groups if kept_groups is None else kept_groups
   scores = jax.nn.sigmoid(logits)                                    # [G, S, E]
   biased = jax.lax.stop_gradient(scores) + bias
-  choice = choices.top(choices.within_groups(biased, num_groups, kept_groups, best=2), k)  # [G, S, k]
+  reached = choices.within_groups(biased, num_groups, kept_groups, best=2)
+  choice = (choose or choices.top)(reached, k)                       # [G, S, k]
   gates = choices.values(scores, choice)                             # not from `biased`
   if normalize_gates:
     gates = gates / (gates.sum(axis=-1, keepdims=True) + 1e-20)
@@ -62,8 +64,6 @@ class DeepSeekV3(nnx.Module):
     The router starts at N(0, 0.02) like all of this project; the paper has 0.006.
   """
 
-  ranked = {}                        # see layers/ranks.py
-
   def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2, num_groups: ranges.Count = 1,
                kept_groups: ranges.Count | None = None, normalize_gates: ranges.Flag = True,
                route_scale: ranges.Any = 1.0, rate: ranges.NonNegative = 1e-3, centred: ranges.Flag = False,
@@ -92,11 +92,23 @@ class DeepSeekV3(nnx.Module):
     self.bias[...] = balance.update(self.bias[...], aux.load, rate, self.centred)
     self.updates[...] += 1
 
-  def __call__(self, x, ctx, carry):
-    """Returns Routed for x [G,S,D]."""
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+  @property
+  def reach(self):
+    """Experts that a token can choose among."""
+    return self.num_experts * self.kept_groups // self.num_groups
+
+  def logits(self, x, ctx):
+    """Returns f32[G,S,E] for x [G,S,D]."""
+    return jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+
+  def decide(self, logits, ctx, carry, choose=None):
+    """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
     a, aux = deepseek_v3(
         logits, self.bias[...], ctx.mask, self.k, num_groups=self.num_groups, kept_groups=self.kept_groups,
         normalize_gates=self.normalize_gates, route_scale=self.route_scale,
-        sequence=balance.sequences(ctx.segments, ctx.positions), tokens=ctx.tokens)
+        sequence=balance.sequences(ctx.segments, ctx.positions), tokens=ctx.tokens, choose=choose)
     return contract.Routed(a, aux, carry)
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    return self.decide(self.logits(x, ctx), ctx, carry)

@@ -39,7 +39,7 @@ def renormalize(a, k):
 
 
 def gshard(logits, mask, capacity, k=2, *, tokens=None, second_policy='random', threshold=0.5,
-           uniform=None, normalize_after_drop=False):
+           uniform=None, normalize_after_drop=False, choose=None):
   """Returns (Assignment, Aux) of algorithm 1 (section 2.2), for any k.
 
   The gates are divided by their sum before anything is dropped, so that losing the
@@ -51,14 +51,15 @@ def gshard(logits, mask, capacity, k=2, *, tokens=None, second_policy='random', 
     second_policy: a key of POLICIES, with draws uniform f32[G,S,k-1] or None. It sees the
       normalised gates, with `normalize_after_drop` the raw ones.
     threshold:     tau of 'random' and 'threshold', see `choices.keep`.
+    choose:        how experts are chosen instead, see `contract.OFFERS`; all of them are sent.
   Differs: the paper's counter also advances for a second choice that was not sent; all
   published code counts only those sent, and so does this.
   """
-  pick, policy = POLICIES[second_policy]
+  pick, policy = POLICIES['all' if choose else second_policy]
   probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
-  choice = choices.choose(probs, k, pick, uniform)                   # [G, S, k]
+  choice = choose(probs, k) if choose else choices.choose(probs, k, pick, uniform)   # [G, S, k]
   gates = choices.values(probs, choice)
-  if not normalize_after_drop:
+  if not normalize_after_drop and k > 1:
     gates = choices.normalize(gates)
   sent = choices.keep(policy, gates, uniform, threshold)             # [G, S, k]
   edges = assignment.from_choices(choice, gates, probs.shape[-1])    # [G, k*S]
@@ -66,12 +67,12 @@ def gshard(logits, mask, capacity, k=2, *, tokens=None, second_policy='random', 
   edges = assignment.kill_padding(edges, mask)
   a = assignment.cap(edges, capacity)
   if normalize_after_drop and k > 1:
-    a = renormalize(a, k)
+    a = renormalize(a, a.choices)
   numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
   lost = metrics.over_capacity(edges, a)                             # [k]
-  numbers.update({f'over_capacity_{i + 1}': lost[i] for i in range(k)})
+  numbers.update({f'over_capacity_{i + 1}': each for i, each in enumerate(lost)})
   terms = dict(balance=losses.balance(probs, choice[..., :1], mask, tokens), z=losses.z(logits, mask, tokens))
-  if k > 1:
+  if a.choices > 1:
     terms['second_place'] = losses.second_place(probs, choice, mask, tokens)
   return a, contract.Aux(losses=terms, load=metrics.load(edges), metrics=numbers)
 
@@ -113,20 +114,22 @@ class GShard(nnx.Module):
     self.normalize_after_drop = normalize_after_drop
     self.logit_cap = logit_cap
 
-  @property
-  def ranked(self):
-    """What makes every choice count, see layers/ranks.py; None for k = 1, whose gate is not normalised."""
-    return dict(second_policy='all') if self.k > 1 else None
-
-  def __call__(self, x, ctx, carry):
-    """Returns Routed for x [G,S,D]."""
+  def logits(self, x, ctx):
+    """Returns f32[G,S,E] for x [G,S,D]."""
     logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
-    logits = cap_logits(logits, self.logit_cap)                      # [G, S, E]
+    return cap_logits(logits, self.logit_cap)
+
+  def decide(self, logits, ctx, carry, choose=None):
+    """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
     factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    capacity = assignment.capacity(logits.shape[1], self.num_experts, factor, self.min_capacity)
     key = ctx.fold('second').key if ctx.train else None
     a, aux = gshard(logits, ctx.mask, capacity, self.k, tokens=ctx.tokens,
                     second_policy=self.second_policy, threshold=self.threshold,
-                    uniform=choices.draw(key, *x.shape[:2], self.k - 1),
-                    normalize_after_drop=self.normalize_after_drop)
+                    uniform=choices.draw(key, *logits.shape[:2], self.k - 1),
+                    normalize_after_drop=self.normalize_after_drop, choose=choose)
     return contract.Routed(a, aux, carry)
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    return self.decide(self.logits(x, ctx), ctx, carry)

@@ -19,7 +19,7 @@ SELECTION = dict(add=lambda scores, bias: scores + bias, multiply=lambda scores,
 
 
 def loss_free_balancing(logits, bias, mask, capacity, k, *, scores='sigmoid', selection='add',
-                        normalize_gates=False, tokens=None):
+                        normalize_gates=False, tokens=None, choose=None):
   """Returns (Assignment, Aux): each token to the k experts of largest s + b, weighted by s (algorithm 1).
 
   The bias is in the choice only, never in the gates.
@@ -28,11 +28,12 @@ def loss_free_balancing(logits, bias, mask, capacity, k, *, scores='sigmoid', se
     logits: f32[G,S,E]; bias: f32[E]; mask: bool[G,S]; capacity: C; tokens: see `losses.token_mean`.
     scores, selection: keys of SCORES and SELECTION.
     normalize_gates: gates over their sum.
+    choose: how experts are chosen instead, see `contract.OFFERS`.
   """
   s = SCORES[scores](logits)                                         # [G, S, E]
-  choice = choices.top(SELECTION[selection](s, bias), k)             # [G, S, k]
+  choice = (choose or choices.top)(SELECTION[selection](s, bias), k)               # [G, S, k]
   gates = choices.values(s, choice)
-  if normalize_gates:
+  if normalize_gates and k > 1:
     gates = choices.normalize(gates)
   edges = assignment.kill_padding(assignment.from_choices(choice, gates, s.shape[-1]), mask)
   a = assignment.cap(edges, capacity)
@@ -63,8 +64,6 @@ class LossFreeBalancing(nnx.Module):
   Differs: with sigmoids, `balance` takes scores over their sum as probabilities, as DeepSeek-V3 does.
   """
 
-  ranked = {}                        # see layers/ranks.py
-
   def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
                scores: ranges.Choice(*SCORES) = 'sigmoid', selection: ranges.Choice(*SELECTION) = 'add',
                normalize_gates: ranges.Flag = False, rate: ranges.NonNegative = 1e-3,
@@ -92,12 +91,19 @@ class LossFreeBalancing(nnx.Module):
     """Moves the bias by the load of one optimizer step, aux.load f32[E]."""
     self.bias[...] = balance.update(self.bias[...], aux.load, self.rate, self.centred, self.rule)
 
-  def __call__(self, x, ctx, carry):
-    """Returns Routed for x [G,S,D]."""
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+  def logits(self, x, ctx):
+    """Returns f32[G,S,E] for x [G,S,D]."""
+    return jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+
+  def decide(self, logits, ctx, carry, choose=None):
+    """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
     factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    capacity = assignment.capacity(logits.shape[1], self.num_experts, factor, self.min_capacity)
     a, aux = loss_free_balancing(
         logits, self.bias[...], ctx.mask, capacity, self.k, scores=self.scores, selection=self.selection,
-        normalize_gates=self.normalize_gates, tokens=ctx.tokens)
+        normalize_gates=self.normalize_gates, tokens=ctx.tokens, choose=choose)
     return contract.Routed(a, aux, carry)
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    return self.decide(self.logits(x, ctx), ctx, carry)

@@ -28,7 +28,7 @@ def standardize(logits, scale):
   return scale * centred * jax.lax.rsqrt(variance + EPSILON ** 2)    # inside: the root of 0 has no gradient
 
 
-def skywork(logits, alpha, mask, capacity, k, *, scale=1.0, limit=None, tokens=None):
+def skywork(logits, alpha, mask, capacity, k, *, scale=1.0, limit=None, tokens=None, choose=None):
   """Returns (Assignment, Aux): top-k of a softmax of standardised logits, gates over their sum.
 
   Args:
@@ -37,21 +37,26 @@ def skywork(logits, alpha, mask, capacity, k, *, scale=1.0, limit=None, tokens=N
     capacity: C, slots that an expert has.
     scale:    lambda; None = logits as they are.
     limit:    slots that count for the drop rate which moves alpha; None = C.
+    choose:   how experts are chosen instead, see `contract.OFFERS`.
   """
   if scale is not None:
     logits = standardize(logits, scale)
   probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
-  choice = choices.top(probs, k)                                     # [G, S, k]
-  gates = choices.normalize(choices.values(probs, choice))
+  choice = (choose or choices.top)(probs, k)                         # [G, S, k]
+  gates = choices.values(probs, choice)
+  gates = choices.normalize(gates) if k > 1 else gates
   edges = assignment.kill_padding(assignment.from_choices(choice, gates, probs.shape[-1]), mask)
   a = assignment.cap(edges, capacity)
   balance = losses.balance(probs, choice[..., :1], mask, tokens)
-  overflow = metrics.drop_frac(edges, assignment.cap(edges, capacity if limit is None else limit))
+  limited = assignment.cap(edges, capacity if limit is None else limit)
+  wanted, kept = (assignment.live(e).sum(dtype=jnp.float32) for e in (edges, limited))
+  overflow = contract.mean(wanted - kept, wanted)
   return a, contract.Aux(
       losses=dict(balance=balance, adaptive_balance=jax.lax.stop_gradient(alpha) * balance),
       load=metrics.load(edges),
       metrics=dict(metrics.routing(logits, probs, edges, a, mask, tokens), alpha=alpha,
-                   overflow_frac=overflow))
+                   overflow_frac=overflow.value),
+      statistics=dict(overflow=overflow))
 
 
 class Skywork(nnx.Module):
@@ -98,15 +103,25 @@ class Skywork(nnx.Module):
     self.beta = beta
 
   def commit(self, aux):
-    """Moves alpha by the drop rate of one optimizer step, the metric overflow_frac f32[]."""
-    target = jnp.minimum(self.xi * aux.metrics['overflow_frac'], self.alpha_max)
+    """Moves alpha by the drop rate of one optimizer step, the statistic overflow f32[]."""
+    target = jnp.minimum(self.xi * aux.statistics['overflow'].value, self.alpha_max)
     self.alpha[...] = self.beta * self.alpha[...] + (1 - self.beta) * target
+
+  def logits(self, x, ctx):
+    """Returns f32[G,S,E] for x [G,S,D], standardised."""
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    logits = logits + self.b[...]
+    return logits if self.scale is None else standardize(logits, self.scale)
+
+  def decide(self, logits, ctx, carry, choose=None):
+    """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
+    factor = self.capacity_factor[0 if ctx.train else 1]
+    capacity = assignment.capacity(logits.shape[1], self.num_experts, factor, self.min_capacity)
+    slots = logits.shape[1] if self.dropless else capacity
+    a, aux = skywork(logits, self.alpha[...], ctx.mask, slots, self.k, scale=None, limit=capacity,
+                     tokens=ctx.tokens, choose=choose)
+    return contract.Routed(a, aux, carry)
 
   def __call__(self, x, ctx, carry):
     """Returns Routed for x [G,S,D]."""
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest') + self.b[...]
-    factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
-    a, aux = skywork(logits, self.alpha[...], ctx.mask, x.shape[1] if self.dropless else capacity, self.k,
-                     scale=self.scale, limit=capacity, tokens=ctx.tokens)
-    return contract.Routed(a, aux, carry)
+    return self.decide(self.logits(x, ctx), ctx, carry)

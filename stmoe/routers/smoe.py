@@ -14,7 +14,7 @@ from stmoe.core import metrics
 from stmoe.errors import UserError
 
 
-def smoe(logits, mask, k, tokens=None):
+def smoe(logits, mask, k, tokens=None, choose=None, num_virtual=0):
   """Returns (Assignment, Aux): token s to its k largest logits, weighted by the softmax over those k.
 
   The baseline of MomentumSMoE (arXiv:2410.14574), FastMoE's naive gate. Nothing is dropped. The
@@ -22,15 +22,17 @@ def smoe(logits, mask, k, tokens=None):
   `losses.balance` over k^2, 1 / k at perfect balance.
 
   Args:
-    logits: f32[G,S,E].
+    logits: f32[G,S,E], or f32[G,S,E+Z] with num_virtual = Z.
     mask:   bool[G,S] real tokens; padding goes nowhere.
     k:      choices per token.
     tokens: divisor of the losses, see `losses.token_mean`.
+    choose: how experts are chosen instead, see `contract.OFFERS`.
   """
   probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
-  choice = choices.choose(probs, k)                                  # [G, S, k]
+  choice = (choose or choices.choose)(probs, k)                      # [G, S, k]
   gates = jax.nn.softmax(choices.values(logits, choice), axis=-1)    # [G, S, k]
-  edges = assignment.kill_padding(assignment.from_choices(choice, gates, probs.shape[-1]), mask)
+  num_experts = probs.shape[-1] - num_virtual
+  edges = assignment.kill_padding(assignment.from_choices(choice, gates, num_experts, num_virtual), mask)
   a = assignment.cap(edges, mask.shape[1])
   balance = losses.balance(probs, choice, mask, tokens) / k ** 2
   return a, contract.Aux(
@@ -45,27 +47,38 @@ class SMoE(nnx.Module):
   Args:
     k:        choices per token, at least 2.
     init_std: of the gate's weights; the released models have about 1 / sqrt(3 D).
+    num_virtual: Z, how many of the experts that it routes among are virtual; from the layer.
   Losses: balance, z.
   Differs: the released scripts pass a balance coefficient of 0.01 that their gate never reads, so
     the published models have none: the coefficient is 0 unless a configuration sets it. Balance is
     per group of tokens, there over a microbatch. The gate starts normal with bias 0, there uniform.
   """
 
-  ranked, normalize_gates = {}, True # see layers/ranks.py
+  normalize_gates = True             # by the softmax over a token's choices
 
   def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
-               init_std: ranges.NonNegative = 0.02, rngs):
-    if not 2 <= k <= num_experts:
+               init_std: ranges.NonNegative = 0.02, num_virtual: ranges.Natural = 0, rngs):
+    width = num_experts + num_virtual
+    if not 2 <= k <= width:
       raise UserError(f'router smoe: k={k} with num_experts={num_experts}; k is at least 2 (the softmax over '
-                      f'one choice is 1: such a router never learns) and at most {num_experts}')
+                      f'one choice is 1: such a router never learns) and at most {width}')
     init = nnx.initializers.normal(init_std)
-    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
-    self.b = axes.param(nnx.initializers.zeros, (num_experts,), 'unmodeled', rngs=rngs)
+    self.w = axes.param(init, (d_model, width), 'embed', 'unmodeled', rngs=rngs)
+    self.b = axes.param(nnx.initializers.zeros, (width,), 'unmodeled', rngs=rngs)
     self.num_experts = num_experts
+    self.num_virtual = num_virtual
     self.k = k
+
+  def logits(self, x, ctx):
+    """Returns f32[G,S,E] for x [G,S,D]."""
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    return logits + self.b[...]
+
+  def decide(self, logits, ctx, carry, choose=None):
+    """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
+    a, aux = smoe(logits, ctx.mask, self.k, ctx.tokens, choose, self.num_virtual)
+    return contract.Routed(a, aux, carry)
 
   def __call__(self, x, ctx, carry):
     """Returns Routed for x [G,S,D]."""
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
-    a, aux = smoe(logits + self.b[...], ctx.mask, self.k, ctx.tokens)              # logits: [G, S, E]
-    return contract.Routed(a, aux, carry)
+    return self.decide(self.logits(x, ctx), ctx, carry)

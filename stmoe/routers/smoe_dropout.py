@@ -59,7 +59,7 @@ def look_up(schedule, step):
   return ks[jnp.sum(step >= steps) - 1]
 
 
-def smoe_dropout(logits, mask, k, k_max, tokens=None):
+def smoe_dropout(logits, mask, k, k_max, tokens=None, choose=None):
   """Returns (Assignment, Aux): each token to its k largest logits, weighted by their softmax (section 3).
 
   The weights are normalised after the choice, so they sum to 1 at every k, and k = 1 has weight 1.
@@ -71,10 +71,16 @@ def smoe_dropout(logits, mask, k, k_max, tokens=None):
     mask:   bool[G,S] real tokens; padding goes nowhere.
     k:      int or i32[], at most `k_max`, an int.
     tokens: divisor of the loss, see `losses.token_mean`.
+    choose: how experts are chosen instead, all of which are active; see `contract.OFFERS`.
   Differs: the loss is per group, the reference has one group.
   """
   experts = logits.shape[-1]
-  top, choice = jax.lax.top_k(logits, k_max)                         # [G, S, k_max]
+  if choose:
+    choice = choose(logits, k_max)                                   # [G, S, k_max]
+    top, k = choices.values(logits, choice), choice.shape[-1]
+    k_max = k
+  else:
+    top, choice = jax.lax.top_k(logits, k_max)
   live = jnp.arange(k_max) < k                                       # [k_max]
   gates = jax.nn.softmax(jnp.where(live, top, -jnp.inf), axis=-1)
   edges = assignment.from_choices(choice, gates, experts)            # [G, k_max*S]
@@ -127,9 +133,17 @@ class SMoEDropout(nnx.Module):
     self.eval_k = eval_k
     self.schedule = tuple(changes(schedule, total_steps, k_min, k_max))
 
+  def logits(self, x, ctx):
+    """Returns f32[G,S,E] for x [G,S,D]."""
+    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    return logits + self.b[...]
+
+  def decide(self, logits, ctx, carry, choose=None):
+    """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
+    k, most = (look_up(self.schedule, ctx.step), self.k_max) if ctx.train else (self.eval_k, self.eval_k)
+    a, aux = smoe_dropout(logits, ctx.mask, k, most, ctx.tokens, choose)
+    return contract.Routed(a, aux, carry)
+
   def __call__(self, x, ctx, carry):
     """Returns Routed for x [G,S,D]."""
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest') + self.b[...]
-    k, most = (look_up(self.schedule, ctx.step), self.k_max) if ctx.train else (self.eval_k, self.eval_k)
-    a, aux = smoe_dropout(logits, ctx.mask, k, most, ctx.tokens)
-    return contract.Routed(a, aux, carry)
+    return self.decide(self.logits(x, ctx), ctx, carry)

@@ -18,7 +18,8 @@ COUNTED = {'first': slice(0, 1), 'any': slice(None)}
 
 
 def st_moe(logits, mask, capacity, k, *, tokens=None, normalize_gates=True, second_policy='random',
-           threshold=0.2, uniform=None, batch_priority=False, balance_choices='first'):
+           threshold=0.2, uniform=None, batch_priority=False, balance_choices='first', choose=None,
+           num_virtual=0):
   """Returns (Assignment, Aux) of top-n routing (appendices D and G).
 
   The gates are the k largest p, over their sum as in the paper, or raw as in flaxformer:
@@ -27,19 +28,23 @@ def st_moe(logits, mask, capacity, k, *, tokens=None, normalize_gates=True, seco
   the first gate as it is. All first choices come before all second choices.
 
   Args:
-    logits: f32[G,S,E]; mask: bool[G,S]; capacity: C; tokens: see `losses.token_mean`.
+    logits: f32[G,S,E], with virtual experts f32[G,S,E+Z]; mask: bool[G,S]; capacity: C.
+    tokens: see `losses.token_mean`.
     second_policy, threshold: see `choices.keep`, with draws uniform f32[G,S,k-1] or None.
     batch_priority:  within a choice level tokens come by falling largest probability
       (batch-prioritised routing, arXiv:2106.05974), not by position.
     balance_choices: a key of COUNTED.
+    choose:          how experts are chosen instead, see `contract.OFFERS`; all of them are sent.
+    num_virtual:     Z.
   """
   probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
-  choice = choices.choose(probs, k)                                  # [G, S, k]
+  choice = (choose or choices.choose)(probs, k)                      # [G, S, k]
   gates = choices.values(probs, choice)
-  if normalize_gates:
+  if normalize_gates and k > 1:
     gates = choices.normalize(gates)
-  sent = choices.keep(second_policy, gates, uniform, threshold)      # [G, S, k]
-  edges = assignment.from_choices(choice, gates, probs.shape[-1])    # [G, k*S]
+  sent = choices.keep('all' if choose else second_policy, gates, uniform, threshold)      # [G, S, k]
+  num_experts = probs.shape[-1] - num_virtual
+  edges = assignment.from_choices(choice, gates, num_experts, num_virtual)         # [G, k*S]
   edges = assignment.kill(edges, sent.swapaxes(1, 2).reshape(edges.expert.shape))
   edges = assignment.kill_padding(edges, mask)
   priority = jax.lax.stop_gradient(probs.max(axis=-1)) if batch_priority else None   # [G, S]
@@ -65,25 +70,27 @@ class STMoE(nnx.Module):
     batch_priority:  batch-prioritised routing; not causal.
     balance_choices: 'first' (paper) or 'any' (flaxformer): what the balance loss counts.
     allow_causal:    accept batch priority where it shows a token later ones.
+    num_virtual:     Z, how many of the experts that it routes among are virtual; from the layer.
   Losses: balance, z (the router z-loss, section 3.3).
   Differs: evaluation is deterministic; Mesh-TensorFlow draws there too.
   """
-
-  ranked = dict(second_policy='all') # see layers/ranks.py
 
   def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
                capacity_factor: ranges.Factors = (1.25, 2.0), min_capacity: ranges.Natural = 4,
                normalize_gates: ranges.Flag = True, second_policy: ranges.Choice(*choices.KEEP) = 'random',
                threshold: ranges.NonNegative = 0.2, batch_priority: ranges.Flag = False,
-               balance_choices: ranges.Choice(*COUNTED) = 'first', allow_causal: ranges.Flag = False, rngs):
-    if not 1 <= k <= num_experts:
+               balance_choices: ranges.Choice(*COUNTED) = 'first', allow_causal: ranges.Flag = False,
+               num_virtual: ranges.Natural = 0, rngs):
+    width = num_experts + num_virtual
+    if not 1 <= k <= width:
       raise UserError(f'router st_moe: k={k} with num_experts={num_experts}; k is at least 1 and '
-                      f'at most {num_experts}')
+                      f'at most {width}')
     choices.named(choices.KEEP, second_policy, 'second_policy')
     choices.named(COUNTED, balance_choices, 'balance_choices')
     init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.w = axes.param(init, (d_model, width), 'embed', 'unmodeled', rngs=rngs)
     self.num_experts = num_experts
+    self.num_virtual = num_virtual
     self.k = k
     self.capacity_factor = tuple(capacity_factor)
     self.min_capacity = min_capacity
@@ -100,18 +107,26 @@ class STMoE(nnx.Module):
     return 'batch_priority=True ranks the tokens of a group; nearest: batch_priority=False' if (
         self.batch_priority) else None
 
-  def __call__(self, x, ctx, carry):
-    """Returns Routed for x [G,S,D]; raises UserError for batch priority in a causal stack."""
+  def logits(self, x, ctx):
+    """Returns f32[G,S,E] for x [G,S,D]."""
+    return jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+
+  def decide(self, logits, ctx, carry, choose=None):
+    """Returns Routed for logits f32[G,S,E]; raises UserError for batch priority in a causal stack."""
     if self.batch_priority and ctx.causal and not self.allow_causal:
       raise UserError('router st_moe: batch_priority=True lets later tokens decide in a causal stack; '
                       'nearest: batch_priority=False (or allow_causal=True)')
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
     factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    capacity = assignment.capacity(logits.shape[1], self.w.shape[1], factor, self.min_capacity)
     key = ctx.fold('second').key if ctx.train else None
     a, aux = st_moe(
         logits, ctx.mask, capacity, self.k, tokens=ctx.tokens, normalize_gates=self.normalize_gates,
         second_policy=self.second_policy, threshold=self.threshold,
-        uniform=choices.draw(key, *x.shape[:2], self.k - 1),
-        batch_priority=self.batch_priority, balance_choices=self.balance_choices)
+        uniform=choices.draw(key, *logits.shape[:2], self.k - 1),
+        batch_priority=self.batch_priority, balance_choices=self.balance_choices, choose=choose,
+        num_virtual=self.num_virtual)
     return contract.Routed(a, aux, carry)
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    return self.decide(self.logits(x, ctx), ctx, carry)

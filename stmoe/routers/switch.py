@@ -14,23 +14,27 @@ from stmoe.core import metrics
 from stmoe.core import noise
 
 
-def switch(logits, mask, capacity, tokens=None, explore=choices.best, uniform=None):
+def switch(logits, mask, capacity, tokens=None, explore=choices.best, uniform=None, choose=None,
+           num_virtual=0):
   """Returns (Assignment, Aux): token s to e* = argmax_e p_e, weighted by p_e* (section 2.1).
 
   The weight is the probability itself, never renormalised: besides the losses it is the
   router's only gradient. Earlier tokens of a group come first.
 
   Args:
-    logits:   f32[G,S,E].
+    logits:   f32[G,S,E], or f32[G,S,E+Z] with num_virtual = Z.
     mask:     bool[G,S] real tokens; padding goes nowhere.
     capacity: C.
     tokens:   divisor of the losses, see `losses.token_mean`.
     explore:  a value of EXPLORATION: how the expert is chosen from p.
     uniform:  f32[G,S] draws for it, or None.
+    choose:   how experts are chosen instead, see `contract.OFFERS`.
   """
   probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
-  choice = explore(jax.lax.stop_gradient(probs), uniform)[..., None]               # [G, S, 1]
-  edges = assignment.from_choices(choice, choices.values(probs, choice), probs.shape[-1])
+  fixed = jax.lax.stop_gradient(probs)
+  choice = choose(fixed, 1) if choose else explore(fixed, uniform)[..., None]      # [G, S, 1]
+  num_experts = probs.shape[-1] - num_virtual
+  edges = assignment.from_choices(choice, choices.values(probs, choice), num_experts, num_virtual)
   edges = assignment.kill_padding(edges, mask)
   a = assignment.cap(edges, capacity)
   return a, contract.Aux(
@@ -52,17 +56,22 @@ class Switch(nnx.Module):
     jitter:          in training the router sees x * U(1 - jitter, 1 + jitter); experts see x.
     input_dropout:   in training the router sees x with this share of its entries dropped.
     exploration:     'argmax', or 'sample': in training the expert is drawn from p.
+    num_virtual:     Z, how many of the experts that it routes among are virtual; from the layer.
   Losses: balance, z.
   Differs: losses leave padding out, Mesh-TensorFlow counts it in f and P.
   """
 
+  k = 1                              # choices of a token
+
   def __init__(self, d_model, *, num_experts: ranges.Count, capacity_factor: ranges.Factors = (1.25, 2.0),
                min_capacity: ranges.Natural = 4, jitter: ranges.Below1 = 1e-2,
-               input_dropout: ranges.Below1 = 0.0, exploration: ranges.Choice(*EXPLORATION) = 'argmax', rngs):
+               input_dropout: ranges.Below1 = 0.0, exploration: ranges.Choice(*EXPLORATION) = 'argmax',
+               num_virtual: ranges.Natural = 0, rngs):
     # N(0, 0.02) is flaxformer's, stated there to be slightly better than the paper's scaled init.
     init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.w = axes.param(init, (d_model, num_experts + num_virtual), 'embed', 'unmodeled', rngs=rngs)
     self.num_experts = num_experts
+    self.num_virtual = num_virtual
     self.capacity_factor = tuple(capacity_factor)
     self.min_capacity = min_capacity
     self.jitter = jitter
@@ -70,15 +79,24 @@ class Switch(nnx.Module):
     choices.named(EXPLORATION, exploration, 'exploration')
     self.exploration = exploration
 
-  def __call__(self, x, ctx, carry):
-    """Returns Routed for x [G,S,D]."""
+  def logits(self, x, ctx):
+    """Returns f32[G,S,E] for x [G,S,D]."""
     noisy = ctx if ctx.train else ctx.replace(key=None)
     x = x.astype(jnp.float32)
     x = noise.jitter(x, self.jitter, noisy.fold('jitter').key)
     x = noise.dropout(x, self.input_dropout, noisy.fold('dropout').key)
-    logits = jnp.einsum('gsd,de->gse', x, self.w[...], precision='highest')        # [G, S, E]
+    return jnp.einsum('gsd,de->gse', x, self.w[...], precision='highest')
+
+  def decide(self, logits, ctx, carry, choose=None):
+    """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
     factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
-    uniform = choices.draw(noisy.fold('sample').key, *x.shape[:2])                 # [G, S]
-    a, aux = switch(logits, ctx.mask, capacity, ctx.tokens, EXPLORATION[self.exploration], uniform)
+    capacity = assignment.capacity(logits.shape[1], self.w.shape[1], factor, self.min_capacity)
+    key = ctx.fold('sample').key if ctx.train else None
+    uniform = choices.draw(key, *logits.shape[:2])                   # [G, S]
+    a, aux = switch(logits, ctx.mask, capacity, ctx.tokens, EXPLORATION[self.exploration], uniform, choose,
+                    self.num_virtual)
     return contract.Routed(a, aux, carry)
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    return self.decide(self.logits(x, ctx), ctx, carry)

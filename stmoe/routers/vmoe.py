@@ -33,7 +33,7 @@ def capacity(num_choices, num_experts, factor, multiple_of=4):
   return -(-slots // multiple_of) * multiple_of if multiple_of else slots
 
 
-def dispatch(gates, mask, k, capacity, batch_priority=False):
+def dispatch(gates, mask, k, capacity, batch_priority=False, choose=None):
   """Returns (Edges, Assignment): every token to its k largest gates, weighted by them as they are.
 
   All first choices of a group come before all second ones. Tokens come in order, or with
@@ -42,25 +42,28 @@ def dispatch(gates, mask, k, capacity, batch_priority=False):
 
   Args:
     gates: f32[G,S,E] softmax; mask: bool[G,S]; capacity: C.
+    choose: how experts are chosen instead, see `contract.OFFERS`.
   """
-  choice = jax.lax.top_k(jax.lax.stop_gradient(gates), k)[1]         # [G, S, k]
+  choice = (choose or choices.top)(gates, k)                         # [G, S, k]
   edges = assignment.from_choices(choice, choices.values(gates, choice), gates.shape[-1])
   edges = assignment.kill_padding(edges, mask)
   priority = jax.lax.stop_gradient(gates.max(axis=-1)) if batch_priority else None  # [G, S]
   return edges, assignment.cap(edges, capacity, priority)
 
 
-def vmoe(logits, mask, capacity, k, *, noise=None, noise_std=0.0, tokens=None, batch_priority=False):
+def vmoe(logits, mask, capacity, k, *, noise=None, noise_std=0.0, tokens=None, batch_priority=False,
+         choose=None):
   """Returns (Assignment, Aux) of V-MoE's routing (section 2 and appendix A).
 
   Args:
     logits:    f32[G,S,E]; mask: bool[G,S]; capacity: C; tokens: see `losses.token_mean`.
     noise:     f32[G,S,E] draws of N(0, 1), or None: no noise, and then the load loss is 0.
     noise_std: sigma, what the draws are multiplied by.
+    choose:    how experts are chosen instead, see `contract.OFFERS`.
   """
   noisy = logits if noise is None else logits + noise_std * noise
   gates = jax.nn.softmax(noisy, axis=-1)                             # [G, S, E]
-  edges, a = dispatch(gates, mask, k, capacity, batch_priority)
+  edges, a = dispatch(gates, mask, k, capacity, batch_priority, choose)
   clean = jax.nn.softmax(logits, axis=-1)
   first = jnp.argmax(gates, axis=-1)[..., None]                      # [G, S, 1]
   load = jnp.float32(0) if noise is None else losses.load(logits, noisy, k, noise_std, mask, tokens)
@@ -85,8 +88,6 @@ class VMoe(nnx.Module):
   Losses: importance, load, gshard.
   Differs: initial weights are N(0, 0.02), like other routers'; the released code's have variance 1/D.
   """
-
-  ranked = {}                        # see layers/ranks.py
 
   def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
                capacity_factor: ranges.Pair(ranges.Positive | None) = (1.05, 1.05),
@@ -114,18 +115,25 @@ class VMoe(nnx.Module):
     return 'batch_priority=True ranks the tokens of a group; nearest: batch_priority=False' if (
         self.batch_priority) else None
 
-  def __call__(self, x, ctx, carry):
-    """Returns Routed for x [G,S,D]; raises UserError for batch priority in a causal stack."""
+  def logits(self, x, ctx):
+    """Returns f32[G,S,E] for x [G,S,D]."""
+    return jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+
+  def decide(self, logits, ctx, carry, choose=None):
+    """Returns Routed for logits f32[G,S,E]; raises UserError for batch priority in a causal stack."""
     if self.batch_priority and ctx.causal and not self.allow_causal:
       raise UserError('router vmoe: batch_priority=True lets later tokens decide in a causal stack; '
                       'nearest: batch_priority=False (or allow_causal=True)')
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
-    size, factor = x.shape[1], self.capacity_factor[0 if ctx.train else 1]
+    size, factor = logits.shape[1], self.capacity_factor[0 if ctx.train else 1]
     slots = size
     if factor is not None:                                           # an expert has a token once at most
       slots = min(size, capacity(size * self.k, self.num_experts, factor, self.multiple_of))
     key = ctx.fold('noise').key if ctx.train and self.noise_std else None
     noise = None if key is None else jax.random.normal(key, logits.shape)
     a, aux = vmoe(logits, ctx.mask, slots, self.k, noise=noise, noise_std=self.noise_std / self.num_experts,
-                  tokens=ctx.tokens, batch_priority=self.batch_priority)
+                  tokens=ctx.tokens, batch_priority=self.batch_priority, choose=choose)
     return contract.Routed(a, aux, carry)
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    return self.decide(self.logits(x, ctx), ctx, carry)

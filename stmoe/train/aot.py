@@ -10,6 +10,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from stmoe import axes
+from stmoe import lookup
 from stmoe.analysis import flops
 from stmoe.analysis import hardware
 from stmoe.analysis import hlo
@@ -118,7 +119,8 @@ def suggestions(cfg, mesh):
   """Returns the settings, as texts, that would need less memory per device and that this model can take."""
   found, devices = [], mesh.size
   shape = dict(mesh.shape)
-  experts = [block.router.num_experts for block in map(_sparse, cfg.blocks.values()) if block]
+  experts = [router.num_experts for block in cfg.blocks.values() for layer in lookup.nested(block)
+             if 'router' in layer for router in lookup.nested(layer.router) if 'num_experts' in router]
   together = shape['data'] * shape['expert']
   if not cfg.mesh.get('rules') and together > 1 and cfg.model.d_model % together == 0:
     found.append('mesh.rules=fsdp')
@@ -139,12 +141,6 @@ def suggestions(cfg, mesh):
   elif rows % 2 == 0:
     found.append(f'train.batch_size={cfg.train.batch_size // 2}')
   return found or ['more chips']
-
-
-def _sparse(block):
-  while block is not None and 'router' not in block:
-    block = block.get('inner')
-  return block
 
 
 def examine(cfg, chip, devices, note=lambda text: None, quick=False):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import errors
+from stmoe import modules
 from stmoe import sections
 from stmoe.data import pipeline
 from stmoe.data import vision
@@ -92,11 +93,12 @@ def vocabulary(cfg, plan, found):
     multiple, what = -(-size // 128) * 128, 'vocab' if 'vocab' in cfg.data else 'task'
     raise errors.UserError(f'model.vocab_size={cfg.model.vocab_size}, but data.{what}={cfg.data[what]!r} has '
                            f'{size} ids; set model.vocab_size={size} or, faster, {multiple}')
-  for path, module in nnx.iter_graph(plan.model(plan.shapes['params'], plan.shapes['router_state'])):
-    wanted = getattr(module, 'vocabulary', None)
-    if wanted not in (None, found.digest):
-      raise errors.UserError(f'{".".join(map(str, path))} is made for another vocabulary ({wanted[:12]}) '
-                             f'than data.vocab={cfg.data.vocab!r} is ({found.digest[:12]}); make it again')
+  model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
+  for path, part in modules.offering(model, 'vocabulary'):
+    if part.vocabulary != found.digest:
+      raise errors.UserError(f'{".".join(map(str, path))} is made for another vocabulary '
+                             f'({part.vocabulary[:12]}) than data.vocab={cfg.data.vocab!r} is '
+                             f'({found.digest[:12]}); make it again')
 
 
 def files(plan):
@@ -108,5 +110,5 @@ def files(plan):
 
 def place(batch, mesh):
   """Returns the rows of this process as global arrays, split over ('data', 'expert')."""
-  sharding = jax.sharding.NamedSharding(mesh, axes.spec(('batch', 'length')))
-  return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+  sharding = lambda x: jax.sharding.NamedSharding(mesh, axes.spec(('batch', 'length')[:x.ndim]))
+  return {name: jax.make_array_from_process_local_data(sharding(x), x) for name, x in batch.items()}

@@ -70,12 +70,10 @@ def _lengths(cfg, start):
              layers=cfg.data.get('length'))
   for stack in ('encoder', 'decoder', 'layers'):
     for letter in {letter for letters, _ in cfg.model.get(stack, ()) for letter in letters}:
-      block = cfg.blocks[letter]
-      while block is not None and 'group_size' not in block:
-        block = block.get('inner')
-      if block is not None and block.group_size and was.get(stack) and now[stack]:
-        sequences = max(block.group_size // was[stack], 1)
-        block.group_size = sequences * now[stack]
+      for layer in lookup.nested(cfg.blocks[letter]):
+        if layer.get('group_size') and was.get(stack) and now[stack]:
+          sequences = max(layer.group_size // was[stack], 1)
+          layer.group_size = sequences * now[stack]
 
 
 def _apply(cfg, recipe):
@@ -83,18 +81,16 @@ def _apply(cfg, recipe):
   known = lambda kind, fields: lookup.fields(kind, fields['name'])
   if recipe.dropout_rate is not None and 'dropout_rate' in known('model', cfg.model):
     cfg.model.dropout_rate = recipe.dropout_rate
-  for block in cfg.blocks.values():
-    while block is not None:
-      if recipe.dropout_rate is not None and block.layer == 'dense':
-        block.dropout_rate = recipe.dropout_rate
-      if 'experts' in block and recipe.expert_dropout_rate is not None:
-        if 'dropout_rate' in known('experts', block.experts):
-          block.experts.dropout_rate = recipe.expert_dropout_rate
-      if 'router' in block and recipe.capacity_factor is not None:
-        drops = block.router.get('capacity_factor', recipe.capacity_factor) != (None, None)
-        if drops and 'capacity_factor' in known('router', block.router):
-          block.router.capacity_factor = tuple(recipe.capacity_factor)
-      block = block.get('inner')
+  for layer in [layer for block in cfg.blocks.values() for layer in lookup.nested(block)]:
+    if recipe.dropout_rate is not None and layer.get('layer') == 'dense':
+      layer.dropout_rate = recipe.dropout_rate
+    if 'experts' in layer and recipe.expert_dropout_rate is not None:
+      if 'dropout_rate' in known('experts', layer.experts):
+        layer.experts.dropout_rate = recipe.expert_dropout_rate
+    for router in lookup.nested(layer.get('router')):
+      drops = router.get('capacity_factor', recipe.capacity_factor) != (None, None)
+      if recipe.capacity_factor is not None and drops and 'capacity_factor' in known('router', router):
+        router.capacity_factor = tuple(recipe.capacity_factor)
   if not recipe.aux:
     cfg.losses = {name: (0.0, reduction) for name, (_, reduction) in cfg.losses.items()}
 

@@ -21,6 +21,7 @@ from stmoe.data import cache
 from stmoe.data import pipeline
 from stmoe.data import record as records
 from stmoe.train import best as bests
+from stmoe.train import blame
 from stmoe.train import check
 from stmoe.train import checkpoint
 from stmoe.train import distributed
@@ -116,6 +117,7 @@ class Loop:
       writers.drop_router_stats(path, self.step)
     self.final = {key: value for line in self.metrics.lines for key, value in line.items()}
     self.clock, self.running, self.shown = Clock(seconds), [], (0, 0.0)
+    self.batch, self.blamed = None, False
     self.profile = Profile(cfg.profile, path / 'profile', job.leads())
     stack.callback(self.profile.stop)
     self._introduce(name, aux)
@@ -196,7 +198,8 @@ class Loop:
   def _step(self):
     """Does one step; returns its report."""
     self.profile.at(self.step)
-    self.state, report = self.do_step(self.state, check.place(next(self.data), self.mesh))
+    self.batch = check.place(next(self.data), self.mesh)
+    self.state, report = self.do_step(self.state, self.batch)
     self.step += 1
     self.running.append(report['loss/total'])
     if len(self.running) > AHEAD:
@@ -259,8 +262,15 @@ class Loop:
     return float(self.flops_of_start + self.step * self.flops_per_step)
 
   def _refuse(self, bad):
-    """Reports `bad` non-finite steps in a row, and ends the run when they are too many, or the last."""
+    """Reports `bad` non-finite steps in a row, and ends the run when they are too many, or the last.
+
+    The first time it says which routers are to blame.
+    """
     self.log(f'step {self.step:,}: loss, gradient or update not finite, {bad} steps in a row skipped')
+    if not self.blamed:
+      self.blamed = True
+      for line in blame.routers(self.plan, self.state, self.batch, self.cfg.train.microbatches):
+        self.log(line)
     if bad >= self.cfg.train.stop_after_bad or self.step == self.cfg.train.steps:
       self.checkpoints.wait()
       good = ', '.join(map(str, self.checkpoints.steps()))

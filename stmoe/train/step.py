@@ -70,7 +70,7 @@ def gradients(cfg, plan, state, batch, microbatches):
 
   grads: of the parameters that train; report: the losses by their names in metrics.jsonl, of two passes
   the means (but loss/total, and loss/consistency, unweighted); aux: dict layer -> Aux of the whole batch, of
-  passes as of microbatches.
+  passes as of microbatches: loads of both passes add up, and so do statistics that are sums.
   """
   model = plan.model(state['params'], state['router_state'])
   targets = jnp.maximum(jnp.sum(losses.weights(batch)), 1.0)
@@ -137,8 +137,8 @@ def split(batch, microbatches):
 def merge(aux):
   """Returns the Aux of a whole batch from one with a leading axis of microbatches.
 
-  Loads add up. Losses and metrics are means over microbatches, except metrics called ..._max,
-  which are maxima, and ..._frac, which are shares of the load.
+  Loads add up, and statistics as each of them says. Losses and metrics are means over microbatches, except
+  metrics called ..._max, which are maxima, and ..._frac, which are shares of the load.
   """
   load = jnp.sum(aux.load, -1)                                       # [M]
 
@@ -148,7 +148,8 @@ def merge(aux):
     return jnp.sum(x * load) / jnp.maximum(jnp.sum(load), 1) if name.endswith('_frac') else jnp.mean(x, 0)
 
   return contract.Aux(losses={n: jnp.mean(x, 0) for n, x in aux.losses.items()}, load=jnp.sum(aux.load, 0),
-                      metrics={n: reduce(n, x) for n, x in aux.metrics.items()})
+                      metrics={n: reduce(n, x) for n, x in aux.metrics.items()},
+                      statistics={n: x.together() for n, x in aux.statistics.items()})
 
 
 def all_finite(tree):

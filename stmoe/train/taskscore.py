@@ -11,13 +11,14 @@ Section `decode` names the strategy, a module of stmoe/decode, and its fields.
 import itertools
 import pathlib
 
-from flax import nnx
 import jax
 import numpy as np
 
 from stmoe import errors
 from stmoe import files
 from stmoe import lookup
+from stmoe import modules
+from stmoe.core import contract
 from stmoe.data import pipeline
 from stmoe.data import record as records
 from stmoe.decode import generate
@@ -196,12 +197,9 @@ def capacities(plan):
   """Returns dict path of a router -> its capacity factor in evaluation; None = nothing is dropped."""
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
   found = {}
-  for path, module in nnx.iter_graph(model):
-    factor = getattr(module, 'capacity_factor', None)
-    if isinstance(factor, tuple):
-      found['/'.join(map(str, path))] = factor[1]
-    elif path[-1:] == ('router',):
-      found['/'.join(map(str, path))] = None
+  for path, layer in modules.offering(model, 'router'):
+    factor = contract.offered(layer.router, 'capacity_factor')
+    found['/'.join(map(str, (*path, 'router')))] = factor and factor[1]
   return found
 
 

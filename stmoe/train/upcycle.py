@@ -10,7 +10,6 @@ Differs: T5X decays Adafactor's second moments by the global step; here empty sl
 """
 
 import inspect
-import itertools
 import pathlib
 
 import jax
@@ -20,6 +19,8 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import files
 from stmoe import lookup
+from stmoe import modules
+from stmoe.core import contract
 from stmoe.data import pipeline
 from stmoe.data import record as records
 from stmoe.surgery import upcycle as surgery
@@ -143,23 +144,23 @@ def _model_fields(cfg):
 def same_activations(run, dense, plan):
   """Raises UserError for the first layer whose activation function is another one in the dense run."""
   for (name, old), (_, new) in zip(_layers(dense), _layers(plan)):
-    old, new = (getattr(layer, 'experts', layer) for layer in (old, new))
-    theirs, mine = (getattr(layer, 'activation', None) for layer in (old, new))
+    theirs, mine = _activation(old), _activation(new)
     if theirs != mine:
       raise errors.UserError(f'layer {name} has activation {theirs!r} in {run} and {mine!r} in the new model')
 
 
+def _activation(layer):
+  """The name of the activation function of a layer's experts, or of its innermost part that has one."""
+  found = lambda module: [part.activation for _, part in modules.offering(module, 'activation')]
+  of_experts = [name for sparse in modules.sparse(layer) for name in found(sparse)]
+  return (of_experts or found(layer) or [None])[-1]
+
+
 def _layers(plan):
-  """Yields (name, innermost feed-forward layer) of every block of the model, without arrays."""
+  """Yields (name, feed-forward layer) of every block of the model, without arrays."""
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
   for stack in model.stacks():
-    layers, number = dict(stack.layers()), itertools.count()
-    for segment, (letters, repeats) in enumerate(stack.pattern):
-      for place in [place for _ in range(repeats) for place in range(len(letters))]:
-        layer = layers[segment, place]
-        while hasattr(layer, 'inner'):
-          layer = layer.inner
-        yield f'{stack.name}_{next(number):02d}', layer
+    yield from stack.by_name().items()
 
 
 def _scale(plan, granularity, scale):
@@ -167,17 +168,16 @@ def _scale(plan, granularity, scale):
   if scale is not None or granularity == 1:
     return 1.0 if scale is None else scale
   found = {}
-  for name, layer in _layers(plan):
-    if not hasattr(layer, 'router'):
-      continue
-    k, normalized = (getattr(layer.router, field, None) for field in ('k', 'normalize_gates'))
+  routers = [(name, part.router) for name, layer in _layers(plan) for part in modules.sparse(layer)]
+  for name, router in routers:
+    k, normalized = (contract.offered(router, field) for field in ('k', 'normalize_gates'))
     if k is None or normalized is None:
-      raise errors.UserError(f'router {type(layer.router).__name__} of {name} does not say how many experts '
+      raise errors.UserError(f'router {type(router).__name__} of {name} does not say how many experts '
                              'a token has and whether their gates sum to 1; give --scale')
     if k % granularity:
       raise errors.UserError(f'router of {name}: k={k} is not a multiple of --granularity {granularity}; '
                              f'nearest: k={max(1, k // granularity) * granularity}')
-    found[name] = surgery.activation_scale(layer.router.num_experts, granularity, k, normalized)
+    found[name] = surgery.activation_scale(router.num_experts, granularity, k, normalized)
   if len(set(found.values())) > 1:
     raise errors.UserError(f'layers need different scales ({found}); give --scale')
   return next(iter(found.values()), 1.0)

@@ -46,6 +46,9 @@ CASES = dict(
     lm_switch=language_model(moe('switch')),
     lm_gshard=language_model(moe('gshard', 2)),
     lm_st_moe=language_model(moe('st_moe', 2)),
+    lm_lora=language_model(moe('gshard', 2) | dict(experts=dict(name='lora', d_ff=96, rank=3))),
+    # Half of the choices go to virtual experts; a constant expert reads every token.
+    lm_virtual=language_model(moe('st_moe', 2) | dict(virtual=('zero', 'copy', 'constant', 'zero'))),
     t5=encoder_decoder(),
     t5_expert_choice=encoder_decoder(moe('expert_choice', 2)),
     encoder=encoder(),
@@ -115,6 +118,12 @@ def test_a_head_of_experts_routes_once_a_row():
               experts=dict(name='mlp', d_ff=48))
   dense, sparse = (flops.active_per_token(encoder(head=each))['forward_per_row'] for each in (None, head))
   assert sparse - dense == 2 * LENGTH * (2 * 2 * WIDTH * 48) + 2 * WIDTH * EXPERTS
+
+
+def test_matrices_that_are_put_together_count_as_matrices():
+  made = language_model(moe('gshard', 2) | dict(experts=dict(name='mpo', d_ff=96)))
+  plain = language_model(moe('gshard', 2))
+  assert flops.active_per_token(made) == flops.active_per_token(plain)
 
 
 def test_units_of_the_figures():

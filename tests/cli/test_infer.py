@@ -92,7 +92,8 @@ def test_a_batch_is_given_before_the_next_is_read(lm):
     ('a\nb\n' + 'c' * 40 + '\n', 'x.txt', ('--batch-size', 2), 'x.txt:3: the prompt has 41 tokens'),
     ('a\n', 'x.txt', ('--config.decode.name=gredy',), "nearest: 'greedy'"),
     ('a\n', 'x.txt', ('--config.decode.beam=2', '--config.decode.name=beam'), "nearest: 'beams'"),
-    ('a\n', 'x.txt', ('--config.decode.name=contrast',), 'router switch has no ranks'),
+    ('a\n', 'x.txt', ('--config.decode.name=contrast', '--config.decode.routing_ranks=(99,)'),
+     'ranks are different numbers from 0'),
     ('a\n', 'x.txt', ('--length', 0), '--length 0: expected a whole number of at least 1'),
     ('a\n', 'x.txt', ('--batch-size', 0), '--batch-size 0'),
     ('a\n', 'x.txt', ('--step', 7), 'step')], ids=lambda x: str(x)[-20:])

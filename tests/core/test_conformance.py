@@ -12,10 +12,12 @@ import pytest
 from pallas_kernels import walk
 from stmoe import errors
 from stmoe import lookup
+from stmoe import modules
 from stmoe.core import assignment
 from stmoe.core import contract
-from stmoe.experts import glu
 from stmoe.experts import mlp
+from tests.experts import conv
+from tests.experts import generic as generic_banks
 from tests.routers import generic
 
 G, S, D, F, E = 2, 16, 8, 12, 4
@@ -45,12 +47,19 @@ class Biased:
     return rows.linear(self.w, self.b).map(jnp.cos)
 
 
-BANKS = {
-    'narrow': Narrow(jax.random.normal(jax.random.key(9), (E, D, D // 2)), jnp.ones((E, D))),
-    'biased': Biased(jax.random.normal(jax.random.key(8), (E, D, D)), jnp.ones((E, D))),
-    'mlp': mlp.Mlp(D, num_experts=E, d_ff=F, init_scale=1.0, use_bias=True, rngs=nnx.Rngs(0)),
-    'glu': glu.Glu(D, num_experts=E, d_ff=F, init_scale=1.0, multiplicative_bias=True, rngs=nnx.Rngs(1)),
+# Banks that no file of `stmoe/experts` holds: plain arrays, and one that is not made of products.
+OTHERS = {
+    'narrow': lambda: Narrow(jax.random.normal(jax.random.key(9), (E, D, D // 2)), jnp.ones((E, D))),
+    'biased': lambda: Biased(jax.random.normal(jax.random.key(8), (E, D, D)), jnp.ones((E, D))),
+    'conv': lambda: generic_banks.of(conv.Conv, D, E),
 }
+BANKS = [*lookup.available('experts'), *OTHERS]
+
+
+@functools.cache
+def bank_of(name):
+  """The bank called `name`, of OTHERS or of a file."""
+  return OTHERS[name]() if name in OTHERS else generic_banks.build(name, D, E)
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -110,7 +119,7 @@ CASES = ['random', 'one_takes_all', 'empty', 'ties', 'padding', 'nothing']
 @pytest.mark.parametrize('executor', FAST)
 @pytest.mark.parametrize('k, capacity', [(1, 5), (2, 9), (4, S)])
 def test_made_assignments(executor, k, capacity):
-  x, bank = activations(), BANKS['mlp']
+  x, bank = activations(), bank_of('mlp')
   dropped = 0
   for case in CASES:
     a = made(case, k, capacity)
@@ -125,15 +134,15 @@ def test_made_assignments(executor, k, capacity):
 
 
 @pytest.mark.parametrize('executor', FAST)
-@pytest.mark.parametrize('bank', ['glu', 'biased', 'narrow'])
-def test_other_banks(executor, bank):
-  x, bank, a = activations(), BANKS[bank], made('random', 2, 9)
+@pytest.mark.parametrize('bank', BANKS)
+def test_banks(executor, bank):
+  x, bank, a = activations(), bank_of(bank), made('random', 2, 9)
   assert_same(run(x, a.weight, bank, a, executor=executor), run(x, a.weight, bank, a, executor='einsum'))
 
 
 @pytest.mark.parametrize('executor', FAST)
 def test_bfloat16_activations(executor):
-  x, bank, a = activations(jnp.bfloat16), BANKS['mlp'], made('padding', 2, 9)
+  x, bank, a = activations(jnp.bfloat16), bank_of('mlp'), made('padding', 2, 9)
   y, (dx, dweight, dbank) = run(x, a.weight, bank, a, executor=executor)
   assert y.dtype == dx.dtype == jnp.bfloat16
   assert dweight.dtype == jax.tree.leaves(dbank)[0].dtype == jnp.float32
@@ -145,7 +154,7 @@ def test_bfloat16_activations(executor):
 def test_virtual_experts_never_reach_a_matmul(executor):
   expert = jnp.asarray(np.random.default_rng(0).integers(0, E + 2, size=(G, S, 2)))
   edges = assignment.from_choices(expert, jnp.ones((G, S, 2)), E, num_virtual=2)
-  a, x, bank = assignment.cap(edges, 9), activations(), BANKS['mlp']
+  a, x, bank = assignment.cap(edges, 9), activations(), bank_of('mlp')
   assert int((expert >= E).sum()) > 0
   assert_same(run(x, a.weight, bank, a, executor=executor), run(x, a.weight, bank, a, executor='einsum'))
 
@@ -157,7 +166,7 @@ def test_blocks_of_the_shipped_sizes(monkeypatch):
   edges = assignment.from_choices(jnp.asarray(expert)[None, :, None], jnp.ones((1, size, 1)), E)
   a = assignment.cap(edges, size)
   x = jax.random.normal(jax.random.key(0), (1, size, D))
-  bank = BANKS['mlp']
+  bank = bank_of('mlp')
   assert_same(run(x, a.weight, bank, a, executor='blocks'), run(x, a.weight, bank, a, executor='einsum'))
 
 
@@ -191,8 +200,7 @@ def routed(name):
 
   def route(x, params):
     router = nnx.merge(graph, params, rest)
-    carry = router.init_carry(x) if hasattr(router, 'init_carry') else {}
-    return router(x, ctx, carry).assignment
+    return router(x, ctx, modules.init_carry(router, x)).assignment
   x = activations() * 20                             # far from uniform, so that routers with noise drop too
   return x, params, route, jax.jit(route)(x, params)
 
@@ -203,12 +211,12 @@ def test_routers(name):
   if isinstance(a, assignment.SoftAssignment):                       # einsum is its meaning and only executor
     for executor in FAST:
       with pytest.raises(errors.UserError, match="nearest: executor='einsum'"):
-        lookup.module('executor', executor).execute(x, a, BANKS['mlp'])
+        lookup.module('executor', executor).execute(x, a, bank_of('mlp'))
     return
   pull = jax.jit(lambda dweight: jax.vjp(lambda x, p: route(x, p).weight, x, params)[1](dweight))
   results = {}
   for executor in ['einsum', *FAST]:
-    y, (dx, dweight, dbank) = run(x, a.weight, BANKS['mlp'], a, executor=executor)
+    y, (dx, dweight, dbank) = run(x, a.weight, bank_of('mlp'), a, executor=executor)
     results[executor] = y, dx, pull(dweight), dbank
   for executor in FAST:
     assert_same(results[executor], results['einsum'])
@@ -216,7 +224,7 @@ def test_routers(name):
 
 @pytest.mark.parametrize('k', [1, 2])
 def test_gather_is_made_of_gathers(k):
-  a, x, bank = made('random', k, 9), activations(), BANKS['mlp']
+  a, x, bank = made('random', k, 9), activations(), bank_of('mlp')
   program = lambda executor: run.lower(x, a.weight, bank, a, executor=executor).as_text()
   assert 'stablehlo.scatter' not in program('gather') and 'stablehlo.gather' in program('gather')
   assert 'stablehlo.scatter' in program('einsum')                    # so that the check above can fail
@@ -224,6 +232,6 @@ def test_gather_is_made_of_gathers(k):
 
 def test_gather_with_expert_choice_sums_over_segments():
   probs = jax.nn.softmax(jax.random.normal(jax.random.key(2), (G, S, E)))
-  a, x, bank = assignment.cap(assignment.from_experts_choice(probs, 5), 5), activations(), BANKS['mlp']
+  a, x, bank = assignment.cap(assignment.from_experts_choice(probs, 5), 5), activations(), bank_of('mlp')
   for executor in FAST:
     assert_same(run(x, a.weight, bank, a, executor=executor), run(x, a.weight, bank, a, executor='einsum'))

@@ -16,14 +16,25 @@ from stmoe import lookup
 from stmoe.core import assignment
 from stmoe.core import exchange
 from stmoe.core.execute import all_to_all_dropless
-from stmoe.experts import glu
 from stmoe.experts import mlp
+from tests.experts import conv
+from tests.experts import generic
 
 G, S, D, F, E = 8, 16, 16, 24, 8
 MESHES = [(8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)]
 EXECUTORS = ['all_to_all', 'all_to_all:chunks=3', 'all_to_all_dropless']
-BANKS = {'mlp': mlp.Mlp(D, num_experts=E, d_ff=F, init_scale=1.0, use_bias=True, rngs=nnx.Rngs(0)),
-         'glu': glu.Glu(D, num_experts=E, d_ff=F, init_scale=1.0, multiplicative_bias=True, rngs=nnx.Rngs(1))}
+BANKS = [*lookup.available('experts'), 'conv']
+
+
+@functools.cache
+def bank_of(name):
+  """The bank called `name`, of a file or of the tests."""
+  return generic.of(conv.Conv if name == 'conv' else lookup.constructor('experts', name), D, E, d_ff=F)
+
+
+def shares(name):
+  """Whether the experts of a bank share arrays."""
+  return not all(jax.tree.leaves(axes.per_expert(bank_of(name))))
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -76,7 +87,7 @@ def reference(kind, bank):
   x = jax.random.normal(jax.random.key(7), (G, S, D))
   a = dict(top_1=lambda: made(1, 3), top_2=lambda: made(2, 5, skew=0.3),
            one_device=lambda: made(1, S, skew=9.0), experts=lambda: by_experts(4))[kind]()
-  return x, a, jax.device_get(jax.jit(program('einsum'))(x, a.weight, BANKS[bank], a))
+  return x, a, jax.device_get(jax.jit(program('einsum'))(x, a.weight, bank_of(bank), a))
 
 
 def assert_same(got, want, tolerance=1e-5):
@@ -87,7 +98,7 @@ def assert_same(got, want, tolerance=1e-5):
 def run(executor, kind, bank, shape, rules=''):
   x, a, want = reference(kind, bank)
   with axes.use(axes.make_mesh(*shape), axes.rules(rules)):
-    x, a, made = placed(x, a, BANKS[bank])
+    x, a, made = placed(x, a, bank_of(bank))
     return jax.jit(program(executor))(x, a.weight, made, a), want
 
 
@@ -96,6 +107,17 @@ def run(executor, kind, bank, shape, rules=''):
 @pytest.mark.parametrize('executor', EXECUTORS)
 def test_every_mesh(executor, shape):
   assert_same(*run(executor, 'top_2', 'mlp', shape))
+
+
+@pytest.mark.parametrize('bank', [bank if shares(bank) else pytest.param(bank, marks=pytest.mark.slow)
+                                  for bank in BANKS])
+@pytest.mark.parametrize('executor', ['gather', EXECUTORS[0], EXECUTORS[2]])
+def test_every_bank(executor, bank):
+  assert_same(*run(executor, 'top_2', bank, (2, 2, 2)))
+
+
+def test_some_banks_share_arrays():
+  assert {'lora', 'mpo', 'conv'} <= {bank for bank in BANKS if shares(bank)}
 
 
 @pytest.mark.parametrize('shape', [(8, 1, 1), (1, 1, 8)])
@@ -128,7 +150,7 @@ def moved(executor, shape, rules='', gradients=True):
   x, a, _ = reference('top_2', 'mlp')
   run = program(executor)
   with axes.use(axes.make_mesh(*shape), axes.rules(rules)):
-    x, a, bank = placed(x, a, BANKS['mlp'])
+    x, a, bank = placed(x, a, bank_of('mlp'))
     forward = lambda *given: run(*given)[0]
     text = jax.jit(run if gradients else forward).lower(x, a.weight, bank, a).compile().as_text()
   found = [m[1] for m in re.finditer(KINDS, text) if not m[0].startswith('= (s32')]
@@ -158,7 +180,7 @@ def test_experts_split_over_devices_with_the_same_tokens_are_refused():
   x, a, _ = reference('top_2', 'mlp')
   with axes.use(axes.make_mesh(2, 2, 2), axes.rules('expert=model')):
     with pytest.raises(errors.UserError, match='must have different tokens'):
-      jax.eval_shape(lambda: exchange.on_shards(lambda *_: None, x, a, BANKS['mlp'], None))
+      jax.eval_shape(lambda: exchange.on_shards(lambda *_: None, x, a, bank_of('mlp'), None))
 
 
 def test_dropout_differs_between_devices_and_not_between_calls():

@@ -59,3 +59,21 @@ def test_ragged_rows_of_uneven_and_empty_experts():
 def test_products_are_in_the_dtype_of_the_rows():
   x, w, b, scale = arrays()
   assert expert(layouts.Buckets(x.astype(jnp.bfloat16)), w, b, scale).x.dtype == jnp.bfloat16
+
+
+def test_shared_arrays_are_those_of_every_expert():
+  x, w, b, scale = arrays()
+  uneven = layouts.Ragged(x.reshape(E * R, D), jnp.array([5, 0, 7]))
+  for rows in (layouts.Buckets(x), uneven):
+    tiled = expert(rows, *(jnp.repeat(v[:1], E, axis=0) for v in (w, b, scale))).shift(b[:1] + 0 * b).x
+    np.testing.assert_allclose(expert(rows, w[0], b[0], scale[0]).shift(b[0]).x, tiled, rtol=1e-5, atol=1e-6)
+
+
+def test_each_runs_one_expert_at_a_time():
+  x, w, b, _ = arrays()
+  one = lambda x, w, b: jnp.cumsum(x, axis=-1) @ w + b
+  want = jnp.stack([one(x[e], w[e], b[e]) for e in range(E)])
+  np.testing.assert_allclose(layouts.Buckets(x).each(one, w, b).x, want, rtol=1e-4, atol=1e-5)
+  ragged = layouts.Ragged(x.reshape(E * R, D), jnp.array([5, 0, 7])).each(one, w, b).x
+  expected = jnp.concatenate([one(x.reshape(-1, D)[:5], w[0], b[0]), one(x.reshape(-1, D)[5:], w[2], b[2])])
+  np.testing.assert_allclose(ragged, expected, rtol=1e-4, atol=1e-5)

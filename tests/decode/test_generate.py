@@ -242,7 +242,7 @@ def test_mistakes_are_one_line(says, decode):
 
 
 def test_routers_without_ranks_or_that_need_neighbours_are_refused():
-  with pytest.raises(errors.UserError, match='switch has no ranks'):
-    generate.make(tiny_plan.build('lm', router='switch')[0], dict(name='contrast'), 4)
+  with pytest.raises(errors.UserError, match='switch_max has no ranks'):
+    generate.make(tiny_plan.build('lm', router='switch_max')[0], dict(name='contrast'), 4)
   with pytest.raises(errors.UserError, match='expert_choice cannot be decoded'):
     generate.make(tiny_plan.build('lm', router='expert_choice')[0], dict(name='greedy'), 4)

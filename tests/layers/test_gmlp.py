@@ -24,7 +24,7 @@ PARTIAL = DETERMINISTIC | dict(router=dict(name='partial_prediction', num_expert
 def layer(inner, **fields):
   """A layer whose weights are all drawn large enough to be seen."""
   rng = np.random.default_rng(1)
-  made = nnx.eval_shape(lambda: gmlp.Gmlp(D, length=N, d_ff=F, inner=lookup.recipe('inner', inner),
+  made = nnx.eval_shape(lambda: gmlp.Gmlp(D, length=N, d_ff=F, inner=lookup.recipe('layer', inner),
                                           rngs=nnx.Rngs(0), **fields))
   nnx.update(made, jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), nnx.state(made)))
   return made

@@ -1,5 +1,7 @@
 """The sparse layer: grouping, and the identities that hold whatever the router is."""
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from stmoe.core import assignment
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import moe
+from tests.experts import conv
 
 B, T, D, F, E = 2, 8, 6, 10, 4
 EXPERTS = dict(name='mlp', d_ff=F, init_scale=1.0)
@@ -147,3 +150,31 @@ def test_capacity_of_a_dropless_layer_is_the_group():
   routed = layer(TOP_2 | DROPLESS).router(activations(), context(), {})
   assert routed.assignment.capacity == T
   assert bool(assignment.live(routed.assignment).all())
+
+
+@pytest.mark.parametrize('bank', ['lora', pytest.param('conv', marks=pytest.mark.slow)])
+def test_shared_arrays_in_stacked_layers_and_alone(bank):
+  """Layers in a scan, computed again in the backward: `blocks` as `gather`; and tokens that are alone."""
+  experts = conv.Conv if bank == 'conv' else lookup.recipe('experts', EXPERTS | dict(name=bank))
+  x, found = activations(), {}
+
+  @nnx.split_rngs(splits=2)
+  @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: 'layers'})
+  def stacked(rngs):
+    router = lookup.recipe('router', TOP_2 | DROPLESS)
+    return moe.Moe(D, router=router, experts=experts, executor='gather', rngs=rngs)
+  change = lambda w: w + 0.1 * jnp.cos(jnp.arange(w.size)).reshape(w.shape)
+  layers = jax.tree.map(change, stacked(nnx.Rngs(0)))
+
+  @functools.partial(jax.jit, static_argnames=('executor', 'alone'))
+  def run(layers, x, executor, alone=False):
+    def body(x, layer):
+      layer.executor = executor
+      return x + layer(x, context(alone=alone), {})[0], None
+    loss = lambda layers, x: (jax.lax.scan(jax.checkpoint(body), x, layers)[0] ** 2).sum()
+    return jax.value_and_grad(loss, argnums=(0, 1))(layers, x)
+  found = {executor: run(layers, x, executor) for executor in ('gather', 'blocks')}
+  found['alone'] = run(layers, x, 'gather', alone=True)
+  for name in ('blocks', 'alone'):
+    for got, want in zip(jax.tree.leaves(found[name]), jax.tree.leaves(found['gather']), strict=True):
+      np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4 * max(1.0, float(jnp.abs(want).max())))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stmoe import lookup
+from stmoe import modules
 from stmoe import state
 from stmoe.core import contract
 from stmoe.core import losses
@@ -21,7 +22,7 @@ from stmoe.layers import robust_momentum
 B, T, D = 2, 3, 4
 # Sparse inner layers are in tests/models and tests/oracles; what is tested here does not depend on them.
 DENSE = dict(name='dense', d_ff=5, activation='gelu', use_bias=True)
-INNER = lookup.recipe('inner', DENSE)
+INNER = lookup.recipe('layer', DENSE)
 
 
 def context(real=T, **fields):
@@ -99,7 +100,7 @@ def test_post_norm_without_momentum_is_the_residual_layer():
   ours = momentum.Momentum(D, inner=INNER, mu=0.0, gamma=-1.0, post_norm=True, rngs=nnx.Rngs(0))
   baseline = residual.Residual(D, inner=INNER, rngs=nnx.Rngs(0))
   baseline.inner = ours.inner
-  y, _, _ = call(ours, x(), context(), ours.init_carry(x()))
+  y, _, _ = call(ours, x(), context(), modules.init_carry(ours, x()))
   np.testing.assert_allclose(call(baseline, x(), context(), {})[0], y, rtol=1e-6)
   np.testing.assert_allclose(y.mean(-1), np.zeros((B, T)), atol=1e-6)
 
@@ -112,7 +113,7 @@ KINDS = dict(a=('adam_momentum', dict(beta1=0.8, beta2=0.9, gamma1=0.5, mu=0.6, 
 
 def through_layers(layers, x, ctx):
   """Pre-norm blocks without norms: the layers' own states in the carry."""
-  carry = functools.reduce(lambda carry, layer: carry | layer.init_carry(x), layers, {})
+  carry = functools.reduce(lambda carry, layer: carry | modules.init_carry(layer, x), layers, {})
   for layer in layers:
     y, _, carry = layer(x, ctx, carry)
     x = x + y
@@ -193,7 +194,7 @@ EVERY = [(momentum.Momentum, {'momentum'}), (adam_momentum.AdamMomentum, {'momen
 @pytest.mark.parametrize('make, own', EVERY)
 def test_inner_memory_and_foreign_states_pass_through(make, own):
   layer = make(D, inner=Recurrent, rngs=nnx.Rngs(0))
-  carry = layer.init_carry(x(dtype=jnp.bfloat16))
+  carry = modules.init_carry(layer, x(dtype=jnp.bfloat16))
   assert set(carry) == own | {'passed'}
   assert {carry[name].dtype for name in own} <= {jnp.dtype('float32')}
   others = {'momentum', 'adam_p', 'adam_v', 'robust_momentum'} - own
@@ -206,13 +207,13 @@ def test_inner_memory_and_foreign_states_pass_through(make, own):
   for name in own:
     assert (after[name] != 0).any(), name
   assert set(aux.metrics) == {'of_inner'} | ({'momentum_norm'} if own else set())
-  layer.commit(aux)
+  modules.commit(layer, aux)
   np.testing.assert_array_equal(layer.inner.bias[...], [1, 1])
 
 
 def test_momentum_norm_is_of_real_tokens():
   layer = momentum.Momentum(D, inner=Recurrent, mu=0.0, gamma=2.0, rngs=nnx.Rngs(0))
-  ctx, carry = context(real=2), layer.init_carry(x())
+  ctx, carry = context(real=2), modules.init_carry(layer, x())
   aux = call(layer, 3 * jnp.ones((B, T, D)).at[:, 2].set(100.0), ctx, carry)[1]
   np.testing.assert_allclose(aux.metrics['momentum_norm'], 6.0, rtol=1e-6)
   assert losses.token_mean(jnp.ones((B, T)), ctx.mask, ctx.tokens) == 1
@@ -222,7 +223,7 @@ def test_momentum_norm_is_of_real_tokens():
 
 def test_a_layer_that_reports_nothing_stays_so():
   layer = momentum.Momentum(D, inner=INNER, rngs=nnx.Rngs(0))
-  y, aux, carry = call(layer, x(), context(), layer.init_carry(x()))
+  y, aux, carry = call(layer, x(), context(), modules.init_carry(layer, x()))
   assert aux is None
   np.testing.assert_array_equal(y, -carry['momentum'])
 
@@ -230,7 +231,7 @@ def test_a_layer_that_reports_nothing_stays_so():
 @pytest.mark.parametrize('make, own', EVERY)
 def test_dropout_is_of_the_mixture_and_in_training_only(make, own):
   layer = make(D, inner=Recurrent, dropout_rate=0.5, rngs=nnx.Rngs(0))
-  once = lambda **fields: call(layer, 1 + jnp.abs(x()), context(**fields), layer.init_carry(x()))
+  once = lambda **fields: call(layer, 1 + jnp.abs(x()), context(**fields), modules.init_carry(layer, x()))
   key = jax.random.key(0)
   y, _, carry = once(key=key, train=True)
   plain, _, _ = once(key=key)

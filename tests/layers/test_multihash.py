@@ -118,6 +118,12 @@ def test_hash_functions_must_divide_both_widths(num_hashes):
     recipe(num_hashes)(rngs=nnx.Rngs(0))
 
 
+def test_other_routers_are_refused():
+  with pytest.raises(UserError, match='routers/switch.py is no hash function with a seed'):
+    lookup.recipe('layer', dict(name='multihash', router=dict(name='switch', num_experts=K), experts=LINEAR))(
+        D, rngs=nnx.Rngs(0))
+
+
 @pytest.mark.parametrize('kind', ['position', 'bigram'])
 def test_equal_hash_functions_are_refused(kind):
   with pytest.raises(UserError, match=f"2 hash functions of kind='{kind}' would be the same"):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stmoe import lookup
+from stmoe import modules
 from stmoe.core import contract
 from stmoe.layers import dense
 
@@ -35,7 +36,7 @@ def test_output_is_the_sum_and_the_rest_passes_through():
   assert jnp.abs(shared).max() > 1e-3 < jnp.abs(routed).max()
   assert aux.load.sum() == 2 * 5 * 2 and (carry['memory'] == x).all()
   assert isinstance(layer.shared, dense.Dense) and layer.shared.wg.shape == (D, 2 * 6)
-  layer.commit(aux.replace(load=jnp.array([3.0, 1.0, 0.0, 0.0])))
+  modules.commit(layer, aux.replace(load=jnp.array([3.0, 1.0, 0.0, 0.0])))
   assert layer.inner.router.bias[...].tolist() == [-0.5, 0.0, 0.5, 0.5]
 
 
@@ -52,6 +53,6 @@ def test_memory_across_layers_is_that_of_the_routed_layer():
     def init_carry(self, x):
       return dict(seen=x)
   layer = make()
-  assert layer.init_carry(jnp.ones((1, 2, D))) == {}
+  assert modules.init_carry(layer, jnp.ones((1, 2, D))) == {}
   layer.inner = Remembering()
-  assert list(layer.init_carry(jnp.ones((1, 2, D)))) == ['seen']
+  assert list(modules.init_carry(layer, jnp.ones((1, 2, D)))) == ['seen']

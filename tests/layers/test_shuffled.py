@@ -21,7 +21,7 @@ class Spy(nnx.Module):
   """A layer that returns what it saw: its input plus, per token, everything of the context."""
 
   def __init__(self, d_model, *, rngs):
-    self.router, self.group_size = None, SIZE
+    self.router, self.group_size = 'none', SIZE
 
   def __call__(self, x, ctx, carry):
     seen = jnp.stack([ctx.ids, ctx.positions, ctx.segments, ctx.mask], axis=-1).astype(jnp.float32)
@@ -41,7 +41,7 @@ def run(layer, x, ctx, carry):
 
 
 def build(inner):
-  return shuffled.Shuffled(D, inner=lookup.recipe('inner', inner), rngs=nnx.Rngs(0))
+  return shuffled.Shuffled(D, inner=lookup.recipe('layer', inner), rngs=nnx.Rngs(0))
 
 
 def build_spy():

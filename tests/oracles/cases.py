@@ -37,6 +37,9 @@ class Case:
     self.config = self.info.get('config', {})
     self.notes = self.info.get('notes', '')
     self.tolerance = self.info.get('tolerance', {})
+    if isinstance(self.tolerance, str):                              # 'recorded exact; floats 1e-5'
+      numbers = [float(number) for number in re.findall(r'[0-9.]+e-[0-9]+', self.tolerance)[:1]]
+      self.tolerance = {key: number for number in numbers for key in ('rtol', 'atol')}
     with np.load(self.path.with_suffix('.npz'), allow_pickle=False) as arrays:
       self._arrays = dict(arrays)
     self._used = set()

@@ -49,7 +49,8 @@ def test_largest_score_is_that_of_the_unbiased_deviation():
 
 def test_alpha_follows_the_drop_rate_up_to_its_limit():
   router = skywork.Skywork(8, num_experts=4, alpha_start=0.0, rngs=nnx.Rngs(0))
-  drop = lambda d: contract.Aux(losses={}, load=jnp.zeros(4), metrics=dict(overflow_frac=jnp.float32(d)))
+  drop = lambda d: contract.Aux(losses={}, load=jnp.zeros(4), metrics={},
+                                statistics=dict(overflow=contract.mean(jnp.float32(d), jnp.float32(1))))
   router.commit(drop(0.04))
   np.testing.assert_allclose(router.alpha[...], 0.01 * 0.2 * 0.04, rtol=1e-5)
   router.commit(drop(0.9))                                           # 0.18 is over alpha_max = 0.01

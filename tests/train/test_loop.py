@@ -139,7 +139,8 @@ def test_steps_that_are_not_finite_stop_the_run_with_its_checkpoint(corpus, tmp_
   assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['4']
   assert [(line['step'], line['skipped'], line['loss/ce'] is None) for line in metrics(tmp_path)] == [
       (2, 0, False), (4, 0, False), (6, 1, True)]
-  assert 'not finite' in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert 'not finite' in said and said.count('layer decoder_01: stmoe/routers/switch.py: ') == 1, said
 
 
 def test_a_run_whose_last_steps_were_refused_is_not_done(corpus, tmp_path, monkeypatch):

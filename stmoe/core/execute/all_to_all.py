@@ -23,7 +23,7 @@ def execute(x, a, experts, key=None, *, chunks: ranges.Count = 1):
   Args:
     x:       [G,S,D] activations.
     a:       Assignment.
-    experts: a bank, `experts(rows, key) -> rows`, every array of it with a leading E axis.
+    experts: a bank, `experts(rows, key) -> rows`, its arrays [E,...] or shared by all experts.
     key:     PRNG key for dropout inside experts (every device draws its own), or None.
     chunks:  into how many parts the rows are cut; while experts work on one the next can travel.
   Returns:

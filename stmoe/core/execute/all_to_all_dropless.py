@@ -21,7 +21,7 @@ def execute(x, a, experts, key=None):
   Args:
     x:       [G,S,D] activations.
     a:       Assignment.
-    experts: a bank, `experts(rows, key) -> rows`, every array of it with a leading E axis.
+    experts: a bank, `experts(rows, key) -> rows`, its arrays [E,...] or shared by all experts.
     key:     PRNG key for dropout inside experts (every block draws its own), or None.
   Returns:
     [G,S,D'] in the dtype of x, D' the width of the bank's rows; tokens without a live edge get zeros.

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import walk
+from stmoe import axes
 from stmoe.core import assignment
 from stmoe.core import grouped
 from stmoe.core import rows as rows_lib
@@ -26,7 +27,7 @@ def execute(x, a, experts, key=None):
   Args:
     x:       [G,S,D] activations.
     a:       Assignment.
-    experts: a bank, `experts(rows, key) -> rows`, every array of it with a leading E axis.
+    experts: a bank, `experts(rows, key) -> rows`, its arrays [E,...] or shared by all experts.
     key:     PRNG key for dropout inside experts (every block draws its own), or None.
   Returns:
     [G,S,D'] in the dtype of x, D' the width of the bank's rows; tokens without a live edge get zeros.
@@ -68,6 +69,7 @@ def backward(saved, dy):
   tokens, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
   cut = walk.blocks(rows.sizes, rows.edge.size)
   table, gate = walk.room(cut, rows.token), walk.room(cut, weight.reshape(-1)[rows.edge])
+  own = axes.per_expert(experts)
 
   def block(i, carry):
     dx, dgate, dexperts = carry
@@ -84,8 +86,8 @@ def backward(saved, dy):
       return dbank, walk.whole(cut, dxb), walk.whole(cut, dgb)
 
     dbank, dxb, dgb = walk.choose(cut, i, sized)
-    add = lambda all, one: walk.put(all, walk.take(all, expert, 1) + one, expert)
-    return walk.put(dx, dxb, row), walk.put(dgate, dgb, row), jax.tree.map(add, dexperts, dbank)
+    add = lambda own, all, one: walk.put(all, walk.take(all, expert, 1) + one, expert) if own else all + one
+    return walk.put(dx, dxb, row), walk.put(dgate, dgb, row), jax.tree.map(add, own, dexperts, dbank)
 
   with jax.named_scope('experts'):
     dgate = jnp.zeros(table.size, jnp.float32)                       # [M+P]
@@ -101,8 +103,9 @@ _execute.defvjp(lambda *arguments: (forward(*arguments), arguments),
 
 
 def _one(experts, e):
-  """The bank of expert e alone: every array [1,...]."""
-  return jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, e, 0), experts)
+  """The bank of expert e alone: arrays of experts [1,...], those that they share as they are."""
+  take = lambda own, w: jax.lax.dynamic_index_in_dim(w, e, 0) if own else w
+  return jax.tree.map(take, axes.per_expert(experts), experts)
 
 
 def _per_edge(out, rows):

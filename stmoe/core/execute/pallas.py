@@ -11,7 +11,8 @@ M rows times D, so that a layer of many small experts stores what a dense one of
 (SonicMoE, arXiv:2512.14080; `core/grouped.py`). The gradient is exact.
 
 Every device runs the kernels on its own groups, with all experts or (`all_to_all_dropless`) with its own.
-Where a mesh also cuts experts' matrices over `model` the compiler splits them, and `blocks` runs instead.
+Where a mesh also cuts experts' matrices over `model` the compiler splits them, and `blocks` runs instead; so
+it does for banks that are not made of products.
 """
 
 import jax
@@ -33,7 +34,7 @@ def execute(x, a, experts, key=None):
   Args:
     x:       [G,S,D] activations.
     a:       Assignment.
-    experts: a bank, `experts(rows, key) -> rows`, every array of it with a leading E axis.
+    experts: a bank, `experts(rows, key) -> rows`, its arrays [E,...] or shared by all experts.
     key:     PRNG key for dropout inside experts, or None; every platform draws its own masks from it.
   Returns:
     [G,S,D'] in the dtype of x, D' the width of the bank's rows; tokens without a live edge get zeros.
@@ -53,7 +54,7 @@ def of_device(x, a, experts, key):
 
   Where the compiler splits matrices over further devices it is `blocks`: it cannot split kernels.
   """
-  if exchange.automatic():
+  if exchange.automatic() or not grouped.by_products(experts, a.num_experts, x, key):
     return blocks.execute(x, a, experts, key)
   weight = jnp.where(assignment.live(a), a.weight, 0)                # dead weights may be NaN
   with jax.named_scope('dispatch'):

@@ -1,14 +1,16 @@
 """Self-contrast with unchosen experts (SCMoE, arXiv:2405.14507): a well-routed pass against a poor one."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
+from stmoe import lookup
+from stmoe import modules
 from stmoe import ranges
 from stmoe.decode import loop
 from stmoe.errors import UserError
-from stmoe.layers import ranks
 
 
 def contrast(strong, weak, alpha, beta):
@@ -21,11 +23,20 @@ def contrast(strong, weak, alpha, beta):
   return jnp.where(valid, (1 + beta) * strong - beta * weak, -jnp.inf)
 
 
+def routed_by(model, ranks):
+  """Returns `model` with the routing of `ranks`, a tuple; `model` itself for None.
+
+  Raises UserError for a router without an order, or ranks that it does not have.
+  """
+  return model if ranks is None else modules.wrapped(
+      model, functools.partial(lookup.constructor('router', 'ranks'), ranks=ranks))
+
+
 class Contrast:
   """The largest score of `contrast`, or a draw from them; training-free, two passes and two caches.
 
   The weak pass, prompt and encoder included, uses in every sparse layer only the experts at
-  `routing_ranks` of a token's order, 0 the first (see `layers.ranks.of`).
+  `routing_ranks` of a token's order, 0 the first (see `routers/wrappers/ranks.py`).
 
   Args:
     alpha, beta:   0.1 and 0.5 in the paper, beta tuned for each task.
@@ -50,25 +61,22 @@ class Contrast:
 
   def check(self, model):
     """Raises UserError unless the model has sparse layers and their routers can be ranked."""
-    layers = [layer for stack in model.stacks() for _, layer in stack.layers()]
-    routers = []
-    while layers:
-      layer = layers.pop()
-      routers += [layer.router] if hasattr(layer, 'router') else []
-      layers += [layer.inner] if hasattr(layer, 'inner') else []
-    if not routers:
+    if not modules.sparse(model):
       raise UserError('decode.name=contrast needs a model with a router; nearest: decode.name=greedy')
-    for router in routers:
-      for chosen in (self.routing_ranks, self.strong_ranks):
-        ranks.of(router, chosen)
+    for chosen in (self.routing_ranks, self.strong_ranks):
+      try:
+        routed_by(model, chosen)
+      except UserError as error:
+        raise UserError(f'decode.name=contrast: {error}') from None
 
   def __call__(self, model, batch, length, key):
     """Returns i32[B,length]; `key` is used with `draw`."""
     score = lambda strong, weak: contrast(strong, weak, self.alpha, self.beta)
+    well, poorly = routed_by(model, self.strong_ranks), routed_by(model, self.routing_ranks)
 
     def step(ids, real, caches):
-      strong, first = model.step(ids, real, caches[0], self.strong_ranks)
-      weak, second = model.step(ids, real, caches[1], self.routing_ranks)
+      strong, first = well.step(ids, real, caches[0])
+      weak, second = poorly.step(ids, real, caches[1])
       return score(strong, weak), (first, second)
 
     def choose(scores, i):
@@ -76,6 +84,6 @@ class Contrast:
         return jax.random.categorical(jax.random.fold_in(key, i), scores)
       return jnp.argmax(scores, axis=-1)
 
-    strong, first = model.begin(batch, length, self.strong_ranks)
-    weak, second = model.begin(batch, length, self.routing_ranks)
+    strong, first = well.begin(batch, length)
+    weak, second = poorly.begin(batch, length)
     return loop.run(score(strong, weak), (first, second), step, choose, length, self.eos_id)

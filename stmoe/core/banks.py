@@ -1,0 +1,104 @@
+"""Banks of experts are made through here: a mistake in one is a line that names its file.
+
+A bank is called with rows in some layout and a key, and returns rows in that layout, of the type that came:
+`bank(rows, key=None) -> rows`. Its arrays belong to experts or are shared by all of them (`axes.per_expert`).
+Here it is run on shapes alone, as executors will: all experts, one expert alone, and rows sorted by expert.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe.core import checked
+from stmoe.core import grouped
+from stmoe.core import layouts
+from stmoe.errors import UserError
+
+def made(recipe, width, *, num_experts, out=None, rngs, **fields):
+  """Returns the bank of rows [.,width] -> [.,out] that `recipe` makes; raises UserError if it is none.
+
+  out: None = width. fields: others of the recipe.
+  """
+  bank = recipe(width, num_experts=num_experts, rngs=rngs, **fields)
+  wrong = next(faults(bank, num_experts, width, width if out is None else out), None)
+  if wrong:
+    raise UserError(f'{checked.file(bank)}: {wrong}')
+  return bank
+
+
+def faults(bank, num_experts, width, out):
+  """Yields lines about what is wrong with a bank of E = `num_experts` experts, rows [.,width] -> [.,out]."""
+  shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), bank)
+  named = jax.tree_util.tree_leaves_with_path(shapes)
+  own, shared = [], []
+  for (path, w), belongs in zip(named, jax.tree.leaves(axes.per_expert(bank)), strict=True):
+    name = jax.tree_util.keystr(path, simple=True, separator='.').removesuffix('.value')
+    (own if belongs else shared).append((name, w))
+  for name, w in own:
+    if w.shape[:1] != (num_experts,):
+      yield f'{name} is {checked.told(w)}, of experts; wanted: first an axis of {num_experts} experts'
+  yield from _of_all(shapes, num_experts, width, out)
+  yield from _of_one(shapes, num_experts, width, out, shared)
+  yield from _sorted(shapes, width, out)
+
+
+def _of_all(bank, num_experts, width, out):
+  rows, y = _run(bank, num_experts, width)
+  if isinstance(y, Exception):
+    yield f'it does not run on {checked.told(rows)}: {_line(y)}'
+  elif not isinstance(y, layouts.Buckets):
+    yield f'it returned {checked.told(y)}; wanted: its rows, as rows.linear and the like return them'
+  elif y.x.shape != (*rows.shape[:2], out):
+    yield f'it returned rows {checked.told(y.x)} for {checked.told(rows)}; wanted: width {out}'
+  elif y.x.dtype != rows.dtype:
+    yield f'it returned rows {checked.told(y.x)} for {checked.told(rows)}; wanted: {rows.dtype}'
+
+
+def _of_one(bank, num_experts, width, out, shared):
+  """As `blocks` runs it: arrays of experts are cut to one expert, shared ones are not."""
+  rows, y = _run(_alone(bank), 1, width)
+  if getattr(getattr(y, 'x', None), 'shape', None) == (*rows.shape[:2], out):
+    return
+  suspects = [f'{name} {checked.told(w)}' for name, w in shared if w.shape[:1] == (num_experts,)]
+  if suspects:
+    yield (f'{" and ".join(suspects)} without the logical axis \'expert\' would be shared by all experts, '
+           f'but holds {num_experts}; wanted: axes.param(init, shape, \'expert\', ...)')
+  else:
+    said = _line(y) if isinstance(y, Exception) else f'it returned {checked.told(y)}'
+    yield (f'it does not run with one expert alone, {checked.told(rows)}: {said}; wanted: no number of '
+           'experts but that of its arrays')
+
+
+def _sorted(bank, width, out):
+  """As dropless executors run it: rows [M,D]."""
+  rows = jax.ShapeDtypeStruct((5, width), jnp.bfloat16)
+  run = lambda bank, x: grouped.forward(bank, x, grouped.One(), None)[0]
+  if getattr(_shapes(run, _alone(bank), rows), 'shape', None) != (5, out):
+    yield ('it takes rows.x to be [E,R,D], which dropless executors do not have; wanted: '
+           'rows.each(f, arrays), where f is what one expert does to rows [R,D]')
+
+
+def _alone(bank):
+  """The shapes of a bank of one expert."""
+  cut = lambda own, w: jax.ShapeDtypeStruct((1, *w.shape[1:]), w.dtype) if own else w
+  return jax.tree.map(cut, axes.per_expert(bank), bank)
+
+
+def _run(bank, num_experts, width):
+  """(rows [E,R,D] as shapes, what a bank of shapes returns for them or the exception that it raises)."""
+  rows = jax.ShapeDtypeStruct((num_experts, num_experts + 2, width), jnp.bfloat16)
+  return rows, _shapes(lambda bank, x: bank(layouts.Buckets(x)), bank, rows)
+
+
+def _shapes(run, *args):
+  """The shapes of what `run` returns, or the exception that it raises, but for what is a line already."""
+  try:
+    return jax.eval_shape(run, *args)
+  except UserError:
+    raise
+  except Exception as error:
+    return error
+
+
+def _line(error):
+  return ' '.join(str(error).split()) or type(error).__name__

@@ -1,0 +1,166 @@
+"""Routers are made and called through here: a mistake in one is a line that names its file.
+
+What `route` compares are types and shapes, which are known before anything is computed, so that it costs
+a step nothing. What only numbers show is in `faults`: tests call it, and training where a loss is not finite.
+"""
+
+import inspect
+import pathlib
+import traceback
+
+import jax
+import jax.numpy as jnp
+
+from stmoe.core import assignment
+from stmoe.core import contract
+from stmoe.errors import UserError
+
+# What a mistake in a router's code raises; out of memory or an interrupt is none.
+MISTAKES = (TypeError, ValueError, AttributeError, LookupError, NameError, ArithmeticError, AssertionError)
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def file(router):
+  """Returns the file of a router, or of its class, as a text: in the package from 'stmoe' on."""
+  kind = router if inspect.isclass(router) else type(router)
+  try:
+    path = pathlib.Path(inspect.getfile(kind)).resolve()
+  except (TypeError, OSError):                                       # defined in a session
+    return kind.__qualname__
+  return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def built(recipe, d_model, rngs):
+  """Returns the router that `recipe` makes; raises UserError for a mistake in its file, with the line."""
+  kind = getattr(recipe, 'func', recipe)
+  router = _run(kind, recipe, d_model, rngs=rngs)
+  number = getattr(router, 'num_experts', None)
+  if not isinstance(number, int) or number < 1:
+    raise UserError(f'{file(router)}: {type(router).__name__} has num_experts={number!r}; wanted: the number '
+                    'of experts that it routes to, set as self.num_experts')
+  return router
+
+
+def route(router, x, ctx, carry):
+  """Returns what `router` answers for x [G,S,D]; raises UserError, with its file, for what is no answer."""
+  routed = _run(type(router), router, x, ctx, carry)
+  wrong = next(_wrong(router, routed, x, carry), None)
+  if wrong:
+    raise UserError(f'{file(router)}: {wrong}')
+  return routed
+
+
+def _run(kind, call, *args, **kwargs):
+  """`call(*args)`; a mistake on the way through the file of class `kind` is a UserError with the line."""
+  try:
+    return call(*args, **kwargs)
+  except MISTAKES as error:
+    try:
+      own = inspect.getfile(kind)
+    except (TypeError, OSError):
+      raise error from None
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+    if not lines:
+      raise
+    text = ' '.join(str(error).split()) or type(error).__name__
+    raise UserError(f'{file(kind)}, line {lines[-1]}: {text}') from error
+
+
+def told(x):
+  """What an array is, as in 'float32[4,2]'; of anything else its type."""
+  if not hasattr(x, 'shape'):
+    return type(x).__name__
+  return f'{x.dtype}[{",".join(map(str, x.shape))}]'
+
+
+def _is(x, dtype, shape):
+  return hasattr(x, 'shape') and x.dtype == dtype and x.shape == tuple(shape)
+
+
+def _wrong(router, routed, x, carry):
+  """Yields what is wrong with the answer of a router for x [G,S,D]."""
+  if not isinstance(routed, contract.Routed):
+    yield f'it returned a {type(routed).__name__}; wanted: contract.Routed(assignment, aux, carry)'
+  elif not isinstance(routed.aux, contract.Aux):
+    yield f'Routed.aux is a {type(routed.aux).__name__}; wanted: contract.Aux(losses, load, metrics)'
+  else:
+    yield from _wrong_assignment(router, routed.assignment, x)
+    yield from _wrong_aux(router, routed.aux, getattr(routed.assignment, 'num_virtual', 0))
+    kept = lambda carry: jax.tree.map(told, carry)
+    if kept(routed.carry) != kept(carry):
+      yield f'it returned the carry {kept(routed.carry)}; wanted: one like it was given, {kept(carry)}'
+
+
+def _wrong_assignment(router, a, x):
+  groups, size = x.shape[:2]
+  soft = isinstance(a, assignment.SoftAssignment)
+  if not soft and not isinstance(a, assignment.Assignment):
+    wanted = 'an Assignment or a SoftAssignment'
+    if isinstance(a, assignment.Edges):
+      wanted = 'assignment.cap(edges, capacity), which gives them their slots'
+    yield f'Routed.assignment is a {type(a).__name__}; wanted: {wanted}'
+    return
+  for name, found, wanted in (('num_tokens', a.num_tokens, size), ('num_experts', a.num_experts,
+                                                                  router.num_experts)):
+    if found != wanted:
+      yield f'the assignment has {name}={found}; wanted: {wanted}'
+  if soft:
+    fields, shape = dict(dispatch='float32', combine='float32'), a.dispatch.shape
+  else:
+    fields = dict(token='int32', expert='int32', slot='int32', weight='float32')
+    shape = (groups, *a.token.shape[1:2])
+  for name, dtype in fields.items():
+    if not _is(getattr(a, name), dtype, shape):
+      yield f'assignment.{name} is {told(getattr(a, name))}; wanted: {dtype}[{",".join(map(str, shape))}]'
+
+
+def _wrong_aux(router, aux, num_virtual):
+  sizes = router.num_experts, router.num_experts + num_virtual       # virtual experts may be counted, too
+  if not any(_is(aux.load, 'float32', (size,)) for size in sizes):
+    yield f'aux.load is {told(aux.load)}; wanted: float32[{router.num_experts}], one entry an expert'
+  for field in ('losses', 'metrics', 'statistics'):
+    if not isinstance(getattr(aux, field), dict):
+      yield f'aux.{field} is a {type(getattr(aux, field)).__name__}; wanted: a dict'
+      return
+  for field in ('losses', 'metrics'):
+    for name, value in getattr(aux, field).items():
+      if not _is(value, 'float32', ()):
+        yield f'aux.{field}[{name!r}] is {told(value)}; wanted: float32[], one number'
+  for name, value in aux.statistics.items():
+    if not isinstance(value, contract.Statistic):
+      yield (f'aux.statistics[{name!r}] is {told(value)}; wanted: contract.total(x), mean(x, count) or '
+             'largest(x), which say how parts of a batch are put together')
+
+
+def not_finite(a):
+  """Returns i32[], how many live edges of Assignment `a` (or weights of a SoftAssignment) are no numbers."""
+  if isinstance(a, assignment.SoftAssignment):
+    return sum(jnp.sum(~jnp.isfinite(w), dtype=jnp.int32) for w in a.masks())
+  return jnp.sum(~jnp.isfinite(a.weight) & (a.expert < a.dead), dtype=jnp.int32)
+
+
+def faults(router, a, mask):
+  """Returns the lines about what is wrong in an Assignment of arrays, not of shapes; [] if nothing is.
+
+  Args:
+    a:    Assignment or SoftAssignment of groups [G,S].
+    mask: bool[G,S] real tokens.
+  """
+  lines, say = [], lambda text: lines.append(f'{file(router)}: {text}')
+  if count := int(not_finite(a)):
+    say(f'{count} live edges have a weight that is no finite number')
+  if isinstance(a, assignment.SoftAssignment):
+    return lines
+  live = assignment.live(a)
+  if bool(jnp.any((a.expert < 0) | (a.expert > a.dead))):
+    say(f'expert ids are not all from 0 to {a.dead}, {a.dead} being a dead edge')
+  if bool(jnp.any((a.token < 0) | (a.token >= a.num_tokens))):
+    say(f'tokens are not all from 0 to {a.num_tokens - 1}')
+  elif bool(jnp.any((a.expert < a.dead) & ~jnp.take_along_axis(jnp.asarray(mask), a.token, axis=1))):
+    say('padding has live edges; wanted: assignment.kill_padding(edges, ctx.mask) before cap')
+  dispatched = jnp.zeros((a.token.shape[0], a.num_experts, a.capacity), jnp.int32)
+  group = jnp.arange(a.token.shape[0])[:, None]
+  dispatched = dispatched.at[group, a.expert, a.slot].add(1, mode='drop')
+  if bool(jnp.any(live & ((a.slot < 0) | (a.slot >= a.capacity)))) or bool(jnp.any(dispatched > 1)):
+    say('a slot of an expert is outside of its capacity or taken twice; wanted: assignment.cap')
+  return lines

@@ -1,0 +1,74 @@
+"""Routers around a router, their `inner`: one file each, found by its name as routers are.
+
+In a configuration `router=dict(name='remap', ..., inner=dict(name='st_moe', ...))`; around the routers of a
+model that exists, `stmoe.modules.wrapped`. Wrappers go around wrappers.
+"""
+
+from flax import nnx
+
+from stmoe.core import checked
+from stmoe.core import contract
+from stmoe.errors import UserError
+
+
+def _of_inner(name):
+  return property(lambda self: contract.offered(self.inner, name))
+
+
+class Wrapper(nnx.Module):
+  """A router that changes or records what `inner` answers: `answer`. It goes around any router.
+
+  It offers what `inner` offers (`contract.OFFERS`).
+
+  Args:
+    inner: recipe of the router that is wrapped.
+  """
+
+  k, normalize_gates, reach = _of_inner('k'), _of_inner('normalize_gates'), _of_inner('reach')
+  capacity_factor, draws_at_eval = _of_inner('capacity_factor'), _of_inner('draws_at_eval')
+  logits = _of_inner('logits')
+
+  def __init__(self, d_model, *, inner, rngs):
+    self.inner = checked.built(inner, d_model, rngs)
+    self.num_experts = self.inner.num_experts
+
+  def answer(self, routed):
+    """Returns the Routed that this router makes of that of `inner`."""
+    return routed
+
+  @property
+  def decide(self):
+    """`decide` of `inner` with its answer changed, or None if `inner` has none."""
+    inner = contract.offered(self.inner, 'decide')
+    return inner and (lambda *args, **kwargs: self.answer(inner(*args, **kwargs)))
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    return self.answer(checked.route(self.inner, x, ctx, carry))
+
+
+class Deciding(Wrapper):
+  """A router that comes between the logits and the decision of `inner`; subclasses say where.
+
+  Raises UserError for an `inner` that is not in these two parts (`logits` and `decide`).
+  """
+
+  needs = 'no logits and decision of its own'
+
+  def __init__(self, d_model, *, inner, rngs):
+    super().__init__(d_model, inner=inner, rngs=rngs)
+    if contract.offered(self.inner, 'decide') is None:
+      name = type(self.inner).__module__.rpartition('.')[2]
+      raise UserError(f"router {name} has {self.needs}; nearest: router name='st_moe'")
+
+  def logits(self, x, ctx):
+    """Returns f32[G,S,E] of `inner` for x [G,S,D]."""
+    return self.inner.logits(x, ctx)
+
+  def decide(self, logits, ctx, carry, choose=None):
+    """Returns the Routed of `inner` for logits f32[G,S,E]."""
+    return self.inner.decide(logits, ctx, carry, choose)
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    return self.decide(self.logits(x, ctx), ctx, carry)

@@ -1,0 +1,44 @@
+"""Added router logits at test time: rewiring (arXiv:2510.14853), steering, knocking experts out."""
+
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe import ranges
+from stmoe.errors import UserError
+from stmoe.routers import wrappers
+
+
+class Offset(wrappers.Deciding):
+  """A router whose logits are z + delta: both the choice and the weights follow, by its own rule.
+
+  delta is constant to the optimizer; whoever adapts it differentiates by the array that is given.
+
+  Args:
+    offset: E numbers or f32[E], f32[L,E] around stacked layers; -inf at an expert keeps all tokens from it.
+      None = `ctx.given[source]`, f32[G,S,E], of tokens or rows.
+    source: name among what the context is given.
+  """
+
+  needs = 'no logits to add to'
+
+  def __init__(self, d_model, *, inner: ranges.Named('router'),
+               offset: ranges.Many(ranges.Any) | None = None, source: ranges.Text = 'offset', rngs):
+    super().__init__(d_model, inner=inner, rngs=rngs)
+    self.source = source
+    self.offset = None if offset is None else _constant(jnp.asarray(offset, jnp.float32))
+
+  def logits(self, x, ctx):
+    """Returns f32[G,S,E] for x [G,S,D]."""
+    if self.offset is None and self.source not in ctx.given:
+      raise UserError(f'router offset: offset=None and nothing is given as {self.source!r} (there are: '
+                      f'{", ".join(ctx.given) or "none"})')
+    delta = ctx.given[self.source] if self.offset is None else self.offset[...]
+    logits = self.inner.logits(x, ctx)
+    if delta.shape[-1] != logits.shape[-1]:
+      raise UserError(f'router offset: {delta.shape[-1]} numbers for logits of {logits.shape[-1]} experts')
+    return logits + delta
+
+
+def _constant(offset):
+  """RouterState of f32[E], or f32[L,E] of stacked layers."""
+  return axes.state(offset, *['layers'] * (offset.ndim - 1), 'unmodeled')

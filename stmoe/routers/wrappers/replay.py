@@ -1,0 +1,30 @@
+"""Routing replay: a token's experts are given, their weights are the router's own (arXiv:2510.11370)."""
+
+from stmoe import ranges
+from stmoe.errors import UserError
+from stmoe.routers import wrappers
+
+
+class Replay(wrappers.Deciding):
+  """A router that is told its choices, `ctx.given[source]` i32[G,S,n], as another pass recorded them.
+
+  The weights are those of `inner` at these experts, by its logits of now: the gradient goes through them,
+  none through the choice. All of them are kept; with a capacity, drops may differ from the recorded ones.
+  Losses and load count the given choices.
+
+  Args:
+    source: name among what the context is given.
+  """
+
+  needs = 'no choices that could be given'
+
+  def __init__(self, d_model, *, inner: ranges.Named('router'), source: ranges.Text = 'choices', rngs):
+    super().__init__(d_model, inner=inner, rngs=rngs)
+    self.source = source
+
+  def decide(self, logits, ctx, carry, choose=None):
+    """Returns Routed for logits f32[G,S,E]."""
+    if self.source not in ctx.given:
+      raise UserError(f'router replay: nothing is given as {self.source!r} (there are: '
+                      f'{", ".join(ctx.given) or "none"}); a batch has it as STACK_given/{self.source}')
+    return self.inner.decide(logits, ctx, carry, lambda scores, k: ctx.given[self.source])

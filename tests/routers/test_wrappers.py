@@ -1,0 +1,217 @@
+"""Routers around routers: what each of them does, found by file name, and that they go around each other."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stmoe import errors
+from stmoe import lookup
+from stmoe import modules
+from stmoe import state
+from stmoe.core import assignment
+from stmoe.core import checked
+from stmoe.core import contract
+from stmoe.experts import mlp
+from stmoe.layers import moe
+from tests.routers import generic
+
+D, E, G, S = 8, 4, 2, 6
+X = jax.random.normal(jax.random.key(0), (G, S, D))
+MASK = jnp.ones((G, S), bool).at[1, 4:].set(False)
+CHOSEN = jnp.asarray(np.random.default_rng(0).permuted(np.tile(np.arange(E), (G, S, 1)), axis=-1)[..., :2])
+OWN = dict(ranks=dict(ranks=(1,)), remap=dict(num_experts=2), offset=dict(offset=(0.5, 0.0, -1.0, 2.0)))
+DECIDING = [name for name in lookup.available('router')
+            if name in ('deepseek_moe', 'deepseek_v3', 'gshard', 'loss_free_balancing', 'skywork', 'smoe',
+                        'smoe_dropout', 'st_moe', 'switch', 'vmoe')]
+NO_DROPS = dict(capacity_factor=(None, None), second_policy='all')
+
+
+@functools.cache
+def inner(name='st_moe', **fields):
+  router = generic.build(name, D, E, **NO_DROPS | fields)
+  for i, (_, value) in enumerate(nnx.to_flat_state(nnx.state(router, nnx.Param))):
+    value[...] = jax.random.normal(jax.random.key(7 + i), value.shape)
+  return router
+
+
+def around(router, name, **fields):
+  return lookup.constructor('router', name)(D, inner=lambda d_model, rngs: router, rngs=None,
+                                            **OWN.get(name, {}) | fields)
+
+
+@functools.partial(jax.jit, static_argnames='train')
+def _route(router, ctx, train):
+  routed = checked.route(router, X, ctx.replace(train=train), modules.init_carry(router, X))
+  return routed.assignment, routed.aux
+
+
+def route(router, train=False, **given):
+  """(assignment, aux) of a router, with its answer checked."""
+  ctx = contract.Context(**contract.numbered(MASK), step=jnp.int32(0), tokens=jnp.float32(10),
+                         given=dict(choices=CHOSEN) | given)
+  a, aux = _route(router, ctx, train)
+  assert not checked.faults(router, a, MASK)
+  return a, aux
+
+
+def weights(a):
+  """f32[G,S,E] weight of every expert for every token."""
+  return a.masks()[1].sum(-1)
+
+
+WRAPPERS = lookup.wrappers('router')
+
+
+def test_they_are_found_by_name_and_are_no_ordinary_routers():
+  assert WRAPPERS == ['offset', 'ranks', 'remap', 'replay', 'trace']
+  assert not {*WRAPPERS, 'wrappers'} & {*lookup.available('router')}
+  with pytest.raises(errors.UserError, match="no router is called 'remapp'; nearest: remap"):
+    lookup.module('router', 'remapp')
+
+
+@pytest.mark.parametrize('name', WRAPPERS)
+def test_every_wrapper_is_executed_and_around_every_other(name):
+  """With slots as executors want them, gradients too; what is wrapped twice is a router, too."""
+  router = around(inner(), name)
+  bank = mlp.Mlp(D, num_experts=router.num_experts, d_ff=4, rngs=nnx.Rngs(0))
+  ctx = contract.Context(**contract.numbered(MASK), step=jnp.int32(0), tokens=jnp.float32(10),
+                         given=dict(choices=CHOSEN))
+
+  @functools.partial(jax.jit, static_argnames='executor')
+  def run(x, executor):
+    def value(x):
+      y = lookup.module('executor', executor).execute(x, router(x, ctx, {}).assignment, bank)
+      return jnp.sum(jnp.cos(jnp.arange(y.size)).reshape(y.shape) * y)
+    return jax.value_and_grad(value)(x)
+
+  want = run(X, executor='einsum')
+  for got, one in zip(jax.tree.leaves(run(X, executor='gather')), jax.tree.leaves(want)):
+    np.testing.assert_allclose(got, one, rtol=1e-4, atol=1e-5)
+  for other in WRAPPERS:
+    ranks = dict(ranks=(0,)) if other == 'ranks' else {}
+    fields = dict(num_experts=2) if other == 'remap' else {}
+    twice = around(router, other, **ranks | fields)
+    a = jax.eval_shape(lambda x, twice=twice: checked.route(twice, x, ctx, {}).assignment, X)
+    assert a.num_experts == twice.num_experts <= E
+
+
+@pytest.mark.parametrize('name', WRAPPERS)
+def test_in_a_configuration_it_has_an_inner_router(name):
+  fields = dict(name=name, inner=dict(name='st_moe', num_experts=E)) | OWN.get(name, {})
+  layer = lookup.recipe('layer', dict(name='moe', executor='einsum', router=fields,
+                                      experts=dict(name='mlp', d_ff=4)))(D, rngs=nnx.Rngs(0))
+  assert layer.router.inner.w.shape == (D, E) and contract.offered(layer.router, 'k') == 2
+  ctx = contract.Context(**contract.numbered(MASK), step=jnp.int32(0), tokens=jnp.float32(10),
+                         given=dict(choices=CHOSEN))
+  assert jax.eval_shape(lambda x: layer(x, ctx, {}), X)[0].shape == X.shape
+
+
+@pytest.mark.parametrize('name', DECIDING)
+def test_ranks_replay_and_offset_around_every_router_in_two_parts(name):
+  router = inner(name)
+  plain, aux = route(router)
+  live = np.asarray(weights(plain))
+  number = (live > 0).sum(-1).max()
+  same = dict(ranks=dict(ranks=tuple(range(number))), offset=dict(offset=[0.0] * E), trace={},
+              remap=dict(num_experts=E, table=range(E)))
+  for wrapper, fields in same.items():
+    wrapped = around(router, wrapper, **fields)
+    a, bux = route(wrapped)
+    np.testing.assert_allclose(weights(a), live, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(bux.load, aux.load)
+  # The choices of another rank, and those that are given, are other experts.
+  last = np.asarray(weights(route(around(router, 'ranks', ranks=(E - 1,)))[0]))
+  assert ((last > 0).sum(-1) == np.asarray(MASK)).all() and (live > 0)[last > 0].sum() == (number == E) * 10
+  given = np.asarray(weights(route(around(router, 'replay'))[0]))
+  expected = np.zeros((G, S, E), bool)
+  np.put_along_axis(expected, np.asarray(CHOSEN), True, -1)
+  np.testing.assert_array_equal(given > 0, expected & np.asarray(MASK)[..., None])
+  closed = weights(route(around(router, 'offset', offset=[0.0, -jnp.inf, 0.0, 0.0]))[0])
+  assert not np.asarray(closed)[..., 1].any() and np.isfinite(closed).all()
+
+
+def test_replay_of_what_was_recorded_is_the_pass_that_recorded_it():
+  traced = around(inner(), 'trace')
+  a, aux = route(traced)
+  edges = aux.records['edges']
+  assert set(edges) == {'token', 'expert', 'weight'} and edges['expert'].shape == (G, 2 * S)
+  recorded = jnp.minimum(edges['expert'], E - 1).reshape(G, 2, S).swapaxes(1, 2)
+  both = route(around(inner(), 'replay'), choices=recorded)[0]
+  everything = route(inner())[0]
+  np.testing.assert_allclose(weights(both), weights(everything), rtol=1e-6)
+  grad = jax.grad(lambda router: weights(around(router, 'replay')(X, contract.Context(
+      **contract.numbered(MASK), step=jnp.int32(0), tokens=jnp.float32(10), given=dict(choices=recorded)),
+      {}).assignment)[..., 0].sum(), allow_int=True)(inner())
+  assert float(jnp.abs(grad.w[...]).max()) > 1e-3                    # through the weights, not the choice
+
+
+def test_offset_by_hand():
+  """Two experts, softmax: log 3 added to the second makes (1/2, 1/2) (1/4, 3/4); of rows, only theirs."""
+  router = generic.build('switch', D, 2, **NO_DROPS)
+  router.w[...] = jnp.zeros((D, 2))
+  def gate(**fields):
+    given = {'offset': jnp.array([[[0.0, np.log(3.0)]], [[0.0, 0.0]]])}
+    ctx = contract.Context(**contract.numbered(MASK), step=jnp.int32(0), tokens=jnp.float32(10), given=given)
+    return around(router, 'offset', **fields)(X, ctx.group(G, S), {}).assignment
+  a = gate(offset=(0.0, np.log(3.0)))
+  np.testing.assert_allclose(a.weight[MASK], 0.75, rtol=1e-6)
+  assert (a.expert[MASK] == 1).all()
+  np.testing.assert_allclose(gate(offset=None).weight[:, 0], [0.75, 0.5], rtol=1e-6)
+
+
+def test_remap_by_hand():
+  """Experts 0 and 2 become 0, 1 is pruned, 3 becomes 1: a token with both 0 and 2 is computed once."""
+  edges = assignment.from_choices(jnp.array([[[0, 2], [1, 3], [3, 2]]]), jnp.array(
+      [[[0.5, 0.25], [0.6, 0.4], [0.7, 0.3]]]), 4)
+  routed = contract.Routed(assignment.cap(edges, 3), contract.Aux(
+      losses={}, load=jnp.array([1.0, 1.0, 2.0, 2.0]), metrics={}), {})
+  router = around(inner(), 'remap', num_experts=2, table=(0, -1, 0, 1))
+  merged = router.answer(routed)
+  np.testing.assert_allclose(weights(merged.assignment)[0], [[0.75, 0], [0, 0.4], [0.3, 0.7]])
+  assert int(assignment.live(merged.assignment).sum()) == 4 and merged.aux.load.tolist() == [3.0, 2.0]
+  twice = around(inner(), 'remap', num_experts=2, table=(0, -1, 0, 1), merged=False).answer(routed).assignment
+  np.testing.assert_allclose(weights(twice), weights(merged.assignment))
+  assert int(assignment.live(twice).sum()) == 5 and not checked.faults(router, twice, jnp.ones((1, 3), bool))
+
+
+def test_remap_leaves_the_inner_routers_state_its_own_experts():
+  router = around(generic.build('deepseek_v3', D, E, **NO_DROPS), 'remap', table=(0, 1, 0, 1))
+  _, aux = route(router)
+  assert aux.load.shape == (2,)
+  before = aux.statistics['load_before'].value
+  modules.commit(router, aux)
+  np.testing.assert_allclose(router.inner.bias[...], 1e-3 * jnp.sign(before.mean() - before), rtol=1e-5)
+
+
+def test_wrapping_a_model_copies_no_array_and_leaves_the_model_alone():
+  layer = moe.Moe(D, router=lookup.recipe('router', dict(name='st_moe', num_experts=E)), executor='einsum',
+                  experts=lookup.recipe('experts', dict(name='mlp', d_ff=4)), rngs=nnx.Rngs(0))
+  copy = modules.wrapped(layer, functools.partial(lookup.constructor('router', 'ranks'), ranks=(3,)))
+  assert type(layer.router).__name__ == 'STMoE' and copy.router.ranks == (3,)
+  assert copy.router.inner.w[...] is layer.router.w[...]
+  assert not jax.tree.leaves(nnx.state(copy, state.RouterState))
+
+
+@pytest.mark.parametrize('name, fields, of, says', [
+    ('ranks', {}, 'hash', 'router hash has no ranks of experts to route by'),
+    ('replay', {}, 'expert_choice', 'router expert_choice has no choices that could be given'),
+    ('offset', {}, 'thor', 'router thor has no logits to add to'),
+    ('ranks', dict(ranks=(4,)), 'st_moe', r'ranks=\(4,\): ranks are different numbers from 0 to 3'),
+    ('ranks', dict(ranks=()), 'st_moe', 'at least one'),
+    ('remap', dict(table=(0, 1)), 'st_moe', 'wanted: 4 numbers'),
+    ('remap', dict(table=(0, 1, 2, 0)), 'st_moe', 'from 0 to 1, or -1')])
+def test_mistakes_are_one_line(name, fields, of, says):
+  with pytest.raises(errors.UserError, match=says):
+    around(inner(of), name, **fields)
+
+
+def test_what_is_not_given_is_said():
+  for name, fields in (('replay', dict(source='route')), ('offset', dict(offset=None))):
+    with pytest.raises(errors.UserError, match='nothing is given as'):
+      route(around(inner(), name, **fields))
+  with pytest.raises(errors.UserError, match='1 numbers for logits of 4 experts'):
+    route(around(inner(), 'offset', offset=(1.0,)))
