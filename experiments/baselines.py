@@ -12,7 +12,7 @@ import sys
 from stmoe import errors
 from stmoe import experiment
 from stmoe.analysis import ngram
-from stmoe.data import tasks
+from stmoe.data.text import tasks
 
 
 def rows(cfg):

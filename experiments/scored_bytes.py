@@ -11,7 +11,7 @@ spread alike, times `split / scored` is what is reported now. It depends on the 
 import argparse
 
 from stmoe import experiment
-from stmoe.data import pipeline
+from stmoe.data import batches as pipeline
 
 
 def ratios(cfg):

@@ -38,8 +38,8 @@ import numpy as np
 import optax
 
 from stmoe import lookup
-from stmoe.analysis import assignment_map
 from stmoe.analysis import canvas
+from stmoe.analysis.routing import assignment_map
 from stmoe.core import assignment
 from stmoe.core import losses
 from stmoe.core import matching

@@ -37,10 +37,10 @@ from stmoe.analysis import canvas
 from stmoe.analysis import curves
 from stmoe.analysis import figures
 from stmoe.analysis import table
+from stmoe.answer import interactive
+from stmoe.answer import score
 from stmoe.experiments import figures as drawing
-from stmoe.train import interactive
-from stmoe.train import rundir
-from stmoe.train import score
+from stmoe.runs import directory as rundir
 
 SMOKE = os.environ.get('STMOE_SMOKE') == '1'
 WORK = pathlib.Path('runs', '02_smoke' if SMOKE else '02')

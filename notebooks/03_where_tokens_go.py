@@ -38,12 +38,12 @@ from stmoe import experiment
 from stmoe import lookup
 from stmoe.analysis import canvas
 from stmoe.analysis import curves
-from stmoe.analysis import routing
-from stmoe.analysis import routing_view
-from stmoe.analysis import token_kinds
-from stmoe.data import pipeline
-from stmoe.train import convert
-from stmoe.train import interactive
+from stmoe.analysis.routing import choices as routing
+from stmoe.analysis.routing import text as routing_view
+from stmoe.analysis.routing import token_kinds
+from stmoe.answer import interactive
+from stmoe.data import batches as pipeline
+from stmoe.derive import convert
 
 SMOKE = os.environ.get('STMOE_SMOKE') == '1'
 WORK = pathlib.Path('runs', '03_smoke' if SMOKE else '03')

@@ -37,8 +37,8 @@ import random
 
 from stmoe.analysis import canvas
 from stmoe.analysis import curves
-from stmoe.data import corpus
-from stmoe.train import interactive
+from stmoe.answer import interactive
+from stmoe.data.text import corpus
 
 SMOKE = os.environ.get('STMOE_SMOKE') == '1'
 WORK = pathlib.Path('runs', '05_smoke' if SMOKE else '05')

@@ -42,13 +42,13 @@ import numpy as np
 from stmoe import experiment
 from stmoe.analysis import canvas
 from stmoe.analysis import curves
-from stmoe.analysis import runs as runs_lib
-from stmoe.analysis import similarity_view
 from stmoe.analysis import table
+from stmoe.analysis.routing import similarity as similarity_view
+from stmoe.answer import interactive
+from stmoe.derive import upcycle
+from stmoe.runs import read as runs_lib
 from stmoe.surgery import similarity
-from stmoe.train import interactive
 from stmoe.train import progress
-from stmoe.train import upcycle
 
 SMOKE = os.environ.get('STMOE_SMOKE') == '1'
 WORK = pathlib.Path('runs', '06_smoke' if SMOKE else '06')

@@ -21,8 +21,8 @@ from stmoe import ranges
 PACKAGES = {
     'model': 'stmoe.models',
     'layer': 'stmoe.layers',
-    'attention': 'stmoe.layers',
-    'head': 'stmoe.layers',           # of models whose predictions are no tokens
+    'attention': 'stmoe.attention',
+    'head': 'stmoe.heads',           # of models whose predictions are no tokens
     'router': 'stmoe.routers',
     'experts': 'stmoe.experts',
     'virtual': 'stmoe.experts.virtual',   # experts without a bank: a tuple of names
@@ -30,7 +30,7 @@ PACKAGES = {
     'strategy': 'stmoe.decode.strategies',
     'metric': 'stmoe.metrics',
     'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
-    'peer': 'stmoe.analysis.peers',   # other libraries to time
+    'peer': 'stmoe.bench.peers',   # other libraries to time
     'law': 'stmoe.analysis.scaling.laws',   # of the loss against size, tokens and experts
     'launcher': 'stmoe.sweep.launchers',
 }

@@ -10,8 +10,8 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import ranges
 from stmoe import sections
-from stmoe.data import pipeline
-from stmoe.train import finetune
+from stmoe.data import batches as pipeline
+from stmoe.derive import finetune
 from stmoe.train import freeze
 from stmoe.train import taskscore
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import walk
-from stmoe.analysis import bench
-from stmoe.analysis import shapes
-from stmoe.analysis.peers import split
+from stmoe.bench import layers as bench
+from stmoe.bench import shapes
+from stmoe.bench.peers import split
 from stmoe.core import assignment
 from stmoe.core import grouped
 from stmoe.core import rows as rows_lib

@@ -10,8 +10,8 @@ import sys
 
 from stmoe import experiment
 from stmoe.analysis import table
+from stmoe.aot import topology
 from stmoe.experiments.scaling_mesh import programs
-from stmoe.train import topology
 
 TOLERANCE = 0.02
 
@@ -23,7 +23,7 @@ def compile_missing(folder, chip='cpu'):
   for name, config, overrides, where in programs.runs(chip):
     path = folder / f'{name.replace(", ", "_").replace(" ", "_")}.json'
     if not path.exists():
-      from stmoe.train import aot
+      from stmoe.aot import step as aot
       cfg, _ = experiment.load(config, overrides)
       chip, devices, _ = topology.devices(where)
       note = lambda text, name=name: print(f'{name}: {text}', file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from stmoe.analysis import canvas
 from stmoe.analysis import figures as methods
-from stmoe.analysis import runs as runs_lib
+from stmoe.runs import read as runs_lib
 
 # metric -> (axis label, factor, value of perfect health or None)
 HEALTH = {

@@ -22,7 +22,7 @@ def add_arguments(parser):
   parser.add_argument('--shapes', default='C1,C2,C3,C4', help='out of C1 to C4 (for CPUs, the '
                       'default) and S1 to S7, S8a, S8b (for accelerators)')
   parser.add_argument('--executors', default='gather,pallas', help='module names (default: gather,pallas)')
-  parser.add_argument('--peers', default='', help='other libraries, out of stmoe/analysis/peers')
+  parser.add_argument('--peers', default='', help='other libraries, out of stmoe/bench/peers')
   parser.add_argument('--routing', default='real', help='out of real, skewed, uniform (default: real)')
   parser.add_argument('--rounds', type=ranges.Count, default=9,
                       help='how often everything is timed (default: 9)')
@@ -43,7 +43,7 @@ def run(args):
 
 
 def time_decoding(args):
-  """Prints a row per batch size and number of experts; see `stmoe.decode.bench`."""
+  """Prints a row per batch size and number of experts; see `stmoe.bench.decoding`."""
   from stmoe import errors
   numbers = {}
   for field in ('batch-sizes', 'experts'):
@@ -53,7 +53,7 @@ def time_decoding(args):
     raise errors.UserError(f'json: no directory {args.json.parent}')
 
   import jax
-  from stmoe.decode import bench
+  from stmoe.bench import decoding as bench
   print(bench.HEADING)
   rows = []
   for row in bench.measure(numbers['experts'], numbers['batch-sizes'], args.prompt, args.rounds,
@@ -66,10 +66,10 @@ def time_decoding(args):
 
 
 def time_step(args):
-  """Prints what a training step spends its time on; see `stmoe.train.products` and `overhead`."""
+  """Prints what a training step spends its time on; see `stmoe.bench.step` and `overhead`."""
   from stmoe import experiment
-  from stmoe.train import overhead
-  from stmoe.train import products
+  from stmoe.bench import overhead
+  from stmoe.bench import step as products
 
   os.environ['STMOE_PROGRESS'] = 'off'
   cfg, name = experiment.load(args.step, args.overrides)
@@ -84,11 +84,11 @@ def time_step(args):
 
 
 def time_executors(args):
-  """Prints a row per shape, executor and routing; see `stmoe.analysis.bench`."""
+  """Prints a row per shape, executor and routing; see `stmoe.bench.layers`."""
   from stmoe import errors
   from stmoe import lookup
-  from stmoe.analysis import bench
-  from stmoe.analysis import shapes as known
+  from stmoe.bench import layers as bench
+  from stmoe.bench import shapes as known
 
   shapes = bench.names(args.shapes, list(known.SHAPES), 'shapes')
   executors = bench.names(args.executors, lookup.available('executor'), 'executors')
@@ -123,6 +123,6 @@ def time_executors(args):
     if args.json:                          # after every shape, so that an interruption loses little
       args.json.write_text(json.dumps(dict(device=device, jax=jax.__version__, rows=rows), indent=1) + '\n')
     if args.plot:
-      from stmoe.analysis import bench_figure
       from stmoe.analysis import canvas
+      from stmoe.bench import figure as bench_figure
       args.plot.write_bytes(canvas.encode(bench_figure.draw(rows, device), args.plot.suffix[1:]))

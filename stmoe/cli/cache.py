@@ -24,8 +24,8 @@ def add_arguments(parser):
 
 
 def run(args):
-  from stmoe.data import cache
-  from stmoe.data import tasks
+  from stmoe.data.text import cache
+  from stmoe.data.text import tasks
 
   task = tasks.get(args.task, args.files)
   spec = args.vocab if args.train_vocab is None else f'train:{args.train_vocab}'

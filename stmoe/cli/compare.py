@@ -14,8 +14,8 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import files
 from stmoe import ranges
-from stmoe.analysis import compare
-from stmoe.train import rundir
+from stmoe.runs import directory as rundir
+from stmoe.sweep import compare
 
 # A calibration run for equal time: long enough to leave compilation and first steps behind.
 CALIBRATION_STEPS = 30
@@ -98,7 +98,7 @@ def _plan(variants, configs, request, workdir, costs):
 
 def _seconds_per_step(variant, overrides, folder):
   """Seconds of one step after the first ten, measured in a short run of its own."""
-  from stmoe.analysis import runs
+  from stmoe.runs import read as runs
   folder = folder / variant.label.replace('/', '_')
   _say(f'measuring {variant.label}: {CALIBRATION_STEPS} steps')
   code = _train(variant.experiment, [*overrides, *CALIBRATION], folder)
@@ -135,7 +135,7 @@ def _finish(workdir, jobs, names, fresh):
 
 def _write_pages(workdir, runs, labels, costs, title):
   from stmoe.analysis import canvas
-  from stmoe.analysis import report
+  from stmoe.analysis.report import report
   from stmoe.cli import report as command
   _say('drawing figures and writing the report')
   for stem, figure in report.figures(runs, labels).items():

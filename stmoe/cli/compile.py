@@ -28,13 +28,13 @@ def add_arguments(parser):
 
 
 def run(args):
-  from stmoe.train import topology
+  from stmoe.aot import topology
   cfg, name = experiment.load(args.name, args.overrides)
   if args.json and not args.json.resolve().parent.is_dir():
     raise errors.UserError(f'--json: no directory {args.json.resolve().parent}')
   topology.prepare(args.topology)
-  from stmoe.analysis import compiled as pages
-  from stmoe.train import aot
+  from stmoe.aot import step as aot
+  from stmoe.aot import text as pages
   chip, devices, remark = topology.devices(args.topology)
   started = time.monotonic()
   note = lambda text: print(f'[{time.monotonic() - started:4.0f} s] {text}', file=sys.stderr, flush=True)

@@ -38,11 +38,11 @@ def run(args):
     if given:
       raise errors.UserError(f'{given[0]} is for exports, and {source} is no run directory (it has no '
                              'checkpoints)')
-    from stmoe.train import convert
+    from stmoe.derive import convert
     record = convert.read(source, args.target, args.overrides)
     print(f'{args.target}: {record["parameters"]:,} parameters of the family {record["family"]}, step 0')
     return
-  from stmoe.train import convert
+  from stmoe.derive import convert
   step, family, made = convert.write(source, args.target, args.overrides, args.to, args.dtype, args.step)
   number = len({tensor.file for tensor in made.values()})
   print(f'{args.target}: {len(made)} tensors of the family {family} in {number} file(s), from step {step:,}')

@@ -19,15 +19,15 @@ from stmoe import experiment
 from stmoe import files
 from stmoe import ranges
 from stmoe import sections
-from stmoe.train import job
-from stmoe.train import rundir
+from stmoe.hosts import job
+from stmoe.runs import directory as rundir
 
 
 def add_arguments(parser):
   parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')
   parser.add_argument('--step', type=ranges.Natural, help='which checkpoint; default: the newest')
   parser.add_argument('--best', action='store_true', help='the checkpoint that checkpoint.best kept')
-  parser.add_argument('--task', metavar='TASK', help='score this task (stmoe/data/families), or TASK,TASK')
+  parser.add_argument('--task', metavar='TASK', help='score this task (stmoe/data/text/families), or TASK,TASK')
   parser.add_argument('--sweep', metavar='FIELD=V1,V2', help='evaluate with the field at each value')
   parser.add_argument('--json', action='store_true', help='print the metrics as JSON')
   job.add_arguments(parser)
@@ -48,7 +48,7 @@ def run(args):
   if args.sweep:
     _sweep(cfg, path, args)
     return
-  from stmoe.train import score
+  from stmoe.answer import score
   if args.task or cfg.eval.get('methods'):
     _tasks(cfg, path, args)
     return
@@ -68,7 +68,7 @@ def _check_task(args):
 
 def _tasks(cfg, path, args):
   """Prints the table of the tasks of `cfg`, and keeps it in results.json, or results_TASK.json."""
-  from stmoe.train import score
+  from stmoe.answer import score
   from stmoe.train import taskscore
   found = score.tasks(cfg, path, _say, args.step, args.best)
   if not job.leads():
@@ -91,7 +91,7 @@ def _sweep(cfg, path, args):
     raise errors.UserError(f'--sweep {args.sweep}: write FIELD=V1,V2, for example eval.draws=1,4')
   experiment.matching(cfg, field)                                    # before JAX is imported
   from stmoe.analysis import table
-  from stmoe.train import score
+  from stmoe.answer import score
   found = list(score.sweep(cfg, path, field, texts, _say, args.step, args.best))
   if not job.leads():
     return

@@ -24,7 +24,7 @@ def add_arguments(parser):
 
 def run(args):
   start = experiment.run_directory(args.start)
-  from stmoe.train import finetune
+  from stmoe.derive import finetune
   cfg, name = finetune.prepare(args.name, args.overrides, start, args.step)
   workdir = args.workdir or experiment.default_workdir(name)
   return finetune.finetune(start, cfg, workdir, name, args.step)

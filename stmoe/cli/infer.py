@@ -24,7 +24,7 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import ranges
 from stmoe import sections
-from stmoe.train import rundir
+from stmoe.runs import directory as rundir
 
 
 def add_arguments(parser):
@@ -47,7 +47,7 @@ def run(args):
   if args.output and not args.output.parent.is_dir():
     raise errors.UserError(f'--output {args.output}: no directory {args.output.parent}')
   jsonl = args.jsonl or args.file.endswith('.jsonl')
-  from stmoe.train import infer
+  from stmoe.answer import infer
   where = 'standard input' if args.file == '-' else args.file
   prompts = infer.read(_lines(args.file), where, jsonl)
   if args.file != '-':                                               # a wrong line is found first of all

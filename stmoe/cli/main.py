@@ -16,7 +16,7 @@ import sys
 
 import stmoe
 from stmoe import errors
-from stmoe.train import job
+from stmoe.hosts import job
 
 INTERRUPTED = 130                    # what shells report for a command ended by Ctrl-C
 COMPUTE = ('train', 'finetune', 'eval', 'infer', 'compare', 'bench', 'upcycle')

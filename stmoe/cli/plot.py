@@ -17,7 +17,7 @@ def run(args):
   from stmoe.analysis import baselines
   from stmoe.analysis import canvas
   from stmoe.analysis import curves
-  from stmoe.analysis import runs
+  from stmoe.runs import read as runs
 
   found = runs.read_all(args.runs)
   out = args.out or (found[0].path / 'plots' if len(found) == 1 else pathlib.Path('plots'))

@@ -29,10 +29,10 @@ def add_arguments(parser):
 
 
 def run(args):
-  from stmoe.analysis import report
-  from stmoe.analysis import runs
+  from stmoe.analysis.report import report
+  from stmoe.runs import directory as rundir
+  from stmoe.runs import read as runs
   from stmoe.sweep import questions
-  from stmoe.train import rundir
   found = runs.read_all(runs.expand(args.runs), check=rundir.trusted)
   labels = runs.labels(found)
   alone = pathlib.Path(args.runs[0]) if len(args.runs) == 1 else pathlib.Path()
@@ -55,7 +55,7 @@ def _costs(found):
 
   from stmoe.analysis import table
   from stmoe.data import record
-  from stmoe.train import rundir
+  from stmoe.runs import directory as rundir
   known, costs = {}, {}
   for one in (one for one in found if rundir.saved(one.path)):       # which vouch for the configuration
     model = json.dumps(one.config | {'seed': 0}, sort_keys=True)
@@ -85,9 +85,9 @@ def routed(runs, labels, folder, text=None):
     text: what to show; the start of the validation data when None.
   """
   from stmoe.analysis import canvas
-  from stmoe.analysis import routing
-  from stmoe.analysis import routing_view
-  from stmoe.train import rundir
+  from stmoe.analysis.routing import choices as routing
+  from stmoe.analysis.routing import text as routing_view
+  from stmoe.runs import directory as rundir
   samples = {}
   for one, label in zip(runs, labels):
     sparse = one.loads or text is not None and (one.path / 'imported.json').is_file()
@@ -111,8 +111,8 @@ def routed(runs, labels, folder, text=None):
 
 def _open(path, text):
   """(model of the newest checkpoint, batch to route, vocabulary) of a run directory."""
-  from stmoe.data import pipeline
-  from stmoe.train import interactive
+  from stmoe.answer import interactive
+  from stmoe.data import batches as pipeline
   model, config, vocabulary = interactive.opened(path)
   if text is not None:
     return model, interactive.batch(config, vocabulary, text), vocabulary

@@ -27,7 +27,7 @@ def run(args):
     print(experiment.to_json(config))
     return
   if args.sharding:
-    from stmoe.train import sharding
+    from stmoe.aot import sharding
     sizes = sharding.mesh_of(args.mesh)
     print('\n'.join(sharding.lines(sharding.rows(config, sizes), sizes)))
     return

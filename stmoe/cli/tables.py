@@ -31,7 +31,7 @@ def add_arguments(parser):
 
 def run(args):
   from stmoe.core import hashing
-  from stmoe.data import hash_tables
+  from stmoe.data.text import hash_tables
   cfg, _ = experiment.load(args.name, args.overrides)
   if args.kind not in hash_tables.KINDS:
     raise errors.UserError(f'--kind {args.kind} does not exist{errors.nearest(args.kind, hash_tables.KINDS)} '
@@ -54,8 +54,8 @@ def _embeddings(path, vocabulary, vocab_size):
   """The token embeddings f32[V,D] of the newest checkpoint of a run with the same vocabulary."""
   import numpy as np
 
-  from stmoe.train import rundir
-  from stmoe.train import score
+  from stmoe.answer import score
+  from stmoe.runs import directory as rundir
   from stmoe.train import state as states
   cfg = rundir.opened(path)
   if cfg.model.vocab_size != vocab_size:

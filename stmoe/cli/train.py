@@ -6,8 +6,8 @@ Ctrl-C and SIGTERM save and stop. A finished run says so at once; more --config.
 """
 
 from stmoe import experiment
-from stmoe.train import job
-from stmoe.train import rundir
+from stmoe.hosts import job
+from stmoe.runs import directory as rundir
 
 
 def add_arguments(parser):

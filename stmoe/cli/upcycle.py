@@ -36,8 +36,8 @@ def add_arguments(parser):
 def run(args):
   cfg, name = experiment.load(args.name, args.overrides)
   workdir = args.workdir or experiment.default_workdir(name)
+  from stmoe.derive import upcycle
   from stmoe.train import progress
-  from stmoe.train import upcycle
   with contextlib.closing(progress.make(None, 0)) as show:
     record = upcycle.upcycle(
         [experiment.run_directory(run) for run in args.runs], cfg, workdir, show, noise=args.noise,

@@ -112,7 +112,7 @@ class TableFile:
   """A table as it is stored: an .npz of numbers and text, read without pickle.
 
   table: i32[V]; num_experts: K; kind: how it was made; vocabulary: digest of the vocabulary whose
-  ids it hashes (see `stmoe.data.vocab`).
+  ids it hashes (see `stmoe.data.text.vocab`).
   """
   table: np.ndarray
   num_experts: int

@@ -20,9 +20,9 @@ import pathlib
 import shutil
 
 from stmoe import errors
-from stmoe.data import cache as caches
 from stmoe.data import store
-from stmoe.data import vocab
+from stmoe.data.text import cache as caches
+from stmoe.data.text import vocab
 
 FILE, FOLDER = 'data.json', 'data'
 CONTENT = ('objective', 'task', 'files', 'jsonl', 'mixture', 'label', 'eda')

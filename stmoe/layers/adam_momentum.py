@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from stmoe import ranges
 from stmoe.layers import momentum
-from stmoe.layers import norm
+from stmoe.parts import norm
 
 EPSILON = 1e-8                                                       # under the root
 

@@ -6,7 +6,7 @@ import jax
 from stmoe import axes
 from stmoe import ranges
 from stmoe.core import noise
-from stmoe.layers import linear
+from stmoe.parts import linear
 
 
 class Dense(nnx.Module):

@@ -8,9 +8,9 @@ from stmoe import axes
 from stmoe import modules
 from stmoe import ranges
 from stmoe.errors import UserError
-from stmoe.layers import linear
-from stmoe.layers import norm
 from stmoe.layers import spatial
+from stmoe.parts import linear
+from stmoe.parts import norm
 
 
 def spatial_gating_unit(x, normalize, mix, residual=None):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from stmoe import ranges
 from stmoe.core import losses
 from stmoe.core import noise
-from stmoe.layers import norm
+from stmoe.parts import norm
 
 
 def momentum(m, c, mu, gamma):

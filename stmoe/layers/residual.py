@@ -4,7 +4,7 @@ from flax import nnx
 
 from stmoe import ranges
 from stmoe.layers import momentum
-from stmoe.layers import norm
+from stmoe.parts import norm
 
 
 class Residual(nnx.Module):

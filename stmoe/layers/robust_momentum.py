@@ -7,7 +7,7 @@ from flax import nnx
 from stmoe import ranges
 from stmoe.errors import UserError
 from stmoe.layers import momentum
-from stmoe.layers import norm
+from stmoe.parts import norm
 
 
 def coefficients(smoothness, convexity, rho):

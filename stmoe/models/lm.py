@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import ranges
+from stmoe.attention import multi_head as attention_lib
 from stmoe.core import contract
 from stmoe.errors import UserError
-from stmoe.layers import attention as attention_lib
-from stmoe.layers import cache as caches
-from stmoe.layers import embed
-from stmoe.layers import norm
-from stmoe.layers import rotary
-from stmoe.layers import stack
+from stmoe.parts import cache as caches
+from stmoe.parts import embed
+from stmoe.parts import norm
+from stmoe.parts import rotary
+from stmoe.parts import stack
 
 
 class LM(nnx.Module):

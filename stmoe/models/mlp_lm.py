@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 from stmoe import ranges
 from stmoe.core import contract
-from stmoe.layers import embed
-from stmoe.layers import norm
-from stmoe.layers import stack
+from stmoe.parts import embed
+from stmoe.parts import norm
+from stmoe.parts import stack
 
 
 class MlpLM(nnx.Module):

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.attention import span as span_attention
 from stmoe.core import contract
 from stmoe.errors import UserError
-from stmoe.layers import embed
-from stmoe.layers import norm
-from stmoe.layers import span_attention
-from stmoe.layers import stack
+from stmoe.parts import embed
+from stmoe.parts import norm
+from stmoe.parts import stack
 
 
 class SpanLM(nnx.Module):

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.attention import multi_head as attention
 from stmoe.core import choices
 from stmoe.core import contract
-from stmoe.layers import attention
-from stmoe.layers import linear
-from stmoe.layers import norm
-from stmoe.layers import patches
-from stmoe.layers import stack
+from stmoe.parts import linear
+from stmoe.parts import norm
+from stmoe.parts import patches
+from stmoe.parts import stack
 
 # What the head reads of the sequence [B,T,D]: its first token, or the mean of all.
 POOLING = {'token': lambda x: x[:, :1], 'mean': lambda x: jnp.mean(x, axis=1, keepdims=True)}

@@ -17,12 +17,12 @@ import sys
 from stmoe import errors
 from stmoe import experiment
 from stmoe import files
-from stmoe.analysis import runs as runs_lib
 from stmoe.analysis import table
 from stmoe.analysis.scaling import sizes
+from stmoe.runs import directory as rundir
+from stmoe.runs import read as runs_lib
 from stmoe.runs import records
 from stmoe.sweep import plan
-from stmoe.train import rundir
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,8 @@ import re
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe.runs import directory as rundir
 from stmoe.runs import records
-from stmoe.train import rundir
 
 PACKAGE = 'stmoe.experiments'
 KEYS = ('name', 'experiment', 'overrides', 'evaluations', 'start', 'prepare')

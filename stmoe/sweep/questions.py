@@ -9,7 +9,7 @@ import sys
 
 from stmoe import errors
 from stmoe import experiment
-from stmoe.analysis import report
+from stmoe.analysis.report import report
 from stmoe.sweep import collect
 from stmoe.sweep import origin
 from stmoe.sweep import plan

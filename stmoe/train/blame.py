@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from stmoe import lookup
 from stmoe import modules
 from stmoe.core import checked
-from stmoe.train import distributed
+from stmoe.hosts import distributed
 from stmoe.train import step as steps
 
 

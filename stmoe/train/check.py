@@ -8,8 +8,8 @@ from stmoe import axes
 from stmoe import errors
 from stmoe import modules
 from stmoe import sections
-from stmoe.data import pipeline
-from stmoe.data import vision
+from stmoe.data import batches as pipeline
+from stmoe.data.sources import images as vision
 from stmoe.train import losses
 
 

@@ -18,8 +18,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from stmoe import errors
 from stmoe import files
+from stmoe.hosts import job
 from stmoe.train import checksum
-from stmoe.train import job
 from stmoe.train import seal
 from stmoe.train import stored
 

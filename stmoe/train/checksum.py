@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stmoe.train import distributed
+from stmoe.hosts import distributed
 
 BLOCK = 1 << 15                          # elements at a time, so that they stay in a core's cache
 FOLD, SPREAD = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)

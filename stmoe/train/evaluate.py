@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from stmoe.core import metrics as routing
-from stmoe.data import pipeline
+from stmoe.data import batches as pipeline
+from stmoe.hosts import distributed
+from stmoe.hosts import job
 from stmoe.train import check
-from stmoe.train import distributed
-from stmoe.train import job
 from stmoe.train import losses
 from stmoe.train import state as states
 

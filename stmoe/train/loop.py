@@ -17,24 +17,24 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import state as router_state
 from stmoe.analysis import flops
-from stmoe.data import cache
-from stmoe.data import pipeline
+from stmoe.data import batches as pipeline
 from stmoe.data import record as records
+from stmoe.data.text import cache
+from stmoe.hosts import distributed
+from stmoe.hosts import job
+from stmoe.hosts import signals
+from stmoe.runs import directory as rundir
+from stmoe.runs import writers
 from stmoe.train import best as bests
 from stmoe.train import blame
 from stmoe.train import check
 from stmoe.train import checkpoint
-from stmoe.train import distributed
 from stmoe.train import evaluate
-from stmoe.train import job
 from stmoe.train import losses
 from stmoe.train import progress
-from stmoe.train import rundir
-from stmoe.train import signals
 from stmoe.train import state as states
 from stmoe.train import step as steps
 from stmoe.train import taskscore
-from stmoe.train import writers
 
 AHEAD = 2                              # steps handed to the device before the loop waits for one
 

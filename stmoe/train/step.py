@@ -13,7 +13,7 @@ from stmoe import axes
 from stmoe import state as router_state
 from stmoe.core import contract
 from stmoe.core import metrics as routing
-from stmoe.train import distributed
+from stmoe.hosts import distributed
 from stmoe.train import fields
 from stmoe.train import freeze
 from stmoe.train import losses

@@ -19,12 +19,12 @@ from stmoe import files
 from stmoe import lookup
 from stmoe import modules
 from stmoe.core import contract
-from stmoe.data import pipeline
+from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.decode import generate
 from stmoe.decode import rank
+from stmoe.hosts import distributed
 from stmoe.train import check
-from stmoe.train import distributed
 from stmoe.train import state as states
 
 METHODS = ('rank', 'decode', 'span')

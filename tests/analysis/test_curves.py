@@ -8,7 +8,7 @@ import pytest
 
 from stmoe.analysis import canvas
 from stmoe.analysis import curves
-from stmoe.analysis import runs
+from stmoe.runs import read as runs
 from tests.analysis import synthetic
 
 

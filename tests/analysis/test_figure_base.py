@@ -2,8 +2,8 @@
 
 import json
 
-from stmoe.analysis import runs
 from stmoe.analysis.figures import base
+from stmoe.runs import read as runs
 from tests.analysis import synthetic
 
 

@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
-from stmoe.analysis import runs
 from stmoe.analysis.figures import momentum_smoe
+from stmoe.runs import read as runs
 
 
 def made(norms):

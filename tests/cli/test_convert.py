@@ -6,12 +6,12 @@ import shutil
 import pytest
 
 from stmoe import errors
+from stmoe.answer import infer
+from stmoe.answer import interactive
 from stmoe.cli import main
-from stmoe.data import pipeline
+from stmoe.data import batches as pipeline
 from stmoe.interop import files
-from stmoe.train import infer
-from stmoe.train import interactive
-from stmoe.train import rundir
+from stmoe.runs import directory as rundir
 
 DATA = pathlib.Path(__file__).resolve().parent.parent / 'data'
 PIECES = DATA / 'sentencepiece' / 'seqio_test_26.model'

@@ -9,10 +9,10 @@ import pytest
 
 from stmoe import errors
 from stmoe.analysis import figures
-from stmoe.analysis import runs
+from stmoe.runs import directory as rundir
 from stmoe.runs import owner
+from stmoe.runs import read as runs
 from stmoe.train import loop
-from stmoe.train import rundir
 from tests.train import tiny_run
 
 FIELD = 'blocks.m.router.eval_k'

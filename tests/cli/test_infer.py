@@ -11,11 +11,11 @@ from pallas_kernels import walk
 from stmoe import errors
 from stmoe import experiment
 from stmoe import files
-from stmoe.data import objectives
-from stmoe.data import pipeline
+from stmoe.answer import infer
+from stmoe.data import batches as pipeline
+from stmoe.data.text import objectives
+from stmoe.runs import directory as rundir
 from stmoe.train import checkpoint
-from stmoe.train import infer
-from stmoe.train import rundir
 from stmoe.train import state as states
 from tests.train import tiny_run
 

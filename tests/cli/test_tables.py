@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from stmoe.answer import score
 from stmoe.cli import main
 from stmoe.core import hashing
-from stmoe.train import rundir
-from stmoe.train import score
+from stmoe.runs import directory as rundir
 from stmoe.train import state as states
 
 TINY = ('--config.model.d_model=16', '--config.model.num_heads=1', '--config.model.head_dim=16',

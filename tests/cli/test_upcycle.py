@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from stmoe import experiment
+from stmoe.answer import score
 from stmoe.cli import main
-from stmoe.data import pipeline
+from stmoe.data import batches as pipeline
+from stmoe.runs import directory as rundir
 from stmoe.train import checkpoint
 from stmoe.train import loop
-from stmoe.train import rundir
 from stmoe.train import schedules
-from stmoe.train import score
 from stmoe.train import state as states
 from tests.train import tiny_run
 

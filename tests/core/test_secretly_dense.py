@@ -18,11 +18,11 @@ import pytest
 
 from stmoe import axes
 from stmoe import lookup
-from stmoe.analysis import hlo
-from stmoe.analysis import products
+from stmoe.aot import hlo
+from stmoe.aot import products
+from stmoe.aot import topology
 from stmoe.core import assignment
 from stmoe.experts import mlp
-from stmoe.train import topology
 
 T, D, F, E, K = 2048, 128, 512, 32, 2
 LARGEST = 2 * T * K * F                    # elements; E times the active size would be 16 times this

@@ -4,9 +4,9 @@ import jax
 import pytest
 
 from stmoe import experiment
-from stmoe.analysis import hlo
-from stmoe.analysis import program
-from stmoe.train import aot
+from stmoe.aot import hlo
+from stmoe.aot import program
+from stmoe.aot import step as aot
 
 D, ROWS, LENGTH = 64, 16, 64
 

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from stmoe import errors
-from stmoe.data import corpus
 from stmoe.data import given
-from stmoe.data import squad
-from stmoe.data import tasks
+from stmoe.data.questions import squad
+from stmoe.data.text import corpus
+from stmoe.data.text import tasks
 
 
 def refused(work, *said):

@@ -10,7 +10,7 @@ import pytest
 
 from stmoe import errors
 from stmoe import experiment
-from stmoe.data import pipeline
+from stmoe.data import batches as pipeline
 from stmoe.data import record
 
 

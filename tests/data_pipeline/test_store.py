@@ -8,11 +8,11 @@ import shutil
 import pytest
 
 from stmoe import errors
-from stmoe.data import cache
 from stmoe.data import store
-from stmoe.data import stream
-from stmoe.data import tasks
-from stmoe.data import vocab
+from stmoe.data.text import cache
+from stmoe.data.text import stream
+from stmoe.data.text import tasks
+from stmoe.data.text import vocab
 
 
 @pytest.fixture(scope='module')

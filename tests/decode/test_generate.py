@@ -13,7 +13,7 @@ import tiny_plan
 from stmoe import axes
 from stmoe import errors
 from stmoe import lookup
-from stmoe.data import vocab
+from stmoe.data.text import vocab
 from stmoe.decode import generate
 from stmoe.decode import loop
 from stmoe.decode.strategies import beam

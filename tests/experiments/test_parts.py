@@ -2,7 +2,7 @@
 
 import pytest
 
-from stmoe.analysis import shapes
+from stmoe.bench import shapes
 from stmoe.experiments.kernels import parts
 
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stmoe.analysis import routing
+from stmoe.analysis.routing import choices as routing
+from stmoe.runs import directory as rundir
 from stmoe.train import checkpoint
-from stmoe.train import rundir
 from stmoe.train import state as states
 
 GREEDY = 10                              # ids of the recorded cases

@@ -10,8 +10,8 @@ import pytest
 import safetensors
 
 from stmoe import errors
+from stmoe.derive import convert
 from stmoe.interop import files
-from stmoe.train import convert
 from tests.interop import runs
 
 

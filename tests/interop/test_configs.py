@@ -12,13 +12,13 @@ import pytest
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe.derive import convert
 from stmoe.interop import decoder
 from stmoe.interop import fields
 from stmoe.interop import files
 from stmoe.interop import rules
-from stmoe.layers import rotary
-from stmoe.train import convert
-from stmoe.train import rundir
+from stmoe.parts import rotary
+from stmoe.runs import directory as rundir
 from tests.interop import runs
 
 CASES = pathlib.Path(__file__).resolve().parent.parent / 'data' / 'checkpoints'

@@ -8,8 +8,8 @@ import numpy as np
 from stmoe.core import layouts
 from stmoe.experts import glu
 from stmoe.layers import dense
-from stmoe.layers import embed
-from stmoe.layers import norm
+from stmoe.parts import embed
+from stmoe.parts import norm
 
 
 class Ctx:

@@ -13,7 +13,7 @@ import statistics
 import pytest
 
 from stmoe import lookup
-from stmoe.data import tasks
+from stmoe.data.text import tasks
 from stmoe.metrics import bleu
 from stmoe.metrics import rouge
 

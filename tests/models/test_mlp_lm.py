@@ -14,7 +14,7 @@ import tiny
 from stmoe import lookup
 from stmoe import state
 from stmoe.analysis import flops
-from stmoe.data import pack
+from stmoe.data.text import pack
 from stmoe.errors import UserError
 from stmoe.surgery import layout
 

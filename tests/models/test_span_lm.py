@@ -14,8 +14,8 @@ import tiny
 
 from stmoe import lookup
 from stmoe import state
+from stmoe.attention import span as span_attention
 from stmoe.errors import UserError
-from stmoe.layers import span_attention
 from stmoe.surgery import layout
 
 LENGTH, SPAN = 8, 3

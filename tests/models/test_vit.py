@@ -13,7 +13,7 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe import state
 from stmoe.analysis import flops
-from stmoe.layers import patches
+from stmoe.parts import patches
 from stmoe.surgery import layout
 from stmoe.train import losses
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stmoe.data import objectives
+from stmoe.data.text import objectives
 
 
 def span_corruption(case):

@@ -8,7 +8,7 @@ import models_hf
 import numpy as np
 import optax
 
-from stmoe.layers import relpos
+from stmoe.parts import relpos
 
 VISIBLE = {'bidirectional': True, 'causal': False}
 

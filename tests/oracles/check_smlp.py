@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from stmoe.core import contract
 from stmoe.experts import feature
 from stmoe.layers import gmlp
-from stmoe.layers import norm
 from stmoe.layers import spatial
-from stmoe.layers import stack
+from stmoe.parts import norm
+from stmoe.parts import stack
 
 
 def _swapped(f):

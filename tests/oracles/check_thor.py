@@ -10,7 +10,7 @@ import numpy as np
 
 from stmoe.core.execute import einsum
 from stmoe.experts import mlp
-from stmoe.layers import norm
+from stmoe.parts import norm
 from stmoe.routers import thor
 from stmoe.train import losses
 

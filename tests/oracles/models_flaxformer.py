@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import routers_flaxformer
 
-from stmoe.layers import attention
+from stmoe.attention import multi_head as attention
 from stmoe.models import t5
 
 

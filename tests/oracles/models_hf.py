@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from stmoe.attention import multi_head as attention
 from stmoe.core import contract
-from stmoe.layers import attention
 from stmoe.models import t5
 
 

@@ -8,7 +8,7 @@ import pathlib
 import re
 import subprocess
 
-from stmoe.train import topology
+from stmoe.aot import topology
 
 BLOCK = 232448                          # bytes of shared memory that one block may have
 TARGETS = ('h100:1', 'h200:1')

@@ -15,8 +15,8 @@ from pallas_kernels.combine import portable
 from pallas_kernels.gmm import api as gmm
 from pallas_kernels.route import api as route
 from pallas_kernels.tgmm import api as tgmm
-from stmoe.analysis import program
-from stmoe.train import topology
+from stmoe.aot import program
+from stmoe.aot import topology
 
 pytestmark = pytest.mark.aot
 

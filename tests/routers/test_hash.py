@@ -10,7 +10,7 @@ from stmoe import errors
 from stmoe import state
 from stmoe.core import contract
 from stmoe.core import hashing
-from stmoe.layers import stack
+from stmoe.parts import stack
 from stmoe.routers import hash as router
 
 V, K, D = 10, 3, 4

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stmoe import errors
-from stmoe.analysis import runs
+from stmoe.runs import read as runs
 from stmoe.runs import records
 from tests.analysis import synthetic
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from stmoe import errors
-from stmoe.analysis import runs as runs_lib
+from stmoe.runs import read as runs_lib
 from stmoe.sweep import collect
 from stmoe.sweep import origin
 from stmoe.sweep import plan

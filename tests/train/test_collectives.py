@@ -3,9 +3,9 @@
 import jax
 import pytest
 
-from stmoe.analysis import hlo
-from stmoe.analysis import program
-from stmoe.train import aot
+from stmoe.aot import hlo
+from stmoe.aot import program
+from stmoe.aot import step as aot
 from tests.train import test_mesh
 
 SMALL = 1024                             # bytes: counts, sums of losses, loads

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from stmoe.data import pipeline
+from stmoe.data import batches as pipeline
 from stmoe.train import evaluate
 from stmoe.train import losses
 from stmoe.train import state as states

@@ -9,15 +9,15 @@ import jax
 import pytest
 
 from stmoe import errors
+from stmoe.answer import harness
+from stmoe.answer import infer
+from stmoe.answer import interactive
+from stmoe.answer import score
 from stmoe.core import hashing
-from stmoe.data import corpus
-from stmoe.data import hash_tables
-from stmoe.train import harness
-from stmoe.train import infer
-from stmoe.train import interactive
+from stmoe.data.text import corpus
+from stmoe.data.text import hash_tables
+from stmoe.runs import directory as rundir
 from stmoe.train import loop
-from stmoe.train import rundir
-from stmoe.train import score
 from tests.train import tiny_run
 
 ONE = jax.devices()[:1]

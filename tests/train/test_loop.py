@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from stmoe import errors
-from stmoe.data import pipeline
+from stmoe.answer import score
+from stmoe.data import batches as pipeline
+from stmoe.hosts import signals
+from stmoe.runs import directory as rundir
+from stmoe.runs import writers
 from stmoe.train import checkpoint
 from stmoe.train import loop
-from stmoe.train import rundir
-from stmoe.train import score
-from stmoe.train import signals
 from stmoe.train import state as states
-from stmoe.train import writers
 from tests.train import tiny_run
 
 ONE = jax.devices()[:1]

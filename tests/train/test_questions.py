@@ -7,10 +7,10 @@ import pytest
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe.answer import score
+from stmoe.derive import finetune
 from stmoe.train import check
-from stmoe.train import finetune
 from stmoe.train import loop
-from stmoe.train import score
 from stmoe.train import state
 from stmoe.train import taskscore
 

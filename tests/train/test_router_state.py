@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stmoe.analysis import figures
-from stmoe.analysis import runs
 from stmoe.core import balance
+from stmoe.runs import read as runs
 from stmoe.train import loop
 from tests.train import test_resume
 from tests.train import test_step

@@ -1,7 +1,7 @@
 """What balance costs a BASE layer: the affinity it gives up and the tokens it displaces."""
 
 from stmoe.analysis import canvas
-from stmoe.analysis import runs as runs_lib
+from stmoe.runs import read as runs_lib
 
 STEM = 'assignment_gap'
 CAPTIONS = {STEM: 'What balanced assignment costs (BASE layers) over training. Left: how far the total '

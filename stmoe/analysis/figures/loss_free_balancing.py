@@ -1,7 +1,7 @@
 """Selection biases and the balance that they keep: loss-free balancing, DeepSeek-V3."""
 
 from stmoe.analysis import canvas
-from stmoe.analysis import runs as runs_lib
+from stmoe.runs import read as runs_lib
 
 STEM = 'selection_bias'
 CAPTIONS = {STEM: 'Selection biases of the experts and imbalance of their load over training. Left: the bias '

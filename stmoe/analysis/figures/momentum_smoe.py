@@ -3,7 +3,7 @@
 import numpy as np
 
 from stmoe.analysis import canvas
-from stmoe.analysis import runs as runs_lib
+from stmoe.runs import read as runs_lib
 
 METRIC, STEM = 'momentum_norm', 'momentum_norm'
 CAPTIONS = {STEM: 'Root mean square of the momentum that the sparse layers carry along depth, mean over '

@@ -1,7 +1,7 @@
 """Adaptive balance coefficients of Skywork-MoE and the drop rates that move them."""
 
 from stmoe.analysis import canvas
-from stmoe.analysis import runs as runs_lib
+from stmoe.runs import read as runs_lib
 
 STEM = 'adaptive_coefficients'
 CAPTIONS = {STEM: 'Adaptive balance coefficients (Skywork-MoE) over training. Left: the coefficient of every '

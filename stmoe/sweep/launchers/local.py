@@ -4,9 +4,9 @@ import signal
 import time
 
 from stmoe import ranges
+from stmoe.hosts import signals
 from stmoe.sweep import progress
 from stmoe.sweep import work
-from stmoe.train import signals
 
 
 def launch(runs, board, *, jobs: ranges.Count = 1, poll: ranges.Positive = 0.5):

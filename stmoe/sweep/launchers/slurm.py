@@ -12,11 +12,11 @@ import time
 from stmoe import errors
 from stmoe import files
 from stmoe import ranges
+from stmoe.hosts import signals
 from stmoe.runs import owner
 from stmoe.sweep import plan
 from stmoe.sweep import progress
 from stmoe.sweep import work
-from stmoe.train import signals
 
 TIMEOUTS = 1000                          # how often a run may reach its time limit and go on in another job
 

@@ -1,0 +1,117 @@
+"""The table at the head of a report: a row a configuration, its seeds averaged, the best result first."""
+
+import json
+import math
+
+import numpy as np
+
+from stmoe import lookup
+from stmoe.analysis import table
+from stmoe.analysis.report import page
+from stmoe.runs import read as runs_lib
+
+# Column -> heading, where `table` has none; results come with their spread.
+HEADINGS = table.HEADINGS | {'method': 'method', 'data': 'data', 'seeds': 'seeds', 'loss': 'loss (nats)'}
+SPREAD = {'loss': '.4f', 'bits': '.3f', 'accuracy': '.1%'}
+# What of the data makes no other text.
+ASIDE = ('cache_dir', 'shuffle', 'pack')
+
+
+def columns(runs, costs, labels):
+  """Returns (headings, dict label -> list of page.Cell), the lowest loss first.
+
+  Where some seeds are done, the others do not count. Runs on other data are other tables under one heading:
+  they come after one another, and a column says on which. What no run has makes no column.
+
+  Args:
+    runs:   list of Run.
+    costs:  dict run name -> dict(parameters, active, flops_per_token), where known.
+    labels: one for each run; runs of equal label are seeds of one another.
+  """
+  members = {label: [run for run, name in zip(runs, labels) if name == label] for label in labels}
+  scores = list(dict.fromkeys(key for run in runs for key in run.done or {} if '@' in key))
+  counted = [(run, label) for label, mine in members.items()
+             for run in [run for run in mine if run.done is not None] or mine]
+  rows = [_values(run, costs.get(run.name), scores) for run, _ in counted]
+  grouped = table.group(rows, [label for _, label in counted])
+  order = ['method', 'data', 'seeds', 'bits', 'loss', 'accuracy', *scores, 'drops', 'parameters',
+           'active', 'flops_per_token', 'balance', 'entropy', 'steps', 'tokens', 'flops', 'time', 'slowdown']
+  texts = {label: _words(mine) for label, mine in members.items()}
+  one = len({_data(mine[0]) for mine in members.values()}) == 1
+  order.remove('data' if one else 'slowdown')
+  shown = [c for c in order if any(c in texts[label] or grouped[label].get(c) for label in grouped)]
+  best = _best(members, grouped)
+  loss = lambda label: (grouped[label].get('loss') or (math.inf,))[0]
+  ranked = sorted(grouped, key=lambda label: (_data(members[label][0]), loss(label)))
+  cell = lambda label, c: (texts[label][c] if c in texts[label] else
+                           number(c, grouped[label].get(c), 'best' if (label, c) in best else ''))
+  return ([HEADINGS['label'], *(HEADINGS.get(c, c.split('/')[-1]) for c in shown)],
+          {label: [page.Cell(label, label), *(cell(label, c) for c in shown)] for label in ranked})
+
+
+def _values(run, cost, scores):
+  """The numbers of one run: those of `table`, its loss, and the scores of decoded texts, keys of DONE."""
+  return table.values(run, cost) | {'loss': run.last('eval/loss')} | {
+      key: (run.done or {}).get(key) for key in scores}
+
+
+def _words(runs):
+  """The cells of the seeds of one configuration that are no means."""
+  done = sum(run.done is not None for run in runs)
+  seeds = f'{done}' if done == len(runs) else f'{done} of {len(runs)}'
+  name = method(runs[0].config)
+  return dict(method=page.Cell(name, name, 'words'), seeds=page.Cell(seeds, done),
+              data=page.Cell(corpus(runs[0].config), corpus(runs[0].config)))
+
+
+def _best(members, grouped):
+  """The (label, column) of the lowest loss on each text, where several configurations were trained on it."""
+  found = set()
+  for data in {_data(mine[0]) for mine in members.values()}:
+    mine = {label: row for label, row in grouped.items() if _data(members[label][0]) == data}
+    known = {label: row['loss'][0] for label, row in mine.items() if row.get('loss')}
+    if len(known) > 1:
+      label = min(known, key=known.get)
+      found |= {(label, 'bits'), (label, 'loss')}
+  return found
+
+
+def number(column, entry, kind=''):
+  """Returns the page.Cell of (mean, spread, seeds) or None in a column of `table` or of this file."""
+  if entry is None or not np.isfinite(entry[0]):
+    return page.Cell('–')
+  mean, spread, seeds = entry
+  form = SPREAD.get(column) or ('.2f' if '@' in column else None)
+  if not form:
+    return page.Cell(table.text(column, entry), mean, kind)
+  return page.Cell(f'{mean:{form}} ± {spread:{form}}' if seeds > 1 else f'{mean:{form}}', mean, kind)
+
+
+def method(config):
+  """Returns what the sparse layers of a run's `config` are: their routers, and what is around them.
+
+  >>> method(dict(blocks=dict(d=dict(layer='dense'), m=dict(layer='moe', router=dict(name='switch')))))
+  'switch'
+  """
+  names = []
+  for block in config.get('blocks', {}).values():
+    layers = list(lookup.nested(block)) if isinstance(block, dict) else []
+    around = [kind for kind in (layer.get('layer') or layer['name'] for layer in layers) if kind != 'moe']
+    routers = [router['name'] for layer in layers for router in lookup.nested(layer.get('router'))]
+    if routers:
+      names.append(' '.join([*around, *routers]))
+  return ', '.join(dict.fromkeys(names)) or 'dense'
+
+
+def corpus(config):
+  """Returns the task and vocabulary of a run's `config` in a few words."""
+  data = config.get('data', {})
+  names = (entry if isinstance(entry, str) else entry[0] for entry in data.get('mixture') or ())
+  task = ', '.join(sorted(names)) or str(data.get('task', '?'))
+  return ' '.join([task, *([data['vocab']] if data.get('vocab') else [])])
+
+
+def _data(run):
+  """What the losses of runs have to have in common to be compared; a field that is off may be absent."""
+  data = {key: value for key, value in run.config.get('data', {}).items() if key not in ASIDE and value}
+  return corpus(run.config), json.dumps(runs_lib.flatten(data), sort_keys=True)

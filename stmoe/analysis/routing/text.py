@@ -1,0 +1,219 @@
+"""Routed text made visible: HTML spans and a figure, each token in the colour of its expert."""
+
+import colorsys
+import dataclasses
+import html
+import itertools
+import os
+
+from matplotlib import patches
+import numpy as np
+
+from stmoe.analysis import canvas
+from stmoe.analysis.routing import choices as routing
+
+END = '■'                                # of a document
+NOBODY = 'no expert (dropped)', 'predicted, not read'
+# Light forms of the palette, so that black text stays readable on all of them.
+TINTS = ('#9CCBEA', '#F5B78A', '#8FD6BC', '#EBC3DA', '#F7D27C', '#D9D9D9', '#B9B4E6', '#D3DE8F')
+
+CSS = """
+.routed { font: 13px/1.75 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #e2e2e2; border-radius: 6px;
+  padding: 10px 12px; background: #fff; color: #1a1a1a; }
+.routed span { padding: 2px 0; border-bottom: 3px solid transparent; }
+.routed span.unread { color: #1a1a1a; }
+.routed span.none { color: #8a8a8a; border-bottom: 1px dotted #8a8a8a; }
+.chips span { display: inline-block; padding: 1px 7px; margin: 0 4px 4px 0; border-radius: 4px;
+  font-size: 12px; color: #1a1a1a; }
+"""
+
+
+def colours(num_experts):
+  """Returns one light colour '#RRGGBB' per expert; the colour-blind-safe tints up to eight.
+
+  More experts than the eye can name are spread over hue and lightness by two irrational
+  steps, so that all differ; the expert's number is in the tooltip.
+  """
+  if num_experts <= len(TINTS):
+    return list(TINTS[:num_experts])
+  found = []
+  for e in range(num_experts):
+    rgb = colorsys.hls_to_rgb(e * 0.381966 % 1.0, 0.72 + 0.16 * (e * 0.754878 % 1.0), 0.65)
+    found.append('#' + ''.join(f'{round(255 * c):02X}' for c in rgb))
+  return found
+
+
+def visible(piece):
+  """Returns `piece` with white space and control characters made visible, without line ends; never ''."""
+  text = piece.replace('\n', '↵').replace('\t', '→   ').replace('\r', '␍')
+  return ''.join(c if c.isprintable() else '·' for c in text or '·')
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """A stretch of text as one sparse layer routed it.
+
+  pieces: list of T texts of tokens, which together are the text.
+  taken:  list of T lists of (expert, weight), largest weight first; [] = no expert took the token, None = the
+    layer did not get it: it is the last one of a window, which is predicted and never read.
+  table:  `routing.specialisation` over the whole batch, texts in place of token ids.
+  """
+  pieces: list
+  taken: list
+  num_experts: int
+  table: list
+
+
+def sample(chosen, batch, vocabulary, length=700):
+  """Returns dict layer name -> Sample of the first `length` real tokens of a batch.
+
+  Args:
+    chosen:     dict layer name -> routing.Choices of that batch.
+    batch:      dict of i32[B,T].
+    vocabulary: of the batch, see `stmoe.data.text.vocab`.
+  """
+  shown, stacks = {}, {}
+  for layer, found in chosen.items():
+    stack = routing.stack_of(layer)
+    if stack not in stacks:
+      ids, places = _text(batch, stack, length)
+      stacks[stack] = pieces(vocabulary, ids), places
+    named = lambda v: texts(vocabulary, [v])[0]
+    table = [(share, [(named(v), count, lift) for v, count, lift in best])
+             for share, best in routing.specialisation(found, batch[f'{stack}_input_tokens'])]
+    text, places = stacks[stack]
+    shown[layer] = Sample(pieces=text, taken=[None if t is None else found.experts[b][t] for b, t in places],
+                          num_experts=found.num_experts, table=table)
+  return shown
+
+
+def _text(batch, stack, length):
+  """(ids of the first `length` real tokens of a stack's text, [(row, place where each is read or None)]).
+
+  A decoder reads its targets one place later, after the start of their segment, and the last one not at all.
+  """
+  segments = np.asarray(batch[f'{stack}_segment_ids'])
+  real = np.argwhere(segments > 0)[:length].tolist()                 # [n, 2]
+  targets = batch.get(f'{stack}_target_tokens')
+  if targets is None:
+    ids = np.asarray(batch[f'{stack}_input_tokens'])
+    return [int(ids[b, t]) for b, t in real], real
+  read = np.zeros(segments.shape, bool)
+  read[:, :-1] = segments[:, 1:] == segments[:, :-1]
+  return [int(targets[b, t]) for b, t in real], [(b, t + 1 if read[b, t] else None) for b, t in real]
+
+
+def pieces(vocabulary, ids):
+  """Returns the text of each of the tokens `ids`, which together are the whole text; of EOS it is '■'.
+
+  A character of several tokens is the text of the last of them, and that of the others is ''.
+  """
+  found = []
+  for ended, run in itertools.groupby(ids, lambda v: v == vocabulary.eos_id):
+    run = list(run)
+    found += [END] * len(run) if ended else _split(vocabulary, run)
+  return found
+
+
+def _split(vocabulary, ids):
+  whole, ends = vocabulary.decode(ids), [0]
+  for count in range(1, len(ids)):
+    ends.append(max(ends[-1], len(os.path.commonprefix([vocabulary.decode(ids[:count]), whole]))))
+  return [whole[a:b] for a, b in zip(ends, [*ends[1:], len(whole)])]
+
+
+def texts(vocabulary, ids):
+  """Returns the text of each token by itself; '·' for the start, parts of a character and the like."""
+  names = {vocabulary.eos_id: END}
+  return [names.get(int(v)) or vocabulary.decode([int(v)]) or '·' for v in ids]
+
+
+def to_html(seen):
+  """Returns a <div> of Sample `seen` with one <span> per token, coloured by expert; all is escaped.
+
+  Background is the expert of largest weight, the underline the second; the tooltip names all.
+  """
+  palette = colours(seen.num_experts)
+  spans = []
+  for piece, experts in zip(seen.pieces, seen.taken):
+    text = html.escape(visible(piece)) + ('\n' if piece.endswith('\n') else '')
+    names = ', '.join(f'expert {e} ({w:.2f})' for e, w in experts or ()) or NOBODY[experts is None]
+    title = html.escape(f'{piece!r}: {names}', quote=True)
+    if not experts:
+      kind = 'unread' if experts is None else 'none'
+      spans.append(f'<span class="{kind}" title="{title}">{text}</span>')
+      continue
+    under = f';border-bottom-color:{palette[experts[1][0]]}' if len(experts) > 1 else ''
+    spans.append(f'<span style="background:{palette[experts[0][0]]}{under}" title="{title}">{text}</span>')
+  return f'<div class="routed">{"".join(spans)}</div>'
+
+
+def chips(shares):
+  """Returns a <div> of one chip per expert with its share of choices; shares: list of floats."""
+  palette = colours(len(shares))
+  return '<div class="chips">' + ''.join(
+      f'<span style="background:{palette[e]}">{e}: {share:.0%}</span>'
+      for e, share in enumerate(shares)) + '</div>'
+
+
+def layout(pieces, columns):
+  """Returns [(row, column, text)] of tokens written in lines of at most `columns` characters."""
+  row, column, places = 0, 0, []
+  for piece in pieces:
+    text = visible(piece)
+    if column and column + len(text.rstrip('↵')) > columns:          # line ends may stand in the margin
+      row, column = row + 1, 0
+    places.append((row, column, text))
+    column += len(text)
+    if piece.endswith('\n'):
+      row, column = row + 1, 0
+  return places
+
+
+def figure(samples, columns=84, length=260):
+  """Returns the Figure of a routed text, once per sparse layer, tokens coloured by expert.
+
+  Args:
+    samples: dict layer name -> Sample.
+    columns: characters of a line.
+    length:  tokens drawn.
+  """
+  placed = {name: layout(seen.pieces[:length], columns) for name, seen in samples.items()}
+  heights = [places[-1][0] + 1 for places in placed.values()]
+  made, axes = canvas.new(len(samples), 1, 0.1 * columns + 0.4, 0.185 * sum(heights) + 0.75 * len(samples),
+                          height_ratios=heights)
+  for ax, lines, (name, seen) in zip(axes[:, 0], heights, samples.items()):
+    palette = colours(seen.num_experts)
+    for (line, column, text), taken in zip(placed[name], seen.taken):
+      colour = canvas.FAINT if taken == [] else canvas.INK
+      _token(ax, line, column, text, [palette[e] for e, _ in taken or ()], colour)
+    ax.set_xlim(0, columns)
+    ax.set_ylim(lines, -0.1)
+    ax.axis('off')
+    canvas.label(ax, title=f'{name}: {seen.num_experts} experts')
+    _key(ax, palette[:24])
+  return made
+
+
+def _token(ax, line, column, text, shades, colour):
+  """Draws one token in `colour`: background of its first expert, bar below of its second."""
+  width = len(text)
+  box = lambda top, height, colour: ax.add_patch(
+      patches.Rectangle((column + 0.05, line + top), width - 0.1, height, color=colour, lw=0))
+  if shades:
+    box(0.04, 0.9, shades[0])
+  if len(shades) > 1:
+    box(0.78, 0.16, shades[1])
+  for i, character in enumerate(text):
+    if character != ' ':
+      ax.text(column + i + 0.5, line + 0.44, character, ha='center', va='center', fontsize=8.5,
+              family='monospace', color=colour, parse_math=False)
+
+
+def _key(ax, palette):
+  """Writes the numbers of the experts in their colours at the right end of the title line."""
+  for place, (e, colour) in enumerate(reversed(list(enumerate(palette)))):
+    ax.annotate(str(e), (1, 1), xycoords='axes fraction', xytext=(-8 - 16 * place, 6), fontsize=8,
+                textcoords='offset points', ha='center', va='baseline', color=canvas.INK,
+                annotation_clip=False, bbox=dict(facecolor=colour, edgecolor='none', pad=2.0))

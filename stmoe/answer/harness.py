@@ -1,0 +1,165 @@
+"""A bridge to lm-evaluation-harness (optional extra `lm_eval`): a run as one of its models.
+
+  import lm_eval
+  from stmoe.answer import harness
+  model = harness.model(harness.Harness('runs/try'))
+  lm_eval.simple_evaluate(model=model, tasks=['arc_easy'])
+
+The three methods need nothing of that package but requests with `args`.
+"""
+
+import jax
+import numpy as np
+
+from stmoe import errors
+from stmoe.answer import infer
+from stmoe.answer import score
+from stmoe.data import batches as pipeline
+from stmoe.data import record as records
+from stmoe.decode import generate
+from stmoe.decode import rank
+from stmoe.runs import directory as rundir
+from stmoe.train import check
+from stmoe.train import state as states
+
+
+class Harness:
+  """`loglikelihood`, `loglikelihood_rolling` and `generate_until` of a decoder-only run's newest checkpoint.
+
+  Rows are batched by length, longest first, and padded to a power of two. Every token is routed by itself,
+  as in generation, so answers do not depend on batches; `drop_frac` is the share of dropped choices of all
+  log-likelihoods until now, 0.0 then, unless alone=False asks for the capacity of evaluation.
+
+  Args:
+    path:       run directory; batch_size: rows at once; length: most tokens that are generated.
+    alone:      see `rank.details`.
+    cfg:        the run's configuration, if not as it was trained.
+  """
+
+  def __init__(self, path, batch_size=8, length=64, alone=True, cfg=None, devices=None):
+    self.cfg = rundir.opened(path) if cfg is None else cfg
+    if self.cfg.data.get('objective') != 'lm':
+      raise errors.UserError(f'lm-evaluation-harness scores texts from left to right, and {path} has '
+                             f'data.objective={self.cfg.data.get("objective")!r}; it needs lm')
+    self._batch_size, self._length, self._devices = batch_size, length, devices
+    self._dropped, self._batches = 0.0, 0
+    self._start = self.cfg.model.get('start_id', 0)
+    with states.on_mesh(self.cfg.mesh, devices) as mesh:
+      found = records.read(path)
+      self._plan = states.blueprint(found.located(self.cfg), mesh)
+      self._vocabulary = pipeline.vocabulary(self.cfg, found=found)
+      _, state, _, _ = score.restore(self._plan, path, self._vocabulary, lambda line: None)
+    self._numbers = state['params'], state['router_state']
+    self._score = jax.jit(lambda params, routers, batch: rank.details(
+        self._plan.model(params, routers), batch, alone=alone))
+    self._generate = None
+
+  @property
+  def drop_frac(self):
+    """Share of the choices that were dropped, the mean over batches."""
+    return self._dropped / max(self._batches, 1)
+
+  def loglikelihood(self, requests):
+    """Returns [(log-probability of the text, whether greedy)] of requests, args (context, text)."""
+    pairs = []
+    for request in requests:
+      context, text = request.args
+      whole = self._encode(context + text)
+      given = min(len(self._encode(context)), len(whole) - bool(text))     # a text has at least one token
+      pairs.append((whole, max(given, 0)))
+    return self._scores(pairs)
+
+  def loglikelihood_rolling(self, requests):
+    """Returns the log-probability of whole texts, args (text,); long ones in windows that do not overlap."""
+    size, windows, owner = self.cfg.data.length, [], []
+    for number, request in enumerate(requests):
+      ids = self._encode(request.args[0])
+      parts = [ids[i:i + size] for i in range(0, len(ids), size)] or [[]]
+      windows += [(part, 0) for part in parts]
+      owner += [number] * len(parts)
+    totals = [0.0] * len(requests)
+    for number, (value, _) in zip(owner, self._scores(windows)):
+      totals[number] += value
+    return totals
+
+  def generate_until(self, requests):
+    """Returns greedy texts of requests with args (context, dict), cut at the first of `until`."""
+    prompts = [[self._start, *self._encode(request.args[0])][-self.cfg.data.length:] for request in requests]
+    with states.on_mesh(self.cfg.mesh, self._devices) as mesh:
+      if self._generate is None:
+        decode = dict(name='greedy', eos_id=generate.ends(self.cfg, self._vocabulary))
+        self._generate = generate.make(self._plan, decode, self._length)
+      key = jax.random.key(0)
+      run = lambda batch: dict(ids=self._generate(*self._numbers, check.place(batch, mesh), key))
+      made = self._in_batches(prompts, lambda rows, width: infer.prompt_batch(self.cfg, rows, width), run)
+    return [_until(generate.text(self.cfg, self._vocabulary,
+                                 row['ids'][:request.args[1].get('max_gen_toks', self._length)]),
+                   request.args[1].get('until', ())) for row, request in zip(made, requests)]
+
+  def _encode(self, text):
+    try:
+      text.encode()
+    except UnicodeEncodeError as error:
+      raise errors.UserError(f'a request holds half a surrogate pair at character {error.start + 1}: it is '
+                             f'no text: {text[:60]!r}') from error
+    return self._vocabulary.encode([text])[0].tolist()
+
+  def _scores(self, pairs):
+    """[(score, greedy)] of (ids, how many are given); texts that are too long lose their beginning."""
+    size = self.cfg.data.length
+    pairs = [(ids[-size:], max(given - max(len(ids) - size, 0), 0)) for ids, given in pairs]
+    with states.on_mesh(self.cfg.mesh, self._devices) as mesh:
+      def run(batch):
+        found = dict(self._score(*self._numbers, check.place(batch, mesh)))
+        self._dropped, self._batches = self._dropped + float(found.pop('drop_frac')), self._batches + 1
+        return found
+      make = lambda rows, width: _target_batch(rows, width, self._start)
+      rows = self._in_batches(pairs, make, run, size=lambda pair: len(pair[0]))
+    return [(float(row['score']), bool(row['greedy'])) for row in rows]
+
+  def _in_batches(self, items, make, run, size=len):
+    """What `run` gives for each item, in order; batches of like lengths, the last filled up with its last."""
+    order, results = sorted(range(len(items)), key=lambda i: -size(items[i])), [None] * len(items)
+    for begin in range(0, len(order), self._batch_size):
+      mine = order[begin:begin + self._batch_size]
+      rows = [items[i] for i in mine] + [items[mine[-1]]] * (self._batch_size - len(mine))
+      width = infer.SHORTEST
+      while width < size(rows[0]):
+        width *= 2
+      found = jax.tree.map(np.asarray, run(make(rows, width)))
+      for row, i in enumerate(mine):
+        results[i] = {name: a[row] for name, a in found.items()}
+    return results
+
+
+def _target_batch(pairs, width, start):
+  """The batch of (ids, how many are given): decoder_ arrays i32[B,width], with weights on the others."""
+  names = ('target_tokens', 'input_tokens', 'loss_weights', 'segment_ids', 'positions')
+  batch = {f'decoder_{name}': np.zeros((len(pairs), width), np.int32) for name in names}
+  for row, (ids, given) in enumerate(pairs):
+    n = len(ids)
+    batch['decoder_target_tokens'][row, :n] = ids
+    batch['decoder_input_tokens'][row, :1] = start
+    batch['decoder_input_tokens'][row, 1:n] = ids[:-1]
+    batch['decoder_loss_weights'][row, given:n] = 1
+    batch['decoder_segment_ids'][row, :n] = 1
+    batch['decoder_positions'][row, :n] = np.arange(n)
+  return batch
+
+
+def _until(text, stops):
+  for stop in [stops] if isinstance(stops, str) else stops or ():
+    text = text.split(stop)[0] if stop else text
+  return text
+
+
+def model(bridge):
+  """Returns `bridge` as a model of lm-evaluation-harness; raises UserError where that is not installed."""
+  try:
+    from lm_eval.api import model as api
+  except ImportError:
+    raise errors.UserError("lm-evaluation-harness is not installed: pip install 'stmoe[lm_eval]'") from None
+  methods = ('loglikelihood', 'loglikelihood_rolling', 'generate_until')
+  own = {name: (lambda self, requests, disable_tqdm=False, name=name: getattr(bridge, name)(requests))
+         for name in methods}
+  return type('StmoeModel', (api.LM,), own)()

@@ -1,0 +1,131 @@
+"""Texts from the checkpoint of a run: prompts in, generated texts out, batch by batch."""
+
+import itertools
+
+import jax
+import numpy as np
+
+from stmoe import axes
+from stmoe import errors
+from stmoe import files
+from stmoe.answer import score
+from stmoe.data import batches as pipeline
+from stmoe.data import record as records
+from stmoe.decode import generate
+from stmoe.train import check
+from stmoe.train import loop
+from stmoe.train import state as states
+
+SHORTEST = 16                        # prompts are padded to it times 1, 2, 4, ...
+
+
+def read(lines, where, jsonl=False):
+  """Yields (place, prompt, fields) of an iterable of lines without their ends; fields is {} for plain text.
+
+  Args:
+    where: name of the file, for messages.
+    jsonl: whether a line is a JSON object with a text `inputs`.
+  Raises:
+    UserError: naming file and line.
+  """
+  for number, line in enumerate(lines, 1):
+    place, fields = f'{where}:{number}', {}
+    if jsonl:
+      try:
+        fields = files.parse_json(line)
+      except ValueError as error:
+        raise errors.UserError(f'{place} {error}') from None
+      if not isinstance(fields.get('inputs'), str):
+        raise errors.UserError(f'{place} is no object with a text "inputs"')
+    yield place, fields['inputs'] if jsonl else line, fields
+
+
+def prompt_batch(cfg, prompts, length):
+  """Returns the batch of `prompts`, lists of ids, padded to `length`: of the encoder, or of the decoder."""
+  side = 'encoder' if 'inputs_length' in cfg.data else 'decoder'
+  mask = np.arange(length) < np.array([len(ids) for ids in prompts])[:, None]
+  ids = np.zeros(mask.shape, np.int32)
+  ids[mask] = np.concatenate(prompts)
+  batch = dict(input_tokens=ids, segment_ids=mask.astype(np.int32),
+               positions=(np.arange(length) * mask).astype(np.int32))
+  if cfg.data.objective == 'prefix_lm':
+    batch['causal_attention'] = mask.astype(np.int32)                # prompts see themselves both ways
+  return {f'{side}_{name}': a for name, a in batch.items()}
+
+
+def tokens(cfg, vocabulary, place, text):
+  """Returns the list of ids that the model reads of a prompt; raises UserError, naming `place`, if too many.
+
+  An encoder reads the text and EOS, a decoder the model's start_id and the text, and EOS if it learned to
+  answer then.
+  """
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    raise errors.UserError(f'{place}: the prompt holds half a surrogate pair, no character') from None
+  ids = vocabulary.encode([text])[0].tolist()
+  field = 'inputs_length' if 'inputs_length' in cfg.data else 'length'
+  if field == 'length':
+    ids = [cfg.model.get('start_id', 0), *ids]
+  if field == 'inputs_length' or cfg.data.objective == 'prompted':   # as in training
+    ids = [*ids, vocabulary.eos_id]
+  if len(ids) > cfg.data[field]:
+    raise errors.UserError(f'{place}: the prompt has {len(ids)} tokens, the model was made for data.{field}='
+                           f'{cfg.data[field]}; shorten it, or set --config.data.{field}={len(ids)}')
+  return ids
+
+
+def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, devices=None):
+  """Yields lists of (fields, generated text) in the order of `prompts`, a batch as soon as it is done.
+
+  Args:
+    cfg:     the run's configuration; path: its directory.
+    prompts: iterable of (place, prompt, fields).
+    decode:  name and fields of a strategy; eos_id is the model's, see `generate.ends`.
+    length:  most tokens of a text. batch_size: prompts at once.
+    say:     called with lines of text. step: of the checkpoint; None = the newest.
+  """
+  if batch_size < 1:
+    raise errors.UserError(f'--batch-size {batch_size}: at least 1')
+  loop.keep_compilations()
+  with states.on_mesh(cfg.mesh, devices) as mesh:
+    shards = axes.num_shards('batch')
+    if batch_size % shards:
+      raise errors.UserError(f'--batch-size {batch_size} is not divisible by the {shards} devices that share '
+                             f'a batch; nearest: {-(-batch_size // shards) * shards}')
+    found = records.read(path)
+    plan = states.blueprint(found.located(cfg), mesh)
+    vocabulary = pipeline.vocabulary(cfg, found=found)
+    check.vocabulary(cfg, plan, vocabulary)
+    program = generate.make(plan, dict(eos_id=generate.ends(cfg, vocabulary)) | dict(decode), length)
+    at, state, _, _ = score.restore(plan, path, vocabulary, say, step)
+    say(f'generating from the checkpoint of step {at:,}')
+    prompts, limit = iter(prompts), cfg.data.get('inputs_length') or cfg.data.length
+    warn = _warner(cfg, length, say)
+    for number in itertools.count():
+      rows = list(itertools.islice(prompts, batch_size))
+      if not rows:
+        return
+      ids = [tokens(cfg, vocabulary, place, text) for place, text, _ in rows]
+      longest, width = max(map(len, ids)), SHORTEST
+      warn(longest)
+      while width < longest:
+        width *= 2
+      batch = prompt_batch(cfg, ids + [ids[-1]] * (batch_size - len(ids)), min(width, limit))
+      key = jax.random.fold_in(states.fold(cfg.seed, 'decode'), number)
+      made = np.asarray(program(state['params'], state['router_state'], check.place(batch, mesh), key))
+      yield [(fields, generate.text(cfg, vocabulary, one)) for (_, _, fields), one in zip(rows, made)]
+
+
+def _warner(cfg, length, say):
+  """A function of the longest prompt of a batch, which says once that texts go past what was trained."""
+  field = 'targets_length' if 'inputs_length' in cfg.data else 'length'
+  said = []
+
+  def warn(longest):
+    tokens = length if field == 'targets_length' else longest + length - 1     # that the decoder reads
+    if tokens > cfg.data[field] and not said:
+      said.append(tokens)
+      say(f'note: texts of --length {length} reach token {tokens:,}, past data.{field}={cfg.data[field]} in '
+          'training: what comes after it is a guess of the positions')
+  return warn

@@ -1,0 +1,176 @@
+"""Multi-head attention, and what it may see."""
+
+from flax import nnx
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe import ranges
+from stmoe.core import noise
+from stmoe.errors import UserError
+from stmoe.parts import linear
+from stmoe.parts import norm
+from stmoe.parts import rotary
+
+
+@struct.dataclass
+class Visible:
+  """What the attention layers of a stack see: made once per forward, shared by all of them.
+
+  mask:   bool[B,1,T,K], True where a query sees a key.
+  bias:   f32[1,H,T,K] added to the logits, or None.
+  turn:   (cos, sin) of `rotary.table`, or None.
+  memory: [B,K,D] source of keys and values in cross-attention; None = the layer's own input.
+  slot:   i32[] place in the cache of the first of the T tokens; only for `Attention.extend`.
+  """
+  mask: jax.Array
+  bias: jax.Array | None = None
+  turn: tuple | None = None
+  memory: jax.Array | None = None
+  slot: jax.Array | None = None
+
+
+def same_segment(queries, keys):
+  """Returns bool[B,1,T,K]: query and key belong to one packed sequence.
+
+  Args:
+    queries, keys: i32[B,T] and i32[B,K] segment ids, 0 = padding. Padding sees padding:
+      no row is then without any key, and nothing real ever reads one.
+  """
+  return (queries[:, :, None] == keys[:, None, :])[:, None]          # [B, 1, T, K]
+
+
+def causal(segments, prefix=None, window=None):
+  """Returns bool[B,1,T,T]: same segment and the key not after the query.
+
+  Args:
+    segments: i32[B,T].
+    prefix:   i32[B,T] or None; positions with 1 see each other in both directions
+      (prefix language model).
+    window:   a query sees itself and the window - 1 positions before it (Mistral, arXiv:2310.06825);
+      None = all.
+  """
+  length = segments.shape[1]
+  visible = jnp.tril(jnp.ones((length, length), bool))[None, None]   # [1, 1, T, T]
+  if window is not None:
+    visible = visible & ~jnp.tril(visible, -window)
+  if prefix is not None:
+    inside = prefix > 0
+    visible = visible | (inside[:, :, None] & inside[:, None, :])[:, None]
+  return visible & same_segment(segments, segments)                  # [B, 1, T, T]
+
+
+def extended(segments, keys, slot, prefix=None, window=None):
+  """Returns bool[B,1,T,K]: what T tokens see that were put into a cache at `slot`; see `causal`.
+
+  Args:
+    segments: i32[B,T] of the tokens; keys: i32[B,K] of the cache, with them in it.
+    slot:     i32[] place of the first one.
+    prefix, window: as for `causal`; what is padding among the keys does not count in a window.
+  """
+  place = slot + jnp.arange(segments.shape[1])                       # [T]
+  visible = (jnp.arange(keys.shape[1]) <= place[:, None])[None, None]
+  if window is not None:
+    number = jnp.cumsum(keys > 0, axis=1)                            # [B, K]
+    visible = visible & (number[:, place, None] - number[:, None, :] < window)[:, None]
+  if prefix is not None:
+    inside = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(keys), prefix, slot, 1)
+    visible = visible | ((prefix > 0)[:, :, None] & (inside > 0)[:, None, :])[:, None]
+  return visible & same_segment(segments, keys)                      # [B, 1, T, K]
+
+
+class Attention(nnx.Module):
+  """Multi-head attention; with fewer key-value heads, grouped-query (arXiv:2305.13245).
+
+  Args:
+    d_model, num_heads, head_dim: D, H and P; H * P need not be D.
+    num_kv_heads: heads of keys and values, each shared by H / num_kv_heads queries; None = H.
+    scaled: divide the logits by sqrt(P). T5 does not: its query initialiser is smaller by
+      that factor, so a checkpoint of one kind must never be read as the other.
+    dropout_rate: dropout of attention probabilities, one mask for all queries (T5).
+    init_scale: s of the variance scaling.
+    use_bias: with biases bq, bk, bv of the heads and bo [D], initially 0.
+    qkv_bias: the same without bo (Qwen, arXiv:2309.16609).
+    qk_norm:  epsilon of RMS norms of queries and keys over all their heads together (OLMoE,
+      arXiv:2409.02060, section 4.1); None = no norms.
+    clip:     queries, keys and values are cut off at +-clip, after the norms (DBRX); None = not.
+  """
+
+  def __init__(self, d_model, *, num_heads, head_dim, num_kv_heads=None, scaled: ranges.Flag = True,
+               dropout_rate=0.0, init_scale=1.0, use_bias: ranges.Flag = False,
+               qkv_bias: ranges.Flag = False, qk_norm: ranges.PartOf1 | None = None,
+               clip: ranges.Positive | None = None, rngs):
+    num_kv_heads = num_kv_heads or num_heads
+    if num_heads % num_kv_heads:
+      near = ', '.join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
+      raise UserError(f'num_kv_heads {num_kv_heads} does not divide num_heads {num_heads}; possible: {near}')
+
+    def matrix(rows, columns, names, scale=init_scale):
+      init = nnx.initializers.variance_scaling(scale, 'fan_in', 'normal')
+      return axes.param(init, (rows, columns), *names, rngs=rngs)
+
+    inward, outward = ('embed', 'joined_kv'), ('joined_kv', 'embed')
+    self.wq = matrix(d_model, num_heads * head_dim, inward, init_scale if scaled else init_scale / head_dim)
+    self.wk = matrix(d_model, num_kv_heads * head_dim, inward)
+    self.wv = matrix(d_model, num_kv_heads * head_dim, inward)
+    self.wo = matrix(num_heads * head_dim, d_model, outward)
+    bias = lambda w: axes.param(nnx.initializers.zeros, w.shape[1:], w.get_metadata()['out_sharding'][1],
+                                rngs=rngs)
+    biased = use_bias or qkv_bias
+    self.bq, self.bk, self.bv = (bias(w) if biased else None for w in (self.wq, self.wk, self.wv))
+    self.bo = bias(self.wo) if use_bias else None
+    width_norm = lambda w: None if qk_norm is None else norm.RMSNorm(w.shape[1], epsilon=qk_norm, rngs=rngs)
+    self.q_norm, self.k_norm = width_norm(self.wq), width_norm(self.wk)
+    self.clip = clip
+    self.head_dim = head_dim
+    self.scale = head_dim ** -0.5 if scaled else 1.0
+    self.dropout_rate = dropout_rate
+
+  def __call__(self, x, visible, key=None):
+    """Returns [B,T,D] for x [B,T,D]; `key` switches dropout on."""
+    source = x if visible.memory is None else visible.memory         # [B, K, D]
+    k, v = self._keys(source, visible.turn)                          # [B, K, H, P]
+    # T5 draws one mask of probabilities per batch, head and key for all queries, which is to
+    # drop whole value vectors: sum_j (p_ij m_j) v_j = sum_j p_ij (m_j v_j).
+    v = noise.dropout(v, self.dropout_rate, key, broadcast_dims=(-1,))
+    return self._attend(x, visible, k, v)
+
+  def init_cache(self, batch, length, dtype):
+    """Returns an empty cache of `length` places: dict of k and v [B,K,H,P], turned already."""
+    zeros = jnp.zeros((batch, length, self.wk.shape[-1] // self.head_dim, self.head_dim), dtype)
+    return dict(k=zeros, v=zeros)
+
+  def extend(self, x, visible, cache):
+    """Returns (y [B,T,D], cache) for the next tokens x [B,T,D], put into `cache` at visible.slot.
+
+    visible.mask and bias are [B,1,T,K] and [1,H,T,K] over all K places of the cache.
+    """
+    new = dict(zip('kv', self._keys(x, visible.turn)))
+    cache = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], a, visible.slot, 1)
+             for name, a in new.items()}
+    return self._attend(x, visible, cache['k'], cache['v']), cache
+
+  def remember(self, memory):
+    """Returns the keys and values of cross-attention to memory [B,K,D], computed once: dict of k and v."""
+    return dict(zip('kv', self._keys(memory, None)))
+
+  def recall(self, x, visible, remembered):
+    """Returns y [B,T,D] of cross-attention to what was `remembered`."""
+    return self._attend(x, visible, remembered['k'], remembered['v'])
+
+  def _keys(self, source, turn):
+    k, v = self._heads(source, self.wk, self.bk, self.k_norm), self._heads(source, self.wv, self.bv)
+    return (k if turn is None else rotary.rotate(k, turn)), v
+
+  def _attend(self, x, visible, k, v):
+    q = self._heads(x, self.wq, self.bq, self.q_norm)                # [B, T, H, P]
+    q = q if visible.turn is None else rotary.rotate(q, visible.turn)
+    y = jax.nn.dot_product_attention(q, k, v, bias=visible.bias, mask=visible.mask, scale=self.scale)
+    return linear.apply(y.reshape(*x.shape[:2], -1), self.wo, self.bo)  # [B, T, D]
+
+  def _heads(self, x, w, b, normalize=None):
+    y = linear.apply(x, w, b)                                        # [B, T, H*P]
+    y = y if normalize is None else normalize(y)
+    y = y if self.clip is None else jnp.clip(y, -self.clip, self.clip)
+    return y.reshape(*x.shape[:2], -1, self.head_dim)

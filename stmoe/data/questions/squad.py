@@ -1,0 +1,119 @@
+"""Questions, contexts and answers from files in SQuAD's format, and a small set made of the standard library.
+
+A file is JSON: {"data": [{"paragraphs": [{"context": TEXT, "qas": [{"id": ID, "question": TEXT, "answers":
+[{"text": TEXT, "answer_start": CHARACTER}, ...]}, ...]}, ...]}, ...]}, also compressed (.gz). Each file is a
+domain, called like it without `.json`.
+"""
+
+import dataclasses
+import pathlib
+import re
+
+from stmoe import errors
+from stmoe.data import given
+from stmoe.data.text import corpus
+
+_FUNCTION = re.compile(r'^ *def (\w+)\(([^()\n]+)\):\n +[rR]?"""([^\n"]*[^\s"])', re.MULTILINE)
+AROUND = (120, 240)                # characters of source before and after a function's first line
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """A question, its context, the accepted answers, and the character where the first of them starts."""
+  name: str
+  question: str
+  context: str
+  answers: tuple
+  start: int
+
+
+def read(path):
+  """Returns the Questions of a file; UserError if it is no SQuAD file or an answer is not in its context."""
+  articles = given.json(path, 'data.files')
+  try:
+    found = [_question(qa, paragraph['context']) for article in articles['data']
+             for paragraph in article['paragraphs'] for qa in paragraph['qas']]
+  except KeyError as error:
+    raise errors.UserError(f'data.files: {path} is not in the format of SQuAD: a field {error} is '
+                           'missing') from error
+  except (ValueError, TypeError, AttributeError) as error:
+    why = str(error) if type(error) is ValueError else 'a field has another type'
+    raise errors.UserError(f'data.files: {path} is not in the format of SQuAD: {why}') from error
+  if not found:
+    raise errors.UserError(f'data.files: {path} holds no question')
+  return found
+
+
+def _question(qa, context):
+  name, answers = str(qa['id']), qa.get('answers')
+  if not answers:
+    raise ValueError(f'question {name!r} has no answer, and questions without one are not supported')
+  for answer in answers:
+    text, start = answer['text'], answer['answer_start']
+    if type(start) is not int or start < 0:
+      raise ValueError(f'answer_start={start!r} of question {name!r} is no place of a character')
+    if not text.strip() or context[start:start + len(text)] != text:
+      raise ValueError(f'the answer {text!r} of question {name!r} is not in the context at character {start}')
+  return Question(name, qa['question'].strip(), context, tuple(a['text'] for a in answers),
+                  answers[0]['answer_start'])
+
+
+def of_files(files):
+  """Returns dict split -> dict domain -> list of Questions of data.files = TRAIN, VALIDATION.
+
+  Each of the two is a file, several joined by `+`, or a folder, whose files called *.json, *.json.gz or
+  without an ending are taken.
+  """
+  if len(files) != 2:
+    raise errors.UserError('data.files: task squad needs TRAIN,VALIDATION, each a file, FILE+FILE or a '
+                           f'folder; it got {len(files)}')
+  found = {}
+  for split, text in zip(('train', 'validation'), files):
+    listed = paths(str(text))
+    names = [path.name.removesuffix('.gz').removesuffix('.json') for path in listed]
+    for name in names:
+      if names.count(name) > 1:
+        raise errors.UserError(f'data.files: two files of {split} are called {name}; rename one')
+    found[split] = {name: read(path) for name, path in zip(names, listed)}
+  return found
+
+
+def paths(text):
+  """Returns the paths of the files that `text` names: one, several joined by `+`, or those of a folder."""
+  whole = pathlib.Path(text)
+  if whole.is_dir():
+    found = sorted(p for p in whole.iterdir() if p.is_file() and not p.name.startswith('.')
+                   and (not p.suffix or p.name.removesuffix('.gz').endswith('.json')))
+    if not found:
+      raise errors.UserError(f'data.files: no file *.json in the folder {text}')
+    return found
+  return [whole] if whole.exists() else [pathlib.Path(part) for part in text.split('+')]
+
+
+def of_stdlib():
+  """Returns what `of_files` does, of two domains made of the standard library of this Python.
+
+  arguments: what the parentheses of a function hold; docstring: the first line in its quotes. The context is
+  the source around; the question names the function.
+  """
+  found = {}
+  for split, documents in corpus.stdlib().items():
+    found[split] = dict(arguments=[], docstring=[])
+    for file, text in documents:
+      for match in _FUNCTION.finditer(text):
+        begin = max(match.start() - AROUND[0], 0)
+        context = text[begin:match.end() + AROUND[1]]
+        for group, (domain, questions) in zip((2, 3), found[split].items()):
+          questions.append(Question(f'{file}:{match.start()}', f'{domain} of {match.group(1)}?', context,
+                                    (match.group(group),), match.start(group) - begin))
+  return found
+
+
+def stdlib_questions(files):
+  """Returns `of_stdlib`; it takes no files."""
+  if files:
+    raise errors.UserError('data.files is set, but task stdlib_questions reads none; use data.task=squad')
+  return of_stdlib()
+
+
+TASKS = {'squad': of_files, 'stdlib_questions': stdlib_questions}

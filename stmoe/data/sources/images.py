@@ -1,0 +1,292 @@
+"""Images with one label each, as rows of batches: from scikit-learn, .npz files or TensorFlow Datasets.
+
+What is random in row i of a stream depends on its number and on the seed only, as in pipeline.py, which
+numbers, shuffles, shards and resumes these rows like those of text.
+
+Fields of `cfg.data` with objective 'classification':
+  task: 'digits' (1,797 handwritten digits of 8 x 8 that scikit-learn carries; every fifth is held out),
+    'npz', or 'tfds:NAME' for a set of TensorFlow Datasets, for example 'tfds:cifar10'.
+  files: of task npz: one for both splits, or one for training and one for validation. Arrays are image or
+    images uint8[N,H,W] or [N,H,W,C]; label or labels, integers from 0; in one file split ('train' or
+    'validation' for each image), without which every tenth image is held out.
+  label: name of the array (npz) or feature (tfds) of labels; '' = label or labels.
+  image_size, channels: of the rows; other images are resized, grey ones repeated.
+  central: share of the shorter side of the square that is cut out of the middle (1.0 = all of it).
+  crop: in training the least share of the area that is cut out at random, with sides between 3:4 and 4:3,
+    in place of the middle (Inception's crop takes 0.05); 1.0 = none.
+  flip: whether in training half of the images are mirrored.
+  mean, std: rows are (pixel / 255 - mean) / std; 0.5 and 0.5 give -1 to 1.
+  shuffle, eval_split, cache_dir: as for text.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+
+from stmoe import errors
+from stmoe import files
+from stmoe.data import given
+from stmoe.data import record as records
+from stmoe.data import store
+from stmoe.data.images import pixels as images
+from stmoe.data.text import cache as caches
+from stmoe.data.text import tasks
+
+TFDS = 'tfds:'
+ASPECT = (3 / 4, 4 / 3)  # of random crops, width over height
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+  """What images have in place of a vocabulary."""
+  vocab_size: int
+
+  @property
+  def digest(self):
+    """Returns what identifies it in a checkpoint."""
+    return f'{self.vocab_size} labels'
+
+
+class Images:
+  """The rows of one set of images; the interface is that of `pipeline.Texts`."""
+
+  kind, vocabulary, metrics = 'images', None, {}
+
+  def __init__(self, cfg, found=records.NONE):
+    self._data, name, known = cfg.data, cfg.data.task, found.known(cfg.data, self.kind)
+    _check(cfg.data)
+    self.recorded = bool(known)
+    self.files = found.values['files'] if known else records.seen(cfg.data.get('files', ()))
+    kept = _recorded(cfg.data, found) if known else keep(cfg.data)
+    self._pictures = load(kept)
+    self.keys, self.caches, self.weights = {name: kept.key}, {name: kept.path}, [1.0]
+
+  def rows(self, name, split, seed, train):
+    """Returns the Rows of a split; `train` makes them random, where the configuration says so."""
+    del name
+    return Rows(self._pictures[split], self._data, seed, train)
+
+  def empty(self, size):
+    """Returns a batch of `size` rows without an image."""
+    return {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes(self._data, size).items()}
+
+  def info(self):
+    """Returns the facts of the images; see `pipeline.info`."""
+    sizes = {split: len(found) for split, found in self._pictures.items()}
+    labels = Labels(max(found.num_labels for found in self._pictures.values()))
+    return dict(vocab=labels, vocab_size=labels.vocab_size, num_images=sizes,
+                sources=[dict(task=name, key=key) for name, key in self.keys.items()])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """The images of one split under the fields of a configuration."""
+  pictures: object
+  data: object
+  seed: int
+  train: bool
+
+  def __len__(self):
+    return len(self.pictures)
+
+  def fill(self, batch, at, row, number):
+    """Writes image `row` into row `at` of `batch`; `number` decides what is random in it."""
+    d, rng = self.data, None
+    if self.train and (d.flip or d.crop < 1):
+      rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, number]))
+    pixels, label = self.pictures.read(row)
+    box = middle(pixels.shape, d.central) if rng is None or d.crop >= 1 else cut(pixels.shape, d.crop, rng)
+    pixels = images.resize(images.with_channels(pixels, d.channels), d.image_size, box)
+    if rng is not None and d.flip and rng.random() < 0.5:
+      pixels = pixels[:, ::-1]
+    batch['image'][at] = (pixels / np.float32(255) - np.float32(d.mean)) / np.float32(d.std)
+    batch['decoder_target_tokens'][at] = label
+    batch['decoder_loss_weights'][at] = 1
+
+
+def shapes(data, rows):
+  """Returns dict name -> (shape, dtype) of a batch of `rows` images under section `data`."""
+  image = (rows, data.image_size, data.image_size, data.channels)
+  one = ((rows, 1), np.int32)
+  return dict(image=(image, np.float32), decoder_target_tokens=one, decoder_loss_weights=one)
+
+
+def middle(shape, share):
+  """Returns the box (left, top, right, bottom) of the middle square of an image [H,W,...].
+
+  >>> middle((10, 20), 0.5)
+  (7.5, 2.5, 12.5, 7.5)
+  """
+  height, width = shape[:2]
+  side = share * min(height, width)
+  left, top = (width - side) / 2, (height - side) / 2
+  return left, top, left + side, top + side
+
+
+def cut(shape, least, rng):
+  """Returns a random box of an image [H,W,...]: `least` to all of its area, sides 3:4 to 4:3."""
+  height, width = shape[:2]
+  area = rng.uniform(least, 1.0) * height * width
+  aspect = np.exp(rng.uniform(*np.log(ASPECT)))
+  wide, high = min(width, np.sqrt(area * aspect)), min(height, np.sqrt(area / aspect))
+  left, top = rng.uniform(0, width - wide), rng.uniform(0, height - high)
+  return left, top, left + wide, top + high
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+  """Pictures in memory: images uint8[N,H,W] or [N,H,W,C], labels i64[N]."""
+  images: np.ndarray
+  labels: np.ndarray
+  num_labels: int
+
+  def __len__(self):
+    return len(self.labels)
+
+  def read(self, row):
+    """Returns (uint8[H,W,C], label)."""
+    pixels = self.images[row]
+    return pixels if pixels.ndim == 3 else pixels[..., None], self.labels[row]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+  """A set of images as it was read: a sealed folder, and what identifies them."""
+  path: pathlib.Path
+  key: str
+
+
+def keep(data):
+  """Returns the Kept of the images of section `data`, made if it is not there."""
+  if data.task.startswith(TFDS):
+    from stmoe.data.images import tfds
+    return Kept(*tfds.keep(data.task.removeprefix(TFDS), data.label, data.cache_dir))
+  if data.task not in LOCAL:
+    known = (*LOCAL, f'{TFDS}NAME')
+    raise errors.UserError(f'data.task: no set of images is called {data.task!r}'
+                           f'{errors.nearest(data.task, known)} (there are: {", ".join(known)})')
+  pictures, key = LOCAL[data.task](data)
+  path = store.named(caches.folder(data.cache_dir), f'images-{data.task}', key)
+
+  def write(folder):
+    for split, found in pictures.items():
+      np.save(folder / f'{split}.images.npy', found.images)
+      np.save(folder / f'{split}.labels.npy', found.labels)
+    return dict(key=key, num_labels=max(found.num_labels for found in pictures.values()))
+  store.kept(path, write)
+  return Kept(path, key)
+
+
+def load(kept):
+  """Returns dict split -> pictures of a Kept.
+
+  Pictures have a length, `num_labels` and `read(row) -> (uint8[H,W,C], label)`.
+  """
+  facts = store.check(kept.path)
+  if not (kept.path / 'train.images.npy').exists():
+    from stmoe.data.images import tfds
+    return tfds.load(kept.path, facts)
+  array = lambda split, name: np.load(kept.path / f'{split}.{name}.npy', allow_pickle=False)
+  return {split: Arrays(array(split, 'images'), array(split, 'labels'), facts['num_labels'])
+          for split in tasks.SPLITS}
+
+
+def _recorded(data, found):
+  """The Kept that Record `found` names; made again if it is gone or damaged."""
+  try:
+    path, facts = found.open(data.task, data, Images.kind)
+    return Kept(path, facts['key'])
+  except errors.Damaged as damage:
+    return found.again(data.task, damage, lambda: keep(data))
+
+
+def _check(data):
+  """Raises UserError for shares and sizes that are none."""
+  for field in ('central', 'crop'):
+    if not 0 < data[field] <= 1:
+      raise errors.UserError(f'data.{field}={data[field]}: must be above 0 and at most 1')
+  if data.image_size < 1 or data.channels not in (1, 3) or not data.std > 0:
+    raise errors.UserError(f'data.image_size={data.image_size}, channels={data.channels}, std={data.std}: a '
+                           'size is at least 1, channels are 1 or 3, std is above 0')
+
+
+def digits(data):
+  """Returns the digits of scikit-learn (UCI, Alpaydin and Kaynak 1998, test part), 0 to 16 as 0 to 255."""
+  if data.files:
+    raise errors.UserError('data.files is set, but task digits reads none; use data.task=npz')
+  from sklearn import datasets
+  found = datasets.load_digits()
+  pixels = np.round(found.images * (255 / 16)).astype(np.uint8)
+  held_out = np.arange(len(pixels)) % 5 == 4
+  return _divided(pixels, found.target.astype(np.int64), held_out)
+
+
+def npz(data):
+  """Returns the images of the user's files."""
+  paths = tuple(data.files)
+  if len(paths) not in (1, 2):
+    raise errors.UserError(f'data.files: task npz reads one file, or one for each split; it got {len(paths)}')
+  parts = [_read(file, data.label) for file in paths]
+  if len(parts) == 2:
+    (pixels, labels, _), (more, others, _) = parts
+    if pixels.shape[1:] != more.shape[1:]:
+      raise errors.UserError(f'{paths[0]} has images of {pixels.shape[1:]}, {paths[1]} of {more.shape[1:]}')
+    held_out = np.arange(len(pixels) + len(more)) >= len(pixels)
+    return _divided(np.concatenate([pixels, more]), np.concatenate([labels, others]), held_out)
+  pixels, labels, split = parts[0]
+  if split is None:
+    return _divided(pixels, labels, np.arange(len(pixels)) % 10 == 9)
+  unknown = sorted(set(split.tolist()) - set(tasks.SPLITS))
+  if unknown:
+    raise errors.UserError(f'{paths[0]}: split has {unknown[0]!r}{errors.nearest(unknown[0], tasks.SPLITS)} '
+                           f'(there are: {", ".join(tasks.SPLITS)})')
+  return _divided(pixels, labels, split == 'validation')
+
+
+LOCAL = {'digits': digits, 'npz': npz}
+
+
+def _divided(pixels, labels, held_out):
+  """(dict split -> Arrays, fingerprint) of images of which some are held out."""
+  split = {'train': ~held_out, 'validation': held_out}
+  for name, chosen in split.items():
+    if not chosen.any():
+      raise errors.UserError(f'the split {name!r} holds no images')
+  digest = hashlib.sha256(repr((pixels.shape, pixels.dtype.str)).encode())
+  for part in (pixels, labels, held_out):
+    digest.update(np.ascontiguousarray(part).tobytes())
+  num_labels = int(labels.max()) + 1
+  found = {name: Arrays(pixels[chosen], labels[chosen], num_labels) for name, chosen in split.items()}
+  return found, digest.hexdigest()[:16]
+
+
+def _read(file, label):
+  """(images uint8, labels i64, split or None) of an .npz file."""
+  try:
+    arrays = files.read_arrays(file, max(files.LARGEST, given.RATIO * os.path.getsize(file)))
+  except (OSError, errors.Damaged) as error:
+    raise errors.UserError(f'data.files: {file} is not readable as .npz: '
+                           f'{getattr(error, "reason", error)}') from error
+  image = _named(file, arrays, ('image', 'images'))
+  label = _named(file, arrays, (label,) if label else ('label', 'labels'))
+  pixels, labels, split = arrays[image], arrays[label], arrays.get('split')
+  if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[3:] not in ((), (1,), (3,)):
+    raise errors.UserError(f'{file}: {image} is {pixels.dtype}{list(pixels.shape)}; it must be uint8[N,H,W] '
+                           'or uint8[N,H,W,C] with C of 1 or 3')
+  if labels.shape != pixels.shape[:1] or labels.dtype.kind not in 'iu' or not labels.size or labels.min() < 0:
+    raise errors.UserError(f'{file}: {label} is {labels.dtype}{list(labels.shape)}; it must hold an integer '
+                           f'from 0 for each of the {len(pixels)} images')
+  if split is not None and split.shape != labels.shape:
+    raise errors.UserError(f'{file}: split has {split.shape[0]} entries for {len(pixels)} images')
+  return pixels, labels.astype(np.int64), split
+
+
+def _named(file, names, wanted):
+  for name in wanted:
+    if name in names:
+      return name
+  raise errors.UserError(f'{file} has no array {" or ".join(map(repr, wanted))}'
+                         f'{errors.nearest(wanted[0], names)} (it has: {", ".join(names)})')

@@ -1,0 +1,299 @@
+"""Extractive question answering as rows of a batch: windows of a question and a part of its context.
+
+A row is [start] question [EOS] part of the context [EOS], [start] being id 0, and has two targets: the places
+in it of the first and of the last token of the answer, both 0 where the answer is not wholly in it. The
+context is cut into tokens by words, numbers and single other characters, so that every token has a place in
+the text; an answer goes from the first token of its first word to the last one of its last.
+
+Fields of `cfg.data` with objective 'spans':
+  task: 'squad', or 'stdlib_questions', two domains made of the standard library of this Python (squad.py).
+  files: of task squad: TRAIN,VALIDATION; each a file, several joined by `+`, or a folder (squad.py). The
+    training files are mixed by their sizes; each file of validation is judged by itself.
+  vocab, extra_ids, cache_dir: as for text (cache.py).
+  inputs_length: tokens of a row; targets_length: 2, a start and an end.
+  stride: tokens of the context that a window shares with the one before.
+  question_length: most tokens of a question.
+  answer_length: most tokens of a predicted answer.
+  eda: augmentation of training contexts (eda.py).
+  shuffle, eval_split: as for text.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import re
+
+import numpy as np
+
+from stmoe import errors
+from stmoe import files
+from stmoe.data import record as records
+from stmoe.data import store
+from stmoe.data.questions import eda
+from stmoe.data.questions import squad
+from stmoe.data.text import cache as caches
+from stmoe.data.text import examples
+from stmoe.data.text import pack
+from stmoe.data.text import tasks
+
+WORD = re.compile(r'(\s*)(\w+|[^\w\s])')
+START = 0                          # the first id of a row
+QUESTIONS = 'questions.jsonl'      # lines [split, domain, questions]
+NUM_SPECIAL = 3                    # ids of a row that are neither question nor context
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+  """A text and its tokens: ids i32[n], and the characters begin i32[n] to end i32[n] of each one's word."""
+  text: str
+  ids: np.ndarray
+  begin: np.ndarray
+  end: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+  """Tokens `first` to `last` of a context behind the question i32[n]; `answer` is its (first, last) token."""
+  question: np.ndarray
+  context: Tokens
+  answer: tuple
+  first: int
+  last: int
+
+  @property
+  def offset(self):
+    """Returns the place in the row of the context's token `first`."""
+    return len(self.question) + 2
+
+  def example(self, eos):
+    """Returns the row as what `pack.fill` takes."""
+    ends = np.asarray([eos], np.int32)
+    ids = [np.asarray([START], np.int32), self.question, ends, self.context.ids[self.first:self.last], ends]
+    begin, end = self.answer
+    inside = self.first <= begin and end < self.last
+    targets = np.add(self.answer, self.offset - self.first) if inside else np.zeros(2)
+    return dict(encoder=np.concatenate(ids), decoder=targets.astype(np.int32))
+
+  def best(self, logits, longest):
+    """Returns (score, text) of the best span of logits f32[2,T]: start <= end, at most `longest` tokens."""
+    start, end = logits[:, self.offset:self.offset + self.last - self.first]
+    score, first, last = best_span(start, end, longest)
+    at, to = self.context.begin[self.first + first], self.context.end[self.first + last]
+    return score, self.context.text[at:to]
+
+
+def best_span(start, end, longest):
+  """Returns (score, first, last) of the largest start[first] + end[last], first <= last < first + longest.
+
+  >>> best_span(np.array([1.0, 3.0, 0.0]), np.array([9.0, 0.0, 1.0]), 2)
+  (10.0, 0, 0)
+  """
+  tried = []
+  for width in range(min(longest, len(start))):
+    sums = start[:len(start) - width] + end[width:]
+    at = int(sums.argmax())
+    tried.append((float(sums[at]), at, at + width))
+  return max(tried, key=lambda each: each[0])
+
+
+def tokenize(texts, vocabulary):
+  """Returns a function text -> Tokens for `texts`; every word is encoded once, with the blanks before it."""
+  words = sorted({match.group() for text in texts for match in WORD.finditer(text)})
+  known = dict(zip(words, vocabulary.encode(words)))
+
+  @functools.cache
+  def tokens(text):
+    ids, spans = [np.zeros(0, np.int32)], []
+    for match in WORD.finditer(text):
+      found = known[match.group()]
+      ids.append(found)
+      spans += [match.span(2)] * len(found)
+    begin, end = np.asarray(spans, np.int32).reshape(-1, 2).T
+    return Tokens(text, np.concatenate(ids), begin, end)
+  return tokens
+
+
+class Spans:
+  """The rows of the questions of all domains; the interface is that of `pipeline.Texts`."""
+
+  targets = 'positions'            # what a model must predict: places of the row
+  kind, metrics = 'spans', {}
+
+  def __init__(self, cfg, found=records.NONE):
+    _check(cfg.data)
+    self._data, name, known = cfg.data, cfg.data.task, found.known(cfg.data, self.kind)
+    self.recorded = bool(known)
+    if known:
+      self.vocabulary = _vocabulary(cfg.data, found)
+      kept, self.files = _recorded(cfg, found, self.vocabulary), found.values['files']
+    else:
+      self.files = records.seen(_files(cfg.data))
+      given = load(cfg.data)
+      self.vocabulary = _vocabulary(cfg.data, found, given)
+      kept = _kept(cfg, given, self.vocabulary)
+    self._questions = kept.questions()
+    every = [q for domains in self._questions.values() for each in domains.values() for q in each]
+    self._tokens = tokenize({text for q in every for text in (q.question, q.context)}, self.vocabulary)
+    self.keys, self.caches, self.weights = {name: kept.key}, {name: kept.path}, [1.0]
+
+  @staticmethod
+  def tasks(cfg):
+    """Returns the list of the one Task whose documents a vocabulary is trained on."""
+    return [_task(cfg.data.task, load(cfg.data))]
+
+  def rows(self, name, split, seed, train):
+    """Returns the Rows of a split; nothing in them is random."""
+    del name, seed, train
+    return Rows([window for questions in self._questions[split].values() for question in questions
+                 for window in self.windows(question)], self.vocabulary.eos_id)
+
+  def empty(self, size):
+    """Returns a batch of `size` rows without tokens."""
+    return pack.empty(dict(encoder=self._data.inputs_length, decoder=self._data.targets_length), size)
+
+  def info(self):
+    """Returns the facts of the questions; see `pipeline.info`."""
+    count = {split: {name: len(questions) for name, questions in domains.items()}
+             for split, domains in self._questions.items()}
+    return dict(vocab=self.vocabulary, vocab_size=self.vocabulary.vocab_size, num_questions=count,
+                sources=[dict(task=name, key=key) for name, key in self.keys.items()])
+
+  def windows(self, question):
+    """Returns the Windows of a Question, which cover its context."""
+    context = self._tokens(question.context)
+    asked = self._tokens(question.question).ids[:self._data.question_length]
+    to = question.start + len(question.answers[0])
+    inside = np.flatnonzero((context.end > question.start) & (context.begin < to))
+    answer = (int(inside[0]), int(inside[-1])) if len(inside) else (-1, -1)
+    room = self._data.inputs_length - len(asked) - NUM_SPECIAL
+    found, first = [], 0
+    while not found or found[-1].last < len(context.ids):
+      found.append(Window(asked, context, answer, first, min(first + room, len(context.ids))))
+      first += room - self._data.stride
+    return found
+
+  def judged(self):
+    """Returns (dict domain -> examples.Judged of its validation questions, each with its `windows`; self)."""
+    example = lambda number, q: examples.record(q.question, q.answers[0], references=q.answers, group=number,
+                                                windows=self.windows(q))
+    return {name: examples.Judged([example(*each) for each in enumerate(questions)], ('squad',))
+            for name, questions in self._questions['validation'].items()}, self
+
+  def batch(self, windows, size):
+    """Returns a batch of `size` rows with the Windows, at most so many, and empty rows."""
+    found, rows = self.empty(size), Rows(windows, self.vocabulary.eos_id)
+    for at in range(len(windows)):
+      rows.fill(found, at, at, 0)
+    return found
+
+  def answer(self, windows, logits):
+    """Returns the best text of a question over its windows; logits are f32[2,T] each."""
+    found = [window.best(one, self._data.answer_length) for window, one in zip(windows, logits)
+             if window.last > window.first]
+    return max(found, key=lambda each: each[0], default=(0.0, ''))[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Windows as rows of batches."""
+  windows: list
+  eos: int
+
+  def __len__(self):
+    return len(self.windows)
+
+  def fill(self, batch, at, row, number):
+    """Writes window `row` into row `at` of `batch`."""
+    del number
+    pack.fill(batch, at, [self.windows[row].example(self.eos)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+  """The questions of a run as they were read and augmented: a sealed folder, and what identifies them."""
+  path: pathlib.Path
+  key: str
+
+  def questions(self):
+    """Returns dict split -> dict domain -> list of Questions."""
+    found = {split: {} for split in tasks.SPLITS}
+    for split, domain, each in files.read_lines(self.path / QUESTIONS, list, limit=store.WHOLE):
+      contexts = {}
+      found[split][domain] = [squad.Question(name, question, contexts.setdefault(context, context),
+                                             tuple(answers), start)
+                              for name, question, context, answers, start in each]
+    return found
+
+
+def _vocabulary(data, found, given=None):
+  """The vocabulary of section `data`, trained on what is `given`: it knows no augmented text."""
+  def make():
+    among = [_task(data.task, given or load(data))] if data.vocab.startswith('train:') else []
+    return caches.vocabulary_of(data.vocab, among, data.extra_ids, data.cache_dir)
+  return found.vocabulary(data, Spans.kind, make)
+
+
+def _kept(cfg, given, vocabulary):
+  """The Kept of the questions `given`, with augmented ones for training, made if it is not there."""
+  d = cfg.data
+  questions = given | dict(train=eda.augmented(given['train'], d.eda, cfg.seed))
+  key = caches.digest(_task(d.task, questions).fingerprint, vocabulary.digest)
+  path = store.named(caches.folder(d.cache_dir), f'{d.task}-questions', key)
+
+  def write(folder):
+    with open(folder / QUESTIONS, 'w', encoding='utf-8') as file:
+      file.writelines(json.dumps([split, domain, [dataclasses.astuple(q) for q in each]]) + '\n'
+                      for split, domains in questions.items() for domain, each in domains.items())
+    return dict(key=key)
+  store.kept(path, write)
+  return Kept(path, key)
+
+
+def _recorded(cfg, found, vocabulary):
+  """The Kept that Record `found` names; made again from the files if it is gone or damaged."""
+  try:
+    path, facts = found.open(cfg.data.task, cfg.data, Spans.kind)
+    return Kept(path, facts['key'])
+  except errors.Damaged as damage:
+    return found.again(cfg.data.task, damage, lambda: _kept(cfg, load(cfg.data), vocabulary))
+
+
+def _files(data):
+  """The user's files that questions of section `data` are made of."""
+  given = [path for text in data.files for path in squad.paths(str(text))] if data.task == 'squad' else []
+  return given + [data.eda['synonyms']] * bool(data.eda['files'] and data.eda['synonyms'])
+
+
+def load(data):
+  """Returns dict split -> dict domain -> list of Questions of section `data`, as they are given."""
+  if data.task not in squad.TASKS:
+    raise errors.UserError(f'data.task: no set of questions is called {data.task!r}'
+                           f'{errors.nearest(data.task, squad.TASKS)} (there are: {", ".join(squad.TASKS)})')
+  return squad.TASKS[data.task](tuple(data.files))
+
+
+def _task(name, questions):
+  """The Task whose documents are contexts, each once, and questions."""
+  def documents(split):
+    for domain in questions[split].values():
+      yield from dict.fromkeys(q.context for q in domain)
+      yield from (q.question for q in domain)
+
+  digest = hashlib.sha256()
+  for split, domains in questions.items():
+    for domain, each in domains.items():
+      digest.update(json.dumps([split, domain, [dataclasses.astuple(q) for q in each]]).encode())
+  return tasks.Task(name, digest.hexdigest(), {}, documents, lambda split: None)
+
+
+def _check(data):
+  if data.targets_length != 2:
+    raise errors.UserError(f'data.targets_length={data.targets_length}: an answer has a start and an end; '
+                           'nearest: 2')
+  least = NUM_SPECIAL + data.question_length + data.stride + 1
+  if data.inputs_length < least or min(data.stride + 1, data.question_length, data.answer_length) < 1:
+    raise errors.UserError(f'data.inputs_length={data.inputs_length}, stride={data.stride}, question_length='
+                           f'{data.question_length}, answer_length={data.answer_length}: a row needs room '
+                           f'for the question, the stride and 4 more; nearest: inputs_length={least}')

@@ -1,0 +1,151 @@
+"""The cache: the tokens of every document of a task, written once, read by position.
+
+A cache is a sealed folder (store.py) `<task>-<key>-v<format>` with, for each split, `<split>.array_record`
+(the documents in order, each cut into pieces of at most PIECE tokens, its EOS at the end of its last
+piece) and `<split>.index.npy`; of a task that is judged by metrics also `validation.records.jsonl`, the
+examples as they were before tokenisation. `key` hashes the task's fingerprint and the vocabulary, so a
+changed file or vocabulary makes another cache.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+
+from array_record.python import array_record_module
+import numpy as np
+
+from stmoe import errors
+from stmoe import files
+from stmoe.data import progress
+from stmoe.data import store
+from stmoe.data.text import tasks
+from stmoe.data.text import vocab
+
+CONTENT = 1                              # of what keys stand for; checkpoints hold keys
+PIECE = 4096
+RECORDS = 'records 1'                    # the format of what lies beside the tokens
+BATCH_BYTES = 1 << 20  # documents are tokenised together until they have this many bytes
+OPTIONS = 'group_size:1,zstd:1'
+PIECES = 'pieces.model'
+EXAMPLES = 'validation.records.jsonl'
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+  """A finished cache: its folder, its vocabulary, and `facts` (sizes and digests, see `_write`)."""
+  path: pathlib.Path
+  vocabulary: object
+  facts: dict
+
+  @property
+  def key(self):
+    """Returns what identifies the tokens in it."""
+    return self.facts['key']
+
+
+def folder(cache_dir=None):
+  """Returns the folder that holds all caches: the given one, $STMOE_CACHE_DIR or ~/.cache/stmoe."""
+  return pathlib.Path(cache_dir or os.environ.get('STMOE_CACHE_DIR') or '~/.cache/stmoe').expanduser()
+
+
+def of(task, vocabulary, cache_dir=None):
+  """Returns the Cache of `task` under `vocabulary`, making it if it is not there."""
+  key = digest(CONTENT, task.name, task.fingerprint, vocabulary.digest, *[RECORDS] * bool(task.examples))
+  path = store.named(folder(cache_dir), task.name, key)
+  facts = store.kept(path, lambda unfinished: _write(unfinished, task, vocabulary, key))
+  return Cache(path, vocabulary, facts)
+
+
+def vocabulary_of(spec, among, extra_ids=0, cache_dir=None):
+  """Returns the vocabulary `spec`: 'bytes', 'train:N' or the path of a SentencePiece model.
+
+  'train:N' is trained once on the train splits of the tasks `among`, and kept beside the caches.
+  """
+  if not spec:
+    raise errors.UserError('data.vocab is empty: the model was imported without a SentencePiece model, and '
+                           'other tokenizers are not read; give its own to this command or to stmoe convert: '
+                           '--config.data.vocab=FILE')
+  if spec == 'bytes':
+    return vocab.Bytes(extra_ids)
+  if not spec.startswith('train:'):
+    return vocab.Pieces(spec, extra_ids)
+  num_pieces = spec.removeprefix('train:')
+  if not re.fullmatch('[1-9][0-9]{0,8}', num_pieces):
+    raise errors.UserError(f'data.vocab={spec!r}: not a number of pieces; write train:4096')
+  key = digest(CONTENT, num_pieces, vocab.RECIPE, *(part for t in among for part in (t.name, t.fingerprint)))
+  path = store.named(folder(cache_dir), f'vocab-{"+".join(t.name for t in among)}-{num_pieces}', key)
+
+  def make(unfinished):
+    with progress.task(f'training a vocabulary of {num_pieces} pieces', None):
+      texts = (text for task in among for text in task.documents('train'))
+      (unfinished / PIECES).write_bytes(vocab.train(texts, int(num_pieces)))
+    return dict(key=key)
+  store.kept(path, make)
+  return vocab.Pieces(path / PIECES, extra_ids)
+
+
+def digest(*parts):
+  """Returns 16 hex digits that stand for `parts`, values for JSON."""
+  return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def records(found):
+  """Returns the list of the examples of a cache's validation split (see examples.py); [] of plain text."""
+  return files.read_lines(found.path / EXAMPLES)
+
+
+def _write(path, task, vocabulary, key):
+  """Fills folder `path` with a cache; returns its facts: sizes, and the sha256 of the text of each split."""
+  if task.examples:
+    with open(path / EXAMPLES, 'w', encoding='utf-8') as f:
+      f.writelines(json.dumps(example) + '\n' for example in task.examples('validation'))
+  splits = {split: _write_split(path, task, split, vocabulary) for split in tasks.SPLITS}
+  return dict(task=task.name, key=key, **task.facts, vocabulary=vocabulary.digest, splits=splits)
+
+
+def _write_split(path, task, split, vocabulary):
+  """Writes the tokens of one split; returns its sizes and the sha256 of its joined text."""
+  digest = hashlib.sha256()
+  documents = num_bytes = num_tokens = piece_bytes = 0
+  index = []
+  dtype = token_type(vocabulary)
+  writer = array_record_module.ArrayRecordWriter(str(path / f'{split}.array_record'), OPTIONS)
+  with progress.task(f'caching {task.name} {split}', task.size(split), 'bytes') as advance:
+    for texts in _batches(task.documents(split)):
+      for text, ids in zip(texts, vocabulary.encode(texts), strict=True):
+        text = text.encode()
+        digest.update(text)
+        documents, num_bytes, num_tokens = documents + 1, num_bytes + len(text), num_tokens + len(ids) + 1
+        piece_bytes += int(vocabulary.num_bytes(ids).sum())
+        ids = np.append(ids, vocabulary.eos_id).astype(dtype)
+        for at in range(0, len(ids), PIECE):
+          piece = ids[at:at + PIECE]
+          writer.write(piece.tobytes())
+          index.append((len(piece), at + PIECE >= len(ids)))
+        advance(len(text))
+  writer.close()
+  np.save(path / f'{split}.index.npy', np.asarray(index, np.int32).reshape(-1, 2))
+  if not documents:
+    raise errors.UserError(f'task {task.name}: the split {split!r} holds no documents')
+  return dict(documents=documents, bytes=num_bytes, tokens=num_tokens, piece_bytes=piece_bytes,
+              sha256=digest.hexdigest())
+
+
+def token_type(vocabulary):
+  """Returns the little-endian dtype in which ids of `vocabulary` are stored."""
+  return np.dtype('<u2' if vocabulary.vocab_size <= 1 << 16 else '<i4')
+
+
+def _batches(texts):
+  batch, size = [], 0
+  for text in texts:
+    batch.append(text)
+    size += len(text)
+    if size >= BATCH_BYTES:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch

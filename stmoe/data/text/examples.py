@@ -1,0 +1,175 @@
+"""Text-to-text tasks with metrics: how one is declared, and its examples from a file or a stored set.
+
+An example is a record, a dict for JSON:
+  inputs, targets  what goes in, and what is learned to come out
+  references       texts that count as right
+  choices          the labels among which a model may choose; empty where it must write
+  group            what is scored together: a question of MultiRC, a query of ReCoRD
+  label            bool, where the metric asks whether `references` are right (WSC)
+  baseline         what a trivial system says: the first sentence of a text, its source
+A Form converts the rows of a data set, with the field names of TensorFlow Datasets, into examples. Its
+rows come from TensorFlow Datasets, or from the user's jsonl in the format the set was released in.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+
+from stmoe import errors
+from stmoe import files
+from stmoe.data import given
+from stmoe.data.text import corpus
+from stmoe.data.text import tasks
+
+UNKNOWN = '<unk>'                        # the target of an example whose label is kept secret
+NAMES = {'train': ('train',), 'validation': ('val', 'dev', 'validation')}   # of files in a folder
+
+
+def record(inputs, targets, *, references=None, choices=(), group=None, **more):
+  """Returns an example; without `references` the target is the only one."""
+  return dict(inputs=inputs, targets=targets, references=list(references or [targets]),
+              choices=list(choices), group=group, **more)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+  """The examples, of its validation split, on which a task is judged, and the names of its metrics."""
+  examples: list
+  metrics: tuple
+
+
+def label(value, names):
+  """Returns the name of a label given as name, number or bool; UNKNOWN for -1.
+
+  >>> label(True, ('False', 'True')), label('b', 'ab'), label(-1, 'ab')
+  ('True', 'b', '<unk>')
+  """
+  if isinstance(value, str):
+    if value not in names:
+      raise ValueError(f'label {value!r} is none of {", ".join(names)}')
+    return value
+  if not -1 <= int(value) < len(names):
+    raise ValueError(f'label {value!r} is no number from 0 to {len(names) - 1}')
+  return UNKNOWN if int(value) == -1 else names[int(value)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """How a task with metrics is declared.
+
+  Attributes:
+    name:    what the configuration calls it.
+    convert: row -> list of examples.
+    metrics: names of modules of stmoe/metrics.
+    tfds:    name in TensorFlow Datasets, '' where it is not there.
+    splits:  our splits as they are called there.
+    rows:    object of a line of jsonl -> list of rows.
+    stem:    how its files begin in a folder: STEM/train.jsonl, STEM_train.jsonl; '' = the name.
+    trained: example -> whether it is for training.
+    version: of the conversion; a change makes new caches.
+  """
+  name: str
+  convert: callable
+  metrics: tuple
+  tfds: str = ''
+  splits: tuple = tasks.SPLITS
+  rows: callable = lambda found: [found]
+  stem: str = ''
+  trained: callable = lambda example: True
+  version: int = 1
+
+  def examples(self, rows, split):
+    """Gives the examples of rows; one whose group is None is a group by itself."""
+    number = 0
+    for row in rows:
+      for example in self.convert(row):
+        if split == 'train' and not self.trained(example):
+          continue
+        yield example | dict(group=str(number if example['group'] is None else example['group']))
+        number += 1
+
+  def task(self, files=()):
+    """Returns the Task of this form, of the user's jsonl `files` or of TensorFlow Datasets."""
+    if files:
+      return self._of_files(files)
+    if not self.tfds:
+      raise errors.UserError(f'data.task={self.name!r} is not in TensorFlow Datasets; give its jsonl with '
+                             '--config.data.jsonl=TRAIN,VALIDATION')
+    piped = functools.partial(tasks.piped_examples, self.name)
+    return tasks.Task(
+        self.name, f'{self.tfds} {self.splits} {self.version}', dict(tfds=self.tfds, paired=True),
+        lambda split: (example[side] for example in piped(split) for side in tasks.PAIR), lambda split: None,
+        self.tfds, tasks.PAIR, self.metrics, piped, self)
+
+  def _of_files(self, files):
+    paths = [str(path) for path in find(files, self.stem or self.name)]
+    parts = [read(path, self.name, self.rows, self.convert) for path in paths]
+    if len(parts) == 1:
+      at = len(parts[0]) - max(len(parts[0]) // corpus.HELD_OUT, 1)
+      parts = [parts[0][:at], parts[0][at:]]
+    found = {split: list(self.examples(rows, split)) for split, rows in zip(tasks.SPLITS, parts)}
+    for split, these in found.items():
+      if not these:
+        raise errors.UserError(f'data.jsonl={", ".join(paths)}: no example of {self.name} for {split}')
+    key = hashlib.sha256(json.dumps([found, self.version], sort_keys=True).encode()).hexdigest()
+    read_texts = lambda split: (example[side] for example in found[split] for side in tasks.PAIR)
+    return tasks.Task(self.name, key, dict(files=paths, paired=True), read_texts,
+                      lambda split: sum(len(text.encode()) for text in read_texts(split)), '', tasks.PAIR,
+                      self.metrics, found.__getitem__, self)
+
+
+def find(files, stem):
+  """Returns the one or two files, of training and of validation, among `files` or in the folder they name.
+
+  In a folder a task has STEM/train.jsonl and STEM/val.jsonl, as SuperGLUE is released, or STEM_train.jsonl
+  and STEM_val.jsonl, maybe with more behind; `.gz`, too. Without a file of validation, training's is divided.
+  """
+  paths = [pathlib.Path(file) for file in files]
+  if not any(path.is_dir() for path in paths):
+    if len(paths) > 2:
+      raise errors.UserError(f'data.jsonl={", ".join(map(str, paths))}: give one file, or one of training '
+                             'and one of validation, or a folder')
+    return paths
+  folder, found = paths[0], []
+  for names in NAMES.values():
+    at = [path for name in names for pattern in (f'{stem}/{name}*.jsonl*', f'{stem}_{name}*.jsonl*')
+          for path in sorted(folder.glob(pattern)) if path.name.removesuffix('.gz').endswith('.jsonl')]
+    found += at[:1]
+  if not found or 'train' not in found[0].name:
+    raise errors.UserError(f'data.jsonl={folder}: no {stem}_train.jsonl and no {stem}/train.jsonl in it'
+                           f'{errors.nearest(f"{stem}_train.jsonl", [p.name for p in folder.iterdir()])}')
+  return found
+
+
+def read(path, name, rows, convert):
+  """Returns the rows in a jsonl file; one that `convert` cannot use is a UserError with file and line."""
+  found = []
+  for number, line in given.lines(path, 'data.jsonl'):
+    try:
+      these = rows(files.parse_json(line, object))
+      for row in these:
+        for example in convert(row):
+          _check(example)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+      raise errors.UserError(f'data.jsonl: {path}, line {number} is no row of task {name}: '
+                             f'{_why(error)}') from error
+    found += these
+  if not found:
+    raise errors.UserError(f'data.jsonl: {path} is empty')
+  return found
+
+
+def _check(example):
+  texts = [example['inputs'], example['targets'], *example['references'], *example['choices']]
+  if not all(isinstance(text, str) for text in texts):
+    raise ValueError('inputs, targets, references and choices are texts')
+  if not example['inputs'].strip() or not example['targets'].strip():
+    raise ValueError('inputs or targets are empty')
+
+
+def _why(error):
+  if isinstance(error, KeyError):
+    return f'the field {error} is missing'
+  return str(error) if isinstance(error, ValueError) else 'a field has another type'

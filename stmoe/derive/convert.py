@@ -1,0 +1,371 @@
+"""Conversion of checkpoints: a folder of Hugging Face files to a run directory, and back.
+
+Tensors go through memory one by one, larger ones in blocks of rows; nothing stays but what is on disk. Both
+ways write beside the goal and rename at the end. A run directory remembers in imported.json and in the
+folder `source` what our form does not hold: the original config.json, tokenizer files, dtypes, and tensors
+that were there twice. An export of the same parameters then has the same names and the same bytes.
+"""
+
+import contextlib
+import itertools
+import math
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+
+from stmoe import errors
+from stmoe import experiment
+from stmoe import files as documents
+from stmoe import lookup
+from stmoe.data import progress
+from stmoe.data.text import vocab
+from stmoe.derive import streamed
+from stmoe.interop import fields
+from stmoe.interop import files
+from stmoe.interop import rules
+from stmoe.interop import t5x
+from stmoe.runs import directory as rundir
+from stmoe.runs import owner
+from stmoe.runs import records
+from stmoe.runs import writers
+from stmoe.train import check
+from stmoe.train import checkpoint
+from stmoe.train import state as states
+from stmoe.train import stored
+
+BLOCK = 1 << 25                          # bytes of a tensor that are in memory at once
+PARTS = ('params', 'router_state')
+VOCABULARIES = ('spiece.model', 'tokenizer.model')                   # SentencePiece
+BESIDE = ('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
+          'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt', *VOCABULARIES)
+
+
+def read(source, target, overrides=(), say=print):
+  """Writes the run directory `target` from a Hugging Face or T5X folder; returns imported.json's dict.
+
+  Args:
+    overrides: texts '--config.a.b=value' on the configuration made from config.json.
+    say:       called with a line about tensors that are not read.
+  Raises:
+    UserError: another architecture, missing, unknown or misshapen tensors, broken files, a vocabulary
+      larger than the model's; nothing is written then.
+  """
+  source = pathlib.Path(source)
+  name, family, sections, found = _open(source)
+  cfg = _configuration(sections, overrides)
+  with beside(target) as path:
+    digest = _take_vocabulary(source, path, pathlib.Path(target), cfg)
+    copies = _copies(family, cfg, found)
+    with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
+      plan = states.blueprint(cfg, mesh)
+    placed = rules.places({part: plan.shapes[part] for part in PARTS}, family.table(cfg.to_dict()))
+    _check_kinds(placed, found)
+    skipped = rules.check(placed, {key: t.shape for key, t in found.items()}, copies,
+                          family.ignored(cfg.to_dict()))
+    if skipped:
+      say(f'not read, and not in an export: {len(skipped)} tensors ({rules.some(skipped)})')
+    kinds = {key: t.dtype for key, t in found.items()}
+    usual = max(sorted(set(kinds.values())), key=list(kinds.values()).count)
+    record = dict(source=str(source), family=name, copies=sorted(copies), dtype=usual,
+                  dtypes={key: kind for key, kind in kinds.items() if kind != usual and key not in skipped})
+    _fill(path, cfg, plan, placed, found, digest)
+    (path / 'source').mkdir()
+    for file in BESIDE:
+      if (source / file).is_file():
+        shutil.copyfile(files.inside(source, file), path / 'source' / file)
+    documents.write_json(path / 'imported.json', record)
+    rundir.claim(path, cfg)
+    metrics = writers.Metrics(path, 0, say)
+    metrics.write(0, dict(tokens=0, flops=0.0, time=0.0))
+    metrics.close()
+  return record | dict(parameters=sum(x.size for x in jax.tree.leaves(plan.shapes['params'])))
+
+
+def _open(source):
+  """(name of the family, its module, sections of a configuration, dict of tensors) of a folder."""
+  if t5x.found(source):
+    found = t5x.tensors(source)
+    return 't5x', t5x, t5x.configure({name: array.shape for name, array in found.items()}), found
+  hf = documents.read_json(files.inside(source, 'config.json'))
+  name, family = fields.family(hf)
+  found = files.tensors(source)
+  sections = family.configure(hf, _tied(family, hf, found))
+  said = files.inside(source, 'generation_config.json')
+  sections['model'] |= fields.ids(hf, documents.read_json(said) if said.is_file() else {}, sections['model'])
+  return name, family, sections, found
+
+
+@contextlib.contextmanager
+def beside(target):
+  """Gives a new folder beside `target` that takes its place at the end, and vanishes after an error."""
+  target = pathlib.Path(target)
+  if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    raise errors.UserError(f'{target} is there already and not an empty folder; choose another')
+  path = target.parent / f'.{target.name}.partial'
+  with rundir.own(path):
+    try:
+      _clear(path)                       # of what a kill left
+      yield path
+      (path / owner.FILE).unlink()
+      _take_place(path, target)
+    except BaseException:
+      shutil.rmtree(path, ignore_errors=True)
+      raise
+
+
+def _clear(path):
+  for left in [left for left in path.iterdir() if left.name != owner.FILE]:
+    if left.is_dir() and not left.is_symlink():
+      shutil.rmtree(left)
+    else:
+      left.unlink()
+
+
+def _take_place(path, target):
+  """Renames `path` to `target`, which may be an empty folder."""
+  try:
+    path.replace(target)
+  except OSError as error:
+    raise errors.UserError(f'{target}: {error.strerror}') from error
+
+
+def _tied(family, hf, found):
+  """Whether the model's head is its embedding: what the tensors say, where config.json is ambiguous."""
+  head, table = 'lm_head.weight', family.COPIES['lm_head.weight']
+  if head not in found or table not in found:
+    return head not in found
+  # Two equal tables of an untied model are stored once as well: they read the same and train apart.
+  return hf.get('tie_word_embeddings', True) is not False and files.equal(found[head], found[table])
+
+
+def _configuration(sections, overrides):
+  """The configuration of an imported run: the model, and how one would usually go on with it."""
+  _, common = experiment.find_module('common')
+  c = common.config()
+  model = sections['model']
+  if model['name'] == 't5':
+    c.data = common.seq2seq('text', 512, 114, extra_ids=0)
+  else:
+    c.data = common.data('text', 512)
+  c.data.vocab = ''                        # until `_take_vocabulary`
+  c.model, c.blocks = model, sections['blocks']
+  c.losses.update(sections['losses'])
+  c.optimizer = dict(name='adafactor', decay_rate=0.8, clipping_threshold=1.0)
+  c.schedule = dict(name='constant', value=1e-3)
+  experiment.override(c, overrides)
+  check.counts(c)
+  return c.lock()
+
+
+def _take_vocabulary(source, path, target, cfg):
+  """Copies a SentencePiece model into the run and names it there; returns its digest, None without one.
+
+  The configuration's own data.vocab comes before the one beside the tensors. Without either, data.vocab is
+  empty, and what reads texts refuses.
+  """
+  given = cfg.data.vocab
+  if given == 'bytes' or given.startswith('train:'):                 # of this project: nothing to copy
+    return None
+  file = pathlib.Path(given) if given else next(
+      (files.inside(source, name) for name in VOCABULARIES if (source / name).is_file()), None)
+  if file is None:
+    return None
+  extra = cfg.data.extra_ids or (100 if cfg.model.name == 't5' and 'spiece' in file.name else 0)
+  pieces = vocab.Pieces(file, extra)
+  if pieces.vocab_size > cfg.model.vocab_size:
+    raise errors.UserError(f'{file} has {pieces.vocab_size} ids and config.json vocab_size='
+                           f'{cfg.model.vocab_size}: the vocabulary is of another model')
+  shutil.copyfile(file, path / 'vocabulary.model')
+  cfg.data.update(vocab=str(target.resolve() / 'vocabulary.model'), extra_ids=extra)
+  return pieces.digest
+
+
+def _copies(family, cfg, found):
+  """Names of tensors that are others once more; raises UserError if they are not."""
+  tied, names = cfg.model.tie_embeddings, []
+  for name, origin in family.COPIES.items():
+    if name not in found or name == 'lm_head.weight' and not tied:
+      continue
+    if origin in found and not files.equal(found[name], found[origin]):
+      raise errors.UserError(f'{name} is not {origin}, and the model has one table for both')
+    names.append(name)
+  return names
+
+
+def _check_kinds(placed, found):
+  """Raises UserError for a parameter of a dtype of integers, which is no parameter or not of this dtype."""
+  wrong = [place.tensor for place in placed
+           if place.tensor in found and found[place.tensor].dtype not in files.FLOATS]
+  if wrong:
+    tensor = found[wrong[0]]
+    raise errors.UserError(f'{tensor.file}: {wrong[0]} is of dtype {tensor.dtype}, and a parameter is one of '
+                           f'{", ".join(files.FLOATS)} ({len(wrong)} tensors)')
+
+
+def _fill(path, cfg, plan, placed, found, digest):
+  """Writes the checkpoint of step 0, slice by slice."""
+  start = jax.jit(lambda: {k: v for k, v in states.fresh(cfg, plan).items() if k != 'params'})()
+  folder = path / 'checkpoints'
+  folder.mkdir()
+  writer = streamed.Writer(folder, 0, dict(params=plan.shapes['params']), start, dict(step=0, data=None))
+  total = sum(found[place.tensor].size for place in placed if place.tensor)
+  with progress.task('reading tensors', total, 'bytes') as advance:
+    for leaf, group in itertools.groupby(placed, lambda place: place.leaf):
+      group = list(group)
+      if group[0].tensor is not None:
+        _fill_array(writer, leaf, group, found, advance)
+  writer.finish(dict(config=rundir.identity(cfg), vocab=digest, seconds=0.0))
+
+
+def _fill_array(writer, leaf, group, found, advance):
+  """Writes one array from the tensors of its Places: at once, or in blocks where it is large."""
+  shape = writer.shape(leaf)
+  if 4 * math.prod(shape) <= 2 * BLOCK:
+    whole = np.empty(shape, np.float32)
+    for place in group:
+      whole[place.index] = _turn(found[place.tensor].read(), place)
+      advance(found[place.tensor].size)
+    writer.write(writer.array(leaf, shape), leaf, ..., whole)
+    return
+  step = _rows(group[0])
+  store = writer.array(leaf, (*(1,) * len(group[0].index), *_turned(step, group[0])))
+  for place in group:
+    tensor = found[place.tensor]
+    for first in range(0, tensor.shape[0], step):
+      last = min(first + step, tensor.shape[0])
+      writer.write(store, leaf, _where(place, first, last), _turn(tensor.read(first, last), place))
+      advance(tensor.size * (last - first) // tensor.shape[0])
+
+
+def _rows(place):
+  """How many rows of a tensor are a block."""
+  return min(place.there[0], max(1, BLOCK // (4 * math.prod(place.there[1:]))))
+
+
+def _turned(rows, place):
+  """The shape of a block of so many rows of the tensor in our array."""
+  return (place.shape[0], rows) if place.op == rules.LINEAR else (rows, *place.shape[1:])
+
+
+def _where(place, first, last):
+  """The slices of our array that rows `first` to `last` of the tensor are."""
+  rows = slice(first, last)
+  return (*place.index, slice(None), rows) if place.op == rules.LINEAR else (*place.index, rows)
+
+
+def _turn(x, place):
+  """f32 `x` between the form of the tensor and ours; either way."""
+  x = x.astype(np.float32, copy=False)
+  return x.T if place.op == rules.LINEAR else x
+
+
+def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 * 10**9):
+  """Writes the Hugging Face folder `target` from run directory `source`; returns (step, family, its Tensors).
+
+  Args:
+    overrides: on the run's configuration, where it is to be read in another way.
+    to:        family; None = the one it was imported from.
+    dtype:     of all tensors, as safetensors call it; None = as imported, else F32.
+    step:      of the checkpoint; None = the newest.
+    most:      bytes of a file.
+  Raises:
+    UserError: the model is none of this family, or the checkpoint is not what was saved.
+  """
+  source = pathlib.Path(source)
+  cfg = experiment.override(rundir.opened(source, step), overrides, whole=False)
+  record = _imported(source)
+  name = to or record.get('family', 't5x')
+  if name == 't5x':
+    raise errors.UserError(f'{source} was not imported from Hugging Face; say what it is to be with --to '
+                           f'(there are: {", ".join(lookup.available("family"))})')
+  family = lookup.module('family', name)
+  record = record if record.get('family') == name else {}
+  hf = _describe(source / 'source' / 'config.json', family, cfg.to_dict(), bool(record))
+  steps = stored.steps(source / 'checkpoints')
+  if not steps or step is not None and step not in steps:
+    raise errors.UserError(f'{source} has no checkpoint{"" if step is None else f" of step {step}"} yet '
+                           f'(there are: {", ".join(map(str, steps)) or "none"})')
+  reader = stored.Reader(source / 'checkpoints', steps[-1] if step is None else step)
+  with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
+    plan = states.blueprint(cfg, mesh)
+  checkpoint.check_shapes(reader.inventory, plan.shapes)
+  placed = rules.places({part: plan.shapes[part] for part in PARTS}, family.table(cfg.to_dict()))
+  kind = lambda tensor: dtype or record.get('dtypes', {}).get(tensor) or record.get('dtype', 'F32')
+  layout = {place.tensor: (kind(place.tensor), place.there) for place in placed if place.tensor}
+  again = record['copies'] if record else family.copied(cfg.to_dict())
+  if not set(again) <= set(family.COPIES):
+    raise errors.Damaged(source / 'imported.json', f'has copies that are none: {again!r:.80}')
+  copies = {copy: family.COPIES[copy] for copy in again}
+  with beside(target) as path:
+    for file in (source / 'source').glob('*'):
+      shutil.copyfile(file, path / file.name)
+    if hf is not None:
+      documents.write_json(path / 'config.json', hf, sort_keys=True)
+    made = files.create(path, layout | {c: (kind(c), layout[o][1]) for c, o in copies.items()}, most)
+    with progress.task('writing tensors', sum(made[t].size for t in layout), 'bytes') as advance:
+      for leaf, group in itertools.groupby(placed, lambda place: place.leaf):
+        group = list(group)
+        if group[0].tensor is not None:
+          _write_array(reader, leaf, group, made, advance)
+    for copy, origin in copies.items():
+      for first, last in made[origin].blocks(BLOCK):
+        files.write(made[copy], first, made[origin].read(first, last))
+  return reader.step, name, made
+
+
+def _imported(source):
+  """The dict in imported.json of a run directory, {} of a run trained here; its dtypes are such."""
+  record = records.imported(source)
+  kinds = [record['dtype'], *record['dtypes'].values()] if record else []
+  unknown = next((kind for kind in kinds if kind not in files.DTYPES), None)
+  if unknown is not None:
+    raise errors.Damaged(source / 'imported.json', f'has the dtype {unknown!r:.80}')
+  return record
+
+
+def _describe(original, family, c, imported):
+  """The config.json of a model, or None where the one it was imported with still says it.
+
+  Raises UserError if the family has no such model.
+  """
+  tied, old = c['model'].get('tie_embeddings', True), documents.read_json(original) if imported else {}
+  if imported and not fields.differences(c, family.configure(old, tied)):
+    return None
+  new = (old or _ids(c['model'])) | family.describe(c)
+  other = fields.differences(c, family.configure(new, tied))
+  if other:
+    raise errors.UserError(f'the model is not of the family {new["model_type"]}, whose {rules.some(other)}')
+  return new
+
+
+def _ids(model):
+  """The special ids of section `model`, as config.json has them."""
+  ends = list(model.get('end_ids') or (1,))
+  return dict(pad_token_id=0, bos_token_id=model.get('start_id', 0),
+              eos_token_id=ends if ends[1:] else ends[0])
+
+
+def _write_array(reader, leaf, group, made, advance):
+  """Writes the tensors of one array: in blocks, or at once where it is small or a chunk has many of them."""
+  store, total = reader.array(leaf), 0
+  lead = len(group[0].index)
+  stacked = any(n > 1 for n in store.chunk_layout.read_chunk.shape[:lead])
+  if stacked or 4 * math.prod(store.shape) <= 2 * BLOCK:
+    whole = stored.read(store, ...)
+    total = reader.share(whole, store.shape, ...)
+    for place in group:
+      files.write(made[place.tensor], 0, _turn(whole[place.index], place))
+      advance(made[place.tensor].size)
+  else:
+    for place in group:
+      tensor, step = made[place.tensor], _rows(place)
+      for first in range(0, tensor.shape[0], step):
+        last = min(first + step, tensor.shape[0])
+        block = stored.read(store, _where(place, first, last))
+        total += reader.share(block, store.shape, _where(place, first, last))
+        files.write(tensor, first, _turn(block, place))
+        advance(tensor.size * (last - first) // tensor.shape[0])
+  if total % 2**32 != reader.inventory['/'.join(map(str, leaf))][1]:
+    raise errors.UserError(f'checkpoint {reader.step}: {"/".join(map(str, leaf))} is not what was saved')

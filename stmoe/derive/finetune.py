@@ -1,0 +1,222 @@
+"""Fine-tuning: a new run that starts with the parameters of another one, ours or an imported one.
+
+The model is the start's unless `finetune.model='own'`; then the recipe of section `finetune` changes it:
+  model:               'start', or 'own': the configuration's, of which what fits is taken from the start.
+  load:                'all' parameters must be there and fit, or 'partial': the others are new.
+  optimizer:           'fresh' slots, or 'keep' the start's (ST-MoE: keeping helps, arXiv:2202.08906, sec. 5).
+  dropout_rate:        everywhere but in experts; None = as the start.
+  expert_dropout_rate: in experts (Switch, arXiv:2101.03961, section 2.4); None = as the start.
+  capacity_factor:     (train, eval) of routers that drop tokens; None = as the start.
+  aux:                 False switches the losses of routers off.
+Which parameters train is train.trainable (freeze.py). Steps count from 0.
+"""
+
+import pathlib
+
+import jax
+
+from stmoe import errors
+from stmoe import experiment
+from stmoe import files
+from stmoe import lookup
+from stmoe.data import batches as pipeline
+from stmoe.data import record as records
+from stmoe.runs import directory as rundir
+from stmoe.train import best
+from stmoe.train import check
+from stmoe.train import checkpoint
+from stmoe.train import loop
+from stmoe.train import state as states
+from stmoe.train import taskscore
+
+MODELS, LOADS, SLOTS = ('start', 'own'), ('all', 'partial'), ('fresh', 'keep')
+
+
+def adopt(cfg, start):
+  """Changes `cfg`, of a fine-tuning experiment, to the model and vocabulary of config `start`, in place.
+
+  Raises UserError where the start cannot do the task.
+  """
+  recipe = cfg.get('finetune')
+  if recipe is None:
+    raise errors.UserError('the experiment has no section finetune; nearest: finetune/jsonl, finetune/task')
+  for field, known in (('model', MODELS), ('load', LOADS), ('optimizer', SLOTS)):
+    if recipe[field] not in known:
+      raise errors.UserError(f'finetune.{field}={recipe[field]!r}{errors.nearest(recipe[field], known)} '
+                             f'(there are: {", ".join(known)})')
+  if 'vocab' not in start.data or start.model.name == 'vit':
+    raise errors.UserError(f'the start is a {start.model.name} of images; these tasks need a model of text')
+  with cfg.unlocked(), cfg.ignore_type():
+    cfg.data.extra_ids = start.data.extra_ids
+    if recipe.model == 'start':
+      cfg.model, cfg.blocks, cfg.losses = (_copy(start[part]) for part in ('model', 'blocks', 'losses'))
+      _lengths(cfg, start)
+    _apply(cfg, recipe)
+
+
+def _copy(section):
+  return type(section)(section.to_dict())
+
+
+def _lengths(cfg, start):
+  """Fits the data to the kind of model, and groups of tokens to the new lengths of rows."""
+  was = dict(encoder=start.data.get('inputs_length'), decoder=start.data.get('targets_length'))
+  if 'encoder' not in cfg.model:
+    was['layers'] = start.data.get('length')
+    data = cfg.data.to_dict()
+    length = data.pop('inputs_length') + data.pop('targets_length')
+    cfg.data = data | dict(objective='prompted', length=length)
+  now = dict(encoder=cfg.data.get('inputs_length'), decoder=cfg.data.get('targets_length'),
+             layers=cfg.data.get('length'))
+  for stack in ('encoder', 'decoder', 'layers'):
+    for letter in {letter for letters, _ in cfg.model.get(stack, ()) for letter in letters}:
+      for layer in lookup.nested(cfg.blocks[letter]):
+        if layer.get('group_size') and was.get(stack) and now[stack]:
+          sequences = max(layer.group_size // was[stack], 1)
+          layer.group_size = sequences * now[stack]
+
+
+def _apply(cfg, recipe):
+  """Puts the recipe's rates and capacities where the model has them."""
+  known = lambda kind, fields: lookup.fields(kind, fields['name'])
+  if recipe.dropout_rate is not None and 'dropout_rate' in known('model', cfg.model):
+    cfg.model.dropout_rate = recipe.dropout_rate
+  for layer in [layer for block in cfg.blocks.values() for layer in lookup.nested(block)]:
+    if recipe.dropout_rate is not None and layer.get('layer') == 'dense':
+      layer.dropout_rate = recipe.dropout_rate
+    if 'experts' in layer and recipe.expert_dropout_rate is not None:
+      if 'dropout_rate' in known('experts', layer.experts):
+        layer.experts.dropout_rate = recipe.expert_dropout_rate
+    for router in lookup.nested(layer.get('router')):
+      drops = router.get('capacity_factor', recipe.capacity_factor) != (None, None)
+      if recipe.capacity_factor is not None and drops and 'capacity_factor' in known('router', router):
+        router.capacity_factor = tuple(recipe.capacity_factor)
+  if not recipe.aux:
+    cfg.losses = {name: (0.0, reduction) for name, (_, reduction) in cfg.losses.items()}
+
+
+def vocabulary(cfg, start, run):
+  """Sets data.vocab of `cfg` to the vocabulary with which `run`, of config `start`, was trained."""
+  spec = start.data.vocab
+  if cfg.data.vocab != spec or spec == 'bytes':
+    return
+  try:
+    path = pipeline.vocabulary(start, found=records.read(run)).path
+  except errors.UserError as error:
+    if not spec.startswith('train:'):
+      raise
+    raise errors.UserError(f'the vocabulary of {run} is made of its data, which is not there ({error}); '
+                           'give it with --config.data.vocab=PATH') from error
+  if str(path) != spec:
+    with cfg.unlocked():
+      cfg.data.vocab = str(pathlib.Path(path).absolute())
+
+
+def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
+  """Writes the first checkpoint of `cfg` in `workdir` from that of `run`, and trains; returns the exit code.
+
+  A run that is there already goes on. Everything that can be wrong is found before anything is written.
+
+  Args:
+    run:     run directory to start from; step: which of its checkpoints, None = the newest.
+    cfg:     after `adopt` and `vocabulary`.
+    workdir: run directory to be.
+    name:    of the experiment, for the records.
+    say:     called with lines of text.
+  """
+  if not rundir.saved(workdir):
+    check.counts(cfg)
+    loop.keep_compilations()
+    with states.on_mesh(cfg.mesh, devices) as mesh:
+      check.batches(cfg)
+      plan = states.blueprint(cfg, mesh)
+      check.forward(cfg, plan)
+      opened = pipeline.source(cfg)
+      facts = opened.info()
+      check.vocabulary(cfg, plan, facts['vocab'])
+      best.Best(cfg, workdir, taskscore.Scorer(cfg, plan, opened).names())
+      state, record = _load(run, cfg, plan, facts['vocab'], step)
+      data = pipeline.train_iterator(cfg, opened=opened)
+      position = data.get_state()
+      data.close()
+      for line in describe(record):
+        say(line)
+      with rundir.own(workdir) as path:
+        if not rundir.saved(path):            # by another process, meanwhile
+          _write(cfg, path, state, record, position, facts)
+          records.write(path, cfg, opened, check.files(plan))
+  return loop.train(cfg, workdir, name, devices)
+
+
+def _load(run, cfg, plan, vocab, step):
+  """(first state, what finetune.json holds) with the parameters of `run` in place."""
+  folder, recipe = pathlib.Path(run) / 'checkpoints', cfg.finetune
+  if not folder.is_dir():
+    raise errors.UserError(f'{run} has no checkpoint yet')
+  parts = ['params', 'router_state'] + ['opt_state'] * (recipe.optimizer == 'keep')
+  saved = checkpoint.Checkpoints(folder, keep=None, read_only=True)
+  at, found, there = saved.part({part: plan.shapes[part] for part in parts},
+                                lambda meta: rundir.check_same(meta, dict(vocab=vocab.digest)), step)
+  saved.close()
+  shapes = {_name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(plan.shapes)}
+  wanted = [name for name in shapes if name.split('/')[0] in parts]
+  missing = [name for name in wanted if name not in found]
+  if missing and recipe.load == 'all':
+    raise errors.UserError(
+        f'{missing[0]} is {shapes[missing[0]]} in the new model and {there.get(missing[0], "absent")} in '
+        f'{run} ({len(missing)} of {len(wanted)} arrays do not fit); nearest: --config.finetune.load=partial')
+  if not any(name.startswith('params/') for name in found):
+    raise errors.UserError(f'{run} has no parameter of the new model: it is of another architecture')
+  state = states.init(cfg, plan)
+  state = jax.tree.map_with_path(lambda path, x: found.get(_name(path), x), state)
+  ignored = [name for name in there if name.startswith('params/') and name not in found]
+  params = plan.shapes['params']
+  trained, parameters = (sum(x.size for x in jax.tree.leaves(t)) for t in (plan.trainable(params), params))
+  return state, dict(start=str(run), step=at, loaded=sorted(found), new=sorted(missing),
+                     ignored=sorted(ignored), recipe=recipe.to_dict(), trained=trained, parameters=parameters,
+                     trainable=cfg.train.get('trainable', 'all'))
+
+
+def describe(record):
+  """Yields lines about what was loaded."""
+  yield (f'from step {record["step"]:,} of {record["start"]}: {len(record["loaded"])} arrays loaded, '
+         f'{len(record["new"])} new, {len(record["ignored"])} of the start not used; '
+         f'{record["trained"]:,} of {record["parameters"]:,} parameters train ({record["trainable"]})')
+  for title in ('new', 'ignored'):
+    if record[title]:
+      more = f' and {len(record[title]) - 5} more' if len(record[title]) > 5 else ''
+      yield f'{title}: {", ".join(record[title][:5])}{more} (all in finetune.json)'
+
+
+def _write(cfg, path, state, record, position, facts):
+  """Writes the run directory, the checkpoint first: without it the folder would be a run from scratch."""
+  rundir.verify(path, cfg)
+  saved = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
+                                 cfg.checkpoint.async_save)
+  saved.save(0, state, position, dict(config=rundir.identity(cfg), vocab=facts['vocab'].digest, seconds=0.0))
+  saved.close()
+  files.write_json(path / 'finetune.json', files.plain(record))
+  rundir.claim(path, cfg)
+
+
+def prepare(name, overrides, run, step=None):
+  """Returns (configuration, canonical name) of experiment `name` for fine-tuning from run directory `run`.
+
+  step: of the checkpoint to start from; None = the newest.
+  """
+  start = records.read(run).located(rundir.trusted(run, step))
+  early = [text for text in overrides if text.removeprefix('--config.').startswith(('finetune.', 'data.'))]
+  cfg, name = experiment.load(name, early)
+  given = any(text.removeprefix('--config.').startswith('data.vocab=') for text in early)
+  if not given:
+    with cfg.unlocked():
+      cfg.data.vocab = start.data.get('vocab', '')
+  adopt(cfg, start)
+  experiment.override(cfg, [text for text in overrides if text not in early], whole=False)
+  if not given:
+    vocabulary(cfg, start, run)
+  return cfg, name
+
+
+def _name(path):
+  return jax.tree_util.keystr(path, simple=True, separator='/')

@@ -1,0 +1,285 @@
+"""Upcycling of runs: the first checkpoint of a sparse run from dense ones, and what the surgery changed.
+
+The parameters are made by `surgery.upcycle`. The optimizer's slots start empty, or the experts take over
+those of the layer they copy; the step counter goes on, and with it the schedule. The data goes on
+where the dense run stopped if seed, data and batch size are the dense run's; otherwise, and with several
+dense runs, it starts from the beginning.
+
+Differs: T5X decays Adafactor's second moments by the global step; here empty slots begin to count at 0, so
+  that the first step after the surgery is not divided by a moment that is nearly 0.
+"""
+
+import inspect
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from stmoe import errors
+from stmoe import experiment
+from stmoe import files
+from stmoe import lookup
+from stmoe import modules
+from stmoe.answer import score
+from stmoe.core import contract
+from stmoe.data import batches as pipeline
+from stmoe.data import record as records
+from stmoe.runs import directory as rundir
+from stmoe.runs import writers
+from stmoe.surgery import upcycle as surgery
+from stmoe.train import check
+from stmoe.train import checkpoint
+from stmoe.train import evaluate
+from stmoe.train import loop
+from stmoe.train import losses
+from stmoe.train import state as states
+
+# Fields of a model that may differ from the dense run's: they say where layers are and how to compute them.
+FREE = ('encoder', 'decoder', 'layers', 'scan_layers', 'remat', 'dtype', 'dropout_rate', 'init_scale')
+IMPOSSIBLE = -1e8                  # logits below it stand for what a model rules out
+
+
+def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, optimizer='fresh', step='keep',
+            devices=None):
+  """Writes the first checkpoint of `cfg` in `workdir` from dense runs; returns what upcycle.json holds.
+
+  dict(step; runs: list of dict(run, step, 'eval/...'); upcycled: dict 'eval/...'; gap: loss of the upcycled
+  model minus that of the (best) dense run; difference: norm of the change of the logits of one
+  batch over theirs; parameters: (dense, sparse); leaves: see `surgery.upcycle.report`; the options).
+  All is evaluated on the data of `cfg`.
+
+  Args:
+    runs:      run directories; several are mixed (see `surgery.upcycle.upcycle`).
+    cfg:       configuration of the sparse model.
+    workdir:   run directory to be; must hold no run.
+    show:      a `progress` that is told what is done.
+    noise, granularity, scale: see `surgery.upcycle`; scale None = 1, with granularity what routers need.
+    optimizer: 'fresh' or 'reuse'; step: 'keep' or 'zero'.
+    devices:   None = all.
+  Raises:
+    UserError: `workdir` is in use, a run is not dense or of another backbone, or nothing is left to train.
+  """
+  _check(runs, cfg, workdir, noise, granularity, optimizer)
+  starts = [records.read(run).located(rundir.opened(run)) for run in runs]
+  for run, start in zip(runs, starts):
+    same_backbone(run, start, cfg)
+  loop.keep_compilations()
+  prices = [loop.flops_per_step(start) for start in starts]
+  with states.on_mesh(cfg.mesh, devices) as mesh:
+    check.batches(cfg)
+    plan, plans = states.blueprint(cfg, mesh), [states.blueprint(start, mesh) for start in starts]
+    check.forward(cfg, plan)
+    opened = pipeline.source(cfg)
+    facts = opened.info()
+    check.vocabulary(cfg, plan, facts['vocab'])
+    make = _maker(cfg, plan, noise, granularity, _scale(plan, granularity, scale), optimizer, step)
+    jax.eval_shape(make, [dense.shapes for dense in plans])          # finds mistakes before reading anything
+    for run, dense in zip(runs, plans):
+      same_activations(run, dense, plan)
+
+    found = [score.restore(dense, run, facts['vocab'], show.say) for run, dense in zip(runs, plans)]
+    at = _first_step([at for at, *_ in found], cfg) if step == 'keep' else 0
+    spent = sum(done * price for price, (done, *_) in zip(prices, found))
+    position = _position(starts, found, cfg, opened)
+    before = []
+    for run, dense, (done, state, *_) in zip(runs, plans, found):
+      values = _evaluate(cfg, dense, state, opened, show, f'dense run {run}')
+      before.append(dict(run=str(run), step=done) | values)
+    show.say('making the experts')
+    state = jax.jit(make, out_shardings=plan.shardings())([state for _, state, *_ in found])
+    after = _evaluate(cfg, plan, state, opened, show, 'upcycled model')
+    record = dict(
+        step=at, runs=before, upcycled=after,
+        gap=after['eval/loss'] - min(values['eval/loss'] for values in before),
+        difference=difference(cfg, (plans[0], found[0][1]), (plan, state)),
+        parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plans[0], plan)],
+        data=position, noise=noise, granularity=granularity, optimizer=optimizer,
+        leaves=surgery.report(plan.shapes['params']))
+    with rundir.own(workdir) as path:
+      _unused(path)                      # nor was it taken meanwhile
+      _write(cfg, path, state, record, facts, float(spent if step == 'keep' else 0))
+      records.write(path, cfg, opened, check.files(plan))
+  return record
+
+
+def _check(runs, cfg, workdir, noise, granularity, optimizer):
+  """Raises UserError for a `workdir` that is in use, and for numbers that cannot be meant."""
+  check.counts(cfg)
+  _unused(workdir)
+  if noise < 0:
+    raise errors.UserError(f'--noise {noise}: must be at least 0')
+  if granularity < 1:
+    raise errors.UserError(f'--granularity {granularity}: must be at least 1')
+  if granularity > 1 and optimizer == 'reuse':
+    raise errors.UserError('the optimizer slots of a layer that is cut are not defined; with --granularity '
+                           'take --optimizer fresh')
+  for run in runs:
+    if not (pathlib.Path(run) / 'checkpoints').is_dir():
+      rundir.load(run)                   # has the better words for what is no run at all
+      raise errors.UserError(f'{run} has no checkpoint yet')
+
+
+def _unused(workdir):
+  used = [*pathlib.Path(workdir).glob('config.json'), *pathlib.Path(workdir).glob('checkpoints/[0-9]*')]
+  if used:
+    raise errors.UserError(f'{workdir} holds a run already ({used[0].name}); choose another --workdir')
+
+
+def same_backbone(run, start, cfg):
+  """Raises UserError for a field of the model that differs between `run`, config `start`, and `cfg`."""
+  theirs, mine = _model_fields(start), _model_fields(cfg)
+  for field in sorted({*theirs, *mine} - set(FREE)):
+    if theirs.get(field) != mine.get(field):
+      raise errors.UserError(f'model.{field} is {theirs.get(field)!r} in {run} and {mine.get(field)!r} in '
+                             f'the new model; nearest: --config.model.{field}={theirs.get(field)}')
+
+
+def _model_fields(cfg):
+  """The model section of `cfg` with the defaults of what it leaves out."""
+  fields = cfg.model.to_dict()
+  known = inspect.signature(lookup.constructor('model', fields['name']).__init__).parameters
+  return {name: p.default for name, p in known.items() if p.default is not p.empty} | fields
+
+
+def same_activations(run, dense, plan):
+  """Raises UserError for the first layer whose activation function is another one in the dense run."""
+  for (name, old), (_, new) in zip(_layers(dense), _layers(plan)):
+    theirs, mine = _activation(old), _activation(new)
+    if theirs != mine:
+      raise errors.UserError(f'layer {name} has activation {theirs!r} in {run} and {mine!r} in the new model')
+
+
+def _activation(layer):
+  """The name of the activation function of a layer's experts, or of its innermost part that has one."""
+  found = lambda module: [part.activation for _, part in modules.offering(module, 'activation')]
+  of_experts = [name for sparse in modules.sparse(layer) for name in found(sparse)]
+  return (of_experts or found(layer) or [None])[-1]
+
+
+def _layers(plan):
+  """Yields (name, feed-forward layer) of every block of the model, without arrays."""
+  model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
+  for stack in model.stacks():
+    yield from stack.by_name().items()
+
+
+def _scale(plan, granularity, scale):
+  """The scale of experts' outputs: as given, or 1, or what `granularity` and the routers make necessary."""
+  if scale is not None or granularity == 1:
+    return 1.0 if scale is None else scale
+  found = {}
+  routers = [(name, part.router) for name, layer in _layers(plan) for part in modules.sparse(layer)]
+  for name, router in routers:
+    k, normalized = (contract.offered(router, field) for field in ('k', 'normalize_gates'))
+    if k is None or normalized is None:
+      raise errors.UserError(f'router {type(router).__name__} of {name} does not say how many experts '
+                             'a token has and whether their gates sum to 1; give --scale')
+    if k % granularity:
+      raise errors.UserError(f'router of {name}: k={k} is not a multiple of --granularity {granularity}; '
+                             f'nearest: k={max(1, k // granularity) * granularity}')
+    found[name] = surgery.activation_scale(router.num_experts, granularity, k, normalized)
+  if len(set(found.values())) > 1:
+    raise errors.UserError(f'layers need different scales ({found}); give --scale')
+  return next(iter(found.values()), 1.0)
+
+
+def _maker(cfg, plan, noise, granularity, scale, optimizer, step):
+  """The function of dense training states that returns the sparse one; to be called under jit."""
+  def make(dense):
+    state = states.fresh(cfg, plan)
+    params = surgery.upcycle([d['params'] for d in dense], state['params'], noise=noise, scale=scale,
+                             granularity=granularity, key=states.fold(cfg.seed, 'upcycle'))
+    slots = plan.optimizer.init(plan.trainable(params))
+    if optimizer == 'reuse':
+      slots = _reuse([d['opt_state'] for d in dense], slots)
+    kept = {part: dense[0][part] for part in ('step', 'counts')} if step == 'keep' else {}
+    return state | dict(params=params, opt_state=slots) | kept
+  return make
+
+
+def _reuse(dense, slots):
+  """Optimizer slots like `slots` from the list of those of the dense runs; refuses what is ambiguous."""
+  try:
+    made = surgery.upcycle(dense, slots)
+  except errors.UserError as error:
+    raise errors.UserError(f'optimizer slots: {error} (or --optimizer fresh)') from None
+  shapes = {tuple(entry.key for entry in path): leaf.shape for path, leaf in jax.tree.leaves_with_path(slots)}
+  for path, shape in shapes.items():
+    # Adafactor takes the smaller side of a dense matrix for its rows, and the width D of an expert's.
+    if path[-1] == 'v_row' and surgery.kind(path) == 'tiled' and shapes[*path[:-1], 'v_col'] == shape:
+      raise errors.UserError(f'{surgery.text(path[:-1])} are slots of a square matrix, whose rows and '
+                             'columns cannot be told apart; nearest: --optimizer fresh')
+  return made
+
+
+def _first_step(steps, cfg):
+  """The step the dense runs have done; raises UserError if they differ or leave nothing to train."""
+  if len(set(steps)) > 1:
+    raise errors.UserError(f'the dense runs have done {", ".join(map(str, steps))} steps; nearest: '
+                           '--step zero')
+  if steps[0] >= cfg.train.steps:
+    more = steps[0] + cfg.train.steps
+    raise errors.UserError(f'the dense run has done {steps[0]} steps and train.steps={cfg.train.steps}: '
+                           f'nothing is left to train; nearest: --config.train.steps={more} or --step zero')
+  return steps[0]
+
+
+def _position(starts, found, cfg, opened):
+  """Where the data starts: see the docstring of this file."""
+  data = pipeline.train_iterator(cfg, jax.process_index(), jax.process_count(), opened)
+  beginning = data.get_state()
+  data.close()
+  other = [field for field in experiment.diff(starts[0], cfg) if field in ('seed', 'train.batch_size') or (
+      field.startswith('data.') and field not in ('data.cache_dir', 'data.eval_split'))]
+  same = len(starts) == 1 and not other
+  position = found[0][2]
+  return position if same and position['data'] == beginning['data'] else beginning
+
+
+def _evaluate(cfg, plan, state, opened, show, what):
+  show.say(f'evaluating the {what}')
+  return evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, opened.info(),
+                      lambda done, number: show.busy(f'evaluating the {what} {done}/{number}'), opened)
+
+
+def difference(cfg, dense, sparse):
+  """Returns the norm of the change of the logits over that of the dense ones, on one evaluation batch.
+
+  Logits of what a model rules out, such as an answer in padding, do not count.
+
+  Args:
+    dense, sparse: pairs of blueprint and training state.
+  """
+  (old_plan, old), (new_plan, new) = dense, sparse
+  weights = lambda state: (state['params'], state['router_state'])
+
+  @jax.jit
+  def norms(old, new, batch):
+    before, after = (plan.model(*state)(batch, key=jax.random.key(0), train=False)[0]
+                     for plan, state in ((old_plan, old), (new_plan, new)))
+    real = (losses.weights(batch)[..., None] > 0) & (before > IMPOSSIBLE)
+    return [jnp.sum(jnp.where(real, x, 0) ** 2) for x in (after - before, before)]
+
+  batch = next(iter(pipeline.eval_batches(cfg, jax.process_index(), jax.process_count())))
+  changed, whole = jax.device_get(norms(weights(old), weights(new), check.place(batch, new_plan.mesh)))
+  return float((changed / whole) ** 0.5)
+
+
+def _write(cfg, path, state, record, facts, spent):
+  """Writes the run directory, the checkpoint first: without it, the folder would be a run from scratch.
+
+  spent: the FLOPs that the run starts with, those of the dense runs.
+  """
+  at = record['step']
+  saved = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
+                                 cfg.checkpoint.async_save)
+  meta = dict(config=rundir.identity(cfg), vocab=facts['vocab'].digest, seconds=0.0, flops=spent)
+  saved.save(at, state, record['data'], meta)
+  saved.close()
+  files.write_json(path / 'upcycle.json', files.plain(record))
+  rundir.claim(path, cfg)
+  low, high = jax.device_get(state['counts']['tokens']).tolist()
+  metrics = writers.Metrics(path, at)
+  metrics.write(at, dict(tokens=(high << 32) + low, flops=spent, time=0.0)
+                | record['upcycled'])
+  metrics.close()

@@ -1,0 +1,214 @@
+"""The report page: well-formed, self-contained, escaped, and with the facts in it."""
+
+import base64
+import dataclasses
+import hashlib
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from stmoe.analysis import verdict
+from stmoe.analysis.report import leaderboard
+from stmoe.analysis.report import page as html_page
+from stmoe.analysis.report import report
+from stmoe.analysis.routing import text as routing_view
+from stmoe.runs import read as runs
+from tests.analysis import synthetic
+
+VOID = {'meta', 'img', 'br', 'input', 'hr', 'link'}
+
+
+class Page(html.parser.HTMLParser):
+  """Checks that tags close in order; collects attributes and the texts of cells."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.attributes, self.cells, self.tags = [], [], [], []
+    self.feed(text)
+    self.close()
+    assert self.open == [], f'never closed: {self.open}'
+
+  def handle_starttag(self, tag, attributes):
+    self.tags.append(tag)
+    self.attributes += attributes
+    if tag not in VOID:
+      self.open.append(tag)
+    if tag in ('td', 'th'):
+      self.cells.append('')
+
+  def handle_endtag(self, tag):
+    assert self.open and self.open.pop() == tag, f'</{tag}> closes nothing'
+
+  def handle_data(self, data):
+    if 'td' in self.open or 'th' in self.open:
+      self.cells[-1] += data
+
+
+EVIL = '<script>alert("1")</script>&amp;'
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  root = tmp_path_factory.mktemp('runs')
+  paths = [synthetic.write_run(root / 'dense', 'dense', layers=(), final=2.4),
+           synthetic.write_run(root / 'switch', 'switch', extra=dict(note=EVIL))]
+  (root / 'switch' / 'env.json').write_text(json.dumps(dict(python='3.12.1', corpus=dict(evil=EVIL))))
+  found = [runs.read(paths[0]), runs.read(paths[1], EVIL)]
+  sample = routing_view.Sample(pieces=[EVIL, '\n'], taken=[[(1, 0.9)], []], num_experts=2,
+                               table=[(0.25, [(EVIL, 3, 2.0)]), (0.75, [])])
+  costs = {'dense': dict(parameters=1_240_000, active=1_240_000, flops_per_token=2.5e6)}
+  return found, report.page(found, costs, routed={EVIL: {'decoder_01': sample}}, title=EVIL)
+
+
+def test_page_is_well_formed_and_needs_nothing_else(made):
+  page = Page(made[1])
+  assert not {'link', 'iframe', 'object'} & set(page.tags)
+  sources = [value for name, value in page.attributes if name in ('src', 'href')]
+  assert any(value.startswith('data:') for value in sources)
+  assert all(value.startswith(('data:image/svg+xml;base64,', '#')) for value in sources)
+  assert not re.search(r'https?://|url\(|@import', made[1])
+
+
+def test_everything_from_a_run_is_escaped(made):
+  scripts = [part.partition('</script>')[0] for part in made[1].split('<script')[1:]]
+  assert scripts == [f'>{html_page.SCRIPT}']
+  texts = Page(made[1]).cells
+  assert EVIL in texts                                               # the run's name, unharmed
+  assert any(EVIL in text and '×2.0' in text for text in texts)      # a token in the table of experts
+
+
+def test_results_have_costs_finals_and_baselines(made):
+  cells = Page(made[1]).cells
+  headings = cells[:cells.index('dense')]
+  row = dict(zip(headings, cells[cells.index('dense'):][:len(headings)]))
+  assert [row[name] for name in ('parameters', 'active', 'FLOPs/token')] == ['1.24M', '1.24M', '2.5M']
+  bits = made[0][0].last('eval/bits_per_byte')
+  assert row['bits/byte'] == f'{bits:.3f}' and row['seeds'] == '1' and row['drops'] == '–'
+  assert 'best byte n-gram' in cells and '1.962' in cells
+
+
+def test_lowest_bits_are_marked(made):
+  best = min(made[0], key=lambda run: run.last('eval/bits_per_byte'))
+  assert f'>{best.last("eval/bits_per_byte"):.3f}</td>' in made[1].partition('<td class="best"')[2]
+  assert re.findall(r'<td class="best" data-v="([^"]*)">', made[1]) == [
+      str(best.last(key)) for key in ('eval/bits_per_byte', 'eval/loss')]
+
+
+def test_differing_fields_and_both_environments_are_listed(made):
+  cells = Page(made[1]).cells
+  at = cells.index('blocks.m.router.name')
+  assert cells[at + 1:at + 3] == ['"dense"', '"switch"']
+  assert 'train.steps' not in cells                                  # equal in both
+  assert {'3.11.7', '3.12.1', 'corpus.evil'} <= set(cells)
+
+
+def test_unfinished_run_without_any_metrics_still_has_a_page(tmp_path):
+  folder = synthetic.write_run(tmp_path / 'new', layers=(), done=False)
+  (folder / 'metrics.jsonl').unlink()
+  text = report.page([runs.read(folder)])
+  assert '0 finished' in text
+  Page(text)
+
+
+def test_browsers_may_run_the_sorting_script_alone(made):
+  script = made[1].split('<script>')[1].split('</script>')[0].encode()
+  digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+  policy = next(value for name, value in Page(made[1]).attributes if name == 'content' and 'src' in value)
+  assert policy.split('; ') == ["default-src 'none'", "style-src 'unsafe-inline'", 'img-src data:',
+                                f"script-src 'sha256-{digest}'"]
+
+
+@pytest.fixture
+def seeds(tmp_path):
+  """Two sparse methods and a dense one with two seeds each in a folder, and a run elsewhere."""
+  for method, final in dict(switch=2.2, dense=2.3).items():
+    for seed in (0, 1):
+      synthetic.write_run(tmp_path / 'one' / f'{method}-{seed}{"0" * 7}', method, seed=seed,
+                          final=final + seed / 10, layers=() if method == 'dense' else ('decoder_01',))
+  synthetic.write_run(tmp_path / 'two' / 'switch_seed3', seed=3, final=2.0, done=False)
+  return runs.read_all(runs.expand([tmp_path / 'one', tmp_path / 'two' / 'switch_seed3']))
+
+
+def test_seeds_of_a_folder_are_one_row_with_mean_and_spread(seeds):
+  labels = runs.labels(seeds)
+  assert labels == ['dense', 'dense', 'one/switch', 'one/switch', 'two/switch']
+  _, rows = leaderboard.columns(seeds, {}, labels)
+  assert [cells[0].text for cells in rows.values()] == [labels[4], labels[2], labels[0]]    # by their loss
+  headings = leaderboard.columns(seeds, {}, labels)[0]
+  cell = lambda label, heading: rows[label][headings.index(heading)].text
+  assert [cell(label, 'seeds') for label in rows] == ['0 of 1', '2', '2']
+  bits = [run.last('eval/bits_per_byte') for run in seeds[2:4]]
+  assert cell(labels[2], 'bits/byte') == f'{np.mean(bits):.3f} ± {np.std(bits, ddof=1):.3f}'
+
+
+def test_a_seed_that_is_not_done_is_counted_and_not_averaged(tmp_path):
+  for seed, final in enumerate((2.0, 2.2, 3.0)):
+    folder = synthetic.write_run(tmp_path / f'x_seed{seed}', layers=(), final=final, seed=seed, done=seed < 2)
+    if seed < 2:
+      (folder / 'DONE').write_text(json.dumps({'step': 200, 'pairs/bleu@decode': 10.0 + seed}))
+  found = runs.read_all(runs.expand([tmp_path]))
+  headings, rows = leaderboard.columns(found, {}, runs.labels(found))
+  cell = lambda heading: rows['x'][headings.index(heading)].text
+  assert (cell('seeds'), cell('bleu@decode')) == ('2 of 3', '10.50 ± 0.71')
+  bits = np.mean([run.last('eval/bits_per_byte') for run in found[:2]])
+  assert cell('bits/byte').startswith(f'{bits:.3f} ± ')
+
+
+def test_runs_on_other_text_are_neither_best_nor_compared(tmp_path):
+  found = []
+  for name, final, files in (('a', 2.0, 'x'), ('b', 1.0, 'y'), ('c', 2.1, 'x')):
+    run = runs.read(synthetic.write_run(tmp_path / name, final=final))
+    data = dict(task='text', files=[files], cache_dir=name) | (dict(replaced=0.0) if name == 'c' else {})
+    found.append(dataclasses.replace(run, config=run.config | dict(data=data, model=dict(name=name))))
+  headings, rows = leaderboard.columns(found, {}, runs.labels(found))
+  assert {label for label, cells in rows.items() if any(cell.kind == 'best' for cell in cells)} == {'a'}
+  assert 'data' in headings
+
+
+def test_methods_are_named_by_router_and_what_is_around_it():
+  inner = dict(name='moe', router=dict(name='smoe'))
+  assert leaderboard.method(dict(blocks=dict(m=dict(layer='momentum', inner=inner)))) == 'momentum smoe'
+  assert leaderboard.method(dict(blocks=dict(d=dict(layer='dense')))) == 'dense'
+
+
+def test_folders_are_drawn_by_themselves_and_single_runs_once_a_label(seeds):
+  drawn = report.folders(seeds, runs.labels(seeds))
+  assert sum('<h3>' in part for part in drawn) == 2
+  loads = [part for part in drawn if 'White is balanced' in part]
+  assert len(loads) == 2 and not any('<details' in part for part in loads)
+
+
+def test_only_the_best_configurations_are_drawn(tmp_path):
+  found = runs.read_all([synthetic.write_run(tmp_path / f'run{i:02}', final=3.0 - i / 10, layers=())
+                         for i in range(report.SHOWN + 2)])
+  names = [run.name for run in found]
+  assert report.best(found, names) == names[:1:-1]
+  assert any(f'{report.SHOWN} configurations of lowest loss, of {report.SHOWN + 2}' in part
+             for part in report.folders(found, names))
+
+
+def test_commands_are_listed_once_with_their_revision(tmp_path):
+  found = []
+  started = dict(a=['x/main.py', 'train', 'lm/a b'], b=['y', 'compare', 'lm'], c=['z', 'compare', 'lm'])
+  for name, words in started.items():
+    folder = synthetic.write_run(tmp_path / name, layers=())
+    (folder / 'env.json').write_text(json.dumps(dict(command=words, revision='abc+')))
+    found.append(runs.read(folder))
+  text = report.commands(found, 'stmoe report a')
+  assert text == ('<pre># revision abc+\nstmoe train &#x27;lm/a b&#x27;\nstmoe compare lm\n'
+                  '# this page\nstmoe report a</pre>')
+
+
+def test_questions_show_claims_and_verdicts(made):
+  told = [verdict.exceeds('a < b', {0: 1.0, 1: 1.1}, {0: 2.0, 1: 2.1}), verdict.exceeds('none', {}, {})]
+  one = report.Question('q:small', '# q: [what](x.md)?\n\nClaim & `why`.\n\n```sh\nno\n```', 'stmoe sweep q',
+                        '2 of 4', told, {})
+  text = report.page(made[0], questions=[one])
+  cells = Page(text).cells
+  at = cells.index('a < b')
+  assert cells[at - 1:at + 2] == ['holds', 'a < b', '+1']
+  assert cells[cells.index('none') - 1] == 'not decided' and 'nan' not in ' '.join(cells[at:])
+  assert 'q: what?' in text and 'Claim &amp; why.' in text and 'no\n' not in text

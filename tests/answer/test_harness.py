@@ -1,0 +1,79 @@
+"""The bridge to lm-evaluation-harness, which is not installed: requests and a base class like its own."""
+
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from pallas_kernels import walk
+from stmoe import errors
+from stmoe.answer import harness
+from stmoe.train import state as states
+from tests.cli import test_infer
+from tests.train import tiny_run
+
+
+@pytest.fixture(scope='module')
+def bridge(tmp_path_factory):
+  make = states.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
+    patch.setattr(walk, 'sizes', lambda *_: (2,))
+    folder = tiny_run.write_corpus(tmp_path_factory.mktemp('harness'))
+    run = test_infer.write_run(folder / 'lm', tiny_run.config(folder))
+    yield harness.Harness(run, batch_size=2, length=4)
+
+
+def ask(*args):
+  return types.SimpleNamespace(args=args)
+
+
+def test_likelihoods_add_up_and_do_not_depend_on_batches(bridge):
+  together = bridge.loglikelihood([ask('1 squared', ' is 1'), ask('', 'a'), ask('1', ' squared is 1')])
+  alone = [bridge.loglikelihood([request])[0] for request in (
+      ask('1 squared', ' is 1'), ask('', 'a'), ask('1', ' squared is 1'))]
+  np.testing.assert_allclose([score for score, _ in together], [score for score, _ in alone], rtol=1e-5)
+  whole = bridge.loglikelihood_rolling([ask('1 squared is 1'), ask('a'), ask('')])
+  first = bridge.loglikelihood([ask('', '1'), ask('1', ' squared is 1')])
+  np.testing.assert_allclose(whole[0], first[0][0] + first[1][0], rtol=1e-5)
+  np.testing.assert_allclose(whole[1], together[1][0], rtol=1e-5)
+  assert whole[2] == 0 and bridge.drop_frac == 0.0
+  windows = bridge.loglikelihood_rolling([ask('x' * 40), ask('x' * 32), ask('x' * 8)])
+  np.testing.assert_allclose(windows[0], windows[1] + windows[2], rtol=1e-5)   # data.length is 32
+
+
+def test_requests_that_are_empty_too_long_or_no_text(bridge):
+  assert bridge.loglikelihood([ask('1 squared', ''), ask('', '')]) == [(0.0, True), (0.0, True)]
+  (long, _), (cut, _) = bridge.loglikelihood([ask('x' * 99, 'is 1'), ask('x' * 28, 'is 1')])
+  np.testing.assert_allclose(long, cut, rtol=1e-5)                   # of 32 tokens
+  texts = bridge.generate_until([ask('', dict(until=None)), ask('x' * 99, {})])
+  assert len(texts) == 2 and all(isinstance(text, str) for text in texts)
+  for method, args in (('loglikelihood', ('a', '\ud800')), ('loglikelihood_rolling', ('\udfff',)),
+                       ('generate_until', ('a\ud800', {}))):
+    with pytest.raises(errors.UserError, match='half a surrogate pair'):
+      getattr(bridge, method)([ask(*args)])
+
+
+def test_greedy_texts_are_greedy(bridge):
+  text, = bridge.generate_until([ask('1 squared', dict(until=[]))])
+  if text:
+    assert bridge.loglikelihood([ask('1 squared', text)])[0][1] == (text.encode().decode() == text)
+    cut, = bridge.generate_until([ask('1 squared', dict(until=[text[0]]))])
+    assert cut == ''
+
+
+def test_it_is_a_model_of_the_package(bridge, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'lm_eval', None)
+  with pytest.raises(errors.UserError, match='not installed'):
+    harness.model(bridge)
+  api = types.ModuleType('lm_eval.api')
+  api.model = types.ModuleType('lm_eval.api.model')
+  api.model.LM = type('LM', (), {})
+  package = types.ModuleType('lm_eval')
+  for name, module in (('lm_eval', package), ('lm_eval.api', api), ('lm_eval.api.model', api.model)):
+    monkeypatch.setitem(sys.modules, name, module)
+  made = harness.model(bridge)
+  assert isinstance(made, api.model.LM)
+  assert made.loglikelihood([ask('', 'a')]) == bridge.loglikelihood([ask('', 'a')])

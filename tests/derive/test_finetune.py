@@ -1,0 +1,172 @@
+"""Fine-tuning: what is loaded, scored and kept; everything that can be wrong, found before writing."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from stmoe import errors
+from stmoe.answer import score
+from stmoe.data import batches as pipeline
+from stmoe.derive import finetune
+from stmoe.runs import directory as rundir
+from stmoe.runs import records
+from stmoe.train import check
+from stmoe.train import checkpoint
+from stmoe.train import loop
+from stmoe.train import state as states
+from stmoe.train import taskscore
+from tests.train import tiny_run
+
+ONE = jax.devices()[:1]
+LINES = [dict(inputs=f'is {i} even', targets='yes' if i % 2 == 0 else 'no', choices=['yes', 'no'])
+         for i in range(40)]
+
+
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+  """A run of a decoder-only model, trained for 2 steps."""
+  corpus = tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
+  path = tmp_path_factory.mktemp('start') / 'run'
+  changed = {'train.steps': 2, 'eval.every': 2, 'checkpoint.every': 2, 'eval.batches': 1}
+  assert loop.train(tiny_run.config(corpus, **changed), path, 'tiny', ONE) == 0
+  return path
+
+
+@pytest.fixture(scope='module')
+def jsonl(tmp_path_factory):
+  path = tmp_path_factory.mktemp('jsonl') / 'even.jsonl'
+  path.write_text(''.join(json.dumps(line) + '\n' for line in LINES))
+  return path
+
+
+@pytest.fixture
+def overrides(jsonl, tmp_path):
+  return [f'--config.{text}' for text in (
+      f'data.jsonl={jsonl}', f'data.cache_dir={tmp_path / "cache"}', 'data.inputs_length=24',
+      'data.targets_length=8', 'train.steps=4', 'train.batch_size=8', 'eval.batch_size=8', 'eval.every=2',
+      'train.log_every=2', 'train.stats_every=4', 'eval.batches=1', 'checkpoint.every=2', 'eval.methods=rank',
+      'checkpoint.best=jsonl/accuracy@rank')]
+
+
+def test_a_run_from_start_to_scores(start, overrides, tmp_path):
+  overrides += ['--config.train.trainable=attention']
+  cfg, name = finetune.prepare('finetune/jsonl', overrides, start)
+  assert cfg.model.layers == (('dm', 1),) and cfg.data.objective == 'prompted' and cfg.data.length == 32
+  assert cfg.blocks.m.router.capacity_factor == (1.25, 2.0) and cfg.blocks.m.experts.dropout_rate == 0.4
+  run, said = tmp_path / 'run', []
+  assert finetune.finetune(start, cfg, run, name, devices=ONE, say=said.append) == 0
+  assert '0 new, 0 of the start not used' in said[0] and '(attention)' in said[0]
+
+  before, after = (parameters(path) for path in (start, run))
+  moved = {path for path in before if (before[path] != after[path]).any()}
+  assert moved and all('attention' in path for path in moved)
+  found = json.loads((run / 'results.json').read_text())
+  assert found['step'] == 4 and 0 <= found['scores']['jsonl/accuracy@rank'] <= 100
+  assert found['baselines'] == {'jsonl/accuracy': 50.0} and found['examples'] == {'jsonl': 2}
+  assert list(found['eval_capacity_factor']['rank'].values()) == [2.0]
+  kept = records.best(run)
+  assert kept['step'] in (2, 4) and kept['name'] == 'jsonl/accuracy@rank'
+  again = score.tasks(rundir.load(run), run, said.append, best=True, devices=ONE)
+  assert again['step'] == kept['step']
+  assert again['scores']['jsonl/accuracy@rank'] == pytest.approx(kept['value'])
+  assert finetune.finetune(start, cfg, run, name, devices=ONE) == 0  # finished: says so
+
+
+def parameters(path):
+  """Returns dict path -> array of the parameters of a run's newest checkpoint."""
+  cfg = rundir.load(path)
+  with states.on_mesh(cfg.mesh, ONE) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    saved = checkpoint.Checkpoints(path / 'checkpoints', keep=None, read_only=True)
+    _, found, _ = saved.part(dict(params=plan.shapes['params']), lambda meta: None)
+    saved.close()
+  return {name: np.asarray(x) for name, x in found.items()}
+
+
+def test_partial_loading_says_what_is_new(start, overrides, tmp_path):
+  overrides += ['--config.model.d_model=16', '--config.blocks.d.d_ff=48']
+  cfg, _ = finetune.prepare('finetune/jsonl', overrides, start)
+  with pytest.raises(errors.UserError, match=r'layer/w. is \(1, .*finetune.load=partial') as caught:
+    finetune.finetune(start, cfg, tmp_path / 'run', devices=ONE)
+  assert '\n' not in str(caught.value) and not (tmp_path / 'run').exists()
+  cfg, _ = finetune.prepare('finetune/jsonl', [*overrides, '--config.finetune.load=partial'], start)
+  with states.on_mesh(cfg.mesh, ONE) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    _, record = finetune._load(start, cfg, plan, pipeline.vocabulary(cfg), None)
+  assert len(record['new']) == 2 and record['loaded'] and 'layer/wi' in ' '.join(record['new'])
+
+
+def test_slots_are_kept_where_asked(start, overrides):
+  overrides += ['--config.finetune.optimizer=keep']
+  cfg, _ = finetune.prepare('finetune/jsonl', overrides, start)
+  with cfg.unlocked(), cfg.ignore_type():
+    cfg.optimizer = rundir.load(start).optimizer
+  with states.on_mesh(cfg.mesh, ONE) as mesh:
+    state, _ = finetune._load(start, cfg, states.blueprint(cfg, mesh), pipeline.vocabulary(cfg), None)
+  assert int(state['opt_state']['count']) == 2 and int(state['step']) == 0
+
+
+@pytest.mark.parametrize('more,said', [
+    (['data.task=bolq'], "no task is called 'bolq'; nearest: boolq"),
+    (['data.metrics=acuracy'], "no metric is called 'acuracy'"),
+    (['data.jsonl=nowhere.jsonl'], "no file 'nowhere.jsonl'"),
+    (['eval.methods=ranks'], "'ranks' is none; nearest: rank"),
+    (['checkpoint.best=jsonl/f1@rank'], 'no such score; nearest: jsonl/accuracy@rank'),
+    (['finetune.load=some'], 'finetune.load'),
+    (['finetune.optimizer=keep'], 'do not fit'),
+    (['train.trainable=router'], 'train.trainable'),
+])
+def test_mistakes_are_found_before_anything_is_written(start, overrides, tmp_path, more, said):
+  with pytest.raises(errors.UserError, match=said) as caught:
+    cfg, _ = finetune.prepare('finetune/jsonl', overrides + [f'--config.{text}' for text in more], start)
+    finetune.finetune(start, cfg, tmp_path / 'run', devices=ONE)
+  assert '\n' not in str(caught.value) and not (tmp_path / 'run').exists()
+
+
+def test_a_start_that_is_none(overrides, tmp_path):
+  with pytest.raises(errors.UserError, match='is not a run directory'):
+    finetune.prepare('finetune/jsonl', overrides, tmp_path)
+
+
+def test_another_vocabulary_and_no_checkpoint(start, overrides, tmp_path):
+  model = pathlib.Path(__file__).parents[1] / 'data' / 'sentencepiece' / 'seqio_test_26.model'
+  cfg, _ = finetune.prepare('finetune/jsonl', [*overrides, f'--config.data.vocab={model}'], start)
+  with pytest.raises(errors.UserError, match='trained with another vocabulary'):
+    finetune.finetune(start, cfg, tmp_path / 'run', devices=ONE)
+  bare = rundir.make(tmp_path / 'bare')
+  (bare / 'config.json').write_text((start / 'config.json').read_text())
+  cfg, _ = finetune.prepare('finetune/jsonl', overrides, bare)
+  with pytest.raises(errors.UserError, match='has no checkpoint yet'):
+    finetune.finetune(bare, cfg, tmp_path / 'run', devices=ONE)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_ranks_are_likelihoods_of_the_choices(start, overrides):
+  """The score of a row is the sum of the log-probabilities of its target and EOS, and padding rows are 0."""
+  cfg, _ = finetune.prepare('finetune/jsonl', overrides, start)
+  with states.on_mesh(cfg.mesh, ONE) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    scorer = taskscore.Scorer(cfg, plan)
+    state = states.init(cfg, plan)
+    batch = check.place(scorer._rower.batch([('is 3 even', 'no')], 8), mesh)
+    weights = state['params'], state['router_state']
+    found = np.asarray(scorer._rank(*weights, batch, jax.random.key(0)))
+    logits, _ = jax.jit(lambda p, r, b: plan.model(p, r)(b, train=False))(*weights, batch)
+  at = len('is 3 even') + 1                                          # the source and its EOS
+  wanted = [ord('n') + 3, ord('o') + 3, 1]
+  logp = jax.nn.log_softmax(np.asarray(logits, np.float32)[0, at:at + 3])
+  assert batch['decoder_target_tokens'][0, at:at + 3].tolist() == wanted
+  assert found[0] == pytest.approx(sum(float(logp[i, w]) for i, w in enumerate(wanted)), abs=1e-4)
+  assert (found[1:] == 0).all()
+
+
+def test_trivial_systems():
+  one = lambda target: dict(references=[target], targets=target, choices=['a', 'b'], group='0')
+  found = taskscore.baselines([one('a'), one('b'), one('b')], ('accuracy',))
+  assert found == dict(accuracy=pytest.approx(200 / 3))
+  written = [dict(references=['x y'], targets='x y', choices=[], group=str(i), baseline='x')
+             for i in range(2)]
+  assert taskscore.baselines(written, ('squad',)) == dict(em=0.0, f1=pytest.approx(200 / 3))

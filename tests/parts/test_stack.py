@@ -1,0 +1,164 @@
+"""The stack: patterns, names, state across steps, user errors."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stmoe import axes
+from stmoe import state
+from stmoe.attention import multi_head as attention
+from stmoe.core import contract
+from stmoe.errors import UserError
+from stmoe.parts import stack
+
+BLOCKS = dict(d=dict(layer='dense', d_ff=8), x=dict(layer='dense', d_ff=8, attention=False))
+
+
+def build(pattern, blocks=BLOCKS, **fields):
+  attend = functools.partial(attention.Attention, num_heads=2, head_dim=4)
+  return stack.Stack(8, name='decoder', pattern=pattern, blocks=blocks, attention=attend, rngs=nnx.Rngs(0),
+                     **fields)
+
+
+class Counting(nnx.Module):
+  """A layer with memory across layers (how many it has passed) and across steps (a bias)."""
+
+  def __init__(self):
+    self.bias = state.RouterState(jnp.zeros(2))
+
+  def init_carry(self, x):
+    return dict(passed=jnp.zeros(x.shape[:2]))
+
+  def commit(self, aux):
+    assert aux.load.shape == (2,)                                    # one layer's, never a stack's
+    self.bias[...] += aux.load
+
+  def __call__(self, x, ctx, carry):
+    carry = dict(passed=carry['passed'] + 1)
+    load = jnp.stack([carry['passed'].max(), jnp.float32(1)])
+    return 0 * x, contract.Aux(losses={}, load=load, metrics={}), carry
+
+
+def with_counting_layers(made):
+  """Replaces the feed-forward layer of every sparse place 1 of the units by Counting."""
+  for units, (_, repeats) in zip(made.segments, made.pattern):
+    if made.scan_layers:
+      units.blocks[1].layer = jax.vmap(lambda _: Counting())(jnp.arange(repeats))
+    else:
+      for unit in units:
+        unit.blocks[1].layer = Counting()
+  return made
+
+
+class Drawing(nnx.Module):
+  """A layer that reports the first numbers of the key it got."""
+
+  def __call__(self, x, ctx, carry):
+    drawn = jax.random.uniform(ctx.key, (2,))
+    return 0 * x, contract.Aux(losses={}, load=drawn, metrics={}), carry
+
+
+def test_every_layer_draws_its_own_noise_scanned_or_not():
+  ones, drawn = jnp.ones((1, 3), jnp.int32), []
+  ctx = contract.Context(mask=ones > 0, ids=ones, positions=ones, segments=ones, step=0, tokens=3.0,
+                         key=jax.random.key(0), train=True)
+  for scan_layers in (True, False):
+    made = build((('xx', 2), ('x', 1)), scan_layers=scan_layers)
+    for units in made.segments:
+      for unit in [units] if scan_layers else units:
+        for block in unit.blocks:
+          block.layer = Drawing()
+    _, aux = made(jnp.ones((1, 3, 8)), ctx, None)
+    drawn.append(np.stack([a.load for a in aux.values()]))           # [5, 2]
+  assert len(np.unique(drawn[0], axis=0)) == 5
+  np.testing.assert_array_equal(drawn[0], drawn[1])
+
+
+class Ones(nnx.Module):
+  """An attention that returns ones."""
+
+  def __init__(self, d_model, *, rngs):
+    pass
+
+  def __call__(self, x, *args):
+    return jnp.ones_like(x)
+
+
+class Same(Ones):
+  """A norm that does nothing."""
+
+  def __call__(self, x):
+    return x
+
+
+class OnesLayer(nnx.Module):
+  """A feed-forward layer that returns ones."""
+
+  def __call__(self, x, ctx, carry):
+    return jnp.ones_like(x), None, carry
+
+
+def test_dropout_is_at_both_ends_and_after_every_sub_layer_each_with_its_own_mask():
+  ones, width = jnp.ones((1, 3), jnp.int32), 4096
+  ctx = contract.Context(mask=ones > 0, ids=ones, positions=ones, segments=ones, step=0, tokens=3.0,
+                         key=jax.random.key(0))
+  made = stack.Stack(width, name='decoder', pattern=(('d', 1),), blocks=dict(d=dict(layer='dense', d_ff=1)),
+                     attention=Ones, cross=Ones, norm=Same, dropout_rate=0.5, scan_layers=False,
+                     rngs=nnx.Rngs(0))
+  made.segments[0][0].blocks[0].layer = OnesLayer()
+  x = jnp.ones((1, 3, width))
+  assert (made(x, ctx, None)[0] == 4).all()                          # evaluation: 1 + 1 + 1 + 1
+  y = np.asarray(made(x, ctx.replace(train=True), None)[0])
+  assert (y == y[:, :1]).all()                                       # one mask per sequence
+  # The output keeps half of the sums of four terms, each 0 or 2, and doubles them.
+  share = [np.mean(y == value) for value in (0, 4, 8, 12, 16)]
+  np.testing.assert_allclose(share, [17 / 32, 4 / 32, 6 / 32, 4 / 32, 1 / 32], atol=0.03)
+
+
+@pytest.mark.parametrize('scan_layers', [True, False])
+def test_names_carry_and_commit(scan_layers):
+  made = with_counting_layers(build((('dd', 2), ('xd', 1)), scan_layers=scan_layers))
+  ones = jnp.ones((1, 3), jnp.int32)
+  ctx = contract.Context(mask=ones > 0, ids=ones, positions=ones, segments=ones, step=0, tokens=3.0)
+  _, aux = made(jnp.ones((1, 3, 8)), ctx, attention.Visible(mask=attention.causal(ones)))
+  # The second block of each of the three units reports how many sparse layers the carry has passed.
+  assert {name: float(a.load[0]) for name, a in aux.items()} == {
+      'decoder_01': 1.0, 'decoder_03': 2.0, 'decoder_05': 3.0}
+  made.commit(aux)
+  made.commit(aux)
+  layers = [layer for _, layer in made.layers() if isinstance(layer, Counting)]
+  biases = np.concatenate([np.atleast_2d(layer.bias[...]) for layer in layers])
+  first = [[2, 2], [4, 2], [6, 2]] if scan_layers else [[2, 2], [6, 2]]     # unrolled: first units only
+  np.testing.assert_array_equal(biases, first)
+
+
+def test_feed_forward_blocks_have_no_attention():
+  made = build((('dx', 1),))
+  assert made.segments[0].blocks[0].attention is not None
+  assert made.segments[0].blocks[1].attention is None and made.segments[0].blocks[1].cross is None
+
+
+def test_every_parameter_names_its_axes_and_scans_add_layers():
+  names = axes.names_of(nnx.state(build((('dx', 2),)), nnx.Param))
+  unit = names['segments'][0]['blocks'][0]
+  assert unit['layer']['wi'] == ('layers', 'embed', 'mlp')
+  assert unit['attention']['wq'] == ('layers', 'embed', 'joined_kv')
+  assert names['norm']['scale'] == ('embed',)
+
+
+@pytest.mark.parametrize('fields, message', [
+    (dict(pattern=(('dz', 1),)), "letter 'z', but blocks has only: d, x"),
+    (dict(pattern=('d', 2)), 'each entry is'),
+    (dict(pattern=(('d', 2), 3)), 'each entry is'),
+    (dict(pattern=(('d', 0),)), 'each entry is'),
+    (dict(pattern=(('d', 1),), remat='dot'), "'dot'; nearest: dots"),
+    (dict(pattern=(('d', 1),), blocks=dict(d=dict(layer='dense', d_ff=8, activatoin='relu'))),
+     "no field 'activatoin'; nearest: activation"),
+])
+def test_mistakes_are_one_line(fields, message):
+  with pytest.raises(UserError, match=message):
+    build(**fields)

@@ -1,0 +1,97 @@
+"""config.json of a run directory: what it must hold, and that its checkpoint was trained with it."""
+
+import json
+
+import pytest
+
+from stmoe import errors
+from stmoe import experiment
+from stmoe.runs import directory as rundir
+
+
+@pytest.fixture
+def run(tmp_path):
+  """A run directory with the meta of two checkpoints, and no arrays."""
+  cfg, _ = experiment.load('lm/text:smoke')
+  rundir.claim(tmp_path, cfg)
+  for folder in ('checkpoints/2', 'checkpoints/10', 'checkpoints/12.tmp', 'best/2'):
+    (tmp_path / folder / 'meta').mkdir(parents=True)
+    (tmp_path / folder / 'meta' / 'metadata').write_text(json.dumps(dict(config=rundir.identity(cfg))))
+  return tmp_path
+
+
+def change(run, **fields):
+  """Sets fields 'a__b' of config.json; None removes one."""
+  config = json.loads((run / 'config.json').read_text())
+  for field, value in fields.items():
+    *groups, key = field.split('__')
+    holder = config
+    for group in groups:
+      holder = holder[group]
+    holder[key] = value
+    if value is None:
+      del holder[key]
+  (run / 'config.json').write_text(json.dumps(config))
+
+
+def test_a_configuration_comes_back(run):
+  cfg, _ = experiment.load('lm/text:smoke')
+  for one in (rundir.load(run), rundir.opened(run), rundir.opened(run, 2), rundir.opened(run, within='best')):
+    assert experiment.to_json(one) == experiment.to_json(cfg)
+  assert sorted(rundir.saved(run)) == [2, 10] and rundir.saved(run / 'nowhere') == []
+
+
+@pytest.mark.parametrize('fields', [
+    dict(seed=1), dict(train__batch_size=16), dict(model__d_model=32), dict(data__length=8),
+    dict(optimizer=3), dict(schedule=None)])
+def test_another_configuration_is_not_the_checkpoint_s(run, fields):
+  change(run, **fields)
+  for look in (rundir.opened, rundir.trusted, lambda path: rundir.opened(path, 2),
+               lambda path: rundir.opened(path, within='best')):
+    with pytest.raises(errors.Damaged, match='config.json: is not the configuration that the checkpoint of'):
+      look(run)
+
+
+def test_what_a_run_may_change_is_no_other_configuration(run):
+  change(run, train__steps=7, eval__batches=3, checkpoint__keep=9, data__cache_dir='elsewhere')
+  assert rundir.opened(run).train.steps == 7
+
+
+def test_what_is_not_known_is_not_compared(run):
+  change(run, seed=1)
+  (run / 'checkpoints' / '10' / 'meta' / 'metadata').write_text('{"config": null}')      # imported
+  assert rundir.opened(run).seed == 1
+  (run / 'checkpoints' / '10' / 'meta' / 'metadata').write_text('{"con')                 # arrays come later
+  assert rundir.opened(run).seed == 1
+
+
+def test_without_a_checkpoint(tmp_path):
+  rundir.claim(tmp_path, experiment.load('lm/text:smoke')[0])
+  assert rundir.trusted(tmp_path).seed == rundir.load(tmp_path).seed
+  with pytest.raises(errors.UserError, match='has no checkpoint yet'):
+    rundir.opened(tmp_path)
+  with pytest.raises(errors.UserError, match='has no best checkpoint; set checkpoint.best'):
+    rundir.opened(tmp_path, within='best')
+
+
+@pytest.mark.parametrize('fields, reason', [
+    (dict(model=None), 'has no section model'),
+    (dict(eval__batch_size='x'), "eval.batch_size is 'x', which is no int"),
+    (dict(mesh=[]), 'mesh is \\(\\), which is no group of fields'),
+    (dict(train__clip='no'), 'train.clip is .* no float'),
+    (dict(checkpoint__async_save=1), 'checkpoint.async_save is 1, which is no bool'),
+    (dict(checkpoint__best=4), 'checkpoint.best is 4, which is no str'), (dict(decode=3), 'decode is 3'),
+    ({'a.b': 1}, 'config.json: ValueError')])
+def test_a_field_of_another_type_is_one_line(run, fields, reason):
+  change(run, **fields)
+  with pytest.raises(errors.Damaged, match=reason):
+    rundir.load(run)
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+  cfg, _ = experiment.load('lm/text:smoke')
+  with cfg.unlocked():
+    cfg.train.clip = float('nan')
+  with pytest.raises(errors.UserError, match='the configuration holds NaN'):
+    rundir.claim(tmp_path, cfg)
+  assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,130 @@
+"""Planning, resuming and collecting of comparisons, with a function in place of the trainer."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from stmoe import errors
+from stmoe.sweep import compare
+from tests.analysis import synthetic
+
+REQUEST = dict(experiments=['lm/a:method=dense', 'lm/a:method=switch'], seeds=[0, 1], by='flops',
+               overrides=[])
+
+
+def jobs(seeds=(0, 1)):
+  variants = compare.expand(['lm/a'], ['method=dense', 'method=switch'])
+  costs = [dict(parameters=10, active=10, flops_per_token=2.0, flops_per_step=200.0),
+           dict(parameters=80, active=10, flops_per_token=2.5, flops_per_step=250.0)]
+  steps = compare.equal_budget(100, [c['flops_per_step'] for c in costs])
+  return compare.plan(variants, seeds, costs, steps)
+
+
+def finish(job, folder):
+  synthetic.write_run(folder, job.label, seed=job.seed, steps=40, final=2.0 if job.label == 'switch' else 3.0)
+  return 0
+
+
+def test_expand_appends_arguments_and_labels_by_their_value():
+  variants = compare.expand(['lm/a:smoke'], ['method=dense', 'method=switch'])
+  assert [(v.experiment, v.label) for v in variants] == [
+      ('lm/a:smoke,method=dense', 'dense'), ('lm/a:smoke,method=switch', 'switch')]
+  assert [v.label for v in compare.expand(['lm/a', 'lm/b'], [])] == ['lm/a', 'lm/b']
+
+
+def test_the_same_experiment_twice_is_refused():
+  with pytest.raises(errors.UserError, match='twice'):
+    compare.expand(['lm/a', 'lm/a'], [])
+
+
+def test_equal_budget_adjusts_steps_to_the_first():
+  # 100 steps of 200 FLOPs are 20,000: 80 steps of 250, 50 of 400, and 105 of 190 (19,950).
+  assert compare.equal_budget(100, [200.0, 250.0, 400.0, 190.0]) == [100, 80, 50, 105]
+
+
+def test_plan_has_every_seed_in_its_own_folder_with_its_overrides():
+  planned = jobs()
+  assert [j.folder for j in planned] == ['dense_seed0', 'dense_seed1', 'switch_seed0', 'switch_seed1']
+  assert planned[3].overrides == ('train.steps=80', 'seed=1')
+  assert planned[0].flops == planned[3].flops == 20_000
+  assert [j.folder for j in jobs(seeds=(3,))] == ['dense', 'switch']
+
+
+def test_interrupted_comparison_continues_where_it_stopped(tmp_path):
+  calls, said = [], []
+
+  def train(job, folder):
+    calls.append(job.folder)
+    return 130 if len(calls) == 2 else finish(job, folder)           # the second call is interrupted
+
+  assert compare.run(tmp_path, jobs(), train, said.append) == 130
+  assert compare.run(tmp_path, jobs(), train, said.append) == 0
+  assert calls == ['dense_seed0', 'dense_seed1', 'dense_seed1', 'switch_seed0', 'switch_seed1']
+  assert compare.run(tmp_path, jobs(), train, said.append) == 0 and len(calls) == 5
+  assert said[0].startswith('[1/4] dense, seed 0: 100 steps, 20k active FLOPs')
+  assert 'for all that is left' in said[-1]
+
+
+def test_time_left_scales_with_flops_left(tmp_path):
+  planned = jobs()
+  finish(planned[0], tmp_path / planned[0].folder)                   # 40 steps of 0.1 s, see synthetic
+  said = []
+  compare.run(tmp_path, planned, lambda job, folder: None, said.append)
+  assert said[0].endswith('about 12 s for all that is left')         # three jobs of equal FLOPs remain
+
+
+def test_plan_is_kept_and_another_request_in_its_place_is_refused(tmp_path):
+  assert compare.stored(tmp_path, REQUEST) is None
+  compare.store(tmp_path, REQUEST, jobs())
+  assert compare.stored(tmp_path, REQUEST) == jobs()
+  with pytest.raises(errors.UserError, match=r'another comparison \(by: "flops", now "time"\)'):
+    compare.stored(tmp_path, {**REQUEST, 'by': 'time'})
+
+
+def test_results_are_means_over_seeds_and_are_stored(tmp_path):
+  planned = jobs()
+  compare.store(tmp_path, REQUEST, planned)
+  compare.run(tmp_path, planned, finish, lambda line: None)
+  grouped = compare.results(*compare.read_runs(tmp_path, planned, print))
+  compare.store_results(tmp_path, grouped)
+  stored = json.loads((tmp_path / compare.FILE).read_text())['results']
+  assert stored['switch']['bits']['mean'] < stored['dense']['bits']['mean']
+  assert stored['switch']['bits']['seeds'] == 2
+  assert stored['switch']['parameters'] == dict(mean=80.0, sd=0.0, seeds=2)
+  assert compare.stored(tmp_path, REQUEST) == planned                # still readable with results in it
+
+
+def test_a_run_that_cannot_be_read_is_left_out_and_said(tmp_path):
+  planned, said = jobs(), []
+  compare.run(tmp_path, planned, finish, lambda line: None)
+  (tmp_path / planned[0].folder / 'DONE').write_text('[]')
+  found, labels, _ = compare.read_runs(tmp_path, planned, said.append)
+  assert len(found) == len(labels) == 3 and len(said) == 1 and 'DONE: holds a list' in said[0]
+  assert compare.run(tmp_path, planned, None, said.append) == 0      # nor is anything trained again
+
+
+@pytest.mark.parametrize('change', [
+    lambda job: job.pop('seed'), lambda job: job.update(folder='../elsewhere'),
+    lambda job: job.update(steps='4'), lambda job: job.update(cost={}),
+    lambda job: job.update(overrides=[3])])
+def test_a_stored_plan_that_is_none_is_one_line(tmp_path, change):
+  compare.store(tmp_path, REQUEST, jobs())
+  content = json.loads((tmp_path / compare.FILE).read_text())
+  change(content['jobs'][0])
+  (tmp_path / compare.FILE).write_text(json.dumps(content))
+  with pytest.raises(errors.Damaged, match='compare.json: has not the request and the jobs'):
+    compare.stored(tmp_path, REQUEST)
+
+
+def test_no_two_variants_share_a_folder():
+  variants = [compare.Variant('a', 'x/y'), compare.Variant('b', 'x_y')]
+  cost = dict(parameters=1, active=1, flops_per_token=1, flops_per_step=1)
+  with pytest.raises(errors.UserError, match='x/y and x_y would have one folder'):
+    compare.plan(variants, [0], [cost, cost], [1, 1])
+
+
+def test_looking_at_a_finished_comparison_needs_no_jax():
+  code = 'import sys; from stmoe.analysis import compare; sys.exit("jax" in sys.modules)'
+  assert subprocess.run([sys.executable, '-c', code]).returncode == 0
