@@ -18,25 +18,36 @@ FILES = sorted(path.relative_to(ROOT) for tree in TREES for path in (ROOT / tree
 ANYWHERE = {'axes', 'declared', 'errors', 'files', 'lookup', 'modules', 'parsing', 'ranges', 'sections',
             'state', '__init__'}
 # A part may import itself and the parts named here, and nothing else of ours.
+# The floors, from the ground up: a part may import itself, the parts named here, and nothing else of ours.
 SPARSE = {'routers', 'experts', 'core', 'pallas_kernels'}
-MODELS = {'models', 'layers'} | SPARSE
+MODELS = {'models', 'layers', 'attention', 'heads', 'parts'} | SPARSE
 DECODE = {'decode'} | MODELS
-TOOLS = {'train', 'data', 'metrics', 'analysis', 'surgery', 'interop', 'experiment', 'sweep', 'runs'}
+RUNS = {'runs', 'experiment'}
+TRAIN = {'train', 'data', 'metrics', 'analysis', 'hosts'} | RUNS | DECODE
+USES = {'answer', 'aot', 'bench', 'derive', 'surgery', 'interop', 'sweep'}
 ARROWS = {
-    'cli': TOOLS | DECODE,
-    'experiments': TOOLS | DECODE,
-    'sweep': {'train', 'analysis', 'experiment', 'runs'},
-    'train': {'data', 'metrics', 'analysis', 'surgery', 'interop', 'experiment', 'runs'} | DECODE,
+    'cli': USES | TRAIN,
+    'experiments': USES | TRAIN,
+    'answer': TRAIN | {'derive'},
+    'bench': TRAIN | {'aot'},
+    'aot': TRAIN,
+    'derive': TRAIN | {'surgery', 'interop'},
+    'sweep': {'analysis', 'hosts'} | RUNS,
+    'train': TRAIN,
+    'analysis': {'core'} | RUNS,
+    'runs': {'experiment'},
+    'hosts': set(),
     'decode': MODELS,
     'models': MODELS,
-    'layers': SPARSE,
+    'layers': SPARSE | {'parts'},
+    'heads': SPARSE | {'parts'},
+    'attention': {'parts', 'core'},
+    'parts': {'core'},
     'routers': {'core'},
     'experts': {'core'},
     'core': {'pallas_kernels'},
     'data': {'core'},
     'metrics': set(),
-    'analysis': {'core', 'runs'},
-    'runs': set(),
     'surgery': {'core'},
     'interop': set(),
     'experiment': {'configs'},

@@ -13,13 +13,13 @@ import numpy as np
 
 from stmoe import errors
 from stmoe.answer import infer
-from stmoe.answer import score
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.decode import generate
 from stmoe.decode import rank
 from stmoe.runs import directory as rundir
 from stmoe.train import check
+from stmoe.train import opened
 from stmoe.train import state as states
 
 
@@ -48,7 +48,7 @@ class Harness:
       found = records.read(path)
       self._plan = states.blueprint(found.located(self.cfg), mesh)
       self._vocabulary = pipeline.vocabulary(self.cfg, found=found)
-      _, state, _, _ = score.restore(self._plan, path, self._vocabulary, lambda line: None)
+      _, state, _, _ = opened.restore(self._plan, path, self._vocabulary, lambda line: None)
     self._numbers = state['params'], state['router_state']
     self._score = jax.jit(lambda params, routers, batch: rank.details(
         self._plan.model(params, routers), batch, alone=alone))

@@ -8,12 +8,12 @@ import numpy as np
 from stmoe import axes
 from stmoe import errors
 from stmoe import files
-from stmoe.answer import score
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.decode import generate
 from stmoe.train import check
 from stmoe.train import loop
+from stmoe.train import opened
 from stmoe.train import state as states
 
 SHORTEST = 16                        # prompts are padded to it times 1, 2, 4, ...
@@ -98,7 +98,7 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
     vocabulary = pipeline.vocabulary(cfg, found=found)
     check.vocabulary(cfg, plan, vocabulary)
     program = generate.make(plan, dict(eos_id=generate.ends(cfg, vocabulary)) | dict(decode), length)
-    at, state, _, _ = score.restore(plan, path, vocabulary, say, step)
+    at, state, _, _ = opened.restore(plan, path, vocabulary, say, step)
     say(f'generating from the checkpoint of step {at:,}')
     prompts, limit = iter(prompts), cfg.data.get('inputs_length') or cfg.data.length
     warn = _warner(cfg, length, say)

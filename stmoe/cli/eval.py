@@ -27,7 +27,7 @@ def add_arguments(parser):
   parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')
   parser.add_argument('--step', type=ranges.Natural, help='which checkpoint; default: the newest')
   parser.add_argument('--best', action='store_true', help='the checkpoint that checkpoint.best kept')
-  parser.add_argument('--task', metavar='TASK', help='score this task (stmoe/data/text/families), or TASK,TASK')
+  parser.add_argument('--task', metavar='TASK', help='score this task, or TASK,TASK')
   parser.add_argument('--sweep', metavar='FIELD=V1,V2', help='evaluate with the field at each value')
   parser.add_argument('--json', action='store_true', help='print the metrics as JSON')
   job.add_arguments(parser)

@@ -54,8 +54,8 @@ def _embeddings(path, vocabulary, vocab_size):
   """The token embeddings f32[V,D] of the newest checkpoint of a run with the same vocabulary."""
   import numpy as np
 
-  from stmoe.answer import score
   from stmoe.runs import directory as rundir
+  from stmoe.train import opened
   from stmoe.train import state as states
   cfg = rundir.opened(path)
   if cfg.model.vocab_size != vocab_size:
@@ -63,5 +63,5 @@ def _embeddings(path, vocabulary, vocab_size):
                            f'{vocab_size}')
   with states.on_mesh(dict(data=-1, expert=1, model=1)) as mesh:
     plan = states.blueprint(cfg, mesh)
-    _, state, *_ = score.restore(plan, path, vocabulary, lambda text: print(text, file=sys.stderr))
+    _, state, *_ = opened.restore(plan, path, vocabulary, lambda text: print(text, file=sys.stderr))
   return np.asarray(state['params']['embed']['table'])

@@ -20,7 +20,6 @@ from stmoe import experiment
 from stmoe import files
 from stmoe import lookup
 from stmoe import modules
-from stmoe.answer import score
 from stmoe.core import contract
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
@@ -32,6 +31,7 @@ from stmoe.train import checkpoint
 from stmoe.train import evaluate
 from stmoe.train import loop
 from stmoe.train import losses
+from stmoe.train import opened
 from stmoe.train import state as states
 
 # Fields of a model that may differ from the dense run's: they say where layers are and how to compute them.
@@ -69,25 +69,25 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
     check.batches(cfg)
     plan, plans = states.blueprint(cfg, mesh), [states.blueprint(start, mesh) for start in starts]
     check.forward(cfg, plan)
-    opened = pipeline.source(cfg)
-    facts = opened.info()
+    source = pipeline.source(cfg)
+    facts = source.info()
     check.vocabulary(cfg, plan, facts['vocab'])
     make = _maker(cfg, plan, noise, granularity, _scale(plan, granularity, scale), optimizer, step)
     jax.eval_shape(make, [dense.shapes for dense in plans])          # finds mistakes before reading anything
     for run, dense in zip(runs, plans):
       same_activations(run, dense, plan)
 
-    found = [score.restore(dense, run, facts['vocab'], show.say) for run, dense in zip(runs, plans)]
+    found = [opened.restore(dense, run, facts['vocab'], show.say) for run, dense in zip(runs, plans)]
     at = _first_step([at for at, *_ in found], cfg) if step == 'keep' else 0
     spent = sum(done * price for price, (done, *_) in zip(prices, found))
-    position = _position(starts, found, cfg, opened)
+    position = _position(starts, found, cfg, source)
     before = []
     for run, dense, (done, state, *_) in zip(runs, plans, found):
-      values = _evaluate(cfg, dense, state, opened, show, f'dense run {run}')
+      values = _evaluate(cfg, dense, state, source, show, f'dense run {run}')
       before.append(dict(run=str(run), step=done) | values)
     show.say('making the experts')
     state = jax.jit(make, out_shardings=plan.shardings())([state for _, state, *_ in found])
-    after = _evaluate(cfg, plan, state, opened, show, 'upcycled model')
+    after = _evaluate(cfg, plan, state, source, show, 'upcycled model')
     record = dict(
         step=at, runs=before, upcycled=after,
         gap=after['eval/loss'] - min(values['eval/loss'] for values in before),
@@ -98,7 +98,7 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
     with rundir.own(workdir) as path:
       _unused(path)                      # nor was it taken meanwhile
       _write(cfg, path, state, record, facts, float(spent if step == 'keep' else 0))
-      records.write(path, cfg, opened, check.files(plan))
+      records.write(path, cfg, source, check.files(plan))
   return record
 
 
@@ -224,9 +224,9 @@ def _first_step(steps, cfg):
   return steps[0]
 
 
-def _position(starts, found, cfg, opened):
+def _position(starts, found, cfg, source):
   """Where the data starts: see the docstring of this file."""
-  data = pipeline.train_iterator(cfg, jax.process_index(), jax.process_count(), opened)
+  data = pipeline.train_iterator(cfg, jax.process_index(), jax.process_count(), source)
   beginning = data.get_state()
   data.close()
   other = [field for field in experiment.diff(starts[0], cfg) if field in ('seed', 'train.batch_size') or (
@@ -236,10 +236,10 @@ def _position(starts, found, cfg, opened):
   return position if same and position['data'] == beginning['data'] else beginning
 
 
-def _evaluate(cfg, plan, state, opened, show, what):
+def _evaluate(cfg, plan, state, source, show, what):
   show.say(f'evaluating the {what}')
-  return evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, opened.info(),
-                      lambda done, number: show.busy(f'evaluating the {what} {done}/{number}'), opened)
+  return evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, source.info(),
+                      lambda done, number: show.busy(f'evaluating the {what} {done}/{number}'), source)
 
 
 def difference(cfg, dense, sparse):

@@ -1,8 +1,8 @@
 """Image sets of TensorFlow Datasets: read once, by a process of their own, into a cache of encoded images.
 
-As a program, `python -m stmoe.data.images.tfds NAME SPLIT LABEL N` writes the images of a split to the open file
-descriptor N: JSON of what is known of them, then for each its label, eight little-endian bytes, and the bytes
-of its file. It alone imports TensorFlow, and never starts a download.
+As a program, `python -m stmoe.data.images.tfds NAME SPLIT LABEL N` writes the images of a split to the open
+file descriptor N: JSON of what is known of them, then for each its label, eight little-endian bytes, and the
+bytes of its file. It alone imports TensorFlow, and never starts a download.
 """
 
 import json

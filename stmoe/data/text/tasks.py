@@ -1,5 +1,5 @@
-"""Tasks: where documents come from. Each is declared once, in a family (stmoe/data/text/families), and is also a
-seqio Task (declare.py).
+"""Tasks: where documents come from. Each is declared once, in a family (families), and is also a seqio Task
+(declare.py).
 
 The documents of a task of pairs are source, target, source, target, ... What comes from TensorFlow Datasets
 is read through seqio, in a process of its own, so that no process of ours that trains imports TensorFlow;
@@ -141,7 +141,7 @@ def piped(command, failure, instead):
     failure: how the message begins, for a command that reads TensorFlow Datasets.
     instead: what can be given where the set is not there.
   """
-  root = str(pathlib.Path(__file__).resolve().parents[2])
+  root = str(pathlib.Path(__file__).resolve().parents[3])
   env = dict(os.environ, JAX_PLATFORMS='cpu', CUDA_VISIBLE_DEVICES='', TF_CPP_MIN_LOG_LEVEL='3',
              PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')])))
   ours, theirs = os.pipe()

@@ -199,7 +199,7 @@ def learned(tmp_path_factory):
 @pytest.mark.parametrize('kind', ['bytes', 'pieces', 'dummy prefix'])
 @pytest.mark.parametrize('text', TEXTS)
 def test_pieces_together_are_the_text(kind, text, learned):
-  path = pathlib.Path(__file__).parent.parent / 'data' / 'sentencepiece' / 'seqio_test_26.model'
+  path = pathlib.Path(__file__).parents[2] / 'data' / 'sentencepiece' / 'seqio_test_26.model'
   used = dict(bytes=vocab.Bytes(), pieces=learned).get(kind) or vocab.Pieces(path)
   [ids] = used.encode([text])
   found = routing_view.pieces(used, [*ids.tolist(), used.eos_id, *ids.tolist()])

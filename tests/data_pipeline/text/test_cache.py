@@ -16,7 +16,7 @@ from stmoe.data.text import stream
 from stmoe.data.text import tasks
 from stmoe.data.text import vocab
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 MODEL = ROOT / 'tests' / 'data' / 'sentencepiece' / 'seqio_test_26.model'
 
 

@@ -16,7 +16,7 @@ from stmoe.data.text import vocab
 
 pytestmark = pytest.mark.tf
 
-MODEL = pathlib.Path(__file__).parents[1] / 'data' / 'sentencepiece' / 'seqio_test_26.model'
+MODEL = pathlib.Path(__file__).parents[2] / 'data' / 'sentencepiece' / 'seqio_test_26.model'
 TEXTS = ['', 'naïve café — 日本語', ' two  blanks\n\ttab', 'a <extra_id_1> c']
 
 

@@ -13,7 +13,7 @@ from stmoe import errors
 from stmoe.data.text import tasks
 from stmoe.data.text import vocab
 
-DATA = pathlib.Path(__file__).parents[1] / 'data' / 'sentencepiece'
+DATA = pathlib.Path(__file__).parents[2] / 'data' / 'sentencepiece'
 MODEL = DATA / 'seqio_test_26.model'
 CODE = 'def f(x):\n\treturn  x \n\n    if y:\r\n  # naïve café — 日本語 \u200b\x00\x01 12345\n'
 
