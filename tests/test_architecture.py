@@ -236,7 +236,7 @@ BROKEN = [
     (forbidden, 'stmoe/train/x.py', '# TO' + 'DO: later'),
     (tensorflow, 'stmoe/data/x.py', 'import tensorflow as tf'),
     (tensorflow, 'stmoe/train/x.py', 'def f():\n  import seqio'),
-    (tensorflow, 'stmoe/data/x.py', 'from stmoe.data import declare'),
+    (tensorflow, 'stmoe/data/x.py', 'from stmoe.data.text import declare'),
 ]
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
-from stmoe.attention import span as span_attention
+from stmoe.attention import span_attention
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.parts import embed

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import ranges
-from stmoe.attention import multi_head as attention
+from stmoe.attention import attention
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.parts import cache as caches

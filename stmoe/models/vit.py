@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
-from stmoe.attention import multi_head as attention
+from stmoe.attention import attention
 from stmoe.core import choices
 from stmoe.core import contract
 from stmoe.parts import linear

@@ -14,7 +14,7 @@ import tiny
 
 from stmoe import lookup
 from stmoe import state
-from stmoe.attention import span as span_attention
+from stmoe.attention import span_attention
 from stmoe.errors import UserError
 from stmoe.surgery import layout
 

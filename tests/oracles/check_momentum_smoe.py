@@ -9,7 +9,7 @@ import models_hf
 import numpy as np
 
 from stmoe import lookup
-from stmoe.attention import span as span_attention
+from stmoe.attention import span_attention
 from stmoe.models import span_lm
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import routers_flaxformer
 
-from stmoe.attention import multi_head as attention
+from stmoe.attention import attention
 from stmoe.models import t5
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from stmoe.attention import multi_head as attention
+from stmoe.attention import attention
 from stmoe.core import contract
 from stmoe.models import t5
 

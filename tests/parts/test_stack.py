@@ -10,7 +10,7 @@ import pytest
 
 from stmoe import axes
 from stmoe import state
-from stmoe.attention import multi_head as attention
+from stmoe.attention import attention
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.parts import stack

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stmoe.attention import latent as latent_attention
-from stmoe.attention import multi_head as attention
+from stmoe.attention import attention
+from stmoe.attention import latent_attention
 from stmoe.parts import rotary
 
 SIZES = dict(num_heads=3, head_dim=4, nope_dim=6, value_dim=5, kv_rank=7)

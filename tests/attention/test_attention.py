@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stmoe.attention import multi_head as attention
+from stmoe.attention import attention
 from stmoe.errors import UserError
 from stmoe.parts import relpos
 from stmoe.parts import rotary
