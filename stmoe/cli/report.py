@@ -83,12 +83,14 @@ def routed(runs, labels, folder, text=None):
 
   Args:
     text: what to show; the start of the validation data when None.
+  Raises:
+    UserError: no run can show `text`, which was asked for; why the first one cannot.
   """
   from stmoe.analysis import canvas
   from stmoe.analysis.routing import choices as routing
   from stmoe.analysis.routing import text as routing_view
   from stmoe.runs import directory as rundir
-  samples = {}
+  samples, refusals = {}, []
   for one, label in zip(runs, labels):
     sparse = one.loads or text is not None and (one.path / 'imported.json').is_file()
     if label in samples or not sparse or not rundir.saved(one.path):
@@ -100,12 +102,15 @@ def routed(runs, labels, folder, text=None):
       model, batch, vocabulary = _open(one.path, text)
     except errors.UserError as error:
       print(f'note: no routed text of {label}: {error}', file=sys.stderr)
+      refusals.append(error)
       continue
     chosen = routing.choices(model, batch)
     if not chosen:
       continue
     samples[label] = routing_view.sample(chosen, batch, vocabulary)
     canvas.save(routing_view.figure(samples[label]), folder, f'routed_{label.replace("/", "_")}')
+  if refusals and text is not None and not samples:
+    raise refusals[0]
   return samples
 
 

@@ -135,7 +135,7 @@ def test_a_configuration_that_was_changed_is_no_longer_the_checkpoint_s(copied, 
   (copied / 'config.json').write_text(json.dumps(changed))
   assert rundir.opened(copied).eval.batches == 2
   (copied / 'config.json').write_text(json.dumps(fields | {'eval': fields['eval'] | {'batches': 'all'}}))
-  assert "config.json: eval.batches is 'all', which is no int" in mistake('eval', copied)
+  assert "config.json: eval.batches='all': expected a whole number" in mistake('eval', copied)
 
 
 def test_a_run_that_another_process_trains_is_left_alone(copied, trained):

@@ -259,7 +259,7 @@ def test_shards_must_divide_the_batch(config):
 
 
 def test_the_training_process_does_not_import_tensorflow(files, cache_dir):
-  code = ('import sys\nimport ml_collections\nfrom stmoe.data import pipeline\n'
+  code = ('import sys\nimport ml_collections\nfrom stmoe.data import batches as pipeline\n'
           'cfg = ml_collections.ConfigDict(dict(seed=0, train=dict(batch_size=4), eval=dict(batch_size=4)))\n'
           'cfg.data = dict(task="text", files=tuple(sys.argv[2:]), vocab="train:300", extra_ids=100,\n'
           '                join=True, objective="span_corruption", inputs_length=64, targets_length=32,\n'

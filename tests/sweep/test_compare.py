@@ -126,5 +126,5 @@ def test_no_two_variants_share_a_folder():
 
 
 def test_looking_at_a_finished_comparison_needs_no_jax():
-  code = 'import sys; from stmoe.analysis import compare; sys.exit("jax" in sys.modules)'
+  code = 'import sys; from stmoe.sweep import compare; sys.exit("jax" in sys.modules)'
   assert subprocess.run([sys.executable, '-c', code]).returncode == 0

@@ -96,7 +96,7 @@ def test_the_key_does_not_depend_on_sentinels_of_bytes(files, cache_dir):
 
 def test_a_killed_process_leaves_no_cache_and_the_next_sweeps(tmp_path):
   (tmp_path / 'a.txt').write_text('line\n' * 100)
-  code = ('import os, sys\nfrom stmoe.data import cache, tasks, vocab\n'
+  code = ('import os, sys\nfrom stmoe.data.text import cache, tasks, vocab\n'
           'write = cache._write_split\n'
           'def stop(path, *args):\n'
           '  write(path, *args)\n'
@@ -162,7 +162,7 @@ def test_the_command(tmp_path, capsys):
 def test_a_real_write_error_is_one_line(tmp_path):
   (tmp_path / 'a.txt').write_text('line\n' * 20000)
   code = ('import resource, signal, sys\nfrom stmoe import errors\n'
-          'from stmoe.data import cache, tasks, vocab\n'
+          'from stmoe.data.text import cache, tasks, vocab\n'
           'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
           'cache.OPTIONS = "group_size:1,uncompressed"\n'
           'resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))\n'

@@ -100,7 +100,7 @@ def test_a_form_of_files_is_a_seqio_task_too(declare, tmp_path):
 @pytest.mark.slow
 def test_c4_in_a_process_of_its_own(declare, tmp_path, monkeypatch):
   import tensorflow_datasets as tfds
-  mocked = ('import sys\nimport tensorflow_datasets as tfds\nfrom stmoe.data import declare\n'
+  mocked = ('import sys\nimport tensorflow_datasets as tfds\nfrom stmoe.data.text import declare\n'
             'print("noise on standard output")\n'
             'with tfds.testing.mock_data(num_examples=5):\n  declare.main(*sys.argv[1:])\n')
   monkeypatch.setattr(tasks, 'READER', (sys.executable, '-c', mocked))
