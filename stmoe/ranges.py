@@ -264,6 +264,10 @@ class Many(Range):
   def settle(self, value):
     return tuple(entry(self.kind, one) for one in value) if isinstance(value, (tuple, list)) else value
 
+  def near(self, value):
+    wrong = [one for one in value if not self.kind.holds(one)] if isinstance(value, (tuple, list)) else ()
+    return next(filter(None, map(self.kind.near, wrong)), '')
+
   def _names(self, text):
     """The texts in `text`, which is a literal only if it holds texts: a file may be called 1984, or [1]."""
     try:

@@ -36,12 +36,14 @@ def make(cfg, plan):
     finite = jnp.isfinite(norm) & jnp.isfinite(report['loss/total'])
     rate = rate_at(state['step'])
 
-    def moved(grads, norm, opt_state, params):
-      grads = optimizers.clip(grads, norm, limit) if limit else grads
+    if limit:
+      grads = optimizers.clip(grads, norm, limit)
+
+    def moved(opt_state, params):
       with jax.named_scope('optimizer'):
         return plan.optimizer.update(grads, opt_state, params, rate)
 
-    given = grads, norm, state['opt_state'], plan.trainable(state['params'])
+    given = state['opt_state'], plan.trainable(state['params'])
     # Computed twice, here for a reduction: to keep it until all of it was seen takes a second state's memory.
     finite &= all_finite(moved(*jax.lax.optimization_barrier(given)))
     params, opt_state = moved(*given)

@@ -99,7 +99,8 @@ def test_uniform_routing_drops_nothing(tiny, tmp_path):
 
 @pytest.mark.parametrize('argv, message', [
     (['--shapes', 'C5'], "shapes: no 'C5'"), (['--executors', 'block'], 'nearest: blocks'),
-    (['--routing', 'reel'], 'nearest: real'), (['--rounds', '0'], 'rounds: 0 is too few'),
+    (['--routing', 'reel'], 'nearest: real'),
+    (['--rounds', '0'], '--rounds 0: expected a whole number of at least 1'),
     (['--peers', 'tokamx'], 'nearest: tokamax'), (['--plot', 'rows.pdf'], 'nearest: rows.png'),
     (['--json', 'nowhere/rows.json'], 'no directory nowhere')])
 def test_mistakes_are_one_line(argv, message, capsys):

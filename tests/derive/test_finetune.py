@@ -113,7 +113,7 @@ def test_slots_are_kept_where_asked(start, overrides):
     (['data.task=bolq'], "no task is called 'bolq'; nearest: boolq"),
     (['data.metrics=acuracy'], "no metric is called 'acuracy'"),
     (['data.jsonl=nowhere.jsonl'], "no file 'nowhere.jsonl'"),
-    (['eval.methods=ranks'], "'ranks' is none; nearest: rank"),
+    (['eval.methods=ranks'], 'eval.methods=.*ranks.* expected .* nearest: rank'),
     (['checkpoint.best=jsonl/f1@rank'], 'no such score; nearest: jsonl/accuracy@rank'),
     (['finetune.load=some'], 'finetune.load'),
     (['finetune.optimizer=keep'], 'do not fit'),

@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 
+from stmoe import experiment
 from stmoe.analysis import verdict
 from stmoe.experiments import figures
 from stmoe.sweep import collect
@@ -61,7 +62,7 @@ def test_every_size_can_start_with_seeds_for_a_verdict(name, size):
 @pytest.mark.parametrize('name', REPORTS)
 def test_reports_compare_runs_that_exist_and_draw(name):
   sweep = plan.load(name)
-  module, results = plan.module(sweep.file.with_name('report.py')), made_up(sweep)
+  module, results = experiment.module_of(sweep.file.with_name('report.py')), made_up(sweep)
   told, seeds = module.report(results), len({result.row['seed'] for result in results})
   assert told and seeds >= 3 and all(one.seeds == (seeds, seeds) for one in told), told
   assert {one.answer for one in told} <= {verdict.HOLDS, verdict.FAILS, verdict.OPEN}
@@ -74,7 +75,7 @@ def test_reports_compare_runs_that_exist_and_draw(name):
 @pytest.mark.parametrize('name', REPORTS)
 def test_no_verdict_without_runs(name):
   sweep = plan.load(name)
-  told = plan.module(sweep.file.with_name('report.py')).report(made_up(sweep)[:1])
+  told = experiment.module_of(sweep.file.with_name('report.py')).report(made_up(sweep)[:1])
   assert {one.answer for one in told} == {verdict.OPEN}
 
 
