@@ -7,8 +7,10 @@ checked in milliseconds, where importing what it names would import JAX.
 import ast
 import functools
 import pathlib
+import sys
 from typing import NamedTuple
 
+from stmoe import errors
 from stmoe import ranges
 
 ROOT = pathlib.Path(__file__).parent
@@ -22,9 +24,16 @@ class Field(NamedTuple):
   default: object = REQUIRED
 
 
+def folders(package):
+  """Returns the folders of a package: its own, and what else is on its `__path__` where it is imported."""
+  extended = getattr(sys.modules.get(package), '__path__', ())
+  return list(map(pathlib.Path, extended)) or [ROOT.joinpath(*package.split('.')[1:])]
+
+
 def file(package, name):
   """Returns the file of module `name` of a package: ('stmoe.routers', 'switch') -> .../routers/switch.py."""
-  return ROOT.joinpath(*package.split('.')[1:], f'{name}.py')
+  files = [folder / f'{name}.py' for folder in folders(package)]
+  return next((path for path in files if path.is_file()), files[0])
 
 
 def of_class(package, name):
@@ -59,7 +68,10 @@ def of_function(package, name, function):
 
 @functools.cache
 def _tree(path):
-  return ast.parse(path.read_text(encoding='utf-8'))
+  try:
+    return ast.parse(path.read_text(encoding='utf-8'))
+  except SyntaxError as error:
+    raise errors.UserError(f'{path}, line {error.lineno}: {error.msg}') from None
 
 
 def _class(path):

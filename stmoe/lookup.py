@@ -46,14 +46,16 @@ CALLED = {
 
 def available(kind):
   """Returns the sorted names of the modules of `kind` (a key of PACKAGES)."""
-  folder = declared.file(PACKAGES[kind], '').parent
-  return sorted(path.stem for path in folder.glob('*.py') if has(kind, path.stem))
+  return sorted(name for name in _names(PACKAGES[kind]) if has(kind, name))
 
 
 def wrappers(kind):
   """Returns the sorted names of those of `kind` that wrap another one, their `inner`: a folder of its own."""
-  folder = declared.file(f'{PACKAGES[kind]}.wrappers', '').parent
-  return sorted(path.stem for path in folder.glob('[!_]*.py'))
+  return sorted(_names(f'{PACKAGES[kind]}.wrappers'))
+
+
+def _names(package):
+  return {path.stem for folder in declared.folders(package) for path in folder.glob('[!_]*.py')}
 
 
 def has(kind, name):
@@ -61,7 +63,12 @@ def has(kind, name):
   if not isinstance(name, str) or not re.fullmatch(r'[^\W_]\w{0,60}', name):
     return False
   package, wanted = PACKAGES[kind], CALLED.get(kind)
-  return declared.file(package, name).is_file() and wanted in (None, declared.called_with(package, name))
+  if wanted is None or not declared.file(package, name).is_file():
+    return declared.file(package, name).is_file()
+  try:
+    return declared.called_with(package, name) == wanted
+  except errors.UserError:               # a file that is no Python: whoever names it is told
+    return True
 
 
 def check(kind, name):

@@ -88,6 +88,9 @@ def _explain(error):
     if getattr(cause, 'errno', None) == errno.ENOSPC or 'No space left on device' in str(cause):
       return f'no space left on device: {" ".join(str(cause).split())}', 2
     cause = cause.__cause__ or cause.__context__
+  if 'RESOURCE_EXHAUSTED' in str(error):
+    return (f'out of memory: {" ".join(str(error).split())[:120]}; nearest: a smaller train.batch_size, or '
+            'more train.microbatches; stmoe compile says what a step needs'), 2
   if isinstance(error, OSError) and error.filename is not None and error.strerror:
     return f'{error.filename}: {error.strerror}', 2                  # what the system refuses of a file
   return None, None

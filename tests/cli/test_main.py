@@ -142,6 +142,11 @@ def test_full_disk_is_one_line(mistake, monkeypatch):
   assert 'no space left on device' in mistake('list')
 
 
+def test_memory_that_is_not_there_is_one_line(mistake, monkeypatch):
+  _fail(monkeypatch, RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 6837058792 bytes.'))
+  assert 'out of memory' in mistake('list') and 'nearest: a smaller train.batch_size' in mistake('list')
+
+
 def test_what_the_system_refuses_of_a_file_is_one_line(mistake, monkeypatch):
   _fail(monkeypatch, PermissionError(errno.EACCES, 'Permission denied', '/root/x'))
   assert mistake('list') == 'stmoe: /root/x: Permission denied'

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from stmoe.answer import score
 from stmoe.cli import main
 from stmoe.core import hashing
 from stmoe.runs import directory as rundir
+from stmoe.train import opened
 from stmoe.train import state as states
 
 TINY = ('--config.model.d_model=16', '--config.model.num_heads=1', '--config.model.head_dim=16',
@@ -83,7 +83,7 @@ def test_checkpoint_has_the_table_not_the_file(run):
     with jax.set_mesh(mesh):
       plan = states.blueprint(cfg, mesh)
       vocabulary = type('Bytes', (), dict(digest='bytes'))
-      step, state, *_ = score.restore(plan, path, vocabulary, print)
+      step, state, *_ = opened.restore(plan, path, vocabulary, print)
   finally:
     file.write_bytes(kept)
   (found,) = jax.tree.leaves(state['router_state'])

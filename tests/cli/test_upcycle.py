@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from stmoe import experiment
-from stmoe.answer import score
 from stmoe.cli import main
 from stmoe.data import batches as pipeline
 from stmoe.runs import directory as rundir
 from stmoe.train import checkpoint
 from stmoe.train import loop
+from stmoe.train import opened
 from stmoe.train import schedules
 from stmoe.train import state as states
 from tests.train import tiny_run
@@ -88,7 +88,7 @@ def restore(path):
   cfg = rundir.load(path)
   mesh = states.make_mesh(cfg.mesh)
   with jax.set_mesh(mesh):
-    at, state, data, _ = score.restore(states.blueprint(cfg, mesh), path, pipeline.info(cfg)['vocab'], print)
+    at, state, data, _ = opened.restore(states.blueprint(cfg, mesh), path, pipeline.info(cfg)['vocab'], print)
   return cfg, at, state, data
 
 
