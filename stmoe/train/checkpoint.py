@@ -65,11 +65,15 @@ class Checkpoints:
   def save(self, step, state, data, meta):
     """Saves step `step` (again a no-op) from now on; the arrays may be donated right after.
 
-    Raises UserError if the disk is full, or the step saved before is not there; what was saved before stays.
+    Raises UserError for numbers that are not finite, if the disk is full, or if the step saved before is
+    not there; what was saved before stays.
     """
     if step in self._manager.all_steps():
       return
     self.wait()
+    if name := checksum.not_finite(state):
+      raise errors.UserError(f'step {step} was not saved: {name} is not finite after it; {self._saved()}; '
+                             'try a smaller learning rate')
     job.first(lambda: self._check_space(step, sum(x.nbytes for x in jax.tree.leaves(state))))
     meta = seal.close(meta | {'arrays': checksum.inventory(state)}, data)
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data),

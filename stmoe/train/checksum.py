@@ -22,13 +22,18 @@ def inventory(state):
   return {path: [list(x.shape), total, str(x.dtype)] for path, x, total in _of_all(_sum, state)}
 
 
+def not_finite(state):
+  """Returns the path of the first array of `state` with a number that is not finite, or None."""
+  return next((path for path, _, finite in _of_all(_finite, state) if not finite), None)
+
+
 def name(path):
   """Returns the path of an array in a tree as text: 'params/units/0/w'."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def _of_all(work, state):
-  """[(path, array, u32 that `work` makes of it)] of the arrays of `state`, on whatever devices they are."""
+  """[(path, array, what `work` makes of it)] of the arrays of `state`, on whatever devices they are."""
   mesh = next((x.sharding.mesh for x in jax.tree.leaves(state) if hasattr(x.sharding, 'mesh')), None)
   sums = jax.device_get(_compiled(work, mesh and distributed.everywhere(mesh))(state))
   return [(name(path), x, int(total))
@@ -53,6 +58,10 @@ def _sum(x):
   for axis, stride in enumerate(strides(x.shape)):
     place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
   return jnp.sum(mix(x) * weight(place), dtype=jnp.uint32)
+
+
+def _finite(x):
+  return jnp.all(jnp.isfinite(x)) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.bool_(True)
 
 
 def _plain_sum(x):

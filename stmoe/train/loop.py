@@ -29,6 +29,7 @@ from stmoe.train import best as bests
 from stmoe.train import blame
 from stmoe.train import check
 from stmoe.train import checkpoint
+from stmoe.train import checksum
 from stmoe.train import evaluate
 from stmoe.train import losses
 from stmoe.train import progress
@@ -135,9 +136,9 @@ class Loop:
     step, self.state, position, meta = found
     self.data.set_state(position)
     self.log(f'continuing from the checkpoint of step {step:,}')
-    if not distributed.fetch(jax.jit(steps.all_finite)(self.state)):
-      self.log(f'note: the checkpoint of step {step:,} holds numbers that are not finite, as an older stmoe '
-               'could save them; no step from here on can be taken; start from an earlier one')
+    if name := checksum.not_finite(self.state):
+      self.log(f'note: the checkpoint of step {step:,} holds numbers that are not finite ({name}), as an '
+               'older stmoe could save them; no step from here on can be taken; start from an earlier one')
     self._compare_rates(step, meta.get('steps', self.planned))
     return step, meta['seconds'], meta.get('flops', step * self.flops_per_step), meta.get('line')
 
@@ -266,7 +267,7 @@ class Loop:
 
     The first time it says which routers are to blame.
     """
-    self.log(f'step {self.step:,}: loss, gradient or update not finite, {bad} steps in a row skipped')
+    self.log(f'step {self.step:,}: loss or gradient not finite, {bad} steps in a row skipped')
     if not self.blamed:
       self.blamed = True
       for line in blame.routers(self.plan, self.state, self.batch, self.cfg.train.microbatches):
@@ -274,7 +275,7 @@ class Loop:
     if bad >= self.cfg.train.stop_after_bad or self.step == self.cfg.train.steps:
       self.checkpoints.wait()
       good = ', '.join(map(str, self.checkpoints.steps()))
-      raise errors.UserError(f'the last {bad} steps had a loss, gradient or update that is not finite (train.'
+      raise errors.UserError(f'the last {bad} steps had a loss or gradient that is not finite (train.'
                              f'stop_after_bad={self.cfg.train.stop_after_bad}); stopped at step {self.step}; '
                              f'checkpoints from before these steps: {good or "none"}; try a smaller learning '
                              'rate')

@@ -1,8 +1,10 @@
 """One optimizer step as one jitted function of plain data.
 
 Gradients are summed over microbatches by a scan. Every sum is divided by a count of the
-whole batch, so the result is that of the undivided batch. A step whose loss, gradient or result is
-not finite leaves parameters, optimizer and router state as they were.
+whole batch, so the result is that of the undivided batch. A step whose loss, gradient or router state
+is not finite leaves parameters, optimizer and router state as they were. The update is not tested here:
+to hold the state before it until all of it was seen takes a second state's memory. The next step's loss
+shows it, and `checkpoint.Checkpoints` saves no state that is not finite.
 """
 
 import jax
@@ -39,14 +41,9 @@ def make(cfg, plan):
     if limit:
       grads = optimizers.clip(grads, norm, limit)
 
-    def moved(opt_state, params):
-      with jax.named_scope('optimizer'):
-        return plan.optimizer.update(grads, opt_state, params, rate)
-
-    given = state['opt_state'], plan.trainable(state['params'])
-    # Computed twice, here for a reduction: to keep it until all of it was seen takes a second state's memory.
-    finite &= all_finite(moved(*jax.lax.optimization_barrier(given)))
-    params, opt_state = moved(*given)
+    with jax.named_scope('optimizer'):
+      trained = plan.trainable(state['params'])
+      params, opt_state = plan.optimizer.update(grads, state['opt_state'], trained, rate)
     routers = committed(plan, state['params'], state['router_state'], aux)
     finite &= all_finite(routers)
     new = dict(params=freeze.put(state['params'], params), opt_state=opt_state, router_state=routers)

@@ -139,7 +139,6 @@ def test_a_finite_loss_does_not_make_a_step_good(tmp_path, monkeypatch):
     once = lambda x: jnp.where(state['step'] == 0, x.at[(0,) * x.ndim].set(jnp.nan), x)
     return jax.tree.map(lambda x: once(x * jnp.where(state['step'] == 1, 1e25, 1.0)), grads), report, aux
   monkeypatch.setattr(steps, 'gradients', broken)
-  infinite = lambda x: x * jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else x
   with jax.set_mesh(mesh):
     plan = states.blueprint(cfg, mesh)
     state, step, b = states.init(cfg, plan), steps.make(cfg, plan), check.place(batch(), mesh)
@@ -149,11 +148,6 @@ def test_a_finite_loss_does_not_make_a_step_good(tmp_path, monkeypatch):
       assert np.isfinite(report['loss/total']) and not np.isfinite(report['grad_norm'])
       assert int(report['skipped']) == bad
       jax.tree.map(np.testing.assert_array_equal, jax.device_get({k: state[k] for k in before}), before)
-    state['opt_state'] = jax.tree.map(infinite, state['opt_state'])  # a good gradient, and a bad update
-    before = jax.device_get(state['params'])
-    state, report = step(state, b)
-    assert np.isfinite([report['loss/total'], report['grad_norm']]).all() and int(report['skipped']) == 3
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state['params']), before)
 
 
 def test_merge_takes_maxima_means_and_shares_of_the_load():
