@@ -54,10 +54,11 @@ def _embeddings(path, vocabulary, vocab_size):
   """The token embeddings f32[V,D] of the newest checkpoint of a run with the same vocabulary."""
   import numpy as np
 
+  from stmoe.data import record
   from stmoe.runs import directory as rundir
   from stmoe.train import opened
   from stmoe.train import state as states
-  cfg = rundir.opened(path)
+  cfg = record.read(path).located(rundir.opened(path))
   if cfg.model.vocab_size != vocab_size:
     raise errors.UserError(f'--embeddings {path}: its model has {cfg.model.vocab_size} ids, this one has '
                            f'{vocab_size}')
