@@ -130,6 +130,15 @@ def capacity(tokens, experts, factor, minimum=4):
   return min(tokens, max(round(factor * tokens / experts), minimum))
 
 
+def slots(ctx, num_experts, factors, minimum=4):
+  """Returns C of the groups of `ctx`, whose mask is bool[G,S]: see `capacity`.
+
+  Args:
+    factors: of training and of evaluation.
+  """
+  return capacity(ctx.mask.shape[1], num_experts, factors[0 if ctx.train else 1], minimum)
+
+
 def from_top_k(probs, k):
   """Returns the edges from every token to its k largest entries, weighted by them.
 

@@ -152,6 +152,14 @@ def keep(policy, gates, uniform, threshold):
   return jnp.concatenate([jnp.ones((*gates.shape[:-1], 1), bool), others], axis=-1)
 
 
+def check_k(router, k, num_experts, num_virtual=0):
+  """Raises UserError unless a token can choose k of the experts, the virtual ones included."""
+  most = num_experts + num_virtual
+  if not 1 <= k <= most:
+    raise errors.UserError(f'router {router}: k={k} with num_experts={num_experts}; k is at least 1 and at '
+                           f'most {most}')
+
+
 def check_groups(router, num_experts, k, num_groups, kept_groups, least=1):
   """Raises UserError unless k choices fit into `kept_groups` of `num_groups` equal groups of experts.
 
@@ -160,8 +168,7 @@ def check_groups(router, num_experts, k, num_groups, kept_groups, least=1):
     least:  experts that a group must have (2 where its two best are added up).
   """
   say = lambda text: errors.UserError(f'router {router}: {text}')
-  if not 1 <= k <= num_experts:
-    raise say(f'k={k} with num_experts={num_experts}; k is at least 1 and at most {num_experts}')
+  check_k(router, k, num_experts)
   legal = [n for n in range(1, num_experts + 1)
            if num_experts % n == 0 and (n == 1 or num_experts // n >= least)]
   if num_groups not in legal:

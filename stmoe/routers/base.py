@@ -4,11 +4,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import matching
 from stmoe.core import metrics
@@ -84,15 +84,14 @@ class Base(nnx.Module):
                assignment: ranges.Choice(*ASSIGNMENTS) = 'auction', allow_causal: ranges.Flag = False, rngs):
     choices.named(ASSIGNMENTS, assignment, 'assignment')
     # Column e is the embedding of expert e; orthogonal columns of length 0.1 (E <= D).
-    init = nnx.initializers.orthogonal(0.1)
-    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(d_model, num_experts, rngs=rngs, init=nnx.initializers.orthogonal(0.1))
     self.num_experts = num_experts
     self.assignment = assignment
     self.allow_causal = allow_causal
 
   def __call__(self, x, ctx, carry):
     """Returns Routed for x [G,S,D]; raises UserError in training if E does not divide S, or causal."""
-    affinities = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    affinities = gate.logits(x, self.w[...])
     fixed = jax.lax.stop_gradient(affinities)
     size = x.shape[1]
     if ctx.train:

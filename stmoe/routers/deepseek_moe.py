@@ -5,12 +5,12 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import balance
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import metrics
 from stmoe.errors import UserError
 
@@ -92,8 +92,7 @@ class DeepSeekMoE(nnx.Module):
     kept_groups = num_groups if kept_groups is None else kept_groups
     choices.check_groups('deepseek_moe', num_experts, k, num_groups, kept_groups)
     choices.named(dict(sequence=0, group=0), scope, 'scope')
-    init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(d_model, num_experts, rngs=rngs)
     self.num_experts = num_experts
     self.k = k
     self.num_groups = num_groups
@@ -111,7 +110,7 @@ class DeepSeekMoE(nnx.Module):
 
   def logits(self, x, ctx):
     """Returns f32[G,S,E] for x [G,S,D]."""
-    return jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    return gate.logits(x, self.w[...])
 
   def decide(self, logits, ctx, carry, choose=None):
     """Returns Routed for logits f32[G,S,E]; raises UserError for a device budget in a causal stack."""

@@ -10,6 +10,7 @@ from stmoe.core import assignment
 from stmoe.core import balance
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import metrics
 
 
@@ -70,8 +71,7 @@ class DeepSeekV3(nnx.Module):
                freeze_after: ranges.Natural | None = None, rngs):
     kept_groups = num_groups if kept_groups is None else kept_groups
     choices.check_groups('deepseek_v3', num_experts, k, num_groups, kept_groups, least=2)
-    init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(d_model, num_experts, rngs=rngs)
     self.bias = axes.state(jnp.zeros(num_experts), 'unmodeled')
     self.updates = axes.state(jnp.zeros((), jnp.int32))
     self.num_experts = num_experts
@@ -99,7 +99,7 @@ class DeepSeekV3(nnx.Module):
 
   def logits(self, x, ctx):
     """Returns f32[G,S,E] for x [G,S,D]."""
-    return jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    return gate.logits(x, self.w[...])
 
   def decide(self, logits, ctx, carry, choose=None):
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""

@@ -6,10 +6,10 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
 from stmoe.errors import UserError
@@ -112,8 +112,7 @@ class ExpertChoice(nnx.Module):
                min_capacity: ranges.Natural = 4, max_experts_per_token: ranges.Count | None = None,
                entropy: ranges.Positive = 1e-3, sweeps: ranges.Count = 100, normalize: ranges.Flag = False,
                allow_causal: ranges.Flag = False, rngs):
-    init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(d_model, num_experts, rngs=rngs)
     self.num_experts = num_experts
     self.capacity_factor = tuple(capacity_factor)
     self.min_capacity = min_capacity
@@ -128,9 +127,8 @@ class ExpertChoice(nnx.Module):
     if ctx.causal and not self.allow_causal:
       raise UserError('router expert_choice lets later tokens decide in a causal stack; nearest: router '
                       "name='st_moe' (or allow_causal=True)")
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
-    factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    logits = gate.logits(x, self.w[...])
+    capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
     cap = self.max_experts_per_token
     if cap is not None and capacity * self.num_experts > cap * x.shape[1]:
       raise UserError(f'router expert_choice: max_experts_per_token={cap} of {x.shape[1]} tokens cannot fill '

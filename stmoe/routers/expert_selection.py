@@ -4,10 +4,10 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
 from stmoe.errors import UserError
@@ -50,8 +50,7 @@ class ExpertSelection(nnx.Module):
 
   def __init__(self, d_model, *, num_experts: ranges.Count, capacity_factor: ranges.Factors = (1.25, 2.0),
                min_capacity: ranges.Natural = 4, allow_causal: ranges.Flag = False, rngs):
-    init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(d_model, num_experts, rngs=rngs)
     self.num_experts = num_experts
     self.capacity_factor = tuple(capacity_factor)
     self.min_capacity = min_capacity
@@ -62,7 +61,6 @@ class ExpertSelection(nnx.Module):
     if ctx.causal and not self.allow_causal:
       raise UserError('router expert_selection lets later tokens decide in a causal stack; nearest: router '
                       "name='st_moe' (or allow_causal=True)")
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
-    factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    logits = gate.logits(x, self.w[...])
+    capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
     return contract.Routed(*expert_selection(logits, ctx.mask, capacity, ctx.tokens), carry)

@@ -4,14 +4,13 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
-from stmoe.errors import UserError
 
 # How later experts are picked from the rest, and which of them are sent: (pick, policy of choices.KEEP).
 # 'sampling' draws them from the softmax without the first, as praxis has it.
@@ -99,12 +98,9 @@ class GShard(nnx.Module):
                capacity_factor: ranges.Factors = (2.0, 2.0), min_capacity: ranges.Natural = 4,
                second_policy: ranges.Choice(*POLICIES) = 'random', threshold: ranges.NonNegative = 0.5,
                normalize_after_drop: ranges.Flag = False, logit_cap: ranges.NonNegative = 0.0, rngs):
-    if not 1 <= k <= num_experts:
-      raise UserError(f'router gshard: k={k} with num_experts={num_experts}; k is at least 1 and '
-                      f'at most {num_experts}')
+    choices.check_k('gshard', k, num_experts)
     choices.named(POLICIES, second_policy, 'second_policy')
-    init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(d_model, num_experts, rngs=rngs)
     self.num_experts = num_experts
     self.k = k
     self.capacity_factor = tuple(capacity_factor)
@@ -116,13 +112,12 @@ class GShard(nnx.Module):
 
   def logits(self, x, ctx):
     """Returns f32[G,S,E] for x [G,S,D]."""
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    logits = gate.logits(x, self.w[...])
     return cap_logits(logits, self.logit_cap)
 
   def decide(self, logits, ctx, carry, choose=None):
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
-    factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(logits.shape[1], self.num_experts, factor, self.min_capacity)
+    capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
     key = ctx.fold('second').key if ctx.train else None
     a, aux = gshard(logits, ctx.mask, capacity, self.k, tokens=ctx.tokens,
                     second_policy=self.second_policy, threshold=self.threshold,

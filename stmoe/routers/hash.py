@@ -130,8 +130,7 @@ class Hash(nnx.Module):
     table = None if self.table is None else self.table[...]
     drawing = ctx.fold('hash') if ctx.train else ctx.replace(key=None)
     bucket = KINDS[self.kind](table, drawing, self.num_experts)      # [G, S]
-    factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
     a, aux = route(bucket, ctx.mask, capacity, self.num_experts, ctx.tokens)
     return contract.Routed(a, aux, carry)
 

@@ -10,6 +10,7 @@ from stmoe.core import assignment
 from stmoe.core import balance
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
 
@@ -73,8 +74,7 @@ class LossFreeBalancing(nnx.Module):
     for table, name, field in ((SCORES, scores, 'scores'), (SELECTION, selection, 'selection'),
                                (balance.RULES, rule, 'rule')):
       choices.named(table, name, field)
-    init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(d_model, num_experts, rngs=rngs)
     self.bias = axes.state(jnp.zeros(num_experts), 'unmodeled')
     self.num_experts = num_experts
     self.k = k
@@ -93,12 +93,11 @@ class LossFreeBalancing(nnx.Module):
 
   def logits(self, x, ctx):
     """Returns f32[G,S,E] for x [G,S,D]."""
-    return jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    return gate.logits(x, self.w[...])
 
   def decide(self, logits, ctx, carry, choose=None):
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
-    factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(logits.shape[1], self.num_experts, factor, self.min_capacity)
+    capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
     a, aux = loss_free_balancing(
         logits, self.bias[...], ctx.mask, capacity, self.k, scores=self.scores, selection=self.selection,
         normalize_gates=self.normalize_gates, tokens=ctx.tokens, choose=choose)

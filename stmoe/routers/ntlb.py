@@ -4,11 +4,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
 from stmoe.core import noise
@@ -74,8 +74,7 @@ class Ntlb(nnx.Module):
   def __init__(self, d_model, *, num_experts: ranges.Count, num_rounds: ranges.Count = 4,
                capacity_factor: ranges.Factors = (1.25, 2.0), min_capacity: ranges.Natural = 4,
                jitter: ranges.Below1 = 1e-2, rngs):
-    init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(d_model, num_experts, rngs=rngs)
     self.num_experts = num_experts
     self.num_rounds = min(num_rounds, num_experts)
     self.capacity_factor = tuple(capacity_factor)
@@ -85,7 +84,6 @@ class Ntlb(nnx.Module):
   def __call__(self, x, ctx, carry):
     """Returns Routed for x [G,S,D]."""
     x = noise.jitter(x.astype(jnp.float32), self.jitter, ctx.fold('jitter').key if ctx.train else None)
-    logits = jnp.einsum('gsd,de->gse', x, self.w[...], precision='highest')        # [G, S, E]
-    factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    logits = gate.logits(x, self.w[...])        # [G, S, E]
+    capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
     return contract.Routed(*ntlb(logits, ctx.mask, capacity, self.num_rounds, ctx.tokens), carry)

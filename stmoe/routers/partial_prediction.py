@@ -5,9 +5,9 @@ import math
 from flax import nnx
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.errors import UserError
 from stmoe.routers import switch
 
@@ -38,9 +38,8 @@ class PartialPrediction(nnx.Module):
 
   def __init__(self, d_model, *, num_experts: ranges.Count, prefix: ranges.PartOf1 = 0.2,
                allow_causal: ranges.Flag = False, rngs):
-    init = nnx.initializers.normal(0.02)
     width = math.ceil(prefix * d_model)
-    self.w = axes.param(init, (width, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(width, num_experts, rngs=rngs)
     self.num_experts = num_experts
     self.prefix = prefix
     self.allow_causal = allow_causal

@@ -4,11 +4,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import matching
 from stmoe.core import metrics
@@ -59,11 +59,8 @@ class SBase(nnx.Module):
                capacity_factor: ranges.Factors = (None, None), min_capacity: ranges.Natural = 4,
                tolerance: ranges.NonNegative = 1e-4, iterations: ranges.Count = 1000,
                allow_causal: ranges.Flag = False, rngs):
-    if not 1 <= k <= num_experts:
-      raise UserError(f'router s_base: k={k} with num_experts={num_experts}; k is at least 1 and '
-                      f'at most {num_experts}')
-    init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    choices.check_k('s_base', k, num_experts)
+    self.w = gate.weights(d_model, num_experts, rngs=rngs)
     self.num_experts = num_experts
     self.k = k
     self.capacity_factor = tuple(capacity_factor)
@@ -77,9 +74,8 @@ class SBase(nnx.Module):
     if ctx.train and ctx.causal and not self.allow_causal:
       raise UserError('router s_base: in training its plan lets later tokens decide in a causal stack; '
                       'set allow_causal=True (evaluation is causal), or use router switch')
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
-    factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(x.shape[1], self.num_experts, factor, self.min_capacity)
+    logits = gate.logits(x, self.w[...])
+    capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
     a, aux = s_base(logits, ctx.mask, capacity, self.k, tokens=ctx.tokens, balanced=ctx.train,
                     tolerance=self.tolerance, iterations=self.iterations)
     return contract.Routed(a, aux, carry)

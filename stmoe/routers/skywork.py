@@ -10,6 +10,7 @@ from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
 from stmoe.errors import UserError
@@ -88,8 +89,7 @@ class Skywork(nnx.Module):
     choices.check_groups('skywork', num_experts, k, 1, 1)
     if num_experts < 2:
       raise UserError('router skywork: num_experts=1 has no deviation of logits to normalise; nearest: 2')
-    init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(d_model, num_experts, rngs=rngs)
     self.b = axes.param(nnx.initializers.zeros, (num_experts,), 'unmodeled', rngs=rngs)
     self.alpha = axes.state(jnp.float32(alpha_max if alpha_start is None else alpha_start))
     self.num_experts = num_experts
@@ -109,14 +109,13 @@ class Skywork(nnx.Module):
 
   def logits(self, x, ctx):
     """Returns f32[G,S,E] for x [G,S,D], standardised."""
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    logits = gate.logits(x, self.w[...])
     logits = logits + self.b[...]
     return logits if self.scale is None else standardize(logits, self.scale)
 
   def decide(self, logits, ctx, carry, choose=None):
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
-    factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(logits.shape[1], self.num_experts, factor, self.min_capacity)
+    capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
     slots = logits.shape[1] if self.dropless else capacity
     a, aux = skywork(logits, self.alpha[...], ctx.mask, slots, self.k, scale=None, limit=capacity,
                      tokens=ctx.tokens, choose=choose)

@@ -2,13 +2,13 @@
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
 from stmoe.errors import UserError
@@ -62,8 +62,7 @@ class SMoE(nnx.Module):
     if not 2 <= k <= width:
       raise UserError(f'router smoe: k={k} with num_experts={num_experts}; k is at least 2 (the softmax over '
                       f'one choice is 1: such a router never learns) and at most {width}')
-    init = nnx.initializers.normal(init_std)
-    self.w = axes.param(init, (d_model, width), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(d_model, width, rngs=rngs, init=nnx.initializers.normal(init_std))
     self.b = axes.param(nnx.initializers.zeros, (width,), 'unmodeled', rngs=rngs)
     self.num_experts = num_experts
     self.num_virtual = num_virtual
@@ -71,7 +70,7 @@ class SMoE(nnx.Module):
 
   def logits(self, x, ctx):
     """Returns f32[G,S,E] for x [G,S,D]."""
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    logits = gate.logits(x, self.w[...])
     return logits + self.b[...]
 
   def decide(self, logits, ctx, carry, choose=None):

@@ -11,6 +11,7 @@ from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
 from stmoe.errors import UserError
@@ -121,13 +122,12 @@ class SMoEDropout(nnx.Module):
                         f'{low} and at most {high}')
     if total_steps < 1:
       raise UserError(f'router smoe_dropout: total_steps={total_steps}; it is at least 1')
-    init, shape = nnx.initializers.normal(0.02), (d_model, num_experts)
     if learned:
-      self.w = axes.param(init, shape, 'embed', 'unmodeled', rngs=rngs)
-      self.b = axes.param(nnx.initializers.zeros, shape[1:], 'unmodeled', rngs=rngs)
+      self.w = gate.weights(d_model, num_experts, rngs=rngs)
+      self.b = axes.param(nnx.initializers.zeros, (num_experts,), 'unmodeled', rngs=rngs)
     else:
-      self.w = axes.state(init(rngs.params(), shape), 'embed', 'unmodeled')
-      self.b = axes.state(jnp.zeros(shape[1:]), 'unmodeled')
+      self.w = axes.state(gate.INIT(rngs.params(), (d_model, num_experts)), 'embed', 'unmodeled')
+      self.b = axes.state(jnp.zeros(num_experts), 'unmodeled')
     self.num_experts = num_experts
     self.k_max = k_max
     self.eval_k = eval_k
@@ -135,8 +135,7 @@ class SMoEDropout(nnx.Module):
 
   def logits(self, x, ctx):
     """Returns f32[G,S,E] for x [G,S,D]."""
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
-    return logits + self.b[...]
+    return gate.logits(x, self.w[...]) + self.b[...]
 
   def decide(self, logits, ctx, carry, choose=None):
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""

@@ -8,6 +8,7 @@ from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
 from stmoe.errors import UserError
@@ -68,8 +69,7 @@ class SoftMoe(nnx.Module):
     if slots < 1:
       raise UserError(f'router soft_moe: slots={slots}; every expert needs at least 1')
     # Only directions count. Two axes, as every matrix that tokens are multiplied by.
-    init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, num_experts * slots), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(d_model, num_experts * slots, rngs=rngs)
     self.scale = axes.param(nnx.initializers.ones, (1,), 'unmodeled', rngs=rngs)
     self.num_experts = num_experts
     self.slots = slots

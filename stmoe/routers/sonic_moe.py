@@ -4,11 +4,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
 from stmoe.errors import UserError
@@ -67,12 +67,10 @@ class SonicMoE(nnx.Module):
 
   def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2, tile: ranges.Count = 128,
                init_std: ranges.NonNegative = 0.02, allow_causal: ranges.Flag = False, rngs):
-    if not 1 <= k <= num_experts:
-      raise UserError(f'router sonic_moe: k={k} with num_experts={num_experts}; nearest: k={num_experts}')
+    choices.check_k('sonic_moe', k, num_experts)
     if tile < 1:
       raise UserError(f'router sonic_moe: tile={tile} is no number of rows; nearest: tile=128')
-    self.w = axes.param(nnx.initializers.normal(init_std), (d_model, num_experts), 'embed', 'unmodeled',
-                        rngs=rngs)
+    self.w = gate.weights(d_model, num_experts, rngs=rngs, init=nnx.initializers.normal(init_std))
     self.num_experts, self.k, self.tile = num_experts, k, tile
     self.allow_causal = allow_causal
 
@@ -81,7 +79,7 @@ class SonicMoE(nnx.Module):
     if ctx.train and ctx.causal and not self.allow_causal:
       raise UserError('router sonic_moe rounds by later tokens of the group too, so it leaks them in a '
                       'causal stack; pass allow_causal=True to train with that')
-    logits = jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    logits = gate.logits(x, self.w[...])
     probs = jax.nn.softmax(logits, axis=-1)                          # [G, S, E]
     choice = choices.choose(probs, self.k)                           # [G, S, k]
     edges = assignment.kill_padding(

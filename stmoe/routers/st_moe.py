@@ -2,13 +2,12 @@
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
 from stmoe.errors import UserError
@@ -82,13 +81,10 @@ class STMoE(nnx.Module):
                balance_choices: ranges.Choice(*COUNTED) = 'first', allow_causal: ranges.Flag = False,
                num_virtual: ranges.Natural = 0, rngs):
     width = num_experts + num_virtual
-    if not 1 <= k <= width:
-      raise UserError(f'router st_moe: k={k} with num_experts={num_experts}; k is at least 1 and '
-                      f'at most {width}')
+    choices.check_k('st_moe', k, num_experts, num_virtual)
     choices.named(choices.KEEP, second_policy, 'second_policy')
     choices.named(COUNTED, balance_choices, 'balance_choices')
-    init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, width), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(d_model, width, rngs=rngs)
     self.num_experts = num_experts
     self.num_virtual = num_virtual
     self.k = k
@@ -109,15 +105,14 @@ class STMoE(nnx.Module):
 
   def logits(self, x, ctx):
     """Returns f32[G,S,E] for x [G,S,D]."""
-    return jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    return gate.logits(x, self.w[...])
 
   def decide(self, logits, ctx, carry, choose=None):
     """Returns Routed for logits f32[G,S,E]; raises UserError for batch priority in a causal stack."""
     if self.batch_priority and ctx.causal and not self.allow_causal:
       raise UserError('router st_moe: batch_priority=True lets later tokens decide in a causal stack; '
                       'nearest: batch_priority=False (or allow_causal=True)')
-    factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(logits.shape[1], self.w.shape[1], factor, self.min_capacity)
+    capacity = assignment.slots(ctx, self.w.shape[1], self.capacity_factor, self.min_capacity)
     key = ctx.fold('second').key if ctx.train else None
     a, aux = st_moe(
         logits, ctx.mask, capacity, self.k, tokens=ctx.tokens, normalize_gates=self.normalize_gates,

@@ -4,11 +4,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
 from stmoe.core import noise
@@ -68,8 +68,7 @@ class Switch(nnx.Module):
                input_dropout: ranges.Below1 = 0.0, exploration: ranges.Choice(*EXPLORATION) = 'argmax',
                num_virtual: ranges.Natural = 0, rngs):
     # N(0, 0.02) is flaxformer's, stated there to be slightly better than the paper's scaled init.
-    init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, num_experts + num_virtual), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(d_model, num_experts + num_virtual, rngs=rngs)
     self.num_experts = num_experts
     self.num_virtual = num_virtual
     self.capacity_factor = tuple(capacity_factor)
@@ -85,12 +84,11 @@ class Switch(nnx.Module):
     x = x.astype(jnp.float32)
     x = noise.jitter(x, self.jitter, noisy.fold('jitter').key)
     x = noise.dropout(x, self.input_dropout, noisy.fold('dropout').key)
-    return jnp.einsum('gsd,de->gse', x, self.w[...], precision='highest')
+    return gate.logits(x, self.w[...])
 
   def decide(self, logits, ctx, carry, choose=None):
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
-    factor = self.capacity_factor[0 if ctx.train else 1]
-    capacity = assignment.capacity(logits.shape[1], self.w.shape[1], factor, self.min_capacity)
+    capacity = assignment.slots(ctx, self.w.shape[1], self.capacity_factor, self.min_capacity)
     key = ctx.fold('sample').key if ctx.train else None
     uniform = choices.draw(key, *logits.shape[:2])                   # [G, S]
     a, aux = switch(logits, ctx.mask, capacity, ctx.tokens, EXPLORATION[self.exploration], uniform, choose,

@@ -6,11 +6,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
 from stmoe.errors import UserError
@@ -93,14 +93,11 @@ class VMoe(nnx.Module):
                capacity_factor: ranges.Pair(ranges.Positive | None) = (1.05, 1.05),
                multiple_of: ranges.Natural = 4, noise_std: ranges.NonNegative = 1.0,
                batch_priority: ranges.Flag = False, allow_causal: ranges.Flag = False, rngs):
-    if not 1 <= k <= num_experts:
-      raise UserError(f'router vmoe: k={k} with num_experts={num_experts}; k is at least 1 and '
-                      f'at most {num_experts}')
+    choices.check_k('vmoe', k, num_experts)
     if any(factor is not None and not factor > 0 for factor in capacity_factor):
       raise UserError(f'router vmoe: capacity_factor={tuple(capacity_factor)}; both are above 0, '
                       'or None for no drops')
-    init = nnx.initializers.normal(0.02)
-    self.w = axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(d_model, num_experts, rngs=rngs)
     self.num_experts = num_experts
     self.k = k
     self.capacity_factor = tuple(capacity_factor)
@@ -117,7 +114,7 @@ class VMoe(nnx.Module):
 
   def logits(self, x, ctx):
     """Returns f32[G,S,E] for x [G,S,D]."""
-    return jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    return gate.logits(x, self.w[...])
 
   def decide(self, logits, ctx, carry, choose=None):
     """Returns Routed for logits f32[G,S,E]; raises UserError for batch priority in a causal stack."""

@@ -1,0 +1,23 @@
+"""The linear gate of routers: its weights and the logits it gives, both float32."""
+
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+
+INIT = jax.nn.initializers.normal(0.02)  # flaxformer's, for all routers whose paper names no other
+
+
+def weights(d_model, num_experts, *, rngs, init=INIT):
+  """Returns the parameter f32[D,E], drawn by `init`."""
+  return axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+
+
+def logits(x: jax.Array, w: jax.Array) -> jax.Array:
+  """Returns x W f32[G,S,E] in full precision: a rounded logit may be another expert.
+
+  Args:
+    x: [G,S,D] of any float type.
+    w: f32[D,E].
+  """
+  return jnp.einsum('gsd,de->gse', x.astype(jnp.float32), w, precision='highest')
