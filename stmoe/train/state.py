@@ -25,7 +25,6 @@ from stmoe import lookup
 from stmoe import modules
 from stmoe import state as router_state
 from stmoe.core import seeds
-from stmoe.train import fields
 from stmoe.train import groups
 from stmoe.train import optimizers
 
@@ -128,7 +127,7 @@ def blueprint(cfg, mesh):
 def _optimizer(section, group, names, shapes):
   """The optimizer of configuration section `optimizer` for the parameters of a group."""
   own = {} if group.weight_decay is None else dict(weight_decay=group.weight_decay)
-  return fields.bind(optimizers, 'optimizer', section.to_dict() | own)(names, shapes)
+  return lookup.bind(optimizers, 'optimizer', section.to_dict() | own)(names, shapes)
 
 
 def init(cfg, plan):

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from stmoe import axes
+from stmoe import lookup
 from stmoe import state as router_state
 from stmoe.core import contract
 from stmoe.core import metrics as routing
 from stmoe.hosts import distributed
-from stmoe.train import fields
 from stmoe.train import groups
 from stmoe.train import losses
 from stmoe.train import schedules
@@ -57,7 +57,7 @@ def make(cfg, plan):
 
 def schedule(cfg, total_steps):
   """Returns the function step -> learning rate of a configuration for a training of `total_steps`."""
-  return fields.bind(schedules, 'schedule', cfg.schedule, total_steps=total_steps)
+  return lookup.bind(schedules, 'schedule', cfg.schedule, total_steps=total_steps)
 
 
 def gradients(cfg, plan, state, batch, microbatches):
