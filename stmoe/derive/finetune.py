@@ -19,12 +19,12 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import files
 from stmoe import lookup
+from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.runs import directory as rundir
 from stmoe.train import best
 from stmoe.train import check
-from stmoe.train import checkpoint
 from stmoe.train import groups
 from stmoe.train import loop
 from stmoe.train import state as states

@@ -11,8 +11,8 @@ from stmoe import axes
 from stmoe import errors
 from stmoe import experiment
 from stmoe import experts
+from stmoe.checkpoints import checkpoint
 from stmoe.train import check
-from stmoe.train import checkpoint
 from stmoe.train import groups
 from stmoe.train import optimizers
 from stmoe.train import state as states

@@ -13,11 +13,11 @@ import pytest
 
 from stmoe import errors
 from stmoe.answer import score
+from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.hosts import signals
 from stmoe.runs import directory as rundir
 from stmoe.runs import writers
-from stmoe.train import checkpoint
 from stmoe.train import loop
 from stmoe.train import state as states
 from tests.train import tiny_run
