@@ -79,6 +79,8 @@ def test_a_mistake_is_one_line(sections, said):
 def test_a_part_and_groups_do_not_go_together():
   with pytest.raises(errors.UserError, match="train.trainable='expert' and groups.router both say"):
     groups.of(configuration('expert', router={}), LABELS)
+  assert groups.described(configuration('expert')) == 'expert'
+  assert groups.described(configuration(router={}, expert={})) == 'expert, router'
 
 
 def arrays(seed):
