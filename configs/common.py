@@ -21,6 +21,7 @@ def config(seed=0):
   # clip: global norm of the gradient, 0.0 = none; stop_after_bad: non-finite steps in a row.
   c.train = dict(steps=1000, batch_size=32, microbatches=1, clip=0.0, log_every=50, stats_every=500,
                  stop_after_bad=10)
+  # Which parameters train, and how, may be said in c.groups (stmoe/train/groups.py).
   # batches: 0 = the whole split; draws: predictions that are averaged, where evaluation is random.
   c.eval = dict(every=500, batches=0, batch_size=32, draws=1)
   c.checkpoint = dict(every=500, keep=2, async_save=True)

@@ -103,7 +103,7 @@ def check(names):
       raise ValueError(f'unknown logical axis {name!r}{hint}; known: {", ".join(RULES)}')
 
 
-def param(init, shape, *names, rngs, dtype=jnp.float32):
+def param(init, shape, *names, rngs, dtype=jnp.float32, label=None):
   """Returns an `nnx.Param` of `shape` whose axes carry the logical `names`.
 
   Args:
@@ -111,6 +111,7 @@ def param(init, shape, *names, rngs, dtype=jnp.float32):
     shape: tuple of ints.
     names: one logical axis name per axis of `shape`.
     rngs:  `nnx.Rngs` with a `params` stream.
+    label: what the array is called in section `groups` of a configuration, see `modules.labels`.
   Raises:
     ValueError: for an unknown name, or another number of names than axes.
   """
@@ -119,7 +120,8 @@ def param(init, shape, *names, rngs, dtype=jnp.float32):
     raise ValueError(f'{len(names)} logical axes {names} for shape {tuple(shape)}')
   value = init(rngs.params(), tuple(shape), dtype)
   # Sharded from birth by jit's out_shardings (see `shardings`), not eagerly.
-  return nnx.Param(value, out_sharding=tuple(names), eager_sharding=False)
+  more = {} if label is None else dict(label=label)
+  return nnx.Param(value, out_sharding=tuple(names), eager_sharding=False, **more)
 
 
 def state(value, *names):

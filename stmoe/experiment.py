@@ -129,6 +129,7 @@ def apply(config, override):
   if not text.isascii() and text != text.encode(errors='replace').decode():
     raise errors.UserError(f'config.{path}={text!r} is not UTF-8')
   field, bracket, index = path.partition('[')
+  sections.begin(config, field)
   holder, key = _find(config, field)
   if bracket:
     _set_item(holder[key], path, index.removesuffix(']'), text)

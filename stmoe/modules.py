@@ -26,6 +26,27 @@ def sparse(module):
   return [part for _, part in offering(module, 'router')]
 
 
+LABELLED = ('router', 'head')            # parts whose parameters are called as their owner calls the part
+
+
+def labels(model):
+  """Returns dict path (a tuple of keys) -> the set of labels of every parameter of `model`.
+
+  Every parameter is `all`, and `expert` if one of its logical axes is. What is below a `router` or a `head`
+  is called so. What is below a module that offers a `label` has that label. An array may have one of its own,
+  see `axes.param`.
+  """
+  given = [(path, part.label) for path, part in offering(model, 'label')]
+  given += [((*path, name), name) for name in LABELLED for path, _ in offering(model, name)]
+  found = {}
+  for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+    array = variable.get_metadata()
+    found[path] = {'all'} | {'expert'} & set(array.get('out_sharding') or ())
+    found[path] |= {label for above, label in given if path[:len(above)] == above}
+    found[path] |= {array['label']} if 'label' in array else set()
+  return found
+
+
 def init_carry(module, x):
   """Returns the memory across layers of everything in `module`, arrays [B,T,.] by name; {} for most.
 

@@ -15,7 +15,7 @@ from stmoe import ranges
 from stmoe.declared import Field
 
 METHODS = ('rank', 'decode', 'span')                                 # of evaluation, see train/taskscore.py
-PARTS = ('all', 'expert', 'non_expert', 'attention', 'ffn')          # that train, see train/freeze.py
+PARTS = ('all', 'expert', 'non_expert', 'attention', 'ffn')          # that train, see train/groups.py
 FILES, SIZE = ranges.Many(ranges.Text), ranges.Count
 
 # Fields of sections without a name. One without a default must be there.
@@ -79,7 +79,8 @@ DATA = {name: field for fields in OBJECTIVES.values() for name, field in fields.
 # What a run cannot do without, and all there is.
 TRAINING = ('model', 'blocks', 'data', 'optimizer', 'schedule', 'losses', 'train', 'eval', 'loss',
             'checkpoint', 'mesh', 'profile')
-SECTIONS = (*TRAINING, 'finetune', 'decode')
+SECTIONS = (*TRAINING, 'groups', 'finetune', 'decode')
+OF_PARAMETERS = 'stmoe.train.groups'     # whose `group_of` has the fields of a group of parameters
 FUNCTIONS = {'optimizer': 'stmoe.train.optimizers', 'schedule': 'stmoe.train.schedules'}
 
 
@@ -119,6 +120,10 @@ def groups(config):
       yield Group(section, values, dict.fromkeys(values, weighed))
     elif section == 'blocks':
       yield from _blocks(values)
+    elif section == 'groups':
+      yield Group(section, values, dict.fromkeys(values, Field(ranges.Section)))
+      yield from (Group(f'groups.{name}', group, of_parameters(config))
+                  for name, group in values.items() if _is_group(group))
     elif section in FUNCTIONS:
       known, name = declared.of_functions(FUNCTIONS[section]), values.get('name')
       named = {'name': Field(ranges.Choice(*known))}
@@ -127,6 +132,35 @@ def groups(config):
       yield from _of_kind('strategy' if section == 'decode' else section, section, values)
   known = dict.fromkeys(SECTIONS, Field(ranges.Section, None)) | dict(seed=Field(ranges.Seed, 0))
   yield Group('', config, known, open=True)
+
+
+def of_parameters(config):
+  """Returns dict field -> Field of a group of parameters (see train/groups.py) of a configuration."""
+  fields = declared.of_functions(OF_PARAMETERS)['group_of']
+  optimizer = declared.of_functions(FUNCTIONS['optimizer']).get(config.get('optimizer', {}).get('name'), {})
+  own = optimizer.get('weight_decay', fields['weight_decay'])
+  return fields | dict(weight_decay=Field(own.range | None, None))
+
+
+def begin(config, path):
+  """Adds the field `path` with its default to `config` where it may be added: in a group of parameters.
+
+  Raises UserError for a field 'groups.NAME.FIELD' that no group has.
+  """
+  section, *names = path.split('.')
+  if section != 'groups' or len(names) != 2:
+    return
+  name, key = names
+  known = of_parameters(config)
+  if key not in known:
+    raise errors.UserError(f'config.{path}: a group of parameters has no field {key!r}'
+                           f'{errors.nearest(key, known)} (it has: {", ".join(known)})')
+  with config.unlocked():
+    holder = config
+    for outer in (section, name):
+      holder[outer] = holder.get(outer, {})
+      holder = holder[outer]
+    holder[key] = holder.get(key, known[key].default)
 
 
 def _data(values):

@@ -23,7 +23,7 @@ SPARSE = {'routers', 'experts', 'core', 'pallas_kernels'}
 MODELS = {'models', 'layers', 'attention', 'heads', 'parts'} | SPARSE
 DECODE = {'decode'} | MODELS
 RUNS = {'runs', 'experiment'}
-TRAIN = {'train', 'data', 'metrics', 'analysis', 'hosts'} | RUNS | DECODE
+TRAIN = {'train', 'checkpoints', 'data', 'metrics', 'analysis', 'hosts'} | RUNS | DECODE
 USES = {'answer', 'aot', 'bench', 'derive', 'surgery', 'interop', 'sweep'}
 ARROWS = {
     'cli': USES | TRAIN,
@@ -36,6 +36,7 @@ ARROWS = {
     'train': TRAIN,
     'analysis': {'core'} | RUNS,
     'runs': {'experiment'},
+    'checkpoints': {'hosts'},
     'hosts': set(),
     'decode': MODELS,
     'models': MODELS,

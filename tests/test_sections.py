@@ -12,7 +12,7 @@ from stmoe import ranges
 from stmoe import sections
 from stmoe.data import batches as pipeline
 from stmoe.derive import finetune
-from stmoe.train import freeze
+from stmoe.train import groups
 from stmoe.train import taskscore
 
 EVERY = [name + arg for name in experiment.available() for arg in ('', ':smoke')]
@@ -47,7 +47,7 @@ def test_checking_changes_nothing_that_is_right():
 def test_choices_are_those_of_the_code():
   """Names that sections.py repeats, because it imports nothing that computes."""
   assert sections.OBJECTIVES.keys() == pipeline.OBJECTIVES.keys() | pipeline.SOURCES.keys()
-  assert set(sections.PARTS) == set(freeze.PARTS)
+  assert set(sections.PARTS) == set(groups.PARTS)
   assert sections.METHODS == taskscore.METHODS
   choices = {name: field.range.names for name, field in sections.TABLES['finetune'].items()
              if isinstance(field.range, ranges.Choice)}
@@ -84,6 +84,9 @@ def test_choices_are_those_of_the_code():
     ('data.mixture=(0.0,0.0)', 'names of tasks'), ('data.extra_ids=-1', 'at least 0'),
     ('data.eval_split=zzz', 'train, validation'), ('data.shuffle=2', 'True or False'),
     ('checkpoint.keep=0', 'at least 1'), ('optimizer.eps=1e30', 'at most 1'),
+    ('groups.router.rate=-1', 'at least 0'), ('groups.router.rat=1', "no field 'rat'; nearest: rate"),
+    ('groups.router.weight_decay=x', 'at least 0 or None'), ('groups.router.turn=1', 'at least 1)'),
+    ('groups.router.every=0', 'at least 1'), ('groups.router=1', 'does not exist'),
     (f'blocks.m.executor={"a" * 300}', 'no executor is called'), ('blocks.m.router.name=..', 'no router'),
     (f'model.name={"a" * 5000}', 'no model is called')])
 def test_a_field_out_of_its_range_is_one_line(override, said):
@@ -103,6 +106,22 @@ def test_one_number_for_a_pair_means_both_everywhere():
     one.blocks.m.router.capacity_factor = 3.0                        # as a file may have it
   sections.check(one)
   assert one.blocks.m.router.capacity_factor == (3.0, 3.0)
+
+
+def test_groups_of_parameters_are_set_from_the_command_line():
+  config, _ = experiment.load(SMALL, ['groups.router.rate=0.1', '--config.groups.expert.turn=(1,2)',
+                                      'groups.expert.every=50', 'groups.rest.train=False'])
+  assert config.groups.to_dict() == dict(
+      router=dict(rate=0.1), expert=dict(turn=(1, 2), every=50), rest=dict(train=False))
+  assert config.is_locked and 'groups' not in experiment.load(SMALL)[0]
+
+
+def test_weight_decay_of_a_group_is_what_the_optimizer_allows():
+  config, _ = experiment.load(SMALL, ['groups.router.weight_decay=1.5'])
+  with config.unlocked():
+    config.optimizer = dict(name='adafactor')
+  with pytest.raises(errors.UserError, match='groups.router.weight_decay=1.5: expected a number from 0 to 1'):
+    sections.check(config)
 
 
 def test_derived_fields_follow_and_none_is_taken_where_it_is_allowed():

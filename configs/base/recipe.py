@@ -66,6 +66,7 @@ def pretraining(size, num_layers, num_sublayers, num_experts=paper.EXPERTS, num_
   if num_base:
     c.blocks.m = inserted(size['d_ff'], num_experts, num_sublayers, optim['rows_per_worker'] * paper.LENGTH,
                           shuffle, assignment)
+    c.groups = dict(expert=dict(clip=0.0))                           # the norm is that of shared parameters
   c.data = common.data('c4', length=paper.LENGTH, vocab=f'train:{paper.VOCAB_SIZE}')
   c.optimizer = dict(name='adamw', b1=optim['b1'], b2=optim['b2'], eps=1e-8, weight_decay=0.0)
   c.schedule = dict(name='linear', peak=optim['peak'], warmup_steps=optim['warmup_steps'], end_fraction=0.0)

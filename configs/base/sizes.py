@@ -8,8 +8,8 @@ difference between the three sizes. Speed on 128 GPUs (paper.SPEED): 545k tokens
 Training loss is under balanced assignment, which sees later tokens (allow_causal=True): no
 language-modelling score. Evaluation is greedy and causal.
 Differs: C4/en for the RoBERTa corpus and CC-100; rotary positions and RMS norms in the dense blocks;
-gradient clipping counts the experts' gradients too, and their scale is that of the loss (the reference
-multiplies it by the number of workers); 56,000 steps and Adam's betas are not printed.
+experts' gradients are not clipped, and their scale is that of the loss (the reference multiplies it by the
+factor that clips the others and by the number of workers); 56,000 steps and Adam's betas are not printed.
 
   stmoe train base/sizes --workdir runs/base
   stmoe train base/sizes:size=small

@@ -4,7 +4,7 @@ From Sparse to Soft Mixtures of Experts (arXiv:2308.00951), released configurati
 precisions are not at hand (paper.REPORTED).
 Differs: JFT-4B is not public, ImageNet-21k stands in, with its labels and for 300,000 steps (this project's
 choice) under the released linear schedule, not the reciprocal square root with a cool-down; queries and keys
-are not normalised; one weight decay, 0.03, also on the head; initial values N(0, 1/fan-in), not Xavier's.
+are not normalised; initial values N(0, 1/fan-in), not Xavier's.
 
   stmoe train soft_moe/sizes:size=b16 --workdir runs/soft_moe
   stmoe train soft_moe/sizes:experts=0                     ViT, its dense twin
@@ -46,6 +46,7 @@ def get_config(arg=''):
   c.loss.sigmoid = True
   optim = paper.OPTIM
   c.optimizer = dict(name='adamw', b1=optim['b1'], b2=optim['b2'], weight_decay=optim['weight_decay'])
+  c.groups = dict(head=dict(weight_decay=optim['head_weight_decay']))
   c.schedule = dict(name='linear', peak=paper.LINEAR['peak'], warmup_steps=optim['warmup_steps'],
                     end_fraction=paper.LINEAR['end_rate'])
   batch_size = paper.TRAINING['batch_size']

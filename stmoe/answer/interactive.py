@@ -10,13 +10,13 @@ import jax
 from stmoe import errors
 from stmoe import experiment
 from stmoe.answer import infer
+from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.data.text import pack
 from stmoe.derive import finetune as finetuning
 from stmoe.runs import directory as rundir
 from stmoe.runs import read as runs
-from stmoe.train import checkpoint
 from stmoe.train import loop
 from stmoe.train import state as states
 

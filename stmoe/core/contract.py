@@ -204,6 +204,7 @@ OFFERS = {
     'undecodable': None,             # why tokens cannot be computed one by one
     'vocabulary': None,              # digest of the only vocabulary that it is made for
     'activation': None,              # of a layer or bank: the name of a function of jax.nn
+    'label': None,                   # what its parameters are called in section `groups` of a configuration
     'rows_per_sequence': None,       # rows that pass its matrices for a sequence, where not its tokens
     'products_per_row': None,        # numbers of the matrices that multiply a row, where its arrays are none
 }

@@ -19,6 +19,8 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import files as documents
 from stmoe import lookup
+from stmoe.checkpoints import checkpoint
+from stmoe.checkpoints import stored
 from stmoe.data import progress
 from stmoe.data.text import vocab
 from stmoe.derive import streamed
@@ -31,9 +33,7 @@ from stmoe.runs import owner
 from stmoe.runs import records
 from stmoe.runs import writers
 from stmoe.train import check
-from stmoe.train import checkpoint
 from stmoe.train import state as states
-from stmoe.train import stored
 
 BLOCK = 1 << 25                          # bytes of a tensor that are in memory at once
 PARTS = ('params', 'router_state')

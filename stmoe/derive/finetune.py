@@ -8,7 +8,7 @@ The model is the start's unless `finetune.model='own'`; then the recipe of secti
   expert_dropout_rate: in experts (Switch, arXiv:2101.03961, section 2.4); None = as the start.
   capacity_factor:     (train, eval) of routers that drop tokens; None = as the start.
   aux:                 False switches the losses of routers off.
-Which parameters train is train.trainable (freeze.py). Steps count from 0.
+Which parameters train, and how, say train.trainable and section groups (train/groups.py). Steps count from 0.
 """
 
 import pathlib
@@ -19,12 +19,13 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import files
 from stmoe import lookup
+from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.runs import directory as rundir
 from stmoe.train import best
 from stmoe.train import check
-from stmoe.train import checkpoint
+from stmoe.train import groups
 from stmoe.train import loop
 from stmoe.train import state as states
 from stmoe.train import taskscore
@@ -174,7 +175,7 @@ def _load(run, cfg, plan, vocab, step):
   trained, parameters = (sum(x.size for x in jax.tree.leaves(t)) for t in (plan.trainable(params), params))
   return state, dict(start=str(run), step=at, loaded=sorted(found), new=sorted(missing),
                      ignored=sorted(ignored), recipe=recipe.to_dict(), trained=trained, parameters=parameters,
-                     trainable=cfg.train.get('trainable', 'all'))
+                     trainable=groups.described(cfg))
 
 
 def describe(record):

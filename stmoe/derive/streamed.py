@@ -11,10 +11,10 @@ import tensorstore as ts
 
 from stmoe import errors
 from stmoe import files
-from stmoe.train import checkpoint
-from stmoe.train import checksum
-from stmoe.train import seal
-from stmoe.train import stored
+from stmoe.checkpoints import checkpoint
+from stmoe.checkpoints import checksum
+from stmoe.checkpoints import seal
+from stmoe.checkpoints import stored
 
 
 class Writer:

@@ -20,6 +20,7 @@ from stmoe import experiment
 from stmoe import files
 from stmoe import lookup
 from stmoe import modules
+from stmoe.checkpoints import checkpoint
 from stmoe.core import contract
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
@@ -27,7 +28,6 @@ from stmoe.runs import directory as rundir
 from stmoe.runs import writers
 from stmoe.surgery import upcycle as surgery
 from stmoe.train import check
-from stmoe.train import checkpoint
 from stmoe.train import evaluate
 from stmoe.train import loop
 from stmoe.train import losses

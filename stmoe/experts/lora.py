@@ -20,8 +20,8 @@ class Adapted(nnx.Module):
     uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -fan_in ** -0.5, fan_in ** -0.5)
     down, up = (num_experts, fan_in, rank), (num_experts, rank, fan_out)
     self.w = axes.param(init, (fan_in, fan_out), of_in, of_out, rngs=rngs)
-    self.a = axes.param(uniform, down, 'expert', of_in, 'unmodeled', rngs=rngs)
-    self.b = axes.param(nnx.initializers.zeros, up, 'expert', 'unmodeled', of_out, rngs=rngs)
+    self.a = axes.param(uniform, down, 'expert', of_in, 'unmodeled', label='adapter', rngs=rngs)
+    self.b = axes.param(nnx.initializers.zeros, up, 'expert', 'unmodeled', of_out, label='adapter', rngs=rngs)
     self.scale = alpha / rank
     self.dropout_rate = dropout_rate
 
@@ -35,8 +35,8 @@ class Adapted(nnx.Module):
 class Lora(nnx.Module):
   """E networks (act(x Wi) * x Wg) Wo that share W and have low-rank parts of their own (arXiv:2404.15159).
 
-  At first all experts are the shared network. Whether that trains is for the configuration to say; its
-  matrices are those without the axis `expert`.
+  At first all experts are the shared network. The low-rank parts have the label `adapter`: what else trains
+  is for section `groups` of the configuration to say.
 
   Args:
     d_model, d_ff: D and F.

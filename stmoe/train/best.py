@@ -4,9 +4,9 @@ import pathlib
 
 from stmoe import errors
 from stmoe import files
+from stmoe.checkpoints import checkpoint
 from stmoe.hosts import job
 from stmoe.runs import records
-from stmoe.train import checkpoint
 
 
 class Best:

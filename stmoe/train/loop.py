@@ -17,6 +17,8 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import state as router_state
 from stmoe.analysis import flops
+from stmoe.checkpoints import checkpoint
+from stmoe.checkpoints import checksum
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.data.text import cache
@@ -28,8 +30,6 @@ from stmoe.runs import writers
 from stmoe.train import best as bests
 from stmoe.train import blame
 from stmoe.train import check
-from stmoe.train import checkpoint
-from stmoe.train import checksum
 from stmoe.train import evaluate
 from stmoe.train import losses
 from stmoe.train import progress

@@ -4,12 +4,12 @@ import contextlib
 import pathlib
 
 from stmoe import errors
+from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.hosts import job
 from stmoe.runs import directory as rundir
 from stmoe.train import check
-from stmoe.train import checkpoint
 from stmoe.train import loop
 from stmoe.train import state as states
 

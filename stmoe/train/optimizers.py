@@ -87,6 +87,11 @@ def decayed(names):
   return jax.tree.map(matrix, names, is_leaf=axes.is_names)
 
 
+def norm(grads):
+  """Returns f32[]: the global norm of a tree of gradients [...]."""
+  return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
+
+
 def clip(grads, norm, limit):
   """Returns `grads` scaled so that their global norm is at most `limit`; `norm` f32[] is what it is now."""
   scale = jnp.minimum(1.0, limit / norm)

@@ -10,6 +10,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import zlib
 
@@ -21,10 +22,10 @@ from jax.sharding import NamedSharding
 from stmoe import axes
 from stmoe import errors
 from stmoe import lookup
+from stmoe import modules
 from stmoe import state as router_state
 from stmoe.core import seeds
-from stmoe.train import fields
-from stmoe.train import freeze
+from stmoe.train import groups
 from stmoe.train import optimizers
 
 
@@ -33,16 +34,16 @@ class Blueprint:
   """A training state without its numbers.
 
   graphdef:  the model's structure; `model(blueprint, ...)` puts numbers into it.
-  optimizer: an `optimizers.Optimizer`.
+  optimizer: of `groups.optimizer`.
   shapes:    tree like the state of ShapeDtypeStructs that carry their NamedSharding.
   mesh:      the mesh of those shardings.
-  trained:   paths of the parameters that train; the optimizer knows no other.
+  groups:    the `groups.Group`s of the parameters; the optimizer knows only those that train.
   """
   graphdef: object
   optimizer: optimizers.Optimizer
   shapes: dict
   mesh: jax.sharding.Mesh
-  trained: frozenset
+  groups: tuple[groups.Group, ...]
 
   def model(self, params, routers):
     """Returns the model with these numbers in it."""
@@ -50,7 +51,7 @@ class Blueprint:
 
   def trainable(self, params):
     """Returns the part of `params`, or of a tree like them, that trains."""
-    return freeze.take(params, self.trained)
+    return groups.take(params, groups.trained(self.groups))
 
   def shardings(self):
     """Returns the tree of NamedShardings of the state."""
@@ -106,12 +107,11 @@ def blueprint(cfg, mesh):
   with nnx.logical_axis_rules(tuple(axes.RULES.items())):            # under a mesh flax translates names
     model = nnx.eval_shape(lambda: build(cfg))
   graphdef, params, routers = nnx.split(model, nnx.Param, router_state.RouterState)
+  found = groups.of(cfg, modules.labels(model))
   names, router_names = axes.names_of(params), axes.names_of(routers)
   params, routers = nnx.to_pure_dict(params), nnx.to_pure_dict(routers)
-  trained = frozenset(freeze.chosen(names, cfg.train.get('trainable', 'all')))
-  optimizer = fields.bind(optimizers, 'optimizer', cfg.optimizer)(
-      freeze.take(names, trained), freeze.take(params, trained))
-  slots = jax.eval_shape(optimizer.init, freeze.take(params, trained))
+  optimizer = groups.optimizer(found, functools.partial(_optimizer, cfg.optimizer), names, params)
+  slots = jax.eval_shape(optimizer.init, groups.take(params, groups.trained(found)))
   shapes = dict(params=params, router_state=routers, opt_state=slots,
                 **jax.eval_shape(lambda: _counters(cfg.seed)))
   replicated = lambda tree: jax.tree.map(lambda s: (None,) * len(s.shape), tree)
@@ -121,7 +121,13 @@ def blueprint(cfg, mesh):
   check_divisible(routers, router_names, mesh)
   place = lambda n, s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=NamedSharding(mesh, axes.spec(n)))
   placed = jax.tree.map(place, named, shapes, is_leaf=axes.is_names)
-  return Blueprint(graphdef, optimizer, placed, mesh, trained)
+  return Blueprint(graphdef, optimizer, placed, mesh, found)
+
+
+def _optimizer(section, group, names, shapes):
+  """The optimizer of configuration section `optimizer` for the parameters of a group."""
+  own = {} if group.weight_decay is None else dict(weight_decay=group.weight_decay)
+  return lookup.bind(optimizers, 'optimizer', section.to_dict() | own)(names, shapes)
 
 
 def init(cfg, plan):

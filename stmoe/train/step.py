@@ -12,14 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from stmoe import axes
+from stmoe import lookup
 from stmoe import state as router_state
 from stmoe.core import contract
 from stmoe.core import metrics as routing
 from stmoe.hosts import distributed
-from stmoe.train import fields
-from stmoe.train import freeze
+from stmoe.train import groups
 from stmoe.train import losses
-from stmoe.train import optimizers
 from stmoe.train import schedules
 
 
@@ -34,23 +33,20 @@ def make(cfg, plan):
 
   def step(state, batch):
     grads, report, aux = gradients(cfg, plan, state, batch, microbatches)
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
-    finite = jnp.isfinite(norm) & jnp.isfinite(report['loss/total'])
+    grads, norms = groups.clip(plan.groups, grads, state['step'], limit)
+    finite = jnp.isfinite(norms['grad_norm']) & jnp.isfinite(report['loss/total'])
     rate = rate_at(state['step'])
-
-    if limit:
-      grads = optimizers.clip(grads, norm, limit)
 
     with jax.named_scope('optimizer'):
       trained = plan.trainable(state['params'])
-      params, opt_state = plan.optimizer.update(grads, state['opt_state'], trained, rate)
+      params, opt_state = plan.optimizer.update(grads, state['opt_state'], trained, rate, state['step'])
     routers = committed(plan, state['params'], state['router_state'], aux)
     finite &= all_finite(routers)
-    new = dict(params=freeze.put(state['params'], params), opt_state=opt_state, router_state=routers)
+    new = dict(params=groups.put(state['params'], params), opt_state=opt_state, router_state=routers)
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {part: state[part] for part in new})
     counts = count(state['counts'], losses.weights(batch), finite)
-    report |= {'lr': rate, 'grad_norm': norm, 'skipped': counts['skipped'], 'layers': describe(aux),
-               'load': {layer: a.load for layer, a in aux.items()}}
+    report |= norms | {'lr': rate, 'skipped': counts['skipped'], 'layers': describe(aux),
+                       'load': {layer: a.load for layer, a in aux.items()}}
     return dict(kept, step=state['step'] + 1, key=state['key'], counts=counts), report
 
   return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings(), distributed.everywhere(plan.mesh)))
@@ -58,7 +54,7 @@ def make(cfg, plan):
 
 def schedule(cfg, total_steps):
   """Returns the function step -> learning rate of a configuration for a training of `total_steps`."""
-  return fields.bind(schedules, 'schedule', cfg.schedule, total_steps=total_steps)
+  return lookup.bind(schedules, 'schedule', cfg.schedule, total_steps=total_steps)
 
 
 def gradients(cfg, plan, state, batch, microbatches):
@@ -80,7 +76,7 @@ def gradients(cfg, plan, state, batch, microbatches):
 
   def forward(params, part, key):
     """Logits f32[P,B,T,V] of the passes, and their Aux."""
-    model = plan.model(freeze.put(state['params'], params), state['router_state'])
+    model = plan.model(groups.put(state['params'], params), state['router_state'])
     once = lambda key: model(part, key, train=True, step=state['step'], tokens=tokens)
     if passes == 1:
       logits, aux = once(key)

@@ -12,10 +12,10 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import files
 from stmoe.answer import infer
+from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.data.text import objectives
 from stmoe.runs import directory as rundir
-from stmoe.train import checkpoint
 from stmoe.train import state as states
 from tests.train import tiny_run
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from stmoe import experiment
+from stmoe.checkpoints import checkpoint
 from stmoe.cli import main
 from stmoe.data import batches as pipeline
 from stmoe.runs import directory as rundir
-from stmoe.train import checkpoint
 from stmoe.train import loop
 from stmoe.train import opened
 from stmoe.train import schedules

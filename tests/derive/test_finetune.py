@@ -9,12 +9,12 @@ import pytest
 
 from stmoe import errors
 from stmoe.answer import score
+from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.derive import finetune
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
 from stmoe.train import check
-from stmoe.train import checkpoint
 from stmoe.train import loop
 from stmoe.train import state as states
 from stmoe.train import taskscore

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from stmoe.analysis.routing import choices as routing
+from stmoe.checkpoints import checkpoint
 from stmoe.runs import directory as rundir
-from stmoe.train import checkpoint
 from stmoe.train import state as states
 
 GREEDY = 10                              # ids of the recorded cases

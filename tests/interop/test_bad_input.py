@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors import numpy as theirs
 
+from stmoe.checkpoints import seal
 from stmoe.cli import main
-from stmoe.train import seal
 
 CASES = pathlib.Path(__file__).resolve().parent.parent / 'data' / 'checkpoints'
 PIECES = CASES.parent / 'sentencepiece' / 'seqio_test_26.model'

@@ -10,6 +10,7 @@ import pytest
 from safetensors import numpy as theirs
 
 from stmoe import errors
+from stmoe.checkpoints import checkpoint
 from stmoe.derive import convert
 from stmoe.interop import decoder
 from stmoe.interop import fields
@@ -17,7 +18,6 @@ from stmoe.interop import files
 from stmoe.interop import rules
 from stmoe.interop.families import switch_transformers
 from stmoe.runs import directory as rundir
-from stmoe.train import checkpoint
 from stmoe.train import state as states
 from tests.interop import runs
 

@@ -59,7 +59,8 @@ def test_the_balance_loss_counts_every_choice(call, context):
   np.testing.assert_allclose(aux.losses['balance'], 2.0, rtol=1e-6)  # f = (1, 1, 0), P = 1/3: 3 * 2/3
 
 
-@pytest.mark.parametrize('wrong, message', [(dict(k=5), 'k is at least 1 and at most 3'), (dict(tile=0), 'nearest: tile=128')])
+@pytest.mark.parametrize('wrong, message', [
+    (dict(k=5), 'k is at least 1 and at most 3'), (dict(tile=0), 'nearest: tile=128')])
 def test_mistakes(wrong, message):
   with pytest.raises(errors.UserError, match=message):
     sonic_moe.SonicMoE(4, num_experts=3, **wrong, rngs=nnx.Rngs(0))

@@ -13,12 +13,12 @@ import pytest
 
 from stmoe import errors
 from stmoe.answer import score
+from stmoe.checkpoints import checkpoint
+from stmoe.checkpoints import checksum
 from stmoe.data import batches as pipeline
 from stmoe.hosts import signals
 from stmoe.runs import directory as rundir
 from stmoe.runs import writers
-from stmoe.train import checkpoint
-from stmoe.train import checksum
 from stmoe.train import loop
 from stmoe.train import state as states
 from tests.train import tiny_run

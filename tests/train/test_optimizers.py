@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe.train import adafactor
-from stmoe.train import fields
 from stmoe.train import optimizers
 
 KEY = jax.random.key(0)
@@ -137,7 +137,7 @@ def test_clip_keeps_small_gradients_and_shrinks_large_ones():
     (dict(name='adamw', wieght_decay=0.9), r"no field 'wieght_decay'; nearest: weight_decay")])
 def test_wrong_names_are_user_errors(section, message):
   with pytest.raises(errors.UserError, match=message):
-    fields.bind(optimizers, 'optimizer', section)
+    lookup.bind(optimizers, 'optimizer', section)
 
 
 def test_adafactor_before_its_offset_is_as_at_it():

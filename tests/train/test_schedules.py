@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from stmoe import errors
-from stmoe.train import fields
+from stmoe import lookup
 from stmoe.train import schedules
 
 
 def rates(section, steps, total=100):
-  schedule = fields.bind(schedules, 'schedule', section, total_steps=total)
+  schedule = lookup.bind(schedules, 'schedule', section, total_steps=total)
   return [float(schedule(jnp.int32(step))) for step in steps]
 
 

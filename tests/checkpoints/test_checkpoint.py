@@ -15,9 +15,9 @@ import tensorstore as ts
 
 from stmoe import axes
 from stmoe import errors
-from stmoe.train import checkpoint
-from stmoe.train import checksum
-from stmoe.train import stored
+from stmoe.checkpoints import checkpoint
+from stmoe.checkpoints import checksum
+from stmoe.checkpoints import stored
 
 WORDS = 64
 

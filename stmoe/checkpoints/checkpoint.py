@@ -18,10 +18,10 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from stmoe import errors
 from stmoe import files
+from stmoe.checkpoints import checksum
+from stmoe.checkpoints import seal
+from stmoe.checkpoints import stored
 from stmoe.hosts import job
-from stmoe.train import checksum
-from stmoe.train import seal
-from stmoe.train import stored
 
 AGREE = 60_000                           # ms that one which cannot read waits for the others to say so, too
 FULL_TEXTS = ('No space left on device', 'Disk quota exceeded')

@@ -13,8 +13,8 @@ import tensorstore as ts
 
 from stmoe import errors
 from stmoe import files
-from stmoe.train import checksum
-from stmoe.train import seal
+from stmoe.checkpoints import checksum
+from stmoe.checkpoints import seal
 
 ZARRAY = '.zarray'                       # the key under which an array's shape and chunks are
 

@@ -1,0 +1,1 @@
+"""Checkpoints of runs: written, sealed with checksums, found and opened again."""

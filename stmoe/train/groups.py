@@ -1,0 +1,274 @@
+"""Which parameters train, and how: a section `groups` of a configuration names groups of them.
+
+  c.groups = dict(router=dict(rate=0.1), expert=dict(clip=0.0), base=dict(where='rest', train=False))
+
+`where` says which parameters: labels (see `modules.labels`) and patterns of paths, 'decoder/*/attention/*',
+with commas between them, or 'rest', the parameters of no other group. Without `where` the group's name is the
+label. A parameter is in one group at most. What is in none trains as optimizer and schedule say.
+
+Without that section `train.trainable` names a part of the model, told apart by names on a parameter's path
+(ST-MoE's fine-tuning, arXiv:2202.08906, section 5.4); the others do not train:
+  expert      what sparse layers have: experts and router
+  non_expert  everything else
+  attention   self- and cross-attention, with the norms before them
+  ffn         dense and sparse feed-forward layers, with the norms before them
+"""
+
+import fnmatch
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from stmoe import errors
+from stmoe import ranges
+from stmoe.train import optimizers
+
+SPARSE, REST = ('experts', 'router'), 'rest'
+PARTS = {
+    'all': lambda path: True,
+    'expert': lambda path: any(name in SPARSE for name in path),
+    'non_expert': lambda path: not any(name in SPARSE for name in path),
+    'attention': lambda path: any(str(name).startswith(('attention', 'cross')) for name in path),
+    'ffn': lambda path: any(name in ('layer', 'layer_norm') for name in path),
+}
+
+
+class Group(NamedTuple):
+  """Parameters that train alike; fields as in `group_of`, `paths` are tuples of keys."""
+  name: str
+  paths: frozenset
+  train: bool
+  rate: float
+  weight_decay: float | None
+  clip: float | None
+  every: int
+  turn: tuple
+
+  @property
+  def alternates(self) -> bool:
+    """Whether this group does not train in every step."""
+    return self.turn[1] > 1
+
+  def due(self, step: jax.Array) -> jax.Array:
+    """Returns bool[]: whether this group trains in step `step` i32[]."""
+    turn, turns = self.turn
+    return step // self.every % turns == turn
+
+
+def group_of(name, paths, *, where: ranges.Text = '', train: ranges.Flag = True,
+             rate: ranges.NonNegative = 1.0, weight_decay: ranges.NonNegative | None = None,
+             clip: ranges.NonNegative | None = None, every: ranges.Count = 1,
+             turn: ranges.Row(ranges.Natural, ranges.Count) = (0, 1)) -> Group:
+  """Returns the Group of the parameters at `paths`; its fields in a configuration are these.
+
+  Args:
+    name:         of the group; '' for parameters that no group claims.
+    where:        how the paths were selected; '' = by the name.
+    train:        whether they change at all; those that do not have no slots in the optimizer.
+    rate:         factor of the schedule's learning rate.
+    weight_decay: in place of the optimizer's.
+    clip:         limit of the norm of the group's own gradient; 0.0 = none. The gradient then counts for no
+      other norm that is limited. None: it counts for the norm that train.clip limits.
+    every, turn:  with turn=(i, n) the group trains in the i-th of n turns, from 0, of `every` steps each. In
+      the other turns neither the parameters nor their slots change.
+  """
+  i, n = turn
+  if i >= n:
+    raise errors.UserError(f'groups.{name}.turn={tuple(turn)}: there are {n} turns, and they count from 0; '
+                           f'nearest: {(n - 1, n)}')
+  return Group(name, frozenset(paths), train, rate, weight_decay, clip, every, (i, n))
+
+
+def of(cfg, labels: dict) -> tuple[Group, ...]:
+  """Returns the Groups of a configuration: disjoint, and together all parameters.
+
+  Raises UserError, naming the field, for a group of no parameter, two groups of one parameter, and if
+  nothing trains.
+
+  Args:
+    labels: dict path -> set of labels of every parameter of the model, see `modules.labels`.
+  """
+  sections, part = cfg.get('groups', {}), cfg.train.get('trainable', 'all')
+  if not sections:
+    chosen = _of_part(part, labels)
+    parts = group_of('', chosen), group_of('', labels.keys() - chosen, train=False)
+    return tuple(group for group in parts if group.paths)
+  if part != 'all':
+    raise errors.UserError(f'train.trainable={part!r} and groups.{min(sections)} both say what trains; '
+                           'nearest: train.trainable=all')
+  groups, owner, where = [], {}, {name: fields.get('where') or name for name, fields in sections.items()}
+  # In the order of their names, which is that of config.json; 'rest' is what the others leave.
+  for name in sorted(sections, key=lambda name: (where[name] == REST, name)):
+    paths = selected(name, where[name], labels, owner)
+    owner |= dict.fromkeys(paths, name)
+    groups.append(group_of(name, paths, **sections[name]))
+  left = labels.keys() - owner.keys()
+  if left:
+    groups.append(group_of('', left))
+  if not any(group.train for group in groups):
+    raise errors.UserError(f'groups: no parameter trains, all are in {", ".join(sorted(sections))}')
+  return tuple(groups)
+
+
+def _of_part(part, labels):
+  """The set of paths of the parameters of train.trainable=`part`."""
+  if part not in PARTS:
+    raise errors.UserError(f'train.trainable={part!r}{errors.nearest(part, PARTS)} (there are: '
+                           f'{", ".join(PARTS)})')
+  found = {path for path in labels if PARTS[part](path)}
+  if not found:
+    raise errors.UserError(f'train.trainable={part!r}: the model has no such parameters; nearest: all')
+  return found
+
+
+def selected(name: str, where: str, labels: dict, owner: dict) -> set:
+  """Returns the set of paths that `where` of group `name` selects.
+
+  Args:
+    labels: as for `of`.
+    owner:  dict path -> name of the group that has it already.
+  """
+  field, paths = f'groups.{name}.where={where!r}', set()
+  if not re.fullmatch(r'\w+', name):
+    raise errors.UserError(f'groups: {name!r} is no name of a group; names are letters, digits and _')
+  known = sorted({REST}.union(*labels.values()))
+  for word in where.split(','):
+    fits = _test(word, labels, owner)
+    more = {path for path in labels if fits(path)}
+    if not more:
+      raise errors.UserError(f'{field}: no parameter is in {word!r}{errors.nearest(word, known)} (there are: '
+                             f'{", ".join(known)}; a path has a / or *)')
+    paths |= more
+  for path in sorted(paths & owner.keys(), key=_text):
+    raise errors.UserError(f'{field}: {_text(path)} is in groups.{owner[path]}, too; a parameter has one '
+                           'group')
+  return paths
+
+
+def _test(word, labels, owner):
+  """The function of a path that says whether `word` of a `where` names it."""
+  if word == REST:
+    return lambda path: path not in owner
+  if '*' in word or '/' in word:
+    return lambda path: fnmatch.fnmatchcase(_text(path), word)
+  return lambda path: word in labels[path]
+
+
+def _text(path):
+  return '/'.join(map(str, path))
+
+
+def described(cfg) -> str:
+  """Returns which parameters of a configuration train, in a few words."""
+  return ', '.join(sorted(cfg.get('groups', {}))) or cfg.train.get('trainable', 'all')
+
+
+def trained(groups) -> frozenset:
+  """Returns the paths of all parameters that train."""
+  return frozenset().union(*(group.paths for group in groups if group.train))
+
+
+def clip(groups, grads, step, limit):
+  """Returns (grads, norms): gradients as the optimizer gets them, and what they were.
+
+  norms: dict of f32[]: grad_norm, of all that trains in this step, and 'grad_norm/NAME' of every group.
+
+  Args:
+    grads: of the parameters that train, nested dict.
+    step:  i32[]. The gradient of a group whose turn it is not is 0.
+    limit: of the norm of the groups that have none of their own; 0.0 = none.
+  """
+  training = [group for group in groups if group.train]
+  for group in training:
+    if group.alternates:
+      part = take(grads, group.paths)
+      grads = put(grads, _where(group.due(step), part, jax.tree.map(jnp.zeros_like, part)))
+  norms = {'grad_norm': optimizers.norm(grads)}
+  norms |= {f'grad_norm/{group.name}': optimizers.norm(take(grads, group.paths))
+            for group in training if group.name}
+  alone = [(group.paths, group.clip) for group in training if group.clip is not None]
+  if not alone:
+    return optimizers.clip(grads, norms['grad_norm'], limit) if limit else grads, norms
+  together = trained(group for group in training if group.clip is None)
+  for paths, most in ((together, limit), *alone):
+    if most and paths:
+      part = take(grads, paths)
+      grads = put(grads, optimizers.clip(part, optimizers.norm(part), most))
+  return grads, norms
+
+
+def _where(due, new, old):
+  """`new` where bool[] `due`, else `old`: trees of the same arrays."""
+  return jax.tree.map(lambda a, b: jnp.where(due, a, b), new, old)
+
+
+def optimizer(groups, make, names, shapes):
+  """Returns the optimizer of all groups that train, with one state of all their parameters.
+
+  A parameter's slots are where they would be without groups. A group that does not train in every step has a
+  count of its own steps, under `turns`. `update` has the number of the step for its last argument:
+  (grads, state, params, rate f32[], step i32[]) -> (params, state).
+
+  Args:
+    make:          function (group, logical axes, shapes) -> `optimizers.Optimizer` of these parameters.
+    names, shapes: nested dicts of all parameters.
+  """
+  parts = [(group, make(group, take(names, group.paths), take(shapes, group.paths)))
+           for group in groups if group.train]
+
+  def init(params):
+    return _joined((group, own.init(take(params, group.paths))) for group, own in parts)
+
+  def update(grads, state, params, rate, step):
+    states, new = [], params
+    for group, own in parts:
+      before = take(params, group.paths), _own(state, group)
+      after = own.update(take(grads, group.paths), before[1], before[0], rate * group.rate)
+      moved, slots = _where(group.due(step), after, before) if group.alternates else after
+      new = put(new, moved)
+      states.append((group, slots))
+    return new, _joined(states)
+
+  return optimizers.Optimizer(init, update, _joined((group, own.names) for group, own in parts))
+
+
+def _joined(states):
+  """One state from pairs of a Group and its optimizer's state, in which what is no tree counts steps."""
+  whole = {}
+  for group, state in states:
+    counts = {name: value for name, value in state.items() if not isinstance(value, dict)}
+    whole |= {name: put(whole.get(name, {}), tree) for name, tree in state.items() if name not in counts}
+    if counts and group.alternates:
+      whole['turns'] = whole.get('turns', {}) | {group.name: counts}
+    else:
+      whole |= counts
+  return whole
+
+
+def _own(state, group):
+  """The state of a group's optimizer from the one of all; see `_joined`."""
+  trees = {name: take(tree, group.paths) for name, tree in state.items()
+           if isinstance(tree, dict) and name != 'turns'}
+  if group.alternates:
+    return trees | state.get('turns', {}).get(group.name, {})
+  return trees | {name: value for name, value in state.items() if not isinstance(value, dict)}
+
+
+def take(tree, paths):
+  """Returns the nested dict of those leaves of `tree` that are at `paths`; empty dicts are left out."""
+  found = {}
+  for path in paths:
+    leaf, node = tree, found
+    for key in path[:-1]:
+      leaf, node = leaf[key], node.setdefault(key, {})
+    node[path[-1]] = leaf[path[-1]]
+  return found
+
+
+def put(tree, part):
+  """Returns the nested dict `tree` with the leaves that the nested dict `part` has in place of its own."""
+  if not isinstance(part, dict):
+    return part
+  return tree | {key: put(tree.get(key, {}), inner) for key, inner in part.items()}
