@@ -4,6 +4,8 @@ Sections that name something (model, optimizer, ...) have the fields that it dec
 others those of the tables here. Nothing is imported that a configuration names.
 """
 
+import functools
+import operator
 from typing import NamedTuple
 
 import ml_collections
@@ -16,7 +18,6 @@ from stmoe.declared import Field
 
 METHODS = ('rank', 'decode', 'span')                                 # of evaluation, see train/taskscore.py
 PARTS = ('all', 'expert', 'non_expert', 'attention', 'ffn')          # that train, see train/freeze.py
-FILES, SIZE = ranges.Many(ranges.Text), ranges.Count
 
 # Fields of sections without a name. One without a default must be there.
 TABLES = {
@@ -45,36 +46,10 @@ TABLES = {
         aux=Field(ranges.Flag)),
 }
 
-_EVERY_SET = dict(
-    task=Field(ranges.Text), files=Field(FILES), shuffle=Field(ranges.Flag), cache_dir=Field(ranges.Text),
+# Fields of section data that the pipeline reads itself, whatever the source of the data is.
+EVERY_SOURCE = dict(
+    source=Field(lookup.Name('source'), None), shuffle=Field(ranges.Flag),
     eval_split=Field(ranges.Choice('train', 'validation')))
-_TEXT = _EVERY_SET | dict(
-    vocab=Field(ranges.Text), extra_ids=Field(ranges.Natural), join=Field(ranges.Flag),
-    pack=Field(ranges.Flag), mixture=Field(ranges.Shares), mixture_cap=Field(ranges.Count, None),
-    jsonl=Field(FILES, ()), metrics=Field(FILES, ()), loss_from=Field(ranges.Below1, 0.0),
-    replaced=Field(ranges.Share, 0.0), eval_replaced=Field(ranges.Share, 0.0))
-_ROW = dict(length=Field(SIZE))
-_TWO_ROWS = dict(inputs_length=Field(SIZE), targets_length=Field(SIZE))
-# Fields of section data by data.objective; see data/pipeline.py, data/vision.py and data/spans.py.
-OBJECTIVES = {
-    'lm': _TEXT | _ROW,
-    'prefix_lm': _TEXT | _ROW,
-    'prompted': _TEXT | _ROW,
-    'seq2seq': _TEXT | _TWO_ROWS,
-    'span_corruption': _TEXT | _TWO_ROWS | dict(
-        noise_density=Field(ranges.Between01, 0.15), mean_span_length=Field(ranges.AtLeast1, 3.0)),
-    'classification': _EVERY_SET | dict(
-        label=Field(ranges.Text), image_size=Field(SIZE), channels=Field(SIZE),
-        central=Field(ranges.PartOf1), crop=Field(ranges.PartOf1), flip=Field(ranges.Flag),
-        mean=Field(ranges.Any), std=Field(ranges.Positive)),
-    'spans': _EVERY_SET | _TWO_ROWS | dict(
-        vocab=Field(ranges.Text), extra_ids=Field(ranges.Natural), stride=Field(SIZE),
-        question_length=Field(SIZE), answer_length=Field(SIZE), eda=Field(ranges.Group(
-            files=FILES, copies=ranges.Natural, share=ranges.Share, synonyms=ranges.Text))),
-}
-# Fields that an objective leaves aside may stay when another one is chosen.
-DATA = {name: field for fields in OBJECTIVES.values() for name, field in fields.items()}
-
 
 # What a run cannot do without, and all there is.
 TRAINING = ('model', 'blocks', 'data', 'optimizer', 'schedule', 'losses', 'train', 'eval', 'loss',
@@ -130,10 +105,25 @@ def groups(config):
 
 
 def _data(values):
-  objective = values.get('objective')
-  others = {name: Field(field.range, None) for name, field in DATA.items()}
-  fields = others | OBJECTIVES.get(objective, {}) | dict(objective=Field(ranges.Choice(*OBJECTIVES)))
-  return Group('data', values, fields, 'objective', f'data.objective={objective!r}')
+  """The Group of section data: its source says what fields there are, and may leave it to data.objective."""
+  name = lookup.source_of(values)
+  fields = _left_aside() | (lookup.beside('source', name, values) if name else {})
+  among = [name] if name and 'source' in values else lookup.available('source')
+  objectives = [one for source in among for one in lookup.objectives(source)]
+  if objectives:
+    fields['objective'] = Field(ranges.Choice(*objectives), fields['objective'].default)
+  chosen = 'source' if 'source' in values else 'objective'
+  return Group('data', values, fields | EVERY_SOURCE, chosen, lookup.titled(values))
+
+
+def _left_aside():
+  """The fields of all sources of data: those of the others may stay when one is chosen."""
+  kinds = {}
+  for kind in ('source', 'objective'):
+    for name in lookup.available(kind):
+      for key, field in lookup.fields(kind, name).items():
+        kinds.setdefault(key, {})[field.range.text] = field.range
+  return {key: Field(functools.reduce(operator.or_, each.values()), None) for key, each in kinds.items()}
 
 
 def _blocks(blocks):

@@ -141,13 +141,8 @@ def rows_per_token(sparse, length):
 
 
 def lengths(cfg):
-  """Returns dict stack name -> positions of one row of a batch; an image has one target, its label."""
-  if 'image_size' in cfg.data:
-    patches = (cfg.model.image_size // cfg.model.patch_size) ** 2
-    return dict(encoder=patches + (cfg.model.get('pooling', 'token') == 'token'), decoder=1)
-  if 'inputs_length' in cfg.data:
-    return dict(encoder=cfg.data.inputs_length, decoder=cfg.data.targets_length)
-  return dict(decoder=cfg.data.length)
+  """Returns dict stack name -> positions of one row of a batch, as the source of its data has it."""
+  return lookup.source(cfg.data).lengths(cfg.model)
 
 
 def parameters(cfg):

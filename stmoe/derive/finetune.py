@@ -44,7 +44,7 @@ def adopt(cfg, start):
     if recipe[field] not in known:
       raise errors.UserError(f'finetune.{field}={recipe[field]!r}{errors.nearest(recipe[field], known)} '
                              f'(there are: {", ".join(known)})')
-  if 'vocab' not in start.data or start.model.name == 'vit':
+  if not hasattr(lookup.source(start.data), 'vocab'):
     raise errors.UserError(f'the start is a {start.model.name} of images; these tasks need a model of text')
   with cfg.unlocked(), cfg.ignore_type():
     cfg.data.extra_ids = start.data.extra_ids

@@ -2,14 +2,12 @@
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import errors
+from stmoe import lookup
 from stmoe import modules
 from stmoe import sections
-from stmoe.data import batches as pipeline
-from stmoe.data.sources import images as vision
 from stmoe.train import losses
 
 
@@ -40,18 +38,9 @@ def batches(cfg):
 
 
 def batch_shapes(cfg, rows):
-  """Returns the ShapeDtypeStructs of a batch of configuration `cfg`: i32[rows,.], images f32[rows,H,W,C]."""
-  if cfg.data.objective == 'classification':
-    return {name: jax.ShapeDtypeStruct(*one) for name, one in vision.shapes(cfg.data, rows).items()}
-  length = cfg.data.get('length') or cfg.data.targets_length
-  shape = lambda n: jax.ShapeDtypeStruct((rows, n), jnp.int32)
-  names = ['target_tokens', 'input_tokens', 'loss_weights', 'segment_ids', 'positions']
-  if cfg.data.objective == 'prefix_lm':
-    names.append('causal_attention')
-  batch = {f'decoder_{name}': shape(length) for name in names}
-  if 'inputs_length' in cfg.data:
-    batch |= {f'encoder_{name}': shape(cfg.data.inputs_length) for name in names[1:2] + names[3:5]}
-  return batch
+  """Returns dict name -> ShapeDtypeStruct of a batch of configuration `cfg`, as its source of data has it."""
+  shapes = lookup.source(cfg.data).shapes(rows)
+  return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
 
 
 def forward(cfg, plan):
@@ -62,10 +51,10 @@ def forward(cfg, plan):
   """
   kind = lambda owner: getattr(owner, 'targets', 'ids')
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
-  wanted = kind(pipeline.SOURCES.get(cfg.data.objective))
+  wanted = kind(lookup.source(cfg.data))
   if kind(model) != wanted:
     raise errors.UserError(f'model.name={cfg.model.name!r} predicts {kind(model)}, and the targets of '
-                           f'data.objective={cfg.data.objective!r} are {wanted}')
+                           f'{lookup.titled(cfg.data)} are {wanted}')
 
   def one(rows, train):
     def call(params, routers, batch, key):
@@ -89,8 +78,8 @@ def vocabulary(cfg, plan, found):
     found: the vocabulary of the data.
   """
   size = found.vocab_size
-  if size > cfg.model.vocab_size:
-    multiple, what = -(-size // 128) * 128, 'vocab' if 'vocab' in cfg.data else 'task'
+  if size > cfg.model.get('vocab_size', size):
+    multiple, what = -(-size // 128) * 128, next(f for f in ('vocab', 'task', 'files') if f in cfg.data)
     raise errors.UserError(f'model.vocab_size={cfg.model.vocab_size}, but data.{what}={cfg.data[what]!r} has '
                            f'{size} ids; set model.vocab_size={size} or, faster, {multiple}')
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])

@@ -67,15 +67,15 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
     tell:       called with the numbers of batches done and to do.
     opened:     the data, from `pipeline.source`; None = that of `cfg`.
   """
+  opened = opened or pipeline.source(cfg)
   shard = distributed.shard(plan.mesh, cfg.eval.batch_size)
   batches = pipeline.eval_batches(cfg, *shard, opened, most=cfg.eval.batches)
   number = min(cfg.eval.batches or len(batches), len(batches))
   total, num_bytes = None, 0
   key = states.fold(cfg.seed, 'eval')
   for done, batch in enumerate(itertools.islice(batches, number), 1):
-    if cfg.data.objective == 'lm':       # other objectives predict only a part of the text
-      num_bytes += int((batch['decoder_loss_weights'] * facts['vocab'].num_bytes(
-          batch['decoder_target_tokens'])).sum())
+    scored = opened.num_bytes(batch) if hasattr(opened, 'num_bytes') else None
+    num_bytes = None if scored is None else num_bytes + scored
     batch = check.place(batch, plan.mesh)
     part = jax.device_get(sums(state['params'], state['router_state'], batch, jax.random.fold_in(key, done)))
     part = jax.tree.map(np.float64, part)
@@ -85,7 +85,7 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
   mean = {name: value / tokens for name, value in total.items()}
   values = {'eval/loss': mean['ce'], 'eval/perplexity': float(np.exp(np.float64(mean['ce']))),
             'eval/accuracy': mean['correct'], 'eval/tokens': int(tokens)}
-  if cfg.data.objective == 'lm':
+  if num_bytes is not None:
     per_token = bytes_per_token(facts, int(tokens), sum(dict(job.exchange([shard[0], num_bytes])).values()))
     values['eval/bits_per_byte'] = bits_per_byte(mean['ce'], per_token)
   if load:                               # of the whole split: MaxVio_global of arXiv:2408.15664
