@@ -68,7 +68,7 @@ def abstract(cfg, scan_layers=True):
 
 def matrices(cfg):
   """Returns the list of Matrix of every parameter and frozen array of the model of `cfg`."""
-  model, length, passing = abstract(cfg), lengths(cfg), {}
+  model, length, passing, given = abstract(cfg), lengths(cfg), {}, _given(cfg)
   found, said = [], set()
   for path, value in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, state.RouterState))):
     names = tuple(value.get_metadata().get('out_sharding') or (None,) * len(value.shape))
@@ -81,7 +81,7 @@ def matrices(cfg):
     if sparse is not None:
       size = rows[-1] if rows else length.get(path[0], min(length.values()))
       if id(sparse) not in passing:
-        passing[id(sparse)] = rows_per_token(sparse, size)
+        passing[id(sparse)] = rows_per_token(sparse, size, given)
       if 'expert' in names:
         share = passing[id(sparse)] / sparse.router.num_experts
       else:
@@ -109,7 +109,7 @@ def _owners(model, path):
   return found
 
 
-def rows_per_token(sparse, length):
+def rows_per_token(sparse, length, given=None):
   """Returns how many rows a token makes its experts compute on average: N / S of the training assignment.
 
   k of token choice, the capacity factor of expert choice; choices that are skipped at random, by a
@@ -118,6 +118,7 @@ def rows_per_token(sparse, length):
   Args:
     sparse: abstract layer with `router`, `group_size` and `d_model`; its arrays may be stacked over layers.
     length: tokens of a group, where `group_size` is None.
+    given:  dict name -> (shape for a token, dtype) of what else routers may read.
   """
   size = sparse.group_size or length
   graph, arrays = nnx.split(sparse.router)
@@ -131,7 +132,9 @@ def rows_per_token(sparse, length):
   def route(arrays, key):
     row = jnp.zeros((1, size), jnp.int32)
     ctx = contract.Context(**contract.numbered(row == 0), key=key, train=True, tokens=jnp.float32(size),
-                           step=jnp.zeros((), jnp.int32))
+                           step=jnp.zeros((), jnp.int32),
+                           given={name: jnp.zeros((1, size, *shape), dtype)
+                                  for name, (shape, dtype) in (given or {}).items()})
     router, x = nnx.merge(graph, arrays), jnp.zeros((1, size, sparse.d_model))
     return checked.route(router, x, ctx, modules.init_carry(router, x)).assignment
 
@@ -143,6 +146,14 @@ def rows_per_token(sparse, length):
 def lengths(cfg):
   """Returns dict stack name -> positions of one row of a batch, as the source of its data has it."""
   return lookup.source(cfg.data).lengths(cfg.model)
+
+
+def _given(cfg):
+  """Dict name -> (shape for a token, dtype) of what the source of data gives routers to read."""
+  batch = lookup.source(cfg.data).shapes(1)
+  per_row = {name: (shape[1:], dtype) for name, (shape, dtype) in batch.items() if name.startswith('given/')}
+  per_token = {name: (shape[2:], dtype) for name, (shape, dtype) in batch.items() if '_given/' in name}
+  return {name.partition('given/')[2]: one for name, one in (per_row | per_token).items()}
 
 
 def parameters(cfg):

@@ -41,6 +41,11 @@ class Record:
     """Returns dict task -> dict(path, key) of the run's caches; {} where `source` is of other data."""
     return self.values['caches'] if self.values and self._same(described(source)) else {}
 
+  def facts(self, source):
+    """Returns what the run found out of its data, for a source of the same kind and columns; {} of others."""
+    columns = {field: value for field, value in described(source).items() if field != 'files'}
+    return self.values.get('facts', {}) if self.values and self._same(columns) else {}
+
   def vocabulary(self, source, make):
     """Returns the run's own vocabulary; what `make` gives if it has none, or `source` another."""
     found = self.values.get('vocabulary')

@@ -98,6 +98,11 @@ def files(plan):
 
 
 def place(batch, mesh):
-  """Returns the rows of this process as global arrays, split over ('data', 'expert')."""
-  sharding = lambda x: jax.sharding.NamedSharding(mesh, axes.spec(('batch', 'length')[:x.ndim]))
-  return {name: jax.make_array_from_process_local_data(sharding(x), x) for name, x in batch.items()}
+  """Returns the rows of this process as global arrays, split over the mesh axes of 'batch'.
+
+  What belongs to a stack, STACK_NAME, is [B,T,...]: its second axis is 'length'.
+  """
+  def sharding(name, x):
+    tokens = name.startswith(('encoder_', 'decoder_'))
+    return jax.sharding.NamedSharding(mesh, axes.spec(('batch', 'length')[:2 if tokens else 1]))
+  return {name: jax.make_array_from_process_local_data(sharding(name, x), x) for name, x in batch.items()}

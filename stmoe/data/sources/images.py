@@ -5,14 +5,12 @@ What is random in row i of a stream depends on its number and on the seed only.
 
 import dataclasses
 import hashlib
-import os
 
 import numpy as np
 
 from stmoe import errors
-from stmoe import files
 from stmoe import ranges
-from stmoe.data import given
+from stmoe.data import arrays
 from stmoe.data import record as records
 from stmoe.data import store
 from stmoe.data.images import pixels as images
@@ -248,13 +246,7 @@ def npz(data):
     held_out = np.arange(len(pixels) + len(more)) >= len(pixels)
     return _divided(np.concatenate([pixels, more]), np.concatenate([labels, others]), held_out)
   pixels, labels, split = parts[0]
-  if split is None:
-    return _divided(pixels, labels, np.arange(len(pixels)) % 10 == 9)
-  unknown = sorted(set(split.tolist()) - set(tasks.SPLITS))
-  if unknown:
-    raise errors.UserError(f'{paths[0]}: split has {unknown[0]!r}{errors.nearest(unknown[0], tasks.SPLITS)} '
-                           f'(there are: {", ".join(tasks.SPLITS)})')
-  return _divided(pixels, labels, split == 'validation')
+  return _divided(pixels, labels, arrays.held_out(paths[0], split, len(pixels)))
 
 
 LOCAL = {'digits': digits, 'npz': npz}
@@ -276,14 +268,10 @@ def _divided(pixels, labels, held_out):
 
 def _read(file, label):
   """(images uint8, labels i64, split or None) of an .npz file."""
-  try:
-    arrays = files.read_arrays(file, max(files.LARGEST, given.RATIO * os.path.getsize(file)))
-  except (OSError, errors.Damaged) as error:
-    raise errors.UserError(f'data.files: {file} is not readable as .npz: '
-                           f'{getattr(error, "reason", error)}') from error
-  image = _named(file, arrays, ('image', 'images'))
-  label = _named(file, arrays, (label,) if label else ('label', 'labels'))
-  pixels, labels, split = arrays[image], arrays[label], arrays.get('split')
+  found = arrays.read(file)
+  image = arrays.named(file, found, 'image', 'images')
+  label = arrays.named(file, found, *((label,) if label else ('label', 'labels')))
+  pixels, labels, split = found[image], found[label], found.get('split')
   if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[3:] not in ((), (1,), (3,)):
     raise errors.UserError(f'{file}: {image} is {pixels.dtype}{list(pixels.shape)}; it must be uint8[N,H,W] '
                            'or uint8[N,H,W,C] with C of 1 or 3')
@@ -294,10 +282,3 @@ def _read(file, label):
     raise errors.UserError(f'{file}: split has {split.shape[0]} entries for {len(pixels)} images')
   return pixels, labels.astype(np.int64), split
 
-
-def _named(file, names, wanted):
-  for name in wanted:
-    if name in names:
-      return name
-  raise errors.UserError(f'{file} has no array {" or ".join(map(repr, wanted))}'
-                         f'{errors.nearest(wanted[0], names)} (it has: {", ".join(names)})')
