@@ -11,8 +11,8 @@ from stmoe.core import metrics as routing
 from stmoe.data import batches as pipeline
 from stmoe.hosts import distributed
 from stmoe.hosts import job
+from stmoe.targets import ids
 from stmoe.train import check
-from stmoe.train import losses
 from stmoe.train import state as states
 
 
@@ -30,9 +30,9 @@ def make(plan, draws=1):
       logits, aux = model(batch, key=key, train=False)
     else:
       logits, aux = averaged(lambda key: model(batch, key=key, train=False), jax.random.split(key, draws))
-    found = losses.task(logits, batch)
+    found = ids.task(logits, batch)
     drops = [a.metrics['drop_frac'] for a in aux.values() if 'drop_frac' in a.metrics]
-    tokens = losses.weights(batch).sum()
+    tokens = ids.weights(batch).sum()
     return dict(ce=found['ce'], correct=found['correct'], tokens=tokens,
                 load={layer: a.load for layer, a in aux.items()}) | (
         {'drop_frac': tokens * sum(drops) / len(drops)} if drops else {})

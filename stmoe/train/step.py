@@ -14,6 +14,7 @@ from stmoe import state as router_state
 from stmoe.core import contract
 from stmoe.core import metrics as routing
 from stmoe.hosts import distributed
+from stmoe.targets import ids
 from stmoe.train import fields
 from stmoe.train import freeze
 from stmoe.train import losses
@@ -51,7 +52,7 @@ def make(cfg, plan):
     finite &= all_finite(routers)
     new = dict(params=freeze.put(state['params'], params), opt_state=opt_state, router_state=routers)
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {part: state[part] for part in new})
-    counts = count(state['counts'], losses.weights(batch), finite)
+    counts = count(state['counts'], ids.weights(batch), finite)
     report |= {'lr': rate, 'grad_norm': norm, 'skipped': counts['skipped'], 'layers': describe(aux),
                'load': {layer: a.load for layer, a in aux.items()}}
     return dict(kept, step=state['step'] + 1, key=state['key'], counts=counts), report
@@ -75,7 +76,7 @@ def gradients(cfg, plan, state, batch, microbatches):
   passes as of microbatches: loads of both passes add up, and so do statistics that are sums.
   """
   model = plan.model(state['params'], state['router_state'])
-  targets = jnp.maximum(jnp.sum(losses.weights(batch)), 1.0)
+  targets = jnp.maximum(jnp.sum(ids.weights(batch)), 1.0)
   tokens = jax.tree.map(lambda n: n / microbatches, model.count_tokens(batch))
   key = jax.random.fold_in(state['key'], state['step'])
   weighted, task = cfg.losses.to_dict(), cfg.loss
@@ -94,7 +95,7 @@ def gradients(cfg, plan, state, batch, microbatches):
   def loss(params, part, key):
     logits, aux = forward(params, part, key)
     with jax.named_scope('loss'):
-      sums = losses.passes(logits, part, task.z, task.label_smoothing, task.get('sigmoid', False))
+      sums = ids.passes(logits, part, task.z, task.label_smoothing, task.get('sigmoid', False))
       routers, values = losses.router(aux, weighted)
     total = (sums['ce'] + sums['z']) / targets + passes * routers / microbatches
     # Summed over microbatches, these are the values of the whole batch.

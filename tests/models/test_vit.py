@@ -15,6 +15,7 @@ from stmoe import state
 from stmoe.analysis import flops
 from stmoe.parts import patches
 from stmoe.surgery import layout
+from stmoe.targets import ids
 from stmoe.train import losses
 
 SPARSE = dict(layer='moe', executor='einsum', group_size=10)
@@ -57,7 +58,7 @@ def forward(graphdef, params, batch, key=None, train=False):
 def value_and_grad(graphdef, params, batch, key, tokens, count):
   def loss(params):
     logits, aux = nnx.merge(graphdef, params)(batch, key=key, train=True, tokens=tokens)
-    return losses.task(logits, batch)['ce'] / count + losses.router(aux, WEIGHTED)[0]
+    return ids.task(logits, batch)['ce'] / count + losses.router(aux, WEIGHTED)[0]
   return jax.value_and_grad(loss)(params)
 
 

@@ -13,9 +13,9 @@ from stmoe import axes
 from stmoe import errors
 from stmoe.analysis import flops
 from stmoe.core import contract
+from stmoe.targets import ids
 from stmoe.train import check
 from stmoe.train import evaluate
-from stmoe.train import losses
 from stmoe.train import state as states
 from stmoe.train import step as steps
 from tests.train import tiny_run
@@ -33,7 +33,7 @@ def plain(x, y):
 
 def test_divergence_and_gradients_to_both_sides():
   weigh = lambda f: lambda x, y: jnp.sum(f(x, y) * jnp.arange(5))
-  (a, da), (b, db) = (jax.value_and_grad(weigh(f), (0, 1))(P, Q) for f in (losses.consistency, plain))
+  (a, da), (b, db) = (jax.value_and_grad(weigh(f), (0, 1))(P, Q) for f in (ids.consistency, plain))
   np.testing.assert_allclose(a, b, rtol=1e-5)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), da, db)
   assert all(jnp.abs(d).max() > 0.1 for d in da)
@@ -42,13 +42,13 @@ def test_divergence_and_gradients_to_both_sides():
 def test_divergence_by_hand():
   # p = (3/4, 1/4), q = (1/4, 3/4): 1/2 * 2 * 1/2 * ln 3.
   x = jnp.log(jnp.array([[[3.0, 1.0]]]))
-  np.testing.assert_allclose(losses.consistency(x, x[..., ::-1]), [[0.5 * np.log(3)]], rtol=1e-6)
-  assert losses.consistency(x, x) == 0
+  np.testing.assert_allclose(ids.consistency(x, x[..., ::-1]), [[0.5 * np.log(3)]], rtol=1e-6)
+  assert ids.consistency(x, x) == 0
 
 
 def test_certain_predictions_are_finite():
   x = jnp.array([[[300.0, 0.0, -300.0]]])
-  value, grads = jax.value_and_grad(lambda x, y: losses.consistency(x, y).sum(), (0, 1))(x, x[..., ::-1])
+  value, grads = jax.value_and_grad(lambda x, y: ids.consistency(x, y).sum(), (0, 1))(x, x[..., ::-1])
   np.testing.assert_allclose(value, 600.0)
   assert jnp.all(jnp.isfinite(jnp.stack(grads)))
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stmoe.data import batches as pipeline
+from stmoe.targets import ids
 from stmoe.train import evaluate
-from stmoe.train import losses
 from stmoe.train import state as states
 from tests.train import tiny_run
 
@@ -29,7 +29,7 @@ def corpus(tmp_path_factory):
 
 def evaluated(cfg, opened=None):
   sums = lambda params, routers, batch, key: dict(
-      ce=NATS * losses.weights(batch).sum(), correct=0.0, tokens=losses.weights(batch).sum(), load={})
+      ce=NATS * ids.weights(batch).sum(), correct=0.0, tokens=ids.weights(batch).sum(), load={})
   with states.on_mesh(cfg.mesh, jax.devices()[:1]) as mesh:
     return evaluate.run(cfg, types.SimpleNamespace(mesh=mesh), sums, dict(params={}, router_state={}),
                         pipeline.info(cfg), opened=opened)
