@@ -23,6 +23,7 @@ PACKAGES = {
     'layer': 'stmoe.layers',
     'attention': 'stmoe.attention',
     'head': 'stmoe.heads',           # of models whose predictions are no tokens
+    'target': 'stmoe.targets',       # what a model is to predict: section loss
     'router': 'stmoe.routers',
     'experts': 'stmoe.experts',
     'virtual': 'stmoe.experts.virtual',   # experts without a bank: a tuple of names
@@ -36,6 +37,8 @@ PACKAGES = {
     'law': 'stmoe.analysis.scaling.laws',   # of the loss against size, tokens and experts
     'launcher': 'stmoe.sweep.launchers',
 }
+# What a section of a kind without a name means.
+UNNAMED = {'target': 'ids'}
 
 
 # How objects of a kind are called, where a package holds several kinds and helpers: the arguments tell them.
@@ -194,7 +197,7 @@ def recipe(kind, fields):
   Raises UserError naming a field that the class does not have.
   """
   fields = dict(fields)
-  make = constructor(kind, fields.pop('name'))
+  make = constructor(kind, fields.pop('name', UNNAMED.get(kind)))
   known = [p for p in inspect.signature(make.__init__).parameters if p not in ('self', 'rngs')]
   for key, value in fields.items():
     if key not in known:

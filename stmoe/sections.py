@@ -29,9 +29,6 @@ TABLES = {
         every=Field(ranges.Count), batches=Field(ranges.Natural), batch_size=Field(ranges.Count),
         draws=Field(ranges.Count, 1), methods=Field(ranges.Many(ranges.Choice(*METHODS)), ()),
         examples=Field(ranges.Natural, 0)),
-    'loss': dict(
-        z=Field(ranges.NonNegative), label_smoothing=Field(ranges.Below1), sigmoid=Field(ranges.Flag, False),
-        passes=Field(ranges.Whole(1, 2), 1), consistency=Field(ranges.NonNegative, 0.0)),
     'checkpoint': dict(
         every=Field(ranges.Count), keep=Field(ranges.Count), async_save=Field(ranges.Flag),
         best=Field(ranges.Text, '')),
@@ -55,6 +52,7 @@ EVERY_SOURCE = dict(
 TRAINING = ('model', 'blocks', 'data', 'optimizer', 'schedule', 'losses', 'train', 'eval', 'loss',
             'checkpoint', 'mesh', 'profile')
 SECTIONS = (*TRAINING, 'finetune', 'decode')
+KINDS = {'model': 'model', 'decode': 'strategy', 'loss': 'target'}
 FUNCTIONS = {'optimizer': 'stmoe.train.optimizers', 'schedule': 'stmoe.train.schedules'}
 
 
@@ -98,8 +96,8 @@ def groups(config):
       known, name = declared.of_functions(FUNCTIONS[section]), values.get('name')
       named = {'name': Field(ranges.Choice(*known))}
       yield Group(section, values, named | _own(known.get(name, {})), 'name', f'{section} {name!r}')
-    elif section in ('model', 'decode'):
-      yield from _of_kind('strategy' if section == 'decode' else section, section, values)
+    elif section in KINDS:
+      yield from _of_kind(KINDS[section], section, values)
   known = dict.fromkeys(SECTIONS, Field(ranges.Section, None)) | dict(seed=Field(ranges.Seed, 0))
   yield Group('', config, known, open=True)
 
@@ -136,11 +134,12 @@ def _blocks(blocks):
 
 def _of_kind(kind, path, values, key='name', more=()):
   """The Groups of a mapping that names a module of `kind` under `key`, and of those inside it."""
-  name = values.get(key)
+  unnamed = lookup.UNNAMED.get(kind, declared.REQUIRED)
+  name = values.get(key, unnamed)
   known = lookup.has(kind, name) or name in lookup.wrappers(kind)
   fields = _own(lookup.fields(kind, name)) if known else {}
-  yield Group(path, values, {key: Field(lookup.Name(kind))} | fields | dict(more), key, f'{kind} {name!r}',
-              open=not fields)
+  own = {key: Field(lookup.Name(kind), unnamed)}
+  yield Group(path, values, own | fields | dict(more), key, f'{kind} {name!r}', open=not fields)
   for inner in values:
     if lookup.named(kind, inner) and _is_group(values[inner]):
       yield from _of_kind(lookup.named(kind, inner), f'{path}.{inner}', values[inner])
@@ -195,7 +194,7 @@ def _complete(group):
   chosen = group.chosen
   if chosen in group.values:
     group.fields[chosen].range.check(group.where(chosen), group.values[chosen])
-  elif chosen:
+  elif chosen and group.fields[chosen].default is declared.REQUIRED:
     raise errors.UserError(f'{group.path} has no field {chosen!r}, which says what it is')
   title, known = group.title or group.path, list(group.fields)
   for key in group.values:

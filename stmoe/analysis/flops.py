@@ -170,7 +170,7 @@ def active_per_token(cfg):
   functions are not counted, so that all executors of a model have the same figure.
 
   forward: per target position; an encoder's work is spread over the targets of its row.
-  train:   forward and backward, 3 x forward, of every pass (loss.passes); rematerialisation does no
+  train:   forward and backward, 3 x forward, of every pass of the target; rematerialisation does no
     useful work and is not in it.
   forward_per_row: of one row of a batch, the "FLOPs per sequence" of the papers.
   """
@@ -190,5 +190,6 @@ def active_per_token(cfg):
       layers = m.size / math.prod(m.shape[-2:])
       total += 4.0 * length[stack] * length[memory] * m.shape[-1] * layers
   forward = total / length['decoder']
-  train = (1.0 + BACKWARD) * forward * cfg.get('loss', {}).get('passes', 1)
+  passes = lookup.recipe('target', cfg.get('loss', {}))().passes
+  train = (1.0 + BACKWARD) * forward * passes
   return dict(forward=forward, train=train, forward_per_row=total)

@@ -26,7 +26,6 @@ from stmoe.data import record as records
 from stmoe.runs import directory as rundir
 from stmoe.runs import writers
 from stmoe.surgery import upcycle as surgery
-from stmoe.targets import ids
 from stmoe.train import check
 from stmoe.train import checkpoint
 from stmoe.train import evaluate
@@ -257,7 +256,7 @@ def difference(cfg, dense, sparse):
   def norms(old, new, batch):
     before, after = (plan.model(*state)(batch, key=jax.random.key(0), train=False)[0]
                      for plan, state in ((old_plan, old), (new_plan, new)))
-    real = (ids.weights(batch)[..., None] > 0) & (before > IMPOSSIBLE)
+    real = (new_plan.target.weights(batch)[..., None] > 0) & (before > IMPOSSIBLE)
     return [jnp.sum(jnp.where(real, x, 0) ** 2) for x in (after - before, before)]
 
   batch = next(iter(pipeline.eval_batches(cfg, jax.process_index(), jax.process_count())))

@@ -32,7 +32,7 @@ FREE = ('train.steps', 'train.log_every', 'train.stats_every', 'train.stop_after
 # And fields of its layers that act in evaluation only, called so: eval_k, eval_dispatch.
 EVALUATION = re.compile(r'blocks\..*\.eval_\w+')
 # Fields that runs begun before there were such do not have, with the value that is the same.
-YOUNGER = {'data.replaced': 0.0}
+YOUNGER = {'data.replaced': 0.0, 'loss.name': 'ids'}
 SECTIONS = ('model', 'blocks', 'data', 'train', 'eval')               # that every configuration has
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'ml-collections')
 

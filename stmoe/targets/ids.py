@@ -1,9 +1,115 @@
-"""Ids: tokens of a text, places of a row, classes of images."""
+"""Ids: tokens of a text, places of a row, labels of whole rows. Each target is one of V ids."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from stmoe import ranges
+from stmoe import targets
+from stmoe.errors import UserError
+
+# Entries of a batch: ids and their weights. Of a text every token has one, of an image or a table the row.
+ENTRIES = ('decoder_target_tokens', 'decoder_loss_weights'), ('labels', 'weights')
+
+
+class Ids:
+  """Cross entropy of the softmax over V ids, in nats per target.
+
+  Args:
+    z:               coefficient of log(Z)^2 of the output softmax.
+    label_smoothing: e, see `cross_entropy`.
+    sigmoid:         every id is a yes or no of its own, see `sigmoid_cross_entropy`.
+    passes:          2 runs a batch twice with different keys (THOR, R-Drop): the loss is that of the first
+      plus that of the second.
+    consistency:     coefficient of their divergence, see `consistency`.
+  Evaluation has neither smoothing nor these terms.
+  """
+
+  kinds, run = ('ids', 'positions', 'labels'), ''
+  measures = {
+      'loss/ce': targets.Measure('nats per token'),
+      'eval/loss': targets.Measure('nats per token', said='eval loss {:.4f}'),
+      'eval/accuracy': targets.Measure('', 'higher', 'accuracy {:.1%}'),
+      'eval/perplexity': targets.Measure(''),
+      'eval/bits_per_byte': targets.Measure('bits per byte', said='{:.4f} bits per byte'),
+  }
+
+  def __init__(self, *, z: ranges.NonNegative = 0.0, label_smoothing: ranges.Below1 = 0.0,
+               sigmoid: ranges.Flag = False, passes: ranges.Whole(1, 2) = 1,
+               consistency: ranges.NonNegative = 0.0):
+    if consistency and passes == 1:
+      raise UserError(f'loss.consistency={consistency} with loss.passes=1: it weighs the divergence of two '
+                      'passes; nearest: loss.passes=2')
+    if sigmoid and (z or label_smoothing or consistency):
+      raise UserError(f'loss.sigmoid=True has no softmax for loss.z={z}, label_smoothing={label_smoothing} '
+                      f'and consistency={consistency}; set them to 0')
+    self.z = z
+    self.label_smoothing = label_smoothing
+    self.sigmoid = sigmoid
+    self.passes = passes
+    self.consistency = consistency
+
+  def weights(self, batch):
+    """Returns f32[B,T], 1 on real targets."""
+    return weights(batch)
+
+  def counts(self, batch):
+    """Returns f32[], the real targets, at least 1."""
+    return jnp.maximum(jnp.sum(weights(batch)), 1.0)
+
+  def loss(self, outputs, batch, counts):
+    """Returns (f32[], metrics), see `targets.Target`: of two passes the means, but of the divergence.
+
+    Args:
+      outputs: f32[B,T,V], of two passes f32[2,B,T,V].
+    """
+    each = outputs[None] if self.passes == 1 else outputs
+    sums = passes(each, batch, self.z, self.label_smoothing, self.sigmoid)
+    total = (sums['ce'] + sums['z']) / counts
+    values = {'loss/ce': sums['ce'] / (self.passes * counts)}
+    if self.z:
+      values['loss/z'] = sums['z'] / (self.passes * counts)
+    if self.passes > 1:
+      values['loss/consistency'] = sums['consistency'] / counts
+      total += self.consistency * values['loss/consistency'] if self.consistency else 0.0
+    return total, values
+
+  def judge(self, outputs, batch):
+    """Returns dict(ce, correct), f32[] sums over the real targets, of outputs f32[B,T,V]."""
+    sums = task(outputs, batch)
+    return dict(ce=sums['ce'], correct=sums['correct'])
+
+  def averaged(self, predict, keys):
+    """Returns (logits f32[B,T,V], aux) of the mean of the distributions that `predict` gives for each key.
+
+    Args:
+      predict: key -> (logits f32[B,T,V], aux); one distribution at a time is in memory.
+      keys:    [n] PRNG keys. Metrics are means over them.
+    """
+    def add(total, key):
+      logits, aux = predict(key)
+      return jnp.logaddexp(total, jax.nn.log_softmax(logits)), aux
+
+    shape = jax.eval_shape(predict, keys[0])[0]
+    total, aux = jax.lax.scan(add, jnp.full(shape.shape, -jnp.inf, shape.dtype), keys)
+    return total - jnp.log(len(keys)), jax.tree.map(lambda x: jnp.mean(x, 0), aux)
+
+  def metrics(self, totals):
+    """Returns loss, perplexity, accuracy, number of the targets, and of text bits per byte."""
+    loss = totals['ce'] / totals['weight']
+    values = {'eval/loss': loss, 'eval/perplexity': float(np.exp(np.float64(loss))),
+              'eval/accuracy': totals['correct'] / totals['weight'], 'eval/tokens': int(totals['weight'])}
+    if 'bytes_per_token' in totals:
+      values['eval/bits_per_byte'] = bits_per_byte(loss, totals['bytes_per_token'])
+    return values
+
+
+def bits_per_byte(loss, bytes_per_token):
+  """Returns the loss in bits per byte of text, from nats per token: 8.0 is a uniform guess of bytes."""
+  return loss / math.log(2) / bytes_per_token
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -93,17 +199,23 @@ def sigmoid_cross_entropy(logits, targets):
   return jnp.sum(jax.nn.softplus(logits), axis=-1) - jnp.sum(jnp.where(right, logits, 0), axis=-1)
 
 
+def read(batch):
+  """Returns (ids i32[B,T], weights [B,T]) of a batch."""
+  ids, real = next(names for names in ENTRIES if names[0] in batch)
+  return batch[ids], batch[real]
+
+
 def weights(batch):
-  """Returns f32[B,T], 1 on real target tokens."""
-  return batch['decoder_loss_weights'].astype(jnp.float32)
+  """Returns f32[B,T], 1 on real targets."""
+  return read(batch)[1].astype(jnp.float32)
 
 
 def task(logits, batch, z=0.0, label_smoothing=0.0, sigmoid=False):
-  """Returns dict of sums over the real target tokens of `batch`, f32[]: ce, z, correct.
+  """Returns dict of sums over the real targets of `batch`, f32[]: ce, z, correct.
 
   `sigmoid` takes `sigmoid_cross_entropy` in place of `cross_entropy`; z and smoothing are of the softmax.
   """
-  targets, real = batch['decoder_target_tokens'], weights(batch)
+  targets, real = read(batch)[0], weights(batch)
   if sigmoid:
     ce, z_term = sigmoid_cross_entropy(logits, targets), jnp.zeros(targets.shape)  # [B, T]
   else:
@@ -113,7 +225,7 @@ def task(logits, batch, z=0.0, label_smoothing=0.0, sigmoid=False):
 
 
 def passes(logits, batch, z=0.0, label_smoothing=0.0, sigmoid=False):
-  """Returns dict of sums over the real target tokens of `batch` and over stochastic passes, f32[].
+  """Returns dict of sums over the real targets of `batch` and over stochastic passes, f32[].
 
   ce, z, correct: of `task`, summed over the passes. consistency: between the first pass and the
   second, not there for one.

@@ -15,13 +15,7 @@ def counts(cfg):
   """Raises UserError for fields that are missing or out of their range, or losses that do not fit."""
   sections.check(cfg, whole=False)
   sections.present(cfg)
-  passes, alpha = cfg.loss.get('passes', 1), cfg.loss.get('consistency', 0.0)
-  if alpha and passes == 1:
-    raise errors.UserError(f'loss.consistency={alpha} with loss.passes=1: it weighs the divergence of two '
-                           'passes; nearest: loss.passes=2')
-  if cfg.loss.get('sigmoid') and (cfg.loss.z or cfg.loss.label_smoothing or alpha):
-    raise errors.UserError(f'loss.sigmoid=True has no softmax for loss.z={cfg.loss.z}, label_smoothing='
-                           f'{cfg.loss.label_smoothing} and consistency={alpha}; set them to 0')
+  lookup.recipe('target', cfg.loss)()
 
 
 def batches(cfg):
@@ -46,8 +40,9 @@ def batch_shapes(cfg, rows):
 def forward(cfg, plan):
   """Returns dict layer -> Aux of shapes, from an abstract forward pass of both kinds of batches.
 
-  Raises UserError for group sizes that do not divide, for weighted losses nobody reports, and for targets of
-  another kind than what the model predicts: `targets` of a model and of a source of data, 'ids' if absent.
+  Raises UserError for group sizes that do not divide, for weighted losses nobody reports, and where model,
+  data and target do not fit together: `targets` of a model and of a source of data, 'ids' if absent, are one
+  of the `kinds` of the target, and so are their shapes.
   """
   kind = lambda owner: getattr(owner, 'targets', 'ids')
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
@@ -55,10 +50,17 @@ def forward(cfg, plan):
   if kind(model) != wanted:
     raise errors.UserError(f'model.name={cfg.model.name!r} predicts {kind(model)}, and the targets of '
                            f'{lookup.titled(cfg.data)} are {wanted}')
+  if wanted not in plan.target.kinds:
+    near = [name for name in lookup.available('target') if wanted in lookup.constructor('target', name).kinds]
+    raise errors.UserError(f'loss.name={cfg.loss.get("name", lookup.UNNAMED["target"])!r} judges '
+                           f'{" or ".join(plan.target.kinds)}, and the targets of {lookup.titled(cfg.data)} are '
+                           f'{wanted}; nearest: {", ".join(near)}')
 
   def one(rows, train):
     def call(params, routers, batch, key):
-      return plan.model(params, routers)(batch, key=key, train=train)[1]
+      outputs, aux = plan.model(params, routers)(batch, key=key, train=train)
+      plan.target.judge(outputs, batch)
+      return aux
     return jax.eval_shape(call, plan.shapes['params'], plan.shapes['router_state'],
                           batch_shapes(cfg, rows), plan.shapes['key'])
 

@@ -290,7 +290,7 @@ class Loop:
         if job.leads():
           taskscore.write(self.path, taskscore.record(self.scorer, self.step, scores))
         values |= scores
-    self.log(f'step {self.step:,}: {evaluate.describe(values)}')
+    self.log(f'step {self.step:,}: {evaluate.describe(self.plan.target, values)}')
     if scores:
       self.log(taskscore.describe(scores))
     return self._totals(jax.device_get(self.state['counts'])) | values

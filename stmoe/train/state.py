@@ -37,12 +37,14 @@ class Blueprint:
   shapes:    tree like the state of ShapeDtypeStructs that carry their NamedSharding.
   mesh:      the mesh of those shardings.
   trained:   paths of the parameters that train; the optimizer knows no other.
+  target:    a `targets.Target`: what the model is to predict.
   """
   graphdef: object
   optimizer: optimizers.Optimizer
   shapes: dict
   mesh: jax.sharding.Mesh
   trained: frozenset
+  target: object
 
   def model(self, params, routers):
     """Returns the model with these numbers in it."""
@@ -121,7 +123,8 @@ def blueprint(cfg, mesh):
   check_divisible(routers, router_names, mesh)
   place = lambda n, s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=NamedSharding(mesh, axes.spec(n)))
   placed = jax.tree.map(place, named, shapes, is_leaf=axes.is_names)
-  return Blueprint(graphdef, optimizer, placed, mesh, trained)
+  target = lookup.recipe('target', cfg.get('loss', {}))()
+  return Blueprint(graphdef, optimizer, placed, mesh, trained, target)
 
 
 def init(cfg, plan):

@@ -64,6 +64,7 @@ class Images:
   objective: ranges.Choice('classification') = 'classification'
 
   kind = 'images'
+  targets = 'labels'               # what a model must predict: a class of the whole row
 
   def content(self) -> dict:
     """Returns what says which data these are, for data.json."""
@@ -73,7 +74,7 @@ class Images:
     """Returns dict name -> (shape, dtype) of a batch of `rows` images, each with one target, its label."""
     image = (rows, self.image_size, self.image_size, self.channels)
     one = ((rows, 1), np.int32)
-    return dict(image=(image, np.float32), decoder_target_tokens=one, decoder_loss_weights=one)
+    return dict(image=(image, np.float32), labels=one, weights=one)
 
   def lengths(self, model) -> dict:
     """Returns dict stack -> positions of a row: the patches of a model that has such, and one label."""
@@ -136,8 +137,8 @@ class Rows:
     if rng is not None and d.flip and rng.random() < 0.5:
       pixels = pixels[:, ::-1]
     batch['image'][at] = (pixels / np.float32(255) - np.float32(d.mean)) / np.float32(d.std)
-    batch['decoder_target_tokens'][at] = label
-    batch['decoder_loss_weights'][at] = 1
+    batch['labels'][at] = label
+    batch['weights'][at] = 1
 
 
 def middle(shape, share):
