@@ -134,7 +134,7 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
       opened = pipeline.source(cfg)
       facts = opened.info()
       check.vocabulary(cfg, plan, facts['vocab'])
-      best.Best(cfg, workdir, taskscore.Scorer(cfg, plan, opened).names())
+      best.Best(cfg, workdir, taskscore.Scorer(cfg, plan, opened).names(), plan.target.measures)
       state, record = _load(run, cfg, plan, facts['vocab'], step)
       data = pipeline.train_iterator(cfg, opened=opened)
       position = data.get_state()

@@ -64,4 +64,9 @@ class Target(Protocol):
     """
 
 
+def first(measures, part):
+  """Returns the first name of `measures` in `part`: of 'loss/' what training makes smaller, or 'eval/'."""
+  return next(name for name in measures if name.startswith(part))
+
+
 OUTPUTS = 'other_outputs'                # entry of a batch: what the model of another run gives for it

@@ -82,6 +82,14 @@ class Ids:
     sums = task(outputs, batch)
     return dict(ce=sums['ce'], correct=sums['correct'])
 
+  def apart(self, outputs, others, temperature):
+    """Returns f32[B,T], T^2 KL(others || outputs) of the softmaxes at temperature T of logits [B,T,V].
+
+    0 for equal predictions.
+    """
+    log_p, log_q = (jax.nn.log_softmax(x / temperature) for x in (others, outputs))
+    return temperature ** 2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
   def averaged(self, predict, keys):
     """Returns (logits f32[B,T,V], aux) of the mean of the distributions that `predict` gives for each key.
 

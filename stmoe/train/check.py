@@ -8,6 +8,7 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
 from stmoe import sections
+from stmoe.train import beside
 from stmoe.train import losses
 
 
@@ -53,8 +54,8 @@ def forward(cfg, plan):
   if wanted not in plan.target.kinds:
     near = [name for name in lookup.available('target') if wanted in lookup.constructor('target', name).kinds]
     raise errors.UserError(f'loss.name={cfg.loss.get("name", lookup.UNNAMED["target"])!r} judges '
-                           f'{" or ".join(plan.target.kinds)}, and the targets of {lookup.titled(cfg.data)} are '
-                           f'{wanted}; nearest: {", ".join(near)}')
+                           f'{" or ".join(plan.target.kinds)}, and the targets of {lookup.titled(cfg.data)} '
+                           f'are {wanted}; nearest: {", ".join(near)}')
 
   def one(rows, train):
     def call(params, routers, batch, key):
@@ -62,7 +63,7 @@ def forward(cfg, plan):
       plan.target.judge(outputs, batch)
       return aux
     return jax.eval_shape(call, plan.shapes['params'], plan.shapes['router_state'],
-                          batch_shapes(cfg, rows), plan.shapes['key'])
+                          beside.shapes(plan, batch_shapes(cfg, rows)), plan.shapes['key'])
 
   aux = one(cfg.train.batch_size // cfg.train.microbatches, True)
   one(cfg.eval.batch_size, False)

@@ -11,6 +11,7 @@ from stmoe.core import metrics as routing
 from stmoe.data import batches as pipeline
 from stmoe.hosts import distributed
 from stmoe.hosts import job
+from stmoe.train import beside
 from stmoe.train import check
 from stmoe.train import state as states
 
@@ -41,7 +42,8 @@ def make(plan, draws=1):
   return jax.jit(sums, out_shardings=distributed.everywhere(plan.mesh))
 
 
-def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=None):
+def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=None,
+        complete=None):
   """Returns the 'eval/...' metrics of `state` over the evaluation split of `cfg`, or eval.batches of it.
 
   Where evaluation is random, its keys are those of the seed and of each batch's number.
@@ -51,8 +53,10 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
     facts:      of the data, from `pipeline.info`.
     tell:       called with the numbers of batches done and to do.
     opened:     the data, from `pipeline.source`; None = that of `cfg`.
+    complete:   adds to a batch what the target wants, from `beside.opened`; None = made here.
   """
   opened = opened or pipeline.source(cfg)
+  complete = complete or beside.opened(plan, facts['vocab'])
   shard = distributed.shard(plan.mesh, cfg.eval.batch_size)
   batches = pipeline.eval_batches(cfg, *shard, opened, most=cfg.eval.batches)
   number = min(cfg.eval.batches or len(batches), len(batches))
@@ -61,7 +65,7 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
   for done, batch in enumerate(itertools.islice(batches, number), 1):
     scored = opened.num_bytes(batch) if hasattr(opened, 'num_bytes') else None
     num_bytes = None if scored is None else num_bytes + scored
-    batch = check.place(batch, plan.mesh)
+    batch = complete(check.place(batch, plan.mesh))
     part = jax.device_get(sums(state['params'], state['router_state'], batch, jax.random.fold_in(key, done)))
     part = jax.tree.map(np.float64, part)
     total = part if total is None else jax.tree.map(np.add, total, part)

@@ -1,8 +1,6 @@
-"""The one place where the task's loss and the losses of the routers meet.
+"""The losses of the routers, made one number by the coefficients and reductions of the configuration.
 
-Models return logits and unweighted `Aux`; here the configuration's coefficients and
-reductions make them one number. Sums are divided by counts of the whole batch, so that the
-value does not depend on the number of microbatches.
+Models return them unweighted, in `Aux`. What the outputs cost is said by a target (`stmoe/targets`).
 """
 
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Values, yes-or-no answers and pairs by hand; parts of a batch add up; shapes that do not fit are one line."""
+"""Values, yes-or-no answers and pairs by hand; parts of a batch add up; wrong shapes are one line."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ KINDS = dict(values=values.Values(), binary=binary.Binary(), ranking=ranking.Ran
 
 def batch(yes, weights=None):
   yes = jnp.asarray(yes, jnp.float32)
-  return dict(values=yes, weights=jnp.ones(yes.shape) if weights is None else jnp.asarray(weights, jnp.float32))
+  real = np.ones(yes.shape) if weights is None else weights
+  return dict(values=yes, weights=jnp.asarray(real, jnp.float32))
 
 
 def split_of(target, outputs, data):
@@ -59,8 +60,8 @@ def test_area_under_the_curve_is_that_of_all_pairs_and_adds_up_over_batches():
   found = split_of(target, logits, batch(yes))
   np.testing.assert_allclose([found['eval/auc_0'], found['eval/auc_1']], of_pairs, atol=5e-3)
   assert found['eval/auc'] == pytest.approx((found['eval/auc_0'] + found['eval/auc_1']) / 2)
-  parts = [target.judge(jnp.asarray(logits[at], jnp.float32), batch(yes[at])) for at in (np.s_[:64], np.s_[64:])]
-  whole = target.judge(jnp.asarray(logits, jnp.float32), batch(yes))
+  judged = lambda at: target.judge(jnp.asarray(logits[at], jnp.float32), batch(yes[at]))
+  parts, whole = [judged(at) for at in (np.s_[:64], np.s_[64:])], judged(np.s_[:])
   for name in ('yes', 'no'):
     np.testing.assert_array_equal(parts[0][name] + parts[1][name], whole[name])
 
@@ -84,7 +85,8 @@ def test_parts_of_a_batch_add_up(kind):
   outputs = jnp.asarray(rng.normal(size=(8, 3)), jnp.float32)
   counts = target.counts(data)
   whole = target.loss(outputs, data, counts)
-  parts = [target.loss(outputs[at], {k: x[at] for k, x in data.items()}, counts) for at in (np.s_[:2], np.s_[2:])]
+  parts = [target.loss(outputs[at], {name: x[at] for name, x in data.items()}, counts)
+           for at in (np.s_[:2], np.s_[2:])]
   jax.tree.map(lambda a, *b: np.testing.assert_allclose(a, sum(b), rtol=1e-5), whole, *parts)
   judged = split_of(target, outputs, data)
   np.testing.assert_allclose(judged['eval/loss'], whole[0], rtol=1e-5)
