@@ -10,10 +10,10 @@ from stmoe.runs import read as runs
 
 def run(loss, **metrics):
   named = {name.replace('_', '/', 1): value for name, value in metrics.items()}
-  lines = [dict({name: value / step for name, value in named.items()}, step=step, tokens=10 * step,
-                flops=100 * step) for step in (1, 2, 3)]
-  return runs.Run(path=pathlib.Path(), name=str(loss.get('name')), config=dict(loss=loss), env={}, lines=lines,
-                  loads={}, states={}, done=None)
+  lines = [dict({name: value / step for name, value in named.items()}, step=step, tokens=step, flops=step)
+           for step in (1, 2, 3)]
+  return runs.Run(path=pathlib.Path(), name='run', config=dict(loss=loss), env={}, lines=lines, loads={},
+                  states={}, done=None)
 
 
 VALUES = run(dict(name='values'), loss_mse=4.0, eval_loss=5.0, eval_rmse=2.0)
