@@ -24,7 +24,7 @@ import numpy as np
 
 from stmoe import errors
 
-FULL = (errno.ENOSPC, errno.EDQUOT)      # of a full disk
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)   # of a full disk, a quota or a limit of the system
 CHUNK = 1 << 24
 # Absolute paths that mean the same to every library; orbax takes /gs/ and the like for addresses of a cloud.
 PLAIN = re.compile(r'(?!/(gs|s3|az|hf)(/|$))[\w/.,+=@ -]*')
@@ -152,7 +152,7 @@ def write_bytes(path, content):
     temporary.write_bytes(content)
     temporary.replace(path)
   except OSError as error:
-    if error.errno in FULL:
+    if full(error):
       raise                              # the command line has a line for it
     raise errors.Damaged(path, f'cannot be written: {error.strerror}') from error
   finally:
@@ -181,6 +181,18 @@ def open_to_append(path):
   except OSError as error:
     link = error.errno == errno.ELOOP
     raise errors.Damaged(path, f'cannot be written: {"it is a link" if link else error.strerror}') from error
+
+
+def full(error):
+  """Returns the error behind `error` which says that the disk is full, or None.
+
+  It says so by its number or, made by a library, in its text; libraries wrap it in errors of their own.
+  """
+  while error is not None:
+    if getattr(error, 'errno', None) in FULL or any(os.strerror(code) in str(error) for code in FULL):
+      return error
+    error = error.__cause__ or error.__context__
+  return None
 
 
 def plain(value):

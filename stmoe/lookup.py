@@ -23,17 +23,22 @@ PACKAGES = {
     'layer': 'stmoe.layers',
     'attention': 'stmoe.attention',
     'head': 'stmoe.heads',           # of models whose predictions are no tokens
+    'target': 'stmoe.targets',       # what a model is to predict: section loss
     'router': 'stmoe.routers',
     'experts': 'stmoe.experts',
     'virtual': 'stmoe.experts.virtual',   # experts without a bank: a tuple of names
     'executor': 'stmoe.core.execute',
     'strategy': 'stmoe.decode.strategies',
+    'source': 'stmoe.data.sources',
+    'objective': 'stmoe.data.text.objectives',   # of a source of texts
     'metric': 'stmoe.metrics',
     'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
     'peer': 'stmoe.bench.peers',   # other libraries to time
     'law': 'stmoe.analysis.scaling.laws',   # of the loss against size, tokens and experts
     'launcher': 'stmoe.sweep.launchers',
 }
+# What a section of a kind without a name means.
+UNNAMED = {'target': 'ids'}
 
 
 # How objects of a kind are called, where a package holds several kinds and helpers: the arguments tell them.
@@ -192,7 +197,7 @@ def recipe(kind, fields):
   Raises UserError naming a field that the class does not have.
   """
   fields = dict(fields)
-  make = constructor(kind, fields.pop('name'))
+  make = constructor(kind, fields.pop('name', UNNAMED.get(kind)))
   known = [p for p in inspect.signature(make.__init__).parameters if p not in ('self', 'rngs')]
   for key, value in fields.items():
     if key not in known:
@@ -210,6 +215,73 @@ def _nested(kind, value):
   if isinstance(value, (tuple, list)):
     return tuple(recipe(kind, entry if hasattr(entry, 'keys') else {'name': entry}) for entry in value)
   return value
+
+
+def objectives(name):
+  """Returns the names that data.objective may have for the source of data `name`; () if it has no such field.
+
+  >>> objectives('images')
+  ('classification',)
+  """
+  field = fields('source', name).get('objective')
+  if field is None:
+    return ()
+  return tuple(available(field.range.kind)) if isinstance(field.range, ranges.Chosen) else field.range.names
+
+
+def source_of(data):
+  """Returns the name of the source that section `data` of a configuration means, or None if there is none.
+
+  It is data.source. A section without that field means the source that has its data.objective.
+
+  >>> source_of(dict(objective='lm')), source_of(dict(source='table')), source_of({})
+  ('texts', 'table', None)
+  """
+  if 'source' in data:
+    return data['source'] if has('source', data['source']) else None
+  return next((name for name in available('source') if data.get('objective') in objectives(name)), None)
+
+
+def titled(data):
+  """Returns what section `data` is called in a message: "data.objective='lm'", "data.source='table'"."""
+  key = 'source' if 'source' in data else 'objective'
+  return f'data.{key}={data.get(key)!r}'
+
+
+def beside(kind, name, values):
+  """Returns dict field -> Field of a module, and of those modules that its fields in `values` choose."""
+  own = fields(kind, name)
+  chosen = [fields(field.range.kind, values[key]) for key, field in own.items()
+            if isinstance(field.range, ranges.Chosen) and has(field.range.kind, values.get(key))]
+  return functools.reduce(lambda known, more: known | more, chosen, own)
+
+
+def source(data):
+  """Returns the source of data that section `data` of a configuration means, made of its fields.
+
+  Fields of other sources are left aside. Raises UserError where there is no such source, and for a field
+  that is missing.
+  """
+  name = source_of(data)
+  if name is None and 'source' not in data:
+    known = [one for source in available('source') for one in objectives(source)]
+    raise errors.UserError(f'data.objective: none is called {data.get("objective")!r}'
+                           f'{errors.nearest(data.get("objective"), known)} (there are: {", ".join(known)})')
+  return constructor('source', name or data['source'])(**_own('source', name, data))
+
+
+def _own(kind, name, values):
+  """Those of `values` that are fields of a module; a field that chooses another module is its recipe."""
+  given = {}
+  for key, field in fields(kind, name).items():
+    if key in values and isinstance(field.range, ranges.Chosen):
+      chosen = constructor(field.range.kind, values[key])
+      given[key] = functools.partial(chosen, **_own(field.range.kind, values[key], values))
+    elif key in values:
+      given[key] = values[key]
+    elif field.default is declared.REQUIRED:
+      raise errors.UserError(f'data: {kind} {name!r} needs the field {key!r}')
+  return given
 
 
 def takes(made, field):

@@ -352,6 +352,14 @@ class Named(Range):
     return hasattr(value, 'items') and isinstance(value.get('name'), str)
 
 
+class Chosen(String):
+  """The name of a module of a kind, whose fields stand beside it, in the same section."""
+
+  def __init__(self, kind):
+    self.kind = kind
+    self.text = f'the name of an {kind}'
+
+
 class Spelled(String):
   """The name of a module of a kind with its fields as one text: 'all_to_all:chunks=4'."""
 

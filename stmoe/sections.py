@@ -4,6 +4,8 @@ Sections that name something (model, optimizer, ...) have the fields that it dec
 others those of the tables here. Nothing is imported that a configuration names.
 """
 
+import functools
+import operator
 from typing import NamedTuple
 
 import ml_collections
@@ -16,7 +18,6 @@ from stmoe.declared import Field
 
 METHODS = ('rank', 'decode', 'span')                                 # of evaluation, see train/taskscore.py
 PARTS = ('all', 'expert', 'non_expert', 'attention', 'ffn')          # that train, see train/groups.py
-FILES, SIZE = ranges.Many(ranges.Text), ranges.Count
 
 # Fields of sections without a name. One without a default must be there.
 TABLES = {
@@ -28,9 +29,6 @@ TABLES = {
         every=Field(ranges.Count), batches=Field(ranges.Natural), batch_size=Field(ranges.Count),
         draws=Field(ranges.Count, 1), methods=Field(ranges.Many(ranges.Choice(*METHODS)), ()),
         examples=Field(ranges.Natural, 0)),
-    'loss': dict(
-        z=Field(ranges.NonNegative), label_smoothing=Field(ranges.Below1), sigmoid=Field(ranges.Flag, False),
-        passes=Field(ranges.Whole(1, 2), 1), consistency=Field(ranges.NonNegative, 0.0)),
     'checkpoint': dict(
         every=Field(ranges.Count), keep=Field(ranges.Count), async_save=Field(ranges.Flag),
         best=Field(ranges.Text, '')),
@@ -45,42 +43,17 @@ TABLES = {
         aux=Field(ranges.Flag)),
 }
 
-_EVERY_SET = dict(
-    task=Field(ranges.Text), files=Field(FILES), shuffle=Field(ranges.Flag), cache_dir=Field(ranges.Text),
+# Fields of section data that the pipeline reads itself, whatever the source of the data is.
+EVERY_SOURCE = dict(
+    source=Field(lookup.Name('source'), None), shuffle=Field(ranges.Flag),
     eval_split=Field(ranges.Choice('train', 'validation')))
-_TEXT = _EVERY_SET | dict(
-    vocab=Field(ranges.Text), extra_ids=Field(ranges.Natural), join=Field(ranges.Flag),
-    pack=Field(ranges.Flag), mixture=Field(ranges.Shares), mixture_cap=Field(ranges.Count, None),
-    jsonl=Field(FILES, ()), metrics=Field(FILES, ()), loss_from=Field(ranges.Below1, 0.0),
-    replaced=Field(ranges.Share, 0.0), eval_replaced=Field(ranges.Share, 0.0))
-_ROW = dict(length=Field(SIZE))
-_TWO_ROWS = dict(inputs_length=Field(SIZE), targets_length=Field(SIZE))
-# Fields of section data by data.objective; see data/pipeline.py, data/vision.py and data/spans.py.
-OBJECTIVES = {
-    'lm': _TEXT | _ROW,
-    'prefix_lm': _TEXT | _ROW,
-    'prompted': _TEXT | _ROW,
-    'seq2seq': _TEXT | _TWO_ROWS,
-    'span_corruption': _TEXT | _TWO_ROWS | dict(
-        noise_density=Field(ranges.Between01, 0.15), mean_span_length=Field(ranges.AtLeast1, 3.0)),
-    'classification': _EVERY_SET | dict(
-        label=Field(ranges.Text), image_size=Field(SIZE), channels=Field(SIZE),
-        central=Field(ranges.PartOf1), crop=Field(ranges.PartOf1), flip=Field(ranges.Flag),
-        mean=Field(ranges.Any), std=Field(ranges.Positive)),
-    'spans': _EVERY_SET | _TWO_ROWS | dict(
-        vocab=Field(ranges.Text), extra_ids=Field(ranges.Natural), stride=Field(SIZE),
-        question_length=Field(SIZE), answer_length=Field(SIZE), eda=Field(ranges.Group(
-            files=FILES, copies=ranges.Natural, share=ranges.Share, synonyms=ranges.Text))),
-}
-# Fields that an objective leaves aside may stay when another one is chosen.
-DATA = {name: field for fields in OBJECTIVES.values() for name, field in fields.items()}
-
 
 # What a run cannot do without, and all there is.
 TRAINING = ('model', 'blocks', 'data', 'optimizer', 'schedule', 'losses', 'train', 'eval', 'loss',
             'checkpoint', 'mesh', 'profile')
 SECTIONS = (*TRAINING, 'groups', 'finetune', 'decode')
 OF_PARAMETERS = 'stmoe.train.groups'     # whose `group_of` has the fields of a group of parameters
+KINDS = {'model': 'model', 'decode': 'strategy', 'loss': 'target'}
 FUNCTIONS = {'optimizer': 'stmoe.train.optimizers', 'schedule': 'stmoe.train.schedules'}
 
 
@@ -128,8 +101,8 @@ def groups(config):
       known, name = declared.of_functions(FUNCTIONS[section]), values.get('name')
       named = {'name': Field(ranges.Choice(*known))}
       yield Group(section, values, named | _own(known.get(name, {})), 'name', f'{section} {name!r}')
-    elif section in ('model', 'decode'):
-      yield from _of_kind('strategy' if section == 'decode' else section, section, values)
+    elif section in KINDS:
+      yield from _of_kind(KINDS[section], section, values)
   known = dict.fromkeys(SECTIONS, Field(ranges.Section, None)) | dict(seed=Field(ranges.Seed, 0))
   yield Group('', config, known, open=True)
 
@@ -164,10 +137,25 @@ def begin(config, path):
 
 
 def _data(values):
-  objective = values.get('objective')
-  others = {name: Field(field.range, None) for name, field in DATA.items()}
-  fields = others | OBJECTIVES.get(objective, {}) | dict(objective=Field(ranges.Choice(*OBJECTIVES)))
-  return Group('data', values, fields, 'objective', f'data.objective={objective!r}')
+  """The Group of section data: its source says what fields there are, and may leave it to data.objective."""
+  name = lookup.source_of(values)
+  fields = _left_aside() | (lookup.beside('source', name, values) if name else {})
+  among = [name] if name and 'source' in values else lookup.available('source')
+  objectives = [one for source in among for one in lookup.objectives(source)]
+  if objectives:
+    fields['objective'] = Field(ranges.Choice(*objectives), fields['objective'].default)
+  chosen = 'source' if 'source' in values else 'objective'
+  return Group('data', values, fields | EVERY_SOURCE, chosen, lookup.titled(values))
+
+
+def _left_aside():
+  """The fields of all sources of data: those of the others may stay when one is chosen."""
+  kinds = {}
+  for kind in ('source', 'objective'):
+    for name in lookup.available(kind):
+      for key, field in lookup.fields(kind, name).items():
+        kinds.setdefault(key, {})[field.range.text] = field.range
+  return {key: Field(functools.reduce(operator.or_, each.values()), None) for key, each in kinds.items()}
 
 
 def _blocks(blocks):
@@ -180,11 +168,12 @@ def _blocks(blocks):
 
 def _of_kind(kind, path, values, key='name', more=()):
   """The Groups of a mapping that names a module of `kind` under `key`, and of those inside it."""
-  name = values.get(key)
+  unnamed = lookup.UNNAMED.get(kind, declared.REQUIRED)
+  name = values.get(key, unnamed)
   known = lookup.has(kind, name) or name in lookup.wrappers(kind)
   fields = _own(lookup.fields(kind, name)) if known else {}
-  yield Group(path, values, {key: Field(lookup.Name(kind))} | fields | dict(more), key, f'{kind} {name!r}',
-              open=not fields)
+  own = {key: Field(lookup.Name(kind), unnamed)}
+  yield Group(path, values, own | fields | dict(more), key, f'{kind} {name!r}', open=not fields)
   for inner in values:
     if lookup.named(kind, inner) and _is_group(values[inner]):
       yield from _of_kind(lookup.named(kind, inner), f'{path}.{inner}', values[inner])
@@ -239,7 +228,7 @@ def _complete(group):
   chosen = group.chosen
   if chosen in group.values:
     group.fields[chosen].range.check(group.where(chosen), group.values[chosen])
-  elif chosen:
+  elif chosen and group.fields[chosen].default is declared.REQUIRED:
     raise errors.UserError(f'{group.path} has no field {chosen!r}, which says what it is')
   title, known = group.title or group.path, list(group.fields)
   for key in group.values:

@@ -23,7 +23,7 @@ SPARSE = {'routers', 'experts', 'core', 'pallas_kernels'}
 MODELS = {'models', 'layers', 'attention', 'heads', 'parts'} | SPARSE
 DECODE = {'decode'} | MODELS
 RUNS = {'runs', 'experiment'}
-TRAIN = {'train', 'checkpoints', 'data', 'metrics', 'analysis', 'hosts'} | RUNS | DECODE
+TRAIN = {'train', 'checkpoints', 'targets', 'data', 'metrics', 'analysis', 'hosts'} | RUNS | DECODE
 USES = {'answer', 'aot', 'bench', 'derive', 'surgery', 'interop', 'sweep'}
 ARROWS = {
     'cli': USES | TRAIN,
@@ -49,6 +49,7 @@ ARROWS = {
     'core': {'pallas_kernels'},
     'data': {'core'},
     'metrics': set(),
+    'targets': {'core'},
     'surgery': {'core'},
     'interop': set(),
     'experiment': {'configs'},

@@ -10,7 +10,8 @@ from stmoe import declared
 from stmoe import lookup
 from stmoe import ranges
 
-KINDS = ('model', 'layer', 'attention', 'head', 'router', 'experts', 'strategy')
+KINDS = ('model', 'layer', 'attention', 'head', 'router', 'experts', 'strategy', 'source',
+         'objective')
 NAMED = [(kind, name) for kind in KINDS for name in lookup.available(kind)]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from stmoe.analysis import canvas
 from stmoe.analysis import figures as methods
+from stmoe.analysis import measures
 from stmoe.runs import read as runs_lib
 
 # metric -> (axis label, factor, value of perfect health or None)
@@ -44,7 +45,7 @@ def figures(runs, labels=None, baselines=None, singly=None):
 def loss(runs, labels=None, baselines=None, xs=('step', 'tokens', 'flops')):
   """Returns the Figure of validation loss (and training loss, faint) against each of `xs`.
 
-  Bits per byte where the runs have them, nats per token otherwise.
+  Bits per byte where the runs have them, otherwise what their target has.
   """
   labels = labels or [run.name for run in runs]
   styles = canvas.styles(labels)
@@ -55,12 +56,13 @@ def loss(runs, labels=None, baselines=None, xs=('step', 'tokens', 'flops')):
   for ax, x in zip(axes[0], xs):
     for run, name in zip(runs, labels):
       colour, dash = styles[name]
-      train_x, train_y = run.series('loss/ce', x)
+      train_x, train_y = run.series(measures.first(run, 'loss/'), x)
       ax.plot(train_x, _smooth(train_y) * _bits_ratio(run, in_bits), dash, color=colour, alpha=0.35, lw=1)
       at, value = run.series(key, x)
       handles[name], = ax.plot(at, value, dash, color=colour, lw=1.8, marker='o', ms=3.5)
       seen += [*value, *(train_y[len(train_y) // 10:] * _bits_ratio(run, in_bits))]
-    canvas.label(ax, runs_lib.ABSCISSAE[x], None if ax is not axes[0, 0] else f'loss ({unit})')
+    text = f'loss ({unit})' if unit else 'loss'
+    canvas.label(ax, runs_lib.ABSCISSAE[x], text if ax is axes[0, 0] else None)
     canvas.engineering(ax.xaxis)
   for ax in axes[0]:
     _baselines(ax, baselines or {}, named=ax is axes[0, -1])
@@ -75,7 +77,7 @@ def loss(runs, labels=None, baselines=None, xs=('step', 'tokens', 'flops')):
 def measure(runs):
   """Returns (metric, its unit) of validation losses in figures: bits per byte where all runs have them."""
   in_bits = all(len(run.series('eval/bits_per_byte')[0]) for run in runs)
-  return ('eval/bits_per_byte', 'bits per byte') if in_bits else ('eval/loss', 'nats per token')
+  return ('eval/bits_per_byte', 'bits per byte') if in_bits else ('eval/loss', measures.unit(runs))
 
 
 def _bits_ratio(run, in_bits):

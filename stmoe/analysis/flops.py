@@ -68,7 +68,7 @@ def abstract(cfg, scan_layers=True):
 
 def matrices(cfg):
   """Returns the list of Matrix of every parameter and frozen array of the model of `cfg`."""
-  model, length, passing = abstract(cfg), lengths(cfg), {}
+  model, length, passing, given = abstract(cfg), lengths(cfg), {}, _given(cfg)
   found, said = [], set()
   for path, value in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, state.RouterState))):
     names = tuple(value.get_metadata().get('out_sharding') or (None,) * len(value.shape))
@@ -81,7 +81,7 @@ def matrices(cfg):
     if sparse is not None:
       size = rows[-1] if rows else length.get(path[0], min(length.values()))
       if id(sparse) not in passing:
-        passing[id(sparse)] = rows_per_token(sparse, size)
+        passing[id(sparse)] = rows_per_token(sparse, size, given)
       if 'expert' in names:
         share = passing[id(sparse)] / sparse.router.num_experts
       else:
@@ -109,7 +109,7 @@ def _owners(model, path):
   return found
 
 
-def rows_per_token(sparse, length):
+def rows_per_token(sparse, length, given=None):
   """Returns how many rows a token makes its experts compute on average: N / S of the training assignment.
 
   k of token choice, the capacity factor of expert choice; choices that are skipped at random, by a
@@ -118,6 +118,7 @@ def rows_per_token(sparse, length):
   Args:
     sparse: abstract layer with `router`, `group_size` and `d_model`; its arrays may be stacked over layers.
     length: tokens of a group, where `group_size` is None.
+    given:  dict name -> (shape for a token, dtype) of what else routers may read.
   """
   size = sparse.group_size or length
   graph, arrays = nnx.split(sparse.router)
@@ -131,7 +132,9 @@ def rows_per_token(sparse, length):
   def route(arrays, key):
     row = jnp.zeros((1, size), jnp.int32)
     ctx = contract.Context(**contract.numbered(row == 0), key=key, train=True, tokens=jnp.float32(size),
-                           step=jnp.zeros((), jnp.int32))
+                           step=jnp.zeros((), jnp.int32),
+                           given={name: jnp.zeros((1, size, *shape), dtype)
+                                  for name, (shape, dtype) in (given or {}).items()})
     router, x = nnx.merge(graph, arrays), jnp.zeros((1, size, sparse.d_model))
     return checked.route(router, x, ctx, modules.init_carry(router, x)).assignment
 
@@ -141,13 +144,16 @@ def rows_per_token(sparse, length):
 
 
 def lengths(cfg):
-  """Returns dict stack name -> positions of one row of a batch; an image has one target, its label."""
-  if 'image_size' in cfg.data:
-    patches = (cfg.model.image_size // cfg.model.patch_size) ** 2
-    return dict(encoder=patches + (cfg.model.get('pooling', 'token') == 'token'), decoder=1)
-  if 'inputs_length' in cfg.data:
-    return dict(encoder=cfg.data.inputs_length, decoder=cfg.data.targets_length)
-  return dict(decoder=cfg.data.length)
+  """Returns dict stack name -> positions of one row of a batch, as the source of its data has it."""
+  return lookup.source(cfg.data).lengths(cfg.model)
+
+
+def _given(cfg):
+  """Dict name -> (shape for a token, dtype) of what the source of data gives routers to read."""
+  batch = lookup.source(cfg.data).shapes(1)
+  per_row = {name: (shape[1:], dtype) for name, (shape, dtype) in batch.items() if name.startswith('given/')}
+  per_token = {name: (shape[2:], dtype) for name, (shape, dtype) in batch.items() if '_given/' in name}
+  return {name.partition('given/')[2]: one for name, one in (per_row | per_token).items()}
 
 
 def parameters(cfg):
@@ -164,7 +170,7 @@ def active_per_token(cfg):
   functions are not counted, so that all executors of a model have the same figure.
 
   forward: per target position; an encoder's work is spread over the targets of its row.
-  train:   forward and backward, 3 x forward, of every pass (loss.passes); rematerialisation does no
+  train:   forward and backward, 3 x forward, of every pass of the target; rematerialisation does no
     useful work and is not in it.
   forward_per_row: of one row of a batch, the "FLOPs per sequence" of the papers.
   """
@@ -184,5 +190,6 @@ def active_per_token(cfg):
       layers = m.size / math.prod(m.shape[-2:])
       total += 4.0 * length[stack] * length[memory] * m.shape[-1] * layers
   forward = total / length['decoder']
-  train = (1.0 + BACKWARD) * forward * cfg.get('loss', {}).get('passes', 1)
+  passes = lookup.recipe('target', cfg.get('loss', {}))().passes
+  train = (1.0 + BACKWARD) * forward * passes
   return dict(forward=forward, train=train, forward_per_row=total)

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from stmoe.analysis import measures
+
 # Column -> heading. Order is the order of the table.
 HEADINGS = {
     'label': 'run', 'parameters': 'parameters', 'active': 'active', 'flops_per_token': 'FLOPs/token',
@@ -32,17 +34,25 @@ def cost(config):
 
 
 def values(run, cost=None):
-  """Returns dict column -> number (or None) of one run.
+  """Returns dict column -> number (or None) of one run; columns of its target's own are called 'eval/...'.
 
   Args:
     run:  Run.
     cost: dict(parameters, active, flops_per_token) of its model, or None.
   """
   found = {column: run.last(key) for column, key in METRICS.items()}
+  found |= {name: run.last(name) for name in _own(run)}
   for column, key in LATE.items():
     late = run.series(key)[1]
     found[column] = float(np.mean(late[-max(len(late) // 4, 1):])) if len(late) else None
   return {**dict(parameters=None, active=None, flops_per_token=None), **(cost or {}), **found}
+
+
+def _own(run):
+  """The 'eval/...' metrics of a run's target that are no column yet; a perplexity stands for its loss."""
+  mine = measures.of(run)
+  known = [*METRICS.values()] + ['eval/loss'] * ('eval/perplexity' in mine)
+  return [name for name in mine if name.startswith('eval/') and name not in known]
 
 
 def group(rows, labels):
@@ -54,8 +64,8 @@ def group(rows, labels):
   for label in dict.fromkeys(labels):
     mine = [row for row, name in zip(rows, labels) if name == label]
     grouped[label] = {}
-    for column in mine[0]:
-      numbers = [row[column] for row in mine]
+    for column in dict.fromkeys(column for row in mine for column in row):
+      numbers = [row.get(column) for row in mine]
       known = all(n is not None for n in numbers)
       spread = float(np.std(numbers, ddof=1)) if known and len(numbers) > 1 else 0.0
       grouped[label][column] = (float(np.mean(numbers)), spread, len(numbers)) if known else None
@@ -82,9 +92,11 @@ def _add_slowdown(grouped, rows, labels):
 
 def cells(grouped):
   """Returns (headings, rows of texts) of `group`'s answer, without columns that nobody has."""
-  columns = [c for c in HEADINGS if c != 'label' and any(row.get(c) for row in grouped.values())]
+  own = [column for row in grouped.values() for column in row if column.startswith('eval/')]
+  every = dict.fromkeys([*HEADINGS, *own])
+  columns = [c for c in every if c != 'label' and any(row.get(c) for row in grouped.values())]
   rows = [[label] + [text(column, row.get(column)) for column in columns] for label, row in grouped.items()]
-  return [HEADINGS[c] for c in ('label', *columns)], rows
+  return [HEADINGS.get(c, c.removeprefix('eval/')) for c in ('label', *columns)], rows
 
 
 def text(column, entry):

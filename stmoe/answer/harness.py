@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe.answer import infer
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
@@ -38,9 +39,9 @@ class Harness:
 
   def __init__(self, path, batch_size=8, length=64, alone=True, cfg=None, devices=None):
     self.cfg = rundir.opened(path) if cfg is None else cfg
-    if self.cfg.data.get('objective') != 'lm':
+    if not getattr(getattr(lookup.source(self.cfg.data), 'rule', None), 'whole', False):
       raise errors.UserError(f'lm-evaluation-harness scores texts from left to right, and {path} has '
-                             f'data.objective={self.cfg.data.get("objective")!r}; it needs lm')
+                             f'{lookup.titled(self.cfg.data)}; it needs lm')
     self._batch_size, self._length, self._devices = batch_size, length, devices
     self._dropped, self._batches = 0.0, 0
     self._start = self.cfg.model.get('start_id', 0)

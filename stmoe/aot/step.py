@@ -16,6 +16,7 @@ from stmoe.aot import hardware
 from stmoe.aot import hlo
 from stmoe.aot import products
 from stmoe.aot import program
+from stmoe.train import beside
 from stmoe.train import check
 from stmoe.train import state as states
 from stmoe.train import step as steps
@@ -45,7 +46,7 @@ def lower(cfg, mesh):
   check.forward(cfg, plan)
   rows = NamedSharding(mesh, axes.spec(('batch',)))
   batch = {name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=rows)
-           for name, one in check.batch_shapes(cfg, cfg.train.batch_size).items()}
+           for name, one in beside.shapes(plan, check.batch_shapes(cfg, cfg.train.batch_size)).items()}
   return plan, steps.make(cfg, plan).lower(plan.shapes, batch)
 
 

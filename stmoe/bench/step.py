@@ -43,7 +43,7 @@ def measure(cfg, rounds=5):
       rates.append(machine())
     share = of_products(pathlib.Path(folder), compiled.as_text())
   step = float(np.median(seconds[1:-1]))
-  tokens = batch['decoder_target_tokens'].size
+  tokens = flops.lengths(cfg)['decoder'] * cfg.train.batch_size
   active = flops.active_per_token(cfg)['train'] * tokens
   return dict(step_ms=1e3 * step, share=share, gflops=active / step / 1e9,
               matmul_gflops=max(rates))

@@ -24,7 +24,6 @@ from stmoe.checkpoints import stored
 from stmoe.hosts import job
 
 AGREE = 60_000                           # ms that one which cannot read waits for the others to say so, too
-FULL_TEXTS = ('No space left on device', 'Disk quota exceeded')
 
 
 class Checkpoints:
@@ -263,18 +262,9 @@ def _readable(directory, saved=lambda: ''):
   try:
     yield
   except Exception as error:
-    if full_disk(error):
+    if files.full(error):
       raise errors.UserError(f'no space left on device: {directory}; {saved()}') from error
     raise
-
-
-def full_disk(error):
-  """Returns whether a full disk is behind `error`; libraries wrap it in errors of their own."""
-  while error is not None:
-    if getattr(error, 'errno', None) in files.FULL or any(text in str(error) for text in FULL_TEXTS):
-      return True
-    error = error.__cause__ or error.__context__
-  return False
 
 
 def _line(error):

@@ -7,7 +7,6 @@ libraries inside `run`, so that `stmoe --help` answers at once.
 
 import argparse
 import ast
-import errno
 import importlib
 import os
 import pathlib
@@ -83,11 +82,9 @@ def _explain(error):
     return ' '.join(str(error).split()), 2
   if isinstance(error, KeyboardInterrupt):
     return 'interrupted', INTERRUPTED
-  cause = error
-  while cause is not None:           # libraries wrap the full disk in errors of their own
-    if getattr(cause, 'errno', None) == errno.ENOSPC or 'No space left on device' in str(cause):
-      return f'no space left on device: {" ".join(str(cause).split())}', 2
-    cause = cause.__cause__ or cause.__context__
+  from stmoe import files            # with numpy, which `stmoe --help` does not wait for
+  if cause := files.full(error):
+    return f'no space left on device: {" ".join(str(cause).split())}', 2
   if 'RESOURCE_EXHAUSTED' in str(error):
     return (f'out of memory: {" ".join(str(error).split())[:120]}; nearest: a smaller train.batch_size, or '
             'more train.microbatches; stmoe compile says what a step needs'), 2

@@ -15,6 +15,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from stmoe import errors
+
 
 def _per_token():
   """A field of Context with an entry for every token."""
@@ -61,6 +63,18 @@ class Context:
     segments = batch[f'{stack}_segment_ids']
     return cls(mask=segments > 0, ids=batch[f'{stack}_input_tokens'], positions=batch[f'{stack}_positions'],
                segments=segments, given=given(batch, stack), **fields).fold(stack)
+
+  def known(self, name, reader):
+    """Returns `given[name]`, [B,T,...] or [B,1,...]; raises UserError, naming `reader`, if there is none.
+
+    What is given is the same in every batch of a source of data: the first abstract step finds what is not.
+    """
+    if name not in self.given:
+      raise errors.UserError(
+          f'{reader}: nothing is given as {name!r}{errors.nearest(name, self.given)} (there are: '
+          f'{", ".join(self.given) or "none"}); a source of data has it in its batches as given/{name}, of '
+          f'rows, or STACK_given/{name}, of tokens')
+    return self.given[name]
 
   def fold(self, name):
     """Returns this context with a key of its own for `name`; the same names, the same keys."""

@@ -7,6 +7,7 @@ It is written when a run begins, with its own digest (store.py), and holds
   metrics     task -> names of its metrics
   vocabulary  file and sha256 of the vocabulary, kept in the run's folder `data`; null for bytes and labels
   tables      path in the configuration -> file and sha256, alike, of tables that modules read
+  facts       what the source of the data found out of them and later reading needs: scales, names of classes
 Who opens the run's data later (training that goes on, evaluation, generation, reports) takes the caches
 and the vocabulary named here, and does not need the files; that they have changed is one of `notes`. A run
 without data.json, of an older version or imported, reads what its configuration says.
@@ -20,12 +21,12 @@ import pathlib
 import shutil
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe.data import store
 from stmoe.data.text import cache as caches
 from stmoe.data.text import vocab
 
 FILE, FOLDER = 'data.json', 'data'
-CONTENT = ('objective', 'task', 'files', 'jsonl', 'mixture', 'label', 'eda')
 VOCABULARY = ('vocab', 'extra_ids')
 
 
@@ -36,36 +37,46 @@ class Record:
   values: dict
   damage: str = ''
 
-  def known(self, data, kind):
-    """Returns dict task -> dict(path, key) of the run's caches; {} where section `data` is of other data."""
-    return self.values['caches'] if self.values and self._same(data, kind, CONTENT + VOCABULARY) else {}
+  def known(self, source):
+    """Returns dict task -> dict(path, key) of the run's caches; {} where `source` is of other data."""
+    return self.values['caches'] if self.values and self._same(described(source)) else {}
 
-  def vocabulary(self, data, kind, make):
-    """Returns the run's own vocabulary; what `make` gives if it has none, or section `data` another."""
+  def facts(self, source):
+    """Returns what the run found out of its data, for a source of the same kind and columns; {} of others."""
+    columns = {field: value for field, value in described(source).items() if field != 'files'}
+    return self.values.get('facts', {}) if self.values and self._same(columns) else {}
+
+  def vocabulary(self, source, make):
+    """Returns the run's own vocabulary; what `make` gives if it has none, or `source` another."""
     found = self.values.get('vocabulary')
-    found = found if found and self._same(data, kind, VOCABULARY) else None
+    found = found if found and self._same(_vocabulary(source)) else None
     if found and (file := self._own(found)):
-      return vocab.Pieces(file, data.extra_ids)
-    beside = self.path / pathlib.Path(data.vocab).name               # of an imported run that was moved
-    if data.vocab and not os.path.exists(data.vocab) and beside.is_file():
-      return vocab.Pieces(beside, data.extra_ids)
+      return vocab.Pieces(file, source.extra_ids)
+    beside = self.path / pathlib.Path(source.vocab).name             # of an imported run that was moved
+    if source.vocab and not os.path.exists(source.vocab) and beside.is_file():
+      return vocab.Pieces(beside, source.extra_ids)
     made = make()
     if found and store.sha256(made.path) != found['sha256']:
-      raise errors.UserError(f'{self.path / found["file"]} is gone or damaged, and data.vocab={data.vocab!r} '
-                             'makes another vocabulary now: its text has changed')
+      raise errors.UserError(f'{self.path / found["file"]} is gone or damaged, and data.vocab='
+                             f'{source.vocab!r} makes another vocabulary now: its text has changed')
     return made
 
-  def open(self, name, data, kind):
-    """Returns (path, facts) of the run's cache for task `name`; errors.Damaged if it is gone or not whole."""
-    path = pathlib.Path(self.known(data, kind)[name]['path'])
-    here = caches.folder(data.cache_dir) / path.name
+  def kept(self, source, name, make):
+    """Returns the `store.Kept` of task `name`: the run's own, or what `make` gives where it is lost."""
+    try:
+      return self._open(source, name)
+    except errors.Damaged as damage:
+      return self._again(name, damage, make)
+
+  def _open(self, source, name):
+    path = pathlib.Path(self.known(source)[name]['path'])
+    here = caches.folder(source.cache_dir) / path.name
     path = here if here.is_dir() else path
     if not path.is_dir():
       raise errors.Damaged(path, 'is gone')
-    return path, store.check(path)
+    return store.Kept(path, store.check(path))
 
-  def again(self, name, damage, make):
-    """Returns what `make` gives, a cache with a `key`, in place of one with `damage`; or a UserError."""
+  def _again(self, name, damage, make):
     lost = f'{self.path}: the cache of its data is lost ({damage}) and cannot be made again'
     try:
       made = make()
@@ -95,9 +106,10 @@ class Record:
       if state := changed(known):
         yield f'note: {known["path"]} {state} since this run read it; the run keeps to what it read'
 
-  def _same(self, data, kind, fields):
+  def _same(self, fields):
+    """Whether the run's data have these values of fields; what is absent there is as if empty."""
     there = self.values['data']
-    return all(there.get(field) == value for field, value in described(data, kind).items() if field in fields)
+    return all((there.get(field) or None) == (value or None) for field, value in fields.items())
 
   def _own(self, found):
     """The path of a file that the run keeps, or None where it is gone or damaged."""
@@ -121,13 +133,15 @@ def read(run):
     return Record(path, {}, str(error))
 
 
-def described(data, kind):
-  """Returns dict, as JSON has it, of the fields of section `data` that say what the data are."""
-  found = {field: data.get(field) for field in CONTENT + VOCABULARY}
-  mixture = data.get('mixture') or ()
-  names = [one if isinstance(one, str) else one[0] for one in mixture]
-  found.update(objective=kind, mixture=sorted(names), vocab=found['vocab'] or None)
+def described(source):
+  """Returns dict, as JSON has it, of what says what the data of `source` are."""
+  found = dict(objective=source.kind, **source.content()) | _vocabulary(source)
   return json.loads(json.dumps(found, default=lambda section: section.to_dict()))
+
+
+def _vocabulary(source):
+  """Dict of the fields that say which vocabulary a source has; {} for one without."""
+  return {field: getattr(source, field) for field in VOCABULARY if hasattr(source, field)}
 
 
 def seen(paths):
@@ -156,7 +170,7 @@ def write(run, cfg, source, tables=()):
   """Writes data.json and the files it keeps, unless `source` was opened from it.
 
   Args:
-    source: the opened data of `cfg`, see `pipeline.source`.
+    source: the opened data of `cfg`, see `batches.source`.
     tables: paths of files that the model's modules read.
   """
   path = pathlib.Path(run)
@@ -165,12 +179,13 @@ def write(run, cfg, source, tables=()):
   (path / FOLDER).mkdir(exist_ok=True)
   kept = getattr(source.vocabulary, 'path', None)
   values = dict(
-      data=described(cfg.data, source.kind), files=source.files,
+      data=described(lookup.source(cfg.data)), files=source.files,
       caches={name: dict(path=str(where.absolute()), key=source.keys[name])
               for name, where in source.caches.items()},
       metrics=source.metrics,
       vocabulary=_keep(path, kept, caches.PIECES) if kept else None,
-      tables={str(table): _keep(path, table, f'table{number}.npz') for number, table in enumerate(tables)})
+      tables={str(table): _keep(path, table, f'table{number}.npz') for number, table in enumerate(tables)},
+      facts=getattr(source, 'facts', {}))
   store.write(path / FILE, values)
 
 

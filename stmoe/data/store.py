@@ -7,7 +7,6 @@ of their own, are checked as they are read. A folder that fails is made again, a
 """
 
 import contextlib
-import errno
 import functools
 import hashlib
 import json
@@ -16,6 +15,7 @@ import pathlib
 import shutil
 import socket
 import sys
+from typing import NamedTuple
 
 from stmoe import errors
 from stmoe import files
@@ -23,7 +23,16 @@ from stmoe import files
 FORMAT = 2                               # of a sealed folder, part of its name; 1 had no seal
 SEAL = 'facts.json'
 WHOLE = 8 << 30
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Kept(NamedTuple):
+  """A sealed folder and the facts of its seal, with what identifies its content under 'key'."""
+  path: pathlib.Path
+  facts: dict
+
+  @property
+  def key(self):
+    return self.facts['key']
 
 
 def named(folder, name, key):
@@ -125,7 +134,7 @@ def new(path):
   except (OSError, RuntimeError, ValueError) as e:
     if _whole(path):                     # another process was faster
       return
-    if getattr(e, 'errno', None) in FULL or any(os.strerror(code) in str(e) for code in FULL):
+    if files.full(e):
       raise errors.UserError(f'no space left on device for the cache {path}; free some, or set '
                              '--config.data.cache_dir=DIR') from e
     if isinstance(e, OSError):

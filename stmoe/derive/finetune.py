@@ -45,7 +45,7 @@ def adopt(cfg, start):
     if recipe[field] not in known:
       raise errors.UserError(f'finetune.{field}={recipe[field]!r}{errors.nearest(recipe[field], known)} '
                              f'(there are: {", ".join(known)})')
-  if 'vocab' not in start.data or start.model.name == 'vit':
+  if not hasattr(lookup.source(start.data), 'vocab'):
     raise errors.UserError(f'the start is a {start.model.name} of images; these tasks need a model of text')
   with cfg.unlocked(), cfg.ignore_type():
     cfg.data.extra_ids = start.data.extra_ids
@@ -135,7 +135,7 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
       opened = pipeline.source(cfg)
       facts = opened.info()
       check.vocabulary(cfg, plan, facts['vocab'])
-      best.Best(cfg, workdir, taskscore.Scorer(cfg, plan, opened).names())
+      best.Best(cfg, workdir, taskscore.Scorer(cfg, plan, opened).names(), plan.target.measures)
       state, record = _load(run, cfg, plan, facts['vocab'], step)
       data = pipeline.train_iterator(cfg, opened=opened)
       position = data.get_state()

@@ -30,7 +30,6 @@ from stmoe.surgery import upcycle as surgery
 from stmoe.train import check
 from stmoe.train import evaluate
 from stmoe.train import loop
-from stmoe.train import losses
 from stmoe.train import opened
 from stmoe.train import state as states
 
@@ -257,7 +256,7 @@ def difference(cfg, dense, sparse):
   def norms(old, new, batch):
     before, after = (plan.model(*state)(batch, key=jax.random.key(0), train=False)[0]
                      for plan, state in ((old_plan, old), (new_plan, new)))
-    real = (losses.weights(batch)[..., None] > 0) & (before > IMPOSSIBLE)
+    real = (new_plan.target.weights(batch)[..., None] > 0) & (before > IMPOSSIBLE)
     return [jnp.sum(jnp.where(real, x, 0) ** 2) for x in (after - before, before)]
 
   batch = next(iter(pipeline.eval_batches(cfg, jax.process_index(), jax.process_count())))

@@ -44,6 +44,8 @@ class ViT(nnx.Module):
     scan_layers, remat: see `stack.Stack`.
   """
 
+  targets = 'labels'               # what is predicted is one of V classes of the whole image
+
   def __init__(self, *, vocab_size: ranges.Count, d_model: ranges.Count, layers: ranges.Pattern, blocks,
                num_heads: ranges.Count, head_dim: ranges.Count, image_size: ranges.Count,
                patch_size: ranges.Count, channels: ranges.Count = 3,
@@ -75,7 +77,7 @@ class ViT(nnx.Module):
     """Returns (logits f32[B,1,V], aux: dict layer name -> Aux).
 
     Args:
-      batch:  image f32[B,H,W,C], and decoder_loss_weights i32[B,1]: 0 for rows that hold no image.
+      batch:  image f32[B,H,W,C], and weights i32[B,1]: 0 for rows that hold no image.
       key:    PRNG key, or None for no randomness.
       train:  training capacities and dropout.
       step:   i32[] optimizer step, for schedules.
@@ -87,7 +89,7 @@ class ViT(nnx.Module):
       first = jnp.broadcast_to(self.token[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
       x = jnp.concatenate([first, x], axis=1)                        # [B, T, D]
     x = x + self.positions[...].astype(x.dtype)
-    mask = jnp.broadcast_to(batch['decoder_loss_weights'] > 0, x.shape[:2])        # [B, T]
+    mask = jnp.broadcast_to(batch['weights'] > 0, x.shape[:2])        # [B, T]
     ctx = contract.Context(**contract.numbered(mask), key=key, step=jnp.asarray(step), train=train,
                            tokens=tokens['encoder'], given=contract.given(batch, 'encoder'))
     visible = attention.Visible(mask=attention.same_segment(ctx.segments, ctx.segments))
@@ -100,7 +102,7 @@ class ViT(nnx.Module):
 
   def count_tokens(self, batch):
     """Returns the real tokens of the stack in `batch`: dict(encoder=f32[])."""
-    return {'encoder': self.length * jnp.sum(batch['decoder_loss_weights'] > 0, dtype=jnp.float32)}
+    return {'encoder': self.length * jnp.sum(batch['weights'] > 0, dtype=jnp.float32)}
 
   def stacks(self):
     """Returns the list of the model's stacks."""

@@ -32,7 +32,7 @@ FREE = ('train.steps', 'train.log_every', 'train.stats_every', 'train.stop_after
 # And fields of its layers that act in evaluation only, called so: eval_k, eval_dispatch.
 EVALUATION = re.compile(r'blocks\..*\.eval_\w+')
 # Fields that runs begun before there were such do not have, with the value that is the same.
-YOUNGER = {'data.replaced': 0.0}
+YOUNGER = {'data.replaced': 0.0, 'loss.name': 'ids'}
 SECTIONS = ('model', 'blocks', 'data', 'train', 'eval')               # that every configuration has
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'ml-collections')
 
@@ -212,9 +212,10 @@ def check_same(found, mine):
   """Raises UserError if a checkpoint's `meta` is of another vocabulary or configuration.
 
   Args:
-    found, mine: dicts with the hashes `vocab` and `config`; None was not known (imported without one).
+    found, mine: dicts with the hashes `vocab` and `config`, and `beside` of the model of another run where a
+      target wants one; None was not known (imported without one).
   """
-  for field, what in (('vocab', 'vocabulary'), ('config', 'configuration')):
+  for field, what in (('vocab', 'vocabulary'), ('config', 'configuration'), ('beside', 'model beside it')):
     if field in mine and found[field] not in (None, mine[field]):
       raise errors.UserError(f'the checkpoint was trained with another {what} ({found[field][:12]}) than '
                              f'this run has ({mine[field][:12]}); choose another --workdir')

@@ -12,27 +12,32 @@ from stmoe.runs import records
 class Best:
   """The checkpoint of the best evaluation until now, in `best/` of the run directory.
 
-  checkpoint.best names the score, 'boolq/accuracy@rank', of which more is better, or 'eval/loss', of which
-  less is; '' keeps none.
+  checkpoint.best names the score: of a task, 'boolq/accuracy@rank', of which more is better, or an
+  'eval/...' of the target, which says what is better of it; '' keeps none.
+
+  names: of the scores of tasks; measures: see `targets.Target`.
   """
 
-  def __init__(self, cfg, path, names):
+  def __init__(self, cfg, path, names, measures):
     self.name, self._cfg, self._path = cfg.checkpoint.get('best', ''), cfg, pathlib.Path(path)
-    known = [*names, 'eval/loss']
+    better = {name: measure.better for name, measure in measures.items() if name.startswith('eval/')}
+    known = [*names, *better]
     if self.name and self.name not in known:
       raise errors.UserError(f'checkpoint.best={self.name!r}: there is no such score'
                              f'{errors.nearest(self.name, known)} (there are: {", ".join(known)})')
+    self._sign = -1 if better.get(self.name) == 'lower' else 1
     self._found = records.best(path)
 
   def improves(self, step, values):
     """Returns whether `values` have a better score than every earlier step had."""
     value = values.get(self.name)
+    if value is None and self.name.startswith('eval/') and 'eval/loss' in values:
+      there = [name for name in values if name.startswith('eval/')]
+      raise errors.UserError(f'checkpoint.best={self.name!r}: the evaluation of these data has no such '
+                             f'number (it has: {", ".join(there)})')
     if value is None or self._found['step'] >= step:
       return False
-    return self._found['value'] is None or self._sign() * value > self._sign() * self._found['value']
-
-  def _sign(self):
-    return -1 if self.name == 'eval/loss' else 1
+    return self._found['value'] is None or self._sign * value > self._sign * self._found['value']
 
   def save(self, step, values, state, position, meta):
     """Keeps this state instead of the best one before."""

@@ -2,14 +2,13 @@
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import errors
+from stmoe import lookup
 from stmoe import modules
 from stmoe import sections
-from stmoe.data import batches as pipeline
-from stmoe.data.sources import images as vision
+from stmoe.train import beside
 from stmoe.train import losses
 
 
@@ -17,13 +16,7 @@ def counts(cfg):
   """Raises UserError for fields that are missing or out of their range, or losses that do not fit."""
   sections.check(cfg, whole=False)
   sections.present(cfg)
-  passes, alpha = cfg.loss.get('passes', 1), cfg.loss.get('consistency', 0.0)
-  if alpha and passes == 1:
-    raise errors.UserError(f'loss.consistency={alpha} with loss.passes=1: it weighs the divergence of two '
-                           'passes; nearest: loss.passes=2')
-  if cfg.loss.get('sigmoid') and (cfg.loss.z or cfg.loss.label_smoothing or alpha):
-    raise errors.UserError(f'loss.sigmoid=True has no softmax for loss.z={cfg.loss.z}, label_smoothing='
-                           f'{cfg.loss.label_smoothing} and consistency={alpha}; set them to 0')
+  lookup.recipe('target', cfg.loss)()
 
 
 def batches(cfg):
@@ -40,38 +33,37 @@ def batches(cfg):
 
 
 def batch_shapes(cfg, rows):
-  """Returns the ShapeDtypeStructs of a batch of configuration `cfg`: i32[rows,.], images f32[rows,H,W,C]."""
-  if cfg.data.objective == 'classification':
-    return {name: jax.ShapeDtypeStruct(*one) for name, one in vision.shapes(cfg.data, rows).items()}
-  length = cfg.data.get('length') or cfg.data.targets_length
-  shape = lambda n: jax.ShapeDtypeStruct((rows, n), jnp.int32)
-  names = ['target_tokens', 'input_tokens', 'loss_weights', 'segment_ids', 'positions']
-  if cfg.data.objective == 'prefix_lm':
-    names.append('causal_attention')
-  batch = {f'decoder_{name}': shape(length) for name in names}
-  if 'inputs_length' in cfg.data:
-    batch |= {f'encoder_{name}': shape(cfg.data.inputs_length) for name in names[1:2] + names[3:5]}
-  return batch
+  """Returns dict name -> ShapeDtypeStruct of a batch of configuration `cfg`, as its source of data has it."""
+  shapes = lookup.source(cfg.data).shapes(rows)
+  return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
 
 
 def forward(cfg, plan):
   """Returns dict layer -> Aux of shapes, from an abstract forward pass of both kinds of batches.
 
-  Raises UserError for group sizes that do not divide, for weighted losses nobody reports, and for targets of
-  another kind than what the model predicts: `targets` of a model and of a source of data, 'ids' if absent.
+  Raises UserError for group sizes that do not divide, for weighted losses nobody reports, and where model,
+  data and target do not fit together: `targets` of a model and of a source of data, 'ids' if absent, are one
+  of the `kinds` of the target, and so are their shapes.
   """
   kind = lambda owner: getattr(owner, 'targets', 'ids')
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
-  wanted = kind(pipeline.SOURCES.get(cfg.data.objective))
+  wanted = kind(lookup.source(cfg.data))
   if kind(model) != wanted:
     raise errors.UserError(f'model.name={cfg.model.name!r} predicts {kind(model)}, and the targets of '
-                           f'data.objective={cfg.data.objective!r} are {wanted}')
+                           f'{lookup.titled(cfg.data)} are {wanted}')
+  if wanted not in plan.target.kinds:
+    near = [name for name in lookup.available('target') if wanted in lookup.constructor('target', name).kinds]
+    raise errors.UserError(f'loss.name={cfg.loss.get("name", lookup.UNNAMED["target"])!r} judges '
+                           f'{" or ".join(plan.target.kinds)}, and the targets of {lookup.titled(cfg.data)} '
+                           f'are {wanted}; nearest: {", ".join(near)}')
 
   def one(rows, train):
     def call(params, routers, batch, key):
-      return plan.model(params, routers)(batch, key=key, train=train)[1]
+      outputs, aux = plan.model(params, routers)(batch, key=key, train=train)
+      plan.target.judge(outputs, batch)
+      return aux
     return jax.eval_shape(call, plan.shapes['params'], plan.shapes['router_state'],
-                          batch_shapes(cfg, rows), plan.shapes['key'])
+                          beside.shapes(plan, batch_shapes(cfg, rows)), plan.shapes['key'])
 
   aux = one(cfg.train.batch_size // cfg.train.microbatches, True)
   one(cfg.eval.batch_size, False)
@@ -89,8 +81,8 @@ def vocabulary(cfg, plan, found):
     found: the vocabulary of the data.
   """
   size = found.vocab_size
-  if size > cfg.model.vocab_size:
-    multiple, what = -(-size // 128) * 128, 'vocab' if 'vocab' in cfg.data else 'task'
+  if size > cfg.model.get('vocab_size', size):
+    multiple, what = -(-size // 128) * 128, next(f for f in ('vocab', 'task', 'files') if f in cfg.data)
     raise errors.UserError(f'model.vocab_size={cfg.model.vocab_size}, but data.{what}={cfg.data[what]!r} has '
                            f'{size} ids; set model.vocab_size={size} or, faster, {multiple}')
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
@@ -109,6 +101,11 @@ def files(plan):
 
 
 def place(batch, mesh):
-  """Returns the rows of this process as global arrays, split over ('data', 'expert')."""
-  sharding = lambda x: jax.sharding.NamedSharding(mesh, axes.spec(('batch', 'length')[:x.ndim]))
-  return {name: jax.make_array_from_process_local_data(sharding(x), x) for name, x in batch.items()}
+  """Returns the rows of this process as global arrays, split over the mesh axes of 'batch'.
+
+  What belongs to a stack, STACK_NAME, is [B,T,...]: its second axis is 'length'.
+  """
+  def sharding(name, x):
+    tokens = name.startswith(('encoder_', 'decoder_'))
+    return jax.sharding.NamedSharding(mesh, axes.spec(('batch', 'length')[:2 if tokens else 1]))
+  return {name: jax.make_array_from_process_local_data(sharding(name, x), x) for name, x in batch.items()}

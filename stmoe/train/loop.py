@@ -16,6 +16,7 @@ import numpy as np
 from stmoe import errors
 from stmoe import experiment
 from stmoe import state as router_state
+from stmoe import targets
 from stmoe.analysis import flops
 from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import checksum
@@ -27,6 +28,7 @@ from stmoe.hosts import job
 from stmoe.hosts import signals
 from stmoe.runs import directory as rundir
 from stmoe.runs import writers
+from stmoe.train import beside
 from stmoe.train import best as bests
 from stmoe.train import blame
 from stmoe.train import check
@@ -88,8 +90,9 @@ class Loop:
     self.source = job.in_turn(lambda: pipeline.source(cfg, path))    # for all there is to come
     self.facts = self.source.info()
     check.vocabulary(cfg, self.plan, self.facts['vocab'])
+    self.complete = beside.opened(self.plan, self.facts['vocab'])
     self.scorer = taskscore.Scorer(cfg, self.plan, self.source)
-    self.best = bests.Best(cfg, path, self.scorer.names())
+    self.best = bests.Best(cfg, path, self.scorer.names(), self.plan.target.measures)
     self.data = pipeline.train_iterator(cfg, *distributed.shard(mesh, cfg.train.batch_size), self.source)
     stack.callback(self.data.close)
     job.same('data set', self.data.get_state()['data'])
@@ -103,14 +106,15 @@ class Loop:
     self.checkpoints = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
                                               cfg.checkpoint.async_save)
     stack.callback(self.checkpoints.close)
-    self.meta = dict(config=rundir.identity(cfg), vocab=self.facts['vocab'].digest)
+    self.meta = dict(config=rundir.identity(cfg), vocab=self.facts['vocab'].digest, **self.complete.meta)
     self.log = writers.Log(path) if job.leads() else writers.Silence()
     stack.callback(self.log.close)
     for line in self.source.notes:
       self.log(line)
     self.step, seconds, flops_before, self.unfinished = self._begin()
+    shown = targets.first(self.plan.target.measures, 'loss/')
     self.flops_of_start = flops_before - self.step * flops_per_step  # not 0 where a cheaper run was upcycled
-    self.log.show = show = self.show = progress.make(cfg.train.steps, self.step, job.leads())
+    self.log.show = show = self.show = progress.make(cfg.train.steps, self.step, job.leads(), shown)
     stack.callback(show.close)
     self.metrics = writers.Metrics(path, self.step, self.log) if job.leads() else writers.Silence()
     stack.callback(self.metrics.close)
@@ -199,7 +203,7 @@ class Loop:
   def _step(self):
     """Does one step; returns its report."""
     self.profile.at(self.step)
-    self.batch = check.place(next(self.data), self.mesh)
+    self.batch = self.complete(check.place(next(self.data), self.mesh))
     self.state, report = self.do_step(self.state, self.batch)
     self.step += 1
     self.running.append(report['loss/total'])
@@ -285,13 +289,14 @@ class Loop:
     jax.block_until_ready(self.state)
     with self.clock.paused():
       values = evaluate.run(self.cfg, self.plan, self.sums, self.state, self.facts,
-                            lambda done, number: self.show.busy(f'evaluating {done}/{number}'), self.source)
+                            lambda done, number: self.show.busy(f'evaluating {done}/{number}'), self.source,
+                            self.complete)
       if scores := self.scorer.run(
           self.state, lambda done, number: self.show.busy(f'scoring the tasks {done}/{number}')):
         if job.leads():
           taskscore.write(self.path, taskscore.record(self.scorer, self.step, scores))
         values |= scores
-    self.log(f'step {self.step:,}: {evaluate.describe(values)}')
+    self.log(f'step {self.step:,}: {evaluate.describe(self.plan.target, values)}')
     if scores:
       self.log(taskscore.describe(scores))
     return self._totals(jax.device_get(self.state['counts'])) | values

@@ -8,19 +8,22 @@ import sys
 import time
 
 
-def make(total, start, heard=True):
-  """Returns the progress of a run of `total` steps from `start` on: Rich, Plain, Off; Mute if not `heard`."""
+def make(total, start, heard=True, shown='loss/ce'):
+  """Returns the progress of a run of `total` steps from `start` on: Rich, Plain, Off; Mute if not `heard`.
+
+  shown: the metric that is called the loss.
+  """
   if not heard:
     return Mute(total, start)
   kind = os.environ.get('STMOE_PROGRESS', 'auto')
   if kind == 'auto':
     kind = 'rich' if sys.stderr.isatty() else 'plain'
-  return {'rich': Rich, 'plain': Plain}.get(kind, Off)(total, start)
+  return {'rich': Rich, 'plain': Plain}.get(kind, Off)(total, start, shown)
 
 
-def columns(values, rate, left):
+def columns(values, rate, left, shown):
   """Returns the texts of one line: losses, drops, speed (None = not measured yet), time left."""
-  texts = [f'loss {values["loss/ce"]:.4f}']
+  texts = [f'loss {values[shown]:.4f}']
   if 'loss/aux_balance' in values:
     texts.append(f'balance {values["loss/aux_balance"]:.3f}')
   if 'moe/drop_frac' in values:
@@ -42,8 +45,8 @@ def clock(seconds):
 class Off:
   """Says only what must be said, on stderr."""
 
-  def __init__(self, total, start):
-    self._total, self._start = total, start
+  def __init__(self, total, start, shown='loss/ce'):
+    self._total, self._start, self._shown = total, start, shown
     self._began = None
 
   def begin(self):
@@ -80,15 +83,15 @@ class Plain(Off):
   """One line per logged step on stderr: for files, batch systems and notebooks."""
 
   def show(self, step, values, rate):
-    parts = [f'step {step:,}/{self._total:,}', *columns(values, rate, self.left(step))]
+    parts = [f'step {step:,}/{self._total:,}', *columns(values, rate, self.left(step), self._shown)]
     self.say('  '.join(parts))
 
 
 class Rich(Off):
   """A bar that stays on its line, with the newest numbers beside it."""
 
-  def __init__(self, total, start):
-    super().__init__(total, start)
+  def __init__(self, total, start, shown='loss/ce'):
+    super().__init__(total, start, shown)
     from rich import console
     from rich import progress
     self._bar = progress.Progress(progress.SpinnerColumn(), progress.BarColumn(bar_width=24),
@@ -98,7 +101,7 @@ class Rich(Off):
     self._bar.start()
 
   def show(self, step, values, rate):
-    text = '  '.join(columns(values, rate, self.left(step)))
+    text = '  '.join(columns(values, rate, self.left(step), self._shown))
     self._bar.update(self._task, completed=step, description=text)
 
   def busy(self, text):

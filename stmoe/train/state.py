@@ -38,12 +38,14 @@ class Blueprint:
   shapes:    tree like the state of ShapeDtypeStructs that carry their NamedSharding.
   mesh:      the mesh of those shardings.
   groups:    the `groups.Group`s of the parameters; the optimizer knows only those that train.
+  target:    a `targets.Target`: what the model is to predict.
   """
   graphdef: object
   optimizer: optimizers.Optimizer
   shapes: dict
   mesh: jax.sharding.Mesh
   groups: tuple[groups.Group, ...]
+  target: object
 
   def model(self, params, routers):
     """Returns the model with these numbers in it."""
@@ -121,7 +123,8 @@ def blueprint(cfg, mesh):
   check_divisible(routers, router_names, mesh)
   place = lambda n, s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=NamedSharding(mesh, axes.spec(n)))
   placed = jax.tree.map(place, named, shapes, is_leaf=axes.is_names)
-  return Blueprint(graphdef, optimizer, placed, mesh, found)
+  target = lookup.recipe('target', cfg.get('loss', {}))()
+  return Blueprint(graphdef, optimizer, placed, mesh, found, target)
 
 
 def _optimizer(section, group, names, shapes):

@@ -44,7 +44,7 @@ def make(cfg, plan):
     finite &= all_finite(routers)
     new = dict(params=groups.put(state['params'], params), opt_state=opt_state, router_state=routers)
     kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {part: state[part] for part in new})
-    counts = count(state['counts'], losses.weights(batch), finite)
+    counts = count(state['counts'], plan.target.weights(batch), finite)
     report |= norms | {'lr': rate, 'skipped': counts['skipped'], 'layers': describe(aux),
                        'load': {layer: a.load for layer, a in aux.items()}}
     return dict(kept, step=state['step'] + 1, key=state['key'], counts=counts), report
@@ -60,44 +60,36 @@ def schedule(cfg, total_steps):
 def gradients(cfg, plan, state, batch, microbatches):
   """Returns (grads, report, aux) of the whole batch, computed in `microbatches` parts.
 
-  With loss.passes = 2 the batch runs twice with different keys (THOR, R-Drop), and the loss is that of
-  the first pass plus that of the second plus loss.consistency times the divergence of the two.
+  Of a target of several passes the batch runs as often, with different keys, and the losses of the routers of
+  all passes count.
 
-  grads: of the parameters that train; report: the losses by their names in metrics.jsonl, of two passes
-  the means (but loss/total, and loss/consistency, unweighted); aux: dict layer -> Aux of the whole batch, of
-  passes as of microbatches: loads of both passes add up, and so do statistics that are sums.
+  grads: of the parameters that train; report: the losses by their names in metrics.jsonl, of several passes
+  the means (but loss/total, and what the target says otherwise of its own); aux: dict layer -> Aux of the
+  whole batch, of passes as of microbatches: loads of all passes add up, and so do statistics that are sums.
   """
   model = plan.model(state['params'], state['router_state'])
-  targets = jnp.maximum(jnp.sum(losses.weights(batch)), 1.0)
+  target, counts = plan.target, plan.target.counts(batch)
   tokens = jax.tree.map(lambda n: n / microbatches, model.count_tokens(batch))
   key = jax.random.fold_in(state['key'], state['step'])
-  weighted, task = cfg.losses.to_dict(), cfg.loss
-  passes, alpha = task.get('passes', 1), task.get('consistency', 0.0)
+  weighted = cfg.losses.to_dict()
 
   def forward(params, part, key):
-    """Logits f32[P,B,T,V] of the passes, and their Aux."""
+    """Outputs [B,...] of the pass, or [P,B,...] of several, and their Aux."""
     model = plan.model(groups.put(state['params'], params), state['router_state'])
     once = lambda key: model(part, key, train=True, step=state['step'], tokens=tokens)
-    if passes == 1:
-      logits, aux = once(key)
-      return logits[None], aux
-    logits, aux = jax.lax.map(once, jax.random.split(key, passes))
-    return logits, {layer: merge(a) for layer, a in aux.items()}
+    if target.passes == 1:
+      return once(key)
+    outputs, aux = jax.lax.map(once, jax.random.split(key, target.passes))
+    return outputs, {layer: merge(a) for layer, a in aux.items()}
 
   def loss(params, part, key):
-    logits, aux = forward(params, part, key)
+    outputs, aux = forward(params, part, key)
     with jax.named_scope('loss'):
-      sums = losses.passes(logits, part, task.z, task.label_smoothing, task.get('sigmoid', False))
+      task, report = target.loss(outputs, part, counts)
       routers, values = losses.router(aux, weighted)
-    total = (sums['ce'] + sums['z']) / targets + passes * routers / microbatches
+    total = task + target.passes * routers / microbatches
     # Summed over microbatches, these are the values of the whole batch.
-    report = {'loss/ce': sums['ce'] / (passes * targets)}
     report |= {losses.METRIC.get(n, f'loss/aux_{n}'): v / microbatches for n, v in values.items()}
-    if task.z:
-      report['loss/z'] = sums['z'] / (passes * targets)
-    if passes > 1:
-      report['loss/consistency'] = sums['consistency'] / targets
-      total += alpha * report['loss/consistency'] if alpha else 0.0
     return total, (report | {'loss/total': total}, aux)
 
   differentiate, trained = jax.grad(loss, has_aux=True), plan.trainable(state['params'])
@@ -169,7 +161,7 @@ def describe(aux):
 
 
 def count(counts, weights, finite):
-  """Returns the counters after a step on a batch with target weights `weights` f32[B,T]."""
+  """Returns the counters after a step on a batch with target weights `weights` f32[...]."""
   new = jnp.sum(weights > 0, dtype=jnp.uint32)
   low, high = counts['tokens']
   low = low + new

@@ -32,7 +32,7 @@ METHODS = ('rank', 'decode', 'span')
 
 def set_task(cfg, names, run=None):
   """Changes the config of the run in directory `run` so that it is judged on the tasks `names`, both ways."""
-  paired = cfg.data.objective in ('seq2seq', 'prompted')
+  paired = lookup.source(cfg.data).rule.paired
   with cfg.unlocked(), cfg.ignore_type():
     found = pipeline.vocabulary(cfg, found=records.read(run))
     cfg.data.vocab = str(getattr(found, 'path', cfg.data.vocab))
@@ -72,8 +72,8 @@ class Scorer:
     found = ('span',) if 'windows' in examples[0] else ('rank', 'decode')
     for method in self.methods:
       if method not in found:
-        raise errors.UserError(f'eval.methods: {method!r} does not judge data.objective='
-                               f'{self.cfg.data.objective!r}; nearest: {", ".join(found)}')
+        raise errors.UserError(f'eval.methods: {method!r} does not judge {lookup.titled(self.cfg.data)}; '
+                               f'nearest: {", ".join(found)}')
 
   def examples(self, name):
     """Returns the list of examples on which task `name` is judged."""

@@ -14,7 +14,8 @@ from stmoe import files
 from stmoe.answer import infer
 from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
-from stmoe.data.text import objectives
+from stmoe.data.sources import texts
+from stmoe.data.text.objectives import prompted
 from stmoe.runs import directory as rundir
 from stmoe.train import state as states
 from tests.train import tiny_run
@@ -128,7 +129,7 @@ def test_the_prompt_of_a_fine_tuned_decoder_is_what_it_was_trained_on(lm):
   cfg = rundir.load(lm)
   vocabulary = pipeline.info(cfg)['vocab']
   cfg.data.objective = 'prompted'
-  rower = pipeline.Rower(objectives.Prompted(16, vocabulary), vocabulary)
+  rower = texts.Rower(prompted.Prompted(vocabulary, length=16), vocabulary)
   batch = rower.batch([('ab', 'c')], 1)
   prompt = infer.tokens(cfg, vocabulary, '', 'ab')
   assert batch['decoder_input_tokens'][0, :len(prompt)].tolist() == prompt

@@ -11,6 +11,7 @@ import pytest
 
 from stmoe import errors
 from stmoe.data import batches as pipeline
+from stmoe.data.text.objectives import span_corruption
 from stmoe.data.text import tasks
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -202,7 +203,8 @@ def test_noise_differs_between_epochs(config):
   cfg.train.batch_size = 1
   iterator = pipeline.train_iterator(cfg)
   size = tasks.get('text', cfg.data.files).size('train')
-  epoch = math.ceil(size / pipeline.objectives.SpanCorruption(64, 32, pipeline.info(cfg)['vocab']).segment)
+  objective = span_corruption.SpanCorruption(pipeline.info(cfg)['vocab'], inputs_length=64, targets_length=32)
+  epoch = math.ceil(size / objective.segment)
   rows = take(iterator, 2 * epoch)
   assert not same(rows[:1], rows[epoch:epoch + 1])
 

@@ -11,6 +11,7 @@ import pytest
 from stmoe import errors
 from stmoe import lookup
 from stmoe import state
+from stmoe.targets import ids
 from stmoe.train import losses
 
 BLOCKS = dict(
@@ -58,7 +59,7 @@ def forward(graphdef, params, batch):
 def value_and_grad(graphdef, params, batch, tokens, count):
   def loss(params):
     logits, aux = nnx.merge(graphdef, params)(batch, train=True, tokens=tokens)
-    return losses.task(logits, batch)['ce'] / count + losses.router(aux, WEIGHTED)[0]
+    return ids.task(logits, batch)['ce'] / count + losses.router(aux, WEIGHTED)[0]
   return jax.value_and_grad(loss)(params)
 
 

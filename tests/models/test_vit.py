@@ -15,6 +15,7 @@ from stmoe import state
 from stmoe.analysis import flops
 from stmoe.parts import patches
 from stmoe.surgery import layout
+from stmoe.targets import ids
 from stmoe.train import losses
 
 SPARSE = dict(layer='moe', executor='einsum', group_size=10)
@@ -44,8 +45,8 @@ def build(**fields):
 def batch(rows=8, seed=0):
   rng = np.random.default_rng(seed)
   return dict(image=jnp.asarray(rng.normal(size=(rows, 4, 4, 3)), jnp.float32),
-              decoder_target_tokens=jnp.asarray(rng.integers(0, 7, (rows, 1)), jnp.int32),
-              decoder_loss_weights=jnp.ones((rows, 1), jnp.int32))
+              labels=jnp.asarray(rng.integers(0, 7, (rows, 1)), jnp.int32),
+              weights=jnp.ones((rows, 1), jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='train')
@@ -57,13 +58,13 @@ def forward(graphdef, params, batch, key=None, train=False):
 def value_and_grad(graphdef, params, batch, key, tokens, count):
   def loss(params):
     logits, aux = nnx.merge(graphdef, params)(batch, key=key, train=True, tokens=tokens)
-    return losses.task(logits, batch)['ce'] / count + losses.router(aux, WEIGHTED)[0]
+    return ids.task(logits, batch)['ce'] / count + losses.router(aux, WEIGHTED)[0]
   return jax.value_and_grad(loss)(params)
 
 
 def run(made, batch, key=None, parts=1):
   """Loss and gradients in `parts` microbatches, averaged."""
-  count = batch['decoder_loss_weights'].sum() / parts
+  count = batch['weights'].sum() / parts
   tokens = dict(encoder=5 * count)
   cut = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
   pieces = [{k: a[i] for k, a in cut.items()} for i in range(parts)]
@@ -158,7 +159,7 @@ def test_scan_and_loop_are_equal_and_draw_the_same_noise(plain):
 def test_microbatches():
   """Without noise, which every microbatch draws anew; one of them has an empty row."""
   whole = batch()
-  whole['decoder_loss_weights'] = whole['decoder_loss_weights'].at[5].set(0)
+  whole['weights'] = whole['weights'].at[5].set(0)
   assert_equal(run(build(), whole, parts=2), run(build(), whole))
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stmoe.data.text import objectives
+from stmoe.data.text.objectives import span_corruption as corruption
 
 
 def span_corruption(case):
@@ -10,12 +10,12 @@ def span_corruption(case):
   vocab_size = case.config['vocab_size']
   for i in sorted({name.split(':')[0] for name in case.names() if ':' in name}):
     n, density, length, noise, spans = case[f'{i}:config'].tolist()
-    assert objectives.noise_counts(n, density / 1000, length / 1000) == (noise, spans)
+    assert corruption.noise_counts(n, density / 1000, length / 1000) == (noise, spans)
     mask = case[f'{i}:noise_mask'].astype(bool)
     assert mask.sum() == noise
-    inputs, targets = objectives.corrupt(case[f'{i}:tokens'], mask, lambda k: vocab_size - 1 - k)
+    inputs, targets = corruption.corrupt(case[f'{i}:tokens'], mask, lambda k: vocab_size - 1 - k)
     case.assert_close(f'{i}:inputs', inputs)
     case.assert_close(f'{i}:targets', targets)
   table = case['length_table']
-  solved = [objectives.solve_length(row[0], row[1] / 1000, row[2] / 1000) for row in table.tolist()]
+  solved = [corruption.solve_length(row[0], row[1] / 1000, row[2] / 1000) for row in table.tolist()]
   np.testing.assert_array_equal(solved, table[:, 3:])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stmoe.train import losses
+from stmoe.targets import ids
 from stmoe.train import optimizers
 
 # T5X's name -> ours.
@@ -78,10 +78,10 @@ def cross_entropy_z_loss(case):
   weights = case['weights'] if 'weights' in case else np.float32(targets > 0)
   weights, divisor = _normalised(c.get('loss_normalizing_factor'), weights, case)
   batch = dict(decoder_target_tokens=targets, decoder_loss_weights=weights)
-  real = jnp.sum(losses.weights(batch))
+  real = jnp.sum(ids.weights(batch))
 
   def loss(logits):
-    sums = losses.task(logits, batch, c.get('z_loss', 0.0), c.get('label_smoothing', 0.0))
+    sums = ids.task(logits, batch, c.get('z_loss', 0.0), c.get('label_smoothing', 0.0))
     return (sums['ce'] + sums['z']) / divisor, sums['z'] / divisor
 
   (total, z_term), grad = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(case['logits']))

@@ -12,7 +12,7 @@ from stmoe.core.execute import einsum
 from stmoe.experts import mlp
 from stmoe.parts import norm
 from stmoe.routers import thor
-from stmoe.train import losses
+from stmoe.targets import ids
 
 
 def loss(case):
@@ -29,16 +29,16 @@ def loss(case):
     return -real.sum() * ((1 - smoothing) * np.log(1 - smoothing) + smoothing * np.log(off))
 
   def total(logits1, logits2):
-    sums = losses.passes(jnp.stack([logits1, logits2]), batch, 0.0, smoothing)
+    sums = ids.passes(jnp.stack([logits1, logits2]), batch, 0.0, smoothing)
     return sums['ce'] + 2 * offset() + alpha * sums['consistency'], sums
 
   logits = [jnp.asarray(case[f'logits{i}']) for i in (1, 2)]
   (value, sums), grads = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(*logits)
   case.assert_close('total', value)
   case.assert_close('consistency', sums['consistency'])
-  case.assert_close('ntokens', losses.weights(batch).sum().astype(jnp.int32))
+  case.assert_close('ntokens', ids.weights(batch).sum().astype(jnp.int32))
   for i, grad in zip((1, 2), grads):
-    one = functools.partial(losses.task, logits[i - 1], batch, 0.0)
+    one = functools.partial(ids.task, logits[i - 1], batch, 0.0)
     case.assert_close(f'ce{i}', one(smoothing)['ce'] + offset())
     case.assert_close(f'nll{i}', one(0.0)['ce'])
     case.assert_close(f'dlogits{i}', grad)

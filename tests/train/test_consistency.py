@@ -13,9 +13,9 @@ from stmoe import axes
 from stmoe import errors
 from stmoe.analysis import flops
 from stmoe.core import contract
+from stmoe.targets import ids as targets
 from stmoe.train import check
 from stmoe.train import evaluate
-from stmoe.train import losses
 from stmoe.train import state as states
 from stmoe.train import step as steps
 from tests.train import tiny_run
@@ -33,7 +33,7 @@ def plain(x, y):
 
 def test_divergence_and_gradients_to_both_sides():
   weigh = lambda f: lambda x, y: jnp.sum(f(x, y) * jnp.arange(5))
-  (a, da), (b, db) = (jax.value_and_grad(weigh(f), (0, 1))(P, Q) for f in (losses.consistency, plain))
+  (a, da), (b, db) = (jax.value_and_grad(weigh(f), (0, 1))(P, Q) for f in (targets.consistency, plain))
   np.testing.assert_allclose(a, b, rtol=1e-5)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), da, db)
   assert all(jnp.abs(d).max() > 0.1 for d in da)
@@ -42,19 +42,22 @@ def test_divergence_and_gradients_to_both_sides():
 def test_divergence_by_hand():
   # p = (3/4, 1/4), q = (1/4, 3/4): 1/2 * 2 * 1/2 * ln 3.
   x = jnp.log(jnp.array([[[3.0, 1.0]]]))
-  np.testing.assert_allclose(losses.consistency(x, x[..., ::-1]), [[0.5 * np.log(3)]], rtol=1e-6)
-  assert losses.consistency(x, x) == 0
+  np.testing.assert_allclose(targets.consistency(x, x[..., ::-1]), [[0.5 * np.log(3)]], rtol=1e-6)
+  assert targets.consistency(x, x) == 0
 
 
 def test_certain_predictions_are_finite():
   x = jnp.array([[[300.0, 0.0, -300.0]]])
-  value, grads = jax.value_and_grad(lambda x, y: losses.consistency(x, y).sum(), (0, 1))(x, x[..., ::-1])
+  value, grads = jax.value_and_grad(lambda x, y: targets.consistency(x, y).sum(), (0, 1))(x, x[..., ::-1])
   np.testing.assert_allclose(value, 600.0)
   assert jnp.all(jnp.isfinite(jnp.stack(grads)))
 
 
 class Fake:
   """A plan of a model whose passes differ by what they are, not by key or microbatch."""
+
+  def __init__(self, target):
+    self.target = target
 
   def model(self, params, routers):
     def call(part, key, train, step, tokens):
@@ -76,11 +79,11 @@ def gradients(monkeypatch, microbatches, keys=(0, 1), **loss):
   real = (np.arange(4) < np.array([[4], [1], [3], [4], [2], [0]])).astype(np.int32)
   ids = np.random.default_rng(0).integers(0, V, (6, 4)) * real
   batch = dict(decoder_input_tokens=ids, decoder_target_tokens=(3 * ids + 1) % V, decoder_loss_weights=real)
-  cfg = ml_collections.ConfigDict(dict(loss=dict(z=0.01, label_smoothing=0.1) | loss,
-                                       losses=dict(balance=(0.1, 'mean'))))
+  cfg = ml_collections.ConfigDict(dict(losses=dict(balance=(0.1, 'mean'))))
+  plan = Fake(targets.Ids(**dict(z=0.01, label_smoothing=0.1) | loss))
   state = dict(params=dict(w=jax.random.normal(jax.random.key(1), (V, V))), router_state={}, step=0,
                key=jax.random.key(0))
-  return steps.gradients(cfg, Fake(), state, jax.tree.map(jnp.asarray, batch), microbatches)
+  return steps.gradients(cfg, plan, state, jax.tree.map(jnp.asarray, batch), microbatches)
 
 
 def test_the_loss_of_two_passes(monkeypatch):
@@ -147,7 +150,7 @@ def test_draws_average_distributions():
   ids = jnp.zeros((1, 3), jnp.int32)
   batch = dict(decoder_target_tokens=ids, decoder_loss_weights=jnp.ones((1, 3), jnp.int32))
   mesh = axes.make_mesh(devices=jax.devices()[:1])
-  plan = types.SimpleNamespace(model=lambda params, routers: Coin(), mesh=mesh)
+  plan = types.SimpleNamespace(model=lambda params, routers: Coin(), mesh=mesh, target=targets.Ids())
   key = jax.random.key(3)
   single = evaluate.make(plan)({}, {}, batch, key)['ce'] / 3
   assert np.isclose(single, -np.log(0.75)) or np.isclose(single, -np.log(0.25))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stmoe.data import batches as pipeline
+from stmoe.targets import ids
 from stmoe.train import evaluate
-from stmoe.train import losses
 from stmoe.train import state as states
 from tests.train import tiny_run
 
@@ -29,10 +29,10 @@ def corpus(tmp_path_factory):
 
 def evaluated(cfg, opened=None):
   sums = lambda params, routers, batch, key: dict(
-      ce=NATS * losses.weights(batch).sum(), correct=0.0, tokens=losses.weights(batch).sum(), load={})
+      ce=NATS * ids.weights(batch).sum(), correct=0.0, weight=ids.weights(batch).sum(), load={})
   with states.on_mesh(cfg.mesh, jax.devices()[:1]) as mesh:
-    return evaluate.run(cfg, types.SimpleNamespace(mesh=mesh), sums, dict(params={}, router_state={}),
-                        pipeline.info(cfg), opened=opened)
+    plan = types.SimpleNamespace(mesh=mesh, target=ids.Ids())
+    return evaluate.run(cfg, plan, sums, dict(params={}, router_state={}), pipeline.info(cfg), opened=opened)
 
 
 def scored(cfg, most):
@@ -71,7 +71,7 @@ def test_a_whole_split_has_the_ratio_of_its_facts(corpus):
   facts = pipeline.info(cfg)
   assert facts['piece_bytes'] == facts['num_bytes']
   found = evaluated(cfg)
-  assert found['eval/bits_per_byte'] == evaluate.bits_per_byte(found['eval/loss'], facts['bytes_per_token'])
+  assert found['eval/bits_per_byte'] == ids.bits_per_byte(found['eval/loss'], facts['bytes_per_token'])
 
 
 def test_bytes_of_a_vocabulary_that_rewrites_text():

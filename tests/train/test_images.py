@@ -65,5 +65,5 @@ def test_mistakes_are_found_before_anything_is_written(override, said, tmp_path)
 def test_shapes_of_batches():
   cfg = load('vmoe/digits:smoke')
   found = {name: (s.shape, s.dtype.name) for name, s in check.batch_shapes(cfg, 4).items()}
-  assert found == dict(image=((4, 8, 8, 1), 'float32'), decoder_target_tokens=((4, 1), 'int32'),
-                       decoder_loss_weights=((4, 1), 'int32'))
+  assert found == dict(image=((4, 8, 8, 1), 'float32'), labels=((4, 1), 'int32'),
+                       weights=((4, 1), 'int32'))

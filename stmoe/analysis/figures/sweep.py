@@ -1,6 +1,7 @@
 """One checkpoint evaluated under several values of a field (`stmoe eval RUN --sweep FIELD=V1,V2`)."""
 
 from stmoe.analysis import canvas
+from stmoe.analysis import measures
 
 CAPTIONS = {'sweep': 'The validation loss of one checkpoint, evaluated under several values of a field.'}
 
@@ -13,7 +14,7 @@ def draw(run):
   colour = canvas.PALETTE[0]
   for ax, (field, points) in zip(axes[0], run.sweeps.items()):
     in_bits = all('eval/bits_per_byte' in metrics for _, metrics in points)
-    key, unit = ('eval/bits_per_byte', 'bits per byte') if in_bits else ('eval/loss', 'nats per token')
+    key, unit = ('eval/bits_per_byte', 'bits per byte') if in_bits else ('eval/loss', measures.unit([run]))
     values = [value if number(value) else str(value) for value, _ in points]
     losses = [metrics[key] for _, metrics in points]
     ax.plot(values, losses, '-' if all(map(number, values)) else '', color=colour, lw=1.8, marker='o', ms=4)

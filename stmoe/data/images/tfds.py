@@ -28,7 +28,7 @@ HELD_OUT = 10
 
 
 class Records:
-  """The pictures of one split in a cache; see `vision.load`."""
+  """The pictures of one split in a cache; see `load` of data/sources/images.py."""
 
   def __init__(self, path, num_labels):
     self._reader = stream.Reader(path)
@@ -44,15 +44,14 @@ class Records:
 
 
 def keep(name, label='', cache_dir=None):
-  """Returns (path, key) of the cache of the set called `name`, made if it is not there."""
+  """Returns the `store.Kept` of the set called `name`, made if it is not there."""
   key = caches.digest(CONTENT, name, label)
   path = store.named(caches.folder(cache_dir), f'images-{re.sub(r"[^A-Za-z0-9.]+", "_", name)}', key)
 
   def write(folder):
     labels = [_write(folder / f'{split}.array_record', name, split, label) for split in tasks.SPLITS]
     return dict(name=name, key=key, num_labels=max(labels))
-  store.kept(path, write)
-  return path, key
+  return store.Kept(path, store.kept(path, write))
 
 
 def load(path, facts):

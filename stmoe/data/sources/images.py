@@ -1,34 +1,16 @@
 """Images with one label each, as rows of batches: from scikit-learn, .npz files or TensorFlow Datasets.
 
-What is random in row i of a stream depends on its number and on the seed only, as in pipeline.py, which
-numbers, shuffles, shards and resumes these rows like those of text.
-
-Fields of `cfg.data` with objective 'classification':
-  task: 'digits' (1,797 handwritten digits of 8 x 8 that scikit-learn carries; every fifth is held out),
-    'npz', or 'tfds:NAME' for a set of TensorFlow Datasets, for example 'tfds:cifar10'.
-  files: of task npz: one for both splits, or one for training and one for validation. Arrays are image or
-    images uint8[N,H,W] or [N,H,W,C]; label or labels, integers from 0; in one file split ('train' or
-    'validation' for each image), without which every tenth image is held out.
-  label: name of the array (npz) or feature (tfds) of labels; '' = label or labels.
-  image_size, channels: of the rows; other images are resized, grey ones repeated.
-  central: share of the shorter side of the square that is cut out of the middle (1.0 = all of it).
-  crop: in training the least share of the area that is cut out at random, with sides between 3:4 and 4:3,
-    in place of the middle (Inception's crop takes 0.05); 1.0 = none.
-  flip: whether in training half of the images are mirrored.
-  mean, std: rows are (pixel / 255 - mean) / std; 0.5 and 0.5 give -1 to 1.
-  shuffle, eval_split, cache_dir: as for text.
+What is random in row i of a stream depends on its number and on the seed only.
 """
 
 import dataclasses
 import hashlib
-import os
-import pathlib
 
 import numpy as np
 
 from stmoe import errors
-from stmoe import files
-from stmoe.data import given
+from stmoe import ranges
+from stmoe.data import arrays
 from stmoe.data import record as records
 from stmoe.data import store
 from stmoe.data.images import pixels as images
@@ -50,31 +32,83 @@ class Labels:
     return f'{self.vocab_size} labels'
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Images:
-  """The rows of one set of images; the interface is that of `pipeline.Texts`."""
+  """Square images and their labels.
 
-  kind, vocabulary, metrics = 'images', None, {}
+  task: 'digits' (1,797 handwritten digits of 8 x 8 that scikit-learn carries; every fifth is held out),
+    'npz', or 'tfds:NAME' for a set of TensorFlow Datasets, for example 'tfds:cifar10'.
+  files: of task npz: one for both splits, or one for training and one for validation. Arrays are image or
+    images uint8[N,H,W] or [N,H,W,C]; label or labels, integers from 0; in one file split ('train' or
+    'validation' for each image), without which every tenth image is held out.
+  label: name of the array (npz) or feature (tfds) of labels; '' = label or labels.
+  image_size, channels: of the rows; other images are resized, grey ones repeated.
+  central: share of the shorter side of the square that is cut out of the middle (1.0 = all of it).
+  crop: in training the least share of the area that is cut out at random, with sides between 3:4 and 4:3,
+    in place of the middle (Inception's crop takes 0.05); 1.0 = none.
+  flip: whether in training half of the images are mirrored.
+  mean, std: rows are (pixel / 255 - mean) / std; 0.5 and 0.5 give -1 to 1.
+  cache_dir: as for text.
+  """
+  task: ranges.Text
+  files: ranges.Many(ranges.Text)
+  label: ranges.Text
+  image_size: ranges.Count
+  channels: ranges.Count
+  central: ranges.PartOf1
+  crop: ranges.PartOf1
+  flip: ranges.Flag
+  mean: ranges.Any
+  std: ranges.Positive
+  cache_dir: ranges.Text
+  objective: ranges.Choice('classification') = 'classification'
 
-  def __init__(self, cfg, found=records.NONE):
-    self._data, name, known = cfg.data, cfg.data.task, found.known(cfg.data, self.kind)
-    _check(cfg.data)
+  kind = 'images'
+  targets = 'labels'               # what a model must predict: a class of the whole row
+
+  def content(self) -> dict:
+    """Returns what says which data these are, for data.json."""
+    return dict(task=self.task, files=self.files, label=self.label)
+
+  def shapes(self, rows: int) -> dict:
+    """Returns dict name -> (shape, dtype) of a batch of `rows` images, each with one target, its label."""
+    image = (rows, self.image_size, self.image_size, self.channels)
+    one = ((rows, 1), np.int32)
+    return dict(image=(image, np.float32), labels=one, weights=one)
+
+  def lengths(self, model) -> dict:
+    """Returns dict stack -> positions of a row: the patches of a model that has such, and one label."""
+    if 'patch_size' not in model:
+      return dict(decoder=1)
+    patches = (model.image_size // model.patch_size) ** 2
+    return dict(encoder=patches + (model.get('pooling', 'token') == 'token'), decoder=1)
+
+  def open(self, cfg, found: records.Record = records.NONE) -> 'Opened':
+    """Returns the images, those that a run's Record `found` names if they are these."""
+    _check(self)
+    return Opened(self, found)
+
+
+class Opened:
+  """The rows of one set of images; what is needed of opened data is said in data/batches.py."""
+
+  vocabulary, metrics = None, {}
+
+  def __init__(self, source: Images, found: records.Record):
+    self._source, name, known = source, source.task, found.known(source)
     self.recorded = bool(known)
-    self.files = found.values['files'] if known else records.seen(cfg.data.get('files', ()))
-    kept = _recorded(cfg.data, found) if known else keep(cfg.data)
+    self.files = found.values['files'] if known else records.seen(source.files)
+    kept = found.kept(source, name, lambda: keep(source)) if known else keep(source)
     self._pictures = load(kept)
     self.keys, self.caches, self.weights = {name: kept.key}, {name: kept.path}, [1.0]
 
-  def rows(self, name, split, seed, train):
+  def rows(self, name: str, split: str, seed: int, train: bool) -> 'Rows':
     """Returns the Rows of a split; `train` makes them random, where the configuration says so."""
     del name
-    return Rows(self._pictures[split], self._data, seed, train)
+    return Rows(self._pictures[split], self._source, seed, train)
 
-  def empty(self, size):
-    """Returns a batch of `size` rows without an image."""
-    return {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes(self._data, size).items()}
-
-  def info(self):
-    """Returns the facts of the images; see `pipeline.info`."""
+  def info(self) -> dict:
+    """Returns the facts of the images; see `info` of data/batches.py."""
     sizes = {split: len(found) for split, found in self._pictures.items()}
     labels = Labels(max(found.num_labels for found in self._pictures.values()))
     return dict(vocab=labels, vocab_size=labels.vocab_size, num_images=sizes,
@@ -103,15 +137,8 @@ class Rows:
     if rng is not None and d.flip and rng.random() < 0.5:
       pixels = pixels[:, ::-1]
     batch['image'][at] = (pixels / np.float32(255) - np.float32(d.mean)) / np.float32(d.std)
-    batch['decoder_target_tokens'][at] = label
-    batch['decoder_loss_weights'][at] = 1
-
-
-def shapes(data, rows):
-  """Returns dict name -> (shape, dtype) of a batch of `rows` images under section `data`."""
-  image = (rows, data.image_size, data.image_size, data.channels)
-  one = ((rows, 1), np.int32)
-  return dict(image=(image, np.float32), decoder_target_tokens=one, decoder_loss_weights=one)
+    batch['labels'][at] = label
+    batch['weights'][at] = 1
 
 
 def middle(shape, share):
@@ -152,18 +179,11 @@ class Arrays:
     return pixels if pixels.ndim == 3 else pixels[..., None], self.labels[row]
 
 
-@dataclasses.dataclass(frozen=True)
-class Kept:
-  """A set of images as it was read: a sealed folder, and what identifies them."""
-  path: pathlib.Path
-  key: str
-
-
 def keep(data):
-  """Returns the Kept of the images of section `data`, made if it is not there."""
+  """Returns the `store.Kept` of the images of section `data`, made if it is not there."""
   if data.task.startswith(TFDS):
     from stmoe.data.images import tfds
-    return Kept(*tfds.keep(data.task.removeprefix(TFDS), data.label, data.cache_dir))
+    return tfds.keep(data.task.removeprefix(TFDS), data.label, data.cache_dir)
   if data.task not in LOCAL:
     known = (*LOCAL, f'{TFDS}NAME')
     raise errors.UserError(f'data.task: no set of images is called {data.task!r}'
@@ -176,16 +196,15 @@ def keep(data):
       np.save(folder / f'{split}.images.npy', found.images)
       np.save(folder / f'{split}.labels.npy', found.labels)
     return dict(key=key, num_labels=max(found.num_labels for found in pictures.values()))
-  store.kept(path, write)
-  return Kept(path, key)
+  return store.Kept(path, store.kept(path, write))
 
 
 def load(kept):
-  """Returns dict split -> pictures of a Kept.
+  """Returns dict split -> pictures of a `store.Kept`.
 
   Pictures have a length, `num_labels` and `read(row) -> (uint8[H,W,C], label)`.
   """
-  facts = store.check(kept.path)
+  facts = kept.facts
   if not (kept.path / 'train.images.npy').exists():
     from stmoe.data.images import tfds
     return tfds.load(kept.path, facts)
@@ -194,20 +213,11 @@ def load(kept):
           for split in tasks.SPLITS}
 
 
-def _recorded(data, found):
-  """The Kept that Record `found` names; made again if it is gone or damaged."""
-  try:
-    path, facts = found.open(data.task, data, Images.kind)
-    return Kept(path, facts['key'])
-  except errors.Damaged as damage:
-    return found.again(data.task, damage, lambda: keep(data))
-
-
 def _check(data):
   """Raises UserError for shares and sizes that are none."""
   for field in ('central', 'crop'):
-    if not 0 < data[field] <= 1:
-      raise errors.UserError(f'data.{field}={data[field]}: must be above 0 and at most 1')
+    if not 0 < getattr(data, field) <= 1:
+      raise errors.UserError(f'data.{field}={getattr(data, field)}: must be above 0 and at most 1')
   if data.image_size < 1 or data.channels not in (1, 3) or not data.std > 0:
     raise errors.UserError(f'data.image_size={data.image_size}, channels={data.channels}, std={data.std}: a '
                            'size is at least 1, channels are 1 or 3, std is above 0')
@@ -237,13 +247,7 @@ def npz(data):
     held_out = np.arange(len(pixels) + len(more)) >= len(pixels)
     return _divided(np.concatenate([pixels, more]), np.concatenate([labels, others]), held_out)
   pixels, labels, split = parts[0]
-  if split is None:
-    return _divided(pixels, labels, np.arange(len(pixels)) % 10 == 9)
-  unknown = sorted(set(split.tolist()) - set(tasks.SPLITS))
-  if unknown:
-    raise errors.UserError(f'{paths[0]}: split has {unknown[0]!r}{errors.nearest(unknown[0], tasks.SPLITS)} '
-                           f'(there are: {", ".join(tasks.SPLITS)})')
-  return _divided(pixels, labels, split == 'validation')
+  return _divided(pixels, labels, arrays.held_out(paths[0], split, len(pixels)))
 
 
 LOCAL = {'digits': digits, 'npz': npz}
@@ -265,14 +269,10 @@ def _divided(pixels, labels, held_out):
 
 def _read(file, label):
   """(images uint8, labels i64, split or None) of an .npz file."""
-  try:
-    arrays = files.read_arrays(file, max(files.LARGEST, given.RATIO * os.path.getsize(file)))
-  except (OSError, errors.Damaged) as error:
-    raise errors.UserError(f'data.files: {file} is not readable as .npz: '
-                           f'{getattr(error, "reason", error)}') from error
-  image = _named(file, arrays, ('image', 'images'))
-  label = _named(file, arrays, (label,) if label else ('label', 'labels'))
-  pixels, labels, split = arrays[image], arrays[label], arrays.get('split')
+  found = arrays.read(file)
+  image = arrays.named(file, found, 'image', 'images')
+  label = arrays.named(file, found, *((label,) if label else ('label', 'labels')))
+  pixels, labels, split = found[image], found[label], found.get('split')
   if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[3:] not in ((), (1,), (3,)):
     raise errors.UserError(f'{file}: {image} is {pixels.dtype}{list(pixels.shape)}; it must be uint8[N,H,W] '
                            'or uint8[N,H,W,C] with C of 1 or 3')
@@ -283,10 +283,3 @@ def _read(file, label):
     raise errors.UserError(f'{file}: split has {split.shape[0]} entries for {len(pixels)} images')
   return pixels, labels.astype(np.int64), split
 
-
-def _named(file, names, wanted):
-  for name in wanted:
-    if name in names:
-      return name
-  raise errors.UserError(f'{file} has no array {" or ".join(map(repr, wanted))}'
-                         f'{errors.nearest(wanted[0], names)} (it has: {", ".join(names)})')

@@ -3,8 +3,8 @@
 import numpy as np
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe.core import hashing
-from stmoe.data import batches as pipeline
 from stmoe.data import progress
 from stmoe.data.text import stream as streams
 
@@ -34,7 +34,8 @@ def count(cfg):
   Every document's EOS is counted; sentinels and starts, which an objective adds, are not. The tasks
   of a mixture count by their weights.
   """
-  found = pipeline.open_caches(cfg)
+  source = lookup.source(cfg.data)
+  found = source.open_caches()
   vocabulary = next(iter(found.values())).vocabulary
   if vocabulary.vocab_size > cfg.model.vocab_size:
     raise errors.UserError(f'model.vocab_size={cfg.model.vocab_size}, but data.vocab={cfg.data.vocab!r} has '
@@ -42,7 +43,7 @@ def count(cfg):
   parts = [_count(cache, name, cfg.model.vocab_size) for name, cache in found.items()]
   if len(parts) == 1:
     return parts[0], vocabulary
-  weights = np.array([weight for _, weight in pipeline.mixture(cfg)])
+  weights = np.array([weight for _, weight in source.shares()])
   shares = sum(w * part / part.sum() for w, part in zip(weights / weights.sum(), parts))
   return np.rint(shares * sum(part.sum() for part in parts)).astype(np.int64), vocabulary
 

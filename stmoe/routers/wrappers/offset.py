@@ -29,10 +29,7 @@ class Offset(wrappers.Deciding):
 
   def logits(self, x, ctx):
     """Returns f32[G,S,E] for x [G,S,D]."""
-    if self.offset is None and self.source not in ctx.given:
-      raise UserError(f'router offset: offset=None and nothing is given as {self.source!r} (there are: '
-                      f'{", ".join(ctx.given) or "none"})')
-    delta = ctx.given[self.source] if self.offset is None else self.offset[...]
+    delta = ctx.known(self.source, 'router offset') if self.offset is None else self.offset[...]
     logits = self.inner.logits(x, ctx)
     if delta.shape[-1] != logits.shape[-1]:
       raise UserError(f'router offset: {delta.shape[-1]} numbers for logits of {logits.shape[-1]} experts')

@@ -1,7 +1,6 @@
 """Routing replay: a token's experts are given, their weights are the router's own (arXiv:2510.11370)."""
 
 from stmoe import ranges
-from stmoe.errors import UserError
 from stmoe.routers import wrappers
 
 
@@ -24,7 +23,5 @@ class Replay(wrappers.Deciding):
 
   def decide(self, logits, ctx, carry, choose=None):
     """Returns Routed for logits f32[G,S,E]."""
-    if self.source not in ctx.given:
-      raise UserError(f'router replay: nothing is given as {self.source!r} (there are: '
-                      f'{", ".join(ctx.given) or "none"}); a batch has it as STACK_given/{self.source}')
-    return self.inner.decide(logits, ctx, carry, lambda scores, k: ctx.given[self.source])
+    chosen = ctx.known(self.source, 'router replay')
+    return self.inner.decide(logits, ctx, carry, lambda scores, k: chosen)

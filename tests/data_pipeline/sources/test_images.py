@@ -52,15 +52,15 @@ def test_digits_are_whole_and_scaled():
   assert facts['vocab_size'] == 10 and facts['num_images'] == dict(train=1438, validation=359)
   batch = next(pipeline.train_iterator(cfg))
   assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == dict(
-      image=((8, 8, 8, 1), 'float32'), decoder_target_tokens=((8, 1), 'int32'),
-      decoder_loss_weights=((8, 1), 'int32'))
+      image=((8, 8, 8, 1), 'float32'), labels=((8, 1), 'int32'),
+      weights=((8, 1), 'int32'))
   # The set begins 0 1 2 3 4 5 6 7 8, of which the fifth is held out; 16 is the darkest of its greys.
-  assert batch['decoder_target_tokens'][:, 0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+  assert batch['labels'][:, 0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
   assert batch['image'].min() == -1 and batch['image'].max() == 1
   held_out = list(pipeline.eval_batches(cfg))
-  assert held_out[0]['decoder_target_tokens'][0] == 4
-  assert sum(b['decoder_loss_weights'].sum() for b in held_out) == 359
-  assert not held_out[-1]['image'][59:].any() and not held_out[-1]['decoder_loss_weights'][59:].any()
+  assert held_out[0]['labels'][0] == 4
+  assert sum(b['weights'].sum() for b in held_out) == 359
+  assert not held_out[-1]['image'][59:].any() and not held_out[-1]['weights'][59:].any()
 
 
 def test_streams_are_deterministic_resume_and_shard():
@@ -139,7 +139,7 @@ def test_splits_of_files(write):
     cfg = config(task='npz', **fields)
     cfg.eval.batch_size = len(held_out)
     [batch] = pipeline.eval_batches(cfg)
-    assert batch['decoder_target_tokens'][:, 0].tolist() == list(held_out)
+    assert batch['labels'][:, 0].tolist() == list(held_out)
     assert pipeline.info(cfg)['vocab_size'] == 20
 
 
@@ -211,7 +211,7 @@ adhoc_builder.AdhocBuilder(name='toy', version='1.0.0', features=features, data_
   for batch, number in found:
     grey = np.rint(batch['image'].mean(axis=(1, 2, 3)) / 20).astype(int)
     assert sorted(grey) == list(range(number))                       # TensorFlow Datasets orders by hash
-    assert batch['decoder_target_tokens'][:, 0].tolist() == (grey % 3).tolist()
+    assert batch['labels'][:, 0].tolist() == (grey % 3).tolist()
   cfg.data.task = 'tfds:toys'
   with pytest.raises(errors.UserError, match='tfds:toys: cannot read split .train. from .TFDS_DATA_DIR'):
     pipeline.train_iterator(cfg)

@@ -153,7 +153,7 @@ def test_a_mixture_of_names_is_weighed_by_size_up_to_the_cap(tmp_path, config):
     write(tmp_path, f'{stem}_val.jsonl', LINES[name][0])
   cfg = config(task='', objective='seq2seq', join=False, mixture=('cb', 'boolq'), mixture_cap=4,
                jsonl=(str(tmp_path),), files=(), inputs_length=64, targets_length=16)
-  assert pipeline.Texts(cfg).weights == [4.0, 2.0]
+  assert pipeline.source(cfg).weights == [4.0, 2.0]
   assert pipeline.eval_batches(cfg).num_rows == 2
   batches = pipeline.train_iterator(cfg)
   assert next(batches)['decoder_loss_weights'].any()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from stmoe import errors
-from stmoe.data.text import objectives
+from stmoe.data.text.objectives import prefix_lm
+from stmoe.data.text.objectives import span_corruption
 from stmoe.data.text import vocab
 
 VOCAB = vocab.Bytes(extra_ids=100)
@@ -30,8 +31,8 @@ def restore(inputs, targets):
 
 
 def test_lengths_of_t5():
-  assert objectives.solve_length(512, 0.15, 3.0) == (568, 114)
-  task = objectives.SpanCorruption(512, 114, VOCAB)
+  assert span_corruption.solve_length(512, 0.15, 3.0) == (568, 114)
+  task = span_corruption.SpanCorruption(VOCAB, inputs_length=512, targets_length=114)
   assert task.segment == 568
   assert task.lengths([568, 1]).tolist() == [[512, 114], [2, 2]]
 
@@ -49,24 +50,24 @@ def test_lengths_are_those_of_t5(length, density, mean):
   inputs, targets = both(n)
   assert inputs <= length
   shorter = density == 0.5 and targets > inputs
-  assert objectives.solve_length(length, density, mean) == (n - shorter, targets - shorter)
+  assert span_corruption.solve_length(length, density, mean) == (n - shorter, targets - shorter)
 
 
 def test_spans_of_one_token():
   # 47 tokens: round(7.05) = 7 of noise in 7 spans; 40 + 7 sentinels + EOS = 48 inputs, 7 + 7 + 1 targets.
-  assert objectives.solve_length(48, 0.15, 1.0) == (47, 15)
+  assert span_corruption.solve_length(48, 0.15, 1.0) == (47, 15)
 
 
 def test_counts_round_halves_to_even():
   # 0.15 * 10 = 1.5 -> 2, 0.15 * 30 = 4.5 -> 4 (of which 4 / 3 -> 1 span); at least 1, at most n - 1.
-  noise, spans = objectives.noise_counts([1, 2, 10, 30, 568], 0.15, 3.0)
+  noise, spans = span_corruption.noise_counts([1, 2, 10, 30, 568], 0.15, 3.0)
   assert (noise.tolist(), spans.tolist()) == ([0, 1, 2, 4, 85], [0, 1, 1, 1, 28])
 
 
 def test_an_example_by_hand():
   tokens = np.arange(10, 18)
   mask = np.array([0, 0, 1, 1, 0, 0, 0, 1], bool)
-  inputs, targets = objectives.corrupt(tokens, mask, VOCAB.sentinel)
+  inputs, targets = span_corruption.corrupt(tokens, mask, VOCAB.sentinel)
   assert inputs.tolist() == [10, 11, 358, 14, 15, 16, 357]
   assert targets.tolist() == [358, 12, 13, 357, 17]
 
@@ -75,8 +76,8 @@ def test_an_example_by_hand():
        st.integers(0, 2**32))
 @settings(max_examples=200, deadline=None)
 def test_noise(n, noise, seed):
-  mask = objectives.noise_mask(n, *noise, np.random.default_rng(seed))
-  count, spans = objectives.noise_counts(n, *noise)
+  mask = span_corruption.noise_mask(n, *noise, np.random.default_rng(seed))
+  count, spans = span_corruption.noise_counts(n, *noise)
   starts = np.flatnonzero(np.diff(mask.astype(int), prepend=0) == 1)
   assert (len(mask), mask.sum(), len(starts)) == (n, count, spans)
   assert not mask[0]
@@ -86,7 +87,7 @@ def test_noise(n, noise, seed):
 @given(st.lists(st.integers(3, 258), min_size=1, max_size=70), st.integers(0, 2**32))
 @settings(max_examples=200, deadline=None)
 def test_nothing_is_lost(tokens, seed):
-  task = objectives.SpanCorruption(64, 40, VOCAB)
+  task = span_corruption.SpanCorruption(VOCAB, inputs_length=64, targets_length=40)
   tokens = np.array(tokens[:task.segment])
   example = task.example(tokens, np.random.default_rng(seed))
   inputs, targets = example['encoder'], example['decoder']
@@ -98,7 +99,7 @@ def test_nothing_is_lost(tokens, seed):
 
 def test_all_compositions_are_equally_likely():
   rng = np.random.default_rng(0)
-  found = [tuple(objectives._composition(5, 3, rng)) for _ in range(6000)]
+  found = [tuple(span_corruption._composition(5, 3, rng)) for _ in range(6000)]
   counts = {c: found.count(c) for c in set(found)}
   assert len(counts) == 6  # 4 choose 2
   assert all(abs(n - 1000) < 150 for n in counts.values())  # five standard deviations
@@ -107,7 +108,8 @@ def test_all_compositions_are_equally_likely():
 def test_every_row_length_holds_its_segment():
   for inputs_length in range(2, 300):
     for noise in ((0.15, 3.0), (0.15, 10.0), (0.5, 3.0)):
-      task = objectives.SpanCorruption(inputs_length, 400, VOCAB, *noise)
+      task = span_corruption.SpanCorruption(VOCAB, inputs_length=inputs_length, targets_length=400,
+                                            noise_density=noise[0], mean_span_length=noise[1])
       assert task.segment >= 1
       assert (task.lengths(np.arange(1, task.segment + 1)) <= (inputs_length, 400)).all()
 
@@ -118,11 +120,11 @@ def test_every_row_length_holds_its_segment():
     (dict(inputs_length=4096, targets_length=2000), 'extra_ids=100 is too small.* have 227 spans')])
 def test_impossible_lengths(fields, said):
   with pytest.raises(errors.UserError, match=said):
-    objectives.SpanCorruption(vocabulary=VOCAB, **fields)
+    span_corruption.SpanCorruption(VOCAB, **fields)
 
 
 def test_the_cut_of_a_prefix_is_uniform():
-  task, rng = objectives.PrefixLm(8), np.random.default_rng(0)
+  task, rng = prefix_lm.PrefixLm(VOCAB, length=8), np.random.default_rng(0)
   cuts = [task.example(np.arange(5), rng)['prefix'] for _ in range(4000)]
   assert all(abs(cuts.count(cut) - 1000) < 150 for cut in (1, 2, 3, 4))
   assert task.example(np.arange(1), rng)['prefix'] == 0

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe.data import batches as pipeline
 from stmoe.data.text import cache
 from stmoe.data.text import corpus
-from stmoe.data.text import objectives
+from stmoe.data.text.objectives import seq2seq
 from stmoe.data.text import tasks
 from stmoe.data.text import vocab
 
@@ -96,7 +97,7 @@ def test_evaluation_has_one_pair_a_row_in_order(translation):
 
 
 def test_long_sides_are_cut_and_keep_their_eos():
-  task = objectives.Seq2Seq(4, 3, BYTES)
+  task = seq2seq.Seq2Seq(BYTES, inputs_length=4, targets_length=3)
   tokens = np.array([10, 11, 12, 13, 14, 1, 20, 21, 1], np.uint16)
   example = task.example(tokens, None)
   assert example['encoder'].tolist() == [10, 11, 12, 1] and example['decoder'].tolist() == [20, 21, 1]
@@ -105,7 +106,7 @@ def test_long_sides_are_cut_and_keep_their_eos():
 
 
 def test_a_vocabulary_is_trained_on_both_sides(translation, cache_dir):
-  found, = pipeline.open_caches(translation(vocab='train:320')).values()
+  found, = lookup.source(translation(vocab='train:320').data).open_caches().values()
   ids = found.vocabulary.encode(['Hund läuft', 'dog runs'])
   assert all(2 not in i for i in ids) and found.facts['splits']['train']['documents'] == 114
 

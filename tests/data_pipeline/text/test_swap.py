@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe.data import batches as pipeline
 from stmoe.data.text import swap
 
@@ -45,8 +46,8 @@ def test_epochs_are_corrupted_anew_and_seeds_differ(config):
   def rows(seed, number):
     cfg = config(replaced=0.5)
     cfg.seed = seed
-    source = pipeline.Texts(cfg)
-    batch = source.empty(1)
+    source = pipeline.source(cfg)
+    batch = pipeline.empty(lookup.source(cfg.data), 1)
     source.rows('text', 'train', seed, True).fill(batch, 0, 0, number)
     return batch['decoder_target_tokens'].tolist()
   assert rows(0, 3) == rows(0, 3) and len({str(rows(*at)) for at in ((0, 3), (0, 900), (1, 3))}) == 3

@@ -11,7 +11,7 @@ from stmoe import experiment
 from stmoe.data import batches as pipeline
 from stmoe.data.questions import eda
 from stmoe.data.questions import squad
-from stmoe.data.sources import spans
+from stmoe.data.sources import questions
 from stmoe.metrics import squad as metric
 
 CONTEXTS = ['Ada Lovelace was born in London, in 1815. She wrote the first program for a machine by Babbage.',
@@ -50,7 +50,7 @@ def text_of(row, vocabulary):
 
 def test_windows_cover_the_context_and_targets_point_at_the_answer(files):
   cfg = config(files)
-  source = spans.Spans(cfg)
+  source = pipeline.source(cfg)
   vocabulary = pipeline.info(cfg)['vocab']
   answers, covered = {}, {}
   for batch in pipeline.eval_batches(cfg):
@@ -76,7 +76,7 @@ def test_windows_cover_the_context_and_targets_point_at_the_answer(files):
 
 def test_the_best_span_over_windows_is_the_answer(files):
   """Logits that know the targets give EM 100; without them the answer is short and in order."""
-  source = spans.Spans(config(files))
+  source = pipeline.source(config(files))
   judged, rower = source.judged()
   assert rower is source
   assert list(judged) == ['river', 'ada']
@@ -97,13 +97,13 @@ def test_best_span_is_that_of_all_pairs():
   for longest in (1, 3, 40):
     start, end = rng.normal(size=(2, 12))
     wanted = max((start[i] + end[j], i, j) for i in range(12) for j in range(i, min(i + longest, 12)))
-    np.testing.assert_allclose(spans.best_span(start, end, longest), wanted)
+    np.testing.assert_allclose(questions.best_span(start, end, longest), wanted)
 
 
 def test_words_in_several_tokens(files, tmp_path):
   """A trained vocabulary: an answer is whole words, whatever pieces they have."""
   cfg = config(files, '--config.data.vocab=train:310', f'--config.data.cache_dir={tmp_path}')
-  for example in spans.Spans(cfg).judged()[0]['river'].examples:
+  for example in pipeline.source(cfg).judged()[0]['river'].examples:
     window = example['windows'][0]
     first, last = window.answer
     assert window.context.text[window.context.begin[first]:window.context.end[last]] == example['targets']
@@ -122,7 +122,7 @@ def test_augmentation_keeps_answers_and_is_deterministic(files, tmp_path):
   def load(seed=0, **more):
     cfg = augmenting(files, **fields | more)
     cfg.seed = seed
-    return spans.Spans(cfg)._questions
+    return pipeline.source(cfg)._questions
   found = load()
   assert [len(each) for each in found['train'].values()] == [2 + 2 * 8]
   assert [len(each) for each in found['validation'].values()] == [2, 2]

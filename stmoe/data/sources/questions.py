@@ -4,31 +4,19 @@ A row is [start] question [EOS] part of the context [EOS], [start] being id 0, a
 in it of the first and of the last token of the answer, both 0 where the answer is not wholly in it. The
 context is cut into tokens by words, numbers and single other characters, so that every token has a place in
 the text; an answer goes from the first token of its first word to the last one of its last.
-
-Fields of `cfg.data` with objective 'spans':
-  task: 'squad', or 'stdlib_questions', two domains made of the standard library of this Python (squad.py).
-  files: of task squad: TRAIN,VALIDATION; each a file, several joined by `+`, or a folder (squad.py). The
-    training files are mixed by their sizes; each file of validation is judged by itself.
-  vocab, extra_ids, cache_dir: as for text (cache.py).
-  inputs_length: tokens of a row; targets_length: 2, a start and an end.
-  stride: tokens of the context that a window shares with the one before.
-  question_length: most tokens of a question.
-  answer_length: most tokens of a predicted answer.
-  eda: augmentation of training contexts (eda.py).
-  shuffle, eval_split: as for text.
 """
 
 import dataclasses
 import functools
 import hashlib
 import json
-import pathlib
 import re
 
 import numpy as np
 
 from stmoe import errors
 from stmoe import files
+from stmoe import ranges
 from stmoe.data import record as records
 from stmoe.data import store
 from stmoe.data.questions import eda
@@ -115,46 +103,92 @@ def tokenize(texts, vocabulary):
   return tokens
 
 
-class Spans:
-  """The rows of the questions of all domains; the interface is that of `pipeline.Texts`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Questions:
+  """Questions with an answer in a text, cut into windows.
 
+  task: 'squad', or 'stdlib_questions', two domains made of the standard library of this Python (squad.py).
+  files: of task squad: TRAIN,VALIDATION; each a file, several joined by `+`, or a folder (squad.py). The
+    training files are mixed by their sizes; each file of validation is judged by itself.
+  vocab, extra_ids, cache_dir: as for text (cache.py).
+  inputs_length: tokens of a row; targets_length: 2, a start and an end.
+  stride: tokens of the context that a window shares with the one before.
+  question_length: most tokens of a question.
+  answer_length: most tokens of a predicted answer.
+  eda: augmentation of training contexts (eda.py).
+  """
+  task: ranges.Text
+  files: ranges.Many(ranges.Text)
+  vocab: ranges.Text
+  extra_ids: ranges.Natural
+  inputs_length: ranges.Count
+  targets_length: ranges.Count
+  stride: ranges.Count
+  question_length: ranges.Count
+  answer_length: ranges.Count
+  eda: ranges.Group(files=ranges.Many(ranges.Text), copies=ranges.Natural, share=ranges.Share,
+                    synonyms=ranges.Text)
+  cache_dir: ranges.Text
+  objective: ranges.Choice('spans') = 'spans'
+
+  kind = 'spans'
   targets = 'positions'            # what a model must predict: places of the row
-  kind, metrics = 'spans', {}
 
-  def __init__(self, cfg, found=records.NONE):
-    _check(cfg.data)
-    self._data, name, known = cfg.data, cfg.data.task, found.known(cfg.data, self.kind)
+  def content(self) -> dict:
+    """Returns what says which data these are, for data.json."""
+    return dict(task=self.task, files=self.files, eda=self.eda)
+
+  def shapes(self, rows: int) -> dict:
+    """Returns dict name -> (shape, dtype) of a batch: i32[rows,T] of a window, i32[rows,2] of an answer."""
+    batch = pack.empty(self.lengths(), 0)
+    return {name: ((rows, *array.shape[1:]), array.dtype) for name, array in batch.items()}
+
+  def lengths(self, model=None) -> dict:
+    """Returns dict stack -> tokens of a row; those of the decoder are the places of an answer."""
+    return dict(encoder=self.inputs_length, decoder=self.targets_length)
+
+  def open(self, cfg, found: records.Record = records.NONE) -> 'Opened':
+    """Returns the questions, those that a run's Record `found` names if they are these."""
+    _check(self)
+    return Opened(self, found, cfg.seed)
+
+  def vocabulary(self, found: records.Record = records.NONE, asked: dict | None = None):
+    """Returns the vocabulary, trained on the questions of the files: `asked`, if they are at hand."""
+    def make():
+      among = [_task(self.task, asked or load(self))] if self.vocab.startswith('train:') else []
+      return caches.vocabulary_of(self.vocab, among, self.extra_ids, self.cache_dir)
+    return found.vocabulary(self, make)
+
+
+class Opened:
+  """The rows of the questions of all domains; what is needed of opened data is said in data/batches.py."""
+
+  metrics = {}
+
+  def __init__(self, source: Questions, found: records.Record, seed: int):
+    self._source, name, known = source, source.task, found.known(source)
     self.recorded = bool(known)
     if known:
-      self.vocabulary = _vocabulary(cfg.data, found)
-      kept, self.files = _recorded(cfg, found, self.vocabulary), found.values['files']
+      self.vocabulary, self.files = source.vocabulary(found), found.values['files']
+      kept = found.kept(source, name, lambda: _kept(source, load(source), self.vocabulary, seed))
     else:
-      self.files = records.seen(_files(cfg.data))
-      given = load(cfg.data)
-      self.vocabulary = _vocabulary(cfg.data, found, given)
-      kept = _kept(cfg, given, self.vocabulary)
-    self._questions = kept.questions()
+      self.files = records.seen(_files(source))
+      asked = load(source)
+      self.vocabulary = source.vocabulary(found, asked)
+      kept = _kept(source, asked, self.vocabulary, seed)
+    self._questions = _read(kept)
     every = [q for domains in self._questions.values() for each in domains.values() for q in each]
     self._tokens = tokenize({text for q in every for text in (q.question, q.context)}, self.vocabulary)
     self.keys, self.caches, self.weights = {name: kept.key}, {name: kept.path}, [1.0]
 
-  @staticmethod
-  def tasks(cfg):
-    """Returns the list of the one Task whose documents a vocabulary is trained on."""
-    return [_task(cfg.data.task, load(cfg.data))]
-
-  def rows(self, name, split, seed, train):
+  def rows(self, name: str, split: str, seed: int, train: bool) -> 'Rows':
     """Returns the Rows of a split; nothing in them is random."""
     del name, seed, train
     return Rows([window for questions in self._questions[split].values() for question in questions
                  for window in self.windows(question)], self.vocabulary.eos_id)
 
-  def empty(self, size):
-    """Returns a batch of `size` rows without tokens."""
-    return pack.empty(dict(encoder=self._data.inputs_length, decoder=self._data.targets_length), size)
-
-  def info(self):
-    """Returns the facts of the questions; see `pipeline.info`."""
+  def info(self) -> dict:
+    """Returns the facts of the questions; see `info` of data/batches.py."""
     count = {split: {name: len(questions) for name, questions in domains.items()}
              for split, domains in self._questions.items()}
     return dict(vocab=self.vocabulary, vocab_size=self.vocabulary.vocab_size, num_questions=count,
@@ -163,15 +197,15 @@ class Spans:
   def windows(self, question):
     """Returns the Windows of a Question, which cover its context."""
     context = self._tokens(question.context)
-    asked = self._tokens(question.question).ids[:self._data.question_length]
+    asked = self._tokens(question.question).ids[:self._source.question_length]
     to = question.start + len(question.answers[0])
     inside = np.flatnonzero((context.end > question.start) & (context.begin < to))
     answer = (int(inside[0]), int(inside[-1])) if len(inside) else (-1, -1)
-    room = self._data.inputs_length - len(asked) - NUM_SPECIAL
+    room = self._source.inputs_length - len(asked) - NUM_SPECIAL
     found, first = [], 0
     while not found or found[-1].last < len(context.ids):
       found.append(Window(asked, context, answer, first, min(first + room, len(context.ids))))
-      first += room - self._data.stride
+      first += room - self._source.stride
     return found
 
   def judged(self):
@@ -183,14 +217,14 @@ class Spans:
 
   def batch(self, windows, size):
     """Returns a batch of `size` rows with the Windows, at most so many, and empty rows."""
-    found, rows = self.empty(size), Rows(windows, self.vocabulary.eos_id)
+    found, rows = pack.empty(self._source.lengths(), size), Rows(windows, self.vocabulary.eos_id)
     for at in range(len(windows)):
       rows.fill(found, at, at, 0)
     return found
 
   def answer(self, windows, logits):
     """Returns the best text of a question over its windows; logits are f32[2,T] each."""
-    found = [window.best(one, self._data.answer_length) for window, one in zip(windows, logits)
+    found = [window.best(one, self._source.answer_length) for window, one in zip(windows, logits)
              if window.last > window.first]
     return max(found, key=lambda each: each[0], default=(0.0, ''))[1]
 
@@ -210,54 +244,29 @@ class Rows:
     pack.fill(batch, at, [self.windows[row].example(self.eos)])
 
 
-@dataclasses.dataclass(frozen=True)
-class Kept:
-  """The questions of a run as they were read and augmented: a sealed folder, and what identifies them."""
-  path: pathlib.Path
-  key: str
-
-  def questions(self):
-    """Returns dict split -> dict domain -> list of Questions."""
-    found = {split: {} for split in tasks.SPLITS}
-    for split, domain, each in files.read_lines(self.path / QUESTIONS, list, limit=store.WHOLE):
-      contexts = {}
-      found[split][domain] = [squad.Question(name, question, contexts.setdefault(context, context),
-                                             tuple(answers), start)
-                              for name, question, context, answers, start in each]
-    return found
+def _read(kept):
+  """Dict split -> dict domain -> list of Questions of a `store.Kept`."""
+  found = {split: {} for split in tasks.SPLITS}
+  for split, domain, each in files.read_lines(kept.path / QUESTIONS, list, limit=store.WHOLE):
+    contexts = {}
+    found[split][domain] = [squad.Question(name, question, contexts.setdefault(context, context),
+                                           tuple(answers), start)
+                            for name, question, context, answers, start in each]
+  return found
 
 
-def _vocabulary(data, found, given=None):
-  """The vocabulary of section `data`, trained on what is `given`: it knows no augmented text."""
-  def make():
-    among = [_task(data.task, given or load(data))] if data.vocab.startswith('train:') else []
-    return caches.vocabulary_of(data.vocab, among, data.extra_ids, data.cache_dir)
-  return found.vocabulary(data, Spans.kind, make)
-
-
-def _kept(cfg, given, vocabulary):
-  """The Kept of the questions `given`, with augmented ones for training, made if it is not there."""
-  d = cfg.data
-  questions = given | dict(train=eda.augmented(given['train'], d.eda, cfg.seed))
-  key = caches.digest(_task(d.task, questions).fingerprint, vocabulary.digest)
-  path = store.named(caches.folder(d.cache_dir), f'{d.task}-questions', key)
+def _kept(source, asked, vocabulary, seed):
+  """The `store.Kept` of the questions `asked`, with augmented ones for training, made if it is not there."""
+  questions = asked | dict(train=eda.augmented(asked['train'], source.eda, seed))
+  key = caches.digest(_task(source.task, questions).fingerprint, vocabulary.digest)
+  path = store.named(caches.folder(source.cache_dir), f'{source.task}-questions', key)
 
   def write(folder):
     with open(folder / QUESTIONS, 'w', encoding='utf-8') as file:
       file.writelines(json.dumps([split, domain, [dataclasses.astuple(q) for q in each]]) + '\n'
                       for split, domains in questions.items() for domain, each in domains.items())
     return dict(key=key)
-  store.kept(path, write)
-  return Kept(path, key)
-
-
-def _recorded(cfg, found, vocabulary):
-  """The Kept that Record `found` names; made again from the files if it is gone or damaged."""
-  try:
-    path, facts = found.open(cfg.data.task, cfg.data, Spans.kind)
-    return Kept(path, facts['key'])
-  except errors.Damaged as damage:
-    return found.again(cfg.data.task, damage, lambda: _kept(cfg, load(cfg.data), vocabulary))
+  return store.Kept(path, store.kept(path, write))
 
 
 def _files(data):

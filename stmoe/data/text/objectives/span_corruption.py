@@ -1,123 +1,11 @@
-"""Objectives: what is given and what is to be predicted of a segment of text.
-
-An objective has `eos` (whether documents carry their EOS in the stream), `paired` (whether a segment
-is a source and its target, whole), `segment` (tokens it takes at most, where it is not), `limits` (row
-lengths by side), `prefix` (whether part of a row is given), `random` (whether it draws),
-`lengths(n) -> [k,sides]` and `example(tokens, rng) -> dict` for pack.fill, where random draws come from
-the numpy generator handed in.
-"""
+"""Span corruption: what T5 is trained on."""
 
 import functools
 
 import numpy as np
 
 from stmoe import errors
-
-
-class Lm:
-  """Every token is predicted from those before it in its segment."""
-  eos = True
-  paired = False
-  prefix = False
-  random = False
-
-  def __init__(self, length):
-    self.segment = _positive(length)
-    self.limits = dict(decoder=length)
-
-  def lengths(self, n):
-    """Returns [k,1] row places that segments of n [k] tokens take."""
-    return np.asarray(n)[:, None]
-
-  def example(self, tokens, rng):
-    """Returns dict(decoder=tokens); `rng` is not used."""
-    return dict(decoder=tokens)
-
-
-class PrefixLm:
-  """A segment is cut at a random place; the second part is predicted, the first is visible to all.
-
-  Prefix language modelling of T5 (arXiv:1910.10683, section 3.2.3) on a decoder alone; the cut is
-  uniform, both parts have at least one token. A segment of one token is predicted.
-  """
-  eos = True
-  paired = False
-  prefix = True
-  random = True
-
-  def __init__(self, length):
-    self.segment = _positive(length)
-    self.limits = dict(decoder=length)
-
-  def lengths(self, n):
-    """Returns [k,1] row places that segments of n [k] tokens take."""
-    return np.asarray(n)[:, None]
-
-  def example(self, tokens, rng):
-    """Returns dict(decoder=tokens, prefix=number of tokens given)."""
-    return dict(decoder=tokens, prefix=int(rng.integers(1, len(tokens))) if len(tokens) > 1 else 0)
-
-
-class Seq2Seq:
-  """The target of a pair is predicted from its source: translation and other text-to-text tasks.
-
-  Both end with EOS. What is longer than its row is cut, and its EOS kept (seqio's append_eos_after_trim).
-  """
-  eos = True
-  paired = True
-  prefix = False
-  random = False
-
-  def __init__(self, inputs_length, targets_length, vocabulary):
-    if min(inputs_length, targets_length) < 2:
-      raise errors.UserError(f'data.inputs_length={inputs_length}, data.targets_length={targets_length}: '
-                             'both must be at least 2, a token and EOS')
-    self._eos = vocabulary.eos_id
-    self.limits = dict(encoder=inputs_length, decoder=targets_length)
-
-  def lengths(self, n):
-    """Returns [k,2] row places of pairs with n [k,2] tokens, EOS counted."""
-    return np.minimum(n, list(self.limits.values()))
-
-  def example(self, tokens, rng):
-    """Returns dict(encoder=source, decoder=target) of `tokens`, both of them with EOS; `rng` is not used."""
-    end = int(np.argmax(tokens == self._eos)) + 1                    # no text has an EOS inside
-    return dict(encoder=cut(tokens[:end], self.limits['encoder'], self._eos),
-                decoder=cut(tokens[end:], self.limits['decoder'], self._eos))
-
-
-class Prompted:
-  """The target of a pair is predicted by a decoder alone, after its source; nothing else has a loss.
-
-  Both end with EOS. A source that leaves its target no room in the row is cut, and so is a target that
-  leaves none at all.
-  """
-  eos = True
-  paired = True
-  prefix = False
-  random = False
-
-  def __init__(self, length, vocabulary):
-    if length < 4:
-      raise errors.UserError(f'data.length={length}: must be at least 4, two tokens and their EOS')
-    self._eos = vocabulary.eos_id
-    self.limits = dict(decoder=length)
-
-  def lengths(self, n):
-    """Returns [k,1] row places of pairs with n [k,2] tokens, EOS counted."""
-    return np.minimum(np.sum(n, axis=1, keepdims=True), self.limits['decoder'])
-
-  def example(self, tokens, rng):
-    """Returns dict(decoder=source and target of `tokens`, prefix=length of the source); `rng` is not used."""
-    end = int(np.argmax(tokens == self._eos)) + 1
-    target = cut(tokens[end:], self.limits['decoder'] - 2, self._eos)
-    source = cut(tokens[:end], self.limits['decoder'] - len(target), self._eos)
-    return dict(decoder=np.concatenate([source, target]), prefix=len(source))
-
-
-def cut(tokens, limit, eos):
-  """Returns `tokens` with at most `limit` of them, the EOS at their end kept."""
-  return tokens if len(tokens) <= limit else np.append(tokens[:limit - 1], eos)
+from stmoe import ranges
 
 
 class SpanCorruption:
@@ -133,8 +21,10 @@ class SpanCorruption:
   paired = False
   prefix = False
   random = True
+  sides = {'encoder': 'inputs_length', 'decoder': 'targets_length'}
 
-  def __init__(self, inputs_length, targets_length, vocabulary, noise_density=0.15, mean_span_length=3.0):
+  def __init__(self, vocabulary, *, inputs_length: ranges.Count, targets_length: ranges.Count,
+               noise_density: ranges.Between01 = 0.15, mean_span_length: ranges.AtLeast1 = 3.0):
     self._vocabulary = vocabulary
     self._noise = (noise_density, mean_span_length)
     self.limits = dict(encoder=inputs_length, decoder=targets_length)
@@ -160,12 +50,6 @@ class SpanCorruption:
     inputs, targets = corrupt(tokens, noise_mask(len(tokens), *self._noise, rng), self._vocabulary.sentinel)
     eos = self._vocabulary.eos_id
     return dict(encoder=np.append(inputs, eos), decoder=np.append(targets, eos))
-
-
-def _positive(length):
-  if length < 1:
-    raise errors.UserError(f'data.length={length} must be at least 1')
-  return length
 
 
 def noise_counts(n, noise_density, mean_span_length):

@@ -1,0 +1,171 @@
+"""Sources of data that are arrays: read from files once, divided into splits, kept as they were read."""
+
+import hashlib
+import json
+import os
+from typing import Callable, NamedTuple
+
+import numpy as np
+
+from stmoe import errors
+from stmoe import files
+from stmoe.data import given
+from stmoe.data import record as records
+from stmoe.data import store
+from stmoe.data.text import cache as caches
+from stmoe.data.text import tasks
+
+HELD_OUT = 10                            # every tenth is held out where nothing else is said
+
+
+class Labels(NamedTuple):
+  """What data without a vocabulary have in its place: the number of classes, and what identifies the data."""
+  vocab_size: int
+  digest: str
+
+
+class Rows(NamedTuple):
+  """The rows of a split: arrays [N,...] by the names of the entries of a batch."""
+  arrays: dict
+
+  def __len__(self):
+    return len(next(iter(self.arrays.values())))
+
+  def fill(self, batch, at, row, number):
+    """Writes row `row` into row `at` of `batch`; nothing in it is random."""
+    del number
+    for name, array in self.arrays.items():
+      batch[name][at] = array[row]
+
+
+class Opened:
+  """The opened data of such a source; what is needed of opened data is said in data/batches.py."""
+
+  vocabulary, metrics, weights = None, {}, [1.0]
+
+  def __init__(self, source, found: records.Record, read: Callable, rows: Callable = Rows):
+    """
+    Args:
+      source: has files, cache_dir and kind.
+      read: () -> (dict split -> dict name -> array, facts for data.json). Facts that end as `num_classes`
+        are the classes of labels.
+      rows: of the arrays of a split.
+    """
+    name, known = source.kind, found.known(source)
+    make = lambda: keep(name, source.cache_dir, *read())
+    self.recorded, self._rows = bool(known), rows
+    self.files = found.values['files'] if known else records.seen(source.files)
+    kept = found.kept(source, name, make) if known else make()
+    self.facts = {field: value for field, value in kept.facts.items() if field != 'key'}
+    self._splits = load(kept.path)
+    self.keys, self.caches = {name: kept.key}, {name: kept.path}
+
+  def rows(self, name: str, split: str, seed: int, train: bool):
+    """Returns the rows of a split."""
+    del name, seed, train
+    return self._rows(self._splits[split])
+
+  def info(self) -> dict:
+    """Returns the facts of the data; see `info` of data/batches.py."""
+    labels = Labels(self.facts.get('num_classes', 0), caches.digest(self.facts))
+    sizes = {split: len(self._rows(arrays)) for split, arrays in self._splits.items()}
+    return dict(vocab=labels, vocab_size=labels.vocab_size, num_rows=sizes,
+                sources=[dict(task=name, key=key) for name, key in self.keys.items()])
+
+
+def keep(name: str, cache_dir: str, splits: dict, facts: dict) -> store.Kept:
+  """Returns the `store.Kept` of dict split -> dict name -> array, made if it is not there."""
+  digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+  for split, arrays in splits.items():
+    for entry, array in arrays.items():
+      digest.update(repr((split, entry, array.shape, array.dtype.str)).encode())
+      digest.update(np.ascontiguousarray(array).tobytes())
+  key = digest.hexdigest()[:16]
+  path = store.named(caches.folder(cache_dir), name, key)
+
+  def write(folder):
+    for split, arrays in splits.items():
+      np.savez(folder / f'{split}.npz', **arrays)
+    return facts | dict(key=key)
+  return store.Kept(path, store.kept(path, write))
+
+
+def load(path) -> dict:
+  """Returns dict split -> dict name -> array of a folder that `keep` made."""
+  return {split: files.read_arrays(path / f'{split}.npz', store.WHOLE) for split in tasks.SPLITS}
+
+
+def read(path) -> dict:
+  """Returns dict name -> array of the user's file `path`, an .npz."""
+  try:
+    return files.read_arrays(path, max(files.LARGEST, given.RATIO * os.path.getsize(path)))
+  except (OSError, errors.Damaged) as error:
+    raise errors.UserError(f'data.files: {path} is not readable as .npz: '
+                           f'{getattr(error, "reason", error)}') from error
+
+
+def named(path, names, *wanted: str) -> str:
+  """Returns that one of the names `wanted` which file `path` has among its `names`."""
+  for name in wanted:
+    if name in names:
+      return name
+  raise errors.UserError(f'{path} has no array {" or ".join(map(repr, wanted))}'
+                         f'{errors.nearest(wanted[0], names)} (it has: {", ".join(names)})')
+
+
+def paths(source) -> tuple:
+  """Returns data.files of a source: one path for both splits, or two."""
+  if len(source.files) not in (1, 2):
+    raise errors.UserError(f'data.files: {source.kind} are read from one file, or one for each split; it got '
+                           f'{len(source.files)}')
+  return tuple(map(str, source.files))
+
+
+def held_out(path, split, num: int) -> np.ndarray:
+  """Returns bool[num], which of a file's things are held out: where `split` says validation, or every tenth.
+
+  Args:
+    split: 'train' or 'validation' for each, or None.
+  """
+  if split is None:
+    return np.arange(num) % HELD_OUT == HELD_OUT - 1
+  split = np.asarray(split)
+  if split.shape != (num,):
+    raise errors.UserError(f'{path}: split has the shape {list(split.shape)}; it must be [{num}]')
+  unknown = sorted(set(map(str, split.tolist())) - set(tasks.SPLITS))
+  if unknown:
+    raise errors.UserError(f'{path}: split has {unknown[0]!r}{errors.nearest(unknown[0], tasks.SPLITS)} '
+                           f'(there are: {", ".join(tasks.SPLITS)})')
+  return split == 'validation'
+
+
+def divided(path, arrays: dict, held: np.ndarray) -> dict:
+  """Returns dict split -> dict name -> array of arrays [N,...] of which bool[N] are held out."""
+  chosen = {'train': ~held, 'validation': held}
+  for split, rows in chosen.items():
+    if not rows.any():
+      raise errors.UserError(f'{path}: the split {split!r} holds no rows')
+  return {split: {name: array[rows] for name, array in arrays.items()} for split, rows in chosen.items()}
+
+
+def numbers(path, name: str, array, ndims: tuple) -> np.ndarray:
+  """Returns f32 of an array of finite numbers with one of `ndims` axes; UserError naming file and array."""
+  array = np.asarray(array)
+  if array.dtype.kind not in 'fiub' or array.ndim not in ndims:
+    raise errors.UserError(f'{path}: {name} is {array.dtype}{list(array.shape)}; it must hold numbers and '
+                           f'have {" or ".join(map(str, ndims))} axes')
+  with np.errstate(over='ignore'):
+    array = array.astype(np.float32)
+  if not np.isfinite(array).all():
+    at = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
+    raise errors.UserError(f'{path}: {name}{at} is no finite number')
+  return array
+
+
+def whole(path, name: str, array) -> np.ndarray:
+  """Returns i32 of an array of whole numbers of at least 0; UserError naming file and array."""
+  array = np.asarray(array)
+  if array.dtype.kind not in 'iub' or array.size and not 0 <= array.min() <= array.max() < 2 ** 31:
+    raise errors.UserError(f'{path}: {name} is {array.dtype}{list(array.shape)}; it must hold whole numbers '
+                           'of at least 0')
+  return array.astype(np.int32)

@@ -1,0 +1,266 @@
+"""Texts, and pairs of texts, as rows of ids: of a task, of files or of a mixture of tasks."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from stmoe import errors
+from stmoe import ranges
+from stmoe.data import record as records
+from stmoe.data.text import cache as caches
+from stmoe.data.text import examples
+from stmoe.data.text import pack
+from stmoe.data.text import stream as streams
+from stmoe.data.text import swap
+from stmoe.data.text import tasks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Texts:
+  """Rows of the tokens of documents, cut and packed as an objective of text/objectives needs them.
+
+  objective: lm, span_corruption, prefix_lm, seq2seq, prompted, ..., with fields of its own: row lengths.
+  task, files: a task of families/, and the files of tasks text and pairs.
+  jsonl: files of a task with metrics, in the format its set is released in, or one folder of them: training
+    and validation; empty = TensorFlow Datasets.
+  mixture: instead of task: {task: weight}, or pairs of them, or names alone: then the weight of each is its
+    number of training examples, but no more than mixture_cap; empty for none.
+  metrics: instead of the task's own (modules of stmoe/metrics); empty for these.
+  vocab, extra_ids, cache_dir: see cache.py ('' = the default folder).
+  loss_from: share of a row of targets: those at the first ceil(loss_from * length) positions of every
+    segment have loss weight 0, in training and evaluation. For models that are only to be judged, or only
+    causal, after a prefix, and for others that are compared with them.
+  replaced, eval_replaced: share of the tokens of the text that are others, in training and in evaluation, of
+    inputs and targets alike (swap.py). Examples that are judged stay as they are.
+  join: True cuts the joined documents every `segment` tokens (one segment a row: attention and
+    positions run across documents, whose ends EOS marks); False cuts each document by itself.
+    Pairs (seq2seq, prompted) are never joined.
+  pack: True puts several short segments into one row for training (never for evaluation); a row of
+    joined documents is full anyway.
+  eval_split: the split that evaluation covers.
+  """
+  objective: ranges.Chosen('objective')
+  task: ranges.Text
+  files: ranges.Many(ranges.Text)
+  vocab: ranges.Text
+  extra_ids: ranges.Natural
+  join: ranges.Flag
+  pack: ranges.Flag
+  mixture: ranges.Shares
+  eval_split: ranges.Text
+  cache_dir: ranges.Text
+  mixture_cap: ranges.Count | None = None
+  jsonl: ranges.Many(ranges.Text) = ()
+  metrics: ranges.Many(ranges.Text) = ()
+  loss_from: ranges.Below1 = 0.0
+  replaced: ranges.Share = 0.0
+  eval_replaced: ranges.Share = 0.0
+
+  kind = 'text'
+
+  @property
+  def rule(self) -> type:
+    """The class of the objective: `paired`, `prefix`, `whole` and `sides` are known without a vocabulary."""
+    return self.objective.func
+
+  def content(self) -> dict:
+    """Returns what says which data these are, for data.json."""
+    mixture = sorted(one if isinstance(one, str) else one[0] for one in self.mixture or ())
+    return dict(task=self.task, files=self.files, jsonl=self.jsonl, mixture=mixture)
+
+  def shapes(self, rows: int) -> dict:
+    """Returns dict name -> (shape, dtype) of a batch: i32[rows,T] of each stack."""
+    batch = pack.empty(self.lengths(), 0, self.rule.prefix)
+    return {name: ((rows, *array.shape[1:]), array.dtype) for name, array in batch.items()}
+
+  def lengths(self, model=None) -> dict:
+    """Returns dict stack -> tokens of a row."""
+    return {side: self.objective.keywords[field] for side, field in self.rule.sides.items()}
+
+  def open(self, cfg, found: records.Record = records.NONE) -> 'Opened':
+    """Returns the rows, those that a run's Record `found` names if they are these."""
+    return Opened(self, found, cfg.model.get('start_id', 0) if 'model' in cfg else 0)
+
+  def shares(self) -> tuple:
+    """Returns the (task name, weight) pairs, sorted by name; weight None = by its size."""
+    mixture = self.mixture
+    if mixture and not hasattr(mixture, 'items') and all(isinstance(name, str) for name in mixture):
+      if not self.mixture_cap:
+        raise errors.UserError(f'data.mixture={", ".join(mixture)} are names without weights; they need '
+                               'data.mixture_cap, the most examples that count (T5: 65536)')
+      return tuple((name, None) for name in sorted(mixture))
+    pairs = tuple(sorted(mixture.items() if hasattr(mixture, 'items') else mixture or ()))
+    for name, weight in pairs:
+      if not weight > 0:
+        raise errors.UserError(f'data.mixture: the weight of {name} is {weight}; it must be above 0')
+    return pairs or ((self.task, 1.0),)
+
+  def tasks(self) -> list:
+    """Returns the list of Tasks."""
+    files = tuple(self.jsonl) or self.files
+    own = lambda name: files if name in tasks.OWN_FILES or self.jsonl or not self.mixture else ()
+    return [tasks.get(name, own(name), self.metrics) for name, _ in self.shares()]
+
+  def vocabulary(self, found: records.Record = records.NONE, among: list | None = None):
+    """Returns the vocabulary, the run's own if it is in Record `found`; `among` are the tasks, if at hand."""
+    def make():
+      tasks_of = among or (self.tasks() if self.vocab.startswith('train:') else ())
+      return caches.vocabulary_of(self.vocab, tasks_of, self.extra_ids, self.cache_dir)
+    return found.vocabulary(self, make)
+
+  def open_caches(self) -> dict:
+    """Returns {task name: Cache}, all with one vocabulary; makes what is missing."""
+    among = self.tasks()
+    vocabulary = self.vocabulary(among=among)
+    return {task.name: caches.of(task, vocabulary, self.cache_dir) for task in among}
+
+
+class Opened:
+  """The rows of tasks of text; what is needed of opened data is said in data/batches.py."""
+
+  def __init__(self, source: Texts, found: records.Record, start: int):
+    self._source, self._start, known = source, start, found.known(source)
+    self.recorded = bool(known)
+    if known:
+      self.vocabulary = source.vocabulary(found)
+      self._caches = {name: _recorded(source, found, name, self.vocabulary) for name in known}
+      self.files, self.metrics = found.values['files'], found.values['metrics']
+    else:
+      among = source.tasks()
+      self.files = records.seen(file for task in among for file in task.facts.get('files', ()))
+      self.vocabulary = source.vocabulary(found, among)
+      self._caches = {task.name: caches.of(task, self.vocabulary, source.cache_dir) for task in among}
+      self.metrics = {task.name: list(task.metrics) for task in among}
+    self._objective = source.objective(self.vocabulary)
+    self.keys = {name: cache.key for name, cache in self._caches.items()}
+    self.caches = {name: cache.path for name, cache in self._caches.items()}
+    self.weights = [weight or _size(self._caches[name], source.mixture_cap)
+                    for name, weight in source.shares()]
+
+  def rows(self, name: str, split: str, seed: int, train: bool) -> 'Rows':
+    """Returns the Rows of a task; `train` packs them, where the configuration says so."""
+    source, objective, cache = self._source, self._objective, self._caches[name]
+    stream = streams.Stream(cache, split, objective.eos)
+    if objective.paired:
+      if source.join or not cache.facts.get('paired'):
+        raise errors.UserError(f'{self._title()} takes pairs one by one: it needs data.join=False (now '
+                               f'{source.join}) and a task of pairs (now {cache.facts["task"]}; nearest: '
+                               'pairs, jsonl)')
+      segments, sizes = streams.pairs(stream)
+    else:
+      segments = streams.segments(stream, objective.segment, source.join)
+      sizes = segments[:, 1] - segments[:, 0]
+    packs = None
+    if train and source.pack and not source.join:
+      packs = pack.plan(objective.lengths(sizes), list(objective.limits.values()))
+    field = 'replaced' if train else 'eval_replaced'
+    return Rows(stream, segments, packs, objective, seed,
+                _unscored(source.loss_from, objective.limits['decoder']),
+                swap.checked(field, getattr(source, field)), cache.vocabulary.eos_id, self._start)
+
+  def info(self) -> dict:
+    """Returns the facts of the text; see `info` of data/batches.py.
+
+    num_bytes, num_tokens, num_documents are those of the evaluation split, EOS counted among the tokens, not
+    the bytes, and bytes_per_token = num_bytes / num_tokens; piece_bytes are those of the vocabulary's pieces,
+    which are num_bytes unless the vocabulary rewrites text.
+    """
+    kept = list(self._caches.values())
+    sizes = [cache.facts['splits'][self._source.eval_split] for cache in kept]
+    total = lambda key: sum(size[key] for size in sizes)
+    num_bytes, num_tokens, documents = total('bytes'), total('tokens'), total('documents')
+    return dict(vocab=self.vocabulary, vocab_size=self.vocabulary.vocab_size, num_bytes=num_bytes,
+                num_tokens=num_tokens, num_documents=documents, bytes_per_token=num_bytes / num_tokens,
+                piece_bytes=total('piece_bytes'),
+                sources=[cache.facts for cache in kept])
+
+  def num_bytes(self, batch: dict) -> int | None:
+    """Returns the bytes of the pieces scored in a batch; None if only a part of a text is predicted."""
+    if not getattr(self._objective, 'whole', False):
+      return None
+    return int((batch['decoder_loss_weights'] * self.vocabulary.num_bytes(
+        batch['decoder_target_tokens'])).sum())
+
+  def judged(self) -> tuple:
+    """Returns (dict task -> examples.Judged of the tasks that have metrics, the Rower of their examples)."""
+    if not self._objective.paired:
+      raise errors.UserError(f'{self._title()} has no examples to judge; eval.methods needs seq2seq or '
+                             'prompted')
+    metrics = {name: tuple(self._source.metrics or these) for name, these in self.metrics.items()}
+    known = {name: examples.Judged(caches.records(cache), metrics[name])
+             for name, cache in self._caches.items() if metrics[name]}
+    return known, Rower(self._objective, self.vocabulary, self._start)
+
+  def _title(self):
+    return f'data.objective={type(self._objective).__module__.rpartition(".")[2]!r}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """The rows of one task and split: segments of a stream, or packs of them."""
+  stream: streams.Stream
+  segments: np.ndarray  # i64[n,2]
+  packs: list | None
+  objective: object
+  seed: int
+  unscored: int  # first targets of a segment without loss
+  replaced: float = 0.0  # share of the tokens
+  eos: int = 0
+  start: int = 0                       # id before the first token of a segment
+
+  def __len__(self):
+    return len(self.segments) if self.packs is None else len(self.packs)
+
+  def fill(self, batch, at, row, number):
+    """Writes row `row` into row `at` of `batch`; `number` decides what is random in it."""
+    rng = None
+    if self.objective.random:
+      rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, number]))
+    chosen = [row] if self.packs is None else self.packs[row]
+    texts = [self.stream.read(*self.segments[i]) for i in chosen]
+    if self.replaced:                    # draws of its own: the objective's stay the same
+      noise = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 1, number]))
+      texts = [swap.swap(tokens, self.replaced, self.eos, noise) for tokens in texts]
+    examples = [self.objective.example(tokens, rng) for tokens in texts]
+    pack.fill(batch, at, examples, self.unscored, self.start)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rower:
+  """Makes rows of texts, as evaluation has them: one pair a row."""
+  objective: object
+  vocabulary: object
+  start: int = 0                       # id before the first token of a target
+
+  def batch(self, pairs, size):
+    """Returns a batch of `size` rows with the (inputs, targets) `pairs`, at most so many, and empty rows."""
+    batch = pack.empty(self.objective.limits, size)
+    eos = np.asarray([self.vocabulary.eos_id], np.int32)
+    ids = self.vocabulary.encode([text for pair in pairs for text in pair])
+    for at in range(len(pairs)):
+      tokens = np.concatenate([ids[2 * at], eos, ids[2 * at + 1], eos])
+      pack.fill(batch, at, [self.objective.example(tokens, None)], start=self.start)
+    return batch
+
+
+def _recorded(source, found, name, vocabulary):
+  """The Cache of task `name` that Record `found` names; made again if it is gone or damaged."""
+  def make():
+    task = next(task for task in source.tasks() if task.name == name)
+    return caches.of(task, vocabulary, source.cache_dir)
+  kept = found.kept(source, name, make)
+  return caches.Cache(kept.path, vocabulary, kept.facts)
+
+
+def _size(cache, cap):
+  """The training examples of a task, at most `cap`."""
+  documents = cache.facts['splits']['train']['documents']
+  return float(min(documents // (2 if cache.facts.get('paired') else 1), cap))
+
+
+def _unscored(share, length):
+  """How many of the first targets of a segment have no loss."""
+  if not 0 <= share < 1:
+    raise errors.UserError(f'data.loss_from={share} is a share of the row: at least 0.0 and below 1.0')
+  return math.ceil(share * length)

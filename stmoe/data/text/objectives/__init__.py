@@ -1,0 +1,29 @@
+"""Objectives: what is given and what is to be predicted of a segment of text, a file each.
+
+An objective is made of a vocabulary and of fields of section `data`. Its class has
+  eos      whether documents carry their EOS in the stream
+  paired   whether a segment is a source and its target, whole
+  prefix   whether part of a row is given
+  random   whether it draws
+  sides    the field that is the row length of each stack
+  whole    whether every token of the text is predicted; absent = no.
+Its objects have `limits` (row lengths by stack), `segment` (the most tokens of one, where segments are not
+pairs), `lengths(n) -> [k,sides]` and `example(tokens, rng) -> dict` for pack.fill, where random draws come
+from the numpy generator handed in.
+"""
+
+import numpy as np
+
+from stmoe import errors
+
+
+def positive(length):
+  """Returns `length`; raises UserError unless it is at least 1."""
+  if length < 1:
+    raise errors.UserError(f'data.length={length} must be at least 1')
+  return length
+
+
+def cut(tokens, limit, eos):
+  """Returns `tokens` with at most `limit` of them, the EOS at their end kept."""
+  return tokens if len(tokens) <= limit else np.append(tokens[:limit - 1], eos)

@@ -1,0 +1,32 @@
+"""Prefix language modelling: the end of a text is predicted from its beginning."""
+
+import numpy as np
+
+from stmoe import ranges
+from stmoe.data.text import objectives
+
+
+class PrefixLm:
+  """A segment is cut at a random place; the second part is predicted, the first is visible to all.
+
+  Prefix language modelling of T5 (arXiv:1910.10683, section 3.2.3) on a decoder alone; the cut is
+  uniform, both parts have at least one token. A segment of one token is predicted.
+  """
+  eos = True
+  paired = False
+  prefix = True
+  random = True
+  sides = {'decoder': 'length'}
+
+  def __init__(self, vocabulary, *, length: ranges.Count):
+    del vocabulary
+    self.segment = objectives.positive(length)
+    self.limits = dict(decoder=length)
+
+  def lengths(self, n):
+    """Returns [k,1] row places that segments of n [k] tokens take."""
+    return np.asarray(n)[:, None]
+
+  def example(self, tokens, rng):
+    """Returns dict(decoder=tokens, prefix=number of tokens given)."""
+    return dict(decoder=tokens, prefix=int(rng.integers(1, len(tokens))) if len(tokens) > 1 else 0)

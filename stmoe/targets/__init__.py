@@ -1,0 +1,72 @@
+"""What a model is to predict, and how far its outputs are from that: a kind of target is a file.
+
+`loss.name` of a configuration names the file, absent 'ids', and the other fields of section `loss` are those
+of its class. A step, an evaluation and a report know of a target only what `Target` says.
+"""
+
+from typing import NamedTuple, Protocol
+
+import jax
+
+
+class Measure(NamedTuple):
+  """What a number of metrics.jsonl is.
+
+  unit:   of the number, '' for none.
+  better: 'lower' or 'higher'.
+  said:   how a line of text has the value, '' for not at all: '{:.1%} correct'.
+  """
+  unit: str
+  better: str = 'lower'
+  said: str = ''
+
+
+class Target(Protocol):
+  """One kind of target; an object of its class is called like this, with [B,...] arrays of one batch.
+
+  All sums are over the rows of a part of a batch, so that microbatches and devices add up to the whole.
+
+  kinds:    the `targets` of models and of sources of data that it can judge.
+  measures: dict name in metrics.jsonl -> Measure. The first 'loss/...' is what training makes smaller, the
+    first 'eval/...' the same of a held-out split.
+  passes:   how often a training step runs the model on a batch, with a key each.
+  run:      the run directory whose model's outputs on every batch are wanted as its entry OUTPUTS, or ''.
+  """
+  kinds: tuple
+  measures: dict
+  passes: int
+  run: str
+
+  def weights(self, batch: dict) -> jax.Array:
+    """Returns f32[...], the weight of each target in the loss; 0 = none is there."""
+
+  def counts(self, batch: dict):
+    """Returns what sums are divided by, a tree of arrays: of the whole batch, at least 1 where nothing is."""
+
+  def loss(self, outputs: jax.Array, batch: dict, counts) -> tuple:
+    """Returns (f32[], dict name of `measures` -> f32[]) of a part of a batch: they add up over the parts.
+
+    Args:
+      outputs: of the model, [B,...]; of several passes [P,B,...].
+      batch:   the part.
+      counts:  of `counts` for the whole batch.
+    """
+
+  def judge(self, outputs: jax.Array, batch: dict) -> dict:
+    """Returns dict name -> sums [...] of a batch, from which `metrics` makes those of a split."""
+
+  def metrics(self, totals: dict) -> dict:
+    """Returns dict 'eval/...' -> float of a split.
+
+    Args:
+      totals: what `judge` gave, added up over the split, and `weight`, the sum of `weights`. Of a text all
+        of whose tokens are targets also `bytes_per_token`.
+    """
+
+
+def first(measures, part):
+  """Returns the first name of `measures` in `part`: of 'loss/' what training makes smaller, or 'eval/'."""
+  return next(name for name in measures if name.startswith(part))
+
+
+OUTPUTS = 'other_outputs'                # entry of a batch: what the model of another run gives for it

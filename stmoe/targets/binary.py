@@ -1,0 +1,94 @@
+"""Several yes or no tasks a row: a logit each, with the area under the ROC curve of every task."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stmoe import targets
+from stmoe.targets import values
+
+BINS, RANGE = 4096, 16.0               # of logits, from -RANGE to RANGE; those beyond are in the last bins
+
+
+class Binary:
+  """The log loss of outputs [B,n] against `values` f32[B,n], 0 or 1 (or a probability): the mean over tasks.
+
+  The entry `weights` f32[B,n] weighs every answer; 0 = there is none, so that every task has rows of its own.
+  The loss of a task is its mean over its rows, so that no task counts more for having more of them.
+
+  The area under the curve needs the order of all rows. Evaluation counts the answers of each task in BINS
+  bins of the logit, which add up exactly over batches and devices. A yes and a no in one bin, 1/128 apart at
+  most, count as equal: half in order. A task without a yes or without a no has no area.
+  """
+
+  kinds, passes, run = ('values',), 1, ''
+  measures = {
+      'loss/ce': targets.Measure('nats per answer'),
+      'eval/loss': targets.Measure('nats per answer', said='eval loss {:.4f}'),
+      'eval/auc': targets.Measure('', 'higher', 'AUC {:.4f}'),
+      'eval/accuracy': targets.Measure('', 'higher', 'accuracy {:.1%}'),
+  }
+
+  def weights(self, batch):
+    """Returns f32[B,n]."""
+    return batch['weights'].astype(jnp.float32)
+
+  def counts(self, batch):
+    """Returns (f32[n] the weight of each task, f32[] the number of tasks with any)."""
+    each = jnp.sum(self.weights(batch), axis=0)                      # [n]
+    return jnp.where(each > 0, each, 1.0), jnp.maximum(jnp.sum(each > 0), 1)
+
+  def loss(self, outputs, batch, counts):
+    """Returns (f32[], metrics) for logits f32[B,n]; see `targets.Target`."""
+    each, tasks = counts
+    values.check(outputs, batch)
+    sums = jnp.sum(self.weights(batch) * log_loss(outputs, batch['values']), axis=0)   # [n]
+    mean = jnp.sum(sums / each) / tasks
+    return mean, {'loss/ce': mean}
+
+  def judge(self, outputs, batch):
+    """Returns dict of f32[n] (ce, right, each) and yes, no: f32[n,BINS], of logits f32[B,n]."""
+    values.check(outputs, batch)
+    yes, weights = batch['values'], self.weights(batch)
+    right = (outputs > 0) == (yes > 0.5)
+    total = lambda x: jnp.sum(weights * x, axis=0)                   # [n]
+    return dict(ce=total(log_loss(outputs, yes)), right=total(right), each=total(1.0),
+                yes=histogram(outputs, weights * yes), no=histogram(outputs, weights * (1 - yes)))
+
+  def metrics(self, totals):
+    """Returns loss, accuracy and AUC, the means over the tasks, and of several tasks the AUC of each."""
+    each = totals['each']
+    there = each > 0
+    mean = lambda name: float(np.mean(totals[name][there] / each[there]))
+    found = {'eval/loss': mean('ce'), 'eval/accuracy': mean('right')}
+    areas = {task: area(*pair) for task, pair in enumerate(zip(totals['yes'], totals['no']))
+             if all(x.sum() > 0 for x in pair)}
+    if areas:
+      found['eval/auc'] = float(np.mean(list(areas.values())))
+    return found | ({f'eval/auc_{task}': value for task, value in areas.items()} if len(each) > 1 else {})
+
+
+def log_loss(logits, yes):
+  """Returns f32[...], -yes log p - (1 - yes) log(1 - p) with p = sigmoid(logits), for both [...]."""
+  return jax.nn.softplus(logits) - yes * logits
+
+
+def histogram(logits, weights):
+  """Returns f32[n,BINS], the sums of weights f32[B,n] by task and bin of the logits f32[B,n]."""
+  place = jnp.floor((logits + RANGE) * (BINS / (2 * RANGE)))
+  place = jnp.clip(place, 0, BINS - 1).astype(jnp.int32)             # [B, n]
+  tasks = jnp.broadcast_to(jnp.arange(logits.shape[1]), logits.shape)
+  return jnp.zeros((logits.shape[1], BINS)).at[tasks, place].add(weights)
+
+
+def area(yes, no):
+  """Returns the share of pairs of a yes and a no where the yes has the larger logit; equal ones count half.
+
+  >>> area(np.array([0, 1, 3]), np.array([2, 1, 1])), area(np.array([0, 2]), np.array([5, 0]))
+  (0.8125, 1.0)
+
+  Args:
+    yes, no: f64[BINS], how many of each are in a bin.
+  """
+  below = np.cumsum(no) - no
+  return float(np.sum(yes * (below + 0.5 * no)) / (np.sum(yes) * np.sum(no)))

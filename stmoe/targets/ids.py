@@ -1,0 +1,248 @@
+"""Ids: tokens of a text, places of a row, labels of whole rows. Each target is one of V ids."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stmoe import ranges
+from stmoe import targets
+from stmoe.errors import UserError
+
+# Entries of a batch: ids and their weights. Of a text every token has one, of an image or a table the row.
+ENTRIES = ('decoder_target_tokens', 'decoder_loss_weights'), ('labels', 'weights')
+
+
+class Ids:
+  """Cross entropy of the softmax over V ids, in nats per target.
+
+  Args:
+    z:               coefficient of log(Z)^2 of the output softmax.
+    label_smoothing: e, see `cross_entropy`.
+    sigmoid:         every id is a yes or no of its own, see `sigmoid_cross_entropy`.
+    passes:          2 runs a batch twice with different keys (THOR, R-Drop): the loss is that of the first
+      plus that of the second.
+    consistency:     coefficient of their divergence, see `consistency`.
+  Evaluation has neither smoothing nor these terms.
+  """
+
+  kinds, run = ('ids', 'positions', 'labels'), ''
+  measures = {
+      'loss/ce': targets.Measure('nats per token'),
+      'eval/loss': targets.Measure('nats per token', said='eval loss {:.4f}'),
+      'eval/accuracy': targets.Measure('', 'higher', 'accuracy {:.1%}'),
+      'eval/perplexity': targets.Measure(''),
+      'eval/bits_per_byte': targets.Measure('bits per byte', said='{:.4f} bits per byte'),
+  }
+
+  def __init__(self, *, z: ranges.NonNegative = 0.0, label_smoothing: ranges.Below1 = 0.0,
+               sigmoid: ranges.Flag = False, passes: ranges.Whole(1, 2) = 1,
+               consistency: ranges.NonNegative = 0.0):
+    if consistency and passes == 1:
+      raise UserError(f'loss.consistency={consistency} with loss.passes=1: it weighs the divergence of two '
+                      'passes; nearest: loss.passes=2')
+    if sigmoid and (z or label_smoothing or consistency):
+      raise UserError(f'loss.sigmoid=True has no softmax for loss.z={z}, label_smoothing={label_smoothing} '
+                      f'and consistency={consistency}; set them to 0')
+    self.z = z
+    self.label_smoothing = label_smoothing
+    self.sigmoid = sigmoid
+    self.passes = passes
+    self.consistency = consistency
+
+  def weights(self, batch):
+    """Returns f32[B,T], 1 on real targets."""
+    return weights(batch)
+
+  def counts(self, batch):
+    """Returns f32[], the real targets, at least 1."""
+    return jnp.maximum(jnp.sum(weights(batch)), 1.0)
+
+  def loss(self, outputs, batch, counts):
+    """Returns (f32[], metrics), see `targets.Target`: of two passes the means, but of the divergence.
+
+    Args:
+      outputs: f32[B,T,V], of two passes f32[2,B,T,V].
+    """
+    each = outputs[None] if self.passes == 1 else outputs
+    sums = passes(each, batch, self.z, self.label_smoothing, self.sigmoid)
+    total = (sums['ce'] + sums['z']) / counts
+    values = {'loss/ce': sums['ce'] / (self.passes * counts)}
+    if self.z:
+      values['loss/z'] = sums['z'] / (self.passes * counts)
+    if self.passes > 1:
+      values['loss/consistency'] = sums['consistency'] / counts
+      total += self.consistency * values['loss/consistency'] if self.consistency else 0.0
+    return total, values
+
+  def judge(self, outputs, batch):
+    """Returns dict(ce, correct), f32[] sums over the real targets, of outputs f32[B,T,V]."""
+    sums = task(outputs, batch)
+    return dict(ce=sums['ce'], correct=sums['correct'])
+
+  def apart(self, outputs, others, temperature):
+    """Returns f32[B,T], T^2 KL(others || outputs) of the softmaxes at temperature T of logits [B,T,V].
+
+    0 for equal predictions.
+    """
+    log_p, log_q = (jax.nn.log_softmax(x / temperature) for x in (others, outputs))
+    return temperature ** 2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+  def averaged(self, predict, keys):
+    """Returns (logits f32[B,T,V], aux) of the mean of the distributions that `predict` gives for each key.
+
+    Args:
+      predict: key -> (logits f32[B,T,V], aux); one distribution at a time is in memory.
+      keys:    [n] PRNG keys. Metrics are means over them.
+    """
+    def add(total, key):
+      logits, aux = predict(key)
+      return jnp.logaddexp(total, jax.nn.log_softmax(logits)), aux
+
+    shape = jax.eval_shape(predict, keys[0])[0]
+    total, aux = jax.lax.scan(add, jnp.full(shape.shape, -jnp.inf, shape.dtype), keys)
+    return total - jnp.log(len(keys)), jax.tree.map(lambda x: jnp.mean(x, 0), aux)
+
+  def metrics(self, totals):
+    """Returns loss, perplexity, accuracy, number of the targets, and of text bits per byte."""
+    loss = totals['ce'] / totals['weight']
+    values = {'eval/loss': loss, 'eval/perplexity': float(np.exp(np.float64(loss))),
+              'eval/accuracy': totals['correct'] / totals['weight'], 'eval/tokens': int(totals['weight'])}
+    if 'bytes_per_token' in totals:
+      values['eval/bits_per_byte'] = bits_per_byte(loss, totals['bytes_per_token'])
+    return values
+
+
+def bits_per_byte(loss, bytes_per_token):
+  """Returns the loss in bits per byte of text, from nats per token: 8.0 is a uniform guess of bytes."""
+  return loss / math.log(2) / bytes_per_token
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def cross_entropy(logits, targets, z=0.0, label_smoothing=0.0):
+  """Returns (ce, z_term) f32[B,T]: cross entropy, and z * log(Z)^2 of the output softmax.
+
+  With smoothing e the target has 1 - e on the right token and e / (V-1) on the others, and
+  that distribution's entropy is subtracted, so that a perfect prediction costs 0 (as in T5X).
+  Only `logits` and log(Z) are kept for the backward pass; probabilities are formed again in it.
+
+  Args:
+    logits:  f32[B,T,V].
+    targets: i32[B,T].
+  """
+  return _cross_entropy(logits, targets, z, label_smoothing)[0]
+
+
+def _cross_entropy(logits, targets, z, label_smoothing):
+  log_z = jax.nn.logsumexp(logits, axis=-1)                          # [B, T]
+  right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  ce = log_z - right
+  if label_smoothing:
+    others = logits.shape[-1] - 1
+    on, off = 1.0 - label_smoothing, label_smoothing / others
+    entropy = -(on * jnp.log(on) + others * off * jnp.log(off))
+    wrong = others * log_z - (jnp.sum(logits, axis=-1) - right)
+    ce = on * ce + off * wrong - entropy
+  return (ce, z * jnp.square(log_z)), (logits, targets, log_z)
+
+
+def _backward(z, label_smoothing, kept, g):
+  logits, targets, log_z = kept
+  g_ce, g_z = (x[..., None] for x in g)
+  probs = jnp.exp(logits - log_z[..., None])                         # [B, T, V]
+  off = label_smoothing / (logits.shape[-1] - 1)
+  right = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
+  wanted = jnp.where(right, 1.0 - label_smoothing, off)
+  return g_ce * (probs - wanted) + g_z * (2.0 * z * log_z[..., None]) * probs, None
+
+
+cross_entropy.defvjp(_cross_entropy, _backward)
+
+
+@jax.custom_vjp
+def consistency(logits, others):
+  """Returns f32[B,T], the symmetric divergence (KL(p||q) + KL(q||p)) / 2 of two predictions of a token.
+
+  1/2 sum_v (p_v - q_v)(log p_v - log q_v) with p = softmax(logits), q = softmax(others): THOR
+  (arXiv:2110.04260, eq. 5), R-Drop (arXiv:2106.14448, eq. 2). 0 for equal predictions. The gradient
+  goes to both. From log-softmax, so that it stays finite where a probability underflows. Beside the
+  logits only [B,T] arrays are kept for the backward pass; probabilities are formed again in it.
+
+  Args:
+    logits, others: f32[B,T,V].
+  """
+  return _consistency(logits, others)[0]
+
+
+def _consistency(logits, others):
+  log_z, log_y = (jax.nn.logsumexp(x, axis=-1) for x in (logits, others))          # [B, T]
+  log_p, log_q = logits - log_z[..., None], others - log_y[..., None]              # [B, T, V]
+  forth = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)         # KL(p||q)
+  back = jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)          # KL(q||p)
+  return 0.5 * (forth + back), (logits, others, log_z, log_y, forth, back)
+
+
+def _consistency_backward(kept, g):
+  logits, others, log_z, log_y, forth, back = (x if x.ndim == 3 else x[..., None] for x in kept)
+  log_p, log_q, g = logits - log_z, others - log_y, 0.5 * g[..., None]             # [B, T, V], [B, T, 1]
+  p, q = jnp.exp(log_p), jnp.exp(log_q)
+  return (g * (p * (log_p - log_q - forth) + p - q), g * (q * (log_q - log_p - back) + q - p))
+
+
+consistency.defvjp(_consistency, _consistency_backward)
+
+
+def sigmoid_cross_entropy(logits, targets):
+  """Returns f32[B,T]: every class is a yes or no of its own, sum_v log(1 + e^l_v) - l_target.
+
+  The loss of V-MoE (arXiv:2106.05974) in training from scratch; V log 2 at zero logits.
+
+  Args:
+    logits:  f32[B,T,V].
+    targets: i32[B,T].
+  """
+  right = jax.nn.one_hot(targets, logits.shape[-1], dtype=bool)
+  return jnp.sum(jax.nn.softplus(logits), axis=-1) - jnp.sum(jnp.where(right, logits, 0), axis=-1)
+
+
+def read(batch):
+  """Returns (ids i32[B,T], weights [B,T]) of a batch."""
+  ids, real = next(names for names in ENTRIES if names[0] in batch)
+  return batch[ids], batch[real]
+
+
+def weights(batch):
+  """Returns f32[B,T], 1 on real targets."""
+  return read(batch)[1].astype(jnp.float32)
+
+
+def task(logits, batch, z=0.0, label_smoothing=0.0, sigmoid=False):
+  """Returns dict of sums over the real targets of `batch`, f32[]: ce, z, correct.
+
+  `sigmoid` takes `sigmoid_cross_entropy` in place of `cross_entropy`; z and smoothing are of the softmax.
+  """
+  targets, real = read(batch)[0], weights(batch)
+  if sigmoid:
+    ce, z_term = sigmoid_cross_entropy(logits, targets), jnp.zeros(targets.shape)  # [B, T]
+  else:
+    ce, z_term = cross_entropy(logits, targets, z, label_smoothing)  # [B, T]
+  correct = jnp.argmax(logits, axis=-1) == targets
+  return dict(ce=jnp.sum(ce * real), z=jnp.sum(z_term * real), correct=jnp.sum(correct * real))
+
+
+def passes(logits, batch, z=0.0, label_smoothing=0.0, sigmoid=False):
+  """Returns dict of sums over the real targets of `batch` and over stochastic passes, f32[].
+
+  ce, z, correct: of `task`, summed over the passes. consistency: between the first pass and the
+  second, not there for one.
+
+  Args:
+    logits: f32[P,B,T,V], P passes of one batch.
+  """
+  each = [task(one, batch, z, label_smoothing, sigmoid) for one in logits]
+  sums = jax.tree.map(lambda *values: sum(values), *each)
+  if len(logits) > 1:
+    sums['consistency'] = jnp.sum(consistency(logits[0], logits[1]) * weights(batch))
+  return sums

@@ -1,0 +1,51 @@
+"""Pairs of the items of a row in their order: a score each (RankNet)."""
+
+import jax
+import jax.numpy as jnp
+
+from stmoe import targets
+from stmoe.targets import values
+
+
+class Ranking:
+  """The logistic loss of pairs (RankNet, Burges et al. 2005, eq. 3), a mean over all pairs of all rows.
+
+  A row holds K items, with a score each: outputs f32[B,K], and `values` f32[B,K], how good they are. Every
+  two items of a row with different values are a pair, which costs log(1 + e^(s_worse - s_better)). Items of
+  different rows are never compared, so that microbatches change nothing.
+  The entry `weights` f32[B,K] is 0 where there is no item; a pair has the product of its items'.
+  """
+
+  kinds, passes, run = ('values',), 1, ''
+  measures = {
+      'loss/ce': targets.Measure('nats per pair'),
+      'eval/loss': targets.Measure('nats per pair', said='eval loss {:.4f}'),
+      'eval/accuracy': targets.Measure('', 'higher', '{:.1%} of the pairs in order'),
+  }
+
+  def weights(self, batch):
+    """Returns f32[B,K,K], the weight of every pair: the better one is on the first of the axes of items."""
+    good, real = batch['values'], batch['weights'].astype(jnp.float32)
+    return jnp.where(good[:, :, None] > good[:, None], real[:, :, None] * real[:, None], 0.0)
+
+  def counts(self, batch):
+    """Returns f32[], the sum of the weights of the pairs."""
+    total = jnp.sum(self.weights(batch))
+    return jnp.where(total > 0, total, 1.0)
+
+  def loss(self, outputs, batch, counts):
+    """Returns (f32[], metrics) for scores f32[B,K]; see `targets.Target`."""
+    mean = self.judge(outputs, batch)['ce'] / counts
+    return mean, {'loss/ce': mean}
+
+  def judge(self, outputs, batch):
+    """Returns dict(ce, right), f32[] sums over the pairs, of scores f32[B,K]; a tie is half right."""
+    values.check(outputs, batch)
+    weights = self.weights(batch)
+    ahead = outputs[:, :, None] - outputs[:, None]                   # [B, K, K]
+    right = 0.5 * (1 + jnp.sign(ahead))
+    return dict(ce=jnp.sum(weights * jax.nn.softplus(-ahead)), right=jnp.sum(weights * right))
+
+  def metrics(self, totals):
+    """Returns loss and share of the pairs in order."""
+    return {'eval/loss': totals['ce'] / totals['weight'], 'eval/accuracy': totals['right'] / totals['weight']}

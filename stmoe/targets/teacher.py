@@ -1,0 +1,81 @@
+"""A teacher: what another model predicts is a target beside the data's own (distillation)."""
+
+import jax
+import jax.numpy as jnp
+
+from stmoe import ranges
+from stmoe import targets
+from stmoe.errors import UserError
+
+
+class Teacher:
+  """(1 - weight) times the loss of `inner`, and weight times the distance to the teacher's predictions.
+
+  Knowledge distillation (arXiv:1503.02531, section 2). The distance is that of `inner`: of ids T^2 KL(teacher
+  || student) of both softmaxes at temperature T, a mean over the targets; the factor keeps its gradient of
+  one size for every T. 0 for equal predictions.
+
+  Args:
+    inner:       recipe of the target of the data.
+    run:         run directory of the teacher, whose model is held beside the one that trains, frozen and
+      without capacity noise, and sees every batch whole; '' = the data bring `targets.OUTPUTS` themselves.
+    step:        of its checkpoint; None = the newest.
+    temperature: T.
+    weight:      share of the distance in the loss.
+  Differs: the paper minimises the cross entropy, which is this and the entropy of the teacher, a constant.
+  """
+
+  kinds, passes = (), 1                # those of `inner`
+  measures = {'loss/distil': targets.Measure('nats per token'), 'eval/loss': targets.Measure('')}
+
+  def __init__(self, *, inner: ranges.Named('target'), run: ranges.Text = '',
+               step: ranges.Natural | None = None, temperature: ranges.Positive = 1.0,
+               weight: ranges.Share = 0.5):
+    self.inner = inner()
+    if not hasattr(self.inner, 'apart'):
+      raise UserError(f'loss.inner.name: {type(self.inner).__name__} has no distance of two predictions; '
+                      'nearest: ids')
+    self.run = str(run)
+    self.step = step
+    self.temperature = temperature
+    self.weight = weight
+    self.kinds, self.passes = self.inner.kinds, self.inner.passes
+    self.measures = self.inner.measures | {
+        'loss/distil': targets.Measure('nats per token'),
+        'eval/distil': targets.Measure('nats per token', said='{:.4f} from the teacher')}
+
+  def weights(self, batch):
+    """Returns f32[...], those of `inner`."""
+    return self.inner.weights(batch)
+
+  def counts(self, batch):
+    """Returns (counts of `inner`, f32[] the sum of the weights)."""
+    total = jnp.sum(self.weights(batch))
+    return self.inner.counts(batch), jnp.where(total > 0, total, 1.0)
+
+  def loss(self, outputs, batch, counts):
+    """Returns (f32[], metrics) for outputs [B,...], of several passes [P,B,...]; see `targets.Target`."""
+    own, values = self.inner.loss(outputs, batch, counts[0])
+    each = outputs[None] if self.passes == 1 else outputs
+    apart = sum(self._apart(one, batch) for one in each) / counts[1]
+    values = values | {'loss/distil': apart / self.passes}
+    return (1 - self.weight) * own + self.weight * apart, values
+
+  def judge(self, outputs, batch):
+    """Returns the sums of `inner`, and distil f32[], for outputs [B,...]."""
+    return self.inner.judge(outputs, batch) | dict(distil=self._apart(outputs, batch))
+
+  def _apart(self, outputs, batch):
+    others = batch.get(targets.OUTPUTS)
+    if others is None:
+      raise UserError(f"loss.run='': the data bring no {targets.OUTPUTS}; set loss.run to the run directory "
+                      'of the teacher')
+    if others.shape != outputs.shape:
+      raise UserError(f'loss.run={self.run!r}: its model gives {list(others.shape)}, and this one '
+                      f'{list(outputs.shape)}; they must be alike, such as in model.vocab_size')
+    apart = self.inner.apart(outputs, jax.lax.stop_gradient(others), self.temperature)
+    return jnp.sum(apart * self.weights(batch))
+
+  def metrics(self, totals):
+    """Returns the metrics of `inner`, and the distance."""
+    return self.inner.metrics(totals) | {'eval/distil': totals['distil'] / totals['weight']}

@@ -1,0 +1,100 @@
+"""The model of another run beside the one that trains, where a target wants to know what it predicts.
+
+Its outputs on a batch become the batch's entry `targets.OUTPUTS`, which is cut into microbatches and split
+over devices like all others. The model is frozen. It runs once per batch, on the whole of it, without
+randomness. It is in no checkpoint; a digest of its numbers is. Its FLOPs are not among those of the run.
+"""
+
+import hashlib
+import json
+import pathlib
+
+import jax
+from jax.sharding import NamedSharding
+
+from stmoe import axes
+from stmoe import errors
+from stmoe import targets
+from stmoe.checkpoints import checkpoint
+from stmoe.checkpoints import checksum
+from stmoe.data import record as records
+from stmoe.runs import directory as rundir
+from stmoe.train import state as states
+
+
+class Alone:
+  """A batch as it is."""
+
+  meta = {}
+
+  def __call__(self, batch):
+    return batch
+
+
+class Beside:
+  """A batch, dict of arrays [B,...], with the outputs [B,...] of a model; `meta` is a digest of its numbers.
+
+  Args:
+    plan:  the Blueprint of that model.
+    state: its parameters and router state.
+  """
+
+  def __init__(self, plan, state):
+    self._numbers = state['params'], state['router_state']
+    rows = NamedSharding(plan.mesh, axes.spec(('batch',)))
+    self._outputs = jax.jit(_outputs(plan), out_shardings=rows)
+    facts = json.dumps(checksum.inventory(self._numbers), sort_keys=True)
+    self.meta = dict(beside=hashlib.sha256(facts.encode()).hexdigest())
+
+  def __call__(self, batch):
+    return batch | {targets.OUTPUTS: self._outputs(*self._numbers, batch)}
+
+
+def opened(plan, vocabulary):
+  """Returns what completes the batches of a run: an `Alone`, or the `Beside` that its target wants.
+
+  Raises UserError if there is no such run, or it was trained with another vocabulary.
+
+  Args:
+    plan:       the Blueprint of the run that trains.
+    vocabulary: of its data.
+  """
+  if not plan.target.run:
+    return Alone()
+  other, folder = _blueprint(plan), pathlib.Path(plan.target.run) / 'checkpoints'
+  saved = checkpoint.Checkpoints(folder, keep=None, read_only=True)
+  same = lambda meta: rundir.check_same(meta, dict(vocab=vocabulary.digest))
+  try:
+    _, state, _, _ = saved.restore(other.shapes, same, _refuse, plan.target.step)
+  except errors.UserError as error:
+    raise errors.UserError(f'loss.run={plan.target.run!r}: {error}') from None
+  finally:
+    saved.close()
+  return Beside(other, state)
+
+
+def shapes(plan, batch):
+  """Returns `batch`, dict of ShapeDtypeStructs [B,...], with the entry that a target wants of another run."""
+  if not plan.target.run:
+    return batch
+  other = _blueprint(plan)
+  found = jax.eval_shape(_outputs(other), other.shapes['params'], other.shapes['router_state'], batch)
+  return batch | {targets.OUTPUTS: found}
+
+
+def _blueprint(plan):
+  """The Blueprint of the run that the target of `plan` names, on the same mesh."""
+  try:
+    cfg = rundir.opened(plan.target.run, plan.target.step)
+    return states.blueprint(records.read(plan.target.run).located(cfg), plan.mesh)
+  except errors.UserError as error:
+    raise errors.UserError(f'loss.run={plan.target.run!r}: {error}') from None
+
+
+def _outputs(plan):
+  return lambda params, routers, batch: plan.model(params, routers)(batch, key=None, train=False)[0]
+
+
+def _refuse(line):
+  """Another checkpoint than the one asked for would be another teacher."""
+  raise errors.UserError(line)

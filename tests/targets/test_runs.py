@@ -1,0 +1,157 @@
+"""Runs of other targets than ids: they train, evaluate and continue; microbatches and devices change nothing.
+
+The target `huber` and the source `toy` are each one file and nothing else.
+"""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from stmoe import errors
+from stmoe.answer import score
+from stmoe.data import batches as pipeline
+from stmoe.runs import directory as rundir
+from stmoe.train import beside
+from stmoe.train import check
+from stmoe.train import evaluate
+from stmoe.train import loop
+from stmoe.train import state as states
+from stmoe.train import step as steps
+from tests.targets import toy
+from tests.train import tiny_run
+
+LOSSES = {name: dict(name=name) for name in ('values', 'binary', 'ranking')} | dict(
+    huber=dict(name='huber', delta=0.3))
+VALUES = LOSSES['values']
+# name -> a metric of training, and one of evaluation that only it has.
+MEASURED = dict(values=('loss/mse', 'eval/rmse'), binary=('loss/ce', 'eval/auc'),
+                ranking=('loss/ce', 'eval/accuracy'), huber=('loss/huber', 'eval/within'))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def corpus(tmp_path_factory):
+  folder = tiny_run.write_corpus(tmp_path_factory.mktemp('toy'))
+  with toy.files(folder):
+    yield folder
+
+
+def computed(cfg, devices):
+  """(gradients, report, sums of evaluation) of the first batch on so many devices."""
+  with states.on_mesh(cfg.mesh, jax.devices()[:devices]) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    check.forward(cfg, plan)
+    complete = beside.opened(plan, pipeline.info(cfg)['vocab'])
+    state = states.init(cfg, plan)
+    data = pipeline.train_iterator(cfg)
+    batch = complete(check.place(next(data), mesh))
+    data.close()
+    work = jax.jit(lambda state, batch: steps.gradients(cfg, plan, state, batch, cfg.train.microbatches)[:2])
+    sums = evaluate.make(plan)(state['params'], state['router_state'], batch, state['key'])
+    return jax.device_get((*work(state, batch), sums))
+
+
+SPREAD = {'train.microbatches': 2, 'mesh.expert': 2, 'mesh.model': 2}
+
+
+def assert_same(one, other):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), one, other)
+
+
+@pytest.mark.parametrize('name', ['values', 'binary', 'ranking'])
+def test_microbatches_and_devices_change_nothing(corpus, name):
+  whole, parts = (computed(toy.config(corpus, LOSSES[name], **changed), devices)
+                  for changed, devices in (({}, 1), (SPREAD, 8)))
+  assert whole[1][MEASURED[name][0]] > 0
+  assert_same(whole, parts)
+
+
+def done(path):
+  values = json.loads((path / 'DONE').read_text())
+  return {name: value for name, value in values.items() if name != 'time'}
+
+
+@pytest.mark.parametrize('name', [
+    'huber', *(pytest.param(name, marks=pytest.mark.slow) for name in ('values', 'binary', 'ranking'))])
+def test_a_run_trains_evaluates_and_continues(corpus, name, tmp_path):
+  cfg = lambda **changed: toy.config(corpus, LOSSES[name], **{'checkpoint.best': MEASURED[name][1]} | changed)
+  one = jax.devices()[:1]
+  assert loop.train(cfg(), tmp_path / 'whole', devices=one) == 0
+  assert loop.train(cfg(**{'train.steps': 2}), tmp_path / 'parts', devices=one) == 0
+  assert loop.train(cfg(), tmp_path / 'parts', devices=one) == 0
+  values = done(tmp_path / 'whole')
+  assert done(tmp_path / 'parts') == values
+  assert set(MEASURED[name]) <= set(values) and values['tokens'] > 0 and np.isfinite(values['eval/loss'])
+  assert 'loss/ce' not in values or name in ('binary', 'ranking')
+  best = json.loads((tmp_path / 'whole' / 'best.json').read_text())
+  assert best['value'] == pytest.approx(values[MEASURED[name][1]], rel=1e-8)
+  evaluated = score.score(rundir.opened(tmp_path / 'whole'), tmp_path / 'whole', print, devices=one)[1]
+  assert evaluated['eval/loss'] == pytest.approx(values['eval/loss'], rel=1e-8)
+
+
+@pytest.fixture(scope='module')
+def teacher(corpus, tmp_path_factory):
+  path = tmp_path_factory.mktemp('teacher')
+  assert loop.train(text(corpus, steps=2, **{'schedule.peak': 0.1}), path, devices=jax.devices()[:1]) == 0
+  return path
+
+
+def text(corpus, steps, loss=None, **changed):
+  dense = {'model.layers': (('d', 1),), 'losses': {}, 'train.steps': steps, 'eval.every': 4,
+           'eval.batches': 1}
+  return tiny_run.config(corpus, **dense | ({'loss': loss} if loss else {}) | changed)
+
+
+def distilled(run, **fields):
+  return dict(name='teacher', run=str(run), temperature=2.0, weight=0.7,
+              inner=dict(name='ids', z=1e-4, label_smoothing=0.1)) | fields
+
+
+def test_distillation_by_a_run(corpus, teacher, tmp_path):
+  spread = SPREAD | {'mesh.expert': 1, 'train.batch_size': 8}
+  whole, parts = (computed(text(corpus, 4, distilled(teacher), **changed), devices)
+                  for changed, devices in (({}, 1), (spread, 8)))
+  assert_same(whole, parts)
+  assert whole[1]['loss/distil'] > 1e-6
+  plain = computed(text(corpus, 4, distilled(teacher)['inner']), 1)
+  expected = 0.3 * plain[1]['loss/total'] + 0.7 * whole[1]['loss/distil']
+  np.testing.assert_allclose(whole[1]['loss/total'], expected, rtol=1e-5)
+  assert whole[1]['loss/ce'] == pytest.approx(plain[1]['loss/ce'], rel=1e-6)
+
+
+def test_a_distilled_run_continues_with_its_teacher_only(corpus, teacher, tmp_path):
+  one, path = jax.devices()[:1], tmp_path / 'student'
+  assert loop.train(text(corpus, 2, distilled(teacher)), path, devices=one) == 0
+  assert loop.train(text(corpus, 4, distilled(teacher)), path, devices=one) == 0
+  values = done(path)
+  assert values['eval/distil'] > 0 and values['eval/bits_per_byte'] > 0
+  more = text(corpus, 4, **{'schedule.peak': 0.1, 'eval.every': 9})
+  assert loop.train(more, teacher, devices=one) == 0                 # the teacher learns more
+  with pytest.raises(errors.UserError, match='trained with another model beside it'):
+    loop.train(text(corpus, 6, distilled(teacher)), path, devices=one)
+  pinned = text(corpus, 4, distilled(teacher, step=2))
+  assert loop.train(pinned, tmp_path / 'again', devices=one) == 0
+  assert done(tmp_path / 'again') == values                          # undisturbed
+
+
+@pytest.mark.parametrize('make, message', [
+    (lambda c, t: toy.config(c, dict(name='ids')),
+     "loss.name=.ids. judges .* of data.source=.toy. are values; nearest: binary, huber, ranking, values"),
+    (lambda c, t: tiny_run.config(c, loss=dict(name='values')),
+     "loss.name='values' judges values, .*'lm' are ids; nearest: ids"),
+    (lambda c, t: toy.config(c, VALUES, **{'model.num_outputs': 2}), 'nearest: model.num_outputs=3'),
+    (lambda c, t: toy.config(c, VALUES, **{'model.num_features': 5}), 'nearest: model.num_features=6'),
+    (lambda c, t: toy.config(c, dict(name='valus')), "no target is called 'valus'; nearest: values"),
+    (lambda c, t: toy.config(c, dict(name='huber', delta=-1.0)), 'loss.delta=-1.0: expected a number above'),
+    (lambda c, t: toy.config(c, VALUES, **{'eval.draws': 2}), 'eval.draws=2: .*nearest: eval.draws=1'),
+    (lambda c, t: toy.config(c, VALUES, **{'checkpoint.best': 'eval/auc'}), 'checkpoint.best=.*eval/loss'),
+    (lambda c, t: text(c, 4, distilled('')), "loss.run='': the data bring no other_outputs"),
+    (lambda c, t: text(c, 4, distilled('nowhere')), "loss.run='nowhere': .*nowhere"),
+    (lambda c, t: text(c, 4, distilled(t, step=3)), 'loss.run=.* no checkpoint of step 3'),
+    (lambda c, t: text(c, 4, distilled(t), **{'model.vocab_size': 300}), r'gives \[8, 32, 264\].*vocab_size'),
+    (lambda c, t: toy.config(c, distilled(t, inner=VALUES)), 'no distance of two predictions')])
+def test_what_does_not_fit_is_said_before_anything_is_written(corpus, teacher, tmp_path, make, message):
+  with pytest.raises(errors.UserError, match=message):
+    loop.train(make(corpus, teacher), tmp_path / 'run', devices=jax.devices()[:1])
+  assert not (tmp_path / 'run').exists()
