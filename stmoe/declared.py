@@ -43,8 +43,15 @@ def of_class(package, name):
   return init and _fields(file(package, name), init)
 
 
-def called_with(package, name):
-  """Returns the names of the arguments with which an object of the class called like its file is called."""
+def called_with(package, name, function=None):
+  """Returns the names of the arguments with which an object of the class called like its file is called.
+
+  function: instead, those with which the function of this name is called. None where there is none.
+  """
+  if function:
+    found = next((node for node in _tree(file(package, name)).body
+                  if isinstance(node, ast.FunctionDef) and node.name == function), None)
+    return found and [argument.arg for argument in found.args.args]
   found = _class(file(package, name))
   call = found and _method(found, '__call__')
   return call and [argument.arg for argument in call.args.args[1:]]

@@ -31,6 +31,7 @@ PACKAGES = {
     'metric': 'stmoe.metrics',
     'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
     'peer': 'stmoe.bench.peers',   # other libraries to time
+    'surgery': 'stmoe.surgery',      # on trained parameters
     'law': 'stmoe.analysis.scaling.laws',   # of the loss against size, tokens and experts
     'launcher': 'stmoe.sweep.launchers',
 }
@@ -41,7 +42,11 @@ CALLED = {
     'layer': ['x', 'ctx', 'carry'],
     'attention': ['x', 'visible', 'key'],
     'head': ['x', 'ctx', 'rows'],
+    'surgery': ['params', 'config', 'calibration'],
 }
+
+# Kinds that are functions of their modules, and named with their fields in one text.
+FUNCTIONS = {'executor': 'execute', 'launcher': 'launch', 'surgery': 'operate'}
 
 
 def available(kind):
@@ -66,7 +71,7 @@ def has(kind, name):
   if wanted is None or not declared.file(package, name).is_file():
     return declared.file(package, name).is_file()
   try:
-    return declared.called_with(package, name) == wanted
+    return declared.called_with(package, name, FUNCTIONS.get(kind)) == wanted
   except errors.UserError:               # a file that is no Python: whoever names it is told
     return True
 
@@ -146,10 +151,6 @@ def fields(kind, name):
   return declared.of_class(_package(kind, name), name) or {}
 
 
-# Kinds that are functions of their modules, and named with their fields in one text.
-FUNCTIONS = {'executor': 'execute', 'launcher': 'launch'}
-
-
 def spelled(kind, text):
   """Returns (name, fields) of 'module:field=value,...', a module of `kind` with fields of its function.
 
@@ -175,6 +176,11 @@ def executor(text):
 def launcher(text):
   """Returns the function `launch` of the launcher that `text` names, with its own fields bound."""
   return _bound('launcher', text)
+
+
+def surgery(text):
+  """Returns the function `operate` of the surgery that `text` names, with its own fields bound."""
+  return _bound('surgery', text)
 
 
 def _bound(kind, text):

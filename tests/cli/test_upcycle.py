@@ -12,6 +12,7 @@ from stmoe import experiment
 from stmoe.cli import main
 from stmoe.data import batches as pipeline
 from stmoe.runs import directory as rundir
+from stmoe.runs import records
 from stmoe.train import checkpoint
 from stmoe.train import loop
 from stmoe.train import opened
@@ -93,7 +94,7 @@ def restore(path):
 
 
 def test_the_first_checkpoint_has_the_dense_function_step_slots_and_data(sparse):
-  record = json.loads((sparse / 'sparse' / 'upcycle.json').read_text())
+  record = records.ancestry(sparse / 'sparse')['facts']
   assert abs(record['gap']) < 1e-5 and record['difference'] < 1e-5 and record['step'] == 4
   assert set(record['leaves'].values()) == {'copied', 'tiled', 'fresh'}
   _, at, state, data = restore(sparse / 'sparse')
@@ -131,7 +132,7 @@ def test_training_goes_on_with_the_schedule(command, sparse, tmp_path):
 def test_noise_leaves_a_gap_and_fresh_slots_are_empty(command, folder, tmp_path):
   code, out, _ = command('upcycle', folder / 'dense', f'{folder}/exp.py', '--workdir', tmp_path / 'run',
                          '--step', 'zero', '--config.seed=1', '--noise', '0.2')
-  record = json.loads((tmp_path / 'run' / 'upcycle.json').read_text())
+  record = records.ancestry(tmp_path / 'run')['facts']
   assert code == 0 and record['difference'] > 1e-4 and f'gap {record["gap"]:+.6f}' in out
   assert f'exp.py --workdir {tmp_path}/run --config.seed=1' in out
   _, at, state, data = restore(tmp_path / 'run')
@@ -144,7 +145,7 @@ def test_noise_leaves_a_gap_and_fresh_slots_are_empty(command, folder, tmp_path)
 def test_virtual_groups_and_several_runs(command, folder, tmp_path):
   code, _, _ = command('upcycle', folder / 'dense', folder / 'dense', f'{folder}/exp.py:narrow',
                        '--granularity', '2', '--workdir', tmp_path / 'run')
-  record = json.loads((tmp_path / 'run' / 'upcycle.json').read_text())
+  record = records.ancestry(tmp_path / 'run')['facts']
   assert code == 0 and record['difference'] < 1e-5 and len(record['runs']) == 2
   assert record['data']['step'] == 0
 
