@@ -112,8 +112,8 @@ def _default(node):
 def _evaluate(path, node):
   """What an annotation in file `path` means: a range, a constant, or the names of a table."""
   inner = functools.partial(_evaluate, path)
-  if isinstance(node, ast.Constant):
-    return node.value
+  if isinstance(node, (ast.Constant, ast.UnaryOp)):                  # a number may be below 0
+    return ast.literal_eval(node)
   if isinstance(node, ast.Name):
     return _names(path, node.id)
   if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):

@@ -151,14 +151,19 @@ def fields(kind, name):
   return declared.of_class(_package(kind, name), name) or {}
 
 
+def options(kind, name):
+  """Returns dict field -> `declared.Field` of the function of module `name`, of a kind of FUNCTIONS."""
+  check(kind, name)
+  return declared.of_function(PACKAGES[kind], name, FUNCTIONS[kind])
+
+
 def spelled(kind, text):
   """Returns (name, fields) of 'module:field=value,...', a module of `kind` with fields of its function.
 
   'gather', 'all_to_all:chunks=4', 'slurm:partition=gpu,time=240'. Raises UserError, naming what there is.
   """
   name, _, rest = text.partition(':')
-  check(kind, name)
-  known, given = declared.of_function(PACKAGES[kind], name, FUNCTIONS[kind]), {}
+  known, given = options(kind, name), {}
   for word in filter(None, rest.split(',')):
     key, _, value = word.partition('=')
     if key not in known:

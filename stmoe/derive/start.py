@@ -5,6 +5,7 @@ the parents are copied into it: it says the whole ancestry when the parents are 
 """
 
 import pathlib
+import shutil
 
 from stmoe import errors
 from stmoe import files
@@ -102,3 +103,16 @@ def claim(path, cfg, made, step=0, line=None, say=print):
     metrics = writers.Metrics(path, step, say)
     metrics.write(step, dict(tokens=0, flops=0.0, time=0.0) | line)
     metrics.close()
+
+
+# What a run keeps of its data, its vocabulary and the library it was imported from.
+OWN = ('data.json', 'data', 'vocabulary.model', 'imported.json', 'source')
+
+
+def inherit(path, run):
+  """Copies into run directory `path` what `run` keeps of its own: `path` then does without it."""
+  for kept in (pathlib.Path(run) / name for name in OWN):
+    if kept.is_dir():
+      shutil.copytree(kept, path / kept.name)
+    elif kept.is_file():
+      shutil.copyfile(kept, path / kept.name)
