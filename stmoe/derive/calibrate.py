@@ -11,6 +11,7 @@ import json
 import pathlib
 
 from flax import nnx
+from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +56,26 @@ class Seen:
     return y.astype(jnp.float32) * self.mask[:, None]
 
 
+  def hidden(self):
+    """Returns f32[E,S,F]: what enters the last product of every expert, of every token; 0 for padding."""
+    number, entered = self.taken.shape[-1], []
+    self._bank(Recorded(jnp.broadcast_to(self.x, (number, *self.x.shape)), entered))
+    if not entered:
+      raise errors.UserError(f'{checked.file(self._bank)} has no products of matrices, hence no hidden units')
+    return entered[-1].astype(jnp.float32) * self.mask[:, None]
+
+
+@struct.dataclass
+class Recorded(layouts.Buckets):
+  """Rows [E,R,D] that note in the list `entered` what enters a product, [E,R,.]."""
+  entered: list = struct.field(pytree_node=False)
+
+  def linear(self, w, b=None):
+    """Returns rows times w; see `layouts.Buckets`."""
+    self.entered.append(self.x)
+    return super().linear(w, b)
+
+
 def _cosines(seen):
   y = seen.outputs()
   length = jnp.linalg.norm(y, axis=-1, keepdims=True)
@@ -84,6 +105,12 @@ ITEMS = {
     'output_sums': lambda seen: seen.outputs().sum(1),
     'output_products': lambda seen: _summed('isd,jsd->ij', seen.outputs(), seen.outputs()),
     'output_cosines': _cosines,
+    # [] real tokens; of hidden units, what enters the last product, on all tokens: [E,F] sums and squares,
+    # [E,F,F] products of those of expert 0 with those of each expert.
+    'tokens': lambda seen: seen.mask.sum(),
+    'hidden_sums': lambda seen: seen.hidden().sum(1),
+    'hidden_squares': lambda seen: jnp.square(seen.hidden()).sum(1),
+    'hidden_products': lambda seen: _summed('sf,esh->efh', seen.hidden()[0], seen.hidden()),
 }
 OF_EDGES = {'coactivation', 'input_squares', 'input_products', 'weighted_norms'}
 

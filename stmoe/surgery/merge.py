@@ -6,7 +6,8 @@ joins the head whose router logits are most like its own. The router stays as it
 `routers/wrappers/remap.py`.
 
 Differs: a group of one expert stays as it is; in the reference it is multiplied by f / (f + 1e-7), f being
-  its usage. A group that nothing uses is the plain mean of its experts; in the reference it is 0.
+  its usage. A group that nothing uses is the plain mean of its experts; in the reference it is 0. As many
+  groups as experts leave every expert; in the reference the least used one of a network joins another.
 """
 
 import math
@@ -20,6 +21,7 @@ from stmoe import ranges
 from stmoe.surgery import sparse
 
 HIDDEN = 'expert_mlp'                    # the logical axis of hidden units
+HIDDEN_ITEMS = ('tokens', 'hidden_sums', 'hidden_squares', 'hidden_products')
 WEIGHTS = {                              # of the members of a group, by their usage f[n], the head's first
     'usage': lambda f: f,
     'uniform': np.ones_like,
@@ -29,7 +31,8 @@ WEIGHTS = {                              # of the members of a group, by their u
 
 def operate(params, config, calibration, *, keep: ranges.PartOf1 = 0.5,
             allocation: ranges.Choice('layer', 'global') = 'layer',
-            weights: ranges.Choice(*WEIGHTS) = 'usage', align: ranges.Flag = True,
+            weights: ranges.Choice(*WEIGHTS) = 'usage',
+            align: ranges.Choice('weights', 'activations', 'none') = 'weights',
             capacity: ranges.Count | None = None):
   """Returns (params, changes) with the experts of every layer in groups of one each; see `sparse`.
 
@@ -38,12 +41,12 @@ def operate(params, config, calibration, *, keep: ranges.PartOf1 = 0.5,
     allocation: 'layer': as many groups in each; 'global': by the usage of all layers of the network together,
       as in the paper. A layer's bank is then as large as the largest of its letter: the rest is never used.
     weights:    of members: 'usage', 'uniform', or the 'head' alone, to which the others are redirected.
-    align:      permute hidden units first.
+    align:      how hidden units are made alike first: their 'weights', or their 'activations' on the data.
     capacity:   most members of a group.
   """
   layers = sparse.found(config)
   numbers = sparse.kept(layers, keep)
-  statistics = calibration('load', 'logit_products')
+  statistics = calibration('load', 'logit_products', *(HIDDEN_ITEMS if align == 'activations' else ()))
   used = {layer.name: usage(statistics[layer.name]['load'][:layer.num_experts]) for layer in layers}
   groups = {layer.name: numbers[layer.where] for layer in layers}
   if allocation == 'global':
@@ -55,7 +58,10 @@ def operate(params, config, calibration, *, keep: ranges.PartOf1 = 0.5,
     found, alike = used[layer.name], similarity(statistics[layer.name]['logit_products'])
     members = grouped(found, alike, groups[layer.name], capacity)
     bank = layer.owned(params)
-    bank = aligned(bank, layer.axes('experts')) if align else bank
+    if align != 'none':
+      scores = correlation(*(statistics[layer.name][name] for name in HIDDEN_ITEMS)) if (
+          align == 'activations') else None
+      bank = aligned(bank, layer.axes('experts'), scores)
     weigh = [WEIGHTS[weights](found[group]) for group in members]
     made |= {(*layer.path, 'experts', *path): _filled(array, members, weigh, numbers[layer.where])
              for path, array in bank.items()}
@@ -95,7 +101,7 @@ def allocated(used, average, merged):
   """Returns i[L], the groups of every layer, `average` on average over those that are merged.
 
   Layers whose usage is skewed keep few. With many experts that nothing uses, or with ties, fewer groups than
-  that remain. Raises UserError where there would be none.
+  that remain.
 
   Args:
     used:   f[L,E] of all layers, of one number of experts.
@@ -107,12 +113,12 @@ def allocated(used, average, merged):
   [1, 3]
   """
   used, experts = np.array(used, np.float64), used.shape[1]
+  if average == experts:
+    return np.full(len(used), experts)
   used[~merged] = 1
   used[np.arange(len(used)), used.argmax(1)] = 1
   falling = np.sort(used, axis=None)[::-1]
-  threshold = falling[average * merged.sum() + experts * (~merged).sum() - (average == experts)]
-  if threshold >= 1:
-    raise errors.UserError(f'keep: {average} groups a layer are too few, for each layer keeps one of its own')
+  threshold = falling[average * merged.sum() + experts * (~merged).sum()]
   return (used > threshold).sum(1)
 
 
@@ -176,39 +182,57 @@ def _globally(layers, used, keep):
   return {layer.name: int(number) for layer, number in zip(layers, numbers)}
 
 
-def aligned(bank, named):
+def correlation(tokens, sums, squares, products):
+  """Returns [E,F,F]: how the activations of expert 0's hidden units go with those of each expert's.
+
+  Covariances over the product of the standard deviations plus 1e-7: 0 for a unit that is constant.
+
+  Args:
+    tokens: f[]; sums, squares: [E,F] over tokens; products: [E,F,F] sums of h_0 h_e.
+  """
+  freedom = max(float(tokens) - 1, 1.0)
+  covariance = (products - sums[0][:, None] * sums[:, None] / max(float(tokens), 1.0)) / freedom
+  spread = np.sqrt(np.maximum(squares - sums * sums / max(float(tokens), 1.0), 0) / freedom)     # [E, F]
+  return covariance / (spread[0][:, None] * spread[:, None] + 1e-7)
+
+
+def aligned(bank, named, scores=None):
   """Returns `bank` with the hidden units of every expert in the order that is most like expert 0's.
 
   The function of no expert changes. Matrices without hidden units, or of hidden units that are shared by all
   experts, stay as they are.
 
   Args:
-    bank:  dict path -> array [E,...] of experts.
-    named: dict path -> (logical axes, shape), of shared arrays, too.
+    bank:   dict path -> array [E,...] of experts.
+    named:  dict path -> (logical axes, shape), of shared arrays, too.
+    scores: [E,F,F], how alike hidden units of expert 0 and of each expert are; None = the inner products of
+      their weights. Raises UserError for scores of a bank whose hidden units are not one layer.
   """
-  made = dict(bank)
-  for owner in {path[:-1] for path in bank}:
+  made, layers = dict(bank), []
+  for owner in sorted({path[:-1] for path in bank}, key=str):
     units = {path: names.index(HIDDEN) for path, (names, _) in named.items()
              if path[:-1] == owner and HIDDEN in names}
-    if not units or not units.keys() <= bank.keys():
-      continue
+    if units and units.keys() <= bank.keys():
+      layers.append(units)
+  if scores is not None and len(layers) != 1:
+    raise errors.UserError('align=activations is for experts of one hidden layer; nearest: align=weights')
+  for units in layers:
     # [E, F, ...]: what belongs to a hidden unit, side by side.
     rows = {path: np.moveaxis(np.asarray(bank[path]), axis, 1) for path, axis in units.items()}
     matrices = [rows[path].reshape(*rows[path].shape[:2], -1) for path in rows if rows[path].ndim > 2]
     joined = np.concatenate(matrices, -1)                            # [E, F, N]
-    orders = np.stack([matching(joined[0], target) for target in joined])          # [E, F]
+    alike = joined[0] @ joined.swapaxes(1, 2) if scores is None else scores
+    orders = np.stack([matching(score) for score in alike])          # [E, F]
     for path, axis in units.items():
       taken = np.take_along_axis(rows[path], orders.reshape(*orders.shape, *[1] * (rows[path].ndim - 2)), 1)
       made[path] = jnp.asarray(np.moveaxis(taken, 1, axis))
   return made
 
 
-def matching(reference, target):
-  """Returns i[F]: for each row of `reference` [F,N] a row of `target` [F,N] of its own, most alike in all.
+def matching(score):
+  """Returns i[F]: for each row of `score` [F,F] a column of its own, so that the sum is the largest there is.
 
-  The sum of the inner products of the pairs is the largest there is.
-
-  >>> matching(np.eye(3), np.eye(3)[[2, 0, 1]]).tolist()
-  [1, 2, 0]
+  >>> matching(np.array([[0, 1, 0], [0, 0, 1], [1, 0, 9]])).tolist()
+  [1, 0, 2]
   """
-  return optimize.linear_sum_assignment(reference @ target.T, maximize=True)[1]
+  return optimize.linear_sum_assignment(score, maximize=True)[1]

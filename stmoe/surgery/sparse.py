@@ -51,9 +51,10 @@ class Layer:
     """Returns dict path -> (logical axes, shape) of the arrays in `part`, 'router' or 'experts'."""
     arrays = {}
     for path, variable in nnx.to_flat_state(nnx.state(getattr(self.module, part))):
-      names = variable.get_metadata().get('out_sharding') or (None,) * len(variable.shape)
-      stacked = int(names[:1] == ('layers',))
-      arrays[path] = tuple(names[stacked:]), variable.shape[stacked:]
+      names = variable.get_metadata().get('out_sharding')
+      names = (None,) * len(variable.shape) if names is None else tuple(names)
+      own = tuple(name for name in names if name != 'layers')        # of stacked state, 'layers' is not named
+      arrays[path] = own, variable.shape[len(variable.shape) - len(own):]
     return arrays
 
   def arrays(self, params, part):
