@@ -29,7 +29,6 @@ if importlib.util.find_spec('stmoe') is None:
 # nothing? One seed and a tiny model here; `experiments/upcycling` asks it with three seeds.
 
 # %%
-import json
 import os
 import pathlib
 import shutil
@@ -47,6 +46,7 @@ from stmoe.analysis.routing import similarity as similarity_view
 from stmoe.answer import interactive
 from stmoe.derive import upcycle
 from stmoe.runs import read as runs_lib
+from stmoe.runs import records
 from stmoe.surgery import similarity
 from stmoe.train import progress
 
@@ -82,7 +82,7 @@ def start(method, **surgery):
   if not (WORK / method / 'config.json').is_file():
     with interactive.said():
       upcycle.upcycle([dense.path], cfg, WORK / method, progress.make(None, 0), **surgery)
-  record = json.loads((WORK / method / 'upcycle.json').read_text())
+  record = records.ancestry(WORK / method)['facts']
   print(f'{method}: parameters {record["parameters"][0]:,} -> {record["parameters"][1]:,}, loss '
         f'{record["runs"][0]["eval/loss"]:.4f} -> {record["upcycled"]["eval/loss"]:.4f}')
 

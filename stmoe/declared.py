@@ -47,8 +47,15 @@ def of_class(package, name):
   return _annotated(path, found) if found and found.decorator_list else None
 
 
-def called_with(package, name):
-  """Returns the names of the arguments with which an object of the class called like its file is called."""
+def called_with(package, name, function=None):
+  """Returns the names of the arguments with which an object of the class called like its file is called.
+
+  function: instead, those with which the function of this name is called. None where there is none.
+  """
+  if function:
+    found = next((node for node in _tree(file(package, name)).body
+                  if isinstance(node, ast.FunctionDef) and node.name == function), None)
+    return found and [argument.arg for argument in found.args.args]
   found = _class(file(package, name))
   call = found and _method(found, '__call__')
   return call and [argument.arg for argument in call.args.args[1:]]
@@ -116,8 +123,8 @@ def _default(node):
 def _evaluate(path, node):
   """What an annotation in file `path` means: a range, a constant, or the names of a table."""
   inner = functools.partial(_evaluate, path)
-  if isinstance(node, ast.Constant):
-    return node.value
+  if isinstance(node, (ast.Constant, ast.UnaryOp)):                  # a number may be below 0
+    return ast.literal_eval(node)
   if isinstance(node, ast.Name):
     return _names(path, node.id)
   if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):

@@ -34,6 +34,7 @@ PACKAGES = {
     'metric': 'stmoe.metrics',
     'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
     'peer': 'stmoe.bench.peers',   # other libraries to time
+    'surgery': 'stmoe.surgery',      # on trained parameters
     'law': 'stmoe.analysis.scaling.laws',   # of the loss against size, tokens and experts
     'launcher': 'stmoe.sweep.launchers',
 }
@@ -46,7 +47,11 @@ CALLED = {
     'layer': ['x', 'ctx', 'carry'],
     'attention': ['x', 'visible', 'key'],
     'head': ['x', 'ctx', 'rows'],
+    'surgery': ['params', 'config', 'calibration'],
 }
+
+# Kinds that are functions of their modules, and named with their fields in one text.
+FUNCTIONS = {'executor': 'execute', 'launcher': 'launch', 'surgery': 'operate'}
 
 
 def available(kind):
@@ -71,7 +76,7 @@ def has(kind, name):
   if wanted is None or not declared.file(package, name).is_file():
     return declared.file(package, name).is_file()
   try:
-    return declared.called_with(package, name) == wanted
+    return declared.called_with(package, name, FUNCTIONS.get(kind)) == wanted
   except errors.UserError:               # a file that is no Python: whoever names it is told
     return True
 
@@ -151,8 +156,10 @@ def fields(kind, name):
   return declared.of_class(_package(kind, name), name) or {}
 
 
-# Kinds that are functions of their modules, and named with their fields in one text.
-FUNCTIONS = {'executor': 'execute', 'launcher': 'launch'}
+def options(kind, name):
+  """Returns dict field -> `declared.Field` of the function of module `name`, of a kind of FUNCTIONS."""
+  check(kind, name)
+  return declared.of_function(PACKAGES[kind], name, FUNCTIONS[kind])
 
 
 def spelled(kind, text):
@@ -161,8 +168,7 @@ def spelled(kind, text):
   'gather', 'all_to_all:chunks=4', 'slurm:partition=gpu,time=240'. Raises UserError, naming what there is.
   """
   name, _, rest = text.partition(':')
-  check(kind, name)
-  known, given = declared.of_function(PACKAGES[kind], name, FUNCTIONS[kind]), {}
+  known, given = options(kind, name), {}
   for word in filter(None, rest.split(',')):
     key, _, value = word.partition('=')
     if key not in known:
@@ -180,6 +186,11 @@ def executor(text):
 def launcher(text):
   """Returns the function `launch` of the launcher that `text` names, with its own fields bound."""
   return _bound('launcher', text)
+
+
+def surgery(text):
+  """Returns the function `operate` of the surgery that `text` names, with its own fields bound."""
+  return _bound('surgery', text)
 
 
 def _bound(kind, text):

@@ -1,16 +1,22 @@
-"""Prints one experiment's resolved configuration, after its argument and the overrides.
+"""Prints the resolved configuration of an experiment or a run after overrides, and what a run is made of.
 
 stmoe show lm/stdlib:smoke --config.train.steps=100
 stmoe show lm/stdlib --json
+stmoe show runs/tuned                                  the configuration of a run, and the runs it is made of
 stmoe show switch/base_c4 --sharding --mesh 8x4x2      every array on 8 data x 4 expert x 2 model devices
 """
 
+import pathlib
+
 from stmoe import errors
 from stmoe import experiment
+from stmoe.runs import directory as rundir
+from stmoe.runs import lineage
 
 
 def add_arguments(parser):
-  parser.add_argument('name', help='an experiment, NAME[:argument], or the path of a .py file')
+  parser.add_argument('name',
+                      help='an experiment, NAME[:argument], the path of a .py file, or a run directory')
   parser.add_argument('--json', action='store_true', help='print what a run stores as config.json')
   parser.add_argument('--sharding', action='store_true',
                       help='print the axes, spec, shape and bytes of every array; no device is needed')
@@ -22,7 +28,11 @@ def run(args):
   if args.sharding != bool(args.mesh) or args.sharding and args.json:
     raise errors.UserError('--sharding and --mesh DxExM go together, and without --json; '
                            'nearest: --sharding --mesh 8x1x1')
-  config, name = experiment.load(args.name, args.overrides)
+  run_there = pathlib.Path(args.name).is_dir()
+  if run_there:
+    config, name = experiment.override(rundir.load(args.name), args.overrides, whole=False), args.name
+  else:
+    config, name = experiment.load(args.name, args.overrides)
   if args.json:
     print(experiment.to_json(config))
     return
@@ -33,6 +43,8 @@ def run(args):
     return
   print(f'{name}  (run id {experiment.run_id(config)[:8]})')
   for line in _lines(config.to_dict(), ''):
+    print(line)
+  for line in lineage.lines(args.name) if run_there else ():
     print(line)
 
 

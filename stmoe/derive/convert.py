@@ -22,7 +22,9 @@ from stmoe import lookup
 from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import stored
 from stmoe.data import progress
+from stmoe.data import store
 from stmoe.data.text import vocab
+from stmoe.derive import start as starts
 from stmoe.derive import streamed
 from stmoe.interop import fields
 from stmoe.interop import files
@@ -31,7 +33,6 @@ from stmoe.interop import t5x
 from stmoe.runs import directory as rundir
 from stmoe.runs import owner
 from stmoe.runs import records
-from stmoe.runs import writers
 from stmoe.train import check
 from stmoe.train import state as states
 
@@ -76,10 +77,9 @@ def read(source, target, overrides=(), say=print):
       if (source / file).is_file():
         shutil.copyfile(files.inside(source, file), path / 'source' / file)
     documents.write_json(path / 'imported.json', record)
-    rundir.claim(path, cfg)
-    metrics = writers.Metrics(path, 0, say)
-    metrics.write(0, dict(tokens=0, flops=0.0, time=0.0))
-    metrics.close()
+    parents = [starts.imported(source, _sha256(source / 'config.json'))]
+    facts = dict(skipped=sorted(skipped), dtype=usual)
+    starts.claim(path, cfg, starts.origin('convert', dict(family=name), parents, facts), line={}, say=say)
   return record | dict(parameters=sum(x.size for x in jax.tree.leaves(plan.shapes['params'])))
 
 
@@ -95,6 +95,11 @@ def _open(source):
   said = files.inside(source, 'generation_config.json')
   sections['model'] |= fields.ids(hf, documents.read_json(said) if said.is_file() else {}, sections['model'])
   return name, family, sections, found
+
+
+def _sha256(file):
+  """The digest of a file, None where there is none."""
+  return store.sha256(file) if file.is_file() else None
 
 
 @contextlib.contextmanager
@@ -216,7 +221,7 @@ def _fill(path, cfg, plan, placed, found, digest):
       group = list(group)
       if group[0].tensor is not None:
         _fill_array(writer, leaf, group, found, advance)
-  writer.finish(dict(config=rundir.identity(cfg), vocab=digest, seconds=0.0))
+  writer.finish(starts.meta(cfg, digest))
 
 
 def _fill_array(writer, leaf, group, found, advance):

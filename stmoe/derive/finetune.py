@@ -17,11 +17,11 @@ import jax
 
 from stmoe import errors
 from stmoe import experiment
-from stmoe import files
 from stmoe import lookup
 from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
+from stmoe.derive import start as starts
 from stmoe.runs import directory as rundir
 from stmoe.train import best
 from stmoe.train import check
@@ -144,16 +144,17 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
         say(line)
       with rundir.own(workdir) as path:
         if not rundir.saved(path):            # by another process, meanwhile
-          _write(cfg, path, state, record, position, facts)
+          parents = [starts.parent(run, record['step'])]
+          made = starts.origin('finetune', cfg.finetune.to_dict(), parents, record)
+          starts.write(path, cfg, state, position, made, vocabulary=facts['vocab'].digest)
           records.write(path, cfg, opened, check.files(plan))
   return loop.train(cfg, workdir, name, devices)
 
 
 def _load(run, cfg, plan, vocab, step):
-  """(first state, what finetune.json holds) with the parameters of `run` in place."""
+  """(first state, facts about what was loaded) with the parameters of `run` in place."""
   folder, recipe = pathlib.Path(run) / 'checkpoints', cfg.finetune
-  if not folder.is_dir():
-    raise errors.UserError(f'{run} has no checkpoint yet')
+  starts.trained(run)
   parts = ['params', 'router_state'] + ['opt_state'] * (recipe.optimizer == 'keep')
   saved = checkpoint.Checkpoints(folder, keep=None, read_only=True)
   at, found, there = saved.part({part: plan.shapes[part] for part in parts},
@@ -174,7 +175,7 @@ def _load(run, cfg, plan, vocab, step):
   params = plan.shapes['params']
   trained, parameters = (sum(x.size for x in jax.tree.leaves(t)) for t in (plan.trainable(params), params))
   return state, dict(start=str(run), step=at, loaded=sorted(found), new=sorted(missing),
-                     ignored=sorted(ignored), recipe=recipe.to_dict(), trained=trained, parameters=parameters,
+                     ignored=sorted(ignored), trained=trained, parameters=parameters,
                      trainable=groups.described(cfg))
 
 
@@ -186,18 +187,7 @@ def describe(record):
   for title in ('new', 'ignored'):
     if record[title]:
       more = f' and {len(record[title]) - 5} more' if len(record[title]) > 5 else ''
-      yield f'{title}: {", ".join(record[title][:5])}{more} (all in finetune.json)'
-
-
-def _write(cfg, path, state, record, position, facts):
-  """Writes the run directory, the checkpoint first: without it the folder would be a run from scratch."""
-  rundir.verify(path, cfg)
-  saved = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
-                                 cfg.checkpoint.async_save)
-  saved.save(0, state, position, dict(config=rundir.identity(cfg), vocab=facts['vocab'].digest, seconds=0.0))
-  saved.close()
-  files.write_json(path / 'finetune.json', files.plain(record))
-  rundir.claim(path, cfg)
+      yield f'{title}: {", ".join(record[title][:5])}{more} (all in ancestry.json)'
 
 
 def prepare(name, overrides, run, step=None):

@@ -10,22 +10,19 @@ Differs: T5X decays Adafactor's second moments by the global step; here empty sl
 """
 
 import inspect
-import pathlib
 
 import jax
 import jax.numpy as jnp
 
 from stmoe import errors
 from stmoe import experiment
-from stmoe import files
 from stmoe import lookup
 from stmoe import modules
-from stmoe.checkpoints import checkpoint
 from stmoe.core import contract
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
+from stmoe.derive import start as starts
 from stmoe.runs import directory as rundir
-from stmoe.runs import writers
 from stmoe.surgery import upcycle as surgery
 from stmoe.train import check
 from stmoe.train import evaluate
@@ -33,14 +30,16 @@ from stmoe.train import loop
 from stmoe.train import opened
 from stmoe.train import state as states
 
-# Fields of a model that may differ from the dense run's: they say where layers are and how to compute them.
-FREE = ('encoder', 'decoder', 'layers', 'scan_layers', 'remat', 'dtype', 'dropout_rate', 'init_scale')
+# Fields of a model that may differ from the dense run's: they say where layers are, how to compute them, and
+# where decoding ends. What the first token follows may not: the dense run has learned to begin after it.
+FREE = ('encoder', 'decoder', 'layers', 'scan_layers', 'remat', 'dtype', 'dropout_rate', 'init_scale',
+        'end_ids')
 IMPOSSIBLE = -1e8                  # logits below it stand for what a model rules out
 
 
 def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, optimizer='fresh', step='keep',
             devices=None):
-  """Writes the first checkpoint of `cfg` in `workdir` from dense runs; returns what upcycle.json holds.
+  """Writes the first checkpoint of `cfg` in `workdir` from dense runs; returns the facts of ancestry.json.
 
   dict(step; runs: list of dict(run, step, 'eval/...'); upcycled: dict 'eval/...'; gap: loss of the upcycled
   model minus that of the (best) dense run; difference: norm of the change of the logits of one
@@ -59,14 +58,14 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
     UserError: `workdir` is in use, a run is not dense or of another backbone, or nothing is left to train.
   """
   _check(runs, cfg, workdir, noise, granularity, optimizer)
-  starts = [records.read(run).located(rundir.opened(run)) for run in runs]
-  for run, start in zip(runs, starts):
+  theirs = [records.read(run).located(rundir.opened(run)) for run in runs]
+  for run, start in zip(runs, theirs):
     same_backbone(run, start, cfg)
   loop.keep_compilations()
-  prices = [loop.flops_per_step(start) for start in starts]
+  prices = [loop.flops_per_step(start) for start in theirs]
   with states.on_mesh(cfg.mesh, devices) as mesh:
     check.batches(cfg)
-    plan, plans = states.blueprint(cfg, mesh), [states.blueprint(start, mesh) for start in starts]
+    plan, plans = states.blueprint(cfg, mesh), [states.blueprint(start, mesh) for start in theirs]
     check.forward(cfg, plan)
     source = pipeline.source(cfg)
     facts = source.info()
@@ -79,7 +78,7 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
     found = [opened.restore(dense, run, facts['vocab'], show.say) for run, dense in zip(runs, plans)]
     at = _first_step([at for at, *_ in found], cfg) if step == 'keep' else 0
     spent = sum(done * price for price, (done, *_) in zip(prices, found))
-    position = _position(starts, found, cfg, source)
+    position = _position(theirs, found, cfg, source)
     before = []
     for run, dense, (done, state, *_) in zip(runs, plans, found):
       values = _evaluate(cfg, dense, state, source, show, f'dense run {run}')
@@ -94,17 +93,15 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
         parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plans[0], plan)],
         data=position, noise=noise, granularity=granularity, optimizer=optimizer,
         leaves=surgery.report(plan.shapes['params']))
-    with rundir.own(workdir) as path:
-      _unused(path)                      # nor was it taken meanwhile
-      _write(cfg, path, state, record, facts, float(spent if step == 'keep' else 0))
-      records.write(path, cfg, source, check.files(plan))
+    options = dict(noise=noise, granularity=granularity, scale=scale, optimizer=optimizer, step=step)
+    _write(cfg, workdir, plan, state, source, record, options, float(spent if step == 'keep' else 0))
   return record
 
 
 def _check(runs, cfg, workdir, noise, granularity, optimizer):
   """Raises UserError for a `workdir` that is in use, and for numbers that cannot be meant."""
   check.counts(cfg)
-  _unused(workdir)
+  starts.unused(workdir)
   if noise < 0:
     raise errors.UserError(f'--noise {noise}: must be at least 0')
   if granularity < 1:
@@ -113,15 +110,7 @@ def _check(runs, cfg, workdir, noise, granularity, optimizer):
     raise errors.UserError('the optimizer slots of a layer that is cut are not defined; with --granularity '
                            'take --optimizer fresh')
   for run in runs:
-    if not (pathlib.Path(run) / 'checkpoints').is_dir():
-      rundir.load(run)                   # has the better words for what is no run at all
-      raise errors.UserError(f'{run} has no checkpoint yet')
-
-
-def _unused(workdir):
-  used = [*pathlib.Path(workdir).glob('config.json'), *pathlib.Path(workdir).glob('checkpoints/[0-9]*')]
-  if used:
-    raise errors.UserError(f'{workdir} holds a run already ({used[0].name}); choose another --workdir')
+    starts.trained(run)
 
 
 def same_backbone(run, start, cfg):
@@ -223,14 +212,14 @@ def _first_step(steps, cfg):
   return steps[0]
 
 
-def _position(starts, found, cfg, source):
+def _position(theirs, found, cfg, source):
   """Where the data starts: see the docstring of this file."""
   data = pipeline.train_iterator(cfg, jax.process_index(), jax.process_count(), source)
   beginning = data.get_state()
   data.close()
-  other = [field for field in experiment.diff(starts[0], cfg) if field in ('seed', 'train.batch_size') or (
+  other = [field for field in experiment.diff(theirs[0], cfg) if field in ('seed', 'train.batch_size') or (
       field.startswith('data.') and field not in ('data.cache_dir', 'data.eval_split'))]
-  same = len(starts) == 1 and not other
+  same = len(theirs) == 1 and not other
   position = found[0][2]
   return position if same and position['data'] == beginning['data'] else beginning
 
@@ -264,21 +253,14 @@ def difference(cfg, dense, sparse):
   return float((changed / whole) ** 0.5)
 
 
-def _write(cfg, path, state, record, facts, spent):
-  """Writes the run directory, the checkpoint first: without it, the folder would be a run from scratch.
-
-  spent: the FLOPs that the run starts with, those of the dense runs.
-  """
-  at = record['step']
-  saved = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
-                                 cfg.checkpoint.async_save)
-  meta = dict(config=rundir.identity(cfg), vocab=facts['vocab'].digest, seconds=0.0, flops=spent)
-  saved.save(at, state, record['data'], meta)
-  saved.close()
-  files.write_json(path / 'upcycle.json', files.plain(record))
-  rundir.claim(path, cfg)
+def _write(cfg, workdir, plan, state, source, record, options, spent):
+  """Writes the new run; `spent` is the FLOPs that it starts with, those of the dense runs."""
+  parents = [starts.parent(dense['run'], dense['step']) for dense in record['runs']]
+  made = starts.origin('upcycle', options, parents, record)
   low, high = jax.device_get(state['counts']['tokens']).tolist()
-  metrics = writers.Metrics(path, at)
-  metrics.write(at, dict(tokens=(high << 32) + low, flops=spent, time=0.0)
-                | record['upcycled'])
-  metrics.close()
+  line = dict(tokens=(high << 32) + low) | record['upcycled']
+  with rundir.own(workdir) as path:
+    starts.unused(path)                  # nor was it taken meanwhile
+    starts.write(path, cfg, state, record['data'], made, step=record['step'],
+                 vocabulary=source.info()['vocab'].digest, flops=spent, line=line)
+    records.write(path, cfg, source, check.files(plan))

@@ -1,6 +1,7 @@
 """What the files of a run directory hold, each checked for its form: errors.Damaged names file and reason.
 
 config.json  env.json  metrics.jsonl  evals.jsonl  DONE  best.json  imported.json  router_stats/<step>.npz
+ancestry.json  and what earlier versions wrote instead: finetune.json  upcycle.json
 """
 
 import math
@@ -71,6 +72,77 @@ def imported(path):
       [found.get('family'), found.get('dtype'), *dtypes.values(), *copies])
   _must(file, good, 'has not family, dtypes and copies')
   return found
+
+
+def ancestry(path):
+  """Returns how run directory `path` was made of others, dict(facts, lineage); {} if it was trained.
+
+  facts:   dict, what the method found out when it made this run.
+  lineage: list of how this run and all before it were made, this run first: dicts of `method`, `options` and
+    `parents`. A parent is a dict of `run`, `step`, the digests `config` and `checkpoint`, None where there
+    are none, and `made`: the place in the list of how the parent itself was made, None = it was trained.
+  """
+  path = pathlib.Path(path)
+  for name, form in LINEAGES.items():
+    found = _optional(path / name)
+    if found is not None:
+      try:
+        found = form(found)
+        _lineage(**found)
+      except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise errors.Damaged(path / name,
+                             f'does not say how the run was made: {files.reason(error)}') from None
+      return found
+  return {}
+
+
+def _lineage(facts, lineage):
+  """Raises ValueError, or what wrong types raise, unless the arguments are what `ancestry` returns."""
+  text, place = (str, type(None)), (int, type(None))
+  if not isinstance(facts, dict) or not isinstance(lineage, list) or not lineage:
+    raise ValueError('it has not facts and lineage')
+  for number, made in enumerate(lineage):
+    if set(made) != {'method', 'options', 'parents'} or not isinstance(made['method'], str):
+      raise ValueError(f'entry {number} has not method, options and parents')
+    if not isinstance(made['options'], dict) or not isinstance(made['parents'], list):
+      raise ValueError(f'entry {number} has not options and parents')
+    for parent in made['parents']:
+      kinds = dict(run=str, step=place, config=text, checkpoint=text, made=place)
+      wrong = [key for key, kind in kinds.items() if not isinstance(parent[key], kind)]
+      if wrong:
+        raise ValueError(f'entry {number} has {parent[wrong[0]]!r:.40} for {wrong[0]}')
+      # Parents stand behind their children, so that nothing descends from itself.
+      if parent['made'] is not None and not number < parent['made'] < len(lineage):
+        raise ValueError(f'entry {number} has a parent made by entry {parent["made"]} of {len(lineage)}')
+
+
+def _alone(method, options, parents, facts):
+  """What `ancestry` returns of a run of an earlier version: parents (run, step) of which nothing is known."""
+  parents = [dict(run=run, step=step, config=None, checkpoint=None, made=None) for run, step in parents]
+  return dict(facts=facts, lineage=[dict(method=method, options=options, parents=parents)])
+
+
+def _of_finetuning(found):
+  return _alone('finetune', found['recipe'], [(found['start'], found['step'])], found)
+
+
+def _of_upcycling(found):
+  options = {key: found[key] for key in ('noise', 'granularity', 'optimizer')}
+  return _alone('upcycle', options, [(run['run'], run['step']) for run in found['runs']], found)
+
+
+def _of_import(found):
+  sources = [(found['source'], None)] if 'source' in found else []
+  return _alone('convert', dict(family=found['family']), sources, {})
+
+
+# The files that say how a run was made of others, the first that is there counts.
+LINEAGES = {
+    'ancestry.json': lambda found: dict(facts=found['facts'], lineage=found['lineage']),
+    'finetune.json': _of_finetuning,
+    'upcycle.json': _of_upcycling,
+    'imported.json': _of_import,
+}
 
 
 def metrics(path, bad=None):

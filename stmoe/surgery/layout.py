@@ -1,7 +1,8 @@
-"""Conversion of parameters between the scanned and the unrolled form of a model.
+"""Conversion of parameters between the scanned, the unrolled and the numbered form of a model.
 
 A stack holds `segments`, one per entry of its pattern. Scanned, a segment is one unit
-whose arrays have a leading axis of its repeats; unrolled, it is a list of units. Pure
+whose arrays have a leading axis of its repeats; unrolled, it is a list of units. Numbered, a stack
+holds `layers`, its blocks counted through: the form of surgeries, whatever the pattern. Pure
 dicts in, pure dicts out: parameters, router state or optimizer slots shaped like them.
 """
 
@@ -48,6 +49,54 @@ def visit(params, make, path=()):
             for r, unit in sorted(units.items())}
         for i, units in sorted(value.items())}
   return made
+
+
+def numbered(params):
+  """Returns the pure dict of a model, scanned or not, with `layers` of numbered blocks in its stacks.
+
+  >>> unit = dict(blocks={0: dict(w=jnp.array([1, 3])), 1: dict(w=jnp.array([2, 4]))})
+  >>> blocks = numbered(dict(stack=dict(segments={0: unit})))['stack']['layers']
+  >>> {number: int(block['w']) for number, block in blocks.items()}
+  {0: 1, 1: 2, 2: 3, 3: 4}
+  """
+  found = {}
+  visit(unroll(params) if is_scanned(params) else params, lambda path, leaf: put(found, path, leaf))
+  return found
+
+
+def placed(blocks, like):
+  """Returns the pure dict of a model from its numbered form `blocks`, in the form of `like`.
+
+  Args:
+    like: pure dict of the same model, scanned or not, of anything with a shape.
+  """
+  scanned = is_scanned(like)
+  repeated = lambda unit: dict.fromkeys(range(jax.tree.leaves(unit)[0].shape[0]), unit)
+  made = visit(_map_segments(like, repeated) if scanned else like, lambda path, _: at(blocks, path))
+  return roll(made) if scanned else made
+
+
+def at(tree, path):
+  """Returns what a nested dict holds at `path`, a tuple of keys."""
+  for key in path:
+    tree = tree[key]
+  return tree
+
+
+def put(tree, path, value):
+  """Sets `value` at `path`, a tuple of keys, in nested dict `tree`, in place."""
+  for key in path[:-1]:
+    tree = tree.setdefault(key, {})
+  tree[path[-1]] = value
+
+
+def together(*trees):
+  """Returns the nested dict that has the leaves of all of `trees`, such as parameters and router state."""
+  joined = {}
+  for tree in trees:
+    for key, value in tree.items():
+      joined[key] = together(joined.get(key, {}), value) if isinstance(value, dict) else value
+  return joined
 
 
 def _map_segments(tree, convert):

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from stmoe import experiment
+from stmoe.runs import directory as rundir
 
 NAME = 'lm/text:method=switch,smoke'
 
@@ -34,6 +35,20 @@ def test_show_json_is_the_resolved_configuration(command):
   _, out, _ = command('show', 'lm/stdlib', '--json', '--config.seed', '5')
   config, _ = experiment.load('lm/stdlib', ['seed=5'])
   assert json.loads(out) == json.loads(experiment.to_json(config)) and json.loads(out)['seed'] == 5
+
+
+def test_show_of_a_run_says_what_it_is_made_of(command, tmp_path):
+  config, _ = experiment.load('lm/stdlib:smoke')
+  run = rundir.claim(tmp_path / 'run', config)
+  code, out, _ = command('show', run)
+  assert code == 0 and out.splitlines()[0].startswith(str(run)) and 'made by' not in out
+  parent = dict(run='/runs/before', step=7, config=None, checkpoint='abcdefghij', made=None)
+  found = dict(facts={}, lineage=[dict(method='prune', options=dict(keep=0.5), parents=[parent])])
+  (run / 'ancestry.json').write_text(json.dumps(found))
+  lines = command('show', run, '--config.train.steps=77')[1].splitlines()
+  assert '  steps           77' in lines and lines[-3:] == [
+      'made by prune (keep=0.5) of', '  /runs/before, step 7 (checkpoint abcdefgh)',
+      '    trained from nothing']
 
 
 def test_diff_shows_fields_with_both_values(command):

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from stmoe import experiment
-from stmoe.checkpoints import checkpoint
 from stmoe.cli import main
 from stmoe.data import batches as pipeline
 from stmoe.runs import directory as rundir
+from stmoe.runs import records
 from stmoe.train import loop
 from stmoe.train import opened
 from stmoe.train import schedules
 from stmoe.train import state as states
+from tests.derive import drawn
 from tests.train import tiny_run
 
 # An experiment file: dense, or its every second layer sparse; all its batches are the same.
@@ -52,27 +53,8 @@ def folder(tmp_path_factory):
   """A folder with the experiment file exp.py, its text, and a dense run of 4 steps."""
   path = tiny_run.write_corpus(tmp_path_factory.mktemp('upcycle'))
   (path / 'exp.py').write_text(EXPERIMENT.replace('FOLDER', repr(str(path))))
-  write_run(path / 'dense', experiment.load(f'{path}/exp.py:dense')[0], step=4)
+  drawn.write(path / 'dense', experiment.load(f'{path}/exp.py:dense')[0], 4, jax.devices()[:1])
   return path
-
-
-def write_run(path, cfg, step):
-  """Writes a run directory with a checkpoint of random numbers, which takes no training."""
-  mesh, rng = states.make_mesh(cfg.mesh), np.random.default_rng(0)
-  with jax.set_mesh(mesh):
-    shapes = states.blueprint(cfg, mesh).shapes
-    facts, data = pipeline.info(cfg), pipeline.train_iterator(cfg)
-  number = lambda s: np.float32(rng.uniform(0, 0.4, s.shape)) if s.shape else np.int32(step)
-  state = jax.tree.map(number, {part: shapes[part] for part in ('params', 'opt_state', 'step')})
-  state |= dict(router_state={}, key=states.fold(0, 'train'), counts=dict(
-      tokens=np.uint32([step * 8 * 32, 0]), skipped=np.int32(0), bad=np.int32(0)))
-  rundir.claim(path, cfg)
-  saved = checkpoint.Checkpoints(path / 'checkpoints')
-  meta = dict(config=rundir.identity(cfg), vocab=facts['vocab'].digest, seconds=1.0)
-  saved.save(step, jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), state, shapes),
-             data.get_state() | dict(step=step), meta)
-  saved.close()
-  data.close()
 
 
 @pytest.fixture(scope='module')
@@ -93,7 +75,7 @@ def restore(path):
 
 
 def test_the_first_checkpoint_has_the_dense_function_step_slots_and_data(sparse):
-  record = json.loads((sparse / 'sparse' / 'upcycle.json').read_text())
+  record = records.ancestry(sparse / 'sparse')['facts']
   assert abs(record['gap']) < 1e-5 and record['difference'] < 1e-5 and record['step'] == 4
   assert set(record['leaves'].values()) == {'copied', 'tiled', 'fresh'}
   _, at, state, data = restore(sparse / 'sparse')
@@ -131,7 +113,7 @@ def test_training_goes_on_with_the_schedule(command, sparse, tmp_path):
 def test_noise_leaves_a_gap_and_fresh_slots_are_empty(command, folder, tmp_path):
   code, out, _ = command('upcycle', folder / 'dense', f'{folder}/exp.py', '--workdir', tmp_path / 'run',
                          '--step', 'zero', '--config.seed=1', '--noise', '0.2')
-  record = json.loads((tmp_path / 'run' / 'upcycle.json').read_text())
+  record = records.ancestry(tmp_path / 'run')['facts']
   assert code == 0 and record['difference'] > 1e-4 and f'gap {record["gap"]:+.6f}' in out
   assert f'exp.py --workdir {tmp_path}/run --config.seed=1' in out
   _, at, state, data = restore(tmp_path / 'run')
@@ -144,7 +126,7 @@ def test_noise_leaves_a_gap_and_fresh_slots_are_empty(command, folder, tmp_path)
 def test_virtual_groups_and_several_runs(command, folder, tmp_path):
   code, _, _ = command('upcycle', folder / 'dense', folder / 'dense', f'{folder}/exp.py:narrow',
                        '--granularity', '2', '--workdir', tmp_path / 'run')
-  record = json.loads((tmp_path / 'run' / 'upcycle.json').read_text())
+  record = records.ancestry(tmp_path / 'run')['facts']
   assert code == 0 and record['difference'] < 1e-5 and len(record['runs']) == 2
   assert record['data']['step'] == 0
 

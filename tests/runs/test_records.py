@@ -32,11 +32,25 @@ def put(file, content):
     file.write_bytes(content)
 
 
+def parent(made, **changed):
+  """What a lineage says of one parent."""
+  return dict(run='/runs/a', step=4, config='c1', checkpoint=None, made=made) | changed
+
+
+def made(*parents):
+  return dict(method='finetune', options=dict(load='all'), parents=list(parents))
+
+
+def lineage(*entries):
+  return json.dumps(dict(facts={}, lineage=entries))
+
+
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
   folder = synthetic.write_run(tmp_path_factory.mktemp('whole') / 'run', steps=40)
   (folder / 'best.json').write_text('{"step": 20, "name": "eval/loss", "value": 1.5}')
   (folder / 'imported.json').write_text('{"family": "t5", "dtype": "F32", "dtypes": {}, "copies": []}')
+  (folder / 'ancestry.json').write_text(lineage(made(parent(1)), made(parent(None))))
   (folder / 'evals.jsonl').write_text('{"step": 40, "field": "eval.draws", "value": 2, "eval/loss": 1.5}\n')
   return folder
 
@@ -53,14 +67,15 @@ def run(whole, tmp_path):
 
 READERS = {'config.json': records.config, 'env.json': records.environment, 'metrics.jsonl': records.metrics,
            'evals.jsonl': records.evaluations, 'DONE': records.done, 'best.json': records.best,
-           'imported.json': records.imported, 'router_stats/40.npz': lambda path: list(records.stats(path))}
+           'imported.json': records.imported, 'ancestry.json': records.ancestry,
+           'router_stats/40.npz': lambda path: list(records.stats(path))}
 
 
 def refused(run, name):
   """The line with which the reader of `name` refuses it; the reader of whole runs says the same."""
   with pytest.raises(errors.Damaged, match=name) as error:
     READERS[name](run)
-  if name not in ('best.json', 'imported.json'):                     # of which pages say nothing
+  if name not in ('best.json', 'imported.json', 'ancestry.json'):    # of which pages say nothing
     with pytest.raises(errors.Damaged, match=name):
       runs.read(run)
   assert '\n' not in str(error.value)
@@ -70,9 +85,10 @@ def refused(run, name):
 def test_a_sound_run_is_read(run):
   for read in READERS.values():
     assert read(run)
-  for name in ('env.json', 'metrics.jsonl', 'evals.jsonl', 'DONE', 'best.json', 'imported.json'):
+  for name in ('env.json', 'metrics.jsonl', 'evals.jsonl', 'DONE', 'best.json', 'imported.json',
+               'ancestry.json'):
     (run / name).unlink()
-  assert runs.read(run).lines == [] and records.done(run) is None
+  assert records.ancestry(run) == {} and runs.read(run).lines == [] and records.done(run) is None
   assert records.best(run) == dict(step=-1, name='', value=None) and records.imported(run) == {}
 
 
@@ -105,10 +121,36 @@ def test_rubbish_is_one_line(run, name, kind):
     ('DONE', '{"tokens": 3}', 'has no step'),
     ('DONE', '{"step": 1, "time": "long"}', "has 'long' for 'time'"),
     ('best.json', '{"step": 1, "name": "eval/loss", "value": null}', 'has not step, name and value'),
-    ('imported.json', '{"family": "t5", "dtype": "F32", "dtypes": [], "copies": []}', 'has not family')])
+    ('imported.json', '{"family": "t5", "dtype": "F32", "dtypes": [], "copies": []}', 'has not family'),
+    ('ancestry.json', '{"facts": {}}', 'lineage'),
+    ('ancestry.json', '{"facts": {}, "lineage": []}', 'has not facts and lineage'),
+    ('ancestry.json', lineage(3), 'how the run was made'),
+    ('ancestry.json', lineage(made(3)), 'how the run was made'),
+    ('ancestry.json', lineage(made(parent(None, step='4'))), "'4' for step"),
+    ('ancestry.json', lineage(made(parent(0))), 'made by entry 0 of 1'),
+    ('ancestry.json', lineage(made(parent(1))), 'made by entry 1 of 1')])
 def test_a_wrong_form_is_one_line(run, name, text, reason):
   put(run / name, text.encode())
   assert reason in refused(run, name)
+
+
+@pytest.mark.parametrize('name, values, method, parents', [
+    ('finetune.json', dict(start='runs/a', step=9, recipe=dict(load='all'), loaded=['x']), 'finetune',
+     [('runs/a', 9)]),
+    ('upcycle.json', dict(runs=[dict(run='runs/a', step=4), dict(run='runs/b', step=5)], noise=0.0,
+                          granularity=1, optimizer='fresh'), 'upcycle', [('runs/a', 4), ('runs/b', 5)]),
+    ('imported.json', dict(family='t5', dtype='F32', dtypes={}, copies=[], source='/hf/t5'), 'convert',
+     [('/hf/t5', None)])])
+def test_files_of_earlier_versions_have_a_form(tmp_path, name, values, method, parents):
+  (tmp_path / name).write_text(json.dumps(values))
+  found = records.ancestry(tmp_path)
+  [entry] = found['lineage']
+  assert entry['method'] == method and [(p['run'], p['step']) for p in entry['parents']] == parents
+  if name != 'imported.json':
+    assert found['facts'] == values
+  (tmp_path / name).write_text(json.dumps(dict.fromkeys(values, 3)))
+  with pytest.raises(errors.Damaged, match=f'{name}.*how the run was made'):
+    records.ancestry(tmp_path)
 
 
 ONE = dict(moe_load=np.ones((1, 8)), layers=np.array(['decoder_01']))

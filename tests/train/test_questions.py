@@ -9,6 +9,7 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe.answer import score
 from stmoe.derive import finetune
+from stmoe.runs import records
 from stmoe.train import check
 from stmoe.train import loop
 from stmoe.train import state
@@ -43,7 +44,7 @@ def test_a_run_its_continuation_its_scores_and_fine_tuning(tmp_path):
   overrides += ['train.steps=2', 'checkpoint.best=', "data.eda.files=('docstring',)", 'data.eda.copies=1']
   cfg, name = finetune.prepare('robust_qa/moe_head:smoke', overrides, tmp_path / 'whole')
   assert finetune.finetune(tmp_path / 'whole', cfg, tmp_path / 'tuned', name) == 0
-  record = json.loads((tmp_path / 'tuned' / 'finetune.json').read_text())
+  record = records.ancestry(tmp_path / 'tuned')['facts']
   assert not record['new'] and record['step'] == 6
 
 

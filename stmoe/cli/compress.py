@@ -1,0 +1,34 @@
+"""Makes a smaller run of a trained one: experts are pruned, merged, or whatever a surgery does.
+
+stmoe compress runs/try prune:keep=0.5 --workdir runs/half                the most used half of the experts
+stmoe compress runs/try prune:keep=0.5,by=reap --workdir runs/half        or by another score
+stmoe compress runs/try merge:keep=0.25,allocation=global --workdir runs/quarter --batches 64
+stmoe eval runs/half                                                      it is a run like any other
+
+METHOD is a file of stmoe/surgery with its fields. Methods that look at data take the first batches of the
+run's training data, or of other data given with --config.data...; what they collect stays beside RUN.
+"""
+
+from stmoe import experiment
+from stmoe import lookup
+from stmoe import ranges
+
+
+def add_arguments(parser):
+  parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')
+  parser.add_argument('method', metavar='METHOD',
+                      help=f'NAME[:field=value,...] of: {", ".join(lookup.available("surgery"))}')
+  parser.add_argument('--workdir', metavar='DIR', required=True, help='the new run directory')
+  parser.add_argument('--step', type=ranges.Natural, help='checkpoint of RUN; default: the newest')
+  parser.add_argument('--batches', type=ranges.Count, default=16, metavar='N', help='of data to look at')
+  parser.set_defaults(overrides=())
+
+
+def run(args):
+  lookup.spelled('surgery', args.method)                             # before JAX is imported
+  path = experiment.run_directory(args.run)
+  from stmoe.derive import compress
+  facts = compress.compress(path, args.method, args.workdir, args.overrides, batches=args.batches,
+                            step=args.step)
+  old, new = facts['parameters']
+  print(f'{args.workdir}: parameters {old:,} -> {new:,}; its ancestry: stmoe show {args.workdir}')

@@ -1,0 +1,239 @@
+"""Calibration: what one pass of a run over its own training data says of routers and experts.
+
+ITEMS lists what can be collected of every sparse layer. All items are sums over the tokens of the pass, which
+is an evaluation: without noise, at its capacity. Batches add up on the host in float64: memory does not grow
+with them, and the sums are the same in batches of any size and on any devices. What was collected is kept in
+the folder `calibration` of the run, sealed as caches of data are, under a key of checkpoint, data and length.
+"""
+
+import hashlib
+import json
+import pathlib
+
+from flax import nnx
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stmoe import errors
+from stmoe import files
+from stmoe import modules
+from stmoe.core import assignment
+from stmoe.core import checked
+from stmoe.core import contract
+from stmoe.core import layouts
+from stmoe.data import batches as pipeline
+from stmoe.data import store
+from stmoe.hosts import distributed
+from stmoe.routers import wrappers
+from stmoe.train import check
+from stmoe.train import state as states
+
+FOLDER, LARGEST = 'calibration', 1 << 40
+
+
+class Seen:
+  """What a sparse layer did with one group of tokens, computed when it is asked for.
+
+  x:       f32[S,D] what goes into the layer, 0 where there is padding.
+  mask:    f32[S] 1 for real tokens.
+  weights: f32[S,E] of the experts that compute a token; taken: f32[S,E] 1 for these.
+  """
+
+  def __init__(self, x, mask, logits, weights, taken, bank):
+    self.x, self.mask, self.weights, self.taken = x * mask[:, None], mask, weights, taken
+    self._logits, self._bank = logits, bank
+
+  def logits(self):
+    """Returns f32[S,E] of the router, 0 for padding."""
+    return self._logits * self.mask[:, None]
+
+  def outputs(self):
+    """Returns f32[E,S,D]: what every expert makes of every token, 0 for padding."""
+    number = self.taken.shape[-1]
+    y = self._bank(layouts.Buckets(jnp.broadcast_to(self.x, (number, *self.x.shape)))).x
+    return y.astype(jnp.float32) * self.mask[:, None]
+
+
+  def hidden(self):
+    """Returns f32[E,S,F]: what enters the last product of every expert, of every token; 0 for padding."""
+    number, entered = self.taken.shape[-1], []
+    self._bank(Recorded(jnp.broadcast_to(self.x, (number, *self.x.shape)), entered))
+    if not entered:
+      raise errors.UserError(f'{checked.file(self._bank)} has no products of matrices, hence no hidden units')
+    return entered[-1].astype(jnp.float32) * self.mask[:, None]
+
+
+@struct.dataclass
+class Recorded(layouts.Buckets):
+  """Rows [E,R,D] that note in the list `entered` what enters a product, [E,R,.]."""
+  entered: list = struct.field(pytree_node=False)
+
+  def linear(self, w, b=None):
+    """Returns rows times w; see `layouts.Buckets`."""
+    self.entered.append(self.x)
+    return super().linear(w, b)
+
+
+def _cosines(seen):
+  y = seen.outputs()
+  length = jnp.linalg.norm(y, axis=-1, keepdims=True)
+  y = y / jnp.where(length > 0, length, 1)
+  return _summed('isd,jsd->ij', y, y)
+
+
+def _summed(equation, *arrays):
+  return jnp.einsum(equation, *arrays, precision='highest')
+
+
+# name -> function of Seen that returns a sum over its tokens.
+ITEMS = {
+    # [E] choices before anything is dropped; the layer's own report.
+    'load': None,
+    # [E,E] sums of products of two logits.
+    'logit_products': lambda seen: _summed('si,sj->ij', seen.logits(), seen.logits()),
+    # [E,E] tokens that both experts compute; on the diagonal, those of an expert.
+    'coactivation': lambda seen: _summed('si,sj->ij', seen.taken, seen.taken),
+    # [E,D] and [E,D,D] second moments of what an expert computes: squares, and products of two entries.
+    'input_squares': lambda seen: _summed('se,sd->ed', seen.taken, seen.x * seen.x),
+    'input_products': lambda seen: _summed('se,sc,sd->ecd', seen.taken, seen.x, seen.x),
+    # [E] sums of weight times length of output, of what an expert computes.
+    'weighted_norms': lambda seen: _summed(
+        'se,es->e', seen.weights * seen.taken, jnp.linalg.norm(seen.outputs(), axis=-1)),
+    # Of outputs of all experts on all tokens: [E,D] sums, [E,E] inner products, [E,E] cosines.
+    'output_sums': lambda seen: seen.outputs().sum(1),
+    'output_products': lambda seen: _summed('isd,jsd->ij', seen.outputs(), seen.outputs()),
+    'output_cosines': _cosines,
+    # [] real tokens; of hidden units, what enters the last product, on all tokens: [E,F] sums and squares,
+    # [E,F,F] products of those of expert 0 with those of each expert.
+    'tokens': lambda seen: seen.mask.sum(),
+    'hidden_sums': lambda seen: seen.hidden().sum(1),
+    'hidden_squares': lambda seen: jnp.square(seen.hidden()).sum(1),
+    'hidden_products': lambda seen: _summed('sf,esh->efh', seen.hidden()[0], seen.hidden()),
+}
+OF_EDGES = {'coactivation', 'input_squares', 'input_products', 'weighted_norms'}
+
+
+class Watch(wrappers.Wrapper):
+  """The router `inner`, which also collects `names` of ITEMS into Aux.records, arrays [G,...] of every group.
+
+  bank: the layer's experts.
+  """
+
+  def __init__(self, inner, bank, names):
+    self.inner, self.bank, self.names = inner, bank, names
+    self.num_experts = inner.num_experts
+
+  def __call__(self, x, ctx, carry):
+    """Returns Routed for x [G,S,D]."""
+    routed = checked.route(self.inner, x, ctx, carry)
+    items = {name: ITEMS[name] for name in self.names if ITEMS[name]}
+    logits = self._logits(x, ctx, items)
+    weights, taken = self._edges(routed.assignment, items)
+    bank = self.bank
+
+    def one(group):
+      seen = Seen(*group, bank)
+      return {name: item(seen) for name, item in items.items()}
+    # One group after the other: the outputs of all experts are large.
+    sums = jax.lax.map(one, (x.astype(jnp.float32), ctx.mask.astype(jnp.float32), logits, weights, taken))
+    return routed.replace(aux=routed.aux.replace(records=routed.aux.records | sums))
+
+  def _logits(self, x, ctx, items):
+    """f32[G,S,E]; of a router without logits 0, where nobody asks for them."""
+    logits = contract.offered(self.inner, 'logits')
+    if logits is None:
+      if 'logit_products' in items:
+        raise errors.UserError(f'{checked.file(self.inner)} offers no logits, by which experts are compared')
+      return jnp.zeros((*x.shape[:2], self.num_experts))
+    return logits(x, ctx)[..., :self.num_experts]
+
+  def _edges(self, a, items):
+    """(f32[G,S,E] weights, f32[G,S,E] 1 where an expert computes a token)."""
+    shape = (*a.masks()[0].shape[:2], self.num_experts) if isinstance(a, assignment.SoftAssignment) else None
+    if shape:
+      if OF_EDGES & {*items}:
+        raise errors.UserError('a router that mixes all tokens does not say which tokens an expert computes')
+      return jnp.zeros(shape), jnp.zeros(shape)
+    dispatch, combine = a.masks()                                    # [G, S, E, C]
+    return combine.sum(-1), dispatch.any(-1).astype(jnp.float32)
+
+
+def watched(model, names):
+  """Returns a copy of `model`, of the same arrays, whose sparse layers of one bank collect `names`."""
+  copy = nnx.merge(*nnx.split(model))
+  for owner in modules.sparse(copy):
+    if callable(getattr(owner, 'experts', None)):
+      owner.router = Watch(owner.router, owner.experts, tuple(names))
+  return copy
+
+
+class Calibration:
+  """Collects when it is called: calibration('load', ...) -> dict layer -> dict name -> f64[...].
+
+  Args:
+    run:     directory of the run, in which results are kept.
+    cfg:     its configuration; the first `batches` training batches of its data are used.
+    plan:    the Blueprint; state: the training state of the checkpoint with digest `digest`.
+    source:  called without arguments, gives the opened data.
+    say:     called with lines of text.
+  """
+
+  def __init__(self, run, cfg, plan, state, digest, batches, source, say):
+    self._folder, self._cfg, self._plan, self._state = pathlib.Path(run) / FOLDER, cfg, plan, state
+    self._digest, self._batches, self._source, self._say = digest, batches, source, say
+
+  def __call__(self, *names):
+    """Returns dict layer -> dict name -> f64[...]; runs over the data for what is not kept yet."""
+    data = pipeline.train_iterator(self._cfg, opened=self._source())
+    key = self._key(data.get_state())
+    data.close()
+    paths = {name: store.named(self._folder, name, key) for name in names}
+    absent = [name for name, path in paths.items() if not path.is_dir()]
+    fresh = self._collected(absent) if absent else {}
+    found = {}
+    for name, path in paths.items():
+      store.kept(path, lambda folder, name=name: _write(
+          folder, (fresh if name in fresh else self._collected([name]))[name]))
+      for layer, value in files.read_arrays(path / 'sums.npz', LARGEST).items():
+        found.setdefault(layer, {})[name] = value
+    return found
+
+  def _key(self, position):
+    """The digest of what the results depend on."""
+    c = self._cfg.to_dict()
+    said = [self._digest, position, self._batches, c['seed'], c['train']['batch_size'], c['model'],
+            c['blocks'], {key: value for key, value in c['data'].items() if key != 'cache_dir'}]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+  def _collected(self, names):
+    """Dict name -> dict layer -> f64[...]: the pass over the data."""
+    cfg, plan = self._cfg, self._plan
+    sums = jax.jit(lambda params, routers, batch, key: _sums(plan, params, routers, batch, key, names),
+                   out_shardings=distributed.everywhere(plan.mesh))
+    shard = distributed.shard(plan.mesh, cfg.train.batch_size)
+    data = pipeline.train_iterator(cfg, *shard, self._source())
+    total, key = None, states.fold(cfg.seed, 'calibrate')
+    self._say(f'calibrating on {self._batches} batches: {", ".join(names)}')
+    for number in range(self._batches):
+      batch = check.place(next(data), plan.mesh)
+      part = sums(self._state['params'], self._state['router_state'], batch, jax.random.fold_in(key, number))
+      part = jax.tree.map(np.float64, jax.device_get(part))
+      total = part if total is None else jax.tree.map(np.add, total, part)
+    data.close()
+    return total
+
+
+def _sums(plan, params, routers, batch, key, names):
+  """Dict name -> dict layer -> f32[...] of one batch."""
+  _, aux = watched(plan.model(params, routers), names)(batch, key=key, train=False)
+  records = {name: {layer: a.records[name].sum(0) for layer, a in aux.items() if name in a.records}
+             for name in names}
+  return {name: {layer: a.load for layer, a in aux.items()} if name == 'load' else records[name]
+          for name in names}
+
+
+def _write(folder, layers):
+  np.savez(folder / 'sums.npz', **layers)
+  return dict(layers=sorted(layers))

@@ -1,0 +1,130 @@
+"""Compression: a new run whose parameters a surgery made of those of a trained one (see `surgery/sparse.py`).
+
+The new run starts at step 0 with fresh optimizer slots, with the data and the vocabulary of the old one.
+"""
+
+import jax
+
+from stmoe import errors
+from stmoe import experiment
+from stmoe import lookup
+from stmoe.checkpoints import checkpoint
+from stmoe.data import batches as pipeline
+from stmoe.data import record
+from stmoe.derive import calibrate
+from stmoe.derive import start as starts
+from stmoe.runs import directory as rundir
+from stmoe.runs import records
+from stmoe.surgery import layout
+from stmoe.surgery import sparse
+from stmoe.train import check
+from stmoe.train import loop
+from stmoe.train import state as states
+
+
+def compress(run, surgery, workdir, overrides=(), *, batches=16, step=None, say=print, devices=None):
+  """Writes run directory `workdir` with what `surgery` makes of `run`; returns the facts of ancestry.json.
+
+  dict(parameters: those of the old and of the new model; changes: of the configuration).
+
+  Args:
+    surgery:   text, see `lookup.surgery`: 'prune:keep=0.5,by=reap'.
+    overrides: texts '--config.a.b=value' on the run's configuration, the model being what it is.
+    batches:   of the run's training data, for surgeries that look at data.
+    step:      of the checkpoint; None = the newest.
+    say:       called with lines of text.
+    devices:   None = all.
+  Raises:
+    UserError: `workdir` is in use, or the surgery is not possible; nothing is written then.
+  """
+  operate, (name, options) = lookup.surgery(surgery), lookup.spelled('surgery', surgery)
+  starts.unused(workdir)
+  starts.trained(run)
+  cfg = experiment.override(rundir.opened(run, step), overrides, whole=False)
+  check.counts(cfg)
+  loop.keep_compilations()
+  with states.on_mesh(cfg.mesh, devices) as mesh:
+    check.batches(cfg)
+    located = record.read(run).located(cfg)
+    plan = states.blueprint(located, mesh)
+    at, state, meta = _restore(run, plan, step, say)
+    source = Source(cfg, run, plan, say)
+    calibration = calibrate.Calibration(run, located, plan, state, meta['digest'], batches, source, say)
+    params, changes = operate(layout.numbered(_model(state)), located, calibration)
+    new = sparse.changed(cfg, changes).lock()
+    check.counts(new)
+    fewer = states.blueprint(record.read(run).located(new), mesh)
+    check.forward(new, fewer)
+    start = _state(new, fewer, params)
+    facts = dict(parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plan, fewer)],
+                 changes=changes)
+    fields = {field: known.default for field, known in lookup.options('surgery', name).items()} | options
+    made = starts.origin(name, fields, [starts.parent(run, at)], facts)
+    with rundir.own(workdir) as path:
+      starts.unused(path)                # nor was it taken meanwhile
+      starts.inherit(path, run)
+      starts.write(path, new, start, source.position(), made, vocabulary=meta['vocab'], line={})
+  return facts
+
+
+class Source:
+  """The data of a run, opened when they are asked for: some surgeries need none, and some runs have none."""
+
+  def __init__(self, cfg, run, plan, say):
+    self._cfg, self._run, self._plan, self._say = cfg, run, plan, say
+    self._opened = None
+
+  def __call__(self):
+    """Returns the opened data; raises UserError where there are none, or they are of another vocabulary."""
+    if self._opened is None:
+      if self._cfg.data.get('vocab') == '':
+        raise errors.UserError(f'data.vocab of {self._run} is empty, and the surgery looks at data; nearest: '
+                               '--config.data.vocab=FILE --config.data.files=FILE')
+      self._opened = pipeline.source(self._cfg, self._run)
+      check.vocabulary(self._cfg, self._plan, self._opened.info()['vocab'])
+      for line in self._opened.notes:
+        self._say(line)
+    return self._opened
+
+  def position(self):
+    """Returns the position of the data at their beginning; of an import whose data nobody asked for, none."""
+    if self._opened is None and records.imported(self._run):
+      return dict(step=0, data=None)
+    data = pipeline.train_iterator(self._cfg, jax.process_index(), jax.process_count(), self())
+    position = data.get_state()
+    data.close()
+    return position
+
+
+def _restore(run, plan, step, say):
+  """(step, training state, meta) of a checkpoint of `run`."""
+  saved = checkpoint.Checkpoints(f'{run}/checkpoints', keep=None, read_only=True)
+  found = saved.restore(plan.shapes, lambda meta: None, say, step)
+  saved.close()
+  if found is None:
+    raise errors.UserError(f'{run} has no checkpoint yet')
+  at, state, _, meta = found
+  return at, state, meta | dict(digest=meta.get('digest') or str(meta['arrays']))
+
+
+def _model(state):
+  """The nested dict of all that a model holds: parameters and state of routers."""
+  return layout.together(state['params'], state['router_state'])
+
+
+def _state(cfg, plan, params):
+  """The first training state of `cfg` with numbered `params`, placed and sharded as `plan` says."""
+  whole = layout.placed(params, _model(plan.shapes))
+  def fits(path, shape):
+    keys = tuple(entry.key for entry in path)
+    array = layout.at(whole, keys)
+    assert array.shape == shape.shape, (keys, array.shape, shape.shape)
+    return jax.device_put(array.astype(shape.dtype), shape.sharding)
+  parts = {part: jax.tree.map_with_path(fits, plan.shapes[part]) for part in ('params', 'router_state')}
+
+  def rest(params):
+    new = states.fresh(cfg, plan)
+    return {key: value for key, value in new.items() if key not in parts} | dict(
+        opt_state=plan.optimizer.init(plan.trainable(params)))
+  shardings = {key: value for key, value in plan.shardings().items() if key not in parts}
+  return parts | jax.jit(rest, out_shardings=shardings)(parts['params'])

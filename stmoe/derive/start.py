@@ -1,0 +1,118 @@
+"""The start of a run that is made of others: its first checkpoint, and the record of where it came from.
+
+All methods write both through here. ancestry.json holds what `records.ancestry` returns. The lineages of
+the parents are copied into it: it says the whole ancestry when the parents are gone.
+"""
+
+import pathlib
+import shutil
+
+from stmoe import errors
+from stmoe import files
+from stmoe.checkpoints import checkpoint
+from stmoe.checkpoints import seal
+from stmoe.runs import directory as rundir
+from stmoe.runs import records
+from stmoe.runs import writers
+
+
+def unused(workdir):
+  """Raises UserError where the folder `workdir` holds a run already."""
+  used = [*pathlib.Path(workdir).glob('config.json'), *pathlib.Path(workdir).glob('checkpoints/[0-9]*')]
+  if used:
+    raise errors.UserError(f'{workdir} holds a run already ({used[0].name}); choose another --workdir')
+
+
+def trained(run):
+  """Raises UserError where run directory `run` is none, or has no checkpoint."""
+  if not (pathlib.Path(run) / 'checkpoints').is_dir():
+    rundir.load(run)                     # has the better words for what is no run at all
+    raise errors.UserError(f'{run} has no checkpoint yet')
+
+
+def parent(run, step):
+  """Returns (what a lineage says of checkpoint `step` of run directory `run`, the lineage of that run)."""
+  try:
+    meta, _ = seal.read(pathlib.Path(run) / 'checkpoints' / str(step))
+  except ValueError as error:
+    raise errors.UserError(f'checkpoint {step} of {run} cannot be read: {error}') from error
+  made = dict(run=str(pathlib.Path(run).absolute()), step=step, config=meta.get('config'),
+              checkpoint=meta.get('digest'))
+  return made, records.ancestry(run).get('lineage', [])
+
+
+def imported(folder, config):
+  """Returns what `parent` does of a folder of another library; `config`: digest of its configuration."""
+  return dict(run=str(pathlib.Path(folder).absolute()), step=None, config=config, checkpoint=None), []
+
+
+def origin(method, options, parents, facts):
+  """Returns what ancestry.json is to hold.
+
+  Args:
+    method:  name; options: dict, both for JSON.
+    parents: list of what `parent` or `imported` returns.
+    facts:   dict for JSON, what the method found out.
+  """
+  lineage, described = [dict(method=method, options=options, parents=[])], []
+  for made, before in parents:
+    first = len(lineage)
+    described.append(made | dict(made=first if before else None))
+    moved = lambda known, by=first: known if known['made'] is None else known | dict(made=known['made'] + by)
+    lineage += [entry | dict(parents=[moved(known) for known in entry['parents']]) for entry in before]
+  lineage[0]['parents'] = described
+  return files.plain(dict(facts=facts, lineage=lineage))
+
+
+def meta(cfg, vocabulary, flops=0.0):
+  """Returns the meta of a first checkpoint.
+
+  Args:
+    vocabulary: digest of the vocabulary; None = not known.
+    flops:      that the run starts with, those of its parents.
+  """
+  return dict(config=rundir.identity(cfg), vocab=vocabulary, seconds=0.0, flops=flops)
+
+
+def write(path, cfg, state, position, made, *, vocabulary, step=0, flops=0.0, line=None):
+  """Writes the run directory `path` with one checkpoint; the caller owns `path`, which holds no run.
+
+  The checkpoint is first: without it the folder would be a run from scratch.
+
+  Args:
+    state:    training state; position: of the data.
+    made:     of `origin`.
+    step:     of the checkpoint; vocabulary, flops: see `meta`.
+    line:     dict of metrics of this step, the first line of metrics.jsonl; None = there is none.
+  """
+  saved = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
+                                 cfg.checkpoint.async_save)
+  saved.save(step, state, position, meta(cfg, vocabulary, flops))
+  saved.close()
+  claim(path, cfg, made, step, None if line is None else dict(flops=flops) | line)
+
+
+def claim(path, cfg, made, step=0, line=None, say=print):
+  """Writes what is beside the first checkpoint, which is there; see `write` for the arguments.
+
+  say: called with a line of text about a damaged line of metrics.
+  """
+  files.write_json(path / 'ancestry.json', made)
+  rundir.claim(path, cfg)
+  if line is not None:
+    metrics = writers.Metrics(path, step, say)
+    metrics.write(step, dict(tokens=0, flops=0.0, time=0.0) | line)
+    metrics.close()
+
+
+# What a run keeps of its data, its vocabulary and the library it was imported from.
+OWN = ('data.json', 'data', 'vocabulary.model', 'imported.json', 'source')
+
+
+def inherit(path, run):
+  """Copies into run directory `path` what `run` keeps of its own: `path` then does without it."""
+  for kept in (pathlib.Path(run) / name for name in OWN):
+    if kept.is_dir():
+      shutil.copytree(kept, path / kept.name)
+    elif kept.is_file():
+      shutil.copyfile(kept, path / kept.name)

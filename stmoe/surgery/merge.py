@@ -1,0 +1,238 @@
+"""Merging of experts: groups that are routed alike become one each, their usage-weighted mean (M-SMoE).
+
+Li et al., "Merge, Then Compress" (arXiv:2310.01334). Hidden units of all experts are permuted to those of
+expert 0, which changes no function. The most used experts are the heads of groups, and every other expert
+joins the head whose router logits are most like its own. The router stays as it is, inside of
+`routers/wrappers/remap.py`.
+
+Differs: a group of one expert stays as it is; in the reference it is multiplied by f / (f + 1e-7), f being
+  its usage. A group that nothing uses is the plain mean of its experts; in the reference it is 0. As many
+  groups as experts leave every expert; in the reference the least used one of a network joins another.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from scipy import optimize
+
+from stmoe import errors
+from stmoe import ranges
+from stmoe.surgery import sparse
+
+HIDDEN = 'expert_mlp'                    # the logical axis of hidden units
+HIDDEN_ITEMS = ('tokens', 'hidden_sums', 'hidden_squares', 'hidden_products')
+WEIGHTS = {                              # of the members of a group, by their usage f[n], the head's first
+    'usage': lambda f: f,
+    'uniform': np.ones_like,
+    'head': lambda f: np.arange(len(f)) == 0,
+}
+
+
+def operate(params, config, calibration, *, keep: ranges.PartOf1 = 0.5,
+            allocation: ranges.Choice('layer', 'global') = 'layer',
+            weights: ranges.Choice(*WEIGHTS) = 'usage',
+            align: ranges.Choice('weights', 'activations', 'none') = 'weights',
+            capacity: ranges.Count | None = None):
+  """Returns (params, changes) with the experts of every layer in groups of one each; see `sparse`.
+
+  Args:
+    keep:       groups over experts.
+    allocation: 'layer': as many groups in each; 'global': by the usage of all layers of the network together,
+      as in the paper. A layer's bank is then as large as the largest of its letter: the rest is never used.
+    weights:    of members: 'usage', 'uniform', or the 'head' alone, to which the others are redirected.
+    align:      how hidden units are made alike first: their 'weights', or their 'activations' on the data.
+    capacity:   most members of a group.
+  """
+  layers = sparse.found(config)
+  numbers = sparse.kept(layers, keep)
+  statistics = calibration('load', 'logit_products', *(HIDDEN_ITEMS if align == 'activations' else ()))
+  used = {layer.name: usage(statistics[layer.name]['load'][:layer.num_experts]) for layer in layers}
+  groups = {layer.name: numbers[layer.where] for layer in layers}
+  if allocation == 'global':
+    groups = _globally(layers, used, keep)
+    numbers = {layer.where: max(groups[other.name] for other in layers if other.where == layer.where)
+               for layer in layers}
+  made = {}
+  for layer in layers:
+    found, alike = used[layer.name], similarity(statistics[layer.name]['logit_products'])
+    members = grouped(found, alike, groups[layer.name], capacity)
+    bank = layer.owned(params)
+    if align != 'none':
+      scores = correlation(*(statistics[layer.name][name] for name in HIDDEN_ITEMS)) if (
+          align == 'activations') else None
+      bank = aligned(bank, layer.axes('experts'), scores)
+    weigh = [WEIGHTS[weights](found[group]) for group in members]
+    made |= {(*layer.path, 'experts', *path): _filled(array, members, weigh, numbers[layer.where])
+             for path, array in bank.items()}
+    made[(*layer.path, 'router')] = dict(inner=sparse.router(layer, params), table=table(members))
+  changes = {f'{where}.router': dict(name='remap', num_experts=number,
+                                     inner=sparse.section(config, f'{where}.router').to_dict())
+             for where, number in numbers.items()}
+  return sparse.replaced(params, made), changes
+
+
+def usage(load):
+  """Returns f[E], the shares of choices that experts have, from their number [E]; of no choice at all 0.
+
+  >>> usage(np.array([3.0, 1.0])).tolist()
+  [0.75, 0.25]
+  """
+  return load / max(float(load.sum()), 1.0)
+
+
+def similarity(products):
+  """Returns [E,E]: (cos + 1) / 2 of the columns of logits, 1 on the diagonal.
+
+  Args:
+    products: [E,E], sums over tokens of the products of two logits.
+
+  >>> similarity(np.array([[4.0, 0.0], [0.0, 1.0]])).tolist()
+  [[1.0, 0.5], [0.5, 1.0]]
+  """
+  length = np.sqrt(np.diagonal(products))
+  cosine = products / np.maximum(np.outer(length, length), 1e-30)
+  alike = (cosine + 1) / 2
+  np.fill_diagonal(alike, 1)
+  return alike
+
+
+def allocated(used, average, merged):
+  """Returns i[L], the groups of every layer, `average` on average over those that are merged.
+
+  Layers whose usage is skewed keep few. With many experts that nothing uses, or with ties, fewer groups than
+  that remain.
+
+  Args:
+    used:   f[L,E] of all layers, of one number of experts.
+    merged: bool[L].
+
+  The usage of the first layer is more skewed:
+
+  >>> allocated(np.array([[0.7, 0.1, 0.1, 0.1], [0.3, 0.3, 0.25, 0.15]]), 2, np.array([True, True])).tolist()
+  [1, 3]
+  """
+  used, experts = np.array(used, np.float64), used.shape[1]
+  if average == experts:
+    return np.full(len(used), experts)
+  used[~merged] = 1
+  used[np.arange(len(used)), used.argmax(1)] = 1
+  falling = np.sort(used, axis=None)[::-1]
+  threshold = falling[average * merged.sum() + experts * (~merged).sum()]
+  return (used > threshold).sum(1)
+
+
+def grouped(used, alike, number, capacity=None):
+  """Returns the list of `number` lists of experts, the head of each first, in order of the heads.
+
+  The most used experts are the heads. By falling usage, every other one joins the head it is most like.
+
+  Args:
+    used:     f[E]; alike: [E,E]; of equal ones the first counts.
+    capacity: members with which a group takes no more.
+
+  >>> alike = np.array([[1, 0, 0.9, 0.2], [0, 1, 0.1, 0.3], [0.9, 0.1, 1, 0], [0.2, 0.3, 0, 1]])
+  >>> grouped(np.array([0.1, 0.2, 0.4, 0.3]), alike, 2)
+  [[2, 0], [3, 1]]
+  """
+  order = np.argsort(-used, kind='stable').tolist()
+  groups = {head: [head] for head in order[:number]}
+  for expert in order[number:]:
+    open_heads = [head for head in groups if capacity is None or len(groups[head]) < capacity]
+    if not open_heads:
+      raise errors.UserError(f'capacity={capacity}: {number} groups do not hold {len(used)} experts; '
+                             f'nearest: capacity={math.ceil(len(used) / number)}')
+    groups[max(open_heads, key=lambda head: alike[expert, head])].append(expert)
+  return [groups[head] for head in sorted(groups)]
+
+
+def table(members):
+  """Returns i32[E], the group of every expert, from the list of the groups.
+
+  >>> table([[2, 0], [3, 1]]).tolist()
+  [0, 1, 0, 1]
+  """
+  number = {expert: group for group, experts in enumerate(members) for expert in experts}
+  return jnp.asarray([number[expert] for expert in range(len(number))], jnp.int32)
+
+
+def mean(array, experts, weights):
+  """Returns [...], the mean of array [E,...] over the list `experts`, weighted by f[n]; one as it is."""
+  if len(experts) == 1:
+    return array[experts[0]]
+  weights = np.ones(len(experts)) if not weights.sum() else weights
+  share = jnp.asarray(weights / weights.sum(), array.dtype)
+  return jnp.tensordot(share, array[np.array(experts)], 1, precision='highest')
+
+
+def _filled(array, members, weights, number):
+  """[number,...]: the means over groups; the first again in place of experts that nothing reaches."""
+  means = [mean(array, experts, weight) for experts, weight in zip(members, weights)]
+  return jnp.stack(means + means[:1] * (number - len(means)))
+
+
+def _globally(layers, used, keep):
+  """Dict layer name -> groups, by `allocated`."""
+  sizes = {layer.num_experts for layer in layers}
+  if len(sizes) > 1:
+    raise errors.UserError(f'allocation=global needs layers of one number of experts; these have '
+                           f'{", ".join(map(str, sorted(sizes)))}; nearest: allocation=layer')
+  average = sparse.share(sizes.pop(), keep)
+  numbers = allocated(np.stack([used[layer.name] for layer in layers]), average, np.ones(len(layers), bool))
+  return {layer.name: int(number) for layer, number in zip(layers, numbers)}
+
+
+def correlation(tokens, sums, squares, products):
+  """Returns [E,F,F]: how the activations of expert 0's hidden units go with those of each expert's.
+
+  Covariances over the product of the standard deviations plus 1e-7: 0 for a unit that is constant.
+
+  Args:
+    tokens: f[]; sums, squares: [E,F] over tokens; products: [E,F,F] sums of h_0 h_e.
+  """
+  freedom = max(float(tokens) - 1, 1.0)
+  covariance = (products - sums[0][:, None] * sums[:, None] / max(float(tokens), 1.0)) / freedom
+  spread = np.sqrt(np.maximum(squares - sums * sums / max(float(tokens), 1.0), 0) / freedom)     # [E, F]
+  return covariance / (spread[0][:, None] * spread[:, None] + 1e-7)
+
+
+def aligned(bank, named, scores=None):
+  """Returns `bank` with the hidden units of every expert in the order that is most like expert 0's.
+
+  The function of no expert changes. Matrices without hidden units, or of hidden units that are shared by all
+  experts, stay as they are.
+
+  Args:
+    bank:   dict path -> array [E,...] of experts.
+    named:  dict path -> (logical axes, shape), of shared arrays, too.
+    scores: [E,F,F], how alike hidden units of expert 0 and of each expert are; None = the inner products of
+      their weights. Raises UserError for scores of a bank whose hidden units are not one layer.
+  """
+  made, layers = dict(bank), []
+  for owner in sorted({path[:-1] for path in bank}, key=str):
+    units = {path: names.index(HIDDEN) for path, (names, _) in named.items()
+             if path[:-1] == owner and HIDDEN in names}
+    if units and units.keys() <= bank.keys():
+      layers.append(units)
+  if scores is not None and len(layers) != 1:
+    raise errors.UserError('align=activations is for experts of one hidden layer; nearest: align=weights')
+  for units in layers:
+    # [E, F, ...]: what belongs to a hidden unit, side by side.
+    rows = {path: np.moveaxis(np.asarray(bank[path]), axis, 1) for path, axis in units.items()}
+    matrices = [rows[path].reshape(*rows[path].shape[:2], -1) for path in rows if rows[path].ndim > 2]
+    joined = np.concatenate(matrices, -1)                            # [E, F, N]
+    alike = joined[0] @ joined.swapaxes(1, 2) if scores is None else scores
+    orders = np.stack([matching(score) for score in alike])          # [E, F]
+    for path, axis in units.items():
+      taken = np.take_along_axis(rows[path], orders.reshape(*orders.shape, *[1] * (rows[path].ndim - 2)), 1)
+      made[path] = jnp.asarray(np.moveaxis(taken, 1, axis))
+  return made
+
+
+def matching(score):
+  """Returns i[F]: for each row of `score` [F,F] a column of its own, so that the sum is the largest there is.
+
+  >>> matching(np.array([[0, 1, 0], [0, 0, 1], [1, 0, 9]])).tolist()
+  [1, 0, 2]
+  """
+  return optimize.linear_sum_assignment(score, maximize=True)[1]

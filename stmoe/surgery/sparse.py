@@ -1,0 +1,145 @@
+"""The sparse layers of a model as a surgery meets them: in the parameters, in the configuration, by name.
+
+A surgery is a file of this folder with a function
+
+  operate(params, config, calibration, *, keep: ranges.PartOf1 = 0.5, ...) -> (params, changes)
+
+  params:      parameters and router state of a trained model in one nested dict, stacks in the numbered form
+    of `layout`. What comes back fits the configuration after `changes`.
+  config:      ConfigDict of the run.
+  calibration: calibration(name, ...) -> dict layer -> dict name -> array, what one pass over the data
+    collects (`derive/calibrate.py` lists the names). It runs when it is called, once for all names.
+  keep:        share that the method leaves; at 1.0 the model computes what it did.
+  changes:     dict 'a.b' -> value of the configuration, dicts being groups of fields.
+
+Further keyword-only parameters with ranges are the method's own fields. `stmoe compress` finds the file.
+"""
+
+import copy
+import dataclasses
+import math
+
+from flax import nnx
+
+from stmoe import axes
+from stmoe import errors
+from stmoe import lookup
+from stmoe import modules
+from stmoe.surgery import layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """One sparse layer whose experts are one bank.
+
+  name:   as its Aux is called, and as calibration calls it: 'decoder_03'.
+  path:   of the layer in numbered parameters; its `router` and `experts` are below.
+  where:  its group of fields in the configuration: 'blocks.m.inner'. Layers of one letter share it.
+  module: the layer without arrays, stacked or not; for what it offers.
+  """
+  name: str
+  path: tuple
+  where: str
+  module: nnx.Module
+
+  @property
+  def num_experts(self):
+    """E, the experts of the bank."""
+    return self.module.router.num_experts
+
+  def axes(self, part):
+    """Returns dict path -> (logical axes, shape) of the arrays in `part`, 'router' or 'experts'."""
+    arrays = {}
+    for path, variable in nnx.to_flat_state(nnx.state(getattr(self.module, part))):
+      names = variable.get_metadata().get('out_sharding')
+      names = (None,) * len(variable.shape) if names is None else tuple(names)
+      own = tuple(name for name in names if name != 'layers')        # of stacked state, 'layers' is not named
+      arrays[path] = own, variable.shape[len(variable.shape) - len(own):]
+    return arrays
+
+  def arrays(self, params, part):
+    """Returns dict path -> array of what `params` holds for `part`, 'router' or 'experts'."""
+    return {path: layout.at(params, (*self.path, part, *path)) for path in self.axes(part)}
+
+  def owned(self, params):
+    """Returns dict path -> array [E,...] of what belongs to experts in the bank, and not to all of them."""
+    arrays, named = self.arrays(params, 'experts'), self.axes('experts')
+    return {path: array for path, array in arrays.items() if 'expert' in named[path][0]}
+
+
+def found(config):
+  """Returns the list of Layers of the model of `config`, in the order of stacks and blocks.
+
+  Raises UserError for a model without sparse layers, or with one whose experts are not one bank.
+  """
+  model = _model(config)
+  paths = {id(module): path for path, module in nnx.iter_modules(model)}
+  layers = [layer for stack in model.stacks() for layer in _of_stack(stack, paths[id(stack)], config)]
+  if not layers:
+    raise errors.UserError('the model has no sparse layer, whose experts could become fewer')
+  return layers
+
+
+def _model(config):
+  c = config.to_dict()
+  make = lookup.recipe('model', c['model'])
+  with nnx.logical_axis_rules(tuple(axes.RULES.items())):            # under a mesh flax translates names
+    return nnx.eval_shape(lambda: make(blocks=c['blocks'], rngs=nnx.Rngs(0)))
+
+
+def _of_stack(stack, path, config):
+  letters = ''.join(letters * repeats for letters, repeats in stack.pattern)
+  for name, layer in stack.by_name().items():
+    number = int(name.rpartition('_')[2])
+    for inside, part in modules.offering(layer, 'router'):
+      where = '.'.join(['blocks', letters[number], *inside])
+      if set(inside) - {'inner'} or 'experts' not in section(config, where):
+        raise errors.UserError(f"{where} is no layer of one router and one bank of experts, such as 'moe'")
+      yield Layer(name, (*path, 'layers', number, 'layer', *inside), where, part)
+
+
+def section(config, where):
+  """Returns the group of fields `where`, 'a.b', of a configuration."""
+  for key in where.split('.'):
+    config = config[key]
+  return config
+
+
+def changed(config, changes):
+  """Returns a copy of `config` with `changes`, dict 'a.b' -> value; the fields need not be there."""
+  config = copy.deepcopy(config)
+  with config.unlocked(), config.ignore_type():
+    for field, value in changes.items():
+      outer, _, key = field.rpartition('.')
+      holder = section(config, outer) if outer else config
+      if key in holder:
+        del holder[key]
+      holder[key] = value
+  return config
+
+
+def kept(layers, keep):
+  """Returns dict where -> E', the experts that share `keep` leaves to each group of layers; at least one."""
+  return {layer.where: share(layer.num_experts, keep) for layer in layers}
+
+
+def share(number, keep):
+  """Returns how many of `number` experts the share `keep` is, at least one.
+
+  >>> share(8, 0.5), share(5, 0.5), share(8, 0.01)
+  (4, 3, 1)
+  """
+  return max(math.floor(keep * number + 0.5), 1)
+
+
+def replaced(params, changes):
+  """Returns a copy of nested dict `params` with `changes`, dict path -> array or nested dict."""
+  made = layout.together(params)
+  for path, value in changes.items():
+    layout.put(made, path, value)
+  return made
+
+
+def router(layer, params):
+  """Returns the nested dict of the router of `layer` in `params`; {} of one without arrays."""
+  return layout.at(params, layer.path).get('router', {})

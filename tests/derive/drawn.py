@@ -1,0 +1,32 @@
+"""Run directories with a checkpoint of random numbers, which takes no training."""
+
+import jax
+import numpy as np
+
+from stmoe.checkpoints import checkpoint
+from stmoe.data import batches as pipeline
+from stmoe.data import record
+from stmoe.runs import directory as rundir
+from stmoe.train import check
+from stmoe.train import state as states
+
+
+def write(path, cfg, step, devices):
+  """Writes run directory `path` of `cfg` as after `step` steps; returns `path`."""
+  rng = np.random.default_rng(0)
+  with states.on_mesh(cfg.mesh, devices) as mesh:
+    plan, source = states.blueprint(cfg, mesh), pipeline.source(cfg)
+    data = pipeline.train_iterator(cfg, opened=source)
+  number = lambda s: np.float32(rng.uniform(0, 0.4, s.shape)) if s.shape else np.int32(step)
+  state = jax.tree.map(number, {part: plan.shapes[part] for part in ('params', 'opt_state', 'step')})
+  state |= dict(router_state={}, key=states.fold(0, 'train'), counts=dict(
+      tokens=np.uint32([step * 8 * 32, 0]), skipped=np.int32(0), bad=np.int32(0)))
+  rundir.claim(path, cfg)
+  saved = checkpoint.Checkpoints(path / 'checkpoints')
+  meta = dict(config=rundir.identity(cfg), vocab=source.info()['vocab'].digest, seconds=1.0)
+  saved.save(step, jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), state, plan.shapes),
+             data.get_state() | dict(step=step), meta)
+  saved.close()
+  data.close()
+  record.write(path, cfg, source, check.files(plan))
+  return path

@@ -1,0 +1,115 @@
+"""Compressed runs: at keep=1.0 any surgery leaves the logits; what is written is a run with its ancestry."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from stmoe import errors
+from stmoe import lookup
+from stmoe.answer import score
+from stmoe.checkpoints import checkpoint
+from stmoe.data import batches as pipeline
+from stmoe.derive import compress
+from stmoe.runs import directory as rundir
+from stmoe.runs import lineage
+from stmoe.runs import records
+from stmoe.train import state as states
+from tests.derive import drawn
+from tests.train import tiny_run
+
+ONE = jax.devices()[:1]
+TOP2 = dict(name='st_moe', num_experts=4, k=2, capacity_factor=(None, None), second_policy='all')
+
+
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+  """A run with two sparse layers, one of them inside of another layer."""
+  corpus = tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
+  sparse = dict(layer='moe', executor='gather', group_size=None, router=TOP2,
+                experts=dict(name='mlp', d_ff=12, activation='gelu', init_scale=1.0))
+  inner = {key: value for key, value in sparse.items() if key != 'layer'} | dict(name='moe')
+  blocks = dict(d=dict(layer='dense', d_ff=16), m=sparse,
+                s=dict(layer='shared', d_ff=8, inner=inner | dict(experts=dict(name='glu', d_ff=8))))
+  cfg = tiny_run.config(corpus, **{'blocks': blocks, 'model.layers': (('dm', 1), ('s', 1))})
+  return drawn.write(tmp_path_factory.mktemp('start') / 'run', cfg, 4, ONE)
+
+
+def logits(path):
+  """Returns the logits of a run's newest checkpoint on the first batch of evaluation."""
+  cfg = rundir.opened(path)
+  with states.on_mesh(cfg.mesh, ONE) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    saved = checkpoint.Checkpoints(path / 'checkpoints', keep=None, read_only=True)
+    _, state, _, _ = saved.restore(plan.shapes, check=lambda meta: None, say=print)
+    saved.close()
+  batch = next(iter(pipeline.eval_batches(cfg)))
+  model = plan.model(state['params'], state['router_state'])
+  return np.asarray(jax.jit(lambda m, b: m(b)[0])(model, batch))
+
+
+def made(start, surgery, path, said=None, **options):
+  say = (lambda line: None) if said is None else said.append
+  return compress.compress(start, surgery, path, batches=2, devices=ONE, say=say, **options)
+
+
+# Those that permute hidden units change their sums in the last bits.
+PERMUTE = {'merge'}
+
+
+@pytest.mark.parametrize('name', lookup.available('surgery'))
+def test_what_keeps_all_leaves_the_logits(start, name, tmp_path):
+  made(start, f'{name}:keep=1.0', tmp_path / 'run')
+  after, before = logits(tmp_path / 'run'), logits(start)
+  assert np.ptp(before) > 0.1
+  if name not in PERMUTE:
+    np.testing.assert_array_equal(after, before)
+  np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6 * np.abs(before).max())
+
+
+def test_a_run_of_a_run_outlives_both_and_says_its_ancestry(start, tmp_path):
+  copy, said = shutil.copytree(start, tmp_path / 'copy', ignore=lambda *_: ['calibration']), []
+  facts = made(copy, 'prune:keep=0.5,by=random', tmp_path / 'half', said)
+  assert facts['changes'] == {'blocks.m.router.num_experts': 2, 'blocks.s.inner.router.num_experts': 2}
+  assert facts['parameters'][0] > facts['parameters'][1]
+  assert not said and not (copy / 'calibration').exists()            # random needs no data
+  made(tmp_path / 'half', 'merge:keep=0.5', tmp_path / 'run', said)
+  assert said == ['calibrating on 2 batches: load, logit_products']
+  shutil.rmtree(copy)
+  shutil.rmtree(tmp_path / 'half')
+  lines = list(lineage.lines(tmp_path / 'run'))
+  assert lines[0].startswith('made by merge (keep=0.5, allocation=layer, weights=usage, align=weights, ')
+  assert lines[1].startswith(f'  {tmp_path}/half, step 0 (config ')
+  assert lines[2] == '    made by prune (keep=0.5, by=random, seed=0) of'
+  assert lines[3].startswith(f'      {tmp_path}/copy, step 4 (config ') and 'checkpoint' in lines[3]
+  assert lines[4] == '        trained from nothing'
+  cfg = rundir.load(tmp_path / 'run')
+  router = cfg.blocks.s.inner.router
+  assert (router.name, router.num_experts, router.inner.num_experts) == ('remap', 1, 2)
+  at, values = score.score(cfg, tmp_path / 'run', said.append, devices=ONE)      # with the data of its own
+  assert at == 0 and np.isfinite(values['eval/loss'])
+
+
+def test_nothing_is_written_where_it_cannot_be(start, tmp_path):
+  def refused(surgery, run=start, path=tmp_path / 'run', **options):
+    with pytest.raises(errors.UserError) as caught:
+      made(run, surgery, path, **options)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+  assert 'no surgery is called' in refused('pruning') and 'nearest: prune' in refused('pruning')
+  assert "prune has no field 'keeps'; nearest: keep" in refused('prune:keeps=1')
+  assert 'expected a number above 0, at most 1' in refused('prune:keep=0')
+  assert 'keep=0.25 leaves 1 of 4 experts in blocks.m, and a token has 2' in refused('prune:keep=0.25')
+  assert 'holds a run already' in refused('prune', path=start)
+  assert 'is not a run directory' in refused('prune', run=tmp_path)
+  assert 'no checkpoint of step 3' in refused('prune', step=3)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_earlier_run_without_record_is_a_parent_too(start, tmp_path):
+  copy = shutil.copytree(start, tmp_path / 'copy')
+  (copy / 'finetune.json').write_text('{"start": "/old", "step": 9, "recipe": {"load": "all"}}')
+  made(copy, 'prune:by=magnitude', tmp_path / 'run')
+  first, second = records.ancestry(tmp_path / 'run')['lineage']
+  assert first['parents'][0]['made'] == 1 and second['parents'][0]['run'] == '/old'

@@ -1,0 +1,101 @@
+"""Pruned models: tokens choose among the experts that stay, by whatever score these were chosen."""
+
+import numpy as np
+import pytest
+
+from stmoe import errors
+from stmoe.surgery import prune
+from stmoe.surgery import sparse
+from tests.surgery import trained
+
+LOAD = trained.calibration(load=[1, 9, 2, 5])                        # 1 and 3 stay
+LORA = dict(name='lora', d_ff=6, rank=2)
+
+
+def masked(cfg, stay):
+  """The model whose router never chooses other experts than `stay`."""
+  router = sparse.section(cfg, 'blocks.m').to_dict()['router']
+  offset = [0.0 if e in stay else -np.inf for e in range(trained.E)]
+  return sparse.changed(cfg, {'blocks.m.router': dict(name='offset', offset=offset, inner=router)})
+
+
+@pytest.mark.parametrize('experts, fields', [(trained.MLP, {}), (LORA, dict(scan_layers=False))])
+def test_a_pruned_model_is_the_old_one_that_cannot_choose_the_others(experts, fields):
+  cfg = trained.config(experts, **fields)
+  params = trained.params(cfg)
+  made, changes = prune.operate(params, cfg, LOAD)
+  assert changes == {'blocks.m.router.num_experts': 2}
+  old = masked(cfg, (1, 3))
+  wrapped = {(*layer.path, 'router'): dict(inner=sparse.router(layer, params),
+                                           offset=np.float32(old.blocks.m.router.offset))
+             for layer in sparse.found(cfg)}
+  np.testing.assert_allclose(trained.logits(sparse.changed(cfg, changes), made),
+                             trained.logits(old, sparse.replaced(params, wrapped)), rtol=1e-5, atol=1e-5)
+  block, before = made['decoder']['layers'][3]['layer'], params['decoder']['layers'][3]['layer']
+  if experts is LORA:                    # what all experts share is not cut
+    np.testing.assert_array_equal(block['experts']['wi']['w'], before['experts']['wi']['w'])
+    np.testing.assert_array_equal(block['experts']['wi']['a'], before['experts']['wi']['a'][np.array([1, 3])])
+
+
+ONE = dict(name='switch', num_experts=4)
+
+
+def stays(**fields):
+  cfg = trained.config(wrapped=True, router=ONE)
+  params = trained.params(cfg)
+  calibration = fields.pop('calibration', trained.none)
+  made, changes = prune.operate(params, cfg, calibration, **fields)
+  assert list(changes) == ['blocks.m.inner.router.num_experts']
+  bank, old = (p['decoder']['layers'][1]['layer']['inner']['experts']['wi'] for p in (made, params))
+  return [int(np.flatnonzero([(a == b).all() for b in old])[0]) for a in bank]
+
+
+def test_scores():
+  # REAP by hand: 8 / 2 tokens, 9 / 9, 6 / 2 and none at all.
+  reap = trained.calibration(coactivation=np.diag([2, 9, 2, 0]), weighted_norms=[8, 9, 6, 0])
+  assert stays(by='reap', calibration=reap) == [0, 2]
+  cfg = trained.config(wrapped=True, router=ONE)
+  bank = trained.params(cfg)['decoder']['layers'][1]['layer']['inner']['experts']
+  norms = np.sqrt(sum((np.asarray(w) ** 2).reshape(4, -1).sum(1) for w in bank.values()))
+  assert stays(by='magnitude', keep=0.25) == [int(norms.argmax())]
+  drawn = {tuple(stays(by='random', seed=seed)) for seed in range(8)}
+  assert len(drawn) > 1 and stays(by='random', seed=3) == stays(by='random', seed=3)
+
+
+def test_virtual_experts_stay():
+  cfg = trained.config()
+  cfg = sparse.changed(cfg, {'blocks.m.virtual': ('zero', 'copy')})
+  params = trained.params(cfg)
+  made, _ = prune.operate(params, cfg, LOAD)
+  w, old = (p['decoder']['layers'][1]['layer']['router']['w'] for p in (made, params))
+  np.testing.assert_array_equal(w, old[:, [1, 3, 4, 5]])
+
+
+BALANCED = dict(name='deepseek_v3', num_experts=4, k=2)
+
+
+def test_state_of_routers_is_cut_too():
+  cfg = trained.config(router=BALANCED)
+  params = trained.params(cfg)
+  made, _ = prune.operate(params, cfg, LOAD)
+  state, old = (p['decoder']['layers'][1]['layer']['router'] for p in (made, params))
+  np.testing.assert_array_equal(state['bias'], old['bias'][np.array([1, 3])])
+  assert state['updates'].shape == ()
+
+
+@pytest.mark.parametrize('router, keep, words', [
+    (None, 0.25, ['keep=0.25 leaves 1 of 4', 'a token has 2', 'nearest: keep=0.5']),
+    (dict(name='hash', num_experts=4, vocab_size=23), 0.5, ['blocks.m.router', 'nearest: merge']),
+    (dict(name='remap', num_experts=3, inner=BALANCED), 0.75, ['blocks.m.router is remap', 'around another']),
+    (BALANCED | dict(num_groups=2, kept_groups=1), 0.5, ['within groups', 'nearest: merge'])])
+def test_what_cannot_be_pruned_is_one_line(router, keep, words):
+  cfg = trained.config(router=router)
+  with pytest.raises(errors.UserError) as caught:
+    prune.operate(trained.params(cfg), cfg, trained.none, keep=keep)
+  assert all(word in str(caught.value) for word in words) and '\n' not in str(caught.value)
+
+
+def test_a_model_without_experts_is_one_line():
+  cfg = trained.config(layers=(('d', 2),))
+  with pytest.raises(errors.UserError, match='no sparse layer'):
+    prune.operate(trained.params(cfg), cfg, trained.none)
