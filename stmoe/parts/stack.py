@@ -56,7 +56,7 @@ class Block(nnx.Module):
     self.dropout_rate = dropout_rate
 
   def __call__(self, x, ctx, carry, visible, memory=None):
-    """Returns (x [B,T,D], Aux or None, carry); `visible` and `memory` are `attention.Visible`."""
+    """Returns (x [B,T,D], Aux or None, carry); `visible` and `memory` are `visible.Visible`."""
     key = lambda name: ctx.fold(name).key if ctx.train else None
     return self._apply(x, ctx, carry, lambda x: self.attention(x, visible, key('attention')),
                        lambda x: self.cross(x, memory, key('cross')))
