@@ -14,6 +14,7 @@ from stmoe.errors import UserError
 from stmoe.parts import embed
 from stmoe.parts import norm
 from stmoe.parts import stack
+from stmoe.parts import visible as sight
 
 HIDDEN = -1e9                      # logit of a position that holds no token
 
@@ -80,7 +81,7 @@ class Encoder(nnx.Module):
     if length > self.length:
       raise UserError(f'model.length={self.length}, but rows have data.inputs_length={length} tokens; '
                       f'nearest: model.length={length}')
-    visible = attention.Visible(mask=attention.same_segment(ctx.segments, ctx.segments))
+    visible = sight.Visible(mask=sight.same_segment(ctx.segments, ctx.segments))
     x = self.embed(ctx.ids) + jnp.take(self.positions[...][0], ctx.positions, axis=0)
     x, aux = self.encoder(self.norm(x).astype(self.dtype), ctx, visible)
     with jax.named_scope('head'):

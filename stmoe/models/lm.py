@@ -15,6 +15,7 @@ from stmoe.parts import embed
 from stmoe.parts import norm
 from stmoe.parts import rotary
 from stmoe.parts import stack
+from stmoe.parts import visible as sight
 
 
 class LM(nnx.Module):
@@ -27,7 +28,7 @@ class LM(nnx.Module):
     num_heads, head_dim: of the attention; head_dim is the width that rotary positions turn.
     num_kv_heads: heads of keys and values; None = as many as num_heads.
     attention:    recipe of the attention layers; None = `attention.Attention`.
-    window:       see `attention.causal`.
+    window:       see `visible.causal`.
     rotary_base:  base of the rotary angles; rotary_scaling: fields of `rotary.yarn`, or None.
     tie_embeddings: the head is the embedding transposed, over sqrt(D) if scale_head.
     norm_epsilon: of the norms.
@@ -83,7 +84,7 @@ class LM(nnx.Module):
     ctx = contract.Context.of(batch, 'decoder', key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
                               vocab_size=self.vocab_size, train=train, causal=True, alone=alone)
     prefix = batch.get('decoder_causal_attention')
-    visible = attention_lib.Visible(mask=attention_lib.causal(ctx.segments, prefix, self.window),
+    visible = sight.Visible(mask=sight.causal(ctx.segments, prefix, self.window),
                                     turn=self.rotary(ctx.positions))
     x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx, visible)             # [B, T, D]
     return self.logits(x), aux                                       # [B, T, V]
@@ -116,9 +117,9 @@ class LM(nnx.Module):
     """Returns (x [B,T,D], cache) of the next tokens of every row, as `__call__` with alone=True has them."""
     ctx = contract.Context.of(batch, 'decoder', step=jnp.int32(0), tokens=self.count_tokens(batch)['decoder'],
                               vocab_size=self.vocab_size, causal=True, alone=True)
-    mask = attention_lib.extended(ctx.segments, cache.write(ctx.segments), cache.slot,
+    mask = sight.extended(ctx.segments, cache.write(ctx.segments), cache.slot,
                                   batch.get('decoder_causal_attention'), self.window)
-    visible = attention_lib.Visible(mask=mask, turn=self.rotary(ctx.positions), slot=cache.slot)
+    visible = sight.Visible(mask=mask, turn=self.rotary(ctx.positions), slot=cache.slot)
     x, layers = self.decoder.extend(self.embed(ctx.ids, self.dtype), ctx, visible, cache.layers)
     return x, cache.advance(layers, ctx.segments)
 

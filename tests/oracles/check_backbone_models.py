@@ -38,8 +38,8 @@ def t5_forward(case):
 def _residual_stream(case, model):
   """Compares the residual stream entering the encoder blocks, those that were recorded."""
   real = jnp.asarray(case['attention_mask'])
-  visible = models_hf.attention.Visible(mask=models_hf.attention.same_segment(jnp.ones_like(real), real),
-                                        bias=model.encoder_bias(*real.shape[1:] * 2))
+  visible = models_hf.sight.Visible(mask=models_hf.sight.same_segment(jnp.ones_like(real), real),
+                                   bias=model.encoder_bias(*real.shape[1:] * 2))
   ctx = models_hf.context(case['input_ids'])
   x, blocks = model.embed(ctx.ids), models_hf.layers_of(model.encoder)
   for i in range(len(blocks) + 1):

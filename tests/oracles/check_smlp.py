@@ -14,8 +14,8 @@ from stmoe.core import contract
 from stmoe.experts import feature
 from stmoe.layers import gmlp
 from stmoe.layers import spatial
+from stmoe.parts import block as blocks
 from stmoe.parts import norm
-from stmoe.parts import stack
 
 
 def _swapped(f):
@@ -57,7 +57,7 @@ def gmlp_block(case):
   case.option('gelu', {'exact (erf)': None}, 'exact (erf)')          # the reference has no other
   layer = functools.partial(gmlp.Gmlp, length=length, d_ff=hidden, inner=functools.partial(
       spatial.Spatial, heads=heads, causal=config['causal'], circulant=config.get('circulant', False)))
-  block = stack.Block(width, layer=layer, norm=norm.LayerNorm, rngs=nnx.Rngs(0))
+  block = blocks.Block(width, layer=layer, norm=norm.LayerNorm, rngs=nnx.Rngs(0))
   block.layer_norm = _layer_norm(case['pre_ln_scale'], case['pre_ln_bias'], epsilon)
   block.layer.norm = _layer_norm(case['sgu_ln_scale'], case['sgu_ln_bias'], epsilon)
   block.layer.wi[...], block.layer.bi[...] = case['in_w'].T, case['in_b']

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import routers_flaxformer
 
-from stmoe.attention import attention
 from stmoe.models import t5
+from stmoe.parts import visible as sight
 
 
 def decoder_mask(inputs):
@@ -196,4 +196,4 @@ def forward(model, encoder, decoder, target, masks, ignore_padding):
 
 def _visible(mask, bias, memory=None):
   """The mask as a bias of -1e10: a query without any key then still passes gradients to its logits."""
-  return attention.Visible(mask=jnp.ones_like(mask), bias=jnp.where(mask, 0, -1e10) + bias, memory=memory)
+  return sight.Visible(mask=jnp.ones_like(mask), bias=jnp.where(mask, 0, -1e10) + bias, memory=memory)

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from stmoe.attention import attention
 from stmoe.core import contract
 from stmoe.models import t5
+from stmoe.parts import visible as sight
 
 
 def build(config, weights, blocks, encoder, decoder):
@@ -66,9 +66,9 @@ def forward(model, case):
   """
   real = jnp.asarray(case['attention_mask'])
   ctx = context(case['input_ids'])
-  keys = attention.same_segment(jnp.ones_like(real), real)           # [B, 1, K, K]
+  keys = sight.same_segment(jnp.ones_like(real), real)           # [B, 1, K, K]
   length = real.shape[1]
-  visible = attention.Visible(mask=keys, bias=model.encoder_bias(length, length))
+  visible = sight.Visible(mask=keys, bias=model.encoder_bias(length, length))
   memory, aux = model.encoder(model.embed(ctx.ids), ctx, visible)
   logits, decoder_aux = model.decode(context(case['decoder_input_ids'], causal=True), memory, real)
   return logits, memory, aux | decoder_aux

@@ -14,6 +14,7 @@ from stmoe.attention import attention
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.parts import stack
+from stmoe.parts import visible as sight
 
 BLOCKS = dict(d=dict(layer='dense', d_ff=8), x=dict(layer='dense', d_ff=8, attention=False))
 
@@ -124,7 +125,7 @@ def test_names_carry_and_commit(scan_layers):
   made = with_counting_layers(build((('dd', 2), ('xd', 1)), scan_layers=scan_layers))
   ones = jnp.ones((1, 3), jnp.int32)
   ctx = contract.Context(mask=ones > 0, ids=ones, positions=ones, segments=ones, step=0, tokens=3.0)
-  _, aux = made(jnp.ones((1, 3, 8)), ctx, attention.Visible(mask=attention.causal(ones)))
+  _, aux = made(jnp.ones((1, 3, 8)), ctx, sight.Visible(mask=sight.causal(ones)))
   # The second block of each of the three units reports how many sparse layers the carry has passed.
   assert {name: float(a.load[0]) for name, a in aux.items()} == {
       'decoder_01': 1.0, 'decoder_03': 2.0, 'decoder_05': 3.0}
