@@ -36,7 +36,7 @@ ARROWS = {
     'train': TRAIN,
     'analysis': {'core'} | RUNS,
     'runs': {'experiment'},
-    'checkpoints': {'hosts'},
+    'checkpoints': {'hosts'} | RUNS,
     'hosts': set(),
     'decode': MODELS,
     'models': MODELS,

@@ -18,12 +18,12 @@ import jax
 from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
+from stmoe.checkpoints import best
 from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.derive import start as starts
 from stmoe.runs import directory as rundir
-from stmoe.train import best
 from stmoe.train import check
 from stmoe.train import groups
 from stmoe.train import loop

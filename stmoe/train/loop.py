@@ -18,6 +18,7 @@ from stmoe import experiment
 from stmoe import state as router_state
 from stmoe import targets
 from stmoe.analysis import flops
+from stmoe.checkpoints import best as bests
 from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import checksum
 from stmoe.data import batches as pipeline
@@ -29,7 +30,6 @@ from stmoe.hosts import signals
 from stmoe.runs import directory as rundir
 from stmoe.runs import writers
 from stmoe.train import beside
-from stmoe.train import best as bests
 from stmoe.train import blame
 from stmoe.train import check
 from stmoe.train import evaluate
