@@ -84,6 +84,14 @@ def test_classes_are_numbered_in_their_order(config, tmp_path):
   assert (lookup.source(cfg.data).targets, lookup.source(config().data).targets) == ('labels', 'values')
 
 
+def test_a_class_that_is_not_there_has_no_weight(config, tmp_path):
+  (tmp_path / 'a.csv').write_text(CSV.replace('cook,Bern', ',Bern'))
+  both = (str(tmp_path / 'a.csv'),) * 2
+  train, held_out = first(config(labels=('job',), classes=True, files=both, split=''))
+  assert train['labels'].tolist() == [[0], [0]] and train['weights'].tolist() == [[0], [1]]
+  assert held_out['labels'].tolist() == [[0], [0]] and held_out['weights'].tolist() == [[0], [1]]
+
+
 def test_a_run_keeps_to_what_it_read_and_reads_other_rows_with_its_scales(config, tmp_path):
   cfg, run = config(categories=('job',), num_ids=9), tmp_path / 'run'
   run.mkdir()
@@ -157,6 +165,7 @@ def test_a_run_trains_goes_on_and_is_evaluated_without_the_file(config, tmp_path
     (CSV, dict(numbers=()), 'a table needs columns to predict from'),
     (CSV, dict(classes=True), 'data.labels=price, liked: with data.classes=True they are one column'),
     (CSV, dict(classes=True, labels=('job',)), "the label 'smith' is in no row of training"),
+    (CSV.replace('30,,', '1e39,,'), {}, 'a.csv: a label is too large'),
     (CSV, dict(files=('a', 'b', 'c')), 'from one file, or one for each split; it got 3'),
     (CSV, dict(files=('no.csv',)), "no file 'no.csv'"), (CSV + '"a\n', {}, 'a.csv, line 5')])
 def test_mistakes_are_one_line(config, tmp_path, text, fields, said):
