@@ -228,16 +228,32 @@ def _nested(kind, value):
   return value
 
 
-def objectives(name):
-  """Returns the names that data.objective may have for the source of data `name`; () if it has no such field.
+def known_fields(kind):
+  """Returns dict name -> its `fields` of all modules of `kind` but those whose files cannot be read.
 
-  >>> objectives('images')
-  ('classification',)
+  What is wrong with such a file is told to whoever names it.
   """
-  field = fields('source', name).get('objective')
-  if field is None:
-    return ()
-  return tuple(available(field.range.kind)) if isinstance(field.range, ranges.Chosen) else field.range.names
+  found = {}
+  for name in available(kind):
+    try:
+      found[name] = declared.of_class(PACKAGES[kind], name) or {}
+    except (errors.UserError, TypeError):
+      continue
+  return found
+
+
+def objectives():
+  """Returns dict objective -> source: what data.objective may be, and the source of data that has it.
+
+  >>> objectives()['classification'], objectives()['lm']
+  ('images', 'texts')
+  """
+  found = {}
+  for name, known in known_fields('source').items():
+    kind = known['objective'].range if 'objective' in known else None
+    names = available(kind.kind) if isinstance(kind, ranges.Chosen) else getattr(kind, 'names', ())
+    found |= dict.fromkeys(names, name)
+  return found
 
 
 def source_of(data):
@@ -250,7 +266,8 @@ def source_of(data):
   """
   if 'source' in data:
     return data['source'] if has('source', data['source']) else None
-  return next((name for name in available('source') if data.get('objective') in objectives(name)), None)
+  objective = data.get('objective')
+  return objectives().get(objective) if isinstance(objective, str) else None
 
 
 def titled(data):
@@ -275,7 +292,7 @@ def source(data):
   """
   name = source_of(data)
   if name is None and 'source' not in data:
-    known = [one for source in available('source') for one in objectives(source)]
+    known = objectives()
     raise errors.UserError(f'data.objective: none is called {data.get("objective")!r}'
                            f'{errors.nearest(data.get("objective"), known)} (there are: {", ".join(known)})')
   return constructor('source', name or data['source'])(**_own('source', name, data))

@@ -138,10 +138,10 @@ def begin(config, path):
 
 def _data(values):
   """The Group of section data: its source says what fields there are, and may leave it to data.objective."""
-  name = lookup.source_of(values)
-  fields = _left_aside() | (lookup.beside('source', name, values) if name else {})
-  among = [name] if name and 'source' in values else lookup.available('source')
-  objectives = [one for source in among for one in lookup.objectives(source)]
+  name, objectives = lookup.source_of(values), lookup.objectives()
+  fields = _left_aside() | (_own(lookup.beside('source', name, values)) if name else {})
+  if 'source' in values:
+    objectives = [objective for objective, source in objectives.items() if source == name]
   if objectives:
     fields['objective'] = Field(ranges.Choice(*objectives), fields['objective'].default)
   chosen = 'source' if 'source' in values else 'objective'
@@ -152,8 +152,8 @@ def _left_aside():
   """The fields of all sources of data: those of the others may stay when one is chosen."""
   kinds = {}
   for kind in ('source', 'objective'):
-    for name in lookup.available(kind):
-      for key, field in lookup.fields(kind, name).items():
+    for fields in lookup.known_fields(kind).values():
+      for key, field in _own(fields).items():
         kinds.setdefault(key, {})[field.range.text] = field.range
   return {key: Field(functools.reduce(operator.or_, each.values()), None) for key, each in kinds.items()}
 

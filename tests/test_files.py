@@ -1,5 +1,6 @@
 """Files: what is written comes back, and every damage is one line with path and reason."""
 
+import errno
 import gzip
 import json
 import os
@@ -160,3 +161,13 @@ def test_folders_that_libraries_take_for_something_else_have_a_link(path):
 @pytest.mark.parametrize('path', ['/home/me/runs/a-1_b, 2.5+c=d@e', '/data/gs/x', '/s3x', '/\u00e9\u6f22'])
 def test_folders_of_plain_names_are_themselves(path):
   assert str(files.plain_path(path)) == path
+
+
+@pytest.mark.parametrize('error, full', [
+    (OSError(errno.EDQUOT, 'Disk quota exceeded'), True), (OSError(errno.EFBIG, 'File too large'), True),
+    (ValueError('write failed: No space left on device'), True), (OSError(errno.EACCES, 'no'), False),
+    (ValueError('write failed'), False)])
+def test_a_full_disk_is_told_by_its_number_or_its_text_however_it_is_wrapped(error, full):
+  wrapped = RuntimeError('saving failed')
+  wrapped.__cause__ = error
+  assert (files.full(error) is error) == (files.full(wrapped) is error) == full

@@ -39,7 +39,7 @@ class Harness:
 
   def __init__(self, path, batch_size=8, length=64, alone=True, cfg=None, devices=None):
     self.cfg = rundir.opened(path) if cfg is None else cfg
-    if not getattr(getattr(lookup.source(self.cfg.data), 'rule', None), 'whole', False):
+    if not getattr(pipeline.objective(self.cfg), 'whole', False):
       raise errors.UserError(f'lm-evaluation-harness scores texts from left to right, and {path} has '
                              f'{lookup.titled(self.cfg.data)}; it needs lm')
     self._batch_size, self._length, self._devices = batch_size, length, devices

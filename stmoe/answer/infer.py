@@ -8,7 +8,6 @@ import numpy as np
 from stmoe import axes
 from stmoe import errors
 from stmoe import files
-from stmoe import lookup
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.decode import generate
@@ -49,7 +48,7 @@ def prompt_batch(cfg, prompts, length):
   ids[mask] = np.concatenate(prompts)
   batch = dict(input_tokens=ids, segment_ids=mask.astype(np.int32),
                positions=(np.arange(length) * mask).astype(np.int32))
-  if lookup.source(cfg.data).rule.prefix:
+  if pipeline.objective(cfg).prefix:
     batch['causal_attention'] = mask.astype(np.int32)                # prompts see themselves both ways
   return {f'{side}_{name}': a for name, a in batch.items()}
 
@@ -68,7 +67,7 @@ def tokens(cfg, vocabulary, place, text):
   field = 'inputs_length' if 'inputs_length' in cfg.data else 'length'
   if field == 'length':
     ids = [cfg.model.get('start_id', 0), *ids]
-  if field == 'inputs_length' or lookup.source(cfg.data).rule.paired:            # as in training
+  if field == 'inputs_length' or pipeline.objective(cfg).paired:   # as in training
     ids = [*ids, vocabulary.eos_id]
   if len(ids) > cfg.data[field]:
     raise errors.UserError(f'{place}: the prompt has {len(ids)} tokens, the model was made for data.{field}='

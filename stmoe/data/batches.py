@@ -22,7 +22,8 @@ It is made without reading any data, and says what batches look like. It has
                     targets. `model` is that section of the configuration, which may decide
   open(cfg, found)  the data, opened; those of the Record `found` (record.py) if it is of the same data
   targets           the kind of what is to be predicted; absent = 'ids'
-  vocabulary(found) its vocabulary, for texts; a source without it has no field `vocab`
+  vocabulary(found) its vocabulary; only of a source of texts or questions, which has a field `vocab`
+  rule              the class of the objective; only of a source of texts
 and the opened data have
   keys, caches, weights   dict task -> what identifies its content; dict task -> path of its cache; those of
                           the mixture, alike
@@ -201,8 +202,16 @@ def info(cfg, opened=None):
 
 
 def vocabulary(cfg, found=records.NONE):
-  """Returns the vocabulary of a configuration, the run's own if it is in Record `found`."""
-  return lookup.source(cfg.data).vocabulary(found)
+  """Returns the vocabulary of a configuration, the run's own if it is in Record `found`.
+
+  Raises UserError for data without one.
+  """
+  return _of_text(cfg, 'vocabulary')(found)
+
+
+def objective(cfg):
+  """Returns the class of the objective of texts, see data/text/objectives; UserError for other data."""
+  return _of_text(cfg, 'rule')
 
 
 def judged(cfg, opened=None):
@@ -215,6 +224,14 @@ def judged(cfg, opened=None):
     raise errors.UserError(f'{lookup.titled(cfg.data)} has no examples to judge; eval.methods needs pairs of '
                            'texts, or questions')
   return opened.judged()
+
+
+def _of_text(cfg, name):
+  """The attribute `name` of a source of texts."""
+  described = lookup.source(cfg.data)
+  if not hasattr(described, name):
+    raise errors.UserError(f'{lookup.titled(cfg.data)} are no texts, which this needs')
+  return getattr(described, name)
 
 
 def _empty(cfg):

@@ -32,7 +32,7 @@ METHODS = ('rank', 'decode', 'span')
 
 def set_task(cfg, names, run=None):
   """Changes the config of the run in directory `run` so that it is judged on the tasks `names`, both ways."""
-  paired = lookup.source(cfg.data).rule.paired
+  paired = pipeline.objective(cfg).paired
   with cfg.unlocked(), cfg.ignore_type():
     found = pipeline.vocabulary(cfg, found=records.read(run))
     cfg.data.vocab = str(getattr(found, 'path', cfg.data.vocab))

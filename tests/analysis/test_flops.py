@@ -6,6 +6,7 @@ import ml_collections
 import pytest
 
 from stmoe.analysis import flops
+from stmoe.configs import common
 
 LENGTH, WIDTH, EXPERTS = 64, 32, 4
 DENSE = dict(layer='dense', d_ff=96, gated=True)
@@ -21,21 +22,21 @@ def language_model(sparse=DENSE, **fields):
   return ml_collections.ConfigDict(dict(
       model=dict(name='lm', vocab_size=80, d_model=WIDTH, num_heads=2, head_dim=16,
                  layers=(('dm', 2),)) | fields,
-      blocks=dict(d=DENSE, m=sparse), data=dict(length=LENGTH)))
+      blocks=dict(d=DENSE, m=sparse), data=common.data('stdlib', LENGTH)))
 
 
 def encoder_decoder(sparse=DENSE, **fields):
   return ml_collections.ConfigDict(dict(
       model=dict(name='t5', vocab_size=80, d_model=WIDTH, num_heads=2, head_dim=16, encoder=(('dm', 2),),
                  decoder=(('d', 3),)) | fields,
-      blocks=dict(d=DENSE, m=sparse), data=dict(inputs_length=LENGTH, targets_length=24)))
+      blocks=dict(d=DENSE, m=sparse), data=common.seq2seq('stdlib', LENGTH, 24)))
 
 
 def encoder(sparse=DENSE, head=None):
   return ml_collections.ConfigDict(dict(
       model=dict(name='encoder', vocab_size=80, d_model=WIDTH, num_heads=2, head_dim=16, length=LENGTH,
                  encoder=(('dm', 2),), head=head or dict(name='span_head')),
-      blocks=dict(d=DENSE, m=sparse), data=dict(inputs_length=LENGTH, targets_length=2)))
+      blocks=dict(d=DENSE, m=sparse), data=common.spans('squad', LENGTH)))
 
 
 CASES = dict(

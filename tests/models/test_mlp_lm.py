@@ -14,6 +14,7 @@ import tiny
 from stmoe import lookup
 from stmoe import state
 from stmoe.analysis import flops
+from stmoe.configs import common
 from stmoe.data.text import pack
 from stmoe.errors import UserError
 from stmoe.surgery import layout
@@ -154,7 +155,7 @@ def test_active_flops_by_hand():
   """A spatial matrix is passed by the channels of a sequence, whatever the number of heads or experts."""
   def cost(letters):
     blocks = dict(BLOCKS, h=GMLP | dict(inner=dict(name='spatial', heads=E)))
-    cfg = ml_collections.ConfigDict(dict(data=dict(length=N), blocks=blocks, loss={}, model=dict(
+    cfg = ml_collections.ConfigDict(dict(data=common.data('stdlib', N), blocks=blocks, loss={}, model=dict(
         name='mlp_lm', vocab_size=tiny.VOCAB, d_model=D, layers=((letters, 2),))))
     return flops.active_per_token(cfg)['forward_per_row']
   half = F // 2

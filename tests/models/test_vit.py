@@ -13,6 +13,7 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe import state
 from stmoe.analysis import flops
+from stmoe.configs import common
 from stmoe.parts import patches
 from stmoe.surgery import layout
 from stmoe.targets import ids
@@ -191,7 +192,7 @@ def test_flops_and_parameters_by_hand():
   cfg = ml_collections.ConfigDict(dict(
       model=FIELDS | dict(image_size=8, layers=(('dv', 1),), representation=0),
       blocks=dict(d=BLOCKS['d'], v=dict(BLOCKS['v'], group_size=None)),
-      data=dict(objective='classification', image_size=8), loss=dict(passes=1)))
+      data=common.images('digits', 8), loss=dict(passes=1)))
   cfg.blocks.v.router.num_experts = experts
   assert flops.lengths(cfg) == dict(encoder=tokens, decoder=1)
   attention = 4 * width * width + 2 * tokens * width                 # products, scores and values, per token

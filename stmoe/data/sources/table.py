@@ -33,9 +33,9 @@ class Table:
   given: columns of names or whole numbers, an entry given/NAME i32[rows] each for routers to read. Ids are
     those of the sorted values of the training part from 1 on; 0 stands for all others.
   labels: columns to predict. They are numbers, the entry `values` f32[rows,n] as it is; `weights`
-    f32[rows,n] is 0 where a cell of a .csv is empty or an array holds NaN, else 1.
+    f32[rows,n] is 0 where a label is not there, an empty cell or text or NaN, else 1.
   classes: whether the label is a class: one column of names or whole numbers, the entry `labels` i32[rows,1],
-    numbered in the order of the sorted values of the training part. `weights` is [rows,1].
+    numbered in the order of the sorted values of the training part. `weights` is f32[rows,1].
   split: column that says train or validation; '' = there is none.
   cache_dir: as for text.
   """
@@ -119,13 +119,11 @@ def _read(source, known):
     ids, facts[f'given/{name}'] = _numbered(names([name]), held, known.get(f'given/{name}'))
     entries[f'given/{name}'] = ids[:, 0]
   if source.classes:
-    entries['labels'], facts['classes'] = _classes(names(source.labels), held, known.get('classes'), paths)
-    entries['weights'] = np.ones(entries['labels'].shape, np.float32)
+    labels, facts['classes'] = _classes(names(source.labels), held, known.get('classes'), paths)
+    entries |= labels
     facts['num_classes'] = len(facts['classes'])
   else:
-    values = numbers(source.labels, missing=True)
-    there = ~np.isnan(values)
-    entries |= dict(values=np.where(there, values, 0).astype(np.float32), weights=there.astype(np.float32))
+    entries |= _values(numbers(source.labels, missing=True), paths)
   return arrays.divided(paths[0], entries, held), facts
 
 
@@ -162,15 +160,29 @@ def _room(source, values):
                            f'data.categories have {needed} ids; nearest: data.num_ids={needed}')
 
 
+def _values(values, paths):
+  """Dict of values and weights, f32[N,n], of f64[N,n] with NaN where there is none."""
+  there = ~np.isnan(values)
+  with np.errstate(over='ignore'):
+    found = np.where(there, values, 0).astype(np.float32)
+  if not np.isfinite(found).all():
+    raise errors.UserError(f'{paths[-1]}: a label is too large for a number of 32 bits')
+  return dict(values=found, weights=there.astype(np.float32))
+
+
 def _classes(names, held, known, paths):
-  """(labels i32[N,1] of names [N,1], the sorted classes of the training part, or those `known`)."""
-  classes = known or sorted(set(names[~held, 0]), key=_order)
-  number = {name: i for i, name in enumerate(classes)}
+  """(dict of labels i32[N,1] and weights f32[N,1], the sorted classes in training, or those `known`).
+
+  names: [N,1], '' where there is none.
+  """
+  classes = known or sorted({*names[~held, 0]} - {''}, key=_order)
+  number = {name: i for i, name in enumerate(classes)} | {'': 0}
   unknown = next((name for name in names[:, 0] if name not in number), None)
   if unknown is not None:
     raise errors.UserError(f'{paths[-1]}: the label {str(unknown)!r} is in no row of training (there are: '
                            f'{", ".join(classes[:10])})')
-  return np.array([[number[name]] for name in names[:, 0]], np.int32).reshape(-1, 1), classes
+  labels = np.array([number[name] for name in names[:, 0]], np.int32).reshape(-1, 1)
+  return dict(labels=labels, weights=(names != '').astype(np.float32)), classes
 
 
 def _order(name):

@@ -1,6 +1,7 @@
 """A source of data is a file: one put on the path of its package is named, checked, trained on, resumed."""
 
 import json
+import pathlib
 import sys
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe import experiment
 from stmoe import lookup
 from stmoe import sections
 from stmoe.analysis import flops
@@ -139,8 +141,20 @@ def test_what_a_batch_is_comes_from_it_alone(tmp_path):
   assert flops.lengths(cfg) == dict(decoder=16) and flops.active_per_token(cfg)['forward'] > 0
 
 
+def test_a_broken_file_is_named_and_hinders_no_other(tmp_path):
+  broken = pathlib.Path(sources.__path__[-1]) / 'broken.py'
+  broken.write_text('class Broken(:\n')
+  try:
+    sections.check(config(tmp_path, 2))
+    experiment.load('vmoe/digits:smoke')
+    with pytest.raises(errors.UserError, match='broken.py, line 1: '):
+      sections.check(config(tmp_path, 2, source='broken'))
+  finally:
+    broken.unlink()
+
+
 def test_a_section_without_a_source_means_the_one_with_its_objective():
-  means = {objective: name for name in lookup.available('source') for objective in lookup.objectives(name)}
-  assert means == dict(dict.fromkeys(lookup.available('objective'), 'texts'), classification='images',
-                       spans='questions')
-  assert all(lookup.source_of(dict(objective=objective)) == name for objective, name in means.items())
+  assert lookup.objectives() == dict(dict.fromkeys(lookup.available('objective'), 'texts'),
+                                     classification='images', spans='questions')
+  assert all(lookup.source_of(dict(objective=objective)) == name
+             for objective, name in lookup.objectives().items())

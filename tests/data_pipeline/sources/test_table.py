@@ -2,15 +2,21 @@
 
 import json
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe.answer import score
 from stmoe.data import batches as pipeline
 from stmoe.data import record
+from stmoe.runs import directory as rundir
 from stmoe.train import check
+from stmoe.train import loop
+from stmoe.train import state as states
+from tests.train import tiny_run
 
 CSV = '''age,size,job,city,price,liked,part
 20,1.5,cook,Bern,10,1,train
@@ -78,6 +84,14 @@ def test_classes_are_numbered_in_their_order(config, tmp_path):
   assert (lookup.source(cfg.data).targets, lookup.source(config().data).targets) == ('labels', 'values')
 
 
+def test_a_class_that_is_not_there_has_no_weight(config, tmp_path):
+  (tmp_path / 'a.csv').write_text(CSV.replace('cook,Bern', ',Bern'))
+  both = (str(tmp_path / 'a.csv'),) * 2
+  train, held_out = first(config(labels=('job',), classes=True, files=both, split=''))
+  assert train['labels'].tolist() == [[0], [0]] and train['weights'].tolist() == [[0], [1]]
+  assert held_out['labels'].tolist() == [[0], [0]] and held_out['weights'].tolist() == [[0], [1]]
+
+
 def test_a_run_keeps_to_what_it_read_and_reads_other_rows_with_its_scales(config, tmp_path):
   cfg, run = config(categories=('job',), num_ids=9), tmp_path / 'run'
   run.mkdir()
@@ -100,6 +114,45 @@ def test_a_run_keeps_to_what_it_read_and_reads_other_rows_with_its_scales(config
   assert train['features'][:, 0].tolist() == [6, 1] and train['ids'].tolist() == [[0], [2]]
 
 
+def run_of(cfg, folder, **changed):
+  """The configuration of a run on the data of `cfg`, with a model of numbers."""
+  made = tiny_run.config(folder, **{
+      'train.batch_size': 2, 'train.steps': 2, 'eval.every': 2, 'eval.batches': 0, 'eval.batch_size': 2,
+      'checkpoint.every': 2} | changed).unlock()
+  made.data, made.loss = cfg.data, dict(name='values')
+  made.model = dict(name='mlp', num_features=2, num_outputs=2, d_model=16, layers=(('dm', 1),))
+  return made.lock()
+
+
+def test_it_fits_a_model_of_numbers_and_classes_do_not(config, tmp_path):
+  def forward(cfg):
+    with states.on_mesh(cfg.mesh, jax.devices()[:1]) as mesh:
+      return check.forward(cfg, states.blueprint(cfg, mesh))
+  assert len(forward(run_of(config(given=('city',)), tmp_path))) == 1
+  with pytest.raises(errors.UserError, match="predicts values, .* of data.source='table' are labels"):
+    forward(run_of(config(classes=True, labels=('job',)), tmp_path))
+
+
+def test_what_needs_texts_says_so(config):
+  for ask in (pipeline.vocabulary, pipeline.objective, pipeline.judged):
+    with pytest.raises(errors.UserError, match="data.source='table'"):
+      ask(config())
+
+
+@pytest.mark.slow
+def test_a_run_trains_goes_on_and_is_evaluated_without_the_file(config, tmp_path):
+  cfg, one = config(), jax.devices()[:1]
+  assert loop.train(run_of(cfg, tmp_path), tmp_path / 'run', devices=one) == 0
+  (tmp_path / 'a.csv').unlink()
+  assert loop.train(run_of(cfg, tmp_path, **{'train.steps': 4}), tmp_path / 'run', devices=one) == 0
+  said = []
+  _, values = score.score(rundir.load(tmp_path / 'run'), tmp_path / 'run', said.append, devices=one)
+  lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+  wanted = {line['step']: line['eval/loss'] for line in lines if 'eval/loss' in line}
+  assert sorted(wanted) == [2, 4] and values['eval/loss'] == pytest.approx(wanted[4], rel=1e-6)
+  assert any('a.csv is gone' in line for line in said)
+
+
 @pytest.mark.parametrize('text, fields, said', [
     (CSV, dict(numbers=('agee',)), "a.csv has no column 'agee'; nearest: age"),
     (CSV, dict(labels=('city',)), "a.csv, line 2: column city holds 'Bern', which is no finite number"),
@@ -112,6 +165,7 @@ def test_a_run_keeps_to_what_it_read_and_reads_other_rows_with_its_scales(config
     (CSV, dict(numbers=()), 'a table needs columns to predict from'),
     (CSV, dict(classes=True), 'data.labels=price, liked: with data.classes=True they are one column'),
     (CSV, dict(classes=True, labels=('job',)), "the label 'smith' is in no row of training"),
+    (CSV.replace('30,,', '1e39,,'), {}, 'a.csv: a label is too large'),
     (CSV, dict(files=('a', 'b', 'c')), 'from one file, or one for each split; it got 3'),
     (CSV, dict(files=('no.csv',)), "no file 'no.csv'"), (CSV + '"a\n', {}, 'a.csv, line 5')])
 def test_mistakes_are_one_line(config, tmp_path, text, fields, said):
