@@ -64,9 +64,9 @@ class Ids:
     """Returns (f32[], metrics), see `targets.Target`: of two passes the means, but of the divergence.
 
     Args:
-      outputs: f32[B,T,V], of two passes f32[2,B,T,V].
+      outputs: f32[B,T,V], of two passes f32[2,B,T,V]; of ids of a row [B,V] will do.
     """
-    each = outputs[None] if self.passes == 1 else outputs
+    each = [outputs] if self.passes == 1 else outputs
     sums = passes(each, batch, self.z, self.label_smoothing, self.sigmoid)
     total = (sums['ce'] + sums['z']) / counts
     values = {'loss/ce': sums['ce'] / (self.passes * counts)}
@@ -213,6 +213,11 @@ def read(batch):
   return batch[ids], batch[real]
 
 
+def of_rows(logits, batch):
+  """Returns logits [B,T,V] of logits [B,V] of the one id of a row, and [B,T,V] as they are."""
+  return logits[:, None] if logits.ndim == read(batch)[0].ndim else logits
+
+
 def weights(batch):
   """Returns f32[B,T], 1 on real targets."""
   return read(batch)[1].astype(jnp.float32)
@@ -224,6 +229,7 @@ def task(logits, batch, z=0.0, label_smoothing=0.0, sigmoid=False):
   `sigmoid` takes `sigmoid_cross_entropy` in place of `cross_entropy`; z and smoothing are of the softmax.
   """
   targets, real = read(batch)[0], weights(batch)
+  logits = of_rows(logits, batch)
   if sigmoid:
     ce, z_term = sigmoid_cross_entropy(logits, targets), jnp.zeros(targets.shape)  # [B, T]
   else:
@@ -239,10 +245,11 @@ def passes(logits, batch, z=0.0, label_smoothing=0.0, sigmoid=False):
   second, not there for one.
 
   Args:
-    logits: f32[P,B,T,V], P passes of one batch.
+    logits: P arrays f32[B,T,V], of the passes of one batch.
   """
   each = [task(one, batch, z, label_smoothing, sigmoid) for one in logits]
   sums = jax.tree.map(lambda *values: sum(values), *each)
   if len(logits) > 1:
-    sums['consistency'] = jnp.sum(consistency(logits[0], logits[1]) * weights(batch))
+    first, second = (of_rows(one, batch) for one in logits)
+    sums['consistency'] = jnp.sum(consistency(first, second) * weights(batch))
   return sums
