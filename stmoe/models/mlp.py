@@ -47,7 +47,7 @@ class Mlp(nnx.Module):
     self.num_ids = num_ids
     self.dtype = jnp.dtype(dtype)
 
-  def __call__(self, batch, key=None, train=False, step=0, tokens=None):
+  def __call__(self, batch: dict, key=None, train: bool = False, step=0, tokens=None) -> tuple:
     """Returns (f32[B,n], or of rows of K items f32[B,K n]; aux: dict layer name -> Aux).
 
     Args:
@@ -66,7 +66,7 @@ class Mlp(nnx.Module):
     with jax.named_scope('head'):
       return self.head(x).reshape(len(x), -1), aux                   # [B, K n]
 
-  def read(self, batch, shape):
+  def read(self, batch: dict, shape: tuple) -> jax.Array:
     """Returns f32[B,K,D] of what a batch has to predict from; `shape` is [B,K].
 
     Raises UserError where the data have another number of features than the model, or ids that it has not.
@@ -81,17 +81,17 @@ class Mlp(nnx.Module):
     x = self.features(batch['features'].reshape(*shape, -1)) if there else 0.0
     return x + jnp.sum(self.embed(batch['ids']), axis=1, keepdims=True) if self.num_ids else x
 
-  def real(self, batch):
+  def real(self, batch: dict) -> jax.Array:
     """Returns bool[B,K], the tokens of a batch that have a weight."""
     x, weights = batch.get('features'), batch['weights']
     items = 1 if x is None or x.ndim == 2 else x.shape[1]
     return jnp.any(weights.reshape(len(weights), items, -1) > 0, axis=-1)
 
-  def count_tokens(self, batch):
+  def count_tokens(self, batch: dict) -> dict:
     """Returns the real tokens of the stack in `batch`: dict(encoder=f32[])."""
     return {'encoder': jnp.sum(self.real(batch), dtype=jnp.float32)}
 
-  def stacks(self):
+  def stacks(self) -> list:
     """Returns the list of the model's stacks."""
     return [self.encoder]
 
@@ -103,6 +103,6 @@ class Linear(nnx.Module):
     self.w = axes.param(nnx.initializers.lecun_normal(), (width_in, width), *names, rngs=rngs)
     self.b = axes.param(nnx.initializers.zeros, (width,), names[-1], rngs=rngs)
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """Returns f32[...,F] for x [...,D]."""
     return x.astype(jnp.float32) @ self.w[...] + self.b[...]
