@@ -30,7 +30,8 @@ class Target(Protocol):
   measures: dict name in metrics.jsonl -> Measure. The first 'loss/...' is what training makes smaller, the
     first 'eval/...' the same of a held-out split.
   passes:   how often a training step runs the model on a batch, with a key each.
-  run:      the run directory whose model's outputs on every batch are wanted as its entry OUTPUTS, or ''.
+  run:      the run directory whose model's outputs on every batch are wanted as its entry OUTPUTS, or ''. A
+    target with one has `step`, too: of its checkpoint, None = the newest.
   """
   kinds: tuple
   measures: dict
@@ -41,7 +42,7 @@ class Target(Protocol):
     """Returns f32[...], the weight of each target in the loss; 0 = none is there."""
 
   def counts(self, batch: dict):
-    """Returns what sums are divided by, a tree of arrays: of the whole batch, at least 1 where nothing is."""
+    """Returns what sums are divided by, a tree of arrays of the whole batch; 1 where nothing is there."""
 
   def loss(self, outputs: jax.Array, batch: dict, counts) -> tuple:
     """Returns (f32[], dict name of `measures` -> f32[]) of a part of a batch: they add up over the parts.
@@ -64,7 +65,7 @@ class Target(Protocol):
     """
 
 
-def first(measures, part):
+def first(measures: dict, part: str) -> str:
   """Returns the first name of `measures` in `part`: of 'loss/' what training makes smaller, or 'eval/'."""
   return next(name for name in measures if name.startswith(part))
 

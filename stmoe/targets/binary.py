@@ -29,16 +29,16 @@ class Binary:
       'eval/accuracy': targets.Measure('', 'higher', 'accuracy {:.1%}'),
   }
 
-  def weights(self, batch):
+  def weights(self, batch: dict) -> jax.Array:
     """Returns f32[B,n]."""
     return batch['weights'].astype(jnp.float32)
 
-  def counts(self, batch):
+  def counts(self, batch: dict) -> tuple:
     """Returns (f32[n] the weight of each task, f32[] the number of tasks with any)."""
     each = jnp.sum(self.weights(batch), axis=0)                      # [n]
     return jnp.where(each > 0, each, 1.0), jnp.maximum(jnp.sum(each > 0), 1)
 
-  def loss(self, outputs, batch, counts):
+  def loss(self, outputs: jax.Array, batch: dict, counts) -> tuple:
     """Returns (f32[], metrics) for logits f32[B,n]; see `targets.Target`."""
     each, tasks = counts
     values.check(outputs, batch)
@@ -46,7 +46,7 @@ class Binary:
     mean = jnp.sum(sums / each) / tasks
     return mean, {'loss/ce': mean}
 
-  def judge(self, outputs, batch):
+  def judge(self, outputs: jax.Array, batch: dict) -> dict:
     """Returns dict of f32[n] (ce, right, each) and yes, no: f32[n,BINS], of logits f32[B,n]."""
     values.check(outputs, batch)
     yes, weights = batch['values'], self.weights(batch)
@@ -55,7 +55,7 @@ class Binary:
     return dict(ce=total(log_loss(outputs, yes)), right=total(right), each=total(1.0),
                 yes=histogram(outputs, weights * yes), no=histogram(outputs, weights * (1 - yes)))
 
-  def metrics(self, totals):
+  def metrics(self, totals: dict) -> dict:
     """Returns loss, accuracy and AUC, the means over the tasks, and of several tasks the AUC of each."""
     each = totals['each']
     there = each > 0
@@ -68,12 +68,12 @@ class Binary:
     return found | ({f'eval/auc_{task}': value for task, value in areas.items()} if len(each) > 1 else {})
 
 
-def log_loss(logits, yes):
+def log_loss(logits: jax.Array, yes: jax.Array) -> jax.Array:
   """Returns f32[...], -yes log p - (1 - yes) log(1 - p) with p = sigmoid(logits), for both [...]."""
   return jax.nn.softplus(logits) - yes * logits
 
 
-def histogram(logits, weights):
+def histogram(logits: jax.Array, weights: jax.Array) -> jax.Array:
   """Returns f32[n,BINS], the sums of weights f32[B,n] by task and bin of the logits f32[B,n]."""
   place = jnp.floor((logits + RANGE) * (BINS / (2 * RANGE)))
   place = jnp.clip(place, 0, BINS - 1).astype(jnp.int32)             # [B, n]
@@ -81,7 +81,7 @@ def histogram(logits, weights):
   return jnp.zeros((logits.shape[1], BINS)).at[tasks, place].add(weights)
 
 
-def area(yes, no):
+def area(yes: np.ndarray, no: np.ndarray) -> float:
   """Returns the share of pairs of a yes and a no where the yes has the larger logit; equal ones count half.
 
   >>> area(np.array([0, 1, 3]), np.array([2, 1, 1])), area(np.array([0, 2]), np.array([5, 0]))

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Callable
 
 import jax
 import jax.numpy as jnp
@@ -52,21 +53,21 @@ class Ids:
     self.passes = passes
     self.consistency = consistency
 
-  def weights(self, batch):
+  def weights(self, batch: dict) -> jax.Array:
     """Returns f32[B,T], 1 on real targets."""
     return weights(batch)
 
-  def counts(self, batch):
+  def counts(self, batch: dict) -> jax.Array:
     """Returns f32[], the real targets, at least 1."""
     return jnp.maximum(jnp.sum(weights(batch)), 1.0)
 
-  def loss(self, outputs, batch, counts):
+  def loss(self, outputs: jax.Array, batch: dict, counts) -> tuple:
     """Returns (f32[], metrics), see `targets.Target`: of two passes the means, but of the divergence.
 
     Args:
-      outputs: f32[B,T,V], of two passes f32[2,B,T,V].
+      outputs: f32[B,T,V], of two passes f32[2,B,T,V]; of ids of a row [B,V] will do.
     """
-    each = outputs[None] if self.passes == 1 else outputs
+    each = [outputs] if self.passes == 1 else outputs
     sums = passes(each, batch, self.z, self.label_smoothing, self.sigmoid)
     total = (sums['ce'] + sums['z']) / counts
     values = {'loss/ce': sums['ce'] / (self.passes * counts)}
@@ -77,12 +78,12 @@ class Ids:
       total += self.consistency * values['loss/consistency'] if self.consistency else 0.0
     return total, values
 
-  def judge(self, outputs, batch):
+  def judge(self, outputs: jax.Array, batch: dict) -> dict:
     """Returns dict(ce, correct), f32[] sums over the real targets, of outputs f32[B,T,V]."""
     sums = task(outputs, batch)
     return dict(ce=sums['ce'], correct=sums['correct'])
 
-  def apart(self, outputs, others, temperature):
+  def apart(self, outputs: jax.Array, others: jax.Array, temperature: float) -> jax.Array:
     """Returns f32[B,T], T^2 KL(others || outputs) of the softmaxes at temperature T of logits [B,T,V].
 
     0 for equal predictions.
@@ -90,7 +91,7 @@ class Ids:
     log_p, log_q = (jax.nn.log_softmax(x / temperature) for x in (others, outputs))
     return temperature ** 2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
-  def averaged(self, predict, keys):
+  def averaged(self, predict: Callable, keys: jax.Array) -> tuple:
     """Returns (logits f32[B,T,V], aux) of the mean of the distributions that `predict` gives for each key.
 
     Args:
@@ -105,7 +106,7 @@ class Ids:
     total, aux = jax.lax.scan(add, jnp.full(shape.shape, -jnp.inf, shape.dtype), keys)
     return total - jnp.log(len(keys)), jax.tree.map(lambda x: jnp.mean(x, 0), aux)
 
-  def metrics(self, totals):
+  def metrics(self, totals: dict) -> dict:
     """Returns loss, perplexity, accuracy, number of the targets, and of text bits per byte."""
     loss = totals['ce'] / totals['weight']
     values = {'eval/loss': loss, 'eval/perplexity': float(np.exp(np.float64(loss))),
@@ -115,7 +116,7 @@ class Ids:
     return values
 
 
-def bits_per_byte(loss, bytes_per_token):
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
   """Returns the loss in bits per byte of text, from nats per token: 8.0 is a uniform guess of bytes."""
   return loss / math.log(2) / bytes_per_token
 
@@ -162,7 +163,7 @@ cross_entropy.defvjp(_cross_entropy, _backward)
 
 
 @jax.custom_vjp
-def consistency(logits, others):
+def consistency(logits: jax.Array, others: jax.Array) -> jax.Array:
   """Returns f32[B,T], the symmetric divergence (KL(p||q) + KL(q||p)) / 2 of two predictions of a token.
 
   1/2 sum_v (p_v - q_v)(log p_v - log q_v) with p = softmax(logits), q = softmax(others): THOR
@@ -194,7 +195,7 @@ def _consistency_backward(kept, g):
 consistency.defvjp(_consistency, _consistency_backward)
 
 
-def sigmoid_cross_entropy(logits, targets):
+def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Returns f32[B,T]: every class is a yes or no of its own, sum_v log(1 + e^l_v) - l_target.
 
   The loss of V-MoE (arXiv:2106.05974) in training from scratch; V log 2 at zero logits.
@@ -207,13 +208,18 @@ def sigmoid_cross_entropy(logits, targets):
   return jnp.sum(jax.nn.softplus(logits), axis=-1) - jnp.sum(jnp.where(right, logits, 0), axis=-1)
 
 
-def read(batch):
+def read(batch: dict) -> tuple:
   """Returns (ids i32[B,T], weights [B,T]) of a batch."""
   ids, real = next(names for names in ENTRIES if names[0] in batch)
   return batch[ids], batch[real]
 
 
-def weights(batch):
+def of_rows(logits: jax.Array, batch: dict) -> jax.Array:
+  """Returns logits [B,T,V] of logits [B,V] of the one id of a row, and [B,T,V] as they are."""
+  return logits[:, None] if logits.ndim == read(batch)[0].ndim else logits
+
+
+def weights(batch: dict) -> jax.Array:
   """Returns f32[B,T], 1 on real targets."""
   return read(batch)[1].astype(jnp.float32)
 
@@ -224,6 +230,7 @@ def task(logits, batch, z=0.0, label_smoothing=0.0, sigmoid=False):
   `sigmoid` takes `sigmoid_cross_entropy` in place of `cross_entropy`; z and smoothing are of the softmax.
   """
   targets, real = read(batch)[0], weights(batch)
+  logits = of_rows(logits, batch)
   if sigmoid:
     ce, z_term = sigmoid_cross_entropy(logits, targets), jnp.zeros(targets.shape)  # [B, T]
   else:
@@ -239,10 +246,11 @@ def passes(logits, batch, z=0.0, label_smoothing=0.0, sigmoid=False):
   second, not there for one.
 
   Args:
-    logits: f32[P,B,T,V], P passes of one batch.
+    logits: P arrays f32[B,T,V], of the passes of one batch.
   """
   each = [task(one, batch, z, label_smoothing, sigmoid) for one in logits]
   sums = jax.tree.map(lambda *values: sum(values), *each)
   if len(logits) > 1:
-    sums['consistency'] = jnp.sum(consistency(logits[0], logits[1]) * weights(batch))
+    first, second = (of_rows(one, batch) for one in logits)
+    sums['consistency'] = jnp.sum(consistency(first, second) * weights(batch))
   return sums

@@ -23,22 +23,22 @@ class Ranking:
       'eval/accuracy': targets.Measure('', 'higher', '{:.1%} of the pairs in order'),
   }
 
-  def weights(self, batch):
+  def weights(self, batch: dict) -> jax.Array:
     """Returns f32[B,K,K], the weight of every pair: the better one is on the first of the axes of items."""
     good, real = batch['values'], batch['weights'].astype(jnp.float32)
     return jnp.where(good[:, :, None] > good[:, None], real[:, :, None] * real[:, None], 0.0)
 
-  def counts(self, batch):
+  def counts(self, batch: dict) -> jax.Array:
     """Returns f32[], the sum of the weights of the pairs."""
     total = jnp.sum(self.weights(batch))
     return jnp.where(total > 0, total, 1.0)
 
-  def loss(self, outputs, batch, counts):
+  def loss(self, outputs: jax.Array, batch: dict, counts) -> tuple:
     """Returns (f32[], metrics) for scores f32[B,K]; see `targets.Target`."""
     mean = self.judge(outputs, batch)['ce'] / counts
     return mean, {'loss/ce': mean}
 
-  def judge(self, outputs, batch):
+  def judge(self, outputs: jax.Array, batch: dict) -> dict:
     """Returns dict(ce, right), f32[] sums over the pairs, of scores f32[B,K]; a tie is half right."""
     values.check(outputs, batch)
     weights = self.weights(batch)
@@ -46,6 +46,6 @@ class Ranking:
     right = 0.5 * (1 + jnp.sign(ahead))
     return dict(ce=jnp.sum(weights * jax.nn.softplus(-ahead)), right=jnp.sum(weights * right))
 
-  def metrics(self, totals):
+  def metrics(self, totals: dict) -> dict:
     """Returns loss and share of the pairs in order."""
     return {'eval/loss': totals['ce'] / totals['weight'], 'eval/accuracy': totals['right'] / totals['weight']}

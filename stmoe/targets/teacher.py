@@ -44,16 +44,16 @@ class Teacher:
         'loss/distil': targets.Measure('nats per token'),
         'eval/distil': targets.Measure('nats per token', said='{:.4f} from the teacher')}
 
-  def weights(self, batch):
+  def weights(self, batch: dict) -> jax.Array:
     """Returns f32[...], those of `inner`."""
     return self.inner.weights(batch)
 
-  def counts(self, batch):
+  def counts(self, batch: dict) -> tuple:
     """Returns (counts of `inner`, f32[] the sum of the weights)."""
     total = jnp.sum(self.weights(batch))
     return self.inner.counts(batch), jnp.where(total > 0, total, 1.0)
 
-  def loss(self, outputs, batch, counts):
+  def loss(self, outputs: jax.Array, batch: dict, counts) -> tuple:
     """Returns (f32[], metrics) for outputs [B,...], of several passes [P,B,...]; see `targets.Target`."""
     own, values = self.inner.loss(outputs, batch, counts[0])
     each = outputs[None] if self.passes == 1 else outputs
@@ -61,7 +61,7 @@ class Teacher:
     values = values | {'loss/distil': apart / self.passes}
     return (1 - self.weight) * own + self.weight * apart, values
 
-  def judge(self, outputs, batch):
+  def judge(self, outputs: jax.Array, batch: dict) -> dict:
     """Returns the sums of `inner`, and distil f32[], for outputs [B,...]."""
     return self.inner.judge(outputs, batch) | dict(distil=self._apart(outputs, batch))
 
@@ -76,6 +76,6 @@ class Teacher:
     apart = self.inner.apart(outputs, jax.lax.stop_gradient(others), self.temperature)
     return jnp.sum(apart * self.weights(batch))
 
-  def metrics(self, totals):
+  def metrics(self, totals: dict) -> dict:
     """Returns the metrics of `inner`, and the distance."""
     return self.inner.metrics(totals) | {'eval/distil': totals['distil'] / totals['weight']}

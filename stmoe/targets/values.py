@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 
 from stmoe import targets
@@ -21,32 +22,32 @@ class Values:
       'eval/rmse': targets.Measure('root of the mean squared error', said='error {:.4g}'),
   }
 
-  def weights(self, batch):
+  def weights(self, batch: dict) -> jax.Array:
     """Returns f32[B,n]."""
     return batch['weights'].astype(jnp.float32)
 
-  def counts(self, batch):
+  def counts(self, batch: dict) -> jax.Array:
     """Returns f32[], the sum of the weights."""
     total = jnp.sum(self.weights(batch))
     return jnp.where(total > 0, total, 1.0)
 
-  def loss(self, outputs, batch, counts):
+  def loss(self, outputs: jax.Array, batch: dict, counts) -> tuple:
     """Returns (f32[], metrics) for outputs f32[B,n]; see `targets.Target`."""
     mean = self.judge(outputs, batch)['error'] / counts
     return mean, {'loss/mse': mean}
 
-  def judge(self, outputs, batch):
+  def judge(self, outputs: jax.Array, batch: dict) -> dict:
     """Returns dict(error), the weighted sum f32[] of the squared errors of outputs f32[B,n]."""
     check(outputs, batch)
     return dict(error=jnp.sum(self.weights(batch) * jnp.square(outputs - batch['values'])))
 
-  def metrics(self, totals):
+  def metrics(self, totals: dict) -> dict:
     """Returns the mean squared error, and its root."""
     mean = totals['error'] / totals['weight']
     return {'eval/loss': mean, 'eval/rmse': math.sqrt(mean)}
 
 
-def check(outputs, batch):
+def check(outputs: jax.Array, batch: dict) -> None:
   """Raises UserError unless there is an output [B,n] for every value [B,n] and weight [B,n]."""
   shapes = [tuple(x.shape) for x in (outputs, batch['values'], batch['weights'])]
   if len(set(shapes)) > 1:

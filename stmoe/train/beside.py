@@ -27,7 +27,7 @@ class Alone:
 
   meta = {}
 
-  def __call__(self, batch):
+  def __call__(self, batch: dict) -> dict:
     return batch
 
 
@@ -39,18 +39,18 @@ class Beside:
     state: its parameters and router state.
   """
 
-  def __init__(self, plan, state):
+  def __init__(self, plan: states.Blueprint, state: dict):
     self._numbers = state['params'], state['router_state']
     rows = NamedSharding(plan.mesh, axes.spec(('batch',)))
     self._outputs = jax.jit(_outputs(plan), out_shardings=rows)
     facts = json.dumps(checksum.inventory(self._numbers), sort_keys=True)
     self.meta = dict(beside=hashlib.sha256(facts.encode()).hexdigest())
 
-  def __call__(self, batch):
+  def __call__(self, batch: dict) -> dict:
     return batch | {targets.OUTPUTS: self._outputs(*self._numbers, batch)}
 
 
-def opened(plan, vocabulary):
+def opened(plan: states.Blueprint, vocabulary) -> 'Alone | Beside':
   """Returns what completes the batches of a run: an `Alone`, or the `Beside` that its target wants.
 
   Raises UserError if there is no such run, or it was trained with another vocabulary.
@@ -73,7 +73,7 @@ def opened(plan, vocabulary):
   return Beside(other, state)
 
 
-def shapes(plan, batch):
+def shapes(plan: states.Blueprint, batch: dict) -> dict:
   """Returns `batch`, dict of ShapeDtypeStructs [B,...], with the entry that a target wants of another run."""
   if not plan.target.run:
     return batch

@@ -11,6 +11,8 @@ from stmoe import sections
 from stmoe.train import beside
 from stmoe.train import losses
 
+ROOM = ('vocab_size', 'num_outputs')     # fields of models that say how many ids they predict
+
 
 def counts(cfg):
   """Raises UserError for fields that are missing or out of their range, or losses that do not fit."""
@@ -47,9 +49,10 @@ def forward(cfg, plan):
   """
   kind = lambda owner: getattr(owner, 'targets', 'ids')
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
-  wanted = kind(lookup.source(cfg.data))
-  if kind(model) != wanted:
-    raise errors.UserError(f'model.name={cfg.model.name!r} predicts {kind(model)}, and the targets of '
+  wanted, can = kind(lookup.source(cfg.data)), kind(model)
+  can = (can,) if isinstance(can, str) else can
+  if wanted not in can:
+    raise errors.UserError(f'model.name={cfg.model.name!r} predicts {" or ".join(can)}, and the targets of '
                            f'{lookup.titled(cfg.data)} are {wanted}')
   if wanted not in plan.target.kinds:
     near = [name for name in lookup.available('target') if wanted in lookup.constructor('target', name).kinds]
@@ -80,11 +83,11 @@ def vocabulary(cfg, plan, found):
     plan:  the Blueprint of the model.
     found: the vocabulary of the data.
   """
-  size = found.vocab_size
-  if size > cfg.model.get('vocab_size', size):
+  size, room = found.vocab_size, next((field for field in ROOM if field in cfg.model), None)
+  if room and size > cfg.model[room]:
     multiple, what = -(-size // 128) * 128, next(f for f in ('vocab', 'task', 'files') if f in cfg.data)
-    raise errors.UserError(f'model.vocab_size={cfg.model.vocab_size}, but data.{what}={cfg.data[what]!r} has '
-                           f'{size} ids; set model.vocab_size={size} or, faster, {multiple}')
+    raise errors.UserError(f'model.{room}={cfg.model[room]}, but data.{what}={cfg.data[what]!r} has '
+                           f'{size} ids; set model.{room}={size} or, faster, {multiple}')
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
   for path, part in modules.offering(model, 'vocabulary'):
     if part.vocabulary != found.digest:

@@ -5,6 +5,7 @@ import pathlib
 from stmoe.analysis import curves
 from stmoe.analysis import measures
 from stmoe.analysis import table
+from stmoe.analysis.report import leaderboard
 from stmoe.runs import read as runs
 
 
@@ -40,3 +41,11 @@ def test_a_table_has_columns_for_what_the_target_measures():
 def test_a_distilled_run_has_the_measures_of_what_it_wraps():
   config = dict(name='teacher', run='gone', inner=dict(name='ids'))
   assert measures.first(run(config), 'loss/') == 'loss/ce'
+
+
+def test_a_leaderboard_ranks_runs_of_one_target_only():
+  headings, rows = leaderboard.columns([VALUES, TEXT], {}, ['a', 'b'])
+  assert 'loss' in headings and 'rmse' in headings and 'data' in headings
+  assert not any(cell.kind == 'best' for cells in rows.values() for cell in cells)
+  assert 'loss (squared error)' in leaderboard.columns([VALUES], {}, ['a'])[0]
+  assert 'loss (nats)' in leaderboard.columns([TEXT], {}, ['b'])[0]

@@ -59,7 +59,7 @@ def assert_same(one, other):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), one, other)
 
 
-@pytest.mark.parametrize('name', ['values', 'binary', 'ranking'])
+@pytest.mark.parametrize('name', ['values', 'ranking', pytest.param('binary', marks=pytest.mark.slow)])
 def test_microbatches_and_devices_change_nothing(corpus, name):
   whole, parts = (computed(toy.config(corpus, LOSSES[name], **changed), devices)
                   for changed, devices in (({}, 1), (SPREAD, 8)))

@@ -6,12 +6,13 @@ import math
 import numpy as np
 
 from stmoe import lookup
+from stmoe.analysis import measures
 from stmoe.analysis import table
 from stmoe.analysis.report import page
 from stmoe.runs import read as runs_lib
 
 # Column -> heading, where `table` has none; results come with their spread.
-HEADINGS = table.HEADINGS | {'method': 'method', 'data': 'data', 'seeds': 'seeds', 'loss': 'loss (nats)'}
+HEADINGS = table.HEADINGS | {'method': 'method', 'data': 'data', 'seeds': 'seeds'}
 SPREAD = {'loss': '.4f', 'bits': '.3f', 'accuracy': '.1%'}
 # What of the data makes no other text.
 ASIDE = ('cache_dir', 'shuffle', 'pack')
@@ -34,7 +35,8 @@ def columns(runs, costs, labels):
              for run in [run for run in mine if run.done is not None] or mine]
   rows = [_values(run, costs.get(run.name), scores) for run, _ in counted]
   grouped = table.group(rows, [label for _, label in counted])
-  order = ['method', 'data', 'seeds', 'bits', 'loss', 'accuracy', *scores, 'drops', 'parameters',
+  own = dict.fromkeys(c for row in rows for c in row if c.startswith('eval/') and c != 'eval/loss')
+  order = ['method', 'data', 'seeds', 'bits', 'loss', 'accuracy', *own, *scores, 'drops', 'parameters',
            'active', 'flops_per_token', 'balance', 'entropy', 'steps', 'tokens', 'flops', 'time', 'slowdown']
   texts = {label: _words(mine) for label, mine in members.items()}
   one = len({_data(mine[0]) for mine in members.values()}) == 1
@@ -45,7 +47,9 @@ def columns(runs, costs, labels):
   ranked = sorted(grouped, key=lambda label: (_data(members[label][0]), loss(label)))
   cell = lambda label, c: (texts[label][c] if c in texts[label] else
                            number(c, grouped[label].get(c), 'best' if (label, c) in best else ''))
-  return ([HEADINGS['label'], *(HEADINGS.get(c, c.split('/')[-1]) for c in shown)],
+  unit = measures.unit(runs).removesuffix(' per token')
+  headings = HEADINGS | dict(loss=f'loss ({unit})' if unit else 'loss')
+  return ([headings['label'], *(headings.get(c, c.split('/')[-1]) for c in shown)],
           {label: [page.Cell(label, label), *(cell(label, c) for c in shown)] for label in ranked})
 
 
@@ -107,11 +111,12 @@ def corpus(config):
   """Returns the task and vocabulary of a run's `config` in a few words."""
   data = config.get('data', {})
   names = (entry if isinstance(entry, str) else entry[0] for entry in data.get('mixture') or ())
-  task = ', '.join(sorted(names)) or str(data.get('task', '?'))
+  task = ', '.join(sorted(names)) or str(data.get('task') or data.get('source', '?'))
   return ' '.join([task, *([data['vocab']] if data.get('vocab') else [])])
 
 
 def _data(run):
   """What the losses of runs have to have in common to be compared; a field that is off may be absent."""
   data = {key: value for key, value in run.config.get('data', {}).items() if key not in ASIDE and value}
-  return corpus(run.config), json.dumps(runs_lib.flatten(data), sort_keys=True)
+  kind = run.config.get('loss', {}).get('name', lookup.UNNAMED['target'])
+  return corpus(run.config), kind, json.dumps(runs_lib.flatten(data), sort_keys=True)
