@@ -59,7 +59,7 @@ class Mlp(nnx.Module):
     ctx = contract.Context(**contract.numbered(mask), key=key, step=jnp.asarray(step), train=train,
                            tokens=tokens['encoder'], given=contract.given(batch, 'encoder'))
     x = self.features(x.reshape(*mask.shape, -1)).astype(self.dtype)               # [B, K, D]
-    x, aux = self.encoder(x, ctx.fold('encoder'), visible=None)
+    x, aux = self.encoder(x, ctx.fold('encoder'))
     with jax.named_scope('head'):
       return self.head(x).reshape(len(x), -1), aux                   # [B, K n]
 
