@@ -8,37 +8,52 @@ where it was 41; betas, weight decay and the end of the rate are this project's;
   stmoe train switch_head/wikitext103 --config.data.files=wiki.train.tokens
   stmoe train switch_head/wikitext103:method=dense,size=big --config.data.files=wiki.train.tokens
   stmoe train switch_head/wikitext103:smoke        laptop, about a minute
-  method = switch_head | dense; size = small | big
+  method = switch_head | switch_all (feed-forward layers of 16 experts, too; size small only) | dense
+  size = small | big
 """
 
 from stmoe.configs import arguments
 from stmoe.configs import common
 from stmoe.configs.switch_head import paper
 
-VARIANTS = ('method=dense', 'size=big')
+VARIANTS = ('method=dense', 'method=switch_all', 'size=big')
+METHODS = dict(switch_head=paper.ATTENTION, switch_all=dict(small=paper.SWITCH_ALL), dense=paper.DENSE)
 
 
-def mixture(row):
-  """Returns the section of a SwitchHead attention."""
-  turned = int(paper.TURNED * row['width'])
+def block(row, size, method):
+  """Returns the block of all layers: its feed-forward layer, and its attention if that is no ordinary one."""
+  if method == 'switch_all':
+    ffn = row['ffn']
+    router = dict(name='sigma_moe', num_experts=ffn['experts'], k=ffn['k'], expert_dropout=0.0)
+    layer = common.moe(router, ffn['d_ff'], dropout_rate=size['dropout'])
+  else:
+    layer = dict(layer='dense', d_ff=int(row['ff_multiplier'] * size['d_model']), activation='relu',
+                 dropout_rate=size['dropout'])
+  if method == 'dense':
+    return layer
   router = dict(name='sigma_moe', num_experts=row['experts'], k=row['k'], expert_dropout=0.0)
-  return dict(name='switch_head', router=router, nope_dim=row['width'] - turned, executor='blocks')
+  attention = dict(name='switch_head', router=router, nope_dim=row['width'] - turned(row), executor='blocks')
+  return layer | dict(attention=attention)
+
+
+def turned(row):
+  """Returns how much of a head's width rotary positions turn; pairs are turned."""
+  return int(paper.TURNED * row['width']) // 2 * 2
 
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='switch_head', size='small')
   size = common.choose('size', args.size, paper.SIZES)
-  row = common.choose('method', args.method, dict(switch_head=paper.ATTENTION, dense=paper.DENSE))[args.size]
-  sparse = args.method == 'switch_head'
+  row = common.choose('size', args.size, common.choose('method', args.method, METHODS))
+  dense = args.method == 'dense'
   c = common.config()
   c.model = dict(name='lm', vocab_size=paper.VOCAB, d_model=size['d_model'], num_heads=row['heads'],
-                 head_dim=int(paper.TURNED * row['width']) if sparse else row['width'] + row['width'] % 2,
+                 head_dim=row['width'] + row['width'] % 2 if dense else turned(row),
                  layers=(('a', size['layers']),), tie_embeddings=False, dropout_rate=size['dropout'],
                  dtype='float32', scan_layers=True, remat='none')
-  attention = dict(attention=mixture(row)) if sparse else {}
-  c.blocks = dict(a=dict(layer='dense', d_ff=int(row['ff_multiplier'] * size['d_model']), activation='relu',
-                         dropout_rate=size['dropout'], **attention))
-  c.losses = dict(entropy=(paper.ENTROPY, 'mean'))
+  c.blocks = dict(a=block(row, size, args.method))
+  c.losses = dict(entropy=(paper.ENTROPY['ffn'] if args.method == 'switch_all' else 0.0, 'mean'),
+                  attention_entropy=(paper.ENTROPY['attention'], 'mean'))
   c.data = common.data('text', length=size['length'], vocab=f'train:{paper.VOCAB}')
   c.optimizer = dict(name='adamw', b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01)
   c.schedule = dict(name='cosine', peak=paper.PEAK, warmup_steps=size['warmup'], end_fraction=0.1)
