@@ -4,14 +4,13 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import balance
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core import gate
 from stmoe.core import metrics
-from stmoe.errors import UserError
 
 
 def sigma_moe(logits, mask, k, absent=None, sequence=None, tokens=None, choose=None):
@@ -64,17 +63,16 @@ class SigmaMoE(nnx.Module):
 
   def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
                expert_dropout: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0, rngs):
-    if k > num_experts:
-      raise UserError(f'router sigma_moe: k={k} with num_experts={num_experts}; k is at most {num_experts}')
+    choices.check_k('sigma_moe', k, num_experts)
     init = nnx.initializers.normal((init_scale / d_model) ** 0.5)
-    self.w = axes.param(equal_rows(init), (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
+    self.w = gate.weights(d_model, num_experts, rngs=rngs, init=equal_rows(init))
     self.num_experts = num_experts
     self.k = k
     self.expert_dropout = expert_dropout
 
   def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
     """Returns f32[G,S,E] for x [G,S,D]."""
-    return jnp.einsum('gsd,de->gse', x.astype(jnp.float32), self.w[...], precision='highest')
+    return gate.logits(x, self.w[...])
 
   def decide(self, logits, ctx, carry, choose=None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""

@@ -49,5 +49,5 @@ def test_experts_begin_with_equal_lengths():
   lengths = jnp.linalg.norm(router.w[...], axis=0)
   np.testing.assert_allclose(lengths, lengths[0], rtol=1e-5)
   assert abs(router.w[...].std() / (4.0 / 64) ** 0.5 - 1) < 0.1
-  with pytest.raises(UserError, match='k=3 with num_experts=2; k is at most 2'):
+  with pytest.raises(UserError, match='k=3 with num_experts=2; k is at least 1 and at most 2'):
     build(8, num_experts=2, k=3)
