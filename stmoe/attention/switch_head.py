@@ -75,7 +75,7 @@ def _side_by_side(a, router):
   return assignment.Assignment(
       token=join(a.token), expert=join(expert), weight=join(a.weight), slot=join(a.slot),
       num_tokens=a.num_tokens, num_experts=heads * a.num_experts, choices=heads * a.choices,
-      capacity=a.capacity)
+      capacity=a.capacity, spare=heads * a.spare)
 
 
 class Mixture(nnx.Module):
