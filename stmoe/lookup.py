@@ -43,10 +43,12 @@ UNNAMED = {'target': 'ids'}
 
 
 # How objects of a kind are called, where a package holds several kinds and helpers: the arguments tell them.
+# Sub-layers of a block are all called alike.
+SUB_LAYER = ['x', 'ctx', 'carry']
 CALLED = {
-    'layer': ['x', 'ctx', 'carry'],
-    'attention': ['x', 'visible', 'key'],
-    'head': ['x', 'ctx', 'rows'],
+    'layer': SUB_LAYER,
+    'attention': SUB_LAYER,
+    'head': SUB_LAYER,
     'surgery': ['params', 'config', 'calibration'],
 }
 
@@ -142,11 +144,16 @@ def named(kind, key):
 def nested(section):
   """Yields a section of a configuration and those of what it wraps, its `inner`, outermost first.
 
-  >>> [one['name'] for one in nested(dict(name='shared', inner=dict(name='moe')))]
-  ['shared', 'moe']
+  Of a block that has an attention of its own, that one's section, too.
+
+  >>> block = dict(name='shared', attention=dict(name='switch_head'), inner=dict(name='moe'))
+  >>> [one['name'] for one in nested(block)]
+  ['shared', 'switch_head', 'moe']
   """
   while section is not None:
     yield section
+    if hasattr(section.get('attention'), 'keys'):
+      yield from nested(section['attention'])
     section = section.get('inner')
 
 

@@ -5,6 +5,9 @@ has a `router`, wherever it is nested; a layer may have several.
 """
 
 from flax import nnx
+import jax
+
+from stmoe import state
 
 
 def offering(module, name):
@@ -66,6 +69,20 @@ def commit(module, aux):
   """
   for part in outermost(module, 'commit'):
     part.commit(aux)
+
+
+def commit_each(stacked, aux):
+  """`commit` for every slice of a stacked module, along the leading axis of its arrays and of those of `aux`.
+
+  Only its RouterState changes.
+  """
+  if not jax.tree.leaves(nnx.state(stacked, state.RouterState)):
+    return
+
+  def one(module, aux):
+    commit(module, aux)
+    return nnx.state(module, state.RouterState)
+  nnx.update(stacked, jax.vmap(one)(stacked, aux))
 
 
 def wrapped(model, recipe):

@@ -162,7 +162,8 @@ def _blocks(blocks):
   yield Group('blocks', blocks, dict.fromkeys(blocks, Field(ranges.Section)))
   for letter, block in blocks.items():
     if _is_group(block):
-      more = dict(attention=Field(ranges.Flag, True), norm=Field(ranges.Flag, True))
+      attention = Field(ranges.Flag | ranges.Named('attention'), True)
+      more = dict(attention=attention, norm=Field(ranges.Flag, True))
       yield from _of_kind('layer', f'blocks.{letter}', block, 'layer', more)
 
 

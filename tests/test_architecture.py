@@ -42,7 +42,7 @@ ARROWS = {
     'models': MODELS,
     'layers': SPARSE | {'parts'},
     'heads': SPARSE | {'parts'},
-    'attention': {'parts', 'core'},
+    'attention': SPARSE | {'parts', 'layers'},
     'parts': {'core'},
     'routers': {'core'},
     'experts': {'core'},

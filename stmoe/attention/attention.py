@@ -6,8 +6,10 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.core import noise
 from stmoe.errors import UserError
+from stmoe.parts import cache as caches
 from stmoe.parts import linear
 from stmoe.parts import norm
 from stmoe.parts import rotary
@@ -60,37 +62,33 @@ class Attention(nnx.Module):
     self.scale = head_dim ** -0.5 if scaled else 1.0
     self.dropout_rate = dropout_rate
 
-  def __call__(self, x, visible, key=None):
-    """Returns [B,T,D] for x [B,T,D]; `key` switches dropout on."""
-    source = x if visible.memory is None else visible.memory         # [B, K, D]
-    k, v = self._keys(source, visible.turn)                          # [B, K, H, P]
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict):
+    """Returns (y [B,T,D], None, carry) for x [B,T,D], which sees what `ctx.visible` says.
+
+    With a cache, dict of k and v, in `carry` it is extended at visible.slot; without a slot it is what was
+    remembered of a memory.
+    """
+    seen, cache = ctx.visible, carry.get(contract.CACHE)
+    if cache is not None and seen.slot is None:
+      return self._attend(x, seen, cache['k'], cache['v']), None, carry
+    source = x if seen.memory is None else seen.memory               # [B, K, D]
+    k, v = self._keys(source, seen.turn)                             # [B, K, H, P]
+    if cache is not None:
+      cache = caches.extended(cache, dict(k=k, v=v), seen.slot)
+      return self._attend(x, seen, cache['k'], cache['v']), None, contract.joined(carry, cache)
     # T5 draws one mask of probabilities per batch, head and key for all queries, which is to
     # drop whole value vectors: sum_j (p_ij m_j) v_j = sum_j p_ij (m_j v_j).
-    v = noise.dropout(v, self.dropout_rate, key, broadcast_dims=(-1,))
-    return self._attend(x, visible, k, v)
+    v = noise.dropout(v, self.dropout_rate, ctx.key if ctx.train else None, broadcast_dims=(-1,))
+    return self._attend(x, seen, k, v), None, carry
 
   def init_cache(self, batch, length, dtype):
     """Returns an empty cache of `length` places: dict of k and v [B,K,H,P], turned already."""
     zeros = jnp.zeros((batch, length, self.wk.shape[-1] // self.head_dim, self.head_dim), dtype)
     return dict(k=zeros, v=zeros)
 
-  def extend(self, x, visible, cache):
-    """Returns (y [B,T,D], cache) for the next tokens x [B,T,D], put into `cache` at visible.slot.
-
-    visible.mask and bias are [B,1,T,K] and [1,H,T,K] over all K places of the cache.
-    """
-    new = dict(zip('kv', self._keys(x, visible.turn)))
-    cache = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], a, visible.slot, 1)
-             for name, a in new.items()}
-    return self._attend(x, visible, cache['k'], cache['v']), cache
-
   def remember(self, memory):
     """Returns the keys and values of cross-attention to memory [B,K,D], computed once: dict of k and v."""
     return dict(zip('kv', self._keys(memory, None)))
-
-  def recall(self, x, visible, remembered):
-    """Returns y [B,T,D] of cross-attention to what was `remembered`."""
-    return self._attend(x, visible, remembered['k'], remembered['v'])
 
   def _keys(self, source, turn):
     k, v = self._heads(source, self.wk, self.bk, self.k_norm), self._heads(source, self.wv, self.bv)

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.core import noise
+from stmoe.parts import cache as caches
 from stmoe.parts import linear
 from stmoe.parts import norm
 from stmoe.parts import rotary
@@ -55,23 +57,20 @@ class LatentAttention(nnx.Module):
     self.turn = rotary.rotate_neighbours if interleaved else rotary.rotate
     self.dropout_rate = dropout_rate
 
-  def __call__(self, x, visible, key=None):
-    """Returns [B,T,D] for x [B,T,D]; `key` switches dropout on."""
-    q = self.queries(x, visible.turn)                                # [B, T, H, nope + P]
-    latent, shared = self.compress(x, visible.turn)                  # [B, K, R], [B, K, P]
-    return self.attend(q, latent, shared, visible.mask, key)
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict):
+    """Returns (y [B,T,D], None, carry) for x [B,T,D]; a cache in `carry` is extended at visible.slot."""
+    seen, cache = ctx.visible, carry.get(contract.CACHE)
+    q = self.queries(x, seen.turn)                                   # [B, T, H, nope + P]
+    latent, shared = self.compress(x, seen.turn)                     # [B, K, R], [B, K, P]
+    if cache is not None:
+      cache = caches.extended(cache, dict(latent=latent, shared=shared), seen.slot)
+      return self.attend(q, **cache, mask=seen.mask), None, contract.joined(carry, cache)
+    return self.attend(q, latent, shared, seen.mask, ctx.key if ctx.train else None), None, carry
 
   def init_cache(self, batch, length, dtype):
     """Returns an empty cache of `length` places: latent [B,K,R] and shared [B,K,P], turned already."""
     return dict(latent=jnp.zeros((batch, length, self.kv_rank), dtype),
                 shared=jnp.zeros((batch, length, self.head_dim), dtype))
-
-  def extend(self, x, visible, cache):
-    """Returns (y [B,T,D], cache) for the next tokens x [B,T,D], put into `cache` at visible.slot."""
-    new = dict(zip(('latent', 'shared'), self.compress(x, visible.turn)))
-    cache = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], a, visible.slot, 1)
-             for name, a in new.items()}
-    return self.attend(self.queries(x, visible.turn), **cache, mask=visible.mask), cache
 
   def queries(self, x, turn):
     """Returns q [B,T,H,nope+P] of x [B,T,D], the last P turned by `turn`."""

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe.core import contract
 from stmoe.core import noise
+from stmoe.errors import UserError
 from stmoe.parts import linear
 
 
@@ -75,8 +77,12 @@ class SpanAttention(nnx.Module):
     self.head_dim = head_dim
     self.dropout_rate = dropout_rate
 
-  def __call__(self, x, past, key=None):
-    """Returns [B,T,D] for x [B,T,D] and a `Visible`; `key` switches dropout on."""
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict):
+    """Returns (y [B,T,D], None, carry) for x [B,T,D]; `ctx.visible` is a `Visible` of this file."""
+    past = ctx.visible
+    if not hasattr(past, 'pe'):
+      raise UserError('attention span_attention needs a table of positions that only one model has; nearest: '
+                      "model.name='span_lm'")
     span, before = past.pe.shape[1], past.segments
     source = x
     if past.history is not None:
@@ -91,10 +97,10 @@ class SpanAttention(nnx.Module):
     content = to_window(jnp.pad(content, ((0, 0), (0, 0), (0, 0), (missing, 0))), span)   # [B, H, T, W]
     position = jnp.einsum('bhtp,pw->bhtw', q, past.pe.astype(q.dtype))
     scores = (content + position).astype(jnp.float32) * self.head_dim ** -0.5
-    probs = noise.dropout(jax.nn.softmax(scores, axis=-1), self.dropout_rate, key)
+    probs = noise.dropout(jax.nn.softmax(scores, axis=-1), self.dropout_rate, ctx.key if ctx.train else None)
     probs = from_window(probs)[..., missing:].astype(x.dtype)        # [B, H, T, N+T]
     y = jnp.einsum('bhtk,bhkp->bthp', jnp.where(same, probs, 0), v)  # [B, T, H, P]
-    return linear.apply(y.reshape(*x.shape[:2], -1), self.wo)        # [B, T, D]
+    return linear.apply(y.reshape(*x.shape[:2], -1), self.wo), None, carry           # [B, T, D]
 
   def _heads(self, x, w):
     y = linear.apply(x, w).reshape(*x.shape[:2], -1, self.head_dim)

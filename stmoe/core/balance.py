@@ -164,3 +164,19 @@ def communication_loss(shares, choice, mask, sequence, num_groups, kept_groups, 
   f = _sums(sent, mask, sequence) / jnp.maximum(shares.count, 1)[..., None] * (num_groups / kept_groups)
   p = shares.p.reshape(*f.shape, -1).sum(axis=-1)                    # [G, Q, groups]
   return _mean(jnp.sum(f * p, axis=-1), shares.count, tokens)
+
+
+def negative_entropy(shares, tokens=None):
+  """Returns f32[], the mean over sequences of sum_e P_e ln P_e: -ln E at balance. Tokens are the weights.
+
+  The regulariser of sigma-MoE (arXiv:2310.10837, section 4) and SwitchHead (arXiv:2312.07987).
+
+  Args:
+    shares: p: f32[G,Q,E]; tokens: see `losses.token_mean`.
+
+  >>> s = shares(jnp.full((1, 4, 2), 0.5), jnp.zeros((1, 4, 1), int), jnp.ones((1, 4), bool))
+  >>> round(float(negative_entropy(s)), 4)
+  -0.6931
+  """
+  logs = jnp.log(jnp.where(shares.p > 0, shares.p, 1))               # safe before the singular function
+  return _mean(jnp.sum(shares.p * logs, axis=-1), shares.count, tokens)

@@ -31,6 +31,8 @@ class Context:
 
   given: what else is known of tokens, by name: [B,T,...] with an entry a token, or [B,1,...] with
     one a row. In a router every one of them is [G,S,...].
+  visible: what the sub-layer that is called sees besides its input: of attention a `parts.visible.Visible`.
+    In a stack and a block a dict, by the names of sub-layers.
   """
   mask: jax.Array = _per_token()       # bool[B,T], True = real token; never inferred from zeros
   ids: jax.Array = _per_token()        # i32[B,T] token ids
@@ -46,6 +48,7 @@ class Context:
   # are computed together. Decoding and what is to equal it; see `layers.moe.grouping`.
   alone: bool = struct.field(pytree_node=False, default=False)
   given: dict = dataclasses.field(default_factory=dict)
+  visible: object = None
 
   # `tokens` is the number of real tokens of the whole batch divided by the number of
   # microbatches. Dividing sums by it, rather than by the microbatch's own count, makes the
@@ -190,6 +193,31 @@ class Aux:
   records: dict = dataclasses.field(default_factory=dict)
 
 
+def keyed(name, aux):
+  """Returns dict name -> Aux of what the sub-layer called `name` returned.
+
+  aux: None, an Aux, or a dict of Aux by parts: these are called NAME.PART.
+  """
+  if aux is None:
+    return {}
+  return {f'{name}.{part}': a for part, a in aux.items()} if isinstance(aux, dict) else {name: aux}
+
+
+# The name in a carry of what a sub-layer itself, not the next one, gets back: its cache of a text that is
+# decoded. Blocks put it in before a sub-layer and take it out after.
+CACHE = 'cache'
+
+
+def joined(carry, cache):
+  """Returns a carry, arrays [B,T,.] by name, with a cache, arrays [B,K,...]; None = without one."""
+  return carry if cache is None else carry | {CACHE: cache}
+
+
+def apart(carry):
+  """Returns (carry, cache) of what `joined` returns: arrays [B,T,.] by name, arrays [B,K,...] or None."""
+  return {name: a for name, a in carry.items() if name != CACHE}, carry.get(CACHE)
+
+
 @struct.dataclass
 class Routed:
   """A router's answer: the edges to execute, what it reports, and its memory across layers."""
@@ -212,6 +240,8 @@ OFFERS = {
     'decide': None,
     'seeded': None,                  # of hashes of the tokens: whether another field `seed` is another one
     'router': None,                  # of a sparse layer
+    # Of a sub-layer that returns a dict of Aux: the names of the parts that these are of, its attributes.
+    'reports': (),
     # These may be offered by layers and banks, too; `stmoe.modules` walks to them.
     'init_carry': None,              # (x [B,T,D]) -> memory across layers, dict of [B,T,.] at the bottom
     'commit': None,                  # (Aux of a whole step) -> None; updates RouterState

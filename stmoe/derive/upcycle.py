@@ -148,7 +148,7 @@ def _layers(plan):
   """Yields (name, feed-forward layer) of every block of the model, without arrays."""
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
   for stack in model.stacks():
-    yield from stack.by_name().items()
+    yield from ((name, layer) for name, layer in stack.by_name().items() if '.' not in name)
 
 
 def _scale(plan, granularity, scale):

@@ -1,9 +1,11 @@
 """The head of extractive question answering: where an answer starts and where it ends."""
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe.core import contract
 from stmoe.parts import linear
 
 
@@ -19,7 +21,7 @@ class SpanHead(nnx.Module):
     self.b = axes.param(nnx.initializers.zeros, (2,), 'unmodeled', rngs=rngs)
     self.rows_per_sequence = length
 
-  def __call__(self, x, ctx, rows):
-    """Returns (logits f32[B,T,2], {}) for x [B,T,D]; `ctx` and `rows` are as for `SpanMixture`."""
-    del ctx, rows
-    return linear.apply(x.astype(jnp.float32), self.w, self.b), {}   # [B, T, 2]
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict):
+    """Returns (logits f32[B,T,2], None, carry) for x [B,T,D]."""
+    del ctx
+    return linear.apply(x.astype(jnp.float32), self.w, self.b), None, carry          # [B, T, 2]

@@ -55,21 +55,21 @@ class SpanMixture(nnx.Module):
     self.executor = executor
     lookup.executor(executor)
 
-  def __call__(self, x, ctx, rows):
-    """Returns (logits f32[B,T,2], dict(head=Aux)) for x [B,T,D].
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict):
+    """Returns (logits f32[B,T,2], Aux, carry) for x [B,T,D].
 
     Args:
-      ctx:  Context of the tokens.
-      rows: f32[] divisor of the losses: real rows of the whole batch, over the number of microbatches.
+      ctx: Context of the tokens, but for `tokens`, which here counts rows: the real ones of the whole batch,
+        over the number of microbatches.
     """
     with jax.named_scope('route'):
-      routed = self.route(x, ctx, rows)
+      routed = self.route(x, ctx)
     a = spread(routed.assignment, ctx.mask)
     key = ctx.fold('experts').key if ctx.train else None
     y = lookup.executor(self.executor)(x, a, self.experts, key)      # [B, T, D]
-    return self.out(y, ctx, rows)[0], dict(head=routed.aux)
+    return self.out(y, ctx, carry)[0], routed.aux, carry
 
-  def route(self, x, ctx, rows):
+  def route(self, x, ctx):
     """Returns the Routed of sequences x [B,T,D], in groups of them."""
     batch = x.shape[0]
     size = self.group_size or batch
@@ -80,7 +80,7 @@ class SpanMixture(nnx.Module):
     regroup = lambda a: a.reshape(batch // size, size, *a.shape[1:])
     seen = GATES[self.gate](x.astype(jnp.float32), ctx.mask[..., None])              # [B, D]
     real = regroup(ctx.mask.any(axis=1))                             # [G, S]
-    return checked.route(self.router, regroup(seen), ctx.fold('router').instead(real, rows), {})
+    return checked.route(self.router, regroup(seen), ctx.fold('router').instead(real, ctx.tokens), {})
 
 
 def spread(a, mask):

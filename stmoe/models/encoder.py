@@ -14,7 +14,7 @@ from stmoe.errors import UserError
 from stmoe.parts import embed
 from stmoe.parts import norm
 from stmoe.parts import stack
-from stmoe.parts import visible as sight
+from stmoe.parts import visible
 
 HIDDEN = -1e9                      # logit of a position that holds no token
 
@@ -31,7 +31,7 @@ class Encoder(nnx.Module):
     blocks:       mapping letter -> feed-forward layer (see `stack.Stack`).
     num_heads, head_dim: of the attention.
     length:       positions that are learned, the most of a row.
-    head:         recipe of `layers/span_head.py` or `layers/span_mixture.py`.
+    head:         recipe of a file of `heads`.
     epsilon:      of the norms.
     dropout_rate: after embedding, sub-layers and the last one, and on attention.
     init_scale:   variance scale of the attention; layers have their own.
@@ -81,13 +81,14 @@ class Encoder(nnx.Module):
     if length > self.length:
       raise UserError(f'model.length={self.length}, but rows have data.inputs_length={length} tokens; '
                       f'nearest: model.length={length}')
-    visible = sight.Visible(mask=sight.same_segment(ctx.segments, ctx.segments))
+    seen = visible.Visible(mask=visible.same_segment(ctx.segments, ctx.segments))
     x = self.embed(ctx.ids) + jnp.take(self.positions[...][0], ctx.positions, axis=0)
-    x, aux = self.encoder(self.norm(x).astype(self.dtype), ctx, visible)
+    x, aux = self.encoder(self.norm(x).astype(self.dtype), ctx.replace(visible=dict(attention=seen)))
     with jax.named_scope('head'):
-      logits, more = self.head(x, ctx.replace(key=key).fold('head'), tokens['head'])               # [B, T, 2]
+      of_rows = ctx.replace(key=key, tokens=tokens['head']).fold('head')
+      logits, report, _ = self.head(x, of_rows, {})                  # [B, T, 2]
     logits = jnp.where(ctx.mask[..., None], logits, HIDDEN)
-    return logits.swapaxes(1, 2), aux | more                         # [B, 2, T]
+    return logits.swapaxes(1, 2), aux | contract.keyed('head', report)                         # [B, 2, T]
 
   def count_tokens(self, batch):
     """Returns the real tokens in `batch`, and the rows with any: dict(encoder=f32[], head=f32[])."""

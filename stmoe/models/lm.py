@@ -15,7 +15,7 @@ from stmoe.parts import embed
 from stmoe.parts import norm
 from stmoe.parts import rotary
 from stmoe.parts import stack
-from stmoe.parts import visible as sight
+from stmoe.parts import visible
 
 
 class LM(nnx.Module):
@@ -84,9 +84,10 @@ class LM(nnx.Module):
     ctx = contract.Context.of(batch, 'decoder', key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
                               vocab_size=self.vocab_size, train=train, causal=True, alone=alone)
     prefix = batch.get('decoder_causal_attention')
-    visible = sight.Visible(mask=sight.causal(ctx.segments, prefix, self.window),
-                                    turn=self.rotary(ctx.positions))
-    x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx, visible)             # [B, T, D]
+    seen = visible.Visible(mask=visible.causal(ctx.segments, prefix, self.window),
+                           turn=self.rotary(ctx.positions))
+    ctx = ctx.replace(visible=dict(attention=seen))
+    x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx)      # [B, T, D]
     return self.logits(x), aux                                       # [B, T, V]
 
   def logits(self, x):
@@ -117,10 +118,11 @@ class LM(nnx.Module):
     """Returns (x [B,T,D], cache) of the next tokens of every row, as `__call__` with alone=True has them."""
     ctx = contract.Context.of(batch, 'decoder', step=jnp.int32(0), tokens=self.count_tokens(batch)['decoder'],
                               vocab_size=self.vocab_size, causal=True, alone=True)
-    mask = sight.extended(ctx.segments, cache.write(ctx.segments), cache.slot,
-                                  batch.get('decoder_causal_attention'), self.window)
-    visible = sight.Visible(mask=mask, turn=self.rotary(ctx.positions), slot=cache.slot)
-    x, layers = self.decoder.extend(self.embed(ctx.ids, self.dtype), ctx, visible, cache.layers)
+    mask = visible.extended(ctx.segments, cache.write(ctx.segments), cache.slot,
+                            batch.get('decoder_causal_attention'), self.window)
+    seen = visible.Visible(mask=mask, turn=self.rotary(ctx.positions), slot=cache.slot)
+    ctx = ctx.replace(visible=dict(attention=seen))
+    x, layers = self.decoder.extend(self.embed(ctx.ids, self.dtype), ctx, cache.layers)
     return x, cache.advance(layers, ctx.segments)
 
   def count_tokens(self, batch):

@@ -62,7 +62,7 @@ class Mlp(nnx.Module):
     mask = self.real(batch)                                          # [B, K]
     ctx = contract.Context(**contract.numbered(mask), key=key, step=jnp.asarray(step), train=train,
                            tokens=tokens['encoder'], given=contract.given(batch, 'encoder'))
-    x, aux = self.encoder(self.read(batch, mask.shape).astype(self.dtype), ctx.fold('encoder'), visible=None)
+    x, aux = self.encoder(self.read(batch, mask.shape).astype(self.dtype), ctx.fold('encoder'))
     with jax.named_scope('head'):
       return self.head(x).reshape(len(x), -1), aux                   # [B, K n]
 

@@ -71,8 +71,8 @@ class SpanLM(nnx.Module):
     tokens = self.count_tokens(batch) if tokens is None else tokens
     ctx = contract.Context.of(batch, 'decoder', key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
                               vocab_size=self.vocab_size, train=train, causal=True)
-    visible = span_attention.Visible(pe=self.pe[...], segments=ctx.segments)
-    x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx, visible)             # [B, T, D]
+    ctx = ctx.replace(visible=dict(attention=span_attention.Visible(pe=self.pe[...], segments=ctx.segments)))
+    x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx)      # [B, T, D]
     with jax.named_scope('head'):
       return self.head(x), aux                                       # [B, T, V]
 

@@ -15,7 +15,7 @@ from stmoe.parts import embed
 from stmoe.parts import norm
 from stmoe.parts import relpos
 from stmoe.parts import stack
-from stmoe.parts import visible as sight
+from stmoe.parts import visible
 
 
 class T5(nnx.Module):
@@ -95,16 +95,17 @@ class T5(nnx.Module):
   def encode(self, ctx):
     """Returns (memory [B,K,D], aux) of the encoder for the tokens of `ctx`."""
     length = ctx.ids.shape[1]
-    visible = sight.Visible(mask=sight.same_segment(ctx.segments, ctx.segments),
-                                bias=self.encoder_bias(length, length))
-    return self.encoder(self.embed(ctx.ids, self.dtype), ctx, visible)
+    seen = visible.Visible(mask=visible.same_segment(ctx.segments, ctx.segments),
+                           bias=self.encoder_bias(length, length))
+    return self.encoder(self.embed(ctx.ids, self.dtype), ctx.replace(visible=dict(attention=seen)))
 
   def decode(self, ctx, memory, memory_segments):
     """Returns (logits f32[B,T,V], aux) of the decoder over memory [B,K,D] with segments i32[B,K]."""
     length = ctx.ids.shape[1]
-    visible = sight.Visible(mask=sight.causal(ctx.segments), bias=self.decoder_bias(length, length))
-    source = sight.Visible(mask=sight.same_segment(ctx.segments, memory_segments), memory=memory)
-    x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx, visible, source)
+    seen = visible.Visible(mask=visible.causal(ctx.segments), bias=self.decoder_bias(length, length))
+    source = visible.Visible(mask=visible.same_segment(ctx.segments, memory_segments), memory=memory)
+    ctx = ctx.replace(visible=dict(attention=seen, cross=source))
+    x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx)
     return self.logits(x), aux                                       # [B, T, V]
 
   def logits(self, x):
@@ -135,11 +136,11 @@ class T5(nnx.Module):
                         'decoder', causal=True, alone=True)
     segments = ctx.segments                                          # [B, 1]
     places = cache.segments.shape[1]                                 # a row's places are its positions
-    visible = sight.Visible(mask=sight.extended(segments, cache.write(segments), cache.slot),
-                                bias=self.decoder_bias(1, places, cache.slot), slot=cache.slot)
-    source = sight.Visible(mask=(cache.memory_segments > 0)[:, None, None])
-    x, layers = self.decoder.extend(self.embed(ctx.ids, self.dtype), ctx, visible,
-                                    cache.layers, source, cache.memory)
+    seen = visible.Visible(mask=visible.extended(segments, cache.write(segments), cache.slot),
+                           bias=self.decoder_bias(1, places, cache.slot), slot=cache.slot)
+    source = visible.Visible(mask=(cache.memory_segments > 0)[:, None, None])
+    ctx = ctx.replace(visible=dict(attention=seen, cross=source))
+    x, layers = self.decoder.extend(self.embed(ctx.ids, self.dtype), ctx, cache.layers, cache.memory)
     return self.logits(x)[:, 0], cache.advance(layers, segments)
 
   def count_tokens(self, batch):

@@ -15,7 +15,7 @@ from stmoe.parts import linear
 from stmoe.parts import norm
 from stmoe.parts import patches
 from stmoe.parts import stack
-from stmoe.parts import visible as sight
+from stmoe.parts import visible
 
 # What the head reads of the sequence [B,T,D]: its first token, or the mean of all.
 POOLING = {'token': lambda x: x[:, :1], 'mean': lambda x: jnp.mean(x, axis=1, keepdims=True)}
@@ -93,8 +93,8 @@ class ViT(nnx.Module):
     mask = jnp.broadcast_to(batch['weights'] > 0, x.shape[:2])        # [B, T]
     ctx = contract.Context(**contract.numbered(mask), key=key, step=jnp.asarray(step), train=train,
                            tokens=tokens['encoder'], given=contract.given(batch, 'encoder'))
-    visible = sight.Visible(mask=sight.same_segment(ctx.segments, ctx.segments))
-    x, aux = self.encoder(x, ctx.fold('encoder'), visible)
+    seen = visible.Visible(mask=visible.same_segment(ctx.segments, ctx.segments))
+    x, aux = self.encoder(x, ctx.fold('encoder').replace(visible=dict(attention=seen)))
     with jax.named_scope('head'):
       x = POOLING[self.pooling](x).astype(jnp.float32)                           # [B, 1, D]
       if self.representation is not None:

@@ -1,10 +1,22 @@
-"""A block of sub-layers, and the unit of blocks that a stack repeats."""
+"""A block of sub-layers, and the unit of blocks that a stack repeats.
+
+Every sub-layer, attention or feed-forward, is called with (x [B,T,D], Context, carry) and returns
+(y [B,T,D], aux, carry). `aux` is None, an `Aux`, or a dict of `Aux` by the parts that it offers as `reports`.
+What a sub-layer sees is `Context.visible`; its cache, where it has one, is `carry[contract.CACHE]`.
+"""
 
 from flax import nnx
 import jax
 
+from stmoe.core import checked
+from stmoe.core import contract
 from stmoe.core import noise
+from stmoe.errors import UserError
 from stmoe.parts import norm as norms
+
+# The sub-layers in their order -> (the end of the names that they report under, their name in profiles).
+SUB_LAYERS = {'attention': ('.attention', 'attention'), 'cross': ('.cross', 'cross_attention'),
+              'layer': ('', 'layer')}
 
 
 class Block(nnx.Module):
@@ -34,38 +46,69 @@ class Block(nnx.Module):
     self.post_norm = post_norm
     self.dropout_rate = dropout_rate
 
-  def __call__(self, x, ctx, carry, visible, memory=None):
-    """Returns (x [B,T,D], Aux or None, carry); `visible` and `memory` are `visible.Visible`."""
-    key = lambda name: ctx.fold(name).key if ctx.train else None
-    return self._apply(x, ctx, carry, lambda x: self.attention(x, visible, key('attention')),
-                       lambda x: self.cross(x, memory, key('cross')))
+  def sub_layers(self) -> dict:
+    """Returns dict name -> sub-layer, in their order, of those that there are."""
+    return {name: getattr(self, name) for name in SUB_LAYERS if getattr(self, name) is not None}
 
-  def extend(self, x, ctx, carry, visible, memory, cache, remembered):
-    """Returns (x [B,T,D], carry, cache) for the next tokens; see `attention.Attention.extend`, `recall`."""
-    def attend(x):
-      nonlocal cache
-      y, cache = self.attention.extend(x, visible, cache)
-      return y
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict):
+    """Returns (x [B,T,D], aux: dict end of a name -> Aux, carry).
 
-    x, _, carry = self._apply(x, ctx, carry, attend, lambda x: self.cross.recall(x, memory, remembered))
-    return x, carry, cache
+    Args:
+      ctx:   `visible` is a dict name of a sub-layer -> what it sees.
+      carry: memory across layers; in decoding also the caches, dict name of a sub-layer -> its own.
+    """
+    (carry, caches), reports = contract.apart(carry), {}
+    for name, layer in self.sub_layers().items():
+      end, scope = SUB_LAYERS[name]
+      with jax.named_scope(scope):
+        own = ctx.fold(name).replace(visible=_of(ctx.visible, name))
+        y, aux, after = layer(self._before(name, x), own, contract.joined(carry, _of(caches, name)))
+        x = self._after(name, x, y, ctx)
+      carry, cache = contract.apart(after)
+      caches = caches if cache is None else caches | {name: cache}
+      reports |= contract.keyed(end, _declared(layer, aux))
+    return x, reports, contract.joined(carry, caches)
 
-  def _apply(self, x, ctx, carry, attend, cross):
-    key = lambda name: ctx.fold(name).key if ctx.train else None
-    drop = lambda y, name: noise.dropout(y, self.dropout_rate, key(name), broadcast_dims=(-2,))
-    before = lambda norm, x: x if norm is None or self.post_norm else norm(x)
-    after = lambda norm, x: norm(x) if self.post_norm else x
-    if self.attention is not None:
-      with jax.named_scope('attention'):
-        y = attend(before(self.attention_norm, x))
-        x = after(self.attention_norm, x + drop(y, 'attention_out'))
-    if self.cross is not None:
-      with jax.named_scope('cross_attention'):
-        y = cross(before(self.cross_norm, x))
-        x = after(self.cross_norm, x + drop(y, 'cross_out'))
-    with jax.named_scope('layer'):
-      y, aux, carry = self.layer(before(self.layer_norm, x), ctx.fold('layer'), carry)
-    return after(self.layer_norm, x + drop(y, 'layer_out')), aux, carry
+  def parts(self) -> dict:
+    """Returns dict end of a name -> the part that would report under it, the feed-forward layer first."""
+    found = {'': self.layer}
+    for name, layer in self.sub_layers().items():
+      end, _ = SUB_LAYERS[name]
+      found |= {f'{end}.{part}': getattr(layer, part) for part in contract.offered(layer, 'reports')} or {
+          end: layer}
+    return found
+
+  def init_cache(self, batch, length, dtype) -> dict:
+    """Returns the empty caches of self-attention, dict name of the sub-layer -> cache."""
+    return {} if self.attention is None else dict(attention=self.attention.init_cache(batch, length, dtype))
+
+  def remember(self, memory) -> dict:
+    """Returns the caches of cross-attention to memory [B,K,D], dict name of the sub-layer -> cache."""
+    return {} if self.cross is None else dict(cross=self.cross.remember(memory))
+
+  def _before(self, name, x):
+    norm = getattr(self, f'{name}_norm')
+    return x if norm is None or self.post_norm else norm(x)
+
+  def _after(self, name, x, y, ctx):
+    key = ctx.fold(f'{name}_out').key if ctx.train else None
+    x = x + noise.dropout(y, self.dropout_rate, key, broadcast_dims=(-2,))
+    return getattr(self, f'{name}_norm')(x) if self.post_norm else x
+
+
+def _of(values, name):
+  """What the dict `values` has for `name`, or None; `values` itself may be None."""
+  return None if values is None else values.get(name)
+
+
+def _declared(layer, aux):
+  """`aux`, if it is of the parts that `layer` says it reports of; raises UserError otherwise."""
+  declared = contract.offered(layer, 'reports')
+  found = sorted(aux) if isinstance(aux, dict) else []
+  if aux is not None and found != sorted(declared):
+    raise UserError(f'{checked.file(layer)}: it reported of the parts {", ".join(found) or "none"}; wanted: '
+                    f'{", ".join(declared) or "one Aux"}, as its attribute `reports` says')
+  return aux
 
 
 class Unit(nnx.Module):
@@ -74,30 +117,26 @@ class Unit(nnx.Module):
   def __init__(self, recipes, d_model, *, rngs):
     self.blocks = nnx.List([recipe(d_model, rngs=rngs) for recipe in recipes])
 
-  def __call__(self, x, ctx, carry, first, visible, memory):
-    """Returns (x, carry, aux: dict place in the unit -> Aux); `first` is the first block's index."""
-    reports = {}
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict, first):
+    """Returns (x, aux: dict place in the unit -> that of its block, carry).
+
+    Args:
+      carry: in decoding also the caches, dict place in the unit -> those of the block.
+      first: i32[] index of the first block in its stack.
+    """
+    (carry, caches), reports = contract.apart(carry), {}
     for place, block in enumerate(self.blocks):
       key = None if ctx.key is None else jax.random.fold_in(ctx.key, first + place)
-      x, aux, carry = block(x, ctx.replace(key=key), carry, visible, memory)
-      if aux is not None:
-        reports[place] = aux
-    return x, carry, reports
+      x, aux, after = block(x, ctx.replace(key=key), contract.joined(carry, _of(caches, place)))
+      carry, cache = contract.apart(after)
+      caches = caches if cache is None else caches | {place: cache}
+      reports |= {place: aux} if aux else {}
+    return x, reports, contract.joined(carry, caches)
 
-  def extend(self, x, ctx, carry, visible, memory, cache, remembered):
-    """Returns (x, carry, cache); `cache` and `remembered` are dicts place in the unit -> those of a block."""
-    new = {}
-    for place, block in enumerate(self.blocks):
-      x, carry, new[place] = block.extend(x, ctx, carry, visible, memory, cache.get(place),
-                                          remembered.get(place))
-    return x, carry, {place: new[place] for place in cache}
+  def init_cache(self, batch, length, dtype) -> dict:
+    """Returns dict place in the unit -> empty caches of its block."""
+    return {place: block.init_cache(batch, length, dtype) for place, block in enumerate(self.blocks)}
 
-  def init_cache(self, batch, length, dtype):
-    """Returns dict place in the unit -> empty cache, of blocks that attend."""
-    return {place: block.attention.init_cache(batch, length, dtype)
-            for place, block in enumerate(self.blocks) if block.attention is not None}
-
-  def remember(self, memory):
-    """Returns dict place in the unit -> keys and values of memory [B,K,D], of blocks that attend to it."""
-    return {place: block.cross.remember(memory)
-            for place, block in enumerate(self.blocks) if block.cross is not None}
+  def remember(self, memory) -> dict:
+    """Returns dict place in the unit -> caches of its block of memory [B,K,D]."""
+    return {place: block.remember(memory) for place, block in enumerate(self.blocks)}

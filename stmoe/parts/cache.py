@@ -64,5 +64,10 @@ def empty(stack, batch, length, dtype):
   return Cache(layers=layers, segments=zeros(batch, length), positions=zeros(batch), slot=zeros())
 
 
+def extended(cache, new, slot):
+  """Returns a layer's cache, dict of arrays [B,K,...], with `new` ones [B,T,...] from `slot` i32[] on."""
+  return {name: jax.lax.dynamic_update_slice_in_dim(cache[name], a, slot, 1) for name, a in new.items()}
+
+
 def _split(a):
   return axes.constrain(a, None, 'batch', *[None] * (a.ndim - 2))

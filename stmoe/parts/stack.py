@@ -11,11 +11,13 @@ import functools
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
 from stmoe import state
+from stmoe.core import contract
 from stmoe.core import noise
 from stmoe.parts import block as block_lib
 from stmoe.parts import norm as norms
@@ -37,7 +39,8 @@ class Stack(nnx.Module):
     name:    'encoder' or 'decoder'; layers report as name_00, name_01, ...
     pattern: tuple of (letters, repeats).
     blocks:  mapping letter -> dict(layer=..., fields of the layer); `attention=False` leaves attention
-      out of a block, `norm=False` the norm before its layer.
+      out of a block, `attention=dict(name=..., ...)` is another self-attention than the model's, with its
+      fields where it has them; `norm=False` leaves out the norm before the layer.
     attention, cross: recipes of the attention layers; None where there is none.
     norm:    recipe of the norms.
     post_norm: norms after the sub-layers instead of before them, and no final one.
@@ -63,47 +66,39 @@ class Stack(nnx.Module):
         for letters, repeats in self.pattern])
     self.norm = None if post_norm else norm(d_model, rngs=rngs)
 
-  def __call__(self, x, ctx, visible, memory=None):
+  def __call__(self, x: jax.Array, ctx: contract.Context):
     """Returns (x [B,T,D], aux: dict layer name -> Aux in layer order).
 
+    A feed-forward layer reports as NAME_03, an attention as NAME_03.attention, a part of one as
+    NAME_03.attention.PART.
+
     Args:
-      x:       [B,T,D] embedded tokens.
-      ctx:     Context of this stack.
-      visible: what self-attention sees.
-      memory:  what cross-attention sees, or None.
+      x:   [B,T,D] embedded tokens.
+      ctx: Context of this stack; `visible` is a dict name of a sub-layer -> what it sees.
     """
     key = lambda name: ctx.fold(name).key if ctx.train else None
     x = noise.dropout(x, self.dropout_rate, key('input'), broadcast_dims=(-2,))
-    carry, reports, first = self.init_carry(x), {}, 0
-    for (letters, repeats), units in zip(self.pattern, self.segments):
-      run = self._scan if self.scan_layers else self._loop
-      x, carry, aux = run(units, repeats, (x, carry), ctx, first, len(letters), visible, memory)
-      reports |= aux
-      first += repeats * len(letters)
+    x, reports, _ = self._run(x, ctx)
     x = x if self.norm is None else self.norm(x)
     x = noise.dropout(x, self.dropout_rate, key('output'), broadcast_dims=(-2,))
-    return x, {f'{self.name}_{index:02d}': reports[index] for index in sorted(reports)}
+    return x, {self._name(index, end): aux for index, of_block in sorted(reports.items())
+               for end, aux in of_block.items()}
 
-  def extend(self, x, ctx, visible, cache, memory=None, remembered=None):
+  def extend(self, x: jax.Array, ctx: contract.Context, cache: list, remembered: list | None = None):
     """Returns (x [B,T,D], cache) for the next tokens of every row, evaluated.
 
     Args:
-      x, ctx:     of the tokens alone.
-      visible:    what they see of the cache, with its slot.
+      x, ctx:     of the tokens alone; `visible` is what they see of the cache, with its slot.
       cache:      of `init_cache`: every array is [L,B,...].
-      memory, remembered: what cross-attention sees, and its keys and values from `remember`.
+      remembered: of `remember`, of cross-attention.
     """
-    carry, caches = self.init_carry(x), []
-    remembered = remembered or [{} for _ in self.pattern]
-    for units, before, known in zip(self.segments, cache, remembered):
-      def body(state, layer):
-        unit, before, known = layer
-        x, carry, after = unit.extend(state[0], ctx, state[1], visible, memory, before, known)
-        return (x, carry), after
-      run = jax.lax.scan if self.scan_layers else _loop_over
-      (x, carry), after = run(body, (x, carry), (units, before, known))
-      caches.append(after)
-    return x if self.norm is None else self.norm(x), caches
+    remembered = remembered or [{place: {} for place in caches} for caches in cache]
+    joined = [{place: caches[place] | known[place] for place in caches}
+              for caches, known in zip(cache, remembered)]
+    x, _, after = self._run(x, ctx, joined)
+    kept = [{place: {name: new[place][name] for name in caches[place]} for place in caches}
+            for caches, new in zip(cache, after)]
+    return x if self.norm is None else self.norm(x), kept
 
   def init_cache(self, batch, length, dtype):
     """Returns the empty cache of `batch` rows of `length` tokens: per segment, arrays [L,B,K,...]."""
@@ -144,52 +139,89 @@ class Stack(nnx.Module):
   def init_carry(self, x):
     """Returns the memory across layers, [B,T,.] arrays by name: the union over all layers."""
     carry = {}
-    for _, layer in self.layers():
-      carry |= modules.init_carry(layer, x)
+    for units in self.segments:
+      for block in (units if self.scan_layers else units[0]).blocks:
+        for layer in block.sub_layers().values():
+          carry |= modules.init_carry(layer, x)
     return carry
 
   def layers(self):
-    """Yields (segment, place in its unit) and the layer; stacked over units when scanned."""
+    """Yields (segment, place in its unit) and the feed-forward layer; stacked over units when scanned."""
     for segment, units in enumerate(self.segments):
       for place, block in enumerate((units if self.scan_layers else units[0]).blocks):
         yield (segment, place), block.layer
 
-  def by_name(self):
-    """Returns dict layer name -> layer, in layer order; of scanned ones, all of its place stacked."""
-    found = {name: layers if self.scan_layers else layers[i]
-             for names, layers in self._named() for i, name in enumerate(names)}
-    return {name: found[name] for name in sorted(found, key=lambda name: int(name.rpartition('_')[2]))}
+  def by_name(self) -> dict:
+    """Returns dict layer name -> layer, in layer order; of scanned ones, all of its place stacked.
 
-  def commit(self, aux):
+    All feed-forward layers, and what else has a router: attention, or parts of one.
+    """
+    found = {}
+    for names, parts in self._named():
+      is_layer = '.' not in names[0]
+      for i, name in enumerate(names):
+        part = parts if self.scan_layers else parts[i]
+        if is_layer or modules.sparse(part):
+          found[name] = part
+    return {name: found[name] for name in sorted(found, key=_place)}
+
+  def commit(self, aux: dict):
     """Lets layers with state across steps update it from `aux` (see `stmoe.state`)."""
-    for names, layers in self._named():
+    for names, parts in self._named():
       if names[0] not in aux:
         continue
       if self.scan_layers:
-        _commit_stacked(layers, [aux[name] for name in names])
+        modules.commit_each(parts, jax.tree.map(lambda *leaves: jnp.stack(leaves), *[aux[n] for n in names]))
       else:
-        for layer, name in zip(layers, names):
-          modules.commit(layer, aux[name])
+        for part, name in zip(parts, names):
+          modules.commit(part, aux[name])
 
-  def states(self):
+  def states(self) -> dict:
     """Returns dict layer name -> dict dotted path in the layer -> RouterState of that one layer."""
     found = {}
-    for names, layers in self._named():
+    for names, parts in self._named():
       for i, name in enumerate(names):
-        flat = nnx.to_flat_state(nnx.state(layers if self.scan_layers else layers[i], state.RouterState))
-        found[name] = {'.'.join(map(str, path)): value[...][i] if self.scan_layers else value[...]
-                       for path, value in flat}
+        flat = nnx.to_flat_state(nnx.state(parts if self.scan_layers else parts[i], state.RouterState))
+        values = {'.'.join(map(str, path)): value[...][i] if self.scan_layers else value[...]
+                  for path, value in flat}
+        if values or '.' not in name:
+          found[name] = values
     return found
 
+  def _name(self, index, end):
+    """The name under which a part of block `index` reports; `end` is that of `block.Block.parts`."""
+    return f'{self.name}_{index:02d}{end}'
+
   def _named(self):
-    """Yields the names of the layers at a place of a repeated unit, and these layers: stacked, or a list."""
+    """Yields the names of a part of the blocks at a place of a repeated unit, and it: stacked, or a list."""
     first = 0
     for (letters, repeats), units in zip(self.pattern, self.segments):
       for place in range(len(letters)):
-        names = [f'{self.name}_{first + i * len(letters) + place:02d}' for i in range(repeats)]
-        layers = [unit.blocks[place].layer for unit in ([units] if self.scan_layers else units)]
-        yield names, layers[0] if self.scan_layers else layers
+        blocks = [unit.blocks[place] for unit in ([units] if self.scan_layers else units)]
+        for end in blocks[0].parts():
+          names = [self._name(first + i * len(letters) + place, end) for i in range(repeats)]
+          parts = [block.parts()[end] for block in blocks]
+          yield names, parts[0] if self.scan_layers else parts
       first += repeats * len(letters)
+
+  def _run(self, x, ctx, caches=None):
+    """(x, dict block index -> aux, caches) after all blocks; they report only where nothing is cached."""
+    def body(state, layer):
+      (x, carry), (unit, first, cache) = state, layer
+      x, aux, carry = unit(x, ctx, contract.joined(carry, cache), first)
+      carry, cache = contract.apart(carry)
+      return (x, carry), (aux if cache is None else {}, cache)
+
+    state, reports, after, first = (x, self.init_carry(x)), {}, [], 0
+    over = jax.lax.scan if self.scan_layers else _loop_over
+    for number, ((letters, repeats), units) in enumerate(zip(self.pattern, self.segments)):
+      starts = first + len(letters) * np.arange(repeats)
+      state, (aux, cache) = over(self._remat(body), state, (units, starts, caches and caches[number]))
+      reports |= {int(start) + place: jax.tree.map(lambda a, i=i: a[i], of_block)
+                  for place, of_block in aux.items() for i, start in enumerate(starts)}
+      after.append(cache)
+      first += repeats * len(letters)
+    return state[0], reports, after
 
   def _remat(self, body):
     """`body` that keeps only what the policy names for its backward."""
@@ -197,27 +229,6 @@ class Stack(nnx.Module):
       return body
     # A scan cannot merge the recomputation with the forward; a Python loop could.
     return jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=not self.scan_layers)
-
-  def _scan(self, units, repeats, state, ctx, first, width, visible, memory):
-    def body(state, unit_first):
-      unit, at = unit_first
-      x, carry, aux = unit(state[0], ctx, state[1], at, visible, memory)
-      return (x, carry), aux
-
-    starts = first + width * jnp.arange(repeats)
-    (x, carry), stacked = jax.lax.scan(self._remat(body), state, (units, starts))
-    take = lambda i: lambda a: a[i]
-    return x, carry, {first + width * i + place: jax.tree.map(take(i), aux)
-                      for place, aux in stacked.items() for i in range(repeats)}
-
-  def _loop(self, units, repeats, state, ctx, first, width, visible, memory):
-    body = self._remat(lambda unit, state, at: unit(state[0], ctx, state[1], at, visible, memory))
-    reports = {}
-    for i in range(repeats):
-      at = first + width * i
-      *state, aux = body(units[i], state, at)
-      reports |= {at + place: value for place, value in aux.items()}
-    return *state, reports
 
 
 def check_pattern(name, pattern, blocks):
@@ -240,8 +251,18 @@ def _block(fields, *, attention, cross, **shared):
   layer = lookup.recipe('layer', {'name': fields.pop('layer')} | fields)
   if not attended:
     attention = cross = None
+  elif attended is not True:
+    attention = _instead(attention, lookup.recipe('attention', attended))
   return functools.partial(block_lib.Block, layer=layer, attention=attention, cross=cross,
                            layer_norm=normed, **shared)
+
+
+def _instead(attention, own):
+  """The recipe `own` of a block's attention with the fields of the model's `attention` that it has, too."""
+  if attention is None:
+    raise errors.UserError('blocks.*.attention: the model has no attention; nearest: attention=False')
+  shared = getattr(attention, 'keywords', {})
+  return functools.partial(own, **{name: value for name, value in shared.items() if lookup.takes(own, name)})
 
 
 def _units(recipes, d_model, repeats, scan_layers, rngs):
@@ -266,14 +287,6 @@ def _loop_over(body, state, layers):
   return state, jax.tree.map(lambda *a: jnp.stack(a), *results)
 
 
-def _commit_stacked(layer, aux):
-  """`modules.commit` for every slice of a stacked layer; only its RouterState changes."""
-  if not jax.tree.leaves(nnx.state(layer, state.RouterState)):
-    return
-
-  def one(layer, aux):
-    modules.commit(layer, aux)
-    return nnx.state(layer, state.RouterState)
-
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *aux)
-  nnx.update(layer, jax.vmap(one)(layer, stacked))
+def _place(name):
+  """The number of the block of a layer name, for sorting: 3 of 'decoder_03.attention'."""
+  return int(name.partition('.')[0].rpartition('_')[2])

@@ -45,6 +45,10 @@ def _block(file, where, block):
     _must(file, isinstance(block, dict) and isinstance(block.get('layer', ''), str), f'{where} is no layer')
     router = block.get('router', {'name': ''})
     _must(file, isinstance(router, dict) and isinstance(router.get('name'), str), f'{where}.router is none')
+    attention = block.get('attention', True)
+    if isinstance(attention, dict):
+      _must(file, isinstance(attention.get('name'), str), f'{where}.attention is none')
+      _block(file, f'{where}.attention', attention)
     where, block = f'{where}.inner', block.get('inner')
 
 

@@ -23,17 +23,34 @@ def router(aux, weighted):
     values: dict name -> f32[], also of losses without coefficient (their mean over layers).
   """
   values = {}
-  for name in reported(aux):
+  for name, each in of_layers(aux, weighted).items():
     reduction = weighted[name][1] if name in weighted else 'mean'
-    each = jnp.stack([a.losses[name] for a in aux.values() if name in a.losses])   # [layers]
-    values[name] = REDUCTIONS[reduction](each)
+    values[name] = REDUCTIONS[reduction](jnp.stack(each))            # over [layers]
   terms = [coefficient * values[name] for name, (coefficient, _) in weighted.items() if coefficient]
   return sum(terms, jnp.zeros(())), values
 
 
-def reported(aux):
-  """Returns the sorted names of the losses that at least one layer reports."""
-  return sorted({name for a in aux.values() for name in a.losses})
+def of_layers(aux, weighted=()):
+  """Returns dict name -> list of f32[], each loss from the layers that report it, sorted by name.
+
+  A loss NAME of an attention is another one, attention_NAME, where `weighted` has that: SwitchAll weighs the
+  routers of attention otherwise than those of feed-forward layers (arXiv:2312.07987).
+
+  Args:
+    aux: dict layer -> Aux, 'decoder_03' or 'decoder_03.attention.PART'.
+  """
+  found = {}
+  for layer, report in aux.items():
+    sub_layer = layer.partition('.')[2].partition('.')[0]            # '' of a feed-forward layer
+    for name, value in report.losses.items():
+      own = f'{sub_layer}_{name}'
+      found.setdefault(own if own in weighted else name, []).append(value)
+  return dict(sorted(found.items()))
+
+
+def reported(aux, weighted=()):
+  """Returns the sorted names of the losses that at least one layer reports; see `of_layers`."""
+  return list(of_layers(aux, weighted))
 
 
 def check(aux, weighted):
@@ -42,7 +59,7 @@ def check(aux, weighted):
   Args:
     aux: dict layer -> Aux, of shapes or arrays.
   """
-  known = reported(aux)
+  known = reported(aux, weighted)
   for name, (coefficient, reduction) in weighted.items():
     if reduction not in REDUCTIONS:
       raise errors.UserError(f'losses.{name}={coefficient, reduction}: the reduction over layers is '

@@ -10,7 +10,8 @@ from stmoe.attention import attention
 from stmoe.errors import UserError
 from stmoe.parts import relpos
 from stmoe.parts import rotary
-from stmoe.parts import visible as sight
+from stmoe.parts import visible
+from tests.attention import calls
 
 
 def build(**fields):
@@ -20,10 +21,10 @@ def build(**fields):
 def test_causal_mask_of_packed_rows_and_prefix():
   segments = jnp.array([[1, 1, 2, 2, 0]])
   expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
-  np.testing.assert_array_equal(sight.causal(segments)[0, 0], np.array(expected, bool))
+  np.testing.assert_array_equal(visible.causal(segments)[0, 0], np.array(expected, bool))
   prefix = jnp.array([[1, 1, 0, 0, 0]])                              # the first two see each other
   expected[0][1] = 1
-  np.testing.assert_array_equal(sight.causal(segments, prefix)[0, 0], np.array(expected, bool))
+  np.testing.assert_array_equal(visible.causal(segments, prefix)[0, 0], np.array(expected, bool))
 
 
 def test_grouped_queries_equal_repeated_heads():
@@ -33,8 +34,8 @@ def test_grouped_queries_equal_repeated_heads():
     heads = getattr(grouped, name)[...].reshape(12, 2, 6)
     getattr(full, name)[...] = jnp.repeat(heads, 2, axis=1).reshape(12, 24)
   x = jax.random.normal(jax.random.key(1), (2, 5, 12))
-  visible = sight.Visible(mask=sight.causal(jnp.ones((2, 5), jnp.int32)))
-  np.testing.assert_allclose(grouped(x, visible), full(x, visible), atol=1e-5)
+  seen = visible.Visible(mask=visible.causal(jnp.ones((2, 5), jnp.int32)))
+  np.testing.assert_allclose(calls.call(grouped, x, seen), calls.call(full, x, seen), atol=1e-5)
 
 
 def test_attention_equals_its_formula():
@@ -45,9 +46,9 @@ def test_attention_equals_its_formula():
   q, k, v = heads(layer.wq), heads(layer.wk), heads(layer.wv)
   logits = q @ k.swapaxes(1, 2) + bias[0]
   probs = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((3, 3), bool)), logits, -jnp.inf), axis=-1)
-  visible = sight.Visible(mask=sight.causal(jnp.ones((1, 3), jnp.int32)), bias=bias)
+  seen = visible.Visible(mask=visible.causal(jnp.ones((1, 3), jnp.int32)), bias=bias)
   y = (probs @ v).swapaxes(0, 1).reshape(3, 24) @ layer.wo[...]
-  np.testing.assert_allclose(layer(x, visible)[0], y, atol=1e-5)
+  np.testing.assert_allclose(calls.call(layer, x, seen)[0], y, atol=1e-5)
   # T5's query initialiser carries the 1/sqrt(P) that its logits lack.
   assert abs(layer.wq[...].std() * 6 ** 0.5 / layer.wk[...].std() - 1) < 0.2
 
@@ -57,8 +58,8 @@ def test_dropout_of_probabilities_is_per_key_and_head():
   layer = attention.Attention(4, num_heads=1, head_dim=4, dropout_rate=0.5, rngs=nnx.Rngs(0))
   layer.wv[...] = layer.wo[...] = jnp.eye(4)
   x = jnp.eye(4)[None]                                               # v_j = e_j, so y_i = p_i
-  visible = sight.Visible(mask=jnp.ones((1, 1, 4, 4), bool))
-  probs, dropped = layer(x, visible)[0], layer(x, visible, jax.random.key(3))[0]
+  seen = visible.Visible(mask=jnp.ones((1, 1, 4, 4), bool))
+  probs, dropped = calls.call(layer, x, seen)[0], calls.call(layer, x, seen, jax.random.key(3))[0]
   kept = dropped[0] > 0
   assert 0 < kept.sum() < 4
   np.testing.assert_allclose(dropped, jnp.where(kept, probs / 0.5, 0), atol=1e-6)
@@ -88,7 +89,7 @@ def test_heads_that_do_not_divide_name_the_possible_ones():
 def test_a_window_is_itself_and_what_is_just_before():
   segments = jnp.array([[1, 1, 1, 1, 2]])
   expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
-  np.testing.assert_array_equal(sight.causal(segments, window=2)[0, 0], np.array(expected, bool))
+  np.testing.assert_array_equal(visible.causal(segments, window=2)[0, 0], np.array(expected, bool))
 
 
 def test_queries_and_keys_are_biased_normalised_over_all_heads_and_clipped_in_this_order():
@@ -102,6 +103,6 @@ def test_queries_and_keys_are_biased_normalised_over_all_heads_and_clipped_in_th
   q = jnp.clip(rms(x @ layer.wq[...] + layer.bq[...]) * layer.q_norm.scale[...], -0.5, 0.5)
   k = jnp.clip(rms(x @ layer.wk[...] + layer.bk[...]) * layer.k_norm.scale[...], -0.5, 0.5)
   v = jnp.clip(x @ layer.wv[...] + layer.bv[...], -0.5, 0.5)
-  visible = sight.Visible(mask=jnp.ones((1, 1, 3, 3), bool))
+  seen = visible.Visible(mask=jnp.ones((1, 1, 3, 3), bool))
   y = jax.nn.dot_product_attention(q.reshape(1, 3, 4, 6), k.reshape(1, 3, 2, 6), v.reshape(1, 3, 2, 6))
-  np.testing.assert_allclose(layer(x, visible), y.reshape(1, 3, 24) @ layer.wo[...], atol=1e-5)
+  np.testing.assert_allclose(calls.call(layer, x, seen), y.reshape(1, 3, 24) @ layer.wo[...], atol=1e-5)

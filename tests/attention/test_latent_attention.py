@@ -8,7 +8,8 @@ import pytest
 
 from stmoe.attention import latent_attention
 from stmoe.parts import rotary
-from stmoe.parts import visible as sight
+from stmoe.parts import visible
+from tests.attention import calls
 
 SIZES = dict(num_heads=3, head_dim=4, nope_dim=6, value_dim=5, kv_rank=7)
 
@@ -44,18 +45,18 @@ def test_latent_attention_equals_its_definition(q_rank):
     logits = query @ np.concatenate([up[:, h, :6], shared], -1).T * 1.5 / np.sqrt(10)
     probs = np.exp(np.where(np.tril(np.ones((5, 5))) > 0, logits, -np.inf))
     heads.append(probs / probs.sum(-1, keepdims=True) @ up[:, h, 6:])
-  visible = sight.Visible(mask=sight.causal(jnp.ones((1, 5), jnp.int32)),
-                              turn=rotary.table(jnp.arange(5)[None], 4))
-  np.testing.assert_allclose(layer(jnp.asarray(x, jnp.float32), visible)[0],
+  seen = visible.Visible(mask=visible.causal(jnp.ones((1, 5), jnp.int32)),
+                           turn=rotary.table(jnp.arange(5)[None], 4))
+  np.testing.assert_allclose(calls.call(layer, jnp.asarray(x, jnp.float32), seen)[0],
                              np.concatenate(heads, -1) @ w['wo'], atol=1e-5)
 
 
 def test_half_split_pairs_are_another_function_of_the_same_weights():
   x = jax.random.normal(jax.random.key(2), (1, 5, 12))
-  visible = sight.Visible(mask=sight.causal(jnp.ones((1, 5), jnp.int32)),
-                              turn=rotary.table(jnp.arange(5)[None], 4))
-  a, b = (latent_attention.LatentAttention(12, interleaved=i, rngs=nnx.Rngs(0), **SIZES)(x, visible)
-          for i in (True, False))
+  seen = visible.Visible(mask=visible.causal(jnp.ones((1, 5), jnp.int32)),
+                           turn=rotary.table(jnp.arange(5)[None], 4))
+  build = lambda i: latent_attention.LatentAttention(12, interleaved=i, rngs=nnx.Rngs(0), **SIZES)
+  a, b = (calls.call(build(i), x, seen) for i in (True, False))
   assert np.abs(a - b).max() > 1e-3
 
 

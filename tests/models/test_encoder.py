@@ -108,10 +108,10 @@ def test_the_mixture_is_the_gated_sum_of_its_experts():
   x = jnp.asarray(rng.normal(size=(4, 6, 8)), jnp.float32)
   seen = []
   model.encoder = lambda *a: (x, {})
-  model.head = lambda x, ctx, rows: seen.append((ctx, rows)) or head(x, ctx, rows)
+  model.head = lambda x, ctx, carry: seen.append(ctx) or head(x, ctx, carry)
   logits, aux = model(batch())
-  [(ctx, rows)] = seen
-  assert rows == 3 and list(aux) == ['head']
+  [ctx] = seen
+  assert ctx.tokens == 3 and list(aux) == ['head']
   gates = np.asarray(jax.nn.softmax(x[:, 0] @ head.router.w[...]))   # [B, E]
   e = {name: np.asarray(getattr(head.experts, name)[...]) for name in ('wi', 'wo')}
   for row, length in enumerate(LENGTHS[:3]):

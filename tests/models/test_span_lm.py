@@ -17,6 +17,7 @@ from stmoe import state
 from stmoe.attention import span_attention
 from stmoe.errors import UserError
 from stmoe.surgery import layout
+from tests.attention import calls
 
 LENGTH, SPAN = 8, 3
 KEY = jax.random.key(7)
@@ -154,16 +155,16 @@ def test_span_attention_is_its_definition(past):
   layer, x, pe = attention()
   history = jax.random.normal(jax.random.key(3), (2, past, 6)) if past else None
   segments = jnp.array([[1, 1, 1, 1, 1], [1, 1, 2, 2, 0]])
-  visible = span_attention.Visible(pe=pe, segments=segments, history=history)
-  np.testing.assert_allclose(layer(x, visible), attend(layer, x, visible), rtol=1e-4, atol=1e-5)
+  seen = span_attention.Visible(pe=pe, segments=segments, history=history)
+  np.testing.assert_allclose(calls.call(layer, x, seen), attend(layer, x, seen), rtol=1e-4, atol=1e-5)
 
 
 def test_a_long_row_is_its_blocks_with_history():
   layer, x, pe = attention()
   ones = jnp.ones((2, 5), jnp.int32)
-  y = layer(x, span_attention.Visible(pe=pe, segments=ones))
+  y = calls.call(layer, x, span_attention.Visible(pe=pe, segments=ones))
   # A history longer than the span.
-  later = layer(x[:, 4:], span_attention.Visible(pe=pe, segments=ones[:, 4:], history=x[:, :4]))
+  later = calls.call(layer, x[:, 4:], span_attention.Visible(pe=pe, segments=ones[:, 4:], history=x[:, :4]))
   np.testing.assert_allclose(later, y[:, 4:], rtol=1e-5, atol=1e-6)
 
 

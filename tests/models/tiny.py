@@ -21,7 +21,9 @@ BLOCKS = dict(
     s=SPARSE | dict(router=dict(name='switch', num_experts=3, min_capacity=1)),
     g=SPARSE | dict(router=dict(name='gshard', num_experts=3, min_capacity=1)),
     t=SPARSE | dict(router=dict(name='st_moe', num_experts=3, min_capacity=1)),
-    e=SPARSE | dict(router=dict(name='expert_choice', num_experts=3, min_capacity=1, allow_causal=True)))
+    e=SPARSE | dict(router=dict(name='expert_choice', num_experts=3, min_capacity=1, allow_causal=True),
+                    attention=dict(name='switch_head', executor='einsum', group_size=SIZE, mixed=('v',),
+                                   router=dict(name='sigma_moe', num_experts=3, k=2))))
 
 # Every other router, two experts each, as blocks without attention; and the layers that wrap one.
 OWN = {BLOCKS[letter]['router']['name'] for letter in 'sgte'}

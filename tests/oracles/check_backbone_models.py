@@ -38,16 +38,16 @@ def t5_forward(case):
 def _residual_stream(case, model):
   """Compares the residual stream entering the encoder blocks, those that were recorded."""
   real = jnp.asarray(case['attention_mask'])
-  visible = models_hf.sight.Visible(mask=models_hf.sight.same_segment(jnp.ones_like(real), real),
+  seen = models_hf.visible.Visible(mask=models_hf.visible.same_segment(jnp.ones_like(real), real),
                                    bias=model.encoder_bias(*real.shape[1:] * 2))
-  ctx = models_hf.context(case['input_ids'])
+  ctx = models_hf.context(case['input_ids']).replace(visible=dict(attention=seen))
   x, blocks = model.embed(ctx.ids), models_hf.layers_of(model.encoder)
   for i in range(len(blocks) + 1):
     if f'encoder_hidden:{i}' in case:
       # Of the last block the reference reports what the final norm makes of it.
       case.assert_close(f'encoder_hidden:{i}', model.encoder.norm(x) if i == len(blocks) else x)
     if i < len(blocks):
-      x, _, _ = blocks[i](x, ctx, {}, visible)
+      x, _, _ = blocks[i](x, ctx, {})
 
 
 def _greedy(model, case, memory):

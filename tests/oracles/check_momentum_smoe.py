@@ -143,10 +143,10 @@ def _forward(model, caches, tokens, span):
   """(logits, caches [L,B,W,D] of the next block) of the tokens that follow on `caches`."""
   ctx, x = models_hf.context(tokens, causal=True), model.embed(jnp.asarray(tokens))
   carry, after = model.decoder.init_carry(x), []
-  visible = span_attention.Visible(pe=model.pe[...], segments=ctx.segments)
+  seen = span_attention.Visible(pe=model.pe[...], segments=ctx.segments)
   for block, cache in zip(models_hf.layers_of(model.decoder), caches, strict=True):
     after.append(jnp.concatenate([cache, x], axis=1)[:, -span:])
-    x, _, carry = block(x, ctx, carry, visible.replace(history=cache))
+    x, _, carry = block(x, ctx.replace(visible=dict(attention=seen.replace(history=cache))), carry)
   return model.head(x), jnp.stack(after)
 
 

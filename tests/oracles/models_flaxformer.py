@@ -10,7 +10,7 @@ import optax
 import routers_flaxformer
 
 from stmoe.models import t5
-from stmoe.parts import visible as sight
+from stmoe.parts import visible
 
 
 def decoder_mask(inputs):
@@ -185,15 +185,16 @@ def forward(model, encoder, decoder, target, masks, ignore_padding):
   causal = jnp.tril(jnp.ones(target.shape[1:] * 2, bool))
   size, length = encoder.shape[1], decoder.shape[1]
   route = lambda name: masks[name] if ignore_padding else None
-  memory, _ = model.encoder(model.embed(encoder), models_hf.context(encoder, route('encoder')),
-                            _visible(both(encoder, encoder), model.encoder_bias(size, size)))
-  x, _ = model.decoder(
-      model.embed(decoder), models_hf.context(decoder, route('decoder'), causal=True),
-      _visible(both(target, target) & causal, model.decoder_bias(length, length)),
-      _visible(both(target, encoder), 0.0, memory))
+  own = dict(attention=_visible(both(encoder, encoder), model.encoder_bias(size, size)))
+  memory, _ = model.encoder(model.embed(encoder),
+                            models_hf.context(encoder, route('encoder')).replace(visible=own))
+  own = dict(attention=_visible(both(target, target) & causal, model.decoder_bias(length, length)),
+             cross=_visible(both(target, encoder), 0.0, memory))
+  x, _ = model.decoder(model.embed(decoder),
+                       models_hf.context(decoder, route('decoder'), causal=True).replace(visible=own))
   return model.embed.logits(x) if model.head is None else model.head(x)
 
 
 def _visible(mask, bias, memory=None):
   """The mask as a bias of -1e10: a query without any key then still passes gradients to its logits."""
-  return sight.Visible(mask=jnp.ones_like(mask), bias=jnp.where(mask, 0, -1e10) + bias, memory=memory)
+  return visible.Visible(mask=jnp.ones_like(mask), bias=jnp.where(mask, 0, -1e10) + bias, memory=memory)

@@ -5,7 +5,7 @@ from flax import nnx
 
 from stmoe.core import contract
 from stmoe.models import t5
-from stmoe.parts import visible as sight
+from stmoe.parts import visible
 
 
 def build(config, weights, blocks, encoder, decoder):
@@ -66,10 +66,10 @@ def forward(model, case):
   """
   real = jnp.asarray(case['attention_mask'])
   ctx = context(case['input_ids'])
-  keys = sight.same_segment(jnp.ones_like(real), real)           # [B, 1, K, K]
+  keys = visible.same_segment(jnp.ones_like(real), real)           # [B, 1, K, K]
   length = real.shape[1]
-  visible = sight.Visible(mask=keys, bias=model.encoder_bias(length, length))
-  memory, aux = model.encoder(model.embed(ctx.ids), ctx, visible)
+  seen = visible.Visible(mask=keys, bias=model.encoder_bias(length, length))
+  memory, aux = model.encoder(model.embed(ctx.ids), ctx.replace(visible=dict(attention=seen)))
   logits, decoder_aux = model.decode(context(case['decoder_input_ids'], causal=True), memory, real)
   return logits, memory, aux | decoder_aux
 

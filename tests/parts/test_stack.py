@@ -14,7 +14,7 @@ from stmoe.attention import attention
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.parts import stack
-from stmoe.parts import visible as sight
+from stmoe.parts import visible
 
 BLOCKS = dict(d=dict(layer='dense', d_ff=8), x=dict(layer='dense', d_ff=8, attention=False))
 
@@ -73,7 +73,7 @@ def test_every_layer_draws_its_own_noise_scanned_or_not():
       for unit in [units] if scan_layers else units:
         for block in unit.blocks:
           block.layer = Drawing()
-    _, aux = made(jnp.ones((1, 3, 8)), ctx, None)
+    _, aux = made(jnp.ones((1, 3, 8)), ctx)
     drawn.append(np.stack([a.load for a in aux.values()]))           # [5, 2]
   assert len(np.unique(drawn[0], axis=0)) == 5
   np.testing.assert_array_equal(drawn[0], drawn[1])
@@ -85,8 +85,8 @@ class Ones(nnx.Module):
   def __init__(self, d_model, *, rngs):
     pass
 
-  def __call__(self, x, *args):
-    return jnp.ones_like(x)
+  def __call__(self, x, ctx, carry):
+    return jnp.ones_like(x), None, carry
 
 
 class Same(Ones):
@@ -112,8 +112,8 @@ def test_dropout_is_at_both_ends_and_after_every_sub_layer_each_with_its_own_mas
                      rngs=nnx.Rngs(0))
   made.segments[0][0].blocks[0].layer = OnesLayer()
   x = jnp.ones((1, 3, width))
-  assert (made(x, ctx, None)[0] == 4).all()                          # evaluation: 1 + 1 + 1 + 1
-  y = np.asarray(made(x, ctx.replace(train=True), None)[0])
+  assert (made(x, ctx)[0] == 4).all()                          # evaluation: 1 + 1 + 1 + 1
+  y = np.asarray(made(x, ctx.replace(train=True))[0])
   assert (y == y[:, :1]).all()                                       # one mask per sequence
   # The output keeps half of the sums of four terms, each 0 or 2, and doubles them.
   share = [np.mean(y == value) for value in (0, 4, 8, 12, 16)]
@@ -124,8 +124,9 @@ def test_dropout_is_at_both_ends_and_after_every_sub_layer_each_with_its_own_mas
 def test_names_carry_and_commit(scan_layers):
   made = with_counting_layers(build((('dd', 2), ('xd', 1)), scan_layers=scan_layers))
   ones = jnp.ones((1, 3), jnp.int32)
-  ctx = contract.Context(mask=ones > 0, ids=ones, positions=ones, segments=ones, step=0, tokens=3.0)
-  _, aux = made(jnp.ones((1, 3, 8)), ctx, sight.Visible(mask=sight.causal(ones)))
+  ctx = contract.Context(mask=ones > 0, ids=ones, positions=ones, segments=ones, step=0, tokens=3.0,
+                         visible=dict(attention=visible.Visible(mask=visible.causal(ones))))
+  _, aux = made(jnp.ones((1, 3, 8)), ctx)
   # The second block of each of the three units reports how many sparse layers the carry has passed.
   assert {name: float(a.load[0]) for name, a in aux.items()} == {
       'decoder_01': 1.0, 'decoder_03': 2.0, 'decoder_05': 3.0}
@@ -149,6 +150,45 @@ def test_every_parameter_names_its_axes_and_scans_add_layers():
   assert unit['layer']['wi'] == ('layers', 'embed', 'mlp')
   assert unit['attention']['wq'] == ('layers', 'embed', 'joined_kv')
   assert names['norm']['scale'] == ('embed',)
+
+
+class Routing(Ones):
+  """An attention of two parts that have a state across steps."""
+
+  def __init__(self, d_model, *, reports=('a', 'b'), rngs):
+    self.a, self.b = Counting(), Counting()
+    self.reports = reports
+
+  def __call__(self, x, ctx, carry):
+    aux = {}
+    for name in 'ab':
+      _, aux[name], carry = getattr(self, name)(x, ctx, carry)
+    return 0 * x, aux, carry
+
+
+@pytest.mark.parametrize('scan_layers', [True, False])
+def test_parts_of_attention_report_remember_and_commit_each_by_itself(scan_layers):
+  made = stack.Stack(8, name='decoder', pattern=(('d', 2),), blocks=BLOCKS, attention=Routing,
+                     scan_layers=scan_layers, rngs=nnx.Rngs(0))
+  ones = jnp.ones((1, 3), jnp.int32)
+  ctx = contract.Context(mask=ones > 0, ids=ones, positions=ones, segments=ones, step=0, tokens=3.0)
+  _, aux = made(jnp.ones((1, 3, 8)), ctx)
+  assert {name: float(a.load[0]) for name, a in aux.items()} == {
+      'decoder_00.attention.a': 1, 'decoder_00.attention.b': 2, 'decoder_01.attention.a': 3,
+      'decoder_01.attention.b': 4}
+  made.commit(aux)
+  state_of = {name: value['bias'].tolist() for name, value in made.states().items() if value}
+  assert state_of == {name: [a.load[0], 1] for name, a in aux.items()}
+  assert list(made.by_name()) == ['decoder_00', 'decoder_01']        # there is no router in them
+
+
+def test_parts_that_are_not_announced_are_named():
+  made = stack.Stack(8, name='decoder', pattern=(('d', 1),), blocks=BLOCKS, scan_layers=False,
+                     attention=functools.partial(Routing, reports=()), rngs=nnx.Rngs(0))
+  ones = jnp.ones((1, 3), jnp.int32)
+  ctx = contract.Context(mask=ones > 0, ids=ones, positions=ones, segments=ones, step=0, tokens=3.0)
+  with pytest.raises(UserError, match='test_stack.py: it reported of the parts a, b; wanted: one Aux'):
+    made(jnp.ones((1, 3, 8)), ctx)
 
 
 @pytest.mark.parametrize('fields, message', [

@@ -27,6 +27,18 @@ def test_router_losses(weighted, expected):
   assert float(values['balance']) == (6.0 if weighted.get('balance', ('', ''))[1] == 'sum' else 3.0)
 
 
+@pytest.mark.parametrize('weighted, expected', [
+    (dict(z=(1.0, 'sum')), 13.0), (dict(z=(1.0, 'sum'), attention_z=(10.0, 'mean')), 25.0),
+    (dict(attention_z=(10.0, 'mean')), 15.0), (dict(z=(1.0, 'mean'), attention_z=(0.0, 'mean')), 10.0)])
+def test_losses_of_attention_may_have_coefficients_of_their_own(weighted, expected):
+  aux = {'decoder_00': report(z=10.0), 'decoder_00.attention.o': report(z=1.0),
+         'decoder_00.attention.v': report(z=2.0)}
+  losses.check(aux, weighted)
+  loss, values = losses.router(aux, weighted)
+  assert float(loss) == expected
+  assert list(values) == sorted({'z', *weighted})
+
+
 def test_coefficient_zero_keeps_nan_out():
   assert float(losses.router(dict(a=report(z=np.nan)), dict(z=(0.0, 'mean')))[0]) == 0.0
 
