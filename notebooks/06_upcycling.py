@@ -38,6 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stmoe import axes as logical_axes
 from stmoe import experiment
 from stmoe.analysis import canvas
 from stmoe.analysis import curves
@@ -148,7 +149,9 @@ def params(name, step=None):
 first, end = params('upcycled, grains', DENSE), params('upcycled, grains')
 shown = {'at the surgery': first, 'at the end': end, 'what was added': jax.tree.map(jnp.subtract, end, first),
          'from nothing': params('grains from nothing')}
-layers = {title: list(similarity.experts(weights).values())[-1] for title, weights in shown.items()}  # [E, E]
+names = logical_axes.names_of(nnx.state(interactive.opened(runs['upcycled, grains'].path)[0], nnx.Param))
+layers = {title: list(similarity.experts(weights, names).values())[-1]
+          for title, weights in shown.items()}                       # [E, E]
 canvas.show(similarity_view.figure(layers))
 copies = np.asarray(layers['at the end'])[::2, ::2]                  # of the first half
 print(f'copies of one half at the end: mean cosine {copies[np.triu_indices(len(copies), 1)].mean():.3f}')

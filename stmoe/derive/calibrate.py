@@ -187,7 +187,7 @@ class Calibration:
   def __call__(self, *names):
     """Returns dict layer -> dict name -> f64[...]; runs over the data for what is not kept yet."""
     data = pipeline.train_iterator(self._cfg, opened=self._source())
-    key = self._key(data.get_state())
+    key = self.key(data.get_state())
     data.close()
     paths = {name: store.named(self._folder, name, key) for name in names}
     absent = [name for name, path in paths.items() if not path.is_dir()]
@@ -200,8 +200,8 @@ class Calibration:
         found.setdefault(layer, {})[name] = value
     return found
 
-  def _key(self, position):
-    """The digest of what the results depend on."""
+  def key(self, position):
+    """Returns the digest of what the results depend on; `position`: of the data, at their beginning."""
     c = self._cfg.to_dict()
     said = [self._digest, position, self._batches, c['seed'], c['train']['batch_size'], c['model'],
             c['blocks'], {key: value for key, value in c['data'].items() if key != 'cache_dir'}]

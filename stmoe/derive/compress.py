@@ -37,7 +37,7 @@ def compress(run, surgery, workdir, overrides=(), *, batches=16, step=None, say=
   Raises:
     UserError: `workdir` is in use, or the surgery is not possible; nothing is written then.
   """
-  operate, (name, options) = lookup.surgery(surgery), lookup.spelled('surgery', surgery)
+  operate = lookup.surgery(surgery)
   starts.unused(workdir)
   starts.trained(run)
   cfg = experiment.override(rundir.opened(run, step), overrides, whole=False)
@@ -55,16 +55,21 @@ def compress(run, surgery, workdir, overrides=(), *, batches=16, step=None, say=
     check.counts(new)
     fewer = states.blueprint(record.read(run).located(new), mesh)
     check.forward(new, fewer)
-    start = _state(new, fewer, params)
     facts = dict(parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plan, fewer)],
                  changes=changes)
-    fields = {field: known.default for field, known in lookup.options('surgery', name).items()} | options
-    made = starts.origin(name, fields, [starts.parent(run, at)], facts)
+    made = starts.origin(*_described(surgery), [starts.parent(run, at)], facts)
+    start, position = _state(new, fewer, params), source.position()
     with rundir.own(workdir) as path:
       starts.unused(path)                # nor was it taken meanwhile
       starts.inherit(path, run)
-      starts.write(path, new, start, source.position(), made, vocabulary=meta['vocab'], line={})
+      starts.write(path, new, start, position, made, vocabulary=meta['vocab'], line={})
   return facts
+
+
+def _described(surgery):
+  """(name, all fields) of the surgery that a text names."""
+  name, given = lookup.spelled('surgery', surgery)
+  return name, {field: known.default for field, known in lookup.options('surgery', name).items()} | given
 
 
 class Source:
@@ -115,11 +120,15 @@ def _model(state):
 def _state(cfg, plan, params):
   """The first training state of `cfg` with numbered `params`, placed and sharded as `plan` says."""
   whole = layout.placed(params, _model(plan.shapes))
+
   def fits(path, shape):
     keys = tuple(entry.key for entry in path)
     array = layout.at(whole, keys)
-    assert array.shape == shape.shape, (keys, array.shape, shape.shape)
+    if array.shape != shape.shape:
+      raise errors.UserError(f'the surgery made {"/".join(map(str, keys))} {array.shape}; in the model of '
+                             f'its changes it is {shape.shape}')
     return jax.device_put(array.astype(shape.dtype), shape.sharding)
+
   parts = {part: jax.tree.map_with_path(fits, plan.shapes[part]) for part in ('params', 'router_state')}
 
   def rest(params):

@@ -3,25 +3,32 @@
 import jax
 import jax.numpy as jnp
 
+from stmoe import axes
 from stmoe.surgery import layout
 
 
-def experts(params):
+def experts(params, names):
   """Returns dict layer name -> f32[E,E]: cosines between the weights of the experts of every sparse layer.
 
-  All weights of an expert count as one vector. Copies have 1; independent ones nearly 0.
+  All weights of an expert count as one vector, without those that all experts share. Copies have 1;
+  independent ones nearly 0.
 
   Args:
     params: pure dict of a model, scanned or not.
+    names:  tree like `params` of logical axes (`axes.names_of`); arrays of experts have the axis `expert`.
   """
   found = {}
+  # What is not of experts keeps its first axis, which may be that of layers, and no number.
+  empty = lambda leaf: leaf.reshape(*leaf.shape[:1], -1)[..., :0]
+  own = jax.tree.map(lambda names, leaf: leaf if 'expert' in names else empty(leaf), names, params,
+                     is_leaf=axes.is_names)
 
   def collect(path, leaf):
-    if 'experts' in path and 'layers' in path:
+    if 'experts' in path and 'layers' in path and leaf.size:
       stack, number = path[path.index('layers') - 1], path[path.index('layers') + 1]
       found.setdefault(f'{stack}_{number:02d}', []).append(leaf.reshape(leaf.shape[0], -1))   # [E, weights]
 
-  layout.visit(layout.unroll(params) if layout.is_scanned(params) else params, collect)
+  layout.visit(layout.unroll(own) if layout.is_scanned(own) else own, collect)
   return {name: cosines(jnp.concatenate(leaves, axis=1)) for name, leaves in sorted(found.items())}
 
 

@@ -78,6 +78,8 @@ def test_the_first_checkpoint_has_the_dense_function_step_slots_and_data(sparse)
   record = records.ancestry(sparse / 'sparse')['facts']
   assert abs(record['gap']) < 1e-5 and record['difference'] < 1e-5 and record['step'] == 4
   assert set(record['leaves'].values()) == {'copied', 'tiled', 'fresh'}
+  [entry] = records.ancestry(sparse / 'sparse')['lineage']
+  assert entry['options']['optimizer'] == 'reuse' and entry['parents'][0]['run'] == str(sparse / 'dense')
   _, at, state, data = restore(sparse / 'sparse')
   _, _, old, old_data = restore(sparse / 'dense')
   assert at == state['step'] == old['step'] == state['opt_state']['count'] == 4

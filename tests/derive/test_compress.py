@@ -1,5 +1,6 @@
 """Compressed runs: at keep=1.0 any surgery leaves the logits; what is written is a run with its ancestry."""
 
+import pathlib
 import shutil
 
 import jax
@@ -7,19 +8,24 @@ import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe import files
 from stmoe import lookup
 from stmoe.answer import score
 from stmoe.checkpoints import checkpoint
+from stmoe.checkpoints import stored
 from stmoe.data import batches as pipeline
 from stmoe.derive import compress
+from stmoe.derive import convert
 from stmoe.runs import directory as rundir
 from stmoe.runs import lineage
 from stmoe.runs import records
+from stmoe.train import loop
 from stmoe.train import state as states
 from tests.derive import drawn
 from tests.train import tiny_run
 
 ONE = jax.devices()[:1]
+MIXTRAL = pathlib.Path(__file__).parents[1] / 'data' / 'checkpoints' / 'mixtral_window_pad'
 TOP2 = dict(name='st_moe', num_experts=4, k=2, capacity_factor=(None, None), second_policy='all')
 
 
@@ -113,3 +119,26 @@ def test_an_earlier_run_without_record_is_a_parent_too(start, tmp_path):
   made(copy, 'prune:by=magnitude', tmp_path / 'run')
   first, second = records.ancestry(tmp_path / 'run')['lineage']
   assert first['parents'][0]['made'] == 1 and second['parents'][0]['run'] == '/old'
+
+
+@pytest.mark.slow
+def test_a_merged_run_trains_on(start, tmp_path):
+  made(start, 'merge:keep=0.5', tmp_path / 'run')
+  cfg = rundir.load(tmp_path / 'run')
+  assert loop.train(cfg, tmp_path / 'run', 'merged', ONE) == 0
+  assert records.done(tmp_path / 'run')['step'] == cfg.train.steps
+  assert next(iter(records.stats(tmp_path / 'run')))[1]['decoder_01'].shape == (2,)
+
+
+def test_an_import_is_pruned_and_exported_in_its_own_form(tmp_path):
+  convert.read(MIXTRAL, tmp_path / 'imported')
+  made(tmp_path / 'imported', 'prune:by=magnitude', tmp_path / 'half')
+  shutil.rmtree(tmp_path / 'imported')
+  assert list(lineage.lines(tmp_path / 'half'))[-1].strip() == 'made elsewhere'
+  convert.write(tmp_path / 'half', tmp_path / 'out')
+  said = files.read_json(tmp_path / 'out' / 'config.json')
+  assert said['num_local_experts'] * 2 == files.read_json(MIXTRAL / 'config.json')['num_local_experts']
+  convert.read(tmp_path / 'out', tmp_path / 'again')
+  arrays = lambda run: stored.Reader(run / 'checkpoints', 0).inventory
+  parameters = lambda run: {name: one for name, one in arrays(run).items() if name.startswith('params/')}
+  assert parameters(tmp_path / 'again') == parameters(tmp_path / 'half')

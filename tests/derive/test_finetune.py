@@ -60,6 +60,11 @@ def test_a_run_from_start_to_scores(start, overrides, tmp_path):
   assert finetune.finetune(start, cfg, run, name, devices=ONE, say=said.append) == 0
   assert '0 new, 0 of the start not used' in said[0] and '(attention)' in said[0]
 
+  [entry] = records.ancestry(run)['lineage']
+  [parent] = entry['parents']
+  assert entry['method'] == 'finetune' and entry['options']['load'] == 'all'
+  assert parent['run'] == str(start) and parent['step'] == 2 and parent['checkpoint'] and parent['config']
+
   before, after = (parameters(path) for path in (start, run))
   moved = {path for path in before if (before[path] != after[path]).any()}
   assert moved and all('attention' in path for path in moved)

@@ -72,7 +72,7 @@ def test_of_all_layers_together_a_skewed_one_keeps_few():
 
 
 def test_a_router_that_is_merged_is_merged_again_and_shared_arrays_stay():
-  cfg = trained.config(dict(name='lora', d_ff=6, rank=2), layers=(('dm', 2),))
+  cfg = trained.config(dict(name='lora', d_ff=6, rank=2), layers=(('dm', 1),))
   params = trained.params(cfg)
   once, changes = merge.operate(params, cfg, STATISTICS, keep=0.75)
   cfg = sparse.changed(cfg, changes)

@@ -1,5 +1,7 @@
 """Tiny models of random numbers as surgeries meet them, and what they compute."""
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -44,13 +46,17 @@ def whole(cfg):
 
 def logits(cfg, blocks, seed=0):
   """Returns the logits [B,T,V] of the model of `cfg` with numbered parameters `blocks`."""
-  graphdef, _, _ = nnx.split(abstract(cfg), nnx.Param, state.RouterState)
-  shapes = [nnx.to_pure_dict(part) for part in nnx.split(abstract(cfg), nnx.Param, state.RouterState)[1:]]
+  graphdef, *shapes = nnx.split(abstract(cfg), nnx.Param, state.RouterState)
+  shapes = [nnx.to_pure_dict(part) for part in shapes]
   placed = layout.placed(blocks, layout.together(*shapes))
   parts = [jax.tree.map_with_path(lambda path, _: layout.at(placed, [e.key for e in path]), tree)
            for tree in shapes]
-  batch = tiny.batch('lm', 2, 6, seed=seed)
-  return np.asarray(jax.jit(lambda parts, batch: nnx.merge(graphdef, *parts)(batch)[0])(parts, batch))
+  return np.asarray(_forward(graphdef, parts, tiny.batch('lm', 2, 6, seed=seed)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(graphdef, parts, batch):
+  return nnx.merge(graphdef, *parts)(batch)[0]
 
 
 def calibration(**items):

@@ -1,0 +1,128 @@
+"""Calibration: sums are what they say, the same in other batches and on other devices, kept and sealed."""
+
+import jax
+import numpy as np
+import pytest
+
+from stmoe import errors
+from stmoe.data import batches as pipeline
+from stmoe.derive import calibrate
+from stmoe.train import state as states
+from tests.train import tiny_run
+
+ONE = jax.devices()[:1]
+NAMES = tuple(calibrate.ITEMS)
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+  return tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
+
+
+def calibration(corpus, run, said=None, devices=ONE, batches=2, digest='abc', **changed):
+  """Returns a Calibration of a model as it is made, and its plan and state."""
+  router = dict(name='st_moe', num_experts=4, k=2, capacity_factor=(None, None), second_policy='all')
+  changed = {'blocks.m.router': router, 'blocks.m.experts.d_ff': 6, 'blocks.d.d_ff': 8} | changed
+  cfg = tiny_run.config(corpus, **changed)
+  with states.on_mesh(cfg.mesh, devices) as mesh:
+    plan, rng = states.blueprint(cfg, mesh), np.random.default_rng(0)
+    number = lambda s: rng.normal(0, 0.3, s.shape).astype(s.dtype)
+    state = {part: jax.tree.map(number, plan.shapes[part]) for part in ('params', 'router_state')}
+    state = jax.device_put(state, {part: plan.shardings()[part] for part in state})
+  source = pipeline.source(cfg)
+  say = (lambda line: None) if said is None else said.append
+  found = calibrate.Calibration(run, cfg, plan, state, digest, batches, lambda: source, say)
+  return cfg, plan, state, found, devices
+
+
+def collected(made, *names):
+  cfg, plan, _, found, devices = made
+  with states.on_mesh(cfg.mesh, devices):
+    return found(*names)
+
+
+@pytest.fixture(scope='module')
+def whole(corpus, tmp_path_factory):
+  run, said = tmp_path_factory.mktemp('run'), []
+  made = calibration(corpus, run, said)
+  found = collected(made, *NAMES)
+  assert list(found) == ['decoder_01'] and len(said) == 1
+  return made, run, found['decoder_01']
+
+
+def test_sums_are_what_they_say(whole, monkeypatch):
+  """By another route: the layer's own input, its router and its experts one by one."""
+  made, _, found = whole
+  _, plan, state, *_ = made
+  x = inputs(made, monkeypatch)                                      # [T, D]
+  model = plan.model(state['params'], state['router_state'])
+  layer = model.decoder.by_name()['decoder_01']
+  z = x @ np.float64(layer.router.w[0])                              # [T, E]
+  wi, wo = (np.float64(w[0]) for w in (layer.experts.wi, layer.experts.wo))
+  hidden = np.maximum(np.einsum('td,edf->etf', x, wi), 0)            # [E, T, F]
+  y = np.einsum('etf,efd->etd', hidden, wo)
+  probs = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+  chosen = np.argsort(-probs, axis=1)[:, :2]
+  taken = np.zeros_like(probs)
+  np.put_along_axis(taken, chosen, 1, axis=1)
+  gates = taken * probs / (taken * probs).sum(1, keepdims=True)
+  norm = np.linalg.norm(y, axis=-1)                                  # [E, T]
+  unit = y / np.maximum(norm[..., None], 1e-30)
+  wanted = dict(
+      load=taken.sum(0), logit_products=z.T @ z, coactivation=taken.T @ taken, tokens=len(x),
+      input_squares=taken.T @ x ** 2, input_products=np.einsum('te,tc,td->ecd', taken, x, x),
+      weighted_norms=(gates * norm.T).sum(0), output_sums=y.sum(1),
+      output_products=np.einsum('itd,jtd->ij', y, y),
+      output_cosines=np.einsum('itd,jtd->ij', unit, unit), hidden_sums=hidden.sum(1),
+      hidden_squares=(hidden ** 2).sum(1), hidden_products=np.einsum('tf,eth->efh', hidden[0], hidden))
+  assert {*wanted} == {*NAMES}
+  for name, value in wanted.items():
+    np.testing.assert_allclose(found[name], value, rtol=2e-3, atol=2e-4 * np.abs(value).max(), err_msg=name)
+
+
+def inputs(made, monkeypatch):
+  """f64[T,D] what goes into the sparse layer for all real tokens of the pass."""
+  cfg, plan, state, *_ = made
+  monkeypatch.setitem(calibrate.ITEMS, 'x', lambda seen: seen.x)
+  call = jax.jit(lambda params, batch: calibrate.watched(plan.model(params, {}), ['x'])(batch)[1])
+  data, rows = pipeline.train_iterator(cfg), []
+  for _ in range(2):
+    batch = next(data)
+    x = np.float64(call(state['params'], batch)['decoder_01'].records['x'])      # [G, S, D]
+    rows.append(x[batch['decoder_segment_ids'] > 0])
+  data.close()
+  return np.concatenate(rows)
+
+
+def test_batches_of_another_size_and_devices_change_nothing(corpus, whole, tmp_path):
+  _, _, found = whole
+  changed = {'train.batch_size': 4, 'batches': 4, 'devices': jax.devices()[:4], 'mesh.expert': 2}
+  again = collected(calibration(corpus, tmp_path, **changed), *NAMES)['decoder_01']
+  for name in NAMES:
+    np.testing.assert_allclose(again[name], found[name], rtol=1e-5, atol=1e-5 * np.abs(found[name]).max(),
+                               err_msg=name)
+
+
+def test_results_are_kept_and_sealed_under_a_key(corpus, whole):
+  _, run, found = whole
+  said = []
+  again = collected(calibration(corpus, run, said), *NAMES)['decoder_01']
+  assert not said and all((again[name] == found[name]).all() for name in NAMES)
+  folders = sorted(path.name for path in (run / 'calibration').iterdir())
+  assert len(folders) == len(NAMES)
+  file = next((run / 'calibration').glob('tokens-*')) / 'sums.npz'
+  file.write_bytes(b'damaged')
+  again = collected(calibration(corpus, run, said), 'tokens', 'load')['decoder_01']
+  assert said == ['calibrating on 2 batches: tokens'] and again['tokens'] == found['tokens']
+  keys = {calibration(corpus, run, **changed)[3].key(dict(step=0, data=0)) for changed in (
+      {}, dict(digest='other'), dict(batches=1), {'data.length': 16}, {'blocks.m.router.k': 1})}
+  assert len(keys) == 5
+
+
+def test_what_a_layer_does_not_have_is_one_line(corpus, tmp_path):
+  for router, name, words in (
+      (dict(name='hash', num_experts=4, vocab_size=264), 'logit_products', 'hash.py offers no logits'),
+      (dict(name='soft_moe', num_experts=4, allow_causal=True), 'coactivation', 'mixes all tokens')):
+    made = calibration(corpus, tmp_path, **{'blocks.m.router': router})
+    with pytest.raises(errors.UserError, match=words):
+      collected(made, name)
