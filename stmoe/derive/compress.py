@@ -3,6 +3,10 @@
 The new run starts at step 0 with fresh optimizer slots, with the data and the vocabulary of the old one.
 """
 
+from collections.abc import Callable
+from collections.abc import Sequence
+import pathlib
+
 import jax
 
 from stmoe import errors
@@ -22,7 +26,9 @@ from stmoe.train import loop
 from stmoe.train import state as states
 
 
-def compress(run, surgery, workdir, overrides=(), *, batches=16, step=None, say=print, devices=None):
+def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
+             overrides: Sequence[str] = (), *, batches: int = 16, step: int | None = None,
+             say: Callable = print, devices=None) -> dict:
   """Writes run directory `workdir` with what `surgery` makes of `run`; returns the facts of ancestry.json.
 
   dict(parameters: those of the old and of the new model; changes: of the configuration).
@@ -91,7 +97,7 @@ class Source:
         self._say(line)
     return self._opened
 
-  def position(self):
+  def position(self) -> dict:
     """Returns the position of the data at their beginning; of an import whose data nobody asked for, none."""
     if self._opened is None and records.imported(self._run):
       return dict(step=0, data=None)
