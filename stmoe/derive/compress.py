@@ -17,6 +17,7 @@ from stmoe.data import batches as pipeline
 from stmoe.data import record
 from stmoe.derive import calibrate
 from stmoe.derive import start as starts
+from stmoe.runs import beside
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
 from stmoe.surgery import layout
@@ -65,8 +66,7 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
                  changes=changes)
     made = starts.origin(*_described(surgery), [starts.parent(run, at)], facts)
     start, position = _state(new, fewer, params), source.position()
-    with rundir.own(workdir) as path:
-      starts.unused(path)                # nor was it taken meanwhile
+    with beside.new(workdir) as path:
       starts.inherit(path, run)
       starts.write(path, new, start, position, made, vocabulary=meta['vocab'], line={})
   return facts
