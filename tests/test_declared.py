@@ -29,6 +29,11 @@ def test_fields_are_those_of_the_class(kind, name):
     assert one.default in (declared.REQUIRED, declared.COMPUTED) or one.default == default, field
 
 
+def test_a_range_may_begin_below_0():
+  table = lookup.fields('router', 'remap')['table'].range
+  assert table.holds((0, -1)) and not table.holds((0, -2))
+
+
 @pytest.mark.parametrize('kind, name', NAMED)
 def test_defaults_are_within_their_ranges(kind, name):
   for field, one in lookup.fields(kind, name).items():

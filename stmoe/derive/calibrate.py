@@ -6,6 +6,7 @@ with them, and the sums are the same in batches of any size and on any devices. 
 the folder `calibration` of the run, sealed as caches of data are, under a key of checkpoint, data and length.
 """
 
+from collections.abc import Sequence
 import hashlib
 import json
 import pathlib
@@ -45,18 +46,17 @@ class Seen:
     self.x, self.mask, self.weights, self.taken = x * mask[:, None], mask, weights, taken
     self._logits, self._bank = logits, bank
 
-  def logits(self):
+  def logits(self) -> jax.Array:
     """Returns f32[S,E] of the router, 0 for padding."""
     return self._logits * self.mask[:, None]
 
-  def outputs(self):
+  def outputs(self) -> jax.Array:
     """Returns f32[E,S,D]: what every expert makes of every token, 0 for padding."""
     number = self.taken.shape[-1]
     y = self._bank(layouts.Buckets(jnp.broadcast_to(self.x, (number, *self.x.shape)))).x
     return y.astype(jnp.float32) * self.mask[:, None]
 
-
-  def hidden(self):
+  def hidden(self) -> jax.Array:
     """Returns f32[E,S,F]: what enters the last product of every expert, of every token; 0 for padding."""
     number, entered = self.taken.shape[-1], []
     self._bank(Recorded(jnp.broadcast_to(self.x, (number, *self.x.shape)), entered))
@@ -130,7 +130,7 @@ class Watch(wrappers.Wrapper):
     routed = checked.route(self.inner, x, ctx, carry)
     items = {name: ITEMS[name] for name in self.names if ITEMS[name]}
     logits = self._logits(x, ctx, items)
-    weights, taken = self._edges(routed.assignment, items)
+    weights, taken = self._edges(routed.assignment, items, logits.shape)
     bank = self.bank
 
     def one(group):
@@ -149,18 +149,20 @@ class Watch(wrappers.Wrapper):
       return jnp.zeros((*x.shape[:2], self.num_experts))
     return logits(x, ctx)[..., :self.num_experts]
 
-  def _edges(self, a, items):
-    """(f32[G,S,E] weights, f32[G,S,E] 1 where an expert computes a token)."""
-    shape = (*a.masks()[0].shape[:2], self.num_experts) if isinstance(a, assignment.SoftAssignment) else None
-    if shape:
+  def _edges(self, a, items, shape):
+    """(f32[G,S,E] weights, f32[G,S,E] 1 where an expert computes a token); `shape` is G, S, E."""
+    zeros = jnp.zeros(shape)
+    if isinstance(a, assignment.SoftAssignment):
       if OF_EDGES & {*items}:
         raise errors.UserError('a router that mixes all tokens does not say which tokens an expert computes')
-      return jnp.zeros(shape), jnp.zeros(shape)
-    dispatch, combine = a.masks()                                    # [G, S, E, C]
-    return combine.sum(-1), dispatch.any(-1).astype(jnp.float32)
+      return zeros, zeros
+    live = assignment.live(a)                                        # [G, N]
+    at = (jnp.arange(shape[0])[:, None], a.token, a.expert)          # dead and virtual ones are out of bounds
+    return (zeros.at[at].add(jnp.where(live, a.weight, 0), mode='drop'),
+            zeros.at[at].max(live.astype(jnp.float32), mode='drop'))
 
 
-def watched(model, names):
+def watched(model: nnx.Module, names: Sequence[str]) -> nnx.Module:
   """Returns a copy of `model`, of the same arrays, whose sparse layers of one bank collect `names`."""
   copy = nnx.merge(*nnx.split(model))
   for owner in modules.sparse(copy):
@@ -184,7 +186,7 @@ class Calibration:
     self._folder, self._cfg, self._plan, self._state = pathlib.Path(run) / FOLDER, cfg, plan, state
     self._digest, self._batches, self._source, self._say = digest, batches, source, say
 
-  def __call__(self, *names):
+  def __call__(self, *names: str) -> dict[str, dict[str, np.ndarray]]:
     """Returns dict layer -> dict name -> f64[...]; runs over the data for what is not kept yet."""
     data = pipeline.train_iterator(self._cfg, opened=self._source())
     key = self.key(data.get_state())
@@ -200,7 +202,7 @@ class Calibration:
         found.setdefault(layer, {})[name] = value
     return found
 
-  def key(self, position):
+  def key(self, position: dict) -> str:
     """Returns the digest of what the results depend on; `position`: of the data, at their beginning."""
     c = self._cfg.to_dict()
     said = [self._digest, position, self._batches, c['seed'], c['train']['batch_size'], c['model'],

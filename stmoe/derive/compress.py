@@ -3,6 +3,10 @@
 The new run starts at step 0 with fresh optimizer slots, with the data and the vocabulary of the old one.
 """
 
+from collections.abc import Callable
+from collections.abc import Sequence
+import pathlib
+
 import jax
 
 from stmoe import errors
@@ -13,6 +17,7 @@ from stmoe.data import batches as pipeline
 from stmoe.data import record
 from stmoe.derive import calibrate
 from stmoe.derive import start as starts
+from stmoe.runs import beside
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
 from stmoe.surgery import layout
@@ -22,7 +27,9 @@ from stmoe.train import loop
 from stmoe.train import state as states
 
 
-def compress(run, surgery, workdir, overrides=(), *, batches=16, step=None, say=print, devices=None):
+def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
+             overrides: Sequence[str] = (), *, batches: int = 16, step: int | None = None,
+             say: Callable = print, devices=None) -> dict:
   """Writes run directory `workdir` with what `surgery` makes of `run`; returns the facts of ancestry.json.
 
   dict(parameters: those of the old and of the new model; changes: of the configuration).
@@ -59,8 +66,7 @@ def compress(run, surgery, workdir, overrides=(), *, batches=16, step=None, say=
                  changes=changes)
     made = starts.origin(*_described(surgery), [starts.parent(run, at)], facts)
     start, position = _state(new, fewer, params), source.position()
-    with rundir.own(workdir) as path:
-      starts.unused(path)                # nor was it taken meanwhile
+    with beside.new(workdir) as path:
       starts.inherit(path, run)
       starts.write(path, new, start, position, made, vocabulary=meta['vocab'], line={})
   return facts
@@ -91,7 +97,7 @@ class Source:
         self._say(line)
     return self._opened
 
-  def position(self):
+  def position(self) -> dict:
     """Returns the position of the data at their beginning; of an import whose data nobody asked for, none."""
     if self._opened is None and records.imported(self._run):
       return dict(step=0, data=None)

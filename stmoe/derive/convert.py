@@ -6,7 +6,6 @@ folder `source` what our form does not hold: the original config.json, tokenizer
 that were there twice. An export of the same parameters then has the same names and the same bytes.
 """
 
-import contextlib
 import itertools
 import math
 import pathlib
@@ -30,8 +29,8 @@ from stmoe.interop import fields
 from stmoe.interop import files
 from stmoe.interop import rules
 from stmoe.interop import t5x
+from stmoe.runs import beside
 from stmoe.runs import directory as rundir
-from stmoe.runs import owner
 from stmoe.runs import records
 from stmoe.train import check
 from stmoe.train import state as states
@@ -56,7 +55,7 @@ def read(source, target, overrides=(), say=print):
   source = pathlib.Path(source)
   name, family, sections, found = _open(source)
   cfg = _configuration(sections, overrides)
-  with beside(target) as path:
+  with beside.new(target) as path:
     digest = _take_vocabulary(source, path, pathlib.Path(target), cfg)
     copies = _copies(family, cfg, found)
     with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
@@ -100,40 +99,6 @@ def _open(source):
 def _sha256(file):
   """The digest of a file, None where there is none."""
   return store.sha256(file) if file.is_file() else None
-
-
-@contextlib.contextmanager
-def beside(target):
-  """Gives a new folder beside `target` that takes its place at the end, and vanishes after an error."""
-  target = pathlib.Path(target)
-  if target.exists() and (not target.is_dir() or any(target.iterdir())):
-    raise errors.UserError(f'{target} is there already and not an empty folder; choose another')
-  path = target.parent / f'.{target.name}.partial'
-  with rundir.own(path):
-    try:
-      _clear(path)                       # of what a kill left
-      yield path
-      (path / owner.FILE).unlink()
-      _take_place(path, target)
-    except BaseException:
-      shutil.rmtree(path, ignore_errors=True)
-      raise
-
-
-def _clear(path):
-  for left in [left for left in path.iterdir() if left.name != owner.FILE]:
-    if left.is_dir() and not left.is_symlink():
-      shutil.rmtree(left)
-    else:
-      left.unlink()
-
-
-def _take_place(path, target):
-  """Renames `path` to `target`, which may be an empty folder."""
-  try:
-    path.replace(target)
-  except OSError as error:
-    raise errors.UserError(f'{target}: {error.strerror}') from error
 
 
 def _tied(family, hf, found):
@@ -303,7 +268,7 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   if not set(again) <= set(family.COPIES):
     raise errors.Damaged(source / 'imported.json', f'has copies that are none: {again!r:.80}')
   copies = {copy: family.COPIES[copy] for copy in again}
-  with beside(target) as path:
+  with beside.new(target) as path:
     for file in (source / 'source').glob('*'):
       shutil.copyfile(file, path / file.name)
     if hf is not None:

@@ -4,8 +4,11 @@ All methods write both through here. ancestry.json holds what `records.ancestry`
 the parents are copied into it: it says the whole ancestry when the parents are gone.
 """
 
+from collections.abc import Callable
 import pathlib
 import shutil
+
+import ml_collections
 
 from stmoe import errors
 from stmoe import files
@@ -16,21 +19,21 @@ from stmoe.runs import records
 from stmoe.runs import writers
 
 
-def unused(workdir):
+def unused(workdir: str | pathlib.Path) -> None:
   """Raises UserError where the folder `workdir` holds a run already."""
   used = [*pathlib.Path(workdir).glob('config.json'), *pathlib.Path(workdir).glob('checkpoints/[0-9]*')]
   if used:
     raise errors.UserError(f'{workdir} holds a run already ({used[0].name}); choose another --workdir')
 
 
-def trained(run):
+def trained(run: str | pathlib.Path) -> None:
   """Raises UserError where run directory `run` is none, or has no checkpoint."""
   if not (pathlib.Path(run) / 'checkpoints').is_dir():
     rundir.load(run)                     # has the better words for what is no run at all
     raise errors.UserError(f'{run} has no checkpoint yet')
 
 
-def parent(run, step):
+def parent(run: str | pathlib.Path, step: int) -> tuple[dict, list]:
   """Returns (what a lineage says of checkpoint `step` of run directory `run`, the lineage of that run)."""
   try:
     meta, _ = seal.read(pathlib.Path(run) / 'checkpoints' / str(step))
@@ -41,12 +44,12 @@ def parent(run, step):
   return made, records.ancestry(run).get('lineage', [])
 
 
-def imported(folder, config):
+def imported(folder: str | pathlib.Path, config: str | None) -> tuple[dict, list]:
   """Returns what `parent` does of a folder of another library; `config`: digest of its configuration."""
   return dict(run=str(pathlib.Path(folder).absolute()), step=None, config=config, checkpoint=None), []
 
 
-def origin(method, options, parents, facts):
+def origin(method: str, options: dict, parents: list[tuple[dict, list]], facts: dict) -> dict:
   """Returns what ancestry.json is to hold.
 
   Args:
@@ -64,7 +67,7 @@ def origin(method, options, parents, facts):
   return files.plain(dict(facts=facts, lineage=lineage))
 
 
-def meta(cfg, vocabulary, flops=0.0):
+def meta(cfg: ml_collections.ConfigDict, vocabulary: str | None, flops: float = 0.0) -> dict:
   """Returns the meta of a first checkpoint.
 
   Args:
@@ -74,7 +77,8 @@ def meta(cfg, vocabulary, flops=0.0):
   return dict(config=rundir.identity(cfg), vocab=vocabulary, seconds=0.0, flops=flops)
 
 
-def write(path, cfg, state, position, made, *, vocabulary, step=0, flops=0.0, line=None):
+def write(path: pathlib.Path, cfg: ml_collections.ConfigDict, state: dict, position: dict, made: dict, *,
+          vocabulary: str | None, step: int = 0, flops: float = 0.0, line: dict | None = None) -> None:
   """Writes the run directory `path` with one checkpoint; the caller owns `path`, which holds no run.
 
   The checkpoint is first: without it the folder would be a run from scratch.
@@ -92,7 +96,8 @@ def write(path, cfg, state, position, made, *, vocabulary, step=0, flops=0.0, li
   claim(path, cfg, made, step, None if line is None else dict(flops=flops) | line)
 
 
-def claim(path, cfg, made, step=0, line=None, say=print):
+def claim(path: pathlib.Path, cfg: ml_collections.ConfigDict, made: dict, step: int = 0,
+          line: dict | None = None, say: Callable = print) -> None:
   """Writes what is beside the first checkpoint, which is there; see `write` for the arguments.
 
   say: called with a line of text about a damaged line of metrics.
@@ -109,7 +114,7 @@ def claim(path, cfg, made, step=0, line=None, say=print):
 OWN = ('data.json', 'data', 'vocabulary.model', 'imported.json', 'source')
 
 
-def inherit(path, run):
+def inherit(path: pathlib.Path, run: str | pathlib.Path) -> None:
   """Copies into run directory `path` what `run` keeps of its own: `path` then does without it."""
   for kept in (pathlib.Path(run) / name for name in OWN):
     if kept.is_dir():

@@ -1,9 +1,12 @@
 """The ancestry of a run as text: which runs it was made of, how, and how those were made."""
 
+from collections.abc import Iterator
+import pathlib
+
 from stmoe.runs import records
 
 
-def lines(path):
+def lines(path: str | pathlib.Path) -> Iterator[str]:
   """Yields lines of text about the ancestry of run directory `path`, none of a run trained from nothing."""
   lineage = records.ancestry(path).get('lineage')
   if lineage:

@@ -78,7 +78,7 @@ def imported(path):
   return found
 
 
-def ancestry(path):
+def ancestry(path: str | pathlib.Path) -> dict:
   """Returns how run directory `path` was made of others, dict(facts, lineage); {} if it was trained.
 
   facts:   dict, what the method found out when it made this run.

@@ -51,7 +51,7 @@ def visit(params, make, path=()):
   return made
 
 
-def numbered(params):
+def numbered(params: dict) -> dict:
   """Returns the pure dict of a model, scanned or not, with `layers` of numbered blocks in its stacks.
 
   >>> unit = dict(blocks={0: dict(w=jnp.array([1, 3])), 1: dict(w=jnp.array([2, 4]))})
@@ -64,7 +64,7 @@ def numbered(params):
   return found
 
 
-def placed(blocks, like):
+def placed(blocks: dict, like: dict) -> dict:
   """Returns the pure dict of a model from its numbered form `blocks`, in the form of `like`.
 
   Args:
@@ -76,21 +76,21 @@ def placed(blocks, like):
   return roll(made) if scanned else made
 
 
-def at(tree, path):
+def at(tree: dict, path: tuple):
   """Returns what a nested dict holds at `path`, a tuple of keys."""
   for key in path:
     tree = tree[key]
   return tree
 
 
-def put(tree, path, value):
+def put(tree: dict, path: tuple, value) -> None:
   """Sets `value` at `path`, a tuple of keys, in nested dict `tree`, in place."""
   for key in path[:-1]:
     tree = tree.setdefault(key, {})
   tree[path[-1]] = value
 
 
-def together(*trees):
+def together(*trees: dict) -> dict:
   """Returns the nested dict that has the leaves of all of `trees`, such as parameters and router state."""
   joined = {}
   for tree in trees:

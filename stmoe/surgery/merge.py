@@ -12,7 +12,9 @@ Differs: a group of one expert stays as it is; in the reference it is multiplied
 
 import math
 
+import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from scipy import optimize
 
@@ -29,11 +31,11 @@ WEIGHTS = {                              # of the members of a group, by their u
 }
 
 
-def operate(params, config, calibration, *, keep: ranges.PartOf1 = 0.5,
-            allocation: ranges.Choice('layer', 'global') = 'layer',
+def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse.Calibration, *,
+            keep: ranges.PartOf1 = 0.5, allocation: ranges.Choice('layer', 'global') = 'layer',
             weights: ranges.Choice(*WEIGHTS) = 'usage',
             align: ranges.Choice('weights', 'activations', 'none') = 'weights',
-            capacity: ranges.Count | None = None):
+            capacity: ranges.Count | None = None) -> tuple[dict, dict]:
   """Returns (params, changes) with the experts of every layer in groups of one each; see `sparse`.
 
   Args:
@@ -72,7 +74,7 @@ def operate(params, config, calibration, *, keep: ranges.PartOf1 = 0.5,
   return sparse.replaced(params, made), changes
 
 
-def usage(load):
+def usage(load: np.ndarray) -> np.ndarray:
   """Returns f[E], the shares of choices that experts have, from their number [E]; of no choice at all 0.
 
   >>> usage(np.array([3.0, 1.0])).tolist()
@@ -81,7 +83,7 @@ def usage(load):
   return load / max(float(load.sum()), 1.0)
 
 
-def similarity(products):
+def similarity(products: np.ndarray) -> np.ndarray:
   """Returns [E,E]: (cos + 1) / 2 of the columns of logits, 1 on the diagonal.
 
   Args:
@@ -97,7 +99,7 @@ def similarity(products):
   return alike
 
 
-def allocated(used, average, merged):
+def allocated(used: np.ndarray, average: int, merged: np.ndarray) -> np.ndarray:
   """Returns i[L], the groups of every layer, `average` on average over those that are merged.
 
   Layers whose usage is skewed keep few. With many experts that nothing uses, or with ties, fewer groups than
@@ -122,7 +124,7 @@ def allocated(used, average, merged):
   return (used > threshold).sum(1)
 
 
-def grouped(used, alike, number, capacity=None):
+def grouped(used: np.ndarray, alike: np.ndarray, number: int, capacity: int | None = None) -> list[list[int]]:
   """Returns the list of `number` lists of experts, the head of each first, in order of the heads.
 
   The most used experts are the heads. By falling usage, every other one joins the head it is most like.
@@ -146,7 +148,7 @@ def grouped(used, alike, number, capacity=None):
   return [groups[head] for head in sorted(groups)]
 
 
-def table(members):
+def table(members: list[list[int]]) -> jax.Array:
   """Returns i32[E], the group of every expert, from the list of the groups.
 
   >>> table([[2, 0], [3, 1]]).tolist()
@@ -156,7 +158,7 @@ def table(members):
   return jnp.asarray([number[expert] for expert in range(len(number))], jnp.int32)
 
 
-def mean(array, experts, weights):
+def mean(array: jax.Array, experts: list[int], weights: np.ndarray) -> jax.Array:
   """Returns [...], the mean of array [E,...] over the list `experts`, weighted by f[n]; one as it is."""
   if len(experts) == 1:
     return array[experts[0]]
@@ -182,7 +184,7 @@ def _globally(layers, used, keep):
   return {layer.name: int(number) for layer, number in zip(layers, numbers)}
 
 
-def correlation(tokens, sums, squares, products):
+def correlation(tokens: float, sums: np.ndarray, squares: np.ndarray, products: np.ndarray) -> np.ndarray:
   """Returns [E,F,F]: how the activations of expert 0's hidden units go with those of each expert's.
 
   Covariances over the product of the standard deviations plus 1e-7: 0 for a unit that is constant.
@@ -196,7 +198,7 @@ def correlation(tokens, sums, squares, products):
   return covariance / (spread[0][:, None] * spread[:, None] + 1e-7)
 
 
-def aligned(bank, named, scores=None):
+def aligned(bank: dict, named: dict, scores: np.ndarray | None = None) -> dict:
   """Returns `bank` with the hidden units of every expert in the order that is most like expert 0's.
 
   The function of no expert changes. Matrices without hidden units, or of hidden units that are shared by all
@@ -229,7 +231,7 @@ def aligned(bank, named, scores=None):
   return made
 
 
-def matching(score):
+def matching(score: np.ndarray) -> np.ndarray:
   """Returns i[F]: for each row of `score` [F,F] a column of its own, so that the sum is the largest there is.
 
   >>> matching(np.array([[0, 1, 0], [0, 0, 1], [1, 0, 9]])).tolist()

@@ -7,6 +7,7 @@ weighted outputs are longest. Tokens choose among the experts that stay, by the 
 import zlib
 
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from stmoe import errors
@@ -43,8 +44,9 @@ def _random(layers, params, calibration, seed):
 SCORES = {'usage': _usage, 'reap': _reap, 'magnitude': _magnitude, 'random': _random}
 
 
-def operate(params, config, calibration, *, keep: ranges.PartOf1 = 0.5, by: ranges.Choice(*SCORES) = 'usage',
-            seed: ranges.Seed = 0):
+def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse.Calibration, *,
+            keep: ranges.PartOf1 = 0.5, by: ranges.Choice(*SCORES) = 'usage',
+            seed: ranges.Seed = 0) -> tuple[dict, dict]:
   """Returns (params, changes) with share `keep` of the experts of every layer; see `sparse`.
 
   Args:
@@ -67,7 +69,7 @@ def operate(params, config, calibration, *, keep: ranges.PartOf1 = 0.5, by: rang
   return sparse.replaced(params, made), changes
 
 
-def best(scores, number):
+def best(scores: np.ndarray, number: int) -> np.ndarray:
   """Returns i[number]: the experts with the largest of `scores` f[E], in order; of equal ones the first.
 
   >>> best(np.array([1.0, 3.0, 2.0, 3.0]), 2).tolist()

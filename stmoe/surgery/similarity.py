@@ -7,7 +7,7 @@ from stmoe import axes
 from stmoe.surgery import layout
 
 
-def experts(params, names):
+def experts(params: dict, names: dict) -> dict[str, jax.Array]:
   """Returns dict layer name -> f32[E,E]: cosines between the weights of the experts of every sparse layer.
 
   All weights of an expert count as one vector, without those that all experts share. Copies have 1;

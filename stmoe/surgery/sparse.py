@@ -15,17 +15,24 @@ A surgery is a file of this folder with a function
 Further keyword-only parameters with ranges are the method's own fields. `stmoe compress` finds the file.
 """
 
+from collections.abc import Callable
 import copy
 import dataclasses
 import math
 
 from flax import nnx
+import jax
+import ml_collections
+import numpy as np
 
 from stmoe import axes
 from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
 from stmoe.surgery import layout
+
+# calibration(name, ...) -> dict layer -> dict name -> array.
+Calibration = Callable[..., dict[str, dict[str, np.ndarray]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +50,11 @@ class Layer:
   module: nnx.Module
 
   @property
-  def num_experts(self):
+  def num_experts(self) -> int:
     """E, the experts of the bank."""
     return self.module.router.num_experts
 
-  def axes(self, part):
+  def axes(self, part: str) -> dict[tuple, tuple]:
     """Returns dict path -> (logical axes, shape) of the arrays in `part`, 'router' or 'experts'."""
     arrays = {}
     for path, variable in nnx.to_flat_state(nnx.state(getattr(self.module, part))):
@@ -57,17 +64,17 @@ class Layer:
       arrays[path] = own, variable.shape[len(variable.shape) - len(own):]
     return arrays
 
-  def arrays(self, params, part):
+  def arrays(self, params: dict, part: str) -> dict[tuple, jax.Array]:
     """Returns dict path -> array of what `params` holds for `part`, 'router' or 'experts'."""
     return {path: layout.at(params, (*self.path, part, *path)) for path in self.axes(part)}
 
-  def owned(self, params):
+  def owned(self, params: dict) -> dict[tuple, jax.Array]:
     """Returns dict path -> array [E,...] of what belongs to experts in the bank, and not to all of them."""
     arrays, named = self.arrays(params, 'experts'), self.axes('experts')
     return {path: array for path, array in arrays.items() if 'expert' in named[path][0]}
 
 
-def found(config):
+def found(config: ml_collections.ConfigDict) -> list[Layer]:
   """Returns the list of Layers of the model of `config`, in the order of stacks and blocks.
 
   Raises UserError for a model without sparse layers, or with one whose experts are not one bank.
@@ -98,14 +105,14 @@ def _of_stack(stack, path, config):
       yield Layer(name, (*path, 'layers', number, 'layer', *inside), where, part)
 
 
-def section(config, where):
+def section(config: ml_collections.ConfigDict, where: str) -> ml_collections.ConfigDict:
   """Returns the group of fields `where`, 'a.b', of a configuration."""
   for key in where.split('.'):
     config = config[key]
   return config
 
 
-def changed(config, changes):
+def changed(config: ml_collections.ConfigDict, changes: dict) -> ml_collections.ConfigDict:
   """Returns a copy of `config` with `changes`, dict 'a.b' -> value; the fields need not be there."""
   config = copy.deepcopy(config)
   with config.unlocked(), config.ignore_type():
@@ -118,12 +125,12 @@ def changed(config, changes):
   return config
 
 
-def kept(layers, keep):
+def kept(layers: list[Layer], keep: float) -> dict[str, int]:
   """Returns dict where -> E', the experts that share `keep` leaves to each group of layers; at least one."""
   return {layer.where: share(layer.num_experts, keep) for layer in layers}
 
 
-def share(number, keep):
+def share(number: int, keep: float) -> int:
   """Returns how many of `number` experts the share `keep` is, at least one.
 
   >>> share(8, 0.5), share(5, 0.5), share(8, 0.01)
@@ -132,7 +139,7 @@ def share(number, keep):
   return max(math.floor(keep * number + 0.5), 1)
 
 
-def replaced(params, changes):
+def replaced(params: dict, changes: dict[tuple, object]) -> dict:
   """Returns a copy of nested dict `params` with `changes`, dict path -> array or nested dict."""
   made = layout.together(params)
   for path, value in changes.items():
@@ -140,6 +147,6 @@ def replaced(params, changes):
   return made
 
 
-def router(layer, params):
+def router(layer: Layer, params: dict) -> dict:
   """Returns the nested dict of the router of `layer` in `params`; {} of one without arrays."""
   return layout.at(params, layer.path).get('router', {})

@@ -1,0 +1,44 @@
+"""A folder that is whole or not there: one process fills it beside its place and renames it at the end."""
+
+from collections.abc import Iterator
+import contextlib
+import pathlib
+import shutil
+
+from stmoe import errors
+from stmoe.runs import directory as rundir
+from stmoe.runs import owner
+
+
+@contextlib.contextmanager
+def new(target: str | pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a new folder beside `target` that takes its place at the end, and vanishes after an error."""
+  target = pathlib.Path(target)
+  if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    raise errors.UserError(f'{target} is there already and not an empty folder; choose another')
+  path = target.parent / f'.{target.name}.partial'
+  with rundir.own(path):
+    try:
+      _clear(path)                       # of what a kill left
+      yield path
+      (path / owner.FILE).unlink()
+      _take_place(path, target)
+    except BaseException:
+      shutil.rmtree(path, ignore_errors=True)
+      raise
+
+
+def _clear(path):
+  for left in [left for left in path.iterdir() if left.name != owner.FILE]:
+    if left.is_dir() and not left.is_symlink():
+      shutil.rmtree(left)
+    else:
+      left.unlink()
+
+
+def _take_place(path, target):
+  """Renames `path` to `target`, which may be an empty folder."""
+  try:
+    path.replace(target)
+  except OSError as error:
+    raise errors.UserError(f'{target}: {error.strerror}') from error
