@@ -129,7 +129,7 @@ def test_it_fits_a_model_of_numbers_and_classes_do_not(config, tmp_path):
     with states.on_mesh(cfg.mesh, jax.devices()[:1]) as mesh:
       return check.forward(cfg, states.blueprint(cfg, mesh))
   assert len(forward(run_of(config(given=('city',)), tmp_path))) == 1
-  with pytest.raises(errors.UserError, match="predicts values, .* of data.source='table' are labels"):
+  with pytest.raises(errors.UserError, match="judges values, .* of data.source='table' are labels"):
     forward(run_of(config(classes=True, labels=('job',)), tmp_path))
 
 
