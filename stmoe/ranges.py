@@ -437,4 +437,5 @@ Yarn = Group(factor=Positive, length=Count, fast=Positive, slow=Positive, size=P
 Activation = Choice('relu', 'gelu', 'silu', 'swish', 'tanh', 'sigmoid', 'relu6', 'elu', 'selu', 'celu',
                     'mish', 'leaky_relu', 'softplus', 'soft_sign', 'squareplus', 'hard_silu', 'hard_swish',
                     'hard_sigmoid', 'hard_tanh', 'log_sigmoid', 'identity')
-Dtype = Choice('float32', 'bfloat16', 'float16')
+# No float16: its small gradients are zeros without a scaled loss, and CPUs multiply no matrices of it.
+Dtype = Choice('float32', 'bfloat16')

@@ -73,7 +73,7 @@ def test_choices_are_those_of_the_code():
     ('blocks.m.router.capacity_factor=(1.0,)', 'or one for both'),
     ('blocks.m.router.capacity_factor=-1', 'at least 0'), ('blocks.m.experts.d_ff=-8', 'at least 1'),
     ('blocks.m.experts.init_scale=0', 'above 0'), ('blocks.m.experts.name=mlpp', 'nearest: mlp'),
-    ('model.dtype=int8', 'float32, bfloat16, float16'), ('model.remat=ful', 'nearest: full'),
+    ('model.dtype=float16', 'float32, bfloat16'), ('model.remat=ful', 'nearest: full'),
     ('model.name=mixtral', 'no model is called'), ('model.name=t5', "has no field 'layers'"),
     ("model.layers=(('dm',1.5),)", 'letters of blocks'), ('model.layers=()', 'letters of blocks'),
     ('model.vocab_size=0', 'at least 1'), ('data.length=0', 'at least 1'), ('data.replaced=2.0', 'to 1'),
