@@ -13,7 +13,8 @@ from stmoe.train import losses
 
 
 def counts(cfg):
-  """Raises UserError for fields that are missing or out of their range, or losses that do not fit."""
+  """Completes `cfg`; raises UserError for fields that are missing or out of range, and misfitting losses."""
+  sections.complete(cfg)
   sections.check(cfg, whole=False)
   sections.present(cfg)
   lookup.recipe('target', cfg.loss)()

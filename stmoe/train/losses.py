@@ -36,6 +36,11 @@ def reported(aux):
   return sorted({name for a in aux.values() for name in a.losses})
 
 
+def unweighed(aux, weighted):
+  """Returns the names of the losses that layers report and of which section `losses` says nothing."""
+  return [name for name in reported(aux) if name not in weighted]
+
+
 def check(aux, weighted):
   """Raises UserError for a weighted loss that no layer reports, or an unknown reduction.
 
