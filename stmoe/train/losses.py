@@ -36,7 +36,7 @@ def reported(aux):
   return sorted({name for a in aux.values() for name in a.losses})
 
 
-def unweighed(aux, weighted):
+def unweighed(aux: dict, weighted) -> list[str]:
   """Returns the names of the losses that layers report and of which section `losses` says nothing."""
   return [name for name in reported(aux) if name not in weighted]
 
