@@ -10,8 +10,6 @@ import pathlib
 
 from stmoe import errors
 from stmoe import experiment
-from stmoe.runs import directory as rundir
-from stmoe.runs import lineage
 
 
 def add_arguments(parser):
@@ -30,6 +28,7 @@ def run(args):
                            'nearest: --sharding --mesh 8x1x1')
   run_there = pathlib.Path(args.name).is_dir()
   if run_there:
+    from stmoe.runs import directory as rundir
     config, name = experiment.override(rundir.load(args.name), args.overrides, whole=False), args.name
   else:
     config, name = experiment.load(args.name, args.overrides)
@@ -44,8 +43,10 @@ def run(args):
   print(f'{name}  (run id {experiment.run_id(config)[:8]})')
   for line in _lines(config.to_dict(), ''):
     print(line)
-  for line in lineage.lines(args.name) if run_there else ():
-    print(line)
+  if run_there:
+    from stmoe.runs import lineage
+    for line in lineage.lines(args.name):
+      print(line)
 
 
 def _lines(fields, indent):
