@@ -17,12 +17,23 @@ from stmoe import ranges
 ROOT = pathlib.Path(__file__).parent
 REQUIRED = object()                  # in place of a default
 COMPUTED = object()                  # a default that is no literal
+OPTIONAL = object()                  # there is no default: the field may be away, and then nothing is meant
+UNWRITTEN = object()
 
 
 class Field(NamedTuple):
   """One field: its range, None where it has no annotation, and its default."""
   range: ranges.Range | None
   default: object = REQUIRED
+
+  @property
+  def written(self):
+    """Returns what a configuration has in this field where nothing is said; UNWRITTEN if that is nothing."""
+    if self.range is None:               # whoever builds the object gives it
+      return UNWRITTEN
+    if self.range.usual is not None:
+      return {'name': self.range.usual}
+    return UNWRITTEN if self.default in (REQUIRED, COMPUTED, OPTIONAL) else self.default
 
 
 def folders(package):
@@ -59,6 +70,12 @@ def called_with(package, name, function=None):
   found = _class(file(package, name))
   call = found and _method(found, '__call__')
   return call and [argument.arg for argument in call.args.args[1:]]
+
+
+def has_method(package, name, method):
+  """Returns whether the class called like its file has a method of that name."""
+  found = _class(file(package, name))
+  return found is not None and _method(found, method) is not None
 
 
 def of_functions(module):
@@ -117,6 +134,8 @@ def _default(node):
   try:
     return ast.literal_eval(node)
   except ValueError:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+      return ast.literal_eval(node.left) / ast.literal_eval(node.right)               # 1 / 3
     return COMPUTED
 
 

@@ -49,7 +49,7 @@ def load(name, overrides=()):
 
   Args:
     name:      'lm/stdlib', 'lm/stdlib:smoke' or a path ending in '.py', with an argument or not.
-    overrides: texts 'a.b=value' or '--config.a.b=value', applied in order.
+    overrides: see `override`.
   Raises:
     UserError: for an unknown experiment, argument or field, or a mistyped value.
   """
@@ -61,8 +61,8 @@ def load(name, overrides=()):
     config = module.get_config(arg)
   except errors.UserError as error:
     raise errors.UserError(f'{name}: {error}') from None
-  config.lock()
-  return override(config, overrides), canonical + (f':{arg}' if arg else '')
+  written = sections.complete(config.lock())
+  return override(config, overrides, written=written), canonical + (f':{arg}' if arg else '')
 
 
 def split(name):
@@ -74,17 +74,49 @@ def split(name):
   return where, arg
 
 
-def override(config, overrides, whole=True):
-  """Returns `config` after `overrides`, in place, every field within its range.
+def override(config, overrides, whole=True, written=None):
+  """Returns `config` after `overrides`, in place, complete and every field within its range.
+
+  Fields that choose others, such as a `name`, are set first, the rest in order. Where another name is chosen,
+  the defaults of the one before go, and its own take their place; what was said of it stays.
 
   Args:
-    overrides: texts 'a.b=value' or '--config.a.b=value', applied in order.
+    overrides: texts 'a.b=value' or '--config.a.b=value'.
     whole:     see `sections.check`.
+    written:   set of the paths that are defaults nobody asked for; None = of all fields that have theirs.
   """
-  for text in overrides:
-    apply(config, text)
+  sections.complete(config)
+  written = sections.defaults(config) if written is None else written
+  chooses = lambda text: sections.chooser(config, _path(text)) is not None
+  for text in sorted(overrides, key=lambda text: not chooses(text)):
+    if chooses(text):
+      _choose(config, text, written)
+    else:
+      apply(config, text)
+  sections.complete(config)
   sections.check(config, whole)
   return config
+
+
+def _path(override):
+  """The field that the text 'a.b=value' or '--config.a.b=value' sets."""
+  return override.removeprefix('--').removeprefix('config.').partition('=')[0]
+
+
+def _choose(config, text, written):
+  """Sets a field that decides which others there are, with the defaults of what it chooses in `written`."""
+  group = sections.chooser(config, _path(text))
+  before = group.values[group.chosen]
+  apply(config, text)
+  if group.values[group.chosen] == before:
+    return
+  for path in sorted(path for path in written if path.startswith(f'{group.path}.')):
+    written.discard(path)
+    holder, key = _holder(config, path)
+    if key in holder:
+      with holder.unlocked():
+        del holder[key]
+  written |= sections.complete(config)
 
 
 def find_module(where):
@@ -134,14 +166,14 @@ def apply(config, override):
   if bracket:
     _set_item(holder[key], path, index.removesuffix(']'), text)
     return
-  if isinstance(holder[key], ml_collections.ConfigDict):
+  if isinstance(holder.get(key), ml_collections.ConfigDict):
     inside = ', '.join(f'config.{field}.{name}' for name in holder[key])
     raise errors.UserError(f'config.{path} is a group of fields, set one of: {inside}')
   known = sections.range_of(config, field)
   if known is None:
     holder[key] = parsing.typed(f'config.{path}', text, holder.get_type(key), holder[key])
     return
-  with holder.ignore_type():
+  with holder.unlocked(), holder.ignore_type():
     holder[key] = known.typed(f'config.{path}', text)
 
 
@@ -161,13 +193,21 @@ def matching(config, pattern):
 
 
 def _find(config, path):
-  """(ConfigDict, key) that hold the field `path` of `config`."""
+  """(ConfigDict, key) that hold the field `path` of `config`, or that may hold it."""
+  holder, key = _holder(config, path)
+  if key not in holder and (sections.field_of(config, path) is None or '.' in key):
+    near = errors.nearest(f'config.{path}', [f'config.{name}' for name in flatten(config)])
+    raise errors.UserError(f'config.{path} does not exist{near}')
+  return holder, key
+
+
+def _holder(config, path):
+  """(the innermost ConfigDict of `config` on the way to the field `path`, what of the path is left)."""
   holder, key = config, path
   while key not in holder:
     group, dot, rest = key.partition('.')
     if not dot or not isinstance(holder.get(group), ml_collections.ConfigDict):
-      near = errors.nearest(f'config.{path}', [f'config.{name}' for name in flatten(config)])
-      raise errors.UserError(f'config.{path} does not exist{near}')
+      break
     holder, key = holder[group], rest
   return holder, key
 

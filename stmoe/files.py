@@ -20,8 +20,6 @@ import tempfile
 import zipfile
 import zlib
 
-import numpy as np
-
 from stmoe import errors
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)   # of a full disk, a quota or a limit of the system
@@ -127,6 +125,7 @@ def read_lines(path, kind=dict, check=lambda value: None, bad=None, nan=False, l
 
 def read_arrays(path, limit=LARGEST):
   """Returns dict name -> array of the npz file `path`; none of them may hold Python objects."""
+  import numpy as np                     # other files are read without it, by commands that answer at once
   content = io.BytesIO(read_bytes(path, limit))
   try:
     with zipfile.ZipFile(content) as archive:

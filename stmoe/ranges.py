@@ -25,9 +25,11 @@ class Range:
   near(value): returns the allowed values most like a refused one, as text, or ''.
   read(text): returns the value that a user typed; raises ValueError if it is none.
   settle(value): returns `value` of a literal in this field's type, if there is such a one: 1 as 1.0.
+  usual: the name of what stands here if nothing else is named, see `Named`; None elsewhere.
   """
 
   text = ''
+  usual = None
 
   def __or__(self, other):
     return Either(self, Nothing() if other is None else other)
@@ -178,6 +180,7 @@ class Either(Range):
     self.text = ' or '.join(kind.text for kind in kinds)
     # None first: where it may stand alone it does not mean both of a Pair.
     self.kinds = sorted(kinds, key=lambda kind: not isinstance(kind, Nothing))
+    self.usual = next(filter(None, (kind.usual for kind in kinds)), None)
 
   def holds(self, value):
     return any(kind.holds(value) for kind in self.kinds)
@@ -245,6 +248,25 @@ class Pair(Row):
   def read(self, text):
     found = items(text)
     return self.settle(found * 2 if len(found) == 1 and text[:1] not in '([' else found)
+
+
+class Weighed(Row):
+  """The weight of a loss and its reduction over layers; a weight alone means that of their mean."""
+
+  def __init__(self):
+    super().__init__(NonNegative, Choice('mean', 'sum'))
+    self.text += ', or the number alone for the mean'
+
+  def holds(self, value):
+    return super().holds(value) or self.kinds[0].holds(value)
+
+  def check(self, where, value):
+    value = super().check(where, value)
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, 'mean')
+
+  def read(self, text):
+    found = items(text)
+    return self.settle([*found, 'mean'] if len(found) == 1 and text[:1] not in '([' else found)
 
 
 class Many(Range):
@@ -342,10 +364,13 @@ class Mapping(Range):
 
 
 class Named(Range):
-  """A mapping whose `name` is that of a module of a kind (see `lookup.PACKAGES`), with its fields."""
+  """A mapping whose `name` is that of a module of a kind (see `lookup.PACKAGES`), with its fields.
 
-  def __init__(self, kind):
-    self.kind = kind
+  usual: the name of the module that is meant where there is no mapping, or None in its place.
+  """
+
+  def __init__(self, kind, usual=None):
+    self.kind, self.usual = kind, usual
     self.text = f'a group with the name of a {kind} and its fields'
 
   def holds(self, value):
@@ -366,6 +391,14 @@ class Spelled(String):
   def __init__(self, kind):
     self.kind = kind
     self.text = f'the name of an {kind}'
+
+
+class Called(String):
+  """The name of a module of a kind, which has its default fields."""
+
+  def __init__(self, kind):
+    self.kind = kind
+    self.text = f'the name of a {kind}'
 
 
 def finite(value):
@@ -397,10 +430,12 @@ def words(text):
 
 
 def items(text):
-  """Returns the items of a literal, else the words between the commas of '(a, b)' or 'a, b'."""
+  """Returns the items of a literal with brackets or quotes, else the words between the commas of 'a, b'."""
   try:
-    value = literal(text)
+    value = literal(text) if text[:1] in '([{' or {*text} & {*'\'"'} else None
   except ValueError:
+    value = None
+  if value is None:                      # words: what each of them is, its range says
     inside = text[1:-1] if text[:1] + text[-1:] in ('()', '[]') else text
     return [word.strip() for word in words(inside)]
   return list(value) if isinstance(value, (tuple, list)) else [value]
@@ -430,6 +465,7 @@ Share = Number('from 0 to 1', low=0.0, high=1.0)
 PartOf1 = Number('above 0, at most 1', low=LEAST, high=1.0)
 Below1 = Number('of at least 0 and below 1', low=0.0, high=1 - 2**-24)
 Between01 = Number('above 0 and below 1', low=LEAST, high=1 - 2**-24)
+Weight = Weighed()                                                   # of a router's loss
 Factors = Pair(NonNegative | None)                                   # capacities; None = nothing is dropped
 Yarn = Group(factor=Positive, length=Count, fast=Positive, slow=Positive, size=Positive, truncate=Flag,
              optional=('truncate',))                                 # `rotary.yarn`

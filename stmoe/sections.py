@@ -1,9 +1,10 @@
-"""What a configuration may hold: every field with its range, and the one check of all of them.
+"""What a configuration holds: every field with its range and its default, and the one check of all of them.
 
 Sections that name something (model, optimizer, ...) have the fields that it declares (see `declared.py`), the
 others those of the tables here. Nothing is imported that a configuration names.
 """
 
+import copy
 import functools
 import operator
 from typing import NamedTuple
@@ -45,7 +46,7 @@ TABLES = {
 
 # Fields of section data that the pipeline reads itself, whatever the source of the data is.
 EVERY_SOURCE = dict(
-    source=Field(lookup.Name('source'), None), shuffle=Field(ranges.Flag),
+    source=Field(lookup.Name('source'), declared.OPTIONAL), shuffle=Field(ranges.Flag),
     eval_split=Field(ranges.Choice('train', 'validation')))
 
 # What a run cannot do without, and all there is.
@@ -66,6 +67,7 @@ class Group(NamedTuple):
   chosen: field that decides which other fields there are, or ''.
   title:  what the fields belong to, for messages.
   open:   other fields are allowed: nothing is declared of them.
+  others: what fields of any other name are; None = there are none.
   """
   path: str
   values: ml_collections.ConfigDict
@@ -73,6 +75,7 @@ class Group(NamedTuple):
   chosen: str = ''
   title: str = ''
   open: bool = False
+  others: Field | None = None
 
   def where(self, key):
     """Returns the path of a field."""
@@ -89,8 +92,8 @@ def groups(config):
     elif section == 'data':
       yield _data(values)
     elif section == 'losses':
-      weighed = Field(ranges.Row(ranges.NonNegative, ranges.Choice('mean', 'sum')))
-      yield Group(section, values, dict.fromkeys(values, weighed))
+      weighed = Field(ranges.Weight)
+      yield Group(section, values, dict.fromkeys(values, weighed), others=weighed)
     elif section == 'blocks':
       yield from _blocks(values)
     elif section == 'groups':
@@ -100,11 +103,22 @@ def groups(config):
     elif section in FUNCTIONS:
       known, name = declared.of_functions(FUNCTIONS[section]), values.get('name')
       named = {'name': Field(ranges.Choice(*known))}
-      yield Group(section, values, named | _own(known.get(name, {})), 'name', f'{section} {name!r}')
+      mine = _own(known.get(name, {})) if isinstance(name, str) else {}
+      yield Group(section, values, named | mine, 'name', f'{section} {name!r}')
     elif section in KINDS:
       yield from _of_kind(KINDS[section], section, values)
-  known = dict.fromkeys(SECTIONS, Field(ranges.Section, None)) | dict(seed=Field(ranges.Seed, 0))
-  yield Group('', config, known, open=True)
+  yield Group('', config, _outermost(config), open=True)
+
+
+def _outermost(config):
+  """The fields of a whole configuration; a model that writes texts has a strategy to do so."""
+  fields = dict.fromkeys(SECTIONS, Field(ranges.Section, declared.OPTIONAL))
+  fields['seed'] = Field(ranges.Seed, 0)
+  model = config.get('model')
+  name = model.get('name') if _is_group(model) else None
+  if lookup.has('model', name) and declared.has_method(lookup.PACKAGES['model'], name, 'begin'):
+    fields['decode'] = Field(ranges.Named('strategy', 'greedy'), declared.COMPUTED)
+  return fields
 
 
 def of_parameters(config):
@@ -155,7 +169,8 @@ def _left_aside():
     for fields in lookup.known_fields(kind).values():
       for key, field in _own(fields).items():
         kinds.setdefault(key, {})[field.range.text] = field.range
-  return {key: Field(functools.reduce(operator.or_, each.values()), None) for key, each in kinds.items()}
+  return {key: Field(functools.reduce(operator.or_, each.values()), declared.OPTIONAL)
+          for key, each in kinds.items()}
 
 
 def _blocks(blocks):
@@ -189,11 +204,78 @@ def _is_group(value):
   return isinstance(value, (dict, ml_collections.ConfigDict))
 
 
-def range_of(config, path):
-  """Returns the Range of the field `path` of a configuration, or None where nothing is declared of it."""
+def complete(config):
+  """Writes the default of every field that is not there, in place; returns the set of their paths.
+
+  A field stays away whose value only whoever builds the object knows.
+  """
+  written = set()
+  while absent := list(_absent(config)):
+    for group, key, value in absent:
+      with group.values.unlocked(), group.values.ignore_type():
+        group.values[key] = group.fields[key].range.check(group.where(key), value)
+    written |= {group.where(key) for group, key, _ in absent}        # some are groups, and may lack fields
+  return written
+
+
+def completed(config):
+  """Returns `config` with the default of every field that is not there; another one, if there are such."""
+  if any(True for _ in _absent(config)):
+    config = copy.deepcopy(config)
+    complete(config)
+  return config
+
+
+def whole(fields):
+  """Returns a configuration, a dict of dicts, with the default of every field that is not there."""
+  config = ml_collections.ConfigDict(fields)
+  complete(config)
+  return config.to_dict()
+
+
+def _absent(config):
+  """Yields (group, key, default) of every field that is not there and has one."""
+  for group in groups(config):
+    for key, field in group.fields.items():
+      value = field.written
+      there = key in group.values and not (group.values[key] is None and field.range.usual)
+      if value is not declared.UNWRITTEN and not there:
+        yield group, key, value
+
+
+def defaults(config):
+  """Returns the set of the paths of all fields of a complete configuration that have their default."""
+  found = set()
+  for group in sorted(groups(config), key=lambda group: -group.path.count('.')):      # inner ones first
+    for key, field in group.fields.items():
+      value, where = group.values.get(key), group.where(key)
+      if field.range is not None and field.range.usual and _is_group(value):
+        inside = {f'{where}.{name}' for name in value} - {f'{where}.name'}
+        if value.get('name') == field.range.usual and inside <= found:
+          found.add(where)
+      elif key in group.values and field.written is not declared.UNWRITTEN and value == field.range.check(
+          where, field.written):
+        found.add(where)
+  return found
+
+
+def field_of(config, path):
+  """Returns the Field at `path` of a configuration, there or not; None where nothing is declared of it."""
   outer, _, key = path.rpartition('.')
   group = next((group for group in groups(config) if group.path == outer), None)
-  return group.fields[key].range if group and key in group.fields else None
+  field = group and group.fields.get(key, group.others)
+  return None if field is None or field.default is declared.OPTIONAL and key not in group.values else field
+
+
+def range_of(config, path):
+  """Returns the Range of the field `path` of a configuration, or None where nothing is declared of it."""
+  field = field_of(config, path)
+  return field and field.range
+
+
+def chooser(config, path):
+  """Returns the Group whose other fields the field `path` of a configuration decides, or None."""
+  return next((group for group in groups(config) if group.chosen and group.where(group.chosen) == path), None)
 
 
 def check(config, whole=True):
@@ -210,21 +292,34 @@ def check(config, whole=True):
   """
   for group in list(groups(config)):
     if whole:
-      _complete(group)
+      _check_fields(group)
     for key in list(group.values):
       value, known = group.values[key], group.fields.get(key)
       if known is None or not whole and key == group.chosen:
         _finite(group.where(key), value)
         continue
       kept = known.range.check(group.where(key), value)
-      if whole and isinstance(known.range, ranges.Spelled):
-        lookup.spelled(known.range.kind, value)
+      if whole:
+        _check_names(known.range, value)
       if kept is not value:
         with group.values.ignore_type():
           group.values[key] = kept
 
 
-def _complete(group):
+def _check_names(kind, value):
+  """Raises UserError for a text in `value` of range `kind` that is to name a module and names none."""
+  if isinstance(kind, ranges.Spelled):
+    lookup.spelled(kind.kind, value)
+  elif isinstance(kind, ranges.Called):
+    lookup.check(kind.kind, value)
+  elif isinstance(kind, ranges.Either):
+    _check_names(next(one for one in kind.kinds if one.holds(value)), value)
+  elif isinstance(kind, ranges.Many):
+    for entry in value:
+      _check_names(kind.kind, entry)
+
+
+def _check_fields(group):
   """Raises UserError for a field of `group` that is missing, or that nothing has."""
   chosen = group.chosen
   if chosen in group.values:
@@ -233,7 +328,7 @@ def _complete(group):
     raise errors.UserError(f'{group.path} has no field {chosen!r}, which says what it is')
   title, known = group.title or group.path, list(group.fields)
   for key in group.values:
-    if key not in known and not group.open:
+    if key not in known and not (group.open or group.others):
       raise errors.UserError(f'{group.where(key)}: {title} has no field {key!r}{errors.nearest(key, known)}'
                              f' (it has: {", ".join(known)})')
   _missing(group)

@@ -45,6 +45,7 @@ def test_defaults_are_within_their_ranges(kind, name):
 GIVEN = {
     'model': {'blocks'}, 'experts': {'num_experts'}, 'head': {'length'},
     'attention': {'num_heads', 'head_dim', 'num_kv_heads', 'dropout_rate', 'init_scale'},
+    'router': {'num_virtual'}, 'strategy': {'eos_id'},
 }
 
 

@@ -5,8 +5,11 @@ import json
 import ml_collections
 import pytest
 
+from stmoe import declared
 from stmoe import errors
 from stmoe import experiment
+from stmoe import routers
+from stmoe import sections
 
 TOY = '''"""A toy.
 
@@ -170,3 +173,90 @@ def test_a_file_that_is_no_python_is_one_line(tmp_path, content):
 def test_a_value_that_is_no_utf8_is_refused(toy):
   with pytest.raises(errors.UserError, match='config.opt.name=.* is not UTF-8'):
     experiment.load(toy, ['opt.name=caf\udce9'])
+
+
+METHOD = 'lm/stdlib:method=st_moe,smoke'
+
+
+@pytest.mark.parametrize('name', [METHOD, 'vmoe/digits', 'robust_qa/moe_head', 'deepseek_moe/sizes'])
+def test_every_default_is_in_the_configuration(name):
+  config, _ = experiment.load(name)
+  for group in sections.groups(config):
+    known = {key: field.written for key, field in group.fields.items()}
+    assert not [group.where(key) for key, value in known.items()
+                if value is not declared.UNWRITTEN and key not in group.values]
+  assert config.train.trainable == 'all'
+
+
+def test_defaults_are_those_of_the_classes_and_may_be_set():
+  config, _ = experiment.load(METHOD)
+  assert config.blocks.m.router.k == 2 and config.model.attention.name == 'attention'
+  assert config.decode.name == 'greedy' and 'decode' not in experiment.load('vmoe/digits')[0]
+  changed, _ = experiment.load(METHOD, ['--config.blocks.m.router.k=3', 'model.attention.qk_norm=1e-6'])
+  assert experiment.diff(config, changed) == {'blocks.m.router.k': (2, 3),
+                                              'model.attention.qk_norm': (None, 1e-6)}
+  assert experiment.run_id(config) != experiment.run_id(changed)
+
+
+@pytest.mark.parametrize('overrides', [
+    ['blocks.m.router.name=gshard'], ['blocks.m.router.logit_cap=3', 'blocks.m.router.name=gshard']])
+def test_another_name_has_its_own_defaults_in_any_order(overrides):
+  router = experiment.load(METHOD, overrides)[0].blocks.m.router
+  assert router.threshold == 0.5 and 'balance_choices' not in router                 # st_moe has 0.2
+  assert router.capacity_factor == (2.5, 4.0) and router.num_experts == 8            # as the experiment says
+  assert router.logit_cap == (3.0 if len(overrides) > 1 else 0.0)
+  back, _ = experiment.load(METHOD, ['blocks.m.router.name=gshard', 'blocks.m.router.name=st_moe'])
+  assert back.to_dict() == experiment.load(METHOD)[0].to_dict()
+
+
+def test_what_the_experiment_says_of_another_class_is_one_line():
+  with pytest.raises(errors.UserError, match="capacity_factor: router 'smoe' has no field 'capacity_factor'"):
+    experiment.load(METHOD, ['blocks.m.router.name=smoe'])
+  with pytest.raises(errors.UserError, match="data.objective='seq2seq' needs the field 'inputs_length'"):
+    experiment.load(METHOD, ['data.objective=seq2seq'])
+
+
+def test_fields_that_a_class_needs_may_be_given():
+  config, _ = experiment.load(METHOD, ['blocks.d.layer=gmlp', 'blocks.d.length=128'])
+  assert config.blocks.d.inner.name == 'spatial' and config.blocks.d.length == 128
+  config, _ = experiment.load(METHOD, ['data.inputs_length=8', 'data.targets_length=4',
+                                       'data.objective=seq2seq'])
+  assert (config.data.inputs_length, config.data.targets_length) == (8, 4)
+
+
+@pytest.mark.parametrize('override, value', [
+    ('losses.balance=0.5', (0.5, 'mean')), ('losses.mine=0.01', (0.01, 'mean')),
+    ('losses.mine=0.01,sum', (0.01, 'sum')), ('losses.mine=(1,"sum")', (1.0, 'sum'))])
+def test_a_loss_may_be_added(override, value):
+  config, _ = experiment.load(METHOD, [override])
+  assert config.losses[override.partition('=')[0].removeprefix('losses.')] == value
+  with pytest.raises(errors.UserError, match='losses.mine=.*one of mean, sum'):
+    experiment.load(METHOD, ['losses.mine=0.01,max'])
+
+
+@pytest.mark.parametrize('override, value', [
+    ('data.cache_dir=1', '1'), ('data.task=None', 'None'), ('data.files=1984,2', ('1984', '2')),
+    ('blocks.m.router.capacity_factor=1.25', (1.25, 1.25)), ('schedule.peak=1', 1.0),
+    ('blocks.m.router.capacity_factor=1,None', (1.0, None)),
+    ('blocks.m.virtual=zero,copy', ('zero', 'copy'))])
+def test_a_value_has_the_type_of_its_field(override, value):
+  found = experiment.flatten(experiment.load(METHOD, [override])[0])[override.partition('=')[0]]
+  assert found == value and type(found) is type(value)
+
+
+def test_virtual_experts_are_names():
+  with pytest.raises(errors.UserError, match="no virtual is called 'zer'; nearest: zero"):
+    experiment.load(METHOD, ['blocks.m.virtual=zer'])
+
+
+def test_a_new_file_has_its_defaults_in_the_configuration(tmp_path, monkeypatch):
+  """Nothing but the file says so."""
+  (tmp_path / 'probe.py').write_text(
+      'from stmoe import ranges\n\nclass Probe:\n  def __init__(self, d_model, *, num_experts: ranges.Count, '
+      'tau: ranges.Share = 0.25, given=3, rngs):\n    pass\n')
+  monkeypatch.setattr(routers, '__path__', [*routers.__path__, str(tmp_path)])
+  name = 'lm/stdlib:method=switch,smoke'
+  fields = experiment.load(name)[0].to_dict()
+  fields['blocks']['m']['router'] = dict(name='probe', num_experts=8)
+  config = experiment.override(ml_collections.ConfigDict(fields), ['blocks.m.router.tau=0.5'])
+  assert config.blocks.m.router.to_dict() == dict(name='probe', num_experts=8, tau=0.5)

@@ -67,12 +67,12 @@ def time_decoding(args):
 
 def time_step(args):
   """Prints what a training step spends its time on; see `stmoe.bench.step` and `overhead`."""
-  from stmoe import experiment
   from stmoe.bench import overhead
   from stmoe.bench import step as products
+  from stmoe.runs import directory as rundir
 
   os.environ['STMOE_PROGRESS'] = 'off'
-  cfg, name = experiment.load(args.step, args.overrides)
+  cfg, name = rundir.named(args.step, args.overrides)
   row = dict(products.measure(cfg, args.rounds), loop=overhead.measure(cfg, args.rounds))
   print(f'{name}: step {row["step_ms"]:.0f} ms, {row["share"]:.0%} of it in matrix products; '
         f'{row["gflops"]:.0f} active GFLOP/s, square matmul {row["matmul_gflops"]:.0f} GFLOP/s')

@@ -24,7 +24,8 @@ CALIBRATION = (f'train.steps={CALIBRATION_STEPS}', 'train.log_every=10', 'eval.e
 
 
 def add_arguments(parser):
-  parser.add_argument('names', nargs='+', metavar='NAME', help='an experiment, NAME[:argument]')
+  parser.add_argument('names', nargs='+', metavar='NAME',
+                      help='an experiment, NAME[:argument], or a run directory')
   parser.add_argument('--methods', metavar='A,B', help='give each NAME the argument method=A, then method=B')
   parser.add_argument('--seeds', metavar='0,1', help='seeds of every variant; default: that of the file')
   parser.add_argument('--by', choices=('flops', 'time'), default='flops',
@@ -38,7 +39,7 @@ def run(args):
   workdir = args.workdir or compare.default_workdir(args.names)
   request = dict(experiments=[v.experiment for v in variants], seeds=_seeds(args), by=args.by,
                  overrides=list(args.overrides))
-  configs = [experiment.load(v.experiment, args.overrides)[0] for v in variants]
+  configs = [rundir.named(v.experiment, args.overrides)[0] for v in variants]
   jobs = compare.stored(workdir, request)
   costs = _costs(configs) if jobs is None else None                  # a mistake leaves no directory behind
   with rundir.own(workdir) as workdir:
@@ -65,7 +66,7 @@ def _arguments(args):
   """The arguments that every name is given: of --methods, or METHODS of the one file named."""
   if args.methods:
     return [f'method={method}' for method in args.methods.split(',')]
-  if len(args.names) > 1 or 'method=' in args.names[0]:
+  if len(args.names) > 1 or 'method=' in args.names[0] or rundir.is_run(args.names[0]):
     return []
   _, module = experiment.find_module(experiment.split(args.names[0])[0])
   return getattr(module, 'METHODS', [])
@@ -111,7 +112,7 @@ def _seconds_per_step(variant, overrides, folder):
 def _train(name, overrides, folder):
   """Trains experiment `name` in run directory `folder`, or goes on training; returns the exit code."""
   from stmoe.train import loop
-  config, name = experiment.load(name, overrides)
+  config, name = rundir.named(name, overrides)
   return loop.train(config, folder, name)
 
 

@@ -15,11 +15,11 @@ import sys
 import time
 
 from stmoe import errors
-from stmoe import experiment
+from stmoe.runs import directory as rundir
 
 
 def add_arguments(parser):
-  parser.add_argument('name', metavar='NAME', help='an experiment, NAME[:argument]')
+  parser.add_argument('name', metavar='NAME', help='an experiment, NAME[:argument], or a run directory')
   parser.add_argument('--topology', required=True, metavar='CHIP:SHAPE', help='for example v5p:8x8x8')
   parser.add_argument('--quick', action='store_true',
                       help="the compiler's least effort: sooner an answer, but memory is not the final one")
@@ -29,7 +29,7 @@ def add_arguments(parser):
 
 def run(args):
   from stmoe.aot import topology
-  cfg, name = experiment.load(args.name, args.overrides)
+  cfg, name = rundir.named(args.name, args.overrides)
   if args.json and not args.json.resolve().parent.is_dir():
     raise errors.UserError(f'--json: no directory {args.json.resolve().parent}')
   topology.prepare(args.topology)

@@ -1,19 +1,22 @@
-"""Shows in which fields two experiments differ.
+"""Shows in which fields two experiments or runs differ.
 
 stmoe diff lm/stdlib lm/stdlib:smoke
+stmoe diff runs/try lm/stdlib
 """
 
 from stmoe import experiment
+from stmoe.runs import directory as rundir
 
 
 def add_arguments(parser):
-  parser.add_argument('left', help='an experiment, NAME[:argument], or the path of a .py file')
+  parser.add_argument('left',
+                      help='an experiment, NAME[:argument], the path of a .py file, or a run directory')
   parser.add_argument('right', help='another one')
 
 
 def run(args):
-  left, left_name = experiment.load(args.left)
-  right, right_name = experiment.load(args.right)
+  left, left_name = rundir.named(args.left)
+  right, right_name = rundir.named(args.right)
   rows = [('', left_name, right_name)]
   rows += [(key, repr(a), repr(b)) for key, (a, b) in experiment.diff(left, right).items()]
   if len(rows) == 1:

@@ -49,7 +49,7 @@ def run(args):
     _sweep(cfg, path, args)
     return
   from stmoe.answer import score
-  if args.task or cfg.eval.get('methods'):
+  if args.task or cfg.eval.methods:
     _tasks(cfg, path, args)
     return
   step, values = score.score(cfg, path, _say, args.step, args.best)

@@ -4,14 +4,20 @@ stmoe show lm/stdlib:smoke --config.train.steps=100
 stmoe show lm/stdlib --json
 stmoe show runs/tuned                                  the configuration of a run, and the runs it is made of
 stmoe show switch/base_c4 --sharding --mesh 8x4x2      every array on 8 data x 4 expert x 2 model devices
+
+On a terminal, fields that have their default are dim.
 """
 
-import pathlib
+import os
+import sys
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import sections
 from stmoe.runs import directory as rundir
 from stmoe.runs import lineage
+
+DIM, PLAIN = '\033[2m', '\033[0m'
 
 
 def add_arguments(parser):
@@ -28,11 +34,7 @@ def run(args):
   if args.sharding != bool(args.mesh) or args.sharding and args.json:
     raise errors.UserError('--sharding and --mesh DxExM go together, and without --json; '
                            'nearest: --sharding --mesh 8x1x1')
-  run_there = pathlib.Path(args.name).is_dir()
-  if run_there:
-    config, name = experiment.override(rundir.load(args.name), args.overrides, whole=False), args.name
-  else:
-    config, name = experiment.load(args.name, args.overrides)
+  config, name = rundir.named(args.name, args.overrides)
   if args.json:
     print(experiment.to_json(config))
     return
@@ -42,18 +44,23 @@ def run(args):
     print('\n'.join(sharding.lines(sharding.rows(config, sizes), sizes)))
     return
   print(f'{name}  (run id {experiment.run_id(config)[:8]})')
-  for line in _lines(config.to_dict(), ''):
+  colours = sys.stdout.isatty() and 'NO_COLOR' not in os.environ
+  for line in _lines(config.to_dict(), '', sections.defaults(config) if colours else ()):
     print(line)
-  for line in lineage.lines(args.name) if run_there else ():
+  for line in lineage.lines(args.name) if rundir.is_run(args.name) else ():
     print(line)
 
 
-def _lines(fields, indent):
-  """One line per field, then the groups with their fields indented below their names."""
-  width = max(map(len, fields), default=0)
+def _lines(fields, path, usual):
+  """One line per field, then the groups with their fields indented below their names.
+
+  usual: paths of the fields to be dim.
+  """
+  indent, width = '  ' * path.count('.'), max(map(len, fields), default=0)
   for key, value in sorted(fields.items(), key=lambda field: isinstance(field[1], dict)):
     if isinstance(value, dict) and value:
       yield f'{indent}{key}'
-      yield from _lines(value, indent + '  ')
-    else:
-      yield f'{indent}{key:{width}}  {value!r}'
+      yield from _lines(value, f'{path}{key}.', usual)
+      continue
+    line = f'{indent}{key:{width}}  {value!r}'
+    yield f'{DIM}{line}{PLAIN}' if f'{path}{key}' in usual else line

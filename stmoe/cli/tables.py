@@ -12,8 +12,8 @@ import pathlib
 import sys
 
 from stmoe import errors
-from stmoe import experiment
 from stmoe import ranges
+from stmoe.runs import directory as rundir
 
 
 def add_arguments(parser):
@@ -32,7 +32,7 @@ def add_arguments(parser):
 def run(args):
   from stmoe.core import hashing
   from stmoe.data.text import hash_tables
-  cfg, _ = experiment.load(args.name, args.overrides)
+  cfg, _ = rundir.named(args.name, args.overrides)
   if args.kind not in hash_tables.KINDS:
     raise errors.UserError(f'--kind {args.kind} does not exist{errors.nearest(args.kind, hash_tables.KINDS)} '
                            f'(there are: {", ".join(hash_tables.KINDS)})')
@@ -55,7 +55,6 @@ def _embeddings(path, vocabulary, vocab_size):
   import numpy as np
 
   from stmoe.data import record
-  from stmoe.runs import directory as rundir
   from stmoe.train import opened
   from stmoe.train import state as states
   cfg = record.read(path).located(rundir.opened(path))

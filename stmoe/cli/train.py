@@ -1,26 +1,44 @@
 """Trains an experiment in a run directory; the same command continues a run that was stopped.
 
 stmoe train lm/stdlib:method=switch,smoke --workdir runs/try --config.train.steps=100
+stmoe train runs/try                                                continues it
+stmoe train --like runs/try --workdir runs/other --config.seed=1    a new run of the same configuration
 
 Ctrl-C and SIGTERM save and stop. A finished run says so at once; more --config.train.steps go on from it.
 """
 
+from stmoe import errors
 from stmoe import experiment
 from stmoe.hosts import job
 from stmoe.runs import directory as rundir
 
 
 def add_arguments(parser):
-  parser.add_argument('name', help='an experiment, NAME[:argument], or the path of a .py file')
+  parser.add_argument('name', nargs='?',
+                      help='an experiment, NAME[:argument], a .py file, or a run that is to go on')
+  parser.add_argument('--like', metavar='RUN', help='a new run with the configuration of this run directory')
   parser.add_argument('--workdir', help='run directory; default: runs/ and the name')
   job.add_arguments(parser)
   parser.set_defaults(overrides=())
 
 
 def run(args):
-  cfg, name = experiment.load(args.name, args.overrides)
-  workdir = args.workdir or experiment.default_workdir(name)
+  cfg, name = rundir.named(_named(args), args.overrides)
+  workdir = args.workdir or (name if rundir.is_run(name) else experiment.default_workdir(name))
   if job.size() == 1 and rundir.finished(workdir, cfg):              # says so before JAX is imported
     return 0
   from stmoe.train import loop
   return loop.train(cfg, workdir, name)
+
+
+def _named(args):
+  """What names the configuration: an experiment, or a run directory."""
+  if (args.name is None) == (args.like is None):
+    raise errors.UserError('give an experiment, or --like RUN; see stmoe train --help')
+  if args.like is None:
+    return args.name
+  if not rundir.is_run(args.like):
+    raise errors.UserError(f'--like {args.like} is not a run directory: it has no config.json')
+  if args.workdir is None:
+    raise errors.UserError(f'--like {args.like} needs the run directory of the new run: --workdir DIR')
+  return args.like

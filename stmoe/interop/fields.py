@@ -1,11 +1,11 @@
 """Reading a config.json, and comparing what a family makes of it with a configuration of ours."""
 
-import inspect
 import json
 
 from stmoe import errors
 from stmoe import lookup
 from stmoe import ranges
+from stmoe import sections
 from stmoe.interop import rules
 
 # Names of activation functions -> ours; 'gelu' there is the exact one, which no layer of ours has.
@@ -96,24 +96,21 @@ def differences(mine, theirs):
 
 
 def _whole(c):
-  """The model section with defaults and, in place of patterns, the block of every layer."""
-  model = _filled('model', c['model'])
+  """The model section, complete but for FREE fields, with the block of every layer in place of patterns."""
+  c = sections.whole({part: dict(c[part]) for part in ('model', 'blocks')})
+  model = _bound(c['model'])
   for stack in ('encoder', 'decoder', 'layers'):
     if stack in model:
-      blocks = [dict(c['blocks'][letter]) for letter in rules.letters(model[stack])]
-      model[stack] = {f'{i:02d}': _filled('layer', {'name': block.pop('layer')} | block)
-                      for i, block in enumerate(blocks)}
+      blocks = [c['blocks'][letter] for letter in rules.letters(model[stack])]
+      model[stack] = {f'{i:02d}': _bound(block) for i, block in enumerate(blocks)}
   model['num_kv_heads'] = model.get('num_kv_heads') or model['num_heads']
   return model
 
 
-def _filled(kind, section):
-  """A section with the defaults of what it leaves out, without FREE fields."""
-  known = inspect.signature(lookup.constructor(kind, section['name']).__init__).parameters
-  fields = {name: p.default for name, p in known.items() if p.default is not p.empty} | dict(section)
-  return {key: _filled(lookup.named(kind, key), value) if lookup.named(kind, key) and hasattr(value, 'keys')
-          else value
-          for key, value in fields.items() if key not in FREE}
+def _bound(section):
+  """A section without FREE fields."""
+  return {key: _bound(value) if hasattr(value, 'keys') else value for key, value in section.items()
+          if key not in FREE}
 
 
 def _flat(fields, prefix=''):

@@ -48,7 +48,7 @@ class Gmlp(nnx.Module):
   undecodable = "its gate mixes the positions of a row; nearest: layer='dense' in a model with attention"
 
   def __init__(self, d_model, *, length: ranges.Count, d_ff: ranges.Count,
-               inner: ranges.Named('layer') = spatial.Spatial, sequences: ranges.Count = 1,
+               inner: ranges.Named('layer', 'spatial') = spatial.Spatial, sequences: ranges.Count = 1,
                init_scale: ranges.Positive = 1.0, rngs):
     if d_ff % 2:
       raise UserError(f'layer gmlp: d_ff={d_ff} has no two equal halves; nearest: {d_ff - 1}, {d_ff + 1}')

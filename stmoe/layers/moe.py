@@ -31,7 +31,7 @@ class Moe(nnx.Module):
 
   def __init__(self, d_model, *, router: ranges.Named('router'), experts: ranges.Named('experts'),
                executor: ranges.Spelled('executor') = 'gather', group_size: ranges.Count | None = None,
-               virtual: ranges.Many(ranges.Text | ranges.Named('virtual')) = (), rngs):
+               virtual: ranges.Many(ranges.Called('virtual') | ranges.Named('virtual')) = (), rngs):
     self.router = checked.built(routing(router, len(virtual)), d_model, rngs)
     self.experts = banks.made(experts, d_model, num_experts=self.router.num_experts, rngs=rngs)
     self.virtual = nnx.List([make(d_model, rngs=rngs) for make in virtual])

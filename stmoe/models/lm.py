@@ -41,7 +41,8 @@ class LM(nnx.Module):
 
   def __init__(self, *, vocab_size: ranges.Count, d_model: ranges.Count, layers: ranges.Pattern, blocks,
                num_heads: ranges.Count, head_dim: ranges.Count, num_kv_heads: ranges.Count | None = None,
-               attention: ranges.Named('attention') | None = None, window: ranges.Count | None = None,
+               attention: ranges.Named('attention', 'attention') | None = None,
+               window: ranges.Count | None = None,
                rotary_base: ranges.Above1 = 10000.0, rotary_scaling: ranges.Yarn | None = None,
                tie_embeddings: ranges.Flag = True, scale_head: ranges.Flag = True,
                norm_epsilon: ranges.PartOf1 = 1e-6, dropout_rate: ranges.Below1 = 0.0,

@@ -57,7 +57,7 @@ class SMoE(nnx.Module):
   normalize_gates = True             # by the softmax over a token's choices
 
   def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
-               init_std: ranges.NonNegative = 0.02, num_virtual: ranges.Natural = 0, rngs):
+               init_std: ranges.NonNegative = 0.02, num_virtual=0, rngs):
     width = num_experts + num_virtual
     if not 2 <= k <= width:
       raise UserError(f'router smoe: k={k} with num_experts={num_experts}; k is at least 2 (the softmax over '

@@ -79,7 +79,7 @@ class STMoE(nnx.Module):
                normalize_gates: ranges.Flag = True, second_policy: ranges.Choice(*choices.KEEP) = 'random',
                threshold: ranges.NonNegative = 0.2, batch_priority: ranges.Flag = False,
                balance_choices: ranges.Choice(*COUNTED) = 'first', allow_causal: ranges.Flag = False,
-               num_virtual: ranges.Natural = 0, rngs):
+               num_virtual=0, rngs):
     width = num_experts + num_virtual
     choices.check_k('st_moe', k, num_experts, num_virtual)
     choices.named(choices.KEEP, second_policy, 'second_policy')

@@ -66,7 +66,7 @@ class Switch(nnx.Module):
   def __init__(self, d_model, *, num_experts: ranges.Count, capacity_factor: ranges.Factors = (1.25, 2.0),
                min_capacity: ranges.Natural = 4, jitter: ranges.Below1 = 1e-2,
                input_dropout: ranges.Below1 = 0.0, exploration: ranges.Choice(*EXPLORATION) = 'argmax',
-               num_virtual: ranges.Natural = 0, rngs):
+               num_virtual=0, rngs):
     # N(0, 0.02) is flaxformer's, stated there to be slightly better than the paper's scaled init.
     self.w = gate.weights(d_model, num_experts + num_virtual, rngs=rngs)
     self.num_experts = num_experts

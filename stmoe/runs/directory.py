@@ -8,7 +8,10 @@ data.json    the data it reads (data/record.py), beside its vocabulary in the fo
 """
 
 import contextlib
+import copy
+import functools
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -31,7 +34,7 @@ FREE = ('train.steps', 'train.log_every', 'train.stats_every', 'train.stop_after
         'profile.', 'mesh.', 'decode.', 'data.cache_dir', 'data.eval_replaced')
 # And fields of its layers that act in evaluation only, called so: eval_k, eval_dispatch.
 EVALUATION = re.compile(r'blocks\..*\.eval_\w+')
-# Fields that runs begun before there were such do not have, with the value that is the same.
+# Fields that `identity` leaves out at this value: checkpoints of runs begun before there were such hold it.
 YOUNGER = {'data.replaced': 0.0, 'loss.name': 'ids'}
 SECTIONS = ('model', 'blocks', 'data', 'train', 'eval')               # that every configuration has
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'ml-collections')
@@ -41,9 +44,8 @@ def verify(path, cfg):
   """Raises UserError if `path` is the directory of another experiment, naming the fields that differ."""
   if not (pathlib.Path(path) / 'config.json').exists():
     return
-  pairs = experiment.diff(load(path), cfg).items()
-  said = [f'{field} is {old!r} there and {new!r} here' for field, (old, new) in pairs
-          if not free(field) and not (old is experiment.MISSING and new == YOUNGER.get(field))]
+  pairs = experiment.diff(load(path), sections.completed(cfg)).items()
+  said = [f'{field} is {old!r} there and {new!r} here' for field, (old, new) in pairs if not free(field)]
   if said:
     more = f' and {len(said) - 4} more' if len(said) > 4 else ''
     raise errors.UserError(f'{path} holds another experiment: {", ".join(said[:4])}{more}; '
@@ -56,9 +58,12 @@ def free(field):
 
 
 def claim(path, cfg):
-  """Returns the run directory `path` with `cfg` as its config.json, made if need be, no longer finished."""
+  """Returns the run directory `path` with `cfg` as its config.json, made if need be, no longer finished.
+
+  Of a run that goes on, defaults which its config.json does not have stay away: it keeps its `identity`.
+  """
   verify(path, cfg)
-  text = experiment.to_json(cfg)
+  text = experiment.to_json(_as_begun(path, cfg))
   try:
     files.parse_json(text)
   except ValueError as error:
@@ -67,6 +72,22 @@ def claim(path, cfg):
   (path / 'DONE').unlink(missing_ok=True)
   files.write_text(path / 'config.json', text + '\n')
   return path
+
+
+def _as_begun(path, cfg):
+  """`cfg`, complete but for the defaults that config.json of run directory `path`, if there is one, lacks."""
+  cfg = sections.completed(cfg)
+  if not (pathlib.Path(path) / 'config.json').exists():
+    return cfg
+  cfg, there = copy.deepcopy(cfg), written(path)
+  for field in sorted(sections.defaults(cfg)):                       # a group comes before what is in it
+    *groups, key = field.split('.')
+    holder, before = (functools.reduce(lambda group, name: group.get(name, {}), groups, config)
+                      for config in (cfg, there))
+    if key in holder and key not in before:
+      with holder.unlocked():
+        del holder[key]
+  return cfg
 
 
 def planned(path):
@@ -103,20 +124,57 @@ def make(path):
   return path
 
 
+def named(name, overrides=()):
+  """Returns (configuration, name) of an experiment, or of a run that is named by its directory.
+
+  overrides: see `experiment.override`.
+  """
+  if not is_run(name):
+    return experiment.load(name, overrides)
+  return experiment.override(load(name).lock(), overrides, whole=False), str(name)
+
+
+def is_run(name):
+  """Returns whether `name` is the path of a run directory."""
+  return (pathlib.Path(name) / 'config.json').is_file()
+
+
 def load(path):
-  """Returns the ConfigDict of run directory `path`; JSON's lists are tuples again."""
+  """Returns the ConfigDict of run directory `path`, complete: what it does not say has its default."""
+  cfg = written(path)
+  with _whole(path):
+    sections.complete(cfg)
+  return cfg
+
+
+def whole(path):
+  """Returns the dict in config.json of run directory `path` with the defaults it lacks, as JSON has them."""
+  fields = records.config(path)
+  with _whole(path):
+    return json.loads(json.dumps(sections.whole(fields)))
+
+
+@contextlib.contextmanager
+def _whole(path):
+  """Turns what is wrong with the fields of config.json into errors.Damaged."""
+  file = pathlib.Path(path) / 'config.json'
+  try:
+    yield
+  except errors.UserError as error:
+    raise errors.Damaged(file, str(error)) from error
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise errors.Damaged(file, files.reason(error)) from error
+
+
+def written(path):
+  """Returns the ConfigDict of run directory `path` as config.json has it; JSON's lists are tuples again."""
   file, fields = pathlib.Path(path) / 'config.json', records.config(path)
   missing = [section for section in SECTIONS if section not in fields]
   if missing:
     raise errors.Damaged(file, f'has no section {missing[0]}')
-  try:
+  with _whole(path):
     cfg = ml_collections.ConfigDict(_tuples(fields))
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise errors.Damaged(file, files.reason(error)) from error
-  try:
     sections.check(cfg, whole=False)
-  except errors.UserError as error:
-    raise errors.Damaged(file, str(error)) from error
   return cfg
 
 
@@ -145,10 +203,11 @@ def opened(path, step=None, within='checkpoints'):
     trained = files.read_json(pathlib.Path(path) / within / str(at) / 'meta' / 'metadata').get('config')
   except errors.Damaged:
     return cfg
-  if isinstance(trained, str) and trained != identity(cfg):
+  mine = identity(written(path))
+  if isinstance(trained, str) and trained != mine:
     raise errors.Damaged(pathlib.Path(path) / 'config.json',
                          f'is not the configuration that the checkpoint of step {at:,} was trained with '
-                         f'({identity(cfg)[:12]}, and {trained[:12]} there)')
+                         f'({mine[:12]}, and {trained[:12]} there)')
   return cfg
 
 
@@ -164,7 +223,7 @@ def trusted(path, step=None):
 
 
 def identity(cfg):
-  """Returns the hash of the fields of `cfg` that a continued run must not change."""
+  """Returns the hash of the fields of `cfg` that a continued run must not change; see `written`."""
   fields = {field: value for field, value in experiment.flatten(cfg).items()
             if not free(field) and YOUNGER.get(field, experiment.MISSING) != value}
   return experiment.run_id(ml_collections.ConfigDict(fields, convert_dict=False, allow_dotted_keys=True))

@@ -14,6 +14,7 @@ import sys
 import numpy as np
 
 from stmoe.errors import UserError
+from stmoe.runs import directory
 from stmoe.runs import records
 
 # What a curve may be drawn against: key of a metrics line -> axis label.
@@ -71,7 +72,7 @@ def read(path, name=None):
   path = pathlib.Path(path)
   loads, states = read_stats(path)
   name = (name or path.resolve().name).encode(errors='replace').decode()     # figures show characters only
-  return Run(path=path, name=name, config=records.config(path),
+  return Run(path=path, name=name, config=directory.whole(path),
              env=records.environment(path), lines=read_lines(path), loads=loads, states=states,
              done=records.done(path), sweeps=read_sweeps(path))
 

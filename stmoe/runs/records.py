@@ -7,8 +7,6 @@ ancestry.json  and what earlier versions wrote instead: finetune.json  upcycle.j
 import math
 import pathlib
 
-import numpy as np
-
 from stmoe import errors
 from stmoe import files
 
@@ -227,6 +225,7 @@ def stats(path):
 
 def _stats(file):
   """(loads, states) of one file."""
+  import numpy as np                     # the other files are read without it
   found = files.read_arrays(file)
   rows, names = found.get('moe_load'), found.get('layers')
   real = lambda x: x.dtype.kind in 'fiu'

@@ -15,7 +15,8 @@ ROOM = ('vocab_size', 'num_outputs')     # fields of models that say how many id
 
 
 def counts(cfg):
-  """Raises UserError for fields that are missing or out of their range, or losses that do not fit."""
+  """Completes `cfg`; raises UserError for fields that are missing or out of range, and misfitting losses."""
+  sections.complete(cfg)
   sections.check(cfg, whole=False)
   sections.present(cfg)
   lookup.recipe('target', cfg.loss)()

@@ -85,7 +85,7 @@ class Loop:
     self.cfg, self.path, self.mesh, self.flops_per_step = cfg, path, mesh, flops_per_step
     self.plan = states.blueprint(records.read(path).located(cfg), mesh)
     self.do_step = steps.make(cfg, self.plan)
-    self.sums = evaluate.make(self.plan, cfg.eval.get('draws', 1))
+    self.sums = evaluate.make(self.plan, cfg.eval.draws)
     aux = check.forward(cfg, self.plan)
     self.source = job.in_turn(lambda: pipeline.source(cfg, path))    # for all there is to come
     self.facts = self.source.info()
@@ -106,7 +106,8 @@ class Loop:
     self.checkpoints = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
                                               cfg.checkpoint.async_save)
     stack.callback(self.checkpoints.close)
-    self.meta = dict(config=rundir.identity(cfg), vocab=self.facts['vocab'].digest, **self.complete.meta)
+    self.meta = dict(config=rundir.identity(rundir.written(path)), vocab=self.facts['vocab'].digest,
+                     **self.complete.meta)
     self.log = writers.Log(path) if job.leads() else writers.Silence()
     stack.callback(self.log.close)
     for line in self.source.notes:
@@ -165,6 +166,9 @@ class Loop:
     weighted = any(coefficient for coefficient, _ in self.cfg.losses.values())
     if losses.reported(aux) and not weighted and not jax.tree.leaves(self.plan.shapes['router_state']):
       self.log('note: no router loss has a coefficient; nothing keeps the experts in balance')
+    if unweighed := losses.unweighed(aux, self.cfg.losses):
+      self.log(f'note: routers report losses that have no coefficient: {", ".join(unweighed)}; nearest: '
+               f'--config.losses.{unweighed[0]}=0.01, of its mean over layers, or =0 to leave it out')
 
   def run(self):
     """Trains to the last step; returns the exit code."""

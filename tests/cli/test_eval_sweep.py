@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe import sections
 from stmoe.analysis import figures
 from stmoe.runs import directory as rundir
 from stmoe.runs import owner
@@ -77,14 +78,18 @@ def test_fields_of_evaluation_may_differ_when_a_run_goes_on(trained):
       rundir.verify(path, config(corpus, **{field: value}))
 
 
-def test_a_run_begun_before_a_field_was_there_goes_on_without_it(trained):
+def test_a_run_begun_before_a_field_was_there_goes_on_without_it(trained, tmp_path):
   path, corpus = trained
-  assert 'replaced' not in rundir.load(path).data
-  younger = lambda share: config(corpus, **{'data.replaced': share})
-  rundir.verify(path, younger(0.0))
-  assert rundir.identity(younger(0.0)) == rundir.identity(rundir.load(path)) != rundir.identity(younger(0.1))
-  with pytest.raises(errors.UserError, match=r"data.replaced is '.absent.' there and 0.1 here"):
-    rundir.verify(path, younger(0.1))
+  fields = json.loads((path / 'config.json').read_text())
+  del fields['data']['replaced']
+  (tmp_path / 'config.json').write_text(json.dumps(fields))
+  assert 'replaced' not in rundir.written(tmp_path).data and rundir.load(tmp_path).data.replaced == 0.0
+  younger = lambda share: sections.completed(config(corpus, **{'data.replaced': share}))
+  rundir.verify(tmp_path, younger(0.0))
+  mine = rundir.identity(rundir.written(tmp_path))
+  assert rundir.identity(younger(0.0)) == mine != rundir.identity(younger(0.1))
+  with pytest.raises(errors.UserError, match='data.replaced is 0.0 there and 0.1 here'):
+    rundir.verify(tmp_path, younger(0.1))
 
 
 def test_newer_checkpoints_and_later_lines_count(tmp_path):

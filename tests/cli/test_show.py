@@ -1,12 +1,15 @@
 """stmoe list, show and diff print what the experiments hold."""
 
 import json
+import sys
 
 import jax
 import pytest
 
 from stmoe import experiment
+from stmoe.cli import show
 from stmoe.runs import directory as rundir
+from stmoe.train import loop
 
 NAME = 'lm/text:method=switch,smoke'
 
@@ -80,3 +83,42 @@ def test_sharding_shows_every_array_and_needs_no_devices(command, monkeypatch):
 def test_mistakes_in_sharding(mistake, more, words):
   line = mistake('show', NAME, *more)
   assert all(word in line for word in words), line
+
+
+@pytest.fixture
+def run(tmp_path):
+  rundir.claim(tmp_path, experiment.load(NAME, ['seed=3'])[0])
+  return tmp_path
+
+
+def test_a_run_is_shown_and_compared_as_an_experiment(command, run):
+  config, _ = experiment.load(NAME, ['seed=3', 'train.steps=8'])
+  code, out, _ = command('show', run, '--json', '--config.train.steps=8')
+  assert code == 0 and json.loads(out) == json.loads(experiment.to_json(config))
+  assert command('show', run)[1].startswith(f'{run}  (run id ')
+  code, out, _ = command('diff', run, NAME)
+  assert code == 0 and [line.split() for line in out.splitlines()[1:]] == [['seed', '3', '0']]
+
+
+def test_defaults_are_dim_on_a_terminal(command, monkeypatch):
+  assert show.DIM not in command('show', NAME)[1]
+  monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
+  monkeypatch.delenv('NO_COLOR', raising=False)
+  lines = command('show', NAME)[1].splitlines()
+  kept = next(line for line in lines if 'min_capacity' in line)
+  said = next(line for line in lines if 'num_experts' in line)
+  assert kept.startswith(show.DIM) and kept.endswith(show.PLAIN) and show.DIM not in said
+
+
+def test_a_new_run_like_another(mistake, command, monkeypatch, run, tmp_path):
+  trained = []
+  monkeypatch.setattr(loop, 'train', lambda cfg, workdir, name: trained.append((cfg, workdir)))
+  assert command('train', '--like', run, '--workdir', tmp_path / 'new', '--config.seed=5')[0] == 0
+  assert command('train', run, '--config.train.steps=900')[0] == 0
+  (new, where), (same, there) = trained
+  assert new.seed == 5 and where == str(tmp_path / 'new')
+  assert (same.seed, same.train.steps, there) == (3, 900, str(run))                  # this one goes on
+  assert experiment.diff(new, rundir.load(run)) == {'seed': (5, 3)}
+  assert '--workdir' in mistake('train', '--like', run)
+  assert 'is not a run directory' in mistake('train', '--like', tmp_path / 'no', '--workdir', 'x')
+  assert '--like RUN' in mistake('train') and '--like RUN' in mistake('train', NAME, '--like', run)

@@ -97,3 +97,32 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
   with pytest.raises(errors.UserError, match='the configuration holds NaN'):
     rundir.claim(tmp_path, cfg)
   assert list(tmp_path.iterdir()) == []
+
+
+def test_what_config_json_does_not_say_has_its_default(run):
+  """It is another file, of which the checkpoints say that it is theirs, and yet the same configuration."""
+  cfg, _ = experiment.load('lm/text:smoke')
+  change(run, blocks__m__router__jitter=None, model__attention=None, train__trainable=None, decode=None)
+  assert rundir.load(run).to_dict() == cfg.to_dict()
+  assert rundir.whole(run) == json.loads(experiment.to_json(cfg))
+  digest = rundir.identity(rundir.written(run))
+  for step in ('2', '10'):
+    (run / 'checkpoints' / step / 'meta' / 'metadata').write_text(json.dumps(dict(config=digest)))
+  assert digest != rundir.identity(cfg) and rundir.opened(run).to_dict() == cfg.to_dict()
+  longer, _ = experiment.load('lm/text:smoke', ['train.steps=700', 'eval.examples=3'])
+  rundir.claim(run, longer)              # goes on, and its file keeps lacking what it lacked
+  assert rundir.identity(rundir.written(run)) == digest
+  assert rundir.opened(run, 2).to_dict() == longer.to_dict()
+  assert 'attention' not in rundir.written(run).model and rundir.written(run).eval.examples == 3
+  other, _ = experiment.load('lm/text:smoke', ['blocks.m.router.jitter=0.5'])
+  with pytest.raises(errors.UserError, match='blocks.m.router.jitter is 0.01 there and 0.5 here'):
+    rundir.claim(run, other)
+
+
+def test_a_run_is_a_name(run):
+  assert not rundir.is_run('lm/text') and rundir.is_run(run)
+  assert rundir.named('lm/text:smoke')[0].to_dict() == rundir.named(run)[0].to_dict()
+  cfg, name = rundir.named(run, ['seed=4', 'blocks.m.router.name=st_moe'])
+  assert cfg.seed == 4 and name == str(run)
+  router = experiment.load('lm/text:smoke', ['blocks.m.router.name=st_moe'])[0].blocks.m.router
+  assert cfg.blocks.m.router.to_dict() == router.to_dict()

@@ -151,3 +151,15 @@ def test_a_run_may_be_prepared_with_files_in_its_own_directory(tmp_path):
   assert other.id != run.id                                          # trained on another preparation
   (run.workdir / 'checkpoints' / '3').mkdir(parents=True)
   assert [words[0] for words in work.commands(run)] == ['train']
+
+
+def test_a_folder_of_runs_without_defaults_goes_on(tmp_path):
+  """Ids do not depend on the defaults, and a config.json that lacks them is the same configuration."""
+  path = write(tmp_path, f'def runs():\n  yield {ONE}')
+  [run] = plan.load(path, workdir=tmp_path / 'runs').runs
+  assert run.id == 'a_b_c-ea615b71'                                  # as it was before defaults were there
+  fields = experiment.load('lm/stdlib:smoke', run.overrides)[0].to_dict()
+  del fields['decode'], fields['model']['attention'], fields['blocks']['m']['router']['min_capacity']
+  run.workdir.mkdir(parents=True)
+  (run.workdir / 'config.json').write_text(json.dumps(fields))
+  assert plan.load(path, workdir=tmp_path / 'runs').runs == (run,)

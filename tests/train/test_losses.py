@@ -53,3 +53,8 @@ def test_losses_nobody_reports_are_user_errors(weighted, message):
 
 def test_a_name_without_coefficient_is_no_mistake():
   losses.check({}, dict(balance=(0.0, 'mean')))
+
+
+def test_a_loss_of_which_nothing_is_said_is_named():
+  assert losses.unweighed(AUX, dict(balance=(0.0, 'mean'))) == [
+      name for name in losses.reported(AUX) if name != 'balance'] != []

@@ -50,6 +50,12 @@ def finished(corpus, tmp_path_factory):
   return path
 
 
+def test_losses_without_a_coefficient_are_said_once(finished):
+  lines = (finished / 'log.txt').read_text().splitlines()
+  [line] = [line for line in lines if 'have no coefficient' in line]
+  assert ': balance' in line and '--config.losses.balance=0.01' in line and 'adaptive' not in line
+
+
 def test_a_bias_moves_once_a_step_by_the_load_of_the_whole_batch(finished):
   """Though there are four microbatches, whose forwards are computed twice, and evaluations in between."""
   run = runs.read(finished)

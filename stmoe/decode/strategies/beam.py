@@ -36,7 +36,7 @@ class Beam:
   """
 
   def __init__(self, *, beams: ranges.Count = 4, length_penalty: ranges.NonNegative = 0.6,
-               eos_id: ranges.Natural | ranges.Ids = 1):
+               eos_id=1):
     if beams < 1:
       raise UserError(f'decode.beams={beams}: at least one; nearest: 1')
     if length_penalty < 0:

@@ -49,7 +49,7 @@ class Contrast:
   def __init__(self, *, alpha: ranges.PartOf1 = 0.1, beta: ranges.NonNegative = 0.5,
                routing_ranks: ranges.Many(ranges.Count) = (2,),
                strong_ranks: ranges.Many(ranges.Count) | None = None, draw: ranges.Flag = False,
-               eos_id: ranges.Natural | ranges.Ids = 1):
+               eos_id=1):
     if not 0 < alpha <= 1:
       raise UserError(f'decode.alpha={alpha}: above 0 and at most 1; nearest: {min(1.0, max(alpha, 0.1))}')
     self.alpha = alpha

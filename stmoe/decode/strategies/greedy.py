@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 
-from stmoe import ranges
 from stmoe.decode import loop
 
 
@@ -13,7 +12,7 @@ class Greedy:
     eos_id: the id that ends a text, or several.
   """
 
-  def __init__(self, *, eos_id: ranges.Natural | ranges.Ids = 1):
+  def __init__(self, *, eos_id=1):
     self.eos_id = eos_id
 
   def check(self, model):

@@ -212,3 +212,11 @@ def test_questions_show_claims_and_verdicts(made):
   assert cells[at - 1:at + 2] == ['holds', 'a < b', '+1']
   assert cells[cells.index('none') - 1] == 'not decided' and 'nan' not in ' '.join(cells[at:])
   assert 'q: what?' in text and 'Claim &amp; why.' in text and 'no\n' not in text
+
+
+def test_defaults_in_which_runs_differ_are_listed(tmp_path):
+  """Neither config.json says how many experts a token has."""
+  found = [runs.read(synthetic.write_run(tmp_path / name, name)) for name in ('switch', 'st_moe')]
+  cells = Page(report.page(found)).cells
+  at = cells.index('blocks.m.router.k')
+  assert cells[at + 1:at + 3] == ['', '2'] and 'blocks.m.router.min_capacity' not in cells
