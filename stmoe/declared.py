@@ -27,7 +27,7 @@ class Field(NamedTuple):
   default: object = REQUIRED
 
   @property
-  def written(self):
+  def written(self) -> object:
     """Returns what a configuration has in this field where nothing is said; UNWRITTEN if that is nothing."""
     if self.range is None:               # whoever builds the object gives it
       return UNWRITTEN
@@ -72,7 +72,7 @@ def called_with(package, name, function=None):
   return call and [argument.arg for argument in call.args.args[1:]]
 
 
-def has_method(package, name, method):
+def has_method(package: str, name: str, method: str) -> bool:
   """Returns whether the class called like its file has a method of that name."""
   found = _class(file(package, name))
   return found is not None and _method(found, method) is not None

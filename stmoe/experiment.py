@@ -74,7 +74,7 @@ def split(name):
   return where, arg
 
 
-def override(config, overrides, whole=True, written=None):
+def override(config: ml_collections.ConfigDict, overrides, whole=True, written=None):
   """Returns `config` after `overrides`, in place, complete and every field within its range.
 
   Fields that choose others, such as a `name`, are set first, the rest in order. Where another name is chosen,

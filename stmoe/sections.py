@@ -204,7 +204,7 @@ def _is_group(value):
   return isinstance(value, (dict, ml_collections.ConfigDict))
 
 
-def complete(config):
+def complete(config: ml_collections.ConfigDict) -> set:
   """Writes the default of every field that is not there, in place; returns the set of their paths.
 
   A field stays away whose value only whoever builds the object knows.
@@ -218,7 +218,7 @@ def complete(config):
   return written
 
 
-def completed(config):
+def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Returns `config` with the default of every field that is not there; another one, if there are such."""
   if any(True for _ in _absent(config)):
     config = copy.deepcopy(config)
@@ -226,7 +226,7 @@ def completed(config):
   return config
 
 
-def whole(fields):
+def whole(fields: dict) -> dict:
   """Returns a configuration, a dict of dicts, with the default of every field that is not there."""
   config = ml_collections.ConfigDict(fields)
   complete(config)
@@ -243,7 +243,7 @@ def _absent(config):
         yield group, key, value
 
 
-def defaults(config):
+def defaults(config: ml_collections.ConfigDict) -> set:
   """Returns the set of the paths of all fields of a complete configuration that have their default."""
   found = set()
   for group in sorted(groups(config), key=lambda group: -group.path.count('.')):      # inner ones first
@@ -259,7 +259,7 @@ def defaults(config):
   return found
 
 
-def field_of(config, path):
+def field_of(config: ml_collections.ConfigDict, path: str) -> Field | None:
   """Returns the Field at `path` of a configuration, there or not; None where nothing is declared of it."""
   outer, _, key = path.rpartition('.')
   group = next((group for group in groups(config) if group.path == outer), None)
@@ -267,13 +267,13 @@ def field_of(config, path):
   return None if field is None or field.default is declared.OPTIONAL and key not in group.values else field
 
 
-def range_of(config, path):
+def range_of(config: ml_collections.ConfigDict, path: str) -> ranges.Range | None:
   """Returns the Range of the field `path` of a configuration, or None where nothing is declared of it."""
   field = field_of(config, path)
   return field and field.range
 
 
-def chooser(config, path):
+def chooser(config: ml_collections.ConfigDict, path: str) -> Group | None:
   """Returns the Group whose other fields the field `path` of a configuration decides, or None."""
   return next((group for group in groups(config) if group.chosen and group.where(group.chosen) == path), None)
 

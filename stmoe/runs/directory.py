@@ -34,7 +34,7 @@ FREE = ('train.steps', 'train.log_every', 'train.stats_every', 'train.stop_after
         'profile.', 'mesh.', 'decode.', 'data.cache_dir', 'data.eval_replaced')
 # And fields of its layers that act in evaluation only, called so: eval_k, eval_dispatch.
 EVALUATION = re.compile(r'blocks\..*\.eval_\w+')
-# Fields that `identity` leaves out at this value: checkpoints of runs begun before there were such hold it.
+# Fields that an identity leaves out at this value: checkpoints of runs begun before there were such hold it.
 YOUNGER = {'data.replaced': 0.0, 'loss.name': 'ids'}
 SECTIONS = ('model', 'blocks', 'data', 'train', 'eval')               # that every configuration has
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'ml-collections')
@@ -60,7 +60,7 @@ def free(field):
 def claim(path, cfg):
   """Returns the run directory `path` with `cfg` as its config.json, made if need be, no longer finished.
 
-  Of a run that goes on, defaults which its config.json does not have stay away: it keeps its `identity`.
+  Of a run that goes on, defaults which its config.json does not have stay away: it keeps its `identity_of`.
   """
   verify(path, cfg)
   text = experiment.to_json(_as_begun(path, cfg))
@@ -124,7 +124,7 @@ def make(path):
   return path
 
 
-def named(name, overrides=()):
+def named(name, overrides=()) -> tuple[ml_collections.ConfigDict, str]:
   """Returns (configuration, name) of an experiment, or of a run that is named by its directory.
 
   overrides: see `experiment.override`.
@@ -134,12 +134,12 @@ def named(name, overrides=()):
   return experiment.override(load(name).lock(), overrides, whole=False), str(name)
 
 
-def is_run(name):
+def is_run(name) -> bool:
   """Returns whether `name` is the path of a run directory."""
   return (pathlib.Path(name) / 'config.json').is_file()
 
 
-def load(path):
+def load(path) -> ml_collections.ConfigDict:
   """Returns the ConfigDict of run directory `path`, complete: what it does not say has its default."""
   cfg = written(path)
   with _whole(path):
@@ -147,7 +147,7 @@ def load(path):
   return cfg
 
 
-def whole(path):
+def whole(path) -> dict:
   """Returns the dict in config.json of run directory `path` with the defaults it lacks, as JSON has them."""
   fields = records.config(path)
   with _whole(path):
@@ -166,7 +166,7 @@ def _whole(path):
     raise errors.Damaged(file, files.reason(error)) from error
 
 
-def written(path):
+def written(path) -> ml_collections.ConfigDict:
   """Returns the ConfigDict of run directory `path` as config.json has it; JSON's lists are tuples again."""
   file, fields = pathlib.Path(path) / 'config.json', records.config(path)
   missing = [section for section in SECTIONS if section not in fields]
@@ -203,7 +203,7 @@ def opened(path, step=None, within='checkpoints'):
     trained = files.read_json(pathlib.Path(path) / within / str(at) / 'meta' / 'metadata').get('config')
   except errors.Damaged:
     return cfg
-  mine = identity(written(path))
+  mine = identity_of(path)
   if isinstance(trained, str) and trained != mine:
     raise errors.Damaged(pathlib.Path(path) / 'config.json',
                          f'is not the configuration that the checkpoint of step {at:,} was trained with '
@@ -222,8 +222,20 @@ def trusted(path, step=None):
   return opened(path, step) if saved(path) else load(path)
 
 
-def identity(cfg):
-  """Returns the hash of the fields of `cfg` that a continued run must not change; see `written`."""
+def identity(cfg: ml_collections.ConfigDict) -> str:
+  """Returns the hash of the fields of `cfg`, complete, that a continued run must not change."""
+  return _digest(sections.completed(cfg))
+
+
+def identity_of(path) -> str:
+  """Returns what checkpoints of run directory `path` say of its config.json: `identity` of what that holds.
+
+  It is another hash than that of the complete configuration where config.json, an older one, lacks defaults.
+  """
+  return _digest(written(path))
+
+
+def _digest(cfg):
   fields = {field: value for field, value in experiment.flatten(cfg).items()
             if not free(field) and YOUNGER.get(field, experiment.MISSING) != value}
   return experiment.run_id(ml_collections.ConfigDict(fields, convert_dict=False, allow_dotted_keys=True))

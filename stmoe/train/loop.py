@@ -106,8 +106,7 @@ class Loop:
     self.checkpoints = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
                                               cfg.checkpoint.async_save)
     stack.callback(self.checkpoints.close)
-    self.meta = dict(config=rundir.identity(rundir.written(path)), vocab=self.facts['vocab'].digest,
-                     **self.complete.meta)
+    self.meta = dict(config=rundir.identity_of(path), vocab=self.facts['vocab'].digest, **self.complete.meta)
     self.log = writers.Log(path) if job.leads() else writers.Silence()
     stack.callback(self.log.close)
     for line in self.source.notes:

@@ -53,7 +53,7 @@ def reported(aux, weighted=()):
   return list(of_layers(aux, weighted))
 
 
-def unweighed(aux, weighted):
+def unweighed(aux: dict, weighted) -> list[str]:
   """Returns the names of the losses that layers report and of which section `losses` says nothing."""
   return [name for name in reported(aux) if name not in weighted]
 

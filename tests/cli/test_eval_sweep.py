@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from stmoe import errors
-from stmoe import sections
 from stmoe.analysis import figures
 from stmoe.runs import directory as rundir
 from stmoe.runs import owner
@@ -84,9 +83,9 @@ def test_a_run_begun_before_a_field_was_there_goes_on_without_it(trained, tmp_pa
   del fields['data']['replaced']
   (tmp_path / 'config.json').write_text(json.dumps(fields))
   assert 'replaced' not in rundir.written(tmp_path).data and rundir.load(tmp_path).data.replaced == 0.0
-  younger = lambda share: sections.completed(config(corpus, **{'data.replaced': share}))
+  younger = lambda share: config(corpus, **{'data.replaced': share})
   rundir.verify(tmp_path, younger(0.0))
-  mine = rundir.identity(rundir.written(tmp_path))
+  mine = rundir.identity_of(tmp_path)
   assert rundir.identity(younger(0.0)) == mine != rundir.identity(younger(0.1))
   with pytest.raises(errors.UserError, match='data.replaced is 0.0 there and 0.1 here'):
     rundir.verify(tmp_path, younger(0.1))

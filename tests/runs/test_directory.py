@@ -105,13 +105,13 @@ def test_what_config_json_does_not_say_has_its_default(run):
   change(run, blocks__m__router__jitter=None, model__attention=None, train__trainable=None, decode=None)
   assert rundir.load(run).to_dict() == cfg.to_dict()
   assert rundir.whole(run) == json.loads(experiment.to_json(cfg))
-  digest = rundir.identity(rundir.written(run))
+  digest = rundir.identity_of(run)
   for step in ('2', '10'):
     (run / 'checkpoints' / step / 'meta' / 'metadata').write_text(json.dumps(dict(config=digest)))
   assert digest != rundir.identity(cfg) and rundir.opened(run).to_dict() == cfg.to_dict()
   longer, _ = experiment.load('lm/text:smoke', ['train.steps=700', 'eval.examples=3'])
   rundir.claim(run, longer)              # goes on, and its file keeps lacking what it lacked
-  assert rundir.identity(rundir.written(run)) == digest
+  assert rundir.identity_of(run) == digest
   assert rundir.opened(run, 2).to_dict() == longer.to_dict()
   assert 'attention' not in rundir.written(run).model and rundir.written(run).eval.examples == 3
   other, _ = experiment.load('lm/text:smoke', ['blocks.m.router.jitter=0.5'])

@@ -48,5 +48,5 @@ def test_an_old_run_still_opens(old):
   assert 'k' not in there['blocks']['m']['router'] and 'attention' not in there['model']
   digests = {json.loads((old / 'checkpoints' / step / 'meta' / 'metadata').read_text())['config']
              for step in ('2', '3')}
-  assert digests == {rundir.identity(rundir.written(old))}
+  assert digests == {rundir.identity_of(old)}
   assert rundir.opened(old, 2).train.steps == rundir.opened(old, 3).train.steps == 3
