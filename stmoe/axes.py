@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 from stmoe import errors
-from stmoe import state as state_lib
+from stmoe import router_state as state_lib
 
 # Logical axis -> mesh axis (or tuple of mesh axes, or None for replicated).
 # Names follow T5X where they exist there.

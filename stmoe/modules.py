@@ -7,7 +7,7 @@ has a `router`, wherever it is nested; a layer may have several.
 from flax import nnx
 import jax
 
-from stmoe import state
+from stmoe import router_state as state
 
 
 def offering(module, name):

@@ -16,9 +16,9 @@ from stmoe.bench import layers as bench
 from stmoe.bench import shapes
 from stmoe.bench.peers import split
 from stmoe.core import assignment
-from stmoe.core import grouped
-from stmoe.core import rows as rows_lib
 from stmoe.core.execute import blocks
+from stmoe.core.transport import grouped
+from stmoe.core.transport import rows as rows_lib
 
 
 def loop(tokens, bank, rows, few_results=False):

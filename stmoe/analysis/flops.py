@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from stmoe import lookup
 from stmoe import modules
-from stmoe import state
+from stmoe import router_state as state
 from stmoe.core import checked
 from stmoe.core import contract
 

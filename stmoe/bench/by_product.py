@@ -4,7 +4,7 @@ import jax
 
 from stmoe.bench import layers as bench
 from stmoe.core import assignment
-from stmoe.core import rows as rows_lib
+from stmoe.core.transport import rows as rows_lib
 
 
 def variant(problem, floor, product):

@@ -17,9 +17,9 @@ import sys
 from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
+from stmoe.sweep import live as progress
 from stmoe.sweep import origin
 from stmoe.sweep import plan
-from stmoe.sweep import progress
 
 
 def add_arguments(parser):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe.core import checked
-from stmoe.core import grouped
-from stmoe.core import layouts
+from stmoe.core.transport import grouped
+from stmoe.core.transport import layouts
 from stmoe.errors import UserError
 
 def made(recipe, width, *, num_experts, out=None, rngs, **fields):

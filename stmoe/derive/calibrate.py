@@ -23,7 +23,7 @@ from stmoe import modules
 from stmoe.core import assignment
 from stmoe.core import checked
 from stmoe.core import contract
-from stmoe.core import layouts
+from stmoe.core.transport import layouts
 from stmoe.data import batches as pipeline
 from stmoe.data import store
 from stmoe.hosts import distributed

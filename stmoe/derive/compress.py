@@ -17,9 +17,9 @@ from stmoe.data import batches as pipeline
 from stmoe.data import record
 from stmoe.derive import calibrate
 from stmoe.derive import start as starts
-from stmoe.runs import beside
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
+from stmoe.runs import whole as beside
 from stmoe.surgery import layout
 from stmoe.surgery import sparse
 from stmoe.train import check

@@ -20,18 +20,18 @@ from stmoe import files as documents
 from stmoe import lookup
 from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import stored
-from stmoe.data import progress
+from stmoe.data import bar as progress
 from stmoe.data import store
 from stmoe.data.text import vocab
 from stmoe.derive import start as starts
 from stmoe.derive import streamed
 from stmoe.interop import fields
-from stmoe.interop import files
 from stmoe.interop import rules
 from stmoe.interop import t5x
-from stmoe.runs import beside
+from stmoe.interop import tensors as files
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
+from stmoe.runs import whole as beside
 from stmoe.train import check
 from stmoe.train import state as states
 

@@ -11,7 +11,7 @@ from stmoe import lookup
 from stmoe import ranges
 from stmoe.core import banks
 from stmoe.core import checked
-from stmoe.core import rows
+from stmoe.core.transport import rows
 from stmoe.errors import UserError
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
-from stmoe import state
+from stmoe import router_state as state
 from stmoe.core import contract
 from stmoe.core import noise
 from stmoe.parts import block as block_lib
@@ -166,7 +166,7 @@ class Stack(nnx.Module):
     return {name: found[name] for name in sorted(found, key=_place)}
 
   def commit(self, aux: dict):
-    """Lets layers with state across steps update it from `aux` (see `stmoe.state`)."""
+    """Lets layers with state across steps update it from `aux` (see `stmoe.router_state`)."""
     for names, parts in self._named():
       if names[0] not in aux:
         continue

@@ -64,7 +64,7 @@ def _plain(value):
 def write_router_stats(path, step, load, states):
   """Writes router_stats/<step>.npz: moe_load f32[L,E] and the names of the L layers.
 
-  Rows of layers with fewer experts end in NaN. The routers' state (`stmoe.state.vectors`) is
+  Rows of layers with fewer experts end in NaN. The routers' state (`stmoe.router_state.vectors`) is
   beside it, f32[E] or f32[] under state/<layer>/<path in the layer>.
   """
   folder = pathlib.Path(path) / 'router_stats'

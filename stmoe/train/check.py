@@ -9,7 +9,7 @@ from stmoe import lookup
 from stmoe import modules
 from stmoe import sections
 from stmoe.train import beside
-from stmoe.train import losses
+from stmoe.train import router_losses as losses
 
 ROOM = ('vocab_size', 'num_outputs')     # fields of models that say how many ids they predict
 

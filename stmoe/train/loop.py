@@ -15,7 +15,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import experiment
-from stmoe import state as router_state
+from stmoe import router_state
 from stmoe import targets
 from stmoe.analysis import flops
 from stmoe.checkpoints import best as bests
@@ -33,8 +33,8 @@ from stmoe.train import beside
 from stmoe.train import blame
 from stmoe.train import check
 from stmoe.train import evaluate
-from stmoe.train import losses
 from stmoe.train import progress
+from stmoe.train import router_losses as losses
 from stmoe.train import state as states
 from stmoe.train import step as steps
 from stmoe.train import taskscore

@@ -1,7 +1,7 @@
 """The training state: plain nested dicts of arrays, their logical axes and shardings, born sharded.
 
   params        parameters of the model, float32
-  router_state  what routers keep across steps (see `stmoe.state`)
+  router_state  what routers keep across steps (see `stmoe.router_state`)
   opt_state     statistics of the optimizer
   step, key     i32[] steps done, and the key every step's randomness is folded from
   counts        tokens u32[2] (low and high word of the target tokens seen), skipped i32[] steps
@@ -23,7 +23,7 @@ from stmoe import axes
 from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
-from stmoe import state as router_state
+from stmoe import router_state
 from stmoe.core import seeds
 from stmoe.train import groups
 from stmoe.train import optimizers

@@ -13,12 +13,12 @@ from flax import nnx
 
 from stmoe import axes
 from stmoe import lookup
-from stmoe import state as router_state
+from stmoe import router_state
 from stmoe.core import contract
 from stmoe.core import metrics as routing
 from stmoe.hosts import distributed
 from stmoe.train import groups
-from stmoe.train import losses
+from stmoe.train import router_losses as losses
 from stmoe.train import schedules
 
 

@@ -99,7 +99,7 @@ def test_dropless_rows_travel_without_padding(where, shape, rules):
   import jax
   from stmoe import axes
   from stmoe import lookup
-  from tests.core import test_exchange as exchange
+  from tests.core.transport import test_exchange as exchange
   x, a, _ = exchange.reference('top_2', 'mlp')
   execute = lookup.executor('all_to_all_dropless')
   _, devices, _ = topology.devices(where)

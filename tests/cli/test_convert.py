@@ -10,7 +10,7 @@ from stmoe.answer import infer
 from stmoe.answer import interactive
 from stmoe.cli import main
 from stmoe.data import batches as pipeline
-from stmoe.interop import files
+from stmoe.interop import tensors as files
 from stmoe.runs import directory as rundir
 
 DATA = pathlib.Path(__file__).resolve().parent.parent / 'data'

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stmoe.core import assignment
-from stmoe.core import rows
+from stmoe.core.transport import rows
 
 G, S, E, Z, K = 2, 12, 4, 1, 2
 SEEDS = range(25)

@@ -15,7 +15,7 @@ from stmoe import axes
 from stmoe import errors
 from stmoe import lookup
 from stmoe.core import banks
-from stmoe.core import layouts
+from stmoe.core.transport import layouts
 from tests.core import test_conformance as conformance
 from tests.experts import generic
 

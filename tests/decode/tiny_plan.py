@@ -10,7 +10,7 @@ import numpy as np
 
 from stmoe import axes
 from stmoe import lookup
-from stmoe import state
+from stmoe import router_state as state
 
 EOS = 1
 SHAPES = dict(d_model=8, num_heads=2, head_dim=4)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stmoe import axes
-from stmoe.core import layouts
+from stmoe.core.transport import layouts
 from stmoe.experts import lora
 from tests.experts import generic
 

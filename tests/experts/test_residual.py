@@ -9,7 +9,7 @@ import pytest
 from pallas_kernels import walk
 from stmoe import lookup
 from stmoe.core import assignment
-from stmoe.core import layouts
+from stmoe.core.transport import layouts
 from stmoe.experts import residual
 
 E, D, F, S = 3, 4, 5, 12

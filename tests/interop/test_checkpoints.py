@@ -11,7 +11,7 @@ import safetensors
 
 from stmoe import errors
 from stmoe.derive import convert
-from stmoe.interop import files
+from stmoe.interop import tensors as files
 from tests.interop import runs
 
 

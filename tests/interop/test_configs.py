@@ -15,8 +15,8 @@ from stmoe import lookup
 from stmoe.derive import convert
 from stmoe.interop import decoder
 from stmoe.interop import fields
-from stmoe.interop import files
 from stmoe.interop import rules
+from stmoe.interop import tensors as files
 from stmoe.parts import rotary
 from stmoe.runs import directory as rundir
 from tests.interop import runs

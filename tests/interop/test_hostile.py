@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from stmoe import errors
-from stmoe.interop import files
+from stmoe.interop import tensors as files
 
 CASE = pathlib.Path(__file__).resolve().parent.parent / 'data' / 'checkpoints' / 't5_v11_tied_unscaled'
 INDEX = 'model.safetensors.index.json'

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from stmoe.interop import files
+from stmoe.interop import tensors as files
 
 GIB = 2**30
 # 14 layers of 8 experts: 112 slices of 4 MiB make arrays of 448 MiB. The largest tensors have 256 MiB.

@@ -10,8 +10,8 @@ import tensorstore as ts
 
 from stmoe import errors
 from stmoe.derive import convert
-from stmoe.interop import files
 from stmoe.interop import t5x
+from stmoe.interop import tensors as files
 from tests.interop import runs
 
 CASES = pathlib.Path(__file__).resolve().parent.parent / 'data' / 'checkpoints'

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stmoe.core import layouts
+from stmoe.core.transport import layouts
 from stmoe.experts import glu
 from stmoe.layers import dense
 from stmoe.parts import embed

@@ -10,7 +10,7 @@ import pytest
 
 from stmoe import lookup
 from stmoe import modules
-from stmoe import state
+from stmoe import router_state as state
 from stmoe.core import contract
 from stmoe.core import losses
 from stmoe.errors import UserError

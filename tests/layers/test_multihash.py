@@ -10,7 +10,7 @@ import pytest
 
 from pallas_kernels import walk
 from stmoe import lookup
-from stmoe import state
+from stmoe import router_state as state
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import moe

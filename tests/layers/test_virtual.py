@@ -15,7 +15,7 @@ from stmoe import lookup
 from stmoe.core import assignment
 from stmoe.core import contract
 from stmoe.core import metrics
-from stmoe.core import rows
+from stmoe.core.transport import rows
 from tests.routers import generic
 
 B, T, D, E = 4, 8, 6, 4

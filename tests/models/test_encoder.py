@@ -10,9 +10,9 @@ import pytest
 
 from stmoe import errors
 from stmoe import lookup
-from stmoe import state
+from stmoe import router_state as state
 from stmoe.targets import ids
-from stmoe.train import losses
+from stmoe.train import router_losses as losses
 
 BLOCKS = dict(
     d=dict(layer='dense', d_ff=12, activation='gelu', use_bias=True),

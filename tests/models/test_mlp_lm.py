@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from stmoe import lookup
-from stmoe import state
+from stmoe import router_state as state
 from stmoe.analysis import flops
 from stmoe.configs import common
 from stmoe.data.text import pack

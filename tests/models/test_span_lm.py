@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from stmoe import lookup
-from stmoe import state
+from stmoe import router_state as state
 from stmoe.attention import span_attention
 from stmoe.errors import UserError
 from stmoe.surgery import layout

@@ -11,13 +11,13 @@ import pytest
 
 from stmoe import errors
 from stmoe import lookup
-from stmoe import state
+from stmoe import router_state as state
 from stmoe.analysis import flops
 from stmoe.configs import common
 from stmoe.parts import patches
 from stmoe.surgery import layout
 from stmoe.targets import ids
-from stmoe.train import losses
+from stmoe.train import router_losses as losses
 
 SPARSE = dict(layer='moe', executor='einsum', group_size=10)
 BANK = dict(name='mlp', d_ff=8, activation='gelu', init_scale=1.0, use_bias=True)

@@ -10,7 +10,7 @@ import optax
 
 from stmoe import errors
 from stmoe import lookup
-from stmoe import state
+from stmoe import router_state as state
 from tests.routers import generic
 
 VOCAB, SIZE = 23, 4                                                  # SIZE: tokens of a routing group

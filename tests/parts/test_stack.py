@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stmoe import axes
-from stmoe import state
+from stmoe import router_state as state
 from stmoe.attention import attention
 from stmoe.core import contract
 from stmoe.errors import UserError

@@ -14,7 +14,7 @@ from stmoe import axes
 from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
-from stmoe import state
+from stmoe import router_state as state
 from stmoe.core import checked
 from stmoe.core import contract
 from tests.routers import generic

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stmoe import errors
-from stmoe import state
+from stmoe import router_state as state
 from stmoe.core import contract
 from stmoe.core import hashing
 from stmoe.parts import stack

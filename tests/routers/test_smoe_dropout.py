@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stmoe import errors
-from stmoe import state
+from stmoe import router_state as state
 from stmoe.core.execute import einsum
 from stmoe.experts import mlp
 from stmoe.routers import smoe_dropout

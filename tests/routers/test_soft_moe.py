@@ -8,9 +8,9 @@ import pytest
 
 from stmoe import errors
 from stmoe import lookup
-from stmoe.core import layouts
 from stmoe.core.execute import einsum
 from stmoe.core.execute import gather
+from stmoe.core.transport import layouts
 from stmoe.routers import soft_moe
 
 S, D, E, C = 5, 8, 3, 2

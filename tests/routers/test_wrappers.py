@@ -11,7 +11,7 @@ import pytest
 from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
-from stmoe import state
+from stmoe import router_state as state
 from stmoe.core import assignment
 from stmoe.core import checked
 from stmoe.core import contract

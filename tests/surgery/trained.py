@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from stmoe import lookup
-from stmoe import state
+from stmoe import router_state as state
 from stmoe.surgery import layout
 from tests.models import tiny
 

@@ -8,8 +8,8 @@ import sys
 import threading
 import time
 
+from stmoe.sweep import live as progress
 from stmoe.sweep import plan
-from stmoe.sweep import progress
 from stmoe.sweep import work
 from stmoe.sweep.launchers import local
 

@@ -19,8 +19,8 @@ import pytest
 import submitit
 
 from stmoe import errors
+from stmoe.sweep import live as progress
 from stmoe.sweep import plan
-from stmoe.sweep import progress
 from stmoe.sweep import work
 from stmoe.sweep.launchers import slurm
 

@@ -14,7 +14,7 @@ from stmoe.configs import common
 from stmoe.configs.lm import methods
 from stmoe.layers import adam_momentum
 from stmoe.train import check
-from stmoe.train import losses
+from stmoe.train import router_losses as losses
 from stmoe.train import state as states
 from stmoe.train import step as steps
 

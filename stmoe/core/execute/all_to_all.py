@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import ranges
-from stmoe.core import exchange
-from stmoe.core import layouts
 from stmoe.core.execute import gather
+from stmoe.core.transport import exchange
+from stmoe.core.transport import layouts
 
 
 def execute(x, a, experts, key=None, *, chunks: ranges.Count = 1):

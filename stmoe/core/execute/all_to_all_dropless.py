@@ -1,7 +1,7 @@
 """Expert parallelism without capacity buffers: rows sorted by expert, exchanged, run by `pallas`, sent back.
 
 No edge has to be dropped and no buffer of every expert is padded to its capacity: as many rows travel
-as there are (where the backend has `ragged_all_to_all`; see `core/exchange.py`). What arrives is an
+as there are (where the backend has `ragged_all_to_all`; see `core/transport/exchange.py`). What arrives is an
 Assignment again, of every sender's rows to this device's experts. Buffers must have a size, though:
 R rows for every pair of devices, as many as one may ever have for another.
 """
@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from stmoe.core import assignment
-from stmoe.core import exchange
-from stmoe.core import rows as rows_lib
 from stmoe.core.execute import pallas
+from stmoe.core.transport import exchange
+from stmoe.core.transport import rows as rows_lib
 
 
 def execute(x, a, experts, key=None):

@@ -1,6 +1,6 @@
 """Dropless and portable: the rows of each expert in blocks, as many as it has.
 
-Rows are sorted by expert (`core/rows.py`), and a loop goes over blocks of them, each of one expert
+Rows are sorted by expert (`core/transport/rows.py`), and a loop goes over blocks of them, each of one expert
 and of the size that it needs (`pallas_kernels/walk.py`).
 Drops are honoured (they have no row), and so are any k and any imbalance.
 
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from pallas_kernels import walk
 from stmoe import axes
 from stmoe.core import assignment
-from stmoe.core import grouped
-from stmoe.core import rows as rows_lib
+from stmoe.core.transport import grouped
+from stmoe.core.transport import rows as rows_lib
 
 
 def execute(x, a, experts, key=None):

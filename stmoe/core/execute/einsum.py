@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from stmoe.core import layouts
+from stmoe.core.transport import layouts
 
 
 def execute(x, a, experts, key=None):

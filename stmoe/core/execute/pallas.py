@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from pallas_kernels import target
 from pallas_kernels.combine import api as combine
 from stmoe.core import assignment
-from stmoe.core import exchange
-from stmoe.core import grouped
-from stmoe.core import rows as rows_lib
 from stmoe.core.execute import blocks
+from stmoe.core.transport import exchange
+from stmoe.core.transport import grouped
+from stmoe.core.transport import rows as rows_lib
 from stmoe.errors import UserError
 
 

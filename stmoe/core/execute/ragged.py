@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from stmoe.core import assignment
-from stmoe.core import layouts
-from stmoe.core import rows as rows_lib
+from stmoe.core.transport import layouts
+from stmoe.core.transport import rows as rows_lib
 
 
 def execute(x, a, experts, key=None):

@@ -13,7 +13,7 @@ import sys
 from array_record.python import array_record_module
 
 from stmoe import errors
-from stmoe.data import progress
+from stmoe.data import bar as progress
 from stmoe.data import store
 from stmoe.data.images import pixels as images
 from stmoe.data.text import cache as caches

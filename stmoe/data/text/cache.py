@@ -19,7 +19,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import files
-from stmoe.data import progress
+from stmoe.data import bar as progress
 from stmoe.data import store
 from stmoe.data.text import tasks
 from stmoe.data.text import vocab

@@ -5,7 +5,7 @@ import numpy as np
 from stmoe import errors
 from stmoe import lookup
 from stmoe.core import hashing
-from stmoe.data import progress
+from stmoe.data import bar as progress
 from stmoe.data.text import stream as streams
 
 KINDS = ('balanced', 'random', 'clustered', 'dispersed')

@@ -5,7 +5,7 @@ import time
 
 from stmoe import ranges
 from stmoe.hosts import signals
-from stmoe.sweep import progress
+from stmoe.sweep import live as progress
 from stmoe.sweep import work
 
 

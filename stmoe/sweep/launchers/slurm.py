@@ -14,8 +14,8 @@ from stmoe import files
 from stmoe import ranges
 from stmoe.hosts import signals
 from stmoe.runs import owner
+from stmoe.sweep import live as progress
 from stmoe.sweep import plan
-from stmoe.sweep import progress
 from stmoe.sweep import work
 
 TIMEOUTS = 1000                          # how often a run may reach its time limit and go on in another job

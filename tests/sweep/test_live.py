@@ -2,7 +2,7 @@
 
 import pytest
 
-from stmoe.sweep import progress
+from stmoe.sweep import live as progress
 
 
 def test_the_last_whole_line_counts(sweep):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stmoe.data import progress
+from stmoe.data import bar as progress
 
 
 @pytest.mark.parametrize('kind', ['auto', 'plain'])

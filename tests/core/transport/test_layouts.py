@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stmoe.core import layouts
+from stmoe.core.transport import layouts
 
 E, R, D, F = 3, 4, 5, 6
 

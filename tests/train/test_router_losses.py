@@ -6,7 +6,7 @@ import pytest
 
 from stmoe import errors
 from stmoe.core import contract
-from stmoe.train import losses
+from stmoe.train import router_losses as losses
 
 
 def report(**values):

@@ -3,7 +3,7 @@
 import pytest
 
 from stmoe import errors
-from stmoe.runs import beside
+from stmoe.runs import whole as beside
 
 
 def test_a_folder_appears_whole_and_what_a_kill_left_is_swept(tmp_path):

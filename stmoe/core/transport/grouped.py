@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from pallas_kernels import listing
 from pallas_kernels.gmm import api as gmm
 from pallas_kernels.tgmm import api as tgmm
-from stmoe.core import layouts
+from stmoe.core.transport import layouts
 
 
 @struct.dataclass

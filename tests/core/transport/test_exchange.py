@@ -14,8 +14,8 @@ from stmoe import axes
 from stmoe import errors
 from stmoe import lookup
 from stmoe.core import assignment
-from stmoe.core import exchange
 from stmoe.core.execute import all_to_all_dropless
+from stmoe.core.transport import exchange
 from stmoe.experts import mlp
 from tests.experts import conv
 from tests.experts import generic

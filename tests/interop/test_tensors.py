@@ -14,8 +14,8 @@ from stmoe.checkpoints import checkpoint
 from stmoe.derive import convert
 from stmoe.interop import decoder
 from stmoe.interop import fields
-from stmoe.interop import files
 from stmoe.interop import rules
+from stmoe.interop import tensors as files
 from stmoe.interop.families import switch_transformers
 from stmoe.runs import directory as rundir
 from stmoe.train import state as states
