@@ -30,7 +30,7 @@ def add_arguments(parser):
 
 
 def run(args):
-  from stmoe.core import hashing
+  from stmoe.core import tables
   from stmoe.data.text import hash_tables
   cfg, _ = rundir.named(args.name, args.overrides)
   if args.kind not in hash_tables.KINDS:
@@ -45,7 +45,7 @@ def run(args):
   counts, vocabulary = hash_tables.count(cfg)
   embeddings = _embeddings(args.embeddings, vocabulary, len(counts)) if needed else None
   table = hash_tables.make(args.kind, counts, experts, args.seed, embeddings)
-  hashing.TableFile(table, experts, args.kind, vocabulary.digest).write(args.out)
+  tables.TableFile(table, experts, args.kind, vocabulary.digest).write(args.out)
   print(f'{args.out}: {args.kind}')
   print('\n'.join(hash_tables.describe(table, counts, experts)))
 

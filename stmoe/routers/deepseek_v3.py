@@ -8,6 +8,7 @@ from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import balance
+from stmoe.core import bias as bias_lib
 from stmoe.core import choices
 from stmoe.core import contract
 from stmoe.core import gate
@@ -60,7 +61,7 @@ class DeepSeekV3(nnx.Module):
     centred:         steps of the bias have zero mean over experts.
     freeze_after:    optimizer steps after which the rate is 0 (V3: for its last 0.5T tokens); None = never.
   Losses: balance (the complementary sequence-wise loss; V3 weighs it with 1e-4).
-  State: bias f32[E], moved by `balance.update` once per optimizer step; updates i32[], how often.
+  State: bias f32[E], moved by `bias_lib.update` once per optimizer step; updates i32[], how often.
   Differs: the paper gives a node the sum of its k / M best scores; both codes and this one add up two.
     The router starts at N(0, 0.02) like all of this project; the paper has 0.006.
   """
@@ -89,7 +90,7 @@ class DeepSeekV3(nnx.Module):
     rate = self.rate
     if self.freeze_after is not None:
       rate = jnp.where(self.updates[...] < self.freeze_after, rate, 0.0)
-    self.bias[...] = balance.update(self.bias[...], aux.load, rate, self.centred)
+    self.bias[...] = bias_lib.update(self.bias[...], aux.load, rate, self.centred)
     self.updates[...] += 1
 
   @property

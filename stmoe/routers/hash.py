@@ -14,6 +14,7 @@ from stmoe.core import contract
 from stmoe.core import hashing
 from stmoe.core import metrics
 from stmoe.core import seeds
+from stmoe.core import tables
 from stmoe.errors import UserError
 
 BUILT = ('balanced', 'clustered', 'dispersed')   # their tables are made before training: `stmoe tables`
@@ -29,7 +30,7 @@ KINDS = {
 }
 NEIGHBOURS = ('previous', 'bigram', 'future')
 COMPUTED = ('bigram', 'position')      # kinds without a table
-_random = functools.cache(hashing.random_table)
+_random = functools.cache(tables.random_table)
 
 
 def route(bucket, mask, capacity, num_experts, tokens=None):
@@ -104,7 +105,7 @@ class Hash(nnx.Module):
 
   def _read(self, path, vocab_size):
     """The table of file `path`; raises UserError if it has another V, K or kind."""
-    found = hashing.read(path)
+    found = tables.read(path)
     _same_length(len(found.table), vocab_size, f' ({path})')
     if found.num_experts != self.num_experts:
       raise UserError(f'router hash: {path} has {found.num_experts} buckets, num_experts={self.num_experts}; '

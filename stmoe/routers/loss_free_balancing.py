@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
-from stmoe.core import balance
+from stmoe.core import bias as bias_lib
 from stmoe.core import choices
 from stmoe.core import contract
 from stmoe.core import gate
@@ -61,18 +61,18 @@ class LossFreeBalancing(nnx.Module):
     capacity_factor: (train, eval) slots per token; None = nothing is dropped (paper).
     min_capacity:    least slots of an expert.
   Losses: balance (1 at balance; of the paper's baseline, loss-free balancing leaves it without coefficient).
-  State: bias f32[E], moved by `balance.update` once per optimizer step.
+  State: bias f32[E], moved by `bias_lib.update` once per optimizer step.
   Differs: with sigmoids, `balance` takes scores over their sum as probabilities, as DeepSeek-V3 does.
   """
 
   def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
                scores: ranges.Choice(*SCORES) = 'sigmoid', selection: ranges.Choice(*SELECTION) = 'add',
                normalize_gates: ranges.Flag = False, rate: ranges.NonNegative = 1e-3,
-               rule: ranges.Choice(*balance.RULES) = 'sign', centred: ranges.Flag = False,
+               rule: ranges.Choice(*bias_lib.RULES) = 'sign', centred: ranges.Flag = False,
                capacity_factor: ranges.Factors = (None, None), min_capacity: ranges.Natural = 4, rngs):
     choices.check_groups('loss_free_balancing', num_experts, k, 1, 1)
     for table, name, field in ((SCORES, scores, 'scores'), (SELECTION, selection, 'selection'),
-                               (balance.RULES, rule, 'rule')):
+                               (bias_lib.RULES, rule, 'rule')):
       choices.named(table, name, field)
     self.w = gate.weights(d_model, num_experts, rngs=rngs)
     self.bias = axes.state(jnp.zeros(num_experts), 'unmodeled')
@@ -89,7 +89,7 @@ class LossFreeBalancing(nnx.Module):
 
   def commit(self, aux):
     """Moves the bias by the load of one optimizer step, aux.load f32[E]."""
-    self.bias[...] = balance.update(self.bias[...], aux.load, self.rate, self.centred, self.rule)
+    self.bias[...] = bias_lib.update(self.bias[...], aux.load, self.rate, self.centred, self.rule)
 
   def logits(self, x, ctx):
     """Returns f32[G,S,E] for x [G,S,D]."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from stmoe.cli import main
-from stmoe.core import hashing
+from stmoe.core import tables as tables_lib
 from stmoe.runs import directory as rundir
 from stmoe.train import opened
 from stmoe.train import state as states
@@ -45,7 +45,7 @@ def train(folder, table, *more):
 def run(folder):
   """(run directory, table) of a step trained with a balanced table."""
   assert main.main([str(word) for word in tables(folder, 'balanced', out='balanced.npz')]) == 0
-  table = hashing.read(folder / 'balanced.npz')
+  table = tables_lib.read(folder / 'balanced.npz')
   words = train(folder, folder / 'balanced.npz', '--workdir', folder / 'run')
   assert main.main([str(word) for word in words]) == 0
   return folder / 'run', table
@@ -53,7 +53,7 @@ def run(folder):
 
 def test_balanced_table_and_its_load(command, folder):
   code, out, _ = command(*tables(folder, 'balanced'))
-  found = hashing.read(folder / 'table.npz')
+  found = tables_lib.read(folder / 'table.npz')
   assert code == 0 and (len(found.table), found.num_experts, found.kind) == (IDS, EXPERTS, 'balanced')
   assert found.vocabulary == 'bytes'
   # Bytes of the training split: the same counts, by Python.
@@ -67,8 +67,8 @@ def test_balanced_table_and_its_load(command, folder):
 def test_random_tables_are_a_function_of_the_seed(command, folder):
   for seed in ('42', '7'):
     assert command(*tables(folder, 'random', '--seed', seed, '--experts', '5'))[0] == 0
-    np.testing.assert_array_equal(hashing.read(folder / 'table.npz').table,
-                                  hashing.random_table(IDS, 5, int(seed)))
+    np.testing.assert_array_equal(tables_lib.read(folder / 'table.npz').table,
+                                  tables_lib.random_table(IDS, 5, int(seed)))
 
 
 def test_checkpoint_has_the_table_not_the_file(run):
@@ -77,7 +77,7 @@ def test_checkpoint_has_the_table_not_the_file(run):
   file = path.parent / 'balanced.npz'
   kept = file.read_bytes()
   # Another table in the file's place: what was trained comes from the checkpoint.
-  hashing.TableFile(np.roll(table.table, 1), EXPERTS, 'balanced', 'bytes').write(file)
+  tables_lib.TableFile(np.roll(table.table, 1), EXPERTS, 'balanced', 'bytes').write(file)
   try:
     mesh = states.make_mesh(cfg.mesh)
     with jax.set_mesh(mesh):
@@ -99,7 +99,7 @@ def test_tables_of_a_trained_models_embeddings(command, folder, run, kind):
     code, _, err = command(*tables(folder, kind, '--embeddings', run[0]))
   finally:
     (folder / 'away').rename(file)
-  found = hashing.read(folder / 'table.npz')
+  found = tables_lib.read(folder / 'table.npz')
   assert code == 0 and found.kind == kind and len(found.table) == IDS and 'k-means' in err
   sizes = np.bincount(found.table, minlength=EXPERTS)
   assert sizes.min() > 0
@@ -108,10 +108,10 @@ def test_tables_of_a_trained_models_embeddings(command, folder, run, kind):
 
 def test_table_of_another_vocabulary_is_refused(mistake, folder, run):
   _, table = run
-  hashing.TableFile(table.table, EXPERTS, 'balanced', 'pieces-of-another-text').write(folder / 'other.npz')
+  tables_lib.TableFile(table.table, EXPERTS, 'balanced', 'pieces-of-another-text').write(folder / 'other.npz')
   line = mistake(*train(folder, folder / 'other.npz', '--workdir', folder / 'refused'))
   assert 'another vocabulary (pieces-of-an) than data.vocab=\'bytes\' is (bytes)' in line
-  hashing.TableFile(table.table[:300], EXPERTS, 'balanced', 'bytes').write(folder / 'short.npz')
+  tables_lib.TableFile(table.table[:300], EXPERTS, 'balanced', 'bytes').write(folder / 'short.npz')
   line = mistake(*train(folder, folder / 'short.npz', '--workdir', folder / 'refused'))
   assert 'hash table for another vocabulary' in line and '300 ids' in line and '384' in line
   assert not (folder / 'refused').exists()
@@ -122,7 +122,7 @@ def test_evaluation_refuses_it_too(mistake, command, run):
   path, table = run
   file, record = path.parent / 'balanced.npz', path / 'data.json'
   kept = file.read_bytes()
-  hashing.TableFile(table.table, EXPERTS, 'balanced', 'pieces-of-another-text').write(file)
+  tables_lib.TableFile(table.table, EXPERTS, 'balanced', 'pieces-of-another-text').write(file)
   try:
     assert command('eval', path)[0] == 0
     record.rename(path / 'away')

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stmoe.core import contract
-from stmoe.core import hashing
+from stmoe.core import tables
 from stmoe.core.execute import gather
 from stmoe.experts import linear
 from stmoe.experts import mlp
@@ -26,16 +26,16 @@ RANDOM = 'for id in 0..V-1: Python random.seed(42) then random.randrange(0,H) in
 
 def hash_table(case):
   config = case.config
-  table = hashing.random_table(config['vocab'], config['experts'], config.get('seed', 42))
+  table = tables.random_table(config['vocab'], config['experts'], config.get('seed', 42))
   case.assert_close('table', table)
-  case.assert_close('load', hashing.loads(table, np.ones(len(table), np.int64), config['experts']))
+  case.assert_close('load', tables.loads(table, np.ones(len(table), np.int64), config['experts']))
 
 
 def balanced_table(case):
   counts, experts = case['freq'], case.config['experts']
-  table = hashing.balanced_table(counts, experts)
+  table = tables.balanced_table(counts, experts)
   # As the file says: loads as a multiset; the table only where counts are distinct, never where they are 0.
-  load = hashing.loads(table, counts, experts)
+  load = tables.loads(table, counts, experts)
   np.testing.assert_array_equal(np.sort(load), np.sort(case['load']))
   visited = case['visit_order']
   np.testing.assert_array_equal(counts[visited], np.sort(counts)[::-1])

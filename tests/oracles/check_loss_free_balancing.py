@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stmoe.core import assignment
-from stmoe.core import balance
+from stmoe.core import bias as bias_lib
 from stmoe.core import metrics
 from stmoe.routers import loss_free_balancing
 
@@ -25,7 +25,7 @@ def _trajectory(case):
   @jax.jit
   def step(bias, logits):
     a, aux = loss_free_balancing.loss_free_balancing(logits[None], bias, mask, c['T'], c['k'])
-    moved = balance.update(bias, aux.load, c['update_rate'], centred, rule)
+    moved = bias_lib.update(bias, aux.load, c['update_rate'], centred, rule)
     return moved, (a, aux.load, metrics.max_vio(aux.load))
 
   # The scores are sigmoids; ours start from their logits.

@@ -9,7 +9,7 @@ import pytest
 from stmoe import errors
 from stmoe import router_state as state
 from stmoe.core import contract
-from stmoe.core import hashing
+from stmoe.core import tables as tables_lib
 from stmoe.parts import stack
 from stmoe.routers import hash as router
 
@@ -123,8 +123,8 @@ def test_fresh_experts_are_drawn_in_training_only():
 
 
 def test_table_is_a_function_of_the_seed():
-  np.testing.assert_array_equal(make().table[...], hashing.random_table(V, K, 42))
-  np.testing.assert_array_equal(make(seed=5).table[...], hashing.random_table(V, K, 5))
+  np.testing.assert_array_equal(make().table[...], tables_lib.random_table(V, K, 42))
+  np.testing.assert_array_equal(make(seed=5).table[...], tables_lib.random_table(V, K, 5))
   assert make(kind='bigram').table is make(kind='position').table is None
 
 
@@ -149,13 +149,13 @@ def test_layers_have_tables_of_their_own(scan_layers):
 
 
 def test_layers_share_a_table_whatever_the_models_seed():
-  assert (tables(True, seed=1) == hashing.random_table(V, K, 42)).all()
+  assert (tables(True, seed=1) == tables_lib.random_table(V, K, 42)).all()
 
 
 @pytest.fixture
 def file(tmp_path):
   path = tmp_path / 'table.npz'
-  hashing.TableFile(np.array(TABLE, np.int32), K, 'balanced', 'words-1').write(path)
+  tables_lib.TableFile(np.array(TABLE, np.int32), K, 'balanced', 'words-1').write(path)
   return str(path)
 
 

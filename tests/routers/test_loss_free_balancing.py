@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stmoe import errors
-from stmoe.core import balance
+from stmoe.core import bias as bias_lib
 from stmoe.core import contract
 from stmoe.routers import loss_free_balancing
 
@@ -28,12 +28,12 @@ def test_by_hand():
   a, aux = route(LOGITS, jnp.zeros(3), ALL, 4, 1)
   assert chosen(a) == {(0, 0): 0.8, (1, 0): 0.7, (2, 0): 0.9, (3, 0): 0.6}
   # Mean load 4/3: expert 0 goes down, the others up; then token 0 turns to 1 and token 3 to 2.
-  bias = balance.update(jnp.zeros(3), aux.load, 0.15)
+  bias = bias_lib.update(jnp.zeros(3), aux.load, 0.15)
   np.testing.assert_allclose(bias, [-0.15, 0.15, 0.15])
   a, aux = route(LOGITS, bias, ALL, 4, 1)
   assert chosen(a) == {(0, 1): 0.6, (1, 0): 0.7, (2, 0): 0.9, (3, 2): 0.5}         # the scores, not the bias
   np.testing.assert_allclose(aux.metrics['bias_abs_max'], 0.15)
-  np.testing.assert_allclose(balance.update(bias, aux.load, 0.15), [-0.3, 0.3, 0.3])
+  np.testing.assert_allclose(bias_lib.update(bias, aux.load, 0.15), [-0.3, 0.3, 0.3])
 
 
 def test_counts_come_before_drops_and_leave_padding_out():
@@ -75,7 +75,7 @@ def test_a_skew_is_cancelled_in_skew_over_rate_steps():
   for _ in range(14):
     load = route(logits, bias, np.ones((1, 64), bool), 64, 1)[1].load
     vio.append(float(load.max() / 32 - 1))
-    bias = balance.update(bias, load, 0.0125)
+    bias = bias_lib.update(bias, load, 0.0125)
   assert vio[0] == vio[5] == 1 and max(vio[10:]) < 0.5
 
 

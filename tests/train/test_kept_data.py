@@ -13,7 +13,7 @@ from stmoe.answer import harness
 from stmoe.answer import infer
 from stmoe.answer import interactive
 from stmoe.answer import score
-from stmoe.core import hashing
+from stmoe.core import tables
 from stmoe.data.text import corpus
 from stmoe.data.text import hash_tables
 from stmoe.runs import directory as rundir
@@ -36,7 +36,7 @@ def prepared(folder):
   """`folder` with the text and the table."""
   tiny_run.write_corpus(folder)
   vocabulary = hash_tables.count(config(folder))[1]
-  table = hashing.TableFile(hashing.random_table(296, 4, 0), 4, 'random', vocabulary.digest)
+  table = tables.TableFile(tables.random_table(296, 4, 0), 4, 'random', vocabulary.digest)
   table.write(folder / 'table.npz')
   return folder
 

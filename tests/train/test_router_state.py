@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stmoe.analysis import figures
-from stmoe.core import balance
+from stmoe.core import bias as bias_lib
 from stmoe.runs import read as runs
 from stmoe.train import loop
 from tests.train import test_resume
@@ -64,7 +64,7 @@ def test_a_bias_moves_once_a_step_by_the_load_of_the_whole_batch(finished):
   expected = np.zeros(4, np.float32)
   for load, found in zip(run.loads['decoder_00'][1], bias):
     assert load.sum() == 2 * 8 * 32                                  # k x rows x tokens
-    expected = np.asarray(balance.update(expected, load, RATE))
+    expected = np.asarray(bias_lib.update(expected, load, RATE))
     np.testing.assert_array_equal(found, expected)
   assert np.abs(bias).max() >= RATE
   # The metrics are those of the forward, before the update; alpha decays towards xi * drop rate < alpha_max.
@@ -126,6 +126,6 @@ def test_one_update_per_step_without_a_scan_too(tmp_path, layers, scan_layers):
     for report, batch in zip(reports, batches):
       load = report['load'][f'decoder_{2 * number:02d}']
       assert load.sum() == 2 * batch['decoder_segment_ids'].sum()
-      bias = balance.update(bias, load, RATE)
+      bias = bias_lib.update(bias, load, RATE)
     unit = segment if scan_layers else segment[number]
     np.testing.assert_array_equal(np.squeeze(unit['blocks'][0]['layer']['inner']['router']['bias']), bias)

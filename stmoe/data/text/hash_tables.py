@@ -4,7 +4,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import lookup
-from stmoe.core import hashing
+from stmoe.core import tables
 from stmoe.data import bar as progress
 from stmoe.data.text import stream as streams
 
@@ -81,17 +81,17 @@ def make(kind, counts, experts, seed, embeddings=None):
     embeddings: f32[V,D] of a trained model, for the kinds EMBEDDED.
   """
   if kind == 'random':
-    return hashing.random_table(len(counts), experts, seed)
+    return tables.random_table(len(counts), experts, seed)
   if kind == 'balanced':
-    return hashing.balanced_table(counts, experts)
+    return tables.balanced_table(counts, experts)
   if kind == 'clustered':
     return clusters(embeddings, experts, seed)
-  return hashing.dispersed_table(clusters(embeddings, -(-len(counts) // experts), seed), counts, experts)
+  return tables.dispersed_table(clusters(embeddings, -(-len(counts) // experts), seed), counts, experts)
 
 
 def describe(table, counts, experts):
   """Returns lines that say how even `table` is on the counted text."""
-  load = hashing.loads(table, counts, experts)
+  load = tables.loads(table, counts, experts)
   mean = load.sum() / experts
   top = int(counts.argmax())
   return [f'{len(table):,} ids in {experts} buckets; {load.sum():,} tokens counted, of '

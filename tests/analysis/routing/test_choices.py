@@ -11,7 +11,7 @@ import pytest
 from stmoe import lookup
 from stmoe.analysis.routing import choices as routing
 from stmoe.analysis.routing import text as routing_view
-from stmoe.core import hashing
+from stmoe.core import tables
 from stmoe.data.text import pack
 from stmoe.data.text import vocab
 from stmoe.routers import wrappers
@@ -101,7 +101,7 @@ def test_a_layer_of_several_routers_shows_each_of_them(batch):
   found = routing.choices(model, batch)
   assert list(found) == ['decoder_00.0', 'decoder_00.1']
   for m, chosen in enumerate(found.values()):
-    table = hashing.random_table(259, 4, 42 + m)
+    table = tables.random_table(259, 4, 42 + m)
     assert chosen.num_experts == 4
     assert chosen.experts == [[[(table[i], 1.0)] if real else [] for i, real in zip(*row)] for row in zip(
         batch['decoder_input_tokens'], batch['decoder_segment_ids'])]
