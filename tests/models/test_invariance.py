@@ -10,7 +10,7 @@ from stmoe import axes
 from stmoe.surgery import layout
 
 # Two stacks, and all routers at once, take minutes of compilation: `make test-slow`.
-NAMES = ('lm', *(pytest.param(name, marks=pytest.mark.slow) for name in ('t5', 'zoo')))
+NAMES = ('lm', *(pytest.param(name, marks=pytest.mark.slow) for name in ('t5', 'zoo', 'heads')))
 LENGTH = 2 * tiny.SIZE
 KEY = jax.random.key(7, impl='unsafe_rbg')                              # compiles faster
 NOISY = dict(dropout_rate=0.2)
@@ -78,7 +78,7 @@ def test_packing(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['lm', 'zoo'], indirect=True)
+@pytest.mark.parametrize('name', ['lm', 'zoo', 'heads'], indirect=True)
 def test_devices(name):
   """One device, or batch and experts split over eight; the trainer's own test is tests/train/test_step.py."""
   whole = tiny.batch(name, 8, LENGTH, real=[[8], [3], [5], [8], [2], [8], [7], [8]])

@@ -21,9 +21,13 @@ BLOCKS = dict(
     s=SPARSE | dict(router=dict(name='switch', num_experts=3, min_capacity=1)),
     g=SPARSE | dict(router=dict(name='gshard', num_experts=3, min_capacity=1)),
     t=SPARSE | dict(router=dict(name='st_moe', num_experts=3, min_capacity=1)),
-    e=SPARSE | dict(router=dict(name='expert_choice', num_experts=3, min_capacity=1, allow_causal=True),
-                    attention=dict(name='switch_head', executor='einsum', group_size=SIZE, mixed=('v',),
-                                   router=dict(name='sigma_moe', num_experts=3, k=2))))
+    e=SPARSE | dict(router=dict(name='expert_choice', num_experts=3, min_capacity=1, allow_causal=True)))
+
+# Attention that routes: values by sigmoids, outputs by a router with capacity and noise.
+BLOCKS |= {letter: dict(layer='dense', d_ff=12, attention=dict(
+    name='switch_head', executor='einsum', group_size=SIZE, mixed=(mixed,), router=router))
+    for letter, mixed, router in (('v', 'v', dict(name='sigma_moe', num_experts=3, k=2)),
+                                  ('o', 'o', dict(name='switch', num_experts=3, min_capacity=1)))}
 
 # Every other router, two experts each, as blocks without attention; and the layers that wrap one.
 OWN = {BLOCKS[letter]['router']['name'] for letter in 'sgte'}
@@ -70,6 +74,7 @@ FIRST, LATER = WRAPPERS['adam_momentum'], [WRAPPERS[name] for name in WRAPPERS i
 ZOO = ((f'd{FIRST}', 1), (''.join([*NAMED.values(), *LATER, 'h']), 2))
 MODELS = dict(lm=dict(name='lm', layers=(('dstx', 1), ('ge', 2)), **SHAPES),
               zoo=dict(name='lm', layers=ZOO, **SHAPES),
+              heads=dict(name='lm', layers=(('vo', 2),), **SHAPES),
               t5=dict(name='t5', encoder=(('se', 2),), decoder=(('tg', 1),), **SHAPES))
 
 
