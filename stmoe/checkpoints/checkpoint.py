@@ -11,6 +11,7 @@ import contextlib
 import logging
 import pathlib
 import shutil
+import sys
 
 import jax
 import orbax.checkpoint as ocp
@@ -23,6 +24,7 @@ from stmoe.checkpoints import seal
 from stmoe.checkpoints import stored
 from stmoe.hosts import job
 
+CLOSED = 'Event loop is closed'          # asyncio's words
 AGREE = 60_000                           # ms that one which cannot read waits for the others to say so, too
 
 
@@ -274,5 +276,23 @@ def _line(error):
 
 
 def hush():
-  """Keeps orbax's own reports off the terminal; what goes wrong arrives as an exception."""
+  """Keeps orbax's own reports off the terminal; what goes wrong arrives as an exception.
+
+  Reads that end after another one has failed report to a loop that is closed. Python would print a
+  traceback of each of them.
+  """
   logging.getLogger('absl').setLevel(logging.CRITICAL)
+  if not isinstance(sys.unraisablehook, _Hook):
+    sys.unraisablehook = _Hook(sys.unraisablehook)
+
+
+class _Hook:
+  """The hook `before` for exceptions that nobody can catch, without those of late reads."""
+
+  def __init__(self, before):
+    self._before = before
+
+  def __call__(self, unraisable):
+    late = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == CLOSED
+    if not late:
+      self._before(unraisable)

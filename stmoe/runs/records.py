@@ -148,11 +148,14 @@ LINEAGES = {
 
 
 def metrics(path, bad=None):
-  """Returns the lines of metrics.jsonl, dicts of `step` and numbers or None; [] without one.
+  """Returns the lines of metrics.jsonl, dicts of `step` and numbers or None; [] of a run that has none yet.
 
   bad: called with errors.Damaged for each line that is none, which is left out; None = it is raised.
   """
-  return files.read_lines(pathlib.Path(path) / 'metrics.jsonl', check=check_line, bad=bad, nan=True)
+  file = pathlib.Path(path) / 'metrics.jsonl'
+  lines = files.read_lines(file, check=check_line, bad=bad, nan=True)
+  _must(file, lines or not file.with_name('DONE').exists(), 'has no line, and the run is finished')
+  return lines
 
 
 def check_line(line):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import types
 
 import jax
@@ -120,11 +121,22 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
 
 
 @pytest.mark.parametrize('item', ['data/metadata', 'meta/metadata', 'state/_METADATA',
-                                  'state/manifest.ocdbt'])
+                                  'state/manifest.ocdbt', 'state/array_metadatas/process_0'])
 def test_any_damaged_part_makes_it_fall_back(tmp_path, item):
   store = saved(tmp_path, [1, 2])
   cut(tmp_path / 'checkpoints' / '2' / item)
   assert_is(restore(store)[0], 1)
+
+
+def test_reads_that_end_too_late_print_nothing(monkeypatch):
+  printed = []
+  monkeypatch.setattr(sys, 'unraisablehook', lambda unraisable: printed.append(unraisable.exc_value))
+  checkpoint.hush()
+  checkpoint.hush()                                                  # a hook around a hook would print twice
+  closed = 'Event loop is closed'
+  for error in (RuntimeError(closed), RuntimeError('another'), ValueError(closed)):
+    sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+  assert [str(error) for error in printed] == ['another', closed]
 
 
 def edit(path, step, item, change):
