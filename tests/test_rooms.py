@@ -1,4 +1,4 @@
-"""The rooms of the code: floors without a circle, folders that one look takes in, names that say one thing."""
+"""The rooms: floors without a circle, folders that one look takes in, names that say one thing."""
 
 import collections
 import graphlib

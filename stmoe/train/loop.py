@@ -83,17 +83,35 @@ class Loop:
 
   def __init__(self, cfg, path, name, mesh, flops_per_step, stack):
     self.cfg, self.path, self.mesh, self.flops_per_step = cfg, path, mesh, flops_per_step
-    self.plan = states.blueprint(records.read(path).located(cfg), mesh)
+    reported = self._plan()
+    self._agree(stack)
+    self._open(stack)
+    self._restore(stack)
+    self._introduce(name, reported)
+
+  def _plan(self):
+    """Lays out model, step and data, and checks them. Returns dict layer -> Aux of shapes.
+
+    Nothing is changed: a mistake leaves no directory.
+    """
+    cfg = self.cfg
+    self.plan = states.blueprint(records.read(self.path).located(cfg), self.mesh)
     self.do_step = steps.make(cfg, self.plan)
     self.sums = evaluate.make(self.plan, cfg.eval.draws)
-    aux = check.forward(cfg, self.plan)
-    self.source = job.in_turn(lambda: pipeline.source(cfg, path))    # for all there is to come
+    reported = check.forward(cfg, self.plan)
+    self.source = job.in_turn(lambda: pipeline.source(cfg, self.path))         # for all there is to come
     self.facts = self.source.info()
     check.vocabulary(cfg, self.plan, self.facts['vocab'])
     self.complete = beside.opened(self.plan, self.facts['vocab'])
     self.scorer = taskscore.Scorer(cfg, self.plan, self.source)
-    self.best = bests.Best(cfg, path, self.scorer.names(), self.plan.target.measures)
-    self.data = pipeline.train_iterator(cfg, *distributed.shard(mesh, cfg.train.batch_size), self.source)
+    self.best = bests.Best(cfg, self.path, self.scorer.names(), self.plan.target.measures)
+    return reported
+
+  def _agree(self, stack):
+    """Makes sure that all processes of a job read the same data and see one run directory, now owned."""
+    cfg, path = self.cfg, self.path
+    rows = distributed.shard(self.mesh, cfg.train.batch_size)
+    self.data = pipeline.train_iterator(cfg, *rows, self.source)
     stack.callback(self.data.close)
     job.same('data set', self.data.get_state()['data'])
     job.first(lambda: str(stack.enter_context(rundir.own(path))))    # only now: a mistake leaves no directory
@@ -102,30 +120,36 @@ class Loop:
     job.together(lambda: rundir.shared(path))
     job.first(lambda: records.write(path, cfg, self.source, check.files(self.plan)))
     stop = stack.enter_context(signals.Signals(twice=0.0 if job.size() == 1 else 0.5))
-    self.ballot = distributed.Ballot(mesh, stop, AHEAD)
-    self.checkpoints = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
-                                              cfg.checkpoint.async_save)
+    self.ballot = distributed.Ballot(self.mesh, stop, AHEAD)
+
+  def _open(self, stack):
+    """Opens the log and the checkpoints of the run."""
+    cfg, path = self.cfg.checkpoint, self.path
+    self.checkpoints = checkpoint.Checkpoints(path / 'checkpoints', cfg.every, cfg.keep, cfg.async_save)
     stack.callback(self.checkpoints.close)
     self.meta = dict(config=rundir.identity_of(path), vocab=self.facts['vocab'].digest, **self.complete.meta)
     self.log = writers.Log(path) if job.leads() else writers.Silence()
     stack.callback(self.log.close)
     for line in self.source.notes:
       self.log(line)
+
+  def _restore(self, stack):
+    """Takes up the run where its newest checkpoint is, or begins it, and opens what grows with its steps."""
     self.step, seconds, flops_before, self.unfinished = self._begin()
+    # Not 0 where a cheaper run was upcycled.
+    self.flops_of_start = flops_before - self.step * self.flops_per_step
     shown = targets.first(self.plan.target.measures, 'loss/')
-    self.flops_of_start = flops_before - self.step * flops_per_step  # not 0 where a cheaper run was upcycled
-    self.log.show = show = self.show = progress.make(cfg.train.steps, self.step, job.leads(), shown)
-    stack.callback(show.close)
-    self.metrics = writers.Metrics(path, self.step, self.log) if job.leads() else writers.Silence()
+    self.log.show = self.show = progress.make(self.cfg.train.steps, self.step, job.leads(), shown)
+    stack.callback(self.show.close)
+    self.metrics = writers.Metrics(self.path, self.step, self.log) if job.leads() else writers.Silence()
     stack.callback(self.metrics.close)
     if job.leads():
-      writers.drop_router_stats(path, self.step)
+      writers.drop_router_stats(self.path, self.step)
     self.final = {key: value for line in self.metrics.lines for key, value in line.items()}
     self.clock, self.running, self.shown = Clock(seconds), [], (0, 0.0)
     self.batch, self.blamed = None, False
-    self.profile = Profile(cfg.profile, path / 'profile', job.leads())
+    self.profile = Profile(self.cfg.profile, self.path / 'profile', job.leads())
     stack.callback(self.profile.stop)
-    self._introduce(name, aux)
 
   def _begin(self):
     """Restores the newest checkpoint, if there is one.
