@@ -154,7 +154,7 @@ def metrics(path, bad=None):
   """
   file = pathlib.Path(path) / 'metrics.jsonl'
   lines = files.read_lines(file, check=check_line, bad=bad, nan=True)
-  _must(file, lines or not file.with_name('DONE').exists(), 'has no line, and the run is finished')
+  _must(file, lines or bad or not file.with_name('DONE').exists(), 'has no line, and the run is finished')
   return lines
 
 
