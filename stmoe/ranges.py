@@ -451,8 +451,8 @@ def entry(kind, value):
 if typing.TYPE_CHECKING:
   from builtins import bool as Flag, str as Text, str as Activation, str as Dtype
   from builtins import int as Count, int as Natural, int as Seed, int as Devices
-  from builtins import float as Any, float as Positive, float as NonNegative, float as AtLeast1, float as Share
-  from builtins import float as Above1, float as PartOf1, float as Below1, float as Between01
+  from builtins import float as Any, float as Positive, float as NonNegative, float as AtLeast1
+  from builtins import float as Share, float as Above1, float as PartOf1, float as Below1, float as Between01
   Weight = tuple[float, str]
   Factors = tuple[float | None, float | None]
   Ids = tuple[int, ...]
