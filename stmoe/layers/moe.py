@@ -14,7 +14,6 @@ from stmoe.core import assignment
 from stmoe.core import banks
 from stmoe.core import checked
 from stmoe.core import contract
-from stmoe.core import rows
 from stmoe.core.transport import rows
 from stmoe.errors import UserError
 
