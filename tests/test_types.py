@@ -8,8 +8,12 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SETTINGS = ['--config-file', str(ROOT / 'setup.cfg'), '--cache-dir', str(ROOT / '.cache' / 'mypy')]
 HEADER = '''from stmoe import ranges
+from stmoe.attention import attention
 from stmoe.core import contract
+from stmoe.core.execute import einsum
+from stmoe.experts import mlp
 from stmoe.layers import moe
+from stmoe.routers import switch
 
 '''
 # Code in which `a` is an Assigned and `count` a Count -> what is found in it, or None.
@@ -20,6 +24,13 @@ PROBES = {
     'a.nothing': 'union-attr',
     'a.slot': 'union-attr',              # mixtures have no slots
     "moe.num_groups(1, 2, '3')": 'arg-type',
+    'b: contract.Router = switch.Switch(8, num_experts=count, rngs=None)': None,
+    "b: contract.Router = switch.Switch(8, num_experts='2', rngs=None)": 'arg-type',
+    'b: contract.Router = mlp.Mlp(8, num_experts=2, d_ff=8, rngs=None)': 'assignment',
+    'b: contract.Bank = mlp.Mlp(8, num_experts=2, d_ff=8, rngs=None)': None,
+    'b: contract.SubLayer = moe.Moe(8, router=None, experts=None, rngs=None)': None,
+    'b: contract.SubLayer = attention.Attention(8, num_heads=2, head_dim=4, rngs=None)': None,
+    'b: contract.Executor = einsum.execute': None,
 }
 
 

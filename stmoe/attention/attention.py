@@ -61,7 +61,7 @@ class Attention(nnx.Module):
     self.scale = head_dim ** -0.5 if scaled else 1.0
     self.dropout_rate = dropout_rate
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict) -> contract.Answer:
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], None, carry) for x [B,T,D], which sees what `ctx.visible` says.
 
     With a cache, dict of k and v, in `carry` it is extended at visible.slot; without a slot it is what was

@@ -57,7 +57,7 @@ class LatentAttention(nnx.Module):
     self.turn = rotary.rotate_neighbours if interleaved else rotary.rotate
     self.dropout_rate = dropout_rate
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict) -> contract.Answer:
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], None, carry) for x [B,T,D]; a cache in `carry` is extended at visible.slot."""
     seen, cache = ctx.visible, carry.get(contract.CACHE)
     q = self.queries(x, seen.turn)                                   # [B, T, H, nope + P]

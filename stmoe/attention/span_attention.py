@@ -77,7 +77,7 @@ class SpanAttention(nnx.Module):
     self.head_dim = head_dim
     self.dropout_rate = dropout_rate
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict) -> contract.Answer:
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], None, carry) for x [B,T,D]; `ctx.visible` is a `Visible` of this file."""
     past = ctx.visible
     if not hasattr(past, 'pe'):

@@ -50,7 +50,7 @@ class PerHead(nnx.Module):
     load = aux.load.reshape(self.num_heads, -1)
     modules.commit_each(self.heads, contract.Aux({}, load, {}, aux.statistics))
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict) -> contract.Routed:
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]: a token's choice h k + j is choice j of head h."""
     def one(router, key):
       return checked.route(router, x, ctx.replace(key=key), {})
@@ -159,14 +159,15 @@ class SwitchHead(nnx.Module):
     self.width = width
     self.dropout_rate = dropout_rate
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict) -> contract.Answer:
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], dict of Aux, carry) for x [B,T,D].
 
     A cache in `carry` is extended at visible.slot.
     """
     return self.attend(x, x, ctx, carry)
 
-  def attend(self, x: jax.Array, source: jax.Array, ctx: contract.Context, carry: dict) -> contract.Answer:
+  def attend(self, x: jax.Array, source: jax.Array, ctx: contract.Context,
+             carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], dict of Aux, carry): values are of source [B,T,D], all else of x [B,T,D]."""
     seen, cache = ctx.visible, carry.get(contract.CACHE)
     q, k = (self._turned(linear.apply(x, w), seen.turn) for w in (self.wq, self.wk))

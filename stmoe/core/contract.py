@@ -5,7 +5,8 @@ router answers. They are data: no module is found by name, nothing is sown.
 
 A router is called with (x [G,S,D], Context, carry), returns `Routed`, and has `num_experts`. All
 else that somebody may ask of a router, a layer or a bank is in `OFFERS`, with what holds for
-those that do not offer it. No base class is needed.
+those that do not offer it. No base class is needed: `Router`, `Bank`, `Executor` and `SubLayer` are
+protocols, for type checkers.
 """
 
 import dataclasses
@@ -253,7 +254,7 @@ class SubLayer(typing.Protocol):
 
 
 class Rows(typing.Protocol):
-  """Rows x [.,D] of experts in some layout (`core/layouts.py`). Arrays without axis E are of all experts."""
+  """Rows x [.,D] of experts in some layout (`core/transport`). Arrays without axis E are of all experts."""
 
   @property
   def x(self) -> jax.Array:

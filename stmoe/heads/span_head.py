@@ -21,7 +21,7 @@ class SpanHead(nnx.Module):
     self.b = axes.param(nnx.initializers.zeros, (2,), 'unmodeled', rngs=rngs)
     self.rows_per_sequence = length
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict) -> contract.Answer:
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (logits f32[B,T,2], None, carry) for x [B,T,D]."""
     del ctx
     return linear.apply(x.astype(jnp.float32), self.w, self.b), None, carry          # [B, T, 2]

@@ -55,7 +55,7 @@ class SpanMixture(nnx.Module):
     self.executor = executor
     lookup.executor(executor)
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict) -> contract.Answer:
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (logits f32[B,T,2], Aux, carry) for x [B,T,D].
 
     Args:

@@ -48,12 +48,12 @@ class Block(nnx.Module):
     self.post_norm = post_norm
     self.dropout_rate = dropout_rate
 
-  def sub_layers(self) -> dict:
+  def sub_layers(self) -> dict[str, contract.SubLayer]:
     """Returns dict name -> sub-layer, in their order, of those that there are."""
     return {name: getattr(self, name) for name in SUB_LAYERS if getattr(self, name) is not None}
 
   def __call__(self, x: jax.Array, ctx: contract.Context,
-               carry: dict) -> tuple[jax.Array, dict[str, contract.Aux], contract.Carry]:
+               carry: contract.Carry) -> tuple[jax.Array, dict[str, contract.Aux], contract.Carry]:
     """Returns (x [B,T,D], aux: dict end of a name -> Aux, carry).
 
     Args:
@@ -121,7 +121,7 @@ class Unit(nnx.Module):
   def __init__(self, recipes: typing.Sequence[typing.Callable], d_model: int, *, rngs):
     self.blocks = nnx.List([recipe(d_model, rngs=rngs) for recipe in recipes])
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict,
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry,
                first: jax.Array) -> tuple[jax.Array, dict[int, dict[str, contract.Aux]], contract.Carry]:
     """Returns (x, aux: dict place in the unit -> that of its block, carry).
 
