@@ -64,6 +64,7 @@ experiments: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check
+	$(BIN)/mypy
 
 # Everything that can be made again, but never your runs.
 clean:

@@ -22,7 +22,7 @@ class Visits(NamedTuple):
   group: jax.Array
   tile: jax.Array
   start: jax.Array
-  count: jax.Array
+  count: jax.Array                   # type: ignore[assignment]  # hides the method of tuples
 
 
 def visits(sizes, rows, height, *, empty=False):
@@ -64,7 +64,7 @@ class Tiles(NamedTuple):
   at: jax.Array
   first: jax.Array
   end: jax.Array
-  count: jax.Array
+  count: jax.Array                   # type: ignore[assignment]  # hides the method of tuples
 
 
 def tiles(sizes, rows, height, aligned=1):

@@ -27,7 +27,7 @@ class Blocks(NamedTuple):
   """
   expert: jax.Array
   row: jax.Array
-  count: jax.Array
+  count: jax.Array                   # type: ignore[assignment]  # hides the method of tuples
   number: jax.Array
   sizes: tuple
 

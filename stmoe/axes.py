@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import difflib
 import math
+import typing
 
 from flax import nnx
 import jax
@@ -46,7 +47,7 @@ MESH_AXES = ('data', 'expert', 'model')
 #           and gathered layer by layer (ZeRO-3, arXiv:1910.02054).
 #   folded  experts are on another folding of the devices than attention (arXiv:2504.14960): none is cut over
 #           `model`, they are dealt out over expert x model, and so are the tokens that they are sent.
-TABLES = {
+TABLES: dict[str, dict[str, typing.Any]] = {
     'fsdp': {'embed': ('data', 'expert'), 'expert_embed': 'data'},
     'folded': {'group': ('data', 'expert', 'model'), 'expert': ('expert', 'model'), 'expert_mlp': None},
 }
@@ -54,7 +55,7 @@ TABLES = {
 _rules = contextvars.ContextVar('rules', default=RULES)
 
 
-def rules(text):
+def rules(text: str) -> dict[str, typing.Any]:
   """Returns the rules of a configuration's `mesh.rules`: RULES, changed by the parts of `text` in turn.
 
   A part is a name of TABLES, or 'axis=mesh axes' with '+' between several and nothing for replicated.
@@ -63,7 +64,7 @@ def rules(text):
   >>> rules('folded,vocab=')['expert'], rules('folded,vocab=')['vocab'], rules('embed=data+expert')['embed']
   (('expert', 'model'), None, ('data', 'expert'))
   """
-  changed = dict(RULES)
+  changed: dict[str, typing.Any] = dict(RULES)
   for part in filter(None, text.split(',')):
     axis, equals, where = part.partition('=')
     if not equals and axis not in TABLES or equals and axis not in RULES:
@@ -80,21 +81,22 @@ def rules(text):
 
 
 @contextlib.contextmanager
-def use(mesh, changed=None):
+def use(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+        changed: dict[str, typing.Any] | None = None) -> typing.Iterator:
   """Context in which `mesh` is the current mesh and `changed`, or else RULES, the current rules.
 
   An AbstractMesh, of devices that need not exist, is for shapes and shardings only.
   """
   token = _rules.set(RULES if changed is None else changed)
-  abstract = isinstance(mesh, jax.sharding.AbstractMesh)
   try:
-    with jax.sharding.use_abstract_mesh(mesh) if abstract else jax.set_mesh(mesh):
+    with (jax.sharding.use_abstract_mesh(mesh) if isinstance(mesh, jax.sharding.AbstractMesh)
+          else jax.set_mesh(mesh)):
       yield mesh
   finally:
     _rules.reset(token)
 
 
-def check(names):
+def check(names: typing.Iterable[str | None]) -> None:
   """Raises ValueError unless every entry of `names` is a logical axis or None."""
   for name in names:
     if name is not None and name not in RULES:
@@ -103,7 +105,8 @@ def check(names):
       raise ValueError(f'unknown logical axis {name!r}{hint}; known: {", ".join(RULES)}')
 
 
-def param(init, shape, *names, rngs, dtype=jnp.float32, label=None):
+def param(init: typing.Callable[..., jax.Array], shape: typing.Sequence[int], *names: str | None, rngs,
+          dtype: jax.typing.DTypeLike = jnp.float32, label: str | None = None) -> nnx.Param:
   """Returns an `nnx.Param` of `shape` whose axes carry the logical `names`.
 
   Args:
@@ -120,11 +123,11 @@ def param(init, shape, *names, rngs, dtype=jnp.float32, label=None):
     raise ValueError(f'{len(names)} logical axes {names} for shape {tuple(shape)}')
   value = init(rngs.params(), tuple(shape), dtype)
   # Sharded from birth by jit's out_shardings (see `shardings`), not eagerly.
-  more = {} if label is None else dict(label=label)
+  more: dict[str, typing.Any] = {} if label is None else dict(label=label)
   return nnx.Param(value, out_sharding=tuple(names), eager_sharding=False, **more)
 
 
-def state(value, *names):
+def state(value: jax.Array, *names: str | None) -> state_lib.RouterState:
   """Returns a `RouterState` of array `value` whose axes carry the logical `names`, as `param` does."""
   check(names)
   if len(names) != value.ndim:
@@ -132,7 +135,7 @@ def state(value, *names):
   return state_lib.RouterState(value, out_sharding=tuple(names), eager_sharding=False)
 
 
-def spec(names):
+def spec(names: typing.Sequence[str | None]) -> PartitionSpec:
   """Returns the PartitionSpec, under the current rules, of an array with logical axes `names`.
 
   Raises UserError if two axes of the array fall on the same mesh axis.
@@ -147,7 +150,7 @@ def spec(names):
   return PartitionSpec(*entries)
 
 
-def mesh_axes(*names):
+def mesh_axes(*names: str | None) -> tuple[str, ...]:
   """Returns the tuple of mesh axes over which the current rules split the logical axes `names`."""
   return tuple(mesh_axis for entry in spec(names) for mesh_axis in _mesh_axes(entry))
 
@@ -156,10 +159,10 @@ def _mesh_axes(entry):
   return (entry,) if isinstance(entry, str) else entry or ()
 
 
-def names_of(state):
+def names_of(state: typing.Any) -> dict:
   """Returns a pure dict like `state` whose leaves are the tuples of logical axes."""
   leaves = nnx.to_flat_state(state)
-  tree = {}
+  tree: dict = {}
   for path, variable in leaves:
     node = tree
     for key in path[:-1]:
@@ -169,7 +172,7 @@ def names_of(state):
   return tree
 
 
-def per_expert(bank):
+def per_expert(bank: typing.Any) -> typing.Any:
   """Returns a tree like `bank`, an expert bank: whether each array belongs to experts, a bool.
 
   An array belongs to experts, its first axis, if its logical axes contain 'expert'; all experts share any
@@ -181,19 +184,20 @@ def per_expert(bank):
   return jax.tree.map(belongs, bank, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
-def is_names(leaf):
+def is_names(leaf: object) -> bool:
   """Whether `leaf` is a tuple of logical axis names (use as `is_leaf` in tree maps)."""
   return isinstance(leaf, tuple) and all(n is None or isinstance(n, str) for n in leaf)
 
 
-def constrain(x, *names):
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Returns `x` constrained to the sharding of its logical axes; `x` itself without a mesh."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, spec(names))
 
 
-def make_mesh(data=1, expert=1, model=1, devices=None):
+def make_mesh(data: int = 1, expert: int = 1, model: int = 1,
+              devices: typing.Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
   """Returns the mesh with axes ('data', 'expert', 'model'), all of them Auto.
 
   `jax.make_mesh` would make Explicit axes, under which ordinary sharded
@@ -208,7 +212,7 @@ def make_mesh(data=1, expert=1, model=1, devices=None):
   return jax.sharding.Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def num_shards(*names):
+def num_shards(*names: str | None) -> int:
   """Returns over how many devices of the current mesh the logical axes `names` are split."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else math.prod(mesh.shape[m] for m in mesh_axes(*names))

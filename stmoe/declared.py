@@ -9,6 +9,7 @@ import ast
 import functools
 import pathlib
 import sys
+import typing
 from typing import NamedTuple
 
 from stmoe import errors
@@ -23,7 +24,7 @@ UNWRITTEN = object()
 
 class Field(NamedTuple):
   """One field: its range, None where it has no annotation, and its default."""
-  range: ranges.Range | None
+  range: typing.Any                  # a `ranges.Range`, which a type checker takes for a type of values
   default: object = REQUIRED
 
   @property

@@ -12,6 +12,8 @@ import importlib.util
 import json
 import pathlib
 import re
+import types
+import typing
 
 import ml_collections
 
@@ -22,15 +24,15 @@ from stmoe import sections
 PACKAGE = 'stmoe.configs'
 
 
-def folder():
+def folder() -> pathlib.Path:
   """Returns the folder of the experiments: configs/ of a checkout, stmoe/configs of a wheel."""
   spec = importlib.util.find_spec(PACKAGE)
   if spec is None:
     raise errors.UserError('the experiments are not installed; in a checkout run: pip install -e .')
-  return pathlib.Path(next(iter(spec.submodule_search_locations)))
+  return pathlib.Path(next(iter(spec.submodule_search_locations or ())))
 
 
-def available():
+def available() -> dict[str, str]:
   """Returns dict name -> first line of its docstring, sorted, of every file with a `get_config`.
 
   Files are parsed, not run.
@@ -44,7 +46,7 @@ def available():
   return found
 
 
-def load(name, overrides=()):
+def load(name: str, overrides: typing.Sequence[str] = ()) -> tuple[ml_collections.ConfigDict, str]:
   """Returns (config, canonical name): the locked ConfigDict of an experiment after `overrides`.
 
   Args:
@@ -65,7 +67,7 @@ def load(name, overrides=()):
   return override(config, overrides, written=written), canonical + (f':{arg}' if arg else '')
 
 
-def split(name):
+def split(name: str) -> tuple[str, str]:
   """Returns (name or path, argument) of 'lm/stdlib:smoke' or 'a:b.py:smoke'; '' is no argument."""
   path, suffix, arg = name.rpartition('.py:')
   if suffix or name.endswith('.py'):
@@ -74,7 +76,8 @@ def split(name):
   return where, arg
 
 
-def override(config: ml_collections.ConfigDict, overrides, whole=True, written=None):
+def override(config: ml_collections.ConfigDict, overrides: typing.Sequence[str], whole: bool = True,
+             written: set[str] | None = None) -> ml_collections.ConfigDict:
   """Returns `config` after `overrides`, in place, complete and every field within its range.
 
   Fields that choose others, such as a `name`, are set first, the rest in order. Where another name is chosen,
@@ -119,15 +122,15 @@ def _choose(config, text, written):
   written |= sections.complete(config)
 
 
-def find_module(where):
+def find_module(where: str) -> tuple[str, types.ModuleType]:
   """Returns (canonical name, module) of an experiment's name or path, without its argument."""
   if where.endswith('.py'):
     path = pathlib.Path(where)
     if not path.is_file():
       raise errors.UserError(f'no such file: {where}')
     if not path.resolve().is_relative_to(folder().resolve()):
-      named = [part for part in path.with_suffix('').parts if part not in ('..', path.anchor)]
-      return '/'.join(named), module_of(path)
+      words = [part for part in path.with_suffix('').parts if part not in ('..', path.anchor)]
+      return '/'.join(words), module_of(path)
     where = path.resolve().relative_to(folder().resolve()).with_suffix('').as_posix()
   named = all(re.fullmatch(r'\w+', name) for name in where.split('/'))
   if not named or not (folder() / f'{where}.py').is_file():
@@ -136,19 +139,20 @@ def find_module(where):
   return where, importlib.import_module(f'{PACKAGE}.{where.replace("/", ".")}')
 
 
-def module_of(path):
+def module_of(path: pathlib.Path) -> types.ModuleType:
   """Returns the module in the file `path`, whose code runs; UserError if it is no Python."""
   spec = importlib.util.spec_from_file_location(re.sub(r'\W', '_', f'{path.parent.name}_{path.stem}'), path)
+  assert spec is not None and spec.loader is not None                # the file's name ends in .py
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
   except (SyntaxError, UnicodeDecodeError) as error:
-    where = f', line {error.lineno}' if getattr(error, 'lineno', None) else ''
+    where = f', line {error.lineno}' if isinstance(error, SyntaxError) and error.lineno else ''
     raise errors.Damaged(path, f'is no Python{where}: {" ".join(str(error).split())[:120]}') from error
   return module
 
 
-def apply(config, override):
+def apply(config: ml_collections.ConfigDict, override: str) -> None:
   """Sets one field of `config` in place from the text 'a.b=value', 'a.b[0]=value'.
 
   The value is read as the field's range says, where there is one, else as the type of what is there (see
@@ -177,7 +181,7 @@ def apply(config, override):
     holder[key] = known.typed(f'config.{path}', text)
 
 
-def matching(config, pattern):
+def matching(config: ml_collections.ConfigDict, pattern: str) -> list[str]:
   """Returns the fields of `config` that `pattern` names: one, or with `*` in it all that are like it.
 
   Raises UserError, naming the nearest fields, if there is none.
@@ -226,7 +230,7 @@ def _kind(value):
   return type(value).__name__
 
 
-def flatten(config):
+def flatten(config: typing.Any) -> dict[str, typing.Any]:
   """Returns dict 'a.b' -> value of every field of `config` that is not a group of fields."""
   flat = {}
   for key, value in config.items():
@@ -237,22 +241,22 @@ def flatten(config):
   return flat
 
 
-def to_json(config, indent=2):
+def to_json(config: ml_collections.ConfigDict, indent: int | None = 2) -> str:
   """Returns the resolved `config` as JSON with sorted keys; tuples become lists."""
   return json.dumps(config.to_dict(), indent=indent, sort_keys=True)
 
 
-def run_id(config):
+def run_id(config: ml_collections.ConfigDict) -> str:
   """Returns the SHA-1, 40 hex digits, of the sorted JSON of `config`: equal for equal configurations."""
   return hashlib.sha1(to_json(config, indent=None).encode()).hexdigest()
 
 
-def default_workdir(name):
+def default_workdir(name: str) -> str:
   """Returns 'runs/lm_stdlib_smoke' for 'lm/stdlib:smoke'."""
   return f'runs/{re.sub(r"[/:]", "_", name)}'
 
 
-def run_directory(run):
+def run_directory(run: str) -> pathlib.Path:
   """Returns the Path of a run that the user names by its directory or its experiment."""
   path = pathlib.Path(run)
   return path if path.is_dir() else pathlib.Path(default_workdir(load(run)[1]))
@@ -261,7 +265,7 @@ def run_directory(run):
 MISSING = '(absent)'
 
 
-def diff(left, right):
+def diff(left: ml_collections.ConfigDict, right: ml_collections.ConfigDict) -> dict[str, tuple]:
   """Returns dict field -> (value in left, value in right) where two configurations differ.
 
   A field that only one of them has is MISSING in the other.

@@ -12,6 +12,8 @@ import importlib
 import importlib.util
 import inspect
 import re
+import types
+import typing
 
 from stmoe import declared
 from stmoe import errors
@@ -56,12 +58,12 @@ CALLED = {
 FUNCTIONS = {'executor': 'execute', 'launcher': 'launch', 'surgery': 'operate'}
 
 
-def available(kind):
+def available(kind: str) -> list[str]:
   """Returns the sorted names of the modules of `kind` (a key of PACKAGES)."""
   return sorted(name for name in _names(PACKAGES[kind]) if has(kind, name))
 
 
-def wrappers(kind):
+def wrappers(kind: str) -> list[str]:
   """Returns the sorted names of those of `kind` that wrap another one, their `inner`: a folder of its own."""
   return sorted(_names(f'{PACKAGES[kind]}.wrappers'))
 
@@ -70,7 +72,7 @@ def _names(package):
   return {path.stem for folder in declared.folders(package) for path in folder.glob('[!_]*.py')}
 
 
-def has(kind, name):
+def has(kind: str, name: typing.Any) -> bool:
   """Returns whether a module of `kind`, no wrapper, is called `name`."""
   if not isinstance(name, str) or not re.fullmatch(r'[^\W_]\w{0,60}', name):
     return False
@@ -83,7 +85,7 @@ def has(kind, name):
     return True
 
 
-def check(kind, name):
+def check(kind: str, name: str) -> None:
   """Raises UserError, naming the nearest modules, when none of `kind` and no wrapper is called `name`."""
   if not has(kind, name) and name not in wrappers(kind):
     known = available(kind) + wrappers(kind)
@@ -94,10 +96,10 @@ def check(kind, name):
 class Name(ranges.String):
   """The range of the field that names a module of `kind`."""
 
-  def __init__(self, kind):
+  def __init__(self, kind: str):
     self.kind = kind
 
-  def check(self, where, value):
+  def check(self, where: str, value: typing.Any) -> typing.Any:
     check(self.kind, value)
     return value
 
@@ -106,7 +108,7 @@ def _package(kind, name):
   return PACKAGES[kind] if has(kind, name) else f'{PACKAGES[kind]}.wrappers'
 
 
-def module(kind, name):
+def module(kind: str, name: str) -> types.ModuleType:
   """Returns the module called `name` among those of `kind` and its wrappers.
 
   Raises UserError when there is none, and for a file that is no Python.
@@ -118,7 +120,7 @@ def module(kind, name):
     raise errors.UserError(f'{error.filename}, line {error.lineno}: {error.msg}') from None
 
 
-def constructor(kind, name):
+def constructor(kind: str, name: str) -> typing.Any:
   """Returns the class of module `name` whose name is that of the file."""
   found = module(kind, name)
   wanted = name.replace('_', '').lower()
@@ -132,7 +134,7 @@ def constructor(kind, name):
                          f'{", ".join(there) or "none"})')
 
 
-def named(kind, key):
+def named(kind: str, key: str) -> str | None:
   """Returns the kind of what a configuration of `kind` names under `key`, or None if it names nothing there.
 
   >>> named('layer', 'router'), named('router', 'inner'), named('layer', 'd_ff')
@@ -141,7 +143,7 @@ def named(kind, key):
   return kind if key == 'inner' else key if key in PACKAGES else None
 
 
-def nested(section):
+def nested(section: typing.Any) -> typing.Iterator:
   """Yields a section of a configuration and those of what it wraps, its `inner`, outermost first.
 
   Of a block that has an attention of its own, that one's section, too.
@@ -157,19 +159,19 @@ def nested(section):
     section = section.get('inner')
 
 
-def fields(kind, name):
+def fields(kind: str, name: str) -> dict[str, declared.Field]:
   """Returns dict field -> `declared.Field` of the class of module `name`; {} if it has no such class."""
   check(kind, name)
   return declared.of_class(_package(kind, name), name) or {}
 
 
-def options(kind, name):
+def options(kind: str, name: str) -> dict[str, declared.Field]:
   """Returns dict field -> `declared.Field` of the function of module `name`, of a kind of FUNCTIONS."""
   check(kind, name)
   return declared.of_function(PACKAGES[kind], name, FUNCTIONS[kind])
 
 
-def spelled(kind, text):
+def spelled(kind: str, text: str) -> tuple[str, dict[str, typing.Any]]:
   """Returns (name, fields) of 'module:field=value,...', a module of `kind` with fields of its function.
 
   'gather', 'all_to_all:chunks=4', 'slurm:partition=gpu,time=240'. Raises UserError, naming what there is.
@@ -185,17 +187,17 @@ def spelled(kind, text):
   return name, given
 
 
-def executor(text):
+def executor(text: str) -> typing.Callable:
   """Returns the function `execute` of the executor that `text` names, with its own fields bound."""
   return _bound('executor', text)
 
 
-def launcher(text):
+def launcher(text: str) -> typing.Callable:
   """Returns the function `launch` of the launcher that `text` names, with its own fields bound."""
   return _bound('launcher', text)
 
 
-def surgery(text):
+def surgery(text: str) -> typing.Callable:
   """Returns the function `operate` of the surgery that `text` names, with its own fields bound."""
   return _bound('surgery', text)
 
@@ -205,7 +207,7 @@ def _bound(kind, text):
   return functools.partial(getattr(module(kind, name), FUNCTIONS[kind]), **given)
 
 
-def recipe(kind, fields):
+def recipe(kind: str, fields: typing.Mapping[str, typing.Any]) -> functools.partial:
   """Returns `functools.partial(Class, **fields)` for a configuration of `kind`.
 
   `fields` is a mapping with a `name`; nested mappings under a key of PACKAGES that
@@ -235,7 +237,7 @@ def _nested(kind, value):
   return value
 
 
-def known_fields(kind):
+def known_fields(kind: str) -> dict[str, dict]:
   """Returns dict name -> its `fields` of all modules of `kind` but those whose files cannot be read.
 
   What is wrong with such a file is told to whoever names it.
@@ -249,13 +251,13 @@ def known_fields(kind):
   return found
 
 
-def objectives():
+def objectives() -> dict[str, str]:
   """Returns dict objective -> source: what data.objective may be, and the source of data that has it.
 
   >>> objectives()['classification'], objectives()['lm']
   ('images', 'texts')
   """
-  found = {}
+  found: dict[str, str] = {}
   for name, known in known_fields('source').items():
     kind = known['objective'].range if 'objective' in known else None
     names = available(kind.kind) if isinstance(kind, ranges.Chosen) else getattr(kind, 'names', ())
@@ -263,7 +265,7 @@ def objectives():
   return found
 
 
-def source_of(data):
+def source_of(data: typing.Any) -> str | None:
   """Returns the name of the source that section `data` of a configuration means, or None if there is none.
 
   It is data.source. A section without that field means the source that has its data.objective.
@@ -277,13 +279,13 @@ def source_of(data):
   return objectives().get(objective) if isinstance(objective, str) else None
 
 
-def titled(data):
+def titled(data: typing.Any) -> str:
   """Returns what section `data` is called in a message: "data.objective='lm'", "data.source='table'"."""
   key = 'source' if 'source' in data else 'objective'
   return f'data.{key}={data.get(key)!r}'
 
 
-def beside(kind, name, values):
+def beside(kind: str, name: str, values: typing.Mapping[str, typing.Any]) -> dict[str, declared.Field]:
   """Returns dict field -> Field of a module, and of those modules that its fields in `values` choose."""
   own = fields(kind, name)
   chosen = [fields(field.range.kind, values[key]) for key, field in own.items()
@@ -291,7 +293,7 @@ def beside(kind, name, values):
   return functools.reduce(lambda known, more: known | more, chosen, own)
 
 
-def source(data):
+def source(data: typing.Any) -> typing.Any:
   """Returns the source of data that section `data` of a configuration means, made of its fields.
 
   Fields of other sources are left aside. Raises UserError where there is no such source, and for a field
@@ -319,12 +321,13 @@ def _own(kind, name, values):
   return given
 
 
-def takes(made, field):
+def takes(made: typing.Callable, field: str) -> bool:
   """Returns whether the class of a recipe, or a class, has the field `field`."""
   return field in inspect.signature(getattr(made, 'func', made).__init__).parameters
 
 
-def bind(module, section, fields, **given):
+def bind(module: types.ModuleType, section: str, fields: typing.Mapping[str, typing.Any],
+         **given) -> functools.partial:
   """Returns `functools.partial` of the function of `module` that `fields['name']` names.
 
   Where many small choices share a module, the function's name is the registry. A choice is a public function

@@ -4,27 +4,29 @@ The one walk: nobody asks for the inside of a layer by the names of its parts. A
 has a `router`, wherever it is nested; a layer may have several.
 """
 
+import typing
+
 from flax import nnx
 import jax
 
 from stmoe import router_state as state
 
 
-def offering(module, name):
+def offering(module: nnx.Module, name: str) -> typing.Iterator[tuple[tuple, typing.Any]]:
   """Yields (path, part) for every part of `module`, outer ones first, that offers `name` and not None."""
   for path, part in sorted(nnx.iter_modules(module), key=lambda pair: len(pair[0])):
     if getattr(part, name, None) is not None:
       yield path, part
 
 
-def outermost(module, name):
+def outermost(module: nnx.Module, name: str) -> list:
   """Returns the parts of `module` that offer `name` and are in no other part that does."""
   found = {path: part for path, part in offering(module, name)}
   inside = lambda path: any(path[:n] in found for n in range(len(path)))
   return [part for path, part in found.items() if not inside(path)]
 
 
-def sparse(module):
+def sparse(module: nnx.Module) -> list:
   """Returns the parts of `module`, or itself, that have a router."""
   return [part for _, part in offering(module, 'router')]
 
@@ -32,7 +34,7 @@ def sparse(module):
 LABELLED = ('router', 'head')            # parts whose parameters are called as their owner calls the part
 
 
-def labels(model):
+def labels(model: nnx.Module) -> dict[tuple, set[str]]:
   """Returns dict path (a tuple of keys) -> the set of labels of every parameter of `model`.
 
   Every parameter is `all`, and `expert` if one of its logical axes is. What is below a `router` or a `head`
@@ -50,19 +52,19 @@ def labels(model):
   return found
 
 
-def init_carry(module, x):
+def init_carry(module: nnx.Module, x: jax.Array) -> dict[str, jax.Array]:
   """Returns the memory across layers of everything in `module`, arrays [B,T,.] by name; {} for most.
 
   Args:
     x: [B,T,D] what goes into `module`.
   """
-  carry = {}
+  carry: dict[str, jax.Array] = {}
   for _, part in offering(module, 'init_carry'):
     carry |= part.init_carry(x)
   return carry
 
 
-def commit(module, aux):
+def commit(module: nnx.Module, aux: object) -> None:
   """Lets every part of `module` with state across steps update it from `aux`, the Aux of a whole step.
 
   A part that does so answers for what is in it.
@@ -71,7 +73,7 @@ def commit(module, aux):
     part.commit(aux)
 
 
-def commit_each(stacked, aux):
+def commit_each(stacked: nnx.Module, aux: object) -> None:
   """`commit` for every slice of a stacked module, along the leading axis of its arrays and of those of `aux`.
 
   Only its RouterState changes.
@@ -85,7 +87,7 @@ def commit_each(stacked, aux):
   nnx.update(stacked, jax.vmap(one)(stacked, aux))
 
 
-def wrapped(model, recipe):
+def wrapped(model: nnx.Module, recipe: typing.Callable) -> typing.Any:
   """Returns a copy of `model`, of the same arrays, whose routers are wrapped; `model` is unchanged.
 
   recipe: of a router of `routers/wrappers`, without its `inner`.

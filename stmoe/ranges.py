@@ -9,6 +9,7 @@ parameter without annotation is no field: whoever builds the object gives it. `a
 
 import argparse
 import ast
+import typing
 
 from stmoe import errors
 
@@ -446,32 +447,46 @@ def entry(kind, value):
   return kind.read(value) if isinstance(value, str) else kind.settle(value)
 
 
-Flag = Bool()
-Text = String()
-Pattern = Layers()
-Shares = Weights()
-Section = Mapping()
-Count = Whole(1)
-Natural = Whole(0)
-Seed = Whole(0, 2**64 - 1)
-Ids = Many(Natural, least=1)
-Devices = Whole(1) | Whole(-1, -1)                                 # -1: those that are left over
-Any = Number()
-Positive = Number('above 0', low=LEAST)
-NonNegative = Number('of at least 0', low=0.0)
-AtLeast1 = Number('of at least 1', low=1.0)
-Above1 = Number('above 1', low=1 + 2**-23)
-Share = Number('from 0 to 1', low=0.0, high=1.0)
-PartOf1 = Number('above 0, at most 1', low=LEAST, high=1.0)
-Below1 = Number('of at least 0 and below 1', low=0.0, high=1 - 2**-24)
-Between01 = Number('above 0 and below 1', low=LEAST, high=1 - 2**-24)
-Weight = Weighed()                                                   # of a router's loss
-Factors = Pair(NonNegative | None)                                   # capacities; None = nothing is dropped
-Yarn = Group(factor=Positive, length=Count, fast=Positive, slow=Positive, size=Positive, truncate=Flag,
-             optional=('truncate',))                                 # `rotary.yarn`
-# Functions of jax.nn of one array, elementwise.
-Activation = Choice('relu', 'gelu', 'silu', 'swish', 'tanh', 'sigmoid', 'relu6', 'elu', 'selu', 'celu',
-                    'mish', 'leaky_relu', 'softplus', 'soft_sign', 'squareplus', 'hard_silu', 'hard_swish',
-                    'hard_sigmoid', 'hard_tanh', 'log_sigmoid', 'identity')
-# No float16: its small gradients are zeros without a scaled loss, and CPUs multiply no matrices of it.
-Dtype = Choice('float32', 'bfloat16')
+# To a type checker an annotation is the type of the field's values.
+if typing.TYPE_CHECKING:
+  from builtins import bool as Flag, str as Text, str as Activation, str as Dtype
+  from builtins import int as Count, int as Natural, int as Seed, int as Devices
+  from builtins import float as Any, float as Positive, float as NonNegative, float as AtLeast1
+  from builtins import float as Share, float as Above1, float as PartOf1, float as Below1, float as Between01
+  Weight = tuple[float, str]
+  Factors = tuple[float | None, float | None]
+  Ids = tuple[int, ...]
+  Pattern = tuple[tuple[str, int], ...]
+  Shares = typing.Any
+  Section = typing.Mapping[str, typing.Any]
+  Yarn = typing.Mapping[str, typing.Any]
+else:
+  Flag = Bool()
+  Text = String()
+  Pattern = Layers()
+  Shares = Weights()
+  Section = Mapping()
+  Count = Whole(1)
+  Natural = Whole(0)
+  Seed = Whole(0, 2**64 - 1)
+  Ids = Many(Natural, least=1)
+  Devices = Whole(1) | Whole(-1, -1)                               # -1: those that are left over
+  Any = Number()
+  Positive = Number('above 0', low=LEAST)
+  NonNegative = Number('of at least 0', low=0.0)
+  AtLeast1 = Number('of at least 1', low=1.0)
+  Above1 = Number('above 1', low=1 + 2**-23)
+  Share = Number('from 0 to 1', low=0.0, high=1.0)
+  PartOf1 = Number('above 0, at most 1', low=LEAST, high=1.0)
+  Below1 = Number('of at least 0 and below 1', low=0.0, high=1 - 2**-24)
+  Between01 = Number('above 0 and below 1', low=LEAST, high=1 - 2**-24)
+  Weight = Weighed()                                                 # of a router's loss
+  Factors = Pair(NonNegative | None)                                   # capacities; None = nothing is dropped
+  Yarn = Group(factor=Positive, length=Count, fast=Positive, slow=Positive, size=Positive, truncate=Flag,
+               optional=('truncate',))                                 # `rotary.yarn`
+  # Functions of jax.nn of one array, elementwise.
+  Activation = Choice('relu', 'gelu', 'silu', 'swish', 'tanh', 'sigmoid', 'relu6', 'elu', 'selu', 'celu',
+                      'mish', 'leaky_relu', 'softplus', 'soft_sign', 'squareplus', 'hard_silu', 'hard_swish',
+                      'hard_sigmoid', 'hard_tanh', 'log_sigmoid', 'identity')
+  # No float16: its small gradients are zeros without a scaled loss, and CPUs multiply no matrices of it.
+  Dtype = Choice('float32', 'bfloat16')

@@ -6,14 +6,17 @@ owns state update it from those of the whole batch. Updating in the forward woul
 microbatch and once more under rematerialisation.
 """
 
+import typing
+
 from flax import nnx
+import jax
 
 
 class RouterState(nnx.Variable):
   """A variable of a router that is read in the forward and changed only by `commit`."""
 
 
-def commit(model, aux):
+def commit(model: typing.Any, aux: dict) -> None:
   """Lets every stateful layer of `model` update its RouterState in place.
 
   Args:
@@ -24,12 +27,12 @@ def commit(model, aux):
     stack.commit(aux)
 
 
-def vectors(model):
+def vectors(model: typing.Any) -> dict[str, dict[str, jax.Array]]:
   """Returns dict layer name -> dict dotted path -> f32[] or f32[n]: the RouterState that figures can follow.
 
   Tables and matrices are left out, they would make large files of what seldom changes.
   """
-  found = {}
+  found: dict[str, dict[str, jax.Array]] = {}
   for stack in model.stacks():
     for layer, values in stack.states().items():
       small = {path: v for path, v in values.items() if v.ndim < 2 and v.dtype == 'float32'}

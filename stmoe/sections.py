@@ -245,7 +245,7 @@ def _absent(config):
 
 def defaults(config: ml_collections.ConfigDict) -> set:
   """Returns the set of the paths of all fields of a complete configuration that have their default."""
-  found = set()
+  found: set[str] = set()
   for group in sorted(groups(config), key=lambda group: -group.path.count('.')):      # inner ones first
     for key, field in group.fields.items():
       value, where = group.values.get(key), group.where(key)
@@ -263,7 +263,9 @@ def field_of(config: ml_collections.ConfigDict, path: str) -> Field | None:
   """Returns the Field at `path` of a configuration, there or not; None where nothing is declared of it."""
   outer, _, key = path.rpartition('.')
   group = next((group for group in groups(config) if group.path == outer), None)
-  field = group and group.fields.get(key, group.others)
+  if group is None:
+    return None
+  field = group.fields.get(key, group.others)
   return None if field is None or field.default is declared.OPTIONAL and key not in group.values else field
 
 

@@ -188,7 +188,33 @@ def tensorflow(file, tree, source):
         yield line, f'{name} outside a function of stmoe/data'
 
 
-RULES = (arrows, sizes, shapes, docstrings, forbidden, tensorflow)
+# Whose public functions say what they take and return; of `data` the sources.
+TYPED = {'core', 'routers', 'experts', 'layers', 'attention', 'heads', 'parts', 'targets', 'models', 'data',
+         'experiment', 'modules', 'lookup', 'axes', 'router_state'}
+
+
+def typed(file, tree, source):
+  """Public functions of the parts that methods are made of have types.
+
+  Keyword-only parameters that `stmoe/declared.py` reads are free: those of constructors and of executors.
+  Without an annotation they are no fields of a configuration.
+  """
+  if part(file) not in TYPED or part(file) == 'data' and 'sources' not in file.parts:
+    return
+  classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith('_')]
+  made = [node for found in classes for node in found.body if getattr(node, 'name', None) == '__init__']
+  for node in made + [node for node, _ in public_functions(tree.body)]:
+    read = node in made or 'execute' in file.parts
+    given = node.args.posonlyargs + node.args.args + ([] if read else node.args.kwonlyargs)
+    given += [node.args.vararg] if node.args.vararg else []
+    for argument in given:
+      if argument.annotation is None and argument.arg not in ('self', 'cls', 'rngs'):
+        yield node.lineno, f'{node.name}: {argument.arg} has no type'
+    if node.returns is None and node not in made:
+      yield node.lineno, f'{node.name} does not say what it returns'
+
+
+RULES = (arrows, sizes, shapes, docstrings, forbidden, tensorflow, typed)
 
 
 def violations(rule, file, source):
@@ -239,6 +265,12 @@ BROKEN = [
     (tensorflow, 'stmoe/data/x.py', 'import tensorflow as tf'),
     (tensorflow, 'stmoe/train/x.py', 'def f():\n  import seqio'),
     (tensorflow, 'stmoe/data/x.py', 'from stmoe.data.text import declare'),
+    (typed, 'stmoe/core/x.py', 'def f(x) -> int:\n  return 1'),
+    (typed, 'stmoe/core/x.py', 'def f(*, k) -> int:\n  return 1'),
+    (typed, 'stmoe/lookup.py', 'def f(*names) -> int:\n  return 1'),
+    (typed, 'stmoe/data/sources/x.py', 'def f(x: int):\n  return 1'),
+    (typed, 'stmoe/layers/x.py', 'class A:\n  def __init__(self, d_model, *, rngs):\n    pass'),
+    (typed, 'stmoe/layers/x.py', 'class A:\n  def __call__(self, x: int):\n    pass'),
 ]
 
 
@@ -255,6 +287,10 @@ ALLOWED = [
     (forbidden, 'stmoe/train/x.py', 'with jax.set_mesh(mesh):\n  jax.jit(f)'),
     (tensorflow, 'stmoe/data/x.py', 'def f():\n  import tensorflow as tf'),
     (tensorflow, 'stmoe/data/text/declare.py', 'import tensorflow as tf'),
+    (typed, 'stmoe/core/x.py', 'def f(x: int, **fields) -> int:\n  return 1\ndef _g(x):\n  pass'),
+    (typed, 'stmoe/core/execute/x.py', 'def execute(x: int, *, chunks=1) -> int:\n  return 1'),
+    (typed, 'stmoe/layers/x.py', 'class A:\n  def __init__(self, d: int, *, k, rngs):\n    pass'),
+    (typed, 'stmoe/data/text/x.py', 'def f(x):\n  return 1'),
 ]
 
 

@@ -104,7 +104,7 @@ def _kernel(table, number, x, w, out, *, ring, staged, t, transposed, programs):
 
 def _store(product, out, staged, at, first, end, col):
   """Writes of the rows of `product` [m,.], which begins at row `at`, those in [first,end)."""
-  m, whole, parts = product.shape[0], *staged
+  m, (whole, parts) = product.shape[0], staged
   for c in range(0, product.shape[1], mosaic.PANEL):
     cols = pl.ds(col + c, mosaic.PANEL)
     panel = product[:, c:c + mosaic.PANEL]

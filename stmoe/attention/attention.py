@@ -32,10 +32,9 @@ class Attention(nnx.Module):
     clip:     queries, keys and values are cut off at +-clip, after the norms (DBRX); None = not.
   """
 
-  def __init__(self, d_model, *, num_heads, head_dim, num_kv_heads=None, scaled: ranges.Flag = True,
-               dropout_rate=0.0, init_scale=1.0, use_bias: ranges.Flag = False,
-               qkv_bias: ranges.Flag = False, qk_norm: ranges.PartOf1 | None = None,
-               clip: ranges.Positive | None = None, rngs):
+  def __init__(self, d_model: int, *, num_heads, head_dim, num_kv_heads=None, scaled: ranges.Flag = True,
+               dropout_rate=0.0, init_scale=1.0, use_bias: ranges.Flag = False, qkv_bias: ranges.Flag = False,
+               qk_norm: ranges.PartOf1 | None = None, clip: ranges.Positive | None = None, rngs):
     num_kv_heads = num_kv_heads or num_heads
     if num_heads % num_kv_heads:
       near = ', '.join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
@@ -62,7 +61,7 @@ class Attention(nnx.Module):
     self.scale = head_dim ** -0.5 if scaled else 1.0
     self.dropout_rate = dropout_rate
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], None, carry) for x [B,T,D], which sees what `ctx.visible` says.
 
     With a cache, dict of k and v, in `carry` it is extended at visible.slot; without a slot it is what was
@@ -81,12 +80,12 @@ class Attention(nnx.Module):
     v = noise.dropout(v, self.dropout_rate, ctx.key if ctx.train else None, broadcast_dims=(-1,))
     return self._attend(x, seen, k, v), None, carry
 
-  def init_cache(self, batch, length, dtype):
+  def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict[str, jax.Array]:
     """Returns an empty cache of `length` places: dict of k and v [B,K,H,P], turned already."""
     zeros = jnp.zeros((batch, length, self.wk.shape[-1] // self.head_dim, self.head_dim), dtype)
     return dict(k=zeros, v=zeros)
 
-  def remember(self, memory):
+  def remember(self, memory: jax.Array) -> dict[str, jax.Array]:
     """Returns the keys and values of cross-attention to memory [B,K,D], computed once: dict of k and v."""
     return dict(zip('kv', self._keys(memory, None)))
 

@@ -32,10 +32,10 @@ class LatentAttention(nnx.Module):
     dropout_rate, init_scale: see `attention.Attention`.
   """
 
-  def __init__(self, d_model, *, num_heads, head_dim, nope_dim: ranges.Count, value_dim: ranges.Count,
-               kv_rank: ranges.Count, q_rank: ranges.Count | None = None,
-               norm_epsilon: ranges.PartOf1 = 1e-6, interleaved: ranges.Flag = True,
-               logit_scale: ranges.Any = 1.0, dropout_rate=0.0, init_scale=1.0, rngs):
+  def __init__(self, d_model: int, *, num_heads, head_dim, nope_dim: ranges.Count, value_dim: ranges.Count,
+               kv_rank: ranges.Count, q_rank: ranges.Count | None = None, norm_epsilon: ranges.PartOf1 = 1e-6,
+               interleaved: ranges.Flag = True, logit_scale: ranges.Any = 1.0, dropout_rate=0.0,
+               init_scale=1.0, rngs):
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal')
     matrix = lambda rows, columns, *names: axes.param(init, (rows, columns), *names, rngs=rngs)
     queries = num_heads * (nope_dim + head_dim)
@@ -57,7 +57,7 @@ class LatentAttention(nnx.Module):
     self.turn = rotary.rotate_neighbours if interleaved else rotary.rotate
     self.dropout_rate = dropout_rate
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], None, carry) for x [B,T,D]; a cache in `carry` is extended at visible.slot."""
     seen, cache = ctx.visible, carry.get(contract.CACHE)
     q = self.queries(x, seen.turn)                                   # [B, T, H, nope + P]
@@ -67,26 +67,27 @@ class LatentAttention(nnx.Module):
       return self.attend(q, **cache, mask=seen.mask), None, contract.joined(carry, cache)
     return self.attend(q, latent, shared, seen.mask, ctx.key if ctx.train else None), None, carry
 
-  def init_cache(self, batch, length, dtype):
+  def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict[str, jax.Array]:
     """Returns an empty cache of `length` places: latent [B,K,R] and shared [B,K,P], turned already."""
     return dict(latent=jnp.zeros((batch, length, self.kv_rank), dtype),
                 shared=jnp.zeros((batch, length, self.head_dim), dtype))
 
-  def queries(self, x, turn):
+  def queries(self, x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Returns q [B,T,H,nope+P] of x [B,T,D], the last P turned by `turn`."""
-    if self.wq_down is not None:
+    if self.wq_down is not None and self.q_norm is not None:
       x = self.q_norm(linear.apply(x, self.wq_down))                 # [B, T, q_rank]
     q = linear.apply(x, self.wq).reshape(*x.shape[:2], self.num_heads, -1)
     still, turned = q[..., :self.nope_dim], q[..., self.nope_dim:]
     return jnp.concatenate([still, self.turn(turned, turn)], axis=-1)
 
-  def compress(self, x, turn):
+  def compress(self, x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Returns what later tokens need of x [B,T,D]: c [B,T,R], normalised, and the turned key [B,T,P]."""
     y = linear.apply(x, self.wkv_down)                               # [B, T, R + P]
     latent, shared = y[..., :self.kv_rank], y[..., self.kv_rank:]
     return self.kv_norm(latent), self.turn(shared[..., None, :], turn)[..., 0, :]
 
-  def attend(self, q, latent, shared, mask, key=None):
+  def attend(self, q: jax.Array, latent: jax.Array, shared: jax.Array, mask: jax.Array,
+             key: jax.Array | None = None) -> jax.Array:
     """Returns [B,T,D] of q [B,T,H,nope+P] over latent [B,K,R] and shared [B,K,P]; mask [B,1,T,K]."""
     up = linear.apply(latent.astype(q.dtype), self.wkv).reshape(*latent.shape[:2], self.num_heads, -1)
     k, v = up[..., :self.nope_dim], up[..., self.nope_dim:]          # [B, K, H, .]

@@ -27,7 +27,7 @@ class Visible:
   history: jax.Array | None = None
 
 
-def to_window(full, span):
+def to_window(full: jax.Array, span: int) -> jax.Array:
   """Returns [...,T,W]: of each query t of full [...,T,W+T] the W keys t, ..., t+W-1 (its last W before it).
 
   Pure reshaping: one step to the left a row.
@@ -41,7 +41,7 @@ def to_window(full, span):
   return flat.reshape(*batch, length, keys + 1)[..., :span]          # [..., T, W]
 
 
-def from_window(window):
+def from_window(window: jax.Array) -> jax.Array:
   """Returns [...,T,W+T], the inverse of `to_window` with 0 outside the window [...,T,W].
 
   >>> from_window(jnp.array([[1.0], [2.0]])).tolist()
@@ -68,7 +68,7 @@ class SpanAttention(nnx.Module):
 
   undecodable = "it keeps no cache of keys and values; nearest: model.name='lm'"
 
-  def __init__(self, d_model, *, num_heads, head_dim, dropout_rate=0.0, init_scale=1 / 3, rngs):
+  def __init__(self, d_model: int, *, num_heads, head_dim, dropout_rate=0.0, init_scale=1 / 3, rngs):
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'uniform')
     width = num_heads * head_dim
     self.wq, self.wk, self.wv = (
@@ -77,7 +77,7 @@ class SpanAttention(nnx.Module):
     self.head_dim = head_dim
     self.dropout_rate = dropout_rate
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], None, carry) for x [B,T,D]; `ctx.visible` is a `Visible` of this file."""
     past = ctx.visible
     if not hasattr(past, 'pe'):

@@ -1,6 +1,7 @@
 """SwitchHead: few heads, whose values and outputs are mixtures of experts (arXiv:2312.07987)."""
 
 import functools
+import typing
 
 from flax import nnx
 import jax
@@ -28,7 +29,7 @@ class PerHead(nnx.Module):
   Its Aux has the load of the H * E experts and the means over heads of losses and metrics.
   """
 
-  def __init__(self, router, d_model, num_heads, rngs):
+  def __init__(self, router: typing.Callable, d_model: int, num_heads: int, rngs):
     @nnx.split_rngs(splits=num_heads)
     @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: 'heads'})
     def make(rngs):
@@ -44,12 +45,12 @@ class PerHead(nnx.Module):
     self.capacity_factor = contract.offered(self.heads, 'capacity_factor')
     self.draws_at_eval = contract.offered(self.heads, 'draws_at_eval')
 
-  def commit(self, aux: contract.Aux):
+  def commit(self, aux: contract.Aux) -> None:
     """Lets the router of every head commit its part of the Aux of a whole step, whose load is f32[H*E]."""
     load = aux.load.reshape(self.num_heads, -1)
     modules.commit_each(self.heads, contract.Aux({}, load, {}, aux.statistics))
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict) -> contract.Routed:
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]: a token's choice h k + j is choice j of head h."""
     def one(router, key):
       return checked.route(router, x, ctx.replace(key=key), {})
@@ -81,7 +82,8 @@ def _side_by_side(a, router):
 class Mixture(nnx.Module):
   """A projection of every head that is a mixture of experts [.,d_in] -> [.,d_out], chosen by x [B,T,D]."""
 
-  def __init__(self, d_model, d_in, d_out, *, num_heads, router, executor, group_size, init_scale, rngs):
+  def __init__(self, d_model: int, d_in: int, d_out: int, *, num_heads, router, executor, group_size,
+               init_scale, rngs):
     self.router = PerHead(router, d_model, num_heads, rngs)
     self.experts = banks.Linear(d_in, num_experts=self.router.num_experts, d_ff=d_out, init_scale=init_scale,
                                 rngs=rngs)
@@ -91,21 +93,22 @@ class Mixture(nnx.Module):
     self.group_size = group_size
     lookup.executor(executor)
 
-  def __call__(self, rows: jax.Array, x: jax.Array, ctx: contract.Context):
+  def __call__(self, rows: jax.Array, x: jax.Array, ctx: contract.Context) -> tuple[jax.Array, contract.Aux]:
     """Returns (y [B,T,H,d_out], Aux) for rows [B,T,H,d_in], one of every head of a token."""
     batch, length, heads, width = rows.shape
     groups, size, execute = moe.grouping(self, ctx, batch, length)
     x = axes.constrain(x.reshape(groups, size, -1), 'group', None, None)             # [G, S, D]
     with jax.named_scope('route'):
       routed = checked.route(self.router, x, ctx.fold('router').group(groups, size), {})
-    a = of_heads(routed.assignment, heads)
+    a = of_heads(typing.cast(assignment.Assignment, routed.assignment), heads)
     rows = axes.constrain(rows.reshape(groups, size * heads, width), 'group', None, None)
     y = execute(rows, a, self.experts).reshape(batch, length, heads, -1)             # [B, T, H, d_out]
     return axes.constrain(y, 'batch', 'length', None, None), routed.aux
 
 
-def of_heads(a, heads):
+def of_heads(a: assignment.Assignment, heads: int) -> assignment.Assignment:
   """Returns `a`, an Assignment of S tokens with H k choices, as one of S * H tokens: (s, h) is s H + h."""
+  assert a.choices is not None                                       # `PerHead` chooses for every token
   groups, size, k = a.token.shape[0], a.num_tokens, a.choices // heads
   turn = lambda v: v.reshape(groups, heads, k, size).transpose(0, 2, 3, 1).reshape(groups, -1)
   rows = jnp.tile(jnp.arange(size * heads, dtype=jnp.int32), k)      # [k*S*H], choices one after the other
@@ -134,7 +137,7 @@ class SwitchHead(nnx.Module):
     (arXiv:2405.16039) makes values of what is not normalised: `attend` takes both.
   """
 
-  def __init__(self, d_model, *, num_heads, head_dim, router: ranges.Named('router'),
+  def __init__(self, d_model: int, *, num_heads, head_dim, router: ranges.Named('router'),
                mixed: ranges.Many(ranges.Choice('v', 'o'), least=1) = ('v', 'o'),
                nope_dim: ranges.Natural = 0, executor: ranges.Spelled('executor') = 'blocks',
                group_size: ranges.Count | None = None, dropout_rate=0.0, init_scale=1.0, rngs):
@@ -156,14 +159,15 @@ class SwitchHead(nnx.Module):
     self.width = width
     self.dropout_rate = dropout_rate
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], dict of Aux, carry) for x [B,T,D].
 
     A cache in `carry` is extended at visible.slot.
     """
     return self.attend(x, x, ctx, carry)
 
-  def attend(self, x: jax.Array, source: jax.Array, ctx: contract.Context, carry: dict):
+  def attend(self, x: jax.Array, source: jax.Array, ctx: contract.Context,
+             carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], dict of Aux, carry): values are of source [B,T,D], all else of x [B,T,D]."""
     seen, cache = ctx.visible, carry.get(contract.CACHE)
     q, k = (self._turned(linear.apply(x, w), seen.turn) for w in (self.wq, self.wk))
@@ -176,7 +180,7 @@ class SwitchHead(nnx.Module):
     y, aux_o = self._out(y, x, ctx)
     return y, aux_v | aux_o, carry
 
-  def init_cache(self, batch, length, dtype):
+  def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict[str, jax.Array]:
     """Returns an empty cache of `length` places: dict of k and v [B,K,H,P], k turned already."""
     zeros = jnp.zeros((batch, length, self.num_heads, self.width), dtype)
     return dict(k=zeros, v=zeros)

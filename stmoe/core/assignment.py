@@ -14,15 +14,19 @@ Invariants, each with a property test:
   6. Padding is killed before `cap`, so it never takes a slot.
 """
 
+import typing
+
 from flax import struct
 import jax
 import jax.numpy as jnp
 
 from stmoe import errors
 
+if typing.TYPE_CHECKING:
+  from stmoe.core import contract                                    # imports this module
 
-@struct.dataclass(kw_only=True)
-class Edges:
+
+class Edges(struct.PyTreeNode, kw_only=True):
   """Edges wanted by a router, before capacity.
 
   token:  i32[G,N] in [0,S).
@@ -41,12 +45,12 @@ class Edges:
   spare: int = struct.field(pytree_node=False, default=0)
 
   @property
-  def dead(self):
+  def dead(self) -> int:
     """The expert id of a dead edge: E + Z."""
     return self.num_experts + self.num_virtual
 
   @property
-  def rows_per_group(self):
+  def rows_per_group(self) -> float:
     """N less what is spare, and less the share Z / (E + Z) of virtual experts under balance.
 
     The rows that experts compute for a group when nothing else is dead.
@@ -55,8 +59,7 @@ class Edges:
     return rows * self.num_experts / self.dead if self.num_virtual else rows
 
 
-@struct.dataclass(kw_only=True)
-class Assignment(Edges):
+class Assignment(Edges, kw_only=True):
   """Edges with their places: what an executor runs. Made by `cap`.
 
   slot: i32[G,N] place in the expert's buffer, < C on live edges and C on all others.
@@ -64,9 +67,12 @@ class Assignment(Edges):
   slot: jax.Array
   capacity: int = struct.field(pytree_node=False)
 
-  def masks(self):
+  def masks(self) -> tuple[jax.Array, jax.Array]:
     """Returns dispatch and combine [G,S,E,C]; see `masks` below."""
     return masks(self)
+
+
+Kind = typing.TypeVar('Kind', bound=Edges)
 
 
 @struct.dataclass
@@ -86,37 +92,37 @@ class SoftAssignment:
   combine: jax.Array
 
   @property
-  def num_tokens(self):
+  def num_tokens(self) -> int:
     """S."""
     return self.dispatch.shape[1]
 
   @property
-  def num_experts(self):
+  def num_experts(self) -> int:
     """E."""
     return self.dispatch.shape[2]
 
   @property
-  def capacity(self):
+  def capacity(self) -> int:
     """C, slots per expert."""
     return self.dispatch.shape[3]
 
   @property
-  def rows_per_group(self):
+  def rows_per_group(self) -> int:
     """E*C, the rows that experts compute for a group."""
     return self.num_experts * self.capacity
 
   @property
-  def expert(self):
+  def expert(self) -> typing.NoReturn:
     """Raises UserError: an executor of edges was given mixtures."""
     raise errors.UserError('this router mixes all tokens into every slot, it lists no edges; '
                            "nearest: executor='einsum'")
 
-  def masks(self):
+  def masks(self) -> tuple[jax.Array, jax.Array]:
     """Returns dispatch and combine f32[G,S,E,C]."""
     return self.dispatch, self.combine
 
 
-def capacity(tokens, experts, factor, minimum=4):
+def capacity(tokens: int, experts: int, factor: float | None, minimum: int = 4) -> int:
   """Returns C, the slots of one expert in a group of S tokens.
 
   min(S, max(round_half_even(factor * S / E), minimum)); S (nothing dropped) when factor
@@ -130,7 +136,8 @@ def capacity(tokens, experts, factor, minimum=4):
   return min(tokens, max(round(factor * tokens / experts), minimum))
 
 
-def slots(ctx, num_experts, factors, minimum=4):
+def slots(ctx: 'contract.Context', num_experts: int, factors: typing.Sequence[float | None],
+          minimum: int = 4) -> int:
   """Returns C of the groups of `ctx`, whose mask is bool[G,S]: see `capacity`.
 
   Args:
@@ -139,7 +146,7 @@ def slots(ctx, num_experts, factors, minimum=4):
   return capacity(ctx.mask.shape[1], num_experts, factors[0 if ctx.train else 1], minimum)
 
 
-def from_top_k(probs, k):
+def from_top_k(probs: jax.Array, k: int) -> Edges:
   """Returns the edges from every token to its k largest entries, weighted by them.
 
   Args:
@@ -156,7 +163,7 @@ def from_top_k(probs, k):
   return from_choices(expert, weight, probs.shape[-1])
 
 
-def from_choices(expert, weight, num_experts, num_virtual=0):
+def from_choices(expert: jax.Array, weight: jax.Array, num_experts: int, num_virtual: int = 0) -> Edges:
   """Returns choice-major edges of token choices: expert i32[G,S,k], weight f32[G,S,k].
 
   >>> from_choices(jnp.array([[[0, 1], [2, 1]]]), jnp.ones((1, 2, 2)), 3).expert.tolist()
@@ -169,7 +176,7 @@ def from_choices(expert, weight, num_experts, num_virtual=0):
                num_tokens=size, num_experts=num_experts, num_virtual=num_virtual, choices=k)
 
 
-def from_experts_choice(probs, capacity):
+def from_experts_choice(probs: jax.Array, capacity: int) -> Edges:
   """Returns the edges from every expert to its `capacity` best tokens, weighted by probs.
 
   Args:
@@ -189,7 +196,7 @@ def from_experts_choice(probs, capacity):
                num_tokens=size, num_experts=experts)
 
 
-def kill(edges, live):
+def kill(edges: Kind, live: jax.Array) -> Kind:
   """Returns `edges` with those where live (bool[G,N]) is False turned dead.
 
   >>> edges = from_choices(jnp.array([[[0], [1]]]), jnp.ones((1, 2, 1)), 2)
@@ -199,7 +206,7 @@ def kill(edges, live):
   return edges.replace(expert=jnp.where(live, edges.expert, edges.dead))
 
 
-def kill_padding(edges, mask):
+def kill_padding(edges: Kind, mask: jax.Array) -> Kind:
   """Returns `edges` with those of padding tokens dead; mask is bool[G,S], True = real.
 
   >>> edges = from_choices(jnp.array([[[0, 1], [1, 0]]]), jnp.ones((1, 2, 2)), 2)
@@ -209,7 +216,7 @@ def kill_padding(edges, mask):
   return kill(edges, jnp.take_along_axis(mask, edges.token, axis=1))
 
 
-def rank_in_expert(expert, num_ids):
+def rank_in_expert(expert: jax.Array, num_ids: int) -> jax.Array:
   """Returns i32[G,N]: how many earlier edges of the list have the same expert.
 
   Counting by one-hot costs N * num_ids additions and no sort: 0.1 ms on two CPU cores for
@@ -226,7 +233,7 @@ def rank_in_expert(expert, num_ids):
   return jnp.take_along_axis(before, expert[..., None], axis=2)[..., 0]
 
 
-def cap(edges, capacity, priority=None):
+def cap(edges: Edges, capacity: int, priority: jax.Array | None = None) -> Assignment:
   """Returns the Assignment that keeps the first `capacity` edges of each expert; of virtual ones all.
 
   Args:
@@ -281,7 +288,7 @@ def _priority_order(edges, priority):
   return (order + jnp.arange(levels)[:, None] * (num // levels)).reshape(groups, num)
 
 
-def merge(edges):
+def merge(edges: Kind) -> Kind:
   """Returns `edges` in which no token has an expert twice: the first of such edges has their weights' sum.
 
   The others are dead. For edges that lead to fewer experts than they were made for (`routers/wrappers/
@@ -299,12 +306,12 @@ def merge(edges):
   shape, own = (groups, edges.num_tokens, edges.dead), jnp.arange(number)
   weight = jnp.zeros(shape, edges.weight.dtype).at[at].add(edges.weight, mode='drop')
   first = jnp.full(shape, number).at[at].min(own, mode='drop')       # [G, S, E+Z]
-  read = dict(mode='fill', fill_value=0)
+  read: dict[str, typing.Any] = dict(mode='fill', fill_value=0)
   kept = kill(edges, first.at[at].get(**read) == own)
   return kept.replace(weight=weight.at[at].get(**read))
 
 
-def live(a):
+def live(a: Edges) -> jax.Array:
   """Returns bool[G,N]: edges that reach a real expert.
 
   >>> live(cap(from_choices(jnp.array([[[0], [0]]]), jnp.ones((1, 2, 1)), 2), 1)).tolist()
@@ -313,7 +320,7 @@ def live(a):
   return a.expert < a.num_experts
 
 
-def reaching(a):
+def reaching(a: Edges) -> jax.Array:
   """Returns bool[G,N]: edges that reach an expert, a real or a virtual one.
 
   >>> reaching(from_choices(jnp.array([[[0], [1], [2]]]), jnp.ones((1, 3, 1)), 1, num_virtual=1)).tolist()
@@ -322,7 +329,7 @@ def reaching(a):
   return a.expert < a.dead
 
 
-def masks(a):
+def masks(a: Assignment) -> tuple[jax.Array, jax.Array]:
   """Returns dispatch bool[G,S,E,C] and combine f32[G,S,E,C], the dense form of `a`.
 
   >>> edges = from_choices(jnp.array([[[1], [0]]]), jnp.array([[[0.5], [0.25]]]), 2)

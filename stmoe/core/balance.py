@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 
-def sequences(segments, positions):
+def sequences(segments: jax.Array, positions: jax.Array) -> jax.Array:
   """Returns i32[G,S], the number of each token's sequence in its group, counted from 0.
 
   A sequence begins where the segment changes or the position falls back: groups may hold several
@@ -31,10 +31,10 @@ class Shares(NamedTuple):
   """
   f: jax.Array
   p: jax.Array
-  count: jax.Array
+  count: jax.Array                   # type: ignore[assignment]  # hides the method of tuples
 
 
-def shares(probs, choice, mask, sequence=None):
+def shares(probs: jax.Array, choice: jax.Array, mask: jax.Array, sequence: jax.Array | None = None) -> Shares:
   """Returns the Shares of probs f32[G,S,E] and choice i32[G,S,k] over the real tokens mask bool[G,S].
 
   Args:
@@ -65,7 +65,7 @@ def _mean(each, count, tokens):
   return jnp.sum(each * count) / (jnp.maximum(count.sum(), 1) if tokens is None else tokens)
 
 
-def expert_loss(shares, tokens=None):
+def expert_loss(shares: Shares, tokens: jax.Array | None = None) -> jax.Array:
   """Returns the expert-level balance loss f32[] (DeepSeekMoE, arXiv:2401.06066, section 3.3): 1 at balance.
 
   sum_e f_e P_e of every sequence, averaged with their tokens as weights; gradient through P only.
@@ -81,7 +81,7 @@ def expert_loss(shares, tokens=None):
   return _mean(jnp.sum(shares.f * shares.p, axis=-1), shares.count, tokens)
 
 
-def device_loss(shares, num_groups, tokens=None):
+def device_loss(shares: Shares, num_groups: int, tokens: jax.Array | None = None) -> jax.Array:
   """Returns the device-level balance loss f32[] (arXiv:2401.06066, section 3.3): 1 at balance.
 
   sum_d f'_d P'_d over `num_groups` contiguous groups of experts: f' is the mean of f, P' the sum of P.
@@ -97,7 +97,8 @@ def device_loss(shares, num_groups, tokens=None):
   return _mean(jnp.sum(f.mean(axis=-1) * p.sum(axis=-1), axis=-1), shares.count, tokens)
 
 
-def communication_loss(shares, choice, mask, sequence, num_groups, kept_groups, tokens=None):
+def communication_loss(shares: Shares, choice: jax.Array, mask: jax.Array, sequence: jax.Array | None,
+                       num_groups: int, kept_groups: int, tokens: jax.Array | None = None) -> jax.Array:
   """Returns the communication balance loss f32[] (DeepSeek-V2, arXiv:2405.04434, section 2.2.3).
 
   sum_d f''_d P'_d: f'' is the share of tokens with a choice in group d, times groups / kept
@@ -119,7 +120,7 @@ def communication_loss(shares, choice, mask, sequence, num_groups, kept_groups, 
   return _mean(jnp.sum(f * p, axis=-1), shares.count, tokens)
 
 
-def negative_entropy(shares, tokens=None):
+def negative_entropy(shares: Shares, tokens: jax.Array | None = None) -> jax.Array:
   """Returns f32[], the mean over sequences of sum_e P_e ln P_e: -ln E at balance. Tokens are the weights.
 
   The regulariser of sigma-MoE (arXiv:2310.10837, section 4) and SwitchHead (arXiv:2312.07987).

@@ -5,16 +5,20 @@ A bank is called with rows in some layout and a key, and returns rows in that la
 Here it is run on shapes alone, as executors will: all experts, one expert alone, and rows sorted by expert.
 """
 
+import typing
+
 import jax
 import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe.core import checked
+from stmoe.core import contract
 from stmoe.core.transport import grouped
 from stmoe.core.transport import layouts
 from stmoe.errors import UserError
 
-def made(recipe, width, *, num_experts, out=None, rngs, **fields):
+def made(recipe: typing.Callable, width: int, *, num_experts: int, out: int | None = None, rngs,
+         **fields) -> contract.Bank:
   """Returns the bank of rows [.,width] -> [.,out] that `recipe` makes; raises UserError if it is none.
 
   out: None = width. fields: others of the recipe.
@@ -26,11 +30,12 @@ def made(recipe, width, *, num_experts, out=None, rngs, **fields):
   return bank
 
 
-def faults(bank, num_experts, width, out):
+def faults(bank: contract.Bank, num_experts: int, width: int, out: int) -> typing.Iterator[str]:
   """Yields lines about what is wrong with a bank of E = `num_experts` experts, rows [.,width] -> [.,out]."""
   shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), bank)
   named = jax.tree_util.tree_leaves_with_path(shapes)
-  own, shared = [], []
+  own: list[tuple[str, jax.Array]] = []
+  shared: list[tuple[str, jax.Array]] = []
   for (path, w), belongs in zip(named, jax.tree.leaves(axes.per_expert(bank)), strict=True):
     name = jax.tree_util.keystr(path, simple=True, separator='.').removesuffix('.value')
     (own if belongs else shared).append((name, w))

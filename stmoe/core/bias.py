@@ -1,9 +1,11 @@
 """Balance without interference: a selection bias that follows the load and is no loss. Letter: E experts."""
 
+import jax
 import jax.numpy as jnp
 
 
-def update(bias, load, rate, centred=False, rule='sign'):
+def update(bias: jax.Array, load: jax.Array, rate: float | jax.Array, centred: bool = False,
+           rule: str = 'sign') -> jax.Array:
   """Returns the selection bias f32[E] after one optimizer step (arXiv:2408.15664, algorithm 1).
 
   b_e + rate * e_e, with e_e the sign of (mean load - load of e), 0 for an expert at the mean;
@@ -26,7 +28,7 @@ def update(bias, load, rate, centred=False, rule='sign'):
   return bias + (step - jnp.mean(step) if centred else step)
 
 
-def sign(load):
+def sign(load: jax.Array) -> jax.Array:
   """Returns f32[E], the sign of (mean load - load) of loads f32[E]; exact, also where the mean is no integer.
 
   >>> sign(jnp.array([2.0, 2.0, 1.0])).tolist()
@@ -37,7 +39,7 @@ def sign(load):
   return jnp.where(count == mean, jnp.sign(rest), jnp.sign(mean - count)).astype(jnp.float32)
 
 
-def magnitude(load):
+def magnitude(load: jax.Array) -> jax.Array:
   """Returns f32[E], (mean load - load) / mean load of loads f32[E]; 0 without load.
 
   >>> magnitude(jnp.array([3.0, 1.0])).tolist()

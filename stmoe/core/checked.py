@@ -7,6 +7,7 @@ a step nothing. What only numbers show is in `faults`: tests call it, and traini
 import inspect
 import pathlib
 import traceback
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ MISTAKES = (TypeError, ValueError, AttributeError, LookupError, NameError, Arith
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def file(router):
+def file(router: object) -> str:
   """Returns the file of a router, or of its class, as a text: in the package from 'stmoe' on."""
   kind = router if inspect.isclass(router) else type(router)
   try:
@@ -30,7 +31,7 @@ def file(router):
   return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def built(recipe, d_model, rngs):
+def built(recipe: typing.Callable, d_model: int, rngs) -> typing.Any:
   """Returns the router that `recipe` makes; raises UserError for a mistake in its file, with the line."""
   kind = getattr(recipe, 'func', recipe)
   router = _run(kind, recipe, d_model, rngs=rngs)
@@ -41,7 +42,8 @@ def built(recipe, d_model, rngs):
   return router
 
 
-def route(router, x, ctx, carry):
+def route(router: contract.Router, x: jax.Array, ctx: contract.Context,
+          carry: contract.Carry) -> contract.Routed:
   """Returns what `router` answers for x [G,S,D]; raises UserError, with its file, for what is no answer."""
   routed = _run(type(router), router, x, ctx, carry)
   wrong = next(_wrong(router, routed, x, carry), None)
@@ -66,7 +68,7 @@ def _run(kind, call, *args, **kwargs):
     raise UserError(f'{file(kind)}, line {lines[-1]}: {text}') from error
 
 
-def told(x):
+def told(x: typing.Any) -> str:
   """What an array is, as in 'float32[4,2]'; of anything else its type."""
   if not hasattr(x, 'shape'):
     return type(x).__name__
@@ -132,14 +134,15 @@ def _wrong_aux(router, aux, num_virtual):
              'largest(x), which say how parts of a batch are put together')
 
 
-def not_finite(a):
+def not_finite(a: contract.Assigned) -> jax.Array:
   """Returns i32[], how many live edges of Assignment `a` (or weights of a SoftAssignment) are no numbers."""
   if isinstance(a, assignment.SoftAssignment):
-    return sum(jnp.sum(~jnp.isfinite(w), dtype=jnp.int32) for w in a.masks())
+    dispatch, combine = (jnp.sum(~jnp.isfinite(w), dtype=jnp.int32) for w in a.masks())
+    return dispatch + combine
   return jnp.sum(~jnp.isfinite(a.weight) & (a.expert < a.dead), dtype=jnp.int32)
 
 
-def faults(router, a, mask):
+def faults(router: contract.Router, a: contract.Assigned, mask: jax.Array) -> list[str]:
   """Returns the lines about what is wrong in an Assignment of arrays, not of shapes; [] if nothing is.
 
   Args:

@@ -4,13 +4,15 @@ Letters: G groups, S tokens per group, E experts, k choices. Random numbers come
 uniforms, so that a recorded draw can be replayed; None is evaluation, without chance.
 """
 
+import typing
+
 import jax
 import jax.numpy as jnp
 
 from stmoe import errors
 
 
-def named(table, name, field):
+def named(table: dict[str, typing.Any], name: str, field: str) -> typing.Any:
   """Returns `table[name]`; raises UserError naming the field and the nearest choices.
 
   >>> named(dict(all=1), 'all', 'second_policy')
@@ -22,7 +24,7 @@ def named(table, name, field):
   return table[name]
 
 
-def draw(key, *shape):
+def draw(key: jax.Array | None, *shape: int) -> jax.Array | None:
   """Returns uniforms f32[shape] in [0,1) from `key`, or None (evaluation) when there is no key.
 
   >>> draw(None, 2, 3) is None
@@ -31,7 +33,7 @@ def draw(key, *shape):
   return None if key is None else jax.random.uniform(key, shape)
 
 
-def best(rest, uniform=None):
+def best(rest: jax.Array, uniform: jax.Array | None = None) -> jax.Array:
   """Returns i32[G,S], the largest entry of `rest` f32[G,S,E]; the lower index on ties.
 
   >>> import jax.numpy as jnp
@@ -42,7 +44,7 @@ def best(rest, uniform=None):
   return jnp.argmax(rest, axis=-1)
 
 
-def sample(rest, uniform=None):
+def sample(rest: jax.Array, uniform: jax.Array | None = None) -> jax.Array:
   """Returns i32[G,S], an entry drawn in proportion to `rest` f32[G,S,E]; `best` without uniforms.
 
   By inversion of the distribution function: one uniform f32[G,S] for each draw. Negative
@@ -61,7 +63,11 @@ def sample(rest, uniform=None):
   return jnp.where(valid, drawn, best(rest))
 
 
-def choose(probs, k, others=best, uniform=None):
+# (rest f32[G,S,E], uniform f32[G,S] or None) -> i32[G,S], as `best` and `sample`.
+Picks = typing.Callable[[jax.Array, jax.Array | None], jax.Array]
+
+
+def choose(probs: jax.Array, k: int, others: Picks = best, uniform: jax.Array | None = None) -> jax.Array:
   """Returns i32[G,S,k]: the largest entry, then k-1 further ones picked by `others` from the rest.
 
   Args:
@@ -82,7 +88,7 @@ def choose(probs, k, others=best, uniform=None):
   return jnp.stack(choice, axis=-1)                                  # [G, S, k]
 
 
-def values(probs, choice):
+def values(probs: jax.Array, choice: jax.Array) -> jax.Array:
   """Returns f32[G,S,k], `probs` f32[G,S,E] at `choice` i32[G,S,k], with a gather-free gradient.
 
   >>> import jax.numpy as jnp
@@ -93,7 +99,7 @@ def values(probs, choice):
   return jnp.sum(jnp.where(chosen, probs[..., None, :], 0), axis=-1)
 
 
-def normalize(gates):
+def normalize(gates: jax.Array) -> jax.Array:
   """Returns gates f32[...,k] over their sum (+1e-9); a single gate stays as it is.
 
   A normalised single gate would be constantly 1, and the router would get no gradient.
@@ -105,17 +111,17 @@ def normalize(gates):
   return gates if gates.shape[-1] == 1 else gates / (gates.sum(axis=-1, keepdims=True) + 1e-9)
 
 
-def keep_all(gates, uniform, threshold):
+def keep_all(gates: jax.Array, uniform: jax.Array | None, threshold: float) -> jax.Array:
   """Returns bool[G,S,k-1]: every further choice is kept."""
   return jnp.ones(gates.shape, bool)
 
 
-def keep_none(gates, uniform, threshold):
+def keep_none(gates: jax.Array, uniform: jax.Array | None, threshold: float) -> jax.Array:
   """Returns bool[G,S,k-1]: no further choice is kept."""
   return jnp.zeros(gates.shape, bool)
 
 
-def keep_random(gates, uniform, threshold):
+def keep_random(gates: jax.Array, uniform: jax.Array | None, threshold: float) -> jax.Array:
   """Returns bool[G,S,k-1]: kept with probability min(1, gate / threshold).
 
   Without uniforms each takes its likelier outcome: kept iff gate / threshold > 1/2.
@@ -127,7 +133,7 @@ def keep_random(gates, uniform, threshold):
   return (0.5 if uniform is None else uniform) < gates / max(threshold, 1e-9)
 
 
-def keep_above(gates, uniform, threshold):
+def keep_above(gates: jax.Array, uniform: jax.Array | None, threshold: float) -> jax.Array:
   """Returns bool[G,S,k-1]: kept iff its gate is above the threshold."""
   return gates > threshold
 
@@ -136,7 +142,7 @@ def keep_above(gates, uniform, threshold):
 KEEP = {'all': keep_all, 'none': keep_none, 'random': keep_random, 'threshold': keep_above}
 
 
-def keep(policy, gates, uniform, threshold):
+def keep(policy: str, gates: jax.Array, uniform: jax.Array | None, threshold: float) -> jax.Array:
   """Returns bool[G,S,k]: the first choice always, the others by the named policy of KEEP.
 
   Args:
@@ -152,7 +158,7 @@ def keep(policy, gates, uniform, threshold):
   return jnp.concatenate([jnp.ones((*gates.shape[:-1], 1), bool), others], axis=-1)
 
 
-def check_k(router, k, num_experts, num_virtual=0):
+def check_k(router: str, k: int, num_experts: int, num_virtual: int = 0) -> None:
   """Raises UserError unless a token can choose k of the experts, the virtual ones included."""
   most = num_experts + num_virtual
   if not 1 <= k <= most:
@@ -160,7 +166,8 @@ def check_k(router, k, num_experts, num_virtual=0):
                            f'most {most}')
 
 
-def check_groups(router, num_experts, k, num_groups, kept_groups, least=1):
+def check_groups(router: str, num_experts: int, k: int, num_groups: int, kept_groups: int,
+                 least: int = 1) -> None:
   """Raises UserError unless k choices fit into `kept_groups` of `num_groups` equal groups of experts.
 
   Args:
@@ -181,7 +188,7 @@ def check_groups(router, num_experts, k, num_groups, kept_groups, least=1):
               f'experts, so k={k} needs at least {needed} and there are {num_groups}')
 
 
-def within_groups(scores, num_groups, kept_groups, best=1):
+def within_groups(scores: jax.Array, num_groups: int, kept_groups: int, best: int = 1) -> jax.Array:
   """Returns f32[G,S,E]: `scores` with -inf at the experts of all groups but the `kept_groups` best.
 
   Groups are contiguous runs of E / num_groups experts (a device or a node each); a group's score
@@ -205,7 +212,7 @@ def within_groups(scores, num_groups, kept_groups, best=1):
   return jnp.where(kept[..., None], grouped, -jnp.inf).reshape(scores.shape)
 
 
-def top(scores, k):
+def top(scores: jax.Array, k: int) -> jax.Array:
   """Returns i32[G,S,k], the k largest entries of `scores` f32[G,S,E] of any sign; the lower index on ties.
 
   >>> import jax.numpy as jnp

@@ -5,10 +5,12 @@ router answers. They are data: no module is found by name, nothing is sown.
 
 A router is called with (x [G,S,D], Context, carry), returns `Routed`, and has `num_experts`. All
 else that somebody may ask of a router, a layer or a bank is in `OFFERS`, with what holds for
-those that do not offer it. No base class is needed.
+those that do not offer it. No base class is needed: `Router`, `Bank`, `Executor` and `SubLayer` are
+protocols, for type checkers.
 """
 
 import dataclasses
+import typing
 import zlib
 
 from flax import struct
@@ -16,15 +18,19 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import errors
+from stmoe.core import assignment
+
+# Memory across layers, arrays [B,T,.] by name; in decoding also caches, see `CACHE` below.
+Carry = dict[str, typing.Any]
+# choose(scores f32[G,S,E], k) -> i32[G,S,n]: the experts of a token, see `decide` in OFFERS.
+Choose = typing.Callable[[jax.Array, int], jax.Array]
+# What executors run: edges with their places, or slots that are mixtures.
+Assigned = assignment.Assignment | assignment.SoftAssignment
+
+PER_TOKEN = dict(per_token=True)     # metadata of a field of Context with an entry for every token
 
 
-def _per_token():
-  """A field of Context with an entry for every token."""
-  return struct.field(metadata=dict(per_token=True))
-
-
-@struct.dataclass
-class Context:
+class Context(struct.PyTreeNode):
   """What a layer or router may know besides its activations.
 
   Arrays are [B,T] in a stack and [G,S] inside a router (`layers/moe.py` regroups them).
@@ -34,10 +40,10 @@ class Context:
   visible: what the sub-layer that is called sees besides its input: of attention a `parts.visible.Visible`.
     In a stack and a block a dict, by the names of sub-layers.
   """
-  mask: jax.Array = _per_token()       # bool[B,T], True = real token; never inferred from zeros
-  ids: jax.Array = _per_token()        # i32[B,T] token ids
-  positions: jax.Array = _per_token()  # i32[B,T] position in its own sequence
-  segments: jax.Array = _per_token()   # i32[B,T] sequence number of packed rows; 0 = padding
+  mask: jax.Array = struct.field(metadata=PER_TOKEN)   # bool[B,T], True = real token; not from zeros
+  ids: jax.Array = struct.field(metadata=PER_TOKEN)    # i32[B,T] token ids
+  positions: jax.Array = struct.field(metadata=PER_TOKEN)  # i32[B,T] position in its own sequence
+  segments: jax.Array = struct.field(metadata=PER_TOKEN)   # i32[B,T] number of the packed row; 0 = padding
   step: jax.Array                    # i32[] optimizer step, traced: schedules need no recompile
   tokens: jax.Array                  # f32[] divisor of token-averaged losses (real tokens, see below)
   key: jax.Array | None = None       # JAX PRNG key; None = no randomness (evaluation)
@@ -48,14 +54,14 @@ class Context:
   # are computed together. Decoding and what is to equal it; see `layers.moe.grouping`.
   alone: bool = struct.field(pytree_node=False, default=False)
   given: dict = dataclasses.field(default_factory=dict)
-  visible: object = None
+  visible: typing.Any = None
 
   # `tokens` is the number of real tokens of the whole batch divided by the number of
   # microbatches. Dividing sums by it, rather than by the microbatch's own count, makes the
   # mean over microbatches equal the value of the undivided batch even when padding is uneven.
 
   @classmethod
-  def of(cls, batch, stack, **fields):
+  def of(cls, batch: dict, stack: str, **fields) -> 'Context':
     """Returns the Context of a stack's tokens in a batch of the data, with a key of the stack's own.
 
     Args:
@@ -67,7 +73,7 @@ class Context:
     return cls(mask=segments > 0, ids=batch[f'{stack}_input_tokens'], positions=batch[f'{stack}_positions'],
                segments=segments, given=given(batch, stack), **fields).fold(stack)
 
-  def known(self, name, reader):
+  def known(self, name: str, reader: str) -> jax.Array:
     """Returns `given[name]`, [B,T,...] or [B,1,...]; raises UserError, naming `reader`, if there is none.
 
     What is given is the same in every batch of a source of data: the first abstract step finds what is not.
@@ -79,24 +85,24 @@ class Context:
           f'rows, or STACK_given/{name}, of tokens')
     return self.given[name]
 
-  def fold(self, name):
+  def fold(self, name: str) -> 'Context':
     """Returns this context with a key of its own for `name`; the same names, the same keys."""
     if self.key is None:
       return self
     return self.replace(key=jax.random.fold_in(self.key, zlib.crc32(name.encode()) & 0x7FFFFFFF))
 
-  def each(self, move):
+  def each(self, move: typing.Callable[[jax.Array], jax.Array]) -> 'Context':
     """Returns this context with `move` applied to every array of tokens [B,T,...], given ones too."""
     fields = [f.name for f in dataclasses.fields(self) if f.metadata.get('per_token')]
     wide = lambda a: jnp.broadcast_to(a, (*self.mask.shape, *a.shape[2:]))
     return self.replace(**{name: move(getattr(self, name)) for name in fields},
                         given={name: move(wide(a)) for name, a in self.given.items()})
 
-  def group(self, groups, size):
+  def group(self, groups: int, size: int) -> 'Context':
     """Returns this context with its arrays [B,T,...] reshaped to [groups,size,...]."""
     return self.each(lambda a: a.reshape(groups, size, *a.shape[2:]))
 
-  def instead(self, mask, tokens, vocab_size=None):
+  def instead(self, mask: jax.Array, tokens: jax.Array, vocab_size: int | None = None) -> 'Context':
     """Returns the context of other tokens than these, such as channels or whole rows: see `numbered`.
 
     Args:
@@ -112,26 +118,26 @@ class Context:
     return self.replace(**numbered(mask), tokens=tokens, vocab_size=vocab_size, given=kept)
 
 
-def numbered(mask):
+def numbered(mask: jax.Array) -> dict[str, typing.Any]:
   """Returns the fields of a Context for tokens bool[G,S] that are no words: ids and positions count them."""
   number = jnp.broadcast_to(jnp.arange(mask.shape[1], dtype=jnp.int32), mask.shape)
   return dict(mask=mask, ids=number, positions=number, segments=mask.astype(jnp.int32))
 
 
-def given(batch, stack):
+def given(batch: dict, stack: str) -> dict[str, jax.Array]:
   """Returns the field `given` of a stack's Context: [B,1,...] of rows, [B,T,...] of tokens, by name."""
   rows = {name.removeprefix('given/'): a[:, None] for name, a in of_rows(batch).items()}
   prefix = f'{stack}_given/'
   return rows | {name.removeprefix(prefix): a for name, a in batch.items() if name.startswith(prefix)}
 
 
-def of_rows(batch):
+def of_rows(batch: dict) -> dict[str, jax.Array]:
   """Returns the part of a batch that is given of whole rows, arrays [B,...]: later tokens have it, too."""
   return {name: a for name, a in batch.items() if name.startswith('given/')}
 
 
 # How the values of a batch's parts become that of the whole, over their leading axis.
-REDUCTIONS = {'sum': jnp.sum, 'mean': jnp.sum, 'max': jnp.max}
+REDUCTIONS: dict[str, typing.Callable[..., jax.Array]] = {'sum': jnp.sum, 'mean': jnp.sum, 'max': jnp.max}
 
 
 @struct.dataclass
@@ -146,23 +152,23 @@ class Statistic:
   reduction: str = struct.field(pytree_node=False)
 
   @property
-  def value(self):
+  def value(self) -> jax.Array:
     """The statistic itself, [...]: of 'mean', 0 where nothing was counted."""
-    if self.reduction != 'mean':
+    if self.count is None:
       return self.part
     return jnp.where(self.count > 0, self.part / jnp.where(self.count > 0, self.count, 1), 0)
 
-  def together(self):
+  def together(self) -> 'Statistic':
     """Returns the Statistic of the whole batch, if every array is [M,...], of its M parts."""
     return jax.tree.map(lambda x: REDUCTIONS[self.reduction](x, 0), self)
 
 
-def total(x):
+def total(x: jax.Array) -> Statistic:
   """Returns the Statistic of an array x [...] that adds up: counts."""
   return Statistic(x, None, 'sum')
 
 
-def mean(x, count):
+def mean(x: jax.Array, count: jax.Array) -> Statistic:
   """Returns the Statistic of a mean: sums x [...] over what they are sums of, count [...] or f32[].
 
   >>> float(mean(jnp.array([1.0, 5.0]), jnp.array([1.0, 2.0])).together().value)
@@ -171,13 +177,12 @@ def mean(x, count):
   return Statistic(x, count, 'mean')
 
 
-def largest(x):
+def largest(x: jax.Array) -> Statistic:
   """Returns the Statistic of a maximum, an array x [...]."""
   return Statistic(x, None, 'max')
 
 
-@struct.dataclass
-class Aux:
+class Aux(struct.PyTreeNode):
   """What a sparse layer reports. All values are unweighted; the configuration weighs them.
 
   losses:  dict name -> f32[], for example 'balance' and 'z'.
@@ -193,7 +198,15 @@ class Aux:
   records: dict = dataclasses.field(default_factory=dict)
 
 
-def keyed(name, aux):
+# What the pure function of a router returns: the edges to execute and what is reported.
+Decision = tuple[assignment.Assignment, Aux]
+# What a sub-layer reports: nothing, an Aux, or an Aux of each of its parts.
+Reported = Aux | dict[str, Aux] | None
+# What a sub-layer returns: (y [B,T,D], what it reports, carry).
+Answer = tuple[jax.Array, Reported, Carry]
+
+
+def keyed(name: str, aux: Reported) -> dict[str, Aux]:
   """Returns dict name -> Aux of what the sub-layer called `name` returned.
 
   aux: None, an Aux, or a dict of Aux by parts: these are called NAME.PART.
@@ -208,22 +221,73 @@ def keyed(name, aux):
 CACHE = 'cache'
 
 
-def joined(carry, cache):
+def joined(carry: Carry, cache: dict | None) -> Carry:
   """Returns a carry, arrays [B,T,.] by name, with a cache, arrays [B,K,...]; None = without one."""
   return carry if cache is None else carry | {CACHE: cache}
 
 
-def apart(carry):
+def apart(carry: Carry) -> tuple[Carry, typing.Any]:
   """Returns (carry, cache) of what `joined` returns: arrays [B,T,.] by name, arrays [B,K,...] or None."""
   return {name: a for name, a in carry.items() if name != CACHE}, carry.get(CACHE)
 
 
-@struct.dataclass
-class Routed:
+class Routed(struct.PyTreeNode):
   """A router's answer: the edges to execute, what it reports, and its memory across layers."""
-  assignment: object
+  assignment: Assigned
   aux: Aux
-  carry: object
+  carry: Carry
+
+
+class Router(typing.Protocol):
+  """What a router is; what else it may offer is in `OFFERS`."""
+  num_experts: int
+
+  def __call__(self, x: jax.Array, ctx: Context, carry: Carry) -> Routed:
+    """Returns Routed for x [G,S,D]."""
+
+
+class SubLayer(typing.Protocol):
+  """What stands in a block: attention, a feed-forward layer or a head."""
+
+  def __call__(self, x: jax.Array, ctx: Context, carry: Carry) -> Answer:
+    """Returns (y [B,T,D], what it reports, carry) for x [B,T,D]."""
+
+
+class Rows(typing.Protocol):
+  """Rows x [.,D] of experts in some layout (`core/transport`). Arrays without axis E are of all experts."""
+
+  @property
+  def x(self) -> jax.Array:
+    """The rows themselves."""
+
+  def linear(self, w: jax.Array, b: jax.Array | None = None) -> typing.Self:
+    """Returns rows times w [E,D,F] (plus b [E,F]) of their expert."""
+
+  def scale(self, b: jax.Array) -> typing.Self:
+    """Returns rows times b [E,F] of their expert, elementwise."""
+
+  def shift(self, b: jax.Array) -> typing.Self:
+    """Returns rows plus b [E,F] of their expert."""
+
+  def map(self, f: typing.Callable[..., jax.Array], *others: typing.Self) -> typing.Self:
+    """Returns f of these rows (and of `others`), where f acts on every row [...,F] by itself."""
+
+  def each(self, f: typing.Callable[..., jax.Array], *arrays: jax.Array) -> typing.Self:
+    """Returns f(rows [.,D] of one expert, its parts of the arrays [E,...]) -> [.,F] of every expert."""
+
+
+class Bank(typing.Protocol):
+  """A bank of experts: its arrays belong to experts, [E,...], or are shared by all of them."""
+
+  def __call__(self, rows: Rows, key: jax.Array | None = None) -> Rows:
+    """Returns the rows' expert outputs, [.,D] -> [.,D'] in the same layout."""
+
+
+class Executor(typing.Protocol):
+  """What runs a bank on the edges of an assignment: a function `execute` of `core/execute`."""
+
+  def __call__(self, x: jax.Array, a: Assigned, experts: Bank, key: jax.Array | None = None) -> jax.Array:
+    """Returns [G,S,D'] for x [G,S,D]."""
 
 
 # What a router may offer, and what holds for one that does not.
@@ -254,6 +318,6 @@ OFFERS = {
 }
 
 
-def offered(module, name):
+def offered(module: object, name: str) -> typing.Any:
   """Returns what a router, layer or bank offers under `name` of OFFERS, or what holds where it does not."""
   return getattr(module, name, OFFERS[name])

@@ -1,5 +1,7 @@
 """The linear gate of routers: its weights and the logits it gives, both float32."""
 
+import typing
+
 import jax
 import jax.numpy as jnp
 
@@ -8,7 +10,8 @@ from stmoe import axes
 INIT = jax.nn.initializers.normal(0.02)  # flaxformer's, for all routers whose paper names no other
 
 
-def weights(d_model, num_experts, *, rngs, init=INIT):
+def weights(d_model: int, num_experts: int, *, rngs,
+            init: typing.Callable[..., jax.Array] = INIT) -> typing.Any:
   """Returns the parameter f32[D,E], drawn by `init`."""
   return axes.param(init, (d_model, num_experts), 'embed', 'unmodeled', rngs=rngs)
 

@@ -10,7 +10,7 @@ START = 0              # the reserved id before the first token of a document: p
 PRIME = 1_000_003      # p of `bigram`; the paper prints none
 
 
-def before(ids, positions):
+def before(ids: jax.Array, positions: jax.Array) -> jax.Array:
   """Returns i32[G,S]: the id one place earlier in the same document, START at its first token.
 
   Groups are taken as the rows of one list, so that they may cut documents anywhere.
@@ -25,7 +25,7 @@ def before(ids, positions):
   return jnp.where(positions > 0, earlier, START)
 
 
-def after(ids, positions):
+def after(ids: jax.Array, positions: jax.Array) -> jax.Array:
   """Returns i32[G,S]: the id one place later in the same document, START at its last token.
 
   Args:
@@ -38,7 +38,7 @@ def after(ids, positions):
   return jnp.where(later(positions) > 0, later(ids), START)          # the last wraps to a first token
 
 
-def bigram(ids, earlier, num_experts):
+def bigram(ids: jax.Array, earlier: jax.Array, num_experts: int) -> jax.Array:
   """Returns i32[G,S]: ((x_t mod K) + (p x_{t-1}) mod K) mod K, with the prime p = PRIME.
 
   As the authors describe it (facebookresearch/ParlAI issue 3735). Differs: the sum is taken modulo K
@@ -55,7 +55,7 @@ def bigram(ids, earlier, num_experts):
   return (ids % num_experts + scaled) % num_experts
 
 
-def position(positions, num_experts):
+def position(positions: jax.Array, num_experts: int) -> jax.Array:
   """Returns i32[G,S]: the position within the document modulo K.
 
   >>> position(jnp.array([[0, 1, 2, 0]]), 2).tolist()
@@ -64,7 +64,7 @@ def position(positions, num_experts):
   return positions % num_experts
 
 
-def fresh(key, table, ids, num_experts):
+def fresh(key: jax.Array | None, table: jax.Array, ids: jax.Array, num_experts: int) -> jax.Array:
   """Returns i32[G,S]: a new uniform draw for every occurrence, or table[ids] without a key (evaluation).
 
   A control that no paper has: experts chosen by chance, like one pass of THOR per token.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 
-def token_mean(values, mask, tokens=None):
+def token_mean(values: jax.Array, mask: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
   """Returns sum over real tokens of `values` divided by `tokens`; masked values may be NaN.
 
   Args:
@@ -34,7 +34,7 @@ def token_mean(values, mask, tokens=None):
   return jnp.sum(jnp.where(mask, values, 0)) / tokens
 
 
-def balance_of_groups(probs, choice, mask):
+def balance_of_groups(probs: jax.Array, choice: jax.Array, mask: jax.Array) -> jax.Array:
   """Returns f32[G], E * sum_e f_e P_e of each group over its real tokens; see `balance`.
 
   The references differ only in how they combine these numbers: Switch and GShard average
@@ -60,7 +60,8 @@ def balance_of_groups(probs, choice, mask):
   return experts * jnp.sum(f * p, axis=-1)                           # [G]
 
 
-def balance(probs, choice, mask, tokens=None):
+def balance(probs: jax.Array, choice: jax.Array, mask: jax.Array,
+            tokens: jax.Array | None = None) -> jax.Array:
   """Returns the load-balancing loss of GShard and Switch.
 
   E * sum_e f_e P_e per group: f_e is the share of real tokens that chose expert e before
@@ -90,7 +91,7 @@ def balance(probs, choice, mask, tokens=None):
   return token_mean(balance_of_groups(probs, choice, mask), mask, tokens)
 
 
-def without_first(probs, first):
+def without_first(probs: jax.Array, first: jax.Array) -> jax.Array:
   """Returns f32[G,S,E], the probabilities of the second choice: `probs` without `first`, rescaled.
 
   >>> import jax.numpy as jnp
@@ -101,7 +102,8 @@ def without_first(probs, first):
   return rest / (rest.sum(axis=-1, keepdims=True) + 1e-9)
 
 
-def second_place(probs, choice, mask, tokens=None):
+def second_place(probs: jax.Array, choice: jax.Array, mask: jax.Array,
+                 tokens: jax.Array | None = None) -> jax.Array:
   """Returns the balance loss of second choices (Mesh-TensorFlow, there weighted by 0.5).
 
   As `balance`, with the second choices and with the probabilities that remain when the
@@ -122,7 +124,7 @@ def second_place(probs, choice, mask, tokens=None):
   return balance(without_first(probs, choice[..., 0]), choice[..., 1:2], mask, tokens)
 
 
-def z(logits, mask, tokens=None):
+def z(logits: jax.Array, mask: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
   """Returns the router z-loss of ST-MoE (arXiv:2202.08906, eq. 5): mean of logsumexp squared.
 
   Args:
@@ -140,7 +142,7 @@ def z(logits, mask, tokens=None):
   return token_mean(jax.nn.logsumexp(safe, axis=-1) ** 2, mask, tokens)
 
 
-def popularity(token_probs, mask, tokens=None):
+def popularity(token_probs: jax.Array, mask: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
   """Returns the loss of Mesh-TensorFlow's expert selection: all tokens wanted equally.
 
   Per group n * sum_s P_s^2, with P_s the mean over experts of token s's probability (a
@@ -161,7 +163,7 @@ def popularity(token_probs, mask, tokens=None):
   return token_mean(real.sum(axis=1) * jnp.sum(wanted ** 2, axis=1), mask, tokens)
 
 
-def squared_variation(amounts):
+def squared_variation(amounts: jax.Array) -> jax.Array:
   """Returns f32[G], the squared coefficient of variation over experts of amounts f32[G,E]; 0 = balanced.
 
   Population variance over squared mean; a group without any amount has 0.
@@ -175,7 +177,7 @@ def squared_variation(amounts):
   return jnp.var(amounts, axis=-1) / safe ** 2                       # not std: its gradient at 0 is NaN
 
 
-def importance(probs, mask, tokens=None):
+def importance(probs: jax.Array, mask: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
   """Returns the importance loss: experts should have equal summed probabilities.
 
   Squared coefficient of variation over experts of sum_s p_s, per group (Shazeer et al.,
@@ -195,7 +197,8 @@ def importance(probs, mask, tokens=None):
   return token_mean(squared_variation(amounts), mask, tokens)
 
 
-def load(logits, noisy, k, noise_std, mask, tokens=None):
+def load(logits: jax.Array, noisy: jax.Array, k: int, noise_std: float, mask: jax.Array,
+         tokens: jax.Array | None = None) -> jax.Array:
   """Returns the load loss: experts should be among the k best equally often, were the noise drawn anew.
 
   Squared coefficient of variation over experts of sum_s 1 - Phi((t_s - z_s) / sigma), per

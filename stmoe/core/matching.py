@@ -17,7 +17,7 @@ EXCHANGE_ROUNDS = 100            # by pairs, and again as many by cycles
 LEAST_GAIN = 1 / 1000            # per move of an exchange, as a share of the range of scores
 
 
-def auction(scores, mask=None):
+def auction(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
   """Returns i32[G,S], the expert of each token: balanced, with nearly the largest total score.
 
   The auction of BASE layers (arXiv:2103.16716, section 3.2, after Bertsekas): in each round every
@@ -45,7 +45,8 @@ def auction(scores, mask=None):
   return jax.vmap(one)(_normalize(scores, mask))
 
 
-def greedy_balanced(scores, mask=None, order=None):
+def greedy_balanced(scores: jax.Array, mask: jax.Array | None = None,
+                    order: jax.Array | None = None) -> jax.Array:
   """Returns i32[G,S]: the experts, one after the other, take their K best of the tokens still there.
 
   One pass over the experts, valid whatever the scores; the total is lower than `auction`'s (the
@@ -219,7 +220,8 @@ def _cycle(gain):
   return jnp.where(on_cycle & jnp.any(longer), source, expert)
 
 
-def sinkhorn(logits, mask=None, tolerance=1e-4, iterations=1000):
+def sinkhorn(logits: jax.Array, mask: jax.Array | None = None, tolerance: float = 1e-4,
+             iterations: int = 1000) -> jax.Array:
   """Returns f32[G,S,E], the plan nearest to softmax(logits) with equal rows and equal columns.
 
   The largest sum of plan * logits plus the plan's entropy (S-BASE, arXiv:2202.01169): the plan is

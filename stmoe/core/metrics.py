@@ -10,7 +10,7 @@ from stmoe.core import assignment
 from stmoe.core import losses
 
 
-def load(edges):
+def load(edges: assignment.Edges) -> jax.Array:
   """Returns f32[E]: how many edges want each expert, before any drop; f32[E+Z] with virtual experts.
 
   >>> from stmoe.core import assignment
@@ -21,7 +21,7 @@ def load(edges):
   return jnp.sum(edges.expert[..., None] == jnp.arange(edges.dead), axis=(0, 1), dtype=jnp.float32)
 
 
-def load_entropy(load):
+def load_entropy(load: jax.Array) -> jax.Array:
   """Returns f32[...]: the entropy of the load over ln E; 1 = balanced, 0 = one expert (or no load).
 
   >>> import jax.numpy as jnp
@@ -33,7 +33,7 @@ def load_entropy(load):
   return nats / jnp.log(max(load.shape[-1], 2))
 
 
-def max_load_ratio(load):
+def max_load_ratio(load: jax.Array) -> jax.Array:
   """Returns f32[...]: the largest load over the mean load; 1 = balanced, E = one expert takes all.
 
   >>> import jax.numpy as jnp
@@ -44,7 +44,7 @@ def max_load_ratio(load):
   return jnp.where(mean > 0, load.max(axis=-1) / jnp.where(mean > 0, mean, 1), 0)
 
 
-def max_vio(load):
+def max_vio(load: jax.Array) -> jax.Array:
   """Returns f32[...], MaxVio: largest load over the mean load, minus 1 (arXiv:2408.15664); 0 = balanced.
 
   >>> import jax.numpy as jnp
@@ -54,7 +54,7 @@ def max_vio(load):
   return jnp.maximum(max_load_ratio(load) - 1, 0)                    # without load the ratio is 0
 
 
-def dead_experts(load):
+def dead_experts(load: jax.Array) -> jax.Array:
   """Returns f32[...]: how many experts nobody wanted.
 
   >>> import jax.numpy as jnp
@@ -68,7 +68,7 @@ def _share(part, whole):
   return jnp.sum(part, dtype=jnp.float32) / jnp.maximum(jnp.sum(whole, dtype=jnp.float32), 1)
 
 
-def drop_frac(edges, a):
+def drop_frac(edges: assignment.Edges, a: assignment.Assignment) -> jax.Array:
   """Returns f32[]: the share of wanted edges that found no place; padding wants none.
 
   >>> from stmoe.core import assignment
@@ -81,7 +81,7 @@ def drop_frac(edges, a):
   return _share(wanted & ~assignment.reaching(a), wanted)
 
 
-def virtual_frac(edges):
+def virtual_frac(edges: assignment.Edges) -> jax.Array:
   """Returns f32[]: the share of wanted edges that go to virtual experts, whose tokens compute the less.
 
   >>> from stmoe.core import assignment
@@ -94,7 +94,7 @@ def virtual_frac(edges):
   return _share(wanted & ~assignment.live(edges), wanted)
 
 
-def over_capacity(edges, a):
+def over_capacity(edges: assignment.Edges, a: assignment.Assignment) -> jax.Array:
   """Returns f32[k]: `drop_frac` of each choice level (GShard's over_capacity_1 and _2).
 
   Args:
@@ -112,7 +112,7 @@ def over_capacity(edges, a):
   return lost / jnp.maximum(jnp.sum(wanted, axis=(0, 2), dtype=jnp.float32), 1)
 
 
-def experts_per_token(a):
+def experts_per_token(a: assignment.Assignment) -> jax.Array:
   """Returns i32[G,S]: how many experts each token reaches, virtual ones included.
 
   >>> from stmoe.core import assignment
@@ -126,7 +126,7 @@ def experts_per_token(a):
   return jnp.zeros((reaching.shape[0], a.num_tokens), jnp.int32).at[groups, a.token].add(reaching)
 
 
-def left_behind(a, mask, tokens=None):
+def left_behind(a: assignment.Assignment, mask: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
   """Returns f32[]: the share of real tokens that reach no expert, not even a virtual one.
 
   >>> from stmoe.core import assignment
@@ -138,7 +138,7 @@ def left_behind(a, mask, tokens=None):
   return losses.token_mean((experts_per_token(a) == 0).astype(jnp.float32), mask, tokens)
 
 
-def slot_usage(a):
+def slot_usage(a: assignment.Assignment) -> jax.Array:
   """Returns f32[]: the share of the G*E*C slots that hold a token.
 
   >>> from stmoe.core import assignment
@@ -151,7 +151,7 @@ def slot_usage(a):
   return jnp.sum(assignment.live(a), dtype=jnp.float32) / slots
 
 
-def confidence(a):
+def confidence(a: assignment.Assignment) -> jax.Array:
   """Returns f32[]: the mean combine weight of the edges that are executed (flaxformer's).
 
   >>> from stmoe.core import assignment
@@ -164,7 +164,7 @@ def confidence(a):
   return _share(jnp.where(reaching, a.weight, 0), reaching)
 
 
-def entropy(probs, mask, tokens=None):
+def entropy(probs: jax.Array, mask: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
   """Returns f32[]: the mean entropy in nats of the real tokens' router probabilities; ln E = undecided.
 
   >>> import jax.numpy as jnp
@@ -175,7 +175,7 @@ def entropy(probs, mask, tokens=None):
   return losses.token_mean(each, mask, tokens)
 
 
-def logit_max(logits, mask):
+def logit_max(logits: jax.Array, mask: jax.Array) -> jax.Array:
   """Returns f32[]: the largest absolute router logit of a real token; growth foretells divergence.
 
   >>> import jax.numpy as jnp
@@ -185,7 +185,8 @@ def logit_max(logits, mask):
   return jnp.max(jnp.where(mask[..., None], jnp.abs(logits), 0))
 
 
-def routing(logits, probs, edges, a, mask, tokens=None):
+def routing(logits: jax.Array, probs: jax.Array, edges: assignment.Edges, a: assignment.Assignment,
+            mask: jax.Array, tokens: jax.Array | None = None) -> dict[str, jax.Array]:
   """Returns the dict of metrics that every router reports, without gradient.
 
   Args:

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 
-def dropout(x, rate, key, broadcast_dims=()):
+def dropout(x: jax.Array, rate: float, key: jax.Array | None,
+            broadcast_dims: tuple[int, ...] = ()) -> jax.Array:
   """Returns x with entries zeroed with probability `rate` and the rest scaled by 1/(1-rate).
 
   Args:
@@ -23,7 +24,7 @@ def dropout(x, rate, key, broadcast_dims=()):
   return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
-def jitter(x, epsilon, key):
+def jitter(x: jax.Array, epsilon: float, key: jax.Array | None) -> jax.Array:
   """Returns x times U(1-epsilon, 1+epsilon) elementwise (Switch, arXiv:2101.03961, sec. 2.2).
 
   >>> jitter(jnp.ones(2), 0.0, jax.random.key(0)).tolist()           # epsilon = 0 changes nothing

@@ -5,7 +5,7 @@ import jax
 WORD = 2**32
 
 
-def key(seed):
+def key(seed: int) -> jax.Array:
   """Returns the PRNG key [] of a seed from 0 to 2^64 - 1; below 2^32 it is `jax.random.key(seed)`.
 
   >>> bool(key(7) == jax.random.key(7)), bool(key(7) == key(7 + 2**32))
@@ -15,7 +15,7 @@ def key(seed):
   return low if seed < WORD else jax.random.fold_in(low, seed // WORD)
 
 
-def fold(key, seed):
+def fold(key: jax.Array, seed: int) -> jax.Array:
   """Returns `key` [] folded with a seed from 0 to 2^64 - 1; below 2^32 it is `jax.random.fold_in(key, seed)`.
 
   >>> one = key(0)

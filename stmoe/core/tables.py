@@ -18,7 +18,7 @@ from stmoe.errors import UserError
 FORM = dict(table=('iu', 1), num_experts=('iu', 0), vocab_size=('iu', 0), kind=('U', 0), vocabulary=('U', 0))
 
 
-def random_table(vocab_size, num_experts, seed):
+def random_table(vocab_size: int, num_experts: int, seed: int) -> np.ndarray:
   """Returns i32[V]: an independent uniform draw for every id, in the order of the ids.
 
   The draws of the reference (facebookresearch/ParlAI, hash_ladder.py: Python's generator, seed 42).
@@ -32,7 +32,7 @@ def random_table(vocab_size, num_experts, seed):
   return np.array([draw(num_experts) for _ in range(vocab_size)], np.int32)
 
 
-def balanced_table(counts, num_experts):
+def balanced_table(counts: np.ndarray, num_experts: int) -> np.ndarray:
   """Returns i32[V]: ids by falling count, each to the bucket with the smallest total count so far.
 
   Ties go to the lower id and to the lower bucket. Ids that were never counted come last, in order,
@@ -65,7 +65,7 @@ def _deal(table, ids, weights, loads):
     heapq.heapreplace(heap, (load + int(weight), bucket))
 
 
-def dispersed_table(clusters, counts, num_experts):
+def dispersed_table(clusters: np.ndarray, counts: np.ndarray, num_experts: int) -> np.ndarray:
   """Returns i32[V]: the members of each cluster spread over different buckets, buckets balanced.
 
   Similar tokens then meet different experts. Ids by falling count, each to the bucket with the
@@ -92,7 +92,7 @@ def dispersed_table(clusters, counts, num_experts):
   return table
 
 
-def loads(table, counts, num_experts):
+def loads(table: np.ndarray, counts: np.ndarray, num_experts: int) -> np.ndarray:
   """Returns i64[K]: the total count of the ids of each bucket.
 
   >>> loads(np.array([1, 0, 1]), np.array([5, 9, 4]), 3).tolist()
@@ -113,13 +113,13 @@ class TableFile:
   kind: str
   vocabulary: str
 
-  def write(self, path):
+  def write(self, path: pathlib.Path | str) -> None:
     """Writes the file at `path`."""
     with open(path, 'wb') as f:                                      # np.savez would add .npz to a name
       np.savez(f, **dataclasses.asdict(self), vocab_size=len(self.table))
 
 
-def read(path):
+def read(path: pathlib.Path | str) -> TableFile:
   """Returns the TableFile at `path`; raises UserError if there is none or it is something else."""
   if not pathlib.Path(path).exists():
     raise UserError(f'no hash table {str(path)!r}; stmoe tables makes one')

@@ -41,7 +41,8 @@ class Rows(NamedTuple):
 class Opened:
   """The opened data of such a source; what is needed of opened data is said in data/batches.py."""
 
-  vocabulary, metrics, weights = None, {}, [1.0]
+  vocabulary, weights = None, [1.0]
+  metrics: dict = {}
 
   def __init__(self, source, found: records.Record, read: Callable, rows: Callable = Rows):
     """

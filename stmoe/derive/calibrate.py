@@ -58,7 +58,8 @@ class Seen:
 
   def hidden(self) -> jax.Array:
     """Returns f32[E,S,F]: what enters the last product of every expert, of every token; 0 for padding."""
-    number, entered = self.taken.shape[-1], []
+    number = self.taken.shape[-1]
+    entered: list[jax.Array] = []
     self._bank(Recorded(jnp.broadcast_to(self.x, (number, *self.x.shape)), entered))
     if not entered:
       raise errors.UserError(f'{checked.file(self._bank)} has no products of matrices, hence no hidden units')
@@ -194,7 +195,7 @@ class Calibration:
     paths = {name: store.named(self._folder, name, key) for name in names}
     absent = [name for name, path in paths.items() if not path.is_dir()]
     fresh = self._collected(absent) if absent else {}
-    found = {}
+    found: dict[str, dict] = {}
     for name, path in paths.items():
       store.kept(path, lambda folder, name=name: _write(
           folder, (fresh if name in fresh else self._collected([name]))[name]))

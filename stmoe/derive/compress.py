@@ -64,7 +64,8 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
     check.forward(new, fewer)
     facts = dict(parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plan, fewer)],
                  changes=changes)
-    made = starts.origin(*_described(surgery), [starts.parent(run, at)], facts)
+    method, fields = _described(surgery)
+    made = starts.origin(method, fields, [starts.parent(run, at)], facts)
     start, position = _state(new, fewer, params), source.position()
     with beside.new(workdir) as path:
       starts.inherit(path, run)

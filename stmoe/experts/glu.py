@@ -5,6 +5,7 @@ import jax
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.core import noise
 
 
@@ -20,7 +21,7 @@ class Glu(nnx.Module):
     init_scale:    variance scale s of sqrt(s / fan_in) (0.1 in Switch, section 2.4).
   """
 
-  def __init__(self, d_model, *, num_experts, d_ff: ranges.Count, activation: ranges.Activation = 'gelu',
+  def __init__(self, d_model: int, *, num_experts, d_ff: ranges.Count, activation: ranges.Activation = 'gelu',
                multiplicative_bias: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0,
                init_scale: ranges.Positive = 0.1, rngs):
     # batch_axis: otherwise E counts into the fan and weights come out sqrt(E) too small.
@@ -35,7 +36,7 @@ class Glu(nnx.Module):
     self.activation = activation
     self.dropout_rate = dropout_rate
 
-  def __call__(self, rows, key=None):
+  def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
     """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
     activation = getattr(jax.nn, self.activation)
     gate = rows.linear(self.wg[...])                                 # [., F]

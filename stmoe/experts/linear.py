@@ -1,9 +1,11 @@
 """A bank of single linear maps: x w + b. Layers made of segments combine them."""
 
 from flax import nnx
+import jax
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import contract
 
 
 class Linear(nnx.Module):
@@ -15,7 +17,7 @@ class Linear(nnx.Module):
     init_scale:    variance scale s of sqrt(s / fan_in).
   """
 
-  def __init__(self, d_model, *, num_experts, d_ff: ranges.Count, use_bias: ranges.Flag = False,
+  def __init__(self, d_model: int, *, num_experts, d_ff: ranges.Count, use_bias: ranges.Flag = False,
                init_scale: ranges.Positive = 1.0, rngs):
     # batch_axis: otherwise E counts into the fan and weights come out sqrt(E) too small.
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal', batch_axis=(0,))
@@ -23,6 +25,6 @@ class Linear(nnx.Module):
     zeros = nnx.initializers.zeros
     self.b = axes.param(zeros, (num_experts, d_ff), 'expert', 'expert_mlp', rngs=rngs) if use_bias else None
 
-  def __call__(self, rows, key=None):
+  def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
     """Returns the rows of the experts: [.,D] -> [.,F] in the same layout."""
     return rows.linear(self.w[...], None if self.b is None else self.b[...])

@@ -5,6 +5,7 @@ import jax
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.core import noise
 
 
@@ -14,7 +15,8 @@ class Adapted(nnx.Module):
   A is drawn from U(-1/sqrt(in), 1/sqrt(in)), B is 0 at first (LoRA, arXiv:2106.09685).
   """
 
-  def __init__(self, inward, outward, *, num_experts, rank, alpha, dropout_rate, init_scale, rngs):
+  def __init__(self, inward: tuple[int, str], outward: tuple[int, str], *,
+               num_experts, rank, alpha, dropout_rate, init_scale, rngs):
     (fan_in, of_in), (fan_out, of_out) = inward, outward
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal')
     uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -fan_in ** -0.5, fan_in ** -0.5)
@@ -25,7 +27,7 @@ class Adapted(nnx.Module):
     self.scale = alpha / rank
     self.dropout_rate = dropout_rate
 
-  def __call__(self, rows, key):
+  def __call__(self, rows: contract.Rows, key: jax.Array | None) -> contract.Rows:
     """Returns the rows times the matrix of their expert: [.,in] -> [.,out] in the same layout."""
     dropped = rows.map(lambda x: noise.dropout(x, self.dropout_rate, key)) if self.dropout_rate else rows
     added = dropped.linear(self.a[...]).linear(self.b[...])
@@ -47,7 +49,7 @@ class Lora(nnx.Module):
     init_scale:    variance scale s of sqrt(s / fan_in) of the shared network.
   """
 
-  def __init__(self, d_model, *, num_experts, d_ff: ranges.Count, rank: ranges.Count = 16,
+  def __init__(self, d_model: int, *, num_experts, d_ff: ranges.Count, rank: ranges.Count = 16,
                alpha: ranges.Any = 32.0, activation: ranges.Activation = 'silu', gated: ranges.Flag = True,
                dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.NonNegative = 1.0, rngs):
     fields = dict(num_experts=num_experts, rank=rank, alpha=alpha, dropout_rate=dropout_rate,
@@ -58,7 +60,7 @@ class Lora(nnx.Module):
     self.wo = Adapted(wide, narrow, **fields)
     self.activation = activation
 
-  def __call__(self, rows, key=None):
+  def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
     """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
     activation = getattr(jax.nn, self.activation)
     keys = (None,) * 3 if key is None else jax.random.split(key, 3)

@@ -1,11 +1,14 @@
 """A bank of two-matrix feed-forward experts: act(x wi + bi) wo + bo."""
 
+import typing
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.core import noise
 
 
@@ -21,7 +24,7 @@ class Mlp(nnx.Module):
     identical:     all experts start as one (V-MoE, arXiv:2106.05974); the router must tell them apart.
   """
 
-  def __init__(self, d_model, *, num_experts, d_ff: ranges.Count, activation: ranges.Activation = 'relu',
+  def __init__(self, d_model: int, *, num_experts, d_ff: ranges.Count, activation: ranges.Activation = 'relu',
                dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 0.1,
                use_bias: ranges.Flag = False, identical: ranges.Flag = False, rngs):
     # batch_axis: otherwise E counts into the fan and weights come out sqrt(E) too small.
@@ -37,7 +40,7 @@ class Mlp(nnx.Module):
     self.activation = activation
     self.dropout_rate = dropout_rate
 
-  def __call__(self, rows, key=None):
+  def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
     """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
     activation = getattr(jax.nn, self.activation)
     bi, bo = (b if b is None else b[...] for b in (self.bi, self.bo))
@@ -46,7 +49,7 @@ class Mlp(nnx.Module):
     return h.linear(self.wo[...], bo)                                # [., D]
 
 
-def repeated(init):
+def repeated(init: typing.Callable[..., jax.Array]) -> typing.Callable[..., jax.Array]:
   """Returns an initialiser of arrays [E,...] that draws one expert with `init` and repeats it."""
   def draw(key, shape, dtype):
     return jnp.broadcast_to(init(key, (1, *shape[1:]), dtype), shape)

@@ -1,6 +1,7 @@
 """A bank of feed-forward experts whose matrices are chains of small tensors; all share the central one."""
 
 import math
+import typing
 
 from flax import nnx
 import jax
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.errors import UserError
 
 
-def factors(number, parts):
+def factors(number: int, parts: int) -> tuple[int, ...]:
   """Returns `parts` factors of `number`, as alike as its primes allow, the largest in the middle.
 
   >>> factors(768, 5), factors(12, 3)
@@ -31,7 +33,7 @@ def factors(number, parts):
   return (*found[0::2], *reversed(found[1::2]))
 
 
-def bonds(inward, outward, most=None):
+def bonds(inward: tuple[int, ...], outward: tuple[int, ...], most: int | None = None) -> tuple[int, ...]:
   """Returns the widths d_0 ... d_n of the bonds of a chain: d_m = min of the sizes left and right of it.
 
   Args:
@@ -46,7 +48,7 @@ def bonds(inward, outward, most=None):
   return tuple(d if most is None else min(d, most) for d in full)
 
 
-def matrices(cores):
+def matrices(cores: typing.Sequence[jax.Array]) -> jax.Array:
   """Returns the matrices [E,D,F] of chains of `cores`, [E,d,i,j,d'] of experts or [d,i,j,d'] of all.
 
   >>> matrices([jnp.ones((1, 1, 2, 1, 3)), jnp.ones((3, 1, 2, 1))]).tolist()
@@ -66,7 +68,8 @@ def matrices(cores):
 class Chain(nnx.Module):
   """E matrices [D,F] as matrix product operators; the central tensor has no axis `expert`."""
 
-  def __init__(self, num_experts, inward, outward, bond, init_scale, *, rngs):
+  def __init__(self, num_experts: int, inward: tuple[int, ...], outward: tuple[int, ...], bond: int | None,
+               init_scale: float, *, rngs):
     widths, middle = bonds(inward, outward, bond), len(inward) // 2
     # The variance of an entry is the product of all variances, times the terms of its sum.
     variance = init_scale / (math.prod(inward) * math.prod(widths))
@@ -79,7 +82,7 @@ class Chain(nnx.Module):
         nnx.List([axes.param(init, (num_experts, *shape), 'expert', *names, rngs=rngs) for shape in part])
         for part in (shapes[:middle], shapes[middle + 1:]))
 
-  def __call__(self):
+  def __call__(self) -> jax.Array:
     """Returns the matrices [E,D,F]."""
     return matrices([*(w[...] for w in self.left), self.central[...], *(w[...] for w in self.right)])
 
@@ -100,7 +103,7 @@ class Mpo(nnx.Module):
     use_bias:   with bi [F] and bo [D] that all experts share, initially 0.
   """
 
-  def __init__(self, d_model, *, num_experts, d_ff: ranges.Count,
+  def __init__(self, d_model: int, *, num_experts, d_ff: ranges.Count,
                inward: ranges.Many(ranges.Count, 1) | None = None,
                outward: ranges.Many(ranges.Count, 1) | None = None, parts: ranges.Count = 5,
                bond: ranges.Count | None = None, activation: ranges.Activation = 'relu',
@@ -118,7 +121,7 @@ class Mpo(nnx.Module):
     self.bo = axes.param(zeros, (d_model,), 'expert_embed', rngs=rngs) if use_bias else None
     self.activation = activation
 
-  def __call__(self, rows, key=None):
+  def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
     """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
     bi, bo = (b if b is None else b[...] for b in (self.bi, self.bo))
     return rows.linear(self.wi(), bi).map(getattr(jax.nn, self.activation)).linear(self.wo(), bo)

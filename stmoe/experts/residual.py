@@ -8,12 +8,13 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import contract
 
 
 class Sublayer(nnx.Module):
   """E times W2 act(W1 LN(u) + b1) + b2, arrays with a leading E axis; see `Residual`."""
 
-  def __init__(self, d_model, *, num_experts, d_ff, activation, epsilon, rngs):
+  def __init__(self, d_model: int, *, num_experts, d_ff, activation, epsilon, rngs):
     # The default of the reference's linear layers: uniform up to 1 / sqrt(fan in), biases as well.
     uniform = lambda fan_in: lambda key, shape, dtype: jax.random.uniform(
         key, shape, dtype, -fan_in ** -0.5, fan_in ** -0.5)
@@ -29,7 +30,7 @@ class Sublayer(nnx.Module):
     self.activation = activation
     self.epsilon = epsilon
 
-  def __call__(self, rows):
+  def __call__(self, rows: contract.Rows) -> contract.Rows:
     """Returns what is added to the rows: [.,D] -> [.,D] in the same layout."""
     u = rows.map(self._standardize).scale(self.scale[...]).shift(self.bias[...])
     h = u.linear(self.wi[...], self.bi[...]).map(getattr(jax.nn, self.activation))   # [., F]
@@ -57,13 +58,13 @@ class Residual(nnx.Module):
   Differs: each expert draws its own initial weights; the reference gives all of them the same.
   """
 
-  def __init__(self, d_model, *, num_experts, d_ff: ranges.Count, num_sublayers: ranges.Count = 1,
+  def __init__(self, d_model: int, *, num_experts, d_ff: ranges.Count, num_sublayers: ranges.Count = 1,
                activation: ranges.Activation = 'relu', epsilon: ranges.PartOf1 = 1e-5, rngs):
     make = functools.partial(Sublayer, d_model, num_experts=num_experts, d_ff=d_ff, activation=activation,
                              epsilon=epsilon)
     self.sublayers = nnx.List([make(rngs=rngs) for _ in range(num_sublayers)])
 
-  def __call__(self, rows, key=None):
+  def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
     """Returns f(u) - u of the rows: [.,D] -> [.,D] in the same layout."""
     added = self.sublayers[0](rows)
     for sublayer in self.sublayers[1:]:

@@ -16,12 +16,12 @@ class SpanHead(nnx.Module):
     length: T, positions of a row.
   """
 
-  def __init__(self, d_model, *, length, rngs):
+  def __init__(self, d_model: int, *, length, rngs):
     self.w = axes.param(nnx.initializers.normal(0.02), (d_model, 2), 'embed', 'unmodeled', rngs=rngs)
     self.b = axes.param(nnx.initializers.zeros, (2,), 'unmodeled', rngs=rngs)
     self.rows_per_sequence = length
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (logits f32[B,T,2], None, carry) for x [B,T,D]."""
     del ctx
     return linear.apply(x.astype(jnp.float32), self.w, self.b), None, carry          # [B, T, 2]

@@ -36,9 +36,9 @@ class SpanMixture(nnx.Module):
     executor:   see `moe.Moe`; nothing is dropped, so best a dropless one.
   """
 
-  def __init__(self, d_model, *, length, router: ranges.Named('router'), experts: ranges.Named('experts'),
-               gate: ranges.Choice(*GATES) = 'first', group_size: ranges.Count | None = None,
-               executor: ranges.Spelled('executor') = 'blocks', rngs):
+  def __init__(self, d_model: int, *, length, router: ranges.Named('router'),
+               experts: ranges.Named('experts'), gate: ranges.Choice(*GATES) = 'first',
+               group_size: ranges.Count | None = None, executor: ranges.Spelled('executor') = 'blocks', rngs):
     if gate not in GATES:
       raise UserError(f'head span_mixture: gate={gate!r} (there are: {", ".join(GATES)})')
     self.router = checked.built(router, d_model, rngs)
@@ -55,7 +55,7 @@ class SpanMixture(nnx.Module):
     self.executor = executor
     lookup.executor(executor)
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (logits f32[B,T,2], Aux, carry) for x [B,T,D].
 
     Args:
@@ -69,7 +69,7 @@ class SpanMixture(nnx.Module):
     y = lookup.executor(self.executor)(x, a, self.experts, key)      # [B, T, D]
     return self.out(y, ctx, carry)[0], routed.aux, carry
 
-  def route(self, x, ctx):
+  def route(self, x: jax.Array, ctx: contract.Context) -> contract.Routed:
     """Returns the Routed of sequences x [B,T,D], in groups of them."""
     batch = x.shape[0]
     size = self.group_size or batch
@@ -83,7 +83,7 @@ class SpanMixture(nnx.Module):
     return checked.route(self.router, regroup(seen), ctx.fold('router').instead(real, ctx.tokens), {})
 
 
-def spread(a, mask):
+def spread(a: contract.Assigned, mask: jax.Array) -> assignment.Assignment:
   """Returns the Assignment in which every token has the choices of its sequence, and drops nothing.
 
   Args:

@@ -34,8 +34,8 @@ def fork():
   if sys.platform == 'linux':
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)       # PR_SET_PDEATHSIG: no child without its parent
   # Python speaks to the terminal as before; what libraries in C++ write goes through the parent.
-  sys.stdout = sys.__stdout__ = _own(sys.stdout, 1, write)
-  sys.stderr = sys.__stderr__ = _own(sys.stderr, 2, write)
+  sys.stdout = sys.__stdout__ = _own(sys.stdout, 1, write)           # type: ignore[misc]  # not final here
+  sys.stderr = sys.__stderr__ = _own(sys.stderr, 2, write)           # type: ignore[misc]
   os.close(write)
   return None
 

@@ -21,7 +21,7 @@ PREFIX = 'target.'
 DTYPES = {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16', 'float64': 'F64'}
 SPARSE = 'mlp/expert/wi_0/kernel', 'mlp/expert/wi/kernel'
 ATTENTION = dict(wq='query', wk='key', wv='value', wo='out')
-COPIES = {}
+COPIES: dict[str, str] = {}
 RULES = [
     ('embed/table', 'token_embedder/embedding'),
     ('head/w', 'decoder/logits_dense/kernel'),

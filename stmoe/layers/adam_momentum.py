@@ -1,16 +1,19 @@
 """AdamSMoE: Adam's step in the first sparse layer, heavy-ball momentum after it (arXiv:2410.14574)."""
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.layers import momentum
 from stmoe.parts import norm
 
 EPSILON = 1e-8                                                       # under the root
 
 
-def adam(p, v, c, beta1, beta2, gamma):
+def adam(p: jax.Array, v: jax.Array, c: jax.Array, beta1: float, beta2: float,
+         gamma: float) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns (p', v', u): Adam's moments after c, and the step u = gamma p' / sqrt(v' + 1e-8).
 
   p' = beta1 p + (1 - beta1) c and v' = beta2 v + (1 - beta2) c^2 without bias correction: from
@@ -41,7 +44,7 @@ class AdamMomentum(nnx.Module):
   Differs: the released code also knows a pre-norm form, which loses the residual; here the block has it.
   """
 
-  def __init__(self, d_model, *, inner: ranges.Named('layer'), beta1: ranges.Below1 = 0.9,
+  def __init__(self, d_model: int, *, inner: ranges.Named('layer'), beta1: ranges.Below1 = 0.9,
                beta2: ranges.Below1 = 0.999, gamma1: ranges.Any = 1.0, mu: ranges.Any = 0.7,
                gamma2: ranges.Any = 1.0, post_norm: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0,
                rngs):
@@ -51,11 +54,11 @@ class AdamMomentum(nnx.Module):
     self.mu, self.gamma2 = mu, gamma2
     self.dropout_rate = dropout_rate
 
-  def init_carry(self, x):
+  def init_carry(self, x: jax.Array) -> dict[str, jax.Array]:
     """Returns the states at the bottom of a stack, f32[B,T,D] zeros."""
     return momentum.zeros(x, 'momentum', 'adam_p', 'adam_v')
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
     c, aux, carry = self.inner(x, ctx.fold('inner'), carry)
     c = momentum.drop(c, self.dropout_rate, ctx)

@@ -5,6 +5,7 @@ import jax
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.core import noise
 from stmoe.parts import linear
 
@@ -23,7 +24,7 @@ class Dense(nnx.Module):
     use_bias:      biases bi [F] (of wi) and bo [D], initially 0.
   """
 
-  def __init__(self, d_model, *, d_ff: ranges.Count, activation: ranges.Activation = 'relu',
+  def __init__(self, d_model: int, *, d_ff: ranges.Count, activation: ranges.Activation = 'relu',
                gated: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0,
                init_scale: ranges.Positive = 1.0, use_bias: ranges.Flag = False, rngs):
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'truncated_normal')
@@ -36,7 +37,7 @@ class Dense(nnx.Module):
     self.activation = activation
     self.dropout_rate = dropout_rate
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], None, carry) for x [B,T,D]."""
     h = getattr(jax.nn, self.activation)(linear.apply(x, self.wi, self.bi))  # [B, T, F]
     if self.wg is not None:

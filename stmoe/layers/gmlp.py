@@ -1,5 +1,7 @@
 """The gMLP layer: channel projection, spatial gating unit, channel projection; positions mix in the unit."""
 
+import typing
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -7,13 +9,16 @@ import jax.numpy as jnp
 from stmoe import axes
 from stmoe import modules
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import spatial
 from stmoe.parts import linear
 from stmoe.parts import norm
 
 
-def spatial_gating_unit(x, normalize, mix, residual=None):
+def spatial_gating_unit(x: jax.Array, normalize: typing.Callable[[jax.Array], jax.Array],
+                        mix: typing.Callable[[jax.Array], jax.Array],
+                        residual: float | None = None) -> jax.Array:
   """Returns r * (mix(normalize(g)) + residual) [...,F/2] for x = [r, g] [...,F] (arXiv:2105.08050, eq. 2-3).
 
   Normalisation is over the channels of g alone, before they are mixed over positions. With S = 0 and
@@ -47,7 +52,7 @@ class Gmlp(nnx.Module):
 
   undecodable = "its gate mixes the positions of a row; nearest: layer='dense' in a model with attention"
 
-  def __init__(self, d_model, *, length: ranges.Count, d_ff: ranges.Count,
+  def __init__(self, d_model: int, *, length: ranges.Count, d_ff: ranges.Count,
                inner: ranges.Named('layer', 'spatial') = spatial.Spatial, sequences: ranges.Count = 1,
                init_scale: ranges.Positive = 1.0, rngs):
     if d_ff % 2:
@@ -67,7 +72,7 @@ class Gmlp(nnx.Module):
     self.length = length
     self.sequences = sequences
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,n,D], aux of `inner`, carry) for x [B,n,D]; raises UserError for rows longer than N."""
     if x.shape[1] > self.length:
       raise UserError(f'layer gmlp: its weights are for {self.length} positions, rows have {x.shape[1]}; '
@@ -85,7 +90,7 @@ class Gmlp(nnx.Module):
     return linear.apply(h, self.wo, self.bo), reports[0], carry
 
 
-def of_channels(ctx, real, channels):
+def of_channels(ctx: contract.Context, real: jax.Array, channels: int) -> contract.Context:
   """Returns the Context of `real` bool[G] sequences whose tokens are their channels: arrays [G,channels].
 
   The divisor of token-averaged losses is the number of
@@ -97,7 +102,8 @@ def of_channels(ctx, real, channels):
   return ctx.fold('inner').instead(mask, tokens, vocab_size=channels)
 
 
-def split_sequences(x, segments, number):
+def split_sequences(x: jax.Array, segments: jax.Array,
+                    number: int) -> tuple[jax.Array, jax.Array, typing.Callable[[jax.Array], jax.Array]]:
   """Returns (rows [B*K,C,n], real bool[B*K], back): each of K sequences of a row by itself, axes swapped.
 
   A sequence's first position is entry 0 of its rows, whatever stands before it; other entries are 0.
@@ -110,13 +116,13 @@ def split_sequences(x, segments, number):
   """
   batch, length, channels = x.shape
   own = segments[:, None] == 1 + jnp.arange(number)[:, None]         # [B, K, n]
+  at: jax.Array | None = None
+  back_at: jax.Array | None = None
   shift = lambda x, by: x
   if number > 1:                                                     # a single one starts the row
     at = jnp.arange(length) + jnp.argmax(own, axis=-1)[..., None]    # [B, K, n]
     back_at = jnp.arange(length) - jnp.argmax(own, axis=-1)[..., None]
     shift = lambda x, at: jnp.take_along_axis(x, (at % length)[..., None], axis=2)
-  else:
-    at = back_at = None
   rows = shift(jnp.where(own[..., None], x[:, None], 0), at)         # [B, K, n, C]
 
   def back(y):

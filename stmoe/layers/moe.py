@@ -1,6 +1,7 @@
 """The sparse layer: group -> route -> execute -> ungroup. The only caller of executors."""
 
 import functools
+import typing
 
 from flax import nnx
 import jax
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 from stmoe import axes
 from stmoe import lookup
 from stmoe import ranges
+from stmoe.core import assignment
 from stmoe.core import banks
 from stmoe.core import checked
+from stmoe.core import contract
 from stmoe.core.transport import rows
 from stmoe.errors import UserError
 
@@ -29,7 +32,7 @@ class Moe(nnx.Module):
       E + Z; the layer itself runs what goes to these.
   """
 
-  def __init__(self, d_model, *, router: ranges.Named('router'), experts: ranges.Named('experts'),
+  def __init__(self, d_model: int, *, router: ranges.Named('router'), experts: ranges.Named('experts'),
                executor: ranges.Spelled('executor') = 'gather', group_size: ranges.Count | None = None,
                virtual: ranges.Many(ranges.Called('virtual') | ranges.Named('virtual')) = (), rngs):
     self.router = checked.built(routing(router, len(virtual)), d_model, rngs)
@@ -40,7 +43,7 @@ class Moe(nnx.Module):
     self.executor = executor
     lookup.executor(executor)
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
     batch, length, width = x.shape
     groups, size, execute = grouping(self, ctx, batch, length)
@@ -54,12 +57,12 @@ class Moe(nnx.Module):
     y = execute(x, routed.assignment, self.experts, key)
     if self.virtual:
       with jax.named_scope('virtual'):
-        y = with_virtual(y, x, routed.assignment, self.virtual)
+        y = with_virtual(y, x, typing.cast(assignment.Assignment, routed.assignment), self.virtual)
     y = axes.constrain(ungroup(y), 'batch', 'length', None)          # [B, T, D]
     return y, routed.aux, jax.tree.map(ungroup, routed.carry)
 
 
-def routing(router, num_virtual):
+def routing(router: typing.Callable, num_virtual: int) -> typing.Callable:
   """Returns the recipe `router` of a router that chooses among so many virtual experts, too.
 
   A router that wraps another one leaves that to its `inner`.
@@ -81,7 +84,8 @@ def routing(router, num_virtual):
   return functools.partial(router, num_virtual=num_virtual) if takes else router
 
 
-def with_virtual(y, x, a, virtual):
+def with_virtual(y: jax.Array, x: jax.Array, a: assignment.Assignment,
+                 virtual: typing.Sequence[typing.Callable[[jax.Array], jax.Array | None]]) -> jax.Array:
   """Returns y [G,S,D] plus weight * expert(x[g,s]) of every edge of `a` to a virtual expert.
 
   Args:
@@ -101,7 +105,8 @@ def with_virtual(y, x, a, virtual):
 DROPLESS = 'all_to_all_dropless'
 
 
-def grouping(layer, ctx, batch, length):
+def grouping(layer: typing.Any, ctx: contract.Context, batch: int,
+             length: int) -> tuple[int, int, contract.Executor]:
   """Returns (G, S, executor) of a layer with `group_size` and `executor` for [batch, length] tokens.
 
   Where tokens are alone (`Context.alone`, decoding) each is a group of one, whose capacity is at least 1 at
@@ -113,7 +118,7 @@ def grouping(layer, ctx, batch, length):
   return *num_groups(batch, length, layer.group_size), lookup.executor(layer.executor)
 
 
-def num_groups(batch, length, group_size):
+def num_groups(batch: int, length: int, group_size: int) -> tuple[int, int]:
   """Returns (G, S) for a batch of `batch` sequences of `length` tokens.
 
   Raises UserError, naming the nearest legal sizes, if S does not divide batch * length

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.core import losses
 from stmoe.core import noise
 from stmoe.parts import norm
 
 
-def momentum(m, c, mu, gamma):
+def momentum(m: jax.Array, c: jax.Array, mu: float, gamma: float) -> jax.Array:
   """Returns the state m' = mu m + gamma c of one sparse layer; its output is x - m'.
 
   Mind the minus sign: the output c of the experts is a gradient. With mu = 0 and gamma = 1 this
@@ -40,19 +41,20 @@ class Momentum(nnx.Module):
     dropout_rate: dropout of c, per element, in training only.
   """
 
-  def __init__(self, d_model, *, inner: ranges.Named('layer'), mu: ranges.Any = 0.7, gamma: ranges.Any = 1.0,
-               post_norm: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0, rngs):
+  def __init__(self, d_model: int, *, inner: ranges.Named('layer'), mu: ranges.Any = 0.7,
+               gamma: ranges.Any = 1.0, post_norm: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0,
+               rngs):
     self.inner = inner(d_model, rngs=rngs)
     self.norm = norm.LayerNorm(d_model, rngs=rngs) if post_norm else None
     self.mu = mu
     self.gamma = gamma
     self.dropout_rate = dropout_rate
 
-  def init_carry(self, x):
+  def init_carry(self, x: jax.Array) -> dict[str, jax.Array]:
     """Returns the state at the bottom of a stack, f32[B,T,D] zeros."""
     return zeros(x, 'momentum')
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
     c, aux, carry = self.inner(x, ctx.fold('inner'), carry)
     c = drop(c, self.dropout_rate, ctx)
@@ -61,7 +63,7 @@ class Momentum(nnx.Module):
     return y.astype(x.dtype), report(aux, m, ctx), carry | {'momentum': m}
 
 
-def zeros(x, *names):
+def zeros(x: jax.Array, *names: str) -> dict[str, jax.Array]:
   """Returns zeros f32[B,T,D], like x, for each of `names`.
 
   float32 whatever the activations are: (1 - beta2) c^2 of Adam would be lost in bfloat16.
@@ -69,12 +71,12 @@ def zeros(x, *names):
   return {name: jnp.zeros(x.shape, jnp.float32) for name in names}
 
 
-def drop(c, rate, ctx):
+def drop(c: jax.Array, rate: float, ctx: contract.Context) -> jax.Array:
   """Returns c [B,T,D] in float32, with dropout in training."""
   return noise.dropout(c.astype(jnp.float32), rate, ctx.fold('mixture').key if ctx.train else None)
 
 
-def report(aux, m, ctx):
+def report(aux: contract.Aux, m: jax.Array, ctx: contract.Context) -> contract.Aux:
   """Returns `aux` with the metric momentum_norm: root mean square of m [B,T,D], mean over real tokens."""
   if aux is None:
     return None

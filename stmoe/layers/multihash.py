@@ -1,5 +1,7 @@
 """MultiHash: a feed-forward layer in segments, each chosen by a hash function of its own."""
 
+import typing
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,8 @@ from stmoe.layers import moe
 class Segment(nnx.Module):
   """One hash function, and its K pieces of both matrices: [D, F/N] and [F, D/N]; executors run them."""
 
-  def __init__(self, router, inward, outward, d_model, group_size):
+  def __init__(self, router: contract.Router, inward: contract.Bank, outward: contract.Bank, d_model: int,
+               group_size: int | None):
     self.router = router
     self.experts = nnx.List([inward, outward])
     self.d_model = d_model
@@ -44,7 +47,7 @@ class MultiHash(nnx.Module):
   Its Aux has the load of the N * K segments, one hash function after the other.
   """
 
-  def __init__(self, d_model, *, router: ranges.Named('router'), experts: ranges.Named('experts'),
+  def __init__(self, d_model: int, *, router: ranges.Named('router'), experts: ranges.Named('experts'),
                num_hashes: ranges.Count = 2, activation: ranges.Activation = 'relu',
                dropout_rate: ranges.Below1 = 0.0, executor: ranges.Spelled('executor') = 'gather',
                group_size: ranges.Count | None = None, rngs):
@@ -73,7 +76,7 @@ class MultiHash(nnx.Module):
     self.executor = executor
     lookup.executor(executor)
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], Aux, carry) for x [B,T,D]."""
     batch, length, width = x.shape
     groups, size, execute = moe.grouping(self, ctx, batch, length)
@@ -91,7 +94,8 @@ class MultiHash(nnx.Module):
     return y, _together([r.aux for r in routed]), carry
 
 
-def concatenated(x, assigned, banks, execute):
+def concatenated(x: jax.Array, assigned: typing.Sequence[contract.Assigned],
+                 banks: typing.Sequence[contract.Bank], execute: contract.Executor) -> jax.Array:
   """Returns [G,S,F]: what each bank [.,D] -> [.,F/N] makes of x [G,S,D], side by side.
 
   Args:

@@ -1,8 +1,10 @@
 """A layer with its own residual and norm inside those of a post-norm block."""
 
 from flax import nnx
+import jax
 
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.layers import momentum
 from stmoe.parts import norm
 
@@ -19,12 +21,12 @@ class Residual(nnx.Module):
     dropout_rate: dropout of f(x), per element, in training only.
   """
 
-  def __init__(self, d_model, *, inner: ranges.Named('layer'), dropout_rate: ranges.Below1 = 0.0, rngs):
+  def __init__(self, d_model: int, *, inner: ranges.Named('layer'), dropout_rate: ranges.Below1 = 0.0, rngs):
     self.inner = inner(d_model, rngs=rngs)
     self.norm = norm.LayerNorm(d_model, rngs=rngs)
     self.dropout_rate = dropout_rate
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
     c, aux, carry = self.inner(x, ctx.fold('inner'), carry)
     c = momentum.drop(c, self.dropout_rate, ctx)

@@ -3,14 +3,16 @@
 import math
 
 from flax import nnx
+import jax
 
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import momentum
 from stmoe.parts import norm
 
 
-def coefficients(smoothness, convexity, rho):
+def coefficients(smoothness: float, convexity: float, rho: float) -> tuple[float, float, float]:
   """Returns (alpha, beta, eta) of the robust momentum method (Cyrus et al., 2018).
 
   With kappa = L / c: alpha = kappa (1-rho)^2 (1+rho) / L, beta = kappa rho^3 / (kappa-1) and
@@ -35,12 +37,12 @@ def coefficients(smoothness, convexity, rho):
   return kappa * step / smoothness, kappa * rho ** 3 / (kappa - 1), rho ** 3 / ((kappa - 1) * step)
 
 
-def ahead(x, d, eta):
+def ahead(x: jax.Array, d: jax.Array, eta: float) -> jax.Array:
   """Returns y = x + eta d [B,T,D], where the gradient is taken; d is the step before, x_t - x_{t-1}."""
   return x + eta * d
 
 
-def robust(d, c, alpha, beta):
+def robust(d: jax.Array, c: jax.Array, alpha: float, beta: float) -> jax.Array:
   """Returns the next step d' = beta d - alpha c [B,T,D] after the gradient c at `ahead`; x' = x + d'."""
   return beta * d - alpha * c
 
@@ -62,7 +64,7 @@ class RobustMomentum(nnx.Module):
     dropout_rate: dropout of c, per element, in training only.
   """
 
-  def __init__(self, d_model, *, inner: ranges.Named('layer'), smoothness: ranges.Positive = 1.0,
+  def __init__(self, d_model: int, *, inner: ranges.Named('layer'), smoothness: ranges.Positive = 1.0,
                convexity: ranges.Positive = 0.1, rho: ranges.Share = 0.8, normalize: ranges.Flag = True,
                post_norm: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0, rngs):
     self.alpha, self.beta, self.eta = coefficients(smoothness, convexity, rho)
@@ -71,11 +73,11 @@ class RobustMomentum(nnx.Module):
     self.norm = norm.LayerNorm(d_model, rngs=rngs) if post_norm else None
     self.dropout_rate = dropout_rate
 
-  def init_carry(self, x):
+  def init_carry(self, x: jax.Array) -> dict[str, jax.Array]:
     """Returns the step d at the bottom of a stack, f32[B,T,D] zeros."""
     return momentum.zeros(x, 'robust_momentum')
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
     y = ahead(x, carry['robust_momentum'], self.eta)                 # [B, T, D]
     y = y if self.input_norm is None else self.input_norm(y)

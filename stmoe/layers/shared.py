@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.layers import dense
 
 
@@ -23,7 +24,7 @@ class Shared(nnx.Module):
     sigmoid_gate: multiplies the shared output by sigmoid(x w), w [D,1] (Qwen2-MoE, arXiv:2407.10671).
   """
 
-  def __init__(self, d_model, *, inner: ranges.Named('layer'), d_ff: ranges.Count,
+  def __init__(self, d_model: int, *, inner: ranges.Named('layer'), d_ff: ranges.Count,
                num_shared: ranges.Count = 1, activation: ranges.Activation = 'silu',
                gated: ranges.Flag = True, dropout_rate: ranges.Below1 = 0.0,
                init_scale: ranges.Positive = 1.0, sigmoid_gate: ranges.Flag = False, rngs):
@@ -33,7 +34,7 @@ class Shared(nnx.Module):
     init = nnx.initializers.normal(0.02)
     self.gate = axes.param(init, (d_model, 1), 'embed', 'unmodeled', rngs=rngs) if sigmoid_gate else None
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
     with jax.named_scope('shared'):
       shared, _, _ = self.shared(x, ctx.fold('shared'), {})

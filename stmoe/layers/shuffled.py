@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from stmoe import axes
 from stmoe import modules
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import moe
 
@@ -25,7 +26,7 @@ class Shuffled(nnx.Module):
   Differs: the groups are those of one microbatch, whatever number of devices holds them.
   """
 
-  def __init__(self, d_model, *, inner: ranges.Named('layer'), rngs):
+  def __init__(self, d_model: int, *, inner: ranges.Named('layer'), rngs):
     self.inner = inner(d_model, rngs=rngs)
     sizes = {sparse.group_size for sparse in modules.sparse(self.inner)}
     if len(sizes) != 1:
@@ -33,17 +34,17 @@ class Shuffled(nnx.Module):
       raise UserError(f'layer shuffled: its inner layer {problem}; nearest: inner.name=moe')
     self.group_size, = sizes
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
-    if not ctx.train or ctx.key is None:
+    key = ctx.fold('shuffle').key if ctx.train else None
+    if key is None:
       return self.inner(x, ctx, carry)
     batch, length, _ = x.shape
     groups, size = moe.num_groups(batch, length, self.group_size)
     if size % groups:
       raise UserError(f'layer shuffled: each of the {groups} routing groups deals out its {size} tokens to '
                       f'all {groups}, which must divide them; change group_size or the batch')
-    keys = jax.random.split(ctx.fold('shuffle').key, groups)
-    order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)            # [G, S]
+    order = jax.vmap(lambda key: jax.random.permutation(key, size))(jax.random.split(key, groups))   # [G, S]
     back = jnp.argsort(order, axis=1)
     regroup = lambda a: axes.constrain(a.reshape(groups, size, *a.shape[2:]), 'group', *[None] * (a.ndim - 1))
     move = lambda a: deal(permute(regroup(a), order, back)).reshape(a.shape)
@@ -52,7 +53,7 @@ class Shuffled(nnx.Module):
     return unmove(y), aux, jax.tree.map(unmove, carry)
 
 
-def deal(x):
+def deal(x: jax.Array) -> jax.Array:
   """Returns [G,S,...]: every group gives each group an equal part of its tokens x [G,S,...], in order.
 
   Group g sends its part b to group b, which lines up what it gets by sender; twice, and all is as it was.
@@ -67,7 +68,7 @@ def deal(x):
 
 
 @jax.custom_vjp
-def permute(x, order, back):
+def permute(x: jax.Array, order: jax.Array, back: jax.Array) -> jax.Array:
   """Returns x [G,S,...] with the tokens of each group in its `order` i32[G,S]; `back` is the inverse.
 
   The transpose is a gather, too.

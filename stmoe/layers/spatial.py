@@ -1,15 +1,17 @@
 """The dense spatial map of gMLP: every channel is mixed over positions by the matrix of its head."""
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.experts import feature
 
 
-def toeplitz(v, row, column):
+def toeplitz(v: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
   """Returns f32[h,N,N], [in,out]: v[N-1-(m-j)] * column[j] * row[m] from position j to m >= j, else 0.
 
   The "circulant" weights of public gMLP code: one vector a head for N^2 weights, times two vectors
@@ -23,7 +25,7 @@ def toeplitz(v, row, column):
   return w * column[:, :, None] * row[:, None, :]
 
 
-def mix(x, w, b):
+def mix(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
   """Returns sum_j w[h,j,m] x[g,c,j] + b[h,m], where channel c is of head h = c // (C/h).
 
   Args:
@@ -49,21 +51,22 @@ class Spatial(nnx.Module):
     allow_causal: accept causal=False in a stack in which a token must not depend on later ones.
   """
 
-  def __init__(self, d_model, *, heads: ranges.Count = 1, causal: ranges.Flag = True,
+  def __init__(self, d_model: int, *, heads: ranges.Count = 1, causal: ranges.Flag = True,
                circulant: ranges.Flag = False, allow_causal: ranges.Flag = False, rngs):
     self.b = axes.param(nnx.initializers.ones, (heads, d_model), 'heads', 'length', rngs=rngs)
     shape = (heads, d_model) if circulant else (heads, d_model, d_model)
     names = ('heads', 'length', 'length')[:len(shape)]
     self.w = axes.param(feature.near_zero(d_model), shape, *names, rngs=rngs)
     ones = lambda: axes.param(nnx.initializers.ones, shape, *names, rngs=rngs)
-    self.row, self.column = (ones(), ones()) if circulant else (None, None)
+    self.row = ones() if circulant else None
+    self.column = ones() if circulant else None
     self.products_per_row = d_model ** 2 if circulant else None      # its arrays are no matrices
     self.heads = heads
     self.causal = causal
     self.circulant = circulant
     self.allow_causal = allow_causal
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [G,C,n], None, carry) for x [G,C,n]."""
     if ctx.causal and not (self.causal or self.circulant or self.allow_causal):
       raise UserError('layer spatial: causal=False lets later tokens decide in a causal stack; nearest: '
@@ -71,7 +74,7 @@ class Spatial(nnx.Module):
     if x.shape[1] % self.heads:
       raise UserError(f'layer spatial: heads={self.heads} does not divide the {x.shape[1]} channels')
     w = self.w[...]
-    if self.circulant:
+    if self.row is not None and self.column is not None:
       w = toeplitz(w, self.row[...], self.column[...])
     elif self.causal:
       w = feature.causal(w)

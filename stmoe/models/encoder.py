@@ -64,7 +64,9 @@ class Encoder(nnx.Module):
     self.length = length
     self.dtype = jnp.dtype(dtype)
 
-  def __call__(self, batch, key=None, train=False, step=0, tokens=None):
+  def __call__(self, batch: dict[str, jax.Array], key: jax.Array | None = None, train: bool = False,
+               step: int | jax.Array = 0,
+               tokens: dict[str, jax.Array] | None = None) -> tuple[jax.Array, dict[str, contract.Aux]]:
     """Returns (logits f32[B,2,T], aux: dict layer name -> Aux, the head's last, as 'head').
 
     Args:
@@ -90,11 +92,11 @@ class Encoder(nnx.Module):
     logits = jnp.where(ctx.mask[..., None], logits, HIDDEN)
     return logits.swapaxes(1, 2), aux | contract.keyed('head', report)                         # [B, 2, T]
 
-  def count_tokens(self, batch):
+  def count_tokens(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns the real tokens in `batch`, and the rows with any: dict(encoder=f32[], head=f32[])."""
     real = batch['encoder_segment_ids'] > 0
     return dict(encoder=jnp.sum(real, dtype=jnp.float32), head=jnp.sum(real.any(1), dtype=jnp.float32))
 
-  def stacks(self):
+  def stacks(self) -> list[stack.Stack]:
     """Returns the list of the model's stacks."""
     return [self.encoder]

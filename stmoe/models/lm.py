@@ -1,6 +1,7 @@
 """A decoder-only language model: rotary positions, RMSNorm, any feed-forward layers."""
 
 import functools
+import typing
 
 from flax import nnx
 import jax
@@ -53,7 +54,8 @@ class LM(nnx.Module):
       raise UserError(f'head_dim {head_dim} is odd, and rotary positions turn pairs; '
                       f'nearest: {head_dim - 1}, {head_dim + 1}')
     self.embed = embed.Embed(vocab_size, d_model, rngs=rngs)
-    shared = dict(num_heads=num_heads, head_dim=head_dim, dropout_rate=dropout_rate, init_scale=init_scale)
+    shared: dict[str, typing.Any] = dict(
+        num_heads=num_heads, head_dim=head_dim, dropout_rate=dropout_rate, init_scale=init_scale)
     shared |= dict(num_kv_heads=num_kv_heads) if num_kv_heads else {}
     attend = functools.partial(attention or attention_lib.Attention, **shared)
     self.decoder = stack.Stack(d_model, name='decoder', pattern=layers, blocks=blocks, attention=attend,
@@ -69,7 +71,9 @@ class LM(nnx.Module):
     self.end_ids = end_ids
     self.dtype = jnp.dtype(dtype)
 
-  def __call__(self, batch, key=None, train=False, step=0, tokens=None, alone=False):
+  def __call__(self, batch: dict[str, jax.Array], key: jax.Array | None = None, train: bool = False,
+               step: int | jax.Array = 0, tokens: dict[str, jax.Array] | None = None,
+               alone: bool = False) -> tuple[jax.Array, dict[str, contract.Aux]]:
     """Returns (logits f32[B,T,V], aux: dict layer name -> Aux).
 
     Args:
@@ -91,12 +95,12 @@ class LM(nnx.Module):
     x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx)      # [B, T, D]
     return self.logits(x), aux                                       # [B, T, V]
 
-  def logits(self, x):
+  def logits(self, x: jax.Array) -> jax.Array:
     """Returns f32[B,T,V] of the stack's output x [B,T,D]."""
     with jax.named_scope('head'):
       return self.embed.logits(x, self.scale_head) if self.head is None else self.head(x)
 
-  def begin(self, batch, length):
+  def begin(self, batch: dict[str, jax.Array], length: int) -> tuple[jax.Array, caches.Cache]:
     """Returns (logits f32[B,V] of the token after each prompt, Cache with room for `length` more).
 
     Args:
@@ -110,12 +114,12 @@ class LM(nnx.Module):
     last = jnp.take_along_axis(x, cache.positions[:, None, None] - 1, axis=1)      # [B, 1, D]
     return self.logits(last)[:, 0], cache
 
-  def step(self, ids, real, cache):
+  def step(self, ids: jax.Array, real: jax.Array, cache: caches.Cache) -> tuple[jax.Array, caches.Cache]:
     """Returns (logits f32[B,V] of the token after ids i32[B], cache); rows not real bool[B] rest."""
     x, cache = self.extend(cache.batch('decoder', ids, real), cache)
     return self.logits(x)[:, 0], cache
 
-  def extend(self, batch, cache):
+  def extend(self, batch: dict[str, jax.Array], cache: caches.Cache) -> tuple[jax.Array, caches.Cache]:
     """Returns (x [B,T,D], cache) of the next tokens of every row, as `__call__` with alone=True has them."""
     ctx = contract.Context.of(batch, 'decoder', step=jnp.int32(0), tokens=self.count_tokens(batch)['decoder'],
                               vocab_size=self.vocab_size, causal=True, alone=True)
@@ -126,10 +130,10 @@ class LM(nnx.Module):
     x, layers = self.decoder.extend(self.embed(ctx.ids, self.dtype), ctx, cache.layers)
     return x, cache.advance(layers, ctx.segments)
 
-  def count_tokens(self, batch):
+  def count_tokens(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns the real tokens of each stack in `batch`: dict stack name -> f32[]."""
     return {'decoder': jnp.sum(batch['decoder_segment_ids'] > 0, dtype=jnp.float32)}
 
-  def stacks(self):
+  def stacks(self) -> list[stack.Stack]:
     """Returns the list of the model's stacks."""
     return [self.decoder]

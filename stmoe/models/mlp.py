@@ -1,5 +1,7 @@
 """A network over the columns of a table: a stack of any feed-forward layers, and n numbers."""
 
+import typing
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -47,7 +49,8 @@ class Mlp(nnx.Module):
     self.num_ids = num_ids
     self.dtype = jnp.dtype(dtype)
 
-  def __call__(self, batch: dict, key=None, train: bool = False, step=0, tokens=None) -> tuple:
+  def __call__(self, batch: dict, key: jax.Array | None = None, train: bool = False,
+               step: int | jax.Array = 0, tokens: dict[str, jax.Array] | None = None) -> tuple:
     """Returns (f32[B,n], or of rows of K items f32[B,K n]; aux: dict layer name -> Aux).
 
     Args:
@@ -78,8 +81,8 @@ class Mlp(nnx.Module):
     if ('ids' in batch) != bool(self.num_ids):
       raise UserError(f'model.num_ids={self.num_ids}, and the data have {"" if "ids" in batch else "no "}ids '
                       'of categories; nearest: model.num_ids=data.num_ids')
-    x = self.features(batch['features'].reshape(*shape, -1)) if there else 0.0
-    return x + jnp.sum(self.embed(batch['ids']), axis=1, keepdims=True) if self.num_ids else x
+    x: typing.Any = 0.0 if self.features is None else self.features(batch['features'].reshape(*shape, -1))
+    return x if self.embed is None else x + jnp.sum(self.embed(batch['ids']), axis=1, keepdims=True)
 
   def real(self, batch: dict) -> jax.Array:
     """Returns bool[B,K], the tokens of a batch that have a weight."""
@@ -99,7 +102,7 @@ class Mlp(nnx.Module):
 class Linear(nnx.Module):
   """x w + b in float32, w [D,F] with axes `names`, b [F] initially 0."""
 
-  def __init__(self, width_in, width, names, *, rngs):
+  def __init__(self, width_in: int, width: int, names: tuple[str | None, ...], *, rngs):
     self.w = axes.param(nnx.initializers.lecun_normal(), (width_in, width), *names, rngs=rngs)
     self.b = axes.param(nnx.initializers.zeros, (width,), names[-1], rngs=rngs)
 

@@ -39,7 +39,9 @@ class MlpLM(nnx.Module):
     self.vocab_size = vocab_size
     self.dtype = jnp.dtype(dtype)
 
-  def __call__(self, batch, key=None, train=False, step=0, tokens=None):
+  def __call__(self, batch: dict[str, jax.Array], key: jax.Array | None = None, train: bool = False,
+               step: int | jax.Array = 0,
+               tokens: dict[str, jax.Array] | None = None) -> tuple[jax.Array, dict[str, contract.Aux]]:
     """Returns (logits f32[B,T,V], aux: dict layer name -> Aux).
 
     Args:
@@ -56,10 +58,10 @@ class MlpLM(nnx.Module):
     with jax.named_scope('head'):
       return self.embed.logits(x) if self.head is None else self.head(x), aux   # [B, T, V]
 
-  def count_tokens(self, batch):
+  def count_tokens(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns the real tokens of each stack in `batch`: dict stack name -> f32[]."""
     return {'decoder': jnp.sum(batch['decoder_segment_ids'] > 0, dtype=jnp.float32)}
 
-  def stacks(self):
+  def stacks(self) -> list[stack.Stack]:
     """Returns the list of the model's stacks."""
     return [self.decoder]

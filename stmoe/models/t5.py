@@ -72,7 +72,9 @@ class T5(nnx.Module):
     self.end_ids = end_ids
     self.dtype = jnp.dtype(dtype)
 
-  def __call__(self, batch, key=None, train=False, step=0, tokens=None, alone=False):
+  def __call__(self, batch: dict[str, jax.Array], key: jax.Array | None = None, train: bool = False,
+               step: int | jax.Array = 0, tokens: dict[str, jax.Array] | None = None,
+               alone: bool = False) -> tuple[jax.Array, dict[str, contract.Aux]]:
     """Returns (logits f32[B,T,V], aux: dict layer name -> Aux, the encoder's first).
 
     Args:
@@ -92,14 +94,15 @@ class T5(nnx.Module):
     logits, decoder_aux = self.decode(decoder, memory, batch['encoder_segment_ids'])
     return logits, aux | decoder_aux
 
-  def encode(self, ctx):
+  def encode(self, ctx: contract.Context) -> tuple[jax.Array, dict[str, contract.Aux]]:
     """Returns (memory [B,K,D], aux) of the encoder for the tokens of `ctx`."""
     length = ctx.ids.shape[1]
     seen = visible.Visible(mask=visible.same_segment(ctx.segments, ctx.segments),
                            bias=self.encoder_bias(length, length))
     return self.encoder(self.embed(ctx.ids, self.dtype), ctx.replace(visible=dict(attention=seen)))
 
-  def decode(self, ctx, memory, memory_segments):
+  def decode(self, ctx: contract.Context, memory: jax.Array,
+             memory_segments: jax.Array) -> tuple[jax.Array, dict[str, contract.Aux]]:
     """Returns (logits f32[B,T,V], aux) of the decoder over memory [B,K,D] with segments i32[B,K]."""
     length = ctx.ids.shape[1]
     seen = visible.Visible(mask=visible.causal(ctx.segments), bias=self.decoder_bias(length, length))
@@ -108,12 +111,12 @@ class T5(nnx.Module):
     x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx)
     return self.logits(x), aux                                       # [B, T, V]
 
-  def logits(self, x):
+  def logits(self, x: jax.Array) -> jax.Array:
     """Returns f32[B,T,V] of the decoder's output x [B,T,D]."""
     with jax.named_scope('head'):
       return self.embed.logits(x, self.scale_head) if self.head is None else self.head(x)
 
-  def begin(self, batch, length):
+  def begin(self, batch: dict[str, jax.Array], length: int) -> tuple[jax.Array, caches.Cache]:
     """Returns (logits f32[B,V] of each row's first token, Cache with room for `length` tokens).
 
     Keys and values of cross-attention are computed here, once. The first token is what follows `start_id`.
@@ -130,10 +133,11 @@ class T5(nnx.Module):
     start = jnp.full(len(segments), self.start_id, jnp.int32)
     return self.step(start, jnp.ones(len(segments), bool), cache)
 
-  def step(self, ids, real, cache):
+  def step(self, ids: jax.Array, real: jax.Array, cache: caches.Cache) -> tuple[jax.Array, caches.Cache]:
     """Returns (logits f32[B,V] of the token after ids i32[B], cache); rows not real bool[B] rest."""
     ctx = self._context(cache.batch('decoder', ids, real), dict(decoder=jnp.sum(real, dtype=jnp.float32)),
                         'decoder', causal=True, alone=True)
+    assert cache.memory_segments is not None                         # `begin` made it
     segments = ctx.segments                                          # [B, 1]
     places = cache.segments.shape[1]                                 # a row's places are its positions
     seen = visible.Visible(mask=visible.extended(segments, cache.write(segments), cache.slot),
@@ -143,12 +147,12 @@ class T5(nnx.Module):
     x, layers = self.decoder.extend(self.embed(ctx.ids, self.dtype), ctx, cache.layers, cache.memory)
     return self.logits(x)[:, 0], cache.advance(layers, segments)
 
-  def count_tokens(self, batch):
+  def count_tokens(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns the real tokens of each stack in `batch`: dict stack name -> f32[]."""
     return {name: jnp.sum(batch[f'{name}_segment_ids'] > 0, dtype=jnp.float32)
             for name in ('encoder', 'decoder')}
 
-  def stacks(self):
+  def stacks(self) -> list[stack.Stack]:
     """Returns the list of the model's stacks, encoder first."""
     return [self.encoder, self.decoder]
 

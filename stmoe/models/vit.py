@@ -74,7 +74,9 @@ class ViT(nnx.Module):
     self.pooling = pooling
     self.dtype = jnp.dtype(dtype)
 
-  def __call__(self, batch, key=None, train=False, step=0, tokens=None):
+  def __call__(self, batch: dict[str, jax.Array], key: jax.Array | None = None, train: bool = False,
+               step: int | jax.Array = 0,
+               tokens: dict[str, jax.Array] | None = None) -> tuple[jax.Array, dict[str, contract.Aux]]:
     """Returns (logits f32[B,1,V], aux: dict layer name -> Aux).
 
     Args:
@@ -101,11 +103,11 @@ class ViT(nnx.Module):
         x = jnp.tanh(self.representation(x))
       return self.head(x), aux                                       # [B, 1, V]
 
-  def count_tokens(self, batch):
+  def count_tokens(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns the real tokens of the stack in `batch`: dict(encoder=f32[])."""
     return {'encoder': self.length * jnp.sum(batch['weights'] > 0, dtype=jnp.float32)}
 
-  def stacks(self):
+  def stacks(self) -> list[stack.Stack]:
     """Returns the list of the model's stacks."""
     return [self.encoder]
 
@@ -113,11 +115,11 @@ class ViT(nnx.Module):
 class Linear(nnx.Module):
   """x w + b in float32, w [D,F] with second axis `name`, b [F] initially `bias`."""
 
-  def __init__(self, d_model, width, name, *, init=None, bias=0.0, rngs):
+  def __init__(self, d_model: int, width: int, name: str, *, init=None, bias=0.0, rngs):
     init = init or nnx.initializers.lecun_normal()
     self.w = axes.param(init, (d_model, width), 'embed', name, rngs=rngs)
     self.b = axes.param(nnx.initializers.constant(bias), (width,), name, rngs=rngs)
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """Returns f32[...,F] for x [...,D]."""
     return linear.apply(x.astype(jnp.float32), self.w, self.b)

@@ -5,6 +5,8 @@ Every sub-layer, attention or feed-forward, is called with (x [B,T,D], Context, 
 What a sub-layer sees is `Context.visible`; its cache, where it has one, is `carry[contract.CACHE]`.
 """
 
+import typing
+
 from flax import nnx
 import jax
 
@@ -35,7 +37,7 @@ class Block(nnx.Module):
     dropout_rate: after each sub-layer, one mask per sequence (T5).
   """
 
-  def __init__(self, d_model, *, layer, attention=None, cross=None, norm=norms.RMSNorm, layer_norm=True,
+  def __init__(self, d_model: int, *, layer, attention=None, cross=None, norm=norms.RMSNorm, layer_norm=True,
                post_norm=False, dropout_rate=0.0, rngs):
     self.attention = attention and attention(d_model, rngs=rngs)
     self.attention_norm = attention and norm(d_model, rngs=rngs)
@@ -46,18 +48,20 @@ class Block(nnx.Module):
     self.post_norm = post_norm
     self.dropout_rate = dropout_rate
 
-  def sub_layers(self) -> dict:
+  def sub_layers(self) -> dict[str, contract.SubLayer]:
     """Returns dict name -> sub-layer, in their order, of those that there are."""
     return {name: getattr(self, name) for name in SUB_LAYERS if getattr(self, name) is not None}
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict):
+  def __call__(self, x: jax.Array, ctx: contract.Context,
+               carry: contract.Carry) -> tuple[jax.Array, dict[str, contract.Aux], contract.Carry]:
     """Returns (x [B,T,D], aux: dict end of a name -> Aux, carry).
 
     Args:
       ctx:   `visible` is a dict name of a sub-layer -> what it sees.
       carry: memory across layers; in decoding also the caches, dict name of a sub-layer -> its own.
     """
-    (carry, caches), reports = contract.apart(carry), {}
+    carry, caches = contract.apart(carry)
+    reports: dict[str, contract.Aux] = {}
     for name, layer in self.sub_layers().items():
       end, scope = SUB_LAYERS[name]
       with jax.named_scope(scope):
@@ -78,11 +82,11 @@ class Block(nnx.Module):
           end: layer}
     return found
 
-  def init_cache(self, batch, length, dtype) -> dict:
+  def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict:
     """Returns the empty caches of self-attention, dict name of the sub-layer -> cache."""
     return {} if self.attention is None else dict(attention=self.attention.init_cache(batch, length, dtype))
 
-  def remember(self, memory) -> dict:
+  def remember(self, memory: jax.Array) -> dict:
     """Returns the caches of cross-attention to memory [B,K,D], dict name of the sub-layer -> cache."""
     return {} if self.cross is None else dict(cross=self.cross.remember(memory))
 
@@ -114,17 +118,19 @@ def _declared(layer, aux):
 class Unit(nnx.Module):
   """The blocks of one repetition of a pattern's letters."""
 
-  def __init__(self, recipes, d_model, *, rngs):
+  def __init__(self, recipes: typing.Sequence[typing.Callable], d_model: int, *, rngs):
     self.blocks = nnx.List([recipe(d_model, rngs=rngs) for recipe in recipes])
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: dict, first):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry,
+               first: jax.Array) -> tuple[jax.Array, dict[int, dict[str, contract.Aux]], contract.Carry]:
     """Returns (x, aux: dict place in the unit -> that of its block, carry).
 
     Args:
       carry: in decoding also the caches, dict place in the unit -> those of the block.
       first: i32[] index of the first block in its stack.
     """
-    (carry, caches), reports = contract.apart(carry), {}
+    carry, caches = contract.apart(carry)
+    reports: dict[int, dict[str, contract.Aux]] = {}
     for place, block in enumerate(self.blocks):
       key = None if ctx.key is None else jax.random.fold_in(ctx.key, first + place)
       x, aux, after = block(x, ctx.replace(key=key), contract.joined(carry, _of(caches, place)))
@@ -133,10 +139,10 @@ class Unit(nnx.Module):
       reports |= {place: aux} if aux else {}
     return x, reports, contract.joined(carry, caches)
 
-  def init_cache(self, batch, length, dtype) -> dict:
+  def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict:
     """Returns dict place in the unit -> empty caches of its block."""
     return {place: block.init_cache(batch, length, dtype) for place, block in enumerate(self.blocks)}
 
-  def remember(self, memory) -> dict:
+  def remember(self, memory: jax.Array) -> dict:
     """Returns dict place in the unit -> caches of its block of memory [B,K,D]."""
     return {place: block.remember(memory) for place, block in enumerate(self.blocks)}

@@ -1,6 +1,7 @@
 """What a model remembers of a text while it writes on: passed in and returned at every step."""
 
 import dataclasses
+import typing
 
 from flax import struct
 import jax
@@ -9,8 +10,7 @@ import jax.numpy as jnp
 from stmoe import axes
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
   """Keys and values of K places, and where in it each row is. Places fill from the left, for all rows alike.
 
   layers:    of `stack.Stack.init_cache`, arrays [L,B,K,...].
@@ -29,42 +29,42 @@ class Cache:
   memory_segments: jax.Array | None = None
   given: dict = dataclasses.field(default_factory=dict)
 
-  def batch(self, stack, ids, real):
+  def batch(self, stack: str, ids: jax.Array, real: jax.Array) -> dict[str, jax.Array]:
     """Returns the batch [B,1] of a stack's next tokens ids i32[B]; rows that are not real bool[B] rest."""
     return self.given | {f'{stack}_input_tokens': ids[:, None], f'{stack}_segment_ids': real[:, None] * 1,
                          f'{stack}_positions': self.positions[:, None]}
 
-  def write(self, segments):
+  def write(self, segments: jax.Array) -> jax.Array:
     """Returns the cache's segments i32[B,K] with those of the next tokens i32[B,T] in their places."""
     return jax.lax.dynamic_update_slice_in_dim(self.segments, segments, self.slot, 1)
 
-  def advance(self, layers, segments):
+  def advance(self, layers: list, segments: jax.Array) -> 'Cache':
     """Returns the cache after tokens with segments i32[B,T] were put into it, which made `layers`."""
     real = jnp.sum(segments > 0, axis=1, dtype=jnp.int32)            # [B]
     return self.replace(layers=layers, segments=self.write(segments), positions=self.positions + real,
                         slot=self.slot + segments.shape[1])
 
-  def take(self, rows):
+  def take(self, rows: jax.Array) -> 'Cache':
     """Returns the cache of `rows` i32[n], all of it: rows repeated for the beams of a search."""
     return self.reorder(rows).replace(
         memory=jax.tree.map(lambda a: _split(a[:, rows]), self.memory),
         memory_segments=None if self.memory_segments is None else self.memory_segments[rows])
 
-  def reorder(self, rows):
+  def reorder(self, rows: jax.Array) -> 'Cache':
     """Returns the cache with `rows` i32[B] in new places, where those that change places share a memory."""
     return self.replace(layers=jax.tree.map(lambda a: _split(a[:, rows]), self.layers),
                         segments=self.segments[rows], positions=self.positions[rows],
                         given=jax.tree.map(lambda a: a[rows], self.given))
 
 
-def empty(stack, batch, length, dtype):
+def empty(stack: typing.Any, batch: int, length: int, dtype: jax.typing.DTypeLike) -> Cache:
   """Returns the Cache of a stack for `batch` rows of up to `length` tokens; rows are split over the mesh."""
   layers = jax.tree.map(_split, stack.init_cache(batch, length, dtype))
   zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
   return Cache(layers=layers, segments=zeros(batch, length), positions=zeros(batch), slot=zeros())
 
 
-def extended(cache, new, slot):
+def extended(cache: dict[str, jax.Array], new: dict[str, jax.Array], slot: jax.Array) -> dict[str, jax.Array]:
   """Returns a layer's cache, dict of arrays [B,K,...], with `new` ones [B,T,...] from `slot` i32[] on."""
   return {name: jax.lax.dynamic_update_slice_in_dim(cache[name], a, slot, 1) for name, a in new.items()}
 

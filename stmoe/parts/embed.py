@@ -1,6 +1,7 @@
 """Token embedding and output heads."""
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 
 from stmoe import axes
@@ -10,14 +11,14 @@ from stmoe.parts import linear
 class Embed(nnx.Module):
   """A table [V,D] of token vectors, N(0, 1); never multiplied by sqrt(D)."""
 
-  def __init__(self, vocab_size, d_model, *, rngs):
+  def __init__(self, vocab_size: int, d_model: int, *, rngs):
     self.table = axes.param(nnx.initializers.normal(1.0), (vocab_size, d_model), 'vocab', 'embed', rngs=rngs)
 
-  def __call__(self, ids, dtype=jnp.float32):
+  def __call__(self, ids: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
     """Returns the vectors [B,T,D] of ids i32[B,T], in `dtype`."""
     return jnp.take(self.table[...], ids, axis=0).astype(dtype)      # [B, T, D]
 
-  def logits(self, x, scaled=True):
+  def logits(self, x: jax.Array, scaled: bool = True) -> jax.Array:
     """Returns the tied head's f32[B,T,V]: x E^T / sqrt(D) (T5 1.0, Mesh TensorFlow), or x E^T.
 
     The division keeps the logits of a table of unit variance near unit variance.
@@ -30,11 +31,11 @@ class Embed(nnx.Module):
 class Head(nnx.Module):
   """An untied output projection [D,V], float32 (T5 1.1); with `use_bias` a bias [V], initially 0."""
 
-  def __init__(self, d_model, vocab_size, *, init_scale=1.0, use_bias=False, rngs):
+  def __init__(self, d_model: int, vocab_size: int, *, init_scale=1.0, use_bias=False, rngs):
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'truncated_normal')
     self.w = axes.param(init, (d_model, vocab_size), 'embed', 'vocab', rngs=rngs)
     self.b = axes.param(nnx.initializers.zeros, (vocab_size,), 'vocab', rngs=rngs) if use_bias else None
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """Returns logits f32[B,T,V] of x [B,T,D]."""
     return linear.apply(x.astype(jnp.float32), self.w, self.b)       # [B, T, V]

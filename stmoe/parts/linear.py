@@ -1,9 +1,14 @@
 """Products of tokens with a matrix."""
 
+from flax import nnx
+import jax
+
 from stmoe import axes
 
+Array = jax.Array | nnx.Variable
 
-def apply(x, w, b=None):
+
+def apply(x: jax.Array, w: Array, b: Array | None = None) -> jax.Array:
   """Returns x w, plus b where there is one: [...,F] in the dtype of x, for x [...,D], w [D,F], b [F].
 
   The tokens are rows of one matrix. With more axes than one XLA transposes the whole cotangent on CPUs, to

@@ -14,11 +14,11 @@ class RMSNorm(nnx.Module):
   dtype of x; the result is cast to it before the learned scale is applied.
   """
 
-  def __init__(self, d_model, *, epsilon=1e-6, rngs):
+  def __init__(self, d_model: int, *, epsilon=1e-6, rngs):
     self.scale = axes.param(nnx.initializers.ones, (d_model,), 'embed', rngs=rngs)
     self.epsilon = epsilon
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """Returns x / rms(x) * scale for x [...,D]."""
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
@@ -31,12 +31,12 @@ class LayerNorm(nnx.Module):
   The variance is that of the population. Statistics and dtypes are as in `RMSNorm`.
   """
 
-  def __init__(self, d_model, *, epsilon=1e-5, rngs):
+  def __init__(self, d_model: int, *, epsilon=1e-5, rngs):
     self.scale = axes.param(nnx.initializers.ones, (d_model,), 'embed', rngs=rngs)
     self.bias = axes.param(nnx.initializers.zeros, (d_model,), 'embed', rngs=rngs)
     self.epsilon = epsilon
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """Returns (x - mean) / sqrt(var + epsilon) * scale + bias for x [...,D]."""
     x32 = x.astype(jnp.float32)
     centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)

@@ -1,6 +1,7 @@
 """Patch embedding: an image as a sequence of linear projections of its patches."""
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 
 from stmoe import axes
@@ -16,7 +17,7 @@ class Patches(nnx.Module):
     channels:   C.
   """
 
-  def __init__(self, d_model, *, image_size, patch_size, channels, rngs):
+  def __init__(self, d_model: int, *, image_size, patch_size, channels, rngs):
     if image_size % patch_size:
       near = [p for p in range(1, image_size + 1) if image_size % p == 0]
       near = sorted(sorted(near, key=lambda p: abs(p - patch_size))[:3])
@@ -29,7 +30,7 @@ class Patches(nnx.Module):
     self.patch_size = patch_size
     self.rows_per_sequence = (image_size // patch_size) ** 2
 
-  def __call__(self, images, dtype=jnp.float32):
+  def __call__(self, images: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
     """Returns [B,N,D] in `dtype` for images [B,H,W,C]: rows of patches from the top, each from the left."""
     if images.shape[1:] != self.shape:
       found, wanted = (' x '.join(map(str, shape)) for shape in (images.shape[1:], self.shape))

@@ -3,13 +3,15 @@
 import math
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from stmoe import axes
 
 
-def bucket(relative, num_buckets=32, max_distance=128, bidirectional=True):
+def bucket(relative: jax.Array, num_buckets: int = 32, max_distance: int = 128,
+           bidirectional: bool = True) -> jax.Array:
   """Returns the i32 bucket of each relative position (key position minus query position).
 
   Half of the buckets are exact distances, the rest widen logarithmically up to
@@ -19,7 +21,8 @@ def bucket(relative, num_buckets=32, max_distance=128, bidirectional=True):
   >>> [int(b) for b in bucket(jnp.array([0, -1, 1, -500]), bidirectional=False)]
   [0, 1, 0, 31]
   """
-  distance, offset = -relative, 0
+  distance: jax.Array = -relative
+  offset: jax.Array | int = 0
   if bidirectional:
     num_buckets //= 2
     offset = jnp.where(relative > 0, num_buckets, 0)
@@ -36,14 +39,14 @@ def bucket(relative, num_buckets=32, max_distance=128, bidirectional=True):
 class RelativeBias(nnx.Module):
   """A learned number per head and bucket, added to the attention logits."""
 
-  def __init__(self, num_heads, *, num_buckets=32, max_distance=128, bidirectional=True,
-               init_scale=1.0, rngs):
+  def __init__(self, num_heads: int, *, num_buckets=32, max_distance=128, bidirectional=True, init_scale=1.0,
+               rngs):
     init = nnx.initializers.variance_scaling(init_scale, 'fan_avg', 'uniform')
     self.table = axes.param(init, (num_heads, num_buckets), 'heads', 'relpos_buckets', rngs=rngs)
     self.max_distance = max_distance
     self.bidirectional = bidirectional
 
-  def __call__(self, num_queries, num_keys, first=0):
+  def __call__(self, num_queries: int, num_keys: int, first: int | jax.Array = 0) -> jax.Array:
     """Returns f32[1,H,T,K] for queries at first, first + 1, ... and keys at 0, 1, ...
 
     Positions in the row serve packed rows too: within a sequence only differences count,

@@ -1,11 +1,14 @@
 """Rotary position embedding (Su et al., 2021, arXiv:2104.09864)."""
 
 import math
+import typing
 
+import jax
 import jax.numpy as jnp
 
 
-def table(positions, head_dim, base=10000.0, scaling=None):
+def table(positions: jax.Array, head_dim: int, base: float = 10000.0,
+          scaling: typing.Any = None) -> tuple[jax.Array, jax.Array]:
   """Returns (cos, sin), each f32[B,T,1,P/2], of the angles position * base^(-2i/P).
 
   Made once per forward and shared by all layers, because trigonometry is slow.
@@ -21,7 +24,8 @@ def table(positions, head_dim, base=10000.0, scaling=None):
   return jnp.cos(angle) * size, jnp.sin(angle) * size
 
 
-def yarn(rate, base, *, factor, length, fast=32.0, slow=1.0, size=1.0, truncate=True):
+def yarn(rate: jax.Array, base: float, *, factor: float, length: int, fast: float = 32.0, slow: float = 1.0,
+         size: float = 1.0, truncate: bool = True) -> tuple[jax.Array, float]:
   """Returns (rates f32[P/2], size) of a context `factor` times the `length` of training (arXiv:2309.00071).
 
   Pairs that turn more than `fast` times in `length` positions keep their rate, those that turn less
@@ -42,7 +46,7 @@ def yarn(rate, base, *, factor, length, fast=32.0, slow=1.0, size=1.0, truncate=
   return rate * (1 - slower) + rate / factor * slower, size
 
 
-def rotate(x, cos_sin):
+def rotate(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Returns x [B,T,H,P] with the pairs (i, i + P/2) of each head turned by their angles.
 
   q_i . k_j after rotation depends on the positions only through i - j. Pairs are the two
@@ -53,7 +57,7 @@ def rotate(x, cos_sin):
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def rotate_neighbours(x, cos_sin):
+def rotate_neighbours(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Returns x [B,T,H,P] with the pairs (2i, 2i + 1) of each head turned, and then all first ones first.
 
   The order of the result is `rotate`'s: it does not matter to a product of two vectors so ordered, and

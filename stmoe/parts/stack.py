@@ -7,6 +7,7 @@ draw the same randomness, because a layer's key depends only on its place in the
 """
 
 import functools
+import typing
 
 from flax import nnx
 import jax
@@ -48,7 +49,7 @@ class Stack(nnx.Module):
     remat:   a key of REMAT, applied to each unit.
   """
 
-  def __init__(self, d_model, *, name, pattern, blocks, attention=None, cross=None, norm=norms.RMSNorm,
+  def __init__(self, d_model: int, *, name, pattern, blocks, attention=None, cross=None, norm=norms.RMSNorm,
                post_norm=False, dropout_rate=0.0, scan_layers=True, remat='none', rngs):
     if remat not in REMAT:
       raise errors.UserError(f'no remat policy is called {remat!r}{errors.nearest(remat, REMAT)}'
@@ -66,7 +67,7 @@ class Stack(nnx.Module):
         for letters, repeats in self.pattern])
     self.norm = None if post_norm else norm(d_model, rngs=rngs)
 
-  def __call__(self, x: jax.Array, ctx: contract.Context):
+  def __call__(self, x: jax.Array, ctx: contract.Context) -> tuple[jax.Array, dict[str, contract.Aux]]:
     """Returns (x [B,T,D], aux: dict layer name -> Aux in layer order).
 
     A feed-forward layer reports as NAME_03, an attention as NAME_03.attention, a part of one as
@@ -84,7 +85,8 @@ class Stack(nnx.Module):
     return x, {self._name(index, end): aux for index, of_block in sorted(reports.items())
                for end, aux in of_block.items()}
 
-  def extend(self, x: jax.Array, ctx: contract.Context, cache: list, remembered: list | None = None):
+  def extend(self, x: jax.Array, ctx: contract.Context, cache: list,
+             remembered: list | None = None) -> tuple[jax.Array, list]:
     """Returns (x [B,T,D], cache) for the next tokens of every row, evaluated.
 
     Args:
@@ -100,21 +102,21 @@ class Stack(nnx.Module):
             for caches, new in zip(cache, after)]
     return x if self.norm is None else self.norm(x), kept
 
-  def init_cache(self, batch, length, dtype):
+  def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> list:
     """Returns the empty cache of `batch` rows of `length` tokens: per segment, arrays [L,B,K,...]."""
     stacked = lambda repeats: lambda a: jnp.broadcast_to(a, (repeats, *a.shape))
     first = lambda units: units if self.scan_layers else units[0]
     return [jax.tree.map(stacked(repeats), first(units).init_cache(batch, length, dtype))
             for (_, repeats), units in zip(self.pattern, self.segments)]
 
-  def remember(self, memory):
+  def remember(self, memory: jax.Array) -> list:
     """Returns keys and values of memory [B,K,D] for `extend`: per segment, arrays [L,B,K,...]."""
     if self.scan_layers:
       return [jax.vmap(lambda unit: unit.remember(memory))(units) for units in self.segments]
     return [jax.tree.map(lambda *a: jnp.stack(a), *[unit.remember(memory) for unit in units])
             for units in self.segments]
 
-  def undecodable(self):
+  def undecodable(self) -> str | None:
     """Returns why the stack cannot be computed token by token, or None.
 
     A module for which that is not defined says why in its attribute `undecodable`.
@@ -125,7 +127,7 @@ class Stack(nnx.Module):
         return f'{kind.removesuffix("s")} {name} cannot be decoded token by token: {part.undecodable}'
     return None
 
-  def unroll(self):
+  def unroll(self) -> None:
     """Gives every layer arrays of its own, once, instead of slices of stacked ones at every step of decoding.
 
     A slice that loops read is a copy of it: of all experts, also those that no token goes to.
@@ -136,16 +138,16 @@ class Stack(nnx.Module):
                                 for (_, repeats), units in zip(self.pattern, self.segments)])
       self.scan_layers = False
 
-  def init_carry(self, x):
+  def init_carry(self, x: jax.Array) -> dict[str, jax.Array]:
     """Returns the memory across layers, [B,T,.] arrays by name: the union over all layers."""
-    carry = {}
+    carry: dict[str, jax.Array] = {}
     for units in self.segments:
       for block in (units if self.scan_layers else units[0]).blocks:
         for layer in block.sub_layers().values():
           carry |= modules.init_carry(layer, x)
     return carry
 
-  def layers(self):
+  def layers(self) -> typing.Iterator[tuple]:
     """Yields (segment, place in its unit) and the feed-forward layer; stacked over units when scanned."""
     for segment, units in enumerate(self.segments):
       for place, block in enumerate((units if self.scan_layers else units[0]).blocks):
@@ -165,7 +167,7 @@ class Stack(nnx.Module):
           found[name] = part
     return {name: found[name] for name in sorted(found, key=_place)}
 
-  def commit(self, aux: dict):
+  def commit(self, aux: dict) -> None:
     """Lets layers with state across steps update it from `aux` (see `stmoe.router_state`)."""
     for names, parts in self._named():
       if names[0] not in aux:
@@ -231,7 +233,7 @@ class Stack(nnx.Module):
     return jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=not self.scan_layers)
 
 
-def check_pattern(name, pattern, blocks):
+def check_pattern(name: str, pattern: typing.Any, blocks: typing.Mapping[str, typing.Any]) -> None:
   """Raises UserError unless `pattern` is (letters, repeats) pairs of letters in `blocks`."""
   for entry in pattern:
     if not (isinstance(entry, (tuple, list)) and [type(e) for e in entry] == [str, int]

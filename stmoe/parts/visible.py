@@ -22,7 +22,7 @@ class Visible:
   slot: jax.Array | None = None
 
 
-def same_segment(queries, keys):
+def same_segment(queries: jax.Array, keys: jax.Array) -> jax.Array:
   """Returns bool[B,1,T,K]: query and key belong to one packed sequence.
 
   Args:
@@ -32,7 +32,7 @@ def same_segment(queries, keys):
   return (queries[:, :, None] == keys[:, None, :])[:, None]          # [B, 1, T, K]
 
 
-def causal(segments, prefix=None, window=None):
+def causal(segments: jax.Array, prefix: jax.Array | None = None, window: int | None = None) -> jax.Array:
   """Returns bool[B,1,T,T]: same segment and the key not after the query.
 
   Args:
@@ -52,7 +52,8 @@ def causal(segments, prefix=None, window=None):
   return visible & same_segment(segments, segments)                  # [B, 1, T, T]
 
 
-def extended(segments, keys, slot, prefix=None, window=None):
+def extended(segments: jax.Array, keys: jax.Array, slot: jax.Array, prefix: jax.Array | None = None,
+             window: int | None = None) -> jax.Array:
   """Returns bool[B,1,T,K]: what T tokens see that were put into a cache at `slot`; see `causal`.
 
   Args:

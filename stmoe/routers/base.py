@@ -15,7 +15,8 @@ from stmoe.core import metrics
 from stmoe.errors import UserError
 
 
-def base(affinities, mask, choice, capacity, tokens=None):
+def base(affinities: jax.Array, mask: jax.Array, choice: jax.Array, capacity: int,
+         tokens: jax.Array | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): token s to expert `choice`, weighted by sigmoid(h_s . w_choice) (section 3).
 
   With an expert that returns f(h) - h and the residual connection of the block this is
@@ -39,7 +40,8 @@ def base(affinities, mask, choice, capacity, tokens=None):
   return a, contract.Aux(losses={}, load=metrics.load(edges), metrics=numbers)
 
 
-def gaps(affinities, mask, choice, tokens=None):
+def gaps(affinities: jax.Array, mask: jax.Array, choice: jax.Array,
+         tokens: jax.Array | None = None) -> dict[str, jax.Array]:
   """Returns the metrics of what balance costs, all 0 if every token has its favourite.
 
   assignment_gap: how far the total affinity is below that of every token's favourite, as a share of
@@ -80,7 +82,7 @@ class Base(nnx.Module):
   Differs: padding takes the places that real tokens leave (the reference does not know padding).
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count,
+  def __init__(self, d_model: int, *, num_experts: ranges.Count,
                assignment: ranges.Choice(*ASSIGNMENTS) = 'auction', allow_causal: ranges.Flag = False, rngs):
     choices.named(ASSIGNMENTS, assignment, 'assignment')
     # Column e is the embedding of expert e; orthogonal columns of length 0.1 (E <= D).
@@ -89,7 +91,7 @@ class Base(nnx.Module):
     self.assignment = assignment
     self.allow_causal = allow_causal
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]; raises UserError in training if E does not divide S, or causal."""
     affinities = gate.logits(x, self.w[...])
     fixed = jax.lax.stop_gradient(affinities)

@@ -17,8 +17,11 @@ from stmoe.errors import UserError
 EXEMPT = 0.1                           # share of sequences that are never dropped (V2, section 2.2.4)
 
 
-def deepseek_moe(logits, mask, k, *, num_groups=1, kept_groups=None, normalize_gates=False, route_scale=1.0,
-                 sequence=None, budget=None, exempt=None, tokens=None, choose=None):
+def deepseek_moe(logits: jax.Array, mask: jax.Array, k: int, *, num_groups: int = 1,
+                 kept_groups: int | None = None, normalize_gates: bool = False, route_scale: float = 1.0,
+                 sequence: jax.Array | None = None, budget: float | None = None,
+                 exempt: jax.Array | None = None, tokens: jax.Array | None = None,
+                 choose: contract.Choose | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): each token to its k most probable experts (V1, section 3; V2, section 2.2).
 
   The gates are the probabilities themselves, as softmax over all E experts gave them, so that
@@ -40,7 +43,8 @@ def deepseek_moe(logits, mask, k, *, num_groups=1, kept_groups=None, normalize_g
   gates = choices.values(probs, choice)
   gates = (choices.normalize(gates) if normalize_gates and k > 1 else gates) * route_scale
   edges = assignment.kill_padding(assignment.from_choices(choice, gates, probs.shape[-1]), mask)
-  kept = edges if budget is None else within_budget(edges, num_groups, budget, exempt)
+  assert budget is None or exempt is not None                        # the two come together
+  kept = edges if budget is None or exempt is None else within_budget(edges, num_groups, budget, exempt)
   a = assignment.cap(kept, edges.num_tokens)
   shares = balance.shares(probs, choice, mask, sequence)
   return a, contract.Aux(
@@ -52,7 +56,8 @@ def deepseek_moe(logits, mask, k, *, num_groups=1, kept_groups=None, normalize_g
       metrics=metrics.routing(logits, probs, edges, a, mask, tokens))
 
 
-def within_budget(edges, num_groups, budget, exempt):
+def within_budget(edges: assignment.Edges, num_groups: int, budget: float,
+                  exempt: jax.Array) -> assignment.Edges:
   """Returns `edges` without those of least affinity on devices that got more than `budget` of them.
 
   Device-level token dropping (V2, section 2.2.4). The edges of exempt tokens (bool[G,S]) come first
@@ -85,9 +90,10 @@ class DeepSeekMoE(nnx.Module):
     budget is counted per routing group, not per batch; that exempt tokens use it first is our reading.
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2, num_groups: ranges.Count = 1,
-               kept_groups: ranges.Count | None = None, normalize_gates: ranges.Flag = False,
-               route_scale: ranges.Any = 1.0, scope: ranges.Choice('sequence', 'group') = 'sequence',
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
+               num_groups: ranges.Count = 1, kept_groups: ranges.Count | None = None,
+               normalize_gates: ranges.Flag = False, route_scale: ranges.Any = 1.0,
+               scope: ranges.Choice('sequence', 'group') = 'sequence',
                device_budget: ranges.Positive | None = None, allow_causal: ranges.Flag = False, rngs):
     kept_groups = num_groups if kept_groups is None else kept_groups
     choices.check_groups('deepseek_moe', num_experts, k, num_groups, kept_groups)
@@ -104,15 +110,16 @@ class DeepSeekMoE(nnx.Module):
     self.allow_causal = allow_causal
 
   @property
-  def reach(self):
+  def reach(self) -> int | None:
     """Experts that a token can choose among."""
     return self.num_experts * self.kept_groups // self.num_groups
 
-  def logits(self, x, ctx):
+  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
     """Returns f32[G,S,E] for x [G,S,D]."""
     return gate.logits(x, self.w[...])
 
-  def decide(self, logits, ctx, carry, choose=None):
+  def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
+             choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; raises UserError for a device budget in a causal stack."""
     if self.device_budget is not None and ctx.causal and not self.allow_causal:
       raise UserError('router deepseek_moe: device_budget lets later tokens decide in a causal stack; '
@@ -122,6 +129,7 @@ class DeepSeekMoE(nnx.Module):
     if self.device_budget is not None and ctx.train:
       budget = round(self.device_budget * self.k * logits.shape[1] / self.num_groups)
       drawn = choices.draw(ctx.fold('exempt').key, *sequence.shape)  # one draw for every sequence
+      assert drawn is not None                                       # training has a key
       exempt = jnp.take_along_axis(drawn < EXEMPT, sequence, axis=1)
     a, aux = deepseek_moe(
         logits, ctx.mask, self.k, num_groups=self.num_groups, kept_groups=self.kept_groups,
@@ -130,6 +138,6 @@ class DeepSeekMoE(nnx.Module):
         tokens=ctx.tokens, choose=choose)
     return contract.Routed(a, aux, carry)
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""
     return self.decide(self.logits(x, ctx), ctx, carry)

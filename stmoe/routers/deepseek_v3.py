@@ -15,8 +15,10 @@ from stmoe.core import gate
 from stmoe.core import metrics
 
 
-def deepseek_v3(logits, bias, mask, k, *, num_groups=1, kept_groups=None, normalize_gates=True,
-                route_scale=1.0, sequence=None, tokens=None, choose=None):
+def deepseek_v3(logits: jax.Array, bias: jax.Array, mask: jax.Array, k: int, *, num_groups: int = 1,
+                kept_groups: int | None = None, normalize_gates: bool = True, route_scale: float = 1.0,
+                sequence: jax.Array | None = None, tokens: jax.Array | None = None,
+                choose: contract.Choose | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): each token to the k experts of largest s + b, weighted by s (section 2.1.2).
 
   s are sigmoids. The bias chooses and nothing else: gates are s over the sum of the chosen s. Only
@@ -66,9 +68,10 @@ class DeepSeekV3(nnx.Module):
     The router starts at N(0, 0.02) like all of this project; the paper has 0.006.
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2, num_groups: ranges.Count = 1,
-               kept_groups: ranges.Count | None = None, normalize_gates: ranges.Flag = True,
-               route_scale: ranges.Any = 1.0, rate: ranges.NonNegative = 1e-3, centred: ranges.Flag = False,
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
+               num_groups: ranges.Count = 1, kept_groups: ranges.Count | None = None,
+               normalize_gates: ranges.Flag = True, route_scale: ranges.Any = 1.0,
+               rate: ranges.NonNegative = 1e-3, centred: ranges.Flag = False,
                freeze_after: ranges.Natural | None = None, rngs):
     kept_groups = num_groups if kept_groups is None else kept_groups
     choices.check_groups('deepseek_v3', num_experts, k, num_groups, kept_groups, least=2)
@@ -85,24 +88,25 @@ class DeepSeekV3(nnx.Module):
     self.centred = centred
     self.freeze_after = freeze_after
 
-  def commit(self, aux):
+  def commit(self, aux: contract.Aux) -> None:
     """Moves the bias by the load of one optimizer step, aux.load f32[E]."""
-    rate = self.rate
+    rate: float | jax.Array = self.rate
     if self.freeze_after is not None:
       rate = jnp.where(self.updates[...] < self.freeze_after, rate, 0.0)
     self.bias[...] = bias_lib.update(self.bias[...], aux.load, rate, self.centred)
     self.updates[...] += 1
 
   @property
-  def reach(self):
+  def reach(self) -> int | None:
     """Experts that a token can choose among."""
     return self.num_experts * self.kept_groups // self.num_groups
 
-  def logits(self, x, ctx):
+  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
     """Returns f32[G,S,E] for x [G,S,D]."""
     return gate.logits(x, self.w[...])
 
-  def decide(self, logits, ctx, carry, choose=None):
+  def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
+             choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
     a, aux = deepseek_v3(
         logits, self.bias[...], ctx.mask, self.k, num_groups=self.num_groups, kept_groups=self.kept_groups,
@@ -110,6 +114,6 @@ class DeepSeekV3(nnx.Module):
         sequence=balance.sequences(ctx.segments, ctx.positions), tokens=ctx.tokens, choose=choose)
     return contract.Routed(a, aux, carry)
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""
     return self.decide(self.logits(x, ctx), ctx, carry)

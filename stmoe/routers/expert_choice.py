@@ -15,7 +15,7 @@ from stmoe.core import metrics
 from stmoe.errors import UserError
 
 
-def capped(scores, k, b, entropy=1e-3, sweeps=100):
+def capped(scores: jax.Array, k: int, b: int, entropy: float = 1e-3, sweeps: int = 100) -> jax.Array:
   """Returns A f32[G,E,S], the soft choice in which a token has at most b experts (section 3.3).
 
   Maximises <scores, A> + entropy * H(A) with rows summing to k, columns to at most b, and
@@ -42,7 +42,7 @@ def capped(scores, k, b, entropy=1e-3, sweeps=100):
   return jnp.exp(jax.lax.scan(sweep, start, length=sweeps)[0][0])
 
 
-def normalize_by_token(a):
+def normalize_by_token(a: assignment.Assignment) -> assignment.Assignment:
   """Returns Assignment `a` with the live weights of each token [G,S] over their sum; dead ones become 0.
 
   Tokens without a live edge stay at 0 (Sparse Upcycling's vision models, arXiv:2212.05055). A token
@@ -55,8 +55,9 @@ def normalize_by_token(a):
   return a.replace(weight=weight / jnp.take_along_axis(total, a.token, axis=1))
 
 
-def expert_choice(logits, mask, capacity, *, tokens=None, max_experts_per_token=None, entropy=1e-3,
-                  sweeps=100, normalize=False):
+def expert_choice(logits: jax.Array, mask: jax.Array, capacity: int, *, tokens: jax.Array | None = None,
+                  max_experts_per_token: int | None = None, entropy: float = 1e-3, sweeps: int = 100,
+                  normalize: bool = False) -> contract.Decision:
   """Returns (Assignment, Aux): each expert's C tokens of largest probability (section 3.2).
 
   Probabilities are a softmax over experts and weigh the outputs as they are. A token may
@@ -108,7 +109,7 @@ class ExpertChoice(nnx.Module):
 
   undecodable = "experts choose among the tokens of a group, later ones too; nearest: router name='st_moe'"
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, capacity_factor: ranges.Factors = (2.0, 2.0),
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, capacity_factor: ranges.Factors = (2.0, 2.0),
                min_capacity: ranges.Natural = 4, max_experts_per_token: ranges.Count | None = None,
                entropy: ranges.Positive = 1e-3, sweeps: ranges.Count = 100, normalize: ranges.Flag = False,
                allow_causal: ranges.Flag = False, rngs):
@@ -122,7 +123,7 @@ class ExpertChoice(nnx.Module):
     self.normalize = normalize
     self.allow_causal = allow_causal
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]; raises UserError in a causal stack, or for an impossible cap."""
     if ctx.causal and not self.allow_causal:
       raise UserError('router expert_choice lets later tokens decide in a causal stack; nearest: router '

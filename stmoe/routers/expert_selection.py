@@ -13,7 +13,8 @@ from stmoe.core import metrics
 from stmoe.errors import UserError
 
 
-def expert_selection(logits, mask, capacity, tokens=None):
+def expert_selection(logits: jax.Array, mask: jax.Array, capacity: int,
+                     tokens: jax.Array | None = None) -> contract.Decision:
   """Returns (Assignment, Aux) of `_expert_selection_gating` in Mesh-TensorFlow.
 
   Every expert has a softmax over the real tokens of the group and takes its C largest; a
@@ -48,15 +49,16 @@ class ExpertSelection(nnx.Module):
   Losses: balance (popularity of tokens), z.
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, capacity_factor: ranges.Factors = (1.25, 2.0),
-               min_capacity: ranges.Natural = 4, allow_causal: ranges.Flag = False, rngs):
+  def __init__(self, d_model: int, *, num_experts: ranges.Count,
+               capacity_factor: ranges.Factors = (1.25, 2.0), min_capacity: ranges.Natural = 4,
+               allow_causal: ranges.Flag = False, rngs):
     self.w = gate.weights(d_model, num_experts, rngs=rngs)
     self.num_experts = num_experts
     self.capacity_factor = tuple(capacity_factor)
     self.min_capacity = min_capacity
     self.allow_causal = allow_causal
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]; raises UserError in a causal stack."""
     if ctx.causal and not self.allow_causal:
       raise UserError('router expert_selection lets later tokens decide in a causal stack; nearest: router '

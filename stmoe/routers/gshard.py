@@ -19,12 +19,12 @@ POLICIES = {'all': (choices.best, 'all'), 'random': (choices.best, 'random'),
             'sampling': (choices.sample, 'all')}
 
 
-def cap_logits(logits, cap):
+def cap_logits(logits: jax.Array, cap: float) -> jax.Array:
   """Returns cap * tanh(logits / cap) of f32[G,S,E], or `logits` when cap is 0 (praxis)."""
   return cap * jnp.tanh(logits / cap) if cap > 0 else logits
 
 
-def renormalize(a, k):
+def renormalize(a: assignment.Assignment, k: int) -> assignment.Assignment:
   """Returns `a` with the weights of every token's live edges over their sum; 0 where none lives.
 
   Args:
@@ -37,8 +37,9 @@ def renormalize(a, k):
   return a.replace(weight=weight.reshape(a.weight.shape))
 
 
-def gshard(logits, mask, capacity, k=2, *, tokens=None, second_policy='random', threshold=0.5,
-           uniform=None, normalize_after_drop=False, choose=None):
+def gshard(logits: jax.Array, mask: jax.Array, capacity: int, k: int = 2, *, tokens: jax.Array | None = None,
+           second_policy: str = 'random', threshold: float = 0.5, uniform: jax.Array | None = None,
+           normalize_after_drop: bool = False, choose: contract.Choose | None = None) -> contract.Decision:
   """Returns (Assignment, Aux) of algorithm 1 (section 2.2), for any k.
 
   The gates are divided by their sum before anything is dropped, so that losing the
@@ -66,12 +67,12 @@ def gshard(logits, mask, capacity, k=2, *, tokens=None, second_policy='random', 
   edges = assignment.kill_padding(edges, mask)
   a = assignment.cap(edges, capacity)
   if normalize_after_drop and k > 1:
-    a = renormalize(a, a.choices)
+    a = renormalize(a, choice.shape[-1])
   numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
   lost = metrics.over_capacity(edges, a)                             # [k]
   numbers.update({f'over_capacity_{i + 1}': each for i, each in enumerate(lost)})
   terms = dict(balance=losses.balance(probs, choice[..., :1], mask, tokens), z=losses.z(logits, mask, tokens))
-  if a.choices > 1:
+  if choice.shape[-1] > 1:
     terms['second_place'] = losses.second_place(probs, choice, mask, tokens)
   return a, contract.Aux(losses=terms, load=metrics.load(edges), metrics=numbers)
 
@@ -94,7 +95,7 @@ class GShard(nnx.Module):
 
   normalize_gates = True
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                capacity_factor: ranges.Factors = (2.0, 2.0), min_capacity: ranges.Natural = 4,
                second_policy: ranges.Choice(*POLICIES) = 'random', threshold: ranges.NonNegative = 0.5,
                normalize_after_drop: ranges.Flag = False, logit_cap: ranges.NonNegative = 0.0, rngs):
@@ -110,12 +111,13 @@ class GShard(nnx.Module):
     self.normalize_after_drop = normalize_after_drop
     self.logit_cap = logit_cap
 
-  def logits(self, x, ctx):
+  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
     """Returns f32[G,S,E] for x [G,S,D]."""
     logits = gate.logits(x, self.w[...])
     return cap_logits(logits, self.logit_cap)
 
-  def decide(self, logits, ctx, carry, choose=None):
+  def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
+             choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
     capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
     key = ctx.fold('second').key if ctx.train else None
@@ -125,6 +127,6 @@ class GShard(nnx.Module):
                     normalize_after_drop=self.normalize_after_drop, choose=choose)
     return contract.Routed(a, aux, carry)
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""
     return self.decide(self.logits(x, ctx), ctx, carry)

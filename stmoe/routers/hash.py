@@ -33,7 +33,8 @@ COMPUTED = ('bigram', 'position')      # kinds without a table
 _random = functools.cache(tables.random_table)
 
 
-def route(bucket, mask, capacity, num_experts, tokens=None):
+def route(bucket: jax.Array, mask: jax.Array, capacity: int, num_experts: int,
+          tokens: jax.Array | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): every real token to the expert of its bucket, weight 1.
 
   Args:
@@ -73,7 +74,7 @@ class Hash(nnx.Module):
   what; the reference keeps its table in no checkpoint.
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, kind: ranges.Choice(*KINDS) = 'random',
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, kind: ranges.Choice(*KINDS) = 'random',
                table: ranges.Text = '', vocab_size: ranges.Count = 8008, seed: ranges.Seed = 42,
                hash_seed_per_layer: ranges.Flag = False, capacity_factor: ranges.Factors = (None, None),
                min_capacity: ranges.Natural = 4, allow_causal: ranges.Flag = False, rngs):
@@ -116,12 +117,12 @@ class Hash(nnx.Module):
     return found
 
   @property
-  def undecodable(self):
+  def undecodable(self) -> str | None:
     """Why tokens cannot be routed one by one, or None."""
     return (f"kind={self.kind!r} reads the token beside a place; nearest: kind='random'"
             if self.kind in NEIGHBOURS else None)
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]; raises UserError for another vocabulary, an oracle in a causal stack."""
     if self.kind == 'future' and ctx.causal and not self.allow_causal:
       raise UserError("router hash: kind='future' is the token to be predicted, an oracle that leaks it in a "

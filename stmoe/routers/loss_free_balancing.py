@@ -19,8 +19,10 @@ SCORES = dict(sigmoid=jax.nn.sigmoid, softmax=jax.nn.softmax)          # G, over
 SELECTION = dict(add=lambda scores, bias: scores + bias, multiply=lambda scores, bias: scores * (1 + bias))
 
 
-def loss_free_balancing(logits, bias, mask, capacity, k, *, scores='sigmoid', selection='add',
-                        normalize_gates=False, tokens=None, choose=None):
+def loss_free_balancing(logits: jax.Array, bias: jax.Array, mask: jax.Array, capacity: int, k: int, *,
+                        scores: str = 'sigmoid', selection: str = 'add', normalize_gates: bool = False,
+                        tokens: jax.Array | None = None,
+                        choose: contract.Choose | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): each token to the k experts of largest s + b, weighted by s (algorithm 1).
 
   The bias is in the choice only, never in the gates.
@@ -65,7 +67,7 @@ class LossFreeBalancing(nnx.Module):
   Differs: with sigmoids, `balance` takes scores over their sum as probabilities, as DeepSeek-V3 does.
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                scores: ranges.Choice(*SCORES) = 'sigmoid', selection: ranges.Choice(*SELECTION) = 'add',
                normalize_gates: ranges.Flag = False, rate: ranges.NonNegative = 1e-3,
                rule: ranges.Choice(*bias_lib.RULES) = 'sign', centred: ranges.Flag = False,
@@ -87,15 +89,16 @@ class LossFreeBalancing(nnx.Module):
     self.capacity_factor = tuple(capacity_factor)
     self.min_capacity = min_capacity
 
-  def commit(self, aux):
+  def commit(self, aux: contract.Aux) -> None:
     """Moves the bias by the load of one optimizer step, aux.load f32[E]."""
     self.bias[...] = bias_lib.update(self.bias[...], aux.load, self.rate, self.centred, self.rule)
 
-  def logits(self, x, ctx):
+  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
     """Returns f32[G,S,E] for x [G,S,D]."""
     return gate.logits(x, self.w[...])
 
-  def decide(self, logits, ctx, carry, choose=None):
+  def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
+             choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
     capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
     a, aux = loss_free_balancing(
@@ -103,6 +106,6 @@ class LossFreeBalancing(nnx.Module):
         normalize_gates=self.normalize_gates, tokens=ctx.tokens, choose=choose)
     return contract.Routed(a, aux, carry)
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""
     return self.decide(self.logits(x, ctx), ctx, carry)

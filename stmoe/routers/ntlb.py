@@ -14,7 +14,7 @@ from stmoe.core import metrics
 from stmoe.core import noise
 
 
-def rounds(choice, mask, num_experts, capacity):
+def rounds(choice: jax.Array, mask: jax.Array, num_experts: int, capacity: int) -> jax.Array:
   """Returns bool[G,S,k]: in which round each token finds a slot; at most one round per token.
 
   In round i the tokens still without an expert try their i-th choice, behind all that
@@ -36,7 +36,8 @@ def rounds(choice, mask, num_experts, capacity):
   return jnp.stack(kept, axis=-1)                                    # [G, S, k]
 
 
-def ntlb(logits, mask, capacity, k, tokens=None):
+def ntlb(logits: jax.Array, mask: jax.Array, capacity: int, k: int,
+         tokens: jax.Array | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): each token to the best of its k choices that has room.
 
   The weight is the raw probability of that choice. The balance loss counts all k choices,
@@ -71,7 +72,7 @@ class Ntlb(nnx.Module):
   Losses: balance, z.
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, num_rounds: ranges.Count = 4,
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, num_rounds: ranges.Count = 4,
                capacity_factor: ranges.Factors = (1.25, 2.0), min_capacity: ranges.Natural = 4,
                jitter: ranges.Below1 = 1e-2, rngs):
     self.w = gate.weights(d_model, num_experts, rngs=rngs)
@@ -81,7 +82,7 @@ class Ntlb(nnx.Module):
     self.min_capacity = min_capacity
     self.jitter = jitter
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""
     x = noise.jitter(x.astype(jnp.float32), self.jitter, ctx.fold('jitter').key if ctx.train else None)
     logits = gate.logits(x, self.w[...])        # [G, S, E]

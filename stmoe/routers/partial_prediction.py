@@ -3,6 +3,7 @@
 import math
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 
 from stmoe import ranges
@@ -12,7 +13,7 @@ from stmoe.errors import UserError
 from stmoe.routers import switch
 
 
-def chunk_means(x, mask, num_chunks):
+def chunk_means(x: jax.Array, mask: jax.Array, num_chunks: int) -> jax.Array:
   """Returns f32[G,E,P], the means over the real channels (mask bool[G,S]) of E chunks of x [G,S,P]."""
   groups, size, width = x.shape
   real = mask.reshape(groups, num_chunks, -1, 1)                     # [G, E, S/E, 1]
@@ -36,7 +37,7 @@ class PartialPrediction(nnx.Module):
     channels at each prefix position, and the balance loss of Switch over chunks.
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, prefix: ranges.PartOf1 = 0.2,
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, prefix: ranges.PartOf1 = 0.2,
                allow_causal: ranges.Flag = False, rngs):
     width = math.ceil(prefix * d_model)
     self.w = gate.weights(width, num_experts, rngs=rngs)
@@ -45,7 +46,7 @@ class PartialPrediction(nnx.Module):
     self.allow_causal = allow_causal
     self.rows_per_sequence = num_experts                             # w is passed by chunks
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]; raises UserError in a causal stack, or unless E divides S."""
     size, length = x.shape[1:]
     if ctx.causal and not self.allow_causal:

@@ -15,7 +15,8 @@ from stmoe.core import metrics
 from stmoe.errors import UserError
 
 
-def s_base(logits, mask, capacity, k=1, *, tokens=None, balanced=True, tolerance=1e-4, iterations=1000):
+def s_base(logits: jax.Array, mask: jax.Array, capacity: int, k: int = 1, *, tokens: jax.Array | None = None,
+           balanced: bool = True, tolerance: float = 1e-4, iterations: int = 1000) -> contract.Decision:
   """Returns (Assignment, Aux): the k largest entries of each row of the plan, or of the logits.
 
   The gate is sigmoid(logit) if k = 1, else the softmax over all experts at the chosen ones, not
@@ -55,7 +56,7 @@ class SBase(nnx.Module):
   Differs: the plan is made in each routing group (Megatron-LM: of all tokens of a device).
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 1,
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 1,
                capacity_factor: ranges.Factors = (None, None), min_capacity: ranges.Natural = 4,
                tolerance: ranges.NonNegative = 1e-4, iterations: ranges.Count = 1000,
                allow_causal: ranges.Flag = False, rngs):
@@ -69,7 +70,7 @@ class SBase(nnx.Module):
     self.iterations = iterations
     self.allow_causal = allow_causal
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]; raises UserError in the training of a causal stack."""
     if ctx.train and ctx.causal and not self.allow_causal:
       raise UserError('router s_base: in training its plan lets later tokens decide in a causal stack; '

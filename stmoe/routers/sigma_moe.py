@@ -1,5 +1,7 @@
 """σ-MoE: every expert by a sigmoid of its own, top-k, gates not normalised (arXiv:2310.10837)."""
 
+import typing
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,9 @@ from stmoe.core import gate
 from stmoe.core import metrics
 
 
-def sigma_moe(logits, mask, k, absent=None, sequence=None, tokens=None, choose=None):
+def sigma_moe(logits: jax.Array, mask: jax.Array, k: int, absent: jax.Array | None = None,
+              sequence: jax.Array | None = None, tokens: jax.Array | None = None,
+              choose: contract.Choose | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): token s to its k largest sigmoids, weighted by these. Nothing is dropped.
 
   The entropy loss is sum_e P_e ln P_e of every sequence, P the mean over its tokens of softmax(logits): it
@@ -40,7 +44,7 @@ def sigma_moe(logits, mask, k, absent=None, sequence=None, tokens=None, choose=N
       metrics=metrics.routing(logits, probs, edges, a, mask, tokens))
 
 
-def equal_rows(init):
+def equal_rows(init: typing.Callable[..., jax.Array]) -> typing.Callable[..., jax.Array]:
   """Returns the initialiser `init` of matrices [D,E] whose columns get one length; their deviation stays."""
   def make(key, shape, dtype):
     w = init(key, shape, dtype)
@@ -61,7 +65,7 @@ class SigmaMoE(nnx.Module):
 
   normalize_gates = False
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                expert_dropout: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0, rngs):
     choices.check_k('sigma_moe', k, num_experts)
     init = nnx.initializers.normal((init_scale / d_model) ** 0.5)
@@ -74,7 +78,8 @@ class SigmaMoE(nnx.Module):
     """Returns f32[G,S,E] for x [G,S,D]."""
     return gate.logits(x, self.w[...])
 
-  def decide(self, logits, ctx, carry, choose=None) -> contract.Routed:
+  def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
+             choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
     key = ctx.fold('absent').key if ctx.train and self.expert_dropout else None
     absent = None if key is None else jax.random.bernoulli(key, self.expert_dropout, logits.shape)
@@ -82,6 +87,6 @@ class SigmaMoE(nnx.Module):
                        ctx.tokens, choose)
     return contract.Routed(a, aux, carry)
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry) -> contract.Routed:
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""
     return self.decide(self.logits(x, ctx), ctx, carry)

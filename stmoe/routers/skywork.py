@@ -18,7 +18,7 @@ from stmoe.errors import UserError
 EPSILON = 1e-6                                                       # least standard deviation
 
 
-def standardize(logits, scale):
+def standardize(logits: jax.Array, scale: float) -> jax.Array:
   """Returns logits f32[G,S,E] over experts with zero mean and standard deviation `scale`.
 
   The softmax of it cannot go flat: one logit is then always above the others. The deviation is the
@@ -29,7 +29,9 @@ def standardize(logits, scale):
   return scale * centred * jax.lax.rsqrt(variance + EPSILON ** 2)    # inside: the root of 0 has no gradient
 
 
-def skywork(logits, alpha, mask, capacity, k, *, scale=1.0, limit=None, tokens=None, choose=None):
+def skywork(logits: jax.Array, alpha: jax.Array, mask: jax.Array, capacity: int, k: int, *,
+            scale: float | None = 1.0, limit: int | None = None, tokens: jax.Array | None = None,
+            choose: contract.Choose | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): top-k of a softmax of standardised logits, gates over their sum.
 
   Args:
@@ -81,7 +83,7 @@ class Skywork(nnx.Module):
     are), which deviation normalises (see `standardize`), and the capacity factor.
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                scale: ranges.Positive | None = 1.0, capacity_factor: ranges.Factors = (2.5, 4.0),
                min_capacity: ranges.Natural = 4, dropless: ranges.Flag = False, xi: ranges.NonNegative = 0.2,
                alpha_max: ranges.NonNegative = 0.01, beta: ranges.Share = 0.99,
@@ -102,18 +104,19 @@ class Skywork(nnx.Module):
     self.alpha_max = alpha_max
     self.beta = beta
 
-  def commit(self, aux):
+  def commit(self, aux: contract.Aux) -> None:
     """Moves alpha by the drop rate of one optimizer step, the statistic overflow f32[]."""
     target = jnp.minimum(self.xi * aux.statistics['overflow'].value, self.alpha_max)
     self.alpha[...] = self.beta * self.alpha[...] + (1 - self.beta) * target
 
-  def logits(self, x, ctx):
+  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
     """Returns f32[G,S,E] for x [G,S,D], standardised."""
     logits = gate.logits(x, self.w[...])
     logits = logits + self.b[...]
     return logits if self.scale is None else standardize(logits, self.scale)
 
-  def decide(self, logits, ctx, carry, choose=None):
+  def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
+             choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
     capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
     slots = logits.shape[1] if self.dropless else capacity
@@ -121,6 +124,6 @@ class Skywork(nnx.Module):
                      tokens=ctx.tokens, choose=choose)
     return contract.Routed(a, aux, carry)
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""
     return self.decide(self.logits(x, ctx), ctx, carry)

@@ -1,6 +1,7 @@
 """Deterministic routing of the sparse all-MLP: feature chunk i to expert i (arXiv:2203.06850)."""
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 
 from stmoe import ranges
@@ -10,7 +11,7 @@ from stmoe.core import metrics
 from stmoe.errors import UserError
 
 
-def deterministic(mask, num_experts):
+def deterministic(mask: jax.Array, num_experts: int) -> contract.Decision:
   """Returns (Assignment, Aux): of S tokens in order, the i-th S/E to expert i with weight 1.
 
   Nothing depends on the content, so nothing of later positions is seen. Buffers are exactly full.
@@ -35,10 +36,10 @@ class SmlpDeterministic(nnx.Module):
   Losses: none.
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, rngs):
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, rngs):
     self.num_experts = num_experts
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]; raises UserError unless E divides S."""
     if x.shape[1] % self.num_experts:
       raise UserError(f'router smlp_deterministic: {x.shape[1]} channels are not {self.num_experts} equal '

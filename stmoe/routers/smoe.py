@@ -14,7 +14,8 @@ from stmoe.core import metrics
 from stmoe.errors import UserError
 
 
-def smoe(logits, mask, k, tokens=None, choose=None, num_virtual=0):
+def smoe(logits: jax.Array, mask: jax.Array, k: int, tokens: jax.Array | None = None,
+         choose: contract.Choose | None = None, num_virtual: int = 0) -> contract.Decision:
   """Returns (Assignment, Aux): token s to its k largest logits, weighted by the softmax over those k.
 
   The baseline of MomentumSMoE (arXiv:2410.14574), FastMoE's naive gate. Nothing is dropped. The
@@ -56,7 +57,7 @@ class SMoE(nnx.Module):
 
   normalize_gates = True             # by the softmax over a token's choices
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                init_std: ranges.NonNegative = 0.02, num_virtual=0, rngs):
     width = num_experts + num_virtual
     if not 2 <= k <= width:
@@ -68,16 +69,17 @@ class SMoE(nnx.Module):
     self.num_virtual = num_virtual
     self.k = k
 
-  def logits(self, x, ctx):
+  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
     """Returns f32[G,S,E] for x [G,S,D]."""
     logits = gate.logits(x, self.w[...])
     return logits + self.b[...]
 
-  def decide(self, logits, ctx, carry, choose=None):
+  def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
+             choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
     a, aux = smoe(logits, ctx.mask, self.k, ctx.tokens, choose, self.num_virtual)
     return contract.Routed(a, aux, carry)
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""
     return self.decide(self.logits(x, ctx), ctx, carry)

@@ -32,7 +32,7 @@ SCHEDULES = {
 }
 
 
-def active(schedule, step, total_steps, k_min, k_max):
+def active(schedule: str, step: int, total_steps: int, k_min: int, k_max: int) -> int:
   """Returns k, how many experts of a token are active at `step`, an int.
 
   Differs: after `total_steps` k stays; the reference's cosine would turn back and its multi-step fails.
@@ -41,7 +41,7 @@ def active(schedule, step, total_steps, k_min, k_max):
   return min(max(k, k_min), k_max)
 
 
-def changes(schedule, total_steps, k_min, k_max):
+def changes(schedule: str, total_steps: int, k_min: int, k_max: int) -> list[tuple[int, int]]:
   """Returns [(first step, k), ...], the whole schedule: k never turns back, so bisection finds its steps."""
   k = lambda step: active(schedule, step, total_steps, k_min, k_max)
   found = [(0, k(0))]
@@ -54,13 +54,14 @@ def changes(schedule, total_steps, k_min, k_max):
   return found
 
 
-def look_up(schedule, step):
+def look_up(schedule: tuple[tuple[int, int], ...], step: jax.Array) -> jax.Array:
   """Returns i32[], k at the traced `step` i32[] of a schedule made by `changes`."""
   steps, ks = (jnp.array(column, jnp.int32) for column in zip(*schedule))
   return ks[jnp.sum(step >= steps) - 1]
 
 
-def smoe_dropout(logits, mask, k, k_max, tokens=None, choose=None):
+def smoe_dropout(logits: jax.Array, mask: jax.Array, k: int | jax.Array, k_max: int,
+                 tokens: jax.Array | None = None, choose: contract.Choose | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): each token to its k largest logits, weighted by their softmax (section 3).
 
   The weights are normalised after the choice, so they sum to 1 at every k, and k = 1 has weight 1.
@@ -109,7 +110,7 @@ class SMoEDropout(nnx.Module):
   Losses: balance.
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, k_min: ranges.Count = 1,
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, k_min: ranges.Count = 1,
                k_max: ranges.Count | None = None, schedule: ranges.Choice(*SCHEDULES) = 'linear_increase',
                total_steps: ranges.Count = 400_000, eval_k: ranges.Count | None = None,
                learned: ranges.Flag = False, rngs):
@@ -123,8 +124,8 @@ class SMoEDropout(nnx.Module):
     if total_steps < 1:
       raise UserError(f'router smoe_dropout: total_steps={total_steps}; it is at least 1')
     if learned:
-      self.w = gate.weights(d_model, num_experts, rngs=rngs)
-      self.b = axes.param(nnx.initializers.zeros, (num_experts,), 'unmodeled', rngs=rngs)
+      self.w: nnx.Variable = gate.weights(d_model, num_experts, rngs=rngs)
+      self.b: nnx.Variable = axes.param(nnx.initializers.zeros, (num_experts,), 'unmodeled', rngs=rngs)
     else:
       self.w = axes.state(gate.INIT(rngs.params(), (d_model, num_experts)), 'embed', 'unmodeled')
       self.b = axes.state(jnp.zeros(num_experts), 'unmodeled')
@@ -133,16 +134,17 @@ class SMoEDropout(nnx.Module):
     self.eval_k = eval_k
     self.schedule = tuple(changes(schedule, total_steps, k_min, k_max))
 
-  def logits(self, x, ctx):
+  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
     """Returns f32[G,S,E] for x [G,S,D]."""
     return gate.logits(x, self.w[...]) + self.b[...]
 
-  def decide(self, logits, ctx, carry, choose=None):
+  def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
+             choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
     k, most = (look_up(self.schedule, ctx.step), self.k_max) if ctx.train else (self.eval_k, self.eval_k)
     a, aux = smoe_dropout(logits, ctx.mask, k, most, ctx.tokens, choose)
     return contract.Routed(a, aux, carry)
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""
     return self.decide(self.logits(x, ctx), ctx, carry)

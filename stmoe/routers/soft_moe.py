@@ -14,7 +14,7 @@ from stmoe.core import metrics
 from stmoe.errors import UserError
 
 
-def normalize(x, axis, epsilon=1e-6):
+def normalize(x: jax.Array, axis: int, epsilon: float = 1e-6) -> jax.Array:
   """Returns any array x scaled to unit l2 norm along `axis`: x / sqrt(sum x^2 + epsilon).
 
   >>> normalize(jnp.array([[3.0, 4.0]]), -1).round(3).tolist()
@@ -23,7 +23,8 @@ def normalize(x, axis, epsilon=1e-6):
   return x * jax.lax.rsqrt(jnp.sum(x * x, axis=axis, keepdims=True) + epsilon)
 
 
-def soft_moe(logits, mask, tokens=None):
+def soft_moe(logits: jax.Array, mask: jax.Array,
+             tokens: jax.Array | None = None) -> tuple[assignment.SoftAssignment, contract.Aux]:
   """Returns (SoftAssignment, Aux) of Soft MoE (section 2.1, algorithm 1).
 
   Dispatch weights are a softmax over the tokens of a group, for each slot; combine weights
@@ -64,7 +65,7 @@ class SoftMoe(nnx.Module):
 
   undecodable = "its slots mix all tokens of a group, later ones too; nearest: router name='st_moe'"
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, slots: ranges.Count = 1,
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, slots: ranges.Count = 1,
                allow_causal: ranges.Flag = False, rngs):
     if slots < 1:
       raise UserError(f'router soft_moe: slots={slots}; every expert needs at least 1')
@@ -75,7 +76,7 @@ class SoftMoe(nnx.Module):
     self.slots = slots
     self.allow_causal = allow_causal
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]; raises UserError in a causal stack."""
     if ctx.causal and not self.allow_causal:
       raise UserError('router soft_moe mixes later tokens into every slot in a causal stack; nearest: router '

@@ -14,7 +14,7 @@ from stmoe.core import metrics
 from stmoe.errors import UserError
 
 
-def rounded(probs, choice, mask, tile):
+def rounded(probs: jax.Array, choice: jax.Array, mask: jax.Array, tile: int) -> assignment.Edges:
   """Returns Edges in which every expert has a multiple of `tile` tokens of the group, the nearest one.
 
   An expert keeps the tokens that chose it with the largest probability, and takes those of the largest
@@ -65,8 +65,9 @@ class SonicMoE(nnx.Module):
   Differs: weights are the softmax over all experts as it is (unverified); an added token has its own too.
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2, tile: ranges.Count = 128,
-               init_std: ranges.NonNegative = 0.02, allow_causal: ranges.Flag = False, rngs):
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
+               tile: ranges.Count = 128, init_std: ranges.NonNegative = 0.02,
+               allow_causal: ranges.Flag = False, rngs):
     choices.check_k('sonic_moe', k, num_experts)
     if tile < 1:
       raise UserError(f'router sonic_moe: tile={tile} is no number of rows; nearest: tile=128')
@@ -74,7 +75,7 @@ class SonicMoE(nnx.Module):
     self.num_experts, self.k, self.tile = num_experts, k, tile
     self.allow_causal = allow_causal
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]; raises UserError in training of a causal stack unless it is allowed."""
     if ctx.train and ctx.causal and not self.allow_causal:
       raise UserError('router sonic_moe rounds by later tokens of the group too, so it leaks them in a '

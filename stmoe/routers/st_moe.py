@@ -16,9 +16,10 @@ from stmoe.errors import UserError
 COUNTED = {'first': slice(0, 1), 'any': slice(None)}
 
 
-def st_moe(logits, mask, capacity, k, *, tokens=None, normalize_gates=True, second_policy='random',
-           threshold=0.2, uniform=None, batch_priority=False, balance_choices='first', choose=None,
-           num_virtual=0):
+def st_moe(logits: jax.Array, mask: jax.Array, capacity: int, k: int, *, tokens: jax.Array | None = None,
+           normalize_gates: bool = True, second_policy: str = 'random', threshold: float = 0.2,
+           uniform: jax.Array | None = None, batch_priority: bool = False, balance_choices: str = 'first',
+           choose: contract.Choose | None = None, num_virtual: int = 0) -> contract.Decision:
   """Returns (Assignment, Aux) of top-n routing (appendices D and G).
 
   The gates are the k largest p, over their sum as in the paper, or raw as in flaxformer:
@@ -74,7 +75,7 @@ class STMoE(nnx.Module):
   Differs: evaluation is deterministic; Mesh-TensorFlow draws there too.
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                capacity_factor: ranges.Factors = (1.25, 2.0), min_capacity: ranges.Natural = 4,
                normalize_gates: ranges.Flag = True, second_policy: ranges.Choice(*choices.KEEP) = 'random',
                threshold: ranges.NonNegative = 0.2, batch_priority: ranges.Flag = False,
@@ -98,16 +99,17 @@ class STMoE(nnx.Module):
     self.allow_causal = allow_causal
 
   @property
-  def undecodable(self):
+  def undecodable(self) -> str | None:
     """Why tokens cannot be routed one by one, or None."""
     return 'batch_priority=True ranks the tokens of a group; nearest: batch_priority=False' if (
         self.batch_priority) else None
 
-  def logits(self, x, ctx):
+  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
     """Returns f32[G,S,E] for x [G,S,D]."""
     return gate.logits(x, self.w[...])
 
-  def decide(self, logits, ctx, carry, choose=None):
+  def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
+             choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; raises UserError for batch priority in a causal stack."""
     if self.batch_priority and ctx.causal and not self.allow_causal:
       raise UserError('router st_moe: batch_priority=True lets later tokens decide in a causal stack; '
@@ -122,6 +124,6 @@ class STMoE(nnx.Module):
         num_virtual=self.num_virtual)
     return contract.Routed(a, aux, carry)
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""
     return self.decide(self.logits(x, ctx), ctx, carry)

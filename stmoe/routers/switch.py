@@ -14,8 +14,9 @@ from stmoe.core import metrics
 from stmoe.core import noise
 
 
-def switch(logits, mask, capacity, tokens=None, explore=choices.best, uniform=None, choose=None,
-           num_virtual=0):
+def switch(logits: jax.Array, mask: jax.Array, capacity: int, tokens: jax.Array | None = None,
+           explore: choices.Picks = choices.best, uniform: jax.Array | None = None,
+           choose: contract.Choose | None = None, num_virtual: int = 0) -> contract.Decision:
   """Returns (Assignment, Aux): token s to e* = argmax_e p_e, weighted by p_e* (section 2.1).
 
   The weight is the probability itself, never renormalised: besides the losses it is the
@@ -63,10 +64,10 @@ class Switch(nnx.Module):
 
   k = 1                              # choices of a token
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, capacity_factor: ranges.Factors = (1.25, 2.0),
-               min_capacity: ranges.Natural = 4, jitter: ranges.Below1 = 1e-2,
-               input_dropout: ranges.Below1 = 0.0, exploration: ranges.Choice(*EXPLORATION) = 'argmax',
-               num_virtual=0, rngs):
+  def __init__(self, d_model: int, *, num_experts: ranges.Count,
+               capacity_factor: ranges.Factors = (1.25, 2.0), min_capacity: ranges.Natural = 4,
+               jitter: ranges.Below1 = 1e-2, input_dropout: ranges.Below1 = 0.0,
+               exploration: ranges.Choice(*EXPLORATION) = 'argmax', num_virtual=0, rngs):
     # N(0, 0.02) is flaxformer's, stated there to be slightly better than the paper's scaled init.
     self.w = gate.weights(d_model, num_experts + num_virtual, rngs=rngs)
     self.num_experts = num_experts
@@ -78,7 +79,7 @@ class Switch(nnx.Module):
     choices.named(EXPLORATION, exploration, 'exploration')
     self.exploration = exploration
 
-  def logits(self, x, ctx):
+  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
     """Returns f32[G,S,E] for x [G,S,D]."""
     noisy = ctx if ctx.train else ctx.replace(key=None)
     x = x.astype(jnp.float32)
@@ -86,7 +87,8 @@ class Switch(nnx.Module):
     x = noise.dropout(x, self.input_dropout, noisy.fold('dropout').key)
     return gate.logits(x, self.w[...])
 
-  def decide(self, logits, ctx, carry, choose=None):
+  def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
+             choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
     capacity = assignment.slots(ctx, self.w.shape[1], self.capacity_factor, self.min_capacity)
     key = ctx.fold('sample').key if ctx.train else None
@@ -95,6 +97,6 @@ class Switch(nnx.Module):
                     self.num_virtual)
     return contract.Routed(a, aux, carry)
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""
     return self.decide(self.logits(x, ctx), ctx, carry)

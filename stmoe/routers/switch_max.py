@@ -15,7 +15,8 @@ from stmoe.core import noise
 from stmoe.errors import UserError
 
 
-def switch_max(logits, mask, capacity, tokens=None):
+def switch_max(logits: jax.Array, mask: jax.Array, capacity: int,
+               tokens: jax.Array | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): as Switch, but an expert keeps its C tokens of largest gate.
 
   `_switch_max_gating` of Mesh-TensorFlow. Whether a token keeps its expert depends on
@@ -47,9 +48,9 @@ class SwitchMax(nnx.Module):
   Losses: balance, z.
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, capacity_factor: ranges.Factors = (1.25, 2.0),
-               min_capacity: ranges.Natural = 4, jitter: ranges.Below1 = 1e-2,
-               allow_causal: ranges.Flag = False, rngs):
+  def __init__(self, d_model: int, *, num_experts: ranges.Count,
+               capacity_factor: ranges.Factors = (1.25, 2.0), min_capacity: ranges.Natural = 4,
+               jitter: ranges.Below1 = 1e-2, allow_causal: ranges.Flag = False, rngs):
     self.w = gate.weights(d_model, num_experts, rngs=rngs)
     self.num_experts = num_experts
     self.capacity_factor = tuple(capacity_factor)
@@ -57,7 +58,7 @@ class SwitchMax(nnx.Module):
     self.jitter = jitter
     self.allow_causal = allow_causal
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]; raises UserError in a causal stack."""
     if ctx.causal and not self.allow_causal:
       raise UserError('router switch_max lets later tokens decide in a causal stack; nearest: router '

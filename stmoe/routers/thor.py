@@ -12,7 +12,7 @@ from stmoe.errors import UserError
 from stmoe.errors import nearest
 
 
-def thor(expert, mask, num_experts):
+def thor(expert: jax.Array, mask: jax.Array, num_experts: int) -> contract.Decision:
   """Returns (Assignment, Aux): every token to the one expert drawn for it, with weight 1 and no drops.
 
   Args:
@@ -26,12 +26,12 @@ def thor(expert, mask, num_experts):
                          metrics=dict(drop_frac=metrics.drop_frac(edges, a)))
 
 
-def by_token(ctx):
+def by_token(ctx: contract.Context) -> jax.Array:
   """Returns i32[G,S], the number of the draw that each token takes: one of its own."""
   return jnp.arange(ctx.mask.size).reshape(ctx.mask.shape)
 
 
-def by_sentence(ctx):
+def by_sentence(ctx: contract.Context) -> jax.Array:
   """Returns i32[G,S], the same number for all tokens of a sentence: of a segment of one row.
 
   A sentence begins where its positions do, so that a group may hold several rows or a part of one.
@@ -40,12 +40,12 @@ def by_sentence(ctx):
   return jnp.maximum(jnp.cumsum(first.reshape(-1)) - 1, 0).reshape(first.shape)
 
 
-def by_time_step(ctx):
+def by_time_step(ctx: contract.Context) -> jax.Array:
   """Returns i32[G,S], the same number for all tokens at one position of their sentences."""
   return ctx.positions
 
 
-def by_batch(ctx):
+def by_batch(ctx: contract.Context) -> jax.Array:
   """Returns i32[G,S], one number for all tokens, as in training."""
   return jnp.zeros(ctx.mask.shape, jnp.int32)
 
@@ -73,7 +73,8 @@ class Thor(nnx.Module):
 
   draws_at_eval = True               # evaluation uses ctx.key where there is one
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, eval_dispatch: ranges.Text = 'sentence', rngs):
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, eval_dispatch: ranges.Text = 'sentence',
+               rngs):
     if num_experts < 2:
       raise UserError(f'router thor: num_experts={num_experts} leaves nothing to draw; nearest: '
                       'num_experts=2 (or layer=dense)')
@@ -86,14 +87,14 @@ class Thor(nnx.Module):
     self.eval_dispatch = str(eval_dispatch)
 
   @property
-  def undecodable(self):
+  def undecodable(self) -> str | None:
     """Why tokens cannot be routed one by one, or None."""
     if self.eval_dispatch not in NUMBERED:
       return None
     return (f'eval_dispatch={self.eval_dispatch!r} numbers the tokens of a batch; nearest: '
             "eval_dispatch='time_step' (or '0', the first expert)")
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D], of which only the shape counts."""
     if not ctx.train and self.fixed is not None:
       return contract.Routed(*thor(jnp.full(x.shape[:2], self.fixed), ctx.mask, self.num_experts), carry)

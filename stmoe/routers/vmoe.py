@@ -16,7 +16,7 @@ from stmoe.core import metrics
 from stmoe.errors import UserError
 
 
-def capacity(num_choices, num_experts, factor, multiple_of=4):
+def capacity(num_choices: int, num_experts: int, factor: float, multiple_of: int = 4) -> int:
   """Returns C = ceil(num_choices * factor / num_experts), rounded up to a multiple of `multiple_of`.
 
   `factor` counts slots per choice, of which a group of S tokens has num_choices = S * k. The
@@ -33,7 +33,8 @@ def capacity(num_choices, num_experts, factor, multiple_of=4):
   return -(-slots // multiple_of) * multiple_of if multiple_of else slots
 
 
-def dispatch(gates, mask, k, capacity, batch_priority=False, choose=None):
+def dispatch(gates: jax.Array, mask: jax.Array, k: int, capacity: int, batch_priority: bool = False,
+             choose: contract.Choose | None = None) -> tuple[assignment.Edges, assignment.Assignment]:
   """Returns (Edges, Assignment): every token to its k largest gates, weighted by them as they are.
 
   All first choices of a group come before all second ones. Tokens come in order, or with
@@ -51,8 +52,9 @@ def dispatch(gates, mask, k, capacity, batch_priority=False, choose=None):
   return edges, assignment.cap(edges, capacity, priority)
 
 
-def vmoe(logits, mask, capacity, k, *, noise=None, noise_std=0.0, tokens=None, batch_priority=False,
-         choose=None):
+def vmoe(logits: jax.Array, mask: jax.Array, capacity: int, k: int, *, noise: jax.Array | None = None,
+         noise_std: float = 0.0, tokens: jax.Array | None = None, batch_priority: bool = False,
+         choose: contract.Choose | None = None) -> contract.Decision:
   """Returns (Assignment, Aux) of V-MoE's routing (section 2 and appendix A).
 
   Args:
@@ -89,7 +91,7 @@ class VMoe(nnx.Module):
   Differs: initial weights are N(0, 0.02), like other routers'; the released code's have variance 1/D.
   """
 
-  def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 2,
+  def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                capacity_factor: ranges.Pair(ranges.Positive | None) = (1.05, 1.05),
                multiple_of: ranges.Natural = 4, noise_std: ranges.NonNegative = 1.0,
                batch_priority: ranges.Flag = False, allow_causal: ranges.Flag = False, rngs):
@@ -107,16 +109,17 @@ class VMoe(nnx.Module):
     self.allow_causal = allow_causal
 
   @property
-  def undecodable(self):
+  def undecodable(self) -> str | None:
     """Why tokens cannot be routed one by one, or None."""
     return 'batch_priority=True ranks the tokens of a group; nearest: batch_priority=False' if (
         self.batch_priority) else None
 
-  def logits(self, x, ctx):
+  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
     """Returns f32[G,S,E] for x [G,S,D]."""
     return gate.logits(x, self.w[...])
 
-  def decide(self, logits, ctx, carry, choose=None):
+  def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
+             choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; raises UserError for batch priority in a causal stack."""
     if self.batch_priority and ctx.causal and not self.allow_causal:
       raise UserError('router vmoe: batch_priority=True lets later tokens decide in a causal stack; '
@@ -131,6 +134,6 @@ class VMoe(nnx.Module):
                   tokens=ctx.tokens, batch_priority=self.batch_priority, choose=choose)
     return contract.Routed(a, aux, carry)
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""
     return self.decide(self.logits(x, ctx), ctx, carry)

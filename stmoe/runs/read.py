@@ -100,8 +100,8 @@ def read_all(paths, check=lambda path: None, say=lambda line: print(line, file=s
       wrong.append(error)
   if not found and wrong:
     raise wrong[0]
-  for error in wrong:
-    say(f'note: a run is left out: {error}')
+  for one in wrong:
+    say(f'note: a run is left out: {one}')
   return found
 
 

@@ -59,7 +59,7 @@ def numbered(params: dict) -> dict:
   >>> {number: int(block['w']) for number, block in blocks.items()}
   {0: 1, 1: 2, 2: 3, 3: 4}
   """
-  found = {}
+  found: dict = {}
   visit(unroll(params) if is_scanned(params) else params, lambda path, leaf: put(found, path, leaf))
   return found
 
@@ -92,7 +92,7 @@ def put(tree: dict, path: tuple, value) -> None:
 
 def together(*trees: dict) -> dict:
   """Returns the nested dict that has the leaves of all of `trees`, such as parameters and router state."""
-  joined = {}
+  joined: dict = {}
   for tree in trees:
     for key, value in tree.items():
       joined[key] = together(joined.get(key, {}), value) if isinstance(value, dict) else value

@@ -11,6 +11,7 @@ Differs: a group of one expert stays as it is; in the reference it is multiplied
 """
 
 import math
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,8 @@ from stmoe.surgery import sparse
 
 HIDDEN = 'expert_mlp'                    # the logical axis of hidden units
 HIDDEN_ITEMS = ('tokens', 'hidden_sums', 'hidden_squares', 'hidden_products')
-WEIGHTS = {                              # of the members of a group, by their usage f[n], the head's first
+# Of the members of a group, by their usage f[n], the head's first.
+WEIGHTS: dict[str, typing.Callable[[np.ndarray], np.ndarray]] = {
     'usage': lambda f: f,
     'uniform': np.ones_like,
     'head': lambda f: np.arange(len(f)) == 0,
@@ -55,14 +57,14 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     groups = _globally(layers, used, keep)
     numbers = {layer.where: max(groups[other.name] for other in layers if other.where == layer.where)
                for layer in layers}
-  made = {}
+  made: dict[tuple, object] = {}
   for layer in layers:
     found, alike = used[layer.name], similarity(statistics[layer.name]['logit_products'])
     members = grouped(found, alike, groups[layer.name], capacity)
     bank = layer.owned(params)
     if align != 'none':
-      scores = correlation(*(statistics[layer.name][name] for name in HIDDEN_ITEMS)) if (
-          align == 'activations') else None
+      hidden: list = [statistics[layer.name][name] for name in HIDDEN_ITEMS] if align == 'activations' else []
+      scores = correlation(*hidden) if hidden else None
       bank = aligned(bank, layer.axes('experts'), scores)
     weigh = [WEIGHTS[weights](found[group]) for group in members]
     made |= {(*layer.path, 'experts', *path): _filled(array, members, weigh, numbers[layer.where])

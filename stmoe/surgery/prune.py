@@ -61,7 +61,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   changes = {f'{where}.router.num_experts': number for where, number in numbers.items()}
   fewer = sparse.found(sparse.changed(config, changes))              # raises what routers say of the number
   scores = SCORES[by](layers, params, calibration, seed)
-  made = {}
+  made: dict[tuple, object] = {}
   for layer, new in zip(layers, fewer):
     stay = best(scores[layer.name], numbers[layer.where])
     made |= {(*layer.path, 'experts', *path): array[stay] for path, array in layer.owned(params).items()}

@@ -17,7 +17,7 @@ def experts(params: dict, names: dict) -> dict[str, jax.Array]:
     params: pure dict of a model, scanned or not.
     names:  tree like `params` of logical axes (`axes.names_of`); arrays of experts have the axis `expert`.
   """
-  found = {}
+  found: dict[str, list[jax.Array]] = {}
   # What is not of experts keeps its first axis, which may be that of layers, and no number.
   empty = lambda leaf: leaf.reshape(*leaf.shape[:1], -1)[..., :0]
   own = jax.tree.map(lambda names, leaf: leaf if 'expert' in names else empty(leaf), names, params,

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import copy
 import dataclasses
 import math
+import typing
 
 from flax import nnx
 import jax
@@ -47,7 +48,7 @@ class Layer:
   name: str
   path: tuple
   where: str
-  module: nnx.Module
+  module: typing.Any
 
   @property
   def num_experts(self) -> int:

@@ -4,6 +4,7 @@
 of its class. A step, an evaluation and a report know of a target only what `Target` says.
 """
 
+import typing
 from typing import NamedTuple, Protocol
 
 import jax
@@ -41,10 +42,10 @@ class Target(Protocol):
   def weights(self, batch: dict) -> jax.Array:
     """Returns f32[...], the weight of each target in the loss; 0 = none is there."""
 
-  def counts(self, batch: dict):
+  def counts(self, batch: dict) -> typing.Any:
     """Returns what sums are divided by, a tree of arrays of the whole batch; 1 where nothing is there."""
 
-  def loss(self, outputs: jax.Array, batch: dict, counts) -> tuple:
+  def loss(self, outputs: jax.Array, batch: dict, counts: typing.Any) -> tuple:
     """Returns (f32[], dict name of `measures` -> f32[]) of a part of a batch: they add up over the parts.
 
     Args:

@@ -38,7 +38,7 @@ class Binary:
     each = jnp.sum(self.weights(batch), axis=0)                      # [n]
     return jnp.where(each > 0, each, 1.0), jnp.maximum(jnp.sum(each > 0), 1)
 
-  def loss(self, outputs: jax.Array, batch: dict, counts) -> tuple:
+  def loss(self, outputs: jax.Array, batch: dict, counts: jax.Array) -> tuple:
     """Returns (f32[], metrics) for logits f32[B,n]; see `targets.Target`."""
     each, tasks = counts
     values.check(outputs, batch)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import typing
 from typing import Callable
 
 import jax
@@ -61,7 +62,7 @@ class Ids:
     """Returns f32[], the real targets, at least 1."""
     return jnp.maximum(jnp.sum(weights(batch)), 1.0)
 
-  def loss(self, outputs: jax.Array, batch: dict, counts) -> tuple:
+  def loss(self, outputs: jax.Array, batch: dict, counts: jax.Array) -> tuple:
     """Returns (f32[], metrics), see `targets.Target`: of two passes the means, but of the divergence.
 
     Args:
@@ -122,7 +123,8 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def cross_entropy(logits, targets, z=0.0, label_smoothing=0.0):
+def cross_entropy(logits: jax.Array, targets: jax.Array, z: float = 0.0,
+                  label_smoothing: float = 0.0) -> tuple[jax.Array, jax.Array]:
   """Returns (ce, z_term) f32[B,T]: cross entropy, and z * log(Z)^2 of the output softmax.
 
   With smoothing e the target has 1 - e on the right token and e / (V-1) on the others, and
@@ -224,7 +226,8 @@ def weights(batch: dict) -> jax.Array:
   return read(batch)[1].astype(jnp.float32)
 
 
-def task(logits, batch, z=0.0, label_smoothing=0.0, sigmoid=False):
+def task(logits: jax.Array, batch: dict, z: float = 0.0, label_smoothing: float = 0.0,
+         sigmoid: bool = False) -> dict[str, jax.Array]:
   """Returns dict of sums over the real targets of `batch`, f32[]: ce, z, correct.
 
   `sigmoid` takes `sigmoid_cross_entropy` in place of `cross_entropy`; z and smoothing are of the softmax.
@@ -239,7 +242,8 @@ def task(logits, batch, z=0.0, label_smoothing=0.0, sigmoid=False):
   return dict(ce=jnp.sum(ce * real), z=jnp.sum(z_term * real), correct=jnp.sum(correct * real))
 
 
-def passes(logits, batch, z=0.0, label_smoothing=0.0, sigmoid=False):
+def passes(logits: typing.Sequence[jax.Array] | jax.Array, batch: dict, z: float = 0.0,
+           label_smoothing: float = 0.0, sigmoid: bool = False) -> dict[str, jax.Array]:
   """Returns dict of sums over the real targets of `batch` and over stochastic passes, f32[].
 
   ce, z, correct: of `task`, summed over the passes. consistency: between the first pass and the

@@ -33,7 +33,7 @@ class Ranking:
     total = jnp.sum(self.weights(batch))
     return jnp.where(total > 0, total, 1.0)
 
-  def loss(self, outputs: jax.Array, batch: dict, counts) -> tuple:
+  def loss(self, outputs: jax.Array, batch: dict, counts: jax.Array) -> tuple:
     """Returns (f32[], metrics) for scores f32[B,K]; see `targets.Target`."""
     mean = self.judge(outputs, batch)['ce'] / counts
     return mean, {'loss/ce': mean}

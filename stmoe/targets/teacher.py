@@ -1,5 +1,7 @@
 """A teacher: what another model predicts is a target beside the data's own (distillation)."""
 
+import typing
+
 import jax
 import jax.numpy as jnp
 
@@ -53,7 +55,7 @@ class Teacher:
     total = jnp.sum(self.weights(batch))
     return self.inner.counts(batch), jnp.where(total > 0, total, 1.0)
 
-  def loss(self, outputs: jax.Array, batch: dict, counts) -> tuple:
+  def loss(self, outputs: jax.Array, batch: dict, counts: typing.Any) -> tuple:
     """Returns (f32[], metrics) for outputs [B,...], of several passes [P,B,...]; see `targets.Target`."""
     own, values = self.inner.loss(outputs, batch, counts[0])
     each = outputs[None] if self.passes == 1 else outputs

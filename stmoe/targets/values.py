@@ -31,7 +31,7 @@ class Values:
     total = jnp.sum(self.weights(batch))
     return jnp.where(total > 0, total, 1.0)
 
-  def loss(self, outputs: jax.Array, batch: dict, counts) -> tuple:
+  def loss(self, outputs: jax.Array, batch: dict, counts: jax.Array) -> tuple:
     """Returns (f32[], metrics) for outputs f32[B,n]; see `targets.Target`."""
     mean = self.judge(outputs, batch)['error'] / counts
     return mean, {'loss/mse': mean}

@@ -25,7 +25,7 @@ from stmoe.train import state as states
 class Alone:
   """A batch as it is."""
 
-  meta = {}
+  meta: dict = {}
 
   def __call__(self, batch: dict) -> dict:
     return batch

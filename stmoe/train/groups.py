@@ -98,7 +98,8 @@ def of(cfg, labels: dict) -> tuple[Group, ...]:
   if part != 'all':
     raise errors.UserError(f'train.trainable={part!r} and groups.{min(sections)} both say what trains; '
                            'nearest: train.trainable=all')
-  groups, owner, where = [], {}, {name: fields.get('where') or name for name, fields in sections.items()}
+  groups, where = [], {name: fields.get('where') or name for name, fields in sections.items()}
+  owner: dict[tuple, str] = {}
   # In the order of their names, which is that of config.json; 'rest' is what the others leave.
   for name in sorted(sections, key=lambda name: (where[name] == REST, name)):
     paths = selected(name, where[name], labels, owner)

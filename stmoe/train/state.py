@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import typing
 import zlib
 
 from flax import nnx
@@ -45,7 +46,7 @@ class Blueprint:
   shapes: dict
   mesh: jax.sharding.Mesh
   groups: tuple[groups.Group, ...]
-  target: object
+  target: typing.Any
 
   def model(self, params, routers):
     """Returns the model with these numbers in it."""

@@ -12,12 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import ranges
+from stmoe.core import assignment
+from stmoe.core import contract
 from stmoe.core.execute import gather
 from stmoe.core.transport import exchange
 from stmoe.core.transport import layouts
 
 
-def execute(x, a, experts, key=None, *, chunks: ranges.Count = 1):
+def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank, key: jax.Array | None = None, *,
+            chunks: ranges.Count = 1) -> jax.Array:
   """Returns y[g,s] = sum over edges (s -> e) of weight * expert_e(x[g,s]).
 
   Args:
@@ -41,7 +44,7 @@ class Remote:
   over: tuple = struct.field(pytree_node=False)
   chunks: int = struct.field(pytree_node=False)
 
-  def __call__(self, rows, key=None):
+  def __call__(self, rows: layouts.Buckets, key: jax.Array | None = None) -> layouts.Buckets:
     """Returns the rows' expert outputs: Buckets [E,R,D] -> [E,R,D']."""
     parts = jnp.array_split(rows.x, self.chunks, axis=1)
     done = [self._part(x, key if key is None else jax.random.fold_in(key, i)) for i, x in enumerate(parts)]

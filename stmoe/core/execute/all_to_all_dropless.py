@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from stmoe.core import assignment
+from stmoe.core import contract
 from stmoe.core.execute import pallas
 from stmoe.core.transport import exchange
 from stmoe.core.transport import rows as rows_lib
 
 
-def execute(x, a, experts, key=None):
+def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
+            key: jax.Array | None = None) -> jax.Array:
   """Returns y[g,s] = sum over edges (s -> e) of weight * expert_e(x[g,s]).
 
   Args:
@@ -44,7 +46,7 @@ def _local(x, a, experts, key, over):
     return rows_lib.add_up(y.astype(jnp.float32) * weight[..., None], a).astype(x.dtype)
 
 
-def received(counts, limit):
+def received(counts: jax.Array, limit: int) -> assignment.Assignment:
   """Returns the Assignment of rows that arrived sorted by expert: each to its expert, with weight 1.
 
   Args:

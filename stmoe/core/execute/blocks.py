@@ -17,11 +17,13 @@ import jax.numpy as jnp
 from pallas_kernels import walk
 from stmoe import axes
 from stmoe.core import assignment
+from stmoe.core import contract
 from stmoe.core.transport import grouped
 from stmoe.core.transport import rows as rows_lib
 
 
-def execute(x, a, experts, key=None):
+def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
+            key: jax.Array | None = None) -> jax.Array:
   """Returns y[g,s] = sum over edges (s -> e) of weight * expert_e(x[g,s]).
 
   Args:
@@ -43,7 +45,8 @@ def _execute(x, weight, experts, a, rows, key):
   return forward(x, weight, experts, a, rows, key)
 
 
-def forward(x, weight, experts, a, rows, key):
+def forward(x: jax.Array, weight: jax.Array, experts: contract.Bank, a: assignment.Assignment,
+            rows: rows_lib.Rows, key: jax.Array | None) -> jax.Array:
   """Returns y [G,S,D'] of `execute`; weight f32[G,N] is 0 on dead edges, `rows` those of `a`."""
   tokens = x.reshape(-1, x.shape[-1])                                # [G*S, D]
   cut = walk.blocks(rows.sizes, rows.edge.size)
@@ -63,7 +66,7 @@ def forward(x, weight, experts, a, rows, key):
     return rows_lib.add_up(y, a).astype(x.dtype)                     # [G, S, D']
 
 
-def backward(saved, dy):
+def backward(saved: tuple, dy: jax.Array) -> tuple:
   """Returns the gradients to x [G,S,D], weight f32[G,N] and the bank; `saved` are `forward`'s arguments."""
   x, weight, experts, a, rows, key = saved
   tokens, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 
+from stmoe.core import contract
 from stmoe.core.transport import layouts
 
 
-def execute(x, a, experts, key=None):
+def execute(x: jax.Array, a: contract.Assigned, experts: contract.Bank,
+            key: jax.Array | None = None) -> jax.Array:
   """Returns y[g,s] = sum over edges (s -> e) of weight * expert_e(x[g,s]).
 
   Args:
@@ -22,7 +24,7 @@ def execute(x, a, experts, key=None):
   with jax.named_scope('dispatch'):
     rows = jnp.einsum('gsd,gsec->egcd', x, dispatch.astype(x.dtype)) # [E, G, C, D]
   with jax.named_scope('experts'):
-    rows = layouts.Buckets(rows.reshape(a.num_experts, groups * a.capacity, width))
-    y = experts(rows, key).x.reshape(a.num_experts, groups, a.capacity, -1)
+    buckets = layouts.Buckets(rows.reshape(a.num_experts, groups * a.capacity, width))
+    y = experts(buckets, key).x.reshape(a.num_experts, groups, a.capacity, -1)
   with jax.named_scope('combine'):
     return jnp.einsum('egcd,gsec->gsd', y, combine.astype(x.dtype))  # [G, S, D]

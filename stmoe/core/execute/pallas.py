@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from pallas_kernels import target
 from pallas_kernels.combine import api as combine
 from stmoe.core import assignment
+from stmoe.core import contract
 from stmoe.core.execute import blocks
 from stmoe.core.transport import exchange
 from stmoe.core.transport import grouped
@@ -28,7 +29,8 @@ from stmoe.core.transport import rows as rows_lib
 from stmoe.errors import UserError
 
 
-def execute(x, a, experts, key=None):
+def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
+            key: jax.Array | None = None) -> jax.Array:
   """Returns y[g,s] = sum over edges (s -> e) of weight * expert_e(x[g,s]).
 
   Args:
@@ -49,7 +51,8 @@ def _local(x, a, experts, key, over):
   return of_device(x, a, experts, key)
 
 
-def of_device(x, a, experts, key):
+def of_device(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
+              key: jax.Array | None) -> jax.Array:
   """Returns y [G,S,D'] of `execute`, of the groups and with the experts of one device.
 
   Where the compiler splits matrices over further devices it is `blocks`: it cannot split kernels.
@@ -85,7 +88,8 @@ def _backward(saved, dy):
 _execute.defvjp(_forward, _backward)
 
 
-def forward(x, weight, experts, a, rows, key):
+def forward(x: jax.Array, weight: jax.Array, experts: contract.Bank, a: assignment.Assignment,
+            rows: rows_lib.Rows, key: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   """Returns (y [G,S,D'], tuple of the [M,F] to keep); the arguments are those of `blocks.forward`."""
   with jax.named_scope('dispatch'):
     ops, xs = _ops(rows), _rows(x, rows)                             # M of D
@@ -95,7 +99,7 @@ def forward(x, weight, experts, a, rows, key):
     return _sum(y, weight, a, rows).astype(x.dtype), kept            # [G, S, D']
 
 
-def backward(saved, kept, dy):
+def backward(saved: tuple, kept: tuple[jax.Array, ...] | None, dy: jax.Array) -> tuple:
   """Returns the gradients to x [G,S,D], weight f32[G,N] and the bank; `saved` are `forward`'s arguments."""
   x, weight, experts, a, rows, key = saved
   with jax.named_scope('dispatch'):

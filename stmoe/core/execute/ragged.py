@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from stmoe.core import assignment
+from stmoe.core import contract
 from stmoe.core.transport import layouts
 from stmoe.core.transport import rows as rows_lib
 
 
-def execute(x, a, experts, key=None):
+def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
+            key: jax.Array | None = None) -> jax.Array:
   """Returns y[g,s] = sum over edges (s -> e) of weight * expert_e(x[g,s]).
 
   Args:

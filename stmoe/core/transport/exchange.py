@@ -7,6 +7,7 @@ the logical axes 'group' and 'expert'.
 
 import functools
 import math
+import typing
 
 from flax import struct
 import jax
@@ -15,9 +16,12 @@ from jax.sharding import PartitionSpec
 
 from stmoe import axes
 from stmoe import errors
+from stmoe.core import assignment
+from stmoe.core import contract
 
 
-def on_shards(execute, x, a, experts, key):
+def on_shards(execute: typing.Callable[..., jax.Array], x: jax.Array, a: assignment.Assignment,
+              experts: contract.Bank, key: jax.Array | None) -> jax.Array:
   """Returns `execute(x, a, experts, key, over)` of every device on its own groups, with its own experts.
 
   Mesh axes that split neither groups nor experts stay with the compiler (see `automatic`). Where nothing
@@ -53,7 +57,7 @@ def on_shards(execute, x, a, experts, key):
                        axis_names={*groups, *ones}, check_vma=False)(x, a, experts, key)
 
 
-def automatic():
+def automatic() -> bool:
   """Returns whether the compiler splits what is computed here over devices; it cannot split kernels.
 
   A bool, no array [.].
@@ -62,7 +66,7 @@ def automatic():
   return any(size > 1 and axis not in mesh.manual_axes for axis, size in mesh.shape.items())
 
 
-def num_devices(over):
+def num_devices(over: tuple[str, ...]) -> int:
   """Returns P: the devices of the current mesh along its axes `over`; an int, no array [.]."""
   return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in over)
 
@@ -84,7 +88,7 @@ class Plan:
   over: tuple = struct.field(pytree_node=False)
 
 
-def plan(sizes, over, limit):
+def plan(sizes: jax.Array, over: tuple[str, ...], limit: int) -> Plan:
   """Returns the Plan of a device with `sizes` i32[E] rows for each expert; two small exchanges.
 
   Args:
@@ -99,7 +103,7 @@ def plan(sizes, over, limit):
 
 
 @jax.custom_vjp
-def there(rows, plan):
+def there(rows: jax.Array, plan: Plan) -> jax.Array:
   """Returns [P,R,D]: what arrives from each device, zeros after it, of rows [M,D] sent by `plan`.
 
   Only the rows themselves travel where the backend has `ragged_all_to_all`; CPUs exchange R for every
@@ -128,7 +132,7 @@ def _there(rows, plan):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def back(y, plan, num):
+def back(y: jax.Array, plan: Plan, num: int) -> jax.Array:
   """Returns [M,D], M = `num`: rows y [P,R,D] where they came from, zeros in rows that were not sent.
 
   The transpose is `there`.

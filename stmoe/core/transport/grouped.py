@@ -20,6 +20,7 @@ themselves has them gathered.
 """
 
 import functools
+import typing
 
 from flax import struct
 import jax
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 from pallas_kernels import listing
 from pallas_kernels.gmm import api as gmm
 from pallas_kernels.tgmm import api as tgmm
+from stmoe.core import contract
 from stmoe.core.transport import layouts
 
 
@@ -36,6 +38,9 @@ class Listed:
   """The rows x[token]: x [T,D], token i32[M]."""
   x: jax.Array
   token: jax.Array
+
+
+Factor = typing.Any                  # rows [M,.] as products read them: an array, or Listed
 
 
 @struct.dataclass
@@ -47,26 +52,27 @@ class Kernels:
   sizes: jax.Array
   expert: jax.Array
 
-  def times(self, x, w):
+  def times(self, x: Factor, w: jax.Array) -> jax.Array:
     """Returns [M,F]: rows x [M,D], or Listed, times w [E,D,F] of their expert."""
     x, token = _parts(x)
     return gmm.gmm(x, w, self.sizes, token)
 
-  def transposes(self, x, w, dz):
+  def transposes(self, x: Factor, w: jax.Array,
+                 dz: Factor) -> tuple[jax.Array, jax.Array]:
     """Returns the gradients [M,D] and [E,D,F] of `times` for dz [M,F]; x and dz may be Listed."""
     (x, token), (dz, dz_token) = _parts(x), _parts(dz)
     dx = gmm.gmm(dz, w, self.sizes, dz_token, transposed=True)
     return dx, tgmm.tgmm(x, dz, self.sizes, token, dz_token)
 
-  def of_rows(self, b):
+  def of_rows(self, b: jax.Array) -> jax.Array:
     """Returns [M,F]: of b [E,F] the row of each row's expert."""
     return b.at[self.expert].get(mode='fill', fill_value=0)
 
-  def added(self, dy):
+  def added(self, dy: jax.Array) -> jax.Array:
     """Returns [E,F], the gradient of `of_rows`: the sum over the rows of each expert."""
     return tgmm.tgmm(jnp.ones((dy.shape[0], 1), dy.dtype), dy, self.sizes)[:, 0]
 
-  def together(self):
+  def together(self) -> 'Kernels':
     """Returns the Kernels of one expert that has all rows; those of none are again of none."""
     return Kernels(self.sizes.sum(keepdims=True), (self.expert >= self.sizes.size).astype(jnp.int32))
 
@@ -84,28 +90,28 @@ def _gathered(x):
 class One:
   """Products of rows of the same expert, whose bank has arrays [1,...]."""
 
-  def times(self, x, w):
+  def times(self, x: Factor, w: jax.Array) -> jax.Array:
     """Returns [B,F]: rows x [B,D] times w [1,D,F]."""
     return x @ w[0]
 
-  def transposes(self, x, w, dz):
+  def transposes(self, x: Factor, w: jax.Array, dz: Factor) -> tuple[jax.Array, jax.Array]:
     """Returns the gradients [B,D] and [1,D,F] of `times` for dz [B,F]."""
     return jax.lax.dot_general(dz, w[0], (((1,), (1,)), ((), ()))), jnp.einsum('bd,bf->df', x, dz)[None]
 
-  def of_rows(self, b):
+  def of_rows(self, b: jax.Array) -> jax.Array:
     """Returns [1,F]: b, which every row has."""
     return b
 
-  def added(self, dy):
+  def added(self, dy: jax.Array) -> jax.Array:
     """Returns dy [1,F]: JAX has summed over the rows already, as b was broadcast to them."""
     return dy
 
-  def together(self):
+  def together(self) -> 'One':
     """Returns itself: these rows are of one expert."""
     return self
 
 
-def owned(ops, w, ndim):
+def owned(ops: Kernels | One, w: jax.Array, ndim: int) -> tuple[Kernels | One, jax.Array]:
   """Returns (ops, w) with a leading expert axis: w [E,...] itself, or w [1,...] and one expert for all rows.
 
   ndim: of arrays of experts; one fewer is an array that they share.
@@ -116,11 +122,11 @@ def owned(ops, w, ndim):
 class Run:
   """Computes the products of a bank, and keeps their results in `kept`, a list of [M,F]."""
 
-  def __init__(self, ops):
+  def __init__(self, ops: Kernels | One):
     self.ops = ops
-    self.kept = []
+    self.kept: list[jax.Array] = []
 
-  def product(self, rows, w):
+  def product(self, rows: 'Grouped', w: jax.Array) -> jax.Array:
     """Returns [M,F]: Grouped rows [M,D] times w [E,D,F] of their expert, or [D,F] of all."""
     ops, w = owned(self.ops, w, 3)
     self.kept.append(ops.times(rows.factor, w))
@@ -133,12 +139,12 @@ class Again:
   dy: [M,D'] or Listed, the gradient to the result.
   """
 
-  def __init__(self, ops, kept, dy):
+  def __init__(self, ops: Kernels | One, kept: tuple[jax.Array, ...] | None, dy: Factor):
     self.ops = ops
-    self.kept = kept and list(kept)
+    self.kept = None if kept is None else list(kept)
     self.dy = dy
 
-  def product(self, rows, w):
+  def product(self, rows: 'Grouped', w: jax.Array) -> jax.Array:
     """Returns [M,F] as `Run.product` did; the gradient is that of the product."""
     ops, w = owned(self.ops, w, 3)
     z = ops.times(rows.factor, w) if self.kept is None else self.kept.pop(0)
@@ -146,7 +152,8 @@ class Again:
 
 
 @jax.custom_vjp
-def known(x, w, z, factor, dz, ops):
+def known(x: jax.Array, w: jax.Array, z: jax.Array, factor: Factor, dz: Factor,
+          ops: Kernels | One) -> jax.Array:
   """Returns z [M,F], which is x [M,D] times w [E,D,F] per expert; only the gradient is computed.
 
   `factor` is x or its list, to be read instead; dz is the gradient that will arrive or its list, or None.
@@ -164,7 +171,7 @@ known.defvjp(lambda x, w, z, factor, dz, ops: (z, (w, factor, dz, ops)), _known_
 
 
 @jax.custom_vjp
-def of_rows(b, ops):
+def of_rows(b: jax.Array, ops: Kernels | One) -> jax.Array:
   """Returns [M,F]: of b [E,F] the row of each row's expert."""
   return ops.of_rows(b)
 
@@ -178,36 +185,36 @@ class Grouped:
   factor: x as products read it, an array or Listed.
   """
 
-  def __init__(self, x, products, factor=None):
+  def __init__(self, x: jax.Array, products: Run | Again, factor: Factor = None):
     self.x = x
     self.products = products
     self.factor = x if factor is None else factor
 
-  def linear(self, w, b=None):
+  def linear(self, w: jax.Array, b: jax.Array | None = None) -> 'Grouped':
     """Returns rows times w [E,D,F] (plus b [E,F]) of their expert: x [M,F]; shared: w [D,F], b [F]."""
     return Product(self, w.astype(self.x.dtype), b)
 
-  def scale(self, b):
+  def scale(self, b: jax.Array) -> 'Grouped':
     """Returns rows times b [E,F], or [F], of their expert, elementwise."""
     return Grouped(self.x * self.of_rows(b), self.products)
 
-  def shift(self, b):
+  def shift(self, b: jax.Array) -> 'Grouped':
     """Returns rows plus b [E,F], or [F], of their expert."""
     return Grouped(self.x + self.of_rows(b), self.products)
 
-  def map(self, f, *others):
+  def map(self, f: typing.Callable[..., jax.Array], *others: 'Grouped') -> 'Grouped':
     """Returns f of these rows (and of `others`), where f acts on every row [...,F] by itself."""
     return Grouped(f(self.x, *(o.x for o in others)), self.products)
 
-  def each(self, f, *arrays):
+  def each(self, f: typing.Callable[..., jax.Array], *arrays: jax.Array) -> 'Grouped':
     """Returns f(rows [M,D], arrays of their expert) -> [M,F]; of one expert only, see `by_products`."""
     return Grouped(f(self.x, *(a[0].astype(self.x.dtype) for a in arrays)), self.products)
 
-  def weighed(self, gate):
+  def weighed(self, gate: jax.Array) -> jax.Array:
     """Returns the rows times gate f32[M,1], [M,D]; for its gradient only."""
     return (self.x * gate).astype(self.x.dtype)
 
-  def of_rows(self, b):
+  def of_rows(self, b: jax.Array) -> jax.Array:
     """Returns [M,F]: of b [E,F] the row of each row's expert, or b [F] of all."""
     ops, b = owned(self.products.ops, b.astype(self.x.dtype), 2)
     return of_rows(b, ops)
@@ -216,29 +223,31 @@ class Grouped:
 class Product(Grouped):
   """The product of `rows` with w [E,D,F] or [D,F] plus b [E,F], [F] or None, computed when asked for."""
 
-  def __init__(self, rows, w, b):
+  def __init__(self, rows: Grouped, w: jax.Array, b: jax.Array | None):
     self.rows, self.w, self.b = rows, w, b
     self.products = rows.products
 
-  @functools.cached_property
-  def x(self):
+  @functools.cached_property                                         # computed when asked for
+  def x(self) -> jax.Array:                                          # type: ignore[override]
     y = self.products.product(self.rows, self.w)                     # [M, F]
     return y if self.b is None else y + self.rows.of_rows(self.b)
 
   @property
-  def factor(self):
+  def factor(self) -> jax.Array:                                     # type: ignore[override]
     return self.x
 
-  def weighed(self, gate):
+  def weighed(self, gate: jax.Array) -> jax.Array:
     """Returns zeros [M,F] with the gradient of gate_r (x_r w + b): the weight goes before the product."""
     x = (self.rows.x * gate).astype(self.rows.x.dtype)               # [M, D]
     nothing = jnp.zeros((x.shape[0], self.w.shape[-1]), x.dtype)
+    assert isinstance(self.products, Again)                          # the others are for values
     ops, w = owned(self.products.ops, self.w, 3)
     y = known(x, w, nothing, x, self.products.dy, ops)
     return y if self.b is None else y + (self.rows.of_rows(self.b) * gate).astype(y.dtype)
 
 
-def forward(bank, x, ops, key):
+def forward(bank: contract.Bank, x: Factor, ops: Kernels | One,
+            key: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   """Returns (y [M,D'], tuple of the [M,F] to keep) of a bank on rows x [M,D] or Listed."""
   run = Run(ops)
   out = bank(Grouped(_gathered(x), run, x), key)
@@ -246,7 +255,8 @@ def forward(bank, x, ops, key):
   return out.x, kept
 
 
-def backward(bank, x, ops, key, kept, gate, dy):
+def backward(bank: contract.Bank, x: Factor, ops: Kernels | One, key: jax.Array | None,
+             kept: tuple[jax.Array, ...] | None, gate: jax.Array, dy: Factor) -> tuple:
   """Returns the gradients to (bank, x [M,D], gate f32[M]) of gate times `forward`'s y, for dy [M,D'].
 
   `kept` is what that said to keep, or None; x and dy may be Listed.
@@ -261,7 +271,6 @@ class _Each(Exception):
   """A bank asked for `each`."""
 
 
-@struct.dataclass
 class _Products(layouts.Buckets):
   """Rows that have products only."""
 
@@ -270,9 +279,11 @@ class _Products(layouts.Buckets):
     raise _Each
 
 
-def by_products(bank, num_experts, x, key):
+def by_products(bank: contract.Bank, num_experts: int, x: jax.Array,
+                key: jax.Array | None) -> bool:
   """Returns whether the work of a bank for rows like x [.,D] is products, as kernels compute: no `each`."""
-  rows = _Products(jax.ShapeDtypeStruct((num_experts, 1, x.shape[-1]), x.dtype))
+  shape: typing.Any = jax.ShapeDtypeStruct((num_experts, 1, x.shape[-1]), x.dtype)
+  rows = _Products(shape)
   try:
     jax.eval_shape(lambda bank, rows: bank(rows, key), bank, rows)
   except _Each:

@@ -8,13 +8,15 @@ A bank whose experts are no such products says with `each` what one expert does 
 it acts on every row by itself: an expert's rows come in any number, order and company.
 """
 
+import typing
+
 from flax import struct
 import jax
 import jax.numpy as jnp
 
 
 @jax.custom_vjp
-def per_expert(x, w):
+def per_expert(x: jax.Array, w: jax.Array) -> jax.Array:
   """Returns x [E,R,D] times w [E,D,F] per expert: [E,R,F].
 
   The gradient to w is written out because autodiff produces it as [E,F,D] and transposes
@@ -34,8 +36,7 @@ def _per_expert_backward(saved, dy):
 per_expert.defvjp(lambda x, w: (per_expert(x, w), (x, w)), _per_expert_backward)
 
 
-@struct.dataclass
-class Buckets:
+class Buckets(struct.PyTreeNode):
   """Rows in one buffer per expert; x: [E,R,D].
 
   >>> rows = Buckets(jnp.array([[[1., 2.]], [[3., 4.]]]))            # 2 experts, 1 row, D = 2
@@ -44,25 +45,25 @@ class Buckets:
   """
   x: jax.Array
 
-  def linear(self, w, b=None):
+  def linear(self, w: jax.Array, b: jax.Array | None = None) -> 'Buckets':
     """Returns rows times w [E,D,F] (plus b [E,F]) per expert: x [E,R,F]; shared: w [D,F], b [F]."""
     w = w.astype(self.x.dtype)
     y = per_expert(self.x, w) if w.ndim == 3 else self.x @ w         # [E, R, F]
     return self.replace(x=y if b is None else y + self._per_row(b))
 
-  def scale(self, b):
+  def scale(self, b: jax.Array) -> 'Buckets':
     """Returns rows times b [E,F], or [F], elementwise per expert."""
     return self.replace(x=self.x * self._per_row(b))
 
-  def shift(self, b):
+  def shift(self, b: jax.Array) -> 'Buckets':
     """Returns rows plus b [E,F], or [F], of their expert."""
     return self.replace(x=self.x + self._per_row(b))
 
-  def map(self, f, *others):
+  def map(self, f: typing.Callable[..., jax.Array], *others: 'Buckets') -> 'Buckets':
     """Returns f of these rows (and of `others`), where f acts on every row [...,F] by itself."""
     return self.replace(x=f(self.x, *(o.x for o in others)))
 
-  def each(self, f, *arrays):
+  def each(self, f: typing.Callable[..., jax.Array], *arrays: jax.Array) -> 'Buckets':
     """Returns f(rows [R,D] of one expert, its parts of the arrays [E,...]) -> [R,F] of every expert.
 
     One expert after the other, so that f may be anything. With vmap convolutions would be one in E groups,
@@ -76,8 +77,7 @@ class Buckets:
     return b[:, None] if b.ndim == 2 else b
 
 
-@struct.dataclass
-class Ragged:
+class Ragged(struct.PyTreeNode):
   """Rows sorted by expert; x: [M,D], sizes: i32[E] rows of each expert.
 
   `jax.lax.ragged_dot` costs a dense matmul over all experts on CPU and CUDA: reference only.
@@ -89,25 +89,25 @@ class Ragged:
   x: jax.Array
   sizes: jax.Array
 
-  def linear(self, w, b=None):
+  def linear(self, w: jax.Array, b: jax.Array | None = None) -> 'Ragged':
     """Returns rows times w [E,D,F] (plus b [E,F]) of their expert: x [M,F]; shared: w [D,F], b [F]."""
     w = w.astype(self.x.dtype)
     y = jax.lax.ragged_dot(self.x, w, self.sizes) if w.ndim == 3 else self.x @ w     # [M, F]
     return self.replace(x=y if b is None else y + self._per_row(b))
 
-  def scale(self, b):
+  def scale(self, b: jax.Array) -> 'Ragged':
     """Returns rows times b [E,F], or [F], of their expert, elementwise."""
     return self.replace(x=self.x * self._per_row(b))
 
-  def shift(self, b):
+  def shift(self, b: jax.Array) -> 'Ragged':
     """Returns rows plus b [E,F], or [F], of their expert."""
     return self.replace(x=self.x + self._per_row(b))
 
-  def map(self, f, *others):
+  def map(self, f: typing.Callable[..., jax.Array], *others: 'Ragged') -> 'Ragged':
     """Returns f of these rows (and of `others`), where f acts on every row [...,F] by itself."""
     return self.replace(x=f(self.x, *(o.x for o in others)))
 
-  def each(self, f, *arrays):
+  def each(self, f: typing.Callable[..., jax.Array], *arrays: jax.Array) -> 'Ragged':
     """Returns f(rows [.,D] of one expert, its parts of the arrays [E,...]) -> [.,F] of every expert.
 
     Every expert computes all M rows, as in `ragged_dot` on CPUs.

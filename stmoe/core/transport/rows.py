@@ -32,7 +32,7 @@ class Rows:
   sizes: jax.Array
 
 
-def sort(a):
+def sort(a: assignment.Assignment) -> Rows:
   """Returns the Rows of Assignment `a`.
 
   Two groups of three tokens on two experts; the last token of the first group was dropped:
@@ -58,7 +58,7 @@ def sort(a):
 
 
 @jax.custom_vjp
-def take(x, a, rows):
+def take(x: jax.Array, a: assignment.Assignment, rows: Rows) -> jax.Array:
   """Returns the rows [M,D] of tokens x [G,S,D]; those beyond the live ones hold anything.
 
   The transpose, in gathers as well, is `add_up` of `give`.
@@ -72,7 +72,7 @@ def take(x, a, rows):
 
 
 @jax.custom_vjp
-def give(y, a, rows):
+def give(y: jax.Array, a: assignment.Assignment, rows: Rows) -> jax.Array:
   """Returns [G,N,D]: of rows y [M,D] the row of every edge, zero where it has none.
 
   The transpose is a gather too.
@@ -96,7 +96,7 @@ take.defvjp(lambda x, a, rows: (take(x, a, rows), (a, rows)), _take_backward)
 give.defvjp(lambda y, a, rows: (give(y, a, rows), (a, rows)), _give_backward)
 
 
-def used_slots(a):
+def used_slots(a: assignment.Assignment) -> jax.Array:
   """Returns i32[G,E]: how many edges of each group reach each expert.
 
   >>> edges = assignment.from_choices(jnp.array([[[1], [0], [1]]]), jnp.ones((1, 3, 1)), 3)
@@ -106,7 +106,7 @@ def used_slots(a):
   return (a.expert[..., None] == jnp.arange(a.num_experts)).sum(axis=1, dtype=jnp.int32)
 
 
-def virtual_gates(a):
+def virtual_gates(a: assignment.Assignment) -> jax.Array:
   """Returns f32[G,S,Z]: the weight with which each token goes to each virtual expert, 0 where it does not.
 
   >>> expert, weight = jnp.array([[[0, 1], [2, 1]]]), jnp.full((1, 2, 2), 0.5)
@@ -117,7 +117,7 @@ def virtual_gates(a):
   return add_up(jnp.where(chosen, a.weight[..., None], 0), a)        # dead weights may be NaN
 
 
-def add_up(rows, a):
+def add_up(rows: jax.Array, a: assignment.Assignment) -> jax.Array:
   """Returns the sum, for every token, of what its edges hold: [G,N,D] -> [G,S,D].
 
   With `choices` set this adds k slices (on CPUs a reduction over k takes XLA ten times as long); otherwise

@@ -1,8 +1,10 @@
 """Graphs: features of nodes, edges, and a label for every node or every graph, padded to one size."""
 
 import dataclasses
+import typing
 from typing import NamedTuple
 
+import ml_collections
 import numpy as np
 
 from stmoe import errors
@@ -70,11 +72,11 @@ class Graphs:
         node_weights=((rows, self.num_nodes), np.float32), edges=((rows, self.num_edges, 2), np.int32),
         edge_weights=((rows, self.num_edges), np.float32))
 
-  def lengths(self, model=None) -> dict:
+  def lengths(self, model: typing.Any = None) -> dict:
     """Returns dict stack -> positions of a row: nodes, and what has a label."""
     return dict(encoder=self.num_nodes, decoder=self.num_nodes if self.nodes else 1)
 
-  def open(self, cfg, found: records.Record = records.NONE) -> arrays.Opened:
+  def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> arrays.Opened:
     """Returns the graphs, those that a run's Record `found` names if they are these."""
     return arrays.Opened(self, found, lambda: _read(self))
 

@@ -5,7 +5,9 @@ What is random in row i of a stream depends on its number and on the seed only.
 
 import dataclasses
 import hashlib
+import typing
 
+import ml_collections
 import numpy as np
 
 from stmoe import errors
@@ -27,7 +29,7 @@ class Labels:
   vocab_size: int
 
   @property
-  def digest(self):
+  def digest(self) -> str:
     """Returns what identifies it in a checkpoint."""
     return f'{self.vocab_size} labels'
 
@@ -76,14 +78,14 @@ class Images:
     one = ((rows, 1), np.int32)
     return dict(image=(image, np.float32), labels=one, weights=one)
 
-  def lengths(self, model) -> dict:
+  def lengths(self, model: typing.Any) -> dict:
     """Returns dict stack -> positions of a row: the patches of a model that has such, and one label."""
     if 'patch_size' not in model:
       return dict(decoder=1)
     patches = (model.image_size // model.patch_size) ** 2
     return dict(encoder=patches + (model.get('pooling', 'token') == 'token'), decoder=1)
 
-  def open(self, cfg, found: records.Record = records.NONE) -> 'Opened':
+  def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> 'Opened':
     """Returns the images, those that a run's Record `found` names if they are these."""
     _check(self)
     return Opened(self, found)
@@ -92,7 +94,8 @@ class Images:
 class Opened:
   """The rows of one set of images; what is needed of opened data is said in data/batches.py."""
 
-  vocabulary, metrics = None, {}
+  vocabulary = None
+  metrics: dict = {}
 
   def __init__(self, source: Images, found: records.Record):
     self._source, name, known = source, source.task, found.known(source)
@@ -118,15 +121,15 @@ class Opened:
 @dataclasses.dataclass(frozen=True)
 class Rows:
   """The images of one split under the fields of a configuration."""
-  pictures: object
-  data: object
+  pictures: typing.Any                 # `Arrays`, or what reads them from files
+  data: Images
   seed: int
   train: bool
 
   def __len__(self):
     return len(self.pictures)
 
-  def fill(self, batch, at, row, number):
+  def fill(self, batch: dict[str, np.ndarray], at: int, row: int, number: int) -> None:
     """Writes image `row` into row `at` of `batch`; `number` decides what is random in it."""
     d, rng = self.data, None
     if self.train and (d.flip or d.crop < 1):
@@ -141,7 +144,7 @@ class Rows:
     batch['weights'][at] = 1
 
 
-def middle(shape, share):
+def middle(shape: tuple[int, ...], share: float) -> tuple[float, float, float, float]:
   """Returns the box (left, top, right, bottom) of the middle square of an image [H,W,...].
 
   >>> middle((10, 20), 0.5)
@@ -153,7 +156,7 @@ def middle(shape, share):
   return left, top, left + side, top + side
 
 
-def cut(shape, least, rng):
+def cut(shape: tuple[int, ...], least: float, rng: np.random.Generator) -> tuple[float, float, float, float]:
   """Returns a random box of an image [H,W,...]: `least` to all of its area, sides 3:4 to 4:3."""
   height, width = shape[:2]
   area = rng.uniform(least, 1.0) * height * width
@@ -173,13 +176,13 @@ class Arrays:
   def __len__(self):
     return len(self.labels)
 
-  def read(self, row):
+  def read(self, row: int) -> tuple[np.ndarray, int]:
     """Returns (uint8[H,W,C], label)."""
     pixels = self.images[row]
     return pixels if pixels.ndim == 3 else pixels[..., None], self.labels[row]
 
 
-def keep(data):
+def keep(data: typing.Any) -> store.Kept:
   """Returns the `store.Kept` of the images of section `data`, made if it is not there."""
   if data.task.startswith(TFDS):
     from stmoe.data.images import tfds
@@ -199,7 +202,7 @@ def keep(data):
   return store.Kept(path, store.kept(path, write))
 
 
-def load(kept):
+def load(kept: store.Kept) -> dict:
   """Returns dict split -> pictures of a `store.Kept`.
 
   Pictures have a length, `num_labels` and `read(row) -> (uint8[H,W,C], label)`.
@@ -223,7 +226,7 @@ def _check(data):
                            'size is at least 1, channels are 1 or 3, std is above 0')
 
 
-def digits(data):
+def digits(data: typing.Any) -> dict:
   """Returns the digits of scikit-learn (UCI, Alpaydin and Kaynak 1998, test part), 0 to 16 as 0 to 255."""
   if data.files:
     raise errors.UserError('data.files is set, but task digits reads none; use data.task=npz')
@@ -234,7 +237,7 @@ def digits(data):
   return _divided(pixels, found.target.astype(np.int64), held_out)
 
 
-def npz(data):
+def npz(data: typing.Any) -> dict:
   """Returns the images of the user's files."""
   paths = tuple(data.files)
   if len(paths) not in (1, 2):

@@ -11,7 +11,9 @@ import functools
 import hashlib
 import json
 import re
+import typing
 
+import ml_collections
 import numpy as np
 
 from stmoe import errors
@@ -51,11 +53,11 @@ class Window:
   last: int
 
   @property
-  def offset(self):
+  def offset(self) -> int:
     """Returns the place in the row of the context's token `first`."""
     return len(self.question) + 2
 
-  def example(self, eos):
+  def example(self, eos: int) -> dict:
     """Returns the row as what `pack.fill` takes."""
     ends = np.asarray([eos], np.int32)
     ids = [np.asarray([START], np.int32), self.question, ends, self.context.ids[self.first:self.last], ends]
@@ -64,7 +66,7 @@ class Window:
     targets = np.add(self.answer, self.offset - self.first) if inside else np.zeros(2)
     return dict(encoder=np.concatenate(ids), decoder=targets.astype(np.int32))
 
-  def best(self, logits, longest):
+  def best(self, logits: np.ndarray, longest: int) -> tuple[float, str]:
     """Returns (score, text) of the best span of logits f32[2,T]: start <= end, at most `longest` tokens."""
     start, end = logits[:, self.offset:self.offset + self.last - self.first]
     score, first, last = best_span(start, end, longest)
@@ -72,7 +74,7 @@ class Window:
     return score, self.context.text[at:to]
 
 
-def best_span(start, end, longest):
+def best_span(start: np.ndarray, end: np.ndarray, longest: int) -> tuple[float, int, int]:
   """Returns (score, first, last) of the largest start[first] + end[last], first <= last < first + longest.
 
   >>> best_span(np.array([1.0, 3.0, 0.0]), np.array([9.0, 0.0, 1.0]), 2)
@@ -86,7 +88,7 @@ def best_span(start, end, longest):
   return max(tried, key=lambda each: each[0])
 
 
-def tokenize(texts, vocabulary):
+def tokenize(texts: typing.Iterable[str], vocabulary: typing.Any) -> typing.Callable[[str], 'Tokens']:
   """Returns a function text -> Tokens for `texts`; every word is encoded once, with the blanks before it."""
   words = sorted({match.group() for text in texts for match in WORD.finditer(text)})
   known = dict(zip(words, vocabulary.encode(words)))
@@ -143,16 +145,16 @@ class Questions:
     batch = pack.empty(self.lengths(), 0)
     return {name: ((rows, *array.shape[1:]), array.dtype) for name, array in batch.items()}
 
-  def lengths(self, model=None) -> dict:
+  def lengths(self, model: typing.Any = None) -> dict:
     """Returns dict stack -> tokens of a row; those of the decoder are the places of an answer."""
     return dict(encoder=self.inputs_length, decoder=self.targets_length)
 
-  def open(self, cfg, found: records.Record = records.NONE) -> 'Opened':
+  def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> 'Opened':
     """Returns the questions, those that a run's Record `found` names if they are these."""
     _check(self)
     return Opened(self, found, cfg.seed)
 
-  def vocabulary(self, found: records.Record = records.NONE, asked: dict | None = None):
+  def vocabulary(self, found: records.Record = records.NONE, asked: dict | None = None) -> typing.Any:
     """Returns the vocabulary, trained on the questions of the files: `asked`, if they are at hand."""
     def make():
       among = [_task(self.task, asked or load(self))] if self.vocab.startswith('train:') else []
@@ -163,7 +165,7 @@ class Questions:
 class Opened:
   """The rows of the questions of all domains; what is needed of opened data is said in data/batches.py."""
 
-  metrics = {}
+  metrics: dict = {}
 
   def __init__(self, source: Questions, found: records.Record, seed: int):
     self._source, name, known = source, source.task, found.known(source)
@@ -194,7 +196,7 @@ class Opened:
     return dict(vocab=self.vocabulary, vocab_size=self.vocabulary.vocab_size, num_questions=count,
                 sources=[dict(task=name, key=key) for name, key in self.keys.items()])
 
-  def windows(self, question):
+  def windows(self, question: typing.Any) -> list[Window]:
     """Returns the Windows of a Question, which cover its context."""
     context = self._tokens(question.context)
     asked = self._tokens(question.question).ids[:self._source.question_length]
@@ -202,27 +204,28 @@ class Opened:
     inside = np.flatnonzero((context.end > question.start) & (context.begin < to))
     answer = (int(inside[0]), int(inside[-1])) if len(inside) else (-1, -1)
     room = self._source.inputs_length - len(asked) - NUM_SPECIAL
-    found, first = [], 0
+    found: list[Window] = []
+    first = 0
     while not found or found[-1].last < len(context.ids):
       found.append(Window(asked, context, answer, first, min(first + room, len(context.ids))))
       first += room - self._source.stride
     return found
 
-  def judged(self):
+  def judged(self) -> tuple[dict, typing.Any]:
     """Returns (dict domain -> examples.Judged of its validation questions, each with its `windows`; self)."""
     example = lambda number, q: examples.record(q.question, q.answers[0], references=q.answers, group=number,
                                                 windows=self.windows(q))
     return {name: examples.Judged([example(*each) for each in enumerate(questions)], ('squad',))
             for name, questions in self._questions['validation'].items()}, self
 
-  def batch(self, windows, size):
+  def batch(self, windows: list[Window], size: int) -> dict[str, np.ndarray]:
     """Returns a batch of `size` rows with the Windows, at most so many, and empty rows."""
     found, rows = pack.empty(self._source.lengths(), size), Rows(windows, self.vocabulary.eos_id)
     for at in range(len(windows)):
       rows.fill(found, at, at, 0)
     return found
 
-  def answer(self, windows, logits):
+  def answer(self, windows: list[Window], logits: typing.Sequence[np.ndarray]) -> str:
     """Returns the best text of a question over its windows; logits are f32[2,T] each."""
     found = [window.best(one, self._source.answer_length) for window, one in zip(windows, logits)
              if window.last > window.first]
@@ -238,7 +241,7 @@ class Rows:
   def __len__(self):
     return len(self.windows)
 
-  def fill(self, batch, at, row, number):
+  def fill(self, batch: dict[str, np.ndarray], at: int, row: int, number: int) -> None:
     """Writes window `row` into row `at` of `batch`."""
     del number
     pack.fill(batch, at, [self.windows[row].example(self.eos)])
@@ -275,7 +278,7 @@ def _files(data):
   return given + [data.eda['synonyms']] * bool(data.eda['files'] and data.eda['synonyms'])
 
 
-def load(data):
+def load(data: typing.Any) -> dict:
   """Returns dict split -> dict domain -> list of Questions of section `data`, as they are given."""
   if data.task not in squad.TASKS:
     raise errors.UserError(f'data.task: no set of questions is called {data.task!r}'

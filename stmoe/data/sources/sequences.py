@@ -1,8 +1,10 @@
 """Sequences of values: windows of trajectories, and the value that follows every one of theirs."""
 
 import dataclasses
+import typing
 from typing import NamedTuple
 
+import ml_collections
 import numpy as np
 
 from stmoe import errors
@@ -48,11 +50,11 @@ class Sequences:
     system = {'given/system': ((rows,), np.int32)} if self.num_systems else {}
     return dict(features=(window, np.float32), values=(flat, np.float32), weights=(flat, np.float32)) | system
 
-  def lengths(self, model=None) -> dict:
+  def lengths(self, model: typing.Any = None) -> dict:
     """Returns dict stack -> positions of a row."""
     return dict(encoder=self.length, decoder=self.length)
 
-  def open(self, cfg, found: records.Record = records.NONE) -> arrays.Opened:
+  def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> arrays.Opened:
     """Returns the windows, of the trajectories that a run's Record `found` names if they are these."""
     stride = self.stride or self.length
     return arrays.Opened(self, found, lambda: _read(self),
@@ -73,7 +75,7 @@ class Windows(NamedTuple):
   def __len__(self):
     return len(self.trajectories['values']) * self.each
 
-  def fill(self, batch, at, row, number):
+  def fill(self, batch: dict[str, np.ndarray], at: int, row: int, number: int) -> None:
     """Writes window `row` into row `at` of `batch`; nothing in it is random."""
     del number
     trajectory, window = divmod(row, self.each)

@@ -5,7 +5,9 @@ import dataclasses
 import io
 import math
 import re
+import typing
 
+import ml_collections
 import numpy as np
 
 from stmoe import errors
@@ -72,11 +74,11 @@ class Table:
       entries |= dict(ids=((rows, _width(self.categories)), np.int32))
     return entries | {f'given/{name}': ((rows,), np.int32) for name in self.given}
 
-  def lengths(self, model=None) -> dict:
+  def lengths(self, model: typing.Any = None) -> dict:
     """Returns dict stack -> positions of a row: a row is one token."""
     return dict(encoder=1, decoder=1)
 
-  def open(self, cfg, found: records.Record = records.NONE) -> arrays.Opened:
+  def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> arrays.Opened:
     """Returns the rows, those that a run's Record `found` names if they are these.
 
     Other files of the same columns are read with the scales and the ids of the run.

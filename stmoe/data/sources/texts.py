@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import typing
 
+import ml_collections
 import numpy as np
 
 from stmoe import errors
@@ -60,7 +62,7 @@ class Texts:
   kind = 'text'
 
   @property
-  def rule(self) -> type:
+  def rule(self) -> typing.Any:
     """The class of the objective: `paired`, `prefix`, `whole` and `sides` are known without a vocabulary."""
     return self.objective.func
 
@@ -74,11 +76,11 @@ class Texts:
     batch = pack.empty(self.lengths(), 0, self.rule.prefix)
     return {name: ((rows, *array.shape[1:]), array.dtype) for name, array in batch.items()}
 
-  def lengths(self, model=None) -> dict:
+  def lengths(self, model: typing.Any = None) -> dict:
     """Returns dict stack -> tokens of a row."""
     return {side: self.objective.keywords[field] for side, field in self.rule.sides.items()}
 
-  def open(self, cfg, found: records.Record = records.NONE) -> 'Opened':
+  def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> 'Opened':
     """Returns the rows, those that a run's Record `found` names if they are these."""
     return Opened(self, found, cfg.model.get('start_id', 0) if 'model' in cfg else 0)
 
@@ -102,7 +104,7 @@ class Texts:
     own = lambda name: files if name in tasks.OWN_FILES or self.jsonl or not self.mixture else ()
     return [tasks.get(name, own(name), self.metrics) for name, _ in self.shares()]
 
-  def vocabulary(self, found: records.Record = records.NONE, among: list | None = None):
+  def vocabulary(self, found: records.Record = records.NONE, among: list | None = None) -> typing.Any:
     """Returns the vocabulary, the run's own if it is in Record `found`; `among` are the tasks, if at hand."""
     def make():
       tasks_of = among or (self.tasks() if self.vocab.startswith('train:') else ())
@@ -202,7 +204,7 @@ class Rows:
   stream: streams.Stream
   segments: np.ndarray  # i64[n,2]
   packs: list | None
-  objective: object
+  objective: typing.Any
   seed: int
   unscored: int  # first targets of a segment without loss
   replaced: float = 0.0  # share of the tokens
@@ -212,7 +214,7 @@ class Rows:
   def __len__(self):
     return len(self.segments) if self.packs is None else len(self.packs)
 
-  def fill(self, batch, at, row, number):
+  def fill(self, batch: dict[str, np.ndarray], at: int, row: int, number: int) -> None:
     """Writes row `row` into row `at` of `batch`; `number` decides what is random in it."""
     rng = None
     if self.objective.random:
@@ -229,11 +231,11 @@ class Rows:
 @dataclasses.dataclass(frozen=True)
 class Rower:
   """Makes rows of texts, as evaluation has them: one pair a row."""
-  objective: object
-  vocabulary: object
+  objective: typing.Any
+  vocabulary: typing.Any
   start: int = 0                       # id before the first token of a target
 
-  def batch(self, pairs, size):
+  def batch(self, pairs: typing.Sequence[tuple], size: int) -> dict[str, np.ndarray]:
     """Returns a batch of `size` rows with the (inputs, targets) `pairs`, at most so many, and empty rows."""
     batch = pack.empty(self.objective.limits, size)
     eos = np.asarray([self.vocabulary.eos_id], np.int32)

@@ -1,6 +1,7 @@
 """The zero expert: a token's choice that computes nothing."""
 
 from flax import nnx
+import jax
 
 
 class Zero(nnx.Module):
@@ -9,9 +10,9 @@ class Zero(nnx.Module):
   A layer in a residual block is skipped by a token that chooses only such experts.
   """
 
-  def __init__(self, d_model, *, rngs):
+  def __init__(self, d_model: int, *, rngs):
     pass
 
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> None:
     """Returns None, that is nothing to add, for x [G,S,D]."""
     return None

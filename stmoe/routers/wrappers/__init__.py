@@ -4,7 +4,10 @@ In a configuration `router=dict(name='remap', ..., inner=dict(name='st_moe', ...
 model that exists, `stmoe.modules.wrapped`. Wrappers go around wrappers.
 """
 
+import typing
+
 from flax import nnx
+import jax
 
 from stmoe.core import checked
 from stmoe.core import contract
@@ -28,21 +31,21 @@ class Wrapper(nnx.Module):
   capacity_factor, draws_at_eval = _of_inner('capacity_factor'), _of_inner('draws_at_eval')
   logits = _of_inner('logits')
 
-  def __init__(self, d_model, *, inner, rngs):
+  def __init__(self, d_model: int, *, inner, rngs):
     self.inner = checked.built(inner, d_model, rngs)
     self.num_experts = self.inner.num_experts
 
-  def answer(self, routed):
+  def answer(self, routed: contract.Routed) -> contract.Routed:
     """Returns the Routed that this router makes of that of `inner`."""
     return routed
 
   @property
-  def decide(self):
+  def decide(self) -> typing.Callable[..., contract.Routed] | None:
     """`decide` of `inner` with its answer changed, or None if `inner` has none."""
     inner = contract.offered(self.inner, 'decide')
     return inner and (lambda *args, **kwargs: self.answer(inner(*args, **kwargs)))
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""
     return self.answer(checked.route(self.inner, x, ctx, carry))
 
@@ -55,20 +58,21 @@ class Deciding(Wrapper):
 
   needs = 'no logits and decision of its own'
 
-  def __init__(self, d_model, *, inner, rngs):
+  def __init__(self, d_model: int, *, inner, rngs):
     super().__init__(d_model, inner=inner, rngs=rngs)
     if contract.offered(self.inner, 'decide') is None:
       name = type(self.inner).__module__.rpartition('.')[2]
       raise UserError(f"router {name} has {self.needs}; nearest: router name='st_moe'")
 
-  def logits(self, x, ctx):
+  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
     """Returns f32[G,S,E] of `inner` for x [G,S,D]."""
     return self.inner.logits(x, ctx)
 
-  def decide(self, logits, ctx, carry, choose=None):
+  def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
+             choose: contract.Choose | None = None) -> contract.Routed:
     """Returns the Routed of `inner` for logits f32[G,S,E]."""
     return self.inner.decide(logits, ctx, carry, choose)
 
-  def __call__(self, x, ctx, carry):
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""
     return self.decide(self.logits(x, ctx), ctx, carry)

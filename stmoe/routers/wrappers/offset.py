@@ -1,9 +1,11 @@
 """Added router logits at test time: rewiring (arXiv:2510.14853), steering, knocking experts out."""
 
+import jax
 import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.routers import wrappers
 
@@ -21,13 +23,13 @@ class Offset(wrappers.Deciding):
 
   needs = 'no logits to add to'
 
-  def __init__(self, d_model, *, inner: ranges.Named('router'),
+  def __init__(self, d_model: int, *, inner: ranges.Named('router'),
                offset: ranges.Many(ranges.Any) | None = None, source: ranges.Text = 'offset', rngs):
     super().__init__(d_model, inner=inner, rngs=rngs)
     self.source = source
     self.offset = None if offset is None else _constant(jnp.asarray(offset, jnp.float32))
 
-  def logits(self, x, ctx):
+  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
     """Returns f32[G,S,E] for x [G,S,D]."""
     delta = ctx.known(self.source, 'router offset') if self.offset is None else self.offset[...]
     logits = self.inner.logits(x, ctx)

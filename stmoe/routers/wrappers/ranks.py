@@ -3,11 +3,13 @@
 The weak routing of self-contrast decoding (SCMoE, arXiv:2405.14507): rank 2 alone is the third expert.
 """
 
+import jax
 import jax.numpy as jnp
 
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
+from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.routers import wrappers
 
@@ -24,7 +26,8 @@ class Ranks(wrappers.Deciding):
 
   needs = 'no ranks of experts to route by'
 
-  def __init__(self, d_model, *, inner: ranges.Named('router'), ranks: ranges.Many(ranges.Natural, 1), rngs):
+  def __init__(self, d_model: int, *, inner: ranges.Named('router'), ranks: ranges.Many(ranges.Natural, 1),
+               rngs):
     super().__init__(d_model, inner=inner, rngs=rngs)
     reached = self.inner.num_experts if self.reach is None else self.reach
     self.ranks = tuple(ranks)
@@ -33,7 +36,8 @@ class Ranks(wrappers.Deciding):
       raise UserError(f'ranks={self.ranks}: ranks are different numbers from 0 to {reached - 1}, and at '
                       'least one')
 
-  def decide(self, logits, ctx, carry, choose=None):
+  def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
+             choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]."""
     first, number = choose or choices.top, max(max(self.ranks) + 1, self.k or 1)
     routed = self.inner.decide(logits, ctx, carry, lambda scores, k: first(scores, number))
@@ -41,7 +45,7 @@ class Ranks(wrappers.Deciding):
                                           and self.k > 1))
 
 
-def only(a, ranks, normalized):
+def only(a: assignment.Assignment, ranks: tuple[int, ...], normalized: bool) -> assignment.Assignment:
   """Returns Assignment `a` [G,k*S], choice-major, with the edges of other choices than `ranks` dead.
 
   Args:

@@ -23,7 +23,7 @@ class Remap(wrappers.Wrapper):
       else once for each of them.
   """
 
-  def __init__(self, d_model, *, inner: ranges.Named('router'), num_experts: ranges.Count,
+  def __init__(self, d_model: int, *, inner: ranges.Named('router'), num_experts: ranges.Count,
                table: ranges.Many(ranges.Whole(-1)) | None = None, merged: ranges.Flag = True, rngs):
     super().__init__(d_model, inner=inner, rngs=rngs)
     known = self.inner.num_experts
@@ -35,12 +35,12 @@ class Remap(wrappers.Wrapper):
     self.merged = merged
     self.table = axes.state(jnp.asarray(table, jnp.int32), 'unmodeled')
 
-  def commit(self, aux):
+  def commit(self, aux: contract.Aux) -> None:
     """Gives the inner router the load of its own experts, aux.statistics['load_before'] f32[E]."""
     if contract.offered(self.inner, 'commit'):
       self.inner.commit(aux.replace(load=aux.statistics['load_before'].value))
 
-  def answer(self, routed):
+  def answer(self, routed: contract.Routed) -> contract.Routed:
     """Returns `routed` with edges and load of the new experts, [G,N] and f32[E']."""
     a, aux, old = routed.assignment, routed.aux, self.inner.num_experts
     if isinstance(a, assignment.SoftAssignment):

@@ -1,6 +1,9 @@
 """Routing replay: a token's experts are given, their weights are the router's own (arXiv:2510.11370)."""
 
+import jax
+
 from stmoe import ranges
+from stmoe.core import contract
 from stmoe.routers import wrappers
 
 
@@ -17,11 +20,12 @@ class Replay(wrappers.Deciding):
 
   needs = 'no choices that could be given'
 
-  def __init__(self, d_model, *, inner: ranges.Named('router'), source: ranges.Text = 'choices', rngs):
+  def __init__(self, d_model: int, *, inner: ranges.Named('router'), source: ranges.Text = 'choices', rngs):
     super().__init__(d_model, inner=inner, rngs=rngs)
     self.source = source
 
-  def decide(self, logits, ctx, carry, choose=None):
+  def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
+             choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]."""
     chosen = ctx.known(self.source, 'router replay')
     return self.inner.decide(logits, ctx, carry, lambda scores, k: chosen)

@@ -1,6 +1,7 @@
 """A router that also records what it decided, for analysis."""
 
 from stmoe.core import assignment
+from stmoe.core import contract
 from stmoe.routers import wrappers
 
 
@@ -10,7 +11,7 @@ class Trace(wrappers.Wrapper):
   A mixture of all tokens (Soft MoE) has no edges, and records none.
   """
 
-  def answer(self, routed):
+  def answer(self, routed: contract.Routed) -> contract.Routed:
     """Returns `routed` with its record."""
     a = routed.assignment
     if not isinstance(a, assignment.Edges):

@@ -18,7 +18,8 @@ def launch(runs, board, *, jobs: ranges.Count = 1, poll: ranges.Positive = 0.5):
     jobs:  how many runs at a time.
     poll:  seconds between two looks at them.
   """
-  waiting, children = list(runs), []
+  waiting = list(runs)
+  children: list = []
   with signals.Signals() as stop:
     try:
       while (waiting or children) and not stop.code:
