@@ -470,7 +470,7 @@ else:
   Natural = Whole(0)
   Seed = Whole(0, 2**64 - 1)
   Ids = Many(Natural, least=1)
-  Devices = Whole(1) | Whole(-1, -1)                               # -1: those that are left over
+  Devices = Whole(1) | Whole(-1, -1)                                 # -1: those that are left over
   Any = Number()
   Positive = Number('above 0', low=LEAST)
   NonNegative = Number('of at least 0', low=0.0)
@@ -481,9 +481,9 @@ else:
   Below1 = Number('of at least 0 and below 1', low=0.0, high=1 - 2**-24)
   Between01 = Number('above 0 and below 1', low=LEAST, high=1 - 2**-24)
   Weight = Weighed()                                                 # of a router's loss
-  Factors = Pair(NonNegative | None)                                   # capacities; None = nothing is dropped
+  Factors = Pair(NonNegative | None)                                 # capacities; None = nothing is dropped
   Yarn = Group(factor=Positive, length=Count, fast=Positive, slow=Positive, size=Positive, truncate=Flag,
-               optional=('truncate',))                                 # `rotary.yarn`
+               optional=('truncate',))                               # `rotary.yarn`
   # Functions of jax.nn of one array, elementwise.
   Activation = Choice('relu', 'gelu', 'silu', 'swish', 'tanh', 'sigmoid', 'relu6', 'elu', 'selu', 'celu',
                       'mish', 'leaky_relu', 'softplus', 'soft_sign', 'squareplus', 'hard_silu', 'hard_swish',
