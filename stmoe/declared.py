@@ -163,9 +163,13 @@ def _evaluate(path, node):
 
 
 def _names(path, table):
-  """The keys of a table at the top of a file, `TABLE = {...}` or `dict(...)`, or the items of a tuple."""
+  """The keys of a table at the top of a file, `TABLE = {...}` or `dict(...)`, or the items of a tuple.
+
+  The table may have a type: `TABLE: dict[str, Callable] = {...}`.
+  """
   for node in _tree(path).body:
-    if isinstance(node, ast.Assign) and [getattr(target, 'id', None) for target in node.targets] == [table]:
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, 'target', None)]
+    if [getattr(target, 'id', None) for target in targets] == [table]:
       if isinstance(node.value, ast.Dict):
         return [ast.literal_eval(key) for key in node.value.keys]
       if isinstance(node.value, ast.Call):

@@ -58,6 +58,7 @@ def test_every_field_has_a_range(kind, name):
 @pytest.mark.parametrize('module, given', [
     ('stmoe.train.optimizers', set()), ('stmoe.train.schedules', {'total_steps'}),
     *((f'stmoe.core.execute.{name}', set()) for name in lookup.available('executor')),
+    *((f'stmoe.surgery.{name}', set()) for name in lookup.available('surgery')),
     *((f'stmoe.sweep.launchers.{name}', set()) for name in lookup.available('launcher'))])
 def test_every_field_of_a_function_has_a_range(module, given):
   for fields in declared.of_functions(module).values():
@@ -88,7 +89,7 @@ def test_an_annotation_is_ranges_tables_and_constants(tmp_path, monkeypatch):
 from stmoe import ranges
 
 RULES = {'sign': 1, 'size': 2}
-SIDES = ('left', 'right')
+SIDES: tuple = ('left', 'right')
 
 class Mine:
   def __init__(self, d_model, *, k: ranges.Count | None = None, rule: ranges.Choice(*RULES, *SIDES),

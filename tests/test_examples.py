@@ -27,8 +27,8 @@ def test_examples(name):
   assert result.failed == 0 and result.attempted > 0
 
 
-@pytest.mark.parametrize('name', [
-    'assignment', 'transport.layouts', 'noise', 'transport.rows', 'losses', 'metrics'])
+@pytest.mark.parametrize('name', ['assignment', 'transport.layouts', 'noise', 'transport.rows', 'losses',
+                                  'metrics'])
 def test_the_core_has_examples(name):
   found = doctest.DocTestFinder().find(importlib.import_module(f'stmoe.core.{name}'))
   assert sum(len(test.examples) for test in found) >= 2
