@@ -37,18 +37,40 @@ class Field(NamedTuple):
     return UNWRITTEN if self.default in (REQUIRED, COMPUTED, OPTIONAL) else self.default
 
 
+@functools.cache
+def _own(package):
+  """The folder of a package itself."""
+  return str(ROOT.joinpath(*package.split('.')[1:]))
+
+
 def folders(package):
   """Returns the folders of a package: its own, and what else is on its `__path__` where it is imported."""
   extended = getattr(sys.modules.get(package), '__path__', ())
-  return list(map(pathlib.Path, extended)) or [ROOT.joinpath(*package.split('.')[1:])]
+  return list(map(pathlib.Path, extended or [_own(package)]))
 
 
+def steady(function):
+  """Returns `function(package, ...)`, whose results are kept where the package has its own folder alone.
+
+  A configuration asks for the same files hundreds of times. Other folders may change while a process runs.
+  """
+  kept = functools.cache(function)
+
+  @functools.wraps(function)
+  def call(package, *rest):
+    extended = list(getattr(sys.modules.get(package), '__path__', ()))
+    return (kept if extended in ([], [_own(package)]) else function)(package, *rest)
+  return call
+
+
+@steady
 def file(package, name):
   """Returns the file of module `name` of a package: ('stmoe.routers', 'switch') -> .../routers/switch.py."""
   files = [folder / f'{name}.py' for folder in folders(package)]
   return next((path for path in files if path.is_file()), files[0])
 
 
+@steady
 def of_class(package, name):
   """Returns dict field -> Field of the class called like its file, or None if the file has no such class."""
   path = file(package, name)
@@ -59,6 +81,7 @@ def of_class(package, name):
   return _annotated(path, found) if found and found.decorator_list else None
 
 
+@steady
 def called_with(package, name, function=None):
   """Returns the names of the arguments with which an object of the class called like its file is called.
 

@@ -90,10 +90,11 @@ def override(config: ml_collections.ConfigDict, overrides: typing.Sequence[str],
   """
   sections.complete(config)
   written = sections.defaults(config) if written is None else written
-  chooses = lambda text: sections.chooser(config, _path(text)) is not None
-  for text in sorted(overrides, key=lambda text: not chooses(text)):
-    if chooses(text):
-      _choose(config, text, written)
+  choosers = sections.choosers(config) if overrides else {}
+  for text in sorted(overrides, key=lambda text: _path(text) not in choosers):
+    if _path(text) in choosers:
+      _choose(config, choosers[_path(text)], text, written)
+      choosers = sections.choosers(config)
     else:
       apply(config, text)
   sections.complete(config)
@@ -106,9 +107,8 @@ def _path(override):
   return override.removeprefix('--').removeprefix('config.').partition('=')[0]
 
 
-def _choose(config, text, written):
-  """Sets a field that decides which others there are, with the defaults of what it chooses in `written`."""
-  group = sections.chooser(config, _path(text))
+def _choose(config, group, text, written):
+  """Sets the field that decides which others `group` has; defaults of what it chooses are in `written`."""
   before = group.values[group.chosen]
   apply(config, text)
   if group.values[group.chosen] == before:

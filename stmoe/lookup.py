@@ -68,6 +68,7 @@ def wrappers(kind: str) -> list[str]:
   return sorted(_names(f'{PACKAGES[kind]}.wrappers'))
 
 
+@declared.steady
 def _names(package):
   return {path.stem for folder in declared.folders(package) for path in folder.glob('[!_]*.py')}
 

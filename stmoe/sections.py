@@ -211,8 +211,8 @@ def complete(config: ml_collections.ConfigDict) -> set:
   """
   written = set()
   while absent := list(_absent(config)):
-    for group, key, value in absent:
-      with group.values.unlocked(), group.values.ignore_type():
+    with config.unlocked(), config.ignore_type():
+      for group, key, value in absent:
         group.values[key] = group.fields[key].range.check(group.where(key), value)
     written |= {group.where(key) for group, key, _ in absent}        # some are groups, and may lack fields
   return written
@@ -275,9 +275,9 @@ def range_of(config: ml_collections.ConfigDict, path: str) -> ranges.Range | Non
   return field and field.range
 
 
-def chooser(config: ml_collections.ConfigDict, path: str) -> Group | None:
-  """Returns the Group whose other fields the field `path` of a configuration decides, or None."""
-  return next((group for group in groups(config) if group.chosen and group.where(group.chosen) == path), None)
+def choosers(config: ml_collections.ConfigDict) -> dict[str, Group]:
+  """Returns dict path -> Group, of the fields of a configuration that decide which others their group has."""
+  return {group.where(group.chosen): group for group in groups(config) if group.chosen}
 
 
 def check(config, whole=True):

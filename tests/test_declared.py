@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -78,10 +79,10 @@ def test_what_may_stand_where_is_told_by_how_it_is_called():
 
 
 def write(tmp_path, monkeypatch, text):
-  """A class of a file of its own, as if it were a router called `mine`."""
+  """The fields of a class in a file of its own."""
   (tmp_path / 'mine.py').write_text(text)
-  monkeypatch.setattr(declared, 'file', lambda package, name: tmp_path / f'{name}.py')
-  return declared.of_class('stmoe.routers', 'mine')
+  monkeypatch.setitem(sys.modules, 'stmoe.probes', types.SimpleNamespace(__path__=[str(tmp_path)]))
+  return declared.of_class('stmoe.probes', 'mine')
 
 
 def test_an_annotation_is_ranges_tables_and_constants(tmp_path, monkeypatch):
