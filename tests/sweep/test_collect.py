@@ -16,9 +16,10 @@ def finish(run, loss):
   run.workdir.mkdir(parents=True)
   config, _ = experiment.load(run.experiment, run.overrides)
   env = dict(revision='abc', python='3.11', packages=dict(jax='1'), devices=dict(kind='cpu', cpus=2))
-  for name, content in (('config.json', config.to_dict()), ('env.json', env),
-                        ('DONE', {'step': run.steps, 'eval/loss': loss, 'moe/drop_frac': 0.25})):
-    (run.workdir / name).write_text(json.dumps(content))
+  final = {'step': run.steps, 'eval/loss': loss, 'moe/drop_frac': 0.25}
+  for name, content in (('config.json', config.to_dict()), ('env.json', env), ('metrics.jsonl', final),
+                        ('DONE', final)):
+    (run.workdir / name).write_text(json.dumps(content) + '\n')
   line = {'field': 'eval.draws', 'value': 2, 'step': run.steps, 'eval/loss': 9.0}
   (run.workdir / 'evals.jsonl').write_text(json.dumps(line) + '\n')
 

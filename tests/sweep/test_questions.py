@@ -33,7 +33,8 @@ def finish(run, loss, evaluations=()):
   config, _ = plan.experiment.load(run.experiment, run.overrides)
   run.workdir.mkdir(parents=True)
   (run.workdir / 'config.json').write_text(plan.experiment.to_json(config))
-  (run.workdir / 'DONE').write_text(json.dumps({'step': run.steps, 'eval/loss': loss}))
+  for name in ('metrics.jsonl', 'DONE'):
+    (run.workdir / name).write_text(json.dumps({'step': run.steps, 'eval/loss': loss}) + '\n')
   lines = [dict(step=run.steps, field=field, value=value) | {'eval/loss': loss}
            for field, values in evaluations for value in values]
   (run.workdir / 'evals.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
