@@ -97,10 +97,10 @@ def test_children_save_when_their_parent_is_killed(fake, sweep, monkeypatch):
   monkeypatch.setenv('FAKE_DELAY', '0.05')
   run, = sweep(0, steps=400).runs
   file = str(run.workdir.parent.parent / 'question' / 'sweep.py')
-  code = ('import sys; from stmoe.sweep import plan, progress, work\n'
+  code = ('import sys; from stmoe.sweep import live, plan, work\n'
           'from stmoe.sweep.launchers import local\n'
           f'work.STMOE = {fake!r}\nfound = plan.load({file!r}, workdir={str(run.workdir.parent)!r})\n'
-          'local.launch(found.runs, progress.Off(found.runs), poll=0.02)')
+          'local.launch(found.runs, live.Off(found.runs), poll=0.02)')
   parent = subprocess.Popen([sys.executable, '-c', code])
   _until(lambda: progress.step(run) > 2)
   parent.kill()

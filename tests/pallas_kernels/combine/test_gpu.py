@@ -41,6 +41,7 @@ def test_none_or_all_of_the_choices_have_rows(live):
   check(9, 2, 33, 'float32', True, live)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
 @hypothesis.given(tokens=st.integers(1, 40), k=st.integers(1, 4), width=st.integers(1, 50),
                   weighted=st.booleans(), dtype=st.sampled_from(['float32', 'bfloat16']))

@@ -43,6 +43,7 @@ def test_tokens_without_rows_get_zeros():
   np.testing.assert_array_equal(tpu.combine(rows, at, jnp.full((20, 2), jnp.nan), interpret=True), 0)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
 @hypothesis.given(strategies.integers(2, 60), strategies.integers(1, 40), strategies.integers(1, 4),
                   strategies.integers(1, 200), strategies.sampled_from([jnp.float32, jnp.bfloat16]))

@@ -38,6 +38,7 @@ def test_sizes_need_not_be_those_of_tiles(inner, outer, dtype, transposed):
   check([7, 0, 20, 13], 50, inner, outer, dtype, transposed, TILES)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=10, deadline=None, derandomize=True)
 @hypothesis.given(cases.sorted_rows(), hypothesis.strategies.integers(1, 280),
                   hypothesis.strategies.integers(1, 140), hypothesis.strategies.booleans())

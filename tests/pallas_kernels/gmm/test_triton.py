@@ -51,6 +51,7 @@ def test_widths_need_not_be_those_of_tiles(k, n, transposed, dtype):
   check((7, 0, 20, 13), 50, k, n, transposed, dtype)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
 @hypothesis.given(rows=cases.sorted_rows(), k=st.integers(1, 40), n=st.integers(1, 40),
                   transposed=st.booleans(), gather=st.booleans(),

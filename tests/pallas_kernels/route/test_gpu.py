@@ -44,6 +44,7 @@ def test_experts_may_be_ruled_out():
   check(logits, 8)                                                   # two of them are ruled out
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
 @hypothesis.given(data=st.data(), tokens=st.integers(1, 400), experts=st.integers(1, 40))
 def test_equals_the_reference_at_any_shape(data, tokens, experts):

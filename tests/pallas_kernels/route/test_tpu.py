@@ -45,6 +45,7 @@ def test_a_tile_counts_no_tokens_beyond_the_last(monkeypatch):
   check(agree.normal(0, (40, 6)), 2, pltpu.InterpretParams(uninitialized_memory='zero'))
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
 @hypothesis.given(strategies.integers(1, 60), strategies.integers(1, 140), strategies.data())
 def test_any_shape(tokens, experts, data):

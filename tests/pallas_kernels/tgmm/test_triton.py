@@ -58,6 +58,7 @@ def test_rows_are_gathered_while_they_are_loaded(gather, gather_dy):
   check((5, 0, 17, 9), 34, 20, 24, 'float32', gather, gather_dy)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
 @hypothesis.given(rows=cases.sorted_rows(), k=st.integers(1, 40), n=st.integers(1, 40),
                   dtype=st.sampled_from(['float32', 'bfloat16']))
