@@ -8,6 +8,7 @@ from stmoe.bench import decoding as bench
 from stmoe.cli import main
 
 
+@pytest.mark.slow
 def test_rows(monkeypatch):
   monkeypatch.setattr(bench, 'MODEL', dict(bench.MODEL, d_model=16, num_heads=2, head_dim=8))
   rows = list(bench.measure([4, 2], [2], 3, 1, note=lambda text: None))

@@ -20,7 +20,8 @@ def table(tmp_path):
   return runs.write(tmp_path / 'runs.csv', runs.draw('clark', 's_base')[1])
 
 
-@pytest.mark.parametrize('name', SETS)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ('joint', 'fine_grained'))) for name in SETS])
 def test_every_law_is_fitted_and_drawn(command, tmp_path, name):
   _, table, coefficients = runs.draw(name, SETS[name])
   path = runs.write(tmp_path / 'runs.csv', table)

@@ -187,7 +187,7 @@ def test_contrast_of_hand_made_logits():
 
 
 @pytest.mark.parametrize('fields', [
-    dict(beta=0.0), dict(routing_ranks=(3,), strong_ranks=(3,)),
+    dict(beta=0.0), pytest.param(dict(routing_ranks=(3,), strong_ranks=(3,)), marks=pytest.mark.slow),
     pytest.param(dict(routing_ranks=(0, 1), beta=0.7, alpha=0.01), marks=pytest.mark.slow)], ids=str)
 def test_contrast_is_greedy_without_weight_and_with_equal_passes(fields):
   if 'strong_ranks' in fields:

@@ -120,6 +120,7 @@ def test_distillation_by_a_run(corpus, teacher, tmp_path):
   assert whole[1]['loss/ce'] == pytest.approx(plain[1]['loss/ce'], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_distilled_run_continues_with_its_teacher_only(corpus, teacher, tmp_path):
   one, path = jax.devices()[:1], tmp_path / 'student'
   assert loop.train(text(corpus, 2, distilled(teacher)), path, devices=one) == 0

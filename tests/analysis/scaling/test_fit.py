@@ -10,7 +10,8 @@ from stmoe.analysis.scaling import study
 from tests.analysis.scaling import runs
 
 SETS = [('clark', 's_base'), ('clark', 'rl_r'), ('clark', 'hash'), ('chinchilla', 'hoffmann'),
-        ('chinchilla', 'dense'), ('joint', 'switch'), ('power', 'clark_dense'),
+        ('chinchilla', 'dense'), ('power', 'clark_dense'),
+        pytest.param('joint', 'switch', marks=pytest.mark.slow),
         pytest.param('fine_grained', 'e64', marks=pytest.mark.slow)]
 
 

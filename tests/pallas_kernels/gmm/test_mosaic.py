@@ -24,13 +24,16 @@ def check(sizes, m, k, n, transposed, interpret, programs=interpreter.PROGRAMS):
   agree.close(got, reference.gmm(x.astype('float32'), w.astype('float32'), sizes, transposed), rows)
 
 
+def slow(*values):
+  return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize('sizes, m, k, n, transposed', [
     ((100, 0, 77, 150), 336, 128, 512, False),                       # tiles that begin early and end late
     ((100, 0, 77, 150), 336, 128, 256, True),
-    ((3, 8, 128, 128, 5), 272, 384, 384, False),                     # columns that fill no tile, a full ring
-    ((1,) * 9 + (120,), 136, 128, 128, True),
-    ((0, 0), 16, 128, 128, False),
-    ((128, 256), 384, 128, 128, False)])                              # whole tiles
+    # Columns that fill no tile, a full ring; rows of one expert each; none at all; whole tiles.
+    slow((3, 8, 128, 128, 5), 272, 384, 384, False), slow((1,) * 9 + (120,), 136, 128, 128, True),
+    slow((0, 0), 16, 128, 128, False), slow((128, 256), 384, 128, 128, False)])
 def test_equals_the_reference(sizes, m, k, n, transposed, ready):  # noqa: F811
   check(sizes, m, k, n, transposed, ready)
 

@@ -23,7 +23,8 @@ def check(sizes, m, k, n, interpret):
 
 @pytest.mark.parametrize('sizes, m, k, n', [
     ((100, 0, 77, 150), 336, 128, 256),                              # steps that begin early and end late
-    ((3, 8, 128, 400, 5), 552, 256, 384),                            # sides that fill no tile, a full ring
+    # Sides that fill no tile, a full ring.
+    pytest.param((3, 8, 128, 400, 5), 552, 256, 384, marks=pytest.mark.slow),
     ((1,) * 9 + (55,), 64, 128, 128),
     ((0, 0), 16, 128, 128),
     ((64, 128), 192, 128, 256)])                                     # nothing to set to zero
