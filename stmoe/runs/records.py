@@ -150,7 +150,10 @@ LINEAGES = {
 def metrics(path, bad=None):
   """Returns the lines of metrics.jsonl, dicts of `step` and numbers or None; [] of a run that has none yet.
 
-  bad: called with errors.Damaged for each line that is none, which is left out; None = it is raised.
+  A reader of a finished run raises errors.Damaged where there is no line.
+
+  bad: called with errors.Damaged for each line that is none, which is left out, by who writes the file on;
+    None = it is raised.
   """
   file = pathlib.Path(path) / 'metrics.jsonl'
   lines = files.read_lines(file, check=check_line, bad=bad, nan=True)

@@ -8,6 +8,7 @@ import typing
 from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 
 class Measure(NamedTuple):
@@ -64,6 +65,12 @@ class Target(Protocol):
       totals: what `judge` gave, added up over the split, and `weight`, the sum of `weights`. Of a text all
         of whose tokens are targets also `bytes_per_token`.
     """
+
+
+def divisor(weights: jax.Array) -> jax.Array:
+  """Returns f32[], the sum of weights f32[...] of a whole batch, 1 where there is none."""
+  total = jnp.sum(weights)
+  return jnp.where(total > 0, total, 1.0)
 
 
 def first(measures: dict, part: str) -> str:

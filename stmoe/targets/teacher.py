@@ -52,8 +52,7 @@ class Teacher:
 
   def counts(self, batch: dict) -> tuple:
     """Returns (counts of `inner`, f32[] the sum of the weights)."""
-    total = jnp.sum(self.weights(batch))
-    return self.inner.counts(batch), jnp.where(total > 0, total, 1.0)
+    return self.inner.counts(batch), targets.divisor(self.weights(batch))
 
   def loss(self, outputs: jax.Array, batch: dict, counts: typing.Any) -> tuple:
     """Returns (f32[], metrics) for outputs [B,...], of several passes [P,B,...]; see `targets.Target`."""

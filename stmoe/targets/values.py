@@ -28,8 +28,7 @@ class Values:
 
   def counts(self, batch: dict) -> jax.Array:
     """Returns f32[], the sum of the weights."""
-    total = jnp.sum(self.weights(batch))
-    return jnp.where(total > 0, total, 1.0)
+    return targets.divisor(self.weights(batch))
 
   def loss(self, outputs: jax.Array, batch: dict, counts: jax.Array) -> tuple:
     """Returns (f32[], metrics) for outputs f32[B,n]; see `targets.Target`."""
