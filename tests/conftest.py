@@ -5,6 +5,7 @@ CPU, eight virtual devices, and fast compilation (tests/xla.py). A persistent co
 `-m slow` runs the slow tests.
 """
 
+import gc
 import os
 import pathlib
 import sys
@@ -21,6 +22,9 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 os.environ['XLA_FLAGS'] = xla.flags(devices=8)
+
+# Tracing makes many objects that live as long as their program: looked for too often, garbage costs a twentieth.
+gc.set_threshold(100_000, 50, 50)
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -1,6 +1,7 @@
 """Every experiment: it loads in all its variants, says what it is, and fits its own batches and devices."""
 
 import ast
+import functools
 import pathlib
 import subprocess
 import sys
@@ -30,6 +31,7 @@ FITTED += [pytest.param(*one, marks=pytest.mark.slow)
            for one in [(name, '') for name in NAMES if name not in FIRST] + SMOKES + KINDS]
 
 
+@functools.cache
 def load(name, arg=''):
   return experiment.load(f'{name}:{arg}' if arg else name)[0]
 

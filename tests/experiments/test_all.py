@@ -1,5 +1,6 @@
 """The sweeps of experiments/: every size can start, and their reports speak of runs that there are."""
 
+import functools
 import types
 
 import numpy as np
@@ -26,8 +27,13 @@ class Row(dict):
     return super().get(key, 1.0 + self['at'] / 7 + self['seed'] / 100)
 
 
-def made_up(sweep):
-  """Returns a collect.Result for every run, as if all were done."""
+load = functools.cache(plan.load)
+
+
+@functools.cache
+def made_up(name):
+  """Returns a collect.Result for every run of sweep `name`, as if all were done."""
+  sweep = load(name)
   found, names = [], list(dict.fromkeys(run.name for run in sweep.runs))
   for run in sweep.runs:
     at = names.index(run.name)
@@ -52,7 +58,7 @@ def _applied(config, field, apply, text):
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('size', SIZES)
 def test_every_size_can_start_with_seeds_for_a_verdict(name, size):
-  found = plan.load(f'{name}:{size}').runs
+  found = load(f'{name}:{size}').runs
   seeds = {}
   for run in found:
     seeds.setdefault(run.name, []).append(next(text for text in run.overrides if text.startswith('seed=')))
@@ -61,8 +67,8 @@ def test_every_size_can_start_with_seeds_for_a_verdict(name, size):
 
 @pytest.mark.parametrize('name', REPORTS)
 def test_reports_compare_runs_that_exist_and_draw(name):
-  sweep = plan.load(name)
-  module, results = experiment.module_of(sweep.file.with_name('report.py')), made_up(sweep)
+  sweep = load(name)
+  module, results = experiment.module_of(sweep.file.with_name('report.py')), made_up(name)
   told, seeds = module.report(results), len({result.row['seed'] for result in results})
   assert told and seeds >= 3 and all(one.seeds == (seeds, seeds) for one in told), told
   assert {one.answer for one in told} <= {verdict.HOLDS, verdict.FAILS, verdict.OPEN}
@@ -74,8 +80,8 @@ def test_reports_compare_runs_that_exist_and_draw(name):
 
 @pytest.mark.parametrize('name', REPORTS)
 def test_no_verdict_without_runs(name):
-  sweep = plan.load(name)
-  told = experiment.module_of(sweep.file.with_name('report.py')).report(made_up(sweep)[:1])
+  sweep = load(name)
+  told = experiment.module_of(sweep.file.with_name('report.py')).report(made_up(name)[:1])
   assert {one.answer for one in told} == {verdict.OPEN}
 
 
