@@ -23,7 +23,7 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 os.environ['XLA_FLAGS'] = xla.flags(devices=8)
 
-# Tracing makes many objects that live as long as their program: looked for too often, garbage costs a twentieth.
+# Tracing makes many objects that live as long as their program: garbage is looked for less often.
 gc.set_threshold(100_000, 50, 50)
 
 
