@@ -1,7 +1,7 @@
 """Which tiles of rows hold rows of which group, for kernels that walk over rows sorted by group.
 
 On TPUs all rows are cut into tiles of equal height. A tile is visited once for every group that has rows in
-it, in order of rows, so that the visits of a tile follow each other, and so do those of a group (`visits`).
+it, in order of rows. So the visits of a tile follow each other, and so do the visits of a group (`visits`).
 On GPUs every group is cut into tiles of its own (`tiles`).
 """
 

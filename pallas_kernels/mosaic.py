@@ -1,9 +1,10 @@
 """What the kernels for Hopper GPUs share, by Mosaic GPU: a ring of tiles in shared memory.
 
-One warpgroup of a program fills the ring by the copy engine (TMA), two multiply what is in it, each half of
-the columns (warp specialisation). A program computes one tile after the other, as many programs as there are
-multiprocessors (a persistent grid): the ring is filled for the next tile while the last one is stored. These
-are the parts of CUTLASS' kernels for Hopper and of FlashAttention-3 (Shah et al., 2024, arXiv:2407.08608).
+One warpgroup of a program fills the ring by the copy engine (TMA). Two warpgroups multiply what is in the
+ring, each for half of the columns (warp specialisation). There are as many programs as multiprocessors, and a
+program computes one tile after the other (a persistent grid). So the ring is filled for the next tile while
+the last tile is stored. These are the parts of CUTLASS' kernels for Hopper and of FlashAttention-3 (Shah et
+al., 2024, arXiv:2407.08608).
 """
 
 from typing import Any, NamedTuple

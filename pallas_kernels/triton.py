@@ -54,8 +54,8 @@ def dot(a, b, *, over, interpret):
 def snake(i, rows, columns, group):
   """Returns (row, column) of the i-th tile: bands of `group` rows, column by column, to and fro.
 
-  Tiles that run at the same time then share both of their operands in the L2 cache, and a band begins where
-  the last one ended.
+  Tiles that run at the same time then share both of their operands in the L2 cache. A band begins where
+  the last band ended.
 
   >>> [tuple(map(int, snake(i, 3, 2, 2))) for i in range(6)]
   [(0, 0), (1, 0), (0, 1), (1, 1), (2, 1), (2, 0)]

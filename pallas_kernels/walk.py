@@ -5,9 +5,9 @@ choice between programs. So a block has one of several sizes, the smallest that 
 expert's rows; what it computes beyond them belongs to the next expert, whose blocks come later and write over
 it.
 
-A block copies the matrices of its expert out of the bank, and a call of a product costs some 0.1 ms on two
-cores, whatever its size. Hence one block for all rows of an expert, as long as it has not many more than
-others; and a choice inside one loop rather than a loop for every size, whose carry XLA copies.
+A block copies the matrices of its expert out of the bank. A call of a product costs some 0.1 ms on two
+cores, whatever its size. Hence one block for all rows of an expert, as long as the expert has not many more
+rows than others. Hence also a choice inside one loop: XLA would copy the carry of a loop for every size.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Files read with suspicion and written whole: JSON, JSON lines, arrays (npz) and text, plain or gzip.
 
-A file that is missing, cut short, damaged, of another form or too large is `errors.Damaged`, a UserError of
-one line with its path and what is wrong. Nothing read here runs as code.
+A file may be missing, cut short, damaged, of another form or too large. Then `errors.Damaged` is raised, a
+UserError of one line with the file's path and what is wrong. Nothing read here runs as code.
 """
 
 import atexit

@@ -211,10 +211,10 @@ def _bound(kind, text):
 def recipe(kind: str, fields: typing.Mapping[str, typing.Any]) -> functools.partial:
   """Returns `functools.partial(Class, **fields)` for a configuration of `kind`.
 
-  `fields` is a mapping with a `name`; nested mappings under a key of PACKAGES that
-  have a `name` become recipes themselves, and so does `inner`, of the same kind, and the entries
-  of a tuple under such a key, which may be names alone. Nothing
-  is built: whoever receives the recipe calls it with what only it knows (d_model, rngs).
+  `fields` is a mapping with a `name`. Nested mappings under a key of PACKAGES that
+  have a `name` become recipes themselves, and so does `inner`, of the same kind. So do the entries
+  of a tuple under such a key; entries may be names alone. Nothing
+  is built: whoever receives the recipe calls it with what only the caller knows (d_model, rngs).
   Raises UserError naming a field that the class does not have.
   """
   fields = dict(fields)

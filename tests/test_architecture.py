@@ -141,6 +141,45 @@ def docstrings(file, tree, source):
     yield 1, 'no docstring'
 
 
+LONGEST_SENTENCE = 25
+CODE = re.compile(r'(``?)[^`]+\1')
+# A command line, without the remark behind it.
+COMMAND = re.compile(r'^\s*(--|stmoe [a-z]+|make [a-z]+(?=\s{2}|$)|python -m ).*?(?=\s{2}|$)')
+# An entry of a list or a row of a table; each says something of its own.
+ENTRY = re.compile(r'^\s*([-*]|\d+\.)\s|\S\s{2,}\S')
+ENDS = re.compile(r'[.:;?!][)\'"]*$')
+# Symbols, paths, numbers and shapes are no words.
+WORD = re.compile(r"[AIa]|[A-Za-z]{2,}(['-][A-Za-z]+)*'?")
+
+
+def paragraphs(docstring):
+  """Yields the (line, token) of every paragraph and entry of `docstring`, without code and examples."""
+  tokens, example = [], False
+  text = CODE.sub(lambda code: '`' + '\n' * code[0].count('\n'), docstring)      # as many lines as before
+  for number, line in enumerate(text.splitlines()):
+    example = bool(line.strip()) and (example or line.lstrip().startswith('>>>'))
+    if example or not line.strip() or COMMAND.match(line) or ENTRY.search(line):
+      yield tokens
+      tokens = []
+    tokens += [] if example else [(number, token) for token in COMMAND.sub('', line).split()]
+  yield tokens
+
+
+def sentences(file, tree, source):
+  """A sentence of a docstring is short enough to be understood at once; say one thing in each."""
+  for node in ast.walk(tree):
+    if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) or not ast.get_docstring(node):
+      continue
+    for tokens in paragraphs(ast.get_docstring(node)):
+      ends = [place for place, (_, token) in enumerate(tokens, 1) if ENDS.search(token)]
+      for start, end in zip([0] + ends, ends + [len(tokens)]):
+        words = [token for _, token in tokens[start:end]]
+        count = sum(bool(WORD.fullmatch(word.strip('.,:;?!()"\'[]*_'))) for word in words)
+        if count > LONGEST_SENTENCE:
+          line = node.body[0].lineno + tokens[start][0]
+          yield line, f'a sentence of {count} words, over {LONGEST_SENTENCE}: {" ".join(words)}'
+
+
 NNX = {'jit', 'grad', 'value_and_grad', 'scan', 'remat', 'Optimizer', 'sow', 'Dropout', 'pmap', 'cond',
        'while_loop'}
 MODULES = {'pickle', 'marshal', 'dill', 'cloudpickle'}
@@ -214,7 +253,7 @@ def typed(file, tree, source):
       yield node.lineno, f'{node.name} does not say what it returns'
 
 
-RULES = (arrows, sizes, shapes, docstrings, forbidden, tensorflow, typed)
+RULES = (arrows, sizes, shapes, docstrings, sentences, forbidden, tensorflow, typed)
 
 
 def violations(rule, file, source):
@@ -231,6 +270,9 @@ def test_code_keeps_the_rule(rule):
 def test_files_were_found():
   assert {part(file) for file in FILES} >= set(ARROWS) - {'experiments'} and len(FILES) > 50
 
+
+# More words than a sentence may have, on one line and on many; nearly as many; and no words.
+LONG, LINES, SHORT, FORMULA = 'long ' * 26, 'long\n' * 26, 'short ' * 22, 'x + y, [G,S,D] ' * 9
 
 BROKEN = [
     (arrows, 'stmoe/core/x.py', 'from stmoe.routers import switch'),
@@ -253,6 +295,11 @@ BROKEN = [
     (shapes, 'stmoe/core/x.py', 'def f(x):\n  """Returns x."""\n  return jnp.sum(x)'),
     (shapes, 'stmoe/routers/x.py', 'class A:\n  def __call__(self, x):\n    return jax.nn.relu(x)'),
     (docstrings, 'stmoe/core/x.py', 'x = 1'),
+    (sentences, 'stmoe/core/x.py', f'"""A {LONG}."""'),
+    (sentences, 'configs/x/y.py', f'"""A.\n\nShort. A {LINES}."""'),
+    (sentences, 'stmoe/cli/x.py', f'"""A.\n\n  stmoe train a    {LONG}"""'),
+    (sentences, 'stmoe/core/x.py', f'class A:\n  """A {LONG}."""'),
+    (sentences, 'stmoe/core/x.py', f'class A:\n  def f(x):\n    """A.\n\n    Args:\n      x: {LONG}."""'),
     (forbidden, 'stmoe/train/x.py', 'with mesh:\n  pass'),
     (forbidden, 'stmoe/train/x.py', 'with self.mesh:\n  pass'),
     (forbidden, 'stmoe/train/x.py', 'f = nnx.jit(f)'),
@@ -284,6 +331,11 @@ ALLOWED = [
     (arrows, 'configs/x/y.py', 'import ml_collections\nfrom stmoe.configs.x import paper\nimport math'),
     (shapes, 'stmoe/core/x.py', 'def f(x):\n  """Returns f32[G,S]."""\n  return jnp.sum(x)'),
     (shapes, 'stmoe/core/x.py', 'def capacity(tokens):\n  return tokens'),
+    (sentences, 'stmoe/core/x.py', f'"""The {SHORT} a: a {SHORT} b. A {SHORT} d."""'),
+    (sentences, 'stmoe/core/x.py', f'"""A.\n\n>>> f({LONG})\n{LONG}"""'),
+    (sentences, 'stmoe/core/x.py', f'"""A {SHORT} of `{LINES}` and {FORMULA} a."""'),
+    (sentences, 'configs/x/y.py', f'"""A.\n\n  stmoe train {LONG}\n  make long\n  --long {LONG}"""'),
+    (sentences, 'stmoe/core/x.py', f'"""Holds\n  a    {SHORT}\n  b    {SHORT}"""'),
     (forbidden, 'stmoe/train/x.py', 'with jax.set_mesh(mesh):\n  jax.jit(f)'),
     (tensorflow, 'stmoe/data/x.py', 'def f():\n  import tensorflow as tf'),
     (tensorflow, 'stmoe/data/text/declare.py', 'import tensorflow as tf'),

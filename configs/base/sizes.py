@@ -2,14 +2,15 @@ r"""BASE layers at full size: 44B parameters, and with smaller and larger expert
 
 BASE Layers (arXiv:2103.16716), section 4: a decoder of 2048 x 8192 with one BASE layer in the middle, 128
 experts of 10, 4 or 27 sublayers, and as many dense blocks as make equal FLOPs.
-Expected: the paper prints no table of losses; its curves of validation perplexity against time show BASE
-better than dense models from 32 GPUs on, level with a top-2 mixture and better than Switch, and little
-difference between the three sizes. Speed on 128 GPUs (paper.SPEED): 545k tokens/s, dense 600k.
+Expected: the paper prints no table of losses. Its curves show validation perplexity against time. There BASE
+is better than dense models from 32 GPUs on, level with a top-2 mixture and better than Switch. The three
+sizes differ little. Speed on 128 GPUs (paper.SPEED): 545k tokens/s, dense 600k.
 Training loss is under balanced assignment, which sees later tokens (allow_causal=True): no
 language-modelling score. Evaluation is greedy and causal.
 Differs: C4/en for the RoBERTa corpus and CC-100; rotary positions and RMS norms in the dense blocks;
-experts' gradients are not clipped, and their scale is that of the loss (the reference multiplies it by the
-factor that clips the others and by the number of workers); 56,000 steps and Adam's betas are not printed.
+experts' gradients are not clipped, and their scale is that of the loss. (The reference multiplies it by the
+factor that clips the other gradients and by the number of workers.) 56,000 steps and Adam's betas are not
+printed.
 
   stmoe train base/sizes --workdir runs/base
   stmoe train base/sizes:size=small

@@ -8,8 +8,8 @@ def pretraining(size, run, router, losses, executor='blocks'):
   """Returns the unlocked config of a language model of `size` under V1's optimizer and schedule.
 
   `blocks` is the executor without drops; one that has a capacity may take `gather`.
-  Differs: C4/en instead of the papers' own corpora; initial variances are 0.006^2 where a matrix has D
-    rows, D / F of that where it has F, and those of this project in embedding and router.
+  Differs: C4/en instead of the papers' own corpora. Initial variances are 0.006^2 where a matrix has D
+    rows, D / F of that where it has F rows. Embedding and router have this project's initial variances.
 
   Args:
     size:   entry of paper.SIZES: d_ff is the width of one expert; routed = 0: a dense model of that width.

@@ -2,8 +2,8 @@ r"""The 2B validation model, its baselines, and the series from 16 wide to 64 na
 
 DeepSeekMoE (arXiv:2401.06066), section 4: 9 layers, all sparse, 100B tokens. Expected Pile loss
 (paper.REPORTED): dense 2.060, Switch 1.881, GShard 1.867, DeepSeekMoE (m=4) 1.808, GShard with experts
-1.5 times as wide 1.808, dense with all 16 experts 1.806. In the series of equal parameters and FLOPs
-(section 4.4) the loss falls from m=1,shared=False (16 experts, top-2) over m=1 (1 + 15) and m=2 (1 + 31)
+1.5 times as wide 1.808, dense with all 16 experts 1.806. Section 4.4 has a series of equal parameters and
+FLOPs. Its loss falls from m=1,shared=False (16 experts, top-2) over m=1 (1 + 15) and m=2 (1 + 31)
 to m=4 (1 + 63 at a quarter of the width).
 Differs: C4/en and a vocabulary trained on it instead of the paper's corpus; initial variances (recipe.py);
 the baselines' balance coefficient is DeepSeekMoE's, theirs is not stated. Hash routing is left out here.

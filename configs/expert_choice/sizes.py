@@ -4,7 +4,7 @@ Mixture-of-Experts with Expert Choice Routing (arXiv:2202.09368). Expected param
 3.7B (0.1B with 16, 32, 64, 128 experts), 143B (8B with 64); fine-tuned means of 11 tasks: paper.REPORTED.
 
 WARNING: the paper puts expert choice into a causal decoder. There an expert sees the later tokens of a
-sequence before it chooses, so the training and evaluation losses of method=expert_choice leak the text
+sequence before it chooses. So the training and evaluation losses of method=expert_choice leak the text
 to be predicted: they are too low, and compare with nothing. Only fine-tuned classification, as
 in the paper, is meaningful; expert_choice/t5 is the model without the leak.
 

@@ -2,8 +2,8 @@ r"""The six sparse models of GShard, 12.5B to 600B parameters, and its dense 96-
 
 GShard (arXiv:2006.16668), section 4. Expected there (mean BLEU of 100 languages into English): 600B 44.3,
 200B 41.3, 150B 43.7, 50B 40.0, 37B 39.0, 12.5B 36.7, dense 36.9.
-Differs: the data is not public, the stand-in is span corruption of C4/en (task c4), so no BLEU is to be
-compared, only loss and routing; the rest is in configs/gshard/recipe.py. Printed parameters against ours:
+Differs: the data is not public; the stand-in is span corruption of C4/en (task c4). So no BLEU is to be
+compared, only loss and routing. The rest is in configs/gshard/recipe.py. Printed parameters against ours:
 configs/gshard/paper.py.
 
   stmoe train gshard/sizes:size=12.5b

@@ -4,9 +4,9 @@ Hash Layers (arXiv:2106.04426). Expected there (perplexity on Reddit, valid; pap
 dense 222M 24.90, 755M wider 23.32 and deeper 22.72 (unverified); with one sparse layer of 16 experts Switch
 24.00 = Hash 24.00, 32: 23.79 > 23.58, 64: 23.65 > 23.16, 128: 23.52 > 22.89.
 Claims to check: Hash gains over dense grow with the experts; Hash is at least as good as Switch from 32 on.
-Differs: Reddit is not public, the stand-in is C4/en (configs/hash/recipe.py says what else); the dense model
-has 17 layers for its verified count, widths of the 755M ones and places of the five layers (every third, from
-the third) are this project's. The one sparse layer is number 7 of 0 to 16.
+Differs: Reddit is not public; the stand-in is C4/en (configs/hash/recipe.py says what else). The dense model
+has 17 layers for its verified count. The widths of the 755M models are this project's. So are the places of
+the five layers (every third, from the third). The single sparse layer is number 7 of 0 to 16.
 
   stmoe train hash/sizes:size=1x64
   stmoe train hash/sizes:size=1x64,method=switch

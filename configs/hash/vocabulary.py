@@ -1,11 +1,11 @@
 r"""One Hash layer of 64 experts with other vocabularies: 51,200 pieces, or 267,739 words.
 
 Hash Layers (arXiv:2106.04426). Expected there: on RoBERTa + cc100en Hash 1x64 (794M) 26.99 of perplexity,
-Switch about 27.4 (unverified); on Wikitext-103 Switch is better than Hash with the word dictionary, whose
+Switch about 27.4 (unverified). On Wikitext-103 Switch is better than Hash with the word dictionary, whose
 frequencies are too skewed, and about equal with 8,008 pieces.
 Differs: RoBERTa's corpus is not public; the stand-in of all data is C4/en with a BPE vocabulary of as many
-ids (configs/hash/recipe.py says what else), of words too: for Wikitext-103 and its words give your own text
-and model (--config.data.task=text --config.data.files=FILE --config.data.vocab=MODEL).
+ids (configs/hash/recipe.py says what else). It stands in for words, too: for Wikitext-103 and its words give
+your own text and model (--config.data.task=text --config.data.files=FILE --config.data.vocab=MODEL).
 
   stmoe train hash/vocabulary:data=roberta
   stmoe train hash/vocabulary:data=wikitext_words,method=switch

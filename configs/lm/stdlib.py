@@ -8,8 +8,8 @@ experiments/baselines.py.
   stmoe train lm/stdlib:method=switch,smoke                       laptop, about a minute
   method = dense or any method of configs/*/compared.py: switch, gshard, st_moe, expert_choice, ...
 
-Expert choice is not causal: an expert looks at all tokens of a sequence before it chooses, so in
-a causal stack the loss would be low because the choice leaks the text to be predicted. It is
+Expert choice is not causal: an expert looks at all tokens of a sequence before it chooses. So in
+a causal stack the loss would be low because the choice leaks the text to be predicted. Expert choice is
 trained here in the encoder of a T5 model on span corruption instead; `backbone=t5` puts any
 other method into the same model. Losses of the two backbones do not compare.
 """

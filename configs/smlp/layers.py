@@ -1,8 +1,8 @@
 """The blocks of attention-free models, and the wiring of a sparse layer.
 
-Ours, because the paper's wiring is not known for sure: a sparse layer is a gMLP block whose spatial matrix
-is the sMoE (letter s), then a tMoE as a block of its own (letter t), both pre-norm and residual. tMoE is a
-BASE layer: its norms are inside its experts.
+Ours, because the paper's wiring is not known for sure: a sparse layer is two blocks, both pre-norm and
+residual. The first is a gMLP block whose spatial matrix is the sMoE (letter s). The second is a tMoE (letter
+t). tMoE is a BASE layer: its norms are inside its experts.
 """
 
 

@@ -2,9 +2,9 @@ r"""Soft MoE S/16 to H/14: the last half of the blocks mixes all tokens of an im
 
 From Sparse to Soft Mixtures of Experts (arXiv:2308.00951), released configuration pretrain_jft4b. Expected
 precisions are not at hand (paper.REPORTED).
-Differs: JFT-4B is not public, ImageNet-21k stands in, with its labels and for 300,000 steps (this project's
-choice) under the released linear schedule, not the reciprocal square root with a cool-down; queries and keys
-are not normalised; initial values N(0, 1/fan-in), not Xavier's.
+Differs: JFT-4B is not public; ImageNet-21k stands in, with its labels and for 300,000 steps (this project's
+choice). The schedule is the released linear one, not the reciprocal square root with a cool-down. Queries and
+keys are not normalised; initial values N(0, 1/fan-in), not Xavier's.
 
   stmoe train soft_moe/sizes:size=b16 --workdir runs/soft_moe
   stmoe train soft_moe/sizes:experts=0                     ViT, its dense twin

@@ -1,12 +1,12 @@
 r"""THOR, Switch and dense on a small translation task, such as Multi30k English to German, on two cores.
 
 Taming Sparsely Activated Transformer with Stochastic Experts (arXiv:2110.04260). Expected (paper.py,
-unverified, of larger sets): Switch equals dense to 0.5 BLEU, THOR is 2 to 3 above both; and all of them above
+unverified, of larger sets): Switch equals dense to 0.5 BLEU, THOR is 2 to 3 above both. All of them are above
 14.3 BLEU, which replacing word by word gives on Multi30k (how far it was run: experiments/finetune_multi30k).
-Differs: 2+2 layers of width 192 and 4,000 pieces, dropout 0.1, 16 rows of 40 tokens a side, and Adafactor,
-whose steps are relative to the size of a matrix (the paper's Adam learned about four times slower here):
-this project's choices; as thor/iwslt otherwise. A step of two passes costs two steps of one: `stmoe compare`
-gives equal FLOPs.
+Differs: this project's choices are 2+2 layers of width 192 and 4,000 pieces, dropout 0.1, and 16 rows of 40
+tokens a side. So is Adafactor, whose steps are relative to the size of a matrix; the paper's Adam learned
+about four times slower here. As thor/iwslt otherwise. A step of two passes costs two steps of one:
+`stmoe compare` gives equal FLOPs.
 
   stmoe compare thor/multi30k --seeds 0,1 --config.data.files=train.en,train.de,val.en,val.de
   stmoe train thor/multi30k:method=switch --config.data.files=train.en,train.de,val.en,val.de

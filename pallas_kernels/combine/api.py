@@ -9,7 +9,7 @@ def combine(rows, at, weight=None, *, target=None):
   A choice without a row has at = -1; its weight may be NaN. Rows that nothing points to may be NaN. Tokens
   without any row get zeros. It has no derivative.
 
-  Source: the gather-and-sum aggregation of SonicMoE (Guo et al., 2025, arXiv:2512.14080), which writes the
+  Source: the gather-and-sum aggregation of SonicMoE (Guo et al., 2025, arXiv:2512.14080). It writes the
   experts' rows in order and lets every token collect its own, instead of adding them in place.
 
   Args:

@@ -1,6 +1,6 @@
 """Gather and sum on NVIDIA GPUs, by Triton: a program collects some columns of a few tokens.
 
-Every token reads its own rows and adds them in the order of its choices, so that nothing is added in memory
+Every token reads its own rows and adds them in the order of its choices. So nothing is added in memory
 and results are the same in every run, as in SonicMoE (Guo et al., 2025, arXiv:2512.14080).
 """
 

@@ -1,8 +1,8 @@
 """Grouped matmul on TPUs: a grid over the tiles that groups have rows in, as long as the rows at hand.
 
-The scheme of megablox (jax/experimental/pallas/ops/tpu/megablox in JAX): which group and which tile of rows
-a step works on is computed ahead and prefetched as scalars, so that index maps fetch the matrix of the
-group. A tile that several groups share is visited once for each, one after the other: its block of the
+The scheme of megablox (jax/experimental/pallas/ops/tpu/megablox in JAX). Which group and which tile of rows
+a step works on is computed ahead and prefetched as scalars. So index maps can fetch the matrix of the
+group. A tile that several groups share is visited once for each group, in a row. Its block of the
 result stays in vector memory meanwhile, and every visit writes the rows of its own group.
 """
 

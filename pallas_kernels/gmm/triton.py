@@ -1,9 +1,9 @@
 """Grouped matmul on NVIDIA GPUs, by Triton: every tile of rows belongs to one expert.
 
-An expert's rows are cut into tiles from its own first row, so that no tile has two experts, nothing is padded
-in memory, and the last tile of an expert computes some rows in vain, which are not stored. How many tiles
-there are depends on the sizes; the grid has room for the worst case, and what is not needed exits at once.
-The tables of tiles, order of tiles and loads through an index list follow ScatterMoE (Tan et al., 2024,
+An expert's rows are cut into tiles from its own first row. So no tile has two experts, and nothing is padded
+in memory. The last tile of an expert computes some rows in vain, which are not stored. How many tiles
+there are depends on the sizes; the grid has room for the worst case, and programs beyond the tiles exit at
+once. The tables of tiles, order of tiles and loads through an index list follow ScatterMoE (Tan et al., 2024,
 arXiv:2403.08245) and MegaBlocks (Gale et al., 2022, arXiv:2211.15841).
 """
 

@@ -10,7 +10,7 @@ def route(logits, k, *, target=None):
   again; of equal ones that of the lower expert comes first. Counts say how many of the T*k choices each
   expert got. A row may hold -inf, not +inf or NaN, and one finite entry at least. It has no derivative.
 
-  Source: softmax gating (Shazeer et al., 2017, arXiv:1701.06538, equation 2), whose largest are kept as
+  Source: softmax gating (Shazeer et al., 2017, arXiv:1701.06538, equation 2). The largest gates are kept as
   they are, as in Switch Transformer (Fedus et al., 2021, arXiv:2101.03961, equation 1) with its k = 1.
 
   Args:

@@ -1,9 +1,9 @@
 """The transpose of grouped matmul on Hopper GPUs, by Mosaic GPU; see `pallas_kernels.mosaic`.
 
-A tile of an expert's matrix adds up the products of its rows, in steps of m from the multiple of 8 at or
-before the first one, where the copy engine can begin. In the first and the last step rows of other experts
-are set to zero in shared memory; all others are multiplied as they arrive. An expert without rows takes no
-step, and its zeros are written.
+A tile of an expert's matrix adds up the products of its rows, in steps of m. The steps begin at the multiple
+of 8 at or before the first row, where the copy engine can begin. In the first and the last step rows of other
+experts are set to zero in shared memory; the other steps multiply rows as they arrive. An expert without rows
+takes no step, and its zeros are written.
 """
 
 import functools

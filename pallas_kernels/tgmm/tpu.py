@@ -1,9 +1,9 @@
 """Transposed grouped matmul on TPUs: sums over the tiles that a group has rows in, then the next group.
 
 As in megablox (jax/experimental/pallas/ops/tpu/megablox in JAX) the grid walks over pairs of a group and a
-tile of rows, prefetched as scalars and as many as there are. Rows of other groups are set to zero in the
-tiles at both ends of a group; the tiles between are multiplied as they are. A group without rows is visited
-once, with a tile of which nothing is left, and so gets zeros.
+tile of rows. The pairs are prefetched as scalars, and there are as many steps as pairs. Rows of other groups
+are set to zero in the tiles at both ends of a group; the tiles between are multiplied as they are. A group
+without rows is visited once, with a tile of which nothing is left, and so gets zeros.
 """
 
 import jax
@@ -92,9 +92,9 @@ def _kernel(group, tile, start, count, x, dy, out, total):
 def candidates(rows, inner, outer, experts, itemsize):
   """Returns vmem.Tiles that fit vector memory, those first that should be fastest, from sizes alone.
 
-  The least sum over steps of the time to multiply or to load the blocks of the next, whichever is longer,
-  to write the sums of the groups, and to start. Tiles of several groups are multiplied once for each. An odd
-  number of tiles along N leaves one of two cores waiting.
+  The least sum over steps of three times. A step multiplies or loads the blocks of the next step, whichever
+  takes longer; it writes the sums of the groups; and it starts. Tiles of several groups are multiplied once
+  for each group. An odd number of tiles along N leaves one of two cores waiting.
 
   >>> candidates(8192, 4096, 14336, 8, 2)[0], candidates(131072, 2048, 1024, 64, 2)[0]
   (Tiles(m=512, k=1024, n=1024), Tiles(m=512, k=1024, n=512))

@@ -1,7 +1,7 @@
 """Tiles that were measured to be fastest, by kind of device: tables that `bench.py` of an operation writes.
 
-A table is `<kind of device>.json` in this folder, as `python -m pallas_kernels.gmm.bench --tune --json` on
-that device writes it, with the commands and the version of JAX that made it. Where there is none, kernels
+A table is `<kind of device>.json` in this folder. `python -m pallas_kernels.gmm.bench --tune --json` on
+that device writes it, with the commands and the version of JAX that made it. Without a table, kernels
 choose tiles from sizes alone.
 """
 

@@ -1,12 +1,13 @@
 """Parameters and floating-point operations of a configuration, without building its arrays.
 
-The model is evaluated abstractly; every matrix of it costs 2 * size per token that passes
-through it, which its logical axes and its place tell: matrices of a bank of experts are
-passed by (rows per token) / E of the tokens, or by all these rows where experts share them, embeddings are
-looked up, attention adds its two products with keys and values. A new layer or router needs nothing here: a
-layer that has `router` and `experts` is understood wherever it is nested. One whose matrices are passed by
-something else than tokens says by how many rows, in `rows_per_sequence`; a module whose arrays are not
-the matrices themselves says how many numbers these have, in `products_per_row`.
+The model is evaluated abstractly. Every matrix of the model costs 2 * size per token that passes
+through it. How many tokens pass, the matrix's logical axes and its place tell. Of the tokens, (rows per
+token) / E pass a matrix of a bank of experts. Where experts share a matrix, all these rows pass it.
+Embeddings are looked up. Attention adds its two products with keys and values. A new layer or router needs
+nothing here: a layer that has `router` and `experts` is understood wherever it is nested. Where a layer's
+matrices are passed by something else than tokens, its `rows_per_sequence` says by how many rows. Where a
+module's arrays are not the matrices themselves, its `products_per_row` says how many numbers the matrices
+have.
 """
 
 import math

@@ -1,9 +1,11 @@
 """What simple models of bytes reach on a text: n-grams, and xz that has seen the training text.
 
-The n-gram models are interpolated by Witten and Bell (IEEE Trans. Inf. Theory 37, 1991, method C): after a
+The n-gram models are interpolated by Witten and Bell (IEEE Trans. Inf. Theory 37, 1991, method C). After a
 context h that was seen c(h) times before T(h) different bytes,
-  p(b | h) = (c(h b) + T(h) p(b | h without its first byte)) / (c(h) + T(h)),
-and p(b | no context) is interpolated with 1/256. A context that was never seen leaves it to the shorter one.
+
+  p(b | h) = (c(h b) + T(h) p(b | h without its first byte)) / (c(h) + T(h)).
+
+p(b | no context) is interpolated with 1/256. A context that was never seen leaves p to the shorter context.
 """
 
 import lzma

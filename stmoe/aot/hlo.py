@@ -1,7 +1,7 @@
 """The text of a compiled program (optimised HLO) as data: computations, instructions, how often each runs.
 
-Only what reports need: shapes, operands, called computations, trip counts of loops. Two ways to know
-a trip count: the compiler wrote it (`known_trip_count`, CPU and GPU), or the condition of the loop
+Only what reports need: shapes, operands, called computations, trip counts of loops. There are two ways to
+know a trip count. The compiler wrote it (`known_trip_count`, CPU and GPU). Or the condition of the loop
 compares a counter that begins at a constant with a constant (TPU).
 """
 

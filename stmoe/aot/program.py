@@ -1,7 +1,7 @@
 """What a compiled program moves between devices and keeps in memory, read from its text.
 
-A collective is counted once wherever it runs: its -start and -done are one, and so are the pieces of a
-TPU's collective that was fused into several matrix products (a chain of one channel).
+A collective is counted once wherever it runs: its -start and -done count as a single collective. So do the
+pieces of a TPU's collective that was fused into several matrix products (a chain of one channel).
 """
 
 import collections

@@ -57,8 +57,8 @@ class SpanAttention(nnx.Module):
   """Each position attends to the W positions before it, not to itself (arXiv:1905.07799, without adaption).
 
   Scores are (q k + q pe) / sqrt(P). A position of the window that is before the row, or of another
-  packed sequence, counts as a zero vector, with key and value 0, as in an empty cache: the first token
-  has a softmax too, and packed rows give the numbers of separate ones.
+  packed sequence, counts as a zero vector. Its key and value are 0, as in an empty cache. So the first token
+  has a softmax too, and packed rows give the numbers of separate rows.
 
   Args:
     d_model, num_heads, head_dim: D, H and P.

@@ -19,8 +19,8 @@ def measure(cfg, rounds=9, steps=10, devices=None):
   host_ms is the processor time that this thread spends per step beyond the bare call: on a machine
   that others use too it still means something where the ratio does not.
 
-  A round times `steps` steps of the loop (next batch, placing it, step, metrics, log) and the same
-  number of calls of the jitted step on one batch that is already placed, one after the other.
+  A round times `steps` steps of the loop (next batch, placing it, step, metrics, log). Then it times the same
+  number of calls of the jitted step on one batch that is already placed.
   Evaluation and checkpoints, whose times are stated by themselves, are kept out of it.
 
   Args:

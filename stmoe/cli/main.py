@@ -1,7 +1,7 @@
 """The command `stmoe`: finds the sub-command, hands over its arguments, turns mistakes into one line.
 
 A sub-command is a file of this folder with `add_arguments(parser)` and `run(args)`; the first line of its
-docstring is its help. Only the file of the command that was asked for is imported, and it imports heavy
+docstring is its help. Only the file of the command that was asked for is imported. It imports heavy
 libraries inside `run`, so that `stmoe --help` answers at once.
 """
 

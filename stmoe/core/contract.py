@@ -3,9 +3,9 @@
 `Context` goes in beside the activations, `Aux` comes back out, and `Routed` is what a
 router answers. They are data: no module is found by name, nothing is sown.
 
-A router is called with (x [G,S,D], Context, carry), returns `Routed`, and has `num_experts`. All
-else that somebody may ask of a router, a layer or a bank is in `OFFERS`, with what holds for
-those that do not offer it. No base class is needed: `Router`, `Bank`, `Executor` and `SubLayer` are
+A router is called with (x [G,S,D], Context, carry), returns `Routed`, and has `num_experts`. `OFFERS` lists
+everything else that somebody may ask of a router, a layer or a bank. Beside each offer stands what holds for
+modules without it. No base class is needed: `Router`, `Bank`, `Executor` and `SubLayer` are
 protocols, for type checkers.
 """
 

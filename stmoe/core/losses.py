@@ -2,8 +2,8 @@
 
 Letters: G groups, S tokens per group, E experts, k choices. Each function returns the
 sum over groups and real tokens divided by `tokens` (default: the number of real tokens).
-A trainer passes the count of the whole batch divided by the number of microbatches, so
-that the mean over microbatches is the value of the undivided batch. Coefficients and
+A trainer passes the count of the whole batch divided by the number of microbatches. Then
+the mean over microbatches is the value of the undivided batch. Coefficients and
 the reduction over layers belong to the configuration.
 """
 
@@ -202,7 +202,7 @@ def load(logits: jax.Array, noisy: jax.Array, k: int, noise_std: float, mask: ja
   """Returns the load loss: experts should be among the k best equally often, were the noise drawn anew.
 
   Squared coefficient of variation over experts of sum_s 1 - Phi((t_s - z_s) / sigma), per
-  group, with t_s the k-th largest noisy logit of token s (V-MoE, arXiv:2106.05974, appendix
+  group. t_s is the k-th largest noisy logit of token s (V-MoE, arXiv:2106.05974, appendix
   A). The gradient goes through z and through t.
 
   Args:

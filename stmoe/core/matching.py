@@ -20,11 +20,11 @@ LEAST_GAIN = 1 / 1000            # per move of an exchange, as a share of the ra
 def auction(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
   """Returns i32[G,S], the expert of each token: balanced, with nearly the largest total score.
 
-  The auction of BASE layers (arXiv:2103.16716, section 3.2, after Bertsekas): in each round every
-  expert bids for the K tokens it values most, by how much more they are worth to it than its
-  (K+1)-th; a token goes to the highest bidder and gets dearer by that bid. It ends when the K
-  favourites of all experts are all the tokens. Then tokens are exchanged as long as that raises the
-  total noticeably, which brings it within S * range / 1000 of the optimum.
+  The auction of BASE layers (arXiv:2103.16716, section 3.2, after Bertsekas). In each round every
+  expert bids for the K tokens it values most. The bid for a token is by how much more the token is worth
+  to the expert than the expert's (K+1)-th token. A token goes to the highest bidder and gets dearer by that
+  bid. The auction ends when the K favourites of all experts are all the tokens. Then tokens are exchanged as
+  long as that raises the total noticeably, which brings it within S * range / 1000 of the optimum.
   Padding is worth the least to all experts alike, so it takes the places real tokens leave.
 
   Args:
@@ -224,9 +224,9 @@ def sinkhorn(logits: jax.Array, mask: jax.Array | None = None, tolerance: float 
              iterations: int = 1000) -> jax.Array:
   """Returns f32[G,S,E], the plan nearest to softmax(logits) with equal rows and equal columns.
 
-  The largest sum of plan * logits plus the plan's entropy (S-BASE, arXiv:2202.01169): the plan is
-  diag(u) exp(logits) diag(v), with rows of real tokens that sum to 1/n (n of them) and columns that
-  sum to 1/E. u and v are renewed in turn until v has converged, that is, changes by at most
+  The largest sum of plan * logits plus the plan's entropy (S-BASE, arXiv:2202.01169). The plan is
+  diag(u) exp(logits) diag(v). Rows of real tokens sum to 1/n (n of them), and columns sum to 1/E.
+  u and v are renewed in turn until v has converged, that is, changes by at most
   `tolerance` in the mean. v comes last, so columns are exact and rows nearly so.
 
   Args:

@@ -1,8 +1,8 @@
 """Batches for training and evaluation, from a source of data, as a function of their number.
 
 The rows of a task are numbered; training takes them in a new random order every epoch (mixtures take
-from each task in turn, by weight). Row i of step t is the row of global number t * batch_size + i,
-and what is random in it depends on that number and on `seed` only. So a stream may be resumed at any
+from each task in turn, by weight). Row i of step t is the row of global number t * batch_size + i.
+What is random in a row depends on its global number and on `seed` only. So a stream may be resumed at any
 step, and the shards of any number of processes are slices of the same batches.
 
 Fields of `cfg.data` that are read here; all others are the source's:

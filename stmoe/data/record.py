@@ -8,9 +8,10 @@ It is written when a run begins, with its own digest (store.py), and holds
   vocabulary  file and sha256 of the vocabulary, kept in the run's folder `data`; null for bytes and labels
   tables      path in the configuration -> file and sha256, alike, of tables that modules read
   facts       what the source of the data found out of them and later reading needs: scales, names of classes
-Who opens the run's data later (training that goes on, evaluation, generation, reports) takes the caches
-and the vocabulary named here, and does not need the files; that they have changed is one of `notes`. A run
-without data.json, of an older version or imported, reads what its configuration says.
+
+The run's data may be opened later: by training that goes on, evaluation, generation, reports. Then the caches
+and the vocabulary named here are taken, and the files are not needed. `notes` says which files have changed.
+A run without data.json, of an older version or imported, reads what its configuration says.
 """
 
 import copy

@@ -2,8 +2,9 @@
 
 ITEMS lists what can be collected of every sparse layer. All items are sums over the tokens of the pass, which
 is an evaluation: without noise, at its capacity. Batches add up on the host in float64: memory does not grow
-with them, and the sums are the same in batches of any size and on any devices. What was collected is kept in
-the folder `calibration` of the run, sealed as caches of data are, under a key of checkpoint, data and length.
+with them, and the sums are the same in batches of any size and on any devices. The sums are kept in
+the folder `calibration` of the run, sealed as caches of data are. Their key is made of checkpoint, data and
+length.
 """
 
 from collections.abc import Sequence

@@ -47,8 +47,8 @@ class Sublayer(nnx.Module):
 class Residual(nnx.Module):
   """E experts f of `num_sublayers` blocks u <- u + W2 act(W1 LN(u) + b1) + b2 (arXiv:2103.16716, section 3).
 
-  Returns f(u) - u: the sum of what the blocks add. In a block that adds its layer's output to its
-  input, with gate a, this makes h + a (f(h) - h) = a f(h) + (1 - a) h, without another norm: such a
+  Returns f(u) - u: the sum of what the blocks add. A block with gate a adds its layer's output to its
+  input. This makes h + a (f(h) - h) = a f(h) + (1 - a) h, without another norm: such a
   block has norm=False. W2 is zero at first, so f(h) - h begins as the sum of the biases b2.
 
   Args:

@@ -1,6 +1,6 @@
 """Tables of names: which of our arrays, or which slice of one, is which tensor of a checkpoint.
 
-A rule is (ours, theirs) or (ours, theirs, op). `ours` is the path of an array of the model, in which the
+A rule is (ours, theirs) or (ours, theirs, op). `ours` is the path of an array of the model. In the path the
 blocks of a stack are numbered through and `[{e}]` stands for an expert: both are axes of stacked arrays.
 
   ('decoder/layers/{i}/layer/experts/wi[{e}]', 'model.layers.{i}.mlp.experts.{e}.gate_proj.weight', LINEAR)

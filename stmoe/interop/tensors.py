@@ -62,8 +62,8 @@ class Tensor:
 def tensors(folder):
   """Returns dict name -> Tensor of all safetensors files of `folder`.
 
-  Raises UserError for a folder without any, for files that are not as the format has them, and for an index
-  that names what is not there or not in this folder.
+  Raises UserError for a folder without any and for files that are not as the format has them. Raises it also
+  for an index that names what is not there or not in this folder.
   """
   folder = pathlib.Path(folder)
   where = _index(folder / INDEX) if (folder / INDEX).is_file() else {}

@@ -121,8 +121,8 @@ def grouping(layer: typing.Any, ctx: contract.Context, batch: int,
 def num_groups(batch: int, length: int, group_size: int) -> tuple[int, int]:
   """Returns (G, S) for a batch of `batch` sequences of `length` tokens.
 
-  Raises UserError, naming the nearest legal sizes, if S does not divide batch * length
-  or G is not a multiple of the devices that share the batch.
+  Raises UserError, naming the nearest legal sizes, if S does not divide batch * length.
+  The same error says that G is not a multiple of the devices that share the batch.
   """
   tokens, shards = batch * length, axes.num_shards('group')
   size = group_size or length

@@ -28,8 +28,9 @@ def yarn(rate: jax.Array, base: float, *, factor: float, length: int, fast: floa
          size: float = 1.0, truncate: bool = True) -> tuple[jax.Array, float]:
   """Returns (rates f32[P/2], size) of a context `factor` times the `length` of training (arXiv:2309.00071).
 
-  Pairs that turn more than `fast` times in `length` positions keep their rate, those that turn less
-  than `slow` times get it over `factor`, and those between a mixture, linear in their number (section 3.2).
+  Pairs that turn more than `fast` times in `length` positions keep their rate. Pairs that turn less
+  than `slow` times get their rate divided by `factor`. Pairs between get a mixture, linear in their number
+  (section 3.2).
 
   Args:
     rate: f32[P/2].

@@ -83,7 +83,7 @@ class DeepSeekMoE(nnx.Module):
     route_scale:     factor of the gates (V2: 16, V2-Lite: 1).
     scope:           'sequence' (V2; the released 16B) or 'group': over what the losses count.
     device_budget:   in training a device takes this factor of its equal share of the choices, the
-      most probable ones, and all those of a tenth of the sequences (V2: 1.0); None = all. Not causal.
+      most probable first. A tenth of the sequences keep all choices (V2: 1.0); None = all. Not causal.
     allow_causal:    accept a device budget where it shows a token later ones.
   Losses: balance, device, communication.
   Differs: the router starts at N(0, 0.02) like all of this project; the paper has 0.006. A device's

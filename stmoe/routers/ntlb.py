@@ -17,8 +17,8 @@ from stmoe.core import noise
 def rounds(choice: jax.Array, mask: jax.Array, num_experts: int, capacity: int) -> jax.Array:
   """Returns bool[G,S,k]: in which round each token finds a slot; at most one round per token.
 
-  In round i the tokens still without an expert try their i-th choice, behind all that
-  the expert already holds and behind earlier tokens of the same round.
+  In round i every token still without an expert tries its i-th choice. Such a token stands behind all
+  tokens that the expert already holds and behind earlier tokens of the same round.
 
   Args:
     choice: i32[G,S,k] by falling probability; mask: bool[G,S].

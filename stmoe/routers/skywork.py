@@ -79,8 +79,8 @@ class Skywork(nnx.Module):
       forgotten in 1 / (1 - beta) steps).
   Losses: balance, adaptive_balance.
   State: alpha f32[].
-  Differs: the report leaves open whether gates are renormalised (here, as in the code of MoE++, they
-    are), which deviation normalises (see `standardize`), and the capacity factor.
+  Differs: the report leaves three things open: whether gates are renormalised (here, as in the code of
+    MoE++, they are), which deviation normalises (see `standardize`), and the capacity factor.
   """
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,

@@ -50,8 +50,8 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   """Returns (params, changes) with share `keep` of the experts of every layer; see `sparse`.
 
   Args:
-    by:   'usage' keeps the most chosen experts, 'reap' those with the largest mean of weight times length of
-      output, 'magnitude' those with the largest weights, 'random' any.
+    by:   'usage' keeps the most chosen experts. 'reap' keeps those with the largest mean of weight times
+      length of output. 'magnitude' keeps those with the largest weights, 'random' any.
     seed: of 'random'.
   """
   layers = sparse.found(config)

@@ -1,6 +1,6 @@
 """Sparse upcycling: the first parameters of a sparse model from a trained dense one.
 
-Every expert starts as a copy of the dense feed-forward layer that its layer replaces, routers start
+Every expert starts as a copy of the dense feed-forward layer that its layer replaces. Routers start
 fresh, all else is kept (Komatsuzaki et al., 2022, arXiv:2212.05055). Several dense models make a
 Branch-Train-Mix model: their feed-forward layers become different experts, all else is averaged
 (BTX; mixtures of attention experts, BAM, are not built here). With granularity G every copy is cut
@@ -63,8 +63,8 @@ def activation_scale(num_experts, granularity, k, normalized):
 def upcycle(dense, sparse, *, noise=0.0, key=None, granularity=1, scale=1.0):
   """Returns the parameters of the sparse model, shaped like `sparse` (see `kind` for the rules).
 
-  Expert i is shard i mod G of the feed-forward layer of dense model (i div G) mod M, where M is the
-  number of dense models; G > 1 also makes the router's columns rG .. rG+G-1 equal, so that the experts of
+  Expert i is shard i mod G of the feed-forward layer of dense model (i div G) mod M. M is the
+  number of dense models. G > 1 also makes the router's columns rG .. rG+G-1 equal, so that the experts of
   one copy are chosen together when k is a multiple of G. Blocks correspond by their number in their
   stack: the patterns of the two models may differ, and either may be scanned or not.
   Optimizer slots are shaped like parameters and may be given instead: they are broadcast to the experts.

@@ -1,8 +1,8 @@
 """The results of a sweep as one table: a row for each finished run, as CSV and Parquet.
 
-results.csv      id, name, experiment, overrides, seed, a column for every field that any run sets, size and
-                 active FLOPs (of a token forward, of a step), sizes as scaling laws count them (`stmoe fit`
-                 reads them), all final metrics of DONE
+results.csv      id, name, experiment, overrides, seed; a column for every field that any run sets; size and
+                 active FLOPs (of a token forward, of a step); sizes as scaling laws count them (`stmoe fit`
+                 reads them); all final metrics of DONE
 evaluations.csv  id, name, seed, field, value and metrics, where trained models were evaluated again
 results.json     what the numbers have to be read with: command, revision, machine, seeds
 """

@@ -1,7 +1,8 @@
 """Doing one run: the commands it consists of, as processes that write into its directory one after another.
 
-The log of a run is its lock, too: the processes of the run hold it, so that two sweeps in one folder, or one
-that was killed and started again while its children still save, never train the same run at once.
+The log of a run is its lock, too, which the processes of the run hold. Otherwise two sweeps in one folder
+could train the same run at once. So could a sweep that was killed and started again while its children still
+save.
 """
 
 import ctypes

@@ -42,8 +42,8 @@ def plan(names, shape, min_dim_size_to_factor=128):
   both have `min_dim_size_to_factor`; any other array as its names say, and not at all when
   rows or columns are missing.
 
-  Differs: T5X takes scanned layers [L, D, F] for a batch, so factors them whatever their size,
-    but applies the size rule to the same layers unscanned. Here the rule sees one layer in both
+  Differs: T5X takes scanned layers [L, D, F] for a batch, so factors them whatever their size.
+    To the same layers unscanned T5X applies the size rule. Here the rule sees one layer in both
     cases. The two agree when D and F reach min_dim_size_to_factor.
   """
   parts = [FACTOR[name] for name in names]

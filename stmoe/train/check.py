@@ -44,9 +44,9 @@ def batch_shapes(cfg, rows):
 def forward(cfg, plan):
   """Returns dict layer -> Aux of shapes, from an abstract forward pass of both kinds of batches.
 
-  Raises UserError for group sizes that do not divide, for weighted losses nobody reports, and where model,
-  data and target do not fit together: `targets` of a model and of a source of data, 'ids' if absent, are one
-  of the `kinds` of the target, and so are their shapes.
+  Raises UserError for group sizes that do not divide and for weighted losses nobody reports. Raises it also
+  where model, data and target do not fit together. `targets` of a model and of a source of data ('ids' if
+  absent) are among the `kinds` of the target, and so are their shapes.
   """
   kind = lambda owner: getattr(owner, 'targets', 'ids')
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])

@@ -1,8 +1,8 @@
 """The training loop: data, steps, metrics, evaluation, checkpoints, stopping and going on.
 
 Everything a run can get wrong is checked first, then the newest checkpoint is looked for, then
-it trains. All that happens between two steps is a function of the step's number, so that a
-run that was killed and continued writes what an undisturbed one writes.
+training begins. All that happens between two steps is a function of the step's number. So a
+run that was killed and continued writes what an undisturbed run writes.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Optimizers: a configuration names one by its function and gives the function's fields.
 
 Each returns an Optimizer for parameters of given logical axes and shapes. Learning rate
-and global-norm clipping come from outside (the schedule and `clip`), so that the state is
+and global-norm clipping come from outside: from the schedule and `clip`. So the state is
 a plain nested dict of statistics and nothing else.
 """
 

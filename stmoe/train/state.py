@@ -4,8 +4,8 @@
   router_state  what routers keep across steps (see `stmoe.router_state`)
   opt_state     statistics of the optimizer
   step, key     i32[] steps done, and the key every step's randomness is folded from
-  counts        tokens u32[2] (low and high word of the target tokens seen), skipped i32[] steps
-                with a non-finite loss or gradient, bad i32[] of them in a row until now
+  counts        tokens u32[2] (low and high word of the target tokens seen); skipped i32[], steps
+                with a non-finite loss or gradient; bad i32[], how many of the last steps in a row were such
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Tasks judged by their metrics: labels ranked, texts decoded, spans of a text found; boolq/accuracy@rank.
 
-Labels are ranked at evaluation capacity, which is recorded beside the scores, since with a capacity what a
-row gets depends on the rows beside it; texts are decoded without one (generate.py). The fields of section
-`eval` that are read here:
+Labels are ranked at evaluation capacity; with a capacity, what a row gets depends on the rows beside it. So
+the capacity is recorded beside the scores. Texts are decoded without a capacity (generate.py). The fields of
+section `eval` that are read here:
   methods:  'rank' by log-likelihood, 'decode', both, or none for no such evaluation; 'span' of questions.
   examples: at most so many of each task, the first; 0 = all.
 Section `decode` names the strategy, a module of stmoe/decode, and its fields.

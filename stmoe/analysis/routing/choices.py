@@ -79,8 +79,8 @@ def per_token(token, expert, weight, mask, num_experts):
 def specialisation(chosen, ids, top=8):
   """Returns, for each expert, (share of all choices, [(token id, count, lift), ...]).
 
-  The tokens are those whose count n at the expert most exceeds what independence of token
-  and expert would give, m, by the G statistic n log(n/m); lift is n/m, 1.0 for a token
+  Tokens are ranked by the G statistic n log(n/m). n is a token's count at the expert, m the count that
+  independence of token and expert would give. lift is n/m, 1.0 for a token
   that the expert gets as often as any other.
 
   Args:

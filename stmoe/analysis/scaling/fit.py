@@ -3,10 +3,10 @@
 Every start of a grid (the product of the law's starting values, or a seeded part of it) is priced; the best
 descend by Gauss-Newton steps in a trust region. Derivatives are exact: a complex step through `predict`.
 
-Differs: the papers descend by L-BFGS. On synthetic runs of the five laws (noise 0.3 %, 8 starts, 300
-iterations) scipy's stopped in the long flat valleys of these laws from most starts, up to three times above
-the minimum, and was never lower; trust-region steps reached the same minimum from 39 of 40 starts, in a
-twentieth of the time.
+Differs: the papers descend by L-BFGS. Both were run on synthetic runs of the five laws (noise 0.3 %, 8
+starts, 300 iterations). scipy's L-BFGS stopped in the long flat valleys of these laws from most starts, up to
+three times above the minimum, and was never lower. Trust-region steps reached the same minimum from 39 of 40
+starts, in a twentieth of the time.
 """
 
 import itertools

@@ -1,10 +1,10 @@
 """Expert parallelism with capacity buffers: `gather` on every device, around two all-to-alls.
 
 Every device fills the buffers of all experts from its own groups, x[G_{data,expert},S,D] -> rows
-[E,R,D]. An all-to-all over the axes that split the experts gives each expert the rows of all devices,
-the experts run, and a second all-to-all brings the results home. Their transposes are the same two
-again: nothing else moves but the gradients of experts that several devices hold. Experts may be
-cut over `model` at the same time.
+[E,R,D]. An all-to-all over the axes that split the experts gives each expert the rows of all devices.
+The experts run, and a second all-to-all brings their results home. The transposes of the two
+collectives are two all-to-alls again. Nothing else moves but the gradients of experts that several
+devices hold. Experts may be cut over `model` at the same time.
 """
 
 from flax import struct

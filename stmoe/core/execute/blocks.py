@@ -1,14 +1,14 @@
 """Dropless and portable: the rows of each expert in blocks, as many as it has.
 
-Rows are sorted by expert (`core/transport/rows.py`), and a loop goes over blocks of them, each of one expert
-and of the size that it needs (`pallas_kernels/walk.py`).
+Rows are sorted by expert (`core/transport/rows.py`), and a loop goes over blocks of these rows. A block has
+the rows of one expert, as many as that expert needs (`pallas_kernels/walk.py`).
 Drops are honoured (they have no row), and so are any k and any imbalance.
 
-The last block of an expert reaches into the rows of the next one, which are computed later
-and then overwrite it. The backward is written by hand (`core/grouped.py`): it runs the experts' forward
-again block by block, except for their last product, so that nothing that has a row per edge is ever stored,
-and adds the gradients of the parameters in place, in the carry of the loop. Keeping the products instead
-costs CPUs as much in copies as it saves.
+The last block of an expert reaches into the rows of the next expert. Those rows are computed later and
+overwrite what the block wrote there. The backward is written by hand (`core/transport/grouped.py`), so that
+nothing with a row per edge is ever stored. The backward runs the experts' forward again block by block,
+except for the experts' last product. Gradients of the parameters are added in place, in the carry of the
+loop. Keeping the products instead costs CPUs as much in copies as it saves.
 """
 
 import jax

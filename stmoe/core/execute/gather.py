@@ -1,11 +1,11 @@
 """Capacity buffers by gathers only, in both directions.
 
-Every edge owns at most one slot and every slot at most one edge, so dispatch, combine and
-the transposes of both are gathers: from tokens to slots by the edge that a slot holds,
-and from slots to tokens by the slot that each of a token's k edges has. Differentiating
+Every edge owns at most one slot and every slot at most one edge. So dispatch, combine and
+the transposes of both are gathers. Tokens go to slots by the edge that a slot holds.
+Slots go to tokens by the slot of each of a token's k edges. Differentiating
 a gather would give scatter-adds instead, which are slow on accelerators; hence one
 custom_vjp around everything from dispatch to combine. When `choices` is None (expert
-choice) a token has any number of edges, and sums over them are segment sums.
+choice) a token has any number of edges, and sums over these edges are segment sums.
 """
 
 import jax

@@ -5,10 +5,10 @@ each token: Mosaic on TPUs, Mosaic GPU on Hopper, Triton on GPUs otherwise (`pal
 kernels, they run `blocks`. On GPUs the first products of narrow experts load tokens, and the backward's their
 gradients, by the list of rows.
 
-One custom_vjp around everything from dispatch to combine. Kept for the backward are x [G,S,D] as it was
-before the dispatch, the results of the bank's products but the last, and tables of integers: nothing of
-M rows times D, so that a layer of many small experts stores what a dense one of the same active width does
-(SonicMoE, arXiv:2512.14080; `core/grouped.py`). The gradient is exact.
+One custom_vjp goes around everything from dispatch to combine. Three things are kept for the backward: x
+[G,S,D] as it was before the dispatch, the results of the bank's products but the last, and tables of
+integers. Nothing of M rows times D is kept. So a layer of many small experts stores what a dense layer of the
+same active width does (SonicMoE, arXiv:2512.14080; `core/transport/grouped.py`). The gradient is exact.
 
 Every device runs the kernels on its own groups, with all experts or (`all_to_all_dropless`) with its own.
 Where a mesh also cuts experts' matrices over `model` the compiler splits them, and `blocks` runs instead; so

@@ -1,8 +1,8 @@
 """Sorted rows and `jax.lax.ragged_dot`: dropless, short, a reference only.
 
 XLA computes `ragged_dot` on CPU and on CUDA as a dense product over all experts, E times
-the work that is needed, and on TPUs (libtpu 0.0.42) so its gradient to the weights; only the
-rest has a kernel there. `pallas` is the dropless executor. This one stays as the plainest
+the work that is needed. On TPUs (libtpu 0.0.42) XLA does so for the gradient to the weights only,
+and has a kernel for the rest. `pallas` is the dropless executor. `ragged` stays as the plainest
 user of the Ragged layout (tests/core/test_secretly_dense.py).
 """
 

@@ -1,7 +1,7 @@
 """Executors on several devices: run one on every device's own groups, and move rows to the experts and back.
 
-Letters: P devices that share the experts, E/P experts on each, M rows of a device, R rows that any
-device may send to any other. Names of mesh axes are those that the current rules (`stmoe.axes`) give to
+Letters: P devices that share the experts, E/P experts on each, M rows of a device, R rows that a
+device may send to another. Names of mesh axes are those that the current rules (`stmoe.axes`) give to
 the logical axes 'group' and 'expert'.
 """
 
@@ -28,9 +28,9 @@ def on_shards(execute: typing.Callable[..., jax.Array], x: jax.Array, a: assignm
   splits the groups `execute` runs as it is, with over=().
 
   Args:
-    execute: takes the groups of one device, x [G/P',S,D] and their Assignment (of all E experts), the
-      bank of its E/P experts with what all experts share, a key of its own, and `over`, the names of
-      the axes that split the experts.
+    execute: takes four things: the groups of one device, x [G/P',S,D] and their Assignment (of all E
+      experts); the bank of its E/P experts with what all experts share; a key of its own; and `over`, the
+      names of the axes that split the experts.
     x, a, experts, key: of an executor.
   Raises:
     UserError: the experts are split over an axis that does not split the groups.

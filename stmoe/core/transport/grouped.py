@@ -1,9 +1,9 @@
 """Rows sorted by expert as dropless executors give them to a bank, and how little of a bank's work they keep.
 
 A bank runs on them twice. Forward, its products are computed and their results z may be kept. Backward, the
-same z are handed out instead of computed, so that everything else of the bank (activations, gates, biases) is
-recomputed element by element and differentiated by JAX, and each product differentiates into its two
-transposes. Only the z are ever stored, or nothing, where they are computed again.
+same z are handed out instead of computed. So everything else of the bank (activations, gates, biases) is
+recomputed element by element and differentiated by JAX. Each product differentiates into its two
+transposes. Only the z are ever stored, or nothing, where the z are computed again.
 
 The product that a bank ends with waits (`Product`): its result is needed for the output but not for any
 gradient, because a combine weight g may as well go before it,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 def per_expert(x: jax.Array, w: jax.Array) -> jax.Array:
   """Returns x [E,R,D] times w [E,D,F] per expert: [E,R,F].
 
-  The gradient to w is written out because autodiff produces it as [E,F,D] and transposes
+  The gradient to w is written out for speed: autodiff produces it as [E,F,D] and transposes
   that, a strided pass over all weights at every step.
 
   >>> per_expert(jnp.array([[[1., 2.]], [[3., 4.]]]), jnp.array([[[1.], [1.]], [[0.], [2.]]])).tolist()
@@ -66,8 +66,9 @@ class Buckets(struct.PyTreeNode):
   def each(self, f: typing.Callable[..., jax.Array], *arrays: jax.Array) -> 'Buckets':
     """Returns f(rows [R,D] of one expert, its parts of the arrays [E,...]) -> [R,F] of every expert.
 
-    One expert after the other, so that f may be anything. With vmap convolutions would be one in E groups,
-    whose gradient is too large where the compiler splits its rows but not its kernels (XLA of jax 0.10.2).
+    One expert after the other, so that f may be anything. With vmap a convolution would be a single one in E
+    groups. The gradient of such a convolution is too large where the compiler splits its rows but not its
+    kernels (XLA of jax 0.10.2).
     """
     arrays = tuple(a.astype(self.x.dtype) for a in arrays)
     return self.replace(x=jax.lax.map(lambda one: f(*one), (self.x, *arrays)))

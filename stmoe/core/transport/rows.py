@@ -1,7 +1,7 @@
 """The live edges of an Assignment sorted by expert: one row per edge, and tables both ways.
 
 Dropless executors run experts on these rows: those of expert 0, then of expert 1, and so
-on, without padding. No sort is needed: slots have no holes, so an edge's row is the first
+on, without padding. No sort is needed, because slots have no holes. An edge's row is the first
 row of its expert, plus the edges that earlier groups send there, plus its slot.
 """
 

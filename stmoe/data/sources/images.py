@@ -46,8 +46,8 @@ class Images:
   label: name of the array (npz) or feature (tfds) of labels; '' = label or labels.
   image_size, channels: of the rows; other images are resized, grey ones repeated.
   central: share of the shorter side of the square that is cut out of the middle (1.0 = all of it).
-  crop: in training the least share of the area that is cut out at random, with sides between 3:4 and 4:3,
-    in place of the middle (Inception's crop takes 0.05); 1.0 = none.
+  crop: the least share of the area of an image that training cuts out, at random, in place of the middle.
+    The sides of the part are between 3:4 and 4:3 (Inception's crop takes 0.05); 1.0 = none.
   flip: whether in training half of the images are mirrored.
   mean, std: rows are (pixel / 255 - mean) / std; 0.5 and 0.5 give -1 to 1.
   cache_dir: as for text.

@@ -19,11 +19,11 @@ class Sequences:
 
   That is the entry `values` f32[rows,T n], the same numbers one place on; `weights` f32[rows,T n] is 1.
 
-  files: an .npz for both splits, or one for training and one for validation, with the arrays
-    values [K,time,n], K trajectories, or [time,n], one;
+  files: an .npz for both splits, or one for training and one for validation, with these arrays:
+    values [K,time,n], K trajectories, or [time,n], a single trajectory;
     system: whole numbers [K], the system of each, if num_systems says so;
-    split: [K], train or validation for each. Without it every tenth is held out, of a single trajectory the
-    last tenth of its time.
+    split: [K], train or validation for each. Without `split` every tenth trajectory is held out, of a single
+    trajectory the last tenth of its time.
   length: T. stride: places from the start of a window to that of the next one; None = T.
   num_values: n.
   num_systems: systems that trajectories belong to, numbered from 0: the entry given/system i32[rows] for

@@ -1,10 +1,10 @@
 """The cache: the tokens of every document of a task, written once, read by position.
 
-A cache is a sealed folder (store.py) `<task>-<key>-v<format>` with, for each split, `<split>.array_record`
-(the documents in order, each cut into pieces of at most PIECE tokens, its EOS at the end of its last
-piece) and `<split>.index.npy`; of a task that is judged by metrics also `validation.records.jsonl`, the
-examples as they were before tokenisation. `key` hashes the task's fingerprint and the vocabulary, so a
-changed file or vocabulary makes another cache.
+A cache is a sealed folder (store.py) `<task>-<key>-v<format>`. For each split, `<split>.array_record` holds
+the documents in order. Each document is cut into pieces of at most PIECE tokens, with its EOS at the end of
+its last piece. `<split>.index.npy` is the index of that file. A task that is judged by metrics also has
+`validation.records.jsonl`, the examples as they were before tokenisation. `key` hashes the task's fingerprint
+and the vocabulary, so a changed file or vocabulary makes another cache.
 """
 
 import dataclasses

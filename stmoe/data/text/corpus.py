@@ -47,9 +47,9 @@ def stdlib(root=None):
 def text(files):
   """Returns the UTF-8 `files` (those ending in .gz decompressed) as documents, one per file, in order.
 
-  Fewer than 20 files: of each, the last twentieth of its bytes, from the first line end on, is a
-  document for validation and the rest one for training (a file without a line end there is cut
-  between two characters). 20 files and more stay whole: those with the smallest sha256 of their
+  Fewer than 20 files: every file is divided. The last twentieth of its bytes, from the first line end on,
+  is a document for validation and the rest a document for training. A file without a line end there is cut
+  between two characters. 20 files and more stay whole: those with the smallest sha256 of their
   bytes, one in twenty, are for validation. Nothing is normalised. All is held in memory.
   """
   if not files:

@@ -1,8 +1,8 @@
 """Our tasks as seqio Tasks. The only module of ours that imports seqio, and with it TensorFlow.
 
-As a program, `python -m stmoe.data.text.declare TASK SPLIT N` writes the documents of a split, or the
-examples as JSON of a task that is judged by metrics, to the open file descriptor N, each as eight
-little-endian bytes of length and its UTF-8 bytes.
+As a program, `python -m stmoe.data.text.declare TASK SPLIT N` writes the documents of a split to the open
+file descriptor N. Of a task that is judged by metrics the program writes the examples as JSON instead. Each
+text is written as eight little-endian bytes of length and its UTF-8 bytes.
 """
 
 import functools

@@ -7,6 +7,7 @@ An example is a record, a dict for JSON:
   group            what is scored together: a question of MultiRC, a query of ReCoRD
   label            bool, where the metric asks whether `references` are right (WSC)
   baseline         what a trivial system says: the first sentence of a text, its source
+
 A Form converts the rows of a data set, with the field names of TensorFlow Datasets, into examples. Its
 rows come from TensorFlow Datasets, or from the user's jsonl in the format the set was released in.
 """
@@ -123,8 +124,9 @@ class Form:
 def find(files, stem):
   """Returns the one or two files, of training and of validation, among `files` or in the folder they name.
 
-  In a folder a task has STEM/train.jsonl and STEM/val.jsonl, as SuperGLUE is released, or STEM_train.jsonl
-  and STEM_val.jsonl, maybe with more behind; `.gz`, too. Without a file of validation, training's is divided.
+  In a folder a task has STEM/train.jsonl and STEM/val.jsonl, as SuperGLUE is released. Or it has
+  STEM_train.jsonl and STEM_val.jsonl, maybe with more behind. Files may be `.gz`, too. Without a file of
+  validation, the file of training is divided.
   """
   paths = [pathlib.Path(file) for file in files]
   if not any(path.is_dir() for path in paths):

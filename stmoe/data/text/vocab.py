@@ -1,9 +1,9 @@
 """Vocabularies: text to ids and back, with T5's extra ids on top.
 
 Two kinds with one interface: `encode(texts) -> list of i32 arrays` (no EOS), `decode(ids) -> text`,
-`vocab_size`, `eos_id`, `sentinel(i)`, `num_bytes(ids)` and `digest` (what decides the ids of a text). Id 0
-is padding and the decoder's start. The extra ids (sentinels of span corruption) are the last ids, counted
-downwards: sentinel 0 is `vocab_size - 1`, as in T5 and seqio.
+`vocab_size`, `eos_id`, `sentinel(i)`, `num_bytes(ids)` and `digest`. The digest covers what decides the ids
+of a text. Id 0 is padding and the decoder's start. The extra ids (sentinels of span corruption) are the last
+ids, counted downwards: sentinel 0 is `vocab_size - 1`, as in T5 and seqio.
 """
 
 import functools
@@ -105,9 +105,9 @@ def train(texts, num_pieces):
   """Returns the bytes of a SentencePiece model (BPE) with `num_pieces` ids, trained on `texts`.
 
   The model keeps every text exactly, but for the character U+2581, which SentencePiece uses for the
-  blank: no normalisation, runs of blanks kept (and learned, which serves indented code), line ends
-  and tabs are pieces, and what was never seen falls back to bytes. Deterministic in the order of the
-  texts; of more than SAMPLE characters the first are taken, lines of more than LONGEST bytes in parts.
+  blank. Nothing is normalised. Runs of blanks are kept (and learned, which serves indented code), and line
+  ends and tabs are pieces. What was never seen falls back to bytes. The model is deterministic in the order
+  of the texts. Of more than SAMPLE characters the first are taken, lines of more than LONGEST bytes in parts.
   Ids: 0 padding, 1 EOS, 2 unknown.
   """
   lines = itertools.chain.from_iterable(map(_parts, (

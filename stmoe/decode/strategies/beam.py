@@ -22,9 +22,9 @@ def penalty(length, alpha):
 class Beam:
   """The finished text of the largest log-probability over `penalty`, of those that the search meets.
 
-  K beams live in each row. Of the best continuations of all of them, 2K with one id that ends a text, those
-  that end and are among the K best join the finished ones, of which the K best by score are kept; the K best
-  others live on.
+  K beams live in each row. The best continuations of all beams are found, 2K with one id that ends a text.
+  Continuations that end and are among the K best join the finished texts, of which the K best by score are
+  kept. The K best of the other continuations live on.
   A row is done when not even its best beam, at the penalty of the full length, could beat its worst
   finished text. EOS counts as a token. A row in which nothing has ended gives its best beam.
 

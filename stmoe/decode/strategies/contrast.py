@@ -35,7 +35,7 @@ def routed_by(model, ranks):
 class Contrast:
   """The largest score of `contrast`, or a draw from them; training-free, two passes and two caches.
 
-  The weak pass, prompt and encoder included, uses in every sparse layer only the experts at
+  The weak pass, prompt and encoder included, uses only some experts of every sparse layer: those at
   `routing_ranks` of a token's order, 0 the first (see `routers/wrappers/ranks.py`).
 
   Args:

@@ -4,8 +4,8 @@ Unified Scaling Laws for Routed Language Models (arXiv:2202.01169), eq. 1. Logar
 nats, N the parameters of the dense model of equal compute per token. c > 0: routing helps less as N grows,
 and no more at n_cutoff.
 
-Its eq. 2, for models that differ in k or in the share of routed layers, has the same form in forward
-TFLOPs per token and in parameters over FLOPs: `--column n_dense=... --column experts=...` fits it.
+Its eq. 2 is for models that differ in k or in the share of routed layers. It has the same form in forward
+TFLOPs per token and in parameters over FLOPs: `--column n_dense=... --column experts=...` fits eq. 2.
 """
 
 import numpy as np

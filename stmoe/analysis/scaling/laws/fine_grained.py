@@ -1,9 +1,9 @@
 """Loss against total size, tokens and granularity, at one expansion rate.
 
 Scaling Laws for Fine-Grained Mixture of Experts (arXiv:2402.07871), eq. 9. N are all non-embedding
-parameters without routers, granularity G = d_ff / d_expert (a token goes to G experts of d_ff / G), the
-expansion rate E = parameters of all experts over those of one dense layer (G E experts). Loss in nats.
-The coefficients hold for one expansion rate; it is a column because compute depends on it.
+parameters without routers. Granularity is G = d_ff / d_expert: a token goes to G experts of d_ff / G. The
+expansion rate is E = parameters of all experts over those of one dense layer (G E experts). Loss in nats.
+The coefficients hold for one expansion rate; E is a column because compute depends on it.
 """
 
 import numpy as np

@@ -7,9 +7,10 @@ An objective is made of a vocabulary and of fields of section `data`. Its class 
   random   whether it draws
   sides    the field that is the row length of each stack
   whole    whether every token of the text is predicted; absent = no.
-Its objects have `limits` (row lengths by stack), `segment` (the most tokens of one, where segments are not
-pairs), `lengths(n) -> [k,sides]` and `example(tokens, rng) -> dict` for pack.fill, where random draws come
-from the numpy generator handed in.
+
+Its objects have `limits` (row lengths by stack) and `segment` (the most tokens of a segment, where segments
+are not pairs). They also have `lengths(n) -> [k,sides]` and `example(tokens, rng) -> dict` for pack.fill.
+Random draws come from the numpy generator `rng`.
 """
 
 import numpy as np

@@ -14,8 +14,8 @@ class SpanCorruption:
   Noise takes `noise_density` of the tokens in spans of `mean_span_length` on average. Inputs are the
   text with one sentinel for each span, targets the spans, each after its sentinel; both end with EOS.
   The segment is that of `solve_length`; for 512 inputs it is 568 tokens, with 114 targets.
-  Differs: it is shortened where T5's count is one too small for what its noise mask then gives (short
-  lengths with long spans), so that no EOS is ever cut off.
+  Differs: T5's count is one too small for what its noise mask then gives at short lengths with long spans.
+  Such a segment is shortened here, so that no EOS is ever cut off.
   """
   eos = False
   paired = False
@@ -56,7 +56,7 @@ def noise_counts(n, noise_density, mean_span_length):
   """Returns (noise tokens, spans) for n tokens (int or array); (0, 0) for a single token.
 
   Both are rounded in float32, halves to even, as in T5's reference.
-  Differs: there are never more spans than noise tokens or other tokens, which the reference lets
+  Differs: there are never more spans than noise tokens or other tokens. The reference lets that
   happen at densities near one half with mean length near one.
   """
   n = np.asarray(n)
