@@ -12,8 +12,8 @@ import jax.numpy as jnp
 def sequences(segments: jax.Array, positions: jax.Array) -> jax.Array:
   """Returns i32[G,S], the number of each token's sequence in its group, counted from 0.
 
-  A sequence begins where the segment changes or the position falls back: groups may hold several
-  packed rows. One that a group's border cuts counts as two.
+  A sequence begins where the segment changes or the position falls back, because groups may hold several
+  packed rows. A sequence that a group's border cuts counts as two.
 
   >>> sequences(jnp.array([[1, 1, 2, 1, 1]]), jnp.array([[0, 1, 0, 0, 1]])).tolist()
   [[0, 0, 1, 2, 2]]
@@ -38,7 +38,7 @@ def shares(probs: jax.Array, choice: jax.Array, mask: jax.Array, sequence: jax.A
   """Returns the Shares of probs f32[G,S,E] and choice i32[G,S,k] over the real tokens mask bool[G,S].
 
   Args:
-    sequence: i32[G,S] of `sequences`, or None: a whole group is one.
+    sequence: i32[G,S] of `sequences`, or None: a whole group is one sequence.
 
   >>> s = shares(jnp.full((1, 4, 2), 0.5), jnp.array([[[0], [0], [0], [1]]]), jnp.ones((1, 4), bool))
   >>> s.f.tolist(), s.p.tolist(), s.count.tolist()
@@ -61,7 +61,7 @@ def _sums(values, mask, sequence):
 
 
 def _mean(each, count, tokens):
-  """Mean over sequences of f32[G,Q], every one counted for each of its tokens; see `losses.token_mean`."""
+  """Mean over sequences of f32[G,Q]; every sequence counts for each of its tokens (`losses.token_mean`)."""
   return jnp.sum(each * count) / (jnp.maximum(count.sum(), 1) if tokens is None else tokens)
 
 
@@ -72,7 +72,7 @@ def expert_loss(shares: Shares, tokens: jax.Array | None = None) -> jax.Array:
 
   Args:
     shares: f, p: f32[G,Q,E]; tokens: see `losses.token_mean`.
-  Differs: the released code's mean over sequences has equal weights; so are its lengths.
+  Differs: the released code's mean gives sequences equal weights; its sequences have equal lengths.
 
   >>> s = shares(jnp.array([[[0.75, 0.25]]]), jnp.array([[[0]]]), jnp.ones((1, 1), bool))
   >>> float(expert_loss(s))
@@ -102,7 +102,7 @@ def communication_loss(shares: Shares, choice: jax.Array, mask: jax.Array, seque
   """Returns the communication balance loss f32[] (DeepSeek-V2, arXiv:2405.04434, section 2.2.3).
 
   sum_d f''_d P'_d: f'' is the share of tokens with a choice in group d, times groups / kept
-  groups: 1 at balance when every token reaches all groups it may.
+  groups. The loss is 1 at balance when every token reaches all groups it may.
 
   Args:
     shares: p: f32[G,Q,E]; choice: i32[G,S,k]; mask: bool[G,S]; sequence: i32[G,S] or None.

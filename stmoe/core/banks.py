@@ -1,8 +1,9 @@
-"""Banks of experts are made through here: a mistake in one is a line that names its file.
+"""Banks of experts are made here, so that a mistake in a bank is a line that names the bank's file.
 
-A bank is called with rows in some layout and a key, and returns rows in that layout, of the type that came:
-`bank(rows, key=None) -> rows`. Its arrays belong to experts or are shared by all of them (`axes.per_expert`).
-Here it is run on shapes alone, as executors will: all experts, one expert alone, and rows sorted by expert.
+A bank is called with rows in some layout and a key: `bank(rows, key=None) -> rows`. The rows it returns have
+that layout and the type that came. A bank's arrays belong to experts or are shared by all of them
+(`axes.per_expert`). Here the bank is run on shapes alone, as executors will run it: with all experts, with
+one expert alone, and on rows sorted by expert.
 """
 
 import typing
@@ -19,9 +20,9 @@ from stmoe.errors import UserError
 
 def made(recipe: typing.Callable, width: int, *, num_experts: int, out: int | None = None, rngs,
          **fields) -> contract.Bank:
-  """Returns the bank of rows [.,width] -> [.,out] that `recipe` makes; raises UserError if it is none.
+  """Returns the bank of rows [.,width] -> [.,out] that `recipe` makes; raises UserError if it makes no bank.
 
-  out: None = width. fields: others of the recipe.
+  out: None = width. fields: other fields of the recipe.
   """
   bank = recipe(width, num_experts=num_experts, rngs=rngs, **fields)
   wrong = next(faults(bank, num_experts, width, width if out is None else out), None)
@@ -34,12 +35,12 @@ def faults(bank: contract.Bank, num_experts: int, width: int, out: int) -> typin
   """Yields lines about what is wrong with a bank of E = `num_experts` experts, rows [.,width] -> [.,out]."""
   shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), bank)
   named = jax.tree_util.tree_leaves_with_path(shapes)
-  own: list[tuple[str, jax.Array]] = []
+  of_experts: list[tuple[str, jax.Array]] = []
   shared: list[tuple[str, jax.Array]] = []
   for (path, w), belongs in zip(named, jax.tree.leaves(axes.per_expert(bank)), strict=True):
     name = jax.tree_util.keystr(path, simple=True, separator='.').removesuffix('.value')
-    (own if belongs else shared).append((name, w))
-  for name, w in own:
+    (of_experts if belongs else shared).append((name, w))
+  for name, w in of_experts:
     if w.shape[:1] != (num_experts,):
       yield f'{name} is {checked.told(w)}, of experts; wanted: first an axis of {num_experts} experts'
   yield from _of_all(shapes, num_experts, width, out)
@@ -60,7 +61,7 @@ def _of_all(bank, num_experts, width, out):
 
 
 def _of_one(bank, num_experts, width, out, shared):
-  """As `blocks` runs it: arrays of experts are cut to one expert, shared ones are not."""
+  """Yields what goes wrong when `blocks` runs the bank: arrays of experts are cut to one, shared ones not."""
   rows, y = _run(_alone(bank), 1, width)
   if getattr(getattr(y, 'x', None), 'shape', None) == (*rows.shape[:2], out):
     return
@@ -69,13 +70,13 @@ def _of_one(bank, num_experts, width, out, shared):
     yield (f'{" and ".join(suspects)} without the logical axis \'expert\' would be shared by all experts, '
            f'but holds {num_experts}; wanted: axes.param(init, shape, \'expert\', ...)')
   else:
-    said = _line(y) if isinstance(y, Exception) else f'it returned {checked.told(y)}'
-    yield (f'it does not run with one expert alone, {checked.told(rows)}: {said}; wanted: no number of '
+    failure = _line(y) if isinstance(y, Exception) else f'it returned {checked.told(y)}'
+    yield (f'it does not run with one expert alone, {checked.told(rows)}: {failure}; wanted: no number of '
            'experts but that of its arrays')
 
 
 def _sorted(bank, width, out):
-  """As dropless executors run it: rows [M,D]."""
+  """Yields what goes wrong when dropless executors run the bank: on rows [M,D]."""
   rows = jax.ShapeDtypeStruct((5, width), jnp.bfloat16)
   run = lambda bank, x: grouped.forward(bank, x, grouped.One(), None)[0]
   if getattr(_shapes(run, _alone(bank), rows), 'shape', None) != (5, out):
@@ -84,19 +85,19 @@ def _sorted(bank, width, out):
 
 
 def _alone(bank):
-  """The shapes of a bank of one expert."""
+  """The shapes of a bank of a single expert."""
   cut = lambda own, w: jax.ShapeDtypeStruct((1, *w.shape[1:]), w.dtype) if own else w
   return jax.tree.map(cut, axes.per_expert(bank), bank)
 
 
 def _run(bank, num_experts, width):
-  """(rows [E,R,D] as shapes, what a bank of shapes returns for them or the exception that it raises)."""
+  """(rows [E,R,D] as shapes, what a bank of shapes returns for these rows or the exception it raises)."""
   rows = jax.ShapeDtypeStruct((num_experts, num_experts + 2, width), jnp.bfloat16)
   return rows, _shapes(lambda bank, x: bank(layouts.Buckets(x)), bank, rows)
 
 
 def _shapes(run, *args):
-  """The shapes of what `run` returns, or the exception that it raises, but for what is a line already."""
+  """The shapes of what `run` returns, or the exception that it raises; a UserError is raised on."""
   try:
     return jax.eval_shape(run, *args)
   except UserError:

@@ -1,7 +1,8 @@
-"""Routers are made and called through here: a mistake in one is a line that names its file.
+"""Routers are made and called here, so that a mistake in a router is a line that names the router's file.
 
-What `route` compares are types and shapes, which are known before anything is computed, so that it costs
-a step nothing. What only numbers show is in `faults`: tests call it, and training where a loss is not finite.
+`route` compares types and shapes. These are known before anything is computed, so the comparison costs a step
+nothing. `faults` finds what only numbers show: tests call it, and so does training where a loss is not
+finite.
 """
 
 import inspect
@@ -16,13 +17,13 @@ from stmoe.core import assignment
 from stmoe.core import contract
 from stmoe.errors import UserError
 
-# What a mistake in a router's code raises; out of memory or an interrupt is none.
+# What a mistake in a router's code raises; running out of memory or an interrupt is no such mistake.
 MISTAKES = (TypeError, ValueError, AttributeError, LookupError, NameError, ArithmeticError, AssertionError)
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def file(router: object) -> str:
-  """Returns the file of a router, or of its class, as a text: in the package from 'stmoe' on."""
+  """Returns the file of a router, or of its class, as text: in the package from 'stmoe' on."""
   kind = router if inspect.isclass(router) else type(router)
   try:
     path = pathlib.Path(inspect.getfile(kind)).resolve()
@@ -44,7 +45,7 @@ def built(recipe: typing.Callable, d_model: int, rngs) -> typing.Any:
 
 def route(router: contract.Router, x: jax.Array, ctx: contract.Context,
           carry: contract.Carry) -> contract.Routed:
-  """Returns what `router` answers for x [G,S,D]; raises UserError, with its file, for what is no answer."""
+  """Returns the answer of `router` for x [G,S,D]; raises UserError, with its file, for a wrong answer."""
   routed = _run(type(router), router, x, ctx, carry)
   wrong = next(_wrong(router, routed, x, carry), None)
   if wrong:
@@ -53,15 +54,15 @@ def route(router: contract.Router, x: jax.Array, ctx: contract.Context,
 
 
 def _run(kind, call, *args, **kwargs):
-  """`call(*args)`; a mistake on the way through the file of class `kind` is a UserError with the line."""
+  """`call(*args)`; a mistake in the file of class `kind` on the way becomes a UserError with the line."""
   try:
     return call(*args, **kwargs)
   except MISTAKES as error:
     try:
-      own = inspect.getfile(kind)
+      path = inspect.getfile(kind)
     except (TypeError, OSError):
       raise error from None
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     if not lines:
       raise
     text = ' '.join(str(error).split()) or type(error).__name__
@@ -69,7 +70,7 @@ def _run(kind, call, *args, **kwargs):
 
 
 def told(x: typing.Any) -> str:
-  """What an array is, as in 'float32[4,2]'; of anything else its type."""
+  """What an array is, as in 'float32[4,2]'; of anything else the type."""
   if not hasattr(x, 'shape'):
     return type(x).__name__
   return f'{x.dtype}[{",".join(map(str, x.shape))}]'
@@ -102,10 +103,10 @@ def _wrong_assignment(router, a, x):
       wanted = 'assignment.cap(edges, capacity), which gives them their slots'
     yield f'Routed.assignment is a {type(a).__name__}; wanted: {wanted}'
     return
-  for name, found, wanted in (('num_tokens', a.num_tokens, size), ('num_experts', a.num_experts,
+  for name, value, wanted in (('num_tokens', a.num_tokens, size), ('num_experts', a.num_experts,
                                                                   router.num_experts)):
-    if found != wanted:
-      yield f'the assignment has {name}={found}; wanted: {wanted}'
+    if value != wanted:
+      yield f'the assignment has {name}={value}; wanted: {wanted}'
   if soft:
     fields, shape = dict(dispatch='float32', combine='float32'), a.dispatch.shape
   else:
@@ -143,7 +144,7 @@ def not_finite(a: contract.Assigned) -> jax.Array:
 
 
 def faults(router: contract.Router, a: contract.Assigned, mask: jax.Array) -> list[str]:
-  """Returns the lines about what is wrong in an Assignment of arrays, not of shapes; [] if nothing is.
+  """Returns lines about what is wrong in an Assignment of arrays, not of shapes; [] if nothing is.
 
   Args:
     a:    Assignment or SoftAssignment of groups [G,S].

@@ -1,7 +1,7 @@
-"""How a token chooses its experts, and which of its further choices it keeps.
+"""How a token chooses its experts, and which of its further choices the token keeps.
 
 Letters: G groups, S tokens per group, E experts, k choices. Random numbers come in as
-uniforms, so that a recorded draw can be replayed; None is evaluation, without chance.
+uniforms, so that a recorded draw can be replayed. None is evaluation, without chance.
 """
 
 import typing
@@ -83,7 +83,7 @@ def choose(probs: jax.Array, k: int, others: Picks = best, uniform: jax.Array | 
   for level in range(k):
     u = None if uniform is None or level == 0 else uniform[..., level - 1]
     choice.append(others(rest, u) if level else best(rest))
-    # -1, not 0: where the softmax has saturated, the others are 0 as well.
+    # -1, not 0: where the softmax has saturated, the other entries are 0 as well.
     rest = jnp.where(jax.nn.one_hot(choice[-1], probs.shape[-1], dtype=bool), -1, rest)
   return jnp.stack(choice, axis=-1)                                  # [G, S, k]
 
@@ -124,7 +124,7 @@ def keep_none(gates: jax.Array, uniform: jax.Array | None, threshold: float) -> 
 def keep_random(gates: jax.Array, uniform: jax.Array | None, threshold: float) -> jax.Array:
   """Returns bool[G,S,k-1]: kept with probability min(1, gate / threshold).
 
-  Without uniforms each takes its likelier outcome: kept iff gate / threshold > 1/2.
+  Without uniforms each choice takes its likelier outcome: kept iff gate / threshold > 1/2.
 
   >>> import jax.numpy as jnp
   >>> keep_random(jnp.array([0.1, 0.1]), jnp.array([0.4, 0.6]), 0.2).tolist()
@@ -143,7 +143,7 @@ KEEP = {'all': keep_all, 'none': keep_none, 'random': keep_random, 'threshold': 
 
 
 def keep(policy: str, gates: jax.Array, uniform: jax.Array | None, threshold: float) -> jax.Array:
-  """Returns bool[G,S,k]: the first choice always, the others by the named policy of KEEP.
+  """Returns bool[G,S,k]: True for the first choice, and for further ones what the named policy of KEEP says.
 
   Args:
     gates:     f32[G,S,k] as they count for the policy.
@@ -171,7 +171,7 @@ def check_groups(router: str, num_experts: int, k: int, num_groups: int, kept_gr
   """Raises UserError unless k choices fit into `kept_groups` of `num_groups` equal groups of experts.
 
   Args:
-    router: its name, for the message.
+    router: the router's name, for the message.
     least:  experts that a group must have (2 where its two best are added up).
   """
   say = lambda text: errors.UserError(f'router {router}: {text}')

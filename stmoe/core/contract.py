@@ -1,7 +1,7 @@
 """What passes between layers, routers and the trainer, and what a router or a layer may offer.
 
 `Context` goes in beside the activations, `Aux` comes back out, and `Routed` is what a
-router answers. They are data: no module is found by name, nothing is sown.
+router answers. All three are data: no module is found by name, nothing is sown.
 
 A router is called with (x [G,S,D], Context, carry), returns `Routed`, and has `num_experts`. `OFFERS` lists
 everything else that somebody may ask of a router, a layer or a bank. Beside each offer stands what holds for
@@ -36,9 +36,9 @@ class Context(struct.PyTreeNode):
   Arrays are [B,T] in a stack and [G,S] inside a router (`layers/moe.py` regroups them).
 
   given: what else is known of tokens, by name: [B,T,...] with an entry a token, or [B,1,...] with
-    one a row. In a router every one of them is [G,S,...].
+    an entry a row. In a router every such array is [G,S,...].
   visible: what the sub-layer that is called sees besides its input: of attention a `parts.visible.Visible`.
-    In a stack and a block a dict, by the names of sub-layers.
+    In a stack and a block `visible` is a dict, by the names of sub-layers.
   """
   mask: jax.Array = struct.field(metadata=PER_TOKEN)   # bool[B,T], True = real token; not from zeros
   ids: jax.Array = struct.field(metadata=PER_TOKEN)    # i32[B,T] token ids
@@ -51,7 +51,7 @@ class Context(struct.PyTreeNode):
   train: bool = struct.field(pytree_node=False, default=False)
   causal: bool = struct.field(pytree_node=False, default=False)
   # Every token is routed as if it were alone: no capacity is reached, and it does not matter which tokens
-  # are computed together. Decoding and what is to equal it; see `layers.moe.grouping`.
+  # are computed together. So decoding routes, and all that must equal decoding; see `layers.moe.grouping`.
   alone: bool = struct.field(pytree_node=False, default=False)
   given: dict = dataclasses.field(default_factory=dict)
   visible: typing.Any = None
@@ -76,7 +76,7 @@ class Context(struct.PyTreeNode):
   def known(self, name: str, reader: str) -> jax.Array:
     """Returns `given[name]`, [B,T,...] or [B,1,...]; raises UserError, naming `reader`, if there is none.
 
-    What is given is the same in every batch of a source of data: the first abstract step finds what is not.
+    Every batch of a source of data has the same names, so the first abstract step finds a missing one.
     """
     if name not in self.given:
       raise errors.UserError(
@@ -92,7 +92,7 @@ class Context(struct.PyTreeNode):
     return self.replace(key=jax.random.fold_in(self.key, zlib.crc32(name.encode()) & 0x7FFFFFFF))
 
   def each(self, move: typing.Callable[[jax.Array], jax.Array]) -> 'Context':
-    """Returns this context with `move` applied to every array of tokens [B,T,...], given ones too."""
+    """Returns this context with `move` applied to every array of tokens [B,T,...], those of `given` too."""
     fields = [f.name for f in dataclasses.fields(self) if f.metadata.get('per_token')]
     wide = lambda a: jnp.broadcast_to(a, (*self.mask.shape, *a.shape[2:]))
     return self.replace(**{name: move(getattr(self, name)) for name in fields},
@@ -106,8 +106,8 @@ class Context(struct.PyTreeNode):
     """Returns the context of other tokens than these, such as channels or whole rows: see `numbered`.
 
     Args:
-      mask:   bool[G,S]. What is given of rows is kept where these are the G, or where there is one token a
-        row: G * S = B.
+      mask:   bool[G,S]. What is given of rows is kept in two cases: where the rows are the G groups, and
+        where every token is a row (G * S = B).
       tokens: divisor of token-averaged losses.
     """
     groups, size = mask.shape
@@ -119,7 +119,7 @@ class Context(struct.PyTreeNode):
 
 
 def numbered(mask: jax.Array) -> dict[str, typing.Any]:
-  """Returns the fields of a Context for tokens bool[G,S] that are no words: ids and positions count them."""
+  """Returns the fields of a Context for tokens bool[G,S] that are no words: they are numbered instead."""
   number = jnp.broadcast_to(jnp.arange(mask.shape[1], dtype=jnp.int32), mask.shape)
   return dict(mask=mask, ids=number, positions=number, segments=mask.astype(jnp.int32))
 
@@ -132,20 +132,20 @@ def given(batch: dict, stack: str) -> dict[str, jax.Array]:
 
 
 def of_rows(batch: dict) -> dict[str, jax.Array]:
-  """Returns the part of a batch that is given of whole rows, arrays [B,...]: later tokens have it, too."""
+  """Returns the part of a batch that is given of whole rows, arrays [B,...], which later tokens have too."""
   return {name: a for name, a in batch.items() if name.startswith('given/')}
 
 
-# How the values of a batch's parts become that of the whole, over their leading axis.
+# How the values of a batch's parts become the value of the whole batch, over their leading axis.
 REDUCTIONS: dict[str, typing.Callable[..., jax.Array]] = {'sum': jnp.sum, 'mean': jnp.sum, 'max': jnp.max}
 
 
 @struct.dataclass
 class Statistic:
-  """A number or array that `commit` reads, and how those of parts of a batch become that of the whole.
+  """A number or array that `commit` reads; it knows how parts of a batch become the whole batch.
 
-  A router reduces over its groups, which are those of all devices, itself; `together` over microbatches and
-  passes. Made by `total`, `mean` and `largest`.
+  A router itself reduces over its groups, which are those of all devices. `together` reduces over
+  microbatches and passes. Statistics are made by `total`, `mean` and `largest`.
   """
   part: jax.Array
   count: jax.Array | None            # what `part` is divided by, of 'mean'
@@ -153,13 +153,13 @@ class Statistic:
 
   @property
   def value(self) -> jax.Array:
-    """The statistic itself, [...]: of 'mean', 0 where nothing was counted."""
+    """The statistic itself, [...]; a 'mean' is 0 where nothing was counted."""
     if self.count is None:
       return self.part
     return jnp.where(self.count > 0, self.part / jnp.where(self.count > 0, self.count, 1), 0)
 
   def together(self) -> 'Statistic':
-    """Returns the Statistic of the whole batch, if every array is [M,...], of its M parts."""
+    """Returns the Statistic of the whole batch from arrays [M,...] of its M parts."""
     return jax.tree.map(lambda x: REDUCTIONS[self.reduction](x, 0), self)
 
 
@@ -169,7 +169,7 @@ def total(x: jax.Array) -> Statistic:
 
 
 def mean(x: jax.Array, count: jax.Array) -> Statistic:
-  """Returns the Statistic of a mean: sums x [...] over what they are sums of, count [...] or f32[].
+  """Returns the Statistic of a mean: x [...] are sums, count [...] or f32[] says over how many.
 
   >>> float(mean(jnp.array([1.0, 5.0]), jnp.array([1.0, 2.0])).together().value)
   2.0
@@ -188,8 +188,8 @@ class Aux(struct.PyTreeNode):
   losses:  dict name -> f32[], for example 'balance' and 'z'.
   load:    f32[E] real (token, choice) pairs sent to each expert before any drop.
   metrics: dict name -> f32[]. For people: nothing is steered by them.
-  statistics: dict name -> Statistic, for `commit`; `load` is one, too, which adds up.
-  records: dict name -> arrays [G,...] for analysis, of `routers/wrappers/trace.py`; no step keeps them.
+  statistics: dict name -> Statistic, for `commit`; `load` is a statistic, too, which adds up.
+  records: dict name -> arrays [G,...] for analysis, of `routers/wrappers/trace.py`; no step keeps records.
   """
   losses: dict
   load: jax.Array
@@ -198,7 +198,7 @@ class Aux(struct.PyTreeNode):
   records: dict = dataclasses.field(default_factory=dict)
 
 
-# What the pure function of a router returns: the edges to execute and what is reported.
+# What the pure function of a router returns: the edges to execute and the report.
 Decision = tuple[assignment.Assignment, Aux]
 # What a sub-layer reports: nothing, an Aux, or an Aux of each of its parts.
 Reported = Aux | dict[str, Aux] | None
@@ -209,15 +209,15 @@ Answer = tuple[jax.Array, Reported, Carry]
 def keyed(name: str, aux: Reported) -> dict[str, Aux]:
   """Returns dict name -> Aux of what the sub-layer called `name` returned.
 
-  aux: None, an Aux, or a dict of Aux by parts: these are called NAME.PART.
+  aux: None, an Aux, or a dict of Aux by parts: a part is called NAME.PART.
   """
   if aux is None:
     return {}
   return {f'{name}.{part}': a for part, a in aux.items()} if isinstance(aux, dict) else {name: aux}
 
 
-# The name in a carry of what a sub-layer itself, not the next one, gets back: its cache of a text that is
-# decoded. Blocks put it in before a sub-layer and take it out after.
+# The name, in a carry, of the cache of a text that is decoded. A sub-layer gets this cache back itself; the
+# next sub-layer does not. Blocks put the cache in before a sub-layer and take it out after.
 CACHE = 'cache'
 
 
@@ -227,7 +227,7 @@ def joined(carry: Carry, cache: dict | None) -> Carry:
 
 
 def apart(carry: Carry) -> tuple[Carry, typing.Any]:
-  """Returns (carry, cache) of what `joined` returns: arrays [B,T,.] by name, arrays [B,K,...] or None."""
+  """Returns (carry, cache) from what `joined` returns: arrays [B,T,.] by name, arrays [B,K,...] or None."""
   return {name: a for name, a in carry.items() if name != CACHE}, carry.get(CACHE)
 
 
@@ -290,7 +290,7 @@ class Executor(typing.Protocol):
     """Returns [G,S,D'] for x [G,S,D]."""
 
 
-# What a router may offer, and what holds for one that does not.
+# What a router may offer, and what holds for a router that does not.
 OFFERS = {
     'k': None,                       # choices of a token
     'normalize_gates': None,         # whether the gates of several choices are divided by their sum
@@ -299,14 +299,15 @@ OFFERS = {
     'draws_at_eval': False,          # evaluation uses the key, where there is one
     # In two parts, so that routers that wrap it (routers/wrappers) may come between:
     # logits(x, ctx) -> f32[G,S,E], and decide(logits, ctx, carry, choose=None) -> Routed, where
-    # choose(scores f32[G,S,E], k) -> i32[G,S,n] says which experts a token has, all of which it keeps.
+    # choose(scores f32[G,S,E], k) -> i32[G,S,n] says which experts a token has; the token keeps them all.
     'logits': None,
     'decide': None,
     'seeded': None,                  # of hashes of the tokens: whether another field `seed` is another one
     'router': None,                  # of a sparse layer
-    # Of a sub-layer that returns a dict of Aux: the names of the parts that these are of, its attributes.
+    # Of a sub-layer that returns a dict of Aux: the names of its parts, which are attributes of the
+    # sub-layer.
     'reports': (),
-    # These may be offered by layers and banks, too; `stmoe.modules` walks to them.
+    # What follows may be offered by layers and banks, too; `stmoe.modules` walks to them.
     'init_carry': None,              # (x [B,T,D]) -> memory across layers, dict of [B,T,.] at the bottom
     'commit': None,                  # (Aux of a whole step) -> None; updates RouterState
     'undecodable': None,             # why tokens cannot be computed one by one
@@ -319,5 +320,5 @@ OFFERS = {
 
 
 def offered(module: object, name: str) -> typing.Any:
-  """Returns what a router, layer or bank offers under `name` of OFFERS, or what holds where it does not."""
+  """Returns what a router, layer or bank offers under `name` of OFFERS, or what holds without an offer."""
   return getattr(module, name, OFFERS[name])

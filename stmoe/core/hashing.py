@@ -13,7 +13,7 @@ PRIME = 1_000_003      # p of `bigram`; the paper prints none
 def before(ids: jax.Array, positions: jax.Array) -> jax.Array:
   """Returns i32[G,S]: the id one place earlier in the same document, START at its first token.
 
-  Groups are taken as the rows of one list, so that they may cut documents anywhere.
+  Groups are taken as the rows of a single list, so groups may cut documents anywhere.
 
   Args:
     ids, positions: i32[G,S] token ids, and their positions in their documents.
@@ -67,7 +67,7 @@ def position(positions: jax.Array, num_experts: int) -> jax.Array:
 def fresh(key: jax.Array | None, table: jax.Array, ids: jax.Array, num_experts: int) -> jax.Array:
   """Returns i32[G,S]: a new uniform draw for every occurrence, or table[ids] without a key (evaluation).
 
-  A control that no paper has: experts chosen by chance, like one pass of THOR per token.
+  This is a control that no paper has: experts chosen by chance, like one pass of THOR per token.
 
   Args:
     table: i32[V]; ids: i32[G,S].

@@ -15,7 +15,7 @@ def token_mean(values: jax.Array, mask: jax.Array, tokens: jax.Array | None = No
   """Returns sum over real tokens of `values` divided by `tokens`; masked values may be NaN.
 
   Args:
-    values: f32[G,S], one per token, or f32[G], one per group that counts for each of its tokens.
+    values: f32[G,S], an entry per token, or f32[G], an entry per group that counts for each of its tokens.
     mask:   bool[G,S], True = real token.
     tokens: f32[] divisor; None = the number of real tokens (at least 1).
 
@@ -37,9 +37,9 @@ def token_mean(values: jax.Array, mask: jax.Array, tokens: jax.Array | None = No
 def balance_of_groups(probs: jax.Array, choice: jax.Array, mask: jax.Array) -> jax.Array:
   """Returns f32[G], E * sum_e f_e P_e of each group over its real tokens; see `balance`.
 
-  The references differ only in how they combine these numbers: Switch and GShard average
-  them over groups of equal size; flaxformer, when it ignores padding, still divides both
-  f and P by S, which is this value times (real tokens / S) squared.
+  The references differ only in how they combine these numbers. Switch and GShard average
+  them over groups of equal size. flaxformer, when it ignores padding, still divides both
+  f and P by S: its value is this one times (real tokens / S) squared.
 
   Args:
     probs:  f32[G,S,E].
@@ -143,9 +143,9 @@ def z(logits: jax.Array, mask: jax.Array, tokens: jax.Array | None = None) -> ja
 
 
 def popularity(token_probs: jax.Array, mask: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
-  """Returns the loss of Mesh-TensorFlow's expert selection: all tokens wanted equally.
+  """Returns the loss of Mesh-TensorFlow's expert selection: all tokens should be wanted equally.
 
-  Per group n * sum_s P_s^2, with P_s the mean over experts of token s's probability (a
+  Per group n * sum_s P_s^2. P_s is the mean over experts of token s's probability (a
   softmax over the n real tokens of the group).
 
   Args:

@@ -12,7 +12,7 @@ from stmoe.core import assignment
 
 EPSILON = 1 / 50                 # what every bid adds, as a share of the range of scores
 TIE_BREAK = 1e-6                 # largest change of a score that orders ties, as a share of the range
-BIDDING_ROUNDS = 100             # as many as the reference; those who are left then are placed one by one
+BIDDING_ROUNDS = 100             # as many as the reference; tokens still unowned are placed one by one
 EXCHANGE_ROUNDS = 100            # by pairs, and again as many by cycles
 LEAST_GAIN = 1 / 1000            # per move of an exchange, as a share of the range of scores
 
@@ -50,11 +50,11 @@ def greedy_balanced(scores: jax.Array, mask: jax.Array | None = None,
   """Returns i32[G,S]: the experts, one after the other, take their K best of the tokens still there.
 
   One pass over the experts, valid whatever the scores; the total is lower than `auction`'s (the
-  alternative of the StableMoE code, arXiv:2204.08396). Padding is taken last.
+  alternative of the StableMoE code, arXiv:2204.08396). Padding is taken after all real tokens.
 
   Args:
     scores, mask: see `auction`.
-    order:  i32[G,E], a permutation: who chooses first; None = by expert id.
+    order:  i32[G,E], a permutation: which expert chooses first; None = by expert id.
 
   Expert 0 chooses first, and likes token 1 more:
 
@@ -69,28 +69,28 @@ def greedy_balanced(scores: jax.Array, mask: jax.Array | None = None,
   if order is None:
     order = jnp.broadcast_to(jnp.arange(experts), (groups, experts))
 
-  def one(scores, order):
+  def of_group(scores, order):
     def take(owner, expert):
-      left = jnp.where(owner == experts, scores[:, expert], -2)      # [S]
-      return owner.at[jax.lax.top_k(left, share)[1]].set(expert), None
+      available = jnp.where(owner == experts, scores[:, expert], -2)  # [S]
+      return owner.at[jax.lax.top_k(available, share)[1]].set(expert), None
     return jax.lax.scan(take, jnp.full(size, experts, jnp.int32), order.astype(jnp.int32))[0]
-  return jax.vmap(one)(scores, order)
+  return jax.vmap(of_group)(scores, order)
 
 
 def _normalize(scores, mask):
-  """f32[G,S,E]: scores shifted and scaled to [0,1] in each group, 0 for padding and non-finite ones.
+  """f32[G,S,E]: scores shifted and scaled to [0,1] in each group, 0 for padding and non-finite scores.
 
   Every entry gets its own small addition, which orders ties.
   """
   _, size, experts = scores.shape
   scores = scores.astype(jnp.float32) / 2                            # so that the range cannot overflow
-  known = jnp.isfinite(scores)
+  usable = jnp.isfinite(scores)
   if mask is not None:
-    known &= mask.astype(bool)[..., None]
-  low = jnp.min(jnp.where(known, scores, jnp.inf), axis=(1, 2), keepdims=True)     # [G, 1, 1]
-  high = jnp.max(jnp.where(known, scores, -jnp.inf), axis=(1, 2), keepdims=True)
+    usable &= mask.astype(bool)[..., None]
+  low = jnp.min(jnp.where(usable, scores, jnp.inf), axis=(1, 2), keepdims=True)    # [G, 1, 1]
+  high = jnp.max(jnp.where(usable, scores, -jnp.inf), axis=(1, 2), keepdims=True)
   width = jnp.where(high > low, high - low, 1)
-  scores = jnp.where(known, (scores - jnp.where(known, low, 0)) / width, 0)
+  scores = jnp.where(usable, (scores - jnp.where(usable, low, 0)) / width, 0)
   # Multiples of the golden ratio modulo 1 are spread evenly and never repeat.
   multiples = jnp.arange(size * experts, dtype=jnp.uint32) * jnp.uint32(2654435769)
   return scores + TIE_BREAK * (multiples.astype(jnp.float32) / 2.0 ** 32).reshape(size, experts)
@@ -120,10 +120,10 @@ def _bid(scores):
 
   def bid_again(state):
     number, price, owner, offered = state
-    # A token that was sold stays unless somebody else bids: the owner's own bid is the least.
+    # A token that was sold stays unless another expert bids: the owner's own bid is the least.
     highest, owner = winners(jnp.where(owner == expert, EPSILON, offered))
     price = price + highest
-    # Nothing is worth more to an owner than what it has, so it is among its next favourites.
+    # No token is worth more to an owner than its own, so its token is among its next favourites.
     value = jnp.where(owner == expert, worth.max(), worth - price)
     return number + 1, price, owner, bids(value)
 
@@ -134,8 +134,8 @@ def _bid(scores):
 def _place(scores, owner):
   """i32[S]: `owner` i32[S] (E = nobody, none over K) with everybody placed where there is room.
 
-  In each round the unplaced go to their best expert with room, the better scores first. A round
-  fills an expert or places all, so there are at most E.
+  In each round the unplaced tokens go to their best expert with room, the better scores first. A round
+  fills an expert or places all tokens, so there are at most E rounds.
   """
   size, experts = scores.shape
 
@@ -159,7 +159,7 @@ def _exchange(scores, owner):
 
   def gains(table):
     scored = scores[table]                                           # [E, K, E]
-    gain = scored - scored[expert, :, expert][..., None]             # if it moved to the last axis' expert
+    gain = scored - scored[expert, :, expert][..., None]             # if a token moves to the last axis
     gain = jnp.where(jnp.eye(experts, dtype=bool)[:, None], -1e30, gain)
     return gain.max(axis=1), gain.argmax(axis=1)                     # [E, E] twice
 
@@ -185,18 +185,18 @@ def _exchange(scores, owner):
 
 
 def _pairs(gain):
-  """i32[E]: for each expert the partner of an exchange by pairs, itself if it has none.
+  """i32[E]: for each expert its partner of an exchange by pairs, the expert itself if it has none.
 
-  Those exchange who are each other's best partner. gain f32[E,E]: of a token's move from a to b.
+  Two experts exchange that are each other's best partner. gain f32[E,E]: of a token's move from a to b.
   """
-  expert, both = jnp.arange(len(gain)), gain + gain.T
-  partner = both.argmax(axis=1)
-  agreed = (partner[partner] == expert) & (both.max(axis=1) > 2 * LEAST_GAIN)
+  expert, joint = jnp.arange(len(gain)), gain + gain.T
+  partner = joint.argmax(axis=1)
+  agreed = (partner[partner] == expert) & (joint.max(axis=1) > 2 * LEAST_GAIN)
   return jnp.where(agreed, partner, expert)
 
 
 def _cycle(gain):
-  """i32[E]: from whom each expert on a cycle of moves gets a token; itself for all others.
+  """i32[E]: from whom each expert on a cycle of moves gets a token; from itself for all other experts.
 
   The cycle gains over LEAST_GAIN per move. Without any such cycle the total is within S times
   LEAST_GAIN of the optimum. Bellman-Ford: walks that still grow after E moves contain a cycle.
@@ -241,7 +241,7 @@ def sinkhorn(logits: jax.Array, mask: jax.Array | None = None, tolerance: float 
   groups, size, experts = logits.shape
   mask = jnp.ones((groups, size), bool) if mask is None else mask.astype(bool)
 
-  def one(logits, real):
+  def of_group(logits, real):
     logits = jnp.where(real[:, None], logits.astype(jnp.float32), 0)
     log_row = -jnp.log(jnp.maximum(jnp.sum(real), 1).astype(jnp.float32))
     log_column = -jnp.log(jnp.float32(experts))
@@ -250,8 +250,8 @@ def sinkhorn(logits: jax.Array, mask: jax.Array | None = None, tolerance: float 
       number, _, log_v, _ = state
       log_u = log_row - jax.nn.logsumexp(logits + log_v, axis=1)     # [S]
       log_u = jnp.where(real, log_u, -jnp.inf)
-      new = log_column - jax.nn.logsumexp(logits + log_u[:, None], axis=0)           # [E]
-      return number + 1, log_u, new, jnp.mean(jnp.abs(jnp.exp(new) - jnp.exp(log_v)))
+      new_log_v = log_column - jax.nn.logsumexp(logits + log_u[:, None], axis=0)     # [E]
+      return number + 1, log_u, new_log_v, jnp.mean(jnp.abs(jnp.exp(new_log_v) - jnp.exp(log_v)))
 
     def moves(state):
       number, _, _, change = state
@@ -262,4 +262,4 @@ def sinkhorn(logits: jax.Array, mask: jax.Array | None = None, tolerance: float 
     plan = jnp.exp(log_u[:, None] + logits + log_v)
     return jnp.where(real[:, None], plan, 0)                         # [S, E]
 
-  return jax.vmap(one)(logits, mask)
+  return jax.vmap(of_group)(logits, mask)

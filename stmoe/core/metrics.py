@@ -69,7 +69,7 @@ def _share(part, whole):
 
 
 def drop_frac(edges: assignment.Edges, a: assignment.Assignment) -> jax.Array:
-  """Returns f32[]: the share of wanted edges that found no place; padding wants none.
+  """Returns f32[]: the share of wanted edges that found no place; padding wants no edges.
 
   >>> from stmoe.core import assignment
   >>> import jax.numpy as jnp
@@ -171,8 +171,8 @@ def entropy(probs: jax.Array, mask: jax.Array, tokens: jax.Array | None = None) 
   >>> round(float(entropy(jnp.full((1, 2, 2), 0.5), jnp.ones((1, 2), bool))), 4)
   0.6931
   """
-  each = -jnp.sum(probs * jnp.log(jnp.where(probs > 0, probs, 1)), axis=-1)        # [G, S]
-  return losses.token_mean(each, mask, tokens)
+  entropies = -jnp.sum(probs * jnp.log(jnp.where(probs > 0, probs, 1)), axis=-1)   # [G, S]
+  return losses.token_mean(entropies, mask, tokens)
 
 
 def logit_max(logits: jax.Array, mask: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Keys from seeds of 64 bits: JAX keeps the low 32 alone, so that 0 and 2^32 would be one seed."""
+"""Keys from seeds of 64 bits. JAX keeps the low 32 bits alone, so 0 and 2^32 would be the same seed."""
 
 import jax
 

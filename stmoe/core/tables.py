@@ -23,7 +23,7 @@ def random_table(vocab_size: int, num_experts: int, seed: int) -> np.ndarray:
 
   The draws of the reference (facebookresearch/ParlAI, hash_ladder.py: Python's generator, seed 42).
   Further ids of a longer vocabulary leave the buckets of the earlier ones as they are.
-  Differs: a generator of its own; the reference reseeds Python's global one.
+  Differs: the generator is an own one; the reference reseeds Python's global generator.
 
   >>> random_table(8, 4, seed=42).tolist(), random_table(10, 4, seed=42).tolist()
   ([0, 0, 2, 1, 1, 1, 0, 0], [0, 0, 2, 1, 1, 1, 0, 0, 3, 0])
@@ -36,7 +36,7 @@ def balanced_table(counts: np.ndarray, num_experts: int) -> np.ndarray:
   """Returns i32[V]: ids by falling count, each to the bucket with the smallest total count so far.
 
   Ties go to the lower id and to the lower bucket. Ids that were never counted come last, in order,
-  each to the bucket with the fewest ids: to be greedy would put all of them into one bucket.
+  each to the bucket with the fewest ids; a greedy choice would put all of them into one bucket.
   An id with over 1/K of all counts has its bucket for itself; balance is then impossible.
 
   Args:
@@ -68,9 +68,10 @@ def _deal(table, ids, weights, loads):
 def dispersed_table(clusters: np.ndarray, counts: np.ndarray, num_experts: int) -> np.ndarray:
   """Returns i32[V]: the members of each cluster spread over different buckets, buckets balanced.
 
-  Similar tokens then meet different experts. Ids by falling count, each to the bucket with the
-  fewest members of its cluster; of those, to the one with the smallest total count (ids that were never
-  counted: with the fewest ids), then the lowest. The paper does not say how members are spread.
+  Similar tokens then meet different experts. Ids are dealt by falling count. An id goes to the bucket with
+  the fewest members of its cluster; among such buckets to that with the smallest total count, then to the
+  lowest. For ids that were never counted it is the bucket with the fewest ids. The paper does not say how
+  members are spread.
 
   Args:
     clusters: i32[V], the cluster of each id.
@@ -105,8 +106,8 @@ def loads(table: np.ndarray, counts: np.ndarray, num_experts: int) -> np.ndarray
 class TableFile:
   """A table as it is stored: an .npz of numbers and text, read without pickle.
 
-  table: i32[V]; num_experts: K; kind: how it was made; vocabulary: digest of the vocabulary whose
-  ids it hashes (see `stmoe.data.text.vocab`).
+  table: i32[V]; num_experts: K; kind: how the table was made; vocabulary: digest of the vocabulary whose
+  ids the table hashes (see `stmoe.data.text.vocab`).
   """
   table: np.ndarray
   num_experts: int
@@ -120,7 +121,7 @@ class TableFile:
 
 
 def read(path: pathlib.Path | str) -> TableFile:
-  """Returns the TableFile at `path`; raises UserError if there is none or it is something else."""
+  """Returns the TableFile at `path`; raises UserError if there is no file or the file is something else."""
   if not pathlib.Path(path).exists():
     raise UserError(f'no hash table {str(path)!r}; stmoe tables makes one')
   try:

@@ -28,7 +28,7 @@ def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank, key:
     a:       Assignment.
     experts: a bank, `experts(rows, key) -> rows`, its arrays [E,...] or shared by all experts.
     key:     PRNG key for dropout inside experts (every device draws its own), or None.
-    chunks:  into how many parts the rows are cut; while experts work on one the next can travel.
+    chunks:  into how many parts the rows are cut; while experts work on a part the next part can travel.
   Returns:
     [G,S,D'] in the dtype of x, D' the width of the bank's rows; tokens without a live edge get zeros.
   """
@@ -39,7 +39,7 @@ def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank, key:
 
 @struct.dataclass
 class Remote:
-  """A bank of E experts of which each device has its part: rows travel to their expert and back."""
+  """A bank of E experts of which each device has its part: rows travel to their experts and back."""
   bank: object
   over: tuple = struct.field(pytree_node=False)
   chunks: int = struct.field(pytree_node=False)
@@ -47,8 +47,8 @@ class Remote:
   def __call__(self, rows: layouts.Buckets, key: jax.Array | None = None) -> layouts.Buckets:
     """Returns the rows' expert outputs: Buckets [E,R,D] -> [E,R,D']."""
     parts = jnp.array_split(rows.x, self.chunks, axis=1)
-    done = [self._part(x, key if key is None else jax.random.fold_in(key, i)) for i, x in enumerate(parts)]
-    return layouts.Buckets(jnp.concatenate(done, axis=1))
+    outputs = [self._part(x, key if key is None else jax.random.fold_in(key, i)) for i, x in enumerate(parts)]
+    return layouts.Buckets(jnp.concatenate(outputs, axis=1))
 
   def _part(self, x, key):
     with jax.named_scope('dispatch'):

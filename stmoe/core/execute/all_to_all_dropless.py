@@ -1,9 +1,9 @@
 """Expert parallelism without capacity buffers: rows sorted by expert, exchanged, run by `pallas`, sent back.
 
-No edge has to be dropped and no buffer of every expert is padded to its capacity: as many rows travel
-as there are (where the backend has `ragged_all_to_all`; see `core/transport/exchange.py`). What arrives is an
+No edge has to be dropped, and no buffer is padded to a capacity. As many rows travel as there are, where
+the backend has `ragged_all_to_all` (see `core/transport/exchange.py`). What arrives is an
 Assignment again, of every sender's rows to this device's experts. Buffers must have a size, though:
-R rows for every pair of devices, as many as one may ever have for another.
+R rows for every pair of devices, as many as a device may ever have for another.
 """
 
 import jax
@@ -47,11 +47,11 @@ def _local(x, a, experts, key, over):
 
 
 def received(counts: jax.Array, limit: int) -> assignment.Assignment:
-  """Returns the Assignment of rows that arrived sorted by expert: each to its expert, with weight 1.
+  """Returns the Assignment of rows that arrived sorted by expert: each row to its expert, with weight 1.
 
   Args:
     counts: i32[P,E] rows from each sender by expert; the senders are the groups.
-    limit:  R, the tokens of a group; those after the rows are dead.
+    limit:  R, the tokens of a group; tokens behind the rows are dead.
 
   >>> received(jnp.array([[1, 2], [0, 1]]), 3).expert.tolist()
   [[0, 1, 1], [1, 2, 2]]

@@ -72,7 +72,7 @@ def backward(saved: tuple, dy: jax.Array) -> tuple:
   tokens, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
   cut = walk.blocks(rows.sizes, rows.edge.size)
   table, gate = walk.room(cut, rows.token), walk.room(cut, weight.reshape(-1)[rows.edge])
-  own = axes.per_expert(experts)
+  per_expert = axes.per_expert(experts)
 
   def block(i, carry):
     dx, dgate, dexperts = carry
@@ -80,17 +80,18 @@ def backward(saved: tuple, dy: jax.Array) -> tuple:
     bank = _one(experts, expert)
 
     def sized(size):
-      here = lambda v: walk.take(v, row, size)
-      mine = jnp.arange(size) < cut.count[i]                         # the rest is of the next expert
-      at = here(table)
-      # A gate of 0 keeps the rest out of all gradients of the bank.
+      of_block = lambda v: walk.take(v, row, size)
+      mine = jnp.arange(size) < cut.count[i]                         # further rows are of the next expert
+      at = of_block(table)
+      # A gate of 0 keeps those rows out of all gradients of the bank.
       dbank, dxb, dgb = grouped.backward(bank, _take(tokens, at), grouped.One(), _fold(key, row), None,
-                                         jnp.where(mine, here(gate), 0), _take(dy, at).astype(x.dtype))
+                                         jnp.where(mine, of_block(gate), 0), _take(dy, at).astype(x.dtype))
       return dbank, walk.whole(cut, dxb), walk.whole(cut, dgb)
 
     dbank, dxb, dgb = walk.choose(cut, i, sized)
-    add = lambda own, all, one: walk.put(all, walk.take(all, expert, 1) + one, expert) if own else all + one
-    return walk.put(dx, dxb, row), walk.put(dgate, dgb, row), jax.tree.map(add, own, dexperts, dbank)
+    put = lambda total, part: walk.put(total, walk.take(total, expert, 1) + part, expert)
+    add = lambda of_experts, total, part: put(total, part) if of_experts else total + part
+    return walk.put(dx, dxb, row), walk.put(dgate, dgb, row), jax.tree.map(add, per_expert, dexperts, dbank)
 
   with jax.named_scope('experts'):
     dgate = jnp.zeros(table.size, jnp.float32)                       # [M+P]
@@ -106,13 +107,13 @@ _execute.defvjp(lambda *arguments: (forward(*arguments), arguments),
 
 
 def _one(experts, e):
-  """The bank of expert e alone: arrays of experts [1,...], those that they share as they are."""
+  """The bank of expert e alone: arrays of experts [1,...], shared arrays as they are."""
   take = lambda own, w: jax.lax.dynamic_index_in_dim(w, e, 0) if own else w
   return jax.tree.map(take, axes.per_expert(experts), experts)
 
 
 def _per_edge(out, rows):
-  """[G,N,...] f32: the row of every edge, zero where it has none."""
+  """[G,N,...] f32: the row of every edge, zero where an edge has none."""
   at = jnp.where(rows.row < rows.edge.size, rows.row, out.shape[0])
   return out.at[at].get(mode='fill', fill_value=0).astype(jnp.float32)
 

@@ -36,7 +36,7 @@ def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
 
 
 def _slots(a):
-  """i32[G,E*C] edge that every slot holds, bool[G,E*C] whether it holds one."""
+  """i32[G,E*C] edge that every slot holds, bool[G,E*C] whether the slot holds an edge."""
   groups, num = a.expert.shape
   place = jnp.where(assignment.live(a), a.expert * a.capacity + a.slot, a.num_experts * a.capacity)
   edge = jnp.broadcast_to(jnp.arange(num, dtype=jnp.int32), (groups, num))
@@ -94,7 +94,7 @@ def _pick(x, at):
 
 
 def _place(a):
-  """i32[G,N] slot of every edge among the E*C of its group; 0 for edges that have none."""
+  """i32[G,N] slot of every edge among the E*C of its group; 0 for edges without a slot."""
   return jnp.where(assignment.live(a), a.expert * a.capacity + a.slot, 0)
 
 

@@ -1,9 +1,9 @@
 """Dropless, by the kernels of the platform that the program is compiled for.
 
-Rows are sorted by expert; grouped matmuls compute the bank's products, and a last kernel sums the rows of
-each token: Mosaic on TPUs, Mosaic GPU on Hopper, Triton on GPUs otherwise (`pallas_kernels`). CPUs have no
-kernels, they run `blocks`. On GPUs the first products of narrow experts load tokens, and the backward's their
-gradients, by the list of rows.
+Rows are sorted by expert. Grouped matmuls compute the bank's products, and a last kernel sums the rows of
+each token. The kernels are Mosaic on TPUs, Mosaic GPU on Hopper, and Triton on other GPUs (`pallas_kernels`).
+CPUs have no kernels and run `blocks`. On GPUs, where experts are narrow, the first products load tokens by
+the list of rows. The backward loads the gradients of tokens by the same list.
 
 One custom_vjp goes around everything from dispatch to combine. Three things are kept for the backward: x
 [G,S,D] as it was before the dispatch, the results of the bank's products but the last, and tables of
@@ -11,8 +11,8 @@ integers. Nothing of M rows times D is kept. So a layer of many small experts st
 same active width does (SonicMoE, arXiv:2512.14080; `core/transport/grouped.py`). The gradient is exact.
 
 Every device runs the kernels on its own groups, with all experts or (`all_to_all_dropless`) with its own.
-Where a mesh also cuts experts' matrices over `model` the compiler splits them, and `blocks` runs instead; so
-it does for banks that are not made of products.
+Where a mesh also cuts experts' matrices over `model`, the compiler splits the matrices and `blocks` runs
+instead. `blocks` also runs for banks that are not made of products.
 """
 
 import jax
@@ -53,9 +53,9 @@ def _local(x, a, experts, key, over):
 
 def of_device(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
               key: jax.Array | None) -> jax.Array:
-  """Returns y [G,S,D'] of `execute`, of the groups and with the experts of one device.
+  """Returns y [G,S,D'] of `execute` for the groups and with the experts of one device.
 
-  Where the compiler splits matrices over further devices it is `blocks`: it cannot split kernels.
+  Where the compiler splits matrices over further devices `blocks` computes y: kernels cannot be split.
   """
   if exchange.automatic() or not grouped.by_products(experts, a.num_experts, x, key):
     return blocks.execute(x, a, experts, key)
@@ -72,7 +72,7 @@ def _execute(*arguments):
 
 def _forward(*arguments):
   def on_cpu(*arguments):
-    # Nothing is kept there. As long as nobody reads these zeros, XLA does not make them.
+  # CPUs keep nothing. As long as nobody reads these zeros, XLA does not make them.
     nothing = jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), jax.eval_shape(forward, *arguments)[1])
     return blocks.forward(*arguments), nothing
   y, kept = target.choose(None, cpu=on_cpu, tpu=forward, gpu=forward)(*arguments)
@@ -121,12 +121,12 @@ def _ops(rows):
 
 
 def _rows(x, rows):
-  """Listed, of x [G,S,D] the token of every row; of some token in rows of no expert."""
+  """Listed: the token of every row, from x [G,S,D]; rows of no expert have some token."""
   return grouped.Listed(x.reshape(-1, x.shape[-1]), rows.token)
 
 
 def _sum(y, weight, a, rows):
-  """[G,S,D']: for every token the sum of its rows y [M,D'], times `weight` f32[G,N] unless that is None."""
+  """[G,S,D']: for every token the sum of its rows y [M,D'], times `weight` f32[G,N] unless weight is None."""
   if a.choices is None:                                              # any number of edges per token
     y = y.at[rows.row].get(mode='fill', fill_value=0).astype(jnp.float32)              # [G, N, D']
     return rows_lib.add_up(y if weight is None else y * weight[..., None], a)

@@ -1,4 +1,4 @@
-"""Executors on several devices: run one on every device's own groups, and move rows to the experts and back.
+"""Executors on several devices: each device runs its own groups, and rows travel to the experts and back.
 
 Letters: P devices that share the experts, E/P experts on each, M rows of a device, R rows that a
 device may send to another. Names of mesh axes are those that the current rules (`stmoe.axes`) give to
@@ -25,7 +25,7 @@ def on_shards(execute: typing.Callable[..., jax.Array], x: jax.Array, a: assignm
   """Returns `execute(x, a, experts, key, over)` of every device on its own groups, with its own experts.
 
   Mesh axes that split neither groups nor experts stay with the compiler (see `automatic`). Where nothing
-  splits the groups `execute` runs as it is, with over=().
+  splits the groups, `execute` runs as it is, with over=().
 
   Args:
     execute: takes four things: the groups of one device, x [G/P',S,D] and their Assignment (of all E
@@ -43,22 +43,22 @@ def on_shards(execute: typing.Callable[..., jax.Array], x: jax.Array, a: assignm
                            'that share experts must have different tokens')
 
   def local(x, a, experts, key):
-    own = None if key is None else jax.random.fold_in(key, jax.lax.axis_index(groups))
-    return execute(x, a, experts, own, over)
+    device_key = None if key is None else jax.random.fold_in(key, jax.lax.axis_index(groups))
+    return execute(x, a, experts, device_key, over)
 
   shape = jax.sharding.get_abstract_mesh().shape
   # Axes of one device are named as well, in the specs too, where they would be summed over otherwise.
-  ones = tuple(axis for axis, size in shape.items() if size == 1 and axis not in (*groups, *over))
-  split, of_expert = PartitionSpec((*groups, *ones)), PartitionSpec((*over, *ones))
-  shared = lambda w: PartitionSpec(ones) if w.ndim else PartitionSpec()
+  single_axes = tuple(axis for axis, size in shape.items() if size == 1 and axis not in (*groups, *over))
+  split, of_expert = PartitionSpec((*groups, *single_axes)), PartitionSpec((*over, *single_axes))
+  shared = lambda w: PartitionSpec(single_axes) if w.ndim else PartitionSpec()
   bank = jax.tree.map(lambda own, w: of_expert if own else shared(w), axes.per_expert(experts), experts)
   # Without check_vma the transpose sums the gradients of arrays over the axes that repeat them.
   return jax.shard_map(local, in_specs=(split, split, bank, PartitionSpec()), out_specs=split,
-                       axis_names={*groups, *ones}, check_vma=False)(x, a, experts, key)
+                       axis_names={*groups, *single_axes}, check_vma=False)(x, a, experts, key)
 
 
 def automatic() -> bool:
-  """Returns whether the compiler splits what is computed here over devices; it cannot split kernels.
+  """Returns whether the compiler splits over devices what is computed here; kernels cannot be split.
 
   A bool, no array [.].
   """
@@ -75,8 +75,8 @@ def num_devices(over: tuple[str, ...]) -> int:
 class Plan:
   """Which rows of this device go where, and which arrive; rows are sorted by expert.
 
-  start, send: i32[P] first row, and number of rows, of this device for each one.
-  there:       i32[P] where the rows that come back to a device begin in it.
+  start, send: i32[P] for each device, the first row and the number of the rows that go there.
+  there:       i32[P] for each device, the row of that device where the rows sent back to it begin.
   counts:      i32[P,E/P] rows that arrive from each device, by expert.
   limit:       R. over: names of the mesh axes.
   """
@@ -92,7 +92,7 @@ def plan(sizes: jax.Array, over: tuple[str, ...], limit: int) -> Plan:
   """Returns the Plan of a device with `sizes` i32[E] rows for each expert; two small exchanges.
 
   Args:
-    limit: R, at least as many as any device can have for any other.
+    limit: R, at least as many rows as a device can have for another.
   """
   peers = num_devices(over)
   sizes = sizes.reshape(peers, -1)                                   # [P, E/P]
@@ -104,9 +104,9 @@ def plan(sizes: jax.Array, over: tuple[str, ...], limit: int) -> Plan:
 
 @jax.custom_vjp
 def there(rows: jax.Array, plan: Plan) -> jax.Array:
-  """Returns [P,R,D]: what arrives from each device, zeros after it, of rows [M,D] sent by `plan`.
+  """Returns [P,R,D]: the rows that arrive from each device, zeros after them, of rows [M,D] sent by `plan`.
 
-  Only the rows themselves travel where the backend has `ragged_all_to_all`; CPUs exchange R for every
+  Only the rows themselves travel where the backend has `ragged_all_to_all`. CPUs exchange R rows for every
   pair of devices. The transpose is `back`.
   """
   return _there(rows, plan)
@@ -133,7 +133,7 @@ def _there(rows, plan):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def back(y: jax.Array, plan: Plan, num: int) -> jax.Array:
-  """Returns [M,D], M = `num`: rows y [P,R,D] where they came from, zeros in rows that were not sent.
+  """Returns [M,D], M = `num`: rows y [P,R,D] back in their places, zeros in rows that were not sent.
 
   The transpose is `there`.
   """

@@ -1,8 +1,8 @@
 """Rows sorted by expert as dropless executors give them to a bank, and how little of a bank's work they keep.
 
-A bank runs on them twice. Forward, its products are computed and their results z may be kept. Backward, the
-same z are handed out instead of computed. So everything else of the bank (activations, gates, biases) is
-recomputed element by element and differentiated by JAX. Each product differentiates into its two
+A bank runs on such rows twice. Forward, the bank's products are computed and their results z may be kept.
+Backward, the same z are handed out instead of computed. So everything else of the bank (activations, gates,
+biases) is recomputed element by element and differentiated by JAX. Each product differentiates into its two
 transposes. Only the z are ever stored, or nothing, where the z are computed again.
 
 The product that a bank ends with waits (`Product`): its result is needed for the output but not for any
@@ -12,11 +12,11 @@ gradient, because a combine weight g may as well go before it,
 
 whose gradient to g_r is <dy_r w^T, h_r> + <dy_r, b> (SonicMoE, arXiv:2512.14080).
 
-An array that all experts share is that of one expert that has all rows (`owned`).
+An array that all experts share counts as the array of a single expert that has all rows (`owned`).
 
-Rows that are those of tokens, the first x and the last dy, come with the list of them (`Listed`). Products
-are given the list, so that kernels that load rows by it need nobody to gather them; whoever reads the rows
-themselves has them gathered.
+Some rows are rows of tokens: the first x and the last dy. They come as tokens with a list (`Listed`).
+Products are given the list, so that kernels can load rows by it and nobody gathers them. Code that reads the
+rows themselves has them gathered.
 """
 
 import functools
@@ -47,7 +47,7 @@ Factor = typing.Any                  # rows [M,.] as products read them: an arra
 class Kernels:
   """Products of rows of several experts.
 
-  sizes: i32[E] rows of each. expert: i32[M] expert of each row, E of none.
+  sizes: i32[E] rows of each expert. expert: i32[M] expert of each row, E for rows of no expert.
   """
   sizes: jax.Array
   expert: jax.Array
@@ -73,7 +73,7 @@ class Kernels:
     return tgmm.tgmm(jnp.ones((dy.shape[0], 1), dy.dtype), dy, self.sizes)[:, 0]
 
   def together(self) -> 'Kernels':
-    """Returns the Kernels of one expert that has all rows; those of none are again of none."""
+    """Returns the Kernels of a single expert that has all rows; rows of no expert stay so."""
     return Kernels(self.sizes.sum(keepdims=True), (self.expert >= self.sizes.size).astype(jnp.int32))
 
 
@@ -99,7 +99,7 @@ class One:
     return jax.lax.dot_general(dz, w[0], (((1,), (1,)), ((), ()))), jnp.einsum('bd,bf->df', x, dz)[None]
 
   def of_rows(self, b: jax.Array) -> jax.Array:
-    """Returns [1,F]: b, which every row has."""
+    """Returns b [1,F], which every row has."""
     return b
 
   def added(self, dy: jax.Array) -> jax.Array:
@@ -114,7 +114,7 @@ class One:
 def owned(ops: Kernels | One, w: jax.Array, ndim: int) -> tuple[Kernels | One, jax.Array]:
   """Returns (ops, w) with a leading expert axis: w [E,...] itself, or w [1,...] and one expert for all rows.
 
-  ndim: of arrays of experts; one fewer is an array that they share.
+  ndim: the number of axes of experts' arrays; an array with an axis less is shared.
   """
   return (ops, w) if w.ndim == ndim else (ops.together(), w[None])
 
@@ -156,7 +156,7 @@ def known(x: jax.Array, w: jax.Array, z: jax.Array, factor: Factor, dz: Factor,
           ops: Kernels | One) -> jax.Array:
   """Returns z [M,F], which is x [M,D] times w [E,D,F] per expert; only the gradient is computed.
 
-  `factor` is x or its list, to be read instead; dz is the gradient that will arrive or its list, or None.
+  `factor` is x or its list, to be read instead of x. dz is the gradient that will arrive, its list, or None.
   """
   return z
 
@@ -259,7 +259,7 @@ def backward(bank: contract.Bank, x: Factor, ops: Kernels | One, key: jax.Array 
              kept: tuple[jax.Array, ...] | None, gate: jax.Array, dy: Factor) -> tuple:
   """Returns the gradients to (bank, x [M,D], gate f32[M]) of gate times `forward`'s y, for dy [M,D'].
 
-  `kept` is what that said to keep, or None; x and dy may be Listed.
+  `kept` is what `forward` said to keep, or None; x and dy may be Listed.
   """
   def weighed(bank, rows, gate):
     return bank(Grouped(rows, Again(ops, kept, dy), x), key).weighed(gate[:, None])
@@ -281,7 +281,7 @@ class _Products(layouts.Buckets):
 
 def by_products(bank: contract.Bank, num_experts: int, x: jax.Array,
                 key: jax.Array | None) -> bool:
-  """Returns whether the work of a bank for rows like x [.,D] is products, as kernels compute: no `each`."""
+  """Returns whether all work of a bank for rows like x [.,D] is products, as kernels compute: no `each`."""
   shape: typing.Any = jax.ShapeDtypeStruct((num_experts, 1, x.shape[-1]), x.dtype)
   rows = _Products(shape)
   try:

@@ -1,11 +1,11 @@
 """How the rows of experts lie in memory, so that an expert is written once.
 
-An expert bank calls `linear`, `scale`, `shift`, `map` and `each` on its rows and does not know which
-layout it got: `Buckets` [E,R,D] of capacity executors or `Ragged` [M,D] of dropless ones. What it gives to
-`linear`, `scale` and `shift` has a leading E axis, or lacks it: then all experts share it.
+An expert bank calls `linear`, `scale`, `shift`, `map` and `each` on its rows. The bank does not know which
+layout it got: `Buckets` [E,R,D] of capacity executors or `Ragged` [M,D] of dropless executors. An array given
+to `linear`, `scale` and `shift` has a leading E axis. An array without that axis is shared by all experts.
 
-A bank whose experts are no such products says with `each` what one expert does to its rows. Whatever that is,
-it acts on every row by itself: an expert's rows come in any number, order and company.
+A bank whose experts are no such products says with `each` what one expert does to its rows. This function
+acts on every row by itself: an expert's rows come in any number, order and company.
 """
 
 import typing

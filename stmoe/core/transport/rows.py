@@ -1,6 +1,6 @@
 """The live edges of an Assignment sorted by expert: one row per edge, and tables both ways.
 
-Dropless executors run experts on these rows: those of expert 0, then of expert 1, and so
+Dropless executors run experts on these rows: the rows of expert 0, then of expert 1, and so
 on, without padding. No sort is needed, because slots have no holes. An edge's row is the first
 row of its expert, plus the edges that earlier groups send there, plus its slot.
 """
@@ -59,7 +59,7 @@ def sort(a: assignment.Assignment) -> Rows:
 
 @jax.custom_vjp
 def take(x: jax.Array, a: assignment.Assignment, rows: Rows) -> jax.Array:
-  """Returns the rows [M,D] of tokens x [G,S,D]; those beyond the live ones hold anything.
+  """Returns the rows [M,D] of tokens x [G,S,D]; rows beyond the live rows hold anything.
 
   The transpose, in gathers as well, is `add_up` of `give`.
 
@@ -73,7 +73,7 @@ def take(x: jax.Array, a: assignment.Assignment, rows: Rows) -> jax.Array:
 
 @jax.custom_vjp
 def give(y: jax.Array, a: assignment.Assignment, rows: Rows) -> jax.Array:
-  """Returns [G,N,D]: of rows y [M,D] the row of every edge, zero where it has none.
+  """Returns [G,N,D]: of rows y [M,D] the row of every edge, zero where an edge has none.
 
   The transpose is a gather too.
   """
@@ -107,7 +107,7 @@ def used_slots(a: assignment.Assignment) -> jax.Array:
 
 
 def virtual_gates(a: assignment.Assignment) -> jax.Array:
-  """Returns f32[G,S,Z]: the weight with which each token goes to each virtual expert, 0 where it does not.
+  """Returns f32[G,S,Z]: the weight with which each token goes to each virtual expert, 0 where none goes.
 
   >>> expert, weight = jnp.array([[[0, 1], [2, 1]]]), jnp.full((1, 2, 2), 0.5)
   >>> virtual_gates(assignment.cap(assignment.from_choices(expert, weight, 1, num_virtual=2), 1)).tolist()
@@ -120,8 +120,8 @@ def virtual_gates(a: assignment.Assignment) -> jax.Array:
 def add_up(rows: jax.Array, a: assignment.Assignment) -> jax.Array:
   """Returns the sum, for every token, of what its edges hold: [G,N,D] -> [G,S,D].
 
-  With `choices` set this adds k slices (on CPUs a reduction over k takes XLA ten times as long); otherwise
-  it is a segment sum over tokens, because a token may then have any number of edges.
+  With `choices` set this adds k slices (on CPUs XLA takes ten times as long for a reduction over k).
+  Otherwise it is a segment sum over tokens, because a token may then have any number of edges.
 
   >>> edges = assignment.from_choices(jnp.array([[[0, 1], [0, 1]]]), jnp.ones((1, 2, 2)), 2)
   >>> add_up(jnp.array([[[1.], [2.], [10.], [20.]]]), edges).tolist()
