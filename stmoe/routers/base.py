@@ -19,8 +19,8 @@ def base(affinities: jax.Array, mask: jax.Array, choice: jax.Array, capacity: in
          tokens: jax.Array | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): token s to expert `choice`, weighted by sigmoid(h_s . w_choice) (section 3).
 
-  With an expert that returns f(h) - h and the residual connection of the block this is
-  y = a f(h) + (1 - a) h. The gate is the router's only gradient; it compares no experts.
+  With an expert that returns f(h) - h and the residual connection of the block, the block computes
+  y = a f(h) + (1 - a) h. The gate a is the router's only gradient; it compares no experts.
 
   Args:
     affinities: f32[G,S,E] h . w_e.
@@ -45,7 +45,7 @@ def gaps(affinities: jax.Array, mask: jax.Array, choice: jax.Array,
   """Returns the metrics of what balance costs, all 0 if every token has its favourite.
 
   assignment_gap: how far the total affinity is below that of every token's favourite, as a share of
-    how far a random assignment is below it: 1 = no better than chance.
+    the distance of a random assignment: 1 = no better than chance.
   displaced_frac: the share of tokens that did not get their favourite.
 
   Args:
@@ -71,7 +71,8 @@ class Base(nnx.Module):
   """Balanced assignment of tokens to experts in training, the largest affinity in evaluation.
 
   No capacity, no drops, no loss: in training each of the E experts gets S/E tokens of a group of S.
-  Made for `experts/residual.py` in a block with norm=False: then the router sees the residual stream h.
+  The router is made for `experts/residual.py` in a block with norm=False, where it sees the residual stream
+  h.
 
   Args:
     assignment:   'auction' (nearly the largest total affinity) or 'greedy_balanced' (experts choose

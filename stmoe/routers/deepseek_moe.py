@@ -24,8 +24,8 @@ def deepseek_moe(logits: jax.Array, mask: jax.Array, k: int, *, num_groups: int 
                  choose: contract.Choose | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): each token to its k most probable experts (V1, section 3; V2, section 2.2).
 
-  The gates are the probabilities themselves, as softmax over all E experts gave them, so that
-  their sum keeps its gradient. With groups, the experts are those of the `kept_groups` devices
+  The gates are the probabilities themselves, as softmax over all E experts gave them. So
+  their sum keeps its gradient. With groups, a token's experts are on the `kept_groups` devices
   whose best expert is most probable.
 
   Args:
@@ -33,7 +33,7 @@ def deepseek_moe(logits: jax.Array, mask: jax.Array, k: int, *, num_groups: int 
     normalize_gates, route_scale: gates over their sum; then times the scale.
     sequence: i32[G,S] scope of the losses, see `balance.sequences`; None = a whole group.
     budget:   choices that one device takes; None = all.
-    exempt:   bool[G,S] tokens that are never dropped for it.
+    exempt:   bool[G,S] tokens that no budget drops.
     choose:   how experts are chosen instead, see `contract.OFFERS`.
   """
   kept_groups = num_groups if kept_groups is None else kept_groups
@@ -58,7 +58,7 @@ def deepseek_moe(logits: jax.Array, mask: jax.Array, k: int, *, num_groups: int 
 
 def within_budget(edges: assignment.Edges, num_groups: int, budget: float,
                   exempt: jax.Array) -> assignment.Edges:
-  """Returns `edges` without those of least affinity on devices that got more than `budget` of them.
+  """Returns `edges` less the edges of least affinity on devices that got more than `budget` edges.
 
   Device-level token dropping (V2, section 2.2.4). The edges of exempt tokens (bool[G,S]) come first
   and are never dropped, even if they alone are more than the budget.
@@ -81,13 +81,13 @@ class DeepSeekMoE(nnx.Module):
     kept_groups:     M, devices a token may reach; None = all (V1).
     normalize_gates: gates over their sum; the paper's are the raw probabilities.
     route_scale:     factor of the gates (V2: 16, V2-Lite: 1).
-    scope:           'sequence' (V2; the released 16B) or 'group': over what the losses count.
+    scope:           'sequence' (V2; the released 16B) or 'group': what the losses count over.
     device_budget:   in training a device takes this factor of its equal share of the choices, the
       most probable first. A tenth of the sequences keep all choices (V2: 1.0); None = all. Not causal.
-    allow_causal:    accept a device budget where it shows a token later ones.
+    allow_causal:    accept a device budget where a token then depends on later ones.
   Losses: balance, device, communication.
   Differs: the router starts at N(0, 0.02) like all of this project; the paper has 0.006. A device's
-    budget is counted per routing group, not per batch; that exempt tokens use it first is our reading.
+    budget is counted per routing group, not per batch. That exempt tokens use it first is our reading.
   """
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,

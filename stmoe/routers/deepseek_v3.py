@@ -21,8 +21,8 @@ def deepseek_v3(logits: jax.Array, bias: jax.Array, mask: jax.Array, k: int, *, 
                 choose: contract.Choose | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): each token to the k experts of largest s + b, weighted by s (section 2.1.2).
 
-  s are sigmoids. The bias chooses and nothing else: gates are s over the sum of the chosen s. Only
-  experts of the `kept_groups` nodes are chosen whose two best s + b have the largest sum.
+  s are sigmoids. The bias chooses and nothing else: gates are s over the sum of the chosen s. Chosen are
+  only experts of the `kept_groups` nodes whose two best s + b have the largest sum.
 
   Args:
     logits: f32[G,S,E]; bias: f32[E]; mask: bool[G,S]; tokens: see `losses.token_mean`.
@@ -56,7 +56,7 @@ class DeepSeekV3(nnx.Module):
     k:               choices per token.
     num_groups:      nodes: contiguous runs of at least two experts.
     kept_groups:     M, nodes a token may reach; None = all.
-    normalize_gates: gates over their sum. With k = 1 they are constant then, and the router learns
+    normalize_gates: gates over their sum. With k = 1 gates are constant then, and the router learns
       from the balance loss only.
     route_scale:     factor of the gates (V3: 2.5).
     rate:            u, by which a bias moves after every optimizer step; 0.0 freezes it.

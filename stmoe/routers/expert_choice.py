@@ -18,9 +18,9 @@ from stmoe.errors import UserError
 def capped(scores: jax.Array, k: int, b: int, entropy: float = 1e-3, sweeps: int = 100) -> jax.Array:
   """Returns A f32[G,E,S], the soft choice in which a token has at most b experts (section 3.3).
 
-  Maximises <scores, A> + entropy * H(A) with rows summing to k, columns to at most b, and
-  entries in [0, 1]: alternating KL projections with Dykstra's corrections, in the log
-  domain because exp(1/entropy) overflows. Converges slowly for small `entropy`.
+  A maximises <scores, A> + entropy * H(A) with rows summing to k, columns to at most b, and
+  entries in [0, 1]. Alternating KL projections with Dykstra's corrections find A, in the log
+  domain because exp(1/entropy) overflows. They converge slowly for small `entropy`.
 
   Args:
     scores: f32[G,S,E] token-to-expert probabilities.
@@ -43,7 +43,7 @@ def capped(scores: jax.Array, k: int, b: int, entropy: float = 1e-3, sweeps: int
 
 
 def normalize_by_token(a: assignment.Assignment) -> assignment.Assignment:
-  """Returns Assignment `a` with the live weights of each token [G,S] over their sum; dead ones become 0.
+  """Returns Assignment `a` with the live weights of each token [G,S] over their sum; dead weights become 0.
 
   Tokens without a live edge stay at 0 (Sparse Upcycling's vision models, arXiv:2212.05055). A token
   that one expert took has weight 1 and gives the router no gradient.
@@ -61,13 +61,13 @@ def expert_choice(logits: jax.Array, mask: jax.Array, capacity: int, *, tokens: 
   """Returns (Assignment, Aux): each expert's C tokens of largest probability (section 3.2).
 
   Probabilities are a softmax over experts and weigh the outputs as they are. A token may
-  be taken by many experts or by none. Padding may be taken only for want of real tokens,
+  be taken by many experts or by none. Padding may be taken only where real tokens run out,
   and then leaves its slot empty.
 
   Args:
     logits: f32[G,S,E]; mask: bool[G,S]; capacity: C <= S; tokens: see `losses.token_mean`.
-    max_experts_per_token: b, or None. Experts then rank tokens by `capped` instead of by
-      probability; the paper's cap is soft, b may still be exceeded.
+    max_experts_per_token: b, or None. With b, experts rank tokens by `capped` instead of by
+      probability; the paper's cap is soft, so b may still be exceeded.
     entropy, sweeps: lambda and iterations of `capped`.
     normalize: `normalize_by_token` the weights.
   """
@@ -87,7 +87,7 @@ def expert_choice(logits: jax.Array, mask: jax.Array, capacity: int, *, tokens: 
     a = normalize_by_token(a)
   numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
   numbers['experts_per_token_max'] = metrics.experts_per_token(a).max().astype(jnp.float32)
-  # Loads are equal by construction. The 0 counts where losses are averaged over layers (flaxformer).
+  # Loads are equal by construction. The loss of 0 counts where losses are averaged over layers (flaxformer).
   return a, contract.Aux(losses=dict(balance=jnp.float32(0), z=losses.z(logits, mask, tokens)),
                          load=metrics.load(edges), metrics=numbers)
 

@@ -17,8 +17,8 @@ def expert_selection(logits: jax.Array, mask: jax.Array, capacity: int,
                      tokens: jax.Array | None = None) -> contract.Decision:
   """Returns (Assignment, Aux) of `_expert_selection_gating` in Mesh-TensorFlow.
 
-  Every expert has a softmax over the real tokens of the group and takes its C largest; a
-  token averages over the experts that took it: weight = p / max(1, number of them).
+  Every expert has a softmax over the real tokens of the group and takes its C largest. A
+  token averages over the experts that took it: weight = p / max(1, number of experts).
 
   Args:
     logits: f32[G,S,E]; mask: bool[G,S]; capacity: C <= S; tokens: see `losses.token_mean`.

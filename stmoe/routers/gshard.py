@@ -13,7 +13,7 @@ from stmoe.core import losses
 from stmoe.core import metrics
 
 # How later experts are picked from the rest, and which of them are sent: (pick, policy of choices.KEEP).
-# 'sampling' draws them from the softmax without the first, as praxis has it.
+# 'sampling' draws later experts from the softmax without the first, as praxis has it.
 POLICIES = {'all': (choices.best, 'all'), 'random': (choices.best, 'random'),
             'threshold': (choices.best, 'threshold'), 'none': (choices.best, 'none'),
             'sampling': (choices.sample, 'all')}
@@ -25,7 +25,7 @@ def cap_logits(logits: jax.Array, cap: float) -> jax.Array:
 
 
 def renormalize(a: assignment.Assignment, k: int) -> assignment.Assignment:
-  """Returns `a` with the weights of every token's live edges over their sum; 0 where none lives.
+  """Returns `a` with the weights of every token's live edges over their sum; 0 where no edge lives.
 
   Args:
     a: Assignment of token choice with k choices, N = k*S edges; [G,N].
@@ -42,18 +42,18 @@ def gshard(logits: jax.Array, mask: jax.Array, capacity: int, k: int = 2, *, tok
            normalize_after_drop: bool = False, choose: contract.Choose | None = None) -> contract.Decision:
   """Returns (Assignment, Aux) of algorithm 1 (section 2.2), for any k.
 
-  The gates are divided by their sum before anything is dropped, so that losing the
-  second expert leaves the first gate as it is; or after, so that it makes it 1 (praxis).
-  All first choices come before all second ones.
+  The gates are divided by their sum before anything is dropped: losing the second expert then
+  leaves the first gate as it is. Divided after (praxis), the first gate becomes 1.
+  All first choices come before all second choices.
 
   Args:
     logits: f32[G,S,E]; mask: bool[G,S]; capacity: C; tokens: see `losses.token_mean`.
-    second_policy: a key of POLICIES, with draws uniform f32[G,S,k-1] or None. It sees the
-      normalised gates, with `normalize_after_drop` the raw ones.
+    second_policy: a key of POLICIES, with draws uniform f32[G,S,k-1] or None. The policy sees the
+      normalised gates, with `normalize_after_drop` the raw gates.
     threshold:     tau of 'random' and 'threshold', see `choices.keep`.
     choose:        how experts are chosen instead, see `contract.OFFERS`; all of them are sent.
-  Differs: the paper's counter also advances for a second choice that was not sent; all
-  published code counts only those sent, and so does this.
+  Differs: the paper's counter also advances for a second choice that was not sent. All
+  published code counts only choices that were sent, and so does this.
   """
   pick, policy = POLICIES['all' if choose else second_policy]
   probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
@@ -70,7 +70,7 @@ def gshard(logits: jax.Array, mask: jax.Array, capacity: int, k: int = 2, *, tok
     a = renormalize(a, choice.shape[-1])
   numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
   lost = metrics.over_capacity(edges, a)                             # [k]
-  numbers.update({f'over_capacity_{i + 1}': each for i, each in enumerate(lost)})
+  numbers.update({f'over_capacity_{i + 1}': lost_share for i, lost_share in enumerate(lost)})
   terms = dict(balance=losses.balance(probs, choice[..., :1], mask, tokens), z=losses.z(logits, mask, tokens))
   if choice.shape[-1] > 1:
     terms['second_place'] = losses.second_place(probs, choice, mask, tokens)
@@ -88,7 +88,7 @@ class GShard(nnx.Module):
     threshold:       tau: 'random' sends with probability g_2 / tau (paper: 2 g_2, so 0.5;
       Mesh 0.2), 'threshold' iff g_2 > tau. Evaluation draws nothing: 'random' sends iff
       g_2 > tau / 2, 'sampling' takes the most probable.
-    normalize_after_drop: divide the gates by the sum of those that survive (praxis).
+    normalize_after_drop: divide the gates by the sum of the gates that survive (praxis).
     logit_cap:       logits become cap * tanh(logits / cap); 0 = off.
   Losses: balance (first choices), z, and for k > 1 second_place (Mesh: half of balance's coefficient).
   """

@@ -54,24 +54,24 @@ def route(bucket: jax.Array, mask: jax.Array, capacity: int, num_experts: int,
 class Hash(nnx.Module):
   """Experts by a hash of the input token (arXiv:2106.04426). No parameters; a table i32[V].
 
-  The token is the one that is read at the place, never the one to be predicted. The table is a
+  The token is the one that is read at the place, never the token to be predicted. The table is a
   constant of the model, kept in its checkpoints.
 
   Args:
     kind:       a key of KINDS. random, balanced, clustered and dispersed look the token up; previous looks
-      up the token before it; bigram hashes both; position counts places in the document; future looks up
-      the token after it (an oracle that leaks); fresh draws anew for every occurrence in training.
+      up the token before; bigram hashes both; position counts places in the document; future looks up
+      the token after (an oracle that leaks); fresh draws anew for every occurrence in training.
     table:      file of `stmoe tables`, needed for balanced, clustered and dispersed; '' = a random table.
     vocab_size: V, of the model.
     seed:       of the random table; 42 is the reference's.
     hash_seed_per_layer: every layer draws its random table from the key of its own initial parameters,
-      folded with `seed`; otherwise all layers have the same.
+      folded with `seed`; otherwise all layers have the same table.
     capacity_factor: (train, eval) slots per token; None (the paper) = nothing is dropped.
     min_capacity: least slots of an expert.
     allow_causal: accept kind='future' in a causal stack.
   Losses: none.
-  Differs: previous and bigram read id 0 before the first token of a document, the paper does not say
-  what; the reference keeps its table in no checkpoint.
+  Differs: previous and bigram read id 0 before the first token of a document; the paper does not say
+  what they read. The reference keeps its table in no checkpoint.
   """
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count, kind: ranges.Choice(*KINDS) = 'random',
@@ -92,11 +92,11 @@ class Hash(nnx.Module):
     self.min_capacity = min_capacity
     self.allow_causal = allow_causal
     self.seeded = not table and kind not in COMPUTED                 # another seed, another hash
-    found = self._read(table, vocab_size) if table else None
+    file = self._read(table, vocab_size) if table else None
     self.file = table or None                                        # runs keep a copy of it
-    self.vocabulary = found and found.vocabulary                     # digest of the one it is for; None = any
-    if found or kind in COMPUTED:
-      value = found and found.table
+    self.vocabulary = file and file.vocabulary                       # digest of the table's; None = any
+    if file or kind in COMPUTED:
+      value = file and file.table
     elif hash_seed_per_layer:
       key = seeds.fold(rngs.params(), seed)
       value = jax.random.randint(key, (vocab_size,), 0, num_experts)
@@ -106,15 +106,15 @@ class Hash(nnx.Module):
 
   def _read(self, path, vocab_size):
     """The table of file `path`; raises UserError if it has another V, K or kind."""
-    found = tables.read(path)
-    _same_length(len(found.table), vocab_size, f' ({path})')
-    if found.num_experts != self.num_experts:
-      raise UserError(f'router hash: {path} has {found.num_experts} buckets, num_experts={self.num_experts}; '
-                      f'nearest: num_experts={found.num_experts}')
-    if self.kind in ('random', *BUILT) and found.kind != self.kind:
-      raise UserError(f'router hash: {path} is a {found.kind} table, kind={self.kind!r}; '
-                      f'nearest: kind={found.kind!r}')
-    return found
+    file = tables.read(path)
+    _same_length(len(file.table), vocab_size, f' ({path})')
+    if file.num_experts != self.num_experts:
+      raise UserError(f'router hash: {path} has {file.num_experts} buckets, num_experts={self.num_experts}; '
+                      f'nearest: num_experts={file.num_experts}')
+    if self.kind in ('random', *BUILT) and file.kind != self.kind:
+      raise UserError(f'router hash: {path} is a {file.kind} table, kind={self.kind!r}; '
+                      f'nearest: kind={file.kind!r}')
+    return file
 
   @property
   def undecodable(self) -> str | None:

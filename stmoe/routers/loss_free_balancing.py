@@ -54,7 +54,7 @@ class LossFreeBalancing(nnx.Module):
   Args:
     k:               choices per token.
     scores:          'sigmoid' (paper) or 'softmax'; gaps between softmax scores are of the order
-      of 1 / E, and so should be the rate.
+      of 1 / E, so the rate should be, too.
     selection:       'add' (paper), or 'multiply' (its ablation): score times bias.
     normalize_gates: gates over their sum; the paper's are the raw scores.
     rate:            u, by which a bias moves after every optimizer step; 0.0 freezes it.
@@ -62,7 +62,7 @@ class LossFreeBalancing(nnx.Module):
     centred:         steps of the bias have zero mean over experts (torchtitan, Moonlight).
     capacity_factor: (train, eval) slots per token; None = nothing is dropped (paper).
     min_capacity:    least slots of an expert.
-  Losses: balance (1 at balance; of the paper's baseline, loss-free balancing leaves it without coefficient).
+  Losses: balance (1 at balance; for the paper's baseline: loss-free balancing has no coefficient for it).
   State: bias f32[E], moved by `bias_lib.update` once per optimizer step.
   Differs: with sigmoids, `balance` takes scores over their sum as probabilities, as DeepSeek-V3 does.
   """

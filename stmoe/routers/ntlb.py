@@ -23,17 +23,17 @@ def rounds(choice: jax.Array, mask: jax.Array, num_experts: int, capacity: int) 
   Args:
     choice: i32[G,S,k] by falling probability; mask: bool[G,S].
   """
-  waiting, kept = mask, []
+  waiting, won_by_level = mask, []
   taken = jnp.zeros((choice.shape[0], num_experts), jnp.int32)       # [G, E] slots in use
   for level in range(choice.shape[-1]):
     wanted = jnp.where(waiting, choice[..., level], num_experts)     # [G, S]
     one_hot = jax.nn.one_hot(wanted, num_experts, dtype=jnp.int32)   # [G, S, E]
     position = taken[:, None] + jnp.cumsum(one_hot, axis=1) - 1      # [G, S, E]
     won = (one_hot > 0) & (position < capacity)
-    kept.append(won.any(axis=-1))
+    won_by_level.append(won.any(axis=-1))
     taken += won.sum(axis=1, dtype=jnp.int32)
-    waiting &= ~kept[-1]
-  return jnp.stack(kept, axis=-1)                                    # [G, S, k]
+    waiting &= ~won_by_level[-1]
+  return jnp.stack(won_by_level, axis=-1)                            # [G, S, k]
 
 
 def ntlb(logits: jax.Array, mask: jax.Array, capacity: int, k: int,
@@ -41,7 +41,7 @@ def ntlb(logits: jax.Array, mask: jax.Array, capacity: int, k: int,
   """Returns (Assignment, Aux): each token to the best of its k choices that has room.
 
   The weight is the raw probability of that choice. The balance loss counts all k choices,
-  over k, as `_ntlb_gating` of Mesh-TensorFlow does: 1 at balance.
+  over k, as `_ntlb_gating` of Mesh-TensorFlow does. It is 1 at balance.
 
   Args:
     logits: f32[G,S,E]; mask: bool[G,S]; capacity: C; tokens: see `losses.token_mean`.
@@ -52,7 +52,7 @@ def ntlb(logits: jax.Array, mask: jax.Array, capacity: int, k: int,
   everything = assignment.kill_padding(everything, mask)
   kept = rounds(choice, mask, probs.shape[-1], capacity).swapaxes(1, 2)            # [G, k, S]
   a = assignment.cap(assignment.kill(everything, kept.reshape(everything.expert.shape)), capacity)
-  # What each token wanted is its first choice: that is the load, and what can be dropped.
+  # What a token wanted is its first choice: first choices are the load, and what can be dropped.
   first = everything.replace(expert=everything.expert.at[:, probs.shape[1]:].set(everything.dead))
   numbers = metrics.routing(logits, probs, first, a, mask, tokens)
   return a, contract.Aux(

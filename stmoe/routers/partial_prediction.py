@@ -25,8 +25,8 @@ class PartialPrediction(nnx.Module):
   """Each of E feature chunks to its most probable expert, as the first positions of the sequence tell.
 
   Tokens are the channels of a sequence and D its positions (`layers/gmlp.py`). Only the first
-  P = ceil(prefix * D) are read, so outputs at positions >= P depend on nothing later than themselves;
-  outputs within the prefix do, and must not be scored: `data.loss_from` = prefix.
+  P = ceil(prefix * D) positions are read, so outputs at positions >= P depend on nothing later than
+  themselves. Outputs within the prefix do, and must not be scored: `data.loss_from` = prefix.
   All channels of a chunk go to one expert, weighted by its probability.
 
   Args:

@@ -19,8 +19,8 @@ def s_base(logits: jax.Array, mask: jax.Array, capacity: int, k: int = 1, *, tok
            balanced: bool = True, tolerance: float = 1e-4, iterations: int = 1000) -> contract.Decision:
   """Returns (Assignment, Aux): the k largest entries of each row of the plan, or of the logits.
 
-  The gate is sigmoid(logit) if k = 1, else the softmax over all experts at the chosen ones, not
-  renormalised; the plan only chooses. It is balanced, its largest entries only nearly so.
+  The gate is sigmoid(logit) if k = 1, else the softmax over all experts at the chosen experts, not
+  renormalised. The plan only chooses. The plan is balanced, its largest entries only nearly so.
 
   Args:
     logits:   f32[G,S,E]; mask: bool[G,S] real tokens; capacity: C; tokens: see `losses.token_mean`.
@@ -50,7 +50,7 @@ class SBase(nnx.Module):
     capacity_factor: (train, eval) slots per token; None = nothing is dropped (Megatron-LM).
     min_capacity:    least slots of an expert.
     tolerance:       the plan has converged when its column factors change less in the mean.
-    iterations:      limit of them.
+    iterations:      limit of the iterations.
     allow_causal:    accept that in training later tokens of a causal stack decide, through the plan.
   Losses: z.
   Differs: the plan is made in each routing group (Megatron-LM: of all tokens of a device).

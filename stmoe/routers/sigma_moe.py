@@ -18,10 +18,10 @@ from stmoe.core import metrics
 def sigma_moe(logits: jax.Array, mask: jax.Array, k: int, absent: jax.Array | None = None,
               sequence: jax.Array | None = None, tokens: jax.Array | None = None,
               choose: contract.Choose | None = None) -> contract.Decision:
-  """Returns (Assignment, Aux): token s to its k largest sigmoids, weighted by these. Nothing is dropped.
+  """Returns (Assignment, Aux): token s to its k largest sigmoids, which are the weights. Nothing is dropped.
 
-  The entropy loss is sum_e P_e ln P_e of every sequence, P the mean over its tokens of softmax(logits): it
-  is least, -ln E, where experts are equally probable over a sequence, however sure each token is.
+  The entropy loss is sum_e P_e ln P_e of every sequence. P is the mean over its tokens of softmax(logits).
+  The loss is least, -ln E, where experts are equally probable over a sequence, however sure each token is.
 
   Args:
     logits: f32[G,S,E]; mask: bool[G,S] real tokens.
@@ -30,7 +30,7 @@ def sigma_moe(logits: jax.Array, mask: jax.Array, k: int, absent: jax.Array | No
     sequence: i32[G,S] scope of the loss, see `balance.sequences`; None = a whole group.
     tokens: divisor of the loss, see `losses.token_mean`.
     choose: how experts are chosen instead, see `contract.OFFERS`.
-  Differs: sequences count by their tokens; the released code's mean has equal weights, as its lengths are.
+  Differs: sequences count by their tokens; the released code's mean has equal weights and equal lengths.
   """
   scores = jax.nn.sigmoid(logits)                                    # [G, S, E]
   choice = (choose or choices.top)(scores if absent is None else jnp.where(absent, -1, scores), k)
@@ -45,7 +45,7 @@ def sigma_moe(logits: jax.Array, mask: jax.Array, k: int, absent: jax.Array | No
 
 
 def equal_rows(init: typing.Callable[..., jax.Array]) -> typing.Callable[..., jax.Array]:
-  """Returns the initialiser `init` of matrices [D,E] whose columns get one length; their deviation stays."""
+  """Returns `init` of matrices [D,E] with all columns scaled to one length; the deviation stays."""
   def make(key, shape, dtype):
     w = init(key, shape, dtype)
     unit = w / jnp.linalg.norm(w, axis=0)

@@ -21,7 +21,7 @@ EPSILON = 1e-6                                                       # least sta
 def standardize(logits: jax.Array, scale: float) -> jax.Array:
   """Returns logits f32[G,S,E] over experts with zero mean and standard deviation `scale`.
 
-  The softmax of it cannot go flat: one logit is then always above the others. The deviation is the
+  The softmax of such logits cannot go flat: one logit is always above the others. The deviation is the
   unbiased one (over E - 1), as in the code of MoE++; the report does not say which. Equal logits give 0.
   """
   centred = logits - logits.mean(axis=-1, keepdims=True)
@@ -65,15 +65,15 @@ def skywork(logits: jax.Array, alpha: jax.Array, mask: jax.Array, capacity: int,
 class Skywork(nnx.Module):
   """Top-k with logit normalisation and adaptive auxiliary coefficients (arXiv:2406.06563).
 
-  Weigh `adaptive_balance` with (1.0, 'sum'): its coefficient alpha is in it, one per layer; or `balance`
-  with a constant, as the report's baseline does.
+  Weigh `adaptive_balance` with (1.0, 'sum'): the coefficient alpha of each layer is in it already. Or weigh
+  `balance` with a constant, as the report's baseline does.
 
   Args:
     k:               choices per token.
     scale:           lambda, standard deviation of a token's logits; None = no normalisation.
     capacity_factor: (train, eval) slots per token, for all its choices; None = nothing is dropped.
     min_capacity:    least slots of an expert.
-    dropless:        nothing is dropped, and what the capacity would have dropped moves alpha.
+    dropless:        nothing is dropped; what the capacity would have dropped moves alpha.
     xi, alpha_max, beta: after a step with drop rate d, alpha <- beta alpha + (1 - beta) min(xi d, alpha_max).
     alpha_start:     alpha before the first step; None = alpha_max (not stated in the report; it is
       forgotten in 1 / (1 - beta) steps).

@@ -14,7 +14,7 @@ from stmoe.errors import UserError
 def deterministic(mask: jax.Array, num_experts: int) -> contract.Decision:
   """Returns (Assignment, Aux): of S tokens in order, the i-th S/E to expert i with weight 1.
 
-  Nothing depends on the content, so nothing of later positions is seen. Buffers are exactly full.
+  Nothing depends on the content, so no position depends on later ones. Buffers are exactly full.
 
   Args:
     mask: bool[G,S] real tokens; padding goes nowhere.
@@ -32,7 +32,7 @@ def deterministic(mask: jax.Array, num_experts: int) -> contract.Decision:
 class SmlpDeterministic(nnx.Module):
   """Chunk i of the features to expert i; tokens are the channels of a sequence (`layers/gmlp.py`).
 
-  With the bank `feature` it is the spatial gating unit of E heads. No parameters.
+  With the bank `feature` this is the spatial gating unit of E heads. No parameters.
   Losses: none.
   """
 

@@ -48,9 +48,9 @@ class SMoE(nnx.Module):
   Args:
     k:        choices per token, at least 2.
     init_std: of the gate's weights; the released models have about 1 / sqrt(3 D).
-    num_virtual: Z, how many of the experts that it routes among are virtual; from the layer.
+    num_virtual: Z, how many of the experts are virtual; the layer says so.
   Losses: balance, z.
-  Differs: the released scripts pass a balance coefficient of 0.01 that their gate never reads, so
+  Differs: the released scripts pass a balance coefficient of 0.01 that their gate never reads. So
     the published models have none: the coefficient is 0 unless a configuration sets it. Balance is
     per group of tokens, there over a microbatch. The gate starts normal with bias 0, there uniform.
   """

@@ -18,7 +18,7 @@ from stmoe.errors import UserError
 
 STAIRS = (1, 2, 4, 8, 16)            # of the multi-step schedules
 
-# k at step s of S, between k_min = lo and k_max = hi, before it is clipped to them. Python's `round`
+# k at step s of S, between k_min = lo and k_max = hi, before k is clipped to them. Python's `round`
 # takes halves to the even integer: 8 to 16 over 400k makes k 10 at step 75,000, but 9 only after 25,000.
 SCHEDULES = {
     'constant': lambda s, S, lo, hi: hi,
@@ -42,16 +42,16 @@ def active(schedule: str, step: int, total_steps: int, k_min: int, k_max: int) -
 
 
 def changes(schedule: str, total_steps: int, k_min: int, k_max: int) -> list[tuple[int, int]]:
-  """Returns [(first step, k), ...], the whole schedule: k never turns back, so bisection finds its steps."""
+  """Returns [(first step, k), ...], the whole schedule; bisection finds the steps, as k never turns back."""
   k = lambda step: active(schedule, step, total_steps, k_min, k_max)
-  found = [(0, k(0))]
-  while found[-1][1] != k(total_steps):
-    low, high = found[-1][0], total_steps                            # k differs at high, not at low
+  changes_of_k = [(0, k(0))]
+  while changes_of_k[-1][1] != k(total_steps):
+    low, high = changes_of_k[-1][0], total_steps                     # k differs at high, not at low
     while high - low > 1:
       middle = (low + high) // 2
-      low, high = (middle, high) if k(middle) == found[-1][1] else (low, middle)
-    found.append((high, k(high)))
-  return found
+      low, high = (middle, high) if k(middle) == changes_of_k[-1][1] else (low, middle)
+    changes_of_k.append((high, k(high)))
+  return changes_of_k
 
 
 def look_up(schedule: tuple[tuple[int, int], ...], step: jax.Array) -> jax.Array:
@@ -65,8 +65,8 @@ def smoe_dropout(logits: jax.Array, mask: jax.Array, k: int | jax.Array, k_max: 
   """Returns (Assignment, Aux): each token to its k largest logits, weighted by their softmax (section 3).
 
   The weights are normalised after the choice, so they sum to 1 at every k, and k = 1 has weight 1.
-  Edges of rank k and more are dead. The balance loss is that of the learned baseline, E * sum_e
-  (count_e / T k) (sum_t p_te / T k): 1/k at uniform probabilities, as its reference divides p by k too.
+  Edges of rank k and more are dead. The balance loss is that of the learned baseline: E * sum_e
+  (count_e / T k) (sum_t p_te / T k). It is 1/k at uniform probabilities, as its reference divides p by k too.
 
   Args:
     logits: f32[G,S,E].
@@ -99,7 +99,7 @@ def smoe_dropout(logits: jax.Array, mask: jax.Array, k: int | jax.Array, k_max: 
 class SMoEDropout(nnx.Module):
   """A random router that is never trained, k growing in training, any k in evaluation (arXiv:2303.01610).
 
-  Only the router's matrix and bias are constants: the weights depend on x, and their gradient reaches it.
+  Only the router's matrix and bias are constants: the weights depend on x, which gets their gradient.
 
   Args:
     k_min, k_max: ends of the schedule; k_max None = E.

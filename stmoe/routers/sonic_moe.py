@@ -15,11 +15,11 @@ from stmoe.errors import UserError
 
 
 def rounded(probs: jax.Array, choice: jax.Array, mask: jax.Array, tile: int) -> assignment.Edges:
-  """Returns Edges in which every expert has a multiple of `tile` tokens of the group, the nearest one.
+  """Returns Edges in which every expert has a multiple of `tile` tokens of the group, the nearest multiple.
 
-  An expert keeps the tokens that chose it with the largest probability, and takes those of the largest
-  probability that did not; at most half a tile is dropped or added. Nothing is left where experts have
-  fewer than tile / 2 tokens: groups must be large.
+  An expert keeps the tokens of largest probability among those that chose it. If tokens are missing, the
+  expert takes those of largest probability that did not choose it. At most half a tile is dropped or added.
+  An expert with fewer than tile / 2 tokens loses all of them, so groups must be large.
 
   Args:
     probs:  f32[G,S,E].
@@ -42,11 +42,11 @@ def rounded(probs: jax.Array, choice: jax.Array, mask: jax.Array, tile: int) -> 
   edge = jnp.arange(choice.shape[2] * size + spare, dtype=jnp.int32)               # [N]
   end = jnp.cumsum(count, axis=1)                                    # [G, E]
   expert = (edge[:, None] >= end[:, None]).sum(-1, dtype=jnp.int32)  # [G, N], E beyond the last
-  one = jnp.minimum(expert, experts - 1)
-  rank = jnp.minimum(edge - jnp.take_along_axis(end - count, one, axis=1), size - 1)
+  real = jnp.minimum(expert, experts - 1)
+  rank = jnp.minimum(edge - jnp.take_along_axis(end - count, real, axis=1), size - 1)
   group = jnp.arange(groups)[:, None]
-  token = jnp.where(expert < experts, order[group, rank, one], 0).astype(jnp.int32)
-  return assignment.Edges(token=token, expert=expert, weight=probs[group, token, one], num_tokens=size,
+  token = jnp.where(expert < experts, order[group, rank, real], 0).astype(jnp.int32)
+  return assignment.Edges(token=token, expert=expert, weight=probs[group, token, real], num_tokens=size,
                           num_experts=experts, spare=spare)
 
 
@@ -60,9 +60,10 @@ class SonicMoE(nnx.Module):
     k:            choices per token.
     tile:         rows; that of the grouped matmul (128).
     init_std:     of the router's weights.
-    allow_causal: rounding looks at later tokens of the group; to train causal models, as the paper does.
+    allow_causal: accept that rounding looks at later tokens of the group; the paper trains causal models so.
   Losses: balance, z.
-  Differs: weights are the softmax over all experts as it is (unverified); an added token has its own too.
+  Differs: weights are the softmax over all experts as it is (unverified); an added token has such a weight
+  too.
   """
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,

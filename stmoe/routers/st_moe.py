@@ -12,7 +12,7 @@ from stmoe.core import losses
 from stmoe.core import metrics
 from stmoe.errors import UserError
 
-# The choices that f_e of the balance loss counts: the first (paper, Mesh) or any (flaxformer).
+# The choices that f_e of the balance loss counts: the first (paper, Mesh) or all (flaxformer).
 COUNTED = {'first': slice(0, 1), 'any': slice(None)}
 
 
@@ -22,10 +22,10 @@ def st_moe(logits: jax.Array, mask: jax.Array, capacity: int, k: int, *, tokens:
            choose: contract.Choose | None = None, num_virtual: int = 0) -> contract.Decision:
   """Returns (Assignment, Aux) of top-n routing (appendices D and G).
 
-  The gates are the k largest p, over their sum as in the paper, or raw as in flaxformer:
-  then the router learns how sure it is and not only the ratio of its choices. Choice
-  i >= 2 is sent with probability min(1, g_i / threshold), and one that is not sent leaves
-  the first gate as it is. All first choices come before all second choices.
+  The gates are the k largest p, over their sum as in the paper, or raw as in flaxformer. With raw gates
+  the router learns how sure it is and not only the ratio of its choices. Choice i >= 2 is sent with
+  probability min(1, g_i / threshold). A choice that is not sent leaves the first gate as it is. All
+  first choices come before all second choices.
 
   Args:
     logits: f32[G,S,E], with virtual experts f32[G,S,E+Z]; mask: bool[G,S]; capacity: C.
@@ -69,8 +69,8 @@ class STMoE(nnx.Module):
       (sent iff g > tau). Evaluation draws nothing: 'random' then sends iff g > tau / 2.
     batch_priority:  batch-prioritised routing; not causal.
     balance_choices: 'first' (paper) or 'any' (flaxformer): what the balance loss counts.
-    allow_causal:    accept batch priority where it shows a token later ones.
-    num_virtual:     Z, how many of the experts that it routes among are virtual; from the layer.
+    allow_causal:    accept batch priority where a token then depends on later ones.
+    num_virtual:     Z, how many of the experts are virtual; the layer says so.
   Losses: balance, z (the router z-loss, section 3.3).
   Differs: evaluation is deterministic; Mesh-TensorFlow draws there too.
   """

@@ -19,7 +19,7 @@ def switch(logits: jax.Array, mask: jax.Array, capacity: int, tokens: jax.Array 
            choose: contract.Choose | None = None, num_virtual: int = 0) -> contract.Decision:
   """Returns (Assignment, Aux): token s to e* = argmax_e p_e, weighted by p_e* (section 2.1).
 
-  The weight is the probability itself, never renormalised: besides the losses it is the
+  The weight is the probability itself, never renormalised: besides the losses, the weight is the
   router's only gradient. Earlier tokens of a group come first.
 
   Args:
@@ -28,7 +28,7 @@ def switch(logits: jax.Array, mask: jax.Array, capacity: int, tokens: jax.Array 
     capacity: C.
     tokens:   divisor of the losses, see `losses.token_mean`.
     explore:  a value of EXPLORATION: how the expert is chosen from p.
-    uniform:  f32[G,S] draws for it, or None.
+    uniform:  f32[G,S] draws for `explore`, or None.
     choose:   how experts are chosen instead, see `contract.OFFERS`.
   """
   probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
@@ -57,7 +57,7 @@ class Switch(nnx.Module):
     jitter:          in training the router sees x * U(1 - jitter, 1 + jitter); experts see x.
     input_dropout:   in training the router sees x with this share of its entries dropped.
     exploration:     'argmax', or 'sample': in training the expert is drawn from p.
-    num_virtual:     Z, how many of the experts that it routes among are virtual; from the layer.
+    num_virtual:     Z, how many of the experts are virtual; the layer says so.
   Losses: balance, z.
   Differs: losses leave padding out, Mesh-TensorFlow counts it in f and P.
   """

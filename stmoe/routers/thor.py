@@ -13,7 +13,7 @@ from stmoe.errors import nearest
 
 
 def thor(expert: jax.Array, mask: jax.Array, num_experts: int) -> contract.Decision:
-  """Returns (Assignment, Aux): every token to the one expert drawn for it, with weight 1 and no drops.
+  """Returns (Assignment, Aux): every token to the expert drawn for it, with weight 1 and no drops.
 
   Args:
     expert: i32[G,S] in [0, E).
@@ -27,14 +27,14 @@ def thor(expert: jax.Array, mask: jax.Array, num_experts: int) -> contract.Decis
 
 
 def by_token(ctx: contract.Context) -> jax.Array:
-  """Returns i32[G,S], the number of the draw that each token takes: one of its own."""
+  """Returns i32[G,S], the number of the draw that each token takes: every token has its own draw."""
   return jnp.arange(ctx.mask.size).reshape(ctx.mask.shape)
 
 
 def by_sentence(ctx: contract.Context) -> jax.Array:
   """Returns i32[G,S], the same number for all tokens of a sentence: of a segment of one row.
 
-  A sentence begins where its positions do, so that a group may hold several rows or a part of one.
+  A sentence begins where its positions do, so a group may hold several rows or a part of a row.
   """
   first = (ctx.positions == 0) & ctx.mask
   return jnp.maximum(jnp.cumsum(first.reshape(-1)) - 1, 0).reshape(first.shape)
@@ -53,7 +53,7 @@ def by_batch(ctx: contract.Context) -> jax.Array:
 # The reference's levels are 'token' (0) and what it calls sentence (1): its tensors are time-major,
 # so the latter draws for each time step. The paper's per-sentence dispatch is 'sentence' here.
 DISPATCH = {'token': by_token, 'sentence': by_sentence, 'time_step': by_time_step, 'batch': by_batch}
-NUMBERED = ('token', 'sentence')     # a draw depends on what else is in the batch
+NUMBERED = ('token', 'sentence')     # a draw then depends on what else is in the batch
 
 
 class Thor(nnx.Module):

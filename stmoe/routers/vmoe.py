@@ -20,7 +20,7 @@ def capacity(num_choices: int, num_experts: int, factor: float, multiple_of: int
   """Returns C = ceil(num_choices * factor / num_experts), rounded up to a multiple of `multiple_of`.
 
   `factor` counts slots per choice, of which a group of S tokens has num_choices = S * k. The
-  paper rounds to the nearest; the ceiling and the multiple are those of the released code.
+  paper rounds to the nearest number; the ceiling and the multiple are those of the released code.
 
   Args:
     num_choices: S * k.
@@ -35,9 +35,9 @@ def capacity(num_choices: int, num_experts: int, factor: float, multiple_of: int
 
 def dispatch(gates: jax.Array, mask: jax.Array, k: int, capacity: int, batch_priority: bool = False,
              choose: contract.Choose | None = None) -> tuple[assignment.Edges, assignment.Assignment]:
-  """Returns (Edges, Assignment): every token to its k largest gates, weighted by them as they are.
+  """Returns (Edges, Assignment): every token to its k largest gates, which are the weights as they are.
 
-  All first choices of a group come before all second ones. Tokens come in order, or with
+  All first choices of a group come before all second choices. Tokens come in order, or with
   batch priority (BPR, section 4.1) by falling largest gate; ties in order. A choice that
   finds its expert full is dropped.
 
@@ -83,10 +83,10 @@ class VMoe(nnx.Module):
     k:               choices per token.
     capacity_factor: (train, eval) slots per choice, unlike the other routers' per token; None
       = no drops. With batch priority, evaluation may use a factor far below 1 (section 4).
-    multiple_of:     capacity is rounded up to a multiple of it; 0 = to a whole number.
+    multiple_of:     capacity is rounded up to a multiple of this; 0 = to a whole number.
     noise_std:       in training logits get N(0, (noise_std / E)^2), drawn per token and expert.
     batch_priority:  tokens of larger gates are served first (BPR); not causal.
-    allow_causal:    accept batch priority where it shows a token later ones.
+    allow_causal:    accept batch priority where a token then depends on later ones.
   Losses: importance, load, gshard.
   Differs: initial weights are N(0, 0.02), like other routers'; the released code's have variance 1/D.
   """

@@ -1,7 +1,7 @@
 """Routers around a router, their `inner`: one file each, found by its name as routers are.
 
-In a configuration `router=dict(name='remap', ..., inner=dict(name='st_moe', ...))`; around the routers of a
-model that exists, `stmoe.modules.wrapped`. Wrappers go around wrappers.
+In a configuration they are `router=dict(name='remap', ..., inner=dict(name='st_moe', ...))`. Around the
+routers of a model that exists `stmoe.modules.wrapped` puts them. Wrappers go around wrappers.
 """
 
 import typing
@@ -19,9 +19,9 @@ def _of_inner(name):
 
 
 class Wrapper(nnx.Module):
-  """A router that changes or records what `inner` answers: `answer`. It goes around any router.
+  """A router that changes or records what `inner` answers: `answer`. A wrapper goes around any router.
 
-  It offers what `inner` offers (`contract.OFFERS`).
+  A wrapper offers what `inner` offers (`contract.OFFERS`).
 
   Args:
     inner: recipe of the router that is wrapped.
@@ -36,7 +36,7 @@ class Wrapper(nnx.Module):
     self.num_experts = self.inner.num_experts
 
   def answer(self, routed: contract.Routed) -> contract.Routed:
-    """Returns the Routed that this router makes of that of `inner`."""
+    """Returns the Routed that this router makes of the Routed of `inner`."""
     return routed
 
   @property

@@ -11,14 +11,14 @@ from stmoe.routers import wrappers
 
 
 class Offset(wrappers.Deciding):
-  """A router whose logits are z + delta: both the choice and the weights follow, by its own rule.
+  """A router whose logits are z + delta: the choice and the weights both follow, by the rule of `inner`.
 
-  delta is constant to the optimizer; whoever adapts it differentiates by the array that is given.
+  delta is constant to the optimizer. To adapt delta, differentiate by the array that is given.
 
   Args:
     offset: E numbers or f32[E], f32[L,E] around stacked layers; -inf at an expert keeps all tokens from it.
       None = `ctx.given[source]`, f32[G,S,E], of tokens or rows.
-    source: name among what the context is given.
+    source: the name of delta among what the context is given.
   """
 
   needs = 'no logits to add to'

@@ -1,4 +1,4 @@
-"""Routing by rank: each token to its experts of certain places in the router's order, not to the first ones.
+"""Routing by rank: each token goes to experts of certain places in the router's order, not to the first.
 
 The weak routing of self-contrast decoding (SCMoE, arXiv:2405.14507): rank 2 alone is the third expert.
 """
@@ -17,8 +17,8 @@ from stmoe.routers import wrappers
 class Ranks(wrappers.Deciding):
   """A router whose tokens go to the experts at `ranks` of its order, 0 the first choice; none is left out.
 
-  Gates that `inner` divides by their sum are divided by that of `ranks` alone, as in Mixtral: a single one
-  is 1. Others keep their own weight, as in DeepSeekMoE.
+  Gates that `inner` divides by their sum are divided by the sum of `ranks` alone, as in Mixtral: a single
+  gate is 1. Gates of other routers keep their own weight, as in DeepSeekMoE.
 
   Args:
     ranks: different numbers from 0 on.
@@ -49,15 +49,15 @@ def only(a: assignment.Assignment, ranks: tuple[int, ...], normalized: bool) -> 
   """Returns Assignment `a` [G,k*S], choice-major, with the edges of other choices than `ranks` dead.
 
   Args:
-    normalized: give a token's remaining edges the weight that all had together. Not left to the router:
-      beside the 1e-9 that it adds to a sum, a gate of rank 7 may be nothing.
+    normalized: give a token's remaining edges the weight that all had together. This is not left to the
+      router: beside the 1e-9 that the router adds to a sum, a gate of rank 7 may be nothing.
   """
   kept = jnp.repeat(jnp.isin(jnp.arange(a.choices), jnp.array(ranks)), a.num_tokens)     # [k*S]
   weight = a.weight
   if normalized:
     total = lambda w: w.reshape(len(w), a.choices, -1).sum(axis=1)   # [G, S]
-    rest = total(jnp.where(kept, weight, 0))
-    scale = jnp.where(rest > 0, total(weight) / jnp.where(rest > 0, rest, 1), 1)
+    remaining = total(jnp.where(kept, weight, 0))
+    scale = jnp.where(remaining > 0, total(weight) / jnp.where(remaining > 0, remaining, 1), 1)
     weight = weight * jnp.tile(scale, a.choices)
   edges = assignment.kill(a, jnp.broadcast_to(kept, a.expert.shape)).replace(weight=weight)
   return assignment.cap(edges, a.capacity)                           # their slots have no holes

@@ -10,9 +10,9 @@ from stmoe.routers import wrappers
 class Replay(wrappers.Deciding):
   """A router that is told its choices, `ctx.given[source]` i32[G,S,n], as another pass recorded them.
 
-  The weights are those of `inner` at these experts, by its logits of now: the gradient goes through them,
-  none through the choice. All of them are kept; with a capacity, drops may differ from the recorded ones.
-  Losses and load count the given choices.
+  The weights are those of `inner` at these experts, by its present logits. The gradient goes through the
+  weights, none through the choice. All choices are kept; with a capacity, drops may differ from the recorded
+  drops. Losses and load count the given choices.
 
   Args:
     source: name among what the context is given.
