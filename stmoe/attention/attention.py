@@ -22,14 +22,14 @@ class Attention(nnx.Module):
     d_model, num_heads, head_dim: D, H and P; H * P need not be D.
     num_kv_heads: heads of keys and values, each shared by H / num_kv_heads queries; None = H.
     scaled: divide the logits by sqrt(P). T5 does not: its query initialiser is smaller by
-      that factor, so a checkpoint of one kind must never be read as the other.
+      that factor, so a checkpoint of one kind must never be read as the other kind.
     dropout_rate: dropout of attention probabilities, one mask for all queries (T5).
     init_scale: s of the variance scaling.
     use_bias: with biases bq, bk, bv of the heads and bo [D], initially 0.
     qkv_bias: the same without bo (Qwen, arXiv:2309.16609).
     qk_norm:  epsilon of RMS norms of queries and keys over all their heads together (OLMoE,
       arXiv:2409.02060, section 4.1); None = no norms.
-    clip:     queries, keys and values are cut off at +-clip, after the norms (DBRX); None = not.
+    clip:     queries, keys and values are cut off at +-clip, after the norms (DBRX); None = no cut.
   """
 
   def __init__(self, d_model: int, *, num_heads, head_dim, num_kv_heads=None, scaled: ranges.Flag = True,
@@ -64,7 +64,7 @@ class Attention(nnx.Module):
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], None, carry) for x [B,T,D], which sees what `ctx.visible` says.
 
-    With a cache, dict of k and v, in `carry` it is extended at visible.slot; without a slot it is what was
+    A cache in `carry`, a dict of k and v, is extended at visible.slot. Without a slot, k and v are what was
     remembered of a memory.
     """
     seen, cache = ctx.visible, carry.get(contract.CACHE)
@@ -75,7 +75,7 @@ class Attention(nnx.Module):
     if cache is not None:
       cache = caches.extended(cache, dict(k=k, v=v), seen.slot)
       return self._attend(x, seen, cache['k'], cache['v']), None, contract.joined(carry, cache)
-    # T5 draws one mask of probabilities per batch, head and key for all queries, which is to
+    # For all queries T5 draws one mask of probabilities per batch, head and key. That is to
     # drop whole value vectors: sum_j (p_ij m_j) v_j = sum_j p_ij (m_j v_j).
     v = noise.dropout(v, self.dropout_rate, ctx.key if ctx.train else None, broadcast_dims=(-1,))
     return self._attend(x, seen, k, v), None, carry

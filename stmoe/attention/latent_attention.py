@@ -17,13 +17,13 @@ from stmoe.parts import rotary
 class LatentAttention(nnx.Module):
   """Attention whose keys and values are functions of a vector of width `kv_rank` (section 2.1).
 
-  A token leaves for later ones its compressed vector c [R] and one turned key [P] that all heads share:
+  For later tokens a token leaves its compressed vector c [R] and a turned key [P] that all heads share:
   k_h = [W_h^K c, turned key], v_h = W_h^V c. Queries are compressed too, where they have a rank.
 
   Args:
     d_model, num_heads: D and H.
     head_dim:    P, width of the part of queries and keys that rotary positions turn.
-    nope_dim:    width of the part that they do not turn.
+    nope_dim:    width of the part that rotary positions do not turn.
     value_dim:   width of a head's values.
     kv_rank:     R; q_rank: of the queries, None = not compressed.
     norm_epsilon: of the norms of compressed vectors.

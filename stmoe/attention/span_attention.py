@@ -28,9 +28,9 @@ class Visible:
 
 
 def to_window(full: jax.Array, span: int) -> jax.Array:
-  """Returns [...,T,W]: of each query t of full [...,T,W+T] the W keys t, ..., t+W-1 (its last W before it).
+  """Returns [...,T,W]: for query t of full [...,T,W+T] the keys t, ..., t+W-1, which are the W before it.
 
-  Pure reshaping: one step to the left a row.
+  Pure reshaping: every row moves a step to the left of the row before.
 
   >>> to_window(jnp.arange(6.0).reshape(2, 3), 1).tolist()           # 2 queries, keys at -1, 0, 1
   [[0.0], [4.0]]

@@ -65,7 +65,7 @@ class PerHead(nnx.Module):
 
 
 def _side_by_side(a, router):
-  """The Assignment to H * E experts of the Assignments [H,G,N] of `router`, one a head."""
+  """The Assignment to H * E experts from the Assignments [H,G,N] of `router`, an Assignment a head."""
   if isinstance(a, assignment.SoftAssignment) or a.choices is None:
     raise UserError(f'attention switch_head: {checked.file(router)} does not choose experts for every token; '
                     "nearest: router.name='sigma_moe'")
@@ -94,7 +94,7 @@ class Mixture(nnx.Module):
     lookup.executor(executor)
 
   def __call__(self, rows: jax.Array, x: jax.Array, ctx: contract.Context) -> tuple[jax.Array, contract.Aux]:
-    """Returns (y [B,T,H,d_out], Aux) for rows [B,T,H,d_in], one of every head of a token."""
+    """Returns (y [B,T,H,d_out], Aux) for rows [B,T,H,d_in], a row for every head of a token."""
     batch, length, heads, width = rows.shape
     groups, size, execute = moe.grouping(self, ctx, batch, length)
     x = axes.constrain(x.reshape(groups, size, -1), 'group', None, None)             # [G, S, D]
@@ -107,7 +107,7 @@ class Mixture(nnx.Module):
 
 
 def of_heads(a: assignment.Assignment, heads: int) -> assignment.Assignment:
-  """Returns `a`, an Assignment of S tokens with H k choices, as one of S * H tokens: (s, h) is s H + h."""
+  """Returns `a`, an Assignment of S tokens with H k choices, for S * H tokens: (s, h) is s H + h."""
   assert a.choices is not None                                       # `PerHead` chooses for every token
   groups, size, k = a.token.shape[0], a.num_tokens, a.choices // heads
   turn = lambda v: v.reshape(groups, heads, k, size).transpose(0, 2, 3, 1).reshape(groups, -1)
@@ -121,19 +121,19 @@ class SwitchHead(nnx.Module):
 
   q_h = x Wq_h, k_h = x Wk_h, v_h = sum_e s_he x V_he, y = sum_h sum_e s'_he a_h O_he. The attention of head h
   is a_h. The source token chooses the V of its values, the target token the O of its outputs. All V and O are
-  experts, H * E, so that few heads are enough: fewer attention matrices at equal parameters.
+  experts, H * E of them. So few heads are enough: fewer attention matrices at equal parameters.
 
   Args:
     d_model, num_heads: D and H.
     head_dim:   width of the part of queries and keys that rotary positions turn; it comes first.
-    nope_dim:   width of the part that they do not turn; P = head_dim + nope_dim.
-    router:     recipe of a router of token choice, of which every head and projection has its own.
+    nope_dim:   width of the part that rotary positions do not turn; P = head_dim + nope_dim.
+    router:     recipe of a router of token choice; every head and projection has a router of its own.
     mixed:      which projections are mixtures: the paper's are values and outputs. With 'o' alone and one
       expert the heads are gated by sigmoids, as the released code has it for E = 1.
-    executor, group_size: see `moe.Moe`; nothing is dropped, so best a dropless one.
-    dropout_rate: on values, in training, one mask for all queries.
+    executor, group_size: see `moe.Moe`; nothing is dropped, so best a dropless executor.
+    dropout_rate: on values, in training, with one mask for all queries.
     init_scale: variance scale s of sqrt(s / fan_in).
-  Differs: the released dropout is on queries. Both selections see what attention sees; MoEUT
+  Differs: the released dropout is on queries. Both selections see what attention sees. MoEUT
     (arXiv:2405.16039) makes values of what is not normalised: `attend` takes both.
   """
 
@@ -168,7 +168,7 @@ class SwitchHead(nnx.Module):
 
   def attend(self, x: jax.Array, source: jax.Array, ctx: contract.Context,
              carry: contract.Carry) -> contract.Answer:
-    """Returns (y [B,T,D], dict of Aux, carry): values are of source [B,T,D], all else of x [B,T,D]."""
+    """Returns (y [B,T,D], dict of Aux, carry); values are made of source [B,T,D], all else of x [B,T,D]."""
     seen, cache = ctx.visible, carry.get(contract.CACHE)
     q, k = (self._turned(linear.apply(x, w), seen.turn) for w in (self.wq, self.wk))
     v, aux_v = self._values(x, source, ctx)                          # [B, T, H, P]
@@ -202,5 +202,5 @@ class SwitchHead(nnx.Module):
   def _out(self, y, x, ctx):
     if self.o is None:
       return linear.apply(y.reshape(*y.shape[:2], -1), self.wo), {}
-    each, aux = self.o(y, x, ctx.fold('o'))                          # [B, T, H, D]
-    return jnp.sum(each, axis=2, dtype=jnp.float32).astype(x.dtype), dict(o=aux)
+    of_heads, aux = self.o(y, x, ctx.fold('o'))                      # [B, T, H, D]
+    return jnp.sum(of_heads, axis=2, dtype=jnp.float32).astype(x.dtype), dict(o=aux)

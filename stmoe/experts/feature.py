@@ -16,7 +16,7 @@ def near_zero(length: int) -> typing.Callable[..., jax.Array]:
 
 
 def causal(w: jax.Array) -> jax.Array:
-  """Returns w [...,in,out] with zeros where a position would receive from a later one.
+  """Returns w [...,in,out] with zeros where a position would receive from a later position.
 
   Zeros, not -inf: there is no softmax over positions.
   """
@@ -26,7 +26,7 @@ def causal(w: jax.Array) -> jax.Array:
 class Feature(nnx.Module):
   """E causal maps over positions, o = S v + beta, of the sparse all-MLP (arXiv:2203.06850).
 
-  A row is one channel, its entries are the positions 0, 1, ... of a sequence (`layers/gmlp.py` swaps
+  A row is a channel, and its entries are the positions 0, 1, ... of a sequence (`layers/gmlp.py` swaps
   the axes). At the start S is nearly 0 and beta is 1, so every output is nearly 1.
 
   Args:

@@ -30,8 +30,8 @@ class Glu(nnx.Module):
     self.wi = axes.param(init, (num_experts, d_model, d_ff), *inward, rngs=rngs)
     self.wg = axes.param(init, (num_experts, d_model, d_ff), *inward, rngs=rngs)
     self.wo = axes.param(init, (num_experts, d_ff, d_model), *outward, rngs=rngs)
-    ones = nnx.initializers.ones
-    self.b = (axes.param(ones, (num_experts, d_ff), 'expert', 'expert_mlp', rngs=rngs)
+    ones_init = nnx.initializers.ones
+    self.b = (axes.param(ones_init, (num_experts, d_ff), 'expert', 'expert_mlp', rngs=rngs)
               if multiplicative_bias else None)
     self.activation = activation
     self.dropout_rate = dropout_rate

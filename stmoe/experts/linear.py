@@ -9,7 +9,7 @@ from stmoe.core import contract
 
 
 class Linear(nnx.Module):
-  """E linear maps, arrays with a leading E axis; their width need not be that of the model.
+  """E linear maps, arrays with a leading E axis; their width need not be the model's.
 
   Args:
     d_model, d_ff: widths of what goes in and of what comes out.

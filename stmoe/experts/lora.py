@@ -37,8 +37,8 @@ class Adapted(nnx.Module):
 class Lora(nnx.Module):
   """E networks (act(x Wi) * x Wg) Wo that share W and have low-rank parts of their own (arXiv:2404.15159).
 
-  At first all experts are the shared network. The low-rank parts have the label `adapter`: what else trains
-  is for section `groups` of the configuration to say.
+  At first all experts are the shared network. The low-rank parts have the label `adapter`. Section `groups`
+  of the configuration says what else trains.
 
   Args:
     d_model, d_ff: D and F.

@@ -21,7 +21,7 @@ class Mlp(nnx.Module):
     dropout_rate:  expert dropout: on the hidden activation, per element, in training only.
     init_scale:    variance scale s of sqrt(s / fan_in) (0.1 in Switch, section 2.4).
     use_bias:      with bi [E,F] and bo [E,D], initially 0.
-    identical:     all experts start as one (V-MoE, arXiv:2106.05974); the router must tell them apart.
+    identical:     all experts start as the same (V-MoE, arXiv:2106.05974); the router must tell them apart.
   """
 
   def __init__(self, d_model: int, *, num_experts, d_ff: ranges.Count, activation: ranges.Activation = 'relu',

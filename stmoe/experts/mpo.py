@@ -19,26 +19,26 @@ def factors(number: int, parts: int) -> tuple[int, ...]:
   >>> factors(768, 5), factors(12, 3)
   ((3, 4, 4, 4, 4), (2, 3, 2))
   """
-  found, rest, prime = [1] * parts, number, 2
+  parts_found, remaining, prime = [1] * parts, number, 2
   primes = []
-  while rest > 1:
-    while rest % prime == 0:
+  while remaining > 1:
+    while remaining % prime == 0:
       primes.append(prime)
-      rest //= prime
+      remaining //= prime
     prime += 1
   for prime in reversed(primes):                                     # the largest first, to the smallest part
-    smallest = found.index(min(found))
-    found[smallest] *= prime
-  found.sort()
-  return (*found[0::2], *reversed(found[1::2]))
+    smallest = parts_found.index(min(parts_found))
+    parts_found[smallest] *= prime
+  parts_found.sort()
+  return (*parts_found[0::2], *reversed(parts_found[1::2]))
 
 
 def bonds(inward: tuple[int, ...], outward: tuple[int, ...], most: int | None = None) -> tuple[int, ...]:
   """Returns the widths d_0 ... d_n of the bonds of a chain: d_m = min of the sizes left and right of it.
 
   Args:
-    inward, outward: factors of the width that goes in, and of the one that comes out.
-    most: the largest bond, None for any: then every matrix is such a chain.
+    inward, outward: factors of the width that goes in, and of the width that comes out.
+    most: the largest bond; None = any, and then every matrix is such a chain.
 
   >>> bonds((3, 4, 4, 4, 4), (4, 4, 8, 6, 4))
   (1, 12, 192, 384, 16, 1)
@@ -90,14 +90,14 @@ class Chain(nnx.Module):
 class Mpo(nnx.Module):
   """E networks act(x Wi) Wo, each matrix a chain of tensors with a shared centre (MPOE, arXiv:2203.01104).
 
-  Most parameters are in the central tensors; experts own the small ones around them. Rows are multiplied by
-  the whole matrix, which is put together at every step.
+  Most parameters are in the central tensors; experts own the small tensors around them. Rows are multiplied
+  by the whole matrix, which is put together at every step.
 
   Args:
     d_model, d_ff: D and F.
-    inward, outward: factors of D and of F, equally many; None = `parts` alike ones.
+    inward, outward: factors of D and of F, equally many; None = `parts` factors as alike as possible.
     parts:      tensors of a chain, an odd number.
-    bond:       the largest bond; None: every matrix is such a chain.
+    bond:       the largest bond; None = any: every matrix is such a chain.
     activation: name of a function of `jax.nn`.
     init_scale: variance scale s of sqrt(s / fan_in) of the matrices.
     use_bias:   with bi [F] and bo [D] that all experts share, initially 0.
@@ -108,11 +108,11 @@ class Mpo(nnx.Module):
                outward: ranges.Many(ranges.Count, 1) | None = None, parts: ranges.Count = 5,
                bond: ranges.Count | None = None, activation: ranges.Activation = 'relu',
                init_scale: ranges.NonNegative = 1.0, use_bias: ranges.Flag = False, rngs):
-    inward, outward = (tuple(given or factors(width, parts))
-                       for given, width in ((inward, d_model), (outward, d_ff)))
-    for field, given, width in (('inward', inward, d_model), ('outward', outward, d_ff)):
-      if math.prod(given) != width or len(given) != len(inward) or len(given) % 2 == 0:
-        raise UserError(f'experts mpo: {field}={given} are no factors of {width}, as many as the other '
+    inward, outward = (tuple(widths or factors(width, parts))
+                       for widths, width in ((inward, d_model), (outward, d_ff)))
+    for field, widths, width in (('inward', inward, d_model), ('outward', outward, d_ff)):
+      if math.prod(widths) != width or len(widths) != len(inward) or len(widths) % 2 == 0:
+        raise UserError(f'experts mpo: {field}={widths} are no factors of {width}, as many as the other '
                         f'side has, an odd number; nearest: {factors(width, len(inward) // 2 * 2 + 1)}')
     self.wi = Chain(num_experts, inward, outward, bond, init_scale, rngs=rngs)
     self.wo = Chain(num_experts, outward, inward, bond, init_scale, rngs=rngs)

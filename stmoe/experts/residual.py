@@ -47,15 +47,15 @@ class Sublayer(nnx.Module):
 class Residual(nnx.Module):
   """E experts f of `num_sublayers` blocks u <- u + W2 act(W1 LN(u) + b1) + b2 (arXiv:2103.16716, section 3).
 
-  Returns f(u) - u: the sum of what the blocks add. A block with gate a adds its layer's output to its
-  input. This makes h + a (f(h) - h) = a f(h) + (1 - a) h, without another norm: such a
-  block has norm=False. W2 is zero at first, so f(h) - h begins as the sum of the biases b2.
+  The output is f(u) - u: the sum of what the blocks add. A block of the model with gate a then computes
+  h + a (f(h) - h) = a f(h) + (1 - a) h. Such a block has norm=False: no other norm comes between.
+  W2 is zero at first, so f(h) - h begins as the sum of the biases b2.
 
   Args:
     d_model, d_ff: D and F.
     activation:    name of a function of `jax.nn`.
     epsilon:       of the layer norms.
-  Differs: each expert draws its own initial weights; the reference gives all of them the same.
+  Differs: each expert draws its own initial weights; the reference gives all experts the same weights.
   """
 
   def __init__(self, d_model: int, *, num_experts, d_ff: ranges.Count, num_sublayers: ranges.Count = 1,

@@ -23,17 +23,17 @@ GATES = {
 class SpanMixture(nnx.Module):
   """Start and end logits of sum_e g_e E_e(x), with one decision g of a router for all tokens of a row.
 
-  With several choices their gates are divided by their sum, which makes them the softmax over the k largest
-  logits (Shazeer et al., arXiv:1701.06538, eq. 3 to 5); a single one stays as it is, or it would be 1 and
-  without gradient. Rows without any token are not routed, and padding reaches no expert.
+  The gates of several choices are divided by their sum. This makes them the softmax over the k largest
+  logits (Shazeer et al., arXiv:1701.06538, eq. 3 to 5). A single gate stays as it is: divided, it would be 1
+  and without gradient. Rows without any token are not routed, and padding reaches no expert.
 
   Args:
     length:     T, positions of a row.
     router:     recipe of a router of token choice, whose tokens here are sequences.
     experts:    recipe of an expert bank [.,D] -> [.,D].
-    gate:       'first': it reads the first token ([CLS]); 'mean': the mean of the real ones.
+    gate:       'first': the gate reads the first token ([CLS]); 'mean': the mean of the real tokens.
     group_size: sequences that are balanced together; None = all of a batch or microbatch.
-    executor:   see `moe.Moe`; nothing is dropped, so best a dropless one.
+    executor:   see `moe.Moe`; nothing is dropped, so best a dropless executor.
   """
 
   def __init__(self, d_model: int, *, length, router: ranges.Named('router'),
@@ -59,7 +59,7 @@ class SpanMixture(nnx.Module):
     """Returns (logits f32[B,T,2], Aux, carry) for x [B,T,D].
 
     Args:
-      ctx: Context of the tokens, but for `tokens`, which here counts rows: the real ones of the whole batch,
+      ctx: Context of the tokens, but for `tokens`, which here counts rows: the real rows of the whole batch,
         over the number of microbatches.
     """
     with jax.named_scope('route'):
@@ -70,7 +70,7 @@ class SpanMixture(nnx.Module):
     return self.out(y, ctx, carry)[0], routed.aux, carry
 
   def route(self, x: jax.Array, ctx: contract.Context) -> contract.Routed:
-    """Returns the Routed of sequences x [B,T,D], in groups of them."""
+    """Returns the Routed of sequences x [B,T,D], in groups of sequences."""
     batch = x.shape[0]
     size = self.group_size or batch
     if batch % size:
@@ -78,13 +78,13 @@ class SpanMixture(nnx.Module):
       raise UserError(f'head span_mixture: group_size={size} does not divide the {batch} sequences of a '
                       f'batch; nearest: {", ".join(map(str, sorted(near)))}')
     regroup = lambda a: a.reshape(batch // size, size, *a.shape[1:])
-    seen = GATES[self.gate](x.astype(jnp.float32), ctx.mask[..., None])              # [B, D]
+    gate_input = GATES[self.gate](x.astype(jnp.float32), ctx.mask[..., None])        # [B, D]
     real = regroup(ctx.mask.any(axis=1))                             # [G, S]
-    return checked.route(self.router, regroup(seen), ctx.fold('router').instead(real, ctx.tokens), {})
+    return checked.route(self.router, regroup(gate_input), ctx.fold('router').instead(real, ctx.tokens), {})
 
 
 def spread(a: contract.Assigned, mask: jax.Array) -> assignment.Assignment:
-  """Returns the Assignment in which every token has the choices of its sequence, and drops nothing.
+  """Returns the Assignment in which every token has the choices of its sequence; nothing is dropped.
 
   Args:
     a:    Assignment of B sequences, in any groups.

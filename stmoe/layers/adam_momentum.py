@@ -28,9 +28,9 @@ def adam(p: jax.Array, v: jax.Array, c: jax.Array, beta1: float, beta2: float,
 
 
 class AdamMomentum(nnx.Module):
-  """A sparse layer that takes Adam's step (the first one of AdamSMoE, arXiv:2410.14574).
+  """A sparse layer that takes Adam's step (the first step of AdamSMoE, arXiv:2410.14574).
 
-  It also accumulates the heavy-ball state, with which `momentum.Momentum` goes on in the layers
+  The layer also accumulates the heavy-ball state, with which `momentum.Momentum` goes on in the layers
   above: layers=(('a', 1), ('m', n - 1)).
 
   Args:
@@ -39,9 +39,9 @@ class AdamMomentum(nnx.Module):
     beta1, beta2, gamma1: of `adam`.
     mu, gamma2: of `momentum.momentum`.
     post_norm: return LN(-u), the form of the released models: the input cancels, and only the
-      residual of the block around it keeps x. Else -u, to which a block adds its residual.
+      residual of the block around the layer keeps x. Else -u, to which a block adds its residual.
     dropout_rate: dropout of c, per element, in training only.
-  Differs: the released code also knows a pre-norm form, which loses the residual; here the block has it.
+  Differs: the released code also knows a pre-norm form, which loses the residual; here the block adds it.
   """
 
   def __init__(self, d_model: int, *, inner: ranges.Named('layer'), beta1: ranges.Below1 = 0.9,

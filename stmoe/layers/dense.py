@@ -13,7 +13,7 @@ from stmoe.parts import linear
 class Dense(nnx.Module):
   """act(x wi) wo, or (act(x wi) * x wg) wo when gated (GLU variants, arXiv:2002.05202).
 
-  The same interface as `moe.Moe`, so a block takes either. ReLU is activation 'relu';
+  The interface is that of `moe.Moe`, so a block takes either. ReLU is activation 'relu';
   GEGLU 'gelu' gated (the tanh approximation, which T5's checkpoints need); SwiGLU 'silu' gated.
 
   Args:

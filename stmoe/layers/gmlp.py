@@ -36,8 +36,8 @@ def spatial_gating_unit(x: jax.Array, normalize: typing.Callable[[jax.Array], ja
 class Gmlp(nnx.Module):
   """SGU(GELU(x W_in + b_in)) W_out + b_out (gMLP, arXiv:2105.08050, section 2); attention=False, pre-norm.
 
-  With `inner` a sparse layer it is the sMoE of the sparse all-MLP (arXiv:2203.06850): the channels of a
-  sequence are the tokens that are routed, and experts are matrices over positions. `inner` never sees
+  With a sparse layer as `inner` this is the sMoE of the sparse all-MLP (arXiv:2203.06850). The channels of a
+  sequence are then the tokens that are routed, and experts are matrices over positions. `inner` never sees
   two sequences in a group, nor padding.
 
   Args:
@@ -45,7 +45,7 @@ class Gmlp(nnx.Module):
     length:    N, the most positions of a row; shorter rows use the first weights.
     inner:     recipe of the layer that mixes positions, on rows that are channels: `spatial.Spatial`,
       or `moe.Moe` of one group a sequence.
-    sequences: the most sequences that are packed into a row; with more, those that do not fit are NaN.
+    sequences: the most sequences that are packed into a row; outputs of further sequences are NaN.
     init_scale: variance scale s of sqrt(s / fan_in) of both projections.
   Differs: projections start truncated normal, their biases 0; public code has its framework's uniform.
   """
@@ -93,9 +93,8 @@ class Gmlp(nnx.Module):
 def of_channels(ctx: contract.Context, real: jax.Array, channels: int) -> contract.Context:
   """Returns the Context of `real` bool[G] sequences whose tokens are their channels: arrays [G,channels].
 
-  The divisor of token-averaged losses is the number of
-  channels of the real sequences of this microbatch: its value is that of the whole batch where
-  microbatches have equally many sequences, as rows that are not packed do.
+  The divisor of token-averaged losses is the number of channels of the real sequences of this microbatch.
+  It equals the whole batch's divisor where microbatches have equally many sequences, as unpacked rows do.
   """
   mask = jnp.broadcast_to(real[:, None], (real.size, channels))
   tokens = channels * jnp.maximum(jnp.sum(real, dtype=jnp.float32), 1)
@@ -107,7 +106,7 @@ def split_sequences(x: jax.Array, segments: jax.Array,
   """Returns (rows [B*K,C,n], real bool[B*K], back): each of K sequences of a row by itself, axes swapped.
 
   A sequence's first position is entry 0 of its rows, whatever stands before it; other entries are 0.
-  `back` puts [B*K,C,n] in the places they came from: [B,n,C].
+  `back` puts [B*K,C,n] in the places the entries came from: [B,n,C].
 
   Args:
     x:        [B,n,C].
@@ -115,19 +114,19 @@ def split_sequences(x: jax.Array, segments: jax.Array,
     number:   K. Entries of further sequences come back as NaN, so that they are noticed.
   """
   batch, length, channels = x.shape
-  own = segments[:, None] == 1 + jnp.arange(number)[:, None]         # [B, K, n]
+  in_sequence = segments[:, None] == 1 + jnp.arange(number)[:, None]  # [B, K, n]
   at: jax.Array | None = None
   back_at: jax.Array | None = None
   shift = lambda x, by: x
   if number > 1:                                                     # a single one starts the row
-    at = jnp.arange(length) + jnp.argmax(own, axis=-1)[..., None]    # [B, K, n]
-    back_at = jnp.arange(length) - jnp.argmax(own, axis=-1)[..., None]
+    at = jnp.arange(length) + jnp.argmax(in_sequence, axis=-1)[..., None]  # [B, K, n]
+    back_at = jnp.arange(length) - jnp.argmax(in_sequence, axis=-1)[..., None]
     shift = lambda x, at: jnp.take_along_axis(x, (at % length)[..., None], axis=2)
-  rows = shift(jnp.where(own[..., None], x[:, None], 0), at)         # [B, K, n, C]
+  rows = shift(jnp.where(in_sequence[..., None], x[:, None], 0), at)  # [B, K, n, C]
 
   def back(y):
     y = y.swapaxes(1, 2).reshape(batch, number, length, channels)
-    y = jnp.sum(jnp.where(own[..., None], shift(y, back_at), 0), axis=1)            # [B, n, C]
+    y = jnp.sum(jnp.where(in_sequence[..., None], shift(y, back_at), 0), axis=1)    # [B, n, C]
     return jnp.where((segments > number)[..., None], jnp.nan, y)
 
-  return rows.reshape(-1, length, channels).swapaxes(1, 2), own.any(axis=-1).reshape(-1), back
+  return rows.reshape(-1, length, channels).swapaxes(1, 2), in_sequence.any(axis=-1).reshape(-1), back

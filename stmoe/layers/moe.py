@@ -23,13 +23,13 @@ class Moe(nnx.Module):
 
   Args:
     d_model:    D.
-    router:     recipe of a router; the bank gets as many experts as it has.
+    router:     recipe of a router; the bank gets as many experts as the router has.
     experts:    recipe of an expert bank.
     executor:   module name in `stmoe/core/execute`, with its fields (see `lookup.executor`).
-    group_size: S, tokens routed together; None = one sequence. Capacity depends on it,
-      so it is never adjusted: a size that does not divide the batch raises.
+    group_size: S, tokens routed together; None = one sequence. Capacity depends on S,
+      so S is never adjusted: a size that does not divide the batch raises.
     virtual:    recipes of virtual experts, Z of them (`stmoe/experts/virtual`). The router chooses among
-      E + Z; the layer itself runs what goes to these.
+      E + Z experts; the layer itself runs the edges to virtual experts.
   """
 
   def __init__(self, d_model: int, *, router: ranges.Named('router'), experts: ranges.Named('experts'),
@@ -63,24 +63,24 @@ class Moe(nnx.Module):
 
 
 def routing(router: typing.Callable, num_virtual: int) -> typing.Callable:
-  """Returns the recipe `router` of a router that chooses among so many virtual experts, too.
+  """Returns the recipe `router` of a router that also chooses among `num_virtual` virtual experts.
 
-  A router that wraps another one leaves that to its `inner`.
+  A router that wraps another router leaves that to its `inner`.
   Raises UserError for a router without the field `num_virtual`, or with another number there.
   """
   inner = getattr(router, 'keywords', {}).get('inner')
   if inner is not None:
     return functools.partial(router, inner=routing(inner, num_virtual))
   takes = lookup.takes(router, 'num_virtual')
-  asked = getattr(router, 'keywords', {}).get('num_virtual', 0)
-  if asked not in (0, num_virtual):
-    raise UserError(f'num_virtual={asked} of the router, but the layer has {num_virtual} virtual experts; '
+  wished = getattr(router, 'keywords', {}).get('num_virtual', 0)
+  if wished not in (0, num_virtual):
+    raise UserError(f'num_virtual={wished} of the router, but the layer has {num_virtual} virtual experts; '
                     "nearest: leave it out, the layer's field `virtual` lists them")
   if num_virtual and not takes:
-    known = [name for name in lookup.available('router') if 'num_virtual' in lookup.fields('router', name)]
+    knowing = [name for name in lookup.available('router') if 'num_virtual' in lookup.fields('router', name)]
     name = getattr(router, 'func', router).__module__.rpartition('.')[2]
     raise UserError(f'router {name} knows no virtual experts, it has no field num_virtual; nearest: '
-                    f'{", ".join(known)}')
+                    f'{", ".join(knowing)}')
   return functools.partial(router, num_virtual=num_virtual) if takes else router
 
 
@@ -109,9 +109,10 @@ def grouping(layer: typing.Any, ctx: contract.Context, batch: int,
              length: int) -> tuple[int, int, contract.Executor]:
   """Returns (G, S, executor) of a layer with `group_size` and `executor` for [batch, length] tokens.
 
-  Where tokens are alone (`Context.alone`, decoding) each is a group of one, whose capacity is at least 1 at
-  any factor: nothing is dropped, whatever else is computed with it. Cached decoding so equals
-  recomputation of the whole text with alone=True, and equals ordinary evaluation where that drops nothing.
+  Where tokens are alone (`Context.alone`, decoding) each is a group by itself. The capacity of such a group
+  is at least 1 at any factor: nothing is dropped, whatever else is computed with it. So cached decoding
+  equals recomputation of the whole text with alone=True. It equals ordinary evaluation where that drops
+  nothing.
   """
   if ctx.alone:
     return batch * length, 1, lookup.executor(DROPLESS)
@@ -121,8 +122,8 @@ def grouping(layer: typing.Any, ctx: contract.Context, batch: int,
 def num_groups(batch: int, length: int, group_size: int) -> tuple[int, int]:
   """Returns (G, S) for a batch of `batch` sequences of `length` tokens.
 
-  Raises UserError, naming the nearest legal sizes, if S does not divide batch * length.
-  The same error says that G is not a multiple of the devices that share the batch.
+  Raises UserError, naming the nearest legal sizes, if S does not divide batch * length. Raises it also if
+  G is not a multiple of the devices that share the batch.
   """
   tokens, shards = batch * length, axes.num_shards('group')
   size = group_size or length

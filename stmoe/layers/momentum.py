@@ -1,7 +1,7 @@
 """MomentumSMoE: heavy-ball momentum from one sparse layer to the next (arXiv:2410.14574).
 
-A residual stack of sparse layers is read as gradient descent on the experts' potentials, one
-step a layer; the step is replaced by an accelerated one. The state lives across depth, for
+A residual stack of sparse layers is read as gradient descent on the experts' potentials, with a
+step in every layer. This step is replaced by an accelerated step. The state lives across depth, for
 each token by itself: it starts at zero in every forward pass and is never carried over time.
 """
 
@@ -36,7 +36,7 @@ class Momentum(nnx.Module):
     d_model: D.
     inner:   recipe of the layer that gives c; its own memory across layers passes through.
     mu, gamma: of `momentum`; 0.7 and 1 in the released language models.
-    post_norm: return LN(x - m), the form of the released models, whose post-norm blocks then add
+    post_norm: return LN(x - m), the form of the released models. Their post-norm blocks then add
       and normalise once more: LN(x + LN(x - m)). Else -m, to which a block adds its residual.
     dropout_rate: dropout of c, per element, in training only.
   """

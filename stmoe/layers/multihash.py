@@ -31,15 +31,15 @@ class Segment(nnx.Module):
 class MultiHash(nnx.Module):
   """N hash functions, each choosing 1/N of both matrices (Hash Layers, arXiv:2106.04426).
 
-  v = act(concat_m A[m, h_m(token)] x), y = concat_m C[m, h_m(token)] v. It computes one feed-forward network
-  and holds K of them, that is K^N different ones; N = 1 is `moe` with the experts `mlp`. The same
-  interface as `moe.Moe`.
+  v = act(concat_m A[m, h_m(token)] x), y = concat_m C[m, h_m(token)] v. The layer computes one feed-forward
+  network and holds K of them, which makes K^N different networks. N = 1 is `moe` with the experts `mlp`. The
+  interface is that of `moe.Moe`.
 
   Args:
     d_model:    D.
     router:     recipe of a `hash` router; hash function m has its seed plus m.
-    experts:    recipe of the experts `linear`, d_ff being F; each segment gets a bank of its own for
-      each matrix (whether the paper shares them among segments is not stated; this makes its counts).
+    experts:    recipe of the experts `linear`, d_ff being F. Each segment gets a bank of its own for each
+      matrix. (The paper does not state whether segments share banks; own banks give its counts.)
     num_hashes: N, a divisor of D and F.
     activation: name of a function of `jax.nn`.
     dropout_rate: on the hidden activation, in training.

@@ -12,7 +12,7 @@ from stmoe.parts import norm
 class Residual(nnx.Module):
   """Returns LN(x + f(x)), to which a post-norm block adds x and normalises again.
 
-  The sparse baseline (SMoE) of MomentumSMoE (arXiv:2410.14574), a habit of Transformer-XL's
+  This is the sparse baseline (SMoE) of MomentumSMoE (arXiv:2410.14574), a habit of Transformer-XL's
   feed-forward layers. `momentum.Momentum` with mu = 0 and gamma = -1 gives the same numbers.
 
   Args:

@@ -17,8 +17,8 @@ def coefficients(smoothness: float, convexity: float, rho: float) -> tuple[float
 
   With kappa = L / c: alpha = kappa (1-rho)^2 (1+rho) / L, beta = kappa rho^3 / (kappa-1) and
   eta = rho^3 / ((kappa-1) (1-rho)^2 (1+rho)). On an L-smooth, c-strongly convex function the
-  error falls by rho a step: fastest and least robust to errors of the gradient at
-  rho = 1 - 1/sqrt(kappa), gradient descent's rate and robustness at rho = 1 - 1/kappa.
+  error falls by rho a step. rho = 1 - 1/sqrt(kappa) is fastest and least robust to errors of the
+  gradient; rho = 1 - 1/kappa has gradient descent's rate and robustness.
 
   Args:
     smoothness, convexity: L and c, 0 < c < L.
@@ -38,7 +38,7 @@ def coefficients(smoothness: float, convexity: float, rho: float) -> tuple[float
 
 
 def ahead(x: jax.Array, d: jax.Array, eta: float) -> jax.Array:
-  """Returns y = x + eta d [B,T,D], where the gradient is taken; d is the step before, x_t - x_{t-1}."""
+  """Returns y = x + eta d [B,T,D], where the gradient is taken; d is the last step, x_t - x_{t-1}."""
   return x + eta * d
 
 
@@ -50,15 +50,15 @@ def robust(d: jax.Array, c: jax.Array, alpha: float, beta: float) -> jax.Array:
 class RobustMomentum(nnx.Module):
   """A sparse layer that takes a step of the robust momentum method (arXiv:2410.14574, all unverified).
 
-  The published code has no such layer, and the paper's values of L, c and rho are not known here:
-  the form, the defaults and all results with it are this project's.
+  The published code has no such layer, and the paper's values of L, c and rho are not known here.
+  So the form, the defaults and all results with the layer are this project's.
 
   Args:
     d_model: D.
     inner:   recipe of the layer that gives c; its own memory across layers passes through.
     smoothness, convexity, rho: L, c and rho of `coefficients`.
-    normalize: give the experts y / rms(y), as pre-norm blocks do; the block's own norm is then
-      switched off by `norm=False`, since the step is one of the residual stream. False where x is
+    normalize: give the experts y / rms(y), as pre-norm blocks do. The block's own norm is then
+      switched off by `norm=False`, since the step is a step of the residual stream. False where x is
       already normalised, as in post-norm blocks: the experts see y.
     post_norm: return LN(x + d), for post-norm blocks. Else d, to which a block adds its residual.
     dropout_rate: dropout of c, per element, in training only.

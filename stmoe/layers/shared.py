@@ -1,4 +1,4 @@
-"""Shared experts: a dense layer that every token passes, beside a routed one."""
+"""Shared experts: a dense layer that every token passes, beside a routed layer."""
 
 from flax import nnx
 import jax
@@ -13,8 +13,8 @@ from stmoe.layers import dense
 class Shared(nnx.Module):
   """shared(x) + inner(x) (DeepSeekMoE, arXiv:2401.06066, section 3.2).
 
-  The shared experts are always active and not routed: `num_shared` gated networks of width d_ff, which
-  is one of width num_shared * d_ff.
+  The shared experts are always active and not routed. `num_shared` gated networks of width d_ff are
+  one network of width num_shared * d_ff.
 
   Args:
     d_model:      D.

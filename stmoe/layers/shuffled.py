@@ -15,9 +15,9 @@ from stmoe.layers import moe
 class Shuffled(nnx.Module):
   """In training, `inner` with the tokens of its routing groups mixed (arXiv:2103.16716, section 3.2).
 
-  Tokens of one sequence are alike and want the same experts, of which a group has only so many
-  places. Every group is permuted at random and deals its tokens out to all groups in equal parts;
-  what `inner` returns goes back the same way. Everything a layer may know of a token moves with it.
+  Why: tokens of one sequence are alike and want the same experts, whose places in a group are limited.
+  Every group is permuted at random and deals its tokens out to all groups in equal parts. What `inner`
+  returns goes back the same way. Everything a layer may know of a token moves with the token.
   Without a key, and in evaluation, nothing moves.
 
   Args:
@@ -56,8 +56,8 @@ class Shuffled(nnx.Module):
 def deal(x: jax.Array) -> jax.Array:
   """Returns [G,S,...]: every group gives each group an equal part of its tokens x [G,S,...], in order.
 
-  Group g sends its part b to group b, which lines up what it gets by sender; twice, and all is as it was.
-  On several devices this is an all-to-all.
+  Group g sends its part b to group b, which lines up the parts it gets by sender. Dealt twice, all is as it
+  was. On several devices this is an all-to-all.
 
   >>> deal(jnp.array([[1, 0], [2, 3]])).tolist()
   [[1, 2], [0, 3]]

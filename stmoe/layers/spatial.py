@@ -14,8 +14,8 @@ from stmoe.experts import feature
 def toeplitz(v: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
   """Returns f32[h,N,N], [in,out]: v[N-1-(m-j)] * column[j] * row[m] from position j to m >= j, else 0.
 
-  The "circulant" weights of public gMLP code: one vector a head for N^2 weights, times two vectors
-  that tell positions apart. Never anything but causal.
+  These are the "circulant" weights of public gMLP code: one vector a head for N^2 weights, times two vectors
+  that tell positions apart. They are always causal.
 
   Args:
     v, row, column: f32[h,N].
@@ -41,13 +41,13 @@ def mix(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
 class Spatial(nnx.Module):
   """One spatial matrix S and bias beta a head (gMLP, arXiv:2105.08050, section 2.1).
 
-  The same interface as `moe.Moe`, on rows that are channels; `layers/gmlp.py` takes either.
+  The interface is that of `moe.Moe`, on rows that are channels; `layers/gmlp.py` takes either.
 
   Args:
     d_model:   N, the most positions.
     heads:     equal chunks of the channels, each with a matrix of its own.
-    causal:    whether a position receives from itself and earlier ones only.
-    circulant: S is made of vectors, see `toeplitz`; always causal. The product is as large.
+    causal:    whether a position receives from itself and earlier positions only.
+    circulant: S is made of vectors, see `toeplitz`, and is always causal. The product is as large.
     allow_causal: accept causal=False in a stack in which a token must not depend on later ones.
   """
 

@@ -30,15 +30,15 @@ class Encoder(nnx.Module):
     encoder:      pattern of the stack, for example (('d', 6),).
     blocks:       mapping letter -> feed-forward layer (see `stack.Stack`).
     num_heads, head_dim: of the attention.
-    length:       positions that are learned, the most of a row.
+    length:       positions that are learned, the most that a row has.
     head:         recipe of a file of `heads`.
     epsilon:      of the norms.
-    dropout_rate: after embedding, sub-layers and the last one, and on attention.
+    dropout_rate: after embedding, every sub-layer and the last block, and on attention.
     init_scale:   variance scale of the attention; layers have their own.
     dtype:        of activations; parameters, norms, routers and logits are float32.
     scan_layers, remat: see `stack.Stack`.
-  Differs: vectors of tokens and positions are initially N(0, 1), of which the norm makes what it makes of
-  BERT's N(0, 0.02); GELU is the tanh approximation; dropout has one mask per sequence.
+  Differs: vectors of tokens and positions are initially N(0, 1); the norm makes of them what it makes of
+  BERT's N(0, 0.02). GELU is the tanh approximation; dropout has one mask per sequence.
   """
 
   targets = 'positions'            # what is predicted are places of the row, no ids
@@ -93,7 +93,7 @@ class Encoder(nnx.Module):
     return logits.swapaxes(1, 2), aux | contract.keyed('head', report)                         # [B, 2, T]
 
   def count_tokens(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns the real tokens in `batch`, and the rows with any: dict(encoder=f32[], head=f32[])."""
+    """Returns the real tokens in `batch`, and the rows with any tokens: dict(encoder=f32[], head=f32[])."""
     real = batch['encoder_segment_ids'] > 0
     return dict(encoder=jnp.sum(real, dtype=jnp.float32), head=jnp.sum(real.any(1), dtype=jnp.float32))
 

@@ -18,8 +18,8 @@ from stmoe.parts import stack
 class Mlp(nnx.Module):
   """Features F -> D, a pre-norm stack without attention, D -> n numbers, both ends with a bias.
 
-  A row is one token, or K tokens where it holds K items; a token sees others only in routing. The vectors of
-  a row's ids are added to its features.
+  A row is one token, or K tokens where it holds K items; a token meets other tokens only in routing. The
+  vectors of a row's ids are added to its features.
 
   Args:
     num_features: F, 0 = none; num_ids: of all categories together, 0 = none.
@@ -54,8 +54,8 @@ class Mlp(nnx.Module):
     """Returns (f32[B,n], or of rows of K items f32[B,K n]; aux: dict layer name -> Aux).
 
     Args:
-      batch:  features f32[B,F] or f32[B,K,F], ids i32[B,C], and weights [B,n] or [B,K n]: tokens without
-        any are padding. Of a class as label, the weights are [B,1].
+      batch:  features f32[B,F] or f32[B,K,F], ids i32[B,C], and weights [B,n] or [B,K n]; tokens without
+        any weight are padding. With a class as label, the weights are [B,1].
       key:    PRNG key, or None for no randomness.
       train:  training capacities and dropout.
       step:   i32[] optimizer step, for schedules.
@@ -72,12 +72,12 @@ class Mlp(nnx.Module):
   def read(self, batch: dict, shape: tuple) -> jax.Array:
     """Returns f32[B,K,D] of what a batch has to predict from; `shape` is [B,K].
 
-    Raises UserError where the data have another number of features than the model, or ids that it has not.
+    Raises UserError where the data have another number of features than the model, or unknown ids.
     """
-    there = batch['features'].shape[-1] if 'features' in batch else 0
-    if there != self.num_features:
-      raise UserError(f'model.num_features={self.num_features}, and the data have {there}; nearest: '
-                      f'model.num_features={there}')
+    num_given = batch['features'].shape[-1] if 'features' in batch else 0
+    if num_given != self.num_features:
+      raise UserError(f'model.num_features={self.num_features}, and the data have {num_given}; nearest: '
+                      f'model.num_features={num_given}')
     if ('ids' in batch) != bool(self.num_ids):
       raise UserError(f'model.num_ids={self.num_ids}, and the data have {"" if "ids" in batch else "no "}ids '
                       'of categories; nearest: model.num_ids=data.num_ids')

@@ -33,7 +33,7 @@ class SpanLM(nnx.Module):
     dtype:        of activations; parameters, norms, states, routers and logits are float32.
     scan_layers, remat: see `stack.Stack`.
   Differs: rows are independent; the released models keep the layers' inputs of the block before as a
-    cache, `span_attention.Visible.history` here, also in training. The table adds H x W products a token
+    cache, also in training (`span_attention.Visible.history` here). The table adds H x W products a token
     and layer that `analysis.flops` does not count.
   """
 

@@ -84,8 +84,8 @@ class T5(nnx.Module):
       train:  training capacities and dropout.
       step:   i32[] optimizer step, for schedules.
       tokens: dict of `count_tokens`: divisors of the router losses; None = of this batch.
-      alone:  route every token by itself, as decoding does (see `moe.grouping`), in the encoder only where
-        that is defined for all its layers.
+      alone:  route every token by itself, as decoding does (see `moe.grouping`); in the encoder only where
+        all its layers can.
     """
     tokens = self.count_tokens(batch) if tokens is None else tokens
     make = functools.partial(self._context, batch, tokens, step=jnp.asarray(step), key=key, train=train)

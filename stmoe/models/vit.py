@@ -25,8 +25,8 @@ class ViT(nnx.Module):
   """ViT (arXiv:2010.11929) with the head and the initial values of V-MoE (arXiv:2106.05974).
 
   Pre-norm blocks with LayerNorm and biased attention; feed-forward layers have biases if
-  their recipes say so. A V-MoE is dense and sparse layers in the pattern: (('dm', 6),) for
-  every second of twelve, (('d', 4), ('dm', 2)) for the last two of the odd ones of eight.
+  their recipes say so. A V-MoE is dense and sparse layers in the pattern. (('dm', 6),) makes every
+  second of twelve sparse; (('d', 4), ('dm', 2)) the last two odd layers of eight.
 
   Args:
     vocab_size, d_model: V, the number of labels, and D.
@@ -35,7 +35,7 @@ class ViT(nnx.Module):
     num_heads, head_dim: of the attention.
     image_size, patch_size, channels: of the square images; see `patches.Patches`.
     pooling:      'token': a class token, initially 0, comes first and is what the head reads;
-      'mean': there is none, the head reads the mean of all tokens.
+      'mean': there is no class token, and the head reads the mean of all tokens.
     representation: width of a tanh layer before the head; 0 = none.
     head_bias:    initial bias of the head, whose matrix is initially 0.
     epsilon:      of the norms.

@@ -1,8 +1,8 @@
 """A block of sub-layers, and the unit of blocks that a stack repeats.
 
 Every sub-layer, attention or feed-forward, is called with (x [B,T,D], Context, carry) and returns
-(y [B,T,D], aux, carry). `aux` is None, an `Aux`, or a dict of `Aux` by the parts that it offers as `reports`.
-What a sub-layer sees is `Context.visible`; its cache, where it has one, is `carry[contract.CACHE]`.
+(y [B,T,D], aux, carry). `aux` is None, an `Aux`, or a dict of `Aux` by the parts that the sub-layer names in
+`reports`. What a sub-layer sees is `Context.visible`; its cache, if any, is `carry[contract.CACHE]`.
 """
 
 import typing
@@ -31,7 +31,7 @@ class Block(nnx.Module):
       layer beside a sparse one of ST-MoE, arXiv:2202.08906, section 5).
     cross:     recipe of the cross-attention of decoders, or None.
     norm:      recipe of the norms.
-    layer_norm: whether `layer` gets a normalised input; not, where it acts on the residual
+    layer_norm: whether `layer` gets a normalised input. It does not where it acts on the residual
       stream itself (BASE layers, arXiv:2103.16716). Pre-norm only.
     post_norm: norm(x + f(x)) instead of x + f(norm(x)).
     dropout_rate: after each sub-layer, one mask per sequence (T5).
@@ -49,7 +49,7 @@ class Block(nnx.Module):
     self.dropout_rate = dropout_rate
 
   def sub_layers(self) -> dict[str, contract.SubLayer]:
-    """Returns dict name -> sub-layer, in their order, of those that there are."""
+    """Returns dict name -> sub-layer, in their order, without absent sub-layers."""
     return {name: getattr(self, name) for name in SUB_LAYERS if getattr(self, name) is not None}
 
   def __call__(self, x: jax.Array, ctx: contract.Context,
@@ -58,15 +58,15 @@ class Block(nnx.Module):
 
     Args:
       ctx:   `visible` is a dict name of a sub-layer -> what it sees.
-      carry: memory across layers; in decoding also the caches, dict name of a sub-layer -> its own.
+      carry: memory across layers; in decoding also the caches, dict name of a sub-layer -> its cache.
     """
     carry, caches = contract.apart(carry)
     reports: dict[str, contract.Aux] = {}
     for name, layer in self.sub_layers().items():
       end, scope = SUB_LAYERS[name]
       with jax.named_scope(scope):
-        own = ctx.fold(name).replace(visible=_of(ctx.visible, name))
-        y, aux, after = layer(self._before(name, x), own, contract.joined(carry, _of(caches, name)))
+        own_ctx = ctx.fold(name).replace(visible=_of(ctx.visible, name))
+        y, aux, after = layer(self._before(name, x), own_ctx, contract.joined(carry, _of(caches, name)))
         x = self._after(name, x, y, ctx)
       carry, cache = contract.apart(after)
       caches = caches if cache is None else caches | {name: cache}
@@ -75,12 +75,12 @@ class Block(nnx.Module):
 
   def parts(self) -> dict:
     """Returns dict end of a name -> the part that would report under it, the feed-forward layer first."""
-    found = {'': self.layer}
+    reporting = {'': self.layer}
     for name, layer in self.sub_layers().items():
       end, _ = SUB_LAYERS[name]
-      found |= {f'{end}.{part}': getattr(layer, part) for part in contract.offered(layer, 'reports')} or {
+      reporting |= {f'{end}.{part}': getattr(layer, part) for part in contract.offered(layer, 'reports')} or {
           end: layer}
-    return found
+    return reporting
 
   def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict:
     """Returns the empty caches of self-attention, dict name of the sub-layer -> cache."""
@@ -106,11 +106,11 @@ def _of(values, name):
 
 
 def _declared(layer, aux):
-  """`aux`, if it is of the parts that `layer` says it reports of; raises UserError otherwise."""
+  """`aux`, if its parts are those that `layer` says it reports; raises UserError otherwise."""
   declared = contract.offered(layer, 'reports')
-  found = sorted(aux) if isinstance(aux, dict) else []
-  if aux is not None and found != sorted(declared):
-    raise UserError(f'{checked.file(layer)}: it reported of the parts {", ".join(found) or "none"}; wanted: '
+  named = sorted(aux) if isinstance(aux, dict) else []
+  if aux is not None and named != sorted(declared):
+    raise UserError(f'{checked.file(layer)}: it reported of the parts {", ".join(named) or "none"}; wanted: '
                     f'{", ".join(declared) or "one Aux"}, as its attribute `reports` says')
   return aux
 
@@ -123,10 +123,10 @@ class Unit(nnx.Module):
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry,
                first: jax.Array) -> tuple[jax.Array, dict[int, dict[str, contract.Aux]], contract.Carry]:
-    """Returns (x, aux: dict place in the unit -> that of its block, carry).
+    """Returns (x, aux: dict place in the unit -> aux of the block there, carry).
 
     Args:
-      carry: in decoding also the caches, dict place in the unit -> those of the block.
+      carry: in decoding also the caches, dict place in the unit -> the caches of the block there.
       first: i32[] index of the first block in its stack.
     """
     carry, caches = contract.apart(carry)

@@ -11,7 +11,7 @@ from stmoe import axes
 
 
 class Cache(struct.PyTreeNode):
-  """Keys and values of K places, and where in it each row is. Places fill from the left, for all rows alike.
+  """Keys and values of K places, and at which place each row is. All rows fill their places from the left.
 
   layers:    of `stack.Stack.init_cache`, arrays [L,B,K,...].
   segments:  i32[B,K] 1 = a real token, 0 = padding or not yet written: prompts of different lengths.
@@ -35,23 +35,23 @@ class Cache(struct.PyTreeNode):
                          f'{stack}_positions': self.positions[:, None]}
 
   def write(self, segments: jax.Array) -> jax.Array:
-    """Returns the cache's segments i32[B,K] with those of the next tokens i32[B,T] in their places."""
+    """Returns the cache's segments i32[B,K] with the segments of the next tokens i32[B,T] in their places."""
     return jax.lax.dynamic_update_slice_in_dim(self.segments, segments, self.slot, 1)
 
   def advance(self, layers: list, segments: jax.Array) -> 'Cache':
-    """Returns the cache after tokens with segments i32[B,T] were put into it, which made `layers`."""
+    """Returns the cache after tokens with segments i32[B,T] were put in, which made `layers`."""
     real = jnp.sum(segments > 0, axis=1, dtype=jnp.int32)            # [B]
     return self.replace(layers=layers, segments=self.write(segments), positions=self.positions + real,
                         slot=self.slot + segments.shape[1])
 
   def take(self, rows: jax.Array) -> 'Cache':
-    """Returns the cache of `rows` i32[n], all of it: rows repeated for the beams of a search."""
+    """Returns the cache of `rows` i32[n], with everything in it: rows repeated for the beams of a search."""
     return self.reorder(rows).replace(
         memory=jax.tree.map(lambda a: _split(a[:, rows]), self.memory),
         memory_segments=None if self.memory_segments is None else self.memory_segments[rows])
 
   def reorder(self, rows: jax.Array) -> 'Cache':
-    """Returns the cache with `rows` i32[B] in new places, where those that change places share a memory."""
+    """Returns the cache with `rows` i32[B] in new places; rows that change places share a memory."""
     return self.replace(layers=jax.tree.map(lambda a: _split(a[:, rows]), self.layers),
                         segments=self.segments[rows], positions=self.positions[rows],
                         given=jax.tree.map(lambda a: a[rows], self.given))
@@ -65,7 +65,7 @@ def empty(stack: typing.Any, batch: int, length: int, dtype: jax.typing.DTypeLik
 
 
 def extended(cache: dict[str, jax.Array], new: dict[str, jax.Array], slot: jax.Array) -> dict[str, jax.Array]:
-  """Returns a layer's cache, dict of arrays [B,K,...], with `new` ones [B,T,...] from `slot` i32[] on."""
+  """Returns a layer's cache, dict of arrays [B,K,...], with the `new` [B,T,...] from `slot` i32[] on."""
   return {name: jax.lax.dynamic_update_slice_in_dim(cache[name], a, slot, 1) for name, a in new.items()}
 
 

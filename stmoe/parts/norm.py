@@ -11,7 +11,7 @@ class RMSNorm(nnx.Module):
   """Scales x to unit mean square, then by a learned vector (T5; arXiv:1910.07467).
 
   No mean is subtracted and there is no bias. The statistics are float32 whatever the
-  dtype of x; the result is cast to it before the learned scale is applied.
+  dtype of x; the result is cast to that dtype before the learned scale is applied.
   """
 
   def __init__(self, d_model: int, *, epsilon=1e-6, rngs):

@@ -33,8 +33,8 @@ class Patches(nnx.Module):
   def __call__(self, images: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
     """Returns [B,N,D] in `dtype` for images [B,H,W,C]: rows of patches from the top, each from the left."""
     if images.shape[1:] != self.shape:
-      found, wanted = (' x '.join(map(str, shape)) for shape in (images.shape[1:], self.shape))
-      raise UserError(f'images of {found} for a model of {wanted}; set data.image_size={self.shape[0]} '
+      given, wanted = (' x '.join(map(str, shape)) for shape in (images.shape[1:], self.shape))
+      raise UserError(f'images of {given} for a model of {wanted}; set data.image_size={self.shape[0]} '
                       f'and data.channels={self.shape[2]}')
     batch, height, width, channels = images.shape
     size = self.patch_size

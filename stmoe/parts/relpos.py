@@ -14,9 +14,9 @@ def bucket(relative: jax.Array, num_buckets: int = 32, max_distance: int = 128,
            bidirectional: bool = True) -> jax.Array:
   """Returns the i32 bucket of each relative position (key position minus query position).
 
-  Half of the buckets are exact distances, the rest widen logarithmically up to
-  `max_distance`, beyond which all share the last one. Bidirectional tables keep one half
-  of the buckets for keys after the query; unidirectional ones put all of those in bucket 0.
+  Half of the buckets are exact distances. The rest widen logarithmically up to
+  `max_distance`, beyond which all distances share the last bucket. Bidirectional tables keep one half
+  of the buckets for keys after the query; unidirectional tables put all such keys in bucket 0.
 
   >>> [int(b) for b in bucket(jnp.array([0, -1, 1, -500]), bidirectional=False)]
   [0, 1, 0, 31]
@@ -49,7 +49,7 @@ class RelativeBias(nnx.Module):
   def __call__(self, num_queries: int, num_keys: int, first: int | jax.Array = 0) -> jax.Array:
     """Returns f32[1,H,T,K] for queries at first, first + 1, ... and keys at 0, 1, ...
 
-    Positions in the row serve packed rows too: within a sequence only differences count,
+    Positions in the row serve packed rows, too: within a sequence only differences count,
     and pairs of different sequences are masked.
     """
     relative = jnp.arange(num_keys)[None, :] - (first + jnp.arange(num_queries))[:, None]

@@ -11,7 +11,7 @@ def table(positions: jax.Array, head_dim: int, base: float = 10000.0,
           scaling: typing.Any = None) -> tuple[jax.Array, jax.Array]:
   """Returns (cos, sin), each f32[B,T,1,P/2], of the angles position * base^(-2i/P).
 
-  Made once per forward and shared by all layers, because trigonometry is slow.
+  The table is made once per forward and shared by all layers, because trigonometry is slow.
 
   Args:
     positions: i32[B,T].
@@ -26,7 +26,7 @@ def table(positions: jax.Array, head_dim: int, base: float = 10000.0,
 
 def yarn(rate: jax.Array, base: float, *, factor: float, length: int, fast: float = 32.0, slow: float = 1.0,
          size: float = 1.0, truncate: bool = True) -> tuple[jax.Array, float]:
-  """Returns (rates f32[P/2], size) of a context `factor` times the `length` of training (arXiv:2309.00071).
+  """Returns (rates f32[P/2], size) for a context `factor` times the `length` of training (arXiv:2309.00071).
 
   Pairs that turn more than `fast` times in `length` positions keep their rate. Pairs that turn less
   than `slow` times get their rate divided by `factor`. Pairs between get a mixture, linear in their number
@@ -35,7 +35,9 @@ def yarn(rate: jax.Array, base: float, *, factor: float, length: int, fast: floa
   Args:
     rate: f32[P/2].
     size: factor of cos and sin (section 3.4).
-    truncate: the borders between the three kinds are whole numbers, the mixture wider (gpt-oss: not).
+    truncate: whether the borders between the three kinds are whole numbers, which widens the mixture
+    (gpt-oss:
+      not).
   """
   pairs = rate.shape[0]
   border = lambda turns: pairs * math.log(length / (turns * 2 * math.pi)) / math.log(base)
@@ -59,9 +61,9 @@ def rotate(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def rotate_neighbours(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Returns x [B,T,H,P] with the pairs (2i, 2i + 1) of each head turned, and then all first ones first.
+  """Returns x [B,T,H,P] with the pairs (2i, 2i + 1) of each head turned; all first numbers then come first.
 
-  The order of the result is `rotate`'s: it does not matter to a product of two vectors so ordered, and
-  checkpoints of DeepSeek have their pairs so (arXiv:2104.09864 as written).
+  The order of the result is `rotate`'s. The order does not matter to a product of two vectors so ordered.
+  Checkpoints of DeepSeek have their pairs as neighbours (arXiv:2104.09864 as written).
   """
   return rotate(jnp.concatenate([x[..., ::2], x[..., 1::2]], axis=-1), cos_sin)

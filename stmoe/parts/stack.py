@@ -39,12 +39,12 @@ class Stack(nnx.Module):
     d_model: D.
     name:    'encoder' or 'decoder'; layers report as name_00, name_01, ...
     pattern: tuple of (letters, repeats).
-    blocks:  mapping letter -> dict(layer=..., fields of the layer); `attention=False` leaves attention
-      out of a block, `attention=dict(name=..., ...)` is another self-attention than the model's, with its
-      fields where it has them; `norm=False` leaves out the norm before the layer.
+    blocks:  mapping letter -> dict(layer=..., fields of the layer). `attention=False` leaves attention
+      out of a block. `attention=dict(name=..., ...)` is another self-attention than the model's, with the
+      model's fields where it has them. `norm=False` leaves out the norm before the layer.
     attention, cross: recipes of the attention layers; None where there is none.
     norm:    recipe of the norms.
-    post_norm: norms after the sub-layers instead of before them, and no final one.
+    post_norm: norms after the sub-layers instead of before them, and no final norm.
     dropout_rate: at both ends and after every sub-layer.
     remat:   a key of REMAT, applied to each unit.
   """
@@ -70,7 +70,7 @@ class Stack(nnx.Module):
   def __call__(self, x: jax.Array, ctx: contract.Context) -> tuple[jax.Array, dict[str, contract.Aux]]:
     """Returns (x [B,T,D], aux: dict layer name -> Aux in layer order).
 
-    A feed-forward layer reports as NAME_03, an attention as NAME_03.attention, a part of one as
+    A feed-forward layer reports as NAME_03, an attention as NAME_03.attention, a part of an attention as
     NAME_03.attention.PART.
 
     Args:
@@ -90,17 +90,17 @@ class Stack(nnx.Module):
     """Returns (x [B,T,D], cache) for the next tokens of every row, evaluated.
 
     Args:
-      x, ctx:     of the tokens alone; `visible` is what they see of the cache, with its slot.
+      x, ctx:     of the tokens alone; `visible` is what the tokens see of the cache, with its slot.
       cache:      of `init_cache`: every array is [L,B,...].
       remembered: of `remember`, of cross-attention.
     """
     remembered = remembered or [{place: {} for place in caches} for caches in cache]
-    joined = [{place: caches[place] | known[place] for place in caches}
-              for caches, known in zip(cache, remembered)]
+    joined = [{place: caches[place] | memories[place] for place in caches}
+              for caches, memories in zip(cache, remembered)]
     x, _, after = self._run(x, ctx, joined)
-    kept = [{place: {name: new[place][name] for name in caches[place]} for place in caches}
+    own_caches = [{place: {name: new[place][name] for name in caches[place]} for place in caches}
             for caches, new in zip(cache, after)]
-    return x if self.norm is None else self.norm(x), kept
+    return x if self.norm is None else self.norm(x), own_caches
 
   def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> list:
     """Returns the empty cache of `batch` rows of `length` tokens: per segment, arrays [L,B,K,...]."""
@@ -119,7 +119,7 @@ class Stack(nnx.Module):
   def undecodable(self) -> str | None:
     """Returns why the stack cannot be computed token by token, or None.
 
-    A module for which that is not defined says why in its attribute `undecodable`.
+    A module that cannot be computed so says why in its attribute `undecodable`.
     """
     for _, part in modules.offering(self, 'undecodable'):
       if part is not self:
@@ -128,9 +128,9 @@ class Stack(nnx.Module):
     return None
 
   def unroll(self) -> None:
-    """Gives every layer arrays of its own, once, instead of slices of stacked ones at every step of decoding.
+    """Gives every layer arrays of its own, once, instead of slices of stacked arrays at every decoding step.
 
-    A slice that loops read is a copy of it: of all experts, also those that no token goes to.
+    Why: a slice that loops read is copied, with all experts, also experts that no token goes to.
     """
     if self.scan_layers:
       take = lambda units, i: jax.tree.map(lambda a: a[i], units)
@@ -154,18 +154,18 @@ class Stack(nnx.Module):
         yield (segment, place), block.layer
 
   def by_name(self) -> dict:
-    """Returns dict layer name -> layer, in layer order; of scanned ones, all of its place stacked.
+    """Returns dict layer name -> layer, in layer order; scanned layers of a place come stacked.
 
-    All feed-forward layers, and what else has a router: attention, or parts of one.
+    The layers are all feed-forward layers, and what else has a router: attention, or parts of attention.
     """
-    found = {}
+    layer_of = {}
     for names, parts in self._named():
       is_layer = '.' not in names[0]
       for i, name in enumerate(names):
         part = parts if self.scan_layers else parts[i]
         if is_layer or modules.sparse(part):
-          found[name] = part
-    return {name: found[name] for name in sorted(found, key=_place)}
+          layer_of[name] = part
+    return {name: layer_of[name] for name in sorted(layer_of, key=_place)}
 
   def commit(self, aux: dict) -> None:
     """Lets layers with state across steps update it from `aux` (see `stmoe.router_state`)."""
@@ -180,22 +180,22 @@ class Stack(nnx.Module):
 
   def states(self) -> dict:
     """Returns dict layer name -> dict dotted path in the layer -> RouterState of that one layer."""
-    found = {}
+    state_of = {}
     for names, parts in self._named():
       for i, name in enumerate(names):
         flat = nnx.to_flat_state(nnx.state(parts if self.scan_layers else parts[i], state.RouterState))
         values = {'.'.join(map(str, path)): value[...][i] if self.scan_layers else value[...]
                   for path, value in flat}
         if values or '.' not in name:
-          found[name] = values
-    return found
+          state_of[name] = values
+    return state_of
 
   def _name(self, index, end):
     """The name under which a part of block `index` reports; `end` is that of `block.Block.parts`."""
     return f'{self.name}_{index:02d}{end}'
 
   def _named(self):
-    """Yields the names of a part of the blocks at a place of a repeated unit, and it: stacked, or a list."""
+    """Yields (names, part) for a part of the blocks at a place of a repeated unit: stacked, or a list."""
     first = 0
     for (letters, repeats), units in zip(self.pattern, self.segments):
       for place in range(len(letters)):
@@ -207,7 +207,7 @@ class Stack(nnx.Module):
       first += repeats * len(letters)
 
   def _run(self, x, ctx, caches=None):
-    """(x, dict block index -> aux, caches) after all blocks; they report only where nothing is cached."""
+    """(x, dict block index -> aux, caches) after all blocks; blocks report only where nothing is cached."""
     def body(state, layer):
       (x, carry), (unit, first, cache) = state, layer
       x, aux, carry = unit(x, ctx, contract.joined(carry, cache), first)
@@ -260,7 +260,7 @@ def _block(fields, *, attention, cross, **shared):
 
 
 def _instead(attention, own):
-  """The recipe `own` of a block's attention with the fields of the model's `attention` that it has, too."""
+  """The recipe `own` of a block's attention with those fields of the model's `attention` that it knows."""
   if attention is None:
     raise errors.UserError('blocks.*.attention: the model has no attention; nearest: attention=False')
   shared = getattr(attention, 'keywords', {})
@@ -268,7 +268,7 @@ def _instead(attention, own):
 
 
 def _units(recipes, d_model, repeats, scan_layers, rngs):
-  """One Unit whose arrays have a leading axis of `repeats`, or a list of so many Units."""
+  """A Unit whose arrays have a leading axis of `repeats`, or a list of `repeats` Units."""
   if not scan_layers:
     return nnx.List([block_lib.Unit(recipes, d_model, rngs=rngs) for _ in range(repeats)])
 

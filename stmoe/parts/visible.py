@@ -27,7 +27,7 @@ def same_segment(queries: jax.Array, keys: jax.Array) -> jax.Array:
 
   Args:
     queries, keys: i32[B,T] and i32[B,K] segment ids, 0 = padding. Padding sees padding:
-      no row is then without any key, and nothing real ever reads one.
+      then no row is without any key, and nothing real ever reads padding.
   """
   return (queries[:, :, None] == keys[:, None, :])[:, None]          # [B, 1, T, K]
 
@@ -39,7 +39,7 @@ def causal(segments: jax.Array, prefix: jax.Array | None = None, window: int | N
     segments: i32[B,T].
     prefix:   i32[B,T] or None; positions with 1 see each other in both directions
       (prefix language model).
-    window:   a query sees itself and the window - 1 positions before it (Mistral, arXiv:2310.06825);
+    window:   a query sees itself and the window - 1 positions before (Mistral, arXiv:2310.06825);
       None = all.
   """
   length = segments.shape[1]
@@ -58,8 +58,8 @@ def extended(segments: jax.Array, keys: jax.Array, slot: jax.Array, prefix: jax.
 
   Args:
     segments: i32[B,T] of the tokens; keys: i32[B,K] of the cache, with them in it.
-    slot:     i32[] place of the first one.
-    prefix, window: as for `causal`; what is padding among the keys does not count in a window.
+    slot:     i32[] place of the first token.
+    prefix, window: as for `causal`; padding among the keys does not count in a window.
   """
   place = slot + jnp.arange(segments.shape[1])                       # [T]
   visible = (jnp.arange(keys.shape[1]) <= place[:, None])[None, None]

@@ -42,11 +42,11 @@ def rounded(probs: jax.Array, choice: jax.Array, mask: jax.Array, tile: int) -> 
   edge = jnp.arange(choice.shape[2] * size + spare, dtype=jnp.int32)               # [N]
   end = jnp.cumsum(count, axis=1)                                    # [G, E]
   expert = (edge[:, None] >= end[:, None]).sum(-1, dtype=jnp.int32)  # [G, N], E beyond the last
-  real = jnp.minimum(expert, experts - 1)
-  rank = jnp.minimum(edge - jnp.take_along_axis(end - count, real, axis=1), size - 1)
+  valid = jnp.minimum(expert, experts - 1)
+  rank = jnp.minimum(edge - jnp.take_along_axis(end - count, valid, axis=1), size - 1)
   group = jnp.arange(groups)[:, None]
-  token = jnp.where(expert < experts, order[group, rank, real], 0).astype(jnp.int32)
-  return assignment.Edges(token=token, expert=expert, weight=probs[group, token, real], num_tokens=size,
+  token = jnp.where(expert < experts, order[group, rank, valid], 0).astype(jnp.int32)
+  return assignment.Edges(token=token, expert=expert, weight=probs[group, token, valid], num_tokens=size,
                           num_experts=experts, spare=spare)
 
 

@@ -1,7 +1,7 @@
 """What a model is to predict, and how far its outputs are from that: a kind of target is a file.
 
-`loss.name` of a configuration names the file, absent 'ids', and the other fields of section `loss` are those
-of its class. A step, an evaluation and a report know of a target only what `Target` says.
+`loss.name` of a configuration names the file; absent, it is 'ids'. The other fields of section `loss` are
+the fields of its class. A step, an evaluation and a report know of a target only what `Target` says.
 """
 
 import typing
@@ -16,7 +16,7 @@ class Measure(NamedTuple):
 
   unit:   of the number, '' for none.
   better: 'lower' or 'higher'.
-  said:   how a line of text has the value, '' for not at all: '{:.1%} correct'.
+  said:   how a line of text has the value: '{:.1%} correct'; '' for not at all.
   """
   unit: str
   better: str = 'lower'
@@ -28,12 +28,12 @@ class Target(Protocol):
 
   All sums are over the rows of a part of a batch, so that microbatches and devices add up to the whole.
 
-  kinds:    the `targets` of models and of sources of data that it can judge.
+  kinds:    which `targets` of models and of sources of data this kind can judge.
   measures: dict name in metrics.jsonl -> Measure. The first 'loss/...' is what training makes smaller, the
-    first 'eval/...' the same of a held-out split.
+    first 'eval/...' is the same of a held-out split.
   passes:   how often a training step runs the model on a batch, with a key each.
-  run:      the run directory whose model's outputs on every batch are wanted as its entry OUTPUTS, or ''. A
-    target with one has `step`, too: of its checkpoint, None = the newest.
+  run:      the run directory of another model, or ''. That model's outputs on every batch are then wanted as
+    the batch's entry OUTPUTS. A target with `run` has `step`, too: of the checkpoint, None = the newest.
   """
   kinds: tuple
   measures: dict
@@ -41,10 +41,10 @@ class Target(Protocol):
   run: str
 
   def weights(self, batch: dict) -> jax.Array:
-    """Returns f32[...], the weight of each target in the loss; 0 = none is there."""
+    """Returns f32[...], the weight of each target in the loss; 0 = no target is there."""
 
   def counts(self, batch: dict) -> typing.Any:
-    """Returns what sums are divided by, a tree of arrays of the whole batch; 1 where nothing is there."""
+    """Returns what sums are divided by, a tree of arrays of the whole batch; 1 where no target is there."""
 
   def loss(self, outputs: jax.Array, batch: dict, counts: typing.Any) -> tuple:
     """Returns (f32[], dict name of `measures` -> f32[]) of a part of a batch: they add up over the parts.
@@ -56,19 +56,19 @@ class Target(Protocol):
     """
 
   def judge(self, outputs: jax.Array, batch: dict) -> dict:
-    """Returns dict name -> sums [...] of a batch, from which `metrics` makes those of a split."""
+    """Returns dict name -> sums [...] of a batch, from which `metrics` makes the numbers of a split."""
 
   def metrics(self, totals: dict) -> dict:
     """Returns dict 'eval/...' -> float of a split.
 
     Args:
-      totals: what `judge` gave, added up over the split, and `weight`, the sum of `weights`. Of a text all
-        of whose tokens are targets also `bytes_per_token`.
+      totals: what `judge` gave, added up over the split, and `weight`, the sum of `weights`. Of a text whose
+        tokens are all targets also `bytes_per_token`.
     """
 
 
 def divisor(weights: jax.Array) -> jax.Array:
-  """Returns f32[], the sum of weights f32[...] of a whole batch, 1 where there is none."""
+  """Returns f32[], the sum of weights f32[...] of a whole batch, 1 where the sum is 0."""
   total = jnp.sum(weights)
   return jnp.where(total > 0, total, 1.0)
 

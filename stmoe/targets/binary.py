@@ -7,14 +7,14 @@ import numpy as np
 from stmoe import targets
 from stmoe.targets import values
 
-BINS, RANGE = 4096, 16.0               # of logits, from -RANGE to RANGE; those beyond are in the last bins
+BINS, RANGE = 4096, 16.0               # of logits, from -RANGE to RANGE; logits beyond are in the last bins
 
 
 class Binary:
   """The log loss of outputs [B,n] against `values` f32[B,n], 0 or 1 (or a probability): the mean over tasks.
 
-  The entry `weights` f32[B,n] weighs every answer; 0 = there is none, so that every task has rows of its own.
-  The loss of a task is its mean over its rows, so that no task counts more for having more of them.
+  The entry `weights` f32[B,n] weighs every answer; 0 = no answer, so that every task has rows of its own.
+  The loss of a task is its mean over its rows. So no task counts more for having more rows.
 
   The area under the curve needs the order of all rows. Evaluation counts the answers of each task in BINS
   bins of the logit, which add up exactly over batches and devices. A yes and a no in one bin, 1/128 apart at
@@ -34,16 +34,16 @@ class Binary:
     return batch['weights'].astype(jnp.float32)
 
   def counts(self, batch: dict) -> tuple:
-    """Returns (f32[n] the weight of each task, f32[] the number of tasks with any)."""
-    each = jnp.sum(self.weights(batch), axis=0)                      # [n]
-    return jnp.where(each > 0, each, 1.0), jnp.maximum(jnp.sum(each > 0), 1)
+    """Returns (f32[n] the weight of each task, f32[] the number of tasks with any weight)."""
+    task_weight = jnp.sum(self.weights(batch), axis=0)               # [n]
+    return jnp.where(task_weight > 0, task_weight, 1.0), jnp.maximum(jnp.sum(task_weight > 0), 1)
 
   def loss(self, outputs: jax.Array, batch: dict, counts: jax.Array) -> tuple:
     """Returns (f32[], metrics) for logits f32[B,n]; see `targets.Target`."""
-    each, tasks = counts
+    task_weight, tasks = counts
     values.check(outputs, batch)
     sums = jnp.sum(self.weights(batch) * log_loss(outputs, batch['values']), axis=0)   # [n]
-    mean = jnp.sum(sums / each) / tasks
+    mean = jnp.sum(sums / task_weight) / tasks
     return mean, {'loss/ce': mean}
 
   def judge(self, outputs: jax.Array, batch: dict) -> dict:
@@ -57,15 +57,15 @@ class Binary:
 
   def metrics(self, totals: dict) -> dict:
     """Returns loss, accuracy and AUC, the means over the tasks, and of several tasks the AUC of each."""
-    each = totals['each']
-    there = each > 0
-    mean = lambda name: float(np.mean(totals[name][there] / each[there]))
-    found = {'eval/loss': mean('ce'), 'eval/accuracy': mean('right')}
+    task_weight = totals['each']
+    weighed = task_weight > 0
+    mean = lambda name: float(np.mean(totals[name][weighed] / task_weight[weighed]))
+    numbers = {'eval/loss': mean('ce'), 'eval/accuracy': mean('right')}
     areas = {task: area(*pair) for task, pair in enumerate(zip(totals['yes'], totals['no']))
              if all(x.sum() > 0 for x in pair)}
     if areas:
-      found['eval/auc'] = float(np.mean(list(areas.values())))
-    return found | ({f'eval/auc_{task}': value for task, value in areas.items()} if len(each) > 1 else {})
+      numbers['eval/auc'] = float(np.mean(list(areas.values())))
+    return numbers | ({f'eval/auc_{task}': value for task, value in areas.items()} if len(weighed) > 1 else {})
 
 
 def log_loss(logits: jax.Array, yes: jax.Array) -> jax.Array:
@@ -82,7 +82,7 @@ def histogram(logits: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def area(yes: np.ndarray, no: np.ndarray) -> float:
-  """Returns the share of pairs of a yes and a no where the yes has the larger logit; equal ones count half.
+  """Returns the share of pairs of a yes and a no where the yes has the larger logit; equal pairs count half.
 
   >>> area(np.array([0, 1, 3]), np.array([2, 1, 1])), area(np.array([0, 2]), np.array([5, 0]))
   (0.8125, 1.0)

@@ -1,4 +1,4 @@
-"""Ids: tokens of a text, places of a row, labels of whole rows. Each target is one of V ids."""
+"""Ids: tokens of a text, places of a row, labels of whole rows. Each target is an id out of V."""
 
 import functools
 import math
@@ -24,9 +24,9 @@ class Ids:
     z:               coefficient of log(Z)^2 of the output softmax.
     label_smoothing: e, see `cross_entropy`.
     sigmoid:         every id is a yes or no of its own, see `sigmoid_cross_entropy`.
-    passes:          2 runs a batch twice with different keys (THOR, R-Drop): the loss is that of the first
-      plus that of the second.
-    consistency:     coefficient of their divergence, see `consistency`.
+    passes:          2 runs a batch twice with different keys (THOR, R-Drop): the loss is the sum of the two
+      passes' losses.
+    consistency:     coefficient of the passes' divergence, see `consistency`.
   Evaluation has neither smoothing nor these terms.
   """
 
@@ -63,13 +63,13 @@ class Ids:
     return jnp.maximum(jnp.sum(weights(batch)), 1.0)
 
   def loss(self, outputs: jax.Array, batch: dict, counts: jax.Array) -> tuple:
-    """Returns (f32[], metrics), see `targets.Target`: of two passes the means, but of the divergence.
+    """Returns (f32[], metrics), see `targets.Target`: of two passes the means, but the divergence itself.
 
     Args:
-      outputs: f32[B,T,V], of two passes f32[2,B,T,V]; of ids of a row [B,V] will do.
+      outputs: f32[B,T,V], of two passes f32[2,B,T,V]; where a row has a single id, [B,V] will do.
     """
-    each = [outputs] if self.passes == 1 else outputs
-    sums = passes(each, batch, self.z, self.label_smoothing, self.sigmoid)
+    by_pass = [outputs] if self.passes == 1 else outputs
+    sums = passes(by_pass, batch, self.z, self.label_smoothing, self.sigmoid)
     total = (sums['ce'] + sums['z']) / counts
     values = {'loss/ce': sums['ce'] / (self.passes * counts)}
     if self.z:
@@ -143,10 +143,10 @@ def _cross_entropy(logits, targets, z, label_smoothing):
   right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   ce = log_z - right
   if label_smoothing:
-    others = logits.shape[-1] - 1
-    on, off = 1.0 - label_smoothing, label_smoothing / others
-    entropy = -(on * jnp.log(on) + others * off * jnp.log(off))
-    wrong = others * log_z - (jnp.sum(logits, axis=-1) - right)
+    num_others = logits.shape[-1] - 1
+    on, off = 1.0 - label_smoothing, label_smoothing / num_others
+    entropy = -(on * jnp.log(on) + num_others * off * jnp.log(off))
+    wrong = num_others * log_z - (jnp.sum(logits, axis=-1) - right)
     ce = on * ce + off * wrong - entropy
   return (ce, z * jnp.square(log_z)), (logits, targets, log_z)
 
@@ -170,8 +170,8 @@ def consistency(logits: jax.Array, others: jax.Array) -> jax.Array:
 
   1/2 sum_v (p_v - q_v)(log p_v - log q_v) with p = softmax(logits), q = softmax(others): THOR
   (arXiv:2110.04260, eq. 5), R-Drop (arXiv:2106.14448, eq. 2). 0 for equal predictions. The gradient
-  goes to both. From log-softmax, so that it stays finite where a probability underflows. Beside the
-  logits only [B,T] arrays are kept for the backward pass; probabilities are formed again in it.
+  goes to both. Log-softmax keeps it finite where a probability underflows. Beside the
+  logits only [B,T] arrays are kept for the backward pass, which forms the probabilities again.
 
   Args:
     logits, others: f32[B,T,V].
@@ -200,7 +200,7 @@ consistency.defvjp(_consistency, _consistency_backward)
 def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Returns f32[B,T]: every class is a yes or no of its own, sum_v log(1 + e^l_v) - l_target.
 
-  The loss of V-MoE (arXiv:2106.05974) in training from scratch; V log 2 at zero logits.
+  This is the loss of V-MoE (arXiv:2106.05974) in training from scratch; V log 2 at zero logits.
 
   Args:
     logits:  f32[B,T,V].
@@ -217,7 +217,7 @@ def read(batch: dict) -> tuple:
 
 
 def of_rows(logits: jax.Array, batch: dict) -> jax.Array:
-  """Returns logits [B,T,V] of logits [B,V] of the one id of a row, and [B,T,V] as they are."""
+  """Returns logits [B,T,V] as they are, and logits [B,V] of a row's single id as [B,1,V]."""
   return logits[:, None] if logits.ndim == read(batch)[0].ndim else logits
 
 
@@ -247,14 +247,14 @@ def passes(logits: typing.Sequence[jax.Array] | jax.Array, batch: dict, z: float
   """Returns dict of sums over the real targets of `batch` and over stochastic passes, f32[].
 
   ce, z, correct: of `task`, summed over the passes. consistency: between the first pass and the
-  second, not there for one.
+  second; absent for a single pass.
 
   Args:
     logits: P arrays f32[B,T,V], of the passes of one batch.
   """
-  each = [task(one, batch, z, label_smoothing, sigmoid) for one in logits]
-  sums = jax.tree.map(lambda *values: sum(values), *each)
+  by_pass = [task(of_pass, batch, z, label_smoothing, sigmoid) for of_pass in logits]
+  sums = jax.tree.map(lambda *values: sum(values), *by_pass)
   if len(logits) > 1:
-    first, second = (of_rows(one, batch) for one in logits)
+    first, second = (of_rows(of_pass, batch) for of_pass in logits)
     sums['consistency'] = jnp.sum(consistency(first, second) * weights(batch))
   return sums

@@ -10,10 +10,10 @@ from stmoe.targets import values
 class Ranking:
   """The logistic loss of pairs (RankNet, Burges et al. 2005, eq. 3), a mean over all pairs of all rows.
 
-  A row holds K items, with a score each: outputs f32[B,K], and `values` f32[B,K], how good they are. Every
-  two items of a row with different values are a pair, which costs log(1 + e^(s_worse - s_better)). Items of
-  different rows are never compared, so that microbatches change nothing.
-  The entry `weights` f32[B,K] is 0 where there is no item; a pair has the product of its items'.
+  A row holds K items, with a score each: outputs f32[B,K]. `values` f32[B,K] say how good the items are.
+  Every two items of a row with different values are a pair, which costs log(1 + e^(s_worse - s_better)).
+  Items of different rows are never compared, so that microbatches change nothing. The entry `weights`
+  f32[B,K] is 0 where there is no item; a pair weighs the product of its items' weights.
   """
 
   kinds, passes, run = ('values',), 1, ''
@@ -24,7 +24,7 @@ class Ranking:
   }
 
   def weights(self, batch: dict) -> jax.Array:
-    """Returns f32[B,K,K], the weight of every pair: the better one is on the first of the axes of items."""
+    """Returns f32[B,K,K], the weight of every pair: the better item is on the first of the two item axes."""
     good, real = batch['values'], batch['weights'].astype(jnp.float32)
     return jnp.where(good[:, :, None] > good[:, None], real[:, :, None] * real[:, None], 0.0)
 

@@ -1,4 +1,4 @@
-"""A teacher: what another model predicts is a target beside the data's own (distillation)."""
+"""A teacher: what another model predicts is a target beside the data's target (distillation)."""
 
 import typing
 
@@ -13,18 +13,18 @@ from stmoe.errors import UserError
 class Teacher:
   """(1 - weight) times the loss of `inner`, and weight times the distance to the teacher's predictions.
 
-  Knowledge distillation (arXiv:1503.02531, section 2). The distance is that of `inner`: of ids T^2 KL(teacher
-  || student) of both softmaxes at temperature T, a mean over the targets; the factor keeps its gradient of
-  one size for every T. 0 for equal predictions.
+  Knowledge distillation (arXiv:1503.02531, section 2). The distance is that of `inner`. For ids it is
+  T^2 KL(teacher || student) of both softmaxes at temperature T, a mean over the targets; T^2 keeps its
+  gradient of one size for every T. The distance is 0 for equal predictions.
 
   Args:
     inner:       recipe of the target of the data.
-    run:         run directory of the teacher, whose model is held beside the one that trains, frozen and
-      without capacity noise, and sees every batch whole; '' = the data bring `targets.OUTPUTS` themselves.
-    step:        of its checkpoint; None = the newest.
+    run:         run directory of the teacher; '' = the data bring `targets.OUTPUTS` themselves. The teacher's
+      model is held beside the model that trains, frozen and without capacity noise, and sees batches whole.
+    step:        of the teacher's checkpoint; None = the newest.
     temperature: T.
     weight:      share of the distance in the loss.
-  Differs: the paper minimises the cross entropy, which is this and the entropy of the teacher, a constant.
+  Differs: the paper minimises the cross entropy: this distance plus the teacher's entropy, a constant.
   """
 
   kinds, passes = (), 1                # those of `inner`
@@ -47,7 +47,7 @@ class Teacher:
         'eval/distil': targets.Measure('nats per token', said='{:.4f} from the teacher')}
 
   def weights(self, batch: dict) -> jax.Array:
-    """Returns f32[...], those of `inner`."""
+    """Returns f32[...], the weights of `inner`."""
     return self.inner.weights(batch)
 
   def counts(self, batch: dict) -> tuple:
@@ -56,26 +56,26 @@ class Teacher:
 
   def loss(self, outputs: jax.Array, batch: dict, counts: typing.Any) -> tuple:
     """Returns (f32[], metrics) for outputs [B,...], of several passes [P,B,...]; see `targets.Target`."""
-    own, values = self.inner.loss(outputs, batch, counts[0])
-    each = outputs[None] if self.passes == 1 else outputs
-    apart = sum(self._apart(one, batch) for one in each) / counts[1]
-    values = values | {'loss/distil': apart / self.passes}
-    return (1 - self.weight) * own + self.weight * apart, values
+    inner_loss, values = self.inner.loss(outputs, batch, counts[0])
+    by_pass = outputs[None] if self.passes == 1 else outputs
+    distance = sum(self._apart(of_pass, batch) for of_pass in by_pass) / counts[1]
+    values = values | {'loss/distil': distance / self.passes}
+    return (1 - self.weight) * inner_loss + self.weight * distance, values
 
   def judge(self, outputs: jax.Array, batch: dict) -> dict:
     """Returns the sums of `inner`, and distil f32[], for outputs [B,...]."""
     return self.inner.judge(outputs, batch) | dict(distil=self._apart(outputs, batch))
 
   def _apart(self, outputs, batch):
-    others = batch.get(targets.OUTPUTS)
-    if others is None:
+    teacher_outputs = batch.get(targets.OUTPUTS)
+    if teacher_outputs is None:
       raise UserError(f"loss.run='': the data bring no {targets.OUTPUTS}; set loss.run to the run directory "
                       'of the teacher')
-    if others.shape != outputs.shape:
-      raise UserError(f'loss.run={self.run!r}: its model gives {list(others.shape)}, and this one '
+    if teacher_outputs.shape != outputs.shape:
+      raise UserError(f'loss.run={self.run!r}: its model gives {list(teacher_outputs.shape)}, and this one '
                       f'{list(outputs.shape)}; they must be alike, such as in model.vocab_size')
-    apart = self.inner.apart(outputs, jax.lax.stop_gradient(others), self.temperature)
-    return jnp.sum(apart * self.weights(batch))
+    distance = self.inner.apart(outputs, jax.lax.stop_gradient(teacher_outputs), self.temperature)
+    return jnp.sum(distance * self.weights(batch))
 
   def metrics(self, totals: dict) -> dict:
     """Returns the metrics of `inner`, and the distance."""

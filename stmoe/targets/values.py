@@ -12,7 +12,7 @@ from stmoe.errors import UserError
 class Values:
   """The mean squared error of the outputs [B,n] against the entry `values` f32[B,n] of a batch.
 
-  The entry `weights` f32[B,n] weighs every one of them; 0 = there is none.
+  The entry `weights` f32[B,n] weighs every value; 0 = no value is there.
   """
 
   kinds, passes, run = ('values',), 1, ''
