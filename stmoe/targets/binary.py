@@ -65,7 +65,8 @@ class Binary:
              if all(x.sum() > 0 for x in pair)}
     if areas:
       numbers['eval/auc'] = float(np.mean(list(areas.values())))
-    return numbers | ({f'eval/auc_{task}': value for task, value in areas.items()} if len(weighed) > 1 else {})
+    by_task = {f'eval/auc_{task}': value for task, value in areas.items()}
+    return numbers | (by_task if len(weighed) > 1 else {})
 
 
 def log_loss(logits: jax.Array, yes: jax.Array) -> jax.Array:
