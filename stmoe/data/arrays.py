@@ -15,11 +15,11 @@ from stmoe.data import store
 from stmoe.data.text import cache as caches
 from stmoe.data.text import tasks
 
-HELD_OUT = 10                            # every tenth is held out where nothing else is said
+HELD_OUT = 10                            # every tenth row is held out where the data name no split
 
 
 class Labels(NamedTuple):
-  """What data without a vocabulary have in its place: the number of classes, and what identifies the data."""
+  """What data without a vocabulary have instead: the number of classes, and what identifies the data."""
   vocab_size: int
   digest: str
 
@@ -52,14 +52,14 @@ class Opened:
         are the classes of labels.
       rows: of the arrays of a split.
     """
-    name, known = source.kind, found.known(source)
+    name, recorded_caches = source.kind, found.known(source)
     make = lambda: keep(name, source.cache_dir, *read())
-    self.recorded, self._rows = bool(known), rows
-    self.files = found.values['files'] if known else records.seen(source.files)
-    kept = found.kept(source, name, make) if known else make()
-    self.facts = {field: value for field, value in kept.facts.items() if field != 'key'}
-    self._splits = load(kept.path)
-    self.keys, self.caches = {name: kept.key}, {name: kept.path}
+    self.recorded, self._rows = bool(recorded_caches), rows
+    self.files = found.values['files'] if recorded_caches else records.seen(source.files)
+    cache = found.kept(source, name, make) if recorded_caches else make()
+    self.facts = {field: value for field, value in cache.facts.items() if field != 'key'}
+    self._splits = load(cache.path)
+    self.keys, self.caches = {name: cache.key}, {name: cache.path}
 
   def rows(self, name: str, split: str, seed: int, train: bool):
     """Returns the rows of a split."""
@@ -75,7 +75,7 @@ class Opened:
 
 
 def keep(name: str, cache_dir: str, splits: dict, facts: dict) -> store.Kept:
-  """Returns the `store.Kept` of dict split -> dict name -> array, made if it is not there."""
+  """Returns the `store.Kept` of dict split -> dict name -> array; makes it if it is not there."""
   digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
   for split, arrays in splits.items():
     for entry, array in arrays.items():
@@ -106,7 +106,7 @@ def read(path) -> dict:
 
 
 def named(path, names, *wanted: str) -> str:
-  """Returns that one of the names `wanted` which file `path` has among its `names`."""
+  """Returns which of the names `wanted` is among the `names` of file `path`."""
   for name in wanted:
     if name in names:
       return name
@@ -123,7 +123,7 @@ def paths(source) -> tuple:
 
 
 def held_out(path, split, num: int) -> np.ndarray:
-  """Returns bool[num], which of a file's things are held out: where `split` says validation, or every tenth.
+  """Returns bool[num], which rows of a file are held out: where `split` says validation, or every tenth.
 
   Args:
     split: 'train' or 'validation' for each, or None.
@@ -141,7 +141,7 @@ def held_out(path, split, num: int) -> np.ndarray:
 
 
 def divided(path, arrays: dict, held: np.ndarray) -> dict:
-  """Returns dict split -> dict name -> array of arrays [N,...] of which bool[N] are held out."""
+  """Returns dict split -> dict name -> array of arrays [N,...]; `held` bool[N] says what is held out."""
   chosen = {'train': ~held, 'validation': held}
   for split, rows in chosen.items():
     if not rows.any():

@@ -34,17 +34,18 @@ def _rich(title, total):
 
 
 def _plain(title, total, unit):
-  start = said = time.time()
-  done = 0
+  start = printed = time.time()
+  advanced = 0
   print(f'{title} ...', file=sys.stderr, flush=True)
 
   def advance(n):
-    nonlocal done, said
-    done += n
+    nonlocal advanced, printed
+    advanced += n
     now = time.time()
-    if now - said >= EVERY:
-      said = now
-      left = f' of {total:,} {unit}, {(now - start) / done * (total - done):.0f} s left' if total else ''
-      print(f'{title}: {done:,}{left or " " + unit}', file=sys.stderr, flush=True)
+    if now - printed >= EVERY:
+      printed = now
+      seconds = (now - start) / advanced * (total - advanced) if total else 0
+      remaining = f' of {total:,} {unit}, {seconds:.0f} s left' if total else ''
+      print(f'{title}: {advanced:,}{remaining or " " + unit}', file=sys.stderr, flush=True)
   yield advance
   print(f'{title}: done in {time.time() - start:.1f} s', file=sys.stderr, flush=True)

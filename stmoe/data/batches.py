@@ -5,13 +5,13 @@ from each task in turn, by weight). Row i of step t is the row of global number 
 What is random in a row depends on its global number and on `seed` only. So a stream may be resumed at any
 step, and the shards of any number of processes are slices of the same batches.
 
-Fields of `cfg.data` that are read here; all others are the source's:
-  source: a module of data/sources; absent = the one that has data.objective.
+Fields of `cfg.data` that are read here; all other fields are the source's:
+  source: a module of data/sources; absent = the source that has data.objective.
   shuffle: False takes the rows in order.
   eval_split: the split that evaluation covers.
 
-A source of data is a file of data/sources, a class called like it whose fields are those of section `data`.
-It is made without reading any data, and says what batches look like. It has
+A source of data is a file of data/sources: a class called like the file, whose fields are those of section
+`data`. It is made without reading any data, and says what batches look like. It has
   kind              what data.json calls such data
   content()         dict, for JSON: the values of fields that say which data they are
   shapes(rows)      dict name -> (shape, dtype) of a batch. The first axis counts rows. In what belongs to a
@@ -20,7 +20,7 @@ It is made without reading any data, and says what batches look like. It has
                     (`contract.Context.known`)
   lengths(model)    dict stack -> positions of a row in it, for counting operations: 'decoder' has the
                     targets. `model` is that section of the configuration, which may decide
-  open(cfg, found)  the data, opened; those of the Record `found` (record.py) if it is of the same data
+  open(cfg, found)  the data, opened; the data of the Record `found` (record.py) if they are the same
   targets           the kind of what is to be predicted; absent = 'ids'
   vocabulary(found) its vocabulary; only of a source of texts or questions, which has a field `vocab`
   rule              the class of the objective; only of a source of texts
@@ -56,11 +56,11 @@ AHEAD = 4  # batches made in the background
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-  """Batch t of a list of rows; a sequence, and iterable with the batches made ahead in a thread.
+  """Batch t of a list of rows. A sequence; as an iterator it has its batches made ahead in a thread.
 
-  `order(n)` gives (rows, row, number) of global row n < `num_rows`; a last batch is filled up with
-  empty rows (weight 0), of which `empty(size)` makes a batch. `shard` of `num_shards` equal slices of
-  every batch is made.
+  `order(n)` gives (rows, row, number) of global row n < `num_rows`. A last batch is filled up with
+  empty rows (weight 0); `empty(size)` makes a batch of such rows. Only `shard` of `num_shards` equal slices
+  of every batch is made.
   """
   order: callable
   num_rows: int
@@ -120,17 +120,17 @@ class Iterator:
 def source(cfg, run=None):
   """Returns the opened data of a configuration.
 
-  With `run`, a run directory, they are those that its data.json names (record.py), if the configuration
-  means the same; `notes` of the opened data are lines about what has changed since.
+  With `run`, a run directory, the data are those that its data.json names (record.py), if the configuration
+  means the same. `notes` of the opened data are lines about what has changed since.
   """
   split = cfg.data.eval_split
   described = lookup.source(cfg.data)
   if split not in tasks.SPLITS:
     raise errors.UserError(f'data.eval_split={split!r}{errors.nearest(split, tasks.SPLITS)} '
                            f'(there are: {", ".join(tasks.SPLITS)})')
-  found = records.read(run)
-  opened = described.open(cfg, found)
-  opened.notes = [*found.notes()] if opened.recorded or found.damage else []
+  record = records.read(run)
+  opened = described.open(cfg, record)
+  opened.notes = [*record.notes()] if opened.recorded or record.damage else []
   return opened
 
 
@@ -143,7 +143,7 @@ def train_iterator(cfg, shard=0, num_shards=1, opened=None):
   """Returns the Iterator of training batches: dicts of arrays [train.batch_size / num_shards, ...].
 
   Args:
-    opened: what `source` gives for `cfg`, where it is at hand; so in the functions below.
+    opened: what `source` gives for `cfg`, where it is at hand; the same in the functions below.
   """
   opened, parts = opened or source(cfg), []
   for name in opened.keys:
@@ -161,7 +161,8 @@ def train_iterator(cfg, shard=0, num_shards=1, opened=None):
 def eval_batches(cfg, shard=0, num_shards=1, opened=None, most=0):
   """Returns the Batches of the evaluation split: each row once, in order, unpacked, none random twice.
 
-  At `most` so many batches, 0 = all: of a mixture the first rows of every task, in proportion to its rows.
+  There are at most `most` batches, 0 = all. Of a mixture they hold the first rows of every task, in
+  proportion to its rows.
   """
   opened = opened or source(cfg)
   parts = [opened.rows(name, cfg.data.eval_split, _seed('eval', name), train=False) for name in opened.keys]
@@ -176,35 +177,35 @@ def eval_batches(cfg, shard=0, num_shards=1, opened=None, most=0):
 
 
 def _first(sizes, limit):
-  """How many rows of each of parts with `sizes` rows make up `limit` (0 = all), in proportion.
+  """How many rows of each part make up `limit` (0 = all), in proportion to the parts' `sizes`.
 
   >>> _first([60, 30, 10], 20), _first([60, 30, 10], 0), _first([99, 1], 10)
   ([12, 6, 2], [60, 30, 10], [9, 1])
   """
   if not 0 < limit < sum(sizes):
     return sizes
-  taken = []
-  for number, size in enumerate(sizes):  # and leave at least one row of each that is to come
-    left, later = limit - sum(taken), len(sizes) - number - 1
-    taken.append(max(min(left * size // sum(sizes[number:]), left - later), 1))
-  return taken
+  counts = []
+  for number, size in enumerate(sizes):  # and leave at least one row of each part that is to come
+    unfilled, rows_to_come = limit - sum(counts), len(sizes) - number - 1
+    counts.append(max(min(unfilled * size // sum(sizes[number:]), unfilled - rows_to_come), 1))
+  return counts
 
 
 def info(cfg, opened=None):
   """Returns the facts of the data of a configuration.
 
   dict(vocab, with a `digest`; vocab_size; sources: facts of each task). Of text also num_bytes, num_tokens,
-  num_documents, bytes_per_token and piece_bytes: with every token predicted, bits per byte = total nats over
+  num_documents, bytes_per_token and piece_bytes. With every token predicted, bits per byte = total nats over
   the split / ln 2 / num_bytes. Of images num_images of both splits, of questions num_questions of their
-  domains, of others num_rows of both splits.
+  domains, of other data num_rows of both splits.
   """
   return (opened or source(cfg)).info()
 
 
 def vocabulary(cfg, found=records.NONE):
-  """Returns the vocabulary of a configuration, the run's own if it is in Record `found`.
+  """Returns the vocabulary of a configuration: the run's own, if Record `found` has it.
 
-  Raises UserError for data without one.
+  Raises UserError for data without a vocabulary.
   """
   return _of_text(cfg, 'vocabulary')(found)
 
@@ -217,7 +218,7 @@ def objective(cfg):
 def judged(cfg, opened=None):
   """Returns (dict task -> examples.Judged, Rower) of a configuration of pairs, of tasks that have metrics.
 
-  Of questions (questions.py) the names are of domains, and the source itself is in the place of the Rower.
+  For questions (questions.py) the names are of domains, and the source itself takes the Rower's place.
   """
   opened = opened or source(cfg)
   if not hasattr(opened, 'judged'):

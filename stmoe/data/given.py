@@ -1,6 +1,6 @@
 """Files of text that the user gives: UTF-8, plain or gzip, read with suspicion.
 
-What is wrong with one is a UserError with the field it was given in, its path and, in JSON, the line.
+A bad file is a UserError with the field that names the file, the file's path and, in JSON, the line.
 """
 
 import pathlib
@@ -9,8 +9,8 @@ import sys
 from stmoe import errors
 from stmoe import files
 
-# A .gz may unpack to so many times its size, or to so many bytes, if that is more: text of any kind does not
-# reach it, a file made to fill the memory does.
+# A .gz may unpack to so many times its size, or to so many bytes, if that is more. Text of any kind does not
+# reach this limit; a file made to fill the memory does.
 RATIO, ROOM = 200, 64 << 20
 # Name -> endings, and bytes at a place, of formats that are not text.
 FORMATS = {
@@ -38,7 +38,7 @@ def content(path, field='data.files'):
       raise _refused(path, field, format)
   try:
     most = max(RATIO * path.stat().st_size, ROOM)
-    found = files.read_bytes(path, most if name.endswith('.gz') else sys.maxsize)
+    data = files.read_bytes(path, most if name.endswith('.gz') else sys.maxsize)
   except FileNotFoundError as error:
     raise errors.UserError(f'{field}: no file {str(path)!r}{_near(path)}') from error
   except OSError as error:
@@ -46,13 +46,13 @@ def content(path, field='data.files'):
   except errors.Damaged as error:
     raise errors.UserError(f'{field}: cannot read {str(path)!r}: {error.reason}') from error
   for format, (_, (at, magic)) in FORMATS.items():
-    if found[at:at + len(magic)] == magic:
+    if data[at:at + len(magic)] == magic:
       raise _refused(path, field, format)
   try:
-    found.decode()
+    data.decode()
   except UnicodeDecodeError as error:
     raise errors.UserError(f'{field}: {str(path)!r} is not UTF-8 (byte {error.start})') from error
-  return found
+  return data
 
 
 def text(path, field='data.files'):

@@ -1,4 +1,4 @@
-"""data.json of a run directory: the data that the run reads, so that it goes on with these and no others.
+"""data.json of a run directory: the data that the run reads, so that it goes on with the same data.
 
 It is written when a run begins, with its own digest (store.py), and holds
   data        the fields of the configuration that say what the data are, and those of the vocabulary
@@ -33,34 +33,34 @@ VOCABULARY = ('vocab', 'extra_ids')
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What is known of the data of the run in `path`; `values` are those of data.json, {} without one."""
+  """What is known of the data of the run in `path`; `values` are data.json's, {} without the file."""
   path: pathlib.Path
   values: dict
   damage: str = ''
 
   def known(self, source):
-    """Returns dict task -> dict(path, key) of the run's caches; {} where `source` is of other data."""
+    """Returns dict task -> dict(path, key) of the run's caches; {} if `source` is of other data."""
     return self.values['caches'] if self.values and self._same(described(source)) else {}
 
   def facts(self, source):
-    """Returns what the run found out of its data, for a source of the same kind and columns; {} of others."""
+    """Returns what the run found out of its data, for a source of its kind and columns; {} for others."""
     columns = {field: value for field, value in described(source).items() if field != 'files'}
     return self.values.get('facts', {}) if self.values and self._same(columns) else {}
 
   def vocabulary(self, source, make):
-    """Returns the run's own vocabulary; what `make` gives if it has none, or `source` another."""
-    found = self.values.get('vocabulary')
-    found = found if found and self._same(_vocabulary(source)) else None
-    if found and (file := self._own(found)):
+    """Returns the run's own vocabulary; what `make` gives if there is none, or `source` wants another."""
+    entry = self.values.get('vocabulary')
+    entry = entry if entry and self._same(_vocabulary(source)) else None
+    if entry and (file := self._own(entry)):
       return vocab.Pieces(file, source.extra_ids)
     beside = self.path / pathlib.Path(source.vocab).name             # of an imported run that was moved
     if source.vocab and not os.path.exists(source.vocab) and beside.is_file():
       return vocab.Pieces(beside, source.extra_ids)
-    made = make()
-    if found and store.sha256(made.path) != found['sha256']:
-      raise errors.UserError(f'{self.path / found["file"]} is gone or damaged, and data.vocab='
+    built = make()
+    if entry and store.sha256(built.path) != entry['sha256']:
+      raise errors.UserError(f'{self.path / entry["file"]} is gone or damaged, and data.vocab='
                              f'{source.vocab!r} makes another vocabulary now: its text has changed')
-    return made
+    return built
 
   def kept(self, source, name, make):
     """Returns the `store.Kept` of task `name`: the run's own, or what `make` gives where it is lost."""
@@ -71,8 +71,8 @@ class Record:
 
   def _open(self, source, name):
     path = pathlib.Path(self.known(source)[name]['path'])
-    here = caches.folder(source.cache_dir) / path.name
-    path = here if here.is_dir() else path
+    moved_here = caches.folder(source.cache_dir) / path.name
+    path = moved_here if moved_here.is_dir() else path
     if not path.is_dir():
       raise errors.Damaged(path, 'is gone')
     return store.Kept(path, store.check(path))
@@ -80,18 +80,18 @@ class Record:
   def _again(self, name, damage, make):
     lost = f'{self.path}: the cache of its data is lost ({damage}) and cannot be made again'
     try:
-      made = make()
+      remade = make()
     except errors.UserError as error:
       raise errors.UserError(f'{lost}: {error}') from error
-    if made.key != self.values['caches'][name]['key']:
-      said = [f'{file["path"]} {state}' for file in self.values['files'] if (state := changed(file))]
-      raise errors.UserError(f'{lost}: {", ".join(said) or f"task {name} has other text now"}')
-    return made
+    if remade.key != self.values['caches'][name]['key']:
+      changes = [f'{file["path"]} {state}' for file in self.values['files'] if (state := changed(file))]
+      raise errors.UserError(f'{lost}: {", ".join(changes) or f"task {name} has other text now"}')
+    return remade
 
   def located(self, cfg):
     """Returns configuration `cfg` with the run's own copies for the tables it names."""
-    tables = {path: str(self._own(found)) for path, found in self.values.get('tables', {}).items()
-              if self._own(found)}
+    tables = {path: str(self._own(entry)) for path, entry in self.values.get('tables', {}).items()
+              if self._own(entry)}
     if not tables:
       return cfg
     cfg = copy.deepcopy(cfg)
@@ -103,14 +103,14 @@ class Record:
     """Yields a line for damage of data.json, and for each file that is gone or has changed since."""
     if self.damage:
       yield f'note: {self.damage}; the data are read from their files again'
-    for known in self.values.get('files', ()):
-      if state := changed(known):
-        yield f'note: {known["path"]} {state} since this run read it; the run keeps to what it read'
+    for entry in self.values.get('files', ()):
+      if state := changed(entry):
+        yield f'note: {entry["path"]} {state} since this run read it; the run keeps to what it read'
 
   def _same(self, fields):
-    """Whether the run's data have these values of fields; what is absent there is as if empty."""
-    there = self.values['data']
-    return all((there.get(field) or None) == (value or None) for field, value in fields.items())
+    """Whether the run's data have these values of fields; an absent value counts as empty."""
+    recorded = self.values['data']
+    return all((recorded.get(field) or None) == (value or None) for field, value in fields.items())
 
   def _own(self, found):
     """The path of a file that the run keeps, or None where it is gone or damaged."""
@@ -122,7 +122,7 @@ NONE = Record(pathlib.Path(), {})
 
 
 def read(run):
-  """Returns the Record of run directory `run`; a damaged one counts as none, and says so in its notes."""
+  """Returns the Record of run directory `run`; a damaged data.json counts as none, and `notes` say so."""
   if run is None:
     return NONE
   path = pathlib.Path(run)
@@ -135,24 +135,24 @@ def read(run):
 
 
 def described(source):
-  """Returns dict, as JSON has it, of what says what the data of `source` are."""
-  found = dict(objective=source.kind, **source.content()) | _vocabulary(source)
-  return json.loads(json.dumps(found, default=lambda section: section.to_dict()))
+  """Returns dict, as JSON has it, of all that says what the data of `source` are."""
+  content = dict(objective=source.kind, **source.content()) | _vocabulary(source)
+  return json.loads(json.dumps(content, default=lambda section: section.to_dict()))
 
 
 def _vocabulary(source):
-  """Dict of the fields that say which vocabulary a source has; {} for one without."""
+  """Dict of the fields that say which vocabulary a source has; {} for a source without."""
   return {field: getattr(source, field) for field in VOCABULARY if hasattr(source, field)}
 
 
 def seen(paths):
   """Returns what data.json says of files: a list of dict(path, size, mtime, sha256)."""
-  found = []
+  entries = []
   for path in dict.fromkeys(str(pathlib.Path(path).absolute()) for path in paths):
-    if os.path.isfile(path):             # what is none is a mistake, which the reader of it names
+    if os.path.isfile(path):             # a path without a file is a mistake, which the reader of it names
       stat = os.stat(path)
-      found.append(dict(path=path, size=stat.st_size, mtime=stat.st_mtime_ns, sha256=store.sha256(path)))
-  return found
+      entries.append(dict(path=path, size=stat.st_size, mtime=stat.st_mtime_ns, sha256=store.sha256(path)))
+  return entries
 
 
 def changed(known):
@@ -178,13 +178,13 @@ def write(run, cfg, source, tables=()):
   if source.recorded:
     return
   (path / FOLDER).mkdir(exist_ok=True)
-  kept = getattr(source.vocabulary, 'path', None)
+  vocabulary_path = getattr(source.vocabulary, 'path', None)
   values = dict(
       data=described(lookup.source(cfg.data)), files=source.files,
       caches={name: dict(path=str(where.absolute()), key=source.keys[name])
               for name, where in source.caches.items()},
       metrics=source.metrics,
-      vocabulary=_keep(path, kept, caches.PIECES) if kept else None,
+      vocabulary=_keep(path, vocabulary_path, caches.PIECES) if vocabulary_path else None,
       tables={str(table): _keep(path, table, f'table{number}.npz') for number, table in enumerate(tables)},
       facts=getattr(source, 'facts', {}))
   store.write(path / FILE, values)

@@ -2,8 +2,8 @@
 
 The seal is `facts.json`: what the writer wants to be known of the folder, size and sha256 of every other
 file, and a sha256 of all that. `check` compares everything once per process and version of a file (a second
-per gigabyte or less); of a file above WHOLE bytes it compares the size, and its records, which carry hashes
-of their own, are checked as they are read. A folder that fails is made again, and that is said.
+per gigabyte or less). Of a file above WHOLE bytes `check` compares the size; its records, which carry hashes
+of their own, are checked as they are read. A folder that fails is made again, and a line says so.
 """
 
 import contextlib
@@ -41,9 +41,9 @@ def named(folder, name, key):
 
 
 def kept(path, make):
-  """Returns the facts of folder `path`, made by `make(folder) -> facts` if it is not there or not whole.
+  """Returns the facts of folder `path`; `make(folder) -> facts` makes it if it is not there or not whole.
 
-  Raises UserError, as `make` does, and says so where a damaged folder cannot be made again.
+  Raises UserError, as `make` does; the error says if a damaged folder cannot be made again.
   """
   damage = None
   if path.is_dir():
@@ -64,26 +64,26 @@ def kept(path, make):
 
 
 def seal(path, facts):
-  """Writes the seal of folder `path`, all of whose other files are there."""
+  """Writes the seal of folder `path`, whose other files are all there."""
   listed = {file.name: dict(size=file.stat().st_size, sha256=sha256(file)) for file in sorted(path.iterdir())}
   write(path / SEAL, dict(facts=facts, files=listed))
 
 
 def check(path):
   """Returns the facts of sealed folder `path`; errors.Damaged if anything in it is not as it was sealed."""
-  found = verified(path / SEAL)
-  for name, known in found['files'].items():
+  sealed = verified(path / SEAL)
+  for name, entry in sealed['files'].items():
     file = path / name
     size = file.stat().st_size if file.is_file() else None
-    if size != known['size']:
-      raise errors.Damaged(file, 'is gone' if size is None else f'has {size} bytes, not {known["size"]}')
-    if size <= WHOLE and sha256(file) != known['sha256']:
+    if size != entry['size']:
+      raise errors.Damaged(file, 'is gone' if size is None else f'has {size} bytes, not {entry["size"]}')
+    if size <= WHOLE and sha256(file) != entry['sha256']:
       raise errors.Damaged(file, 'has another sha256 than when it was written')
-  return found['facts']
+  return sealed['facts']
 
 
 def write(path, values):
-  """Writes the dict `values` as JSON file `path`, with the digest of itself under 'sha256'."""
+  """Writes the dict `values` as JSON file `path`, with its own digest under 'sha256'."""
   files.write_json(path, values | dict(sha256=_digest(values)), indent=1)
 
 
@@ -119,7 +119,7 @@ def _sha256(file, *version):
 def new(path):
   """Gives a folder to fill, which becomes `path` if the body ends well and vanishes if it does not.
 
-  A folder of that name that fails its check is replaced; one that is whole was made by a faster process.
+  A folder of that name that fails its check is replaced; a whole folder was made by a faster process.
   """
   host = socket.gethostname()
   unfinished = path.with_name(f'{path.name}.unfinished.{host}.{os.getpid()}')
@@ -154,12 +154,12 @@ def _whole(path):
 
 
 def _sweep(path, host):
-  """Removes what processes of this machine that are gone left unfinished."""
-  for left in path.parent.glob(f'{path.name}.unfinished.{host}.*'):
-    pid = int(left.name.rpartition('.')[2])
+  """Removes what dead processes of this machine left unfinished."""
+  for leftover in path.parent.glob(f'{path.name}.unfinished.{host}.*'):
+    pid = int(leftover.name.rpartition('.')[2])
     try:
       os.kill(pid, 0)
     except ProcessLookupError:
-      shutil.rmtree(left, ignore_errors=True)
+      shutil.rmtree(leftover, ignore_errors=True)
     except PermissionError:
       pass

@@ -21,7 +21,7 @@ def resize(pixels, size, box):
 
 
 def with_channels(pixels, channels):
-  """Returns uint8[H,W,channels]: `pixels` [H,W,C] itself, or its one channel repeated."""
+  """Returns uint8[H,W,channels]: `pixels` [H,W,C] themselves, or their single channel repeated."""
   if pixels.shape[2] == channels:
     return pixels
   if pixels.shape[2] != 1:

@@ -65,14 +65,14 @@ def _write(path, name, split, label):
                         'images of your own with --config.data.task=npz --config.data.files=FILE')
   facts = json.loads(next(records, b'{}'))
   writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
-  done = 0
+  num_images = 0
   with progress.task(f'caching {name} {split}', facts.get('size'), 'images') as advance:
     for record in records:
       writer.write(record)
       advance(1)
-      done += 1
+      num_images += 1
   writer.close()
-  if not done:
+  if not num_images:
     raise errors.UserError(f'data.task=tfds:{name}: the split {split!r} holds no images')
   return facts['num_labels']
 
@@ -83,13 +83,14 @@ def source(known, split):
   >>> source(['train', 'test'], 'validation'), source(['full'], 'train'), source(['full'], 'validation')
   ('test', 'full[:90%]', 'full[90%:]')
   """
-  found = {ours: next((name for name in names if name in known), None) for ours, names in SPLITS.items()}
-  if found['train'] is None:
+  names_by_split = {split_name: next((name for name in names if name in known), None)
+                    for split_name, names in SPLITS.items()}
+  if names_by_split['train'] is None:
     raise ValueError(f'no split called {" or ".join(SPLITS["train"])}, only {", ".join(known)}')
-  if found['validation']:
-    return found[split]
-  kept = 100 - 100 // HELD_OUT
-  return found['train'] + (f'[:{kept}%]' if split == 'train' else f'[{kept}%:]')
+  if names_by_split['validation']:
+    return names_by_split[split]
+  train_percent = 100 - 100 // HELD_OUT
+  return names_by_split['train'] + (f'[:{train_percent}%]' if split == 'train' else f'[{train_percent}%:]')
 
 
 def main(name, split, label, pipe):
@@ -98,11 +99,11 @@ def main(name, split, label, pipe):
   import tensorflow_datasets as datasets
   tf.config.set_visible_devices([], 'GPU')
   builder = datasets.builder(name)
-  wanted = source(list(builder.info.splits), split)
+  tfds_split = source(list(builder.info.splits), split)
   label = label or next(name for name in ('label', 'labels') if name in builder.info.features)
   facts = dict(num_labels=int(builder.info.features[label].num_classes),
-               size=int(builder.info.splits[wanted].num_examples))
-  encoded = dict(split=wanted, decoders=dict(image=datasets.decode.SkipDecoding()))
+               size=int(builder.info.splits[tfds_split].num_examples))
+  encoded = dict(split=tfds_split, decoders=dict(image=datasets.decode.SkipDecoding()))
   if builder.info.file_format.value == 'array_record':               # of which tf.data reads none
     examples = builder.as_data_source(**encoded)
   else:

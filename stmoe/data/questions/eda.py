@@ -39,8 +39,8 @@ class Text:
 
 def replace(text, rng, number, synonyms):
   """Replaces up to `number` words that have synonyms, each by one of them."""
-  known = [i for i in text.others() if _core(text.words[i])[1].lower() in synonyms]
-  for i in _some(rng, known, number):
+  replaceable = [i for i in text.others() if _core(text.words[i])[1].lower() in synonyms]
+  for i in _some(rng, replaceable, number):
     before, word, after = _core(text.words[i])
     text.words[i] = f'{before}{rng.choice(synonyms[word.lower()])}{after}'
 
@@ -58,9 +58,9 @@ def insert(text, rng, number, synonyms):
 def swap(text, rng, number, synonyms):
   """Swaps two random words, `number` times."""
   del synonyms
-  others = text.others()
-  for _ in range(number if len(others) > 1 else 0):
-    i, j = rng.choice(others, 2, replace=False)
+  movable = text.others()
+  for _ in range(number if len(movable) > 1 else 0):
+    i, j = rng.choice(movable, 2, replace=False)
     text.words[i], text.words[j] = text.words[j], text.words[i]
 
 
@@ -117,7 +117,7 @@ def augmented(domains, fields, seed):
   if fields['synonyms']:
     synonyms = read(fields['synonyms'])
   else:
-    synonyms = used_alike(dict.fromkeys(q.context for each in domains.values() for q in each))
+    synonyms = used_alike(dict.fromkeys(q.context for group in domains.values() for q in group))
   return {name: [*questions, *_copies(name, questions, fields, seed, synonyms)] if name in fields['files']
           else questions for name, questions in domains.items()}
 
@@ -134,15 +134,15 @@ def _copies(name, questions, fields, seed, synonyms):
 
 def read(path):
   """Returns dict word -> list of synonyms of the user's file, in lower case."""
-  found = {}
+  synonyms = {}
   for number, line in enumerate(given.text(path, 'data.eda.synonyms').splitlines(), 1):
-    word, colon, rest = line.partition(':')
-    listed = [text for text in re.split(r'[,\s]+', rest) if text]
+    word, colon, listing = line.partition(':')
+    listed = [text for text in re.split(r'[,\s]+', listing) if text]
     if line.strip() and not (colon and word.strip() and listed):
       raise errors.UserError(f'data.eda.synonyms={path}, line {number} is not `word: synonym, synonym`')
     if listed:
-      found.setdefault(word.strip().lower(), []).extend(listed)
-  return found
+      synonyms.setdefault(word.strip().lower(), []).extend(listed)
+  return synonyms
 
 
 def used_alike(texts):
@@ -150,15 +150,15 @@ def used_alike(texts):
 
   Similarity is the cosine of rows of positive pointwise mutual information with the words beside.
   """
-  found = [[w.lower() for w in re.findall(r'[^\W\d_]+', text)] for text in texts]
-  counts = collections.Counter(word for words in found for word in words)
+  words_of_texts = [[w.lower() for w in re.findall(r'[^\W\d_]+', text)] for text in texts]
+  counts = collections.Counter(word for words in words_of_texts for word in words)
   common = [word for word, count in sorted(counts.items(), key=lambda e: (-e[1], e[0]))[:COMMON]
             if count >= FEWEST]
   if len(common) <= SIMILAR:
     return {}
   at = {word: i for i, word in enumerate(common)}
   beside = np.zeros((len(common), len(common)), np.float32)
-  for words in found:
+  for words in words_of_texts:
     ids = [at.get(word, -1) for word in words]
     pairs = [(a, b) for a, b in zip(ids, ids[1:]) if a >= 0 and b >= 0]
     for a, b in pairs:

@@ -19,7 +19,7 @@ AROUND = (120, 240)                # characters of source before and after a fun
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """A question, its context, the accepted answers, and the character where the first of them starts."""
+  """A question, its context, the accepted answers, and the character where the first answer starts."""
   name: str
   question: str
   context: str
@@ -31,7 +31,7 @@ def read(path):
   """Returns the Questions of a file; UserError if it is no SQuAD file or an answer is not in its context."""
   articles = given.json(path, 'data.files')
   try:
-    found = [_question(qa, paragraph['context']) for article in articles['data']
+    questions = [_question(qa, paragraph['context']) for article in articles['data']
              for paragraph in article['paragraphs'] for qa in paragraph['qas']]
   except KeyError as error:
     raise errors.UserError(f'data.files: {path} is not in the format of SQuAD: a field {error} is '
@@ -39,9 +39,9 @@ def read(path):
   except (ValueError, TypeError, AttributeError) as error:
     why = str(error) if type(error) is ValueError else 'a field has another type'
     raise errors.UserError(f'data.files: {path} is not in the format of SQuAD: {why}') from error
-  if not found:
+  if not questions:
     raise errors.UserError(f'data.files: {path} holds no question')
-  return found
+  return questions
 
 
 def _question(qa, context):
@@ -61,52 +61,52 @@ def _question(qa, context):
 def of_files(files):
   """Returns dict split -> dict domain -> list of Questions of data.files = TRAIN, VALIDATION.
 
-  Each of the two is a file, several joined by `+`, or a folder, whose files called *.json, *.json.gz or
-  without an ending are taken.
+  TRAIN and VALIDATION are each a file, several files joined by `+`, or a folder. Of a folder the files called
+  *.json, *.json.gz or without an ending are taken.
   """
   if len(files) != 2:
     raise errors.UserError('data.files: task squad needs TRAIN,VALIDATION, each a file, FILE+FILE or a '
                            f'folder; it got {len(files)}')
-  found = {}
+  by_split = {}
   for split, text in zip(('train', 'validation'), files):
     listed = paths(str(text))
     names = [path.name.removesuffix('.gz').removesuffix('.json') for path in listed]
     for name in names:
       if names.count(name) > 1:
         raise errors.UserError(f'data.files: two files of {split} are called {name}; rename one')
-    found[split] = {name: read(path) for name, path in zip(names, listed)}
-  return found
+    by_split[split] = {name: read(path) for name, path in zip(names, listed)}
+  return by_split
 
 
 def paths(text):
-  """Returns the paths of the files that `text` names: one, several joined by `+`, or those of a folder."""
+  """Returns the paths of the files that `text` names: a file, several joined by `+`, or a folder's files."""
   whole = pathlib.Path(text)
   if whole.is_dir():
-    found = sorted(p for p in whole.iterdir() if p.is_file() and not p.name.startswith('.')
+    inside = sorted(p for p in whole.iterdir() if p.is_file() and not p.name.startswith('.')
                    and (not p.suffix or p.name.removesuffix('.gz').endswith('.json')))
-    if not found:
+    if not inside:
       raise errors.UserError(f'data.files: no file *.json in the folder {text}')
-    return found
+    return inside
   return [whole] if whole.exists() else [pathlib.Path(part) for part in text.split('+')]
 
 
 def of_stdlib():
-  """Returns what `of_files` does, of two domains made of the standard library of this Python.
+  """Returns what `of_files` does, for two domains made of the standard library of this Python.
 
   arguments: what the parentheses of a function hold; docstring: the first line in its quotes. The context is
   the source around; the question names the function.
   """
-  found = {}
+  by_split = {}
   for split, documents in corpus.stdlib().items():
-    found[split] = dict(arguments=[], docstring=[])
+    by_split[split] = dict(arguments=[], docstring=[])
     for file, text in documents:
       for match in _FUNCTION.finditer(text):
         begin = max(match.start() - AROUND[0], 0)
         context = text[begin:match.end() + AROUND[1]]
-        for group, (domain, questions) in zip((2, 3), found[split].items()):
+        for group, (domain, questions) in zip((2, 3), by_split[split].items()):
           questions.append(Question(f'{file}:{match.start()}', f'{domain} of {match.group(1)}?', context,
                                     (match.group(group),), match.start(group) - begin))
-  return found
+  return by_split
 
 
 def stdlib_questions(files):

@@ -20,7 +20,7 @@ FIELDS = ('nodes', 'edges', 'labels')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Graphs:
-  """A row is a graph of N nodes and M edges, fewer being filled up.
+  """A row is a graph of N nodes and M edges; smaller graphs are filled up.
 
   Its entries are
     features f32[rows,N,F] of nodes; node_weights f32[rows,N]: 1, and 0 where there is no node
@@ -28,18 +28,17 @@ class Graphs:
     labels i32[rows,n], or values f32[rows,n]; weights f32[rows,n]: n is N, or 1 for a whole graph.
 
   files: one for both splits, or one for training and one for validation; .jsonl or .npz.
-    A line of a .jsonl is a graph: {"nodes": [[0.5, ...], ...], "edges": [[0, 1], ...], "labels": ...}, of
-    which labels are a number, or one for each node, null where there is none; "split": "train" or
-    "validation" may be said of the graph, or of each of its nodes.
+    A line of a .jsonl is a graph: {"nodes": [[0.5, ...], ...], "edges": [[0, 1], ...], "labels": ...}. Labels
+    are a number, or a number for each node, null where there is none. "split": "train" or "validation" may be
+    said of the graph, or of each of its nodes.
     The arrays of an .npz are nodes [nodes,F] and edges [edges,2] of all graphs, whose nodes are numbered
-    through; graph [nodes], the number of the graph that a node is in, in order from 0 (absent: it is one
-    graph); labels of all nodes, or of graphs, NaN or -1 where there is none; and split of the same, which may
-    be absent.
-    Where no split is said, every tenth graph is held out, or every tenth node of what is one graph.
-  nodes: whether labels are of nodes, each of which is in a split: the others of the graph are still seen.
-  classes: whether labels are classes, whole numbers from 0; otherwise they are numbers.
-  num_nodes, num_edges, num_features: N, M, F.
-  undirected: whether every edge goes both ways; M counts both.
+    through. graph [nodes] is the number of the graph that a node is in, in order from 0 (absent: the file is
+    one graph). labels are of all nodes, or of graphs, NaN or -1 where there is none. split is of the same,
+    and may be absent. Where no split is said, every tenth graph is held out, or every tenth node of a single
+    graph.
+  nodes: whether labels are of nodes, each of which is in a split: the other nodes of the graph are still
+  seen. classes: whether labels are classes, whole numbers from 0; otherwise labels are any numbers.
+  num_nodes, num_edges, num_features: N, M, F. undirected: whether every edge goes both ways; M counts both.
   cache_dir: as for text.
   """
   files: ranges.Many(ranges.Text, least=1)
@@ -77,14 +76,14 @@ class Graphs:
     return dict(encoder=self.num_nodes, decoder=self.num_nodes if self.nodes else 1)
 
   def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> arrays.Opened:
-    """Returns the graphs, those that a run's Record `found` names if they are these."""
+    """Returns the graphs, those that a run's Record `found` names if they are the same."""
     return arrays.Opened(self, found, lambda: _read(self))
 
 
 class Graph(NamedTuple):
-  """One graph: where it was read, nodes f32[n,F], edges i32[m,2], labels f32[n or 1], held out bool[n or 1].
+  """A graph: where it was read, nodes f32[n,F], edges i32[m,2], labels f32[n or 1], held out bool[n or 1].
 
-  A label that is not there is NaN.
+  An absent label is NaN.
   """
   where: str
   nodes: np.ndarray
@@ -99,17 +98,17 @@ def _read(source):
   for path in paths:
     read = _npz if path.lower().endswith('.npz') else _jsonl
     for graph in read(source, path):
-      held = graph.held if len(paths) == 1 else np.full(graph.held.shape, path == paths[1])
-      for split, chosen in zip(tasks.SPLITS, (~held, held)):
+      held_out = graph.held if len(paths) == 1 else np.full(graph.held.shape, path == paths[1])
+      for split, chosen in zip(tasks.SPLITS, (~held_out, held_out)):
         if chosen.any():
           parts[split].append(_padded(source, _checked(source, graph), chosen))
   for split, rows in parts.items():
     if not any(row['weights'].any() for row in rows):
       raise errors.UserError(f'{paths[-1]}: the split {split!r} holds no labels')
-  found = {split: {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+  by_split = {split: {name: np.stack([row[name] for row in rows]) for name in rows[0]}
            for split, rows in parts.items()}
-  classes = max(int(part['labels'].max()) for part in found.values()) + 1 if source.classes else 0
-  return found, dict(num_classes=classes)
+  classes = max(int(part['labels'].max()) for part in by_split.values()) + 1 if source.classes else 0
+  return by_split, dict(num_classes=classes)
 
 
 def _padded(source, graph, chosen):
@@ -117,16 +116,16 @@ def _padded(source, graph, chosen):
   shapes = source.shapes(1)
   row = {name: np.zeros(shape[1:], dtype) for name, (shape, dtype) in shapes.items()}
   nodes, edges, labels = len(graph.nodes), len(graph.edges), len(graph.labels)
-  there = ~np.isnan(graph.labels)
+  labelled = ~np.isnan(graph.labels)
   row['features'][:nodes], row['node_weights'][:nodes] = graph.nodes, 1
   row['edges'][:edges], row['edge_weights'][:edges] = graph.edges, 1
-  row['labels' if source.classes else 'values'][:labels] = np.where(there, graph.labels, 0)
-  row['weights'][:labels] = there & chosen
+  row['labels' if source.classes else 'values'][:labels] = np.where(labelled, graph.labels, 0)
+  row['weights'][:labels] = labelled & chosen
   return row
 
 
 def _checked(source, graph):
-  """The Graph `graph` with the edges that a source wants; raises UserError for what does not fit."""
+  """The Graph `graph` with the edges that a source wants; raises UserError for a graph that does not fit."""
   where, nodes, edges, labels, _ = graph
   if nodes.shape[1:] != (source.num_features,):
     raise errors.UserError(f'data.num_features={source.num_features}, but {where} has nodes of '
@@ -139,9 +138,9 @@ def _checked(source, graph):
     if size > getattr(source, field):
       raise errors.UserError(f'data.{field}={getattr(source, field)}, but {where} has {size}; nearest: '
                              f'data.{field}={size}')
-  wanted = len(nodes) if source.nodes else 1
-  if labels.shape != (wanted,):
-    raise errors.UserError(f'{where} has {labels.size} labels; data.nodes={source.nodes} means {wanted}')
+  num_labels = len(nodes) if source.nodes else 1
+  if labels.shape != (num_labels,):
+    raise errors.UserError(f'{where} has {labels.size} labels; data.nodes={source.nodes} means {num_labels}')
   real = labels[~np.isnan(labels)]
   wrong = real[(real < 0) | (real != np.floor(real)) | (real >= 2 ** 31)]
   if source.classes and wrong.size:
@@ -160,7 +159,7 @@ def _between(where, edges, count):
 
 
 def _held(source, where, split, number, single, size):
-  """Bool[size], what of a graph's labels is held out; `single` = it is the only graph of its file."""
+  """Bool[size], which of a graph's labels are held out; `single` = the graph is alone in its file."""
   if isinstance(split, str):
     return np.full(size, arrays.held_out(where, [split], 1)[0])
   if split is not None or source.nodes and single:
@@ -169,7 +168,7 @@ def _held(source, where, split, number, single, size):
 
 
 def _jsonl(source, path):
-  """The Graphs of a file of JSON lines, the same as .gz."""
+  """The Graphs of a file of JSON lines, plain or .gz."""
   lines = list(given.lines(path, 'data.files'))
   for number, (line, text) in enumerate(lines):
     where = f'{path}, line {line}'
@@ -212,11 +211,13 @@ def _pairs(where, edges):
 
 def _npz(source, path):
   """The Graphs of an .npz."""
-  found = arrays.read(path)
-  nodes, edges, labels = (found[arrays.named(path, found, name)] for name in FIELDS)
+  fields = arrays.read(path)
+  nodes, edges, labels = (fields[arrays.named(path, fields, name)] for name in FIELDS)
   nodes = arrays.numbers(path, 'nodes', nodes, (2,))
   edges = _pairs(path, edges)
-  graph = arrays.whole(path, 'graph', found['graph']) if 'graph' in found else np.zeros(len(nodes), np.int32)
+  graph = np.zeros(len(nodes), np.int32)
+  if 'graph' in fields:
+    graph = arrays.whole(path, 'graph', fields['graph'])
   if graph.shape != (len(nodes),) or (np.diff(graph) < 0).any():
     raise errors.UserError(f'{path}: graph has the shape {list(graph.shape)}; it must hold the number of the '
                            f'graph of each of the {len(nodes)} nodes, in order from 0')
@@ -226,7 +227,7 @@ def _npz(source, path):
     raise errors.UserError(f'{path}: edge {across[0]} is from graph {graph[edges[across[0], 0]]} to graph '
                            f'{graph[edges[across[0], 1]]}')
   labels = _labels(source, path, labels, len(nodes) if source.nodes else int(graph.max(initial=-1)) + 1)
-  return list(_cut(source, path, nodes, edges, labels, graph, found.get('split')))
+  return list(_cut(source, path, nodes, edges, labels, graph, fields.get('split')))
 
 
 def _labels(source, path, labels, wanted):
@@ -242,9 +243,9 @@ def _cut(source, path, nodes, edges, labels, graph, split):
   count = int(graph.max(initial=-1)) + 1
   for number in range(count):
     begin, end = np.searchsorted(graph, [number, number + 1])
-    own = slice(begin, end) if source.nodes else slice(number, number + 1)
-    part = split[own] if split is not None and split.shape == labels.shape else split
+    of_graph = slice(begin, end) if source.nodes else slice(number, number + 1)
+    part = split[of_graph] if split is not None and split.shape == labels.shape else split
     inside = graph[edges[:, 0]] == number if len(edges) else np.zeros(0, bool)
     where = f'{path}, graph {number}'
-    yield Graph(where, nodes[begin:end], edges[inside] - np.int32(begin), labels[own],
-                _held(source, where, part, number, count == 1, len(labels[own])))
+    yield Graph(where, nodes[begin:end], edges[inside] - np.int32(begin), labels[of_graph],
+                _held(source, where, part, number, count == 1, len(labels[of_graph])))

@@ -1,6 +1,6 @@
 """Images with one label each, as rows of batches: from scikit-learn, .npz files or TensorFlow Datasets.
 
-What is random in row i of a stream depends on its number and on the seed only.
+What is random in row i of a stream depends on the row's number and on the seed only.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Labels:
 
   @property
   def digest(self) -> str:
-    """Returns what identifies it in a checkpoint."""
+    """Returns what identifies the labels in a checkpoint."""
     return f'{self.vocab_size} labels'
 
 
@@ -44,7 +44,7 @@ class Images:
     images uint8[N,H,W] or [N,H,W,C]; label or labels, integers from 0; in one file split ('train' or
     'validation' for each image), without which every tenth image is held out.
   label: name of the array (npz) or feature (tfds) of labels; '' = label or labels.
-  image_size, channels: of the rows; other images are resized, grey ones repeated.
+  image_size, channels: of the rows; other images are resized, grey images repeated.
   central: share of the shorter side of the square that is cut out of the middle (1.0 = all of it).
   crop: the least share of the area of an image that training cuts out, at random, in place of the middle.
     The sides of the part are between 3:4 and 4:3 (Inception's crop takes 0.05); 1.0 = none.
@@ -75,8 +75,8 @@ class Images:
   def shapes(self, rows: int) -> dict:
     """Returns dict name -> (shape, dtype) of a batch of `rows` images, each with one target, its label."""
     image = (rows, self.image_size, self.image_size, self.channels)
-    one = ((rows, 1), np.int32)
-    return dict(image=(image, np.float32), labels=one, weights=one)
+    of_label = ((rows, 1), np.int32)
+    return dict(image=(image, np.float32), labels=of_label, weights=of_label)
 
   def lengths(self, model: typing.Any) -> dict:
     """Returns dict stack -> positions of a row: the patches of a model that has such, and one label."""
@@ -86,24 +86,24 @@ class Images:
     return dict(encoder=patches + (model.get('pooling', 'token') == 'token'), decoder=1)
 
   def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> 'Opened':
-    """Returns the images, those that a run's Record `found` names if they are these."""
+    """Returns the images, those that a run's Record `found` names if they are the same."""
     _check(self)
     return Opened(self, found)
 
 
 class Opened:
-  """The rows of one set of images; what is needed of opened data is said in data/batches.py."""
+  """The rows of a set of images; data/batches.py says what opened data need."""
 
   vocabulary = None
   metrics: dict = {}
 
   def __init__(self, source: Images, found: records.Record):
-    self._source, name, known = source, source.task, found.known(source)
-    self.recorded = bool(known)
-    self.files = found.values['files'] if known else records.seen(source.files)
-    kept = found.kept(source, name, lambda: keep(source)) if known else keep(source)
-    self._pictures = load(kept)
-    self.keys, self.caches, self.weights = {name: kept.key}, {name: kept.path}, [1.0]
+    self._source, name, recorded_caches = source, source.task, found.known(source)
+    self.recorded = bool(recorded_caches)
+    self.files = found.values['files'] if recorded_caches else records.seen(source.files)
+    cache = found.kept(source, name, lambda: keep(source)) if recorded_caches else keep(source)
+    self._pictures = load(cache)
+    self.keys, self.caches, self.weights = {name: cache.key}, {name: cache.path}, [1.0]
 
   def rows(self, name: str, split: str, seed: int, train: bool) -> 'Rows':
     """Returns the Rows of a split; `train` makes them random, where the configuration says so."""
@@ -112,8 +112,8 @@ class Opened:
 
   def info(self) -> dict:
     """Returns the facts of the images; see `info` of data/batches.py."""
-    sizes = {split: len(found) for split, found in self._pictures.items()}
-    labels = Labels(max(found.num_labels for found in self._pictures.values()))
+    sizes = {split: len(pictures) for split, pictures in self._pictures.items()}
+    labels = Labels(max(pictures.num_labels for pictures in self._pictures.values()))
     return dict(vocab=labels, vocab_size=labels.vocab_size, num_images=sizes,
                 sources=[dict(task=name, key=key) for name, key in self.keys.items()])
 
@@ -183,22 +183,22 @@ class Arrays:
 
 
 def keep(data: typing.Any) -> store.Kept:
-  """Returns the `store.Kept` of the images of section `data`, made if it is not there."""
+  """Returns the `store.Kept` of the images of section `data`; makes it if it is not there."""
   if data.task.startswith(TFDS):
     from stmoe.data.images import tfds
     return tfds.keep(data.task.removeprefix(TFDS), data.label, data.cache_dir)
   if data.task not in LOCAL:
-    known = (*LOCAL, f'{TFDS}NAME')
+    names = (*LOCAL, f'{TFDS}NAME')
     raise errors.UserError(f'data.task: no set of images is called {data.task!r}'
-                           f'{errors.nearest(data.task, known)} (there are: {", ".join(known)})')
+                           f'{errors.nearest(data.task, names)} (there are: {", ".join(names)})')
   pictures, key = LOCAL[data.task](data)
   path = store.named(caches.folder(data.cache_dir), f'images-{data.task}', key)
 
   def write(folder):
-    for split, found in pictures.items():
-      np.save(folder / f'{split}.images.npy', found.images)
-      np.save(folder / f'{split}.labels.npy', found.labels)
-    return dict(key=key, num_labels=max(found.num_labels for found in pictures.values()))
+    for split, of_split in pictures.items():
+      np.save(folder / f'{split}.images.npy', of_split.images)
+      np.save(folder / f'{split}.labels.npy', of_split.labels)
+    return dict(key=key, num_labels=max(of_split.num_labels for of_split in pictures.values()))
   return store.Kept(path, store.kept(path, write))
 
 
@@ -217,7 +217,7 @@ def load(kept: store.Kept) -> dict:
 
 
 def _check(data):
-  """Raises UserError for shares and sizes that are none."""
+  """Raises UserError for values that are no shares or sizes."""
   for field in ('central', 'crop'):
     if not 0 < getattr(data, field) <= 1:
       raise errors.UserError(f'data.{field}={getattr(data, field)}: must be above 0 and at most 1')
@@ -231,10 +231,10 @@ def digits(data: typing.Any) -> dict:
   if data.files:
     raise errors.UserError('data.files is set, but task digits reads none; use data.task=npz')
   from sklearn import datasets
-  found = datasets.load_digits()
-  pixels = np.round(found.images * (255 / 16)).astype(np.uint8)
+  dataset = datasets.load_digits()
+  pixels = np.round(dataset.images * (255 / 16)).astype(np.uint8)
   held_out = np.arange(len(pixels)) % 5 == 4
-  return _divided(pixels, found.target.astype(np.int64), held_out)
+  return _divided(pixels, dataset.target.astype(np.int64), held_out)
 
 
 def npz(data: typing.Any) -> dict:
@@ -244,11 +244,11 @@ def npz(data: typing.Any) -> dict:
     raise errors.UserError(f'data.files: task npz reads one file, or one for each split; it got {len(paths)}')
   parts = [_read(file, data.label) for file in paths]
   if len(parts) == 2:
-    (pixels, labels, _), (more, others, _) = parts
-    if pixels.shape[1:] != more.shape[1:]:
-      raise errors.UserError(f'{paths[0]} has images of {pixels.shape[1:]}, {paths[1]} of {more.shape[1:]}')
-    held_out = np.arange(len(pixels) + len(more)) >= len(pixels)
-    return _divided(np.concatenate([pixels, more]), np.concatenate([labels, others]), held_out)
+    (pixels, labels, _), (others, other_labels, _) = parts
+    if pixels.shape[1:] != others.shape[1:]:
+      raise errors.UserError(f'{paths[0]} has images of {pixels.shape[1:]}, {paths[1]} of {others.shape[1:]}')
+    held_out = np.arange(len(pixels) + len(others)) >= len(pixels)
+    return _divided(np.concatenate([pixels, others]), np.concatenate([labels, other_labels]), held_out)
   pixels, labels, split = parts[0]
   return _divided(pixels, labels, arrays.held_out(paths[0], split, len(pixels)))
 
@@ -257,7 +257,7 @@ LOCAL = {'digits': digits, 'npz': npz}
 
 
 def _divided(pixels, labels, held_out):
-  """(dict split -> Arrays, fingerprint) of images of which some are held out."""
+  """(dict split -> Arrays, fingerprint) of images; `held_out` says which are held out."""
   split = {'train': ~held_out, 'validation': held_out}
   for name, chosen in split.items():
     if not chosen.any():
@@ -266,16 +266,16 @@ def _divided(pixels, labels, held_out):
   for part in (pixels, labels, held_out):
     digest.update(np.ascontiguousarray(part).tobytes())
   num_labels = int(labels.max()) + 1
-  found = {name: Arrays(pixels[chosen], labels[chosen], num_labels) for name, chosen in split.items()}
-  return found, digest.hexdigest()[:16]
+  by_split = {name: Arrays(pixels[chosen], labels[chosen], num_labels) for name, chosen in split.items()}
+  return by_split, digest.hexdigest()[:16]
 
 
 def _read(file, label):
   """(images uint8, labels i64, split or None) of an .npz file."""
-  found = arrays.read(file)
-  image = arrays.named(file, found, 'image', 'images')
-  label = arrays.named(file, found, *((label,) if label else ('label', 'labels')))
-  pixels, labels, split = found[image], found[label], found.get('split')
+  fields = arrays.read(file)
+  image = arrays.named(file, fields, 'image', 'images')
+  label = arrays.named(file, fields, *((label,) if label else ('label', 'labels')))
+  pixels, labels, split = fields[image], fields[label], fields.get('split')
   if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[3:] not in ((), (1,), (3,)):
     raise errors.UserError(f'{file}: {image} is {pixels.dtype}{list(pixels.shape)}; it must be uint8[N,H,W] '
                            'or uint8[N,H,W,C] with C of 1 or 3')

@@ -1,9 +1,9 @@
 """Extractive question answering as rows of a batch: windows of a question and a part of its context.
 
-A row is [start] question [EOS] part of the context [EOS], [start] being id 0, and has two targets: the places
-in it of the first and of the last token of the answer, both 0 where the answer is not wholly in it. The
-context is cut into tokens by words, numbers and single other characters, so that every token has a place in
-the text; an answer goes from the first token of its first word to the last one of its last.
+A row is [start] question [EOS] part of the context [EOS], [start] being id 0. It has two targets: the places
+in the row of the first and of the last token of the answer, both 0 where the row has not the whole answer.
+The context is cut into tokens by words, numbers and single other characters. So every token has a place in the
+text. An answer goes from the first token of its first word to the last token of its last word.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ NUM_SPECIAL = 3                    # ids of a row that are neither question nor 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-  """A text and its tokens: ids i32[n], and the characters begin i32[n] to end i32[n] of each one's word."""
+  """A text and its tokens: ids i32[n], and the characters begin i32[n] to end i32[n] of each token's word."""
   text: str
   ids: np.ndarray
   begin: np.ndarray
@@ -58,7 +58,7 @@ class Window:
     return len(self.question) + 2
 
   def example(self, eos: int) -> dict:
-    """Returns the row as what `pack.fill` takes."""
+    """Returns the row in the form that `pack.fill` takes."""
     ends = np.asarray([eos], np.int32)
     ids = [np.asarray([START], np.int32), self.question, ends, self.context.ids[self.first:self.last], ends]
     begin, end = self.answer
@@ -91,15 +91,15 @@ def best_span(start: np.ndarray, end: np.ndarray, longest: int) -> tuple[float, 
 def tokenize(texts: typing.Iterable[str], vocabulary: typing.Any) -> typing.Callable[[str], 'Tokens']:
   """Returns a function text -> Tokens for `texts`; every word is encoded once, with the blanks before it."""
   words = sorted({match.group() for text in texts for match in WORD.finditer(text)})
-  known = dict(zip(words, vocabulary.encode(words)))
+  ids_of = dict(zip(words, vocabulary.encode(words)))
 
   @functools.cache
   def tokens(text):
     ids, spans = [np.zeros(0, np.int32)], []
     for match in WORD.finditer(text):
-      found = known[match.group()]
-      ids.append(found)
-      spans += [match.span(2)] * len(found)
+      word_ids = ids_of[match.group()]
+      ids.append(word_ids)
+      spans += [match.span(2)] * len(word_ids)
     begin, end = np.asarray(spans, np.int32).reshape(-1, 2).T
     return Tokens(text, np.concatenate(ids), begin, end)
   return tokens
@@ -146,42 +146,42 @@ class Questions:
     return {name: ((rows, *array.shape[1:]), array.dtype) for name, array in batch.items()}
 
   def lengths(self, model: typing.Any = None) -> dict:
-    """Returns dict stack -> tokens of a row; those of the decoder are the places of an answer."""
+    """Returns dict stack -> tokens of a row; the decoder's are the places of an answer."""
     return dict(encoder=self.inputs_length, decoder=self.targets_length)
 
   def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> 'Opened':
-    """Returns the questions, those that a run's Record `found` names if they are these."""
+    """Returns the questions, those that a run's Record `found` names if they are the same."""
     _check(self)
     return Opened(self, found, cfg.seed)
 
   def vocabulary(self, found: records.Record = records.NONE, asked: dict | None = None) -> typing.Any:
-    """Returns the vocabulary, trained on the questions of the files: `asked`, if they are at hand."""
+    """Returns the vocabulary, trained on the questions of the files; `asked` are these, if at hand."""
     def make():
-      among = [_task(self.task, asked or load(self))] if self.vocab.startswith('train:') else []
-      return caches.vocabulary_of(self.vocab, among, self.extra_ids, self.cache_dir)
+      trained_on = [_task(self.task, asked or load(self))] if self.vocab.startswith('train:') else []
+      return caches.vocabulary_of(self.vocab, trained_on, self.extra_ids, self.cache_dir)
     return found.vocabulary(self, make)
 
 
 class Opened:
-  """The rows of the questions of all domains; what is needed of opened data is said in data/batches.py."""
+  """The rows of the questions of all domains; data/batches.py says what opened data need."""
 
   metrics: dict = {}
 
   def __init__(self, source: Questions, found: records.Record, seed: int):
-    self._source, name, known = source, source.task, found.known(source)
-    self.recorded = bool(known)
-    if known:
+    self._source, name, recorded_caches = source, source.task, found.known(source)
+    self.recorded = bool(recorded_caches)
+    if recorded_caches:
       self.vocabulary, self.files = source.vocabulary(found), found.values['files']
-      kept = found.kept(source, name, lambda: _kept(source, load(source), self.vocabulary, seed))
+      cache = found.kept(source, name, lambda: _kept(source, load(source), self.vocabulary, seed))
     else:
       self.files = records.seen(_files(source))
-      asked = load(source)
-      self.vocabulary = source.vocabulary(found, asked)
-      kept = _kept(source, asked, self.vocabulary, seed)
-    self._questions = _read(kept)
-    every = [q for domains in self._questions.values() for each in domains.values() for q in each]
-    self._tokens = tokenize({text for q in every for text in (q.question, q.context)}, self.vocabulary)
-    self.keys, self.caches, self.weights = {name: kept.key}, {name: kept.path}, [1.0]
+      loaded = load(source)
+      self.vocabulary = source.vocabulary(found, loaded)
+      cache = _kept(source, loaded, self.vocabulary, seed)
+    self._questions = _read(cache)
+    questions = [q for domains in self._questions.values() for group in domains.values() for q in group]
+    self._tokens = tokenize({text for q in questions for text in (q.question, q.context)}, self.vocabulary)
+    self.keys, self.caches, self.weights = {name: cache.key}, {name: cache.path}, [1.0]
 
   def rows(self, name: str, split: str, seed: int, train: bool) -> 'Rows':
     """Returns the Rows of a split; nothing in them is random."""
@@ -199,17 +199,17 @@ class Opened:
   def windows(self, question: typing.Any) -> list[Window]:
     """Returns the Windows of a Question, which cover its context."""
     context = self._tokens(question.context)
-    asked = self._tokens(question.question).ids[:self._source.question_length]
+    question_ids = self._tokens(question.question).ids[:self._source.question_length]
     to = question.start + len(question.answers[0])
     inside = np.flatnonzero((context.end > question.start) & (context.begin < to))
     answer = (int(inside[0]), int(inside[-1])) if len(inside) else (-1, -1)
-    room = self._source.inputs_length - len(asked) - NUM_SPECIAL
-    found: list[Window] = []
+    room = self._source.inputs_length - len(question_ids) - NUM_SPECIAL
+    windows: list[Window] = []
     first = 0
-    while not found or found[-1].last < len(context.ids):
-      found.append(Window(asked, context, answer, first, min(first + room, len(context.ids))))
+    while not windows or windows[-1].last < len(context.ids):
+      windows.append(Window(question_ids, context, answer, first, min(first + room, len(context.ids))))
       first += room - self._source.stride
-    return found
+    return windows
 
   def judged(self) -> tuple[dict, typing.Any]:
     """Returns (dict domain -> examples.Judged of its validation questions, each with its `windows`; self)."""
@@ -219,17 +219,17 @@ class Opened:
             for name, questions in self._questions['validation'].items()}, self
 
   def batch(self, windows: list[Window], size: int) -> dict[str, np.ndarray]:
-    """Returns a batch of `size` rows with the Windows, at most so many, and empty rows."""
-    found, rows = pack.empty(self._source.lengths(), size), Rows(windows, self.vocabulary.eos_id)
+    """Returns a batch of `size` rows with the Windows, at most `size` of them, and empty rows."""
+    arrays, rows = pack.empty(self._source.lengths(), size), Rows(windows, self.vocabulary.eos_id)
     for at in range(len(windows)):
-      rows.fill(found, at, at, 0)
-    return found
+      rows.fill(arrays, at, at, 0)
+    return arrays
 
   def answer(self, windows: list[Window], logits: typing.Sequence[np.ndarray]) -> str:
     """Returns the best text of a question over its windows; logits are f32[2,T] each."""
-    found = [window.best(one, self._source.answer_length) for window, one in zip(windows, logits)
+    spans = [window.best(of_window, self._source.answer_length) for window, of_window in zip(windows, logits)
              if window.last > window.first]
-    return max(found, key=lambda each: each[0], default=(0.0, ''))[1]
+    return max(spans, key=lambda each: each[0], default=(0.0, ''))[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,33 +249,33 @@ class Rows:
 
 def _read(kept):
   """Dict split -> dict domain -> list of Questions of a `store.Kept`."""
-  found = {split: {} for split in tasks.SPLITS}
-  for split, domain, each in files.read_lines(kept.path / QUESTIONS, list, limit=store.WHOLE):
+  by_split = {split: {} for split in tasks.SPLITS}
+  for split, domain, group in files.read_lines(kept.path / QUESTIONS, list, limit=store.WHOLE):
     contexts = {}
-    found[split][domain] = [squad.Question(name, question, contexts.setdefault(context, context),
+    by_split[split][domain] = [squad.Question(name, question, contexts.setdefault(context, context),
                                            tuple(answers), start)
-                            for name, question, context, answers, start in each]
-  return found
+                            for name, question, context, answers, start in group]
+  return by_split
 
 
 def _kept(source, asked, vocabulary, seed):
-  """The `store.Kept` of the questions `asked`, with augmented ones for training, made if it is not there."""
+  """The `store.Kept` of the questions `asked`, with augmented questions for training; made if not there."""
   questions = asked | dict(train=eda.augmented(asked['train'], source.eda, seed))
   key = caches.digest(_task(source.task, questions).fingerprint, vocabulary.digest)
   path = store.named(caches.folder(source.cache_dir), f'{source.task}-questions', key)
 
   def write(folder):
     with open(folder / QUESTIONS, 'w', encoding='utf-8') as file:
-      file.writelines(json.dumps([split, domain, [dataclasses.astuple(q) for q in each]]) + '\n'
-                      for split, domains in questions.items() for domain, each in domains.items())
+      file.writelines(json.dumps([split, domain, [dataclasses.astuple(q) for q in group]]) + '\n'
+                      for split, domains in questions.items() for domain, group in domains.items())
     return dict(key=key)
   return store.Kept(path, store.kept(path, write))
 
 
 def _files(data):
   """The user's files that questions of section `data` are made of."""
-  given = [path for text in data.files for path in squad.paths(str(text))] if data.task == 'squad' else []
-  return given + [data.eda['synonyms']] * bool(data.eda['files'] and data.eda['synonyms'])
+  paths = [path for text in data.files for path in squad.paths(str(text))] if data.task == 'squad' else []
+  return paths + [data.eda['synonyms']] * bool(data.eda['files'] and data.eda['synonyms'])
 
 
 def load(data: typing.Any) -> dict:
@@ -295,8 +295,8 @@ def _task(name, questions):
 
   digest = hashlib.sha256()
   for split, domains in questions.items():
-    for domain, each in domains.items():
-      digest.update(json.dumps([split, domain, [dataclasses.astuple(q) for q in each]]).encode())
+    for domain, group in domains.items():
+      digest.update(json.dumps([split, domain, [dataclasses.astuple(q) for q in group]]).encode())
   return tasks.Task(name, digest.hexdigest(), {}, documents, lambda split: None)
 
 

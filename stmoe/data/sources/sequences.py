@@ -1,4 +1,4 @@
-"""Sequences of values: windows of trajectories, and the value that follows every one of theirs."""
+"""Sequences of values: windows of trajectories, and the value that follows every value of a window."""
 
 import dataclasses
 import typing
@@ -15,16 +15,16 @@ from stmoe.data import record as records
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sequences:
-  """Windows of T values of n numbers each: entries `features` f32[rows,T,n], and what follows each of them.
+  """Windows of T values of n numbers each: entries `features` f32[rows,T,n], and what follows each value.
 
-  That is the entry `values` f32[rows,T n], the same numbers one place on; `weights` f32[rows,T n] is 1.
+  What follows is the entry `values` f32[rows,T n], the same numbers a place on; `weights` f32[rows,T n] is 1.
 
   files: an .npz for both splits, or one for training and one for validation, with these arrays:
     values [K,time,n], K trajectories, or [time,n], a single trajectory;
     system: whole numbers [K], the system of each, if num_systems says so;
     split: [K], train or validation for each. Without `split` every tenth trajectory is held out, of a single
     trajectory the last tenth of its time.
-  length: T. stride: places from the start of a window to that of the next one; None = T.
+  length: T. stride: places from the start of a window to the start of the next window; None = T.
   num_values: n.
   num_systems: systems that trajectories belong to, numbered from 0: the entry given/system i32[rows] for
     routers to read; 0 = this is not said.
@@ -55,21 +55,21 @@ class Sequences:
     return dict(encoder=self.length, decoder=self.length)
 
   def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> arrays.Opened:
-    """Returns the windows, of the trajectories that a run's Record `found` names if they are these."""
+    """Returns the windows of the trajectories; those of a run's Record `found` if they are the same."""
     stride = self.stride or self.length
     return arrays.Opened(self, found, lambda: _read(self),
                          lambda trajectories: Windows(trajectories, self.length, stride))
 
 
 class Windows(NamedTuple):
-  """The windows of trajectories, of which all are equally long: values f32[K,time,n], and system i32[K]."""
+  """The windows of trajectories of one length: values f32[K,time,n], and system i32[K]."""
   trajectories: dict
   length: int
   stride: int
 
   @property
   def each(self) -> int:
-    """The windows of a trajectory: a value must follow the last."""
+    """The number of windows of a trajectory; a value must follow the last window."""
     return max((self.trajectories['values'].shape[1] - self.length - 1) // self.stride + 1, 0)
 
   def __len__(self):
@@ -93,17 +93,17 @@ def _read(source):
   paths = arrays.paths(source)
   splits = [_trajectories(source, path) for path in paths]
   if len(splits) == 2:
-    found = {split: part for split, (part, _) in zip(('train', 'validation'), splits)}
+    by_split = {split: part for split, (part, _) in zip(('train', 'validation'), splits)}
   else:
     [(part, split)] = splits
-    found = _divided(source, paths[0], part, split)
-  for split, part in found.items():
+    by_split = _divided(source, paths[0], part, split)
+  for split, part in by_split.items():
     if part['values'].shape[1] <= source.length:
       time = part['values'].shape[1]
       raise errors.UserError(f'data.length={source.length}: a window needs one value more than its length, '
                              f'and trajectories of {split} have {time}; nearest: '
                              f'data.length={max(time - 1, 1)}')
-  return found, {}
+  return by_split, {}
 
 
 def _divided(source, path, part, split):
@@ -117,15 +117,15 @@ def _divided(source, path, part, split):
 
 def _trajectories(source, path):
   """(dict(values, system), split or None) of a file."""
-  found = arrays.read(path)
-  values = arrays.numbers(path, 'values', found[arrays.named(path, found, 'values')], (2, 3))
+  fields = arrays.read(path)
+  values = arrays.numbers(path, 'values', fields[arrays.named(path, fields, 'values')], (2, 3))
   values = values[None] if values.ndim == 2 else values
   if values.shape[2] != source.num_values:
     raise errors.UserError(f'data.num_values={source.num_values}, but {path} has values of {values.shape[2]} '
                            f'numbers; nearest: data.num_values={values.shape[2]}')
   part = dict(values=values)
   if source.num_systems:
-    system = arrays.whole(path, 'system', found[arrays.named(path, found, 'system')])
+    system = arrays.whole(path, 'system', fields[arrays.named(path, fields, 'system')])
     if system.shape != values.shape[:1]:
       raise errors.UserError(f'{path}: system has the shape {list(system.shape)}; it must be '
                              f'[{len(values)}]')
@@ -133,4 +133,4 @@ def _trajectories(source, path):
       raise errors.UserError(f'data.num_systems={source.num_systems}, but {path} has system {system.max()}; '
                              f'nearest: data.num_systems={system.max() + 1}')
     part['system'] = system
-  return part, found.get('split')
+  return part, fields.get('split')

@@ -30,10 +30,10 @@ class Table:
   numbers: columns of numbers, the entry `features` f32[rows,F]. They are standardised: the mean of the
     training part is subtracted, and its deviation divides.
   categories: columns of names or whole numbers, the entry `ids` i32[rows,C]. Each value of the training part
-    has an id, sorted, column after column; the first id of a column stands for all values that are not there.
+    has an id, sorted, column after column. The first id of a column stands for all values that are not there.
   num_ids: ids of all categories together, for which the model has room.
-  given: columns of names or whole numbers, an entry given/NAME i32[rows] each for routers to read. Ids are
-    those of the sorted values of the training part from 1 on; 0 stands for all others.
+  given: columns of names or whole numbers, each an entry given/NAME i32[rows] for routers to read. Ids are
+    those of the sorted values of the training part from 1 on; 0 stands for all other values.
   labels: columns to predict. They are numbers, the entry `values` f32[rows,n] as it is; `weights`
     f32[rows,n] is 0 where a label is not there, an empty cell or text or NaN, else 1.
   classes: whether the label is a class: one column of names or whole numbers, the entry `labels` i32[rows,1],
@@ -79,7 +79,7 @@ class Table:
     return dict(encoder=1, decoder=1)
 
   def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> arrays.Opened:
-    """Returns the rows, those that a run's Record `found` names if they are these.
+    """Returns the rows, those that a run's Record `found` names if they are the same.
 
     Other files of the same columns are read with the scales and the ids of the run.
     """
@@ -164,12 +164,12 @@ def _room(source, values):
 
 def _values(values, paths):
   """Dict of values and weights, f32[N,n], of f64[N,n] with NaN where there is none."""
-  there = ~np.isnan(values)
+  present = ~np.isnan(values)
   with np.errstate(over='ignore'):
-    found = np.where(there, values, 0).astype(np.float32)
-  if not np.isfinite(found).all():
+    filled = np.where(present, values, 0).astype(np.float32)
+  if not np.isfinite(filled).all():
     raise errors.UserError(f'{paths[-1]}: a label is too large for a number of 32 bits')
-  return dict(values=found, weights=there.astype(np.float32))
+  return dict(values=filled, weights=present.astype(np.float32))
 
 
 def _classes(names, held, known, paths):
@@ -229,10 +229,10 @@ class _Npz:
   def _column(self, name):
     several = SEVERAL.fullmatch(name)
     array = self._found[arrays.named(self.path, self._found, several[1] if several else name)]
-    wanted = (self.length, int(several[2])) if several else (self.length,)
-    if array.shape != wanted:
+    shape = (self.length, int(several[2])) if several else (self.length,)
+    if array.shape != shape:
       raise errors.UserError(f'{self.path}: column {name} has the shape {list(array.shape)}; it must be '
-                             f'{list(wanted)}')
+                             f'{list(shape)}')
     return array.reshape(self.length, -1)
 
 

@@ -24,17 +24,19 @@ class Texts:
 
   objective: lm, span_corruption, prefix_lm, seq2seq, prompted, ..., with fields of its own: row lengths.
   task, files: a task of families/, and the files of tasks text and pairs.
-  jsonl: files of a task with metrics, in the format its set is released in, or one folder of them: training
+  jsonl: files of a task with metrics, in the format its set is released in, or a folder of such files:
+  training
     and validation; empty = TensorFlow Datasets.
-  mixture: instead of task: {task: weight}, or pairs of them, or names alone: then the weight of each is its
-    number of training examples, but no more than mixture_cap; empty for none.
-  metrics: instead of the task's own (modules of stmoe/metrics); empty for these.
+  mixture: instead of task: {task: weight}, or pairs of them, or names alone. With names alone the weight of
+    each is its number of training examples, but no more than mixture_cap; empty for none.
+  metrics: instead of the task's own (modules of stmoe/metrics); empty = the task's own.
   vocab, extra_ids, cache_dir: see cache.py ('' = the default folder).
-  loss_from: share of a row of targets: those at the first ceil(loss_from * length) positions of every
-    segment have loss weight 0, in training and evaluation. For models that are only to be judged, or only
-    causal, after a prefix, and for others that are compared with them.
-  replaced, eval_replaced: share of the tokens of the text that are others, in training and in evaluation, of
-    inputs and targets alike (swap.py). Examples that are judged stay as they are.
+  loss_from: share of a row of targets without loss. Targets at the first ceil(loss_from * length) positions
+  of
+    every segment have loss weight 0, in training and evaluation. This is for models that are only to be
+    judged, or only causal, after a prefix, and for other models that are compared with them.
+  replaced, eval_replaced: share of the tokens of the text that are replaced by others, in training and in
+    evaluation, in inputs and targets alike (swap.py). Examples that are judged stay as they are.
   join: True cuts the joined documents every `segment` tokens (one segment a row: attention and
     positions run across documents, whose ends EOS marks); False cuts each document by itself.
     Pairs (seq2seq, prompted) are never joined.
@@ -68,7 +70,7 @@ class Texts:
 
   def content(self) -> dict:
     """Returns what says which data these are, for data.json."""
-    mixture = sorted(one if isinstance(one, str) else one[0] for one in self.mixture or ())
+    mixture = sorted(entry if isinstance(entry, str) else entry[0] for entry in self.mixture or ())
     return dict(task=self.task, files=self.files, jsonl=self.jsonl, mixture=mixture)
 
   def shapes(self, rows: int) -> dict:
@@ -81,7 +83,7 @@ class Texts:
     return {side: self.objective.keywords[field] for side, field in self.rule.sides.items()}
 
   def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> 'Opened':
-    """Returns the rows, those that a run's Record `found` names if they are these."""
+    """Returns the rows, those that a run's Record `found` names if they are the same."""
     return Opened(self, found, cfg.model.get('start_id', 0) if 'model' in cfg else 0)
 
   def shares(self) -> tuple:
@@ -101,39 +103,39 @@ class Texts:
   def tasks(self) -> list:
     """Returns the list of Tasks."""
     files = tuple(self.jsonl) or self.files
-    own = lambda name: files if name in tasks.OWN_FILES or self.jsonl or not self.mixture else ()
-    return [tasks.get(name, own(name), self.metrics) for name, _ in self.shares()]
+    own_files = lambda name: files if name in tasks.OWN_FILES or self.jsonl or not self.mixture else ()
+    return [tasks.get(name, own_files(name), self.metrics) for name, _ in self.shares()]
 
   def vocabulary(self, found: records.Record = records.NONE, among: list | None = None) -> typing.Any:
-    """Returns the vocabulary, the run's own if it is in Record `found`; `among` are the tasks, if at hand."""
+    """Returns the vocabulary: the run's own, if Record `found` has it; `among` are the tasks, if at hand."""
     def make():
       tasks_of = among or (self.tasks() if self.vocab.startswith('train:') else ())
       return caches.vocabulary_of(self.vocab, tasks_of, self.extra_ids, self.cache_dir)
     return found.vocabulary(self, make)
 
   def open_caches(self) -> dict:
-    """Returns {task name: Cache}, all with one vocabulary; makes what is missing."""
-    among = self.tasks()
-    vocabulary = self.vocabulary(among=among)
-    return {task.name: caches.of(task, vocabulary, self.cache_dir) for task in among}
+    """Returns {task name: Cache}, all with the same vocabulary; makes what is missing."""
+    sources = self.tasks()
+    vocabulary = self.vocabulary(among=sources)
+    return {task.name: caches.of(task, vocabulary, self.cache_dir) for task in sources}
 
 
 class Opened:
-  """The rows of tasks of text; what is needed of opened data is said in data/batches.py."""
+  """The rows of tasks of text; data/batches.py says what opened data need."""
 
   def __init__(self, source: Texts, found: records.Record, start: int):
-    self._source, self._start, known = source, start, found.known(source)
-    self.recorded = bool(known)
-    if known:
+    self._source, self._start, recorded_caches = source, start, found.known(source)
+    self.recorded = bool(recorded_caches)
+    if recorded_caches:
       self.vocabulary = source.vocabulary(found)
-      self._caches = {name: _recorded(source, found, name, self.vocabulary) for name in known}
+      self._caches = {name: _recorded(source, found, name, self.vocabulary) for name in recorded_caches}
       self.files, self.metrics = found.values['files'], found.values['metrics']
     else:
-      among = source.tasks()
-      self.files = records.seen(file for task in among for file in task.facts.get('files', ()))
-      self.vocabulary = source.vocabulary(found, among)
-      self._caches = {task.name: caches.of(task, self.vocabulary, source.cache_dir) for task in among}
-      self.metrics = {task.name: list(task.metrics) for task in among}
+      sources = source.tasks()
+      self.files = records.seen(file for task in sources for file in task.facts.get('files', ()))
+      self.vocabulary = source.vocabulary(found, sources)
+      self._caches = {task.name: caches.of(task, self.vocabulary, source.cache_dir) for task in sources}
+      self.metrics = {task.name: list(task.metrics) for task in sources}
     self._objective = source.objective(self.vocabulary)
     self.keys = {name: cache.key for name, cache in self._caches.items()}
     self.caches = {name: cache.path for name, cache in self._caches.items()}
@@ -164,18 +166,18 @@ class Opened:
   def info(self) -> dict:
     """Returns the facts of the text; see `info` of data/batches.py.
 
-    num_bytes, num_tokens, num_documents are those of the evaluation split, EOS counted among the tokens, not
-    the bytes, and bytes_per_token = num_bytes / num_tokens; piece_bytes are those of the vocabulary's pieces,
-    which are num_bytes unless the vocabulary rewrites text.
+    num_bytes, num_tokens, num_documents are those of the evaluation split. EOS counts among the tokens, not
+    among the bytes. bytes_per_token = num_bytes / num_tokens. piece_bytes are those of the vocabulary's
+    pieces, which are num_bytes unless the vocabulary rewrites text.
     """
-    kept = list(self._caches.values())
-    sizes = [cache.facts['splits'][self._source.eval_split] for cache in kept]
+    text_caches = list(self._caches.values())
+    sizes = [cache.facts['splits'][self._source.eval_split] for cache in text_caches]
     total = lambda key: sum(size[key] for size in sizes)
     num_bytes, num_tokens, documents = total('bytes'), total('tokens'), total('documents')
     return dict(vocab=self.vocabulary, vocab_size=self.vocabulary.vocab_size, num_bytes=num_bytes,
                 num_tokens=num_tokens, num_documents=documents, bytes_per_token=num_bytes / num_tokens,
                 piece_bytes=total('piece_bytes'),
-                sources=[cache.facts for cache in kept])
+                sources=[cache.facts for cache in text_caches])
 
   def num_bytes(self, batch: dict) -> int | None:
     """Returns the bytes of the pieces scored in a batch; None if only a part of a text is predicted."""
@@ -189,10 +191,10 @@ class Opened:
     if not self._objective.paired:
       raise errors.UserError(f'{self._title()} has no examples to judge; eval.methods needs seq2seq or '
                              'prompted')
-    metrics = {name: tuple(self._source.metrics or these) for name, these in self.metrics.items()}
-    known = {name: examples.Judged(caches.records(cache), metrics[name])
+    metrics = {name: tuple(self._source.metrics or own_metrics) for name, own_metrics in self.metrics.items()}
+    by_task = {name: examples.Judged(caches.records(cache), metrics[name])
              for name, cache in self._caches.items() if metrics[name]}
-    return known, Rower(self._objective, self.vocabulary, self._start)
+    return by_task, Rower(self._objective, self.vocabulary, self._start)
 
   def _title(self):
     return f'data.objective={type(self._objective).__module__.rpartition(".")[2]!r}'
@@ -221,7 +223,7 @@ class Rows:
       rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, number]))
     chosen = [row] if self.packs is None else self.packs[row]
     texts = [self.stream.read(*self.segments[i]) for i in chosen]
-    if self.replaced:                    # draws of its own: the objective's stay the same
+    if self.replaced:                    # draws of its own: the objective's draws stay the same
       noise = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 1, number]))
       texts = [swap.swap(tokens, self.replaced, self.eos, noise) for tokens in texts]
     examples = [self.objective.example(tokens, rng) for tokens in texts]
@@ -236,7 +238,7 @@ class Rower:
   start: int = 0                       # id before the first token of a target
 
   def batch(self, pairs: typing.Sequence[tuple], size: int) -> dict[str, np.ndarray]:
-    """Returns a batch of `size` rows with the (inputs, targets) `pairs`, at most so many, and empty rows."""
+    """Returns a batch of `size` rows with the (inputs, targets) `pairs`, at most `size`, and empty rows."""
     batch = pack.empty(self.objective.limits, size)
     eos = np.asarray([self.vocabulary.eos_id], np.int32)
     ids = self.vocabulary.encode([text for pair in pairs for text in pair])
@@ -251,8 +253,8 @@ def _recorded(source, found, name, vocabulary):
   def make():
     task = next(task for task in source.tasks() if task.name == name)
     return caches.of(task, vocabulary, source.cache_dir)
-  kept = found.kept(source, name, make)
-  return caches.Cache(kept.path, vocabulary, kept.facts)
+  folder = found.kept(source, name, make)
+  return caches.Cache(folder.path, vocabulary, folder.facts)
 
 
 def _size(cache, cap):

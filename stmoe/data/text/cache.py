@@ -27,7 +27,7 @@ from stmoe.data.text import vocab
 CONTENT = 1                              # of what keys stand for; checkpoints hold keys
 PIECE = 4096
 RECORDS = 'records 1'                    # the format of what lies beside the tokens
-BATCH_BYTES = 1 << 20  # documents are tokenised together until they have this many bytes
+BATCH_BYTES = 1 << 20  # documents are tokenised together until they have so many bytes
 OPTIONS = 'group_size:1,zstd:1'
 PIECES = 'pieces.model'
 EXAMPLES = 'validation.records.jsonl'
@@ -42,17 +42,17 @@ class Cache:
 
   @property
   def key(self):
-    """Returns what identifies the tokens in it."""
+    """Returns what identifies the tokens in the cache."""
     return self.facts['key']
 
 
 def folder(cache_dir=None):
-  """Returns the folder that holds all caches: the given one, $STMOE_CACHE_DIR or ~/.cache/stmoe."""
+  """Returns the folder that holds all caches: `cache_dir`, $STMOE_CACHE_DIR or ~/.cache/stmoe."""
   return pathlib.Path(cache_dir or os.environ.get('STMOE_CACHE_DIR') or '~/.cache/stmoe').expanduser()
 
 
 def of(task, vocabulary, cache_dir=None):
-  """Returns the Cache of `task` under `vocabulary`, making it if it is not there."""
+  """Returns the Cache of `task` under `vocabulary`; makes it if it is not there."""
   key = digest(CONTENT, task.name, task.fingerprint, vocabulary.digest, *[RECORDS] * bool(task.examples))
   path = store.named(folder(cache_dir), task.name, key)
   facts = store.kept(path, lambda unfinished: _write(unfinished, task, vocabulary, key))

@@ -1,7 +1,7 @@
 """Text that is on the machine: the Python standard library, and files of the user.
 
 A corpus is `{split: [(name, text)]}` with the splits 'train' and 'validation'; a corpus of pairs has
-source and target of each pair one after the other. Everything here is plain Python and
+source and target of each pair in turn. Everything here is plain Python and
 deterministic; nothing is normalised beyond what a docstring says.
 """
 
@@ -45,7 +45,7 @@ def stdlib(root=None):
 
 
 def text(files):
-  """Returns the UTF-8 `files` (those ending in .gz decompressed) as documents, one per file, in order.
+  """Returns the UTF-8 `files` (files ending in .gz decompressed) as documents, one per file, in order.
 
   Fewer than 20 files: every file is divided. The last twentieth of its bytes, from the first line end on,
   is a document for validation and the rest a document for training. A file without a line end there is cut
@@ -80,21 +80,21 @@ def text(files):
 def stdlib_pairs(root=None):
   """Returns pairs from the corpus `stdlib`: the first line of a function's docstring, and its `def` line.
 
-  Functions whose parameters stand on one line without parentheses; a small task for trying
-  encoder-decoders without any download.
+  The functions are those whose parameters stand on one line without parentheses. The pairs are a small task
+  for trying encoder-decoders without any download.
   """
-  found = stdlib(root).items()
+  splits = stdlib(root).items()
   return {split: [(name, part) for name, text in documents for signature, line in _FUNCTION.findall(text)
-                  for part in (line.strip(), signature)] for split, documents in found}
+                  for part in (line.strip(), signature)] for split, documents in splits}
 
 
 def pairs(files):
-  """Returns the pairs in `files` (those ending in .gz decompressed), in order.
+  """Returns the pairs in `files` (files ending in .gz decompressed), in order.
 
-  Parallel text: source and target file, one sentence a line; or four files, training source and
+  Parallel text: source and target file, a sentence a line; or four files, training source and
   target, then validation source and target. Or jsonl, objects with `inputs` and `targets`: one file,
   or one for training and one for validation. Without validation files the last twentieth of the
-  pairs is held out. Pairs of which one side is empty are left out.
+  pairs is held out. Pairs of which a side is empty are left out.
   """
   jsonl = [str(name).removesuffix('.gz').endswith('.jsonl') for name in files]
   count = len(files)
@@ -157,17 +157,17 @@ def _line_pairs(source, target):
 
 
 def _json_pairs(path):
-  found = []
+  pairs = []
   for number, line in given.lines(path, 'data.files'):
     try:
       fields = files.parse_json(line)
-      found.append((fields['inputs'], fields['targets']))
-      if not all(isinstance(text, str) for text in found[-1]):
+      pairs.append((fields['inputs'], fields['targets']))
+      if not all(isinstance(text, str) for text in pairs[-1]):
         raise ValueError('they are no texts')
     except (ValueError, KeyError) as error:
       raise errors.UserError(f'data.files: {path}, line {number} is no object with the texts inputs and '
                              f'targets ({error})') from error
-  return found
+  return pairs
 
 
 def _cut(content):

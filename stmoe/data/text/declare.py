@@ -22,7 +22,7 @@ from stmoe.data.text import vocab
 def add(task, vocabulary, name=None):
   """Registers `task` with seqio, as `name` or 'stmoe_<task>', and returns the seqio Task.
 
-  Its feature 'targets' holds the ids of a document, with EOS: what our cache holds of it. A task of
+  Its feature 'targets' holds the ids of a document, with EOS, as our cache holds them. A task of
   pairs has 'inputs' too, and, where it is an `examples.Form`, its metrics.
   """
   if task.form:
@@ -87,7 +87,7 @@ def plain(value):
 
 
 def _rekey(names, dataset):
-  """The dataset with the features that are the values of `names`, called by its keys, and no other."""
+  """The dataset with the features that are the values of `names`, called by its keys, and no others."""
   return dataset.map(lambda example: {new: example[old] for new, old in names.items()},
                      num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -107,7 +107,7 @@ def source(task):
 
 
 def convert(vocabulary):
-  """Returns the seqio vocabulary that gives the same ids."""
+  """Returns the seqio vocabulary that gives the same ids as `vocabulary`."""
   if isinstance(vocabulary, vocab.Bytes):
     return seqio.ByteVocabulary(vocabulary.extra_ids)
   return seqio.SentencePieceVocabulary(str(vocabulary.path), vocabulary.extra_ids)

@@ -1,4 +1,4 @@
-"""Text-to-text tasks with metrics: how one is declared, and its examples from a file or a stored set.
+"""Text-to-text tasks with metrics: how a task is declared, and its examples from a file or a stored set.
 
 An example is a record, a dict for JSON:
   inputs, targets  what goes in, and what is learned to come out
@@ -29,14 +29,14 @@ NAMES = {'train': ('train',), 'validation': ('val', 'dev', 'validation')}   # of
 
 
 def record(inputs, targets, *, references=None, choices=(), group=None, **more):
-  """Returns an example; without `references` the target is the only one."""
+  """Returns an example; without `references` the target is the only reference."""
   return dict(inputs=inputs, targets=targets, references=list(references or [targets]),
               choices=list(choices), group=group, **more)
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-  """The examples, of its validation split, on which a task is judged, and the names of its metrics."""
+  """The examples of the validation split on which a task is judged, and the names of its metrics."""
   examples: list
   metrics: tuple
 
@@ -82,7 +82,7 @@ class Form:
   version: int = 1
 
   def examples(self, rows, split):
-    """Gives the examples of rows; one whose group is None is a group by itself."""
+    """Gives the examples of rows; an example whose group is None is a group by itself."""
     number = 0
     for row in rows:
       for example in self.convert(row):
@@ -110,15 +110,15 @@ class Form:
     if len(parts) == 1:
       at = len(parts[0]) - max(len(parts[0]) // corpus.HELD_OUT, 1)
       parts = [parts[0][:at], parts[0][at:]]
-    found = {split: list(self.examples(rows, split)) for split, rows in zip(tasks.SPLITS, parts)}
-    for split, these in found.items():
-      if not these:
+    by_split = {split: list(self.examples(rows, split)) for split, rows in zip(tasks.SPLITS, parts)}
+    for split, of_split in by_split.items():
+      if not of_split:
         raise errors.UserError(f'data.jsonl={", ".join(paths)}: no example of {self.name} for {split}')
-    key = hashlib.sha256(json.dumps([found, self.version], sort_keys=True).encode()).hexdigest()
-    read_texts = lambda split: (example[side] for example in found[split] for side in tasks.PAIR)
+    key = hashlib.sha256(json.dumps([by_split, self.version], sort_keys=True).encode()).hexdigest()
+    read_texts = lambda split: (example[side] for example in by_split[split] for side in tasks.PAIR)
     return tasks.Task(self.name, key, dict(files=paths, paired=True), read_texts,
                       lambda split: sum(len(text.encode()) for text in read_texts(split)), '', tasks.PAIR,
-                      self.metrics, found.__getitem__, self)
+                      self.metrics, by_split.__getitem__, self)
 
 
 def find(files, stem):
@@ -134,33 +134,33 @@ def find(files, stem):
       raise errors.UserError(f'data.jsonl={", ".join(map(str, paths))}: give one file, or one of training '
                              'and one of validation, or a folder')
     return paths
-  folder, found = paths[0], []
+  folder, chosen = paths[0], []
   for names in NAMES.values():
     at = [path for name in names for pattern in (f'{stem}/{name}*.jsonl*', f'{stem}_{name}*.jsonl*')
           for path in sorted(folder.glob(pattern)) if path.name.removesuffix('.gz').endswith('.jsonl')]
-    found += at[:1]
-  if not found or 'train' not in found[0].name:
+    chosen += at[:1]
+  if not chosen or 'train' not in chosen[0].name:
     raise errors.UserError(f'data.jsonl={folder}: no {stem}_train.jsonl and no {stem}/train.jsonl in it'
                            f'{errors.nearest(f"{stem}_train.jsonl", [p.name for p in folder.iterdir()])}')
-  return found
+  return chosen
 
 
 def read(path, name, rows, convert):
-  """Returns the rows in a jsonl file; one that `convert` cannot use is a UserError with file and line."""
-  found = []
+  """Returns the rows in a jsonl file; a row that `convert` cannot use is a UserError with file and line."""
+  all_rows = []
   for number, line in given.lines(path, 'data.jsonl'):
     try:
-      these = rows(files.parse_json(line, object))
-      for row in these:
+      line_rows = rows(files.parse_json(line, object))
+      for row in line_rows:
         for example in convert(row):
           _check(example)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
       raise errors.UserError(f'data.jsonl: {path}, line {number} is no row of task {name}: '
                              f'{_why(error)}') from error
-    found += these
-  if not found:
+    all_rows += line_rows
+  if not all_rows:
     raise errors.UserError(f'data.jsonl: {path} is empty')
-  return found
+  return all_rows
 
 
 def _check(example):

@@ -14,12 +14,12 @@ AT_ONCE = 1 << 20
 
 
 def num_experts(cfg):
-  """Returns K, the number of experts of all routers of `cfg`; raises UserError if it is not one number."""
-  found = sorted({router.num_experts for router in _routers(cfg.blocks)})
-  if len(found) != 1:
+  """Returns K, the number of experts of all routers of `cfg`; raises UserError if they have several."""
+  counts = sorted({router.num_experts for router in _routers(cfg.blocks)})
+  if len(counts) != 1:
     raise errors.UserError(f'--experts is needed: the routers of this experiment have '
-                           f'{" and ".join(map(str, found)) or "no"} experts')
-  return found[0]
+                           f'{" and ".join(map(str, counts)) or "no"} experts')
+  return counts[0]
 
 
 def _routers(section):
@@ -31,16 +31,16 @@ def _routers(section):
 def count(cfg):
   """Returns (counts i64[V], vocabulary): how often each id of the model occurs in the training split.
 
-  Every document's EOS is counted; sentinels and starts, which an objective adds, are not. The tasks
+  Every document's EOS is counted; sentinels and starts, which an objective adds, are not counted. The tasks
   of a mixture count by their weights.
   """
   source = lookup.source(cfg.data)
-  found = source.open_caches()
-  vocabulary = next(iter(found.values())).vocabulary
+  by_task = source.open_caches()
+  vocabulary = next(iter(by_task.values())).vocabulary
   if vocabulary.vocab_size > cfg.model.vocab_size:
     raise errors.UserError(f'model.vocab_size={cfg.model.vocab_size}, but data.vocab={cfg.data.vocab!r} has '
                            f'{vocabulary.vocab_size} ids')
-  parts = [_count(cache, name, cfg.model.vocab_size) for name, cache in found.items()]
+  parts = [_count(cache, name, cfg.model.vocab_size) for name, cache in by_task.items()]
   if len(parts) == 1:
     return parts[0], vocabulary
   weights = np.array([weight for _, weight in source.shares()])
@@ -65,8 +65,8 @@ def clusters(embeddings, num_clusters, seed):
   if num_clusters > len(embeddings):
     raise errors.UserError(f'{num_clusters} clusters of {len(embeddings)} ids; nearest: {len(embeddings)}')
   with progress.task(f'k-means of {len(embeddings)} embeddings into {num_clusters} clusters', None):
-    found = cluster.KMeans(num_clusters, n_init='auto', random_state=seed).fit(embeddings)
-  return found.labels_.astype(np.int32)
+    fitted = cluster.KMeans(num_clusters, n_init='auto', random_state=seed).fit(embeddings)
+  return fitted.labels_.astype(np.int32)
 
 
 def make(kind, counts, experts, seed, embeddings=None):
@@ -74,7 +74,7 @@ def make(kind, counts, experts, seed, embeddings=None):
 
   clustered: the nearest of K centroids is the bucket, which is very uneven. dispersed: ceil(V/K)
   clusters of K members on average, whose members are spread over the buckets. Differs: the paper's
-  number of clusters for it is unknown; this one is this project's choice.
+  number of clusters for dispersed is unknown; this number is this project's choice.
 
   Args:
     counts:     i64[V], see `count`.

@@ -11,8 +11,8 @@ def plan(lengths, limits):
   Args:
     lengths: i64[n,F] the lengths of an example in each of F features, none above its limit.
     limits: F row lengths.
-  An example goes to the first of the OPEN oldest unfinished rows with room in every feature; when
-  none has room the oldest is finished and a new row begun. Every example is in exactly one row.
+  An example goes to the first of the OPEN oldest unfinished rows with room in every feature. When
+  no row has room, the oldest is finished and a new row begun. Every example is in exactly one row.
   """
   rows, opened = [], [None] * OPEN                                   # oldest first
   rooms = np.full((OPEN, len(limits)), -1)                           # of the open rows; -1: none yet
@@ -47,8 +47,8 @@ def fill(batch, row, examples, unscored=0, start=0):
   """Writes examples side by side into row `row` of `batch`.
 
   An example is dict(decoder=targets, encoder=inputs or absent, prefix=number of first targets that
-  are given: no loss on them, and visible to all of the segment up to the place where the first
-  predicted token is read). Inputs of the decoder are its targets shifted right by one, from id `start`,
+  are given). Given targets have no loss, and are visible to all of the segment up to the place where the
+  first predicted token is read. Inputs of the decoder are its targets shifted right by one, from id `start`,
   in each segment by itself. Segment ids count from 1; positions from 0 in each segment. There is no loss
   on the first `unscored` targets of a segment either, which are not given.
   """

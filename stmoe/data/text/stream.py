@@ -13,7 +13,7 @@ KEPT = 1 << 14  # pieces held in memory, 128 MB of two-byte ids
 
 
 class Reader:
-  """The records, bytes, of an array_record file; what cannot be read is errors.Damaged."""
+  """The records, bytes, of an array_record file; an unreadable record is errors.Damaged."""
 
   def __init__(self, path):
     self._path = path
@@ -35,7 +35,7 @@ class Reader:
 class Stream:
   """The documents of a split, one after the other, each followed by its EOS if `eos`.
 
-  `document_ends` are the positions after each document; the length is the last of them.
+  `document_ends` are the positions after each document; the last of them is the length.
   """
 
   def __init__(self, cache, split, eos=True):
@@ -51,14 +51,14 @@ class Stream:
     return int(self._ends[-1])
 
   def read(self, start, stop):
-    """Returns the ids [stop - start] at positions start .. stop - 1; there must be at least one."""
+    """Returns the ids [stop - start] at positions start .. stop - 1, at least one of them."""
     first = int(np.searchsorted(self._ends, start, 'right'))
     last = int(np.searchsorted(self._ends, stop, 'left'))
-    found = []
+    parts = []
     for piece in range(first, last + 1):
       at = self._starts[piece]
-      found.append(self._piece(piece)[max(start - at, 0):min(stop, self._ends[piece]) - at])
-    return found[0] if len(found) == 1 else np.concatenate(found)
+      parts.append(self._piece(piece)[max(start - at, 0):min(stop, self._ends[piece]) - at])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
   def _read_piece(self, piece):
     return np.frombuffer(self._reader[piece], self._dtype)
@@ -74,8 +74,8 @@ def pairs(stream):
 def segments(stream, length, join):
   """Returns i64[n,2]: starts and ends of consecutive segments of at most `length` that cover the stream.
 
-  With `join` the stream is cut every `length` tokens, across documents, as T5 does (arXiv:1910.10683,
-  its reference pipeline concatenates before it splits); otherwise every document is cut by itself.
+  With `join` the stream is cut every `length` tokens, across documents, as T5 does (arXiv:1910.10683;
+  its reference pipeline concatenates before it splits). Otherwise every document is cut by itself.
   """
   if join:
     starts = np.arange(0, len(stream), length)

@@ -1,4 +1,4 @@
-"""Corrupted text: a share of the tokens of a segment becomes others."""
+"""Corrupted text: a share of the tokens of a segment becomes other tokens."""
 
 import numpy as np
 
@@ -13,10 +13,10 @@ def checked(field, share):
 
 
 def swap(tokens, share, eos, rng):
-  """Returns `tokens` with others in a `share` of the places, drawn from the text of the segment itself.
+  """Returns `tokens` with a `share` of them replaced by tokens drawn from the text of the segment itself.
 
-  So a wrong token is as frequent as it is in the text. Every place is drawn by itself; EOS stays where it is
-  and comes nowhere else, so that documents and pairs keep their ends. A token may be drawn for its own place.
+  So a wrong token is as frequent as it is in the text. Every place is drawn by itself. EOS stays where it is
+  and comes nowhere else, so that documents and pairs keep their ends. A place may draw its own token.
 
   Args:
     tokens: [n] ids.
@@ -28,6 +28,6 @@ def swap(tokens, share, eos, rng):
   hit = words[rng.random(len(words)) < share]
   if not len(hit):
     return tokens
-  found = np.array(tokens)
-  found[hit] = tokens[words[rng.integers(0, len(words), len(hit))]]
-  return found
+  swapped = np.array(tokens)
+  swapped[hit] = tokens[words[rng.integers(0, len(words), len(hit))]]
+  return swapped

@@ -1,9 +1,9 @@
 """Tasks: where documents come from. Each is declared once, in a family (families), and is also a seqio Task
 (declare.py).
 
-The documents of a task of pairs are source, target, source, target, ... What comes from TensorFlow Datasets
-is read through seqio, in a process of its own, so that no process of ours that trains imports TensorFlow;
-what comes from files is read by plain Python.
+The documents of a task of pairs are source, target, source, target, ... Data of TensorFlow Datasets are read
+through seqio, in a process of its own: no process of ours that trains imports TensorFlow. Files are read by
+plain Python.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from stmoe.data.text import families
 SPLITS = ('train', 'validation')
 OWN_FILES = ('text', 'pairs')             # tasks that read data.files
 PAIR = ('inputs', 'targets')             # features of a task of pairs that is no set with names of its own
-ABSENT = 'could not find data in'         # how TensorFlow Datasets says it
+ABSENT = 'could not find data in'         # how TensorFlow Datasets says that a set is absent
 READER = (sys.executable, '-m', 'stmoe.data.text.declare')
 
 
@@ -136,18 +136,19 @@ def piped(command, failure, instead):
   """Gives the records, bytes, that a process of our own writes; its last line is why it ended badly.
 
   Args:
-    command: words of the command, to which the file descriptor to write to is added. A record is eight
-      little-endian bytes of length, then itself.
+    command: words of the command; the file descriptor to write to is added. A record is eight
+      little-endian bytes of length, then the bytes themselves.
     failure: how the message begins, for a command that reads TensorFlow Datasets.
     instead: what can be given where the set is not there.
   """
   root = str(pathlib.Path(__file__).resolve().parents[3])
   env = dict(os.environ, JAX_PLATFORMS='cpu', CUDA_VISIBLE_DEVICES='', TF_CPP_MIN_LOG_LEVEL='3',
              PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')])))
-  ours, theirs = os.pipe()
-  with tempfile.TemporaryFile() as said, open(ours, 'rb') as pipe:
-    reader = subprocess.Popen([*command, str(theirs)], stdout=said, stderr=said, env=env, pass_fds=[theirs])
-    os.close(theirs)
+  read_end, write_end = os.pipe()
+  with tempfile.TemporaryFile() as printed, open(read_end, 'rb') as pipe:
+    reader = subprocess.Popen([*command, str(write_end)], stdout=printed, stderr=printed, env=env,
+                              pass_fds=[write_end])
+    os.close(write_end)
     try:
       while len(header := pipe.read(8)) == 8:                        # less: it was killed
         yield pipe.read(*struct.unpack('<q', header))
@@ -157,8 +158,8 @@ def piped(command, failure, instead):
     finally:
       reader.wait()
     if reader.returncode:
-      said.seek(0)
-      lines = said.read().decode(errors='replace').strip().splitlines() or ['no message']
+      printed.seek(0)
+      lines = printed.read().decode(errors='replace').strip().splitlines() or ['no message']
       where = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
       if ABSENT in lines[-1]:
         raise errors.UserError(f'{failure} from $TFDS_DATA_DIR={where}: the set is not there, and nothing is '

@@ -20,13 +20,13 @@ from stmoe import errors
 
 NUM_SPECIAL = 3  # padding 0, EOS 1, unknown 2
 SAMPLE = 1 << 26
-LONGEST = 1 << 20  # bytes of a line that SentencePiece trains on; it leaves out longer ones
+LONGEST = 1 << 20  # bytes of a line that SentencePiece trains on; it leaves out longer lines
 PART = 1 << 15  # characters of a part of a longer line
-RECIPE = 1  # of `train`; a change of it makes other vocabularies
+RECIPE = 1  # of `train`; a change of the recipe makes other vocabularies
 
 
 class Bytes:
-  """UTF-8 bytes: byte b is id b + 3; 259 ids and the extra ones. Any text survives a round trip."""
+  """UTF-8 bytes: byte b is id b + 3; 259 ids and the extra ids. Any text survives a round trip."""
 
   def __init__(self, extra_ids=0):
     self.extra_ids = extra_ids
@@ -44,7 +44,7 @@ class Bytes:
     return ids[(ids >= 0) & (ids < 256)].astype(np.uint8).tobytes().decode(errors='ignore')
 
   def num_bytes(self, ids):
-    """Returns for each of `ids` (an array) the bytes of text that it stands for."""
+    """Returns for each of `ids` (an array) the bytes of text that the id stands for."""
     return ((ids >= NUM_SPECIAL) & (ids < NUM_SPECIAL + 256)).astype(np.int64)
 
   def sentinel(self, i):
@@ -76,8 +76,8 @@ class Pieces:
 
   def encode(self, texts):
     """Returns for each text the i32[pieces] ids."""
-    found = self._model.encode(list(texts), out_type=int, num_threads=os.cpu_count())
-    return [np.asarray(ids, np.int32) for ids in found]
+    all_ids = self._model.encode(list(texts), out_type=int, num_threads=os.cpu_count())
+    return [np.asarray(ids, np.int32) for ids in all_ids]
 
   def decode(self, ids):
     """Returns the text of ids up to the first EOS."""
@@ -90,7 +90,7 @@ class Pieces:
 
   @functools.cached_property
   def _sizes(self):
-    """i64[V + 1]: bytes of each piece, 0 of those that are no text and of ids above them."""
+    """i64[V + 1]: bytes of each piece, 0 of pieces that are no text and of ids above the pieces."""
     model = self._model
     size = lambda i: (0 if model.is_control(i) or model.is_unknown(i) else 1 if model.is_byte(i)
                       else len(model.id_to_piece(i).replace('\u2581', ' ').encode()))
@@ -137,7 +137,7 @@ def _first(texts, size):
 
 
 def _parts(line):
-  """[line], or its parts if it is one that the trainer would leave out."""
+  """[line], or its parts if the trainer would leave the line out."""
   if len(line.encode()) <= LONGEST:
     return [line]
   return [line[at:at + PART] for at in range(0, len(line), PART)]

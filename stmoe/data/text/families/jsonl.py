@@ -8,7 +8,7 @@ FIELDS = ('inputs', 'targets', 'references', 'choices', 'group', 'label', 'basel
 
 
 def convert(row):
-  """Returns the example of an object that is one already; other fields are left out."""
+  """Returns the example of an object that is an example already; other fields are left out."""
   return [examples.record(**{name: row[name] for name in FIELDS if name in row or name in FIELDS[:2]})]
 
 

@@ -1,6 +1,6 @@
 """Questions with answers to choose from: ARC, QASC, Winogrande. The target is the text of the answer.
 
-T5 has none of them; the form is this project's: "<task> question: ... choices: (A) ... (B) ...".
+T5 has no such task; the form is this project's: "<task> question: ... choices: (A) ... (B) ...".
 """
 
 from stmoe.data.text import examples
@@ -27,7 +27,7 @@ def question(task):
 
 
 def question_rows(found):
-  """Returns the one row in a line as ARC and QASC are released: the question holds its choices."""
+  """Returns the single row in a line as ARC and QASC are released: the question holds its choices."""
   choices = found['question']['choices']
   sides = {side: [choice[side] for choice in choices] for side in ('text', 'label')}
   return [dict(question=found['question']['stem'], choices=sides, answerKey=found['answerKey'])]

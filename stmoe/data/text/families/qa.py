@@ -22,7 +22,7 @@ def squad(row):
 
 
 def closed_book(prefix, answers):
-  """Returns the conversion of a question alone; `answers` gives those of a row."""
+  """Returns the conversion of a question alone; `answers` gives the answers of a row."""
   def convert(row):
     accepted = list(answers(row))
     return [examples.record(f'{prefix} question: {row["question"]}', accepted[0], references=accepted)]

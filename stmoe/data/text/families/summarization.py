@@ -15,7 +15,7 @@ def summary(text, target, sentences, references=None):
 
 def split(text):
   """Returns the sentences of `text`, roughly: what ends with . ! or ? and a blank, or a line."""
-  return [found for found in re.split(r'(?<=[.!?])\s+|\n+', text) if found.strip()] or ['']
+  return [sentence for sentence in re.split(r'(?<=[.!?])\s+|\n+', text) if sentence.strip()] or ['']
 
 
 def xsum(row):

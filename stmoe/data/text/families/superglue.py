@@ -1,8 +1,8 @@
 """SuperGLUE (arXiv:1905.00537) as text to text, with the strings of T5's tasks super_glue_*_v102.
 
 "<task> <field>: ... <field>: ...", fields in alphabetical order but for MultiRC and ReCoRD; the target is
-the name of the label. WSC (and DPR, whose 1,322 sentences train with it) asks for the referent of the
-*pronoun* in stars: it is trained on the rows whose candidate is right, and judged on all.
+the name of the label. WSC asks for the referent of the *pronoun* in stars. WSC is trained on the rows whose
+candidate is right, and judged on all. DPR's 1,322 sentences train with WSC.
 """
 
 import re
@@ -45,7 +45,7 @@ def multirc_rows(found):
 
 
 def record(row):
-  """Returns an example for each right entity of a query, the same query otherwise; they are one group."""
+  """Returns an example for each right entity of a query, all with the same query; they are one group."""
   passage = re.sub(r'([.?!"\'])\n@highlight\n', r'\1 ', row['passage'])
   passage = passage.replace('\n@highlight\n', '. ')
   entities, answers = list(row['entities']), list(row['answers'])
@@ -68,21 +68,21 @@ def record_rows(found):
 def wsc(row):
   """Returns the example of a sentence: which words does the *pronoun* stand for.
 
-  Some indices of the released files are wrong: of the words that are the pronoun the nearest one counts.
+  Some indices of the released files are wrong: among the words that are the pronoun the nearest counts.
   """
   words, at, pronoun = row['text'].split(' '), int(row['span2_index']), row['span2_text']
   is_it = re.compile(rf'\b{re.escape(pronoun)}\b', re.IGNORECASE)       # punctuation may stick to it
-  found = [number for number, word in enumerate(words) if is_it.search(word)]
-  if not found:
+  places = [number for number, word in enumerate(words) if is_it.search(word)]
+  if not places:
     raise ValueError(f'span2_text {pronoun!r} is no word of the text')
-  nearest = min(found, key=lambda number: abs(number - at))
+  nearest = min(places, key=lambda number: abs(number - at))
   words[nearest] = is_it.sub(lambda match: f'*{match.group()}*', words[nearest], count=1)
   return [examples.record(f'wsc: {" ".join(words)}', row['span1_text'],
                           label=examples.label(row['label'], YES_NO) == 'True', baseline='(nothing)')]
 
 
 def wsc_rows(found):
-  """Returns the one row in a line of WSC, whose spans are together in `target`."""
+  """Returns the single row in a line of WSC, whose spans are together in `target`."""
   return [dict(text=found['text'], label=found.get('label', -1), **found['target'])]
 
 

@@ -7,7 +7,7 @@ from stmoe.data.text import objectives
 
 
 class Lm:
-  """Every token is predicted from those before it in its segment."""
+  """Every token is predicted from the tokens before it in its segment."""
   eos = True
   paired = False
   prefix = False

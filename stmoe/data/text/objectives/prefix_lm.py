@@ -9,8 +9,8 @@ from stmoe.data.text import objectives
 class PrefixLm:
   """A segment is cut at a random place; the second part is predicted, the first is visible to all.
 
-  Prefix language modelling of T5 (arXiv:1910.10683, section 3.2.3) on a decoder alone; the cut is
-  uniform, both parts have at least one token. A segment of one token is predicted.
+  Prefix language modelling of T5 (arXiv:1910.10683, section 3.2.3) on a decoder alone. The cut is
+  uniform, and both parts have at least one token. A segment of a single token is predicted.
   """
   eos = True
   paired = False

@@ -10,8 +10,8 @@ from stmoe.data.text import objectives
 class Prompted:
   """The target of a pair is predicted by a decoder alone, after its source; nothing else has a loss.
 
-  Both end with EOS. A source that leaves its target no room in the row is cut, and so is a target that
-  leaves none at all.
+  Both end with EOS. A source that leaves its target no room in the row is cut. So is a target that
+  leaves its source none at all.
   """
   eos = True
   paired = True

@@ -10,7 +10,7 @@ from stmoe.data.text import objectives
 class Seq2Seq:
   """The target of a pair is predicted from its source: translation and other text-to-text tasks.
 
-  Both end with EOS. What is longer than its row is cut, and its EOS kept (seqio's append_eos_after_trim).
+  Both end with EOS. A text longer than its row is cut, and its EOS kept (seqio's append_eos_after_trim).
   """
   eos = True
   paired = True
@@ -30,7 +30,7 @@ class Seq2Seq:
     return np.minimum(n, list(self.limits.values()))
 
   def example(self, tokens, rng):
-    """Returns dict(encoder=source, decoder=target) of `tokens`, both of them with EOS; `rng` is not used."""
+    """Returns dict(encoder=source, decoder=target) of `tokens`, both with EOS; `rng` is not used."""
     end = int(np.argmax(tokens == self._eos)) + 1                    # no text has an EOS inside
     return dict(encoder=objectives.cut(tokens[:end], self.limits['encoder'], self._eos),
                 decoder=objectives.cut(tokens[end:], self.limits['decoder'], self._eos))

@@ -69,8 +69,8 @@ def noise_counts(n, noise_density, mean_span_length):
 def solve_length(inputs_length, noise_density, mean_span_length):
   """Returns (tokens, targets): the most tokens whose corrupted inputs fit `inputs_length`, as T5 counts.
 
-  (568, 114) for (512, 0.15, 3.0). T5 counts with Python's rounding and without the least of one span;
-  at density one half, one token less is taken where targets would be longer than inputs.
+  (568, 114) for (512, 0.15, 3.0). T5 counts with Python's rounding and without the least of one span.
+  At density one half, a token less is taken where targets would be longer than inputs.
   (t5.data.preprocessors.random_spans_helper.)
   """
   def sizes(n):
@@ -94,7 +94,7 @@ def noise_mask(n, noise_density, mean_span_length, rng):
 
 
 def corrupt(tokens, mask, sentinel):
-  """Returns (inputs, targets): spans of noise become sentinels in inputs, the others in targets.
+  """Returns (inputs, targets): spans of noise become sentinels in inputs, other tokens in targets.
 
   Args:
     tokens: [n] ids.
