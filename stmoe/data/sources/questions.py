@@ -2,8 +2,8 @@
 
 A row is [start] question [EOS] part of the context [EOS], [start] being id 0. It has two targets: the places
 in the row of the first and of the last token of the answer, both 0 where the row has not the whole answer.
-The context is cut into tokens by words, numbers and single other characters. So every token has a place in the
-text. An answer goes from the first token of its first word to the last token of its last word.
+The context is cut into tokens by words, numbers and single other characters. So every token has a place in
+the text. An answer goes from the first token of its first word to the last token of its last word.
 """
 
 import dataclasses
