@@ -1,10 +1,10 @@
-"""Calibration: what one pass of a run over its own training data says of routers and experts.
+"""Calibration: what a pass of a run over its own training data says of routers and experts.
 
 ITEMS lists what can be collected of every sparse layer. All items are sums over the tokens of the pass, which
-is an evaluation: without noise, at its capacity. Batches add up on the host in float64: memory does not grow
-with them, and the sums are the same in batches of any size and on any devices. The sums are kept in
-the folder `calibration` of the run, sealed as caches of data are. Their key is made of checkpoint, data and
-length.
+is an evaluation: without noise, at its capacity. Batches add up on the host in float64. So memory does not
+grow with their number, and the sums are the same in batches of any size and on any devices. The sums are kept
+in the folder `calibration` of the run, sealed as caches of data are. Their key is made of checkpoint, data
+and length.
 """
 
 from collections.abc import Sequence
@@ -36,11 +36,11 @@ FOLDER, LARGEST = 'calibration', 1 << 40
 
 
 class Seen:
-  """What a sparse layer did with one group of tokens, computed when it is asked for.
+  """What a sparse layer did with a group of tokens, computed when asked for.
 
   x:       f32[S,D] what goes into the layer, 0 where there is padding.
   mask:    f32[S] 1 for real tokens.
-  weights: f32[S,E] of the experts that compute a token; taken: f32[S,E] 1 for these.
+  weights: f32[S,E] of the experts that compute a token; taken: f32[S,E] 1 for these experts.
   """
 
   def __init__(self, x, mask, logits, weights, taken, bank):
@@ -58,7 +58,7 @@ class Seen:
     return y.astype(jnp.float32) * self.mask[:, None]
 
   def hidden(self) -> jax.Array:
-    """Returns f32[E,S,F]: what enters the last product of every expert, of every token; 0 for padding."""
+    """Returns f32[E,S,F]: what enters the last product of every expert, for every token; 0 for padding."""
     number = self.taken.shape[-1]
     entered: list[jax.Array] = []
     self._bank(Recorded(jnp.broadcast_to(self.x, (number, *self.x.shape)), entered))
@@ -135,15 +135,15 @@ class Watch(wrappers.Wrapper):
     weights, taken = self._edges(routed.assignment, items, logits.shape)
     bank = self.bank
 
-    def one(group):
+    def sums_of(group):
       seen = Seen(*group, bank)
       return {name: item(seen) for name, item in items.items()}
     # One group after the other: the outputs of all experts are large.
-    sums = jax.lax.map(one, (x.astype(jnp.float32), ctx.mask.astype(jnp.float32), logits, weights, taken))
+    sums = jax.lax.map(sums_of, (x.astype(jnp.float32), ctx.mask.astype(jnp.float32), logits, weights, taken))
     return routed.replace(aux=routed.aux.replace(records=routed.aux.records | sums))
 
   def _logits(self, x, ctx, items):
-    """f32[G,S,E]; of a router without logits 0, where nobody asks for them."""
+    """f32[G,S,E]; 0 for a router without logits, where nobody asks for them."""
     logits = contract.offered(self.inner, 'logits')
     if logits is None:
       if 'logit_products' in items:
@@ -165,7 +165,7 @@ class Watch(wrappers.Wrapper):
 
 
 def watched(model: nnx.Module, names: Sequence[str]) -> nnx.Module:
-  """Returns a copy of `model`, of the same arrays, whose sparse layers of one bank collect `names`."""
+  """Returns a copy of `model`, with the same arrays, whose sparse layers of one bank collect `names`."""
   copy = nnx.merge(*nnx.split(model))
   for owner in modules.sparse(copy):
     if callable(getattr(owner, 'experts', None)):
@@ -178,9 +178,9 @@ class Calibration:
 
   Args:
     run:     directory of the run, in which results are kept.
-    cfg:     its configuration; the first `batches` training batches of its data are used.
+    cfg:     the run's configuration; the first `batches` training batches of its data are used.
     plan:    the Blueprint; state: the training state of the checkpoint with digest `digest`.
-    source:  called without arguments, gives the opened data.
+    source:  gives the opened data when called without arguments.
     say:     called with lines of text.
   """
 
@@ -189,27 +189,27 @@ class Calibration:
     self._digest, self._batches, self._source, self._say = digest, batches, source, say
 
   def __call__(self, *names: str) -> dict[str, dict[str, np.ndarray]]:
-    """Returns dict layer -> dict name -> f64[...]; runs over the data for what is not kept yet."""
+    """Returns dict layer -> dict name -> f64[...]; runs over the data for names that are not kept yet."""
     data = pipeline.train_iterator(self._cfg, opened=self._source())
     key = self.key(data.get_state())
     data.close()
     paths = {name: store.named(self._folder, name, key) for name in names}
     absent = [name for name, path in paths.items() if not path.is_dir()]
     fresh = self._collected(absent) if absent else {}
-    found: dict[str, dict] = {}
+    by_layer: dict[str, dict] = {}
     for name, path in paths.items():
       store.kept(path, lambda folder, name=name: _write(
           folder, (fresh if name in fresh else self._collected([name]))[name]))
       for layer, value in files.read_arrays(path / 'sums.npz', LARGEST).items():
-        found.setdefault(layer, {})[name] = value
-    return found
+        by_layer.setdefault(layer, {})[name] = value
+    return by_layer
 
   def key(self, position: dict) -> str:
-    """Returns the digest of what the results depend on; `position`: of the data, at their beginning."""
+    """Returns the digest of what the results depend on; `position` is that of the data's beginning."""
     c = self._cfg.to_dict()
-    said = [self._digest, position, self._batches, c['seed'], c['train']['batch_size'], c['model'],
+    content = [self._digest, position, self._batches, c['seed'], c['train']['batch_size'], c['model'],
             c['blocks'], {key: value for key, value in c['data'].items() if key != 'cache_dir'}]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
   def _collected(self, names):
     """Dict name -> dict layer -> f64[...]: the pass over the data."""

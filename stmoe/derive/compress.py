@@ -1,6 +1,6 @@
-"""Compression: a new run whose parameters a surgery made of those of a trained one (see `surgery/sparse.py`).
+"""Compression: a new run whose parameters a surgery made from a trained run's (see `surgery/sparse.py`).
 
-The new run starts at step 0 with fresh optimizer slots, with the data and the vocabulary of the old one.
+The new run starts at step 0 with fresh optimizer slots, with the data and the vocabulary of the old run.
 """
 
 from collections.abc import Callable
@@ -32,11 +32,11 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
              say: Callable = print, devices=None) -> dict:
   """Writes run directory `workdir` with what `surgery` makes of `run`; returns the facts of ancestry.json.
 
-  dict(parameters: those of the old and of the new model; changes: of the configuration).
+  dict(parameters: of the old and of the new model; changes: of the configuration).
 
   Args:
     surgery:   text, see `lookup.surgery`: 'prune:keep=0.5,by=reap'.
-    overrides: texts '--config.a.b=value' on the run's configuration, the model being what it is.
+    overrides: texts '--config.a.b=value' on the run's configuration; the model stays what it is.
     batches:   of the run's training data, for surgeries that look at data.
     step:      of the checkpoint; None = the newest.
     say:       called with lines of text.
@@ -58,36 +58,36 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
     source = Source(cfg, run, plan, say)
     calibration = calibrate.Calibration(run, located, plan, state, meta['digest'], batches, source, say)
     params, changes = operate(layout.numbered(_model(state)), located, calibration)
-    new = sparse.changed(cfg, changes).lock()
-    check.counts(new)
-    fewer = states.blueprint(record.read(run).located(new), mesh)
-    check.forward(new, fewer)
+    new_cfg = sparse.changed(cfg, changes).lock()
+    check.counts(new_cfg)
+    fewer = states.blueprint(record.read(run).located(new_cfg), mesh)
+    check.forward(new_cfg, fewer)
     facts = dict(parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plan, fewer)],
                  changes=changes)
     method, fields = _described(surgery)
-    made = starts.origin(method, fields, [starts.parent(run, at)], facts)
-    start, position = _state(new, fewer, params), source.position()
+    origin = starts.origin(method, fields, [starts.parent(run, at)], facts)
+    start, position = _state(new_cfg, fewer, params), source.position()
     with beside.new(workdir) as path:
       starts.inherit(path, run)
-      starts.write(path, new, start, position, made, vocabulary=meta['vocab'], line={})
+      starts.write(path, new_cfg, start, position, origin, vocabulary=meta['vocab'], line={})
   return facts
 
 
 def _described(surgery):
   """(name, all fields) of the surgery that a text names."""
-  name, given = lookup.spelled('surgery', surgery)
-  return name, {field: known.default for field, known in lookup.options('surgery', name).items()} | given
+  name, named = lookup.spelled('surgery', surgery)
+  return name, {field: option.default for field, option in lookup.options('surgery', name).items()} | named
 
 
 class Source:
-  """The data of a run, opened when they are asked for: some surgeries need none, and some runs have none."""
+  """The data of a run, opened when asked for: some surgeries need no data, and some runs have none."""
 
   def __init__(self, cfg, run, plan, say):
     self._cfg, self._run, self._plan, self._say = cfg, run, plan, say
     self._opened = None
 
   def __call__(self):
-    """Returns the opened data; raises UserError where there are none, or they are of another vocabulary."""
+    """Returns the opened data; raises UserError if there are none, or they are of another vocabulary."""
     if self._opened is None:
       if self._cfg.data.get('vocab') == '':
         raise errors.UserError(f'data.vocab of {self._run} is empty, and the surgery looks at data; nearest: '
@@ -99,7 +99,7 @@ class Source:
     return self._opened
 
   def position(self) -> dict:
-    """Returns the position of the data at their beginning; of an import whose data nobody asked for, none."""
+    """Returns the position of the data at their beginning; none, of an import whose data nobody asked for."""
     if self._opened is None and records.imported(self._run):
       return dict(step=0, data=None)
     data = pipeline.train_iterator(self._cfg, jax.process_index(), jax.process_count(), self())
@@ -111,21 +111,21 @@ class Source:
 def _restore(run, plan, step, say):
   """(step, training state, meta) of a checkpoint of `run`."""
   saved = checkpoint.Checkpoints(f'{run}/checkpoints', keep=None, read_only=True)
-  found = saved.restore(plan.shapes, lambda meta: None, say, step)
+  restored = saved.restore(plan.shapes, lambda meta: None, say, step)
   saved.close()
-  if found is None:
+  if restored is None:
     raise errors.UserError(f'{run} has no checkpoint yet')
-  at, state, _, meta = found
+  at, state, _, meta = restored
   return at, state, meta | dict(digest=meta.get('digest') or str(meta['arrays']))
 
 
 def _model(state):
-  """The nested dict of all that a model holds: parameters and state of routers."""
+  """The nested dict of all numbers that a model holds: parameters and state of routers."""
   return layout.together(state['params'], state['router_state'])
 
 
 def _state(cfg, plan, params):
-  """The first training state of `cfg` with numbered `params`, placed and sharded as `plan` says."""
+  """The first training state of `cfg` with the numbers `params`, placed and sharded as `plan` says."""
   whole = layout.placed(params, _model(plan.shapes))
 
   def fits(path, shape):
@@ -138,9 +138,9 @@ def _state(cfg, plan, params):
 
   parts = {part: jax.tree.map_with_path(fits, plan.shapes[part]) for part in ('params', 'router_state')}
 
-  def rest(params):
-    new = states.fresh(cfg, plan)
-    return {key: value for key, value in new.items() if key not in parts} | dict(
+  def other_parts(params):
+    first = states.fresh(cfg, plan)
+    return {key: value for key, value in first.items() if key not in parts} | dict(
         opt_state=plan.optimizer.init(plan.trainable(params)))
   shardings = {key: value for key, value in plan.shardings().items() if key not in parts}
-  return parts | jax.jit(rest, out_shardings=shardings)(parts['params'])
+  return parts | jax.jit(other_parts, out_shardings=shardings)(parts['params'])

@@ -1,9 +1,9 @@
 """Conversion of checkpoints: a folder of Hugging Face files to a run directory, and back.
 
-Tensors go through memory one by one, larger ones in blocks of rows; nothing stays but what is on disk. Both
-ways write beside the goal and rename at the end. A run directory remembers in imported.json and in the
-folder `source` what our form does not hold: the original config.json, tokenizer files, dtypes, and tensors
-that were there twice. An export of the same parameters then has the same names and the same bytes.
+Tensors go through memory one after the other, larger tensors in blocks of rows; nothing stays but what is on
+disk. Both ways write beside the goal and rename at the end. imported.json and the folder `source` of a run
+directory remember what our form does not hold. That is the original config.json, tokenizer files, dtypes, and
+tensors that were there twice. An export of the same parameters then has the same names and the same bytes.
 """
 
 import itertools
@@ -53,24 +53,24 @@ def read(source, target, overrides=(), say=print):
       larger than the model's; nothing is written then.
   """
   source = pathlib.Path(source)
-  name, family, sections, found = _open(source)
+  name, family, sections, tensors = _open(source)
   cfg = _configuration(sections, overrides)
   with beside.new(target) as path:
     digest = _take_vocabulary(source, path, pathlib.Path(target), cfg)
-    copies = _copies(family, cfg, found)
+    copies = _copies(family, cfg, tensors)
     with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
       plan = states.blueprint(cfg, mesh)
     placed = rules.places({part: plan.shapes[part] for part in PARTS}, family.table(cfg.to_dict()))
-    _check_kinds(placed, found)
-    skipped = rules.check(placed, {key: t.shape for key, t in found.items()}, copies,
+    _check_kinds(placed, tensors)
+    skipped = rules.check(placed, {key: t.shape for key, t in tensors.items()}, copies,
                           family.ignored(cfg.to_dict()))
     if skipped:
       say(f'not read, and not in an export: {len(skipped)} tensors ({rules.some(skipped)})')
-    kinds = {key: t.dtype for key, t in found.items()}
+    kinds = {key: t.dtype for key, t in tensors.items()}
     usual = max(sorted(set(kinds.values())), key=list(kinds.values()).count)
     record = dict(source=str(source), family=name, copies=sorted(copies), dtype=usual,
                   dtypes={key: kind for key, kind in kinds.items() if kind != usual and key not in skipped})
-    _fill(path, cfg, plan, placed, found, digest)
+    _fill(path, cfg, plan, placed, tensors, digest)
     (path / 'source').mkdir()
     for file in BESIDE:
       if (source / file).is_file():
@@ -85,19 +85,20 @@ def read(source, target, overrides=(), say=print):
 def _open(source):
   """(name of the family, its module, sections of a configuration, dict of tensors) of a folder."""
   if t5x.found(source):
-    found = t5x.tensors(source)
-    return 't5x', t5x, t5x.configure({name: array.shape for name, array in found.items()}), found
+    tensors = t5x.tensors(source)
+    return 't5x', t5x, t5x.configure({name: array.shape for name, array in tensors.items()}), tensors
   hf = documents.read_json(files.inside(source, 'config.json'))
   name, family = fields.family(hf)
-  found = files.tensors(source)
-  sections = family.configure(hf, _tied(family, hf, found))
-  said = files.inside(source, 'generation_config.json')
-  sections['model'] |= fields.ids(hf, documents.read_json(said) if said.is_file() else {}, sections['model'])
-  return name, family, sections, found
+  tensors = files.tensors(source)
+  sections = family.configure(hf, _tied(family, hf, tensors))
+  generation_file = files.inside(source, 'generation_config.json')
+  generation = documents.read_json(generation_file) if generation_file.is_file() else {}
+  sections['model'] |= fields.ids(hf, generation, sections['model'])
+  return name, family, sections, tensors
 
 
 def _sha256(file):
-  """The digest of a file, None where there is none."""
+  """The digest of a file, None without a file."""
   return store.sha256(file) if file.is_file() else None
 
 
@@ -106,12 +107,12 @@ def _tied(family, hf, found):
   head, table = 'lm_head.weight', family.COPIES['lm_head.weight']
   if head not in found or table not in found:
     return head not in found
-  # Two equal tables of an untied model are stored once as well: they read the same and train apart.
+  # Two equal tables of an untied model are stored once as well: they read as tied tables do and train apart.
   return hf.get('tie_word_embeddings', True) is not False and files.equal(found[head], found[table])
 
 
 def _configuration(sections, overrides):
-  """The configuration of an imported run: the model, and how one would usually go on with it."""
+  """The configuration of an imported run: the model, and how training would usually go on with it."""
   _, common = experiment.find_module('common')
   c = common.config()
   model = sections['model']
@@ -132,13 +133,13 @@ def _configuration(sections, overrides):
 def _take_vocabulary(source, path, target, cfg):
   """Copies a SentencePiece model into the run and names it there; returns its digest, None without one.
 
-  The configuration's own data.vocab comes before the one beside the tensors. Without either, data.vocab is
+  The configuration's own data.vocab comes before the file beside the tensors. Without either, data.vocab is
   empty, and what reads texts refuses.
   """
-  given = cfg.data.vocab
-  if given == 'bytes' or given.startswith('train:'):                 # of this project: nothing to copy
+  spec = cfg.data.vocab
+  if spec == 'bytes' or spec.startswith('train:'):                   # of this project: nothing to copy
     return None
-  file = pathlib.Path(given) if given else next(
+  file = pathlib.Path(spec) if spec else next(
       (files.inside(source, name) for name in VOCABULARIES if (source / name).is_file()), None)
   if file is None:
     return None
@@ -153,7 +154,7 @@ def _take_vocabulary(source, path, target, cfg):
 
 
 def _copies(family, cfg, found):
-  """Names of tensors that are others once more; raises UserError if they are not."""
+  """Names of tensors that repeat other tensors; raises UserError if they do not."""
   tied, names = cfg.model.tie_embeddings, []
   for name, origin in family.COPIES.items():
     if name not in found or name == 'lm_head.weight' and not tied:
@@ -165,7 +166,7 @@ def _copies(family, cfg, found):
 
 
 def _check_kinds(placed, found):
-  """Raises UserError for a parameter of a dtype of integers, which is no parameter or not of this dtype."""
+  """Raises UserError for a parameter stored as integers: no parameter, or not of its dtype."""
   wrong = [place.tensor for place in placed
            if place.tensor in found and found[place.tensor].dtype not in files.FLOATS]
   if wrong:
@@ -210,17 +211,17 @@ def _fill_array(writer, leaf, group, found, advance):
 
 
 def _rows(place):
-  """How many rows of a tensor are a block."""
+  """How many rows of a tensor make a block."""
   return min(place.there[0], max(1, BLOCK // (4 * math.prod(place.there[1:]))))
 
 
 def _turned(rows, place):
-  """The shape of a block of so many rows of the tensor in our array."""
+  """The shape, in our array, of a block of `rows` rows of the tensor."""
   return (place.shape[0], rows) if place.op == rules.LINEAR else (rows, *place.shape[1:])
 
 
 def _where(place, first, last):
-  """The slices of our array that rows `first` to `last` of the tensor are."""
+  """The slices of our array that hold rows `first` to `last` of the tensor."""
   rows = slice(first, last)
   return (*place.index, slice(None), rows) if place.op == rules.LINEAR else (*place.index, rows)
 
@@ -235,8 +236,8 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   """Writes the Hugging Face folder `target` from run directory `source`; returns (step, family, its Tensors).
 
   Args:
-    overrides: on the run's configuration, where it is to be read in another way.
-    to:        family; None = the one it was imported from.
+    overrides: on the run's configuration, where the run is to be read in another way.
+    to:        family; None = the family that the run was imported from.
     dtype:     of all tensors, as safetensors call it; None = as imported, else F32.
     step:      of the checkpoint; None = the newest.
     most:      bytes of a file.
@@ -264,25 +265,25 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   placed = rules.places({part: plan.shapes[part] for part in PARTS}, family.table(cfg.to_dict()))
   kind = lambda tensor: dtype or record.get('dtypes', {}).get(tensor) or record.get('dtype', 'F32')
   layout = {place.tensor: (kind(place.tensor), place.there) for place in placed if place.tensor}
-  again = record['copies'] if record else family.copied(cfg.to_dict())
-  if not set(again) <= set(family.COPIES):
-    raise errors.Damaged(source / 'imported.json', f'has copies that are none: {again!r:.80}')
-  copies = {copy: family.COPIES[copy] for copy in again}
+  copied = record['copies'] if record else family.copied(cfg.to_dict())
+  if not set(copied) <= set(family.COPIES):
+    raise errors.Damaged(source / 'imported.json', f'has copies that are none: {copied!r:.80}')
+  copies = {copy: family.COPIES[copy] for copy in copied}
   with beside.new(target) as path:
     for file in (source / 'source').glob('*'):
       shutil.copyfile(file, path / file.name)
     if hf is not None:
       documents.write_json(path / 'config.json', hf, sort_keys=True)
-    made = files.create(path, layout | {c: (kind(c), layout[o][1]) for c, o in copies.items()}, most)
-    with progress.task('writing tensors', sum(made[t].size for t in layout), 'bytes') as advance:
+    created = files.create(path, layout | {c: (kind(c), layout[o][1]) for c, o in copies.items()}, most)
+    with progress.task('writing tensors', sum(created[t].size for t in layout), 'bytes') as advance:
       for leaf, group in itertools.groupby(placed, lambda place: place.leaf):
         group = list(group)
         if group[0].tensor is not None:
-          _write_array(reader, leaf, group, made, advance)
+          _write_array(reader, leaf, group, created, advance)
     for copy, origin in copies.items():
-      for first, last in made[origin].blocks(BLOCK):
-        files.write(made[copy], first, made[origin].read(first, last))
-  return reader.step, name, made
+      for first, last in created[origin].blocks(BLOCK):
+        files.write(created[copy], first, created[origin].read(first, last))
+  return reader.step, name, created
 
 
 def _imported(source):
@@ -296,18 +297,20 @@ def _imported(source):
 
 
 def _describe(original, family, c, imported):
-  """The config.json of a model, or None where the one it was imported with still says it.
+  """The config.json of a model, or None where the imported config.json still says it.
 
   Raises UserError if the family has no such model.
   """
-  tied, old = c['model'].get('tie_embeddings', True), documents.read_json(original) if imported else {}
-  if imported and not fields.differences(c, family.configure(old, tied)):
+  tied = c['model'].get('tie_embeddings', True)
+  original_fields = documents.read_json(original) if imported else {}
+  if imported and not fields.differences(c, family.configure(original_fields, tied)):
     return None
-  new = (old or _ids(c['model'])) | family.describe(c)
-  other = fields.differences(c, family.configure(new, tied))
-  if other:
-    raise errors.UserError(f'the model is not of the family {new["model_type"]}, whose {rules.some(other)}')
-  return new
+  new_fields = (original_fields or _ids(c['model'])) | family.describe(c)
+  unlike = fields.differences(c, family.configure(new_fields, tied))
+  if unlike:
+    raise errors.UserError(f'the model is not of the family {new_fields["model_type"]}, whose '
+                           f'{rules.some(unlike)}')
+  return new_fields
 
 
 def _ids(model):
@@ -318,7 +321,7 @@ def _ids(model):
 
 
 def _write_array(reader, leaf, group, made, advance):
-  """Writes the tensors of one array: in blocks, or at once where it is small or a chunk has many of them."""
+  """Writes the tensors of an array: in blocks, or at once where it is small or a chunk has many tensors."""
   store, total = reader.array(leaf), 0
   lead = len(group[0].index)
   stacked = any(n > 1 for n in store.chunk_layout.read_chunk.shape[:lead])

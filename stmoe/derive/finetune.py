@@ -1,14 +1,15 @@
-"""Fine-tuning: a new run that starts with the parameters of another one, ours or an imported one.
+"""Fine-tuning: a new run that starts with the parameters of another run, ours or an imported one.
 
 The model is the start's unless `finetune.model='own'`; then the recipe of section `finetune` changes it:
-  model:               'start', or 'own': the configuration's, of which what fits is taken from the start.
-  load:                'all' parameters must be there and fit, or 'partial': the others are new.
+  model:               'start', or 'own': the configuration's, which takes from the start what fits.
+  load:                'all' parameters must be there and fit; with 'partial' the missing ones are new.
   optimizer:           'fresh' slots, or 'keep' the start's (ST-MoE: keeping helps, arXiv:2202.08906, sec. 5).
   dropout_rate:        everywhere but in experts; None = as the start.
   expert_dropout_rate: in experts (Switch, arXiv:2101.03961, section 2.4); None = as the start.
   capacity_factor:     (train, eval) of routers that drop tokens; None = as the start.
   aux:                 False switches the losses of routers off.
-Which parameters train, and how, say train.trainable and section groups (train/groups.py). Steps count from 0.
+
+train.trainable and section groups (train/groups.py) say which parameters train, and how. Steps count from 0.
 """
 
 import pathlib
@@ -41,10 +42,10 @@ def adopt(cfg, start):
   recipe = cfg.get('finetune')
   if recipe is None:
     raise errors.UserError('the experiment has no section finetune; nearest: finetune/jsonl, finetune/task')
-  for field, known in (('model', MODELS), ('load', LOADS), ('optimizer', SLOTS)):
-    if recipe[field] not in known:
-      raise errors.UserError(f'finetune.{field}={recipe[field]!r}{errors.nearest(recipe[field], known)} '
-                             f'(there are: {", ".join(known)})')
+  for field, allowed in (('model', MODELS), ('load', LOADS), ('optimizer', SLOTS)):
+    if recipe[field] not in allowed:
+      raise errors.UserError(f'finetune.{field}={recipe[field]!r}{errors.nearest(recipe[field], allowed)} '
+                             f'(there are: {", ".join(allowed)})')
   if not hasattr(lookup.source(start.data), 'vocab'):
     raise errors.UserError(f'the start is a {start.model.name} of images; these tasks need a model of text')
   with cfg.unlocked(), cfg.ignore_type():
@@ -67,30 +68,30 @@ def _lengths(cfg, start):
     data = cfg.data.to_dict()
     length = data.pop('inputs_length') + data.pop('targets_length')
     cfg.data = data | dict(objective='prompted', length=length)
-  now = dict(encoder=cfg.data.get('inputs_length'), decoder=cfg.data.get('targets_length'),
+  new_lengths = dict(encoder=cfg.data.get('inputs_length'), decoder=cfg.data.get('targets_length'),
              layers=cfg.data.get('length'))
   for stack in ('encoder', 'decoder', 'layers'):
     for letter in {letter for letters, _ in cfg.model.get(stack, ()) for letter in letters}:
       for layer in lookup.nested(cfg.blocks[letter]):
-        if layer.get('group_size') and was.get(stack) and now[stack]:
+        if layer.get('group_size') and was.get(stack) and new_lengths[stack]:
           sequences = max(layer.group_size // was[stack], 1)
-          layer.group_size = sequences * now[stack]
+          layer.group_size = sequences * new_lengths[stack]
 
 
 def _apply(cfg, recipe):
   """Puts the recipe's rates and capacities where the model has them."""
-  known = lambda kind, fields: lookup.fields(kind, fields['name'])
-  if recipe.dropout_rate is not None and 'dropout_rate' in known('model', cfg.model):
+  fields_of = lambda kind, fields: lookup.fields(kind, fields['name'])
+  if recipe.dropout_rate is not None and 'dropout_rate' in fields_of('model', cfg.model):
     cfg.model.dropout_rate = recipe.dropout_rate
   for layer in [layer for block in cfg.blocks.values() for layer in lookup.nested(block)]:
     if recipe.dropout_rate is not None and layer.get('layer') == 'dense':
       layer.dropout_rate = recipe.dropout_rate
     if 'experts' in layer and recipe.expert_dropout_rate is not None:
-      if 'dropout_rate' in known('experts', layer.experts):
+      if 'dropout_rate' in fields_of('experts', layer.experts):
         layer.experts.dropout_rate = recipe.expert_dropout_rate
     for router in lookup.nested(layer.get('router')):
       drops = router.get('capacity_factor', recipe.capacity_factor) != (None, None)
-      if recipe.capacity_factor is not None and drops and 'capacity_factor' in known('router', router):
+      if recipe.capacity_factor is not None and drops and 'capacity_factor' in fields_of('router', router):
         router.capacity_factor = tuple(recipe.capacity_factor)
   if not recipe.aux:
     cfg.losses = {name: (0.0, reduction) for name, (_, reduction) in cfg.losses.items()}
@@ -116,7 +117,7 @@ def vocabulary(cfg, start, run):
 def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
   """Writes the first checkpoint of `cfg` in `workdir` from that of `run`, and trains; returns the exit code.
 
-  A run that is there already goes on. Everything that can be wrong is found before anything is written.
+  A run that is there already goes on. All mistakes are found before anything is written.
 
   Args:
     run:     run directory to start from; step: which of its checkpoints, None = the newest.
@@ -145,8 +146,8 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
       with rundir.own(workdir) as path:
         if not rundir.saved(path):            # by another process, meanwhile
           parents = [starts.parent(run, record['step'])]
-          made = starts.origin('finetune', cfg.finetune.to_dict(), parents, record)
-          starts.write(path, cfg, state, position, made, vocabulary=facts['vocab'].digest)
+          origin = starts.origin('finetune', cfg.finetune.to_dict(), parents, record)
+          starts.write(path, cfg, state, position, origin, vocabulary=facts['vocab'].digest)
           records.write(path, cfg, opened, check.files(plan))
   return loop.train(cfg, workdir, name, devices)
 
@@ -157,24 +158,24 @@ def _load(run, cfg, plan, vocab, step):
   starts.trained(run)
   parts = ['params', 'router_state'] + ['opt_state'] * (recipe.optimizer == 'keep')
   saved = checkpoint.Checkpoints(folder, keep=None, read_only=True)
-  at, found, there = saved.part({part: plan.shapes[part] for part in parts},
+  at, loaded, stored = saved.part({part: plan.shapes[part] for part in parts},
                                 lambda meta: rundir.check_same(meta, dict(vocab=vocab.digest)), step)
   saved.close()
   shapes = {_name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(plan.shapes)}
-  wanted = [name for name in shapes if name.split('/')[0] in parts]
-  missing = [name for name in wanted if name not in found]
+  names = [name for name in shapes if name.split('/')[0] in parts]
+  missing = [name for name in names if name not in loaded]
   if missing and recipe.load == 'all':
     raise errors.UserError(
-        f'{missing[0]} is {shapes[missing[0]]} in the new model and {there.get(missing[0], "absent")} in '
-        f'{run} ({len(missing)} of {len(wanted)} arrays do not fit); nearest: --config.finetune.load=partial')
-  if not any(name.startswith('params/') for name in found):
+        f'{missing[0]} is {shapes[missing[0]]} in the new model and {stored.get(missing[0], "absent")} in '
+        f'{run} ({len(missing)} of {len(names)} arrays do not fit); nearest: --config.finetune.load=partial')
+  if not any(name.startswith('params/') for name in loaded):
     raise errors.UserError(f'{run} has no parameter of the new model: it is of another architecture')
   state = states.init(cfg, plan)
-  state = jax.tree.map_with_path(lambda path, x: found.get(_name(path), x), state)
-  ignored = [name for name in there if name.startswith('params/') and name not in found]
+  state = jax.tree.map_with_path(lambda path, x: loaded.get(_name(path), x), state)
+  ignored = [name for name in stored if name.startswith('params/') and name not in loaded]
   params = plan.shapes['params']
   trained, parameters = (sum(x.size for x in jax.tree.leaves(t)) for t in (plan.trainable(params), params))
-  return state, dict(start=str(run), step=at, loaded=sorted(found), new=sorted(missing),
+  return state, dict(start=str(run), step=at, loaded=sorted(loaded), new=sorted(missing),
                      ignored=sorted(ignored), trained=trained, parameters=parameters,
                      trainable=groups.described(cfg))
 
@@ -198,13 +199,13 @@ def prepare(name, overrides, run, step=None):
   start = records.read(run).located(rundir.trusted(run, step))
   early = [text for text in overrides if text.removeprefix('--config.').startswith(('finetune.', 'data.'))]
   cfg, name = experiment.load(name, early)
-  given = any(text.removeprefix('--config.').startswith('data.vocab=') for text in early)
-  if not given:
+  names_vocabulary = any(text.removeprefix('--config.').startswith('data.vocab=') for text in early)
+  if not names_vocabulary:
     with cfg.unlocked():
       cfg.data.vocab = start.data.get('vocab', '')
   adopt(cfg, start)
   experiment.override(cfg, [text for text in overrides if text not in early], whole=False)
-  if not given:
+  if not names_vocabulary:
     vocabulary(cfg, start, run)
   return cfg, name
 

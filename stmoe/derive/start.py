@@ -1,7 +1,7 @@
 """The start of a run that is made of others: its first checkpoint, and the record of where it came from.
 
-All methods write both through here. ancestry.json holds what `records.ancestry` returns. The lineages of
-the parents are copied into it: it says the whole ancestry when the parents are gone.
+All methods write both here. ancestry.json holds what `records.ancestry` returns. The lineages of
+the parents are copied into it, so it says the whole ancestry when the parents are gone.
 """
 
 from collections.abc import Callable
@@ -27,25 +27,25 @@ def unused(workdir: str | pathlib.Path) -> None:
 
 
 def trained(run: str | pathlib.Path) -> None:
-  """Raises UserError where run directory `run` is none, or has no checkpoint."""
+  """Raises UserError where `run` is no run directory, or has no checkpoint."""
   if not (pathlib.Path(run) / 'checkpoints').is_dir():
     rundir.load(run)                     # has the better words for what is no run at all
     raise errors.UserError(f'{run} has no checkpoint yet')
 
 
 def parent(run: str | pathlib.Path, step: int) -> tuple[dict, list]:
-  """Returns (what a lineage says of checkpoint `step` of run directory `run`, the lineage of that run)."""
+  """Returns (what a lineage says of checkpoint `step` of run directory `run`, the lineage of `run`)."""
   try:
     meta, _ = seal.read(pathlib.Path(run) / 'checkpoints' / str(step))
   except ValueError as error:
     raise errors.UserError(f'checkpoint {step} of {run} cannot be read: {error}') from error
-  made = dict(run=str(pathlib.Path(run).absolute()), step=step, config=meta.get('config'),
+  described = dict(run=str(pathlib.Path(run).absolute()), step=step, config=meta.get('config'),
               checkpoint=meta.get('digest'))
-  return made, records.ancestry(run).get('lineage', [])
+  return described, records.ancestry(run).get('lineage', [])
 
 
 def imported(folder: str | pathlib.Path, config: str | None) -> tuple[dict, list]:
-  """Returns what `parent` does of a folder of another library; `config`: digest of its configuration."""
+  """Returns what `parent` does, for a folder of another library; `config`: digest of its configuration."""
   return dict(run=str(pathlib.Path(folder).absolute()), step=None, config=config, checkpoint=None), []
 
 
@@ -72,7 +72,7 @@ def meta(cfg: ml_collections.ConfigDict, vocabulary: str | None, flops: float = 
 
   Args:
     vocabulary: digest of the vocabulary; None = not known.
-    flops:      that the run starts with, those of its parents.
+    flops:      that the run starts with: its parents' FLOPs.
   """
   return dict(config=rundir.identity(cfg), vocab=vocabulary, seconds=0.0, flops=flops)
 
@@ -81,7 +81,7 @@ def write(path: pathlib.Path, cfg: ml_collections.ConfigDict, state: dict, posit
           vocabulary: str | None, step: int = 0, flops: float = 0.0, line: dict | None = None) -> None:
   """Writes the run directory `path` with one checkpoint; the caller owns `path`, which holds no run.
 
-  The checkpoint is first: without it the folder would be a run from scratch.
+  The checkpoint comes first: without it the folder would be a run from scratch.
 
   Args:
     state:    training state; position: of the data.
@@ -98,7 +98,7 @@ def write(path: pathlib.Path, cfg: ml_collections.ConfigDict, state: dict, posit
 
 def claim(path: pathlib.Path, cfg: ml_collections.ConfigDict, made: dict, step: int = 0,
           line: dict | None = None, say: Callable = print) -> None:
-  """Writes what is beside the first checkpoint, which is there; see `write` for the arguments.
+  """Writes what stands beside the first checkpoint, which is there; see `write` for the arguments.
 
   say: called with a line of text about a damaged line of metrics.
   """
@@ -115,9 +115,9 @@ OWN = ('data.json', 'data', 'vocabulary.model', 'imported.json', 'source')
 
 
 def inherit(path: pathlib.Path, run: str | pathlib.Path) -> None:
-  """Copies into run directory `path` what `run` keeps of its own: `path` then does without it."""
-  for kept in (pathlib.Path(run) / name for name in OWN):
-    if kept.is_dir():
-      shutil.copytree(kept, path / kept.name)
-    elif kept.is_file():
-      shutil.copyfile(kept, path / kept.name)
+  """Copies into run directory `path` what `run` keeps of its own, so that `path` does without `run`."""
+  for owned in (pathlib.Path(run) / name for name in OWN):
+    if owned.is_dir():
+      shutil.copytree(owned, path / owned.name)
+    elif owned.is_file():
+      shutil.copyfile(owned, path / owned.name)

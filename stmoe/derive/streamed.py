@@ -1,7 +1,7 @@
-"""Checkpoints written slice by slice: what `checkpoint` opens, for states larger than memory.
+"""Checkpoints written slice by slice, for states larger than memory; `checkpoint` opens them.
 
-A streamed step has every array in its own folder of chunks (zarr), each chunk a slice that one write fills;
-`stored` reads both these and the trainer's.
+A streamed step has every array in its own folder of chunks (zarr). A chunk is a slice that one write fills.
+`stored` reads streamed steps and the trainer's.
 """
 
 import jax
@@ -18,7 +18,7 @@ from stmoe.checkpoints import stored
 
 
 class Writer:
-  """A new step in `directory` whose arrays `parts` are to be filled, and whose others are given.
+  """A new step in `directory` whose arrays `parts` are to be filled, and whose other arrays are given.
 
   Args:
     directory: of checkpoints; exists.
@@ -33,7 +33,7 @@ class Writer:
     self._shapes, self._sums, self._data = {}, {}, data
     checkpoint.hush()
     self._inventory = checksum.inventory(rest)
-    # `array` makes them anew with their shapes, which orbax keeps in the arrays only.
+    # `array` makes these anew with their shapes, which orbax keeps in the arrays only.
     empty = jax.tree.map(lambda s: np.zeros((), s.dtype), shapes)
     # Arrays of numpy: orbax then keeps no record of their chunks, which `array` changes.
     rest = {key: jax.device_get(x) if key == 'router_state' else x for key, x in rest.items()}
@@ -60,12 +60,12 @@ class Writer:
                    shape=self._shapes[leaf]).result()
 
   def write(self, store, leaf, where, value):
-    """Writes f32 `value` at the slices `where` of the store of `leaf`; each place once."""
+    """Writes f32 `value` at the slices `where` of the store of `leaf`; every place is written once."""
     self._sums[leaf] += checksum.part(value, self._shapes[leaf], where)
     store[where].write(value).result()
 
   def finish(self, meta):
-    """Writes `meta` with the checksums of all arrays; the step is then like any other."""
+    """Writes `meta` with the checksums of all arrays; the step is then like any other step."""
     lost = [leaf for leaf in self._shapes if leaf[0] != 'router_state' and leaf not in self._sums]
     assert not lost, lost
     sums = {'/'.join(map(str, leaf)): [list(self._shapes[leaf]), total % 2**32, 'float32']

@@ -1,12 +1,12 @@
-"""Upcycling of runs: the first checkpoint of a sparse run from dense ones, and what the surgery changed.
+"""Upcycling of runs: the first checkpoint of a sparse run from dense runs, and what the surgery changed.
 
 The parameters are made by `surgery.upcycle`. The optimizer's slots start empty, or the experts take over
-those of the layer they copy; the step counter goes on, and with it the schedule. The data goes on
-where the dense run stopped if seed, data and batch size are the dense run's; otherwise, and with several
-dense runs, it starts from the beginning.
+the slots of the layer they copy. The step counter goes on, and with it the schedule. The data goes on
+where the dense run stopped if seed, data and batch size are the dense run's. Otherwise, and with several
+dense runs, the data starts from the beginning.
 
-Differs: T5X decays Adafactor's second moments by the global step; here empty slots begin to count at 0, so
-  that the first step after the surgery is not divided by a moment that is nearly 0.
+Differs: T5X decays Adafactor's second moments by the global step. Here empty slots begin to count at 0. So
+  the first step after the surgery is not divided by a moment that is nearly 0.
 """
 
 import inspect
@@ -31,7 +31,8 @@ from stmoe.train import opened
 from stmoe.train import state as states
 
 # Fields of a model that may differ from the dense run's: they say where layers are, how to compute them, and
-# where decoding ends. What the first token follows may not: the dense run has learned to begin after it.
+# where decoding ends. What the first token follows may not differ: the dense run has learned to begin after
+# it.
 FREE = ('encoder', 'decoder', 'layers', 'scan_layers', 'remat', 'dtype', 'dropout_rate', 'init_scale',
         'end_ids')
 IMPOSSIBLE = -1e8                  # logits below it stand for what a model rules out
@@ -58,14 +59,14 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
     UserError: `workdir` is in use, a run is not dense or of another backbone, or nothing is left to train.
   """
   _check(runs, cfg, workdir, noise, granularity, optimizer)
-  theirs = [records.read(run).located(rundir.opened(run)) for run in runs]
-  for run, start in zip(runs, theirs):
+  dense_cfgs = [records.read(run).located(rundir.opened(run)) for run in runs]
+  for run, start in zip(runs, dense_cfgs):
     same_backbone(run, start, cfg)
   loop.keep_compilations()
-  prices = [loop.flops_per_step(start) for start in theirs]
+  prices = [loop.flops_per_step(start) for start in dense_cfgs]
   with states.on_mesh(cfg.mesh, devices) as mesh:
     check.batches(cfg)
-    plan, plans = states.blueprint(cfg, mesh), [states.blueprint(start, mesh) for start in theirs]
+    plan, plans = states.blueprint(cfg, mesh), [states.blueprint(start, mesh) for start in dense_cfgs]
     check.forward(cfg, plan)
     source = pipeline.source(cfg)
     facts = source.info()
@@ -75,21 +76,21 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, o
     for run, dense in zip(runs, plans):
       same_activations(run, dense, plan)
 
-    found = [opened.restore(dense, run, facts['vocab'], show.say) for run, dense in zip(runs, plans)]
-    at = _first_step([at for at, *_ in found], cfg) if step == 'keep' else 0
-    spent = sum(done * price for price, (done, *_) in zip(prices, found))
-    position = _position(theirs, found, cfg, source)
+    restored = [opened.restore(dense, run, facts['vocab'], show.say) for run, dense in zip(runs, plans)]
+    at = _first_step([at for at, *_ in restored], cfg) if step == 'keep' else 0
+    spent = sum(steps * price for price, (steps, *_) in zip(prices, restored))
+    position = _position(dense_cfgs, restored, cfg, source)
     before = []
-    for run, dense, (done, state, *_) in zip(runs, plans, found):
+    for run, dense, (steps, state, *_) in zip(runs, plans, restored):
       values = _evaluate(cfg, dense, state, source, show, f'dense run {run}')
-      before.append(dict(run=str(run), step=done) | values)
+      before.append(dict(run=str(run), step=steps) | values)
     show.say('making the experts')
-    state = jax.jit(make, out_shardings=plan.shardings())([state for _, state, *_ in found])
+    state = jax.jit(make, out_shardings=plan.shardings())([state for _, state, *_ in restored])
     after = _evaluate(cfg, plan, state, source, show, 'upcycled model')
     record = dict(
         step=at, runs=before, upcycled=after,
         gap=after['eval/loss'] - min(values['eval/loss'] for values in before),
-        difference=difference(cfg, (plans[0], found[0][1]), (plan, state)),
+        difference=difference(cfg, (plans[0], restored[0][1]), (plan, state)),
         parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plans[0], plan)],
         data=position, noise=noise, granularity=granularity, optimizer=optimizer,
         leaves=surgery.report(plan.shapes['params']))
@@ -115,33 +116,33 @@ def _check(runs, cfg, workdir, noise, granularity, optimizer):
 
 def same_backbone(run, start, cfg):
   """Raises UserError for a field of the model that differs between `run`, config `start`, and `cfg`."""
-  theirs, mine = _model_fields(start), _model_fields(cfg)
-  for field in sorted({*theirs, *mine} - set(FREE)):
-    if theirs.get(field) != mine.get(field):
-      raise errors.UserError(f'model.{field} is {theirs.get(field)!r} in {run} and {mine.get(field)!r} in '
-                             f'the new model; nearest: --config.model.{field}={theirs.get(field)}')
+  dense, sparse = _model_fields(start), _model_fields(cfg)
+  for field in sorted({*dense, *sparse} - set(FREE)):
+    if dense.get(field) != sparse.get(field):
+      raise errors.UserError(f'model.{field} is {dense.get(field)!r} in {run} and {sparse.get(field)!r} in '
+                             f'the new model; nearest: --config.model.{field}={dense.get(field)}')
 
 
 def _model_fields(cfg):
   """The model section of `cfg` with the defaults of what it leaves out."""
   fields = cfg.model.to_dict()
-  known = inspect.signature(lookup.constructor('model', fields['name']).__init__).parameters
-  return {name: p.default for name, p in known.items() if p.default is not p.empty} | fields
+  parameters = inspect.signature(lookup.constructor('model', fields['name']).__init__).parameters
+  return {name: p.default for name, p in parameters.items() if p.default is not p.empty} | fields
 
 
 def same_activations(run, dense, plan):
   """Raises UserError for the first layer whose activation function is another one in the dense run."""
-  for (name, old), (_, new) in zip(_layers(dense), _layers(plan)):
-    theirs, mine = _activation(old), _activation(new)
-    if theirs != mine:
-      raise errors.UserError(f'layer {name} has activation {theirs!r} in {run} and {mine!r} in the new model')
+  for (name, dense_layer), (_, sparse_layer) in zip(_layers(dense), _layers(plan)):
+    was, becomes = _activation(dense_layer), _activation(sparse_layer)
+    if was != becomes:
+      raise errors.UserError(f'layer {name} has activation {was!r} in {run} and {becomes!r} in the new model')
 
 
 def _activation(layer):
   """The name of the activation function of a layer's experts, or of its innermost part that has one."""
-  found = lambda module: [part.activation for _, part in modules.offering(module, 'activation')]
-  of_experts = [name for sparse in modules.sparse(layer) for name in found(sparse)]
-  return (of_experts or found(layer) or [None])[-1]
+  activations = lambda module: [part.activation for _, part in modules.offering(module, 'activation')]
+  of_experts = [name for sparse in modules.sparse(layer) for name in activations(sparse)]
+  return (of_experts or activations(layer) or [None])[-1]
 
 
 def _layers(plan):
@@ -155,7 +156,7 @@ def _scale(plan, granularity, scale):
   """The scale of experts' outputs: as given, or 1, or what `granularity` and the routers make necessary."""
   if scale is not None or granularity == 1:
     return 1.0 if scale is None else scale
-  found = {}
+  scales = {}
   routers = [(name, part.router) for name, layer in _layers(plan) for part in modules.sparse(layer)]
   for name, router in routers:
     k, normalized = (contract.offered(router, field) for field in ('k', 'normalize_gates'))
@@ -165,10 +166,10 @@ def _scale(plan, granularity, scale):
     if k % granularity:
       raise errors.UserError(f'router of {name}: k={k} is not a multiple of --granularity {granularity}; '
                              f'nearest: k={max(1, k // granularity) * granularity}')
-    found[name] = surgery.activation_scale(router.num_experts, granularity, k, normalized)
-  if len(set(found.values())) > 1:
-    raise errors.UserError(f'layers need different scales ({found}); give --scale')
-  return next(iter(found.values()), 1.0)
+    scales[name] = surgery.activation_scale(router.num_experts, granularity, k, normalized)
+  if len(set(scales.values())) > 1:
+    raise errors.UserError(f'layers need different scales ({scales}); give --scale')
+  return next(iter(scales.values()), 1.0)
 
 
 def _maker(cfg, plan, noise, granularity, scale, optimizer, step):
@@ -180,15 +181,15 @@ def _maker(cfg, plan, noise, granularity, scale, optimizer, step):
     slots = plan.optimizer.init(plan.trainable(params))
     if optimizer == 'reuse':
       slots = _reuse([d['opt_state'] for d in dense], slots)
-    kept = {part: dense[0][part] for part in ('step', 'counts')} if step == 'keep' else {}
-    return state | dict(params=params, opt_state=slots) | kept
+    counters = {part: dense[0][part] for part in ('step', 'counts')} if step == 'keep' else {}
+    return state | dict(params=params, opt_state=slots) | counters
   return make
 
 
 def _reuse(dense, slots):
   """Optimizer slots like `slots` from the list of those of the dense runs; refuses what is ambiguous."""
   try:
-    made = surgery.upcycle(dense, slots)
+    copied = surgery.upcycle(dense, slots)
   except errors.UserError as error:
     raise errors.UserError(f'optimizer slots: {error} (or --optimizer fresh)') from None
   shapes = {tuple(entry.key for entry in path): leaf.shape for path, leaf in jax.tree.leaves_with_path(slots)}
@@ -197,7 +198,7 @@ def _reuse(dense, slots):
     if path[-1] == 'v_row' and surgery.kind(path) == 'tiled' and shapes[*path[:-1], 'v_col'] == shape:
       raise errors.UserError(f'{surgery.text(path[:-1])} are slots of a square matrix, whose rows and '
                              'columns cannot be told apart; nearest: --optimizer fresh')
-  return made
+  return copied
 
 
 def _first_step(steps, cfg):
@@ -206,9 +207,9 @@ def _first_step(steps, cfg):
     raise errors.UserError(f'the dense runs have done {", ".join(map(str, steps))} steps; nearest: '
                            '--step zero')
   if steps[0] >= cfg.train.steps:
-    more = steps[0] + cfg.train.steps
+    needed = steps[0] + cfg.train.steps
     raise errors.UserError(f'the dense run has done {steps[0]} steps and train.steps={cfg.train.steps}: '
-                           f'nothing is left to train; nearest: --config.train.steps={more} or --step zero')
+                           f'nothing is left to train; nearest: --config.train.steps={needed} or --step zero')
   return steps[0]
 
 
@@ -217,9 +218,9 @@ def _position(theirs, found, cfg, source):
   data = pipeline.train_iterator(cfg, jax.process_index(), jax.process_count(), source)
   beginning = data.get_state()
   data.close()
-  other = [field for field in experiment.diff(theirs[0], cfg) if field in ('seed', 'train.batch_size') or (
+  changed = [field for field in experiment.diff(theirs[0], cfg) if field in ('seed', 'train.batch_size') or (
       field.startswith('data.') and field not in ('data.cache_dir', 'data.eval_split'))]
-  same = len(theirs) == 1 and not other
+  same = len(theirs) == 1 and not changed
   position = found[0][2]
   return position if same and position['data'] == beginning['data'] else beginning
 
@@ -238,29 +239,30 @@ def difference(cfg, dense, sparse):
   Args:
     dense, sparse: pairs of blueprint and training state.
   """
-  (old_plan, old), (new_plan, new) = dense, sparse
+  (dense_plan, dense_state), (sparse_plan, sparse_state) = dense, sparse
   weights = lambda state: (state['params'], state['router_state'])
 
   @jax.jit
-  def norms(old, new, batch):
+  def norms(dense_state, sparse_state, batch):
     before, after = (plan.model(*state)(batch, key=jax.random.key(0), train=False)[0]
-                     for plan, state in ((old_plan, old), (new_plan, new)))
-    real = (new_plan.target.weights(batch)[..., None] > 0) & (before > IMPOSSIBLE)
+                     for plan, state in ((dense_plan, dense_state), (sparse_plan, sparse_state)))
+    real = (sparse_plan.target.weights(batch)[..., None] > 0) & (before > IMPOSSIBLE)
     return [jnp.sum(jnp.where(real, x, 0) ** 2) for x in (after - before, before)]
 
   batch = next(iter(pipeline.eval_batches(cfg, jax.process_index(), jax.process_count())))
-  changed, whole = jax.device_get(norms(weights(old), weights(new), check.place(batch, new_plan.mesh)))
+  placed = check.place(batch, sparse_plan.mesh)
+  changed, whole = jax.device_get(norms(weights(dense_state), weights(sparse_state), placed))
   return float((changed / whole) ** 0.5)
 
 
 def _write(cfg, workdir, plan, state, source, record, options, spent):
   """Writes the new run; `spent` is the FLOPs that it starts with, those of the dense runs."""
   parents = [starts.parent(dense['run'], dense['step']) for dense in record['runs']]
-  made = starts.origin('upcycle', options, parents, record)
+  origin = starts.origin('upcycle', options, parents, record)
   low, high = jax.device_get(state['counts']['tokens']).tolist()
   line = dict(tokens=(high << 32) + low) | record['upcycled']
   with rundir.own(workdir) as path:
     starts.unused(path)                  # nor was it taken meanwhile
-    starts.write(path, cfg, state, record['data'], made, step=record['step'],
+    starts.write(path, cfg, state, record['data'], origin, step=record['step'],
                  vocabulary=source.info()['vocab'].digest, flops=spent, line=line)
     records.write(path, cfg, source, check.files(plan))

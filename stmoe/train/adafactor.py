@@ -1,6 +1,6 @@
 """Adafactor (arXiv:1804.04235) with the semantics of T5X: factored by the logical names of the axes.
 
-optax factors the two largest dimensions and clips and scales once per array. Stacked layers
+Why: optax factors the two largest dimensions and clips and scales once per array. Stacked layers
 and stacked experts would then share one clipping and one scale, and a bank with many small
 experts would be factored across experts. Here `layers` and `expert` are batch axes: each
 slice has its own statistics, its own clipping and its own scale.
@@ -39,7 +39,7 @@ def plan(names, shape, min_dim_size_to_factor=128):
   """Returns the Plan of a parameter with logical axes `names`.
 
   A matrix (or vector) that is no batch of anything is factored over its dimensions when
-  both have `min_dim_size_to_factor`; any other array as its names say, and not at all when
+  both have `min_dim_size_to_factor`. Any other array is factored as its names say, and not at all when
   rows or columns are missing.
 
   Differs: T5X takes scanned layers [L, D, F] for a batch, so factors them whatever their size.
@@ -89,24 +89,24 @@ def update(grads, state, params, plans, rate, *, decay_rate=0.8, step_offset=0, 
   The second moment decays with 1 - (t+1)^-decay_rate, so the first step forgets its start and
   no bias correction is needed. Weight decay is (1 - weight_decay) * param, not times the rate.
   """
-  # Before the offset as at it: a negative number has no such power.
+  # Steps before the offset count as the step at it: a negative number has no such power.
   t = jnp.maximum(state['count'] - step_offset, 0).astype(jnp.float32) + 1.0
   beta2 = 1.0 - t ** -decay_rate
 
-  def one(p, g, how, slots):
+  def of_parameter(p, g, how, slots):
     squared = jnp.square(g) + epsilon1
-    scaled, new = _precondition(g, squared, how, slots, beta2)
+    scaled, new_slots = _precondition(g, squared, how, slots, beta2)
     if clipping_threshold is not None:
       scaled = scaled / jnp.maximum(1.0, _rms(scaled, how.mean) / clipping_threshold)
     scale = jnp.maximum(_rms(p, how.mean), epsilon2) if multiply_by_parameter_scale else 1.0
     step = rate * scale * scaled
     if momentum is not None:
-      step = new['m'] = momentum * slots['m'] + (1.0 - momentum) * step
-    return (1.0 - weight_decay) * p - step, new
+      step = new_slots['m'] = momentum * slots['m'] + (1.0 - momentum) * step
+    return (1.0 - weight_decay) * p - step, new_slots
 
   leaves, tree = jax.tree.flatten(params)
   parts = (tree.flatten_up_to(part) for part in (grads, plans, state['slots']))
-  params, slots = zip(*map(one, leaves, *parts))
+  params, slots = zip(*map(of_parameter, leaves, *parts))
   return tree.unflatten(params), dict(count=state['count'] + 1, slots=tree.unflatten(slots))
 
 

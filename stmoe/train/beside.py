@@ -1,8 +1,9 @@
-"""The model of another run beside the one that trains, where a target wants to know what it predicts.
+"""The model of another run beside the model that trains, where a target wants to know what it predicts.
 
-Its outputs on a batch become the batch's entry `targets.OUTPUTS`, which is cut into microbatches and split
-over devices like all others. The model is frozen. It runs once per batch, on the whole of it, without
-randomness. It is in no checkpoint; a digest of its numbers is. Its FLOPs are not among those of the run.
+The other model's outputs on a batch become the batch's entry `targets.OUTPUTS`. Like all other entries it is
+cut into microbatches and split over devices. The other model is frozen. It runs once per batch, on the whole
+batch, without randomness. It is in no checkpoint; a digest of its numbers is. Its FLOPs do not count as the
+run's.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ class Beside:
 
   Args:
     plan:  the Blueprint of that model.
-    state: its parameters and router state.
+    state: that model's parameters and router state.
   """
 
   def __init__(self, plan: states.Blueprint, state: dict):
@@ -57,29 +58,29 @@ def opened(plan: states.Blueprint, vocabulary) -> 'Alone | Beside':
 
   Args:
     plan:       the Blueprint of the run that trains.
-    vocabulary: of its data.
+    vocabulary: of that run's data.
   """
   if not plan.target.run:
     return Alone()
-  other, folder = _blueprint(plan), pathlib.Path(plan.target.run) / 'checkpoints'
+  teacher, folder = _blueprint(plan), pathlib.Path(plan.target.run) / 'checkpoints'
   saved = checkpoint.Checkpoints(folder, keep=None, read_only=True)
   same = lambda meta: rundir.check_same(meta, dict(vocab=vocabulary.digest))
   try:
-    _, state, _, _ = saved.restore(other.shapes, same, _refuse, plan.target.step)
+    _, state, _, _ = saved.restore(teacher.shapes, same, _refuse, plan.target.step)
   except errors.UserError as error:
     raise errors.UserError(f'loss.run={plan.target.run!r}: {error}') from None
   finally:
     saved.close()
-  return Beside(other, state)
+  return Beside(teacher, state)
 
 
 def shapes(plan: states.Blueprint, batch: dict) -> dict:
   """Returns `batch`, dict of ShapeDtypeStructs [B,...], with the entry that a target wants of another run."""
   if not plan.target.run:
     return batch
-  other = _blueprint(plan)
-  found = jax.eval_shape(_outputs(other), other.shapes['params'], other.shapes['router_state'], batch)
-  return batch | {targets.OUTPUTS: found}
+  teacher = _blueprint(plan)
+  outputs = jax.eval_shape(_outputs(teacher), teacher.shapes['params'], teacher.shapes['router_state'], batch)
+  return batch | {targets.OUTPUTS: outputs}
 
 
 def _blueprint(plan):
@@ -96,5 +97,5 @@ def _outputs(plan):
 
 
 def _refuse(line):
-  """Another checkpoint than the one asked for would be another teacher."""
+  """Raises UserError: another checkpoint than the one asked for would be another teacher."""
   raise errors.UserError(line)

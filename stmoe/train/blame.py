@@ -21,24 +21,24 @@ def routers(plan, state, batch, microbatches):
   def count(params, routers, batch, key, step):
     model = modules.wrapped(plan.model(params, routers), lookup.constructor('router', 'trace'))
 
-    def one(part):
+    def of_part(part):
       index, part = part
       _, aux = model(part, jax.random.fold_in(key, index) if microbatches > 1 else key, train=True, step=step)
       return {layer: sum(_bad(edges, a) for edges in a.records.values())
               for layer, a in aux.items() if a.records}
     parts = jnp.arange(microbatches), steps.split(batch, microbatches)
-    return jax.tree.map(jnp.sum, jax.lax.map(one, parts))
+    return jax.tree.map(jnp.sum, jax.lax.map(of_part, parts))
 
   step = state['step'] - 1                                           # it counts the refused one, too
   run = jax.jit(count, out_shardings=distributed.everywhere(plan.mesh))
-  found = distributed.fetch(run(state['params'], state['router_state'], batch,
+  bad_edges = distributed.fetch(run(state['params'], state['router_state'], batch,
                                 jax.random.fold_in(state['key'], step), step))
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
   layers = {name: layer for stack in model.stacks() for name, layer in stack.by_name().items()}
   file = lambda name: ', '.join(sorted({checked.file(part.router) for part in modules.sparse(
       layers.get(name, model))}))
   return [f'layer {name}: {file(name)}: {int(number)} live edges have a weight that is no finite number'
-          for name, number in sorted(found.items()) if number]
+          for name, number in sorted(bad_edges.items()) if number]
 
 
 def _bad(edges, aux):

@@ -50,10 +50,10 @@ def forward(cfg, plan):
   """
   kind = lambda owner: getattr(owner, 'targets', 'ids')
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
-  wanted, can = kind(lookup.source(cfg.data)), kind(model)
-  can = (can,) if isinstance(can, str) else can
-  if wanted not in can:
-    raise errors.UserError(f'model.name={cfg.model.name!r} predicts {" or ".join(can)}, and the targets of '
+  wanted, kinds = kind(lookup.source(cfg.data)), kind(model)
+  kinds = (kinds,) if isinstance(kinds, str) else kinds
+  if wanted not in kinds:
+    raise errors.UserError(f'model.name={cfg.model.name!r} predicts {" or ".join(kinds)}, and the targets of '
                            f'{lookup.titled(cfg.data)} are {wanted}')
   if wanted not in plan.target.kinds:
     near = [name for name in lookup.available('target') if wanted in lookup.constructor('target', name).kinds]
@@ -61,7 +61,7 @@ def forward(cfg, plan):
                            f'{" or ".join(plan.target.kinds)}, and the targets of {lookup.titled(cfg.data)} '
                            f'are {wanted}; nearest: {", ".join(near)}')
 
-  def one(rows, train):
+  def reports(rows, train):
     def call(params, routers, batch, key):
       outputs, aux = plan.model(params, routers)(batch, key=key, train=train)
       plan.target.judge(outputs, batch)
@@ -69,8 +69,8 @@ def forward(cfg, plan):
     return jax.eval_shape(call, plan.shapes['params'], plan.shapes['router_state'],
                           beside.shapes(plan, batch_shapes(cfg, rows)), plan.shapes['key'])
 
-  aux = one(cfg.train.batch_size // cfg.train.microbatches, True)
-  one(cfg.eval.batch_size, False)
+  aux = reports(cfg.train.batch_size // cfg.train.microbatches, True)
+  reports(cfg.eval.batch_size, False)
   losses.check(aux, cfg.losses)
   return aux
 
@@ -78,7 +78,7 @@ def forward(cfg, plan):
 def vocabulary(cfg, plan, found):
   """Raises UserError if the data has more ids than the model, or a module is made for other ids.
 
-  A module says so by its attribute `vocabulary`: the digest of the only vocabulary it is for, or None.
+  A module says so by its attribute `vocabulary`: the digest of the only vocabulary it is made for, or None.
 
   Args:
     plan:  the Blueprint of the model.
@@ -98,7 +98,7 @@ def vocabulary(cfg, plan, found):
 
 
 def files(plan):
-  """Returns the sorted paths of the files that the modules of a model are made of, their attribute `file`."""
+  """Returns the sorted paths of the files that the modules of a model are made of: attributes `file`."""
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
   named = (getattr(module, 'file', None) for _, module in nnx.iter_graph(model))
   return sorted({file for file in named if isinstance(file, str)})

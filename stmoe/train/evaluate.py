@@ -19,10 +19,10 @@ from stmoe.train import state as states
 def make(plan, draws=1):
   """Returns the jitted `(params, router_state, batch, key) -> dict of sums` over the targets of a batch.
 
-  Evaluation capacity, no dropout or other noise; the sums are those of the target's `judge`, and `weight`
-  f32[]. `drop_frac` is a mean over sparse layers, and 'load' a dict layer -> f32[E]. Only a router whose
-  evaluation is random by its method (`draws_at_eval`) uses the key.
-  With several `draws`, the predictions of so many keys are averaged (an ensemble), if the target can.
+  Evaluation has its own capacity, no dropout and no other noise. The sums are those of the target's `judge`,
+  and `weight` f32[]. `drop_frac` is a mean over sparse layers, and 'load' a dict layer -> f32[E]. Only a
+  router whose evaluation is random by its method (`draws_at_eval`) uses the key. With several `draws`, the
+  predictions of `draws` keys are averaged (an ensemble), if the target can.
   """
   target = plan.target
   if draws > 1 and not hasattr(target, 'averaged'):
@@ -52,7 +52,7 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
     plan, sums: the blueprint, and what `make` made of it.
     facts:      of the data, from `pipeline.info`.
     tell:       called with the numbers of batches done and to do.
-    opened:     the data, from `pipeline.source`; None = that of `cfg`.
+    opened:     the data, from `pipeline.source`; None = the data of `cfg`.
     complete:   adds to a batch what the target wants, from `beside.opened`; None = made here.
   """
   opened = opened or pipeline.source(cfg)
@@ -62,21 +62,21 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
   number = min(cfg.eval.batches or len(batches), len(batches))
   total, num_bytes = None, 0
   key = states.fold(cfg.seed, 'eval')
-  for done, batch in enumerate(itertools.islice(batches, number), 1):
+  for count, batch in enumerate(itertools.islice(batches, number), 1):
     scored = opened.num_bytes(batch) if hasattr(opened, 'num_bytes') else None
     num_bytes = None if scored is None else num_bytes + scored
     batch = complete(check.place(batch, plan.mesh))
-    part = jax.device_get(sums(state['params'], state['router_state'], batch, jax.random.fold_in(key, done)))
+    part = jax.device_get(sums(state['params'], state['router_state'], batch, jax.random.fold_in(key, count)))
     part = jax.tree.map(np.float64, part)
     total = part if total is None else jax.tree.map(np.add, total, part)
-    tell(done, number)
+    tell(count, number)
   load = total.pop('load')
   if num_bytes is not None:
     num_bytes = sum(dict(job.exchange([shard[0], num_bytes])).values())
     total['bytes_per_token'] = bytes_per_token(facts, int(total['weight']), num_bytes)
   values = plan.target.metrics(total)
   if load:                               # of the whole split: MaxVio_global of arXiv:2408.15664
-    values['eval/max_vio'] = float(np.mean([routing.max_vio(each) for each in load.values()]))
+    values['eval/max_vio'] = float(np.mean([routing.max_vio(layer_load) for layer_load in load.values()]))
   drops = {'eval/drop_frac': total['drop_frac'] / total['weight']} if 'drop_frac' in total else {}
   return values | drops
 
@@ -84,8 +84,9 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
 def bytes_per_token(facts, tokens, num_bytes):
   """Returns the bytes of text per token scored; EOS counts among the tokens, not the bytes.
 
-  Where only some of the split was scored, these are the bytes of what was scored: of its pieces, whose
-  share of all bytes of pieces is taken of the bytes of text, which differ where a vocabulary rewrites it.
+  Where only some of the split was scored, the bytes are those of the scored text. They are taken from its
+  pieces: the share of all bytes of pieces, times the bytes of text. The two differ where a vocabulary
+  rewrites text.
 
   Args:
     facts:     of the data, from `pipeline.info`.
@@ -97,6 +98,6 @@ def bytes_per_token(facts, tokens, num_bytes):
 
 
 def describe(target, values):
-  """Returns those 'eval/...' metrics that a target has words for as one line."""
+  """Returns as one line those 'eval/...' metrics that a target has words for."""
   return ', '.join(measure.said.format(values[name]) for name, measure in target.measures.items()
                    if measure.said and name in values)

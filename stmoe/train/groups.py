@@ -4,10 +4,10 @@
 
 `where` says which parameters: labels (see `modules.labels`) and patterns of paths, 'decoder/*/attention/*',
 with commas between them, or 'rest', the parameters of no other group. Without `where` the group's name is the
-label. A parameter is in one group at most. What is in none trains as optimizer and schedule say.
+label. A parameter is in one group at most. Parameters in no group train as optimizer and schedule say.
 
 Without that section `train.trainable` names a part of the model, told apart by names on a parameter's path
-(ST-MoE's fine-tuning, arXiv:2202.08906, section 5.4); the others do not train:
+(ST-MoE's fine-tuning, arXiv:2202.08906, section 5.4); other parts do not train:
   expert      what sparse layers have: experts and router
   non_expert  everything else
   attention   self- and cross-attention, with the norms before them
@@ -66,11 +66,11 @@ def group_of(name, paths, *, where: ranges.Text = '', train: ranges.Flag = True,
   Args:
     name:         of the group; '' for parameters that no group claims.
     where:        how the paths were selected; '' = by the name.
-    train:        whether they change at all; those that do not have no slots in the optimizer.
+    train:        whether the parameters change at all; without it they have no slots in the optimizer.
     rate:         factor of the schedule's learning rate.
     weight_decay: in place of the optimizer's.
     clip:         limit of the norm of the group's own gradient; 0.0 = none. The gradient then counts for no
-      other norm that is limited. None: it counts for the norm that train.clip limits.
+      other norm that is limited. None: the gradient counts for the norm that train.clip limits.
     every, turn:  with turn=(i, n) the group trains in the i-th of n turns, from 0, of `every` steps each. In
       the other turns neither the parameters nor their slots change.
   """
@@ -84,7 +84,7 @@ def group_of(name, paths, *, where: ranges.Text = '', train: ranges.Flag = True,
 def of(cfg, labels: dict) -> tuple[Group, ...]:
   """Returns the Groups of a configuration: disjoint, and together all parameters.
 
-  Raises UserError, naming the field, for a group of no parameter, two groups of one parameter, and if
+  Raises UserError, naming the field, for a group without parameters, for two groups of one parameter, and if
   nothing trains.
 
   Args:
@@ -100,14 +100,14 @@ def of(cfg, labels: dict) -> tuple[Group, ...]:
                            'nearest: train.trainable=all')
   groups, where = [], {name: fields.get('where') or name for name, fields in sections.items()}
   owner: dict[tuple, str] = {}
-  # In the order of their names, which is that of config.json; 'rest' is what the others leave.
+  # In the order of their names, which is that of config.json; 'rest' is what other groups leave.
   for name in sorted(sections, key=lambda name: (where[name] == REST, name)):
     paths = selected(name, where[name], labels, owner)
     owner |= dict.fromkeys(paths, name)
     groups.append(group_of(name, paths, **sections[name]))
-  left = labels.keys() - owner.keys()
-  if left:
-    groups.append(group_of('', left))
+  unclaimed = labels.keys() - owner.keys()
+  if unclaimed:
+    groups.append(group_of('', unclaimed))
   if not any(group.train for group in groups):
     raise errors.UserError(f'groups: no parameter trains, all are in {", ".join(sorted(sections))}')
   return tuple(groups)
@@ -118,10 +118,10 @@ def _of_part(part, labels):
   if part not in PARTS:
     raise errors.UserError(f'train.trainable={part!r}{errors.nearest(part, PARTS)} (there are: '
                            f'{", ".join(PARTS)})')
-  found = {path for path in labels if PARTS[part](path)}
-  if not found:
+  paths = {path for path in labels if PARTS[part](path)}
+  if not paths:
     raise errors.UserError(f'train.trainable={part!r}: the model has no such parameters; nearest: all')
-  return found
+  return paths
 
 
 def selected(name: str, where: str, labels: dict, owner: dict) -> set:
@@ -134,14 +134,14 @@ def selected(name: str, where: str, labels: dict, owner: dict) -> set:
   field, paths = f'groups.{name}.where={where!r}', set()
   if not re.fullmatch(r'\w+', name):
     raise errors.UserError(f'groups: {name!r} is no name of a group; names are letters, digits and _')
-  known = sorted({REST}.union(*labels.values()))
+  words = sorted({REST}.union(*labels.values()))
   for word in where.split(','):
     fits = _test(word, labels, owner)
-    more = {path for path in labels if fits(path)}
-    if not more:
-      raise errors.UserError(f'{field}: no parameter is in {word!r}{errors.nearest(word, known)} (there are: '
-                             f'{", ".join(known)}; a path has a / or *)')
-    paths |= more
+    matching = {path for path in labels if fits(path)}
+    if not matching:
+      raise errors.UserError(f'{field}: no parameter is in {word!r}{errors.nearest(word, words)} (there are: '
+                             f'{", ".join(words)}; a path has a / or *)')
+    paths |= matching
   for path in sorted(paths & owner.keys(), key=_text):
     raise errors.UserError(f'{field}: {_text(path)} is in groups.{owner[path]}, too; a parameter has one '
                            'group')
@@ -149,7 +149,7 @@ def selected(name: str, where: str, labels: dict, owner: dict) -> set:
 
 
 def _test(word, labels, owner):
-  """The function of a path that says whether `word` of a `where` names it."""
+  """The function of a path that says whether `word` of a `where` names the path."""
   if word == REST:
     return lambda path: path not in owner
   if '*' in word or '/' in word:
@@ -172,14 +172,14 @@ def trained(groups) -> frozenset:
 
 
 def clip(groups, grads, step, limit):
-  """Returns (grads, norms): gradients as the optimizer gets them, and what they were.
+  """Returns (grads, norms): gradients as the optimizer gets them, and their norms before.
 
   norms: dict of f32[]: grad_norm, of all that trains in this step, and 'grad_norm/NAME' of every group.
 
   Args:
     grads: of the parameters that train, nested dict.
-    step:  i32[]. The gradient of a group whose turn it is not is 0.
-    limit: of the norm of the groups that have none of their own; 0.0 = none.
+    step:  i32[]. A group whose turn is not now has gradient 0.
+    limit: of the norm of the groups that have no limit of their own; 0.0 = none.
   """
   training = [group for group in groups if group.train]
   for group in training:
@@ -209,7 +209,7 @@ def optimizer(groups, make, names, shapes):
   """Returns the optimizer of all groups that train, with one state of all their parameters.
 
   A parameter's slots are where they would be without groups. A group that does not train in every step has a
-  count of its own steps, under `turns`. `update` has the number of the step for its last argument:
+  count of its own steps, under `turns`. The last argument of `update` is the number of the step:
   (grads, state, params, rate f32[], step i32[]) -> (params, state).
 
   Args:
@@ -220,23 +220,23 @@ def optimizer(groups, make, names, shapes):
            for group in groups if group.train]
 
   def init(params):
-    return _joined((group, own.init(take(params, group.paths))) for group, own in parts)
+    return _joined((group, part.init(take(params, group.paths))) for group, part in parts)
 
   def update(grads, state, params, rate, step):
-    states, new = [], params
-    for group, own in parts:
+    states, new_params = [], params
+    for group, part in parts:
       before = take(params, group.paths), _own(state, group)
-      after = own.update(take(grads, group.paths), before[1], before[0], rate * group.rate)
+      after = part.update(take(grads, group.paths), before[1], before[0], rate * group.rate)
       moved, slots = _where(group.due(step), after, before) if group.alternates else after
-      new = put(new, moved)
+      new_params = put(new_params, moved)
       states.append((group, slots))
-    return new, _joined(states)
+    return new_params, _joined(states)
 
-  return optimizers.Optimizer(init, update, _joined((group, own.names) for group, own in parts))
+  return optimizers.Optimizer(init, update, _joined((group, part.names) for group, part in parts))
 
 
 def _joined(states):
-  """One state from pairs of a Group and its optimizer's state, in which what is no tree counts steps."""
+  """One state from pairs of a Group and its optimizer's state; parts that are no trees count steps."""
   whole = {}
   for group, state in states:
     counts = {name: value for name, value in state.items() if not isinstance(value, dict)}
@@ -249,7 +249,7 @@ def _joined(states):
 
 
 def _own(state, group):
-  """The state of a group's optimizer from the one of all; see `_joined`."""
+  """The state of a group's optimizer, out of the joined state; see `_joined`."""
   trees = {name: take(tree, group.paths) for name, tree in state.items()
            if isinstance(tree, dict) and name != 'turns'}
   if group.alternates:
@@ -258,18 +258,18 @@ def _own(state, group):
 
 
 def take(tree, paths):
-  """Returns the nested dict of those leaves of `tree` that are at `paths`; empty dicts are left out."""
-  found = {}
+  """Returns the nested dict of the leaves of `tree` at `paths`; empty dicts are left out."""
+  taken = {}
   for path in paths:
-    leaf, node = tree, found
+    leaf, node = tree, taken
     for key in path[:-1]:
       leaf, node = leaf[key], node.setdefault(key, {})
     node[path[-1]] = leaf[path[-1]]
-  return found
+  return taken
 
 
 def put(tree, part):
-  """Returns the nested dict `tree` with the leaves that the nested dict `part` has in place of its own."""
+  """Returns the nested dict `tree` with its leaves replaced by those that the nested dict `part` has."""
   if not isinstance(part, dict):
     return part
   return tree | {key: put(tree.get(key, {}), inner) for key, inner in part.items()}

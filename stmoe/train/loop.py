@@ -45,8 +45,8 @@ AHEAD = 2                              # steps handed to the device before the l
 def train(cfg, workdir, name='', devices=None):
   """Trains `cfg` in `workdir`, or continues there; returns the exit code.
 
-  0 finished (at once if it was already), 85 after SIGTERM, 130 after Ctrl-C; both save first.
-  In a job of several processes all call this, and all return the same.
+  0 finished (at once if the run was already), 85 after SIGTERM, 130 after Ctrl-C; both signals save first.
+  In a job of several processes all call this, and all return the same code.
 
   Args:
     cfg:     ConfigDict of an experiment.
@@ -72,14 +72,14 @@ def flops_per_step(cfg):
 
 
 def keep_compilations():
-  """Lets JAX keep compiled programs in the cache folder, unless it was already told where."""
+  """Lets JAX keep compiled programs in the cache folder, unless JAX was already told where."""
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update('jax_compilation_cache_dir', str(cache.folder() / 'compiled'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 class Loop:
-  """One run in its directory; `stack` closes what it opens."""
+  """A run in its directory; `stack` closes what the run opens."""
 
   def __init__(self, cfg, path, name, mesh, flops_per_step, stack):
     self.cfg, self.path, self.mesh, self.flops_per_step = cfg, path, mesh, flops_per_step
@@ -108,7 +108,7 @@ class Loop:
     return reported
 
   def _agree(self, stack):
-    """Makes sure that all processes of a job read the same data and see one run directory, now owned."""
+    """Makes sure that all processes of a job read the same data and see the same run directory, now owned."""
     cfg, path = self.cfg, self.path
     rows = distributed.shard(self.mesh, cfg.train.batch_size)
     self.data = pipeline.train_iterator(cfg, *rows, self.source)
@@ -134,7 +134,7 @@ class Loop:
       self.log(line)
 
   def _restore(self, stack):
-    """Takes up the run where its newest checkpoint is, or begins it, and opens what grows with its steps."""
+    """Takes up the run at its newest checkpoint, or begins it, and opens what grows with its steps."""
     self.step, seconds, flops_before, self.unfinished = self._begin()
     # Not 0 where a cheaper run was upcycled.
     self.flops_of_start = flops_before - self.step * self.flops_per_step
@@ -154,14 +154,14 @@ class Loop:
   def _begin(self):
     """Restores the newest checkpoint, if there is one.
 
-    Returns (step, seconds, FLOPs, what was known of its line of metrics when it was saved, or None).
+    Returns (step, seconds, FLOPs, the line of metrics as far as it was known when saved, or None).
     """
     same = lambda meta: rundir.check_same(meta, self.meta)
-    found = self.checkpoints.restore(self.plan.shapes, same, self.log)
-    if found is None:
+    restored = self.checkpoints.restore(self.plan.shapes, same, self.log)
+    if restored is None:
       self.state = states.init(self.cfg, self.plan)
       return 0, 0.0, 0.0, None
-    step, self.state, position, meta = found
+    step, self.state, position, meta = restored
     self.data.set_state(position)
     self.log(f'continuing from the checkpoint of step {step:,}')
     if name := checksum.not_finite(self.state):
@@ -171,11 +171,11 @@ class Loop:
     return step, meta['seconds'], meta.get('flops', step * self.flops_per_step), meta.get('line')
 
   def _compare_rates(self, step, before):
-    """Says so if another train.steps than `before` (0 = not known) moves the schedule."""
-    before, now = before or self.cfg.train.steps, self.cfg.train.steps
-    rates = [float(steps.schedule(self.cfg, total)(jnp.int32(step))) for total in (before, now)]
+    """Says so if a train.steps other than `before` (0 = not known) moves the schedule."""
+    before, after = before or self.cfg.train.steps, self.cfg.train.steps
+    rates = [float(steps.schedule(self.cfg, total)(jnp.int32(step))) for total in (before, after)]
     if abs(rates[1] - rates[0]) > 1e-6 * abs(rates[0]):
-      self.log(f'note: train.steps was {before:,} and is {now:,}, which moves the schedule: the learning '
+      self.log(f'note: train.steps was {before:,} and is {after:,}, which moves the schedule: the learning '
                f'rate of the next step goes from {rates[0]:.3g} to {rates[1]:.3g}')
 
   def _introduce(self, name, aux):
@@ -240,7 +240,7 @@ class Loop:
     return report
 
   def _after(self, report):
-    """Does what is due after a step: it is saved before anything that may fail."""
+    """Does what is due after a step; the step is saved before anything that may fail."""
     cfg, last, line = self.cfg, self.step == self.cfg.train.steps, {}
     if last or self.step % cfg.train.log_every == 0:
       line = writers.plain(self._report(report))
@@ -265,7 +265,7 @@ class Loop:
       self.final |= self.metrics.write(self.step, line)
 
   def _report(self, report):
-    """Returns the metrics line of this step from one transfer, and shows it."""
+    """Returns the metrics line of this step, from a single transfer, and shows it."""
     scalars = {name: value for name, value in report.items() if name != 'load'}
     values, counts = jax.device_get((scalars, self.state['counts']))
     layers = values.pop('layers')
@@ -294,9 +294,9 @@ class Loop:
     return float(self.flops_of_start + self.step * self.flops_per_step)
 
   def _refuse(self, bad):
-    """Reports `bad` non-finite steps in a row, and ends the run when they are too many, or the last.
+    """Reports `bad` non-finite steps in a row; ends the run when they are too many, or the last steps.
 
-    The first time it says which routers are to blame.
+    The first report says which routers are to blame.
     """
     self.log(f'step {self.step:,}: loss or gradient not finite, {bad} steps in a row skipped')
     if not self.blamed:
@@ -331,7 +331,7 @@ class Loop:
   def save(self, line=()):
     """Saves this step, unless the steps just before it were refused.
 
-    line: what its line of metrics holds until now, if it is not written yet.
+    line: what the step's line of metrics holds until now, if the line is not written yet.
     """
     if bad := int(self.state['counts']['bad']):
       self._refuse(bad)
@@ -353,7 +353,7 @@ class Clock:
     self._since = time.monotonic()
 
   def started(self):
-    """Returns whether it is counting."""
+    """Returns whether the clock is counting."""
     return self._since is not None
 
   def seconds(self):

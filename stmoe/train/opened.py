@@ -16,7 +16,7 @@ from stmoe.train import state as states
 
 @contextlib.contextmanager
 def run(cfg, path, say, devices):
-  """Gives (Blueprint, `pipeline.source`) of a configuration of run directory `path`, on its mesh."""
+  """Gives (Blueprint, `pipeline.source`) of a configuration of run directory `path`, on the run's mesh."""
   loop.keep_compilations()
   with states.on_mesh(cfg.mesh, devices) as mesh:
     check.batches(cfg)
@@ -32,23 +32,23 @@ def run(cfg, path, say, devices):
 def restore(plan, path, vocabulary, say, step=None, within='checkpoints'):
   """Returns (step, state, data position, meta) of a checkpoint of run directory `path`, which is not changed.
 
-  Raises UserError if there is none, or it was trained with another vocabulary.
+  Raises UserError if there is no checkpoint, or it was trained with another vocabulary.
 
   Args:
     plan:       the Blueprint of the run's configuration.
     vocabulary: of the data.
     say:        called with lines of text about anything unusual.
     step:       of the checkpoint; None = the newest.
-    within:     the folder of `path` with the checkpoints; `best` holds one, see best.py.
+    within:     the folder of `path` with the checkpoints; `best` holds a single one, see best.py.
   """
   folder = pathlib.Path(path) / within
-  found = None
+  restored = None
   if folder.is_dir():
     saved = checkpoint.Checkpoints(folder, keep=None, read_only=True)
-    found = saved.restore(plan.shapes, lambda meta: rundir.check_same(meta, dict(vocab=vocabulary.digest)),
+    restored = saved.restore(plan.shapes, lambda meta: rundir.check_same(meta, dict(vocab=vocabulary.digest)),
                           say, step)
     saved.close()
-  if found is None:
+  if restored is None:
     which = 'best checkpoint; set checkpoint.best' if within == 'best' else 'checkpoint yet'
     raise errors.UserError(f'{path} has no {which}')
-  return found
+  return restored

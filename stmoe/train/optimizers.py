@@ -1,4 +1,4 @@
-"""Optimizers: a configuration names one by its function and gives the function's fields.
+"""Optimizers: a configuration names an optimizer by its function and gives the function's fields.
 
 Each returns an Optimizer for parameters of given logical axes and shapes. Learning rate
 and global-norm clipping come from outside: from the schedule and `clip`. So the state is
@@ -80,8 +80,8 @@ def adafactor(names, shapes, *, decay_rate: ranges.Share = 0.8, step_offset: ran
 def decayed(names):
   """Returns a tree of bools: which parameters weight decay shrinks.
 
-  Those that are a matrix apart from stacked layers and experts; gains and biases are not, nor are
-  spatial matrices of gMLP, which begin near zero.
+  Weight decay shrinks what is a matrix apart from stacked layers and experts. It does not shrink gains,
+  biases and spatial matrices of gMLP, which begin near zero.
   """
   matrix = lambda n: sum(name not in ('layers', 'expert', 'length') for name in n) >= 2
   return jax.tree.map(matrix, names, is_leaf=axes.is_names)
@@ -93,6 +93,6 @@ def norm(grads):
 
 
 def clip(grads, norm, limit):
-  """Returns `grads` scaled so that their global norm is at most `limit`; `norm` f32[] is what it is now."""
+  """Returns `grads` scaled so that their global norm is at most `limit`; `norm` f32[] is their norm now."""
   scale = jnp.minimum(1.0, limit / norm)
   return jax.tree.map(lambda g: g * scale, grads)

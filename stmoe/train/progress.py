@@ -11,7 +11,7 @@ import time
 def make(total, start, heard=True, shown='loss/ce'):
   """Returns the progress of a run of `total` steps from `start` on: Rich, Plain, Off; Mute if not `heard`.
 
-  shown: the metric that is called the loss.
+  shown: the metric that is called the loss on the line.
   """
   if not heard:
     return Mute(total, start)
@@ -55,8 +55,8 @@ class Off:
 
   def left(self, step):
     """Returns the estimated seconds that steps after `step` take, evaluations included."""
-    done = step - self._start - 1
-    return (time.monotonic() - self._began) / done * (self._total - step) if done > 0 else 0.0
+    timed_steps = step - self._start - 1
+    return (time.monotonic() - self._began) / timed_steps * (self._total - step) if timed_steps > 0 else 0.0
 
   def show(self, step, values, rate):
     """Shows one line of metrics."""

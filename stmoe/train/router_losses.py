@@ -1,6 +1,6 @@
 """The losses of the routers, made one number by the coefficients and reductions of the configuration.
 
-Models return them unweighted, in `Aux`. What the outputs cost is said by a target (`stmoe/targets`).
+Models return the losses unweighted, in `Aux`. A target says what the outputs cost (`stmoe/targets`).
 """
 
 import jax.numpy as jnp
@@ -13,19 +13,19 @@ REDUCTIONS = {'mean': jnp.mean, 'sum': jnp.sum}
 
 
 def router(aux, weighted):
-  """Returns (loss f32[], values): the weighted sum of the routers' losses, and each one unweighted.
+  """Returns (loss f32[], values): the weighted sum of the routers' losses, and each loss unweighted.
 
   Args:
     aux:      dict layer -> Aux.
     weighted: dict name -> (coefficient, 'mean' | 'sum' over the layers that report it).
   Returns:
-    loss:   coefficient 0 leaves a term out of it.
+    loss:   without terms of coefficient 0.
     values: dict name -> f32[], also of losses without coefficient (their mean over layers).
   """
   values = {}
-  for name, each in of_layers(aux, weighted).items():
+  for name, by_layer in of_layers(aux, weighted).items():
     reduction = weighted[name][1] if name in weighted else 'mean'
-    values[name] = REDUCTIONS[reduction](jnp.stack(each))            # over [layers]
+    values[name] = REDUCTIONS[reduction](jnp.stack(by_layer))        # over [layers]
   terms = [coefficient * values[name] for name, (coefficient, _) in weighted.items() if coefficient]
   return sum(terms, jnp.zeros(())), values
 
@@ -33,19 +33,19 @@ def router(aux, weighted):
 def of_layers(aux, weighted=()):
   """Returns dict name -> list of f32[], each loss from the layers that report it, sorted by name.
 
-  A loss NAME of an attention is another one, attention_NAME, where `weighted` has that: SwitchAll weighs the
+  Where `weighted` has attention_NAME, that is the loss NAME of attention: SwitchAll weighs the
   routers of attention otherwise than those of feed-forward layers (arXiv:2312.07987).
 
   Args:
     aux: dict layer -> Aux, 'decoder_03' or 'decoder_03.attention.PART'.
   """
-  found = {}
+  by_name = {}
   for layer, report in aux.items():
     sub_layer = layer.partition('.')[2].partition('.')[0]            # '' of a feed-forward layer
     for name, value in report.losses.items():
-      own = f'{sub_layer}_{name}'
-      found.setdefault(own if own in weighted else name, []).append(value)
-  return dict(sorted(found.items()))
+      own_name = f'{sub_layer}_{name}'
+      by_name.setdefault(own_name if own_name in weighted else name, []).append(value)
+  return dict(sorted(by_name.items()))
 
 
 def reported(aux, weighted=()):
@@ -64,12 +64,12 @@ def check(aux, weighted):
   Args:
     aux: dict layer -> Aux, of shapes or arrays.
   """
-  known = reported(aux, weighted)
+  reported_names = reported(aux, weighted)
   for name, (coefficient, reduction) in weighted.items():
     if reduction not in REDUCTIONS:
       raise errors.UserError(f'losses.{name}={coefficient, reduction}: the reduction over layers is '
                              f'{reduction!r}{errors.nearest(reduction, REDUCTIONS)} (there are: mean, sum)')
-    if coefficient and name not in known:
-      there = ', '.join(known) or 'none'
+    if coefficient and name not in reported_names:
+      listed = ', '.join(reported_names) or 'none'
       raise errors.UserError(f'losses.{name} has coefficient {coefficient}, but no layer reports {name!r}'
-                             f'{errors.nearest(name, known)} (reported: {there})')
+                             f'{errors.nearest(name, reported_names)} (reported: {listed})')

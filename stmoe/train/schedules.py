@@ -1,4 +1,4 @@
-"""Learning-rate schedules as functions of the optimizer step; a configuration names one by its function."""
+"""Learning-rate schedules as functions of the optimizer step; a configuration names the function."""
 
 import jax.numpy as jnp
 
@@ -14,8 +14,8 @@ def rsqrt(step, *, base: ranges.NonNegative = 1.0, hold_steps: ranges.Count = 10
           warmup_steps: ranges.Natural = 0):
   """Returns f32[] base / sqrt(max(step, hold_steps)) (T5, arXiv:1910.10683, section 3.1.2).
 
-  0.01 for the first 10,000 steps with the defaults; there is no linear warm-up. With warmup_steps, as
-  many as hold_steps, it is the inverse square root of the Transformer (arXiv:1706.03762, eq. 3).
+  0.01 for the first 10,000 steps with the defaults; there is no linear warm-up. With warmup_steps =
+  hold_steps this is the inverse square root of the Transformer (arXiv:1706.03762, eq. 3).
   """
   return _warm(step, base, warmup_steps) / jnp.sqrt(jnp.maximum(step, hold_steps).astype(jnp.float32))
 
@@ -23,17 +23,17 @@ def rsqrt(step, *, base: ranges.NonNegative = 1.0, hold_steps: ranges.Count = 10
 def inverse_sqrt(step, *, peak: ranges.NonNegative, warmup_steps: ranges.Count):
   """Returns f32[]: 0 to `peak` in `warmup_steps`, then peak * sqrt(warmup_steps / step).
 
-  The Transformer's (arXiv:1706.03762, eq. 3) with the peak given, as in fairseq.
+  This is the Transformer's schedule (arXiv:1706.03762, eq. 3) with the peak given, as in fairseq.
   """
-  done = step.astype(jnp.float32) + 1.0
-  return _warm(step, peak, warmup_steps) * jnp.sqrt(warmup_steps / jnp.maximum(done, warmup_steps))
+  steps_done = step.astype(jnp.float32) + 1.0
+  return _warm(step, peak, warmup_steps) * jnp.sqrt(warmup_steps / jnp.maximum(steps_done, warmup_steps))
 
 
 def linear(step, *, peak: ranges.NonNegative, total_steps, warmup_steps: ranges.Natural = 0,
            end_fraction: ranges.Share = 0.0):
   """Returns f32[]: 0 to `peak` in `warmup_steps`, then straight down to end_fraction * peak at total_steps.
 
-  Steps count from 0 and the first one already moves: its rate is peak / warmup_steps.
+  Steps count from 0 and the first step already moves: its rate is peak / warmup_steps.
   """
   fraction = 1.0 - _done(step, total_steps, warmup_steps)
   return _warm(step, peak, warmup_steps) * _between(fraction, end_fraction)

@@ -38,7 +38,7 @@ class Blueprint:
   optimizer: of `groups.optimizer`.
   shapes:    tree like the state of ShapeDtypeStructs that carry their NamedSharding.
   mesh:      the mesh of those shardings.
-  groups:    the `groups.Group`s of the parameters; the optimizer knows only those that train.
+  groups:    the `groups.Group`s of the parameters; the optimizer knows only parameters that train.
   target:    a `targets.Target`: what the model is to predict.
   """
   graphdef: object
@@ -62,7 +62,7 @@ class Blueprint:
 
 
 def make_mesh(sizes, devices=None):
-  """Returns the mesh of configuration section `mesh`; one size may be -1: the devices left over.
+  """Returns the mesh of configuration section `mesh`; a size may be -1: the devices left over.
 
   Raises UserError when the sizes do not multiply to the number of devices.
   """
@@ -110,11 +110,11 @@ def blueprint(cfg, mesh):
   with nnx.logical_axis_rules(tuple(axes.RULES.items())):            # under a mesh flax translates names
     model = nnx.eval_shape(lambda: build(cfg))
   graphdef, params, routers = nnx.split(model, nnx.Param, router_state.RouterState)
-  found = groups.of(cfg, modules.labels(model))
+  all_groups = groups.of(cfg, modules.labels(model))
   names, router_names = axes.names_of(params), axes.names_of(routers)
   params, routers = nnx.to_pure_dict(params), nnx.to_pure_dict(routers)
-  optimizer = groups.optimizer(found, functools.partial(_optimizer, cfg.optimizer), names, params)
-  slots = jax.eval_shape(optimizer.init, groups.take(params, groups.trained(found)))
+  optimizer = groups.optimizer(all_groups, functools.partial(_optimizer, cfg.optimizer), names, params)
+  slots = jax.eval_shape(optimizer.init, groups.take(params, groups.trained(all_groups)))
   shapes = dict(params=params, router_state=routers, opt_state=slots,
                 **jax.eval_shape(lambda: _counters(cfg.seed)))
   replicated = lambda tree: jax.tree.map(lambda s: (None,) * len(s.shape), tree)
@@ -125,13 +125,13 @@ def blueprint(cfg, mesh):
   place = lambda n, s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=NamedSharding(mesh, axes.spec(n)))
   placed = jax.tree.map(place, named, shapes, is_leaf=axes.is_names)
   target = lookup.recipe('target', cfg.get('loss', {}))()
-  return Blueprint(graphdef, optimizer, placed, mesh, found, target)
+  return Blueprint(graphdef, optimizer, placed, mesh, all_groups, target)
 
 
 def _optimizer(section, group, names, shapes):
   """The optimizer of configuration section `optimizer` for the parameters of a group."""
-  own = {} if group.weight_decay is None else dict(weight_decay=group.weight_decay)
-  return lookup.bind(optimizers, 'optimizer', section.to_dict() | own)(names, shapes)
+  decay = {} if group.weight_decay is None else dict(weight_decay=group.weight_decay)
+  return lookup.bind(optimizers, 'optimizer', section.to_dict() | decay)(names, shapes)
 
 
 def init(cfg, plan):
@@ -140,7 +140,7 @@ def init(cfg, plan):
 
 
 def fresh(cfg, plan):
-  """Returns the first training state, for use under jit: what is not used of it is never computed."""
+  """Returns the first training state, for use under jit: an unused part of it is never computed."""
   _, params, routers = nnx.split(build(cfg), nnx.Param, router_state.RouterState)
   params = nnx.to_pure_dict(params)
   return dict(params=params, router_state=nnx.to_pure_dict(routers),
@@ -154,7 +154,7 @@ def _counters(seed):
 
 
 def check_divisible(shapes, names, mesh):
-  """Raises UserError for the first array with an axis that the devices it is split over do not divide."""
+  """Raises UserError for the first array with an axis that is not divided by the devices that share it."""
   named = jax.tree.leaves_with_path(names, is_leaf=axes.is_names)
   for (path, logical), shape in zip(named, jax.tree.leaves(shapes)):
     for name, size in zip(logical, shape.shape):

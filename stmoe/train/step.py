@@ -3,8 +3,8 @@
 Gradients are summed over microbatches by a scan. Every sum is divided by a count of the
 whole batch, so the result is that of the undivided batch. A step whose loss, gradient or router state
 is not finite leaves parameters, optimizer and router state as they were. The update is not tested here:
-to hold the state before it until all of it was seen takes a second state's memory. The next step's loss
-shows it, and `checkpoint.Checkpoints` saves no state that is not finite.
+holding the state until the whole update was seen takes a second state's memory. The next step's loss
+shows a bad update, and `checkpoint.Checkpoints` saves no state that is not finite.
 """
 
 import jax
@@ -43,11 +43,11 @@ def make(cfg, plan):
     routers = committed(plan, state['params'], state['router_state'], aux)
     finite &= all_finite(routers)
     new = dict(params=groups.put(state['params'], params), opt_state=opt_state, router_state=routers)
-    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {part: state[part] for part in new})
+    after = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {part: state[part] for part in new})
     counts = count(state['counts'], plan.target.weights(batch), finite)
     report |= norms | {'lr': rate, 'skipped': counts['skipped'], 'layers': describe(aux),
                        'load': {layer: a.load for layer, a in aux.items()}}
-    return dict(kept, step=state['step'] + 1, key=state['key'], counts=counts), report
+    return dict(after, step=state['step'] + 1, key=state['key'], counts=counts), report
 
   return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings(), distributed.everywhere(plan.mesh)))
 
@@ -60,12 +60,12 @@ def schedule(cfg, total_steps):
 def gradients(cfg, plan, state, batch, microbatches):
   """Returns (grads, report, aux) of the whole batch, computed in `microbatches` parts.
 
-  Of a target of several passes the batch runs as often, with different keys, and the losses of the routers of
+  A target of several passes runs the batch once per pass, with different keys. The losses of the routers of
   all passes count.
 
-  grads: of the parameters that train; report: the losses by their names in metrics.jsonl, of several passes
-  the means (but loss/total, and what the target says otherwise of its own); aux: dict layer -> Aux of the
-  whole batch, of passes as of microbatches: loads of all passes add up, and so do statistics that are sums.
+  grads: of the parameters that train. report: the losses by their names in metrics.jsonl; of several passes
+  the means, but for loss/total and for what the target says otherwise. aux: dict layer -> Aux of the whole
+  batch, of passes as of microbatches: loads of all passes add up, and so do statistics that are sums.
   """
   model = plan.model(state['params'], state['router_state'])
   target, counts = plan.target, plan.target.counts(batch)
@@ -97,13 +97,13 @@ def gradients(cfg, plan, state, batch, microbatches):
     grads, (report, aux) = differentiate(trained, batch, key)
     return grads, report, aux
 
-  def one(grads, part):
+  def of_part(grads, part):
     index, part = part
-    new, out = differentiate(trained, part, jax.random.fold_in(key, index))
-    return jax.tree.map(jnp.add, grads, new), out
+    part_grads, out = differentiate(trained, part, jax.random.fold_in(key, index))
+    return jax.tree.map(jnp.add, grads, part_grads), out
 
   zeros = jax.tree.map(jnp.zeros_like, trained)
-  grads, (report, aux) = jax.lax.scan(one, zeros, (jnp.arange(microbatches), split(batch, microbatches)))
+  grads, (report, aux) = jax.lax.scan(of_part, zeros, (jnp.arange(microbatches), split(batch, microbatches)))
   return grads, jax.tree.map(lambda x: jnp.sum(x, 0), report), {n: merge(a) for n, a in aux.items()}
 
 
@@ -114,15 +114,15 @@ def split(batch, microbatches):
   """
   shards = axes.num_shards('batch')
 
-  def one(x):
-    rest = x.shape[1:]
-    x = x.reshape(shards, microbatches, -1, *rest).swapaxes(0, 1)    # [M, shards, B/(M*shards), ...]
-    return axes.constrain(x.reshape(microbatches, -1, *rest), None, 'batch', *[None] * len(rest))
-  return jax.tree.map(one, batch)
+  def of_array(x):
+    tail = x.shape[1:]
+    x = x.reshape(shards, microbatches, -1, *tail).swapaxes(0, 1)    # [M, shards, B/(M*shards), ...]
+    return axes.constrain(x.reshape(microbatches, -1, *tail), None, 'batch', *[None] * len(tail))
+  return jax.tree.map(of_array, batch)
 
 
 def merge(aux):
-  """Returns the Aux of a whole batch from one with a leading axis of microbatches.
+  """Returns the Aux of a whole batch from an Aux with a leading axis of microbatches.
 
   Loads add up, and statistics as each of them says. Losses and metrics are means over microbatches, except
   metrics called ..._max, which are maxima, and ..._frac, which are shares of the load.
@@ -146,7 +146,7 @@ def all_finite(tree):
 
 
 def committed(plan, params, routers, aux):
-  """Returns the routers' state after this step; they see the load of the whole batch, once."""
+  """Returns the routers' state after this step; routers see the load of the whole batch, once."""
   model = plan.model(params, routers)
   router_state.commit(model, aux)
   return nnx.to_pure_dict(nnx.state(model, router_state.RouterState))
@@ -162,9 +162,9 @@ def describe(aux):
 
 def count(counts, weights, finite):
   """Returns the counters after a step on a batch with target weights `weights` f32[...]."""
-  new = jnp.sum(weights > 0, dtype=jnp.uint32)
+  new_tokens = jnp.sum(weights > 0, dtype=jnp.uint32)
   low, high = counts['tokens']
-  low = low + new
+  low = low + new_tokens
   skipped = (~finite).astype(jnp.int32)
-  return dict(tokens=jnp.stack([low, high + (low < new)]), skipped=counts['skipped'] + skipped,
+  return dict(tokens=jnp.stack([low, high + (low < new_tokens)]), skipped=counts['skipped'] + skipped,
               bad=(counts['bad'] + 1) * skipped)

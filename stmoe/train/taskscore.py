@@ -4,7 +4,7 @@ Labels are ranked at evaluation capacity; with a capacity, what a row gets depen
 the capacity is recorded beside the scores. Texts are decoded without a capacity (generate.py). The fields of
 section `eval` that are read here:
   methods:  'rank' by log-likelihood, 'decode', both, or none for no such evaluation; 'span' of questions.
-  examples: at most so many of each task, the first; 0 = all.
+  examples: at most so many examples of each task, the first; 0 = all.
 Section `decode` names the strategy, a module of stmoe/decode, and its fields.
 """
 
@@ -31,11 +31,11 @@ METHODS = ('rank', 'decode', 'span')
 
 
 def set_task(cfg, names, run=None):
-  """Changes the config of the run in directory `run` so that it is judged on the tasks `names`, both ways."""
+  """Changes the config of the run in directory `run` so that it is judged on tasks `names` in both ways."""
   paired = pipeline.objective(cfg).paired
   with cfg.unlocked(), cfg.ignore_type():
-    found = pipeline.vocabulary(cfg, found=records.read(run))
-    cfg.data.vocab = str(getattr(found, 'path', cfg.data.vocab))
+    run_vocabulary = pipeline.vocabulary(cfg, found=records.read(run))
+    cfg.data.vocab = str(getattr(run_vocabulary, 'path', cfg.data.vocab))
     objective = cfg.data.objective if paired else 'seq2seq' if 'encoder' in cfg.model else 'prompted'
     mixture = tuple(names) if len(names) > 1 else ()
     cfg.data.update(task=names[0], mixture=mixture, files=(), jsonl=(), metrics=(), mixture_cap=1,
@@ -45,9 +45,9 @@ def set_task(cfg, names, run=None):
 
 
 class Scorer:
-  """What judges a model of a configuration; compiled when it is first used.
+  """What judges a model of a configuration; compiled when first used.
 
-  opened: the data, from `pipeline.source`; None = that of `cfg`.
+  opened: the data, from `pipeline.source`; None = the data of `cfg`.
   """
 
   def __init__(self, cfg, plan, opened=None):
@@ -69,11 +69,11 @@ class Scorer:
     self._logits = jax.jit(logits, out_shardings=distributed.everywhere(plan.mesh))
 
   def _check(self, examples):
-    found = ('span',) if 'windows' in examples[0] else ('rank', 'decode')
+    possible = ('span',) if 'windows' in examples[0] else ('rank', 'decode')
     for method in self.methods:
-      if method not in found:
+      if method not in possible:
         raise errors.UserError(f'eval.methods: {method!r} does not judge {lookup.titled(self.cfg.data)}; '
-                               f'nearest: {", ".join(found)}')
+                               f'nearest: {", ".join(possible)}')
 
   def examples(self, name):
     """Returns the list of examples on which task `name` is judged."""
@@ -83,14 +83,14 @@ class Scorer:
     """Returns the names of all scores that `run` gives, found by scoring the targets themselves."""
     values = {}
     for method, name, examples in self._jobs():
-      found = score(self.tasks[name].metrics, examples[:1], [examples[0]['targets']])
-      values |= {f'{name}/{metric}@{method}': value for metric, value in found.items()}
+      scores = score(self.tasks[name].metrics, examples[:1], [examples[0]['targets']])
+      values |= {f'{name}/{metric}@{method}': value for metric, value in scores.items()}
     return [*values, *averages(values)]
 
   def _jobs(self):
     """[(method, task name, examples)]: a task without choices is not ranked."""
-    every = [(m, name, self.examples(name)) for m, name in itertools.product(self.methods, self.tasks)]
-    return [(m, name, examples) for m, name, examples in every
+    all_jobs = [(m, name, self.examples(name)) for m, name in itertools.product(self.methods, self.tasks)]
+    return [(m, name, examples) for m, name, examples in all_jobs
             if m != 'rank' or all(example['choices'] for example in examples)]
 
   def run(self, state, tell=lambda done, number: None):
@@ -101,10 +101,10 @@ class Scorer:
     jobs = self._jobs()
     size = self.cfg.eval.batch_size
     number = sum(-(-_rows(method, examples) // size) for method, _, examples in jobs)
-    done, values = itertools.count(1), {}
+    batch_number, values = itertools.count(1), {}
     for method, name, examples in jobs:
       predict = dict(rank=self._ranked, decode=self._written, span=self._found)[method]
-      predictions = predict(state, examples, lambda: tell(next(done), number))
+      predictions = predict(state, examples, lambda: tell(next(batch_number), number))
       values |= {f'{name}/{metric}@{method}': value for metric, value in
                  score(self.tasks[name].metrics, examples, predictions).items()}
     return values | averages(values)
@@ -135,9 +135,9 @@ class Scorer:
     for number, at in enumerate(range(0, len(pairs), size)):
       mine = pairs[at:at + size][part * size // parts:(part + 1) * size // parts]
       batch = check.place(self._rower.batch(mine, size // parts), self.plan.mesh)
-      found = compute(state['params'], state['router_state'], batch, jax.random.fold_in(key, number))
+      outputs = compute(state['params'], state['router_state'], batch, jax.random.fold_in(key, number))
       tell()
-      yield from np.asarray(jax.device_get(found))[:len(pairs) - at]
+      yield from np.asarray(jax.device_get(outputs))[:len(pairs) - at]
 
 
 def _writer(cfg, plan, rower):
@@ -155,7 +155,7 @@ def _rows(method, examples):
 
 
 def score(metrics, examples, predictions):
-  """Returns dict 'metric' -> float of what `metrics`, names of modules, find."""
+  """Returns dict 'metric' -> float of what `metrics`, names of modules, measure."""
   values = {}
   for metric in metrics:
     values |= lookup.module('metric', metric).score(examples, predictions)
@@ -163,7 +163,7 @@ def score(metrics, examples, predictions):
 
 
 def averages(values):
-  """Returns dict 'average@method' over the tasks that have it, a task's metrics averaged first (SuperGLUE).
+  """Returns dict 'average@method' over tasks with that method, a task's metrics averaged first (SuperGLUE).
 
   >>> averages({'a/f1@rank': 10.0, 'a/accuracy@rank': 30.0, 'b/accuracy@rank': 40.0})
   {'average@rank': 30.0}
@@ -180,7 +180,7 @@ def averages(values):
 def baselines(examples, metrics):
   """Returns dict 'metric' -> float of the best trivial system: one label everywhere, or the `baseline` texts.
 
-  A label is tried where all examples have the same few choices; each metric takes the label it likes best.
+  A label is tried where all examples have the same few choices. Each metric takes its best label.
   """
   labels = {tuple(example['choices']) for example in examples}
   if len(labels) == 1 and (choices := next(iter(labels))):
@@ -189,18 +189,18 @@ def baselines(examples, metrics):
     targets = [example['targets'] for example in examples]
     often = max(sorted(set(targets)), key=targets.count)
     tried = [[example.get('baseline', often) for example in examples]]
-  found = [score(metrics, examples, predictions) for predictions in tried]
-  return {metric: max(each[metric] for each in found) for metric in found[0]}
+  scores = [score(metrics, examples, predictions) for predictions in tried]
+  return {metric: max(of_system[metric] for of_system in scores) for metric in scores[0]}
 
 
 def capacities(plan):
   """Returns dict path of a router -> its capacity factor in evaluation; None = nothing is dropped."""
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
-  found = {}
+  factors = {}
   for path, layer in modules.offering(model, 'router'):
     factor = contract.offered(layer.router, 'capacity_factor')
-    found['/'.join(map(str, (*path, 'router')))] = factor and factor[1]
-  return found
+    factors['/'.join(map(str, (*path, 'router')))] = factor and factor[1]
+  return factors
 
 
 def write(path, found, name='results.json'):
