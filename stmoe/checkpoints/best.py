@@ -1,4 +1,4 @@
-"""The best checkpoint of a run by a score of its evaluations, kept beside the newest ones."""
+"""The best checkpoint of a run by a score of its evaluations, kept beside the newest checkpoints."""
 
 import pathlib
 
@@ -12,8 +12,8 @@ from stmoe.runs import records
 class Best:
   """The checkpoint of the best evaluation until now, in `best/` of the run directory.
 
-  checkpoint.best names the score: of a task, 'boolq/accuracy@rank', of which more is better, or an
-  'eval/...' of the target, which says what is better of it; '' keeps none.
+  checkpoint.best names the score. It is a task's, 'boolq/accuracy@rank', of which more is better, or an
+  'eval/...' of the target, which says what is better; '' keeps no checkpoint.
 
   names: of the scores of tasks; measures: see `targets.Target`.
   """
@@ -21,10 +21,10 @@ class Best:
   def __init__(self, cfg, path, names, measures):
     self.name, self._cfg, self._path = cfg.checkpoint.get('best', ''), cfg, pathlib.Path(path)
     better = {name: measure.better for name, measure in measures.items() if name.startswith('eval/')}
-    known = [*names, *better]
-    if self.name and self.name not in known:
+    scores = [*names, *better]
+    if self.name and self.name not in scores:
       raise errors.UserError(f'checkpoint.best={self.name!r}: there is no such score'
-                             f'{errors.nearest(self.name, known)} (there are: {", ".join(known)})')
+                             f'{errors.nearest(self.name, scores)} (there are: {", ".join(scores)})')
     self._sign = -1 if better.get(self.name) == 'lower' else 1
     self._found = records.best(path)
 
@@ -32,15 +32,15 @@ class Best:
     """Returns whether `values` have a better score than every earlier step had."""
     value = values.get(self.name)
     if value is None and self.name.startswith('eval/') and 'eval/loss' in values:
-      there = [name for name in values if name.startswith('eval/')]
+      evaluated = [name for name in values if name.startswith('eval/')]
       raise errors.UserError(f'checkpoint.best={self.name!r}: the evaluation of these data has no such '
-                             f'number (it has: {", ".join(there)})')
+                             f'number (it has: {", ".join(evaluated)})')
     if value is None or self._found['step'] >= step:
       return False
     return self._found['value'] is None or self._sign * value > self._sign * self._found['value']
 
   def save(self, step, values, state, position, meta):
-    """Keeps this state instead of the best one before."""
+    """Keeps this state in place of the best state before."""
     self._found = dict(step=step, name=self.name, value=float(values[self.name]))
     saved = checkpoint.Checkpoints(self._path / 'best', 1, 1, async_save=False)
     saved.save(step, state, position, meta | dict(seconds=0.0))

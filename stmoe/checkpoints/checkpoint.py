@@ -1,9 +1,9 @@
 """Checkpoints, and the only file that knows orbax.
 
-A step is `state` (arrays), `data` (position of the data stream, JSON) and `meta` (JSON: hashes
+A step is `state` (arrays), `data` (position of the data stream, JSON) and `meta` (JSON). `meta` has hashes
 of configuration and vocabulary, shape, dtype and checksum of every array, and a digest of all this and
-of `data`). It appears under its number complete or not at all; what a kill leaves behind is swept away
-by the next run. A save counts when the step was found again and all its arrays were opened. Arrays come
+of `data`. A step appears under its number complete or not at all; the next run sweeps away what a kill
+leaves behind. A save counts when the step was found again and all its arrays were opened. Arrays come
 back onto the shardings of the run that reads them.
 """
 
@@ -25,16 +25,16 @@ from stmoe.checkpoints import stored
 from stmoe.hosts import job
 
 CLOSED = 'Event loop is closed'          # asyncio's words
-AGREE = 60_000                           # ms that one which cannot read waits for the others to say so, too
+AGREE = 60_000                           # ms that a process which cannot read waits for the others to say so, too
 
 
 class Checkpoints:
-  """The checkpoints of one run directory.
+  """The checkpoints of a run directory.
 
   Args:
-    directory:  where they are, one folder a step.
-    every:      steps between two.
-    keep:       how many of the newest to keep; an older one goes when a newer one is complete; None = all.
+    directory:  where they are, a folder a step.
+    every:      steps between two checkpoints.
+    keep:       how many of the newest to keep; the oldest goes when a newer one is complete; None = all.
     async_save: write in the background while training goes on.
     read_only:  change nothing there: a run may be writing.
   """
@@ -56,7 +56,7 @@ class Checkpoints:
                                             item_names=('state', 'data', 'meta'))
 
   def due(self, step):
-    """Returns whether step `step` is one to save."""
+    """Returns whether step `step` is to be saved."""
     return self._manager.should_save(step)
 
   def steps(self):
@@ -67,7 +67,7 @@ class Checkpoints:
     """Saves step `step` (again a no-op) from now on; the arrays may be donated right after.
 
     Raises UserError for numbers that are not finite, if the disk is full, or if the step saved before is
-    not there; what was saved before stays.
+    not there. Earlier steps stay.
     """
     if step in self._manager.all_steps():
       return
@@ -94,7 +94,7 @@ class Checkpoints:
   def wait(self):
     """Returns when everything saved is on disk and was opened again; raises UserError if not.
 
-    One process looks, and the others do not wait for it: a process may come here alone, when it ends.
+    One process looks, and the other processes do not wait: a process may come here alone, when it ends.
     """
     with _readable(self.directory, self._saved):
       self._manager.wait_until_finished()
@@ -105,7 +105,7 @@ class Checkpoints:
   def _look(self, step):
     """Raises UserError unless step `step` is listed, its meta is whole and all its arrays can be opened.
 
-    The arrays' own bytes are not read again: it is names, shapes and lists of parts that show whether
+    The arrays' own bytes are not read again. Names, shapes and lists of parts show whether
     what was written is what will be looked for.
     """
     listed = step in stored.steps(self.directory)
@@ -128,14 +128,14 @@ class Checkpoints:
   def restore(self, shapes, check, say, step=None):
     """Returns (step, state, data, meta) of the newest readable checkpoint, or None without any.
 
-    An unreadable one is reported and the one before is tried; unless read_only it moves to
+    An unreadable checkpoint is reported, and the one before is tried. Unless read_only it moves to
     `<directory>/../unreadable`, to make room for that step.
 
     Args:
       shapes: tree of ShapeDtypeStructs with shardings.
       check:  called with `meta`; raises UserError if the checkpoint belongs to something else.
       say:    called with a line of text about anything unusual.
-      step:   only this one.
+      step:   only this step.
     Raises:
       UserError: arrays of other shapes, no such step, or none of the checkpoints can be read.
     """
@@ -144,9 +144,9 @@ class Checkpoints:
       raise errors.UserError(f'{self.directory} has no checkpoint of step {step} (there are: '
                              f'{", ".join(map(str, steps)) or "none"})')
     for at in [step] if step is not None else reversed(steps):
-      found, broken = self._try(at, shapes, check)
+      restored, broken = self._try(at, shapes, check)
       if broken is None:
-        return at, *found
+        return at, *restored
       before = [s for s in steps if s < at]
       falls = f'falling back to step {before[-1]}' if before and step is None else 'there is none before it'
       say(f'checkpoint {at} cannot be read ({broken}); {falls}')
@@ -158,18 +158,18 @@ class Checkpoints:
     return None
 
   def _try(self, step, shapes, check):
-    """(what `_read` returns, None), or (None, a line about what is broken): the same on all processes."""
+    """(what `_read` returns, None), or (None, a line about the damage): the same on all processes."""
     try:
-      found, broken = self._read(step, shapes, check), None
+      content, broken = self._read(step, shapes, check), None
     except errors.UserError:
       raise
     except Exception as error:           # orbax and tensorstore raise whatever the bytes happen to break
       if job.lost(error):
         raise
-      found, broken = None, _line(error)
+      content, broken = None, _line(error)
     try:
-      return found, next(filter(None, job.exchange(broken, AGREE if broken else job.LONG)), None)
-    except Exception as error:           # the others wait in orbax for this one
+      return content, next(filter(None, job.exchange(broken, AGREE if broken else job.LONG)), None)
+    except Exception as error:           # other processes wait in orbax for this process
       if not self._read_only:
         self._set_aside(step)
       raise errors.UserError(f'process {job.index()} cannot read checkpoint {step} ({broken}); the same '
@@ -179,13 +179,13 @@ class Checkpoints:
     meta, data = seal.read(self._place / str(step))
     check(meta)
     check_shapes(meta['arrays'], shapes)
-    found = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))).state
-    if changed := _changed(found, meta):
+    state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))).state
+    if changed := _changed(state, meta):
       raise ValueError(f'{changed} is not what was saved')
-    return found, data, meta
+    return state, data, meta
 
   def part(self, shapes, check, step=None):
-    """Returns (step, arrays, names) of a checkpoint: those of `shapes` it has in that shape, and what it has.
+    """Returns (step, arrays, names) of a checkpoint: the arrays of `shapes` that it has in that shape.
 
     Args:
       shapes: nested dict of ShapeDtypeStructs with shardings, of parts of a state.
@@ -205,20 +205,20 @@ class Checkpoints:
     except ValueError as error:
       raise errors.UserError(f'checkpoint {at} of {self.directory} cannot be read: {error}') from error
     check(meta)
-    there = {name: tuple(shape) for name, (shape, *_) in meta['arrays'].items()}
-    wanted = {checksum.name(path): s for path, s in jax.tree.leaves_with_path(shapes)}
-    wanted = {name: s for name, s in wanted.items() if there.get(name) == tuple(s.shape)}
-    tree = _nested(wanted)
+    stored = {name: tuple(shape) for name, (shape, *_) in meta['arrays'].items()}
+    fitting = {checksum.name(path): s for path, s in jax.tree.leaves_with_path(shapes)}
+    fitting = {name: s for name, s in fitting.items() if stored.get(name) == tuple(s.shape)}
+    tree = _nested(fitting)
     try:
       with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        found = reader.restore(self._place / str(at) / 'state', args=ocp.args.PyTreeRestore(
+        restored = reader.restore(self._place / str(at) / 'state', args=ocp.args.PyTreeRestore(
             tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True))
-      changed = _changed(found, meta)
+      changed = _changed(restored, meta)
     except Exception as error:           # orbax and tensorstore raise whatever the bytes happen to break
       raise errors.UserError(f'checkpoint {at} of {self.directory} cannot be read: {_line(error)}') from error
     if changed:
       raise errors.UserError(f'checkpoint {at} of {self.directory}: {changed} is not what was saved')
-    return at, {checksum.name(path): x for path, x in jax.tree.leaves_with_path(found)}, there
+    return at, {checksum.name(path): x for path, x in jax.tree.leaves_with_path(restored)}, stored
 
   def _set_aside(self, step):
     aside = self.directory.parent / 'unreadable'
@@ -244,18 +244,18 @@ def _nested(flat):
 
 def _changed(state, meta):
   """The path of the first array of `state` that is not what `meta` says was saved, or None."""
-  here = checksum.inventory(state) if 'format' in meta else checksum.plain_sums(state)
-  return next((name for name, one in here.items() if one != meta['arrays'][name]), None)
+  sums = checksum.inventory(state) if 'format' in meta else checksum.plain_sums(state)
+  return next((name for name, entry in sums.items() if entry != meta['arrays'][name]), None)
 
 
 def check_shapes(saved, shapes):
-  """Raises UserError for the first array whose shape in the inventory `saved` is not that in `shapes`."""
-  there = {name: tuple(shape) for name, (shape, *_) in saved.items()}
-  here = {checksum.name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(shapes)}
-  for name in sorted({*there, *here}):
-    if there.get(name) != here.get(name):
-      raise errors.UserError(f'the checkpoint does not fit the model: {name} is {there.get(name, "absent")} '
-                             f'in it and {here.get(name, "absent")} in the model')
+  """Raises UserError for the first array whose shape in the inventory `saved` is not the shape in `shapes`."""
+  stored = {name: tuple(shape) for name, (shape, *_) in saved.items()}
+  wanted = {checksum.name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(shapes)}
+  for name in sorted({*stored, *wanted}):
+    if stored.get(name) != wanted.get(name):
+      raise errors.UserError(f'the checkpoint does not fit the model: {name} is {stored.get(name, "absent")} '
+                             f'in it and {wanted.get(name, "absent")} in the model')
 
 
 @contextlib.contextmanager
@@ -276,9 +276,9 @@ def _line(error):
 
 
 def hush():
-  """Keeps orbax's own reports off the terminal; what goes wrong arrives as an exception.
+  """Keeps orbax's own reports off the terminal; failures arrive as exceptions.
 
-  Reads that end after another one has failed report to a loop that is closed. Python would print a
+  Reads that end after another read has failed report to a loop that is closed. Python would print a
   traceback of each of them.
   """
   logging.getLogger('absl').setLevel(logging.CRITICAL)

@@ -86,7 +86,7 @@ def part(x, shape, where=...):
   if not words.size:
     return 0
   place = np.zeros(1, np.uint32)                                     # of the first element of every row
-  along = np.zeros(1, np.uint32)                                     # from there to the others of the row
+  along = np.zeros(1, np.uint32)                                     # from there to the row's other elements
   for axis, (span, stride) in enumerate(zip(spans, strides(shape))):
     steps = (np.arange(span.start, span.stop, dtype=np.uint64) * np.uint64(stride)).astype(np.uint32)
     if axis < len(shape) - 1:
@@ -96,15 +96,15 @@ def part(x, shape, where=...):
   words, total = words.reshape(len(place), -1), 0
   rows = max(BLOCK // len(along), 1)
   for at in range(0, len(place), rows):
-    for left in range(0, len(along), BLOCK):
-      places = place[at:at + rows, None] + along[left:left + BLOCK]
-      terms = mix(words[at:at + rows, left:left + BLOCK]) * weight(places)
+    for column in range(0, len(along), BLOCK):
+      places = place[at:at + rows, None] + along[column:column + BLOCK]
+      terms = mix(words[at:at + rows, column:column + BLOCK]) * weight(places)
       total += int(np.sum(terms, dtype=np.uint64))
   return total % 2**32
 
 
 def mix(word):
-  """Returns u32 words [...] whose low bits depend on the high ones: those of bfloat16 values are all zero."""
+  """Returns u32 words [...] whose low bits depend on the high bits; in bfloat16 values the low bits are 0."""
   return word ^ (word >> 16)
 
 

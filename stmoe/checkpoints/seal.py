@@ -1,7 +1,7 @@
 """What lies beside the arrays of a checkpoint: the position and `meta`, under a digest of both.
 
 Format 2 has `format`, `digest` and [shape, checksum, dtype] of every array in `meta`. Format 1 has [shape,
-plain sum] only; nothing says there whether position and meta are as they were.
+plain sum] only; nothing says there whether position and meta are as they were written.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ def close(meta, data):
 def check(meta, data):
   """Raises ValueError unless `meta` and `data` are what was saved, as far as their format can tell."""
   arrays = meta.get('arrays')
-  if not isinstance(arrays, dict) or not all(isinstance(one, list) for one in arrays.values()):
+  if not isinstance(arrays, dict) or not all(isinstance(entry, list) for entry in arrays.values()):
     raise ValueError('meta has no list of the arrays')
-  if not {'format', 'digest'} & set(meta) and all(len(one) == 2 for one in arrays.values()):
+  if not {'format', 'digest'} & set(meta) and all(len(entry) == 2 for entry in arrays.values()):
     return                                                           # format 1
   if meta.get('digest') != _digest({key: value for key, value in meta.items() if key != 'digest'}, data):
     raise ValueError('position of the data or meta is not what was saved')

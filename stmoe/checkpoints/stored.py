@@ -1,7 +1,7 @@
 """The arrays of a checkpoint as they lie on disk, opened one by one without reading them whole.
 
-With `checkpoint` and `streamed` this is all that knows how orbax stores arrays: the trainer's checkpoints
-keep all of them in one database, streamed ones have a folder of chunks (zarr) for each.
+With `checkpoint` and `streamed` this is all that knows how orbax stores arrays. The trainer's checkpoints
+keep all arrays in one database; streamed checkpoints have a folder of chunks (zarr) for each array.
 """
 
 import collections
@@ -20,7 +20,7 @@ ZARRAY = '.zarray'                       # the key under which an array's shape 
 
 
 class Reader:
-  """The arrays of one step, opened one by one; raises UserError for what cannot be read.
+  """The arrays of a step, opened one by one; raises UserError for what cannot be read.
 
   meta: of the step; inventory: dict path -> [shape, checksum, ...], see `seal.read`.
   """
@@ -58,11 +58,12 @@ class Reader:
     parts = collections.Counter(name for name, _, key in keys if key != ZARRAY)
     facts = {name: store.read(f'{_name(name.split("/"))}/{ZARRAY}') for name in self.inventory}
     for name, (shape, _, dtype) in self.inventory.items():
-      there = files.parse_json((facts[name].result().value or b'{}').decode())
-      wanted = math.prod(-(-n // chunk) for n, chunk in zip(there.get('shape', ()), there.get('chunks', ())))
+      layout = files.parse_json((facts[name].result().value or b'{}').decode())
+      sizes = zip(layout.get('shape', ()), layout.get('chunks', ()))
+      chunks = math.prod(-(-n // chunk) for n, chunk in sizes)
       key = str(dtype).startswith('key')                             # is stored as its words
-      whole = not self._database or parts[_name(name.split('/'))] == wanted    # zeros are written, too
-      if not there or not (key or there['shape'] == shape) or not whole:
+      whole = not self._database or parts[_name(name.split('/'))] == chunks  # zeros are written, too
+      if not layout or not (key or layout['shape'] == shape) or not whole:
         return name
     return None
 

@@ -30,10 +30,10 @@ def run(args):
   task = tasks.get(args.task, args.files)
   spec = args.vocab if args.train_vocab is None else f'train:{args.train_vocab}'
   vocabulary = cache.vocabulary_of(spec, [task], args.extra_ids, args.cache_dir)
-  found = cache.of(task, vocabulary, args.cache_dir)
-  print(found.path)
+  cached = cache.of(task, vocabulary, args.cache_dir)
+  print(cached.path)
   print(f'vocabulary {spec}: {vocabulary.vocab_size} ids{_where(vocabulary)}')
-  for split, size in found.facts['splits'].items():
+  for split, size in cached.facts['splits'].items():
     print(f'{split}: {size["documents"]:,} documents, {size["bytes"]:,} bytes, {size["tokens"]:,} tokens '
           f'({size["bytes"] / size["tokens"]:.3f} bytes per token), sha256 {size["sha256"][:8]}')
   for name, value in task.facts.items():

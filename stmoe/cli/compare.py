@@ -3,8 +3,8 @@
 stmoe compare lm/quickstart                               the methods that the file names in METHODS
 stmoe compare lm/dense lm/switch --seeds 0,1,2            the experiments as they are, three seeds
 stmoe compare lm/stdlib:smoke --methods dense,switch      NAME with method=dense, then method=switch
-The first run keeps its steps; the others get as many as cost the same. Interrupted, the same command
-continues; finished, it shows the result at once.
+The first run keeps its steps; the other runs get as many as cost the same. After an interruption, the same
+command continues; when all is finished, it shows the result at once.
 """
 
 import pathlib
@@ -63,7 +63,7 @@ def _run(args, variants, configs, request, workdir, costs):
 
 
 def _arguments(args):
-  """The arguments that every name is given: of --methods, or METHODS of the one file named."""
+  """The arguments that every name is given: of --methods, or METHODS of the single file named."""
   if args.methods:
     return [f'method={method}' for method in args.methods.split(',')]
   if len(args.names) > 1 or 'method=' in args.names[0] or rundir.is_run(args.names[0]):
@@ -127,11 +127,11 @@ def _finish(workdir, jobs, names, fresh):
   print_table(grouped, baselines.common(runs))
   print(f'\nFigures  {workdir}/plots/*.png, *.svg\nReport   {workdir}/report.html\n'
         f'Numbers  {workdir}/compare.json')
-  again = f'stmoe compare {" ".join(names)} --seeds 0,1,2 --workdir {workdir}_seeds'
-  following = [(again, 'are the differences larger than those between seeds?'),
+  over_seeds = f'stmoe compare {" ".join(names)} --seeds 0,1,2 --workdir {workdir}_seeds'
+  following = [(over_seeds, 'are the differences larger than those between seeds?'),
                (f'stmoe report {workdir / jobs[-1].folder} --text FILE', 'where tokens of your text go'),
                ('stmoe list', 'all experiments')]
-  print('\nNext\n' + '\n'.join(f'  {command:{len(again)}}  {why}' for command, why in following))
+  print('\nNext\n' + '\n'.join(f'  {command:{len(over_seeds)}}  {why}' for command, why in following))
 
 
 def _write_pages(workdir, runs, labels, costs, title):

@@ -6,7 +6,7 @@ stmoe compile lm/text:method=switch,smoke --topology cpu:8 --config.mesh.expert=
 
 Topologies: v4, v5p (2x2x1, 8x8x8, ...), v5e, v6e (2x4, 16x16, ...), h100, h200 (8, 16, ...), cpu (any
 number of virtual devices). TPUs and GPUs need the extra: pip install 'stmoe[aot]'. The training step is
-compiled for them as it would run there; times are estimates from vendors' figures.
+compiled for a topology as it would run there; times are estimates from vendors' figures.
 """
 
 import json
@@ -38,10 +38,10 @@ def run(args):
   chip, devices, remark = topology.devices(args.topology)
   started = time.monotonic()
   note = lambda text: print(f'[{time.monotonic() - started:4.0f} s] {text}', file=sys.stderr, flush=True)
-  found = dict(name=name, topology=args.topology, devices=len(devices), remark=remark, quick=args.quick,
+  facts = dict(name=name, topology=args.topology, devices=len(devices), remark=remark, quick=args.quick,
                versions=topology.versions(args.topology), chip=chip._asdict(),
                **aot.examine(cfg, chip, devices, note, args.quick))
-  print('\n'.join(pages.lines(found)))
+  print('\n'.join(pages.lines(facts)))
   if args.json:
-    args.json.write_text(json.dumps(found, indent=1) + '\n')
+    args.json.write_text(json.dumps(facts, indent=1) + '\n')
   return 0

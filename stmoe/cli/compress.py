@@ -30,5 +30,5 @@ def run(args):
   from stmoe.derive import compress
   facts = compress.compress(path, args.method, args.workdir, args.overrides, batches=args.batches,
                             step=args.step)
-  old, new = facts['parameters']
-  print(f'{args.workdir}: parameters {old:,} -> {new:,}; its ancestry: stmoe show {args.workdir}')
+  before, after = facts['parameters']
+  print(f'{args.workdir}: parameters {before:,} -> {after:,}; its ancestry: stmoe show {args.workdir}')

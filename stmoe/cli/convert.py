@@ -6,9 +6,9 @@ stmoe convert runs/try NEW --to mixtral         of a run that was trained here, 
 
 Families: t5, switch_transformers, mixtral, olmoe, qwen2_moe, deepseek_v2, deepseek_v3 (by config.json). Only
 safetensors are read; pickle files (*.bin, *.pt) are never opened. A SentencePiece model beside the tensors
-comes along; without one, --config.data.vocab=FILE gives it, or what reads texts refuses. A T5X folder
-(target.* arrays) has no configuration: sizes are read off the arrays.
---config.FIELD=VALUE changes the configuration that an import writes.
+comes along. Without such a model, --config.data.vocab=FILE gives it, or what reads texts refuses. A T5X
+folder (target.* arrays) has no configuration: sizes are read off the arrays. --config.FIELD=VALUE changes the
+configuration that an import writes.
 """
 
 import pathlib
@@ -34,15 +34,16 @@ def run(args):
   if not source.is_dir():
     raise errors.UserError(f'{source} is no folder' + ('; give the one it is in' if source.exists() else ''))
   if not (source / 'checkpoints').is_dir():
-    given = [f'--{name}' for name in ('to', 'step', 'dtype') if getattr(args, name) is not None]
-    if given:
-      raise errors.UserError(f'{given[0]} is for exports, and {source} is no run directory (it has no '
+    options = [f'--{name}' for name in ('to', 'step', 'dtype') if getattr(args, name) is not None]
+    if options:
+      raise errors.UserError(f'{options[0]} is for exports, and {source} is no run directory (it has no '
                              'checkpoints)')
     from stmoe.derive import convert
     record = convert.read(source, args.target, args.overrides)
     print(f'{args.target}: {record["parameters"]:,} parameters of the family {record["family"]}, step 0')
     return
   from stmoe.derive import convert
-  step, family, made = convert.write(source, args.target, args.overrides, args.to, args.dtype, args.step)
-  number = len({tensor.file for tensor in made.values()})
-  print(f'{args.target}: {len(made)} tensors of the family {family} in {number} file(s), from step {step:,}')
+  step, family, tensors = convert.write(source, args.target, args.overrides, args.to, args.dtype, args.step)
+  number = len({tensor.file for tensor in tensors.values()})
+  print(f'{args.target}: {len(tensors)} tensors of the family {family} in {number} file(s), '
+        f'from step {step:,}')

@@ -70,12 +70,12 @@ def _tasks(cfg, path, args):
   """Prints the table of the tasks of `cfg`, and keeps it in results.json, or results_TASK.json."""
   from stmoe.answer import score
   from stmoe.train import taskscore
-  found = score.tasks(cfg, path, _say, args.step, args.best)
+  scores = score.tasks(cfg, path, _say, args.step, args.best)
   if not job.leads():
     return
   name = f'results_{args.task}.json' if args.task else 'results.json'
-  taskscore.write(path, found, name)
-  print(json.dumps(files.plain(found)) if args.json else '\n'.join(taskscore.table(found)))
+  taskscore.write(path, scores, name)
+  print(json.dumps(files.plain(scores)) if args.json else '\n'.join(taskscore.table(scores)))
 
 
 def _say(line):
@@ -92,12 +92,13 @@ def _sweep(cfg, path, args):
   experiment.matching(cfg, field)                                    # before JAX is imported
   from stmoe.analysis import table
   from stmoe.answer import score
-  found = list(score.sweep(cfg, path, field, texts, _say, args.step, args.best))
+  evaluated = list(score.sweep(cfg, path, field, texts, _say, args.step, args.best))
   if not job.leads():
     return
   if args.json:
-    print(json.dumps(files.plain([dict(step=step, value=value) | values for value, step, values in found])))
+    lines = [dict(step=step, value=value) | values for value, step, values in evaluated]
+    print(json.dumps(files.plain(lines)))
     return
-  names = list(dict.fromkeys(name for *_, values in found for name in values))
-  rows = [[str(value), *(f'{values[name]:.6g}' for name in names)] for value, _, values in found]
+  names = list(dict.fromkeys(name for *_, values in evaluated for name in values))
+  rows = [[str(value), *(f'{values[name]:.6g}' for name in names)] for value, _, values in evaluated]
   print(table.plain([field, *(name.removeprefix('eval/') for name in names)], rows))

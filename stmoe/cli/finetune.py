@@ -4,7 +4,7 @@ stmoe finetune runs/try superglue/mixture:local --config.data.jsonl=DIR --workdi
 stmoe finetune runs/try finetune/jsonl --config.data.jsonl=TRAIN.jsonl,VALIDATION.jsonl
 stmoe finetune runs/imported finetune/task:task=boolq --config.train.trainable=non_expert
 
-START is a run directory, trained here or made by stmoe convert; the new run has its model and vocabulary,
+START is a run directory, trained here or made by stmoe convert. The new run has START's model and vocabulary,
 changed by the recipe in section finetune of the experiment. Scores stand in results.json of the new run.
 """
 

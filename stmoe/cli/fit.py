@@ -45,16 +45,16 @@ def run(args):
                            f'{study.LEAST}')
   fixed = {name: ranges.Any.typed(f'--fix {name}', value) for name, value in _pairs('fix', args.fix).items()}
   groups = columns.read(args.table, [*law.COLUMNS, columns.LOSS], _pairs('column', args.column), args.by)
-  found = {}
+  studies = {}
   for group, table in groups.items():
     try:
-      found[group] = study.study(args.law, law, table, args.hold_out, args.bootstrap, fixed, args.seed)
+      studies[group] = study.study(args.law, law, table, args.hold_out, args.bootstrap, fixed, args.seed)
     except errors.UserError as error:
       raise errors.UserError(f'{args.table}{f", {args.by}={group}" if args.by else ""}: {error}') from error
-  for group, one in found.items():
-    print('\n'.join([f'\n{args.by}={group}'] * bool(args.by) + summary.lines(one)))
+  for group, group_study in studies.items():
+    print('\n'.join([f'\n{args.by}={group}'] * bool(args.by) + summary.lines(group_study)))
     if args.out:
-      _write(args.out / re.sub(r'[^\w.=-]+', '_', group), one)
+      _write(args.out / re.sub(r'[^\w.=-]+', '_', group), group_study)
 
 
 def _pairs(flag, words):

@@ -50,7 +50,7 @@ def run(args):
   from stmoe.answer import infer
   where = 'standard input' if args.file == '-' else args.file
   prompts = infer.read(_lines(args.file), where, jsonl)
-  if args.file != '-':                                               # a wrong line is found first of all
+  if args.file != '-':                                               # a wrong line is found before all else
     prompts = iter(list(prompts))
   first = next(prompts, None)
   if first is None:
@@ -66,26 +66,26 @@ def run(args):
 
 
 def strategy(cfg, overrides):
-  """Returns section `decode`, name and fields, of `cfg` after `overrides`; others are applied to `cfg`.
+  """Returns section `decode`, name and fields, of `cfg` after `overrides`; other overrides change `cfg`.
 
-  Another name begins with the defaults of its strategy.
+  A strategy with another name begins with its own defaults.
   """
   decode = ml_collections.ConfigDict(dict(decode=cfg.get('decode') or dict(name='greedy')))
-  given, others = {}, []
+  decode_fields, other_overrides = {}, []
   for override in overrides:
     field, equals, text = override.removeprefix('--').removeprefix('config.').partition('=')
     if field.startswith('decode.') and equals:
-      given[field.removeprefix('decode.')] = text
+      decode_fields[field.removeprefix('decode.')] = text
     else:
-      others.append(override)
-  if given.get('name', decode.decode.name) != decode.decode.name:
-    decode.decode = dict(name=given['name'])
-  for key, text in given.items():
-    known = sections.range_of(decode, f'decode.{key}')
+      other_overrides.append(override)
+  if decode_fields.get('name', decode.decode.name) != decode.decode.name:
+    decode.decode = dict(name=decode_fields['name'])
+  for key, text in decode_fields.items():
+    kind = sections.range_of(decode, f'decode.{key}')
     with decode.ignore_type():
-      decode.decode[key] = text if known is None else known.typed(f'config.decode.{key}', text)
+      decode.decode[key] = text if kind is None else kind.typed(f'config.decode.{key}', text)
   sections.check(decode)
-  experiment.override(cfg, others, whole=False)
+  experiment.override(cfg, other_overrides, whole=False)
   return decode.decode.to_dict()
 
 
@@ -104,7 +104,7 @@ def _lines(name):
 
 @contextlib.contextmanager
 def _writer(path):
-  """Gives a function that writes a line; a file at `path` is there when all went well, and only then."""
+  """Gives a function that writes a line; a file at `path` appears only when all went well."""
   if path is None:
     yield lambda line: print(line, flush=True)
     return

@@ -9,12 +9,12 @@ def add_arguments(parser):
 
 
 def run(args):
-  found = {name: line for name, line in experiment.available().items()
+  matching = {name: line for name, line in experiment.available().items()
            if all(word in name for word in args.filter)}
-  if not found:
-    wanted = ' '.join(args.filter)
-    raise errors.UserError(f'no experiment has {wanted!r} in its name'
-                           f'{errors.nearest(wanted, experiment.available())}')
-  width = max(map(len, found))
-  for name, line in found.items():
+  if not matching:
+    words = ' '.join(args.filter)
+    raise errors.UserError(f'no experiment has {words!r} in its name'
+                           f'{errors.nearest(words, experiment.available())}')
+  width = max(map(len, matching))
+  for name, line in matching.items():
     print(f'{name:{width}}  {line}'.rstrip())

@@ -31,9 +31,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def commands():
-  """Returns dict sub-command -> first line of its docstring, read without importing it."""
-  here = pathlib.Path(__file__)
-  files = [path for path in sorted(here.parent.glob('*.py')) if path.stem not in ('__init__', here.stem)]
+  """Returns dict sub-command -> first line of its docstring, read without importing the sub-command."""
+  own = pathlib.Path(__file__)
+  files = [path for path in sorted(own.parent.glob('*.py')) if path.stem not in ('__init__', own.stem)]
   docstring = lambda path: ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
   return {path.stem: docstring(path).partition('\n')[0] for path in files}
 
@@ -41,7 +41,7 @@ def commands():
 def main(argv=None):
   """Returns the exit code of `stmoe ARGV`: 0, 2 for a mistake of the user, 130 after Ctrl-C.
 
-  75 where another process of the same job is gone.
+  75 means that another process of the same job is gone.
   """
   if argv is None and sys.argv[1:2] and sys.argv[1] in COMPUTE:
     _with_large_pages()
@@ -69,7 +69,7 @@ def main(argv=None):
 def _with_large_pages():
   """Starts this command again with large memory pages, which only the start of a process can ask for.
 
-  A training step on CPU touches some 100,000 fresh small pages; with large ones it is a tenth faster.
+  A training step on CPU touches some 100,000 fresh small pages; with large pages it is a tenth faster.
   """
   if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
     os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
@@ -77,7 +77,7 @@ def _with_large_pages():
 
 
 def _explain(error):
-  """(one line, exit code) of an error that needs no traceback, else (None, None)."""
+  """(line, exit code) of an error that needs no traceback, else (None, None)."""
   if isinstance(error, errors.UserError):
     return ' '.join(str(error).split()), 2
   if isinstance(error, KeyboardInterrupt):
@@ -100,10 +100,10 @@ def _run(argv):
   if not argv or argv[0] in ('-h', '--help'):
     print(_overview())
     return 0
-  name, known = argv[0], commands()
-  if name not in known:
-    raise errors.UserError(f'no command is called {name!r}{errors.nearest(name, known)}'
-                           f' (there are: {", ".join(known)})')
+  name, available = argv[0], commands()
+  if name not in available:
+    raise errors.UserError(f'no command is called {name!r}{errors.nearest(name, available)}'
+                           f' (there are: {", ".join(available)})')
   command = importlib.import_module(f'stmoe.cli.{name}')
   parser = Parser(prog=f'stmoe {name}', description=command.__doc__, allow_abbrev=False,
                   formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,16 +132,16 @@ def _overview():
 
 def split_overrides(words):
   """Returns (the other words, the overrides); '--config.a.b', 'value' is one override."""
-  words, rest, overrides = list(words), [], []
+  words, other_words, overrides = list(words), [], []
   while words:
     word = words.pop(0)
     if not word.startswith('--config.'):
-      rest.append(word)
+      other_words.append(word)
     elif '=' in word or not words:
       overrides.append(word)
     else:
       overrides.append(f'{word}={words.pop(0)}')
-  return rest, overrides
+  return other_words, overrides
 
 
 if __name__ == '__main__':

@@ -19,8 +19,8 @@ def run(args):
   from stmoe.analysis import curves
   from stmoe.runs import read as runs
 
-  found = runs.read_all(args.runs)
-  out = args.out or (found[0].path / 'plots' if len(found) == 1 else pathlib.Path('plots'))
-  for stem, figure in curves.figures(found, baselines=baselines.common(found)).items():
+  readable = runs.read_all(args.runs)
+  out = args.out or (readable[0].path / 'plots' if len(readable) == 1 else pathlib.Path('plots'))
+  for stem, figure in curves.figures(readable, baselines=baselines.common(readable)).items():
     png, _ = canvas.save(figure, out, stem)
     print(f'{png} and .svg')

@@ -33,40 +33,40 @@ def run(args):
   from stmoe.runs import directory as rundir
   from stmoe.runs import read as runs
   from stmoe.sweep import questions
-  found = runs.read_all(runs.expand(args.runs), check=rundir.trusted)
-  labels = runs.labels(found)
+  readable = runs.read_all(runs.expand(args.runs), check=rundir.trusted)
+  labels = runs.labels(readable)
   alone = pathlib.Path(args.runs[0]) if len(args.runs) == 1 else pathlib.Path()
   out = args.out or alone / 'report.html'
   text = _read(args.text) if args.text else None
-  asked = questions.of(found, args.sweep)
-  shown = report.best(found, labels)[:max(args.routed, 0)]
-  some = [(one, label) for one, label in zip(found, labels) if label in shown]
-  samples = routed([one for one, _ in some], [label for _, label in some], out.parent / 'plots', text)
+  verdicts = questions.of(readable, args.sweep)
+  shown = report.best(readable, labels)[:max(args.routed, 0)]
+  some = [(drawn, label) for drawn, label in zip(readable, labels) if label in shown]
+  samples = routed([drawn for drawn, _ in some], [label for _, label in some], out.parent / 'plots', text)
   title = ', '.join(pathlib.Path(name).resolve().name for name in args.runs)
   out.parent.mkdir(parents=True, exist_ok=True)
-  page = report.page(found, _costs(found), labels, samples, title, asked, _command())
+  page = report.page(readable, _costs(readable), labels, samples, title, verdicts, _command())
   files.write_text(out, page)
   print(f'{out}  ({out.stat().st_size / 1e6:.1f} MB, needs no other file)')
 
 
 def _costs(found):
-  """dict run name -> the cost of its model, which seeds have in common."""
+  """dict run name -> the cost of its model, which runs of other seeds share."""
   import json
 
   from stmoe.analysis import table
   from stmoe.data import record
   from stmoe.runs import directory as rundir
-  known, costs = {}, {}
-  for one in (one for one in found if rundir.saved(one.path)):       # which vouch for the configuration
-    model = json.dumps(one.config | {'seed': 0}, sort_keys=True)
-    if model not in known:
+  cost_of, costs = {}, {}
+  for run in (run for run in found if rundir.saved(run.path)):       # which vouch for the configuration
+    model = json.dumps(run.config | {'seed': 0}, sort_keys=True)
+    if model not in cost_of:
       try:
-        known[model] = table.cost(record.read(one.path).located(rundir.load(one.path)))
+        cost_of[model] = table.cost(record.read(run.path).located(rundir.load(run.path)))
       except errors.UserError as error:
-        known[model] = None
-        print(f'note: no cost of {one.name}: {error}', file=sys.stderr)
-    if known[model]:
-      costs[one.name] = known[model]
+        cost_of[model] = None
+        print(f'note: no cost of {run.name}: {error}', file=sys.stderr)
+    if cost_of[model]:
+      costs[run.name] = cost_of[model]
   return costs
 
 
@@ -84,22 +84,22 @@ def routed(runs, labels, folder, text=None):
   Args:
     text: what to show; the start of the validation data when None.
   Raises:
-    UserError: no run can show `text`, which was asked for; why the first one cannot.
+    UserError: no run can show `text`, which was asked for; the error says why the first run cannot.
   """
   from stmoe.analysis import canvas
   from stmoe.analysis.routing import choices as routing
   from stmoe.analysis.routing import text as routing_view
   from stmoe.runs import directory as rundir
   samples, refusals = {}, []
-  for one, label in zip(runs, labels):
-    sparse = one.loads or text is not None and (one.path / 'imported.json').is_file()
-    if label in samples or not sparse or not rundir.saved(one.path):
+  for run, label in zip(runs, labels):
+    sparse = run.loads or text is not None and (run.path / 'imported.json').is_file()
+    if label in samples or not sparse or not rundir.saved(run.path):
       continue
-    if 'vocab' not in rundir.load(one.path).data:                    # a model of images reads no text
+    if 'vocab' not in rundir.load(run.path).data:                    # a model of images reads no text
       continue
     print(f'routing a text through {label}', file=sys.stderr, flush=True)
     try:
-      model, batch, vocabulary = _open(one.path, text)
+      model, batch, vocabulary = _open(run.path, text)
     except errors.UserError as error:
       print(f'note: no routed text of {label}: {error}', file=sys.stderr)
       refusals.append(error)

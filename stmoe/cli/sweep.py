@@ -6,8 +6,8 @@ stmoe sweep capacity_factor --only 'train_1.0*' --launcher slurm:partition=gpu,t
 stmoe sweep capacity_factor --launcher print              shell commands, a line for each run
 stmoe sweep capacity_factor --report                      the table, figures and verdict of what is done
 
-Every configuration is checked before the first run starts. A run that fails is reported and stops no other;
-one that was cut off goes on. Ctrl-C lets all of them save. --config.a.b=value is for all runs.
+Every configuration is checked before the first run starts. A run that fails is reported and stops no other
+run; an interrupted run goes on. Ctrl-C lets all runs save. --config.a.b=value is for all runs.
 """
 
 import pathlib
@@ -43,7 +43,7 @@ def run(args):
   origin.record(sweep, args.overrides)   # of an earlier call
   if args.report is not None:
     return _report(sweep, pathlib.Path(args.report or sweep.workdir / 'report'))
-  todo = [one for one in sweep.runs if not plan.is_done(one)]
+  todo = [planned for planned in sweep.runs if not plan.is_done(planned)]
   if not todo:
     print(f'all {len(sweep.runs)} runs of {sweep.question} are done; {_again("--report")}')
     return 0
@@ -60,21 +60,22 @@ def _waves(todo, launch, board):
   """Launches runs after those that they start from; returns an exit code."""
   code = 0
   while todo and not code:
-    waiting = {one.id for one in todo}
-    ready = [one for one in todo if one.after not in waiting]
-    todo = [one for one in todo if one.after in waiting]
-    lost = [one for one in ready if board.status.get(one.after) in (progress.FAILED, progress.STOPPED)]
-    for one in lost:
-      board.say(f'{one.id} is not started: it needs {one.after}')
-      board.set(one, progress.STOPPED)
-    able = [one for one in ready if one not in lost]
+    waiting = {planned.id for planned in todo}
+    ready = [planned for planned in todo if planned.after not in waiting]
+    todo = [planned for planned in todo if planned.after in waiting]
+    lost = [planned for planned in ready
+            if board.status.get(planned.after) in (progress.FAILED, progress.STOPPED)]
+    for planned in lost:
+      board.say(f'{planned.id} is not started: it needs {planned.after}')
+      board.set(planned, progress.STOPPED)
+    able = [planned for planned in ready if planned not in lost]
     code = launch(able, board) if able else 0
   return code
 
 
 def _end(sweep, board, code):
   """Says how it ended and returns the exit code: 1 if runs failed, that of the signal if one stopped it."""
-  failed = [one.id for one in sweep.runs if board.status[one.id] == progress.FAILED]
+  failed = [planned.id for planned in sweep.runs if board.status[planned.id] == progress.FAILED]
   if failed:
     print(f'{len(failed)} of {len(sweep.runs)} runs failed: {" ".join(failed)}', file=sys.stderr)
   if code:
@@ -94,29 +95,30 @@ def _again(more=''):
 def _list(sweep):
   """Prints a row for each run."""
   from stmoe.analysis import table
-  common = set.intersection(*(set(one.overrides) for one in sweep.runs)) if len(sweep.runs) > 1 else set()
+  overrides = [set(planned.overrides) for planned in sweep.runs]
+  common = set.intersection(*overrides) if len(overrides) > 1 else set()
   rows = []
-  for one in sweep.runs:
-    step = progress.step(one)
-    state = 'done' if plan.is_done(one) else f'step {step:,}' if step else 'waiting'
-    rows.append([one.id, one.experiment, f'{one.steps:,}', state,
-                 ' '.join(text for text in one.overrides if text not in common)])
+  for planned in sweep.runs:
+    step = progress.step(planned)
+    state = 'done' if plan.is_done(planned) else f'step {step:,}' if step else 'waiting'
+    rows.append([planned.id, planned.experiment, f'{planned.steps:,}', state,
+                 ' '.join(text for text in planned.overrides if text not in common)])
   print(table.plain(['run', 'experiment', 'steps', 'state', 'differs in'], rows))
 
 
 def _report(sweep, folder):
   """Writes the tables, and what the report.py beside the sweep says; returns 1 if there is nothing yet."""
   from stmoe.sweep import collect
-  found = collect.results(sweep.runs)
-  if not found:
+  results = collect.results(sweep.runs)
+  if not results:
     raise errors.UserError(f'no run of {sweep.question} in {sweep.workdir} is done yet; without --report '
                            'they are trained')
-  for path in collect.write(folder, found, _again()):
+  for path in collect.write(folder, results, _again()):
     print(path)
-  if len(found) < len(sweep.runs):
-    print(f'note: {len(found)} of {len(sweep.runs)} runs are done; the rest is not in the table')
+  if len(results) < len(sweep.runs):
+    print(f'note: {len(results)} of {len(sweep.runs)} runs are done; the rest is not in the table')
   file = sweep.file.with_name('report.py')
   if file.is_file():
     from stmoe.sweep import conclude
-    print('\n'.join(conclude.write(folder, experiment.module_of(file), found, len(sweep.runs))))
+    print('\n'.join(conclude.write(folder, experiment.module_of(file), results, len(sweep.runs))))
   return 0

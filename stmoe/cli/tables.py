@@ -4,8 +4,8 @@ stmoe tables hash/kinds:kind=balanced --kind balanced -o balanced.npz
 stmoe tables hash/kinds:kind=dispersed --kind dispersed --embeddings runs/dense -o dispersed.npz
 stmoe train hash/kinds:kind=balanced --config.blocks.m.router.table=balanced.npz
 
-Counts the ids of the training split of NAME's data; clustered and dispersed find clusters of the token
-embeddings of a trained run (a dense one, in the paper) with the same vocabulary.
+The command counts the ids of the training split of NAME's data. The kinds clustered and dispersed find
+clusters of the token embeddings of a trained run (dense, in the paper) with the same vocabulary.
 """
 
 import pathlib

@@ -4,7 +4,7 @@ config.json  the resolved configuration      env.json  versions, devices, git re
 DONE         final metrics of a finished run log.txt   what was said while it ran
 evals.jsonl  evaluations under other fields  (`stmoe eval --sweep`)
 owner.json   the process that writes here, or did last (stmoe/runs/owner.py)
-data.json    the data it reads (data/record.py), beside its vocabulary in the folder data
+data.json    the data that the run reads (data/record.py), beside its vocabulary in the folder data
 """
 
 import contextlib
@@ -32,9 +32,10 @@ from stmoe.runs import records
 # What a run may change when it continues: how long, how watched, on what machine.
 FREE = ('train.steps', 'train.log_every', 'train.stats_every', 'train.stop_after_bad', 'eval.', 'checkpoint.',
         'profile.', 'mesh.', 'decode.', 'data.cache_dir', 'data.eval_replaced')
-# And fields of its layers that act in evaluation only, called so: eval_k, eval_dispatch.
+# It may also change fields of its layers that act in evaluation only, called so: eval_k, eval_dispatch.
 EVALUATION = re.compile(r'blocks\..*\.eval_\w+')
-# Fields that an identity leaves out at this value: checkpoints of runs begun before there were such hold it.
+# Fields that an identity leaves out at this value, because checkpoints begun before these fields must keep
+# theirs.
 YOUNGER = {'data.replaced': 0.0, 'loss.name': 'ids'}
 SECTIONS = ('model', 'blocks', 'data', 'train', 'eval')               # that every configuration has
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'ml-collections')
@@ -45,10 +46,10 @@ def verify(path, cfg):
   if not (pathlib.Path(path) / 'config.json').exists():
     return
   pairs = experiment.diff(load(path), sections.completed(cfg)).items()
-  said = [f'{field} is {old!r} there and {new!r} here' for field, (old, new) in pairs if not free(field)]
-  if said:
-    more = f' and {len(said) - 4} more' if len(said) > 4 else ''
-    raise errors.UserError(f'{path} holds another experiment: {", ".join(said[:4])}{more}; '
+  changes = [f'{field} is {old!r} there and {new!r} here' for field, (old, new) in pairs if not free(field)]
+  if changes:
+    more = f' and {len(changes) - 4} more' if len(changes) > 4 else ''
+    raise errors.UserError(f'{path} holds another experiment: {", ".join(changes[:4])}{more}; '
                            'choose another --workdir')
 
 
@@ -60,7 +61,7 @@ def free(field):
 def claim(path, cfg):
   """Returns the run directory `path` with `cfg` as its config.json, made if need be, no longer finished.
 
-  Of a run that goes on, defaults which its config.json does not have stay away: it keeps its `identity_of`.
+  A run that goes on does not get defaults which its config.json lacks: so it keeps its `identity_of`.
   """
   verify(path, cfg)
   text = experiment.to_json(_as_begun(path, cfg))
@@ -79,11 +80,11 @@ def _as_begun(path, cfg):
   cfg = sections.completed(cfg)
   if not (pathlib.Path(path) / 'config.json').exists():
     return cfg
-  cfg, there = copy.deepcopy(cfg), written(path)
-  for field in sorted(sections.defaults(cfg)):                       # a group comes before what is in it
+  cfg, begun = copy.deepcopy(cfg), written(path)
+  for field in sorted(sections.defaults(cfg)):                       # a group comes before its fields
     *groups, key = field.split('.')
     holder, before = (functools.reduce(lambda group, name: group.get(name, {}), groups, config)
-                      for config in (cfg, there))
+                      for config in (cfg, begun))
     if key in holder and key not in before:
       with holder.unlocked():
         del holder[key]
@@ -91,7 +92,7 @@ def _as_begun(path, cfg):
 
 
 def planned(path):
-  """Returns the train.steps that the run in `path` was begun or continued with, 0 if there is none."""
+  """Returns the train.steps that the run in `path` was begun or continued with, 0 if there is no run."""
   return load(path).train.steps if (pathlib.Path(path) / 'config.json').exists() else 0
 
 
@@ -125,7 +126,7 @@ def make(path):
 
 
 def named(name, overrides=()) -> tuple[ml_collections.ConfigDict, str]:
-  """Returns (configuration, name) of an experiment, or of a run that is named by its directory.
+  """Returns (configuration, name) of an experiment, or of a run, which its directory names.
 
   overrides: see `experiment.override`.
   """
@@ -140,7 +141,7 @@ def is_run(name) -> bool:
 
 
 def load(path) -> ml_collections.ConfigDict:
-  """Returns the ConfigDict of run directory `path`, complete: what it does not say has its default."""
+  """Returns the ConfigDict of run directory `path`, complete: fields that it lacks have their defaults."""
   cfg = written(path)
   with _whole(path):
     sections.complete(cfg)
@@ -156,7 +157,7 @@ def whole(path) -> dict:
 
 @contextlib.contextmanager
 def _whole(path):
-  """Turns what is wrong with the fields of config.json into errors.Damaged."""
+  """Turns mistakes in the fields of config.json into errors.Damaged."""
   file = pathlib.Path(path) / 'config.json'
   try:
     yield
@@ -187,18 +188,18 @@ def _tuples(value):
 def opened(path, step=None, within='checkpoints'):
   """Returns the ConfigDict of run directory `path`, with which its checkpoint was trained.
 
-  Raises UserError if there is no checkpoint, or if config.json is another one: changed by hand, or damaged. A
-  checkpoint that does not say is looked at by whoever reads its arrays.
+  Raises UserError if there is no checkpoint, or if config.json is not what it was: changed by hand, or
+  damaged. A checkpoint that does not say is checked by the reader of its arrays.
 
   Args:
     step:   of the checkpoint; None = the newest.
-    within: the folder of `path` with the checkpoints; `best` holds one, see best.py.
+    within: the folder of `path` with the checkpoints; `best` holds a single one, see best.py.
   """
-  cfg, there = load(path), saved(path, within)
-  if not there:
+  cfg, saved_steps = load(path), saved(path, within)
+  if not saved_steps:
     which = 'best checkpoint; set checkpoint.best' if within == 'best' else 'checkpoint yet'
     raise errors.UserError(f'{path} has no {which}')
-  at = max(there) if step is None else step
+  at = max(saved_steps) if step is None else step
   try:
     trained = files.read_json(pathlib.Path(path) / within / str(at) / 'meta' / 'metadata').get('config')
   except errors.Damaged:
@@ -218,7 +219,7 @@ def saved(path, within='checkpoints'):
 
 
 def trusted(path, step=None):
-  """Returns what `opened` does, and without any checkpoint the ConfigDict as it is."""
+  """Returns what `opened` does; without any checkpoint the ConfigDict as it is."""
   return opened(path, step) if saved(path) else load(path)
 
 
@@ -228,9 +229,9 @@ def identity(cfg: ml_collections.ConfigDict) -> str:
 
 
 def identity_of(path) -> str:
-  """Returns what checkpoints of run directory `path` say of its config.json: `identity` of what that holds.
+  """Returns what checkpoints of run directory `path` say of its config.json: the `identity` of its fields.
 
-  It is another hash than that of the complete configuration where config.json, an older one, lacks defaults.
+  That is not the hash of the complete configuration where config.json, an older one, lacks defaults.
   """
   return _digest(written(path))
 
@@ -283,12 +284,13 @@ def check_same(found, mine):
   """Raises UserError if a checkpoint's `meta` is of another vocabulary or configuration.
 
   Args:
-    found, mine: dicts with the hashes `vocab` and `config`, and `beside` of the model of another run where a
-      target wants one; None was not known (imported without one).
+    found, mine: dicts with the hashes `vocab` and `config`, and with `beside`, of the model of another run,
+    where
+      a target wants that model. None was not known (an import without it).
   """
-  for field, what in (('vocab', 'vocabulary'), ('config', 'configuration'), ('beside', 'model beside it')):
+  for field, named in (('vocab', 'vocabulary'), ('config', 'configuration'), ('beside', 'model beside it')):
     if field in mine and found[field] not in (None, mine[field]):
-      raise errors.UserError(f'the checkpoint was trained with another {what} ({found[field][:12]}) than '
+      raise errors.UserError(f'the checkpoint was trained with another {named} ({found[field][:12]}) than '
                              f'this run has ({mine[field][:12]}); choose another --workdir')
 
 
@@ -302,7 +304,7 @@ def record_environment(path, name, mesh, parameters, corpus):
   """
   import jax                             # the rest of this file answers without it
   device = mesh.devices.flat[0]
-  text = lambda word: word.encode(errors='replace').decode()         # a name of bytes that are no UTF-8
+  text = lambda word: word.encode(errors='replace').decode()         # a name may have bytes that are no UTF-8
   facts = dict(name=text(name), stmoe=stmoe.__version__, revision=_revision(),
                python=platform.python_version(), platform=platform.platform(),
                command=list(map(text, sys.argv)),
@@ -314,7 +316,7 @@ def record_environment(path, name, mesh, parameters, corpus):
 
 
 def _revision():
-  """The git revision of this code, '+' if it is changed, or None outside a checkout."""
+  """The git revision of this code, with '+' if the code is changed, or None outside a checkout."""
   git = lambda *words: subprocess.run(['git', '-C', str(pathlib.Path(__file__).parent), *words],
                                       capture_output=True, text=True, check=False)
   try:

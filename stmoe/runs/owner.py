@@ -1,6 +1,6 @@
 """Who may write into a directory: one process at a time, by a lock that ends with the process.
 
-owner.json in the directory says who that is, or who it was last; the file alone owns nothing.
+owner.json in the directory says which process that is, or was last; the file alone owns nothing.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from stmoe import errors
 from stmoe import files
 
 FILE = 'owner.json'
-WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)       # what file systems answer that have none
+WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)       # what file systems without locks answer
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def hold(path, patience=0.0, say=lambda line: print(line, file=sys.stderr)):
     patience: seconds to wait for another owner.
     say:      called with a line where the file system has no locks.
   Raises:
-    UserError: another process owns it; the line says which.
+    UserError: another process owns the directory; the line says which.
   """
   file = pathlib.Path(path) / FILE
   descriptor = _locked(file, time.monotonic() + patience, say)
@@ -41,7 +41,7 @@ def hold(path, patience=0.0, say=lambda line: print(line, file=sys.stderr)):
 
 
 def _locked(file, until, say):
-  """The descriptor of `file`, locked; a lock on a file that was replaced meanwhile is none."""
+  """The descriptor of `file`, locked; a lock on a file that was replaced meanwhile counts as none."""
   while True:
     descriptor = _open(file)
     try:
@@ -81,10 +81,10 @@ def _record(descriptor):
 
 
 def _who(file):
-  """The owner in words, as far as it has said who it is."""
+  """The owner in words, as far as owner.json says who it is."""
   try:
-    said = files.read_json(file, limit=1 << 16)
-    command = ' '.join(said['command'].split())[:120]
-    return f'process {said["pid"]} on {said["host"]} since {said["since"]} ({command})'
+    holder = files.read_json(file, limit=1 << 16)
+    command = ' '.join(holder['command'].split())[:120]
+    return f'process {holder["pid"]} on {holder["host"]} since {holder["since"]} ({command})'
   except (errors.Damaged, KeyError, AttributeError):
     return 'another process'

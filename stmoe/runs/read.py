@@ -24,7 +24,7 @@ ABSCISSAE = {'step': 'optimizer steps', 'tokens': 'target tokens', 'flops': 'act
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One run directory.
+  """A run directory.
 
   lines:  metrics.jsonl as a list of dicts, in order of steps.
   loads:  dict layer name -> (steps i64[n], load f32[n,E]) real tokens per expert.
@@ -80,52 +80,53 @@ def read(path, name=None):
 def read_all(paths, check=lambda path: None, say=lambda line: print(line, file=sys.stderr)):
   """Returns the Runs of `paths`, named so that no two names are equal.
 
-  One that cannot be read is left out, which is said; UserError where none is left.
+  A run that cannot be read is left out, and a line says so; UserError where none is left.
 
   Args:
-    check: called with the path of each; raises UserError for one that is not to be trusted.
+    check: called with the path of each; raises UserError for a run that is not to be trusted.
     say:   called with a line of text.
   """
   paths = [pathlib.Path(p).resolve() for p in paths]
   depth = 1
   while len({p.parts[-depth:] for p in paths}) < len(set(paths)):
     depth += 1
-  found, wrong = [], []
+  readable, wrong = [], []
   for path in dict.fromkeys(paths):
     try:
       run = read(path, '/'.join(path.parts[-depth:]))
       check(path)
-      found.append(run)
+      readable.append(run)
     except UserError as error:
       wrong.append(error)
-  if not found and wrong:
+  if not readable and wrong:
     raise wrong[0]
-  for one in wrong:
-    say(f'note: a run is left out: {one}')
-  return found
+  for error_line in wrong:
+    say(f'note: a run is left out: {error_line}')
+  return readable
 
 
 def expand(paths):
-  """Returns the run directories in `paths`: these themselves, and all in those that are folders of runs."""
-  found = []
+  """Returns the run directories in `paths`: these themselves, and all runs in folders of runs."""
+  directories = []
   for path in map(pathlib.Path, paths):
     inside = sorted(file.parent for file in path.glob('[!.]*/config.json'))
-    found += inside if inside and not (path / 'config.json').is_file() else [path]
-  return found
+    directories += inside if inside and not (path / 'config.json').is_file() else [path]
+  return directories
 
 
 def labels(runs):
-  """Returns one label per run, the same for runs of one folder that differ in their seed alone.
+  """Returns a label per run, the same for runs of one folder that differ in their seed alone.
 
-  It is the name without the seed, and without the digits that a sweep adds; where others have it as well,
-  with the name of the folder before it, or else the whole name of the first.
+  The label is the name without the seed, and without the digits that a sweep adds. Where other runs have this
+  label as well, the name of the folder stands before the label. Else the label is the whole name of the first
+  run.
   """
   keys = [(run.path.parent, _stem(run.name), json.dumps(run.config | {'seed': 0}, sort_keys=True).replace(
       json.dumps(str(run.path.resolve()))[1:-1], '')) for run in runs]   # files of its own make no other run
   first = {key: run.name for key, run in reversed(list(zip(keys, runs)))}
   choices = {key: (key[1], f'{key[0].name}/{key[1]}') for key in first}
-  taken = collections.Counter(text for pair in choices.values() for text in pair)
-  label = {key: next((text for text in pair if taken[text] == 1), first[key])
+  uses = collections.Counter(text for pair in choices.values() for text in pair)
+  label = {key: next((text for text in pair if uses[text] == 1), first[key])
            for key, pair in choices.items()}
   return [label[key] for key in keys]
 
@@ -147,17 +148,17 @@ def read_lines(path):
 
 
 def read_sweeps(path):
-  """Returns dict field -> [(value, metrics)] of evals.jsonl, in order of the values; {} when there is none.
+  """Returns dict field -> [(value, metrics)] of evals.jsonl, in order of the values; {} without the file.
 
-  Of a field only its newest checkpoint counts, and of a value the last evaluation.
+  Of a field only its newest checkpoint counts, and of a value only the last evaluation.
   """
-  found = {}
+  by_field = {}
   for line in records.evaluations(path):
-    found.setdefault(line['field'], {}).setdefault(line['step'], {})[json.dumps(line['value'])] = line
+    by_field.setdefault(line['field'], {}).setdefault(line['step'], {})[json.dumps(line['value'])] = line
   metrics = lambda line: {key: value for key, value in line.items() if key.startswith('eval/')}
   order = lambda pair: (not records.is_number(pair[0]), pair[0] if records.is_number(pair[0]) else 0)
   return {field: sorted(((line['value'], metrics(line)) for line in steps[max(steps)].values()), key=order)
-          for field, steps in found.items()}
+          for field, steps in by_field.items()}
 
 
 def read_stats(path):
@@ -188,7 +189,7 @@ def flatten(config, prefix=''):
 def differences(configs):
   """Returns dict dotted key -> list of values, one per config, of the keys that differ.
 
-  A key that a config does not have is None there.
+  A key that a config does not have is None in that config's place.
   """
   flats = [flatten(c) for c in configs]
   keys = sorted(set().union(*flats))

@@ -14,11 +14,11 @@ from stmoe import files
 def config(path):
   """Returns the dict in config.json of run directory `path`, groups of fields being dicts.
 
-  Raises UserError without one.
+  Raises UserError without the file.
   """
   file = pathlib.Path(path) / 'config.json'
   if not (file.exists() or file.is_symlink()):
-    inside = sorted(found.parent.name for found in pathlib.Path(path).glob('[!.]*/config.json'))
+    inside = sorted(path_inside.parent.name for path_inside in pathlib.Path(path).glob('[!.]*/config.json'))
     hint = f'; it has the runs {", ".join(inside)} inside' if inside else ''
     raise errors.UserError(f'{path} is not a run directory: it has no config.json{hint}')
   fields = files.read_json(file)
@@ -38,7 +38,7 @@ def config(path):
 
 
 def _block(file, where, block):
-  """Checks a section of layers and what it wraps."""
+  """Checks a section of layers and the layers it wraps."""
   while block is not None:
     _must(file, isinstance(block, dict) and isinstance(block.get('layer', ''), str), f'{where} is no layer')
     router = block.get('router', {'name': ''})
@@ -63,7 +63,7 @@ def environment(path):
 
 
 def imported(path):
-  """Returns the dict in imported.json: family, dtype, dtypes by tensor, copies; {} of a run trained here."""
+  """Returns the dict in imported.json: family, dtype, dtypes by tensor, copies; {} for a run trained here."""
   file = pathlib.Path(path) / 'imported.json'
   found = _optional(file)
   if found is None:
@@ -77,24 +77,24 @@ def imported(path):
 
 
 def ancestry(path: str | pathlib.Path) -> dict:
-  """Returns how run directory `path` was made of others, dict(facts, lineage); {} if it was trained.
+  """Returns how run directory `path` was made of other runs, dict(facts, lineage); {} if it was trained.
 
   facts:   dict, what the method found out when it made this run.
   lineage: list of how this run and all before it were made, this run first: dicts of `method`, `options` and
-    `parents`. A parent is a dict of `run`, `step`, the digests `config` and `checkpoint`, None where there
-    are none, and `made`: the place in the list of how the parent itself was made, None = it was trained.
+    `parents`. A parent is a dict of `run`, `step`, the digests `config` and `checkpoint` (None if unknown),
+    and `made`. `made` is the place in the list of how the parent itself was made; None = it was trained.
   """
   path = pathlib.Path(path)
   for name, form in LINEAGES.items():
-    found = _optional(path / name)
-    if found is not None:
+    values = _optional(path / name)
+    if values is not None:
       try:
-        found = form(found)
-        _lineage(**found)
+        values = form(values)
+        _lineage(**values)
       except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise errors.Damaged(path / name,
                              f'does not say how the run was made: {files.reason(error)}') from None
-      return found
+      return values
   return {}
 
 
@@ -103,12 +103,12 @@ def _lineage(facts, lineage):
   text, place = (str, type(None)), (int, type(None))
   if not isinstance(facts, dict) or not isinstance(lineage, list) or not lineage:
     raise ValueError('it has not facts and lineage')
-  for number, made in enumerate(lineage):
-    if set(made) != {'method', 'options', 'parents'} or not isinstance(made['method'], str):
+  for number, entry in enumerate(lineage):
+    if set(entry) != {'method', 'options', 'parents'} or not isinstance(entry['method'], str):
       raise ValueError(f'entry {number} has not method, options and parents')
-    if not isinstance(made['options'], dict) or not isinstance(made['parents'], list):
+    if not isinstance(entry['options'], dict) or not isinstance(entry['parents'], list):
       raise ValueError(f'entry {number} has not options and parents')
-    for parent in made['parents']:
+    for parent in entry['parents']:
       kinds = dict(run=str, step=place, config=text, checkpoint=text, made=place)
       wrong = [key for key, kind in kinds.items() if not isinstance(parent[key], kind)]
       if wrong:
@@ -119,7 +119,7 @@ def _lineage(facts, lineage):
 
 
 def _alone(method, options, parents, facts):
-  """What `ancestry` returns of a run of an earlier version: parents (run, step) of which nothing is known."""
+  """What `ancestry` returns for a run of an earlier version: of parents only (run, step) is known."""
   parents = [dict(run=run, step=step, config=None, checkpoint=None, made=None) for run, step in parents]
   return dict(facts=facts, lineage=[dict(method=method, options=options, parents=parents)])
 
@@ -138,7 +138,7 @@ def _of_import(found):
   return _alone('convert', dict(family=found['family']), sources, {})
 
 
-# The files that say how a run was made of others, the first that is there counts.
+# The files that say how a run was made of other runs; the first file that is there counts.
 LINEAGES = {
     'ancestry.json': lambda found: dict(facts=found['facts'], lineage=found['lineage']),
     'finetune.json': _of_finetuning,
@@ -152,8 +152,9 @@ def metrics(path, bad=None):
 
   A reader of a finished run raises errors.Damaged where there is no line.
 
-  bad: called with errors.Damaged for each line that is none, which is left out, by who writes the file on;
-    None = it is raised.
+  bad: called with errors.Damaged for each damaged line, which is left out, where a process writes the file
+  on;
+    None = the error is raised.
   """
   file = pathlib.Path(path) / 'metrics.jsonl'
   lines = files.read_lines(file, check=check_line, bad=bad, nan=True)
@@ -162,7 +163,7 @@ def metrics(path, bad=None):
 
 
 def check_line(line):
-  """Raises ValueError unless the dict `line` has a step, and numbers or None in the other fields."""
+  """Raises ValueError unless the dict `line` has a step, and numbers or None in all other fields."""
   step = line.get('step')
   if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 1 << 63:
     raise ValueError('has no step' if step is None else f'has {step!r:.40} for a step')
@@ -180,22 +181,22 @@ def is_number(value):
 
 
 def done(path):
-  """Returns the final metrics in DONE, None where the run is not finished."""
+  """Returns the final metrics in DONE; None if the run is not finished."""
   return _numbers(pathlib.Path(path) / 'DONE')
 
 
 def _numbers(file):
-  found = _optional(file)
-  if found is not None:
+  values = _optional(file)
+  if values is not None:
     try:
-      check_line(found)
+      check_line(values)
     except ValueError as error:
       raise errors.Damaged(file, str(error)) from error
-  return found
+  return values
 
 
 def evaluations(path):
-  """Returns the lines of evals.jsonl, dicts of step, field, value and 'eval/...' metrics; [] without one."""
+  """Returns the lines of evals.jsonl, dicts of step, field, value and 'eval/...' metrics; [] if none."""
   def check(line):
     if not isinstance(line.get('field'), str) or 'value' not in line:
       raise ValueError('has no field and value')
@@ -204,14 +205,14 @@ def evaluations(path):
 
 
 def best(path):
-  """Returns dict(step, name, value) of the best checkpoint; without one step -1, value None."""
+  """Returns dict(step, name, value) of the best checkpoint; without such a checkpoint step -1, value None."""
   file = pathlib.Path(path) / 'best.json'
-  found = _optional(file)
-  if found is None:
+  values = _optional(file)
+  if values is None:
     return dict(step=-1, name='', value=None)
-  steps = isinstance(found.get('step'), int) and isinstance(found.get('name'), str)
-  _must(file, steps and is_number(found.get('value')), 'has not step, name and value of a checkpoint')
-  return found
+  steps = isinstance(values.get('step'), int) and isinstance(values.get('name'), str)
+  _must(file, steps and is_number(values.get('value')), 'has not step, name and value of a checkpoint')
+  return values
 
 
 def stats(path):
@@ -230,16 +231,16 @@ def stats(path):
 
 
 def _stats(file):
-  """(loads, states) of one file."""
-  import numpy as np                     # the other files are read without it
-  found = files.read_arrays(file)
-  rows, names = found.get('moe_load'), found.get('layers')
+  """(loads, states) of a file of router_stats."""
+  import numpy as np                     # other files are read without numpy
+  content = files.read_arrays(file)
+  rows, names = content.get('moe_load'), content.get('layers')
   real = lambda x: x.dtype.kind in 'fiu'
   _must(file, rows is not None and rows.ndim == 2 and real(rows), 'has no moe_load of layers and experts')
   _must(file, names is not None and names.dtype.kind == 'U' and names.shape == rows.shape[:1] and
         len(set(names.tolist())) == len(rows), f'has not the names of {len(rows)} layers')
   states = {}
-  for key, value in found.items():
+  for key, value in content.items():
     if key.startswith('state/'):
       good = key.count('/') == 2 and value.ndim < 2 and real(value)
       _must(file, good, f'has no state of a router in {key}')

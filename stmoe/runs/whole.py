@@ -29,11 +29,11 @@ def new(target: str | pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _clear(path):
-  for left in [left for left in path.iterdir() if left.name != owner.FILE]:
-    if left.is_dir() and not left.is_symlink():
-      shutil.rmtree(left)
+  for leftover in [leftover for leftover in path.iterdir() if leftover.name != owner.FILE]:
+    if leftover.is_dir() and not leftover.is_symlink():
+      shutil.rmtree(leftover)
     else:
-      left.unlink()
+      leftover.unlink()
 
 
 def _take_place(path, target):

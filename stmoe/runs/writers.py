@@ -18,7 +18,7 @@ class Metrics:
   """metrics.jsonl and TensorBoard of a run that continues after `step`.
 
   Lines of later steps, written by a run that was killed before its next checkpoint, are cut
-  off: the continued run writes them again. `say` is called with a line about any that is damaged.
+  off: the continued run writes them again. `say` is called with a line about each damaged line.
   """
 
   def __init__(self, path, step, say=print):
@@ -43,7 +43,7 @@ class Metrics:
 
 
 def plain(values):
-  """Returns `values`, numbers by name, as JSON holds them: one that is not finite is None."""
+  """Returns `values`, numbers by name, as JSON holds them: a number that is not finite is None."""
   return {name: _plain(value) for name, value in values.items()}
 
 
@@ -64,17 +64,17 @@ def _plain(value):
 def write_router_stats(path, step, load, states):
   """Writes router_stats/<step>.npz: moe_load f32[L,E] and the names of the L layers.
 
-  Rows of layers with fewer experts end in NaN. The routers' state (`stmoe.router_state.vectors`) is
-  beside it, f32[E] or f32[] under state/<layer>/<path in the layer>.
+  Rows of layers with fewer experts end in NaN. The routers' state (`stmoe.router_state.vectors`) stands
+  beside the loads, f32[E] or f32[] under state/<layer>/<path in the layer>.
   """
   folder = pathlib.Path(path) / 'router_stats'
   folder.mkdir(exist_ok=True)
   width = max(len(row) for row in load.values())
   rows = [np.pad(np.float32(row), (0, width - len(row)), constant_values=np.nan) for row in load.values()]
-  found = {f'state/{layer}/{name}': np.float32(v) for layer, values in states.items()
+  state_arrays = {f'state/{layer}/{name}': np.float32(v) for layer, values in states.items()
            for name, v in values.items()}
   content = io.BytesIO()
-  np.savez(content, moe_load=np.stack(rows), layers=np.array(list(load)), **found)
+  np.savez(content, moe_load=np.stack(rows), layers=np.array(list(load)), **state_arrays)
   files.write_bytes(folder / f'{step}.npz', content.getvalue())
 
 

@@ -3,7 +3,7 @@
 A stack holds `segments`, one per entry of its pattern. Scanned, a segment is one unit
 whose arrays have a leading axis of its repeats; unrolled, it is a list of units. Numbered, a stack
 holds `layers`, its blocks counted through: the form of surgeries, whatever the pattern. Pure
-dicts in, pure dicts out: parameters, router state or optimizer slots shaped like them.
+dicts go in and come out: parameters, router state or optimizer slots shaped like them.
 """
 
 import itertools
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 
 
 def unroll(params):
-  """Returns the pure dict of a model with `scan_layers=False` from that of a scanned one."""
+  """Returns the pure dict of a model with `scan_layers=False` from the pure dict of a scanned model."""
   take = lambda unit, i: jax.tree.map(lambda a: a[i], unit)
   return _map_segments(params, lambda unit: {i: take(unit, i) for i in range(len(jax.tree.leaves(unit)[0]))})
 
 
 def roll(params):
-  """Returns the pure dict of a scanned model from that of one with `scan_layers=False`."""
+  """Returns the pure dict of a scanned model from the pure dict of one with `scan_layers=False`."""
   stack = lambda *leaves: jnp.stack(leaves)
   return _map_segments(params, lambda units: jax.tree.map(stack, *(units[i] for i in range(len(units)))))
 
@@ -41,14 +41,14 @@ def visit(params, make, path=()):
   """
   if not isinstance(params, dict):
     return make(path, params)
-  made, number = {}, itertools.count()
+  visited, number = {}, itertools.count()
   for key, value in params.items():
-    made[key] = visit(value, make, (*path, key)) if key != 'segments' else {
+    visited[key] = visit(value, make, (*path, key)) if key != 'segments' else {
         i: {r: {'blocks': {place: visit(unit['blocks'][place], make, (*path, 'layers', next(number)))
                            for place in sorted(unit['blocks'])}}
             for r, unit in sorted(units.items())}
         for i, units in sorted(value.items())}
-  return made
+  return visited
 
 
 def numbered(params: dict) -> dict:
@@ -59,9 +59,9 @@ def numbered(params: dict) -> dict:
   >>> {number: int(block['w']) for number, block in blocks.items()}
   {0: 1, 1: 2, 2: 3, 3: 4}
   """
-  found: dict = {}
-  visit(unroll(params) if is_scanned(params) else params, lambda path, leaf: put(found, path, leaf))
-  return found
+  blocks: dict = {}
+  visit(unroll(params) if is_scanned(params) else params, lambda path, leaf: put(blocks, path, leaf))
+  return blocks
 
 
 def placed(blocks: dict, like: dict) -> dict:
@@ -72,8 +72,8 @@ def placed(blocks: dict, like: dict) -> dict:
   """
   scanned = is_scanned(like)
   repeated = lambda unit: dict.fromkeys(range(jax.tree.leaves(unit)[0].shape[0]), unit)
-  made = visit(_map_segments(like, repeated) if scanned else like, lambda path, _: at(blocks, path))
-  return roll(made) if scanned else made
+  model = visit(_map_segments(like, repeated) if scanned else like, lambda path, _: at(blocks, path))
+  return roll(model) if scanned else model
 
 
 def at(tree: dict, path: tuple):
@@ -91,7 +91,7 @@ def put(tree: dict, path: tuple, value) -> None:
 
 
 def together(*trees: dict) -> dict:
-  """Returns the nested dict that has the leaves of all of `trees`, such as parameters and router state."""
+  """Returns the nested dict with the leaves of all of `trees`, such as parameters and router state."""
   joined: dict = {}
   for tree in trees:
     for key, value in tree.items():

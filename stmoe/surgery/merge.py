@@ -1,13 +1,13 @@
-"""Merging of experts: groups that are routed alike become one each, their usage-weighted mean (M-SMoE).
+"""Merging of experts: a group that is routed alike becomes one expert, its usage-weighted mean (M-SMoE).
 
 Li et al., "Merge, Then Compress" (arXiv:2310.01334). Hidden units of all experts are permuted to those of
-expert 0, which changes no function. The most used experts are the heads of groups, and every other expert
+expert 0, which changes no function. The most used experts are the heads of groups. Every other expert
 joins the head whose router logits are most like its own. The router stays as it is, inside of
 `routers/wrappers/remap.py`.
 
 Differs: a group of one expert stays as it is; in the reference it is multiplied by f / (f + 1e-7), f being
   its usage. A group that nothing uses is the plain mean of its experts; in the reference it is 0. As many
-  groups as experts leave every expert; in the reference the least used one of a network joins another.
+  groups as experts leave every expert; in the reference the least used expert of a network joins another.
 """
 
 import math
@@ -38,13 +38,13 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
             weights: ranges.Choice(*WEIGHTS) = 'usage',
             align: ranges.Choice('weights', 'activations', 'none') = 'weights',
             capacity: ranges.Count | None = None) -> tuple[dict, dict]:
-  """Returns (params, changes) with the experts of every layer in groups of one each; see `sparse`.
+  """Returns (params, changes) with the experts of every layer in groups, an expert for each; see `sparse`.
 
   Args:
     keep:       groups over experts.
     allocation: 'layer': as many groups in each; 'global': by the usage of all layers of the network together,
       as in the paper. A layer's bank is then as large as the largest of its letter: the rest is never used.
-    weights:    of members: 'usage', 'uniform', or the 'head' alone, to which the others are redirected.
+    weights:    of members: 'usage', 'uniform', or the 'head' alone, to which other members are redirected.
     align:      how hidden units are made alike first: their 'weights', or their 'activations' on the data.
     capacity:   most members of a group.
   """
@@ -55,29 +55,29 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   groups = {layer.name: numbers[layer.where] for layer in layers}
   if allocation == 'global':
     groups = _globally(layers, used, keep)
-    numbers = {layer.where: max(groups[other.name] for other in layers if other.where == layer.where)
+    numbers = {layer.where: max(groups[peer.name] for peer in layers if peer.where == layer.where)
                for layer in layers}
-  made: dict[tuple, object] = {}
+  replacements: dict[tuple, object] = {}
   for layer in layers:
-    found, alike = used[layer.name], similarity(statistics[layer.name]['logit_products'])
-    members = grouped(found, alike, groups[layer.name], capacity)
+    layer_usage, alike = used[layer.name], similarity(statistics[layer.name]['logit_products'])
+    members = grouped(layer_usage, alike, groups[layer.name], capacity)
     bank = layer.owned(params)
     if align != 'none':
       hidden: list = [statistics[layer.name][name] for name in HIDDEN_ITEMS] if align == 'activations' else []
       scores = correlation(*hidden) if hidden else None
       bank = aligned(bank, layer.axes('experts'), scores)
-    weigh = [WEIGHTS[weights](found[group]) for group in members]
-    made |= {(*layer.path, 'experts', *path): _filled(array, members, weigh, numbers[layer.where])
+    weigh = [WEIGHTS[weights](layer_usage[group]) for group in members]
+    replacements |= {(*layer.path, 'experts', *path): _filled(array, members, weigh, numbers[layer.where])
              for path, array in bank.items()}
-    made[(*layer.path, 'router')] = dict(inner=sparse.router(layer, params), table=table(members))
+    replacements[(*layer.path, 'router')] = dict(inner=sparse.router(layer, params), table=table(members))
   changes = {f'{where}.router': dict(name='remap', num_experts=number,
                                      inner=sparse.section(config, f'{where}.router').to_dict())
              for where, number in numbers.items()}
-  return sparse.replaced(params, made), changes
+  return sparse.replaced(params, replacements), changes
 
 
 def usage(load: np.ndarray) -> np.ndarray:
-  """Returns f[E], the shares of choices that experts have, from their number [E]; of no choice at all 0.
+  """Returns f[E], the shares of choices that experts have, from their numbers [E]; 0 without any choice.
 
   >>> usage(np.array([3.0, 1.0])).tolist()
   [0.75, 0.25]
@@ -102,10 +102,10 @@ def similarity(products: np.ndarray) -> np.ndarray:
 
 
 def allocated(used: np.ndarray, average: int, merged: np.ndarray) -> np.ndarray:
-  """Returns i[L], the groups of every layer, `average` on average over those that are merged.
+  """Returns i[L], the groups of every layer, `average` on average over the layers that are merged.
 
-  Layers whose usage is skewed keep few. With many experts that nothing uses, or with ties, fewer groups than
-  that remain.
+  Layers whose usage is skewed keep few groups. With many experts that nothing uses, or with ties, fewer
+  groups than that remain.
 
   Args:
     used:   f[L,E] of all layers, of one number of experts.
@@ -129,10 +129,10 @@ def allocated(used: np.ndarray, average: int, merged: np.ndarray) -> np.ndarray:
 def grouped(used: np.ndarray, alike: np.ndarray, number: int, capacity: int | None = None) -> list[list[int]]:
   """Returns the list of `number` lists of experts, the head of each first, in order of the heads.
 
-  The most used experts are the heads. By falling usage, every other one joins the head it is most like.
+  The most used experts are the heads. By falling usage, every other expert joins the head it is most like.
 
   Args:
-    used:     f[E]; alike: [E,E]; of equal ones the first counts.
+    used:     f[E]; alike: [E,E]; of equal experts the first counts.
     capacity: members with which a group takes no more.
 
   >>> alike = np.array([[1, 0, 0.9, 0.2], [0, 1, 0.1, 0.3], [0.9, 0.1, 1, 0], [0.2, 0.3, 0, 1]])
@@ -161,7 +161,7 @@ def table(members: list[list[int]]) -> jax.Array:
 
 
 def mean(array: jax.Array, experts: list[int], weights: np.ndarray) -> jax.Array:
-  """Returns [...], the mean of array [E,...] over the list `experts`, weighted by f[n]; one as it is."""
+  """Returns [...], the mean of array [E,...] over the list `experts`, weighted by f[n]; one alone as is."""
   if len(experts) == 1:
     return array[experts[0]]
   weights = np.ones(len(experts)) if not weights.sum() else weights
@@ -170,7 +170,7 @@ def mean(array: jax.Array, experts: list[int], weights: np.ndarray) -> jax.Array
 
 
 def _filled(array, members, weights, number):
-  """[number,...]: the means over groups; the first again in place of experts that nothing reaches."""
+  """[number,...]: the means over groups; the first mean again in place of experts that nothing reaches."""
   means = [mean(array, experts, weight) for experts, weight in zip(members, weights)]
   return jnp.stack(means + means[:1] * (number - len(means)))
 
@@ -189,7 +189,7 @@ def _globally(layers, used, keep):
 def correlation(tokens: float, sums: np.ndarray, squares: np.ndarray, products: np.ndarray) -> np.ndarray:
   """Returns [E,F,F]: how the activations of expert 0's hidden units go with those of each expert's.
 
-  Covariances over the product of the standard deviations plus 1e-7: 0 for a unit that is constant.
+  Covariances over the product of the standard deviations plus 1e-7: 0 for a constant unit.
 
   Args:
     tokens: f[]; sums, squares: [E,F] over tokens; products: [E,F,F] sums of h_0 h_e.
@@ -203,8 +203,8 @@ def correlation(tokens: float, sums: np.ndarray, squares: np.ndarray, products: 
 def aligned(bank: dict, named: dict, scores: np.ndarray | None = None) -> dict:
   """Returns `bank` with the hidden units of every expert in the order that is most like expert 0's.
 
-  The function of no expert changes. Matrices without hidden units, or of hidden units that are shared by all
-  experts, stay as they are.
+  The function of no expert changes. Matrices without hidden units stay as they are, and so do matrices of
+  hidden units that all experts share.
 
   Args:
     bank:   dict path -> array [E,...] of experts.
@@ -212,7 +212,7 @@ def aligned(bank: dict, named: dict, scores: np.ndarray | None = None) -> dict:
     scores: [E,F,F], how alike hidden units of expert 0 and of each expert are; None = the inner products of
       their weights. Raises UserError for scores of a bank whose hidden units are not one layer.
   """
-  made, layers = dict(bank), []
+  bank_in_order, layers = dict(bank), []
   for owner in sorted({path[:-1] for path in bank}, key=str):
     units = {path: names.index(HIDDEN) for path, (names, _) in named.items()
              if path[:-1] == owner and HIDDEN in names}
@@ -228,13 +228,13 @@ def aligned(bank: dict, named: dict, scores: np.ndarray | None = None) -> dict:
     alike = joined[0] @ joined.swapaxes(1, 2) if scores is None else scores
     orders = np.stack([matching(score) for score in alike])          # [E, F]
     for path, axis in units.items():
-      taken = np.take_along_axis(rows[path], orders.reshape(*orders.shape, *[1] * (rows[path].ndim - 2)), 1)
-      made[path] = jnp.asarray(np.moveaxis(taken, 1, axis))
-  return made
+      ordered = np.take_along_axis(rows[path], orders.reshape(*orders.shape, *[1] * (rows[path].ndim - 2)), 1)
+      bank_in_order[path] = jnp.asarray(np.moveaxis(ordered, 1, axis))
+  return bank_in_order
 
 
 def matching(score: np.ndarray) -> np.ndarray:
-  """Returns i[F]: for each row of `score` [F,F] a column of its own, so that the sum is the largest there is.
+  """Returns i[F]: for each row of `score` [F,F] a column of its own, with the largest sum that is possible.
 
   >>> matching(np.array([[0, 1, 0], [0, 0, 1], [1, 0, 9]])).tolist()
   [1, 0, 2]

@@ -1,7 +1,8 @@
-"""Pruning of experts: the best ones of every layer stay, with their part of the router; the others go.
+"""Pruning of experts: the best experts of every layer stay, with their part of the router; the others go.
 
-Z-code M3 (arXiv:2109.10465) keeps the most used experts for inference, REAP (arXiv:2510.13999) those whose
-weighted outputs are longest. Tokens choose among the experts that stay, by the router's own rule.
+Z-code M3 (arXiv:2109.10465) keeps the most used experts for inference. REAP (arXiv:2510.13999) keeps the
+experts whose weighted outputs are longest. Tokens choose among the experts that stay, by the router's own
+rule.
 """
 
 import zlib
@@ -17,15 +18,15 @@ from stmoe.surgery import sparse
 
 
 def _usage(layers, params, calibration, seed):
-  return {name: found['load'] for name, found in calibration('load').items()}
+  return {name: sums['load'] for name, sums in calibration('load').items()}
 
 
 def _reap(layers, params, calibration, seed):
-  """REAP: the mean of g ||f(x)|| over the tokens that an expert computes; of an expert without tokens 0."""
+  """REAP: the mean of g ||f(x)|| over the tokens that an expert computes; 0 for an expert without tokens."""
   scores = {}
-  for name, found in calibration('coactivation', 'weighted_norms').items():
-    tokens = np.diagonal(found['coactivation'])                      # [E]
-    scores[name] = found['weighted_norms'] / np.maximum(tokens, 1)
+  for name, sums in calibration('coactivation', 'weighted_norms').items():
+    tokens = np.diagonal(sums['coactivation'])                       # [E]
+    scores[name] = sums['weighted_norms'] / np.maximum(tokens, 1)
   return scores
 
 
@@ -61,16 +62,16 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   changes = {f'{where}.router.num_experts': number for where, number in numbers.items()}
   fewer = sparse.found(sparse.changed(config, changes))              # raises what routers say of the number
   scores = SCORES[by](layers, params, calibration, seed)
-  made: dict[tuple, object] = {}
-  for layer, new in zip(layers, fewer):
+  replaced: dict[tuple, object] = {}
+  for layer, fewer_layer in zip(layers, fewer):
     stay = best(scores[layer.name], numbers[layer.where])
-    made |= {(*layer.path, 'experts', *path): array[stay] for path, array in layer.owned(params).items()}
-    made |= _routing(layer, new, params, stay)
-  return sparse.replaced(params, made), changes
+    replaced |= {(*layer.path, 'experts', *path): array[stay] for path, array in layer.owned(params).items()}
+    replaced |= _routing(layer, fewer_layer, params, stay)
+  return sparse.replaced(params, replaced), changes
 
 
 def best(scores: np.ndarray, number: int) -> np.ndarray:
-  """Returns i[number]: the experts with the largest of `scores` f[E], in order; of equal ones the first.
+  """Returns i[number]: the experts with the largest of `scores` f[E], in order; of equal experts the first.
 
   >>> best(np.array([1.0, 3.0, 2.0, 3.0]), 2).tolist()
   [1, 3]
@@ -99,18 +100,19 @@ def _check(layer, params, number, keep):
 def _routing(layer, new, params, stay):
   """Dict path -> array [...] of the router for the experts `stay` i[E'] of E.
 
-  An axis of experts is one that is shorter in `new`, the layer with E' experts. What comes behind the E
-  experts there, such as virtual ones, stays.
+  An axis of experts is an axis that is shorter in `new`, the layer with E' experts. Entries behind the E
+  experts there, such as virtual experts, stay.
   """
-  gone, made = layer.num_experts - new.num_experts, {}
+  gone, cut = layer.num_experts - new.num_experts, {}
   for path, array in layer.arrays(params, 'router').items():
     _, shape = new.axes('router')[path]
-    for axis, (old, now) in enumerate(zip(array.shape, shape, strict=True)):
-      if old == now:
+    for axis, (size, fewer_size) in enumerate(zip(array.shape, shape, strict=True)):
+      if size == fewer_size:
         continue
-      if old - now != gone or old < layer.num_experts:
-        raise errors.UserError(f'{layer.where}.router: {".".join(map(str, path))} has {old} entries with '
-                               f'{layer.num_experts} experts, {now} with {new.num_experts}; nearest: merge')
-      array = array.take(np.concatenate([stay, np.arange(layer.num_experts, old)]), axis=axis)
-    made[(*layer.path, 'router', *path)] = array
-  return made
+      if size - fewer_size != gone or size < layer.num_experts:
+        raise errors.UserError(f'{layer.where}.router: {".".join(map(str, path))} has {size} entries with '
+                               f'{layer.num_experts} experts, {fewer_size} with {new.num_experts}; nearest: '
+                               'merge')
+      array = array.take(np.concatenate([stay, np.arange(layer.num_experts, size)]), axis=axis)
+    cut[(*layer.path, 'router', *path)] = array
+  return cut

@@ -7,10 +7,10 @@ A surgery is a file of this folder with a function
   params:      parameters and router state of a trained model in one nested dict, stacks in the numbered form
     of `layout`. What comes back fits the configuration after `changes`.
   config:      ConfigDict of the run.
-  calibration: calibration(name, ...) -> dict layer -> dict name -> array, what one pass over the data
-    collects (`derive/calibrate.py` lists the names). It runs when it is called, once for all names.
-  keep:        share that the method leaves; at 1.0 the model computes what it did.
-  changes:     dict 'a.b' -> value of the configuration, dicts being groups of fields.
+  calibration: calibration(name, ...) -> dict layer -> dict name -> array, what a pass over the data
+    collects (`derive/calibrate.py` lists the names). The pass runs when it is called, once for all names.
+  keep:        share that the method leaves; at 1.0 the model computes what it did before.
+  changes:     dict 'a.b' -> value of the configuration; a value that is a dict is a group of fields.
 
 Further keyword-only parameters with ranges are the method's own fields. `stmoe compress` finds the file.
 """
@@ -38,11 +38,11 @@ Calibration = Callable[..., dict[str, dict[str, np.ndarray]]]
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """One sparse layer whose experts are one bank.
+  """A sparse layer whose experts are one bank.
 
   name:   as its Aux is called, and as calibration calls it: 'decoder_03'.
   path:   of the layer in numbered parameters; its `router` and `experts` are below.
-  where:  its group of fields in the configuration: 'blocks.m.inner'. Layers of one letter share it.
+  where:  the layer's group of fields in the configuration: 'blocks.m.inner'. Layers of one letter share it.
   module: the layer without arrays, stacked or not; for what it offers.
   """
   name: str
@@ -61,8 +61,8 @@ class Layer:
     for path, variable in nnx.to_flat_state(nnx.state(getattr(self.module, part))):
       names = variable.get_metadata().get('out_sharding')
       names = (None,) * len(variable.shape) if names is None else tuple(names)
-      own = tuple(name for name in names if name != 'layers')        # of stacked state, 'layers' is not named
-      arrays[path] = own, variable.shape[len(variable.shape) - len(own):]
+      own_names = tuple(name for name in names if name != 'layers')  # of stacked state, 'layers' is not named
+      arrays[path] = own_names, variable.shape[len(variable.shape) - len(own_names):]
     return arrays
 
   def arrays(self, params: dict, part: str) -> dict[tuple, jax.Array]:
@@ -70,7 +70,7 @@ class Layer:
     return {path: layout.at(params, (*self.path, part, *path)) for path in self.axes(part)}
 
   def owned(self, params: dict) -> dict[tuple, jax.Array]:
-    """Returns dict path -> array [E,...] of what belongs to experts in the bank, and not to all of them."""
+    """Returns dict path -> array [E,...] of what belongs to experts in the bank, and not to all experts."""
     arrays, named = self.arrays(params, 'experts'), self.axes('experts')
     return {path: array for path, array in arrays.items() if 'expert' in named[path][0]}
 
@@ -127,7 +127,7 @@ def changed(config: ml_collections.ConfigDict, changes: dict) -> ml_collections.
 
 
 def kept(layers: list[Layer], keep: float) -> dict[str, int]:
-  """Returns dict where -> E', the experts that share `keep` leaves to each group of layers; at least one."""
+  """Returns dict where -> E', how many experts share `keep` leaves to each group of layers; at least one."""
   return {layer.where: share(layer.num_experts, keep) for layer in layers}
 
 
@@ -142,12 +142,12 @@ def share(number: int, keep: float) -> int:
 
 def replaced(params: dict, changes: dict[tuple, object]) -> dict:
   """Returns a copy of nested dict `params` with `changes`, dict path -> array or nested dict."""
-  made = layout.together(params)
+  new_params = layout.together(params)
   for path, value in changes.items():
-    layout.put(made, path, value)
-  return made
+    layout.put(new_params, path, value)
+  return new_params
 
 
 def router(layer: Layer, params: dict) -> dict:
-  """Returns the nested dict of the router of `layer` in `params`; {} of one without arrays."""
+  """Returns the nested dict of the router of `layer` in `params`; {} for a router without arrays."""
   return layout.at(params, layer.path).get('router', {})

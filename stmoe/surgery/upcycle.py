@@ -1,4 +1,4 @@
-"""Sparse upcycling: the first parameters of a sparse model from a trained dense one.
+"""Sparse upcycling: the first parameters of a sparse model from a trained dense model.
 
 Every expert starts as a copy of the dense feed-forward layer that its layer replaces. Routers start
 fresh, all else is kept (Komatsuzaki et al., 2022, arXiv:2212.05055). Several dense models make a
@@ -6,7 +6,7 @@ Branch-Train-Mix model: their feed-forward layers become different experts, all 
 (BTX; mixtures of attention experts, BAM, are not built here). With granularity G every copy is cut
 into G narrow experts (virtual groups, arXiv:2410.07524).
 
-Pure dicts in, pure dicts out. The rules are about names: what is below `router` is fresh, what is
+Pure dicts go in and come out. The rules are about names: what is below `router` is fresh, what is
 below `experts` is tiled, and everything else is copied from the same place.
 """
 
@@ -67,7 +67,7 @@ def upcycle(dense, sparse, *, noise=0.0, key=None, granularity=1, scale=1.0):
   number of dense models. G > 1 also makes the router's columns rG .. rG+G-1 equal, so that the experts of
   one copy are chosen together when k is a multiple of G. Blocks correspond by their number in their
   stack: the patterns of the two models may differ, and either may be scanned or not.
-  Optimizer slots are shaped like parameters and may be given instead: they are broadcast to the experts.
+  Optimizer slots, which are shaped like parameters, may be given instead: they are broadcast to the experts.
 
   Differs: arXiv:2410.07524 says nothing of the first bias, which is scaled here like its matrix;
     homogeneity needs it.
@@ -75,11 +75,11 @@ def upcycle(dense, sparse, *, noise=0.0, key=None, granularity=1, scale=1.0):
   Args:
     dense:  list of M pure dicts of trained dense models.
     sparse: pure dict of the new model's initial parameters; only those of routers are used.
-    noise:  standard deviation of Gaussian noise on the copies, in units of that of each array.
+    noise:  standard deviation of Gaussian noise on the copies, in units of each array's own.
     key:    PRNG key of the noise.
     granularity: G: experts are G times narrower than the dense layer.
     scale:  A, see `activation_scale`: every matrix of an expert is multiplied by A^(1/3) if gated,
-      else A^(1/2). The function is preserved exactly for ReLU, gated or not; nearly for others.
+      else A^(1/2). The function is preserved exactly for ReLU, gated or not; nearly for other activations.
   Raises:
     UserError: a leaf without counterpart or of another shape, dense leaves that nothing takes,
       stacks of other depths, or a dense model that has experts.
@@ -100,11 +100,11 @@ def upcycle(dense, sparse, *, noise=0.0, key=None, granularity=1, scale=1.0):
     bank = _bank(path, leaves, leaf.shape, granularity) * _factor(path, shapes, scale)
     if not noise:
       return bank
-    own = jax.random.fold_in(key, zlib.crc32(text(path).encode()) & 0x7FFFFFFF)
-    return bank + noise * jnp.std(bank) * jax.random.normal(own, bank.shape, bank.dtype)
+    leaf_key = jax.random.fold_in(key, zlib.crc32(text(path).encode()) & 0x7FFFFFFF)
+    return bank + noise * jnp.std(bank) * jax.random.normal(leaf_key, bank.shape, bank.dtype)
 
-  made = layout.visit(target, make)
-  return layout.roll(made) if scanned else made
+  model = layout.visit(target, make)
+  return layout.roll(model) if scanned else model
 
 
 def text(path):
@@ -114,15 +114,15 @@ def text(path):
 
 def _flat(tree):
   """Dict path -> leaf, see `layout.visit`, of a scanned or unrolled pure dict."""
-  found = {}
-  layout.visit(layout.unroll(tree) if layout.is_scanned(tree) else tree, found.__setitem__)
-  return found
+  leaves = {}
+  layout.visit(layout.unroll(tree) if layout.is_scanned(tree) else tree, leaves.__setitem__)
+  return leaves
 
 
 def _shapes(unrolled):
-  found = {}
-  layout.visit(unrolled, lambda path, leaf: found.setdefault(path, leaf.shape))
-  return found
+  shapes = {}
+  layout.visit(unrolled, lambda path, leaf: shapes.setdefault(path, leaf.shape))
+  return shapes
 
 
 def _check(source, shapes):
@@ -130,26 +130,26 @@ def _check(source, shapes):
   for path in source:
     if kind(path) != 'copied':
       raise errors.UserError(f'the start is not dense: it has {text(path)}')
-  ours, theirs = _depths(shapes), _depths(source)
-  for stack in sorted({*ours, *theirs}):
-    if ours.get(stack) != theirs.get(stack):
-      raise errors.UserError(f'{stack} has {theirs.get(stack, 0)} blocks in the dense model and '
-                             f'{ours.get(stack, 0)} in the new one; they must be as many')
-  wanted = [path for path in shapes if kind(path) != 'fresh']
-  taken = {path: _counterpart(path, source) for path in wanted}
-  for path, where in taken.items():
+  sparse_depths, dense_depths = _depths(shapes), _depths(source)
+  for stack in sorted({*sparse_depths, *dense_depths}):
+    if sparse_depths.get(stack) != dense_depths.get(stack):
+      raise errors.UserError(f'{stack} has {dense_depths.get(stack, 0)} blocks in the dense model and '
+                             f'{sparse_depths.get(stack, 0)} in the new one; they must be as many')
+  needed = [path for path in shapes if kind(path) != 'fresh']
+  origins = {path: _counterpart(path, source) for path in needed}
+  for path, where in origins.items():
     if where is None:
       raise errors.UserError(f'{text(path)} {shapes[path]} of the new model has no counterpart in the dense '
                              f'model{_hint(path)}')
-  for path in sorted(source.keys() - set(taken.values()), key=text):
+  for path in sorted(source.keys() - set(origins.values()), key=text):
     raise errors.UserError(f'{text(path)} {source[path].shape} of the dense model has no place in the new '
                            f'one{_hint(path)}')
 
 
 def _hint(path):
   """'; nearest: ...' of the first key of a path, from its end, that has a hint."""
-  found = [HINTS[key] for key in reversed(path) if key in HINTS]
-  return f'; {found[0]}' if found else ''
+  hints = [HINTS[key] for key in reversed(path) if key in HINTS]
+  return f'; {hints[0]}' if hints else ''
 
 
 def _depths(paths):
@@ -165,8 +165,8 @@ def _depths(paths):
 def _counterpart(path, source):
   """The path in `source` that the target's leaf at `path` comes from, or None.
 
-  An expert's leaf comes from the same leaf of the layer it replaces: that in the same wrapper, else in
-  the wrappers (`inner`) around it.
+  An expert's leaf comes from the same leaf of the layer it replaces. That leaf is in the same wrapper, else
+  in the wrappers (`inner`) around it.
   """
   if kind(path) == 'copied':
     return path if path in source else None
@@ -184,13 +184,13 @@ def _same_shape(path, old, new):
 
 def _bank(path, leaves, shape, granularity):
   """[E, ...] from the M leaves of dense layers, each cut into G shards where it is G times longer."""
-  experts, each = shape[0], tuple(shape[1:])
+  experts, narrow = shape[0], tuple(shape[1:])
   whole = tuple(leaves[0].shape)
-  cut = [axis for axis, (long, short) in enumerate(zip(whole, each)) if long != short]
-  fits = len(whole) == len(each) and all(whole[axis] == granularity * each[axis] for axis in cut)
+  cut = [axis for axis, (long, short) in enumerate(zip(whole, narrow)) if long != short]
+  fits = len(whole) == len(narrow) and all(whole[axis] == granularity * narrow[axis] for axis in cut)
   if not fits or len(cut) > 1 or (granularity > 1 and not cut and path[-1] != OUTPUT_BIAS):
-    raise errors.UserError(f'{text(path)} is {whole} in the dense model and {each} in an expert of the new '
-                           f'one{_nearest_width(whole, each, granularity)}')
+    raise errors.UserError(f'{text(path)} is {whole} in the dense model and {narrow} in an expert of the new '
+                           f'one{_nearest_width(whole, narrow, granularity)}')
   if experts % (len(leaves) * granularity):
     unit = len(leaves) * granularity
     raise errors.UserError(f'{text(path)}: {experts} experts are not a multiple of {len(leaves)} dense '
@@ -198,16 +198,16 @@ def _bank(path, leaves, shape, granularity):
   shards = [part for leaf in leaves
             for part in (jnp.split(leaf, granularity, cut[0]) if cut else [leaf] * granularity)]
   bank = jnp.stack(shards)                                           # [M*G, ...]
-  return jnp.tile(bank, (experts // len(bank), *[1] * len(each)))    # [E, ...]
+  return jnp.tile(bank, (experts // len(bank), *[1] * len(narrow)))  # [E, ...]
 
 
 def _nearest_width(whole, each, granularity):
   """'; nearest: ...' for an expert of shape `each` of a dense layer of shape `whole`."""
   for long, short in zip(whole, each):
     if long != short:
-      other = long // short if long % short == 0 else 1
+      fitting = long // short if long % short == 0 else 1
       return f'; nearest: d_ff={long // granularity}' + (
-          f', or --granularity {other}' if other not in (1, granularity) else '')
+          f', or --granularity {fitting}' if fitting not in (1, granularity) else '')
   return '; nearest: --granularity 1'
 
 
@@ -222,9 +222,9 @@ def _factor(path, shapes, scale):
 def _group(leaf, path, shapes, granularity):
   """A router's leaf with its first N/G experts repeated G times each, along the last axis of N entries."""
   layer = path[:path.index('router')]
-  experts = next(shape[0] for other, shape in shapes.items() if other[:len(layer) + 1] == (*layer, 'experts'))
+  experts = next(shape[0] for place, shape in shapes.items() if place[:len(layer) + 1] == (*layer, 'experts'))
   matching = [axis for axis, size in enumerate(leaf.shape) if size == experts]
   if not matching:
     return leaf
-  kept = jax.lax.slice_in_dim(leaf, 0, experts // granularity, axis=matching[-1])
-  return jnp.repeat(kept, granularity, axis=matching[-1])
+  first_experts = jax.lax.slice_in_dim(leaf, 0, experts // granularity, axis=matching[-1])
+  return jnp.repeat(first_experts, granularity, axis=matching[-1])
