@@ -25,7 +25,7 @@ from stmoe.checkpoints import stored
 from stmoe.hosts import job
 
 CLOSED = 'Event loop is closed'          # asyncio's words
-AGREE = 60_000                           # ms that a process which cannot read waits for the others to say so, too
+AGREE = 60_000                           # ms that a process which cannot read waits for others to say so
 
 
 class Checkpoints:
@@ -249,7 +249,7 @@ def _changed(state, meta):
 
 
 def check_shapes(saved, shapes):
-  """Raises UserError for the first array whose shape in the inventory `saved` is not the shape in `shapes`."""
+  """Raises UserError for the first array whose shape in the inventory `saved` is not that in `shapes`."""
   stored = {name: tuple(shape) for name, (shape, *_) in saved.items()}
   wanted = {checksum.name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(shapes)}
   for name in sorted({*stored, *wanted}):
