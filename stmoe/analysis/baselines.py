@@ -1,9 +1,9 @@
 """What simple models reach on the corpora of the project, to read a loss against.
 
-Bits per byte of the validation side of `stdlib`, whole files, CPython 3.11.7; other versions
+Bits per byte of the validation side of `stdlib`, whole files, CPython 3.11.7. Other versions
 of Python have other files (about 2 % more or less text) and so slightly other values. N-gram
-figures are interpolated byte models (Witten and Bell) fitted on the training side, see ngram.py;
-`python -m stmoe.experiments.baselines lm/stdlib` makes all of them.
+figures are interpolated byte models (Witten and Bell) fitted on the training side, see ngram.py.
+`python -m stmoe.experiments.baselines lm/stdlib` makes all of the figures.
 """
 
 STDLIB = {'uniform bytes': 8.0, 'byte 1-gram': 4.474, 'byte 3-gram': 2.616, 'best byte n-gram': 1.962,
@@ -20,5 +20,5 @@ def of(config):
 
 def common(runs):
   """Returns the baselines that hold for all `runs` together; {} when their tasks differ."""
-  found = [of(run.config) for run in runs]
-  return found[0] if found and all(f == found[0] for f in found) else {}
+  of_runs = [of(run.config) for run in runs]
+  return of_runs[0] if of_runs and all(f == of_runs[0] for f in of_runs) else {}

@@ -11,8 +11,8 @@ from matplotlib.backends import backend_agg
 from stmoe import errors
 from stmoe import files
 
-# Okabe and Ito (2008), the eight colours that all kinds of colour vision tell apart; black is
-# kept for text and yellow is left out because it is invisible on white.
+# Okabe and Ito (2008): eight colours that all kinds of colour vision tell apart. Black is
+# kept for text, and yellow is left out because it is invisible on white.
 PALETTE = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#5D5D5D')
 INK, FAINT, GRID = '#222222', '#767676', '#E4E4E4'
 DASHES = ('-', '--', ':', '-.')
@@ -57,7 +57,7 @@ def engineering(axis):
 
 
 def legend(figure, handles):
-  """Puts a legend of `handles` (dict label -> artist) above all axes, in as many columns as find room."""
+  """Puts a legend of `handles` (dict label -> artist) above all axes, in as many columns as there is room."""
   if len(handles) > 0:
     entry = 6 * max(map(len, handles)) + 40                          # points, about
     columns = max(1, min(len(handles), 5, int(72 * figure.get_figwidth() / entry)))

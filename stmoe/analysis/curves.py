@@ -1,7 +1,6 @@
 """Figures of training: loss against steps, tokens and FLOPs; expert load; routing health.
 
-Pure functions from Runs to matplotlib Figures. Notebooks, `stmoe plot` and the report use
-the same ones.
+Pure functions from Runs to matplotlib Figures. Notebooks, `stmoe plot` and the report share these functions.
 """
 
 import math
@@ -27,32 +26,32 @@ def figures(runs, labels=None, baselines=None, singly=None):
 
   Args:
     runs:      list of Run.
-    labels:    one label per run; runs of equal label (seeds) share a colour. Names when None.
+    labels:    a label per run; runs of equal label (seeds) share a colour. None = the names.
     baselines: dict text -> bits per byte, drawn as horizontal lines.
-    singly:    those of `runs` that get figures of their own; None = all.
+    singly:    the `runs` that get figures of their own; None = all.
   """
-  made = {'loss': loss(runs, labels, baselines)}
+  drawn = {'loss': loss(runs, labels, baselines)}
   if any(run.layers(metric) for run in runs for metric in HEALTH):
-    made['routing_health'] = health(runs, labels)
+    drawn['routing_health'] = health(runs, labels)
   for run in runs if singly is None else singly:
     if run.loads:
-      made[f'expert_load_{run.name.replace("/", "_")}'] = load(run)
+      drawn[f'expert_load_{run.name.replace("/", "_")}'] = load(run)
     for stem, figure in methods.draw(run).items():
-      made[f'{stem}_{run.name.replace("/", "_")}'] = figure
-  return made
+      drawn[f'{stem}_{run.name.replace("/", "_")}'] = figure
+  return drawn
 
 
 def loss(runs, labels=None, baselines=None, xs=('step', 'tokens', 'flops')):
   """Returns the Figure of validation loss (and training loss, faint) against each of `xs`.
 
-  Bits per byte where the runs have them, otherwise what their target has.
+  Losses are bits per byte where the runs have them, otherwise what their target has.
   """
   labels = labels or [run.name for run in runs]
   styles = canvas.styles(labels)
   key, unit = measure(runs)
   in_bits = key == 'eval/bits_per_byte'
   figure, axes = canvas.new(1, len(xs), 4.1 * len(xs), 3.7)
-  handles, seen = {}, []
+  handles, drawn_values = {}, []
   for ax, x in zip(axes[0], xs):
     for run, name in zip(runs, labels):
       colour, dash = styles[name]
@@ -60,13 +59,13 @@ def loss(runs, labels=None, baselines=None, xs=('step', 'tokens', 'flops')):
       ax.plot(train_x, _smooth(train_y) * _bits_ratio(run, in_bits), dash, color=colour, alpha=0.35, lw=1)
       at, value = run.series(key, x)
       handles[name], = ax.plot(at, value, dash, color=colour, lw=1.8, marker='o', ms=3.5)
-      seen += [*value, *(train_y[len(train_y) // 10:] * _bits_ratio(run, in_bits))]
+      drawn_values += [*value, *(train_y[len(train_y) // 10:] * _bits_ratio(run, in_bits))]
     text = f'loss ({unit})' if unit else 'loss'
     canvas.label(ax, runs_lib.ABSCISSAE[x], text if ax is axes[0, 0] else None)
     canvas.engineering(ax.xaxis)
   for ax in axes[0]:
     _baselines(ax, baselines or {}, named=ax is axes[0, -1])
-    _frame(ax, seen)
+    _frame(ax, drawn_values)
   canvas.legend(figure, handles)
   axes[0, 0].text(0.98, 0.97, 'points: validation\nfaint: training', transform=axes[0, 0].transAxes,
                   ha='right', va='top', fontsize=8, color=canvas.FAINT,
@@ -113,23 +112,23 @@ def _frame(ax, values):
 
 
 def final(values, unit='validation bits per byte', baselines=None):
-  """Returns the Figure of final results, one row per label, one dot per seed, a bar at the mean.
+  """Returns the Figure of final results: a row per label, a dot per seed, a bar at the mean.
 
   Args:
     values:    dict label -> list of floats.
     unit:      what the values are.
-    baselines: dict text -> value; those near the results are drawn.
+    baselines: dict text -> value; baselines near the results are drawn.
   """
   figure, axes = canvas.new(1, 1, 7.2, 1.3 + 0.42 * len(values))
   ax, styles = axes[0, 0], canvas.styles(values)
-  for row, (name, found) in enumerate(values.items()):
+  for row, (name, results) in enumerate(values.items()):
     colour = styles[name][0]
-    mean = float(np.mean(found))
+    mean = float(np.mean(results))
     ax.plot([mean, mean], [row - 0.28, row + 0.28], color=colour, lw=2.5)
-    ax.plot(found, [row] * len(found), 'o', color=colour, ms=6, alpha=0.75, mec='white')
+    ax.plot(results, [row] * len(results), 'o', color=colour, ms=6, alpha=0.75, mec='white')
     ax.annotate(f'{mean:.3f}', (mean, row - 0.28), xytext=(0, 3), textcoords='offset points', ha='center',
                 fontsize=9, color=canvas.INK)
-  everything = [v for found in values.values() for v in found]
+  everything = [v for results in values.values() for v in results]
   margin = 0.15 * (max(everything) - min(everything)) + 0.02
   ax.set_xlim(min(everything) - margin, max(everything) + margin)
   for text, value in (baselines or {}).items():
@@ -175,10 +174,10 @@ def health(runs, labels=None):
 
 
 def load(run, columns=2):
-  """Returns the Figure of expert load over time, one heat map per sparse layer.
+  """Returns the Figure of expert load over time, a heat map per sparse layer.
 
   Colour is log2 of load over the mean of the layer: white is balanced, purple starved,
-  orange overloaded; the scale ends at a quarter and at four times the mean.
+  orange overloaded. The scale ends at a quarter and at four times the mean.
   """
   layers = list(run.loads)
   columns = min(columns, len(layers))

@@ -31,10 +31,10 @@ class Matrix(NamedTuple):
   """An array of the model: what it is and how much of it is used.
 
   path, names, shape: its place in the model, its logical axes, its shape.
-  share:   the part of it that one row uses: (rows per token) / E of a bank of E experts, else 1.
+  share:   the part of it that a row uses: (rows per token) / E of a bank of E experts, else 1.
   rows:    rows that pass through it per sequence, where these are not the tokens of its stack.
   trained: whether it is a parameter; a frozen matrix is RouterState.
-  said:    how many numbers a row is multiplied by, where a module said so; None where the shape tells.
+  said:    how many numbers multiply a row, where a module says so; None where the shape tells.
   """
   path: tuple
   names: tuple
@@ -61,7 +61,7 @@ class Matrix(NamedTuple):
 
 
 def abstract(cfg, scan_layers=True):
-  """Returns the model of `cfg` with ShapeDtypeStructs for arrays; `scan_layers` overrides that of `cfg`."""
+  """Returns the model of `cfg` with ShapeDtypeStructs for arrays; `scan_layers` replaces that of `cfg`."""
   fields = dict(cfg.model.to_dict(), scan_layers=scan_layers)
   make = lookup.recipe('model', fields)
   return nnx.eval_shape(lambda: make(blocks=cfg.blocks, rngs=nnx.Rngs(0)))
@@ -69,8 +69,8 @@ def abstract(cfg, scan_layers=True):
 
 def matrices(cfg):
   """Returns the list of Matrix of every parameter and frozen array of the model of `cfg`."""
-  model, length, passing, given = abstract(cfg), lengths(cfg), {}, _given(cfg)
-  found, said = [], set()
+  model, length, passing, given_shapes = abstract(cfg), lengths(cfg), {}, _given(cfg)
+  arrays, owners_said = [], set()
   for path, value in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, state.RouterState))):
     names = tuple(value.get_metadata().get('out_sharding') or (None,) * len(value.shape))
     owners, share = _owners(model, path), 1.0
@@ -82,18 +82,18 @@ def matrices(cfg):
     if sparse is not None:
       size = rows[-1] if rows else length.get(path[0], min(length.values()))
       if id(sparse) not in passing:
-        passing[id(sparse)] = rows_per_token(sparse, size, given)
+        passing[id(sparse)] = rows_per_token(sparse, size, given_shapes)
       if 'expert' in names:
         share = passing[id(sparse)] / sparse.router.num_experts
       else:
         rows = [passing[id(sparse)] * size]
-    found.append(Matrix(tuple(path), names, tuple(value.shape), share, rows[-1] if rows else None,
-                        isinstance(value, nnx.Param), _said(owners, said)))
-  return found
+    arrays.append(Matrix(tuple(path), names, tuple(value.shape), share, rows[-1] if rows else None,
+                         isinstance(value, nnx.Param), _said(owners, owners_said)))
+  return arrays
 
 
 def _said(owners, said):
-  """What the innermost of `owners` says of its products, with the first of its arrays: then 0. Or None."""
+  """What the innermost of `owners` says of its products, at the first of its arrays; then 0. Or None."""
   telling = [m for m in owners if contract.offered(m, 'products_per_row') is not None]
   if not telling:
     return None
@@ -104,16 +104,16 @@ def _said(owners, said):
 
 def _owners(model, path):
   """The modules that the array at `path` is in, outermost first."""
-  found = [model]
+  nested = [model]
   for key in path[:-1]:
-    found.append(found[-1][key] if isinstance(key, int) else getattr(found[-1], key))
-  return found
+    nested.append(nested[-1][key] if isinstance(key, int) else getattr(nested[-1], key))
+  return nested
 
 
 def rows_per_token(sparse, length, given=None):
   """Returns how many rows a token makes its experts compute on average: N / S of the training assignment.
 
-  k of token choice, the capacity factor of expert choice; choices that are skipped at random, by a
+  That is k of token choice, the capacity factor of expert choice. Choices that are skipped at random, by a
   schedule or dropped for capacity are counted, and so are the alternatives of `ntlb`.
 
   Args:
@@ -154,13 +154,13 @@ def _given(cfg):
   batch = lookup.source(cfg.data).shapes(1)
   per_row = {name: (shape[1:], dtype) for name, (shape, dtype) in batch.items() if name.startswith('given/')}
   per_token = {name: (shape[2:], dtype) for name, (shape, dtype) in batch.items() if '_given/' in name}
-  return {name.partition('given/')[2]: one for name, one in (per_row | per_token).items()}
+  return {name.partition('given/')[2]: entry for name, entry in (per_row | per_token).items()}
 
 
 def parameters(cfg):
-  """Returns dict(total, active): parameters of the model, and those that one token uses."""
-  found = [m for m in matrices(cfg) if m.trained]
-  return dict(total=sum(m.size for m in found), active=round(sum(m.size * m.share for m in found)))
+  """Returns dict(total, active): parameters of the model, and parameters that a token uses."""
+  trained = [m for m in matrices(cfg) if m.trained]
+  return dict(total=sum(m.size for m in trained), active=round(sum(m.size * m.share for m in trained)))
 
 
 def active_per_token(cfg):
@@ -171,14 +171,14 @@ def active_per_token(cfg):
   functions are not counted, so that all executors of a model have the same figure.
 
   forward: per target position; an encoder's work is spread over the targets of its row.
-  train:   forward and backward, 3 x forward, of every pass of the target; rematerialisation does no
-    useful work and is not in it.
-  forward_per_row: of one row of a batch, the "FLOPs per sequence" of the papers.
+  train:   forward and backward, 3 x forward, of every pass of the target. Rematerialisation does no
+    useful work and is left out.
+  forward_per_row: of a row of a batch, the "FLOPs per sequence" of the papers.
   """
-  length, found = lengths(cfg), matrices(cfg)
-  untied = any(m.path[0] == 'head' for m in found)
+  length, model_matrices = lengths(cfg), matrices(cfg)
+  untied = any(m.path[0] == 'head' for m in model_matrices)
   total = 0.0
-  for m in found:
+  for m in model_matrices:
     crossing = 'cross' in m.path
     stack = m.path[0] if m.path[0] in length else 'decoder'
     memory = 'encoder' if crossing else stack

@@ -1,4 +1,4 @@
-"""What the losses of a run are: the measures of the target of its configuration, with their units."""
+"""What the losses of a run are: the measures of its configuration's target, with their units."""
 
 from stmoe import lookup
 
@@ -14,6 +14,6 @@ def first(run, part):
 
 
 def unit(runs):
-  """Returns the unit of the validation loss of Runs, '' where they have different ones."""
+  """Returns the unit of the validation loss of Runs; '' where the units differ."""
   units = {of(run)['eval/loss'].unit for run in runs}
   return units.pop() if len(units) == 1 else ''

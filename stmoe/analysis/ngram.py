@@ -25,21 +25,21 @@ def bits(train, text, orders=LONGEST):
     orders: at most LONGEST.
   """
   train, text = (np.frombuffer(content, np.uint8) for content in (train, text))
-  p, found = np.full(len(text), 1 / 256), []                         # [N]
+  p, by_order = np.full(len(text), 1 / 256), []                      # [N]
   for n in range(1, min(orders, len(train), len(text)) + 1):
     p[n - 1:] = _longer(p[n - 1:], _grams(train, n), _grams(text, n))
-    found.append(float(-np.log2(p).mean()))
-  return found
+    by_order.append(float(-np.log2(p).mean()))
+  return by_order
 
 
 def _longer(p, counted, asked):
-  """[M]: probabilities of the last bytes of the grams `asked` [M]; `p` [M] is without their first ones."""
+  """[M]: probabilities of the last bytes of the grams `asked` [M]; `p` [M]: without their first bytes."""
   grams, count = np.unique(counted, return_counts=True)
   contexts, first = np.unique(grams >> np.uint64(8), return_index=True)
-  seen, kinds = np.add.reduceat(count, first), np.diff(np.append(first, len(grams)))
-  here = _look_up(grams, count, asked)
-  seen, kinds = (_look_up(contexts, values, asked >> np.uint64(8)) for values in (seen, kinds))
-  return np.where(seen > 0, (here + kinds * p) / np.maximum(seen + kinds, 1), p)
+  context, kinds = np.add.reduceat(count, first), np.diff(np.append(first, len(grams)))
+  gram = _look_up(grams, count, asked)
+  context, kinds = (_look_up(contexts, values, asked >> np.uint64(8)) for values in (context, kinds))
+  return np.where(context > 0, (gram + kinds * p) / np.maximum(context + kinds, 1), p)
 
 
 def _grams(x, n):
@@ -51,7 +51,7 @@ def _grams(x, n):
 
 
 def _look_up(keys, values, asked):
-  """[M]: the value of each of `asked` [M] among the sorted `keys` [K], 0 where it is none of them."""
+  """[M]: the value of each of `asked` [M] among the sorted `keys` [K], 0 where no key is equal."""
   at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
   return np.where(keys[at] == asked, values[at], 0)
 

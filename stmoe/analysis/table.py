@@ -1,4 +1,4 @@
-"""One row per run: size, cost and result, as text for terminals and pages."""
+"""A row per run: size, cost and result, as text for terminals and pages."""
 
 import math
 
@@ -17,7 +17,7 @@ HEADINGS = {
 # Column -> key of a metrics line.
 METRICS = {'bits': 'eval/bits_per_byte', 'perplexity': 'eval/perplexity', 'accuracy': 'eval/accuracy',
            'tokens': 'tokens', 'flops': 'flops', 'time': 'time', 'steps': 'step'}
-# Of training batches, whose values vary from one to the next: mean over the last quarter of a run.
+# Of training batches, whose values vary from batch to batch: mean over the last quarter of a run.
 LATE = {'drops': 'moe/drop_frac', 'balance': 'moe/max_load_ratio', 'entropy': 'moe/load_entropy'}
 
 
@@ -34,31 +34,31 @@ def cost(config):
 
 
 def values(run, cost=None):
-  """Returns dict column -> number (or None) of one run; columns of its target's own are called 'eval/...'.
+  """Returns dict column -> number (or None) of a run; columns of its target's own are called 'eval/...'.
 
   Args:
     run:  Run.
     cost: dict(parameters, active, flops_per_token) of its model, or None.
   """
-  found = {column: run.last(key) for column, key in METRICS.items()}
-  found |= {name: run.last(name) for name in _own(run)}
+  numbers = {column: run.last(key) for column, key in METRICS.items()}
+  numbers |= {name: run.last(name) for name in _own(run)}
   for column, key in LATE.items():
     late = run.series(key)[1]
-    found[column] = float(np.mean(late[-max(len(late) // 4, 1):])) if len(late) else None
-  return {**dict(parameters=None, active=None, flops_per_token=None), **(cost or {}), **found}
+    numbers[column] = float(np.mean(late[-max(len(late) // 4, 1):])) if len(late) else None
+  return {**dict(parameters=None, active=None, flops_per_token=None), **(cost or {}), **numbers}
 
 
 def _own(run):
   """The 'eval/...' metrics of a run's target that are no column yet; a perplexity stands for its loss."""
   mine = measures.of(run)
-  known = [*METRICS.values()] + ['eval/loss'] * ('eval/perplexity' in mine)
-  return [name for name in mine if name.startswith('eval/') and name not in known]
+  shown = [*METRICS.values()] + ['eval/loss'] * ('eval/perplexity' in mine)
+  return [name for name in mine if name.startswith('eval/') and name not in shown]
 
 
 def group(rows, labels):
   """Returns dict label -> dict column -> (mean, standard deviation over seeds, number of seeds).
 
-  The deviation is the sample's (n-1); 0.0 for one seed. Columns unknown for a seed are None.
+  The deviation is the sample's (n-1); 0.0 for a single seed. A column unknown for a seed is None.
   """
   grouped = {}
   for label in dict.fromkeys(labels):
@@ -66,17 +66,17 @@ def group(rows, labels):
     grouped[label] = {}
     for column in dict.fromkeys(column for row in mine for column in row):
       numbers = [row.get(column) for row in mine]
-      known = all(n is not None for n in numbers)
-      spread = float(np.std(numbers, ddof=1)) if known and len(numbers) > 1 else 0.0
-      grouped[label][column] = (float(np.mean(numbers)), spread, len(numbers)) if known else None
+      complete = all(n is not None for n in numbers)
+      spread = float(np.std(numbers, ddof=1)) if complete and len(numbers) > 1 else 0.0
+      grouped[label][column] = (float(np.mean(numbers)), spread, len(numbers)) if complete else None
   _add_slowdown(grouped, rows, labels)
   return grouped
 
 
 def _add_slowdown(grouped, rows, labels):
-  """Adds column 'slowdown': time per step over that of the dense run of the same place among the seeds.
+  """Adds column 'slowdown': time per step over that of the dense run at the same place among the seeds.
 
-  The dense run is the first one without expert load; with none there is no column.
+  The dense run is the first run without expert load; without such a run there is no column.
   """
   dense = [label for label, row in grouped.items() if row.get('balance') is None]
   if not dense:
@@ -92,15 +92,15 @@ def _add_slowdown(grouped, rows, labels):
 
 def cells(grouped):
   """Returns (headings, rows of texts) of `group`'s answer, without columns that nobody has."""
-  own = [column for row in grouped.values() for column in row if column.startswith('eval/')]
-  every = dict.fromkeys([*HEADINGS, *own])
-  columns = [c for c in every if c != 'label' and any(row.get(c) for row in grouped.values())]
+  own_columns = [column for row in grouped.values() for column in row if column.startswith('eval/')]
+  all_columns = dict.fromkeys([*HEADINGS, *own_columns])
+  columns = [c for c in all_columns if c != 'label' and any(row.get(c) for row in grouped.values())]
   rows = [[label] + [text(column, row.get(column)) for column in columns] for label, row in grouped.items()]
   return [HEADINGS.get(c, c.removeprefix('eval/')) for c in ('label', *columns)], rows
 
 
 def text(column, entry):
-  """Returns the text of one cell; mean ± deviation where there are several seeds."""
+  """Returns the text of a cell; mean ± deviation where there are several seeds."""
   if entry is None:
     return '–'
   mean, spread, seeds = entry
@@ -134,7 +134,7 @@ def duration(seconds):
 
 
 def plain(headings, rows):
-  """Returns the table as aligned lines of text, first column left, the others right."""
+  """Returns the table as aligned lines of text, first column left, other columns right."""
   widths = [max(len(line[i]) for line in (headings, *rows)) for i in range(len(headings))]
 
   def line(texts):

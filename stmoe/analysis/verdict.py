@@ -1,8 +1,8 @@
 """Does a claim hold? A rule for two groups of seeds, stated beside its answer.
 
-The effect is the difference of the means, counted in the direction of the claim, with a t interval of 95 %:
-of the paired differences where both groups have the same seeds (which share data order and initialisation),
-else Welch's. A claim of a size also has to reach it:
+The effect is the difference of the means, counted in the direction of the claim, with a t interval of 95 %.
+Where both groups have the same seeds (which share data order and initialisation), the interval is of the
+paired differences, else Welch's. A claim of a size also has to reach that size:
 
 holds           the interval lies above zero, and does not lie below the claimed size
 does not hold   the interval lies below zero, or below the claimed size
@@ -22,7 +22,7 @@ LEVEL = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """The answer to one claim.
+  """The answer to a claim.
 
   effect, low, high: the difference in the claim's direction and its interval; NaN with too few seeds.
   spread: standard deviation of the differences (paired), or of a seed (Welch: of both groups, pooled).
@@ -63,14 +63,14 @@ def exceeds(claim, treated, control, size=0.0, better='lower'):
   effect, half, spread, seeds, kind = interval(treated, control)
   effect *= sign
   low, high = effect - half, effect + half
-  wanted = f', claimed {size:+.4g}' if size else ''
-  return Verdict(claim, decide(low, high, size), effect, low, high, spread, seeds, f'{kind}{wanted}')
+  claimed = f', claimed {size:+.4g}' if size else ''
+  return Verdict(claim, decide(low, high, size), effect, low, high, spread, seeds, f'{kind}{claimed}')
 
 
 def alike(claim, first, second, margin):
   """Returns the Verdict on the claim that two groups differ by less than `margin`, either way.
 
-  It holds if the interval lies within -margin and margin, fails if it lies outside, and is open else.
+  The claim holds if the interval lies within -margin and margin, fails if it lies outside, and is open else.
   """
   effect, half, spread, seeds, kind = interval(first, second)
   low, high = effect - half, effect + half
@@ -92,7 +92,7 @@ def decide(low, high, size=0.0):
 def interval(first, second):
   """Returns (mean difference first - second, half width of its interval, spread, seeds, kind in words).
 
-  With fewer than two seeds in a group the width is NaN, which decides nothing; so is all of it where a group
+  With fewer than two seeds in a group the width is NaN, which decides nothing. All is NaN where a group
   is empty or a value is not finite (a run that diverged has no loss to average).
   """
   paired = isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys()

@@ -1,6 +1,6 @@
-"""Figures that one method has and no other: a file for each, found by its name.
+"""Figures that a single method has: a file for each, found by its name.
 
-A file defines `draw(run) -> dict stem -> Figure`, empty for a run that logged nothing of it, and
+A file defines `draw(run) -> dict stem -> Figure`, empty for a run that logged nothing of the method, and
 CAPTIONS, dict stem -> text. `stmoe plot`, `compare` and `report` draw all of them.
 """
 
@@ -16,10 +16,10 @@ def modules():
 
 def draw(run):
   """Returns dict stem -> Figure of everything that is particular to the method of `run`."""
-  made = {}
+  drawn = {}
   for module in modules():
-    made |= module.draw(run)
-  return made
+    drawn |= module.draw(run)
+  return drawn
 
 
 def captions():

@@ -38,7 +38,7 @@ def draw(run):
 
 
 def _spread(names, most):
-  """At most so many of `names`, evenly from the first to the last."""
+  """At most `most` of `names`, evenly from the first to the last."""
   if len(names) <= most:
     return names
   return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]

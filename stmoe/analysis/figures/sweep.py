@@ -1,4 +1,4 @@
-"""One checkpoint evaluated under several values of a field (`stmoe eval RUN --sweep FIELD=V1,V2`)."""
+"""A checkpoint evaluated under several values of a field (`stmoe eval RUN --sweep FIELD=V1,V2`)."""
 
 from stmoe.analysis import canvas
 from stmoe.analysis import measures

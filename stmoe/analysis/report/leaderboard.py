@@ -21,13 +21,14 @@ ASIDE = ('cache_dir', 'shuffle', 'pack')
 def columns(runs, costs, labels):
   """Returns (headings, dict label -> list of page.Cell), the lowest loss first.
 
-  Where some seeds are done, the others do not count. Runs on other data are other tables under one heading:
-  they come after one another, and a column says on which. What no run has makes no column.
+  Where some seeds are done, unfinished seeds do not count. Runs on other data make other tables under the
+  same heading: the tables come after one another, and a column says which data. A value that no run has makes
+  no column.
 
   Args:
     runs:   list of Run.
     costs:  dict run name -> dict(parameters, active, flops_per_token), where known.
-    labels: one for each run; runs of equal label are seeds of one another.
+    labels: a label for each run; runs of equal label are seeds of one another.
   """
   members = {label: [run for run, name in zip(runs, labels) if name == label] for label in labels}
   scores = list(dict.fromkeys(key for run in runs for key in run.done or {} if '@' in key))
@@ -35,12 +36,12 @@ def columns(runs, costs, labels):
              for run in [run for run in mine if run.done is not None] or mine]
   rows = [_values(run, costs.get(run.name), scores) for run, _ in counted]
   grouped = table.group(rows, [label for _, label in counted])
-  own = dict.fromkeys(c for row in rows for c in row if c.startswith('eval/') and c != 'eval/loss')
-  order = ['method', 'data', 'seeds', 'bits', 'loss', 'accuracy', *own, *scores, 'drops', 'parameters',
+  own_scores = dict.fromkeys(c for row in rows for c in row if c.startswith('eval/') and c != 'eval/loss')
+  order = ['method', 'data', 'seeds', 'bits', 'loss', 'accuracy', *own_scores, *scores, 'drops', 'parameters',
            'active', 'flops_per_token', 'balance', 'entropy', 'steps', 'tokens', 'flops', 'time', 'slowdown']
   texts = {label: _words(mine) for label, mine in members.items()}
-  one = len({_data(mine[0]) for mine in members.values()}) == 1
-  order.remove('data' if one else 'slowdown')
+  same_data = len({_data(mine[0]) for mine in members.values()}) == 1
+  order.remove('data' if same_data else 'slowdown')
   shown = [c for c in order if any(c in texts[label] or grouped[label].get(c) for label in grouped)]
   best = _best(members, grouped)
   loss = lambda label: (grouped[label].get('loss') or (math.inf,))[0]
@@ -54,30 +55,30 @@ def columns(runs, costs, labels):
 
 
 def _values(run, cost, scores):
-  """The numbers of one run: those of `table`, its loss, and the scores of decoded texts, keys of DONE."""
+  """The numbers of a run: those of `table`, its loss, and the scores of decoded texts, keys of DONE."""
   return table.values(run, cost) | {'loss': run.last('eval/loss')} | {
       key: (run.done or {}).get(key) for key in scores}
 
 
 def _words(runs):
-  """The cells of the seeds of one configuration that are no means."""
-  done = sum(run.done is not None for run in runs)
-  seeds = f'{done}' if done == len(runs) else f'{done} of {len(runs)}'
+  """The cells of the seeds of a configuration that are no means."""
+  num_done = sum(run.done is not None for run in runs)
+  seeds = f'{num_done}' if num_done == len(runs) else f'{num_done} of {len(runs)}'
   name = method(runs[0].config)
-  return dict(method=page.Cell(name, name, 'words'), seeds=page.Cell(seeds, done),
+  return dict(method=page.Cell(name, name, 'words'), seeds=page.Cell(seeds, num_done),
               data=page.Cell(corpus(runs[0].config), corpus(runs[0].config)))
 
 
 def _best(members, grouped):
   """The (label, column) of the lowest loss on each text, where several configurations were trained on it."""
-  found = set()
+  best_cells = set()
   for data in {_data(mine[0]) for mine in members.values()}:
     mine = {label: row for label, row in grouped.items() if _data(members[label][0]) == data}
-    known = {label: row['loss'][0] for label, row in mine.items() if row.get('loss')}
-    if len(known) > 1:
-      label = min(known, key=known.get)
-      found |= {(label, 'bits'), (label, 'loss')}
-  return found
+    loss_of = {label: row['loss'][0] for label, row in mine.items() if row.get('loss')}
+    if len(loss_of) > 1:
+      label = min(loss_of, key=loss_of.get)
+      best_cells |= {(label, 'bits'), (label, 'loss')}
+  return best_cells
 
 
 def number(column, entry, kind=''):
@@ -116,7 +117,7 @@ def corpus(config):
 
 
 def _data(run):
-  """What the losses of runs have to have in common to be compared; a field that is off may be absent."""
+  """What the losses of runs must share to be compared; a field that is off may be absent."""
   data = {key: value for key, value in run.config.get('data', {}).items() if key not in ASIDE and value}
   kind = run.config.get('loss', {}).get('name', lookup.UNNAMED['target'])
   return corpus(run.config), kind, json.dumps(runs_lib.flatten(data), sort_keys=True)

@@ -1,7 +1,7 @@
 """The parts of an HTML page that needs no other file: its style, tables that can be sorted, figures.
 
-Everything that is put in is escaped. The one script sorts tables; a content security policy with its hash
-keeps browsers from running any other, and from loading anything.
+Everything that is put in is escaped. The only script sorts tables. A content security policy with the
+script's hash keeps browsers from running any other script, and from loading anything.
 """
 
 import base64
@@ -127,7 +127,7 @@ def row(cells, kind='', code=False):
   Args:
     cells: texts or Cells.
     kind:  class of the row.
-    code:  whether all but the first are code.
+    code:  whether all cells but the first are code.
   """
   parts = []
   for i, cell in enumerate(cells):

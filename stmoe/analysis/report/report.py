@@ -1,4 +1,4 @@
-"""One self-contained HTML page about some runs: no fonts, no other files, one script that sorts a table.
+"""A self-contained HTML page about some runs: no fonts, no other files, one script that sorts a table.
 
 Everything that comes from a run is escaped; figures are data URIs. Runs of one folder, a sweep's or a
 comparison's, are drawn together.
@@ -18,7 +18,7 @@ from stmoe.analysis.report import page as html
 from stmoe.analysis.routing import text as routing_view
 from stmoe.runs import read as runs_lib
 
-SHOWN = 12             # configurations in one figure, and of one folder with figures of their own
+SHOWN = 12             # configurations in a figure, and of a folder with figures of their own
 OPEN = 3               # figures of single runs that are not folded away
 
 CAPTIONS = {
@@ -40,7 +40,7 @@ class Question:
   name:     of its folder, with the size.
   text:     of its README, down to the first command.
   command:  that trains its runs.
-  note:     how many of them are there.
+  note:     how many of its runs are there.
   verdicts: list of verdict.Verdict.
   figures:  dict stem -> Figure.
   """
@@ -58,7 +58,7 @@ def page(runs, costs=None, labels=None, routed=None, title='Runs', questions=(),
   Args:
     runs:      list of Run.
     costs:     dict run name -> dict(parameters, active, flops_per_token), where known.
-    labels:    one label per run; runs of equal label are seeds of one another. Names when None.
+    labels:    a label per run; runs of equal label are seeds of one another. None = the names.
     routed:    dict name -> `routing_view.sample` of a run, where known.
     title:     heading of the page.
     questions: list of Question.
@@ -67,38 +67,38 @@ def page(runs, costs=None, labels=None, routed=None, title='Runs', questions=(),
   labels = labels or [run.name for run in runs]
   parts = {
       'Results': [results(runs, costs or {}, labels)],
-      'Verdicts': [question(one) for one in questions],
+      'Verdicts': [question(asked) for asked in questions],
       'Figures': folders(runs, labels),
       'Where tokens go': [sample_section(name, sample) for name, sample in (routed or {}).items()],
       'What was run': [commands(runs, command), config_differences(runs, labels)],
       'Environment and corpus': [environment(runs)]}
-  parts = {text: found for text, found in parts.items() if found}
+  parts = {text: content for text, content in parts.items() if content}
   head = [f'<h1>{html.esc(title)}</h1>', html.note(_lead(runs, labels), 'lead'), html.contents(parts)]
-  sections = [text for name, found in parts.items() for text in (html.heading(name), *found)]
+  sections = [text for name, content in parts.items() for text in (html.heading(name), *content)]
   return html.document(title, head + sections, routing_view.CSS)
 
 
 def _lead(runs, labels):
-  done = sum(run.done is not None for run in runs)
+  num_done = sum(run.done is not None for run in runs)
   count = len(set(labels))
   seeds = '' if count == len(runs) else f' of {count} configuration{"s" if count > 1 else ""}'
   tasks = ', '.join(sorted({leaderboard.corpus(run.config) for run in runs}))
-  return f'{len(runs)} runs{seeds} on {tasks}; {done} finished.'
+  return f'{len(runs)} runs{seeds} on {tasks}; {num_done} finished.'
 
 
 def results(runs, costs, labels):
   """Returns the leaderboard, seeds averaged, with the baselines of the corpus below."""
-  known = baselines_lib.common(runs)
+  baselines = baselines_lib.common(runs)
   headings, rows = leaderboard.columns(runs, costs, labels)
   body = [html.row(cells) for cells in rows.values()]
   if 'bits/byte' in headings:
     at = headings.index('bits/byte')
-    for text, value in known.items():
+    for text, value in baselines.items():
       cells = [text] + [''] * (len(headings) - 1)
       cells[at] = f'{value:.3f}'
       body.append(html.row(cells, kind='baseline'))
   note = 'Lowest loss first; a click on a heading sorts. ± is the standard deviation of the seeds.'
-  if known and 'bits/byte' in headings:
+  if baselines and 'bits/byte' in headings:
     note += f' Baselines: validation bits per byte of the corpus on {baselines_lib.MEASURED_ON}.'
   return html.table(headings, body, 'sortable') + html.note(note)
 
@@ -106,14 +106,15 @@ def results(runs, costs, labels):
 def question(one):
   """Returns what an experiment asks, its verdicts, and the figures they are read from."""
   rows = []
-  for told in one.verdicts:
-    known = told.low == told.low and told.high == told.high          # not NaN
+  for decided in one.verdicts:
+    has_interval = decided.low == decided.low and decided.high == decided.high  # not NaN
     rows.append(html.row(
-        [html.Cell(told.answer, kind='answer'), told.claim,
-         f'{told.effect:+.4g}' if told.effect == told.effect else '–',
-         f'{told.low:+.4g} to {told.high:+.4g}' if known else '–',
-         f'{told.spread:.2g}' if known else '–', '/'.join(map(str, dict.fromkeys(told.seeds))), told.rule],
-        kind=ANSWERS[told.answer]))
+        [html.Cell(decided.answer, kind='answer'), decided.claim,
+         f'{decided.effect:+.4g}' if decided.effect == decided.effect else '–',
+         f'{decided.low:+.4g} to {decided.high:+.4g}' if has_interval else '–',
+         f'{decided.spread:.2g}' if has_interval else '–', '/'.join(map(str, dict.fromkeys(decided.seeds))),
+         decided.rule],
+        kind=ANSWERS[decided.answer]))
   headings = ['verdict', 'claim', 'effect', '95 % interval', 'spread', 'seeds', 'rule']
   return '\n'.join([
       f'<h3>{html.esc(one.name)}</h3>', *[html.note(text, 'claim') for text in paragraphs(one.text)],
@@ -134,22 +135,22 @@ def paragraphs(text):
 
 def folders(runs, labels):
   """Returns the figures, the runs of each folder together."""
-  places, made = list(dict.fromkeys(run.path.parent for run in runs)), []
+  places, parts = list(dict.fromkeys(run.path.parent for run in runs)), []
   for place in places:
     mine = [(run, label) for run, label in zip(runs, labels) if run.path.parent == place]
     members, names = map(list, zip(*mine))
-    kept = best(members, names)
-    some = [i for i, name in enumerate(names) if name in kept]
+    best_labels = best(members, names)
+    some = [i for i, name in enumerate(names) if name in best_labels]
     drawn = figures([members[i] for i in some], [names[i] for i in some])
-    made += [f'<h3>{html.esc(place.name)}</h3>'] if len(places) > 1 else []
-    if len(kept) < len(set(names)):
-      made.append(html.note(f'The {len(kept)} configurations of lowest loss, of {len(set(names))}.'))
-    made += _drawn(drawn)
-  return made
+    parts += [f'<h3>{html.esc(place.name)}</h3>'] if len(places) > 1 else []
+    if len(best_labels) < len(set(names)):
+      parts.append(html.note(f'The {len(best_labels)} configurations of lowest loss, of {len(set(names))}.'))
+    parts += _drawn(drawn)
+  return parts
 
 
 def _drawn(figures):
-  """The figures as HTML: those of all runs, then those of single ones, folded away if they are many."""
+  """The figures as HTML: figures of all runs, then of single runs, folded away if they are many."""
   shared = [stem for stem in figures if stem in ('final', 'loss', 'routing_health')]
   single = [html.figure(figure, caption(stem)) for stem, figure in figures.items() if stem not in shared]
   if len(single) > OPEN:
@@ -158,49 +159,49 @@ def _drawn(figures):
 
 
 def caption(stem):
-  """Returns the caption of figure `stem`, with the run that it is of."""
-  known = CAPTIONS | methods.captions()
-  start = next(start for start in known if stem.startswith(start))
+  """Returns the caption of figure `stem`, with the name of its run."""
+  all_captions = CAPTIONS | methods.captions()
+  start = next(start for start in all_captions if stem.startswith(start))
   name = stem.removeprefix(start).lstrip('_')
-  return f'{name}: {known[start]}' if name else known[start]
+  return f'{name}: {all_captions[start]}' if name else all_captions[start]
 
 
 def best(runs, labels):
-  """Returns the labels, at most SHOWN, whose runs have the lowest losses; runs without one come last."""
+  """Returns the labels, at most SHOWN, whose runs have the lowest losses; runs without a loss come last."""
   losses = {}
   for run, label in zip(runs, labels):
     losses.setdefault(label, []).append(run.last('eval/loss'))
-  known = {label: sum(found) / len(found) for label, found in losses.items() if None not in found}
-  return [*sorted(known, key=known.get), *(label for label in losses if label not in known)][:SHOWN]
+  means = {label: sum(values) / len(values) for label, values in losses.items() if None not in values}
+  return [*sorted(means, key=means.get), *(label for label in losses if label not in means)][:SHOWN]
 
 
 def figures(runs, labels):
   """Returns dict stem -> Figure of everything that runs with these labels can show together.
 
-  What shows a single run is drawn of the first run of each label.
+  A figure of a single run is drawn for the first run of each label.
   """
-  known, finals, made = baselines_lib.common(runs), {}, {}
+  baselines, finals, drawn = baselines_lib.common(runs), {}, {}
   key, unit = curves.measure(runs)
   for run, label in zip(runs, labels):
     if run.last(key) is not None:
       finals.setdefault(label, []).append(run.last(key))
   if len(finals) > 1:
-    made['final'] = curves.final(finals, f'validation {unit}', known if key.endswith('byte') else None)
+    drawn['final'] = curves.final(finals, f'validation {unit}', baselines if key.endswith('byte') else None)
   firsts = [run for i, run in enumerate(runs) if labels[i] not in labels[:i]]
-  return {**made, **curves.figures(runs, labels, known, firsts)}
+  return {**drawn, **curves.figures(runs, labels, baselines, firsts)}
 
 
 def commands(runs, command=''):
-  """Returns the commands that made the runs, each once, with the revision of the code, and this page's."""
-  found = {}
+  """Returns the commands that made the runs, each once, with the code's revision, and the page's command."""
+  run_names = {}
   for run in runs:
     words = run.env.get('command') or []
     if words:
       text = shlex.join(['stmoe', *words[1:]])
-      found.setdefault((text, run.env.get('revision') or 'unknown'), []).append(run.name)
+      run_names.setdefault((text, run.env.get('revision') or 'unknown'), []).append(run.name)
   lines = []
-  for revision in dict.fromkeys(of for _, of in found):
-    lines += [f'# revision {revision}', *(text for text, of in found if of == revision)]
+  for revision in dict.fromkeys(of for _, of in run_names):
+    lines += [f'# revision {revision}', *(text for text, of in run_names if of == revision)]
   if command:
     lines += ['# this page', command]
   return html.pre('\n'.join(lines)) if lines else html.note('The runs do not say how they were started.')
@@ -213,8 +214,8 @@ def config_differences(runs, labels):
   changed = runs_lib.differences(list(firsts.values()))
   if len(firsts) < len(runs):
     changed.pop('seed', None)
-  rows = [html.row([key] + ['' if v is None else json.dumps(v) for v in found], code=True)
-          for key, found in changed.items()]
+  rows = [html.row([key] + ['' if v is None else json.dumps(v) for v in values], code=True)
+          for key, values in changed.items()]
   parts = [html.table(['field', *firsts], rows, 'text') if rows else
            html.note('All configurations are equal.') if len(firsts) > 1 else '']
   for label, config in firsts.items():
@@ -224,7 +225,7 @@ def config_differences(runs, labels):
 
 
 def environment(runs):
-  """Returns the table of env.json, one column per group of runs with the same environment."""
+  """Returns the table of env.json, a column per group of runs with the same environment."""
   groups = {}
   for run in runs:
     env = {key: value for key, value in run.env.items() if key not in ('command', 'name', 'parameters')}
@@ -238,7 +239,7 @@ def environment(runs):
 
 
 def sample_section(name, sample):
-  """Returns the routed text and the specialisation of every sparse layer of one run.
+  """Returns the routed text and the specialisation of every sparse layer of a run.
 
   Args:
     name:   of the run.
@@ -248,12 +249,12 @@ def sample_section(name, sample):
       'Background: the expert of largest weight; underline: the second. Dotted grey: no '
       'expert had room. Plain: the last token of a window, which is only predicted. Point at a token for the '
       'weights.')]
-  for layer, seen in sample.items():
+  for layer, routed in sample.items():
     words = lambda best: '   '.join(f'{_quoted(piece)} ×{lift:.1f}' for piece, _, lift in best)
     rows = [html.row([str(e), f'{share:.1%}', words(best)], code=True)
-            for e, (share, best) in enumerate(seen.table)]
+            for e, (share, best) in enumerate(routed.table)]
     parts.append(html.folded(
-        layer, routing_view.chips([share for share, _ in seen.table]), routing_view.to_html(seen),
+        layer, routing_view.chips([share for share, _ in routed.table]), routing_view.to_html(routed),
         html.folded('most typical tokens of each expert, with their over-representation',
                     html.table(['expert', 'share', 'tokens'], rows, 'text')),
         opened=layer == next(iter(sample))))

@@ -8,10 +8,10 @@ from stmoe.analysis import canvas
 
 
 def figure(assignments, wanted=None, group=0, kinds=None, columns=2):
-  """Returns the Figure of the map of one group of every Assignment, all of equally many tokens.
+  """Returns the Figure of the map of a group of every Assignment, all of equally many tokens.
 
   A square is an edge that is executed, darker with its weight, with its slot in the expert's buffer written
-  on it. A cross is an edge that was wanted and found no slot, a grey stripe a token that no expert took.
+  on it. A cross is an edge that was wanted and found no slot. A grey stripe is a token that no expert took.
 
   Args:
     assignments: dict title -> Assignment.
@@ -24,14 +24,14 @@ def figure(assignments, wanted=None, group=0, kinds=None, columns=2):
   rows = math.ceil(len(assignments) / columns)
   most = max(a.num_experts for a in assignments.values())
   width = min(0.3 * some.num_tokens + 1.0, 13.5 / columns)
-  made, axes = canvas.new(rows, columns, width * columns, rows * (0.3 * most + 1.15))
+  drawn, axes = canvas.new(rows, columns, width * columns, rows * (0.3 * most + 1.15))
   for ax in axes.flat[len(assignments):]:
     ax.remove()
   for ax, (title, a) in zip(axes.flat, assignments.items()):
     _map(ax, a, (wanted or {}).get(title), group, labelled=width / some.num_tokens > 0.2)
     canvas.label(ax, y='expert', title=f'{title}: {_said(a, group)}')
     _kinds(ax, kinds or [])
-  return made
+  return drawn
 
 
 def edges(a, group=0):

@@ -15,7 +15,7 @@ from stmoe import modules
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-  """What one sparse layer did with one batch.
+  """What a sparse layer did with a batch.
 
   experts: [B][T] list of (expert, weight) of each token, largest weight first; an empty
     list for a token that no expert took, and for padding.
@@ -32,17 +32,18 @@ def trace(model):
 
 
 def choices(model, batch):
-  """Returns dict layer name -> Choices for one batch, as at evaluation (no noise).
+  """Returns dict layer name -> Choices for a batch, as at evaluation (no noise).
 
-  Those of a layer with several routers are called NAME.0, NAME.1, ...
-  Layers whose router mixes all tokens instead of choosing are left out, and heads, which choose once a row.
+  The Choices of a layer with several routers are called NAME.0, NAME.1, ...
+  Layers whose router mixes all tokens instead of choosing are left out. So are heads, which choose once a
+  row.
 
   Args:
     model: a model of `stmoe.models`.
     batch: dict of i32[B,T], the names of the data pipeline.
   """
   _, aux = jax.jit(lambda m, b: m(b))(trace(model), batch)
-  found = {}
+  by_layer = {}
   for layer, report in jax.device_get(aux).items():
     if not report.records or f'{stack_of(layer)}_segment_ids' not in batch:
       continue
@@ -50,8 +51,8 @@ def choices(model, batch):
     num_experts = report.load.shape[-1] // len(report.records)
     for record, edges in report.records.items():
       name = f'{layer}.{record}'.removesuffix('.edges')              # 'edges', or '0.edges', '1.edges', ...
-      found[name] = Choices(name, per_token(**edges, mask=mask, num_experts=num_experts), num_experts)
-  return found
+      by_layer[name] = Choices(name, per_token(**edges, mask=mask, num_experts=num_experts), num_experts)
+  return by_layer
 
 
 def stack_of(layer):
@@ -68,28 +69,28 @@ def per_token(token, expert, weight, mask, num_experts):
   """
   groups, size = token.shape[0], mask.size // token.shape[0]
   place = (np.arange(groups)[:, None] * size + token).ravel()        # [G*N] in [0, B*T)
-  taken = [[] for _ in range(mask.size)]
+  choices_of = [[] for _ in range(mask.size)]
   for where, e, w in zip(place, expert.ravel(), weight.ravel()):
     if e < num_experts and mask.flat[where]:
-      taken[where].append((int(e), float(w)))
-  taken = [sorted(t, key=lambda pair: -pair[1]) for t in taken]
-  return [taken[row * mask.shape[1]:(row + 1) * mask.shape[1]] for row in range(mask.shape[0])]
+      choices_of[where].append((int(e), float(w)))
+  choices_of = [sorted(t, key=lambda pair: -pair[1]) for t in choices_of]
+  return [choices_of[row * mask.shape[1]:(row + 1) * mask.shape[1]] for row in range(mask.shape[0])]
 
 
 def specialisation(chosen, ids, top=8):
   """Returns, for each expert, (share of all choices, [(token id, count, lift), ...]).
 
   Tokens are ranked by the G statistic n log(n/m). n is a token's count at the expert, m the count that
-  independence of token and expert would give. lift is n/m, 1.0 for a token
-  that the expert gets as often as any other.
+  independence of token and expert would give. lift is n/m: 1.0 for a token
+  that the expert gets as often as any other token.
 
   Args:
     chosen: Choices.
     ids:    i32[B,T] token ids.
   """
   ids = np.asarray(ids)
-  pairs = np.array([(e, ids[b, t]) for b, row in enumerate(chosen.experts) for t, taken in enumerate(row)
-                    for e, _ in taken], dtype=np.int64).reshape(-1, 2)
+  pairs = np.array([(e, ids[b, t]) for b, row in enumerate(chosen.experts) for t, of_token in enumerate(row)
+                    for e, _ in of_token], dtype=np.int64).reshape(-1, 2)
   counts = np.zeros((chosen.num_experts, int(ids.max()) + 1))        # [E, V]
   np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
   total = max(counts.sum(), 1)

@@ -30,18 +30,18 @@ CSS = """
 
 
 def colours(num_experts):
-  """Returns one light colour '#RRGGBB' per expert; the colour-blind-safe tints up to eight.
+  """Returns a light colour '#RRGGBB' per expert; up to eight, the colour-blind-safe tints.
 
   More experts than the eye can name are spread over hue and lightness by two irrational
-  steps, so that all differ; the expert's number is in the tooltip.
+  steps, so that all colours differ; the expert's number is in the tooltip.
   """
   if num_experts <= len(TINTS):
     return list(TINTS[:num_experts])
-  found = []
+  tints = []
   for e in range(num_experts):
     rgb = colorsys.hls_to_rgb(e * 0.381966 % 1.0, 0.72 + 0.16 * (e * 0.754878 % 1.0), 0.65)
-    found.append('#' + ''.join(f'{round(255 * c):02X}' for c in rgb))
-  return found
+    tints.append('#' + ''.join(f'{round(255 * c):02X}' for c in rgb))
+  return tints
 
 
 def visible(piece):
@@ -52,11 +52,11 @@ def visible(piece):
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """A stretch of text as one sparse layer routed it.
+  """A stretch of text as a sparse layer routed it.
 
   pieces: list of T texts of tokens, which together are the text.
-  taken:  list of T lists of (expert, weight), largest weight first; [] = no expert took the token, None = the
-    layer did not get it: it is the last one of a window, which is predicted and never read.
+  taken:  list of T lists of (expert, weight), largest weight first. [] = no expert took the token. None = the
+    layer did not get the token: it is the last of a window, which is predicted and never read.
   table:  `routing.specialisation` over the whole batch, texts in place of token ids.
   """
   pieces: list
@@ -74,24 +74,24 @@ def sample(chosen, batch, vocabulary, length=700):
     vocabulary: of the batch, see `stmoe.data.text.vocab`.
   """
   shown, stacks = {}, {}
-  for layer, found in chosen.items():
+  for layer, routed in chosen.items():
     stack = routing.stack_of(layer)
     if stack not in stacks:
       ids, places = _text(batch, stack, length)
       stacks[stack] = pieces(vocabulary, ids), places
     named = lambda v: texts(vocabulary, [v])[0]
     table = [(share, [(named(v), count, lift) for v, count, lift in best])
-             for share, best in routing.specialisation(found, batch[f'{stack}_input_tokens'])]
+             for share, best in routing.specialisation(routed, batch[f'{stack}_input_tokens'])]
     text, places = stacks[stack]
-    shown[layer] = Sample(pieces=text, taken=[None if t is None else found.experts[b][t] for b, t in places],
-                          num_experts=found.num_experts, table=table)
+    shown[layer] = Sample(pieces=text, taken=[None if t is None else routed.experts[b][t] for b, t in places],
+                          num_experts=routed.num_experts, table=table)
   return shown
 
 
 def _text(batch, stack, length):
   """(ids of the first `length` real tokens of a stack's text, [(row, place where each is read or None)]).
 
-  A decoder reads its targets one place later, after the start of their segment, and the last one not at all.
+  A decoder reads a target one place later, after the start of its segment, and the last target not at all.
   """
   segments = np.asarray(batch[f'{stack}_segment_ids'])
   real = np.argwhere(segments > 0)[:length].tolist()                 # [n, 2]
@@ -107,13 +107,13 @@ def _text(batch, stack, length):
 def pieces(vocabulary, ids):
   """Returns the text of each of the tokens `ids`, which together are the whole text; of EOS it is '■'.
 
-  A character of several tokens is the text of the last of them, and that of the others is ''.
+  A character of several tokens is the text of its last token; its other tokens have the text ''.
   """
-  found = []
+  texts_of = []
   for ended, run in itertools.groupby(ids, lambda v: v == vocabulary.eos_id):
     run = list(run)
-    found += [END] * len(run) if ended else _split(vocabulary, run)
-  return found
+    texts_of += [END] * len(run) if ended else _split(vocabulary, run)
+  return texts_of
 
 
 def _split(vocabulary, ids):
@@ -179,21 +179,21 @@ def figure(samples, columns=84, length=260):
     columns: characters of a line.
     length:  tokens drawn.
   """
-  placed = {name: layout(seen.pieces[:length], columns) for name, seen in samples.items()}
+  placed = {name: layout(routed.pieces[:length], columns) for name, routed in samples.items()}
   heights = [places[-1][0] + 1 for places in placed.values()]
-  made, axes = canvas.new(len(samples), 1, 0.1 * columns + 0.4, 0.185 * sum(heights) + 0.75 * len(samples),
+  drawn, axes = canvas.new(len(samples), 1, 0.1 * columns + 0.4, 0.185 * sum(heights) + 0.75 * len(samples),
                           height_ratios=heights)
-  for ax, lines, (name, seen) in zip(axes[:, 0], heights, samples.items()):
-    palette = colours(seen.num_experts)
-    for (line, column, text), taken in zip(placed[name], seen.taken):
-      colour = canvas.FAINT if taken == [] else canvas.INK
-      _token(ax, line, column, text, [palette[e] for e, _ in taken or ()], colour)
+  for ax, lines, (name, routed) in zip(axes[:, 0], heights, samples.items()):
+    palette = colours(routed.num_experts)
+    for (line, column, text), choices in zip(placed[name], routed.taken):
+      colour = canvas.FAINT if choices == [] else canvas.INK
+      _token(ax, line, column, text, [palette[e] for e, _ in choices or ()], colour)
     ax.set_xlim(0, columns)
     ax.set_ylim(lines, -0.1)
     ax.axis('off')
-    canvas.label(ax, title=f'{name}: {seen.num_experts} experts')
+    canvas.label(ax, title=f'{name}: {routed.num_experts} experts')
     _key(ax, palette[:24])
-  return made
+  return drawn
 
 
 def _token(ax, line, column, text, shades, colour):

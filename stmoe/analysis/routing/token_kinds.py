@@ -33,8 +33,8 @@ def kind(piece):
 def counts(seen):
   """Returns f64[kinds,E]: how often each expert of routing_view.Sample `seen` took a token of each kind."""
   table = np.zeros((len(KINDS), seen.num_experts))
-  for piece, taken in zip(seen.pieces, seen.taken):
-    for expert, _ in taken or ():
+  for piece, choices in zip(seen.pieces, seen.taken):
+    for expert, _ in choices or ():
       table[KINDS.index(kind(piece)), expert] += 1
   return table
 
@@ -43,31 +43,31 @@ def information(table):
   """Returns the mutual information in bits of the two axes of counts [kinds,E]; 0 = experts know no kinds."""
   joint = table / max(table.sum(), 1)
   alone = joint.sum(1, keepdims=True) * joint.sum(0)                 # [kinds, E]
-  there = joint > 0
-  return float(np.sum(joint[there] * np.log2(joint[there] / alone[there])))
+  positive = joint > 0
+  return float(np.sum(joint[positive] * np.log2(joint[positive] / alone[positive])))
 
 
 def figure(samples, columns=2):
   """Returns the Figure of a heat map for each layer: what share of a kind's choices each expert got.
 
-  Rows are kinds and add up to 100 %; those that do not occur are left out.
+  Rows are kinds and add up to 100 %; kinds that do not occur are left out.
 
   Args:
     samples: dict layer name -> routing_view.Sample.
     columns: heat maps beside each other.
   """
-  tables = {layer: counts(seen) for layer, seen in samples.items()}
-  there = sum(table.sum(1) for table in tables.values()) > 0         # [kinds]
-  kinds = [name for name, found in zip(KINDS, there) if found]
+  tables = {layer: counts(routed) for layer, routed in samples.items()}
+  occurring = sum(table.sum(1) for table in tables.values()) > 0     # [kinds]
+  kinds = [name for name, occurs in zip(KINDS, occurring) if occurs]
   columns = min(columns, len(tables))
   rows = math.ceil(len(tables) / columns)
-  made, axes = canvas.new(rows, columns, 5.4 * columns, rows * (0.3 * len(kinds) + 1.1))
+  drawn, axes = canvas.new(rows, columns, 5.4 * columns, rows * (0.3 * len(kinds) + 1.1))
   for ax in axes.flat[len(tables):]:
     ax.remove()
   for ax, (layer, table) in zip(axes.flat, tables.items()):
-    _heat(ax, table[there], kinds)
+    _heat(ax, table[occurring], kinds)
     canvas.label(ax, 'expert', title=f'{layer}: % of a kind, {information(table):.2f} bits')
-  return made
+  return drawn
 
 
 def _heat(ax, table, kinds):

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 
 class Coefficient(NamedTuple):
-  """Bounds and starting values of one coefficient.
+  """Bounds and starting values of a coefficient.
 
   low, high: bounds of the fit.
   starts:    values of the grid that a fit starts from.
-  log:       whether it is fitted in its logarithm (positive, of unknown magnitude).
+  log:       whether its logarithm is fitted (positive, of unknown magnitude).
   """
   low: float
   high: float

@@ -1,6 +1,6 @@
 """The columns of a table of runs: what they mean, and how a CSV file becomes arrays.
 
-Three papers call three different things N, so each has a name of its own; a law names those it reads.
+Three papers call three different things N, so each has a name of its own; a law names the columns it reads.
 """
 
 import csv
@@ -31,7 +31,7 @@ def read(path, columns, renamed=(), by=None):
   Args:
     path:    pathlib.Path.
     columns: names of the columns that are wanted; all of their values must be finite and above 0.
-    renamed: dict column -> heading of the file, for those that are called otherwise there.
+    renamed: dict column -> heading of the file, for columns with another heading there.
     by:      heading whose values make the groups; None makes one group ''.
   Raises UserError: no such file or heading, a cell that is no positive number.
   """
@@ -41,8 +41,8 @@ def read(path, columns, renamed=(), by=None):
     if column not in columns:
       raise errors.UserError(f'--column {column}: the law has no such column'
                              f'{errors.nearest(column, columns)} (it has: {", ".join(columns)})')
-  wanted = {column: renamed.get(column, column) for column in columns}
-  for heading in wanted.values() if by is None else [*wanted.values(), by]:
+  heading_of = {column: renamed.get(column, column) for column in columns}
+  for heading in heading_of.values() if by is None else [*heading_of.values(), by]:
     if heading not in headings:
       meaning = MEANING.get(heading)
       meaning = f': {meaning}; --column {heading}=HEADING names another' if meaning else ''
@@ -51,7 +51,7 @@ def read(path, columns, renamed=(), by=None):
   groups = {}
   for line, row in rows:
     group = groups.setdefault(row[headings.index(by)] if by else '', {column: [] for column in columns})
-    for column, heading in wanted.items():
+    for column, heading in heading_of.items():
       group[column].append(_number(row[headings.index(heading)], path, line, heading))
   return {name: {c: np.array(v) for c, v in group.items()} for name, group in groups.items()}
 

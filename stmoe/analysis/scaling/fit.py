@@ -1,7 +1,8 @@
 """Fits a law to runs: Huber loss of the logarithm of the loss, from many starting values.
 
-Every start of a grid (the product of the law's starting values, or a seeded part of it) is priced; the best
-descend by Gauss-Newton steps in a trust region. Derivatives are exact: a complex step through `predict`.
+Every start of a grid (the product of the law's starting values, or a seeded part of it) is priced. The best
+starts descend by Gauss-Newton steps in a trust region. Derivatives are exact: a complex step through
+`predict`.
 
 Differs: the papers descend by L-BFGS. Both were run on synthetic runs of the five laws (noise 0.3 %, 8
 starts, 300 iterations). scipy's L-BFGS stopped in the long flat valleys of these laws from most starts, up to
@@ -27,9 +28,9 @@ _STEP = 1e-30
 class Fit(NamedTuple):
   """A fitted law.
 
-  coefficients: dict name -> float, those held fixed included.
-  free:         names of the fitted ones, in order.
-  theta:        f64[P] the fitted ones in the coordinates of the fit (logarithms where the law says so).
+  coefficients: dict name -> float, with the fixed coefficients.
+  free:         names of the fitted coefficients, in order.
+  theta:        f64[P] the fitted coefficients in the fit's coordinates (logarithms where the law says so).
   residuals:    f64[R] ln predicted - ln measured.
   cost:         Huber loss, summed over runs.
   at_bound:     names of fitted coefficients that ended on a bound of the law.
@@ -48,7 +49,7 @@ class Fit(NamedTuple):
 
 
 class Problem:
-  """A law, a table and what is held fixed, as functions of theta f64[..., P]."""
+  """A law, a table and the fixed coefficients, as functions of theta f64[..., P]."""
 
   def __init__(self, law, table, fixed=()):
     self.law, self.table, self.fixed = law, table, dict(fixed)
@@ -65,7 +66,7 @@ class Problem:
     return np.where(self.is_log, np.log(np.where(self.is_log, values, 1.0)), values)
 
   def coefficients(self, theta):
-    """Returns dict name -> [..., 1] of theta [..., P], with those held fixed; scalars of theta [P]."""
+    """Returns dict name -> [..., 1] of theta [..., P], with the fixed ones; scalars of theta [P]."""
     theta = np.asarray(theta)
     columns = [theta[..., i] if theta.ndim == 1 else theta[..., i, None] for i in range(len(self.free))]
     free = {name: np.exp(c) if log else c for name, c, log in zip(self.free, columns, self.is_log)}
@@ -88,10 +89,10 @@ class Problem:
   def descend(self, theta, tolerance=1e-12):
     """Returns (cost, theta) at the minimum that is reached from theta f64[P]."""
     inside = np.clip(theta, self.low + 1e-9, self.high - 1e-9)
-    found = optimize.least_squares(
+    solution = optimize.least_squares(
         self.residuals, inside, self.jacobian, (self.low, self.high), x_scale='jac', loss='huber',
         f_scale=DELTA, xtol=tolerance, ftol=tolerance, gtol=tolerance, max_nfev=500)
-    return found.cost, found.x
+    return solution.cost, solution.x
 
 
 def huber(residuals):
@@ -154,24 +155,24 @@ def needed(law, fixed=()):
 
 
 def _check_fixed(problem):
-  known = problem.law.COEFFICIENTS
+  fitted = problem.law.COEFFICIENTS
   for name, value in problem.fixed.items():
-    if name not in known:
-      raise errors.UserError(f'--fix {name}: the law has no such coefficient{errors.nearest(name, known)} '
-                             f'(it has: {", ".join(known)})')
-    if not known[name].low <= value <= known[name].high:
-      raise errors.UserError(f'--fix {name}={value:g} is outside of {known[name].low:g} to '
-                             f'{known[name].high:g}')
+    if name not in fitted:
+      raise errors.UserError(f'--fix {name}: the law has no such coefficient{errors.nearest(name, fitted)} '
+                             f'(it has: {", ".join(fitted)})')
+    if not fitted[name].low <= value <= fitted[name].high:
+      raise errors.UserError(f'--fix {name}={value:g} is outside of {fitted[name].low:g} to '
+                             f'{fitted[name].high:g}')
   if not problem.free:
     raise errors.UserError('--fix leaves no coefficient to fit')
 
 
 def _check_size(problem):
-  there, least = len(set(configurations(problem.law, problem.table))), needed(problem.law, problem.fixed)
-  if there < least:
+  number, least = len(set(configurations(problem.law, problem.table))), needed(problem.law, problem.fixed)
+  if number < least:
     raise errors.UserError(
         f'{least - 1} coefficients ({", ".join(problem.free)}) need at least {least} runs of different '
-        f'{", ".join(problem.law.COLUMNS)} to be fitted, here are {there}; add runs or --fix coefficients')
+        f'{", ".join(problem.law.COLUMNS)} to be fitted, here are {number}; add runs or --fix coefficients')
 
 
 def _check_rank(problem, theta):

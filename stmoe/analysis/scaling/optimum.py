@@ -9,7 +9,7 @@ SMALLEST, LARGEST = 1e2, 1e16         # model sizes that are searched
 
 
 class Point(NamedTuple):
-  """A model size, the tokens that the budget leaves for it, and the loss predicted."""
+  """A model size, the tokens that the budget leaves for that size, and the predicted loss."""
   n: float
   tokens: float
   loss: float
@@ -33,9 +33,9 @@ def iso_flop(law, coefficients, budget, held, n):
 def best(law, coefficients, budget, held):
   """Returns the Point of least predicted loss for `budget` FLOPs: a bounded search over ln n."""
   loss = lambda log_n: iso_flop(law, coefficients, budget, held, [np.exp(log_n)])[1][0]
-  found = optimize.minimize_scalar(loss, bounds=(np.log(SMALLEST), np.log(LARGEST)), method='bounded',
+  minimum = optimize.minimize_scalar(loss, bounds=(np.log(SMALLEST), np.log(LARGEST)), method='bounded',
                                    options=dict(xatol=1e-8))
-  n = float(np.exp(found.x))
+  n = float(np.exp(minimum.x))
   tokens, value = iso_flop(law, coefficients, budget, held, [n])
   return Point(n, float(tokens[0]), float(value[0]))
 
@@ -47,7 +47,7 @@ def budgets(law, table):
 
 
 def settings(law, table, most=None):
-  """Returns the list of dicts of the columns HELD that occur in a table, sorted; at most so many, spread."""
+  """Returns the list of dicts of the columns HELD that occur in a table, sorted; at most `most`, spread."""
   rows = sorted(set(zip(*(table[column] for column in law.HELD)))) if law.HELD else [()]
   if most and len(rows) > most:
     rows = [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]

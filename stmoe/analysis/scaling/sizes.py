@@ -6,7 +6,7 @@ from stmoe.analysis import flops
 def of(config):
   """Returns dict column -> number of a run of `config`; the columns are those of `columns.MEANING`.
 
-  Routers are left out of all sizes. n_dense is what a token uses without embeddings: its experts have
+  Routers are left out of all sizes. n_dense is what a token uses without embeddings: a token's experts have
   together the width of the dense layer in every comparison here. granularity is the number of experts of a
   token, which is d_ff / d_expert then. Where sparse layers differ in their experts, columns of experts are
   left out.

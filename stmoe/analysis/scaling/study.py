@@ -13,10 +13,10 @@ LEAST = 40            # bootstrap fits: one is to lie beyond each end of the int
 
 
 class HeldOut(NamedTuple):
-  """The largest runs, predicted by a fit to all the others.
+  """The largest runs, predicted by a fit to all other runs.
 
   rows:      bool[R] which runs were held out.
-  fit:       Fit to the others.
+  fit:       Fit to the other runs.
   predicted: f64[H] of the rows held out, in the table's order.
   interval:  f64[2, H] bootstrap interval of the law at these runs; None without a bootstrap.
   error:     f64[H] predicted over measured, less 1.
@@ -71,7 +71,7 @@ def study(name, law, table, hold_out=0, bootstrap=200, fixed=(), seed=0):
     name:      of the law.
     law:       its module.
     table:     dict column -> f64[R], with 'loss'.
-    hold_out:  how many of the largest configurations are predicted from the others, all their seeds.
+    hold_out:  how many of the largest configurations are predicted from the other ones, all their seeds.
     bootstrap: how many fits to resampled residuals; 0 for no intervals.
     fixed:     dict coefficient -> value.
     seed:      of the bootstrap and of the starting values.
@@ -79,19 +79,19 @@ def study(name, law, table, hold_out=0, bootstrap=200, fixed=(), seed=0):
   """
   fixed = dict(fixed)
   held = held_out(law, table, hold_out, bootstrap, fixed, seed) if hold_out else None
-  found = fits.fit(law, table, fixed, seed)
-  samples = resample(law, table, found, fixed, bootstrap, seed) if bootstrap else {}
+  fitted = fits.fit(law, table, fixed, seed)
+  samples = resample(law, table, fitted, fixed, bootstrap, seed) if bootstrap else {}
   lines = [line for line in law.advice(table) if line.partition(' ')[0] not in fixed]
-  lines += [f'{name} ended at its bound: these runs do not determine it' for name in found.at_bound]
+  lines += [f'{name} ended at its bound: these runs do not determine it' for name in fitted.at_bound]
   settings = dict(fixed=fixed, hold_out=hold_out, bootstrap=bootstrap, seed=seed)
-  return Study(name, law, table, found, samples, held, lines, settings)
+  return Study(name, law, table, fitted, samples, held, lines, settings)
 
 
 def resample(law, table, found, fixed, count, seed):
   """Returns dict coefficient -> f64[count]: fits to the law plus residuals drawn with replacement.
 
   Residuals are centred and scaled by sqrt(R / (R - P)) for the freedom that the fit took from them. The
-  runs themselves stay, so that a sweep over a few sizes keeps all of them; errors are taken to be alike.
+  runs themselves stay, so that a sweep over a few sizes keeps all of them. Errors are taken to be alike.
   """
   random = np.random.default_rng(seed)
   size, free = len(found.residuals), len(found.free)
@@ -120,18 +120,18 @@ def largest(law, table, count):
 
 def held_out(law, table, count, bootstrap, fixed, seed):
   """Returns the HeldOut of the `count` largest configurations."""
-  there, least = len(set(fits.configurations(law, table))), fits.needed(law, fixed)
-  if there - count < least:
+  different, least = len(set(fits.configurations(law, table))), fits.needed(law, fixed)
+  if different - count < least:
     raise errors.UserError(f'to hold out {count}, the law needs {least + count} different runs, {least} of '
-                           f'them for its {least - 1} coefficients; here are {there}')
+                           f'them for its {least - 1} coefficients; here are {different}')
   rows = largest(law, table, count)
-  rest, held = ({c: v[keep] for c, v in table.items()} for keep in (~rows, rows))
-  found = fits.fit(law, rest, fixed, seed)
-  predicted = law.predict(found.coefficients, held)
+  other_runs, largest_runs = ({c: v[keep] for c, v in table.items()} for keep in (~rows, rows))
+  fitted = fits.fit(law, other_runs, fixed, seed)
+  predicted = law.predict(fitted.coefficients, largest_runs)
   interval = None
   if bootstrap:
-    samples = resample(law, rest, found, fixed, bootstrap, seed)
-    spread = law.predict({k: v[:, None] for k, v in samples.items()}, held)          # [B, H]
+    samples = resample(law, other_runs, fitted, fixed, bootstrap, seed)
+    spread = law.predict({k: v[:, None] for k, v in samples.items()}, largest_runs)  # [B, H]
     tail = 50 * (1 - LEVEL)
     interval = np.percentile(spread, [tail, 100 - tail], axis=0)
-  return HeldOut(rows, found, predicted, interval, predicted / held['loss'] - 1)
+  return HeldOut(rows, fitted, predicted, interval, predicted / largest_runs['loss'] - 1)

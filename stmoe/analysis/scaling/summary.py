@@ -12,16 +12,16 @@ def lines(study, most_published=3):
 
   Args:
     study:          Study.
-    most_published: how many sets of published coefficients are shown beside.
+    most_published: how many sets of published coefficients stand beside.
   """
   fit, size = study.fit, len(study.table['loss'])
   several = len(set(fits.configurations(study.law, study.table)))
-  found = [f'{study.name} ({study.law.SOURCE}): {study.law.FORMULA}',
+  text = [f'{study.name} ({study.law.SOURCE}): {study.law.FORMULA}',
            f'{size} runs, {several} different; {len(fit.free)} coefficients fitted; '
            f'typical error of the fit {fit.rms:.2%} of the loss', '']
-  found += _coefficients(study, list(study.law.PUBLISHED)[:most_published]).splitlines() + ['']
-  found += _held_out(study)
-  return found + [f'note: {line}' for line in study.advice]
+  text += _coefficients(study, list(study.law.PUBLISHED)[:most_published]).splitlines() + ['']
+  text += _held_out(study)
+  return text + [f'note: {line}' for line in study.advice]
 
 
 def _coefficients(study, published):
@@ -31,9 +31,9 @@ def _coefficients(study, published):
   for name, value in values.items():
     interval = intervals.get(name)
     span = '–' if interval is None else f'{interval[0]:.4g} to {interval[-1]:.4g}'
-    others = [study.law.PUBLISHED[label].get(name) for label in published]
+    published_values = [study.law.PUBLISHED[label].get(name) for label in published]
     rows.append([name, f'{value:.4g}', 'held fixed' if name in study.settings['fixed'] else span,
-                 *('–' if other is None else f'{other:.4g}' for other in others)])
+                 *('–' if other is None else f'{other:.4g}' for other in published_values)])
   return tables.plain(['coefficient', 'value', f'{studies.LEVEL:.0%} interval', *published], rows)
 
 
@@ -42,14 +42,14 @@ def _held_out(study):
   if held is None:
     return ['no run was held out: --hold-out 1 tells how well the law predicts a larger one']
   rms = float(np.sqrt(np.mean(np.log1p(held.error) ** 2)))
-  found = [f'held out, the largest runs, predicted from the other {int((~held.rows).sum())}: '
+  text = [f'held out, the largest runs, predicted from the other {int((~held.rows).sum())}: '
            f'error {rms:.2%} of the loss']
   for i, row in enumerate(np.flatnonzero(held.rows)):
     where = ', '.join(f'{column} {study.table[column][row]:.4g}' for column in study.law.COLUMNS)
     span = '' if held.interval is None else f' ({held.interval[0, i]:.4f} to {held.interval[1, i]:.4f})'
-    found.append(f'  {where}: predicted {held.predicted[i]:.4f}{span}, measured '
+    text.append(f'  {where}: predicted {held.predicted[i]:.4f}{span}, measured '
                  f'{study.table["loss"][row]:.4f}, {held.error[i]:+.2%}')
-  return found
+  return text
 
 
 def content(study):
@@ -71,7 +71,7 @@ def content(study):
 
 
 def _finite(values):
-  """A dict or list of floats with None for those that JSON has no word for."""
+  """A dict or list of floats, with None for floats that JSON has no word for."""
   if isinstance(values, dict):
     return dict(zip(values, _finite(list(values.values()))))
   return [value if np.isfinite(value) else None for value in values]

@@ -35,7 +35,7 @@ def shades(values):
 
 
 def spread(values, most):
-  """Returns the sorted different values, at most so many, evenly from the first to the last."""
+  """Returns the sorted different values, at most `most` of them, evenly from the first to the last."""
   unique = sorted(set(values))
   if len(unique) <= most:
     return unique

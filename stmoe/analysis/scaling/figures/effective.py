@@ -1,4 +1,4 @@
-"""Effective parameter counts: the dense model that a sparse one is as good as."""
+"""Effective parameter counts: the dense model that is as good as a sparse model."""
 
 from matplotlib import ticker
 import numpy as np

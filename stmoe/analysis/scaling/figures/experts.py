@@ -14,21 +14,21 @@ def draw(study):
   """Returns {stem: Figure} of laws of experts; {} of others."""
   if 'experts' not in study.law.COLUMNS:
     return {}
-  others = [column for column in study.law.COLUMNS if column != 'experts']
-  models = list(zip(*(study.table[column] for column in others)))
-  chosen, held = figures.spread(models, MOST), figures.held_rows(study)
+  size_columns = [column for column in study.law.COLUMNS if column != 'experts']
+  models = list(zip(*(study.table[column] for column in size_columns)))
+  chosen, held_out = figures.spread(models, MOST), figures.held_rows(study)
   shades = figures.shades(chosen)
   figure, axes = canvas.new(1, 1, 7.6, 4.4)
   ax, handles = axes[0, 0], {}
   experts = np.geomspace(1.0, study.table['experts'].max(), 200)
   for model in chosen:
     mine = np.array([m == model for m in models])
-    line = {column: np.full_like(experts, value) for column, value in zip(others, model)}
+    line = {column: np.full_like(experts, value) for column, value in zip(size_columns, model)}
     loss = study.law.predict(study.fit.coefficients, dict(line, experts=experts))
     name = ', '.join(f'{figures.short(value)}{"" if column.startswith("n_") else " " + column}'
-                     for column, value in zip(others, model))
+                     for column, value in zip(size_columns, model))
     handles[name], = ax.plot(experts, loss, color=shades[model], lw=1.6)
-    for rows, face in ((mine & ~held, shades[model]), (mine & held, 'white')):
+    for rows, face in ((mine & ~held_out, shades[model]), (mine & held_out, 'white')):
       points = study.table['experts'][rows], study.table['loss'][rows]
       ax.plot(*points, 'o', color=shades[model], ms=5, mfc=face)
   _powers_of_two(ax, study.table['experts'])

@@ -13,16 +13,16 @@ CAPTIONS = {STEM: 'Left: the loss that the law predicts against the loss measure
 
 def draw(study):
   """Returns {stem: Figure} of every study."""
-  loss, held = study.table['loss'], figures.held_rows(study)
+  loss, held_out = study.table['loss'], figures.held_rows(study)
   predicted = loss * np.exp(study.fit.residuals)
   if study.held_out:
-    predicted[held] = study.held_out.predicted
+    predicted[held_out] = study.held_out.predicted
   figure, axes = canvas.new(1, 2, 9.2, 3.7)
   left, right = axes[0]
   rank = np.argsort(np.argsort(study.law.size(study.table), kind='stable'))
   handles = {}
-  for rows, name, colour, mark in ((~held, 'fitted', canvas.PALETTE[0], 'o'),
-                                   (held, 'held out', canvas.PALETTE[1], 'D')):
+  for rows, name, colour, mark in ((~held_out, 'fitted', canvas.PALETTE[0], 'o'),
+                                   (held_out, 'held out', canvas.PALETTE[1], 'D')):
     if rows.any():
       style = dict(color=colour, ms=5, mec='white', mew=0.5)
       handles[name], = left.plot(loss[rows], predicted[rows], mark, **style)

@@ -1,4 +1,4 @@
-"""Loss against model size and tokens: an irreducible loss and a power law of each.
+"""Loss against model size and tokens: an irreducible loss and a power law of each size.
 
 Training Compute-Optimal Large Language Models (arXiv:2203.15556), approach 3. Loss in nats.
 """
@@ -53,5 +53,5 @@ def flops_per_token(n, held):
 
 
 def advice(table):
-  """Returns lines on what these runs leave open: nothing that the rank of the fit would not tell."""
+  """Returns [], as these runs leave nothing open that the rank of the fit would not tell."""
   return []

@@ -48,7 +48,7 @@ def size(table):
 def derived(coefficients):
   """Returns dict(n_cutoff): the dense size from which on experts no longer help; inf for c <= 0.
 
-  Differs: from rounded coefficients it is off by up to a factor of three; give full precision.
+  Differs: from rounded coefficients n_cutoff is off by up to a factor of three; give full precision.
   """
   b, c = coefficients['b'], coefficients['c']
   exponent = np.where(c > 0, -b / np.where(c > 0, c, 1.0), np.inf)

@@ -13,7 +13,7 @@ SOURCE = 'arXiv:2502.05172, eq. 6'
 FORMULA = "L = a E'^delta N^(alpha + gamma ln E') + b E'^omega D^(beta + zeta ln E') + c"
 COLUMNS = ('n_active_incl_emb', 'tokens', 'experts')
 _SLOPE = coefficient.Coefficient(-0.2, 0.2, (-0.03, 0.0, 0.03))
-# Differs: the paper's grid has -0.5, 0, 0.5 for delta, gamma, omega and zeta; with that, all but
+# Differs: the paper's grid has -0.5, 0, 0.5 for delta, gamma, omega and zeta; with that grid all but
 # a few starts are hopelessly far off.
 COEFFICIENTS = dict(
     a=coefficient.Coefficient(1e-2, 1e6, (30.0, 100.0, 300.0), log=True),

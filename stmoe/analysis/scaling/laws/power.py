@@ -1,7 +1,7 @@
 """Loss against one size: a straight line in logarithms, for each architecture apart.
 
-Scaling Laws vs Model Architectures (arXiv:2207.10551) fits it with FLOPs, parameters or throughput as the
-size: `--column x=flops --by architecture`. It publishes slopes that are not at hand. There is no
+Scaling Laws vs Model Architectures (arXiv:2207.10551) fits this law with FLOPs, parameters or throughput as
+the size: `--column x=flops --by architecture`. The paper publishes slopes that are not at hand. There is no
 irreducible loss: do not extrapolate far.
 """
 
@@ -36,5 +36,5 @@ def derived(coefficients):
 
 
 def advice(table):
-  """Returns lines on what these runs leave open: nothing that the rank of the fit would not tell."""
+  """Returns [], as these runs leave nothing open that the rank of the fit would not tell."""
   return []
