@@ -46,9 +46,9 @@ class Harness:
     self._dropped, self._batches = 0.0, 0
     self._start = self.cfg.model.get('start_id', 0)
     with states.on_mesh(self.cfg.mesh, devices) as mesh:
-      found = records.read(path)
-      self._plan = states.blueprint(found.located(self.cfg), mesh)
-      self._vocabulary = pipeline.vocabulary(self.cfg, found=found)
+      record = records.read(path)
+      self._plan = states.blueprint(record.located(self.cfg), mesh)
+      self._vocabulary = pipeline.vocabulary(self.cfg, found=record)
       _, state, _, _ = opened.restore(self._plan, path, self._vocabulary, lambda line: None)
     self._numbers = state['params'], state['router_state']
     self._score = jax.jit(lambda params, routers, batch: rank.details(
@@ -66,8 +66,8 @@ class Harness:
     for request in requests:
       context, text = request.args
       whole = self._encode(context + text)
-      given = min(len(self._encode(context)), len(whole) - bool(text))     # a text has at least one token
-      pairs.append((whole, max(given, 0)))
+      num_given = min(len(self._encode(context)), len(whole) - bool(text))  # a text has at least one token
+      pairs.append((whole, max(num_given, 0)))
     return self._scores(pairs)
 
   def loglikelihood_rolling(self, requests):
@@ -92,10 +92,10 @@ class Harness:
         self._generate = generate.make(self._plan, decode, self._length)
       key = jax.random.key(0)
       run = lambda batch: dict(ids=self._generate(*self._numbers, check.place(batch, mesh), key))
-      made = self._in_batches(prompts, lambda rows, width: infer.prompt_batch(self.cfg, rows, width), run)
+      texts = self._in_batches(prompts, lambda rows, width: infer.prompt_batch(self.cfg, rows, width), run)
     return [_until(generate.text(self.cfg, self._vocabulary,
                                  row['ids'][:request.args[1].get('max_gen_toks', self._length)]),
-                   request.args[1].get('until', ())) for row, request in zip(made, requests)]
+                   request.args[1].get('until', ())) for row, request in zip(texts, requests)]
 
   def _encode(self, text):
     try:
@@ -108,12 +108,12 @@ class Harness:
   def _scores(self, pairs):
     """[(score, greedy)] of (ids, how many are given); texts that are too long lose their beginning."""
     size = self.cfg.data.length
-    pairs = [(ids[-size:], max(given - max(len(ids) - size, 0), 0)) for ids, given in pairs]
+    pairs = [(ids[-size:], max(num_given - max(len(ids) - size, 0), 0)) for ids, num_given in pairs]
     with states.on_mesh(self.cfg.mesh, self._devices) as mesh:
       def run(batch):
-        found = dict(self._score(*self._numbers, check.place(batch, mesh)))
-        self._dropped, self._batches = self._dropped + float(found.pop('drop_frac')), self._batches + 1
-        return found
+        scores = dict(self._score(*self._numbers, check.place(batch, mesh)))
+        self._dropped, self._batches = self._dropped + float(scores.pop('drop_frac')), self._batches + 1
+        return scores
       make = lambda rows, width: _target_batch(rows, width, self._start)
       rows = self._in_batches(pairs, make, run, size=lambda pair: len(pair[0]))
     return [(float(row['score']), bool(row['greedy'])) for row in rows]
@@ -127,9 +127,9 @@ class Harness:
       width = infer.SHORTEST
       while width < size(rows[0]):
         width *= 2
-      found = jax.tree.map(np.asarray, run(make(rows, width)))
+      outputs = jax.tree.map(np.asarray, run(make(rows, width)))
       for row, i in enumerate(mine):
-        results[i] = {name: a[row] for name, a in found.items()}
+        results[i] = {name: a[row] for name, a in outputs.items()}
     return results
 
 
@@ -137,12 +137,12 @@ def _target_batch(pairs, width, start):
   """The batch of (ids, how many are given): decoder_ arrays i32[B,width], with weights on the others."""
   names = ('target_tokens', 'input_tokens', 'loss_weights', 'segment_ids', 'positions')
   batch = {f'decoder_{name}': np.zeros((len(pairs), width), np.int32) for name in names}
-  for row, (ids, given) in enumerate(pairs):
+  for row, (ids, num_given) in enumerate(pairs):
     n = len(ids)
     batch['decoder_target_tokens'][row, :n] = ids
     batch['decoder_input_tokens'][row, :1] = start
     batch['decoder_input_tokens'][row, 1:n] = ids[:-1]
-    batch['decoder_loss_weights'][row, given:n] = 1
+    batch['decoder_loss_weights'][row, num_given:n] = 1
     batch['decoder_segment_ids'][row, :n] = 1
     batch['decoder_positions'][row, :n] = np.arange(n)
   return batch

@@ -93,9 +93,9 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
     if batch_size % shards:
       raise errors.UserError(f'--batch-size {batch_size} is not divisible by the {shards} devices that share '
                              f'a batch; nearest: {-(-batch_size // shards) * shards}')
-    found = records.read(path)
-    plan = states.blueprint(found.located(cfg), mesh)
-    vocabulary = pipeline.vocabulary(cfg, found=found)
+    record = records.read(path)
+    plan = states.blueprint(record.located(cfg), mesh)
+    vocabulary = pipeline.vocabulary(cfg, found=record)
     check.vocabulary(cfg, plan, vocabulary)
     program = generate.make(plan, dict(eos_id=generate.ends(cfg, vocabulary)) | dict(decode), length)
     at, state, _, _ = opened.restore(plan, path, vocabulary, say, step)
@@ -113,19 +113,20 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
         width *= 2
       batch = prompt_batch(cfg, ids + [ids[-1]] * (batch_size - len(ids)), min(width, limit))
       key = jax.random.fold_in(states.fold(cfg.seed, 'decode'), number)
-      made = np.asarray(program(state['params'], state['router_state'], check.place(batch, mesh), key))
-      yield [(fields, generate.text(cfg, vocabulary, one)) for (_, _, fields), one in zip(rows, made)]
+      generated = np.asarray(program(state['params'], state['router_state'], check.place(batch, mesh), key))
+      yield [(fields, generate.text(cfg, vocabulary, output))
+             for (_, _, fields), output in zip(rows, generated)]
 
 
 def _warner(cfg, length, say):
   """A function of the longest prompt of a batch, which says once that texts go past what was trained."""
   field = 'targets_length' if 'inputs_length' in cfg.data else 'length'
-  said = []
+  warned = []
 
   def warn(longest):
     tokens = length if field == 'targets_length' else longest + length - 1     # that the decoder reads
-    if tokens > cfg.data[field] and not said:
-      said.append(tokens)
+    if tokens > cfg.data[field] and not warned:
+      warned.append(tokens)
       say(f'note: texts of --length {length} reach token {tokens:,}, past data.{field}={cfg.data[field]} in '
           'training: what comes after it is a guess of the positions')
   return warn

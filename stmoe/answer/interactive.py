@@ -79,21 +79,21 @@ def generate(path, prompts, decode, length):
     decode: name and fields of a strategy, dict(name='sample', temperature=0.8).
     length: most tokens of a text.
   """
-  asked = [(f'prompt {i}', prompt, {}) for i, prompt in enumerate(prompts)]
-  batches = infer.texts(rundir.opened(path), path, asked, decode, length, BATCH, say=lambda line: None)
+  rows = [(f'prompt {i}', prompt, {}) for i, prompt in enumerate(prompts)]
+  batches = infer.texts(rundir.opened(path), path, rows, decode, length, BATCH, say=lambda line: None)
   return [text for batch in batches for _, text in batch]
 
 
 @contextlib.contextmanager
 def said():
   """Gives a list that in the end has the lines of stderr, which are shown only if $STMOE_PROGRESS is set."""
-  lines, kept = [], io.StringIO()
+  lines, captured = [], io.StringIO()
   if os.environ.get('STMOE_PROGRESS'):
     yield lines
     return
-  with contextlib.redirect_stderr(kept):
+  with contextlib.redirect_stderr(captured):
     yield lines
-  lines += kept.getvalue().splitlines()
+  lines += captured.getvalue().splitlines()
 
 
 def opened(path, step=None):
@@ -104,16 +104,16 @@ def opened(path, step=None):
   step: of the checkpoint; None = the newest.
   """
   path = pathlib.Path(path)
-  config, known = rundir.opened(path, step), records.read(path)
+  config, record = rundir.opened(path, step), records.read(path)
   with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:  # wherever it was trained
-    plan = states.blueprint(known.located(config), mesh)
+    plan = states.blueprint(record.located(config), mesh)
   saved = checkpoint.Checkpoints(path / 'checkpoints', keep=None, read_only=True)
-  found = saved.restore(plan.shapes, check=lambda meta: None, say=lambda line: None, step=step)
+  restored = saved.restore(plan.shapes, check=lambda meta: None, say=lambda line: None, step=step)
   saved.close()
-  if found is None:
+  if restored is None:
     raise errors.UserError(f'{path} has no checkpoint yet')
-  _, arrays, _, _ = found
-  return plan.model(arrays['params'], arrays['router_state']), config, _vocabulary(config, path, known)
+  _, arrays, _, _ = restored
+  return plan.model(arrays['params'], arrays['router_state']), config, _vocabulary(config, path, record)
 
 
 def _vocabulary(config, path, known):

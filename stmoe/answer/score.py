@@ -32,10 +32,10 @@ def sweep(cfg, path, field, texts, say, step=None, best=False, devices=None):
     with states.on_mesh(changed[-1].mesh, devices) as mesh:
       check.counts(changed[-1])
       states.blueprint(records.read(path).located(changed[-1]), mesh)
-  for one in changed:
-    value = experiment.flatten(one)[fields[0]]
+  for changed_cfg in changed:
+    value = experiment.flatten(changed_cfg)[fields[0]]
     say(f'{field}={value}')
-    at, values = score(one, path, say, step, best, devices)
+    at, values = score(changed_cfg, path, say, step, best, devices)
     step = step if best else at          # the same checkpoint from now on
     if job.leads():
       rundir.add_evaluation(path, at, field, value, values)

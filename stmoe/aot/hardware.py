@@ -1,8 +1,8 @@
-"""Accelerators as data: what one chip can do by its vendor's figures. Nothing here was measured.
+"""Accelerators as data: what a chip can do by its vendor's figures. Nothing here was measured.
 
-Peak is bf16 with float32 accumulation, without sparsity. `link` is what one chip sends to its
-neighbours at once, all links together, one direction; within an NVLink domain for GPUs (8 of a node), and
-what crosses nodes is slower. A roofline from these is a bound from below, not a prediction.
+Peak is bf16 with float32 accumulation, without sparsity. `link` is what a chip sends to its
+neighbours at once, all links together, in one direction. For GPUs (8 of a node) that is within an NVLink
+domain; what crosses nodes is slower. A roofline from these figures is a bound from below, not a prediction.
 """
 
 import math
@@ -34,7 +34,7 @@ class Chip(NamedTuple):
                          bandwidth=share(self.bandwidth), cores=1)
 
 
-# Cloud TPU documentation, one page per chip: "bidirectional inter-chip interconnect bandwidth per chip" of
+# Cloud TPU documentation, a page per chip: "bidirectional inter-chip interconnect bandwidth per chip" of
 # v5e 400, v5p 1200, v6e 800 GB/s, of which one direction is half; v4 there has 2400 Gbit/s (one direction).
 # NVIDIA data sheets of H100 SXM5 and H200 SXM: dense bf16, NVLink 900 GB/s in both directions together.
 CHIPS = {

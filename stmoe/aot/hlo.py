@@ -10,7 +10,7 @@ import functools
 import math
 import re
 
-BITS = dict(pred=8, token=0, opaque=0, c64=64, c128=128)   # others say it: s32, bf16, f8e4m3fn, u4
+BITS = dict(pred=8, token=0, opaque=0, c64=64, c128=128)   # other types say it: s32, bf16, f8e4m3fn, u4
 SHAPE = re.compile(r'\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,<=]*)\]')
 HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$')
 LINE = re.compile(r'^\s+(ROOT )?%([\w.\-]+) = ')
@@ -20,7 +20,7 @@ CALLED = re.compile(r'\b(calls|to_apply|body|condition|branch_computations|true_
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line: `%name = shape opcode(operands), attributes`; operands are the names in the parentheses."""
+  """A line: `%name = shape opcode(operands), attributes`; operands are the names in the parentheses."""
   name: str
   shape: str
   opcode: str
@@ -30,15 +30,15 @@ class Instruction:
   root: bool
 
   def called(self, *kinds):
-    """Returns the names of the computations that it calls; with `kinds` only by these attributes."""
+    """Returns the names of the computations that it calls; with `kinds` only calls by these attributes."""
     return [name for kind, names in CALLED.findall(self.attributes) if not kinds or kind in kinds
             for name in re.findall(r'[\w.\-]+', names)]
 
   @property
   def op_name(self):
-    """What JAX called it: 'jit(step)/jvp()/while/body/closed_call/layer/experts/dot_general', or ''."""
-    found = re.search(r'op_name="([^"]*)"', self.attributes)
-    return found.group(1) if found else ''
+    """JAX's name of it: 'jit(step)/jvp()/while/body/closed_call/layer/experts/dot_general', or ''."""
+    match = re.search(r'op_name="([^"]*)"', self.attributes)
+    return match.group(1) if match else ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Module:
 
   def operand_shapes(self, computation, instruction):
     """Returns the shapes, as text, of the operands of an instruction of `computation`."""
-    known = self.index[computation]
-    return [known[name].shape for name in instruction.operands if name in known]
+    instructions = self.index[computation]
+    return [instructions[name].shape for name in instruction.operands if name in instructions]
 
   def reached(self, instruction):
-    """Yields every instruction of the computations that `instruction` calls, and those that these call."""
+    """Yields every instruction of the computations that `instruction` calls, and of those they call."""
     for name in instruction.called():
       for inner in self.computations.get(name, ()):
         yield inner
@@ -89,9 +89,9 @@ class Module:
 
   def trips(self, computation, loop):
     """Returns how often the body of the while `loop` runs, None where the text does not say."""
-    said = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
-    if said:
-      return int(said.group(1))
+    stated = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
+    if stated:
+      return int(stated.group(1))
     condition = self.index.get(loop.called('condition')[0], {})
     root = next((i for i in condition.values() if i.root), None)
     if root is None or root.opcode != 'compare' or 'direction=LT' not in root.attributes:
@@ -132,18 +132,18 @@ def _instruction(line):
   head = LINE.match(line)
   if not head:
     return None
-  rest = line[head.end():]
-  cut = _closing(rest, 0) + 1 if rest.startswith('(') else rest.index(' ')
-  shape, rest = rest[:cut], rest[cut:].lstrip()
-  opcode, _, _ = rest.partition('(')
-  end = _closing(rest, len(opcode))
-  inside = rest[len(opcode) + 1:end]
+  text = line[head.end():]
+  cut = _closing(text, 0) + 1 if text.startswith('(') else text.index(' ')
+  shape, text = text[:cut], text[cut:].lstrip()
+  opcode, _, _ = text.partition('(')
+  end = _closing(text, len(opcode))
+  inside = text[len(opcode) + 1:end]
   return Instruction(head.group(2), shape, opcode, tuple(re.findall(r'%([\w.\-]+)', inside)), inside,
-                     rest[end + 1:], bool(head.group(1)))
+                     text[end + 1:], bool(head.group(1)))
 
 
 def _closing(text, start):
-  """The place of the parenthesis that closes the one at `start`."""
+  """The place of the parenthesis that closes the parenthesis at `start`."""
   depth = 0
   for place in range(start, len(text)):
     depth += {'(': 1, ')': -1}.get(text[place], 0)

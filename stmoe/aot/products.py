@@ -13,7 +13,7 @@ import numpy as np
 from stmoe.aot import hlo
 
 GEMM = ('__cublas', 'cublas', '__onednn$matmul', 'gemm')
-# Nothing moves for these, or the instructions inside them are counted.
+# Nothing moves for these opcodes, or the instructions inside them are counted.
 FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call',
         'after-all', 'iota', 'partition-id', 'replica-id', 'opt-barrier', 'copy-start', 'copy-done'}
 SLICES = ('dynamic-slice', 'slice', 'gather')
@@ -22,20 +22,20 @@ ON_CHIP = re.compile(r'S\([1-9]\d*\)')     # a memory space other than the main 
 
 
 def flops(module):
-  """Returns (FLOPs of the matrix products of one execution, whether every loop's trip count is known)."""
+  """Returns (FLOPs of the matrix products of an execution, whether every loop's trip count is known)."""
   total, known = 0, True
   for name, (times, sure) in module.runs.items():
-    here = sum(product(module, name, i) for i in module.computations[name])
-    total += times * here
-    known &= sure or not here
+    in_computation = sum(product(module, name, i) for i in module.computations[name])
+    total += times * in_computation
+    known &= sure or not in_computation
   return total, known
 
 
 def known(module):
-  """Returns the FLOPs of the matrix products of one execution, None where the program does not say them.
+  """Returns the FLOPs of the matrix products of an execution, None where the program does not say them.
 
-  They are not known of a loop whose length depends on data, of branches, and of what a kernel (custom call)
-  computes.
+  The program does not say them for a loop whose length depends on data, for branches, and for what a kernel
+  (custom call) computes.
   """
   total, sure = flops(module)
   hidden = any(i.opcode == 'custom-call' and _target(i) in KERNELS
@@ -57,20 +57,20 @@ def product(module, computation, i):
 
 
 def is_product(module, computation, i):
-  """Whether `i` computes matrix products: itself, or in what it calls; kernels (custom calls) do."""
-  own = lambda x: x.opcode in ('dot', 'convolution') or x.opcode == 'custom-call' and (
+  """Whether `i` computes matrix products, itself or in what it calls; custom calls (kernels) count."""
+  direct = lambda x: x.opcode in ('dot', 'convolution') or x.opcode == 'custom-call' and (
       any(word in _target(x) for word in GEMM) or _target(x) in KERNELS)
-  return own(i) or any(own(inner) for inner in module.reached(i))
+  return direct(i) or any(direct(inner) for inner in module.reached(i))
 
 
 def _target(i):
-  found = re.search(r'custom_call_target="([^"]*)"', i.attributes)
-  return found.group(1) if found else ''
+  match = re.search(r'custom_call_target="([^"]*)"', i.attributes)
+  return match.group(1) if match else ''
 
 
 def _numbers(key, text):
-  found = re.search(key + r'=\{([\d,]*)\}', text)
-  return [int(n) for n in found.group(1).split(',') if n] if found else []
+  match = re.search(key + r'=\{([\d,]*)\}', text)
+  return [int(n) for n in match.group(1).split(',') if n] if match else []
 
 
 def _elements(shape):
@@ -78,7 +78,7 @@ def _elements(shape):
 
 
 def _library(shapes, i):
-  """FLOPs of a GPU library call: its first result and the axes it contracts."""
+  """FLOPs of a GPU library call: from its first result and the axes it contracts."""
   config = re.search(r'backend_config=(\{.*\})', i.attributes)
   numbers = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', config.group(1) if config else '')
   (_, lhs), *_ = hlo.arrays(shapes[0])
@@ -87,7 +87,7 @@ def _library(shapes, i):
 
 
 def _convolution(left, right, i):
-  """FLOPs of a convolution: products with padding and with holes of a dilation are not made.
+  """FLOPs of a convolution, without products with padding and with holes of a dilation.
 
   TPU programs write batched matrix products as convolutions over the batch axes.
   """
@@ -103,8 +103,8 @@ def _convolution(left, right, i):
 
 def _pairs(size, kernel, out, axis, attributes):
   """How many (output, kernel) positions of a spatial axis meet an element of the input."""
-  found = re.search(r'window=\{([^}]*)\}', attributes)
-  window = dict(field.split('=') for field in found.group(1).split()) if found else {}
+  match = re.search(r'window=\{([^}]*)\}', attributes)
+  window = dict(field.split('=') for field in match.group(1).split()) if match else {}
   number = lambda name: int(window[name].split('x')[axis]) if name in window else 1
   low = int(window['pad'].split('x')[axis].split('_')[0]) if 'pad' in window else 0
   at = np.add.outer(np.arange(out) * number('stride'), np.arange(kernel) * number('rhs_dilate')) - low
@@ -113,11 +113,11 @@ def _pairs(size, kernel, out, axis, attributes):
 
 
 def traffic(module):
-  """Returns the bytes that one execution reads from and writes to the main memory of a device.
+  """Returns the bytes that an execution reads from and writes to the main memory of a device.
 
-  Operands and results of every instruction outside of fusions, times the trips of its loops; of an array
-  that a fusion only slices the slices, and nothing for what the compiler holds on the chip. An estimate:
-  caches are not known.
+  Counted are operands and results of every instruction outside of fusions, times the trips of its loops. Of
+  an array that a fusion only slices, the slices count. What the compiler holds on the chip counts nothing.
+  This is an estimate: caches are not known.
   """
   fused = {name for body in module.computations.values() for i in body if i.opcode == 'fusion'
            for name in i.called('calls')}
@@ -131,11 +131,11 @@ def traffic(module):
 
 
 def _moved(module, computation, i):
-  """Bytes that one instruction moves."""
+  """Bytes that an instruction moves."""
   if i.opcode in FREE or i.opcode.endswith('-done'):
     return 0
-  known = module.index[computation]
-  shapes = [known[name].shape for name in i.operands if name in known]
+  instructions = module.index[computation]
+  shapes = [instructions[name].shape for name in i.operands if name in instructions]
   if i.opcode in SLICES:
     return 2 * main(i.shape)
   if i.opcode == 'dynamic-update-slice':
@@ -155,7 +155,7 @@ def _moved(module, computation, i):
 
 
 def _read(body, parameter, shape):
-  """Bytes that a fusion reads of a parameter: only slices, where all its uses are slices of it."""
+  """Bytes that a fusion reads of a parameter: only slices, where all uses of the parameter are slices."""
   uses = [x for x in body if parameter.name in x.operands]
   if uses and all(x.opcode in SLICES and x.operands[0] == parameter.name for x in uses):
     return 0 if ON_CHIP.search(shape) else sum(hlo.size(x.shape) for x in uses)

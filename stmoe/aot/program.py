@@ -19,11 +19,11 @@ SCOPES = ('route', 'dispatch', 'experts', 'combine', 'attention', 'cross_attenti
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One collective of a program.
+  """A collective of a program.
 
   kind:    of KINDS.
   name:    in the text.
-  bytes:   payload of one device in one execution: the larger of what goes in and what comes out.
+  bytes:   payload of a device in an execution: the larger of what goes in and what comes out.
   devices: in a group that takes part together.
   times:   executions per run of the program, by the trips of the loops around it.
   known:   whether these trips are known; an unknown loop counts as one.
@@ -39,7 +39,7 @@ class Collective:
 
   @property
   def total(self):
-    """Payload of one device in a run of the program."""
+    """Payload of a device in a run of the program."""
     return self.bytes * self.times
 
   @property
@@ -51,8 +51,8 @@ class Collective:
 
 
 def collectives(module, devices):
-  """Returns the list of Collective of an `hlo.Module` compiled for so many `devices`, in its order."""
-  found, chains = [], set()
+  """Returns the list of Collective of an `hlo.Module` compiled for `devices` devices, in its order."""
+  listed, chains = [], set()
   for name, body in module.computations.items():
     if name not in module.runs:
       continue
@@ -68,12 +68,12 @@ def collectives(module, devices):
           continue
         chains.add((kind, chain.group(1), channel.group(1)))
       moved = max(sum(map(hlo.size, module.operand_shapes(name, i))), hlo.size(_result(body, i).shape))
-      found.append(Collective(kind, i.name, moved, _group(i, devices), times, known, scope(i.op_name)))
-  return found
+      listed.append(Collective(kind, i.name, moved, _group(i, devices), times, known, scope(i.op_name)))
+  return listed
 
 
 def _result(body, i):
-  """The instruction whose shape is what the collective `i` gives: its -done, where it has one."""
+  """The instruction whose shape is what the collective `i` gives: its -done, if any."""
   return next((x for x in body if x.opcode == f'{i.opcode.removesuffix("-start")}-done'
                and i.name in x.operands), i) if i.opcode.endswith('-start') else i
 
@@ -97,7 +97,7 @@ def _group(i, devices):
 
 
 def scope(op_name):
-  """Returns 'direction/part' of what JAX called an operation.
+  """Returns 'direction/part' of JAX's name of an operation.
 
   >>> scope('jit(step)/transpose(jvp())/while/body/closed_call/layer/experts/dot_general')
   'backward/experts'
@@ -139,12 +139,12 @@ def by_scope(found):
 def overlap(module):
   """Returns {collective: matrix products between its start and its end} of a scheduled program.
 
-  Products are dots, convolutions, library calls, kernels, and fusions and loops that hold some; those
-  fused with a piece of a TPU's collective count too. Collectives that block are not in it.
+  Products are dots, convolutions, library calls, kernels, and fusions and loops that hold some. Products
+  fused with a piece of a TPU's collective count too. Collectives that block are left out.
   """
   if not module.scheduled:
     raise ValueError('the program is not scheduled: the order of its text says nothing')
-  found = {}
+  products_within = {}
   for name in module.runs:
     body, starts, chains = module.computations[name], {}, {}
     product = [products.is_product(module, name, i) for i in body]
@@ -152,16 +152,16 @@ def overlap(module):
       if i.opcode.endswith('-start') and _kind(module, i):
         starts[i.name] = place
       elif i.opcode.endswith('-done') and i.operands and i.operands[0] in starts:
-        found[i.operands[0]] = sum(product[starts[i.operands[0]]:place])
+        products_within[i.operands[0]] = sum(product[starts[i.operands[0]]:place])
       for chain in _chains(module, i):
         chains.setdefault(chain, []).append(place)
     for (kind, chain, channel), places in chains.items():
-      found[f'{kind} chain {chain} channel {channel}'] = sum(product[min(places):max(places) + 1])
-  return found
+      products_within[f'{kind} chain {chain} channel {channel}'] = sum(product[min(places):max(places) + 1])
+  return products_within
 
 
 def _kind(module, i):
-  """The kind of collective that `i` starts: its own, or of what an async-start calls; None for others."""
+  """The kind of collective that `i` starts: its own, or of what an async-start calls; else None."""
   kinds = [i.opcode, *(inner.opcode for inner in module.reached(i))]
   return next((k.removesuffix('-start') for k in kinds if k.removesuffix('-start') in KINDS), None)
 
@@ -182,9 +182,9 @@ def memory(compiled):
 
   peak: arguments, temporaries, code, and the outputs that do not take the place of an argument.
   """
-  found = compiled.memory_analysis()
-  parts = dict(arguments=found.argument_size_in_bytes, outputs=found.output_size_in_bytes,
-               aliased=found.alias_size_in_bytes, temporaries=found.temp_size_in_bytes,
-               code=found.generated_code_size_in_bytes)
+  analysis = compiled.memory_analysis()
+  parts = dict(arguments=analysis.argument_size_in_bytes, outputs=analysis.output_size_in_bytes,
+               aliased=analysis.alias_size_in_bytes, temporaries=analysis.temp_size_in_bytes,
+               code=analysis.generated_code_size_in_bytes)
   return parts | dict(peak=parts['arguments'] + parts['temporaries'] + parts['code'] + parts['outputs']
                       - parts['aliased'])

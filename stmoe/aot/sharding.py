@@ -27,8 +27,8 @@ def mesh_of(text):
 def rows(cfg, sizes):
   """Returns [(part, path, logical axes or None, spec, shape, bytes, bytes per device)] of all arrays.
 
-  part: params, opt_state, router_state, or 'counters' for the few numbers beside them. Logical axes are
-  those of parameters and of the routers' state.
+  part: params, opt_state, router_state, or 'counters' for the few numbers beside them. Only arrays of
+  parameters and of the routers' state have logical axes.
 
   Args:
     cfg:   ConfigDict of an experiment; of its mesh only the rules are used.
@@ -42,16 +42,16 @@ def rows(cfg, sizes):
   model = nnx.eval_shape(lambda: states.build(cfg))
   names = {_path(path): tuple(variable.get_metadata().get('out_sharding') or ())
            for path, variable in nnx.to_flat_state(nnx.state(model))}
-  found = []
+  listed = []
   for part, tree in blueprint.shapes.items():
-    for path, one in jax.tree.leaves_with_path(tree):
+    for path, leaf in jax.tree.leaves_with_path(tree):
       where = _path(getattr(key, 'key', getattr(key, 'idx', getattr(key, 'name', key))) for key in path)
-      whole, piece = (math.prod(shape) * itemsize(one.dtype)
-                      for shape in (one.shape, one.sharding.shard_shape(one.shape)))
-      known = part in ('params', 'opt_state', 'router_state')
-      found.append((part if known else 'counters', where, names.get(where) if part != 'opt_state' else None,
-                    one.sharding.spec, one.shape, whole, piece))
-  return found
+      whole, piece = (math.prod(shape) * itemsize(leaf.dtype)
+                      for shape in (leaf.shape, leaf.sharding.shard_shape(leaf.shape)))
+      named = part in ('params', 'opt_state', 'router_state')
+      listed.append((part if named else 'counters', where, names.get(where) if part != 'opt_state' else None,
+                    leaf.sharding.spec, leaf.shape, whole, piece))
+  return listed
 
 
 def _path(keys):

@@ -27,7 +27,7 @@ OVER = re.compile(r'[Rr]an out of memory|RESOURCE_EXHAUSTED')
 
 
 class DoesNotFit(Exception):
-  """The compiler gave up because of memory; `needed` bytes per device, as far as it said."""
+  """The compiler gave up because of memory; `needed` bytes per device, as far as the compiler said."""
 
   def __init__(self, message):
     super().__init__(message)
@@ -45,8 +45,8 @@ def lower(cfg, mesh):
   plan = states.blueprint(cfg, mesh)
   check.forward(cfg, plan)
   rows = NamedSharding(mesh, axes.spec(('batch',)))
-  batch = {name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=rows)
-           for name, one in beside.shapes(plan, check.batch_shapes(cfg, cfg.train.batch_size)).items()}
+  batch = {name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=rows)
+           for name, shape in beside.shapes(plan, check.batch_shapes(cfg, cfg.train.batch_size)).items()}
   return plan, steps.make(cfg, plan).lower(plan.shapes, batch)
 
 
@@ -88,7 +88,7 @@ def facts(cfg):
 
 
 def report(compiled, chip, devices):
-  """Returns what a compiled step does on one device, as a dict for JSON.
+  """Returns what a compiled step does on a device, as a dict for JSON.
 
   product_flops:  of all matrix products, loops counted as often as they run (also recomputation).
   cost_analysis:  XLA's own figures, which count the body of a loop once; {} where it has none.
@@ -96,70 +96,70 @@ def report(compiled, chip, devices):
   memory:         see `program.memory`; capacity is the chip's, free what is left.
   """
   module = hlo.parse(compiled.as_text())
-  found = program.collectives(module, devices)
+  collectives = program.collectives(module, devices)
   work, known = products.flops(module)
   traffic = products.traffic(module)
   memory = program.memory(compiled)
-  wire = sum(c.wire for c in found)
+  wire = sum(c.wire for c in collectives)
   cost = compiled.cost_analysis() or {}
   return dict(
       product_flops=work, trip_counts_known=known, traffic_bytes=traffic, wire_bytes=wire,
       cost_analysis={key: cost[key] for key in ('flops', 'bytes accessed') if key in cost},
-      memory=memory | fit(memory['peak'], chip), collectives=program.by_kind(found),
-      collectives_by_scope=program.by_scope(found),
+      memory=memory | fit(memory['peak'], chip), collectives=program.by_kind(collectives),
+      collectives_by_scope=program.by_scope(collectives),
       overlap=program.overlap(module) if module.scheduled else {},
       roofline=hardware.roofline(chip, work, traffic, wire))
 
 
 def fit(peak, chip):
-  """Returns dict(capacity, free) of bytes; free is negative where it does not fit, None for a CPU."""
+  """Returns dict(capacity, free) of bytes; free is negative where `peak` does not fit, None for a CPU."""
   return dict(capacity=chip.memory, free=None if chip.memory is None else chip.memory - peak)
 
 
 def suggestions(cfg, mesh):
   """Returns the settings, as texts, that would need less memory per device and that this model can take."""
-  found, devices = [], mesh.size
+  settings, devices = [], mesh.size
   shape = dict(mesh.shape)
   experts = [router.num_experts for block in cfg.blocks.values() for layer in lookup.nested(block)
              if 'router' in layer for router in lookup.nested(layer.router) if 'num_experts' in router]
   together = shape['data'] * shape['expert']
   if not cfg.mesh.get('rules') and together > 1 and cfg.model.d_model % together == 0:
-    found.append('mesh.rules=fsdp')
+    settings.append('mesh.rules=fsdp')
   if experts and shape['data'] > 1:
     larger = [e for e in range(shape['expert'] + 1, shape['expert'] * shape['data'] + 1)
               if devices // shape['model'] % e == 0 and all(n % e == 0 for n in experts)]
     if larger:
-      found.append(f'mesh.expert={larger[-1]} mesh.data={devices // shape["model"] // larger[-1]}')
+      settings.append(f'mesh.expert={larger[-1]} mesh.data={devices // shape["model"] // larger[-1]}')
   if shape['model'] * 2 <= devices and cfg.model.num_heads % (shape['model'] * 2) == 0:
     axis = 'data' if shape['data'] % 2 == 0 else 'expert'
     if shape[axis] % 2 == 0:
-      found.append(f'mesh.model={shape["model"] * 2} mesh.{axis}={shape[axis] // 2}')
+      settings.append(f'mesh.model={shape["model"] * 2} mesh.{axis}={shape[axis] // 2}')
   if cfg.model.get('remat', 'full') != 'full':
-    found.append('model.remat=full')
+    settings.append('model.remat=full')
   rows = cfg.train.batch_size // together
   if rows % (cfg.train.microbatches * 2) == 0:
-    found.append(f'train.microbatches={cfg.train.microbatches * 2}')
+    settings.append(f'train.microbatches={cfg.train.microbatches * 2}')
   elif rows % 2 == 0:
-    found.append(f'train.batch_size={cfg.train.batch_size // 2}')
-  return found or ['more chips']
+    settings.append(f'train.batch_size={cfg.train.batch_size // 2}')
+  return settings or ['more chips']
 
 
 def examine(cfg, chip, devices, note=lambda text: None, quick=False):
   """Returns the whole report of the training step of `cfg` on `devices` (each a `chip`) as a dict.
 
-  model: see `facts`; mesh: its sizes; seconds; step: see `report`, absent where the compiler
-  gave up for memory; fits: whether it does, None for a CPU; free: bytes, negative where it does not fit;
-  try: settings that need less.
+  model: see `facts`; mesh: its sizes; seconds. step: see `report`, absent where the compiler
+  gave up for memory. fits: whether the step fits, None for a CPU. free: bytes, negative where it does not
+  fit. try: settings that need less memory.
   """
   with states.on_mesh(cfg.mesh, devices) as mesh:
-    found = {'mesh': describe(mesh), 'try': suggestions(cfg, mesh)}
-  found['model'] = facts(cfg)
+    facts_known = {'mesh': describe(mesh), 'try': suggestions(cfg, mesh)}
+  facts_known['model'] = facts(cfg)
   try:
     _, compiled, seconds = build(cfg, devices, note, quick)
   except DoesNotFit as error:
     free = None if error.needed is None else chip.memory - error.needed
-    return found | dict(fits=False, free=free, compiler=str(error)[:500])
+    return facts_known | dict(fits=False, free=free, compiler=str(error)[:500])
   note('reading the program')
   step = report(compiled, chip, len(devices))
   free = step['memory']['free']
-  return found | dict(step=step, seconds=seconds, free=free, fits=None if free is None else free >= 0)
+  return facts_known | dict(step=step, seconds=seconds, free=free, fits=None if free is None else free >= 0)

@@ -12,15 +12,15 @@ import sys
 from stmoe import errors
 from stmoe.aot import hardware
 
-# The compiler of TPUs asks its surroundings for a TPU unless told that there is none; several processes
-# may load it, because none of them opens a device.
+# The compiler of TPUs asks its surroundings for a TPU unless told that there is none. Several processes
+# may load this compiler, because none of them opens a device.
 ENVIRONMENT = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost',
                'TPU_ACCELERATOR_TYPE': 'v5p-8', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
                'TPU_STDERR_LOG_LEVEL': '3', 'TPU_MIN_LOG_LEVEL': '3', 'TF_CPP_MIN_LOG_LEVEL': '2'}
 EXTRA = "pip install 'stmoe[aot]'"
 PER_HOST = 8                           # GPUs of a machine, joined by NVLink
 
-# The text form of XLA's description of a GPU; H100 SXM5, of which H200 differs in its memory.
+# The text form of XLA's description of a GPU; H100 SXM5; H200 differs in its memory.
 GPU = '''gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
   shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448 threads_per_core_limit: 2048
   core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
@@ -38,22 +38,23 @@ def prepare(topology):
   os.environ.update(ENVIRONMENT)
   flag = '--xla_force_host_platform_device_count'
   if name == 'cpu':
-    others = [f for f in os.environ.get('XLA_FLAGS', '').split() if not f.startswith(flag)]
-    os.environ['XLA_FLAGS'] = ' '.join([*others, f'{flag}={sizes[0]}'])
+    other_flags = [f for f in os.environ.get('XLA_FLAGS', '').split() if not f.startswith(flag)]
+    os.environ['XLA_FLAGS'] = ' '.join([*other_flags, f'{flag}={sizes[0]}'])
 
 
 def devices(topology):
-  """Returns (Chip as one device has it, list of devices, what to know about them).
+  """Returns (Chip as a device has it, list of devices, what to know about them).
 
   Raises UserError for a topology that does not exist, or whose compiler is not installed.
   """
   name, sizes = hardware.parse(topology)
   chip = hardware.CHIPS[name]
-  found = {'tpu': _tpu, 'gpu': _gpu, 'cpu': _cpu}[chip.kind](name, sizes)
+  of_kind = {'tpu': _tpu, 'gpu': _gpu, 'cpu': _cpu}[chip.kind](name, sizes)
   if chip.cores == 1:
-    return chip, found, ''
+    return chip, of_kind, ''
   # Its compiler knows no chip whose cores act as one device.
-  return chip.device(), [d for d in found if d.core_on_chip == 0], f'one of the {chip.cores} cores of a chip'
+  first_cores = [d for d in of_kind if d.core_on_chip == 0]
+  return chip.device(), first_cores, f'one of the {chip.cores} cores of a chip'
 
 
 def versions(topology):
@@ -65,11 +66,11 @@ def versions(topology):
 
 def _cpu(name, sizes):
   import jax
-  there = jax.devices('cpu')
-  if len(there) < sizes[0]:
-    raise errors.UserError(f'topology cpu:{sizes[0]}: this process has {len(there)} devices; nearest: '
-                           f'cpu:{len(there)}')
-  return there[:sizes[0]]
+  virtual = jax.devices('cpu')
+  if len(virtual) < sizes[0]:
+    raise errors.UserError(f'topology cpu:{sizes[0]}: this process has {len(virtual)} devices; nearest: '
+                           f'cpu:{len(virtual)}')
+  return virtual[:sizes[0]]
 
 
 def _tpu(name, sizes):
@@ -78,7 +79,7 @@ def _tpu(name, sizes):
   os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
   from jax.experimental import topologies
   text = f'{name}:{"x".join(map(str, sizes))}'
-  one = dict(chips_per_host_bounds=(1, 1, 1)) if hardware.chips(name, sizes) == 1 else {}
+  bounds = dict(chips_per_host_bounds=(1, 1, 1)) if hardware.chips(name, sizes) == 1 else {}
   largest = hardware.LARGEST[name]
   even = [size + size % 2 if axis < 2 else size for axis, size in enumerate(sizes)]
   near = [min(size, most) for size, most in zip(even, largest)]
@@ -88,7 +89,7 @@ def _tpu(name, sizes):
   if any(size > most for size, most in zip(sorted(sizes), sorted(largest))):
     raise missing
   try:
-    return topologies.get_topology_desc(text, platform='tpu', **one).devices
+    return topologies.get_topology_desc(text, platform='tpu', **bounds).devices
   except Exception as error:                                         # of a compiler that says why, or not
     raise (missing if near != list(sizes) else errors.UserError(f'topology {text}: {error}')) from error
 

@@ -26,5 +26,5 @@ def variant(problem, floor, product):
 
 def nothing_but(platform, package):
   """Returns why `package` cannot run on the present device, '' if it can: it must be a `platform`."""
-  here = jax.default_backend()
-  return '' if here == platform else f'{package} runs on {platform}, this is {here}'
+  backend = jax.default_backend()
+  return '' if backend == platform else f'{package} runs on {platform}, this is {backend}'

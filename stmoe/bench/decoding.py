@@ -33,11 +33,11 @@ def measure(experts, batch_sizes, prompt, rounds, recompute=True, note=print):
     for number in experts:
       note(f'batch {rows}, {number} experts: compiling')
       programs[number] = _programs(number, rows, prompt, recompute)
-    times = {number: {name: [] for name in made} for number, made in programs.items()}
+    times = {number: {name: [] for name in compiled} for number, compiled in programs.items()}
     for turn in range(rounds + 1):                                   # the first warms up
       note(f'batch {rows}: round {turn} of {rounds}')
-      for number, made in programs.items():
-        for name, run in made.items():
+      for number, compiled in programs.items():
+        for name, run in compiled.items():
           times[number][name].append(_seconds(run))
     step = lambda t: [(a - b) / (LONG - SHORT) for a, b in zip(t['long'][1:], t['short'][1:])]
     fewest = step(times[min(experts)])
@@ -85,13 +85,13 @@ def _programs(num_experts, rows, prompt, recompute):
       _, cache = state
       return model.step(fed, jnp.ones(rows, bool), cache), None
     # Tokens that are given, so that every step routes to other experts.
-    given = jax.random.randint(jax.random.key(2), (steps, rows), 1, MODEL['vocab_size'])
-    return jax.lax.scan(body, (logits, cache), given)[0][0]
+    generated = jax.random.randint(jax.random.key(2), (steps, rows), 1, MODEL['vocab_size'])
+    return jax.lax.scan(body, (logits, cache), generated)[0][0]
 
-  made = {name: jax.jit(generate, static_argnums=2).lower(model, text(prompt), steps).compile()
+  compiled = {name: jax.jit(generate, static_argnums=2).lower(model, text(prompt), steps).compile()
           for name, steps in (('short', SHORT), ('long', LONG))}
-  given = text(prompt)
-  programs = {name: (lambda run=run: run(model, given)) for name, run in made.items()}
+  generated = text(prompt)
+  programs = {name: (lambda run=run: run(model, generated)) for name, run in compiled.items()}
   if recompute:
     forward, whole = jax.jit(lambda model, batch: model(batch, alone=True)[0]), text(prompt + LONG)
     forward = forward.lower(model, whole).compile()

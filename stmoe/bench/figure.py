@@ -16,16 +16,16 @@ def draw(rows, device):
   style = canvas.styles(labels)
   figure, axes = canvas.new(1, 2, max(7.0, 1.6 + 0.22 * len(rows)), 3.6)
   width, handles = 0.8 / len(labels), {}
-  for ax, what in zip(axes[0], ('forward', 'train')):
+  for ax, direction in zip(axes[0], ('forward', 'train')):
     for row in rows:
       name = label(row)
       x = places.index((row['shape'], row['routing'])) - 0.4 + width * (labels.index(name) + 0.5)
-      handles[name] = ax.bar(x, row[what]['ratio'], 0.92 * width, color=style[name][0])
+      handles[name] = ax.bar(x, row[direction]['ratio'], 0.92 * width, color=style[name][0])
     ax.axhline(1, color=canvas.INK, lw=1)
     ax.set_xticks(range(len(places)), [shape if routing == 'real' else f'{shape}\n{routing}'
                                        for shape, routing in places])
-    canvas.label(ax, None, 'time over the dense floor' if what == 'forward' else None,
-                 f'{TITLES[what]}, {device}' if what == 'forward' else TITLES[what])
+    canvas.label(ax, None, 'time over the dense floor' if direction == 'forward' else None,
+                 f'{TITLES[direction]}, {device}' if direction == 'forward' else TITLES[direction])
   canvas.legend(figure, handles)
   return figure
 

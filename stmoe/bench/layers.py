@@ -85,28 +85,28 @@ def measure(shape, executors, routings, rounds, peers=(), note=print):
   began = time.perf_counter()
   for turn in range(rounds + 1):           # the first round warms up
     matmul.append(machine())
-    for what in ('forward', 'train'):
+    for direction in ('forward', 'train'):
       for v in (*floors, *variants):
-        v.times[what].append(_seconds(v.run[what]))
-    left = (time.perf_counter() - began) / (turn + 1) * (rounds - turn)
-    note(f'{shape.name}: round {turn} of {rounds}, {left:.0f} s left')
+        v.times[direction].append(_seconds(v.run[direction]))
+    remaining = (time.perf_counter() - began) / (turn + 1) * (rounds - turn)
+    note(f'{shape.name}: round {turn} of {rounds}, {remaining:.0f} s left')
   for v in variants:
     yield _row(shape, v, rounds, max(matmul))
 
 
 def _row(shape, v, rounds, rate):
   row = dict(shape=shape.name, **shape.sizes(), **v.facts, rounds=rounds, matmul_gflops=rate)
-  for what, flops in (('forward', shape.flops), ('train', 3 * shape.flops)):
-    mine, base = v.times[what][1:], v.floor.times[what][1:]
-    row[what] = dict(
+  for direction, flops in (('forward', shape.flops), ('train', 3 * shape.flops)):
+    mine, base = v.times[direction][1:], v.floor.times[direction][1:]
+    row[direction] = dict(
         ratio=statistics.median(a / b for a, b in zip(mine, base)), ratio_of_minima=min(mine) / min(base),
         ms=1e3 * min(mine), dense_ms=1e3 * min(base), gflops=flops / min(mine) / 1e9,
         dense_gflops=flops / min(base) / 1e9)
-    program = v.programs.get(what)
+    program = v.programs.get(direction)
     if program is not None:
-      row[what]['temp_mb'] = program.memory_analysis().temp_size_in_bytes / 1e6
+      row[direction]['temp_mb'] = program.memory_analysis().temp_size_in_bytes / 1e6
       counted = products.known(hlo.parse(program.as_text()))
-      row[what]['hlo_flops_over_active'] = counted and counted / flops
+      row[direction]['hlo_flops_over_active'] = counted and counted / flops
   return row
 
 

@@ -26,25 +26,25 @@ def tensor(a):
     return None
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   kind = getattr(torch, str(a.dtype))
-  made = torch.from_numpy(np.array(a, np.float32 if kind.is_floating_point else None)).to(device, kind)
-  return made.requires_grad_(kind.is_floating_point)
+  on_device = torch.from_numpy(np.array(a, np.float32 if kind.is_floating_point else None)).to(device, kind)
+  return on_device.requires_grad_(kind.is_floating_point)
 
 
 def variant(layer, arguments, floor=None):
   """Returns a `bench.Variant` of layer(*arguments) and of its gradients to all arguments that have them."""
   import torch
   learned = [a for a in arguments if a is not None and a.requires_grad]
-  done = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+  wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
   def forward():
     with torch.no_grad():
       layer(*arguments)
-    done()
+    wait()
 
   def train():
     y = layer(*arguments)
     torch.autograd.grad(y, learned, y.detach().cos())
-    done()
+    wait()
   return bench.Variant(dict(forward=forward, train=train), {}, floor=floor)
 
 

@@ -19,15 +19,15 @@ def run(logits, state, step, choose, length, eos_id):
   ids = jnp.zeros((len(first), length), jnp.int32).at[:, 0].set(first)
 
   def going(carry):
-    i, _, _, done, _ = carry
-    return (i < length) & ~jnp.all(done)
+    i, _, _, ended, _ = carry
+    return (i < length) & ~jnp.all(ended)
 
   def advance(carry):
-    i, ids, last, done, state = carry
-    logits, state = step(last, ~done, state)
-    last = jnp.where(done, 0, choose(logits, i)).astype(jnp.int32)
+    i, ids, last, ended, state = carry
+    logits, state = step(last, ~ended, state)
+    last = jnp.where(ended, 0, choose(logits, i)).astype(jnp.int32)
     ids = jax.lax.dynamic_update_slice_in_dim(ids, last[:, None], i, 1)
-    return i + 1, ids, last, done | ends(last), state
+    return i + 1, ids, last, ended | ends(last), state
 
   carry = jnp.int32(1), ids, first, ends(first), state
   return jax.lax.while_loop(going, advance, carry)[1]

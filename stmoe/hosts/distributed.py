@@ -16,14 +16,14 @@ def shard(mesh, rows):
 
   Processes that differ only in mesh axes over which a batch is not split hold the same rows.
   """
-  here = jax.process_index()
+  own = jax.process_index()
   spans = spans_of(NamedSharding(mesh, axes.spec(('batch',))), rows)
-  mine = sorted({span for device, span in spans.items() if device.process_index == here})
+  mine = sorted({span for device, span in spans.items() if device.process_index == own})
   start, size = mine[0][0], sum(end - begin for begin, end in mine)
   if mine[-1][1] - start != size or start % size or rows % size:
     runs = ', '.join(f'{begin}-{end - 1}' for begin, end in mine)
     processes = jax.process_count()
-    raise errors.UserError(f'mesh {dict(mesh.shape)} gives process {here} of {processes} the rows {runs} of '
+    raise errors.UserError(f'mesh {dict(mesh.shape)} gives process {own} of {processes} the rows {runs} of '
                            f'{rows}, which are not one run; nearest: mesh.data={processes}')
   return start // size, rows // size
 

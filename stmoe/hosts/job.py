@@ -86,8 +86,8 @@ def _found(env):
   many tasks is one process. One task on a node takes all its devices, several take one each.
   """
   if int(env.get('SLURM_STEP_NUM_TASKS') or 1) > 1 and 'SLURM_PROCID' in env:
-    each = env.get('SLURM_STEP_TASKS_PER_NODE', '')
-    alone = each == '1' or each.startswith('1(') and ',' not in each
+    tasks_per_node = env.get('SLURM_STEP_TASKS_PER_NODE', '')
+    alone = tasks_per_node == '1' or tasks_per_node.startswith('1(') and ',' not in tasks_per_node
     alone |= env.get('CUDA_VISIBLE_DEVICES', '').isdecimal()           # --gpus-per-task=1: there is no other
     return dict(num_processes=int(env['SLURM_STEP_NUM_TASKS'])) | (_all_devices(env) if alone else {})
   if int(env.get('OMPI_COMM_WORLD_SIZE') or 1) > 1:
@@ -234,8 +234,8 @@ def exchange(value, patience=LONG):
   folder = f'stmoe/exchange/{next(_turns)}'
   _client().key_value_set(f'{folder}/{index()}', json.dumps(value))
   _client().wait_at_barrier(f'{folder}/all', patience)
-  found = dict(_client().key_value_dir_get(folder))
-  return [json.loads(found[f'{folder}/{i}']) for i in range(size())]
+  values = dict(_client().key_value_dir_get(folder))
+  return [json.loads(values[f'{folder}/{i}']) for i in range(size())]
 
 
 def together(work):
@@ -247,11 +247,11 @@ def together(work):
     value = work()
   except errors.UserError as error:
     problem = str(error)
-  said = exchange(problem)
-  wrong = [i for i, text in enumerate(said) if text is not None]
+  problems = exchange(problem)
+  wrong = [i for i, text in enumerate(problems) if text is not None]
   if wrong:
-    where = '' if len(set(said)) == 1 else f'process {wrong[0]}: '
-    raise errors.UserError(where + said[wrong[0]])
+    where = '' if len(set(problems)) == 1 else f'process {wrong[0]}: '
+    raise errors.UserError(where + problems[wrong[0]])
   return value
 
 
@@ -262,13 +262,13 @@ def first(work):
 
 def in_turn(work):
   """Returns `work()`, done by process 0 and then by the others, which find what it made."""
-  made = together(lambda: work() if leads() else None)
-  others = together(lambda: None if leads() else work())
-  return made if leads() else others
+  first = together(lambda: work() if leads() else None)
+  later = together(lambda: None if leads() else work())
+  return first if leads() else later
 
 
 def same(what, value):
   """Raises UserError unless `value`, for JSON, is the same on every process; `what` names it."""
-  for process, other in enumerate(said := exchange(value)):
-    if other != said[0]:
-      raise errors.UserError(f'process {process} has another {what} ({other}) than process 0 ({said[0]})')
+  for process, other in enumerate(values := exchange(value)):
+    if other != values[0]:
+      raise errors.UserError(f'process {process} has another {what} ({other}) than process 0 ({values[0]})')

@@ -36,8 +36,8 @@ class Signals:
       signal.signal(s, handler)
 
   def _handle(self, number, frame):
-    again, self._at = time.monotonic() - self._at > self._twice, time.monotonic()
-    if self.code and number == signal.SIGINT and again:
+    is_again, self._at = time.monotonic() - self._at > self._twice, time.monotonic()
+    if self.code and number == signal.SIGINT and is_again:
       raise KeyboardInterrupt
     self.code = EXIT_CODES[number]
     # Not print: the signal may have come in the middle of one.

@@ -44,21 +44,21 @@ def fork():
 def _own(stream, number, write):
   """A text stream like `stream` on a copy of file descriptor `number`, which becomes a copy of `write`."""
   buffering = 1 if number == 2 or os.isatty(number) else -1
-  own = os.fdopen(os.dup(number), 'w', buffering=buffering, encoding=stream.encoding, errors=stream.errors)
+  copy = os.fdopen(os.dup(number), 'w', buffering=buffering, encoding=stream.encoding, errors=stream.errors)
   os.dup2(write, number)
-  return own
+  return copy
 
 
 def _watch(child, read):
   """The exit code of process `child`, whose file descriptor 2 arrives at `read`."""
   for number in PASSED_ON:
     signal.signal(number, lambda number, frame: _pass_on(child, number))
-  kept, joined = [], threading.Event()
-  listener = threading.Thread(target=_listen, args=(read, kept, joined), daemon=True)
+  chunks, joined = [], threading.Event()
+  listener = threading.Thread(target=_listen, args=(read, chunks, joined), daemon=True)
   listener.start()
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   listener.join(2)                       # a grandchild may hold the pipe open
-  text = b''.join(kept)
+  text = b''.join(chunks)
   if code == LOST or code == -signal.SIGABRT and FATAL.search(text):
     if not joined.is_set():
       _say(b'stmoe: the job did not come together in time (--start-timeout); are all its processes started, '
@@ -100,16 +100,16 @@ def _say(text):
 
 def _why(text):
   """The first words of the error by which Python noticed it, or ''."""
-  found = re.search(rb'^' + LOST_TEXT.encode() + rb' (.{1,120})', text, re.MULTILINE)
-  return f' ({found[1].decode(errors="replace").strip()})' if found else ''
+  match = re.search(rb'^' + LOST_TEXT.encode() + rb' (.{1,120})', text, re.MULTILINE)
+  return f' ({match[1].decode(errors="replace").strip()})' if match else ''
 
 
 def _who(text):
   """The process that the runtime's message is about, in words."""
   if b'leader task' in text:
     return 'process 0'
-  found = re.search(rb'unhealthy \(stopped sending heartbeats\):\n((?:\d+\n)+)', text)
-  if not found:
+  match = re.search(rb'unhealthy \(stopped sending heartbeats\):\n((?:\d+\n)+)', text)
+  if not match:
     return 'another process'
-  numbers = found[1].decode().split()
+  numbers = match[1].decode().split()
   return f'process {numbers[0]}' if len(numbers) == 1 else f'one of the processes {", ".join(numbers)}'

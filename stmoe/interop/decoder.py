@@ -35,12 +35,12 @@ def ignored(c):
 
 
 def copied(c):
-  """Returns the names of tensors that the format wants once more, where it was not an import: none."""
+  """Returns the names of tensors that the format wants once more, where it was not an import: none here."""
   return ()
 
 
 def glu(ours, theirs, names=('gate_proj', 'up_proj', 'down_proj')):
-  """Returns the rules of a gated feed-forward layer whose three matrices are called `names` there."""
+  """Returns the rules of a gated feed-forward layer whose three tensors are called `names`."""
   bank = '[{e}]' if '{e}' in theirs else ''
   return [(f'decoder/layers/{{i}}/layer/{ours}{w}{bank}', f'{LAYER}{theirs}{name}.weight', rules.LINEAR)
           for w, name in zip(('wi', 'wg', 'wo'), names)]
@@ -80,36 +80,37 @@ def losses(hf):
 def rope(hf, theta=10000.0):
   """Returns (base, fields of `rotary.yarn` or None, factor of the attention's logits).
 
-  Fields of both spellings: rope_parameters of transformers 5, rope_theta and rope_scaling before. One that
-  the type does not have is refused, and so are two that disagree: versions take one or the other.
+  Fields of both spellings count: rope_parameters of transformers 5, rope_theta and rope_scaling before. A
+  field that the type does not have is refused. So are two fields that disagree: versions take one or the
+  other.
 
   Args:
     theta: the base where no field says it.
   """
-  given = _rope_fields(hf)
-  base = float(fields.given(given, 'rope_theta', ranges.Above1, theta))
-  kind = fields.given(given, 'rope_type', ranges.Text, 'default')
+  given_fields = _rope_fields(hf)
+  base = float(fields.given(given_fields, 'rope_theta', ranges.Above1, theta))
+  kind = fields.given(given_fields, 'rope_type', ranges.Text, 'default')
   if kind not in ROPE:
     raise errors.UserError(f'config.json: rotary positions of type {kind!r} are not supported'
                            f'{errors.nearest(kind, ROPE)} (there are: {", ".join(ROPE)})')
-  fields.only(given, partial_rotary_factor=1)
-  other = next((key for key in given if key not in COMMON + ROPE[kind]), None)
-  if other:
-    raise errors.UserError(f'config.json: {other}={given[other]!r:.60} of rotary positions of type {kind} is '
-                           f'not supported{errors.nearest(other, ROPE[kind])}')
-  return (base, None, 1.0) if kind == 'default' else (base, *_yarn(hf, given))
+  fields.only(given_fields, partial_rotary_factor=1)
+  extra = next((key for key in given_fields if key not in COMMON + ROPE[kind]), None)
+  if extra:
+    raise errors.UserError(f'config.json: {extra}={given_fields[extra]!r:.60} of rotary positions of type '
+                           f'{kind} is not supported{errors.nearest(extra, ROPE[kind])}')
+  return (base, None, 1.0) if kind == 'default' else (base, *_yarn(hf, given_fields))
 
 
 def _rope_fields(hf):
   """The fields of rotary positions that a config.json sets, under the names of rope_parameters."""
-  found = {key: hf[key] for key in ('rope_theta', 'partial_rotary_factor') if hf.get(key) is not None}
+  stated = {key: hf[key] for key in ('rope_theta', 'partial_rotary_factor') if hf.get(key) is not None}
   for group in ('rope_parameters', 'rope_scaling'):
     for key, value in fields.given(hf, group, ranges.Section, {}).items():
       key = 'rope_type' if key == 'type' else key
-      if value is not None and found.setdefault(key, value) != value:
-        raise errors.UserError(f'config.json says {key} of rotary positions twice: {found[key]!r:.40} and '
+      if value is not None and stated.setdefault(key, value) != value:
+        raise errors.UserError(f'config.json says {key} of rotary positions twice: {stated[key]!r:.40} and '
                                f'{value!r:.40}')
-  return found
+  return stated
 
 
 def _yarn(hf, given):
@@ -122,14 +123,14 @@ def _yarn(hf, given):
     raise errors.UserError('config.json: rotary positions of type yarn need factor and '
                            'original_max_position_embeddings')
   size = lambda scale: 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
-  one, every = (number(key, kind=ranges.NonNegative) for key in ('mscale', 'mscale_all_dim'))
+  mscale, all_dim = (number(key, kind=ranges.NonNegative) for key in ('mscale', 'mscale_all_dim'))
   # What cos and sin get divides out of the logits again, where the two scales are equal.
-  turned = number('attention_factor') or (size(one) / size(every) if one and every else size(1.0))
+  turned = number('attention_factor') or (size(mscale) / size(all_dim) if mscale and all_dim else size(1.0))
   scaled = dict(factor=float(factor), length=length, fast=float(number('beta_fast', 32.0)),
                 slow=float(number('beta_slow', 1.0)), size=float(turned))
   if not number('truncate', True, ranges.Flag):
     scaled['truncate'] = False
-  return scaled, size(every) ** 2 if every else 1.0
+  return scaled, size(all_dim) ** 2 if all_dim else 1.0
 
 
 def describe(c, architecture, model_type):
@@ -151,13 +152,13 @@ def describe(c, architecture, model_type):
 
 
 def last(c):
-  """Returns (first block, last block) of our configuration, a dense one and the sparse one where both are."""
+  """Returns (first block, last block) of our configuration: a dense and the sparse block where both are."""
   letters = rules.letters(c['model']['layers'])
   return c['blocks'][letters[0]], c['blocks'][letters[-1]]
 
 
 def sparse(block, router):
-  """Returns the section of `block` with router and experts; raises UserError if it has no such router."""
+  """Returns the section of `block` with router and experts; raises UserError without such a router."""
   routed = [section for section in lookup.nested(block) if section.get('router')] or [{}]
   name = routed[0].get('router', {}).get('name')
   if name != router:

@@ -38,7 +38,7 @@ def copied(c):
 
 
 def feed_forward(module, names):
-  """Returns the rules of dense layers whose matrices (dict ours -> theirs) are in `module` there."""
+  """Returns the rules of dense layers whose tensors (dict our name -> theirs) are in their `module`."""
   return [(f'{stack}/layers/{{i}}/layer/{ours}', f'{stack}.block.{{i}}.layer.{place}.{module}.{name}.weight',
            rules.LINEAR) for stack, place in PLACES for ours, name in names.items()]
 

@@ -31,7 +31,7 @@ def given(hf, key, kind, default=None):
 
 
 def only(hf, **allowed):
-  """Raises UserError if a field is there with another value than the one `allowed`."""
+  """Raises UserError if a field of `allowed` is there with another value."""
   for key, value in allowed.items():
     if hf.get(key) is not None and hf[key] != value:
       raise errors.UserError(f'config.json: {key}={hf[key]!r:.60} is not supported; nearest: {value!r:.60}')
@@ -49,43 +49,43 @@ def activation(hf, key, default=None):
 def ids(hf, generation, model):
   """Returns the fields start_id and end_ids of section `model`; left out where they are 0 and 1, as here.
 
-  A decoder without a first token starts, as in its training, from the one that ends texts.
+  A decoder without a first token starts, as in its training, from the token that ends texts.
 
   Args:
-    hf, generation: config.json and generation_config.json, {} without one; what the second says counts.
+    hf, generation: config.json and generation_config.json, {} without the file; the second file counts more.
   """
-  given = hf | {key: value for key, value in generation.items() if value is not None}
-  ends = given.get('eos_token_id')
+  fields = hf | {key: value for key, value in generation.items() if value is not None}
+  ends = fields.get('eos_token_id')
   ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
   first = ('decoder_start_token_id', 'pad_token_id') if model['name'] == 't5' else ('bos_token_id',)
-  start = next((given[key] for key in first if given.get(key) is not None), (*ends, 0)[0])
+  start = next((fields[key] for key in first if fields.get(key) is not None), (*ends, 0)[0])
   for value in (start, *ends):
     if type(value) is not int or not 0 <= value < model['vocab_size']:
       raise errors.UserError(f'config.json: {value!r:.60} among {", ".join(first)} and eos_token_id is no id '
                              f'of vocab_size={model["vocab_size"]}')
-  own = {} if ends in ([], [1]) else dict(end_ids=tuple(ends))
-  return own | (dict(start_id=start) if start else {})
+  end_fields = {} if ends in ([], [1]) else dict(end_ids=tuple(ends))
+  return end_fields | (dict(start_id=start) if start else {})
 
 
 def family(hf):
-  """Returns (name, module) of the family of a config.json; raises UserError naming the nearest ones."""
+  """Returns (name, module) of the family of a config.json; raises UserError naming the nearest families."""
   name = hf.get('model_type')
   if name is None:
     raise errors.UserError(f'config.json has no model_type (supported: '
                            f'{", ".join(lookup.available("family"))})')
-  found = lookup.module('family', need(hf, 'model_type', ranges.Text))
+  module = lookup.module('family', need(hf, 'model_type', ranges.Text))
   named = given(hf, 'architectures', ranges.Many(ranges.Text), ())
-  stranger = next((one for one in named if one != found.ARCHITECTURE), None)
+  stranger = next((architecture for architecture in named if architecture != module.ARCHITECTURE), None)
   if stranger is not None:
     raise errors.UserError(f'config.json: the architecture {stranger} is not supported; nearest: '
-                           f'{found.ARCHITECTURE}')
-  return name, found
+                           f'{module.ARCHITECTURE}')
+  return name, module
 
 
 def differences(mine, theirs):
   """Returns texts 'field is a, not b' about where two configurations make different models.
 
-  Letters of blocks may differ, FREE fields too, and what is left out is its default.
+  Letters of blocks may differ, and so may FREE fields. A field that is left out has its default.
 
   Args:
     mine, theirs: dicts with the sections `model` and `blocks`.

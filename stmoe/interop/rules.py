@@ -1,4 +1,4 @@
-"""Tables of names: which of our arrays, or which slice of one, is which tensor of a checkpoint.
+"""Tables of names: which of our arrays, or which slice of an array, is which tensor of a checkpoint.
 
 A rule is (ours, theirs) or (ours, theirs, op). `ours` is the path of an array of the model. In the path the
 blocks of a stack are numbered through and `[{e}]` stands for an expert: both are axes of stacked arrays.
@@ -19,11 +19,11 @@ LINEAR = 'linear'                      # [out, in] there, [in, out] here
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """A slice of one of our arrays, and the tensor that it is.
+  """A slice of an array of ours, and the tensor that it is.
 
   leaf:   path of the array in the training state, a tuple of keys.
   index:  numbers of the slice along the leading axes: repeat, expert; () for a whole array.
-  name:   as in a rule, for people; tensor: its name in the checkpoint, or None.
+  name:   as in a rule, for people; tensor: the tensor's name in the checkpoint, or None.
   op:     KEEP or LINEAR.
   shape:  of the slice; `there` is the tensor's.
   """
@@ -44,12 +44,12 @@ def places(shapes, table):
 
   Args:
     shapes: dict 'params', 'router_state' -> pure dicts of arrays or ShapeDtypeStructs, scanned or not.
-    table:  rules; the first that fits counts.
+    table:  rules; the first rule that fits counts.
   Raises:
     UserError: for arrays that no rule speaks of.
   """
   compiled = [(_pattern(rule[0]), *rule[1:], *([KEEP] if len(rule) < 3 else [])) for rule in table]
-  found, unknown = [], []
+  all_places, unknown = [], []
   for leaf, shape, layers in _leaves(shapes):
     for number, name in layers:
       fits = next(((re.fullmatch(pattern, name), theirs, op) for pattern, theirs, op in compiled
@@ -57,21 +57,21 @@ def places(shapes, table):
       if fits is None:
         unknown.append(name)
         continue
-      found += _slices(leaf, shape, number, name, *fits)
+      all_places += _slices(leaf, shape, number, name, *fits)
   if unknown:
     raise errors.UserError(f'{len(unknown)} arrays of the model are in no checkpoint of this family: '
                            f'{some(unknown)}')
-  return found
+  return all_places
 
 
 def _slices(leaf, shape, number, name, match, theirs, op):
-  """The Places of one layer's array: one, or one an expert."""
-  index, rest = ((), shape) if number is None else ((number,), shape[1:])
+  """The Places of a layer's array: a single Place, or one for each expert."""
+  index, layer_shape = ((), shape) if number is None else ((number,), shape[1:])
   fields = match.groupdict()
   if theirs is None or '{e}' not in theirs:
-    return [Place(leaf, index, name, theirs and theirs.format(**fields), op, tuple(rest))]
-  return [Place(leaf, (*index, e), f'{name}[{e}]', theirs.format(e=e, **fields), op, tuple(rest[1:]))
-          for e in range(rest[0])]
+    return [Place(leaf, index, name, theirs and theirs.format(**fields), op, tuple(layer_shape))]
+  return [Place(leaf, (*index, e), f'{name}[{e}]', theirs.format(e=e, **fields), op, tuple(layer_shape[1:]))
+          for e in range(layer_shape[0])]
 
 
 def _pattern(ours):
@@ -83,7 +83,7 @@ def _pattern(ours):
 
 def _leaves(shapes):
   """Yields (path, shape, [(number along the leading axis or None, name in rules)]) of every array."""
-  # Router state is only in some blocks: the numbers of all come from the parameters.
+  # Router state is only in some blocks: the parameters give the numbers of all blocks.
   plans = {}
   for tree in shapes.values():
     plans = _plans(tree, ()) | plans
@@ -95,19 +95,19 @@ def _plans(tree, path):
   """Dict path of a stack -> dict segment -> (number of its first block, blocks in a unit, repeats)."""
   if not isinstance(tree, dict):
     return {}
-  found = {}
+  plans = {}
   for key, value in tree.items():
     if key != 'segments':
-      found |= _plans(value, (*path, key))
+      plans |= _plans(value, (*path, key))
       continue
-    found[path], first = {}, 0
+    plans[path], first = {}, 0
     for segment, units in sorted(value.items()):
       stacked = 'blocks' in units
       blocks = (units if stacked else units[0])['blocks']
       repeats = _leaf(blocks).shape[0] if stacked else len(units)
-      found[path][segment] = first, len(blocks), repeats
+      plans[path][segment] = first, len(blocks), repeats
       first += len(blocks) * repeats
-  return found
+  return plans
 
 
 def _leaf(tree):
@@ -143,21 +143,21 @@ def check(found, shapes, copies=(), ignored=()):
   Args:
     found:   Places.
     shapes:  dict tensor name -> shape in the checkpoint.
-    copies:  names of tensors that are others once more.
+    copies:  names of tensors that repeat other tensors.
     ignored: regular expressions of names that mean nothing to the model.
   """
-  wanted = {place.tensor: place for place in found if place.tensor is not None}
-  missing = sorted(name for name in wanted if name not in shapes)
+  by_tensor = {place.tensor: place for place in found if place.tensor is not None}
+  missing = sorted(name for name in by_tensor if name not in shapes)
   if missing:
     raise errors.UserError(f'{len(missing)} tensors are missing: {some(missing)}')
   wrong = [f'{name} is {list(shapes[name])}, not {list(place.there)} ({place.name})'
-           for name, place in wanted.items() if tuple(shapes[name]) != place.there]
+           for name, place in by_tensor.items() if tuple(shapes[name]) != place.there]
   if wrong:
     raise errors.UserError(f'{len(wrong)} tensors do not fit config.json: {some(wrong)}')
-  rest = sorted(set(shapes) - set(wanted) - set(copies))
-  skipped = [name for name in rest if any(re.fullmatch(pattern, name) for pattern in ignored)]
-  if len(skipped) < len(rest):
-    extra = [name for name in rest if name not in skipped]
+  unplaced = sorted(set(shapes) - set(by_tensor) - set(copies))
+  skipped = [name for name in unplaced if any(re.fullmatch(pattern, name) for pattern in ignored)]
+  if len(skipped) < len(unplaced):
+    extra = [name for name in unplaced if name not in skipped]
     raise errors.UserError(f'{len(extra)} tensors have no place in the model: {some(extra)}')
   return skipped
 
@@ -169,7 +169,7 @@ def some(names, most=4):
 
 
 def pattern(letters):
-  """Returns the layers of a stack as `stack.Stack` takes them, from one letter a layer.
+  """Returns the layers of a stack as `stack.Stack` takes them, from a letter for each layer.
 
   >>> pattern('dmdmdm'), pattern('dmmm')
   ((('dm', 3),), (('d', 1), ('m', 3)))
@@ -181,5 +181,5 @@ def pattern(letters):
 
 
 def letters(layers):
-  """Returns one letter a layer, the inverse of `pattern`."""
+  """Returns a letter for each layer, the inverse of `pattern`."""
   return ''.join(unit * repeats for unit, repeats in layers)

@@ -1,8 +1,9 @@
 """Checkpoints of T5X and flaxformer: a folder of zarr arrays, target.<path with dots>, and no configuration.
 
-Sizes are read off the arrays. What they do not say is as in Switch Transformer: GELU where the feed-forward
-layers are gated and ReLU where not, top-1 routing with capacity factors (1.25, 2.0); `--config` changes it,
-for example --config.blocks.m.router.name=st_moe. Only layers one by one, and not the optimizer's statistics.
+Sizes are read off the arrays. What sizes do not say is as in Switch Transformer. The feed-forward layers have
+GELU where they are gated and ReLU where not. Routing is top-1 with capacity factors (1.25, 2.0). `--config`
+changes this, for example --config.blocks.m.router.name=st_moe. Layers must be stored each by itself. The
+optimizer's statistics are not read.
 """
 
 import dataclasses
@@ -64,9 +65,9 @@ def found(folder):
 
 def tensors(folder):
   """Returns dict name ('encoder/layers_0/...') -> Array of the parameters in `folder`."""
-  made = {}
+  arrays = {}
   for path in sorted(pathlib.Path(folder).glob(f'{PREFIX}*')):
-    # A piece of an array that is not there would be zeros.
+    # A missing piece of an array would be zeros.
     spec = dict(driver='zarr', kvstore=dict(driver='file', path=f'{files.plain_path(path)}/'),
                 fill_missing_data_reads=False)
     try:
@@ -78,8 +79,8 @@ def tensors(folder):
       raise errors.UserError(f'{path} is of dtype {store.dtype.name} (there are: {", ".join(DTYPES)})')
     name = path.name.removeprefix(PREFIX).replace('.', '/')
     size = math.prod(store.shape) * store.dtype.numpy_dtype.itemsize
-    made[name] = Array(store, kind, tuple(store.shape), size)
-  return made
+    arrays[name] = Array(store, kind, tuple(store.shape), size)
+  return arrays
 
 
 def configure(shapes):
@@ -121,14 +122,14 @@ def _block(layer, shape, shapes, blocks):
 
 def table(c):
   """Returns the rules of configuration `c`; expert arrays are stacked here and there."""
-  made = list(RULES)
+  all_rules = list(RULES)
   for letter, ours, theirs in (('d', 'layer/', 'mlp/'), ('m', 'layer/experts/', 'mlp/expert/')):
     block = c['blocks'].get(letter, {})
     gated = block.get('gated') or block.get('experts', {}).get('name') == 'glu'
     names = dict(wi='wi_0', wg='wi_1', wo='wo') if gated else dict(wi='wi', wo='wo')
-    made += [('{stack}/layers/{i}/' + ours + w, '{stack}/layers_{i}/' + f'{theirs}{name}/kernel')
+    all_rules += [('{stack}/layers/{i}/' + ours + w, '{stack}/layers_{i}/' + f'{theirs}{name}/kernel')
              for w, name in names.items()]
-  return made
+  return all_rules
 
 
 def ignored(c):

@@ -1,9 +1,9 @@
 """Folders of safetensors: headers first, then any tensor in blocks of rows. No other format is opened.
 
 A file is 8 bytes with the length of the header, the header (JSON: name -> dtype, shape, place of its bytes)
-and the bytes of the tensors, one after the other. Several files have an index beside them that says which
-has what. Everything that can be wrong with a file is found from its header and its size, before a tensor is
-read: what the format's own reader refuses is refused here.
+and the bytes of the tensors in turn. Several files have an index beside them that says which
+file has what. All faults of a file are found from its header and its size, before a tensor is
+read. What the format's own reader refuses is refused here.
 """
 
 import dataclasses
@@ -39,20 +39,20 @@ class Tensor:
     """Returns rows `first` to `last` (along the first axis) as a numpy array; all of them by default."""
     rows = self.shape[0] if self.shape else 1
     last = rows if last is None else last
-    each = self.size // rows if rows else 0
+    row_bytes = self.size // rows if rows else 0
     try:
       with self.file.open('rb') as f:
-        f.seek(self.start + first * each)
-        data = f.read((last - first) * each)
+        f.seek(self.start + first * row_bytes)
+        data = f.read((last - first) * row_bytes)
     except OSError as error:
       raise errors.Damaged(self.file, error.strerror) from error
-    if len(data) < (last - first) * each:
+    if len(data) < (last - first) * row_bytes:
       raise errors.Damaged(self.file, 'is cut short')
     shape = (last - first, *self.shape[1:]) if self.shape else ()
     return np.frombuffer(data, DTYPES[self.dtype]).reshape(shape)
 
   def blocks(self, most):
-    """Yields (first, last) rows of pieces of at most `most` bytes, at least one row each."""
+    """Yields (first, last) rows of pieces of at most `most` bytes, at least a row each."""
     rows = self.shape[0] if self.shape else 1
     step = max(1, most // max(1, self.size // max(rows, 1)))
     for first in range(0, rows, step):
@@ -62,8 +62,8 @@ class Tensor:
 def tensors(folder):
   """Returns dict name -> Tensor of all safetensors files of `folder`.
 
-  Raises UserError for a folder without any and for files that are not as the format has them. Raises it also
-  for an index that names what is not there or not in this folder.
+  Raises UserError for a folder without such files and for files that are not as the format has them. Raises
+  it also for an index that names what is not there or not in this folder.
   """
   folder = pathlib.Path(folder)
   where = _index(folder / INDEX) if (folder / INDEX).is_file() else {}
@@ -71,18 +71,18 @@ def tensors(folder):
       inside(folder, path.name) for path in sorted(folder.glob('*.safetensors'))]
   if not paths:
     raise errors.UserError(_none(folder))
-  found = {}
+  listed = {}
   for path in paths:
-    here = _open(path)
-    twice = next((name for name in here if name in found), None)
+    in_file = _open(path)
+    twice = next((name for name in in_file if name in listed), None)
     if twice:
-      raise errors.UserError(f'{path} and {found[twice].file} both have the tensor {twice}')
-    found |= here
-  lost = next((name for name, file in where.items() if name not in found or found[name].file.name != file),
+      raise errors.UserError(f'{path} and {listed[twice].file} both have the tensor {twice}')
+    listed |= in_file
+  lost = next((name for name, file in where.items() if name not in listed or listed[name].file.name != file),
               None)
   if lost:
     raise errors.Damaged(folder / INDEX, f'names {lost}, which is not in {where[lost]}')
-  return found
+  return listed
 
 
 def _index(path):
@@ -119,7 +119,7 @@ def _none(folder):
 
 
 def _open(path):
-  """Dict name -> Tensor of one file, whose header and size are checked."""
+  """Dict name -> Tensor of a file, whose header and size are checked."""
   try:
     size = path.stat().st_size
     with path.open('rb') as f:
@@ -133,11 +133,11 @@ def _open(path):
   try:
     entries = files.parse_json(header.decode())
     _metadata(entries.pop('__metadata__', {}))
-    found = {name: _entry(path, 8 + length, name, entry) for name, entry in entries.items()}
+    by_name = {name: _entry(path, 8 + length, name, entry) for name, entry in entries.items()}
   except ValueError as error:                                        # UnicodeDecodeError is one
     raise errors.Damaged(path, f'has a broken header: it {" ".join(str(error).split())[:200]}') from error
-  _check_places(path, found, 8 + length, size)
-  return found
+  _check_places(path, by_name, 8 + length, size)
+  return by_name
 
 
 def _metadata(entry):
@@ -146,7 +146,7 @@ def _metadata(entry):
 
 
 def _entry(path, offset, name, entry):
-  """The Tensor of one entry of a header; raises ValueError, naming it, for any other form."""
+  """The Tensor of an entry of a header; raises ValueError, naming the tensor, for any other form."""
   if not isinstance(entry, dict) or sorted(entry) != ['data_offsets', 'dtype', 'shape']:
     raise ValueError(f'has no dtype, shape and data_offsets for {name}, or more than these')
   dtype, shape, places = entry['dtype'], entry['shape'], entry['data_offsets']
@@ -161,13 +161,13 @@ def _entry(path, offset, name, entry):
 
 
 def _check_places(path, found, begin, size):
-  """Raises Damaged unless the Tensors lie one after the other from byte `begin` to the end of the file."""
+  """Raises Damaged unless the Tensors follow each other from byte `begin` to the end of the file."""
   ordered = sorted(found.items(), key=lambda item: (item[1].start, item[1].size))
   ends = [begin, *(tensor.start + tensor.size for _, tensor in ordered)]
   for (name, tensor), end in zip(ordered, ends):
     if tensor.start != end:
-      what = 'overlaps the tensor before it' if tensor.start < end else 'has a hole before it'
-      raise errors.Damaged(path, f'has a broken header: {name} {what} (byte {tensor.start:,}, not {end:,})')
+      fault = 'overlaps the tensor before it' if tensor.start < end else 'has a hole before it'
+      raise errors.Damaged(path, f'has a broken header: {name} {fault} (byte {tensor.start:,}, not {end:,})')
   if ends[-1] > size:
     raise errors.Damaged(path, f'is cut short: {ordered[-1][0]} ends at byte {ends[-1]:,}, the file has '
                                f'{size:,}')
@@ -188,7 +188,7 @@ def _words(x):
 def create(folder, layout, most):
   """Returns dict name -> Tensor of new files in `folder` for `layout`, their headers written.
 
-  One file model.safetensors, or several of at most `most` bytes (but for larger tensors) and their index.
+  The file is model.safetensors, or several of at most `most` bytes (but for larger tensors) and their index.
   The files have their full size; `write` fills them.
 
   Args:
@@ -197,7 +197,7 @@ def create(folder, layout, most):
   width = lambda name: np.dtype(DTYPES[layout[name][0]]).itemsize
   size = lambda name: math.prod(layout[name][1]) * width(name)
   parts, room = [[]], most
-  for name in sorted(layout, key=lambda name: (-width(name), name)):  # the wide first: all are aligned
+  for name in sorted(layout, key=lambda name: (-width(name), name)):  # wide types first: all are aligned
     if parts[-1] and size(name) > room:
       parts.append([])
       room = most
@@ -205,7 +205,7 @@ def create(folder, layout, most):
     room -= size(name)
   named = ['model.safetensors'] if len(parts) == 1 else [
       f'model-{i:05d}-of-{len(parts):05d}.safetensors' for i in range(1, len(parts) + 1)]
-  found = {}
+  created = {}
   for file, names in zip(named, parts):
     entries, end = {'__metadata__': {'format': 'pt'}}, 0
     for name in names:
@@ -216,18 +216,18 @@ def create(folder, layout, most):
     with (folder / file).open('wb') as f:
       f.write(len(header).to_bytes(8, 'little') + header)
       f.truncate(8 + len(header) + end)
-    found |= {name: _entry(folder / file, 8 + len(header), name, entries[name]) for name in names}
+    created |= {name: _entry(folder / file, 8 + len(header), name, entries[name]) for name in names}
   if len(named) > 1:
     index = dict(metadata=dict(total_size=sum(map(size, layout))),
-                 weight_map={name: tensor.file.name for name, tensor in found.items()})
+                 weight_map={name: tensor.file.name for name, tensor in created.items()})
     (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
-  return found
+  return created
 
 
 def write(tensor, first, rows):
   """Writes `rows`, a numpy array, from row `first` of `tensor` on; converts to its dtype."""
   rows = np.ascontiguousarray(rows.astype(DTYPES[tensor.dtype], copy=False))
-  each = tensor.size // (tensor.shape[0] if tensor.shape else 1)
+  row_bytes = tensor.size // (tensor.shape[0] if tensor.shape else 1)
   with tensor.file.open('r+b') as f:
-    f.seek(tensor.start + first * each)
+    f.seek(tensor.start + first * row_bytes)
     f.write(rows.reshape(-1).view(np.uint8).data)

@@ -16,8 +16,8 @@ def score(examples, predictions):
 def bleu(examples, predictions, lowercase=False, tokenize='13a'):
   """Returns corpus BLEU, out of 100."""
   import sacrebleu
-  found = sacrebleu.corpus_bleu(list(predictions), _streams(examples), lowercase=lowercase, tokenize=tokenize)
-  return found.score
+  score = sacrebleu.corpus_bleu(list(predictions), _streams(examples), lowercase=lowercase, tokenize=tokenize)
+  return score.score
 
 
 def chrf(examples, predictions):

@@ -16,6 +16,6 @@ def score(examples, predictions):
 
 def f1(pairs, label):
   """Returns F1 of class `label`, 0.0 to 1.0, over (target, prediction) pairs; 0.0 where it does not occur."""
-  both = sum(target == prediction == label for target, prediction in pairs)
+  hits = sum(target == prediction == label for target, prediction in pairs)
   either = sum((target == label) + (prediction == label) for target, prediction in pairs)
-  return 2.0 * both / either if either else 0.0
+  return 2.0 * hits / either if either else 0.0

@@ -19,8 +19,8 @@ def scores(examples, predictions, stemmer):
   scorer = rouge_scorer.RougeScorer(NAMES, use_stemmer=stemmer)
   total = dict.fromkeys(NAMES, 0.0)
   for example, text in zip(examples, predictions, strict=True):
-    found = (scorer.score(lines(reference), lines(text)) for reference in example['references'])
-    best = max(found, key=lambda one: one['rouge1'].fmeasure)
+    by_reference = (scorer.score(lines(reference), lines(text)) for reference in example['references'])
+    best = max(by_reference, key=lambda one: one['rouge1'].fmeasure)
     total = {name: total[name] + best[name].fmeasure for name in NAMES}
   return {name: 100.0 * value / len(predictions) for name, value in total.items()}
 

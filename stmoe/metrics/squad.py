@@ -18,11 +18,11 @@ def score(examples, predictions):
 
 def best(examples, predictions, normalized):
   """Returns what `score` does, with texts compared after `normalized`."""
-  found = {}
+  answers = {}
   for example, text in zip(examples, predictions, strict=True):
-    found.setdefault(example['group'], (normalized(text), [normalized(r) for r in example['references']]))
-  match = [float(text in references) for text, references in found.values()]
-  overlap = [max(token_f1(text, r) for r in references) for text, references in found.values()]
+    answers.setdefault(example['group'], (normalized(text), [normalized(r) for r in example['references']]))
+  match = [float(text in references) for text, references in answers.values()]
+  overlap = [max(token_f1(text, r) for r in references) for text, references in answers.values()]
   return dict(em=100.0 * sum(match) / len(match), f1=100.0 * sum(overlap) / len(overlap))
 
 
@@ -38,6 +38,6 @@ def without_articles(text):
 
 def token_f1(text, reference):
   """Returns F1, 0.0 to 1.0, of the words of two normalised texts as bags; 0.0 without a common word."""
-  words, wanted = text.split(), reference.split()
-  common = sum((collections.Counter(words) & collections.Counter(wanted)).values())
-  return 2.0 * common / (len(words) + len(wanted)) if common else 0.0
+  words, reference_words = text.split(), reference.split()
+  common = sum((collections.Counter(words) & collections.Counter(reference_words)).values())
+  return 2.0 * common / (len(words) + len(reference_words)) if common else 0.0

@@ -19,10 +19,10 @@ def score(examples, predictions):
 
 def names(text, candidate):
   """Returns whether the words of one are among those of the other; a possessive is another thing."""
-  said, wanted = words(text), words(candidate)
-  if any("'" in word for word in said) != any("'" in word for word in wanted):
+  predicted, referent = words(text), words(candidate)
+  if any("'" in word for word in predicted) != any("'" in word for word in referent):
     return False
-  return said <= wanted or wanted <= said
+  return predicted <= referent or referent <= predicted
 
 
 def words(text):

@@ -34,12 +34,12 @@ class Result:
 
   @property
   def name(self):
-    """As the sweep file says."""
+    """The name that the sweep file gives."""
     return self.run.name
 
   @property
   def seed(self):
-    """Of its configuration."""
+    """The seed of its configuration."""
     return self.row['seed']
 
   def evaluated(self, field, value, metric):
@@ -50,7 +50,7 @@ class Result:
 
 def values(found, name, metric='eval/loss'):
   """Returns dict seed -> final metric (None if it was not finite) of the results called `name`."""
-  return {one.seed: one.row.get(metric) for one in found if one.name == name}
+  return {result.seed: result.row.get(metric) for result in found if result.name == name}
 
 
 def evaluated(found, name, field, value, metric='eval/loss'):
@@ -59,15 +59,15 @@ def evaluated(found, name, field, value, metric='eval/loss'):
 
 
 def results(runs):
-  """Returns the Results of those of `runs` that are done, in order; damaged ones are left out, and said."""
-  costs, found = {}, []
+  """Returns the Results of the finished ones of `runs`, in order; damaged runs are left out with a note."""
+  costs, all_results = {}, []
   for run, data in filter(None, map(_read, runs)):
     config, _ = experiment.load(run.experiment, run.overrides)
     same = json.dumps(data.config | {'seed': 0}, sort_keys=True)
     if same not in costs:                # seeds have one cost, whose calculation builds the model
       costs[same] = table.cost(config) | _sizes(config)
-    found.append(Result(run, data, row(run, data, costs[same])))
-  return found
+    all_results.append(Result(run, data, row(run, data, costs[same])))
+  return all_results
 
 
 def _read(run):
@@ -96,25 +96,26 @@ def row(run, data, cost):
 
   The directory of the run is written as in the sweep file: a table says nothing of the machine's folders.
   """
-  written = [text.replace(str(run.workdir.resolve()), plan.HERE) for text in run.overrides]
-  fields = dict(text.split('=', 1) for text in written)
+  overrides = [text.replace(str(run.workdir.resolve()), plan.HERE) for text in run.overrides]
+  fields = dict(text.split('=', 1) for text in overrides)
   fields.pop('seed', None)
-  return (dict(id=run.id, name=run.name, experiment=run.experiment, overrides=' '.join(written),
+  return (dict(id=run.id, name=run.name, experiment=run.experiment, overrides=' '.join(overrides),
                seed=data.config.get('seed', 0)) | fields | cost | data.done | cost)
 
 
 def evaluations(found):
   """Returns a row for each value under which a trained model was evaluated again."""
-  return [dict(id=one.run.id, name=one.name, seed=one.seed, field=field, value=json.dumps(value)) | metrics
-          for one in found for field, pairs in one.data.sweeps.items() for value, metrics in pairs]
+  return [dict(id=result.run.id, name=result.name, seed=result.seed, field=field,
+               value=json.dumps(value)) | metrics
+          for result in found for field, pairs in result.data.sweeps.items() for value, metrics in pairs]
 
 
 def circumstances(found, command):
   """Returns what has to be known of where and how the results came about, for JSON."""
-  each = lambda *path: sorted({str(_inside(one.data.env, path)) for one in found})
-  return dict(command=command, runs=len(found), seeds=sorted({one.seed for one in found}),
-              revisions=each('revision'), devices=each('devices', 'kind'), cpus=each('devices', 'cpus'),
-              jax=each('packages', 'jax'), python=each('python'))
+  distinct = lambda *path: sorted({str(_inside(result.data.env, path)) for result in found})
+  return dict(command=command, runs=len(found), seeds=sorted({result.seed for result in found}),
+              revisions=distinct('revision'), devices=distinct('devices', 'kind'),
+              cpus=distinct('devices', 'cpus'), jax=distinct('packages', 'jax'), python=distinct('python'))
 
 
 def _inside(value, path):
@@ -127,10 +128,10 @@ def write(folder, found, command):
   """Writes the tables into `folder`; returns the paths."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  paths = _write_table(folder / 'results.csv', [one.row for one in found])
-  again = evaluations(found)
-  if again:
-    paths += _write_table(folder / 'evaluations.csv', again)
+  paths = _write_table(folder / 'results.csv', [result.row for result in found])
+  evaluated_again = evaluations(found)
+  if evaluated_again:
+    paths += _write_table(folder / 'evaluations.csv', evaluated_again)
   facts = folder / 'results.json'
   files.write_json(facts, circumstances(found, command))
   return [*paths, facts]
@@ -138,7 +139,7 @@ def write(folder, found, command):
 
 def _write_table(path, rows):
   """Writes rows, dicts with perhaps different keys, as CSV and Parquet; returns the paths."""
-  columns = list(dict.fromkeys(column for one in rows for column in one))
+  columns = list(dict.fromkeys(column for entry in rows for column in entry))
   text = io.StringIO(newline='')
   writer = csv.DictWriter(text, columns)
   writer.writeheader()
@@ -146,7 +147,7 @@ def _write_table(path, rows):
   files.write_text(path, text.getvalue())
   import pyarrow
   from pyarrow import parquet
-  full = [{column: one.get(column) for column in columns} for one in rows]
+  full = [{column: entry.get(column) for column in columns} for entry in rows]
   content = io.BytesIO()
   parquet.write_table(pyarrow.Table.from_pylist(full), content)
   files.write_bytes(path.with_suffix('.parquet'), content.getvalue())

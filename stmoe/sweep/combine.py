@@ -15,12 +15,12 @@ from stmoe import errors
 
 
 def over(field, values):
-  """Returns one dict for each of `values`: [{field: value}, ...]."""
+  """Returns a dict for each of `values`: [{field: value}, ...]."""
   return [{field: value} for value in values]
 
 
 def product(*grids):
-  """Returns every combination of one dict of each grid, merged; the last grid varies fastest.
+  """Returns every combination of a dict of each grid, merged; the last grid varies fastest.
 
   Raises UserError if a field is in two grids.
   """
@@ -28,9 +28,9 @@ def product(*grids):
 
 
 def zip(*grids):
-  """Returns the first dicts of all grids merged, then the second ones, ...
+  """Returns the first dicts of all grids merged, then the second dicts, ...
 
-  Raises UserError if the grids differ in length or a field is in two of them.
+  Raises UserError if the grids differ in length or a field is in two grids.
   """
   lengths = [len(grid) for grid in grids]
   if len(set(lengths)) > 1:
@@ -46,7 +46,7 @@ def chain(*grids):
 def subsample(grid, n, seed=0):
   """Returns `n` different dicts of `grid`, in its order: the same for the same seed.
 
-  Raises UserError if it has fewer.
+  Raises UserError if `grid` has fewer dicts.
   """
   if not 0 <= n <= len(grid):
     raise errors.UserError(f'combine.subsample: {n} of a grid of {len(grid)}; nearest: {max(0, len(grid))}')

@@ -1,8 +1,8 @@
 """Several experiments under one budget: the plan, its execution with resumption, its results.
 
-Nothing here trains: `run` is given a function that does, so that planning and resuming are
-tested without one. A comparison lives in one directory: compare.json (request, plan, and the
-results when finished), one run directory per variant and seed, plots/, report.html.
+Nothing here trains: `run` is given a function that does. So planning and resuming are
+tested without training. A comparison lives in one directory: compare.json (request, plan, and the
+results when finished), a run directory per variant and seed, plots/, report.html.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ COST = ('parameters', 'active', 'flops_per_token')
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """One way to train that takes part: the experiment's name with its argument, and a label."""
+  """A way to train that takes part: the experiment's name with its argument, and a label."""
   experiment: str
   label: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One run of the plan.
+  """A run of the plan.
 
-  overrides: texts 'a.b=value' that make it equal in budget and set its seed.
+  overrides: texts 'a.b=value' that give the run an equal budget and its seed.
   cost: dict(parameters, active, flops_per_token) of its model.
   """
   experiment: str
@@ -66,7 +66,7 @@ def expand(names, arguments):
 
 
 def equal_budget(steps, price):
-  """Returns the steps of every variant whose total price comes closest to that of the first.
+  """Returns the steps of every variant whose total price comes closest to the first variant's.
 
   Args:
     steps: steps of the first variant.
@@ -75,7 +75,7 @@ def equal_budget(steps, price):
   >>> equal_budget(100, [2.0, 4.0, 1.9])
   [100, 50, 105]
   """
-  return [max(1, round(steps * price[0] / each)) for each in price]
+  return [max(1, round(steps * price[0] / step_price)) for step_price in price]
 
 
 def plan(variants, seeds, costs, steps):
@@ -84,8 +84,8 @@ def plan(variants, seeds, costs, steps):
   Args:
     variants: list of Variant.
     seeds:    list of ints.
-    costs:    one dict(parameters, active, flops_per_token, flops_per_step) per variant.
-    steps:    one int per variant.
+    costs:    a dict(parameters, active, flops_per_token, flops_per_step) per variant.
+    steps:    an int per variant.
   """
   jobs = []
   for variant, cost, num_steps in zip(variants, costs, steps):
@@ -136,7 +136,7 @@ def _content(path):
 
 
 def _is_job(job):
-  """Whether `job`, as it was stored, is one, with a folder inside the comparison's."""
+  """Whether `job`, as it was stored, is a job, with a folder inside the comparison's."""
   kinds = isinstance(job, dict) and job.keys() == KINDS.keys() and all(
       isinstance(job[key], kind) and not isinstance(job[key], bool) for key, kind in KINDS.items())
   return (kinds and job['folder'] == pathlib.PurePath(job['folder']).name and
@@ -150,7 +150,7 @@ def is_done(workdir, job):
 
 
 def run(workdir, jobs, train, say):
-  """Runs the jobs that are not finished, in order; returns 0, or the exit code of the one that stopped.
+  """Runs the jobs that are not finished, in order; returns 0, or the exit code of the job that stopped.
 
   An interrupted job has another exit code than 0: the rest is left for the next call.
 
@@ -158,7 +158,7 @@ def run(workdir, jobs, train, say):
     workdir: pathlib.Path of the comparison.
     jobs:    list of Job.
     train:   function (Job, run directory) that trains, or goes on training; returns an exit code.
-    say:     function of one line of text.
+    say:     function of a line of text.
   """
   for number, job in enumerate(jobs, 1):
     if is_done(workdir, job):
@@ -174,23 +174,23 @@ def run(workdir, jobs, train, say):
 
 def _left(workdir, jobs):
   """'; about 2 min 10 s for all that is left', from what the finished runs took per FLOP."""
-  done = [job for job in jobs if is_done(workdir, job)]
+  finished = [job for job in jobs if is_done(workdir, job)]
   try:
-    seconds = [runs_lib.read(workdir / job.folder).last('time') for job in done]
+    seconds = [runs_lib.read(workdir / job.folder).last('time') for job in finished]
   except errors.UserError:
     return ''
-  if not done or None in seconds:
+  if not finished or None in seconds:
     return ''
-  ready = sum(job.flops for job in done)
-  left = (sum(job.flops for job in jobs) - ready) / ready * sum(seconds)
-  return f'; about {table.duration(left)} for all that is left'
+  ready = sum(job.flops for job in finished)
+  seconds_left = (sum(job.flops for job in jobs) - ready) / ready * sum(seconds)
+  return f'; about {table.duration(seconds_left)} for all that is left'
 
 
 def read_runs(workdir, jobs, say):
   """Returns (runs, labels, costs by run name) of a finished comparison; see `runs.read_all`."""
   of = {(workdir / job.folder).resolve(): job for job in jobs}
-  found = runs_lib.read_all(of, say=say)
-  return found, [of[run.path].label for run in found], {run.name: of[run.path].cost for run in found}
+  runs = runs_lib.read_all(of, say=say)
+  return runs, [of[run.path].label for run in runs], {run.name: of[run.path].cost for run in runs}
 
 
 def results(runs, labels, costs):
@@ -208,5 +208,5 @@ def store_results(workdir, grouped):
 
 
 def default_workdir(names):
-  """Returns 'runs/lm_quickstart' for one experiment, 'runs/lm_a__lm_b' for several."""
+  """Returns 'runs/lm_quickstart' for a single experiment, 'runs/lm_a__lm_b' for several."""
   return pathlib.Path('runs') / '__'.join(re.sub(r'[/:]', '_', name) for name in names)

@@ -18,7 +18,7 @@ def write(folder, module, found, total):
     total:  number of runs of the sweep; a verdict on fewer says so.
   """
   verdicts = module.report(found)
-  lines = [str(one) for one in verdicts]
+  lines = [str(answer) for answer in verdicts]
   content = dict(runs=len(found), of=total, verdicts=list(map(dataclasses.asdict, verdicts)))
   files.write_json(folder / 'verdict.json', files.plain(content))
   if hasattr(module, 'figures'):

@@ -55,7 +55,7 @@ class Off:
     self._began = time.monotonic()
 
   def set(self, run, status):
-    """Notes the status of a run, and tells if it is news."""
+    """Notes the status of a run, and tells if the status is news."""
     if self.status[run.id] != status:
       self.status[run.id] = status
       self.news(run, status)
@@ -77,9 +77,9 @@ class Off:
 
   def counts(self):
     """Returns '3 done, 1 running, 8 waiting', and about how long all takes."""
-    found = collections.Counter(self.status.values())
-    parts = [f'{found[status]} {status}' for status in (DONE, RUNNING, ELSEWHERE, WAITING, STOPPED, FAILED)
-             if found[status]]
+    number = collections.Counter(self.status.values())
+    parts = [f'{number[status]} {status}' for status in (DONE, RUNNING, ELSEWHERE, WAITING, STOPPED, FAILED)
+             if number[status]]
     return ', '.join(parts) + self._left()
 
   def _steps(self):
@@ -87,12 +87,12 @@ class Off:
 
   def _left(self):
     """'; about 2 min 10 s left', from the steps that were done since this command began."""
-    left = [run for run in self._runs.values() if self.status[run.id] in (WAITING, RUNNING, ELSEWHERE)]
-    made = self._steps() - self._at_first
-    if not left or made <= 0:
+    unfinished = [run for run in self._runs.values() if self.status[run.id] in (WAITING, RUNNING, ELSEWHERE)]
+    steps_done = self._steps() - self._at_first
+    if not unfinished or steps_done <= 0:
       return ''
-    remaining = sum(run.steps - min(step(run), run.steps) for run in left)
-    return f'; about {table.duration(remaining * (time.monotonic() - self._began) / made)} left'
+    remaining = sum(run.steps - min(step(run), run.steps) for run in unfinished)
+    return f'; about {table.duration(remaining * (time.monotonic() - self._began) / steps_done)} left'
 
 
 def failure(run):
@@ -110,7 +110,7 @@ class Plain(Off):
 
 
 class Rich(Off):
-  """A table of the runs at work and of those that failed, above how many are done."""
+  """A table of the runs at work and of failed runs, above how many are done."""
 
   def __init__(self, runs):
     super().__init__(runs)

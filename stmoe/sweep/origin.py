@@ -1,4 +1,4 @@
-"""sweep.json in the folder of a sweep's runs: which sweep files, with which overrides, they are of."""
+"""sweep.json in the folder of a sweep's runs says which sweep files, with which overrides, made the runs."""
 
 import pathlib
 
@@ -12,18 +12,18 @@ PATIENCE = 10.0                          # seconds to wait for another sweep to 
 
 
 def record(sweep, overrides):
-  """Adds `sweep`, loaded with `overrides` for all its runs, to those of its folder, if that is there."""
+  """Adds `sweep`, loaded with `overrides` for all its runs, to the entries of its folder, if there."""
   title, colon, argument = sweep.question.partition(':')
-  known, file = plan.available().get(title), sweep.file.resolve()
-  where = sweep.question if known and known.resolve() == file else f'{file}{colon}{argument}'
+  listed, file = plan.available().get(title), sweep.file.resolve()
+  where = sweep.question if listed and listed.resolve() == file else f'{file}{colon}{argument}'
   entry = dict(sweep=where, overrides=list(overrides))
   if entry not in recorded(sweep.workdir) and sweep.workdir.is_dir():
-    with owner.hold(sweep.workdir, PATIENCE):                        # of several sweeps each adds its own
+    with owner.hold(sweep.workdir, PATIENCE):                        # several sweeps each add an entry
       files.write_json(sweep.workdir / FILE, [*recorded(sweep.workdir), entry])
 
 
 def recorded(workdir):
-  """Returns the entries of sweep.json in `workdir`, dicts of sweep and overrides; [] without one."""
+  """Returns the entries of sweep.json in `workdir`, dicts of sweep and overrides; [] without the file."""
   file = pathlib.Path(workdir) / FILE
   if not (file.exists() or file.is_symlink()):
     return []

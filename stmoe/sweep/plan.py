@@ -1,12 +1,13 @@
 """A sweep file -> its runs, all checked, under ids that do not depend on their order in the file.
 
-A sweep file defines `runs()`, a generator of (name, experiment, overrides) or of dicts with these keys and
-`evaluations`, {field: values} under which the trained model is evaluated again (`stmoe eval --sweep`), and
-`start`, {'run': a dense run of this file as (name, experiment, overrides), 'flags': of `stmoe upcycle`}, and
-`prepare`, commands of `stmoe` as lists of words that come before the training; they get the overrides for all
-runs. {run} in their words and in overrides stands for the directory of the run, where they may leave files.
-Overrides are a dict {'a.b': value} or texts 'a.b=value'. With `runs(arg)` the file has sizes, as experiments
-have arguments: `capacity_factor:large` is `runs('large')`.
+A sweep file defines `runs()`, a generator of (name, experiment, overrides) or of dicts with these keys. A
+dict may also have `evaluations`, {field: values} under which the trained model is evaluated again (`stmoe
+eval --sweep`). It may have `start`, {'run': a dense run of this file as (name, experiment, overrides),
+'flags': of `stmoe upcycle`}. It may have `prepare`, commands of `stmoe` as lists of words that come before
+the training; they get the overrides for all runs. {run} in their words and in overrides stands for the
+directory of the run, where commands may leave files. Overrides are a dict {'a.b': value} or texts
+'a.b=value'. With `runs(arg)` the file has sizes, as experiments have arguments: `capacity_factor:large` is
+`runs('large')`.
 """
 
 import dataclasses
@@ -30,10 +31,10 @@ HERE = '{run}'
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One run of a sweep.
+  """A run of a sweep.
 
   name:        as the file says; the same for all seeds, or not.
-  overrides:   texts 'a.b=value', one per field, in order of the fields.
+  overrides:   texts 'a.b=value', a text per field, in order of the fields.
   evaluations: texts 'field=value;value;' of `stmoe eval --sweep`.
   steps:       of its training.
   start:       arguments of `stmoe upcycle` that come before its experiment; () = from scratch.
@@ -52,7 +53,7 @@ class Run:
 
   @property
   def id(self):
-    """Name and hash, the name of its directory."""
+    """Name and hash, which are the name of its directory."""
     return self.workdir.name
 
 
@@ -78,7 +79,7 @@ def load(where, overrides=(), workdir=None, only=None):
 
   Args:
     where:     'capacity_factor', 'capacity_factor:smoke', 'experiments/capacity_factor/sweep.py:smoke'.
-    overrides: texts 'a.b=value' for all runs; they come after those of the file.
+    overrides: texts 'a.b=value' for all runs; they come after the file's overrides.
     workdir:   folder of the run directories; None = runs/ and the name.
     only:      a pattern for the names or ids of the runs that are meant; None = all.
   Raises:
@@ -93,7 +94,7 @@ def load(where, overrides=(), workdir=None, only=None):
   runs = {}
   for number, item in enumerate(items(file, argument), 1):
     run = checked(item, f'{file}, run {number}', overrides, workdir)
-    if run.id in runs or run.id[-9:] in {other[-9:] for other in runs}:
+    if run.id in runs or run.id[-9:] in {earlier[-9:] for earlier in runs}:
       raise errors.UserError(f'{file}, run {number}: {run.name} is there already, with the same overrides')
     runs[run.id] = run
   for run in runs.values():
@@ -122,17 +123,17 @@ def find(where):
 
 def items(file, argument=''):
   """Returns what `runs` of the sweep file yields for `argument`."""
-  found = experiment.module_of(file)
-  if not hasattr(found, 'runs'):
+  module = experiment.module_of(file)
+  if not hasattr(module, 'runs'):
     raise errors.UserError(f'{file} defines no runs()')
-  takes = bool(inspect.signature(found.runs).parameters)
+  takes = bool(inspect.signature(module.runs).parameters)
   if argument and not takes:
     raise errors.UserError(f'{file}: runs() takes no argument, and :{argument} was given')
-  return list(found.runs(argument) if argument else found.runs())
+  return list(module.runs(argument) if argument else module.runs())
 
 
 def checked(item, where, overrides, workdir):
-  """Returns the Run of one item of `runs()`, whose configuration was loaded; UserError if it cannot be."""
+  """Returns the Run of an item of `runs()`, whose configuration was loaded; UserError if it cannot be."""
   fields = _fields(item)
   if not isinstance(fields, dict) or not {'name', 'experiment'} <= fields.keys() <= {*KEYS}:
     raise errors.UserError(f'{where}: {item!r} is neither (name, experiment, overrides) nor a dict of '
@@ -148,9 +149,9 @@ def checked(item, where, overrides, workdir):
     start = (str(workdir / after), *fields['start'].get('flags', ()))
   origin = (*((after, *start[1:]) if start else ()), *map(list, prepare))
   folder = workdir / identity(fields['name'], fields['experiment'], texts, origin)
-  here = lambda words: tuple(word.replace(HERE, str(folder.resolve())) for word in words)
-  more = tuple(f'--config.{text}' for text in merge(overrides))
-  texts, prepare = here(texts), tuple(here(words) + more for words in prepare)
+  with_folder = lambda words: tuple(word.replace(HERE, str(folder.resolve())) for word in words)
+  config_words = tuple(f'--config.{text}' for text in merge(overrides))
+  texts, prepare = with_folder(texts), tuple(with_folder(words) + config_words for words in prepare)
   try:
     config, _ = experiment.load(fields['experiment'], texts)
     for evaluation in evaluations:
@@ -163,7 +164,7 @@ def checked(item, where, overrides, workdir):
 
 
 def _verify(folder, config):
-  """Raises UserError if `folder` holds another run; one that cannot be read stops no other run."""
+  """Raises UserError if `folder` holds another run; an unreadable run stops no other run."""
   try:
     rundir.verify(folder, config)
   except errors.Damaged:
@@ -171,7 +172,7 @@ def _verify(folder, config):
 
 
 def _fields(item):
-  """A run as a dict, if it is one or can be one."""
+  """A run as a dict, if the item is a dict or can be one."""
   return dict(zip(KEYS, item)) if isinstance(item, (tuple, list)) and len(item) == 3 else item
 
 
@@ -205,8 +206,8 @@ def merge(*groups):
 
 def identity(name, experiment_name, texts, start=()):
   """Returns the id of a run: its name as a file name, and eight digits of what its training depends on."""
-  what = [experiment_name, sorted(texts), *([list(start)] if start else [])]
-  digest = hashlib.sha1(json.dumps(what).encode()).hexdigest()[:8]
+  content = [experiment_name, sorted(texts), *([list(start)] if start else [])]
+  digest = hashlib.sha1(json.dumps(content).encode()).hexdigest()[:8]
   return f'{re.sub(r"[^A-Za-z0-9_.=+-]+", "_", str(name)).strip("_")[:80]}-{digest}'
 
 
@@ -217,10 +218,10 @@ def is_trained(run):
 
 
 def missing_evaluations(run):
-  """Returns the evaluations of a trained run that its last checkpoint has not had, or not all."""
+  """Returns the evaluations of a trained run that its last checkpoint has not had, or not completely."""
   lines, step = _readable(records.evaluations, run) or [], done(run).get('step')
-  count = lambda field: len({json.dumps(one['value']) for one in lines
-                             if one['field'] == field and one['step'] == step})
+  count = lambda field: len({json.dumps(line['value']) for line in lines
+                             if line['field'] == field and line['step'] == step})
   return [text for text in run.evaluations
           if count(text.partition('=')[0]) < len(set(filter(None, text.partition('=')[2].split(';'))))]
 
@@ -231,12 +232,12 @@ def is_done(run):
 
 
 def done(run):
-  """Returns the final metrics of a finished run, {} for another."""
+  """Returns the final metrics of a finished run, {} for an unfinished run."""
   return _readable(records.done, run) or {}
 
 
 def _readable(read, run):
-  """What `read` finds in the directory of `run`, None where it is damaged: whoever goes on there says so."""
+  """What `read` finds in the directory of `run`, None where it is damaged: who goes on there says so."""
   try:
     return read(run.workdir)
   except errors.Damaged:

@@ -1,6 +1,6 @@
 """The experiments that runs belong to, with the verdicts of what is done: what a report page says of them.
 
-A sweep file is code. Only those of experiments/ are found by the name in sweep.json; any other has to be
+A sweep file is code. The name in sweep.json finds only files of experiments/. Any other file has to be
 named by who asks.
 """
 
@@ -19,9 +19,9 @@ def of(runs, named=()):
   """Returns the report.Questions of the experiments that `runs` (analysis.runs.Run) belong to.
 
   Args:
-    named: sweep files, or names, that are asked for beside those in the folders of the runs.
+    named: sweep files, or names, that are asked for beside the entries in the folders of the runs.
   """
-  found, paths = [], {run.path.resolve() for run in runs}
+  questions, paths = [], {run.path.resolve() for run in runs}
   for workdir in sorted({path.parent for path in paths}):
     entries = [one for one in _recorded(workdir) if one['sweep'].partition(':')[0] in plan.available()]
     entries += [dict(sweep=where, overrides=[]) for where in named]
@@ -35,12 +35,12 @@ def of(runs, named=()):
         continue
       mine = [one for one in sweep.runs if one.workdir.resolve() in paths and plan.is_done(one)]
       if mine:
-        found.append(question(sweep, mine, entry))
-  return found
+        questions.append(question(sweep, mine, entry))
+  return questions
 
 
 def _recorded(workdir):
-  """The entries of sweep.json; none, which is said, where it cannot be read."""
+  """The entries of sweep.json; none, with a note, where the file cannot be read."""
   try:
     return origin.recorded(workdir)
   except errors.Damaged as error:

@@ -1,4 +1,4 @@
-"""Doing one run: the commands it consists of, as processes that write into its directory one after another.
+"""Doing a run: the commands it consists of, as processes that write into its directory in turn.
 
 The log of a run is its lock, too, which the processes of the run hold. Otherwise two sweeps in one folder
 could train the same run at once. So could a sweep that was killed and started again while its children still
@@ -23,7 +23,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
 
 
 def commands(run):
-  """Returns the arguments of `stmoe`, a list for each command, that are left to do of `run`."""
+  """Returns the arguments of `stmoe`, a list for each command, that are left to do for `run`."""
   whole = [run.experiment, '--workdir', str(run.workdir), *(f'--config.{o}' for o in run.overrides)]
   trained = plan.is_trained(run)
   evaluations = plan.missing_evaluations(run) if trained else run.evaluations
@@ -49,7 +49,7 @@ class Child:
     except BlockingIOError:
       self._log.close()
       raise
-    self._left = commands(run)           # only now: whoever held the lock may have done it
+    self._left = commands(run)           # only now: the lock's last holder may have done them
     self._process, self._stopping = None, False
     self._next()
 
@@ -71,7 +71,7 @@ class Child:
     return code
 
   def stop(self, number):
-    """Sends a signal to the process at work; no other is started."""
+    """Sends a signal to the process at work; no other process is started."""
     self._stopping = True
     if self._process:
       self._process.send_signal(number)
@@ -103,7 +103,7 @@ def last_lines(run, count=8):
 
 
 class Job:
-  """A run as a job of a batch system (submitit): called there, and put into the queue again on preemption."""
+  """A run as a job of a batch system (submitit): called there, and queued again on preemption."""
 
   def __init__(self, run):
     self.run = run
@@ -125,7 +125,7 @@ class Job:
     return 0
 
   def _terminate(self, number, frame):
-    """On the SIGTERM that comes a while before the end: the training saves, and this waits for the end."""
+    """On the SIGTERM that comes a while before the end, the training saves; this waits for the end."""
     self._ending = True
     self._child.stop(signal.SIGTERM)
 

@@ -22,11 +22,11 @@ def variant(problem, floor):
   def layer(x, *weights):
     """x [T,D]; weights: the E matrices of each bank, one bank after the other."""
     wi, *wg, wo = (weights[i:i + experts] for i in range(0, len(weights), experts))
-    each = []
+    outputs = []
     for e in range(experts):
       mine = jax.lax.dynamic_slice_in_dim(x, e * rows % tokens, rows)  # [T k / E, D]
       h = mine @ wi[e]
       h = jax.nn.silu(h) * (mine @ wg[0][e]) if wg else jax.nn.relu(h)
-      each.append(h @ wo[e])
-    return sum(jnp.split(jnp.concatenate(each), k))                  # [T, D]
+      outputs.append(h @ wo[e])
+    return sum(jnp.split(jnp.concatenate(outputs), k))               # [T, D]
   return bench.compiled(layer, (problem.x, *(w[e] for w in banks for e in range(experts))), {}, floor)

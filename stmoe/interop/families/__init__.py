@@ -1,1 +1,1 @@
-"""Families of checkpoints, one a file, called like the `model_type` in their config.json."""
+"""Families of checkpoints, a file each, called like the `model_type` in their config.json."""

@@ -49,7 +49,7 @@ def configure(hf, tied):
 
 
 def _letters(hf, stack, layers):
-  """One letter a layer of a stack: of every step-th period the second is sparse; without step none."""
+  """A letter a layer of a stack: of every step-th period the second is sparse; without step none."""
   sparse = fields.need(hf, f'num_sparse_{stack}_layers', ranges.Whole(0, layers))
   step = layers // sparse if sparse else layers
   fields.only(hf, **{f'{stack}_sparse_step': step})

@@ -1,6 +1,6 @@
 """T5 1.0 and 1.1 (arXiv:1910.10683): dense encoder-decoders, ReLU or gated GELU.
 
-Whether the head is tied is seen from its tensor: configurations of different ages say it differently.
+A head is tied if its tensor says so: configurations of different ages say it differently.
 """
 
 from stmoe import errors
@@ -29,7 +29,7 @@ def configure(hf, tied):
   named = {'act': 'gelu_new' if projection == 'gated-gelu' else projection.removeprefix('gated-')}
   dense = dict(layer='dense', d_ff=fields.need(hf, 'd_ff'), activation=fields.activation(named, 'act'),
                gated=gated)
-  # Written beside feed_forward_proj by transformers, and stronger than it where they differ.
+  # transformers writes this beside feed_forward_proj; it is stronger where the two differ.
   fields.only(hf, is_gated_act=gated, dense_act_fn=named['act'])
   layers = fields.need(hf, 'num_layers', fields.LAYERS)
   below = fields.given(hf, 'num_decoder_layers', fields.LAYERS, layers)

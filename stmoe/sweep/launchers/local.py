@@ -14,9 +14,9 @@ def launch(runs, board, *, jobs: ranges.Count = 1, poll: ranges.Positive = 0.5):
 
   Args:
     runs:  list of plan.Run that are not done.
-    board: progress.Off or one like it.
+    board: progress.Off or another board.
     jobs:  how many runs at a time.
-    poll:  seconds between two looks at them.
+    poll:  seconds between two looks at the runs.
   """
   waiting = list(runs)
   children: list = []
@@ -27,7 +27,7 @@ def launch(runs, board, *, jobs: ranges.Count = 1, poll: ranges.Positive = 0.5):
         _start(waiting, children, max(jobs, 1), board)
         board.tick()
         time.sleep(poll if waiting or children else 0)
-    except KeyboardInterrupt:            # the second one came before the first was seen
+    except KeyboardInterrupt:            # the second Ctrl-C came before the first was seen
       pass
     if stop.code:
       _stop(children, board, stop, poll)
@@ -35,7 +35,7 @@ def launch(runs, board, *, jobs: ranges.Count = 1, poll: ranges.Positive = 0.5):
 
 
 def _start(waiting, children, jobs, board):
-  """Moves runs from `waiting` to `children` while there is room; what others are doing stays."""
+  """Moves runs from `waiting` to `children` while there is room; runs of other processes stay."""
   for run in list(waiting):
     if len(children) >= jobs:
       return
@@ -49,7 +49,7 @@ def _start(waiting, children, jobs, board):
 
 
 def _alive(children, board, ended=progress.FAILED):
-  """The children that go on; of the others the board hears that they are done or, with a code, `ended`."""
+  """The children that go on; of the others the board learns that they are done or, with a code, `ended`."""
   alive = []
   for child in children:
     code = child.poll()

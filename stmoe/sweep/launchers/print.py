@@ -6,7 +6,7 @@ from stmoe.sweep import work
 
 
 def launch(runs, board):
-  """Returns 0 after printing a line for each run; `&&` joins the commands of one."""
+  """Returns 0 after printing a line for each run; `&&` joins the commands of a run."""
   for run in runs:
     lines = [['mkdir', '-p', str(run.workdir)]] if run.prepare else []
     lines += [['stmoe', *words] for words in work.commands(run)]

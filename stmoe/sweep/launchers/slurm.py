@@ -1,7 +1,7 @@
-"""One SLURM array (submitit), `jobs` of its tasks at a time; a preempted run saves, queues again and goes on.
+"""A SLURM array (submitit), `jobs` of its tasks at a time; a preempted run saves, queues again and goes on.
 
-What was submitted is kept in WORKDIR/slurm/submitted.json: the same command watches it again, and submits
-only what is neither done nor in the queue.
+WORKDIR/slurm/submitted.json keeps what was submitted. So the same command watches the array again, and
+submits only what is neither done nor in the queue.
 """
 
 import pathlib
@@ -28,26 +28,26 @@ def launch(runs, board, *, partition: ranges.Text = '', time: ranges.Count = 60,
   """Returns 0 when no run is in the queue any more, 130 after Ctrl-C, which leaves the jobs there.
 
   Args:
-    time:   minutes of a job; a longer run continues in another one.
+    time:   minutes of a job; a longer run continues in another job.
     jobs:   of the array at a time.
-    memory: GB of a job. 0 and '' here and above: what the cluster gives by itself.
+    memory: GB of a job. 0 and '' here and above: the cluster's own values.
     grace:  seconds before the end in which a run saves.
     poll:   seconds between two looks at the queue.
   """
   if not shutil.which('sbatch'):
     raise errors.UserError('--launcher slurm: this machine has no sbatch; nearest: local, print')
-  wanted = dict(partition=partition, cpus_per_task=cpus, gpus_per_node=gpus, mem=memory and f'{memory}GB',
+  settings = dict(partition=partition, cpus_per_task=cpus, gpus_per_node=gpus, mem=memory and f'{memory}GB',
                 account=account, qos=qos, constraint=constraint)
   folder = (runs[0].workdir.parent / 'slurm').resolve()
-  there = queue()
-  if there is None:
+  in_queue = queue()
+  if in_queue is None:
     raise errors.UserError('--launcher slurm: squeue does not answer; nearest: local, print')
   folder.mkdir(parents=True, exist_ok=True)
-  with owner.hold(folder):               # two at once would submit the same runs
+  with owner.hold(folder):               # two processes at once would submit the same runs
     jobs_of = stored(folder)
-    fresh = [run for run in runs if jobs_of.get(run.id) not in there]
+    fresh = [run for run in runs if jobs_of.get(run.id) not in in_queue]
     jobs_of |= submit(fresh, folder, time=time, array_parallelism=jobs, signal_delay_s=grace,
-                      **{name: value for name, value in wanted.items() if value})
+                      **{name: value for name, value in settings.items() if value})
     files.write_json(folder / 'submitted.json', jobs_of)
   board.say(f'{len(fresh)} run(s) submitted, {len(runs) - len(fresh)} in the queue already')
   return watch(list(runs), jobs_of, board, poll)
@@ -56,10 +56,10 @@ def launch(runs, board, *, partition: ranges.Text = '', time: ranges.Count = 60,
 def stored(folder):
   """Returns dict run id -> job id of what was submitted before."""
   file = pathlib.Path(folder) / 'submitted.json'
-  found = files.read_json(file) if file.exists() else {}
-  if not all(isinstance(number, str) for number in found.values()):
+  submitted = files.read_json(file) if file.exists() else {}
+  if not all(isinstance(number, str) for number in submitted.values()):
     raise errors.Damaged(file, 'has not the numbers of jobs')
-  return found
+  return submitted
 
 
 def submit(runs, folder, **parameters):
@@ -81,8 +81,8 @@ def submit(runs, folder, **parameters):
 def queue():
   """Returns dict job id -> state of this user's jobs in the queue, or None if SLURM does not answer."""
   words = ['squeue', '--me', '--noheader', '--array', '--format=%i %T']
-  asked = subprocess.run(words, capture_output=True, text=True, check=False)
-  return None if asked.returncode else dict(line.split() for line in filter(None, asked.stdout.splitlines()))
+  reply = subprocess.run(words, capture_output=True, text=True, check=False)
+  return None if reply.returncode else dict(line.split() for line in filter(None, reply.stdout.splitlines()))
 
 
 def watch(runs, jobs_of, board, poll):
@@ -90,11 +90,11 @@ def watch(runs, jobs_of, board, poll):
   missing = dict.fromkeys((run.id for run in runs), 0)
   with signals.Signals() as stop:
     while runs and not stop.code:
-      there = queue()
-      for run in list(runs if there is not None else ()):
-        state = there.get(jobs_of[run.id])
+      in_queue = queue()
+      for run in list(runs if in_queue is not None else ()):
+        state = in_queue.get(jobs_of[run.id])
         missing[run.id] = 0 if state else missing[run.id] + 1
-        # A job that comes back is not in the queue for a moment; files may be late on a network.
+        # A job that comes back is not in the queue for a moment; its files may be late on a network.
         if not state and (plan.is_done(run) or missing[run.id] > 2):
           board.set(run, progress.DONE if plan.is_done(run) else progress.FAILED)
           runs.remove(run)
