@@ -20,7 +20,7 @@ from stmoe import errors
 from stmoe import router_state as state_lib
 
 # Logical axis -> mesh axis (or tuple of mesh axes, or None for replicated).
-# Names follow T5X where they exist there.
+# Names follow T5X where T5X has them.
 RULES = {
     'batch': ('data', 'expert'),
     'group': ('data', 'expert'),
@@ -45,8 +45,9 @@ MESH_AXES = ('data', 'expert', 'model')
 # Named changes of RULES, for `rules`:
 #   fsdp    parameters and the optimizer's statistics are also split over the devices that share the batch,
 #           and gathered layer by layer (ZeRO-3, arXiv:1910.02054).
-#   folded  experts are on another folding of the devices than attention (arXiv:2504.14960): none is cut over
-#           `model`, they are dealt out over expert x model, and so are the tokens that they are sent.
+#   folded  experts are on another folding of the devices than attention (arXiv:2504.14960): no expert is cut
+# over           `model`. Experts are dealt out over expert x model, and so are the tokens that are sent to
+# them.
 TABLES: dict[str, dict[str, typing.Any]] = {
     'fsdp': {'embed': ('data', 'expert'), 'expert_embed': 'data'},
     'folded': {'group': ('data', 'expert', 'model'), 'expert': ('expert', 'model'), 'expert_mlp': None},
@@ -68,9 +69,9 @@ def rules(text: str) -> dict[str, typing.Any]:
   for part in filter(None, text.split(',')):
     axis, equals, where = part.partition('=')
     if not equals and axis not in TABLES or equals and axis not in RULES:
-      known, what = (RULES, 'logical axis') if equals else (TABLES, 'table')
-      raise errors.UserError(f'mesh.rules={text!r}: there is no {what} {axis!r}{errors.nearest(axis, known)}'
-                             f' (there are: {", ".join(known)})')
+      table, named = (RULES, 'logical axis') if equals else (TABLES, 'table')
+      raise errors.UserError(f'mesh.rules={text!r}: there is no {named} {axis!r}{errors.nearest(axis, table)}'
+                             f' (there are: {", ".join(table)})')
     to = tuple(filter(None, where.split('+')))
     for mesh_axis in to:
       if mesh_axis not in MESH_AXES:
@@ -112,7 +113,7 @@ def param(init: typing.Callable[..., jax.Array], shape: typing.Sequence[int], *n
   Args:
     init:  initialiser `(key, shape, dtype) -> array`.
     shape: tuple of ints.
-    names: one logical axis name per axis of `shape`.
+    names: a logical axis name per axis of `shape`.
     rngs:  `nnx.Rngs` with a `params` stream.
     label: what the array is called in section `groups` of a configuration, see `modules.labels`.
   Raises:
@@ -123,8 +124,8 @@ def param(init: typing.Callable[..., jax.Array], shape: typing.Sequence[int], *n
     raise ValueError(f'{len(names)} logical axes {names} for shape {tuple(shape)}')
   value = init(rngs.params(), tuple(shape), dtype)
   # Sharded from birth by jit's out_shardings (see `shardings`), not eagerly.
-  more: dict[str, typing.Any] = {} if label is None else dict(label=label)
-  return nnx.Param(value, out_sharding=tuple(names), eager_sharding=False, **more)
+  metadata: dict[str, typing.Any] = {} if label is None else dict(label=label)
+  return nnx.Param(value, out_sharding=tuple(names), eager_sharding=False, **metadata)
 
 
 def state(value: jax.Array, *names: str | None) -> state_lib.RouterState:
@@ -175,8 +176,8 @@ def names_of(state: typing.Any) -> dict:
 def per_expert(bank: typing.Any) -> typing.Any:
   """Returns a tree like `bank`, an expert bank: whether each array belongs to experts, a bool.
 
-  An array belongs to experts, its first axis, if its logical axes contain 'expert'; all experts share any
-  other. An array without logical axes, as in a plain dataclass, belongs to experts.
+  An array belongs to experts, its first axis, if its logical axes contain 'expert'. All experts share any
+  other array. An array without logical axes, as in a plain dataclass, belongs to experts.
   """
   def belongs(leaf):
     names = leaf.get_metadata().get('out_sharding') if isinstance(leaf, nnx.Variable) else None

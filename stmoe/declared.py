@@ -1,6 +1,6 @@
 """What the files of this project declare, read from their text without importing them.
 
-Fields are the keyword-only parameters, or the annotated names of a dataclass, and their annotations the
+Fields are the keyword-only parameters, or the annotated names of a dataclass; their annotations are the
 ranges of `ranges.py`. So a configuration is checked in milliseconds, where importing what it names would
 import JAX.
 """
@@ -18,19 +18,19 @@ from stmoe import ranges
 ROOT = pathlib.Path(__file__).parent
 REQUIRED = object()                  # in place of a default
 COMPUTED = object()                  # a default that is no literal
-OPTIONAL = object()                  # there is no default: the field may be away, and then nothing is meant
+OPTIONAL = object()                  # no default: the field may be absent, and then nothing is meant
 UNWRITTEN = object()
 
 
 class Field(NamedTuple):
-  """One field: its range, None where it has no annotation, and its default."""
+  """A field: its range, None without an annotation, and its default."""
   range: typing.Any                  # a `ranges.Range`, which a type checker takes for a type of values
   default: object = REQUIRED
 
   @property
   def written(self) -> object:
     """Returns what a configuration has in this field where nothing is said; UNWRITTEN if that is nothing."""
-    if self.range is None:               # whoever builds the object gives it
+    if self.range is None:               # the builder of the object gives it
       return UNWRITTEN
     if self.range.usual is not None:
       return {'name': self.range.usual}
@@ -44,7 +44,7 @@ def _own(package):
 
 
 def folders(package):
-  """Returns the folders of a package: its own, and what else is on its `__path__` where it is imported."""
+  """Returns the folders of a package: its own, and other folders on its `__path__` where it is imported."""
   extended = getattr(sys.modules.get(package), '__path__', ())
   return list(map(pathlib.Path, extended or [_own(package)]))
 
@@ -54,12 +54,12 @@ def steady(function):
 
   A configuration asks for the same files hundreds of times. Other folders may change while a process runs.
   """
-  kept = functools.cache(function)
+  cached = functools.cache(function)
 
   @functools.wraps(function)
   def call(package, *rest):
     extended = list(getattr(sys.modules.get(package), '__path__', ()))
-    return (kept if extended in ([], [_own(package)]) else function)(package, *rest)
+    return (cached if extended in ([], [_own(package)]) else function)(package, *rest)
   return call
 
 
@@ -74,18 +74,18 @@ def file(package, name):
 def of_class(package, name):
   """Returns dict field -> Field of the class called like its file, or None if the file has no such class."""
   path = file(package, name)
-  found = _class(path)
-  init = found and _method(found, '__init__')
+  node = _class(path)
+  init = node and _method(node, '__init__')
   if init:
     return _fields(path, init)
-  return _annotated(path, found) if found and found.decorator_list else None
+  return _annotated(path, node) if node and node.decorator_list else None
 
 
 @steady
 def called_with(package, name, function=None):
   """Returns the names of the arguments with which an object of the class called like its file is called.
 
-  function: instead, those with which the function of this name is called. None where there is none.
+  function: name of a function whose arguments are meant instead. None without such a class or function.
   """
   if function:
     found = next((node for node in _tree(file(package, name)).body
@@ -97,9 +97,9 @@ def called_with(package, name, function=None):
 
 
 def has_method(package: str, name: str, method: str) -> bool:
-  """Returns whether the class called like its file has a method of that name."""
-  found = _class(file(package, name))
-  return found is not None and _method(found, method) is not None
+  """Returns whether the class called like its file has a method called `method`."""
+  node = _class(file(package, name))
+  return node is not None and _method(node, method) is not None
 
 
 def of_functions(module):
@@ -127,10 +127,10 @@ def _tree(path):
 
 
 def _class(path):
-  """The class of a file whose name is that of the file, cases and underscores aside, or None."""
-  wanted = path.stem.replace('_', '').lower()
+  """The class of a file that is called like the file, cases and underscores aside, or None."""
+  plain_name = path.stem.replace('_', '').lower()
   classes = [node for node in _tree(path).body if isinstance(node, ast.ClassDef)]
-  return next((node for node in classes if node.name.lower() == wanted), None)
+  return next((node for node in classes if node.name.lower() == plain_name), None)
 
 
 def _method(found, name):
@@ -139,7 +139,7 @@ def _method(found, name):
 
 @functools.cache
 def _fields(path, function):
-  """Dict field -> Field of the keyword-only parameters of a function; `rngs` is none."""
+  """Dict field -> Field of the keyword-only parameters of a function, without `rngs`."""
   pairs = zip(function.args.kwonlyargs, function.args.kw_defaults)
   return {argument.arg: Field(argument.annotation and _evaluate(path, argument.annotation), _default(default))
           for argument, default in pairs if argument.arg != 'rngs'}
@@ -179,9 +179,9 @@ def _evaluate(path, node):
     return inner(node.left) | inner(node.right)
   if isinstance(node, ast.Call):
     arguments = []
-    for one in node.args:
-      arguments += inner(one.value) if isinstance(one, ast.Starred) else [inner(one)]
-    return inner(node.func)(*arguments, **{one.arg: inner(one.value) for one in node.keywords})
+    for argument in node.args:
+      arguments += inner(argument.value) if isinstance(argument, ast.Starred) else [inner(argument)]
+    return inner(node.func)(*arguments, **{argument.arg: inner(argument.value) for argument in node.keywords})
   raise TypeError(f'{path}:{node.lineno}: an annotation is made of stmoe.ranges, names of tables and |')
 
 

@@ -1,4 +1,4 @@
-"""The one exception for mistakes of the user: a readable line, never a traceback."""
+"""The exception for mistakes of the user: a readable line, never a traceback."""
 
 import difflib
 
@@ -17,6 +17,6 @@ class Damaged(UserError):
 
 def nearest(name, choices, n=3):
   """Returns '; nearest: a, b' for the entries of `choices` most like `name`, or ''."""
-  known = {str(choice).lower(): str(choice) for choice in choices}
-  found = difflib.get_close_matches(str(name)[:200].lower(), known, n=n, cutoff=0.5)
-  return f'; nearest: {", ".join(known[one] for one in found)}' if found else ''
+  by_lower = {str(choice).lower(): str(choice) for choice in choices}
+  matches = difflib.get_close_matches(str(name)[:200].lower(), by_lower, n=n, cutoff=0.5)
+  return f'; nearest: {", ".join(by_lower[match] for match in matches)}' if matches else ''

@@ -37,13 +37,13 @@ def available() -> dict[str, str]:
 
   Files are parsed, not run.
   """
-  found = {}
+  first_lines = {}
   for path in sorted(folder().rglob('*.py')):
     tree = ast.parse(path.read_text(encoding='utf-8'))
     if any(isinstance(node, ast.FunctionDef) and node.name == 'get_config' for node in tree.body):
       name = path.relative_to(folder()).with_suffix('').as_posix()
-      found[name] = (ast.get_docstring(tree) or '').partition('\n')[0]
-  return found
+      first_lines[name] = (ast.get_docstring(tree) or '').partition('\n')[0]
+  return first_lines
 
 
 def load(name: str, overrides: typing.Sequence[str] = ()) -> tuple[ml_collections.ConfigDict, str]:
@@ -80,13 +80,13 @@ def override(config: ml_collections.ConfigDict, overrides: typing.Sequence[str],
              written: set[str] | None = None) -> ml_collections.ConfigDict:
   """Returns `config` after `overrides`, in place, complete and every field within its range.
 
-  Fields that choose others, such as a `name`, are set first, the rest in order. Where another name is chosen,
-  the defaults of the one before go, and its own take their place; what was said of it stays.
+  Fields that choose others, such as a `name`, are set first, other fields in order. Where another name is
+  chosen, the defaults of the old choice go, and the new defaults take their place; explicit values stay.
 
   Args:
     overrides: texts 'a.b=value' or '--config.a.b=value'.
     whole:     see `sections.check`.
-    written:   set of the paths that are defaults nobody asked for; None = of all fields that have theirs.
+    written:   set of the paths that are defaults nobody asked for; None = all fields at their defaults.
   """
   sections.complete(config)
   written = sections.defaults(config) if written is None else written
@@ -108,7 +108,7 @@ def _path(override):
 
 
 def _choose(config, group, text, written):
-  """Sets the field that decides which others `group` has; defaults of what it chooses are in `written`."""
+  """Sets the field that decides which others `group` has; new defaults are added to `written`."""
   before = group.values[group.chosen]
   apply(config, text)
   if group.values[group.chosen] == before:
@@ -153,10 +153,10 @@ def module_of(path: pathlib.Path) -> types.ModuleType:
 
 
 def apply(config: ml_collections.ConfigDict, override: str) -> None:
-  """Sets one field of `config` in place from the text 'a.b=value', 'a.b[0]=value'.
+  """Sets a field of `config` in place from the text 'a.b=value', 'a.b[0]=value'.
 
   The value is read as the field's range says, where there is one, else as the type of what is there (see
-  `parsing.typed`); fields derived from it follow.
+  `parsing.typed`). Fields derived from this field follow.
   Raises UserError, naming the nearest fields, if there is no such field.
   """
   path, equals, text = override.removeprefix('--').removeprefix('config.').partition('=')
@@ -173,16 +173,16 @@ def apply(config: ml_collections.ConfigDict, override: str) -> None:
   if isinstance(holder.get(key), ml_collections.ConfigDict):
     inside = ', '.join(f'config.{field}.{name}' for name in holder[key])
     raise errors.UserError(f'config.{path} is a group of fields, set one of: {inside}')
-  known = sections.range_of(config, field)
-  if known is None:
+  field_range = sections.range_of(config, field)
+  if field_range is None:
     holder[key] = parsing.typed(f'config.{path}', text, holder.get_type(key), holder[key])
     return
   with holder.unlocked(), holder.ignore_type():
-    holder[key] = known.typed(f'config.{path}', text)
+    holder[key] = field_range.typed(f'config.{path}', text)
 
 
 def matching(config: ml_collections.ConfigDict, pattern: str) -> list[str]:
-  """Returns the fields of `config` that `pattern` names: one, or with `*` in it all that are like it.
+  """Returns the fields of `config` that `pattern` names: a field, or with `*` in it all fields like it.
 
   Raises UserError, naming the nearest fields, if there is none.
   """
@@ -190,10 +190,10 @@ def matching(config: ml_collections.ConfigDict, pattern: str) -> list[str]:
   if '*' not in pattern:
     _find(config, pattern)
     return [pattern]
-  found = fnmatch.filter(flatten(config), pattern)
-  if not found:
+  fields = fnmatch.filter(flatten(config), pattern)
+  if not fields:
     raise errors.UserError(f'config.{pattern} fits no field{errors.nearest(pattern, flatten(config))}')
-  return found
+  return fields
 
 
 def _find(config, path):
@@ -209,15 +209,15 @@ def _holder(config, path):
   """(the innermost ConfigDict of `config` on the way to the field `path`, what of the path is left)."""
   holder, key = config, path
   while key not in holder:
-    group, dot, rest = key.partition('.')
+    group, dot, below = key.partition('.')
     if not dot or not isinstance(holder.get(group), ml_collections.ConfigDict):
       break
-    holder, key = holder[group], rest
+    holder, key = holder[group], below
   return holder, key
 
 
 def _set_item(items, path, index, text):
-  """Sets one item of the list `items` in place."""
+  """Sets an item of the list `items` in place."""
   if not isinstance(items, list):
     raise errors.UserError(f'config.{path}: only an item of a list can be set, give the {_kind(items)} whole')
   if not index.isdecimal() or int(index) >= len(items):
@@ -268,7 +268,7 @@ MISSING = '(absent)'
 def diff(left: ml_collections.ConfigDict, right: ml_collections.ConfigDict) -> dict[str, tuple]:
   """Returns dict field -> (value in left, value in right) where two configurations differ.
 
-  A field that only one of them has is MISSING in the other.
+  A field that one configuration lacks is MISSING there.
   """
   left, right = flatten(left), flatten(right)
   pairs = {key: (left.get(key, MISSING), right.get(key, MISSING)) for key in sorted({*left, *right})}

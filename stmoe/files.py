@@ -27,7 +27,7 @@ CHUNK = 1 << 24
 # Absolute paths that mean the same to every library; orbax takes /gs/ and the like for addresses of a cloud.
 PLAIN = re.compile(r'(?!/(gs|s3|az|hf)(/|$))[\w/.,+=@ -]*')
 LARGEST = 1 << 30                        # bytes of a file of JSON or arrays, and of what is unpacked of it
-DEEPEST = 100                            # levels of JSON, which functions that call themselves go down
+DEEPEST = 100                            # levels of JSON, which recursive functions go down
 # What reading damaged bytes raises, in the standard library and in NumPy.
 BROKEN = (ValueError, LookupError, TypeError, EOFError, OSError, RuntimeError, MemoryError, OverflowError,
           zlib.error, zipfile.BadZipFile)
@@ -68,9 +68,9 @@ def read_json(path, kind=dict, limit=LARGEST):
 def parse_json(text, kind=dict, nan=False):
   """Returns the JSON value in `text`, a `kind`.
 
-  Raises ValueError, with what is wrong, for anything else, and for what JSON leaves open and nobody means:
-  numbers that are not finite (with `nan`, NaN and Infinity are None), a key twice, half a surrogate pair,
-  nesting without end.
+  Raises ValueError, with what is wrong, for anything else. Raises it also for what JSON leaves open and
+  nobody means: numbers that are not finite (with `nan`, NaN and Infinity are None), a key twice, half a
+  surrogate pair, nesting without end.
   """
   try:
     value = json.loads(text, parse_constant=_none if nan else _no_number, parse_float=_finite,
@@ -86,8 +86,8 @@ def parse_json(text, kind=dict, nan=False):
   except UnicodeEncodeError as error:
     raise ValueError('holds half a surrogate pair, which is no character') from error
   if not isinstance(value, kind):
-    wanted = ' or '.join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-    raise ValueError(f'holds a {type(value).__name__} where a {wanted} belongs')
+    names = ' or '.join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+    raise ValueError(f'holds a {type(value).__name__} where a {names} belongs')
   return value
 
 
@@ -97,17 +97,17 @@ def read_lines(path, kind=dict, check=lambda value: None, bad=None, nan=False, l
   A last line that a kill cut short is left out.
 
   Args:
-    check: called with each value; raises ValueError, with what is wrong, for one of another form.
+    check: called with each value; raises ValueError, with what is wrong, for a value of another form.
     bad:   called with errors.Damaged for every line that is no such value, which is then left out; None =
-      it is raised.
+      the error is raised.
     nan:   see `parse_json`.
   """
   path = pathlib.Path(path)
   if not path.exists():
     return []
-  *lines, rest = read_bytes(path, limit).split(b'\n')
+  *lines, last = read_bytes(path, limit).split(b'\n')
   values = []
-  for number, line in enumerate([*lines, rest], 1):
+  for number, line in enumerate([*lines, last], 1):
     try:
       value = parse_json(line.decode(), kind, nan)
       check(value)
@@ -124,8 +124,8 @@ def read_lines(path, kind=dict, check=lambda value: None, bad=None, nan=False, l
 
 
 def read_arrays(path, limit=LARGEST):
-  """Returns dict name -> array of the npz file `path`; none of them may hold Python objects."""
-  import numpy as np                     # other files are read without it, by commands that answer at once
+  """Returns dict name -> array of the npz file `path`; no array may hold Python objects."""
+  import numpy as np                     # other files are read without numpy, by commands that answer at once
   content = io.BytesIO(read_bytes(path, limit))
   try:
     with zipfile.ZipFile(content) as archive:
@@ -164,7 +164,7 @@ def write_json(path, value, **how):
 
 
 def append_line(path, value):
-  """Adds `value` as one line of JSON; readers and other writers see the line whole or not at all."""
+  """Adds `value` as a line of JSON; readers and other writers see the line whole or not at all."""
   line = (json.dumps(value, allow_nan=False) + '\n').encode()
   descriptor = open_to_append(path)
   try:
@@ -185,7 +185,7 @@ def open_to_append(path):
 def full(error):
   """Returns the error behind `error` which says that the disk is full, or None.
 
-  It says so by its number or, made by a library, in its text; libraries wrap it in errors of their own.
+  The error says so by its number or, made by a library, in its text; libraries wrap it in their own errors.
   """
   while error is not None:
     if getattr(error, 'errno', None) in FULL or any(os.strerror(code) in str(error) for code in FULL):
@@ -243,9 +243,9 @@ def _once(pairs):
 def plain_path(path):
   """Returns a Path of folder `path` that no library takes for a pattern, an escape or an address.
 
-  It is `path` itself, or where its name is not plain (`runs/a[1]`, `gs:`, bytes that are not UTF-8) a link to
-  the folder. Links lie in a folder that only this process knows and that goes with it; what a kill leaves is
-  a link in the temporary folder.
+  It is `path` itself, or a link to the folder where the name is not plain (`runs/a[1]`, `gs:`, bytes that are
+  not UTF-8). Links lie in a folder that only this process knows and that goes with the process. What a kill
+  leaves is a link in the temporary folder.
   """
   path = pathlib.Path(path).resolve()
   if PLAIN.fullmatch(str(path)):

@@ -3,7 +3,7 @@
 `dict(name='switch', num_experts=8)` under the key `router` means the class `Switch`
 of `stmoe/routers/switch.py`, called with `num_experts=8`. A class is found by its
 file: `st_moe.py` holds `STMoE`, `mlp.py` holds `Mlp` (case and underscores ignored).
-What there is, and with which fields, is read from the files (see `declared.py`); only what
+What there is, and with which fields, is read from the files (see `declared.py`). Only what
 is built is imported.
 """
 
@@ -64,7 +64,7 @@ def available(kind: str) -> list[str]:
 
 
 def wrappers(kind: str) -> list[str]:
-  """Returns the sorted names of those of `kind` that wrap another one, their `inner`: a folder of its own."""
+  """Returns the sorted names of modules of `kind` that wrap another, their `inner`: a folder of their own."""
   return sorted(_names(f'{PACKAGES[kind]}.wrappers'))
 
 
@@ -77,11 +77,11 @@ def has(kind: str, name: typing.Any) -> bool:
   """Returns whether a module of `kind`, no wrapper, is called `name`."""
   if not isinstance(name, str) or not re.fullmatch(r'[^\W_]\w{0,60}', name):
     return False
-  package, wanted = PACKAGES[kind], CALLED.get(kind)
-  if wanted is None or not declared.file(package, name).is_file():
+  package, arguments = PACKAGES[kind], CALLED.get(kind)
+  if arguments is None or not declared.file(package, name).is_file():
     return declared.file(package, name).is_file()
   try:
-    return declared.called_with(package, name, FUNCTIONS.get(kind)) == wanted
+    return declared.called_with(package, name, FUNCTIONS.get(kind)) == arguments
   except errors.UserError:               # a file that is no Python: whoever names it is told
     return True
 
@@ -89,9 +89,9 @@ def has(kind: str, name: typing.Any) -> bool:
 def check(kind: str, name: str) -> None:
   """Raises UserError, naming the nearest modules, when none of `kind` and no wrapper is called `name`."""
   if not has(kind, name) and name not in wrappers(kind):
-    known = available(kind) + wrappers(kind)
-    raise errors.UserError(f'no {kind} is called {ranges.shown(name)}{errors.nearest(name, known)}'
-                           f' (there are: {", ".join(known)})')
+    names = available(kind) + wrappers(kind)
+    raise errors.UserError(f'no {kind} is called {ranges.shown(name)}{errors.nearest(name, names)}'
+                           f' (there are: {", ".join(names)})')
 
 
 class Name(ranges.String):
@@ -110,7 +110,7 @@ def _package(kind, name):
 
 
 def module(kind: str, name: str) -> types.ModuleType:
-  """Returns the module called `name` among those of `kind` and its wrappers.
+  """Returns the module called `name` among the modules of `kind` and its wrappers.
 
   Raises UserError when there is none, and for a file that is no Python.
   """
@@ -123,16 +123,16 @@ def module(kind: str, name: str) -> types.ModuleType:
 
 def constructor(kind: str, name: str) -> typing.Any:
   """Returns the class of module `name` whose name is that of the file."""
-  found = module(kind, name)
-  wanted = name.replace('_', '').lower()
-  for attribute, value in vars(found).items():
-    if inspect.isclass(value) and attribute.lower() == wanted and value.__module__ == found.__name__:
+  file_module = module(kind, name)
+  plain = name.replace('_', '').lower()
+  for attribute, value in vars(file_module).items():
+    if inspect.isclass(value) and attribute.lower() == plain and value.__module__ == file_module.__name__:
       return value
-  there = [value.__name__ for value in vars(found).values()
-           if inspect.isclass(value) and value.__module__ == found.__name__]
-  raise errors.UserError(f'{found.__file__}: {found.__name__} defines no class called like its file; wanted: '
-                         f'{name.replace("_", " ").title().replace(" ", "")} (there are: '
-                         f'{", ".join(there) or "none"})')
+  classes = [value.__name__ for value in vars(file_module).values()
+             if inspect.isclass(value) and value.__module__ == file_module.__name__]
+  raise errors.UserError(f'{file_module.__file__}: {file_module.__name__} defines no class called like '
+                         f'its file; wanted: {name.replace("_", " ").title().replace(" ", "")} (there are: '
+                         f'{", ".join(classes) or "none"})')
 
 
 def named(kind: str, key: str) -> str | None:
@@ -145,9 +145,9 @@ def named(kind: str, key: str) -> str | None:
 
 
 def nested(section: typing.Any) -> typing.Iterator:
-  """Yields a section of a configuration and those of what it wraps, its `inner`, outermost first.
+  """Yields a section of a configuration and the sections that it wraps, its `inner`, outermost first.
 
-  Of a block that has an attention of its own, that one's section, too.
+  Of a block that has an attention of its own, the attention's section, too.
 
   >>> block = dict(name='shared', attention=dict(name='switch_head'), inner=dict(name='moe'))
   >>> [one['name'] for one in nested(block)]
@@ -177,15 +177,16 @@ def spelled(kind: str, text: str) -> tuple[str, dict[str, typing.Any]]:
 
   'gather', 'all_to_all:chunks=4', 'slurm:partition=gpu,time=240'. Raises UserError, naming what there is.
   """
-  name, _, rest = text.partition(':')
-  known, given = options(kind, name), {}
-  for word in filter(None, rest.split(',')):
+  name, _, listing = text.partition(':')
+  declared_fields, typed_fields = options(kind, name), {}
+  for word in filter(None, listing.split(',')):
     key, _, value = word.partition('=')
-    if key not in known:
-      raise errors.UserError(f'{kind} {text!r}: {name} has no field {key!r}{errors.nearest(key, known)}'
-                             f' (it has: {", ".join(known) or "none"})')
-    given[key] = known[key].range.typed(f'{kind} {text!r}: {key}', value)
-  return name, given
+    if key not in declared_fields:
+      raise errors.UserError(f'{kind} {text!r}: {name} has no field {key!r}'
+                             f'{errors.nearest(key, declared_fields)} '
+                             f'(it has: {", ".join(declared_fields) or "none"})')
+    typed_fields[key] = declared_fields[key].range.typed(f'{kind} {text!r}: {key}', value)
+  return name, typed_fields
 
 
 def executor(text: str) -> typing.Callable:
@@ -204,8 +205,8 @@ def surgery(text: str) -> typing.Callable:
 
 
 def _bound(kind, text):
-  name, given = spelled(kind, text)
-  return functools.partial(getattr(module(kind, name), FUNCTIONS[kind]), **given)
+  name, own_fields = spelled(kind, text)
+  return functools.partial(getattr(module(kind, name), FUNCTIONS[kind]), **own_fields)
 
 
 def recipe(kind: str, fields: typing.Mapping[str, typing.Any]) -> functools.partial:
@@ -219,11 +220,11 @@ def recipe(kind: str, fields: typing.Mapping[str, typing.Any]) -> functools.part
   """
   fields = dict(fields)
   make = constructor(kind, fields.pop('name', UNNAMED.get(kind)))
-  known = [p for p in inspect.signature(make.__init__).parameters if p not in ('self', 'rngs')]
+  parameters = [p for p in inspect.signature(make.__init__).parameters if p not in ('self', 'rngs')]
   for key, value in fields.items():
-    if key not in known:
+    if key not in parameters:
       raise errors.UserError(f'{kind} {make.__name__} has no field {key!r}'
-                             f'{errors.nearest(key, known)} (it has: {", ".join(known)})')
+                             f'{errors.nearest(key, parameters)} (it has: {", ".join(parameters)})')
     if named(kind, key):
       fields[key] = _nested(named(kind, key), value)
   return functools.partial(make, **fields)
@@ -243,13 +244,13 @@ def known_fields(kind: str) -> dict[str, dict]:
 
   What is wrong with such a file is told to whoever names it.
   """
-  found = {}
+  by_name = {}
   for name in available(kind):
     try:
-      found[name] = declared.of_class(PACKAGES[kind], name) or {}
+      by_name[name] = declared.of_class(PACKAGES[kind], name) or {}
     except (errors.UserError, TypeError):
       continue
-  return found
+  return by_name
 
 
 def objectives() -> dict[str, str]:
@@ -258,12 +259,12 @@ def objectives() -> dict[str, str]:
   >>> objectives()['classification'], objectives()['lm']
   ('images', 'texts')
   """
-  found: dict[str, str] = {}
-  for name, known in known_fields('source').items():
-    kind = known['objective'].range if 'objective' in known else None
+  sources: dict[str, str] = {}
+  for name, declared_fields in known_fields('source').items():
+    kind = declared_fields['objective'].range if 'objective' in declared_fields else None
     names = available(kind.kind) if isinstance(kind, ranges.Chosen) else getattr(kind, 'names', ())
-    found |= dict.fromkeys(names, name)
-  return found
+    sources |= dict.fromkeys(names, name)
+  return sources
 
 
 def source_of(data: typing.Any) -> str | None:
@@ -288,10 +289,10 @@ def titled(data: typing.Any) -> str:
 
 def beside(kind: str, name: str, values: typing.Mapping[str, typing.Any]) -> dict[str, declared.Field]:
   """Returns dict field -> Field of a module, and of those modules that its fields in `values` choose."""
-  own = fields(kind, name)
-  chosen = [fields(field.range.kind, values[key]) for key, field in own.items()
+  own_fields = fields(kind, name)
+  chosen = [fields(field.range.kind, values[key]) for key, field in own_fields.items()
             if isinstance(field.range, ranges.Chosen) and has(field.range.kind, values.get(key))]
-  return functools.reduce(lambda known, more: known | more, chosen, own)
+  return functools.reduce(lambda known, more: known | more, chosen, own_fields)
 
 
 def source(data: typing.Any) -> typing.Any:
@@ -302,24 +303,25 @@ def source(data: typing.Any) -> typing.Any:
   """
   name = source_of(data)
   if name is None and 'source' not in data:
-    known = objectives()
+    by_name = objectives()
     raise errors.UserError(f'data.objective: none is called {data.get("objective")!r}'
-                           f'{errors.nearest(data.get("objective"), known)} (there are: {", ".join(known)})')
+                           f'{errors.nearest(data.get("objective"), by_name)} '
+                           f'(there are: {", ".join(by_name)})')
   return constructor('source', name or data['source'])(**_own('source', name, data))
 
 
 def _own(kind, name, values):
   """Those of `values` that are fields of a module; a field that chooses another module is its recipe."""
-  given = {}
+  arguments = {}
   for key, field in fields(kind, name).items():
     if key in values and isinstance(field.range, ranges.Chosen):
       chosen = constructor(field.range.kind, values[key])
-      given[key] = functools.partial(chosen, **_own(field.range.kind, values[key], values))
+      arguments[key] = functools.partial(chosen, **_own(field.range.kind, values[key], values))
     elif key in values:
-      given[key] = values[key]
+      arguments[key] = values[key]
     elif field.default is declared.REQUIRED:
       raise errors.UserError(f'data: {kind} {name!r} needs the field {key!r}')
-  return given
+  return arguments
 
 
 def takes(made: typing.Callable, field: str) -> bool:
@@ -344,20 +346,20 @@ def bind(module: types.ModuleType, section: str, fields: typing.Mapping[str, typ
   """
   fields = dict(fields)
   name = fields.pop('name')
-  known = {n: f for n, f in vars(module).items() if _is_choice(f, module)}
-  if name not in known:
-    raise errors.UserError(f'{section}.name={name!r} does not exist{errors.nearest(name, known)}'
-                           f' (there are: {", ".join(sorted(known))})')
-  wanted = inspect.signature(known[name]).parameters
-  keywords = [n for n, p in wanted.items() if p.kind is p.KEYWORD_ONLY and n not in given]
+  functions = {n: f for n, f in vars(module).items() if _is_choice(f, module)}
+  if name not in functions:
+    raise errors.UserError(f'{section}.name={name!r} does not exist{errors.nearest(name, functions)}'
+                           f' (there are: {", ".join(sorted(functions))})')
+  parameters = inspect.signature(functions[name]).parameters
+  keywords = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY and n not in given]
   for field in fields:
     if field not in keywords:
       raise errors.UserError(f'{section} {name!r} has no field {field!r}{errors.nearest(field, keywords)}'
                              f' (it has: {", ".join(keywords) or "none"})')
-  missing = [n for n in keywords if wanted[n].default is wanted[n].empty and n not in fields]
+  missing = [n for n in keywords if parameters[n].default is parameters[n].empty and n not in fields]
   if missing:
     raise errors.UserError(f'{section} {name!r} needs the field {missing[0]!r}')
-  return functools.partial(known[name], **fields, **{n: v for n, v in given.items() if n in wanted})
+  return functools.partial(functions[name], **fields, **{n: v for n, v in given.items() if n in parameters})
 
 
 def _is_choice(f, module):

@@ -1,7 +1,7 @@
 """The modules that a model, a layer or a router is made of, and what they offer (`core.contract.OFFERS`).
 
-The one walk: nobody asks for the inside of a layer by the names of its parts. A sparse layer is a module that
-has a `router`, wherever it is nested; a layer may have several.
+This is the only walk: nobody asks for the inside of a layer by the names of its parts. A sparse layer is a
+module that has a `router`, wherever it is nested; a layer may have several.
 """
 
 import typing
@@ -13,17 +13,17 @@ from stmoe import router_state as state
 
 
 def offering(module: nnx.Module, name: str) -> typing.Iterator[tuple[tuple, typing.Any]]:
-  """Yields (path, part) for every part of `module`, outer ones first, that offers `name` and not None."""
+  """Yields (path, part) for every part of `module`, outer parts first, that offers `name` and not None."""
   for path, part in sorted(nnx.iter_modules(module), key=lambda pair: len(pair[0])):
     if getattr(part, name, None) is not None:
       yield path, part
 
 
 def outermost(module: nnx.Module, name: str) -> list:
-  """Returns the parts of `module` that offer `name` and are in no other part that does."""
-  found = {path: part for path, part in offering(module, name)}
-  inside = lambda path: any(path[:n] in found for n in range(len(path)))
-  return [part for path, part in found.items() if not inside(path)]
+  """Returns the parts of `module` that offer `name` and are in no other such part."""
+  parts = {path: part for path, part in offering(module, name)}
+  inside = lambda path: any(path[:n] in parts for n in range(len(path)))
+  return [part for path, part in parts.items() if not inside(path)]
 
 
 def sparse(module: nnx.Module) -> list:
@@ -37,19 +37,19 @@ LABELLED = ('router', 'head')            # parts whose parameters are called as 
 def labels(model: nnx.Module) -> dict[tuple, set[str]]:
   """Returns dict path (a tuple of keys) -> the set of labels of every parameter of `model`.
 
-  Every parameter is `all`, and `expert` if one of its logical axes is. What is below a `router` or a `head`
-  is called so. What is below a module that offers a `label` has that label. An array may have one of its own,
-  see `axes.param`.
+  Every parameter is `all`, and `expert` if `expert` is among its logical axes. What is below a `router` or a
+  `head` is called so. What is below a module that offers a `label` has that label. An array may have a label
+  of its own, see `axes.param`.
   """
-  given = [(path, part.label) for path, part in offering(model, 'label')]
-  given += [((*path, name), name) for name in LABELLED for path, _ in offering(model, name)]
-  found = {}
+  above_paths = [(path, part.label) for path, part in offering(model, 'label')]
+  above_paths += [((*path, name), name) for name in LABELLED for path, _ in offering(model, name)]
+  labels_of = {}
   for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
     array = variable.get_metadata()
-    found[path] = {'all'} | {'expert'} & set(array.get('out_sharding') or ())
-    found[path] |= {label for above, label in given if path[:len(above)] == above}
-    found[path] |= {array['label']} if 'label' in array else set()
-  return found
+    labels_of[path] = {'all'} | {'expert'} & set(array.get('out_sharding') or ())
+    labels_of[path] |= {label for above, label in above_paths if path[:len(above)] == above}
+    labels_of[path] |= {array['label']} if 'label' in array else set()
+  return labels_of
 
 
 def init_carry(module: nnx.Module, x: jax.Array) -> dict[str, jax.Array]:
@@ -67,24 +67,24 @@ def init_carry(module: nnx.Module, x: jax.Array) -> dict[str, jax.Array]:
 def commit(module: nnx.Module, aux: object) -> None:
   """Lets every part of `module` with state across steps update it from `aux`, the Aux of a whole step.
 
-  A part that does so answers for what is in it.
+  A part that does so answers for its inner parts.
   """
   for part in outermost(module, 'commit'):
     part.commit(aux)
 
 
 def commit_each(stacked: nnx.Module, aux: object) -> None:
-  """`commit` for every slice of a stacked module, along the leading axis of its arrays and of those of `aux`.
+  """`commit` for every slice of a stacked module, along the leading axis of its arrays and of `aux`'s.
 
-  Only its RouterState changes.
+  Only the module's RouterState changes.
   """
   if not jax.tree.leaves(nnx.state(stacked, state.RouterState)):
     return
 
-  def one(module, aux):
+  def commit_slice(module, aux):
     commit(module, aux)
     return nnx.state(module, state.RouterState)
-  nnx.update(stacked, jax.vmap(one)(stacked, aux))
+  nnx.update(stacked, jax.vmap(commit_slice)(stacked, aux))
 
 
 def wrapped(model: nnx.Module, recipe: typing.Callable) -> typing.Any:

@@ -13,14 +13,14 @@ _BOOLEANS = {'true': True, '1': True, 'false': False, '0': False}
 def typed(where, text, kind, current):
   """Returns `text` as a value of type `kind`.
 
-  bool: true, false, 1, 0. int and float: as Python reads them; an int is a float where one is
+  bool: true, false, 1, 0. int and float: as Python reads them; an int counts as a float where a float is
   expected. str: the text itself. tuple and list: a Python literal, or items between commas.
   NoneType, the type of a field that holds None and declares nothing: any literal, else the text.
 
   Args:
     where:   name of the field, for the message.
     kind:    type of the field.
-    current: its value, the model for the items of a tuple or list.
+    current: the field's value, the model for the items of a tuple or list.
   Raises:
     UserError: naming the field, the text and the type expected.
   """
@@ -59,7 +59,7 @@ def _article(kind):
 
 
 def _items(text, current, wrong):
-  """The items in `text`: of a literal, or words between commas where they are strings, or may be anything."""
+  """The items in `text`: of a literal, or words between commas where items are or may be strings."""
   words = all(isinstance(item, str) for item in current or ()) and [w for w in text.split(',') if w]
   if words and text[0] not in '([':
     return words

@@ -3,8 +3,9 @@
   def __init__(self, d_model, *, num_experts: ranges.Count, k: ranges.Count = 1,
                capacity_factor: ranges.Pair(ranges.NonNegative | None) = (1.25, 2.0), rngs):
 
-`declared.py` reads them without importing the file, and `sections.py` holds every configuration to them. A
-parameter without annotation is no field: whoever builds the object gives it. `a | b` is what either allows.
+`declared.py` reads annotations without importing the file, and `sections.py` holds every configuration to
+them. A parameter without annotation is no field: who builds the object gives it. `a | b` is what either
+allows.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import typing
 
 from stmoe import errors
 
-# Numbers are computed with in float32, in which what is smaller is 0 and what is larger infinite.
+# Numbers are computed with in float32, in which smaller numbers are 0 and larger numbers infinite.
 LEAST, MOST = 1.1754944e-38, 3.4028234e38
 MOST_WHOLE = 2**31 - 1                                               # sizes and steps are int32 on devices
 
@@ -23,9 +24,9 @@ class Range:
 
   check(where, value): returns the value to keep; raises UserError naming the field `where`.
   typed(where, text): returns the value that a user typed, checked.
-  near(value): returns the allowed values most like a refused one, as text, or ''.
-  read(text): returns the value that a user typed; raises ValueError if it is none.
-  settle(value): returns `value` of a literal in this field's type, if there is such a one: 1 as 1.0.
+  near(value): returns the allowed values most like a refused value, as text, or ''.
+  read(text): returns the value that a user typed; raises ValueError for any other text.
+  settle(value): returns `value` of a literal in this field's type, if it has such a value: 1 as 1.0.
   usual: the name of what stands here if nothing else is named, see `Named`; None elsewhere.
   """
 
@@ -97,7 +98,7 @@ class Whole(Range):
 
 
 class Number(Range):
-  """A finite number from `low` to `high`; `bounds` says so in words, where it is not any."""
+  """A finite number from `low` to `high`; `bounds` says so in words, where not all numbers are allowed."""
 
   def __init__(self, bounds='', low=-MOST, high=MOST):
     self.low, self.high = low, high
@@ -175,11 +176,11 @@ class Nothing(Range):
 
 
 class Either(Range):
-  """What one of some ranges allows."""
+  """What any of some ranges allows."""
 
   def __init__(self, *kinds):
     self.text = ' or '.join(kind.text for kind in kinds)
-    # None first: where it may stand alone it does not mean both of a Pair.
+    # None first: where None may stand alone it does not mean both of a Pair.
     self.kinds = sorted(kinds, key=lambda kind: not isinstance(kind, Nothing))
     self.usual = next(filter(None, (kind.usual for kind in kinds)), None)
 
@@ -216,7 +217,7 @@ class Row(Range):
 
   def holds(self, value):
     return (isinstance(value, (tuple, list)) and len(value) == len(self.kinds)
-            and all(kind.holds(one) for kind, one in zip(self.kinds, value)))
+            and all(kind.holds(item) for kind, item in zip(self.kinds, value)))
 
   def read(self, text):
     return self.settle(items(text))
@@ -224,11 +225,11 @@ class Row(Range):
   def settle(self, value):
     if not isinstance(value, (tuple, list)) or len(value) != len(self.kinds):
       return value
-    return tuple(entry(kind, one) for kind, one in zip(self.kinds, value))
+    return tuple(entry(kind, item) for kind, item in zip(self.kinds, value))
 
 
 class Pair(Row):
-  """A value in training and one in evaluation; a single one means both, and becomes two."""
+  """A value in training and a value in evaluation; a single value means both, and becomes two."""
 
   def __init__(self, kind):
     super().__init__(kind, kind)
@@ -240,19 +241,19 @@ class Pair(Row):
 
   def near(self, value):
     values = value if isinstance(value, (tuple, list)) else (value,)
-    return next(filter(None, (self.kind.near(one) for one in values if not self.kind.holds(one))), '')
+    return next(filter(None, (self.kind.near(item) for item in values if not self.kind.holds(item))), '')
 
   def check(self, where, value):
     value = super().check(where, value)
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
   def read(self, text):
-    found = items(text)
-    return self.settle(found * 2 if len(found) == 1 and text[:1] not in '([' else found)
+    entries = items(text)
+    return self.settle(entries * 2 if len(entries) == 1 and text[:1] not in '([' else entries)
 
 
 class Weighed(Row):
-  """The weight of a loss and its reduction over layers; a weight alone means that of their mean."""
+  """The weight of a loss and its reduction over layers; a weight alone goes with the mean."""
 
   def __init__(self):
     super().__init__(NonNegative, Choice('mean', 'sum'))
@@ -266,8 +267,8 @@ class Weighed(Row):
     return tuple(value) if isinstance(value, (tuple, list)) else (value, 'mean')
 
   def read(self, text):
-    found = items(text)
-    return self.settle([*found, 'mean'] if len(found) == 1 and text[:1] not in '([' else found)
+    entries = items(text)
+    return self.settle([*entries, 'mean'] if len(entries) == 1 and text[:1] not in '([' else entries)
 
 
 class Many(Range):
@@ -279,25 +280,25 @@ class Many(Range):
 
   def holds(self, value):
     return (isinstance(value, (tuple, list)) and len(value) >= self.least
-            and all(self.kind.holds(one) for one in value))
+            and all(self.kind.holds(item) for item in value))
 
   def read(self, text):
     return self.settle(self._names(text) if isinstance(self.kind, String) else items(text))
 
   def settle(self, value):
-    return tuple(entry(self.kind, one) for one in value) if isinstance(value, (tuple, list)) else value
+    return tuple(entry(self.kind, item) for item in value) if isinstance(value, (tuple, list)) else value
 
   def near(self, value):
-    wrong = [one for one in value if not self.kind.holds(one)] if isinstance(value, (tuple, list)) else ()
+    wrong = [item for item in value if not self.kind.holds(item)] if isinstance(value, (tuple, list)) else ()
     return next(filter(None, map(self.kind.near, wrong)), '')
 
   def _names(self, text):
     """The texts in `text`, which is a literal only if it holds texts: a file may be called 1984, or [1]."""
     try:
-      found = literal(text) if text[:1] in '([' else None
+      entries = literal(text) if text[:1] in '([' else None
     except ValueError:
-      found = None
-    return words(text) if found is None or not self.holds(found) and found else found
+      entries = None
+    return words(text) if entries is None or not self.holds(entries) and entries else entries
 
 
 class Layers(Range):
@@ -324,7 +325,7 @@ class Weights(Range):
       value = tuple(value.items())
     if not isinstance(value, (tuple, list)):
       return False
-    return all(isinstance(one, str) for one in value) or all(map(self._fits, value))
+    return all(isinstance(item, str) for item in value) or all(map(self._fits, value))
 
   def _fits(self, entry):
     return (isinstance(entry, (tuple, list)) and len(entry) == 2 and isinstance(entry[0], str)
@@ -335,20 +336,20 @@ class Weights(Range):
 
 
 class Group(Range):
-  """A mapping with these fields, all of them but those in `optional`, names of some."""
+  """A mapping with these fields, all of them but names in `optional`."""
 
   def __init__(self, optional=(), **fields):
     self.fields, self.needed = fields, set(fields) - set(optional)
     self.text = f'a group with the fields {", ".join(fields)}'
 
   def holds(self, value):
-    return self._complete(value) and all(self.fields[name].holds(one) for name, one in value.items())
+    return self._complete(value) and all(self.fields[name].holds(item) for name, item in value.items())
 
   def check(self, where, value):
     if not self._complete(value):
       raise self.refusal(where, value)
-    for name, one in value.items():
-      self.fields[name].check(f'{where}.{name}', one)
+    for name, field_value in value.items():
+      self.fields[name].check(f'{where}.{name}', field_value)
     return value
 
   def _complete(self, value):
@@ -387,7 +388,7 @@ class Chosen(String):
 
 
 class Spelled(String):
-  """The name of a module of a kind with its fields as one text: 'all_to_all:chunks=4'."""
+  """The name of a module of a kind with the module's fields as a text: 'all_to_all:chunks=4'."""
 
   def __init__(self, kind):
     self.kind = kind
@@ -443,7 +444,7 @@ def items(text):
 
 
 def entry(kind, value):
-  """Returns an item for what `kind` is: read where it is a word, else as it is."""
+  """Returns an item for what `kind` is: read where the item is a word, else as it is."""
   return kind.read(value) if isinstance(value, str) else kind.settle(value)
 
 
@@ -470,7 +471,7 @@ else:
   Natural = Whole(0)
   Seed = Whole(0, 2**64 - 1)
   Ids = Many(Natural, least=1)
-  Devices = Whole(1) | Whole(-1, -1)                                 # -1: those that are left over
+  Devices = Whole(1) | Whole(-1, -1)                                 # -1: the devices that are left over
   Any = Number()
   Positive = Number('above 0', low=LEAST)
   NonNegative = Number('of at least 0', low=0.0)

@@ -1,8 +1,8 @@
 """Router state that lives across optimizer steps and that only `commit` changes.
 
-The forward pass reads a RouterState and never writes it; it returns this batch's
+The forward pass reads a RouterState and never writes it. It returns this batch's
 load and statistics in `Aux`. Once per optimizer step `commit` lets every router that
-owns state update it from those of the whole batch. Updating in the forward would do so once per
+owns state update the state from those of the whole batch. Updating in the forward would do so once per
 microbatch and once more under rematerialisation.
 """
 
@@ -30,11 +30,11 @@ def commit(model: typing.Any, aux: dict) -> None:
 def vectors(model: typing.Any) -> dict[str, dict[str, jax.Array]]:
   """Returns dict layer name -> dict dotted path -> f32[] or f32[n]: the RouterState that figures can follow.
 
-  Tables and matrices are left out, they would make large files of what seldom changes.
+  Tables and matrices are left out: they would make large files of what seldom changes.
   """
-  found: dict[str, dict[str, jax.Array]] = {}
+  by_layer: dict[str, dict[str, jax.Array]] = {}
   for stack in model.stacks():
     for layer, values in stack.states().items():
       small = {path: v for path, v in values.items() if v.ndim < 2 and v.dtype == 'float32'}
-      found |= {layer: small} if small else {}
-  return found
+      by_layer |= {layer: small} if small else {}
+  return by_layer

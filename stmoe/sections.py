@@ -1,7 +1,7 @@
-"""What a configuration holds: every field with its range and its default, and the one check of all of them.
+"""What a configuration holds: every field with its range and its default, and the check of all fields.
 
-Sections that name something (model, optimizer, ...) have the fields that it declares (see `declared.py`), the
-others those of the tables here. Nothing is imported that a configuration names.
+Sections that name something (model, optimizer, ...) have the fields that it declares (see `declared.py`).
+Other sections have the fields of the tables here. Nothing is imported that a configuration names.
 """
 
 import copy
@@ -20,7 +20,7 @@ from stmoe.declared import Field
 METHODS = ('rank', 'decode', 'span')                                 # of evaluation, see train/taskscore.py
 PARTS = ('all', 'expert', 'non_expert', 'attention', 'ffn')          # that train, see train/groups.py
 
-# Fields of sections without a name. One without a default must be there.
+# Fields of sections without a name. A field without a default must be there.
 TABLES = {
     'train': dict(
         steps=Field(ranges.Count), batch_size=Field(ranges.Count), microbatches=Field(ranges.Count, 1),
@@ -66,8 +66,8 @@ class Group(NamedTuple):
   fields: dict field -> Field.
   chosen: field that decides which other fields there are, or ''.
   title:  what the fields belong to, for messages.
-  open:   other fields are allowed: nothing is declared of them.
-  others: what fields of any other name are; None = there are none.
+  open:   whether other fields are allowed: nothing is declared of them.
+  others: what fields of any other name are; None = there are no others.
   """
   path: str
   values: ml_collections.ConfigDict
@@ -101,9 +101,9 @@ def groups(config):
       yield from (Group(f'groups.{name}', group, of_parameters(config))
                   for name, group in values.items() if _is_group(group))
     elif section in FUNCTIONS:
-      known, name = declared.of_functions(FUNCTIONS[section]), values.get('name')
-      named = {'name': Field(ranges.Choice(*known))}
-      mine = _own(known.get(name, {})) if isinstance(name, str) else {}
+      functions, name = declared.of_functions(FUNCTIONS[section]), values.get('name')
+      named = {'name': Field(ranges.Choice(*functions))}
+      mine = _own(functions.get(name, {})) if isinstance(name, str) else {}
       yield Group(section, values, named | mine, 'name', f'{section} {name!r}')
     elif section in KINDS:
       yield from _of_kind(KINDS[section], section, values)
@@ -125,12 +125,12 @@ def of_parameters(config):
   """Returns dict field -> Field of a group of parameters (see train/groups.py) of a configuration."""
   fields = declared.of_functions(OF_PARAMETERS)['group_of']
   optimizer = declared.of_functions(FUNCTIONS['optimizer']).get(config.get('optimizer', {}).get('name'), {})
-  own = optimizer.get('weight_decay', fields['weight_decay'])
-  return fields | dict(weight_decay=Field(own.range | None, None))
+  decay = optimizer.get('weight_decay', fields['weight_decay'])
+  return fields | dict(weight_decay=Field(decay.range | None, None))
 
 
 def begin(config, path):
-  """Adds the field `path` with its default to `config` where it may be added: in a group of parameters.
+  """Adds the field `path` with its default to `config` where that is allowed: in a group of parameters.
 
   Raises UserError for a field 'groups.NAME.FIELD' that no group has.
   """
@@ -138,16 +138,16 @@ def begin(config, path):
   if section != 'groups' or len(names) != 2:
     return
   name, key = names
-  known = of_parameters(config)
-  if key not in known:
+  fields = of_parameters(config)
+  if key not in fields:
     raise errors.UserError(f'config.{path}: a group of parameters has no field {key!r}'
-                           f'{errors.nearest(key, known)} (it has: {", ".join(known)})')
+                           f'{errors.nearest(key, fields)} (it has: {", ".join(fields)})')
   with config.unlocked():
     holder = config
     for outer in (section, name):
       holder[outer] = holder.get(outer, {})
       holder = holder[outer]
-    holder[key] = holder.get(key, known[key].default)
+    holder[key] = holder.get(key, fields[key].default)
 
 
 def _data(values):
@@ -163,14 +163,14 @@ def _data(values):
 
 
 def _left_aside():
-  """The fields of all sources of data: those of the others may stay when one is chosen."""
+  """The fields of all sources of data: fields of other sources may stay when a source is chosen."""
   kinds = {}
   for kind in ('source', 'objective'):
     for fields in lookup.known_fields(kind).values():
       for key, field in _own(fields).items():
         kinds.setdefault(key, {})[field.range.text] = field.range
-  return {key: Field(functools.reduce(operator.or_, each.values()), declared.OPTIONAL)
-          for key, each in kinds.items()}
+  return {key: Field(functools.reduce(operator.or_, ranges_of.values()), declared.OPTIONAL)
+          for key, ranges_of in kinds.items()}
 
 
 def _blocks(blocks):
@@ -178,25 +178,25 @@ def _blocks(blocks):
   for letter, block in blocks.items():
     if _is_group(block):
       attention = Field(ranges.Flag | ranges.Named('attention'), True)
-      more = dict(attention=attention, norm=Field(ranges.Flag, True))
-      yield from _of_kind('layer', f'blocks.{letter}', block, 'layer', more)
+      own_fields = dict(attention=attention, norm=Field(ranges.Flag, True))
+      yield from _of_kind('layer', f'blocks.{letter}', block, 'layer', own_fields)
 
 
 def _of_kind(kind, path, values, key='name', more=()):
-  """The Groups of a mapping that names a module of `kind` under `key`, and of those inside it."""
+  """The Groups of a mapping that names a module of `kind` under `key`, and of mappings inside it."""
   unnamed = lookup.UNNAMED.get(kind, declared.REQUIRED)
   name = values.get(key, unnamed)
-  known = lookup.has(kind, name) or name in lookup.wrappers(kind)
-  fields = _own(lookup.fields(kind, name)) if known else {}
-  own = {key: Field(lookup.Name(kind), unnamed)}
-  yield Group(path, values, own | fields | dict(more), key, f'{kind} {name!r}', open=not fields)
+  exists = lookup.has(kind, name) or name in lookup.wrappers(kind)
+  fields = _own(lookup.fields(kind, name)) if exists else {}
+  name_field = {key: Field(lookup.Name(kind), unnamed)}
+  yield Group(path, values, name_field | fields | dict(more), key, f'{kind} {name!r}', open=not fields)
   for inner in values:
     if lookup.named(kind, inner) and _is_group(values[inner]):
       yield from _of_kind(lookup.named(kind, inner), f'{path}.{inner}', values[inner])
 
 
 def _own(fields):
-  """Those of `fields` that a configuration sets: they have a range. The others come from who builds."""
+  """Those of `fields` that a configuration sets: they have a range. Who builds gives the others."""
   return {name: field for name, field in fields.items() if field.range is not None}
 
 
@@ -207,19 +207,19 @@ def _is_group(value):
 def complete(config: ml_collections.ConfigDict) -> set:
   """Writes the default of every field that is not there, in place; returns the set of their paths.
 
-  A field stays away whose value only whoever builds the object knows.
+  A field stays away if only the builder of the object knows its value.
   """
-  written = set()
+  paths = set()
   while absent := list(_absent(config)):
     with config.unlocked(), config.ignore_type():
       for group, key, value in absent:
         group.values[key] = group.fields[key].range.check(group.where(key), value)
-    written |= {group.where(key) for group, key, _ in absent}        # some are groups, and may lack fields
-  return written
+    paths |= {group.where(key) for group, key, _ in absent}          # some are groups, and may lack fields
+  return paths
 
 
 def completed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Returns `config` with the default of every field that is not there; another one, if there are such."""
+  """Returns `config` with the default of every field that is not there: a copy, if any is missing."""
   if any(True for _ in _absent(config)):
     config = copy.deepcopy(config)
     complete(config)
@@ -234,29 +234,29 @@ def whole(fields: dict) -> dict:
 
 
 def _absent(config):
-  """Yields (group, key, default) of every field that is not there and has one."""
+  """Yields (group, key, default) of every field that is absent and has a default."""
   for group in groups(config):
     for key, field in group.fields.items():
       value = field.written
-      there = key in group.values and not (group.values[key] is None and field.range.usual)
-      if value is not declared.UNWRITTEN and not there:
+      present = key in group.values and not (group.values[key] is None and field.range.usual)
+      if value is not declared.UNWRITTEN and not present:
         yield group, key, value
 
 
 def defaults(config: ml_collections.ConfigDict) -> set:
   """Returns the set of the paths of all fields of a complete configuration that have their default."""
-  found: set[str] = set()
+  paths: set[str] = set()
   for group in sorted(groups(config), key=lambda group: -group.path.count('.')):      # inner ones first
     for key, field in group.fields.items():
       value, where = group.values.get(key), group.where(key)
       if field.range is not None and field.range.usual and _is_group(value):
         inside = {f'{where}.{name}' for name in value} - {f'{where}.name'}
-        if value.get('name') == field.range.usual and inside <= found:
-          found.add(where)
+        if value.get('name') == field.range.usual and inside <= paths:
+          paths.add(where)
       elif key in group.values and field.written is not declared.UNWRITTEN and value == field.range.check(
           where, field.written):
-        found.add(where)
-  return found
+        paths.add(where)
+  return paths
 
 
 def field_of(config: ml_collections.ConfigDict, path: str) -> Field | None:
@@ -276,12 +276,12 @@ def range_of(config: ml_collections.ConfigDict, path: str) -> ranges.Range | Non
 
 
 def choosers(config: ml_collections.ConfigDict) -> dict[str, Group]:
-  """Returns dict path -> Group, of the fields of a configuration that decide which others their group has."""
+  """Returns dict path -> Group for the fields of a configuration that decide which others their group has."""
   return {group.where(group.chosen): group for group in groups(config) if group.chosen}
 
 
 def check(config, whole=True):
-  """Holds every field of a configuration to its range, in place: one value for a pair becomes two.
+  """Holds every field of a configuration to its range, in place: a single value for a pair becomes two.
 
   Numbers of which nothing is declared are finite.
 
@@ -296,43 +296,43 @@ def check(config, whole=True):
     if whole:
       _check_fields(group)
     for key in list(group.values):
-      value, known = group.values[key], group.fields.get(key)
-      if known is None or not whole and key == group.chosen:
+      value, field = group.values[key], group.fields.get(key)
+      if field is None or not whole and key == group.chosen:
         _finite(group.where(key), value)
         continue
-      kept = known.range.check(group.where(key), value)
+      checked = field.range.check(group.where(key), value)
       if whole:
-        _check_names(known.range, value)
-      if kept is not value:
+        _check_names(field.range, value)
+      if checked is not value:
         with group.values.ignore_type():
-          group.values[key] = kept
+          group.values[key] = checked
 
 
 def _check_names(kind, value):
-  """Raises UserError for a text in `value` of range `kind` that is to name a module and names none."""
+  """Raises UserError for a text in `value` of range `kind` that should name a module and names none."""
   if isinstance(kind, ranges.Spelled):
     lookup.spelled(kind.kind, value)
   elif isinstance(kind, ranges.Called):
     lookup.check(kind.kind, value)
   elif isinstance(kind, ranges.Either):
-    _check_names(next(one for one in kind.kinds if one.holds(value)), value)
+    _check_names(next(fitting for fitting in kind.kinds if fitting.holds(value)), value)
   elif isinstance(kind, ranges.Many):
     for entry in value:
       _check_names(kind.kind, entry)
 
 
 def _check_fields(group):
-  """Raises UserError for a field of `group` that is missing, or that nothing has."""
+  """Raises UserError for a field of `group` that is missing, or that nothing declares."""
   chosen = group.chosen
   if chosen in group.values:
     group.fields[chosen].range.check(group.where(chosen), group.values[chosen])
   elif chosen and group.fields[chosen].default is declared.REQUIRED:
     raise errors.UserError(f'{group.path} has no field {chosen!r}, which says what it is')
-  title, known = group.title or group.path, list(group.fields)
+  title, names = group.title or group.path, list(group.fields)
   for key in group.values:
-    if key not in known and not (group.open or group.others):
-      raise errors.UserError(f'{group.where(key)}: {title} has no field {key!r}{errors.nearest(key, known)}'
-                             f' (it has: {", ".join(known)})')
+    if key not in names and not (group.open or group.others):
+      raise errors.UserError(f'{group.where(key)}: {title} has no field {key!r}{errors.nearest(key, names)}'
+                             f' (it has: {", ".join(names)})')
   _missing(group)
 
 
@@ -360,5 +360,5 @@ def _finite(where, value):
     for key in value:
       _finite(f'{where}.{key}', value[key])
   elif isinstance(value, (tuple, list)):
-    for one in value:
-      _finite(where, one)
+    for entry in value:
+      _finite(where, entry)

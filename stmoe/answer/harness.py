@@ -28,8 +28,9 @@ class Harness:
   """`loglikelihood`, `loglikelihood_rolling` and `generate_until` of a decoder-only run's newest checkpoint.
 
   Rows are batched by length, longest first, and padded to a power of two. Every token is routed by itself,
-  as in generation, so answers do not depend on batches; `drop_frac` is the share of dropped choices of all
-  log-likelihoods until now, 0.0 then, unless alone=False asks for the capacity of evaluation.
+  as in generation, so answers do not depend on batches. alone=False asks for the capacity of evaluation
+  instead. `drop_frac` is the share of dropped choices of all log-likelihoods until now; 0.0 unless
+  alone=False.
 
   Args:
     path:       run directory; batch_size: rows at once; length: most tokens that are generated.
@@ -71,7 +72,7 @@ class Harness:
     return self._scores(pairs)
 
   def loglikelihood_rolling(self, requests):
-    """Returns the log-probability of whole texts, args (text,); long ones in windows that do not overlap."""
+    """Returns the log-probability of whole texts, args (text,); long texts in windows without overlap."""
     size, windows, owner = self.cfg.data.length, [], []
     for number, request in enumerate(requests):
       ids = self._encode(request.args[0])
@@ -134,7 +135,7 @@ class Harness:
 
 
 def _target_batch(pairs, width, start):
-  """The batch of (ids, how many are given): decoder_ arrays i32[B,width], with weights on the others."""
+  """The batch of (ids, how many are given): decoder_ arrays i32[B,width], with weights on ids not given."""
   names = ('target_tokens', 'input_tokens', 'loss_weights', 'segment_ids', 'positions')
   batch = {f'decoder_{name}': np.zeros((len(pairs), width), np.int32) for name in names}
   for row, (ids, num_given) in enumerate(pairs):
@@ -155,7 +156,7 @@ def _until(text, stops):
 
 
 def model(bridge):
-  """Returns `bridge` as a model of lm-evaluation-harness; raises UserError where that is not installed."""
+  """Returns `bridge` as a model of lm-evaluation-harness; raises UserError if that is not installed."""
   try:
     from lm_eval.api import model as api
   except ImportError:

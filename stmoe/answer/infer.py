@@ -16,7 +16,7 @@ from stmoe.train import loop
 from stmoe.train import opened
 from stmoe.train import state as states
 
-SHORTEST = 16                        # prompts are padded to it times 1, 2, 4, ...
+SHORTEST = 16                        # prompts are padded to this times 1, 2, 4, ...
 
 
 def read(lines, where, jsonl=False):
@@ -56,8 +56,8 @@ def prompt_batch(cfg, prompts, length):
 def tokens(cfg, vocabulary, place, text):
   """Returns the list of ids that the model reads of a prompt; raises UserError, naming `place`, if too many.
 
-  An encoder reads the text and EOS, a decoder the model's start_id and the text, and EOS if it learned to
-  answer then.
+  An encoder reads the text and EOS. A decoder reads the model's start_id and the text, and EOS if the model
+  learned to answer then.
   """
   try:
     text.encode()
@@ -119,7 +119,7 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
 
 
 def _warner(cfg, length, say):
-  """A function of the longest prompt of a batch, which says once that texts go past what was trained."""
+  """A function of a batch's longest prompt, which says once that texts go past what was trained."""
   field = 'targets_length' if 'inputs_length' in cfg.data else 'length'
   warned = []
 

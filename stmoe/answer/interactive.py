@@ -1,4 +1,4 @@
-"""What notebooks and pages do with experiments: train one and read its run, open the model that it left."""
+"""What notebooks and pages do with experiments: train and read a run, open the model that it left."""
 
 import contextlib
 import io
@@ -99,7 +99,7 @@ def said():
 def opened(path, step=None):
   """Returns (model, configuration, vocabulary) of run directory `path`.
 
-  The vocabulary is None for a model that was imported without one: it reads ids, and no texts.
+  The vocabulary is None for a model that was imported without one: such a model reads ids, and no texts.
 
   step: of the checkpoint; None = the newest.
   """
@@ -133,7 +133,7 @@ def batch(config, vocabulary, text):
     raise errors.UserError('only a language model reads a plain text; this run is an encoder-decoder')
   length, rows = config.data.length, config.eval.batch_size
   filled = pack.empty(dict(decoder=length), rows)
-  vocabulary = vocabulary or pipeline.vocabulary(config)             # which says what is missing
+  vocabulary = vocabulary or pipeline.vocabulary(config)             # the error says what is missing
   [ids] = vocabulary.encode([text])
   for row in range(min(rows, -(-len(ids) // length))):
     pack.fill(filled, row, [dict(decoder=ids[row * length:(row + 1) * length])],

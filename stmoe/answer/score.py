@@ -14,13 +14,13 @@ from stmoe.train import taskscore
 
 
 def sweep(cfg, path, field, texts, say, step=None, best=False, devices=None):
-  """Yields (value, step, 'eval/...' metrics) of one checkpoint with `field` of `cfg` at each of `texts`.
+  """Yields (value, step, 'eval/...' metrics) of a checkpoint with `field` of `cfg` at each of `texts`.
 
-  What every one gave is also added to evals.jsonl of the run. Models of all values are laid out before the
-  first is evaluated, so that a wrong one is found at once.
+  The metrics of each value are also added to evals.jsonl of the run. Models of all values are laid out before
+  the first is evaluated, so that a wrong value is found at once.
 
   Args:
-    field: 'a.b', or with `*` several that all get the value.
+    field: 'a.b', or with `*` several fields that all get the value.
     texts: as typed on a command line.
     the rest as for `score`.
   """
@@ -49,7 +49,7 @@ def score(cfg, path, say, step=None, best=False, devices=None):
     cfg:  the run's configuration; its evaluation fields may differ from the run's.
     say:  called with lines of text.
     step: of the checkpoint; None = the newest.
-    best: the checkpoint that checkpoint.best kept instead.
+    best: the checkpoint that checkpoint.best kept, instead.
   """
   with opened.run(cfg, path, say, devices) as (plan, source):
     facts = source.info()

@@ -1,4 +1,4 @@
-"""A sparse layer around another library's grouped matmul; all else is ours, and JAX differentiates it."""
+"""A sparse layer around another library's grouped matmul; the rest is ours, and JAX differentiates it."""
 
 import jax
 
@@ -25,6 +25,6 @@ def variant(problem, floor, product):
 
 
 def nothing_but(platform, package):
-  """Returns why `package` cannot run on the present device, '' if it can: it must be a `platform`."""
+  """Returns why `package` cannot run on the present device, '' if it can: the device must be a `platform`."""
   backend = jax.default_backend()
   return '' if backend == platform else f'{package} runs on {platform}, this is {backend}'

@@ -17,15 +17,15 @@ SHORT, LONG = 4, 20                  # steps of two programs; a step is the diff
 def measure(experts, batch_sizes, prompt, rounds, recompute=True, note=print):
   """Yields a dict for each number of experts and batch size: ms of a step and tokens per second.
 
-  A step is timed as the difference of programs of LONG and of SHORT steps, so that neither the prompt nor
+  A step is timed as the difference of programs of LONG and of SHORT steps. So neither the prompt nor
   the start counts. `over_fewest` is the median over rounds of the time over that with the fewest experts.
 
   Args:
-    experts, batch_sizes: numbers, each with each.
+    experts, batch_sizes: numbers, each combined with each.
     prompt:    tokens of every row before the first step.
     rounds:    how often everything is timed, in turn.
-    recompute: also time the forward pass over the whole text of prompt + LONG tokens, which without a cache
-      every token costs.
+    recompute: also time the forward pass over the whole text of prompt + LONG tokens. Without a cache
+      every token costs such a pass.
     note:      called with a line of progress.
   """
   for rows in batch_sizes:
@@ -104,7 +104,7 @@ HEADING = (f'{"batch":>6}{"experts":>9}{"ms/step":>10}{"tokens/s":>10}{"over few
 
 
 def line(row):
-  """Returns one row of `measure` as a line under HEADING."""
+  """Returns a row of `measure` as a line under HEADING."""
   text = (f'{row["rows"]:6}{row["num_experts"]:9}{row["step_ms"]:10.2f}{row["tokens_per_s"]:10.0f}'
           f'{row["over_fewest"]:13.2f}')
   return text + (f'{row["recompute_tokens_per_s"]:13.1f}{row["speedup"]:9.1f}' if 'speedup' in row else '')

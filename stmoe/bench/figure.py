@@ -9,7 +9,7 @@ def draw(rows, device):
   """Returns a Figure of `bench.measure`'s rows: bars per shape and routing; the floor is the line at 1.
 
   Args:
-    device: name of what they were measured on.
+    device: name of the device the rows were measured on.
   """
   places = list(dict.fromkeys((row['shape'], row['routing']) for row in rows))
   labels = list(dict.fromkeys(map(label, rows)))

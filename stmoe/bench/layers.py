@@ -2,8 +2,8 @@
 
 The floor is a dense feed-forward layer of hidden width k*F on the same T tokens: what the active experts of
 the sparse layer would cost if routing were free. Variants and floor run round-robin, so that whatever else
-the machine does hits all of them; ratios are taken within a round, and their median is reported beside the
-ratio of the minima. Other libraries (`bench/peers`) get the same rows, weights and choices; one that is
+the machine does hits all of them. Ratios are taken within a round, and their median is reported beside the
+ratio of the minima. Other libraries (`bench/peers`) get the same rows, weights and choices. A library that is
 not of JAX is compared with a floor of its own.
 """
 
@@ -32,7 +32,7 @@ PROBE = dict(float32=1024, bfloat16=8192)  # rows of the square matmul that meas
 
 @dataclasses.dataclass
 class Problem:
-  """One sparse layer to be computed: x [T,D], each token's k experts i32[T,k] and their weights f32[T,k].
+  """A sparse layer to be computed: x [T,D], each token's k experts i32[T,k] and their weights f32[T,k].
 
   wi, wo: [E,D,F] and [E,F,D]; wg: [E,D,F] of gated experts (SiLU), None of plain ones (ReLU). Of one dtype.
   """
@@ -50,7 +50,7 @@ class Variant:
 
   run:      dict(forward, train) of functions without arguments that return when the work is done.
   facts:    of the row; programs: dict(forward, train) of compiled programs, {} where there are none.
-  floor:    the Variant that it is compared with.
+  floor:    the Variant that this one is compared with.
   """
   run: dict
   facts: dict
@@ -60,7 +60,7 @@ class Variant:
 
 
 def measure(shape, executors, routings, rounds, peers=(), note=print):
-  """Yields one dict per variant of the Shape: ratios to the floor and facts.
+  """Yields a dict per variant of the Shape: ratios to the floor and facts.
 
   Args:
     shape:     a `shapes.Shape`.
@@ -111,7 +111,7 @@ def _row(shape, v, rounds, rate):
 
 
 def probe(dtype='float32'):
-  """Returns a function that times one square matmul of PROBE rows and returns its GFLOP/s."""
+  """Returns a function that times a square matmul of PROBE rows and returns its GFLOP/s."""
   size = PROBE[dtype] if jax.default_backend() != 'cpu' else PROBE['float32']
   square = jnp.ones((size, size), dtype)
   compiled = jax.jit(lambda a: a @ a).lower(square).compile()
@@ -142,7 +142,7 @@ def _normal(seed, dtype, *shape):
 
 
 def _dense(shape):
-  """The floor: one expert of hidden width k*F for everybody."""
+  """The floor: a single expert of hidden width k*F for all tokens."""
   hidden, dtype = shape.k * shape.d_ff, shape.dtype
   into = lambda seed: _normal(seed, dtype, shape.d_model, hidden) * shape.d_model ** -0.5
   wi, wo = into(1), _normal(2, dtype, hidden, shape.d_model) * hidden ** -0.5
@@ -162,7 +162,7 @@ def _bank(shape):
 
 
 def _sparse(shape, executor, routing, factor, floor):
-  """A Variant of one group of all tokens; `factor` is slots per routed row, or None."""
+  """A Variant of a single group of all tokens; `factor` is slots per routed row, or None."""
   x, bank = _normal(0, shape.dtype, 1, shape.tokens, shape.d_model), _bank(shape)
   router, parameters = _routed(shape, routing, factor)
   execute = lookup.executor(executor)
@@ -202,7 +202,7 @@ def _routed(shape, routing, factor):
 
 
 def _router(shape, factor):
-  """Of Switch, or of ST-MoE keeping every choice for k > 1."""
+  """The routing of Switch, or of ST-MoE keeping every choice for k > 1."""
   fields = dict(name='switch') if shape.k == 1 else dict(name='st_moe', k=shape.k, second_policy='all')
   router = lookup.recipe('router', dict(fields, num_experts=shape.num_experts,
                                         capacity_factor=(factor, factor)))(shape.d_model, rngs=nnx.Rngs(0))
@@ -212,7 +212,7 @@ def _router(shape, factor):
 
 
 def _table(shape, routing, factor):
-  """Of a table: balanced exactly, or half of the tokens to expert 0 first."""
+  """The routing of a table: balanced exactly, or half of the tokens to expert 0 first."""
   order = np.random.default_rng(0).permutation(shape.tokens)[:, None]
   expert = (order * shape.k + np.arange(shape.k)) % shape.num_experts              # [T, k]
   if routing == 'skewed':
@@ -224,7 +224,7 @@ def _table(shape, routing, factor):
 
 
 def names(given, known, field):
-  """Returns the comma-separated names in `given`; raises UserError for one not in `known`.
+  """Returns the comma-separated names in `given`; raises UserError for a name not in `known`.
 
   >>> names('C1,C4', ['C1', 'C2', 'C4'], 'shapes')
   ['C1', 'C4']
@@ -242,7 +242,7 @@ HEADING = (f'{"shape":6}{"routing":9}{"executor":15}{"capacity":>9}{"drops":>8}{
 
 
 def line(row):
-  """Returns one row of `measure` as a line under HEADING: ratios as median (of minima)."""
+  """Returns a row of `measure` as a line under HEADING: ratios as median (of minima)."""
   ratio = lambda r: f'{r["ratio"]:8.2f} ({r["ratio_of_minima"]:.2f})'
   maybe = lambda value, form: '-' if value is None else format(value, form)
   train = row['train']

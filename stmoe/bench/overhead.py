@@ -16,15 +16,15 @@ from stmoe.train import state as states
 def measure(cfg, rounds=9, steps=10, devices=None):
   """Returns dict(step_ms, loop_ms, host_ms, ratio, ratios): the loop over the bare step, medians over rounds.
 
-  host_ms is the processor time that this thread spends per step beyond the bare call: on a machine
-  that others use too it still means something where the ratio does not.
+  host_ms is the processor time that this thread spends per step beyond the bare call. On a machine
+  that others use too, host_ms still means something where the ratio does not.
 
   A round times `steps` steps of the loop (next batch, placing it, step, metrics, log). Then it times the same
   number of calls of the jitted step on one batch that is already placed.
   Evaluation and checkpoints, whose times are stated by themselves, are kept out of it.
 
   Args:
-    cfg: of an experiment; its step should take about as long as the ones of interest (100 ms).
+    cfg: of an experiment; its step should take about as long as the steps of interest (100 ms).
   """
   cfg = cfg.copy_and_resolve_references().unlock()
   cfg.train.update(steps=10**9, log_every=steps, stats_every=10**9)

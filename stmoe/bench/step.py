@@ -16,7 +16,7 @@ from stmoe.train import check
 from stmoe.train import state as states
 from stmoe.train import step as steps
 
-# Instructions that only run others; the profile has both.
+# Instructions that only run other instructions; the profile has both.
 CONTAINERS = ('while', 'call', 'conditional')
 
 

@@ -31,7 +31,7 @@ def tensor(a):
 
 
 def variant(layer, arguments, floor=None):
-  """Returns a `bench.Variant` of layer(*arguments) and of its gradients to all arguments that have them."""
+  """Returns a `bench.Variant` of layer(*arguments) and of its gradients to all arguments that have some."""
   import torch
   learned = [a for a in arguments if a is not None and a.requires_grad]
   wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None

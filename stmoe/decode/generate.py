@@ -12,7 +12,7 @@ from stmoe import lookup
 def make(plan, decode, length):
   """Returns the jitted `(params, router_state, batch, key) -> i32[B,length]` ids, up to and with EOS, then 0.
 
-  Every token is routed as if it were alone (`layers.moe.grouping`): what a row gets does not depend on the
+  Every token is routed as if it were alone (`layers.moe.grouping`). So what a row gets does not depend on the
   rows beside it, and no expert is ever full. Rows must divide over the devices of the mesh.
   Raises UserError for a model or strategy that is not decoded token by token.
 
@@ -36,12 +36,12 @@ def make(plan, decode, length):
 
 
 def ends(cfg, vocabulary):
-  """Returns the tuple of ids that end a text of the model of `cfg`: its own, or the vocabulary's EOS."""
+  """Returns the tuple of ids that end a text of the model of `cfg`: the model's, or the vocabulary's EOS."""
   return tuple(cfg.model.get('end_ids') or (vocabulary.eos_id,))
 
 
 def text(cfg, vocabulary, ids):
-  """Returns the text of ids i32[T], down to the first that ends it."""
+  """Returns the text of ids i32[T], down to the first id that ends it."""
   last = np.flatnonzero(np.isin(ids, ends(cfg, vocabulary)))
   return vocabulary.decode(ids[:last[0]] if len(last) else ids)
 

@@ -1,4 +1,4 @@
-"""The loop of strategies that keep one text a row: choose a token, compute its logits, until all rows end."""
+"""The loop of strategies with one text a row: choose a token, compute its logits, until all rows end."""
 
 import jax
 import jax.numpy as jnp

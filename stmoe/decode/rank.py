@@ -1,4 +1,4 @@
-"""How likely the targets of a batch are: to rank labels by it, and for lm-evaluation-harness."""
+"""How likely the targets of a batch are: to rank labels, and for lm-evaluation-harness."""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +7,16 @@ import jax.numpy as jnp
 def details(model, batch, key=None, alone=False):
   """Returns dict(score f32[B], greedy bool[B], drop_frac f32[]) of the targets of each row.
 
-  score is the sum of the log-probabilities of the tokens that count, 0.0 at best; greedy, whether each is
-  the most probable one there; drop_frac, the share of choices that found their expert full, as a mean over
-  sparse layers, 0 without. Evaluation capacity, no dropout.
+  score is the sum of the log-probabilities of the tokens that count, 0.0 at best. greedy is whether each of
+  them is the most probable token there. drop_frac is the share of choices that found their expert full, as a
+  mean over sparse layers; 0 without sparse layers. Evaluation capacity, no dropout.
 
   Args:
     model: returns (logits f32[B,T,V], aux) for a batch.
     batch: dict of i32[B,T]; decoder_loss_weights are 1 on the tokens that count.
     key:   PRNG key, for routers that draw in evaluation, too; None for none.
-    alone: route every token by itself, as generation does: scores do not depend on the rows beside, and
-      nothing is dropped. Otherwise, with a capacity, what a row gets depends on them.
+    alone: route every token by itself, as generation does. Scores then do not depend on the rows beside, and
+      nothing is dropped. Otherwise, with a capacity, what a row gets depends on those rows.
   """
   logits, aux = model(batch, key=key, train=False, **(dict(alone=True) if alone else {}))    # [B, T, V]
   targets, real = batch['decoder_target_tokens'], batch['decoder_loss_weights'] > 0

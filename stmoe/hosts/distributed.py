@@ -40,7 +40,7 @@ def everywhere(mesh):
 
 
 def fetch(tree):
-  """Returns a tree of arrays as numpy, also those of which this process has only a part; all must call it."""
+  """Returns a tree of arrays as numpy, also arrays of which it has only a part; all must call it."""
   return jax.device_get(jax.tree.map(_whole, tree))
 
 
@@ -51,14 +51,14 @@ def _whole(x):
 
 
 class Ballot:
-  """Lets all processes of a job stop after the same step, whichever one was told to.
+  """Lets all processes of a job stop after the same step, whichever process was told to.
 
-  A vote is one number per device and its maximum, asked for with the step and read `ahead` votes later, when
-  it is long there: all processes read the same value at the same step, and none waits.
+  A vote is a number per device and its maximum, asked for with the step. It is read `ahead` votes later, when
+  it is long there. So all processes read the same value at the same step, and none waits.
 
   Args:
     stop:  has `code`, the exit code this process wishes for, or 0.
-    ahead: votes between one and its reading.
+    ahead: votes between a vote and its reading.
   """
 
   def __init__(self, mesh, stop, ahead):
@@ -83,7 +83,7 @@ class Ballot:
     return self._stop.code if self._alone else self._code
 
   def last(self):
-    """Returns the same at the end of training, when no vote is to follow."""
+    """Returns the same exit code at the end of training, when no vote is to follow."""
     while self._votes:
       self._code = max(self._code, int(self._votes.popleft()))
     return self.code()

@@ -1,8 +1,8 @@
-"""A job of several processes: how one joins it, how all agree on something, and how one leaves.
+"""A job of several processes: how a process joins it, how all agree on something, and how a process leaves.
 
 Joining comes before any other use of JAX. Agreement goes through the job's coordinator, not through the
-devices, so that a process may wait for another one as long as it takes. Without a job everything here is
-about the one process there is.
+devices, so that a process may wait for another process as long as it takes. Without a job everything here is
+about the only process there is.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from stmoe.hosts import supervise
 
 HEARTBEAT = 60                           # seconds of silence after which a process is taken for dead
 TOGETHER = 300                           # seconds in which all processes of a job must have started
-LEAVE = 10                               # seconds that one which fails gives the others to fail alike
+LEAVE = 10                               # seconds that a failing process gives the others to fail alike
 ASK: dict = {}                           # how to join where only a Cloud TPU's metadata server knows
 LONG = 7 * 24 * 3600 * 1000              # ms; who waits for a dead process is ended by its heartbeat
 
@@ -82,8 +82,8 @@ def _check_free(address):
 def _found(env):
   """How to join the job that the environment describes, or None.
 
-  What counts under SLURM is the step (srun): a batch script or an interactive shell inside an allocation of
-  many tasks is one process. One task on a node takes all its devices, several take one each.
+  Under SLURM the step (srun) counts. A batch script or an interactive shell inside an allocation of
+  many tasks is a single process. One task on a node takes all its devices, several take one each.
   """
   if int(env.get('SLURM_STEP_NUM_TASKS') or 1) > 1 and 'SLURM_PROCID' in env:
     tasks_per_node = env.get('SLURM_STEP_TASKS_PER_NODE', '')
@@ -120,7 +120,7 @@ def _installed(package):
 def enter(args):
   """Joins the job that `args` or the environment name, if any; returns None, or an exit code to end with.
 
-  In a job the caller goes on in a child; its parent comes back with the exit code when the child is done.
+  In a job the caller goes on in a child; the parent comes back with the exit code when the child is done.
   """
   global _member
   where = place(args)
@@ -148,7 +148,7 @@ def enter(args):
 
 
 def _end(kind, error, trace):
-  """Ends this process after the traceback: others would wait for one that is about to leave in order."""
+  """Ends this process after the traceback: others would wait for a process that leaves in order."""
   sys.__excepthook__(kind, error, trace)
   _exit(1)
 
@@ -171,17 +171,17 @@ def lost(error):
 
 
 def stop(error):
-  """Ends this process, as `error` is one that `lost` says yes to; the parent has the last word."""
+  """Ends this process, as `lost` is true of `error`; the parent has the last word."""
   os.write(2, f'{supervise.LOST_TEXT} {" ".join(str(error).split())}\n'.encode())
   _exit(supervise.LOST)
 
 
 def leave(code, patience=TOGETHER):
-  """Returns `code` after leaving the job; does not return if the others are not leaving, too.
+  """Returns `code` after leaving the job; does not return if other processes are not leaving, too.
 
   Args:
     code:     with which this process ends.
-    patience: seconds to wait for the others; 0 = go at once.
+    patience: seconds to wait for other processes; 0 = go at once.
   """
   if not _member or _client() is None:
     return code
@@ -220,14 +220,14 @@ def index():
 
 
 def leads():
-  """Returns whether this process is the one that writes and speaks."""
+  """Returns whether this process writes and speaks for the job."""
   return index() == 0
 
 
 def exchange(value, patience=LONG):
   """Returns the list of the `value` of every process, for JSON; all must call it.
 
-  Raises an exception of the runtime if they do not within `patience` ms.
+  Raises an exception of the runtime if a process does not within `patience` ms.
   """
   if size() == 1:
     return [value]
@@ -239,7 +239,7 @@ def exchange(value, patience=LONG):
 
 
 def together(work):
-  """Returns `work()`, done by every process; what is a mistake on one is raised on all."""
+  """Returns `work()`, done by every process; a mistake on one process is raised on all."""
   if size() == 1:
     return work()
   value = problem = None
@@ -256,12 +256,12 @@ def together(work):
 
 
 def first(work):
-  """Returns `work()` of process 0, for JSON; no other does it. All must call this."""
+  """Returns `work()` of process 0, for JSON; no other process does it. All must call this."""
   return exchange(together(lambda: work() if leads() else None))[0]
 
 
 def in_turn(work):
-  """Returns `work()`, done by process 0 and then by the others, which find what it made."""
+  """Returns `work()`, done by process 0 and then by other processes, which find what process 0 made."""
   first = together(lambda: work() if leads() else None)
   later = together(lambda: None if leads() else work())
   return first if leads() else later

@@ -17,7 +17,7 @@ class Signals:
   Outside the main thread, where Python delivers no signals, it does nothing.
 
   Args:
-    twice: seconds in which a Ctrl-C is still the one before: that of a job may arrive by two ways.
+    twice: seconds in which a second Ctrl-C counts as the first: a job's Ctrl-C may arrive by two ways.
   """
 
   def __init__(self, twice=0.0):
@@ -40,5 +40,5 @@ class Signals:
     if self.code and number == signal.SIGINT and is_again:
       raise KeyboardInterrupt
     self.code = EXIT_CODES[number]
-    # Not print: the signal may have come in the middle of one.
+    # Not print: the signal may have come in the middle of a print.
     os.write(sys.__stderr__.fileno(), f'\n{signal.Signals(number).name}: saving after this step\n'.encode())

@@ -1,4 +1,4 @@
-"""A parent that watches a process of a job and says in one line how it ended.
+"""A parent that watches a process of a job and says in one line how the process ended.
 
 When a process of a job dies, JAX's runtime aborts the others from a thread of its own. The abort comes with a
 stack trace and out of Python's reach. So a process of a job does its work in a child. The parent passes
@@ -13,9 +13,9 @@ import signal
 import sys
 import threading
 
-LOST = 75                                # the exit code of a process that stops because another one is gone
+LOST = 75                                # the exit code of a process that stops because another is gone
 JOINED = b'joined\n'                     # what the child writes when it is in the job
-LOST_TEXT = 'lost:'                      # how the child says so, where the runtime left it the time
+LOST_TEXT = 'lost:'                      # how the child says that, where the runtime left it the time
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 NOISE = re.compile(rb'\[Gloo\] Rank \d+ is connected')
 # From the first such line on, all that the runtime writes is about the end of the job.
@@ -82,7 +82,7 @@ def _pass_on(child, number):
 
 
 def _listen(read, kept, joined):
-  """Writes the lines from `read` to stderr; those about the end of the job go into the list `kept`."""
+  """Writes the lines from `read` to stderr; lines about the end of the job go into the list `kept`."""
   with os.fdopen(read, 'rb') as lines:
     for line in lines:
       if line == JOINED:
@@ -99,7 +99,7 @@ def _say(text):
 
 
 def _why(text):
-  """The first words of the error by which Python noticed it, or ''."""
+  """The first words of the error by which Python noticed the loss, or ''."""
   match = re.search(rb'^' + LOST_TEXT.encode() + rb' (.{1,120})', text, re.MULTILINE)
   return f' ({match[1].decode(errors="replace").strip()})' if match else ''
 

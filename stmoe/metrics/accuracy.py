@@ -1,4 +1,4 @@
-"""Share of predictions that are a reference, letter for letter; what is no label is wrong."""
+"""Share of predictions that are a reference, letter for letter; a text that is no label is wrong."""
 
 
 def score(examples, predictions):

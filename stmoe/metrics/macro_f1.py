@@ -15,7 +15,7 @@ def score(examples, predictions):
 
 
 def f1(pairs, label):
-  """Returns F1 of class `label`, 0.0 to 1.0, over (target, prediction) pairs; 0.0 where it does not occur."""
+  """Returns F1 of class `label`, 0.0 to 1.0, over (target, prediction) pairs; 0.0 without the class."""
   hits = sum(target == prediction == label for target, prediction in pairs)
   either = sum((target == label) + (prediction == label) for target, prediction in pairs)
   return 2.0 * hits / either if either else 0.0

@@ -8,7 +8,7 @@ LABELS = ('False', 'True')
 def score(examples, predictions):
   """Returns dict(f1a, em), out of 100; a question is the answers of one `group`.
 
-  A prediction that is no label counts as the wrong one, as in T5.
+  A prediction that is no label counts as the wrong label, as in T5.
   """
   pairs, questions = [], {}
   for example, text in zip(examples, predictions, strict=True):

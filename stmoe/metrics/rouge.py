@@ -1,4 +1,4 @@
-"""ROUGE-1, -2 and -Lsum of summaries by rouge-score, without a stemmer, as T5's, and with one."""
+"""ROUGE-1, -2 and -Lsum of summaries by rouge-score, without a stemmer, as in T5, and with a stemmer."""
 
 NAMES = ('rouge1', 'rouge2', 'rougeLsum')
 
@@ -6,7 +6,7 @@ NAMES = ('rouge1', 'rouge2', 'rougeLsum')
 def score(examples, predictions):
   """Returns dict of the F of NAMES without stemmer, and of 'NAME_stemmer', out of 100, means over examples.
 
-  A sentence ends at ' . '. Of several references that of highest ROUGE-1 counts. Differs: T5 reports the
+  A sentence ends at ' . '. Of several references the one of highest ROUGE-1 counts. Differs: T5 reports the
   middle of a bootstrap, which is random.
   """
   plain, stemmed = (scores(examples, predictions, stemmer) for stemmer in (False, True))

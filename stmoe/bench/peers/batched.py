@@ -1,7 +1,7 @@
 """No library but a bound: all experts in one batched dense product, all with as many rows, no routing.
 
-The matrices of a product lie in one array, as a bank has them, and rows in the order of the tokens. What
-computes all experts at once can only be slower: experts differ in their rows, so that some would be padded.
+The matrices of a product lie in one array, as a bank has them, and rows in the order of the tokens. Any real
+computation of all experts at once is slower: experts differ in their rows, so some would be padded.
 """
 
 import jax

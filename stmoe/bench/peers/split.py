@@ -1,7 +1,7 @@
-"""No library but a bound: the floor cut into one dense product per expert, all with as many rows, no routing.
+"""No library but a bound: the floor cut into a dense product per expert, all with as many rows, no routing.
 
-Every expert's matrices are arrays of their own, so that none is copied, and its rows lie in the order of the
-tokens. What is slower than this by less than a tenth has nothing left to gain but other products.
+Every expert's matrices are arrays of their own, so that none is copied. An expert's rows lie in the order of
+the tokens. What is slower than this by less than a tenth has nothing left to gain but other products.
 """
 
 import jax

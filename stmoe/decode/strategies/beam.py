@@ -20,7 +20,7 @@ def penalty(length, alpha):
 
 
 class Beam:
-  """The finished text of the largest log-probability over `penalty`, of those that the search meets.
+  """The finished text of the largest log-probability over `penalty` among texts that the search meets.
 
   K beams live in each row. The best continuations of all beams are found, 2K with one id that ends a text.
   Continuations that end and are among the K best join the finished texts, of which the K best by score are
@@ -32,7 +32,7 @@ class Beam:
     beams:          K. With 1 and length_penalty 0 this is greedy decoding.
     length_penalty: alpha; T5 has 4 beams and 0.6.
     eos_id:         the id that ends a text, or several.
-  Differs: t5x lets any ending among the 2K best finish, so that its single beam is not greedy.
+  Differs: t5x lets any ending among the 2K best finish, so its single beam is not greedy.
   """
 
   def __init__(self, *, beams: ranges.Count = 4, length_penalty: ranges.NonNegative = 0.6,
@@ -92,7 +92,7 @@ class Beam:
     rows, k, _ = ids.shape
     vocab = logits.shape[-1]
     total = alive[..., None] + jax.nn.log_softmax(logits).reshape(rows, k, vocab)
-    most = min(k * (1 + np.size(self.eos_id)), k * vocab)            # K others are among so many: M
+    most = min(k * (1 + np.size(self.eos_id)), k * vocab)            # M: so many hold K that do not end
     total, at = jax.lax.top_k(total.reshape(rows, k * vocab), most)  # [B, M]
     beam, token = at // vocab, (at % vocab).astype(jnp.int32)
     pick = lambda a, at: jnp.take_along_axis(a, at.reshape(*at.shape, *[1] * (a.ndim - 2)), axis=1)

@@ -26,14 +26,14 @@ def contrast(strong, weak, alpha, beta):
 def routed_by(model, ranks):
   """Returns `model` with the routing of `ranks`, a tuple; `model` itself for None.
 
-  Raises UserError for a router without an order, or ranks that it does not have.
+  Raises UserError for a router without an order, or ranks that the router does not have.
   """
   return model if ranks is None else modules.wrapped(
       model, functools.partial(lookup.constructor('router', 'ranks'), ranks=ranks))
 
 
 class Contrast:
-  """The largest score of `contrast`, or a draw from them; training-free, two passes and two caches.
+  """The largest score of `contrast`, or a draw from the scores; training-free, two passes and two caches.
 
   The weak pass, prompt and encoder included, uses only some experts of every sparse layer: those at
   `routing_ranks` of a token's order, 0 the first (see `routers/wrappers/ranks.py`).

@@ -12,7 +12,7 @@ def shortlist(logits, top_k=0, top_p=1.0):
   """Returns logits f32[B,V] with -inf for tokens that are not drawn.
 
   Args:
-    top_k: keep the k largest; 0 = all. Ties with the last one are kept.
+    top_k: keep the k largest; 0 = all. Ties with the k-th are kept.
     top_p: keep the fewest tokens, the most probable first, whose probability together is at least p.
 
   >>> jnp.exp(shortlist(jnp.log(jnp.array([[0.5, 0.25, 0.25]])), top_k=1)).tolist()
