@@ -1,4 +1,4 @@
-"""Kernels that need JAX only, one folder per operation.
+"""Kernels that need JAX only, a folder per operation.
 
 `api.py` is what to call; it takes the implementation of the platform that a program is lowered for. That is
 `tpu.py` (Mosaic), `gpu.py` (Triton) or `portable.py` (XLA alone, on CPUs). For the grouped products on GPUs

@@ -1,7 +1,7 @@
 """What `bench.py` of every operation shares: variants timed in turn with a floor, a table of the results.
 
 Programs are compiled by several threads before the first is timed. Each round runs the floor and a variant
-once, one after the other, so that what slows the machine slows them alike; the ratio to the floor is the
+in turn, so that what slows the machine slows both alike. The ratio to the floor is the
 median over rounds of the ratios within a round. On accelerators a round queues several calls and waits for
 the last: the time of starting a program is hidden, as it is in a training step.
 """
@@ -25,17 +25,17 @@ MODELS = dict(mixtral=(4096, 4096, 14336, 8, 2), deepseek_moe=(16384, 2048, 1408
               olmoe=(16384, 2048, 1024, 64, 8), deepseek_v3=(16384, 7168, 2048, 256, 8),
               fine_grained=(32768, 4096, 1024, 128, 8))
 SMALL = dict(small=(2048, 256, 1024, 8, 1))
-TILES = 16                              # how many are timed to tune one operation on one shape
-WRONG = 0.03                            # of the largest entry: by so much bfloat16 results may differ
+TILES = 16                              # how many tiles are timed to tune an operation on a shape
+WRONG = 0.03                            # of the largest entry: so much may results in bfloat16 differ
 
 
 class Variant(NamedTuple):
-  """One way to compute an operation.
+  """A way to compute an operation.
 
   op:    its name in tables.
   tiles: named tuple of the sides of its tiles, or None: its own choice.
   make:  function of the abstract inputs that returns a program, a function of the inputs.
-  wait:  function of a program's result that returns when it is there.
+  wait:  function of a program's result that returns when the result is there.
   """
   op: str
   tiles: tuple | None
@@ -59,14 +59,14 @@ def jitted(op, f, tiles=None):
 
 def platform():
   """Returns 'cpu', 'tpu' or 'gpu': where this process runs. Benchmarks may ask; kernels never do."""
-  here = jax.default_backend()
-  return here if here in ('tpu', 'gpu') else 'cpu'
+  backend = jax.default_backend()
+  return backend if backend in ('tpu', 'gpu') else 'cpu'
 
 
 def models(names=None):
-  """Returns the (T, D, F, E, k) to time here: those that are named, None for all."""
-  known = SMALL if platform() == 'cpu' else MODELS
-  return [known[name] for name in names or known]
+  """Returns the (T, D, F, E, k) to time here: the named ones, None for all."""
+  shapes = SMALL if platform() == 'cpu' else MODELS
+  return [shapes[name] for name in names or shapes]
 
 
 def dtype():
@@ -98,7 +98,7 @@ def kernels(modules, op, shape, tune):
     modules: dict platform -> dict of the ending of a kernel's name -> its module.
     op: name of the operation.
     shape: (M, K, N, E).
-    tune: whether with each of several tiles, else one with None, its choice.
+    tune: whether with each of several tiles; else with None, the kernel's own choice.
   """
   itemsize = jnp.dtype(dtype()).itemsize
   return [(op + ending, module, tiles) for ending, module in modules.get(platform(), {}).items()
@@ -106,31 +106,31 @@ def kernels(modules, op, shape, tune):
 
 
 def measure(cases, rounds, note=print):
-  """Yields a dict for every Variant of the Cases; `note` gets a line for each that is left out.
+  """Yields a dict for every Variant of the Cases; `note` gets a line for each Variant that is left out.
 
-  That is what does not compile or run, and tiles whose result is not that of the first.
+  Left out is what does not compile or run, and tiles whose result is not that of the first tiles.
   """
   with concurrent.futures.ThreadPoolExecutor() as pool:
     compiling = [[pool.submit(v.make, jax.eval_shape(case.inputs)) for v in (case.floor, *case.variants)]
                  for case in cases]
     concurrent.futures.wait([program for programs in compiling for program in programs])
     for case, (floor, *programs) in zip(cases, compiling):
-      inputs, want = case.inputs(), None
+      inputs, first_result = case.inputs(), None
       for variant, program in zip(case.variants, programs):
         try:
           program = program.result()
-          got = program(*inputs)
-          variant.wait(got)
-          want = got if want is None else want
-          if variant.tiles and _difference(want, got) > WRONG:
+          result = program(*inputs)
+          variant.wait(result)
+          first_result = result if first_result is None else first_result
+          if variant.tiles and _difference(first_result, result) > WRONG:
             raise ValueError('its result is not that of the first tiles')
-          del got
+          del result
           row = _row(case, variant, inputs, program, floor.result(), rounds)
         except Exception as error:  # noqa: BLE001 compilers and libraries have many kinds
           note(f'{variant.op} {case.shape} {tuple(variant.tiles or ())}: left out, {str(error)[:300]!r}')
           continue
         yield row
-      del inputs, want
+      del inputs, first_result
 
 
 @jax.jit
@@ -140,7 +140,7 @@ def _difference(want, got):
 
 
 def _row(case, variant, inputs, program, floor, rounds):
-  """The dict of one result: `program` and `floor` timed in turn."""
+  """The dict of a result: `program` and `floor` timed in turn."""
   run, base = functools.partial(program, *inputs), functools.partial(floor, *inputs)
   times = [(_seconds(run, variant.wait), _seconds(base, case.floor.wait)) for _ in range(rounds + 2)][2:]
   seconds = statistics.median(a for a, _ in times)
@@ -177,24 +177,25 @@ def main(module, cases, argv=None):
   parser.add_argument('--models', nargs='*', choices=[*(SMALL if platform() == 'cpu' else MODELS)],
                       help='whose shapes to time; all unless named')
   args = parser.parse_args(argv)
-  found = []
+  results = []
   for result in measure(list(cases(models(args.models), args.tune)), args.rounds):
     tiles = result['tiles'] and ' '.join(f'{k}={v}' for k, v in result['tiles'].items())
     print(f'{result["op"]:16}{str(result["shape"]):32}{result["seconds"] * 1e3:9.3f} ms'
           f'{result["ratio"]:8.2f} x floor{result["tflops"]:9.2f} TFLOP/s  {tiles or ""}', flush=True)
-    found.append(result)
+    results.append(result)
     if args.json:                                                    # each time: it may be stopped
-      _save(args.json, found, ' '.join(['python -m', module, *argv]))
+      _save(args.json, results, ' '.join(['python -m', module, *argv]))
 
 
 def _save(path, found, command):
-  old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else dict(commands=[], rows=[])
+  saved = json.loads(path.read_text(encoding='utf-8')) if path.exists() else dict(commands=[], rows=[])
   key = lambda row: (row['op'], row.get('shape'))
-  kept = [row for row in old['rows'] if key(row) not in list(map(key, found))]
-  rest = {row['op'] for row in kept} & {row['op'] for row in found}  # of other shapes, by an older command
-  commands = [c for c in old['commands'] if rest or c.split()[2] != command.split()[2]]
-  commands, rows = [*(c for c in commands if c != command), command], kept + found
-  head = json.dumps({key: value for key, value in old.items() if key != 'rows'} | dict(
+  others = [row for row in saved['rows'] if key(row) not in list(map(key, found))]
+  # Of other shapes, by an older command.
+  ops = {row['op'] for row in others} & {row['op'] for row in found}
+  commands = [c for c in saved['commands'] if ops or c.split()[2] != command.split()[2]]
+  commands, rows = [*(c for c in commands if c != command), command], others + found
+  head = json.dumps({key: value for key, value in saved.items() if key != 'rows'} | dict(
       device=jax.devices()[0].device_kind, jax=jax.__version__, commands=commands))
   text = ',\n'.join(map(json.dumps, rows))
   path.write_text(f'{head[:-1]}, "rows": [\n{text}\n]}}\n', encoding='utf-8')

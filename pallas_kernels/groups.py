@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 
 class Visits(NamedTuple):
-  """Pairs of a group and a tile that it has rows in, V = ceil(M/height) + E - 1 of them at most.
+  """Pairs of a group and a tile that it has rows in, V = ceil(M/height) + E - 1 pairs at most.
 
   group: i32[V] the group of a visit; beyond `count` anything in [0,E).
-  tile:  i32[V] the tile; beyond `count` anything in range.
+  tile:  i32[V] the tile of a visit; beyond `count` anything in range.
   start: i32[E+1] first row of a group, and the end of the last.
   count: i32[] how many visits there are, 1 at least.
   """
@@ -34,7 +34,7 @@ def visits(sizes, rows, height, *, empty=False):
     height: rows of a tile; the last tile may be cut.
     empty: whether groups without rows are visited as well, once each, to write their result.
 
-  Tile 0 holds the two rows of group 0 and two rows of group 2, whose last one is in tile 1:
+  Tile 0 holds the two rows of group 0 and two rows of group 2, whose last row is in tile 1:
 
   >>> found = visits(jnp.array([2, 0, 3]), 8, 4)
   >>> int(found.count), found.group[:3].tolist(), found.tile[:3].tolist(), found.start.tolist()
@@ -45,7 +45,7 @@ def visits(sizes, rows, height, *, empty=False):
   start = end - sizes
   first = jnp.minimum(start // height, tiles - 1)
   spans = jnp.where(sizes > 0, (end - 1) // height - first + 1, int(empty))
-  upto = jnp.cumsum(spans, dtype=jnp.int32)                          # [E] visits of groups up to this one
+  upto = jnp.cumsum(spans, dtype=jnp.int32)                          # [E] visits of groups up to each group
   visit = jnp.arange(tiles + number - 1, dtype=jnp.int32)            # [V]
   group = jnp.sum(visit[:, None] >= upto, axis=1, dtype=jnp.int32)
   group = jnp.minimum(group, number - 1)
@@ -54,11 +54,11 @@ def visits(sizes, rows, height, *, empty=False):
 
 
 class Tiles(NamedTuple):
-  """Tiles of V >= count, each with rows of one group; spare ones beyond `count` have none.
+  """Tiles of V >= count, each with rows of one group; spare tiles beyond `count` have no rows.
 
   group: i32[V] whose rows a tile has.
   at:    i32[V] the row where it begins; first, end: i32[V] its group's rows in it, [first,end).
-  count: i32[] how many there are.
+  count: i32[] how many tiles there are.
   """
   group: jax.Array
   at: jax.Array
@@ -74,9 +74,9 @@ def tiles(sizes, rows, height, aligned=1):
     sizes: i32[E] rows of each group, sum(sizes) <= rows.
     rows: M.
     height: rows of a tile.
-    aligned: tiles begin at multiples of it, so that a group's first one may begin before its first row.
+    aligned: tiles begin at multiples of this, so that a group's first tile may begin before its first row.
 
-  Groups of one, no and three rows; tiles of two rows that begin at even ones:
+  Groups of one, no and three rows; tiles of two rows that begin at even rows:
 
   >>> found = tiles(jnp.array([1, 0, 3]), 4, 2, aligned=2)
   >>> [v[:int(found.count)].tolist() for v in found[:4]]

@@ -1,6 +1,6 @@
 """Which products the kernels for Hopper GPUs compute, `mosaic.py` of an operation; others are Triton's.
 
-Asked wherever a program might be for a GPU, so that it imports nothing of Mosaic GPU.
+This file is asked wherever a program might be for a GPU, so it imports nothing of Mosaic GPU.
 """
 
 import re
@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 
 NAMES = re.compile(r'\bG?H(20|100|200|800)\b')
-ALIGNED = 8                             # rows: the copy engine begins at multiples of it, in their layout
+ALIGNED = 8                             # rows: the copy engine begins at multiples of this, in their layout
 WIDTH = 128                             # matrices must be multiples of it along both sides
 FEWEST = 128                            # rows an expert has on average, for tiles to be full
 
 
 def cores():
-  """Returns how many multiprocessors the Hopper GPU has that programs run on; None if it is no Hopper.
+  """Returns how many multiprocessors the Hopper GPU has that programs run on; None if the GPU is no Hopper.
 
-  That is a GPU of the mesh in use, which this process need not have; without a mesh, the one it has.
+  That is a GPU of the mesh in use, which this process need not have; without a mesh, this process's GPU.
   """
   device = jax.sharding.get_abstract_mesh().abstract_device or _here()
   if device is None or not NAMES.search(device.device_kind):
@@ -41,10 +41,10 @@ def fits(rows, experts, dtype, *widths):
 def pays(width):
   """Returns whether rows by a list are gathered to be multiplied here, for products of another side `width`.
 
-  Gathering takes as long whatever follows, what follows gains in proportion to the width, and two products
-  share the rows that are gathered. Times of two products over their dense floor, by Triton with the list and
-  by these kernels after a gather (H200, experiments/kernels/h200.json): 2.81 and 2.77 for width 1024, 3.12
-  and 2.80 for 1408, 2.53 and 2.48 for 2048, 2.52 and 2.16 for 14336. Where it is level, a list needs less
-  memory.
+  Gathering takes as long whatever follows. What follows gains in proportion to the width, and two products
+  share the gathered rows. Measured were two products over their dense floor (H200,
+  experiments/kernels/h200.json), by Triton with the list and by these kernels after a gather. Their times
+  were 2.81 and 2.77 for width 1024, 3.12 and 2.80 for 1408, 2.53 and 2.48 for 2048, 2.52 and 2.16 for 14336.
+  Where the times are level, a list needs less memory.
   """
   return width > 1024

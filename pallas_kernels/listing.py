@@ -2,7 +2,7 @@
 
 
 def take(x, token):
-  """Returns the rows [M,K] that are meant: x, or where there is a list i32[M] those of x [T,K] it names."""
+  """Returns the rows [M,K] that are meant: x, or with a list i32[M] the rows of x [T,K] that it names."""
   return x if token is None else x.at[token].get(mode='promise_in_bounds')
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-PANEL = 64                              # columns of bfloat16 in one swizzled row, 128 bytes
+PANEL = 64                              # columns of bfloat16 in a swizzled row, 128 bytes
 COPIES = 2                              # the warpgroup that fills the ring; 0 and 1 multiply
 REGISTERS = dict(copy=40, multiply=232)                              # of a thread; 65536 for three warpgroups
 
@@ -55,9 +55,9 @@ class Ring(NamedTuple):
 
   def drain(self, steps):
     """Waits until all `steps` have been read."""
-    def one(step, _):
+    def wait_for(step, _):
       plgpu.barrier_wait(self.freed.at[self.slot(step)])
-    jax.lax.fori_loop(jnp.maximum(steps - self.stages, 0), steps, one, None)
+    jax.lax.fori_loop(jnp.maximum(steps - self.stages, 0), steps, wait_for, None)
 
   def product(self, shape, first, steps, operands, prepare=None):
     """Returns f32[shape], the sum of the products of operands(slot), two references, over steps from `first`.
@@ -65,18 +65,18 @@ class Ring(NamedTuple):
     prepare: None, or called with (i, slot) before the product of step first + i.
     """
     def add_up(acc):
-      def one(i, _):
+      def add(i, _):
         slot = self.slot(first + i)
         plgpu.barrier_wait(self.loaded.at[slot])
         if prepare:
           prepare(i, slot)
         plgpu.wgmma(acc, *operands(slot))
-        plgpu.wgmma_wait(1)                                          # the one before has been read
+        plgpu.wgmma_wait(1)                                          # the product before has been read
 
         @pl.when(i > 0)
         def _():
           plgpu.barrier_arrive(self.freed.at[self.slot(first + i - 1)])
-      jax.lax.fori_loop(0, steps, one, None)
+      jax.lax.fori_loop(0, steps, add, None)
       return acc[...]
     total = pl.run_scoped(add_up, plgpu.ACC(shape, jnp.float32))
 
@@ -92,11 +92,11 @@ def call(kernel, out, a, b, scratch, stages, programs, interpret):
   Args:
     kernel: of references in main memory, the ring and `scratch`; every warpgroup runs it, see `roles`.
     out: jax.ShapeDtypeStruct of the result.
-    a, b: shapes of the tiles of one step.
+    a, b: shapes of the tiles of a step.
     scratch: dict of further references.
     stages: steps under way.
-    programs: how many.
-    interpret: None, or how to interpret it, for tests.
+    programs: how many programs.
+    interpret: None, or how to interpret the kernel, for tests.
   """
   ring = Ring(swizzled(stages, *a, dtype=out.dtype), swizzled(stages, *b, dtype=out.dtype),
               *(plgpu.Barrier(num_arrivals=2, num_barriers=stages) for _ in range(2)))
@@ -112,7 +112,7 @@ def swizzled(*shape, dtype):
 
 
 def roles(copy, multiply):
-  """Runs copy() on the warpgroup COPIES, and multiply(w) on the others w = 0, 1."""
+  """Runs copy() on the warpgroup COPIES, and multiply(w) on the other warpgroups w = 0, 1."""
   warpgroup = jax.lax.axis_index('warpgroup')
 
   @pl.when(warpgroup == COPIES)
@@ -128,17 +128,17 @@ def roles(copy, multiply):
 
 
 def turns(tiles, programs):
-  """Returns (how many of `tiles` this program computes, function of its turn that returns the tile)."""
+  """Returns (how many of `tiles` this program computes, function of a turn that returns its tile)."""
   program = jax.lax.axis_index('program')
   return (tiles - program + programs - 1) // programs, lambda turn: turn * programs + program
 
 
 def store(tile, staged, copy):
-  """Writes a tile of a warpgroup by way of shared memory, as soon as what is there has been written.
+  """Writes a tile of a warpgroup by way of shared memory, as soon as the last tile there has been written.
 
   Args:
     tile: array.
-    staged: reference of its shape in shared memory.
+    staged: reference of the tile's shape in shared memory.
     copy: function of `staged` that begins to copy it to main memory.
   """
   plgpu.wait_smem_to_gmem(0, wait_read_only=True)

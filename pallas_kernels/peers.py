@@ -13,10 +13,10 @@ def variants(op):
 
   tokamax chooses its own kernel and tiles; PyTorch calls CUTLASS.
   """
-  here = benchmark.platform()
-  found = lambda name: importlib.util.find_spec(name) is not None
-  return [*([_tokamax(op)] if here != 'cpu' and found('tokamax') else []),
-          *([_torch(op)] if here == 'gpu' and found('torch') else [])]
+  platform = benchmark.platform()
+  installed = lambda name: importlib.util.find_spec(name) is not None
+  return [*([_tokamax(op)] if platform != 'cpu' and installed('tokamax') else []),
+          *([_torch(op)] if platform == 'gpu' and installed('torch') else [])]
 
 
 def _tokamax(op):
@@ -32,9 +32,9 @@ def _tokamax(op):
 def _torch(op):
   import torch
 
-  def program(x, other, sizes, *_):
-    x, other, sizes = map(torch.from_dlpack, (x, other, sizes))
+  def program(x, right, sizes, *_):
+    x, right, sizes = map(torch.from_dlpack, (x, right, sizes))
     end = sizes.cumsum(0, dtype=torch.int32)
-    x, other = (x.T, other) if op == 'tgmm' else (x, other.mT if op == 'gmm_transposed' else other)
-    return torch.nn.functional.grouped_mm(x, other, offs=end)
+    x, right = (x.T, right) if op == 'tgmm' else (x, right.mT if op == 'gmm_transposed' else right)
+    return torch.nn.functional.grouped_mm(x, right, offs=end)
   return benchmark.Variant(f'{op} torch', None, lambda _: program, lambda _: torch.cuda.synchronize())

@@ -1,4 +1,4 @@
-"""Which implementation of an operation a program gets: that of the platform it is lowered for.
+"""Which implementation of an operation a program gets: that of the platform that the program is lowered for.
 
 A process may lower for devices that it does not have, and for several kinds of them, so the default device
 is never asked.
@@ -14,8 +14,9 @@ NAMES = ('cpu', 'tpu', 'gpu')
 def choose(name, *, cpu, tpu, gpu):
   """Returns the function of arrays that computes an operation on the target `name`.
 
-  With None it holds all three: each is traced, and lowering keeps the one of its platform ('gpu' for CUDA,
-  'cpu' for every platform without kernels). Outside of `jit` only the one of the arguments' device is called.
+  With None the function holds all three. Each is traced, and lowering keeps that of its platform ('gpu' for
+  CUDA, 'cpu' for every platform without kernels). Outside of `jit` only that of the arguments' device is
+  called.
 
   Args:
     name: 'cpu', 'tpu', 'gpu', or None: the platform that the program is lowered for.
@@ -37,7 +38,7 @@ def modules(package, **options):
   """Returns dict target -> function of arrays, named as `package`, in its modules portable, tpu and gpu.
 
   A module is imported when its function is called, so that nobody needs the toolkit of another platform.
-  `options` are given to each of them.
+  `options` are given to each of these functions.
   """
   function = package.rpartition('.')[2]
 

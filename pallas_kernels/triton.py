@@ -27,7 +27,7 @@ class Tiles(NamedTuple):
 
 
 def around(guess, itemsize):
-  """Returns Tiles worth timing: `guess`, then those that fit, fewest changes from it first.
+  """Returns Tiles worth timing: `guess`, then tiles that fit, fewest changes from `guess` first.
 
   What a product loads in `stages` steps fits shared memory, and its sums leave half of the registers.
   """
@@ -42,8 +42,8 @@ def around(guess, itemsize):
 def dot(a, b, *, over, interpret):
   """Returns the product of two tiles in float32, summed over axis over[0] of `a` and over[1] of `b`.
 
-  Tensor cores multiply bfloat16 exactly. A float32 would be cut to 11 bits there, so three products of parts
-  of it are added; CPUs, which run this for tests only, have no such product and need none.
+  Tensor cores multiply bfloat16 exactly. A float32 would be cut to 11 bits there, so three products of its
+  parts are added. CPUs, which run this for tests only, have no such product and need none.
   """
   exact = jax.lax.Precision.HIGHEST if interpret else jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
   return jax.lax.dot_general(a, b, (((over[0],), (over[1],)), ((), ())),

@@ -8,18 +8,18 @@ import jax
 DEFAULT = 16 * 2**20
 # What chips do while a byte arrives from their memory: 166 (v5p), 240 (v5e), 560 (v6e) by their vendor.
 FLOPS_PER_BYTE = 240
-# Products of bfloat16 that one of float32 is made of.
+# Products of bfloat16 that a product of float32 is made of.
 PASSES = 6
 # What starting a step of a grid costs, about a third of a microsecond, as FLOPs that could have been done.
 STEP = 5e7
-# Whatever the configuration of JAX says, of which Mosaic does not know all.
+# Mosaic does not know all precisions that JAX's configuration may name, so this does not depend on it.
 PRECISION = dict(float32=jax.lax.Precision.HIGHEST, bfloat16=jax.lax.Precision.DEFAULT)
 
 
 class Tiles(NamedTuple):
   """Sizes of the blocks of a step of a grouped matmul over M rows, K and N: [m,k] and [k,n] or [m,n].
 
-  Each is the whole dimension, or m a multiple of 16 and the others of 128.
+  Each is the whole dimension; or else m is a multiple of 16, k and n of 128.
   """
   m: int
   k: int
@@ -27,7 +27,7 @@ class Tiles(NamedTuple):
 
 
 def tilings(inner, outer, need, cost):
-  """Returns the Tiles of K = inner and N = outer that fit, the one of the least cost first.
+  """Returns the Tiles of K = inner and N = outer that fit, those of the least cost first.
 
   Args:
     inner, outer: K and N.
@@ -41,7 +41,7 @@ def tilings(inner, outer, need, cost):
 
 
 def size(shape, itemsize):
-  """Returns the bytes of one block of two dimensions: rows padded to a packed 8, columns to 128.
+  """Returns the bytes of a block of two dimensions: rows padded to a packed 8, columns to 128.
 
   >>> size((10, 100), 4), size((10, 100), 2)
   (8192, 4096)

@@ -1,9 +1,9 @@
 """How CPUs go through rows sorted by expert: block after block, each of one expert.
 
-XLA has no product of a size known only at run time; it has loops of a length known only then, and a
-choice between programs. So a block has one of several sizes, the smallest that holds what is left of its
-expert's rows; what it computes beyond them belongs to the next expert, whose blocks come later and write over
-it.
+XLA has no product of a size known only at run time. It has loops of a length known only then, and a
+choice between programs. So a block has one of several sizes, the smallest that holds the remaining rows of
+its expert. Rows that the block computes beyond these belong to the next expert, whose blocks come later and
+write over them.
 
 A block copies the matrices of its expert out of the bank. A call of a product costs some 0.1 ms on two
 cores, whatever its size. Hence one block for all rows of an expert, as long as the expert has not many more
@@ -33,10 +33,11 @@ class Blocks(NamedTuple):
 
 
 def sizes(rows, experts):
-  """Returns the tuple of sizes for M = `rows` rows of so many experts, rising.
+  """Returns the tuple of sizes for M = `rows` rows of `experts` experts, rising.
 
-  The largest holds half as many again as an equal share. Sizes are a thirty-second of it apart from its half
-  on, where most experts are that tokens are balanced over, and far apart below: every size is compiled.
+  The largest size holds half as many again as an equal share. Most experts that tokens are balanced over have
+  more than half of that size: there sizes are a thirty-second of it apart. Below they are far apart, because
+  every size is compiled.
 
   >>> sizes(2048, 8)
   (96, 192, 208, 224, 240, 256, 272, 288, 304, 320, 336, 352, 368, 384)
@@ -51,21 +52,21 @@ def _up(number, unit):
 
 
 def blocks(counts, rows):
-  """Returns the Blocks of M = `rows` rows of which expert e has counts[e].
+  """Returns the Blocks of M = `rows` rows; expert e has counts[e] rows.
 
   >>> cut = blocks(jnp.array([0, 600, 1]), 1000)
   >>> [v[:cut.number].tolist() for v in cut[:3]]
   [[1, 1, 2], [0, 512, 600], [512, 88, 1]]
   """
   experts = counts.shape[0]
-  known = (1,) if rows <= FEW else sizes(rows, experts)
-  top = known[-1]
+  block_sizes = (1,) if rows <= FEW else sizes(rows, experts)
+  top = block_sizes[-1]
   end = jnp.cumsum((counts + top - 1) // top)                        # [E] blocks of it and of earlier ones
   block = jnp.arange(rows // top + min(experts, rows), dtype=jnp.int32)      # [V], the most there can be
   expert = jnp.minimum(jnp.searchsorted(end, block, side='right'), experts - 1).astype(jnp.int32)
   before = top * (block - end[expert] + (counts[expert] + top - 1) // top)   # rows of it in earlier blocks
   row = (jnp.cumsum(counts) - counts)[expert] + before
-  return Blocks(expert, row, jnp.minimum(counts[expert] - before, top), end[-1], known)
+  return Blocks(expert, row, jnp.minimum(counts[expert] - before, top), end[-1], block_sizes)
 
 
 def each(cut, block, carry):
@@ -74,7 +75,7 @@ def each(cut, block, carry):
 
 
 def choose(cut, i, f):
-  """Returns f(size) of the size of block i, the only one that runs: a tree of arrays, [.] for every size."""
+  """Returns f(size) of the size of block i; only that f runs: a tree of arrays, [.] for every size."""
   which = sum((cut.count[i] > size).astype(jnp.int32) for size in cut.sizes[:-1])
   branches = [lambda size=size: f(size) for size in cut.sizes]
   return jax.lax.switch(which, branches) if len(branches) > 1 else branches[0]()

@@ -6,8 +6,8 @@ from pallas_kernels import target as targets
 def combine(rows, at, weight=None, *, target=None):
   """Returns [T,D], y[t] = sum_j weight[t,j] * rows[at[t,j]], summed in float32, in the dtype of rows.
 
-  A choice without a row has at = -1; its weight may be NaN. Rows that nothing points to may be NaN. Tokens
-  without any row get zeros. It has no derivative.
+  A choice without a row has at = -1; its weight may be NaN. Rows that no choice points to may be NaN. Tokens
+  without any row get zeros. `combine` has no derivative.
 
   Source: the gather-and-sum aggregation of SonicMoE (Guo et al., 2025, arXiv:2512.14080). It writes the
   experts' rows in order and lets every token collect its own, instead of adding them in place.

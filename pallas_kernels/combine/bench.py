@@ -1,4 +1,4 @@
-"""Times `combine` against the gathers of XLA on the device of this process, which may be the same on CPUs.
+"""Times `combine` against the gathers of XLA on the device of this process; on CPUs they may be the same.
 
   python -m pallas_kernels.combine.bench --json OUT
 """

@@ -39,11 +39,11 @@ def _kernel(rows, at, *refs, tall, wide):
   token = pl.program_id(0) * tall + jnp.arange(tall)
   col = pl.program_id(1) * wide + jnp.arange(wide)
   inside = col < width if width % wide else None
-  here = token < tokens if tokens % tall else None
+  real = token < tokens if tokens % tall else None
   acc = jnp.zeros((tall, wide), jnp.float32)
   for j in range(at.shape[1]):
-    row = triton.load(at.at[token, j], here)                         # [tall]
-    there = row >= 0 if here is None else here & (row >= 0)
-    tile = triton.load(rows.at[row[:, None], col[None]], triton.mask(there, inside)).astype(jnp.float32)
-    acc += tile * triton.load(weight[0].at[token, j], there)[:, None] if weight else tile
-  triton.store(out.at[token[:, None], col[None]], acc, triton.mask(here, inside))
+    row = triton.load(at.at[token, j], real)                         # [tall]
+    chosen = row >= 0 if real is None else real & (row >= 0)
+    tile = triton.load(rows.at[row[:, None], col[None]], triton.mask(chosen, inside)).astype(jnp.float32)
+    acc += tile * triton.load(weight[0].at[token, j], chosen)[:, None] if weight else tile
+  triton.store(out.at[token[:, None], col[None]], acc, triton.mask(real, inside))

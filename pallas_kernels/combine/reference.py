@@ -9,7 +9,7 @@ def combine(rows, at, weight=None):
   >>> combine(jnp.array([[1.], [2.], [jnp.nan]]), jnp.array([[1, 0], [0, -1]])).tolist()
   [[3.0], [1.0]]
   """
-  there = at >= 0                                                    # [T, k]
-  picked = rows[jnp.where(there, at, 0)].astype(jnp.float32)         # [T, k, D]
+  has_row = at >= 0                                                  # [T, k]
+  picked = rows[jnp.where(has_row, at, 0)].astype(jnp.float32)       # [T, k, D]
   weight = jnp.ones(at.shape) if weight is None else weight
-  return jnp.where(there[..., None], picked * weight[..., None], 0).sum(1).astype(rows.dtype)
+  return jnp.where(has_row[..., None], picked * weight[..., None], 0).sum(1).astype(rows.dtype)

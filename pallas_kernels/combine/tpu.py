@@ -1,11 +1,11 @@
 """Gather and sum on TPUs: every row of a choice is copied by itself, while those before it are added up.
 
-XLA gathers rows [T*k,D] into memory and reads them again to add them; here they go no further than vector
-memory. Chunks of tokens take turns in two buffers: copies of one are under way while the other is summed.
+XLA gathers rows [T*k,D] into memory and reads them again to add them; here rows go no further than vector
+memory. Chunks of tokens take turns in two buffers: a chunk is copied while the other is summed.
 
-Rows of bfloat16 lie in pairs, one in the lower, the other in the upper halves of the same words, and cannot
-be copied alone. The pair is copied, and the half taken that is asked for: a row is read twice as wide, which
-still moves less than writing it and reading it again would.
+Rows of bfloat16 lie in pairs, one in the lower, the other in the upper halves of the same words. A single row
+cannot be copied alone. So the pair is copied, and the half taken that is asked for. A row is thus read twice
+as wide, which still moves less than writing and reading it again would.
 """
 
 import jax
@@ -62,8 +62,8 @@ def combine(rows, at, weight=None, *, interpret=False):
 def sizes(tokens, k, width, itemsize):
   """Returns (columns, tokens of a chunk, tokens of a block) that are worked on together.
 
-  Columns divide the width, a multiple of 128, so that no copy reaches beyond it: the most of which k rows of
-  16 tokens fit, as many as a packed tile of bfloat16 holds.
+  Columns divide the width, a multiple of 128, so that no copy reaches beyond the width. They are the most of
+  which k rows of 16 tokens fit, as many as a packed tile of bfloat16 holds.
 
   >>> sizes(16384, 8, 2048, 2), sizes(4096, 2, 4096, 2), sizes(10, 64, 8192, 4)
   ((2048, 32, 512), (4096, 64, 256), (512, 16, 128))
@@ -76,7 +76,7 @@ def sizes(tokens, k, width, itemsize):
 
 
 def _kernel(index, rows, at, weight, out, buffers, arrived, *, tokens, number, columns, chunk):
-  """Sums the rows of one block of tokens, chunk by chunk."""
+  """Sums the rows of a block of tokens, chunk by chunk."""
   first, column = pl.program_id(0) * out.shape[0], pl.program_id(1) * columns
   chunks = pl.cdiv(jnp.minimum(out.shape[0], tokens - first), chunk)
   k, packed = at.shape[1], rows.dtype == jnp.bfloat16
@@ -95,13 +95,13 @@ def _kernel(index, rows, at, weight, out, buffers, arrived, *, tokens, number, c
     @pl.when(i + 1 < chunks)
     def _():
       start(i + 1)
-    here = buffers.at[i & 1]
-    pltpu.make_async_copy(here, here, arrived.at[i & 1]).wait()      # for as many bytes as all its rows have
+    buffer = buffers.at[i & 1]
+    pltpu.make_async_copy(buffer, buffer, arrived.at[i & 1]).wait()  # for as many bytes as all its rows have
     mine = pl.ds(pl.multiple_of(i * chunk, chunk), chunk)
     total = jnp.zeros((chunk, columns), jnp.float32)
     for j in range(k):
       place = at[mine, j:j + 1]                                      # [chunk, 1]
-      row = _half(here[j], place) if packed else here[j]
+      row = _half(buffer[j], place) if packed else buffer[j]
       total += jnp.where(place >= 0, row * weight[mine, j:j + 1], 0)
     out[mine] = total.astype(out.dtype)
 

@@ -8,8 +8,8 @@ def gmm(x, w, sizes, token=None, *, transposed=False, target=None):
   """Returns [M,N], out[r] = x[r] @ w[e(r)], accumulated in float32, in the dtype of x.
 
   Expert 0 has the first sizes[0] rows, expert 1 the next sizes[1], and so on. Rows beyond sum(sizes) belong
-  to nobody: their results are unspecified, and NaN there reaches no other row. M, K and N may be any sizes.
-  It has no derivative: give it one with `gmm` (transposed the other way) and `tgmm`.
+  to no expert: their results are unspecified, and NaN there reaches no other row. M, K and N may be any
+  sizes. `gmm` has no derivative: give it one with `gmm` (transposed the other way) and `tgmm`.
 
   Source: the grouped matrix product of MegaBlocks (Gale et al., 2022, arXiv:2211.15841, section 4), without
   the padding of its groups.
@@ -18,9 +18,10 @@ def gmm(x, w, sizes, token=None, *, transposed=False, target=None):
     x: [M,K] rows, in float32 or bfloat16; with `token` [T,K], any rows.
     w: [E,K,N] matrices in the dtype of x; with `transposed` [E,N,K], read so, never transposed in memory.
     sizes: i32[E] rows of each expert, sum(sizes) <= M.
-    token: None, or i32[M] in [0,T): row r of the product is made of x[token[r]]. GPUs load the rows so and
-      never store them; TPUs and CPUs gather them first.
-    transposed: whether the last axis of w is the one that is summed over.
+    token: None, or i32[M] in [0,T): row r of the product is made of x[token[r]]. GPUs load such rows by the
+    list
+      and never store them; TPUs and CPUs gather them first.
+    transposed: whether the last axis of w is summed over.
     target: 'cpu', 'tpu', 'gpu', or None: the platform that the program is lowered for.
   Raises:
     ValueError: shapes or dtypes do not fit.

@@ -1,8 +1,9 @@
-"""Times `gmm`, both ways, against one dense matmul of the same FLOPs on the device of this process.
+"""Times `gmm`, both ways, against a dense matmul of the same FLOPs on the device of this process.
 
 'gmm_listed' has the rows of the first product by a list of tokens, and 'gmm_gathered' has them gathered by
-XLA before: where the second is faster, a kernel should not load them by a list. On GPUs 'gmm' is whichever of
-'gmm_triton' and 'gmm_mosaic' users get; 'gmm tokamax' and 'gmm torch' are other libraries, where installed.
+XLA before. Where 'gmm_gathered' is faster, a kernel should not load rows by a list. On GPUs 'gmm' is
+whichever of 'gmm_triton' and 'gmm_mosaic' users get; 'gmm tokamax' and 'gmm torch' are other libraries, where
+installed.
 
   python -m pallas_kernels.gmm.bench --tune --json pallas_kernels/tuning/tpu_v5_lite.json
 """
@@ -30,12 +31,12 @@ def cases(models, tune):
       for op in ('gmm', 'gmm_transposed'):
         transposed = op == 'gmm_transposed'
         inputs = functools.partial(_inputs, tokens, k, inner, outer, experts, transposed)
-        ours = [_variant(name, module.gmm, transposed, tiles=tiles)
+        variants = [_variant(name, module.gmm, transposed, tiles=tiles)
                 for name, module, tiles in benchmark.kernels(KERNELS, op, shape, tune)]
         if not tune:
           user = _variant(op, api.gmm, transposed, target=benchmark.platform())
-          ours = [user, *(v for v in ours if v.op != op), *peers.variants(op)]
-        yield benchmark.Case(shape, flops, inputs, benchmark.jitted('dense', _dense), ours)
+          variants = [user, *(v for v in variants if v.op != op), *peers.variants(op)]
+        yield benchmark.Case(shape, flops, inputs, benchmark.jitted('dense', _dense), variants)
 
 
 def _inputs(tokens, k, inner, outer, experts, transposed):

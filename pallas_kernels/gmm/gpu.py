@@ -8,7 +8,7 @@ from pallas_kernels.gmm import triton
 def gmm(x, w, sizes, token=None, *, transposed=False):
   """Returns [M,N], out[r] = x[r] @ w[e(r)]; see `pallas_kernels.gmm.api`.
 
-  Triton loads rows by the list `token`; for Mosaic, which cannot, they are gathered where that pays.
+  Triton loads rows by the list `token`. Mosaic cannot: for Mosaic rows are gathered where that pays.
   """
   rows, (experts, *_) = listing.rows(x, token), w.shape
   k, n = x.shape[1], w.shape[1 if transposed else 2]

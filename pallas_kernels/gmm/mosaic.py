@@ -1,9 +1,9 @@
 """Grouped matmul on Hopper GPUs, by Mosaic GPU; see `pallas_kernels.mosaic`.
 
 An expert's rows are cut into tiles from the multiple of 8 at or before its first row, where the copy engine
-can begin. Rows of other experts in a tile are computed in vain: a tile that is all of its expert's is stored
-by one copy, of any other the rows that are its expert's, by copies of 64, 32, ... rows as their number has
-it in binary, as in tokamax. No row is padded, masked or read back.
+can begin. Rows of other experts in a tile are computed in vain. A tile whose rows are all its expert's is
+stored by a single copy. Of any other tile the expert's rows are stored, by copies of 64, 32, ... rows as
+their number has it in binary, as in tokamax. No row is padded, masked or read back.
 """
 
 import functools
@@ -34,7 +34,7 @@ def gmm(x, w, sizes, *, transposed=False, tiles=None):
     x: bf16[M,K] rows.
     w: bf16[E,K,N], or [E,N,K] if `transposed`; M, K and N as `hopper.fits` wants them.
     sizes: i32[E].
-    tiles: mosaic.Tiles; None: those that were measured fastest, else TILES.
+    tiles: mosaic.Tiles; None: the tiles that were measured fastest, else TILES.
   """
   return _gmm(x, w, sizes, transposed, tiles, hopper.cores())
 
@@ -103,7 +103,7 @@ def _kernel(table, number, x, w, out, *, ring, staged, t, transposed, programs):
 
 
 def _store(product, out, staged, at, first, end, col):
-  """Writes of the rows of `product` [m,.], which begins at row `at`, those in [first,end)."""
+  """Writes the rows in [first,end) of `product` [m,.], which begins at row `at`."""
   m, (whole, parts) = product.shape[0], staged
   for c in range(0, product.shape[1], mosaic.PANEL):
     cols = pl.ds(col + c, mosaic.PANEL)
@@ -115,12 +115,12 @@ def _store(product, out, staged, at, first, end, col):
     def some_rows(ref, cols=cols):
       row, size = first, m // 2
       while size:
-        here = (end - first) & size
+        copied = (end - first) & size
 
-        @pl.when(here != 0)
+        @pl.when(copied != 0)
         def _(row=row, size=size):
           plgpu.copy_smem_to_gmem(ref.at[pl.ds(row - at, size)], out.at[pl.ds(row, size), cols])
-        row, size = row + here, size // 2
+        row, size = row + copied, size // 2
 
     full = end - first == m
     pl.when(full)(functools.partial(mosaic.store, panel, whole, all_rows))

@@ -1,4 +1,4 @@
-"""The grouped matmul on CPUs: a loop over blocks of rows, each times the matrix of its expert."""
+"""The grouped matmul on CPUs: a loop over blocks of rows, each block times the matrix of its expert."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What `gmm` means: every row times every matrix, of which one is kept."""
+"""What `gmm` means: every row times every matrix, of which one product is kept."""
 
 import jax
 import jax.numpy as jnp

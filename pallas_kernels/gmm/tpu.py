@@ -20,7 +20,7 @@ from pallas_kernels import vmem
 def gmm(x, w, sizes, token=None, *, transposed=False, tiles=None, interpret=False):
   """Returns [M,N], out[r] = x[r] @ w[e(r)]; see `api.gmm`.
 
-  Products of bfloat16 are exact in the float32 that they are added in; float32 is multiplied in full
+  Products of bfloat16 are exact in the float32 that they are added in. float32 is multiplied in full
   precision, not in one pass of bfloat16.
 
   Args:
@@ -28,7 +28,7 @@ def gmm(x, w, sizes, token=None, *, transposed=False, tiles=None, interpret=Fals
     w: [E,K,N], with `transposed` [E,N,K].
     sizes: i32[E].
     token: None, or i32[M]: rows x[token] are gathered first.
-    transposed: whether the last axis of w is the one that is summed over.
+    transposed: whether the last axis of w is summed over.
     tiles: vmem.Tiles, of x [m,k] and w [k,n]; None: see `tuning.choose`.
     interpret: False, True, or pltpu.InterpretParams: run on a CPU, for tests.
   """
@@ -104,12 +104,12 @@ def _cut(x, number, axis):
 
 
 def candidates(rows, inner, outer, experts, itemsize):
-  """Returns vmem.Tiles that fit vector memory, those first that should be fastest, from sizes alone.
+  """Returns vmem.Tiles that fit vector memory; the first should be fastest, from sizes alone.
 
-  The least sum over steps of the time to multiply or to load the blocks of the next, whichever is longer,
-  and to start. Tiles of several groups are multiplied once for each. Blocks that hold all of K do not load
-  the matrix of a group again for each of its tiles. An odd number of tiles along N leaves one of two cores
-  waiting.
+  The order is by the sum over steps of two times. A step multiplies or loads the blocks of the next step,
+  whichever takes longer, and it starts. Tiles of several groups are multiplied once for each group. Blocks
+  that hold all of K do not load the matrix of a group again for each of its tiles. An odd number of tiles
+  along N leaves one of two cores waiting.
 
   >>> candidates(8192, 4096, 14336, 8, 2)[0], candidates(131072, 2048, 1024, 64, 2)[0]
   (Tiles(m=128, k=4096, n=512), Tiles(m=256, k=2048, n=512))
@@ -134,10 +134,10 @@ def _cost(tiles, rows, inner, outer, experts, itemsize):
 
 
 def _bytes(tiles, steps, itemsize):
-  """Blocks twice, for one is loaded while the other is multiplied; sums in float32; room to multiply.
+  """Bytes of blocks twice, as one is loaded while one is multiplied; of sums in float32; of room to multiply.
 
-  The room is what compilers for v5e and v6e were seen to take: a third of the operands in bfloat16; in
-  float32, of which parts are made, up to twice.
+  The room is what compilers for v5e and v6e were seen to take. In bfloat16 it is a third of the operands; in
+  float32, of which parts are made, up to twice the operands.
   """
   m, k, n = tiles
   left, right, out = (vmem.size(shape, itemsize) for shape in ((m, k), (k, n), (m, n)))

@@ -22,9 +22,9 @@ from pallas_kernels import tuning
 def default_tiles(rows, inner, outer, experts, itemsize):
   """Returns the triton.Tiles for `rows` [M,inner] and matrices [inner,outer] of `experts`.
 
-  128 x 256 x 64 was the fastest of 16 on both products of Mixtral and OLMoE (H100, `gmm.bench --tune`); where
-  columns would be left over or sums are short, 128 x 128, as in ScatterMoE, and lower tiles for experts with
-  few rows were not measured. None spills registers (see the tests that compile them).
+  128 x 256 x 64 was the fastest of 16 on both products of Mixtral and OLMoE (H100, `gmm.bench --tune`). Where
+  columns would be left over or sums are short it is 128 x 128, as in ScatterMoE. These tiles and lower tiles,
+  for experts with few rows, were not measured. None spills registers (see the tests that compile them).
 
   >>> default_tiles(8192, 4096, 14336, 8, 2)
   Tiles(m=128, n=256, k=64, warps=8, stages=4, band=8)
@@ -72,7 +72,7 @@ def _gmm(x, w, sizes, token, transposed, tiles, interpret=False):
 
 
 def _table(sizes, rows, m):
-  """i32[3,tiles]: expert, first row and end of the rows of each tile; none in spare ones."""
+  """i32[3,tiles]: expert, first row and end of the rows of each tile; no rows in spare tiles."""
   tiles = groups.tiles(sizes, rows, m)
   return jnp.stack([tiles.group, tiles.first, tiles.end])
 
@@ -94,7 +94,7 @@ def _kernel(table, x, w, *refs, t, n, transposed, interpret):
 def _product(x, w, token, expert, first, end, column, t, n, transposed, interpret):
   """f32[m,n]: rows [first,first+m) of x times columns [column,column+n) of the expert's matrix.
 
-  Rows after `end` are loaded from the last one, which is at hand: their results are not stored.
+  Rows after `end` are loaded as the last row, which is at hand: their results are not stored.
   """
   k = x.shape[1]
   row = jnp.minimum(first + jnp.arange(t.m), end - 1)
@@ -103,13 +103,13 @@ def _product(x, w, token, expert, first, end, column, t, n, transposed, interpre
 
   def add(start, acc, last=False):
     at = start + jnp.arange(t.k)
-    kept = at < k if last else None
-    a = triton.load(x.at[row[:, None], at[None]], triton.mask(None, kept))
+    inside = at < k if last else None
+    a = triton.load(x.at[row[:, None], at[None]], triton.mask(None, inside))
     wide = col < n if n % t.n else None
     if transposed:
-      b = triton.load(w.at[expert, col[:, None], at[None]], triton.mask(wide, kept))
+      b = triton.load(w.at[expert, col[:, None], at[None]], triton.mask(wide, inside))
     else:
-      b = triton.load(w.at[expert, at[:, None], col[None]], triton.mask(kept, wide))
+      b = triton.load(w.at[expert, at[:, None], col[None]], triton.mask(inside, wide))
     return acc + triton.dot(a, b, over=(1, 1 if transposed else 0), interpret=interpret)
 
   acc = jax.lax.fori_loop(0, k // t.k, lambda i, acc: add(i * t.k, acc), jnp.zeros((t.m, t.n), jnp.float32))

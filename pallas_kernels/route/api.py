@@ -7,8 +7,8 @@ def route(logits, k, *, target=None):
   """Returns (weight f32[T,k], expert i32[T,k], counts i32[E]) of logits [T,E].
 
   Weights are the k largest entries of the softmax over E, in float32 and falling order, not normalised
-  again; of equal ones that of the lower expert comes first. Counts say how many of the T*k choices each
-  expert got. A row may hold -inf, not +inf or NaN, and one finite entry at least. It has no derivative.
+  again. Of equal entries the lower expert's comes first. Counts say how many of the T*k choices each
+  expert got. A row may hold -inf, not +inf or NaN, and at least one finite entry. `route` has no derivative.
 
   Source: softmax gating (Shazeer et al., 2017, arXiv:1701.06538, equation 2). The largest gates are kept as
   they are, as in Switch Transformer (Fedus et al., 2021, arXiv:2101.03961, equation 1) with its k = 1.

@@ -1,7 +1,8 @@
 """Routing on NVIDIA GPUs, by Triton: softmax, the k largest and counts in one pass over the logits.
 
-A program has all experts of some tokens in registers and takes the largest probability k times. Each writes
-counts of its own tokens, which are summed after: Pallas adds atomically in float32 only, also to integers.
+A program has all experts of some tokens in registers and takes the largest probability k times. Each program
+writes counts of its own tokens, which are summed after: Pallas adds atomically in float32 only, also to
+integers.
 """
 
 import functools
@@ -38,31 +39,31 @@ def _route(logits, k, interpret=False):
 def _kernel(logits, weight, expert, counts, *, tall, wide, k):
   tokens, experts = logits.shape
   token, col = pl.program_id(0) * tall + jnp.arange(tall), jnp.arange(wide)
-  here = token < tokens if tokens % tall else None
+  real = token < tokens if tokens % tall else None
   inside = col < experts if experts % wide else None
-  probs = _softmax(triton.load(logits.at[token[:, None], col[None]], triton.mask(here, inside)), inside)
+  probs = _softmax(triton.load(logits.at[token[:, None], col[None]], triton.mask(real, inside)), inside)
 
   slot = jnp.arange(triton.power(k))
   best, chosen = jnp.zeros((tall, slot.size), jnp.float32), jnp.zeros((tall, slot.size), jnp.int32)
 
   def choose(j, carry):
-    left, best, chosen = carry
-    e = jax.lax.argmax(left, 1, jnp.int32)                           # [tall] the first of the largest
-    best = jnp.where(slot[None] == j, jnp.max(left, axis=1)[:, None], best)
+    remaining, best, chosen = carry
+    e = jax.lax.argmax(remaining, 1, jnp.int32)                      # [tall] the first of the largest
+    best = jnp.where(slot[None] == j, jnp.max(remaining, axis=1)[:, None], best)
     chosen = jnp.where(slot[None] == j, e[:, None], chosen)
-    return jnp.where(col[None] == e[:, None], -1, left), best, chosen
+    return jnp.where(col[None] == e[:, None], -1, remaining), best, chosen
 
-  left, best, chosen = jax.lax.fori_loop(0, k, choose, (probs, best, chosen))
-  kept = triton.mask(here, slot < k if k < slot.size else None)
-  triton.store(weight.at[token[:, None], slot[None]], best, kept)
-  triton.store(expert.at[token[:, None], slot[None]], chosen, kept)
-  taken = (left < 0) & (probs >= 0)
-  taken = taken if here is None else taken & here[:, None]
-  triton.store(counts.at[pl.program_id(0), col], jnp.sum(taken, axis=0, dtype=jnp.int32))
+  remaining, best, chosen = jax.lax.fori_loop(0, k, choose, (probs, best, chosen))
+  stored = triton.mask(real, slot < k if k < slot.size else None)
+  triton.store(weight.at[token[:, None], slot[None]], best, stored)
+  triton.store(expert.at[token[:, None], slot[None]], chosen, stored)
+  counted = (remaining < 0) & (probs >= 0)
+  counted = counted if real is None else counted & real[:, None]
+  triton.store(counts.at[pl.program_id(0), col], jnp.sum(counted, axis=0, dtype=jnp.int32))
 
 
 def _softmax(logits, inside):
-  """f32[tall,wide]: the softmax over experts, -1 where there is none."""
+  """f32[tall,wide]: the softmax over experts, -1 in places without an expert."""
   logits = logits.astype(jnp.float32)
   if inside is not None:
     logits = jnp.where(inside[None], logits, -jnp.inf)

@@ -42,7 +42,7 @@ def route(logits, k, *, interpret=False):
 
 
 def _kernel(logits, weight, expert, counts, *, tokens):
-  """Routes the tokens of one tile."""
+  """Routes the tokens of a tile."""
   x = logits[...].astype(jnp.float32)                                # [H, E]
   height, number = x.shape
   x = jnp.exp(x - x.max(axis=1, keepdims=True))

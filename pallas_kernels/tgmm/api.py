@@ -8,8 +8,8 @@ def tgmm(x, dy, sizes, token=None, dy_token=None, *, target=None):
   """Returns [E,K,N], out[e] = x[rows of e]^T @ dy[rows of e], summed in float32, in the dtype of x.
 
   Expert 0 has the first sizes[0] rows, expert 1 the next sizes[1], and so on; experts without rows get
-  zeros. Rows beyond sum(sizes) belong to nobody, and NaN there reaches no result. M, K and N may be any
-  sizes. It has no derivative.
+  zeros. Rows beyond sum(sizes) belong to no expert, and NaN there reaches no result. M, K and N may be any
+  sizes. `tgmm` has no derivative.
 
   Source: the weight gradients of MegaBlocks (Gale et al., 2022, arXiv:2211.15841, section 4), without the
   padding of its groups.
@@ -18,8 +18,9 @@ def tgmm(x, dy, sizes, token=None, dy_token=None, *, target=None):
     x: [M,K] rows, in float32 or bfloat16; with `token` [T,K], any rows.
     dy: [M,N] rows in the dtype of x; with `dy_token` [T',N], any rows.
     sizes: i32[E] rows of each expert, sum(sizes) <= M.
-    token: None, or i32[M] in [0,T): row r is x[token[r]]. GPUs load the rows so and never store them; TPUs
-      and CPUs gather them first.
+    token: None, or i32[M] in [0,T): row r is x[token[r]]. GPUs load such rows by the list and never store
+    them;
+      TPUs and CPUs gather them first.
     dy_token: the same for dy.
     target: 'cpu', 'tpu', 'gpu', or None: the platform that the program is lowered for.
   Raises:

@@ -1,8 +1,9 @@
-"""Times `tgmm` against one dense matmul of the same FLOPs on the device of this process.
+"""Times `tgmm` against a dense matmul of the same FLOPs on the device of this process.
 
-'tgmm_listed' has the rows of tokens by a list, and 'tgmm_gathered' has them gathered by XLA before: where the
-second is faster, a kernel should not load them by a list. On GPUs 'tgmm' is whichever of 'tgmm_triton' and
-'tgmm_mosaic' users get; 'tgmm tokamax' and 'tgmm torch' are other libraries, where installed.
+'tgmm_listed' has the rows of tokens by a list, and 'tgmm_gathered' has them gathered by XLA before. Where
+'tgmm_gathered' is faster, a kernel should not load rows by a list. On GPUs 'tgmm' is whichever of
+'tgmm_triton' and 'tgmm_mosaic' users get; 'tgmm tokamax' and 'tgmm torch' are other libraries, where
+installed.
 
   python -m pallas_kernels.tgmm.bench --tune --json pallas_kernels/tuning/tpu_v5_lite.json
 """
@@ -28,12 +29,12 @@ def cases(models, tune):
       inputs = functools.partial(_inputs, tokens, k, inner, outer, experts)
       if inner == width and not tune:
         yield _listed(shape, flops, tokens, k)
-      ours = [_variant(name, module.tgmm, tiles=tiles)
+      variants = [_variant(name, module.tgmm, tiles=tiles)
               for name, module, tiles in benchmark.kernels(KERNELS, 'tgmm', shape, tune)]
       if not tune:
         user = _variant('tgmm', api.tgmm, target=benchmark.platform())
-        ours = [user, *(v for v in ours if v.op != 'tgmm'), *peers.variants('tgmm')]
-      yield benchmark.Case(shape, flops, inputs, benchmark.jitted('dense', _dense), ours)
+        variants = [user, *(v for v in variants if v.op != 'tgmm'), *peers.variants('tgmm')]
+      yield benchmark.Case(shape, flops, inputs, benchmark.jitted('dense', _dense), variants)
 
 
 def _inputs(tokens, k, inner, outer, experts):

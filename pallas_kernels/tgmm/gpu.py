@@ -8,7 +8,7 @@ from pallas_kernels.tgmm import triton
 def tgmm(x, dy, sizes, token=None, dy_token=None):
   """Returns [E,K,N], out[e] = x[rows of e]^T @ dy[rows of e]; see `pallas_kernels.tgmm.api`.
 
-  Triton loads rows by the lists; for Mosaic, which cannot, they are gathered where that pays.
+  Triton loads rows by the lists. Mosaic cannot: for Mosaic rows are gathered where that pays.
   """
   rows, k, n = listing.rows(x, token), x.shape[1], dy.shape[1]
   pays = (token is None or hopper.pays(n)) and (dy_token is None or hopper.pays(k))

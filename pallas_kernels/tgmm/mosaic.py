@@ -33,7 +33,7 @@ def tgmm(x, dy, sizes, *, tiles=None):
     x: bf16[M,K] rows.
     dy: bf16[M,N] rows; M, K and N as `hopper.fits` wants them.
     sizes: i32[E].
-    tiles: mosaic.Tiles; None: those that were measured fastest, else TILES.
+    tiles: mosaic.Tiles; None: the tiles that were measured fastest, else TILES.
   """
   return _tgmm(x, dy, sizes, tiles, hopper.cores())
 
@@ -101,9 +101,9 @@ def _kernel(bounds, x, dy, out, *, ring, staged, masked, t, programs):
       operands = lambda slot: (ring.a.at[slot].transpose((1, 0)), ring.b.at[slot, :, mine])
       product = ring.product((t.k, half), done, steps, operands, only_its_rows).astype(out.dtype)
       for c in range(0, half, mosaic.PANEL):
-        there = out.at[e, pl.ds(row, t.k), pl.ds(col + warpgroup * half + c, mosaic.PANEL)]
+        destination = out.at[e, pl.ds(row, t.k), pl.ds(col + warpgroup * half + c, mosaic.PANEL)]
         mosaic.store(product[:, c:c + mosaic.PANEL], staged.at[warpgroup],
-                     functools.partial(plgpu.copy_smem_to_gmem, dst=there))
+                     functools.partial(plgpu.copy_smem_to_gmem, dst=destination))
       return done + steps
     jax.lax.fori_loop(0, turns, tile, jnp.int32(0))
 

@@ -1,4 +1,4 @@
-"""What `tgmm` means: one product for each expert, of all rows, those of others set to zero."""
+"""What `tgmm` means: a product for each expert, of all rows, with rows of other experts set to zero."""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ def tgmm(x, dy, sizes):
   end = jnp.cumsum(sizes)
   row = jnp.arange(x.shape[0])
 
-  def one(e):
+  def of_expert(e):
     mine = ((end[e] - sizes[e] <= row) & (row < end[e]))[:, None]
     return jnp.dot(jnp.where(mine, x, 0).T, jnp.where(mine, dy, 0),
                    precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-  return jnp.stack([one(e) for e in range(sizes.size)]).astype(x.dtype)
+  return jnp.stack([of_expert(e) for e in range(sizes.size)]).astype(x.dtype)

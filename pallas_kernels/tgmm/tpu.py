@@ -57,7 +57,7 @@ def tgmm(x, dy, sizes, token=None, dy_token=None, *, tiles=None, interpret=False
 
 
 def _kernel(group, tile, start, count, x, dy, out, total):
-  """One step: adds the product of a tile's rows of one group, and writes the sum after its last tile."""
+  """A step: adds the product of a tile's rows of a group, and writes the sum after the group's last tile."""
   visit = pl.program_id(2)
   mine, height = group[visit], x.shape[0]
   first, last = start[mine] - tile[visit] * height, start[mine + 1] - tile[visit] * height
@@ -90,7 +90,7 @@ def _kernel(group, tile, start, count, x, dy, out, total):
 
 
 def candidates(rows, inner, outer, experts, itemsize):
-  """Returns vmem.Tiles that fit vector memory, those first that should be fastest, from sizes alone.
+  """Returns vmem.Tiles that fit vector memory; the first should be fastest, from sizes alone.
 
   The least sum over steps of three times. A step multiplies or loads the blocks of the next step, whichever
   takes longer; it writes the sums of the groups; and it starts. Tiles of several groups are multiplied once
@@ -114,10 +114,10 @@ def _cost(tiles, rows, inner, outer, experts, itemsize):
 
 
 def _bytes(tiles, itemsize):
-  """Blocks twice, for one is loaded while the other is multiplied; sums in float32; room to multiply.
+  """Bytes of blocks twice, as one is loaded while one is multiplied; of sums in float32; of room to multiply.
 
-  The room is what compilers for v5e and v6e were seen to take: four thirds of the operands in bfloat16, for
-  one is transposed; in float32, of which parts are made, up to three times.
+  The room is what compilers for v5e and v6e were seen to take. In bfloat16 it is four thirds of the operands,
+  because an operand is transposed; in float32, of which parts are made, up to three times the operands.
   """
   m, k, n = tiles
   left, right, out = (vmem.size(shape, itemsize) for shape in ((m, k), (m, n), (k, n)))

@@ -17,9 +17,9 @@ FARTHEST = 2                            # a row serves shapes with up to so many
 
 
 def kind():
-  """Returns what devices of the mesh in use are called, 'TPU v5 lite', or None without a mesh.
+  """Returns the name of the devices of the mesh in use, 'TPU v5 lite', or None without a mesh.
 
-  The devices that a program is lowered for, not those that this process has.
+  These are the devices that a program is lowered for, not the devices that this process has.
   """
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device and device.device_kind
@@ -42,7 +42,7 @@ def tiles(op, kind, shape, dtype):
 
 
 def choose(op, shape, dtype, candidates):
-  """Returns the tiles that were measured fastest on the devices of the mesh in use, else the first candidate.
+  """Returns the tiles measured fastest on the devices of the mesh in use, else the first candidate.
 
   Args:
     op, shape, dtype: see `tiles`.
@@ -54,7 +54,7 @@ def choose(op, shape, dtype, candidates):
 
 @functools.cache
 def table(kind):
-  """Returns the table of a kind of device as a dict, {} if there is none."""
+  """Returns the table of a kind of device as a dict, {} without a table."""
   path = FOLDER / f'{file(kind)}.json'
   return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
 
