@@ -19,15 +19,15 @@ def parse(arg, **spec):
     UserError: for an unknown key, a missing or mistyped value, or a key given twice.
   """
   values = dict(spec)
-  seen = set()
+  given_keys = set()
   for item in filter(None, arg.split(',')):
     key, equals, text = item.partition('=')
     if key not in spec:
-      known = f' (there are: {", ".join(spec)})' if spec else ' (there are none)'
-      raise errors.UserError(f'argument {key!r} is unknown{errors.nearest(key, spec)}{known}')
-    if key in seen:
+      listed = f' (there are: {", ".join(spec)})' if spec else ' (there are none)'
+      raise errors.UserError(f'argument {key!r} is unknown{errors.nearest(key, spec)}{listed}')
+    if key in given_keys:
       raise errors.UserError(f'argument {key!r} is given twice in {arg!r}')
-    seen.add(key)
+    given_keys.add(key)
     if not equals and not isinstance(spec[key], bool):
       raise errors.UserError(f'argument {key!r} needs a value, for example {key}={spec[key]}')
     values[key] = parsing.typed(key, text, type(spec[key]), spec[key]) if equals else True

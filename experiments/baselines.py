@@ -22,9 +22,9 @@ def rows(cfg):
   task = tasks.get(cfg.data.task, cfg.data.files)
   train, text = (''.join(task.documents(split)).encode() for split in ('train', cfg.data.eval_split))
   yield 'uniform bytes', 8.0
-  found = ngram.bits(train, text)
-  yield from ((f'byte {n}-gram', value) for n, value in enumerate(found, 1))
-  yield f'best byte n-gram ({1 + found.index(min(found))}-gram)', min(found)
+  by_order = ngram.bits(train, text)
+  yield from ((f'byte {n}-gram', value) for n, value in enumerate(by_order, 1))
+  yield f'best byte n-gram ({1 + by_order.index(min(by_order))}-gram)', min(by_order)
   yield 'xz given the training text', ngram.xz(train, text)
 
 

@@ -23,8 +23,8 @@ def answered():
 def verdicts(name):
   """Returns the list of verdict.Verdict of a question."""
   content = json.loads((FOLDER / name / 'results' / 'verdict.json').read_text(encoding='utf-8'))
-  return [verdict.Verdict(**{key: math.nan if value is None else value for key, value in one.items()})
-          for one in content['verdicts']]
+  return [verdict.Verdict(**{key: math.nan if value is None else value for key, value in entry.items()})
+          for entry in content['verdicts']]
 
 
 def text(name):
@@ -36,9 +36,10 @@ def table():
   """Returns a Markdown table with a row for each claim."""
   lines = ['| question | claim | verdict | effect | 95 % interval | spread | seeds |', '|' + '---|' * 7]
   for name in answered():
-    for one in verdicts(name):
-      lines.append(f'| [{name}]({name}/README.md) | {one.claim} | **{one.answer}** | {_numbers(one)} '
-                   f'| {"/".join(map(str, dict.fromkeys(one.seeds)))} |')
+    for answer in verdicts(name):
+      seeds = '/'.join(map(str, dict.fromkeys(answer.seeds)))
+      lines.append(f'| [{name}]({name}/README.md) | {answer.claim} | **{answer.answer}** '
+                   f'| {_numbers(answer)} | {seeds} |')
   return '\n'.join(lines)
 
 

@@ -22,8 +22,8 @@ def curves(lines, x, y, title=None, log=False):
   for label, groups in lines.items():
     colour, dash = styles[label]
     for seed in sorted(set().union(*groups.values())):
-      found = [(at, groups[at][seed]) for at in sorted(groups) if groups[at].get(seed) is not None]
-      _thin(ax, found, colour)
+      seed_points = [(at, groups[at][seed]) for at in sorted(groups) if groups[at].get(seed) is not None]
+      _thin(ax, seed_points, colour)
     means = {at: values for at in sorted(groups) if (values := _there(groups[at]))}
     handles[label], = ax.plot(list(means), [np.mean(values) for values in means.values()], dash, color=colour,
                               lw=1.8, marker='o', ms=4)
@@ -46,8 +46,8 @@ def points(groups, x, title=None):
   figure, axes = canvas.new(1, 1, 6.4, 1.2 + 0.4 * len(groups))
   ax = axes[0][0]
   for seed in sorted(set().union(*groups.values())):
-    found = [(v[seed], row) for row, v in enumerate(groups.values()) if v.get(seed) is not None]
-    _thin(ax, found, canvas.PALETTE[0])
+    seed_points = [(v[seed], row) for row, v in enumerate(groups.values()) if v.get(seed) is not None]
+    _thin(ax, seed_points, canvas.PALETTE[0])
   for row, values in enumerate(map(_there, groups.values())):
     ax.plot(values, [row] * len(values), 'o', color=canvas.PALETTE[0], ms=5, alpha=0.7)
     if values:

@@ -19,14 +19,14 @@ def pretraining(size, run, router, losses, executor='blocks'):
   """
   o, scale = paper.OPTIM, paper.INIT_STD ** 2 * size['d_model']
   leading, width = size['dense']
-  rest = 'm' if size['routed'] else 'd'
+  letter = 'm' if size['routed'] else 'd'
   glu = lambda d_ff: dict(layer='dense', d_ff=d_ff, activation='silu', gated=True, init_scale=scale)
 
   c = common.config()
   c.model = dict(name='lm', vocab_size=size['vocab_size'], d_model=size['d_model'],
                  num_heads=size['num_heads'], head_dim=size['head_dim'], tie_embeddings=False,
                  init_scale=scale, dtype='bfloat16', scan_layers=True, remat='full',
-                 layers=((('d', leading),) if leading else ()) + ((rest, size['layers'] - leading),))
+                 layers=((('d', leading),) if leading else ()) + ((letter, size['layers'] - leading),))
   c.blocks = dict(d=glu(width)) if leading else {}
   if size['routed']:
     experts = dict(name='glu', d_ff=size['d_ff'], activation='silu', init_scale=scale)

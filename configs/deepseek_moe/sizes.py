@@ -23,8 +23,8 @@ VARIANTS = ('size=v2_lite', 'size=v2', 'size=v3', 'size=v2,smoke', 'size=v3,smok
 
 def router(name, size):
   """Returns the router of a size, with its fields."""
-  groups, kept = size.get('groups', (1, 1))
-  fields = dict(k=size['k'], num_groups=groups, kept_groups=kept, route_scale=size.get('route_scale', 1.0))
+  groups, within = size.get('groups', (1, 1))
+  fields = dict(k=size['k'], num_groups=groups, kept_groups=within, route_scale=size.get('route_scale', 1.0))
   if name == 'v3':
     frozen = round(paper.BIAS_FROZEN * paper.RUNS['16b']['steps'])
     return dict(name='deepseek_v3', rate=paper.BIAS_RATE, freeze_after=frozen, **fields)

@@ -33,9 +33,9 @@ def get_config(arg=''):
   if args.size in DENSE:
     c = recipe.pretraining(paper.DENSE[size], (), None)
     return common.smoke(c) if args.smoke else c.lock()
-  own = common.choose('tables', args.tables, TABLES)
+  own_tables = common.choose('tables', args.tables, TABLES)
   make = common.choose('method', args.method, dict(
-      hash=lambda experts: recipe.hashed(experts, hash_seed_per_layer=own), switch=recipe.switch))
+      hash=lambda experts: recipe.hashed(experts, hash_seed_per_layer=own_tables), switch=recipe.switch))
   c = recipe.pretraining(paper.WIDTHS, PLACES[size['layers']], make(size['experts']))
   if args.method == 'switch':
     c.losses.balance = (1e-2, 'mean')

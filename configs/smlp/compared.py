@@ -27,8 +27,8 @@ def gmlp(d_ff, num_experts, group_size, d_model, length):
 
 def smlp(d_ff, num_experts, group_size, d_model, length):
   """Returns a dense gMLP block, and sMoE (deterministic) and tMoE of a sparse layer."""
-  rest = products(d_ff, d_model, length) - 2 * d_model * d_ff
-  wide = width(rest, d_model, length, num_experts)
+  remaining = products(d_ff, d_model, length) - 2 * d_model * d_ff
+  wide = width(remaining, d_model, length, num_experts)
   router = dict(name='smlp_deterministic', num_experts=num_experts)
   return dict(g=layers.gmlp(length, wide), s=layers.smoe(length, wide, router),
               t=layers.tmoe(d_ff, num_experts, group_size))

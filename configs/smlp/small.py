@@ -35,17 +35,17 @@ DENSE = dict(heads=dict(heads=EXPERTS), gmlp={}, bidirectional=dict(causal=False
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, model='deterministic', loss_from=0.0)
-  ours, fields = paper.OURS, common.choose('model', args.model, SPARSE | DENSE)
+  chosen, fields = paper.OURS, common.choose('model', args.model, SPARSE | DENSE)
   if args.model == 'partial' and args.loss_from < paper.PREFIX:
     raise errors.UserError(f'model=partial sees the first {paper.PREFIX} of a row before it predicts them; '
                            f'nearest: model=partial,loss_from={paper.PREFIX}')
-  d_model, d_ff, length, batch_size, together = ours['d_model'], ours['d_ff'], ours['length'], 64, 8
+  d_model, d_ff, length, batch_size, together = chosen['d_model'], chosen['d_ff'], chosen['length'], 64, 8
   if args.smoke:
     d_model, d_ff, length, batch_size, together = 64, 128, 128, 16, 2
 
   c = common.config()
   # A sparse layer is the last of every four; dense models have a gMLP block alone in its place.
-  sparse, repeats = args.model in SPARSE, 1 if args.smoke else ours['layers'] // 4
+  sparse, repeats = args.model in SPARSE, 1 if args.smoke else chosen['layers'] // 4
   c.model = dict(name='mlp_lm', vocab_size=384 if args.smoke else 32128, d_model=d_model,
                  layers=(('gggst' if sparse else 'gggs', repeats),), tie_embeddings=True,
                  dtype='float32' if args.smoke else 'bfloat16', scan_layers=True, remat='none')
@@ -53,10 +53,10 @@ def get_config(arg=''):
   c.blocks = dict(g=layers.gmlp(length, d_ff), s=make(length, d_ff, **fields))
   if sparse:
     c.blocks.t = layers.tmoe(d_ff, EXPERTS, group_size=together * length)
-  c.losses.balance = (ours['balance'] if args.model == 'partial' else 0.0, 'mean')
+  c.losses.balance = (chosen['balance'] if args.model == 'partial' else 0.0, 'mean')
   c.data = common.data('c4', length=length, vocab='train:32000', loss_from=args.loss_from)
   c.optimizer = dict(name='adamw', b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.0)      # without decay: Adam
-  c.schedule = dict(name='linear', peak=ours['learning_rate'], warmup_steps=2000)
+  c.schedule = dict(name='linear', peak=chosen['learning_rate'], warmup_steps=2000)
   c.train.update(steps=60_000, batch_size=batch_size, clip=0.1, log_every=100)
   c.eval.update(batch_size=batch_size, batches=200)
   if args.smoke:

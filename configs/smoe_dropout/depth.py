@@ -21,7 +21,7 @@ def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, layers=8)
   common.choose('layers', args.layers, dict.fromkeys(paper.DEPTHS))
   sparse = paper.MODEL['layers']
-  rest = args.layers - sparse
+  dense = args.layers - sparse
   blocks = dict(m=recipe.experts(recipe.router()), d=recipe.dense(paper.DEPTH_D_FF))
-  c = recipe.characters((('m', sparse), ('d', rest)) if rest else (('m', sparse),), blocks)
+  c = recipe.characters((('m', sparse), ('d', dense)) if dense else (('m', sparse),), blocks)
   return recipe.smoke(c) if args.smoke else c.lock()

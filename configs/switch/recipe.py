@@ -11,14 +11,14 @@ def pretraining(size, experts, steps, router=None, init_scale=paper.INIT_SCALE):
     size:   entry of paper.SIZES or paper.RELEASED.
     router: the router and its fields, where it is not the paper's; its fields come first.
   """
-  every, layers = size['every'], size['layers']
+  period, layers = size['every'], size['layers']
   d = t5.dense(size['d_ff'], size['gated'], init_scale)
   bank = t5.bank(size['d_ff'], size['gated'], init_scale)
   # The sparse layer is the last of its period, in the encoder (m) and in the decoder (n).
-  letters = ['d' * every] * 2 if not experts else ['d' * (every - 1) + m for m in 'mn']
-  repeats = layers // every
-  rest = layers - every * repeats
-  patterns = [((unit, repeats),) + ((('d', rest),) if rest else ()) for unit in letters]
+  letters = ['d' * period] * 2 if not experts else ['d' * (period - 1) + m for m in 'mn']
+  repeats = layers // period
+  remaining = layers - period * repeats
+  patterns = [((unit, repeats),) + ((('d', remaining),) if remaining else ()) for unit in letters]
 
   c = t5.pretraining(steps)
   c.model = t5.model(size, *patterns, tied=size.get('tied', False), init_scale=init_scale)

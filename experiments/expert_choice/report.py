@@ -9,8 +9,8 @@ from stmoe.sweep import collect
 def report(results):
   """Returns the Verdicts on the claims of README.md."""
   chosen = collect.values(results, 'expert_choice')
-  return [verdict.exceeds(f'expert choice better than {what}', chosen, collect.values(results, method))
-          for method, what in (('switch', 'top-1'), ('gshard', 'top-2'), ('dense', 'dense'))]
+  return [verdict.exceeds(f'expert choice better than {baseline}', chosen, collect.values(results, method))
+          for method, baseline in (('switch', 'top-1'), ('gshard', 'top-2'), ('dense', 'dense'))]
 
 
 def figures(results):

@@ -16,21 +16,21 @@ MARGIN = 0.01                              # of the loss, within which a predict
 
 def table(results):
   """Returns dict column -> f64[R]: n_dense, experts, loss in nats, seed; without runs that diverged."""
-  finite = [one for one in results if one.row['eval/loss'] is not None]
+  finite = [run for run in results if run.row['eval/loss'] is not None]
   if len(finite) < len(results):
     print(f'note: {len(results) - len(finite)} runs diverged; no law has room for them')
   headings = dict(n_dense='n_dense', experts='experts', loss='eval/loss', seed='seed')
-  return {name: np.array([float(one.row[heading]) for one in finite]) for name, heading in headings.items()}
+  return {name: np.array([float(run.row[heading]) for run in finite]) for name, heading in headings.items()}
 
 
 def fitted(runs):
   """Returns the Study of a table of runs, the largest size held out with all its numbers of experts."""
   runs = {column: runs[column] for column in (*clark.COLUMNS, 'loss')}
   models, largest = len(set(fit.configurations(clark, runs))), runs['n_dense'] == runs['n_dense'].max()
-  held = len(set(runs['experts'][largest]))
-  if models - held < fit.needed(clark, FIXED):
-    held = 1
-  return studies.study('clark', clark, runs, hold_out=held, fixed=FIXED)
+  num_held = len(set(runs['experts'][largest]))
+  if models - num_held < fit.needed(clark, FIXED):
+    num_held = 1
+  return studies.study('clark', clark, runs, hold_out=num_held, fixed=FIXED)
 
 
 def report(results):

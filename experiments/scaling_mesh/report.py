@@ -18,7 +18,7 @@ TOLERANCE = 0.02
 
 def compile_missing(folder, chip='cpu'):
   """Returns dict run name -> report of `aot.examine`, from FOLDER or compiled and written there."""
-  found, most = {}, max(programs.CHIPS)
+  reports, most = {}, max(programs.CHIPS)
   topology.prepare(f'{chip}:{most}' if chip == 'cpu' else next(programs.runs(chip))[3])
   for name, config, overrides, where in programs.runs(chip):
     path = folder / f'{name.replace(", ", "_").replace(" ", "_")}.json'
@@ -28,8 +28,8 @@ def compile_missing(folder, chip='cpu'):
       chip, devices, _ = topology.devices(where)
       note = lambda text, name=name: print(f'{name}: {text}', file=sys.stderr, flush=True)
       path.write_text(json.dumps(aot.examine(cfg, chip, devices, note), indent=1) + '\n')
-    found[name] = json.loads(path.read_text())
-  return found
+    reports[name] = json.loads(path.read_text())
+  return reports
 
 
 def spread(values):
@@ -41,8 +41,8 @@ def lines(found):
   """Returns the table of the reports by run, and for each kind of run whether its FLOPs are constant."""
   mib = lambda size: f'{size / 2**20:,.0f}'
   cells = []
-  for name, one in found.items():
-    step = one['step']
+  for name, entry in found.items():
+    step = entry['step']
     kinds = {kind: row['bytes'] for kind, row in step['collectives'].items()}
     moved = [mib(kinds.pop(kind, 0)) for kind in ('all-to-all', 'all-gather')] + [mib(sum(kinds.values()))]
     cells.append([name, f'{step["product_flops"] / 1e12:.4f}', mib(step['traffic_bytes']),
@@ -51,7 +51,7 @@ def lines(found):
           'others MiB', 'sent MiB']
   rows = table.plain(head, cells).splitlines()
   for label in programs.RULES:
-    off = spread([one['step']['product_flops'] for name, one in found.items() if name.startswith(label)])
+    off = spread([entry['step']['product_flops'] for name, entry in found.items() if name.startswith(label)])
     verdict = 'holds' if off <= TOLERANCE else 'does not hold'
     rows.append(f'{label}: FLOPs of a chip differ by {off:.2%}: {verdict}')
   return rows

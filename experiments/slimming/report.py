@@ -33,8 +33,8 @@ def figures(results):
 
 def evaluated(results):
   """Returns the k that models were evaluated at."""
-  found = next((one.data.sweeps[sweep.FIELD] for one in results if sweep.FIELD in one.data.sweeps), [])
-  return [value for value, _ in found]
+  pairs = next((run.data.sweeps[sweep.FIELD] for run in results if sweep.FIELD in run.data.sweeps), [])
+  return [value for value, _ in pairs]
 
 
 def losses(results, name, k):

@@ -19,7 +19,7 @@ def runs(size='small'):
   models = {name: f'smoe_dropout/schedules:schedule={name}{small}' for name in SCHEDULES}
   models |= {name: f'smoe_dropout/enwik8:method={name}{small}' for name in ('dense', *LEARNED)}
   for name, experiment in models.items():
-    own = DENSE if name == 'dense' and small else {}
+    dense_sizes = DENSE if name == 'dense' and small else {}
     for seed in sizes.seeds(size):
       yield dict(name=name, experiment=experiment, evaluations={} if name == 'dense' else evaluations,
-                 overrides=usual.get(size, sizes.WHOLE) | own | {'seed': seed})
+                 overrides=usual.get(size, sizes.WHOLE) | dense_sizes | {'seed': seed})
