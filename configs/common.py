@@ -25,7 +25,7 @@ def config(seed=0):
   # batches: 0 = the whole split; draws: predictions that are averaged, where evaluation is random.
   c.eval = dict(every=500, batches=0, batch_size=32, draws=1)
   c.checkpoint = dict(every=500, keep=2, async_save=True)
-  # -1: the devices the other axes leave over. rules: how logical axes are split over them where it is not
+  # -1: the devices that other axes leave over. rules: how logical axes are split over them where that is not
   # the default: 'fsdp', 'folded', 'axis=mesh axis', several with commas (stmoe/axes.py).
   c.mesh = dict(data=-1, expert=1, model=1, rules='')
   # start: first profiled step, -1 = none.
@@ -39,7 +39,7 @@ BALANCE = dict(balance=(1e-2, 'mean'), z=(0.0, 'mean'))        # Switch section 
 
 
 def sparse(block):
-  """Returns the section of `block` that has a router, however deep it is wrapped; None if there is none."""
+  """Returns the section of `block` that has a router, however deep it is wrapped; None without a router."""
   while block is not None and 'router' not in block:
     block = block.get('inner')
   return block
@@ -48,19 +48,19 @@ def sparse(block):
 def moe(router, d_ff, group_size=None, experts='mlp', **fields):
   """Returns the sparse layer of `router` with experts of width `d_ff`, initialised like dense layers.
 
-  `blocks` is the fast executor of a CPU, where compared models are made to run; on an accelerator
-  take --config.blocks.m.executor=gather. The numbers are the same. `fields` are more of the experts.
+  `blocks` is the fast executor of a CPU, where compared models are made to run. On an accelerator
+  take --config.blocks.m.executor=gather; the numbers are the same. `fields` are more fields of the experts.
   """
   return dict(layer='moe', executor='blocks', group_size=group_size, router=router,
               experts=dict(name=experts, d_ff=d_ff, init_scale=1.0, **fields))
 
 
 def compared(block, losses=NO_LOSSES, backbone='lm', pattern=None, loss=None, model=None, sizes=()):
-  """Returns a row of a METHODS table: how `configs/lm` puts a method beside the others.
+  """Returns a row of a METHODS table: how `configs/lm` puts a method beside other methods.
 
   Args:
     block:    function (d_ff, num_experts, group_size) -> the compared layer, of the active FLOPs of a dense
-      layer of width d_ff; or several blocks by letter, of which the pattern then makes use.
+      layer of width d_ff; or several blocks by letter, which the pattern then uses.
     losses:   router losses, as in section `losses` of a configuration.
     backbone: 'lm', or the model that the method needs.
     pattern:  function of the number of (dense, compared) pairs -> layers; None = (('dm', pairs),).
@@ -73,7 +73,7 @@ def compared(block, losses=NO_LOSSES, backbone='lm', pattern=None, loss=None, mo
 
 
 def schedule(c):
-  """Ties `total_steps` of the routers of `c`, where they have it, to train.steps, also when that changes."""
+  """Ties `total_steps` of the routers of `c` that have it to train.steps, also when that changes."""
   for outer in c.blocks.values():
     block = sparse(outer)
     if block is not None and 'total_steps' in block.router:
@@ -167,7 +167,7 @@ def smoke_images(c):
 def smoke(c):
   """Shrinks `c` in place to run on a laptop's CPU in about a minute, and returns it locked.
 
-  Same model, layers, routers, losses, optimizer and objective: only widths, repeats, experts
+  Model, layers, routers, losses, optimizer and objective stay; only widths, repeats, experts
   and lengths get small, and the data is the standard library of this Python, or pairs from it.
   """
   lengths = dict(length=128, inputs_length=128, targets_length=32)

@@ -11,13 +11,13 @@ INPUTS, TARGETS = 512, 62          # SuperGLUE in T5
 def config(task, inputs_length=INPUTS, targets_length=TARGETS, best='', **fields):
   """Returns the unlocked config of fine-tuning on `task`.
 
-  `stmoe finetune START` puts the start's model in the place of the one here, ST-MoE's base size, which
-  `stmoe train` trains from scratch. The best sparse run of the paper: 1e-3, a million tokens a batch, the
-  optimizer's state kept; here its state is fresh unless --config.finetune.optimizer=keep.
+  `stmoe finetune START` puts the start's model in the place of the model here, ST-MoE's base size, which
+  `stmoe train` trains from scratch. The best sparse run of the paper has 1e-3, a million tokens a batch and
+  the optimizer's state kept. Here the state is fresh unless --config.finetune.optimizer=keep.
 
   Args:
     best:   score of the checkpoint to keep; '' = none beside the newest.
-    fields: more of section `data`.
+    fields: more fields of section `data`.
   """
   sequences = paper.SEQUENCES
   c = recipe.pretraining(paper.SIZES['base'], 1000)

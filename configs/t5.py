@@ -36,9 +36,9 @@ def bank(d_ff, gated=True, init_scale=0.1):
 
 
 def sparse(router, experts, sequences):
-  """Returns (encoder block, decoder block) of a sparse layer, routed in groups of so many sequences.
+  """Returns (encoder block, decoder block) of a sparse layer, routed in groups of `sequences` sequences.
 
-  Differs: the references look for the group size nearest to a number of tokens; here a group
+  Differs: the references look for the group size nearest to a number of tokens. Here a group
   holds the same sequences in both stacks (ST-MoE, section 7: 2048 and 456 tokens are 4 sequences).
   """
   block = lambda length: dict(layer='moe', executor='gather', group_size=sequences * length,
@@ -49,7 +49,7 @@ def sparse(router, experts, sequences):
 def pretraining(steps):
   """Returns a config with the data, optimizer and batch of T5's pre-training on C4.
 
-  The released vocabulary is not on every machine: `train:32000` trains one of its size on the
+  The released vocabulary is not on every machine: `train:32000` trains a vocabulary of its size on the
   task; --config.data.vocab=PATH takes T5's own.
   """
   c = common.config()

@@ -6,7 +6,7 @@ Expected: the paper prints no table of losses; its curves are close, three layer
 (paper.SPEED): one layer 545k tokens/s, two 475k.
 Training loss is under balanced assignment, which sees later tokens (allow_causal=True): no
 language-modelling score. Evaluation is greedy and causal.
-Differs: as base/sizes. fairseq inserts into the growing list, so that its three layers stand after blocks 6,
+Differs: as base/sizes. fairseq inserts into the growing list, so its three layers stand after blocks 6,
 11 and 16; `fairseq` does the same.
 
   stmoe train base/placement:place=three

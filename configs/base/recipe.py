@@ -1,6 +1,6 @@
 """Decoders with BASE layers: where they stand, what they are made of, and how they are trained.
 
-In training the balanced assignment of a token depends on all tokens of its group, later ones too. So
+In training the balanced assignment of a token depends on all tokens of its group, later tokens too. So
 these models say allow_causal=True: their training loss is no language-modelling score. Evaluation is
 greedy, each token by itself, hence causal.
 """
@@ -14,8 +14,9 @@ from stmoe.configs.base import paper
 def placed(num_layers, num_base=1, top=False, fairseq=False):
   """Returns the pattern of `num_layers` dense blocks (d) and `num_base` BASE layers (m).
 
-  After blocks floor(i * L / (N+1)) for i = 1..N (paper, section 5), or after the last one (`top`). The
-  reference (`fairseq`) inserts at these places of the growing list, which is earlier by up to N - 1 blocks.
+  They stand after blocks floor(i * L / (N+1)) for i = 1..N (paper, section 5), or after the last block
+  (`top`). The reference (`fairseq`) inserts at these places of the growing list, which is earlier by up to N
+  - 1 blocks.
 
   >>> placed(24, 3), placed(24, 3, fairseq=True)[:3]
   ((('d', 6), ('m', 1), ('d', 6), ('m', 1), ('d', 6), ('m', 1), ('d', 6)), (('d', 6), ('m', 1), ('d', 5)))
@@ -29,7 +30,7 @@ def placed(num_layers, num_base=1, top=False, fairseq=False):
 
 def block(d_ff, num_experts, num_sublayers, group_size, shuffle=True, assignment='auction',
           executor='gather'):
-  """Returns a BASE layer as a block: no norm, for its experts see the residual stream and have their own."""
+  """Returns a BASE layer as a block without norm: its experts see the residual stream and have own norms."""
   sparse = dict(executor=executor, group_size=group_size,
                 router=dict(name='base', num_experts=num_experts, assignment=assignment, allow_causal=True),
                 experts=dict(name='residual', d_ff=d_ff, num_sublayers=num_sublayers))
@@ -39,7 +40,7 @@ def block(d_ff, num_experts, num_sublayers, group_size, shuffle=True, assignment
 
 
 def inserted(*args, **fields):
-  """Returns `block` as an extra layer of its own: without attention."""
+  """Returns `block` as an extra layer: without attention."""
   return dict(block(*args, **fields), attention=False)
 
 

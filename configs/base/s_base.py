@@ -1,7 +1,7 @@
 r"""S-BASE: Sinkhorn instead of the auction, in the sizes of a scaling study.
 
 Unified Scaling Laws for Routed Language Models (arXiv:2202.01169): every second feed-forward layer of a
-decoder has 1 to 512 experts, one per token, 130B tokens.
+decoder has 1 to 512 experts, of which a token goes to one; 130B tokens.
 Expected: losses in nats follow paper.S_BASE_LAW: 1.3b with 512 experts 1.98, 15m with 512 2.61, dense 2.24
 and 3.19 (from rounded coefficients, 2 to 3 % off). There is no table of single losses at hand.
 In training the plan sees later tokens (allow_causal=True): that loss is no language-modelling score.

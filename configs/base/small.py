@@ -2,8 +2,8 @@ r"""A BASE layer on one machine: 6 blocks, 8 experts; with and without the shuff
 
 BASE Layers (arXiv:2103.16716) at a size of our own (the paper prints no such model): what balance costs, and
 what the shuffle is for. Expected: with shuffle=False the tokens of a group are alike and want the same
-experts, so that assignment_gap (figure `assignment_gap` of `stmoe plot`) is higher; BASE ends below
-method=dense, which has the same FLOPs; each expert gets exactly 1/8 of the tokens of every training batch.
+experts. So assignment_gap (figure `assignment_gap` of `stmoe plot`) is higher. BASE ends below
+method=dense, which has the same FLOPs. Each expert gets exactly 1/8 of the tokens of every training batch.
 Training loss is under balanced assignment, which sees later tokens (allow_causal=True): no
 language-modelling score. Evaluation is greedy and causal.
 Differs: byte-pair pieces of the Python standard library, rotary positions, RMS norms in the dense blocks.

@@ -4,7 +4,7 @@ from stmoe.configs import common
 
 
 def fine_grained(router, d_ff, num_experts, group_size):
-  """Returns experts cut into four: one shared and three routed ones of width F/4 for every token."""
+  """Returns experts cut into four: a shared and three routed experts of width F/4 for every token."""
   inner = common.moe(dict(router, num_experts=4 * num_experts - 1, k=3), d_ff // 4, group_size)
   inner['name'] = inner.pop('layer')
   return dict(layer='shared', d_ff=d_ff // 4, activation='relu', gated=False, inner=inner)

@@ -7,14 +7,14 @@ from stmoe.configs.deepseek_moe import paper
 def pretraining(size, run, router, losses, executor='blocks'):
   """Returns the unlocked config of a language model of `size` under V1's optimizer and schedule.
 
-  `blocks` is the executor without drops; one that has a capacity may take `gather`.
+  `blocks` is the executor without drops; a router that has a capacity may take `gather`.
   Differs: C4/en instead of the papers' own corpora. Initial variances are 0.006^2 where a matrix has D
     rows, D / F of that where it has F rows. Embedding and router have this project's initial variances.
 
   Args:
-    size:   entry of paper.SIZES: d_ff is the width of one expert; routed = 0: a dense model of that width.
+    size:   entry of paper.SIZES: d_ff is the width of an expert; routed = 0: a dense model of that width.
     run:    entry of paper.RUNS.
-    router: router and its fields; num_experts and k are those of the size.
+    router: router and its fields; num_experts and k are the size's.
     losses: router losses.
   """
   o, scale = paper.OPTIM, paper.INIT_STD ** 2 * size['d_model']

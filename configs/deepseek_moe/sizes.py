@@ -1,10 +1,10 @@
 r"""DeepSeekMoE 16B, DeepSeek-V2-Lite, -V2 and -V3: pre-training.
 
 DeepSeekMoE (arXiv:2401.06066), section 5; DeepSeek-V2 (arXiv:2405.04434); DeepSeek-V3 (arXiv:2412.19437).
-Expected parameters 16.4B (2.8B active), 15.7B, 236B, 671B; the 16B model reaches the scores of a 7B dense
-one with 40 % of its compute. V2 sends a token to 3 of 8 devices, drops choices over a device's budget
-and has three balance losses; V3 has sigmoids, a selection bias and 4 of 8 nodes.
-Differs: C4/en instead of their corpora. V2 and V3 have latent attention; here it is plain, so that their
+Expected parameters 16.4B (2.8B active), 15.7B, 236B, 671B. The 16B model reaches the scores of a 7B dense
+model with 40 % of its compute. V2 sends a token to 3 of 8 devices, drops choices over a device's budget
+and has three balance losses. V3 has sigmoids, a selection bias and 4 of 8 nodes.
+Differs: C4/en instead of their corpora. V2 and V3 have latent attention; here attention is plain, so their
 counts are 15.8B, 246.9B and 688.3B (paper.py). Their steps, batch and rate are not at hand: the 16B
 model's are taken, and its balance coefficient for V2-Lite. Multi-token prediction is no part of V3 here.
 
@@ -28,7 +28,7 @@ def router(name, size):
   if name == 'v3':
     frozen = round(paper.BIAS_FROZEN * paper.RUNS['16b']['steps'])
     return dict(name='deepseek_v3', rate=paper.BIAS_RATE, freeze_after=frozen, **fields)
-  # A device's budget shows a token later ones; the paper accepts that in training.
+  # Under a device's budget a token depends on later ones; the paper accepts that in training.
   budget = dict(device_budget=paper.DEVICE_BUDGET, allow_causal=True) if name == 'v2' else {}
   return dict(name='deepseek_moe', **fields, **budget)
 

@@ -1,7 +1,7 @@
 r"""Capacity factors 2, 1 and 0.5 of expert choice: experts per token on average.
 
 Mixture-of-Experts with Expert Choice Routing (arXiv:2202.09368), capacity study on 0.1B with 64
-experts. Expected: the loss grows as c falls, 2 before 1 before 0.5, and even 0.5 stays below top-1.
+experts. Expected: the loss grows as c falls from 2 over 1 to 0.5, and even 0.5 stays below top-1.
 Differs: the encoder of T5 1.1 base on C4 instead of a decoder, which leaks (see expert_choice/sizes).
 
   stmoe train expert_choice/capacity:c=0.5
@@ -12,7 +12,7 @@ from stmoe.configs import arguments
 from stmoe.configs import common
 from stmoe.configs.expert_choice import recipe
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('c=0.5',)
 
 

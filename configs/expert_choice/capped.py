@@ -15,7 +15,7 @@ from stmoe.configs import common
 from stmoe.configs.expert_choice import paper
 from stmoe.configs.expert_choice import recipe
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('cap=3', 'cap=0')
 
 

@@ -9,6 +9,6 @@ def block(d_ff, num_experts, group_size):
   return common.moe(router, d_ff // 2, group_size)
 
 
-# It looks at the whole group before it chooses, so in a causal stack it would see the tokens it has to
-# predict: its home is an encoder.
+# Expert choice looks at the whole group before it chooses. In a causal stack it would see the tokens it has
+# to predict, so its home is an encoder.
 METHODS = dict(expert_choice=common.compared(block, backbone='t5'))

@@ -31,7 +31,7 @@ ROUTERS = dict(
     dense=(None, 0.0),
 )
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('size=8b', 'method=gshard', 'method=switch', 'method=dense')
 
 

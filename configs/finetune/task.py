@@ -1,4 +1,4 @@
-r"""One task with metrics, by ST-MoE's recipe (arXiv:2202.08906, section 5).
+r"""A task with metrics, by ST-MoE's recipe (arXiv:2202.08906, section 5).
 
   stmoe finetune runs/st_moe finetune/task:task=boolq                   through TensorFlow Datasets
   stmoe finetune runs/small finetune/task:task=boolq,local --config.data.jsonl=TRAIN,VALIDATION

@@ -5,9 +5,9 @@ from stmoe.configs.gshard import paper
 
 
 def pretraining(widths, layers, experts, tokens_per_batch, steps, router=()):
-  """Returns the unlocked config of `layers` layers, half in each stack, every other one sparse.
+  """Returns the unlocked config of `layers` layers, half in each stack, every second layer sparse.
 
-  With 0 experts it is dense. Differs from the paper in every model here:
+  With 0 experts the model is dense. Differs from the paper in every model here:
     data      span corruption of C4/en for 13 billion private sentence pairs of 100 languages
     backbone  T5 1.0's (relative positions, RMSNorm, one vocabulary of 32,000 for both sides)
   """

@@ -1,4 +1,4 @@
-r"""What becomes of the second choice: sent always, by chance, above a threshold, sampled, or never.
+r"""What becomes of the second choice: always sent, by chance, above a threshold, sampled, or never.
 
 GShard (arXiv:2006.16668), section 2.2 (local dispatching by random routing): the paper keeps the second
 expert with probability 2 g_2 and prints no comparison. Expected: random routing lowers the second choices
@@ -15,7 +15,7 @@ from stmoe.configs import common
 from stmoe.configs.gshard import paper
 from stmoe.configs.gshard import recipe
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('policy=all', 'policy=threshold', 'policy=sampling', 'policy=none')
 
 

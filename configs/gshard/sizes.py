@@ -18,7 +18,7 @@ from stmoe.configs import common
 from stmoe.configs.gshard import paper
 from stmoe.configs.gshard import recipe
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('size=600b', 'size=150b', 'size=37b', 'size=dense', 'size=dense,widths=sparse')
 
 

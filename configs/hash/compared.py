@@ -15,7 +15,7 @@ def multihash(d_ff, num_experts, group_size):
 
 
 def _router(num_experts):
-  """A balanced table would need the counts of the text (`stmoe tables`), so it is a random one."""
+  """Returns the router with a random table; a balanced one would need the text's counts (`stmoe tables`)."""
   return dict(name='hash', num_experts=num_experts, kind='random', table='', vocab_size=0)
 
 

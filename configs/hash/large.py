@@ -2,9 +2,9 @@ r"""The 4.5B model: the BASE layer of a BASE model becomes a Hash layer, or thre
 
 Hash Layers (arXiv:2106.04426). Expected there after 40k updates (perplexity, from a figure): BASE about
 11.4, one Hash layer 10.2, three 10.1; Hash does 11 % more updates per second than BASE.
-Differs: RoBERTa + cc100en is not public, the stand-in is C4/en with a BPE vocabulary of as many ids
-(configs/hash/recipe.py says what else); 32 experts are derived from the 4.5B, and an expert is one ReLU
-network of width 3 F, where BASE's has three residual ones of width F. The layers are inserted in even
+Differs: RoBERTa + cc100en is not public; the stand-in is C4/en with a BPE vocabulary of as many ids
+(configs/hash/recipe.py says what else). 32 experts are derived from the 4.5B. An expert is a single ReLU
+network of width 3 F, where BASE's has three residual networks of width F. The layers are inserted in even
 distances, without attention. configs/base has the BASE layer.
 
   stmoe train hash/large:layers=3

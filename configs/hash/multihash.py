@@ -1,9 +1,9 @@
 r"""MultiHash: 1, 2, 4 or 8 hash functions, each for its part of the matrices of one layer of 64 experts.
 
-Hash Layers (arXiv:2106.04426). Expected there: better than one hash function in every setting, by a few
+Hash Layers (arXiv:2106.04426). Expected there: better than a single hash function in every setting, by a few
 hundredths to a tenth of perplexity (unverified), at equal parameters and FLOPs.
-Differs: Reddit is not public, the stand-in is C4/en (configs/hash/recipe.py says what else); the numbers of
-hash functions are this project's choice, and each has its own parts (unverified).
+Differs: Reddit is not public; the stand-in is C4/en (configs/hash/recipe.py says what else). The numbers of
+hash functions are this project's choice, and each function has its own parts (unverified).
 
   stmoe train hash/multihash:n=4
   stmoe train hash/multihash:n=4,smoke                laptop, about a minute

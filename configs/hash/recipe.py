@@ -1,6 +1,6 @@
 """The pre-training run of a Hash layer model, on a public stand-in for the paper's Reddit.
 
-Nothing is dropped, so the executor is `blocks`, which computes no empty slots (on TPU `ragged` has a kernel).
+Nothing is dropped, so the executor is `blocks`, which computes no empty slots. (On TPU `ragged` has a kernel.)
 """
 
 import math
@@ -19,14 +19,14 @@ def pretraining(size, places, sparse, vocab_size=paper.VOCABS['reddit'], steps=p
     data      C4/en (task c4) with a BPE vocabulary of the same size, trained on it, for pushshift.io Reddit,
               which is not public: perplexities do not compare, differences between methods do
     backbone  ours: rotary positions, RMSNorm, no biases outside the experts, head tied to the embedding
-    init      1 / fan_in of a normal distribution for Xavier's uniform one
+    init      a normal distribution of variance 1 / fan_in for Xavier's uniform distribution
     batch     256 rows of 512 tokens, optimizer as in paper.OPTIM (unverified)
 
   Args:
     size:      widths and layers, see paper.WIDTHS.
-    places:    0-based indices of sparse layers among size['layers'], which they replace; with
-      attention=False, the numbers of layers after which one without attention is inserted.
-    sparse:    the sparse block; its router follows the vocabulary of the model.
+    places:    0-based indices of sparse layers among size['layers'], which they replace. With
+      attention=False, the numbers of layers after which a layer without attention is inserted.
+    sparse:    the sparse block; its router follows the model's vocabulary.
   """
   c = common.config()
   c.model = dict(name='lm', vocab_size=vocab_size, d_model=size['d_model'], num_heads=size['num_heads'],
@@ -70,7 +70,7 @@ def hashed(experts, d_ff=paper.WIDTHS['d_ff'], **router):
 
 
 def switch(experts, d_ff=paper.WIDTHS['d_ff']):
-  """Returns the Switch layer it is compared with; how the paper set Switch up is not known."""
+  """Returns the Switch layer that Hash is compared with; how the paper set Switch up is not known."""
   router = dict(name='switch', num_experts=experts, capacity_factor=(1.25, 2.0))
   return dict(layer='moe', executor='gather', group_size=None, router=router,
               experts=dict(name='mlp', d_ff=d_ff, init_scale=1.0, use_bias=True))

@@ -1,9 +1,9 @@
 """The compared methods: a row for each of METHODS in every `configs/*/compared.py`; the file is the registry.
 
 A method that sends a token to k experts gets experts of width F/k, where F is the width of the
-dense layer; the router's own product (D x E per token) is the only difference.
-Tokens are routed together in groups of `group_size` (None = one sequence): with few, capacity is
-uneven and more tokens are dropped; the groups of a batch must divide over the devices.
+dense layer. The router's own product (D x E per token) is the only difference.
+Tokens are routed together in groups of `group_size` (None = one sequence). In small groups capacity is
+uneven and more tokens are dropped. The groups of a batch must divide over the devices.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from stmoe.configs.lm import models
 
 
 def dense(d_ff, num_experts=0, group_size=None):
-  """Returns the dense layer every method is compared with, width F; called like the others."""
+  """Returns the dense layer every method is compared with, width F; called like the methods' layers."""
   return dict(layer='dense', d_ff=d_ff)
 
 
@@ -28,7 +28,7 @@ def table():
 
 
 def find(method):
-  """Returns the row of `method`; raises UserError naming the nearest."""
+  """Returns the row of `method`; raises UserError naming the nearest methods."""
   return common.choose('method', method, table())
 
 
@@ -58,7 +58,7 @@ def put(c, row, experts, d_ff, num_layers, length, group_size=None, backbone=Non
   blocks = dict(m=block) if 'layer' in block else block
   pattern = row['pattern'] or (lambda pairs: (('dm', pairs),))
   c.model = make(layers=pattern(num_layers // 2), num_layers=num_layers, **sizes) | row['model']
-  for recipe in blocks.values():             # what looks token ids up knows how many there are
+  for recipe in blocks.values():             # a layer that looks up token ids knows how many there are
     sparse = common.sparse(recipe)
     if sparse and 'vocab_size' in sparse['router']:
       sparse['router']['vocab_size'] = c.model.get_ref('vocab_size')

@@ -20,7 +20,7 @@ def mlp_lm(layers, num_layers, vocab_size, d_model, remat='none'):
 def t5(layers, num_layers, vocab_size, d_model, remat='none'):
   """Returns an encoder-decoder with the compared layers in its encoder.
 
-  The decoder is dense in all of its layers, so that methods are compared in the same places.
+  The decoder is dense in all of its layers, so that methods are compared in the encoder alone.
   """
   return dict(name='t5', vocab_size=vocab_size, d_model=d_model, num_heads=d_model // 64, head_dim=64,
               encoder=layers, decoder=(('d', num_layers // 2),), dtype='float32', scan_layers=True,

@@ -4,8 +4,8 @@ r"""The first comparison: dense, Switch and ST-MoE at equal active FLOPs per tok
   stmoe train lm/quickstart:method=switch                   one of them
   method = dense or any causal method of configs/*/compared.py: switch, gshard, st_moe, ...
 
-Switch sends a token to one of 8 experts as wide as the dense layer, ST-MoE to two of half the width.
-Expected: every one below 3.0 bits per byte of the validation files. A 3-gram of bytes has 2.62, by
+Switch sends a token to one of 8 experts as wide as the dense layer, ST-MoE to two experts of half the width.
+Expected: every method below 3.0 bits per byte of the validation files. A 3-gram of bytes has 2.62, by
 
   python -m stmoe.experiments.baselines lm/quickstart       n-grams and xz on the same files
 """
@@ -14,10 +14,10 @@ from stmoe.configs import arguments
 from stmoe.configs import common
 from stmoe.configs.lm import methods
 
-# What `stmoe compare lm/quickstart` trains; the first keeps its steps, the others get its FLOPs.
+# What `stmoe compare lm/quickstart` trains; the first method keeps its steps, the others get its FLOPs.
 METHODS = ('method=dense', 'method=switch', 'method=st_moe')
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('method=dense', 'method=gshard', 'method=st_moe')
 
 

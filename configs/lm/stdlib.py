@@ -21,7 +21,7 @@ from stmoe.configs.lm import methods
 # What `stmoe compare lm/stdlib` compares.
 METHODS = ('method=dense', 'method=switch', 'method=gshard', 'method=st_moe')
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('method=dense',
             'method=gshard',
             'method=st_moe',

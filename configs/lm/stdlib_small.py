@@ -18,7 +18,7 @@ from stmoe.configs.lm import methods
 # What `stmoe compare lm/stdlib_small` compares.
 METHODS = ('method=switch', 'method=dense')
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('method=dense', 'method=st_moe')
 
 

@@ -3,14 +3,14 @@ r"""The models of lm/stdlib on any UTF-8 text files of yours (.gz too).
   stmoe train lm/text:method=switch --config.data.files=FILE,FILE --workdir runs/text
   stmoe train lm/text:smoke --config.data.files=FILE              laptop, about a minute
 
-Reports bits per byte of the held-out part, byte vocabulary; `--config.data.vocab=train:4096
+The run reports bits per byte of the held-out part, byte vocabulary. `--config.data.vocab=train:4096
 --config.model.vocab_size=4096` trains a SentencePiece vocabulary on the text first. The arguments
 and the remark on expert choice are those of lm/stdlib.
 """
 
 from stmoe.configs.lm import stdlib
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('method=expert_choice',)
 
 

@@ -4,10 +4,10 @@ r"""All compared methods side by side: language models of the standard library, 
   stmoe train lm/zoo:method=hash                             one of them
   method = dense or any method of configs/*/compared.py that a language model can use
 
-Every method has the active FLOPs of the dense model in each of its layers. Total FLOPs are equal too, so that
-a method of two passes a step (THOR) gets half the steps. Two methods look at later tokens when they assign
-tokens in training (`base`, `s_base`; their configurations say allow_causal=True); they are evaluated by
-greedy, causal routing. Expert choice and Soft MoE see later tokens in evaluation as well: their figures are
+Every method has the active FLOPs of the dense model in each of its layers. Total FLOPs are equal too: a
+method of two passes a step (THOR) gets half the steps. Two methods look at later tokens when they assign
+tokens in training (`base`, `s_base`; their configurations say allow_causal=True). They are evaluated by
+greedy, causal routing. Expert choice and Soft MoE see later tokens in evaluation as well. Their figures are
 those of a leak, marked `leaky`, and no results of a language model; `lm/stdlib` trains them in the encoder
 of a T5 model.
 """

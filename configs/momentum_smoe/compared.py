@@ -23,12 +23,12 @@ def wrapped(layer, **fields):
 
 momentum = wrapped('momentum', **paper.MOMENTUM)
 adam = wrapped('adam_momentum', **paper.ADAM['medium'])
-# The step is one of the residual stream: the layer normalises by itself where it takes the gradient.
+# The step is a step of the residual stream: the layer itself normalises where it takes the gradient.
 robust = wrapped('robust_momentum', norm=False, normalize=True, **recipe.ROBUST)
 
 
 def first_adam(pairs):
-  """Returns the layers of AdamSMoE: Adam in the first sparse layer, heavy ball in those above it."""
+  """Returns the layers of AdamSMoE: Adam in the first sparse layer, heavy ball in the layers above it."""
   return (('da', 1),) + ((('dm', pairs - 1),) if pairs > 1 else ())
 
 

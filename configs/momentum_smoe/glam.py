@@ -1,4 +1,4 @@
-r"""MomentumGLaM-medium on WikiText-103: 6 sparse and 6 dense blocks in turn; momentum skips the dense ones.
+r"""MomentumGLaM-medium on WikiText-103: 6 sparse and 6 dense blocks in turn; momentum skips dense blocks.
 
 MomentumSMoE (arXiv:2410.14574), the released scripts (paper.SIZES); the learning rate is a tenth of the
 other models'.

@@ -3,10 +3,10 @@ r"""MomentumSMoE-large on WikiText-103: 12 sparse layers of width 512.
 MomentumSMoE (arXiv:2410.14574), the released scripts (paper.SIZES).
 Expected: the gain over SMoE grows with depth (unverified); paper.REPORTED has no figures of this size.
 Differs: give WikiText-103's files, or any text, as data.files; pieces of SentencePiece instead of all its
-words, so perplexities do not compare, bits per byte do; rows do not see the one before; one microbatch;
-normal or truncated instead of uniform initial weights, of the same variance; there is no script for Adam at
-this size, it takes medium's values.
-Robust momentum: the published code has none, L, c and rho are this project's.
+words, so perplexities do not compare, bits per byte do; rows do not see the row before; one microbatch;
+normal or truncated instead of uniform initial weights, of the same variance. There is no script for Adam at
+this size; medium's values are taken.
+Robust momentum: the published code has no such method; L, c and rho are this project's.
 
   stmoe train momentum_smoe/large:method=momentum --config.data.files=wiki.train.tokens
   stmoe train momentum_smoe/large:method=adam,smoke        laptop, about a minute

@@ -8,9 +8,9 @@ ROBUST = dict(smoothness=1.0, convexity=0.1, rho=0.8)
 
 
 def blocks(size, method, adam):
-  """Returns (recipes by letter of the sparse layers, letters from the first one up) of a method.
+  """Returns (recipes by letter of the sparse layers, letters from the first layer up) of a method.
 
-  Letter m is the sparse layer of all depths, a the first one of AdamSMoE.
+  Letter m is the sparse layer of all depths, a the first sparse layer of AdamSMoE.
   """
   inner = dict(name='moe', executor='blocks', group_size=None,
                router=dict(name='smoe', num_experts=paper.EXPERTS, k=paper.K,

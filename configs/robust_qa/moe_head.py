@@ -2,9 +2,9 @@ r"""DistilBERT's encoder with a mixture of experts as its head, gated once for a
 
 Build a Robust QA System with Transformer-based Mixture of Experts (arXiv:2204.09598), design A. Expected out
 of domain: 53.5 F1 on validation for the paper's best combination, about 48.8 without (paper.RESULTS).
-Differs: starts from random values, as DistilBERT's checkpoint and its vocabulary cannot be read, so expect
-far less; the gate's noise has a fixed size, Shazeer's a learned one, and importance is that of all
-probabilities, not of the k chosen; the number of experts was not found in the paper; no back translation.
+Differs: starts from random values, as DistilBERT's checkpoint and its vocabulary cannot be read: expect
+far less. The gate's noise has a fixed size, Shazeer's a learned size. Importance is that of all
+probabilities, not of the k chosen. The number of experts was not found in the paper. No back translation.
 
   stmoe train robust_qa/moe_head --config.data.files=TRAIN,VALIDATION --workdir runs/qa
     each of the two a file in SQuAD's format, FILE+FILE or a folder of them: every file is a domain

@@ -10,7 +10,7 @@ PLACES = {'all': (('s', 6),), 'middle': (('d', 2), ('s', 2), ('d', 2)), 'every_s
 
 
 def mixture(d_ff, experts, k, gate, group_size=None):
-  """Returns the head with so many experts of width `d_ff`; the dense one for 0."""
+  """Returns the head with `experts` experts of width `d_ff`; 0 = the dense head."""
   if not experts:
     return dict(name='span_head')
   return dict(name='span_mixture', gate=gate, group_size=group_size, executor='blocks',
@@ -19,7 +19,7 @@ def mixture(d_ff, experts, k, gate, group_size=None):
 
 
 def switch(d_ff, experts, group_size):
-  """Returns the Switch layer in the place of a dense one of width `d_ff`."""
+  """Returns the Switch layer in the place of a dense layer of width `d_ff`."""
   return dict(layer='moe', executor='gather', group_size=group_size,
               router=dict(name='switch', num_experts=experts, jitter=1e-2,
                           capacity_factor=2 * (paper.FFN['capacity_factor'],)),

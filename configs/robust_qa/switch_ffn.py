@@ -2,8 +2,8 @@ r"""DistilBERT's encoder with Switch layers in the place of its feed-forward lay
 
 Build a Robust QA System with Transformer-based Mixture of Experts (arXiv:2204.09598), design B. Expected out
 of domain: 53.5 F1 on validation for the paper's best combination, about 48.8 without (paper.RESULTS).
-Differs: starts from random values, as DistilBERT's checkpoint and its vocabulary cannot be read, so expect
-far less; which blocks are sparse, with how many experts, was not found in the paper; no back translation.
+Differs: starts from random values, as DistilBERT's checkpoint and its vocabulary cannot be read: expect
+far less. Which blocks are sparse, with how many experts, was not found in the paper. No back translation.
 
   stmoe train robust_qa/switch_ffn --config.data.files=TRAIN,VALIDATION --workdir runs/qa
   stmoe train robust_qa/switch_ffn:place=middle            or all, every_second

@@ -13,7 +13,7 @@ def pretraining(size, steps, scale=paper.SCALE, alpha=None):
   Args:
     size:  dict of widths as paper.SIZE.
     scale: lambda; None = no normalisation of logits.
-    alpha: a constant balance coefficient; None = the adaptive ones.
+    alpha: a constant balance coefficient; None = adaptive coefficients.
   """
   router = dict(name='skywork', num_experts=size['experts'], k=size['k'], scale=scale, xi=paper.XI,
                 alpha_max=paper.ALPHA_MAX, beta=paper.BETA, capacity_factor=(2.5, 4.0))

@@ -1,9 +1,9 @@
 """gMLP and the sparse all-MLP as `configs/lm` compares them (arXiv:2105.08050, arXiv:2203.06850).
 
-There is no attention, so nothing but the whole can cost the same as the dense language model: per two
+There is no attention, so only the whole model can cost the same as the dense language model. Per two
 layers, that is 8 D^2 + 4 N D + 4 D F products per position (four projections and N keys and values, twice;
-two feed-forward layers). A gMLP block of width W has W (3 D + N) / 2, the tMoE 2 D F, as the dense layer.
-W follows, rounded to equal chunks: gMLP has two blocks, the sparse all-MLP two blocks and a tMoE.
+two feed-forward layers). A gMLP block of width W has W (3 D + N) / 2 products, the tMoE 2 D F, as the dense
+layer. W follows, rounded to equal chunks: gMLP has two blocks, the sparse all-MLP two blocks and a tMoE.
 """
 
 from stmoe.configs import common
@@ -11,7 +11,7 @@ from stmoe.configs.smlp import layers
 
 
 def width(products, d_model, length, chunks):
-  """Returns the even W of two gMLP blocks with so many products per position; `chunks` divides W/2."""
+  """Returns the even W of two gMLP blocks with `products` products per position; `chunks` divides W/2."""
   return max(1, round(products / (3 * d_model + length) / (2 * chunks))) * 2 * chunks
 
 

@@ -14,7 +14,7 @@ def gmlp(length, d_ff, **inner):
 def smoe(length, d_ff, router, executor='gather'):
   """Returns the gMLP block whose feature chunks are sent to spatial experts by `router`.
 
-  `gather` fits buffers that are full by construction; `blocks` a router that sends chunks anywhere.
+  `gather` fits buffers that are full by construction; `blocks` fits a router that sends chunks anywhere.
   """
   inner = dict(name='moe', executor=executor, group_size=None, router=router, experts=dict(name='feature'))
   return dict(layer='gmlp', attention=False, length=length, d_ff=d_ff, inner=inner)

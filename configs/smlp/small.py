@@ -3,16 +3,16 @@ r"""Language models without attention: gMLP, and the sparse all-MLP with both of
 Sparse all-MLP (arXiv:2203.06850); gMLP (arXiv:2105.08050). The paper prints no result for this size, and
 the sizes of its own models are not known for sure (see paper.py): there is no configuration of them.
 Expected loss on equal positions: gmlp about that of a Transformer at equal FLOPs, heads below gmlp,
-deterministic below heads and not above partial; bidirectional absurdly low, it sees what it predicts (it
+deterministic below heads and not above partial. bidirectional is absurdly low: it sees what it predicts (it
 is here to show the leak).
-Differs: size, optimizer and data are ours: C4/en in place of RoBERTa's corpus and CC-100; the wiring is that
-of layers.py; the chunks of partial prediction are balanced by Switch's loss.
+Differs: size, optimizer and data are ours: C4/en in place of RoBERTa's corpus and CC-100. The wiring is that
+of layers.py. The chunks of partial prediction are balanced by Switch's loss.
 
   stmoe train smlp/small --workdir runs/smlp
   stmoe train smlp/small:model=partial,loss_from=0.2
   stmoe train smlp/small:smoke                        laptop, about a minute
   model = deterministic | partial | heads | gmlp | bidirectional
-  loss_from = share of every row that is not scored: 0.2 to compare others with partial, which needs it
+  loss_from = share of every row that is not scored: 0.2 to compare other models with partial, which needs it
 """
 
 from stmoe import errors
@@ -21,7 +21,7 @@ from stmoe.configs import common
 from stmoe.configs.smlp import layers
 from stmoe.configs.smlp import paper
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('model=partial,loss_from=0.2', 'model=heads', 'model=gmlp', 'model=bidirectional')
 
 EXPERTS = paper.OURS['experts']
@@ -44,7 +44,7 @@ def get_config(arg=''):
     d_model, d_ff, length, batch_size, together = 64, 128, 128, 16, 2
 
   c = common.config()
-  # A sparse layer is the last of every four; dense models have a gMLP block alone in its place.
+  # A sparse layer is the last of every four layers; dense models have a gMLP block alone in its place.
   sparse, repeats = args.model in SPARSE, 1 if args.smoke else chosen['layers'] // 4
   c.model = dict(name='mlp_lm', vocab_size=384 if args.smoke else 32128, d_model=d_model,
                  layers=(('gggst' if sparse else 'gggs', repeats),), tie_embeddings=True,

@@ -1,7 +1,7 @@
 r"""SMoE-Dropout in deeper models, of which only the first four layers are sparse.
 
-Sparse MoE as the New Dropout (arXiv:2303.01610), figure 5, as its scripts have it: with 8 and 12 layers the
-others are dense and of width 512. Expected: the paper's figure is not at hand.
+Sparse MoE as the New Dropout (arXiv:2303.01610), figure 5, as its scripts have it: with 8 and 12 layers all
+further layers are dense and of width 512. Expected: the paper's figure is not at hand.
 Differs: as smoe_dropout/enwik8.
 
   stmoe train smoe_dropout/depth:layers=12 --config.data.files=enwik8

@@ -1,11 +1,11 @@
 r"""SMoE-Dropout on characters: a frozen random router whose k grows from 8 to 16, against its baselines.
 
 Sparse MoE as the New Dropout (arXiv:2303.01610), table 1. Expected: with all experts better than dense and
-than learned routers, and better with every expert more; the table's bits per character are not at hand.
-Differs: enwik8 is read as a file, its last twentieth is for validation; no memory of earlier segments
-(Transformer-XL has 512 positions), rotary positions and pre-norm, without biases; dropout on attention too;
-24 sequences a step (22), which divide over 8 devices; variance-scaled initial experts. Baselines' k of 2
-and weight of the balance loss are this project's choice.
+than learned routers, and better with every expert more. The table's bits per character are not at hand.
+Differs: enwik8 is read as a file, and its last twentieth is for validation. There is no memory of earlier
+segments (Transformer-XL has 512 positions). Rotary positions and pre-norm, without biases; dropout on
+attention too; 24 sequences a step (22), which divide over 8 devices; variance-scaled initial experts.
+Baselines' k of 2 and weight of the balance loss are this project's choice.
 
   stmoe train smoe_dropout/enwik8 --config.data.files=enwik8 --workdir runs/smoe_dropout
   stmoe eval runs/smoe_dropout --sweep blocks.m.router.eval_k=1,2,4,8,16

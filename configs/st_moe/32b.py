@@ -2,8 +2,8 @@ r"""ST-MoE-32B, pre-training on C4, laid out for 512 chips: experts over 64, eve
 
 ST-MoE (arXiv:2202.08906), table 11. Expected parameters 269B; fine-tuned scores: paper.REPORTED.
 Differs: as `st_moe/sizes:size=st_32b`, whose science this is. Here every matrix is cut over 8 chips, 64 such
-groups hold an expert each, and rows travel by explicit all-to-all. Whether it fits, what it moves:
-experiments/compile.
+groups hold an expert each, and rows travel by explicit all-to-all. experiments/compile says whether it fits
+and what it moves.
 
   stmoe compile st_moe/32b --topology v5p:8x8x8
   stmoe train st_moe/32b:smoke                        laptop, about a minute

@@ -10,7 +10,7 @@ def block(d_ff, num_experts, group_size):
   """Returns ST-MoE: two experts of width F/2, without its extra dense layer (it costs FLOPs).
 
   Capacity is 1.25 slots a choice, like Switch's. The paper's 1.25 slots for both choices together
-  would drop over a third of the choices, and with them the FLOPs that are to be equal.
+  would drop over a third of the choices, and with these the FLOPs that are to be equal.
   """
   router = dict(name='st_moe', num_experts=num_experts, capacity_factor=(2.5, 4.0))
   return common.moe(router, d_ff // 2, group_size)

@@ -1,4 +1,4 @@
-r"""An extra dense layer after, before or without each sparse one.
+r"""An extra dense layer after, before or without each sparse layer.
 
 ST-MoE (arXiv:2202.08906), additional dense layers: 32 experts, 100k steps. Expected (paper.EXTRA_FFN):
 none -1.383, after or before -1.369.
@@ -14,7 +14,7 @@ from stmoe.configs import common
 from stmoe.configs.st_moe import paper
 from stmoe.configs.st_moe import recipe
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('extra=none', 'extra=before')
 
 

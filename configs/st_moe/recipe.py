@@ -16,7 +16,7 @@ def pretraining(size, steps, extra='after', router=(), encoder_router=(), bank=(
     extra:  a key of UNITS.
     router, encoder_router: fields of the routers of both stacks, and of the encoder's alone,
       that differ from the paper's.
-    bank:   fields of the experts that do.
+    bank:   fields of the experts that differ from the paper's.
   """
   repeats = size['layers'] // paper.EVERY
   units = common.choose('extra', extra, UNITS) if size['experts'] else ('dddd', 'dddd')

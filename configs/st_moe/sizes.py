@@ -2,8 +2,8 @@ r"""ST-MoE-L and ST-MoE-32B, their dense yardstick, and the released base and XL
 
 ST-MoE (arXiv:2202.08906), table 11. Expected parameters: L 4.1B, 32B 269B, Dense-L 0.8B. Expected
 fine-tuned scores: paper.REPORTED.
-Differs: 32B was trained on a private mixture (paper.MIXTURE), of which C4/en is the public part; the routers'
-losses are averaged over layers (flaxformer), the paper does not say.
+Differs: 32B was trained on a private mixture (paper.MIXTURE), of which C4/en is the public part. The routers'
+losses are averaged over layers (flaxformer); the paper does not say.
 
   stmoe train st_moe/sizes:size=l
   stmoe train st_moe/sizes:size=st_32b,smoke          laptop, about a minute
@@ -15,7 +15,7 @@ from stmoe.configs import common
 from stmoe.configs.st_moe import paper
 from stmoe.configs.st_moe import recipe
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('size=dense_l', 'size=st_32b', 'size=base', 'size=xl')
 
 

@@ -12,7 +12,7 @@ from stmoe.configs import common
 from stmoe.configs.st_moe import paper
 from stmoe.configs.st_moe import recipe
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('top=3,threshold=0.05',)
 
 

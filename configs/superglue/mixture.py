@@ -1,4 +1,4 @@
-r"""SuperGLUE (arXiv:1905.00537) as one mixture, each task weighted by its size up to 65,536 examples.
+r"""SuperGLUE (arXiv:1905.00537) as a mixture, each task weighted by its size up to 65,536 examples.
 
 ST-MoE's fine-tuning (arXiv:2202.08906, section 5): 512 input and 62 target tokens, the sizes capped as there.
 Expected of ST-MoE-L after pre-training: 87.4 (st_moe/paper.REPORTED). WSC trains on the right referents, and
@@ -10,8 +10,8 @@ Differs: the optimizer's state starts fresh (--config.finetune.optimizer=keep ke
   stmoe eval runs/superglue_mixture                                           the table again
   stmoe train superglue/mixture:smoke                                         from scratch, other pairs
 
-`local` leaves DPR out, which is not among SuperGLUE's files. One score of all tasks is average@rank (without
-WSC, which has no choices), or average@decode.
+`local` leaves DPR out, which is not among SuperGLUE's files. The single score of all tasks is average@rank
+(without WSC, which has no choices), or average@decode.
 """
 
 from stmoe.configs import arguments

@@ -17,7 +17,7 @@ from stmoe.configs import common
 from stmoe.configs.switch import paper
 from stmoe.configs.switch import recipe
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('experts=0',)
 
 

@@ -4,7 +4,7 @@ Switch Transformers (arXiv:2101.03961), table 1: 128 experts, 100k steps. Expect
 perplexity (paper.CAPACITY): T5-Base -1.731, T5-Large -1.550, MoE-Base -1.547 / -1.559 / -1.572,
 Switch-Base -1.554 / -1.553 / -1.561 at factors 2.0 / 1.25 / 1.0.
 Differs: C4/en instead of its de-duplicated successor. "MoE" is GShard's top-2 with its second
-expert kept always: how the paper drew it is not stated. Switch-Base+ has unknown widths and is left out.
+expert always kept: how the paper drew it is not stated. Switch-Base+ has unknown widths and is left out.
 
   stmoe train switch/capacity:model=switch,cf=1.0
   stmoe train switch/capacity:model=moe,cf=2.0,smoke  laptop, about a minute
@@ -24,7 +24,7 @@ MODELS = dict(
     dense_large=('large', 0, {}),
 )
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('model=moe,cf=2.0', 'model=dense', 'model=dense_large')
 
 

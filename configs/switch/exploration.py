@@ -20,7 +20,7 @@ POLICIES = dict(
     jitter=dict(name='switch', jitter=paper.JITTER),
 )
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('policy=sample', 'policy=dropout', 'policy=argmax')
 
 

@@ -4,7 +4,7 @@ Switch Transformers (arXiv:2101.03961), section 2.4. Expected early in training 
 float32 -1.718 at 1160 examples/s, selective -1.716 at 1390. The row that diverged (-3.780, the
 router in bfloat16 as well) cannot be run: routers here always compute in float32.
 Differs: C4/en instead of its de-duplicated successor; 32 experts are this project's
-choice, the row's is unknown.
+choice, the row's number is unknown.
 
   stmoe train switch/precision:dtype=float32
   stmoe train switch/precision:smoke                  laptop, about a minute
@@ -16,7 +16,7 @@ from stmoe.configs import common
 from stmoe.configs.switch import paper
 from stmoe.configs.switch import recipe
 
-# Arguments beside '' and 'smoke', one for each other path through this file.
+# Arguments beside '' and 'smoke': an argument for each other path through this file.
 VARIANTS = ('dtype=float32',)
 
 

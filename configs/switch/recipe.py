@@ -5,11 +5,11 @@ from stmoe.configs.switch import paper
 
 
 def pretraining(size, experts, steps, router=None, init_scale=paper.INIT_SCALE):
-  """Returns the unlocked config of `size` with so many experts in every sparse layer (0 = dense).
+  """Returns the unlocked config of `size` with `experts` experts in every sparse layer (0 = dense).
 
   Args:
     size:   entry of paper.SIZES or paper.RELEASED.
-    router: the router and its fields, where it is not the paper's; its fields come first.
+    router: the router and its fields, where it is not the paper's router; its fields come first.
   """
   period, layers = size['every'], size['layers']
   d = t5.dense(size['d_ff'], size['gated'], init_scale)

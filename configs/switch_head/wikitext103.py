@@ -2,8 +2,8 @@ r"""SwitchHead on WikiText-103: a fifth of the heads, whose values and outputs a
 
 SwitchHead (arXiv:2312.07987), the released sweeps with rotary positions (paper.py).
 Expected: the perplexity of the dense model of equal parameters, with 4 to 8 times fewer attention matrices.
-Differs: give WikiText-103's files, or any text, as data.files; a dense head is turned whole, and is 42 wide
-where it was 41; betas, weight decay and the end of the rate are this project's; float32; RMSNorm.
+Differs: give WikiText-103's files, or any text, as data.files. A dense head is turned whole, and is 42 wide
+where it was 41. Betas, weight decay and the end of the rate are this project's; float32; RMSNorm.
 
   stmoe train switch_head/wikitext103 --config.data.files=wiki.train.tokens
   stmoe train switch_head/wikitext103:method=dense,size=big --config.data.files=wiki.train.tokens
@@ -21,7 +21,7 @@ METHODS = dict(switch_head=paper.ATTENTION, switch_all=dict(small=paper.SWITCH_A
 
 
 def block(row, size, method):
-  """Returns the block of all layers: its feed-forward layer, and its attention if that is no ordinary one."""
+  """Returns the block of all layers: its feed-forward layer, and its attention if that is not plain."""
   if method == 'switch_all':
     ffn = row['ffn']
     router = dict(name='sigma_moe', num_experts=ffn['experts'], k=ffn['k'], expert_dropout=0.0)

@@ -1,6 +1,6 @@
 """THOR and its control R-Drop as `configs/lm` compares them (arXiv:2110.04260, arXiv:2106.14448).
 
-R-Drop is dense: its two passes differ in their dropout, where those of THOR differ in their experts.
+R-Drop is dense: its two passes differ in their dropout, where THOR's passes differ in their experts.
 """
 
 from stmoe.configs import common
@@ -13,7 +13,7 @@ DROPOUT = 0.1
 def block(d_ff, num_experts, group_size):
   """Returns stochastic experts of width F; every token is sent to one, so groups are of no consequence.
 
-  A step is two passes and costs two of the other methods' steps: `stmoe compare` gives it half of them.
+  A step is two passes and costs two of the other methods' steps: `stmoe compare` gives THOR half of them.
   """
   return common.moe(dict(name='thor', num_experts=num_experts, eval_dispatch='sentence'), d_ff, group_size)
 

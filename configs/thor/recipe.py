@@ -1,4 +1,4 @@
-"""The training run of a translation model with stochastic experts, or of one of its controls."""
+"""The training run of a translation model with stochastic experts, or of a control."""
 
 from stmoe.configs import common
 from stmoe.configs.thor import paper

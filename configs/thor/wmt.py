@@ -2,8 +2,8 @@ r"""THOR on WMT'14: Transformer-big with four experts in every second layer.
 
 Taming Sparsely Activated Transformer with Stochastic Experts (arXiv:2110.04260), the rich-resource pairs.
 Expected: THOR above Transformer and Switch; their BLEU is not at hand (paper.REPORTED).
-Differs: as thor/iwslt; no command is released for these: optimizer, batch and alpha are those of IWSLT'14,
-four experts are recalled (unverified), 32,000 pieces and 100k steps are this project's choice.
+Differs: as thor/iwslt. No command is released for these pairs: optimizer, batch and alpha are IWSLT'14's.
+Four experts are recalled (unverified); 32,000 pieces and 100k steps are this project's choice.
 
   stmoe train thor/wmt:pair=en_de --config.mesh.expert=4
   stmoe train thor/wmt:pair=en_fr,smoke               laptop, about a minute
