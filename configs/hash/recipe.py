@@ -1,6 +1,7 @@
 """The pre-training run of a Hash layer model, on a public stand-in for the paper's Reddit.
 
-Nothing is dropped, so the executor is `blocks`, which computes no empty slots. (On TPU `ragged` has a kernel.)
+Nothing is dropped, so the executor is `blocks`, which computes no empty slots. (On TPU `ragged` has a
+kernel.)
 """
 
 import math
