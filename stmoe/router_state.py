@@ -10,6 +10,7 @@ import typing
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 
 class RouterState(nnx.Variable):
@@ -23,8 +24,22 @@ def commit(model: typing.Any, aux: dict) -> None:
     model: a model; what offers `commit` in its stacks' layers is called (`stmoe.modules`).
     aux:   dict layer name -> Aux of one optimizer step, of all microbatches.
   """
+  aux = across(aux)
   for stack in model.stacks():
     stack.commit(aux)
+
+
+def across(aux: dict) -> dict:
+  """Returns `aux`, dict layer name -> Aux, in which statistics of scope 'model' are those of all layers."""
+  found: dict[str, list] = {}
+  for report in aux.values():
+    for name, statistic in report.statistics.items():
+      if statistic.scope == 'model':
+        found.setdefault(name, []).append(statistic)
+  joint = {name: jax.tree.map(lambda *parts: jnp.stack(parts), *parts).together()
+           for name, parts in found.items()}
+  own = lambda report: {name: joint.get(name, each) for name, each in report.statistics.items()}
+  return {layer: report.replace(statistics=own(report)) for layer, report in aux.items()}
 
 
 def vectors(model: typing.Any) -> dict[str, dict[str, jax.Array]]:

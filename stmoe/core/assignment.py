@@ -33,7 +33,7 @@ class Edges(struct.PyTreeNode, kw_only=True):
   expert: i32[G,N]; [0,E) an expert, [E,E+Z) a virtual expert, E+Z a dead edge.
   weight: f32[G,N] combine weight; the only field that carries gradient.
   choices: k when edge n is choice n // S of token n % S, else None. A hint for speed.
-  spare:  edges of a group that are room in the list, dead on average.
+  spare:  edges of a group that are room in the list, which no expert computes on average; see `expecting`.
   """
   token: jax.Array
   expert: jax.Array
@@ -42,7 +42,7 @@ class Edges(struct.PyTreeNode, kw_only=True):
   num_experts: int = struct.field(pytree_node=False)
   num_virtual: int = struct.field(pytree_node=False, default=0)
   choices: int | None = struct.field(pytree_node=False, default=None)
-  spare: int = struct.field(pytree_node=False, default=0)
+  spare: float = struct.field(pytree_node=False, default=0)
 
   @property
   def dead(self) -> int:
@@ -216,6 +216,23 @@ def kill_padding(edges: Kind, mask: jax.Array) -> Kind:
   return kill(edges, jnp.take_along_axis(mask, edges.token, axis=1))
 
 
+def expecting(edges: Kind, rows: float) -> Kind:
+  """Returns `edges` whose router says how many rows real experts compute for a group on average.
+
+  Cost is counted by that number where a token's number of experts varies. The metric `active_experts` says
+  what the number was.
+
+  Args:
+    edges: Edges or Assignment [G,N].
+
+  >>> edges = from_choices(jnp.zeros((1, 8, 4), int), jnp.ones((1, 8, 4)), 4)
+  >>> edges.rows_per_group, expecting(edges, 16).rows_per_group
+  (32, 16.0)
+  """
+  share = edges.num_experts / edges.dead                             # of real experts, under balance
+  return edges.replace(spare=edges.token.shape[1] - rows / share)
+
+
 def rank_in_expert(expert: jax.Array, num_ids: int) -> jax.Array:
   """Returns i32[G,N]: how many earlier edges of the list have the same expert.
 
@@ -233,7 +250,7 @@ def rank_in_expert(expert: jax.Array, num_ids: int) -> jax.Array:
   return jnp.take_along_axis(before, expert[..., None], axis=2)[..., 0]
 
 
-def cap(edges: Edges, capacity: int, priority: jax.Array | None = None) -> Assignment:
+def cap(edges: Edges, capacity: int | tuple[int, ...], priority: jax.Array | None = None) -> Assignment:
   """Returns the Assignment that keeps the first `capacity` edges of each expert, and all of virtual experts.
 
   Args:

@@ -146,10 +146,13 @@ class Statistic:
 
   A router itself reduces over its groups, which are those of all devices. `together` reduces over
   microbatches and passes. Statistics are made by `total`, `mean` and `largest`.
+
+  scope: 'layer', or 'model': `commit` of every layer gets the one statistic of all layers that report it.
   """
   part: jax.Array
   count: jax.Array | None            # what `part` is divided by, of 'mean'
   reduction: str = struct.field(pytree_node=False)
+  scope: str = struct.field(pytree_node=False, default='layer')
 
   @property
   def value(self) -> jax.Array:
@@ -168,13 +171,13 @@ def total(x: jax.Array) -> Statistic:
   return Statistic(x, None, 'sum')
 
 
-def mean(x: jax.Array, count: jax.Array) -> Statistic:
+def mean(x: jax.Array, count: jax.Array, scope: str = 'layer') -> Statistic:
   """Returns the Statistic of a mean: x [...] are sums, count [...] or f32[] says over how many.
 
   >>> float(mean(jnp.array([1.0, 5.0]), jnp.array([1.0, 2.0])).together().value)
   2.0
   """
-  return Statistic(x, count, 'mean')
+  return Statistic(x, count, 'mean', scope)
 
 
 def largest(x: jax.Array) -> Statistic:
@@ -302,6 +305,7 @@ OFFERS = {
     # choose(scores f32[G,S,E], k) -> i32[G,S,n] says which experts a token has; the token keeps them all.
     'logits': None,
     'decide': None,
+    'needs_loss': (),                # losses of which one has to be weighed: nothing else trains some of it
     'seeded': None,                  # of hashes of the tokens: whether another field `seed` is another one
     'router': None,                  # of a sparse layer
     # Of a sub-layer that returns a dict of Aux: the names of its parts, which are attributes of the

@@ -138,6 +138,19 @@ def left_behind(a: assignment.Assignment, mask: jax.Array, tokens: jax.Array | N
   return losses.token_mean((experts_per_token(a) == 0).astype(jnp.float32), mask, tokens)
 
 
+def active_experts(a: assignment.Assignment, mask: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
+  """Returns f32[]: how many real experts compute a real token, on average.
+
+  >>> from stmoe.core import assignment
+  >>> import jax.numpy as jnp
+  >>> edges = assignment.from_choices(jnp.array([[[0, 1], [1, 2]]]), jnp.ones((1, 2, 2)), 2, num_virtual=1)
+  >>> float(active_experts(assignment.cap(edges, 2), jnp.ones((1, 2), bool)))
+  1.5
+  """
+  tokens = jnp.maximum(jnp.sum(mask), 1) if tokens is None else tokens
+  return jnp.sum(assignment.live(a), dtype=jnp.float32) / tokens     # padding has no live edges
+
+
 def slot_usage(a: assignment.Assignment) -> jax.Array:
   """Returns f32[]: the share of the G*E*C slots that hold a token.
 
@@ -196,6 +209,7 @@ def routing(logits: jax.Array, probs: jax.Array, edges: assignment.Edges, a: ass
   """
   logits, probs, a = jax.lax.stop_gradient((logits, probs, a))
   virtual = dict(virtual_frac=virtual_frac(edges)) if edges.num_virtual else {}
-  return dict(virtual, drop_frac=drop_frac(edges, a), left_behind=left_behind(a, mask, tokens),
+  return dict(virtual, active_experts=active_experts(a, mask, tokens),
+              drop_frac=drop_frac(edges, a), left_behind=left_behind(a, mask, tokens),
               slot_usage=slot_usage(a), router_conf=confidence(a),
               router_entropy=entropy(probs, mask, tokens), router_logit_max=logit_max(logits, mask))

@@ -72,6 +72,7 @@ def forward(cfg, plan):
   aux = reports(cfg.train.batch_size // cfg.train.microbatches, True)
   reports(cfg.eval.batch_size, False)
   losses.check(aux, cfg.losses)
+  losses.check_needed(model, cfg.losses)
   return aux
 
 

@@ -6,6 +6,7 @@ Models return the losses unweighted, in `Aux`. A target says what the outputs co
 import jax.numpy as jnp
 
 from stmoe import errors
+from stmoe import modules
 
 # Names of the router losses in metrics.jsonl; any other loss NAME is 'loss/aux_NAME'.
 METRIC = {'balance': 'loss/aux_balance', 'z': 'loss/router_z'}
@@ -73,3 +74,14 @@ def check(aux, weighted):
       listed = ', '.join(reported_names) or 'none'
       raise errors.UserError(f'losses.{name} has coefficient {coefficient}, but no layer reports {name!r}'
                              f'{errors.nearest(name, reported_names)} (reported: {listed})')
+
+
+def check_needed(model, weighted):
+  """Raises UserError for a router of `model` with a part that only losses train of which none is weighted."""
+  for _, router in modules.offering(model, 'needs_loss'):
+    names = router.needs_loss
+    if names and not any(weighted.get(name, (0.0, 'mean'))[0] for name in names):
+      kind = type(router).__module__.rpartition('.')[2]
+      raise errors.UserError(f'router {kind}: losses.{" and losses.".join(names)} without coefficient, but '
+                             'nothing else trains the logits of experts that compute nothing; nearest: '
+                             f'losses.{names[0]}=0.001')

@@ -84,7 +84,8 @@ def test_training_reports_and_has_gradient(name):
   for g in weights(grads):
     assert jnp.all(jnp.isfinite(g)) and jnp.any(jnp.abs(g) > 1e-5)
   assert a.num_tokens == S and a.num_experts == E and 1 <= a.capacity <= S
-  assert aux.load.shape == (E,) and aux.load.dtype == jnp.float32 and aux.load.sum() > 0
+  counted = E + getattr(a, 'num_virtual', 0)
+  assert aux.load.shape == (counted,) and aux.load.dtype == jnp.float32 and aux.load.sum() > 0
   assert 'drop_frac' in aux.metrics
   assert not checked.faults(build(name), a, MASK)
   for value in (*aux.losses.values(), *aux.metrics.values()):
@@ -184,8 +185,8 @@ def test_commit_changes_the_state_alone(name):
   before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(router, nnx.Param)))
   old = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(router, state.RouterState)))
   aux = route(router, key=KEY, train=True)[1]
-  quiet = aux.replace(load=aux.load[::-1] + jnp.arange(E), statistics=jax.tree.map(jnp.zeros_like,
-                                                                                   aux.statistics))
+  quiet = aux.replace(load=aux.load[::-1] + jnp.arange(aux.load.size),
+                      statistics=jax.tree.map(jnp.zeros_like, aux.statistics))
   for one in (aux, quiet):                                           # one of them may be a fixed point
     router.commit(one)
   new = nnx.to_pure_dict(nnx.state(router, state.RouterState))
