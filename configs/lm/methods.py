@@ -1,7 +1,7 @@
 """The compared methods: a row for each of METHODS in every `configs/*/compared.py`; the file is the registry.
 
 A method that sends a token to k experts gets experts of width F/k, where F is the width of the
-dense layer. The router's own product (D x E per token) is the only difference.
+dense layer. The products of routers (D x E per token) and virtual experts are the only difference.
 Tokens are routed together in groups of `group_size` (None = one sequence). In small groups capacity is
 uneven and more tokens are dropped. The groups of a batch must divide over the devices.
 """
