@@ -1,10 +1,12 @@
 """The weighing of router losses."""
 
+from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe.core import contract
 from stmoe.train import router_losses as losses
 
@@ -58,3 +60,13 @@ def test_a_name_without_coefficient_is_no_mistake():
 def test_a_loss_of_which_nothing_is_said_is_named():
   assert losses.unweighed(AUX, dict(balance=(0.0, 'mean'))) == [
       name for name in losses.reported(AUX) if name != 'balance'] != []
+
+
+def test_a_part_that_only_an_unweighted_loss_trains_is_named():
+  fields = dict(name='adamoe', num_experts=4, num_null=2)
+  router = lookup.recipe('router', fields)(4, rngs=nnx.Rngs(0))
+  for weighted in (dict(balance=(0.1, 'mean')), dict(plain_balance=(0.1, 'sum'))):
+    losses.check_needed(router, weighted)
+  with pytest.raises(errors.UserError, match='router adamoe: losses.balance and .* without coefficient'):
+    losses.check_needed(router, dict(balance=(0.0, 'mean')))
+  losses.check_needed(lookup.recipe('router', fields | dict(num_null=0))(4, rngs=nnx.Rngs(0)), {})
