@@ -114,7 +114,9 @@ def rows_per_token(sparse, length, given=None):
   """Returns how many rows a token makes its experts compute on average: N / S of the training assignment.
 
   That is k of token choice, the capacity factor of expert choice. Choices that are skipped at random, by a
-  schedule or dropped for capacity are counted, and so are the alternatives of `ntlb`.
+  schedule or dropped for capacity are counted, and so are the alternatives of `ntlb`. Where a token's
+  number of experts varies, the mean that the router expects counts (`assignment.expecting`). The metric
+  active_experts measures that mean.
 
   Args:
     sparse: abstract layer with `router`, `group_size` and `d_model`; its arrays may be stacked over layers.

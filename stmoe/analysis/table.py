@@ -10,7 +10,7 @@ from stmoe.analysis import measures
 HEADINGS = {
     'label': 'run', 'parameters': 'parameters', 'active': 'active', 'flops_per_token': 'FLOPs/token',
     'steps': 'steps', 'tokens': 'tokens', 'flops': 'train FLOPs', 'bits': 'bits/byte',
-    'perplexity': 'perplexity', 'accuracy': 'accuracy', 'drops': 'drops',
+    'perplexity': 'perplexity', 'accuracy': 'accuracy', 'experts': 'experts/token', 'drops': 'drops',
     'balance': 'max load', 'entropy': 'entropy', 'time': 'training', 'slowdown': 'step/dense',
 }
 
@@ -18,7 +18,8 @@ HEADINGS = {
 METRICS = {'bits': 'eval/bits_per_byte', 'perplexity': 'eval/perplexity', 'accuracy': 'eval/accuracy',
            'tokens': 'tokens', 'flops': 'flops', 'time': 'time', 'steps': 'step'}
 # Of training batches, whose values vary from batch to batch: mean over the last quarter of a run.
-LATE = {'drops': 'moe/drop_frac', 'balance': 'moe/max_load_ratio', 'entropy': 'moe/load_entropy'}
+LATE = {'experts': 'moe/active_experts', 'drops': 'moe/drop_frac', 'balance': 'moe/max_load_ratio',
+        'entropy': 'moe/load_entropy'}
 
 
 def cost(config):
@@ -110,7 +111,7 @@ def text(column, entry):
     return f'{mean:.1%}'
   if column == 'bits':
     return f'{mean:.3f} ± {spread:.3f}' if seeds > 1 else f'{mean:.3f}'
-  if column in ('perplexity', 'balance', 'entropy', 'slowdown'):
+  if column in ('perplexity', 'experts', 'balance', 'entropy', 'slowdown'):
     return f'{mean:.2f}'
   return f'{mean:.0f}' if column == 'steps' else engineering(mean)
 

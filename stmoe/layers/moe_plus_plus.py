@@ -21,8 +21,8 @@ INIT = nnx.initializers.normal(0.02)
 class MoEPlusPlus(nnx.Module):
   """A sparse layer with experts that cost nothing, and gating residuals over depth (arXiv:2410.07348).
 
-  The logits of a layer are its own plus M times those of the sparse layer before it, M [E+Z,E+Z]. The
-  experts, virtual ones too, read k x where the router reads x.
+  The logits of a layer are its own plus M times those of the layer of this kind and width before it,
+  M [E+Z,E+Z]. The experts, virtual ones too, read k x where the router reads x.
 
   Args:
     d_model:  D.
@@ -46,20 +46,23 @@ class MoEPlusPlus(nnx.Module):
     self.residual = axes.param(INIT, (self.width, self.width), 'unmodeled', 'unmodeled',
                                rngs=rngs) if residual else None
     self.scale = self.moe.router.k if scaled else 1
+    self.memory = f'gate_residual_{self.width}'                      # in the carry
 
   def init_carry(self, x: jax.Array) -> dict[str, jax.Array]:
     """Returns the logits before the first layer, f32[B,T,E+Z] zeros; nothing without gating residuals."""
     if self.residual is None:
       return {}
-    return {router_lib.RESIDUAL: jnp.zeros((*x.shape[:2], self.width), jnp.float32)}
+    return {self.memory: jnp.zeros((*x.shape[:2], self.width), jnp.float32)}
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
-    if self.residual is not None:
-      before = carry[router_lib.RESIDUAL]                            # [B, T, E+Z]
-      added = jnp.einsum('bte,fe->btf', before, self.residual[...], precision='highest')
-      carry = carry | {router_lib.RESIDUAL: added}
-    return self.moe(self.scale * x, ctx.replace(given=ctx.given | {'gate_input': x}), carry)
+    ctx = ctx.replace(given=ctx.given | {'gate_input': x})
+    if self.residual is None:
+      return self.moe(self.scale * x, ctx, carry)
+    added = jnp.einsum('bte,fe->btf', carry[self.memory], self.residual[...], precision='highest')
+    y, aux, after = self.moe(self.scale * x, ctx, carry | {router_lib.ADDED: added})
+    logits = after.pop(router_lib.ADDED)
+    return y, aux, after | {self.memory: logits}
 
 
 def with_zeros(router: typing.Callable, num_zero: int) -> typing.Callable:

@@ -12,7 +12,7 @@ from stmoe.core import contract
 from stmoe.core import gate
 from stmoe.core import metrics
 
-RESIDUAL = 'gate_residual'           # in the carry: f32[.,E+Z], what is added to a layer's logits
+ADDED = 'gate_added'                 # in the carry: f32[G,S,E+Z], what the layer adds to the logits
 
 
 def normalize(logits: jax.Array, std: float) -> jax.Array:
@@ -109,9 +109,9 @@ class MoEPlusPlus(nnx.Module):
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E+Z]; see `contract.OFFERS`."""
-    if RESIDUAL in carry:
-      logits = logits + carry[RESIDUAL]
-      carry = carry | {RESIDUAL: logits}                             # for the next layer
+    if ADDED in carry:
+      logits = logits + carry[ADDED]
+      carry = carry | {ADDED: logits}                                # the sum, for the next layer
     scaled = logits if self.logit_std is None else normalize(logits, self.logit_std)
     a, aux = moe_plus_plus(scaled, ctx.mask, self.k, self.capacity(ctx), num_virtual=self.num_virtual,
                            num_zero=self.num_zero, gates=self.gates, tau=self.tau, tokens=ctx.tokens,

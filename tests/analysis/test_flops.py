@@ -142,6 +142,17 @@ def test_parameters_by_hand():
       total=total, active=total - inactive)
 
 
+@pytest.mark.parametrize('name, fields, rows', [
+    ('adamoe', dict(num_null=8, k=3), 3 * 4 / 12), ('adamoe', dict(num_null=8, k=3, target=1.25), 1.25),
+    ('top_p_routing', dict(p=0.6), 3), ('top_p_routing', dict(p=0.6, expected=1.75), 1.75),
+    ('remoe', dict(k=2), 2), ('moe_plus_plus', {}, 2 * 3 / (3 + 4))])
+def test_routers_of_a_varying_number_of_experts_count_their_mean(name, fields, rows):
+  block = dict(layer='moe', router=dict(name=name, num_experts=EXPERTS) | fields,
+               experts=dict(name='mlp', d_ff=96))
+  layer = dict(block, layer=name) if name == 'moe_plus_plus' else block
+  assert bank_shares(language_model(layer)) == {rows / EXPERTS}
+
+
 def bank_shares(cfg):
   return {m.share for m in flops.matrices(cfg) if 'expert' in m.names}
 

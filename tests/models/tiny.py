@@ -67,11 +67,12 @@ FIELDS = dict(shared=dict(d_ff=8))
 BLOCKS |= {letter: wrapped(name, **FIELDS.get(name, {})) for name, letter in WRAPPERS.items()}
 BLOCKS |= {'h': SPARSE | dict(layer='multihash', executor='einsum', attention=False,
                               router=dict(name='hash', num_experts=2, vocab_size=VOCAB),
-                              experts=dict(name='linear', d_ff=8))}
+                              experts=dict(name='linear', d_ff=8)),
+           'p': plain('moe_plus_plus') | dict(layer='moe_plus_plus')}
 SHAPES = dict(vocab_size=VOCAB, d_model=8, num_heads=2, head_dim=4)
 # AdamSMoE, whose moments pass every later layer, is the first layer, as in its paper.
 FIRST, LATER = WRAPPERS['adam_momentum'], [WRAPPERS[name] for name in WRAPPERS if name != 'adam_momentum']
-ZOO = ((f'd{FIRST}', 1), (''.join([*NAMED.values(), *LATER, 'h']), 2))
+ZOO = ((f'd{FIRST}', 1), (''.join([*NAMED.values(), *LATER, *'hp']), 2))
 MODELS = dict(lm=dict(name='lm', layers=(('dstx', 1), ('ge', 2)), **SHAPES),
               zoo=dict(name='lm', layers=ZOO, **SHAPES),
               heads=dict(name='lm', layers=(('vo', 2),), **SHAPES),

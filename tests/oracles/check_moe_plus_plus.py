@@ -20,10 +20,10 @@ def layer(case):
 
   @jax.jit
   def run(made, x, before):
-    y, _, after = made(x, ctx, {moe_plus_plus.RESIDUAL: before[None]})
+    y, _, after = made(x, ctx, {made.memory: before[None]})
     added = before @ made.residual[...].T
-    routed = made.moe.router(x, ctx, {moe_plus_plus.RESIDUAL: added[None]})
-    return y, after[moe_plus_plus.RESIDUAL][0], routed.assignment
+    routed = made.moe.router(x, ctx, {moe_plus_plus.ADDED: added[None]})
+    return y, after[made.memory][0], routed.assignment
   y, logits, a = run(made, jnp.asarray(case['x']), before)
   case.assert_close('output', y)
   case.assert_close('logits', logits)

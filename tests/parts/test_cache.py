@@ -129,6 +129,7 @@ LAYERS = dict(m=dict(layer='momentum', inner=INNER), a=dict(layer='adam_momentum
               u=dict(layer='shuffled', inner=INNER), e=dict(layer='residual', inner=INNER),
               h=dict(layer='multihash', router=dict(name='hash', num_experts=3, vocab_size=VOCAB),
                      experts=dict(name='linear', d_ff=8)),
+              v=sparse('moe_plus_plus') | dict(layer='moe_plus_plus'),
               p=sparse('hash', kind='position'), t=sparse('thor', eval_dispatch='time_step'),
               f=sparse('thor', eval_dispatch='1'))
 

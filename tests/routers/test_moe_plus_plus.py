@@ -92,7 +92,7 @@ def test_the_router_reads_x_where_experts_read_two_of_it():
   def run(made, scale):
     made.scale = scale
     y, _, first = made(x, ctx, made.init_carry(x))
-    logits = (carry[moe_plus_plus.RESIDUAL] for carry in (first, made(x, ctx, first)[2]))
+    logits = (carry[made.memory] for carry in (first, made(x, ctx, first)[2]))
     return y, made.moe.router.logits(x, ctx), *logits
   y, own, first, second = run(made, 2)
   np.testing.assert_allclose(first, own, rtol=1e-6)

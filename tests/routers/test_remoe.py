@@ -25,7 +25,7 @@ def test_gates_are_logits_and_experts_with_many_tokens_are_pressed():
   dense[a.token[0], a.expert[0]] = a.weight[0]
   assert dense[:, :3].tolist() == [[2, 0, 1], [0, 0, 0], [4, 3, 0], [0, 0, 0]]
   assert aux.load.tolist() == [2, 1, 1] and aux.metrics['left_behind'] == np.float32(1 / 3)
-  assert a.rows_per_group == 4 * 1
+  assert a.rows_per_group == 4 * 1 and aux.statistics['sparse'].scope == 'model'
   # 3 / 9 (6 x 2 + 3 x 1 + 1 x 1) = 16 / 3; its gradient at an open gate is the expert's tokens over 3.
   np.testing.assert_allclose(aux.losses['sparsity'], 0.5 * 16 / 3, rtol=1e-6)
   expected = 0.5 / 3 * np.array([[2, 0, 1], [0, 0, 0], [2, 1, 0], [0, 0, 0]])

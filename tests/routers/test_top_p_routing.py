@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe import experiment
 from stmoe import lookup
+from stmoe import sections
 from stmoe.routers import top_p_routing
 
 # In doubt, sure, exactly at p; the last token is padding.
@@ -61,3 +63,11 @@ def test_cost_is_counted_by_what_can_be_expected():
   assert build().k == 4 and build(max_experts=2).k == 2 and build(p=1.0).k == 8
   with pytest.raises(errors.UserError, match='expected=5.0 experts of a token, .* nearest: 4'):
     build(expected=5.0)
+
+
+@pytest.mark.parametrize('p', [0.0, -0.1, 1.5])
+def test_a_p_outside_of_its_range_is_one_line(p):
+  cfg = experiment.load('top_p_routing/sizes')[0]
+  cfg.blocks.m.router.p = p
+  with pytest.raises(errors.UserError, match=f'router.p={p}: expected a number above 0, at most 1'):
+    sections.check(cfg, whole=False)

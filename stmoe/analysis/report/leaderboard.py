@@ -38,7 +38,8 @@ def columns(runs, costs, labels):
   grouped = table.group(rows, [label for _, label in counted])
   own_scores = dict.fromkeys(c for row in rows for c in row if c.startswith('eval/') and c != 'eval/loss')
   order = ['method', 'data', 'seeds', 'bits', 'loss', 'accuracy', *own_scores, *scores, 'drops', 'parameters',
-           'active', 'flops_per_token', 'balance', 'entropy', 'steps', 'tokens', 'flops', 'time', 'slowdown']
+           'active', 'flops_per_token', 'experts', 'balance', 'entropy', 'steps', 'tokens', 'flops', 'time',
+           'slowdown']
   texts = {label: _words(mine) for label, mine in members.items()}
   same_data = len({_data(mine[0]) for mine in members.values()}) == 1
   order.remove('data' if same_data else 'slowdown')
