@@ -3,7 +3,7 @@
 from stmoe.configs import common
 
 K = 2
-INITIAL = 1e-3                       # of lambda, where the paper has 1e-8: the compared trainings are short
+INITIAL = 1e-7                       # of lambda, where the paper has 1e-8: the compared trainings are short
 
 
 def block(d_ff, num_experts, group_size):

@@ -72,8 +72,12 @@ def forward(cfg, plan):
   aux = reports(cfg.train.batch_size // cfg.train.microbatches, True)
   reports(cfg.eval.batch_size, False)
   losses.check(aux, cfg.losses)
-  losses.check_needed(model, cfg.losses)
   return aux
+
+
+def needed(cfg, plan):
+  """Raises UserError for a router with a part that only losses train, of which `cfg` weighs none."""
+  losses.check_needed(plan.model(plan.shapes['params'], plan.shapes['router_state']), cfg.losses)
 
 
 def vocabulary(cfg, plan, found):

@@ -99,6 +99,7 @@ class Loop:
     self.do_step = steps.make(cfg, self.plan)
     self.sums = evaluate.make(self.plan, cfg.eval.draws)
     reported = check.forward(cfg, self.plan)
+    check.needed(cfg, self.plan)
     self.source = job.in_turn(lambda: pipeline.source(cfg, self.path))         # for all there is to come
     self.facts = self.source.info()
     check.vocabulary(cfg, self.plan, self.facts['vocab'])

@@ -18,17 +18,17 @@ MASK = np.array([[True, True, True, False]])
 def test_gates_are_logits_and_experts_with_many_tokens_are_pressed():
   @jax.jit
   def route(logits):
-    a, aux = remoe.remoe(logits, 0.5, MASK, 1)
+    a, aux = remoe.remoe(logits, 0.5, MASK, 2)
     return aux.losses['sparsity'], (a, aux)
   (_, (a, aux)), grad = jax.value_and_grad(route, has_aux=True)(LOGITS)
   dense = np.zeros((4, 4))
   dense[a.token[0], a.expert[0]] = a.weight[0]
   assert dense[:, :3].tolist() == [[2, 0, 1], [0, 0, 0], [4, 3, 0], [0, 0, 0]]
   assert aux.load.tolist() == [2, 1, 1] and aux.metrics['left_behind'] == np.float32(1 / 3)
-  assert a.rows_per_group == 4 * 1 and aux.statistics['sparse'].scope == 'model'
-  # 3 / 9 (6 x 2 + 3 x 1 + 1 x 1) = 16 / 3; its gradient at an open gate is the expert's tokens over 3.
-  np.testing.assert_allclose(aux.losses['sparsity'], 0.5 * 16 / 3, rtol=1e-6)
-  expected = 0.5 / 3 * np.array([[2, 0, 1], [0, 0, 0], [2, 1, 0], [0, 0, 0]])
+  assert a.rows_per_group == 4 * 2 and aux.statistics['sparse'].scope == 'model'
+  # 3 / (2 x 9) (6 x 2 + 3 x 1 + 1 x 1) = 8 / 3; its gradient at an open gate is the expert's tokens over 6.
+  np.testing.assert_allclose(aux.losses['sparsity'], 0.5 * 8 / 3, rtol=1e-6)
+  expected = 0.5 / 6 * np.array([[2, 0, 1], [0, 0, 0], [2, 1, 0], [0, 0, 0]])
   np.testing.assert_allclose(grad[0], expected, rtol=1e-6)
   np.testing.assert_allclose([aux.metrics[name] for name in ('sparsity', 'active_experts', 'coefficient')],
                              [5 / 9, 4 / 3, 0.5], rtol=1e-6)
