@@ -9,6 +9,7 @@ import typing
 from flax import nnx
 import jax
 
+from stmoe import errors
 from stmoe import router_state as state
 
 
@@ -85,6 +86,31 @@ def commit_each(stacked: nnx.Module, aux: object) -> None:
     commit(module, aux)
     return nnx.state(module, state.RouterState)
   nnx.update(stacked, jax.vmap(commit_slice)(stacked, aux))
+
+
+def showing(model: nnx.Module, names: typing.Iterable[str]) -> typing.Any:
+  """Returns a copy of `model`, of the same arrays, that reports the states after the blocks `names`, too.
+
+  Each of them is a `core.hidden.Hidden` beside what layers report; `core.hidden.apart` tells them apart.
+  Raises UserError for a block that there is not.
+  """
+  copy: typing.Any = nnx.merge(*nnx.split(model))
+  there = {name: (stack, index) for stack in copy.stacks() for index, name in enumerate(stack.blocks())}
+  for name in names:
+    if name not in there:
+      raise errors.UserError(f'the model has no block {name!r}{errors.nearest(name, there)} (it has: '
+                             f'{", ".join(there)})')
+    stack, index = there[name]
+    stack.shown = (*stack.shown, index)
+  return copy
+
+
+def with_reader(model: typing.Any, target: typing.Any, d_model: int, rngs: nnx.Rngs) -> typing.Any:
+  """Returns `model` with the parameters of its target's own as its part `reader`, if there are any."""
+  reader = target.reader(d_model, rngs) if hasattr(target, 'reader') else None
+  if reader is not None:
+    model.reader = reader
+  return model
 
 
 def wrapped(model: nnx.Module, recipe: typing.Callable) -> typing.Any:

@@ -34,7 +34,7 @@ ARROWS = {
     'derive': TRAIN | {'surgery', 'interop'},
     'sweep': {'analysis', 'hosts'} | RUNS,
     'train': TRAIN,
-    'analysis': {'core'} | RUNS,
+    'analysis': {'core', 'data'} | RUNS,
     'runs': {'experiment'},
     'checkpoints': {'hosts'} | RUNS,
     'hosts': set(),

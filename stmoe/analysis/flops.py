@@ -10,6 +10,7 @@ module's arrays are not the matrices themselves, its `products_per_row` says how
 have.
 """
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -17,11 +18,14 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
 from stmoe import router_state as state
 from stmoe.core import checked
 from stmoe.core import contract
+from stmoe.data import record
+from stmoe.runs import directory
 
 BACKWARD = 2.0     # both operands of every product need a gradient of the product's own cost
 SEVERAL = 'layers', 'expert', 'heads'    # axes along which an array is several matrices
@@ -63,8 +67,12 @@ class Matrix(NamedTuple):
 def abstract(cfg, scan_layers=True):
   """Returns the model of `cfg` with ShapeDtypeStructs for arrays; `scan_layers` replaces that of `cfg`."""
   fields = dict(cfg.model.to_dict(), scan_layers=scan_layers)
-  make = lookup.recipe('model', fields)
-  return nnx.eval_shape(lambda: make(blocks=cfg.blocks, rngs=nnx.Rngs(0)))
+  make, target = lookup.recipe('model', fields), _target(cfg)
+
+  def build():
+    rngs = nnx.Rngs(0)
+    return modules.with_reader(make(blocks=cfg.blocks, rngs=rngs), target, fields['d_model'], rngs)
+  return nnx.eval_shape(build)
 
 
 def matrices(cfg):
@@ -173,16 +181,42 @@ def active_per_token(cfg):
   functions are not counted, so that all executors of a model have the same figure.
 
   forward: per target position; an encoder's work is spread over the targets of its row.
-  train:   forward and backward, 3 x forward, of every pass of the target. Rematerialisation does no
-    useful work and is left out.
+  train:   forward and backward, 3 x forward, of every pass of the target. Where the target wants the model of
+    another run beside, its forward is added, once. Rematerialisation does no useful work and is left out.
   forward_per_row: of a row of a batch, the "FLOPs per sequence" of the papers.
+  Raises UserError if the other run cannot be opened.
   """
+  total, target, positions = _per_row(cfg), _target(cfg), lengths(cfg)['decoder']
+  beside = _per_row(_beside(cfg, target)) if target.run else 0.0
+  forward = total / positions
+  train = (1.0 + BACKWARD) * forward * target.passes + beside / positions
+  return dict(forward=forward, train=train, forward_per_row=total)
+
+
+def _target(cfg):
+  """What the model of `cfg` is to predict, a `targets.Target`."""
+  return lookup.recipe('target', cfg.get('loss', {}))()
+
+
+def _beside(cfg, target):
+  """The configuration of the model of another run that `target` wants, on the data of `cfg`."""
+  try:
+    other = copy.deepcopy(record.read(target.run).located(directory.opened(target.run, target.step)))
+  except errors.UserError as error:
+    raise errors.UserError(f'loss.run={target.run!r}: {error}') from None
+  with other.unlocked(), other.ignore_type():
+    other.data, other.loss = cfg.data, {}
+  return other
+
+
+def _per_row(cfg):
+  """FLOPs of the forward of one row of a batch, see `active_per_token`."""
   length, model_matrices = lengths(cfg), matrices(cfg)
   untied = any(m.path[0] == 'head' for m in model_matrices)
   total = 0.0
   for m in model_matrices:
     crossing = 'cross' in m.path
-    stack = m.path[0] if m.path[0] in length else 'decoder'
+    stack = _stack(m.path, length)
     memory = 'encoder' if crossing else stack
     rows = length[memory if m.path[-1] in ('wk', 'wv') else stack]
     rows = m.rows or rows
@@ -192,7 +226,10 @@ def active_per_token(cfg):
       # Scores and values, each 2 x keys x (heads x width) per query and layer.
       layers = m.size / math.prod(m.shape[-2:])
       total += 4.0 * length[stack] * length[memory] * m.shape[-1] * layers
-  forward = total / length['decoder']
-  passes = lookup.recipe('target', cfg.get('loss', {}))().passes
-  train = (1.0 + BACKWARD) * forward * passes
-  return dict(forward=forward, train=train, forward_per_row=total)
+  return total
+
+
+def _stack(path, length):
+  """The stack whose tokens pass the array at `path`; what reads a block's states has the block's name."""
+  owner = path[1].rpartition('_')[0] if path[0] == 'reader' else path[0]
+  return owner if owner in length else 'decoder'

@@ -12,6 +12,7 @@ import jax
 
 from stmoe.core import checked
 from stmoe.core import contract
+from stmoe.core import hidden
 from stmoe.core import noise
 from stmoe.errors import UserError
 from stmoe.parts import norm as norms
@@ -121,22 +122,24 @@ class Unit(nnx.Module):
   def __init__(self, recipes: typing.Sequence[typing.Callable], d_model: int, *, rngs):
     self.blocks = nnx.List([recipe(d_model, rngs=rngs) for recipe in recipes])
 
-  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry,
-               first: jax.Array) -> tuple[jax.Array, dict[int, dict[str, contract.Aux]], contract.Carry]:
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry, first: jax.Array,
+               shown: typing.Collection[int] = ()) -> tuple[jax.Array, dict[int, dict], contract.Carry]:
     """Returns (x, aux: dict place in the unit -> aux of the block there, carry).
 
     Args:
       carry: in decoding also the caches, dict place in the unit -> the caches of the block there.
       first: i32[] index of the first block in its stack.
+      shown: places of the blocks that also report the state x [B,T,D] after them, as `hidden.END`.
     """
     carry, caches = contract.apart(carry)
-    reports: dict[int, dict[str, contract.Aux]] = {}
+    reports: dict[int, dict] = {}
     for place, block in enumerate(self.blocks):
       key = None if ctx.key is None else jax.random.fold_in(ctx.key, first + place)
       x, aux, after = block(x, ctx.replace(key=key), contract.joined(carry, _of(caches, place)))
       carry, cache = contract.apart(after)
       caches = caches if cache is None else caches | {place: cache}
-      reports |= {place: aux} if aux else {}
+      report = aux | ({hidden.END: x} if place in shown else {})
+      reports |= {place: report} if report else {}
     return x, reports, contract.joined(carry, caches)
 
   def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict:

@@ -19,6 +19,7 @@ from stmoe import lookup
 from stmoe import modules
 from stmoe import router_state as state
 from stmoe.core import contract
+from stmoe.core import hidden
 from stmoe.core import noise
 from stmoe.parts import block as block_lib
 from stmoe.parts import norm as norms
@@ -60,6 +61,7 @@ class Stack(nnx.Module):
     self.scan_layers = scan_layers
     self.remat = remat
     self.dropout_rate = dropout_rate
+    self.shown: tuple[int, ...] = ()     # blocks whose states are reported, see `modules.showing`
     make = functools.partial(_block, attention=attention, cross=cross, norm=norm, post_norm=post_norm,
                              dropout_rate=dropout_rate)
     self.segments = nnx.List([
@@ -67,11 +69,11 @@ class Stack(nnx.Module):
         for letters, repeats in self.pattern])
     self.norm = None if post_norm else norm(d_model, rngs=rngs)
 
-  def __call__(self, x: jax.Array, ctx: contract.Context) -> tuple[jax.Array, dict[str, contract.Aux]]:
+  def __call__(self, x: jax.Array, ctx: contract.Context) -> tuple[jax.Array, dict]:
     """Returns (x [B,T,D], aux: dict layer name -> Aux in layer order).
 
     A feed-forward layer reports as NAME_03, an attention as NAME_03.attention, a part of an attention as
-    NAME_03.attention.PART.
+    NAME_03.attention.PART. The `hidden.Hidden` of a block that is `shown` is NAME_03.hidden.
 
     Args:
       x:   [B,T,D] embedded tokens.
@@ -82,8 +84,10 @@ class Stack(nnx.Module):
     x, reports, _ = self._run(x, ctx)
     x = x if self.norm is None else self.norm(x)
     x = noise.dropout(x, self.dropout_rate, key('output'), broadcast_dims=(-2,))
-    return x, {self._name(index, end): aux for index, of_block in sorted(reports.items())
-               for end, aux in of_block.items()}
+    states = {index: hidden.Hidden(reports[index].pop(hidden.END), ctx.mask) for index in self.shown}
+    aux = {self._name(index, end): aux for index, of_block in sorted(reports.items())
+           for end, aux in of_block.items() if end != hidden.END}
+    return x, aux | {self._name(index, hidden.END): state for index, state in states.items()}
 
   def extend(self, x: jax.Array, ctx: contract.Context, cache: list,
              remembered: list | None = None) -> tuple[jax.Array, list]:
@@ -147,6 +151,10 @@ class Stack(nnx.Module):
           carry |= modules.init_carry(layer, x)
     return carry
 
+  def blocks(self) -> list[str]:
+    """Returns the names of all blocks, in their order."""
+    return [self._name(index, '') for index in range(sum(len(u) * repeats for u, repeats in self.pattern))]
+
   def layers(self) -> typing.Iterator[tuple]:
     """Yields (segment, place in its unit) and the feed-forward layer; stacked over units when scanned."""
     for segment, units in enumerate(self.segments):
@@ -208,9 +216,9 @@ class Stack(nnx.Module):
 
   def _run(self, x, ctx, caches=None):
     """(x, dict block index -> aux, caches) after all blocks; blocks report only where nothing is cached."""
-    def body(state, layer):
+    def body(shown, state, layer):
       (x, carry), (unit, first, cache) = state, layer
-      x, aux, carry = unit(x, ctx, contract.joined(carry, cache), first)
+      x, aux, carry = unit(x, ctx, contract.joined(carry, cache), first, shown)
       carry, cache = contract.apart(carry)
       return (x, carry), (aux if cache is None else {}, cache)
 
@@ -218,7 +226,10 @@ class Stack(nnx.Module):
     over = jax.lax.scan if self.scan_layers else _loop_over
     for number, ((letters, repeats), units) in enumerate(zip(self.pattern, self.segments)):
       starts = first + len(letters) * np.arange(repeats)
-      state, (aux, cache) = over(self._remat(body), state, (units, starts, caches and caches[number]))
+      shown = {(index - first) % len(letters) for index in self.shown
+               if first <= index < first + repeats * len(letters)}
+      one = functools.partial(body, shown)
+      state, (aux, cache) = over(self._remat(one), state, (units, starts, caches and caches[number]))
       reports |= {int(start) + place: jax.tree.map(lambda a, i=i: a[i], of_block)
                   for place, of_block in aux.items() for i, start in enumerate(starts)}
       after.append(cache)

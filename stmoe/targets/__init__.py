@@ -34,6 +34,13 @@ class Target(Protocol):
   passes:   how often a training step runs the model on a batch, with a key each.
   run:      the run directory of another model, or ''. That model's outputs on every batch are then wanted as
     the batch's entry OUTPUTS. A target with `run` has `step`, too: of the checkpoint, None = the newest.
+
+  A target may have more:
+  hidden:   names of the blocks whose states the target judges, too. Outputs are then a `Seen`, and counts a
+    pair: what `counts` gives, and the real tokens of every stack in the whole batch, dict name -> f32[].
+  others:   names of the blocks of the model of `run` whose states are wanted as entries `states(name)`.
+  reader:   (d_model, rngs) -> a module, parameters of the target's own that train with the model, or None.
+    The module is called with the states of `hidden` and returns what `Seen` holds.
   """
   kinds: tuple
   measures: dict
@@ -76,6 +83,21 @@ def divisor(weights: jax.Array) -> jax.Array:
 def first(measures: dict, part: str) -> str:
   """Returns the first name of `measures` in `part`: of 'loss/' what training makes smaller, or 'eval/'."""
   return next(name for name in measures if name.startswith(part))
+
+
+class Seen(NamedTuple):
+  """What a model gives to a target that has `hidden`.
+
+  outputs: [B,...], of several passes [P,B,...].
+  hidden:  dict name of a block -> `core.hidden.Hidden` [B,T,D], of several passes [P,B,T,D].
+  """
+  outputs: jax.Array
+  hidden: dict
+
+
+def states(name: str) -> str:
+  """Returns the entry of a batch that holds the states [B,T,W] after a block of the model of another run."""
+  return f'other_states/{name}'
 
 
 OUTPUTS = 'other_outputs'                # entry of a batch: what the model of another run gives for it

@@ -63,7 +63,7 @@ def forward(cfg, plan):
 
   def reports(rows, train):
     def call(params, routers, batch, key):
-      outputs, aux = plan.model(params, routers)(batch, key=key, train=train)
+      outputs, aux = plan.predict(plan.model(params, routers), batch, key=key, train=train)
       plan.target.judge(outputs, batch)
       return aux
     return jax.eval_shape(call, plan.shapes['params'], plan.shapes['router_state'],

@@ -31,7 +31,7 @@ def make(plan, draws=1):
 
   def sums(params, routers, batch, key):
     model = plan.model(params, routers)
-    predict = lambda key: model(batch, key=key, train=False)
+    predict = lambda key: plan.predict(model, batch, key=key, train=False)
     outputs, aux = predict(key) if draws == 1 else target.averaged(predict, jax.random.split(key, draws))
     drops = [a.metrics['drop_frac'] for a in aux.values() if 'drop_frac' in a.metrics]
     weight = jnp.sum(target.weights(batch))

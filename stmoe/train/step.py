@@ -68,15 +68,15 @@ def gradients(cfg, plan, state, batch, microbatches):
   batch, of passes as of microbatches: loads of all passes add up, and so do statistics that are sums.
   """
   model = plan.model(state['params'], state['router_state'])
-  target, counts = plan.target, plan.target.counts(batch)
+  target, counts = plan.target, plan.counts(model, batch)
   tokens = jax.tree.map(lambda n: n / microbatches, model.count_tokens(batch))
   key = jax.random.fold_in(state['key'], state['step'])
   weighted = cfg.losses.to_dict()
 
   def forward(params, part, key):
-    """Outputs [B,...] of the pass, or [P,B,...] of several, and their Aux."""
+    """What the target judges [B,...] of the pass, or [P,B,...] of several, and their Aux."""
     model = plan.model(groups.put(state['params'], params), state['router_state'])
-    once = lambda key: model(part, key, train=True, step=state['step'], tokens=tokens)
+    once = lambda key: plan.predict(model, part, key=key, train=True, step=state['step'], tokens=tokens)
     if target.passes == 1:
       return once(key)
     outputs, aux = jax.lax.map(once, jax.random.split(key, target.passes))

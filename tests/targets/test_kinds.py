@@ -10,6 +10,7 @@ from stmoe import lookup
 from stmoe.targets import binary
 from stmoe.targets import ids
 from stmoe.targets import ranking
+from stmoe.targets import teacher
 from stmoe.targets import values
 
 KINDS = dict(values=values.Values(), binary=binary.Binary(), ranking=ranking.Ranking())
@@ -117,3 +118,12 @@ def test_ids_of_a_row_have_entries_of_their_own():
   logits = jnp.log(jnp.array([[[0.25, 0.75]], [[0.5, 0.5]]]))        # [2, 1, 2]
   data = dict(labels=jnp.array([[1], [0]]), weights=jnp.array([[1], [0]]))
   np.testing.assert_allclose(ids.Ids().judge(logits, data)['ce'], -np.log(0.75), rtol=1e-6)
+
+
+def test_distances_of_states_by_hand():
+  x, y = jnp.array([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]]), jnp.array([[3.0, 2.0], [-2.0, 0.0], [1.0, 1.0]])
+  np.testing.assert_allclose(teacher.squared(x, y), [2.0, 4.5, 1.0])
+  np.testing.assert_allclose(teacher.cosine(x, y), [1 - 17 / (5 * 13 ** 0.5), 2.0, 1.0], rtol=1e-6)
+  for distance in teacher.DISTANCES.values():
+    np.testing.assert_allclose(distance(x[:2], x[:2]), 0.0, atol=1e-6)
+    assert np.isfinite(jax.grad(lambda x, of=distance: jnp.sum(of(x, x + y)))(jnp.zeros((3, 2)))).all()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe.analysis import flops
 from stmoe.answer import score
 from stmoe.data import batches as pipeline
 from stmoe.runs import directory as rundir
@@ -120,6 +121,32 @@ def test_distillation_by_a_run(corpus, teacher, tmp_path):
   assert whole[1]['loss/ce'] == pytest.approx(plain[1]['loss/ce'], rel=1e-6)
 
 
+def states_of(run, **fields):
+  return distilled(run, layers=(('decoder_00', 'decoder_00'),), hidden_weight=0.5) | fields
+
+
+def test_states_of_a_run(corpus, teacher):
+  """Blocks of two segments, of another width than the teacher's: a matrix of each; no predictions."""
+  pairs = dict(layers=(('decoder_00', 'decoder_00'), ('decoder_02', 'decoder_00')), project=16, weight=0.0)
+  sizes = {'model.d_model': 24, 'model.layers': (('d', 1), ('d', 2)), 'model.vocab_size': 272}
+  make = lambda **changed: text(corpus, 4, states_of(teacher, **pairs), **sizes | changed)
+  spread = SPREAD | {'mesh.expert': 1, 'train.batch_size': 8}
+  whole, parts = (computed(make(**changed), devices) for changed, devices in (({}, 1), (spread, 8)))
+  assert_same(whole, parts)
+  plain = computed(text(corpus, 4, distilled(teacher)['inner'], **sizes), 1)
+  assert whole[1]['loss/hidden'] > 1e-3 and 'loss/distil' not in whole[1]
+  expected = plain[1]['loss/total'] + 0.5 * whole[1]['loss/hidden']
+  np.testing.assert_allclose(whole[1]['loss/total'], expected, rtol=1e-5)
+  mine, theirs, bare = (flops.active_per_token(cfg) for cfg in (
+      make(), rundir.opened(teacher), text(corpus, 4, **sizes)))
+  assert mine['forward'] == bare['forward'] + 2 * 2 * 24 * 16        # of each of the matrices
+  assert mine['train'] == 3 * mine['forward'] + theirs['forward']
+  readers = whole[0]['reader']
+  assert {name: one['w'].shape for name, one in readers.items()} == dict.fromkeys(
+      ('decoder_00', 'decoder_02'), (24, 16))
+  assert all(np.abs(one['w']).max() > 1e-6 for one in readers.values())
+
+
 @pytest.mark.slow
 def test_a_distilled_run_continues_with_its_teacher_only(corpus, teacher, tmp_path):
   one, path = jax.devices()[:1], tmp_path / 'student'
@@ -151,7 +178,14 @@ def test_a_distilled_run_continues_with_its_teacher_only(corpus, teacher, tmp_pa
     (lambda c, t: text(c, 4, distilled('nowhere')), "loss.run='nowhere': .*nowhere"),
     (lambda c, t: text(c, 4, distilled(t, step=3)), 'loss.run=.* no checkpoint of step 3'),
     (lambda c, t: text(c, 4, distilled(t), **{'model.vocab_size': 300}), r'gives \[8, 32, 264\].*vocab_size'),
-    (lambda c, t: toy.config(c, distilled(t, inner=VALUES)), 'no distance of two predictions')])
+    (lambda c, t: toy.config(c, distilled(t, inner=VALUES)), 'no distance of two predictions'),
+    (lambda c, t: text(c, 4, states_of(t, layers=(('decoder_03', 'decoder_00'),))),
+     "has no block 'decoder_03'.*it has: decoder_00"),
+    (lambda c, t: text(c, 4, states_of(t, layers=(('decoder_00', 'decoder_2'),))),
+     "loss.run=.*has no block 'decoder_2'; nearest: decoder_00"),
+    (lambda c, t: text(c, 4, states_of(t), **{'model.d_model': 24}),
+     r'are \[8, 32, 16\], and here after decoder_00 \[8, 32, 24\]; nearest: loss.project=16'),
+    (lambda c, t: text(c, 4, states_of(t, layers=(), project=8)), 'loss.project=8: .*loss.project=0')])
 def test_what_does_not_fit_is_said_before_anything_is_written(corpus, teacher, tmp_path, make, message):
   with pytest.raises(errors.UserError, match=message):
     loop.train(make(corpus, teacher), tmp_path / 'run', devices=jax.devices()[:1])
