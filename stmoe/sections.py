@@ -68,7 +68,8 @@ class Group(NamedTuple):
   chosen: field that decides which other fields there are, or ''.
   title:  what the fields belong to, for messages.
   open:   whether other fields are allowed: nothing is declared of them.
-  others: what fields of any other name are; None = there are no others.
+  others: what fields of any other name are: a Field, or the dict field -> Field of groups of any name; None =
+    there are no others.
   """
   path: str
   values: ml_collections.ConfigDict
@@ -76,7 +77,7 @@ class Group(NamedTuple):
   chosen: str = ''
   title: str = ''
   open: bool = False
-  others: Field | None = None
+  others: Field | dict | None = None
 
   def where(self, key):
     """Returns the path of a field."""
@@ -85,7 +86,7 @@ class Group(NamedTuple):
 
 def groups(config):
   """Yields the Groups of a configuration, the outermost last; a section that is no group is left out."""
-  for section, values in config.items():
+  for section, values in (dict(groups=ml_collections.ConfigDict()) | dict(config.items())).items():
     if not _is_group(values):
       continue
     if section in TABLES:
@@ -98,8 +99,9 @@ def groups(config):
     elif section == 'blocks':
       yield from _blocks(values)
     elif section == 'groups':
-      yield Group(section, values, dict.fromkeys(values, Field(ranges.Section)))
-      yield from (Group(f'groups.{name}', group, of_parameters(config))
+      fields, title = of_parameters(config), 'a group of parameters'
+      yield Group(section, values, dict.fromkeys(values, Field(ranges.Section)), title=title, others=fields)
+      yield from (Group(f'groups.{name}', group, fields)
                   for name, group in values.items() if _is_group(group))
     elif section in FUNCTIONS:
       functions, name = declared.of_functions(FUNCTIONS[section]), values.get('name')
@@ -131,24 +133,23 @@ def of_parameters(config):
 
 
 def begin(config, path):
-  """Adds the field `path` with its default to `config` where that is allowed: in a group of parameters.
+  """Adds the group that is to hold the field `path` to `config`, where groups of any name may be added.
 
-  Raises UserError for a field 'groups.NAME.FIELD' that no group has.
+  Raises UserError for a field that such a group has not.
   """
-  section, *names = path.split('.')
-  if section != 'groups' or len(names) != 2:
+  for group in groups(config):
+    name, _, key = path.removeprefix(f'{group.path}.').partition('.')
+    if not isinstance(group.others, dict) or path != f'{group.path}.{name}.{key}' or '.' in key:
+      continue
+    if key not in group.others:
+      raise errors.UserError(f'config.{path}: {group.title} has no field {key!r}'
+                             f'{errors.nearest(key, group.others)} (it has: {", ".join(group.others)})')
+    with config.unlocked():
+      holder = config
+      for outer in (*group.path.split('.'), name):
+        holder[outer] = holder.get(outer, {})
+        holder = holder[outer]
     return
-  name, key = names
-  fields = of_parameters(config)
-  if key not in fields:
-    raise errors.UserError(f'config.{path}: a group of parameters has no field {key!r}'
-                           f'{errors.nearest(key, fields)} (it has: {", ".join(fields)})')
-  with config.unlocked():
-    holder = config
-    for outer in (section, name):
-      holder[outer] = holder.get(outer, {})
-      holder = holder[outer]
-    holder[key] = holder.get(key, fields[key].default)
 
 
 def _data(values):
@@ -266,7 +267,7 @@ def field_of(config: ml_collections.ConfigDict, path: str) -> Field | None:
   group = next((group for group in groups(config) if group.path == outer), None)
   if group is None:
     return None
-  field = group.fields.get(key, group.others)
+  field = group.fields.get(key, group.others if isinstance(group.others, Field) else None)
   return None if field is None or field.default is declared.OPTIONAL and key not in group.values else field
 
 
