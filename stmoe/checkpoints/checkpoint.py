@@ -72,11 +72,12 @@ class Checkpoints:
     if step in self._manager.all_steps():
       return
     self.wait()
-    if name := checksum.not_finite(state):
+    arrays, name = checksum.examined(state)
+    if name:
       raise errors.UserError(f'step {step} was not saved: {name} is not finite after it; {self._saved()}; '
                              'try a smaller learning rate')
     job.first(lambda: self._check_space(step, sum(x.nbytes for x in jax.tree.leaves(state))))
-    meta = seal.close(meta | {'arrays': checksum.inventory(state)}, data)
+    meta = seal.close(meta | {'arrays': arrays}, data)
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data),
                               meta=ocp.args.JsonSave(meta))
     with _readable(self.directory, self._saved):

@@ -19,12 +19,24 @@ FOLD, SPREAD = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)
 
 def inventory(state):
   """Returns dict path -> [shape, checksum, dtype] of the arrays of `state`, for JSON."""
-  return {path: [list(x.shape), total, str(x.dtype)] for path, x, total in _of_all(_sum, state)}
+  return examined(state)[0]
+
+
+def examined(state):
+  """Returns (what `inventory` returns, what `not_finite` returns) of one pass over the arrays of `state`."""
+  found = _of_all(_facts, state)
+  return ({path: [list(x.shape), int(total), str(x.dtype)] for path, x, (total, _) in found},
+          next((path for path, _, (_, whole) in found if not whole), None))
 
 
 def not_finite(state):
   """Returns the path of the first array of `state` with a number that is not finite, or None."""
-  return next((path for path, _, finite in _of_all(_finite, state) if not finite), None)
+  return next((path for path, _, whole in _of_all(finite, state) if not whole), None)
+
+
+def finite(x):
+  """Returns bool[]: whether every number of an array [...] is finite; one that holds no floats is."""
+  return jnp.all(jnp.isfinite(x)) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.bool_(True)
 
 
 def name(path):
@@ -35,14 +47,14 @@ def name(path):
 def _of_all(work, state):
   """[(path, array, what `work` makes of it)] of the arrays of `state`, on whatever devices they are."""
   mesh = next((x.sharding.mesh for x in jax.tree.leaves(state) if hasattr(x.sharding, 'mesh')), None)
-  sums = jax.device_get(_compiled(work, mesh and distributed.everywhere(mesh))(state))
-  return [(name(path), x, int(total))
-          for (path, x), total in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(sums))]
+  arrays = jax.tree.leaves_with_path(state)
+  found = jax.device_get(_compiled(work, mesh and distributed.everywhere(mesh))([x for _, x in arrays]))
+  return [(name(path), x, one) for (path, x), one in zip(arrays, found)]
 
 
 @functools.cache
 def _compiled(work, sharding):
-  return jax.jit(lambda state: jax.tree.map(work, state), out_shardings=sharding)
+  return jax.jit(lambda arrays: [work(x) for x in arrays], out_shardings=sharding)
 
 
 def _words(x):
@@ -60,8 +72,8 @@ def _sum(x):
   return jnp.sum(mix(x) * weight(place), dtype=jnp.uint32)
 
 
-def _finite(x):
-  return jnp.all(jnp.isfinite(x)) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.bool_(True)
+def _facts(x):
+  return _sum(x), finite(x)
 
 
 def _plain_sum(x):
@@ -133,4 +145,4 @@ def plain_sum(x):
 
 def plain_sums(state):
   """Returns dict path -> [shape, sum of the words modulo 2^32]: what checkpoints of format 1 hold."""
-  return {path: [list(x.shape), total] for path, x, total in _of_all(_plain_sum, state)}
+  return {path: [list(x.shape), int(total)] for path, x, total in _of_all(_plain_sum, state)}

@@ -14,6 +14,7 @@ from flax import nnx
 from stmoe import axes
 from stmoe import lookup
 from stmoe import router_state
+from stmoe.checkpoints import checksum
 from stmoe.core import contract
 from stmoe.core import metrics as routing
 from stmoe.hosts import distributed
@@ -41,7 +42,7 @@ def make(cfg, plan):
       trained = plan.trainable(state['params'])
       params, opt_state = plan.optimizer.update(grads, state['opt_state'], trained, rate, state['step'])
     routers = committed(plan, state['params'], state['router_state'], aux)
-    finite &= all_finite(routers)
+    finite &= jnp.all(jnp.array([checksum.finite(x) for x in jax.tree.leaves(routers)] or True))
     new = dict(params=groups.put(state['params'], params), opt_state=opt_state, router_state=routers)
     after = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {part: state[part] for part in new})
     counts = count(state['counts'], plan.target.weights(batch), finite)
@@ -137,12 +138,6 @@ def merge(aux):
   return contract.Aux(losses={n: jnp.mean(x, 0) for n, x in aux.losses.items()}, load=jnp.sum(aux.load, 0),
                       metrics={n: reduce(n, x) for n, x in aux.metrics.items()},
                       statistics={n: x.together() for n, x in aux.statistics.items()})
-
-
-def all_finite(tree):
-  """Returns bool[]: whether every number in a tree of arrays [...] is finite."""
-  return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)
-                            if jnp.issubdtype(x.dtype, jnp.inexact)] or True))
 
 
 def committed(plan, params, routers, aux):

@@ -194,6 +194,18 @@ def test_a_save_counts_when_it_can_be_opened_again(tmp_path, damage):
     store.wait()
 
 
+def test_one_pass_over_the_state_finds_what_is_not_finite_and_the_checksums(tmp_path, monkeypatch):
+  passes, of_all = [], checksum._of_all
+  monkeypatch.setattr(checksum, '_of_all', lambda work, state: passes.append(work) or of_all(work, state))
+  store = saved(tmp_path, [1])
+  assert len(passes) == 1
+  tree = state(2)
+  assert checksum.examined(tree) == (checksum.inventory(tree), None)
+  tree['params']['units'][0] = tree['params']['units'][0].at[3, 3].set(jnp.inf)
+  with pytest.raises(errors.UserError, match='step 2 was not saved: params/units/0 is not finite'):
+    store.save(2, tree, {}, {})
+
+
 @pytest.mark.parametrize('name', [
     'a[1]b', '**', '[!a]', 'q?', '{m}', 'back\\', 'back\\slash', 'gs:', '~', '#%20', 'new\nline',
     os.fsdecode(b'\xff')])
