@@ -24,6 +24,7 @@ from stmoe.checkpoints import seal
 from stmoe.checkpoints import stored
 from stmoe.hosts import job
 
+TEMPORARY = '.orbax-checkpoint-tmp'      # in the names of what orbax has not finished
 CLOSED = 'Event loop is closed'          # asyncio's words
 AGREE = 60_000                           # ms that a process which cannot read waits for others to say so
 
@@ -34,7 +35,7 @@ class Checkpoints:
   Args:
     directory:  where they are, a folder a step.
     every:      steps between two checkpoints.
-    keep:       how many of the newest to keep; the oldest goes when a newer one is complete; None = all.
+    keep:       how many of the newest to keep; the oldest goes when a newer one was seen whole; None = all.
     async_save: write in the background while training goes on.
     read_only:  change nothing there: a run may be writing.
   """
@@ -44,9 +45,9 @@ class Checkpoints:
     hush()
     options = ocp.CheckpointManagerOptions(
         save_decision_policy=policies.FixedIntervalPolicy(every),
-        preservation_policy=policies.LatestN(keep),
+        preservation_policy=policies.LatestN(None),                  # `wait` knows what may go
         enable_async_checkpointing=async_save, cleanup_tmp_directories=not read_only, read_only=read_only)
-    self._read_only, self._async = read_only, async_save
+    self._read_only, self._async, self._keep = read_only, async_save, keep
     self._unseen = None                  # the step that was saved and not looked at since
     with _readable(self.directory):
       if not read_only:
@@ -61,7 +62,8 @@ class Checkpoints:
 
   def steps(self):
     """Returns the saved steps in ascending order."""
-    return sorted(self._manager.all_steps())
+    there = set(stored.steps(self.directory)) if self.directory.is_dir() else ()
+    return sorted(step for step in self._manager.all_steps() if step in there)
 
   def save(self, step, state, data, meta):
     """Saves step `step` (again a no-op) from now on; the arrays may be donated right after.
@@ -95,13 +97,16 @@ class Checkpoints:
   def wait(self):
     """Returns when everything saved is on disk and was opened again; raises UserError if not.
 
-    One process looks, and the other processes do not wait: a process may come here alone, when it ends.
+    Then older checkpoints go. One process looks, and the other processes do not wait: a process may come here
+    alone, when it ends.
     """
     with _readable(self.directory, self._saved):
       self._manager.wait_until_finished()
     step, self._unseen = self._unseen, None
     if step is not None and job.leads():
       self._look(step)
+      for old in stored.steps(self.directory)[:-self._keep] if self._keep else ():
+        self._drop(old)
 
   def _look(self, step):
     """Raises UserError unless step `step` is listed, its meta is whole and all its arrays can be opened.
@@ -117,6 +122,12 @@ class Checkpoints:
     if lost:
       raise errors.UserError(f'the checkpoint of step {step} was written to {self.directory} and cannot be '
                              f'read again ({lost}); {self._saved(but=step)}')
+
+  def _drop(self, step):
+    """Deletes a step; under a name that the next run sweeps away, should it be killed meanwhile."""
+    gone = self.directory / f'{step}{TEMPORARY}'
+    (self.directory / str(step)).rename(gone)
+    shutil.rmtree(gone)
 
   def close(self):
     """Waits as `wait` does, then lets go of the background threads."""
@@ -144,19 +155,41 @@ class Checkpoints:
     if step is not None and step not in steps:
       raise errors.UserError(f'{self.directory} has no checkpoint of step {step} (there are: '
                              f'{", ".join(map(str, steps)) or "none"})')
+    doubtful: dict[int, errors.UserError] = {}       # of format 1: it may be its meta that is damaged
     for at in [step] if step is not None else reversed(steps):
-      restored, broken = self._try(at, shapes, check)
-      if broken is None:
-        return at, *restored
       before = [s for s in steps if s < at]
+      try:
+        restored, broken = self._try(at, shapes, check)
+      except errors.UserError as error:
+        if not before or step is not None or self._sealed(at):
+          raise next(iter(doubtful.values()), error) from None
+        doubtful[at] = error
+        continue
+      if broken is None:
+        for other, why in doubtful.items():
+          self._pass_by(other, str(why), f'falling back to step {at}', say)
+        return at, *restored
       falls = f'falling back to step {before[-1]}' if before and step is None else 'there is none before it'
-      say(f'checkpoint {at} cannot be read ({broken}); {falls}')
-      if step is None and not self._read_only:
-        job.first(lambda at=at: self._set_aside(at))
-        self._manager.reload()
+      self._pass_by(at, broken, falls, say, aside=step is None)
+    if doubtful:
+      raise next(iter(doubtful.values()))
     if steps:
       raise errors.UserError(f'no checkpoint in {self.directory} can be read; start in another directory')
     return None
+
+  def _pass_by(self, step, broken, falls, say, aside=True):
+    """Says that step `step` is broken, and sets it aside unless nothing may be changed."""
+    say(f'checkpoint {step} cannot be read ({broken}); {falls}')
+    if aside and not self._read_only:
+      job.first(lambda: self._set_aside(step))
+      self._manager.reload()
+
+  def _sealed(self, step):
+    """Whether the meta of a step has a digest, and so is what was saved or known to be damaged."""
+    try:
+      return 'format' in seal.read(self._place / str(step))[0]
+    except ValueError:
+      return True
 
   def _try(self, step, shapes, check):
     """(what `_read` returns, None), or (None, a line about the damage): the same on all processes."""

@@ -7,10 +7,13 @@ stmoe train --like runs/try --workdir runs/other --config.seed=1    a new run of
 Ctrl-C and SIGTERM save and stop. A finished run says so at once; more --config.train.steps go on from it.
 """
 
+import sys
+
 from stmoe import errors
 from stmoe import experiment
 from stmoe.hosts import job
 from stmoe.runs import directory as rundir
+from stmoe.runs import records
 
 
 def add_arguments(parser):
@@ -27,6 +30,9 @@ def run(args):
   workdir = args.workdir or (name if rundir.is_run(name) else experiment.default_workdir(name))
   if job.size() == 1 and rundir.finished(workdir, cfg):              # says so before JAX is imported
     return 0
+  if args.like and not rundir.is_run(workdir) and (made := records.ancestry(args.like).get('lineage')):
+    print(f'note: {args.like} was made by {made[0]["method"]} and {workdir} begins from nothing, with its '
+          f'configuration alone; stmoe finetune begins from its parameters', file=sys.stderr)
   from stmoe.train import loop
   return loop.train(cfg, workdir, name)
 

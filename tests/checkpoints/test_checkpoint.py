@@ -164,12 +164,44 @@ def test_what_lies_beside_the_arrays_is_checked_before_it_is_believed(tmp_path, 
 
 def test_checkpoints_of_the_format_before_open(tmp_path):
   store = saved(tmp_path, [1])
-  def old(meta):
-    meta.pop('digest'), meta.pop('format')
-    meta['arrays'] = checksum.plain_sums(state(1))
-  edit(tmp_path, 1, 'meta', old)
+  edit(tmp_path, 1, 'meta', old(1))
   assert_is(restore(store)[0], 1)
   assert stored.Reader(tmp_path / 'checkpoints', 1).share(np.ones(2, np.float32), (2,), ...) == 2 * 0x3F800000
+
+
+def old(step):
+  """What makes the meta of step `step` one of format 1."""
+  def change(meta):
+    meta.pop('digest'), meta.pop('format')
+    meta['arrays'] = checksum.plain_sums(state(step))
+  return change
+
+
+@pytest.mark.parametrize('damage', [
+    lambda meta: meta.update(vocab='w'), lambda meta: meta['arrays'].update(other=[[2], 0]),
+    lambda meta: meta['arrays']['params/units/0'].__setitem__(0, [64, 65])])
+def test_damaged_meta_without_a_digest_falls_back(tmp_path, damage):
+  """Such a step may as well be of something else, which is believed where the one before is, too."""
+  store = saved(tmp_path, [1, 2])
+  for step in (1, 2):
+    edit(tmp_path, step, 'meta', old(step))
+  edit(tmp_path, 2, 'meta', damage)
+  def mine(meta):
+    if meta['vocab'] != 'v':
+      raise errors.UserError('another vocabulary')
+  found, said = restore(store, check=mine)
+  assert_is(found, 1)
+  assert len(said) == 1 and 'checkpoint 2 cannot be read' in said[0]
+  assert (tmp_path / 'unreadable' / '2').is_dir()
+
+
+def test_steps_without_a_digest_that_are_all_of_something_else_stay(tmp_path):
+  store = saved(tmp_path, [1, 2])
+  for step in (1, 2):
+    edit(tmp_path, step, 'meta', old(step))
+  with pytest.raises(errors.UserError, match=r'params/units/0 is \(64, 64\) in it and \(64, 32\)'):
+    restore(store, state(0, (WORDS, 32)))
+  assert store.steps() == [1, 2]
 
 
 def no_index(folder):
@@ -204,6 +236,19 @@ def test_one_pass_over_the_state_finds_what_is_not_finite_and_the_checksums(tmp_
   tree['params']['units'][0] = tree['params']['units'][0].at[3, 3].set(jnp.inf)
   with pytest.raises(errors.UserError, match='step 2 was not saved: params/units/0 is not finite'):
     store.save(2, tree, {}, {})
+
+
+def test_the_only_other_step_goes_when_the_new_one_was_seen_whole(tmp_path):
+  store = saved(tmp_path, [1], keep=1)
+  store.save(2, state(2), dict(step=2), dict(vocab='v'))
+  store._manager.wait_until_finished()
+  no_part(tmp_path / 'checkpoints' / '2' / 'state')
+  with pytest.raises(errors.UserError, match='step 2 was written .* cannot be read again .*intact: step 1$'):
+    store.wait()
+  assert_is(restore(store)[0], 1)
+  store.save(2, state(2), dict(step=2), dict(vocab='v'))              # its place is free again
+  store.close()
+  assert {p.name for p in (tmp_path / 'checkpoints').iterdir()} == {'2'}
 
 
 @pytest.mark.parametrize('name', [

@@ -119,6 +119,13 @@ def test_a_new_run_like_another(mistake, command, monkeypatch, run, tmp_path):
   assert new.seed == 5 and where == str(tmp_path / 'new')
   assert (same.seed, same.train.steps, there) == (3, 900, str(run))                  # this one goes on
   assert experiment.diff(new, rundir.load(run)) == {'seed': (5, 3)}
+  made = dict(facts={}, lineage=[dict(method='prune', options={}, parents=[])])
+  assert 'begins from nothing' not in command('train', '--like', run, '--workdir', tmp_path / 'new')[2]
+  (run / 'ancestry.json').write_text(json.dumps(made))
+  said = command('train', '--like', run, '--workdir', tmp_path / 'new')[2]
+  assert f'{run} was made by prune and {tmp_path / "new"} begins from nothing' in said
+  assert said.count('\n') == 1
+  (run / 'ancestry.json').unlink()
   assert '--workdir' in mistake('train', '--like', run)
   assert 'is not a run directory' in mistake('train', '--like', tmp_path / 'no', '--workdir', 'x')
   assert '--like RUN' in mistake('train') and '--like RUN' in mistake('train', NAME, '--like', run)
