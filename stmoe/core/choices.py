@@ -188,6 +188,11 @@ def check_groups(router: str, num_experts: int, k: int, num_groups: int, kept_gr
               f'experts, so k={k} needs at least {needed} and there are {num_groups}')
 
 
+def reach(router: typing.Any) -> int:
+  """Returns how many experts a token can choose among whose router keeps some of equal groups of them."""
+  return router.num_experts * router.kept_groups // router.num_groups
+
+
 def within_groups(scores: jax.Array, num_groups: int, kept_groups: int, best: int = 1) -> jax.Array:
   """Returns f32[G,S,E]: `scores` with -inf at the experts of all groups but the `kept_groups` best.
 

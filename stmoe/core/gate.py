@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe.core import contract
 
 INIT = jax.nn.initializers.normal(0.02)  # flaxformer's, for all routers whose paper names no other
 
@@ -24,3 +25,8 @@ def logits(x: jax.Array, w: jax.Array) -> jax.Array:
     w: f32[D,E].
   """
   return jnp.einsum('gsd,de->gse', x.astype(jnp.float32), w, precision='highest')
+
+
+def plain(router: typing.Any, x: jax.Array, ctx: contract.Context) -> jax.Array:
+  """Returns f32[G,S,E] for x [G,S,D]: the method `logits` of a router that has nothing but w f32[D,E]."""
+  return logits(x, router.w[...])

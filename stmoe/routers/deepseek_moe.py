@@ -109,14 +109,7 @@ class DeepSeekMoE(nnx.Module):
     self.device_budget = device_budget
     self.allow_causal = allow_causal
 
-  @property
-  def reach(self) -> int | None:
-    """Experts that a token can choose among."""
-    return self.num_experts * self.kept_groups // self.num_groups
-
-  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
-    """Returns f32[G,S,E] for x [G,S,D]."""
-    return gate.logits(x, self.w[...])
+  reach, logits = property(choices.reach), gate.plain
 
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:

@@ -93,9 +93,7 @@ class LossFreeBalancing(nnx.Module):
     """Moves the bias by the load of one optimizer step, aux.load f32[E]."""
     self.bias[...] = bias_lib.update(self.bias[...], aux.load, self.rate, self.centred, self.rule)
 
-  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
-    """Returns f32[G,S,E] for x [G,S,D]."""
-    return gate.logits(x, self.w[...])
+  logits = gate.plain
 
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:

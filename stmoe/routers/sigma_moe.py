@@ -74,9 +74,7 @@ class SigmaMoE(nnx.Module):
     self.k = k
     self.expert_dropout = expert_dropout
 
-  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
-    """Returns f32[G,S,E] for x [G,S,D]."""
-    return gate.logits(x, self.w[...])
+  logits = gate.plain
 
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:

@@ -114,9 +114,7 @@ class VMoe(nnx.Module):
     return 'batch_priority=True ranks the tokens of a group; nearest: batch_priority=False' if (
         self.batch_priority) else None
 
-  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
-    """Returns f32[G,S,E] for x [G,S,D]."""
-    return gate.logits(x, self.w[...])
+  logits = gate.plain
 
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:

@@ -25,6 +25,11 @@ def positive(length):
   return length
 
 
+def of_one(n):
+  """Returns [k,1] row places that segments of n [k] tokens take in one stack: the method `lengths`."""
+  return np.asarray(n)[:, None]
+
+
 def cut(tokens, limit, eos):
   """Returns `tokens` with at most `limit` of them, the EOS at their end kept."""
   return tokens if len(tokens) <= limit else np.append(tokens[:limit - 1], eos)

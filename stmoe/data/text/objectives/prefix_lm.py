@@ -1,7 +1,5 @@
 """Prefix language modelling: the end of a text is predicted from its beginning."""
 
-import numpy as np
-
 from stmoe import ranges
 from stmoe.data.text import objectives
 
@@ -17,15 +15,12 @@ class PrefixLm:
   prefix = True
   random = True
   sides = {'decoder': 'length'}
+  lengths = staticmethod(objectives.of_one)
 
   def __init__(self, vocabulary, *, length: ranges.Count):
     del vocabulary
     self.segment = objectives.positive(length)
     self.limits = dict(decoder=length)
-
-  def lengths(self, n):
-    """Returns [k,1] row places that segments of n [k] tokens take."""
-    return np.asarray(n)[:, None]
 
   def example(self, tokens, rng):
     """Returns dict(decoder=tokens, prefix=number of tokens given)."""
