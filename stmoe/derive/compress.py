@@ -58,10 +58,7 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
     source = Source(cfg, run, plan, say)
     calibration = calibrate.Calibration(run, located, plan, state, meta['digest'], batches, source, say)
     params, changes = operate(layout.numbered(_model(state)), located, calibration)
-    new_cfg = sparse.changed(cfg, changes).lock()
-    check.counts(new_cfg)
-    fewer = states.blueprint(record.read(run).located(new_cfg), mesh)
-    check.forward(new_cfg, fewer)
+    new_cfg, fewer = _laid_out(run, sparse.changed(cfg, changes).lock(), mesh)
     facts = dict(parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plan, fewer)],
                  changes=changes)
     method, fields = _described(surgery)
@@ -71,6 +68,14 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
       starts.inherit(path, run)
       starts.write(path, new_cfg, start, position, origin, vocabulary=meta['vocab'], line={})
   return facts
+
+
+def _laid_out(run, cfg, mesh):
+  """(cfg complete, its Blueprint) of the configuration of what a surgery makes of `run`, checked."""
+  check.counts(cfg)
+  plan = states.blueprint(record.read(run).located(cfg), mesh)
+  check.forward(cfg, plan)
+  return cfg, plan
 
 
 def _described(surgery):

@@ -61,11 +61,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   for layer in layers:
     layer_usage, alike = used[layer.name], similarity(statistics[layer.name]['logit_products'])
     members = grouped(layer_usage, alike, groups[layer.name], capacity)
-    bank = layer.owned(params)
-    if align != 'none':
-      hidden: list = [statistics[layer.name][name] for name in HIDDEN_ITEMS] if align == 'activations' else []
-      scores = correlation(*hidden) if hidden else None
-      bank = aligned(bank, layer.axes('experts'), scores)
+    bank = _alike(layer, layer.owned(params), statistics[layer.name], align)
     weigh = [WEIGHTS[weights](layer_usage[group]) for group in members]
     replacements |= {(*layer.path, 'experts', *path): _filled(array, members, weigh, numbers[layer.where])
              for path, array in bank.items()}
@@ -74,6 +70,14 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
                                      inner=sparse.section(config, f'{where}.router').to_dict())
              for where, number in numbers.items()}
   return sparse.replaced(params, replacements), changes
+
+
+def _alike(layer, bank, statistics, align):
+  """`bank` with the hidden units of every expert in the order that `align` says."""
+  if align == 'none':
+    return bank
+  scores = correlation(*(statistics[name] for name in HIDDEN_ITEMS)) if align == 'activations' else None
+  return aligned(bank, layer.axes('experts'), scores)
 
 
 def usage(load: np.ndarray) -> np.ndarray:
