@@ -7,6 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import lookup
 from stmoe import ranges
 from stmoe.attention import attention as attention_lib
 from stmoe.core import contract
@@ -57,7 +58,12 @@ class LM(nnx.Module):
     shared: dict[str, typing.Any] = dict(
         num_heads=num_heads, head_dim=head_dim, dropout_rate=dropout_rate, init_scale=init_scale)
     shared |= dict(num_kv_heads=num_kv_heads) if num_kv_heads else {}
-    attend = functools.partial(attention or attention_lib.Attention, **shared)
+    attention = attention or attention_lib.Attention
+    if num_kv_heads and not lookup.takes(attention, 'num_kv_heads'):
+      kind = getattr(attention, 'func', attention).__name__
+      raise UserError(f'model.num_kv_heads={num_kv_heads}: {kind} has no fewer heads of keys and values; '
+                      'nearest: model.num_kv_heads=None')
+    attend = functools.partial(attention, **shared)
     self.decoder = stack.Stack(d_model, name='decoder', pattern=layers, blocks=blocks, attention=attend,
                                norm=functools.partial(norm.RMSNorm, epsilon=norm_epsilon),
                                dropout_rate=dropout_rate, scan_layers=scan_layers, remat=remat, rngs=rngs)

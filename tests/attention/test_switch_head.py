@@ -13,6 +13,7 @@ from stmoe import modules
 from stmoe.analysis import flops
 from stmoe.analysis.routing import choices
 from stmoe.attention import switch_head
+from stmoe.train import state as states
 from tests.attention import calls
 from tests.train import test_step
 
@@ -54,7 +55,7 @@ def config(path, **changed):
   """A model that is sparse in attention only, with routers that have state."""
   changed |= {'losses': dict(balance=(1.0, 'sum')), 'model.layers': (('d', 1),)}
   cfg = test_step.config(path, **changed)
-  with cfg.unlocked():
+  with cfg.unlocked(), cfg.ignore_type():
     router = dict(name='loss_free_balancing', num_experts=4, k=2)
     cfg.blocks.d.attention = dict(name='switch_head', router=router, executor='einsum', group_size=None)
   return cfg
@@ -128,3 +129,17 @@ def test_a_model_without_attention_takes_none():
   with pytest.raises(errors.UserError, match='the model has no attention; nearest: attention=False'):
     lookup.recipe('model', dict(name='mlp_lm', vocab_size=11, d_model=8, layers=(('a', 1),)))(
         blocks=dict(a=block), rngs=nnx.Rngs(0))
+
+
+def test_all_heads_have_keys_and_values():
+  fields = dict(name='lm', vocab_size=11, d_model=8, layers=(('d', 1),), num_heads=2, head_dim=4,
+                num_kv_heads=1, attention=dict(name='switch_head', router=SIGMA))
+  with pytest.raises(errors.UserError, match='model.num_kv_heads=1: SwitchHead .*nearest: .*=None'):
+    lookup.recipe('model', fields)(blocks=dict(d=dict(layer='dense', d_ff=8)), rngs=nnx.Rngs(0))
+
+
+def test_heads_are_split_evenly_before_anything_is_compiled(tmp_path):
+  cfg = config(tmp_path, **{'model.num_heads': 3, 'mesh.data': 1, 'mesh.model': 2})
+  said = "axis 'heads' of .*: 3 is not divisible by mesh.model=2; nearest: 2, 4"
+  with states.on_mesh(cfg.mesh, jax.devices()[:2]) as mesh, pytest.raises(errors.UserError, match=said):
+    states.blueprint(cfg, mesh)
