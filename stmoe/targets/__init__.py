@@ -10,6 +10,9 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from stmoe import modules
+from stmoe.core import hidden
+
 
 class Measure(NamedTuple):
   """What a number of metrics.jsonl is.
@@ -72,6 +75,25 @@ class Target(Protocol):
       totals: what `judge` gave, added up over the split, and `weight`, the sum of `weights`. Of a text whose
         tokens are all targets also `bytes_per_token`.
     """
+
+
+def counts(target: Target, model: typing.Any, batch: dict) -> typing.Any:
+  """Returns what a target's sums over the parts of a whole batch [B,...] are divided by; see `Target`."""
+  own = target.counts(batch)
+  return (own, model.count_tokens(batch)) if getattr(target, 'hidden', ()) else own
+
+
+def predict(target: Target, model: typing.Any, batch: dict, **context) -> tuple:
+  """Returns (what a target judges of `model`, aux: dict layer -> Aux) for a batch [B,...].
+
+  That are the model's outputs [B,...], and for a target that judges states, too, a `Seen`.
+  """
+  wanted = getattr(target, 'hidden', ())
+  if not wanted:
+    return model(batch, **context)
+  outputs, reported = modules.showing(model, wanted)(batch, **context)
+  aux, found = hidden.apart(reported)
+  return Seen(outputs, model.reader(found) if hasattr(model, 'reader') else found), aux
 
 
 def divisor(weights: jax.Array) -> jax.Array:

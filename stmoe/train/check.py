@@ -8,6 +8,7 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
 from stmoe import sections
+from stmoe import targets
 from stmoe.train import beside
 from stmoe.train import router_losses as losses
 
@@ -63,7 +64,7 @@ def forward(cfg, plan):
 
   def reports(rows, train):
     def call(params, routers, batch, key):
-      outputs, aux = plan.predict(plan.model(params, routers), batch, key=key, train=train)
+      outputs, aux = targets.predict(plan.target, plan.model(params, routers), batch, key=key, train=train)
       plan.target.judge(outputs, batch)
       return aux
     return jax.eval_shape(call, plan.shapes['params'], plan.shapes['router_state'],

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stmoe import errors
+from stmoe import targets
 from stmoe.core import metrics as routing
 from stmoe.data import batches as pipeline
 from stmoe.hosts import distributed
@@ -31,7 +32,7 @@ def make(plan, draws=1):
 
   def sums(params, routers, batch, key):
     model = plan.model(params, routers)
-    predict = lambda key: plan.predict(model, batch, key=key, train=False)
+    predict = lambda key: targets.predict(target, model, batch, key=key, train=False)
     outputs, aux = predict(key) if draws == 1 else target.averaged(predict, jax.random.split(key, draws))
     drops = [a.metrics['drop_frac'] for a in aux.values() if 'drop_frac' in a.metrics]
     weight = jnp.sum(target.weights(batch))

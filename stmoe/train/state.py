@@ -25,8 +25,6 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
 from stmoe import router_state
-from stmoe import targets
-from stmoe.core import hidden
 from stmoe.core import seeds
 from stmoe.train import groups
 from stmoe.train import optimizers
@@ -53,22 +51,6 @@ class Blueprint:
   def model(self, params, routers):
     """Returns the model with these numbers in it."""
     return nnx.merge(self.graphdef, params, routers)
-
-  def counts(self, model, batch):
-    """Returns what the sums of the target's loss of a whole batch are divided by, see `targets.Target`."""
-    own = self.target.counts(batch)
-    return (own, model.count_tokens(batch)) if getattr(self.target, 'hidden', ()) else own
-
-  def predict(self, model, batch, **context):
-    """Returns (what the target judges, aux: dict layer -> Aux) of `model` for a batch [B,...].
-
-    That are the model's outputs [B,...], and a `targets.Seen` for a target that judges states, too.
-    """
-    if not getattr(self.target, 'hidden', ()):
-      return model(batch, **context)
-    outputs, reported = modules.showing(model, self.target.hidden)(batch, **context)
-    aux, found = hidden.apart(reported)
-    return targets.Seen(outputs, model.reader(found) if hasattr(model, 'reader') else found), aux
 
   def trainable(self, params):
     """Returns the part of `params`, or of a tree like them, that trains."""

@@ -14,6 +14,7 @@ from flax import nnx
 from stmoe import axes
 from stmoe import lookup
 from stmoe import router_state
+from stmoe import targets
 from stmoe.checkpoints import checksum
 from stmoe.core import contract
 from stmoe.core import metrics as routing
@@ -69,7 +70,7 @@ def gradients(cfg, plan, state, batch, microbatches):
   batch, of passes as of microbatches: loads of all passes add up, and so do statistics that are sums.
   """
   model = plan.model(state['params'], state['router_state'])
-  target, counts = plan.target, plan.counts(model, batch)
+  target, counts = plan.target, targets.counts(plan.target, model, batch)
   tokens = jax.tree.map(lambda n: n / microbatches, model.count_tokens(batch))
   key = jax.random.fold_in(state['key'], state['step'])
   weighted = cfg.losses.to_dict()
@@ -77,7 +78,8 @@ def gradients(cfg, plan, state, batch, microbatches):
   def forward(params, part, key):
     """What the target judges [B,...] of the pass, or [P,B,...] of several, and their Aux."""
     model = plan.model(groups.put(state['params'], params), state['router_state'])
-    once = lambda key: plan.predict(model, part, key=key, train=True, step=state['step'], tokens=tokens)
+    once = lambda key: targets.predict(target, model, part, key=key, train=True, step=state['step'],
+                                       tokens=tokens)
     if target.passes == 1:
       return once(key)
     outputs, aux = jax.lax.map(once, jax.random.split(key, target.passes))
