@@ -1,5 +1,6 @@
-"""A run of an earlier revision, whose config.json lacks defaults, is evaluated, read from and continued."""
+"""Runs of an earlier revision, whose config.json lack defaults, are evaluated, continued and exported."""
 
+import hashlib
 import json
 import pathlib
 import tarfile
@@ -9,30 +10,36 @@ import pytest
 
 from stmoe.answer import interactive
 from stmoe.answer import score
+from stmoe.derive import convert
 from stmoe.runs import directory as rundir
 from stmoe.runs import read as runs
 from stmoe.train import loop
 
-STORED = pathlib.Path(__file__).parent.parent / 'data' / 'old_run.tar.gz'
+STORED = pathlib.Path(__file__).parent.parent / 'data'
 ONE = jax.devices()[:1]
-LOSS = 6.995570182800293                 # what the revision that wrote it says, evaluating it again
+# What the revision that wrote them says, evaluating them again, and the digest of the tensors it exports.
+LOSS, EXPORTED_LOSS = 6.995570182800293, 7.448319435119629
+TENSORS = '0d420bf2413966e7000020f44e6a4740f4728577421f2b8e74c7203c9ae32dc1'
 OVERRIDES = ('data.files=words.txt', 'data.length=16', 'data.vocab=train:289', 'model.d_model=4',
              'model.num_heads=1', 'model.head_dim=4', 'model.vocab_size=289', 'blocks.d.d_ff=8',
              'blocks.m.experts.d_ff=4', 'blocks.m.router.num_experts=2', 'train.batch_size=2')
 
 
 @pytest.fixture
-def old(tmp_path, monkeypatch):
-  """Path of the run, beside the text it was trained on; its cache is gone."""
-  with tarfile.open(STORED) as stored:
-    stored.extractall(tmp_path, filter='data')
-  monkeypatch.chdir(tmp_path / 'old_run')
-  monkeypatch.setenv('STMOE_CACHE_DIR', str(tmp_path / 'cache'))
-  return pathlib.Path('run')
+def unpacked(tmp_path, monkeypatch):
+  """Function of a stored run's name -> its path, beside the text it was trained on; its cache is gone."""
+  def unpack(name):
+    with tarfile.open(STORED / f'{name}.tar.gz') as stored:
+      stored.extractall(tmp_path, filter='data')
+    monkeypatch.chdir(tmp_path / name)
+    monkeypatch.setenv('STMOE_CACHE_DIR', str(tmp_path / 'cache'))
+    return pathlib.Path('run')
+  return unpack
 
 
-def test_an_old_run_still_opens(old):
+def test_an_old_run_still_opens(unpacked):
   """It goes on for a step, and its config.json stays what its checkpoints were made with."""
+  old = unpacked('old_run')
   cfg = rundir.opened(old)
   assert cfg.blocks.m.router.k == 2 and 'k' not in rundir.written(old).blocks.m.router
   assert runs.read(old).config['blocks']['m']['router']['k'] == 2
@@ -50,3 +57,19 @@ def test_an_old_run_still_opens(old):
              for step in ('2', '3')}
   assert digests == {rundir.identity_of(old)}
   assert rundir.opened(old, 2).train.steps == rundir.opened(old, 3).train.steps == 3
+
+
+def test_an_old_run_of_a_family_is_exported(unpacked):
+  """The tensors are those that the revision which wrote it exports, and it goes on for a step."""
+  old = unpacked('old_export')
+  assert 'route_scale' not in rundir.written(old).blocks.m.router and rundir.opened(old).eval.draws == 1
+  _, values = score.score(rundir.opened(old), old, lambda line: None, devices=ONE)
+  assert values['eval/loss'] == pytest.approx(EXPORTED_LOSS, rel=1e-5)
+  step, family, _ = convert.write(old, 'exported', to='mixtral')
+  assert (step, family) == (2, 'mixtral')
+  tensors = pathlib.Path('exported/model.safetensors').read_bytes()
+  assert hashlib.sha256(tensors).hexdigest() == TENSORS
+  cfg, _ = rundir.named(str(old), ['train.steps=3'])
+  assert loop.train(cfg, old, devices=ONE) == 0
+  assert convert.write(old, 'later', to='mixtral')[0] == 3
+  assert pathlib.Path('later/model.safetensors').read_bytes() != tensors
