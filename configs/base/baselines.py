@@ -33,5 +33,6 @@ def get_config(arg=''):
                                   num_experts=paper.EXPERTS, capacity_factor=(facts['capacity_factor'],) * 2),
                       experts=dict(name='mlp', d_ff=size['d_ff'], init_scale=1.0))
     c.losses.balance = (facts['balance'], 'mean')
+    c.losses.update(dict(second_place=(0.0, 'mean')) if args.method == 'moe' else {})
     c.mesh.update(data=1, expert=-1)
   return recipe.smoke(c) if args.smoke else c.lock()

@@ -46,9 +46,11 @@ def get_config(arg=''):
     shared = int(args.shared)
     size = dict(size, routed=EXPERTS * args.m - shared, shared=shared, d_ff=FULL // args.m)
     router = dict(name='deepseek_moe', k=2 * args.m - shared)
+    losses = losses | dict(device=(0.0, 'mean'), communication=(0.0, 'mean'))
   else:
     router, width = common.choose('model', args.model, dict(deepseek_moe=None, **BASELINES))
     size = dict(size, routed=EXPERTS if router else 0, shared=0, d_ff=int(FULL * width))
     losses = losses if router else common.NO_LOSSES
+    losses = losses | (dict(second_place=(0.0, 'mean')) if args.model.startswith('gshard') else {})
   c = recipe.pretraining(size, paper.RUNS['validation'], router, losses)
   return recipe.smoke(c) if args.smoke else c.lock()

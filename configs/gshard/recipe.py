@@ -28,7 +28,7 @@ def pretraining(widths, layers, experts, tokens_per_batch, steps, router=()):
     groups = next(size['cores'] for size in paper.SIZES.values() if size['experts'] == experts)
     c.blocks.m, c.blocks.n = t5.sparse(fields, t5.bank(widths['d_ff'], gated=False, init_scale=1.0),
                                        max(1, c.train.batch_size // groups))
-    c.losses.balance = (paper.BALANCE, 'mean')
+    c.losses.update(balance=(paper.BALANCE, 'mean'), second_place=(0.0, 'mean'))    # the paper has the first
   else:
     c.mesh.update(data=-1, expert=1)
   return c

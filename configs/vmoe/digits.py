@@ -50,7 +50,7 @@ def get_config(arg=''):
                       router=dict(router, num_experts=args.experts),
                       experts=dict(name='mlp', d_ff=d_ff, activation='gelu', use_bias=True, init_scale=1.0))
     if router['name'] == 'vmoe':
-      c.losses.update(importance=(paper.IMPORTANCE, 'sum'), load=(paper.LOAD, 'sum'))
+      c.losses.update(importance=(paper.IMPORTANCE, 'sum'), load=(paper.LOAD, 'sum'), gshard=(0.0, 'mean'))
   c.data = common.images('digits', 8, channels=1, crop=0.6)
   c.optimizer = dict(name='adamw', b1=0.9, b2=0.999, weight_decay=0.1)
   c.schedule = dict(name='cosine', peak=2e-3, warmup_steps=50)

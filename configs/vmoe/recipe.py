@@ -48,7 +48,7 @@ def training(size, task, steps, batch_size, *, labels, experts, every=0, last=0,
                     multiple_of=routing['multiple_of'], batch_priority=False),
         experts=dict(name='mlp', d_ff=d_ff, activation='gelu', use_bias=True, identical=True, init_scale=1.0,
                      dropout_rate=expert_dropout))
-    c.losses.update(importance=(paper.IMPORTANCE, 'sum'), load=(paper.LOAD, 'sum'))
+    c.losses.update(importance=(paper.IMPORTANCE, 'sum'), load=(paper.LOAD, 'sum'), gshard=(0.0, 'mean'))
   c.data = common.images(task, image_size, **data)
   c.loss.sigmoid = True
   optim = paper.OPTIM
