@@ -105,12 +105,20 @@ def showing(model: nnx.Module, names: typing.Iterable[str]) -> typing.Any:
   return copy
 
 
+READER = 'reader'                        # what a model's part is called that a target has of its own
+
+
 def with_reader(model: typing.Any, target: typing.Any, d_model: int, rngs: nnx.Rngs) -> typing.Any:
-  """Returns `model` with the parameters of its target's own as its part `reader`, if there are any."""
+  """Returns `model` with the parameters of its target's own as its part READER, if there are any."""
   reader = target.reader(d_model, rngs) if hasattr(target, 'reader') else None
   if reader is not None:
-    model.reader = reader
+    setattr(model, READER, reader)
   return model
+
+
+def without_reader(arrays: dict) -> dict:
+  """Returns a pure dict of the arrays of a model without those of its READER."""
+  return {name: part for name, part in arrays.items() if name != READER}
 
 
 def wrapped(model: nnx.Module, recipe: typing.Callable) -> typing.Any:

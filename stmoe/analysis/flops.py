@@ -231,5 +231,5 @@ def _per_row(cfg):
 
 def _stack(path, length):
   """The stack whose tokens pass the array at `path`; what reads a block's states has the block's name."""
-  owner = path[1].rpartition('_')[0] if path[0] == 'reader' else path[0]
+  owner = path[1].rpartition('_')[0] if path[0] == modules.READER else path[0]
   return owner if owner in length else 'decoder'

@@ -18,6 +18,7 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import files as documents
 from stmoe import lookup
+from stmoe import modules
 from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import stored
 from stmoe.data import bar as progress
@@ -262,7 +263,8 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
     plan = states.blueprint(cfg, mesh)
   checkpoint.check_shapes(reader.inventory, plan.shapes)
-  placed = rules.places({part: plan.shapes[part] for part in PARTS}, family.table(cfg.to_dict()))
+  own = {part: modules.without_reader(plan.shapes[part]) for part in PARTS}
+  placed = rules.places(own, family.table(cfg.to_dict()))
   kind = lambda tensor: dtype or record.get('dtypes', {}).get(tensor) or record.get('dtype', 'F32')
   layout = {place.tensor: (kind(place.tensor), place.there) for place in placed if place.tensor}
   copied = record['copies'] if record else family.copied(cfg.to_dict())

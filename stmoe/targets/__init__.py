@@ -93,7 +93,8 @@ def predict(target: Target, model: typing.Any, batch: dict, **context) -> tuple:
     return model(batch, **context)
   outputs, reported = modules.showing(model, wanted)(batch, **context)
   aux, found = hidden.apart(reported)
-  return Seen(outputs, model.reader(found) if hasattr(model, 'reader') else found), aux
+  read = getattr(model, modules.READER, None)
+  return Seen(outputs, found if read is None else read(found)), aux
 
 
 def divisor(weights: jax.Array) -> jax.Array:

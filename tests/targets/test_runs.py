@@ -13,6 +13,7 @@ from stmoe import errors
 from stmoe.analysis import flops
 from stmoe.answer import score
 from stmoe.data import batches as pipeline
+from stmoe.derive import convert
 from stmoe.runs import directory as rundir
 from stmoe.train import beside
 from stmoe.train import check
@@ -161,6 +162,24 @@ def test_a_distilled_run_continues_with_its_teacher_only(corpus, teacher, tmp_pa
   pinned = text(corpus, 4, distilled(teacher, step=2))
   assert loop.train(pinned, tmp_path / 'again', devices=one) == 0
   assert done(tmp_path / 'again') == values                          # undisturbed
+
+
+@pytest.mark.slow
+def test_a_run_that_learned_states_goes_on_and_is_exported_without_its_matrices(corpus, teacher, tmp_path):
+  router = dict(name='deepseek_moe', num_experts=4, k=2, normalize_gates=True)
+  sparse = dict(layer='moe', executor='einsum', group_size=None, router=router,
+                experts=dict(name='glu', d_ff=8, activation='silu'))
+  make = lambda steps: text(corpus, steps, states_of(teacher, project=16, distance='cosine'), **{
+      'model.layers': (('m', 2),), 'blocks': dict(m=sparse), 'model.scale_head': False,
+      'losses': dict(balance=(0.01, 'mean'))})
+  one, path = jax.devices()[:1], tmp_path / 'student'
+  assert loop.train(make(2), path, devices=one) == 0 and loop.train(make(4), path, devices=one) == 0
+  assert loop.train(make(4), tmp_path / 'whole', devices=one) == 0
+  values = done(path)
+  assert done(tmp_path / 'whole') == values and 0 < values['eval/hidden'] < 2
+  assert values['flops'] == 4 * loop.flops_per_step(make(4))
+  convert.write(path, tmp_path / 'exported', to='mixtral')
+  assert b'reader' not in (tmp_path / 'exported' / 'model.safetensors').read_bytes()
 
 
 @pytest.mark.parametrize('make, message', [
