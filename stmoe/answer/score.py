@@ -55,7 +55,7 @@ def score(cfg, path, say, step=None, best=False, devices=None):
     facts = source.info()
     at, state, _, _ = opened.restore(plan, path, facts['vocab'], say, step, 'best' if best else 'checkpoints')
     say(f'evaluating the checkpoint of step {at:,}')
-    return at, evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, facts,
+    return at, evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.draws), state, facts,
                             opened=source)
 
 

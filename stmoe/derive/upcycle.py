@@ -227,7 +227,7 @@ def _position(theirs, found, cfg, source):
 
 def _evaluate(cfg, plan, state, source, show, what):
   show.say(f'evaluating the {what}')
-  return evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.get('draws', 1)), state, source.info(),
+  return evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.draws), state, source.info(),
                       lambda done, number: show.busy(f'evaluating the {what} {done}/{number}'), source)
 
 

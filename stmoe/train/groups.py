@@ -90,7 +90,7 @@ def of(cfg, labels: dict) -> tuple[Group, ...]:
   Args:
     labels: dict path -> set of labels of every parameter of the model, see `modules.labels`.
   """
-  sections, part = cfg.get('groups', {}), cfg.train.get('trainable', 'all')
+  sections, part = cfg.get('groups', {}), cfg.train.trainable
   if not sections:
     chosen = _of_part(part, labels)
     parts = group_of('', chosen), group_of('', labels.keys() - chosen, train=False)
@@ -163,7 +163,7 @@ def _text(path):
 
 def described(cfg) -> str:
   """Returns which parameters of a configuration train, in a few words."""
-  return ', '.join(sorted(cfg.get('groups', {}))) or cfg.train.get('trainable', 'all')
+  return ', '.join(sorted(cfg.get('groups', {}))) or cfg.train.trainable
 
 
 def trained(groups) -> frozenset:

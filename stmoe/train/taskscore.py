@@ -40,8 +40,7 @@ def set_task(cfg, names, run=None):
     mixture = tuple(names) if len(names) > 1 else ()
     cfg.data.update(task=names[0], mixture=mixture, files=(), jsonl=(), metrics=(), mixture_cap=1,
                     objective=objective, join=False)
-    cfg.eval.update(methods=('rank', 'decode'), examples=cfg.eval.get('examples', 0))
-    cfg.decode = cfg.get('decode', dict(name='greedy'))
+    cfg.eval.methods = 'rank', 'decode'
 
 
 class Scorer:
@@ -52,7 +51,7 @@ class Scorer:
 
   def __init__(self, cfg, plan, opened=None):
     self.cfg, self.plan = cfg, plan
-    self.methods = tuple(cfg.eval.get('methods', ()))
+    self.methods = tuple(cfg.eval.methods)
     for method in self.methods:
       if method not in METHODS:
         raise errors.UserError(f'eval.methods: {method!r} is none{errors.nearest(method, METHODS)} (there '
@@ -77,7 +76,7 @@ class Scorer:
 
   def examples(self, name):
     """Returns the list of examples on which task `name` is judged."""
-    return self.tasks[name].examples[:self.cfg.eval.get('examples', 0) or None]
+    return self.tasks[name].examples[:self.cfg.eval.examples or None]
 
   def names(self):
     """Returns the names of all scores that `run` gives, found by scoring the targets themselves."""
@@ -142,7 +141,10 @@ class Scorer:
 
 def _writer(cfg, plan, rower):
   """The jitted function of (params, router_state, batch, key) that decodes."""
-  strategy = dict(cfg.get('decode', dict(name='greedy')))
+  if 'decode' not in cfg:
+    raise errors.UserError(f"eval.methods: 'decode' is for models that write texts; {cfg.model.name} writes "
+                           'none; nearest: rank')
+  strategy = dict(cfg.decode)
   if 'eos_id' in lookup.fields('strategy', strategy['name']):
     strategy.setdefault('eos_id', generate.ends(cfg, rower.vocabulary))
   return generate.make(plan, strategy, cfg.data.get('targets_length') or cfg.data.length // 2)
@@ -220,7 +222,7 @@ def record(scorer, step, values):
   return dict(step=step, scores=values, baselines=trivial,
               examples={name: len(scorer.examples(name)) for name in scorer.tasks},
               eval_capacity_factor=dict(rank=capacities(scorer.plan), decode=None),
-              decode=dict(scorer.cfg.get('decode', dict(name='greedy'))),
+              decode=dict(scorer.cfg.decode) if 'decode' in scorer.cfg else None,
               batch_size=scorer.cfg.eval.batch_size)
 
 

@@ -54,7 +54,7 @@ def config(folder, attention):
   cfg = tiny_run.config(tiny_run.write_corpus(folder), **{
       'model.layers': (('d', 1),), 'train.steps': 2, 'train.log_every': 1, 'train.stats_every': 2,
       'eval.every': 2, 'eval.batches': 1, 'checkpoint.every': 2})
-  with cfg.unlocked():
+  with cfg.unlocked(), cfg.ignore_type():
     cfg.blocks.d.attention = attention
   return cfg
 

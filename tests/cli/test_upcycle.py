@@ -35,7 +35,7 @@ def get_config(arg=''):
   if arg == 'dense':
     del changed['blocks']['m']
     changed['losses'] = dict()
-  return tiny_run.config(pathlib.Path(FOLDER), **changed).unlock()
+  return tiny_run.plain(pathlib.Path(FOLDER), **changed)
 '''
 
 

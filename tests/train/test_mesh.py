@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stmoe import sections
 from stmoe.configs import common
 from stmoe.configs.lm import methods
 from stmoe.layers import adam_momentum
@@ -66,6 +67,7 @@ def config(method, executor='einsum', mesh=(1, 1, 1), rules='', weighted=True, d
   c.eval.batch_size = ROWS
   c.mesh.update(dict(zip(('data', 'expert', 'model'), mesh)),
                 rules=','.join(filter(None, (rules, RULES.get(method)))))
+  sections.complete(c)
   with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as one:
     c.losses = {name: (0.0, 'mean') for name in c.losses}            # the method may report others
     names = losses.reported(check.forward(c, states.blueprint(c, one)))

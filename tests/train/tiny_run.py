@@ -14,11 +14,20 @@ import sys
 
 import ml_collections
 
+from stmoe import sections
+
 TEXT = ''.join(f'{i} squared is {i * i}, and {i} cubed is {i ** 3}.\n' for i in range(400))
 
 
 def config(corpus, **changed):
-  """Returns the ConfigDict; `changed` sets fields by their dotted names."""
+  """Returns the locked ConfigDict, complete; `changed` as in `plain`."""
+  c = plain(corpus, **changed)
+  sections.complete(c)
+  return c.lock()
+
+
+def plain(corpus, **changed):
+  """Returns what an experiment would say of this model; `changed` sets fields by their dotted names."""
   c = ml_collections.ConfigDict(dict(
       seed=0,
       model=dict(name='lm', vocab_size=264, d_model=16, num_heads=2, head_dim=8, layers=(('dm', 1),)),
@@ -45,7 +54,7 @@ def config(corpus, **changed):
       holder = holder[part]
     with holder.ignore_type():
       holder[name] = value
-  return c.lock()
+  return c
 
 
 def write_corpus(folder):
