@@ -1,6 +1,6 @@
-"""Hidden states of a model, which come out beside what its layers report where somebody asks for them.
+"""Hidden states of a model: stacks report them beside what layers report, where somebody asks.
 
-`modules.showing` asks for them, stacks report them, and `apart` takes them out again.
+`modules.showing` asks for hidden states, and `apart` tells them from what layers report.
 """
 
 from flax import struct
@@ -12,7 +12,8 @@ END = '.hidden'                          # of the name of a block, under which i
 class Hidden(struct.PyTreeNode):
   """The state after a block: x [B,T,D], and mask bool[B,T], True = real token.
 
-  It is the residual stream as the block leaves it: of a last block, what the stack's final norm gets.
+  The state is the residual stream as the block leaves it. That of the last block is what the stack's final
+  norm gets.
   """
   x: jax.Array
   mask: jax.Array
