@@ -31,7 +31,8 @@ def losses(c):
   if any('router' in block for block in c.blocks.values()):
     c.losses.balance = (paper.FFN['balance'], 'mean')
   if 'router' in c.model.head:
-    c.losses.update(importance=(paper.HEAD['importance'], 'mean'), load=(paper.HEAD['load'], 'mean'))
+    c.losses.update(importance=(paper.HEAD['importance'], 'mean'), load=(paper.HEAD['load'], 'mean'),
+                    gshard=(0.0, 'mean'))
 
 
 def training(head=0, place='none', experts=EXPERTS, k=paper.HEAD['k'], gate=paper.HEAD['gate']):
