@@ -2,7 +2,7 @@
 
 Sparse Upcycling (Komatsuzaki et al., 2022, arXiv:2212.05055); Upcycling Large Language Models into Mixture of
 Experts (2024, arXiv:2410.07524); BAM (Zhang et al., 2024, arXiv:2408.08274, number unverified); Skywork-MoE
-(2024, arXiv:2406.06563). None is what is not given.
+(2024, arXiv:2406.06563). None stands for a number that no paper gives.
 """
 
 # arXiv:2212.05055. The surgery: layers, experts, routing.

@@ -1,7 +1,7 @@
 """V-MoE (Riquelme et al., 2021, arXiv:2106.05974): what the paper and its released configurations say.
 
-Released: google-research/vmoe, vmoe/configs/vmoe_paper. None is what neither gives; no parameter counts are
-at hand.
+Released: google-research/vmoe, vmoe/configs/vmoe_paper. None stands for a number that neither the paper nor
+the configurations give. No parameter counts are at hand.
 """
 
 import math

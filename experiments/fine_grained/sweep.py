@@ -2,7 +2,7 @@
 
 from stmoe.experiments import sizes
 
-# m experts of 1/m of the dense width are active, one of these shared.
+# m experts of 1/m of the dense width are active; one of the m is shared.
 GRAINS = (2, 4, 8)
 EXPERTS, WIDTH = 8, {'smoke': 512, 'small': 512, 'large': 1024}
 

@@ -32,7 +32,7 @@ def figures(results):
 
 
 def evaluated(results):
-  """Returns the k that models were evaluated at."""
+  """Returns the numbers k of experts that models were evaluated with."""
   pairs = next((run.data.sweeps[sweep.FIELD] for run in results if sweep.FIELD in run.data.sweeps), [])
   return [value for value, _ in pairs]
 
