@@ -240,7 +240,7 @@ def _nested(kind, value):
 
 
 def known_fields(kind: str) -> dict[str, dict]:
-  """Returns dict name -> its `fields` of all modules of `kind` but those whose files cannot be read.
+  """Returns dict name -> its `fields` of all modules of `kind` but modules whose files cannot be read.
 
   What is wrong with such a file is told to whoever names it.
   """

@@ -1,4 +1,4 @@
-"""From wide experts to narrow ones with one of them shared, at equal parameters and FLOPs."""
+"""From wide experts to narrow experts, of which one is shared, at equal parameters and FLOPs."""
 
 from stmoe.experiments import sizes
 

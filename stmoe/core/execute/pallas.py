@@ -90,7 +90,7 @@ _execute.defvjp(_forward, _backward)
 
 def forward(x: jax.Array, weight: jax.Array, experts: contract.Bank, a: assignment.Assignment,
             rows: rows_lib.Rows, key: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-  """Returns (y [G,S,D'], tuple of the [M,F] to keep); the arguments are those of `blocks.forward`."""
+  """Returns (y [G,S,D'], tuple of the [M,F] to keep); the arguments are as for `blocks.forward`."""
   with jax.named_scope('dispatch'):
     ops, xs = _ops(rows), _rows(x, rows)                             # M of D
   with jax.named_scope('experts'):

@@ -1,7 +1,7 @@
 """Executors on several devices: each device runs its own groups, and rows travel to the experts and back.
 
 Letters: P devices that share the experts, E/P experts on each, M rows of a device, R rows that a
-device may send to another. Names of mesh axes are those that the current rules (`stmoe.axes`) give to
+device may send to another. Names of mesh axes are the names that the current rules (`stmoe.axes`) give to
 the logical axes 'group' and 'expert'.
 """
 

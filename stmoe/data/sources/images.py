@@ -86,7 +86,7 @@ class Images:
     return dict(encoder=patches + (model.get('pooling', 'token') == 'token'), decoder=1)
 
   def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> 'Opened':
-    """Returns the images, those that a run's Record `found` names if they are the same."""
+    """Returns the images; of a run's Record `found` if they are the same."""
     _check(self)
     return Opened(self, found)
 
