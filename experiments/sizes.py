@@ -36,8 +36,8 @@ def runs(size, models):
   Args:
     models: dict name -> argument of `model`, or (argument, overrides).
   """
-  for name, what in models.items():
-    argument, fields = (what, {}) if isinstance(what, str) else what
+  for name, entry in models.items():
+    argument, fields = (entry, {}) if isinstance(entry, str) else entry
     experiment, usual = model(size, argument)
     for seed in seeds(size):
       yield name, experiment, fields | usual | {'seed': seed}

@@ -342,7 +342,7 @@ def bind(module: types.ModuleType, section: str, fields: typing.Mapping[str, typ
     fields:  mapping with `name`; the other entries become keyword arguments.
     given:   values that are no field of the configuration, passed where the function asks for them.
   Raises:
-    UserError: no such function, a field it does not have, or one it needs and did not get.
+    UserError: no such function, an unknown field, or a field that is needed and missing.
   """
   fields = dict(fields)
   name = fields.pop('name')

@@ -4,8 +4,8 @@
                capacity_factor: ranges.Pair(ranges.NonNegative | None) = (1.25, 2.0), rngs):
 
 `declared.py` reads annotations without importing the file, and `sections.py` holds every configuration to
-them. A parameter without annotation is no field: who builds the object gives it. `a | b` is what either
-allows.
+them. A parameter without annotation is no field: the caller that builds the object gives the parameter. `a |
+b` is what either allows.
 """
 
 import argparse

@@ -97,5 +97,5 @@ def _outputs(plan):
 
 
 def _refuse(line):
-  """Raises UserError: another checkpoint than the checkpoint asked for would be another teacher."""
+  """Raises UserError, because another checkpoint would be another teacher."""
   raise errors.UserError(line)

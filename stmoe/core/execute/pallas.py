@@ -37,7 +37,7 @@ def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
     x:       [G,S,D] activations.
     a:       Assignment.
     experts: a bank, `experts(rows, key) -> rows`, its arrays [E,...] or shared by all experts.
-    key:     PRNG key for dropout inside experts, or None; every platform draws its own masks from it.
+    key:     PRNG key for dropout inside experts, or None; each platform draws other masks from the same key.
   Returns:
     [G,S,D'] in the dtype of x, D' the width of the bank's rows; tokens without a live edge get zeros.
   """

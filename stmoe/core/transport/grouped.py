@@ -134,7 +134,7 @@ class Run:
 
 
 class Again:
-  """Hands out the products that a `Run` kept, in the same order; with `kept` None it computes them again.
+  """Hands out the products that a `Run` kept, in the same order; `kept` None computes the products again.
 
   dy: [M,D'] or Listed, the gradient to the result.
   """

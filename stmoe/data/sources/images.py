@@ -183,7 +183,7 @@ class Arrays:
 
 
 def keep(data: typing.Any) -> store.Kept:
-  """Returns the `store.Kept` of the images of section `data`; makes it if it is not there."""
+  """Returns the `store.Kept` of the images of section `data`; makes the folder if there is none."""
   if data.task.startswith(TFDS):
     from stmoe.data.images import tfds
     return tfds.keep(data.task.removeprefix(TFDS), data.label, data.cache_dir)
