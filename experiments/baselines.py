@@ -4,7 +4,7 @@
   python -m stmoe.experiments.baselines lm/text --config.data.files=FILE
 
 Counts the whole training text and predicts the whole evaluation split, as evaluation with eval.batches=0
-does; both are held in memory.
+does. Both texts are held in memory.
 """
 
 import sys

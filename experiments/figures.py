@@ -1,7 +1,7 @@
 """Figures that several reports draw: a quantity against what was varied, or of each model.
 
-Thin lines join the values of a seed, whose runs share data and initialisation: what they have in common is
-how models compare, where the spread between seeds says little.
+Thin lines join the values of a seed, whose runs share data and initialisation. The lines of all seeds show
+how models compare where the spread between seeds says little.
 """
 
 import numpy as np
@@ -10,12 +10,12 @@ from stmoe.analysis import canvas
 
 
 def curves(lines, x, y, title=None, log=False):
-  """Returns a Figure with a line through the means, and thin ones of each seed.
+  """Returns a Figure with a line through the means, and a thin line of each seed.
 
   Args:
-    lines: dict label -> dict abscissa -> dict seed -> value; None where it is not finite.
+    lines: dict label -> dict abscissa -> dict seed -> value; None stands for a value that is not finite.
     x, y:  axis labels.
-    log:   whether the abscissa is logarithmic; then it is labelled at the values there are.
+    log:   whether the abscissa is logarithmic; a logarithmic abscissa is labelled at its values.
   """
   figure, axes = canvas.new(1, 1, 6.4, 4.0)
   ax, styles, handles = axes[0][0], canvas.styles(lines), {}
@@ -40,7 +40,7 @@ def points(groups, x, title=None):
   """Returns a Figure with a row for each label: a dot for each seed, a bar at the mean, thin lines between.
 
   Args:
-    groups: dict label -> dict seed -> value; the first is at the top.
+    groups: dict label -> dict seed -> value; the first label is at the top.
     x:      axis label.
   """
   figure, axes = canvas.new(1, 1, 6.4, 1.2 + 0.4 * len(groups))
@@ -60,10 +60,10 @@ def points(groups, x, title=None):
 
 
 def _thin(ax, found, colour):
-  """A thin line through pairs of coordinates; none where there are none."""
+  """Draws a thin line through pairs of coordinates; no pairs, no line."""
   ax.plot(*zip(*found), color=colour, alpha=0.35, lw=0.8)
 
 
 def _there(values):
-  """The finite ones of the values of seeds."""
+  """Returns the finite values of the values of seeds."""
   return [value for value in values.values() if value is not None]

@@ -3,9 +3,9 @@
   python -m stmoe.experiments.scored_bytes lm/zoo
   python -m stmoe.experiments.scored_bytes base/small:method=base eval.batches=50 eval.batch_size=8
 
-Bits per byte are nats per token / ln 2 / bytes per token. Until these were counted of the rows scored, what
-had `eval.batches` above 0 was divided by the bytes per token of the split; such a figure, its mean and its
-spread alike, times `split / scored` is what is reported now. It depends on the data alone.
+Bits per byte are nats per token / ln 2 / bytes per token. The bytes per token were once those of the whole
+split, even where `eval.batches` above 0 scored a part of the split. Such a figure, its mean and its spread
+alike, times `split / scored` is the figure reported now. The factor depends on the data alone.
 """
 
 import argparse

@@ -9,15 +9,15 @@ from stmoe import errors
 
 SEEDS = {'smoke': (0, 1), 'small': (0, 1, 2), 'large': (0, 1, 2)}
 EXPERIMENTS = {'smoke': 'lm/quickstart:smoke,{}', 'small': 'lm/quickstart:{}', 'large': 'lm/stdlib:{}'}
-# Of any experiment: a run of four steps, evaluated on one batch.
+# Overrides of any experiment: a run of four steps, evaluated on one batch.
 SMOKE = {'train.steps': 4, 'train.log_every': 2, 'schedule.warmup_steps': 1, 'eval.every': 100,
          'eval.batches': 1, 'checkpoint.every': 100}
-# Of the others: evaluated and saved at the end alone.
+# Overrides of the other sizes: evaluated and saved at the end alone.
 WHOLE = {'eval.every': 1000000, 'checkpoint.every': 1000000, 'checkpoint.keep': 1}
 
 
 def seeds(size):
-  """Returns the seeds of a size; raises UserError for one that there is not."""
+  """Returns the seeds of a size; raises UserError where no such size exists."""
   if size not in SEEDS:
     raise errors.UserError(f'no size is called {size!r}{errors.nearest(size, SEEDS)} '
                            f'(there are: {", ".join(SEEDS)})')
@@ -36,8 +36,8 @@ def runs(size, models):
   Args:
     models: dict name -> argument of `model`, or (argument, overrides).
   """
-  for name, what in models.items():
-    argument, fields = (what, {}) if isinstance(what, str) else what
+  for name, entry in models.items():
+    argument, fields = (entry, {}) if isinstance(entry, str) else entry
     experiment, usual = model(size, argument)
     for seed in seeds(size):
       yield name, experiment, fields | usual | {'seed': seed}

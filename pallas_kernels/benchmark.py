@@ -64,7 +64,7 @@ def platform():
 
 
 def models(names=None):
-  """Returns the (T, D, F, E, k) to time here: the named ones, None for all."""
+  """Returns the (T, D, F, E, k) to time here: the named shapes, None for all."""
   shapes = SMALL if platform() == 'cpu' else MODELS
   return [shapes[name] for name in names or shapes]
 

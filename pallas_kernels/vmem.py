@@ -27,7 +27,7 @@ class Tiles(NamedTuple):
 
 
 def tilings(inner, outer, need, cost):
-  """Returns the Tiles of K = inner and N = outer that fit, those of the least cost first.
+  """Returns the Tiles of K = inner and N = outer that fit, the cheapest Tiles first.
 
   Args:
     inner, outer: K and N.

@@ -23,7 +23,7 @@ class Blocks(NamedTuple):
   """Blocks of rows in rising order, `number` of V are there.
 
   expert, row, count: i32[V] expert, first row, and rows that are of this expert.
-  number:             i32[]. sizes: those that a block may have, rising.
+  number:             i32[]. sizes: the sizes that a block may have, rising.
   """
   expert: jax.Array
   row: jax.Array
@@ -61,7 +61,7 @@ def blocks(counts, rows):
   experts = counts.shape[0]
   block_sizes = (1,) if rows <= FEW else sizes(rows, experts)
   top = block_sizes[-1]
-  end = jnp.cumsum((counts + top - 1) // top)                        # [E] blocks of it and of earlier ones
+  end = jnp.cumsum((counts + top - 1) // top)                        # [E] blocks up to the expert's
   block = jnp.arange(rows // top + min(experts, rows), dtype=jnp.int32)      # [V], the most there can be
   expert = jnp.minimum(jnp.searchsorted(end, block, side='right'), experts - 1).astype(jnp.int32)
   before = top * (block - end[expert] + (counts[expert] + top - 1) // top)   # rows of it in earlier blocks

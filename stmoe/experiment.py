@@ -182,7 +182,7 @@ def apply(config: ml_collections.ConfigDict, override: str) -> None:
 
 
 def matching(config: ml_collections.ConfigDict, pattern: str) -> list[str]:
-  """Returns the fields of `config` that `pattern` names: a field, or with `*` in it all fields like it.
+  """Returns the fields of `config` that `pattern` names: one field, or all fields that match its `*`.
 
   Raises UserError, naming the nearest fields, if there is none.
   """

@@ -143,7 +143,7 @@ def write_text(path, text):
 
 
 def write_bytes(path, content):
-  """Writes a file so that it is there whole or as it was before; a link is replaced, not followed."""
+  """Writes a file: after a crash it is whole or as before. A link is replaced, not followed."""
   path = pathlib.Path(path)
   temporary = path.with_name(f'.{path.name[:40]}.{os.getpid()}.tmp')   # a name of any length
   try:

@@ -241,7 +241,7 @@ def _nested(kind, value):
 
 
 def known_fields(kind: str) -> dict[str, dict]:
-  """Returns dict name -> its `fields` of all modules of `kind` but those whose files cannot be read.
+  """Returns dict name -> its `fields` of all modules of `kind` but modules whose files cannot be read.
 
   What is wrong with such a file is told to whoever names it.
   """
@@ -343,7 +343,7 @@ def bind(module: types.ModuleType, section: str, fields: typing.Mapping[str, typ
     fields:  mapping with `name`; the other entries become keyword arguments.
     given:   values that are no field of the configuration, passed where the function asks for them.
   Raises:
-    UserError: no such function, a field it does not have, or one it needs and did not get.
+    UserError: no such function, an unknown field, or a field that is needed and missing.
   """
   fields = dict(fields)
   name = fields.pop('name')

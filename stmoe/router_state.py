@@ -1,9 +1,9 @@
 """Router state that lives across optimizer steps and that only `commit` changes.
 
-The forward pass reads a RouterState and never writes it. It returns this batch's
-load and statistics in `Aux`. Once per optimizer step `commit` lets every router that
-owns state update the state from those of the whole batch. Updating in the forward would do so once per
-microbatch and once more under rematerialisation.
+The forward pass reads a RouterState and never writes the state. The pass returns this batch's load and
+statistics in `Aux`. Once per optimizer step `commit` lets every router that owns state update the state from
+the numbers of the whole batch. An update in the forward would come once per microbatch, and once more under
+rematerialisation.
 """
 
 import typing

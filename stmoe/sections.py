@@ -198,7 +198,7 @@ def _of_kind(kind, path, values, key='name', more=()):
 
 
 def _own(fields):
-  """Those of `fields` that a configuration sets: they have a range. Who builds gives the others."""
+  """The fields that a configuration sets: they have a range. The builder gives the other fields."""
   return {name: field for name, field in fields.items() if field.range is not None}
 
 

@@ -28,7 +28,7 @@ def router(name, size):
   if name == 'v3':
     frozen = round(paper.BIAS_FROZEN * paper.RUNS['16b']['steps'])
     return dict(name='deepseek_v3', rate=paper.BIAS_RATE, freeze_after=frozen, **fields)
-  # Under a device's budget a token depends on later ones; the paper accepts that in training.
+  # Under a device's budget a token depends on later tokens; the paper accepts that in training.
   budget = dict(device_budget=paper.DEVICE_BUDGET, allow_causal=True) if name == 'v2' else {}
   return dict(name='deepseek_moe', **fields, **budget)
 

@@ -3,7 +3,7 @@
 # Table of models (section 4): experts per sparse layer, layers (both stacks together), parameters, TPU v3
 # cores, tokens per batch, steps per second, days, mean BLEU over 100 languages into English.
 # Every other layer is sparse, so 36 layers hold 18 banks of experts. `computed` is what these widths make
-# with our backbone (the banks alone: 618B, 206B, 155B, 52B, 39B, 13B), so the printed ones round down.
+# with our backbone (the banks alone: 618B, 206B, 155B, 52B, 39B, 13B), so the printed counts round down.
 SIZES = {
     '600b': dict(experts=2048, layers=36, params=600e9, computed=619.3e9, cores=2048, tokens_per_batch=4e6,
                  rate=0.72, days=4.0, bleu=44.3),

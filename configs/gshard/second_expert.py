@@ -3,7 +3,7 @@ r"""What becomes of the second choice: always sent, by chance, above a threshold
 GShard (arXiv:2006.16668), section 2.2 (local dispatching by random routing): the paper keeps the second
 expert with probability 2 g_2 and prints no comparison. Expected: random routing lowers the second choices
 over capacity and the use of slots at almost no loss.
-Differs: model and data are those of gshard/sizes:size=12.5b, with their differences; 100k steps.
+Differs: model and data are as in gshard/sizes:size=12.5b, with their differences; 100k steps.
 
   stmoe train gshard/second_expert:policy=random,threshold=0.2      Mesh-TensorFlow's threshold
   stmoe train gshard/second_expert:policy=sampling,smoke            laptop, about a minute

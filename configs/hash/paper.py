@@ -26,7 +26,7 @@ SPARSE_LAYER = 7                   # 0-based index of the sparse layer in the st
 FIVE = None                        # places of the five sparse layers
 SEED = 42                          # of the reference's random table
 
-# Vocabularies of the data sets; 51,200 and the Wikitext-103 ones are (unverified).
+# Vocabularies of the data sets; 51,200 and the sizes of Wikitext-103 are (unverified).
 VOCABS = dict(reddit=8008, roberta=51200, wikitext=8008, wikitext_words=267739)
 ROBERTA = dict(dense=266e6, hash=794e6)    # RoBERTa + cc100en: dense, Hash 1x64 (ours has 795.2M)
 
@@ -35,7 +35,7 @@ OPTIM = dict(optimizer='adam', schedule='inverse square root', warmup_steps=10_0
              dropout=0.0, steps=100_000, steps_large=40_000, batch=None, length=None)
 
 # The 4.5B comparison: a BASE model (arXiv:2103.16716) whose BASE layer becomes a Hash layer, or three of a
-# third of the size. Widths are those of BASE's backbone; 32 experts of 3 F (derived) make the 4.5B.
+# third of the size. Widths are as in BASE's backbone; 32 experts of 3 F (derived) make the 4.5B.
 LARGE = dict(d_model=2048, d_ff=8192, num_heads=16, head_dim=128, layers=24, experts=32, sublayers=3,
              vocab=51200, params=4.5e9)
 

@@ -42,7 +42,7 @@ def causal(method):
 
 
 def put(c, row, experts, d_ff, num_layers, length, group_size=None, backbone=None, **sizes):
-  """Sets model, blocks and losses of `c` to those of a method.
+  """Sets model, blocks and losses of `c` to the values of a method.
 
   Args:
     row:     of `table`.

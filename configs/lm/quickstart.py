@@ -14,7 +14,7 @@ from stmoe.configs import arguments
 from stmoe.configs import common
 from stmoe.configs.lm import methods
 
-# What `stmoe compare lm/quickstart` trains; the first method keeps its steps, the others get its FLOPs.
+# What `stmoe compare lm/quickstart` trains: the first method keeps its steps, other methods get its FLOPs.
 METHODS = ('method=dense', 'method=switch', 'method=st_moe')
 
 # Arguments beside '' and 'smoke': an argument for each other path through this file.

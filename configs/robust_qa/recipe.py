@@ -4,7 +4,7 @@ from stmoe.configs import common
 from stmoe.configs.robust_qa import paper
 
 EXPERTS = 8                        # the paper's number was not found
-# Where Switch layers (s) stand among the dense ones (d), of six.
+# Where Switch layers (s) stand among the dense layers (d), of six.
 PLACES = {'all': (('s', 6),), 'middle': (('d', 2), ('s', 2), ('d', 2)), 'every_second': (('ds', 3),),
           'none': (('d', 6),)}
 

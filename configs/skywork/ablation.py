@@ -2,7 +2,7 @@ r"""With and without normalised router logits; adaptive against constant balance
 
 Skywork-MoE (arXiv:2406.06563), its 2.5B models of 16 experts. Expected direction (the report prints curves):
 with normalisation lower loss, fewer dropped tokens, and ratios of the largest gates that stay above 1;
-scales 1 and 2 alike. Adaptive coefficients follow each layer's drops; constant ones were 1e-2 or 1e-3.
+scales 1 and 2 alike. Adaptive coefficients follow each layer's drops; constants were 1e-2 or 1e-3.
 Differs: the widths of the 2.5B model are not given, these make 2.4B; data C4/en; optimizer, schedule,
 batch, steps and capacity factor are this project's.
 

@@ -7,7 +7,7 @@ t). tMoE is a BASE layer: its norms are inside its experts.
 
 
 def gmlp(length, d_ff, **inner):
-  """Returns the dense gMLP block; fields of `inner` are those of its spatial map."""
+  """Returns the dense gMLP block; fields of `inner` go to its spatial map."""
   return dict(layer='gmlp', attention=False, length=length, d_ff=d_ff, inner=dict(name='spatial', **inner))
 
 

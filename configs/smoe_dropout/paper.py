@@ -1,6 +1,6 @@
 """Sparse MoE as the New Dropout (Chen et al., 2023, arXiv:2303.01610): what paper and released scripts say.
 
-Unmarked entries are those of the released Transformer-XL scripts; (unverified) ones are recalled from the
+Unmarked entries are from the released Transformer-XL scripts; (unverified) entries are recalled from the
 paper. None is what neither gives.
 """
 
@@ -8,7 +8,7 @@ paper. None is what neither gives.
 MODEL = dict(d_model=256, num_heads=8, head_dim=64, layers=4, experts=16, d_ff=512, dense_d_ff=8192,
              dropout=0.1, attention_dropout=0.0, memory=512, params=None)
 LENGTH = 512                       # of training; evaluation reads 128 at a time with a memory of 896
-DEPTHS = (4, 8, 12)                # figure 5: layers 0 to 3 are sparse, also at 8 and 12; the others dense,
+DEPTHS = (4, 8, 12)                # figure 5: layers 0 to 3 are sparse, also at 8 and 12; others are dense,
 DEPTH_D_FF = 512                   # and small
 
 # k: 8 to 16 in the released scripts; the paper's text starts smaller (unverified).

@@ -4,7 +4,7 @@ google-research/vmoe, vmoe/projects/soft_moe. None is what they do not give; no 
 hand.
 """
 
-# configs/common.py, configs/pretrain_jft4b.py: ViT sizes; the last so many blocks are sparse.
+# configs/common.py, configs/pretrain_jft4b.py: ViT sizes; the last blocks, as many as given, are sparse.
 SIZES = {
     's16': dict(layers=12, d_model=384, d_ff=1536, num_heads=6, patch_size=16, experts=128, last=6),
     's14': dict(layers=12, d_model=384, d_ff=1536, num_heads=6, patch_size=14, experts=256, last=6),

@@ -1,7 +1,7 @@
 r"""Switch-Base on C4 with 0 (dense) to 256 experts: quality by the number of experts.
 
 Switch Transformers (arXiv:2101.03961), the expert-count study of section 3; model: the released one
-(ReLU experts of width 3072, tied head), whose parameters are the printed ones.
+(ReLU experts of width 3072, tied head), whose parameters match the printed number.
 
 Expected negative log perplexity after 100k steps (paper.EXPERT_SCALING): dense -1.636, 16 experts
 -1.505, 32 -1.474, 64 -1.444, 128 -1.432, 256 -1.427; 64 experts reach the dense model's 450k steps in 60k.

@@ -12,7 +12,7 @@ SIZES = dict(
     # has 26.3B.
     large=dict(d_model=1024, d_ff=2816, num_heads=16, head_dim=64, layers=24, experts=128, gated=True,
                every=2, params=26e9, computed=27.2e9, flops_per_sequence=425e9),
-    # 128 experts are those of the released configuration, and give the printed 395B; ST-MoE's
+    # 128 experts are as in the released configuration, and give the printed 395B; ST-MoE's
     # table 11 prints 64 experts for the same model, which would make 201B.
     xxl=dict(d_model=4096, d_ff=10240, num_heads=64, head_dim=64, layers=24, experts=128, gated=True, every=2,
              params=395e9, flops_per_sequence=6.3e12),
@@ -49,7 +49,7 @@ OPTIM = dict(
 )
 
 # Negative log perplexity on C4 after 100k steps, by experts (0 = dense T5-Base), and parameters:
-# the expert-count study of section 3. Its models are the released ones (ReLU, 3072, tied head).
+# the expert-count study of section 3. Its models are the released models (ReLU, 3072, tied head).
 EXPERT_SCALING = {
     0: dict(params=223e6, quality=-1.636),
     16: dict(params=1.1e9, quality=-1.505),

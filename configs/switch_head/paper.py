@@ -1,6 +1,6 @@
 """SwitchHead (Csordás et al., 2023, arXiv:2312.07987): what the released sweeps say.
 
-Sweeps: RobertCsordas/moe_attention, folder sweeps, the WikiText-103 ones with rotary positions. None is what
+Sweeps: RobertCsordas/moe_attention, folder sweeps, sweeps of WikiText-103 with rotary positions. None is what
 they do not give.
 """
 
@@ -12,7 +12,7 @@ SIZES = dict(
 STEPS, BATCH = 100_000, 64
 
 # H heads of width P, E experts of each head, k of them a token; F = int(D * ff_multiplier). The feed-forward
-# layers are widened until the parameters match those of the dense model.
+# layers are widened until the parameters match the dense model's.
 # small: wikitext103_moeatt_rope_matched_k3, wikitext103_xl_rope;
 # big:   wikitext103_moeatt_big_h4_matched_k2_rope, wikitext103_baseline_big_rope.
 ATTENTION = dict(

@@ -13,7 +13,7 @@ DROPOUT = 0.1
 def block(d_ff, num_experts, group_size):
   """Returns stochastic experts of width F; every token is sent to one, so groups are of no consequence.
 
-  A step is two passes and costs two of the other methods' steps: `stmoe compare` gives THOR half of them.
+  A step is two passes and costs two of the other methods' steps: `stmoe compare` gives THOR half the steps.
   """
   return common.moe(dict(name='thor', num_experts=num_experts, eval_dispatch='sentence'), d_ff, group_size)
 

@@ -18,7 +18,7 @@ from stmoe.configs import arguments
 from stmoe.configs import common
 from stmoe.configs.thor import recipe
 
-# What `stmoe compare thor/multi30k` compares; the first keeps its steps, the others get its FLOPs.
+# What `stmoe compare thor/multi30k` compares; the first keeps its steps, the other methods get its FLOPs.
 METHODS = ('method=dense', 'method=switch', 'method=thor')
 VARIANTS = ('method=dense', 'method=switch')
 SIZE = dict(d_model=192, d_ff=768, num_heads=3, head_dim=64, layers=2, experts=4, dropout=0.1)

@@ -1,10 +1,10 @@
 """Taming Sparsely Activated Transformer with Stochastic Experts (Zuo et al., 2021, arXiv:2110.04260).
 
-Unmarked entries are those of the released code and its one command (IWSLT'14 German to English);
-(unverified) ones are recalled from the paper. None is what neither gives.
+Unmarked entries are from the released code and its one command (IWSLT'14 German to English);
+(unverified) entries are recalled from the paper. None is what neither gives.
 """
 
-# Layers of encoder and decoder each. Expert layers are those of even index (0, 2, 4, ...).
+# Layers of encoder and decoder each. Expert layers have even index (0, 2, 4, ...).
 # The paper prints no parameters for these.
 SIZES = dict(
     iwslt=dict(d_model=512, d_ff=1024, num_heads=4, head_dim=128, layers=6, experts=2, dropout=0.3,

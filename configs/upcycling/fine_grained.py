@@ -1,16 +1,16 @@
 r"""A language model upcycled into fine-grained experts: each copy is cut into G shards (virtual groups).
 
-Upcycling Large Language Models into Mixture of Experts (arXiv:2410.07524). N = G R experts of 1/G of the
-dense width and G of them per token cost what the dense layer costs.
+Upcycling Large Language Models into Mixture of Experts (arXiv:2410.07524). There are N = G R experts of 1/G
+of the dense width. G experts per token cost what the dense layer costs.
 
   stmoe train upcycling/fine_grained:dense --workdir runs/dense
   stmoe upcycle runs/dense upcycling/fine_grained --workdir runs/sparse --granularity 8 --step zero
   stmoe train upcycling/fine_grained --workdir runs/sparse
   stmoe train upcycling/fine_grained:smoke            the sparse model from scratch; laptop, about a minute
 
-Experts and matrices are in the order of the paper's code and scaled by A^(1/3), A = R G^2 / k: the gates
+Experts and matrices are in the order of the paper's code and scaled by A^(1/3), A = R G^2 / k. The gates
 are a softmax over all N experts and do not sum to 1. Expected: a small gap at step 0, then a lower loss than
-dense continuation; the paper's figures (Nemotron-4 15B, MMLU 65.3 to 67.6) are of other sizes.
+dense continuation. The paper's figures (Nemotron-4 15B, MMLU 65.3 to 67.6) are of other sizes.
 Differs: C4/en instead of private data; a 0.4B SwiGLU model of this project's sizes instead of Nemotron's with
 squared ReLU (for SwiGLU the scaling is approximate); dropless; rates, batch and balance loss are ours.
 With `smoke` granularity is 8 too: 8 experts, one copy.

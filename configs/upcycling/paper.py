@@ -2,7 +2,7 @@
 
 Sparse Upcycling (Komatsuzaki et al., 2022, arXiv:2212.05055); Upcycling Large Language Models into Mixture of
 Experts (2024, arXiv:2410.07524); BAM (Zhang et al., 2024, arXiv:2408.08274, number unverified); Skywork-MoE
-(2024, arXiv:2406.06563). None is what is not given.
+(2024, arXiv:2406.06563). None stands for a number that no paper gives.
 """
 
 # arXiv:2212.05055. The surgery: layers, experts, routing.
@@ -20,9 +20,9 @@ RECIPE = dict(
 )
 OPTIM = dict(
     optimizer='adafactor', schedule='inverse square root, continued from the dense step',
-    batch_size=None, lengths=None,               # those of the dense run; T5's are not given
+    batch_size=None, lengths=None,               # as in the dense run; T5's are not given
     dense_steps=dict(base=None, large=1_000_000, xl=1_000_000),   # base: their own; T5 1.1
-    # Extra training of the printed SuperGLUE results, in parts of the dense one; about 0.5 elsewhere.
+    # Extra training of the printed SuperGLUE results, in parts of the dense training; about 0.5 elsewhere.
     extra=dict(base=0.55, large=0.46, xl=None),
     balance=None,                  # of the decoder's routers
     start_points=(200_000, 1_200_000), start_point_extra=200_000,     # ablation: gain roughly constant
@@ -32,7 +32,7 @@ OPTIM = dict(
 REPORTED = dict(
     superglue_gain=(1.5, 2.0),
     vit_b16_one_percent=dict(dense=0.58, upcycled=0.13),
-    # Training that sparse models from scratch need to catch up with upcycled ones, in parts of the dense one.
+    # Training from scratch until a sparse model catches up with upcycled models; dense training = 1.
     scratch_catches_up=(1.0, 1.2),
     best_extra=(0.1, 0.6),
 )

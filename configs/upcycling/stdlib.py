@@ -16,8 +16,8 @@ Sparse Upcycling (arXiv:2212.05055) on the Python standard library, a few minute
            top1    8 experts of the dense width, the gate as it is: as dear as dense; a gap at step 0
            dense
 
-Expected at +50 % of the steps (by the paper's claims): upcycled before dense before sparse from scratch,
-which needs about as much training as the dense model had to catch up.
+Expected at +50 % of the steps (by the paper's claims): upcycled before dense before sparse from scratch.
+From scratch, a sparse model needs about as much training as the dense model had to catch up.
 Differs: nothing of the paper's is this small; RMSNorm decoders with AdamW and token choice. Measured:
 experiments/upcycling.
 """

@@ -8,9 +8,10 @@ Sparse Upcycling (arXiv:2212.05055). `dense` is the start; the sparse run goes o
   stmoe train upcycling/t5:smoke                      the sparse model from scratch; laptop, about a minute
   size = base | large | xl
 
-All three with `smoke` (upcycling/t5:dense,smoke and so on) run on a laptop. Expected: a loss that first
-jumps (the gates of a token do not sum to 1). Then SuperGLUE 1.5 to 2 points over the dense model trained as
-long (paper.REPORTED), after 55 % (base) or 46 % (large) of its training again. Parameters, counted here:
+All three commands with `smoke` (upcycling/t5:dense,smoke and so on) run on a laptop. Expected: a loss that
+first jumps (the gates of a token do not sum to 1). Then SuperGLUE 1.5 to 2 points over the dense model
+trained as long (paper.REPORTED), after 55 % (base) or 46 % (large) of the dense training again. Parameters,
+counted here:
 0.248B to 2.00B (base), 0.783B to 7.22B (large), 2.85B to 26.26B (xl).
 Differs: the dense base model is trained for 1M steps like T5 1.1's others (the paper's number is not given);
 the extra training is counted in steps, not in compute, and xl's is one half; batch, lengths and groups as in

@@ -1,6 +1,6 @@
 r"""Batch-prioritised routing at inference: capacity far below 1, with the same weights.
 
-Scaling Vision with Sparse Mixture of Experts (arXiv:2106.05974), section 4. The model is that of
+Scaling Vision with Sparse Mixture of Experts (arXiv:2106.05974), section 4. The model is the model of
 vmoe/ilsvrc2012; cf is the capacity factor of evaluation. A run is trained once and evaluated at any factor:
 
   stmoe train vmoe/bpr --workdir runs/bpr
@@ -9,8 +9,8 @@ vmoe/ilsvrc2012; cf is the capacity factor of evaluation. A run is trained once 
   stmoe train vmoe/bpr:smoke                               laptop, on scikit-learn's digits, about a minute
   stmoe train vmoe/bpr:bpr=True,cf=0.5                     priority in training too
 
-Expected: with priority at least the accuracy without it for every factor below 1, the gap growing as the
-factor falls (the figures are not at hand).
+Expected: with priority at least the accuracy of the run without priority, for every factor below 1. The gap
+grows as the factor falls (the figures are not at hand).
 Differs: as vmoe/ilsvrc2012; in training without priority, as in the released configurations.
 """
 

@@ -1,11 +1,11 @@
 r"""V-MoE S/32, the last two odd blocks sparse, on ILSVRC2012 from scratch: 300 epochs.
 
 Scaling Vision with Sparse Mixture of Experts (arXiv:2106.05974), released configuration
-vmoe_s32_last2_ilsvrc2012_randaug_light1. Expected accuracy: 76.8 on the last 1 % of the training images,
-73.1 on the validation split, which is what is evaluated here (paper.RELEASED; ReaL 74.4, V2 59.2).
+vmoe_s32_last2_ilsvrc2012_randaug_light1. Expected accuracy: 76.8 on the last 1 % of the training images, and
+73.1 on the validation split (paper.RELEASED; ReaL 74.4, V2 59.2). This file evaluates the validation split.
 Differs: no RandAug and no mixup, so expect less; trains on all training images; initial values
 N(0, 1/fan-in), not Xavier's; decay shrinks the table of positions too; experts have no dropout after their
-second matrix; attention's and dense layers' outputs have none either way. eval/loss is the softmax's.
+second matrix; outputs of attention and dense layers have no dropout either way. eval/loss is the softmax's.
 
   stmoe train vmoe/ilsvrc2012 --workdir runs/vmoe_s32      the data: TensorFlow Datasets' imagenet2012
   stmoe train vmoe/ilsvrc2012:experts=0                    ViT-S/32, its dense twin

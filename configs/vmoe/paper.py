@@ -1,7 +1,7 @@
 """V-MoE (Riquelme et al., 2021, arXiv:2106.05974): what the paper and its released configurations say.
 
-Released: google-research/vmoe, vmoe/configs/vmoe_paper. None is what neither gives; no parameter counts are
-at hand.
+Released: google-research/vmoe, vmoe/configs/vmoe_paper. None stands for a number that neither the paper nor
+the configurations give. No parameter counts are at hand.
 """
 
 import math
@@ -25,7 +25,7 @@ ROUTING = dict(k=2, experts=32, released_experts=8, capacity_factor=1.05, multip
 IMPORTANCE = LOAD = 0.005          # the paper: lambda = 0.01 on half of their sum, summed over layers
 
 OPTIM = dict(b1=0.9, b2=0.999, weight_decay=0.1, warmup_steps=10_000, end_rate=1e-5, epochs=None,
-             batch_size=None)      # of the runs on JFT; those of the released models follow
+             batch_size=None)      # of the runs on JFT; the runs of the released models follow
 
 # Images of the training splits, as the released configurations cut them; labels.
 DATA = {

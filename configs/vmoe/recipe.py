@@ -5,7 +5,7 @@ from stmoe.configs.vmoe import paper
 
 
 def pattern(layers, every=0, last=0):
-  """Returns the layer pattern with sparse blocks (m): every so many, or the last so many odd ones.
+  """Returns the layer pattern with sparse blocks (m): every `every`-th block, or the `last` last odd blocks.
 
   >>> pattern(12, every=2), pattern(8, last=2), pattern(8)
   ((('dm', 6),), (('d', 4), ('dm', 2)), (('d', 8),))
@@ -27,7 +27,7 @@ def training(size, task, steps, batch_size, *, labels, experts, every=0, last=0,
 
   Args:
     experts:         0 leaves ViT, with dense layers only.
-    capacity_factor: (train, eval), where it is not the paper's.
+    capacity_factor: (train, eval), where the pair is not the paper's.
     data:            fields of section `data`.
   """
   d_model, d_ff, patch = size['d_model'], size['d_ff'], size['patch_size']
@@ -66,5 +66,5 @@ def training(size, task, steps, batch_size, *, labels, experts, every=0, last=0,
 
 
 def epochs(task, number, batch_size):
-  """Returns the steps of so many epochs of a set of paper.DATA."""
+  """Returns the steps of `number` epochs of a set of paper.DATA."""
   return number * paper.DATA[task]['images'] // batch_size

@@ -3,8 +3,8 @@ r"""V-MoE S/32 to H/14 and 15B as the paper trained them on JFT-300M: 32 experts
 Scaling Vision with Sparse Mixture of Experts (arXiv:2106.05974), section 3. Expected precision at 1 on JFT
 and accuracy fine-tuned on ImageNet: paper.REPORTED (unverified); S/32 34.00 and 77.08, H/14 60.12 and 88.23.
 Differs: JFT-300M is not public, ImageNet-21k stands in, so precisions do not compare; steps, batch and head
-bias are this project's choice (the released ImageNet-21k ones for 30 epochs); 15B with AdamW; initial values
-N(0, 1/fan-in), not Xavier's; decay shrinks the table of positions too.
+bias are this project's choice (the released ImageNet-21k choices for 30 epochs); 15B with AdamW; initial
+values N(0, 1/fan-in), not Xavier's; decay shrinks the table of positions too.
 
   stmoe train vmoe/sizes:size=l16 --config.mesh.data=4
   stmoe train vmoe/sizes:size=h14,last=5                   the last five odd blocks sparse

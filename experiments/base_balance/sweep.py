@@ -4,7 +4,7 @@ from stmoe.experiments import sizes
 
 MODELS = {'base': 'method=base', 'unshuffled': 'shuffle=False', 'greedy': 'assignment=greedy_balanced',
           'dense': 'method=dense'}
-# A quarter of the width and half of the batch of the file; two groups of four rows remain to be shuffled.
+# The small size has a quarter of the file's width and half of its batch: two groups of four rows to shuffle.
 SMALL = {'model.d_model': 128, 'model.num_heads': 2, 'blocks.d.d_ff': 512, 'train.batch_size': 8,
          'train.steps': 300, 'schedule.warmup_steps': 30, 'schedule.peak': 2e-3, 'eval.batch_size': 8,
          'eval.batches': 50}

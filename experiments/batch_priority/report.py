@@ -1,4 +1,4 @@
-"""Does it help to drop the least important tokens of a batch instead of the last ones?"""
+"""Does it help to drop the least important tokens of a batch instead of the last tokens?"""
 
 from stmoe.analysis import verdict
 from stmoe.experiments import figures as drawing

@@ -1,6 +1,6 @@
 """V-MoE on digits at five capacities, with and without batch-prioritised routing.
 
-Trained and evaluated alike, and trained with capacity to spare and evaluated with less.
+Models are trained and evaluated alike, or trained with capacity to spare and evaluated with less.
 """
 
 from stmoe.experiments import sizes

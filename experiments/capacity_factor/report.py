@@ -27,5 +27,5 @@ def figures(results):
 
 
 def losses(results, trained, evaluated):
-  """Returns dict seed -> loss of the models trained at one capacity and evaluated at another."""
+  """Returns dict seed -> loss of the models trained at capacity `trained` and evaluated at `evaluated`."""
   return collect.evaluated(results, sweep.name(trained), sweep.FIELD, (trained, evaluated))

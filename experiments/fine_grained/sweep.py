@@ -1,8 +1,8 @@
-"""From wide experts to narrow ones with one of them shared, at equal parameters and FLOPs."""
+"""From wide experts to narrow experts, of which one is shared, at equal parameters and FLOPs."""
 
 from stmoe.experiments import sizes
 
-# m experts of 1/m of the dense width are active, one of these shared.
+# m experts of 1/m of the dense width are active; one of the m is shared.
 GRAINS = (2, 4, 8)
 EXPERTS, WIDTH = 8, {'smoke': 512, 'small': 512, 'large': 1024}
 

@@ -9,7 +9,7 @@ BALANCED = {'blocks.m.router.kind': 'balanced', 'blocks.m.router.table': TABLE}
 
 
 def runs(size='small'):
-  """Yields a run of every model and seed; those with a balanced table count the ids of their text before."""
+  """Yields a run of every model and seed; runs with a balanced table count the ids of their text first."""
   models = {'dense': 'method=dense'}
   for e in EXPERTS:
     models |= {f'hash_{e}': f'method=hash,experts={e}', f'switch_{e}': (f'method=switch,experts={e}', GROUP),

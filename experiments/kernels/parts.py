@@ -22,11 +22,11 @@ from stmoe.core.transport import rows as rows_lib
 
 
 def loop(tokens, bank, rows, few_results=False):
-  """Returns the rows [M+P,D] of `blocks.forward`, or what takes as long without one of its parts.
+  """Returns the rows [M+P,D] of `blocks.forward`, or an array in their place, made without one part.
 
   Args:
     tokens: [T,D]; bank, rows: as `blocks.forward` has them.
-    few_results: of a block's results as many rows are written as the smallest has, without padding.
+    few_results: whether a block writes only as many rows as the smallest block has, without padding.
   """
   cut = walk.blocks(rows.sizes, rows.edge.size)
   table = walk.room(cut, rows.token)
@@ -73,7 +73,7 @@ def runs(shape):
 
 
 def table(ms, padding):
-  """Returns dict part -> milliseconds out of those of `runs`."""
+  """Returns dict part -> milliseconds, from `ms`, the milliseconds of the functions of `runs`."""
   results = ms['experts'] - ms['experts, few results']
   padded = ms['split'] * (padding - 1)
   return {

@@ -19,13 +19,13 @@ def report(results):
 
 
 def corrupted(results, share, better, worse):
-  """Returns the Verdict that one method has a lower loss than another with a share of wrong tokens."""
+  """Returns the Verdict that `better` has a lower loss than `worse` with a share of wrong tokens."""
   of = lambda name: collect.evaluated(results, name, sweep.FIELD, share)
   return verdict.exceeds(f'{better} better than {worse} with {share:.1%} wrong tokens', of(better), of(worse))
 
 
 def loss(results, name, share):
-  """Returns dict seed -> what a share of wrong tokens adds to the loss of a method."""
+  """Returns dict seed -> the loss that a share of wrong tokens adds to a method's loss."""
   clean, wrong = collect.values(results, name), collect.evaluated(results, name, sweep.FIELD, share)
   return {seed: None if None in (clean[seed], wrong[seed]) else wrong[seed] - clean[seed] for seed in clean}
 

@@ -8,7 +8,7 @@ NAME = 'lm/text:method=switch'
 MODEL = ('model.d_model=1024', 'model.num_heads=16', "model.layers=(('dm',2),)", 'model.dtype=float32',
          'model.vocab_size=32128', 'model.remat=full', 'blocks.d.d_ff=4096', 'blocks.m.experts.d_ff=4096',
          f'blocks.m.router.num_experts={EXPERTS}', 'blocks.m.executor=all_to_all')
-# Parameters whole on every chip but the experts, or all of them split.
+# Every chip holds all parameters whole but the experts, or all parameters are split.
 RULES = {'expert parallel': '', 'fsdp': 'fsdp'}
 
 

@@ -17,7 +17,7 @@ TOLERANCE = 0.02
 
 
 def compile_missing(folder, chip='cpu'):
-  """Returns dict run name -> report of `aot.examine`, from FOLDER or compiled and written there."""
+  """Returns dict run name -> report of `aot.examine`; compiles and writes the reports that FOLDER lacks."""
   reports, most = {}, max(programs.CHIPS)
   topology.prepare(f'{chip}:{most}' if chip == 'cpu' else next(programs.runs(chip))[3])
   for name, config, overrides, where in programs.runs(chip):
@@ -38,7 +38,7 @@ def spread(values):
 
 
 def lines(found):
-  """Returns the table of the reports by run, and for each kind of run whether its FLOPs are constant."""
+  """Returns the table of the reports by run, and a line for each kind of run: are its FLOPs constant?"""
   mib = lambda size: f'{size / 2**20:,.0f}'
   cells = []
   for name, entry in found.items():

@@ -16,8 +16,8 @@ def report(results):
   steps = [verdict.exceeds(f'k = {b} better than k = {a}', high, low)
            for a, b, low, high in zip(ks, ks[1:], growing, growing[1:])]
   grown = last.pop('linear_increase')
-  return [*steps, *(verdict.exceeds(f'growing k better than {name} at k = {ks[-1]}', grown, found)
-                    for name, found in last.items()),
+  return [*steps, *(verdict.exceeds(f'growing k better than {name} at k = {ks[-1]}', grown, other)
+                    for name, other in last.items()),
           verdict.exceeds('growing k better than dense', grown, collect.values(results, 'dense')),
           *(verdict.exceeds(f'{name} router: k = {sweep.TRAINED_K}, as trained, better than k = {ks[-1]}',
                             losses(results, name, sweep.TRAINED_K), last[name]) for name in sweep.LEARNED)]
@@ -32,7 +32,7 @@ def figures(results):
 
 
 def evaluated(results):
-  """Returns the k that models were evaluated at."""
+  """Returns the numbers k of experts that models were evaluated with."""
   pairs = next((run.data.sweeps[sweep.FIELD] for run in results if sweep.FIELD in run.data.sweeps), [])
   return [value for value, _ in pairs]
 

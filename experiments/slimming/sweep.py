@@ -12,7 +12,7 @@ DENSE = {'blocks.m.d_ff': 8 * 128}
 
 
 def runs(size='small'):
-  """Yields a run per model and seed; those with experts are evaluated at each of K."""
+  """Yields a run per model and seed; models with experts are evaluated at each of K."""
   small = '' if size == 'large' else ',smoke'
   usual = {'smoke': sizes.SMOKE, 'small': sizes.WHOLE | {'train.steps': 1000, 'eval.batches': 50}}
   evaluations = {FIELD: list(K[:4] if small else K)}                 # of 8 experts, of 16

@@ -14,5 +14,5 @@ def runs(size='small'):
 
 
 def name(experts):
-  """Returns the name of the runs with so many experts."""
+  """Returns the name of the runs with `experts` experts."""
   return f'switch_{experts:02d}'

@@ -1,4 +1,4 @@
-"""Is an upcycled model better than the dense one trained as long, and than a sparse one from scratch?"""
+"""Is an upcycled model better than a dense model trained as long, and than a sparse model from scratch?"""
 
 from stmoe.analysis import verdict
 from stmoe.experiments import figures as drawing

@@ -1,7 +1,7 @@
-"""Gather and sum on TPUs: every row of a choice is copied by itself, while those before it are added up.
+"""Gather and sum on TPUs: every row of a choice is copied by itself, while the rows before it are added up.
 
 XLA gathers rows [T*k,D] into memory and reads them again to add them; here rows go no further than vector
-memory. Chunks of tokens take turns in two buffers: a chunk is copied while the other is summed.
+memory. Chunks of tokens take turns in two buffers: one chunk is copied while the other chunk is summed.
 
 Rows of bfloat16 lie in pairs, one in the lower, the other in the upper halves of the same words. A single row
 cannot be copied alone. So the pair is copied, and the half taken that is asked for. A row is thus read twice

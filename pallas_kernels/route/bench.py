@@ -13,7 +13,7 @@ from pallas_kernels.route import portable
 
 
 def cases(models, tune):
-  """Yields a Case for every shape; there is nothing to tune. FLOPs are those of the softmax, 4 an entry."""
+  """Yields a Case for every shape; there is nothing to tune. FLOPs are the softmax's, 4 an entry."""
   for tokens, _, _, experts, k in models:
     inputs = functools.partial(lambda *shape: (jax.random.normal(jax.random.key(0), shape),), tokens, experts)
     run = functools.partial(api.route, k=k, target=benchmark.platform())

@@ -1,7 +1,7 @@
 """Softmax, the k largest and their counts on TPUs: one reading of the logits, k sweeps over a tile of them.
 
-Every sweep takes the largest probability of each token, the first of equal ones, and strikes it out. A tile
-counts its own choices, so that tiles may run on two cores; the sum over tiles is left to XLA.
+Every sweep takes the largest probability of each token, the first of equal probabilities, and strikes it out.
+A tile counts its own choices, so that tiles may run on two cores; the sum over tiles is left to XLA.
 """
 
 import jax

@@ -111,7 +111,7 @@ def _kernel(bounds, x, dy, out, *, ring, staged, masked, t, programs):
 
 
 def _keep(ref, low, high):
-  """Sets rows of `ref` in shared memory to zero but those in [low,high)."""
+  """Sets rows of `ref` in shared memory to zero but the rows in [low,high)."""
   row = plgpu.broadcasted_iota(jnp.int32, ref.shape, 0, layout=plgpu.Layout.WGMMA)
   tile = ref[...]
   ref[...] = jnp.where((row >= low) & (row < high), tile, jnp.zeros_like(tile))

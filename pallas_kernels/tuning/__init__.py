@@ -31,7 +31,7 @@ def tiles(op, kind, shape, dtype):
   Args:
     op: name of the operation, as tables have it.
     kind: of the devices, or None.
-    shape: (M, K, N, E); all but M must be those of the table, M may be up to FARTHEST times as many.
+    shape: (M, K, N, E); all but M must be as in the table, M may be up to FARTHEST times as many.
     dtype: of its arrays.
   """
   rows = table(kind).get('rows', []) if kind else []

@@ -74,7 +74,7 @@ def loss(runs, labels=None, baselines=None, xs=('step', 'tokens', 'flops')):
 
 
 def measure(runs):
-  """Returns (metric, its unit) of validation losses in figures: bits per byte where all runs have them."""
+  """Returns (metric, unit) of validation losses in figures: bits per byte, if all runs have these bits."""
   in_bits = all(len(run.series('eval/bits_per_byte')[0]) for run in runs)
   return ('eval/bits_per_byte', 'bits per byte') if in_bits else ('eval/loss', measures.unit(runs))
 

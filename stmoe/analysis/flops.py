@@ -32,7 +32,7 @@ SEVERAL = 'layers', 'expert', 'heads'    # axes along which an array is several 
 
 
 class Matrix(NamedTuple):
-  """An array of the model: what it is and how much of it is used.
+  """An array of the model, and how much of the array is used.
 
   path, names, shape: its place in the model, its logical axes, its shape.
   share:   the part of it that a row uses: (rows per token) / E of a bank of E experts, else 1.

@@ -62,7 +62,7 @@ class Module:
     return [instructions[name].shape for name in instruction.operands if name in instructions]
 
   def reached(self, instruction):
-    """Yields every instruction of the computations that `instruction` calls, and of those they call."""
+    """Yields every instruction of the computations that `instruction` calls, directly or through others."""
     for name in instruction.called():
       for inner in self.computations.get(name, ()):
         yield inner

@@ -34,7 +34,7 @@ PROBE = dict(float32=1024, bfloat16=8192)  # rows of the square matmul that meas
 class Problem:
   """A sparse layer to be computed: x [T,D], each token's k experts i32[T,k] and their weights f32[T,k].
 
-  wi, wo: [E,D,F] and [E,F,D]; wg: [E,D,F] of gated experts (SiLU), None of plain ones (ReLU). Of one dtype.
+  wi, wo: [E,D,F] and [E,F,D]; wg: [E,D,F] of gated experts (SiLU), None of plain ReLU experts. Of one dtype.
   """
   x: jax.Array
   expert: jax.Array
@@ -50,7 +50,7 @@ class Variant:
 
   run:      dict(forward, train) of functions without arguments that return when the work is done.
   facts:    of the row; programs: dict(forward, train) of compiled programs, {} where there are none.
-  floor:    the Variant that this one is compared with.
+  floor:    the Variant that this Variant is compared with.
   """
   run: dict
   facts: dict

@@ -140,7 +140,7 @@ class Checkpoints:
   def restore(self, shapes, check, say, step=None):
     """Returns (step, state, data, meta) of the newest readable checkpoint, or None without any.
 
-    An unreadable checkpoint is reported, and the one before is tried. Unless read_only it moves to
+    An unreadable checkpoint is reported, and the checkpoint before is tried. Unless read_only it moves to
     `<directory>/../unreadable`, to make room for that step.
 
     Args:

@@ -45,7 +45,7 @@ def name(path):
 
 
 def _of_all(work, state):
-  """[(path, array, what `work` makes of it)] of the arrays of `state`, on whatever devices they are."""
+  """[(path, array, `work(array)`)] of the arrays of `state`, on the devices of each array."""
   mesh = next((x.sharding.mesh for x in jax.tree.leaves(state) if hasattr(x.sharding, 'mesh')), None)
   arrays = jax.tree.leaves_with_path(state)
   found = jax.device_get(_compiled(work, mesh and distributed.everywhere(mesh))([x for _, x in arrays]))

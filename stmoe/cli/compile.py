@@ -1,4 +1,4 @@
-"""Says whether an experiment fits on accelerators and what it moves between them; none is needed.
+"""Says whether an experiment fits on accelerators and what moves between them; no accelerator is needed.
 
 stmoe compile lm/stdlib --topology v5e:2x4
 stmoe compile st_moe/32b --topology v5p:8x8x8 --json report.json        takes many minutes

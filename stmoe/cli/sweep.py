@@ -74,7 +74,7 @@ def _waves(todo, launch, board):
 
 
 def _end(sweep, board, code):
-  """Says how it ended and returns the exit code: 1 if runs failed, that of the signal if one stopped it."""
+  """Says how the sweep ended; returns the exit code: 1 if runs failed, or a stopping signal's code."""
   failed = [planned.id for planned in sweep.runs if board.status[planned.id] == progress.FAILED]
   if failed:
     print(f'{len(failed)} of {len(sweep.runs)} runs failed: {" ".join(failed)}', file=sys.stderr)

@@ -319,7 +319,7 @@ def merge(edges: Kind) -> Kind:
   ([[1, 0, 2, 1]], [[0.75, 0.5, 0.75, 0.25]])
   """
   groups, number = edges.token.shape
-  at = (jnp.arange(groups)[:, None], edges.token, edges.expert)      # dead ones are out of bounds
+  at = (jnp.arange(groups)[:, None], edges.token, edges.expert)      # dead edges are out of bounds
   shape, edge = (groups, edges.num_tokens, edges.dead), jnp.arange(number)
   weight = jnp.zeros(shape, edges.weight.dtype).at[at].add(edges.weight, mode='drop')
   first = jnp.full(shape, number).at[at].min(edge, mode='drop')      # [G, S, E+Z]

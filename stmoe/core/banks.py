@@ -61,7 +61,7 @@ def _of_all(bank, num_experts, width, out):
 
 
 def _of_one(bank, num_experts, width, out, shared):
-  """Yields what goes wrong when `blocks` runs the bank: arrays of experts are cut to one, shared ones not."""
+  """Yields what goes wrong when `blocks` runs the bank: expert arrays are cut to one, shared arrays not."""
   rows, y = _run(_alone(bank), 1, width)
   if getattr(getattr(y, 'x', None), 'shape', None) == (*rows.shape[:2], out):
     return

@@ -68,7 +68,7 @@ Picks = typing.Callable[[jax.Array, jax.Array | None], jax.Array]
 
 
 def choose(probs: jax.Array, k: int, others: Picks = best, uniform: jax.Array | None = None) -> jax.Array:
-  """Returns i32[G,S,k]: the largest entry, then k-1 further ones picked by `others` from the rest.
+  """Returns i32[G,S,k]: the largest entry, then k-1 further entries that `others` picks from the rest.
 
   Args:
     probs:   f32[G,S,E], not negative.
@@ -143,7 +143,7 @@ KEEP = {'all': keep_all, 'none': keep_none, 'random': keep_random, 'threshold': 
 
 
 def keep(policy: str, gates: jax.Array, uniform: jax.Array | None, threshold: float) -> jax.Array:
-  """Returns bool[G,S,k]: True for the first choice, and for further ones what the named policy of KEEP says.
+  """Returns bool[G,S,k]: True for the first choice; of further choices the named policy of KEEP decides.
 
   Args:
     gates:     f32[G,S,k] as they count for the policy.
@@ -159,7 +159,7 @@ def keep(policy: str, gates: jax.Array, uniform: jax.Array | None, threshold: fl
 
 
 def check_k(router: str, k: int, num_experts: int, num_virtual: int = 0) -> None:
-  """Raises UserError unless a token can choose k of the experts, the virtual ones included."""
+  """Raises UserError unless a token can choose k of the experts, virtual experts included."""
   most = num_experts + num_virtual
   if not 1 <= k <= most:
     raise errors.UserError(f'router {router}: k={k} with num_experts={num_experts}; k is at least 1 and at '

@@ -92,7 +92,7 @@ class Context(struct.PyTreeNode):
     return self.replace(key=jax.random.fold_in(self.key, zlib.crc32(name.encode()) & 0x7FFFFFFF))
 
   def each(self, move: typing.Callable[[jax.Array], jax.Array]) -> 'Context':
-    """Returns this context with `move` applied to every array of tokens [B,T,...], those of `given` too."""
+    """Returns this context with `move` applied to every array of tokens [B,T,...], also in `given`."""
     fields = [f.name for f in dataclasses.fields(self) if f.metadata.get('per_token')]
     wide = lambda a: jnp.broadcast_to(a, (*self.mask.shape, *a.shape[2:]))
     return self.replace(**{name: move(getattr(self, name)) for name in fields},
@@ -144,7 +144,7 @@ REDUCTIONS: dict[str, typing.Callable[..., jax.Array]] = {'sum': jnp.sum, 'mean'
 class Statistic:
   """A number or array that `commit` reads; it knows how parts of a batch become the whole batch.
 
-  A router itself reduces over its groups, which are those of all devices. `together` reduces over
+  A router itself reduces over its groups, which are the groups of all devices. `together` reduces over
   microbatches and passes. Statistics are made by `total`, `mean` and `largest`.
 
   scope: 'layer', or 'model': `commit` of every layer gets the one statistic of all layers that report it.

@@ -39,7 +39,7 @@ def balance_of_groups(probs: jax.Array, choice: jax.Array, mask: jax.Array) -> j
 
   The references differ only in how they combine these numbers. Switch and GShard average
   them over groups of equal size. flaxformer, when it ignores padding, still divides both
-  f and P by S: its value is this one times (real tokens / S) squared.
+  f and P by S: flaxformer's value is the value here times (real tokens / S) squared.
 
   Args:
     probs:  f32[G,S,E].
@@ -128,7 +128,7 @@ def z(logits: jax.Array, mask: jax.Array, tokens: jax.Array | None = None) -> ja
   """Returns the router z-loss of ST-MoE (arXiv:2202.08906, eq. 5): mean of logsumexp squared.
 
   Args:
-    logits: f32[G,S,E], those that gave the probabilities.
+    logits: f32[G,S,E], the logits that gave the probabilities.
     mask:   bool[G,S] real tokens.
     tokens: see `token_mean`.
   Returns:

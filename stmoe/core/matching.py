@@ -185,7 +185,7 @@ def _exchange(scores, owner):
 
 
 def _pairs(gain):
-  """i32[E]: for each expert its partner of an exchange by pairs, the expert itself if it has none.
+  """i32[E]: for each expert its partner in an exchange by pairs, or the expert itself without a partner.
 
   Two experts exchange that are each other's best partner. gain f32[E,E]: of a token's move from a to b.
   """

@@ -113,7 +113,7 @@ def over_capacity(edges: assignment.Edges, a: assignment.Assignment) -> jax.Arra
 
 
 def experts_per_token(a: assignment.Assignment) -> jax.Array:
-  """Returns i32[G,S]: how many experts each token reaches, virtual ones included.
+  """Returns i32[G,S]: how many experts each token reaches, virtual experts included.
 
   >>> from stmoe.core import assignment
   >>> import jax.numpy as jnp

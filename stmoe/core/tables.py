@@ -22,7 +22,7 @@ def random_table(vocab_size: int, num_experts: int, seed: int) -> np.ndarray:
   """Returns i32[V]: an independent uniform draw for every id, in the order of the ids.
 
   The draws of the reference (facebookresearch/ParlAI, hash_ladder.py: Python's generator, seed 42).
-  Further ids of a longer vocabulary leave the buckets of the earlier ones as they are.
+  Further ids of a longer vocabulary leave the buckets of earlier ids as they are.
   Differs: the generator is an own one; the reference reseeds Python's global generator.
 
   >>> random_table(8, 4, seed=42).tolist(), random_table(10, 4, seed=42).tolist()

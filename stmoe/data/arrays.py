@@ -75,7 +75,7 @@ class Opened:
 
 
 def keep(name: str, cache_dir: str, splits: dict, facts: dict) -> store.Kept:
-  """Returns the `store.Kept` of dict split -> dict name -> array; makes it if it is not there."""
+  """Returns the `store.Kept` of dict split -> dict name -> array; makes the folder if there is none."""
   digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
   for split, arrays in splits.items():
     for entry, array in arrays.items():

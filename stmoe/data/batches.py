@@ -120,7 +120,7 @@ class Iterator:
 def source(cfg, run=None):
   """Returns the opened data of a configuration.
 
-  With `run`, a run directory, the data are those that its data.json names (record.py), if the configuration
+  With `run`, a run directory, the data are as its data.json names them (record.py), if the configuration
   means the same. `notes` of the opened data are lines about what has changed since.
   """
   split = cfg.data.eval_split

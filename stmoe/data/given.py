@@ -30,7 +30,7 @@ LINES = ('.jsonl', '.ndjson')
 
 
 def content(path, field='data.files'):
-  """Returns the bytes, UTF-8, of file `path`, unpacked if it ends in .gz; `field` is where it was named."""
+  """Returns the bytes, UTF-8, of file `path`, unpacked if the name ends in .gz; `field` names the file."""
   path = pathlib.Path(path)
   name = path.name.lower()
   for format, (endings, _) in FORMATS.items():

@@ -168,7 +168,7 @@ def changed(known):
 
 
 def write(run, cfg, source, tables=()):
-  """Writes data.json and the files it keeps, unless `source` was opened from it.
+  """Writes data.json and the files that data.json keeps, unless `source` was opened from data.json.
 
   Args:
     source: the opened data of `cfg`, see `batches.source`.

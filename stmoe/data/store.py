@@ -41,7 +41,7 @@ def named(folder, name, key):
 
 
 def kept(path, make):
-  """Returns the facts of folder `path`; `make(folder) -> facts` makes it if it is not there or not whole.
+  """Returns the facts of folder `path`; `make(folder) -> facts` fills a missing or broken folder.
 
   Raises UserError, as `make` does; the error says if a damaged folder cannot be made again.
   """
@@ -70,7 +70,7 @@ def seal(path, facts):
 
 
 def check(path):
-  """Returns the facts of sealed folder `path`; errors.Damaged if anything in it is not as it was sealed."""
+  """Returns the facts of sealed folder `path`; errors.Damaged if a file differs from the seal."""
   sealed = verified(path / SEAL)
   for name, entry in sealed['files'].items():
     file = path / name
@@ -100,7 +100,7 @@ def _digest(values):
 
 
 def sha256(file):
-  """Returns the hex digest of a file, read once per process as long as it stays as it is."""
+  """Returns the hex digest of a file, read once per process while the file stays the same."""
   stat = os.stat(file)
   return _sha256(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino)
 

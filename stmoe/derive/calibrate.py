@@ -95,7 +95,7 @@ ITEMS = {
     'load': None,
     # [E,E] sums of products of two logits.
     'logit_products': lambda seen: _summed('si,sj->ij', seen.logits(), seen.logits()),
-    # [E,E] tokens that both experts compute; on the diagonal, those of an expert.
+    # [E,E] tokens that both experts compute; on the diagonal, tokens of one expert.
     'coactivation': lambda seen: _summed('si,sj->ij', seen.taken, seen.taken),
     # [E,D] and [E,D,D] second moments of what an expert computes: squares, and products of two entries.
     'input_squares': lambda seen: _summed('se,sd->ed', seen.taken, seen.x * seen.x),
@@ -108,7 +108,7 @@ ITEMS = {
     'output_products': lambda seen: _summed('isd,jsd->ij', seen.outputs(), seen.outputs()),
     'output_cosines': _cosines,
     # [] real tokens; of hidden units, what enters the last product, on all tokens: [E,F] sums and squares,
-    # [E,F,F] products of those of expert 0 with those of each expert.
+    # [E,F,F] products of the units of expert 0 with the units of each expert.
     'tokens': lambda seen: seen.mask.sum(),
     'hidden_sums': lambda seen: seen.hidden().sum(1),
     'hidden_squares': lambda seen: jnp.square(seen.hidden()).sum(1),
@@ -159,7 +159,7 @@ class Watch(wrappers.Wrapper):
         raise errors.UserError('a router that mixes all tokens does not say which tokens an expert computes')
       return zeros, zeros
     live = assignment.live(a)                                        # [G, N]
-    at = (jnp.arange(shape[0])[:, None], a.token, a.expert)          # dead and virtual ones are out of bounds
+    at = (jnp.arange(shape[0])[:, None], a.token, a.expert)          # out of bounds: dead, virtual edges
     return (zeros.at[at].add(jnp.where(live, a.weight, 0), mode='drop'),
             zeros.at[at].max(live.astype(jnp.float32), mode='drop'))
 

@@ -132,7 +132,7 @@ def _configuration(sections, overrides):
 
 
 def _take_vocabulary(source, path, target, cfg):
-  """Copies a SentencePiece model into the run and names it there; returns its digest, None without one.
+  """Copies a SentencePiece model into the run and names the copy there; returns the digest, or None.
 
   The configuration's own data.vocab comes before the file beside the tensors. Without either, data.vocab is
   empty, and what reads texts refuses.
@@ -192,7 +192,7 @@ def _fill(path, cfg, plan, placed, found, digest):
 
 
 def _fill_array(writer, leaf, group, found, advance):
-  """Writes one array from the tensors of its Places: at once, or in blocks where it is large."""
+  """Writes one array from the tensors of its Places: at once, or in blocks where the array is large."""
   shape = writer.shape(leaf)
   if 4 * math.prod(shape) <= 2 * BLOCK:
     whole = np.empty(shape, np.float32)

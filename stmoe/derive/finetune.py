@@ -2,7 +2,7 @@
 
 The model is the start's unless `finetune.model='own'`; then the recipe of section `finetune` changes it:
   model:               'start', or 'own': the configuration's, which takes from the start what fits.
-  load:                'all' parameters must be there and fit; with 'partial' the missing ones are new.
+  load:                'all' parameters must be there and fit; with 'partial' missing parameters are new.
   optimizer:           'fresh' slots, or 'keep' the start's (ST-MoE: keeping helps, arXiv:2202.08906, sec. 5).
   dropout_rate:        everywhere but in experts; None = as the start.
   expert_dropout_rate: in experts (Switch, arXiv:2101.03961, section 2.4); None = as the start.

@@ -1,7 +1,7 @@
-"""The start of a run that is made of others: its first checkpoint, and the record of where it came from.
+"""The start of a run that is made of other runs: its first checkpoint, and the record of its parents.
 
 All methods write both here. ancestry.json holds what `records.ancestry` returns. The lineages of
-the parents are copied into it, so it says the whole ancestry when the parents are gone.
+the parents are copied into it, so the record says the whole ancestry when the parents are gone.
 """
 
 from collections.abc import Callable

@@ -187,7 +187,7 @@ def _maker(cfg, plan, noise, granularity, scale, optimizer, step):
 
 
 def _reuse(dense, slots):
-  """Optimizer slots like `slots` from the list of those of the dense runs; refuses what is ambiguous."""
+  """Optimizer slots like `slots` from the list of slots of the dense runs; refuses what is ambiguous."""
   try:
     copied = surgery.upcycle(dense, slots)
   except errors.UserError as error:
@@ -232,7 +232,7 @@ def _evaluate(cfg, plan, state, source, show, what):
 
 
 def difference(cfg, dense, sparse):
-  """Returns the norm of the change of the logits over that of the dense ones, on one evaluation batch.
+  """Returns the norm of the change of the logits over the norm of the dense logits, on one evaluation batch.
 
   Logits of what a model rules out, such as an answer in padding, do not count.
 
@@ -256,7 +256,7 @@ def difference(cfg, dense, sparse):
 
 
 def _write(cfg, workdir, plan, state, source, record, options, spent):
-  """Writes the new run; `spent` is the FLOPs that it starts with, those of the dense runs."""
+  """Writes the new run; `spent` is the FLOPs that it starts with, the FLOPs of the dense runs."""
   parents = [starts.parent(dense['run'], dense['step']) for dense in record['runs']]
   origin = starts.origin('upcycle', options, parents, record)
   low, high = jax.device_get(state['counts']['tokens']).tolist()

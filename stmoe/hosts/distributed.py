@@ -40,7 +40,7 @@ def everywhere(mesh):
 
 
 def fetch(tree):
-  """Returns a tree of arrays as numpy, also arrays of which it has only a part; all must call it."""
+  """Returns a tree of arrays as numpy, even where a process has only a part; all processes must call."""
   return jax.device_get(jax.tree.map(_whole, tree))
 
 

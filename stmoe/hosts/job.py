@@ -17,7 +17,7 @@ from stmoe.hosts import supervise
 
 HEARTBEAT = 60                           # seconds of silence after which a process is taken for dead
 TOGETHER = 300                           # seconds in which all processes of a job must have started
-LEAVE = 10                               # seconds that a failing process gives the others to fail alike
+LEAVE = 10                               # seconds that a failing process gives other processes to fail
 ASK: dict = {}                           # how to join where only a Cloud TPU's metadata server knows
 LONG = 7 * 24 * 3600 * 1000              # ms; who waits for a dead process is ended by its heartbeat
 

@@ -1,9 +1,9 @@
 """A parent that watches a process of a job and says in one line how the process ended.
 
-When a process of a job dies, JAX's runtime aborts the others from a thread of its own. The abort comes with a
-stack trace and out of Python's reach. So a process of a job does its work in a child. The parent passes
-signals on, keeps back what the runtime says about the death of others, and turns it into one line and exit
-code 75.
+When a process of a job dies, JAX's runtime aborts the other processes from a thread of its own. The abort
+comes with a stack trace and out of Python's reach. So a process of a job does its work in a child. The parent
+passes signals on, keeps back what the runtime says about the death of others, and turns it into one line and
+exit code 75.
 """
 
 import ctypes

@@ -18,7 +18,7 @@ from stmoe.layers import moe
 
 
 class Segment(nnx.Module):
-  """One hash function, and its K pieces of both matrices: [D, F/N] and [F, D/N]; executors run them."""
+  """One hash function, and its K pieces of both matrices: [D, F/N] and [F, D/N]; executors run the pieces."""
 
   def __init__(self, router: contract.Router, inward: contract.Bank, outward: contract.Bank, d_model: int,
                group_size: int | None):

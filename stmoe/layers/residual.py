@@ -1,4 +1,4 @@
-"""A layer with its own residual and norm inside those of a post-norm block."""
+"""A layer with its own residual and norm inside the residual and norm of a post-norm block."""
 
 from flax import nnx
 import jax

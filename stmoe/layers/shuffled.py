@@ -23,7 +23,7 @@ class Shuffled(nnx.Module):
   Args:
     d_model: D.
     inner:   recipe of the layer; what it routes in a group is what is shuffled.
-  Differs: the groups are those of one microbatch, whatever number of devices holds them.
+  Differs: a group lies in one microbatch, whatever number of devices holds them.
   """
 
   def __init__(self, d_model: int, *, inner: ranges.Named('layer'), rngs):

@@ -48,7 +48,7 @@ class Spatial(nnx.Module):
     heads:     equal chunks of the channels, each with a matrix of its own.
     causal:    whether a position receives from itself and earlier positions only.
     circulant: S is made of vectors, see `toeplitz`, and is always causal. The product is as large.
-    allow_causal: accept causal=False in a stack in which a token must not depend on later ones.
+    allow_causal: accept causal=False in a stack in which a token must not depend on later tokens.
   """
 
   def __init__(self, d_model: int, *, heads: ranges.Count = 1, causal: ranges.Flag = True,

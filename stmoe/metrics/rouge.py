@@ -6,8 +6,8 @@ NAMES = ('rouge1', 'rouge2', 'rougeLsum')
 def score(examples, predictions):
   """Returns dict of the F of NAMES without stemmer, and of 'NAME_stemmer', out of 100, means over examples.
 
-  A sentence ends at ' . '. Of several references the one of highest ROUGE-1 counts. Differs: T5 reports the
-  middle of a bootstrap, which is random.
+  A sentence ends at ' . '. Of several references the reference of highest ROUGE-1 counts. Differs: T5 reports
+  the middle of a bootstrap, which is random.
   """
   plain, stemmed = (scores(examples, predictions, stemmer) for stemmer in (False, True))
   return plain | {f'{name}_stemmer': value for name, value in stemmed.items()}

@@ -18,7 +18,7 @@ def score(examples, predictions):
 
 
 def names(text, candidate):
-  """Returns whether the words of a text are among those of the other; a possessive is another thing."""
+  """Returns whether the words of one text are among the words of another; a possessive is another thing."""
   predicted, referent = words(text), words(candidate)
   if any("'" in word for word in predicted) != any("'" in word for word in referent):
     return False

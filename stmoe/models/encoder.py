@@ -37,8 +37,8 @@ class Encoder(nnx.Module):
     init_scale:   variance scale of the attention; layers have their own.
     dtype:        of activations; parameters, norms, routers and logits are float32.
     scan_layers, remat: see `stack.Stack`.
-  Differs: vectors of tokens and positions are initially N(0, 1); the norm makes of them what it makes of
-  BERT's N(0, 0.02). GELU is the tanh approximation; dropout has one mask per sequence.
+  Differs: vectors of tokens and positions are initially N(0, 1); the norm makes of these vectors what the
+  norm makes of BERT's N(0, 0.02). GELU is the tanh approximation; dropout has one mask per sequence.
   """
 
   targets = 'positions'            # what is predicted are places of the row, no ids

@@ -107,7 +107,7 @@ def _of(values, name):
 
 
 def _declared(layer, aux):
-  """`aux`, if its parts are those that `layer` says it reports; raises UserError otherwise."""
+  """`aux`, if its parts are the parts that `layer` declares; raises UserError otherwise."""
   declared = contract.offered(layer, 'reports')
   named = sorted(aux) if isinstance(aux, dict) else []
   if aux is not None and named != sorted(declared):

@@ -84,7 +84,7 @@ class DeepSeekMoE(nnx.Module):
     scope:           'sequence' (V2; the released 16B) or 'group': what the losses count over.
     device_budget:   in training a device takes this factor of its equal share of the choices, the
       most probable first. A tenth of the sequences keep all choices (V2: 1.0); None = all. Not causal.
-    allow_causal:    accept a device budget where a token then depends on later ones.
+    allow_causal:    accept a device budget where a token then depends on later tokens.
   Losses: balance, device, communication.
   Differs: the router starts at N(0, 0.02) like all of this project; the paper has 0.006. A device's
     budget is counted per routing group, not per batch. That exempt tokens use it first is our reading.

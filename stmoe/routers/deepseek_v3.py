@@ -64,7 +64,7 @@ class DeepSeekV3(nnx.Module):
     freeze_after:    optimizer steps after which the rate is 0 (V3: for its last 0.5T tokens); None = never.
   Losses: balance (the complementary sequence-wise loss; V3 weighs it with 1e-4).
   State: bias f32[E], moved by `bias_lib.update` once per optimizer step; updates i32[], how often.
-  Differs: the paper gives a node the sum of its k / M best scores; both codes and this one add up two.
+  Differs: the paper gives a node the sum of its k / M best scores; both codes and this file add up two.
     The router starts at N(0, 0.02) like all of this project; the paper has 0.006.
   """
 

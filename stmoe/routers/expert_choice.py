@@ -93,7 +93,7 @@ def expert_choice(logits: jax.Array, mask: jax.Array, capacity: int, *, tokens: 
 
 
 class ExpertChoice(nnx.Module):
-  """Experts choose tokens (arXiv:2202.09368). Whether a token is chosen depends on later ones.
+  """Experts choose tokens (arXiv:2202.09368). Whether a token is chosen depends on later tokens.
 
   Args:
     capacity_factor: (train, eval) c: average experts per token (paper: 2, flaxformer's gin: 1);
@@ -103,7 +103,7 @@ class ExpertChoice(nnx.Module):
     entropy:         lambda of the capped variant.
     sweeps:          iterations of the capped variant.
     normalize:       weights of a token over their sum (arXiv:2212.05055, vision), or probabilities.
-    allow_causal:    accept a stack in which a token must not depend on later ones.
+    allow_causal:    accept a stack in which a token must not depend on later tokens.
   Losses: z; balance is 0, none is needed.
   """
 

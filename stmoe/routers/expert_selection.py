@@ -40,12 +40,12 @@ def expert_selection(logits: jax.Array, mask: jax.Array, capacity: int,
 
 
 class ExpertSelection(nnx.Module):
-  """Experts select tokens (Mesh-TensorFlow). Whether a token is taken depends on later ones.
+  """Experts select tokens (Mesh-TensorFlow). Whether a token is taken depends on later tokens.
 
   Args:
     capacity_factor: (train, eval) average experts per token; None = every expert takes all.
     min_capacity:    least slots of an expert, never more than the tokens of the group.
-    allow_causal:    accept a stack in which a token must not depend on later ones.
+    allow_causal:    accept a stack in which a token must not depend on later tokens.
   Losses: balance (popularity of tokens), z.
   """
 

@@ -54,7 +54,7 @@ def route(bucket: jax.Array, mask: jax.Array, capacity: int, num_experts: int,
 class Hash(nnx.Module):
   """Experts by a hash of the input token (arXiv:2106.04426). No parameters; a table i32[V].
 
-  The token is the one that is read at the place, never the token to be predicted. The table is a
+  The token is the token read at the place, never the token to be predicted. The table is a
   constant of the model, kept in its checkpoints.
 
   Args:

@@ -21,7 +21,7 @@ EPSILON = 1e-6                                                       # least sta
 def standardize(logits: jax.Array, scale: float) -> jax.Array:
   """Returns logits f32[G,S,E] over experts with zero mean and standard deviation `scale`.
 
-  The softmax of such logits cannot go flat: one logit is always above the others. The deviation is the
+  The softmax of such logits cannot go flat: one logit is always above the other logits. The deviation is the
   unbiased one (over E - 1), as in the code of MoE++; the report does not say which. Equal logits give 0.
   """
   centred = logits - logits.mean(axis=-1, keepdims=True)

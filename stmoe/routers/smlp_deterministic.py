@@ -14,7 +14,7 @@ from stmoe.errors import UserError
 def deterministic(mask: jax.Array, num_experts: int) -> contract.Decision:
   """Returns (Assignment, Aux): of S tokens in order, the i-th S/E to expert i with weight 1.
 
-  Nothing depends on the content, so no position depends on later ones. Buffers are exactly full.
+  Nothing depends on the content, so no position depends on later positions. Buffers are exactly full.
 
   Args:
     mask: bool[G,S] real tokens; padding goes nowhere.

@@ -59,7 +59,7 @@ class SoftMoe(nnx.Module):
 
   Args:
     slots:        per expert; the paper found many experts of 1 or 2 slots best, E * slots about S.
-    allow_causal: accept a stack in which a token must not depend on later ones.
+    allow_causal: accept a stack in which a token must not depend on later tokens.
   Losses: none.
   """
 

@@ -69,7 +69,7 @@ class STMoE(nnx.Module):
       (sent iff g > tau). Evaluation draws nothing: 'random' then sends iff g > tau / 2.
     batch_priority:  batch-prioritised routing; not causal.
     balance_choices: 'first' (paper) or 'any' (flaxformer): what the balance loss counts.
-    allow_causal:    accept batch priority where a token then depends on later ones.
+    allow_causal:    accept batch priority where a token then depends on later tokens.
     num_virtual:     Z, how many of the experts are virtual; the layer says so.
   Losses: balance, z (the router z-loss, section 3.3).
   Differs: evaluation is deterministic; Mesh-TensorFlow draws there too.

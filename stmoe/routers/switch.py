@@ -44,7 +44,7 @@ def switch(logits: jax.Array, mask: jax.Array, capacity: int, tokens: jax.Array 
       metrics=metrics.routing(logits, probs, edges, a, mask, tokens))
 
 
-# Two of the four policies of appendix C; the others change the router's input: dropout and jitter.
+# Two of the four policies of appendix C; the other two change the router's input: dropout and jitter.
 EXPLORATION = {'argmax': choices.best, 'sample': choices.sample}
 
 

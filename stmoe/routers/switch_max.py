@@ -44,7 +44,7 @@ class SwitchMax(nnx.Module):
     capacity_factor: (train, eval) slots per token; None = nothing is dropped.
     min_capacity:    least slots of an expert.
     jitter:          in training the router sees x * U(1 - jitter, 1 + jitter).
-    allow_causal:    accept a stack in which a token must not depend on later ones.
+    allow_causal:    accept a stack in which a token must not depend on later tokens.
   Losses: balance, z.
   """
 

@@ -50,8 +50,8 @@ def by_batch(ctx: contract.Context) -> jax.Array:
   return jnp.zeros(ctx.mask.shape, jnp.int32)
 
 
-# The reference's levels are 'token' (0) and what it calls sentence (1): its tensors are time-major,
-# so the latter draws for each time step. The paper's per-sentence dispatch is 'sentence' here.
+# The reference's levels are 'token' (0) and "sentence" (1), but its tensors are time-major,
+# so its sentence draws for each time step. The paper's per-sentence dispatch is 'sentence' here.
 DISPATCH = {'token': by_token, 'sentence': by_sentence, 'time_step': by_time_step, 'batch': by_batch}
 NUMBERED = ('token', 'sentence')     # a draw then depends on what else is in the batch
 

@@ -20,7 +20,7 @@ def capacity(num_choices: int, num_experts: int, factor: float, multiple_of: int
   """Returns C = ceil(num_choices * factor / num_experts), rounded up to a multiple of `multiple_of`.
 
   `factor` counts slots per choice, of which a group of S tokens has num_choices = S * k. The
-  paper rounds to the nearest number; the ceiling and the multiple are those of the released code.
+  paper rounds to the nearest number; the ceiling and the multiple are from the released code.
 
   Args:
     num_choices: S * k.
@@ -86,7 +86,7 @@ class VMoe(nnx.Module):
     multiple_of:     capacity is rounded up to a multiple of this; 0 = to a whole number.
     noise_std:       in training logits get N(0, (noise_std / E)^2), drawn per token and expert.
     batch_priority:  tokens of larger gates are served first (BPR); not causal.
-    allow_causal:    accept batch priority where a token then depends on later ones.
+    allow_causal:    accept batch priority where a token then depends on later tokens.
   Losses: importance, load, gshard.
   Differs: initial weights are N(0, 0.02), like other routers'; the released code's have variance 1/D.
   """

@@ -1,6 +1,6 @@
 """Merging of experts: a group that is routed alike becomes one expert, its usage-weighted mean (M-SMoE).
 
-Li et al., "Merge, Then Compress" (arXiv:2310.01334). Hidden units of all experts are permuted to those of
+Li et al., "Merge, Then Compress" (arXiv:2310.01334). Hidden units of all experts are permuted to the units of
 expert 0, which changes no function. The most used experts are the heads of groups. Every other expert
 joins the head whose router logits are most like its own. The router stays as it is, inside of
 `routers/wrappers/remap.py`.
@@ -191,7 +191,7 @@ def _globally(layers, used, keep):
 
 
 def correlation(tokens: float, sums: np.ndarray, squares: np.ndarray, products: np.ndarray) -> np.ndarray:
-  """Returns [E,F,F]: how the activations of expert 0's hidden units go with those of each expert's.
+  """Returns [E,F,F]: how the activations of expert 0's hidden units go with the units of each expert.
 
   Covariances over the product of the standard deviations plus 1e-7: 0 for a constant unit.
 

@@ -1,4 +1,4 @@
-"""Pruning of experts: the best experts of every layer stay, with their part of the router; the others go.
+"""Pruning of experts: the best experts of every layer stay, with their part of the router.
 
 Z-code M3 (arXiv:2109.10465) keeps the most used experts for inference. REAP (arXiv:2510.13999) keeps the
 experts whose weighted outputs are longest. Tokens choose among the experts that stay, by the router's own
@@ -51,8 +51,8 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   """Returns (params, changes) with share `keep` of the experts of every layer; see `sparse`.
 
   Args:
-    by:   'usage' keeps the most chosen experts. 'reap' keeps those with the largest mean of weight times
-      length of output. 'magnitude' keeps those with the largest weights, 'random' any.
+    by:   'usage' keeps the most chosen experts. 'reap' keeps the experts with the largest mean of
+      weight times length of output. 'magnitude' keeps the experts with the largest weights, 'random' any.
     seed: of 'random'.
   """
   layers = sparse.found(config)

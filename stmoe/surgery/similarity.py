@@ -10,7 +10,7 @@ from stmoe.surgery import layout
 def experts(params: dict, names: dict) -> dict[str, jax.Array]:
   """Returns dict layer name -> f32[E,E]: cosines between the weights of the experts of every sparse layer.
 
-  All weights of an expert count as one vector, without those that all experts share. Copies have 1;
+  The weights of an expert count as one vector, without weights that all experts share. Copies have 1;
   independent experts nearly 0.
 
   Args:

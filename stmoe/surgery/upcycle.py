@@ -74,7 +74,7 @@ def upcycle(dense, sparse, *, noise=0.0, key=None, granularity=1, scale=1.0):
 
   Args:
     dense:  list of M pure dicts of trained dense models.
-    sparse: pure dict of the new model's initial parameters; only those of routers are used.
+    sparse: pure dict of the new model's initial parameters; only parameters of routers are used.
     noise:  standard deviation of Gaussian noise on the copies, in units of each array's own.
     key:    PRNG key of the noise.
     granularity: G: experts are G times narrower than the dense layer.

@@ -59,7 +59,7 @@ def evaluated(found, name, field, value, metric='eval/loss'):
 
 
 def results(runs):
-  """Returns the Results of the finished ones of `runs`, in order; damaged runs are left out with a note."""
+  """Returns the Results of the finished runs of `runs`, in order; damaged runs are left out with a note."""
   costs, all_results = {}, []
   for run, data in filter(None, map(_read, runs)):
     config, _ = experiment.load(run.experiment, run.overrides)

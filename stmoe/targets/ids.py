@@ -127,7 +127,7 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, z: float = 0.0,
                   label_smoothing: float = 0.0) -> tuple[jax.Array, jax.Array]:
   """Returns (ce, z_term) f32[B,T]: cross entropy, and z * log(Z)^2 of the output softmax.
 
-  With smoothing e the target has 1 - e on the right token and e / (V-1) on the others.
+  With smoothing e the target has 1 - e on the right token and e / (V-1) on the other tokens.
   The entropy of that distribution is subtracted, so that a perfect prediction costs 0 (as in T5X).
   Only `logits` and log(Z) are kept for the backward pass, which forms the probabilities again.
 

@@ -114,5 +114,5 @@ def _entries(plan, blocks):
 
 
 def _refuse(line):
-  """Raises UserError: another checkpoint than the one asked for would be another teacher."""
+  """Raises UserError, because another checkpoint would be another teacher."""
   raise errors.UserError(line)

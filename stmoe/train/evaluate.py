@@ -20,7 +20,7 @@ from stmoe.train import state as states
 def make(plan, draws=1):
   """Returns the jitted `(params, router_state, batch, key) -> dict of sums` over the targets of a batch.
 
-  Evaluation has its own capacity, no dropout and no other noise. The sums are those of the target's `judge`,
+  Evaluation has its own capacity, no dropout and no other noise. The sums come from the target's `judge`,
   and `weight` f32[]. `drop_frac` is a mean over sparse layers, and 'load' a dict layer -> f32[E]. Only a
   router whose evaluation is random by its method (`draws_at_eval`) uses the key. With several `draws`, the
   predictions of `draws` keys are averaged (an ensemble), if the target can.
@@ -47,7 +47,7 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
         complete=None):
   """Returns the 'eval/...' metrics of `state` over the evaluation split of `cfg`, or eval.batches of it.
 
-  Where evaluation is random, its keys are those of the seed and of each batch's number.
+  Where evaluation is random, its keys come from the seed and each batch's number.
 
   Args:
     plan, sums: the blueprint, and what `make` made of it.
@@ -85,7 +85,7 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
 def bytes_per_token(facts, tokens, num_bytes):
   """Returns the bytes of text per token scored; EOS counts among the tokens, not the bytes.
 
-  Where only some of the split was scored, the bytes are those of the scored text. They are taken from its
+  Where only some of the split was scored, the bytes are counted in the scored text. They are taken from its
   pieces: the share of all bytes of pieces, times the bytes of text. The two differ where a vocabulary
   rewrites text.
 
@@ -99,6 +99,6 @@ def bytes_per_token(facts, tokens, num_bytes):
 
 
 def describe(target, values):
-  """Returns as one line those 'eval/...' metrics that a target has words for."""
+  """Returns as one line the 'eval/...' metrics that a target has words for."""
   return ', '.join(measure.said.format(values[name]) for name, measure in target.measures.items()
                    if measure.said and name in values)

@@ -269,7 +269,7 @@ def take(tree, paths):
 
 
 def put(tree, part):
-  """Returns the nested dict `tree` with its leaves replaced by those that the nested dict `part` has."""
+  """Returns the nested dict `tree` with its leaves replaced by the leaves of the nested dict `part`."""
   if not isinstance(part, dict):
     return part
   return tree | {key: put(tree.get(key, {}), inner) for key, inner in part.items()}

@@ -358,7 +358,7 @@ class Clock:
     return self._since is not None
 
   def seconds(self):
-    """Returns the seconds until now, those of earlier processes of the run included."""
+    """Returns the seconds until now, earlier processes of the run included."""
     return self._seconds + (time.monotonic() - self._since if self._since else 0.0)
 
   @contextlib.contextmanager

@@ -35,7 +35,7 @@ def of_layers(aux, weighted=()):
   """Returns dict name -> list of f32[], each loss from the layers that report it, sorted by name.
 
   Where `weighted` has attention_NAME, that is the loss NAME of attention: SwitchAll weighs the
-  routers of attention otherwise than those of feed-forward layers (arXiv:2312.07987).
+  routers of attention otherwise than routers of feed-forward layers (arXiv:2312.07987).
 
   Args:
     aux: dict layer -> Aux, 'decoder_03' or 'decoder_03.attention.PART'.

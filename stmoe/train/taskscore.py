@@ -4,7 +4,7 @@ Labels are ranked at evaluation capacity; with a capacity, what a row gets depen
 the capacity is recorded beside the scores. Texts are decoded without a capacity (generate.py). The fields of
 section `eval` that are read here:
   methods:  'rank' by log-likelihood, 'decode', both, or none for no such evaluation; 'span' of questions.
-  examples: at most so many examples of each task, the first; 0 = all.
+  examples: the largest number of examples of each task, from the first on; 0 = all.
 Section `decode` names the strategy, a module of stmoe/decode, and its fields.
 """
 
@@ -216,7 +216,7 @@ def describe(values):
 
 
 def record(scorer, step, values):
-  """Returns what results.json holds: scores beside those of trivial systems, and how they were made."""
+  """Returns what results.json holds: scores beside the scores of trivial systems, and how they were made."""
   trivial = {f'{name}/{metric}': value for name, task in scorer.tasks.items()
              for metric, value in baselines(scorer.examples(name), task.metrics).items()}
   return dict(step=step, scores=values, baselines=trivial,

@@ -56,7 +56,7 @@ def columns(runs, costs, labels):
 
 
 def _values(run, cost, scores):
-  """The numbers of a run: those of `table`, its loss, and the scores of decoded texts, keys of DONE."""
+  """The numbers of a run: the numbers of `table`, the loss, and the scores of decoded texts, keys of DONE."""
   return table.values(run, cost) | {'loss': run.last('eval/loss')} | {
       key: (run.done or {}).get(key) for key in scores}
 

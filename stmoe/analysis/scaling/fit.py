@@ -66,7 +66,7 @@ class Problem:
     return np.where(self.is_log, np.log(np.where(self.is_log, values, 1.0)), values)
 
   def coefficients(self, theta):
-    """Returns dict name -> [..., 1] of theta [..., P], with the fixed ones; scalars of theta [P]."""
+    """Returns dict name -> [..., 1] of theta [..., P], the fixed values included; scalars of theta [P]."""
     theta = np.asarray(theta)
     columns = [theta[..., i] if theta.ndim == 1 else theta[..., i, None] for i in range(len(self.free))]
     free = {name: np.exp(c) if log else c for name, c, log in zip(self.free, columns, self.is_log)}

@@ -4,7 +4,7 @@ from stmoe.analysis import flops
 
 
 def of(config):
-  """Returns dict column -> number of a run of `config`; the columns are those of `columns.MEANING`.
+  """Returns dict column -> number of a run of `config`; the columns are the keys of `columns.MEANING`.
 
   Routers are left out of all sizes. n_dense is what a token uses without embeddings: a token's experts have
   together the width of the dense layer in every comparison here. granularity is the number of experts of a

@@ -71,7 +71,7 @@ def study(name, law, table, hold_out=0, bootstrap=200, fixed=(), seed=0):
     name:      of the law.
     law:       its module.
     table:     dict column -> f64[R], with 'loss'.
-    hold_out:  how many of the largest configurations are predicted from the other ones, all their seeds.
+    hold_out:  how many of the largest configurations are predicted from the rest, with all their seeds.
     bootstrap: how many fits to resampled residuals; 0 for no intervals.
     fixed:     dict coefficient -> value.
     seed:      of the bootstrap and of the starting values.

@@ -14,7 +14,7 @@ def missing():
 def variant(problem, floor):
   from absl import flags, logging
   import tokamax
-  flags.FLAGS.mark_as_parsed()             # else it reads the command line as its own
-  logging.set_verbosity(logging.ERROR)     # else it warns at length of every shape that its tables lack
+  flags.FLAGS.mark_as_parsed()             # else tokamax reads the command line
+  logging.set_verbosity(logging.ERROR)     # else tokamax warns of every shape its tables lack
   from stmoe.bench import by_product
   return by_product.variant(problem, floor, lambda x, w, sizes: tokamax.ragged_dot(x, w, group_sizes=sizes))

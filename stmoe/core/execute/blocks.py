@@ -47,7 +47,7 @@ def _execute(x, weight, experts, a, rows, key):
 
 def forward(x: jax.Array, weight: jax.Array, experts: contract.Bank, a: assignment.Assignment,
             rows: rows_lib.Rows, key: jax.Array | None) -> jax.Array:
-  """Returns y [G,S,D'] of `execute`; weight f32[G,N] is 0 on dead edges, `rows` those of `a`."""
+  """Returns y [G,S,D'] of `execute`; weight f32[G,N] is 0 on dead edges, `rows` are the rows of `a`."""
   tokens = x.reshape(-1, x.shape[-1])                                # [G*S, D]
   cut = walk.blocks(rows.sizes, rows.edge.size)
   table = walk.room(cut, rows.token)                                 # [M+P], P for blocks that reach further

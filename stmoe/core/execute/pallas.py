@@ -37,7 +37,7 @@ def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
     x:       [G,S,D] activations.
     a:       Assignment.
     experts: a bank, `experts(rows, key) -> rows`, its arrays [E,...] or shared by all experts.
-    key:     PRNG key for dropout inside experts, or None; every platform draws its own masks from it.
+    key:     PRNG key for dropout inside experts, or None; each platform draws other masks from the same key.
   Returns:
     [G,S,D'] in the dtype of x, D' the width of the bank's rows; tokens without a live edge get zeros.
   """
@@ -90,7 +90,7 @@ _execute.defvjp(_forward, _backward)
 
 def forward(x: jax.Array, weight: jax.Array, experts: contract.Bank, a: assignment.Assignment,
             rows: rows_lib.Rows, key: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-  """Returns (y [G,S,D'], tuple of the [M,F] to keep); the arguments are those of `blocks.forward`."""
+  """Returns (y [G,S,D'], tuple of the [M,F] to keep); the arguments are as for `blocks.forward`."""
   with jax.named_scope('dispatch'):
     ops, xs = _ops(rows), _rows(x, rows)                             # M of D
   with jax.named_scope('experts'):

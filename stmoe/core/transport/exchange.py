@@ -1,7 +1,7 @@
 """Executors on several devices: each device runs its own groups, and rows travel to the experts and back.
 
 Letters: P devices that share the experts, E/P experts on each, M rows of a device, R rows that a
-device may send to another. Names of mesh axes are those that the current rules (`stmoe.axes`) give to
+device may send to another. Names of mesh axes are the names that the current rules (`stmoe.axes`) give to
 the logical axes 'group' and 'expert'.
 """
 
@@ -29,8 +29,8 @@ def on_shards(execute: typing.Callable[..., jax.Array], x: jax.Array, a: assignm
 
   Args:
     execute: takes four things: the groups of one device, x [G/P',S,D] and their Assignment (of all E
-      experts); the bank of its E/P experts with what all experts share; a key of its own; and `over`, the
-      names of the axes that split the experts.
+      experts); the bank of its E/P experts with what all experts share; a key for each device; and `over`,
+      the names of the axes that split the experts.
     x, a, experts, key: of an executor.
   Raises:
     UserError: the experts are split over an axis that does not split the groups.

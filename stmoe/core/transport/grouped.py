@@ -134,7 +134,7 @@ class Run:
 
 
 class Again:
-  """Hands out the products that a `Run` kept, in the same order; with `kept` None it computes them again.
+  """Hands out the products that a `Run` kept, in the same order; `kept` None computes the products again.
 
   dy: [M,D'] or Listed, the gradient to the result.
   """
@@ -240,7 +240,7 @@ class Product(Grouped):
     """Returns zeros [M,F] with the gradient of gate_r (x_r w + b): the weight goes before the product."""
     x = (self.rows.x * gate).astype(self.rows.x.dtype)               # [M, D]
     nothing = jnp.zeros((x.shape[0], self.w.shape[-1]), x.dtype)
-    assert isinstance(self.products, Again)                          # the others are for values
+    assert isinstance(self.products, Again)                          # other products are for values
     ops, w = owned(self.products.ops, self.w, 3)
     y = known(x, w, nothing, x, self.products.dy, ops)
     return y if self.b is None else y + (self.rows.of_rows(self.b) * gate).astype(y.dtype)

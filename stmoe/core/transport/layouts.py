@@ -66,9 +66,9 @@ class Buckets(struct.PyTreeNode):
   def each(self, f: typing.Callable[..., jax.Array], *arrays: jax.Array) -> 'Buckets':
     """Returns f(rows [R,D] of one expert, its parts of the arrays [E,...]) -> [R,F] of every expert.
 
-    One expert after the other, so that f may be anything. With vmap a convolution would be a single one in E
-    groups. The gradient of such a convolution is too large where the compiler splits its rows but not its
-    kernels (XLA of jax 0.10.2).
+    One expert after the other, so that f may be anything. With vmap a convolution would be a single
+    convolution in E groups. The gradient of such a convolution is too large where the compiler splits its
+    rows but not its kernels (XLA of jax 0.10.2).
     """
     arrays = tuple(a.astype(self.x.dtype) for a in arrays)
     return self.replace(x=jax.lax.map(lambda one: f(*one), (self.x, *arrays)))

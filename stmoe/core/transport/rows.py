@@ -17,7 +17,7 @@ from stmoe.core import assignment
 
 @struct.dataclass
 class Rows:
-  """Where the rows of each expert lie; M = G*N rows, the live ones first.
+  """Where the rows of each expert lie; M = G*N rows, live rows first.
 
   edge:   i32[M] edge (of the flattened [G,N] list) that a row carries; 0 beyond the live rows.
   token:  i32[M] its token in [0, G*S); 0 beyond the live rows.

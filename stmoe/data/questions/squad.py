@@ -28,7 +28,7 @@ class Question:
 
 
 def read(path):
-  """Returns the Questions of a file; UserError if it is no SQuAD file or an answer is not in its context."""
+  """Returns the Questions of a file; UserError without SQuAD's fields, or if a context lacks its answer."""
   articles = given.json(path, 'data.files')
   try:
     questions = [_question(qa, paragraph['context']) for article in articles['data']

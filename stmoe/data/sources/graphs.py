@@ -76,7 +76,7 @@ class Graphs:
     return dict(encoder=self.num_nodes, decoder=self.num_nodes if self.nodes else 1)
 
   def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> arrays.Opened:
-    """Returns the graphs, those that a run's Record `found` names if they are the same."""
+    """Returns the graphs; of a run's Record `found` if they are the same."""
     return arrays.Opened(self, found, lambda: _read(self))
 
 

@@ -86,7 +86,7 @@ class Images:
     return dict(encoder=patches + (model.get('pooling', 'token') == 'token'), decoder=1)
 
   def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> 'Opened':
-    """Returns the images, those that a run's Record `found` names if they are the same."""
+    """Returns the images; of a run's Record `found` if they are the same."""
     _check(self)
     return Opened(self, found)
 
@@ -183,7 +183,7 @@ class Arrays:
 
 
 def keep(data: typing.Any) -> store.Kept:
-  """Returns the `store.Kept` of the images of section `data`; makes it if it is not there."""
+  """Returns the `store.Kept` of the images of section `data`; makes the folder if there is none."""
   if data.task.startswith(TFDS):
     from stmoe.data.images import tfds
     return tfds.keep(data.task.removeprefix(TFDS), data.label, data.cache_dir)

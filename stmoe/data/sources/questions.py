@@ -150,7 +150,7 @@ class Questions:
     return dict(encoder=self.inputs_length, decoder=self.targets_length)
 
   def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> 'Opened':
-    """Returns the questions, those that a run's Record `found` names if they are the same."""
+    """Returns the questions; of a run's Record `found` if they are the same."""
     _check(self)
     return Opened(self, found, cfg.seed)
 

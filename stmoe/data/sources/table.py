@@ -79,7 +79,7 @@ class Table:
     return dict(encoder=1, decoder=1)
 
   def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> arrays.Opened:
-    """Returns the rows, those that a run's Record `found` names if they are the same.
+    """Returns the rows; of a run's Record `found` if they are the same.
 
     Other files of the same columns are read with the scales and the ids of the run.
     """

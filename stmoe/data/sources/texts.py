@@ -83,7 +83,7 @@ class Texts:
     return {side: self.objective.keywords[field] for side, field in self.rule.sides.items()}
 
   def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> 'Opened':
-    """Returns the rows, those that a run's Record `found` names if they are the same."""
+    """Returns the rows; of a run's Record `found` if they are the same."""
     return Opened(self, found, cfg.model.get('start_id', 0) if 'model' in cfg else 0)
 
   def shares(self) -> tuple:
@@ -166,7 +166,7 @@ class Opened:
   def info(self) -> dict:
     """Returns the facts of the text; see `info` of data/batches.py.
 
-    num_bytes, num_tokens, num_documents are those of the evaluation split. EOS counts among the tokens, not
+    num_bytes, num_tokens, num_documents count the evaluation split. EOS counts among the tokens, not
     among the bytes. bytes_per_token = num_bytes / num_tokens. piece_bytes are those of the vocabulary's
     pieces, which are num_bytes unless the vocabulary rewrites text.
     """

@@ -52,7 +52,7 @@ def folder(cache_dir=None):
 
 
 def of(task, vocabulary, cache_dir=None):
-  """Returns the Cache of `task` under `vocabulary`; makes it if it is not there."""
+  """Returns the Cache of `task` under `vocabulary`; makes the cache if there is none."""
   key = digest(CONTENT, task.name, task.fingerprint, vocabulary.digest, *[RECORDS] * bool(task.examples))
   path = store.named(folder(cache_dir), task.name, key)
   facts = store.kept(path, lambda unfinished: _write(unfinished, task, vocabulary, key))

@@ -49,7 +49,7 @@ def text(files):
 
   Fewer than 20 files: every file is divided. The last twentieth of its bytes, from the first line end on,
   is a document for validation and the rest a document for training. A file without a line end there is cut
-  between two characters. 20 files and more stay whole: those with the smallest sha256 of their
+  between two characters. 20 files and more stay whole: the files with the smallest sha256 of their
   bytes, one in twenty, are for validation. Nothing is normalised. All is held in memory.
   """
   if not files:
@@ -80,7 +80,7 @@ def text(files):
 def stdlib_pairs(root=None):
   """Returns pairs from the corpus `stdlib`: the first line of a function's docstring, and its `def` line.
 
-  The functions are those whose parameters stand on one line without parentheses. The pairs are a small task
+  The functions have parameters that stand on one line without parentheses. The pairs are a small task
   for trying encoder-decoders without any download.
   """
   splits = stdlib(root).items()

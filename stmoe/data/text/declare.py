@@ -93,7 +93,7 @@ def _rekey(names, dataset):
 
 
 def source(task):
-  """Returns the seqio data source of a task, with its features; it never starts a download."""
+  """Returns the seqio data source of a task, with its features; opening never starts a download."""
   if task.tfds:
     return seqio.TfdsDataSource(task.tfds, splits=tasks.SPLITS, read_only=True)
 

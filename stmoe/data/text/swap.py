@@ -15,8 +15,9 @@ def checked(field, share):
 def swap(tokens, share, eos, rng):
   """Returns `tokens` with a `share` of them replaced by tokens drawn from the text of the segment itself.
 
-  So a wrong token is as frequent as it is in the text. Every place is drawn by itself. EOS stays where it is
-  and comes nowhere else, so that documents and pairs keep their ends. A place may draw its own token.
+  So a wrong token is as frequent as the same token in the text. Every place is drawn by itself. EOS stays
+  where it is and comes nowhere else, so that documents and pairs keep their ends. A place may draw its own
+  token.
 
   Args:
     tokens: [n] ids.

@@ -16,7 +16,7 @@ copied = decoder.copied
 
 
 def ignored(c):
-  """Returns regular expressions of tensors that are not read: those of layers that the model lacks."""
+  """Returns regular expressions of tensors that are not read: tensors of layers that the model lacks."""
   number = sum(len(unit) * repeats for unit, repeats in c['model']['layers'])
   return (*decoder.IGNORED, rf'model\.layers\.{number}\..*')
 

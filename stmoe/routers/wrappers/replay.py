@@ -10,7 +10,7 @@ from stmoe.routers import wrappers
 class Replay(wrappers.Deciding):
   """A router that is told its choices, `ctx.given[source]` i32[G,S,n], as another pass recorded them.
 
-  The weights are those of `inner` at these experts, by its present logits. The gradient goes through the
+  `inner` weights these experts by its present logits. The gradient goes through the
   weights, none through the choice. All choices are kept; with a capacity, drops may differ from the recorded
   drops. Losses and load count the given choices.
 

@@ -2,8 +2,8 @@
 
 Scaling Laws for Fine-Grained Mixture of Experts (arXiv:2402.07871), eq. 9. N are all non-embedding
 parameters without routers. Granularity is G = d_ff / d_expert: a token goes to G experts of d_ff / G. The
-expansion rate is E = parameters of all experts over those of one dense layer (G E experts). Loss in nats.
-The coefficients hold for one expansion rate; E is a column because compute depends on it.
+expansion rate is E = parameters of all experts over parameters of one dense layer (G E experts). Loss in
+nats. The coefficients hold for one expansion rate; E is a column because compute depends on it.
 """
 
 import numpy as np
