@@ -1,7 +1,7 @@
 """Omni-router (Gu et al., 2025, arXiv:2507.05724): what its abstract, model cards and one public port say.
 
-The sizes are those of the port's presets, approximate and unverified. With the models' speech front-end they are to
-make the printed counts, which the stacks alone do not. None is what no source gives.
+The sizes are those of the port's presets, approximate and unverified. The printed counts are of models with a
+speech front-end; the stacks alone do not make them. None is what no source gives.
 """
 
 # d_model, layers, heads, width of the feed-forward layer; experts of the layers, from the first one up.
@@ -14,7 +14,7 @@ NOISE_STD = 0.1                    # the port's; additive
 BALANCE = 0.01                     # the port's; of every layer
 OPTIM = None                       # optimizer, rate, schedule and batch
 
-# Word error rates of models trained on Libriheavy (model cards): dev-clean, dev-other, test-clean, test-other.
+# Word error rates, trained on Libriheavy (model cards): dev-clean, dev-other, test-clean, test-other.
 REPORTED = dict(dense=(2.1, 6.7, 2.3, 6.2), switch=(1.9, 6.1, 2.2, 5.8), omni=(1.8, 5.4, 2.0, 5.2))
 # Abstract: relative word error rate against a dense model and against Switch.
 RELATIVE = dict(dense=-0.112, switch=-0.082)

@@ -1,10 +1,10 @@
 r"""Layerwise recurrent routers at 36M parameters on Enwiki8: 8 sparse layers of width 352, 16 experts, top-2.
 
-RMoE (arXiv:2408.06793), its small setting (paper.py, unverified). Expected bits per character (paper.REPORTED):
-1.141; with states that are not passed on 1.150, without the gradient through them 1.159. A plain router
+RMoE (arXiv:2408.06793), its small setting (paper.py, unverified). Expected bits per character: 1.141; with
+states that are not passed on 1.150, without the gradient through them 1.159 (paper.REPORTED). A plain router
 is not below the one whose states are not passed on.
-Differs: give Enwiki8, or any text, as data.files; heads, width of experts, optimizer, rate, batch and steps are
-not given and are this project's; balance is counted over the layers of a routing group, not of a batch.
+Differs: give Enwiki8, or any text, as data.files; heads, width of experts, optimizer, rate, batch and steps
+are not given and are this project's; balance is counted over a routing group, in all layers, not a batch.
 
   stmoe train rmoe/enwik8 --config.data.files=enwik8.txt
   stmoe train rmoe/enwik8:method=off --config.data.files=enwik8.txt

@@ -6,7 +6,7 @@ None is what neither gives.
 
 # d_ff: width of an expert; length, vocabulary, batch, rate and steps are not given.
 SIZES = dict(
-    small=dict(d_model=352, layers=8, experts=16, k=2, d_ff=None, heads=None, params=36e6),   # a reviewer's count
+    small=dict(d_model=352, layers=8, experts=16, k=2, d_ff=None, heads=None, params=36e6),  # of a reviewer
     large=dict(d_model=1280, layers=24, experts=16, k=4, d_ff=None, heads=None, params=0.91e9))
 WIDTH = 128                        # P; 256 and 512 are worse at scale. The code's default is 256
 BALANCE = 0.01                     # the code's default is 0.001

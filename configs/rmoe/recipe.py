@@ -3,13 +3,12 @@
 from stmoe.configs import common
 from stmoe.configs.rmoe import paper
 
-# What the sources do not give, by size: heads, width of an expert, row, vocabulary, batch, steps, peak. These are
-# this project's; the widths make the reported counts.
+# What the sources do not give, by size. The widths of experts make the reported counts.
 OURS = dict(
-    small=dict(heads=8, head_dim=44, d_ff=232, length=512, vocab='bytes', vocab_size=384, batch=48, steps=60_000,
-               peak=7e-4),
-    large=dict(heads=16, head_dim=80, d_ff=452, length=2048, vocab='train:32000', vocab_size=32_000, batch=512,
-               steps=40_000, peak=3e-4))
+    small=dict(heads=8, head_dim=44, d_ff=232, length=512, vocab='bytes', vocab_size=384, batch=48,
+               steps=60_000, peak=7e-4),
+    large=dict(heads=16, head_dim=80, d_ff=452, length=2048, vocab='train:32000', vocab_size=32_000,
+               batch=512, steps=40_000, peak=3e-4))
 
 
 def router(size, method):

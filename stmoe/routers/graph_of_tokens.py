@@ -32,6 +32,11 @@ def similarity(u: jax.Array, w: jax.Array, seen: jax.Array, tau: float) -> jax.A
   return jnp.where(seen, jax.nn.softmax(jnp.where(some, scores, 0), axis=-1), 0)
 
 
+def mean(weights: jax.Array, probs: jax.Array) -> jax.Array:
+  """Returns p~_i = sum_j s_ij p_j [G,S,E] of weights s f32[G,S,S] and probs p f32[G,S,E]."""
+  return jnp.einsum('gst,gte->gse', weights, probs, precision='highest')
+
+
 def graph_of_tokens(probs: jax.Array, mask: jax.Array, k: int, *, normalize_gates: bool = True,
                     tokens: jax.Array | None = None,
                     choose: contract.Choose | None = None) -> contract.Decision:
@@ -101,7 +106,7 @@ class GraphOfTokens(nnx.Module):
     u = x.astype(jnp.float32)
     plain = jax.nn.softmax(gate.logits(u, self.w[...]) + self.b[...], axis=-1)       # p [G, S, E]
     weights = self._weights(u, self._seen(plain, ctx), carry)        # [G, S, S]
-    probs = jnp.einsum('gst,gte->gse', weights, jnp.where(ctx.mask[..., None], plain, 0), precision='highest')
+    probs = mean(weights, jnp.where(ctx.mask[..., None], plain, 0))
     a, aux = graph_of_tokens(probs, ctx.mask, self.k, normalize_gates=self.normalize_gates, tokens=ctx.tokens)
     entropy = metrics.entropy(jax.lax.stop_gradient(plain), ctx.mask, ctx.tokens)
     return contract.Routed(a, aux.replace(metrics=aux.metrics | dict(plain_entropy=entropy)), carry)

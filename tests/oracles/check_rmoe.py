@@ -27,10 +27,10 @@ def router_stack(case):
     carry = layers.init_carry(x)
     for unit in layers.segments[0]:
       layer = layers.lent(unit.blocks[0].layer)
+      group = lambda a: a.reshape(1, -1, *a.shape[2:])
+      routed = layer.router(group(x), ctx.each(group), jax.tree.map(group, carry))
       y, aux, carry = layer(x, ctx, carry)
-      routed = layer.router(x.reshape(1, -1, c['D']), ctx.group(1, c['B'] * c['S']), jax.tree.map(
-          lambda a: a.reshape(1, -1, *a.shape[2:]), before if reports else layers.init_carry(x)))
-      before, x = carry, x + y
+      x = x + y
       balance += aux.losses['balance'] / c['L']
       reports.append((carry['rmoe'], y, routed.assignment))
     objective = balance if of_balance else jnp.sum(x * case['upstream'])

@@ -110,7 +110,7 @@ def undecodable(block):
 def test_refusals_are_looked_at():
   reasons = {name: undecodable(sparse(name)) for name in ROUTERS}
   reasons = {name: text for name, text in reasons.items() if text is not None}
-  assert set(reasons) == {'expert_choice', 'soft_moe', 'thor'}
+  assert set(reasons) == {'expert_choice', 'graph_of_tokens', 'soft_moe', 'thor'}
   assert all(f'router {name} cannot' in text and 'nearest' in text for name, text in reasons.items())
 
 
