@@ -1,4 +1,4 @@
-"""Chain of Experts as `configs/lm` compares it (arXiv:2506.18945): two iterations over experts cut into four."""
+"""Chain of Experts as `configs/lm` compares it (arXiv:2506.18945): two iterations, experts cut into four."""
 
 from stmoe.configs import common
 from stmoe.configs.chain_of_experts import paper

@@ -12,8 +12,8 @@ def per_turn(choices, iterations):
   """
   if iterations < 1 or choices % iterations or choices // iterations < 2:
     whole = max(2, round(choices / max(iterations, 1))) * max(iterations, 1)
-    raise errors.UserError(f'choices={choices} with iterations={iterations}: every iteration has equally many '
-                           f'experts, at least one and the shared one; nearest: choices={whole}')
+    raise errors.UserError(f'choices={choices} with iterations={iterations}: every iteration has equally '
+                           f'many experts, at least one and the shared one; nearest: choices={whole}')
   return choices // iterations
 
 
@@ -43,9 +43,10 @@ def pretraining(made, layers):
   attention = dict(name='latent_attention', nope_dim=size['nope_dim'], value_dim=size['value_dim'],
                    kv_rank=size['kv_rank'])
   c = common.config()
-  c.model = dict(name='lm', vocab_size=size['vocab_size'], d_model=size['d_model'], num_heads=size['num_heads'],
-                 head_dim=size['head_dim'], attention=attention, layers=(('m', layers),),
-                 tie_embeddings=False, dtype='bfloat16', scan_layers=True, remat='none')
+  c.model = dict(name='lm', vocab_size=size['vocab_size'], d_model=size['d_model'],
+                 num_heads=size['num_heads'], head_dim=size['head_dim'], attention=attention,
+                 layers=(('m', layers),), tie_embeddings=False, dtype='bfloat16', scan_layers=True,
+                 remat='none')
   c.blocks = dict(m=made)
   c.losses = dict(balance=(paper.BALANCE, 'sum'))
   c.data = common.data('text', length=paper.LENGTH, vocab='train:32000')

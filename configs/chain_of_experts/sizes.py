@@ -1,11 +1,11 @@
-r"""Chained experts against one pass through more of them, at equal compute: 4 layers, 63 experts and a shared one.
+r"""Chained experts against one pass through more, at equal compute: 4 layers, 63 experts and one shared.
 
 Chain of Experts (arXiv:2506.18945), the released configuration. Expected validation loss after 1000 steps:
 CoE(2,4,64) 1.12, the baseline of equal compute MoE(8,64) 1.20, CoE(2,4,48) equal to the latter; one gate for
 both iterations is worse than the baseline (paper.REPORTED).
-Differs: give MetaMathQA's text, or any, as data.files: what exactly was trained on is not stated; a vocabulary
-trained on it; no YaRN; gates begin normal instead of uniform. The printed 544M are about the routed experts
-alone: all is 777M. Unlike the others, the baseline has its skip connection, as DeepSeek-V2 has.
+Differs: give MetaMathQA's text, or any, as data.files: what exactly was trained on is not stated; a
+vocabulary trained on it; no YaRN; gates begin normal instead of uniform. The printed 544M are about the
+routed experts alone: all is 781M. The baseline has a skip connection around its layers, as DeepSeek-V2.
 
   stmoe train chain_of_experts/sizes --config.data.files=math.txt
   stmoe train chain_of_experts/sizes:iterations=1 --config.data.files=math.txt        the baseline
@@ -25,8 +25,8 @@ VARIANTS = ('iterations=1', 'experts=48', 'choices=16', 'choices=16,iterations=1
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, iterations=paper.ITERATIONS,
-                         choices=paper.ITERATIONS * paper.PER_TURN, experts=paper.SIZE['experts'], gate='each',
-                         residual='previous', outer=False, layers=paper.SIZE['layers'])
+                         choices=paper.ITERATIONS * paper.PER_TURN, experts=paper.SIZE['experts'],
+                         gate='each', residual='previous', outer=False, layers=paper.SIZE['layers'])
   made = recipe.block(args.experts, args.choices, args.iterations, args.gate, args.residual, args.outer)
   c = recipe.pretraining(made, args.layers)
   return recipe.smoke(c) if args.smoke else c.lock()

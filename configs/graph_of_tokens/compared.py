@@ -1,4 +1,4 @@
-"""Graph of Tokens as `configs/lm` compares it (arXiv:2505.00792, unverified): by the attention of its block."""
+"""Graph of Tokens as `configs/lm` compares it (arXiv:2505.00792, unverified): by attention."""
 
 from stmoe.configs import common
 

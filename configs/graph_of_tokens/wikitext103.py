@@ -1,10 +1,11 @@
 r"""Routing by means over similar or attended tokens, against plain SMoE, on WikiText-103.
 
-Graph of Tokens (arXiv:2505.00792, unverified: formulas, sizes and results are from descriptions of the paper).
+Graph of Tokens (arXiv:2505.00792, unverified: formulas, sizes and results are from descriptions of it).
 Expected: fewer tokens change their expert late in training, and a lower perplexity; by how much is not known.
-Differs: give WikiText-103's files, or any text, as data.files; rotary positions; tau and sigma are 1; optimizer,
-rate, batch, steps and balance coefficient are this project's. In a causal model a token sees earlier ones
-only, and the attention's head is chosen by the rows so far (head='earlier'): of the whole sequence it leaks.
+Differs: give WikiText-103's files, or any text, as data.files; rotary positions; tau and sigma are 1;
+optimizer, rate, batch, steps and balance coefficient are this project's. In a causal model a token sees
+earlier ones only, and the attention's head is chosen by the rows so far: by those of a whole sequence
+later tokens would decide.
 
   stmoe train graph_of_tokens/wikitext103 --config.data.files=wiki.train.tokens
   stmoe train graph_of_tokens/wikitext103:by=attention --config.data.files=wiki.train.tokens
