@@ -66,7 +66,7 @@ class Stack(nnx.Module):
     self.segments = nnx.List([
         _units([make(blocks[letter]) for letter in letters], d_model, repeats, scan_layers, rngs)
         for letters, repeats in self.pattern])
-    self.tied = nnx.Dict()
+    self.tied: nnx.Dict = nnx.Dict()
     for (_, repeats), units in zip(self.pattern, self.segments):
       for unit in [units] if scan_layers else units:
         tied.take(self.tied, unit, repeats if scan_layers else None)

@@ -82,9 +82,10 @@ class OmniRouter(nnx.Module):
     """Returns f32[G,S,E] for x [G,S,D]."""
     logits = gate.logits(x, self.w[...])
     logits = logits + self.b[...]
-    if not ctx.train or ctx.key is None or not self.noise_std:
+    key = ctx.fold('noise').key if ctx.train else None
+    if key is None or self.noise_std == 0:
       return logits
-    return logits + self.noise_std * jax.random.normal(ctx.fold('noise').key, logits.shape)
+    return logits + self.noise_std * jax.random.normal(key, logits.shape)
 
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:

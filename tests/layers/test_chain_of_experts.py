@@ -78,11 +78,11 @@ def test_every_turn_is_counted():
   assert figures[0] - figures[1] == chain.model.layers[0][1] * gate
   assert figures[1] > chain.model.layers[0][1] * 8 * expert
   total = [flops.parameters(cfg)['total'] for cfg in (chain, plain)]
-  assert total[0] - total[1] == chain.model.layers[0][1] * gate / 2  # the chain's own norm is the block's there
+  assert total[0] - total[1] == chain.model.layers[0][1] * gate / 2
 
 
 @pytest.mark.parametrize('fields, says', [
-    (dict(inner=dict(name='dense', d_ff=4)), "dense.py has 0 routers, and a turn has one; nearest: inner.name="),
+    (dict(inner=dict(name='dense', d_ff=4)), "dense.py has 0 routers, and a turn has one; nearest"),
     (dict(each_gate=False, inner=INNER | dict(router=dict(name='loss_free_balancing', num_experts=4))),
      'each_gate=False, but stmoe/routers/loss_free_balancing.py keeps a state')])
 def test_mistakes(fields, says):
