@@ -48,7 +48,7 @@ def pretraining(made, layers):
                  layers=(('m', layers),), tie_embeddings=False, dtype='bfloat16', scan_layers=True,
                  remat='none')
   c.blocks = dict(m=made)
-  c.losses = dict(balance=(paper.BALANCE, 'sum'))
+  c.losses = dict(balance=(paper.BALANCE, 'sum'), device=(0.0, 'sum'), communication=(0.0, 'sum'))
   c.data = common.data('text', length=paper.LENGTH, vocab='train:32000')
   c.optimizer = dict(name='adamw', b1=o['b1'], b2=o['b2'], eps=1e-8, weight_decay=o['weight_decay'])
   c.schedule = dict(name='linear', peak=o['peak'], warmup_steps=round(o['warmup'] * paper.STEPS),
