@@ -1,10 +1,10 @@
 """Arrays that layers of a stack have in common: the stack holds them once and lends them to every layer.
 
 A part of a sub-layer, such as a router, is made whole. If it offers `ties`, a name and some attributes, these
-are the same in all layers of a stack that tie them under that name. The stack takes them out of its
-layers when it is made (`take`), holds those of the first layer as `tied.NAME`, and gives every layer
-the same ones again in every forward (`lent`). A scan has them as constants: nothing is stacked, and their
-gradient is the sum over layers. By itself, outside of a stack, the part computes the same.
+are the same in all layers of a stack that tie them under that name. When the stack is made, it takes them out
+of its layers (`take`) and holds those of the first layer as `tied.NAME`. In every forward it gives all layers
+these (`lent`). A scan has them as constants: nothing is stacked, and their gradient is the sum over layers.
+By itself, outside of a stack, the part computes the same.
 """
 
 import typing

@@ -23,8 +23,7 @@ def similarity(u: jax.Array, w: jax.Array, seen: jax.Array, tau: float) -> jax.A
   """Returns f32[G,S,S], s_ij = softmax over the tokens j that i sees of u_i W u_j / tau; 0 of all others.
 
   Args:
-    u:    f32[G,S,D]; w: f32[D,D].
-    seen: bool[G,S,S]; a token that sees none has zeros.
+    u: f32[G,S,D]; w: f32[D,D]; seen: bool[G,S,S]. A token that sees none has zeros.
   """
   scores = jnp.einsum('gsd,dc,gtc->gst', u, w, u, precision='highest') / tau
   scores = jnp.where(seen, scores, -jnp.inf)
@@ -38,16 +37,14 @@ def mean(weights: jax.Array, probs: jax.Array) -> jax.Array:
 
 
 def graph_of_tokens(probs: jax.Array, mask: jax.Array, k: int, *, normalize_gates: bool = True,
-                    tokens: jax.Array | None = None,
-                    choose: contract.Choose | None = None) -> contract.Decision:
+                    tokens: jax.Array | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): each token to its k largest mean probabilities. Nothing is dropped.
 
   Args:
     probs:  f32[G,S,E] means over other tokens; mask: bool[G,S]; tokens: see `losses.token_mean`.
     normalize_gates: gates over their sum, which is the softmax over a token's choices.
-    choose: how experts are chosen instead, see `contract.OFFERS`.
   """
-  choice = (choose or choices.top)(probs, k)                         # [G, S, k]
+  choice = choices.top(probs, k)                                     # [G, S, k]
   gates = choices.values(probs, choice)
   gates = choices.normalize(gates) if normalize_gates else gates
   edges = assignment.kill_padding(assignment.from_choices(choice, gates, probs.shape[-1]), mask)
@@ -73,8 +70,7 @@ class GraphOfTokens(nnx.Module):
       that the attention of this name in the same block leaves in the carry.
     tau:   temperature of the similarity (the paper's is not known).
     scope: 'visible': tokens up to i in a causal stack, all in another one; 'earlier'; or 'all'.
-    surer: the neighbours of i are those whose entropy is not above that of i, under which the paper bounds
-      the entropy of p~.
+    surer: only j whose entropy is not above that of i; then the paper bounds the entropy of p~.
     normalize_gates: the gates of a token over their sum; else the mean probabilities.
     allow_causal: accept scope='all' in a causal stack, where it shows a token later ones.
   Losses: balance.
@@ -114,8 +110,7 @@ class GraphOfTokens(nnx.Module):
   def products_per_row(self, size: int) -> int:
     """Returns how many numbers a token [D] of a group of `size` is multiplied by, u and p of others too."""
     width = self.w.shape[-2]
-    score = 0 if self.similar is None else (width + size) * width
-    return (width + size) * self.num_experts + score
+    return (width + size) * (self.num_experts + (0 if self.similar is None else width))
 
   def _weights(self, u, seen, carry):
     """f32[G,S,S], rows that sum to 1."""

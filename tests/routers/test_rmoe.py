@@ -86,3 +86,18 @@ def test_parameters_and_mistakes():
   assert count(build(cell='none')) == 8 * 3 + 3 * 4 and build(cell='none').ties is None
   with pytest.raises(UserError, match='router rmoe: k=5 with num_experts=4'):
     build(k=5)
+
+
+def test_the_layers_options_weigh_a_shared_expert_and_add_a_bias():
+  inner = dict(name='moe', executor='einsum', router=dict(name='rmoe', num_experts=4, width=3),
+               experts=dict(name='glu', d_ff=4))
+  make = lambda **fields: lookup.recipe('layer', dict(name='rmoe', inner=inner) | fields)(8, rngs=nnx.Rngs(0))
+  layer = make(d_ff=4, moe_weight=0.25, use_bias=True)
+  layer.b[...] = jnp.arange(8.0)
+  carry = modules.init_carry(layer, X)
+  y, aux, after = layer(X, CTX, carry)
+  expected = 0.25 * layer.inner(X, CTX, carry)[0] + 0.5 * layer.shared(X, CTX, {})[0] + jnp.arange(8.0)
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+  assert aux.load.sum() == 6 and (after['rmoe'] != carry['rmoe']).any()
+  alone = make()
+  np.testing.assert_array_equal(alone(X, CTX, carry)[0], alone.inner(X, CTX, carry)[0])
