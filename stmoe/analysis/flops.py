@@ -7,7 +7,7 @@ Embeddings are looked up. Attention adds its two products with keys and values. 
 nothing here: a layer that has `router` and `experts` is understood wherever it is nested. Where a layer's
 matrices are passed by something else than tokens, its `rows_per_sequence` says by how many rows. Where a
 module's arrays are not the matrices themselves, its `products_per_row` says how many numbers the matrices
-have.
+have. Where rows pass a matrix several times, the module's `uses` says how often.
 """
 
 import copy
@@ -39,6 +39,7 @@ class Matrix(NamedTuple):
   rows:    rows that pass through it per sequence, where these are not the tokens of its stack.
   trained: whether it is a parameter; a frozen matrix is RouterState.
   said:    how many numbers multiply a row, where a module says so; None where the shape tells.
+  uses:    how often in a forward a row of its stack passes through it: layers may have it in common.
   """
   path: tuple
   names: tuple
@@ -47,6 +48,7 @@ class Matrix(NamedTuple):
   rows: float | None
   trained: bool
   said: int | None = None
+  uses: int = 1
 
   @property
   def size(self):
@@ -90,24 +92,33 @@ def matrices(cfg):
     if sparse is not None:
       size = rows[-1] if rows else length.get(path[0], min(length.values()))
       if id(sparse) not in passing:
-        passing[id(sparse)] = rows_per_token(sparse, size, given_shapes)
+        passing[id(sparse)] = rows_per_token(sparse, size, given_shapes, next(
+            (m for m in owners if contract.offered(m, 'lent')), None))
       if 'expert' in names:
         share = passing[id(sparse)] / sparse.router.num_experts
       else:
         rows = [passing[id(sparse)] * size]
     arrays.append(Matrix(tuple(path), names, tuple(value.shape), share, rows[-1] if rows else None,
-                         isinstance(value, nnx.Param), _said(owners, owners_said)))
+                         isinstance(value, nnx.Param),
+                         _said(owners, owners_said, length.get(path[0], min(length.values()))),
+                         next((m.uses for m in reversed(owners) if contract.offered(m, 'uses')), 1)))
   return arrays
 
 
-def _said(owners, said):
-  """What the innermost of `owners` says of its products, at the first of its arrays; then 0. Or None."""
+def _said(owners, said, length):
+  """What the innermost of `owners` says of its products, at the first of its arrays; then 0. Or None.
+
+  length: tokens of a routing group where no owner has a `group_size`.
+  """
   telling = [m for m in owners if contract.offered(m, 'products_per_row') is not None]
   if not telling:
     return None
   first = id(telling[-1]) not in said
   said.add(id(telling[-1]))
-  return telling[-1].products_per_row if first else 0
+  products = telling[-1].products_per_row
+  if callable(products):
+    products = products(next((m.group_size for m in owners if getattr(m, 'group_size', None)), length))
+  return products if first else 0
 
 
 def _owners(model, path):
@@ -118,7 +129,7 @@ def _owners(model, path):
   return nested
 
 
-def rows_per_token(sparse, length, given=None):
+def rows_per_token(sparse, length, given=None, stack=None):
   """Returns how many rows a token makes its experts compute on average: N / S of the training assignment.
 
   That is k of token choice, the capacity factor of expert choice. Choices that are skipped at random, by a
@@ -130,7 +141,9 @@ def rows_per_token(sparse, length, given=None):
     sparse: abstract layer with `router`, `group_size` and `d_model`; its arrays may be stacked over layers.
     length: tokens of a group, where `group_size` is None.
     given:  dict name -> (shape for a token, dtype) of what else routers may read.
+    stack:  the stack of the layer, whose layers may have arrays and a memory in common; None = no stack.
   """
+  sparse = sparse if stack is None else stack.lent(sparse)
   size = sparse.group_size or length
   graph, arrays = nnx.split(sparse.router)
 
@@ -147,7 +160,8 @@ def rows_per_token(sparse, length, given=None):
                            given={name: jnp.zeros((1, size, *shape), dtype)
                                   for name, (shape, dtype) in (given or {}).items()})
     router, x = nnx.merge(graph, arrays), jnp.zeros((1, size, sparse.d_model))
-    return checked.route(router, x, ctx, modules.init_carry(router, x)).assignment
+    carry = modules.init_carry(router, x) if stack is None else stack.init_carry(x)
+    return checked.route(router, x, ctx, carry).assignment
 
   arrays = jax.tree.map(one_layer, arrays, is_leaf=lambda v: isinstance(v, nnx.Variable))
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -170,7 +184,8 @@ def _given(cfg):
 def parameters(cfg):
   """Returns dict(total, active): parameters of the model, and parameters that a token uses."""
   trained = [m for m in matrices(cfg) if m.trained]
-  return dict(total=sum(m.size for m in trained), active=round(sum(m.size * m.share for m in trained)))
+  active = sum(m.size * min(1, m.share * m.uses) for m in trained)
+  return dict(total=sum(m.size for m in trained), active=round(active))
 
 
 def active_per_token(cfg):
@@ -221,7 +236,7 @@ def _per_row(cfg):
     rows = length[memory if m.path[-1] in ('wk', 'wv') else stack]
     rows = m.rows or rows
     products = m.size if m.names == ('vocab', 'embed') and not untied else m.multiplied
-    total += 2.0 * products * m.share * rows
+    total += 2.0 * products * m.share * rows * m.uses
     if m.path[-1] == 'wq':
       # Scores and values, each 2 x keys x (heads x width) per query and layer.
       layers = m.size / math.prod(m.shape[-2:])

@@ -1,4 +1,4 @@
-"""Balance losses of a wider scope than a group of tokens: sequences, devices, and what is sent.
+"""Balance losses of another scope than a group of tokens: sequences, devices, what is sent, layers.
 
 Letters: G groups, S tokens per group, E experts, k choices, Q sequences of a group.
 """
@@ -118,6 +118,30 @@ def communication_loss(shares: Shares, choice: jax.Array, mask: jax.Array, seque
   f = _sums(sent, mask, sequence) / jnp.maximum(shares.count, 1)[..., None] * (num_groups / kept_groups)
   p = shares.p.reshape(*f.shape, -1).sum(axis=-1)                    # [G, Q, groups]
   return _mean(jnp.sum(f * p, axis=-1), shares.count, tokens)
+
+
+def layers(probs: jax.Array, chosen: jax.Array, count: jax.Array, mask: jax.Array) -> jax.Array:
+  """Returns f32[G], l times the balance loss C_l of a group's tokens in l sparse layers together; 0 of none.
+
+  C_l = E sum_e f_e P_e with f and P means over layers and tokens (RMoE, arXiv:2408.06793, the released code):
+  k at balance. One layer's imbalance may be made up for by another layer. If layer l reports
+  l C_l - (l-1) C_(l-1), the mean over L layers is C_L, and no layer needs to know L.
+
+  Args:
+    probs, chosen: f32[G,S,E] sums over layers of probabilities, and of choices as ones; no gradient of these.
+    count: f32[G,S] l, the same for all tokens.
+    mask:  bool[G,S] real tokens.
+
+  Two layers that send everything to one expert each, another one:
+
+  >>> probs = jnp.array([[[1.0, 1.0]]])
+  >>> layers(probs, probs, jnp.array([[2.0]]), jnp.ones((1, 1), bool)).tolist()
+  [2.0]
+  """
+  tokens = jnp.maximum(jnp.sum(mask, axis=1), 1)[:, None]            # [G, 1]
+  mean = lambda sums: jnp.sum(jnp.where(mask[..., None], sums, 0), axis=1) / tokens          # [G, E]
+  product = jnp.sum(mean(chosen) * mean(probs), axis=-1)             # l^2 sum_e f_e P_e
+  return probs.shape[-1] * product / jnp.maximum(count[:, 0], 1)
 
 
 def negative_entropy(shares: Shares, tokens: jax.Array | None = None) -> jax.Array:

@@ -318,8 +318,14 @@ OFFERS = {
     'vocabulary': None,              # digest of the only vocabulary that it is made for
     'activation': None,              # of a layer or bank: the name of a function of jax.nn
     'label': None,                   # what its parameters are called in section `groups` of a configuration
+    # Of a part of a sub-layer: (name, attributes), those that it has in common with all parts of a stack that
+    # tie them under that name; the stack holds and lends them, see `parts/tied.py`.
+    'ties': None,
+    'lent': None,                    # of a stack: (part) -> a copy of a part of it, with what is held for it
+    'uses': None,                    # how often in a forward of a stack its arrays are used; None = once
     'rows_per_sequence': None,       # rows that pass its matrices for a sequence, where not its tokens
-    'products_per_row': None,        # numbers of the matrices that multiply a row, where its arrays are none
+    # Numbers of the matrices that multiply a row, where its arrays are none; or (tokens of a group) -> these.
+    'products_per_row': None,
 }
 
 

@@ -52,9 +52,9 @@ def balance_of_groups(probs: jax.Array, choice: jax.Array, mask: jax.Array) -> j
   [1.5]
   """
   experts = probs.shape[-1]
-  real = mask.astype(jnp.float32)[..., None]                         # [G, S, 1]
+  real = mask.astype(probs.dtype)[..., None]                         # [G, S, 1]
   count = jnp.maximum(real.sum(axis=1), 1)                           # [G, 1]
-  chosen = jax.nn.one_hot(choice, experts, dtype=jnp.float32).sum(axis=2)          # [G, S, E]
+  chosen = jax.nn.one_hot(choice, experts, dtype=probs.dtype).sum(axis=2)          # [G, S, E]
   f = jnp.sum(chosen * real, axis=1) / count                         # [G, E], no gradient
   p = jnp.sum(jnp.where(real > 0, probs, 0), axis=1) / count         # [G, E]
   return experts * jnp.sum(f * p, axis=-1)                           # [G]

@@ -23,6 +23,7 @@ from stmoe.core import hidden
 from stmoe.core import noise
 from stmoe.parts import block as block_lib
 from stmoe.parts import norm as norms
+from stmoe.parts import tied
 
 # What the forward keeps for the backward; the rest of a unit is computed again.
 REMAT = {
@@ -67,6 +68,10 @@ class Stack(nnx.Module):
     self.segments = nnx.List([
         _units([make(blocks[letter]) for letter in letters], d_model, repeats, scan_layers, rngs)
         for letters, repeats in self.pattern])
+    self.tied: nnx.Dict = nnx.Dict()
+    for (_, repeats), units in zip(self.pattern, self.segments):
+      for unit in [units] if scan_layers else units:
+        tied.take(self.tied, unit, repeats if scan_layers else None)
     self.norm = None if post_norm else norm(d_model, rngs=rngs)
 
   def __call__(self, x: jax.Array, ctx: contract.Context) -> tuple[jax.Array, dict]:
@@ -141,6 +146,10 @@ class Stack(nnx.Module):
       self.segments = nnx.List([nnx.List([take(units, i) for i in range(repeats)])
                                 for (_, repeats), units in zip(self.pattern, self.segments)])
       self.scan_layers = False
+
+  def lent(self, part: nnx.Module) -> typing.Any:
+    """Returns `part` of this stack, or a copy of it, with the arrays that layers have in common (`tied`)."""
+    return tied.lent(part, self.tied)
 
   def init_carry(self, x: jax.Array) -> dict[str, jax.Array]:
     """Returns the memory across layers, [B,T,.] arrays by name: the union over all layers."""
@@ -218,7 +227,7 @@ class Stack(nnx.Module):
     """(x, dict block index -> aux, caches) after all blocks; blocks report only where nothing is cached."""
     def body(shown, state, layer):
       (x, carry), (unit, first, cache) = state, layer
-      x, aux, carry = unit(x, ctx, contract.joined(carry, cache), first, shown)
+      x, aux, carry = self.lent(unit)(x, ctx, contract.joined(carry, cache), first, shown)
       carry, cache = contract.apart(carry)
       return (x, carry), (aux if cache is None else {}, cache)
 

@@ -7,6 +7,7 @@ rule.
 
 import zlib
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from stmoe import errors
 from stmoe import ranges
 from stmoe.core import contract
+from stmoe.surgery import layout
 from stmoe.surgery import sparse
 
 
@@ -91,10 +93,22 @@ def _check(layer, params, number, keep):
   if contract.offered(router, 'reach') not in (None, layer.num_experts):
     raise errors.UserError(f'{layer.where}.router: a token of {name} chooses within groups of experts, which '
                            'would not be of one size any more; nearest: merge')
+  _check_ties(layer, params, name)
   for path, array in layer.arrays(params, 'router').items():
     if array.ndim and jnp.issubdtype(array.dtype, jnp.integer):
       raise errors.UserError(f'{layer.where}.router: {".".join(map(str, path))} of {name} is a table of '
                              'experts, which does not say who comes instead of one; nearest: merge')
+
+
+def _check_ties(layer, params, name):
+  """Raises UserError if the router has arrays of experts that other layers have, too."""
+  ties = contract.offered(layer.module.router, 'ties')
+  if ties is None:
+    return
+  held = layout.at(params, (*layer.path[:layer.path.index('layers')], 'tied', ties[0]))
+  if any(layer.num_experts in array.shape for array in jax.tree.leaves(held)):
+    raise errors.UserError(f'{layer.where}.router: {name} has arrays of experts in common with other layers, '
+                           'of which each would lose others; nearest: merge')
 
 
 def _routing(layer, new, params, stay):

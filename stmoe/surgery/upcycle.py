@@ -6,7 +6,7 @@ Branch-Train-Mix model: their feed-forward layers become different experts, all 
 (BTX; mixtures of attention experts, BAM, are not built here). With granularity G every copy is cut
 into G narrow experts (virtual groups, arXiv:2410.07524).
 
-Pure dicts go in and come out. The rules are about names: what is below `router` is fresh, what is
+Pure dicts go in and come out. The rules are about names: what is below `router` or `tied` is fresh, what is
 below `experts` is tiled, and everything else is copied from the same place.
 """
 
@@ -27,6 +27,8 @@ HINTS = {
 }
 # The bias that a sum of gates of 1 restores by itself: neither cut nor scaled.
 OUTPUT_BIAS = 'bo'
+# What the arrays of routers are below: of one layer, and of several layers together.
+ROUTING = {'router', 'tied'}
 
 
 def kind(path):
@@ -35,7 +37,7 @@ def kind(path):
   >>> kind(('decoder', 'segments', 0, 'blocks', 1, 'layer', 'experts', 'wi'))
   'tiled'
   """
-  return 'fresh' if 'router' in path else 'tiled' if 'experts' in path else 'copied'
+  return 'fresh' if ROUTING & {*path} else 'tiled' if 'experts' in path else 'copied'
 
 
 def report(params):
@@ -221,10 +223,16 @@ def _factor(path, shapes, scale):
 
 def _group(leaf, path, shapes, granularity):
   """A router's leaf with its first N/G experts repeated G times each, along the last axis of N entries."""
-  layer = path[:path.index('router')]
-  experts = next(shape[0] for place, shape in shapes.items() if place[:len(layer) + 1] == (*layer, 'experts'))
-  matching = [axis for axis, size in enumerate(leaf.shape) if size == experts]
+  above = path[:next(at for at, key in enumerate(path) if key in ROUTING)]
+  while not _numbers(above, shapes):     # a router of a turn has its experts beside it
+    above = above[:-1]
+  matching = [axis for axis, size in enumerate(leaf.shape) if size in _numbers(above, shapes)]
   if not matching:
     return leaf
-  first_experts = jax.lax.slice_in_dim(leaf, 0, experts // granularity, axis=matching[-1])
+  first_experts = jax.lax.slice_in_dim(leaf, 0, leaf.shape[matching[-1]] // granularity, axis=matching[-1])
   return jnp.repeat(first_experts, granularity, axis=matching[-1])
+
+
+def _numbers(above, shapes):
+  """The numbers of experts of the banks below path `above`."""
+  return {shape[0] for path, shape in shapes.items() if path[:len(above)] == above and 'experts' in path}

@@ -17,8 +17,8 @@ def load(name):
 
 def routers(cfg):
   """FLOPs per token of the matrices of routers and virtual experts, which come on top of a dense model's."""
-  added = {'router', 'residual', 'virtual'}
-  return sum(2 * m.size for m in flops.matrices(cfg) if added & set(m.path) and m.multiplied)
+  added = {'router', 'tied', 'residual', 'virtual'}                  # tied: of the routers of several layers
+  return sum(2 * m.multiplied * m.uses for m in flops.matrices(cfg) if added & set(m.path))
 
 
 def test_every_folder_has_its_methods_in_the_table():

@@ -110,7 +110,7 @@ def undecodable(block):
 def test_refusals_are_looked_at():
   reasons = {name: undecodable(sparse(name)) for name in ROUTERS}
   reasons = {name: text for name, text in reasons.items() if text is not None}
-  assert set(reasons) == {'expert_choice', 'soft_moe', 'thor'}
+  assert set(reasons) == {'expert_choice', 'graph_of_tokens', 'soft_moe', 'thor'}
   assert all(f'router {name} cannot' in text and 'nearest' in text for name, text in reasons.items())
 
 
@@ -127,6 +127,7 @@ INNER = {key: value for key, value in sparse('smoe').items() if key != 'layer'} 
 LAYERS = dict(m=dict(layer='momentum', inner=INNER), a=dict(layer='adam_momentum', inner=INNER),
               r=dict(layer='robust_momentum', inner=INNER), s=dict(layer='shared', d_ff=8, inner=INNER),
               u=dict(layer='shuffled', inner=INNER), e=dict(layer='residual', inner=INNER),
+              c=dict(layer='chain_of_experts', norm=False, inner=INNER),
               h=dict(layer='multihash', router=dict(name='hash', num_experts=3, vocab_size=VOCAB),
                      experts=dict(name='linear', d_ff=8)),
               v=sparse('moe_plus_plus') | dict(layer='moe_plus_plus'),

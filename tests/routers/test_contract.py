@@ -51,7 +51,10 @@ def _route(router, x, ids, mask, tokens, key, train, causal):
   positions = jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
   ctx = contract.Context(mask=mask, ids=ids, positions=positions, segments=mask.astype(jnp.int32),
                          step=jnp.int32(0), tokens=tokens, key=key, train=train, causal=causal)
-  routed = checked.route(router, x, ctx, modules.init_carry(router, x))
+  carry = modules.init_carry(router, x)
+  if carry:                                                          # as in the second of two sparse layers
+    carry = checked.route(router, x, ctx, carry).carry
+  routed = checked.route(router, x, ctx, carry)
   return routed.assignment, routed.aux
 
 

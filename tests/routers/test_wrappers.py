@@ -26,7 +26,7 @@ CHOSEN = jnp.asarray(np.random.default_rng(0).permuted(np.tile(np.arange(E), (G,
 OWN = dict(ranks=dict(ranks=(1,)), remap=dict(num_experts=2), offset=dict(offset=(0.5, 0.0, -1.0, 2.0)))
 DECIDING = [name for name in lookup.available('router')
             if name in ('deepseek_moe', 'deepseek_v3', 'gshard', 'loss_free_balancing', 'moe_plus_plus',
-                        'skywork', 'smoe', 'smoe_dropout', 'st_moe', 'switch', 'vmoe')]
+                        'omni_router', 'skywork', 'smoe', 'smoe_dropout', 'st_moe', 'switch', 'vmoe')]
 NO_DROPS = dict(capacity_factor=(None, None), second_policy='all')
 
 

@@ -88,7 +88,8 @@ def test_state_of_routers_is_cut_too():
     (None, 0.25, ['keep=0.25 leaves 1 of 4', 'a token has 2', 'nearest: keep=0.5']),
     (dict(name='hash', num_experts=4, vocab_size=23), 0.5, ['blocks.m.router', 'nearest: merge']),
     (dict(name='remap', num_experts=3, inner=BALANCED), 0.75, ['blocks.m.router is remap', 'around another']),
-    (BALANCED | dict(num_groups=2, kept_groups=1), 0.5, ['within groups', 'nearest: merge'])])
+    (BALANCED | dict(num_groups=2, kept_groups=1), 0.5, ['within groups', 'nearest: merge']),
+    (dict(name='omni_router', num_experts=4), 0.5, ['in common with other layers', 'nearest: merge'])])
 def test_what_cannot_be_pruned_is_one_line(router, keep, words):
   cfg = trained.config(router=router)
   with pytest.raises(errors.UserError) as caught:

@@ -1,0 +1,92 @@
+"""Arrays that layers of a stack have in common: the stack holds them once and lends them to every layer.
+
+A part of a sub-layer, such as a router, is made whole. If it offers `ties`, a name and some attributes, these
+are the same in all layers of a stack that tie them under that name. When the stack is made, it takes them out
+of its layers (`take`) and holds those of the first layer as `tied.NAME`. In every forward it gives all layers
+these (`lent`). A scan has them as constants: nothing is stacked, and their gradient is the sum over layers.
+By itself, outside of a stack, the part computes the same.
+"""
+
+import typing
+
+from flax import nnx
+import jax
+
+from stmoe import modules
+from stmoe.core import checked
+from stmoe.errors import UserError
+
+Part = typing.TypeVar('Part', bound=nnx.Module)
+
+
+class Held(nnx.Module):
+  """What layers have in common under one name: attributes called as theirs are.
+
+  label: of its parameters in section `groups` of a configuration, that of the layers' own; or None.
+  uses:  how many layers have them.
+  """
+
+  def __init__(self, part: nnx.Module, attributes: typing.Iterable[str], label: str | None):
+    for name in attributes:
+      setattr(self, name, getattr(part, name))
+    self.label = label
+    self.uses = 0
+
+
+def take(held: nnx.Dict, unit: nnx.Module, repeats: int | None) -> None:
+  """Moves what parts of `unit` tie into `held`, dict name -> Held, in place.
+
+  Args:
+    repeats: leading axis of the arrays of a scanned unit, of which the first entry is held; None = no axis.
+  Raises:
+    UserError: the arrays of a name are not everywhere of one shape.
+  """
+  labels = modules.labels(unit)
+  for path, part in list(modules.offering(unit, 'ties')):
+    name, attributes = part.ties
+    own = {label for at, known in labels.items() if at[:len(path)] == path and at[len(path)] in attributes
+           for label in known}
+    new = Held(part, attributes, next(iter(sorted(own - {'all', 'expert'})), None))
+    new = new if repeats is None else _first(new)
+    if name not in held:
+      held[name] = new
+    _check_same(part, name, held[name], new)
+    held[name].uses += repeats or 1
+    for attribute in attributes:
+      delattr(part, attribute)
+
+
+def lent(part: Part, held: nnx.Dict) -> Part:
+  """Returns a copy of `part` in which layers have what is held for them; `part` itself where nothing is.
+
+  held: dict name -> Held of the stack.
+  """
+  if not held:
+    return part
+  copy = jax.tree.map(lambda a: a, part)
+  for _, borrower in modules.offering(copy, 'ties'):
+    name, attributes = borrower.ties
+    for attribute in attributes:
+      setattr(borrower, attribute, getattr(held[name], attribute))
+  return copy
+
+
+def _first(held):
+  """`held` of the first layer of arrays [L,...]."""
+  def one(variable):
+    names = variable.get_metadata()['out_sharding']                  # 'layers' is the first of them
+    return variable.replace(variable.get_value()[0], out_sharding=names[1:])
+
+  graph, arrays = nnx.split(held)
+  return nnx.merge(graph, jax.tree.map(one, arrays, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
+
+
+def _check_same(part, name, held, new):
+  flat = lambda one: nnx.to_flat_state(nnx.state(one))
+  shapes = [{'.'.join(map(str, path)): checked.told(value) for path, value in flat(one)}
+            for one in (held, new)]
+  for key in sorted({*shapes[0], *shapes[1]}):
+    first, second = (known.get(key, 'not there') for known in shapes)
+    if first != second:
+      raise UserError(f'{checked.file(part)}: layers have {key} of {name!r} in common, which is {first} in '
+                      f'one of them and {second} in another; nearest: the same sizes, or another group')
