@@ -35,6 +35,7 @@ class Matrix(NamedTuple):
   rows:    rows that pass through it per sequence, where these are not the tokens of its stack.
   trained: whether it is a parameter; a frozen matrix is RouterState.
   said:    how many numbers multiply a row, where a module says so; None where the shape tells.
+  more:    as `share`, of the rows that training adds (`more_rows` of a sparse layer).
   """
   path: tuple
   names: tuple
@@ -43,6 +44,7 @@ class Matrix(NamedTuple):
   rows: float | None
   trained: bool
   said: int | None = None
+  more: float = 0.0
 
   @property
   def size(self):
@@ -73,7 +75,7 @@ def matrices(cfg):
   arrays, owners_said = [], set()
   for path, value in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, state.RouterState))):
     names = tuple(value.get_metadata().get('out_sharding') or (None,) * len(value.shape))
-    owners, share = _owners(model, path), 1.0
+    owners, share, more = _owners(model, path), 1.0, 0.0
     rows = [m.rows_per_sequence for m in owners if contract.offered(m, 'rows_per_sequence')]
     if rows and 'heads' in names:            # a head's matrix is passed by its part of the rows
       rows[-1] //= value.shape[names.index('heads')]
@@ -85,10 +87,11 @@ def matrices(cfg):
         passing[id(sparse)] = rows_per_token(sparse, size, given_shapes)
       if 'expert' in names:
         share = passing[id(sparse)] / sparse.router.num_experts
+        more = contract.offered(sparse, 'more_rows') / sparse.router.num_experts
       else:
         rows = [passing[id(sparse)] * size]
     arrays.append(Matrix(tuple(path), names, tuple(value.shape), share, rows[-1] if rows else None,
-                         isinstance(value, nnx.Param), _said(owners, owners_said)))
+                         isinstance(value, nnx.Param), _said(owners, owners_said), more))
   return arrays
 
 
@@ -173,13 +176,13 @@ def active_per_token(cfg):
   functions are not counted, so that all executors of a model have the same figure.
 
   forward: per target position; an encoder's work is spread over the targets of its row.
-  train:   forward and backward, 3 x forward, of every pass of the target. Rematerialisation does no
-    useful work and is left out.
+  train:   forward and backward, 3 x forward, of every pass of the target, with the rows that training
+    adds. Rematerialisation does no useful work and is left out.
   forward_per_row: of a row of a batch, the "FLOPs per sequence" of the papers.
   """
   length, model_matrices = lengths(cfg), matrices(cfg)
   untied = any(m.path[0] == 'head' for m in model_matrices)
-  total = 0.0
+  total, more = 0.0, 0.0
   for m in model_matrices:
     crossing = 'cross' in m.path
     stack = m.path[0] if m.path[0] in length else 'decoder'
@@ -188,11 +191,12 @@ def active_per_token(cfg):
     rows = m.rows or rows
     products = m.size if m.names == ('vocab', 'embed') and not untied else m.multiplied
     total += 2.0 * products * m.share * rows
+    more += 2.0 * products * m.more * rows
     if m.path[-1] == 'wq':
       # Scores and values, each 2 x keys x (heads x width) per query and layer.
       layers = m.size / math.prod(m.shape[-2:])
       total += 4.0 * length[stack] * length[memory] * m.shape[-1] * layers
   forward = total / length['decoder']
   passes = lookup.recipe('target', cfg.get('loss', {}))().passes
-  train = (1.0 + BACKWARD) * forward * passes
+  train = (1.0 + BACKWARD) * (forward + more / length['decoder']) * passes
   return dict(forward=forward, train=train, forward_per_row=total)

@@ -320,6 +320,7 @@ OFFERS = {
     'label': None,                   # what its parameters are called in section `groups` of a configuration
     'rows_per_sequence': None,       # rows that pass its matrices for a sequence, where not its tokens
     'products_per_row': None,        # numbers of the matrices that multiply a row, where its arrays are none
+    'more_rows': 0.0,                # of a sparse layer: rows of a token in training besides its router's
 }
 
 
