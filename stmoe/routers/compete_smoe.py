@@ -21,8 +21,8 @@ def schedule(uniform: np.ndarray, rate: float, most: int) -> np.ndarray:
   """Returns bool[L,N]: whether each of L layers competes in each of N steps.
 
   In order of layers and steps a draw below `rate` competes, if fewer than `most` layers do in that step. Else
-  it moves to the nearest earlier step with room where this layer does not compete yet, else to the nearest
-  later one, else it is lost. Within its own layer a draw at a step that is filled already counts again.
+  it moves to the nearest earlier step with room where this layer does not compete yet. Without such a step it
+  moves to the nearest later one, or is lost. A draw at a step that its layer has filled counts twice there.
 
   Args:
     uniform: f64[L,N] draws of U(0,1).
