@@ -12,4 +12,4 @@ def block(d_ff, num_experts, group_size):
 
 
 METHODS = dict(compete_smoe=common.compared(
-    block, {name: (weight, 'mean') for name, weight in paper.VISION.items()}))
+    block, {name: (paper.VISION.get(name, 0.0), 'mean') for name in paper.LOSSES}))

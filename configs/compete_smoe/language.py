@@ -30,5 +30,5 @@ def get_config(arg=''):
   block = recipe.sparse('compete_smoe', **fields)
   block.update(layer='compete_smoe', taught=args.taught, theta=paper.THETA)
   weights = common.choose('losses', args.losses, dict(language=paper.LANGUAGE, vision=paper.VISION))
-  c = recipe.language(block, {name: (weight, 'mean') for name, weight in weights.items()})
+  c = recipe.language(block, {name: (weights.get(name, 0.0), 'mean') for name in paper.LOSSES})
   return recipe.smoke(c) if args.smoke else c.lock()

@@ -11,7 +11,8 @@ def routed(name, **fields):
   return block
 
 
+LOSSES = dict(common.BALANCE, entropy=(0.0, 'mean'))
 METHODS = dict(
-    x_moe=common.compared(routed('x_moe'), common.BALANCE),
-    x_moe_double=common.compared(routed('x_moe', **paper.LIBMOE), common.BALANCE),
-    perturbed_cosine=common.compared(routed('perturbed_cosine', **paper.PERTURBED), common.BALANCE))
+    x_moe=common.compared(routed('x_moe'), LOSSES),
+    x_moe_double=common.compared(routed('x_moe', **paper.LIBMOE), LOSSES),
+    perturbed_cosine=common.compared(routed('perturbed_cosine', **paper.PERTURBED), LOSSES))

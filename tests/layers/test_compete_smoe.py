@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from stmoe import axes
+from stmoe import experiment
 from stmoe import lookup
+from stmoe.analysis import flops
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import compete_smoe as layers
@@ -120,6 +122,17 @@ def test_training_costs_more_rows_and_evaluation_does_not():
   carry = layer.init_carry(X)
   _, aux, _ = jax.eval_shape(lambda x: layer(x, context(0, train=False), carry), X)
   assert 'competes' not in aux.metrics
+
+
+def test_flops_of_training_count_what_competitions_compute():
+  config, _ = experiment.load('lm/quickstart:method=compete_smoe')
+  cost, block = flops.active_per_token(config), config.blocks.m
+  layers_of_m = sum(letters.count('m') * repeats for letters, repeats in config.model.layers)
+  share = lookup.recipe('router', block.router)(8, rngs=nnx.Rngs(0)).share()
+  expert = 2 * 2 * config.model.d_model * block.experts.d_ff         # two matrices, forward
+  more = 3 * layers_of_m * share * (block.router.num_experts - block.router.k) * expert
+  assert 0.04 < share < 0.1
+  np.testing.assert_allclose(cost['train'] - 3 * cost['forward'], more, rtol=1e-9)
 
 
 def test_another_router_is_refused():

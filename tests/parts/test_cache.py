@@ -125,7 +125,9 @@ def test_every_router_decodes_as_it_evaluates(name):
 SWITCH = sparse('switch')
 INNER = {key: value for key, value in sparse('smoe').items() if key != 'layer'} | dict(name='moe')
 LAYERS = dict(m=dict(layer='momentum', inner=INNER), a=dict(layer='adam_momentum', inner=INNER),
-              r=dict(layer='robust_momentum', inner=INNER), s=dict(layer='shared', d_ff=8, inner=INNER),
+              r=dict(layer='robust_momentum', inner=INNER), l=dict(layer='scaled', inner=INNER),
+              c=sparse('compete_smoe') | dict(layer='compete_smoe'),
+              s=dict(layer='shared', d_ff=8, inner=INNER),
               u=dict(layer='shuffled', inner=INNER), e=dict(layer='residual', inner=INNER),
               h=dict(layer='multihash', router=dict(name='hash', num_experts=3, vocab_size=VOCAB),
                      experts=dict(name='linear', d_ff=8)),
