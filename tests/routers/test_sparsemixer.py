@@ -96,6 +96,19 @@ def test_gates_of_two_choices_are_not_shares():
   assert aux.metrics['contenders'] == 1
 
 
+@pytest.mark.parametrize('route', [
+    lambda s, **fields: sparsemixer.sparsemixer(s, jnp.ones((1, 3), bool), 3, epsilon=0.5, **fields),
+    lambda s, **fields: grin.grin(s, jnp.ones((1, 3), bool), 3, 2, epsilon=0.5, **fields)])
+def test_given_choices_have_the_gates_that_chosen_ones_have(route):
+  logits = jax.random.normal(jax.random.key(1), (1, 3, E))
+  own, _ = jax.jit(route)(logits)
+  k = own.choices
+  given = lambda scores, number: own.expert.reshape(1, k, 3).swapaxes(1, 2)
+  again, _ = jax.jit(lambda s: route(s, choose=given))(logits)
+  np.testing.assert_array_equal(again.expert, own.expert)
+  np.testing.assert_allclose(again.weight, own.weight, rtol=1e-6)
+
+
 def test_mistakes_are_named():
   with pytest.raises(UserError, match='k=5 with num_experts=4; k is at least 1 and at most 4'):
     grin.Grin(8, num_experts=E, k=5, rngs=None)
