@@ -117,7 +117,7 @@ def test_refusals_are_looked_at():
 @pytest.mark.parametrize('name', ['lm', pytest.param('t5', marks=pytest.mark.slow)])
 def test_every_router_decodes_as_it_evaluates(name):
   """All that are not refused in one model, two layers each."""
-  every = {chr(ord('A') + i): sparse(router) for i, router in enumerate(ROUTERS)}
+  every = {chr(ord('Ā') + i): sparse(router) for i, router in enumerate(ROUTERS)}
   every = {letter: block for letter, block in every.items() if undecodable(block) is None}
   assert_cached_equals_whole(name, build(name, None, more=every))
 
