@@ -138,7 +138,8 @@ def competition(outputs: jax.Array, logits: jax.Array, mask: jax.Array, k: int, 
                   competition_balance=losses.balance(q, choice[..., :1], mask, tokens),
                   competition_entropy=balance.negative_entropy(shares, tokens)),
       load=metrics.load(edges),
-      metrics=metrics.routing(strength, q, edges, a, mask, tokens))
+      metrics=dict(metrics.routing(strength, q, edges, a, mask, tokens),
+                   active_experts=jnp.float32(len(outputs))))
 
 
 def distance(p: jax.Array, q: jax.Array, winners: jax.Array, own: jax.Array, means: tuple) -> jax.Array:

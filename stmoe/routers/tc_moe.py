@@ -12,6 +12,7 @@ from stmoe.core import contract
 from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
+from stmoe.errors import UserError
 
 
 def probabilities(logits: jax.Array, num_experts: int, negative_bias: float, null_bias: float) -> jax.Array:
@@ -38,8 +39,8 @@ def by_expert(probs: jax.Array, num_experts: int) -> jax.Array:
 
 
 def tc_moe(logits: jax.Array, mask: jax.Array, k: int, num_experts: int, *, negative_bias: float = -1.0,
-           null_bias: float = -10.0, sequence: jax.Array | None = None, tokens: jax.Array | None = None,
-           choose: contract.Choose | None = None) -> contract.Decision:
+           null_bias: float = -10.0, rows: float | None = None, sequence: jax.Array | None = None,
+           tokens: jax.Array | None = None, choose: contract.Choose | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): y = sum of sign * weight * f_e(x) over the k most probable of 2E + Z entries.
 
   A null is a dead edge: it takes no slot and computes nothing. Two choices of one expert, + and -, are one
@@ -47,6 +48,7 @@ def tc_moe(logits: jax.Array, mask: jax.Array, k: int, num_experts: int, *, nega
 
   Args:
     logits: f32[G,S,2E+Z], see `probabilities`; mask: bool[G,S]; tokens: see `losses.token_mean`.
+    rows:   experts of a token on average, by which cost is counted; None = k.
     sequence: i32[G,S] scope of the balance loss, see `balance.sequences`; None = a whole group.
     choose:   which of the 2E + Z entries are chosen instead, as in `contract.OFFERS`.
   """
@@ -57,6 +59,7 @@ def tc_moe(logits: jax.Array, mask: jax.Array, k: int, num_experts: int, *, nega
   signed = weights(probs, choice, num_experts) * jnp.where(minus, -1, 1)
   edges = assignment.kill_padding(assignment.from_choices(expert, signed, num_experts), mask)
   edges = assignment.merge(edges)
+  edges = edges if rows is None else assignment.expecting(edges, rows * mask.shape[1])
   a = assignment.cap(edges, edges.num_tokens)
   shares = balance.shares(by_expert(probs, num_experts), expert, mask, sequence)
   named = shares.f.sum(axis=-1, keepdims=True)                       # choices that are no nulls
@@ -68,8 +71,7 @@ def tc_moe(logits: jax.Array, mask: jax.Array, k: int, num_experts: int, *, nega
                   reward=-mean(probs[..., 2 * num_experts:].sum(axis=-1))),
       load=metrics.load(edges),
       metrics=dict(metrics.routing(logits, probs, edges, a, mask, tokens), null_frac=share(null),
-                   negative_frac=share(minus),
-                   experts_per_token=mean(metrics.experts_per_token(a).astype(jnp.float32))))
+                   negative_frac=share(minus)))
 
 
 class TcMoe(nnx.Module):
@@ -80,6 +82,8 @@ class TcMoe(nnx.Module):
     num_null:      Z, nulls among which a token may choose; None = k.
     negative_bias: fixed, of the logits of experts with factor -1.
     null_bias:     fixed, of those of nulls: they are out of reach until the router has learned about 10.
+    expected:      experts of a token on average, by which cost is counted (the metric active_experts says
+      what it was); None = k, no nulls.
   Losses: balance (of sequences, 1 / E at balance), reward (minus the probability of nulls), z (no biases).
   Differs: released code takes -1 for +1, or loses one of two choices of an expert; here the formula is
     computed. LibMoE's balance loss counts the whole batch for every sequence.
@@ -89,17 +93,20 @@ class TcMoe(nnx.Module):
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                num_null: ranges.Natural | None = None, negative_bias: ranges.Any = -1.0,
-               null_bias: ranges.Any = -10.0, rngs):
+               null_bias: ranges.Any = -10.0, expected: ranges.Positive | None = None, rngs):
     choices.check_k('tc_moe', k, num_experts)
+    if expected is not None and expected > k:
+      raise UserError(f'router tc_moe: expected={expected} experts of a token, but k={k}; nearest: {k}')
     self.w = gate.weights(d_model, 2 * num_experts + (k if num_null is None else num_null), rngs=rngs)
     self.num_experts = num_experts
     self.k = k
     self.negative_bias = negative_bias
     self.null_bias = null_bias
+    self.expected = expected
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""
     a, aux = tc_moe(gate.logits(x, self.w[...]), ctx.mask, self.k, self.num_experts, tokens=ctx.tokens,
-                    negative_bias=self.negative_bias, null_bias=self.null_bias,
+                    negative_bias=self.negative_bias, null_bias=self.null_bias, rows=self.expected,
                     sequence=balance.sequences(ctx.segments, ctx.positions))
     return contract.Routed(a, aux, carry)

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from stmoe.core import assignment
+from stmoe.errors import UserError
 from stmoe.routers import tc_moe
 
 # Two experts, entries +0 +1 -0 -1 and two nulls; the biases are 0 here.
@@ -25,7 +27,7 @@ def test_edges_are_signed_merged_or_dead():
   expected = [[0.5 / 0.9 - 0.3 / 0.9, 0], [0, -0.5 / 0.8], [0, 0]]   # over named choices plus all nulls
   np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-7)
   assert aux.load.tolist() == [1, 1] and int(assignment.live(a).sum()) == 2
-  told = [aux.metrics[name] for name in ('null_frac', 'negative_frac', 'experts_per_token', 'left_behind')]
+  told = [aux.metrics[name] for name in ('null_frac', 'negative_frac', 'active_experts', 'left_behind')]
   np.testing.assert_allclose(told, [3 / 6, 2 / 6, 2 / 3, 1 / 3], rtol=1e-5)
   np.testing.assert_allclose(aux.losses['reward'], -(0.1 + 0.3 + 0.8) / 3, rtol=1e-5)
 
@@ -36,6 +38,11 @@ def test_the_balance_loss_is_of_choices_that_are_no_nulls():
   np.testing.assert_allclose(route()[1].losses['balance'], (2 * first + 1 - first) / 3, rtol=1e-5)
   even = jnp.full((1, 2, 6), 1 / 6)
   np.testing.assert_allclose(route(even)[1].losses['balance'], 1 / 2, rtol=1e-5)   # 1 / E
+
+
+def test_more_expected_experts_than_choices_are_refused():
+  with pytest.raises(UserError, match='expected=3.0 experts of a token, but k=2; nearest: 2'):
+    tc_moe.TcMoe(4, num_experts=4, expected=3.0, rngs=None)
 
 
 def test_only_nulls_leave_no_nan():
