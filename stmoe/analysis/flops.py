@@ -40,6 +40,7 @@ class Matrix(NamedTuple):
   trained: whether it is a parameter; a frozen matrix is RouterState.
   said:    how many numbers multiply a row, where a module says so; None where the shape tells.
   uses:    how often in a forward a row of its stack passes through it: layers may have it in common.
+  more:    as `share`, of the rows that training adds (`more_rows` of a sparse layer).
   """
   path: tuple
   names: tuple
@@ -49,6 +50,7 @@ class Matrix(NamedTuple):
   trained: bool
   said: int | None = None
   uses: int = 1
+  more: float = 0.0
 
   @property
   def size(self):
@@ -83,7 +85,7 @@ def matrices(cfg):
   arrays, owners_said = [], set()
   for path, value in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, state.RouterState))):
     names = tuple(value.get_metadata().get('out_sharding') or (None,) * len(value.shape))
-    owners, share = _owners(model, path), 1.0
+    owners, share, more = _owners(model, path), 1.0, 0.0
     rows = [m.rows_per_sequence for m in owners if contract.offered(m, 'rows_per_sequence')]
     if rows and 'heads' in names:            # a head's matrix is passed by its part of the rows
       rows[-1] //= value.shape[names.index('heads')]
@@ -96,12 +98,13 @@ def matrices(cfg):
             (m for m in owners if contract.offered(m, 'lent')), None))
       if 'expert' in names:
         share = passing[id(sparse)] / sparse.router.num_experts
+        more = contract.offered(sparse, 'more_rows') / sparse.router.num_experts
       else:
         rows = [passing[id(sparse)] * size]
     arrays.append(Matrix(tuple(path), names, tuple(value.shape), share, rows[-1] if rows else None,
                          isinstance(value, nnx.Param),
                          _said(owners, owners_said, length.get(path[0], min(length.values()))),
-                         next((m.uses for m in reversed(owners) if contract.offered(m, 'uses')), 1)))
+                         next((m.uses for m in reversed(owners) if contract.offered(m, 'uses')), 1), more))
   return arrays
 
 
@@ -196,15 +199,16 @@ def active_per_token(cfg):
   functions are not counted, so that all executors of a model have the same figure.
 
   forward: per target position; an encoder's work is spread over the targets of its row.
-  train:   forward and backward, 3 x forward, of every pass of the target. Where the target wants the model of
-    another run beside, its forward is added, once. Rematerialisation does no useful work and is left out.
+  train:   forward and backward, 3 x forward, of every pass of the target, with the rows that training adds.
+    Where the target wants the model of another run beside, its forward is added, once. Rematerialisation
+    does no useful work and is left out.
   forward_per_row: of a row of a batch, the "FLOPs per sequence" of the papers.
   Raises UserError if the other run cannot be opened.
   """
-  total, target, positions = _per_row(cfg), _target(cfg), lengths(cfg)['decoder']
-  beside = _per_row(_beside(cfg, target)) if target.run else 0.0
+  (total, more), target, positions = _per_row(cfg), _target(cfg), lengths(cfg)['decoder']
+  beside = _per_row(_beside(cfg, target))[0] if target.run else 0.0
   forward = total / positions
-  train = (1.0 + BACKWARD) * forward * target.passes + beside / positions
+  train = (1.0 + BACKWARD) * (total + more) / positions * target.passes + beside / positions
   return dict(forward=forward, train=train, forward_per_row=total)
 
 
@@ -225,10 +229,10 @@ def _beside(cfg, target):
 
 
 def _per_row(cfg):
-  """FLOPs of the forward of one row of a batch, see `active_per_token`."""
+  """(FLOPs of the forward of one row of a batch, what training adds to them), see `active_per_token`."""
   length, model_matrices = lengths(cfg), matrices(cfg)
   untied = any(m.path[0] == 'head' for m in model_matrices)
-  total = 0.0
+  total, more = 0.0, 0.0
   for m in model_matrices:
     crossing = 'cross' in m.path
     stack = _stack(m.path, length)
@@ -237,11 +241,12 @@ def _per_row(cfg):
     rows = m.rows or rows
     products = m.size if m.names == ('vocab', 'embed') and not untied else m.multiplied
     total += 2.0 * products * m.share * rows * m.uses
+    more += 2.0 * products * m.more * rows * m.uses
     if m.path[-1] == 'wq':
       # Scores and values, each 2 x keys x (heads x width) per query and layer.
       layers = m.size / math.prod(m.shape[-2:])
       total += 4.0 * length[stack] * length[memory] * m.shape[-1] * layers
-  return total
+  return total, more
 
 
 def _stack(path, length):

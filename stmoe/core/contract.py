@@ -326,6 +326,7 @@ OFFERS = {
     'rows_per_sequence': None,       # rows that pass its matrices for a sequence, where not its tokens
     # Numbers of the matrices that multiply a row, where its arrays are none; or (tokens of a group) -> these.
     'products_per_row': None,
+    'more_rows': 0.0,                # of a sparse layer: rows of a token in training besides its router's
 }
 
 

@@ -145,7 +145,8 @@ def test_parameters_by_hand():
 @pytest.mark.parametrize('name, fields, rows', [
     ('adamoe', dict(num_null=8, k=3), 3 * 4 / 12), ('adamoe', dict(num_null=8, k=3, target=1.25), 1.25),
     ('top_p_routing', dict(p=0.6), 3), ('top_p_routing', dict(p=0.6, expected=1.75), 1.75),
-    ('remoe', dict(k=2), 2), ('moe_plus_plus', {}, 2 * 3 / (3 + 4))])
+    ('remoe', dict(k=2), 2), ('moe_plus_plus', {}, 2 * 3 / (3 + 4)), ('tc_moe', {}, 2),
+    ('tc_moe', dict(expected=1.5), 1.5)])
 def test_routers_of_a_varying_number_of_experts_count_their_mean(name, fields, rows):
   block = dict(layer='moe', router=dict(name=name, num_experts=EXPERTS) | fields,
                experts=dict(name='mlp', d_ff=96))

@@ -1,6 +1,7 @@
 """Parameters of the papers' models, by abstract evaluation, against the published counts.
 
-A `configs/<paper>/paper.py` gives its own in PARAMETERS and COMPUTED; the run ends with the table of all.
+A `configs/<paper>/paper.py` gives its own in PARAMETERS, ACTIVE and COMPUTED; the run ends with
+the table of all.
 """
 
 import importlib
@@ -56,9 +57,12 @@ COMPUTED = [
 ]
 
 
+ACTIVE = []                            # as PRINTED, of the parameters that one token uses
+
 for path in sorted(experiment.folder().glob('*/paper.py')):
   found = importlib.import_module(f'stmoe.configs.{path.parent.name}.paper')
   PRINTED += getattr(found, 'PARAMETERS', ())
+  ACTIVE += getattr(found, 'ACTIVE', ())
   COMPUTED += [(name, dict(params=printed, computed=ours), off)
                for name, printed, ours, off in getattr(found, 'COMPUTED', ())]
 
@@ -67,6 +71,12 @@ for path in sorted(experiment.folder().glob('*/paper.py')):
 def test_count_rounds_to_the_published_one(name, printed, unit, record_property):
   count = total(name)
   record_property('parameters', (name, printed, count))
+  assert rounds_to(count, printed, unit), f'{count:,}'
+
+
+@pytest.mark.parametrize('name,printed,unit', ACTIVE, ids=[row[0] for row in ACTIVE])
+def test_active_count_rounds_to_the_published_one(name, printed, unit):
+  count = flops.parameters(experiment.load(name)[0])['active']
   assert rounds_to(count, printed, unit), f'{count:,}'
 
 

@@ -29,10 +29,11 @@ BLOCKS |= {letter: dict(layer='dense', d_ff=12, attention=dict(
     for letter, mixed, router in (('v', 'v', dict(name='sigma_moe', num_experts=3, k=2)),
                                   ('o', 'o', dict(name='switch', num_experts=3, min_capacity=1)))}
 
-# Every other router, two experts each, as blocks without attention; and the layers that wrap one.
+# Every other router, two experts each, as blocks without attention; and the layers that wrap one. Their
+# letters are none of those above, however many there are.
 OWN = {BLOCKS[letter]['router']['name'] for letter in 'sgte'}
 FEATURES = {'smlp_deterministic', 'partial_prediction'}              # of channels: test_mlp_lm.py
-NAMED = {name: chr(ord('A') + i) for i, name in enumerate(
+NAMED = {name: chr(ord('Ā') + i) for i, name in enumerate(
     name for name in lookup.available('router') if name not in OWN | FEATURES)}
 
 
@@ -61,18 +62,20 @@ def wraps(layer):
 # Tested by themselves: gmlp is of channels (test_mlp_lm.py), shuffled moves tokens between all rows of a
 # batch, so that its groups do depend on how that is laid out (tests/layers/test_shuffled.py).
 ELSEWHERE = {'gmlp', 'shuffled'}
-WRAPPERS = {name: str(i) for i, name in enumerate(
+WRAPPERS = {name: chr(ord('Ѐ') + i) for i, name in enumerate(
     name for name in lookup.available('layer') if wraps(name) and name not in ELSEWHERE)}
 FIELDS = dict(shared=dict(d_ff=8))
 BLOCKS |= {letter: wrapped(name, **FIELDS.get(name, {})) for name, letter in WRAPPERS.items()}
 BLOCKS |= {'h': SPARSE | dict(layer='multihash', executor='einsum', attention=False,
                               router=dict(name='hash', num_experts=2, vocab_size=VOCAB),
                               experts=dict(name='linear', d_ff=8)),
-           'p': plain('moe_plus_plus') | dict(layer='moe_plus_plus')}
+           'p': plain('moe_plus_plus') | dict(layer='moe_plus_plus'),
+           'c': plain('compete_smoe') | dict(layer='compete_smoe')}
+BLOCKS['c']['router'] |= dict(rate=1.0, warm_up=0.0, num_layers=2, most=2, total_steps=1)  # always
 SHAPES = dict(vocab_size=VOCAB, d_model=8, num_heads=2, head_dim=4)
 # AdamSMoE, whose moments pass every later layer, is the first layer, as in its paper.
 FIRST, LATER = WRAPPERS['adam_momentum'], [WRAPPERS[name] for name in WRAPPERS if name != 'adam_momentum']
-ZOO = ((f'd{FIRST}', 1), (''.join([*NAMED.values(), *LATER, *'hp']), 2))
+ZOO = ((f'd{FIRST}', 1), (''.join([*NAMED.values(), *LATER, *'hpc']), 2))
 MODELS = dict(lm=dict(name='lm', layers=(('dstx', 1), ('ge', 2)), **SHAPES),
               zoo=dict(name='lm', layers=ZOO, **SHAPES),
               heads=dict(name='lm', layers=(('vo', 2),), **SHAPES),

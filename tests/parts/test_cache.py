@@ -117,7 +117,7 @@ def test_refusals_are_looked_at():
 @pytest.mark.parametrize('name', ['lm', pytest.param('t5', marks=pytest.mark.slow)])
 def test_every_router_decodes_as_it_evaluates(name):
   """All that are not refused in one model, two layers each."""
-  every = {chr(ord('A') + i): sparse(router) for i, router in enumerate(ROUTERS)}
+  every = {chr(ord('Ā') + i): sparse(router) for i, router in enumerate(ROUTERS)}
   every = {letter: block for letter, block in every.items() if undecodable(block) is None}
   assert_cached_equals_whole(name, build(name, None, more=every))
 
@@ -125,7 +125,9 @@ def test_every_router_decodes_as_it_evaluates(name):
 SWITCH = sparse('switch')
 INNER = {key: value for key, value in sparse('smoe').items() if key != 'layer'} | dict(name='moe')
 LAYERS = dict(m=dict(layer='momentum', inner=INNER), a=dict(layer='adam_momentum', inner=INNER),
-              r=dict(layer='robust_momentum', inner=INNER), s=dict(layer='shared', d_ff=8, inner=INNER),
+              r=dict(layer='robust_momentum', inner=INNER), l=dict(layer='scaled', inner=INNER),
+              c=sparse('compete_smoe') | dict(layer='compete_smoe'),
+              s=dict(layer='shared', d_ff=8, inner=INNER),
               u=dict(layer='shuffled', inner=INNER), e=dict(layer='residual', inner=INNER),
               c=dict(layer='chain_of_experts', norm=False, inner=INNER),
               h=dict(layer='multihash', router=dict(name='hash', num_experts=3, vocab_size=VOCAB),

@@ -25,8 +25,9 @@ MASK = jnp.ones((G, S), bool).at[1, 4:].set(False)
 CHOSEN = jnp.asarray(np.random.default_rng(0).permuted(np.tile(np.arange(E), (G, S, 1)), axis=-1)[..., :2])
 OWN = dict(ranks=dict(ranks=(1,)), remap=dict(num_experts=2), offset=dict(offset=(0.5, 0.0, -1.0, 2.0)))
 DECIDING = [name for name in lookup.available('router')
-            if name in ('deepseek_moe', 'deepseek_v3', 'gshard', 'loss_free_balancing', 'moe_plus_plus',
-                        'omni_router', 'skywork', 'smoe', 'smoe_dropout', 'st_moe', 'switch', 'vmoe')]
+            if name in ('compete_smoe', 'deepseek_moe', 'deepseek_v3', 'gshard', 'loss_free_balancing',
+                        'moe_plus_plus', 'omni_router', 'perturbed_cosine', 'skywork', 'smoe', 'smoe_dropout',
+                        'st_moe', 'switch', 'switch_gate', 'vmoe', 'x_moe')]
 NO_DROPS = dict(capacity_factor=(None, None), second_policy='all')
 
 

@@ -1,0 +1,39 @@
+"""The language model of LibMoE's sweeps with any of its layers."""
+
+from stmoe.configs import common
+from stmoe.configs.libmoe import paper
+
+HEADS, VOCAB = 8, 32_000           # this project's, neither is in the sweeps
+
+
+def sparse(router, **fields):
+  """Returns a layer of LibMoE's experts behind `router`, a name, with its other `fields`."""
+  size = paper.SIZE
+  return common.moe(dict(fields, name=router, num_experts=size['experts'], k=size['k']), size['d_ff'])
+
+
+def language(block, losses):
+  """Returns the unlocked config of a language model of sparse layers `block` with router `losses`."""
+  size, optim = paper.SIZE, paper.OPTIM
+  c = common.config()
+  c.model = dict(name='lm', vocab_size=VOCAB, d_model=size['d_model'], num_heads=HEADS,
+                 head_dim=size['d_model'] // HEADS, layers=(('m', size['layers']),), tie_embeddings=False,
+                 dtype='float32', scan_layers=True, remat='none')
+  c.blocks = dict(m=block)
+  c.losses = losses
+  c.data = common.data('c4', size['length'], vocab=f'train:{VOCAB}')
+  c.optimizer = dict(name='adamw', b1=0.9, b2=0.999, eps=1e-8, weight_decay=optim['weight_decay'])
+  c.schedule = dict(name='cosine', peak=optim['peak'], warmup_steps=optim['warmup_steps'],
+                    end_fraction=optim['end_fraction'])
+  c.train.update(steps=size['steps'], batch_size=size['batch'], clip=optim['clip'], log_every=100,
+                 stats_every=1000)
+  c.eval.update(every=2000, batch_size=size['batch'])
+  c.checkpoint.update(every=10_000)
+  common.schedule(c)
+  return c
+
+
+def smoke(c):
+  """Returns `c` shrunk as `common.smoke` does, locked; a token has two of the eight experts that are left."""
+  common.sparse(c.blocks.m).router.k = 2
+  return common.smoke(c)
