@@ -65,7 +65,8 @@ def quantile(required: jax.Array, mask: jax.Array, k: int) -> jax.Array:
   """
   experts = required.shape[-1]
   ordered = jnp.sort(jnp.where(mask[..., None], -required, jnp.inf).reshape(-1, experts), axis=0)
-  return -ordered[mask.sum() * k // experts]
+  count = mask.sum()
+  return -ordered[jnp.minimum(count * k // experts, count - 1)]
 
 
 def histogram(required: jax.Array, mask: jax.Array, bias: jax.Array, bins: int) -> jax.Array:

@@ -41,7 +41,7 @@ def quantile_balancing(
   edges = assignment.kill_padding(assignment.from_choices(choice, weight, logits.shape[-1]), mask)
   a = assignment.cap(edges, edges.num_tokens)
   probs = gates / gates.sum(axis=-1, keepdims=True)
-  required = s - jax.lax.top_k(s - bias, k + 1)[0][..., k:]          # s_te - alpha_t
+  required = s - jax.lax.top_k(s - bias, min(k + 1, s.shape[-1]))[0][..., -1:]     # s_te - alpha_t
   return a, contract.Aux(
       losses=dict(balance=losses.balance(probs, choice, mask, tokens) / k),
       load=metrics.load(edges),
@@ -53,7 +53,7 @@ class QuantileBalancing(nnx.Module):
   """Routing balanced by biases that each step sets to a quantile, without a step size; dropless.
 
   Args:
-    k:               choices per token, below the number of experts.
+    k:               choices per token.
     scores:          a key of choices.SCORES, of the gates.
     selection:       the bias is taken from the 'logits' (Megatron-LM) or from the 'scores' (Kimi K3).
     normalize_gates: gates over their sum; with k = 1 they would be constantly 1.
@@ -69,9 +69,7 @@ class QuantileBalancing(nnx.Module):
                scores: ranges.Choice(*choices.SCORES) = 'softmax',
                selection: ranges.Choice('logits', 'scores') = 'logits', normalize_gates: ranges.Flag = True,
                ema: ranges.Below1 = 0.0, bins: ranges.Count | None = 1000, rngs):
-    if not k < num_experts:
-      raise UserError(f'router quantile_balancing: k={k} with num_experts={num_experts}: the bias is where a '
-                      f'token would have another expert; nearest: k={max(num_experts - 1, 1)}')
+    choices.check_k('quantile_balancing', k, num_experts)
     if k == 1 and normalize_gates:
       raise UserError('router quantile_balancing: normalize_gates=True with k=1: a gate that is always 1 '
                       'teaches the router nothing; nearest: normalize_gates=False')

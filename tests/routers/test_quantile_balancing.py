@@ -72,7 +72,7 @@ def test_quantiles_by_hand():
 
 
 def test_impossible_fields():
-  with pytest.raises(errors.UserError, match='k=8 with num_experts=8.*nearest: k=7'):
-    quantile_balancing.QuantileBalancing(4, num_experts=8, k=8, rngs=nnx.Rngs(0))
+  with pytest.raises(errors.UserError, match='k=9 with num_experts=8; k is at least 1 and at most 8'):
+    quantile_balancing.QuantileBalancing(4, num_experts=8, k=9, rngs=nnx.Rngs(0))
   with pytest.raises(errors.UserError, match='normalize_gates=True with k=1.*nearest: normalize_gates=False'):
     quantile_balancing.QuantileBalancing(4, num_experts=8, k=1, rngs=nnx.Rngs(0))
