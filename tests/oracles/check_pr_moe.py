@@ -33,10 +33,10 @@ def top2_gate(case):
 
 def topk_gate(case):
   keep = case.option('drop_policy', dict(probs='probs', position='position'), 'probs')
-  _gate(case, case.config['k'], keep)
+  _gate(case, case.config['k'], keep, of_topk=True)
 
 
-def _gate(case, k, keep, gumbel=None, uniform=None):
+def _gate(case, k, keep, gumbel=None, uniform=None, of_topk=False):
   used = case['used_token'] > 0 if 'used_token' in case else np.ones(case.config['T'], bool)
   group = lambda x: None if x is None else jnp.asarray(x)[None]
   capacity = case['dispatch'].shape[2]                               # without drops the greatest load
@@ -44,11 +44,14 @@ def _gate(case, k, keep, gumbel=None, uniform=None):
   def run(logits):
     a, aux = pr_moe.pr_moe(logits[None], used[None], capacity, k, keep=keep, gumbel=group(gumbel),
                            uniform=group(uniform))
-    combine, places = _in_token_order(a)
-    # What is not used is left out there of the choices alone: it counts among the tokens.
-    probs, experts = jax.nn.softmax(logits), logits.shape[-1]
-    balance = aux.losses['balance'] if used.all() else experts * jnp.sum(
-        probs.mean(0) * aux.load / len(used))
+    dispatch, combine = (x[0] for x in assignment.masks(a))
+    places, balance = dispatch, _balance(logits, aux, used)
+    if of_topk:
+      # That function may be called with one or two choices, for which the layer has the others: it counts
+      # all of them in its loss, and divides a single gate by itself, too.
+      balance = balance if k > 2 else _of_load(logits, aux) / (k * len(used))
+      combine = pr_moe.survivors(a).masks()[1][0] if k == 1 else combine
+      combine, places = _in_token_order(combine, dispatch)
     return jnp.stack([balance, jnp.sum(combine * case['cotangent'])]), (balance, combine, places, aux.load)
 
   logits = jnp.asarray(case['logits'])
@@ -61,17 +64,26 @@ def _gate(case, k, keep, gumbel=None, uniform=None):
   case.assert_close('grad_combine', grads[1])
 
 
-def _in_token_order(a):
-  """(combine f32[T,E,C], dispatch bool[T,E,C]) of the group of `a`; places as the gate for k > 2 has them.
+def _balance(logits, aux, used):
+  """The reference's loss f32[] of logits f32[T,E]: what is not used chooses nothing, but counts as tokens."""
+  if used.all():
+    return aux.losses['balance']
+  return _of_load(logits, aux) / len(used)
 
-  The other gates have first choices first, as we do. Places mean nothing else.
+
+def _of_load(logits, aux):
+  """E sum_e P_e n_e of logits f32[T,E], n the choices of each expert."""
+  return logits.shape[-1] * jnp.sum(jax.nn.softmax(logits).mean(0) * aux.load)
+
+
+def _in_token_order(combine, dispatch):
+  """Both [T,E,C] with places as the gate for any k has them: first choices do not come first, as with us.
+
+  Places mean nothing else.
   """
-  dispatch, combine = (x[0] for x in assignment.masks(a))
-  if a.choices <= 2:
-    return combine, dispatch
   there = dispatch.any(-1)                                           # [T, E]
   place = jnp.cumsum(there, axis=0) - 1
-  places = there[..., None] & (place[..., None] == jnp.arange(a.capacity))
+  places = there[..., None] & (place[..., None] == jnp.arange(dispatch.shape[-1]))
   return combine.sum(-1, keepdims=True) * places, places
 
 
@@ -95,8 +107,9 @@ class Given(nnx.Module):
 
   def __call__(self, x, ctx, carry):
     x = x if self.jitter is None else x * self.jitter
-    a, aux = self.decide(self.router.logits(x, ctx), ctx.mask, self.capacity)
-    self.seen = nnx.data(aux)
+    logits = self.router.logits(x, ctx)
+    a, aux = self.decide(logits, ctx.mask, self.capacity)
+    self.seen = nnx.data((logits[0], aux))
     return contract.Routed(a, aux, carry)
 
 
@@ -111,20 +124,22 @@ def residual_layer(case):
 def _layer(case):
   layer = _built(case)
   x = jnp.asarray(case['x'])
-  ctx = models_hf.context(np.zeros(x.shape[:2], np.int32))
+  used = np.ones(x[..., 0].size, bool) if 'used_token' not in case else case['used_token'].ravel() > 0
+  ctx = models_hf.context(np.zeros(x.shape[:2], np.int32), used.reshape(x.shape[:2]))
 
   def run(layer, x):
     inner = getattr(layer, 'inner', layer)
     inner.router = Given(inner.router, case)
     y, _, _ = layer(x, ctx, {})
-    aux = inner.router.seen
-    return jnp.sum(y * case['cotangent']) + aux.losses['balance'], (y, aux)
+    logits, aux = inner.router.seen
+    balance = _balance(logits, aux, used)
+    return jnp.sum(y * case['cotangent']) + balance, (y, balance, aux)
 
   graph, state = nnx.split(layer)
-  grads, (y, aux) = jax.jit(jax.grad(lambda state, x: run(nnx.merge(graph, state), x), argnums=(0, 1),
-                                     has_aux=True))(state, x)
+  both = jax.grad(lambda state, x: run(nnx.merge(graph, state), x), argnums=(0, 1), has_aux=True)
+  grads, (y, balance, aux) = jax.jit(both)(state, x)
   case.assert_close('y', y)
-  case.assert_close('aux', aux.losses['balance'][None])
+  case.assert_close('aux', balance[None])
   case.assert_close('exp_counts', aux.load.astype(jnp.int32))
   case.assert_close('grad_x', grads[1])
   for name, (gradient, turn) in _named(nnx.merge(graph, grads[0])).items():
