@@ -42,7 +42,7 @@ class PRMoE(nnx.Module):
     with jax.named_scope('residual'):
       residual, _, _ = self.mlp(x, ctx.fold('residual'), {})
     routed, aux, carry = self.inner(x, ctx.fold('inner'), carry)
-    if self.w is None:
+    if self.w is None or self.b is None:
       return routed + residual, aux, carry
     mix = jax.nn.softmax(x.astype(jnp.float32) @ self.w[...] + self.b[...])        # [B, T, 2]
     return (mix[..., :1] * routed + mix[..., 1:] * residual).astype(x.dtype), aux, carry

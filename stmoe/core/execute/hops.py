@@ -7,6 +7,8 @@ messages of a device instead of n m - 1, the larger ones between nodes (SMILE, a
 travels twice. Over one axis the two executors are the same.
 """
 
+import typing
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,7 @@ def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
 @struct.dataclass
 class Remote:
   """A bank of E experts of which each device has its part: rows travel to their expert and back in hops."""
-  bank: object
+  bank: typing.Any
   over: tuple = struct.field(pytree_node=False)
 
   def __call__(self, rows: layouts.Buckets, key: jax.Array | None = None) -> layouts.Buckets:
