@@ -9,8 +9,10 @@ gates over their sum, in all rows.
   stmoe train quantile_balancing/updates --workdir runs/quantile
   stmoe train quantile_balancing/updates:update=sign,u=0.01
   stmoe train quantile_balancing/updates:smoke               laptop, about a minute
-  update = quantile | exact (sorted, a mean over microbatches, as in Megatron-LM) | scores (the bias is one of
-  scores, as in Kimi K3) | sign | magnitude; ema: of quantiles; u: rate of sign and magnitude
+  update = quantile | exact | scores | sign | magnitude; ema: of quantiles; u: rate of sign and magnitude
+
+update=exact sorts, and averages over microbatches, as Megatron-LM does. The bias of update=scores is one of
+scores instead of logits, as in Kimi K3.
 """
 
 from stmoe.configs import arguments

@@ -23,8 +23,8 @@ def quantile_balancing(
     choose: contract.Choose | None = None) -> tuple[assignment.Assignment, contract.Aux, jax.Array]:
   """Returns (Assignment, Aux, required f32[G,S,E]): each token to its k largest s - bias, weighed without it.
 
-  An expert is chosen by a token if its bias is below what the token requires: s less the (k+1)-th largest
-  s - bias of the token. Nothing is dropped.
+  A token chooses an expert whose bias is below what the token requires. Required is s less the token's
+  (k+1)-th largest s - bias. Nothing is dropped.
 
   Args:
     logits: f32[G,S,E]; bias: f32[E]; mask: bool[G,S]; tokens: see `losses.token_mean`.

@@ -1,10 +1,9 @@
 """Expert parallelism in hops: an all-to-all over each axis that splits the experts, one after the other.
 
-As `all_to_all`, whose one exchange goes to all P devices at once. Where experts are split over several axes,
-mesh.rules='expert=data+expert', rows travel first to the node of their expert (the first axis), to the
-device there that has the sender's place, and from it to the expert's own (the second): n - 1 and m - 1
-messages of a device instead of n m - 1, the larger ones between nodes (SMILE, arXiv:2212.05191). Every row
-travels twice. Over one axis the two executors are the same.
+The executor `all_to_all` has one exchange with all P devices. mesh.rules='expert=data+expert' splits experts
+over two axes: n nodes of m devices. A row then travels twice. The first hop goes to the expert's node, to the
+device with the sender's place. The second hop goes from there to the expert's device. A device so sends n - 1
+and m - 1 messages instead of n m - 1 (SMILE, arXiv:2212.05191). Over one axis both executors are the same.
 """
 
 import typing
