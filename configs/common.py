@@ -45,6 +45,13 @@ def sparse(block):
   return block
 
 
+def innermost(router):
+  """Returns the section of the router that `router` is around, however often it is wrapped, or itself."""
+  while 'inner' in router:
+    router = router['inner']
+  return router
+
+
 def moe(router, d_ff, group_size=None, experts='mlp', **fields):
   """Returns the sparse layer of `router` with experts of width `d_ff`, initialised like dense layers.
 
@@ -135,13 +142,19 @@ def smoke_spans(c):
       section.d_ff = 128
     if 'experts' in section:
       section.experts.d_ff = 128
-      section.router.num_experts = min(section.router.num_experts, 8)
+      shrink(section.router)
     if 'router' in section and section.get('group_size'):
       section.group_size = 2 * 256 if section is not c.model.head else 2
   c.data.update(task='stdlib_questions', files=(), vocab='bytes', inputs_length=256, stride=64,
                 question_length=48, answer_length=64)
   c.eval.examples = 8
   return _short(c)
+
+
+def shrink(router):
+  """Gives a router, or the one that it is around, at most 8 experts."""
+  router = innermost(router)
+  router.num_experts = min(router.num_experts, 8)
 
 
 def smoke_images(c):
@@ -157,7 +170,7 @@ def smoke_images(c):
       outer.d_ff = 128
       continue
     block.experts.d_ff = 128
-    block.router.num_experts = min(block.router.num_experts, 8)
+    shrink(block.router)
     if block.get('group_size'):
       block.group_size = 2 * tokens
   c.data.update(task='digits', image_size=8, channels=1, central=1.0)
@@ -182,7 +195,7 @@ def smoke(c):
       outer.d_ff = 128
       continue
     block.experts.d_ff = 128
-    block.router.num_experts = min(block.router.num_experts, 8)
+    shrink(block.router)
     if block.get('group_size'):
       block.group_size = 2 * lengths['targets_length' if letter in decoder else 'inputs_length']
   task = 'stdlib_pairs' if c.data.objective == 'seq2seq' else 'stdlib'

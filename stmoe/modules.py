@@ -65,16 +65,19 @@ def init_carry(module: nnx.Module, x: jax.Array) -> dict[str, jax.Array]:
   return carry
 
 
-def commit(module: nnx.Module, aux: object) -> None:
+def commit(module: nnx.Module, aux: object, offer: str = 'commit') -> None:
   """Lets every part of `module` with state across steps update it from `aux`, the Aux of a whole step.
 
   A part that does so answers for its inner parts.
+
+  Args:
+    offer: 'commit', or 'accumulate' with the Aux of one microbatch (`core.contract.OFFERS`).
   """
-  for part in outermost(module, 'commit'):
-    part.commit(aux)
+  for part in outermost(module, offer):
+    getattr(part, offer)(aux)
 
 
-def commit_each(stacked: nnx.Module, aux: object) -> None:
+def commit_each(stacked: nnx.Module, aux: object, offer: str = 'commit') -> None:
   """`commit` for every slice of a stacked module, along the leading axis of its arrays and of `aux`'s.
 
   Only the module's RouterState changes.
@@ -83,7 +86,7 @@ def commit_each(stacked: nnx.Module, aux: object) -> None:
     return
 
   def commit_slice(module, aux):
-    commit(module, aux)
+    commit(module, aux, offer)
     return nnx.state(module, state.RouterState)
   nnx.update(stacked, jax.vmap(commit_slice)(stacked, aux))
 

@@ -17,16 +17,17 @@ class RouterState(nnx.Variable):
   """A variable of a router that is read in the forward and changed only by `commit`."""
 
 
-def commit(model: typing.Any, aux: dict) -> None:
+def commit(model: typing.Any, aux: dict, offer: str = 'commit') -> None:
   """Lets every stateful layer of `model` update its RouterState in place.
 
   Args:
     model: a model; what offers `commit` in its stacks' layers is called (`stmoe.modules`).
     aux:   dict layer name -> Aux of one optimizer step, of all microbatches.
+    offer: 'accumulate' with the Aux of one microbatch, for what the later ones of the step may know of it.
   """
   aux = across(aux)
   for stack in model.stacks():
-    stack.commit(aux)
+    stack.commit(aux, offer)
 
 
 def across(aux: dict) -> dict:

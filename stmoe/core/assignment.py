@@ -122,28 +122,32 @@ class SoftAssignment:
     return self.dispatch, self.combine
 
 
-def capacity(tokens: int, experts: int, factor: float | None, minimum: int = 4) -> int:
+def capacity(tokens: int, experts: int, factor: float | None, minimum: int = 4,
+             whole: typing.Callable[[float], int] = round) -> int:
   """Returns C, the slots of one expert in a group of S tokens.
 
-  min(S, max(round_half_even(factor * S / E), minimum)); S (nothing dropped) when factor
-  is None. `factor` counts total slots per token: top-2 with 1.25 has 1.25 slots a token.
+  min(S, max(whole(factor * S / E), minimum)); S (nothing dropped) when factor is None.
+  `factor` counts total slots per token: top-2 with 1.25 has 1.25 slots a token.
+
+  Args:
+    whole: makes a whole number: `round` to the nearest, halves to even, or `math.ceil`.
 
   >>> capacity(512, 8, 1.25), capacity(512, 8, None), capacity(16, 8, 1.0)
   (80, 512, 4)
   """
   if factor is None:
     return tokens
-  return min(tokens, max(round(factor * tokens / experts), minimum))
+  return min(tokens, max(whole(factor * tokens / experts), minimum))
 
 
 def slots(ctx: 'contract.Context', num_experts: int, factors: typing.Sequence[float | None],
-          minimum: int = 4) -> int:
+          minimum: int = 4, whole: typing.Callable[[float], int] = round) -> int:
   """Returns C of the groups of `ctx`, whose mask is bool[G,S]: see `capacity`.
 
   Args:
     factors: of training and of evaluation.
   """
-  return capacity(ctx.mask.shape[1], num_experts, factors[0 if ctx.train else 1], minimum)
+  return capacity(ctx.mask.shape[1], num_experts, factors[0 if ctx.train else 1], minimum, whole)
 
 
 def from_top_k(probs: jax.Array, k: int) -> Edges:
@@ -231,6 +235,21 @@ def expecting(edges: Kind, rows: float) -> Kind:
   """
   share = edges.num_experts / edges.dead                             # of real experts, under balance
   return edges.replace(spare=edges.token.shape[1] - rows / share)
+
+
+def strongest(edges: Kind, rank: jax.Array, capacity: int) -> Kind:
+  """Returns `edges` with those beyond the `capacity` of largest `rank` f32[G,N] of their expert dead.
+
+  Ties in order. Unlike the priority of `cap`, `rank` is of edges; slots stay in the order of the list.
+
+  >>> edges = from_choices(jnp.array([[[0], [0], [1]]]), jnp.ones((1, 3, 1)), 2)
+  >>> strongest(edges, jnp.array([[0.1, 0.2, 0.0]]), 1).expert.tolist()
+  [[2, 0, 1]]
+  """
+  order = jnp.argsort(-jax.lax.stop_gradient(rank), axis=-1, stable=True)          # [G, N]
+  ranked = rank_in_expert(jnp.take_along_axis(edges.expert, order, axis=1), edges.dead + 1)
+  group = jnp.arange(order.shape[0])[:, None]
+  return kill(edges, jnp.zeros_like(ranked).at[group, order].set(ranked) < capacity)
 
 
 def rank_in_expert(expert: jax.Array, num_ids: int) -> jax.Array:

@@ -81,6 +81,26 @@ def expert_loss(shares: Shares, tokens: jax.Array | None = None) -> jax.Array:
   return _mean(jnp.sum(shares.f * shares.p, axis=-1), shares.count, tokens)
 
 
+def counted_loss(probs: jax.Array, counts: jax.Array, mask: jax.Array,
+                 tokens: jax.Array | None = None) -> jax.Array:
+  """Returns the balance loss f32[] of all groups together, by choices that were counted: 1 at balance.
+
+  E sum_e f_e P_e, f the share of `counts`, P the mean probability of the real tokens here. f may be of more
+  tokens than these, those of a whole step (arXiv:2501.11873). The gradient goes through P only.
+
+  Args:
+    probs:  f32[G,S,E]; mask: bool[G,S]; tokens: see `losses.token_mean`.
+    counts: f32[E] choices of each expert.
+
+  >>> float(counted_loss(jnp.array([[[0.75, 0.25]]]), jnp.array([3.0, 1.0]), jnp.ones((1, 1), bool)))
+  1.25
+  """
+  f = jax.lax.stop_gradient(counts / jnp.maximum(counts.sum(), 1)) * counts.size
+  real = jnp.where(mask[..., None], probs, 0)
+  count = jnp.maximum(mask.sum(dtype=jnp.float32), 1) if tokens is None else tokens
+  return jnp.sum(f * real.sum(axis=(0, 1))) / count
+
+
 def device_loss(shares: Shares, num_groups: int, tokens: jax.Array | None = None) -> jax.Array:
   """Returns the device-level balance loss f32[] (arXiv:2401.06066, section 3.3): 1 at balance.
 

@@ -1,4 +1,7 @@
-"""Balance without interference: a selection bias that follows the load and is no loss. Letter: E experts."""
+"""Balance without interference: a selection bias that follows the load, or is set to a quantile; no loss.
+
+Letters: G groups, S tokens per group, E experts, T real tokens of all groups, k choices.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -50,3 +53,60 @@ def magnitude(load: jax.Array) -> jax.Array:
 
 
 RULES = {'sign': sign, 'magnitude': magnitude}
+
+
+def quantile(required: jax.Array, mask: jax.Array, k: int) -> jax.Array:
+  """Returns f32[E], the (T k / E + 1)-th largest `required` f32[G,S,E] over the T real tokens of all groups.
+
+  As a bias it is exceeded T k / E times, a fraction rounded down. -inf without tokens.
+
+  >>> quantile(jnp.array([[[3.0, 0.0], [1.0, 2.0]]]), jnp.ones((1, 2), bool), 1).tolist()
+  [1.0, 0.0]
+  """
+  experts = required.shape[-1]
+  ordered = jnp.sort(jnp.where(mask[..., None], -required, jnp.inf).reshape(-1, experts), axis=0)
+  count = mask.sum()
+  return -ordered[jnp.minimum(count * k // experts, count - 1)]
+
+
+def histogram(required: jax.Array, mask: jax.Array, bias: jax.Array, bins: int) -> jax.Array:
+  """Returns f32[E,bins]: how many real tokens require so much, in equal parts of the range of `span`.
+
+  What lies outside is in the first or last part.
+
+  Args:
+    required: f32[G,S,E]; mask: bool[G,S]; bias: f32[E].
+
+  >>> histogram(jnp.array([[[0.5, -0.5]]]), jnp.ones((1, 1), bool), jnp.zeros(2), 2).tolist()
+  [[0.0, 1.0], [1.0, 0.0]]
+  """
+  low, width = span(bias, bins)
+  part = jnp.clip(jnp.floor((required - low) / width), 0, bins - 1).astype(jnp.int32)
+  expert = jnp.arange(required.shape[-1])
+  count = jnp.broadcast_to(mask[..., None], part.shape).astype(jnp.float32)
+  return jnp.zeros((expert.size, bins)).at[expert, part].add(count)
+
+
+def span(bias: jax.Array, bins: int) -> tuple[jax.Array, jax.Array]:
+  """Returns (f32[] lower end, f32[] width of a part) of min(bias) - 1 to max(bias) + 1 in `bins` parts.
+
+  >>> [float(number) for number in span(jnp.array([0.0, 1.0]), 6)]
+  [-1.0, 0.5]
+  """
+  return bias.min() - 1, (bias.max() - bias.min() + 2) / bins
+
+
+def of_histogram(counts: jax.Array, bias: jax.Array, k: int) -> jax.Array:
+  """Returns f32[E], what T k / E tokens exceed, interpolated in the counts f32[E,bins] of `histogram`.
+
+  >>> of_histogram(jnp.array([[0.0, 4.0], [2.0, 2.0]]), jnp.zeros(2), 1).tolist()
+  [0.5, 0.0]
+  """
+  experts, bins = counts.shape
+  low, width = span(bias, bins)
+  wanted = counts.sum(axis=1, keepdims=True) * k / experts           # [E, 1]
+  above = jnp.cumsum(counts[:, ::-1], axis=1)[:, ::-1]               # in this part and in those over it
+  at = jnp.maximum(jnp.sum(above > wanted, axis=1, keepdims=True) - 1, 0)          # the part that it lies in
+  own, under = (jnp.take_along_axis(a, at, axis=1) for a in (counts, above))
+  share = (wanted - (under - own)) / jnp.maximum(own, 1)
+  return (low + width * (at + 1 - share))[:, 0]

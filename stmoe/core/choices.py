@@ -158,6 +158,19 @@ def keep(policy: str, gates: jax.Array, uniform: jax.Array | None, threshold: fl
   return jnp.concatenate([jnp.ones((*gates.shape[:-1], 1), bool), others], axis=-1)
 
 
+def sqrt_softplus(logits: jax.Array) -> jax.Array:
+  """Returns f32[...], the square root of ln(1 + e^z): positive, and unbounded above (DeepSeek-V4).
+
+  >>> round(float(sqrt_softplus(jnp.zeros(()))) ** 2, 4)
+  0.6931
+  """
+  return jnp.sqrt(jnp.maximum(jax.nn.softplus(logits), 1e-30))       # the root of 0 has no gradient
+
+
+# Functions of logits f32[G,S,E] that score experts; all are positive, and softmax adds up to 1.
+SCORES = dict(softmax=jax.nn.softmax, sigmoid=jax.nn.sigmoid, sqrtsoftplus=sqrt_softplus)
+
+
 def check_k(router: str, k: int, num_experts: int, num_virtual: int = 0) -> None:
   """Raises UserError unless a token can choose k of the experts, virtual experts included."""
   most = num_experts + num_virtual

@@ -314,6 +314,7 @@ OFFERS = {
     # What follows may be offered by layers and banks, too; `stmoe.modules` walks to them.
     'init_carry': None,              # (x [B,T,D]) -> memory across layers, dict of [B,T,.] at the bottom
     'commit': None,                  # (Aux of a whole step) -> None; updates RouterState
+    'accumulate': None,              # (Aux of a microbatch) -> None; so, for the later ones of its step
     'undecodable': None,             # why tokens cannot be computed one by one
     'vocabulary': None,              # digest of the only vocabulary that it is made for
     'activation': None,              # of a layer or bank: the name of a function of jax.nn

@@ -6,6 +6,7 @@ import jax
 from stmoe import axes
 from stmoe import ranges
 from stmoe.core import contract
+from stmoe.core import gated
 from stmoe.core import noise
 
 
@@ -19,11 +20,12 @@ class Glu(nnx.Module):
       ((act(x wi) * x wg) * b) wo (ST-MoE, arXiv:2202.08906, appendix C).
     dropout_rate:  expert dropout: on the hidden activation, per element, in training only.
     init_scale:    variance scale s of sqrt(s / fan_in) (0.1 in Switch, section 2.4).
+    limit:         L of `gated.product` (DeepSeek-V4: 10); None = without.
   """
 
   def __init__(self, d_model: int, *, num_experts, d_ff: ranges.Count, activation: ranges.Activation = 'gelu',
                multiplicative_bias: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0,
-               init_scale: ranges.Positive = 0.1, rngs):
+               init_scale: ranges.Positive = 0.1, limit: ranges.Positive | None = None, rngs):
     # batch_axis: otherwise E counts into the fan and weights come out sqrt(E) too small.
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal', batch_axis=(0,))
     inward, outward = ('expert', 'expert_embed', 'expert_mlp'), ('expert', 'expert_mlp', 'expert_embed')
@@ -35,12 +37,13 @@ class Glu(nnx.Module):
               if multiplicative_bias else None)
     self.activation = activation
     self.dropout_rate = dropout_rate
+    self.limit = limit
 
   def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
     """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
     activation = getattr(jax.nn, self.activation)
     gate = rows.linear(self.wg[...])                                 # [., F]
-    h = rows.linear(self.wi[...]).map(lambda x, g: activation(x) * g, gate)
+    h = rows.linear(self.wi[...]).map(lambda x, g: gated.product(x, g, activation, self.limit), gate)
     if self.b is not None:
       h = h.scale(self.b[...])
     h = h.map(lambda x: noise.dropout(x, self.dropout_rate, key))

@@ -6,7 +6,9 @@ import jax
 from stmoe import axes
 from stmoe import ranges
 from stmoe.core import contract
+from stmoe.core import gated as gated_lib
 from stmoe.core import noise
+from stmoe.errors import UserError
 from stmoe.parts import linear
 
 
@@ -22,11 +24,15 @@ class Dense(nnx.Module):
     dropout_rate:  on the hidden activation, one mask per sequence (T5).
     init_scale:    variance scale s of sqrt(s / fan_in).
     use_bias:      biases bi [F] (of wi) and bo [D], initially 0.
+    limit:         L of `gated.product` when gated (DeepSeek-V4: 10); None = without.
   """
 
   def __init__(self, d_model: int, *, d_ff: ranges.Count, activation: ranges.Activation = 'relu',
                gated: ranges.Flag = False, dropout_rate: ranges.Below1 = 0.0,
-               init_scale: ranges.Positive = 1.0, use_bias: ranges.Flag = False, rngs):
+               init_scale: ranges.Positive = 1.0, use_bias: ranges.Flag = False,
+               limit: ranges.Positive | None = None, rngs):
+    if limit is not None and not gated:
+      raise UserError(f'layer dense: limit={limit} is of the product of a gated network; nearest: gated=True')
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'truncated_normal')
     self.wi = axes.param(init, (d_model, d_ff), 'embed', 'mlp', rngs=rngs)
     self.wg = axes.param(init, (d_model, d_ff), 'embed', 'mlp', rngs=rngs) if gated else None
@@ -36,11 +42,12 @@ class Dense(nnx.Module):
     self.bo = axes.param(zeros, (d_model,), 'embed', rngs=rngs) if use_bias else None
     self.activation = activation
     self.dropout_rate = dropout_rate
+    self.limit = limit
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], None, carry) for x [B,T,D]."""
-    h = getattr(jax.nn, self.activation)(linear.apply(x, self.wi, self.bi))  # [B, T, F]
-    if self.wg is not None:
-      h = h * linear.apply(x, self.wg)
+    activation, h = getattr(jax.nn, self.activation), linear.apply(x, self.wi, self.bi)      # [B, T, F]
+    h = activation(h) if self.wg is None else gated_lib.product(
+        h, linear.apply(x, self.wg), activation, self.limit)
     h = noise.dropout(h, self.dropout_rate, ctx.fold('hidden').key if ctx.train else None, (-2,))
     return linear.apply(h, self.wo, self.bo), None, carry            # [B, T, D]

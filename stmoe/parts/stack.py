@@ -184,16 +184,17 @@ class Stack(nnx.Module):
           layer_of[name] = part
     return {name: layer_of[name] for name in sorted(layer_of, key=_place)}
 
-  def commit(self, aux: dict) -> None:
+  def commit(self, aux: dict, offer: str = 'commit') -> None:
     """Lets layers with state across steps update it from `aux` (see `stmoe.router_state`)."""
     for names, parts in self._named():
       if names[0] not in aux:
         continue
       if self.scan_layers:
-        modules.commit_each(parts, jax.tree.map(lambda *leaves: jnp.stack(leaves), *[aux[n] for n in names]))
+        whole = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[aux[n] for n in names])
+        modules.commit_each(parts, whole, offer)
       else:
         for part, name in zip(parts, names):
-          modules.commit(part, aux[name])
+          modules.commit(part, aux[name], offer)
 
   def states(self) -> dict:
     """Returns dict layer name -> dict dotted path in the layer -> RouterState of that one layer."""

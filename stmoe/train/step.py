@@ -75,9 +75,9 @@ def gradients(cfg, plan, state, batch, microbatches):
   key = jax.random.fold_in(state['key'], state['step'])
   weighted = cfg.losses.to_dict()
 
-  def forward(params, part, key):
+  def forward(params, part, key, routers):
     """What the target judges [B,...] of the pass, or [P,B,...] of several, and their Aux."""
-    model = plan.model(groups.put(state['params'], params), state['router_state'])
+    model = plan.model(groups.put(state['params'], params), routers)
     once = lambda key: targets.predict(target, model, part, key=key, train=True, step=state['step'],
                                        tokens=tokens)
     if target.passes == 1:
@@ -85,28 +85,30 @@ def gradients(cfg, plan, state, batch, microbatches):
     outputs, aux = jax.lax.map(once, jax.random.split(key, target.passes))
     return outputs, {layer: merge(a) for layer, a in aux.items()}
 
-  def loss(params, part, key):
-    outputs, aux = forward(params, part, key)
+  def loss(params, part, key, routers):
+    outputs, aux = forward(params, part, key, routers)
     with jax.named_scope('loss'):
       task, report = target.loss(outputs, part, counts)
-      routers, values = losses.router(aux, weighted)
-    total = task + target.passes * routers / microbatches
+      of_routers, values = losses.router(aux, weighted)
+    total = task + target.passes * of_routers / microbatches
     # Summed over microbatches, these are the values of the whole batch.
     report |= {losses.METRIC.get(n, f'loss/aux_{n}'): v / microbatches for n, v in values.items()}
     return total, (report | {'loss/total': total}, aux)
 
   differentiate, trained = jax.grad(loss, has_aux=True), plan.trainable(state['params'])
   if microbatches == 1:
-    grads, (report, aux) = differentiate(trained, batch, key)
+    grads, (report, aux) = differentiate(trained, batch, key, state['router_state'])
     return grads, report, aux
 
-  def of_part(grads, part):
-    index, part = part
-    part_grads, out = differentiate(trained, part, jax.random.fold_in(key, index))
-    return jax.tree.map(jnp.add, grads, part_grads), out
+  def of_part(carry, part):
+    (grads, routers), (index, part) = carry, part
+    part_grads, out = differentiate(trained, part, jax.random.fold_in(key, index), routers)
+    routers = committed(plan, state['params'], routers, out[1], 'accumulate')
+    return (jax.tree.map(jnp.add, grads, part_grads), routers), out
 
-  zeros = jax.tree.map(jnp.zeros_like, trained)
-  grads, (report, aux) = jax.lax.scan(of_part, zeros, (jnp.arange(microbatches), split(batch, microbatches)))
+  first = jax.tree.map(jnp.zeros_like, trained), state['router_state']
+  parts = jnp.arange(microbatches), split(batch, microbatches)
+  (grads, _), (report, aux) = jax.lax.scan(of_part, first, parts)
   return grads, jax.tree.map(lambda x: jnp.sum(x, 0), report), {n: merge(a) for n, a in aux.items()}
 
 
@@ -142,10 +144,13 @@ def merge(aux):
                       statistics={n: x.together() for n, x in aux.statistics.items()})
 
 
-def committed(plan, params, routers, aux):
-  """Returns the routers' state after this step; routers see the load of the whole batch, once."""
+def committed(plan, params, routers, aux, offer='commit'):
+  """Returns the routers' state after this step; routers see the load of the whole batch, once.
+
+  With `offer` 'accumulate' the function returns the state for the step's next microbatch. The step drops it.
+  """
   model = plan.model(params, routers)
-  router_state.commit(model, aux)
+  router_state.commit(model, aux, offer)
   return nnx.to_pure_dict(nnx.state(model, router_state.RouterState))
 
 

@@ -16,9 +16,10 @@ def load(name):
 
 
 def routers(cfg):
-  """FLOPs per token of the matrices of routers and virtual experts, which come on top of a dense model's."""
+  """FLOPs per token of routers, virtual experts and mixtures' coefficients, on top of a dense model's."""
   added = {'router', 'tied', 'residual', 'virtual'}                  # tied: of the routers of several layers
-  return sum(2 * m.multiplied * m.uses for m in flops.matrices(cfg) if added & set(m.path))
+  few = lambda m: added & set(m.path) or m.names[-1:] == ('unmodeled',)
+  return sum(2 * m.multiplied * m.uses for m in flops.matrices(cfg) if few(m))
 
 
 def test_every_folder_has_its_methods_in_the_table():
@@ -47,9 +48,9 @@ def test_expert_choice_costs_its_dense_twin_in_the_encoder():
 def test_a_choice_has_a_slot_of_its_own(method):
   """Training capacity is at least one slot for every choice, so equal active FLOPs are not dropped away."""
   cfg = load(f'lm/quickstart:method={method}')
-  block = common.sparse(cfg.blocks.m)
-  edges = {m.share * block.router.num_experts for m in flops.matrices(cfg) if 'expert' in m.names}
-  factor = block.router.get('capacity_factor', (None,))[0]
+  router = common.innermost(common.sparse(cfg.blocks.m).router)
+  edges = {m.share * router.num_experts for m in flops.matrices(cfg) if 'expert' in m.names}
+  factor = router.get('capacity_factor', (None,))[0]
   assert factor is None or factor >= max(edges)
 
 

@@ -33,7 +33,7 @@ BLOCKS |= {letter: dict(layer='dense', d_ff=12, attention=dict(
 # letters are none of those above, however many there are.
 OWN = {BLOCKS[letter]['router']['name'] for letter in 'sgte'}
 FEATURES = {'smlp_deterministic', 'partial_prediction'}              # of channels: test_mlp_lm.py
-NAMED = {name: chr(ord('Ā') + i) for i, name in enumerate(
+NAMED = {name: chr(0x3041 + i) for i, name in enumerate(              # there are more than letters of ours
     name for name in lookup.available('router') if name not in OWN | FEATURES)}
 
 
@@ -62,10 +62,10 @@ def wraps(layer):
 # Tested by themselves: gmlp is of channels (test_mlp_lm.py), shuffled moves tokens between all rows of a
 # batch, so that its groups do depend on how that is laid out (tests/layers/test_shuffled.py).
 ELSEWHERE = {'gmlp', 'shuffled'}
-WRAPPERS = {name: chr(ord('Ѐ') + i) for i, name in enumerate(
+WRAPPERS = {name: chr(0x30a1 + i) for i, name in enumerate(
     name for name in lookup.available('layer') if wraps(name) and name not in ELSEWHERE)}
-FIELDS = dict(shared=dict(d_ff=8))
-BLOCKS |= {letter: wrapped(name, **FIELDS.get(name, {})) for name, letter in WRAPPERS.items()}
+fields_of = lambda name: dict(d_ff=8) if 'd_ff' in lookup.fields('layer', name) else {}
+BLOCKS |= {letter: wrapped(name, **fields_of(name)) for name, letter in WRAPPERS.items()}
 BLOCKS |= {'h': SPARSE | dict(layer='multihash', executor='einsum', attention=False,
                               router=dict(name='hash', num_experts=2, vocab_size=VOCAB),
                               experts=dict(name='linear', d_ff=8)),

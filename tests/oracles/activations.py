@@ -12,7 +12,7 @@ COMMON = {name: name for name in ('relu', 'silu', 'swish', 'tanh', 'sigmoid', 'r
 # transformers: 'gelu' is the exact one.
 TORCH = COMMON | {'gelu': 'gelu_exact', 'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu_fast': 'gelu',
                   'gelu_accurate': 'gelu', 'linear': 'identity', 'gelu exact (erf)': 'gelu_exact',
-                  'exact (erf)': 'gelu_exact', 'tanh approximation': 'gelu'}
+                  'exact (erf)': 'gelu_exact', 'gelu (erf)': 'gelu_exact', 'tanh approximation': 'gelu'}
 # flax.linen, as flaxformer calls it: 'gelu' is the approximation.
 FLAX = COMMON | {'gelu': 'gelu', 'linear': 'identity'}
 

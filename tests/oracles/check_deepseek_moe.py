@@ -1,46 +1,16 @@
-"""Checks of DeepSeekMoE (the 16B release), the DeepSeek-V3 gate, and the blocks of V2 and V3.
-
-The order of a token's choices has no meaning; ours falls by the score that selects.
-"""
+"""Checks of DeepSeekMoE (the 16B release), the DeepSeek-V3 gate, and the blocks of V2 and V3."""
 
 import functools
 
-import activations
-from flax import nnx
+import blocks_hf
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stmoe import lookup
 from stmoe.core import assignment
 from stmoe.core import choices
-from stmoe.core import contract
 from stmoe.routers import deepseek_moe
 from stmoe.routers import deepseek_v3
-
-HIGHEST = jax.default_matmul_precision('highest')
-
-
-def _context(x):
-  """The context of unpadded sequences x [B,T,D]."""
-  whole = jnp.ones(x.shape[:2], jnp.int32)
-  positions = whole * jnp.arange(x.shape[1])
-  return contract.Context(mask=whole > 0, ids=whole, positions=positions, segments=whole, step=jnp.int32(0),
-                          tokens=jnp.float32(whole.size))
-
-
-def _compare_choices(case, a):
-  """The set of experts of every token with their weights."""
-  order = np.argsort(case['top_k_index'], axis=-1)
-  listed = lambda field: np.asarray(field).reshape(a.token.shape[0], a.choices, -1).swapaxes(1, 2).reshape(
-      -1, a.choices)                                                 # [G, k*S] -> [T, k]
-  expert = listed(a.expert)
-  mine = np.argsort(expert, axis=-1)
-  np.testing.assert_array_equal(np.take_along_axis(expert, mine, -1),
-                                np.take_along_axis(case['top_k_index'], order, -1))
-  back = np.argsort(order, axis=-1)
-  ours = np.take_along_axis(np.take_along_axis(listed(a.weight), mine, -1), back, -1)
-  case.assert_close('top_k_weights', ours)
 
 
 def v1_gate_and_losses(case):
@@ -51,7 +21,7 @@ def v1_gate_and_losses(case):
   logits = jnp.einsum('gsd,ed->gse', x, case['weight'], precision='highest')
   route = functools.partial(deepseek_moe.deepseek_moe, k=c['k'], normalize_gates=c['norm_topk_prob'])
   a, aux = jax.jit(route)(logits, np.ones(logits.shape[:2], bool))
-  _compare_choices(case, a)
+  blocks_hf.compare_choices(case, a)
   if c['alpha']:                                                     # 0: the reference has no loss at all
     case.assert_close('aux_loss', c['alpha'] * aux.losses['balance'][None])
 
@@ -75,7 +45,7 @@ def v3_gate(case):
     a, _ = jax.jit(functools.partial(deepseek_v3.deepseek_v3, **fields))(logits, bias, mask)
   else:
     a = _gate(logits, bias, softmax, best, **fields)
-  _compare_choices(case, a)
+  blocks_hf.compare_choices(case, a)
   dense = jnp.zeros((c['T'], c['E'])).at[a.token[0], a.expert[0]].set(a.weight[0])
   case.assert_close('dense_weights', dense)
 
@@ -91,38 +61,10 @@ def _gate(logits, bias, softmax, best, k, num_groups, kept_groups, route_scale, 
   return assignment.cap(edges, edges.num_tokens)
 
 
-def _block(case, router, fields):
-  c, activation = case.config, case.option('act', activations.TORCH)
-  x = case['hidden_states']
-  # Every parameter is replaced by the case's; torch's [out, in] becomes [in, out].
-  routed = dict(name='moe', executor='einsum', router=dict(fields, name=router, num_experts=c['E'], k=c['k']),
-                experts=dict(name='glu', d_ff=c['F'], activation=activation))
-  layer = lookup.recipe('layer', dict(name='shared', d_ff=c['F'], num_shared=c['n_shared_experts'],
-                                      activation=activation, inner=routed))(c['D'], rngs=nnx.Rngs(0))
-  inner = layer.inner
-  inner.router.w[...] = case['router_weight'].T
-  if 'e_score_correction_bias' in case:
-    inner.router.bias[...] = case['e_score_correction_bias']
-  gate, up = np.split(case['gate_up_proj'], 2, axis=1)               # rows 0..F-1, rows F..2F-1
-  bank = inner.experts
-  # act(x W_gate) * (x W_up): our wi is the matrix under the activation.
-  bank.wi[...], bank.wg[...] = gate.swapaxes(1, 2), up.swapaxes(1, 2)
-  bank.wo[...] = case['down_proj'].swapaxes(1, 2)
-  layer.shared.wi[...], layer.shared.wg[...] = case['shared_gate_proj'].T, case['shared_up_proj'].T
-  layer.shared.wo[...] = case['shared_down_proj'].T
-
-  @jax.jit
-  def run(layer, x):
-    ctx = _context(x)
-    y, _, _ = layer(x, ctx, {})
-    return y, layer.inner.router(x, ctx, {}).assignment, jnp.einsum(
-        'btd,de->bte', x, layer.inner.router.w[...], precision='highest')
-
-  with HIGHEST:
-    y, a, logits = run(layer, x)
-  case.assert_close('router_logits', logits.reshape(-1, c['E']))
-  _compare_choices(case, a)
-  case.assert_close('output', y)
+def _block(case, router):
+  c = case.config
+  bias = case['e_score_correction_bias'] if 'e_score_correction_bias' in case else None
+  blocks_hf.block(case, router, dict(d_ff=c['F'], num_shared=c['n_shared_experts']), bias)
 
 
 def v2_block(case):
@@ -131,12 +73,12 @@ def v2_block(case):
   groups = case.option('topk_method', dict(
       greedy={}, group_limited_greedy=dict(num_groups=c['n_group'], kept_groups=c['topk_group'])), 'greedy')
   # The reference reads `norm_topk_prob` and does nothing with it.
-  _block(case, 'deepseek_moe', dict(groups, route_scale=c['routed_scaling_factor']))
+  _block(case, dict(groups, name='deepseek_moe', route_scale=c['routed_scaling_factor']))
 
 
 def v3_block(case):
   c = case.config
   case.option('score', dict(sigmoid=True), 'sigmoid')
-  _block(case, 'deepseek_v3', dict(
-      num_groups=c['n_group'], kept_groups=c['topk_group'], normalize_gates=c['norm_topk_prob'],
-      route_scale=c['routed_scaling_factor']))
+  _block(case, dict(
+      name='deepseek_v3', num_groups=c['n_group'], kept_groups=c['topk_group'],
+      normalize_gates=c['norm_topk_prob'], route_scale=c['routed_scaling_factor']))

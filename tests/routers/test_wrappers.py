@@ -68,7 +68,7 @@ WRAPPERS = lookup.wrappers('router')
 
 
 def test_they_are_found_by_name_and_are_no_ordinary_routers():
-  assert WRAPPERS == ['offset', 'ranks', 'remap', 'replay', 'trace']
+  assert WRAPPERS == ['balance', 'offset', 'ranks', 'remap', 'replay', 'trace']
   assert not {*WRAPPERS, 'wrappers'} & {*lookup.available('router')}
   with pytest.raises(errors.UserError, match="no router is called 'remapp'; nearest: remap"):
     lookup.module('router', 'remapp')
@@ -216,3 +216,29 @@ def test_what_is_not_given_is_said():
       route(around(inner(), name, **fields))
   with pytest.raises(errors.UserError, match='1 numbers for logits of 4 experts'):
     route(around(inner(), 'offset', offset=(1.0,)))
+
+
+def test_balance_of_every_scope_by_numpy():
+  router = inner('smoe')
+  real, k = np.asarray(MASK), 2
+  probs = np.asarray(jax.nn.softmax(router.logits(X, None)))
+  chosen = np.zeros_like(probs)
+  np.put_along_axis(chosen, np.argsort(-probs, axis=-1)[..., :k], 1, axis=-1)
+  share = lambda values, at: values[at].sum(0) / at.sum()
+  loss = lambda at, f: E * np.sum(f / k * share(probs, at)) * at.sum() / 10        # there are ten real tokens
+  groups = [real & (np.arange(G)[:, None] == g) for g in range(G)]
+  halves = [g & (np.arange(S) // 3 == half) for g in groups for half in (0, 1)]
+  ctx = contract.Context(**contract.numbered(MASK), step=jnp.int32(0), tokens=jnp.float32(10))
+  ctx = ctx.replace(segments=jnp.where(MASK, 1 + jnp.arange(S) // 3, 0))
+  of = lambda router: jax.jit(lambda router: router(X, ctx, {}).aux)(router)
+  expected = dict(group=sum(loss(g, share(chosen, g)) for g in groups),
+                  microbatch=loss(real, share(chosen, real)),
+                  sequence=sum(loss(h, share(chosen, h)) for h in halves if h.any()))
+  for scope, value in (expected | dict([('global', expected['microbatch'])])).items():
+    np.testing.assert_allclose(of(around(router, 'balance', scope=scope)).losses['balance'], value, rtol=1e-5)
+  assert len({round(float(value), 4) for value in expected.values()}) == 3
+  router = around(router, 'balance')
+  before = contract.total(jnp.array([20.0, 0, 0, 0]))
+  router.accumulate(of(router).replace(statistics=dict(balance_counts=before)))
+  f = (chosen[real].sum(0) + np.array([20, 0, 0, 0])) / 20           # 40 choices of 20 tokens
+  np.testing.assert_allclose(of(router).losses['balance'], loss(real, f), rtol=1e-5)

@@ -58,8 +58,9 @@ def config(method, executor='einsum', mesh=(1, 1, 1), rules='', weighted=True, d
     layer = common.sparse(block)
     if layer is not None:
       layer.executor = executor
-      layer.router.num_experts = -(-layer.router.num_experts // EXPERTS) * EXPERTS   # 31 and one shared: 32
-      layer.router.update(OWN.get(layer.router.name, {}))
+      router = common.innermost(layer.router)
+      router.num_experts = -(-router.num_experts // EXPERTS) * EXPERTS               # 31 and one shared: 32
+      router.update(OWN.get(router.name, {}))
   c.data = common.data('stdlib', length=LENGTH)
   c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, weight_decay=0.1)
   c.schedule = dict(name='constant', value=1e-3)

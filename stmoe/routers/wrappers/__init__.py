@@ -18,6 +18,13 @@ def _of_inner(name):
   return property(lambda self: contract.offered(self.inner, name))
 
 
+def innermost(router: typing.Any) -> typing.Any:
+  """Returns the router that `router` is around, or itself: wrappers pass on its logits f32[G,S,E]."""
+  while hasattr(router, 'inner'):
+    router = router.inner
+  return router
+
+
 class Wrapper(nnx.Module):
   """A router that changes or records what `inner` answers: `answer`. A wrapper goes around any router.
 

@@ -13,6 +13,8 @@ from pallas_kernels import walk
 from stmoe import axes
 from stmoe import errors
 from stmoe import lookup
+from stmoe.aot import hlo
+from stmoe.aot import program as aot
 from stmoe.core import assignment
 from stmoe.core.execute import all_to_all_dropless
 from stmoe.core.transport import exchange
@@ -22,7 +24,7 @@ from tests.experts import generic
 
 G, S, D, F, E = 8, 16, 16, 24, 8
 MESHES = [(8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)]
-EXECUTORS = ['all_to_all', 'all_to_all:chunks=3', 'all_to_all_dropless']
+EXECUTORS = ['all_to_all', 'all_to_all:chunks=3', 'all_to_all_dropless', 'hops']
 BANKS = [*lookup.available('experts'), 'conv']
 
 
@@ -131,13 +133,13 @@ def test_kernels_do_not_exchange_rows():
 
 
 @pytest.mark.parametrize('kind, bank', [('top_1', 'glu'), ('one_device', 'mlp'), ('experts', 'mlp')])
-@pytest.mark.parametrize('executor', EXECUTORS[::2])
+@pytest.mark.parametrize('executor', EXECUTORS[:3:2])
 def test_every_kind_of_assignment(executor, kind, bank):
   assert_same(*run(executor, kind, bank, (2, 4, 1)))
 
 
 @pytest.mark.parametrize('rules', ['folded', 'fsdp', 'fsdp,folded'])
-@pytest.mark.parametrize('executor', EXECUTORS[::2])
+@pytest.mark.parametrize('executor', EXECUTORS[:3:2])
 def test_other_foldings_of_the_devices(executor, rules):
   assert_same(*run(executor, 'top_2', 'mlp', (2, 2, 2), rules))
 
@@ -158,11 +160,36 @@ def moved(executor, shape, rules='', gradients=True):
 
 
 @pytest.mark.parametrize('shape', [(1, 8, 1), (2, 4, 1)])
-@pytest.mark.parametrize('executor', EXECUTORS[::2])
+@pytest.mark.parametrize('executor', EXECUTORS[:3:2])
 def test_two_all_to_alls_there_and_two_back_and_nothing_else(executor, shape):
   assert moved(executor, shape, gradients=False) == {'all-to-all': 2}
   # One reduction of the experts' gradients over the devices that hold the same ones.
   assert moved(executor, shape) == {'all-to-all': 4, 'all-reduce': 1}
+
+
+NODES = 'expert=data+expert'           # the first axis counts the nodes, the second the devices of each
+
+
+@pytest.mark.parametrize('shape, kind', [((2, 4, 1), 'experts'), ((4, 2, 1), 'top_1'), ((2, 2, 2), 'top_2')])
+def test_hops_over_nodes(shape, kind):
+  assert_same(*run('hops', kind, 'mlp', shape, NODES))
+
+
+def test_hops_send_to_as_many_devices_as_there_are_nodes_and_then_devices_of_a_node():
+  x, a, _ = reference('top_2', 'mlp')
+  found = {}
+  for executor in ('hops', 'all_to_all'):
+    with axes.use(axes.make_mesh(2, 4, 1), axes.rules(NODES)):
+      x, a, bank = placed(x, a, bank_of('mlp'))
+      text = jax.jit(lookup.executor(executor)).lower(x, a, bank).compile().as_text()
+    found[executor] = aot.collectives(hlo.parse(text), 8)
+  buffers = 4 * E * a.capacity * D                                   # bytes of a device's own group
+  assert sorted((c.kind, c.devices, c.bytes) for c in found['hops']) == (
+      [('all-to-all', 2, buffers)] * 2 + [('all-to-all', 4, buffers)] * 2)
+  assert [(c.kind, c.devices, c.bytes) for c in found['all_to_all']] == [('all-to-all', 8, buffers)] * 2
+  # There and back: half of the buffers change their node, three quarters their place in it; or 7/8 at once.
+  assert sum(c.wire for c in found['hops']) == 2 * (1 / 2 + 3 / 4) * buffers
+  assert sum(c.wire for c in found['all_to_all']) == 2 * 7 / 8 * buffers
 
 
 def test_each_part_travels_by_itself():
