@@ -320,6 +320,9 @@ OFFERS = {
     'label': None,                   # what its parameters are called in section `groups` of a configuration
     'rows_per_sequence': None,       # rows that pass its matrices for a sequence, where not its tokens
     'products_per_row': None,        # numbers of the matrices that multiply a row, where its arrays are none
+    'share_of_rows': None,           # part of its stack's tokens that pass it, 1 where not said
+    # Matrices that multiply every token and are computed from its arrays: dict path below it -> shape of one.
+    'computed': None,
 }
 
 
