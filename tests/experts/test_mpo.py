@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe.configs.mpoe import paper
 from stmoe.experts import mpo
 
 
@@ -20,19 +21,29 @@ def test_with_bonds_of_one_a_matrix_is_a_kronecker_product():
     np.testing.assert_allclose(w, functools.reduce(np.kron, parts), rtol=1e-5)
 
 
-def test_full_bonds_hold_any_matrix():
-  # Core by core from the left, by singular values, as reference code decomposes a dense matrix.
-  inward, outward = (2, 3, 2), (2, 2, 1)
-  w = np.random.default_rng(0).normal(size=(math.prod(inward), math.prod(outward)))
-  widths, cores = mpo.bonds(inward, outward), []
-  rest = w.reshape(*inward, *outward).transpose(0, 3, 1, 4, 2, 5).reshape(1, -1)
-  for m, (i, o) in enumerate(zip(inward[:-1], outward[:-1])):
-    u, s, v = np.linalg.svd(rest.reshape(widths[m] * i * o, -1), full_matrices=False)
-    assert len(s) == widths[m + 1]
-    cores.append(u.reshape(widths[m], i, o, -1))
-    rest = s[:, None] * v
-  cores.append(rest.reshape(widths[-2], inward[-1], outward[-1], 1))
-  np.testing.assert_allclose(mpo.matrices([jnp.asarray(c, jnp.float32) for c in cores])[0], w, atol=1e-5)
+def test_full_bonds_hold_any_matrix_and_cut_ones_nearly():
+  factors = (2, 3, 2), (2, 2, 1)
+  w = np.random.default_rng(0).normal(size=[math.prod(one) for one in factors])
+  error = {}
+  for most in (None, 4, 2):
+    cores = mpo.decompose(w, *factors, most)
+    assert (*(core.shape[0] for core in cores), 1) == mpo.bonds(*factors, most)
+    made = mpo.matrices([jnp.asarray(core, jnp.float32) for core in cores])[0]
+    error[most] = np.linalg.norm(made - w) / np.linalg.norm(w)
+  assert error[None] < 1e-6 and 0 <= error[4] < error[2] < 1
+
+
+def test_a_matrix_of_low_rank_is_cut_without_an_error():
+  w = np.outer(np.arange(12.0), np.ones(4))
+  cores = mpo.decompose(w, (2, 3, 2), (2, 2, 1), 3)                  # all further values are 0
+  np.testing.assert_allclose(mpo.matrices([jnp.asarray(c, jnp.float32) for c in cores])[0], w, atol=1e-4)
+
+
+def test_all_experts_begin_as_one_dense_matrix():
+  chain = mpo.Chain(3, (2, 1, 3), (1, 4, 2), None, 1.0, rngs=nnx.Rngs(0))
+  w = np.random.default_rng(0).normal(size=(6, 8))
+  chain.take(w)
+  np.testing.assert_allclose(chain(), np.stack([w] * 3), atol=1e-5)
 
 
 def test_published_factors_and_sizes():
@@ -41,7 +52,9 @@ def test_published_factors_and_sizes():
   assert (inward, outward) == ((3, 4, 4, 4, 4), (4, 4, 8, 6, 4))
   widths = mpo.bonds(inward, outward)
   sizes = [a * i * o * b for a, i, o, b in zip(widths, inward, outward, widths[1:])]
-  assert sizes == [144, 36_864, 2_359_296, 147_456, 256]
+  assert sizes == list(paper.TENSORS) and widths == paper.BONDS
+  for width, (narrow, wide) in paper.FACTORS.items():
+    assert (mpo.factors(width, 5), mpo.factors(4 * width, 5)) == (narrow, wide)
 
 
 def test_entries_begin_with_the_variance_asked_for():
