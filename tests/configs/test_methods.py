@@ -48,6 +48,8 @@ def test_a_choice_has_a_slot_of_its_own(method):
   """Training capacity is at least one slot for every choice, so equal active FLOPs are not dropped away."""
   cfg = load(f'lm/quickstart:method={method}')
   block = common.sparse(cfg.blocks.m)
+  if block is None:
+    pytest.skip('has no section of a router, and no capacity')
   edges = {m.share * block.router.num_experts for m in flops.matrices(cfg) if 'expert' in m.names}
   factor = block.router.get('capacity_factor', (None,))[0]
   assert factor is None or factor >= max(edges)

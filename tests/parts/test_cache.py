@@ -126,6 +126,8 @@ SWITCH = sparse('switch')
 INNER = {key: value for key, value in sparse('smoe').items() if key != 'layer'} | dict(name='moe')
 LAYERS = dict(m=dict(layer='momentum', inner=INNER), a=dict(layer='adam_momentum', inner=INNER),
               r=dict(layer='robust_momentum', inner=INNER), s=dict(layer='shared', d_ff=8, inner=INNER),
+              l=dict(sparse('smoe'), layer='latent_moe', latent=4),
+              k=dict(layer='avg_k', d_ff=4, num_blocks=6, k=2),
               u=dict(layer='shuffled', inner=INNER), e=dict(layer='residual', inner=INNER),
               h=dict(layer='multihash', router=dict(name='hash', num_experts=3, vocab_size=VOCAB),
                      experts=dict(name='linear', d_ff=8)),
