@@ -17,7 +17,7 @@ def load(name):
 
 def routers(cfg):
   """FLOPs per token of the matrices of routers and virtual experts, which come on top of a dense model's."""
-  added = {'router', 'residual', 'virtual'}
+  added = {'router', 'router_w', 'router_predictor', 'residual', 'virtual'}
   return sum(2 * m.size for m in flops.matrices(cfg) if added & set(m.path) and m.multiplied)
 
 
