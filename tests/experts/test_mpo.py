@@ -1,7 +1,6 @@
 """Experts whose matrices are chains of tensors around one that they share."""
 
 import functools
-import math
 
 from flax import nnx
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 
 from stmoe import errors
 from stmoe.configs.mpoe import paper
+from stmoe.core import chains
 from stmoe.experts import mpo
 
 
@@ -21,36 +21,11 @@ def test_with_bonds_of_one_a_matrix_is_a_kronecker_product():
     np.testing.assert_allclose(w, functools.reduce(np.kron, parts), rtol=1e-5)
 
 
-def test_full_bonds_hold_any_matrix_and_cut_ones_nearly():
-  factors = (2, 3, 2), (2, 2, 1)
-  w = np.random.default_rng(0).normal(size=[math.prod(one) for one in factors])
-  error = {}
-  for most in (None, 4, 2):
-    cores = mpo.decompose(w, *factors, most)
-    assert (*(core.shape[0] for core in cores), 1) == mpo.bonds(*factors, most)
-    made = mpo.matrices([jnp.asarray(core, jnp.float32) for core in cores])[0]
-    error[most] = np.linalg.norm(made - w) / np.linalg.norm(w)
-  assert error[None] < 1e-6 and 0 <= error[4] < error[2] < 1
-
-
-def test_a_matrix_of_low_rank_is_cut_without_an_error():
-  w = np.outer(np.arange(12.0), np.ones(4))
-  cores = mpo.decompose(w, (2, 3, 2), (2, 2, 1), 3)                  # all further values are 0
-  np.testing.assert_allclose(mpo.matrices([jnp.asarray(c, jnp.float32) for c in cores])[0], w, atol=1e-4)
-
-
-def test_all_experts_begin_as_one_dense_matrix():
-  chain = mpo.Chain(3, (2, 1, 3), (1, 4, 2), None, 1.0, rngs=nnx.Rngs(0))
-  w = np.random.default_rng(0).normal(size=(6, 8))
-  chain.take(w)
-  np.testing.assert_allclose(chain(), np.stack([w] * 3), atol=1e-5)
-
-
 def test_published_factors_and_sizes():
   # The example of the notes on arXiv:2203.01104: most of 768 x 3072 is in the central tensor.
   inward, outward = mpo.factors(768, 5), mpo.factors(3072, 5)
   assert (inward, outward) == ((3, 4, 4, 4, 4), (4, 4, 8, 6, 4))
-  widths = mpo.bonds(inward, outward)
+  widths = chains.bonds(inward, outward)
   sizes = [a * i * o * b for a, i, o, b in zip(widths, inward, outward, widths[1:])]
   assert sizes == list(paper.TENSORS) and widths == paper.BONDS
   for width, (narrow, wide) in paper.FACTORS.items():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stmoe.core import chains
 from stmoe.core.execute import einsum
 from stmoe.core.transport import layouts
 from stmoe.experts import mlp
@@ -85,7 +86,7 @@ def _bank(case, activation):
   bank = mpo.Mpo(c['D'], num_experts=c['E'], d_ff=c['H'], inward=tuple(in1), outward=tuple(out1),
                  activation=activation, use_bias=True, rngs=nnx.Rngs(0))
   for name, chain, factors in (('w1', bank.wi, (in1, out1)), ('w2', bank.wo, (in2, out2))):
-    assert list(mpo.bonds(*map(tuple, factors))) == c[f'bonds_{name}']
+    assert list(chains.bonds(*map(tuple, factors))) == c[f'bonds_{name}']
     for number, core in enumerate(_cores(chain)):
       _set(core, _turned(case[f'{name}_core{number}']))
   _set(bank.bi, case['b1']), _set(bank.bo, case['b2'])
@@ -109,15 +110,17 @@ def _set(variable, value):
 def decomposition(case):
   c, w = case.config, case['W']
   factors = tuple(c['in_factors']), tuple(c['out_factors'])
-  whole = mpo.decompose(w, *factors)
-  assert list(mpo.bonds(*factors)) == c['full_bonds'] == _bonds(whole)
+  with jax.enable_x64(True):
+    whole = _chain(chains.decompose, w, factors)
+  assert list(chains.bonds(*factors)) == c['full_bonds'] == _bonds(whole)
   assert sum(core.size for core in whole) == c['full_parameters']
   np.testing.assert_allclose(_matrix(whole), w, rtol=0, atol=1e-8 * np.abs(w).max())
   for name in case.names('spectrum_'):
     case.assert_close(name, _spectrum(w, factors, int(name.rpartition('_')[2])))
   for most in c['caps']:
-    cut, one_by_one = mpo.decompose(w, *factors, most), mpo.split(w, *factors, most)
-    assert _bonds(cut) == c[f'bonds_{most}'] == list(mpo.bonds(*factors, most))
+    with jax.enable_x64(True):
+      cut, one_by_one = (_chain(make, w, factors, most) for make in (chains.decompose, chains.split))
+    assert _bonds(cut) == c[f'bonds_{most}'] == list(chains.bonds(*factors, most))
     assert sum(core.size for core in cut) == c[f'parameters_{most}']
     for kind, cores, error in (('reconstruction', cut, 'rel_error'),
                                ('sequential', one_by_one, 'sequential_rel_error')):
@@ -126,13 +129,17 @@ def decomposition(case):
       np.testing.assert_allclose(ours, c[f'{error}_{most}'], rtol=1e-7)
 
 
+def _chain(make, w, factors, most=None):
+  return list(map(np.asarray, make(jnp.asarray(w), *factors, most)))
+
+
 def _bonds(cores):
   return [core.shape[0] for core in cores] + [1]
 
 
 def _matrix(cores):
   with jax.enable_x64(True):
-    return np.asarray(mpo.matrices([jnp.asarray(core) for core in cores])[0])
+    return np.asarray(chains.matrices([jnp.asarray(core) for core in cores])[0])
 
 
 def _spectrum(w, factors, bond):
