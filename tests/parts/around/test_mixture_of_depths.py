@@ -1,14 +1,18 @@
 """Mixture-of-Depths in a language model: who passes in training and in evaluation, and what it depends on."""
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stmoe import axes
 from stmoe import errors
 from stmoe import lookup
 from stmoe.parts.around import mixture_of_depths as depths
+from stmoe.surgery import layout
 from tests.models import tiny
 
 AROUND = dict(name='mixture_of_depths', share=0.5)
@@ -78,6 +82,28 @@ def test_padding_takes_no_place():
 def test_experts_inside_see_the_tokens_that_pass():
   aux = trained(model(SPARSE), tiny.batch('lm', 2, LENGTH))[1]
   assert aux['decoder_01'].load.sum() == 2 * 6 and aux['decoder_01.depth'].load.tolist() == [6, 6]
+
+
+@functools.cache
+def whole():
+  batch = tiny.batch('depth', 8, LENGTH)
+  return batch, tiny.run('depth', tiny.build('depth'), batch)
+
+
+def test_microbatches():
+  batch, want = whole()
+  tiny.assert_equal(tiny.run('depth', tiny.build('depth'), batch, parts=2), want)
+
+
+@pytest.mark.slow
+def test_scanned_or_not_and_on_eight_devices():
+  batch, want = whole()
+  graphdef, _, _ = tiny.build('depth', scan_layers=False)
+  params, state = (layout.unroll(part) for part in tiny.build('depth')[1:])
+  loss, grads = tiny.run('depth', (graphdef, params, state), batch)
+  tiny.assert_equal((loss, layout.roll(grads)), want)
+  with axes.use(axes.make_mesh(2, 2, 2)):
+    tiny.assert_equal(tiny.run('depth', tiny.build('depth'), batch), want)
 
 
 def test_a_wrong_field_is_one_line():
