@@ -76,7 +76,6 @@ class MixtureOfDepths(nnx.Module):
     self.router_predictor = vector() if select == 'predictor' else None
     self.share = share
     self.gate = gate
-    self.select = select
 
   @property
   def layer(self) -> contract.SubLayer:
@@ -103,7 +102,7 @@ class MixtureOfDepths(nnx.Module):
                carry: contract.Carry) -> tuple[jax.Array, dict[str, contract.Aux], contract.Carry]:
     """Returns (x [B,T,D], aux: dict end of a name -> Aux, carry); see `block.Block`."""
     with jax.named_scope('depth'):
-      r = scores(x, self.router_w[...])                                     # [B, T]
+      r = scores(x, self.router_w[...])                              # [B, T]
     if ctx.alone or ctx.causal and not ctx.train:
       return self._threshold(x, r, (self._logits(x, r) > 0) & ctx.mask, ctx, carry)
     return self._largest(x, r, ctx, carry)
@@ -114,20 +113,22 @@ class MixtureOfDepths(nnx.Module):
       return r
     return scores(jax.lax.stop_gradient(x), self.router_predictor[...])
 
+  def _places(self, r, mask):
+    """`largest` of the C tokens of a row that pass in training."""
+    return largest(r, mask, max(1, round(self.share * r.shape[1])))
+
   def _largest(self, x, r, ctx, carry):
     """C tokens of every row pass, which are computed alone."""
     batch, length = r.shape
-    number = max(1, round(self.share * length))
-    at, live = largest(r, ctx.mask, number)                          # [B, C]
-    rows = jnp.arange(batch)[:, None]
+    at, live = self._places(r, ctx.mask)                             # [B, C]
+    rows, number = jnp.arange(batch)[:, None], at.shape[1]
     take = lambda a: a[rows, at]                                     # [B, T, ...] -> [B, C, ...]
     inside = ctx.each(take).replace(tokens=ctx.tokens * (number / length),
                                     visible=_taken(ctx.visible, rows, at))
     inside = inside.replace(mask=inside.mask & live)
     y, reports, after = self.block(take(x), inside, jax.tree.map(take, carry))
     gate = jnp.where(live, GATES[self.gate](take(r)), 0)
-    passed = jnp.zeros(r.shape, bool).at[rows, at].set(live, unique_indices=True)
-    aux = self._report(x, r, passed, ctx)
+    aux = self._report(x, r, None, ctx)
     x = x.at[rows, at].set(mixed(take(x), y, gate), unique_indices=True)
     carry = jax.tree.map(lambda old, new: old.at[rows, at].set(new, unique_indices=True), carry, after)
     return x, reports | {'.depth': aux}, carry
@@ -154,15 +155,21 @@ class MixtureOfDepths(nnx.Module):
     return x, reports | {'.depth': aux}, kept
 
   def _report(self, x, r, passed, ctx):
-    """The Aux of the choice: its load is (tokens that pass, tokens that go by)."""
+    """The Aux of the choice; None: those that `_places` says have passed. Its load is (through, by).
+
+    What the logits are compared with is who would pass in training, also where a threshold decides.
+    """
     mask, logits = ctx.mask, dict(membership=r)
+    at, live = self._places(r, mask)
+    wanted = jnp.zeros(r.shape, bool).at[jnp.arange(len(r))[:, None], at].set(live, unique_indices=True)
+    passed = wanted if passed is None else passed
     logits |= {} if self.router_predictor is None else dict(predictor=self._logits(x, r))
     fixed = lambda values: jax.lax.stop_gradient(values).astype(jnp.float32)
     mean = lambda values: losses.token_mean(fixed(values), mask, ctx.tokens)
     through = jnp.sum(passed & mask, dtype=jnp.float32)
-    accuracy = {f'{name}_accuracy': mean((logit > 0) == passed) for name, logit in logits.items()}
+    accuracy = {f'{name}_accuracy': mean((logit > 0) == wanted) for name, logit in logits.items()}
     return contract.Aux(
-        losses={name: membership_loss(logit, passed, mask, ctx.tokens) for name, logit in logits.items()},
+        losses={name: membership_loss(logit, wanted, mask, ctx.tokens) for name, logit in logits.items()},
         load=jnp.stack([through, jnp.sum(mask, dtype=jnp.float32) - through]),
         metrics=dict(accuracy, passed_share=mean(passed),
                      gate_mean=mean(jnp.where(passed, GATES[self.gate](r), 0))))

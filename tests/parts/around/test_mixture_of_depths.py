@@ -69,7 +69,8 @@ def test_evaluation_looks_at_no_later_token_and_training_does():
     made = model(select=select)
     before, after = (np.asarray(evaluated(made, b)[0]) for b in (batch, other))
     np.testing.assert_allclose(before[:, :3], after[:, :3], rtol=1e-5, atol=1e-5)
-    assert 0 < evaluated(made, batch)[1]['decoder_01.depth'].load[0] < 12
+    aux = evaluated(made, batch)[1]['decoder_01.depth']
+    assert 0 < aux.load[0] < 12 and all(0 < value < 1 for name, value in aux.metrics.items() if 'acc' in name)
   before, after = (np.asarray(trained(made, b)[0]) for b in (batch, other))
   assert np.abs(before - after)[:, :3].max() > 1e-3
 
