@@ -1,6 +1,6 @@
 r"""A memory of 16 dense layers in blocks, of which a token reads 4096 cells; Switch, Hash, dense beside it.
 
-Avg-K (arXiv:2305.13999). Expected: perplexity falls with the size of a block down to 64 cells, and Avg-K is
+Avg-K (arXiv:2305.13999). Expected: perplexity falls with the size of a block, down to 64 cells. Avg-K is
 below Switch and Hash at every size, with about 1 % more FLOPs and no balance loss.
 Differs: C4/en and a vocabulary trained on it; rotary positions and RMSNorm; optimizer, rate and batch are
 this project's; widths of the model are from memory (paper.py). Switch and Hash have whole experts, top-1.

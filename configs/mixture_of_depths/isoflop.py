@@ -1,17 +1,16 @@
 r"""A language model in whose every second block an eighth of the tokens is computed; with experts: MoDE.
 
-Mixture-of-Depths (arXiv:2404.02258). Expected: at equal training FLOPs, that buy more layers or steps, a loss
-at most that of the dense model; a predictor that is right for 97 to 99 % of the tokens (u), and a loss in
-evaluation, where it selects, at most 0.01 nats above that of the largest scores.
+Mixture-of-Depths (arXiv:2404.02258). Expected: at equal training FLOPs, which buy more layers or steps,
+a loss at most that of the dense model. The predictor is right for 97 to 99 % of the tokens (u). In
+evaluation, where it selects, the loss is at most 0.01 nats above that of the largest scores.
 Differs: widths, data, optimizer, rate and coefficients are this project's, the paper's are not at hand.
 Training selects by the largest scores of a row and so looks ahead, evaluation and decoding do not.
 
   stmoe train mixture_of_depths/isoflop
   stmoe train mixture_of_depths/isoflop:mode=staged   experts inside of the blocks that tokens skip
   stmoe train mixture_of_depths/isoflop:smoke         laptop, about a minute
-  mode = depths | staged | integrated (a zero expert beside the experts, all tokens attend) | dense
-  select = predictor | router (the score itself, with the loss `membership`); gate = raw | sigmoid;
-  share = 0.125
+  mode = depths | staged | integrated (a zero expert beside the experts, all tokens attend) | dense;
+  share = 0.125; gate = raw | sigmoid; select = predictor | router: the score itself, with the loss membership
 """
 
 from stmoe.configs import arguments

@@ -1,8 +1,8 @@
 r"""A language model that holds networks of four widths; a mixture of weights makes the one that is asked for.
 
 Mixture-of-Supernets (arXiv:2306.04845). Expected: with two sets of weights a smaller loss of every width than
-with one (experts=1, the ordinary supernet), nearer to that of the same network trained alone; mixtures of
-every unit (neuron) and a router of two layers best (u).
+with one (experts=1, the ordinary supernet). It is nearer to that of the same network trained alone. Mixtures
+of every unit (neuron) and a router of two layers are best (u).
 Differs: a language model, where the paper has BERT and translation; only feed-forward widths are sampled, one
 in each layer and step; sizes, data, optimizer and rate are this project's.
 

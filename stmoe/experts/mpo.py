@@ -1,14 +1,15 @@
 """A bank of feed-forward experts whose matrices are chains of small tensors; all share the central one."""
 
 import math
+import typing
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
 from stmoe.core import activations
-from stmoe.core import chains
 from stmoe.core import contract
 from stmoe.errors import UserError
 
@@ -33,6 +34,38 @@ def factors(number: int, parts: int) -> tuple[int, ...]:
   return (*parts_found[0::2], *reversed(parts_found[1::2]))
 
 
+def bonds(inward: tuple[int, ...], outward: tuple[int, ...], most: int | None = None) -> tuple[int, ...]:
+  """Returns the widths d_0 ... d_n of the bonds of a chain: d_m = min of the sizes left and right of it.
+
+  Args:
+    inward, outward: factors of the width that goes in, and of the one that comes out.
+    most: the largest bond, None for any: then every matrix is such a chain.
+
+  >>> bonds((3, 4, 4, 4, 4), (4, 4, 8, 6, 4))
+  (1, 12, 192, 384, 16, 1)
+  """
+  sizes = [i * o for i, o in zip(inward, outward)]
+  full = [min(math.prod(sizes[:m]), math.prod(sizes[m:])) for m in range(len(sizes) + 1)]
+  return tuple(d if most is None else min(d, most) for d in full)
+
+
+def matrices(cores: typing.Sequence[jax.Array]) -> jax.Array:
+  """Returns the matrices [E,D,F] of chains of `cores`, [E,d,i,j,d'] of experts or [d,i,j,d'] of all.
+
+  >>> matrices([jnp.ones((1, 1, 2, 1, 3)), jnp.ones((3, 1, 2, 1))]).tolist()
+  [[[3.0, 3.0], [3.0, 3.0]]]
+  """
+  chain = jnp.ones((1, 1, 1, 1), cores[0].dtype)                     # [E, I, J, d], E = 1 so far
+  for core in cores:
+    core = core if core.ndim == 5 else core[None]
+    experts = max(len(chain), len(core))
+    chain = jnp.einsum('eIJd,edijf->eIiJjf' if len(chain) == len(core) else
+                       'zIJd,edijf->eIiJjf' if len(chain) == 1 else 'eIJd,zdijf->eIiJjf', chain, core)
+    _, left, i, right, j, bond = chain.shape
+    chain = chain.reshape(experts, left * i, right * j, bond)
+  return chain[..., 0]
+
+
 class Chain(nnx.Module):
   """E matrices [D,F] as matrix product operators; the central tensor has no axis `expert`.
 
@@ -42,7 +75,7 @@ class Chain(nnx.Module):
 
   def __init__(self, num_experts: int, inward: tuple[int, ...], outward: tuple[int, ...], bond: int | None,
                init_scale: float, *, rngs):
-    widths, middle = chains.bonds(inward, outward, bond), len(inward) // 2
+    widths, middle = bonds(inward, outward, bond), len(inward) // 2
     # The variance of an entry is the product of all variances, times the terms of its sum.
     variance = init_scale / (math.prod(inward) * math.prod(widths))
     init = nnx.initializers.normal(variance ** (0.5 / len(inward)))
@@ -56,14 +89,14 @@ class Chain(nnx.Module):
 
   def __call__(self) -> jax.Array:
     """Returns the matrices [E,D,F]."""
-    return chains.matrices([*(w[...] for w in self.left), self.central[...], *(w[...] for w in self.right)])
+    return matrices([*(w[...] for w in self.left), self.central[...], *(w[...] for w in self.right)])
 
 
 class Mpo(nnx.Module):
   """E networks act(x Wi) Wo, each matrix a chain of tensors with a shared centre (MPOE, arXiv:2203.01104).
 
   Most parameters are in the central tensors; experts own the small tensors around them. Rows are multiplied
-  by the whole matrix, which is put together at every step. `stmoe upcycle` begins with dense layers' matrices.
+  by the whole matrix, which is put together at every step. `stmoe upcycle` begins with those of dense layers.
 
   Args:
     d_model, d_ff: D and F.

@@ -5,6 +5,8 @@ layer is a large memory in B blocks of g cells, of which a token reads k: many n
 of their own.
 """
 
+import typing
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -90,7 +92,7 @@ ALL = {
 }
 
 
-def keys_of(bank: contract.Bank, score: str, weighted: bool, normalize: bool) -> jax.Array:
+def keys_of(bank: typing.Any, score: str, weighted: bool, normalize: bool) -> jax.Array:
   """Returns the `mean_keys` [B,D] of a bank as it is, of the matrices that `score` names in MEANS."""
   return mean_keys(MEANS[score](bank)[...], bank.wo[...] if weighted else None, normalize)
 
@@ -209,7 +211,7 @@ class AvgK(nnx.Module):
 
   def commit(self, aux: contract.Aux) -> None:
     """Lets the gate follow the mean keys; aux of one optimizer step is not looked at."""
-    if self.gate is not None:
+    if self.gate is not None and self.momentum is not None:
       self.gate[...] = refreshed(self.gate[...], self.keys(), self.momentum)
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:

@@ -1,7 +1,7 @@
 """Mixture-of-Supernets: one network whose weights are a mixture of weights, by a code of what it is to be.
 
-Nothing is routed by tokens (arXiv:2306.04845): E sets of weights become one, W = sum_e r_e W_e, and r is a
-function of the architecture, or of any other vector, such as one of a task or a language.
+Nothing is routed by tokens (arXiv:2306.04845). E sets of weights become one, W = sum_e r_e W_e. r is a
+function of the architecture, or of another vector, such as that of a task or a language.
 """
 
 from flax import nnx
@@ -60,7 +60,9 @@ class Code(nnx.Module):
 
   def __call__(self, code: jax.Array) -> list[jax.Array]:
     """Returns r, [E] or [O,E], of every head for code [n]."""
-    h = code if self.w0 is None else jax.nn.relu(code @ self.w0[...] + self.b0[...])
+    h = code
+    if self.w0 is not None and self.b0 is not None:
+      h = jax.nn.relu(code @ self.w0[...] + self.b0[...])
     logits = [h @ w[...] + b[...] for w, b in zip(self.w, self.b)]
     shape = lambda width: (width, self.num_experts) if width else (self.num_experts,)
     return [jax.nn.softmax(a.reshape(shape(width)), axis=-1) for a, width in zip(logits, self.outputs)]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import errors
-from stmoe.core import chains
+from stmoe.surgery import chains
 from stmoe.surgery import layout
 
 # What to look at first when a leaf of a feed-forward layer has no counterpart.
@@ -223,9 +223,7 @@ def _core(path, leaves, shapes, granularity, noise):
   of_chain = lambda other: (CHAIN.index(other[len(owner)]), other[len(owner) + 1:])
   order = sorted((other for other in shapes if other[:len(owner)] == owner), key=of_chain)
   inward, outward = zip(*(shapes[other][-3:-1] for other in order))
-  widths = *(shapes[other][-4] for other in order), 1
-  most = None if widths == chains.bonds(inward, outward) else max(widths)
-  cores = chains.decompose(leaves[0], inward, outward, most)
+  cores = chains.decompose(leaves[0], inward, outward, most=max(shapes[other][-4] for other in order))
   return jnp.broadcast_to(cores[order.index(path)], shapes[path])
 
 

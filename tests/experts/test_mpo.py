@@ -9,7 +9,6 @@ import pytest
 
 from stmoe import errors
 from stmoe.configs.mpoe import paper
-from stmoe.core import chains
 from stmoe.experts import mpo
 
 
@@ -25,7 +24,7 @@ def test_published_factors_and_sizes():
   # The example of the notes on arXiv:2203.01104: most of 768 x 3072 is in the central tensor.
   inward, outward = mpo.factors(768, 5), mpo.factors(3072, 5)
   assert (inward, outward) == ((3, 4, 4, 4, 4), (4, 4, 8, 6, 4))
-  widths = chains.bonds(inward, outward)
+  widths = mpo.bonds(inward, outward)
   sizes = [a * i * o * b for a, i, o, b in zip(widths, inward, outward, widths[1:])]
   assert sizes == list(paper.TENSORS) and widths == paper.BONDS
   for width, (narrow, wide) in paper.FACTORS.items():

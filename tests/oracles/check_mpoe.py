@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stmoe.core import chains
 from stmoe.core.execute import einsum
 from stmoe.core.transport import layouts
 from stmoe.experts import mlp
@@ -14,6 +13,7 @@ from stmoe.experts import mpo
 from stmoe.experts.virtual import copy
 from stmoe.layers import moe
 from stmoe.routers import mpoe
+from stmoe.surgery import chains
 
 HIGHEST = jax.default_matmul_precision('highest')
 
@@ -86,7 +86,7 @@ def _bank(case, activation):
   bank = mpo.Mpo(c['D'], num_experts=c['E'], d_ff=c['H'], inward=tuple(in1), outward=tuple(out1),
                  activation=activation, use_bias=True, rngs=nnx.Rngs(0))
   for name, chain, factors in (('w1', bank.wi, (in1, out1)), ('w2', bank.wo, (in2, out2))):
-    assert list(chains.bonds(*map(tuple, factors))) == c[f'bonds_{name}']
+    assert list(mpo.bonds(*map(tuple, factors))) == c[f'bonds_{name}']
     for number, core in enumerate(_cores(chain)):
       _set(core, _turned(case[f'{name}_core{number}']))
   _set(bank.bi, case['b1']), _set(bank.bo, case['b2'])
@@ -112,7 +112,7 @@ def decomposition(case):
   factors = tuple(c['in_factors']), tuple(c['out_factors'])
   with jax.enable_x64(True):
     whole = _chain(chains.decompose, w, factors)
-  assert list(chains.bonds(*factors)) == c['full_bonds'] == _bonds(whole)
+  assert list(mpo.bonds(*factors)) == c['full_bonds'] == _bonds(whole)
   assert sum(core.size for core in whole) == c['full_parameters']
   np.testing.assert_allclose(_matrix(whole), w, rtol=0, atol=1e-8 * np.abs(w).max())
   for name in case.names('spectrum_'):
@@ -120,7 +120,7 @@ def decomposition(case):
   for most in c['caps']:
     with jax.enable_x64(True):
       cut, one_by_one = (_chain(make, w, factors, most) for make in (chains.decompose, chains.split))
-    assert _bonds(cut) == c[f'bonds_{most}'] == list(chains.bonds(*factors, most))
+    assert _bonds(cut) == c[f'bonds_{most}'] == list(mpo.bonds(*factors, most))
     assert sum(core.size for core in cut) == c[f'parameters_{most}']
     for kind, cores, error in (('reconstruction', cut, 'rel_error'),
                                ('sequential', one_by_one, 'sequential_rel_error')):
@@ -139,7 +139,7 @@ def _bonds(cores):
 
 def _matrix(cores):
   with jax.enable_x64(True):
-    return np.asarray(chains.matrices([jnp.asarray(core) for core in cores])[0])
+    return np.asarray(mpo.matrices([jnp.asarray(core) for core in cores])[0])
 
 
 def _spectrum(w, factors, bond):

@@ -1,45 +1,11 @@
-"""Matrices as chains of small tensors (matrix product operators): bonds, products, decomposition.
+"""The decomposition of a matrix into a chain of small tensors (a matrix product operator).
 
-Letters: D and F the widths of a matrix, i and j their factors, d the width of a bond, E experts.
+Letters: D and F the widths of a matrix, i and j their factors, d the width of a bond. `experts/mpo.py` has
+the banks of such chains.
 """
-
-import math
-import typing
 
 import jax
 import jax.numpy as jnp
-
-
-def bonds(inward: tuple[int, ...], outward: tuple[int, ...], most: int | None = None) -> tuple[int, ...]:
-  """Returns the widths d_0 ... d_n of the bonds of a chain: d_m = min of the sizes left and right of it.
-
-  Args:
-    inward, outward: factors of the width that goes in, and of the one that comes out.
-    most: the largest bond, None for any: then every matrix is such a chain.
-
-  >>> bonds((3, 4, 4, 4, 4), (4, 4, 8, 6, 4))
-  (1, 12, 192, 384, 16, 1)
-  """
-  sizes = [i * o for i, o in zip(inward, outward)]
-  full = [min(math.prod(sizes[:m]), math.prod(sizes[m:])) for m in range(len(sizes) + 1)]
-  return tuple(d if most is None else min(d, most) for d in full)
-
-
-def matrices(cores: typing.Sequence[jax.Array]) -> jax.Array:
-  """Returns the matrices [E,D,F] of chains of `cores`, [E,d,i,j,d'] of experts or [d,i,j,d'] of all.
-
-  >>> matrices([jnp.ones((1, 1, 2, 1, 3)), jnp.ones((3, 1, 2, 1))]).tolist()
-  [[[3.0, 3.0], [3.0, 3.0]]]
-  """
-  chain = jnp.ones((1, 1, 1, 1), cores[0].dtype)                     # [E, I, J, d], E = 1 so far
-  for core in cores:
-    core = core if core.ndim == 5 else core[None]
-    experts = max(len(chain), len(core))
-    chain = jnp.einsum('eIJd,edijf->eIiJjf' if len(chain) == len(core) else
-                       'zIJd,edijf->eIiJjf' if len(chain) == 1 else 'eIJd,zdijf->eIiJjf', chain, core)
-    _, left, i, right, j, bond = chain.shape
-    chain = chain.reshape(experts, left * i, right * j, bond)
-  return chain[..., 0]
 
 
 def split(w: jax.Array, inward: tuple[int, ...], outward: tuple[int, ...],
@@ -51,9 +17,9 @@ def split(w: jax.Array, inward: tuple[int, ...], outward: tuple[int, ...],
   Args:
     inward, outward: factors of D and of F, equally many.
 
-  >>> w = jnp.arange(24.0).reshape(4, 6)
-  >>> cores = split(w, (2, 2), (2, 3))
-  >>> bool(jnp.allclose(matrices(cores)[0], w, atol=1e-4))
+  >>> first, second = split(jnp.arange(24.0).reshape(4, 6), (2, 2), (2, 3))
+  >>> whole = jnp.einsum('zijd,dklz->ikjl', first, second).reshape(4, 6)
+  >>> bool(jnp.allclose(whole, jnp.arange(24.0).reshape(4, 6), atol=1e-4))
   True
   """
   parts = len(inward)
@@ -82,7 +48,7 @@ def decompose(w: jax.Array, inward: tuple[int, ...], outward: tuple[int, ...],
   [(1, 2, 2, 3), (3, 2, 2, 1)]
   """
   cores = split(w, inward, outward)
-  if most is None:
+  if most is None or all(len(core) <= most for core in cores):
     return cores
   flat = lambda core: core.reshape(-1, core.shape[-1])
   end = jnp.ones((1, 1), w.dtype)

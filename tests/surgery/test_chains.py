@@ -5,7 +5,8 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from stmoe.core import chains
+from stmoe.experts import mpo
+from stmoe.surgery import chains
 
 
 def test_full_bonds_hold_any_matrix_and_cut_ones_nearly():
@@ -14,12 +15,12 @@ def test_full_bonds_hold_any_matrix_and_cut_ones_nearly():
   error = {}
   for most in (None, 4, 2):
     cores = chains.decompose(jnp.asarray(w, jnp.float32), *factors, most)
-    assert (*(core.shape[0] for core in cores), 1) == chains.bonds(*factors, most)
-    error[most] = np.linalg.norm(chains.matrices(cores)[0] - w) / np.linalg.norm(w)
+    assert (*(core.shape[0] for core in cores), 1) == mpo.bonds(*factors, most)
+    error[most] = np.linalg.norm(mpo.matrices(cores)[0] - w) / np.linalg.norm(w)
   assert error[None] < 1e-5 and 0 <= error[4] < error[2] < 1
 
 
 def test_a_matrix_of_low_rank_is_cut_without_an_error():
   w = jnp.outer(jnp.arange(12.0), jnp.ones(4))
   cores = chains.decompose(w, (2, 3, 2), (2, 2, 1), 3)               # all further values are 0
-  np.testing.assert_allclose(chains.matrices(cores)[0], w, atol=1e-4)
+  np.testing.assert_allclose(mpo.matrices(cores)[0], w, atol=1e-4)
