@@ -277,9 +277,9 @@ else:
   Factors = Pair(NonNegative | None)                                 # capacities; None = nothing is dropped
   Yarn = Group(factor=Positive, length=Count, fast=Positive, slow=Positive, size=Positive, truncate=Flag,
                optional=('truncate',))                               # `rotary.yarn`
-  # Functions of jax.nn of one array, elementwise.
+  # Functions of one array, elementwise: `core/activations.py`.
   Activation = Choice('relu', 'gelu', 'silu', 'swish', 'tanh', 'sigmoid', 'relu6', 'elu', 'selu', 'celu',
                       'mish', 'leaky_relu', 'softplus', 'soft_sign', 'squareplus', 'hard_silu', 'hard_swish',
-                      'hard_sigmoid', 'hard_tanh', 'log_sigmoid', 'identity')
+                      'hard_sigmoid', 'hard_tanh', 'log_sigmoid', 'identity', 'relu2')
   # No float16: its small gradients are zeros without a scaled loss, and CPUs multiply no matrices of it.
   Dtype = Choice('float32', 'bfloat16')

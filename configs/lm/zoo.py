@@ -5,11 +5,11 @@ r"""All compared methods side by side: language models of the standard library, 
   method = dense or any method of configs/*/compared.py that a language model can use
 
 Every method has the active FLOPs of the dense model in each of its layers. Total FLOPs are equal too: a
-method of two passes a step (THOR) gets half the steps. Two methods look at later tokens when they assign
-tokens in training (`base`, `s_base`; their configurations say allow_causal=True). They are evaluated by
-greedy, causal routing. Expert choice and Soft MoE see later tokens in evaluation as well. Their figures are
-those of a leak, marked `leaky`, and no results of a language model; `lm/stdlib` trains them in the encoder
-of a T5 model.
+method of two passes a step (THOR) gets half the steps. Three methods look at later tokens when they assign
+tokens in training. `base` and `s_base`, whose configurations say allow_causal=True, are evaluated by greedy,
+causal routing, and `mixture_of_depths` by its predictor. Expert choice and Soft MoE see later tokens in
+evaluation as well. Their figures are those of a leak, marked `leaky`, and no results of a language model;
+`lm/stdlib` trains them in the encoder of a T5 model.
 """
 
 from stmoe.configs import arguments

@@ -5,9 +5,10 @@ through it. How many tokens pass, the matrix's logical axes and its place tell. 
 token) / E pass a matrix of a bank of experts. Where experts share a matrix, all these rows pass it.
 Embeddings are looked up. Attention adds its two products with keys and values. A new layer or router needs
 nothing here: a layer that has `router` and `experts` is understood wherever it is nested. Where a layer's
-matrices are passed by something else than tokens, its `rows_per_sequence` says by how many rows. Where a
-module's arrays are not the matrices themselves, its `products_per_row` says how many numbers the matrices
-have. Where rows pass a matrix several times, the module's `uses` says how often.
+matrices are passed by something else than tokens, its `rows_per_sequence` says by how many rows. Where a part
+of the tokens passes a module, its `share_of_rows` says which part. Where a module's arrays are not the
+matrices themselves, its `products_per_row` says how many numbers the matrices have, or its `computed` lists
+further matrices. Where rows pass a matrix several times, the module's `uses` says how often.
 """
 
 import copy
@@ -101,11 +102,26 @@ def matrices(cfg):
         more = contract.offered(sparse, 'more_rows') / sparse.router.num_experts
       else:
         rows = [passing[id(sparse)] * size]
+    part = math.prod(contract.offered(m, 'share_of_rows') or 1 for m in owners)
+    if part != 1:
+      rows = [part * (rows[-1] if rows else length.get(path[0], min(length.values())))]
     arrays.append(Matrix(tuple(path), names, tuple(value.shape), share, rows[-1] if rows else None,
                          isinstance(value, nnx.Param),
                          _said(owners, owners_said, length.get(path[0], min(length.values()))),
                          next((m.uses for m in reversed(owners) if contract.offered(m, 'uses')), 1), more))
-  return arrays
+  return arrays + list(_computed(model))
+
+
+def _computed(model):
+  """Yields the Matrix of every matrix that is computed from arrays of the model and multiplies its tokens."""
+  for path, part in modules.offering(model, 'computed'):
+    array = jax.tree.leaves(nnx.state(part, nnx.Param), is_leaf=lambda v: isinstance(v, nnx.Variable))[0]
+    stacked = 'layers' in (array.get_metadata().get('out_sharding') or ())
+    for below, shape in part.computed.items():
+      names, whole = ('embed', 'mlp'), tuple(shape)
+      if stacked:
+        names, whole = ('layers', *names), (array.shape[0], *whole)
+      yield Matrix((*path, *below), names, whole, 1.0, None, False)
 
 
 def _said(owners, said, length):
@@ -245,7 +261,8 @@ def _per_row(cfg):
     if m.path[-1] == 'wq':
       # Scores and values, each 2 x keys x (heads x width) per query and layer.
       layers = m.size / math.prod(m.shape[-2:])
-      total += 4.0 * length[stack] * length[memory] * m.shape[-1] * layers
+      keys = length[memory] if crossing else rows
+      total += 4.0 * rows * keys * m.shape[-1] * layers
   return total, more
 
 

@@ -193,6 +193,10 @@ def _reuse(dense, slots):
   except errors.UserError as error:
     raise errors.UserError(f'optimizer slots: {error} (or --optimizer fresh)') from None
   shapes = {tuple(entry.key for entry in path): leaf.shape for path, leaf in jax.tree.leaves_with_path(slots)}
+  for path in shapes:
+    if surgery.kind(path) == 'decomposed':
+      raise errors.UserError(f'{surgery.text(path)} is a slot of a part of a matrix, for which the dense run '
+                             'has none; nearest: --optimizer fresh')
   for path, shape in shapes.items():
     # Adafactor takes the smaller side of a dense matrix for its rows, and the width D of an expert's.
     if path[-1] == 'v_row' and surgery.kind(path) == 'tiled' and shapes[*path[:-1], 'v_col'] == shape:

@@ -5,6 +5,7 @@ import jax
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import activations
 from stmoe.core import contract
 from stmoe.core import gated
 from stmoe.core import noise
@@ -15,7 +16,7 @@ class Glu(nnx.Module):
 
   Args:
     d_model, d_ff: D and F.
-    activation:    name of a function of `jax.nn`: 'gelu' for GEGLU, 'silu' for SwiGLU.
+    activation:    name of a function, see `core/activations.py`: 'gelu' for GEGLU, 'silu' for SwiGLU.
     multiplicative_bias: scales the gated product by a learned b [E,F], initially 1:
       ((act(x wi) * x wg) * b) wo (ST-MoE, arXiv:2202.08906, appendix C).
     dropout_rate:  expert dropout: on the hidden activation, per element, in training only.
@@ -41,7 +42,7 @@ class Glu(nnx.Module):
 
   def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
     """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
-    activation = getattr(jax.nn, self.activation)
+    activation = activations.named(self.activation)
     gate = rows.linear(self.wg[...])                                 # [., F]
     h = rows.linear(self.wi[...]).map(lambda x, g: gated.product(x, g, activation, self.limit), gate)
     if self.b is not None:

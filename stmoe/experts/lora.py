@@ -5,6 +5,7 @@ import jax
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import activations
 from stmoe.core import contract
 from stmoe.core import noise
 
@@ -43,7 +44,7 @@ class Lora(nnx.Module):
   Args:
     d_model, d_ff: D and F.
     rank, alpha:   r and alpha of W + (alpha / r) A B.
-    activation:    name of a function of `jax.nn`: 'silu' for SwiGLU.
+    activation:    name of a function, see `core/activations.py`: 'silu' for SwiGLU.
     gated:         with Wg; otherwise act(x Wi) Wo.
     dropout_rate:  of what enters a low-rank part, per element, in training only.
     init_scale:    variance scale s of sqrt(s / fan_in) of the shared network.
@@ -62,7 +63,7 @@ class Lora(nnx.Module):
 
   def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
     """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
-    activation = getattr(jax.nn, self.activation)
+    activation = activations.named(self.activation)
     keys = (None,) * 3 if key is None else jax.random.split(key, 3)
     h = self.wi(rows, keys[0]).map(activation)                       # [., F]
     if self.wg is not None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import activations
 from stmoe.core import contract
 from stmoe.core import noise
 
@@ -17,7 +18,7 @@ class Mlp(nnx.Module):
 
   Args:
     d_model, d_ff: D and F.
-    activation:    name of a function of `jax.nn`.
+    activation:    name of a function, see `core/activations.py`.
     dropout_rate:  expert dropout: on the hidden activation, per element, in training only.
     init_scale:    variance scale s of sqrt(s / fan_in) (0.1 in Switch, section 2.4).
     use_bias:      with bi [E,F] and bo [E,D], initially 0.
@@ -42,7 +43,7 @@ class Mlp(nnx.Module):
 
   def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
     """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
-    activation = getattr(jax.nn, self.activation)
+    activation = activations.named(self.activation)
     bi, bo = (b if b is None else b[...] for b in (self.bi, self.bo))
     h = rows.linear(self.wi[...], bi).map(activation)                # [., F]
     h = h.map(lambda x: noise.dropout(x, self.dropout_rate, key))

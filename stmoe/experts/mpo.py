@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import activations
 from stmoe.core import contract
 from stmoe.errors import UserError
 
@@ -37,8 +38,8 @@ def bonds(inward: tuple[int, ...], outward: tuple[int, ...], most: int | None = 
   """Returns the widths d_0 ... d_n of the bonds of a chain: d_m = min of the sizes left and right of it.
 
   Args:
-    inward, outward: factors of the width that goes in, and of the width that comes out.
-    most: the largest bond; None = any, and then every matrix is such a chain.
+    inward, outward: factors of the width that goes in, and of the one that comes out.
+    most: the largest bond, None for any: then every matrix is such a chain.
 
   >>> bonds((3, 4, 4, 4, 4), (4, 4, 8, 6, 4))
   (1, 12, 192, 384, 16, 1)
@@ -66,7 +67,11 @@ def matrices(cores: typing.Sequence[jax.Array]) -> jax.Array:
 
 
 class Chain(nnx.Module):
-  """E matrices [D,F] as matrix product operators; the central tensor has no axis `expert`."""
+  """E matrices [D,F] as matrix product operators; the central tensor has no axis `expert`.
+
+  The central tensor has the label `central`: `groups.central.masked=0.5` of a configuration is the gradient
+  mask of MPOE, `groups.central.train=False` freezes it, as the released code may.
+  """
 
   def __init__(self, num_experts: int, inward: tuple[int, ...], outward: tuple[int, ...], bond: int | None,
                init_scale: float, *, rngs):
@@ -76,7 +81,7 @@ class Chain(nnx.Module):
     init = nnx.initializers.normal(variance ** (0.5 / len(inward)))
     shapes = list(zip(widths, inward, outward, widths[1:]))
     names = ('unmodeled',) * 4
-    self.central = axes.param(init, shapes[middle], *names, rngs=rngs)
+    self.central = axes.param(init, shapes[middle], *names, label='central', rngs=rngs)
     self.products_per_row = math.prod(inward) * math.prod(outward)
     self.left, self.right = (
         nnx.List([axes.param(init, (num_experts, *shape), 'expert', *names, rngs=rngs) for shape in part])
@@ -91,14 +96,14 @@ class Mpo(nnx.Module):
   """E networks act(x Wi) Wo, each matrix a chain of tensors with a shared centre (MPOE, arXiv:2203.01104).
 
   Most parameters are in the central tensors; experts own the small tensors around them. Rows are multiplied
-  by the whole matrix, which is put together at every step.
+  by the whole matrix, which is put together at every step. `stmoe upcycle` begins with those of dense layers.
 
   Args:
     d_model, d_ff: D and F.
     inward, outward: factors of D and of F, equally many; None = `parts` factors as alike as possible.
     parts:      tensors of a chain, an odd number.
     bond:       the largest bond; None = any: every matrix is such a chain.
-    activation: name of a function of `jax.nn`.
+    activation: name of a function, see `core/activations.py`.
     init_scale: variance scale s of sqrt(s / fan_in) of the matrices.
     use_bias:   with bi [F] and bo [D] that all experts share, initially 0.
   """
@@ -124,4 +129,4 @@ class Mpo(nnx.Module):
   def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
     """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
     bi, bo = (b if b is None else b[...] for b in (self.bi, self.bo))
-    return rows.linear(self.wi(), bi).map(getattr(jax.nn, self.activation)).linear(self.wo(), bo)
+    return rows.linear(self.wi(), bi).map(activations.named(self.activation)).linear(self.wo(), bo)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import activations
 from stmoe.core import contract
 
 
@@ -33,7 +34,7 @@ class Sublayer(nnx.Module):
   def __call__(self, rows: contract.Rows) -> contract.Rows:
     """Returns what is added to the rows: [.,D] -> [.,D] in the same layout."""
     u = rows.map(self._standardize).scale(self.scale[...]).shift(self.bias[...])
-    h = u.linear(self.wi[...], self.bi[...]).map(getattr(jax.nn, self.activation))   # [., F]
+    h = u.linear(self.wi[...], self.bi[...]).map(activations.named(self.activation))   # [., F]
     return h.linear(self.wo[...], self.bo[...])                      # [., D]
 
   def _standardize(self, x):
@@ -53,7 +54,7 @@ class Residual(nnx.Module):
 
   Args:
     d_model, d_ff: D and F.
-    activation:    name of a function of `jax.nn`.
+    activation:    name of a function, see `core/activations.py`.
     epsilon:       of the layer norms.
   Differs: each expert draws its own initial weights; the reference gives all experts the same weights.
   """

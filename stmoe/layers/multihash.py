@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from stmoe import axes
 from stmoe import lookup
 from stmoe import ranges
+from stmoe.core import activations
 from stmoe.core import banks
 from stmoe.core import checked
 from stmoe.core import contract
@@ -41,7 +42,7 @@ class MultiHash(nnx.Module):
     experts:    recipe of the experts `linear`, d_ff being F. Each segment gets a bank of its own for each
       matrix. (The paper does not state whether segments share banks; own banks give its counts.)
     num_hashes: N, a divisor of D and F.
-    activation: name of a function of `jax.nn`.
+    activation: name of a function, see `core/activations.py`.
     dropout_rate: on the hidden activation, in training.
     executor, group_size: see `moe.Moe`.
   Its Aux has the load of the N * K segments, one hash function after the other.
@@ -87,7 +88,7 @@ class MultiHash(nnx.Module):
                 for m, segment in enumerate(self.segments)]
     assigned = [r.assignment for r in routed]
     h = concatenated(x, assigned, [s.experts[0] for s in self.segments], execute)   # [G, S, F]
-    h = getattr(jax.nn, self.activation)(h)
+    h = activations.named(self.activation)(h)
     h = noise.dropout(h, self.dropout_rate, ctx.fold('hidden').key if ctx.train else None)
     y = concatenated(h, assigned, [s.experts[1] for s in self.segments], execute)   # [G, S, D]
     y = axes.constrain(y.reshape(batch, length, width), 'batch', 'length', None)

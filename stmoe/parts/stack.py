@@ -44,6 +44,7 @@ class Stack(nnx.Module):
     blocks:  mapping letter -> dict(layer=..., fields of the layer). `attention=False` leaves attention
       out of a block. `attention=dict(name=..., ...)` is another self-attention than the model's, with the
       model's fields where it has them. `norm=False` leaves out the norm before the layer.
+      `around=dict(name=...)` puts the block into another one (`parts/around`), with its fields.
     attention, cross: recipes of the attention layers; None where there is none.
     norm:    recipe of the norms.
     post_norm: norms after the sub-layers instead of before them, and no final norm.
@@ -271,13 +272,15 @@ def _block(fields, *, attention, cross, **shared):
   """The recipe of a block from its configuration."""
   fields = dict(fields)
   attended, normed = fields.pop('attention', True), fields.pop('norm', True)
+  around = fields.pop('around', None)
   layer = lookup.recipe('layer', {'name': fields.pop('layer')} | fields)
   if not attended:
     attention = cross = None
   elif attended is not True:
     attention = _instead(attention, lookup.recipe('attention', attended))
-  return functools.partial(block_lib.Block, layer=layer, attention=attention, cross=cross,
-                           layer_norm=normed, **shared)
+  block = functools.partial(block_lib.Block, layer=layer, attention=attention, cross=cross,
+                            layer_norm=normed, **shared)
+  return block if around is None else functools.partial(lookup.recipe('around', around), block=block)
 
 
 def _instead(attention, own):

@@ -4,10 +4,12 @@ Every expert starts as a copy of the dense feed-forward layer that its layer rep
 fresh, all else is kept (Komatsuzaki et al., 2022, arXiv:2212.05055). Several dense models make a
 Branch-Train-Mix model: their feed-forward layers become different experts, all else is averaged
 (BTX; mixtures of attention experts, BAM, are not built here). With granularity G every copy is cut
-into G narrow experts (virtual groups, arXiv:2410.07524).
+into G narrow experts (virtual groups, arXiv:2410.07524). Experts that are chains of tensors with a shared
+centre get the chains of the dense layer's matrices (MPOE, arXiv:2203.01104).
 
-Pure dicts go in and come out. The rules are about names: what is below `router` or `tied` is fresh, what is
-below `experts` is tiled, and everything else is copied from the same place.
+Pure dicts go in and come out. The rules are about names. What is below `router` or `tied` is fresh. What is
+below `experts` is tiled, or decomposed into `left`, `central` and `right`. Everything else is copied from the
+same place.
 """
 
 import zlib
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import errors
+from stmoe.surgery import chains
 from stmoe.surgery import layout
 
 # What to look at first when a leaf of a feed-forward layer has no counterpart.
@@ -29,15 +32,21 @@ HINTS = {
 OUTPUT_BIAS = 'bo'
 # What the arrays of routers are below: of one layer, and of several layers together.
 ROUTING = {'router', 'tied'}
+# The tensors of a chain, in this order; those of `left` and `right` are numbered.
+CHAIN = ('left', 'central', 'right')
 
 
 def kind(path):
-  """Returns what becomes of the leaf at `path`, a tuple of keys: 'fresh', 'tiled' or 'copied'.
+  """Returns what becomes of the leaf at `path`, a tuple of keys: 'fresh', 'tiled', 'decomposed' or 'copied'.
 
   >>> kind(('decoder', 'segments', 0, 'blocks', 1, 'layer', 'experts', 'wi'))
   'tiled'
   """
-  return 'fresh' if ROUTING & {*path} else 'tiled' if 'experts' in path else 'copied'
+  if ROUTING & {*path}:
+    return 'fresh'
+  if 'experts' not in path:
+    return 'copied'
+  return 'decomposed' if set(path[path.index('experts'):]) & set(CHAIN) else 'tiled'
 
 
 def report(params):
@@ -99,6 +108,11 @@ def upcycle(dense, sparse, *, noise=0.0, key=None, granularity=1, scale=1.0):
     if kind(path) == 'copied':
       _same_shape(path, leaves[0].shape, leaf.shape)
       return leaves[0] if len(leaves) == 1 else (sum(leaves) / len(leaves)).astype(leaf.dtype)
+    if kind(path) == 'decomposed':
+      return _core(path, leaves, shapes, granularity, noise)
+    if leaf.ndim == leaves[0].ndim:                                  # what all experts share
+      _same_shape(path, leaves[0].shape, leaf.shape)
+      return (sum(leaves) / len(leaves)).astype(leaf.dtype)
     bank = _bank(path, leaves, leaf.shape, granularity) * _factor(path, shapes, scale)
     if not noise:
       return bank
@@ -174,6 +188,7 @@ def _counterpart(path, source):
     return path if path in source else None
   at = path.index('experts')
   outer, name = path[:at], path[at + 1:]
+  name = name[:1] if kind(path) == 'decomposed' else name
   while outer + name not in source and outer[-1] == 'inner':
     outer = outer[:-1]
   return outer + name if outer + name in source else None
@@ -201,6 +216,19 @@ def _bank(path, leaves, shape, granularity):
             for part in (jnp.split(leaf, granularity, cut[0]) if cut else [leaf] * granularity)]
   bank = jnp.stack(shards)                                           # [M*G, ...]
   return jnp.tile(bank, (experts // len(bank), *[1] * len(narrow)))  # [E, ...]
+
+
+def _core(path, leaves, shapes, granularity, noise):
+  """The tensor at `path` of the chain that is a dense layer's matrix, the same for all experts."""
+  if len(leaves) > 1 or granularity > 1 or noise:
+    raise errors.UserError(f'{text(path)}: experts that share the centre of a chain begin as one dense '
+                           'layer, without noise; nearest: one run, --granularity 1, --noise 0')
+  owner = path[:path.index('experts') + 2]
+  of_chain = lambda other: (CHAIN.index(other[len(owner)]), other[len(owner) + 1:])
+  order = sorted((other for other in shapes if other[:len(owner)] == owner), key=of_chain)
+  inward, outward = zip(*(shapes[other][-3:-1] for other in order))
+  cores = chains.decompose(leaves[0], inward, outward, most=max(shapes[other][-4] for other in order))
+  return jnp.broadcast_to(cores[order.index(path)], shapes[path])
 
 
 def _nearest_width(whole, each, granularity):

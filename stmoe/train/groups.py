@@ -15,8 +15,10 @@ Without that section `train.trainable` names a part of the model, told apart by 
 """
 
 import fnmatch
+import functools
 import re
 from typing import NamedTuple
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +47,7 @@ class Group(NamedTuple):
   clip: float | None
   every: int
   turn: tuple
+  masked: float
 
   @property
   def alternates(self) -> bool:
@@ -60,7 +63,8 @@ class Group(NamedTuple):
 def group_of(name, paths, *, where: ranges.Text = '', train: ranges.Flag = True,
              rate: ranges.NonNegative = 1.0, weight_decay: ranges.NonNegative | None = None,
              clip: ranges.NonNegative | None = None, every: ranges.Count = 1,
-             turn: ranges.Row(ranges.Natural, ranges.Count) = (0, 1)) -> Group:
+             turn: ranges.Row(ranges.Natural, ranges.Count) = (0, 1),
+             masked: ranges.Below1 = 0.0) -> Group:
   """Returns the Group of the parameters at `paths`; its fields in a configuration are these.
 
   Args:
@@ -73,12 +77,14 @@ def group_of(name, paths, *, where: ranges.Text = '', train: ranges.Flag = True,
       other norm that is limited. None: the gradient counts for the norm that train.clip limits.
     every, turn:  with turn=(i, n) the group trains in the i-th of n turns, from 0, of `every` steps each. In
       the other turns neither the parameters nor their slots change.
+    masked:       probability that the gradient of a block's part of the group is 0 in a step (the gradient
+      mask of MPOE, arXiv:2203.01104). The optimizer sees that 0, and its momentum still moves what is masked.
   """
   i, n = turn
   if i >= n:
     raise errors.UserError(f'groups.{name}.turn={tuple(turn)}: there are {n} turns, and they count from 0; '
                            f'nearest: {(n - 1, n)}')
-  return Group(name, frozenset(paths), train, rate, weight_decay, clip, every, (i, n))
+  return Group(name, frozenset(paths), train, rate, weight_decay, clip, every, (i, n), masked)
 
 
 def of(cfg, labels: dict) -> tuple[Group, ...]:
@@ -169,6 +175,46 @@ def described(cfg) -> str:
 def trained(groups) -> frozenset:
   """Returns the paths of all parameters that train."""
   return frozenset().union(*(group.paths for group in groups if group.train))
+
+
+def mask(groups, grads, key):
+  """Returns the gradients with those of masked groups 0 in the blocks that a draw of `key` says.
+
+  One draw a block and step, the same whether blocks are scanned or not.
+
+  Args:
+    grads: of the parameters that train, nested dict.
+    key:   PRNG key of the step.
+  """
+  for group in groups:
+    if group.train and group.masked:
+      part = take(grads, group.paths)
+      grads = put(grads, jax.tree.map_with_path(functools.partial(_masked, group, key), part))
+  return grads
+
+
+def _masked(group, key, path, x):
+  """Gradient x of the array at `path` of a masked group, of which parts are 0."""
+  place, repeat = _block_of(tuple(entry.key for entry in path))
+  key = jax.random.fold_in(key, zlib.crc32(_text(place).encode()) & 0x7FFFFFFF)
+  draw = lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), 1 - group.masked)
+  if repeat is not None:
+    return jnp.where(draw(repeat), x, 0)
+  kept = jax.vmap(draw)(jnp.arange(len(x)))                          # [L]
+  return jnp.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+
+
+def _block_of(path):
+  """(place, repeat) of the array at `path`: where its block is in a repeated unit, and in which repeat.
+
+  None: the array [L,...] is of all repeats. What is in no block is at a place of its own.
+  """
+  if 'segments' not in path:
+    return path, 0
+  at = path.index('segments') + 2
+  if path[at] == 'blocks':
+    return path[:at + 2], None
+  return path[:at] + path[at + 1:at + 3], path[at]
 
 
 def clip(groups, grads, step, limit):

@@ -23,6 +23,8 @@ from stmoe.train import groups
 from stmoe.train import router_losses as losses
 from stmoe.train import schedules
 
+MASK = 1 << 30                       # of the key of a step: beyond the number of any microbatch
+
 
 def make(cfg, plan):
   """Returns the jitted `(state, batch) -> (state, report)`; the state given in is used up.
@@ -35,6 +37,8 @@ def make(cfg, plan):
 
   def step(state, batch):
     grads, report, aux = gradients(cfg, plan, state, batch, microbatches)
+    key = jax.random.fold_in(state['key'], state['step'])
+    grads = groups.mask(plan.groups, grads, jax.random.fold_in(key, MASK))
     grads, norms = groups.clip(plan.groups, grads, state['step'], limit)
     finite = jnp.isfinite(norms['grad_norm']) & jnp.isfinite(report['loss/total'])
     rate = rate_at(state['step'])

@@ -1,7 +1,6 @@
 """Experts whose matrices are chains of tensors around one that they share."""
 
 import functools
-import math
 
 from flax import nnx
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe.configs.mpoe import paper
 from stmoe.experts import mpo
 
 
@@ -20,28 +20,15 @@ def test_with_bonds_of_one_a_matrix_is_a_kronecker_product():
     np.testing.assert_allclose(w, functools.reduce(np.kron, parts), rtol=1e-5)
 
 
-def test_full_bonds_hold_any_matrix():
-  # Core by core from the left, by singular values, as reference code decomposes a dense matrix.
-  inward, outward = (2, 3, 2), (2, 2, 1)
-  w = np.random.default_rng(0).normal(size=(math.prod(inward), math.prod(outward)))
-  widths, cores = mpo.bonds(inward, outward), []
-  rest = w.reshape(*inward, *outward).transpose(0, 3, 1, 4, 2, 5).reshape(1, -1)
-  for m, (i, o) in enumerate(zip(inward[:-1], outward[:-1])):
-    u, s, v = np.linalg.svd(rest.reshape(widths[m] * i * o, -1), full_matrices=False)
-    assert len(s) == widths[m + 1]
-    cores.append(u.reshape(widths[m], i, o, -1))
-    rest = s[:, None] * v
-  cores.append(rest.reshape(widths[-2], inward[-1], outward[-1], 1))
-  np.testing.assert_allclose(mpo.matrices([jnp.asarray(c, jnp.float32) for c in cores])[0], w, atol=1e-5)
-
-
 def test_published_factors_and_sizes():
   # The example of the notes on arXiv:2203.01104: most of 768 x 3072 is in the central tensor.
   inward, outward = mpo.factors(768, 5), mpo.factors(3072, 5)
   assert (inward, outward) == ((3, 4, 4, 4, 4), (4, 4, 8, 6, 4))
   widths = mpo.bonds(inward, outward)
   sizes = [a * i * o * b for a, i, o, b in zip(widths, inward, outward, widths[1:])]
-  assert sizes == [144, 36_864, 2_359_296, 147_456, 256]
+  assert sizes == list(paper.TENSORS) and widths == paper.BONDS
+  for width, (narrow, wide) in paper.FACTORS.items():
+    assert (mpo.factors(width, 5), mpo.factors(4 * width, 5)) == (narrow, wide)
 
 
 def test_entries_begin_with_the_variance_asked_for():

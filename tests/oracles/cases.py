@@ -39,7 +39,10 @@ class Case:
     self.tolerance = self.info.get('tolerance', {})
     if isinstance(self.tolerance, str):                              # 'recorded exact; floats 1e-5'
       numbers = [float(number) for number in re.findall(r'[0-9.]+e-[0-9]+', self.tolerance)[:1]]
-      self.tolerance = {key: number for number in numbers for key in ('rtol', 'atol')}
+      if 'of the largest absolute entry' in self.tolerance:
+        self.tolerance = dict(atol=f'{numbers[0]} times max abs of the array')
+      else:
+        self.tolerance = {key: number for number in numbers for key in ('rtol', 'atol')}
     with np.load(self.path.with_suffix('.npz'), allow_pickle=False) as arrays:
       self._arrays = dict(arrays)
     self._used = set()

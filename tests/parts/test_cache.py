@@ -125,9 +125,13 @@ def test_every_router_decodes_as_it_evaluates(name):
 SWITCH = sparse('switch')
 INNER = {key: value for key, value in sparse('smoe').items() if key != 'layer'} | dict(name='moe')
 LAYERS = dict(m=dict(layer='momentum', inner=INNER), a=dict(layer='adam_momentum', inner=INNER),
-              r=dict(layer='robust_momentum', inner=INNER), l=dict(layer='scaled', inner=INNER),
-              c=sparse('compete_smoe') | dict(layer='compete_smoe'),
-              s=dict(layer='shared', d_ff=8, inner=INNER),
+              r=dict(layer='robust_momentum', inner=INNER), s=dict(layer='shared', d_ff=8, inner=INNER),
+              g=dict(layer='scaled', inner=INNER), i=sparse('compete_smoe') | dict(layer='compete_smoe'),
+              l=dict(sparse('smoe'), layer='latent_moe', latent=4),
+              k=dict(layer='avg_k', d_ff=4, num_blocks=6, k=2),
+              n=DENSE | dict(around=dict(name='mixture_of_depths')),
+              o=sparse('smoe') | dict(around=dict(name='mixture_of_depths', select='router', gate='sigmoid')),
+              w=dict(layer='mixed_weights', d_ff=8, widths=(4, 8)),
               u=dict(layer='shuffled', inner=INNER), e=dict(layer='residual', inner=INNER),
               c=dict(layer='chain_of_experts', norm=False, inner=INNER),
               h=dict(layer='multihash', router=dict(name='hash', num_experts=3, vocab_size=VOCAB),

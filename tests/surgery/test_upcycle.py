@@ -286,3 +286,19 @@ def test_stacks_of_other_depth_are_refused():
 def test_experts_of_another_granularity_are_refused(width, words):
   with pytest.raises(errors.UserError, match=words):
     run([tree(mlp())], tree(experts(4, width=width)), granularity=2)
+
+
+@pytest.mark.parametrize('bond', [None, 64])
+def test_chains_of_tensors_are_the_dense_matrices(bond):
+  biased = dense('relu') | dict(use_bias=True)
+  start = build(dict(d=biased, m=biased), layers=(('dm', 2),))
+  bank = sparse(top_k(), name='mpo', activation='relu', parts=3, bond=bond, use_bias=True)
+  graphdef, fresh = build(dict(d=biased, m=bank), layers=(('dm', 2),), seed=1)
+  made = run([start[1]], fresh)
+  experts = made['decoder']['segments'][0]['blocks'][1]['layer']['experts']
+  left = experts['wi']['left'][0]                                    # [L, E, 1, i, j, d]
+  assert left.shape[1] == E and (left == left[:, :1]).all() and experts['wi']['central'].ndim == 5
+  assert gap(start, made, graphdef) < 1e-4
+  assert set(upcycle.report(fresh).values()) == {'copied', 'decomposed', 'tiled', 'fresh'}
+  with pytest.raises(errors.UserError, match='begin as one dense layer, without noise; nearest'):
+    upcycle.upcycle([start[1]], fresh, noise=0.1, key=jax.random.key(0))

@@ -338,3 +338,19 @@ def test_published_groups(name, group, inside):
   every = {path for one in plan.groups for path in one.paths}
   assert members[group].paths == {path for path in every if inside in path} and members.keys() == {group, ''}
   assert members[group].clip == 0.0 or members[group].weight_decay == 3.0
+
+
+def test_masked_gradients_are_those_of_whole_blocks_and_the_same_unrolled():
+  paths = lambda *middle: {('stack', 'segments', 0, *middle, 'blocks', 1, name) for name in 'ab'}
+  group = lambda paths: groups.group_of('central', paths, masked=0.5)
+  unit = lambda *shape: dict(blocks={1: dict(a=jnp.ones(shape), b=jnp.ones(shape))}, other=jnp.ones(shape))
+  mask = lambda group, segment, key=0: groups.mask([group], {'stack': {'segments': {0: segment}}},
+                                                   jax.random.key(key))['stack']['segments'][0]
+  masked = mask(group(paths()), unit(8, 3))
+  kept = np.asarray(masked['blocks'][1]['a'])
+  assert set(kept.sum(1)) == {0, 3} and (kept == masked['blocks'][1]['b']).all() and masked['other'].all()
+  assert (mask(group(paths()), unit(8, 3), key=1)['blocks'][1]['a'] != kept).any()
+  for repeat in range(8):
+    alone = mask(group(paths(repeat)), {repeat: unit(3)})
+    assert (alone[repeat]['blocks'][1]['a'] == kept[repeat]).all()
+  assert mask(groups.group_of('central', paths()), unit(8, 3))['blocks'][1]['a'].all()

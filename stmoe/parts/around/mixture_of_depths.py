@@ -1,0 +1,193 @@
+"""Mixture-of-Depths: a block that some tokens of a sequence pass, and others go by (arXiv:2404.02258)."""
+
+import typing
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from stmoe import axes
+from stmoe import ranges
+from stmoe.core import contract
+from stmoe.core import losses
+from stmoe.parts import cache as caches
+
+PASSED = 'passed'                    # the name of its own cache: who has passed is there to be seen
+GATES: dict[str, typing.Callable[[jax.Array], jax.Array]] = {'raw': lambda r: r, 'sigmoid': jax.nn.sigmoid}
+
+
+def scores(x: jax.Array, w: jax.Array) -> jax.Array:
+  """Returns r [B,T], r_t = w . x_t, for x [B,T,D] and w [D,1]; at least float32."""
+  return jnp.matmul(x.astype(jnp.promote_types(x.dtype, jnp.float32)), w, precision='highest')[..., 0]
+
+
+def largest(r: jax.Array, mask: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
+  """Returns (places i32[B,C], live bool[B,C]): the C largest real entries of each row of r [B,T], in order.
+
+  Of equal entries the first. A row with fewer real tokens, mask bool[B,T], has places that are not live.
+
+  >>> at, live = largest(jnp.array([[1.0, 3.0, 2.0]]), jnp.array([[True, True, True]]), 2)
+  >>> at.tolist(), live.tolist()
+  ([[1, 2]], [[True, True]])
+  """
+  r = jnp.where(mask, jax.lax.stop_gradient(r), -jnp.inf)
+  at = jnp.sort(jax.lax.top_k(r, number)[1], axis=-1)                # [B, C]
+  return at, jnp.take_along_axis(mask, at, axis=1)
+
+
+def membership_loss(r: jax.Array, selected: jax.Array, mask: jax.Array,
+                    tokens: jax.Array | None = None) -> jax.Array:
+  """Returns f[], the mean binary cross entropy of logits r [B,T] for selected bool[B,T] over real tokens."""
+  each = jax.nn.softplus(r) - jnp.where(selected, r, 0)              # -log sigmoid(+-r)
+  return losses.token_mean(each, mask, tokens)
+
+
+def mixed(x: jax.Array, y: jax.Array, gate: jax.Array) -> jax.Array:
+  """Returns x + gate (y - x) for x and y = block(x) [B,T,D]; gate [B,T] is 0 where a token goes by."""
+  return x + (gate[..., None] * (y - x)).astype(x.dtype)
+
+
+class MixtureOfDepths(nnx.Module):
+  """A block that the C tokens of largest r = w . x of a row pass: y = x + r (block(x) - x), others y = x.
+
+  They attend to each other at the places they have. The top C of a row look ahead. A causal stack therefore
+  selects by a threshold wherever it does not train: a token passes if the logit of the predictor, or r
+  itself, is above 0. All tokens are then computed, and keys of tokens that went by are not seen.
+
+  Args:
+    block:  recipe of the block.
+    share:  C / T, the part of a row's places that is computed in training (paper: 0.125).
+    gate:   'raw': r multiplies what the block adds, as in the paper; 'sigmoid': sigmoid(r) does.
+    select: what decides without looking ahead: the 'predictor', linear on x without gradient to it, or the
+      'router', whose r needs the loss `membership` for it.
+  Losses: predictor, membership (changes r); weigh the one that `select` needs, the other is a number to see.
+  Differs: what released ports do otherwise, r times all of block(x) and a strict threshold at the C-th token
+    that leaves C - 1, is not built. Of packed rows the C tokens are those of a row, not of each sequence.
+  """
+
+  def __init__(self, d_model: int, *, block, share: ranges.PartOf1 = 0.125,
+               gate: ranges.Choice(*GATES) = 'raw',
+               select: ranges.Choice('predictor', 'router') = 'predictor', rngs):
+    self.block = block(d_model, rngs=rngs)
+    self.block.share_of_rows = share
+    init = nnx.initializers.normal(0.02)
+    vector = lambda: axes.param(init, (d_model, 1), 'embed', 'unmodeled', label='router', rngs=rngs)
+    self.router_w = vector()
+    self.router_predictor = vector() if select == 'predictor' else None
+    self.share = share
+    self.gate = gate
+
+  @property
+  def layer(self) -> contract.SubLayer:
+    """The feed-forward layer of the block."""
+    return self.block.layer
+
+  def sub_layers(self) -> dict[str, contract.SubLayer]:
+    """Returns dict name -> sub-layer of the block."""
+    return self.block.sub_layers()
+
+  def parts(self) -> dict:
+    """Returns dict end of a name -> the part that reports under it, of the block."""
+    return self.block.parts()
+
+  def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict:
+    """Returns the empty caches of the block, and who has passed: {'who': bool[B,K]}."""
+    return self.block.init_cache(batch, length, dtype) | {PASSED: dict(who=jnp.zeros((batch, length), bool))}
+
+  def remember(self, memory: jax.Array) -> dict:
+    """Returns the caches of cross-attention to memory [B,K,D]."""
+    return self.block.remember(memory)
+
+  def __call__(self, x: jax.Array, ctx: contract.Context,
+               carry: contract.Carry) -> tuple[jax.Array, dict[str, contract.Aux], contract.Carry]:
+    """Returns (x [B,T,D], aux: dict end of a name -> Aux, carry); see `block.Block`."""
+    with jax.named_scope('depth'):
+      r = scores(x, self.router_w[...])                              # [B, T]
+    if ctx.alone or ctx.causal and not ctx.train:
+      return self._threshold(x, r, (self._logits(x, r) > 0) & ctx.mask, ctx, carry)
+    return self._largest(x, r, ctx, carry)
+
+  def _logits(self, x, r):
+    """[B,T], above 0 where a token passes without a look at later ones."""
+    if self.router_predictor is None:
+      return r
+    return scores(jax.lax.stop_gradient(x), self.router_predictor[...])
+
+  def _places(self, r, mask):
+    """`largest` of the C tokens of a row that pass in training."""
+    return largest(r, mask, max(1, round(self.share * r.shape[1])))
+
+  def _largest(self, x, r, ctx, carry):
+    """C tokens of every row pass, which are computed alone."""
+    batch, length = r.shape
+    at, live = self._places(r, ctx.mask)                             # [B, C]
+    rows, number = jnp.arange(batch)[:, None], at.shape[1]
+    take = lambda a: a[rows, at]                                     # [B, T, ...] -> [B, C, ...]
+    inside = ctx.each(take).replace(tokens=ctx.tokens * (number / length),
+                                    visible=_taken(ctx.visible, rows, at))
+    inside = inside.replace(mask=inside.mask & live)
+    y, reports, after = self.block(take(x), inside, jax.tree.map(take, carry))
+    gate = jnp.where(live, GATES[self.gate](take(r)), 0)
+    aux = self._report(x, r, None, ctx)
+    x = x.at[rows, at].set(mixed(take(x), y, gate), unique_indices=True)
+    carry = jax.tree.map(lambda old, new: old.at[rows, at].set(new, unique_indices=True), carry, after)
+    return x, reports | {'.depth': aux}, carry
+
+  def _threshold(self, x, r, passed, ctx, carry):
+    """Who has passed is seen by who passes; all tokens are computed."""
+    carry, own = contract.apart(carry)
+    seen, cached = ctx.visible['attention'] if 'attention' in (ctx.visible or {}) else None, own is not None
+    who, given = passed, own
+    if cached:
+      given = {name: cache for name, cache in own.items() if name != PASSED}
+      who = caches.extended(own[PASSED], dict(who=passed), seen.slot)['who']       # [B, K]
+    visible = ctx.visible
+    if seen is not None:
+      visible = visible | dict(attention=seen.replace(mask=seen.mask & who[:, None, None, :]))
+    inside = ctx.replace(mask=passed, visible=visible)
+    y, reports, after = self.block(x, inside, contract.joined(carry, given))
+    after, caches_after = contract.apart(after)
+    kept = jax.tree.map(lambda old, new: jnp.where(_wide(passed, new), new, old), carry, after)
+    if cached:
+      kept = contract.joined(kept, caches_after | {PASSED: dict(who=who)})
+    aux = self._report(x, r, passed, ctx)
+    x = jnp.where(passed[..., None], mixed(x, y, GATES[self.gate](r)), x)
+    return x, reports | {'.depth': aux}, kept
+
+  def _report(self, x, r, passed, ctx):
+    """The Aux of the choice; None: those that `_places` says have passed. Its load is (through, by).
+
+    What the logits are compared with is who would pass in training, also where a threshold decides.
+    """
+    mask, logits = ctx.mask, dict(membership=r)
+    at, live = self._places(r, mask)
+    wanted = jnp.zeros(r.shape, bool).at[jnp.arange(len(r))[:, None], at].set(live, unique_indices=True)
+    passed = wanted if passed is None else passed
+    logits |= {} if self.router_predictor is None else dict(predictor=self._logits(x, r))
+    fixed = lambda values: jax.lax.stop_gradient(values).astype(jnp.float32)
+    mean = lambda values: losses.token_mean(fixed(values), mask, ctx.tokens)
+    through = jnp.sum(passed & mask, dtype=jnp.float32)
+    accuracy = {f'{name}_accuracy': mean((logit > 0) == wanted) for name, logit in logits.items()}
+    return contract.Aux(
+        losses={name: membership_loss(logit, wanted, mask, ctx.tokens) for name, logit in logits.items()},
+        load=jnp.stack([through, jnp.sum(mask, dtype=jnp.float32) - through]),
+        metrics=dict(accuracy, passed_share=mean(passed),
+                     gate_mean=mean(jnp.where(passed, GATES[self.gate](r), 0))))
+
+
+def _taken(visible, rows, at):
+  """What the sub-layers of a block see, dict name -> Visible, of the tokens at places at i32[B,C] alone."""
+  def one(name, seen):
+    own = name == 'attention'                                        # its keys are of the same tokens
+    def pick(a):                                                     # [B or 1, H, T, K] -> [B, H, C, C or K]
+      a = jnp.broadcast_to(a, (len(at), *a.shape[1:]))
+      a = jnp.moveaxis(a, 2, 1)[rows, at].swapaxes(1, 2)
+      return jnp.moveaxis(a, 3, 1)[rows, at].transpose(0, 2, 3, 1) if own else a
+    turn = seen.turn and tuple(a[rows, at] for a in seen.turn)
+    return seen.replace(mask=pick(seen.mask), bias=None if seen.bias is None else pick(seen.bias), turn=turn)
+  return None if visible is None else {name: one(name, seen) for name, seen in visible.items()}
+
+
+def _wide(passed, like):
+  """bool[B,T] with as many axes as `like` [B,T,...]."""
+  return passed.reshape(*passed.shape, *[1] * (like.ndim - 2))
