@@ -1,4 +1,4 @@
-"""`stmoe routing`: what it says of a run is what evaluation of changed routers says; mistakes are one line."""
+"""`stmoe routing`: its numbers are those of changed routers in evaluation; mistakes are one line."""
 
 import itertools
 import json
