@@ -158,14 +158,16 @@ def train_iterator(cfg, shard=0, num_shards=1, opened=None):
   return Iterator(batches, '+'.join(f'{name}-{key}' for name, key in opened.keys.items()))
 
 
-def eval_batches(cfg, shard=0, num_shards=1, opened=None, most=0):
+def eval_batches(cfg, shard=0, num_shards=1, opened=None, most=0, keys=None):
   """Returns the Batches of the evaluation split: each row once, in order, unpacked, none random twice.
 
   There are at most `most` batches, 0 = all. Of a mixture they hold the first rows of every task, in
   proportion to its rows.
+  keys: the tasks of a mixture that are meant; None = all.
   """
   opened = opened or source(cfg)
-  parts = [opened.rows(name, cfg.data.eval_split, _seed('eval', name), train=False) for name in opened.keys]
+  parts = [opened.rows(name, cfg.data.eval_split, _seed('eval', name), train=False)
+           for name in keys or opened.keys]
   size = _divided(cfg, 'eval', num_shards)
   ends = np.cumsum(_first([len(rows) for rows in parts], most * size))
 

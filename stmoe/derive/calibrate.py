@@ -85,6 +85,22 @@ def _cosines(seen):
   return _summed('isd,jsd->ij', y, y)
 
 
+def _chosen_cosines(seen):
+  """[2]: the sum over tokens of several experts of the mean cosine of two of its experts; their number."""
+  y = seen.outputs()                                                 # [E, S, D]
+  length = jnp.linalg.norm(y, axis=-1, keepdims=True)
+  y = y / jnp.where(length > 0, length, 1) * seen.taken.T[..., None]
+  squares = jnp.square(y).sum((0, 2))                                # [S] pairs of an expert with itself
+  pairs = jnp.square(y.sum(0)).sum(-1) - squares                     # [S] ordered pairs of two experts
+  count = seen.taken.sum(1)
+  return jnp.stack([(pairs / jnp.maximum(count * (count - 1), 1)).sum(), (count > 1).sum()])
+
+
+def _probability_margin(seen):
+  first = jax.lax.top_k(jax.nn.softmax(seen.logits()), 2)[0]         # [S, 2]
+  return ((first[:, 0] - first[:, 1]) * seen.mask).sum()
+
+
 def _summed(equation, *arrays):
   return jnp.einsum(equation, *arrays, precision='highest')
 
@@ -107,6 +123,9 @@ ITEMS = {
     'output_sums': lambda seen: seen.outputs().sum(1),
     'output_products': lambda seen: _summed('isd,jsd->ij', seen.outputs(), seen.outputs()),
     'output_cosines': _cosines,
+    # [2] of outputs of a token's own experts; [] sum of differences of the two largest probabilities.
+    'chosen_cosines': _chosen_cosines,
+    'probability_margin': _probability_margin,
     # [] real tokens; of hidden units, what enters the last product, on all tokens: [E,F] sums and squares,
     # [E,F,F] products of the units of expert 0 with the units of each expert.
     'tokens': lambda seen: seen.mask.sum(),
@@ -114,7 +133,8 @@ ITEMS = {
     'hidden_squares': lambda seen: jnp.square(seen.hidden()).sum(1),
     'hidden_products': lambda seen: _summed('sf,esh->efh', seen.hidden()[0], seen.hidden()),
 }
-OF_EDGES = {'coactivation', 'input_squares', 'input_products', 'weighted_norms'}
+OF_EDGES = {'coactivation', 'input_squares', 'input_products', 'weighted_norms', 'chosen_cosines'}
+OF_LOGITS = {'logit_products', 'probability_margin'}
 
 
 class Watch(wrappers.Wrapper):
@@ -146,7 +166,7 @@ class Watch(wrappers.Wrapper):
     """f32[G,S,E]; 0 for a router without logits, where nobody asks for them."""
     logits = contract.offered(self.inner, 'logits')
     if logits is None:
-      if 'logit_products' in items:
+      if OF_LOGITS & {*items}:
         raise errors.UserError(f'{checked.file(self.inner)} offers no logits, by which experts are compared')
       return jnp.zeros((*x.shape[:2], self.num_experts))
     return logits(x, ctx)[..., :self.num_experts]

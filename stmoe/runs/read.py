@@ -31,6 +31,7 @@ class Run:
   states: dict layer name -> dict path in the layer -> (steps i64[n], f32[n,E] or f32[n]) router state.
   done:   the final metrics of a finished run, or None.
   sweeps: dict field -> [(value, 'eval/...' metrics)] of the newest checkpoint that was swept.
+  routing: what `stmoe routing` found, or None.
   """
   path: pathlib.Path
   name: str
@@ -41,6 +42,7 @@ class Run:
   states: dict
   done: dict | None
   sweeps: dict = dataclasses.field(default_factory=dict)
+  routing: dict | None = None
 
   def series(self, key, x='step'):
     """Returns (x, y) f64[n] arrays of metric `key` against `x`, where both were logged."""
@@ -74,7 +76,7 @@ def read(path, name=None):
   name = (name or path.resolve().name).encode(errors='replace').decode()     # figures show characters only
   return Run(path=path, name=name, config=directory.whole(path),
              env=records.environment(path), lines=read_lines(path), loads=loads, states=states,
-             done=records.done(path), sweeps=read_sweeps(path))
+             done=records.done(path), sweeps=read_sweeps(path), routing=records.routing(path))
 
 
 def read_all(paths, check=lambda path: None, say=lambda line: print(line, file=sys.stderr)):

@@ -10,6 +10,8 @@ import pathlib
 from stmoe import errors
 from stmoe import files
 
+ROUTING = 'routing.json'
+
 
 def config(path):
   """Returns the dict in config.json of run directory `path`, groups of fields being dicts.
@@ -213,6 +215,35 @@ def best(path):
   steps = isinstance(values.get('step'), int) and isinstance(values.get('name'), str)
   _must(file, steps and is_number(values.get('value')), 'has not step, name and value of a checkpoint')
   return values
+
+
+def routing(path):
+  """Returns what `stmoe routing` wrote about a run (`answer.routing.diagnose`), or None."""
+  file = pathlib.Path(path) / ROUTING
+  found = _optional(file)
+  if found is None:
+    return None
+  number = lambda value: value is None or is_number(value)
+  tables = lambda key, inside: isinstance(found.get(key), dict) and all(map(inside, found[key].values()))
+  numbers = lambda values: isinstance(values, dict) and all(
+      number(value) for value in values.values() if not isinstance(value, list))
+  whole = lambda layer: numbers(layer) and _square(layer.get('coactivation'))
+  layered = lambda layers: isinstance(layers, dict) and all(map(numbers, layers.values()))
+  counted = all(isinstance(found.get(name), int) for name in ('step', 'tokens'))
+  _must(file, counted, 'has no step or tokens')
+  _must(file, tables('layers', whole) and found['layers'], 'has no layers with their numbers')
+  _must(file, tables('against', layered) and all(step.isdecimal() for step in found['against']) and
+        tables('domains', layered), 'compares layers with what are none')
+  _must(file, tables('dropped', number) and tables('temperatures', number) and number(found.get('loss')) and
+        all(count.isdecimal() for count in found['dropped']), 'has no losses')
+  _must(file, number(found.get('universality')) and isinstance(found.get('notes'), list), 'is cut short')
+  return found
+
+
+def _square(rows):
+  """Whether `rows` is a list of E lists of E numbers."""
+  return isinstance(rows, list) and bool(rows) and all(
+      isinstance(row, list) and len(row) == len(rows) and all(map(is_number, row)) for row in rows)
 
 
 def stats(path):

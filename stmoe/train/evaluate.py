@@ -17,13 +17,14 @@ from stmoe.train import check
 from stmoe.train import state as states
 
 
-def make(plan, draws=1):
+def make(plan, draws=1, change=lambda model: model):
   """Returns the jitted `(params, router_state, batch, key) -> dict of sums` over the targets of a batch.
 
   Evaluation has its own capacity, no dropout and no other noise. The sums come from the target's `judge`,
   and `weight` f32[]. `drop_frac` is a mean over sparse layers, and 'load' a dict layer -> f32[E]. Only a
   router whose evaluation is random by its method (`draws_at_eval`) uses the key. With several `draws`, the
   predictions of `draws` keys are averaged (an ensemble), if the target can.
+  The model that predicts is `change` of the run's.
   """
   target = plan.target
   if draws > 1 and not hasattr(target, 'averaged'):
@@ -31,7 +32,7 @@ def make(plan, draws=1):
                            'predictions; nearest: eval.draws=1')
 
   def sums(params, routers, batch, key):
-    model = plan.model(params, routers)
+    model = change(plan.model(params, routers))
     predict = lambda key: targets.predict(target, model, batch, key=key, train=False)
     outputs, aux = predict(key) if draws == 1 else target.averaged(predict, jax.random.split(key, draws))
     drops = [a.metrics['drop_frac'] for a in aux.values() if 'drop_frac' in a.metrics]

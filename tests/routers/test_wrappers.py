@@ -68,7 +68,7 @@ WRAPPERS = lookup.wrappers('router')
 
 
 def test_they_are_found_by_name_and_are_no_ordinary_routers():
-  assert WRAPPERS == ['balance', 'offset', 'ranks', 'remap', 'replay', 'trace']
+  assert WRAPPERS == ['balance', 'offset', 'ranks', 'remap', 'replay', 'temperature', 'trace']
   assert not {*WRAPPERS, 'wrappers'} & {*lookup.available('router')}
   with pytest.raises(errors.UserError, match="no router is called 'remapp'; nearest: remap"):
     lookup.module('router', 'remapp')
@@ -117,7 +117,7 @@ def test_ranks_replay_and_offset_around_every_router_in_two_parts(name):
   plain, aux = route(router)
   live = np.asarray(weights(plain))
   number = (live > 0).sum(-1).max()
-  same = dict(ranks=dict(ranks=tuple(range(number))), offset=dict(offset=[0.0] * E), trace={},
+  same = dict(ranks=dict(ranks=tuple(range(number))), offset=dict(offset=[0.0] * E), trace={}, temperature={},
               remap=dict(num_experts=E, table=range(E)))
   for wrapper, fields in same.items():
     wrapped = around(router, wrapper, **fields)
@@ -133,6 +133,12 @@ def test_ranks_replay_and_offset_around_every_router_in_two_parts(name):
   np.testing.assert_array_equal(given > 0, expected & np.asarray(MASK)[..., None])
   closed = weights(route(around(router, 'offset', offset=[0.0, -jnp.inf, 0.0, 0.0]))[0])
   assert not np.asarray(closed)[..., 1].any() and np.isfinite(closed).all()
+
+
+def test_temperature_divides_the_logits():
+  ctx = contract.Context(**contract.numbered(MASK), step=jnp.int32(0), tokens=jnp.float32(10))
+  got = around(inner(), 'temperature', temperature=4.0).logits(X, ctx)
+  np.testing.assert_allclose(4 * got, inner().logits(X, ctx), rtol=1e-6)
 
 
 def test_replay_of_what_was_recorded_is_the_pass_that_recorded_it():

@@ -15,6 +15,7 @@ from stmoe.analysis import figures as methods
 from stmoe.analysis import verdict
 from stmoe.analysis.report import leaderboard
 from stmoe.analysis.report import page as html
+from stmoe.analysis.routing import diagnosed
 from stmoe.analysis.routing import text as routing_view
 from stmoe.runs import read as runs_lib
 
@@ -70,6 +71,7 @@ def page(runs, costs=None, labels=None, routed=None, title='Runs', questions=(),
       'Verdicts': [question(asked) for asked in questions],
       'Figures': folders(runs, labels),
       'Where tokens go': [sample_section(name, sample) for name, sample in (routed or {}).items()],
+      'What routers do': [diagnosed_section(run) for run in runs if run.routing],
       'What was run': [commands(runs, command), config_differences(runs, labels)],
       'Environment and corpus': [environment(runs)]}
   parts = {text: content for text, content in parts.items() if content}
@@ -258,6 +260,21 @@ def sample_section(name, sample):
         html.folded('most typical tokens of each expert, with their over-representation',
                     html.table(['expert', 'share', 'tokens'], rows, 'text')),
         opened=layer == next(iter(sample))))
+  return '\n'.join(parts)
+
+
+def diagnosed_section(run):
+  """Returns the tables and figures of what `stmoe routing` found in a run."""
+  found, esc = run.routing, html.esc
+  parts = [f'<h3>{esc(run.name)}</h3>', html.pre('\n'.join(diagnosed.lines(found)))]
+  meanings = '; '.join(f'{heading}: {text}' for heading, text in diagnosed.COLUMNS.values())
+  tables = {meanings: diagnosed.table(found),
+            f'Against the choices at step {found["step"]:,}.': diagnosed.compared(found),
+            'Allocation entropy by domain.': diagnosed.domains(found)}
+  for note, (headings, rows) in tables.items():
+    parts += [html.table(headings, [html.row(cells) for cells in rows]), html.note(note)] if rows else []
+  parts += [html.figure(figure, f'{run.name}: {stem.replace("_", " ")}')
+            for stem, figure in diagnosed.figures(found).items()]
   return '\n'.join(parts)
 
 

@@ -43,16 +43,25 @@ def choices(model, batch):
     batch: dict of i32[B,T], the names of the data pipeline.
   """
   _, aux = jax.jit(lambda m, b: m(b))(trace(model), batch)
-  by_layer = {}
-  for layer, report in jax.device_get(aux).items():
-    if not report.records or f'{stack_of(layer)}_segment_ids' not in batch:
+  return {name: Choices(name, per_token(**edges, mask=mask, num_experts=num_experts), num_experts)
+          for name, edges, mask, num_experts in recorded(jax.device_get(aux), batch)}
+
+
+def recorded(aux, batch):
+  """Yields (name, edges, mask bool[B,T], E) of every router that recorded the edges of a batch's tokens.
+
+  Args:
+    aux:   dict layer name -> Aux of a model of `trace`, on the host.
+    batch: dict of i32[B,T].
+  """
+  for layer, report in aux.items():
+    records = {name: edges for name, edges in report.records.items() if name.endswith('edges')}
+    if not records or f'{stack_of(layer)}_segment_ids' not in batch:
       continue
     mask = np.asarray(batch[f'{stack_of(layer)}_segment_ids']) > 0
-    num_experts = report.load.shape[-1] // len(report.records)
-    for record, edges in report.records.items():
+    for record, edges in records.items():
       name = f'{layer}.{record}'.removesuffix('.edges')              # 'edges', or '0.edges', '1.edges', ...
-      by_layer[name] = Choices(name, per_token(**edges, mask=mask, num_experts=num_experts), num_experts)
-  return by_layer
+      yield name, edges, mask, report.load.shape[-1] // len(records)
 
 
 def stack_of(layer):

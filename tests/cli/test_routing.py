@@ -1,0 +1,92 @@
+"""`stmoe routing`: its numbers are those of changed routers in evaluation; mistakes are one line."""
+
+import itertools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stmoe import errors
+from stmoe.answer import interactive
+from stmoe.data import batches as pipeline
+from stmoe.decode.strategies import contrast
+from stmoe.runs import records
+from stmoe.train import loop
+from stmoe.train import state as states
+from tests.train import tiny_run
+
+TOP2 = dict(name='st_moe', num_experts=4, k=2, capacity_factor=(2.0, None))
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  make = states.make_mesh
+  monkeypatch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('routing')
+  cfg = tiny_run.config(tiny_run.write_corpus(folder), **{
+      'blocks.m.router': TOP2, 'model.layers': (('m', 2),), 'train.steps': 4, 'checkpoint.every': 2})
+  loop.train(cfg, folder / 'run', devices=jax.devices()[:1])
+  return folder / 'run'
+
+
+def test_its_numbers_are_those_of_changed_models(command, run, tmp_path, one_device):
+  (tmp_path / 'a.txt').write_text('4 squared is 16.\n' * 9)
+  code, out, _ = command('routing', run, '--against', 'all', '--domain', f'sums={tmp_path / "a.txt"}',
+                         '--batches', 2, '--temperatures', '1,3')
+  assert code == 0 and 'without the first choice' in out and '\nsums' in out
+  found = records.routing(run)
+  assert found['step'] == 4 and found['notes'] == [] and list(found['layers']) == ['decoder_00', 'decoder_01']
+  assert found['loss'] == pytest.approx(records.done(run)['eval/loss'], rel=1e-6)
+  assert found['temperatures']['1'] == 0 and found['temperatures']['3'] != 0
+  assert found['dropped']['1'] == pytest.approx(_loss_by_ranks(run, (1, 2)) - found['loss'], abs=1e-5)
+  for name, layer in found['layers'].items():
+    compared = found['against']['2'][name]
+    assert 0 < compared['overlap'] < 1 and compared['change'] == 1 - compared['overlap']
+    assert layer['choices'] == 2 and 0 < layer['margin'] < 1 and -1 <= layer['output_similarity'] <= 1
+    assert math.isclose(sum(layer['load']), 1) and 0 < layer['probability_margin'] < layer['margin']
+    assert np.shape(layer['coactivation']) == (4, 4)
+  assert 'overlap_before' in found['layers']['decoder_01']
+  _shown(command, run, tmp_path)
+
+
+def _shown(command, run, folder):
+  """The report shows what the command wrote; a damaged file is named."""
+  assert (run / 'plots' / 'routing_depth.png').is_file()
+  assert command('report', run, '-o', folder / 'page.html', '--routed', '0')[0] == 0
+  page = (folder / 'page.html').read_text()
+  assert 'What routers do' in page and 'allocation' in page and 'routing coactivation' in page
+  whole = json.loads((run / records.ROUTING).read_text())
+  for text in ('{', '[]', '{"step": 1}', json.dumps(whole | dict(layers={'a': 3}))):
+    (folder / records.ROUTING).write_text(text)
+    with pytest.raises(errors.UserError, match='routing.json'):
+      records.routing(folder)
+
+
+def _loss_by_ranks(run, ranks):
+  """Mean loss over the evaluation batches, by hand, of the model that routes by other ranks."""
+  model, cfg, _ = interactive.opened(run)
+  model = contrast.routed_by(model, ranks)
+  batches = itertools.islice(pipeline.eval_batches(cfg, opened=pipeline.source(cfg, run)), cfg.eval.batches)
+  total = count = 0.0
+  for batch in batches:
+    logits, _ = jax.jit(lambda model, batch: model(batch))(model, batch)
+    targets, weights = batch['decoder_target_tokens'], batch['decoder_loss_weights']
+    loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+    total, count = total + (loss * weights).sum(), count + weights.sum()
+  return float(total / count)
+
+
+@pytest.mark.parametrize('words, said', [
+    (['--against', 'first'], "--against=first"), (['--temperatures', '0'], 'above 0'),
+    (['--domain', 'prose'], 'write NAME=FILE'), (['--domain', 'prose=nowhere.txt'], 'nowhere.txt'),
+    (['--step', 3], 'step 3'), (['--against', 3], 'step 3'), (['--batches', 0], '--batches')])
+def test_mistakes_are_one_line(command, run, words, said, one_device):
+  code, _, err = command('routing', run, *words)
+  assert code == 2 and said in err.splitlines()[-1]
