@@ -77,11 +77,11 @@ def check(aux, weighted):
 
 
 def check_needed(model, weighted):
-  """Raises UserError for a router of `model` with a part that only losses train of which none is weighted."""
-  for _, router in modules.offering(model, 'needs_loss'):
-    names = router.needs_loss
+  """Raises UserError for a part of `model` that only losses train of which none is weighted."""
+  for _, part in modules.offering(model, 'needs_loss'):
+    names = part.needs_loss
     if names and not any(weighted.get(name, (0.0, 'mean'))[0] for name in names):
-      kind = type(router).__module__.rpartition('.')[2]
-      raise errors.UserError(f'router {kind}: losses.{" and losses.".join(names)} without coefficient, but '
-                             'nothing else trains the logits of experts that compute nothing; nearest: '
+      *_, kind, name = type(part).__module__.split('.')
+      raise errors.UserError(f'{kind.removesuffix("s")} {name}: losses.{" and losses.".join(names)} without '
+                             'coefficient, but nothing else trains some of its parameters; nearest: '
                              f'losses.{names[0]}=0.001')

@@ -74,6 +74,7 @@ class MixtureOfDepths(nnx.Module):
     vector = lambda: axes.param(init, (d_model, 1), 'embed', 'unmodeled', label='router', rngs=rngs)
     self.router_w = vector()
     self.router_predictor = vector() if select == 'predictor' else None
+    self.needs_loss = ('predictor' if select == 'predictor' else 'membership',)
     self.share = share
     self.gate = gate
 

@@ -13,6 +13,7 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe.parts.around import mixture_of_depths as depths
 from stmoe.surgery import layout
+from stmoe.train import router_losses
 from tests.models import tiny
 
 AROUND = dict(name='mixture_of_depths', share=0.5)
@@ -105,6 +106,13 @@ def test_scanned_or_not_and_on_eight_devices():
   tiny.assert_equal((loss, layout.roll(grads)), want)
   with axes.use(axes.make_mesh(2, 2, 2)):
     tiny.assert_equal(tiny.run('depth', tiny.build('depth'), batch), want)
+
+
+def test_what_only_a_loss_trains_needs_its_coefficient():
+  made = model(select='router')
+  router_losses.check_needed(made, dict(membership=(0.01, 'mean')))
+  with pytest.raises(errors.UserError, match='mixture_of_depths: losses.membership without coefficient'):
+    router_losses.check_needed(made, dict(predictor=(1.0, 'mean')))
 
 
 def test_a_wrong_field_is_one_line():
