@@ -277,7 +277,7 @@ else:
   Factors = Pair(NonNegative | None)                                 # capacities; None = nothing is dropped
   Yarn = Group(factor=Positive, length=Count, fast=Positive, slow=Positive, size=Positive, truncate=Flag,
                optional=('truncate',))                               # `rotary.yarn`
-  # Functions of one array, elementwise: `core/activations.py`.
+  # Functions of one array, elementwise: `core/units/activations.py`.
   Activation = Choice('relu', 'gelu', 'silu', 'swish', 'tanh', 'sigmoid', 'relu6', 'elu', 'selu', 'celu',
                       'mish', 'leaky_relu', 'softplus', 'soft_sign', 'squareplus', 'hard_silu', 'hard_swish',
                       'hard_sigmoid', 'hard_tanh', 'log_sigmoid', 'identity', 'relu2')

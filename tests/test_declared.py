@@ -46,7 +46,7 @@ def test_defaults_are_within_their_ranges(kind, name):
 GIVEN = {
     'model': {'blocks'}, 'experts': {'num_experts'}, 'head': {'length'},
     'attention': {'num_heads', 'head_dim', 'num_kv_heads', 'dropout_rate', 'init_scale'},
-    'router': {'num_virtual'}, 'strategy': {'eos_id'},
+    'router': {'num_virtual', 'num_zero'}, 'strategy': {'eos_id'},
 }
 
 
@@ -74,7 +74,8 @@ def test_what_may_stand_where_is_told_by_how_it_is_called():
   layers = lookup.available('layer')
   assert {'dense', 'moe', 'momentum', 'shared'} <= set(layers)
   assert not {'rotary', 'attention', 'stack', 'norm', 'span_head', 'cache'} & set(layers)
-  assert lookup.available('attention') == ['attention', 'latent_attention', 'span_attention', 'switch_head']
+  attentions = ['attention', 'graph_of_tokens', 'latent_attention', 'span_attention', 'switch_head']
+  assert lookup.available('attention') == attentions
   assert lookup.available('head') == ['span_head', 'span_mixture']
 
 

@@ -5,10 +5,9 @@ import jax
 
 from stmoe import axes
 from stmoe import ranges
-from stmoe.core import activations
 from stmoe.core import contract
-from stmoe.core import gated
 from stmoe.core import noise
+from stmoe.core.units import activations
 
 
 class Glu(nnx.Module):
@@ -16,12 +15,12 @@ class Glu(nnx.Module):
 
   Args:
     d_model, d_ff: D and F.
-    activation:    name of a function, see `core/activations.py`: 'gelu' for GEGLU, 'silu' for SwiGLU.
+    activation:    name of a function, see `core/units/activations.py`: 'gelu' for GEGLU, 'silu' for SwiGLU.
     multiplicative_bias: scales the gated product by a learned b [E,F], initially 1:
       ((act(x wi) * x wg) * b) wo (ST-MoE, arXiv:2202.08906, appendix C).
     dropout_rate:  expert dropout: on the hidden activation, per element, in training only.
     init_scale:    variance scale s of sqrt(s / fan_in) (0.1 in Switch, section 2.4).
-    limit:         L of `gated.product` (DeepSeek-V4: 10); None = without.
+    limit:         L of `activations.gated` (DeepSeek-V4: 10); None = without.
   """
 
   def __init__(self, d_model: int, *, num_experts, d_ff: ranges.Count, activation: ranges.Activation = 'gelu',
@@ -44,7 +43,7 @@ class Glu(nnx.Module):
     """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
     activation = activations.named(self.activation)
     gate = rows.linear(self.wg[...])                                 # [., F]
-    h = rows.linear(self.wi[...]).map(lambda x, g: gated.product(x, g, activation, self.limit), gate)
+    h = rows.linear(self.wi[...]).map(lambda x, g: activations.gated(x, g, activation, self.limit), gate)
     if self.b is not None:
       h = h.scale(self.b[...])
     h = h.map(lambda x: noise.dropout(x, self.dropout_rate, key))

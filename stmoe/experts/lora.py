@@ -5,9 +5,9 @@ import jax
 
 from stmoe import axes
 from stmoe import ranges
-from stmoe.core import activations
 from stmoe.core import contract
 from stmoe.core import noise
+from stmoe.core.units import activations
 
 
 class Adapted(nnx.Module):
@@ -44,7 +44,7 @@ class Lora(nnx.Module):
   Args:
     d_model, d_ff: D and F.
     rank, alpha:   r and alpha of W + (alpha / r) A B.
-    activation:    name of a function, see `core/activations.py`: 'silu' for SwiGLU.
+    activation:    name of a function, see `core/units/activations.py`: 'silu' for SwiGLU.
     gated:         with Wg; otherwise act(x Wi) Wo.
     dropout_rate:  of what enters a low-rank part, per element, in training only.
     init_scale:    variance scale s of sqrt(s / fan_in) of the shared network.

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
-from stmoe.core import activations
 from stmoe.core import contract
 from stmoe.core import noise
+from stmoe.core.units import activations
 
 
 class Mlp(nnx.Module):
@@ -18,7 +18,7 @@ class Mlp(nnx.Module):
 
   Args:
     d_model, d_ff: D and F.
-    activation:    name of a function, see `core/activations.py`.
+    activation:    name of a function, see `core/units/activations.py`.
     dropout_rate:  expert dropout: on the hidden activation, per element, in training only.
     init_scale:    variance scale s of sqrt(s / fan_in) (0.1 in Switch, section 2.4).
     use_bias:      with bi [E,F] and bo [E,D], initially 0.

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
-from stmoe.core import activations
 from stmoe.core import contract
+from stmoe.core.units import activations
 from stmoe.errors import UserError
 
 
@@ -103,7 +103,7 @@ class Mpo(nnx.Module):
     inward, outward: factors of D and of F, equally many; None = `parts` factors as alike as possible.
     parts:      tensors of a chain, an odd number.
     bond:       the largest bond; None = any: every matrix is such a chain.
-    activation: name of a function, see `core/activations.py`.
+    activation: name of a function, see `core/units/activations.py`.
     init_scale: variance scale s of sqrt(s / fan_in) of the matrices.
     use_bias:   with bi [F] and bo [D] that all experts share, initially 0.
   """

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
-from stmoe.core import activations
 from stmoe.core import contract
+from stmoe.core.units import activations
 
 
 class Sublayer(nnx.Module):
@@ -54,7 +54,7 @@ class Residual(nnx.Module):
 
   Args:
     d_model, d_ff: D and F.
-    activation:    name of a function, see `core/activations.py`.
+    activation:    name of a function, see `core/units/activations.py`.
     epsilon:       of the layer norms.
   Differs: each expert draws its own initial weights; the reference gives all experts the same weights.
   """

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from stmoe import axes
 from stmoe import lookup
 from stmoe import ranges
-from stmoe.core import activations
 from stmoe.core import assignment
 from stmoe.core import checked
 from stmoe.core import choices
 from stmoe.core import contract
 from stmoe.core import losses
 from stmoe.core import metrics
+from stmoe.core.units import activations
 from stmoe.errors import UserError
 from stmoe.experts import glu
 from stmoe.experts import mlp

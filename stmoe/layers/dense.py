@@ -5,10 +5,9 @@ import jax
 
 from stmoe import axes
 from stmoe import ranges
-from stmoe.core import activations
 from stmoe.core import contract
-from stmoe.core import gated as gated_lib
 from stmoe.core import noise
+from stmoe.core.units import activations
 from stmoe.errors import UserError
 from stmoe.parts import linear
 
@@ -21,11 +20,11 @@ class Dense(nnx.Module):
 
   Args:
     d_model, d_ff: D and F.
-    activation:    name of a function, see `core/activations.py`.
+    activation:    name of a function, see `core/units/activations.py`.
     dropout_rate:  on the hidden activation, one mask per sequence (T5).
     init_scale:    variance scale s of sqrt(s / fan_in).
     use_bias:      biases bi [F] (of wi) and bo [D], initially 0.
-    limit:         L of `gated.product` when gated (DeepSeek-V4: 10); None = without.
+    limit:         L of `activations.gated` when gated (DeepSeek-V4: 10); None = without.
   """
 
   def __init__(self, d_model: int, *, d_ff: ranges.Count, activation: ranges.Activation = 'relu',
@@ -48,7 +47,7 @@ class Dense(nnx.Module):
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], None, carry) for x [B,T,D]."""
     activation, h = activations.named(self.activation), linear.apply(x, self.wi, self.bi)    # [B, T, F]
-    h = activation(h) if self.wg is None else gated_lib.product(
+    h = activation(h) if self.wg is None else activations.gated(
         h, linear.apply(x, self.wg), activation, self.limit)
     h = noise.dropout(h, self.dropout_rate, ctx.fold('hidden').key if ctx.train else None, (-2,))
     return linear.apply(h, self.wo, self.bo), None, carry            # [B, T, D]

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
-from stmoe.core import activations
 from stmoe.core import contract
+from stmoe.core.units import activations
 from stmoe.errors import UserError
 from stmoe.parts import linear
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from stmoe import axes
 from stmoe import lookup
 from stmoe import ranges
-from stmoe.core import activations
 from stmoe.core import banks
 from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.core import noise
+from stmoe.core.units import activations
 from stmoe.errors import UserError
 from stmoe.layers import moe
 
@@ -42,7 +42,7 @@ class MultiHash(nnx.Module):
     experts:    recipe of the experts `linear`, d_ff being F. Each segment gets a bank of its own for each
       matrix. (The paper does not state whether segments share banks; own banks give its counts.)
     num_hashes: N, a divisor of D and F.
-    activation: name of a function, see `core/activations.py`.
+    activation: name of a function, see `core/units/activations.py`.
     dropout_rate: on the hidden activation, in training.
     executor, group_size: see `moe.Moe`.
   Its Aux has the load of the N * K segments, one hash function after the other.

@@ -14,7 +14,7 @@ from stmoe.core import contract
 from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
-from stmoe.core import recurrent
+from stmoe.core.units import recurrent
 
 
 def rmoe(logits: jax.Array, mask: jax.Array, k: int, *, normalize_single: bool = False,

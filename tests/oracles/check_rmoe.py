@@ -7,7 +7,7 @@ import models_hf
 import numpy as np
 
 from stmoe.core import assignment
-from stmoe.core import recurrent
+from stmoe.core.units import recurrent
 from stmoe.parts import stack
 
 # Torch's names of the gates, in the order of ours.

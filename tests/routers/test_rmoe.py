@@ -11,7 +11,7 @@ from stmoe import modules
 from stmoe.core import balance
 from stmoe.core import contract
 from stmoe.core import losses
-from stmoe.core import recurrent
+from stmoe.core.units import recurrent
 from stmoe.errors import UserError
 
 MASK = jnp.array([[True, True, True, False]])

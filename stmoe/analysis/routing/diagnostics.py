@@ -93,7 +93,7 @@ def usage_perplexity(found: Routes) -> float:
 
 def dead(found: Routes) -> float:
   """Returns the share of experts that no token has."""
-  return float((load(found) == 0).mean())
+  return float(np.mean(load(found) == 0))
 
 
 def weight_entropy(found: Routes) -> float:
@@ -114,7 +114,7 @@ def margin(found: Routes) -> float:
 
 def coactivation(found: Routes) -> np.ndarray:
   """Returns f64[E,E]: the share of the tokens of expert i that expert j has, too; 0 for dead experts."""
-  taken = np.float64(found.taken)
+  taken = found.taken.astype(np.float64)
   together = taken.T @ taken                                         # [E, E]
   return together / np.maximum(np.diag(together)[:, None], 1)
 
@@ -151,7 +151,7 @@ def slot_change(found: Routes, other: Routes) -> float:
   most = min(found.experts.shape[1], other.experts.shape[1])
   mine, theirs = found.experts[:, :most], other.experts[:, :most]
   there = (mine >= 0) | (theirs >= 0)
-  return _mean(np.float64(mine != theirs)[there])
+  return _mean((mine != theirs)[there])
 
 
 def universality(layers: Sequence[Routes]) -> float:
