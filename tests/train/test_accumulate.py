@@ -30,12 +30,11 @@ def step(tmp_path_factory):
   return run
 
 
-def test_the_loss_is_the_same_on_any_mesh_and_counts_are_gone_after_a_step(step):
-  (one, state), (eight, _) = step('global'), step('global', devices=8)
+@pytest.mark.slow
+def test_the_loss_is_the_same_on_any_mesh(step):
+  one, eight = step('global')[0], step('global', devices=8)[0]
   np.testing.assert_allclose(eight['loss/aux_balance'], one['loss/aux_balance'], rtol=1e-5)
   np.testing.assert_allclose(eight['grad_norm'], one['grad_norm'], rtol=1e-5)
-  for after in (state, step('global', 2)[1]):
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(after))
   # One group is one row here: the loss of groups is another one, that of a microbatch the same.
   assert step('microbatch')[0]['loss/aux_balance'] == one['loss/aux_balance']
   assert abs(step('group')[0]['loss/aux_balance'] - one['loss/aux_balance']) > 1e-3
@@ -44,6 +43,7 @@ def test_the_loss_is_the_same_on_any_mesh_and_counts_are_gone_after_a_step(step)
 def test_later_microbatches_know_the_counts_of_earlier_ones(step):
   ours, alone = (step(scope, 2)[0]['loss/aux_balance'] for scope in ('global', 'microbatch'))
   assert abs(ours - alone) > 1e-4
+  assert not any(np.any(counts) for counts in jax.tree.leaves(step('global', 2)[1]))           # of this step
   same = [step(scope, number, twice=True)[0] for scope, number in (('global', 2), ('microbatch', 2),
                                                                    ('global', 1))]
   for report in same[1:]:                                            # what was counted before is more of it
