@@ -157,6 +157,23 @@ def last(c):
   return c['blocks'][letters[0]], c['blocks'][letters[-1]]
 
 
+def softmax_router(hf, num_experts, normalized):
+  """Returns the section of a router of softmax gates over all experts, `normalized`: over their sum.
+
+  Raises UserError for one normalised choice: transformers then has a gate of 1, routers here the probability.
+  """
+  k = fields.need(hf, 'num_experts_per_tok')
+  if normalized and k == 1:
+    raise errors.UserError('config.json: num_experts_per_tok=1 with gates over their sum, all 1, is not '
+                           'supported; nearest: num_experts_per_tok=2, or norm_topk_prob=false')
+  return dict(name='deepseek_moe', num_experts=num_experts, k=k, normalize_gates=normalized)
+
+
+def normalized(router):
+  """Returns whether gates of our `router` section are over their sum; the gate of one choice never is."""
+  return router.get('normalize_gates', False) and router.get('k', 2) > 1
+
+
 def sparse(block, router):
   """Returns the section of `block` with router and experts; raises UserError without such a router."""
   routed = [section for section in lookup.nested(block) if section.get('router')] or [{}]

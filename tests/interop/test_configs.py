@@ -213,3 +213,14 @@ def test_a_model_without_vocabulary_says_so_and_one_is_given(tmp_path):
   assert rundir.load(tmp_path / 'run').data.vocab == str((tmp_path / 'run' / 'vocabulary.model').resolve())
   convert.read(MIXTRAL, tmp_path / 'none')
   assert rundir.load(tmp_path / 'none').data.vocab == ''
+
+
+def test_one_normalised_choice_is_refused_and_never_written():
+  """transformers divides a single gate by itself: 1; the routers here leave it the probability."""
+  for case in ('mixtral_window_pad', 'qwen2_moe'):
+    with pytest.raises(errors.UserError, match='num_experts_per_tok=1 with gates over their sum'):
+      configure(case, num_experts_per_tok=1, norm_topk_prob=True)
+  blocks = configure('qwen2_moe', num_experts_per_tok=1, norm_topk_prob=False)['blocks']
+  router = blocks['m']['inner']['router']
+  assert router['k'] == 1 and not router['normalize_gates']
+  assert not decoder.normalized(router | dict(normalize_gates=True))

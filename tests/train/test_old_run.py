@@ -18,8 +18,8 @@ from stmoe.train import loop
 STORED = pathlib.Path(__file__).parent.parent / 'data'
 ONE = jax.devices()[:1]
 # What the revision that wrote them says, evaluating them again, and the digest of the tensors it exports.
-LOSS, EXPORTED_LOSS = 6.995570182800293, 7.448319435119629
-TENSORS = '0d420bf2413966e7000020f44e6a4740f4728577421f2b8e74c7203c9ae32dc1'
+LOSS, EXPORTED_LOSS = 6.995570182800293, 7.444982528686523
+TENSORS = '1e71d519404b66ee6636bbf65b262e079911f46328726cd9d7fea37f21255b6b'
 OVERRIDES = ('data.files=words.txt', 'data.length=16', 'data.vocab=train:289', 'model.d_model=4',
              'model.num_heads=1', 'model.head_dim=4', 'model.vocab_size=289', 'blocks.d.d_ff=8',
              'blocks.m.experts.d_ff=4', 'blocks.m.router.num_experts=2', 'train.batch_size=2')

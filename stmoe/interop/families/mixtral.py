@@ -1,5 +1,6 @@
 """Mixtral (arXiv:2401.04088): softmax over all experts, the best k over their sum, grouped queries."""
 
+from stmoe import errors
 from stmoe import ranges
 from stmoe.interop import decoder
 from stmoe.interop import fields
@@ -24,8 +25,7 @@ def table(c):
 
 def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
-  router = dict(name='deepseek_moe', num_experts=fields.need(hf, 'num_local_experts'),
-                k=fields.need(hf, 'num_experts_per_tok'), normalize_gates=True)
+  router = decoder.softmax_router(hf, fields.need(hf, 'num_local_experts'), True)
   sparse = decoder.moe(router, fields.need(hf, 'intermediate_size'),
                        fields.activation(hf, 'hidden_act', 'silu'))
   return dict(model=decoder.model(hf, 'm' * fields.need(hf, 'num_hidden_layers', fields.LAYERS), tied,
@@ -36,6 +36,9 @@ def configure(hf, tied):
 def describe(c):
   """Returns the config.json of our configuration `c`."""
   sparse = decoder.sparse(decoder.last(c)[1], 'deepseek_moe')
+  if not decoder.normalized(sparse['router']):
+    raise errors.UserError(f'{ARCHITECTURE} has several gates over their sum; nearest: an OLMoE, whose gates '
+                           'may be probabilities')
   return decoder.describe(c, ARCHITECTURE, 'mixtral') | dict(
       num_local_experts=sparse['router']['num_experts'], num_experts_per_tok=sparse['router'].get('k', 2),
       intermediate_size=sparse['experts']['d_ff'], hidden_act=sparse['experts'].get('activation', 'gelu'),

@@ -24,9 +24,8 @@ def table(c):
 def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
   fields.only(hf, attention_bias=False)
-  router = dict(name='deepseek_moe', num_experts=fields.need(hf, 'num_experts'),
-                k=fields.need(hf, 'num_experts_per_tok'),
-                normalize_gates=fields.given(hf, 'norm_topk_prob', ranges.Flag, False))
+  router = decoder.softmax_router(hf, fields.need(hf, 'num_experts'),
+                                  fields.given(hf, 'norm_topk_prob', ranges.Flag, False))
   sparse = decoder.moe(router, fields.need(hf, 'intermediate_size'),
                        fields.activation(hf, 'hidden_act', 'silu'))
   attention = dict(name='attention', qk_norm=fields.need(hf, 'rms_norm_eps', ranges.PartOf1),
@@ -42,6 +41,6 @@ def describe(c):
   router, experts = sparse['router'], sparse['experts']
   return decoder.describe(c, ARCHITECTURE, 'olmoe') | dict(
       num_experts=router['num_experts'], num_experts_per_tok=router.get('k', 2),
-      norm_topk_prob=router.get('normalize_gates', False), intermediate_size=experts['d_ff'],
+      norm_topk_prob=decoder.normalized(router), intermediate_size=experts['d_ff'],
       hidden_act=experts.get('activation', 'gelu'), clip_qkv=(c['model'].get('attention') or {}).get('clip'),
       router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])

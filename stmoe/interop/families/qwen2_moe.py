@@ -36,9 +36,8 @@ def configure(hf, tied):
   if window is not None:
     fields.need(hf, 'layer_types', ranges.Many(ranges.Text))
   fields.only(hf, layer_types=kinds)
-  router = dict(name='deepseek_moe', num_experts=fields.need(hf, 'num_experts'),
-                k=fields.need(hf, 'num_experts_per_tok'),
-                normalize_gates=fields.given(hf, 'norm_topk_prob', ranges.Flag, False))
+  router = decoder.softmax_router(hf, fields.need(hf, 'num_experts'),
+                                  fields.given(hf, 'norm_topk_prob', ranges.Flag, False))
   sparse = decoder.moe(router, fields.need(hf, 'moe_intermediate_size'), activation)
   dense = set(fields.given(hf, 'mlp_only_layers', ranges.Many(ranges.Natural), ()))
   step = fields.given(hf, 'decoder_sparse_step', ranges.Count, 1)
@@ -61,7 +60,7 @@ def describe(c):
   window = c['model'].get('window')
   return decoder.describe(c, ARCHITECTURE, 'qwen2_moe') | dict(
       num_experts=router['num_experts'], num_experts_per_tok=router.get('k', 2),
-      norm_topk_prob=router.get('normalize_gates', False), moe_intermediate_size=sparse['experts']['d_ff'],
+      norm_topk_prob=decoder.normalized(router), moe_intermediate_size=sparse['experts']['d_ff'],
       shared_expert_intermediate_size=shared['d_ff'] * shared.get('num_shared', 1),
       hidden_act=sparse['experts'].get('activation', 'gelu'), mlp_only_layers=is_dense, decoder_sparse_step=1,
       intermediate_size=c['blocks'][letters[is_dense[0]]]['d_ff'] if is_dense else sparse['experts']['d_ff'],
