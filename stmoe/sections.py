@@ -127,7 +127,9 @@ def _outermost(config):
 def of_parameters(config):
   """Returns dict field -> Field of a group of parameters (see train/groups.py) of a configuration."""
   fields = declared.of_functions(OF_PARAMETERS)['group_of']
-  optimizer = declared.of_functions(FUNCTIONS['optimizer']).get(config.get('optimizer', {}).get('name'), {})
+  section = config.get('optimizer')
+  name = section.get('name') if _is_group(section) else None
+  optimizer = declared.of_functions(FUNCTIONS['optimizer']).get(name, {})
   decay = optimizer.get('weight_decay', fields['weight_decay'])
   return fields | dict(weight_decay=Field(decay.range | None, None))
 

@@ -29,7 +29,7 @@ def get_config(arg=''):
   inner = common.choose('scores', args.scores, INNER)
   common.choose('scope', args.scope, dict.fromkeys(SCOPES))
   c = recipe.pretraining(SIZE, RUN, inner | dict(k=SIZE['k']), dict(
-      balance=(deepseek.LOSSES['validation'][0], 'sum')))
+      balance=(deepseek.LOSSES['validation'][0], 'sum'), device=(0.0, 'mean'), communication=(0.0, 'mean')))
   routed = common.sparse(c.blocks.m)
   routed.group_size = 4 * RUN['length'] if args.scope == 'group' else None         # groups of four rows
   routed.router = dict(name='balance', scope=args.scope, scores=args.scores, inner=routed.router.to_dict())

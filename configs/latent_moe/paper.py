@@ -4,12 +4,11 @@ None is what is not at hand. The figures of the comparison come from a second so
 """
 
 # A standard layer and a latent one of equal expert parameters: E * latent is the same, k * latent nearly. The
-# models have 73B parameters, 8B active; layers, heads and widths of experts are not at hand.
+# models have 73B parameters, 8B active. Layers, heads and widths of experts are not at hand.
 SIZES = dict(
     standard=dict(d_model=4096, latent=None, experts=128, k=6),
     latent=dict(d_model=4096, latent=1024, experts=512, k=22),
 )
-PARAMS, ACTIVE = 73e9, 8e9
 LAYERS = HEADS = D_FF = SHARED_D_FF = VOCAB = OPTIM = TOKENS = None
 
 # Experts are not gated; sigmoids, a selection bias, normalised gates times the scale, as in DeepSeek-V3.

@@ -21,7 +21,8 @@ MODES = ('depths', 'staged', 'integrated', 'dense')
 VARIANTS = ('mode=staged', 'mode=integrated', 'mode=dense', 'share=0.5', 'select=router', 'gate=sigmoid')
 D_FF, EXPERTS = 4096, 8
 # What the score itself needs changes it, so it weighs little; the predictor has parameters of its own.
-SELECT = dict(predictor=dict(predictor=(1.0, 'mean')), router=dict(membership=(0.01, 'mean')))
+SELECT = dict(predictor=dict(predictor=(1.0, 'mean'), membership=(0.0, 'mean')),
+              router=dict(membership=(0.01, 'mean')))
 
 
 def block(mode, around):

@@ -34,7 +34,7 @@ def get_config(arg=''):
   c.blocks = dict(m=dict(layer='moe', executor='gather', group_size=None, router=router,
                          experts=dict(name='mpo', d_ff=3072, activation='gelu', use_bias=True,
                                       init_scale=1.0)))
-  c.losses.balance = (paper.BALANCE['gpt2'], 'sum')
+  c.losses.balance, c.losses.second_place = (paper.BALANCE['gpt2'], 'sum'), (0.0, 'mean')
   c.data = common.data('text', length=LENGTH, vocab='train:50000')
   c.optimizer = dict(name='adamw', b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01)
   c.schedule = dict(name='cosine', peak=1e-4, warmup_steps=500, end_fraction=0.0)

@@ -83,12 +83,17 @@ def _as_begun(path, cfg):
   cfg, begun = copy.deepcopy(cfg), written(path)
   for field in sorted(sections.defaults(cfg)):                       # a group comes before its fields
     *groups, key = field.split('.')
-    holder, before = (functools.reduce(lambda group, name: group.get(name, {}), groups, config)
-                      for config in (cfg, begun))
+    holder, before = (functools.reduce(_inside, groups, config) for config in (cfg, begun))
     if key in holder and key not in before:
       with holder.unlocked():
         del holder[key]
   return cfg
+
+
+def _inside(group, name):
+  """The group `name` of a group of fields; one without fields where there is none, or `group` is no group."""
+  inner = group.get(name, {}) if hasattr(group, 'get') else {}
+  return inner if hasattr(inner, 'get') else {}
 
 
 def planned(path):

@@ -153,6 +153,8 @@ def committed(plan, params, routers, aux, offer='commit'):
 
   With `offer` 'accumulate' the function returns the state for the step's next microbatch. The step drops it.
   """
+  if not jax.tree.leaves(routers):
+    return routers
   model = plan.model(params, routers)
   router_state.commit(model, aux, offer)
   return nnx.to_pure_dict(nnx.state(model, router_state.RouterState))

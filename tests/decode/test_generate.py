@@ -215,7 +215,8 @@ def test_sampling():
 
 
 @pytest.mark.parametrize('name, decode', [
-    ('lm', dict(name='greedy')), ('t5', dict(name='greedy')), ('t5', dict(name='beam', beams=2))], ids=str)
+    ('lm', dict(name='greedy')), pytest.param('t5', dict(name='greedy'), marks=pytest.mark.slow),
+    ('t5', dict(name='beam', beams=2))], ids=str)
 def test_same_ids_on_eight_devices(name, decode):
   """Experts split over four devices, rows over eight."""
   expected = run(name, rows=8, **decode)

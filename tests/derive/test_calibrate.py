@@ -74,6 +74,8 @@ def test_sums_are_what_they_say(whole, monkeypatch):
       weighted_norms=(gates * norm.T).sum(0), output_sums=y.sum(1),
       output_products=np.einsum('itd,jtd->ij', y, y),
       output_cosines=np.einsum('itd,jtd->ij', unit, unit), hidden_sums=hidden.sum(1),
+      chosen_cosines=[sum(unit[i, t] @ unit[j, t] for t, (i, j) in enumerate(chosen)), len(x)],
+      probability_margin=(np.sort(probs)[:, -1] - np.sort(probs)[:, -2]).sum(),
       hidden_squares=(hidden ** 2).sum(1), hidden_products=np.einsum('tf,eth->efh', hidden[0], hidden))
   assert {*wanted} == {*NAMES}
   for name, value in wanted.items():

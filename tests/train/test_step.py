@@ -55,7 +55,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize('devices, changed', [
-    (1, {'train.microbatches': 4}), (8, {}),
+    (1, {'train.microbatches': 4}), pytest.param(8, {}, marks=pytest.mark.slow),
     (8, {'mesh.expert': 2, 'mesh.model': 2, 'train.microbatches': 2})], ids=str)
 def test_microbatches_and_devices_change_nothing(whole, tmp_path, devices, changed):
   state, reports = run(config(tmp_path, **changed), [batch(seed=s) for s in range(3)], devices)

@@ -24,7 +24,7 @@ def check(rows, tokens, k, width, dtype, weighted=True, interpret=True):
   agree.close(got, reference.combine(x.astype(jnp.float32), at, weight))
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('dtype', [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('weighted', [True, False])
 @pytest.mark.parametrize('rows, tokens, k, width', [(40, 20, 2, 128), (41, 150, 3, 200), (9, 5, 1, 30)])
 def test_tokens_get_the_sum_of_their_rows(rows, tokens, k, width, dtype, weighted):

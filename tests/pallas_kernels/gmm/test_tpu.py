@@ -32,7 +32,7 @@ def test_rows_get_the_matrix_of_their_group(case, dtype):
 
 
 @pytest.mark.parametrize('inner, outer', [(256, 128), (300, 150), (128, 257)])
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('dtype', [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('transposed', [False, True])
 def test_sizes_need_not_be_those_of_tiles(inner, outer, dtype, transposed):
   check([7, 0, 20, 13], 50, inner, outer, dtype, transposed, TILES)
