@@ -23,8 +23,8 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 os.environ['XLA_FLAGS'] = xla.flags(devices=8)
 
-# Tracing makes many objects that live as long as their program: garbage is looked for less often.
-gc.set_threshold(100_000, 50, 50)
+# Tracing makes many objects that live as long as their program: garbage is looked for after each file only.
+gc.disable()
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -33,3 +33,4 @@ def compiled_programs_are_freed():
   yield
   if 'jax' in sys.modules:
     sys.modules['jax'].clear_caches()
+  gc.collect()

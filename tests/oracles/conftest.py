@@ -4,6 +4,8 @@ import collections
 import pathlib
 import sys
 
+import pytest
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import cases  # noqa: E402
@@ -19,10 +21,22 @@ def folder(config):
   return config.getoption('oracles', default=str(cases.DEFAULT))
 
 
+def marked(headers, place):
+  """Returns the headers as parameters: of our own copies, all but the first of a kind are slow tests."""
+  seen, slow = set(), place == str(cases.DEFAULT)
+  params = []
+  for header in headers:
+    again = slow and (header.method, header.kind) in seen
+    params.append(pytest.param(header, marks=[pytest.mark.slow] * again))
+    seen.add((header.method, header.kind))
+  return params
+
+
 def pytest_generate_tests(metafunc):
   if 'header' in metafunc.fixturenames:
     headers = [h for h in cases.find(folder(metafunc.config)) if cases.implemented(h.method)]
-    metafunc.parametrize('header', headers, ids=[f'{h.method}/{h.kind}/{h.name}' for h in headers])
+    ids = [f'{h.method}/{h.kind}/{h.name}' for h in headers]
+    metafunc.parametrize('header', marked(headers, folder(metafunc.config)), ids=ids)
 
 
 def pytest_terminal_summary(terminalreporter, config):
