@@ -134,6 +134,7 @@ def again(text, run, *more):
   return arguments(text, run, '--config.data.vocab=train:280', '--config.train.steps=3', *more)
 
 
+@pytest.mark.slow
 def test_work_directory_of_another_experiment(mistake, trained):
   text, run = trained
   compiled.clear()

@@ -36,6 +36,7 @@ def trained(tmp_path_factory):
   return path, corpus
 
 
+@pytest.mark.slow
 def test_the_schedule_is_logged(trained):
   # 1 + round(3 s / 4) before the update of step s.
   assert runs.read(trained[0]).series('moe/active_k')[1].tolist() == [1, 2, 3, 3]

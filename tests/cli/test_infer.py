@@ -49,6 +49,7 @@ def lm(tmp_path_factory):
   return write_run(folder / 'lm', tiny_run.config(folder))
 
 
+@pytest.mark.slow
 def test_lines_come_out_in_order_and_do_not_depend_on_batches(lm, command, tmp_path, monkeypatch):
   prompts = ['1 squared', '', 'a', '22 squared is', '7']
   (tmp_path / 'p.txt').write_text('\n'.join(prompts) + '\n')

@@ -71,6 +71,7 @@ def test_random_tables_are_a_function_of_the_seed(command, folder):
                                   tables_lib.random_table(IDS, 5, int(seed)))
 
 
+@pytest.mark.slow
 def test_checkpoint_has_the_table_not_the_file(run):
   path, table = run
   cfg = rundir.load(path)

@@ -109,7 +109,8 @@ def test_fits_its_batches_and_devices(name, arg):
     assert ('expert' in spec) != (path in shared), path
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in FIRST)) for name in NAMES])
 def test_smoke_is_small_and_the_same_path(name):
   full, small = load(name), load(name, 'smoke')
   assert flops.parameters(small)['total'] < 4e6

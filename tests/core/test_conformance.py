@@ -235,6 +235,7 @@ def test_gather_is_made_of_gathers(k):
   assert 'stablehlo.scatter' in program('einsum')                    # so that the check above can fail
 
 
+@pytest.mark.slow
 def test_gather_with_expert_choice_sums_over_segments():
   probs = jax.nn.softmax(jax.random.normal(jax.random.key(2), (G, S, E)))
   a, x, bank = assignment.cap(assignment.from_experts_choice(probs, 5), 5), activations(), bank_of('mlp')

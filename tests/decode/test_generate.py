@@ -197,6 +197,7 @@ def test_contrast_is_greedy_without_weight_and_with_equal_passes(fields):
   np.testing.assert_array_equal(run('lm', name='contrast', **fields), recomputed('lm'))
 
 
+@pytest.mark.slow
 def test_contrast_with_poor_routing_is_something_else():
   assert (run('lm', name='contrast', beta=3.0, alpha=0.001, routing_ranks=(3,)) != recomputed('lm')).any()
 
@@ -216,7 +217,7 @@ def test_sampling():
 
 @pytest.mark.parametrize('name, decode', [
     ('lm', dict(name='greedy')), pytest.param('t5', dict(name='greedy'), marks=pytest.mark.slow),
-    ('t5', dict(name='beam', beams=2))], ids=str)
+    pytest.param('t5', dict(name='beam', beams=2), marks=pytest.mark.slow)], ids=str)
 def test_same_ids_on_eight_devices(name, decode):
   """Experts split over four devices, rows over eight."""
   expected = run(name, rows=8, **decode)

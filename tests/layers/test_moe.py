@@ -152,7 +152,8 @@ def test_capacity_of_a_dropless_layer_is_the_group():
   assert bool(assignment.live(routed.assignment).all())
 
 
-@pytest.mark.parametrize('bank', ['lora', pytest.param('conv', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('bank', ['lora', 'conv'])
 def test_shared_arrays_in_stacked_layers_and_alone(bank):
   """Layers in a scan, computed again in the backward: `blocks` as `gather`; and tokens that are alone."""
   experts = conv.Conv if bank == 'conv' else lookup.recipe('experts', EXPERTS | dict(name=bank))

@@ -101,6 +101,7 @@ def test_a_text_is_computed_as_defined_and_padding_is_hidden():
   assert np.isfinite(probs).all()
 
 
+@pytest.mark.slow
 def test_the_mixture_is_the_gated_sum_of_its_experts():
   graphdef, params = build(sparse=True)
   model = nnx.merge(graphdef, params)
@@ -138,6 +139,7 @@ def test_padding_does_not_count():
       np.testing.assert_allclose(more[name].losses[loss], value, rtol=1e-4, atol=1e-6, err_msg=loss)
 
 
+@pytest.mark.slow
 def test_microbatches_and_gradients():
   graphdef, params = build(sparse=True)
   count = batch()['decoder_loss_weights'].sum()

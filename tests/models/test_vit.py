@@ -164,6 +164,7 @@ def test_microbatches():
   assert_equal(run(build(), whole, parts=2), run(build(), whole))
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter(plain):
   dead = [jax.tree_util.keystr(path) for path, g in jax.tree.leaves_with_path(plain[1]) if not jnp.any(g)]
   assert all('bk' in path for path in dead)      # a shift of all keys cancels in the softmax

@@ -28,6 +28,7 @@ DECIDING = [name for name in lookup.available('router')
             if name in ('compete_smoe', 'deepseek_moe', 'deepseek_v3', 'gshard', 'loss_free_balancing',
                         'moe_plus_plus', 'omni_router', 'perturbed_cosine', 'skywork', 'smoe', 'smoe_dropout',
                         'st_moe', 'switch', 'switch_gate', 'vmoe', 'x_moe')]
+OF_ALL_KINDS = ('st_moe', 'deepseek_v3', 'moe_plus_plus', 'x_moe')   # by logits, choice and carry
 NO_DROPS = dict(capacity_factor=(None, None), second_policy='all')
 
 
@@ -111,7 +112,8 @@ def test_in_a_configuration_it_has_an_inner_router(name):
   assert jax.eval_shape(lambda x: layer(x, ctx, {}), X)[0].shape == X.shape
 
 
-@pytest.mark.parametrize('name', DECIDING)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in OF_ALL_KINDS)) for name in DECIDING])
 def test_ranks_replay_and_offset_around_every_router_in_two_parts(name):
   router = inner(name)
   plain, aux = route(router)

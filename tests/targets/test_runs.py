@@ -61,7 +61,8 @@ def assert_same(one, other):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), one, other)
 
 
-@pytest.mark.parametrize('name', ['values', 'ranking', pytest.param('binary', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name', [
+    'ranking', *(pytest.param(name, marks=pytest.mark.slow) for name in ('values', 'binary'))])
 def test_microbatches_and_devices_change_nothing(corpus, name):
   whole, parts = (computed(toy.config(corpus, LOSSES[name], **changed), devices)
                   for changed, devices in (({}, 1), (SPREAD, 8)))
@@ -110,6 +111,7 @@ def distilled(run, **fields):
               inner=dict(name='ids', z=1e-4, label_smoothing=0.1)) | fields
 
 
+@pytest.mark.slow
 def test_distillation_by_a_run(corpus, teacher, tmp_path):
   spread = SPREAD | {'mesh.expert': 1, 'train.batch_size': 8}
   whole, parts = (computed(text(corpus, 4, distilled(teacher), **changed), devices)

@@ -192,7 +192,8 @@ def plan_of(tmp_path, part, **changed):
   return cfg, states.blueprint(cfg, states.make_mesh(cfg.mesh, jax.devices()[:1]))
 
 
-@pytest.mark.parametrize('part', groups.PARTS)
+@pytest.mark.parametrize('part', [
+    pytest.param(part, marks=[pytest.mark.slow] * (part not in ('all', 'expert'))) for part in groups.PARTS])
 def test_only_the_chosen_part_changes(tmp_path, part):
   cfg, plan = plan_of(tmp_path, part, **{'train.microbatches': 2})
   with states.on_mesh(cfg.mesh, jax.devices()[:1]) as mesh:

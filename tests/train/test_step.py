@@ -55,7 +55,8 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize('devices, changed', [
-    (1, {'train.microbatches': 4}), pytest.param(8, {}, marks=pytest.mark.slow),
+    pytest.param(1, {'train.microbatches': 4}, marks=pytest.mark.slow),
+    pytest.param(8, {}, marks=pytest.mark.slow),
     (8, {'mesh.expert': 2, 'mesh.model': 2, 'train.microbatches': 2})], ids=str)
 def test_microbatches_and_devices_change_nothing(whole, tmp_path, devices, changed):
   state, reports = run(config(tmp_path, **changed), [batch(seed=s) for s in range(3)], devices)
@@ -67,6 +68,7 @@ def test_microbatches_and_devices_change_nothing(whole, tmp_path, devices, chang
   assert_close(state['counts'], whole[0]['counts'])
 
 
+@pytest.mark.slow
 def test_microbatches_keep_groups_of_several_rows(tmp_path):
   cut = lambda n: config(tmp_path, **{'blocks.m.group_size': 64, 'train.microbatches': n})
   one, *others = [run(cut(n), [batch()], devices)[1] for devices, n in ((1, 1), (1, 4), (2, 2))]

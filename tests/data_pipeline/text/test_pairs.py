@@ -148,6 +148,7 @@ def test_mistakes_in_a_configuration(config, translation, files, fields, message
     pipeline.eval_batches(cfg)
 
 
+@pytest.mark.slow
 @pytest.mark.tf
 def test_seqio_gives_the_same_pairs(parallel, cache_dir):
   from stmoe.data.text import declare

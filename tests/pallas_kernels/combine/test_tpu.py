@@ -51,6 +51,7 @@ def test_any_shape(rows, tokens, k, width, dtype):
   check(rows, tokens, k, width, dtype)
 
 
+@pytest.mark.slow
 def test_rows_are_not_added_before_they_are_there():
   """In float32: this interpreter knows no pairs of bfloat16. Three chunks take turns in two buffers."""
   assert tpu.sizes(300, 2, 128, 4)[1] == 128
