@@ -202,6 +202,7 @@ def test_contrast_with_poor_routing_is_something_else():
   assert (run('lm', name='contrast', beta=3.0, alpha=0.001, routing_ranks=(3,)) != recomputed('lm')).any()
 
 
+@pytest.mark.slow
 def test_sampling():
   logits = jnp.log(jnp.array([[0.5, 0.2, 0.3]]))
   kept = lambda **fields: np.isfinite(sample.shortlist(logits, **fields))[0].tolist()

@@ -132,6 +132,7 @@ def assert_gone(ended):
   assert 'Traceback' not in ended.err and 'stack trace' not in ended.err, ended.err
 
 
+@pytest.mark.slow
 def test_a_job_whose_process_dies_goes_on_as_one_process(corpus, reference, tmp_path):
   path = tmp_path / 'run'
   zero, other = job(train(corpus, path), {0: ('--kill', 'step:6')})

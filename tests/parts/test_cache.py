@@ -124,7 +124,8 @@ def test_refusals_are_looked_at():
   assert all(f'router {name} cannot' in text and 'nearest' in text for name, text in reasons.items())
 
 
-@pytest.mark.parametrize('part', range(PARTS))
+@pytest.mark.parametrize('part', [
+    pytest.param(part, marks=[pytest.mark.slow] * (part > 0)) for part in range(PARTS)])
 @pytest.mark.parametrize('name', ['lm', pytest.param('t5', marks=pytest.mark.slow)])
 def test_every_router_decodes_as_it_evaluates(name, part):
   """All that are not refused, two layers each, a part of them in one model."""

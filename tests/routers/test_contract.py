@@ -133,6 +133,7 @@ def test_losses_of_microbatches_add_up(name):
     np.testing.assert_allclose(halves[0].load + halves[1].load, whole.load, rtol=0 if exact else 1e-6)
 
 
+@pytest.mark.slow
 @every_router
 def test_bfloat16_activations_are_routed_in_float32(name):
   x = X.astype(jnp.bfloat16)

@@ -128,6 +128,7 @@ def states_of(run, **fields):
   return distilled(run, layers=(('decoder_00', 'decoder_00'),), hidden_weight=0.5) | fields
 
 
+@pytest.mark.slow
 def test_states_of_a_run(corpus, teacher):
   """Blocks of two segments, of another width than the teacher's: a matrix of each; no predictions."""
   pairs = dict(layers=(('decoder_00', 'decoder_00'), ('decoder_02', 'decoder_00')), project=16, weight=0.0)

@@ -29,6 +29,7 @@ def check(tokens, k, width, dtype, weighted, live=0.7):
   agree.close(run(x, at, weight), reference.combine(x.astype(jnp.float32), at, weight))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('weighted', [True, False])
 @pytest.mark.parametrize('tokens, k, width', [(16, 2, 1024), (5, 3, 40), (2, 1, 1100), (3, 8, 2048)])

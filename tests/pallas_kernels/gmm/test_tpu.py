@@ -31,6 +31,7 @@ def test_rows_get_the_matrix_of_their_group(case, dtype):
   check(*cases.SIZES[case], 24, 40, dtype, False, TILES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('inner, outer', [(256, 128), (300, 150), (128, 257)])
 @pytest.mark.parametrize('dtype', [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('transposed', [False, True])

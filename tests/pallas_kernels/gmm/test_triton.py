@@ -44,6 +44,7 @@ def test_rows_get_the_matrix_of_their_expert(case, dtype):
   check(*cases.SIZES[case], 24, 20, False, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', ['float32', pytest.param('bfloat16', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('transposed', [False, True])
 @pytest.mark.parametrize('k, n', [(32, 48), (33, 17), (1, 1), (5, 40)])

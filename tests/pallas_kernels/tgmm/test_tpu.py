@@ -29,6 +29,7 @@ def test_groups_get_the_product_of_their_rows(case, dtype):
   check(*cases.SIZES[case], 24, 40, dtype, TILES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('inner, outer', [(256, 128), (300, 150), (128, 257)])
 @pytest.mark.parametrize('dtype', [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_sizes_need_not_be_those_of_tiles(inner, outer, dtype):
@@ -60,6 +61,7 @@ def test_default_tiles_compute_the_same():
   check([7, 0, 20, 13], 50, 300, 150, jnp.bfloat16, None)
 
 
+@pytest.mark.slow
 def test_processes_with_64_bits_compute_the_same():
   with jax.enable_x64(True):
     check([7, 0, 20, 13], 50, 130, 150, jnp.float32, TILES)

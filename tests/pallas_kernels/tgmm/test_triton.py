@@ -47,12 +47,14 @@ def test_experts_get_the_products_of_their_rows(case, dtype):
   check(*cases.SIZES[case], 24, 20, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', ['float32', pytest.param('bfloat16', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('k, n', [(32, 48), (33, 17), (1, 1), (5, 40)])
 def test_widths_need_not_be_those_of_tiles(k, n, dtype):
   check((7, 0, 20, 13), 50, k, n, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('gather, gather_dy', [(True, False), (False, True), (True, True)])
 def test_rows_are_gathered_while_they_are_loaded(gather, gather_dy):
   check((5, 0, 17, 9), 34, 20, 24, 'float32', gather, gather_dy)
