@@ -14,6 +14,7 @@ from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import moe
 from stmoe.routers import moe_plus_plus as router_lib
+from stmoe.routers import wrappers
 
 INIT = nnx.initializers.normal(0.02)
 
@@ -42,7 +43,7 @@ class MoEPlusPlus(nnx.Module):
                for _ in range(number)]
     self.moe = moe.Moe(d_model, router=with_zeros(router, num_zero), experts=experts,
                        executor=executor, group_size=group_size, virtual=virtual, rngs=rngs)
-    self.width = innermost(self.moe.router).num_experts + len(virtual)
+    self.width = wrappers.innermost(self.moe.router).num_experts + len(virtual)
     self.residual = axes.param(INIT, (self.width, self.width), 'unmodeled', 'unmodeled',
                                rngs=rngs) if residual else None
     self.scale = self.moe.router.k if scaled else 1
@@ -75,10 +76,3 @@ def with_zeros(router: typing.Callable, num_zero: int) -> typing.Callable:
     raise UserError(f"layer moe_plus_plus: router {name} leaves no zero experts out of its gates; nearest: "
                     "router.name='moe_plus_plus', or layer='moe' with the field `virtual`")
   return functools.partial(router, num_zero=num_zero)
-
-
-def innermost(router: typing.Any) -> typing.Any:
-  """Returns the router that wrappers go around."""
-  while getattr(router, 'inner', None) is not None:
-    router = router.inner
-  return router
