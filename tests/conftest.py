@@ -21,10 +21,33 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
+# No places in our files beside each operation of a program: gathering them takes a tenth of the tracing.
+os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
+
 os.environ['XLA_FLAGS'] = xla.flags(devices=8)
 
 # Tracing makes many objects that live as long as their program: garbage is looked for after each file only.
 gc.disable()
+
+
+@pytest.fixture(autouse=True, scope='session')
+def two_sizes_of_blocks():
+  """The executor `blocks` cuts rows into two sizes; a model compiles its experts once for every size.
+
+  The sizes that are shipped, some fourteen, run in tests/core/test_conformance.py and in every subprocess.
+  """
+  from pallas_kernels import walk                                    # JAX reads the settings above
+  shipped = walk.sizes
+  walk.sizes = lambda rows, experts: shipped(rows, experts)[1::12]
+  yield shipped
+  walk.sizes = shipped
+
+
+@pytest.fixture
+def shipped_sizes(two_sizes_of_blocks, monkeypatch):
+  """Blocks of all the sizes that users have."""
+  from pallas_kernels import walk
+  monkeypatch.setattr(walk, 'sizes', two_sizes_of_blocks)
 
 
 @pytest.fixture(autouse=True, scope='module')

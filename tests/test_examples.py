@@ -22,7 +22,7 @@ def modules():
 
 
 @pytest.mark.parametrize('name', list(modules()))
-def test_examples(name):
+def test_examples(name, shipped_sizes):
   result = doctest.testmod(importlib.import_module(name))
   assert result.failed == 0 and result.attempted > 0
 

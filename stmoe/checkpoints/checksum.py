@@ -54,7 +54,8 @@ def _of_all(work, state):
 
 @functools.cache
 def _compiled(work, sharding):
-  return jax.jit(lambda arrays: [work(x) for x in arrays], out_shardings=sharding)
+  of_one = jax.jit(work)                                             # is traced once for arrays of one shape
+  return jax.jit(lambda arrays: [of_one(x) for x in arrays], out_shardings=sharding)
 
 
 def _words(x):

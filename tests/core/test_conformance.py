@@ -21,7 +21,6 @@ from tests.experts import generic as generic_banks
 from tests.routers import generic
 
 G, S, D, F, E = 2, 16, 8, 12, 4
-SHIPPED_SIZES = walk.sizes
 FAST = [name for name in lookup.available('executor') if name != 'einsum']
 
 
@@ -134,7 +133,7 @@ def test_made_assignments(executor, k, capacity):
 
 
 # An all-to-all of one device is `gather` or `pallas`; tests/core/transport/test_exchange.py has several.
-ALONE = [name for name in FAST if not name.startswith('all_to_all')]
+ALONE = [name for name in FAST if not name.startswith('all_to_all') and name != 'hops']
 PAIRS = [pytest.param(executor, bank, marks=[pytest.mark.slow] * (executor not in ALONE and bank != 'mlp'))
          for executor in FAST for bank in BANKS]
 
@@ -164,8 +163,7 @@ def test_virtual_experts_never_reach_a_matmul(executor):
   assert_same(run(x, a.weight, bank, a, executor=executor), run(x, a.weight, bank, a, executor='einsum'))
 
 
-def test_blocks_of_the_shipped_sizes(monkeypatch):
-  monkeypatch.setattr(walk, 'sizes', SHIPPED_SIZES)
+def test_blocks_of_the_shipped_sizes(shipped_sizes):
   size = 800                     # 690 + 1 + 0 + 109: several blocks of an expert, one, none
   expert = np.repeat([0, 1, 3], [690, 1, 109])
   edges = assignment.from_choices(jnp.asarray(expert)[None, :, None], jnp.ones((1, size, 1)), E)
@@ -211,19 +209,22 @@ def routed(name):
 
 
 @pytest.mark.parametrize('name', ROUTERS)
-def test_routers(name):
+@pytest.mark.parametrize('executors', [
+    ALONE, pytest.param([name for name in FAST if name not in ALONE], marks=pytest.mark.slow)],
+    ids=['alone', 'all_to_all'])
+def test_routers(name, executors):
   x, params, route, a = routed(name)
   if isinstance(a, assignment.SoftAssignment):                       # einsum is its meaning and only executor
-    for executor in FAST:
+    for executor in executors:
       with pytest.raises(errors.UserError, match="nearest: executor='einsum'"):
         lookup.module('executor', executor).execute(x, a, bank_of('mlp'))
     return
   pull = jax.jit(lambda dweight: jax.vjp(lambda x, p: route(x, p).weight, x, params)[1](dweight))
   results = {}
-  for executor in ['einsum', *FAST]:
+  for executor in ['einsum', *executors]:
     y, (dx, dweight, dbank) = run(x, a.weight, bank_of('mlp'), a, executor=executor)
     results[executor] = y, dx, pull(dweight), dbank
-  for executor in FAST:
+  for executor in executors:
     assert_same(results[executor], results['einsum'])
 
 

@@ -153,9 +153,12 @@ LAYERS = dict(m=dict(layer='momentum', inner=INNER), a=dict(layer='adam_momentum
               f=sparse('thor', eval_dispatch='1'))
 
 
-def test_layers_around_and_beside_routers():
+@pytest.mark.parametrize('part', [
+    pytest.param(part, marks=[pytest.mark.slow] * (part > 0)) for part in range(PARTS)])
+def test_layers_around_and_beside_routers(part):
   """And the fields with which a router of neighbours decodes after all."""
-  blocks = {letter: block if 'around' in block else block | ALONE for letter, block in LAYERS.items()}
+  blocks = {letter: block if 'around' in block else block | ALONE
+            for letter, block in list(LAYERS.items())[part::PARTS]}
   assert_cached_equals_whole('lm', build('lm', None, more=blocks))
 
 

@@ -28,15 +28,17 @@ EXECUTORS = ['all_to_all', 'all_to_all:chunks=3', 'all_to_all_dropless', 'hops']
 BANKS = [*lookup.available('experts'), 'conv']
 
 
-@functools.cache
-def bank_of(name):
+def bank(name):
   """The bank called `name`, of a file or of the tests."""
   return generic.of(conv.Conv if name == 'conv' else lookup.constructor('experts', name), D, E, d_ff=F)
 
 
+bank_of = functools.cache(bank)
+
+
 def shares(name):
   """Whether the experts of a bank share arrays."""
-  return not all(jax.tree.leaves(axes.per_expert(bank_of(name))))
+  return not all(jax.tree.leaves(axes.per_expert(nnx.eval_shape(lambda: bank(name)))))
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -25,9 +25,9 @@ def check(sizes, m, k, n, interpret):
     ((100, 0, 77, 150), 336, 128, 256),                              # steps that begin early and end late
     # Sides that fill no tile, a full ring.
     pytest.param((3, 8, 128, 400, 5), 552, 256, 384, marks=pytest.mark.slow),
-    ((1,) * 9 + (55,), 64, 128, 128),
+    pytest.param((1,) * 9 + (55,), 64, 128, 128, marks=pytest.mark.slow),
     ((0, 0), 16, 128, 128),
-    ((64, 128), 192, 128, 256)])                                     # nothing to set to zero
+    pytest.param((64, 128), 192, 128, 256, marks=pytest.mark.slow)])                 # nothing to set to zero
 def test_equals_the_reference(sizes, m, k, n, ready):  # noqa: F811
   check(sizes, m, k, n, ready)
 
