@@ -9,6 +9,7 @@ A surgery is a file of this folder with a function
   config:      ConfigDict of the run.
   calibration: calibration(name, ...) -> dict layer -> dict name -> array, what a pass over the data
     collects (`derive/calibrate.py` lists the names). The pass runs when it is called, once for all names.
+    With data=dict(field=value) the pass is over data with these fields of section `data`.
   keep:        share that the method leaves; at 1.0 the model computes what it did before.
   changes:     dict 'a.b' -> value of the configuration; a value that is a dict is a group of fields.
 
@@ -81,7 +82,7 @@ def found(config: ml_collections.ConfigDict) -> list[Layer]:
 
   Raises UserError for a model without sparse layers, or with one whose experts are not one bank.
   """
-  model = _model(config)
+  model = abstract(config)
   paths = {id(module): path for path, module in nnx.iter_modules(model)}
   layers = [layer for stack in model.stacks() for layer in _of_stack(stack, paths, config)]
   if not layers:
@@ -89,7 +90,8 @@ def found(config: ml_collections.ConfigDict) -> list[Layer]:
   return layers
 
 
-def _model(config):
+def abstract(config: ml_collections.ConfigDict) -> typing.Any:
+  """Returns the model of `config` without arrays."""
   c = config.to_dict()
   make = lookup.recipe('model', c['model'])
   with nnx.logical_axis_rules(tuple(axes.RULES.items())):            # under a mesh flax translates names
