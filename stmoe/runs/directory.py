@@ -290,8 +290,8 @@ def check_same(found, mine):
 
   Args:
     found, mine: dicts with the hashes `vocab` and `config`, and with `beside`, of the model of another run,
-      where a target wants that model. What is None or absent was not known: of an import without it, and of a
-      first checkpoint that was made before the other model was opened.
+      where a target wants that model. What is None or absent in `found` was not known: an import has no
+      vocabulary, the first checkpoint of a derived run knows of no other model.
   """
   for field, named in (('vocab', 'vocabulary'), ('config', 'configuration'), ('beside', 'model beside it')):
     if field in mine and found.get(field) not in (None, mine[field]):
