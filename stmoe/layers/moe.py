@@ -45,12 +45,17 @@ class Moe(nnx.Module):
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
-    groups = grouped(self, x, ctx, carry)
-    routed = groups.route(self.router)
-    y = groups.execute(groups.x, routed.assignment, self.experts, groups.key('experts'))       # [G, S, D]
+    return self.chosen_by(x, x, ctx, carry)
+
+  def chosen_by(self, read: jax.Array, x: jax.Array, ctx: contract.Context,
+                carry: contract.Carry) -> contract.Answer:
+    """Returns (y [B,T,D], aux, carry): experts of x [B,T,D], which the router chooses by `read` [B,T,D]."""
+    groups = grouped(self, read, ctx, carry)
+    routed, x = groups.route(self.router), groups.of(x)              # [G, S, D]
+    y = groups.execute(x, routed.assignment, self.experts, groups.key('experts'))
     if self.virtual:
       with jax.named_scope('virtual'):
-        y = with_virtual(y, groups.x, typing.cast(assignment.Assignment, routed.assignment), self.virtual)
+        y = with_virtual(y, x, typing.cast(assignment.Assignment, routed.assignment), self.virtual)
     return groups.answer(y, routed)
 
 
@@ -112,6 +117,10 @@ class Grouped(typing.NamedTuple):
     """Returns the Routed of `router`, whose randomness is that of `name`."""
     with jax.named_scope('route'):
       return checked.route(router, self.x, self.ctx.fold(name), self.carry)
+
+  def of(self, x: jax.Array) -> jax.Array:
+    """Returns [G,S,D'] of x [B,T,D'], other numbers of the same tokens."""
+    return axes.constrain(x.reshape(*self.x.shape[:2], *x.shape[2:]), 'group', None, None)
 
   def key(self, name: str) -> jax.Array | None:
     """Returns the key of `name`, such as dropout in experts; None outside of training."""
