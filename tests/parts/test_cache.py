@@ -120,7 +120,8 @@ def reason(router):
 def test_refusals_are_looked_at():
   reasons = {name: reason(name) for name in ROUTERS}
   reasons = {name: text for name, text in reasons.items() if text is not None}
-  assert set(reasons) == {'expert_choice', 'graph_of_tokens', 'soft_moe', 'thor'}
+  assert set(reasons) == {'expert_choice', 'graph_of_tokens', 'sequence_selection', 'soft_moe', 'thor',
+                          'union_of_experts'}
   assert all(f'router {name} cannot' in text and 'nearest' in text for name, text in reasons.items())
 
 
