@@ -44,7 +44,7 @@ def test_router_of_the_readme_runs_alike_in_every_executor(router):
     def value(router, bank, x):
       a = router(x, context(2, 16), {}).assignment
       return jnp.sum(jnp.sin(lookup.module('executor', executor).execute(x, a, bank)))
-    return jax.value_and_grad(value, argnums=(0, 1, 2))(router, bank, x)
+    return jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2)))(router, bank, x)
 
   want = loss('einsum')
   for executor in lookup.available('executor'):

@@ -48,7 +48,7 @@ def differentiate(module, x, order, expert, seed):
     a, _ = base.base(affinities, jnp.ones(expert.shape, bool), expert, capacity)
     y = x + gather.execute(mixed, a, module.experts).reshape(x.shape)[jnp.argsort(order)]
     return jnp.sum(y * seed), (affinities, y)
-  return jax.grad(loss, argnums=(0, 1), has_aux=True)(module, x)
+  return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(module, x)
 
 
 def _total(scores, expert):

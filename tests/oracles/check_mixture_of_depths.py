@@ -43,7 +43,7 @@ def block(case):
       y, reports, _ = layer(x, ctx, {})
       return jnp.sum(y * case['cotangent']), (y, reports['.depth'])
 
-    (grads, dx), (y, aux) = jax.grad(run, (0, 1), has_aux=True)(layer, x)
+    (grads, dx), (y, aux) = jax.jit(jax.grad(run, (0, 1), has_aux=True))(layer, x)
     r, p = (depths.scores(x, jnp.asarray(case[name])[:, None]) for name in ('w_router', 'w_predictor'))
   case.assert_close('router', r)
   case.assert_close('selected', depths.largest(r, ctx.mask, c['C'])[0])
