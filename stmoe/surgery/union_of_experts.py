@@ -14,11 +14,11 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import ranges
+from stmoe.surgery import dense
 from stmoe.surgery import layout
 from stmoe.surgery import sparse
 
 INWARD, OUTWARD = ('wi', 'wg', 'wq', 'wk', 'wv'), 'wo'
-BLOCK = ('attention', 'norm')         # fields of a block that stay
 INWARD_BIAS, OUTWARD_BIAS = ('bi', 'bq', 'bk', 'bv'), 'bo'
 
 
@@ -47,82 +47,63 @@ def cut(arrays: dict[str, jax.Array], shards: int) -> dict[str, jax.Array]:
   return pieces
 
 
-def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse.Calibration, *,
-            keep: ranges.PartOf1 = 0.5, num_experts: ranges.Count = 4,
-            select: ranges.Choice('data', 'causal') = 'causal',
-            gate: ranges.Choice('none', 'multiply', 'straight') = 'none',
-            attention: ranges.Flag = True, seed: ranges.Natural = 0) -> tuple[dict, dict]:
+def factorise(params: dict, config: ml_collections.ConfigDict, calibration: sparse.Calibration, *,
+              num_experts: ranges.Count = 4, share: ranges.PartOf1 = 0.5,
+              select: ranges.Choice('data', 'causal') = 'causal',
+              gate: ranges.Choice('none', 'multiply', 'straight') = 'none',
+              attention: ranges.Flag = True, letters: ranges.Text = '',
+              seed: ranges.Seed = 0) -> tuple[dict, dict]:
   """Returns (params, changes) with the dense layers in shards, and attention in heads that select tokens.
 
   Args:
-    keep:        k / E of shards and k / H of heads, of 'data' also the share of tokens of each. At 1.0 the
-      model computes what it did before, to round-off.
     num_experts: E, shards of a network.
+    share:       k / E of shards and k / H of heads, of 'data' also the share of tokens of each. With 1.0 the
+      model computes what it did before, to round-off.
     select, gate: see `routers/union_of_experts.py`; with select='causal' heads have room for all tokens.
-    attention:   whether attention is changed, too.
+    attention:   whether attention of these blocks is changed, too.
+    letters:     of the blocks; '' = all with dense layers.
     seed:        of the gates, which are new.
   Raises:
-    UserError: no dense layer, a width that E does not divide, or a layer or attention without a counterpart.
+    UserError: a width that E does not divide, or attention without a counterpart.
   """
   rng, made, changes = np.random.default_rng(seed), {}, {}
-  common = dict(select=select, gate=gate, share=keep if select == 'data' else 1.0, allow_causal=True)
-  for where, path, block in _dense(config):
-    _check(where, block.layer, num_experts)
-    old = layout.at(params, path)
-    router = dict(name='union_of_experts', num_experts=num_experts, **common,
-                  k=sparse.share(num_experts, keep))
-    made[(*path, 'layer')] = dict(experts=cut(old['layer'], num_experts),
-                                  router=_gate(rng, 'w', 'b', len(old['layer']['wi']), num_experts))
-    section = {key: value for key, value in sparse.section(config, where).items() if key in BLOCK}
-    changes[where] = section | dict(layer='moe', executor='blocks', group_size=None, router=router,
-                                    experts=_experts(block.layer, num_experts))
-    if attention and block.attention is not None:
-      heads = _heads(where, block.attention)
-      arrays, biased = old['attention'], 'bq' in old['attention']
-      arrays = (dict(bo=jnp.zeros(len(arrays['wq']))) if biased else {}) | arrays
-      made[(*path, 'attention')] = dict(heads=cut(arrays, heads)) | _gate(
-          rng, 'router_w', 'router_b', len(arrays['wq']), heads)
-      changes[where]['attention'] = dict(name='union_of_experts', k=sparse.share(heads, keep),
-                                         positions='true', use_bias=biased, **common)
-  if not made:
-    raise errors.UserError("the model has no block with layer='dense' that could be cut into shards")
+  common = dict(select=select, gate=gate, share=share if select == 'data' else 1.0, allow_causal=True)
+  attending = _attention(config) if attention else {}
+  for layer in dense.found(config, letters):
+    section = sparse.section(config, layer.where)
+    dense.check_parts(section, 'num_experts', num_experts)
+    arrays = layer.arrays(params)
+    made[layer.path] = dict(experts=cut(arrays, num_experts),
+                            router=_gate(rng, 'w', 'b', len(arrays['wi']), num_experts))
+    router = dict(name='union_of_experts', num_experts=num_experts, k=sparse.share(num_experts, share))
+    changes[layer.where] = dense.block(
+        section, layer='moe', executor='blocks', group_size=None, router=router | common,
+        experts=dense.bank(layer.where, section, section.d_ff // num_experts))
+    path = (*layer.path[:-1], 'attention')
+    if attending.get(path) is not None:
+      made[path], fields = _in_heads(layer.where, attending[path], layout.at(params, path), share, rng)
+      changes[layer.where]['attention'] = fields | common
   return sparse.replaced(params, made), changes
 
 
-def _dense(config):
-  """Yields (place of its fields, path, block without arrays) of every block with a dense layer."""
-  model = sparse.abstract(config)
+def _attention(config):
+  """Dict path in numbered parameters -> attention without arrays, or None, of every block."""
+  model, found = sparse.abstract(config), {}
   paths = {id(module): path for path, module in nnx.iter_modules(model)}
   for stack in model.stacks():
     number = itertools.count()
-    for (letters, repeats), units in zip(stack.pattern, stack.segments):
-      blocks = (units if stack.scan_layers else units[0]).blocks
-      for letter, block in zip(letters * repeats, [*blocks] * repeats):
-        path, where = (*paths[id(stack)], 'layers', next(number)), f'blocks.{letter}'
-        section = sparse.section(config, where)
-        if section.layer == 'dense':
-          if section.get('around'):
-            raise errors.UserError(f'{where}.around: shards are made of blocks that all tokens pass')
-          yield where, path, block
+    for (_, repeats), units in zip(stack.pattern, stack.segments):
+      for block in [*(units if stack.scan_layers else units[0]).blocks] * repeats:
+        found[(*paths[id(stack)], 'layers', next(number), 'attention')] = getattr(block, 'attention', None)
+  return found
 
 
-def _check(where, layer, number):
-  """Raises UserError for a dense layer that `number` shards do not make up."""
-  width = layer.wi.shape[-1]
-  if width % number:
-    near = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - number))
-    raise errors.UserError(f'{where}: num_experts={number} does not divide d_ff={width}; nearest: {near}')
-  if layer.wg is not None and layer.bi is not None:
-    raise errors.UserError(f'{where}: gated experts have no biases, as this layer has')
-
-
-def _experts(layer, number):
-  """The fields of a bank of shards of a dense layer."""
-  fields = dict(d_ff=layer.wi.shape[-1] // number, activation=layer.activation,
-                dropout_rate=layer.dropout_rate)
-  if layer.wg is None:
-    return dict(name='mlp', use_bias=layer.bi is not None, **fields)
-  return dict(name='glu', limit=layer.limit, **fields)
+def _in_heads(where, attention, arrays, share, rng):
+  """(arrays, fields) of attention whose heads select tokens, from those of plain attention."""
+  heads, biased = _heads(where, attention), 'bq' in arrays
+  arrays = (dict(bo=jnp.zeros(len(arrays['wq']))) if biased else {}) | arrays
+  made = dict(heads=cut(arrays, heads)) | _gate(rng, 'router_w', 'router_b', len(arrays['wq']), heads)
+  return made, dict(name='union_of_experts', k=sparse.share(heads, share), positions='true', use_bias=biased)
 
 
 def _heads(where, attention):
