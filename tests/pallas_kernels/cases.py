@@ -2,6 +2,7 @@
 
 from hypothesis import strategies
 from jax.experimental.pallas import tpu as pltpu
+import pytest
 
 from tests.pallas_kernels import agree
 
@@ -15,6 +16,9 @@ SIZES = {
     'one group': ([33], 40),
     'last rows of nobody': ([3, 5, 2], 70),
 }
+# (case, dtype): in bfloat16 the default suite has the ragged rows, which have all kinds of tiles.
+TYPED = [pytest.param(case, dtype, marks=[pytest.mark.slow] * (dtype != 'float32' and case != 'ragged'))
+         for case in SIZES for dtype in ('float32', 'bfloat16')]
 
 
 def rows(seed, sizes, number, width, dtype):

@@ -168,8 +168,8 @@ def test_layers_around_and_beside_routers(part):
 
 @pytest.mark.parametrize('name, fields', [
     ('lm', dict(num_kv_heads=2, scan_layers=False, tie_embeddings=False)),
-    ('lm', dict(window=3, attention=dict(name='attention', qkv_bias=True, qk_norm=1e-5, clip=0.7),
-                scale_head=False)),
+    pytest.param('lm', dict(window=3, attention=dict(name='attention', qkv_bias=True, qk_norm=1e-5, clip=0.7),
+                scale_head=False), marks=pytest.mark.slow),
     ('lm', dict(attention=dict(name='latent_attention', nope_dim=3, value_dim=5, kv_rank=6, q_rank=7),
                 window=2)),
     ('lm', dict(attention=dict(name='switch_head', nope_dim=3, executor='einsum', router=dict(

@@ -31,10 +31,10 @@ OWN = dict(base=dict(assignment='greedy_balanced'), expert_choice=dict(allow_cau
            vmoe=dict(noise_std=4.0))
 # It has one head at this size, which no `model` axis splits.
 RULES = dict(smlp='heads=')
-# In the default run, but for `einsum` with state across steps (see also tests/train/test_statistics.py):
-# every executor; losses, other foldings of the devices.
+# The first is in the default run, where tests/core/transport has the other executors and foldings of devices,
+# tests/train/test_statistics.py state across steps.
 COVERING = [('st_moe', 'all_to_all', (2, 2, 2), ''),
-            ('st_moe', 'all_to_all_dropless', (2, 2, 2), 'fsdp,folded'),
+            pytest.param('st_moe', 'all_to_all_dropless', (2, 2, 2), 'fsdp,folded', marks=pytest.mark.slow),
             pytest.param('loss_free_balancing', 'einsum', (1, 4, 2), '', marks=pytest.mark.slow)]
 
 

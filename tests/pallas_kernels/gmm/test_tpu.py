@@ -25,8 +25,7 @@ def check(sizes, rows, inner, outer, dtype, transposed, tiles, interpret=True):
   agree.close(got, want, sum(sizes))
 
 
-@pytest.mark.parametrize('case', cases.SIZES)
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('case, dtype', cases.TYPED)
 def test_rows_get_the_matrix_of_their_group(case, dtype):
   check(*cases.SIZES[case], 24, 40, dtype, False, TILES)
 

@@ -38,8 +38,7 @@ def check(sizes, m, k, n, transposed, dtype, gather=False, run=run):
   agree.close(run(x, w, sizes, token, transposed), want, rows)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('case', cases.SIZES)
+@pytest.mark.parametrize('case, dtype', cases.TYPED)
 def test_rows_get_the_matrix_of_their_expert(case, dtype):
   check(*cases.SIZES[case], 24, 20, False, dtype)
 

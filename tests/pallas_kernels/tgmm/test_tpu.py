@@ -23,8 +23,7 @@ def check(sizes, rows, inner, outer, dtype, tiles, interpret=True):
   assert not got[sizes == 0].any()
 
 
-@pytest.mark.parametrize('case', cases.SIZES)
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('case, dtype', cases.TYPED)
 def test_groups_get_the_product_of_their_rows(case, dtype):
   check(*cases.SIZES[case], 24, 40, dtype, TILES)
 

@@ -41,8 +41,7 @@ def scattered(rows, seed):
   return jnp.full((len(rows) + 9, rows.shape[1]), jnp.nan, rows.dtype).at[place].set(rows), place
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('case', cases.SIZES)
+@pytest.mark.parametrize('case, dtype', cases.TYPED)
 def test_experts_get_the_products_of_their_rows(case, dtype):
   check(*cases.SIZES[case], 24, 20, dtype)
 
