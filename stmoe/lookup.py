@@ -175,12 +175,13 @@ def options(kind: str, name: str) -> dict[str, declared.Field]:
 
 
 def spelled(kind: str, text: str) -> tuple[str, dict[str, typing.Any]]:
-  """Returns (name, fields) of 'module:field=value,...', a module of `kind` with fields of its function.
+  """Returns (name, fields) of 'module:field=value,...', a module of `kind`: fields of its function or class.
 
   'gather', 'all_to_all:chunks=4', 'slurm:partition=gpu,time=240'. Raises UserError, naming what there is.
   """
   name, _, listing = text.partition(':')
-  declared_fields, typed_fields = options(kind, name), {}
+  declared_fields = options(kind, name) if kind in FUNCTIONS else fields(kind, name)
+  typed_fields = {}
   for word in filter(None, listing.split(',')):
     key, _, value = word.partition('=')
     if key not in declared_fields:

@@ -253,6 +253,7 @@ if typing.TYPE_CHECKING:
   Shares = typing.Any
   Section = typing.Mapping[str, typing.Any]
   Yarn = typing.Mapping[str, typing.Any]
+  Pruning = typing.Mapping[str, typing.Any]
 else:
   Flag = Bool()
   Text = String()
@@ -277,6 +278,8 @@ else:
   Factors = Pair(NonNegative | None)                                 # capacities; None = nothing is dropped
   Yarn = Group(factor=Positive, length=Count, fast=Positive, slow=Positive, size=Positive, truncate=Flag,
                optional=('truncate',))                               # `rotary.yarn`
+  Pruning = Group(kept=PartOf1, before=Natural, after=Natural, every=Count, memory=Below1, initial=PartOf1,
+                  optional=('every', 'memory', 'initial'))           # `row_pruning.around`
   # Functions of one array, elementwise: `core/units/activations.py`.
   Activation = Choice('relu', 'gelu', 'silu', 'swish', 'tanh', 'sigmoid', 'relu6', 'elu', 'selu', 'celu',
                       'mish', 'leaky_relu', 'softplus', 'soft_sign', 'squareplus', 'hard_silu', 'hard_swish',

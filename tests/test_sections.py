@@ -110,7 +110,7 @@ def test_groups_of_parameters_are_set_from_the_command_line():
   config, _ = experiment.load(SMALL, ['groups.router.rate=0.1', '--config.groups.expert.turn=(1,2)',
                                       'groups.expert.every=50', 'groups.rest.train=False'])
   usual = dict(where='', train=True, rate=1.0, weight_decay=None, clip=None, every=1, turn=(0, 1),
-               masked=0.0)
+               masked=0.0, pruned=None)
   assert config.groups.to_dict() == dict(
       router=usual | dict(rate=0.1), expert=usual | dict(turn=(1, 2), every=50),
       rest=usual | dict(train=False))

@@ -3,6 +3,7 @@
 stmoe compress runs/try prune:keep=0.5 --workdir runs/half                the most used half of the experts
 stmoe compress runs/try prune:keep=0.5,by=reap --workdir runs/half        or by another score
 stmoe compress runs/try merge:keep=0.25,allocation=global --workdir runs/quarter --batches 64
+stmoe compress runs/try merge:keep=0.5 --workdir runs/half --distil teacher:weight=0.3
 stmoe eval runs/half                                                      it is a run like any other
 
 METHOD is a file of stmoe/surgery with its fields. Methods that look at data take the first batches of the
@@ -20,6 +21,8 @@ def add_arguments(parser):
                       help=f'NAME[:field=value,...] of: {", ".join(lookup.available("surgery"))}')
   parser.add_argument('--workdir', metavar='DIR', required=True, help='the new run directory')
   parser.add_argument('--step', type=ranges.Natural, help='checkpoint of RUN; default: the newest')
+  parser.add_argument('--distil', metavar='TARGET', default='', help='the new run learns from RUN, too: '
+                      'NAME[:field=value,...] of a target with a teacher, such as teacher, mc_smoe')
   parser.add_argument('--batches', type=ranges.Count, default=16, metavar='N', help='of data to look at')
   parser.set_defaults(overrides=())
 
@@ -28,7 +31,7 @@ def run(args):
   lookup.spelled('surgery', args.method)                             # before JAX is imported
   path = experiment.run_directory(args.run)
   from stmoe.derive import compress
-  facts = compress.compress(path, args.method, args.workdir, args.overrides, batches=args.batches,
-                            step=args.step)
+  facts = compress.compress(path, args.method, args.workdir, args.overrides, distil=args.distil,
+                            batches=args.batches, step=args.step)
   before, after = facts['parameters']
   print(f'{args.workdir}: parameters {before:,} -> {after:,}; its ancestry: stmoe show {args.workdir}')

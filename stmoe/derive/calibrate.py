@@ -96,6 +96,13 @@ def _chosen_cosines(seen):
   return jnp.stack([(pairs / jnp.maximum(count * (count - 1), 1)).sum(), (count > 1).sum()])
 
 
+def _first_two(seen):
+  first = jax.lax.top_k(seen.logits(), 2)[1]                         # [S, 2]
+  both = jax.nn.one_hot(first, seen.taken.shape[-1]).sum(1) * seen.mask[:, None]       # [S, E]
+  pairs = _summed('si,sj->ij', both, both)
+  return pairs - jnp.diag(jnp.diagonal(pairs))
+
+
 def _probability_margin(seen):
   first = jax.lax.top_k(jax.nn.softmax(seen.logits()), 2)[0]         # [S, 2]
   return ((first[:, 0] - first[:, 1]) * seen.mask).sum()
@@ -113,9 +120,16 @@ ITEMS = {
     'logit_products': lambda seen: _summed('si,sj->ij', seen.logits(), seen.logits()),
     # [E,E] tokens that both experts compute; on the diagonal, tokens of one expert.
     'coactivation': lambda seen: _summed('si,sj->ij', seen.taken, seen.taken),
+    # [E,E] tokens whose two largest logits are of these two experts; 0 on the diagonal.
+    'first_two': _first_two,
+    # [E] groups of tokens of which an expert computes at least one.
+    'calls': lambda seen: seen.taken.max(0),
     # [E,D] and [E,D,D] second moments of what an expert computes: squares, and products of two entries.
     'input_squares': lambda seen: _summed('se,sd->ed', seen.taken, seen.x * seen.x),
     'input_products': lambda seen: _summed('se,sc,sd->ecd', seen.taken, seen.x, seen.x),
+    # [E,F] and [E,F,F] the same of what enters an expert's last product.
+    'own_hidden_squares': lambda seen: _summed('se,esf->ef', seen.taken, jnp.square(seen.hidden())),
+    'own_hidden_products': lambda seen: _summed('se,esf,esh->efh', seen.taken, seen.hidden(), seen.hidden()),
     # [E] sums of weight times length of output, of what an expert computes.
     'weighted_norms': lambda seen: _summed(
         'se,es->e', seen.weights * seen.taken, jnp.linalg.norm(seen.outputs(), axis=-1)),
@@ -133,8 +147,9 @@ ITEMS = {
     'hidden_squares': lambda seen: jnp.square(seen.hidden()).sum(1),
     'hidden_products': lambda seen: _summed('sf,esh->efh', seen.hidden()[0], seen.hidden()),
 }
-OF_EDGES = {'coactivation', 'input_squares', 'input_products', 'weighted_norms', 'chosen_cosines'}
-OF_LOGITS = {'logit_products', 'probability_margin'}
+OF_EDGES = {'coactivation', 'calls', 'input_squares', 'input_products', 'own_hidden_squares',
+            'own_hidden_products', 'weighted_norms', 'chosen_cosines'}
+OF_LOGITS = {'logit_products', 'first_two', 'probability_margin'}
 
 
 class Watch(wrappers.Wrapper):

@@ -5,6 +5,7 @@ The new run starts at step 0 with fresh optimizer slots, with the data and the v
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import copy
 import pathlib
 
 import jax
@@ -28,8 +29,8 @@ from stmoe.train import state as states
 
 
 def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
-             overrides: Sequence[str] = (), *, batches: int = 16, step: int | None = None,
-             say: Callable = print, devices=None) -> dict:
+             overrides: Sequence[str] = (), *, distil: str = '', batches: int = 16,
+             step: int | None = None, say: Callable = print, devices=None) -> dict:
   """Writes run directory `workdir` with what `surgery` makes of `run`; returns the facts of ancestry.json.
 
   dict(parameters: of the old and of the new model; changes: of the configuration).
@@ -37,6 +38,8 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
   Args:
     surgery:   text, see `lookup.surgery`: 'prune:keep=0.5,by=reap'.
     overrides: texts '--config.a.b=value' on the run's configuration; the model stays what it is.
+    distil:    text of a target with a teacher, 'mc_smoe:weight=0.3'. This target is the loss of the new run,
+      around its own loss, and `run` is the teacher; '' = the loss stays.
     batches:   of the run's training data, for surgeries that look at data.
     step:      of the checkpoint; None = the newest.
     say:       called with lines of text.
@@ -44,20 +47,24 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
   Raises:
     UserError: `workdir` is in use, or the surgery is not possible; nothing is written then.
   """
-  operate = lookup.surgery(surgery)
+  operate, learning = lookup.surgery(surgery), _distilling(distil)
   starts.unused(workdir)
   starts.trained(run)
-  cfg = experiment.override(rundir.opened(run, step), overrides, whole=False)
+  own_cfg = rundir.opened(run, step)
+  cfg = experiment.override(copy.deepcopy(own_cfg), overrides, whole=False)
   check.counts(cfg)
   loop.keep_compilations()
   with states.on_mesh(cfg.mesh, devices) as mesh:
     check.batches(cfg)
     located = record.read(run).located(cfg)
     plan = states.blueprint(located, mesh)
-    at, state, meta = _restore(run, plan, step, say)
+    # What trains, and how, may be another thing from here on; the checkpoint is as the run was.
+    own_plan = states.blueprint(record.read(run).located(own_cfg), mesh)
+    at, state, meta = _restore(run, own_plan, step, say)
     source = Source(cfg, run, plan, say)
     calibration = calibrate.Calibration(run, located, plan, state, meta['digest'], batches, source, say)
     params, changes = operate(layout.numbered(_model(state)), located, calibration)
+    changes |= learning(cfg, run, at)
     new_cfg, fewer = _laid_out(run, sparse.changed(cfg, changes).lock(), mesh)
     facts = dict(parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plan, fewer)],
                  changes=changes)
@@ -76,6 +83,17 @@ def _laid_out(run, cfg, mesh):
   plan = states.blueprint(record.read(run).located(cfg), mesh)
   check.forward(cfg, plan)
   return cfg, plan
+
+
+def _distilling(distil):
+  """The function (cfg, run, step) -> changes that let `run` be the teacher, by a target's text or ''."""
+  if not distil:
+    return lambda cfg, run, step: {}
+  name, fields = lookup.spelled('target', distil)
+  if not {'inner', 'run', 'step'} <= lookup.fields('target', name).keys():
+    raise errors.UserError(f'--distil {distil}: {name} is no target with a teacher; nearest: teacher')
+  return lambda cfg, run, step: dict(loss=dict(
+      name=name, run=str(pathlib.Path(run).absolute()), step=step, inner=cfg.loss.to_dict()) | fields)
 
 
 def _described(surgery):

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from stmoe import errors
 from stmoe import ranges
 from stmoe.train import optimizers
+from stmoe.train import row_pruning
 
 SPARSE, REST = ('experts', 'router'), 'rest'
 PARTS = {
@@ -48,6 +49,7 @@ class Group(NamedTuple):
   every: int
   turn: tuple
   masked: float
+  pruned: dict | None
 
   @property
   def alternates(self) -> bool:
@@ -64,7 +66,7 @@ def group_of(name, paths, *, where: ranges.Text = '', train: ranges.Flag = True,
              rate: ranges.NonNegative = 1.0, weight_decay: ranges.NonNegative | None = None,
              clip: ranges.NonNegative | None = None, every: ranges.Count = 1,
              turn: ranges.Row(ranges.Natural, ranges.Count) = (0, 1),
-             masked: ranges.Below1 = 0.0) -> Group:
+             masked: ranges.Below1 = 0.0, pruned: ranges.Pruning | None = None) -> Group:
   """Returns the Group of the parameters at `paths`; its fields in a configuration are these.
 
   Args:
@@ -79,12 +81,15 @@ def group_of(name, paths, *, where: ranges.Text = '', train: ranges.Flag = True,
       the other turns neither the parameters nor their slots change.
     masked:       probability that the gradient of a block's part of the group is 0 in a step (the gradient
       mask of MPOE, arXiv:2203.01104). The optimizer sees that 0, and its momentum still moves what is masked.
+    pruned:       dict(kept, before, after) and what else `row_pruning.around` takes: rows of the group's
+      matrices become 0 until the share `kept` is left (MC-SMoE, arXiv:2310.01334).
   """
   i, n = turn
   if i >= n:
     raise errors.UserError(f'groups.{name}.turn={tuple(turn)}: there are {n} turns, and they count from 0; '
                            f'nearest: {(n - 1, n)}')
-  return Group(name, frozenset(paths), train, rate, weight_decay, clip, every, (i, n), masked)
+  pruned = None if pruned is None else dict(pruned)
+  return Group(name, frozenset(paths), train, rate, weight_decay, clip, every, (i, n), masked, pruned)
 
 
 def of(cfg, labels: dict) -> tuple[Group, ...]:
@@ -251,7 +256,7 @@ def _where(due, new, old):
   return jax.tree.map(lambda a, b: jnp.where(due, a, b), new, old)
 
 
-def optimizer(groups, make, names, shapes):
+def optimizer(groups, make, names, shapes, steps=0):
   """Returns the optimizer of all groups that train, with one state of all their parameters.
 
   A parameter's slots are where they would be without groups. A group that does not train in every step has a
@@ -261,8 +266,10 @@ def optimizer(groups, make, names, shapes):
   Args:
     make:          function (group, logical axes, shapes) -> `optimizers.Optimizer` of these parameters.
     names, shapes: nested dicts of all parameters.
+    steps:         of the training; pruned groups need it.
   """
-  parts = [(group, make(group, take(names, group.paths), take(shapes, group.paths)))
+  own = lambda group: (take(names, group.paths), take(shapes, group.paths))
+  parts = [(group, _with_step(group, make(group, *own(group)), *own(group), steps))
            for group in groups if group.train]
 
   def init(params):
@@ -272,13 +279,24 @@ def optimizer(groups, make, names, shapes):
     states, new_params = [], params
     for group, part in parts:
       before = take(params, group.paths), _own(state, group)
-      after = part.update(take(grads, group.paths), before[1], before[0], rate * group.rate)
+      after = part.update(take(grads, group.paths), before[1], before[0], rate * group.rate, step)
       moved, slots = _where(group.due(step), after, before) if group.alternates else after
       new_params = put(new_params, moved)
       states.append((group, slots))
     return new_params, _joined(states)
 
   return optimizers.Optimizer(init, update, _joined((group, part.names) for group, part in parts))
+
+
+def _with_step(group, own, names, shapes, steps):
+  """Optimizer `own` of a group with an `update` that takes the step, too, and prunes where that is said."""
+  if group.pruned is None:
+    return own._replace(update=lambda grads, state, params, rate, _: own.update(grads, state, params, rate))
+  flat = next((path for path, x in jax.tree.leaves_with_path(shapes) if x.ndim < 2), None)
+  if flat is not None:
+    raise errors.UserError(f'groups.{group.name}.pruned: {_text(entry.key for entry in flat)} is no matrix, '
+                           'whose rows could be pruned; nearest: another `where`')
+  return row_pruning.around(own, names, f'groups.{group.name}.pruned', steps, **group.pruned)
 
 
 def _joined(states):
@@ -297,10 +315,19 @@ def _joined(states):
 def _own(state, group):
   """The state of a group's optimizer, out of the joined state; see `_joined`."""
   trees = {name: take(tree, group.paths) for name, tree in state.items()
-           if isinstance(tree, dict) and name != 'turns'}
+           if isinstance(tree, dict) and name != 'turns' and _holds(tree, min(group.paths, key=_text))}
   if group.alternates:
     return trees | state.get('turns', {}).get(group.name, {})
   return trees | {name: value for name, value in state.items() if not isinstance(value, dict)}
+
+
+def _holds(tree, path):
+  """Whether nested dict `tree` has something at `path`; the averages of pruning are of one group alone."""
+  for key in path:
+    if key not in tree:
+      return False
+    tree = tree[key]
+  return True
 
 
 def take(tree, paths):

@@ -114,7 +114,8 @@ def blueprint(cfg, mesh):
   all_groups = groups.of(cfg, modules.labels(model))
   names, router_names = axes.names_of(params), axes.names_of(routers)
   params, routers = nnx.to_pure_dict(params), nnx.to_pure_dict(routers)
-  optimizer = groups.optimizer(all_groups, functools.partial(_optimizer, cfg.optimizer), names, params)
+  optimizer = groups.optimizer(all_groups, functools.partial(_optimizer, cfg.optimizer), names, params,
+                               cfg.train.steps)
   slots = jax.eval_shape(optimizer.init, groups.take(params, groups.trained(all_groups)))
   shapes = dict(params=params, router_state=routers, opt_state=slots,
                 **jax.eval_shape(lambda: _counters(cfg.seed)))

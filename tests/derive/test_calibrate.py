@@ -68,7 +68,11 @@ def test_sums_are_what_they_say(whole, monkeypatch):
   gates = taken * probs / (taken * probs).sum(1, keepdims=True)
   norm = np.linalg.norm(y, axis=-1)                                  # [E, T]
   unit = y / np.maximum(norm[..., None], 1e-30)
+  two = np.einsum('ti,tj->ij', taken, taken)
   wanted = dict(
+      first_two=two - np.diag(np.diagonal(two)), calls=[groups(made, taken[:, e]) for e in range(4)],
+      own_hidden_squares=np.einsum('te,etf->ef', taken, hidden ** 2),
+      own_hidden_products=np.einsum('te,etf,eth->efh', taken, hidden, hidden),
       load=taken.sum(0), logit_products=z.T @ z, coactivation=taken.T @ taken, tokens=len(x),
       input_squares=taken.T @ x ** 2, input_products=np.einsum('te,tc,td->ecd', taken, x, x),
       weighted_norms=(gates * norm.T).sum(0), output_sums=y.sum(1),
@@ -80,6 +84,17 @@ def test_sums_are_what_they_say(whole, monkeypatch):
   assert {*wanted} == {*NAMES}
   for name, value in wanted.items():
     np.testing.assert_allclose(found[name], value, rtol=2e-3, atol=2e-4 * np.abs(value).max(), err_msg=name)
+
+
+def groups(made, taken):
+  """How many groups of tokens have a token that is `taken` f[T], in the order of `inputs`."""
+  cfg, *_ = made
+  data, lengths = pipeline.train_iterator(cfg), []
+  for _ in range(2):
+    lengths += (next(data)['decoder_segment_ids'] > 0).sum(1).tolist()
+  data.close()
+  ends = np.cumsum(lengths)
+  return sum(taken[end - length:end].any() for end, length in zip(ends, lengths))
 
 
 def inputs(made, monkeypatch):

@@ -60,8 +60,8 @@ def made(start, surgery, path, said=None, **options):
   return compress.compress(start, surgery, path, batches=2, devices=ONE, say=say, **options)
 
 
-# Those that permute hidden units change their sums in the last bits.
-PERMUTE = {'merge'}
+# Those that permute hidden units, or put matrices together, change sums in the last bits.
+ROUNDED = {'merge', 'mc_smoe'}
 
 
 @pytest.mark.parametrize('name', lookup.available('surgery'))
@@ -69,7 +69,7 @@ def test_what_keeps_all_leaves_the_logits(start, name, tmp_path):
   made(start, f'{name}:keep=1.0', tmp_path / 'run')
   after, before = logits(tmp_path / 'run'), logits(start)
   assert np.ptp(before) > 0.1
-  if name not in PERMUTE:
+  if name not in ROUNDED:
     np.testing.assert_array_equal(after, before)
   np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6 * np.abs(before).max())
 
@@ -104,6 +104,7 @@ def test_nothing_is_written_where_it_cannot_be(start, tmp_path):
     assert '\n' not in str(caught.value)
     return str(caught.value)
   assert 'no surgery is called' in refused('pruning') and 'nearest: prune' in refused('pruning')
+  assert 'ids is no target with a teacher' in refused('prune', distil='ids')
   assert "prune has no field 'keeps'; nearest: keep" in refused('prune:keeps=1')
   assert 'expected a number above 0, at most 1' in refused('prune:keep=0')
   assert 'keep=0.25 leaves 1 of 4 experts in blocks.m, and a token has 2' in refused('prune:keep=0.25')
@@ -128,6 +129,27 @@ def test_a_merged_run_trains_on(start, tmp_path):
   assert loop.train(cfg, tmp_path / 'run', 'merged', ONE) == 0
   assert records.done(tmp_path / 'run')['step'] == cfg.train.steps
   assert next(iter(records.stats(tmp_path / 'run')))[1]['decoder_01'].shape == (2,)
+
+
+@pytest.mark.slow
+def test_a_merged_run_is_distilled_then_factored_and_pruned_by_rows(start, tmp_path):
+  """MC-SMoE from the configuration alone: the teacher is the run that was merged."""
+  words = '--config.groups.router.train=False', '--config.train.steps=6'
+  made(start, 'merge:keep=0.5', tmp_path / 'merged', overrides=words, distil='mc_smoe:weight=0.3')
+  assert loop.train(rundir.load(tmp_path / 'merged'), tmp_path / 'merged', 'merged', ONE) == 0
+  loss = rundir.load(tmp_path / 'merged').loss
+  assert (loss.run, loss.step, loss.weight, loss.inner.name) == (str(start), 4, 0.3, 'ids')
+  made(tmp_path / 'merged', 'mc_smoe:keep=0.25,rank=2,before=1,after=2', tmp_path / 'run')
+  cfg = rundir.load(tmp_path / 'run')
+  assert loop.train(cfg, tmp_path / 'run', 'small', ONE) == 0
+  with states.on_mesh(cfg.mesh, ONE) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    saved = checkpoint.Checkpoints(tmp_path / 'run' / 'checkpoints', keep=None, read_only=True)
+    _, state, _, _ = saved.restore(plan.shapes, check=lambda meta: None, say=print)
+    saved.close()
+  parts = [x for path, x in jax.tree.leaves_with_path(state['params']) if path[-1].key == 's']
+  zero = sum(float((x == 0).sum()) for x in parts) / sum(x.size for x in parts)
+  assert 0.6 < zero < 0.8                                            # whole rows, of all matrices together
 
 
 def test_an_import_is_pruned_and_exported_in_its_own_form(tmp_path):
