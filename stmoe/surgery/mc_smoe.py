@@ -46,7 +46,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   made: dict[tuple, object] = {}
   changes: dict[str, object] = {}
   for layer in sparse.found(config):
-    bank = _network(layer, params)
+    bank = network(layer, params)
     width = bank['wi'].shape[1:]
     r = rank_of(*width, ratio) if rank is None else rank
     if r > min(width):
@@ -63,8 +63,8 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   return sparse.replaced(params, made), changes
 
 
-def _network(layer, params):
-  """Dict name -> array of a bank of ordinary networks; raises UserError for another bank."""
+def network(layer: sparse.Layer, params: dict) -> dict[str, jax.Array]:
+  """Returns dict name -> array [E,...] of a bank of ordinary networks; raises UserError for another bank."""
   bank = {'.'.join(map(str, path)): array for path, array in layer.arrays(params, 'experts').items()}
   if not {'wi', 'wo'} <= bank.keys() <= MATRICES | BIASES:
     name = type(layer.module.experts).__module__.rpartition('.')[2]
@@ -73,13 +73,13 @@ def _network(layer, params):
   return bank
 
 
-def section(bank: typing.Any, arrays: dict, rank: int, sparse: bool) -> dict:
+def section(bank: typing.Any, arrays: dict, rank: int, rest: bool) -> dict:
   """Returns the configuration of the bank `low_rank` that computes what `bank` does.
 
   Args:
-    arrays: dict name -> array of `bank`.
+    arrays: dict name -> array of `bank`; rest: with the part S.
   """
-  common = dict(name='low_rank', d_ff=arrays['wi'].shape[-1], rank=rank, sparse=sparse,
+  common = dict(name='low_rank', d_ff=arrays['wi'].shape[-1], rank=rank, sparse=rest,
                 activation=bank.activation, dropout_rate=bank.dropout_rate)
   return common | dict(gated='wg' in arrays, use_bias='bi' in arrays, limit=getattr(bank, 'limit', None))
 

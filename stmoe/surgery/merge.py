@@ -66,10 +66,18 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     replacements |= {(*layer.path, 'experts', *path): _filled(array, members, weigh, numbers[layer.where])
              for path, array in bank.items()}
     replacements[(*layer.path, 'router')] = dict(inner=sparse.router(layer, params), table=table(members))
-  changes = {f'{where}.router': dict(name='remap', num_experts=number,
-                                     inner=sparse.section(config, f'{where}.router').to_dict())
-             for where, number in numbers.items()}
-  return sparse.replaced(params, replacements), changes
+  return sparse.replaced(params, replacements), remapped(config, numbers)
+
+
+def remapped(config: ml_collections.ConfigDict, numbers: dict[str, int]) -> dict[str, object]:
+  """Returns the changes that put the routers of layers inside of `remap` to so many experts.
+
+  Args:
+    numbers: dict where -> E', of groups of layers.
+  """
+  return {f'{where}.router': dict(name='remap', num_experts=number,
+                                  inner=sparse.section(config, f'{where}.router').to_dict())
+          for where, number in numbers.items()}
 
 
 def _alike(layer, bank, statistics, align):

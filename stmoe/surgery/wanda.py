@@ -37,7 +37,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   layers = sparse.found(config)
   if block is not None:
     _check(keep, block, allocation)
-  matrices = {layer.name: _matrices(layer, params) for layer in layers}
+  matrices = {layer.name: sparse.matrices(layer, params) for layer in layers}
   statistics = calibration('calls', *SQUARES.values()) if keep < 1 else {}
   shares = dict.fromkeys(matrices, keep)
   if allocation == 'owl' and keep < 1:
@@ -61,19 +61,6 @@ def _check(keep, block, allocation):
   if not math.isclose(keep * block, whole, abs_tol=1e-6) or not whole:
     raise errors.UserError(f'keep={keep} of block={block} is no whole number of entries; nearest: '
                            f'keep={max(whole, 1) / block:g}')
-
-
-def _matrices(layer, params):
-  """Dict path -> (array [E,in,out], axis of its inputs) of the bank; raises UserError for other banks."""
-  named, found = layer.axes('experts'), {}
-  for path, array in layer.owned(params).items():
-    names = named[path][0]
-    if array.ndim == 3 and names[0] == 'expert' and {names[1], names[2]} == {*SQUARES}:
-      found[path] = array, names[1]
-    elif array.ndim > 2:
-      raise errors.UserError(f'{layer.where}.experts: {".".join(map(str, path))} is no matrix from or to the '
-                             "hidden units of one layer; nearest: experts 'mlp' or 'glu'")
-  return found
 
 
 def scores(w: jax.Array, squares: np.ndarray, calls: np.ndarray) -> jax.Array:

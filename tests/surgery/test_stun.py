@@ -24,7 +24,8 @@ def test_a_layer_of_experts_that_are_alike_loses_more_and_the_others_are_never_c
   params = alike(cfg, trained.params(cfg))
   made, changes = stun.operate(params, cfg, trained.none, keep=0.75, means=0)
   new = sparse.changed(cfg, changes)
-  assert new.model['layers'] == (('dmda', 1),) and new.blocks.a.experts.to_dict() == cfg.blocks.m.experts.to_dict()
+  assert new.model['layers'] == (('dmda', 1),)
+  assert new.blocks.a.experts.to_dict() == cfg.blocks.m.experts.to_dict()
   assert (new.blocks.m.router.num_experts, new.blocks.a.router.num_experts) == (2, 4)
   bank, before = (p['decoder']['layers'][1]['layer']['experts']['wi'] for p in (made, params))
   stays = [int(np.flatnonzero([(a == b).all() for b in before])[0]) for a in bank]
