@@ -47,11 +47,9 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   changes: dict[str, object] = {}
   for layer in sparse.found(config):
     bank = network(layer, params)
-    width = bank['wi'].shape[1:]
-    r = rank_of(*width, ratio) if rank is None else rank
-    if r > min(width):
-      raise errors.UserError(f'rank={r} of matrices of {layer.where} whose smaller side is {min(width)}; '
-                             f'nearest: rank={min(width)}')
+    rows, columns = bank['wi'].shape[1:]
+    r = rank_of(rows, columns, ratio) if rank is None else rank
+    check_rank(layer, bank['wi'], r)
     made[(*layer.path, 'experts')] = {
         name: dict(zip('uvs', split(array, r))) if name in MATRICES else array
         for name, array in bank.items()}
@@ -71,6 +69,14 @@ def network(layer: sparse.Layer, params: dict) -> dict[str, jax.Array]:
     raise errors.UserError(f'{layer.where}.experts is {name} of {", ".join(sorted(bank))}; factored are '
                            "'mlp', and 'glu' without multiplicative_bias")
   return bank
+
+
+def check_rank(layer: sparse.Layer, array: jax.Array, rank: int) -> None:
+  """Raises UserError for a rank that matrices [E,in,out] of a layer do not have."""
+  most = min(array.shape[1:])
+  if rank > most:
+    raise errors.UserError(f'rank={rank} of matrices of {layer.where} whose smaller side is {most}; nearest: '
+                           f'rank={most}')
 
 
 def section(bank: typing.Any, arrays: dict, rank: int, rest: bool) -> dict:
@@ -106,5 +112,5 @@ def split(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
   root = np.sqrt(values[..., :rank])
   u = np.asarray(left[..., :rank] * root[..., None, :], w.dtype)
   v = np.asarray(root[..., None] * right[..., :rank, :], w.dtype)
-  s = np.asarray(w, np.float64) - np.float64(u) @ np.float64(v)
+  s = np.asarray(w, np.float64) - np.asarray(u, np.float64) @ np.asarray(v, np.float64)
   return jnp.asarray(u), jnp.asarray(v), jnp.asarray(s, w.dtype)

@@ -50,9 +50,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
       the sum of theirs.
   """
   layers = sparse.found(config)
-  if rank is None and (factored or whitened):
-    raise errors.UserError(f'rank=None: the whole space has no use for factored={factored} or for '
-                           f'whitened={whitened}; nearest: rank=64')
+  _check(layers, params, rank, whitened, factored)
   numbers = sparse.kept(layers, keep)
   changes = _changes(layers, params, config, numbers, router, keep)
   new_layers = sparse.found(sparse.changed(config, changes))         # raises what routers say of the number
@@ -64,15 +62,27 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     used = merge.usage(sums['load'][:layer.num_experts])
     members = clusters(sums[products], numbers[layer.where], int(used.argmax()))
     parts = fewer.shares(members, used)
-    if factored:
+    if factored and rank is not None:
       network = mc_smoe.network(layer, params)
       changes[f'{layer.where}.experts'] = mc_smoe.section(layer.module.experts, network, rank, False)
     replaced[(*layer.path, 'experts')] = _bank(layer, params, members, parts, sums, rank, whitened, factored)
     if router == 'shared':
       replaced[(*layer.path, 'router')] = dict(inner=sparse.router(layer, params), table=merge.table(members))
     else:
-      replaced |= fewer.averaged(layer, new, params, np.sign(parts))
+      replaced |= fewer.averaged(layer, new, params, np.sign(fewer.shares(members, np.ones_like(used))))
   return sparse.replaced(params, replaced), changes
+
+
+def _check(layers, params, rank, whitened, factored):
+  """Raises UserError for a rank that the matrices do not have, or that is missing."""
+  if rank is None and (factored or whitened):
+    raise errors.UserError(f'rank=None: the whole space has no use for factored={factored} or for '
+                           f'whitened={whitened}; nearest: rank=64')
+  for layer in layers if rank is not None else ():
+    for array, _ in sparse.matrices(layer, params).values():
+      mc_smoe.check_rank(layer, array, rank)
+    if factored:
+      mc_smoe.network(layer, params)
 
 
 def _changes(layers, params, config, numbers, router, keep):
@@ -87,23 +97,20 @@ def _changes(layers, params, config, numbers, router, keep):
 def _bank(layer, params, members, parts, sums, rank, whitened, factored):
   """The nested dict of the merged bank of a layer, [E',...] each."""
   bank: dict = {}
-  matrices = sparse.matrices(layer, params)
+  matrices = {} if rank is None else sparse.matrices(layer, params)
   for path, array in layer.arrays(params, 'experts').items():
     if path not in layer.owned(params):
       layout.put(bank, path, array)      # shared by all experts
-    elif path not in matrices or rank is None:
+    elif path not in matrices:
       layout.put(bank, path, fewer.mixed(parts, array))
     else:
       moments = _moments(sums, matrices[path][1]) if whitened else None
-      layout.put(bank, path, _projected(layer, array, members, parts, moments, rank, factored))
+      layout.put(bank, path, _projected(array, members, parts, moments, rank, factored))
   return bank
 
 
-def _projected(layer, array, members, parts, moments, rank, factored):
+def _projected(array, members, parts, moments, rank, factored):
   """[E',in,out], or dict(u [E',in,r], v [E',r,out]): means of groups in the subspaces of their outputs."""
-  if rank > min(array.shape[1:]):
-    raise errors.UserError(f'rank={rank} of matrices of {layer.where} whose smaller side is '
-                           f'{min(array.shape[1:])}; nearest: rank={min(array.shape[1:])}')
   made = []
   for group, mean in zip(members, fewer.mixed(parts, array)):
     own = [np.asarray(array[expert], np.float64).T for expert in group]

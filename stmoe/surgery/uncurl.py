@@ -42,18 +42,15 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     keep:       one over the paper's pruning factor: clusters over experts.
     clustering: 'agglomerative' by average linkage, or 'k_means' of the columns at length 1.
     member:     a cluster becomes its 'mean' by usage, or its most 'used' member; so does its column.
-    adaptive:   layers may differ: the closest experts of the whole network are joined, `keep` being the share
-      of all its experts. `fewer.apart` says how such layers are stored.
+    adaptive:   layers may differ: the closest experts of the whole network are joined, as many as
+      `keep` leaves in all. `fewer.apart` says how such layers are stored.
   """
   layers = sparse.found(config)
-  for layer in layers:
-    fewer.check(layer, params, layer.num_experts if adaptive else sparse.share(layer.num_experts, keep), keep)
+  numbers, least = _numbers(layers, params, keep, adaptive)
   statistics = calibration('load', 'logit_products')
   cosines = [cosine(statistics[layer.name]['logit_products']) for layer in layers]
-  numbers = [sparse.share(layer.num_experts, keep) for layer in layers]
   if adaptive:
-    least = [contract.offered(layer.module.router, 'k') or 1 for layer in layers]
-    numbers = allocated([heights(own) for own in cosines], sparse.share(sum(map(len, cosines)), keep), least)
+    numbers = allocated([heights(own) for own in cosines], sum(numbers), least)
   changes = fewer.apart(config, layers, {layer.path: number for layer, number in zip(layers, numbers)})
   replaced: dict[tuple, object] = {}
   for layer, new, own, number in zip(layers, sparse.found(sparse.changed(config, changes)), cosines, numbers):
@@ -66,6 +63,19 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
                  for path, array in layer.owned(params).items()}
     replaced |= fewer.averaged(layer, new, params, parts)
   return sparse.replaced(params, replaced), changes
+
+
+def _numbers(layers, params, keep, adaptive):
+  """(experts of each layer, experts that a token has there); of adaptive layers the sum alone is meant."""
+  numbers = [sparse.share(layer.num_experts, keep) for layer in layers]
+  least = [contract.offered(layer.module.router, 'k') or 1 for layer in layers]
+  for layer, number in zip(layers, numbers):
+    fewer.check(layer, params, layer.num_experts if adaptive else number, keep)
+  if sum(numbers) < sum(least):
+    total = sum(layer.num_experts for layer in layers)
+    raise errors.UserError(f'keep={keep} leaves {sum(numbers)} experts to layers whose tokens have '
+                           f'{sum(least)}; nearest: keep={sum(least) / total:g}')
+  return numbers, least
 
 
 def cosine(products: np.ndarray) -> np.ndarray:
@@ -90,7 +100,7 @@ def allocated(joins: list[np.ndarray], target: int, least: list[int]) -> list[in
   """Returns the experts of each layer, `target` in all: the lowest `joins` of all layers are made.
 
   Args:
-    joins: `heights` of each layer; least: experts that a layer keeps.
+    joins: `heights` of each layer; least: experts that a layer keeps, at most `target` together.
 
   >>> allocated([np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.6, 0.7])], 5, [1, 1])
   [1, 4]
@@ -98,10 +108,6 @@ def allocated(joins: list[np.ndarray], target: int, least: list[int]) -> list[in
   possible = [(height, layer) for layer, own in enumerate(joins)
               for height in own[:len(own) + 1 - least[layer]]]
   numbers = [len(own) + 1 for own in joins]
-  if sum(numbers) - target > len(possible):
-    near = (sum(numbers) - len(possible)) / sum(numbers)
-    raise errors.UserError(f'keep={target / sum(numbers):g} leaves {target} experts to layers whose tokens '
-                           f'have {sum(least)}; nearest: keep={near:g}')
   for _, layer in sorted(possible)[:sum(numbers) - target]:
     numbers[layer] -= 1
   return numbers
