@@ -60,9 +60,7 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
     check.batches(cfg)
     located = record.read(run).located(cfg)
     plan = states.blueprint(located, mesh)
-    # What trains, and how, may be another thing from here on; the checkpoint is as the run was.
-    own_plan = states.blueprint(record.read(run).located(own_cfg), mesh)
-    at, state, meta = _restore(run, own_plan, step, say)
+    at, state, meta = _restore(run, own_cfg, mesh, step, say)
     source = Source(cfg, run, plan, say)
     calibration = calibrate.Calibration(run, located, plan, state, meta['digest'], batches, source, say)
     params, changes = operate(layout.numbered(_model(state)), located, calibration)
@@ -138,8 +136,12 @@ class Source:
     return position
 
 
-def _restore(run, plan, step, say):
-  """(step, training state, meta) of a checkpoint of `run`."""
+def _restore(run, own_cfg, mesh, step, say):
+  """(step, training state, meta) of a checkpoint of `run`, whose configuration was `own_cfg`.
+
+  What trains, and how, may be another thing in the new run.
+  """
+  plan = states.blueprint(record.read(run).located(own_cfg), mesh)
   saved = checkpoint.Checkpoints(f'{run}/checkpoints', keep=None, read_only=True)
   restored = saved.restore(plan.shapes, lambda meta: None, say, step)
   saved.close()

@@ -46,12 +46,10 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   made: dict[tuple, object] = {}
   changes: dict[str, object] = {}
   for layer in sparse.found(config):
-    bank = _network(layer, params)
-    width = bank['wi'].shape[1:]
-    r = rank_of(*width, ratio) if rank is None else rank
-    if r > min(width):
-      raise errors.UserError(f'rank={r} of matrices of {layer.where} whose smaller side is {min(width)}; '
-                             f'nearest: rank={min(width)}')
+    bank = network(layer, params)
+    rows, columns = bank['wi'].shape[1:]
+    r = rank_of(rows, columns, ratio) if rank is None else rank
+    check_rank(layer, bank['wi'], r)
     made[(*layer.path, 'experts')] = {
         name: dict(zip('uvs', split(array, r))) if name in MATRICES else array
         for name, array in bank.items()}
@@ -63,8 +61,8 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   return sparse.replaced(params, made), changes
 
 
-def _network(layer, params):
-  """Dict name -> array of a bank of ordinary networks; raises UserError for another bank."""
+def network(layer: sparse.Layer, params: dict) -> dict[str, jax.Array]:
+  """Returns dict name -> array [E,...] of a bank of ordinary networks; raises UserError for another bank."""
   bank = {'.'.join(map(str, path)): array for path, array in layer.arrays(params, 'experts').items()}
   if not {'wi', 'wo'} <= bank.keys() <= MATRICES | BIASES:
     name = type(layer.module.experts).__module__.rpartition('.')[2]
@@ -73,13 +71,21 @@ def _network(layer, params):
   return bank
 
 
-def section(bank: typing.Any, arrays: dict, rank: int, sparse: bool) -> dict:
+def check_rank(layer: sparse.Layer, array: jax.Array, rank: int) -> None:
+  """Raises UserError for a rank that matrices [E,in,out] of a layer do not have."""
+  most = min(array.shape[1:])
+  if rank > most:
+    raise errors.UserError(f'rank={rank} of matrices of {layer.where} whose smaller side is {most}; nearest: '
+                           f'rank={most}')
+
+
+def section(bank: typing.Any, arrays: dict, rank: int, rest: bool) -> dict:
   """Returns the configuration of the bank `low_rank` that computes what `bank` does.
 
   Args:
-    arrays: dict name -> array of `bank`.
+    arrays: dict name -> array of `bank`; rest: with the part S.
   """
-  common = dict(name='low_rank', d_ff=arrays['wi'].shape[-1], rank=rank, sparse=sparse,
+  common = dict(name='low_rank', d_ff=arrays['wi'].shape[-1], rank=rank, sparse=rest,
                 activation=bank.activation, dropout_rate=bank.dropout_rate)
   return common | dict(gated='wg' in arrays, use_bias='bi' in arrays, limit=getattr(bank, 'limit', None))
 
@@ -106,5 +112,5 @@ def split(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
   root = np.sqrt(values[..., :rank])
   u = np.asarray(left[..., :rank] * root[..., None, :], w.dtype)
   v = np.asarray(root[..., None] * right[..., :rank, :], w.dtype)
-  s = np.asarray(w, np.float64) - np.float64(u) @ np.float64(v)
+  s = np.asarray(w, np.float64) - np.asarray(u, np.float64) @ np.asarray(v, np.float64)
   return jnp.asarray(u), jnp.asarray(v), jnp.asarray(s, w.dtype)

@@ -10,6 +10,7 @@ Differs: a group of one expert stays as it is; in the reference it is multiplied
   groups as experts leave every expert; in the reference the least used expert of a network joins another.
 """
 
+import fnmatch
 import math
 import typing
 
@@ -21,6 +22,7 @@ from scipy import optimize
 
 from stmoe import errors
 from stmoe import ranges
+from stmoe.surgery import fewer
 from stmoe.surgery import sparse
 
 HIDDEN = 'expert_mlp'                    # the logical axis of hidden units
@@ -33,11 +35,34 @@ WEIGHTS: dict[str, typing.Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def _by_layer(layers, used, keep, merged):
+  """Dict layer name -> groups, as many in each that is merged."""
+  return {layer.name: sparse.share(layer.num_experts, keep) if layer.name in merged else layer.num_experts
+          for layer in layers}
+
+
+def _globally(layers, used, keep, merged):
+  """Dict layer name -> groups, by `allocated`."""
+  sizes = {layer.num_experts for layer in layers}
+  if len(sizes) > 1:
+    raise errors.UserError(f'allocation=global needs layers of one number of experts; these have '
+                           f'{", ".join(map(str, sorted(sizes)))}; nearest: allocation=layer')
+  average = sparse.share(sizes.pop(), keep)
+  names = [layer.name for layer in layers]
+  numbers = allocated(np.stack([used[name] for name in names]), average,
+                      np.array([name in merged for name in names]))
+  return {layer.name: int(number) for layer, number in zip(layers, numbers)}
+
+
+# How many groups layers have: functions of (layers, dict name -> usage f[E], keep, names of merged layers).
+ALLOCATIONS = {'layer': _by_layer, 'global': _globally}
+
+
 def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse.Calibration, *,
-            keep: ranges.PartOf1 = 0.5, allocation: ranges.Choice('layer', 'global') = 'layer',
+            keep: ranges.PartOf1 = 0.5, allocation: ranges.Choice(*ALLOCATIONS) = 'layer',
             weights: ranges.Choice(*WEIGHTS) = 'usage',
             align: ranges.Choice('weights', 'activations', 'none') = 'weights',
-            capacity: ranges.Count | None = None) -> tuple[dict, dict]:
+            capacity: ranges.Count | None = None, whole: ranges.Text = '') -> tuple[dict, dict]:
   """Returns (params, changes) with the experts of every layer in groups, an expert for each; see `sparse`.
 
   Args:
@@ -47,29 +72,46 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     weights:    of members: 'usage', 'uniform', or the 'head' alone, to which other members are redirected.
     align:      how hidden units are made alike first: their 'weights', or their 'activations' on the data.
     capacity:   most members of a group.
+    whole:      layers that keep all experts: a name or a pattern, such as 'encoder_01', of which the paper
+      leaves one. Such a layer has a letter of its own, see `fewer.apart`; '' = none.
   """
   layers = sparse.found(config)
-  numbers = sparse.kept(layers, keep)
   statistics = calibration('load', 'logit_products', *(HIDDEN_ITEMS if align == 'activations' else ()))
   used = {layer.name: usage(statistics[layer.name]['load'][:layer.num_experts]) for layer in layers}
-  groups = {layer.name: numbers[layer.where] for layer in layers}
-  if allocation == 'global':
-    groups = _globally(layers, used, keep)
-    numbers = {layer.where: max(groups[peer.name] for peer in layers if peer.where == layer.where)
-               for layer in layers}
+  merged = {layer.name for layer in layers if not fnmatch.fnmatchcase(layer.name, whole)}
+  groups = ALLOCATIONS[allocation](layers, used, keep, merged)
+  numbers = {layer.name: _most(layer, layers, groups, merged) for layer in layers}
   replacements: dict[tuple, object] = {}
   for layer in layers:
     layer_usage, alike = used[layer.name], similarity(statistics[layer.name]['logit_products'])
     members = grouped(layer_usage, alike, groups[layer.name], capacity)
     bank = _alike(layer, layer.owned(params), statistics[layer.name], align)
     weigh = [WEIGHTS[weights](layer_usage[group]) for group in members]
-    replacements |= {(*layer.path, 'experts', *path): _filled(array, members, weigh, numbers[layer.where])
+    replacements |= {(*layer.path, 'experts', *path): _filled(array, members, weigh, numbers[layer.name])
              for path, array in bank.items()}
     replacements[(*layer.path, 'router')] = dict(inner=sparse.router(layer, params), table=table(members))
-  changes = {f'{where}.router': dict(name='remap', num_experts=number,
-                                     inner=sparse.section(config, f'{where}.router').to_dict())
-             for where, number in numbers.items()}
+  changes = remapped(config, {layer.where: numbers[layer.name] for layer in layers})
+  if len(merged) < len(layers):
+    changes |= fewer.apart(sparse.changed(config, changes), layers,
+                           {layer.path: numbers[layer.name] for layer in layers})
   return sparse.replaced(params, replacements), changes
+
+
+def _most(layer, layers, groups, merged):
+  """The experts in the bank of a layer: the most groups that a merged layer of its letter has."""
+  peers = [peer.name for peer in layers if peer.where == layer.where and peer.name in merged]
+  return max(groups[name] for name in (peers if layer.name in merged else [layer.name]))
+
+
+def remapped(config: ml_collections.ConfigDict, numbers: dict[str, int]) -> dict[str, object]:
+  """Returns the changes that put the routers of layers inside of `remap` to so many experts.
+
+  Args:
+    numbers: dict where -> E', of groups of layers.
+  """
+  return {f'{where}.router': dict(name='remap', num_experts=number,
+                                  inner=sparse.section(config, f'{where}.router').to_dict())
+          for where, number in numbers.items()}
 
 
 def _alike(layer, bank, statistics, align):
@@ -177,17 +219,6 @@ def _filled(array, members, weights, number):
   """[number,...]: the means over groups; the first mean again in place of experts that nothing reaches."""
   means = [mean(array, experts, weight) for experts, weight in zip(members, weights)]
   return jnp.stack(means + means[:1] * (number - len(means)))
-
-
-def _globally(layers, used, keep):
-  """Dict layer name -> groups, by `allocated`."""
-  sizes = {layer.num_experts for layer in layers}
-  if len(sizes) > 1:
-    raise errors.UserError(f'allocation=global needs layers of one number of experts; these have '
-                           f'{", ".join(map(str, sorted(sizes)))}; nearest: allocation=layer')
-  average = sparse.share(sizes.pop(), keep)
-  numbers = allocated(np.stack([used[layer.name] for layer in layers]), average, np.ones(len(layers), bool))
-  return {layer.name: int(number) for layer, number in zip(layers, numbers)}
 
 
 def correlation(tokens: float, sums: np.ndarray, squares: np.ndarray, products: np.ndarray) -> np.ndarray:

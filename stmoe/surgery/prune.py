@@ -7,6 +7,7 @@ rule.
 
 import zlib
 
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -43,28 +44,53 @@ def _random(layers, params, calibration, seed):
 SCORES = {'usage': _usage, 'reap': _reap, 'magnitude': _magnitude, 'random': _random}
 
 
+def _among(config, numbers):
+  """Changes that let routers choose among the experts that stay, and give these experts new numbers."""
+  router = lambda where: sparse.section(config, f'{where}.router').to_dict()
+  among = lambda where: dict(name='among', inner=router(where))
+  return {f'{where}.router': dict(name='remap', num_experts=number, inner=among(where))
+          for where, number in numbers.items()}
+
+
+def _whole(layer, new, params, stay):
+  """Dict path -> the router of `_among`, whose own arrays stay."""
+  table = np.full(layer.num_experts, -1, np.int32)
+  table[stay] = np.arange(len(stay))
+  own = dict(inner=sparse.router(layer, params), stay=jnp.asarray(table >= 0, jnp.int32))
+  return {(*layer.path, 'router'): dict(inner=own, table=jnp.asarray(table))}
+
+
+# What becomes of routers: functions of (config, dict where -> E'), and of (layer, its new form, parameters,
+# experts that stay).
+CHANGES = {'new': lambda config, numbers: {f'{where}.router.num_experts': n for where, n in numbers.items()},
+           'old': _among}
+ROUTERS = {'new': fewer.cut, 'old': _whole}
+
+
 def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse.Calibration, *,
-            keep: ranges.PartOf1 = 0.5, by: ranges.Choice(*SCORES) = 'usage',
-            seed: ranges.Seed = 0) -> tuple[dict, dict]:
+            keep: ranges.PartOf1 = 0.5, by: ranges.Choice(*SCORES) = 'usage', seed: ranges.Seed = 0,
+            gates: ranges.Choice('new', 'old') = 'new') -> tuple[dict, dict]:
   """Returns (params, changes) with share `keep` of the experts of every layer; see `sparse`.
 
   Args:
     by:   'usage' keeps the most chosen experts. 'reap' keeps the experts with the largest mean of
       weight times length of output. 'magnitude' keeps the experts with the largest weights, 'random' any.
     seed: of 'random'.
+    gates: 'new': the router forgets the experts that go, and gates grow. 'old': gates stay what they were,
+      the router choosing among the experts that stay; see `routers/wrappers/among.py`.
   """
   layers = sparse.found(config)
   numbers = sparse.kept(layers, keep)
   for layer in layers:
     fewer.check(layer, params, numbers[layer.where], keep)
-  changes = {f'{where}.router.num_experts': number for where, number in numbers.items()}
+  changes = CHANGES[gates](config, numbers)
   new_layers = sparse.found(sparse.changed(config, changes))         # raises what routers say of the number
   scores = SCORES[by](layers, params, calibration, seed)
   replaced: dict[tuple, object] = {}
   for layer, new_layer in zip(layers, new_layers):
     stay = best(scores[layer.name], numbers[layer.where])
     replaced |= {(*layer.path, 'experts', *path): array[stay] for path, array in layer.owned(params).items()}
-    replaced |= fewer.cut(layer, new_layer, params, stay)
+    replaced |= ROUTERS[gates](layer, new_layer, params, stay)
   return sparse.replaced(params, replaced), changes
 
 

@@ -153,6 +153,22 @@ def replaced(params: dict, changes: dict[tuple, object]) -> dict:
   return new_params
 
 
+def matrices(layer: Layer, params: dict) -> dict[tuple, tuple[jax.Array, str]]:
+  """Returns dict path -> (array [E,in,out], logical axis of the inputs) of the matrices of a bank.
+
+  Raises UserError for a bank with an array of more axes than E that is no such matrix.
+  """
+  named, found_matrices = layer.axes('experts'), {}
+  for path, array in layer.owned(params).items():
+    _, *names = named[path][0]
+    if sorted(names) == ['expert_embed', 'expert_mlp']:
+      found_matrices[path] = array, names[0]
+    elif len(names) > 1:
+      raise errors.UserError(f'{layer.where}.experts: {".".join(map(str, path))} is no matrix from or to the '
+                             "hidden units of one layer; nearest: experts 'mlp' or 'glu'")
+  return found_matrices
+
+
 def router(layer: Layer, params: dict) -> dict:
   """Returns the nested dict of the router of `layer` in `params`; {} for a router without arrays."""
   return layout.at(params, layer.path).get('router', {})

@@ -56,7 +56,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   for layer, new, own in zip(layers, sparse.found(sparse.changed(config, changes)), clusters):
     bank = layer.owned(params)
     if len(own) > means:
-      stay = np.array([representative(bank.values(), members) for members in own])
+      stay = np.array([representative([*bank.values()], members) for members in own])
       kept, routing = {path: array[stay] for path, array in bank.items()}, fewer.cut(layer, new, params, stay)
     else:
       shares = fewer.shares(own, np.ones(layer.num_experts))

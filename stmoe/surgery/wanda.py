@@ -37,7 +37,9 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   layers = sparse.found(config)
   if block is not None:
     _check(keep, block, allocation)
-  matrices = {layer.name: _matrices(layer, params) for layer in layers}
+  matrices = {layer.name: sparse.matrices(layer, params) for layer in layers}
+  for array, _ in [one for own in matrices.values() for one in own.values()] if block else ():
+    _check_block(block, array.shape[1])
   statistics = calibration('calls', *SQUARES.values()) if keep < 1 else {}
   shares = dict.fromkeys(matrices, keep)
   if allocation == 'owl' and keep < 1:
@@ -63,17 +65,12 @@ def _check(keep, block, allocation):
                            f'keep={max(whole, 1) / block:g}')
 
 
-def _matrices(layer, params):
-  """Dict path -> (array [E,in,out], axis of its inputs) of the bank; raises UserError for other banks."""
-  named, found = layer.axes('experts'), {}
-  for path, array in layer.owned(params).items():
-    names = named[path][0]
-    if array.ndim == 3 and names[0] == 'expert' and {names[1], names[2]} == {*SQUARES}:
-      found[path] = array, names[1]
-    elif array.ndim > 2:
-      raise errors.UserError(f'{layer.where}.experts: {".".join(map(str, path))} is no matrix from or to the '
-                             "hidden units of one layer; nearest: experts 'mlp' or 'glu'")
-  return found
+def _check_block(block, inputs):
+  """Raises UserError for blocks that do not divide the inputs of a matrix."""
+  if inputs % block:
+    near = max(n for n in range(1, block) if inputs % n == 0)
+    raise errors.UserError(f'block={block} does not divide the {inputs} inputs of a matrix; nearest: '
+                           f'block={near}')
 
 
 def scores(w: jax.Array, squares: np.ndarray, calls: np.ndarray) -> jax.Array:
@@ -100,10 +97,6 @@ def pruned(score: jax.Array, ratio: float, block: int | None = None) -> jax.Arra
   """
   *stack, inputs, outputs = score.shape
   size = block or inputs
-  if inputs % size:
-    near = max(n for n in range(1, size) if inputs % n == 0)
-    raise errors.UserError(f'block={block} does not divide the {inputs} inputs of a matrix; nearest: '
-                           f'block={near}')
   number = round(size * ratio) if block else math.floor(inputs * ratio + 1e-9)
   blocks = score.reshape(*stack, inputs // size, size, outputs)
   rank = jnp.argsort(jnp.argsort(blocks, -2, stable=True), -2)

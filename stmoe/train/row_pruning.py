@@ -64,7 +64,7 @@ def threshold(means: list[jax.Array], widths: list[int], number: jax.Array) -> j
 def smallest(sizes: list[int], widths: list[int], shares: np.ndarray) -> np.ndarray:
   """Returns i32[...], the `number` of `threshold` that leaves `shares` f64[...] of matrices."""
   entries = np.trunc(sum(sizes) * (1 - shares))
-  return np.int32(np.ceil(entries / math.gcd(*widths)))
+  return np.ceil(entries / math.gcd(*widths)).astype(np.int32)
 
 
 def around(optimizer: optimizers.Optimizer, names: dict, field: str, total: int, *, kept: float,

@@ -68,8 +68,19 @@ def weights(a):
 WRAPPERS = lookup.wrappers('router')
 
 
+
+def test_among_some_experts_weights_are_those_among_all():
+  router = inner('switch', capacity_factor=(None, None))
+  probs = np.array(jax.nn.softmax(X @ router.w[...]))                # [G, S, E]
+  probs[..., 2] = 0                                                  # never the largest
+  want = np.where((probs == probs.max(-1, keepdims=True)) & np.asarray(MASK)[..., None], probs, 0)
+  a, _ = route(around(router, 'among', stay=(1, 1, 0, 1)))
+  np.testing.assert_allclose(weights(a), want, rtol=1e-5, atol=1e-6)
+  with pytest.raises(errors.UserError, match=r'among: stay=\(0, 1\); wanted: 4 numbers, 1 for at least 1'):
+    around(router, 'among', stay=(0, 1))
+
 def test_they_are_found_by_name_and_are_no_ordinary_routers():
-  assert WRAPPERS == ['balance', 'offset', 'ranks', 'remap', 'replay', 'temperature', 'trace']
+  assert WRAPPERS == ['among', 'balance', 'offset', 'ranks', 'remap', 'replay', 'temperature', 'trace']
   assert not {*WRAPPERS, 'wrappers'} & {*lookup.available('router')}
   with pytest.raises(errors.UserError, match="no router is called 'remapp'; nearest: remap"):
     lookup.module('router', 'remapp')

@@ -71,6 +71,19 @@ def test_of_all_layers_together_a_skewed_one_keeps_few():
   np.testing.assert_array_equal(skewed['experts']['wi'][1], skewed['experts']['wi'][0])      # never used
 
 
+def test_a_layer_may_stay_whole():
+  cfg = trained.config()
+  params = trained.params(cfg)
+  made, changes = merge.operate(params, cfg, STATISTICS, whole='*_01', align='none')
+  new = sparse.changed(cfg, changes)
+  assert [layer.num_experts for layer in sparse.found(new)] == [4, 2]
+  assert new.model['layers'] == (('dmda', 1),)
+  first, before = (p['decoder']['layers'][1]['layer'] for p in (made, params))
+  assert first['router']['table'].tolist() == [0, 1, 2, 3]
+  np.testing.assert_array_equal(first['experts']['wi'], before['experts']['wi'])
+  assert np.isfinite(trained.logits(new, made)).all()
+
+
 def test_a_router_that_is_merged_is_merged_again_and_shared_arrays_stay():
   cfg = trained.config(dict(name='lora', d_ff=6, rank=2), layers=(('dm', 1),))
   params = trained.params(cfg)

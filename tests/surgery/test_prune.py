@@ -41,6 +41,20 @@ def test_a_pruned_model_is_the_old_one_that_cannot_choose_the_others(experts, fi
 ONE = dict(name='switch', num_experts=4)
 
 
+def test_old_gates_are_those_of_all_experts():
+  router = ONE | dict(capacity_factor=(None, None))
+  cfg = trained.config(router=router, layers=(('dm', 1),))
+  params = trained.params(cfg)
+  made, changes = prune.operate(params, cfg, LOAD, gates='old')
+  among = dict(name='among', stay=[0, 1, 0, 1], inner=router)
+  old, layer = sparse.changed(cfg, {'blocks.m.router': among}), sparse.found(cfg)[0]
+  stays = dict(inner=sparse.router(layer, params), stay=np.int32(among['stay']))
+  whole = sparse.replaced(params, {(*layer.path, 'router'): stays})
+  np.testing.assert_allclose(trained.logits(sparse.changed(cfg, changes), made), trained.logits(old, whole),
+                             rtol=1e-5, atol=1e-5)
+  assert len(made['decoder']['layers'][1]['layer']['experts']['wi']) == 2
+
+
 def test_scores():
   cfg = trained.config(wrapped=True, router=ONE, layers=(('dm', 1),))
   params = trained.params(cfg)
