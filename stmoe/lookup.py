@@ -39,6 +39,7 @@ PACKAGES = {
     'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
     'peer': 'stmoe.bench.peers',   # other libraries to time
     'surgery': 'stmoe.surgery',      # on trained parameters
+    'factorisation': 'stmoe.surgery',   # surgeries that make a dense model sparse
     'law': 'stmoe.analysis.scaling.laws',   # of the loss against size, tokens and experts
     'launcher': 'stmoe.sweep.launchers',
 }
@@ -54,10 +55,12 @@ CALLED = {
     'attention': SUB_LAYER,
     'head': SUB_LAYER,
     'surgery': ['params', 'config', 'calibration'],
+    'factorisation': ['params', 'config', 'calibration'],
 }
 
 # Kinds that are functions of their modules, and named with their fields in one text.
-FUNCTIONS = {'executor': 'execute', 'launcher': 'launch', 'surgery': 'operate'}
+FUNCTIONS = {'executor': 'execute', 'launcher': 'launch', 'surgery': 'operate',
+             'factorisation': 'factorise'}
 
 
 def available(kind: str) -> list[str]:
@@ -193,20 +196,16 @@ def spelled(kind: str, text: str) -> tuple[str, dict[str, typing.Any]]:
 
 def executor(text: str) -> typing.Callable:
   """Returns the function `execute` of the executor that `text` names, with its own fields bound."""
-  return _bound('executor', text)
+  return bound('executor', text)
 
 
 def launcher(text: str) -> typing.Callable:
   """Returns the function `launch` of the launcher that `text` names, with its own fields bound."""
-  return _bound('launcher', text)
+  return bound('launcher', text)
 
 
-def surgery(text: str) -> typing.Callable:
-  """Returns the function `operate` of the surgery that `text` names, with its own fields bound."""
-  return _bound('surgery', text)
-
-
-def _bound(kind, text):
+def bound(kind: str, text: str) -> typing.Callable:
+  """Returns the function (see FUNCTIONS) of the module of `kind` that `text` names, its own fields bound."""
   name, own_fields = spelled(kind, text)
   return functools.partial(getattr(module(kind, name), FUNCTIONS[kind]), **own_fields)
 

@@ -14,21 +14,21 @@ from stmoe import lookup
 from stmoe import ranges
 
 
-def add_arguments(parser):
+def add_arguments(parser, kind='surgery'):
   parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')
   parser.add_argument('method', metavar='METHOD',
-                      help=f'NAME[:field=value,...] of: {", ".join(lookup.available("surgery"))}')
+                      help=f'NAME[:field=value,...] of: {", ".join(lookup.available(kind))}')
   parser.add_argument('--workdir', metavar='DIR', required=True, help='the new run directory')
   parser.add_argument('--step', type=ranges.Natural, help='checkpoint of RUN; default: the newest')
   parser.add_argument('--batches', type=ranges.Count, default=16, metavar='N', help='of data to look at')
   parser.set_defaults(overrides=())
 
 
-def run(args):
-  lookup.spelled('surgery', args.method)                             # before JAX is imported
+def run(args, kind='surgery'):
+  lookup.spelled(kind, args.method)                                  # before JAX is imported
   path = experiment.run_directory(args.run)
   from stmoe.derive import compress
-  facts = compress.compress(path, args.method, args.workdir, args.overrides, batches=args.batches,
-                            step=args.step)
+  facts = compress.compress(path, args.method, args.workdir, args.overrides, kind=kind,
+                            batches=args.batches, step=args.step)
   before, after = facts['parameters']
   print(f'{args.workdir}: parameters {before:,} -> {after:,}; its ancestry: stmoe show {args.workdir}')

@@ -1,6 +1,7 @@
 """Compression: a new run whose parameters a surgery made from a trained run's (see `surgery/sparse.py`).
 
-The new run starts at step 0 with fresh optimizer slots, with the data and the vocabulary of the old run.
+Factorisation, from dense to sparse, is the same with surgeries of another kind (see `surgery/dense.py`). The
+new run starts at step 0 with fresh optimizer slots, with the data and the vocabulary of the old run.
 """
 
 from collections.abc import Callable
@@ -28,14 +29,15 @@ from stmoe.train import state as states
 
 
 def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
-             overrides: Sequence[str] = (), *, batches: int = 16, step: int | None = None,
-             say: Callable = print, devices=None) -> dict:
+             overrides: Sequence[str] = (), *, kind: str = 'surgery', batches: int = 16,
+             step: int | None = None, say: Callable = print, devices=None) -> dict:
   """Writes run directory `workdir` with what `surgery` makes of `run`; returns the facts of ancestry.json.
 
   dict(parameters: of the old and of the new model; changes: of the configuration).
 
   Args:
-    surgery:   text, see `lookup.surgery`: 'prune:keep=0.5,by=reap'.
+    surgery:   text, see `lookup.bound`: 'prune:keep=0.5,by=reap'.
+    kind:      of the surgery: 'surgery', or 'factorisation' of a dense run.
     overrides: texts '--config.a.b=value' on the run's configuration; the model stays what it is.
     batches:   of the run's training data, for surgeries that look at data.
     step:      of the checkpoint; None = the newest.
@@ -44,7 +46,7 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
   Raises:
     UserError: `workdir` is in use, or the surgery is not possible; nothing is written then.
   """
-  operate = lookup.surgery(surgery)
+  operate = lookup.bound(kind, surgery)
   starts.unused(workdir)
   starts.trained(run)
   cfg = experiment.override(rundir.opened(run, step), overrides, whole=False)
@@ -61,7 +63,7 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
     new_cfg, fewer = _laid_out(run, sparse.changed(cfg, changes).lock(), mesh)
     facts = dict(parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plan, fewer)],
                  changes=changes)
-    method, fields = _described(surgery)
+    method, fields = _described(kind, surgery)
     origin = starts.origin(method, fields, [starts.parent(run, at)], facts)
     start, position = _state(new_cfg, fewer, params), source.position()
     with beside.new(workdir) as path:
@@ -78,10 +80,10 @@ def _laid_out(run, cfg, mesh):
   return cfg, plan
 
 
-def _described(surgery):
-  """(name, all fields) of the surgery that a text names."""
-  name, named = lookup.spelled('surgery', surgery)
-  return name, {field: option.default for field, option in lookup.options('surgery', name).items()} | named
+def _described(kind, surgery):
+  """(name, all fields) of the surgery of a kind that a text names."""
+  name, named = lookup.spelled(kind, surgery)
+  return name, {field: option.default for field, option in lookup.options(kind, name).items()} | named
 
 
 class Source:

@@ -1,0 +1,70 @@
+"""FactorLLM's teacher: in training a block also runs on the states of the model before it was cut."""
+
+from flax import nnx
+from flax import struct
+import jax
+
+from stmoe.core import contract
+from stmoe.errors import UserError
+
+STREAM = 'factor_llm'                    # name in the carry of the teacher's states [B,T,D]
+
+
+@struct.dataclass
+class Teacher:
+  """What a feed-forward layer sees whose input is the teacher's: it answers as the dense layer it was."""
+
+
+class FactorLLM(nnx.Module):
+  """The block, and in training the teacher's block before it, which has the same attention and norms.
+
+  The teacher is the dense model (FactorLLM, arXiv:2408.11855). Its states pass all blocks beside those of the
+  model itself, without dropout and without a gradient. The losses that a layer reports of them become the
+  losses of the block's own report. In evaluation the block runs once.
+
+  It is the teacher as long as embedding, attention and norms are frozen, as `stmoe factorise` writes it.
+
+  Args:
+    block: recipe of the block.
+  """
+
+  def __init__(self, d_model: int, *, block, rngs):
+    self.block = block(d_model, rngs=rngs)
+    if 'cross' in self.block.sub_layers():
+      raise UserError('around factor_llm: cross-attention sees the encoder of the model, not the one of its '
+                      "teacher; nearest: prior='own' of the layers, without around")
+
+  @property
+  def layer(self) -> contract.SubLayer:
+    """The feed-forward layer of the block."""
+    return self.block.layer
+
+  def sub_layers(self) -> dict[str, contract.SubLayer]:
+    """Returns dict name -> sub-layer of the block."""
+    return self.block.sub_layers()
+
+  def parts(self) -> dict:
+    """Returns dict end of a name -> the part that reports under it, of the block."""
+    return self.block.parts()
+
+  def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict:
+    """Returns the empty caches of the block, arrays [B,K,...]."""
+    return self.block.init_cache(batch, length, dtype)
+
+  def remember(self, memory: jax.Array) -> dict:
+    """Returns the caches of cross-attention to memory [B,K,D]."""
+    return self.block.remember(memory)
+
+  def __call__(self, x: jax.Array, ctx: contract.Context,
+               carry: contract.Carry) -> tuple[jax.Array, dict[str, contract.Aux], contract.Carry]:
+    """Returns (x [B,T,D], aux: dict end of a name -> Aux, carry); see `block.Block`."""
+    if not ctx.train or STREAM not in carry:
+      return self.block(x, ctx, carry)
+    seen = (ctx.visible or {}) | dict(layer=Teacher())
+    evaluated = ctx.replace(visible=seen, train=False, key=None)
+    stream, judged, _ = self.block(jax.lax.stop_gradient(carry[STREAM]), evaluated, carry)
+    x, reports, carry = self.block(x, ctx, carry)
+    for end in judged.keys() & reports.keys():
+      losses = reports[end].losses | judged[end].losses
+      reports[end] = reports[end].replace(losses=losses)
+    return x, reports, carry | {STREAM: stream}

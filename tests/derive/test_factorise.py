@@ -1,0 +1,67 @@
+"""Factorised runs: sparse runs of dense ones, which compute the same where nothing is left out."""
+
+import jax
+import numpy as np
+import pytest
+
+from stmoe import errors
+from stmoe import lookup
+from stmoe.checkpoints import stored
+from stmoe.derive import compress
+from stmoe.runs import directory as rundir
+from stmoe.train import loop
+from tests.derive import drawn
+from tests.derive import test_compress
+from tests.train import tiny_run
+
+ONE = jax.devices()[:1]
+# With these fields a factorisation keeps the function.
+SAME = dict(factor_llm='num_experts=4,k=4')
+
+
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+  """A dense run of two letters, gated and with biases."""
+  corpus = tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
+  blocks = dict(d=dict(layer='dense', d_ff=16, activation='gelu', use_bias=True),
+                g=dict(layer='dense', d_ff=8, activation='silu', gated=True))
+  cfg = tiny_run.config(corpus, **{'blocks': blocks, 'model.layers': (('dg', 1), ('g', 1)), 'losses': {}})
+  return drawn.write(tmp_path_factory.mktemp('start') / 'run', cfg, 4, ONE)
+
+
+def made(start, text, path, **options):
+  return compress.compress(start, text, path, kind='factorisation', batches=2, devices=ONE,
+                           say=lambda line: None, **options)
+
+
+@pytest.mark.parametrize('name', lookup.available('factorisation'))
+def test_what_leaves_nothing_out_leaves_the_logits(start, name, tmp_path):
+  made(start, f'{name}:{SAME[name]}', tmp_path / 'run')
+  after, before = test_compress.logits(tmp_path / 'run'), test_compress.logits(start)
+  assert np.ptp(before) > 0.1
+  np.testing.assert_allclose(after, before, rtol=1e-5, atol=3e-6 * np.abs(before).max())
+
+
+def test_nothing_is_written_where_it_cannot_be(start, tmp_path):
+  def refused(text, run=start):
+    with pytest.raises(errors.UserError) as caught:
+      made(run, text, tmp_path / 'none')
+    assert '\n' not in str(caught.value) and not (tmp_path / 'none').exists()
+    return str(caught.value)
+  assert "letters='x': dense layers are in the blocks d, g; nearest: dg" in refused('factor_llm:letters=x')
+  assert 'num_experts=3 does not divide the 16 hidden units of a layer; nearest: num_experts=2' in refused(
+      'factor_llm:num_experts=3')
+  assert 'no factorisation is called' in refused('prune')
+  made(start, 'factor_llm:prior=none,letters=g', tmp_path / 'run')
+  assert 'the model is sparse, decoder_01 has experts; nearest' in refused('factor_llm', tmp_path / 'run')
+  assert rundir.load(tmp_path / 'run').blocks.d.layer == 'dense'
+
+
+@pytest.mark.slow
+def test_chunks_and_routers_train_and_nothing_else(start, tmp_path):
+  made(start, 'factor_llm', tmp_path / 'run', overrides=['--config.checkpoint.keep=20'])
+  assert loop.train(rundir.load(tmp_path / 'run'), tmp_path / 'run', 'chunks', ONE) == 0
+  first, last = (stored.Reader(tmp_path / 'run' / 'checkpoints', step).inventory for step in (0, 12))
+  moved = {name for name in first if name.startswith('params/') and first[name] != last[name]}
+  assert moved == {name for name in first if name.startswith('params/') and (
+      '/experts/' in name or '/router/' in name)}
