@@ -1,7 +1,7 @@
 """Makes a sparse run of a trained dense one: its feed-forward layers are cut into experts.
 
 stmoe factorise runs/dense factor_llm:num_experts=4 --workdir runs/chunks    contiguous chunks of units
-stmoe factorise runs/dense dynamic_dino:copies=4,k=2 --workdir runs/moe     copies in slices: the same function
+stmoe factorise runs/dense dynamic_dino:copies=4,k=2 --workdir runs/moe      copies, in slices
 stmoe train runs/moe                                                        goes on from there
 
 METHOD is a file of stmoe/surgery with its fields; else as in `stmoe compress --help`. `stmoe upcycle` also

@@ -16,7 +16,7 @@ from tests.train import tiny_run
 
 ONE = jax.devices()[:1]
 # With these fields a factorisation keeps the function.
-SAME = dict(factor_llm='num_experts=4,k=4')
+SAME = dict(dynamic_dino='', factor_llm='num_experts=4,k=4')
 
 
 @pytest.fixture(scope='module')
