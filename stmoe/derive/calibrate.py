@@ -8,6 +8,7 @@ and length.
 """
 
 from collections.abc import Sequence
+import copy
 import hashlib
 import json
 import pathlib
@@ -133,6 +134,12 @@ ITEMS = {
     'hidden_squares': lambda seen: jnp.square(seen.hidden()).sum(1),
     'hidden_products': lambda seen: _summed('sf,esh->efh', seen.hidden()[0], seen.hidden()),
 }
+# Of dense layers, from their hidden units f32[B,T,F], 0 for padding, and bool[B,T] real tokens: [F] sums of
+# absolute values, [] real tokens.
+UNITS = {
+    'unit_sizes': lambda hidden, mask: jnp.abs(hidden).sum((0, 1)),
+    'unit_tokens': lambda hidden, mask: mask.sum(dtype=jnp.float32),
+}
 OF_EDGES = {'coactivation', 'input_squares', 'input_products', 'weighted_norms', 'chosen_cosines'}
 OF_LOGITS = {'logit_products', 'probability_margin'}
 
@@ -184,13 +191,34 @@ class Watch(wrappers.Wrapper):
             zeros.at[at].max(live.astype(jnp.float32), mode='drop'))
 
 
+class Units(nnx.Module):
+  """The dense `layer` of a block, which also collects `names` of UNITS into Aux.records, arrays [1,...]."""
+
+  def __init__(self, layer, names):
+    self.layer, self.names = layer, names
+
+  def __call__(self, x, ctx, carry):
+    """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
+    y, _, carry = self.layer(x, ctx, carry)
+    hidden = jnp.where(ctx.mask[..., None], self.layer.hidden(x).astype(jnp.float32), 0)
+    records = {name: UNITS[name](hidden, ctx.mask)[None] for name in self.names}
+    return y, contract.Aux(losses={}, load=jnp.zeros(0), metrics={}, records=records), carry
+
+
 def watched(model: nnx.Module, names: Sequence[str]) -> nnx.Module:
-  """Returns a copy of `model`, with the same arrays, whose sparse layers of one bank collect `names`."""
-  copy = nnx.merge(*nnx.split(model))
-  for owner in modules.sparse(copy):
+  """Returns a copy of `model`, with the same arrays, whose layers collect `names`.
+
+  Sparse layers of one bank collect those of ITEMS, dense layers of blocks those of UNITS.
+  """
+  model = nnx.merge(*nnx.split(model))
+  units, items = tuple(n for n in names if n in UNITS), tuple(n for n in names if n in ITEMS)
+  for owner in modules.sparse(model) if items else ():
     if callable(getattr(owner, 'experts', None)):
-      owner.router = Watch(owner.router, owner.experts, tuple(names))
-  return copy
+      owner.router = Watch(owner.router, owner.experts, items)
+  for _, block in list(modules.offering(model, 'layer')) if units else ():
+    if 'layer' in vars(block) and hasattr(block.layer, 'hidden'):
+      block.layer = Units(block.layer, units)
+  return model
 
 
 class Calibration:
@@ -200,7 +228,8 @@ class Calibration:
     run:     directory of the run, in which results are kept.
     cfg:     the run's configuration; the first `batches` training batches of its data are used.
     plan:    the Blueprint; state: the training state of the checkpoint with digest `digest`.
-    source:  gives the opened data when called without arguments.
+    source:  gives the opened data when called without arguments, and of another configuration when called
+      with that.
     say:     called with lines of text.
   """
 
@@ -208,11 +237,16 @@ class Calibration:
     self._folder, self._cfg, self._plan, self._state = pathlib.Path(run) / FOLDER, cfg, plan, state
     self._digest, self._batches, self._source, self._say = digest, batches, source, say
 
-  def __call__(self, *names: str) -> dict[str, dict[str, np.ndarray]]:
-    """Returns dict layer -> dict name -> f64[...]; runs over the data for names that are not kept yet."""
-    data = pipeline.train_iterator(self._cfg, opened=self._source())
-    key = self.key(data.get_state())
-    data.close()
+  def __call__(self, *names: str, data: dict | None = None) -> dict[str, dict[str, np.ndarray]]:
+    """Returns dict layer -> dict name -> f64[...]; runs over the data for names that are not kept yet.
+
+    data: dict of fields of section `data` with other values: these data are looked at instead.
+    """
+    if data is not None:
+      return self._of(data)(*names)
+    batches = pipeline.train_iterator(self._cfg, opened=self._source())
+    key = self.key(batches.get_state())
+    batches.close()
     paths = {name: store.named(self._folder, name, key) for name in names}
     absent = [name for name, path in paths.items() if not path.is_dir()]
     fresh = self._collected(absent) if absent else {}
@@ -223,6 +257,14 @@ class Calibration:
       for layer, value in files.read_arrays(path / 'sums.npz', LARGEST).items():
         by_layer.setdefault(layer, {})[name] = value
     return by_layer
+
+  def _of(self, data):
+    """The Calibration of the same model on other data."""
+    other, cfg = copy.copy(self), copy.deepcopy(self._cfg)
+    with cfg.unlocked():
+      cfg.data.update(data)
+    other._cfg, other._source = cfg, lambda: self._source(cfg)
+    return other
 
   def key(self, position: dict) -> str:
     """Returns the digest of what the results depend on; `position` is that of the data's beginning."""

@@ -93,8 +93,13 @@ class Source:
     self._cfg, self._run, self._plan, self._say = cfg, run, plan, say
     self._opened = None
 
-  def __call__(self):
-    """Returns the opened data; raises UserError if there are none, or they are of another vocabulary."""
+  def __call__(self, cfg=None):
+    """Returns the opened data; raises UserError if there are none, or they are of another vocabulary.
+
+    cfg: the configuration of other data, for the same model; None = the run's own.
+    """
+    if cfg is not None:
+      return Source(cfg, self._run, self._plan, self._say)()
     if self._opened is None:
       if self._cfg.data.get('vocab') == '':
         raise errors.UserError(f'data.vocab of {self._run} is empty, and the surgery looks at data; nearest: '

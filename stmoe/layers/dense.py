@@ -46,8 +46,11 @@ class Dense(nnx.Module):
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], None, carry) for x [B,T,D]."""
-    activation, h = activations.named(self.activation), linear.apply(x, self.wi, self.bi)    # [B, T, F]
-    h = activation(h) if self.wg is None else activations.gated(
-        h, linear.apply(x, self.wg), activation, self.limit)
-    h = noise.dropout(h, self.dropout_rate, ctx.fold('hidden').key if ctx.train else None, (-2,))
+    h = noise.dropout(self.hidden(x), self.dropout_rate, ctx.fold('hidden').key if ctx.train else None, (-2,))
     return linear.apply(h, self.wo, self.bo), None, carry            # [B, T, D]
+
+  def hidden(self, x: jax.Array) -> jax.Array:
+    """Returns what enters the last product, [B,T,F] for x [B,T,D]."""
+    activation, h = activations.named(self.activation), linear.apply(x, self.wi, self.bi)    # [B, T, F]
+    return activation(h) if self.wg is None else activations.gated(
+        h, linear.apply(x, self.wg), activation, self.limit)

@@ -29,7 +29,7 @@ from stmoe.layers import dense
 from stmoe.layers import moe
 from stmoe.parts.around import factor_llm as around
 
-CLIP = 1e-7                              # probabilities of the loss are no nearer to 0 and 1
+CLIP = 1e-7
 
 
 def apart(chunks: jax.Array, target: jax.Array) -> jax.Array:
@@ -67,15 +67,16 @@ def hard(probs: jax.Array, k: int) -> jax.Array:
   return jax.nn.one_hot(choices.top(probs, k), probs.shape[-1]).sum(axis=-2)
 
 
-def prior_loss(logits: jax.Array, label: jax.Array) -> jax.Array:
+def prior_loss(logits: jax.Array, label: jax.Array, clip: float = CLIP) -> jax.Array:
   """Returns f32[...], KL(softmax(logits) || softmax(label)): the router comes first (prior-approximate loss).
 
   The softmax of k ones among N is e / (k e + N - k) on them and 1 / (k e + N - k) elsewhere.
 
   Args:
     logits: f32[...,N] of the router; label: f32[...,N] of 0 and 1.
+    clip:   probabilities are no nearer than this to 0 and 1.
   """
-  p, q = (jnp.clip(jax.nn.softmax(x, axis=-1), CLIP, 1 - CLIP) for x in (logits, label))
+  p, q = (jnp.clip(jax.nn.softmax(x, axis=-1), clip, 1 - clip) for x in (logits, label))
   return jnp.sum(p * (jnp.log(p) - jnp.log(q)), axis=-1)
 
 

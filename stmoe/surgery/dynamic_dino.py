@@ -1,7 +1,8 @@
 """Dynamic-DINO: dense layers become copies of themselves in slices; the function stays (arXiv:2507.17436).
 
-N copies of a layer, each in k slices of hidden units, are E = k N experts. Routers have k equal columns for the
-slices of a copy, so that a token has all of one copy. With k = 1 this is sparse upcycling (arXiv:2212.05055).
+N copies of a layer, each in k slices of hidden units, are E = k N experts. Routers have k equal columns for
+the slices of a copy, so that a token has all of one copy. With k = 1 this is sparse upcycling
+(arXiv:2212.05055).
 """
 
 import jax.numpy as jnp

@@ -47,23 +47,24 @@ class Group(NamedTuple):
   clip: float | None
   every: int
   turn: tuple
+  lasts: int
   masked: float
 
   @property
   def alternates(self) -> bool:
     """Whether this group does not train in every step."""
-    return self.turn[1] > 1
+    return self.turn[1] > self.lasts
 
   def due(self, step: jax.Array) -> jax.Array:
     """Returns bool[]: whether this group trains in step `step` i32[]."""
     turn, turns = self.turn
-    return step // self.every % turns == turn
+    return (step // self.every - turn) % turns < self.lasts
 
 
 def group_of(name, paths, *, where: ranges.Text = '', train: ranges.Flag = True,
              rate: ranges.NonNegative = 1.0, weight_decay: ranges.NonNegative | None = None,
              clip: ranges.NonNegative | None = None, every: ranges.Count = 1,
-             turn: ranges.Row(ranges.Natural, ranges.Count) = (0, 1),
+             turn: ranges.Row(ranges.Natural, ranges.Count) = (0, 1), lasts: ranges.Count = 1,
              masked: ranges.Below1 = 0.0) -> Group:
   """Returns the Group of the parameters at `paths`; its fields in a configuration are these.
 
@@ -77,6 +78,7 @@ def group_of(name, paths, *, where: ranges.Text = '', train: ranges.Flag = True,
       other norm that is limited. None: the gradient counts for the norm that train.clip limits.
     every, turn:  with turn=(i, n) the group trains in the i-th of n turns, from 0, of `every` steps each. In
       the other turns neither the parameters nor their slots change.
+    lasts:        turns in a row, from that one on, in which the group trains.
     masked:       probability that the gradient of a block's part of the group is 0 in a step (the gradient
       mask of MPOE, arXiv:2203.01104). The optimizer sees that 0, and its momentum still moves what is masked.
   """
@@ -84,7 +86,9 @@ def group_of(name, paths, *, where: ranges.Text = '', train: ranges.Flag = True,
   if i >= n:
     raise errors.UserError(f'groups.{name}.turn={tuple(turn)}: there are {n} turns, and they count from 0; '
                            f'nearest: {(n - 1, n)}')
-  return Group(name, frozenset(paths), train, rate, weight_decay, clip, every, (i, n), masked)
+  if lasts > n:
+    raise errors.UserError(f'groups.{name}.lasts={lasts}: there are {n} turns; nearest: {n}')
+  return Group(name, frozenset(paths), train, rate, weight_decay, clip, every, (i, n), lasts, masked)
 
 
 def of(cfg, labels: dict) -> tuple[Group, ...]:

@@ -16,7 +16,8 @@ from tests.train import tiny_run
 
 ONE = jax.devices()[:1]
 # With these fields a factorisation keeps the function.
-SAME = dict(dynamic_dino='', factor_llm='num_experts=4,k=4')
+SAME = dict(dynamic_dino='', factor_llm='num_experts=4,k=4',
+            read_me='share=1.0,width=8,heads=2')
 
 
 @pytest.fixture(scope='module')
@@ -65,3 +66,16 @@ def test_chunks_and_routers_train_and_nothing_else(start, tmp_path):
   moved = {name for name in first if name.startswith('params/') and first[name] != last[name]}
   assert moved == {name for name in first if name.startswith('params/') and (
       '/experts/' in name or '/router/' in name)}
+
+
+@pytest.mark.slow
+def test_the_router_and_the_rest_take_turns(start, tmp_path):
+  made(start, 'read_me:width=8,heads=2,steps=4', tmp_path / 'run', overrides=['--config.checkpoint.keep=20'])
+  assert loop.train(rundir.load(tmp_path / 'run'), tmp_path / 'run', 'masks', ONE) == 0
+  steps = [stored.Reader(tmp_path / 'run' / 'checkpoints', step).inventory for step in (0, 4, 12)]
+  of_model = [name for name in steps[0] if name.startswith(('params/', 'router_state/'))]
+  moved = lambda a, b: {name for name in of_model if a[name] != b[name]}
+  first, later = moved(*steps[:2]), moved(*steps[1:])
+  assert all('/tied/read_me/' in name for name in first) and first
+  assert not later & first and any('/experts/' in name for name in later)
+  assert not any(name.startswith('router_state/') for name in later)           # masks stay

@@ -17,7 +17,6 @@ NAMES = {'gate': 'wi', 'up': 'wg', 'down': 'wo'}
 
 def mlp(case):
   c = case.config
-  case.option('clip', {layers.CLIP: None})
   layer = _built(case)
   assert c['scale'] == c['experts'] // c['k']
 
@@ -64,18 +63,20 @@ def _compare_choice(case, layer):
 def _compare_losses(case, layer):
   """The teacher's output, the errors of the chunks, the label, both losses and the router's gradients."""
   c, h = case.config, jnp.asarray(case['h_star'])
-
-  def loss(layer, name):
-    whole, aux, _ = layer(h, _context(h, around.Teacher()), {})
-    return aux.losses[name], whole
-
-  for name, theirs in (('prior', 'pa'), ('balance', 'bal')):
-    (value, whole), grads = jax.value_and_grad(loss, has_aux=True)(layer, name)
-    case.assert_close({'pa': 'pa_loss', 'bal': 'balance_loss'}[theirs], value[None])
-    case.assert_close(f'grad_{theirs}_router_w', grads.router.w[...].T)
-    if name == 'prior':
-      case.assert_close('grad_pa_router_b', grads.router.b[...])
+  whole, aux, _ = layer(h, _context(h, around.Teacher()), {})
   case.assert_close('teacher_output', whole)
+  label = layers.nearest(_outputs(layer, h), whole, c['k'])
+  each = dict(pa=lambda logits: layers.prior_loss(logits, label, c['clip']),
+              bal=lambda logits: layers.balance_loss(logits, c['k']))
+  for name, ours, loss in (('pa', 'prior', 'pa_loss'), ('bal', 'balance', 'balance_loss')):
+    value, grads = jax.value_and_grad(lambda router, f=each[name]: f(router.logits(h, None)).mean())(
+        layer.router)
+    case.assert_close(loss, value[None])
+    case.assert_close(f'grad_{name}_router_w', grads.w[...].T)
+    if name == 'pa':
+      case.assert_close('grad_pa_router_b', grads.b[...])
+    if name == 'bal' or c['clip'] == layers.CLIP:                    # the layer reports the same
+      np.testing.assert_allclose(aux.losses[ours], value, rtol=1e-5)
   same = case.option('teacher_state_equals_x', {True: True, False: False})
   assert same == np.array_equal(case['x'], case['h_star'])
   chunks = _outputs(layer, h)
