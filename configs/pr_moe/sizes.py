@@ -2,10 +2,10 @@ r"""PR-MoE as published: a residual expert, and twice the experts in the last tw
 
 DeepSpeed-MoE (arXiv:2201.05596), GPT models of 350M and 1.3B. Expected zero-shot LAMBADA and PIQA at 350M:
 dense 52.0, 69.3; standard MoE of 128 experts (13B) 62.7, 74.6; PR-MoE (4B) 63.7, 74.0 (paper.REPORTED).
-layers=21 is the student: train it with the loss `teacher` (--config.loss.name=teacher) and PR-MoE's run.
+layers=21 is the student: its loss is dict(name='pr_moe', inner=dict(name='ids'), run=RUN), of PR-MoE's RUN.
+A student that begins with blocks of RUN is `stmoe compress RUN pr_moe`.
 Differs: C4/en and a vocabulary trained on it instead of their corpus; rotary positions and RMSNorm instead
-of GPT's; betas, weight decay, clip and initial variances are this project's. Students stop to follow their
-teacher after 400,000 steps there; here that is a second run, from the first one's checkpoint.
+of GPT's; betas, weight decay, clip and initial variances are this project's.
 
   stmoe train pr_moe/sizes --config.mesh.expert=32
   stmoe train pr_moe/sizes:size=1.3b,model=moe

@@ -190,7 +190,8 @@ class ReadMe(nnx.Module):
                vocab_size: ranges.Count, width: ranges.Count = 64, heads: ranges.Natural = 4,
                depth: ranges.Count = 2, divisor: ranges.Positive = 1.0,
                activation: ranges.Activation = 'silu', gated: ranges.Flag = True,
-               use_bias: ranges.Flag = False, share: ranges.PartOf1 = 0.5, dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0,
+               use_bias: ranges.Flag = False, share: ranges.PartOf1 = 0.5,
+               dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0,
                executor: ranges.Spelled('executor') = 'gather', group_size: ranges.Count | None = None, rngs):
     if heads and width % (2 * heads):
       raise UserError(f'layer read_me: width={width} of heads={heads}, which turn pairs; nearest: width='

@@ -63,4 +63,4 @@ def columns(rows: np.ndarray, k: int) -> np.ndarray:
   >>> columns(np.array([[1.0], [2.0]]), 2).tolist()
   [[1.0, 1.0, 2.0, 2.0]]
   """
-  return np.float32(np.repeat(rows, k, axis=0).T)
+  return np.repeat(rows, k, axis=0).T.astype(np.float32)

@@ -1,9 +1,9 @@
 """Read-ME: experts are the units of a dense layer that a domain uses most (arXiv:2410.19123, unverified).
 
 There is an expert for each domain: a file of `data.files`, or a task of `data.mixture`. Its units are
-those with the largest mean absolute activation there. A small network on token ids chooses one expert for all
-layers (`layers/read_me.py`). The configuration becomes the paper's: of three turns one is the router's and two
-are everything else's.
+those with the largest mean absolute activation there. A small network on token ids chooses one expert for
+all layers (`layers/read_me.py`). The configuration becomes the paper's: of three turns one is the router's
+and two are everything else's.
 """
 
 from flax import nnx
@@ -88,7 +88,7 @@ def masks(sizes: np.ndarray, share: float) -> np.ndarray:
   if number == sizes.shape[1]:
     return np.ones(sizes.shape, np.float32)
   border = -np.sort(-sizes, axis=1)[:, number - 1:number]            # [E, 1]
-  return np.float32(sizes > border)
+  return (sizes > border).astype(np.float32)
 
 
 def _layer(section):

@@ -42,6 +42,7 @@ class Target(Protocol):
   hidden:   names of the blocks whose states the target judges, too. Outputs are then a `Seen`, and counts a
     pair: what `counts` gives, and the real tokens of every stack in the whole batch, dict name -> f32[].
   others:   names of the blocks of the model of `run` whose states are wanted as entries `states(name)`.
+  at:       (step i32[]) -> the target as it is in that step of training, where its loss changes with steps.
   reader:   (d_model, rngs) -> a module, parameters of the target's own that train with the model, or None.
     The module is called with the states of `hidden` and returns what `Seen` holds.
   """
@@ -81,6 +82,11 @@ def counts(target: Target, model: typing.Any, batch: dict) -> typing.Any:
   """Returns what a target's sums over the parts of a whole batch [B,...] are divided by; see `Target`."""
   own = target.counts(batch)
   return (own, model.count_tokens(batch)) if getattr(target, 'hidden', ()) else own
+
+
+def at(target: Target, step: jax.Array) -> typing.Any:
+  """Returns `target` as it is in training step `step` i32[]; see `Target`."""
+  return target.at(step) if hasattr(target, 'at') else target
 
 
 def predict(target: Target, model: typing.Any, batch: dict, **context) -> tuple:

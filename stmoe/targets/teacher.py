@@ -109,8 +109,16 @@ class Teacher:
     return self.inner.weights(batch)
 
   def counts(self, batch: dict) -> tuple:
-    """Returns (counts of `inner`, f32[] the sum of the weights)."""
-    return self.inner.counts(batch), targets.divisor(self.weights(batch))
+    """Returns (counts of `inner`, f32[] what distances are divided by)."""
+    return self.inner.counts(batch), self.divisor(batch)
+
+  def divisor(self, batch: dict) -> jax.Array:
+    """Returns f32[], the sum of the weights [B,...] of a whole batch."""
+    return targets.divisor(self.weights(batch))
+
+  def together(self, task: jax.Array, apart: jax.Array) -> jax.Array:
+    """Returns f32[], the loss of a task f32[] and of the distance f32[] of predictions."""
+    return (1 - self.weight) * task + self.weight * apart
 
   def loss(self, outputs: typing.Any, batch: dict, counts: typing.Any) -> tuple:
     """Returns (f32[], metrics) for outputs [B,...], of several passes [P,B,...]; see `targets.Target`."""
@@ -119,7 +127,7 @@ class Teacher:
     if self.compares:
       each = seen.outputs[None] if self.passes == 1 else seen.outputs
       apart = sum(self._apart(one, batch) for one in each) / counts[1]
-      total = (1 - self.weight) * total + self.weight * apart
+      total = self.together(total, apart)
       values = values | {'loss/distil': apart / self.passes}
     if self.pairs:
       sums, _ = self._states(seen.hidden, batch)

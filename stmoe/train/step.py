@@ -74,7 +74,8 @@ def gradients(cfg, plan, state, batch, microbatches):
   batch, of passes as of microbatches: loads of all passes add up, and so do statistics that are sums.
   """
   model = plan.model(state['params'], state['router_state'])
-  target, counts = plan.target, targets.counts(plan.target, model, batch)
+  target = targets.at(plan.target, state['step'])
+  counts = targets.counts(target, model, batch)
   tokens = jax.tree.map(lambda n: n / microbatches, model.count_tokens(batch))
   key = jax.random.fold_in(state['key'], state['step'])
   weighted = cfg.losses.to_dict()

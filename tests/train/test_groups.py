@@ -355,3 +355,14 @@ def test_masked_gradients_are_those_of_whole_blocks_and_the_same_unrolled():
     alone = mask(group(paths(repeat)), {repeat: unit(3)})
     assert (alone[repeat]['blocks'][1]['a'] == kept[repeat]).all()
   assert mask(groups.group_of('central', paths()), unit(8, 3))['blocks'][1]['a'].all()
+
+
+def test_a_group_may_last_several_turns():
+  sections = dict(router=dict(every=2, turn=(0, 3)), expert=dict(every=2, turn=(1, 3), lasts=2))
+  members = {group.name: group for group in groups.of(configuration(**sections), LABELS)}
+  due = lambda name: [bool(members[name].due(jnp.int32(step))) for step in range(7)]
+  assert due('router') == [True, True, False, False, False, False, True]
+  assert due('expert') == [not here for here in due('router')]
+  assert not groups.group_of('all', (), turn=(1, 2), lasts=2).alternates
+  with pytest.raises(errors.UserError, match=r'groups.router.lasts=4: there are 3 turns; nearest: 3'):
+    groups.of(configuration(router=dict(turn=(0, 3), lasts=4)), LABELS)
