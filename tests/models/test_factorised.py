@@ -1,4 +1,4 @@
-"""Models of cut dense layers: the same loss scanned, in microbatches and padded; decoded as computed whole."""
+"""Models of cut dense layers: one loss scanned, in microbatches and padded; decoded as the whole."""
 
 from flax import nnx
 import jax
