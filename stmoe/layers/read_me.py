@@ -57,7 +57,10 @@ def distances(hidden: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def centred(distance: jax.Array, mask: jax.Array) -> jax.Array:
-  """Returns f32[...,E], ten times a distance f32[...,E] less its one mean over real tokens and experts."""
+  """Returns f32[...,E], ten times a distance f32[...,E] less its one mean over real tokens and experts.
+
+  The mean is one number: `router_loss` is the same without it, hence the same in microbatches.
+  """
   count = jnp.maximum(jnp.sum(mask), 1) * distance.shape[-1]
   return SHARPNESS * (distance - jnp.sum(jnp.where(mask[..., None], distance, 0)) / count)
 
@@ -182,8 +185,7 @@ class ReadMe(nnx.Module):
     activation, gated, use_bias, share, dropout_rate, init_scale: see `experts/read_me.py`.
     executor, group_size: see `moe.Moe`; a group holds whole rows.
   Losses: pregate; the router is scored against every layer, summed over layers.
-  Differs: distances are centred over the real tokens of a call, one microbatch. The router's sizes are not
-    known (u), nor its form without attention (u).
+  Differs: the router's sizes are not known (u), nor its form without attention (u).
   """
 
   def __init__(self, d_model: int, *, d_ff: ranges.Count, num_experts: ranges.Count = 7,

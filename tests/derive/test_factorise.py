@@ -1,17 +1,24 @@
 """Factorised runs: sparse runs of dense ones, which compute the same where nothing is left out."""
 
+from flax import nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import stored
+from stmoe.derive import calibrate
 from stmoe.derive import compress
+from stmoe.layers import dense
 from stmoe.runs import directory as rundir
 from stmoe.train import loop
+from stmoe.train import state as states
 from tests.derive import drawn
 from tests.derive import test_compress
+from tests.layers import calls
 from tests.train import tiny_run
 
 ONE = jax.devices()[:1]
@@ -56,6 +63,34 @@ def test_nothing_is_written_where_it_cannot_be(start, tmp_path):
   made(start, 'factor_llm:prior=none,letters=g', tmp_path / 'run')
   assert 'the model is sparse, decoder_01 has experts; nearest' in refused('factor_llm', tmp_path / 'run')
   assert rundir.load(tmp_path / 'run').blocks.d.layer == 'dense'
+
+
+def test_hidden_units_of_real_tokens_are_added_up():
+  layer, x = dense.Dense(6, d_ff=4, rngs=nnx.Rngs(0)), calls.inputs(6)
+  ctx = calls.context(mask=jnp.arange(calls.T) < jnp.array([[4], [1]]))
+  y, aux, _ = calibrate.Units(layer, ('unit_sizes', 'unit_tokens'))(x, ctx, {})
+  real = jnp.concatenate([x[0, :4], x[1, :1]])
+  sums = np.abs(jax.nn.relu(real @ layer.wi[...])).sum(0)
+  np.testing.assert_allclose(aux.records['unit_sizes'], sums[None], rtol=1e-4)
+  assert aux.records['unit_tokens'].tolist() == [5]
+  np.testing.assert_array_equal(y, layer(x, ctx, {})[0])
+
+
+@pytest.mark.slow
+def test_experts_of_domains_have_half_of_the_units_but_one(start, tmp_path):
+  made(start, 'read_me:width=8,heads=2', tmp_path / 'run')
+  cfg = rundir.opened(tmp_path / 'run')
+  with states.on_mesh(cfg.mesh, ONE) as mesh:
+    plan = states.blueprint(cfg, mesh)
+  saved = checkpoint.Checkpoints(tmp_path / 'run' / 'checkpoints', keep=None, read_only=True)
+  _, state, _, _ = saved.restore(plan.shapes, check=lambda meta: None, say=print)
+  saved.close()
+  masks = [np.asarray(mask).reshape(-1, *mask.shape[-2:]) for mask in jax.tree.leaves(state['router_state'])]
+  assert all((mask.sum(-1) == mask.shape[-1] // 2 - 1).all() for mask in masks)
+  # The two files are two domains, of which each was looked at.
+  kept = start.glob('calibration/unit_sizes-*')
+  sums = [np.load(path / 'sums.npz')['decoder_00'].tolist() for path in kept]
+  assert len(sums) == 2 and sums[0] != sums[1]
 
 
 @pytest.mark.slow

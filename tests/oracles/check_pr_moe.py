@@ -10,10 +10,10 @@ import models_hf
 import numpy as np
 
 from stmoe import lookup
+from stmoe import targets
 from stmoe.core import assignment
 from stmoe.core import contract
 from stmoe.routers import pr_moe
-from stmoe.targets import ids
 
 
 def top1_gate(case):
@@ -177,12 +177,16 @@ def _named(layer):
 
 def mos_loss(case):
   c = case.config
-  apart = ids.Ids().apart
+  target = lookup.recipe('target', dict(name='pr_moe', inner=dict(name='ids'), temperature=c['temperature'],
+                                        weight=c['beta']))()
+  rows, length = case['student'].shape[:2]
+  batch = dict(decoder_target_tokens=jnp.zeros((rows, length), jnp.int32), other_outputs=case['teacher'],
+               decoder_loss_weights=jnp.ones((rows, length), jnp.int32))
 
   def loss(student):
-    each = apart(student, jnp.asarray(case['teacher']), c['temperature'])          # [B, T]
+    total, values = target.loss(student, batch, targets.counts(target, None, batch))
     # Over the configured length, also where a curriculum makes rows shorter; padding is not left out.
-    return c['beta'] * jnp.sum(each) / (each.shape[0] * c['seq_length'])
+    return (total - values['loss/ce']) * length / c['seq_length']
 
   value, grad = jax.value_and_grad(loss)(jnp.asarray(case['student']))
   case.assert_close('loss', value[None])
