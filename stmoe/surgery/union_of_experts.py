@@ -64,7 +64,9 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   Raises:
     UserError: no dense layer, a width that E does not divide, or a layer or attention without a counterpart.
   """
-  rng, made, changes = np.random.default_rng(seed), {}, {}
+  rng = np.random.default_rng(seed)
+  made: dict[tuple, object] = {}
+  changes: dict[str, dict] = {}
   common = dict(select=select, gate=gate, share=keep if select == 'data' else 1.0, allow_causal=True)
   for where, path, block in _dense(config):
     _check(where, block.layer, num_experts)
