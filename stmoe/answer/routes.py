@@ -36,8 +36,8 @@ def search(run: str | pathlib.Path, step: int | None = None, rows: int = 4, draw
   budgets  for every number m of big layers a dict: m, oracle (exactly m), at_most (m), fixed (one route for
            all tokens), random (routes drawn for every token), big_share [L] of the oracle, difficulty
 
-  The best fixed route and the best of `draws` random ones are chosen on the first half of the rows, and
-  their losses are of the second half. All else is of all rows.
+  The best fixed route and the best of `draws` random ones are chosen on the first half of the rows. Their
+  losses are of the second half. All else is of all rows.
 
   Args:
     rows:    of evaluation data.

@@ -71,7 +71,6 @@ class DuoLLM(nnx.Module):
   """
 
   k = 1
-  normalize_gates = False
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count = 1,
                stage: ranges.Choice('random', 'learned') = 'learned',

@@ -50,7 +50,7 @@ def cut(arrays: dict[str, jax.Array], shards: int) -> dict[str, jax.Array]:
 def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse.Calibration, *,
             keep: ranges.PartOf1 = 0.5, num_experts: ranges.Count = 4,
             select: ranges.Choice('data', 'causal') = 'causal',
-            gate: ranges.Choice('none', 'multiply', 'straight') = 'none',
+            gate: ranges.Choice('none', 'straight') = 'none',
             attention: ranges.Flag = True, seed: ranges.Natural = 0) -> tuple[dict, dict]:
   """Returns (params, changes) with the dense layers in shards, and attention in heads that select tokens.
 

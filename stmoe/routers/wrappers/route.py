@@ -26,13 +26,14 @@ class Route(wrappers.Deciding):
     self.source = source
 
   def init_carry(self, x: jax.Array) -> dict[str, jax.Array]:
-    """Returns 0 for all tokens of x [B,T,D], f32[B,T,1], and what `inner` remembers."""
-    inner = contract.offered(self.inner, 'init_carry')
-    return {DEPTH: jnp.zeros((*x.shape[:2], 1))} | (inner(x) if inner else {})
+    """Returns 0 for all tokens of x [B,T,D], f32[B,T,1]."""
+    return {DEPTH: jnp.zeros((*x.shape[:2], 1))}
 
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]."""
-    depth = carry[DEPTH]
-    chosen = jnp.take_along_axis(ctx.known(self.source, 'router route'), depth.astype(jnp.int32), axis=-1)
-    return self.inner.decide(logits, ctx, carry | {DEPTH: depth + 1}, lambda scores, k: chosen)
+    whole = ctx.known(self.source, 'router route')                   # [G, S, L]
+    depth = carry.get(DEPTH, jnp.zeros((*whole.shape[:2], 1)))       # by itself a router is the first layer's
+    chosen = jnp.take_along_axis(whole, depth.astype(jnp.int32), axis=-1)
+    after = carry | ({DEPTH: depth + 1} if DEPTH in carry else {})
+    return self.inner.decide(logits, ctx, after, lambda scores, k: chosen)
