@@ -41,7 +41,7 @@ class Matrix(NamedTuple):
   trained: whether it is a parameter; a frozen matrix is RouterState.
   said:    how many numbers multiply a row, where a module says so; None where the shape tells.
   uses:    how often in a forward a row of its stack passes through it: layers may have it in common.
-  more:    as `share`, of the rows that training adds (`more_rows` of a sparse layer).
+  more:    as `share`, of the rows that training adds (`more_rows` of a sparse layer or router).
   """
   path: tuple
   names: tuple
@@ -99,7 +99,8 @@ def matrices(cfg):
             sparse, size, given_shapes, next((m for m in owners if contract.offered(m, 'lent')), None))
       if 'expert' in names:
         share = passing[id(sparse)] / sparse.router.num_experts
-        more = contract.offered(sparse, 'more_rows') / sparse.router.num_experts
+        more = sum(contract.offered(m, 'more_rows') for m in (sparse, sparse.router))
+        more /= sparse.router.num_experts
       else:
         rows = [passing[id(sparse)] * size]
     part = math.prod(contract.offered(m, 'share_of_rows') or 1 for m in owners)

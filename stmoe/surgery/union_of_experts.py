@@ -50,7 +50,7 @@ def cut(arrays: dict[str, jax.Array], shards: int) -> dict[str, jax.Array]:
 def factorise(params: dict, config: ml_collections.ConfigDict, calibration: sparse.Calibration, *,
               num_experts: ranges.Count = 4, share: ranges.PartOf1 = 0.5,
               select: ranges.Choice('data', 'causal') = 'causal',
-              gate: ranges.Choice('none', 'multiply', 'straight') = 'none',
+              gate: ranges.Choice('none', 'straight') = 'none',
               attention: ranges.Flag = True, letters: ranges.Text = '',
               seed: ranges.Seed = 0) -> tuple[dict, dict]:
   """Returns (params, changes) with the dense layers in shards, and attention in heads that select tokens.
@@ -66,7 +66,9 @@ def factorise(params: dict, config: ml_collections.ConfigDict, calibration: spar
   Raises:
     UserError: a width that E does not divide, or attention without a counterpart.
   """
-  rng, made, changes = np.random.default_rng(seed), {}, {}
+  rng = np.random.default_rng(seed)
+  made: dict[tuple, object] = {}
+  changes: dict[str, dict] = {}
   common = dict(select=select, gate=gate, share=share if select == 'data' else 1.0, allow_causal=True)
   attending = _attention(config) if attention else {}
   for layer in dense.found(config, letters):

@@ -17,11 +17,14 @@ from stmoe.train import check
 from stmoe.train import state as states
 
 
+AVERAGED = 'drop_frac', 'active_experts'     # metrics of routers that evaluation reports
+
+
 def make(plan, draws=1, change=lambda model: model):
   """Returns the jitted `(params, router_state, batch, key) -> dict of sums` over the targets of a batch.
 
   Evaluation has its own capacity, no dropout and no other noise. The sums come from the target's `judge`,
-  and `weight` f32[]. `drop_frac` is a mean over sparse layers, and 'load' a dict layer -> f32[E]. Only a
+  and `weight` f32[]. Those of AVERAGED are means over sparse layers, 'load' is a dict layer -> f32[E]. Only a
   router whose evaluation is random by its method (`draws_at_eval`) uses the key. With several `draws`, the
   predictions of `draws` keys are averaged (an ensemble), if the target can.
   The model that predicts is `change` of the run's.
@@ -35,11 +38,11 @@ def make(plan, draws=1, change=lambda model: model):
     model = change(plan.model(params, routers))
     predict = lambda key: targets.predict(target, model, batch, key=key, train=False)
     outputs, aux = predict(key) if draws == 1 else target.averaged(predict, jax.random.split(key, draws))
-    drops = [a.metrics['drop_frac'] for a in aux.values() if 'drop_frac' in a.metrics]
     weight = jnp.sum(target.weights(batch))
-    dropped = {'drop_frac': weight * sum(drops) / len(drops)} if drops else {}
+    by_layer = {name: [a.metrics[name] for a in aux.values() if name in a.metrics] for name in AVERAGED}
+    averaged = {name: weight * sum(values) / len(values) for name, values in by_layer.items() if values}
     load = {layer: a.load for layer, a in aux.items()}
-    return target.judge(outputs, batch) | dict(weight=weight, load=load) | dropped
+    return target.judge(outputs, batch) | dict(weight=weight, load=load) | averaged
 
   return jax.jit(sums, out_shardings=distributed.everywhere(plan.mesh))
 
@@ -79,8 +82,7 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
   values = plan.target.metrics(total)
   if load:                               # of the whole split: MaxVio_global of arXiv:2408.15664
     values['eval/max_vio'] = float(np.mean([routing.max_vio(layer_load) for layer_load in load.values()]))
-  drops = {'eval/drop_frac': total['drop_frac'] / total['weight']} if 'drop_frac' in total else {}
-  return values | drops
+  return values | {f'eval/{name}': total[name] / total['weight'] for name in AVERAGED if name in total}
 
 
 def bytes_per_token(facts, tokens, num_bytes):
