@@ -183,7 +183,8 @@ def _blocks(blocks):
     if _is_group(block):
       attention = Field(ranges.Flag | ranges.Named('attention'), True)
       own_fields = dict(attention=attention, norm=Field(ranges.Flag, True),
-                        around=Field(ranges.Named('around'), declared.OPTIONAL))
+                        around=Field(ranges.Named('around'), declared.OPTIONAL),
+                        tied=Field(ranges.Flag, declared.OPTIONAL))
       yield from _of_kind('layer', f'blocks.{letter}', block, 'layer', own_fields)
 
 

@@ -108,7 +108,7 @@ def matrices(cfg):
     arrays.append(Matrix(tuple(path), names, tuple(value.shape), share, rows[-1] if rows else None,
                          isinstance(value, nnx.Param),
                          _said(owners, owners_said, length.get(path[0], min(length.values()))),
-                         next((m.uses for m in reversed(owners) if contract.offered(m, 'uses')), 1), more))
+                         _uses(owners), more))
   return arrays + list(_computed(model))
 
 
@@ -121,7 +121,12 @@ def _computed(model):
       names, whole = ('embed', 'mlp'), tuple(shape)
       if stacked:
         names, whole = ('layers', *names), (array.shape[0], *whole)
-      yield Matrix((*path, *below), names, whole, 1.0, None, False)
+      yield Matrix((*path, *below), names, whole, 1.0, None, False, uses=_uses(_owners(model, path)))
+
+
+def _uses(owners):
+  """How often a row passes the arrays of the last of `owners`: layers may have them in common."""
+  return next((m.uses for m in reversed(owners) if contract.offered(m, 'uses')), 1)
 
 
 def _said(owners, said, length):
@@ -260,7 +265,7 @@ def _per_row(cfg):
     more += 2.0 * products * m.more * rows * m.uses
     if m.path[-1] == 'wq':
       # Scores and values, each 2 x keys x (heads x width) per query and layer.
-      layers = m.size / math.prod(m.shape[-2:])
+      layers = m.uses * m.size / math.prod(m.shape[-2:])
       keys = length[memory] if crossing else rows
       total += 4.0 * rows * keys * m.shape[-1] * layers
   return total, more

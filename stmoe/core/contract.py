@@ -322,6 +322,11 @@ OFFERS = {
     # Of a part of a sub-layer: (name, attributes), those that it has in common with all parts of a stack that
     # tie them under that name; the stack holds and lends them, see `parts/tied.py`.
     'ties': None,
+    # Of a part of a sub-layer: the name under which all arrays of its block are tied, '' where they are not.
+    # A stack sets it: the part is then several layers, which may remember what the layers below them did.
+    'tied_as': None,
+    # Of a sub-layer: it normalises itself what it wants normalised, its block has no norm before it.
+    'normalizes': False,
     'lent': None,                    # of a stack: (part) -> a copy of a part of it, with what is held for it
     'uses': None,                    # how often in a forward of a stack its arrays are used; None = once
     'rows_per_sequence': None,       # rows that pass its matrices for a sequence, where not its tokens

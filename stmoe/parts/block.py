@@ -33,19 +33,21 @@ class Block(nnx.Module):
     cross:     recipe of the cross-attention of decoders, or None.
     norm:      recipe of the norms.
     layer_norm: whether `layer` gets a normalised input. It does not where it acts on the residual
-      stream itself (BASE layers, arXiv:2103.16716). Pre-norm only.
+      stream itself (BASE layers, arXiv:2103.16716). Pre-norm only. Nor has a sub-layer that `normalizes`.
     post_norm: norm(x + f(x)) instead of x + f(norm(x)).
     dropout_rate: after each sub-layer, one mask per sequence (T5).
   """
 
   def __init__(self, d_model: int, *, layer, attention=None, cross=None, norm=norms.RMSNorm, layer_norm=True,
                post_norm=False, dropout_rate=0.0, rngs):
+    own = lambda layer: contract.offered(layer, 'normalizes') and not post_norm
+    before = lambda layer: None if own(layer) else norm(d_model, rngs=rngs)
     self.attention = attention and attention(d_model, rngs=rngs)
-    self.attention_norm = attention and norm(d_model, rngs=rngs)
+    self.attention_norm = attention and before(self.attention)
     self.cross = cross and cross(d_model, rngs=rngs)
     self.cross_norm = cross and norm(d_model, rngs=rngs)
     self.layer = layer(d_model, rngs=rngs)
-    self.layer_norm = norm(d_model, rngs=rngs) if layer_norm or post_norm else None
+    self.layer_norm = before(self.layer) if layer_norm or post_norm else None
     self.post_norm = post_norm
     self.dropout_rate = dropout_rate
 

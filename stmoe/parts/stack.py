@@ -45,6 +45,8 @@ class Stack(nnx.Module):
       out of a block. `attention=dict(name=..., ...)` is another self-attention than the model's, with the
       model's fields where it has them. `norm=False` leaves out the norm before the layer.
       `around=dict(name=...)` puts the block into another one (`parts/around`), with its fields.
+      `tied=True` makes all blocks of the letter one block, with one set of arrays (`parts/tied`): layers of
+      a Universal Transformer. (('ab', 3),) is then a b a b a b, and (('a', 3), ('b', 3)) is a a a b b b.
     attention, cross: recipes of the attention layers; None where there is none.
     norm:    recipe of the norms.
     post_norm: norms after the sub-layers instead of before them, and no final norm.
@@ -66,8 +68,11 @@ class Stack(nnx.Module):
     self.shown: tuple[int, ...] = ()     # blocks whose states are reported, see `modules.showing`
     make = functools.partial(_block, attention=attention, cross=cross, norm=norm, post_norm=post_norm,
                              dropout_rate=dropout_rate)
+    tie_all = lambda letters: scan_layers and all(blocks[letter].get('tied') for letter in letters)
+    drawn = lambda letters, repeats: 1 if tie_all(letters) else repeats
     self.segments = nnx.List([
-        _units([make(blocks[letter]) for letter in letters], d_model, repeats, scan_layers, rngs)
+        _units([make(letter, blocks[letter]) for letter in letters], d_model, drawn(letters, repeats),
+               scan_layers, rngs)
         for letters, repeats in self.pattern])
     self.tied: nnx.Dict = nnx.Dict()
     for (_, repeats), units in zip(self.pattern, self.segments):
@@ -116,15 +121,16 @@ class Stack(nnx.Module):
     """Returns the empty cache of `batch` rows of `length` tokens: per segment, arrays [L,B,K,...]."""
     stacked = lambda repeats: lambda a: jnp.broadcast_to(a, (repeats, *a.shape))
     first = lambda units: units if self.scan_layers else units[0]
-    return [jax.tree.map(stacked(repeats), first(units).init_cache(batch, length, dtype))
+    return [jax.tree.map(stacked(repeats), self.lent(first(units)).init_cache(batch, length, dtype))
             for (_, repeats), units in zip(self.pattern, self.segments)]
 
   def remember(self, memory: jax.Array) -> list:
     """Returns keys and values of memory [B,K,D] for `extend`: per segment, arrays [L,B,K,...]."""
+    of_unit = lambda unit: self.lent(unit).remember(memory)
     if self.scan_layers:
-      return [jax.vmap(lambda unit: unit.remember(memory))(units) for units in self.segments]
-    return [jax.tree.map(lambda *a: jnp.stack(a), *[unit.remember(memory) for unit in units])
-            for units in self.segments]
+      return [jax.vmap(of_unit, axis_size=repeats)(units)
+              for (_, repeats), units in zip(self.pattern, self.segments)]
+    return [jax.tree.map(lambda *a: jnp.stack(a), *map(of_unit, units)) for units in self.segments]
 
   def undecodable(self) -> str | None:
     """Returns why the stack cannot be computed token by token, or None.
@@ -157,7 +163,7 @@ class Stack(nnx.Module):
     carry: dict[str, jax.Array] = {}
     for units in self.segments:
       for block in (units if self.scan_layers else units[0]).blocks:
-        for layer in block.sub_layers().values():
+        for layer in self._held(block).sub_layers().values():
           carry |= modules.init_carry(layer, x)
     return carry
 
@@ -166,21 +172,25 @@ class Stack(nnx.Module):
     return [self._name(index, '') for index in range(sum(len(u) * repeats for u, repeats in self.pattern))]
 
   def layers(self) -> typing.Iterator[tuple]:
-    """Yields (segment, place in its unit) and the feed-forward layer; stacked over units when scanned."""
+    """Yields (segment, place in its unit) and the feed-forward layer; stacked over units when scanned.
+
+    A layer of a tied block is not stacked.
+    """
     for segment, units in enumerate(self.segments):
       for place, block in enumerate((units if self.scan_layers else units[0]).blocks):
-        yield (segment, place), block.layer
+        yield (segment, place), self._held(block).layer
 
   def by_name(self) -> dict:
     """Returns dict layer name -> layer, in layer order; scanned layers of a place come stacked.
 
     The layers are all feed-forward layers, and what else has a router: attention, or parts of attention.
+    Layers of tied blocks are not stacked.
     """
     layer_of = {}
     for names, parts in self._named():
       is_layer = '.' not in names[0]
       for i, name in enumerate(names):
-        part = parts if self.scan_layers else parts[i]
+        part = parts[i] if isinstance(parts, list) else parts
         if is_layer or modules.sparse(part):
           layer_of[name] = part
     return {name: layer_of[name] for name in sorted(layer_of, key=_place)}
@@ -190,21 +200,21 @@ class Stack(nnx.Module):
     for names, parts in self._named():
       if names[0] not in aux:
         continue
-      if self.scan_layers:
-        whole = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[aux[n] for n in names])
-        modules.commit_each(parts, whole, offer)
-      else:
+      if isinstance(parts, list):
         for part, name in zip(parts, names):
           modules.commit(part, aux[name], offer)
+      else:
+        whole = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[aux[n] for n in names])
+        modules.commit_each(parts, whole, offer)
 
   def states(self) -> dict:
     """Returns dict layer name -> dict dotted path in the layer -> RouterState of that one layer."""
     state_of = {}
     for names, parts in self._named():
       for i, name in enumerate(names):
-        flat = nnx.to_flat_state(nnx.state(parts if self.scan_layers else parts[i], state.RouterState))
-        values = {'.'.join(map(str, path)): value[...][i] if self.scan_layers else value[...]
-                  for path, value in flat}
+        apart = isinstance(parts, list)
+        flat = nnx.to_flat_state(nnx.state(parts[i] if apart else parts, state.RouterState))
+        values = {'.'.join(map(str, path)): value[...] if apart else value[...][i] for path, value in flat}
         if values or '.' not in name:
           state_of[name] = values
     return state_of
@@ -214,16 +224,24 @@ class Stack(nnx.Module):
     return f'{self.name}_{index:02d}{end}'
 
   def _named(self):
-    """Yields (names, part) for a part of the blocks at a place of a repeated unit: stacked, or a list."""
+    """Yields (names, part) for a part of the blocks at a place of a repeated unit: stacked, or a list.
+
+    The list of a scanned stack has one entry for every layer of a tied block, always the same.
+    """
     first = 0
     for (letters, repeats), units in zip(self.pattern, self.segments):
       for place in range(len(letters)):
-        blocks = [unit.blocks[place] for unit in ([units] if self.scan_layers else units)]
+        blocks = [self._held(unit.blocks[place]) for unit in ([units] if self.scan_layers else units)]
+        stacked = self.scan_layers and not contract.offered(blocks[0], 'ties')
         for end in blocks[0].parts():
           names = [self._name(first + i * len(letters) + place, end) for i in range(repeats)]
           parts = [block.parts()[end] for block in blocks]
-          yield names, parts[0] if self.scan_layers else parts
+          yield names, parts[0] if stacked else parts * repeats if self.scan_layers else parts
       first += repeats * len(letters)
+
+  def _held(self, block):
+    """`block` itself, or, of a tied block that has no arrays here, the block with the arrays."""
+    return self.lent(block) if contract.offered(block, 'ties') else block
 
   def _run(self, x, ctx, caches=None):
     """(x, dict block index -> aux, caches) after all blocks; blocks report only where nothing is cached."""
@@ -268,11 +286,11 @@ def check_pattern(name: str, pattern: typing.Any, blocks: typing.Mapping[str, ty
                                f'{", ".join(sorted(blocks))}')
 
 
-def _block(fields, *, attention, cross, **shared):
+def _block(letter, fields, *, attention, cross, **shared):
   """The recipe of a block from its configuration."""
   fields = dict(fields)
   attended, normed = fields.pop('attention', True), fields.pop('norm', True)
-  around = fields.pop('around', None)
+  around, tie = fields.pop('around', None), fields.pop('tied', False)
   layer = lookup.recipe('layer', {'name': fields.pop('layer')} | fields)
   if not attended:
     attention = cross = None
@@ -280,7 +298,9 @@ def _block(fields, *, attention, cross, **shared):
     attention = _instead(attention, lookup.recipe('attention', attended))
   block = functools.partial(block_lib.Block, layer=layer, attention=attention, cross=cross,
                             layer_norm=normed, **shared)
-  return block if around is None else functools.partial(lookup.recipe('around', around), block=block)
+  if around is not None:
+    block = functools.partial(lookup.recipe('around', around), block=block)
+  return (lambda d_model, rngs: tied.whole(block(d_model, rngs=rngs), letter)) if tie else block
 
 
 def _instead(attention, own):

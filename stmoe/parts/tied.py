@@ -5,6 +5,9 @@ are the same in all layers of a stack that tie them under that name. When the st
 of its layers (`take`) and holds those of the first layer as `tied.NAME`. In every forward it gives all layers
 these (`lent`). A scan has them as constants: nothing is stacked, and their gradient is the sum over layers.
 By itself, outside of a stack, the part computes the same.
+
+Whole blocks tie, too (`whole`): all blocks of a letter are then one block, which a token passes several
+times. A part of such a block may have arrays in common with other blocks as well.
 """
 
 import typing
@@ -13,10 +16,12 @@ from flax import nnx
 import jax
 
 from stmoe import modules
+from stmoe import router_state as state
 from stmoe.core import checked
 from stmoe.errors import UserError
 
 Part = typing.TypeVar('Part', bound=nnx.Module)
+BLOCK = 'block_'                     # before the letter, in the name under which whole blocks tie
 
 
 class Held(nnx.Module):
@@ -33,6 +38,24 @@ class Held(nnx.Module):
     self.uses = 0
 
 
+def whole(block: typing.Any, letter: str) -> typing.Any:
+  """Returns `block`, of which all arrays are tied under the name of its letter.
+
+  The parts of it that offer `tied_as` know this name from then on.
+  Raises UserError for a part with a state across steps, which each of the layers would change by its load.
+  """
+  for part in [part for _, part in modules.offering(block, 'commit')
+               if jax.tree.leaves(nnx.state(part, state.RouterState))]:
+    raise UserError(f'blocks.{letter}.tied: {checked.file(part)} remembers its load across steps, and layers '
+                    f'of one block have each a load of their own; nearest: blocks.{letter}.tied=False')
+  name = f'{BLOCK}{letter}'
+  for _, part in modules.offering(block, 'tied_as'):
+    part.tied_as = name
+  kept = [key for key, value in vars(block).items() if isinstance(value, (nnx.Module, nnx.Variable))]
+  block.ties = (name, tuple(kept))
+  return block
+
+
 def take(held: nnx.Dict, unit: nnx.Module, repeats: int | None) -> None:
   """Moves what parts of `unit` tie into `held`, dict name -> Held, in place.
 
@@ -42,10 +65,12 @@ def take(held: nnx.Dict, unit: nnx.Module, repeats: int | None) -> None:
     UserError: the arrays of a name are not everywhere of one shape.
   """
   labels = modules.labels(unit)
-  for path, part in list(modules.offering(unit, 'ties')):
+  inner_first = sorted(modules.offering(unit, 'ties'), key=lambda pair: -len(pair[0]))
+  for path, part in inner_first:         # tied blocks may have parts that tie by themselves
     name, attributes = part.ties
-    own = {label for at, known in labels.items() if at[:len(path)] == path and at[len(path)] in attributes
-           for label in known}
+    tied_labels = [known for at, known in labels.items()
+                   if at[:len(path)] == path and at[len(path)] in attributes]
+    own = set.intersection(*tied_labels) if tied_labels else set()
     new = Held(part, attributes, next(iter(sorted(own - {'all', 'expert'})), None))
     new = new if repeats is None else _first(new)
     if name not in held:
@@ -67,7 +92,8 @@ def lent(part: Part, held: nnx.Dict) -> Part:
   for _, borrower in modules.offering(copy, 'ties'):
     name, attributes = borrower.ties
     for attribute in attributes:
-      setattr(borrower, attribute, getattr(held[name], attribute))
+      array = getattr(held[name], attribute)
+      setattr(borrower, attribute, lent(array, held) if isinstance(array, nnx.Module) else array)
   return copy
 
 

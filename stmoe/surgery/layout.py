@@ -11,6 +11,10 @@ import itertools
 import jax
 import jax.numpy as jnp
 
+from stmoe import errors
+
+TIED = 'block_'                      # begins the names of whole blocks in `tied`, see `parts/tied`
+
 
 def unroll(params):
   """Returns the pure dict of a model with `scan_layers=False` from the pure dict of a scanned model."""
@@ -29,7 +33,7 @@ def is_scanned(params):
   if not isinstance(params, dict):
     return False
   if 'segments' in params:
-    return 'blocks' in params['segments'][0]
+    return any('blocks' in segment for segment in params['segments'].values())
   return any(is_scanned(value) for value in params.values())
 
 
@@ -43,12 +47,21 @@ def visit(params, make, path=()):
     return make(path, params)
   visited, number = {}, itertools.count()
   for key, value in params.items():
+    _check_tied(key, value)
     visited[key] = visit(value, make, (*path, key)) if key != 'segments' else {
         i: {r: {'blocks': {place: visit(unit['blocks'][place], make, (*path, 'layers', next(number)))
                            for place in sorted(unit['blocks'])}}
             for r, unit in sorted(units.items())}
         for i, units in sorted(value.items())}
   return visited
+
+
+def _check_tied(key, value):
+  """Raises UserError where blocks are in no place of their own: all of a letter are one."""
+  letters = [name.removeprefix(TIED) for name in value if name.startswith(TIED)] if key == 'tied' else []
+  if letters:
+    raise errors.UserError(f'blocks.{letters[0]}.tied: layers of this letter are one block, no layer changes '
+                           f'by itself; nearest: a run with blocks.{letters[0]}.tied=False')
 
 
 def numbered(params: dict) -> dict:
