@@ -164,6 +164,31 @@ def layers(probs: jax.Array, chosen: jax.Array, count: jax.Array, mask: jax.Arra
   return probs.shape[-1] * product / jnp.maximum(count[:, 0], 1)
 
 
+def passes(sums: jax.Array, count: jax.Array, mask: jax.Array, sequence: jax.Array | None = None,
+           tokens: jax.Array | None = None) -> jax.Array:
+  """Returns f32[], l times the entropy loss C_l of l passes of tokens through one layer together; 0 of none.
+
+  C_l is `negative_entropy`, with P a mean over passes and tokens of a sequence (MoEUT, arXiv:2405.16039). An
+  expert may be left out of one pass and used in another. If pass l reports l C_l - (l-1) C_(l-1), the mean
+  over L passes is C_L, and no pass needs to know L.
+
+  Args:
+    sums:  f32[G,S,E] probabilities, added up over passes.
+    count: f32[G,S] l, the same for all tokens.
+    mask, sequence, tokens: see `shares` and `losses.token_mean`.
+
+  Two passes, a sure expert in each of them, the other one:
+
+  >>> ones = jnp.ones((1, 1))
+  >>> of = lambda sums, l: round(float(passes(jnp.array([[sums]]), l * ones, ones)), 4) + 0.0
+  >>> of([0.0, 0.0], 0), of([1.0, 0.0], 1), of([1.0, 1.0], 2)
+  (0.0, 0.0, -1.3863)
+  """
+  mean = sums / jnp.maximum(count, 1)[..., None]                     # [G, S, E]
+  first = jnp.zeros((*mask.shape, 1), jnp.int32)                     # no choice matters
+  return jnp.max(count) * negative_entropy(shares(mean, first, mask, sequence), tokens)
+
+
 def negative_entropy(shares: Shares, tokens: jax.Array | None = None) -> jax.Array:
   """Returns f32[], the mean over sequences of sum_e P_e ln P_e: -ln E at balance. Tokens are the weights.
 

@@ -45,14 +45,19 @@ class Moe(nnx.Module):
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
-    batch, length, width = x.shape
+    return self.chosen_by(x, x, ctx, carry)
+
+  def chosen_by(self, read: jax.Array, x: jax.Array, ctx: contract.Context,
+                carry: contract.Carry) -> contract.Answer:
+    """Returns (y [B,T,D], aux, carry): experts of x [B,T,D], which the router chooses by `read` [B,T,D]."""
+    batch, length, _ = x.shape
     groups, size, execute = grouping(self, ctx, batch, length)
     regroup = lambda a: a.reshape(groups, size, *a.shape[2:])
     ungroup = lambda a: a.reshape(batch, length, *a.shape[2:])
-    x = axes.constrain(regroup(x), 'group', None, None)              # [G, S, D]
+    read, x = (axes.constrain(regroup(a), 'group', None, None) for a in (read, x))   # [G, S, D]
     with jax.named_scope('route'):
       grouped = ctx.fold('router').group(groups, size)
-      routed = checked.route(self.router, x, grouped, jax.tree.map(regroup, carry))
+      routed = checked.route(self.router, read, grouped, jax.tree.map(regroup, carry))
     key = ctx.fold('experts').key if ctx.train else None
     y = execute(x, routed.assignment, self.experts, key)
     if self.virtual:

@@ -14,8 +14,7 @@ def switch_head(case):
   c = case.config
   layer = _layer(case)
   ctx = models_hf.context(jnp.zeros((c['B'], c['T']), jnp.int32), causal=c['causal'])
-  turn = rotary.table(ctx.positions, layer.head_dim, base=c['rope_base'])
-  ctx = ctx.replace(visible=visible.Visible(mask=visible.causal(ctx.segments), turn=turn))
+  ctx = ctx.replace(visible=_seen(ctx, layer.head_dim, c['rope_base'], c['causal']))
 
   def loss(layer, x, x_norm):
     y, aux, _ = layer.attend(x_norm, x, ctx, {})
@@ -42,16 +41,27 @@ def _layer(case):
   layer = lookup.recipe('attention', dict(name='switch_head', router=router, mixed=mixed,
                                           nope_dim=c['head_dim'] - turned))(
       c['D'], num_heads=c['heads'], head_dim=turned, rngs=nnx.Rngs(0))
-  _set(layer.wq, case['param/q/weight'].T), _set(layer.wk, case['param/k/weight'].T)
-  for name in mixed:
-    weights = case[f'param/sel_{name}'].reshape(c['heads'], c['experts'], c['D'])
-    _set(getattr(layer, name).router.heads.w, weights.swapaxes(1, 2))
-  if c['experts'] > 1:
-    _set(layer.v.experts.w, case['param/v']), _set(layer.o.experts.w, case['param/o'])
-  else:
-    _set(layer.wv, case['param/v'].T)
-    _set(layer.o.experts.w, case['param/o'].T.reshape(c['heads'], c['head_dim'], c['D']))
+  _copy(case, layer, 'param/', c['heads'], c['experts'], c['head_dim'])
   return layer
+
+
+def _copy(case, layer, prefix, heads, experts, head_dim):
+  """Sets the weights of an attention layer to the arrays of `case` whose names begin with `prefix`."""
+  _set(layer.wq, case[f'{prefix}q/weight'].T), _set(layer.wk, case[f'{prefix}k/weight'].T)
+  for name in layer.reports:
+    weights = case[f'{prefix}sel_{name}']
+    _set(getattr(layer, name).router.heads.w, weights.reshape(heads, experts, -1).swapaxes(1, 2))
+  if experts > 1:
+    _set(layer.v.experts.w, case[f'{prefix}v']), _set(layer.o.experts.w, case[f'{prefix}o'])
+  else:
+    _set(layer.wv, case[f'{prefix}v'].T)
+    _set(layer.o.experts.w, case[f'{prefix}o'].T.reshape(heads, head_dim, -1))
+
+
+def _seen(ctx, turned, base, causal):
+  """What attention sees: with rotary positions on the first `turned` numbers of a head."""
+  mask = visible.causal(ctx.segments) if causal else visible.same_segment(ctx.segments, ctx.segments)
+  return visible.Visible(mask=mask, turn=rotary.table(ctx.positions, turned, base=base))
 
 
 def _set(variable, value):

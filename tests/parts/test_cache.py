@@ -150,14 +150,17 @@ LAYERS = dict(m=dict(layer='momentum', inner=INNER), a=dict(layer='adam_momentum
                      experts=dict(name='linear', d_ff=8)),
               v=sparse('moe_plus_plus') | dict(layer='moe_plus_plus'),
               p=sparse('hash', kind='position'), t=sparse('thor', eval_dispatch='time_step'),
-              f=sparse('thor', eval_dispatch='1'))
+              f=sparse('thor', eval_dispatch='1'),
+              y=sparse('sigma_moe') | dict(layer='moeut', tied=True, attention=dict(
+                  name='moeut', nope_dim=2, executor='einsum',
+                  router=dict(name='sigma_moe', num_experts=2, k=1))))
 
 
 @pytest.mark.parametrize('part', [
     pytest.param(part, marks=[pytest.mark.slow] * (part > 0)) for part in range(PARTS)])
 def test_layers_around_and_beside_routers(part):
   """And the fields with which a router of neighbours decodes after all."""
-  blocks = {letter: block if 'around' in block else block | ALONE
+  blocks = {letter: block if {'around', 'attention'} & set(block) else block | ALONE
             for letter, block in list(LAYERS.items())[part::PARTS]}
   assert_cached_equals_whole('lm', build('lm', None, more=blocks))
 

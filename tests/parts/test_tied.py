@@ -107,3 +107,48 @@ def test_upcycling_begins_them_anew_with_equal_columns_for_the_shards_of_a_copy(
   w = made['tied']['omni_router_0']['w']
   np.testing.assert_array_equal(w[:, ::2], w[:, 1::2])
   np.testing.assert_array_equal(w[:, ::2], sparse_params['tied']['omni_router_0']['w'][:, :2])
+
+
+TIED = dict(tied=True)
+UNIVERSAL = dict(a=sparse('sigma_moe', k=2) | dict(TIED, layer='moeut'), b=sparse('smoe') | TIED,
+                 o=sparse() | TIED, d=BLOCKS['d'], m=BLOCKS['m'])
+
+
+def test_whole_blocks_are_held_once_with_arrays_that_other_blocks_have_too():
+  made = build((('abd', 3), ('om', 2), ('a', 2)), UNIVERSAL)
+  assert {name: held.uses for name, held in made.tied.items()} == dict(
+      block_a=5, block_b=3, block_o=2, omni_router_0=4)
+  names = axes.names_of(nnx.state(made, nnx.Param))
+  assert names['tied']['block_b']['layer']['experts']['wi'] == ('expert', 'expert_embed', 'expert_mlp')
+  assert 'router' not in names['tied']['block_o']['layer']           # all of it is the group's
+  labels = modules.labels(made)
+  assert labels['tied', 'block_b', 'layer', 'router', 'w'] == {'all', 'router'}
+  assert labels['tied', 'block_b', 'layer', 'experts', 'wi'] == {'all', 'expert'}
+  assert list(made.by_name()) == [f'decoder_{i:02d}' for i in range(15)]
+  assert [made.by_name()[f'decoder_{i:02d}'].experts.wi.shape for i in (1, 7)] == 2 * [(4, D, 4)]
+
+
+def test_tied_blocks_are_equal_scanned_unrolled_and_rematerialised_and_to_equal_blocks():
+  pattern = (('ab', 2),)
+  graph, params = split(build(pattern, UNIVERSAL))
+  assert set(params) == {'tied', 'norm'}
+  want = gradients(graph, params)
+  assert min(float(jnp.abs(g).max()) for g in jax.tree.leaves(want[1])) > 1e-4
+  other = build(pattern, UNIVERSAL, scan_layers=False, remat='full')
+  assert_same(gradients(split(other)[0], params), want)
+  # Blocks that have each their own arrays, of equal numbers: a gradient is the sum over layers.
+  graph, params = split(build((('b', 2),), UNIVERSAL))
+  stacked = jax.tree.map(lambda a: jnp.stack(2 * [a]), params['tied']['block_b'])
+  own = dict(norm=params['norm'], segments={0: dict(blocks={0: stacked})})
+  loss, grads = gradients(split(build((('b', 2),), dict(b=sparse('smoe'))))[0], own)
+  summed = jax.tree.map(lambda g: g.sum(0), grads['segments'][0]['blocks'][0])
+  assert_same(gradients(graph, params), (loss, dict(tied=dict(block_b=summed), norm=grads['norm'])))
+
+
+def test_what_tied_blocks_rule_out_is_one_line():
+  blocks = dict(m=sparse('loss_free_balancing') | TIED)
+  with pytest.raises(UserError, match='blocks.m.tied: .*loss_free_balancing.py remembers its load.*nearest'):
+    build((('m', 2),), blocks)
+  params = nnx.to_pure_dict(nnx.state(build((('ad', 2),), UNIVERSAL), nnx.Param))
+  with pytest.raises(UserError, match='blocks.a.tied: layers of this letter are one block.*nearest'):
+    layout.numbered(params)
