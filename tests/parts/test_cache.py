@@ -150,11 +150,11 @@ LAYERS = dict(m=dict(layer='momentum', inner=INNER), a=dict(layer='adam_momentum
               h=dict(layer='multihash', router=dict(name='hash', num_experts=3, vocab_size=VOCAB),
                      experts=dict(name='linear', d_ff=8)),
               v=sparse('moe_plus_plus') | dict(layer='moe_plus_plus'),
+              p=sparse('hash', kind='position'), t=sparse('thor', eval_dispatch='time_step'),
+              f=sparse('thor', eval_dispatch='1'),
               y=sparse('sigma_moe') | dict(layer='moeut', tied=True, attention=dict(
                   name='moeut', nope_dim=2, executor='einsum',
-                  router=dict(name='sigma_moe', num_experts=2, k=1))),
-              p=sparse('hash', kind='position'), t=sparse('thor', eval_dispatch='time_step'),
-              f=sparse('thor', eval_dispatch='1'))
+                  router=dict(name='sigma_moe', num_experts=2, k=1))))
 
 
 @pytest.mark.parametrize('part', [
