@@ -75,7 +75,7 @@ def tokens(cfg, vocabulary, place, text):
   return ids
 
 
-def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, devices=None):
+def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, devices=None, watch=None):
   """Yields lists of (fields, generated text) in the order of `prompts`, a batch as soon as it is done.
 
   Args:
@@ -84,6 +84,7 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
     decode:  name and fields of a strategy; eos_id is the model's, see `generate.ends`.
     length:  most tokens of a text. batch_size: prompts at once.
     say:     called with lines of text. step: of the checkpoint; None = the newest.
+    watch:   called with every batch, see `recorder.Texts`.
   """
   if batch_size < 1:
     raise errors.UserError(f'--batch-size {batch_size}: at least 1')
@@ -111,9 +112,12 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
       warn(longest)
       while width < longest:
         width *= 2
-      batch = prompt_batch(cfg, ids + [ids[-1]] * (batch_size - len(ids)), min(width, limit))
+      padded = ids + [ids[-1]] * (batch_size - len(ids))
+      batch = prompt_batch(cfg, padded, min(width, limit))
       key = jax.random.fold_in(states.fold(cfg.seed, 'decode'), number)
       generated = np.asarray(program(state['params'], state['router_state'], check.place(batch, mesh), key))
+      if watch is not None:
+        watch(plan, state, at, vocabulary, padded, generated, len(rows))
       yield [(fields, generate.text(cfg, vocabulary, output))
              for (_, _, fields), output in zip(rows, generated)]
 

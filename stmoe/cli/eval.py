@@ -3,6 +3,7 @@
 stmoe eval runs/try
 stmoe eval lm/stdlib:smoke --step 30 --config.eval.batches=0      the default run directory of a name
 stmoe eval runs/rte --best                                        scores of the tasks it was fine-tuned on
+stmoe eval runs/try --replay FILE                                 with recorded routing, see stmoe record
 stmoe eval runs/try --task boolq --config.data.jsonl=TRAIN,VAL    a task it was not, by rank and decoding
 stmoe eval runs/try --sweep blocks.m.router.eval_k=1,2,4,8        one checkpoint, several values of a field
 stmoe eval runs/try --sweep 'blocks.*.router.capacity_factor=(1.0,1.0);(1.0,2.0)'
@@ -29,6 +30,7 @@ def add_arguments(parser):
   parser.add_argument('--best', action='store_true', help='the checkpoint that checkpoint.best kept')
   parser.add_argument('--task', metavar='TASK', help='score this task, or TASK,TASK')
   parser.add_argument('--sweep', metavar='FIELD=V1,V2', help='evaluate with the field at each value')
+  parser.add_argument('--replay', metavar='FILE', help='a recording of routing: its rows, its experts')
   parser.add_argument('--json', action='store_true', help='print the metrics as JSON')
   job.add_arguments(parser)
   parser.set_defaults(overrides=())
@@ -44,6 +46,8 @@ def run(args):
     from stmoe.train import taskscore
     taskscore.set_task(cfg, args.task.split(','), path)
   experiment.override(cfg, args.overrides, whole=False)
+  if args.replay:
+    _replay(cfg, path, args)
   sections.present(cfg)
   if args.sweep:
     _sweep(cfg, path, args)
@@ -64,6 +68,17 @@ def run(args):
 def _check_task(args):
   if args.sweep:
     raise errors.UserError('--task and --sweep do not go together')
+
+
+def _replay(cfg, path, args):
+  """Gives `cfg` all rows of the recording --replay as its data."""
+  if args.task:
+    raise errors.UserError('--task and --replay do not go together')
+  from stmoe.data import recording
+  about = recording.replay(cfg, args.replay, path)
+  with cfg.unlocked():
+    cfg.eval.batches = 0
+  _say(f'replaying the routing of step {about.step:,} of {about.run}')
 
 
 def _tasks(cfg, path, args):

@@ -3,6 +3,7 @@
 stmoe finetune runs/try superglue/mixture:local --config.data.jsonl=DIR --workdir runs/superglue
 stmoe finetune runs/try finetune/jsonl --config.data.jsonl=TRAIN.jsonl,VALIDATION.jsonl
 stmoe finetune runs/imported finetune/task:task=boolq --config.train.trainable=non_expert
+stmoe finetune runs/b finetune/task --replay FILE         with recorded routing, see stmoe record
 
 START is a run directory, trained here or made by stmoe convert. The new run has START's model and vocabulary,
 changed by the recipe in section finetune of the experiment. Scores stand in results.json of the new run.
@@ -19,6 +20,7 @@ def add_arguments(parser):
                       help='the fine-tuning experiment, NAME[:argument], or a .py file')
   parser.add_argument('--step', type=ranges.Natural, help='checkpoint of START; default: the newest')
   parser.add_argument('--workdir', metavar='DIR', help='the new run directory; default: runs/ and the name')
+  parser.add_argument('--replay', metavar='FILE', help='a recording of routing: its rows, its experts')
   parser.set_defaults(overrides=())
 
 
@@ -26,5 +28,8 @@ def run(args):
   start = experiment.run_directory(args.start)
   from stmoe.derive import finetune
   cfg, name = finetune.prepare(args.name, args.overrides, start, args.step)
+  if args.replay:
+    from stmoe.data import recording
+    recording.replay(cfg, args.replay)
   workdir = args.workdir or experiment.default_workdir(name)
   return finetune.finetune(start, cfg, workdir, name, args.step)

@@ -34,6 +34,8 @@ def add_arguments(parser):
   parser.add_argument('--jsonl', action='store_true', help='lines are JSON objects; implied by FILE.jsonl')
   parser.add_argument('--length', type=ranges.Count,
                       help='most tokens of a text; default: data.targets_length, or 64')
+  parser.add_argument('--record', metavar='FILE', type=pathlib.Path,
+                      help='also record the experts of all tokens, for --replay (see stmoe record)')
   parser.add_argument('--batch-size', type=ranges.Count, default=8, help='prompts at once (default: 8)')
   parser.add_argument('--step', type=ranges.Natural, help='which checkpoint; default: the newest')
   parser.set_defaults(overrides=())
@@ -46,6 +48,8 @@ def run(args):
   sections.present(cfg)
   if args.output and not args.output.parent.is_dir():
     raise errors.UserError(f'--output {args.output}: no directory {args.output.parent}')
+  if args.record and not args.record.parent.is_dir():
+    raise errors.UserError(f'--record {args.record}: no directory {args.record.parent}')
   jsonl = args.jsonl or args.file.endswith('.jsonl')
   from stmoe.answer import infer
   where = 'standard input' if args.file == '-' else args.file
@@ -58,11 +62,23 @@ def run(args):
   prompts = itertools.chain([first], prompts)
   length = cfg.data.get('targets_length', 64) if args.length is None else args.length
   say = lambda line: print(line, file=sys.stderr)
+  watch = _recorder(cfg, path, args.record, say)
+  made = infer.texts(cfg, path, prompts, decode, length, args.batch_size, say, args.step, watch=watch)
   with _writer(args.output) as write:
-    for batch in infer.texts(cfg, path, prompts, decode, length, args.batch_size, say, args.step):
+    for batch in made:
       for fields, text in batch:
         write(json.dumps(fields | dict(prediction=text), ensure_ascii=False) if jsonl
               else text.replace('\\', '\\\\').replace('\n', '\\n').replace('\r', '\\r'))
+  if watch:
+    watch.close()
+
+
+def _recorder(cfg, path, file, say):
+  """What records the routing of generated texts into `file`, or None."""
+  if file is None:
+    return None
+  from stmoe.answer import recorder
+  return recorder.Texts(file, cfg, path, say)
 
 
 def strategy(cfg, overrides):

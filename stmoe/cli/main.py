@@ -18,7 +18,7 @@ from stmoe import errors
 from stmoe.hosts import job
 
 INTERRUPTED = 130                    # what shells report for a command ended by Ctrl-C
-COMPUTE = ('train', 'finetune', 'eval', 'infer', 'compare', 'bench', 'upcycle', 'compress')
+COMPUTE = ('train', 'finetune', 'eval', 'infer', 'record', 'compare', 'bench', 'upcycle', 'compress')
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,6 +3,7 @@
 stmoe train lm/stdlib:method=switch,smoke --workdir runs/try --config.train.steps=100
 stmoe train runs/try                                                continues it
 stmoe train --like runs/try --workdir runs/other --config.seed=1    a new run of the same configuration
+stmoe train --like runs/try --workdir runs/other --replay FILE      with recorded routing, see stmoe record
 
 Ctrl-C and SIGTERM save and stop. A finished run says so at once; more --config.train.steps go on from it.
 """
@@ -21,6 +22,7 @@ def add_arguments(parser):
                       help='an experiment, NAME[:argument], a .py file, or a run that is to go on')
   parser.add_argument('--like', metavar='RUN', help='a new run with the configuration of this run directory')
   parser.add_argument('--workdir', help='run directory; default: runs/ and the name')
+  parser.add_argument('--replay', metavar='FILE', help='a recording of routing: its rows, its experts')
   job.add_arguments(parser)
   parser.set_defaults(overrides=())
 
@@ -28,6 +30,9 @@ def add_arguments(parser):
 def run(args):
   cfg, name = rundir.named(_named(args), args.overrides)
   workdir = args.workdir or (name if rundir.is_run(name) else experiment.default_workdir(name))
+  if args.replay:
+    from stmoe.data import recording
+    recording.replay(cfg, args.replay, args.like or (name if rundir.is_run(name) else None))
   if job.size() == 1 and rundir.finished(workdir, cfg):              # says so before JAX is imported
     return 0
   if args.like and not rundir.is_run(workdir) and (made := records.ancestry(args.like).get('lineage')):

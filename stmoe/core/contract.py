@@ -27,6 +27,8 @@ Choose = typing.Callable[[jax.Array, int], jax.Array]
 # What executors run: edges with their places, or slots that are mixtures.
 Assigned = assignment.Assignment | assignment.SoftAssignment
 
+# What is given of tokens whose routing was recorded: i32[B,T,L,n], see routers/wrappers/replay.py.
+ROUTES = 'routes'
 PER_TOKEN = dict(per_token=True)     # metadata of a field of Context with an entry for every token
 
 

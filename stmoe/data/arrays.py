@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import typing
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -41,7 +42,8 @@ class Rows(NamedTuple):
 class Opened:
   """The opened data of such a source; what is needed of opened data is said in data/batches.py."""
 
-  vocabulary, weights = None, [1.0]
+  vocabulary: typing.Any = None
+  weights = [1.0]
   metrics: dict = {}
 
   def __init__(self, source, found: records.Record, read: Callable, rows: Callable = Rows):

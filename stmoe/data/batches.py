@@ -24,6 +24,8 @@ A source of data is a file of data/sources: a class called like the file, whose 
   targets           the kind of what is to be predicted; absent = 'ids'
   vocabulary(found) its vocabulary; only of a source of texts or questions, which has a field `vocab`
   rule              the class of the objective; only of a source of texts
+  fits(model, aux)  raises UserError for a model that the batches are not for; `aux` is dict layer -> Aux of
+                    shapes; may be absent
 and the opened data have
   keys, caches, weights   dict task -> what identifies its content; dict task -> path of its cache; those of
                           the mixture, alike

@@ -4,13 +4,16 @@
 the fields of its class. A step, an evaluation and a report know of a target only what `Target` says.
 """
 
+import functools
 import typing
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from stmoe import lookup
 from stmoe import modules
+from stmoe.core import contract
 from stmoe.core import hidden
 
 
@@ -86,8 +89,12 @@ def counts(target: Target, model: typing.Any, batch: dict) -> typing.Any:
 def predict(target: Target, model: typing.Any, batch: dict, **context) -> tuple:
   """Returns (what a target judges of `model`, aux: dict layer -> Aux) for a batch [B,...].
 
-  That are the model's outputs [B,...], and for a target that judges states, too, a `Seen`.
+  That are the model's outputs [B,...], and for a target that judges states, too, a `Seen`. Where the batch
+  says how its tokens are routed (`contract.ROUTES`), the routers of `model` are told.
   """
+  if any(name.endswith(f'_given/{contract.ROUTES}') for name in batch):
+    told = functools.partial(lookup.constructor('router', 'replay'), source=contract.ROUTES)
+    model = modules.wrapped(model, told)
   wanted = getattr(target, 'hidden', ())
   if not wanted:
     return model(batch, **context)

@@ -47,7 +47,8 @@ def forward(cfg, plan):
 
   Raises UserError for group sizes that do not divide and for weighted losses nobody reports. Raises it also
   where model, data and target do not fit together. `targets` of a model and of a source of data ('ids' if
-  absent) are among the `kinds` of the target, and so are their shapes.
+  absent) are among the `kinds` of the target, and so are their shapes. A source may say itself (`fits`) which
+  models its batches are for.
   """
   kind = lambda owner: getattr(owner, 'targets', 'ids')
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
@@ -72,6 +73,9 @@ def forward(cfg, plan):
 
   aux = reports(cfg.train.batch_size // cfg.train.microbatches, True)
   reports(cfg.eval.batch_size, False)
+  source = lookup.source(cfg.data)
+  if hasattr(source, 'fits'):
+    source.fits(model, aux)
   losses.check(aux, cfg.losses)
   return aux
 
