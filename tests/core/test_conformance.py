@@ -133,7 +133,7 @@ def test_made_assignments(executor, k, capacity):
 
 
 # An all-to-all of one device is `gather` or `pallas`; tests/core/transport/test_exchange.py has several.
-ALONE = [name for name in FAST if not name.startswith('all_to_all') and name != 'hops']
+ALONE = [name for name in FAST if not name.startswith(('all_to_all', 'hops'))]
 PAIRS = [pytest.param(executor, bank, marks=[pytest.mark.slow] * (executor not in ALONE and bank != 'mlp'))
          for executor in FAST for bank in BANKS]
 

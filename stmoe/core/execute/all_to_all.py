@@ -32,16 +32,25 @@ def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank, key:
   Returns:
     [G,S,D'] in the dtype of x, D' the width of the bank's rows; tokens without a live edge get zeros.
   """
+  return through(exchange.at_once, x, a, experts, key, chunks)
+
+
+def through(hops: exchange.Hops, x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
+            key: jax.Array | None, chunks: int) -> jax.Array:
+  """Returns `execute(x, a, experts, key, chunks)` [G,S,D'], whose rows x [G,S,D] travel in `hops`."""
   def local(x, a, experts, key, over):
-    return gather.execute(x, a, Remote(experts, over, chunks) if over else experts, key)
+    return gather.execute(x, a, Remote(experts, hops(over), chunks) if over else experts, key)
   return exchange.on_shards(local, x, a, experts, key)
 
 
 @struct.dataclass
 class Remote:
-  """A bank of E experts of which each device has its part: rows travel to their experts and back."""
-  bank: object
-  over: tuple = struct.field(pytree_node=False)
+  """A bank of E experts of which each device has its part: rows travel to their experts and back.
+
+  hops: the mesh axes of each all-to-all of P1, P2, ... devices on the way there; back is the reverse.
+  """
+  bank: contract.Bank
+  hops: tuple = struct.field(pytree_node=False)
   chunks: int = struct.field(pytree_node=False)
 
   def __call__(self, rows: layouts.Buckets, key: jax.Array | None = None) -> layouts.Buckets:
@@ -51,8 +60,16 @@ class Remote:
     return layouts.Buckets(jnp.concatenate(outputs, axis=1))
 
   def _part(self, x, key):
+    peers = [exchange.num_devices(axes) for axes in self.hops]
+    num, size, _ = x.shape
+    x = x.reshape(*peers, -1, *x.shape[1:])                          # [P1, P2, E/P, R, D]
     with jax.named_scope('dispatch'):
-      x = jax.lax.all_to_all(x, self.over, 0, 1, tiled=True)         # [E/P, P*R, D]
-    y = self.bank(layouts.Buckets(x), key).x
+      for at, axes in enumerate(self.hops):
+        x = jax.lax.all_to_all(x, axes, at, at, tiled=True)          # [P1, P2, E/P, R, D], of senders
+    x = jnp.moveaxis(x, len(peers), 0)                               # [E/P, P1, P2, R, D]
+    y = self.bank(layouts.Buckets(x.reshape(len(x), -1, x.shape[-1])), key).x      # [E/P, P*R, D']
+    y = jnp.moveaxis(y.reshape(len(x), *peers, size, -1), 0, len(peers))
     with jax.named_scope('combine'):
-      return jax.lax.all_to_all(y, self.over, 1, 0, tiled=True)      # [E, R, D']
+      for at, axes in reversed([*enumerate(self.hops)]):
+        y = jax.lax.all_to_all(y, axes, at, at, tiled=True)          # [P1, P2, E/P, R, D']
+    return y.reshape(num, size, -1)

@@ -28,19 +28,27 @@ def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
   Returns:
     [G,S,D'] in the dtype of x, D' the width of the bank's rows; tokens without a live edge get zeros.
   """
-  return exchange.on_shards(_local, x, a, experts, key)
+  return through(exchange.at_once, x, a, experts, key)
 
 
-def _local(x, a, experts, key, over):
-  if not over:
+def through(hops: exchange.Hops, x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
+            key: jax.Array | None) -> jax.Array:
+  """Returns `execute(x, a, experts, key)` [G,S,D'], whose rows x [G,S,D] travel in `hops`."""
+  local = lambda x, a, experts, key, over: _local(x, a, experts, key, hops(over))
+  return exchange.on_shards(local, x, a, experts, key)
+
+
+def _local(x, a, experts, key, hops):
+  if not hops:                                                       # all rows are where their experts are
     return pallas.of_device(x, a, experts, key)
+  over, *further = hops
   weight = jnp.where(assignment.live(a), a.weight, 0)                # dead weights may be NaN
   num, mine = a.expert.size, a.num_experts // exchange.num_devices(over)
   with jax.named_scope('dispatch'):
     rows = rows_lib.sort(a)
     plan = exchange.plan(rows.sizes, over, limit=min(num, a.expert.shape[0] * mine * a.capacity))
     arrived = exchange.there(rows_lib.take(x, a, rows), plan)        # [P, R, D]
-  y = pallas.of_device(arrived, received(plan.counts, plan.limit), experts, key)     # [P, R, D']
+  y = _local(arrived, received(plan.counts, plan.limit), experts, key, further)     # [P, R, D']
   with jax.named_scope('combine'):
     y = rows_lib.give(exchange.back(y, plan, num), a, rows)          # [G, N, D']
     return rows_lib.add_up(y.astype(jnp.float32) * weight[..., None], a).astype(x.dtype)

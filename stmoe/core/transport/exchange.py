@@ -66,6 +66,28 @@ def automatic() -> bool:
   return any(size > 1 and axis not in mesh.manual_axes for axis, size in mesh.shape.items())
 
 
+# Of the mesh axes that split the experts, those of each exchange on a row's way to its expert.
+Hops = typing.Callable[[tuple[str, ...]], tuple[tuple[str, ...], ...]]
+
+
+def at_once(over: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+  """Returns the hops of one exchange over all mesh axes `over`; tuples, no array [.].
+
+  >>> at_once(('data', 'expert')), at_once(())
+  ((('data', 'expert'),), ())
+  """
+  return (over,) if over else ()
+
+
+def axis_by_axis(over: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+  """Returns the hops of an exchange over each of the mesh axes `over`, in order; tuples, no array [.].
+
+  >>> axis_by_axis(('data', 'expert'))
+  (('data',), ('expert',))
+  """
+  return tuple((axis,) for axis in over)
+
+
 def num_devices(over: tuple[str, ...]) -> int:
   """Returns P: the devices of the current mesh along its axes `over`; an int, no array [.]."""
   return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in over)

@@ -24,7 +24,7 @@ from tests.experts import generic
 
 G, S, D, F, E = 8, 16, 16, 24, 8
 MESHES = [(8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)]
-EXECUTORS = ['all_to_all', 'all_to_all:chunks=3', 'all_to_all_dropless', 'hops']
+EXECUTORS = ['all_to_all', 'all_to_all:chunks=3', 'all_to_all_dropless', 'hops', 'hops_dropless']
 BANKS = [*lookup.available('experts'), 'conv']
 
 
@@ -172,9 +172,11 @@ def test_two_all_to_alls_there_and_two_back_and_nothing_else(executor, shape):
 NODES = 'expert=data+expert'           # the first axis counts the nodes, the second the devices of each
 
 
-@pytest.mark.parametrize('shape, kind', [((2, 4, 1), 'experts'), ((4, 2, 1), 'top_1'), ((2, 2, 2), 'top_2')])
-def test_hops_over_nodes(shape, kind):
-  assert_same(*run('hops', kind, 'mlp', shape, NODES))
+@pytest.mark.parametrize('executor', ['hops', 'hops:chunks=2', 'hops_dropless'])
+@pytest.mark.parametrize('shape, kind', [((2, 4, 1), 'experts'), ((4, 2, 1), 'top_1'), ((2, 2, 2), 'top_2'),
+                                         pytest.param((2, 4, 1), 'one_device', marks=pytest.mark.slow)])
+def test_hops_over_nodes(executor, shape, kind):
+  assert_same(*run(executor, kind, 'mlp', shape, NODES))
 
 
 def test_hops_send_to_as_many_devices_as_there_are_nodes_and_then_devices_of_a_node():
@@ -192,6 +194,17 @@ def test_hops_send_to_as_many_devices_as_there_are_nodes_and_then_devices_of_a_n
   # There and back: half of the buffers change their node, three quarters their place in it; or 7/8 at once.
   assert sum(c.wire for c in found['hops']) == 2 * (1 / 2 + 3 / 4) * buffers
   assert sum(c.wire for c in found['all_to_all']) == 2 * 7 / 8 * buffers
+
+
+def test_dropless_hops_send_no_row_past_its_node():
+  """Rows themselves: one all-to-all there and back of two nodes, then of four devices; and nothing else."""
+  x, a, _ = reference('top_2', 'mlp')
+  with axes.use(axes.make_mesh(2, 4, 1), axes.rules(NODES)):
+    x, a, bank = placed(x, a, bank_of('mlp'))
+    text = jax.jit(lookup.executor('hops_dropless')).lower(x, a, bank).compile().as_text()
+  rows = [c.devices for c in aot.collectives(hlo.parse(text), 8) if c.bytes > 1024]      # counts are small
+  assert sorted(rows) == [2, 2, 4, 4]
+  assert moved('hops_dropless', (2, 4, 1), NODES, gradients=False) == {'all-to-all': 4}
 
 
 def test_each_part_travels_by_itself():
