@@ -96,13 +96,11 @@ class Mixture(nnx.Module):
   def __call__(self, rows: jax.Array, x: jax.Array, ctx: contract.Context) -> tuple[jax.Array, contract.Aux]:
     """Returns (y [B,T,H,d_out], Aux) for rows [B,T,H,d_in], a row for every head of a token."""
     batch, length, heads, width = rows.shape
-    groups, size, execute = moe.grouping(self, ctx, batch, length)
-    x = axes.constrain(x.reshape(groups, size, -1), 'group', None, None)             # [G, S, D]
-    with jax.named_scope('route'):
-      routed = checked.route(self.router, x, ctx.fold('router').group(groups, size), {})
+    groups = moe.grouped(self, x, ctx, {})
+    routed = groups.route(self.router)
     a = of_heads(typing.cast(assignment.Assignment, routed.assignment), heads)
-    rows = axes.constrain(rows.reshape(groups, size * heads, width), 'group', None, None)
-    y = execute(rows, a, self.experts).reshape(batch, length, heads, -1)             # [B, T, H, d_out]
+    rows = axes.constrain(rows.reshape(len(groups.x), -1, width), 'group', None, None)     # [G, S*H, d_in]
+    y = groups.execute(rows, a, self.experts).reshape(batch, length, heads, -1)      # [B, T, H, d_out]
     return axes.constrain(y, 'batch', 'length', None, None), routed.aux
 
 

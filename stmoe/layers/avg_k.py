@@ -15,7 +15,6 @@ from stmoe import axes
 from stmoe import lookup
 from stmoe import ranges
 from stmoe.core import assignment
-from stmoe.core import checked
 from stmoe.core import choices
 from stmoe.core import contract
 from stmoe.core import losses
@@ -216,10 +215,6 @@ class AvgK(nnx.Module):
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
-    batch, length, _ = x.shape
-    groups, size, execute = moe.grouping(self, ctx, batch, length)
-    x = axes.constrain(x.reshape(groups, size, -1), 'group', None, None)             # [G, S, D]
-    with jax.named_scope('route'):
-      routed = checked.route(self.router, x, ctx.fold('router').group(groups, size), {})
-    y = execute(x, routed.assignment, self.experts)                  # [G, S, D]
-    return axes.constrain(y.reshape(batch, length, -1), 'batch', 'length', None), routed.aux, carry
+    groups = moe.grouped(self, x, ctx, carry)
+    routed = groups.route(self.router)
+    return groups.answer(groups.execute(groups.x, routed.assignment, self.experts), routed)

@@ -84,24 +84,23 @@ class CompeteSMoE(moe.Moe):
 
   def compete(self, x: jax.Array, ctx: contract.Context) -> tuple[jax.Array, contract.Aux]:
     """Returns (y [B,T,D], aux) as the experts' own answers decide."""
-    batch, length, width = x.shape
-    groups, size, _ = moe.grouping(self, ctx, batch, length)
-    x = axes.constrain(x.reshape(groups, size, width), 'group', None, None)        # [G, S, D]
-    grouped = ctx.fold('router').group(groups, size)
+    groups = moe.grouped(self, x, ctx, {})
+    of_groups = groups.ctx
     with jax.named_scope('route'):
-      logits = self.router.logits(x, grouped)
+      logits = self.router.logits(groups.x, of_groups.fold('router'))
     with jax.named_scope('experts'):
-      rows = jnp.broadcast_to(x.reshape(1, -1, width), (self.router.num_experts, batch * length, width))
+      rows = groups.x.reshape(1, -1, x.shape[-1])
+      rows = jnp.broadcast_to(rows, (self.router.num_experts, *rows.shape[1:]))
       rows = axes.constrain(rows, 'expert', None, None)              # [E, G*S, D]
       outputs = self.experts(layouts.Buckets(rows), ctx.fold('experts').key).x
-    outputs = outputs.reshape(-1, groups, size, width).astype(jnp.float32)         # [E, G, S, D]
-    weights, aux = competition(outputs, logits, grouped.mask, self.router.k, sigmoid=self.sigmoid,
+    outputs = outputs.reshape(-1, *groups.x.shape).astype(jnp.float32)             # [E, G, S, D]
+    weights, aux = competition(outputs, logits, of_groups.mask, self.router.k, sigmoid=self.sigmoid,
                                means=TAUGHT[self.taught](self.theta), tokens=ctx.tokens,
-                               sequence=balance.sequences(grouped.segments, grouped.positions))
+                               sequence=balance.sequences(of_groups.segments, of_groups.positions))
     y = jnp.einsum('gse,egsd->gsd', weights, outputs).astype(x.dtype)
     unweighed = {name: jnp.zeros(()) for name in ('balance', 'z', 'entropy')}
     aux = aux.replace(losses=aux.losses | unweighed)
-    return axes.constrain(y.reshape(batch, length, width), 'batch', 'length', None), aux
+    return groups.tokens(y), aux
 
 
 def affinity(outputs: jax.Array) -> jax.Array:

@@ -46,15 +46,8 @@ class LatentMoe(nnx.Module):
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
-    batch, length, _ = x.shape
-    groups, size, execute = moe.grouping(self, ctx, batch, length)
-    regroup = lambda a: a.reshape(groups, size, *a.shape[2:])
-    ungroup = lambda a: a.reshape(batch, length, *a.shape[2:])
-    x = axes.constrain(regroup(x), 'group', None, None)              # [G, S, D]
-    with jax.named_scope('route'):
-      grouped = ctx.fold('router').group(groups, size)
-      routed = checked.route(self.router, x, grouped, jax.tree.map(regroup, carry))
-    h = linear.apply(x, self.inward)                                 # [G, S, l]
-    o = execute(h, routed.assignment, self.experts, ctx.fold('experts').key if ctx.train else None)
-    y = axes.constrain(ungroup(linear.apply(o, self.outward)), 'batch', 'length', None)
-    return y, routed.aux, jax.tree.map(ungroup, routed.carry)        # y [B, T, D]
+    groups = moe.grouped(self, x, ctx, carry)
+    routed = groups.route(self.router)
+    h = linear.apply(groups.x, self.inward)                          # [G, S, l]
+    o = groups.execute(h, routed.assignment, self.experts, groups.key('experts'))
+    return groups.answer(linear.apply(o, self.outward), routed)      # y [B, T, D]

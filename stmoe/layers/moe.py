@@ -45,21 +45,13 @@ class Moe(nnx.Module):
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
-    batch, length, width = x.shape
-    groups, size, execute = grouping(self, ctx, batch, length)
-    regroup = lambda a: a.reshape(groups, size, *a.shape[2:])
-    ungroup = lambda a: a.reshape(batch, length, *a.shape[2:])
-    x = axes.constrain(regroup(x), 'group', None, None)              # [G, S, D]
-    with jax.named_scope('route'):
-      grouped = ctx.fold('router').group(groups, size)
-      routed = checked.route(self.router, x, grouped, jax.tree.map(regroup, carry))
-    key = ctx.fold('experts').key if ctx.train else None
-    y = execute(x, routed.assignment, self.experts, key)
+    groups = grouped(self, x, ctx, carry)
+    routed = groups.route(self.router)
+    y = groups.execute(groups.x, routed.assignment, self.experts, groups.key('experts'))       # [G, S, D]
     if self.virtual:
       with jax.named_scope('virtual'):
-        y = with_virtual(y, x, typing.cast(assignment.Assignment, routed.assignment), self.virtual)
-    y = axes.constrain(ungroup(y), 'batch', 'length', None)          # [B, T, D]
-    return y, routed.aux, jax.tree.map(ungroup, routed.carry)
+        y = with_virtual(y, groups.x, typing.cast(assignment.Assignment, routed.assignment), self.virtual)
+    return groups.answer(y, routed)
 
 
 def routing(router: typing.Callable, num_virtual: int) -> typing.Callable:
@@ -99,6 +91,50 @@ def with_virtual(y: jax.Array, x: jax.Array, a: assignment.Assignment,
     if added is not None:
       total += gates[..., z, None] * added
   return total.astype(y.dtype)
+
+
+class Grouped(typing.NamedTuple):
+  """The tokens of a layer in the groups in which they are routed, made by `grouped`.
+
+  x:       [G,S,D]; carry: arrays [G,S,.] by name.
+  ctx:     of the groups.
+  execute: the executor.
+  batch, length: B and T.
+  """
+  x: jax.Array
+  ctx: contract.Context
+  carry: contract.Carry
+  execute: contract.Executor
+  batch: int
+  length: int
+
+  def route(self, router: contract.Router, name: str = 'router') -> contract.Routed:
+    """Returns the Routed of `router`, whose randomness is that of `name`."""
+    with jax.named_scope('route'):
+      return checked.route(router, self.x, self.ctx.fold(name), self.carry)
+
+  def key(self, name: str) -> jax.Array | None:
+    """Returns the key of `name`, such as dropout in experts; None outside of training."""
+    return self.ctx.fold(name).key if self.ctx.train else None
+
+  def tokens(self, y: jax.Array) -> jax.Array:
+    """Returns [B,T,D'] of y [G,S,D']."""
+    return axes.constrain(self._ungrouped(y), 'batch', 'length', None)
+
+  def answer(self, y: jax.Array, routed: contract.Routed) -> contract.Answer:
+    """Returns (y [B,T,D'], aux, carry) of y [G,S,D'] and what the router answered."""
+    return self.tokens(y), routed.aux, jax.tree.map(self._ungrouped, routed.carry)
+
+  def _ungrouped(self, a):
+    return a.reshape(self.batch, self.length, *a.shape[2:])
+
+
+def grouped(layer: typing.Any, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> Grouped:
+  """Returns the tokens x [B,T,D] and carry [B,T,.] of a layer with `group_size` and `executor` in groups."""
+  groups, size, execute = grouping(layer, ctx, *x.shape[:2])
+  regroup = lambda a: a.reshape(groups, size, *a.shape[2:])
+  return Grouped(axes.constrain(regroup(x), 'group', None, None), ctx.group(groups, size),
+                 jax.tree.map(regroup, carry), execute, *x.shape[:2])
 
 
 # What runs tokens that are alone: without drops, on one device and on several.

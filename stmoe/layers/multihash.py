@@ -6,7 +6,6 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import lookup
 from stmoe import ranges
 from stmoe.core import banks
@@ -79,20 +78,15 @@ class MultiHash(nnx.Module):
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], Aux, carry) for x [B,T,D]."""
-    batch, length, width = x.shape
-    groups, size, execute = moe.grouping(self, ctx, batch, length)
-    x = axes.constrain(x.reshape(groups, size, width), 'group', None, None)          # [G, S, D]
-    grouped = ctx.group(groups, size)
-    with jax.named_scope('route'):
-      routed = [checked.route(segment.router, x, grouped.fold(f'router_{m}'), carry)
-                for m, segment in enumerate(self.segments)]
+    groups = moe.grouped(self, x, ctx, carry)
+    routed = [groups.route(segment.router, f'router_{m}') for m, segment in enumerate(self.segments)]
     assigned = [r.assignment for r in routed]
-    h = concatenated(x, assigned, [s.experts[0] for s in self.segments], execute)   # [G, S, F]
+    inward, outward = zip(*[segment.experts for segment in self.segments])
+    h = concatenated(groups.x, assigned, inward, groups.execute)     # [G, S, F]
     h = activations.named(self.activation)(h)
-    h = noise.dropout(h, self.dropout_rate, ctx.fold('hidden').key if ctx.train else None)
-    y = concatenated(h, assigned, [s.experts[1] for s in self.segments], execute)   # [G, S, D]
-    y = axes.constrain(y.reshape(batch, length, width), 'batch', 'length', None)
-    return y, _together([r.aux for r in routed]), carry
+    h = noise.dropout(h, self.dropout_rate, groups.key('hidden'))
+    y = concatenated(h, assigned, outward, groups.execute)           # [G, S, D]
+    return groups.tokens(y), _together([r.aux for r in routed]), carry
 
 
 def concatenated(x: jax.Array, assigned: typing.Sequence[contract.Assigned],
