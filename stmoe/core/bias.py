@@ -6,6 +6,11 @@ Letters: G groups, S tokens per group, E experts, T real tokens of all groups, k
 import jax
 import jax.numpy as jnp
 
+from stmoe.core import assignment
+from stmoe.core import balance
+from stmoe.core import contract
+from stmoe.core import metrics
+
 
 def update(bias: jax.Array, load: jax.Array, rate: float | jax.Array, centred: bool = False,
            rule: str = 'sign') -> jax.Array:
@@ -29,6 +34,33 @@ def update(bias: jax.Array, load: jax.Array, rate: float | jax.Array, centred: b
   """
   step = rate * RULES[rule](load)
   return bias + (step - jnp.mean(step) if centred else step)
+
+
+def decided(logits: jax.Array, scores: jax.Array, bias: jax.Array, choice: jax.Array, gates: jax.Array,
+            mask: jax.Array, sequence: jax.Array | None, tokens: jax.Array | None) -> contract.Decision:
+  """Returns (Assignment, Aux) of what scores plus a bias chose: all of it is sent, padding is not.
+
+  Losses: balance, of sequences, of the scores over their sum (DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
+
+  Args:
+    logits, scores: f32[G,S,E], scores positive; bias: f32[E]; mask: bool[G,S].
+    choice, gates:  i32[G,S,k], f32[G,S,k].
+    sequence: i32[G,S] of `balance.sequences`; None = a whole group. tokens: see `losses.token_mean`.
+
+  >>> logits, choice = jnp.zeros((1, 2, 2)), jnp.array([[[0], [1]]])
+  >>> a, aux = decided(logits, jnp.exp(logits), jnp.zeros(2), choice, jnp.ones((1, 2, 1)),
+  ...                  jnp.array([[True, False]]), None, None)
+  >>> a.expert.tolist(), aux.load.tolist(), float(aux.losses['balance'])
+  ([[0, 2]], [1.0, 0.0], 1.0)
+  """
+  edges = assignment.kill_padding(assignment.from_choices(choice, gates, scores.shape[-1]), mask)
+  a = assignment.cap(edges, edges.num_tokens)
+  probs = scores / scores.sum(axis=-1, keepdims=True)
+  numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
+  return a, contract.Aux(
+      losses=dict(balance=balance.expert_loss(balance.shares(probs, choice, mask, sequence), tokens)),
+      load=metrics.load(edges),
+      metrics=dict(numbers, bias_abs_max=jnp.abs(bias).max()))
 
 
 def sign(load: jax.Array) -> jax.Array:

@@ -6,13 +6,11 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
-from stmoe.core import assignment
 from stmoe.core import balance
 from stmoe.core import bias as bias_lib
 from stmoe.core import choices
 from stmoe.core import contract
 from stmoe.core import gate
-from stmoe.core import metrics
 
 
 def deepseek_v3(logits: jax.Array, bias: jax.Array, mask: jax.Array, k: int, *, num_groups: int = 1,
@@ -38,15 +36,7 @@ def deepseek_v3(logits: jax.Array, bias: jax.Array, mask: jax.Array, k: int, *, 
   gates = choices.values(scores, choice)                             # not from `biased`
   if normalize_gates:
     gates = gates / (gates.sum(axis=-1, keepdims=True) + 1e-20)
-  edges = assignment.from_choices(choice, gates * route_scale, scores.shape[-1])
-  edges = assignment.kill_padding(edges, mask)
-  a = assignment.cap(edges, edges.num_tokens)
-  probs = scores / scores.sum(axis=-1, keepdims=True)
-  numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
-  return a, contract.Aux(
-      losses=dict(balance=balance.expert_loss(balance.shares(probs, choice, mask, sequence), tokens)),
-      load=metrics.load(edges),
-      metrics=dict(numbers, bias_abs_max=jnp.abs(bias).max()))
+  return bias_lib.decided(logits, scores, bias, choice, gates * route_scale, mask, sequence, tokens)
 
 
 class DeepSeekV3(nnx.Module):

@@ -6,13 +6,11 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
-from stmoe.core import assignment
 from stmoe.core import balance
 from stmoe.core import bias as bias_lib
 from stmoe.core import choices
 from stmoe.core import contract
 from stmoe.core import gate
-from stmoe.core import metrics
 from stmoe.core import tables
 from stmoe.errors import UserError
 
@@ -38,14 +36,7 @@ def deepseek_v4(logits: jax.Array, bias: jax.Array, mask: jax.Array, k: int, *,
     choice = (choose or choices.top)(jax.lax.stop_gradient(scores) + bias, k)      # [G, S, k]
   gates = choices.values(scores, choice)                             # without the bias
   gates = gates / (gates.sum(axis=-1, keepdims=True) + 1e-20) * route_scale
-  edges = assignment.kill_padding(assignment.from_choices(choice, gates, scores.shape[-1]), mask)
-  a = assignment.cap(edges, edges.num_tokens)
-  probs = scores / scores.sum(axis=-1, keepdims=True)
-  numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
-  return a, contract.Aux(
-      losses=dict(balance=balance.expert_loss(balance.shares(probs, choice, mask, sequence), tokens)),
-      load=metrics.load(edges),
-      metrics=dict(numbers, bias_abs_max=jnp.abs(bias).max()))
+  return bias_lib.decided(logits, scores, bias, choice, gates, mask, sequence, tokens)
 
 
 def spread(first: jax.Array, num_experts: int, k: int) -> jax.Array:
