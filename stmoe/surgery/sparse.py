@@ -41,7 +41,8 @@ class Layer:
   """A sparse layer whose experts are one bank.
 
   name:   as its Aux is called, and as calibration calls it: 'decoder_03'.
-  path:   of the layer in numbered parameters; its `router` and `experts` are below.
+  path:   of the layer in numbered parameters, with what its block stands in (`parts/around`); its `router` and
+    `experts` are below.
   where:  the layer's group of fields in the configuration: 'blocks.m.inner'. Layers of one letter share it.
   module: the layer without arrays, stacked or not; for what it offers.
   """
@@ -82,7 +83,7 @@ def found(config: ml_collections.ConfigDict) -> list[Layer]:
   """
   model = _model(config)
   paths = {id(module): path for path, module in nnx.iter_modules(model)}
-  layers = [layer for stack in model.stacks() for layer in _of_stack(stack, paths[id(stack)], config)]
+  layers = [layer for stack in model.stacks() for layer in _of_stack(stack, paths, config)]
   if not layers:
     raise errors.UserError('the model has no sparse layer, whose experts could become fewer')
   return layers
@@ -95,15 +96,19 @@ def _model(config):
     return nnx.eval_shape(lambda: make(blocks=c['blocks'], rngs=nnx.Rngs(0)))
 
 
-def _of_stack(stack, path, config):
+def _of_stack(stack, paths, config):
+  """Yields the Layers of a stack; `paths`: dict id of a module -> its path in the model."""
   letters = ''.join(letters * repeats for letters, repeats in stack.pattern)
   for name, layer in stack.by_name().items():
-    number = int(name.rpartition('_')[2])
+    number = int(name.partition('.')[0].rpartition('_')[2])
+    above = paths[id(stack)]
+    in_block = paths[id(layer)][paths[id(layer)].index('blocks', len(above)) + 2:]           # 'layer', mostly
     for inside, part in modules.offering(layer, 'router'):
       where = '.'.join(['blocks', letters[number], *inside])
-      if set(inside) - {'inner'} or 'experts' not in section(config, where):
-        raise errors.UserError(f"{where} is no layer of one router and one bank of experts, such as 'moe'")
-      yield Layer(name, (*path, 'layers', number, 'layer', *inside), where, part)
+      if '.' in name or set(inside) - {'inner'} or 'experts' not in section(config, where):
+        raise errors.UserError(f'{name}: {".".join((*in_block, *inside))} is no layer of one router and one '
+                               "bank of experts, such as 'moe'")
+      yield Layer(name, (*above, 'layers', number, *in_block, *inside), where, part)
 
 
 def section(config: ml_collections.ConfigDict, where: str) -> ml_collections.ConfigDict:

@@ -101,3 +101,26 @@ def test_a_model_without_experts_is_one_line():
   cfg = trained.config(layers=(('d', 2),))
   with pytest.raises(errors.UserError, match='no sparse layer'):
     prune.operate(trained.params(cfg), cfg, trained.none)
+
+
+@pytest.mark.parametrize('scan_layers', [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_layer_in_a_block_that_stands_in_another_is_found(scan_layers):
+  cfg = trained.config(layers=(('dm', 2),), scan_layers=scan_layers)
+  around = dict(name='mixture_of_depths', share=0.5)
+  cfg = sparse.changed(cfg, {'blocks.m.around': around})
+  params = trained.params(cfg)
+  assert [layer.path[3:] for layer in sparse.found(cfg)] == [('block', 'layer')] * 2
+  same, changes = prune.operate(params, cfg, LOAD, keep=1.0)
+  np.testing.assert_array_equal(trained.logits(sparse.changed(cfg, changes), same),
+                                trained.logits(cfg, params))
+  made, changes = prune.operate(params, cfg, LOAD)
+  bank, old = (p['decoder']['layers'][3]['block']['layer']['experts']['wi'] for p in (made, params))
+  np.testing.assert_array_equal(bank, old[np.array([1, 3])])
+  assert np.isfinite(trained.logits(sparse.changed(cfg, changes), made)).all()
+
+
+def test_layers_that_are_no_bank_and_router_are_one_line():
+  head = dict(name='switch_head', router=dict(name='sigma_moe', num_experts=2, k=1))
+  cfg = sparse.changed(trained.config(), {'blocks.m.attention': head})
+  with pytest.raises(errors.UserError, match=r'attention.v: attention.v is no layer of one router'):
+    sparse.found(cfg)
