@@ -33,6 +33,24 @@ def config(seed=0):
   return c
 
 
+def adamw(b2=0.95, weight_decay=0.1):
+  """Returns the section `optimizer` of AdamW as most papers have it, or where a paper says nothing."""
+  return dict(name='adamw', b1=0.9, b2=b2, eps=1e-8, weight_decay=weight_decay)
+
+
+def train(c, steps, batch_size, *, peak=3e-4, warmup_steps=2000, end_fraction=0.1, optimizer=None,
+          eval_every=1000, eval_rows=256, save_every=1000):
+  """Gives `c` the sections that say how a language model trains: this project's where a paper says nothing.
+
+  AdamW, a cosine, gradients of norm 1 at most, 64 batches of `eval_rows` to evaluate.
+  """
+  c.optimizer = optimizer or adamw()
+  c.schedule = dict(name='cosine', peak=peak, warmup_steps=warmup_steps, end_fraction=end_fraction)
+  c.train.update(steps=steps, batch_size=batch_size, clip=1.0, log_every=100, stats_every=1000)
+  c.eval.update(every=eval_every, batches=64, batch_size=eval_rows)
+  c.checkpoint.update(every=save_every)
+
+
 # Router losses of compared layers: name -> (coefficient, reduction over layers); 0.0 leaves the term out.
 NO_LOSSES = dict(balance=(0.0, 'mean'), z=(0.0, 'mean'))
 BALANCE = dict(balance=(1e-2, 'mean'), z=(0.0, 'mean'))        # Switch section 2.2: alpha = 0.01

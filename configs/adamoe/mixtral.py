@@ -36,11 +36,7 @@ def get_config(arg=''):
   weight = paper.LORA['balance'] / args.k
   c.losses = {name: (weight if name == args.loss else 0.0, 'sum') for name in ('balance', 'plain_balance')}
   c.data = common.data('c4', LENGTH, vocab=f'train:{size["vocab_size"]}')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
-  c.schedule = dict(name='cosine', peak=3e-4, warmup_steps=5 if args.smoke else 2000, end_fraction=0.1)
-  c.train.update(steps=100_000, batch_size=1024, clip=1.0, log_every=100, stats_every=1000)
-  c.eval.update(every=1000, batches=64, batch_size=256)
-  c.checkpoint.update(every=1000)
+  common.train(c, steps=100_000, batch_size=1024, warmup_steps=5 if args.smoke else 2000)
   c.mesh.expert = router['num_experts']
   if args.smoke:
     common.smoke(c).unlock()

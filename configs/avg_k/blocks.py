@@ -58,12 +58,8 @@ def get_config(arg=''):
     c.blocks = dict(d=dense, m=blocks(args.method, args.size, args.block, s['d_ff']))
   c.losses = dict(balance=(paper.BALANCE if args.method == 'switch' else 0.0, 'mean'))
   c.data = common.data('c4', s['length'], vocab=f'train:{s["vocab_size"] // 1000 * 1000}')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.01)
-  c.schedule = dict(name='cosine', peak=7e-4, warmup_steps=2000, end_fraction=0.1)
-  c.train.update(steps=int(paper.TOKENS / (512 * s['length'])), batch_size=512, clip=1.0, log_every=100,
-                 stats_every=1000)
-  c.eval.update(every=1000, batches=64, batch_size=256)
-  c.checkpoint.update(every=1000)
+  common.train(c, steps=int(paper.TOKENS / (512 * s['length'])), batch_size=512, peak=7e-4,
+               optimizer=common.adamw(0.98, 0.01))
   return smoke(c) if args.smoke else c.lock()
 
 

@@ -34,7 +34,7 @@ def get_config(arg=''):
                   m=dict(layer='moe', executor='gather', group_size=4 * length, router=router,
                          experts=dict(name='mlp', d_ff=d_ff, init_scale=1.0)))
   c.data = common.data('c4', length=length, vocab=f'train:{facts["vocab_size"]}')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+  c.optimizer = common.adamw()
   c.schedule = dict(name='cosine', peak=facts['peak'], warmup_steps=facts['warmup_steps'],
                     end_fraction=facts['end_fraction'])
   c.train.update(steps=facts['steps'], batch_size=facts['rows'], clip=1.0, log_every=100, stats_every=1000)

@@ -39,7 +39,7 @@ def get_config(arg=''):
   c.blocks = dict(d=dict(layer='dense', d_ff=D_FF),
                   m=common.choose('method', args.method, BLOCKS)(args))
   c.data = common.data('stdlib', length=LENGTH, vocab='train:4096')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.0)
+  c.optimizer = common.adamw(0.98, 0.0)
   c.schedule = dict(name='linear', peak=6e-4, warmup_steps=100, end_fraction=0.0)
   c.train.update(steps=1000, batch_size=32, clip=1.0, log_every=20)
   c.eval.update(every=200, batches=20, batch_size=32)

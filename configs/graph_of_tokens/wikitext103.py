@@ -41,9 +41,6 @@ def get_config(arg=''):
   c.blocks = dict(m=block(args.by, args.surer))
   c.losses = dict(balance=(0.01, 'mean'))
   c.data = common.data('text', length=size['length'], vocab='train:32000')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.01)
-  c.schedule = dict(name='cosine', peak=7e-4, warmup_steps=5 if args.smoke else 3000, end_fraction=0.1)
-  c.train.update(steps=60_000, batch_size=48, clip=1.0, log_every=100, stats_every=1000)
-  c.eval.update(every=2000, batches=64, batch_size=48)
-  c.checkpoint.update(every=5000)
+  common.train(c, steps=60_000, batch_size=48, peak=7e-4, warmup_steps=5 if args.smoke else 3000,
+               eval_every=2000, eval_rows=48, save_every=5000, optimizer=common.adamw(0.98, 0.01))
   return common.smoke(c) if args.smoke else c.lock()

@@ -32,11 +32,7 @@ def get_config(arg=''):
                          experts=dict(name='glu', d_ff=size['d_ff'], activation='silu', init_scale=1.0)))
   c.losses = dict(balance=(paper.BALANCE, 'mean'), z=(0.0, 'mean'))
   c.data = common.data('c4', 2048, vocab='train:32000')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
-  c.schedule = dict(name='cosine', peak=3e-4, warmup_steps=2000, end_fraction=0.1)
-  c.train.update(steps=250_000, batch_size=1024, clip=1.0, log_every=100, stats_every=1000)
-  c.eval.update(every=1000, batches=64, batch_size=256)
-  c.checkpoint.update(every=1000)
+  common.train(c, steps=250_000, batch_size=1024)
   c.mesh.expert = 8
   if args.smoke:
     c.schedule.warmup_steps = 5

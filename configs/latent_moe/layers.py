@@ -41,11 +41,7 @@ def get_config(arg=''):
   c.blocks = dict(m=block(size))
   c.losses = dict(balance=(1e-4, 'sum'))
   c.data = common.data('c4', 4096, vocab=f'train:{VOCAB // 1000 * 1000}')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
-  c.schedule = dict(name='cosine', peak=3e-4, warmup_steps=2000, end_fraction=0.1)
-  c.train.update(steps=250_000, batch_size=512, clip=1.0, log_every=100, stats_every=1000)
-  c.eval.update(every=1000, batches=64, batch_size=256)
-  c.checkpoint.update(every=1000)
+  common.train(c, steps=250_000, batch_size=512)
   c.mesh.expert = 8
   return smoke(c, args.method) if args.smoke else c.lock()
 

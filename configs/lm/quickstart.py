@@ -29,7 +29,7 @@ def get_config(arg=''):
   methods.put(c, row, args.experts, d_ff=512, num_layers=4, length=128, group_size=2 * 128,
               vocab_size=2048, d_model=128)
   c.data = common.data('stdlib', length=128, vocab='train:2048')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+  c.optimizer = common.adamw()
   c.schedule = dict(name='cosine', peak=4e-3, warmup_steps=20, end_fraction=0.05)
   c.train.update(steps=240, batch_size=16, clip=1.0, log_every=10, stats_every=10)
   c.eval.update(every=60, batch_size=16)

@@ -42,7 +42,7 @@ def get_config(arg=''):
     c.data = common.seq2seq('stdlib', inputs_length=length, targets_length=length // 4 + 8)
   else:
     c.data = common.data('stdlib', length=length)
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+  c.optimizer = common.adamw()
   c.schedule = dict(name='cosine', peak=1e-3, warmup_steps=200, end_fraction=0.1)
   c.train.update(steps=2000, batch_size=32, clip=1.0)
   if args.smoke:

@@ -32,7 +32,7 @@ def get_config(arg=''):
   c = common.config()
   methods.put(c, row, args.experts, d_ff, num_layers, length, vocab_size=4096, d_model=d_model)
   c.data = common.data('stdlib', length=length, vocab='train:4096')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+  c.optimizer = common.adamw()
   c.schedule = dict(name='cosine', peak=3e-3, warmup_steps=100, end_fraction=0.02)
   c.train.update(steps=args.steps, batch_size=batch_size, clip=1.0, log_every=20)
   c.eval.update(every=500, batch_size=batch_size)

@@ -30,7 +30,7 @@ def get_config(arg=''):
   if args.leaky:
     common.sparse(c.blocks.m).router.allow_causal = True
   c.data = common.data('stdlib', length=128, vocab='train:2048')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+  c.optimizer = common.adamw()
   c.schedule = dict(name='cosine', peak=4e-3, warmup_steps=20, end_fraction=0.05)
   c.train.update(steps=120, batch_size=8, clip=1.0, log_every=10, stats_every=20)
   c.eval.update(every=120, batches=60, batch_size=8)

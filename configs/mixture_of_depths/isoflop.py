@@ -46,11 +46,7 @@ def get_config(arg=''):
   if args.mode in ('depths', 'staged'):
     c.losses.update(common.choose('select', args.select, SELECT))
   c.data = common.data('c4', 2048, vocab='train:32000')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
-  c.schedule = dict(name='cosine', peak=3e-4, warmup_steps=1000, end_fraction=0.1)
-  c.train.update(steps=50_000, batch_size=256, clip=1.0, log_every=100, stats_every=1000)
-  c.eval.update(every=1000, batches=64, batch_size=128)
-  c.checkpoint.update(every=1000)
+  common.train(c, steps=50_000, batch_size=256, warmup_steps=1000, eval_rows=128)
   if args.smoke:
     c.schedule.warmup_steps = 5
     return common.smoke(c)

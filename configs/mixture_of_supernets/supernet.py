@@ -31,11 +31,8 @@ def get_config(arg=''):
   c.blocks = dict(m=dict(layer='mixed_weights', d_ff=D_FF, num_experts=args.experts, widths=WIDTHS,
                          neuron=args.neuron, hidden=hidden, activation='gelu'))
   c.data = common.data('c4', 512, vocab='train:32000')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.01)
-  c.schedule = dict(name='cosine', peak=1e-3, warmup_steps=1000, end_fraction=0.1)
-  c.train.update(steps=50_000, batch_size=128, clip=1.0, log_every=100, stats_every=1000)
-  c.eval.update(every=1000, batches=64, batch_size=128)
-  c.checkpoint.update(every=1000)
+  common.train(c, steps=50_000, batch_size=128, peak=1e-3, warmup_steps=1000, eval_rows=128,
+               optimizer=common.adamw(0.98, 0.01))
   if args.smoke:
     c.blocks.m.widths = (32, 64, 96, 128)
     c.schedule.warmup_steps = 5

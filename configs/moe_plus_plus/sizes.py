@@ -49,11 +49,7 @@ def get_config(arg=''):
                          scaled=args.gates == 'others', **virtual(args.kinds, size['virtual'])))
   c.losses = dict(balance=(paper.BETA, 'mean'))
   c.data = common.data('c4', LENGTH, vocab=f'train:{VOCAB_SIZE // 1000 * 1000}')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
-  c.schedule = dict(name='cosine', peak=3e-4, warmup_steps=5 if args.smoke else 2000, end_fraction=0.1)
-  c.train.update(steps=int(size['tokens'] / LENGTH / 2048), batch_size=2048, clip=1.0, log_every=100,
-                 stats_every=1000)
-  c.eval.update(every=1000, batches=64, batch_size=256)
-  c.checkpoint.update(every=1000)
+  common.train(c, steps=int(size['tokens'] / LENGTH / 2048), batch_size=2048,
+               warmup_steps=5 if args.smoke else 2000)
   c.mesh.expert = 8
   return common.smoke(c) if args.smoke else c.lock()

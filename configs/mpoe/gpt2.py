@@ -36,7 +36,7 @@ def get_config(arg=''):
                                       init_scale=1.0)))
   c.losses.balance, c.losses.second_place = (paper.BALANCE['gpt2'], 'sum'), (0.0, 'mean')
   c.data = common.data('text', length=LENGTH, vocab='train:50000')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01)
+  c.optimizer = common.adamw(0.999, 0.01)
   c.schedule = dict(name='cosine', peak=1e-4, warmup_steps=500, end_fraction=0.0)
   c.train.update(steps=20_000, batch_size=32, clip=1.0, log_every=50, stats_every=500)
   c.eval.update(every=1000, batch_size=32)

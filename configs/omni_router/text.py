@@ -48,11 +48,8 @@ def get_config(arg=''):
   c.blocks = recipes
   c.losses = dict(balance=(0.0 if args.method == 'dense' else paper.BALANCE, 'sum'), z=(0.0, 'mean'))
   c.data = common.data('c4', length=512, vocab='train:32000')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.01)
-  c.schedule = dict(name='cosine', peak=5e-4, warmup_steps=5, end_fraction=0.1)
-  c.train.update(steps=100_000, batch_size=128, clip=1.0, log_every=100, stats_every=1000)
-  c.eval.update(every=2000, batches=64, batch_size=128)
-  c.checkpoint.update(every=5000)
+  common.train(c, steps=100_000, batch_size=128, peak=5e-4, warmup_steps=5, eval_every=2000, eval_rows=128,
+               save_every=5000, optimizer=common.adamw(0.98, 0.01))
   if not args.smoke:
     c.schedule.warmup_steps = 4000
     return c.lock()

@@ -50,13 +50,8 @@ def pretraining(size, layers, blocks):
   c.losses = dict(balance=(paper.BALANCE, 'sum'))
   c.data = common.data('c4', paper.LENGTH, vocab='train:50000')
   row = size['batch'] * paper.LENGTH
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
-  c.schedule = dict(name='cosine', peak=size['peak'], warmup_steps=round(paper.WARMUP_TOKENS / row),
-                    end_fraction=size['end'] / size['peak'])
-  c.train.update(steps=round(paper.TOKENS / row), batch_size=size['batch'], clip=1.0, log_every=100,
-                 stats_every=1000)
-  c.eval.update(every=1000, batches=64, batch_size=256)
-  c.checkpoint.update(every=1000)
+  common.train(c, steps=round(paper.TOKENS / row), batch_size=size['batch'], peak=size['peak'],
+               warmup_steps=round(paper.WARMUP_TOKENS / row), end_fraction=size['end'] / size['peak'])
   c.mesh.expert = 8
   return c
 

@@ -33,10 +33,6 @@ def get_config(arg=''):
   # lambda is in the loss; layers add up.
   c.losses = dict(sparsity=(1.0, 'sum')) if args.method == 'remoe' else common.BALANCE
   c.data = common.data('c4', LENGTH, vocab=f'train:{VOCAB_SIZE}')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
-  c.schedule = dict(name='cosine', peak=5e-4, warmup_steps=5 if args.smoke else 500, end_fraction=0.1)
-  c.train.update(steps=60_000, batch_size=512, clip=1.0, log_every=100, stats_every=1000)
-  c.eval.update(every=1000, batches=64, batch_size=256)
-  c.checkpoint.update(every=1000)
+  common.train(c, steps=60_000, batch_size=512, peak=5e-4, warmup_steps=5 if args.smoke else 500)
   c.mesh.expert = 8
   return common.smoke(c) if args.smoke else c.lock()

@@ -31,11 +31,8 @@ def pretraining(name, method, task, files=()):
   c.blocks = dict(m=common.moe(router(size, method), ours['d_ff'], experts='glu', activation='silu'))
   c.losses = dict(balance=(paper.BALANCE, 'mean'), z=(0.0, 'mean'))
   c.data = common.data(task, length=ours['length'], vocab=ours['vocab'], files=files)
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
-  c.schedule = dict(name='cosine', peak=ours['peak'], warmup_steps=2000, end_fraction=0.1)
-  c.train.update(steps=ours['steps'], batch_size=ours['batch'], clip=1.0, log_every=100, stats_every=1000)
-  c.eval.update(every=2000, batches=64, batch_size=ours['batch'])
-  c.checkpoint.update(every=5000)
+  common.train(c, steps=ours['steps'], batch_size=ours['batch'], peak=ours['peak'], eval_every=2000,
+               eval_rows=ours['batch'], save_every=5000)
   return c
 
 

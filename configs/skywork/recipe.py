@@ -4,7 +4,6 @@ from stmoe.configs import common
 from stmoe.configs.skywork import paper
 
 # The report gives no optimizer: the usual one of such models, this project's choice.
-OPTIMIZER = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
 
 
 def pretraining(size, steps, scale=paper.SCALE, alpha=None):
@@ -25,11 +24,7 @@ def pretraining(size, steps, scale=paper.SCALE, alpha=None):
                          experts=dict(name='glu', d_ff=size['d_ff'], activation='silu', init_scale=1.0)))
   c.losses = dict(adaptive_balance=(1.0 if alpha is None else 0.0, 'sum'), balance=(alpha or 0.0, 'sum'))
   c.data = common.data('c4', 2048, vocab=f'train:{size["vocab_size"] // 1000 * 1000}')
-  c.optimizer = OPTIMIZER
-  c.schedule = dict(name='cosine', peak=3e-4, warmup_steps=2000, end_fraction=0.1)
-  c.train.update(steps=steps, batch_size=1024, clip=1.0, log_every=100, stats_every=1000)
-  c.eval.update(every=1000, batches=64, batch_size=256)
-  c.checkpoint.update(every=1000)
+  common.train(c, steps=steps, batch_size=1024)
   c.mesh.expert = 8
   return c
 

@@ -47,11 +47,7 @@ def get_config(arg=''):
                          experts=dict(name='mlp', d_ff=3072, init_scale=1.0)))
   c.losses = losses
   c.data = common.data('c4', 512, vocab='train:32000')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
-  c.schedule = dict(name='cosine', peak=6e-4, warmup_steps=2000, end_fraction=0.1)
-  c.train.update(steps=100_000, batch_size=1024, clip=1.0, log_every=100, stats_every=1000)
-  c.eval.update(every=1000, batches=64, batch_size=256)
-  c.checkpoint.update(every=1000)
+  common.train(c, steps=100_000, batch_size=1024, peak=6e-4)
   c.mesh.expert = 8
   return smoke(c) if args.smoke else c.lock()
 

@@ -55,7 +55,7 @@ def get_config(arg=''):
     c.blocks.t = layers.tmoe(d_ff, EXPERTS, group_size=together * length)
   c.losses.balance = (chosen['balance'] if args.model == 'partial' else 0.0, 'mean')
   c.data = common.data('c4', length=length, vocab='train:32000', loss_from=args.loss_from)
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.0)      # without decay: Adam
+  c.optimizer = common.adamw(0.98, 0.0)      # without decay: Adam
   c.schedule = dict(name='linear', peak=chosen['learning_rate'], warmup_steps=2000)
   c.train.update(steps=60_000, batch_size=batch_size, clip=0.1, log_every=100)
   c.eval.update(batch_size=batch_size, batches=200)

@@ -55,7 +55,7 @@ def get_config(arg=''):
   c.losses = dict(entropy=(paper.ENTROPY['ffn'] if args.method == 'switch_all' else 0.0, 'mean'),
                   attention_entropy=(paper.ENTROPY['attention'], 'mean'))
   c.data = common.data('text', length=size['length'], vocab=f'train:{paper.VOCAB}')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01)
+  c.optimizer = common.adamw(0.999, 0.01)
   c.schedule = dict(name='cosine', peak=paper.PEAK, warmup_steps=size['warmup'], end_fraction=0.1)
   c.train.update(steps=paper.STEPS, batch_size=paper.BATCH, clip=size['clip'], log_every=100,
                  stats_every=1000)

@@ -42,7 +42,7 @@ def get_config(arg=''):
     c.blocks = dict(m=common.moe(router, D_FF // args.granularity, experts='glu', activation='silu'))
     c.losses.balance = (BALANCE, 'mean')
     c.mesh.update(data=1, expert=-1)
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+  c.optimizer = common.adamw()
   c.schedule = dict(name='cosine', peak=3e-4, warmup_steps=1000, end_fraction=0.1)
   c.train.update(steps=100_000 if args.dense else 50_000, batch_size=t5.TOKENS_PER_BATCH // LENGTH, clip=1.0)
   c.eval.update(batches=100, batch_size=t5.TOKENS_PER_BATCH // LENGTH)

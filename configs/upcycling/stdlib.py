@@ -51,7 +51,7 @@ def get_config(arg=''):
     router, experts, width = sparse
     c.blocks.m = common.moe(dict(router, num_experts=experts), width, group_size=2 * 128)
     c.losses = common.BALANCE
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+  c.optimizer = common.adamw()
   # 2e-3 for 60 steps, then falling with the root of the step, whenever it will stop.
   c.schedule = dict(name='rsqrt', base=2e-3 * 60 ** 0.5, hold_steps=60)
   c.train.update(steps=DENSE_STEPS * 3 // 2 if sparse else DENSE_STEPS, batch_size=16, clip=1.0, log_every=10,

@@ -41,8 +41,8 @@ class Layer:
   """A sparse layer whose experts are one bank.
 
   name:   as its Aux is called, and as calibration calls it: 'decoder_03'.
-  path:   of the layer in numbered parameters, with what its block stands in (`parts/around`); its `router` and
-    `experts` are below.
+  path:   of the layer in numbered parameters, with what its block stands in (`parts/around`). Below are its
+    `router` and its `experts`.
   where:  the layer's group of fields in the configuration: 'blocks.m.inner'. Layers of one letter share it.
   module: the layer without arrays, stacked or not; for what it offers.
   """
