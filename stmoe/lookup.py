@@ -18,7 +18,7 @@ import typing
 from stmoe import declared
 from stmoe import errors
 from stmoe import ranges
-from stmoe import single
+from stmoe import value_ranges
 
 # The key of a configuration under which a module is named -> the package it lives in.
 PACKAGES = {
@@ -92,7 +92,7 @@ def check(kind: str, name: str) -> None:
   """Raises UserError, naming the nearest modules, when none of `kind` and no wrapper is called `name`."""
   if not has(kind, name) and name not in wrappers(kind):
     names = available(kind) + wrappers(kind)
-    raise errors.UserError(f'no {kind} is called {single.shown(name)}{errors.nearest(name, names)}'
+    raise errors.UserError(f'no {kind} is called {value_ranges.shown(name)}{errors.nearest(name, names)}'
                            f' (there are: {", ".join(names)})')
 
 

@@ -6,21 +6,21 @@
 `declared.py` reads annotations without importing the file, and `sections.py` holds every configuration to
 them. A parameter without annotation is no field: who builds the object gives it. `a | b` is what either
 allows.
-`single.py` defines the ranges of one value; an annotation names all ranges here.
+`value_ranges.py` defines the ranges of one value; an annotation names all ranges here.
 """
 
 import typing
 
-from stmoe import single
+from stmoe import value_ranges
 
-Range = single.Range
-Whole = single.Whole
-Number = single.Number
-Bool = single.Bool
-String = single.String
-Choice = single.Choice
-Nothing = single.Nothing
-Either = single.Either
+Range = value_ranges.Range
+Whole = value_ranges.Whole
+Number = value_ranges.Number
+Bool = value_ranges.Bool
+String = value_ranges.String
+Choice = value_ranges.Choice
+Nothing = value_ranges.Nothing
+Either = value_ranges.Either
 
 
 class Row(Range):
@@ -110,7 +110,7 @@ class Many(Range):
   def _names(self, text):
     """The texts in `text`, which is a literal only if it holds texts: a file may be called 1984, or [1]."""
     try:
-      entries = single.literal(text) if text[:1] in '([' else None
+      entries = value_ranges.literal(text) if text[:1] in '([' else None
     except ValueError:
       entries = None
     return words(text) if entries is None or not self.holds(entries) and entries else entries
@@ -147,7 +147,7 @@ class Weights(Range):
             and Positive.holds(entry[1]))
 
   def read(self, text):
-    return single.literal(text) if text[:1] in '([' else tuple(words(text))
+    return value_ranges.literal(text) if text[:1] in '([' else tuple(words(text))
 
 
 class Group(Range):
@@ -226,7 +226,7 @@ def words(text):
 def items(text):
   """Returns the items of a literal with brackets or quotes, else the words between the commas of 'a, b'."""
   try:
-    value = single.literal(text) if text[:1] in '([{' or {*text} & {*'\'"'} else None
+    value = value_ranges.literal(text) if text[:1] in '([{' or {*text} & {*'\'"'} else None
   except ValueError:
     value = None
   if value is None:                      # words: what each of them is, its range says
@@ -265,14 +265,14 @@ else:
   Ids = Many(Natural, least=1)
   Devices = Whole(1) | Whole(-1, -1)                                 # -1: the devices that are left over
   Any = Number()
-  Positive = Number('above 0', low=single.LEAST)
+  Positive = Number('above 0', low=value_ranges.LEAST)
   NonNegative = Number('of at least 0', low=0.0)
   AtLeast1 = Number('of at least 1', low=1.0)
   Above1 = Number('above 1', low=1 + 2**-23)
   Share = Number('from 0 to 1', low=0.0, high=1.0)
-  PartOf1 = Number('above 0, at most 1', low=single.LEAST, high=1.0)
+  PartOf1 = Number('above 0, at most 1', low=value_ranges.LEAST, high=1.0)
   Below1 = Number('of at least 0 and below 1', low=0.0, high=1 - 2**-24)
-  Between01 = Number('above 0 and below 1', low=single.LEAST, high=1 - 2**-24)
+  Between01 = Number('above 0 and below 1', low=value_ranges.LEAST, high=1 - 2**-24)
   Weight = Weighed()                                                 # of a router's loss
   Factors = Pair(NonNegative | None)                                 # capacities; None = nothing is dropped
   Yarn = Group(factor=Positive, length=Count, fast=Positive, slow=Positive, size=Positive, truncate=Flag,

@@ -15,7 +15,7 @@ from stmoe import declared
 from stmoe import errors
 from stmoe import lookup
 from stmoe import ranges
-from stmoe import single
+from stmoe import value_ranges
 from stmoe.declared import Field
 
 METHODS = ('rank', 'decode', 'span')                                 # of evaluation, see train/taskscore.py
@@ -359,7 +359,7 @@ def present(config):
 
 def _finite(where, value):
   """Raises UserError for a number in `value` that is not finite."""
-  if isinstance(value, float) and not single.finite(value):
+  if isinstance(value, float) and not value_ranges.finite(value):
     raise errors.UserError(f'{where}={value!r}: expected a finite number')
   if _is_group(value):
     for key in value:

@@ -10,7 +10,7 @@ import pytest
 
 from stmoe import errors
 from stmoe import ranges as r
-from stmoe import single
+from stmoe import value_ranges
 from stmoe.core.units import activations
 
 YARN = dict(factor=4.0, length=64, fast=32, slow=1, size=1)
@@ -91,8 +91,8 @@ def test_one_value_for_a_pair_becomes_two():
 def test_the_ends_are_those_of_float32():
   one = np.float32(1)
   assert np.float32(r.Below1.high) < one and np.nextafter(np.float32(r.Below1.high), one) == one
-  assert np.float32(single.LEAST) > 0 and np.isfinite(np.float32(single.MOST))
-  assert not r.Positive.holds(single.LEAST / 2) and not r.Any.holds(float(np.finfo(np.float32).max) * 2)
+  assert np.float32(value_ranges.LEAST) > 0 and np.isfinite(np.float32(value_ranges.MOST))
+  assert not r.Positive.holds(value_ranges.LEAST / 2) and not r.Any.holds(float(np.finfo(np.float32).max) * 2)
 
 
 def test_activations_are_elementwise_functions():
