@@ -26,7 +26,7 @@ def neighbours(segments: jax.Array, positions: jax.Array, mask: jax.Array) -> ja
   """Returns bool[G,S,S], whether two tokens are real (mask bool[G,S]) and of one of `sequences`.
 
   >>> ones = jnp.ones((1, 3), jnp.int32)
-  >>> neighbours(ones, jnp.array([[0, 0, 1]]), jnp.array([[True, True, False]])).tolist()
+  >>> neighbours(ones, jnp.array([[1, 0, 1]]), jnp.array([[True, True, False]])).tolist()
   [[[True, False, False], [False, True, False], [False, False, False]]]
   """
   sequence = sequences(segments, positions)                          # [G, S]
