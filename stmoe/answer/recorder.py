@@ -56,8 +56,9 @@ class Recorder:
   """Collects batches of texts and the experts of their tokens; `write` makes the file.
 
   Args:
-    plan:  the Blueprint of the model; state: its numbers, of the checkpoint at `step` of `run`.
-    cfg:   its configuration; source: its data, opened; say: called with lines of text.
+    cfg:   configuration of the run directory `run`; plan: the Blueprint of its model.
+    state: the numbers of the checkpoint at `step`.
+    say:   called with lines of text.
     alone: every token is routed by itself, as decoding does; else as evaluation does.
   """
 
@@ -72,36 +73,30 @@ class Recorder:
 
   def add(self, batch: dict[str, np.ndarray]) -> None:
     """Routes a batch, dict name -> i32[B,T], and keeps what became of it."""
-    sides = [name.partition('_')[0] for name in batch if name.endswith('_input_tokens')]
-    number = {side: np.arange(batch[f'{side}_input_tokens'].size, dtype=np.int32) for side in sides}
-    numbered = {f'{side}_given/{NUMBER}': of_side.reshape(batch[f'{side}_input_tokens'].shape)
-                for side, of_side in number.items()}
+    shapes = {name.partition('_')[0]: a.shape for name, a in batch.items() if name.endswith('_input_tokens')}
+    numbered = {f'{side}_given/{NUMBER}': np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
+                for side, shape in shapes.items()}
     found, drops = jax.device_get(self._compute(
         self._state['params'], self._state['router_state'], check.place(batch | numbered, self._plan.mesh)))
     if not found:
       raise errors.UserError(f'{self._run} has no router whose choices could be recorded')
     self._batches.append(batch)
-    self._routes.append({side: _of_stack(named, batch[f'{side}_input_tokens'].shape)
-                         for side, named in _by_stack(found).items()})
+    self._routes.append({side: _of_stack(named, shapes[side]) for side, named in _by_stack(found).items()})
     self._dropped += drops
 
   def write(self, path: str | pathlib.Path, text: dict) -> None:
     """Writes the recording of all batches, padded to the longest rows; `text`: see `recording.About`."""
     batch, routes = _joined(self._batches, 0), _joined(self._routes, -1)
+    model = self._plan.model(self._plan.shapes['params'], self._plan.shapes['router_state'])
     about = recording.About(
         run=str(self._run), step=self._step, objective=_objective(self._cfg), text=text,
         vocabulary=self._vocabulary.digest, choices=next(iter(routes.values())).shape[-1],
-        routers=recording.routers(self._plan.model(self._plan.shapes['params'],
-                                                   self._plan.shapes['router_state']), self._reported()))
+        routers=recording.routers(model, check.forward(self._cfg, self._plan)))
     recording.write(path, about, batch, routes)
     if share := float(np.mean(self._dropped or [0.0])):
-      self._say(f'note: {share:.1%} of the choices found no slot; they are recorded as none, and the other '
-                'weights of a token that are normalised make up for them; a recording without drops needs '
-                "routers without capacity, such as --config.blocks.m.router.capacity_factor=None,None")
-
-  def _reported(self):
-    """Dict name -> Aux of shapes of a forward pass."""
-    return check.forward(self._cfg, self._plan)
+      self._say(f'note: {share:.1%} of the choices found no slot and are recorded as none; where weights are '
+                'normalised, those of the other choices of a token grow; a recording without drops needs '
+                'routers without capacity: --config.blocks.m.router.capacity_factor=None,None')
 
 
 def of_run(run: str | pathlib.Path, path: str | pathlib.Path, cfg, *, step: int | None = None,
@@ -128,18 +123,22 @@ def of_run(run: str | pathlib.Path, path: str | pathlib.Path, cfg, *, step: int 
     at, state, _, _ = opened.restore(plan, run, facts['vocab'], say, step, 'best' if best else 'checkpoints')
     recorder = Recorder(cfg, run, plan, state, at, facts['vocab'], say)
     say(f'recording the routing of the checkpoint of step {at:,}')
-    for batch in itertools.islice(_data(cfg, plan, source, split), batches or None):
+    for batch in _data(cfg, plan, source, split, batches):
       recorder.add(batch)
     whole = hasattr(source, 'num_bytes') and getattr(lookup.source(cfg.data).rule, 'whole', False)
     recorder.write(path, {name: facts[name] for name in TEXT if name in facts} if whole else {})
   return at
 
 
-def _data(cfg, plan, source, split):
-  """The batches of a split on this process."""
+def _data(cfg, plan, source, split, number):
+  """Yields the first batches of a split, `number` of them; 0 = all."""
   if split == 'train':
-    return pipeline.train_iterator(cfg, *distributed.shard(plan.mesh, cfg.train.batch_size), source)
-  return pipeline.eval_batches(cfg, *distributed.shard(plan.mesh, cfg.eval.batch_size), source)
+    data = pipeline.train_iterator(cfg, *distributed.shard(plan.mesh, cfg.train.batch_size), source)
+    yield from itertools.islice(data, number)
+    data.close()
+  else:
+    shard = distributed.shard(plan.mesh, cfg.eval.batch_size)
+    yield from itertools.islice(pipeline.eval_batches(cfg, *shard, source, most=number), number or None)
 
 
 class Texts:
@@ -197,7 +196,7 @@ def rows(cfg, vocabulary, prompts: list[list[int]], ids: np.ndarray, real: int) 
 def _routes(plan, alone, params, routers, batch):
   """(dict name -> dict of `Record`, dropped shares) of a batch."""
   model = modules.wrapped(plan.model(params, routers), Record)
-  _, aux = model(batch, train=False, alone=alone)
+  _, aux = model(batch, train=False, **dict(alone=True) if alone else {})      # not all models decode
   return ({name: a.records['routes'] for name, a in aux.items() if 'routes' in a.records},
           [a.metrics['drop_frac'] for a in aux.values() if 'drop_frac' in a.metrics])
 

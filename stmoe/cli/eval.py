@@ -72,8 +72,8 @@ def _check_task(args):
 
 def _replay(cfg, path, args):
   """Gives `cfg` all rows of the recording --replay as its data."""
-  if args.task:
-    raise errors.UserError('--task and --replay do not go together')
+  if args.task or args.sweep:            # a sweep's lines in evals.jsonl are of the run's own data
+    raise errors.UserError(f'{"--task" if args.task else "--sweep"} and --replay do not go together')
   from stmoe.data import recording
   about = recording.replay(cfg, args.replay, path)
   with cfg.unlocked():

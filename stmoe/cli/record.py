@@ -44,4 +44,4 @@ def run(args):
   from stmoe.answer import recorder
   recorder.of_run(path, args.output, cfg, step=args.step, best=args.best, batches=args.batches,
                   split=args.split, say=lambda line: print(line, file=sys.stderr))
-  print(f'{args.output}: {args.output.stat().st_size / 1e6:.1f} MB; stmoe eval RUN --replay {args.output}')
+  print(f'{args.output}: {args.output.stat().st_size:,} bytes; stmoe eval RUN --replay {args.output}')

@@ -174,10 +174,18 @@ def from_choices(expert: jax.Array, weight: jax.Array, num_experts: int, num_vir
   [[0, 2, 1, 1]]
   """
   groups, size, k = expert.shape
-  flat = lambda a: a.swapaxes(1, 2).reshape(groups, k * size)        # [G, k*S]
   token = jnp.broadcast_to(jnp.tile(jnp.arange(size, dtype=jnp.int32), k), (groups, k * size))
   return Edges(token=token, expert=flat(expert).astype(jnp.int32), weight=flat(weight),
                num_tokens=size, num_experts=num_experts, num_virtual=num_virtual, choices=k)
+
+
+def flat(values: jax.Array) -> jax.Array:
+  """Returns [G,k*S] of what values [G,S,k] say of tokens' choices, in the order of `from_choices`.
+
+  >>> flat(jnp.array([[[1, 2], [3, 4]]])).tolist()
+  [[1, 3, 2, 4]]
+  """
+  return values.swapaxes(1, 2).reshape(len(values), -1)
 
 
 def from_experts_choice(probs: jax.Array, capacity: int) -> Edges:
@@ -195,8 +203,8 @@ def from_experts_choice(probs: jax.Array, capacity: int) -> Edges:
   groups, size, experts = probs.shape
   weight, token = jax.lax.top_k(probs.swapaxes(1, 2), capacity)      # [G, E, C]
   expert = jnp.broadcast_to(jnp.arange(experts, dtype=jnp.int32)[:, None], (groups, experts, capacity))
-  flat = lambda a: a.reshape(groups, experts * capacity)
-  return Edges(token=flat(token).astype(jnp.int32), expert=flat(expert), weight=flat(weight),
+  listed = lambda a: a.reshape(groups, experts * capacity)
+  return Edges(token=listed(token).astype(jnp.int32), expert=listed(expert), weight=listed(weight),
                num_tokens=size, num_experts=experts)
 
 

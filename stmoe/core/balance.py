@@ -22,6 +22,17 @@ def sequences(segments: jax.Array, positions: jax.Array) -> jax.Array:
   return jnp.cumsum(jnp.pad(begins, ((0, 0), (1, 0))), axis=1, dtype=jnp.int32)
 
 
+def neighbours(segments: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
+  """Returns bool[G,S,S], whether two tokens are real (mask bool[G,S]) and of one of `sequences`.
+
+  >>> ones = jnp.ones((1, 3), jnp.int32)
+  >>> neighbours(ones, jnp.array([[1, 0, 1]]), jnp.array([[True, True, False]])).tolist()
+  [[[True, False, False], [False, True, False], [False, False, False]]]
+  """
+  sequence = sequences(segments, positions)                          # [G, S]
+  return (sequence[:, :, None] == sequence[:, None, :]) & mask[:, None, :] & mask[:, :, None]
+
+
 class Shares(NamedTuple):
   """What balance losses multiply, for each sequence (or each whole group: Q = 1).
 

@@ -24,6 +24,15 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None,
   return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
+def gumbel(key: jax.Array | None, *shape: int) -> jax.Array | None:
+  """Returns standard Gumbel noise f32[shape] from `key`, or None without a key (evaluation).
+
+  >>> gumbel(None, 2) is None, gumbel(jax.random.key(0), 2).shape
+  (True, (2,))
+  """
+  return None if key is None else jax.random.gumbel(key, shape)
+
+
 def jitter(x: jax.Array, epsilon: float, key: jax.Array | None) -> jax.Array:
   """Returns x times U(1-epsilon, 1+epsilon) elementwise (Switch, arXiv:2101.03961, sec. 2.2).
 

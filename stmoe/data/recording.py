@@ -80,6 +80,9 @@ def write(path: str | pathlib.Path, about: About, batch: dict, routes: dict) -> 
   arrays = {BATCH + name: array[real] for name, array in batch.items()}
   small = lambda a: a.astype(np.int16) if a.max(initial=0) < 1 << 15 else a
   arrays |= {ROUTES + stack: small(array[real]) for stack, array in routes.items()}
+  if (size := sum(array.nbytes for array in arrays.values())) > files.LARGEST:
+    raise errors.UserError(f'{path} would hold {size:,} bytes, and at most {files.LARGEST:,} are read; '
+                           'nearest: fewer --batches')
   text = json.dumps(_sealed(about, arrays), sort_keys=True).encode()
   content = io.BytesIO()
   np.savez_compressed(content, **arrays, about=np.frombuffer(text, np.uint8))
@@ -121,7 +124,7 @@ def replay(cfg: ml_collections.ConfigDict, path: str | pathlib.Path, run: str | 
            ) -> About:
   """Gives `cfg` a recording as its data, in place: its routers are told their choices; returns the About.
 
-  Tasks are not judged on such data.
+  Tasks are not judged on such data, and no checkpoint is chosen by their scores.
 
   Args:
     run: the run directory that knows the vocabulary of `cfg`; None = it is made of the data of `cfg`.
@@ -138,6 +141,7 @@ def replay(cfg: ml_collections.ConfigDict, path: str | pathlib.Path, run: str | 
               choices=about.choices)
   with cfg.unlocked(), cfg.ignore_type():
     cfg.data = kept | data | about.objective | {field: lengths[side] for side, field in sides.items()}
-    if 'methods' in cfg.eval:
-      cfg.eval.methods = ()
+    for section, field, none in (('eval', 'methods', ()), ('checkpoint', 'best', '')):
+      if field in cfg[section]:
+        cfg[section][field] = none
   return about

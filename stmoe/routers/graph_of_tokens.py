@@ -14,6 +14,7 @@ from stmoe.core import contract
 from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
+from stmoe.core.units import probabilities
 from stmoe.errors import UserError
 
 GRAPH = 'attention_graph'              # in the carry: f32[B,T,T] of the attention of this name
@@ -25,10 +26,7 @@ def similarity(u: jax.Array, w: jax.Array, seen: jax.Array, tau: float) -> jax.A
   Args:
     u: f32[G,S,D]; w: f32[D,D]; seen: bool[G,S,S]. A token that sees none has zeros.
   """
-  scores = jnp.einsum('gsd,dc,gtc->gst', u, w, u, precision='highest') / tau
-  scores = jnp.where(seen, scores, -jnp.inf)
-  some = seen.any(axis=-1, keepdims=True)
-  return jnp.where(seen, jax.nn.softmax(jnp.where(some, scores, 0), axis=-1), 0)
+  return probabilities.softmax_of(jnp.einsum('gsd,dc,gtc->gst', u, w, u, precision='highest') / tau, seen)
 
 
 def mean(weights: jax.Array, probs: jax.Array) -> jax.Array:
@@ -51,12 +49,7 @@ def graph_of_tokens(probs: jax.Array, mask: jax.Array, k: int, *, normalize_gate
   a = assignment.cap(edges, edges.num_tokens)
   return a, contract.Aux(
       losses=dict(balance=losses.balance(probs, choice, mask, tokens)), load=metrics.load(edges),
-      metrics=metrics.routing(logarithm(probs), probs, edges, a, mask, tokens))
-
-
-def logarithm(probs: jax.Array) -> jax.Array:
-  """Returns the logits f32[G,S,E] whose softmax is probs f32[G,S,E]; not below the least float."""
-  return jnp.log(jnp.maximum(probs, jnp.finfo(jnp.float32).tiny))
+      metrics=metrics.routing(probabilities.logarithm(probs), probs, edges, a, mask, tokens))
 
 
 class GraphOfTokens(nnx.Module):
@@ -101,16 +94,14 @@ class GraphOfTokens(nnx.Module):
     """Returns Routed for x [G,S,D]; raises UserError for a scope that leaks, or without a graph."""
     u = x.astype(jnp.float32)
     plain = jax.nn.softmax(gate.logits(u, self.w[...]) + self.b[...], axis=-1)       # p [G, S, E]
-    weights = self._weights(u, self._seen(plain, ctx), carry)        # [G, S, S]
-    probs = mean(weights, jnp.where(ctx.mask[..., None], plain, 0))
+    probs = mean(self._weights(u, self._seen(plain, ctx), carry), jnp.where(ctx.mask[..., None], plain, 0))
     a, aux = graph_of_tokens(probs, ctx.mask, self.k, normalize_gates=self.normalize_gates, tokens=ctx.tokens)
     entropy = metrics.entropy(jax.lax.stop_gradient(plain), ctx.mask, ctx.tokens)
     return contract.Routed(a, aux.replace(metrics=aux.metrics | dict(plain_entropy=entropy)), carry)
 
   def products_per_row(self, size: int) -> int:
     """Returns how many numbers a token [D] of a group of `size` is multiplied by, u and p of others too."""
-    width = self.w.shape[-2]
-    return (width + size) * (self.num_experts + (0 if self.similar is None else width))
+    return (self.w.shape[-2] + size) * (self.num_experts + (0 if self.similar is None else self.w.shape[-2]))
 
   def _weights(self, u, seen, carry):
     """f32[G,S,S], rows that sum to 1."""
@@ -130,11 +121,10 @@ class GraphOfTokens(nnx.Module):
     if self.scope == 'all' and ctx.causal and not self.allow_causal:
       raise UserError("router graph_of_tokens: scope='all' shows a token later ones in a causal stack; "
                       "nearest: scope='visible' (or allow_causal=True)")
-    sequence = balance.sequences(ctx.segments, ctx.positions)        # [G, S]
-    seen = (sequence[:, :, None] == sequence[:, None, :]) & ctx.mask[:, None, :] & ctx.mask[:, :, None]
+    seen = balance.neighbours(ctx.segments, ctx.positions, ctx.mask)               # [G, S, S]
     if self.scope == 'earlier' or self.scope == 'visible' and ctx.causal:
       seen &= jnp.tril(jnp.ones(seen.shape[1:], bool))
     if self.surer:
-      sureness = jnp.sum(plain * logarithm(plain), axis=-1)          # minus entropy [G, S]
+      sureness = jnp.sum(plain * probabilities.logarithm(plain), axis=-1)          # minus entropy [G, S]
       seen &= sureness[:, None, :] >= sureness[:, :, None]
     return seen

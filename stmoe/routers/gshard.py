@@ -63,7 +63,7 @@ def gshard(logits: jax.Array, mask: jax.Array, capacity: int, k: int = 2, *, tok
     gates = choices.normalize(gates)
   sent = choices.keep(policy, gates, uniform, threshold)             # [G, S, k]
   edges = assignment.from_choices(choice, gates, probs.shape[-1])    # [G, k*S]
-  edges = assignment.kill(edges, sent.swapaxes(1, 2).reshape(edges.expert.shape))
+  edges = assignment.kill(edges, assignment.flat(sent))
   edges = assignment.kill_padding(edges, mask)
   a = assignment.cap(edges, capacity)
   if normalize_after_drop and k > 1:

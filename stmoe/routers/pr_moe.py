@@ -43,8 +43,7 @@ def pr_moe(logits: jax.Array, mask: jax.Array, capacity: int, k: int, *, keep: s
   edges = assignment.kill_padding(assignment.from_choices(choice, gates, probs.shape[-1]), mask)
   rank = dict(random=None if uniform is None else choices.values(uniform, choice), choice=None, probs=gates,
               position=-jnp.broadcast_to(jnp.arange(mask.shape[1])[:, None], choice.shape))[keep]
-  kept = edges if rank is None else assignment.strongest(
-      edges, rank.swapaxes(1, 2).reshape(edges.token.shape), capacity)
+  kept = edges if rank is None else assignment.strongest(edges, assignment.flat(rank), capacity)
   a = assignment.cap(kept, capacity)
   a = survivors(a) if k > 1 else a
   counted = choice if k > 2 else choice[..., :1]
@@ -121,8 +120,7 @@ class PRMoE(nnx.Module):
                       "nearest: keep='choice' (or allow_causal=True)")
     capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity, math.ceil)
     key = lambda name: ctx.fold(name).key if ctx.train else None
-    drawn = key('sample') if self.sampled else None
-    gumbel = None if drawn is None else jax.random.gumbel(drawn, logits.shape)
+    gumbel = noise.gumbel(key('sample') if self.sampled else None, *logits.shape)
     a, aux = pr_moe(logits, ctx.mask, capacity, self.k, keep=self.keep, gumbel=gumbel, tokens=ctx.tokens,
                     uniform=choices.draw(key('keep'), *logits.shape) if limited else None, choose=choose)
     return contract.Routed(a, aux, carry)

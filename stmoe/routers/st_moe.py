@@ -45,7 +45,7 @@ def st_moe(logits: jax.Array, mask: jax.Array, capacity: int, k: int, *, tokens:
   sent = choices.keep('all' if choose else second_policy, gates, uniform, threshold)      # [G, S, k]
   num_experts = probs.shape[-1] - num_virtual
   edges = assignment.from_choices(choice, gates, num_experts, num_virtual)         # [G, k*S]
-  edges = assignment.kill(edges, sent.swapaxes(1, 2).reshape(edges.expert.shape))
+  edges = assignment.kill(edges, assignment.flat(sent))
   edges = assignment.kill_padding(edges, mask)
   priority = jax.lax.stop_gradient(probs.max(axis=-1)) if batch_priority else None   # [G, S]
   a = assignment.cap(edges, capacity, priority)

@@ -134,6 +134,7 @@ def test_a_damaged_recording_is_one_line(mistake, folder, tmp_path, change, says
   else:
     np.savez(path, about=np.arange(3))
   assert says in mistake('eval', folder / 'a', '--replay', path)
+  assert '--sweep and --replay' in mistake('eval', folder / 'a', '--replay', path, '--sweep', 'seed=1,2')
 
 
 def test_another_model_or_batch_is_one_line_before_any_compile(mistake, folder, tmp_path, monkeypatch):
