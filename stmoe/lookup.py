@@ -25,7 +25,7 @@ PACKAGES = {
     'model': 'stmoe.models',
     'layer': 'stmoe.layers',
     'attention': 'stmoe.attention',
-    'around': 'stmoe.parts.around',  # blocks: what decides who passes them
+    'around': 'stmoe.parts.around',  # blocks: what they stand in
     'head': 'stmoe.heads',           # of models whose predictions are no tokens
     'target': 'stmoe.targets',       # what a model is to predict: section loss
     'router': 'stmoe.routers',

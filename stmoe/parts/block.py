@@ -61,18 +61,28 @@ class Block(nnx.Module):
       ctx:   `visible` is a dict name of a sub-layer -> what it sees.
       carry: memory across layers; in decoding also the caches, dict name of a sub-layer -> its cache.
     """
-    carry, caches = contract.apart(carry)
     reports: dict[str, contract.Aux] = {}
-    for name, layer in self.sub_layers().items():
-      end, scope = SUB_LAYERS[name]
-      with jax.named_scope(scope):
-        own_ctx = ctx.fold(name).replace(visible=_of(ctx.visible, name))
-        y, aux, after = layer(self._before(name, x), own_ctx, contract.joined(carry, _of(caches, name)))
+    for name in self.sub_layers():
+      with jax.named_scope(SUB_LAYERS[name][1]):
+        y, reported, carry = self.run(name, self._before(name, x), ctx, carry)
         x = self._after(name, x, y, ctx)
-      carry, cache = contract.apart(after)
-      caches = caches if cache is None else caches | {name: cache}
-      reports |= contract.keyed(end, _declared(layer, aux))
-    return x, reports, contract.joined(carry, caches)
+      reports |= reported
+    return x, reports, carry
+
+  def run(self, name: str, x: jax.Array, ctx: contract.Context,
+          carry: contract.Carry) -> tuple[jax.Array, dict[str, contract.Aux], contract.Carry]:
+    """Returns (y [B,T,D], dict end of a name -> Aux, carry) of the sub-layer `name` alone.
+
+    Args:
+      x: [B,T,D] its input, after the norm.
+      ctx, carry: of the block.
+    """
+    layer, (carry, caches) = getattr(self, name), contract.apart(carry)
+    own_ctx = ctx.fold(name).replace(visible=_of(ctx.visible, name))
+    y, aux, after = layer(x, own_ctx, contract.joined(carry, _of(caches, name)))
+    carry, cache = contract.apart(after)
+    caches = caches if cache is None else caches | {name: cache}
+    return y, contract.keyed(SUB_LAYERS[name][0], _declared(layer, aux)), contract.joined(carry, caches)
 
   def parts(self) -> dict:
     """Returns dict end of a name -> the part that would report under it, the feed-forward layer first."""
@@ -91,13 +101,17 @@ class Block(nnx.Module):
     """Returns the caches of cross-attention to memory [B,K,D], dict name of the sub-layer -> cache."""
     return {} if self.cross is None else dict(cross=self.cross.remember(memory))
 
+  def added(self, name: str, x: jax.Array, y: jax.Array, ctx: contract.Context) -> jax.Array:
+    """Returns x + y [B,T,D], in training after dropout of y, the output of the sub-layer `name`."""
+    key = ctx.fold(f'{name}_out').key if ctx.train else None
+    return x + noise.dropout(y, self.dropout_rate, key, broadcast_dims=(-2,))
+
   def _before(self, name, x):
     norm = getattr(self, f'{name}_norm')
     return x if norm is None or self.post_norm else norm(x)
 
   def _after(self, name, x, y, ctx):
-    key = ctx.fold(f'{name}_out').key if ctx.train else None
-    x = x + noise.dropout(y, self.dropout_rate, key, broadcast_dims=(-2,))
+    x = self.added(name, x, y, ctx)
     return getattr(self, f'{name}_norm')(x) if self.post_norm else x
 
 

@@ -1,0 +1,62 @@
+"""A parallel block: attention and the feed-forward layer read the same normalised input (GPT-J, PaLM)."""
+
+from flax import nnx
+import jax
+
+from stmoe.core import contract
+from stmoe.errors import UserError
+from stmoe.parts import block as block_lib
+
+
+class Parallel(nnx.Module):
+  """y = x + Attention(Norm(x)) + Layer(Norm(x)), with one norm (PaLM, arXiv:2204.02311, section 2).
+
+  The norm is that of the block's attention. Blocks of models that were trained so must stay so: another order
+  of the sub-layers is another function.
+
+  Args:
+    block: recipe of a pre-norm block of self-attention and a feed-forward layer.
+  """
+
+  def __init__(self, d_model: int, *, block, rngs):
+    self.block = block(d_model, layer_norm=False, rngs=rngs)
+    names = list(self.block.sub_layers())
+    if names != ['attention', 'layer']:
+      raise UserError(f'around=parallel: a block of {" and ".join(names)} is not attention beside a '
+                      'feed-forward layer; nearest: leave `around` out')
+    if self.block.post_norm:
+      raise UserError('around=parallel: the norms of this model come after the sub-layers, and parallel '
+                      'sub-layers share the norm before them; nearest: leave `around` out')
+
+  @property
+  def layer(self) -> contract.SubLayer:
+    """The feed-forward layer of the block."""
+    return self.block.layer
+
+  def sub_layers(self) -> dict[str, contract.SubLayer]:
+    """Returns dict name -> sub-layer of the block."""
+    return self.block.sub_layers()
+
+  def parts(self) -> dict:
+    """Returns dict end of a name -> the part that reports under it, of the block."""
+    return self.block.parts()
+
+  def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict:
+    """Returns the empty caches of the block."""
+    return self.block.init_cache(batch, length, dtype)
+
+  def remember(self, memory: jax.Array) -> dict:
+    """Returns the caches of cross-attention to memory [B,K,D], of which such a block has none."""
+    return self.block.remember(memory)
+
+  def __call__(self, x: jax.Array, ctx: contract.Context,
+               carry: contract.Carry) -> tuple[jax.Array, dict[str, contract.Aux], contract.Carry]:
+    """Returns (x [B,T,D], aux: dict end of a name -> Aux, carry); see `block.Block`."""
+    normalized = self.block.attention_norm(x)
+    reports: dict[str, contract.Aux] = {}
+    for name in self.block.sub_layers():
+      with jax.named_scope(block_lib.SUB_LAYERS[name][1]):
+        y, reported, carry = self.block.run(name, normalized, ctx, carry)
+        x = self.block.added(name, x, y, ctx)
+      reports |= reported
+    return x, reports, carry
