@@ -1,8 +1,8 @@
 """Sparse upcycling and its relatives: what the papers say.
 
 Sparse Upcycling (Komatsuzaki et al., 2022, arXiv:2212.05055); Upcycling Large Language Models into Mixture of
-Experts (2024, arXiv:2410.07524); BAM (Zhang et al., 2024, arXiv:2408.08274, number unverified); Skywork-MoE
-(2024, arXiv:2406.06563). None stands for a number that no paper gives.
+Experts (2024, arXiv:2410.07524); Skywork-MoE (2024, arXiv:2406.06563). BTX and BAM are in configs/bam. None
+stands for a number that no paper gives.
 """
 
 # arXiv:2212.05055. The surgery: layers, experts, routing.
@@ -40,12 +40,6 @@ REPORTED = dict(
 # arXiv:2410.07524: virtual groups (see surgery/upcycle.py); here MMLU after 1T tokens more, Nemotron-4 15B
 # with 8 experts, top-2, against dense continuation. Widths, rates and batches are not at hand.
 FINE_GRAINED = dict(mmlu=dict(dense=65.3, upcycled=67.6), experts=8, k=2, tokens=1e12)
-
-# BAM and BTX: 4 experts, top-1; average perplexity over 4 domains, 590M, equal compute (BAM: KV experts).
-# BAM's attention experts are not built here; BTX is `stmoe upcycle A B C NAME`.
-BAM_590M = dict(seed=13.91, btx=10.72, bam=10.00, bam_shared_kv=10.46)
-BAM_2B = dict(seed=3.33, btx=3.27, bam=3.21, bam_shared_kv=3.24)
-BTX_OPTIM = dict(experts=4, k=1, peak=1.2e-4, warmup_steps=1500, end_fraction=0.1, weight_decay=0.1)
 
 # Skywork-MoE: 16 experts on a 13B model, 146B parameters. Its rule of thumb (unverified): upcycle when the
 # budget of the sparse model is well below the dense model's; from scratch when it is twice that or more.

@@ -1,14 +1,14 @@
 """Parameters and floating-point operations of a configuration, without building its arrays.
 
-The model is evaluated abstractly. Every matrix of the model costs 2 * size per token that passes
-through it. How many tokens pass, the matrix's logical axes and its place tell. Of the tokens, (rows per
-token) / E pass a matrix of a bank of experts. Where experts share a matrix, all these rows pass it.
-Embeddings are looked up. Attention adds its two products with keys and values. A new layer or router needs
-nothing here: a layer that has `router` and `experts` is understood wherever it is nested. Where a layer's
-matrices are passed by something else than tokens, its `rows_per_sequence` says by how many rows. Where a part
-of the tokens passes a module, its `share_of_rows` says which part. Where a module's arrays are not the
-matrices themselves, its `products_per_row` says how many numbers the matrices have, or its `computed` lists
-further matrices. Where rows pass a matrix several times, the module's `uses` says how often.
+The model is evaluated abstractly. Every matrix of the model costs 2 * size per token that passes through it.
+How many tokens pass, the matrix's logical axes and its place tell. Of the tokens, (rows per token) / E pass a
+matrix of a bank of experts; the router tells, or the layer's `rows_per_token`. Where experts share a matrix,
+all these rows pass it. Embeddings are looked up. Attention adds its two products with keys and values. A new
+layer or router needs nothing here: a layer that has `router` and `experts` is understood wherever it is
+nested. Where a layer's matrices are passed by something else than tokens, its `rows_per_sequence` says by how
+many rows. Where a part of the tokens passes a module, its `share_of_rows` says which part. Where a module's
+arrays are not the matrices themselves, its `products_per_row` says how many numbers the matrices have, or its
+`computed` lists further matrices. Where rows pass a matrix several times, the module's `uses` says how often.
 """
 
 import copy
@@ -95,8 +95,8 @@ def matrices(cfg):
     if sparse is not None:
       size = rows[-1] if rows else length.get(path[0], min(length.values()))
       if id(sparse) not in passing:
-        passing[id(sparse)] = rows_per_token(sparse, size, given_shapes, next(
-            (m for m in owners if contract.offered(m, 'lent')), None))
+        passing[id(sparse)] = contract.offered(sparse, 'rows_per_token') or rows_per_token(
+            sparse, size, given_shapes, next((m for m in owners if contract.offered(m, 'lent')), None))
       if 'expert' in names:
         share = passing[id(sparse)] / sparse.router.num_experts
         more = contract.offered(sparse, 'more_rows') / sparse.router.num_experts

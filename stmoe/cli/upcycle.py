@@ -2,11 +2,11 @@
 
 stmoe upcycle runs/dense upcycling/stdlib:method=top2 --workdir runs/sparse
 stmoe train upcycling/stdlib:method=top2 --workdir runs/sparse         goes on from there
-stmoe upcycle runs/law runs/code runs/math NAME --workdir DIR --step zero         several: Branch-Train-Mix
+stmoe upcycle runs/law runs/code runs/math NAME --workdir DIR --step zero         several: BTX, BAM
 
 NAME has the backbone of the dense run. Both models are evaluated at once, on the data of NAME; the step-0 gap
 is printed and in DIR/ancestry.json. The data goes on where the dense run stopped if seed, data and batch size
-are the same, else from the beginning. Attention is averaged, never mixed.
+are the same, else from the beginning. Attention is averaged, or mixed where NAME has attention experts (BAM).
 """
 
 import contextlib

@@ -327,6 +327,7 @@ OFFERS = {
     'rows_per_sequence': None,       # rows that pass its matrices for a sequence, where not its tokens
     # Numbers of the matrices that multiply a row, where its arrays are none; or (tokens of a group) -> these.
     'products_per_row': None,
+    'rows_per_token': None,          # of a sparse layer: rows of a token, where not its router's edges
     'more_rows': 0.0,                # of a sparse layer: rows of a token in training besides its router's
     'share_of_rows': None,           # part of its stack's tokens that pass it, 1 where not said
     # Matrices that multiply every token and are computed from its arrays: dict path below it -> shape of one.

@@ -65,6 +65,7 @@ def _lengths(cfg, start):
   was = dict(encoder=start.data.get('inputs_length'), decoder=start.data.get('targets_length'))
   if 'encoder' not in cfg.model:
     was['layers'] = start.data.get('length')
+  if 'encoder' not in cfg.model and 'inputs_length' in cfg.data:     # pairs; rows of text stay what they are
     data = cfg.data.to_dict()
     length = data.pop('inputs_length') + data.pop('targets_length')
     cfg.data = data | dict(objective='prompted', length=length)

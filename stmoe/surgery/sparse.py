@@ -82,7 +82,7 @@ def found(config: ml_collections.ConfigDict) -> list[Layer]:
   """
   model = _model(config)
   paths = {id(module): path for path, module in nnx.iter_modules(model)}
-  layers = [layer for stack in model.stacks() for layer in _of_stack(stack, paths[id(stack)], config)]
+  layers = [layer for stack in model.stacks() for layer in _of_stack(stack, paths[id(stack)], paths, config)]
   if not layers:
     raise errors.UserError('the model has no sparse layer, whose experts could become fewer')
   return layers
@@ -95,15 +95,17 @@ def _model(config):
     return nnx.eval_shape(lambda: make(blocks=c['blocks'], rngs=nnx.Rngs(0)))
 
 
-def _of_stack(stack, path, config):
+def _of_stack(stack, path, paths, config):
   letters = ''.join(letters * repeats for letters, repeats in stack.pattern)
-  for name, layer in stack.by_name().items():
-    number = int(name.rpartition('_')[2])
+  blocks = {name: layer for name, layer in stack.by_name().items() if '.' not in name}       # not attention's
+  for name, layer in blocks.items():
+    number, at = int(name.rpartition('_')[2]), paths[id(layer)]
+    below = at[at.index('blocks') + 2:]                              # of the block: it may stand in another
     for inside, part in modules.offering(layer, 'router'):
       where = '.'.join(['blocks', letters[number], *inside])
       if set(inside) - {'inner'} or 'experts' not in section(config, where):
         raise errors.UserError(f"{where} is no layer of one router and one bank of experts, such as 'moe'")
-      yield Layer(name, (*path, 'layers', number, 'layer', *inside), where, part)
+      yield Layer(name, (*path, 'layers', number, *below, *inside), where, part)
 
 
 def section(config: ml_collections.ConfigDict, where: str) -> ml_collections.ConfigDict:

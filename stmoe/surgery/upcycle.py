@@ -242,8 +242,8 @@ def _nearest_width(whole, each, granularity):
 
 
 def _factor(path, shapes, scale):
-  """What multiplies the leaf of an expert at `path`, so that outputs are multiplied by `scale`."""
-  if path[-1] == OUTPUT_BIAS:
+  """What multiplies the leaf at `path` of feed-forward experts, so that `scale` multiplies their outputs."""
+  if path[-1] == OUTPUT_BIAS or 'layer' not in path:
     return 1.0
   gated = (*path[:-1], 'wg') in shapes
   return scale ** (1 / 3 if gated else 1 / 2)

@@ -29,6 +29,11 @@ BLOCKS |= {letter: dict(layer='dense', d_ff=12, attention=dict(
     for letter, mixed, router in (('v', 'v', dict(name='sigma_moe', num_experts=3, k=2)),
                                   ('o', 'o', dict(name='switch', num_experts=3, min_capacity=1)))}
 
+# Attention layers as experts: with their own keys beside the feed-forward layer, with common ones before it.
+MIXED = dict(name='bam', group_size=SIZE, router=dict(name='st_moe', num_experts=3, min_capacity=1))
+BLOCKS |= dict(b=BLOCKS['d'] | dict(attention=MIXED, around=dict(name='parallel')),
+               q=BLOCKS['d'] | dict(attention=MIXED | dict(shared_kv=True)))
+
 # Every other router, two experts each, as blocks without attention; and the layers that wrap one. Their
 # letters are none of those above, however many there are.
 OWN = {BLOCKS[letter]['router']['name'] for letter in 'sgte'}
@@ -87,7 +92,7 @@ ZOO = ((f'd{FIRST}', 1), (''.join([*NAMED.values(), *LATER, *'hpclkw']), 2))
 MODELS = dict(lm=dict(name='lm', layers=(('dstx', 1), ('ge', 2)), **SHAPES),
               zoo=dict(name='lm', layers=ZOO, **SHAPES),
               depth=dict(name='lm', layers=(('dy', 2),), **SHAPES),
-              heads=dict(name='lm', layers=(('vo', 2),), **SHAPES),
+              heads=dict(name='lm', layers=(('vobq', 2),), **SHAPES),
               t5=dict(name='t5', encoder=(('se', 2),), decoder=(('tg', 1),), **SHAPES))
 
 
