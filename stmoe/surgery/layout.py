@@ -51,6 +51,13 @@ def visit(params, make, path=()):
   return visited
 
 
+def flat(params: dict) -> dict[tuple, jax.Array]:
+  """Returns dict path, see `visit`, -> leaf [...] of a scanned or unrolled pure dict."""
+  leaves: dict = {}
+  visit(unroll(params) if is_scanned(params) else params, leaves.__setitem__)
+  return leaves
+
+
 def numbered(params: dict) -> dict:
   """Returns the pure dict of a model, scanned or not, with `layers` of numbered blocks in its stacks.
 
