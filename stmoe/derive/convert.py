@@ -255,22 +255,11 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   family = lookup.module('family', name)
   record = record if record.get('family') == name else {}
   hf = _describe(source / 'source' / 'config.json', family, cfg.to_dict(), bool(record))
-  steps = stored.steps(source / 'checkpoints')
-  if not steps or step is not None and step not in steps:
-    raise errors.UserError(f'{source} has no checkpoint{"" if step is None else f" of step {step}"} yet '
-                           f'(there are: {", ".join(map(str, steps)) or "none"})')
-  reader = stored.Reader(source / 'checkpoints', steps[-1] if step is None else step)
-  with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
-    plan = states.blueprint(cfg, mesh)
-  checkpoint.check_shapes(reader.inventory, plan.shapes)
-  own = {part: modules.without_reader(plan.shapes[part]) for part in PARTS}
-  placed = rules.places(own, family.table(cfg.to_dict()))
+  reader = _reader(source, step)
+  placed = _placed(reader, family, cfg)
   kind = lambda tensor: dtype or record.get('dtypes', {}).get(tensor) or record.get('dtype', 'F32')
   layout = {place.tensor: (kind(place.tensor), place.there) for place in placed if place.tensor}
-  copied = record['copies'] if record else family.copied(cfg.to_dict())
-  if not set(copied) <= set(family.COPIES):
-    raise errors.Damaged(source / 'imported.json', f'has copies that are none: {copied!r:.80}')
-  copies = {copy: family.COPIES[copy] for copy in copied}
+  copies = _origins(source, family, record, cfg)
   with beside.new(target) as path:
     for file in (source / 'source').glob('*'):
       shutil.copyfile(file, path / file.name)
@@ -278,14 +267,37 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
       documents.write_json(path / 'config.json', hf, sort_keys=True)
     created = files.create(path, layout | {c: (kind(c), layout[o][1]) for c, o in copies.items()}, most)
     with progress.task('writing tensors', sum(created[t].size for t in layout), 'bytes') as advance:
-      for leaf, group in itertools.groupby(placed, lambda place: place.leaf):
-        group = list(group)
-        if group[0].tensor is not None:
-          _write_array(reader, leaf, group, created, advance)
+      _write_arrays(reader, placed, created, advance)
     for copy, origin in copies.items():
       for first, last in created[origin].blocks(BLOCK):
         files.write(created[copy], first, created[origin].read(first, last))
   return reader.step, name, created
+
+
+def _reader(source, step):
+  """The Reader of the checkpoint of `step`, None = the newest, of run directory `source`."""
+  steps = stored.steps(source / 'checkpoints')
+  if not steps or step is not None and step not in steps:
+    raise errors.UserError(f'{source} has no checkpoint{"" if step is None else f" of step {step}"} yet '
+                           f'(there are: {", ".join(map(str, steps)) or "none"})')
+  return stored.Reader(source / 'checkpoints', steps[-1] if step is None else step)
+
+
+def _placed(reader, family, cfg):
+  """The Places of the arrays of a checkpoint in the tensors of a family."""
+  with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
+    plan = states.blueprint(cfg, mesh)
+  checkpoint.check_shapes(reader.inventory, plan.shapes)
+  own = {part: modules.without_reader(plan.shapes[part]) for part in PARTS}
+  return rules.places(own, family.table(cfg.to_dict()))
+
+
+def _origins(source, family, record, cfg):
+  """Dict name of a tensor that is written twice -> name of the tensor that it repeats."""
+  copied = record['copies'] if record else family.copied(cfg.to_dict())
+  if not set(copied) <= set(family.COPIES):
+    raise errors.Damaged(source / 'imported.json', f'has copies that are none: {copied!r:.80}')
+  return {copy: family.COPIES[copy] for copy in copied}
 
 
 def _imported(source):
@@ -320,6 +332,14 @@ def _ids(model):
   ends = list(model.get('end_ids') or (1,))
   return dict(pad_token_id=0, bos_token_id=model.get('start_id', 0),
               eos_token_id=ends if ends[1:] else ends[0])
+
+
+def _write_arrays(reader, placed, made, advance):
+  """Writes the tensors of all arrays, of the Places `placed` in their order."""
+  for leaf, group in itertools.groupby(placed, lambda place: place.leaf):
+    group = list(group)
+    if group[0].tensor is not None:
+      _write_array(reader, leaf, group, made, advance)
 
 
 def _write_array(reader, leaf, group, made, advance):

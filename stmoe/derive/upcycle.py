@@ -1,14 +1,15 @@
-"""Upcycling of runs: the first checkpoint of a sparse run from dense runs, and what the surgery changed.
+"""Upcycling of runs: the first checkpoint of a sparse run from trained runs, and what the surgery changed.
 
-The parameters are made by `surgery.upcycle`. The optimizer's slots start empty, or the experts take over
-the slots of the layer they copy. The step counter goes on, and with it the schedule. The data goes on
-where the dense run stopped if seed, data and batch size are the dense run's. Otherwise, and with several
-dense runs, the data starts from the beginning.
+The parameters are made by `surgery.upcycle` from dense runs, by `surgery.aggregate` from sparse ones. The
+optimizer's slots start empty, or the experts take over the slots of what they come from. The step counter
+goes on, and with it the schedule. The data goes on where the dense run stopped if seed, data and batch size
+are the dense run's. Otherwise, and with several dense runs, the data starts from the beginning.
 
 Differs: T5X decays Adafactor's second moments by the global step. Here empty slots begin to count at 0. So
   the first step after the surgery is not divided by a moment that is nearly 0.
 """
 
+import functools
 import inspect
 
 import jax
@@ -23,6 +24,7 @@ from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.derive import start as starts
 from stmoe.runs import directory as rundir
+from stmoe.surgery import aggregate as aggregation
 from stmoe.surgery import upcycle as surgery
 from stmoe.train import check
 from stmoe.train import evaluate
@@ -38,80 +40,91 @@ FREE = ('encoder', 'decoder', 'layers', 'scan_layers', 'remat', 'dtype', 'dropou
 IMPOSSIBLE = -1e8                  # logits below it stand for what a model rules out
 
 
-def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, optimizer='fresh', step='keep',
-            devices=None):
-  """Writes the first checkpoint of `cfg` in `workdir` from dense runs; returns the facts of ancestry.json.
+def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, base='average',
+            optimizer='fresh', step='keep', devices=None):
+  """Writes the first checkpoint of `cfg` in `workdir` from trained runs; returns the facts of ancestry.json.
 
   dict(step; runs: list of dict(run, step, 'eval/...'); upcycled: dict 'eval/...'; gap: loss of the upcycled
-  model minus that of the (best) dense run; difference: norm of the change of the logits of one
-  batch over theirs; parameters: (dense, sparse); leaves: see `surgery.upcycle.report`; the options).
+  model minus that of the (best) run; difference: norm of the change of the logits of one
+  batch over theirs; parameters: (old, new); leaves: see `surgery.upcycle.report`; the options).
   All is evaluated on the data of `cfg`.
 
   Args:
-    runs:      run directories; several are mixed (see `surgery.upcycle.upcycle`).
-    cfg:       configuration of the sparse model.
+    runs:      run directories; several are mixed. Dense runs become experts (`surgery.upcycle.upcycle`), the
+      experts of sparse runs are put side by side (`surgery.aggregate.aggregate`).
+    cfg:       configuration of the new model.
     workdir:   run directory to be; must hold no run.
     show:      a `progress` that is told what is done.
-    noise, granularity, scale: see `surgery.upcycle`; scale None = 1, with granularity what routers need.
+    noise, granularity, scale, base: see the surgeries; scale None = 1, with granularity what routers need.
     optimizer: 'fresh' or 'reuse'; step: 'keep' or 'zero'.
     devices:   None = all.
   Raises:
-    UserError: `workdir` is in use, a run is not dense or of another backbone, or nothing is left to train.
+    UserError: `workdir` is in use, a run is of another backbone, or nothing is left to train.
   """
-  _check(runs, cfg, workdir, noise, granularity, optimizer)
-  dense_cfgs = [records.read(run).located(rundir.opened(run)) for run in runs]
-  for run, start in zip(runs, dense_cfgs):
+  options = dict(noise=noise, granularity=granularity, scale=scale, base=base, optimizer=optimizer, step=step)
+  _check(runs, cfg, workdir, options)
+  cfgs = [records.read(run).located(rundir.opened(run)) for run in runs]
+  for run, start in zip(runs, cfgs):
     same_backbone(run, start, cfg)
   loop.keep_compilations()
-  prices = [loop.flops_per_step(start) for start in dense_cfgs]
+  prices = [loop.flops_per_step(start) for start in cfgs]
   with states.on_mesh(cfg.mesh, devices) as mesh:
     check.batches(cfg)
-    plan, plans = states.blueprint(cfg, mesh), [states.blueprint(start, mesh) for start in dense_cfgs]
+    plan, plans = states.blueprint(cfg, mesh), [states.blueprint(start, mesh) for start in cfgs]
     check.forward(cfg, plan)
     source = pipeline.source(cfg)
-    facts = source.info()
-    check.vocabulary(cfg, plan, facts['vocab'])
-    make = _maker(cfg, plan, noise, granularity, _scale(plan, granularity, scale), optimizer, step)
-    jax.eval_shape(make, [dense.shapes for dense in plans])          # finds mistakes before reading anything
-    for run, dense in zip(runs, plans):
-      same_activations(run, dense, plan)
-
-    restored = [opened.restore(dense, run, facts['vocab'], show.say) for run, dense in zip(runs, plans)]
-    at = _first_step([at for at, *_ in restored], cfg) if step == 'keep' else 0
-    spent = sum(steps * price for price, (steps, *_) in zip(prices, restored))
-    position = _position(dense_cfgs, restored, cfg, source)
-    before = []
-    for run, dense, (steps, state, *_) in zip(runs, plans, restored):
-      values = _evaluate(cfg, dense, state, source, show, f'dense run {run}')
-      before.append(dict(run=str(run), step=steps) | values)
-    show.say('making the experts')
-    state = jax.jit(make, out_shardings=plan.shardings())([state for _, state, *_ in restored])
-    after = _evaluate(cfg, plan, state, source, show, 'upcycled model')
-    record = dict(
-        step=at, runs=before, upcycled=after,
-        gap=after['eval/loss'] - min(values['eval/loss'] for values in before),
-        difference=difference(cfg, (plans[0], restored[0][1]), (plan, state)),
-        parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plans[0], plan)],
-        data=position, noise=noise, granularity=granularity, optimizer=optimizer,
-        leaves=surgery.report(plan.shapes['params']))
-    options = dict(noise=noise, granularity=granularity, scale=scale, optimizer=optimizer, step=step)
-    _write(cfg, workdir, plan, state, source, record, options, float(spent if step == 'keep' else 0))
+    record, state = _made(runs, cfgs, plans, cfg, plan, source, options, show)
+    _write(cfg, workdir, plan, state, source, record, options, prices)
   return record
 
 
-def _check(runs, cfg, workdir, noise, granularity, optimizer):
+def _made(runs, cfgs, plans, cfg, plan, source, options, show):
+  """(facts of ancestry.json, first training state) of `cfg` from the newest checkpoints of `runs`."""
+  vocabulary = source.info()['vocab']
+  check.vocabulary(cfg, plan, vocabulary)
+  make = _maker(cfg, plan, plans, options)
+  jax.eval_shape(make, [start.shapes for start in plans])            # finds mistakes before reading anything
+  for run, start in zip(runs, plans):
+    same_activations(run, start, plan)
+  restored = [opened.restore(start, run, vocabulary, show.say) for run, start in zip(runs, plans)]
+  at = _first_step([at for at, *_ in restored], cfg) if options['step'] == 'keep' else 0
+  position = _position(cfgs, restored, cfg, source)
+  before = []
+  for run, start, (steps, state, *_) in zip(runs, plans, restored):
+    values = _evaluate(cfg, start, state, source, show, f'run {run}')
+    before.append(dict(run=str(run), step=steps) | values)
+  show.say('making the experts')
+  state = jax.jit(make, out_shardings=plan.shardings())([state for _, state, *_ in restored])
+  after = _evaluate(cfg, plan, state, source, show, 'upcycled model')
+  params = [p.shapes['params'] for p in (plans[0], plan)]
+  record = dict(
+      step=at, runs=before, upcycled=after,
+      gap=after['eval/loss'] - min(values['eval/loss'] for values in before),
+      difference=difference(cfg, (plans[0], restored[0][1]), (plan, state)),
+      parameters=[sum(x.size for x in jax.tree.leaves(p)) for p in params],
+      data=position, **{name: options[name] for name in ('noise', 'granularity', 'base', 'optimizer')},
+      leaves=aggregation.report(*params, len(runs)) if _are_sparse(plans) else surgery.report(params[1]))
+  return record, state
+
+
+def _check(runs, cfg, workdir, options):
   """Raises UserError for a `workdir` that is in use, and for numbers that cannot be meant."""
   check.counts(cfg)
   starts.unused(workdir)
-  if noise < 0:
-    raise errors.UserError(f'--noise {noise}: must be at least 0')
-  if granularity < 1:
-    raise errors.UserError(f'--granularity {granularity}: must be at least 1')
-  if granularity > 1 and optimizer == 'reuse':
+  if options['noise'] < 0:
+    raise errors.UserError(f'--noise {options["noise"]}: must be at least 0')
+  if options['granularity'] < 1:
+    raise errors.UserError(f'--granularity {options["granularity"]}: must be at least 1')
+  if options['granularity'] > 1 and options['optimizer'] == 'reuse':
     raise errors.UserError('the optimizer slots of a layer that is cut are not defined; with --granularity '
                            'take --optimizer fresh')
   for run in runs:
     starts.trained(run)
+
+
+def _are_sparse(plans):
+  """Whether the runs of the Blueprints have experts already."""
+  return any('experts' in path.split('/') for path in surgery.report(plans[0].shapes['params']))
 
 
 def same_backbone(run, start, cfg):
@@ -172,18 +185,39 @@ def _scale(plan, granularity, scale):
   return next(iter(scales.values()), 1.0)
 
 
-def _maker(cfg, plan, noise, granularity, scale, optimizer, step):
-  """The function of dense training states that returns the sparse one; to be called under jit."""
-  def make(dense):
+def _maker(cfg, plan, plans, options):
+  """The function of the runs' training states that returns the new one; to be called under jit."""
+  operate = _joining(plans, options) if _are_sparse(plans) else _copying(cfg, plan, options)
+
+  def make(before):
     state = states.fresh(cfg, plan)
-    params = surgery.upcycle([d['params'] for d in dense], state['params'], noise=noise, scale=scale,
-                             granularity=granularity, key=states.fold(cfg.seed, 'upcycle'))
+    params = operate([b['params'] for b in before], state['params'])
     slots = plan.optimizer.init(plan.trainable(params))
-    if optimizer == 'reuse':
-      slots = _reuse([d['opt_state'] for d in dense], slots)
-    counters = {part: dense[0][part] for part in ('step', 'counts')} if step == 'keep' else {}
+    if options['optimizer'] == 'reuse':
+      old = [b['opt_state'] for b in before]
+      slots = aggregation.aggregate(old, slots) if _are_sparse(plans) else _reuse(old, slots)
+    counters = {part: before[0][part] for part in ('step', 'counts')} if options['step'] == 'keep' else {}
     return state | dict(params=params, opt_state=slots) | counters
   return make
+
+
+def _copying(cfg, plan, options):
+  """The function (parameters of dense models, of the new one) -> parameters with experts that are copies."""
+  granularity = options['granularity']
+  return functools.partial(
+      surgery.upcycle, noise=options['noise'], base=options['base'], granularity=granularity,
+      scale=_scale(plan, granularity, options['scale']), key=states.fold(cfg.seed, 'upcycle'))
+
+
+def _joining(plans, options):
+  """The function (parameters of sparse models, of the new one) -> parameters with the experts of all."""
+  if len(plans) == 1:
+    raise errors.UserError('the start is not dense: it has experts, which are put beside those of other '
+                           'runs; nearest: the run twice')
+  if options['noise'] or options['granularity'] > 1:
+    raise errors.UserError('the runs are sparse: their experts are put side by side, none is copied or cut; '
+                           'nearest: --noise 0, --granularity 1')
+  return functools.partial(aggregation.aggregate, base=options['base'], scale=options['scale'] or 1.0)
 
 
 def _reuse(dense, slots):
@@ -259,14 +293,16 @@ def difference(cfg, dense, sparse):
   return float((changed / whole) ** 0.5)
 
 
-def _write(cfg, workdir, plan, state, source, record, options, spent):
-  """Writes the new run; `spent` is the FLOPs that it starts with, the FLOPs of the dense runs."""
-  parents = [starts.parent(dense['run'], dense['step']) for dense in record['runs']]
+def _write(cfg, workdir, plan, state, source, record, options, prices):
+  """Writes the new run. It starts with the FLOPs of the runs, `prices` a step, where their steps are kept."""
+  spent = sum(start['step'] * price for start, price in zip(record['runs'], prices))
+  flops = float(spent if options['step'] == 'keep' else 0)
+  parents = [starts.parent(start['run'], start['step']) for start in record['runs']]
   origin = starts.origin('upcycle', options, parents, record)
   low, high = jax.device_get(state['counts']['tokens']).tolist()
   line = dict(tokens=(high << 32) + low) | record['upcycled']
   with rundir.own(workdir) as path:
     starts.unused(path)                  # nor was it taken meanwhile
     starts.write(path, cfg, state, record['data'], origin, step=record['step'],
-                 vocabulary=source.info()['vocab'].digest, flops=spent, line=line)
+                 vocabulary=source.info()['vocab'].digest, flops=flops, line=line)
     records.write(path, cfg, source, check.files(plan))

@@ -56,6 +56,13 @@ def visit(params, make, path=()):
   return visited
 
 
+def flat(params: dict) -> dict[tuple, jax.Array]:
+  """Returns dict path, see `visit`, -> leaf [...] of a scanned or unrolled pure dict."""
+  leaves: dict = {}
+  visit(unroll(params) if is_scanned(params) else params, leaves.__setitem__)
+  return leaves
+
+
 def _check_tied(key, value):
   """Raises UserError where blocks are in no place of their own: all of a letter are one."""
   letters = [name.removeprefix(TIED) for name in value if name.startswith(TIED)] if key == 'tied' else []

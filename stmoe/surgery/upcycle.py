@@ -12,6 +12,7 @@ below `experts` is tiled, or decomposed into `left`, `central` and `right`. Ever
 same place.
 """
 
+import dataclasses
 import zlib
 
 import jax
@@ -71,7 +72,7 @@ def activation_scale(num_experts, granularity, k, normalized):
   return float(granularity if normalized else num_experts * granularity / k)
 
 
-def upcycle(dense, sparse, *, noise=0.0, key=None, granularity=1, scale=1.0):
+def upcycle(dense, sparse, *, noise=0.0, key=None, granularity=1, scale=1.0, base='average'):
   """Returns the parameters of the sparse model, shaped like `sparse` (see `kind` for the rules).
 
   Expert i is shard i mod G of the feed-forward layer of dense model (i div G) mod M. M is the
@@ -86,53 +87,73 @@ def upcycle(dense, sparse, *, noise=0.0, key=None, granularity=1, scale=1.0):
   Args:
     dense:  list of M pure dicts of trained dense models.
     sparse: pure dict of the new model's initial parameters; only parameters of routers are used.
-    noise:  standard deviation of Gaussian noise on the copies, in units of each array's own.
-    key:    PRNG key of the noise.
+    noise:  standard deviation of Gaussian noise on the copies, in units of each array's own; key: PRNG key.
     granularity: G: experts are G times narrower than the dense layer.
     scale:  A, see `activation_scale`: every matrix of an expert is multiplied by A^(1/3) if gated,
       else A^(1/2). The function is preserved exactly for ReLU, gated or not; nearly for other activations.
+    base:   a key of BASES: what becomes of arrays that the models have once.
   Raises:
     UserError: a leaf without counterpart or of another shape, dense leaves that nothing takes,
       stacks of other depths, or a dense model that has experts.
   """
   scanned = layout.is_scanned(sparse)
   target = layout.unroll(sparse) if scanned else sparse
-  sources, shapes = [_flat(d) for d in dense], _shapes(target)
+  sources, shapes = [layout.flat(d) for d in dense], _shapes(target)
   for source in sources:
     _check(source, shapes)
-
-  def make(path, leaf):
-    if kind(path) == 'fresh':
-      return leaf if granularity == 1 else _group(leaf, path, shapes, granularity)
-    leaves = [source[_counterpart(path, source)] for source in sources]
-    if kind(path) == 'copied':
-      _same_shape(path, leaves[0].shape, leaf.shape)
-      return leaves[0] if len(leaves) == 1 else (sum(leaves) / len(leaves)).astype(leaf.dtype)
-    if kind(path) == 'decomposed':
-      return _core(path, leaves, shapes, granularity, noise)
-    if leaf.ndim == leaves[0].ndim:                                  # what all experts share
-      _same_shape(path, leaves[0].shape, leaf.shape)
-      return (sum(leaves) / len(leaves)).astype(leaf.dtype)
-    bank = _bank(path, leaves, leaf.shape, granularity) * _factor(path, shapes, scale)
-    if not noise:
-      return bank
-    leaf_key = jax.random.fold_in(key, zlib.crc32(text(path).encode()) & 0x7FFFFFFF)
-    return bank + noise * jnp.std(bank) * jax.random.normal(leaf_key, bank.shape, bank.dtype)
-
-  model = layout.visit(target, make)
+  model = layout.visit(target, _Copies(sources, shapes, granularity, scale, noise, key, base).made)
   return layout.roll(model) if scanned else model
+
+
+# Of several models' arrays, the array of the one model that they become.
+BASES = {
+    'average': lambda leaves: sum(leaves) / len(leaves),
+    'first': lambda leaves: leaves[0],
+}
+
+
+def based(leaves, base, dtype):
+  """Returns the array [...] of one model from M models' `leaves`; a single one stays as it is."""
+  return leaves[0] if len(leaves) == 1 else BASES[base](leaves).astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Copies:
+  """What makes a leaf of the new model from the dense models' leaves; the fields are those of `upcycle`.
+
+  sources: list of dict path -> leaf; shapes: dict path -> shape of the new model.
+  """
+  sources: list
+  shapes: dict
+  granularity: int
+  scale: float
+  noise: float
+  key: jax.Array | None
+  base: str
+
+  def made(self, path, leaf):
+    """Returns the leaf at `path`, shaped like `leaf`."""
+    if kind(path) == 'fresh':
+      return leaf if self.granularity == 1 else _group(leaf, path, self.shapes, self.granularity)
+    leaves = [source[_counterpart(path, source)] for source in self.sources]
+    if kind(path) == 'decomposed':
+      return _core(path, leaves, self.shapes, self.granularity, self.noise)
+    if kind(path) == 'copied' or leaf.ndim == leaves[0].ndim:          # or what all experts share
+      _same_shape(path, leaves[0].shape, leaf.shape)
+      return based(leaves, self.base, leaf.dtype)
+    factor = _factor(path, self.shapes, self.scale)
+    return self._noisy(path, _bank(path, leaves, leaf.shape, self.granularity) * factor)
+
+  def _noisy(self, path, bank):
+    if not self.noise:
+      return bank
+    leaf_key = jax.random.fold_in(self.key, zlib.crc32(text(path).encode()) & 0x7FFFFFFF)
+    return bank + self.noise * jnp.std(bank) * jax.random.normal(leaf_key, bank.shape, bank.dtype)
 
 
 def text(path):
   """Returns a path as 'decoder/layers/3/layer/experts/wi'."""
   return '/'.join(map(str, path))
-
-
-def _flat(tree):
-  """Dict path -> leaf, see `layout.visit`, of a scanned or unrolled pure dict."""
-  leaves = {}
-  layout.visit(layout.unroll(tree) if layout.is_scanned(tree) else tree, leaves.__setitem__)
-  return leaves
 
 
 def _shapes(unrolled):

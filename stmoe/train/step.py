@@ -73,11 +73,31 @@ def gradients(cfg, plan, state, batch, microbatches):
   the means, but for loss/total and for what the target says otherwise. aux: dict layer -> Aux of the whole
   batch, of passes as of microbatches: loads of all passes add up, and so do statistics that are sums.
   """
+  key = jax.random.fold_in(state['key'], state['step'])
+  differentiate = jax.grad(_loss(cfg, plan, state, batch, microbatches), has_aux=True)
+  trained = plan.trainable(state['params'])
+  if microbatches == 1:
+    grads, (report, aux) = differentiate(trained, batch, key, state['router_state'])
+    return grads, report, aux
+
+  def of_part(carry, part):
+    (grads, routers), (index, part) = carry, part
+    part_grads, out = differentiate(trained, part, jax.random.fold_in(key, index), routers)
+    routers = committed(plan, state['params'], routers, out[1], 'accumulate')
+    return (jax.tree.map(jnp.add, grads, part_grads), routers), out
+
+  first = jax.tree.map(jnp.zeros_like, trained), state['router_state']
+  parts = jnp.arange(microbatches), split(batch, microbatches)
+  (grads, _), (report, aux) = jax.lax.scan(of_part, first, parts)
+  return grads, jax.tree.map(lambda x: jnp.sum(x, 0), report), {n: merge(a) for n, a in aux.items()}
+
+
+def _loss(cfg, plan, state, batch, microbatches):
+  """The function (parameters that train, a part of `batch`, key, router state) -> (loss, (report, aux))."""
   model = plan.model(state['params'], state['router_state'])
   target = targets.at(plan.target, state['step'])
   counts = targets.counts(target, model, batch)
   tokens = jax.tree.map(lambda n: n / microbatches, model.count_tokens(batch))
-  key = jax.random.fold_in(state['key'], state['step'])
   weighted = cfg.losses.to_dict()
 
   def forward(params, part, key, routers):
@@ -99,22 +119,7 @@ def gradients(cfg, plan, state, batch, microbatches):
     # Summed over microbatches, these are the values of the whole batch.
     report |= {losses.METRIC.get(n, f'loss/aux_{n}'): v / microbatches for n, v in values.items()}
     return total, (report | {'loss/total': total}, aux)
-
-  differentiate, trained = jax.grad(loss, has_aux=True), plan.trainable(state['params'])
-  if microbatches == 1:
-    grads, (report, aux) = differentiate(trained, batch, key, state['router_state'])
-    return grads, report, aux
-
-  def of_part(carry, part):
-    (grads, routers), (index, part) = carry, part
-    part_grads, out = differentiate(trained, part, jax.random.fold_in(key, index), routers)
-    routers = committed(plan, state['params'], routers, out[1], 'accumulate')
-    return (jax.tree.map(jnp.add, grads, part_grads), routers), out
-
-  first = jax.tree.map(jnp.zeros_like, trained), state['router_state']
-  parts = jnp.arange(microbatches), split(batch, microbatches)
-  (grads, _), (report, aux) = jax.lax.scan(of_part, first, parts)
-  return grads, jax.tree.map(lambda x: jnp.sum(x, 0), report), {n: merge(a) for n, a in aux.items()}
+  return loss
 
 
 def split(batch, microbatches):

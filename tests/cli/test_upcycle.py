@@ -133,10 +133,28 @@ def test_virtual_groups_and_several_runs(command, folder, tmp_path):
   assert record['data']['step'] == 0
 
 
+@pytest.mark.slow
+def test_experts_of_sparse_runs_are_put_side_by_side(command, sparse, tmp_path):
+  run = sparse / 'sparse'
+  code, out, _ = command('upcycle', run, run, f'{sparse}/exp.py', '--workdir', tmp_path / 'run', '--base',
+                         'first', '--optimizer', 'reuse', '--config.blocks.m.router.num_experts=8')
+  record = records.ancestry(tmp_path / 'run')['facts']
+  kinds = list(record['leaves'].values())
+  assert code == 0 and record['step'] == 4 and record['base'] == 'first'
+  assert kinds.count('joined') == 3 and f'{kinds.count("copied")} copied, 3 joined' in out
+  _, _, state, _ = restore(tmp_path / 'run')
+  _, _, old, _ = restore(run)
+  at = lambda tree: tree['decoder']['segments'][0]['blocks'][1]['layer']['experts']['wi']
+  for tree in (lambda s: s['params'], lambda s: s['opt_state']['mu']):
+    np.testing.assert_array_equal(at(tree(state)), np.concatenate([at(tree(old))] * 2, axis=1))
+
+
 @pytest.mark.parametrize('words, said', [
     (['dense', 'exp.py', '--workdir', 'sparse'], ['holds a run already', 'another --workdir']),
     (['dense', 'exp.py', '--workdir', 'dense'], ['holds a run already']),
-    (['sparse', 'exp.py'], ['the start is not dense']),
+    (['sparse', 'exp.py'], ['the start is not dense', 'the run twice']),
+    (['sparse', 'sparse', 'exp.py', '--noise', '0.1'], ['put side by side', '--noise 0']),
+    (['sparse', 'sparse', 'exp.py'], ['experts/wi', '2 models', 'num_experts=8']),
     (['nowhere', 'exp.py'], ["no experiment is called"]),
     (['dense', 'exp.py:narrow'], ['d_ff=32', '--granularity 2']),
     (['dense', 'exp.py', '--granularity', '4'], ['k=2 is not a multiple of --granularity 4', 'k=4']),

@@ -28,7 +28,8 @@ class Texts:
   training
     and validation; empty = TensorFlow Datasets.
   mixture: instead of task: {task: weight}, or pairs of them, or names alone. With names alone the weight of
-    each is its number of training examples, but no more than mixture_cap; empty for none.
+    each is its number n of training examples, but no more than mixture_cap, to the power of 1 /
+    mixture_temperature; empty for none.
   metrics: instead of the task's own (modules of stmoe/metrics); empty = the task's own.
   vocab, extra_ids, cache_dir: see cache.py ('' = the default folder).
   loss_from: share of a row of targets without loss. Targets at the first ceil(loss_from * length) positions
@@ -55,6 +56,7 @@ class Texts:
   eval_split: ranges.Text
   cache_dir: ranges.Text
   mixture_cap: ranges.Count | None = None
+  mixture_temperature: ranges.AtLeast1 = 1.0
   jsonl: ranges.Many(ranges.Text) = ()
   metrics: ranges.Many(ranges.Text) = ()
   loss_from: ranges.Below1 = 0.0
@@ -90,7 +92,7 @@ class Texts:
     """Returns the (task name, weight) pairs, sorted by name; weight None = by its size."""
     mixture = self.mixture
     if mixture and not hasattr(mixture, 'items') and all(isinstance(name, str) for name in mixture):
-      if not self.mixture_cap:
+      if not self.mixture_cap and self.mixture_temperature == 1:
         raise errors.UserError(f'data.mixture={", ".join(mixture)} are names without weights; they need '
                                'data.mixture_cap, the most examples that count (T5: 65536)')
       return tuple((name, None) for name in sorted(mixture))
@@ -137,14 +139,17 @@ class Opened:
       self._caches = {task.name: caches.of(task, self.vocabulary, source.cache_dir) for task in sources}
       self.metrics = {task.name: list(task.metrics) for task in sources}
     self._objective = source.objective(self.vocabulary)
+    paired = {name: bool(cache.facts.get('paired')) for name, cache in self._caches.items()}
+    self._objectives = self._objective.of(paired) if hasattr(self._objective, 'of') else dict.fromkeys(
+        paired, self._objective)
     self.keys = {name: cache.key for name, cache in self._caches.items()}
     self.caches = {name: cache.path for name, cache in self._caches.items()}
-    self.weights = [weight or _size(self._caches[name], source.mixture_cap)
-                    for name, weight in source.shares()]
+    by_size = lambda name: _size(self._caches[name], source.mixture_cap) ** (1 / source.mixture_temperature)
+    self.weights = [weight or by_size(name) for name, weight in source.shares()]
 
   def rows(self, name: str, split: str, seed: int, train: bool) -> 'Rows':
     """Returns the Rows of a task; `train` packs them, where the configuration says so."""
-    source, objective, cache = self._source, self._objective, self._caches[name]
+    source, objective, cache = self._source, self._objectives[name], self._caches[name]
     stream = streams.Stream(cache, split, objective.eos)
     if objective.paired:
       if source.join or not cache.facts.get('paired'):
@@ -258,9 +263,10 @@ def _recorded(source, found, name, vocabulary):
 
 
 def _size(cache, cap):
-  """The training examples of a task, at most `cap`."""
+  """The training examples of a task, at most `cap`; None = all."""
   documents = cache.facts['splits']['train']['documents']
-  return float(min(documents // (2 if cache.facts.get('paired') else 1), cap))
+  examples = documents // (2 if cache.facts.get('paired') else 1)
+  return float(examples if cap is None else min(examples, cap))
 
 
 def _unscored(share, length):

@@ -10,7 +10,8 @@ An objective is made of a vocabulary and of fields of section `data`. Its class 
 
 Its objects have `limits` (row lengths by stack) and `segment` (the most tokens of a segment, where segments
 are not pairs). They also have `lengths(n) -> [k,sides]` and `example(tokens, rng) -> dict` for pack.fill.
-Random draws come from the numpy generator `rng`.
+Random draws come from the numpy generator `rng`. An objective that differs between tasks has `of(paired)`,
+which returns dict task -> objective for dict task -> whether the task is of pairs.
 """
 
 import numpy as np
