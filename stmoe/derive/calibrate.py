@@ -5,6 +5,10 @@ is an evaluation: without noise, at its capacity. Batches add up on the host in 
 grow with their number, and the sums are the same in batches of any size and on any devices. The sums are kept
 in the folder `calibration` of the run, sealed as caches of data are. Their key is made of checkpoint, data
 and length.
+
+SLOPES is an item of parameters, not of layers: the path 'decoder/layers/1/layer/experts/wi' is its key. It is
+the sum of theta dL/dtheta over all axes of a parameter but experts, hidden units and heads (AXES). L is the
+run's own loss, summed over tokens. For a run that is distilled, L is the loss of its distillation.
 """
 
 from collections.abc import Sequence
@@ -18,9 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stmoe import axes
 from stmoe import errors
 from stmoe import files
 from stmoe import modules
+from stmoe import targets
 from stmoe.core import assignment
 from stmoe.core import checked
 from stmoe.core import contract
@@ -29,6 +35,8 @@ from stmoe.data import batches as pipeline
 from stmoe.data import store
 from stmoe.hosts import distributed
 from stmoe.routers import wrappers
+from stmoe.surgery import layout
+from stmoe.train import beside
 from stmoe.train import check
 from stmoe.train import state as states
 
@@ -134,6 +142,7 @@ ITEMS = {
     'hidden_products': lambda seen: _summed('sf,esh->efh', seen.hidden()[0], seen.hidden()),
 }
 OF_EDGES = {'coactivation', 'input_squares', 'input_products', 'weighted_norms', 'chosen_cosines'}
+SLOPES, AXES = 'slopes', ('layers', 'expert', 'expert_mlp', 'joined_kv')
 OF_LOGITS = {'logit_products', 'probability_margin'}
 
 
@@ -194,7 +203,7 @@ def watched(model: nnx.Module, names: Sequence[str]) -> nnx.Module:
 
 
 class Calibration:
-  """Collects when it is called: calibration('load', ...) -> dict layer -> dict name -> f64[...].
+  """Collects when it is called: calibration('load', ...) -> dict layer or path -> dict name -> f64[...].
 
   Args:
     run:     directory of the run, in which results are kept.
@@ -211,9 +220,9 @@ class Calibration:
   def __call__(self, *names: str) -> dict[str, dict[str, np.ndarray]]:
     """Returns dict layer -> dict name -> f64[...]; runs over the data for names that are not kept yet."""
     data = pipeline.train_iterator(self._cfg, opened=self._source())
-    key = self.key(data.get_state())
+    position = data.get_state()
     data.close()
-    paths = {name: store.named(self._folder, name, key) for name in names}
+    paths = {name: store.named(self._folder, name, self.key(position, name)) for name in names}
     absent = [name for name, path in paths.items() if not path.is_dir()]
     fresh = self._collected(absent) if absent else {}
     by_layer: dict[str, dict] = {}
@@ -224,12 +233,17 @@ class Calibration:
         by_layer.setdefault(layer, {})[name] = value
     return by_layer
 
-  def key(self, position: dict) -> str:
-    """Returns the digest of what the results depend on; `position` is that of the data's beginning."""
+  def key(self, position: dict, name: str = '') -> str:
+    """Returns the digest of what item `name` depends on; `position` is that of the data's beginning."""
     c = self._cfg.to_dict()
     content = [self._digest, position, self._batches, c['seed'], c['train']['batch_size'], c['model'],
             c['blocks'], {key: value for key, value in c['data'].items() if key != 'cache_dir'}]
+    content += [c['loss'], self._completed().meta] if name == SLOPES else []
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+  def _completed(self):
+    """What completes batches by the outputs of another run that the loss wants, see `beside.opened`."""
+    return beside.opened(self._plan, self._source().info()['vocab'])
 
   def _collected(self, names):
     """Dict name -> dict layer -> f64[...]: the pass over the data."""
@@ -238,10 +252,11 @@ class Calibration:
                    out_shardings=distributed.everywhere(plan.mesh))
     shard = distributed.shard(plan.mesh, cfg.train.batch_size)
     data = pipeline.train_iterator(cfg, *shard, self._source())
+    complete = self._completed() if SLOPES in names else beside.Alone()
     total, key = None, states.fold(cfg.seed, 'calibrate')
     self._say(f'calibrating on {self._batches} batches: {", ".join(names)}')
     for number in range(self._batches):
-      batch = check.place(next(data), plan.mesh)
+      batch = complete(check.place(next(data), plan.mesh))
       part = sums(self._state['params'], self._state['router_state'], batch, jax.random.fold_in(key, number))
       part = jax.tree.map(np.float64, jax.device_get(part))
       total = part if total is None else jax.tree.map(np.add, total, part)
@@ -251,11 +266,40 @@ class Calibration:
 
 def _sums(plan, params, routers, batch, key, names):
   """Dict name -> dict layer -> f32[...] of one batch."""
-  _, aux = watched(plan.model(params, routers), names)(batch, key=key, train=False)
+  of_layers = [name for name in names if name != SLOPES]
+  slopes = {SLOPES: _slopes(plan, params, routers, batch, key)} if SLOPES in names else {}
+  if not of_layers:
+    return slopes
+  _, aux = watched(plan.model(params, routers), of_layers)(batch, key=key, train=False)
   records = {name: {layer: a.records[name].sum(0) for layer, a in aux.items() if name in a.records}
-             for name in names}
-  return {name: {layer: a.load for layer, a in aux.items()} if name == 'load' else records[name]
-          for name in names}
+             for name in of_layers}
+  return slopes | {name: {layer: a.load for layer, a in aux.items()} if name == 'load' else records[name]
+                   for name in of_layers}
+
+
+def _slopes(plan, params, routers, batch, key):
+  """Dict path -> f32[...] of one batch: see SLOPES.
+
+  theta dL/dtheta is the derivative to a gate of 1 that multiplies theta. A gate is common to all that is
+  summed, so no gradient of all parameters is kept.
+  """
+  names = axes.names_of(nnx.state(plan.model(plan.shapes['params'], plan.shapes['router_state']), nnx.Param))
+  keeps = lambda names: {*names} & {'expert_mlp', 'joined_kv'}
+  cut = lambda names, a: [n if keeps(names) and name in AXES else 1 for n, name in zip(a.shape, names)]
+  gates = jax.tree.map(lambda names, a: jnp.ones(cut(names, a)), names, params, is_leaf=axes.is_names)
+
+  def loss(gates):
+    model = plan.model(jax.tree.map(jnp.multiply, params, gates), routers)
+    outputs, _ = targets.predict(plan.target, model, batch, key=key, train=False)
+    if plan.target.passes > 1:
+      outputs = jax.tree.map(lambda x: jnp.stack([x] * plan.target.passes), outputs)
+    counts = jax.tree.map(jnp.ones_like, targets.counts(plan.target, model, batch))
+    return plan.target.loss(outputs, batch, counts)[0]
+  slopes, found = layout.numbered(jax.grad(loss)(gates)), {}
+  for path, slope in jax.tree.leaves_with_path(slopes):
+    if slope.size > 1:
+      found['/'.join(str(entry.key) for entry in path)] = slope.squeeze()
+  return found
 
 
 def _write(folder, layers):

@@ -290,11 +290,11 @@ def check_same(found, mine):
 
   Args:
     found, mine: dicts with the hashes `vocab` and `config`, and with `beside`, of the model of another run,
-    where
-      a target wants that model. None was not known (an import without it).
+      where a target wants that model. What is None or absent in `found` was not known: an import has no
+      vocabulary, the first checkpoint of a derived run knows of no other model.
   """
   for field, named in (('vocab', 'vocabulary'), ('config', 'configuration'), ('beside', 'model beside it')):
-    if field in mine and found[field] not in (None, mine[field]):
+    if field in mine and found.get(field) not in (None, mine[field]):
       raise errors.UserError(f'the checkpoint was trained with another {named} ({found[field][:12]}) than '
                              f'this run has ({mine[field][:12]}); choose another --workdir')
 

@@ -80,7 +80,7 @@ def found(config: ml_collections.ConfigDict) -> list[Layer]:
 
   Raises UserError for a model without sparse layers, or with one whose experts are not one bank.
   """
-  model = _model(config)
+  model = abstract(config)
   paths = {id(module): path for path, module in nnx.iter_modules(model)}
   layers = [layer for stack in model.stacks() for layer in _of_stack(stack, paths[id(stack)], config)]
   if not layers:
@@ -88,7 +88,8 @@ def found(config: ml_collections.ConfigDict) -> list[Layer]:
   return layers
 
 
-def _model(config):
+def abstract(config: ml_collections.ConfigDict) -> typing.Any:
+  """Returns the model of `config` without arrays."""
   c = config.to_dict()
   make = lookup.recipe('model', c['model'])
   with nnx.logical_axis_rules(tuple(axes.RULES.items())):            # under a mesh flax translates names

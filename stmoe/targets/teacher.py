@@ -48,6 +48,8 @@ class Teacher:
       without capacity noise, and sees batches whole.
     step:        of the teacher's checkpoint; None = the newest.
     temperature: T.
+    top:         0, or how many of a prediction's entries are compared: those that the teacher has largest, as
+      if there were no others (SlimMoE, arXiv:2506.18349: 8 (u)).
     weight:      share of the distance of predictions in the loss. 0.0 beside `layers`: predictions are not
       compared, and need not be alike.
     layers:      pairs of blocks, of this model and of the teacher, such as ('decoder_01', 'decoder_03').
@@ -65,7 +67,8 @@ class Teacher:
 
   def __init__(self, *, inner: ranges.Named('target'), run: ranges.Text = '',
                step: ranges.Natural | None = None, temperature: ranges.Positive = 1.0,
-               weight: ranges.Share = 0.5, layers: ranges.Many(ranges.Row(ranges.Text, ranges.Text)) = (),
+               top: ranges.Natural = 0, weight: ranges.Share = 0.5,
+               layers: ranges.Many(ranges.Row(ranges.Text, ranges.Text)) = (),
                distance: ranges.Choice(*DISTANCES) = 'squared', hidden_weight: ranges.NonNegative = 1.0,
                project: ranges.Natural = 0):
     self.inner = inner()
@@ -79,6 +82,7 @@ class Teacher:
     self.run = str(run)
     self.step = step
     self.temperature = temperature
+    self.top = top
     self.weight = weight
     self.pairs = tuple((mine, other) for mine, other in layers)
     self.hidden = tuple(dict.fromkeys(mine for mine, _ in self.pairs))
@@ -145,7 +149,11 @@ class Teacher:
     if others.shape != outputs.shape:
       raise UserError(f'loss.run={self.run!r}: its model gives {list(others.shape)}, and this one '
                       f'{list(outputs.shape)}; they must be alike, such as in model.vocab_size')
-    distance = self.inner.apart(outputs, jax.lax.stop_gradient(others), self.temperature)
+    others = jax.lax.stop_gradient(others)
+    if self.top:
+      others, kept = jax.lax.top_k(others, min(self.top, others.shape[-1]))
+      outputs = jnp.take_along_axis(outputs, kept, -1)
+    distance = self.inner.apart(outputs, others, self.temperature)
     return jnp.sum(distance * self.weights(batch))
 
   def _states(self, found, batch):

@@ -1,6 +1,7 @@
 """Calibration: sums are what they say, the same in other batches and on other devices, kept and sealed."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -94,6 +95,30 @@ def inputs(made, monkeypatch):
     rows.append(x[batch['decoder_segment_ids'] > 0])
   data.close()
   return np.concatenate(rows)
+
+
+def test_slopes_are_weights_times_gradients(corpus, tmp_path):
+  made = calibration(corpus, tmp_path / 'a')
+  cfg, plan, state, _, _ = made
+  found = collected(made, calibrate.SLOPES)
+  assert {*found} == {f'decoder/layers/{path}' for path in (
+      '0/attention/wk', '0/attention/wo', '0/attention/wq', '0/attention/wv', '1/attention/wk',
+      '1/attention/wo', '1/attention/wq', '1/attention/wv', '1/layer/experts/wi', '1/layer/experts/wo')}
+
+  def loss(params, batch):
+    outputs, _ = plan.model(params, {})(batch, train=False)
+    return plan.target.loss(outputs, batch, jnp.float32(1.0))[0]
+  data, gradients = pipeline.train_iterator(cfg), jax.jit(jax.grad(loss))
+  summed = jax.tree.map(np.add, *(gradients(state['params'], next(data)) for _ in range(2)))
+  data.close()
+  unit = lambda tree: np.float64(tree['decoder']['segments'][0]['blocks'][1]['layer']['experts']['wo'][0])
+  wanted = (unit(state['params']) * unit(summed)).sum(-1)            # [E, F]
+  slopes = found['decoder/layers/1/layer/experts/wo']['slopes']
+  np.testing.assert_allclose(slopes, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+  smaller = collected(calibration(corpus, tmp_path / 'b', batches=4, **{'train.batch_size': 4}),
+                      calibrate.SLOPES)
+  np.testing.assert_allclose(smaller['decoder/layers/1/layer/experts/wo']['slopes'], slopes, rtol=1e-4,
+                             atol=1e-4 * np.abs(wanted).max())
 
 
 def test_batches_of_another_size_and_devices_change_nothing(corpus, whole, tmp_path):

@@ -122,6 +122,21 @@ def test_an_earlier_run_without_record_is_a_parent_too(start, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_slimmed_run_is_distilled_and_slimmed_again(start, tmp_path):
+  """SlimMoE in stages: the slopes of the second are those of the distance to the first teacher."""
+  first, less = f'slim_moe:keep=0.7,teacher={start}', ['--config.train.steps=3']
+  facts = made(start, first, tmp_path / 'a', overrides=less)
+  widths = {field: facts['changes'][f'blocks.{field}.experts.d_ff'] for field in ('m', 's.inner')}
+  assert widths == {'m': 8, 's.inner': 6}
+  assert loop.train(rundir.load(tmp_path / 'a'), tmp_path / 'a', 'slim', ONE) == 0
+  made(tmp_path / 'a', 'slim_moe:keep=0.5,heads=0.5', tmp_path / 'b')
+  cfg = rundir.load(tmp_path / 'b')
+  assert cfg.blocks.m.experts.d_ff == 4 and cfg.model.num_heads == 1 and cfg.loss.run == str(start)
+  assert loop.train(cfg, tmp_path / 'b', 'slim', ONE) == 0
+  assert records.done(tmp_path / 'b')['eval/distil'] > 0
+
+
+@pytest.mark.slow
 def test_a_merged_run_trains_on(start, tmp_path):
   made(start, 'merge:keep=0.5', tmp_path / 'run')
   cfg = rundir.load(tmp_path / 'run')

@@ -7,6 +7,7 @@ import pytest
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe import targets
 from stmoe.targets import binary
 from stmoe.targets import ids
 from stmoe.targets import ranking
@@ -127,3 +128,15 @@ def test_distances_of_states_by_hand():
   for distance in teacher.DISTANCES.values():
     np.testing.assert_allclose(distance(x[:2], x[:2]), 0.0, atol=1e-6)
     assert np.isfinite(jax.grad(lambda x, of=distance: jnp.sum(of(x, x + y)))(jnp.zeros((3, 2)))).all()
+
+
+def test_a_teacher_may_be_heard_on_its_largest_entries_alone():
+  data = dict(decoder_target_tokens=jnp.zeros((1, 2), jnp.int32), decoder_loss_weights=jnp.ones((1, 2)))
+  mine = jnp.array([[[0.0, 1.0, 5.0], [0.0, 0.0, 0.0]]])
+  data[targets.OUTPUTS] = jnp.log(jnp.array([[[0.6, 0.3, 0.1], [0.1, 0.6, 0.3]]]))
+  target = teacher.Teacher(inner=ids.Ids, top=2, weight=1.0)
+  # Among the first two, 2/3 and 1/3 against softmax(0, 1), then 2/3 and 1/3 against 1/2.
+  p, q = np.array([2 / 3, 1 / 3]), np.array([[1, np.e], [1, 1]])
+  q = q / q.sum(1, keepdims=True)
+  loss, _ = target.loss(mine, data, target.counts(data))
+  np.testing.assert_allclose(loss, (p * (np.log(p) - np.log(q))).sum() / 2, rtol=1e-5)
