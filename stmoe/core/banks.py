@@ -3,9 +3,10 @@
 A bank is called with rows in some layout and a key: `bank(rows, key=None) -> rows`. The rows it returns have
 that layout and the type that came. A bank's arrays belong to experts or are shared by all of them
 (`axes.per_expert`). Here the bank is run on shapes alone, as executors will run it: with all experts, with
-one expert alone, and on rows sorted by expert.
+one expert alone, and on rows sorted by expert. A bank that is stored in another form offers `opened`.
 """
 
+import functools
 import typing
 
 import jax
@@ -31,8 +32,23 @@ def made(recipe: typing.Callable, width: int, *, num_experts: int, out: int | No
   return bank
 
 
+def opened(bank: contract.Bank) -> contract.Bank:
+  """Returns the bank that executors run for `bank`: itself, or what its `opened` gives."""
+  own = contract.offered(bank, 'opened')
+  return bank if own is None else own()
+
+
+def opening(execute: contract.Executor) -> contract.Executor:
+  """Returns `execute` of [G,S,D] for banks as they are stored."""
+  @functools.wraps(execute)
+  def run(x, a, experts, key=None):
+    return execute(x, a, opened(experts), key)
+  return run
+
+
 def faults(bank: contract.Bank, num_experts: int, width: int, out: int) -> typing.Iterator[str]:
   """Yields lines about what is wrong with a bank of E = `num_experts` experts, rows [.,width] -> [.,out]."""
+  bank = jax.eval_shape(opened, bank)
   shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), bank)
   named = jax.tree_util.tree_leaves_with_path(shapes)
   of_experts: list[tuple[str, jax.Array]] = []

@@ -308,6 +308,7 @@ OFFERS = {
     'needs_loss': (),                # losses of which one has to be weighed: nothing else trains some of it
     'seeded': None,                  # of hashes of the tokens: whether another field `seed` is another one
     'router': None,                  # of a sparse layer
+    'opened': None,                  # of a bank: () -> the bank of plain arrays that executors run for it
     # Of a sub-layer that returns a dict of Aux: the names of its parts, which are attributes of the
     # sub-layer.
     'reports': (),

@@ -115,8 +115,8 @@ def grouping(layer: typing.Any, ctx: contract.Context, batch: int,
   nothing.
   """
   if ctx.alone:
-    return batch * length, 1, lookup.executor(DROPLESS)
-  return *num_groups(batch, length, layer.group_size), lookup.executor(layer.executor)
+    return batch * length, 1, banks.opening(lookup.executor(DROPLESS))
+  return *num_groups(batch, length, layer.group_size), banks.opening(lookup.executor(layer.executor))
 
 
 def num_groups(batch: int, length: int, group_size: int) -> tuple[int, int]:
