@@ -31,4 +31,6 @@ def run(args):
   facts = compress.compress(path, args.method, args.workdir, args.overrides, batches=args.batches,
                             step=args.step)
   before, after = facts['parameters']
-  print(f'{args.workdir}: parameters {before:,} -> {after:,}; its ancestry: stmoe show {args.workdir}')
+  size, smaller = facts['bytes']
+  print(f'{args.workdir}: parameters {before:,} -> {after:,}, bytes {size:,} -> {smaller:,}; its ancestry: '
+        f'stmoe show {args.workdir}')

@@ -60,8 +60,8 @@ def made(start, surgery, path, said=None, **options):
   return compress.compress(start, surgery, path, batches=2, devices=ONE, say=say, **options)
 
 
-# Those that permute hidden units change their sums in the last bits.
-PERMUTE = {'merge'}
+# Those that permute or scale hidden units change their sums in the last bits.
+PERMUTE = {'merge', 'ea_quant'}
 
 
 @pytest.mark.parametrize('name', lookup.available('surgery'))
@@ -119,6 +119,31 @@ def test_an_earlier_run_without_record_is_a_parent_too(start, tmp_path):
   made(copy, 'prune:by=magnitude', tmp_path / 'run')
   first, second = records.ancestry(tmp_path / 'run')['lineage']
   assert first['parents'][0]['made'] == 1 and second['parents'][0]['run'] == '/old'
+
+
+@pytest.mark.slow
+def test_a_quantised_run_is_evaluated_and_trains_on(start, tmp_path):
+  facts = made(start, 'ea_quant:bits=8', tmp_path / 'run')
+  before, after = facts['bytes']
+  assert after < 0.9 * before
+  assert_close = np.testing.assert_allclose
+  assert_close(logits(tmp_path / 'run'), logits(start), atol=0.1 * np.abs(logits(start)).max())
+  assert 'codes already' in refused_of(tmp_path / 'run', 'ea_quant', tmp_path / 'again')
+  made(tmp_path / 'run', 'prune:keep=0.5,by=random', tmp_path / 'half')           # of codes, too
+  cfg, stored_codes = rundir.load(tmp_path / 'run'), []
+  for _ in range(2):
+    arrays = stored.Reader(tmp_path / 'run' / 'checkpoints', cfg.train.steps * len(stored_codes)).inventory
+    stored_codes.append({name: one for name, one in arrays.items() if '/planes' in name})
+    assert loop.train(cfg, tmp_path / 'run', 'quantised', ONE) == 0
+  assert stored_codes[0] and stored_codes[0] == stored_codes[1]
+  assert all(one[-1] == 'uint8' for one in stored_codes[0].values())
+  assert np.isfinite(records.done(tmp_path / 'run')['eval/loss'])
+
+
+def refused_of(run, surgery, path):
+  with pytest.raises(errors.UserError) as caught:
+    made(run, surgery, path)
+  return str(caught.value)
 
 
 @pytest.mark.slow

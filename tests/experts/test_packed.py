@@ -48,7 +48,7 @@ def test_any_bank_is_packed(inner):
 
 
 def test_an_expert_for_every_width():
-  bank = packed(num_experts=3 * E, bits=4, widths=(2, 3, 4), centred=True, group=4)
+  bank = packed(num_experts=3 * E, bits=4, widths=(2, 3, 4), kind='nested', group=4)
   opened = banks.opened(bank).inner
   assert opened.wi.shape == (3 * E, D, 12)
   whole = bank.codes['wi'].matrix()
