@@ -3,6 +3,8 @@
 stmoe compress runs/try prune:keep=0.5 --workdir runs/half                the most used half of the experts
 stmoe compress runs/try prune:keep=0.5,by=reap --workdir runs/half        or by another score
 stmoe compress runs/try merge:keep=0.25,allocation=global --workdir runs/quarter --batches 64
+stmoe compress runs/try slim_moe:teacher=runs/try --workdir runs/slim    narrower experts, to be distilled
+stmoe compress runs/try ea_quant:bits=4 --workdir runs/codes              experts of 4-bit codes
 stmoe eval runs/half                                                      it is a run like any other
 
 METHOD is a file of stmoe/surgery with its fields. Methods that look at data take the first batches of the

@@ -137,7 +137,22 @@ def test_a_quantised_run_is_evaluated_and_trains_on(start, tmp_path):
     assert loop.train(cfg, tmp_path / 'run', 'quantised', ONE) == 0
   assert stored_codes[0] and stored_codes[0] == stored_codes[1]
   assert all(one[-1] == 'uint8' for one in stored_codes[0].values())
+  values = records.done(tmp_path / 'run')
+  assert np.isfinite(values['eval/loss'])
+  spread = rundir.load(tmp_path / 'run')
+  spread.mesh.expert = 2                 # codes are split as experts are
+  of_four = score.score(spread, tmp_path / 'run', print, devices=jax.devices()[:4])[1]
+  assert of_four['eval/loss'] == pytest.approx(values['eval/loss'], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('surgery', ['d2moe', 'compressed_experts'])
+def test_another_form_of_a_layer_trains_on(start, surgery, tmp_path):
+  made(start, surgery, tmp_path / 'run')
+  cfg = rundir.load(tmp_path / 'run')
+  assert loop.train(cfg, tmp_path / 'run', surgery, ONE) == 0
   assert np.isfinite(records.done(tmp_path / 'run')['eval/loss'])
+  assert 'nearest' in refused_of(tmp_path / 'run', surgery, tmp_path / 'again')
 
 
 def refused_of(run, surgery, path):
