@@ -1,6 +1,7 @@
 """Compressed experts: of a token's experts the strongest are computed, each other one is a vector."""
 
 import functools
+import typing
 
 from flax import nnx
 import jax
@@ -10,6 +11,7 @@ from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import contract
+from stmoe.errors import UserError
 from stmoe.layers import moe
 from stmoe.routers import wrappers
 
@@ -42,7 +44,8 @@ class CompressedExperts(moe.Moe):
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
-    y, aux, carry = super().__call__(x, ctx, carry)
+    y, reported, carry = super().__call__(x, ctx, carry)
+    aux = typing.cast(contract.Aux, reported)
     gates = aux.records[RECORD].reshape(*x.shape[:2], -1)            # [B, T, E]
     vector = jnp.einsum('bte,ed->btd', gates, self.compressed[...])
     factor = jnp.where(gates.sum(-1, keepdims=True) > 0, vector, 1)
@@ -65,6 +68,9 @@ class Main(wrappers.Wrapper):
   def answer(self, routed: contract.Routed) -> contract.Routed:
     """Returns `routed` with the edges [G,N] of auxiliary experts dead."""
     a = routed.assignment
+    if isinstance(a, assignment.SoftAssignment):
+      raise UserError('layer compressed_experts: its router mixes tokens, a token has no experts; nearest: '
+                      'st_moe')
     at = (jnp.arange(a.token.shape[0])[:, None], a.token, a.expert)  # dead edges are out of bounds
     nothing = jnp.full((a.token.shape[0], a.num_tokens, a.dead), -jnp.inf)
     gates = nothing.at[at].max(a.weight, mode='drop')                # [G, S, E + Z]

@@ -42,7 +42,8 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     inner, codes = sparse.section(config, f'{layer.where}.router').to_dict(), dict(bits=bits, widths=widths)
     changes[f'{layer.where}.experts'] = packing.fields_of(config, layer, codes | grid)
     changes[f'{layer.where}.router'] = dict(name='d2moe', widths=widths, inner=inner)
-  seen, made = calibration('load'), {}
+  seen = calibration('load')
+  made: dict[tuple, object] = {}
   for layer, packed in zip(layers, sparse.found(sparse.changed(config, changes))):
     made |= packing.arrays(layer, packed, layer.arrays(params, 'experts'), bits, **grid)
     planes = loaded(seen[layer.name]['load'][:layer.num_experts], mean, least, bits)

@@ -80,7 +80,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   seen = calibration(*names) if names else {layer.name: {} for layer in layers}
   outliers = dict(quantile=quantile, fence=fence, rate=rate)
   scaled = lambda layer: layer.arrays(params, 'experts') | (
-      smoothing.down(layer, config, params, *seen[layer.name][hidden], **outliers) if down else {})
+      smoothing.down(layer, config, params, seen[layer.name][hidden], **outliers) if down else {})
   if not packs:
     return sparse.replaced(params, {(*layer.path, 'experts', *path): array for layer in layers
                                     for path, array in scaled(layer).items()}), {}
@@ -88,7 +88,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   grid = dict(group=group, kind='symmetric' if symmetric else 'affine')
   fields = grid | dict(bits=width, activation_bits=rounded, smooth=smooth != 'none')
   changes = {f'{layer.where}.experts': packing.fields_of(config, layer, fields) for layer in layers}
-  made: dict[tuple, jax.Array] = {}
+  made: dict[tuple, object] = {}
   for layer, packed in zip(layers, sparse.found(sparse.changed(config, changes))):
     bank, scale, matrix = scaled(layer), np.ones(config.model.d_model), _matrix(layer, params)
     if smooth != 'none':

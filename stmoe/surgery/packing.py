@@ -39,7 +39,7 @@ def arrays(layer: sparse.Layer, packed: sparse.Layer, bank: dict[tuple, jax.Arra
   return made
 
 
-def replaced(params: dict, layers: list[sparse.Layer], made: dict[tuple, jax.Array]) -> dict:
+def replaced(params: dict, layers: list[sparse.Layer], made: dict[tuple, object]) -> dict:
   """Returns nested dict `params` with the arrays `made`, and no others, in the banks of `layers`."""
   without = sparse.replaced(params, {(*layer.path, 'experts'): None for layer in layers})
   for layer in layers:

@@ -97,7 +97,7 @@ def of_inputs(layer: sparse.Layer, bank: dict, matrix: tuple | None, seen: dict,
   largest = lambda w: np.broadcast_to(np.abs(w).max(-1), (number, w.shape[-2]))    # [E, D]
   spreads = [np.broadcast_to(spread(w), (number,)) for w in reads]
   scales = of_consumer(seen['largest_inputs'], np.max([largest(w) for w in reads], 0), alpha)
-  also = ()
+  also: tuple[np.ndarray, ...] = ()
   if gate and matrix:
     also = (of_consumer(seen['largest_input'], np.abs(np.asarray(matrix[1])).max(1), alpha),)
   tokens, k = np.diagonal(seen['coactivation']), contract.offered(layer.module.router, 'k') or 1
@@ -175,7 +175,7 @@ def of_units(high: np.ndarray, low: np.ndarray, *, quantile: float = 0.65, fence
   >>> of_units(np.array([1.0, 1.0, 1.0, 4.0]), np.zeros(4), rate=0.5).tolist()
   [1.0, 1.0, 1.0, 2.0]
   """
-  signs, outlier = [np.float64(high), -np.float64(low)], np.zeros(len(high), bool)
+  signs, outlier = [np.asarray(high, np.float64), -np.asarray(low, np.float64)], np.zeros(len(high), bool)
   for ends in signs:
     upper, lower = np.quantile(ends, [quantile, 1 - quantile])
     limit = upper + fence * (upper - lower)
@@ -187,16 +187,16 @@ def of_units(high: np.ndarray, low: np.ndarray, *, quantile: float = 0.65, fence
   return np.where(outlier, np.max([*ratios, np.zeros(len(high))], 0) ** rate, 1.0)
 
 
-def down(layer: sparse.Layer, config: ml_collections.ConfigDict, params: dict, high: np.ndarray,
-         low: np.ndarray, **fields) -> dict[tuple, jax.Array]:
+def down(layer: sparse.Layer, config: ml_collections.ConfigDict, params: dict, ends: np.ndarray,
+         **fields) -> dict[tuple, jax.Array]:
   """Returns dict path -> array of what changes in the experts of a layer: hidden channels with outliers.
 
   What writes a channel is divided, what reads it multiplied. {} where no array that writes it can be: of
   experts without gate whose activation is not linear for all positive factors.
 
   Args:
-    high, low: f[E,F] largest h and -h of every channel on the data; -inf = nothing was seen.
-    fields:    of `of_units`.
+    ends:   f[2,E,F], largest h and -h of every channel on the data; -inf = nothing was seen.
+    fields: of `of_units`.
   """
   units = {path: names.index(HIDDEN) for path, (names, _) in layer.axes('experts').items() if HIDDEN in names}
   reads = [path for path, axis in units.items() if axis < len(layer.axes('experts')[path][0]) - 1]
@@ -204,7 +204,7 @@ def down(layer: sparse.Layer, config: ml_collections.ConfigDict, params: dict, h
   if len(reads) != 1 or any('expert' not in layer.axes('experts')[path][0] for path in units):
     return {}
   scale = np.stack([of_units(a, -b, **fields) if np.isfinite(a).all() else np.ones(len(a))
-                    for a, b in zip(high, low)])                     # [E, F]
+                    for a, b in zip(*ends)])                         # [E, F]
   if (scale == 1).all():
     return {}
   shaped = lambda path, s: jnp.asarray(s, jnp.float32).reshape(

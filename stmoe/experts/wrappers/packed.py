@@ -23,10 +23,9 @@ class Codes(nnx.Module):
   """
 
   def __init__(self, w: jax.Array, bits: int, own: bool, number: int = 1, **fields):
-    stored = codes.encode(w, bits, **fields)
-    first = ('expert',) if own else ()
-    for name, array in stored.items():
-      setattr(self, name, axes.state(array, *first, 'unmodeled', 'unmodeled'))
+    stored, first = codes.encode(w, bits, **fields), ('expert',) if own else ()
+    self.planes, self.scale, self.zero = (
+        axes.state(stored[part], *first, 'unmodeled', 'unmodeled') for part in ('planes', 'scale', 'zero'))
     self.shape = tuple(w.shape[-2:])
     self.bits = bits
     self.products_per_row = math.prod(self.shape) * number
@@ -45,9 +44,10 @@ class Codes(nnx.Module):
 class Packed(nnx.Module):
   """The bank `inner`, every matrix of it on a grid, and what enters its products as well.
 
-  What is computed is what integer products of these codes give, up to rounding of float32. Matrices are codes
-  (`Codes`), other arrays of `inner` stay parameters. A bank made anew has the rounded weights of a new
-  `inner`. Codes do not train; the gradient of rounded inputs is that of the inputs.
+  What is computed is what integer products of these codes give, up to rounding of float32. With bfloat16
+  activations values are rounded once more. Matrices are codes (`Codes`), other arrays of `inner` stay
+  parameters. A bank made anew has the rounded weights of a new `inner`. Codes do not train; the gradient of
+  rounded inputs is that of the inputs.
 
   Args:
     inner:  recipe of a bank.
@@ -75,7 +75,8 @@ class Packed(nnx.Module):
     self.widths = tuple(widths)
     self.activation_bits = activation_bits
     self.smooth = axes.state(jnp.ones(d_model), 'expert_embed') if smooth else None
-    self.codes, self.kept = nnx.Dict(), nnx.Dict()
+    self.codes: typing.Any = nnx.Dict()
+    self.kept: typing.Any = nnx.Dict()
     bank = inner(d_model, num_experts=num_experts // number, rngs=rngs)
     for path, variable in nnx.to_flat_state(nnx.state(bank)):
       if is_matrix(variable):
@@ -120,7 +121,9 @@ class Simulated(nnx.Module):
   def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
     """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
     rows = rows if self.smooth is None else rows.scale(1 / self.smooth[...])
-    return self.inner(rows, key) if self.bits is None else self.inner(Rounded(rows, self.bits), key).rows
+    if self.bits is None:
+      return self.inner(rows, key)
+    return typing.cast(Rounded, self.inner(Rounded(rows, self.bits), key)).rows
 
 
 class Rounded:
