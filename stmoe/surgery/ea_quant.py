@@ -75,6 +75,11 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   """
   width, layers = _bits(keep, bits), sparse.found(config)
   packs, searches = width < FLOAT, bool(router_bits and LOSSES[router])
+  rounded = (width if activation_bits is None else activation_bits) or None
+  grid = dict(group=group, kind='symmetric' if symmetric else 'affine')
+  fields = grid | dict(bits=width, activation_bits=rounded, smooth=smooth != 'none')
+  changes = {f'{layer.where}.experts': packing.fields_of(config, layer, fields) for layer in layers if packs}
+  packed_layers = sparse.found(sparse.changed(config, changes))      # raises what cannot be, before the pass
   hidden = 'balanced_hidden' if balanced else 'largest_hidden'
   names = [hidden] * down + packs * (smoothing.items(smooth, gate) + ['first_inputs'] * searches)
   seen = calibration(*names) if names else {layer.name: {} for layer in layers}
@@ -84,12 +89,8 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   if not packs:
     return sparse.replaced(params, {(*layer.path, 'experts', *path): array for layer in layers
                                     for path, array in scaled(layer).items()}), {}
-  rounded = (width if activation_bits is None else activation_bits) or None
-  grid = dict(group=group, kind='symmetric' if symmetric else 'affine')
-  fields = grid | dict(bits=width, activation_bits=rounded, smooth=smooth != 'none')
-  changes = {f'{layer.where}.experts': packing.fields_of(config, layer, fields) for layer in layers}
   made: dict[tuple, object] = {}
-  for layer, packed in zip(layers, sparse.found(sparse.changed(config, changes))):
+  for layer, packed in zip(layers, packed_layers):
     bank, scale, matrix = scaled(layer), np.ones(config.model.d_model), _matrix(layer, params)
     if smooth != 'none':
       scale = smoothing.of_inputs(layer, bank, matrix, seen[layer.name], smooth, alpha, gate)
