@@ -173,6 +173,12 @@ def names_of(state: typing.Any) -> dict:
   return tree
 
 
+def abstract(build: typing.Callable[[], typing.Any]) -> typing.Any:
+  """Returns the module that `build` makes with ShapeDtypeStructs for arrays, with or without a mesh."""
+  with nnx.logical_axis_rules(tuple(RULES.items())):                 # under a mesh flax translates names
+    return nnx.eval_shape(build)
+
+
 def per_expert(bank: typing.Any) -> typing.Any:
   """Returns a tree like `bank`, an expert bank: whether each array belongs to experts, a bool.
 

@@ -4,6 +4,8 @@ stmoe compress runs/try prune:keep=0.5 --workdir runs/half                the mo
 stmoe compress runs/try prune:keep=0.5,by=reap --workdir runs/half        or by another score
 stmoe compress runs/try merge:keep=0.25,allocation=global --workdir runs/quarter --batches 64
 stmoe compress runs/try merge:keep=0.5 --workdir runs/half --distil teacher:weight=0.3
+stmoe compress runs/try slim_moe:teacher=runs/try --workdir runs/slim    narrower experts, to be distilled
+stmoe compress runs/try ea_quant:bits=4 --workdir runs/codes              experts of 4-bit codes
 stmoe eval runs/half                                                      it is a run like any other
 
 METHOD is a file of stmoe/surgery with its fields. Methods that look at data take the first batches of the
@@ -34,4 +36,6 @@ def run(args, kind='surgery'):
   facts = compress.compress(path, args.method, args.workdir, args.overrides, kind=kind, distil=args.distil,
                             batches=args.batches, step=args.step)
   before, after = facts['parameters']
-  print(f'{args.workdir}: parameters {before:,} -> {after:,}; its ancestry: stmoe show {args.workdir}')
+  size, smaller = facts['bytes']
+  print(f'{args.workdir}: parameters {before:,} -> {after:,}, bytes {size:,} -> {smaller:,}; its ancestry: '
+        f'stmoe show {args.workdir}')

@@ -4,7 +4,7 @@ ITEMS lists what can be collected of every sparse layer. All items are sums over
 is an evaluation: without noise, at its capacity. Batches add up on the host in float64. So memory does not
 grow with their number, and the sums are the same in batches of any size and on any devices. The sums are kept
 in the folder `calibration` of the run, sealed as caches of data are. Their key is made of checkpoint, data
-and length.
+and length. Items in REDUCED are no sums: they are maxima over tokens, or the first tokens.
 
 SLOPES is an item of parameters, not of layers: the path 'decoder/layers/1/layer/experts/wi' is its key. It is
 the sum of theta dL/dtheta over all axes of a parameter but experts, hidden units and heads (AXES). L is the
@@ -50,10 +50,11 @@ class Seen:
   x:       f32[S,D] what goes into the layer, 0 where there is padding.
   mask:    f32[S] 1 for real tokens.
   weights: f32[S,E] of the experts that compute a token; taken: f32[S,E] 1 for these experts.
+  even:    f32[S,E] 1 for the tokens of an expert that `balanced` selects.
   """
 
-  def __init__(self, x, mask, logits, weights, taken, bank):
-    self.x, self.mask, self.weights, self.taken = x * mask[:, None], mask, weights, taken
+  def __init__(self, x, mask, logits, weights, taken, even, bank):
+    self.x, self.mask, self.weights, self.taken, self.even = x * mask[:, None], mask, weights, taken, even
     self._logits, self._bank = logits, bank
 
   def logits(self) -> jax.Array:
@@ -112,6 +113,28 @@ def _first_two(seen):
   return pairs - jnp.diag(jnp.diagonal(pairs))
 
 
+def _largest(x, selected):
+  """[E,.]: the largest entries of x [E,S,.] over the tokens `selected` f32[S,E]; -inf where there is none."""
+  return jnp.where(selected.T[..., None] > 0, x, -jnp.inf).max(1)
+
+
+def balanced(taken: jax.Array, mask: jax.Array, limit: int) -> jax.Array:
+  """Returns f32[G,S,E], 1 for the first `limit` tokens of every expert: none has many more than others.
+
+  An expert without a token has all tokens of the first group (EAQuant, arXiv:2506.13329).
+
+  Args:
+    taken: f32[G,S,E], 1 for the tokens of an expert; mask: f32[G,S], 1 for real tokens.
+
+  >>> balanced(jnp.array([[[1.0, 0.0]] * 3]), jnp.array([[1.0, 1.0, 0.0]]), 2).tolist()
+  [[[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]]
+  """
+  flat = taken.reshape(-1, taken.shape[-1])                          # [G S, E]
+  earlier = (jnp.cumsum(flat, 0) - flat).reshape(taken.shape)
+  first = jnp.zeros_like(taken).at[0].set(mask[0][:, None])
+  return jnp.where(flat.sum(0) > 0, taken * (earlier < limit), first)
+
+
 def _probability_margin(seen):
   first = jax.lax.top_k(jax.nn.softmax(seen.logits()), 2)[0]         # [S, 2]
   return ((first[:, 0] - first[:, 1]) * seen.mask).sum()
@@ -119,6 +142,10 @@ def _probability_margin(seen):
 
 def _summed(equation, *arrays):
   return jnp.einsum(equation, *arrays, precision='highest')
+
+
+def _both_signs(hidden, selected):
+  return jnp.stack([_largest(hidden, selected), _largest(-hidden, selected)])
 
 
 # name -> function of Seen that returns a sum over its tokens.
@@ -152,10 +179,27 @@ ITEMS = {
     # [] real tokens; of hidden units, what enters the last product, on all tokens: [E,F] sums and squares,
     # [E,F,F] products of the units of expert 0 with the units of each expert.
     'tokens': lambda seen: seen.mask.sum(),
+    # [E] sums of probabilities.
+    'probabilities': lambda seen: (jax.nn.softmax(seen.logits()) * seen.mask[:, None]).sum(0),
+    # Largest |x|: [D] of all tokens, [E,D] of what an expert computes.
+    'largest_input': lambda seen: jnp.abs(seen.x).max(0),
+    'largest_inputs': lambda seen: _largest(jnp.broadcast_to(jnp.abs(seen.x), (
+        seen.taken.shape[-1], *seen.x.shape)), seen.taken),
+    # [2,E,F] largest h and -h of what an expert computes, and of the tokens that `balanced` selects.
+    'largest_hidden': lambda seen: _both_signs(seen.hidden(), seen.taken),
+    'balanced_hidden': lambda seen: _both_signs(seen.hidden(), seen.even),
+    # [ROWS,D] the first tokens, 0 for padding.
+    'first_inputs': lambda seen: seen.x,
     'hidden_sums': lambda seen: seen.hidden().sum(1),
     'hidden_squares': lambda seen: jnp.square(seen.hidden()).sum(1),
     'hidden_products': lambda seen: _summed('sf,esh->efh', seen.hidden()[0], seen.hidden()),
 }
+ROWS = 4096                              # most tokens of an item that is made of tokens
+BALANCE = 2.0                            # tokens of an expert that `balanced` selects, over an even share
+# How parts [N,...] of an item become one, of groups and of batches; of other items they add up.
+REDUCED = dict.fromkeys(('largest_input', 'largest_inputs', 'largest_hidden', 'balanced_hidden'), (
+    lambda parts: parts.max(0))) | dict(
+        first_inputs=lambda parts: parts.reshape(-1, parts.shape[-1])[:ROWS])
 # Of dense layers, from their hidden units f32[B,T,F], 0 for padding, and bool[B,T] real tokens: [F] sums of
 # absolute values, [] real tokens.
 UNITS = {
@@ -163,9 +207,10 @@ UNITS = {
     'unit_tokens': lambda hidden, mask: mask.sum(dtype=jnp.float32),
 }
 OF_EDGES = {'coactivation', 'calls', 'input_squares', 'input_products', 'own_hidden_squares',
-            'own_hidden_products', 'weighted_norms', 'chosen_cosines'}
+            'own_hidden_products', 'weighted_norms', 'chosen_cosines', 'largest_inputs', 'largest_hidden',
+            'balanced_hidden'}
 SLOPES, AXES = 'slopes', ('layers', 'expert', 'expert_mlp', 'joined_kv')
-OF_LOGITS = {'logit_products', 'first_two', 'probability_margin'}
+OF_LOGITS = {'probabilities', 'logit_products', 'first_two', 'probability_margin'}
 
 
 class Watch(wrappers.Wrapper):
@@ -184,13 +229,15 @@ class Watch(wrappers.Wrapper):
     items = {name: ITEMS[name] for name in self.names if ITEMS[name]}
     logits = self._logits(x, ctx, items)
     weights, taken = self._edges(routed.assignment, items, logits.shape)
-    bank = self.bank
+    bank, mask = self.bank, ctx.mask.astype(jnp.float32)
+    k, share = contract.offered(self.inner, 'k') or 1, BALANCE / self.num_experts
+    even = balanced(taken, mask, int(k * share * x.shape[1]))
 
     def sums_of(group):
       seen = Seen(*group, bank)
       return {name: item(seen) for name, item in items.items()}
     # One group after the other: the outputs of all experts are large.
-    sums = jax.lax.map(sums_of, (x.astype(jnp.float32), ctx.mask.astype(jnp.float32), logits, weights, taken))
+    sums = jax.lax.map(sums_of, (x.astype(jnp.float32), mask, logits, weights, taken, even))
     return routed.replace(aux=routed.aux.replace(records=routed.aux.records | sums))
 
   def _logits(self, x, ctx, items):
@@ -316,9 +363,20 @@ class Calibration:
       batch = complete(check.place(next(data), plan.mesh))
       part = sums(self._state['params'], self._state['router_state'], batch, jax.random.fold_in(key, number))
       part = jax.tree.map(np.float64, jax.device_get(part))
-      total = part if total is None else jax.tree.map(np.add, total, part)
+      total = part if total is None else {name: jax.tree.map(_joined(name), total[name], part[name])
+                                          for name in part}
     data.close()
     return total
+
+
+def _reduction(name):
+  return REDUCED.get(name, lambda parts: parts.sum(0))
+
+
+def _joined(name):
+  """The function that makes one of an item's values of two parts of the pass."""
+  rows = name == 'first_inputs'
+  return lambda a, b: _reduction(name)(np.concatenate([a, b])[None] if rows else np.stack([a, b]))
 
 
 def _sums(plan, params, routers, batch, key, names):
@@ -328,7 +386,7 @@ def _sums(plan, params, routers, batch, key, names):
   if not of_layers:
     return slopes
   _, aux = watched(plan.model(params, routers), of_layers)(batch, key=key, train=False)
-  records = {name: {layer: a.records[name].sum(0) for layer, a in aux.items() if name in a.records}
+  records = {name: {layer: _reduction(name)(a.records[name]) for layer, a in aux.items() if name in a.records}
              for name in of_layers}
   return slopes | {name: {layer: a.load for layer, a in aux.items()} if name == 'load' else records[name]
                    for name in of_layers}

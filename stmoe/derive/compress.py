@@ -34,7 +34,8 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
              step: int | None = None, say: Callable = print, devices=None) -> dict:
   """Writes run directory `workdir` with what `surgery` makes of `run`; returns the facts of ancestry.json.
 
-  dict(parameters: of the old and of the new model; changes: of the configuration).
+  dict(parameters, bytes: of the old and of the new model, with its state of routers; changes: of the
+  configuration).
 
   Args:
     surgery:   text, see `lookup.bound`: 'prune:keep=0.5,by=reap'.
@@ -67,7 +68,7 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
     changes |= learning(cfg, run, at)
     new_cfg, fewer = _laid_out(run, sparse.changed(cfg, changes).lock(), mesh)
     facts = dict(parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plan, fewer)],
-                 changes=changes)
+                 bytes=[_bytes(p.shapes) for p in (plan, fewer)], changes=changes)
     method, fields = _described(kind, surgery)
     origin = starts.origin(method, fields, [starts.parent(run, at)], facts)
     start, position = _state(new_cfg, fewer, params), source.position()
@@ -75,6 +76,11 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
       starts.inherit(path, run)
       starts.write(path, new_cfg, start, position, origin, vocabulary=meta['vocab'], line={})
   return facts
+
+
+def _bytes(shapes):
+  """The bytes of all numbers that a model holds."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_model(shapes)))
 
 
 def _laid_out(run, cfg, mesh):

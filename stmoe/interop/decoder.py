@@ -175,9 +175,11 @@ def normalized(router):
 
 
 def sparse(block, router):
-  """Returns the section of `block` with router and experts; raises UserError without such a router."""
+  """Returns the section of `block` with router and experts; raises UserError without such ones."""
   routed = [section for section in lookup.nested(block) if section.get('router')] or [{}]
   name = routed[0].get('router', {}).get('name')
   if name != router:
     raise errors.UserError(f'the last layer has router {name!r}; nearest: {router}')
+  if 'd_ff' not in routed[0]['experts']:
+    raise errors.UserError(f"the last layer has experts {routed[0]['experts']['name']!r}; nearest: glu")
   return routed[0]

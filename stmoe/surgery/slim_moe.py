@@ -141,6 +141,8 @@ def cut(array: jax.Array, stay: np.ndarray, axis: int, own: bool) -> jax.Array:
 def _heads(config, params, calibration, heads):
   """(dict path -> array, changes) with share `heads` of the groups of heads of every attention."""
   model = config.model
+  if 'num_heads' not in model:
+    raise errors.UserError(f'heads={heads}: the model has no attention; nearest: heads=1.0')
   number = model.get('num_kv_heads') or model.num_heads              # of groups
   stay, names = sparse.share(number, heads), _attention(config)
   slopes, replaced = calibration('slopes'), {}
@@ -163,10 +165,11 @@ def _attention(config):
   named = layout.numbered(axes.names_of(nnx.state(unrolled, nnx.Param)))
   leaves = jax.tree.leaves_with_path(named, is_leaf=axes.is_names)
   of_heads = {tuple(entry.key for entry in path): names for path, names in leaves}
-  shared = [path for path, names in of_heads.items() if 'relpos_buckets' in names]
-  kind = config.model.get('attention')
-  if shared or kind and kind['name'] != 'attention':
-    held = '/'.join(map(str, shared[0])) if shared else f'model.attention={kind["name"]}'
-    raise errors.UserError(f'heads: {held} has heads in common with other layers, or of another kind; '
+  shared = ['/'.join(map(str, path)) for path, names in of_heads.items() if 'relpos_buckets' in names]
+  owners = {'model': config.model} | {f'blocks.{letter}': block for letter, block in config.blocks.items()}
+  shared += [f'{where}.attention' for where, owner in owners.items()
+             if hasattr(owner.get('attention'), 'keys') and owner.attention.name != 'attention']
+  if shared:
+    raise errors.UserError(f'heads: {shared[0]} has heads in common with other layers, or of another kind; '
                            'nearest: heads=1.0')
   return {path: names for path, names in of_heads.items() if HEADS in names or path[-2] in NORMS}

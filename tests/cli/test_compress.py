@@ -58,6 +58,7 @@ def test_a_surgery_is_a_file(command, start, tmp_path, monkeypatch, one_device):
     (['prun'], ["no surgery is called 'prun'", 'nearest: prune']),
     (['upcycle'], ["no surgery is called 'upcycle'", 'there are: ', 'merge, ']),
     (['prune:by=luck'], ["by='luck'", 'usage, reap, magnitude, random']),
+    (['ea_quant:bits=9'], ['bits=9']),
     (['merge:keep=2'], ['keep=2.0', 'at most 1']),
     (['prune', '--batches', '0'], ['--batches 0']),
     (['prune', '--config.train.stps=3'], ['config.train.stps does not exist', 'train.steps'])])

@@ -60,8 +60,8 @@ def made(start, surgery, path, said=None, **options):
   return compress.compress(start, surgery, path, batches=2, devices=ONE, say=say, **options)
 
 
-# Those that permute hidden units, put matrices together or add weights up change sums in the last bits.
-ROUNDED = {'average', 'mc_smoe', 'merge', 'sub_moe'}
+# Those that permute or scale hidden units, put matrices together or add weights up change sums in the last bits.
+ROUNDED = {'average', 'ea_quant', 'mc_smoe', 'merge', 'sub_moe'}
 
 
 @pytest.mark.parametrize('name', lookup.available('surgery'))
@@ -123,6 +123,46 @@ def test_an_earlier_run_without_record_is_a_parent_too(start, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_quantised_run_is_evaluated_and_trains_on(start, tmp_path):
+  facts = made(start, 'ea_quant:bits=8', tmp_path / 'run')
+  before, after = facts['bytes']
+  assert after < 0.9 * before
+  assert_close = np.testing.assert_allclose
+  assert_close(logits(tmp_path / 'run'), logits(start), atol=0.1 * np.abs(logits(start)).max())
+  assert 'codes already' in refused_of(tmp_path / 'run', 'ea_quant', tmp_path / 'again')
+  made(tmp_path / 'run', 'prune:keep=0.5,by=random', tmp_path / 'half')           # of codes, too
+  cfg, stored_codes = rundir.load(tmp_path / 'run'), []
+  for _ in range(2):
+    arrays = stored.Reader(tmp_path / 'run' / 'checkpoints', cfg.train.steps * len(stored_codes)).inventory
+    stored_codes.append({name: one for name, one in arrays.items() if '/planes' in name})
+    assert loop.train(cfg, tmp_path / 'run', 'quantised', ONE) == 0
+  assert stored_codes[0] and stored_codes[0] == stored_codes[1]
+  assert all(one[-1] == 'uint8' for one in stored_codes[0].values())
+  values = records.done(tmp_path / 'run')
+  assert np.isfinite(values['eval/loss'])
+  spread = rundir.load(tmp_path / 'run')
+  spread.mesh.expert = 2                 # codes are split as experts are
+  of_four = score.score(spread, tmp_path / 'run', print, devices=jax.devices()[:4])[1]
+  assert of_four['eval/loss'] == pytest.approx(values['eval/loss'], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('surgery', ['d2moe', 'compressed_experts'])
+def test_another_form_of_a_layer_trains_on(start, surgery, tmp_path):
+  made(start, surgery, tmp_path / 'run')
+  cfg = rundir.load(tmp_path / 'run')
+  assert loop.train(cfg, tmp_path / 'run', surgery, ONE) == 0
+  assert np.isfinite(records.done(tmp_path / 'run')['eval/loss'])
+  assert 'nearest' in refused_of(tmp_path / 'run', surgery, tmp_path / 'again')
+
+
+def refused_of(run, surgery, path):
+  with pytest.raises(errors.UserError) as caught:
+    made(run, surgery, path)
+  return str(caught.value)
+
+
+@pytest.mark.slow
 def test_a_slimmed_run_is_distilled_and_slimmed_again(start, tmp_path):
   """SlimMoE in stages: the slopes of the second are those of the distance to the first teacher."""
   first, less = f'slim_moe:keep=0.7,teacher={start}', ['--config.train.steps=3']
@@ -176,6 +216,9 @@ def test_an_import_is_pruned_and_exported_in_its_own_form(tmp_path):
   said = files.read_json(tmp_path / 'out' / 'config.json')
   assert said['num_local_experts'] * 2 == files.read_json(MIXTRAL / 'config.json')['num_local_experts']
   convert.read(tmp_path / 'out', tmp_path / 'again')
+  made(tmp_path / 'half', 'ea_quant:smooth=none,down=False,router_bits=None', tmp_path / 'codes')
+  with pytest.raises(errors.UserError, match="the last layer has experts 'packed'; nearest: glu"):
+    convert.write(tmp_path / 'codes', tmp_path / 'not')
   arrays = lambda run: stored.Reader(run / 'checkpoints', 0).inventory
   parameters = lambda run: {name: one for name, one in arrays(run).items() if name.startswith('params/')}
   assert parameters(tmp_path / 'again') == parameters(tmp_path / 'half')

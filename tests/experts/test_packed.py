@@ -1,6 +1,7 @@
 """Packed banks: values of codes, any inner bank, prefixes of bits; executors see plain arrays."""
 
 import functools
+import pathlib
 
 from flax import nnx
 import jax
@@ -10,9 +11,12 @@ import pytest
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe.analysis import flops
 from stmoe.core import banks
 from stmoe.core.transport import layouts
+from stmoe.surgery import sparse
 from tests.core import test_conformance as conformance
+from tests.train import tiny_run
 
 D, E = 8, 4
 MLP = dict(name='mlp', d_ff=12, use_bias=True, init_scale=1.0)
@@ -48,7 +52,7 @@ def test_any_bank_is_packed(inner):
 
 
 def test_an_expert_for_every_width():
-  bank = packed(num_experts=3 * E, bits=4, widths=(2, 3, 4), centred=True, group=4)
+  bank = packed(num_experts=3 * E, bits=4, widths=(2, 3, 4), kind='nested', group=4)
   opened = banks.opened(bank).inner
   assert opened.wi.shape == (3 * E, D, 12)
   whole = bank.codes['wi'].matrix()
@@ -86,3 +90,14 @@ def test_rows_are_on_a_grid():
 def test_mistakes_are_one_line(fields, words):
   with pytest.raises(errors.UserError, match=words):
     packed(**fields)
+
+
+def test_products_are_counted_as_those_of_the_matrices():
+  router = dict(name='st_moe', num_experts=4, k=2)
+  cfg = tiny_run.config(pathlib.Path(), **{'blocks.m.router': router})
+  inner, widths = cfg.blocks.m.experts.to_dict(), dict(kind='nested', widths=(2, 4))
+  codes = sparse.changed(cfg, {'blocks.m.experts': dict(name='packed', inner=inner)})
+  nested = sparse.changed(cfg, {
+      'blocks.m.experts': dict(name='packed', inner=inner) | widths,
+      'blocks.m.router': dict(name='d2moe', widths=(2, 4), inner=router)})
+  assert flops.active_per_token(codes) == flops.active_per_token(nested) == flops.active_per_token(cfg)

@@ -24,7 +24,7 @@ X = jax.random.normal(jax.random.key(0), (G, S, D))
 MASK = jnp.ones((G, S), bool).at[1, 4:].set(False)
 CHOSEN = jnp.asarray(np.random.default_rng(0).permuted(np.tile(np.arange(E), (G, S, 1)), axis=-1)[..., :2])
 OWN = dict(ranks=dict(ranks=(1,)), route=dict(source='choices'), remap=dict(num_experts=2),
-           offset=dict(offset=(0.5, 0.0, -1.0, 2.0)))
+           offset=dict(offset=(0.5, 0.0, -1.0, 2.0)), d2moe=dict(widths=(4,)))
 DECIDING = [name for name in lookup.available('router')
             if name in ('compete_smoe', 'deepseek_moe', 'deepseek_v3', 'gshard', 'loss_free_balancing',
                         'moe_plus_plus', 'omni_router', 'perturbed_cosine', 'skywork', 'smoe', 'smoe_dropout',

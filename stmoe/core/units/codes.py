@@ -8,6 +8,8 @@ at every width up to B at once (D2MoE, arXiv:2504.15299).
 import jax
 import jax.numpy as jnp
 
+from stmoe.errors import UserError
+
 SMALLEST, LARGEST = 1e-5, 1e4            # scales of a grid
 
 
@@ -45,6 +47,35 @@ def nested(most: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
   """
   scale = jnp.maximum(most, 2.0 ** (bits - 1) * 1e-30) / 2 ** (bits - 1)
   return scale, jnp.full(scale.shape, (2 ** bits - 1) / 2, scale.dtype)
+
+
+# How the grid (scale, zero) of an output of `bits` is made of its weights w [...,n,O], for `encode`.
+GRIDS = {
+    'affine': lambda w, bits: affine(jnp.minimum(w.min(-2), 0), jnp.maximum(w.max(-2), 0), bits),
+    'symmetric': lambda w, bits: affine(w.min(-2), w.max(-2), bits, symmetric=True),
+    'nested': lambda w, bits: nested(jnp.abs(w).max(-2), bits),
+}
+
+
+def encode(w: jax.Array, bits: int, group: int | None = None, kind: str = 'affine') -> dict[str, jax.Array]:
+  """Returns the dict of planes u8[...,bits,ceil(I O / 8)], scale and zero f32[...,I/group,O] of w [...,I,O].
+
+  Args:
+    group: inputs of an output that have a grid in common; None = I.
+    kind:  a key of GRIDS. 'affine' grids reach from the least to the largest weight, and 0 has a code.
+
+  >>> [name for name in encode(jnp.eye(4), 2)], encode(jnp.eye(4), 2)['planes'].shape
+  (['planes', 'scale', 'zero'], (2, 2))
+  """
+  rows, columns = w.shape[-2:]
+  size = group or rows
+  if rows % size:
+    near = max(n for n in range(1, size + 1) if rows % n == 0)
+    raise UserError(f'group={group} does not divide {rows} inputs; nearest: {near}')
+  w = w.reshape(*w.shape[:-2], rows // size, size, columns)
+  scale, zero = GRIDS[kind](w, bits)
+  q = code(w, scale[..., None, :], zero[..., None, :], bits)
+  return dict(planes=pack(q.reshape(*q.shape[:-3], -1), bits), scale=scale, zero=zero)
 
 
 def code(x: jax.Array, scale: jax.Array, zero: jax.Array, bits: int) -> jax.Array:

@@ -19,13 +19,13 @@ class Codes(nnx.Module):
 
   planes u8[...,B,ceil(I O / 8)], scale and zero f32[...,I/group,O]: a grid for every output and group of
   inputs. All three are state that no optimizer sees, and are in the checkpoint under `router_state`.
+  own: whether the matrices are of experts. number: widths at which they are read.
   """
 
-  def __init__(self, w: jax.Array, bits: int, group: int | None, centred: bool, own: bool, number: int = 1):
-    stored = encode(w, bits, group, centred)
-    first = ('expert',) if own else ()
-    for name, array in stored.items():
-      setattr(self, name, axes.state(array, *first, 'unmodeled', 'unmodeled'))
+  def __init__(self, w: jax.Array, bits: int, own: bool, number: int = 1, **fields):
+    stored, first = codes.encode(w, bits, **fields), ('expert',) if own else ()
+    self.planes, self.scale, self.zero = (
+        axes.state(stored[part], *first, 'unmodeled', 'unmodeled') for part in ('planes', 'scale', 'zero'))
     self.shape = tuple(w.shape[-2:])
     self.bits = bits
     self.products_per_row = math.prod(self.shape) * number
@@ -41,35 +41,19 @@ class Codes(nnx.Module):
     return w.reshape(*w.shape[:-3], rows, columns)
 
 
-def encode(w: jax.Array, bits: int, group: int | None, centred: bool) -> dict[str, jax.Array]:
-  """Returns the dict of planes, scale and zero of matrices w [...,I,O]; see `Codes` and `Packed`."""
-  rows, columns = w.shape[-2:]
-  group = group or rows
-  if rows % group:
-    near = max(size for size in range(1, group + 1) if rows % size == 0)
-    raise UserError(f'experts packed: group={group} does not divide {rows} inputs; nearest: {near}')
-  w = w.reshape(*w.shape[:-2], rows // group, group, columns)
-  if centred:
-    scale, zero = codes.nested(jnp.abs(w).max(-2), bits)
-  else:
-    scale, zero = codes.affine(jnp.minimum(w.min(-2), 0), jnp.maximum(w.max(-2), 0), bits)
-  q = codes.code(w, scale[..., None, :], zero[..., None, :], bits)
-  return dict(planes=codes.pack(q.reshape(*q.shape[:-3], -1), bits), scale=scale, zero=zero)
-
-
 class Packed(nnx.Module):
   """The bank `inner`, every matrix of it on a grid, and what enters its products as well.
 
-  What is computed is what integer products of these codes give, up to rounding of float32. Matrices are codes
-  (`Codes`), other arrays of `inner` stay parameters. A bank made anew has the rounded weights of a new
-  `inner`. Codes do not train; the gradient of rounded inputs is that of the inputs.
+  What is computed is what integer products of these codes give, up to rounding of float32. With bfloat16
+  activations values are rounded once more. Matrices are codes (`Codes`), other arrays of `inner` stay
+  parameters. A bank made anew has the rounded weights of a new `inner`. Codes do not train; the gradient of
+  rounded inputs is that of the inputs.
 
   Args:
     inner:  recipe of a bank.
     bits:   B of a weight.
     group:  inputs of an output that have a grid in common; None = all.
-    centred: grids of equal parts from -m to m, whose codes may be cut short; else from the least to the
-      largest weight, in which 0 has a code.
+    kind:   of the grids, a key of `codes.GRIDS`. Codes of 'nested' grids may be cut short.
     activation_bits: of what enters a product, on a grid for each row; None = not rounded.
     smooth: with a vector s [D], by which the input is divided before it is rounded. Weights have its factor.
     widths: bits that are read. The bank then has an expert for every expert of `inner` and width, in this
@@ -78,8 +62,9 @@ class Packed(nnx.Module):
 
   def __init__(self, d_model: int, *, num_experts, inner: ranges.Named('experts'),
                bits: ranges.Whole(1, 8) = 4, group: ranges.Count | None = None,
-               centred: ranges.Flag = False, activation_bits: ranges.Whole(2, 8) | None = None,
-               smooth: ranges.Flag = False, widths: ranges.Many(ranges.Whole(1, 8)) = (), rngs):
+               kind: ranges.Choice(*codes.GRIDS) = 'affine',
+               activation_bits: ranges.Whole(2, 8) | None = None, smooth: ranges.Flag = False,
+               widths: ranges.Many(ranges.Whole(1, 8)) = (), rngs):
     number = len(widths) or 1
     if num_experts % number or max(widths, default=bits) > bits:
       raise UserError(f'experts packed: widths={tuple(widths)} of bits={bits} for {num_experts} experts; '
@@ -90,20 +75,21 @@ class Packed(nnx.Module):
     self.widths = tuple(widths)
     self.activation_bits = activation_bits
     self.smooth = axes.state(jnp.ones(d_model), 'expert_embed') if smooth else None
-    self.codes, self.kept = nnx.Dict(), nnx.Dict()
+    self.codes: typing.Any = nnx.Dict()
+    self.kept: typing.Any = nnx.Dict()
     bank = inner(d_model, num_experts=num_experts // number, rngs=rngs)
     for path, variable in nnx.to_flat_state(nnx.state(bank)):
-      own = 'expert' in names_of(variable)
       if is_matrix(variable):
-        self.codes[named(path)] = Codes(variable[...], bits, group, centred, own, number if own else 1)
+        own = 'expert' in names_of(variable)
+        self.codes[named(path)] = Codes(variable[...], bits, own, number if own else 1, group=group,
+                                        kind=kind)
       else:
         self.kept[named(path)] = variable
 
   def opened(self) -> 'Simulated':
     """Returns the bank of plain arrays that executors run, with E experts at every width."""
     number = len(self.widths) or 1
-    with nnx.logical_axis_rules(tuple(axes.RULES.items())):          # under a mesh flax translates names
-      bank = nnx.eval_shape(lambda: self.inner(self.d_model, num_experts=self.num_experts, rngs=nnx.Rngs(0)))
+    bank = axes.abstract(lambda: self.inner(self.d_model, num_experts=self.num_experts, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(bank)
     arrays = []
     for path, variable in nnx.to_flat_state(state):
@@ -135,7 +121,9 @@ class Simulated(nnx.Module):
   def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
     """Returns the rows' expert outputs: [.,D] -> [.,D] in the same layout."""
     rows = rows if self.smooth is None else rows.scale(1 / self.smooth[...])
-    return self.inner(rows, key) if self.bits is None else self.inner(Rounded(rows, self.bits), key).rows
+    if self.bits is None:
+      return self.inner(rows, key)
+    return typing.cast(Rounded, self.inner(Rounded(rows, self.bits), key)).rows
 
 
 class Rounded:

@@ -63,6 +63,8 @@ def describe(c):
   if not sparse or sparse[0]['router']['name'] != 'switch':
     raise errors.UserError('no layer has the router switch; nearest: --to t5')
   router, experts = sparse[0]['router'], sparse[0]['experts']
+  if 'd_ff' not in experts:
+    raise errors.UserError(f"the sparse layers have experts {experts['name']!r}; nearest: mlp")
   layers = lambda stack: [c['blocks'][letter]['layer'] for letter in rules.letters(c['model'][stack])]
   loss = lambda name: c.get('losses', {}).get(name, (0.0,))[0]
   return common | dict(
