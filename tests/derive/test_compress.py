@@ -14,11 +14,14 @@ from stmoe.answer import score
 from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import stored
 from stmoe.data import batches as pipeline
+from stmoe.derive import calibrate
 from stmoe.derive import compress
 from stmoe.derive import convert
 from stmoe.runs import directory as rundir
 from stmoe.runs import lineage
 from stmoe.runs import records
+from stmoe.surgery import layout
+from stmoe.surgery import sparse
 from stmoe.train import loop
 from stmoe.train import state as states
 from tests.derive import drawn
@@ -33,10 +36,10 @@ TOP2 = dict(name='st_moe', num_experts=4, k=2, capacity_factor=(None, None), sec
 def start(tmp_path_factory):
   """A run with two sparse layers, one of them inside of another layer."""
   corpus = tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
-  sparse = dict(layer='moe', executor='gather', group_size=None, router=TOP2,
+  moe = dict(layer='moe', executor='gather', group_size=None, router=TOP2,
                 experts=dict(name='mlp', d_ff=12, activation='gelu', init_scale=1.0))
-  inner = {key: value for key, value in sparse.items() if key != 'layer'} | dict(name='moe')
-  blocks = dict(d=dict(layer='dense', d_ff=16), m=sparse,
+  inner = {key: value for key, value in moe.items() if key != 'layer'} | dict(name='moe')
+  blocks = dict(d=dict(layer='dense', d_ff=16), m=moe,
                 s=dict(layer='shared', d_ff=8, inner=inner | dict(experts=dict(name='glu', d_ff=8))))
   cfg = tiny_run.config(corpus, **{'blocks': blocks, 'model.layers': (('dm', 1), ('s', 1))})
   return drawn.write(tmp_path_factory.mktemp('start') / 'run', cfg, 4, ONE)
@@ -60,18 +63,58 @@ def made(start, surgery, path, said=None, **options):
   return compress.compress(start, surgery, path, batches=2, devices=ONE, say=say, **options)
 
 
-# Those that permute or scale hidden units, put matrices together or add weights up change sums in the last bits.
+# Those that permute or scale hidden units, put matrices together or add weights up change a sum's last bits.
 ROUNDED = {'average', 'ea_quant', 'mc_smoe', 'merge', 'sub_moe'}
 
 
-@pytest.mark.parametrize('name', lookup.available('surgery'))
-def test_what_keeps_all_leaves_the_logits(start, name, tmp_path):
-  made(start, f'{name}:keep=1.0', tmp_path / 'run')
-  after, before = logits(tmp_path / 'run'), logits(start)
+def assert_kept(name, after, before):
+  """Asserts equal logits, up to round-off for surgery `name` of ROUNDED."""
   assert np.ptp(before) > 0.1
   if name not in ROUNDED:
     np.testing.assert_array_equal(after, before)
   np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6 * np.abs(before).max())
+
+
+@pytest.fixture(scope='module')
+def opened(start):
+  """(cfg, numbered parameters, calibration, what gives the logits of parameters and changes)."""
+  cfg, say = rundir.opened(start), lambda line: None
+  batch = next(iter(pipeline.eval_batches(cfg)))
+  with states.on_mesh(cfg.mesh, ONE) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    _, state, meta = compress._restore(start, cfg, mesh, None, say)
+    source = compress.Source(cfg, start, plan, say)
+
+    def logits_of(params, changes):
+      new_cfg, plan = compress._laid_out(start, sparse.changed(cfg, changes).lock(), mesh)
+      state = compress._state(new_cfg, plan, params)
+      model = plan.model(state['params'], state['router_state'])
+      return np.asarray(jax.jit(lambda m, b: m(b)[0])(model, batch))
+    yield (cfg, layout.numbered(compress._model(state)),
+           calibrate.Calibration(start, cfg, plan, state, meta['digest'], 2, source, say), logits_of)
+
+
+@pytest.fixture(scope='module')
+def before(opened):
+  """The logits of the run as it was."""
+  return opened[-1](opened[1], {})
+
+
+@pytest.mark.parametrize('name', lookup.available('surgery'))
+def test_what_keeps_all_leaves_the_logits(opened, before, name):
+  cfg, params, calibration, logits_of = opened
+  made, changes = lookup.bound('surgery', f'{name}:keep=1.0')(params, cfg, calibration)
+  same = jax.tree.structure(made) == jax.tree.structure(params) and all(
+      a is b or np.array_equal(a, b) for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(params)))
+  if changes or not same:
+    assert_kept(name, logits_of(made, changes), before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', lookup.available('surgery'))
+def test_a_run_that_keeps_all_has_the_same_logits(start, name, tmp_path):
+  made(start, f'{name}:keep=1.0', tmp_path / 'run')
+  assert_kept(name, logits(tmp_path / 'run'), logits(start))
 
 
 def test_a_run_of_a_run_outlives_both_and_says_its_ancestry(start, tmp_path):
@@ -87,7 +130,7 @@ def test_a_run_of_a_run_outlives_both_and_says_its_ancestry(start, tmp_path):
   lines = list(lineage.lines(tmp_path / 'run'))
   assert lines[0].startswith('made by merge (keep=0.5, allocation=layer, weights=usage, align=weights, ')
   assert lines[1].startswith(f'  {tmp_path}/half, step 0 (config ')
-  assert lines[2] == '    made by prune (keep=0.5, by=random, seed=0) of'
+  assert lines[2] == '    made by prune (keep=0.5, by=random, seed=0, gates=new) of'
   assert lines[3].startswith(f'      {tmp_path}/copy, step 4 (config ') and 'checkpoint' in lines[3]
   assert lines[4] == '        trained from nothing'
   cfg = rundir.load(tmp_path / 'run')
