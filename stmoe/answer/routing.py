@@ -23,14 +23,14 @@ from stmoe.answer import interactive
 from stmoe.checkpoints import checkpoint
 from stmoe.core import contract
 from stmoe.data import batches as pipeline
-from stmoe.derive import calibrate
+from stmoe.derive import watch
 from stmoe.hosts import distributed
 from stmoe.runs import directory as rundir
 from stmoe.train import check
 from stmoe.train import evaluate
 from stmoe.train import opened
 
-# Of `calibrate.ITEMS`, and what each of them is of; `tokens` divides.
+# Of `items.ITEMS`, and what each of them is of; `tokens` divides.
 ITEMS = {'chosen_cosines': 'output_similarity', 'probability_margin': 'probability_margin'}
 DROPPED = (1, 2)                         # first choices that are taken away
 GIVEN = 'given/'
@@ -223,7 +223,7 @@ class Probe:
 def _record(plan, params, routers, batch, names):
   """(dict layer -> Aux with records, the batch's segment ids) as at evaluation."""
   model = plan.model(params, routers)
-  model = calibrate.watched(model, names) if names else model
+  model = watch.watched(model, names) if names else model
   _, aux = choices.trace(model)(batch, train=False)
   return aux, {key: a for key, a in batch.items() if key.endswith('_segment_ids')}
 

@@ -8,11 +8,13 @@ import pytest
 from stmoe import errors
 from stmoe.data import batches as pipeline
 from stmoe.derive import calibrate
+from stmoe.derive import items
+from stmoe.derive import watch
 from stmoe.train import state as states
 from tests.train import tiny_run
 
 ONE = jax.devices()[:1]
-NAMES = tuple(calibrate.ITEMS)
+NAMES = tuple(items.ITEMS)
 
 
 @pytest.fixture(scope='module')
@@ -108,8 +110,8 @@ def groups(made, taken):
 def inputs(made, monkeypatch):
   """f64[T,D] what goes into the sparse layer for all real tokens of the pass."""
   cfg, plan, state, *_ = made
-  monkeypatch.setitem(calibrate.ITEMS, 'x', lambda seen: seen.x)
-  call = jax.jit(lambda params, batch: calibrate.watched(plan.model(params, {}), ['x'])(batch)[1])
+  monkeypatch.setitem(items.ITEMS, 'x', lambda seen: seen.x)
+  call = jax.jit(lambda params, batch: watch.watched(plan.model(params, {}), ['x'])(batch)[1])
   data, rows = pipeline.train_iterator(cfg), []
   for _ in range(2):
     batch = next(data)

@@ -10,7 +10,7 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import stored
-from stmoe.derive import calibrate
+from stmoe.derive import watch
 from stmoe.derive import compress
 from stmoe.layers import dense
 from stmoe.runs import directory as rundir
@@ -68,7 +68,7 @@ def test_nothing_is_written_where_it_cannot_be(start, tmp_path):
 def test_hidden_units_of_real_tokens_are_added_up():
   layer, x = dense.Dense(6, d_ff=4, rngs=nnx.Rngs(0)), calls.inputs(6)
   ctx = calls.context(mask=jnp.arange(calls.T) < jnp.array([[4], [1]]))
-  y, aux, _ = calibrate.Units(layer, ('unit_sizes', 'unit_tokens'))(x, ctx, {})
+  y, aux, _ = watch.Units(layer, ('unit_sizes', 'unit_tokens'))(x, ctx, {})
   real = jnp.concatenate([x[0, :4], x[1, :1]])
   sums = np.abs(jax.nn.relu(real @ layer.wi[...])).sum(0)
   np.testing.assert_allclose(aux.records['unit_sizes'], sums[None], rtol=1e-4)

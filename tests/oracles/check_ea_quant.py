@@ -6,7 +6,7 @@ Matrices of the reference are [out,in]; ours are [in,out].
 import jax.numpy as jnp
 import numpy as np
 
-from stmoe.derive import calibrate
+from stmoe.derive import items
 from stmoe.surgery import ea_quant
 from stmoe.surgery import smoothing
 
@@ -52,7 +52,7 @@ def calibration_balance(case):
   taken = np.zeros((*selected.shape[:2], number), np.float32)
   np.put_along_axis(taken, selected, 1, axis=2)
   mask = np.ones(selected.shape[:2], np.float32)
-  even = np.asarray(calibrate.balanced(jnp.asarray(taken), jnp.asarray(mask),
+  even = np.asarray(items.balanced(jnp.asarray(taken), jnp.asarray(mask),
                                        case.config['expert_token_num']))
   absent = taken.sum((0, 1)) == 0
   stored = (even.sum(1) > 0) & ~absent
