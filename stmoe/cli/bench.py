@@ -17,6 +17,8 @@ import sys
 
 from stmoe import ranges
 
+COMPUTES = True
+
 
 def add_arguments(parser):
   parser.add_argument('--shapes', default='C1,C2,C3,C4', help='out of C1 to C4 (for CPUs, the '

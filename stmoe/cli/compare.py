@@ -22,6 +22,8 @@ CALIBRATION_STEPS = 30
 CALIBRATION = (f'train.steps={CALIBRATION_STEPS}', 'train.log_every=10', 'eval.every=1000000',
                'eval.batches=1', 'checkpoint.every=1000000')
 
+COMPUTES = True
+
 
 def add_arguments(parser):
   parser.add_argument('names', nargs='+', metavar='NAME',

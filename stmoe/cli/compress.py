@@ -16,6 +16,8 @@ from stmoe import experiment
 from stmoe import lookup
 from stmoe import ranges
 
+COMPUTES = True
+
 
 def add_arguments(parser, kind='surgery'):
   parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')

@@ -23,6 +23,8 @@ from stmoe import sections
 from stmoe.hosts import job
 from stmoe.runs import directory as rundir
 
+COMPUTES = True
+
 
 def add_arguments(parser):
   parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')

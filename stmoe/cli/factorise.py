@@ -12,6 +12,8 @@ from stmoe.cli import compress
 
 KIND = 'factorisation'
 
+COMPUTES = True
+
 
 def add_arguments(parser):
   compress.add_arguments(parser, KIND)

@@ -12,6 +12,8 @@ changed by the recipe in section finetune of the experiment. Scores stand in res
 from stmoe import experiment
 from stmoe import ranges
 
+COMPUTES = True
+
 
 def add_arguments(parser):
   parser.add_argument('start', metavar='START',

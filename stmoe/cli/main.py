@@ -2,7 +2,8 @@
 
 A sub-command is a file of this folder with `add_arguments(parser)` and `run(args)`; the first line of its
 docstring is its help. Only the file of the command that was asked for is imported. It imports heavy
-libraries inside `run`, so that `stmoe --help` answers at once.
+libraries inside `run`, so that `stmoe --help` answers at once. COMPUTES = True says that the command trains
+or runs models.
 """
 
 import argparse
@@ -18,8 +19,7 @@ from stmoe import errors
 from stmoe.hosts import job
 
 INTERRUPTED = 130                    # what shells report for a command ended by Ctrl-C
-COMPUTE = ('train', 'finetune', 'eval', 'infer', 'record', 'compare', 'bench', 'upcycle', 'compress',
-           'factorise')
+COMPUTES = '\nCOMPUTES = True'        # stands in the files of commands that train or run models
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,12 +39,18 @@ def commands():
   return {path.stem: docstring(path).partition('\n')[0] for path in files}
 
 
+def computes(name):
+  """Returns whether a sub-command trains or runs models, read without importing the sub-command."""
+  file = pathlib.Path(__file__).with_name(f'{name}.py')
+  return name in commands() and COMPUTES in file.read_text(encoding='utf-8')
+
+
 def main(argv=None):
   """Returns the exit code of `stmoe ARGV`: 0, 2 for a mistake of the user, 130 after Ctrl-C.
 
   75 means that another process of the same job is gone.
   """
-  if argv is None and sys.argv[1:2] and sys.argv[1] in COMPUTE:
+  if argv is None and sys.argv[1:2] and computes(sys.argv[1]):
     _with_large_pages()
   argv = list(sys.argv[1:] if argv is None else argv)
   for stream in (sys.stdout, sys.stderr):
@@ -119,7 +125,7 @@ def _run(argv):
     code = job.enter(args)
     if code is not None:
       return code
-  elif name in COMPUTE:
+  elif computes(name):
     job.alone(name)
   return command.run(args)
 

@@ -21,6 +21,8 @@ from stmoe import ranges
 from stmoe import sections
 from stmoe.runs import directory as rundir
 
+COMPUTES = True
+
 
 def add_arguments(parser):
   parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')

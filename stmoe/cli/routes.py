@@ -13,6 +13,8 @@ from stmoe import experiment
 from stmoe import files
 from stmoe import ranges
 
+COMPUTES = True
+
 
 def add_arguments(parser):
   parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')

@@ -19,6 +19,9 @@ from stmoe import files
 from stmoe import ranges
 from stmoe.runs import records
 
+COMPUTES = True
+
+
 def add_arguments(parser):
   parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')
   parser.add_argument('--step', type=ranges.Natural, help='which checkpoint; default: the newest')

@@ -16,6 +16,8 @@ from stmoe.hosts import job
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
 
+COMPUTES = True
+
 
 def add_arguments(parser):
   parser.add_argument('name', nargs='?',

@@ -16,6 +16,8 @@ import contextlib
 from stmoe import experiment
 from stmoe import ranges
 
+COMPUTES = True
+
 
 def add_arguments(parser):
   parser.add_argument('runs', nargs='+', metavar='RUN',

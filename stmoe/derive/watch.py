@@ -16,7 +16,7 @@ from stmoe.routers import wrappers
 
 
 class Watch(wrappers.Wrapper):
-  """The router `inner`, which also collects `names` of `items.ITEMS` into Aux.records, [G,...] of every group.
+  """The router `inner`, which also collects `names` of `items.ITEMS` into Aux.records, [G,...] of groups.
 
   bank: the layer's experts.
   """
