@@ -4,7 +4,7 @@ import pytest
 
 
 @pytest.mark.parametrize('words, said', [
-    (['prune'], ["no factorisation is called 'prune'", 'there are: dynamic_dino, factor_llm, read_me']),
+    (['prune'], ["no factorisation is called 'prune'", 'there are: ', 'factor_llm, ']),
     (['factor_llm:chunks=3'], ["factor_llm has no field 'chunks'", 'num_experts']),
     (['dynamic_dino:gates=soft'], ["gates='soft'", 'scaled, ungated']),
     (['factor_llm'], ['is not a run directory'])])
