@@ -55,18 +55,19 @@ def frontier(points):
 
 
 def figures(results):
-  """Returns the loss against the average active FLOPs, a colour a method, and the frontier of the means."""
+  """Returns the loss against the average active FLOPs, small points of seeds, and the frontier of means."""
   figure, axes = canvas.new(1, 1, 7.0, 4.6)
   ax, handles, means = axes[0][0], {}, {}
-  styles = canvas.styles(NAMES)
-  for name in NAMES:
+  for number, name in enumerate(NAMES):
+    again, colour = divmod(number, len(canvas.PALETTE))
+    style = dict(color=canvas.PALETTE[colour], marker='os'[again], ls='')
     pairs = [(cost(one), one.row.get('eval/loss')) for one in results if one.name == name]
     pairs = [(x, y) for x, y in pairs if x is not None and y is not None]
     if not pairs:
       continue
     means[name] = tuple(np.mean(pairs, axis=0))
-    ax.plot(*zip(*pairs), 'o', color=styles[name][0], ms=3, alpha=0.5)
-    handles[name], = ax.plot(*means[name], 'o', color=styles[name][0], ms=7)
+    ax.plot(*zip(*pairs), ms=3, alpha=0.5, **style)
+    handles[name], = ax.plot(*means[name], ms=7, **style)
     ax.annotate(name, means[name], xytext=(5, 4), textcoords='offset points', fontsize=8, color=canvas.INK)
   handles['frontier'], = ax.plot(*zip(*frontier(means.values())), '-', color=canvas.FAINT, lw=1.2)
   canvas.engineering(ax.xaxis)
