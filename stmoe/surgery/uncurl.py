@@ -86,8 +86,8 @@ def cosine(products: np.ndarray) -> np.ndarray:
 def heights(cosines: np.ndarray) -> np.ndarray:
   """Returns f[E-1], rising: at which distance 1 - cosine each of the joins of a layer's experts happens.
 
-  >>> heights(np.array([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]])).tolist()
-  [0.5, 1.0]
+  >>> heights(np.array([[1.0, 0.5, 0.0], [0.5, 1.0, 0.25], [0.0, 0.25, 1.0]])).tolist()
+  [0.5, 0.875]
   """
   return _links(cosines)[:, 2] if len(cosines) > 1 else np.zeros(0)
 
