@@ -83,18 +83,22 @@ def _check(sources, target):
       raise errors.UserError(f'{upcycle.text(path)} is not in all models; they must differ in their number '
                              'of experts alone')
   for path, leaf in target.items():
-    shapes = {tuple(source[path].shape) for source in sources}
+    shapes = sorted({tuple(source[path].shape) for source in sources})
     if len(shapes) > 1:
-      raise errors.UserError(f'{upcycle.text(path)} is {" and ".join(map(str, sorted(shapes)))} in the '
-                             'models that are to become one')
-    _check_shape(path, shapes.pop(), tuple(leaf.shape), len(sources))
+      raise errors.UserError(f'{upcycle.text(path)} is {" and ".join(map(str, shapes))} in the models that '
+                             'are to become one')
+    try:
+      axis(shapes[0], leaf.shape, len(sources))
+    except ValueError:
+      raise _unfit(path, sources, target) from None
+  of_experts = [path for path in target if 'experts' in path]
+  if all(sources[0][path].shape == target[path].shape for path in of_experts):
+    raise _unfit(of_experts[0], sources, target)                     # no room for the experts of all
 
 
-def _check_shape(path, shape, new, models):
-  """Raises UserError unless `models` arrays of `shape` make one of shape `new`; names the nearest number."""
-  try:
-    axis(shape, new, models)
-  except ValueError:
-    near = f'; nearest: num_experts={models * shape[0]}' if path[-2:-1] == ('experts',) else ''
-    raise errors.UserError(f'{upcycle.text(path)} is {shape} in {models} models and {new} in the new '
-                           f'one{near}') from None
+def _unfit(path, sources, target):
+  """The UserError for arrays at `path` of models that do not make that of the new one."""
+  models, shape = len(sources), tuple(sources[0][path].shape)
+  near = f'; nearest: num_experts={models * shape[0]}' if 'experts' in path else ''
+  return errors.UserError(f'{upcycle.text(path)} is {shape} in {models} models and '
+                          f'{tuple(target[path].shape)} in the new one{near}')

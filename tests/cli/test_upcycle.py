@@ -154,7 +154,7 @@ def test_experts_of_sparse_runs_are_put_side_by_side(command, sparse, tmp_path):
     (['dense', 'exp.py', '--workdir', 'dense'], ['holds a run already']),
     (['sparse', 'exp.py'], ['the start is not dense', 'the run twice']),
     (['sparse', 'sparse', 'exp.py', '--noise', '0.1'], ['put side by side', '--noise 0']),
-    (['sparse', 'sparse', 'exp.py'], ['experts/wi', '2 models', 'num_experts=8']),
+    (['sparse', 'sparse', 'exp.py'], ['in 2 models', 'num_experts=8']),
     (['nowhere', 'exp.py'], ["no experiment is called"]),
     (['dense', 'exp.py:narrow'], ['d_ff=32', '--granularity 2']),
     (['dense', 'exp.py', '--granularity', '4'], ['k=2 is not a multiple of --granularity 4', 'k=4']),

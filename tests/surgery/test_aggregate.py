@@ -69,6 +69,7 @@ def test_slots_are_joined_and_scans_do_not_matter(parents, grown):
 
 @pytest.mark.parametrize('experts, said', [
     ((2, 3), r'layer/experts/bi is .*\(2, 16\) and \(3, 16\) in the models'),
+    ((4, 4), r'experts/bi is \(4, 16\) in 2 models and \(4, 16\) in the new one; nearest: num_experts=8'),
     ((3, 3), r'experts/bi is \(3, 16\) in 2 models and \(4, 16\) in the new one; nearest: num_experts=6')])
 def test_numbers_that_do_not_add_up_are_named(grown, experts, said):
   with pytest.raises(errors.UserError, match=said):
