@@ -26,6 +26,9 @@ os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 
 os.environ['XLA_FLAGS'] = xla.flags(devices=8)
 
+# A command that a test starts need not compile the modules that another one has compiled.
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
+
 # Tracing makes many objects that live as long as their program: garbage is looked for after each file only.
 gc.disable()
 

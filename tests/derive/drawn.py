@@ -1,4 +1,6 @@
-"""Run directories with a checkpoint of random numbers, which takes no training."""
+"""Run directories with a checkpoint of random numbers, which takes no training; surgeries in memory."""
+
+import contextlib
 
 import jax
 import numpy as np
@@ -6,7 +8,11 @@ import numpy as np
 from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.data import record
+from stmoe.derive import calibrate
+from stmoe.derive import compress
 from stmoe.runs import directory as rundir
+from stmoe.surgery import layout
+from stmoe.surgery import sparse
 from stmoe.train import check
 from stmoe.train import state as states
 
@@ -30,3 +36,22 @@ def write(path, cfg, step, devices):
   data.close()
   record.write(path, cfg, source, check.files(plan))
   return path
+
+
+@contextlib.contextmanager
+def opened(run, devices):
+  """Gives (cfg, numbered parameters, calibration, (parameters, changes) -> logits of a batch) of a run."""
+  cfg, say = rundir.opened(run), lambda line: None
+  batch = next(iter(pipeline.eval_batches(cfg)))
+  with states.on_mesh(cfg.mesh, devices) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    _, state, meta = compress._restore(run, cfg, mesh, None, say)
+    source = compress.Source(cfg, run, plan, say)
+
+    def logits(params, changes):
+      new_cfg, plan = compress._laid_out(run, sparse.changed(cfg, changes).lock(), mesh)
+      state = compress._state(new_cfg, plan, params)
+      model = plan.model(state['params'], state['router_state'])
+      return np.asarray(jax.jit(lambda m, b: m(b)[0])(model, batch))
+    yield (cfg, layout.numbered(compress._model(state)),
+           calibrate.Calibration(run, cfg, plan, state, meta['digest'], 2, source, say), logits)

@@ -14,14 +14,11 @@ from stmoe.answer import score
 from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import stored
 from stmoe.data import batches as pipeline
-from stmoe.derive import calibrate
 from stmoe.derive import compress
 from stmoe.derive import convert
 from stmoe.runs import directory as rundir
 from stmoe.runs import lineage
 from stmoe.runs import records
-from stmoe.surgery import layout
-from stmoe.surgery import sparse
 from stmoe.train import loop
 from stmoe.train import state as states
 from tests.derive import drawn
@@ -77,21 +74,9 @@ def assert_kept(name, after, before):
 
 @pytest.fixture(scope='module')
 def opened(start):
-  """(cfg, numbered parameters, calibration, what gives the logits of parameters and changes)."""
-  cfg, say = rundir.opened(start), lambda line: None
-  batch = next(iter(pipeline.eval_batches(cfg)))
-  with states.on_mesh(cfg.mesh, ONE) as mesh:
-    plan = states.blueprint(cfg, mesh)
-    _, state, meta = compress._restore(start, cfg, mesh, None, say)
-    source = compress.Source(cfg, start, plan, say)
-
-    def logits_of(params, changes):
-      new_cfg, plan = compress._laid_out(start, sparse.changed(cfg, changes).lock(), mesh)
-      state = compress._state(new_cfg, plan, params)
-      model = plan.model(state['params'], state['router_state'])
-      return np.asarray(jax.jit(lambda m, b: m(b)[0])(model, batch))
-    yield (cfg, layout.numbered(compress._model(state)),
-           calibrate.Calibration(start, cfg, plan, state, meta['digest'], 2, source, say), logits_of)
+  """See `drawn.opened`."""
+  with drawn.opened(start, ONE) as parts:
+    yield parts
 
 
 @pytest.fixture(scope='module')

@@ -42,12 +42,31 @@ def made(start, text, path, **options):
                            say=lambda line: None, **options)
 
 
-@pytest.mark.parametrize('name', lookup.available('factorisation'))
-def test_what_leaves_nothing_out_leaves_the_logits(start, name, tmp_path):
-  made(start, f'{name}:{SAME[name]}', tmp_path / 'run')
-  after, before = test_compress.logits(tmp_path / 'run'), test_compress.logits(start)
+@pytest.fixture(scope='module')
+def opened(start):
+  """See `drawn.opened`, and the logits of the dense run."""
+  with drawn.opened(start, ONE) as parts:
+    yield *parts, parts[-1](parts[1], {})
+
+
+def assert_kept(after, before):
+  """Asserts equal logits, up to round-off."""
   assert np.ptp(before) > 0.1
   np.testing.assert_allclose(after, before, rtol=1e-5, atol=3e-6 * np.abs(before).max())
+
+
+@pytest.mark.parametrize('name', lookup.available('factorisation'))
+def test_what_leaves_nothing_out_leaves_the_logits(opened, name):
+  cfg, params, calibration, logits, before = opened
+  factorise = lookup.bound('factorisation', f'{name}:{SAME[name]}')
+  assert_kept(logits(*factorise(params, cfg, calibration)), before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', lookup.available('factorisation'))
+def test_a_run_that_leaves_nothing_out_has_the_same_logits(start, name, tmp_path):
+  made(start, f'{name}:{SAME[name]}', tmp_path / 'run')
+  assert_kept(test_compress.logits(tmp_path / 'run'), test_compress.logits(start))
 
 
 def test_nothing_is_written_where_it_cannot_be(start, tmp_path):

@@ -106,7 +106,7 @@ def run(executor, kind, bank, shape, rules=''):
     return jax.jit(program(executor))(x, a.weight, made, a), want
 
 
-@pytest.mark.parametrize('shape', [shape if shape in ((1, 8, 1), (2, 2, 2)) else
+@pytest.mark.parametrize('shape', [shape if shape == (2, 2, 2) else
                                    pytest.param(shape, marks=pytest.mark.slow) for shape in MESHES])
 @pytest.mark.parametrize('executor', EXECUTORS)
 def test_every_mesh(executor, shape):
@@ -115,7 +115,8 @@ def test_every_mesh(executor, shape):
 
 @pytest.mark.parametrize('bank', [bank if shares(bank) else pytest.param(bank, marks=pytest.mark.slow)
                                   for bank in BANKS])
-@pytest.mark.parametrize('executor', ['gather', EXECUTORS[0], EXECUTORS[2]])
+@pytest.mark.parametrize('executor', [EXECUTORS[0], *(pytest.param(executor, marks=pytest.mark.slow)
+                                                      for executor in ('gather', EXECUTORS[2]))])
 def test_every_bank(executor, bank):
   assert_same(*run(executor, 'top_2', bank, (2, 2, 2)))
 
@@ -140,7 +141,8 @@ def test_every_kind_of_assignment(executor, kind, bank):
   assert_same(*run(executor, kind, bank, (2, 4, 1)))
 
 
-@pytest.mark.parametrize('rules', ['folded', 'fsdp', 'fsdp,folded'])
+@pytest.mark.parametrize('rules', ['fsdp,folded', *(pytest.param(rules, marks=pytest.mark.slow)
+                                                    for rules in ('folded', 'fsdp'))])
 @pytest.mark.parametrize('executor', EXECUTORS[:3:2])
 def test_other_foldings_of_the_devices(executor, rules):
   assert_same(*run(executor, 'top_2', 'mlp', (2, 2, 2), rules))
@@ -172,7 +174,8 @@ def test_two_all_to_alls_there_and_two_back_and_nothing_else(executor, shape):
 NODES = 'expert=data+expert'           # the first axis counts the nodes, the second the devices of each
 
 
-@pytest.mark.parametrize('executor', ['hops', 'hops:chunks=2', 'hops_dropless'])
+@pytest.mark.parametrize('executor', ['hops', pytest.param('hops:chunks=2', marks=pytest.mark.slow),
+                                      'hops_dropless'])
 @pytest.mark.parametrize('shape, kind', [((2, 4, 1), 'experts'), ((4, 2, 1), 'top_1'), ((2, 2, 2), 'top_2'),
                                          pytest.param((2, 4, 1), 'one_device', marks=pytest.mark.slow)])
 def test_hops_over_nodes(executor, shape, kind):
