@@ -31,7 +31,7 @@ def layer(router='st_moe', virtual=VIRTUAL, executor='gather', experts=E, **fiel
   make = lookup.recipe('layer', dict(name='moe', router=router, experts=bank, executor=executor,
                                      virtual=virtual))
   made = make(D, rngs=nnx.Rngs(0))
-  made.router.w[...] = jax.random.normal(jax.random.key(18), made.router.w.shape)
+  made.router.w[...] = jax.random.normal(jax.random.key(2), made.router.w.shape)
   return made
 
 
