@@ -8,6 +8,7 @@ import ast
 import fnmatch
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import json
 import pathlib
@@ -139,9 +140,17 @@ def find_module(where: str) -> tuple[str, types.ModuleType]:
   return where, importlib.import_module(f'{PACKAGE}.{where.replace("/", ".")}')
 
 
+class _Text(importlib.machinery.SourceFileLoader):
+  """Compiles what a file says now. Python's cache takes a file of equal size and second for an equal file."""
+
+  def get_code(self, fullname):
+    return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def module_of(path: pathlib.Path) -> types.ModuleType:
   """Returns the module in the file `path`, whose code runs; UserError if it is no Python."""
-  spec = importlib.util.spec_from_file_location(re.sub(r'\W', '_', f'{path.parent.name}_{path.stem}'), path)
+  name = re.sub(r'\W', '_', f'{path.parent.name}_{path.stem}')
+  spec = importlib.util.spec_from_file_location(name, path, loader=_Text(name, str(path)))
   assert spec is not None and spec.loader is not None                # the file's name ends in .py
   module = importlib.util.module_from_spec(spec)
   try:

@@ -33,6 +33,12 @@ os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
 gc.disable()
 
 
+def pytest_collection_finish():
+  """What is there before the first test stays: modules and a hundred thousand items of pytest's."""
+  gc.collect()
+  gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope='session')
 def two_sizes_of_blocks():
   """The executor `blocks` cuts rows into two sizes; a model compiles its experts once for every size.

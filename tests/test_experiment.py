@@ -1,6 +1,8 @@
 """Experiments are found by name, overridden with typed values, and resolved to stable JSON."""
 
 import json
+import os
+import sys
 
 import ml_collections
 import pytest
@@ -260,3 +262,13 @@ def test_a_new_file_has_its_defaults_in_the_configuration(tmp_path, monkeypatch)
   fields['blocks']['m']['router'] = dict(name='probe', num_experts=8)
   config = experiment.override(ml_collections.ConfigDict(fields), ['blocks.m.router.tau=0.5'])
   assert config.blocks.m.router.to_dict() == dict(name='probe', num_experts=8, tau=0.5)
+
+
+def test_a_file_is_read_as_it_is_now(tmp_path, monkeypatch):
+  """Also where Python keeps compiled files, and the new text has the size and the second of the old text."""
+  monkeypatch.setattr(sys, 'dont_write_bytecode', False)
+  file = tmp_path / 'sweep.py'
+  for text in ('x = 1\n', 'x = 2\n'):
+    file.write_text(text)
+    os.utime(file, (1e9, 1e9))
+    assert f'x = {experiment.module_of(file).x}\n' == text

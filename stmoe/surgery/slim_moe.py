@@ -2,7 +2,7 @@
 
 All experts and the router stay. In stages: slim a little, distil, slim the result again, distil.
 
-  stmoe compress RUN slim_moe:keep=0.7,teacher=RUN --workdir A
+  stmoe compress RUN slim_moe:keep=0.7 --workdir A --distil teacher:weight=1.0,top=8
   stmoe train A
   stmoe compress A slim_moe:keep=0.7 --workdir B
   stmoe train B
@@ -26,7 +26,6 @@ from stmoe.surgery import sparse
 
 HIDDEN, HEADS = 'expert_mlp', 'joined_kv'                            # axes of units, and of heads
 NORMS = ('q_norm', 'k_norm')             # of queries and keys, with a number for every entry of the heads
-TOP = 8                                  # logits of the teacher that are compared (u)
 
 
 def _by_loss(layer, units, params, calibration):
@@ -62,7 +61,7 @@ SCORES = {'loss': _by_loss, 'activation': _by_activation}
 
 def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse.Calibration, *,
             keep: ranges.PartOf1 = 0.5, by: ranges.Choice(*SCORES) = 'loss',
-            heads: ranges.PartOf1 = 1.0, teacher: ranges.Text = '') -> tuple[dict, dict]:
+            heads: ranges.PartOf1 = 1.0) -> tuple[dict, dict]:
   """Returns (params, changes) with share `keep` of the hidden units of every expert; see `sparse`.
 
   Args:
@@ -70,8 +69,6 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
       the unit's outward weights, which needs no gradient.
     heads: share of the attention heads that stays in every block. With fewer heads of keys than of queries,
       share of their groups. By the loss.
-    teacher: run directory whose predictions the new run learns instead of the data, on their TOP largest
-      logits; '' = the loss of the new run is that of the old one.
   """
   replaced: dict[tuple, object] = {}
   changes: dict[str, object] = {}
@@ -87,9 +84,6 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   if heads < 1:
     fewer, of_model = _heads(config, params, calibration, heads)
     replaced, changes = replaced | fewer, changes | of_model
-  if teacher:
-    of_data = config.loss.get('inner', config.loss).to_dict()        # of a run that has a teacher, its inner
-    changes['loss'] = dict(name='teacher', run=teacher, weight=1.0, top=TOP, inner=of_data)
   return sparse.replaced(params, replaced), changes
 
 

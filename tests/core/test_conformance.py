@@ -132,9 +132,11 @@ def test_made_assignments(executor, k, capacity):
   assert dropped > 0
 
 
-# An all-to-all of one device is `gather` or `pallas`; tests/core/transport/test_exchange.py has several.
-ALONE = [name for name in FAST if not name.startswith(('all_to_all', 'hops'))]
-PAIRS = [pytest.param(executor, bank, marks=[pytest.mark.slow] * (executor not in ALONE and bank != 'mlp'))
+# Programs of their own on one CPU, for every bank and router in the default suite. An all-to-all of one
+# device is `gather` or `pallas` (tests/core/transport/test_exchange.py has several), `pallas` is `blocks`
+# (tests/core/test_pallas.py has the kernels), and `ragged` is a reference.
+OWN = ['blocks', 'gather']
+PAIRS = [pytest.param(executor, bank, marks=[pytest.mark.slow] * (executor not in OWN and bank != 'mlp'))
          for executor in FAST for bank in BANKS]
 
 
@@ -210,8 +212,8 @@ def routed(name):
 
 @pytest.mark.parametrize('name', ROUTERS)
 @pytest.mark.parametrize('executors', [
-    ALONE, pytest.param([name for name in FAST if name not in ALONE], marks=pytest.mark.slow)],
-    ids=['alone', 'all_to_all'])
+    OWN, pytest.param([name for name in FAST if name not in OWN], marks=pytest.mark.slow)],
+    ids=['own', 'others'])
 def test_routers(name, executors):
   x, params, route, a = routed(name)
   if isinstance(a, assignment.SoftAssignment):                       # einsum is its meaning and only executor

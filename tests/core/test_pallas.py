@@ -114,7 +114,7 @@ def dense(width, gated):
 
 
 @pytest.mark.parametrize('k', [1, 2, 8])
-@pytest.mark.parametrize('gated', [False, True])
+@pytest.mark.parametrize('gated', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_keeps_what_a_dense_layer_of_the_same_active_width_does(by_kernels, k, gated):
   edges = assignment.from_top_k(jax.nn.softmax(jax.random.normal(jax.random.key(3), (1, T, E))), k)
   a, x = assignment.cap(edges, T), jax.random.normal(jax.random.key(0), (1, T, D))

@@ -9,7 +9,7 @@ import tiny_plan
 from stmoe.decode import rank
 
 
-@pytest.mark.parametrize('name', ['lm', 't5'])
+@pytest.mark.parametrize('name', ['lm', pytest.param('t5', marks=pytest.mark.slow)])
 def test_scores_are_sums_of_log_probabilities(name):
   plan, params, routers = tiny_plan.build(name)
   model, prompts = plan.model(params, routers), tiny_plan.prompts(name, rows=2)

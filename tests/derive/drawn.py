@@ -1,10 +1,9 @@
 """Run directories with a checkpoint of random numbers, which takes no training; surgeries in memory."""
 
-import contextlib
-
 import jax
 import numpy as np
 
+from stmoe import lookup
 from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.data import record
@@ -38,20 +37,29 @@ def write(path, cfg, step, devices):
   return path
 
 
-@contextlib.contextmanager
-def opened(run, devices):
-  """Gives (cfg, numbered parameters, calibration, (parameters, changes) -> logits of a batch) of a run."""
-  cfg, say = rundir.opened(run), lambda line: None
-  batch = next(iter(pipeline.eval_batches(cfg)))
-  with states.on_mesh(cfg.mesh, devices) as mesh:
-    plan = states.blueprint(cfg, mesh)
-    _, state, meta = compress._restore(run, cfg, mesh, None, say)
-    source = compress.Source(cfg, run, plan, say)
+class Opened:
+  """A run in memory: what surgeries make of `params`, and the logits of a batch."""
 
-    def logits(params, changes):
-      new_cfg, plan = compress._laid_out(run, sparse.changed(cfg, changes).lock(), mesh)
-      state = compress._state(new_cfg, plan, params)
+  def __init__(self, run, devices):
+    self.run, self.devices, self.cfg = run, devices, rundir.opened(run)
+    self.batch, say = next(iter(pipeline.eval_batches(self.cfg))), lambda line: None
+    with states.on_mesh(self.cfg.mesh, devices) as mesh:
+      plan = states.blueprint(self.cfg, mesh)
+      _, state, meta = compress._restore(run, self.cfg, mesh, None, say)
+    source = compress.Source(self.cfg, run, plan, say)
+    self.params = layout.numbered(compress._model(state))
+    self.calibration = calibrate.Calibration(run, self.cfg, plan, state, meta['digest'], 2, source, say)
+    self.before = self.logits(self.params, {})
+
+  def made(self, kind, text):
+    """Returns (parameters, changes) of the surgery of `kind` that a text names."""
+    with states.on_mesh(self.cfg.mesh, self.devices):
+      return lookup.bound(kind, text)(self.params, self.cfg, self.calibration)
+
+  def logits(self, params, changes):
+    """Returns the logits of parameters in the model of `changes`."""
+    with states.on_mesh(self.cfg.mesh, self.devices) as mesh:
+      cfg, plan = compress._laid_out(self.run, sparse.changed(self.cfg, changes).lock(), mesh)
+      state = compress._state(cfg, plan, params)
       model = plan.model(state['params'], state['router_state'])
-      return np.asarray(jax.jit(lambda m, b: m(b)[0])(model, batch))
-    yield (cfg, layout.numbered(compress._model(state)),
-           calibrate.Calibration(run, cfg, plan, state, meta['digest'], 2, source, say), logits)
+      return np.asarray(jax.jit(lambda m, b: m(b)[0])(model, self.batch))

@@ -74,25 +74,16 @@ def assert_kept(name, after, before):
 
 @pytest.fixture(scope='module')
 def opened(start):
-  """See `drawn.opened`."""
-  with drawn.opened(start, ONE) as parts:
-    yield parts
-
-
-@pytest.fixture(scope='module')
-def before(opened):
-  """The logits of the run as it was."""
-  return opened[-1](opened[1], {})
+  return drawn.Opened(start, ONE)
 
 
 @pytest.mark.parametrize('name', lookup.available('surgery'))
-def test_what_keeps_all_leaves_the_logits(opened, before, name):
-  cfg, params, calibration, logits_of = opened
-  made, changes = lookup.bound('surgery', f'{name}:keep=1.0')(params, cfg, calibration)
-  same = jax.tree.structure(made) == jax.tree.structure(params) and all(
-      a is b or np.array_equal(a, b) for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(params)))
+def test_what_keeps_all_leaves_the_logits(opened, name):
+  made, changes = opened.made('surgery', f'{name}:keep=1.0')
+  same = jax.tree.structure(made) == jax.tree.structure(opened.params) and all(
+      a is b or np.array_equal(a, b) for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(opened.params)))
   if changes or not same:
-    assert_kept(name, logits_of(made, changes), before)
+    assert_kept(name, opened.logits(made, changes), opened.before)
 
 
 @pytest.mark.slow
@@ -193,8 +184,8 @@ def refused_of(run, surgery, path):
 @pytest.mark.slow
 def test_a_slimmed_run_is_distilled_and_slimmed_again(start, tmp_path):
   """SlimMoE in stages: the slopes of the second are those of the distance to the first teacher."""
-  first, less = f'slim_moe:keep=0.7,teacher={start}', ['--config.train.steps=3']
-  facts = made(start, first, tmp_path / 'a', overrides=less)
+  facts = made(start, 'slim_moe:keep=0.7', tmp_path / 'a', overrides=['--config.train.steps=3'],
+               distil='teacher:weight=1.0,top=8')
   widths = {field: facts['changes'][f'blocks.{field}.experts.d_ff'] for field in ('m', 's.inner')}
   assert widths == {'m': 8, 's.inner': 6}
   assert loop.train(rundir.load(tmp_path / 'a'), tmp_path / 'a', 'slim', ONE) == 0

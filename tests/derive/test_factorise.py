@@ -44,9 +44,7 @@ def made(start, text, path, **options):
 
 @pytest.fixture(scope='module')
 def opened(start):
-  """See `drawn.opened`, and the logits of the dense run."""
-  with drawn.opened(start, ONE) as parts:
-    yield *parts, parts[-1](parts[1], {})
+  return drawn.Opened(start, ONE)
 
 
 def assert_kept(after, before):
@@ -57,9 +55,7 @@ def assert_kept(after, before):
 
 @pytest.mark.parametrize('name', lookup.available('factorisation'))
 def test_what_leaves_nothing_out_leaves_the_logits(opened, name):
-  cfg, params, calibration, logits, before = opened
-  factorise = lookup.bound('factorisation', f'{name}:{SAME[name]}')
-  assert_kept(logits(*factorise(params, cfg, calibration)), before)
+  assert_kept(opened.logits(*opened.made('factorisation', f'{name}:{SAME[name]}')), opened.before)
 
 
 @pytest.mark.slow

@@ -79,7 +79,9 @@ def on(executor, router='st_moe', **fields):
 reference = functools.cache(functools.partial(on, 'einsum'))
 
 
-@pytest.mark.parametrize('executor', [name for name in EXECUTORS if name != 'einsum'])
+@pytest.mark.parametrize('executor', [
+    pytest.param(name, marks=[pytest.mark.slow] * (name.startswith('hops') or name == 'ragged'))
+    for name in EXECUTORS if name != 'einsum'])
 def test_every_executor(executor):
   assert_same(on(executor), reference())
 

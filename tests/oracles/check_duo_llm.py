@@ -1,5 +1,7 @@
 """Checks of Duo-LLM: one layer with a router, soft and hard, its budget and gradients; oracles of routes."""
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ def router_layer(case):
       loss = jnp.sum(y['soft'][0] * case['cotangent']) + budget
       return loss, (probs[0], y['soft'][0], y['hard'][0], budget)
 
-    (grads, dx), (probs, soft, hard, budget) = jax.grad(run, (0, 1), has_aux=True)(layer, x)
+    (grads, dx), (probs, soft, hard, budget) = jax.jit(jax.grad(run, (0, 1), has_aux=True))(layer, x)
   for name, value in dict(prob=probs, y_soft=soft, y_hard=hard, budget_loss=budget[None], grad_x=dx[0],
                           grad_W_r=grads.router.w[...], choice=np.argmax(probs, axis=-1)).items():
     case.assert_close(name, value)
@@ -50,13 +52,14 @@ def _layer_in_float32(case):
   layer, x = _layer(case), jnp.asarray(case['x'], jnp.float32)[None]
   ctx = models_hf.context(jnp.zeros(x.shape[:2], jnp.int32), causal=True)
 
+  @functools.partial(jax.jit, static_argnames='train')
   def run(layer, x, train):
     y, aux, _ = layer(x, ctx.replace(train=train), {})
     return (x + y)[0], aux.losses['budget'][None]
 
   close = lambda name, value: np.testing.assert_allclose(value, case[name], rtol=1e-4, atol=1e-5)
-  soft, budget = run(layer, x, True)
-  close('y_soft', soft), close('budget_loss', budget), close('y_hard', run(layer, x, False)[0])
+  soft, budget = run(layer, x, train=True)
+  close('y_soft', soft), close('budget_loss', budget), close('y_hard', run(layer, x, train=False)[0])
 
 
 def _layer(case):

@@ -25,10 +25,14 @@ def _layer(bank, router_w, x, k, activation, gates):
                   use_bias=True, rngs=nnx.Rngs(0))
   for name, array in bank.items():
     getattr(layer, name)[...] = jnp.asarray(array)
-  with jax.default_matmul_precision('highest'):
-    logits = (jnp.asarray(x) @ jnp.asarray(router_w))[None]
+
+  @jax.jit
+  def run(layer, x, router_w):
+    logits = (x @ router_w)[None]
     a, aux = dynamic_dino.dynamic_dino(logits, jnp.ones((1, len(x)), bool), k, gates)
-    y = einsum.execute(jnp.asarray(x)[None], a, layer)[0]
+    return logits, a, aux, einsum.execute(x[None], a, layer)[0]
+  with jax.default_matmul_precision('highest'):
+    logits, a, aux, y = run(layer, jnp.asarray(x), jnp.asarray(router_w))
   order = np.argsort(np.asarray(a.token[0]), kind='stable')
   chosen, weights = (np.asarray(edges[0])[order].reshape(len(x), k) for edges in (a.expert, a.weight))
   return y, jax.nn.softmax(logits)[0], chosen, weights, aux.losses['balance']

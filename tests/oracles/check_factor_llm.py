@@ -69,7 +69,7 @@ def _compare_losses(case, layer):
   each = dict(pa=lambda logits: layers.prior_loss(logits, label, c['clip']),
               bal=lambda logits: layers.balance_loss(logits, c['k']))
   for name, ours, loss in (('pa', 'prior', 'pa_loss'), ('bal', 'balance', 'balance_loss')):
-    value, grads = jax.value_and_grad(lambda router, f=each[name]: f(router.logits(h, None)).mean())(
+    value, grads = jax.jit(jax.value_and_grad(lambda router, f=each[name]: f(router.logits(h, None)).mean()))(
         layer.router)
     case.assert_close(loss, value[None])
     case.assert_close(f'grad_{name}_router_w', grads.w[...].T)
