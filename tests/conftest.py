@@ -34,7 +34,12 @@ gc.disable()
 
 
 def pytest_collection_finish():
-  """What is there before the first test stays: modules and a hundred thousand items of pytest's."""
+  """What is there before the first test stays: modules and thousands of pytest's items."""
+  look_for_garbage()
+
+
+def look_for_garbage():
+  """Frees what nobody can reach, and looks at what is left no more: it has come to stay."""
   gc.collect()
   gc.freeze()
 
@@ -65,4 +70,4 @@ def compiled_programs_are_freed():
   yield
   if 'jax' in sys.modules:
     sys.modules['jax'].clear_caches()
-  gc.collect()
+  look_for_garbage()
