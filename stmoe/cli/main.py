@@ -19,7 +19,7 @@ from stmoe import errors
 from stmoe.hosts import job
 
 INTERRUPTED = 130                    # what shells report for a command ended by Ctrl-C
-COMPUTES = '\nCOMPUTES = True'        # stands in the files of commands that train or run models
+COMPUTES = '\nCOMPUTES = True\n'        # stands in the files of commands that train or run models
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,8 +41,8 @@ def commands():
 
 def computes(name):
   """Returns whether a sub-command trains or runs models, read without importing the sub-command."""
-  file = pathlib.Path(__file__).with_name(f'{name}.py')
-  return name in commands() and COMPUTES in file.read_text(encoding='utf-8')
+  file = pathlib.Path(__file__).with_name(f'{name}.py') if name.isidentifier() else None
+  return file is not None and file.is_file() and COMPUTES in file.read_text(encoding='utf-8')
 
 
 def main(argv=None):

@@ -132,6 +132,33 @@ def _declared(layer, aux):
   return aux
 
 
+class Around(nnx.Module):
+  """What a block around the block `block` shows of it; subclasses say how the block runs."""
+
+  block: typing.Any
+
+  @property
+  def layer(self) -> contract.SubLayer:
+    """The feed-forward layer of the block."""
+    return self.block.layer
+
+  def sub_layers(self) -> dict[str, contract.SubLayer]:
+    """Returns dict name -> sub-layer of the block."""
+    return self.block.sub_layers()
+
+  def parts(self) -> dict:
+    """Returns dict end of a name -> the part that reports under it, of the block."""
+    return self.block.parts()
+
+  def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict:
+    """Returns the empty caches of the block, arrays [B,K,...]."""
+    return self.block.init_cache(batch, length, dtype)
+
+  def remember(self, memory: jax.Array) -> dict:
+    """Returns the caches of cross-attention to memory [B,K,D]."""
+    return self.block.remember(memory)
+
+
 class Unit(nnx.Module):
   """The blocks of one repetition of a pattern's letters."""
 

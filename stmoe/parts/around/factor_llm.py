@@ -1,11 +1,11 @@
 """FactorLLM's teacher: in training a block also runs on the states of the model before it was cut."""
 
-from flax import nnx
 from flax import struct
 import jax
 
 from stmoe.core import contract
 from stmoe.errors import UserError
+from stmoe.parts import block as block_lib
 
 STREAM = 'factor_llm'                    # name in the carry of the teacher's states [B,T,D]
 
@@ -15,7 +15,7 @@ class Teacher:
   """What a feed-forward layer sees whose input is the teacher's: it answers as the dense layer it was."""
 
 
-class FactorLLM(nnx.Module):
+class FactorLLM(block_lib.Around):
   """The block, and in training the teacher's block before it, which has the same attention and norms.
 
   The teacher is the dense model (FactorLLM, arXiv:2408.11855). Its states pass all blocks beside those of the
@@ -33,27 +33,6 @@ class FactorLLM(nnx.Module):
     if 'cross' in self.block.sub_layers():
       raise UserError('around factor_llm: cross-attention sees the encoder of the model, not the one of its '
                       "teacher; nearest: prior='own' of the layers, without around")
-
-  @property
-  def layer(self) -> contract.SubLayer:
-    """The feed-forward layer of the block."""
-    return self.block.layer
-
-  def sub_layers(self) -> dict[str, contract.SubLayer]:
-    """Returns dict name -> sub-layer of the block."""
-    return self.block.sub_layers()
-
-  def parts(self) -> dict:
-    """Returns dict end of a name -> the part that reports under it, of the block."""
-    return self.block.parts()
-
-  def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict:
-    """Returns the empty caches of the block, arrays [B,K,...]."""
-    return self.block.init_cache(batch, length, dtype)
-
-  def remember(self, memory: jax.Array) -> dict:
-    """Returns the caches of cross-attention to memory [B,K,D]."""
-    return self.block.remember(memory)
 
   def __call__(self, x: jax.Array, ctx: contract.Context,
                carry: contract.Carry) -> tuple[jax.Array, dict[str, contract.Aux], contract.Carry]:

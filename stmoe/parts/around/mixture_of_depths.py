@@ -10,6 +10,7 @@ from stmoe import axes
 from stmoe import ranges
 from stmoe.core import contract
 from stmoe.core import losses
+from stmoe.parts import block as block_lib
 from stmoe.parts import cache as caches
 
 PASSED = 'passed'                    # the name of its own cache: who has passed is there to be seen
@@ -47,7 +48,7 @@ def mixed(x: jax.Array, y: jax.Array, gate: jax.Array) -> jax.Array:
   return x + (gate[..., None] * (y - x)).astype(x.dtype)
 
 
-class MixtureOfDepths(nnx.Module):
+class MixtureOfDepths(block_lib.Around):
   """A block that the C tokens of largest r = w . x of a row pass: y = x + r (block(x) - x), others y = x.
 
   They attend to each other at the places they have. The top C of a row look ahead. A causal stack therefore
@@ -78,26 +79,9 @@ class MixtureOfDepths(nnx.Module):
     self.share = share
     self.gate = gate
 
-  @property
-  def layer(self) -> contract.SubLayer:
-    """The feed-forward layer of the block."""
-    return self.block.layer
-
-  def sub_layers(self) -> dict[str, contract.SubLayer]:
-    """Returns dict name -> sub-layer of the block."""
-    return self.block.sub_layers()
-
-  def parts(self) -> dict:
-    """Returns dict end of a name -> the part that reports under it, of the block."""
-    return self.block.parts()
-
   def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict:
     """Returns the empty caches of the block, and who has passed: {'who': bool[B,K]}."""
-    return self.block.init_cache(batch, length, dtype) | {PASSED: dict(who=jnp.zeros((batch, length), bool))}
-
-  def remember(self, memory: jax.Array) -> dict:
-    """Returns the caches of cross-attention to memory [B,K,D]."""
-    return self.block.remember(memory)
+    return super().init_cache(batch, length, dtype) | {PASSED: dict(who=jnp.zeros((batch, length), bool))}
 
   def __call__(self, x: jax.Array, ctx: contract.Context,
                carry: contract.Carry) -> tuple[jax.Array, dict[str, contract.Aux], contract.Carry]:

@@ -1,6 +1,5 @@
 """A parallel block: attention and the feed-forward layer read the same normalised input (GPT-J, PaLM)."""
 
-from flax import nnx
 import jax
 
 from stmoe.core import contract
@@ -8,7 +7,7 @@ from stmoe.errors import UserError
 from stmoe.parts import block as block_lib
 
 
-class Parallel(nnx.Module):
+class Parallel(block_lib.Around):
   """y = x + Attention(Norm(x)) + Layer(Norm(x)), with one norm (PaLM, arXiv:2204.02311, section 2).
 
   The norm is that of the block's attention. Blocks of models that were trained so must stay so: another order
@@ -27,27 +26,6 @@ class Parallel(nnx.Module):
     if self.block.post_norm:
       raise UserError('around=parallel: the norms of this model come after the sub-layers, and parallel '
                       'sub-layers share the norm before them; nearest: leave `around` out')
-
-  @property
-  def layer(self) -> contract.SubLayer:
-    """The feed-forward layer of the block."""
-    return self.block.layer
-
-  def sub_layers(self) -> dict[str, contract.SubLayer]:
-    """Returns dict name -> sub-layer of the block."""
-    return self.block.sub_layers()
-
-  def parts(self) -> dict:
-    """Returns dict end of a name -> the part that reports under it, of the block."""
-    return self.block.parts()
-
-  def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict:
-    """Returns the empty caches of the block."""
-    return self.block.init_cache(batch, length, dtype)
-
-  def remember(self, memory: jax.Array) -> dict:
-    """Returns the caches of cross-attention to memory [B,K,D], of which such a block has none."""
-    return self.block.remember(memory)
 
   def __call__(self, x: jax.Array, ctx: contract.Context,
                carry: contract.Carry) -> tuple[jax.Array, dict[str, contract.Aux], contract.Carry]:
