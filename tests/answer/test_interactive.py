@@ -21,6 +21,7 @@ def run(tmp_path_factory):
   return interactive.train('upcycling/stdlib:smoke', tmp_path_factory.mktemp('runs') / 'tiny', TINY)
 
 
+@pytest.mark.slow
 def test_training_says_one_line_and_a_second_call_only_reads(run, capsys):
   assert run.done['step'] == 2 and run.last('loss/ce') > 0
   again = interactive.train('upcycling/stdlib:smoke', run.path, TINY)

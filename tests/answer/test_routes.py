@@ -22,6 +22,7 @@ def model(layers=2):
   return made
 
 
+@pytest.mark.slow
 def test_a_token_that_tries_the_route_of_all_others_has_their_loss():
   made, batch = model(), tiny.batch('lm', 2, 5)
   routed = modules.wrapped(made, lookup.constructor('router', 'route'))

@@ -54,6 +54,7 @@ def test_equal_experts_are_one_attention_whatever_the_gates(shared_kv):
   assert np.abs(call(layer, x, seen) - expected).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_it_decodes_with_its_caches_before_and_beside_the_layer():
   mixed = lambda **fields: dict(attention=dict(name='bam', **fields))
   top1 = dict(SOFT, k=1)

@@ -59,6 +59,7 @@ def config(folder, attention):
   return cfg
 
 
+@pytest.mark.slow
 def test_it_trains_and_reports(tmp_path, probe):
   cfg, path = config(tmp_path, probe), tmp_path / 'run'
   sections.check(cfg)

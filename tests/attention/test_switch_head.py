@@ -25,6 +25,7 @@ def per_head(router):
   return switch_head.PerHead(lookup.recipe('router', router), 8, HEADS, nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_every_head_chooses_among_its_own_experts_and_drops_its_own():
   router = per_head(dict(name='switch', num_experts=EXPERTS, capacity_factor=(0.5, 0.5), min_capacity=1))
   router.heads.w[...] *= 30

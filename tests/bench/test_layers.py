@@ -25,6 +25,7 @@ def tiny(monkeypatch):
   monkeypatch.setattr(walk, 'sizes', lambda *_: (32,))
 
 
+@pytest.mark.slow
 def test_rows_and_json(tiny, tmp_path, capsys):
   out = tmp_path / 'rows.json'
   argv = ['--shapes', 'C1', '--executors', 'gather,blocks', '--routing', 'skewed', '--rounds', '2',

@@ -143,6 +143,7 @@ def test_work_directory_of_another_experiment(mistake, trained):
   assert not compiled
 
 
+@pytest.mark.slow
 def test_vocabulary_of_another_text(mistake, copied):
   """The text, and with it the vocabulary trained on it, has changed, and the run recorded neither."""
   text, run = copied

@@ -19,6 +19,7 @@ TINY = ('lm/text:method=switch,smoke', '--config.model.d_model=16', '--config.mo
 MESH = ('--config.mesh.data=2', '--config.mesh.expert=2', '--config.mesh.model=2')
 
 
+@pytest.mark.slow
 def test_report_on_virtual_devices(command, tmp_path):
   code, out, err = command('compile', *TINY, *MESH, '--topology', 'cpu:8', '--json', tmp_path / 'out.json')
   found = json.loads((tmp_path / 'out.json').read_text())

@@ -42,6 +42,7 @@ def test_the_schedule_is_logged(trained):
   assert runs.read(trained[0]).series('moe/active_k')[1].tolist() == [1, 2, 3, 3]
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_records_and_draws(trained, command):
   path, _ = trained
   (path / 'evals.jsonl').unlink(missing_ok=True)

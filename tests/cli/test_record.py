@@ -51,6 +51,7 @@ def loss(command, *words):
   return json.loads(out)
 
 
+@pytest.mark.slow
 def test_a_replayed_evaluation_is_that_of_the_same_run_and_not_of_another(command, folder):
   about, batch, routes = recording.read(folder / 'routes.npz')
   assert about.routers == ['decoder_00:4:2', 'decoder_01:4:2'] and about.step == 1

@@ -36,6 +36,7 @@ def run(tmp_path_factory):
   return folder / 'run'
 
 
+@pytest.mark.slow
 def test_its_numbers_are_those_of_changed_models(command, run, tmp_path, one_device):
   (tmp_path / 'a.txt').write_text('4 squared is 16.\n' * 9)
   code, out, _ = command('routing', run, '--against', 'all', '--domain', f'sums={tmp_path / "a.txt"}',

@@ -92,6 +92,7 @@ def test_checkpoint_has_the_table_not_the_file(run):
   np.testing.assert_array_equal(found, table.table[None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['clustered', 'dispersed'])
 def test_tables_of_a_trained_models_embeddings(command, folder, run, kind):
   file = run[0].parent / 'balanced.npz'

@@ -230,7 +230,7 @@ def test_routers(name, executors):
     assert_same(results[executor], results['einsum'])
 
 
-@pytest.mark.parametrize('k', [1, 2])
+@pytest.mark.parametrize('k', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_gather_is_made_of_gathers(k):
   a, x, bank = made('random', k, 9), activations(), bank_of('mlp')
   program = lambda executor: run.lower(x, a.weight, bank, a, executor=executor).as_text()

@@ -126,6 +126,7 @@ def test_keeps_what_a_dense_layer_of_the_same_active_width_does(by_kernels, k, g
     assert kept(sparse(ragged.execute, bank, a)[0], x, mine_p) > 1.5 * kept(floor, x, floor_p)
 
 
+@pytest.mark.slow
 def test_cpus_do_not_make_what_they_do_not_keep():
   a, x = made('random', 2, conformance.S), conformance.activations()
   bank = mlp.Mlp(conformance.D, num_experts=conformance.E, d_ff=512, rngs=nnx.Rngs(0))

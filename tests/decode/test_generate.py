@@ -45,7 +45,7 @@ def recomputed(name, length=LENGTH, rows=3):
   return found
 
 
-@pytest.mark.parametrize('name', ['lm', 't5'])
+@pytest.mark.parametrize('name', ['lm', pytest.param('t5', marks=pytest.mark.slow)])
 def test_greedy_is_recomputation_with_argmax(name):
   np.testing.assert_array_equal(run(name, name='greedy'), recomputed(name))
 
@@ -141,6 +141,7 @@ def brute_force(name, row, alpha):
   return list(best) + [0] * (SHORT - len(best)), score(best)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['lm', pytest.param('t5', marks=pytest.mark.slow)])
 def test_many_beams_are_brute_force(name):
   plan, params, routers = tiny_plan.build(name, vocab=VOCAB)
@@ -186,9 +187,10 @@ def test_contrast_of_hand_made_logits():
   assert scores.tolist() == [[2.5, 2.75, -np.inf]]                   # ln 0.1 = -2.3: the third is out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fields', [
-    dict(beta=0.0), pytest.param(dict(routing_ranks=(3,), strong_ranks=(3,)), marks=pytest.mark.slow),
-    pytest.param(dict(routing_ranks=(0, 1), beta=0.7, alpha=0.01), marks=pytest.mark.slow)], ids=str)
+    dict(beta=0.0), dict(routing_ranks=(3,), strong_ranks=(3,)),
+    dict(routing_ranks=(0, 1), beta=0.7, alpha=0.01)], ids=str)
 def test_contrast_is_greedy_without_weight_and_with_equal_passes(fields):
   if 'strong_ranks' in fields:
     one, other = run('lm', name='contrast', **fields), run('lm', name='contrast', **fields | dict(beta=0.0))

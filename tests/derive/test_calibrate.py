@@ -121,6 +121,7 @@ def inputs(made, monkeypatch):
   return np.concatenate(rows)
 
 
+@pytest.mark.slow
 def test_slopes_are_weights_times_gradients(corpus, tmp_path):
   made = calibration(corpus, tmp_path / 'a')
   cfg, plan, state, _, _ = made

@@ -53,7 +53,9 @@ def assert_kept(after, before):
   np.testing.assert_allclose(after, before, rtol=1e-5, atol=3e-6 * np.abs(before).max())
 
 
-@pytest.mark.parametrize('name', lookup.available('factorisation'))
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] * (name != 'factor_llm'))
+    for name in lookup.available('factorisation')])
 def test_what_leaves_nothing_out_leaves_the_logits(opened, name):
   assert_kept(opened.logits(*opened.made('factorisation', f'{name}:{SAME[name]}')), opened.before)
 

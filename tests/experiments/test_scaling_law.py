@@ -48,6 +48,7 @@ def test_diverged_runs_are_named_and_left_out(capsys):
   assert len(report.table(found)['loss']) == 47 and '1 runs diverged' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_law_that_does_not_predict():
   """The largest size 5 % worse than all others say."""
   found = results(clark.PUBLISHED['s_base'])

@@ -44,7 +44,8 @@ def test_eight_bits_are_near_and_take_a_quarter():
 
 
 @pytest.mark.parametrize('inner', [
-    dict(name='lora', d_ff=12, rank=2), dict(name='residual', d_ff=12, num_sublayers=2)])
+    pytest.param(dict(name='lora', d_ff=12, rank=2), marks=pytest.mark.slow),
+    dict(name='residual', d_ff=12, num_sublayers=2)], ids=str)
 def test_any_bank_is_packed(inner):
   rows = layouts.Buckets(jax.random.normal(jax.random.key(0), (E, 3, D)))
   got, want = packed(inner, bits=8, group=2)(rows).x, plain(inner)(rows).x

@@ -61,7 +61,8 @@ def write(folder, tensors):
   (folder / 'checkpoint').write_bytes(b'msgpack, not read')
 
 
-@pytest.mark.parametrize('name, overrides', [('switch_drop_pad', SLOTS), ('t5_v11_tied_unscaled', [])])
+@pytest.mark.parametrize('name, overrides', [
+    ('switch_drop_pad', SLOTS), pytest.param('t5_v11_tied_unscaled', [], marks=pytest.mark.slow)])
 def test_outputs_and_the_way_to_hugging_face(name, overrides, tmp_path):
   source, run, out = tmp_path / 'in', tmp_path / 'run [2]\\', tmp_path / 'out'
   source.mkdir()

@@ -31,6 +31,7 @@ def call(layer, x):
   return y, {name: one.load for name, one in aux.items()}
 
 
+@pytest.mark.slow
 def test_a_chain_is_its_turns_one_after_the_other():
   layer, n = build(iterations=3), build().norm(X)
   turns = dict(layer.turns())

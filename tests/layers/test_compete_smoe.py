@@ -75,6 +75,7 @@ def test_a_loop_competes_like_a_scan():
   np.testing.assert_array_equal(run(False)[0], run(True)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('competing', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_microbatches_and_a_mesh_change_nothing(competing):
   step = int(np.flatnonzero(table()[0] == competing)[-1])

@@ -4,6 +4,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from stmoe import experiment
 from stmoe import lookup
@@ -55,6 +56,7 @@ def test_two_passes_that_share_the_work_are_as_good_as_one_balanced_pass():
   np.testing.assert_allclose([one.losses['entropy'], two.losses['entropy']], [0, -2 * np.log(2)], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_layers_in_common_cost_what_layers_with_arrays_of_their_own_do():
   tied, apart = (experiment.load(f'moeut/sizes:smoke{arg}')[0] for arg in ('', ',method=unshared'))
   assert flops.active_per_token(tied) == flops.active_per_token(apart)

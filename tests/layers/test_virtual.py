@@ -96,6 +96,7 @@ def test_every_router_that_knows_them(router):
     assert jnp.abs(gradient).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_on_several_devices_and_in_microbatches():
   whole = layer(executor='all_to_all_dropless')
   with axes.use(axes.make_mesh(2, 2, 2)):

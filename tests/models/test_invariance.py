@@ -37,6 +37,7 @@ def noisy(name, whole):
   return tiny.run(name, tiny.build(name, **NOISY), whole, KEY)
 
 
+@pytest.mark.slow
 def test_noise_is_drawn(plain, noisy):
   assert abs(float(plain[0] - noisy[0])) > 1e-3
 

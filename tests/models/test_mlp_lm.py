@@ -135,6 +135,7 @@ def test_microbatches_change_nothing():
   tiny.assert_equal(run(rows(), parts=2), plain())
 
 
+@pytest.mark.slow
 def test_empty_rows_change_nothing():
   half = {key: a[:2] for key, a in rows().items()}
   tiny.assert_equal(run({key: jnp.pad(a, ((0, 2), (0, 0))) for key, a in half.items()}), run(half))

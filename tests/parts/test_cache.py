@@ -117,6 +117,7 @@ def reason(router):
   return undecodable(sparse(router))
 
 
+@pytest.mark.slow
 def test_refusals_are_looked_at():
   reasons = {name: reason(name) for name in ROUTERS}
   reasons = {name: text for name, text in reasons.items() if text is not None}
@@ -167,14 +168,15 @@ def test_layers_around_and_beside_routers(part):
 
 
 @pytest.mark.parametrize('name, fields', [
-    ('lm', dict(num_kv_heads=2, scan_layers=False, tie_embeddings=False)),
+    pytest.param('lm', dict(num_kv_heads=2, scan_layers=False, tie_embeddings=False), marks=pytest.mark.slow),
     pytest.param('lm', dict(window=3, attention=dict(name='attention', qkv_bias=True, qk_norm=1e-5, clip=0.7),
                 scale_head=False), marks=pytest.mark.slow),
     ('lm', dict(attention=dict(name='latent_attention', nope_dim=3, value_dim=5, kv_rank=6, q_rank=7),
                 window=2)),
     ('lm', dict(attention=dict(name='switch_head', nope_dim=3, executor='einsum', router=dict(
         name='sigma_moe', num_experts=3, k=2)))),
-    ('t5', dict(num_buckets=4, max_distance=5, scan_layers=False, tie_embeddings=True))],
+    pytest.param('t5', dict(num_buckets=4, max_distance=5, scan_layers=False, tie_embeddings=True),
+                 marks=pytest.mark.slow)],
     ids=['lm', 'window', 'latent', 'switch_head', 't5'])
 def test_kinds_of_attention_loops_and_heads(name, fields):
   assert_cached_equals_whole(name, build(name, SWITCH, **fields))
@@ -187,6 +189,7 @@ def test_prompts_whose_tokens_see_each_other():
   assert np.abs(seen - whole(model, given)).max() > 1e-2            # so that the prefix matters
 
 
+@pytest.mark.slow
 def test_a_row_is_the_same_whatever_is_beside_it():
   model, given = build('lm', SWITCH), batch('lm')
   alone = jax.tree.map(lambda a: a[:1, :4], given)
@@ -212,6 +215,7 @@ def test_fields_that_need_neighbours_are_refused(router, fields, says):
   assert says in undecodable(sparse(router, **fields))
 
 
+@pytest.mark.slow
 def test_an_encoder_may_need_neighbours():
   model = lookup.recipe('model', dict(SHAPES, name='t5', encoder=(('b', 1),), decoder=(('d', 1),)))(
       blocks=dict(d=DENSE, b=sparse('expert_choice')), rngs=nnx.Rngs(0))

@@ -128,6 +128,7 @@ def test_whole_blocks_are_held_once_with_arrays_that_other_blocks_have_too():
   assert [made.by_name()[f'decoder_{i:02d}'].experts.wi.shape for i in (1, 7)] == 2 * [(4, D, 4)]
 
 
+@pytest.mark.slow
 def test_tied_blocks_are_equal_scanned_unrolled_and_rematerialised_and_to_equal_blocks():
   pattern = (('ab', 2),)
   graph, params = split(build(pattern, UNIVERSAL))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from stmoe.core import assignment
 from stmoe.routers import pr_moe
@@ -10,6 +11,7 @@ from stmoe.routers import pr_moe
 GROUPS, SIZE, EXPERTS, CAPACITY = 2000, 16, 4, 3                     # 0.75 slots a token
 
 
+@pytest.mark.slow
 def test_drops_by_position():
   """Z-code M3 (arXiv:2109.10465): by order the chance to be dropped rises from 0, at random it is flat."""
   keys = jax.random.split(jax.random.key(0), 2)

@@ -88,6 +88,7 @@ def test_parameters_and_mistakes():
     build(k=5)
 
 
+@pytest.mark.slow
 def test_the_layers_options_weigh_a_shared_expert_and_add_a_bias():
   inner = dict(name='moe', executor='einsum', router=dict(name='rmoe', num_experts=4, width=3),
                experts=dict(name='glu', d_ff=4))

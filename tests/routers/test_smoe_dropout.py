@@ -43,6 +43,7 @@ def test_by_hand(logits, edges):
   assert aux.load.tolist() == [3, 1] and aux.metrics['active_k'] == 1
 
 
+@pytest.mark.slow
 def test_k_is_traced_and_equal_to_a_static_one():
   logits = jax.random.normal(jax.random.key(2), (2, S, E))
   for k in range(1, E + 1):
@@ -77,6 +78,7 @@ def test_the_step_sets_k_in_training_and_eval_k_else(context):
   assert call(build(eval_k=3), jnp.int32(0)).metrics['active_k'] == 3
 
 
+@pytest.mark.slow
 def test_only_the_matrix_is_frozen(context):
   router = build(k_min=3, k_max=3)
   assert not jax.tree.leaves(nnx.state(router, nnx.Param))

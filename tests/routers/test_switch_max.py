@@ -1,10 +1,12 @@
 """Switch-max on an example worked by hand."""
 
 import numpy as np
+import pytest
 
 from stmoe.routers import switch_max
 
 
+@pytest.mark.slow
 def test_the_smallest_gate_is_dropped(logits, edges):
   a, aux = switch_max.switch_max(logits, np.ones((1, 4), bool), 2)
   # Of the gates 0.8, 0.6, 0.7 at expert 0 the 0.6 of token 1 goes, although token 2 comes later.

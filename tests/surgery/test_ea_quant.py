@@ -36,6 +36,7 @@ def test_without_codes_nothing_changes(experts, scaled):
     np.testing.assert_allclose(trained.logits(cfg, made), trained.logits(cfg, params), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_codes_of_eight_bits_are_near_and_of_three_are_not():
   cfg = trained.config(GLU)
   params = trained.params(cfg)

@@ -18,7 +18,7 @@ def alike(cfg, params):
   return sparse.replaced(params, {(*first.path, 'router', 'w'): jnp.asarray(router)})
 
 
-@pytest.mark.parametrize('scan', [True, False])
+@pytest.mark.parametrize('scan', [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_layer_of_experts_that_are_alike_loses_more_and_the_others_are_never_chosen(scan):
   cfg = trained.config(scan_layers=scan)
   params = alike(cfg, trained.params(cfg))

@@ -40,6 +40,7 @@ def test_the_loss_is_the_same_on_any_mesh(step):
   assert abs(step('group')[0]['loss/aux_balance'] - one['loss/aux_balance']) > 1e-3
 
 
+@pytest.mark.slow
 def test_later_microbatches_know_the_counts_of_earlier_ones(step):
   ours, alone = (step(scope, 2)[0]['loss/aux_balance'] for scope in ('global', 'microbatch'))
   assert abs(ours - alone) > 1e-4

@@ -52,6 +52,7 @@ def test_optimizer_and_data_parallel_experts_move_gradients_only():
   assert whole <= sum(size for *_, size in found) < whole + SMALL
 
 
+@pytest.mark.slow
 def test_experts_cut_over_model():
   _, found = moved('all_to_all', (2, 2, 2), d_model=128)             # two heads
   tokens = [scope for kind, scope, _ in found if kind == 'all-to-all']

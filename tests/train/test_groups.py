@@ -193,7 +193,7 @@ def plan_of(tmp_path, part, **changed):
 
 
 @pytest.mark.parametrize('part', [
-    pytest.param(part, marks=[pytest.mark.slow] * (part not in ('all', 'expert'))) for part in groups.PARTS])
+    pytest.param(part, marks=[pytest.mark.slow] * (part != 'expert')) for part in groups.PARTS])
 def test_only_the_chosen_part_changes(tmp_path, part):
   cfg, plan = plan_of(tmp_path, part, **{'train.microbatches': 2})
   with states.on_mesh(cfg.mesh, jax.devices()[:1]) as mesh:

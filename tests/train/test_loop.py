@@ -222,6 +222,7 @@ def test_a_start_that_is_not_finite_is_said_and_its_run_is_not_done(
   assert not (path / 'DONE').exists()
 
 
+@pytest.mark.slow
 def test_a_profile_is_written(corpus, tmp_path):
   cfg = tiny_run.config(corpus, **{'profile.start': 1, 'profile.steps': 1})
   assert loop.train(cfg, tmp_path, 'tiny', ONE) == 0

@@ -50,6 +50,7 @@ def finished(corpus, tmp_path_factory):
   return path
 
 
+@pytest.mark.slow
 def test_losses_without_a_coefficient_are_said_once(finished):
   lines = (finished / 'log.txt').read_text().splitlines()
   [line] = [line for line in lines if 'have no coefficient' in line]

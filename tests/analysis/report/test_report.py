@@ -214,6 +214,7 @@ def test_questions_show_claims_and_verdicts(made):
   assert 'q: what?' in text and 'Claim &amp; why.' in text and 'no\n' not in text
 
 
+@pytest.mark.slow
 def test_defaults_in_which_runs_differ_are_listed(tmp_path):
   """Neither config.json says how many experts a token has."""
   found = [runs.read(synthetic.write_run(tmp_path / name, name)) for name in ('switch', 'st_moe')]

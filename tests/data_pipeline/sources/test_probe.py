@@ -104,6 +104,7 @@ def config(folder, steps, push='push', **changed):
   return cfg.lock()
 
 
+@pytest.mark.slow
 def test_it_is_trained_on_and_goes_on_where_it_stopped(tmp_path):
   run, each = tmp_path / 'run', iter(batches.train_iterator(config(tmp_path, 4)))
   for steps in (2, 4):

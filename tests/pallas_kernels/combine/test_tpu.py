@@ -67,6 +67,7 @@ def test_buffers_fit(shape):
   assert 2 * k * chunk * columns * 4 + 2 * block * columns * 2 <= vmem.DEFAULT - 2**21
 
 
+@pytest.mark.slow
 def test_processes_with_64_bits_compute_the_same():
   with jax.enable_x64(True):
     check(41, 20, 3, 200, jnp.bfloat16)

@@ -66,6 +66,7 @@ def test_default_tiles_compute_the_same():
   check([7, 0, 20, 13], 50, 300, 150, jnp.bfloat16, False, None)
 
 
+@pytest.mark.slow
 def test_processes_with_64_bits_compute_the_same():
   with jax.enable_x64(True):
     check([7, 0, 20, 13], 50, 200, 150, jnp.float32, True, TILES)

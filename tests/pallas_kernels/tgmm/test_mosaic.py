@@ -22,7 +22,8 @@ def check(sizes, m, k, n, interpret):
 
 
 @pytest.mark.parametrize('sizes, m, k, n', [
-    ((100, 0, 77, 150), 336, 128, 256),                              # steps that begin early and end late
+    # Steps that begin early and end late.
+    pytest.param((100, 0, 77, 150), 336, 128, 256, marks=pytest.mark.slow),
     # Sides that fill no tile, a full ring.
     pytest.param((3, 8, 128, 400, 5), 552, 256, 384, marks=pytest.mark.slow),
     pytest.param((1,) * 9 + (55,), 64, 128, 128, marks=pytest.mark.slow),
@@ -41,6 +42,7 @@ def test_equals_the_reference_at_any_shape(sizes, k, n, ready):  # noqa: F811
   check(sizes, sum(sizes) // 8 * 8 + 8, 128 * k, 128 * n, ready)
 
 
+@pytest.mark.slow
 def test_rows_of_other_experts_may_be_nan(ready):  # noqa: F811
   sizes, k, n = (20, 30, 30), 128, 128
   x, dy = agree.normal(0, (80, k), 'bfloat16'), agree.normal(1, (80, n), 'bfloat16')

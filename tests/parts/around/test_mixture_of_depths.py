@@ -51,6 +51,7 @@ def test_half_of_the_tokens_pass_in_training_and_report():
   assert aux['decoder_01.depth'].metrics['passed_share'] == 0.5
 
 
+@pytest.mark.slow
 def test_the_router_learns_from_the_outputs_and_the_predictor_from_its_loss_alone():
   batch = tiny.batch('lm', 2, LENGTH)
 
@@ -92,6 +93,7 @@ def whole():
   return batch, tiny.run('depth', tiny.build('depth'), batch)
 
 
+@pytest.mark.slow
 def test_microbatches():
   batch, want = whole()
   tiny.assert_equal(tiny.run('depth', tiny.build('depth'), batch, parts=2), want)
