@@ -19,17 +19,20 @@ from stmoe.train import state
 NAMES = list(experiment.available())
 PAPERS = [name for name in NAMES if not name.startswith(('lm/', 'finetune/'))]
 
-# The first configuration of each paper; in the slow suite also all others, every smoke, and one of each kind
-# of model that no default is: dense, other backbone, other order of layers.
+# The first configuration of each paper that lm/zoo does not compare (test_methods.py traces those). In the
+# slow suite also all others, every smoke, and one of each kind of model that no default is: dense, other
+# backbone, other order of layers.
 FIRST = {name.partition('/')[0]: name for name in reversed(NAMES)}.values()
+APART = [name for name in FIRST
+         if not (experiment.folder() / name.partition('/')[0] / 'compared.py').exists()]
 SMOKES = [(name, 'smoke') for name in NAMES]
 KINDS = [('lm/stdlib', 'method=expert_choice'), ('lm/quickstart', 'method=gshard'),
          ('switch/sizes', 'size=c'), ('switch/capacity', 'model=moe,cf=2.0'), ('gshard/sizes', 'size=dense'),
          ('st_moe/extra_ffn', 'extra=before'), ('st_moe/algorithms', 'top=1,priority'),
          ('expert_choice/sizes', 'method=dense')]
-FITTED = [(name, '') for name in FIRST]
+FITTED = [(name, '') for name in APART]
 FITTED += [pytest.param(*one, marks=pytest.mark.slow)
-           for one in [(name, '') for name in NAMES if name not in FIRST] + SMOKES + KINDS]
+           for one in [(name, '') for name in NAMES if name not in APART] + SMOKES + KINDS]
 
 
 @functools.cache

@@ -67,20 +67,27 @@ for path in sorted(experiment.folder().glob('*/paper.py')):
                for name, printed, ours, off in getattr(found, 'COMPUTED', ())]
 
 
-@pytest.mark.parametrize('name,printed,unit', PRINTED, ids=[row[0] for row in PRINTED])
+def once(rows):
+  """`rows` as parameters; all but the first of a paper are slow tests."""
+  papers = [row[0].partition('/')[0] for row in rows]
+  return [pytest.param(*row, marks=[pytest.mark.slow] * (paper in papers[:i]), id=row[0])
+          for i, (row, paper) in enumerate(zip(rows, papers))]
+
+
+@pytest.mark.parametrize('name,printed,unit', once(PRINTED))
 def test_count_rounds_to_the_published_one(name, printed, unit, record_property):
   count = total(name)
   record_property('parameters', (name, printed, count))
   assert rounds_to(count, printed, unit), f'{count:,}'
 
 
-@pytest.mark.parametrize('name,printed,unit', ACTIVE, ids=[row[0] for row in ACTIVE])
+@pytest.mark.parametrize('name,printed,unit', once(ACTIVE))
 def test_active_count_rounds_to_the_published_one(name, printed, unit):
   count = flops.parameters(experiment.load(name)[0])['active']
   assert rounds_to(count, printed, unit), f'{count:,}'
 
 
-@pytest.mark.parametrize('name,row,off', COMPUTED, ids=[row[0] for row in COMPUTED])
+@pytest.mark.parametrize('name,row,off', once(COMPUTED))
 def test_count_is_the_one_noted_beside_the_published_one(name, row, off, record_property):
   count = total(name)
   record_property('parameters', (name, row['params'], count))

@@ -48,8 +48,8 @@ CASES = (1, 5, 'padding'), (2, 9, 'empty'), (4, 16, 'random')
 
 
 @pytest.mark.parametrize('bank, k, capacity, case', [
-    (bank, *case) for bank in conformance.BANKS
-    for case in (CASES if bank == 'mlp' else CASES[1:2])])
+    pytest.param(bank, *case, marks=[pytest.mark.slow] * (bank not in ('mlp', 'lora')))
+    for bank in conformance.BANKS for case in (CASES if bank == 'mlp' else CASES[1:2])])
 def test_kernels_equal_einsum(by_kernels, bank, k, capacity, case):
   x, a, bank = conformance.activations(), made(case, k, capacity), bank_of(bank)
   nan = jnp.where(assignment.live(a), a.weight, jnp.nan)             # dead edges may hold anything

@@ -50,7 +50,7 @@ def test_greedy_is_recomputation_with_argmax(name):
   np.testing.assert_array_equal(run(name, name='greedy'), recomputed(name))
 
 
-@pytest.mark.parametrize('name', ['lm', 't5'])
+@pytest.mark.parametrize('name', ['lm', pytest.param('t5', marks=pytest.mark.slow)])
 def test_one_beam_is_greedy(name):
   np.testing.assert_array_equal(run(name, name='beam', beams=1, length_penalty=0.0), recomputed(name))
 

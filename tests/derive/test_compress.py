@@ -77,7 +77,9 @@ def opened(start):
   return drawn.Opened(start, ONE)
 
 
-@pytest.mark.parametrize('name', lookup.available('surgery'))
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in ('merge', 'prune', 'slim_moe')))
+    for name in lookup.available('surgery')])
 def test_what_keeps_all_leaves_the_logits(opened, name):
   made, changes = opened.made('surgery', f'{name}:keep=1.0')
   same = jax.tree.structure(made) == jax.tree.structure(opened.params) and all(

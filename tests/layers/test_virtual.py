@@ -86,7 +86,8 @@ def test_every_executor(executor):
   assert_same(on(executor), reference())
 
 
-@pytest.mark.parametrize('router', ROUTERS)
+@pytest.mark.parametrize('router', [
+    pytest.param(name, marks=[pytest.mark.slow] * (i > 1)) for i, name in enumerate(ROUTERS)])
 def test_every_router_that_knows_them(router):
   y, aux, grads = got = on('gather', router, train=True, key=jax.random.key(0))
   assert_same(got, on('einsum', router, train=True, key=jax.random.key(0)))

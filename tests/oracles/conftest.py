@@ -22,13 +22,13 @@ def folder(config):
 
 
 def marked(headers, place):
-  """Returns the headers as parameters: of our own copies, all but the first of a kind are slow tests."""
+  """Returns the headers as parameters: of our own copies, all but the first of a method are slow tests."""
   seen, slow = set(), place == str(cases.DEFAULT)
   params = []
   for header in headers:
-    again = slow and (header.method, header.kind) in seen
+    again = slow and header.method in seen
     params.append(pytest.param(header, marks=[pytest.mark.slow] * again))
-    seen.add((header.method, header.kind))
+    seen.add(header.method)
   return params
 
 

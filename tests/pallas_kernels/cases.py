@@ -16,8 +16,9 @@ SIZES = {
     'one group': ([33], 40),
     'last rows of nobody': ([3, 5, 2], 70),
 }
-# (case, dtype): in bfloat16 the default suite has the ragged rows, which have all kinds of tiles.
-TYPED = [pytest.param(case, dtype, marks=[pytest.mark.slow] * (dtype != 'float32' and case != 'ragged'))
+# (case, dtype): the default suite has the ragged rows, which have all kinds of tiles, and rows of nobody.
+USUAL = ('ragged', 'float32'), ('ragged', 'bfloat16'), ('last rows of nobody', 'float32')
+TYPED = [pytest.param(case, dtype, marks=[pytest.mark.slow] * ((case, dtype) not in USUAL))
          for case in SIZES for dtype in ('float32', 'bfloat16')]
 
 

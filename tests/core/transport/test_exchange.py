@@ -163,7 +163,7 @@ def moved(executor, shape, rules='', gradients=True):
   return {kind: found.count(kind) for kind in sorted({*found})}
 
 
-@pytest.mark.parametrize('shape', [(1, 8, 1), (2, 4, 1)])
+@pytest.mark.parametrize('shape', [pytest.param((1, 8, 1), marks=pytest.mark.slow), (2, 4, 1)])
 @pytest.mark.parametrize('executor', EXECUTORS[:3:2])
 def test_two_all_to_alls_there_and_two_back_and_nothing_else(executor, shape):
   assert moved(executor, shape, gradients=False) == {'all-to-all': 2}
@@ -176,8 +176,9 @@ NODES = 'expert=data+expert'           # the first axis counts the nodes, the se
 
 @pytest.mark.parametrize('executor', ['hops', pytest.param('hops:chunks=2', marks=pytest.mark.slow),
                                       'hops_dropless'])
-@pytest.mark.parametrize('shape, kind', [((2, 4, 1), 'experts'), ((4, 2, 1), 'top_1'), ((2, 2, 2), 'top_2'),
-                                         pytest.param((2, 4, 1), 'one_device', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('shape, kind', [((2, 4, 1), 'experts'), ((2, 2, 2), 'top_2'), *(
+    pytest.param(*case, marks=pytest.mark.slow)
+    for case in (((4, 2, 1), 'top_1'), ((2, 4, 1), 'one_device')))])
 def test_hops_over_nodes(executor, shape, kind):
   assert_same(*run(executor, kind, 'mlp', shape, NODES))
 
