@@ -17,9 +17,13 @@ ATTENTION = [
 REST = [
     ('embed/table', 'model.embed_tokens.weight'),
     ('head/w', 'lm_head.weight', rules.LINEAR),
-    ('decoder/norm/scale', 'model.norm.weight'),
-    ('decoder/layers/{i}/attention_norm/scale', LAYER + 'input_layernorm.weight'),
-    ('decoder/layers/{i}/layer_norm/scale', LAYER + 'post_attention_layernorm.weight'),
+    ('head/b', 'lm_head.bias'),
+    ('head_bias', 'lm_head.bias'),                                   # of a tied head
+    *((f'{ours}/{here}', f'{theirs}.{there}')
+      for ours, theirs in (('decoder/norm', 'model.norm'),
+                           ('decoder/layers/{i}/attention_norm', LAYER + 'input_layernorm'),
+                           ('decoder/layers/{i}/layer_norm', LAYER + 'post_attention_layernorm'))
+      for here, there in (('scale', 'weight'), ('bias', 'bias'))),
 ]
 COPIES = {'lm_head.weight': 'model.embed_tokens.weight'}             # where the head is tied
 IGNORED = (r'.*\.rotary_emb\.inv_freq',)
@@ -40,10 +44,11 @@ def copied(c):
 
 
 def glu(ours, theirs, names=('gate_proj', 'up_proj', 'down_proj')):
-  """Returns the rules of a gated feed-forward layer whose three tensors are called `names`."""
-  bank = '[{e}]' if '{e}' in theirs else ''
-  return [(f'decoder/layers/{{i}}/layer/{ours}{w}{bank}', f'{LAYER}{theirs}{name}.weight', rules.LINEAR)
-          for w, name in zip(('wi', 'wg', 'wo'), names)]
+  """Returns the rules of a gated feed-forward layer whose three matrices are called `names`; biases too."""
+  bank, layer = '[{e}]' if '{e}' in theirs else '', f'decoder/layers/{{i}}/layer/{ours}'
+  named = list(zip('igo', names))
+  return [*((f'{layer}w{w}{bank}', f'{LAYER}{theirs}{name}.weight', rules.LINEAR) for w, name in named),
+          *((f'{layer}b{w}{bank}', f'{LAYER}{theirs}{name}.bias') for w, name in named)]
 
 
 def model(hf, layers, tied, theta=10000.0, **more):

@@ -15,6 +15,7 @@ from stmoe import errors
 
 KEEP = 'keep'                          # the same shape
 LINEAR = 'linear'                      # [out, in] there, [in, out] here
+ROW = 'row'                            # [1, n] there, [n] here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Place:
   leaf:   path of the array in the training state, a tuple of keys.
   index:  numbers of the slice along the leading axes: repeat, expert; () for a whole array.
   name:   as in a rule, for people; tensor: the tensor's name in the checkpoint, or None.
-  op:     KEEP or LINEAR.
+  op:     KEEP, LINEAR or ROW.
   shape:  of the slice; `there` is the tensor's.
   """
   leaf: tuple
@@ -36,7 +37,7 @@ class Place:
 
   @property
   def there(self):
-    return self.shape[::-1] if self.op == LINEAR else self.shape
+    return self.shape[::-1] if self.op == LINEAR else (1, *self.shape) if self.op == ROW else self.shape
 
 
 def places(shapes, table):

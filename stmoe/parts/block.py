@@ -35,11 +35,12 @@ class Block(nnx.Module):
     layer_norm: whether `layer` gets a normalised input. It does not where it acts on the residual
       stream itself (BASE layers, arXiv:2103.16716). Pre-norm only. Nor has a sub-layer that `normalizes`.
     post_norm: norm(x + f(x)) instead of x + f(norm(x)).
+    residual_factor: r of x + r f(norm(x)), for every sub-layer f.
     dropout_rate: after each sub-layer, one mask per sequence (T5).
   """
 
   def __init__(self, d_model: int, *, layer, attention=None, cross=None, norm=norms.RMSNorm, layer_norm=True,
-               post_norm=False, dropout_rate=0.0, rngs):
+               post_norm=False, residual_factor=1.0, dropout_rate=0.0, rngs):
     own = lambda layer: contract.offered(layer, 'normalizes') and not post_norm
     before = lambda layer: None if own(layer) else norm(d_model, rngs=rngs)
     self.attention = attention and attention(d_model, rngs=rngs)
@@ -49,6 +50,7 @@ class Block(nnx.Module):
     self.layer = layer(d_model, rngs=rngs)
     self.layer_norm = before(self.layer) if layer_norm or post_norm else None
     self.post_norm = post_norm
+    self.residual_factor = residual_factor
     self.dropout_rate = dropout_rate
 
   def sub_layers(self) -> dict[str, contract.SubLayer]:
@@ -104,8 +106,9 @@ class Block(nnx.Module):
     return {} if self.cross is None else dict(cross=self.cross.remember(memory))
 
   def added(self, name: str, x: jax.Array, y: jax.Array, ctx: contract.Context) -> jax.Array:
-    """Returns x + y [B,T,D], in training after dropout of y, the output of the sub-layer `name`."""
+    """Returns x + r y [B,T,D], in training after dropout of y, the output of the sub-layer `name`."""
     key = ctx.fold(f'{name}_out').key if ctx.train else None
+    y = y if self.residual_factor == 1 else y * self.residual_factor
     return x + noise.dropout(y, self.dropout_rate, key, broadcast_dims=(-2,))
 
   def _before(self, name, x):

@@ -64,6 +64,6 @@ def rotate_neighbours(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax
   """Returns x [B,T,H,P] with the pairs (2i, 2i + 1) of each head turned; all first numbers then come first.
 
   The order of the result is `rotate`'s. The order does not matter to a product of two vectors so ordered.
-  Checkpoints of DeepSeek have their pairs as neighbours (arXiv:2104.09864 as written).
+  Checkpoints of DeepSeek and ERNIE have their pairs as neighbours (arXiv:2104.09864 as written).
   """
   return rotate(jnp.concatenate([x[..., ::2], x[..., 1::2]], axis=-1), cos_sin)

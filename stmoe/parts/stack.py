@@ -50,12 +50,14 @@ class Stack(nnx.Module):
     attention, cross: recipes of the attention layers; None where there is none.
     norm:    recipe of the norms.
     post_norm: norms after the sub-layers instead of before them, and no final norm.
+    residual_factor: of what a sub-layer adds, see `block.Block`.
     dropout_rate: at both ends and after every sub-layer.
     remat:   a key of REMAT, applied to each unit.
   """
 
   def __init__(self, d_model: int, *, name, pattern, blocks, attention=None, cross=None, norm=norms.RMSNorm,
-               post_norm=False, dropout_rate=0.0, scan_layers=True, remat='none', rngs):
+               post_norm=False, residual_factor=1.0, dropout_rate=0.0, scan_layers=True, remat='none',
+               rngs):
     if remat not in REMAT:
       raise errors.UserError(f'no remat policy is called {remat!r}{errors.nearest(remat, REMAT)}'
                              f' (there are: {", ".join(REMAT)})')
@@ -67,7 +69,7 @@ class Stack(nnx.Module):
     self.dropout_rate = dropout_rate
     self.shown: tuple[int, ...] = ()     # blocks whose states are reported, see `modules.showing`
     make = functools.partial(_block, attention=attention, cross=cross, norm=norm, post_norm=post_norm,
-                             dropout_rate=dropout_rate)
+                             residual_factor=residual_factor, dropout_rate=dropout_rate)
     tie_all = lambda letters: scan_layers and all(blocks[letter].get('tied') for letter in letters)
     drawn = lambda letters, repeats: 1 if tie_all(letters) else repeats
     self.segments = nnx.List([
