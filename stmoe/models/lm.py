@@ -31,7 +31,7 @@ class LM(nnx.Module):
     num_kv_heads: heads of keys and values; None = as many as num_heads.
     attention:    recipe of the attention layers; None = `attention.Attention`.
     window:       see `visible.causal`.
-    rotary_base:  base of the rotary angles; rotary_scaling: fields of `rotary.yarn`, or None.
+    rotary_base:  base of the rotary angles; rotary_scaling: recipe of `parts/rotary_scaling`, or None.
     tie_embeddings: the head is the embedding transposed, over sqrt(D) if scale_head.
     norm_epsilon: of the norms.
     dropout_rate: after embedding, sub-layers and final norm, and on attention.
@@ -45,7 +45,8 @@ class LM(nnx.Module):
                num_heads: ranges.Count, head_dim: ranges.Count, num_kv_heads: ranges.Count | None = None,
                attention: ranges.Named('attention', 'attention') | None = None,
                window: ranges.Count | None = None,
-               rotary_base: ranges.Above1 = 10000.0, rotary_scaling: ranges.Yarn | None = None,
+               rotary_base: ranges.Above1 = 10000.0,
+               rotary_scaling: ranges.Named('rotary_scaling') | None = None,
                tie_embeddings: ranges.Flag = True, scale_head: ranges.Flag = True,
                norm_epsilon: ranges.PartOf1 = 1e-6, dropout_rate: ranges.Below1 = 0.0,
                init_scale: ranges.Positive = 1.0, dtype: ranges.Dtype = 'float32',
@@ -70,7 +71,8 @@ class LM(nnx.Module):
     self.head = None if tie_embeddings else embed.Head(d_model, vocab_size, init_scale=init_scale, rngs=rngs)
     self.vocab_size = vocab_size
     self.head_dim = head_dim
-    self.rotary = functools.partial(rotary.table, head_dim=head_dim, base=rotary_base, scaling=rotary_scaling)
+    self.rotary = functools.partial(rotary.table, head_dim=head_dim, base=rotary_base,
+                                    scaling=rotary_scaling and rotary_scaling())
     self.window = window
     self.scale_head = scale_head
     self.start_id = start_id
