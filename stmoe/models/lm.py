@@ -12,6 +12,7 @@ from stmoe import ranges
 from stmoe.attention import attention as attention_lib
 from stmoe.core import contract
 from stmoe.errors import UserError
+from stmoe.parts import block
 from stmoe.parts import cache as caches
 from stmoe.parts import embed
 from stmoe.parts import norm
@@ -33,7 +34,7 @@ class LM(nnx.Module):
     window:       see `visible.causal`.
     rotary_base:  base of the rotary angles; rotary_scaling: recipe of `parts/rotary_scaling`, or None.
     tie_embeddings: the head is the embedding transposed, over sqrt(D) if scale_head.
-    norm_epsilon: of the norms.
+    norm_epsilon: of the norms; norm_place: see `block.NORM_PLACES`.
     dropout_rate: after embedding, sub-layers and final norm, and on attention.
     init_scale:   variance scale of attention and untied head; layers have their own.
     dtype:        of activations; parameters, norms, routers and logits are float32.
@@ -48,7 +49,8 @@ class LM(nnx.Module):
                rotary_base: ranges.Above1 = 10000.0,
                rotary_scaling: ranges.Named('rotary_scaling') | None = None,
                tie_embeddings: ranges.Flag = True, scale_head: ranges.Flag = True,
-               norm_epsilon: ranges.PartOf1 = 1e-6, dropout_rate: ranges.Below1 = 0.0,
+               norm_epsilon: ranges.PartOf1 = 1e-6,
+               norm_place: ranges.Choice(*block.NORM_PLACES) = 'input', dropout_rate: ranges.Below1 = 0.0,
                init_scale: ranges.Positive = 1.0, dtype: ranges.Dtype = 'float32',
                scan_layers: ranges.Flag = True, remat: ranges.Choice(*stack.REMAT) = 'none',
                start_id: ranges.Natural = 0, end_ids: ranges.Ids | None = None, rngs):
@@ -67,6 +69,7 @@ class LM(nnx.Module):
     attend = functools.partial(attention, **shared)
     self.decoder = stack.Stack(d_model, name='decoder', pattern=layers, blocks=blocks, attention=attend,
                                norm=functools.partial(norm.RMSNorm, epsilon=norm_epsilon),
+                               norm_place=norm_place,
                                dropout_rate=dropout_rate, scan_layers=scan_layers, remat=remat, rngs=rngs)
     self.head = None if tie_embeddings else embed.Head(d_model, vocab_size, init_scale=init_scale, rngs=rngs)
     self.vocab_size = vocab_size
