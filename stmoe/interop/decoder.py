@@ -36,10 +36,11 @@ def copied(c):
 
 
 def glu(ours, theirs, names=('gate_proj', 'up_proj', 'down_proj')):
-  """Returns the rules of a gated feed-forward layer whose three tensors are called `names`."""
-  bank = '[{e}]' if '{e}' in theirs else ''
-  return [(f'decoder/layers/{{i}}/layer/{ours}{w}{bank}', f'{LAYER}{theirs}{name}.weight', rules.LINEAR)
-          for w, name in zip(('wi', 'wg', 'wo'), names)]
+  """Returns the rules of a gated feed-forward layer whose three matrices are called `names`; biases too."""
+  bank, layer = '[{e}]' if '{e}' in theirs else '', f'decoder/layers/{{i}}/layer/{ours}'
+  named = list(zip('igo', names))
+  return [*((f'{layer}w{w}{bank}', f'{LAYER}{theirs}{name}.weight', rules.LINEAR) for w, name in named),
+          *((f'{layer}b{w}{bank}', f'{LAYER}{theirs}{name}.bias') for w, name in named)]
 
 
 def model(hf, layers, tied, theta=10000.0, **more):
