@@ -104,7 +104,7 @@ def test_logits(name, tmp_path):
 
 
 def test_a_dense_checkpoint_goes_in_and_out(tmp_path):
-  """Logits, decoding with caches, bytes; and what is exported without the import's memory is the same model."""
+  """Logits, decoding with caches, bytes; and an export without the import's memory is the same model."""
   hf, rates, _ = CASES['biases, wide heads, tied']
   made = save(tmp_path / 'in', hf)
   convert.read(tmp_path / 'in', tmp_path / 'run')

@@ -1,4 +1,4 @@
-"""Llama (arXiv:2302.13971, arXiv:2407.21783), a dense model: what sparse ones are compared with or made of."""
+"""Llama (arXiv:2302.13971, arXiv:2407.21783), a dense model that sparse ones are made of."""
 
 from stmoe import errors
 from stmoe import ranges
