@@ -13,6 +13,7 @@ from stmoe import ranges
 from stmoe.attention import attention as attention_lib
 from stmoe.core import contract
 from stmoe.errors import UserError
+from stmoe.parts import block
 from stmoe.parts import cache as caches
 from stmoe.parts import embed
 from stmoe.parts import norm as norms
@@ -32,10 +33,11 @@ class LM(nnx.Module):
     num_kv_heads: heads of keys and values; None = as many as num_heads.
     attention:    recipe of the attention layers; None = `attention.Attention`.
     window:       see `visible.causal`.
-    rotary_base:  base of the rotary angles; rotary_scaling: fields of `rotary.yarn`, or None.
+    rotary_base:  base of the rotary angles; rotary_scaling: recipe of `parts/rotary_scaling`, or None.
     tie_embeddings: the head is the embedding transposed, over sqrt(D) if scale_head.
     head_bias:    the head adds a vector [V], initially 0, tied or not.
     norm, norm_epsilon: 'rms' or 'layer', with mean and bias (see `norm.KINDS`); epsilon of the norms.
+    norm_place:   see `block.NORM_PLACES`.
     embed_factor: of the embedded tokens; residual_factor: of what every sub-layer adds to the stream;
       logits_divisor: of the logits. In Granite's releases they are `embedding_multiplier`,
       `residual_multiplier` and `logits_scaling`; `attention.Attention.scale` is their
@@ -51,12 +53,13 @@ class LM(nnx.Module):
                num_heads: ranges.Count, head_dim: ranges.Count, num_kv_heads: ranges.Count | None = None,
                attention: ranges.Named('attention', 'attention') | None = None,
                window: ranges.Count | None = None,
-               rotary_base: ranges.Above1 = 10000.0, rotary_scaling: ranges.Yarn | None = None,
+               rotary_base: ranges.Above1 = 10000.0,
+               rotary_scaling: ranges.Named('rotary_scaling') | None = None,
                tie_embeddings: ranges.Flag = True, scale_head: ranges.Flag = True,
                head_bias: ranges.Flag = False, norm: ranges.Choice(*norms.KINDS) = 'rms',
-               norm_epsilon: ranges.PartOf1 = 1e-6, embed_factor: ranges.Positive = 1.0,
-               residual_factor: ranges.Positive = 1.0, logits_divisor: ranges.Positive = 1.0,
-               dropout_rate: ranges.Below1 = 0.0,
+               norm_epsilon: ranges.PartOf1 = 1e-6, norm_place: ranges.Choice(*block.NORM_PLACES) = 'input',
+               embed_factor: ranges.Positive = 1.0, residual_factor: ranges.Positive = 1.0,
+               logits_divisor: ranges.Positive = 1.0, dropout_rate: ranges.Below1 = 0.0,
                init_scale: ranges.Positive = 1.0, dtype: ranges.Dtype = 'float32',
                scan_layers: ranges.Flag = True, remat: ranges.Choice(*stack.REMAT) = 'none',
                start_id: ranges.Natural = 0, end_ids: ranges.Ids | None = None, rngs):
@@ -75,15 +78,16 @@ class LM(nnx.Module):
     attend = functools.partial(attention, **shared)
     self.decoder = stack.Stack(d_model, name='decoder', pattern=layers, blocks=blocks, attention=attend,
                                norm=functools.partial(norms.KINDS[norm], epsilon=norm_epsilon),
-                               residual_factor=residual_factor, dropout_rate=dropout_rate,
-                               scan_layers=scan_layers, remat=remat, rngs=rngs)
+                               norm_place=norm_place, residual_factor=residual_factor,
+                               dropout_rate=dropout_rate, scan_layers=scan_layers, remat=remat, rngs=rngs)
     self.head = None if tie_embeddings else embed.Head(d_model, vocab_size, init_scale=init_scale,
                                                        use_bias=head_bias, rngs=rngs)
     self.head_bias = axes.param(nnx.initializers.zeros, (vocab_size,), 'vocab',
                                 rngs=rngs) if tie_embeddings and head_bias else None
     self.vocab_size = vocab_size
     self.head_dim = head_dim
-    self.rotary = functools.partial(rotary.table, head_dim=head_dim, base=rotary_base, scaling=rotary_scaling)
+    self.rotary = functools.partial(rotary.table, head_dim=head_dim, base=rotary_base,
+                                    scaling=rotary_scaling and rotary_scaling())
     self.window = window
     self.scale_head = scale_head
     self.logits_divisor = logits_divisor
