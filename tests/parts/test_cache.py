@@ -217,3 +217,15 @@ def test_an_encoder_may_need_neighbours():
       blocks=dict(d=DENSE, b=sparse('expert_choice')), rngs=nnx.Rngs(0))
   assert model.decoder.undecodable() is None and 'expert_choice' in model.encoder.undecodable()
   assert_cached_equals_whole('t5', model)
+
+
+def test_sinusoidal_positions_and_layer_norms_with_biases():
+  """An encoder-decoder of NLLB's form: positions go on where the cached ones end."""
+  router = dict(name='gshard', num_experts=3, second_policy='all', token_share=(None, 0.4))
+  moe = dict(layer='moe', router=router, whole_batch=True, output_masking=0.2, executor='blocks',
+             experts=EXPERTS | dict(use_bias=True))
+  model = build('t5', moe, first_position=2, embed_factor=8 ** 0.5, use_bias=True, scaled=True, norm='layer')
+  assert model.encoder_bias is None and model.decoder_bias is None
+  seen = assert_cached_equals_whole('t5', model)
+  late = {key: a + 3 * key.endswith('positions') for key, a in batch('t5').items()}
+  assert np.abs(whole(model, late) - seen).max() > 1e-2
