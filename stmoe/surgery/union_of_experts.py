@@ -110,10 +110,11 @@ def _in_heads(where, attention, arrays, share, rng):
 
 def _heads(where, attention):
   """H of a plain attention; raises UserError for another one."""
-  plain = type(attention).__name__ == 'Attention' and attention.q_norm is None and attention.clip is None
+  plain = (type(attention).__name__ == 'Attention' and attention.q_norm is None and attention.clip is None
+           and attention.width == attention.head_dim)
   if not plain or attention.wk.shape != attention.wq.shape or attention.scale == 1.0:
     raise errors.UserError(f'{where}: its attention is not plain (norms, clipping, fewer heads of keys, no '
-                           'scale); nearest: attention=False')
+                           'scale, parts of heads that are not turned); nearest: attention=False')
   return attention.wq.shape[-1] // attention.head_dim
 
 
