@@ -35,11 +35,12 @@ class Block(nnx.Module):
     layer_norm: whether `layer` gets a normalised input. It does not where it acts on the residual
       stream itself (BASE layers, arXiv:2103.16716). Pre-norm only. Nor has a sub-layer that `normalizes`.
     post_norm: norm(x + f(x)) instead of x + f(norm(x)).
+    window:    of the self-attention, where not that of the model; see `visible.causal`.
     dropout_rate: after each sub-layer, one mask per sequence (T5).
   """
 
   def __init__(self, d_model: int, *, layer, attention=None, cross=None, norm=norms.RMSNorm, layer_norm=True,
-               post_norm=False, dropout_rate=0.0, rngs):
+               post_norm=False, window=None, dropout_rate=0.0, rngs):
     own = lambda layer: contract.offered(layer, 'normalizes') and not post_norm
     before = lambda layer: None if own(layer) else norm(d_model, rngs=rngs)
     self.attention = attention and attention(d_model, rngs=rngs)
@@ -49,6 +50,7 @@ class Block(nnx.Module):
     self.layer = layer(d_model, rngs=rngs)
     self.layer_norm = before(self.layer) if layer_norm or post_norm else None
     self.post_norm = post_norm
+    self.window = window
     self.dropout_rate = dropout_rate
 
   def sub_layers(self) -> dict[str, contract.SubLayer]:
@@ -80,7 +82,10 @@ class Block(nnx.Module):
       ctx, carry: of the block.
     """
     layer, (carry, caches) = getattr(self, name), contract.apart(carry)
-    own_ctx = ctx.fold(name).replace(visible=_of(ctx.visible, name))
+    seen = _of(ctx.visible, name)
+    if name == 'attention' and self.window is not None:
+      seen = seen.within(self.window)
+    own_ctx = ctx.fold(name).replace(visible=seen)
     y, aux, after = layer(x, own_ctx, contract.joined(carry, _of(caches, name)))
     carry, cache = contract.apart(after)
     caches = caches if cache is None else caches | {name: cache}

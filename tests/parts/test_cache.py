@@ -182,6 +182,11 @@ def test_kinds_of_attention_loops_and_heads(name, fields):
   assert_cached_equals_whole(name, build(name, SWITCH, **fields))
 
 
+def test_windows_of_blocks():
+  blocks = dict(a=DENSE | dict(window=2), c=DENSE | dict(window=3, around=dict(name='mixture_of_depths')))
+  assert_cached_equals_whole('lm', build('lm', None, more=blocks))
+
+
 def test_prompts_whose_tokens_see_each_other():
   model, given = build('lm', SWITCH), batch('lm')
   prefix = jnp.asarray((np.arange(LENGTH) < REAL[:, None]) * 1)
