@@ -150,7 +150,8 @@ class LM(nnx.Module):
                               vocab_size=self.vocab_size, causal=True, alone=True)
     mask = visible.extended(ctx.segments, cache.write(ctx.segments), cache.slot,
                             batch.get('decoder_causal_attention'), self.window)
-    seen = visible.Visible(mask=mask, turn=self.rotary(ctx.positions), slot=cache.slot)
+    seen = visible.Visible(mask=mask, turn=self.rotary(ctx.positions, room=cache.segments.shape[1]),
+                           slot=cache.slot)
     ctx = ctx.replace(visible=dict(attention=seen))
     x, layers = self.decoder.extend(self.embed(ctx.ids, self.dtype), ctx, cache.layers)
     return x, cache.advance(layers, ctx.segments)
