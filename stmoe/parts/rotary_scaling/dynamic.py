@@ -16,8 +16,8 @@ class Dynamic:
 
   The longest text of a row decides for the row; in decoding, the room of the cache does. So all keys of a
   text have the rates of one length.
-  Differs: transformers decides by the longest row of a batch, and in decoding by the newest position, while
-    keys in the cache keep the rates that they were turned with.
+  Differs: transformers decides by the longest row of a batch, and in decoding by the newest position. Keys in
+    its cache keep the rates that they were turned with.
   """
   factor: ranges.AtLeast1
   length: ranges.Count
