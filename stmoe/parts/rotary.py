@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def table(positions: jax.Array, head_dim: int, base: float = 10000.0,
-          scaling: typing.Callable | None = None) -> tuple[jax.Array, jax.Array]:
+          scaling: typing.Callable | None = None, room: int | None = None) -> tuple[jax.Array, jax.Array]:
   """Returns (cos, sin), each f32[B,T,1,P/2], of the angles position * base^(-2i/P).
 
   The table is made once per forward and shared by all layers, because trigonometry is slow.
@@ -16,11 +16,14 @@ def table(positions: jax.Array, head_dim: int, base: float = 10000.0,
     positions: i32[B,T].
     head_dim:  P, even.
     scaling:   of `parts/rotary_scaling`, or None.
+    room:      positions that a text may reach while it is written, by which a scaling goes then; None = each
+      row's own positions.
   """
   rate = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
   size = 1.0
   if scaling is not None:
-    rate, size = scaling(rate, base, jnp.max(positions).astype(jnp.float32) + 1)
+    length = jnp.max(positions, axis=1) + 1 if room is None else jnp.array([room])
+    rate, size = scaling(rate, base, length.astype(jnp.float32)[:, None, None, None])
   angle = positions[..., None, None].astype(jnp.float32) * rate      # [B, T, 1, P/2]
   return jnp.cos(angle) * size, jnp.sin(angle) * size
 
