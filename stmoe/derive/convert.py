@@ -182,7 +182,7 @@ def _fill(path, cfg, plan, placed, found, digest):
   folder = path / 'checkpoints'
   folder.mkdir()
   writer = streamed.Writer(folder, 0, dict(params=plan.shapes['params']), start, dict(step=0, data=None))
-  total = sum(found[place.tensor].size for place in placed if place.tensor)
+  total = sum(_part(found, place).size for place in placed if place.tensor)
   with progress.task('reading tensors', total, 'bytes') as advance:
     for leaf, group in itertools.groupby(placed, lambda place: place.leaf):
       group = list(group)
@@ -197,18 +197,25 @@ def _fill_array(writer, leaf, group, found, advance):
   if 4 * math.prod(shape) <= 2 * BLOCK:
     whole = np.empty(shape, np.float32)
     for place in group:
-      whole[place.index] = _turn(found[place.tensor].read(), place)
-      advance(found[place.tensor].size)
+      tensor = _part(found, place)
+      whole[place.index] = _turn(tensor.read(), place)
+      advance(tensor.size)
     writer.write(writer.array(leaf, shape), leaf, ..., whole)
     return
   step = _rows(group[0])
   store = writer.array(leaf, (*(1,) * len(group[0].index), *_turned(step, group[0])))
   for place in group:
-    tensor = found[place.tensor]
+    tensor = _part(found, place)
     for first in range(0, tensor.shape[0], step):
       last = min(first + step, tensor.shape[0])
       writer.write(store, leaf, _where(place, first, last), _turn(tensor.read(first, last), place))
       advance(tensor.size * (last - first) // tensor.shape[0])
+
+
+def _part(named, place):
+  """The tensor, or the part of a tensor, that a Place is in a dict name -> tensor."""
+  tensor = named[place.tensor]
+  return tensor.part(place.cut) if place.cut else tensor
 
 
 def _rows(place):
@@ -264,7 +271,7 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   reader = _reader(source, step)
   placed = _placed(reader, family, cfg)
   kind = lambda tensor: dtype or record.get('dtypes', {}).get(tensor) or record.get('dtype', 'F32')
-  layout = {place.tensor: (kind(place.tensor), place.there) for place in placed if place.tensor}
+  layout = {place.tensor: (kind(place.tensor), place.whole) for place in placed if place.tensor}
   copies = _origins(source, family, record, cfg)
   with beside.new(target) as path:
     for file in (source / 'source').glob('*'):
@@ -276,7 +283,7 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
       _write_arrays(reader, placed, created, advance)
     for copy, origin in copies.items():
       for first, last in created[origin].blocks(BLOCK):
-        files.write(created[copy], first, created[origin].read(first, last))
+        created[copy].write(first, created[origin].read(first, last))
   return reader.step, name, created
 
 
@@ -357,16 +364,17 @@ def _write_array(reader, leaf, group, made, advance):
     whole = stored.read(store, ...)
     total = reader.share(whole, store.shape, ...)
     for place in group:
-      files.write(made[place.tensor], 0, _turn(whole[place.index], place))
-      advance(made[place.tensor].size)
+      tensor = _part(made, place)
+      tensor.write(0, _turn(whole[place.index], place))
+      advance(tensor.size)
   else:
     for place in group:
-      tensor, step = made[place.tensor], _rows(place)
+      tensor, step = _part(made, place), _rows(place)
       for first in range(0, tensor.shape[0], step):
         last = min(first + step, tensor.shape[0])
         block = stored.read(store, _where(place, first, last))
         total += reader.share(block, store.shape, _where(place, first, last))
-        files.write(tensor, first, _turn(block, place))
+        tensor.write(first, _turn(block, place))
         advance(tensor.size * (last - first) // tensor.shape[0])
   if total % 2**32 != reader.inventory['/'.join(map(str, leaf))][1]:
     raise errors.UserError(f'checkpoint {reader.step}: {"/".join(map(str, leaf))} is not what was saved')

@@ -113,8 +113,11 @@ def _whole(c):
   model = _bound(c['model'])
   for stack in ('encoder', 'decoder', 'layers'):
     if stack in model:
-      blocks = [c['blocks'][letter] for letter in rules.letters(model[stack])]
+      blocks = [dict(c['blocks'][letter]) for letter in rules.letters(model[stack])]
+      for block in blocks:                                           # one window of all, or a window of each
+        block['window'] = block.get('window') or model.get('window')
       model[stack] = {f'{i:02d}': _bound(block) for i, block in enumerate(blocks)}
+  model['window'] = None
   model['num_kv_heads'] = model.get('num_kv_heads') or model['num_heads']
   return model
 

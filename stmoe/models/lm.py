@@ -32,7 +32,7 @@ class LM(nnx.Module):
     num_heads, head_dim: of the attention; head_dim is the width that rotary positions turn.
     num_kv_heads: heads of keys and values; None = as many as num_heads.
     attention:    recipe of the attention layers; None = `attention.Attention`.
-    window:       see `visible.causal`.
+    window:       see `visible.causal`; of blocks without a window of their own (`blocks.LETTER.window`).
     rotary_base:  base of the rotary angles; rotary_scaling: recipe of `parts/rotary_scaling`, or None.
     tie_embeddings: the head is the embedding transposed, over sqrt(D) if scale_head.
     head_bias:    the head adds a vector [V], initially 0, tied or not.
@@ -79,7 +79,8 @@ class LM(nnx.Module):
     self.decoder = stack.Stack(d_model, name='decoder', pattern=layers, blocks=blocks, attention=attend,
                                norm=functools.partial(norms.KINDS[norm], epsilon=norm_epsilon),
                                norm_place=norm_place, residual_factor=residual_factor,
-                               dropout_rate=dropout_rate, scan_layers=scan_layers, remat=remat, rngs=rngs)
+                               dropout_rate=dropout_rate, scan_layers=scan_layers, remat=remat, windowed=True,
+                               rngs=rngs)
     self.head = None if tie_embeddings else embed.Head(d_model, vocab_size, init_scale=init_scale,
                                                        use_bias=head_bias, rngs=rngs)
     self.head_bias = axes.param(nnx.initializers.zeros, (vocab_size,), 'vocab',
@@ -90,6 +91,7 @@ class LM(nnx.Module):
                                     scaling=rotary_scaling and rotary_scaling())
     jax.eval_shape(self.rotary, jnp.zeros((1, 1), jnp.int32))        # a scaling of another width is refused
     self.window = window
+    self.windows = tuple(sorted(set(stack.windows(layers, blocks).values())))
     self.scale_head = scale_head
     self.logits_divisor = logits_divisor
     self.start_id = start_id
@@ -113,10 +115,8 @@ class LM(nnx.Module):
     tokens = self.count_tokens(batch) if tokens is None else tokens
     ctx = contract.Context.of(batch, 'decoder', key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
                               vocab_size=self.vocab_size, train=train, causal=True, alone=alone)
-    prefix = batch.get('decoder_causal_attention')
-    seen = visible.Visible(mask=visible.causal(ctx.segments, prefix, self.window),
-                           turn=self.rotary(ctx.positions))
-    ctx = ctx.replace(visible=dict(attention=seen))
+    mask = functools.partial(visible.causal, ctx.segments, batch.get('decoder_causal_attention'))
+    ctx = ctx.replace(visible=dict(attention=self._visible(mask, self.rotary(ctx.positions))))
     x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx)      # [B, T, D]
     return self.logits(x), aux                                       # [B, T, V]
 
@@ -149,13 +149,17 @@ class LM(nnx.Module):
     """Returns (x [B,T,D], cache) of the next tokens of every row, as `__call__` with alone=True has them."""
     ctx = contract.Context.of(batch, 'decoder', step=jnp.int32(0), tokens=self.count_tokens(batch)['decoder'],
                               vocab_size=self.vocab_size, causal=True, alone=True)
-    mask = visible.extended(ctx.segments, cache.write(ctx.segments), cache.slot,
-                            batch.get('decoder_causal_attention'), self.window)
-    seen = visible.Visible(mask=mask, turn=self.rotary(ctx.positions, room=cache.segments.shape[1]),
-                           slot=cache.slot)
+    mask = functools.partial(visible.extended, ctx.segments, cache.write(ctx.segments), cache.slot,
+                             batch.get('decoder_causal_attention'))
+    seen = self._visible(mask, self.rotary(ctx.positions, room=cache.segments.shape[1]), slot=cache.slot)
     ctx = ctx.replace(visible=dict(attention=seen))
     x, layers = self.decoder.extend(self.embed(ctx.ids, self.dtype), ctx, cache.layers)
     return x, cache.advance(layers, ctx.segments)
+
+  def _visible(self, mask, turn, **fields):
+    """What attention sees, where mask(window=) -> bool[B,1,T,K]."""
+    return visible.Visible(mask=mask(window=self.window), windows={w: mask(window=w) for w in self.windows},
+                           turn=turn, **fields)
 
   def count_tokens(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns the real tokens of each stack in `batch`: dict stack name -> f32[]."""

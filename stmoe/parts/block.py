@@ -40,11 +40,12 @@ class Block(nnx.Module):
       'input' only.
     norm_place: one of NORM_PLACES.
     residual_factor: r of x + r f(norm(x)), for every sub-layer f and every place of the norm.
+    window:    of the self-attention, where not that of the model; see `visible.causal`.
     dropout_rate: after each sub-layer, one mask per sequence (T5).
   """
 
   def __init__(self, d_model: int, *, layer, attention=None, cross=None, norm=norms.RMSNorm, layer_norm=True,
-               norm_place='input', residual_factor=1.0, dropout_rate=0.0, rngs):
+               norm_place='input', residual_factor=1.0, window=None, dropout_rate=0.0, rngs):
     own = lambda layer: contract.offered(layer, 'normalizes') and norm_place == 'input'
     before = lambda layer: None if own(layer) else norm(d_model, rngs=rngs)
     self.attention = attention and attention(d_model, rngs=rngs)
@@ -55,6 +56,7 @@ class Block(nnx.Module):
     self.layer_norm = before(self.layer) if layer_norm or norm_place != 'input' else None
     self.norm_place = norm_place
     self.residual_factor = residual_factor
+    self.window = window
     self.dropout_rate = dropout_rate
 
   def sub_layers(self) -> dict[str, contract.SubLayer]:
@@ -86,7 +88,10 @@ class Block(nnx.Module):
       ctx, carry: of the block.
     """
     layer, (carry, caches) = getattr(self, name), contract.apart(carry)
-    own_ctx = ctx.fold(name).replace(visible=_of(ctx.visible, name))
+    seen = _of(ctx.visible, name)
+    if name == 'attention' and self.window is not None:
+      seen = seen.within(self.window)
+    own_ctx = ctx.fold(name).replace(visible=seen)
     y, aux, after = layer(x, own_ctx, contract.joined(carry, _of(caches, name)))
     carry, cache = contract.apart(after)
     caches = caches if cache is None else caches | {name: cache}

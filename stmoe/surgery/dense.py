@@ -21,7 +21,7 @@ from stmoe.surgery import layout
 from stmoe.surgery import sparse
 
 # Fields of a block that are not its layer's.
-OF_BLOCK = ('attention', 'norm', 'around')
+OF_BLOCK = ('attention', 'norm', 'around', 'window')
 # Arrays of a dense layer -> the axis of its hidden units. The output bias has none: parts share it out.
 HIDDEN = {'wi': 1, 'wg': 1, 'wo': 0, 'bi': 0, 'bg': 0, 'bo': None}
 

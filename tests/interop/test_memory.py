@@ -53,7 +53,7 @@ def test_memory_of_both_ways(tmp_path):
   rng = np.random.default_rng(0)
   for tensor in made.values():
     for first, last in tensor.blocks(1 << 24):
-      files.write(tensor, first, rng.standard_normal((last - first, *tensor.shape[1:]), np.float32))
+      tensor.write(first, rng.standard_normal((last - first, *tensor.shape[1:]), np.float32))
   total, largest = sum(t.size for t in made.values()), max(t.size for t in made.values())
   assert total > 2e9 and len({t.file for t in made.values()}) > 1
   peaks = [peak('convert', source, run), peak('convert', run, out)]

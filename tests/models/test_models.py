@@ -52,6 +52,27 @@ def test_prefix_sees_itself_in_both_directions_and_nothing_after():
   np.testing.assert_array_equal(change(3)[0, :3], logits[0, :3])
 
 
+@pytest.mark.parametrize('scan_layers', [True, False])
+def test_windows_are_of_blocks(scan_layers):
+  """Through windows of 2, 3 and 2, the model's, a token is seen up to 1 + 2 + 1 places later."""
+  window = lambda **window: dict(layer='dense', d_ff=4) | window
+  fields = tiny.MODELS['lm'] | dict(layers=(('abc', 1),), window=2, scan_layers=scan_layers)
+  model = lookup.recipe('model', fields)(
+      blocks=dict(a=window(window=2), b=window(window=3), c=window()), rngs=nnx.Rngs(0))
+  batch = tiny.batch('lm', 1, 12)
+  batch |= dict(decoder_segment_ids=batch['decoder_segment_ids'].at[:, 10:].add(1))       # packed
+  other = batch | dict(decoder_input_tokens=batch['decoder_input_tokens'].at[0, [1, 9]].add(1) % tiny.VOCAB)
+  changed = jnp.any(forward(model, batch)[0] != forward(model, other)[0], axis=-1)[0]
+  assert jnp.flatnonzero(changed).tolist() == [1, 2, 3, 4, 5, 9]
+
+
+@pytest.mark.parametrize('name, block', [('t5', dict(window=2)), ('lm', dict(window=2, attention=False))])
+def test_windows_where_there_are_none(name, block):
+  blocks = BLOCKS | dict(d=dict(layer='dense', d_ff=4) | block)
+  with pytest.raises(UserError, match=r'blocks\.d\.window=2: .*nearest: no blocks\.d\.window'):
+    nnx.eval_shape(lambda: lookup.recipe('model', CAUSAL[name])(blocks=blocks, rngs=nnx.Rngs(0)))
+
+
 @pytest.mark.parametrize('name', ['lm', 't5'])
 def test_packed_sequences_do_not_see_each_other(name):
   model = build(name)

@@ -177,12 +177,19 @@ def test_layers_around_and_beside_routers(part):
                  marks=pytest.mark.slow),
     ('lm', dict(attention=dict(name='latent_attention', nope_dim=3, value_dim=5, kv_rank=6, q_rank=7),
                 window=2)),
+    pytest.param('lm', dict(num_kv_heads=1, attention=dict(name='attention', nope_dim=3, qk_norm=1e-5,
+                                                           qk_norm_over='head')), marks=pytest.mark.slow),
     ('lm', dict(attention=dict(name='switch_head', nope_dim=3, executor='einsum', router=dict(
         name='sigma_moe', num_experts=3, k=2)))),
     ('t5', dict(num_buckets=4, max_distance=5, scan_layers=False, tie_embeddings=True))],
-    ids=['lm', 'window', 'multipliers', 'latent', 'switch_head', 't5'])
+    ids=['lm', 'window', 'multipliers', 'latent', 'part', 'switch_head', 't5'])
 def test_kinds_of_attention_loops_and_heads(name, fields):
   assert_cached_equals_whole(name, build(name, SWITCH, **fields))
+
+
+def test_windows_of_blocks():
+  blocks = dict(a=DENSE | dict(window=2), c=DENSE | dict(window=3, around=dict(name='mixture_of_depths')))
+  assert_cached_equals_whole('lm', build('lm', None, more=blocks))
 
 
 def test_prompts_whose_tokens_see_each_other():
