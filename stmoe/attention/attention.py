@@ -23,6 +23,10 @@ class Attention(nnx.Module):
     num_kv_heads: heads of keys and values, each shared by H / num_kv_heads queries; None = H.
     scaled: divide the logits by sqrt(P). T5 does not: its query initialiser is smaller by
       that factor, so a checkpoint of one kind must never be read as the other kind.
+    scale:  factor of the logits, in place of 1 / sqrt(P) or 1 (`attention_multiplier` of Granite; 1 / P in
+      arXiv:2203.03466); None = as `scaled` says.
+    interleaved: rotary pairs are neighbours in a head (arXiv:2104.09864, section 3.2.2; ERNIE 4.5), not its
+      halves.
     dropout_rate: dropout of attention probabilities, one mask for all queries (T5).
     init_scale: s of the variance scaling.
     use_bias: with biases bq, bk, bv of the heads and bo [D], initially 0.
@@ -33,6 +37,7 @@ class Attention(nnx.Module):
   """
 
   def __init__(self, d_model: int, *, num_heads, head_dim, num_kv_heads=None, scaled: ranges.Flag = True,
+               scale: ranges.Positive | None = None, interleaved: ranges.Flag = False,
                dropout_rate=0.0, init_scale=1.0, use_bias: ranges.Flag = False, qkv_bias: ranges.Flag = False,
                qk_norm: ranges.PartOf1 | None = None, clip: ranges.Positive | None = None, rngs):
     num_kv_heads = num_kv_heads or num_heads
@@ -58,7 +63,9 @@ class Attention(nnx.Module):
     self.q_norm, self.k_norm = width_norm(self.wq), width_norm(self.wk)
     self.clip = clip
     self.head_dim = head_dim
-    self.scale = head_dim ** -0.5 if scaled else 1.0
+    self.scale = scale or (head_dim ** -0.5 if scaled else 1.0)
+    self.interleaved = interleaved
+    self.turn = rotary.rotate_neighbours if interleaved else rotary.rotate
     self.dropout_rate = dropout_rate
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
@@ -91,11 +98,11 @@ class Attention(nnx.Module):
 
   def _keys(self, source, turn):
     k, v = self._heads(source, self.wk, self.bk, self.k_norm), self._heads(source, self.wv, self.bv)
-    return (k if turn is None else rotary.rotate(k, turn)), v
+    return (k if turn is None else self.turn(k, turn)), v
 
   def _attend(self, x, visible, k, v):
     q = self._heads(x, self.wq, self.bq, self.q_norm)                # [B, T, H, P]
-    q = q if visible.turn is None else rotary.rotate(q, visible.turn)
+    q = q if visible.turn is None else self.turn(q, visible.turn)
     y = jax.nn.dot_product_attention(q, k, v, bias=visible.bias, mask=visible.mask, scale=self.scale)
     return linear.apply(y.reshape(*x.shape[:2], -1), self.wo, self.bo)  # [B, T, D]
 

@@ -1,7 +1,5 @@
 """What families of decoder-only models have in common: names, sizes, rotary positions."""
 
-import math
-
 from stmoe import errors
 from stmoe import lookup
 from stmoe import ranges
@@ -17,16 +15,18 @@ ATTENTION = [
 REST = [
     ('embed/table', 'model.embed_tokens.weight'),
     ('head/w', 'lm_head.weight', rules.LINEAR),
-    ('decoder/norm/scale', 'model.norm.weight'),
-    ('decoder/layers/{i}/attention_norm/scale', LAYER + 'input_layernorm.weight'),
-    ('decoder/layers/{i}/layer_norm/scale', LAYER + 'post_attention_layernorm.weight'),
+    ('head/b', 'lm_head.bias'),
+    ('head_bias', 'lm_head.bias'),                                   # of a tied head
+    *((f'{ours}/{here}', f'{theirs}.{there}')
+      for ours, theirs in (('decoder/norm', 'model.norm'),
+                           ('decoder/layers/{i}/attention_norm', LAYER + 'input_layernorm'),
+                           ('decoder/layers/{i}/layer_norm', LAYER + 'post_attention_layernorm'))
+      for here, there in (('scale', 'weight'), ('bias', 'bias'))),
 ]
 COPIES = {'lm_head.weight': 'model.embed_tokens.weight'}             # where the head is tied
 IGNORED = (r'.*\.rotary_emb\.inv_freq',)
-# Fields of rotary positions: of all types, and of each.
+# Fields of rotary positions of all types; those of each are in `interop/positions`.
 COMMON = ('rope_theta', 'rope_type', 'partial_rotary_factor')
-ROPE = dict(default=(), yarn=('factor', 'original_max_position_embeddings', 'attention_factor', 'beta_fast',
-                              'beta_slow', 'mscale', 'mscale_all_dim', 'truncate'))
 
 
 def ignored(c):
@@ -40,10 +40,11 @@ def copied(c):
 
 
 def glu(ours, theirs, names=('gate_proj', 'up_proj', 'down_proj')):
-  """Returns the rules of a gated feed-forward layer whose three tensors are called `names`."""
-  bank = '[{e}]' if '{e}' in theirs else ''
-  return [(f'decoder/layers/{{i}}/layer/{ours}{w}{bank}', f'{LAYER}{theirs}{name}.weight', rules.LINEAR)
-          for w, name in zip(('wi', 'wg', 'wo'), names)]
+  """Returns the rules of a gated feed-forward layer whose three matrices are called `names`; biases too."""
+  bank, layer = '[{e}]' if '{e}' in theirs else '', f'decoder/layers/{{i}}/layer/{ours}'
+  named = list(zip('igo', names))
+  return [*((f'{layer}w{w}{bank}', f'{LAYER}{theirs}{name}.weight', rules.LINEAR) for w, name in named),
+          *((f'{layer}b{w}{bank}', f'{LAYER}{theirs}{name}.bias') for w, name in named)]
 
 
 def model(hf, layers, tied, theta=10000.0, **more):
@@ -78,7 +79,7 @@ def losses(hf):
 
 
 def rope(hf, theta=10000.0):
-  """Returns (base, fields of `rotary.yarn` or None, factor of the attention's logits).
+  """Returns (base, section `model.rotary_scaling` or None, factor of the attention's logits).
 
   Fields of both spellings count: rope_parameters of transformers 5, rope_theta and rope_scaling before. A
   field that the type does not have is refused. So are two fields that disagree: versions take one or the
@@ -90,15 +91,17 @@ def rope(hf, theta=10000.0):
   given_fields = _rope_fields(hf)
   base = float(fields.given(given_fields, 'rope_theta', ranges.Above1, theta))
   kind = fields.given(given_fields, 'rope_type', ranges.Text, 'default')
-  if kind not in ROPE:
-    raise errors.UserError(f'config.json: rotary positions of type {kind!r} are not supported'
-                           f'{errors.nearest(kind, ROPE)} (there are: {", ".join(ROPE)})')
+  if not lookup.has('positions', kind):
+    kinds = lookup.available('positions')
+    raise errors.UserError(f'config.json: rotary positions of type {kind!r:.60} are not supported'
+                           f'{errors.nearest(kind, kinds)} (there are: {", ".join(kinds)})')
   fields.only(given_fields, partial_rotary_factor=1)
-  extra = next((key for key in given_fields if key not in COMMON + ROPE[kind]), None)
+  positions = lookup.module('positions', kind)
+  extra = next((key for key in given_fields if key not in (*COMMON, *positions.FIELDS)), None)
   if extra:
     raise errors.UserError(f'config.json: {extra}={given_fields[extra]!r:.60} of rotary positions of type '
-                           f'{kind} is not supported{errors.nearest(extra, ROPE[kind])}')
-  return (base, None, 1.0) if kind == 'default' else (base, *_yarn(hf, given_fields))
+                           f'{kind} is not supported{errors.nearest(extra, positions.FIELDS)}')
+  return (base, *positions.configure(hf, given_fields))
 
 
 def _rope_fields(hf):
@@ -111,26 +114,6 @@ def _rope_fields(hf):
         raise errors.UserError(f'config.json says {key} of rotary positions twice: {stated[key]!r:.40} and '
                                f'{value!r:.40}')
   return stated
-
-
-def _yarn(hf, given):
-  """(fields of `rotary.yarn`, factor of the attention's logits) of the fields `given` of that type."""
-  number = lambda key, default=None, kind=ranges.Positive: fields.given(given, key, kind, default)
-  length = number('original_max_position_embeddings', kind=ranges.Count) or fields.given(
-      hf, 'max_position_embeddings', ranges.Count)
-  factor = number('factor')
-  if length is None or factor is None:
-    raise errors.UserError('config.json: rotary positions of type yarn need factor and '
-                           'original_max_position_embeddings')
-  size = lambda scale: 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
-  mscale, all_dim = (number(key, kind=ranges.NonNegative) for key in ('mscale', 'mscale_all_dim'))
-  # What cos and sin get divides out of the logits again, where the two scales are equal.
-  turned = number('attention_factor') or (size(mscale) / size(all_dim) if mscale and all_dim else size(1.0))
-  scaled = dict(factor=float(factor), length=length, fast=float(number('beta_fast', 32.0)),
-                slow=float(number('beta_slow', 1.0)), size=float(turned))
-  if not number('truncate', True, ranges.Flag):
-    scaled['truncate'] = False
-  return scaled, size(all_dim) ** 2 if all_dim else 1.0
 
 
 def describe(c, architecture, model_type):

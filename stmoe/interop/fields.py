@@ -30,6 +30,18 @@ def given(hf, key, kind, default=None):
   return default if hf.get(key) is None else need(hf, key, kind)
 
 
+def same(hf, *keys):
+  """Returns the whole number in any of the fields `keys`, which are names of one field in several versions.
+
+  Raises UserError where none is there, or two disagree.
+  """
+  stated = {key: need(hf, key) for key in keys if hf.get(key) is not None}
+  if len(set(stated.values())) > 1:
+    raise errors.UserError(f'config.json says one number twice: '
+                           f'{" and ".join(f"{key}={value}" for key, value in stated.items())}')
+  return next(iter(stated.values())) if stated else need(hf, keys[0])
+
+
 def only(hf, **allowed):
   """Raises UserError if a field of `allowed` is there with another value."""
   for key, value in allowed.items():

@@ -43,3 +43,7 @@ class LayerNorm(nnx.Module):
     inverse = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.epsilon)
     y = (centred * inverse).astype(x.dtype) * self.scale[...].astype(x.dtype)
     return y + self.bias[...].astype(x.dtype)
+
+
+# What a configuration calls the norms of a model.
+KINDS = dict(rms=RMSNorm, layer=LayerNorm)

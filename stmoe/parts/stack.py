@@ -50,14 +50,16 @@ class Stack(nnx.Module):
       a Universal Transformer. (('ab', 3),) is then a b a b a b, and (('a', 3), ('b', 3)) is a a a b b b.
     attention, cross: recipes of the attention layers; None where there is none.
     norm:    recipe of the norms.
-    post_norm: norms after the sub-layers instead of before them, and no final norm.
+    norm_place: of the norms, see `block.NORM_PLACES`; with 'sum' there is no final norm.
+    residual_factor: of what a sub-layer adds, see `block.Block`.
     dropout_rate: at both ends and after every sub-layer.
     remat:   a key of REMAT, applied to each unit.
     windowed: whether blocks may have windows; who calls the stack then gives the mask of each.
   """
 
   def __init__(self, d_model: int, *, name, pattern, blocks, attention=None, cross=None, norm=norms.RMSNorm,
-               post_norm=False, dropout_rate=0.0, scan_layers=True, remat='none', windowed=False, rngs):
+               norm_place='input', residual_factor=1.0, dropout_rate=0.0, scan_layers=True, remat='none',
+               windowed=False, rngs):
     if remat not in REMAT:
       raise errors.UserError(f'no remat policy is called {remat!r}{errors.nearest(remat, REMAT)}'
                              f' (there are: {", ".join(REMAT)})')
@@ -69,8 +71,8 @@ class Stack(nnx.Module):
     self.remat = remat
     self.dropout_rate = dropout_rate
     self.shown: tuple[int, ...] = ()     # blocks whose states are reported, see `modules.showing`
-    make = functools.partial(_block, attention=attention, cross=cross, norm=norm, post_norm=post_norm,
-                             dropout_rate=dropout_rate)
+    make = functools.partial(_block, attention=attention, cross=cross, norm=norm, norm_place=norm_place,
+                             residual_factor=residual_factor, dropout_rate=dropout_rate)
     tie_all = lambda letters: scan_layers and all(blocks[letter].get('tied') for letter in letters)
     drawn = lambda letters, repeats: 1 if tie_all(letters) else repeats
     self.segments = nnx.List([
@@ -81,7 +83,7 @@ class Stack(nnx.Module):
     for (_, repeats), units in zip(self.pattern, self.segments):
       for unit in [units] if scan_layers else units:
         tied.take(self.tied, unit, repeats if scan_layers else None)
-    self.norm = None if post_norm else norm(d_model, rngs=rngs)
+    self.norm = None if norm_place == 'sum' else norm(d_model, rngs=rngs)
 
   def __call__(self, x: jax.Array, ctx: contract.Context) -> tuple[jax.Array, dict]:
     """Returns (x [B,T,D], aux: dict layer name -> Aux in layer order).

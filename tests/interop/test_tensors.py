@@ -178,7 +178,7 @@ def test_rotary_fields_of_both_spellings():
   yarn = dict(type='yarn', factor=40, original_max_position_embeddings=4096, mscale=1.0, mscale_all_dim=1.0)
   base, scaling, logits = decoder.rope(dict(rope_theta=10000, rope_scaling=yarn))
   # DeepSeek-V3: cos and sin as they are, logits times (0.1 ln 40 + 1)^2.
-  assert scaling == dict(factor=40.0, length=4096, fast=32.0, slow=1.0, size=1.0)
+  assert scaling == dict(name='yarn', factor=40.0, length=4096, fast=32.0, slow=1.0, size=1.0)
   assert base == 1e4 and abs(logits - 1.8739) < 1e-3
 
 
