@@ -115,7 +115,7 @@ class LM(nnx.Module):
     ctx = contract.Context.of(batch, 'decoder', key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
                               vocab_size=self.vocab_size, train=train, causal=True, alone=alone)
     mask = functools.partial(visible.causal, ctx.segments, batch.get('decoder_causal_attention'))
-    ctx = ctx.replace(visible=dict(attention=self._visible(mask, ctx)))
+    ctx = ctx.replace(visible=dict(attention=self._visible(mask, self.rotary(ctx.positions))))
     x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx)      # [B, T, D]
     return self.logits(x), aux                                       # [B, T, V]
 
@@ -150,14 +150,15 @@ class LM(nnx.Module):
                               vocab_size=self.vocab_size, causal=True, alone=True)
     mask = functools.partial(visible.extended, ctx.segments, cache.write(ctx.segments), cache.slot,
                              batch.get('decoder_causal_attention'))
-    ctx = ctx.replace(visible=dict(attention=self._visible(mask, ctx, slot=cache.slot)))
+    seen = self._visible(mask, self.rotary(ctx.positions, room=cache.segments.shape[1]), slot=cache.slot)
+    ctx = ctx.replace(visible=dict(attention=seen))
     x, layers = self.decoder.extend(self.embed(ctx.ids, self.dtype), ctx, cache.layers)
     return x, cache.advance(layers, ctx.segments)
 
-  def _visible(self, mask, ctx, **fields):
+  def _visible(self, mask, turn, **fields):
     """What attention sees, where mask(window=) -> bool[B,1,T,K]."""
     return visible.Visible(mask=mask(window=self.window), windows={w: mask(window=w) for w in self.windows},
-                           turn=self.rotary(ctx.positions), **fields)
+                           turn=turn, **fields)
 
   def count_tokens(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns the real tokens of each stack in `batch`: dict stack name -> f32[]."""

@@ -111,10 +111,12 @@ def _in_heads(where, attention, arrays, share, rng):
 def _heads(where, attention):
   """H of a plain attention; raises UserError for another one."""
   plain = (type(attention).__name__ == 'Attention' and attention.q_norm is None and attention.clip is None
-           and attention.scale == attention.head_dim ** -0.5 and not attention.interleaved)
+           and attention.scale == attention.width ** -0.5 and attention.width == attention.head_dim
+           and not attention.interleaved)
   if not plain or attention.wk.shape != attention.wq.shape:
     raise errors.UserError(f'{where}: its attention is not plain (norms, clipping, fewer heads of keys, '
-                           'another scale, neighbours as rotary pairs); nearest: attention=False')
+                           'another scale, neighbours as rotary pairs, numbers that are not turned); '
+                           'nearest: attention=False')
   return attention.wq.shape[-1] // attention.head_dim
 
 

@@ -106,3 +106,29 @@ def test_queries_and_keys_are_biased_normalised_over_all_heads_and_clipped_in_th
   seen = visible.Visible(mask=jnp.ones((1, 1, 3, 3), bool))
   y = jax.nn.dot_product_attention(q.reshape(1, 3, 4, 6), k.reshape(1, 3, 2, 6), v.reshape(1, 3, 2, 6))
   np.testing.assert_allclose(calls.call(layer, x, seen), y.reshape(1, 3, 24) @ layer.wo[...], atol=1e-5)
+
+
+def test_each_head_is_normalised_by_itself_and_turned_in_part():
+  """The first four of six numbers of a head are turned, after the norm; values are neither."""
+  layer = build(num_kv_heads=2, head_dim=4, nope_dim=2, use_bias=True, qk_norm=1e-5, qk_norm_over='head')
+  key = iter(jax.random.split(jax.random.key(5), 9))
+  for array in (layer.bq, layer.bk, layer.bv, layer.bo, layer.q_norm.scale, layer.k_norm.scale):
+    array[...] = jax.random.normal(next(key), array.shape)
+  assert layer.q_norm.scale.shape == layer.k_norm.scale.shape == (6,)
+  x = jax.random.normal(next(key), (1, 3, 12))
+  rms = lambda y: y / jnp.sqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-5)
+  split = lambda w, b: (x @ w[...] + b[...]).reshape(1, 3, -1, 6)
+  turn = rotary.table(jnp.array([[0, 1, 5]]), 4)
+  turned = lambda y: jnp.concatenate([rotary.rotate(y[..., :4], turn), y[..., 4:]], axis=-1)
+  q = turned(rms(split(layer.wq, layer.bq)) * layer.q_norm.scale[...])
+  k = turned(rms(split(layer.wk, layer.bk)) * layer.k_norm.scale[...])
+  y = jax.nn.dot_product_attention(q, k, split(layer.wv, layer.bv), scale=6 ** -0.5)
+  seen = visible.Visible(mask=jnp.ones((1, 1, 3, 3), bool), turn=turn)
+  expected = y.reshape(1, 3, 24) @ layer.wo[...] + layer.bo[...]
+  np.testing.assert_allclose(calls.call(layer, x, seen), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('rotate', [rotary.rotate, rotary.rotate_neighbours])
+def test_numbers_past_the_angles_stay(rotate):
+  x, turn = jax.random.normal(jax.random.key(0), (1, 1, 2, 7)), rotary.table(jnp.array([[3]]), 4)
+  np.testing.assert_array_equal(rotate(x, turn), jnp.concatenate([rotate(x[..., :4], turn), x[..., 4:]], -1))

@@ -13,6 +13,7 @@ from stmoe.parts import rotary
 from stmoe.parts.rotary_scaling import dynamic
 from stmoe.parts.rotary_scaling import linear
 from stmoe.parts.rotary_scaling import llama3
+from stmoe.parts.rotary_scaling import longrope
 
 BASE, PAIRS = 5e5, 16
 RATE = BASE ** (-np.arange(PAIRS) / PAIRS)
@@ -58,11 +59,12 @@ def test_dynamic_has_a_larger_base_past_the_length_of_training(length, grown):
   np.testing.assert_allclose(rates(dynamic.Dynamic(factor=2.0, length=32), length), wanted, rtol=1e-5)
 
 
-def test_the_longest_text_of_a_batch_decides():
-  scaling = dynamic.Dynamic(factor=2.0, length=4)
-  cos, _ = rotary.table(jnp.array([[0, 1, 2], [0, 5, 9]]), 2 * PAIRS, BASE, scaling)
-  wanted = np.cos(np.array([[0, 1, 2], [0, 5, 9]])[..., None] * rates(scaling, 10))
-  np.testing.assert_allclose(cos[:, :, 0], wanted, atol=1e-6)
+def test_the_longest_text_of_a_row_decides_and_the_room_while_one_is_written():
+  scaling, positions = dynamic.Dynamic(factor=2.0, length=4), np.array([[0, 1, 2], [0, 5, 9]])
+  for room, lengths in ((None, (3, 10)), (7, (7, 7))):
+    cos, _ = rotary.table(jnp.asarray(positions), 2 * PAIRS, BASE, scaling, room)
+    wanted = np.cos(positions[..., None] * np.stack([rates(scaling, n) for n in lengths])[:, None])
+    np.testing.assert_allclose(cos[:, :, 0], wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', lookup.available('rotary_scaling'))
@@ -74,3 +76,25 @@ def test_a_scaling_without_a_name_is_yarn():
   """Configurations from before there were other scalings."""
   model = dict(name='lm', rotary_scaling=dict(factor=4.0, length=8, fast=32.0, slow=1.0, size=1.0))
   assert sections.whole(dict(model=model))['model']['rotary_scaling']['name'] == 'yarn'
+
+
+def test_longrope_has_factors_of_short_and_of_long_texts():
+  """Rates 1 and 1/10 (base 100, 2 pairs). Row 0 reaches 4 positions, row 1 reaches 5."""
+  scaling = longrope.Longrope(short=(1.0, 2.0), long=(3.0, 4.0), length=4, short_size=1.5, long_size=0.5)
+  positions = jnp.array([[0, 1, 3], [0, 2, 4]])
+  of_short, of_long = (np.asarray(positions)[..., None] / np.array(at) for at in ((1, 20), (3, 40)))
+  cos, sin = rotary.table(positions, 4, 100.0, scaling)
+  for row, (angle, size) in enumerate(((of_short, 1.5), (of_long, 0.5))):
+    np.testing.assert_allclose(cos[row, :, 0], np.cos(angle[row]) * size, rtol=1e-6)
+    np.testing.assert_allclose(sin[row, :, 0], np.sin(angle[row]) * size, rtol=1e-6)
+  for room, angle, size in ((4, of_short, 1.5), (5, of_long, 0.5)):  # while texts are written
+    np.testing.assert_allclose(rotary.table(positions, 4, 100.0, scaling, room)[0][:, :, 0],
+                               np.cos(angle) * size, rtol=1e-6)
+
+
+def test_factors_are_of_pairs():
+  with pytest.raises(errors.UserError, match='1 factors short and 2 long'):
+    longrope.Longrope(short=(1.0,), long=(1.0, 2.0), length=4)
+  scaling = longrope.Longrope(short=(1.0,), long=(2.0,), length=4)
+  with pytest.raises(errors.UserError, match='1 factors for 2 pairs; nearest: 2 of each, or head_dim=2'):
+    rotary.table(jnp.zeros((1, 1), jnp.int32), 4, 100.0, scaling)

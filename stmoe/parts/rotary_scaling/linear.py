@@ -13,5 +13,5 @@ class Linear:
   factor: ranges.Positive
 
   def __call__(self, rate: jax.Array, base: float, length: jax.Array) -> tuple[jax.Array, float]:
-    """Returns (rates f32[P/2], 1.0) for rate f32[P/2]; the length f32[] of the batch does not matter."""
+    """Returns (rates f32[P/2], 1.0) for rate f32[P/2]; lengths f32[B,1,1,1] of rows do not matter."""
     return rate / self.factor, 1.0

@@ -29,7 +29,7 @@ class Llama3:
                              f'low={self.low}; nearest: {4 * self.low}')
 
   def __call__(self, rate: jax.Array, base: float, length: jax.Array) -> tuple[jax.Array, float]:
-    """Returns (rates f32[P/2], 1.0) for rate f32[P/2]; the length f32[] of the batch does not matter."""
+    """Returns (rates f32[P/2], 1.0) for rate f32[P/2]; lengths f32[B,1,1,1] of rows do not matter."""
     waves = self.length * rate / (2 * math.pi)                       # [P/2], 1 at a wavelength of `length`
     kept = jnp.clip((waves - self.low) / (self.high - self.low), 0, 1)
     return rate * kept + rate / self.factor * (1 - kept), 1.0

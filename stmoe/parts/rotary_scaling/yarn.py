@@ -29,7 +29,7 @@ class Yarn:
   truncate: ranges.Flag = True
 
   def __call__(self, rate: jax.Array, base: float, length: jax.Array) -> tuple[jax.Array, float]:
-    """Returns (rates f32[P/2], size) for rate f32[P/2]; the length f32[] of the batch does not matter."""
+    """Returns (rates f32[P/2], size) for rate f32[P/2]; lengths f32[B,1,1,1] of rows do not matter."""
     pairs = rate.shape[0]
     border = lambda turns: pairs * math.log(self.length / (turns * 2 * math.pi)) / math.log(base)
     low, high = border(self.fast), border(self.slow)
