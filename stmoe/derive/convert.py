@@ -30,6 +30,7 @@ from stmoe.interop import fields
 from stmoe.interop import rules
 from stmoe.interop import t5x
 from stmoe.interop import tensors as files
+from stmoe.interop import unread
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
 from stmoe.runs import whole as beside
@@ -54,7 +55,7 @@ def read(source, target, overrides=(), say=print):
       larger than the model's; nothing is written then.
   """
   source = pathlib.Path(source)
-  name, family, sections, tensors = _open(source)
+  name, family, sections, tensors = _open(source, say)
   cfg = _configuration(sections, overrides)
   with beside.new(target) as path:
     digest = _take_vocabulary(source, path, pathlib.Path(target), cfg)
@@ -83,7 +84,7 @@ def read(source, target, overrides=(), say=print):
   return record | dict(parameters=sum(x.size for x in jax.tree.leaves(plan.shapes['params'])))
 
 
-def _open(source):
+def _open(source, say):
   """(name of the family, its module, sections of a configuration, dict of tensors) of a folder."""
   if t5x.found(source):
     tensors = t5x.tensors(source)
@@ -91,7 +92,7 @@ def _open(source):
   hf = documents.read_json(files.inside(source, 'config.json'))
   name, family = fields.family(hf)
   tensors = files.tensors(source)
-  sections = family.configure(hf, _tied(family, hf, tensors))
+  sections = unread.configured(name, family, hf, _tied(family, hf, tensors), say)
   generation_file = files.inside(source, 'generation_config.json')
   generation = documents.read_json(generation_file) if generation_file.is_file() else {}
   sections['model'] |= fields.ids(hf, generation, sections['model'])
