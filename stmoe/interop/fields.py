@@ -85,7 +85,8 @@ def family(hf):
   if name is None:
     raise errors.UserError(f'config.json has no model_type (supported: '
                            f'{", ".join(lookup.available("family"))})')
-  module = lookup.module('family', need(hf, 'model_type', ranges.Text))
+  name = need(hf, 'model_type', ranges.Text).replace('-', '_')       # files are called like Python's modules
+  module = lookup.module('family', name)
   named = given(hf, 'architectures', ranges.Many(ranges.Text), ())
   stranger = next((architecture for architecture in named if architecture != module.ARCHITECTURE), None)
   if stranger is not None:
