@@ -27,6 +27,7 @@ REST = [
 ]
 COPIES = {'lm_head.weight': 'model.embed_tokens.weight'}             # where the head is tied
 IGNORED = (r'.*\.rotary_emb\.inv_freq',)
+KINDS = ('full_attention', 'sliding_attention')                      # entries of layer_types
 # Fields of rotary positions of all types; those of each are in `interop/positions`.
 COMMON = ('rope_theta', 'rope_type', 'partial_rotary_factor')
 
@@ -93,6 +94,33 @@ def placed(hf, number):
   dense = set(fields.given(hf, 'mlp_only_layers', ranges.Many(ranges.Natural), ()))
   step = fields.given(hf, 'decoder_sparse_step', ranges.Count, 1)
   return ''.join('d' if i in dense or (i + 1) % step else 'm' for i in range(number))
+
+
+def windowed(hf, letters, blocks, usual, window=None):
+  """Returns (letters, blocks) in which a layer with a window has the capital letter of the one without.
+
+  Args:
+    letters, blocks: a letter for each layer, and the section blocks.
+    usual:  layer_types where config.json has none, an entry of KINDS for each layer.
+    window: sliding_window where config.json has none.
+  """
+  kinds = fields.given(hf, 'layer_types', ranges.Many(ranges.Choice(*KINDS)), usual)
+  if len(kinds) != len(letters):
+    raise errors.UserError(f'config.json: layer_types has {len(kinds)} entries; nearest: as many as layers, '
+                           f'num_hidden_layers={len(letters)}')
+  if KINDS[1] in kinds:
+    window = window if window and 'sliding_window' not in hf else fields.need(hf, 'sliding_window')
+  of_layer = [letter.upper() if kind == KINDS[1] else letter for letter, kind in zip(letters, kinds)]
+  own = lambda letter: dict(window=window) if letter.isupper() else {}
+  return ''.join(of_layer), {letter: blocks[letter.lower()] | own(letter) for letter in sorted(set(of_layer))}
+
+
+def describe_windows(c):
+  """Returns the fields sliding_window and layer_types of our configuration `c`."""
+  blocks = [c['blocks'][letter] for letter in rules.letters(c['model']['layers'])]
+  windows = [block.get('window') or c['model'].get('window') for block in blocks]
+  return dict(sliding_window=next(filter(None, windows), None),
+              layer_types=[KINDS[window is not None] for window in windows])
 
 
 def losses(hf):
