@@ -225,15 +225,11 @@ def _rows(place):
 
 def _turned(rows, place):
   """The shape, in our array, of a block of `rows` rows of the tensor."""
-  if place.op == rules.ROW:
-    return place.shape
   return (place.shape[0], rows) if place.op == rules.LINEAR else (rows, *place.shape[1:])
 
 
 def _where(place, first, last):
   """The slices of our array that hold rows `first` to `last` of the tensor."""
-  if place.op == rules.ROW:
-    return place.index
   rows = slice(first, last)
   return (*place.index, slice(None), rows) if place.op == rules.LINEAR else (*place.index, rows)
 
@@ -241,8 +237,6 @@ def _where(place, first, last):
 def _turn(x, place):
   """f32 `x` between the form of the tensor and ours; either way."""
   x = x.astype(np.float32, copy=False)
-  if place.op == rules.ROW:
-    return x[0] if x.ndim > len(place.shape) else x[None]
   return x.T if place.op == rules.LINEAR else x
 
 

@@ -1,4 +1,4 @@
-"""What both sparse families of Granite have in common: four multipliers, stacked experts, gates of the chosen."""
+"""What both sparse families of Granite have in common: multipliers, stacked experts, gates of the chosen."""
 
 from stmoe import ranges
 from stmoe.interop import decoder
@@ -6,8 +6,9 @@ from stmoe.interop import fields
 from stmoe.interop import rules
 
 ROUTER = 'deepseek_moe'
+# Ours -> theirs. The fourth, attention_multiplier, is in the section of attention.
 MULTIPLIERS = dict(embed_factor='embedding_multiplier', residual_factor='residual_multiplier',
-                   logits_divisor='logits_scaling')                  # ours -> theirs; the fourth is of attention
+                   logits_divisor='logits_scaling')
 
 
 def table(inner=''):

@@ -21,7 +21,6 @@ from stmoe import errors
 
 KEEP = 'keep'                          # the same shape
 LINEAR = 'linear'                      # [out, in] there, [in, out] here
-ROW = 'row'                            # [1, n] there, [n] here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Place:
   leaf:   path of the array in the training state, a tuple of keys.
   index:  numbers of the slice along the leading axes: repeat, expert; () for a whole array.
   name:   as in a rule, for people; tensor: the tensor's name in the checkpoint, or None.
-  op:     KEEP, LINEAR or ROW.
+  op:     KEEP or LINEAR.
   shape:  of the slice; `there` is that of the tensor or its part.
   cut:    numbers and slices of the tensor's leading axes that are the part; () for a whole tensor.
   whole:  shape of the whole tensor.
@@ -90,7 +89,7 @@ def _slices(leaf, shape, number, name, match, theirs, op):
 
 
 def _there(shape, op):
-  return tuple(shape[::-1] if op == LINEAR else (1, *shape) if op == ROW else shape)
+  return tuple(shape[::-1] if op == LINEAR else shape)
 
 
 def _cut(entries, there, expert, number):

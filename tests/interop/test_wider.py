@@ -1,17 +1,11 @@
 """Phi-3.5-MoE, ERNIE 4.5 and Granite with all options against decoders written out in numpy (`wider.py`)."""
 
-import json
 import math
 
 import jax
 import numpy as np
 import pytest
-from safetensors import numpy as theirs
 
-from stmoe import errors
-from stmoe.derive import convert
-from stmoe.interop import fields
-from stmoe.interop import tensors as files
 from tests.interop import runs
 from tests.interop import wider
 
@@ -23,8 +17,9 @@ PHI = dict(SIZES, architectures=['PhimoeForCausalLM'], model_type='phimoe', num_
            num_experts_per_tok=2, intermediate_size=10, attention_bias=True, lm_head_bias=True,
            router_jitter_noise=0.1, input_jitter_noise=0.0, sliding_window=None)
 ERNIE = dict(SIZES, architectures=['Ernie4_5_MoeForCausalLM'], model_type='ernie4_5_moe', moe_num_experts=6,
-             moe_k=3, moe_intermediate_size=10, intermediate_size=14, moe_num_shared_experts=2, moe_norm_min=1e-12,
-             moe_layer_start_index=1, moe_layer_end_index=-1, moe_layer_interval=1, use_bias=False)
+             moe_k=3, moe_intermediate_size=10, intermediate_size=14, moe_num_shared_experts=2,
+             moe_norm_min=1e-12, moe_layer_start_index=1, moe_layer_end_index=-1, moe_layer_interval=1,
+             use_bias=False)
 GRANITE = dict(SIZES, architectures=['GraniteMoeForCausalLM'], model_type='granitemoe', num_local_experts=6,
                num_experts_per_tok=3, intermediate_size=10, attention_bias=False, embedding_multiplier=3.0,
                residual_multiplier=0.4, attention_multiplier=0.3, logits_scaling=1.5)

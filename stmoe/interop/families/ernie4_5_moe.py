@@ -17,7 +17,7 @@ RULES = [
     *decoder.glu('shared/', 'mlp.shared_experts.'),
     *(rule for inner in ('', 'inner/') for rule in (                 # without and with shared experts
         (f'decoder/layers/{{i}}/layer/{inner}router/w', decoder.LAYER + 'mlp.gate.weight', rules.LINEAR),
-        (f'decoder/layers/{{i}}/layer/{inner}router/bias', decoder.LAYER + BIAS, rules.ROW),
+        (f'decoder/layers/{{i}}/layer/{inner}router/bias', f'{decoder.LAYER}{BIAS}[0]'),
         *decoder.glu(f'{inner}experts/', 'mlp.experts.{e}.'))),
 ]
 copied = decoder.copied
