@@ -29,7 +29,7 @@ def configure(hf, tied):
   Gates are a softmax over the logits of the chosen: that over all experts, over the sum of the chosen.
   """
   number = lambda key: float(fields.given(hf, key, ranges.Positive, 1.0))
-  router = decoder.softmax_router(hf, fields.need(hf, 'num_local_experts'), True)
+  router = decoder.softmax_router(hf, fields.same(hf, 'num_local_experts', 'num_experts'), True)
   sparse = decoder.moe(router, fields.need(hf, 'intermediate_size'),
                        fields.activation(hf, 'hidden_act', 'silu'))
   attention = dict(name='attention', use_bias=fields.given(hf, 'attention_bias', ranges.Flag, False),
