@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stmoe import lookup
+from stmoe import router_state
 from stmoe.analysis.routing import choices as routing
 from stmoe.checkpoints import checkpoint
 from stmoe.interop import fields
@@ -98,17 +99,20 @@ def filled(hf, tensors):
   sections = family.configure(hf, hf['tie_word_embeddings'])
   make = lookup.recipe('model', sections['model'] | dict(scan_layers=False))
   model = nnx.eval_shape(lambda: make(blocks=sections['blocks'], rngs=nnx.Rngs(0)))
-  params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-  places = rules.places(dict(params=params), family.table(sections))
+  kinds = dict(params=nnx.Param, router_state=router_state.RouterState)
+  state = {part: nnx.to_pure_dict(nnx.state(model, kind)) for part, kind in kinds.items()}
+  places = rules.places(state, family.table(sections))
   rules.check(places, {name: x.shape for name, x in tensors.items()})
   for place in places:
-    *path, last = place.leaf[1:]
-    holder = params
+    *path, last = place.leaf
+    holder = state
     for key in path:
       holder = holder[key]
     if not isinstance(holder[last], np.ndarray):
-      holder[last] = np.empty(holder[last].shape, np.float32)
-    tensor = tensors[place.tensor]
-    holder[last][place.index or ...] = tensor.T if place.op == rules.LINEAR else tensor
-  nnx.update(model, nnx.State(jax.tree.map(jnp.asarray, params)))
+      holder[last] = np.zeros(holder[last].shape, holder[last].dtype)
+    if place.tensor is not None:
+      part = tensors[place.tensor][place.cut]
+      holder[last][place.index or ...] = part.T if place.op == rules.LINEAR else part
+  for arrays in state.values():
+    nnx.update(model, nnx.State(jax.tree.map(jnp.asarray, arrays)))
   return model
