@@ -29,6 +29,7 @@ COPIES = {'lm_head.weight': 'model.embed_tokens.weight'}             # where the
 IGNORED = (r'.*\.rotary_emb\.inv_freq',)
 # Fields of rotary positions of all types; those of each are in `interop/positions`.
 COMMON = ('rope_theta', 'rope_type', 'partial_rotary_factor')
+KINDS = ('full_attention', 'sliding_attention')                      # of layers, in `layer_types`
 
 
 def ignored(c):
@@ -93,6 +94,21 @@ def placed(hf, number):
   dense = set(fields.given(hf, 'mlp_only_layers', ranges.Many(ranges.Natural), ()))
   step = fields.given(hf, 'decoder_sparse_step', ranges.Count, 1)
   return ''.join('d' if i in dense or (i + 1) % step else 'm' for i in range(number))
+
+
+def windows(hf, number, kinds):
+  """Returns the window of each of `number` layers of a config.json, None where a layer sees all before it.
+
+  Args:
+    kinds: `layer_types` of the first layers where the field is not there; they repeat.
+  """
+  usual = [kinds[i % len(kinds)] for i in range(number)]
+  kinds = fields.given(hf, 'layer_types', ranges.Many(ranges.Choice(*KINDS)), usual)
+  if len(kinds) != number:
+    raise errors.UserError(f'config.json: layer_types names {len(kinds)} layers, and num_hidden_layers='
+                           f'{number}; nearest: {number} entries')
+  width = fields.need(hf, 'sliding_window') if KINDS[1] in kinds else None
+  return [width if kind == KINDS[1] else None for kind in kinds]
 
 
 def losses(hf):

@@ -108,7 +108,7 @@ def filled(hf, tensors):
       holder = holder[key]
     if not isinstance(holder[last], np.ndarray):
       holder[last] = np.empty(holder[last].shape, np.float32)
-    tensor = tensors[place.tensor]
+    tensor = tensors[place.tensor][place.cut]
     holder[last][place.index or ...] = tensor.T if place.op == rules.LINEAR else tensor
   nnx.update(model, nnx.State(jax.tree.map(jnp.asarray, params)))
   return model
