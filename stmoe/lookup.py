@@ -37,6 +37,7 @@ PACKAGES = {
     'objective': 'stmoe.data.text.objectives',   # of a source of texts
     'metric': 'stmoe.metrics',
     'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
+    'packing': 'stmoe.interop.packings',  # of their tensors in fewer bits
     'peer': 'stmoe.bench.peers',   # other libraries to time
     'surgery': 'stmoe.surgery',      # on trained parameters
     'factorisation': 'stmoe.surgery',   # surgeries that make a dense model sparse

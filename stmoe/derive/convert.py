@@ -1,17 +1,22 @@
 """Conversion of checkpoints: a folder of Hugging Face files to a run directory, and back.
 
-Tensors go through memory one after the other, larger tensors in blocks of rows; nothing stays but what is on
-disk. Both ways write beside the goal and rename at the end. imported.json and the folder `source` of a run
-directory remember what our form does not hold. That is the original config.json, tokenizer files, dtypes, and
-tensors that were there twice. An export of the same parameters then has the same names and the same bytes.
+Tensors go through memory a few at a time, larger tensors in blocks of rows; nothing stays but what is on
+disk. Parameters are bfloat16 where all tensors are, float32 else. Both ways write beside the goal and rename
+at the end. imported.json and the folder `source` of a run directory remember what our form does not hold.
+That is the original config.json, tokenizer files, dtypes, and tensors that were there twice. An export of the
+same parameters then has the same names and the same bytes.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterable
+import concurrent.futures
 import itertools
 import math
 import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from stmoe import errors
@@ -19,6 +24,7 @@ from stmoe import experiment
 from stmoe import files as documents
 from stmoe import lookup
 from stmoe import modules
+from stmoe import ranges
 from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import stored
 from stmoe.data import bar as progress
@@ -33,41 +39,52 @@ from stmoe.interop import tensors as files
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
 from stmoe.runs import whole as beside
+from stmoe.surgery import layout
 from stmoe.train import check
 from stmoe.train import state as states
 
-BLOCK = 1 << 25                          # bytes of a tensor that are in memory at once
+BLOCK = 1 << 25                          # bytes of a tensor that are in memory at once, in each of
+THREADS = 4                              # threads
+STRIP = 16                               # rows that are transposed at once: their numbers share cache lines
+PARAMETERS = {'F32': 'float32', 'BF16': 'bfloat16'}                  # what those of a run may be
 PARTS = ('params', 'router_state')
+PACKED = 'quantization_config'           # of config.json: how tensors are packed in fewer bits
 VOCABULARIES = ('spiece.model', 'tokenizer.model')                   # SentencePiece
 BESIDE = ('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
           'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt', *VOCABULARIES)
 
 
-def read(source, target, overrides=(), say=print):
+def read(source, target, overrides=(), say=print, dtype=None):
   """Writes the run directory `target` from a Hugging Face or T5X folder; returns imported.json's dict.
 
   Args:
     overrides: texts '--config.a.b=value' on the configuration made from config.json.
+    dtype:     of parameters, a key of PARAMETERS; None = BF16 where all tensors are that, F32 else.
     say:       called with a line about tensors that are not read.
   Raises:
     UserError: another architecture, missing, unknown or misshapen tensors, broken files, a vocabulary
       larger than the model's; nothing is written then.
   """
   source = pathlib.Path(source)
-  name, family, sections, tensors = _open(source)
+  if dtype not in (None, *PARAMETERS):
+    raise errors.UserError(f'--dtype {dtype}: parameters of a run are of {" or ".join(PARAMETERS)}; nearest: '
+                           'BF16')
+  name, family, sections, tensors, packing = opened(source)
   cfg = _configuration(sections, overrides)
   with beside.new(target) as path:
     digest = _take_vocabulary(source, path, pathlib.Path(target), cfg)
     copies = _copies(family, cfg, tensors)
     with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
-      plan = states.blueprint(cfg, mesh)
-    placed = rules.places({part: plan.shapes[part] for part in PARTS}, family.table(cfg.to_dict()))
+      plan, placed = planned(cfg, mesh, family, tensors, dtype)
     _check_kinds(placed, tensors)
     skipped = rules.check(placed, {key: t.shape for key, t in tensors.items()}, copies,
                           family.ignored(cfg.to_dict()))
     if skipped:
       say(f'not read, and not in an export: {len(skipped)} tensors ({rules.some(skipped)})')
-    kinds = {key: t.dtype for key, t in tensors.items()}
+    rounded = _rounded(plan, placed, tensors)
+    if rounded:
+      say(f'rounded to bfloat16: {len(rounded)} tensors ({rules.some(rounded)})')
+    kinds = {key: t.dtype for key, t in tensors.items()} | dict.fromkeys(rounded, 'BF16')
     usual = max(sorted(set(kinds.values())), key=list(kinds.values()).count)
     record = dict(source=str(source), family=name, copies=sorted(copies), dtype=usual,
                   dtypes={key: kind for key, kind in kinds.items() if kind != usual and key not in skipped})
@@ -76,26 +93,75 @@ def read(source, target, overrides=(), say=print):
     for file in BESIDE:
       if (source / file).is_file():
         shutil.copyfile(files.inside(source, file), path / 'source' / file)
+    if packing:                          # an export has the tensors unpacked
+      hf = documents.read_json(path / 'source' / 'config.json')
+      documents.write_json(path / 'source' / 'config.json',
+                           {key: value for key, value in hf.items() if key != PACKED}, sort_keys=True)
+      record |= dict(packing=packing)
     documents.write_json(path / 'imported.json', record)
     parents = [starts.imported(source, _sha256(source / 'config.json'))]
     facts = dict(skipped=sorted(skipped), dtype=usual)
     starts.claim(path, cfg, starts.origin('convert', dict(family=name), parents, facts), line={}, say=say)
-  return record | dict(parameters=sum(x.size for x in jax.tree.leaves(plan.shapes['params'])))
+  arrays = jax.tree.leaves(plan.shapes['params'])
+  number, size = sum(x.size for x in arrays), sum(x.size * x.dtype.itemsize for x in arrays)
+  return record | dict(parameters=number, bytes=size)
 
 
-def _open(source):
-  """(name of the family, its module, sections of a configuration, dict of tensors) of a folder."""
+def opened(source):
+  """Returns what a folder holds, by its headers alone.
+
+  (name of the family, its module, sections of a configuration, dict of tensors, quantization_config or None).
+  """
   if t5x.found(source):
     tensors = t5x.tensors(source)
-    return 't5x', t5x, t5x.configure({name: array.shape for name, array in tensors.items()}), tensors
+    return 't5x', t5x, t5x.configure({name: array.shape for name, array in tensors.items()}), tensors, None
   hf = documents.read_json(files.inside(source, 'config.json'))
   name, family = fields.family(hf)
-  tensors = files.tensors(source)
+  packing = fields.given(hf, PACKED, ranges.Section)
+  tensors = _unpacked(files.tensors(source), packing)
+  hf = {key: value for key, value in hf.items() if key != PACKED}
   sections = family.configure(hf, _tied(family, hf, tensors))
   generation_file = files.inside(source, 'generation_config.json')
   generation = documents.read_json(generation_file) if generation_file.is_file() else {}
   sections['model'] |= fields.ids(hf, generation, sections['model'])
-  return name, family, sections, tensors
+  return name, family, sections, tensors, packing
+
+
+def _unpacked(tensors, packing):
+  """The model's own tensors, for those of a file and its quantization_config, if any."""
+  if packing is None:
+    return tensors
+  method = packing.get('quant_method')
+  there = lookup.available('packing')
+  if method not in there:
+    raise errors.UserError(f'config.json: {PACKED}.quant_method={method!r:.60} is not supported'
+                           f'{errors.nearest(method, there)} (there are: {", ".join(there)})')
+  return lookup.module('packing', method).unpacked(tensors, packing)
+
+
+def planned(cfg, mesh, family, found, dtype=None):
+  """Returns (Blueprint of `cfg`, its Places in the tensors `found`); see `read` for dtype.
+
+  `cfg` gets the dtype of its parameters, where it is not float32.
+  """
+  kinds = [tensor.dtype for tensor in found.values()]
+  free = dtype is None and 'param_dtype' not in cfg.model
+  if dtype is not None or free and 2 * kinds.count('BF16') > len(kinds):
+    with cfg.unlocked():
+      cfg.model.param_dtype = PARAMETERS[dtype or 'BF16']
+  plan = states.blueprint(cfg, mesh)
+  placed = rules.places({part: plan.shapes[part] for part in PARTS}, family.table(cfg.to_dict()))
+  if free and _rounded(plan, placed, found):
+    with cfg.unlocked():
+      del cfg.model.param_dtype
+    return planned(cfg, mesh, family, found, 'F32')
+  return plan, placed
+
+
+def _rounded(plan, placed, found):
+  """The names of the tensors `found` whose numbers bfloat16 parameters do not hold."""
+  narrow = {place.tensor for place in placed if layout.at(plan.shapes, place.leaf).dtype == jnp.bfloat16}
+  return sorted(name for name in narrow & {*found} if found[name].dtype != 'BF16')
 
 
 def _sha256(file):
@@ -184,36 +250,67 @@ def _fill(path, cfg, plan, placed, found, digest):
   writer = streamed.Writer(folder, 0, dict(params=plan.shapes['params']), start, dict(step=0, data=None))
   total = sum(found[place.tensor].size for place in placed if place.tensor)
   with progress.task('reading tensors', total, 'bytes') as advance:
-    for leaf, group in itertools.groupby(placed, lambda place: place.leaf):
-      group = list(group)
-      if group[0].tensor is not None:
-        _fill_array(writer, leaf, group, found, advance)
+    works = (work for leaf, group in itertools.groupby(placed, lambda place: place.leaf)
+             for work in _filling(writer, leaf, list(group), found))
+    for read_bytes in at_once(works):
+      advance(read_bytes)
   writer.finish(starts.meta(cfg, digest))
 
 
-def _fill_array(writer, leaf, group, found, advance):
-  """Writes one array from the tensors of its Places: at once, or in blocks where the array is large."""
-  shape = writer.shape(leaf)
-  if 4 * math.prod(shape) <= 2 * BLOCK:
-    whole = np.empty(shape, np.float32)
-    for place in group:
-      whole[place.index] = _turn(found[place.tensor].read(), place)
-      advance(found[place.tensor].size)
-    writer.write(writer.array(leaf, shape), leaf, ..., whole)
+def at_once(works: Iterable[Callable]) -> Iterable:
+  """Yields what functions without arguments return, in their order, THREADS of them running at a time."""
+  with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+    running = []
+    try:
+      for work in works:
+        running.append(pool.submit(work))
+        if len(running) > THREADS:
+          yield running.pop(0).result()
+      while running:
+        yield running.pop(0).result()
+    finally:
+      for future in running:
+        future.cancel()
+
+
+def _filling(writer, leaf, group, found):
+  """Yields functions that write parts of an array from its Places and return how many bytes they read.
+
+  A small array is a single part, a large one has blocks of the rows of its tensors.
+  """
+  like = writer.like(leaf)
+  if group[0].tensor is None:
     return
-  step = _rows(group[0])
+  if like.dtype.itemsize * math.prod(like.shape) <= 2 * BLOCK:
+    yield lambda: _fill_whole(writer, leaf, group, found)
+    return
+  step = _rows(group[0], like.dtype)
   store = writer.array(leaf, (*(1,) * len(group[0].index), *_turned(step, group[0])))
   for place in group:
-    tensor = found[place.tensor]
-    for first in range(0, tensor.shape[0], step):
-      last = min(first + step, tensor.shape[0])
-      writer.write(store, leaf, _where(place, first, last), _turn(tensor.read(first, last), place))
-      advance(tensor.size * (last - first) // tensor.shape[0])
+    for first in range(0, place.there[0], step):
+      last = min(first + step, place.there[0])
+      yield lambda place=place, first=first, last=last: _fill_rows(writer, store, place, found, first, last)
 
 
-def _rows(place):
-  """How many rows of a tensor make a block."""
-  return min(place.there[0], max(1, BLOCK // (4 * math.prod(place.there[1:]))))
+def _fill_whole(writer, leaf, group, found):
+  like = writer.like(leaf)
+  whole = np.empty(like.shape, like.dtype)
+  for place in group:
+    whole[place.index] = _turn(found[place.tensor].read(), place, like.dtype)
+  writer.write(writer.array(leaf, like.shape), leaf, ..., whole)
+  return sum(found[place.tensor].size for place in group)
+
+
+def _fill_rows(writer, store, place, found, first, last):
+  tensor = found[place.tensor]
+  value = _turn(tensor.read(first, last), place, writer.like(place.leaf).dtype)
+  writer.write(store, place.leaf, _where(place, first, last), value)
+  return tensor.size * (last - first) // tensor.shape[0]
+
+
+def _rows(place, dtype):
+  """How many rows of a tensor make a block, in an array of `dtype`."""
+  return min(place.there[0], max(1, BLOCK // (dtype.itemsize * math.prod(place.there[1:]))))
 
 
 def _turned(rows, place):
@@ -227,10 +324,14 @@ def _where(place, first, last):
   return (*place.index, slice(None), rows) if place.op == rules.LINEAR else (*place.index, rows)
 
 
-def _turn(x, place):
-  """f32 `x` between the form of the tensor and ours; either way."""
-  x = x.astype(np.float32, copy=False)
-  return x.T if place.op == rules.LINEAR else x
+def _turn(x, place, dtype):
+  """`x` in `dtype`, between the form of the tensor and ours; either way."""
+  if place.op != rules.LINEAR:
+    return x.astype(dtype, copy=False)
+  turned = np.empty(x.shape[::-1], dtype)
+  for at in range(0, len(x), STRIP):
+    turned[:, at:at + STRIP] = x[at:at + STRIP].T
+  return turned
 
 
 def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 * 10**9):
@@ -335,32 +436,48 @@ def _ids(model):
 
 
 def _write_arrays(reader, placed, made, advance):
-  """Writes the tensors of all arrays, of the Places `placed` in their order."""
-  for leaf, group in itertools.groupby(placed, lambda place: place.leaf):
-    group = list(group)
-    if group[0].tensor is not None:
-      _write_array(reader, leaf, group, made, advance)
+  """Writes the tensors of all arrays, of the Places `placed` in their order; raises UserError for damage."""
+  sums = {}
+  works = (work for leaf, group in itertools.groupby(placed, lambda place: place.leaf)
+           for work in _writing(reader, leaf, list(group), made))
+  for leaf, share, written in at_once(works):
+    sums[leaf] = sums.get(leaf, 0) + share
+    advance(written)
+  for leaf, total in sums.items():
+    if total % 2**32 != reader.inventory['/'.join(map(str, leaf))][1]:
+      raise errors.UserError(f'checkpoint {reader.step}: {"/".join(map(str, leaf))} is not what was saved')
 
 
-def _write_array(reader, leaf, group, made, advance):
-  """Writes the tensors of an array: in blocks, or at once where it is small or a chunk has many tensors."""
-  store, total = reader.array(leaf), 0
-  lead = len(group[0].index)
+def _writing(reader, leaf, group, made):
+  """Yields functions that write parts of the tensors of an array and return (leaf, share, bytes).
+
+  The part is all of an array that is small or whose chunks have many tensors, and a block of rows else.
+  """
+  if group[0].tensor is None:
+    return
+  store, lead = reader.array(leaf), len(group[0].index)
+  dtype = store.dtype.numpy_dtype
   stacked = any(n > 1 for n in store.chunk_layout.read_chunk.shape[:lead])
-  if stacked or 4 * math.prod(store.shape) <= 2 * BLOCK:
-    whole = stored.read(store, ...)
-    total = reader.share(whole, store.shape, ...)
-    for place in group:
-      files.write(made[place.tensor], 0, _turn(whole[place.index], place))
-      advance(made[place.tensor].size)
-  else:
-    for place in group:
-      tensor, step = made[place.tensor], _rows(place)
-      for first in range(0, tensor.shape[0], step):
-        last = min(first + step, tensor.shape[0])
-        block = stored.read(store, _where(place, first, last))
-        total += reader.share(block, store.shape, _where(place, first, last))
-        files.write(tensor, first, _turn(block, place))
-        advance(tensor.size * (last - first) // tensor.shape[0])
-  if total % 2**32 != reader.inventory['/'.join(map(str, leaf))][1]:
-    raise errors.UserError(f'checkpoint {reader.step}: {"/".join(map(str, leaf))} is not what was saved')
+  if stacked or dtype.itemsize * math.prod(store.shape) <= 2 * BLOCK:
+    yield lambda: _write_whole(reader, store, leaf, group, made)
+    return
+  for place in group:
+    step = _rows(place, dtype)
+    for first in range(0, place.there[0], step):
+      last = min(first + step, place.there[0])
+      yield lambda place=place, first=first, last=last: _write_rows(reader, store, place, made, first, last)
+
+
+def _write_whole(reader, store, leaf, group, made):
+  whole = stored.read(store, ...)
+  for place in group:
+    files.write(made[place.tensor], 0, _turn(whole[place.index], place, whole.dtype))
+  return leaf, reader.share(whole, store.shape, ...), sum(made[place.tensor].size for place in group)
+
+
+def _write_rows(reader, store, place, made, first, last):
+  tensor, where = made[place.tensor], _where(place, first, last)
+  block = stored.read(store, where)
+  files.write(tensor, first, _turn(block, place, block.dtype))
+  size = tensor.size * (last - first) // tensor.shape[0]
+  return place.leaf, reader.share(block, store.shape, where), size

@@ -9,6 +9,7 @@ read. What the format's own reader refuses is refused here.
 import dataclasses
 import json
 import math
+import mmap
 import pathlib
 
 import ml_dtypes
@@ -20,14 +21,26 @@ from stmoe import files
 INDEX = 'model.safetensors.index.json'
 PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt')
 DTYPES = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
-          'I64': np.int64, 'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_}
+          'F8_E4M3': ml_dtypes.float8_e4m3fn, 'I64': np.int64, 'I32': np.int32, 'I16': np.int16,
+          'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_}
 FLOATS = ('F64', 'F32', 'F16', 'BF16')
 LONGEST_HEADER = 100_000_000           # of the format's own reader
 LARGEST_SIZE = 1 << 63                 # of a dimension, and of a place in a file
 
 
+class Rows:
+  """A tensor that is read in pieces: `shape`, `size` in bytes, `dtype` (of safetensors), `file`, `read`."""
+
+  def blocks(self, most):
+    """Yields (first, last) rows of pieces of at most `most` bytes, at least a row each."""
+    rows = self.shape[0] if self.shape else 1
+    step = max(1, most // max(1, self.size // max(rows, 1)))
+    for first in range(0, rows, step):
+      yield first, min(first + step, rows)
+
+
 @dataclasses.dataclass(frozen=True)
-class Tensor:
+class Tensor(Rows):
   """A tensor in a file: `shape`, `dtype` (of safetensors) and where its bytes are."""
   file: pathlib.Path
   dtype: str
@@ -36,27 +49,27 @@ class Tensor:
   size: int
 
   def read(self, first=0, last=None):
-    """Returns rows `first` to `last` (along the first axis) as a numpy array; all of them by default."""
+    """Returns rows `first` to `last` (along the first axis) as a numpy array; all of them by default.
+
+    The array is memory-mapped and read-only: what nobody looks at is never read, and it goes with the array.
+    """
     rows = self.shape[0] if self.shape else 1
     last = rows if last is None else last
     row_bytes = self.size // rows if rows else 0
+    shape = (last - first, *self.shape[1:]) if self.shape else ()
+    if not row_bytes or last == first:
+      return np.empty(shape, DTYPES[self.dtype])
+    begin = self.start + first * row_bytes
+    skip = begin % mmap.ALLOCATIONGRANULARITY                        # a map begins at a page
     try:
       with self.file.open('rb') as f:
-        f.seek(self.start + first * row_bytes)
-        data = f.read((last - first) * row_bytes)
+        mapped = mmap.mmap(f.fileno(), skip + (last - first) * row_bytes, access=mmap.ACCESS_READ,
+                           offset=begin - skip)
     except OSError as error:
       raise errors.Damaged(self.file, error.strerror) from error
-    if len(data) < (last - first) * row_bytes:
-      raise errors.Damaged(self.file, 'is cut short')
-    shape = (last - first, *self.shape[1:]) if self.shape else ()
-    return np.frombuffer(data, DTYPES[self.dtype]).reshape(shape)
-
-  def blocks(self, most):
-    """Yields (first, last) rows of pieces of at most `most` bytes, at least a row each."""
-    rows = self.shape[0] if self.shape else 1
-    step = max(1, most // max(1, self.size // max(rows, 1)))
-    for first in range(0, rows, step):
-      yield first, min(first + step, rows)
+    except ValueError as error:
+      raise errors.Damaged(self.file, 'is cut short') from error
+    return np.frombuffer(mapped, DTYPES[self.dtype], math.prod(shape), skip).reshape(shape)
 
 
 def tensors(folder):
