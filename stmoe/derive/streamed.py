@@ -66,7 +66,7 @@ class Writer:
 
     Several threads may write at once.
     """
-    written = store[where].write(value)
+    written = store[where].write(value, can_reference_source_data_indefinitely=True)
     self._sums[leaf].append(checksum.part(value, self._arrays[leaf].shape, where))
     written.result()
 

@@ -25,6 +25,8 @@ DTYPES = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dt
           'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_}
 FLOATS = ('F64', 'F32', 'F16', 'BF16')
 LONGEST_HEADER = 100_000_000           # of the format's own reader
+# Pages of a map are read at once, where the system can.
+MAPPED = mmap.MAP_SHARED | getattr(mmap, 'MAP_POPULATE', 0)
 LARGEST_SIZE = 1 << 63                 # of a dimension, and of a place in a file
 
 
@@ -51,7 +53,7 @@ class Tensor(Rows):
   def read(self, first=0, last=None):
     """Returns rows `first` to `last` (along the first axis) as a numpy array; all of them by default.
 
-    The array is memory-mapped and read-only: what nobody looks at is never read, and it goes with the array.
+    The array is memory-mapped and read-only; its memory goes with it.
     """
     rows = self.shape[0] if self.shape else 1
     last = rows if last is None else last
@@ -63,7 +65,7 @@ class Tensor(Rows):
     skip = begin % mmap.ALLOCATIONGRANULARITY                        # a map begins at a page
     try:
       with self.file.open('rb') as f:
-        mapped = mmap.mmap(f.fileno(), skip + (last - first) * row_bytes, access=mmap.ACCESS_READ,
+        mapped = mmap.mmap(f.fileno(), skip + (last - first) * row_bytes, MAPPED, mmap.PROT_READ,
                            offset=begin - skip)
     except OSError as error:
       raise errors.Damaged(self.file, error.strerror) from error
