@@ -30,6 +30,7 @@ from stmoe.checkpoints import stored
 from stmoe.data import bar as progress
 from stmoe.data import store
 from stmoe.data.text import vocab
+from stmoe.derive import exported
 from stmoe.derive import start as starts
 from stmoe.derive import streamed
 from stmoe.interop import fields
@@ -362,10 +363,7 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   layout = {place.tensor: (kind(place.tensor), place.there) for place in placed if place.tensor}
   copies = _origins(source, family, record, cfg)
   with beside.new(target) as path:
-    for file in (source / 'source').glob('*'):
-      shutil.copyfile(file, path / file.name)
-    if hf is not None:
-      documents.write_json(path / 'config.json', hf, sort_keys=True)
+    exported.write(path, source, cfg, name, family, hf, reader.step)
     created = files.create(path, layout | {c: (kind(c), layout[o][1]) for c, o in copies.items()}, most)
     with progress.task('writing tensors', sum(created[t].size for t in layout), 'bytes') as advance:
       _write_arrays(reader, placed, created, advance)
@@ -420,19 +418,12 @@ def _describe(original, family, c, imported):
   original_fields = documents.read_json(original) if imported else {}
   if imported and not fields.differences(c, family.configure(original_fields, tied)):
     return None
-  new_fields = (original_fields or _ids(c['model'])) | family.describe(c)
+  new_fields = (original_fields or exported.ids(c['model'])) | family.describe(c)
   unlike = fields.differences(c, family.configure(new_fields, tied))
   if unlike:
     raise errors.UserError(f'the model is not of the family {new_fields["model_type"]}, whose '
                            f'{rules.some(unlike)}')
   return new_fields
-
-
-def _ids(model):
-  """The special ids of section `model`, as config.json has them."""
-  ends = list(model.get('end_ids') or (1,))
-  return dict(pad_token_id=0, bos_token_id=model.get('start_id', 0),
-              eos_token_id=ends if ends[1:] else ends[0])
 
 
 def _write_arrays(reader, placed, made, advance):
