@@ -187,6 +187,7 @@ def _blocks(blocks):
       attention = Field(ranges.Flag | ranges.Named('attention'), True)
       own_fields = dict(attention=attention, norm=Field(ranges.Flag, True),
                         around=Field(ranges.Named('around'), declared.OPTIONAL),
+                        window=Field(ranges.Count, declared.OPTIONAL),
                         tied=Field(ranges.Flag, declared.OPTIONAL))
       yield from _of_kind('layer', f'blocks.{letter}', block, 'layer', own_fields)
 

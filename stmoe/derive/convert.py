@@ -7,11 +7,7 @@ That is the original config.json, tokenizer files, dtypes, and tensors that were
 same parameters then has the same names and the same bytes.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterable
-import concurrent.futures
 import itertools
-import math
 import pathlib
 import shutil
 
@@ -31,6 +27,7 @@ from stmoe.data import bar as progress
 from stmoe.data import store
 from stmoe.data.text import vocab
 from stmoe.derive import exported
+from stmoe.derive import pieces
 from stmoe.derive import start as starts
 from stmoe.derive import streamed
 from stmoe.interop import fields
@@ -44,9 +41,6 @@ from stmoe.surgery import layout
 from stmoe.train import check
 from stmoe.train import state as states
 
-BLOCK = 1 << 25                          # bytes of a tensor that are in memory at once, in each of
-THREADS = 4                              # threads
-STRIP = 16                               # rows that are transposed at once: their numbers share cache lines
 PARAMETERS = {'F32': 'float32', 'BF16': 'bfloat16'}                  # what those of a run may be
 PARTS = ('params', 'router_state')
 PACKED = 'quantization_config'           # of config.json: how tensors are packed in fewer bits
@@ -249,29 +243,13 @@ def _fill(path, cfg, plan, placed, found, digest):
   folder = path / 'checkpoints'
   folder.mkdir()
   writer = streamed.Writer(folder, 0, dict(params=plan.shapes['params']), start, dict(step=0, data=None))
-  total = sum(found[place.tensor].size for place in placed if place.tensor)
+  total = sum(pieces.of(found, place).size for place in placed if place.tensor)
   with progress.task('reading tensors', total, 'bytes') as advance:
     works = (work for leaf, group in itertools.groupby(placed, lambda place: place.leaf)
              for work in _filling(writer, leaf, list(group), found))
-    for read_bytes in at_once(works):
+    for read_bytes in pieces.at_once(works):
       advance(read_bytes)
   writer.finish(starts.meta(cfg, digest))
-
-
-def at_once(works: Iterable[Callable]) -> Iterable:
-  """Yields what functions without arguments return, in their order, THREADS of them running at a time."""
-  with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-    running = []
-    try:
-      for work in works:
-        running.append(pool.submit(work))
-        if len(running) > THREADS:
-          yield running.pop(0).result()
-      while running:
-        yield running.pop(0).result()
-    finally:
-      for future in running:
-        future.cancel()
 
 
 def _filling(writer, leaf, group, found):
@@ -282,57 +260,31 @@ def _filling(writer, leaf, group, found):
   like = writer.like(leaf)
   if group[0].tensor is None:
     return
-  if like.dtype.itemsize * math.prod(like.shape) <= 2 * BLOCK:
+  if pieces.small(like.shape, like.dtype):
     yield lambda: _fill_whole(writer, leaf, group, found)
     return
-  step = _rows(group[0], like.dtype)
-  store = writer.array(leaf, (*(1,) * len(group[0].index), *_turned(step, group[0])))
+  store = writer.array(leaf, (*(1,) * len(group[0].index), *pieces.shape(group[0], like.dtype)))
   for place in group:
-    for first in range(0, place.there[0], step):
-      last = min(first + step, place.there[0])
+    for first, last in pieces.spans(place, like.dtype):
       yield lambda place=place, first=first, last=last: _fill_rows(writer, store, place, found, first, last)
 
 
 def _fill_whole(writer, leaf, group, found):
-  like = writer.like(leaf)
+  like, size = writer.like(leaf), 0
   whole = np.empty(like.shape, like.dtype)
   for place in group:
-    whole[place.index] = _turn(found[place.tensor].read(), place, like.dtype)
+    tensor = pieces.of(found, place)
+    whole[place.index] = pieces.turned(tensor.read(), place, like.dtype)
+    size += tensor.size
   writer.write(writer.array(leaf, like.shape), leaf, ..., whole)
-  return sum(found[place.tensor].size for place in group)
+  return size
 
 
 def _fill_rows(writer, store, place, found, first, last):
-  tensor = found[place.tensor]
-  value = _turn(tensor.read(first, last), place, writer.like(place.leaf).dtype)
-  writer.write(store, place.leaf, _where(place, first, last), value)
+  tensor = pieces.of(found, place)
+  value = pieces.turned(tensor.read(first, last), place, writer.like(place.leaf).dtype)
+  writer.write(store, place.leaf, pieces.where(place, first, last), value)
   return tensor.size * (last - first) // tensor.shape[0]
-
-
-def _rows(place, dtype):
-  """How many rows of a tensor make a block, in an array of `dtype`."""
-  return min(place.there[0], max(1, BLOCK // (dtype.itemsize * math.prod(place.there[1:]))))
-
-
-def _turned(rows, place):
-  """The shape, in our array, of a block of `rows` rows of the tensor."""
-  return (place.shape[0], rows) if place.op == rules.LINEAR else (rows, *place.shape[1:])
-
-
-def _where(place, first, last):
-  """The slices of our array that hold rows `first` to `last` of the tensor."""
-  rows = slice(first, last)
-  return (*place.index, slice(None), rows) if place.op == rules.LINEAR else (*place.index, rows)
-
-
-def _turn(x, place, dtype):
-  """`x` in `dtype`, between the form of the tensor and ours; either way."""
-  if place.op != rules.LINEAR:
-    return x.astype(dtype, copy=False)
-  turned = np.empty(x.shape[::-1], dtype)
-  for at in range(0, len(x), STRIP):
-    turned[:, at:at + STRIP] = x[at:at + STRIP].T
-  return turned
 
 
 def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 * 10**9):
@@ -360,7 +312,7 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   reader = _reader(source, step)
   placed = _placed(reader, family, cfg)
   kind = lambda tensor: dtype or record.get('dtypes', {}).get(tensor) or record.get('dtype', 'F32')
-  layout = {place.tensor: (kind(place.tensor), place.there) for place in placed if place.tensor}
+  layout = {place.tensor: (kind(place.tensor), place.whole) for place in placed if place.tensor}
   copies = _origins(source, family, record, cfg)
   with beside.new(target) as path:
     exported.write(path, source, cfg, name, family, hf, reader.step)
@@ -368,8 +320,8 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
     with progress.task('writing tensors', sum(created[t].size for t in layout), 'bytes') as advance:
       _write_arrays(reader, placed, created, advance)
     for copy, origin in copies.items():
-      for first, last in created[origin].blocks(BLOCK):
-        files.write(created[copy], first, created[origin].read(first, last))
+      for first, last in created[origin].blocks(pieces.BLOCK):
+        created[copy].write(first, created[origin].read(first, last))
   return reader.step, name, created
 
 
@@ -431,7 +383,7 @@ def _write_arrays(reader, placed, made, advance):
   sums = {}
   works = (work for leaf, group in itertools.groupby(placed, lambda place: place.leaf)
            for work in _writing(reader, leaf, list(group), made))
-  for leaf, share, written in at_once(works):
+  for leaf, share, written in pieces.at_once(works):
     sums[leaf] = sums.get(leaf, 0) + share
     advance(written)
   for leaf, total in sums.items():
@@ -449,26 +401,26 @@ def _writing(reader, leaf, group, made):
   store, lead = reader.array(leaf), len(group[0].index)
   dtype = store.dtype.numpy_dtype
   stacked = any(n > 1 for n in store.chunk_layout.read_chunk.shape[:lead])
-  if stacked or dtype.itemsize * math.prod(store.shape) <= 2 * BLOCK:
+  if stacked or pieces.small(store.shape, dtype):
     yield lambda: _write_whole(reader, store, leaf, group, made)
     return
   for place in group:
-    step = _rows(place, dtype)
-    for first in range(0, place.there[0], step):
-      last = min(first + step, place.there[0])
+    for first, last in pieces.spans(place, dtype):
       yield lambda place=place, first=first, last=last: _write_rows(reader, store, place, made, first, last)
 
 
 def _write_whole(reader, store, leaf, group, made):
-  whole = stored.read(store, ...)
+  whole, size = stored.read(store, ...), 0
   for place in group:
-    files.write(made[place.tensor], 0, _turn(whole[place.index], place, whole.dtype))
-  return leaf, reader.share(whole, store.shape, ...), sum(made[place.tensor].size for place in group)
+    tensor = pieces.of(made, place)
+    tensor.write(0, pieces.turned(whole[place.index], place, whole.dtype))
+    size += tensor.size
+  return leaf, reader.share(whole, store.shape, ...), size
 
 
 def _write_rows(reader, store, place, made, first, last):
-  tensor, where = made[place.tensor], _where(place, first, last)
+  tensor, where = pieces.of(made, place), pieces.where(place, first, last)
   block = stored.read(store, where)
-  files.write(tensor, first, _turn(block, place, block.dtype))
+  tensor.write(first, pieces.turned(block, place, block.dtype))
   size = tensor.size * (last - first) // tensor.shape[0]
   return place.leaf, reader.share(block, store.shape, where), size

@@ -59,7 +59,7 @@ def test_memory_of_both_ways(tmp_path):
   rng = np.random.default_rng(0)
   for tensor in made.values():
     for first, last in tensor.blocks(1 << 24):
-      files.write(tensor, first, rng.standard_normal((last - first, *tensor.shape[1:]), np.float32))
+      tensor.write(first, rng.standard_normal((last - first, *tensor.shape[1:]), np.float32))
   total, largest = sum(t.size for t in made.values()), max(t.size for t in made.values())
   assert total > 2e9 and len({t.file for t in made.values()}) > 1
   peaks = [peak('convert', source, run), peak('convert', run, out)]
@@ -93,7 +93,7 @@ def test_bfloat16_takes_two_bytes_and_no_longer_than_two_copies(tmp_path):
   for tensor in made.values():
     for first, last in tensor.blocks(1 << 26):                       # of any bits but those of infinities
       bits = rng.integers(0, 2**15, (last - first, *tensor.shape[1:]), np.uint16)
-      files.write(tensor, first, np.where(bits > 2**14, bits - 2**14, bits).view(files.DTYPES['BF16']))
+      tensor.write(first, np.where(bits > 2**14, bits - 2**14, bits).view(files.DTYPES['BF16']))
   total = sum(t.size for t in made.values())
   assert 4e9 < total < 4.6e9 and len({t.file for t in made.values()}) > 3
   settled(source, forget=True)

@@ -22,7 +22,7 @@ def written(folder, layout, values):
   """Writes `values`, dict name -> array, as safetensors of the dtypes `layout` into `folder`."""
   made = files.create(folder, {name: (layout[name], x.shape) for name, x in values.items()}, 10**9)
   for name, x in values.items():
-    files.write(made[name], 0, x)
+    made[name].write(0, x)
 
 
 def packed(folder, **fields):
