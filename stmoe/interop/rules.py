@@ -89,7 +89,7 @@ def _slices(leaf, shape, number, name, match, theirs, op):
 
 
 def _there(shape, op):
-  return tuple(shape[::-1] if op == LINEAR else (1, *shape) if op == ROW else shape)
+  return tuple(shape[::-1] if op == LINEAR else shape)
 
 
 def _cut(entries, there, expert, number):
