@@ -9,13 +9,14 @@ from stmoe.interop import fields
 from stmoe.interop import rules
 
 V3 = 'deepseek_v3'                     # the router of V3's routing
-SPARSE = 'decoder/layers/{i}/layer/inner/'
-LAYERS = [                             # rules of feed-forward layers
-    (SPARSE + 'router/w', decoder.LAYER + 'mlp.gate.weight', rules.LINEAR),
-    (SPARSE + 'router/bias', decoder.LAYER + 'mlp.gate.e_score_correction_bias'),
-    (SPARSE + 'router/updates', None),
+SPARSE = 'decoder/layers/{i}/layer/'
+LAYERS = [                             # rules of feed-forward layers; experts beside shared ones are `inner`
+    *(rule for inner in ('inner/', '') for rule in (
+        (f'{SPARSE}{inner}router/w', decoder.LAYER + 'mlp.gate.weight', rules.LINEAR),
+        (f'{SPARSE}{inner}router/bias', decoder.LAYER + 'mlp.gate.e_score_correction_bias'),
+        (f'{SPARSE}{inner}router/updates', None),
+        *decoder.glu(inner + 'experts/', 'mlp.experts.{e}.'))),
     *decoder.glu('shared/', 'mlp.shared_experts.'),
-    *decoder.glu('inner/experts/', 'mlp.experts.{e}.'),
     *decoder.glu('', 'mlp.'),
 ]
 
@@ -59,23 +60,30 @@ def configure(hf, tied, router):
   return dict(model=model, blocks=blocks, losses=losses)
 
 
-def layers(hf, router):
+def layers(hf, router, period=1):
   """Returns (a letter for each layer, section blocks, section losses) of a config.json.
 
-  Letter d is a dense layer; m has routed experts of `router` beside shared ones.
+  Letter d is a dense layer; m has routed experts of `router`, beside shared ones where there are any.
+
+  Args:
+    period: after the dense first layers, the layers whose number is a multiple of it are sparse.
   """
-  fields.only(hf, moe_layer_freq=1)
+  fields.only(hf, moe_layer_freq=period)
   number = fields.need(hf, 'num_hidden_layers', fields.LAYERS)
   activation = fields.activation(hf, 'hidden_act', 'silu')
   first = min(fields.given(hf, 'first_k_dense_replace', ranges.Natural, 0), number)
   width = fields.need(hf, 'moe_intermediate_size')
-  inner = dict(name='moe', **decoder.moe(router, width, activation))
-  blocks = dict(m=dict(layer='shared', d_ff=width, num_shared=fields.need(hf, 'n_shared_experts'),
-                       activation=activation, inner=inner))
-  if first:
+  sparse = decoder.moe(router, width, activation)
+  letters = ''.join('d' if i < first or i % period else 'm' for i in range(number))
+  if hf.get('n_shared_experts', ...) in (None, 0):                   # said to be none, and not left out
+    blocks = dict(m=dict(layer='moe', **sparse))
+  else:
+    blocks = dict(m=dict(layer='shared', d_ff=width, num_shared=fields.need(hf, 'n_shared_experts'),
+                         activation=activation, inner=dict(name='moe', **sparse)))
+  if 'd' in letters:
     blocks['d'] = decoder.dense(fields.need(hf, 'intermediate_size'), activation)
   balance = float(fields.given(hf, 'aux_loss_alpha', ranges.NonNegative, 0.0)), 'mean'
-  return 'd' * first + 'm' * (number - first), blocks, dict(balance=balance)
+  return letters, blocks, dict(balance=balance)
 
 
 def v3_router(hf, groups=1, kept=1, normalized=True, scale=1.0):
@@ -113,6 +121,7 @@ def describe_layers(c, router):
       n_routed_experts=r['num_experts'], num_experts_per_tok=r.get('k', 2), n_group=groups,
       topk_group=r.get('kept_groups') or groups, routed_scaling_factor=r.get('route_scale', 1.0),
       norm_topk_prob=r.get('normalize_gates', router == V3), moe_intermediate_size=sparse['experts']['d_ff'],
-      hidden_act=sparse['experts'].get('activation', 'gelu'), n_shared_experts=block.get('num_shared', 1),
+      hidden_act=sparse['experts'].get('activation', 'gelu'),
+      n_shared_experts=block.get('num_shared', 1) if block['layer'] == 'shared' else None,
       first_k_dense_replace=len(decoder.dense_layers(c)), moe_layer_freq=1,
       intermediate_size=(dense or sparse['experts'])['d_ff'])

@@ -89,6 +89,7 @@ class LM(nnx.Module):
     self.head_dim = head_dim
     self.rotary = functools.partial(rotary.table, head_dim=head_dim, base=rotary_base,
                                     scaling=rotary_scaling and rotary_scaling())
+    jax.eval_shape(self.rotary, jnp.zeros((1, 1), jnp.int32))        # a scaling of another width is refused
     self.window = window
     self.windows = tuple(sorted(set(stack.windows(layers, blocks).values())))
     self.scale_head = scale_head

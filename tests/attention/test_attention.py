@@ -53,6 +53,29 @@ def test_attention_equals_its_formula():
   assert abs(layer.wq[...].std() * 6 ** 0.5 / layer.wk[...].std() - 1) < 0.2
 
 
+def test_a_scale_of_its_own_is_the_factor_of_the_logits():
+  layer, plain = build(scale=0.1), build()
+  x = jax.random.normal(jax.random.key(4), (1, 4, 12))
+  seen = visible.Visible(mask=visible.causal(jnp.ones((1, 4), jnp.int32)))
+  y = calls.call(layer, x, seen)
+  plain.wq[...] = plain.wq[...] * 0.1 * 6 ** 0.5
+  np.testing.assert_allclose(y, calls.call(plain, x, seen), atol=1e-6)
+
+
+def test_pairs_of_neighbours_are_pairs_of_halves_of_other_columns():
+  """Pair i is columns 2i and 2i + 1 of a head of 6, where halves have columns i and i + 3."""
+  layer, halves = build(num_kv_heads=2, interleaved=True), build(num_kv_heads=2)
+  x = jax.random.normal(jax.random.key(5), (1, 4, 12))
+  seen = visible.Visible(mask=visible.causal(jnp.ones((1, 4), jnp.int32)),
+                         turn=rotary.table(jnp.arange(4)[None] * 3, 6))
+  y = calls.call(layer, x, seen)
+  assert np.abs(calls.call(halves, x, seen) - y).max() > 1e-2
+  for name in ('wq', 'wk'):
+    heads = getattr(layer, name)[...].reshape(12, -1, 6)
+    getattr(halves, name)[...] = heads[..., jnp.array([0, 2, 4, 1, 3, 5])].reshape(12, -1)
+  np.testing.assert_allclose(calls.call(halves, x, seen), y, atol=1e-5)
+
+
 def test_dropout_of_probabilities_is_per_key_and_head():
   """With identity values and output the layer returns the dropped probabilities themselves."""
   layer = attention.Attention(4, num_heads=1, head_dim=4, dropout_rate=0.5, rngs=nnx.Rngs(0))

@@ -13,7 +13,8 @@ HF = dict(architectures=['NllbMoeForConditionalGeneration'], model_type='nllb-mo
           encoder_layers=4, decoder_layers=3, encoder_attention_heads=2, decoder_attention_heads=2,
           encoder_ffn_dim=12, decoder_ffn_dim=10, encoder_sparse_step=2, decoder_sparse_step=3, num_experts=6,
           expert_capacity=5, moe_eval_capacity_token_fraction=0.3, moe_token_dropout=0.1,
-          scale_embedding=True, pad_token_id=1, normalize_router_prob_before_dropping=False, activation_function='relu', is_encoder_decoder=True, tie_word_embeddings=True, router_aux_loss_coef=0.001,
+          normalize_router_prob_before_dropping=False, activation_function='relu', scale_embedding=True,
+          pad_token_id=1, is_encoder_decoder=True, tie_word_embeddings=True, router_aux_loss_coef=0.001,
           router_z_loss_coef=0.001)
 
 

@@ -1,4 +1,4 @@
-"""Dense models of Llama's form and DeepSeekMoE against decoders written out in numpy (`written.py`)."""
+"""Dense models of Llama's form, and DeepSeekMoE, against decoders written out in numpy (`written.py`)."""
 
 import json
 import math
@@ -9,6 +9,7 @@ import pytest
 from safetensors import numpy as theirs
 
 from stmoe.derive import convert
+from stmoe.interop import fields
 from stmoe.interop import tensors as files
 from tests.interop import runs
 from tests.interop import written
@@ -19,6 +20,10 @@ LLAMA = dict(architectures=['LlamaForCausalLM'], model_type='llama', vocab_size=
              rope_theta=1e4, bos_token_id=1, eos_token_id=2)
 OPEN = dict(LLAMA, attention_bias=True, mlp_bias=True, head_dim=16, tie_word_embeddings=True)
 MISTRAL = dict(LLAMA, architectures=['MistralForCausalLM'], model_type='mistral', sliding_window=5)
+DEEPSEEK = dict(LLAMA, architectures=['DeepseekForCausalLM'], model_type='deepseek', num_hidden_layers=3,
+                num_key_value_heads=4, n_routed_experts=10, num_experts_per_tok=3, n_shared_experts=2,
+                moe_intermediate_size=7, first_k_dense_replace=1, moe_layer_freq=1, norm_topk_prob=False,
+                scoring_func='softmax')
 LENGTH = 24
 
 
@@ -73,6 +78,12 @@ CASES = {
         rope_type='yarn', attention_factor=1.3, **YARN, **THETA)), yarn(8, whole=True), 1.3),
     'yarn, its factor, older spelling, not rounded': (dict(OPEN, rope_scaling=dict(
         type='yarn', attention_factor=0.8, truncate=False, **YARN)), yarn(8), 0.8),
+    'deepseek': (DEEPSEEK, plain(3), 1),
+    'deepseek, other fields': (dict(DEEPSEEK, norm_topk_prob=True, attention_bias=True, num_key_value_heads=2,
+                                    rope_scaling=dict(type='linear', factor=2.0)), plain(3) / 2, 1),
+    'deepseek, every other layer, nothing shared': (dict(
+        DEEPSEEK, num_hidden_layers=5, first_k_dense_replace=0, moe_layer_freq=2, n_shared_experts=None,
+        num_experts_per_tok=1, norm_topk_prob=True), plain(3), 1),
     'yarn of two scales': (dict(OPEN, rope_scaling=dict(type='yarn', mscale=0.5, mscale_all_dim=1.0, **YARN)),
                            yarn(8, whole=True), (0.05 * math.log(4) + 1) / SIZE),
 }
@@ -117,8 +128,18 @@ def test_a_dense_checkpoint_goes_in_and_out(tmp_path):
   convert.write(tmp_path / 'run', tmp_path / 'out')
   assert (tmp_path / 'out' / 'config.json').read_bytes() == (tmp_path / 'in' / 'config.json').read_bytes()
   (tmp_path / 'run' / 'imported.json').unlink()
-  convert.write(tmp_path / 'run', tmp_path / 'described', to='llama')
+  convert.write(tmp_path / 'run', tmp_path / 'described', to=hf['model_type'])
   old = files.tensors(tmp_path / 'in')
   for folder in ('out', 'described'):
     new = files.tensors(tmp_path / folder)
     assert sorted(new) == sorted(old) and all(files.equal(new[key], t) for key, t in old.items())
+
+
+@pytest.mark.parametrize('name', [name for name in CASES if 'rope_scaling' not in CASES[name][0]
+                                  and 'rope_parameters' not in CASES[name][0]])
+def test_what_is_described_means_the_same_model(name):
+  hf, _, _ = CASES[name]
+  _, family = fields.family(hf)
+  made = family.configure(hf, hf['tie_word_embeddings'])
+  described = family.describe(made)
+  assert fields.differences(made, family.configure(described, hf['tie_word_embeddings'])) == []

@@ -89,7 +89,7 @@ def _experts(hf, t, name, x):
     scores = np.exp(_linear(t, name + 'gate', token))
     scores = scores / scores.sum()
     chosen = np.argsort(-scores)[:hf['num_experts_per_tok']]
-    gates = scores[chosen] / (scores[chosen].sum() if hf['norm_topk_prob'] else 1)
+    gates = scores[chosen] / (scores[chosen].sum() if hf['norm_topk_prob'] and len(chosen) > 1 else 1)
     for e, gate in zip(chosen, gates):
       y[s] = y[s] + gate * _mlp(t, f'{name}experts.{e}.', token)
   return y

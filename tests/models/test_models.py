@@ -103,6 +103,41 @@ def test_gradients_reach_every_parameter():
   assert not dead
 
 
+def test_multipliers_are_factors_of_weights():
+  """x + r f(norm(x)), where f ends in a matrix: r times that matrix, and so on."""
+  fields = dict(layers=(('d', 2),), tie_embeddings=False)
+  model = build('lm', embed_factor=3.0, residual_factor=0.3, logits_divisor=4.0, **fields)
+  plain, batch = build('lm', **fields), tiny.batch('lm', 2, 8)
+  plain.embed.table[...] *= 3.0
+  plain.head.w[...] /= 4.0
+  block = plain.decoder.segments[0].blocks[0]
+  block.attention.wo[...] *= 0.3
+  block.layer.wo[...] *= 0.3
+  np.testing.assert_allclose(forward(model, batch)[0], forward(plain, batch)[0], rtol=1e-4, atol=1e-5)
+  logits, _ = model.begin(batch, 2)                                  # in decoding, too
+  np.testing.assert_allclose(logits, forward(model, batch)[0][:, -1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_a_biased_head_adds_its_bias(tied):
+  model, batch = build('lm', layers=(('d', 1),), head_bias=True, tie_embeddings=tied), tiny.batch('lm', 1, 4)
+  before, bias = forward(model, batch)[0], jnp.arange(float(tiny.VOCAB))
+  (model.head_bias if tied else model.head.b)[...] = bias
+  np.testing.assert_allclose(forward(model, batch)[0], before + bias, rtol=1e-5, atol=1e-5)
+
+
+def test_norms_with_mean_and_bias():
+  """The embedding of a token times a positive number, plus another: a layer norm sees no difference."""
+  model, batch = build('lm', layers=(('d', 1),), norm='layer', norm_epsilon=1e-9), tiny.batch('lm', 1, 4)
+  params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  block = params['decoder']['segments'][0]['blocks'][0]
+  assert all({*norm} == {'scale', 'bias'} for norm in (
+      block['attention_norm'], block['layer_norm'], params['decoder']['norm']))
+  x = model.embed(batch['decoder_input_tokens'])
+  norm = jax.tree.map(lambda a: a[0], model.decoder.segments[0].blocks[0].attention_norm)
+  np.testing.assert_allclose(norm(3 * x + 2), norm(x), atol=1e-4)
+
+
 def test_t5_small_has_its_published_size():
   """google/t5-v1_1-small: D 512, F 1024, 6 heads of 64, 8 layers each side; about 77M parameters."""
   blocks = dict(d=dict(layer='dense', d_ff=1024, activation='gelu', gated=True))
@@ -125,3 +160,9 @@ def test_t5_has_distances_beyond_the_exact_ones(fields, said):
   """Else its buckets divide by a logarithm of 1 or less."""
   with pytest.raises(UserError, match=said):
     nnx.eval_shape(lambda: build('t5', **fields))
+
+
+def test_a_scaling_of_another_width_is_refused_before_anything_is_computed():
+  scaling = dict(name='longrope', short=(1.0,), long=(1.0,), length=4)
+  with pytest.raises(UserError, match='1 factors for 2 pairs; nearest: 2 of each'):
+    nnx.eval_shape(lambda: build('lm', rotary_scaling=scaling))

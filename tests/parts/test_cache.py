@@ -170,6 +170,11 @@ def test_layers_around_and_beside_routers(part):
     ('lm', dict(num_kv_heads=2, scan_layers=False, tie_embeddings=False)),
     pytest.param('lm', dict(window=3, attention=dict(name='attention', qkv_bias=True, qk_norm=1e-5, clip=0.7),
                 scale_head=False), marks=pytest.mark.slow),
+    pytest.param('lm', dict(
+        attention=dict(name='attention', use_bias=True, interleaved=True, scale=0.3), norm='layer',
+        head_bias=True, embed_factor=2.0, residual_factor=0.5, logits_divisor=3.0,
+        rotary_scaling=dict(name='longrope', short=(1.0, 1.0), long=(1.5, 4.0), length=5)),
+                 marks=pytest.mark.slow),
     ('lm', dict(attention=dict(name='latent_attention', nope_dim=3, value_dim=5, kv_rank=6, q_rank=7),
                 window=2)),
     pytest.param('lm', dict(num_kv_heads=1, attention=dict(name='attention', nope_dim=3, qk_norm=1e-5,
@@ -177,7 +182,7 @@ def test_layers_around_and_beside_routers(part):
     ('lm', dict(attention=dict(name='switch_head', nope_dim=3, executor='einsum', router=dict(
         name='sigma_moe', num_experts=3, k=2)))),
     ('t5', dict(num_buckets=4, max_distance=5, scan_layers=False, tie_embeddings=True))],
-    ids=['lm', 'window', 'latent', 'part', 'switch_head', 't5'])
+    ids=['lm', 'window', 'multipliers', 'latent', 'part', 'switch_head', 't5'])
 def test_kinds_of_attention_loops_and_heads(name, fields):
   assert_cached_equals_whole(name, build(name, SWITCH, **fields))
 
