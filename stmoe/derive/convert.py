@@ -34,6 +34,7 @@ from stmoe.interop import fields
 from stmoe.interop import rules
 from stmoe.interop import t5x
 from stmoe.interop import tensors as files
+from stmoe.interop import unread
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
 from stmoe.runs import whole as beside
@@ -64,7 +65,7 @@ def read(source, target, overrides=(), say=print, dtype=None):
   if dtype not in (None, *PARAMETERS):
     raise errors.UserError(f'--dtype {dtype}: parameters of a run are of {" or ".join(PARAMETERS)}; nearest: '
                            'BF16')
-  name, family, sections, tensors, packing = opened(source)
+  name, family, sections, tensors, packing = opened(source, say)
   cfg = _configuration(sections, overrides)
   with beside.new(target) as path:
     digest = _take_vocabulary(source, path, pathlib.Path(target), cfg)
@@ -102,7 +103,7 @@ def read(source, target, overrides=(), say=print, dtype=None):
   return record | dict(parameters=number, bytes=size)
 
 
-def opened(source):
+def opened(source, say=print):
   """Returns what a folder holds, by its headers alone.
 
   (name of the family, its module, sections of a configuration, dict of tensors, quantization_config or None).
@@ -115,7 +116,7 @@ def opened(source):
   packing = fields.given(hf, PACKED, ranges.Section)
   tensors = _unpacked(files.tensors(source), packing)
   hf = {key: value for key, value in hf.items() if key != PACKED}
-  sections = family.configure(hf, _tied(family, hf, tensors))
+  sections = unread.configured(name, family, hf, _tied(family, hf, tensors), say)
   generation_file = files.inside(source, 'generation_config.json')
   generation = documents.read_json(generation_file) if generation_file.is_file() else {}
   sections['model'] |= fields.ids(hf, generation, sections['model'])

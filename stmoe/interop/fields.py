@@ -86,6 +86,10 @@ def family(hf):
     raise errors.UserError(f'config.json has no model_type (supported: '
                            f'{", ".join(lookup.available("family"))})')
   name = need(hf, 'model_type', ranges.Text).replace('-', '_')       # files are called like Python's modules
+  if not lookup.has('family', name):
+    names = lookup.available('family')
+    raise errors.UserError(f'config.json: model_type={hf["model_type"]!r:.60} is not supported'
+                           f'{errors.nearest(name, names)} (there are: {", ".join(names)})')
   module = lookup.module('family', name)
   named = given(hf, 'architectures', ranges.Many(ranges.Text), ())
   stranger = next((architecture for architecture in named if architecture != module.ARCHITECTURE), None)
