@@ -12,9 +12,9 @@ from stmoe.interop import rules
 ACTIVATIONS = {'relu': 'relu', 'silu': 'silu', 'swish': 'silu', 'gelu_new': 'gelu',
                'gelu_pytorch_tanh': 'gelu'}
 # Fields that say how to compute or to train a model, not what it is.
-FREE = {'dtype', 'remat', 'scan_layers', 'dropout_rate', 'init_scale', 'executor', 'jitter', 'input_dropout',
-        'exploration', 'scope', 'device_budget', 'allow_causal', 'rate', 'centred', 'freeze_after',
-        'start_id', 'end_ids'}
+FREE = {'dtype', 'param_dtype', 'remat', 'scan_layers', 'dropout_rate', 'init_scale', 'executor', 'jitter',
+        'input_dropout', 'exploration', 'scope', 'device_budget', 'allow_causal', 'rate', 'centred',
+        'freeze_after', 'start_id', 'end_ids'}
 LAYERS = ranges.Whole(1, 10_000)       # each is a letter of a pattern
 
 
@@ -86,6 +86,10 @@ def family(hf):
     raise errors.UserError(f'config.json has no model_type (supported: '
                            f'{", ".join(lookup.available("family"))})')
   name = need(hf, 'model_type', ranges.Text).replace('-', '_')       # files are called like Python's modules
+  if not lookup.has('family', name):
+    names = lookup.available('family')
+    raise errors.UserError(f'config.json: model_type={hf["model_type"]!r:.60} is not supported'
+                           f'{errors.nearest(name, names)} (there are: {", ".join(names)})')
   module = lookup.module('family', name)
   named = given(hf, 'architectures', ranges.Many(ranges.Text), ())
   stranger = next((architecture for architecture in named if architecture != module.ARCHITECTURE), None)
