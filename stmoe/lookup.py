@@ -38,6 +38,7 @@ PACKAGES = {
     'objective': 'stmoe.data.text.objectives',   # of a source of texts
     'metric': 'stmoe.metrics',
     'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
+    'packing': 'stmoe.interop.packings',  # of their tensors in fewer bits
     'positions': 'stmoe.interop.positions',   # types of rotary positions in checkpoints made elsewhere
     'peer': 'stmoe.bench.peers',   # other libraries to time
     'surgery': 'stmoe.surgery',      # on trained parameters

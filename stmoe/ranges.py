@@ -15,6 +15,7 @@ from stmoe import value_ranges
 
 Range = value_ranges.Range
 Whole = value_ranges.Whole
+Size = value_ranges.Size
 Number = value_ranges.Number
 Bool = value_ranges.Bool
 String = value_ranges.String

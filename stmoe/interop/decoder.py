@@ -27,9 +27,9 @@ REST = [
 ]
 COPIES = {'lm_head.weight': 'model.embed_tokens.weight'}             # where the head is tied
 IGNORED = (r'.*\.rotary_emb\.inv_freq',)
-KINDS = ('full_attention', 'sliding_attention')                      # entries of layer_types
 # Fields of rotary positions of all types; those of each are in `interop/positions`.
 COMMON = ('rope_theta', 'rope_type', 'partial_rotary_factor')
+KINDS = ('full_attention', 'sliding_attention')                      # of layers, in `layer_types`
 
 
 def ignored(c):
@@ -96,23 +96,31 @@ def placed(hf, number):
   return ''.join('d' if i in dense or (i + 1) % step else 'm' for i in range(number))
 
 
-def windowed(hf, letters, blocks, usual, window=None):
-  """Returns (letters, blocks) in which a layer with a window has the capital letter of the one without.
+def windows(hf, number, kinds):
+  """Returns the window of each of `number` layers of a config.json, None where a layer sees all before it.
+
+  Args:
+    kinds: `layer_types` of the first layers where the field is not there; they repeat.
+  """
+  usual = [kinds[i % len(kinds)] for i in range(number)]
+  kinds = fields.given(hf, 'layer_types', ranges.Many(ranges.Choice(*KINDS)), usual)
+  if len(kinds) != number:
+    raise errors.UserError(f'config.json: layer_types names {len(kinds)} layers, and num_hidden_layers='
+                           f'{number}; nearest: {number} entries')
+  width = fields.need(hf, 'sliding_window') if KINDS[1] in kinds else None
+  return [width if kind == KINDS[1] else None for kind in kinds]
+
+
+def windowed(letters, blocks, windows):
+  """Returns (letters, blocks) where a layer with a window has the capital of the letter without.
 
   Args:
     letters, blocks: a letter for each layer, and the section blocks.
-    usual:  layer_types where config.json has none, an entry of KINDS for each layer.
-    window: sliding_window where config.json has none.
+    windows: of `windows`.
   """
-  kinds = fields.given(hf, 'layer_types', ranges.Many(ranges.Choice(*KINDS)), usual)
-  if len(kinds) != len(letters):
-    raise errors.UserError(f'config.json: layer_types has {len(kinds)} entries; nearest: as many as layers, '
-                           f'num_hidden_layers={len(letters)}')
-  if KINDS[1] in kinds:
-    window = window if window and 'sliding_window' not in hf else fields.need(hf, 'sliding_window')
-  of_layer = [letter.upper() if kind == KINDS[1] else letter for letter, kind in zip(letters, kinds)]
-  own = lambda letter: dict(window=window) if letter.isupper() else {}
-  return ''.join(of_layer), {letter: blocks[letter.lower()] | own(letter) for letter in sorted(set(of_layer))}
+  cased = [letter if window is None else letter.upper() for letter, window in zip(letters, windows)]
+  own = {letter: {} if window is None else dict(window=window) for letter, window in zip(cased, windows)}
+  return ''.join(cased), {letter: blocks[letter.lower()] | window for letter, window in own.items()}
 
 
 def describe_windows(c):

@@ -145,6 +145,10 @@ def test_a_damaged_checkpoint_is_not_exported(run, tmp_path, capsys):
 
 def test_targets_in_use_and_flags_of_the_other_way(run, tmp_path, capsys):
   assert_refused(['convert', str(CASES / T5), str(run)], ('there already',), capsys)
-  assert_refused(['convert', str(CASES / T5), str(tmp_path / 'out'), '--dtype', 'BF16'],
-                 ('--dtype is for exports',), capsys)
+  assert_refused(['convert', str(CASES / T5), str(tmp_path / 'out'), '--max-shard', '5GB'],
+                 ('--max-shard is for exports',), capsys)
+  assert_refused(['convert', str(CASES / T5), str(tmp_path / 'out'), '--dtype', 'F16'],
+                 ('--dtype F16', 'nearest: BF16'), capsys)
+  assert_refused(['convert', str(run), str(tmp_path / 'out'), '--max-shard', '5'],
+                 ('--max-shard', 'such as 900MB or 5GB', 'nearest: 5GB'), capsys)
   assert_refused(['convert', str(tmp_path / 'none'), str(tmp_path / 'out')], ('no folder',), capsys)

@@ -12,6 +12,7 @@ from safetensors import numpy as theirs
 from stmoe import errors
 from stmoe.checkpoints import checkpoint
 from stmoe.derive import convert
+from stmoe.derive import pieces
 from stmoe.interop import decoder
 from stmoe.interop import fields
 from stmoe.interop import rules
@@ -54,7 +55,7 @@ def test_bfloat16_comes_back_as_it_was(run, tmp_path):
 
 
 def test_large_arrays_in_blocks_are_the_same_arrays(run, tmp_path, monkeypatch):
-  monkeypatch.setattr(convert, 'BLOCK', 3000)                        # a few rows of the smallest tensors
+  monkeypatch.setattr(pieces, 'BLOCK', 3000)                         # a few rows of the smallest tensors
   convert.read(CASE, tmp_path / 'run')
   state, wi = tmp_path / 'run' / 'checkpoints' / '0' / 'state', 'decoder.segments.0.blocks.0.layer.experts.wi'
   chunks = list((state / f'params.{wi}').iterdir())

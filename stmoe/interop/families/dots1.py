@@ -23,11 +23,10 @@ def configure(hf, tied):
   if hf.get('scoring_func') not in SCORES:
     fields.only(hf, scoring_func=SCORES[0])
   letters, blocks, losses = deepseek.layers(hf, deepseek.v3_router(hf, normalized=False))
-  usual, window = ['full_attention'] * len(letters), hf.get('sliding_window', WINDOW)
-  if window is not None:
-    first = fields.given(hf, 'max_window_layers', ranges.Natural, FIRST)
-    usual[first:] = ['sliding_attention'] * len(usual[first:])
-  letters, blocks = decoder.windowed(hf, letters, blocks, usual, WINDOW)
+  hf = dict(sliding_window=WINDOW) | hf
+  first = fields.given(hf, 'max_window_layers', ranges.Natural, FIRST)
+  usual = [decoder.KINDS[hf['sliding_window'] is not None and i >= first] for i in range(len(letters))]
+  letters, blocks = decoder.windowed(letters, blocks, decoder.windows(hf, len(letters), usual))
   attention = decoder.head_norms(hf) | dict(use_bias=fields.given(hf, 'attention_bias', ranges.Flag, False))
   return dict(model=decoder.model(hf, letters, tied, attention=attention), blocks=blocks, losses=losses)
 

@@ -40,10 +40,10 @@ def configure(hf, tied):
     blocks['d'] = decoder.dense(fields.need(hf, 'intermediate_size'), activation)
   if fields.given(hf, 'use_sliding_window', ranges.Flag, False):
     # Versions of transformers put the window into different layers, unless layer_types names them.
-    if 'sliding_attention' not in fields.need(hf, 'layer_types', ranges.Many(ranges.Text)):
+    if decoder.KINDS[1] not in fields.need(hf, 'layer_types', ranges.Many(ranges.Text)):
       raise errors.UserError('config.json: use_sliding_window=True, and no entry of layer_types is '
                              'sliding_attention; nearest: use_sliding_window=false')
-    layers, blocks = decoder.windowed(hf, layers, blocks, ())
+    layers, blocks = decoder.windowed(layers, blocks, decoder.windows(hf, number, decoder.KINDS))
   else:
     fields.only(hf, layer_types=['full_attention'] * number)
   attention = dict(name='attention', qkv_bias=fields.given(hf, 'qkv_bias', ranges.Flag, True))
