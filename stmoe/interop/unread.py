@@ -13,8 +13,8 @@ from stmoe.interop import rules
 # How to train, to load, to generate, to name things; sizes of what the model has not.
 NEUTRAL = re.compile(
     r'_.*|architectures|model_type|(torch_)?dtype|transformers.*|auto_map|name|.*name_or_path|license|language|'
-    r'.*dropout.*|.*layerdrop|init.*|.*jitter.*|.*(aux|z)_loss.*|seq_aux|ep_size|output_.*|use_cache|return_.*|'
-    r'pretraining_tp|.*attn_implementation|gradient_checkpointing|torchscript|use_bfloat16|pruned_heads|'
+    r'.*dropout.*|.*layerdrop|init.*|.*jitter.*|.*(aux|z)_loss.*|seq_aux|ep_size|use_cache|return_.*|'
+    r'output_(past|attentions|hidden_states|router_logits|scores)|pretraining_tp|.*attn_implementation|gradient_checkpointing|torchscript|use_bfloat16|pruned_heads|'
     r'chunk_size_feed_forward|.*_token_ids?|.*_word_embeddings|tie_encoder_decoder|is_decoder|task_.*|'
     r'problem_type|finetuning_task|id2label|label2id|num_labels|classifier_.*|tokenizer_class|prefix|unsloth.*|'
     r'max_position_embeddings|n_positions|seq_length|model_max_length|initial_context_length|experts_per_token|'
