@@ -18,6 +18,7 @@ from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.decode import generate
 from stmoe.decode import rank
+from stmoe.derive import downloaded
 from stmoe.runs import directory as rundir
 from stmoe.train import check
 from stmoe.train import opened
@@ -33,12 +34,14 @@ class Harness:
   alone=False.
 
   Args:
-    path:       run directory; batch_size: rows at once; length: most tokens that are generated.
+    path:       run directory, or a downloaded folder; batch_size: rows at once.
+    length:     most tokens that are generated.
     alone:      see `rank.details`.
     cfg:        the run's configuration, if not as it was trained.
   """
 
   def __init__(self, path, batch_size=8, length=64, alone=True, cfg=None, devices=None):
+    path = downloaded.resolved(path)
     self.cfg = rundir.opened(path) if cfg is None else cfg
     if not getattr(pipeline.objective(self.cfg), 'whole', False):
       raise errors.UserError(f'lm-evaluation-harness scores texts from left to right, and {path} has '

@@ -14,6 +14,7 @@ from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.data.text import pack
+from stmoe.derive import downloaded
 from stmoe.derive import finetune as finetuning
 from stmoe.runs import directory as rundir
 from stmoe.runs import read as runs
@@ -67,18 +68,23 @@ def _read(workdir, work):
 
 
 def finetune(start, name, workdir, overrides=()):
-  """Returns the finished runs.Run of fine-tuning experiment `name` from run directory `start`; as `train`."""
+  """Returns the finished runs.Run of fine-tuning experiment `name` from run directory `start`; as `train`.
+
+  start: or a downloaded folder.
+  """
+  start = downloaded.resolved(start)
   cfg, name = finetuning.prepare(name, texts(overrides), start)
   return _read(workdir, lambda: finetuning.finetune(start, cfg, workdir, name, say=lambda line: None))
 
 
 def generate(path, prompts, decode, length):
-  """Returns the texts that the model in run directory `path` adds to each of `prompts`.
+  """Returns the texts that the model in run directory or downloaded folder `path` adds to each of `prompts`.
 
   Args:
     decode: name and fields of a strategy, dict(name='sample', temperature=0.8).
     length: most tokens of a text.
   """
+  path = downloaded.resolved(path)
   rows = [(f'prompt {i}', prompt, {}) for i, prompt in enumerate(prompts)]
   batches = infer.texts(rundir.opened(path), path, rows, decode, length, BATCH, say=lambda line: None)
   return [text for batch in batches for _, text in batch]
@@ -97,13 +103,13 @@ def said():
 
 
 def opened(path, step=None):
-  """Returns (model, configuration, vocabulary) of run directory `path`.
+  """Returns (model, configuration, vocabulary) of run directory or downloaded folder `path`.
 
   The vocabulary is None for a model that was imported without one: such a model reads ids, and no texts.
 
   step: of the checkpoint; None = the newest.
   """
-  path = pathlib.Path(path)
+  path = downloaded.resolved(path)
   config, record = rundir.opened(path, step), records.read(path)
   with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:  # wherever it was trained
     plan = states.blueprint(record.located(config), mesh)

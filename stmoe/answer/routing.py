@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from stmoe import errors
+from stmoe import experiment
 from stmoe import lookup
 from stmoe import modules
 from stmoe.analysis.routing import choices
@@ -38,7 +39,7 @@ GIVEN = 'given/'
 
 def diagnose(run: str | pathlib.Path, step: int | None = None, against: Sequence[int] | None = (),
              texts: dict[str, str] | None = None, temperatures: Sequence[float] = (0.1, 10.0),
-             batches: int = 8, say: Callable = print, devices=None) -> dict:
+             batches: int = 8, say: Callable = print, devices=None, overrides: Sequence[str] = ()) -> dict:
   """Returns what the routers of `run` do, as numbers, lists and dicts; NaN is a number without meaning.
 
   step, tokens  the checkpoint, and how many tokens of evaluation it routed
@@ -56,8 +57,9 @@ def diagnose(run: str | pathlib.Path, step: int | None = None, against: Sequence
     texts:        name -> text of a domain. Tasks of a mixture and what is given of rows are domains, too.
     temperatures: that logits are divided by.
     batches:      of evaluation.
+    overrides:    on the run's configuration, such as other data.
   """
-  cfg = copy.deepcopy(rundir.opened(run, step))
+  cfg = experiment.override(copy.deepcopy(rundir.opened(run, step)), overrides, whole=False)
   with cfg.unlocked():
     cfg.eval.batches = batches
   with opened.run(cfg, run, say, devices) as (plan, source):

@@ -12,15 +12,15 @@ METHOD is a file of stmoe/surgery with its fields. Methods that look at data tak
 run's training data, or of other data given with --config.data...; what they collect stays beside RUN.
 """
 
-from stmoe import experiment
 from stmoe import lookup
 from stmoe import ranges
+from stmoe.derive import downloaded
 
 COMPUTES = True
 
 
 def add_arguments(parser, kind='surgery'):
-  parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')
+  parser.add_argument('run', metavar='RUN', help='a run directory, a downloaded folder, or an experiment')
   parser.add_argument('method', metavar='METHOD',
                       help=f'NAME[:field=value,...] of: {", ".join(lookup.available(kind))}')
   parser.add_argument('--workdir', metavar='DIR', required=True, help='the new run directory')
@@ -33,7 +33,7 @@ def add_arguments(parser, kind='surgery'):
 
 def run(args, kind='surgery'):
   lookup.spelled(kind, args.method)                                  # before JAX is imported
-  path = experiment.run_directory(args.run)
+  path = downloaded.run_directory(args.run)
   from stmoe.derive import compress
   facts = compress.compress(path, args.method, args.workdir, args.overrides, kind=kind, distil=args.distil,
                             batches=args.batches, step=args.step)

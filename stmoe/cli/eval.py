@@ -20,6 +20,7 @@ from stmoe import experiment
 from stmoe import files
 from stmoe import ranges
 from stmoe import sections
+from stmoe.derive import downloaded
 from stmoe.hosts import job
 from stmoe.runs import directory as rundir
 
@@ -27,7 +28,7 @@ COMPUTES = True
 
 
 def add_arguments(parser):
-  parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')
+  parser.add_argument('run', metavar='RUN', help='a run directory, a downloaded folder, or an experiment')
   parser.add_argument('--step', type=ranges.Natural, help='which checkpoint; default: the newest')
   parser.add_argument('--best', action='store_true', help='the checkpoint that checkpoint.best kept')
   parser.add_argument('--task', metavar='TASK', help='score this task, or TASK,TASK')
@@ -39,9 +40,9 @@ def add_arguments(parser):
 
 
 def run(args):
-  path = experiment.run_directory(args.run)
   if args.best and args.step is not None:
     raise errors.UserError('--best and --step do not go together')
+  path = downloaded.run_directory(args.run)
   cfg = rundir.opened(path, args.step, 'best' if args.best else 'checkpoints')
   if args.task:
     _check_task(args)

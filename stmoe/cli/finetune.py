@@ -11,13 +11,14 @@ changed by the recipe in section finetune of the experiment. Scores stand in res
 
 from stmoe import experiment
 from stmoe import ranges
+from stmoe.derive import downloaded
 
 COMPUTES = True
 
 
 def add_arguments(parser):
   parser.add_argument('start', metavar='START',
-                      help='a run directory, or the experiment whose default one it is')
+                      help='a run directory, a downloaded folder, or an experiment')
   parser.add_argument('name', metavar='NAME',
                       help='the fine-tuning experiment, NAME[:argument], or a .py file')
   parser.add_argument('--step', type=ranges.Natural, help='checkpoint of START; default: the newest')
@@ -27,7 +28,7 @@ def add_arguments(parser):
 
 
 def run(args):
-  start = experiment.run_directory(args.start)
+  start = downloaded.run_directory(args.start)
   from stmoe.derive import finetune
   cfg, name = finetune.prepare(args.name, args.overrides, start, args.step)
   if args.replay:

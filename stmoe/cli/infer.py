@@ -24,13 +24,14 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import ranges
 from stmoe import sections
+from stmoe.derive import downloaded
 from stmoe.runs import directory as rundir
 
 COMPUTES = True
 
 
 def add_arguments(parser):
-  parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')
+  parser.add_argument('run', metavar='RUN', help='a run directory, a downloaded folder, or an experiment')
   parser.add_argument('file', metavar='FILE', nargs='?', default='-', help='prompts; default: standard input')
   parser.add_argument('--output', metavar='OUT', type=pathlib.Path, help='a file instead of standard output')
   parser.add_argument('--jsonl', action='store_true', help='lines are JSON objects; implied by FILE.jsonl')
@@ -44,14 +45,14 @@ def add_arguments(parser):
 
 
 def run(args):
-  path = experiment.run_directory(args.run)
-  cfg = rundir.opened(path, args.step)
-  decode = strategy(cfg, args.overrides)
-  sections.present(cfg)
   if args.output and not args.output.parent.is_dir():
     raise errors.UserError(f'--output {args.output}: no directory {args.output.parent}')
   if args.record and not args.record.parent.is_dir():
     raise errors.UserError(f'--record {args.record}: no directory {args.record.parent}')
+  path = downloaded.run_directory(args.run)
+  cfg = rundir.opened(path, args.step)
+  decode = strategy(cfg, args.overrides)
+  sections.present(cfg)
   jsonl = args.jsonl or args.file.endswith('.jsonl')
   from stmoe.answer import infer
   where = 'standard input' if args.file == '-' else args.file

@@ -19,13 +19,14 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import ranges
 from stmoe import sections
+from stmoe.derive import downloaded
 from stmoe.runs import directory as rundir
 
 COMPUTES = True
 
 
 def add_arguments(parser):
-  parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')
+  parser.add_argument('run', metavar='RUN', help='a run directory, a downloaded folder, or an experiment')
   parser.add_argument('--output', metavar='FILE', type=pathlib.Path, required=True, help='the recording')
   parser.add_argument('--step', type=ranges.Natural, help='which checkpoint; default: the newest')
   parser.add_argument('--best', action='store_true', help='the checkpoint that checkpoint.best kept')
@@ -35,11 +36,11 @@ def add_arguments(parser):
 
 
 def run(args):
-  path = experiment.run_directory(args.run)
   if args.best and args.step is not None:
     raise errors.UserError('--best and --step do not go together')
   if not args.output.parent.is_dir():
     raise errors.UserError(f'--output {args.output}: no directory {args.output.parent}')
+  path = downloaded.run_directory(args.run)
   cfg = rundir.opened(path, args.step, 'best' if args.best else 'checkpoints')
   experiment.override(cfg, args.overrides, whole=False)
   sections.present(cfg)

@@ -14,10 +14,12 @@ import sys
 from stmoe import errors
 from stmoe import files
 from stmoe import ranges
+from stmoe.derive import downloaded
 
 
 def add_arguments(parser):
-  parser.add_argument('runs', nargs='+', metavar='RUN', help='a run directory, or a folder of some')
+  parser.add_argument('runs', nargs='+', metavar='RUN',
+                      help='a run directory, a folder of some, or a downloaded folder')
   parser.add_argument('-o', '--out', metavar='FILE', type=pathlib.Path,
                       help='the page; report.html in RUN if only one is named, else here')
   parser.add_argument('--text', metavar='FILE', type=pathlib.Path,
@@ -33,11 +35,11 @@ def run(args):
   from stmoe.runs import directory as rundir
   from stmoe.runs import read as runs
   from stmoe.sweep import questions
-  readable = runs.read_all(runs.expand(args.runs), check=rundir.trusted)
-  labels = runs.labels(readable)
-  alone = pathlib.Path(args.runs[0]) if len(args.runs) == 1 else pathlib.Path()
-  out = args.out or alone / 'report.html'
   text = _read(args.text) if args.text else None
+  named = [downloaded.resolved(path) for path in args.runs]
+  readable = runs.read_all(runs.expand(named), check=rundir.trusted)
+  labels = runs.labels(readable)
+  out = args.out or (named[0] if len(named) == 1 else pathlib.Path()) / 'report.html'
   verdicts = questions.of(readable, args.sweep)
   shown = report.best(readable, labels)[:max(args.routed, 0)]
   some = [(drawn, label) for drawn, label in zip(readable, labels) if label in shown]

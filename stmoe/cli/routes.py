@@ -9,15 +9,15 @@ An oracle sees the next token: its loss is a bound that no router reaches. Losse
 import json
 import sys
 
-from stmoe import experiment
 from stmoe import files
 from stmoe import ranges
+from stmoe.derive import downloaded
 
 COMPUTES = True
 
 
 def add_arguments(parser):
-  parser.add_argument('run', metavar='RUN', help='a run directory, or the experiment whose default one it is')
+  parser.add_argument('run', metavar='RUN', help='a run directory, a downloaded folder, or an experiment')
   parser.add_argument('--step', type=ranges.Natural, help='which checkpoint; default: the newest')
   parser.add_argument('--rows', type=ranges.Count, default=4, metavar='N', help='of evaluation data')
   parser.add_argument('--draws', type=ranges.Natural, default=100, metavar='N',
@@ -28,7 +28,7 @@ def add_arguments(parser):
 
 
 def run(args):
-  path = experiment.run_directory(args.run)
+  path = downloaded.run_directory(args.run)
   from stmoe.analysis import table
   from stmoe.answer import routes
   found = files.plain(routes.search(path, args.step, args.rows, args.draws, args.default,

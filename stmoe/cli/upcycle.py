@@ -15,13 +15,14 @@ import contextlib
 
 from stmoe import experiment
 from stmoe import ranges
+from stmoe.derive import downloaded
 
 COMPUTES = True
 
 
 def add_arguments(parser):
   parser.add_argument('runs', nargs='+', metavar='RUN',
-                      help='a run directory, or the experiment whose default one it is; all are alike')
+                      help='a run directory, a downloaded folder, or an experiment; all are alike')
   parser.add_argument('name', metavar='NAME', help='the sparse experiment, NAME[:argument], or a .py file')
   parser.add_argument('--workdir', metavar='DIR', help='the new run directory; default: runs/ and the name')
   parser.add_argument('--noise', type=ranges.NonNegative, default=0.0, metavar='S',
@@ -46,7 +47,7 @@ def run(args):
   from stmoe.train import progress
   with contextlib.closing(progress.make(None, 0)) as show:
     record = upcycle.upcycle(
-        [experiment.run_directory(run) for run in args.runs], cfg, workdir, show, noise=args.noise,
+        [downloaded.run_directory(run) for run in args.runs], cfg, workdir, show, noise=args.noise,
         scale=args.scale, granularity=args.granularity, base=args.base, optimizer=args.optimizer,
         step=args.step)
   print('\n'.join(_lines(record)))

@@ -15,6 +15,7 @@ from stmoe import files
 from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import seal
 from stmoe.runs import directory as rundir
+from stmoe.runs import lineage
 from stmoe.runs import records
 from stmoe.runs import writers
 
@@ -40,7 +41,8 @@ def parent(run: str | pathlib.Path, step: int) -> tuple[dict, list]:
   except ValueError as error:
     raise errors.UserError(f'checkpoint {step} of {run} cannot be read: {error}') from error
   described = dict(run=str(pathlib.Path(run).absolute()), step=step, config=meta.get('config'),
-              checkpoint=meta.get('digest'))
+                   checkpoint=meta.get('digest'),
+                   command=lineage.command(records.environment(run).get('command') or ()))
   return described, records.ancestry(run).get('lineage', [])
 
 
@@ -57,14 +59,15 @@ def origin(method: str, options: dict, parents: list[tuple[dict, list]], facts: 
     parents: list of what `parent` or `imported` returns.
     facts:   dict for JSON, what the method found out.
   """
-  lineage, described = [dict(method=method, options=options, parents=[])], []
+  entries = [dict(method=method, options=options, parents=[], command=lineage.command())]
+  described = []
   for made, before in parents:
-    first = len(lineage)
+    first = len(entries)
     described.append(made | dict(made=first if before else None))
     moved = lambda known, by=first: known if known['made'] is None else known | dict(made=known['made'] + by)
-    lineage += [entry | dict(parents=[moved(known) for known in entry['parents']]) for entry in before]
-  lineage[0]['parents'] = described
-  return files.plain(dict(facts=facts, lineage=lineage))
+    entries += [entry | dict(parents=[moved(known) for known in entry['parents']]) for entry in before]
+  entries[0]['parents'] = described
+  return files.plain(dict(facts=facts, lineage=entries))
 
 
 def meta(cfg: ml_collections.ConfigDict, vocabulary: str | None, flops: float = 0.0) -> dict:

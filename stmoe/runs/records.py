@@ -85,6 +85,7 @@ def ancestry(path: str | pathlib.Path) -> dict:
   lineage: list of how this run and all before it were made, this run first: dicts of `method`, `options` and
     `parents`. A parent is a dict of `run`, `step`, the digests `config` and `checkpoint` (None if unknown),
     and `made`. `made` is the place in the list of how the parent itself was made; None = it was trained.
+    Entries and parents may have a `command`, the line that was typed; None = another program made them.
   """
   path = pathlib.Path(path)
   for name, form in LINEAGES.items():
@@ -106,10 +107,13 @@ def _lineage(facts, lineage):
   if not isinstance(facts, dict) or not isinstance(lineage, list) or not lineage:
     raise ValueError('it has not facts and lineage')
   for number, entry in enumerate(lineage):
-    if set(entry) != {'method', 'options', 'parents'} or not isinstance(entry['method'], str):
+    if set(entry) - {'command'} != {'method', 'options', 'parents'} or not isinstance(entry['method'], str):
       raise ValueError(f'entry {number} has not method, options and parents')
     if not isinstance(entry['options'], dict) or not isinstance(entry['parents'], list):
       raise ValueError(f'entry {number} has not options and parents')
+    for made in (entry, *entry['parents']):
+      if not isinstance(made.get('command'), text):
+        raise ValueError(f'entry {number} has {made["command"]!r:.40} for command')
     for parent in entry['parents']:
       kinds = dict(run=str, step=place, config=text, checkpoint=text, made=place)
       wrong = [key for key, kind in kinds.items() if not isinstance(parent[key], kind)]
@@ -204,6 +208,19 @@ def evaluations(path):
       raise ValueError('has no field and value')
     check_line({key: value for key, value in line.items() if key not in ('field', 'value')})
   return files.read_lines(pathlib.Path(path) / 'evals.jsonl', check=check, nan=True)
+
+
+def scores(path):
+  """Returns the records of tasks in results.json and results_TASK.json: dicts with `step` and `scores`."""
+  found = []
+  for file in sorted(pathlib.Path(path).glob('results*.json')):
+    values = _optional(file)
+    named = values.get('scores')
+    good = isinstance(values.get('step'), int) and isinstance(named, dict)
+    _must(file, good and all(value is None or is_number(value) for value in named.values()),
+          'has no step and scores')
+    found.append(values)
+  return found
 
 
 def best(path):

@@ -1,11 +1,16 @@
 """Imported run directories, opened and run."""
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stmoe import lookup
+from stmoe import router_state
 from stmoe.analysis.routing import choices as routing
 from stmoe.checkpoints import checkpoint
+from stmoe.interop import fields
+from stmoe.interop import rules
 from stmoe.runs import directory as rundir
 from stmoe.train import state as states
 
@@ -78,3 +83,28 @@ def cached_greedy(model, case):
   if 'greedy_prompt' in case:
     return np.asarray(cached(model, row('decoder', case['greedy_prompt'])))
   return np.asarray(cached(model, {k: v for k, v in batch(case).items() if k.startswith('encoder')}))
+
+
+def filled(hf, tensors):
+  """Returns the model of a config.json with `tensors` (dict name -> array) in it, unrolled."""
+  _, family = fields.family(hf)
+  sections = family.configure(hf, hf['tie_word_embeddings'])
+  make = lookup.recipe('model', sections['model'] | dict(scan_layers=False))
+  model = nnx.eval_shape(lambda: make(blocks=sections['blocks'], rngs=nnx.Rngs(0)))
+  kinds = dict(params=nnx.Param, router_state=router_state.RouterState)
+  state = {part: nnx.to_pure_dict(nnx.state(model, kind)) for part, kind in kinds.items()}
+  places = rules.places(state, family.table(sections))
+  rules.check(places, {name: x.shape for name, x in tensors.items()})
+  for place in places:
+    *path, last = place.leaf
+    holder = state
+    for key in path:
+      holder = holder[key]
+    if not isinstance(holder[last], np.ndarray):
+      holder[last] = np.zeros(holder[last].shape, holder[last].dtype)
+    if place.tensor is not None:
+      part = tensors[place.tensor][place.cut]
+      holder[last][place.index or ...] = part.T if place.op == rules.LINEAR else part
+  for arrays in state.values():
+    nnx.update(model, nnx.State(jax.tree.map(jnp.asarray, arrays)))
+  return model

@@ -1,0 +1,57 @@
+"""What stands beside the tensors of an export: configurations, tokenizer files and a model card.
+
+Files that the import had come back as they were. A run that was trained here gets its vocabulary, where that
+is a file, under the name that other libraries look for. The card is always written anew.
+"""
+
+import pathlib
+import shutil
+
+import ml_collections
+
+from stmoe import errors
+from stmoe import files
+from stmoe.data import batches as pipeline
+from stmoe.data import record
+from stmoe.derive import card
+
+GENERATION = 'generation_config.json'
+
+
+def write(target: pathlib.Path, run: pathlib.Path, cfg: ml_collections.ConfigDict, name: str, family,
+          hf: dict | None, step: int) -> None:
+  """Writes these files into the folder `target`.
+
+  Args:
+    run:  run directory; cfg: its configuration, as it is exported.
+    name: of the family; family: its module.
+    hf:   the config.json; None = as imported.
+    step: of the checkpoint.
+  """
+  imported = sorted((run / 'source').glob('*'))
+  for file in imported:
+    shutil.copyfile(file, target / file.name)
+  if hf is not None:
+    files.write_json(target / 'config.json', hf, sort_keys=True)
+  if not imported:
+    files.write_json(target / GENERATION, {key: hf[key] for key in ids(cfg.model) if key in hf})
+    _copy_vocabulary(target, run, cfg)
+  files.write_text(target / card.FILE, card.text(run, cfg, name, family.ARCHITECTURE, step))
+
+
+def ids(model: dict) -> dict:
+  """Returns the special ids of section `model`, as config.json and generation_config.json have them."""
+  ends = list(model.get('end_ids') or (1,))
+  return dict(pad_token_id=0, bos_token_id=model.get('start_id', 0),
+              eos_token_id=ends if ends[1:] else ends[0])
+
+
+def _copy_vocabulary(target, run, cfg):
+  """Copies the file of the run's own vocabulary, if there is one; bytes need none, a lost one is left out."""
+  try:
+    path = getattr(pipeline.vocabulary(cfg, found=record.read(run)), 'path', None)
+  except errors.UserError:
+    return
+  if path is not None:
+    pieces = 'spiece.model' if cfg.model.name == 't5' else 'tokenizer.model'
+    shutil.copyfile(path, target / ('tokenizer.json' if pathlib.Path(path).suffix == '.json' else pieces))
