@@ -65,15 +65,13 @@ def read(source, target, overrides=(), say=print, dtype=None):
     raise errors.UserError(f'--dtype {dtype}: parameters of a run are of {" or ".join(PARAMETERS)}; nearest: '
                            'BF16')
   name, family, sections, tensors, packing = opened(source)
-  cfg = _configuration(sections, overrides)
+  cfg = configuration(sections, overrides)
   with beside.new(target) as path:
     digest = _take_vocabulary(source, path, pathlib.Path(target), cfg)
     copies = _copies(family, cfg, tensors)
     with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
       plan, placed = planned(cfg, mesh, family, tensors, dtype)
-    _check_kinds(placed, tensors)
-    skipped = rules.check(placed, {key: t.shape for key, t in tensors.items()}, copies,
-                          family.ignored(cfg.to_dict()))
+    skipped = unread(cfg, family, placed, tensors)
     if skipped:
       say(f'not read, and not in an export: {len(skipped)} tensors ({rules.some(skipped)})')
     rounded = _rounded(plan, placed, tensors)
@@ -153,6 +151,13 @@ def planned(cfg, mesh, family, found, dtype=None):
   return plan, placed
 
 
+def unread(cfg, family, placed, found):
+  """Returns the names of tensors that are not read; raises UserError unless every tensor has its place."""
+  _check_kinds(placed, found)
+  return rules.check(placed, {name: tensor.shape for name, tensor in found.items()},
+                     _copies(family, cfg, found), family.ignored(cfg.to_dict()))
+
+
 def _rounded(plan, placed, found):
   """The names of the tensors `found` whose numbers bfloat16 parameters do not hold."""
   narrow = {place.tensor for place in placed if layout.at(plan.shapes, place.leaf).dtype == jnp.bfloat16}
@@ -173,8 +178,8 @@ def _tied(family, hf, found):
   return hf.get('tie_word_embeddings', True) is not False and files.equal(found[head], found[table])
 
 
-def _configuration(sections, overrides):
-  """The configuration of an imported run: the model, and how training would usually go on with it."""
+def configuration(sections, overrides=()):
+  """Returns the configuration of an imported run: the model, and how training would usually go on with it."""
   _, common = experiment.find_module('common')
   c = common.config()
   model = sections['model']
