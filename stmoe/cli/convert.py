@@ -5,10 +5,12 @@ stmoe convert runs/imported NEW                 the same names and, without trai
 stmoe convert runs/try NEW --to mixtral         of a run that was trained here, if its model is one of these
 
 Families: t5, switch_transformers, mixtral, olmoe, qwen2_moe, deepseek_v2, deepseek_v3 (by config.json). Only
-safetensors are read; pickle files (*.bin, *.pt) are never opened. A SentencePiece model beside the tensors
-comes along. Without such a model, --config.data.vocab=FILE gives it, or what reads texts refuses. A T5X
-folder (target.* arrays) has no configuration: sizes are read off the arrays. --config.FIELD=VALUE changes the
-configuration that an import writes.
+safetensors are read; pickle files (*.bin, *.pt) are never opened. The vocabulary beside the tensors comes
+along: tokenizer.json, else a SentencePiece model. Without one, --config.data.vocab=FILE gives it, or what
+reads texts refuses. Texts begin with the first token that tokenizer.json adds, if any, as in transformers 5.
+--bos decides otherwise, for models that were trained otherwise; DeepSeek's folders say that theirs were. A
+T5X folder (target.* arrays) has no configuration: sizes are read off the arrays. --config.FIELD=VALUE changes
+the configuration that an import writes.
 """
 
 import pathlib
@@ -26,6 +28,8 @@ def add_arguments(parser):
   parser.add_argument('--to', metavar='FAMILY', help='of an export; default: that of the import')
   parser.add_argument('--step', type=ranges.Natural, help='checkpoint of an export; default: the newest')
   parser.add_argument('--dtype', choices=DTYPES, help='of exported tensors; default: as imported, else F32')
+  parser.add_argument('--bos', choices=('yes', 'no'),
+                      help='whether texts begin with the first token; default: as tokenizer.json adds it')
   parser.set_defaults(overrides=())
 
 
@@ -39,9 +43,12 @@ def run(args):
       raise errors.UserError(f'{options[0]} is for exports, and {source} is no run directory (it has no '
                              'checkpoints)')
     from stmoe.derive import convert
-    record = convert.read(source, args.target, args.overrides)
+    bos = None if args.bos is None else args.bos == 'yes'
+    record = convert.read(source, args.target, args.overrides, bos=bos)
     print(f'{args.target}: {record["parameters"]:,} parameters of the family {record["family"]}, step 0')
     return
+  if args.bos is not None:
+    raise errors.UserError(f'--bos is for imports, and {source} is a run directory')
   from stmoe.derive import convert
   step, family, tensors = convert.write(source, args.target, args.overrides, args.to, args.dtype, args.step)
   number = len({tensor.file for tensor in tensors.values()})
