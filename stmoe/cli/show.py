@@ -24,8 +24,8 @@ DIM, PLAIN = '\033[2m', '\033[0m'
 
 def add_arguments(parser):
   parser.add_argument('name',
-                      help='an experiment, NAME[:argument], the path of a .py file, a run directory, or a folder '
-                      'of safetensors')
+                      help='an experiment, NAME[:argument], the path of a .py file, a run directory, or a '
+                      'downloaded folder')
   parser.add_argument('--json', action='store_true', help='print what a run stores as config.json')
   parser.add_argument('--sharding', action='store_true',
                       help='print the axes, spec, shape and bytes of every array; no device is needed')

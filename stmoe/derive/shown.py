@@ -1,4 +1,4 @@
-"""What a downloaded folder holds, and whether this machine holds it: by its headers, before a tensor is read."""
+"""What a downloaded folder holds, and whether this machine holds it: by its headers alone."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
