@@ -26,6 +26,7 @@ PACKAGES = {
     'layer': 'stmoe.layers',
     'attention': 'stmoe.attention',
     'around': 'stmoe.parts.around',  # blocks: what they stand in
+    'rotary_scaling': 'stmoe.parts.rotary_scaling',   # of rotary positions, for longer texts
     'head': 'stmoe.heads',           # of models whose predictions are no tokens
     'target': 'stmoe.targets',       # what a model is to predict: section loss
     'router': 'stmoe.routers',
@@ -37,6 +38,8 @@ PACKAGES = {
     'objective': 'stmoe.data.text.objectives',   # of a source of texts
     'metric': 'stmoe.metrics',
     'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
+    'packing': 'stmoe.interop.packings',  # of their tensors in fewer bits
+    'positions': 'stmoe.interop.positions',   # types of rotary positions in checkpoints made elsewhere
     'peer': 'stmoe.bench.peers',   # other libraries to time
     'surgery': 'stmoe.surgery',      # on trained parameters
     'factorisation': 'stmoe.surgery',   # surgeries that make a dense model sparse
@@ -44,7 +47,7 @@ PACKAGES = {
     'launcher': 'stmoe.sweep.launchers',
 }
 # What a section of a kind without a name means.
-UNNAMED = {'target': 'ids'}
+UNNAMED = {'target': 'ids', 'rotary_scaling': 'yarn'}
 
 
 # How objects of a kind are called, where a package holds several kinds and helpers: the arguments tell them.

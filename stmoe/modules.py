@@ -8,8 +8,10 @@ import typing
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe import router_state as state
 
 
@@ -51,6 +53,27 @@ def labels(model: nnx.Module) -> dict[tuple, set[str]]:
     labels_of[path] |= {label for above, label in above_paths if path[:len(above)] == above}
     labels_of[path] |= {array['label']} if 'label' in array else set()
   return labels_of
+
+
+def maker(section: typing.Mapping[str, typing.Any]) -> typing.Callable[..., typing.Any]:
+  """Returns the function (blocks, rngs) -> model of section `model` of a configuration.
+
+  With model.param_dtype='bfloat16' parameters take two bytes each. They are read in the dtype of activations.
+  The parameters of routers, whose choices a rounding could change, stay float32.
+  """
+  own_fields = dict(section)
+  dtype = own_fields.pop('param_dtype', 'float32')
+  make = lookup.recipe('model', own_fields)
+  return make if dtype == 'float32' else lambda **given: _narrowed(make(**given), dtype)
+
+
+def _narrowed(model, dtype):
+  """`model`, whose float32 parameters but those of routers became `dtype`, in place."""
+  labels_of = labels(model)
+  for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+    if 'router' not in labels_of[path] and variable.dtype == jnp.float32:
+      variable.set_value(variable[...].astype(dtype))
+  return model
 
 
 def init_carry(module: nnx.Module, x: jax.Array) -> dict[str, jax.Array]:

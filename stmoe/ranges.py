@@ -15,6 +15,7 @@ from stmoe import value_ranges
 
 Range = value_ranges.Range
 Whole = value_ranges.Whole
+Size = value_ranges.Size
 Number = value_ranges.Number
 Bool = value_ranges.Bool
 String = value_ranges.String
@@ -252,7 +253,6 @@ if typing.TYPE_CHECKING:
   Pattern = tuple[tuple[str, int], ...]
   Shares = typing.Any
   Section = typing.Mapping[str, typing.Any]
-  Yarn = typing.Mapping[str, typing.Any]
   Pruning = typing.Mapping[str, typing.Any]
 else:
   Flag = Bool()
@@ -276,8 +276,6 @@ else:
   Between01 = Number('above 0 and below 1', low=value_ranges.LEAST, high=1 - 2**-24)
   Weight = Weighed()                                                 # of a router's loss
   Factors = Pair(NonNegative | None)                                 # capacities; None = nothing is dropped
-  Yarn = Group(factor=Positive, length=Count, fast=Positive, slow=Positive, size=Positive, truncate=Flag,
-               optional=('truncate',))                               # `rotary.yarn`
   Pruning = Group(kept=PartOf1, before=Natural, after=Natural, every=Count, memory=Below1, initial=PartOf1,
                   optional=('every', 'memory', 'initial'))           # `row_pruning.around`
   # Functions of one array, elementwise: `core/units/activations.py`.

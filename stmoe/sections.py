@@ -50,6 +50,9 @@ EVERY_SOURCE = dict(
     source=Field(lookup.Name('source'), declared.OPTIONAL), shuffle=Field(ranges.Flag),
     eval_split=Field(ranges.Choice('train', 'validation')))
 
+# Fields of section model, whatever the model is: of its parameters, see `modules.maker`.
+OF_MODELS = dict(param_dtype=Field(ranges.Dtype, declared.OPTIONAL))
+
 # What a run cannot do without, and all there is.
 TRAINING = ('model', 'blocks', 'data', 'optimizer', 'schedule', 'losses', 'train', 'eval', 'loss',
             'checkpoint', 'mesh', 'profile')
@@ -109,7 +112,7 @@ def groups(config):
       mine = _own(functions.get(name, {})) if isinstance(name, str) else {}
       yield Group(section, values, named | mine, 'name', f'{section} {name!r}')
     elif section in KINDS:
-      yield from _of_kind(KINDS[section], section, values)
+      yield from _of_kind(KINDS[section], section, values, more=OF_MODELS if section == 'model' else ())
   yield Group('', config, _outermost(config), open=True)
 
 
@@ -184,6 +187,7 @@ def _blocks(blocks):
       attention = Field(ranges.Flag | ranges.Named('attention'), True)
       own_fields = dict(attention=attention, norm=Field(ranges.Flag, True),
                         around=Field(ranges.Named('around'), declared.OPTIONAL),
+                        window=Field(ranges.Count, declared.OPTIONAL),
                         tied=Field(ranges.Flag, declared.OPTIONAL))
       yield from _of_kind('layer', f'blocks.{letter}', block, 'layer', own_fields)
 

@@ -91,6 +91,30 @@ class Whole(Range):
     return int(text)
 
 
+class Size(Range):
+  """A number of bytes, with a unit of thousands: 900MB, 5GB.
+
+  >>> Size().read('1.5GB')
+  1500000000
+  """
+
+  text = 'a size such as 900MB or 5GB'
+  units = dict(KB=10**3, MB=10**6, GB=10**9, TB=10**12)
+
+  def holds(self, value):
+    return isinstance(value, int) and value > 0
+
+  def read(self, text):
+    number, unit = text[:-2], text[-2:].upper()
+    if unit not in self.units or not number.isascii() or not number.replace('.', '', 1).isdigit():
+      raise ValueError(text)
+    return round(float(number) * self.units[unit])
+
+  def near(self, value):
+    text = str(value)
+    return f'{text}GB' if text.isascii() and text.isdigit() and 0 < int(text) < 1000 else ''
+
+
 class Number(Range):
   """A finite number from `low` to `high`; `bounds` says so in words, where not all numbers are allowed."""
 

@@ -72,7 +72,7 @@ class Matrix(NamedTuple):
 def abstract(cfg, scan_layers=True):
   """Returns the model of `cfg` with ShapeDtypeStructs for arrays; `scan_layers` replaces that of `cfg`."""
   fields = dict(cfg.model.to_dict(), scan_layers=scan_layers)
-  make, target = lookup.recipe('model', fields), _target(cfg)
+  make, target = modules.maker(fields), _target(cfg)
 
   def build():
     rngs = nnx.Rngs(0)

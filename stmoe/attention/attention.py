@@ -19,22 +19,33 @@ class Attention(nnx.Module):
   """Multi-head attention; with fewer key-value heads, grouped-query (arXiv:2305.13245).
 
   Args:
-    d_model, num_heads, head_dim: D, H and P; H * P need not be D.
+    d_model, num_heads: D and H.
+    head_dim: width of the part of queries and keys that rotary positions turn; it comes first.
+    nope_dim: width of the part that they do not turn (half of a head in GLM-4.5, arXiv:2508.06471,
+      section 2.1). P = head_dim + nope_dim; H * P need not be D.
     num_kv_heads: heads of keys and values, each shared by H / num_kv_heads queries; None = H.
     scaled: divide the logits by sqrt(P). T5 does not: its query initialiser is smaller by
       that factor, so a checkpoint of one kind must never be read as the other kind.
+    scale:  factor of the logits, in place of 1 / sqrt(P) or 1 (`attention_multiplier` of Granite; 1 / P in
+      arXiv:2203.03466); None = as `scaled` says.
+    interleaved: rotary pairs are neighbours in a head (arXiv:2104.09864, section 3.2.2; ERNIE 4.5), not its
+      halves.
     dropout_rate: dropout of attention probabilities, one mask for all queries (T5).
     init_scale: s of the variance scaling.
     use_bias: with biases bq, bk, bv of the heads and bo [D], initially 0.
     qkv_bias: the same without bo (Qwen, arXiv:2309.16609).
-    qk_norm:  epsilon of RMS norms of queries and keys over all their heads together (OLMoE,
-      arXiv:2409.02060, section 4.1); None = no norms.
+    qk_norm:  epsilon of RMS norms of queries and keys, before they are turned; None = no norms.
+    qk_norm_over: 'width', all their heads together (OLMoE, arXiv:2409.02060, section 4.1), or 'head', each
+      head by itself with one scale [P] for all heads (Qwen3, arXiv:2505.09388, section 2).
     clip:     queries, keys and values are cut off at +-clip, after the norms (DBRX); None = no cut.
   """
 
-  def __init__(self, d_model: int, *, num_heads, head_dim, num_kv_heads=None, scaled: ranges.Flag = True,
-               dropout_rate=0.0, init_scale=1.0, use_bias: ranges.Flag = False, qkv_bias: ranges.Flag = False,
-               qk_norm: ranges.PartOf1 | None = None, clip: ranges.Positive | None = None, rngs):
+  def __init__(self, d_model: int, *, num_heads, head_dim, num_kv_heads=None, nope_dim: ranges.Natural = 0,
+               scaled: ranges.Flag = True, scale: ranges.Positive | None = None,
+               interleaved: ranges.Flag = False, dropout_rate=0.0, init_scale=1.0,
+               use_bias: ranges.Flag = False, qkv_bias: ranges.Flag = False,
+               qk_norm: ranges.PartOf1 | None = None, qk_norm_over: ranges.Choice('width', 'head') = 'width',
+               clip: ranges.Positive | None = None, rngs):
     num_kv_heads = num_kv_heads or num_heads
     if num_heads % num_kv_heads:
       near = ', '.join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
@@ -44,21 +55,24 @@ class Attention(nnx.Module):
       init = nnx.initializers.variance_scaling(scale, 'fan_in', 'normal')
       return axes.param(init, (rows, columns), *names, rngs=rngs)
 
-    inward, outward = ('embed', 'joined_kv'), ('joined_kv', 'embed')
-    self.wq = matrix(d_model, num_heads * head_dim, inward, init_scale if scaled else init_scale / head_dim)
-    self.wk = matrix(d_model, num_kv_heads * head_dim, inward)
-    self.wv = matrix(d_model, num_kv_heads * head_dim, inward)
-    self.wo = matrix(num_heads * head_dim, d_model, outward)
+    inward, outward, width = ('embed', 'joined_kv'), ('joined_kv', 'embed'), head_dim + nope_dim
+    self.wq = matrix(d_model, num_heads * width, inward, init_scale if scaled else init_scale / width)
+    self.wk = matrix(d_model, num_kv_heads * width, inward)
+    self.wv = matrix(d_model, num_kv_heads * width, inward)
+    self.wo = matrix(num_heads * width, d_model, outward)
     bias = lambda w: axes.param(nnx.initializers.zeros, w.shape[1:], w.get_metadata()['out_sharding'][1],
                                 rngs=rngs)
     biased = use_bias or qkv_bias
     self.bq, self.bk, self.bv = (bias(w) if biased else None for w in (self.wq, self.wk, self.wv))
     self.bo = bias(self.wo) if use_bias else None
-    width_norm = lambda w: None if qk_norm is None else norm.RMSNorm(w.shape[1], epsilon=qk_norm, rngs=rngs)
-    self.q_norm, self.k_norm = width_norm(self.wq), width_norm(self.wk)
+    normed = lambda w: (w.shape[1], 'embed') if qk_norm_over == 'width' else (width, 'kv')
+    self.q_norm, self.k_norm = (_norm(*normed(w), qk_norm, rngs) for w in (self.wq, self.wk))
     self.clip = clip
     self.head_dim = head_dim
-    self.scale = head_dim ** -0.5 if scaled else 1.0
+    self.width = width
+    self.scale = scale or (width ** -0.5 if scaled else 1.0)
+    self.interleaved = interleaved
+    self.turn = rotary.rotate_neighbours if interleaved else rotary.rotate
     self.dropout_rate = dropout_rate
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
@@ -82,7 +96,7 @@ class Attention(nnx.Module):
 
   def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict[str, jax.Array]:
     """Returns an empty cache of `length` places: dict of k and v [B,K,H,P], turned already."""
-    zeros = jnp.zeros((batch, length, self.wk.shape[-1] // self.head_dim, self.head_dim), dtype)
+    zeros = jnp.zeros((batch, length, self.wk.shape[-1] // self.width, self.width), dtype)
     return dict(k=zeros, v=zeros)
 
   def remember(self, memory: jax.Array) -> dict[str, jax.Array]:
@@ -91,16 +105,22 @@ class Attention(nnx.Module):
 
   def _keys(self, source, turn):
     k, v = self._heads(source, self.wk, self.bk, self.k_norm), self._heads(source, self.wv, self.bv)
-    return (k if turn is None else rotary.rotate(k, turn)), v
+    return (k if turn is None else self.turn(k, turn)), v
 
   def _attend(self, x, visible, k, v):
     q = self._heads(x, self.wq, self.bq, self.q_norm)                # [B, T, H, P]
-    q = q if visible.turn is None else rotary.rotate(q, visible.turn)
+    q = q if visible.turn is None else self.turn(q, visible.turn)
     y = jax.nn.dot_product_attention(q, k, v, bias=visible.bias, mask=visible.mask, scale=self.scale)
     return linear.apply(y.reshape(*x.shape[:2], -1), self.wo, self.bo)  # [B, T, D]
 
   def _heads(self, x, w, b, normalize=None):
     y = linear.apply(x, w, b)                                        # [B, T, H*P]
-    y = y if normalize is None else normalize(y)
+    if normalize is not None:                                        # H heads of P, or one of H*P
+      y = normalize(y.reshape(*x.shape[:2], -1, normalize.scale.shape[-1]))
     y = y if self.clip is None else jnp.clip(y, -self.clip, self.clip)
-    return y.reshape(*x.shape[:2], -1, self.head_dim)
+    return y.reshape(*x.shape[:2], -1, self.width)                   # [B, T, H, P]
+
+
+def _norm(width, axis, epsilon, rngs):
+  """The norm of queries or keys, or None without an epsilon."""
+  return None if epsilon is None else norm.RMSNorm(width, epsilon=epsilon, axis=axis, rngs=rngs)

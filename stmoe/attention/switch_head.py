@@ -186,9 +186,7 @@ class SwitchHead(nnx.Module):
   def _turned(self, y, turn):
     """y [B,T,H*P] as [B,T,H,P], the first `head_dim` numbers of a head turned."""
     y = y.reshape(*y.shape[:2], self.num_heads, self.width)
-    if turn is None:
-      return y
-    return jnp.concatenate([rotary.rotate(y[..., :self.head_dim], turn), y[..., self.head_dim:]], axis=-1)
+    return y if turn is None else rotary.rotate(y, turn)
 
   def _values(self, x, source, ctx):
     if self.v is None:

@@ -184,7 +184,7 @@ class UnionOfExperts(nnx.Module):
       turn = tuple(a.reshape(*rank.shape, -1) for a in rotary.table(rows, self.head_dim, self.rotary_base))
     else:
       turn = tuple(a[at[0] if len(a) > 1 else 0, at[1], 0] for a in turn)            # [B, H, M, P/2]
-    return jnp.concatenate([rotary.rotate(y[..., :self.head_dim], turn), y[..., self.head_dim:]], axis=-1)
+    return rotary.rotate(y, turn)
 
   def _mixed(self, q, k, v, mask, bias):
     """[B,H,M,P], the values v [B,H,K,P] that queries see; a query that sees none gets their mean."""

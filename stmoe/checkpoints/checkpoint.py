@@ -26,6 +26,7 @@ from stmoe.hosts import job
 
 TEMPORARY = '.orbax-checkpoint-tmp'      # in the names of what orbax has not finished
 CLOSED = 'Event loop is closed'          # asyncio's words
+PARAMETERS = ('float32', 'bfloat16')      # dtypes in which parameters may be kept
 AGREE = 60_000                           # ms that a process which cannot read waits for others to say so
 
 
@@ -213,10 +214,11 @@ class Checkpoints:
     meta, data = seal.read(self._place / str(step))
     check(meta)
     check_shapes(meta['arrays'], shapes)
-    state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))).state
+    kept = _kept(shapes, meta['arrays'])
+    state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(kept))).state
     if changed := _changed(state, meta):
       raise ValueError(f'{changed} is not what was saved')
-    return state, data, meta
+    return _cast(state, shapes), data, meta
 
   def part(self, shapes, check, step=None):
     """Returns (step, arrays, names) of a checkpoint: the arrays of `shapes` that it has in that shape.
@@ -242,7 +244,7 @@ class Checkpoints:
     stored = {name: tuple(shape) for name, (shape, *_) in meta['arrays'].items()}
     fitting = {checksum.name(path): s for path, s in jax.tree.leaves_with_path(shapes)}
     fitting = {name: s for name, s in fitting.items() if stored.get(name) == tuple(s.shape)}
-    tree = _nested(fitting)
+    tree = _kept(_nested(fitting), meta['arrays'])
     try:
       with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         restored = reader.restore(self._place / str(at) / 'state', args=ocp.args.PyTreeRestore(
@@ -252,7 +254,8 @@ class Checkpoints:
       raise errors.UserError(f'checkpoint {at} of {self.directory} cannot be read: {_line(error)}') from error
     if changed:
       raise errors.UserError(f'checkpoint {at} of {self.directory}: {changed} is not what was saved')
-    return at, {checksum.name(path): x for path, x in jax.tree.leaves_with_path(restored)}, stored
+    arrays = {checksum.name(path): x for path, x in jax.tree.leaves_with_path(restored)}
+    return at, _cast(arrays, fitting), stored
 
   def _set_aside(self, step):
     aside = self.directory.parent / 'unreadable'
@@ -274,6 +277,19 @@ def _nested(flat):
       node = node.setdefault(key, {})
     node[keys[-1]] = value
   return tree
+
+
+def _kept(shapes, inventory):
+  """Tree `shapes` with the dtypes of parameters that the `inventory` of a checkpoint says."""
+  def kept(path, shape):
+    dtype = (inventory[checksum.name(path)][2:] or [''])[0]
+    return shape.update(dtype=dtype) if dtype in PARAMETERS and dtype != str(shape.dtype) else shape
+  return jax.tree.map_with_path(kept, shapes)
+
+
+def _cast(arrays, like):
+  """`arrays` in the dtypes of `like`, where they are others."""
+  return jax.tree.map(lambda x, s: x if x.dtype == s.dtype else x.astype(s.dtype), arrays, like)
 
 
 def _changed(state, meta):

@@ -48,7 +48,7 @@ class Reader:
     return ts.open(spec(self._state, leaf, self._database, self._driver), open=True, read=True)
 
   def share(self, x, shape, where):
-    """Returns the share of f32 `x`, at the slices `where` of an array of `shape`, in its checksum."""
+    """Returns the share of numpy `x`, at the slices `where` of an array of `shape`, in its checksum."""
     return checksum.part(x, shape, where) if 'format' in self.meta else checksum.plain_sum(x)
 
   def missing(self):

@@ -5,11 +5,13 @@ stmoe infer runs/try --length 200 < prompts.txt
 stmoe infer runs/try data.jsonl --output predictions.jsonl    lines {"inputs": ...}; adds "prediction"
 stmoe infer runs/try prompts.txt --config.decode.name=beam --config.decode.beams=4
 stmoe infer DOWNLOADED                                        a prompt a line; texts appear as they are made
+stmoe infer runs/imported --chat chats.jsonl                  lines {"messages": [{"role": "user", ...}]}
 strategies: greedy, sample (temperature, top_k, top_p), beam (beams, length_penalty), contrast (alpha, beta,
 routing_ranks); --config.FIELD of the run, too.
 
 Lines come out in order, a batch as soon as it is done. In plain text a line end inside a text is written
-as \\n. An --output file appears when all is done, or not at all.
+as \\n. An --output file appears when all is done, or not at all. With --chat, prompts are written by the chat
+template that came with the model, which runs in Jinja's sandbox. A line of plain text is what a user says.
 """
 
 import contextlib
@@ -36,6 +38,7 @@ def add_arguments(parser):
   parser.add_argument('file', metavar='FILE', nargs='?', default='-', help='prompts; default: standard input')
   parser.add_argument('--output', metavar='OUT', type=pathlib.Path, help='a file instead of standard output')
   parser.add_argument('--jsonl', action='store_true', help='lines are JSON objects; implied by FILE.jsonl')
+  parser.add_argument('--chat', action='store_true', help='prompts are conversations; see above')
   parser.add_argument('--length', type=ranges.Count,
                       help='most tokens of a text; default: data.targets_length, or 64')
   parser.add_argument('--record', metavar='FILE', type=pathlib.Path,
@@ -63,7 +66,7 @@ def run(args):
   from stmoe.answer import infer
   stream = args.stream or _at_a_terminal(args, decode)
   where = 'standard input' if args.file == '-' else args.file
-  prompts = infer.read(_lines(args.file), where, jsonl)
+  prompts = infer.read(_lines(args.file), where, jsonl, args.chat)
   if args.file != '-':                                               # a wrong line is found before all else
     prompts = iter(list(prompts))
   first = next(prompts, None)

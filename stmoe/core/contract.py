@@ -335,6 +335,8 @@ OFFERS = {
     'rows_per_sequence': None,       # rows that pass its matrices for a sequence, where not its tokens
     # Numbers of the matrices that multiply a row, where its arrays are none; or (tokens of a group) -> these.
     'products_per_row': None,
+    # Of a sparse layer: all tokens of a batch are one group; on several devices, all tokens of each.
+    'whole_batch': False,
     'rows_per_token': None,          # of a sparse layer: rows of a token, where not its router's edges
     # Of a sparse layer or its router: rows of a token in training besides those of the assignment.
     'more_rows': 0.0,

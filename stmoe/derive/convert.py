@@ -1,17 +1,18 @@
 """Conversion of checkpoints: a folder of Hugging Face files to a run directory, and back.
 
-Tensors go through memory one after the other, larger tensors in blocks of rows; nothing stays but what is on
-disk. Both ways write beside the goal and rename at the end. imported.json and the folder `source` of a run
-directory remember what our form does not hold. That is the original config.json, tokenizer files, dtypes, and
-tensors that were there twice. An export of the same parameters then has the same names and the same bytes.
+Tensors go through memory a few at a time, larger tensors in blocks of rows; nothing stays but what is on
+disk. Parameters are bfloat16 where all tensors are, float32 else. Both ways write beside the goal and rename
+at the end. imported.json and the folder `source` of a run directory remember what our form does not hold.
+That is the original config.json, tokenizer files, dtypes, and tensors that were there twice. An export of the
+same parameters then has the same names and the same bytes.
 """
 
 import itertools
-import math
 import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from stmoe import errors
@@ -19,14 +20,17 @@ from stmoe import experiment
 from stmoe import files as documents
 from stmoe import lookup
 from stmoe import modules
+from stmoe import ranges
 from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import stored
 from stmoe.data import bar as progress
 from stmoe.data import store
-from stmoe.data.text import vocab
+from stmoe.data.text import tokenizer
 from stmoe.derive import exported
+from stmoe.derive import pieces
 from stmoe.derive import start as starts
 from stmoe.derive import streamed
+from stmoe.derive import vocabularies
 from stmoe.interop import fields
 from stmoe.interop import rules
 from stmoe.interop import t5x
@@ -34,41 +38,52 @@ from stmoe.interop import tensors as files
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
 from stmoe.runs import whole as beside
+from stmoe.surgery import layout
 from stmoe.train import check
 from stmoe.train import state as states
 
-BLOCK = 1 << 25                          # bytes of a tensor that are in memory at once
+PARAMETERS = {'F32': 'float32', 'BF16': 'bfloat16'}                  # what those of a run may be
 PARTS = ('params', 'router_state')
-VOCABULARIES = ('spiece.model', 'tokenizer.model')                   # SentencePiece
-BESIDE = ('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
-          'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt', *VOCABULARIES)
+PACKED = 'quantization_config'           # of config.json: how tensors are packed in fewer bits
+BESIDE = ('config.json', tokenizer.FILE, *tokenizer.OTHERS, 'added_tokens.json', 'vocab.json', 'merges.txt',
+          *tokenizer.PIECES)
 
 
-def read(source, target, overrides=(), say=print):
+def read(source, target, overrides=(), say=print, bos=None, dtype=None):
   """Writes the run directory `target` from a Hugging Face or T5X folder; returns imported.json's dict.
 
   Args:
     overrides: texts '--config.a.b=value' on the configuration made from config.json.
-    say:       called with a line about tensors that are not read.
+    say:       called with a line about tensors that are not read, and the like.
+    bos:       whether texts and prompts begin with the tokenizer's first token; None = as its post-processor
+      says.
+    dtype:     of parameters, a key of PARAMETERS; None = BF16 where all tensors are that, F32 else.
   Raises:
     UserError: another architecture, missing, unknown or misshapen tensors, broken files, a vocabulary
       larger than the model's; nothing is written then.
   """
   source = pathlib.Path(source)
-  name, family, sections, tensors = _open(source)
-  cfg = _configuration(sections, overrides)
+  if dtype not in (None, *PARAMETERS):
+    raise errors.UserError(f'--dtype {dtype}: parameters of a run are of {" or ".join(PARAMETERS)}; nearest: '
+                           'BF16')
+  name, family, sections, tensors, packing = opened(source)
+  cfg = configuration(sections, overrides)
+  vocabulary = vocabularies.of(source, cfg, say)
+  if starts_of := vocabularies.starts(vocabulary, sections['model'], bos, say):
+    sections['model'] |= starts_of
+    cfg = configuration(sections, overrides)
   with beside.new(target) as path:
-    digest = _take_vocabulary(source, path, pathlib.Path(target), cfg)
+    digest = vocabularies.keep(vocabulary, path, pathlib.Path(target), cfg)
     copies = _copies(family, cfg, tensors)
     with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
-      plan = states.blueprint(cfg, mesh)
-    placed = rules.places({part: plan.shapes[part] for part in PARTS}, family.table(cfg.to_dict()))
-    _check_kinds(placed, tensors)
-    skipped = rules.check(placed, {key: t.shape for key, t in tensors.items()}, copies,
-                          family.ignored(cfg.to_dict()))
+      plan, placed = planned(cfg, mesh, family, tensors, dtype)
+    skipped = unread(cfg, family, placed, tensors)
     if skipped:
       say(f'not read, and not in an export: {len(skipped)} tensors ({rules.some(skipped)})')
-    kinds = {key: t.dtype for key, t in tensors.items()}
+    rounded = _rounded(plan, placed, tensors)
+    if rounded:
+      say(f'rounded to bfloat16: {len(rounded)} tensors ({rules.some(rounded)})')
+    kinds = {key: t.dtype for key, t in tensors.items()} | dict.fromkeys(rounded, 'BF16')
     usual = max(sorted(set(kinds.values())), key=list(kinds.values()).count)
     record = dict(source=str(source), family=name, copies=sorted(copies), dtype=usual,
                   dtypes={key: kind for key, kind in kinds.items() if kind != usual and key not in skipped})
@@ -77,26 +92,82 @@ def read(source, target, overrides=(), say=print):
     for file in BESIDE:
       if (source / file).is_file():
         shutil.copyfile(files.inside(source, file), path / 'source' / file)
+    if packing:                          # an export has the tensors unpacked
+      hf = documents.read_json(path / 'source' / 'config.json')
+      documents.write_json(path / 'source' / 'config.json',
+                           {key: value for key, value in hf.items() if key != PACKED}, sort_keys=True)
+      record |= dict(packing=packing)
     documents.write_json(path / 'imported.json', record)
     parents = [starts.imported(source, _sha256(source / 'config.json'))]
     facts = dict(skipped=sorted(skipped), dtype=usual)
     starts.claim(path, cfg, starts.origin('convert', dict(family=name), parents, facts), line={}, say=say)
-  return record | dict(parameters=sum(x.size for x in jax.tree.leaves(plan.shapes['params'])))
+  arrays = jax.tree.leaves(plan.shapes['params'])
+  number, size = sum(x.size for x in arrays), sum(x.size * x.dtype.itemsize for x in arrays)
+  return record | dict(parameters=number, bytes=size)
 
 
-def _open(source):
-  """(name of the family, its module, sections of a configuration, dict of tensors) of a folder."""
+def opened(source):
+  """Returns what a folder holds, by its headers alone.
+
+  (name of the family, its module, sections of a configuration, dict of tensors, quantization_config or None).
+  """
   if t5x.found(source):
     tensors = t5x.tensors(source)
-    return 't5x', t5x, t5x.configure({name: array.shape for name, array in tensors.items()}), tensors
+    return 't5x', t5x, t5x.configure({name: array.shape for name, array in tensors.items()}), tensors, None
   hf = documents.read_json(files.inside(source, 'config.json'))
   name, family = fields.family(hf)
-  tensors = files.tensors(source)
+  packing = fields.given(hf, PACKED, ranges.Section)
+  tensors = _unpacked(files.tensors(source), packing)
+  hf = {key: value for key, value in hf.items() if key != PACKED}
   sections = family.configure(hf, _tied(family, hf, tensors))
   generation_file = files.inside(source, 'generation_config.json')
   generation = documents.read_json(generation_file) if generation_file.is_file() else {}
   sections['model'] |= fields.ids(hf, generation, sections['model'])
-  return name, family, sections, tensors
+  return name, family, sections, tensors, packing
+
+
+def _unpacked(tensors, packing):
+  """The model's own tensors, for those of a file and its quantization_config, if any."""
+  if packing is None:
+    return tensors
+  method = packing.get('quant_method')
+  there = lookup.available('packing')
+  if method not in there:
+    raise errors.UserError(f'config.json: {PACKED}.quant_method={method!r:.60} is not supported'
+                           f'{errors.nearest(method, there)} (there are: {", ".join(there)})')
+  return lookup.module('packing', method).unpacked(tensors, packing)
+
+
+def planned(cfg, mesh, family, found, dtype=None):
+  """Returns (Blueprint of `cfg`, its Places in the tensors `found`); see `read` for dtype.
+
+  `cfg` gets the dtype of its parameters, where it is not float32.
+  """
+  kinds = [tensor.dtype for tensor in found.values()]
+  free = dtype is None and 'param_dtype' not in cfg.model
+  if dtype is not None or free and 2 * kinds.count('BF16') > len(kinds):
+    with cfg.unlocked():
+      cfg.model.param_dtype = PARAMETERS[dtype or 'BF16']
+  plan = states.blueprint(cfg, mesh)
+  placed = rules.places({part: plan.shapes[part] for part in PARTS}, family.table(cfg.to_dict()))
+  if free and _rounded(plan, placed, found):
+    with cfg.unlocked():
+      del cfg.model.param_dtype
+    return planned(cfg, mesh, family, found, 'F32')
+  return plan, placed
+
+
+def unread(cfg, family, placed, found):
+  """Returns the names of tensors that are not read; raises UserError unless every tensor has its place."""
+  _check_kinds(placed, found)
+  return rules.check(placed, {name: tensor.shape for name, tensor in found.items()},
+                     _copies(family, cfg, found), family.ignored(cfg.to_dict()))
+
+
+def _rounded(plan, placed, found):
+  """The names of the tensors `found` whose numbers bfloat16 parameters do not hold."""
+  narrow = {place.tensor for place in placed if layout.at(plan.shapes, place.leaf).dtype == jnp.bfloat16}
+  return sorted(name for name in narrow & {*found} if found[name].dtype != 'BF16')
 
 
 def _sha256(file):
@@ -113,8 +184,8 @@ def _tied(family, hf, found):
   return hf.get('tie_word_embeddings', True) is not False and files.equal(found[head], found[table])
 
 
-def _configuration(sections, overrides):
-  """The configuration of an imported run: the model, and how training would usually go on with it."""
+def configuration(sections, overrides=()):
+  """Returns the configuration of an imported run: the model, and how training would usually go on with it."""
   _, common = experiment.find_module('common')
   c = common.config()
   model = sections['model']
@@ -122,7 +193,7 @@ def _configuration(sections, overrides):
     c.data = common.seq2seq('text', 512, 114, extra_ids=0)
   else:
     c.data = common.data('text', 512)
-  c.data.vocab = ''                        # until `_take_vocabulary`
+  c.data.vocab = ''                        # until `vocabularies.keep`
   c.model, c.blocks = model, sections['blocks']
   c.losses.update(sections['losses'])
   c.optimizer = dict(name='adafactor', decay_rate=0.8, clipping_threshold=1.0)
@@ -130,29 +201,6 @@ def _configuration(sections, overrides):
   experiment.override(c, overrides)
   check.counts(c)
   return c.lock()
-
-
-def _take_vocabulary(source, path, target, cfg):
-  """Copies a SentencePiece model into the run and names the copy there; returns the digest, or None.
-
-  The configuration's own data.vocab comes before the file beside the tensors. Without either, data.vocab is
-  empty, and what reads texts refuses.
-  """
-  spec = cfg.data.vocab
-  if spec == 'bytes' or spec.startswith('train:'):                   # of this project: nothing to copy
-    return None
-  file = pathlib.Path(spec) if spec else next(
-      (files.inside(source, name) for name in VOCABULARIES if (source / name).is_file()), None)
-  if file is None:
-    return None
-  extra = cfg.data.extra_ids or (100 if cfg.model.name == 't5' and 'spiece' in file.name else 0)
-  pieces = vocab.Pieces(file, extra)
-  if pieces.vocab_size > cfg.model.vocab_size:
-    raise errors.UserError(f'{file} has {pieces.vocab_size} ids and config.json vocab_size='
-                           f'{cfg.model.vocab_size}: the vocabulary is of another model')
-  shutil.copyfile(file, path / 'vocabulary.model')
-  cfg.data.update(vocab=str(target.resolve() / 'vocabulary.model'), extra_ids=extra)
-  return pieces.digest
 
 
 def _copies(family, cfg, found):
@@ -183,55 +231,48 @@ def _fill(path, cfg, plan, placed, found, digest):
   folder = path / 'checkpoints'
   folder.mkdir()
   writer = streamed.Writer(folder, 0, dict(params=plan.shapes['params']), start, dict(step=0, data=None))
-  total = sum(found[place.tensor].size for place in placed if place.tensor)
+  total = sum(pieces.of(found, place).size for place in placed if place.tensor)
   with progress.task('reading tensors', total, 'bytes') as advance:
-    for leaf, group in itertools.groupby(placed, lambda place: place.leaf):
-      group = list(group)
-      if group[0].tensor is not None:
-        _fill_array(writer, leaf, group, found, advance)
+    works = (work for leaf, group in itertools.groupby(placed, lambda place: place.leaf)
+             for work in _filling(writer, leaf, list(group), found))
+    for read_bytes in pieces.at_once(works):
+      advance(read_bytes)
   writer.finish(starts.meta(cfg, digest))
 
 
-def _fill_array(writer, leaf, group, found, advance):
-  """Writes one array from the tensors of its Places: at once, or in blocks where the array is large."""
-  shape = writer.shape(leaf)
-  if 4 * math.prod(shape) <= 2 * BLOCK:
-    whole = np.empty(shape, np.float32)
-    for place in group:
-      whole[place.index] = _turn(found[place.tensor].read(), place)
-      advance(found[place.tensor].size)
-    writer.write(writer.array(leaf, shape), leaf, ..., whole)
+def _filling(writer, leaf, group, found):
+  """Yields functions that write parts of an array from its Places and return how many bytes they read.
+
+  A small array is a single part, a large one has blocks of the rows of its tensors.
+  """
+  like = writer.like(leaf)
+  if group[0].tensor is None:
     return
-  step = _rows(group[0])
-  store = writer.array(leaf, (*(1,) * len(group[0].index), *_turned(step, group[0])))
+  if pieces.small(like.shape, like.dtype):
+    yield lambda: _fill_whole(writer, leaf, group, found)
+    return
+  store = writer.array(leaf, (*(1,) * len(group[0].index), *pieces.shape(group[0], like.dtype)))
   for place in group:
-    tensor = found[place.tensor]
-    for first in range(0, tensor.shape[0], step):
-      last = min(first + step, tensor.shape[0])
-      writer.write(store, leaf, _where(place, first, last), _turn(tensor.read(first, last), place))
-      advance(tensor.size * (last - first) // tensor.shape[0])
+    for first, last in pieces.spans(place, like.dtype):
+      yield lambda place=place, first=first, last=last: _fill_rows(writer, store, place, found, first, last)
 
 
-def _rows(place):
-  """How many rows of a tensor make a block."""
-  return min(place.there[0], max(1, BLOCK // (4 * math.prod(place.there[1:]))))
+def _fill_whole(writer, leaf, group, found):
+  like, size = writer.like(leaf), 0
+  whole = np.empty(like.shape, like.dtype)
+  for place in group:
+    tensor = pieces.of(found, place)
+    whole[place.index] = pieces.turned(tensor.read(), place, like.dtype)
+    size += tensor.size
+  writer.write(writer.array(leaf, like.shape), leaf, ..., whole)
+  return size
 
 
-def _turned(rows, place):
-  """The shape, in our array, of a block of `rows` rows of the tensor."""
-  return (place.shape[0], rows) if place.op == rules.LINEAR else (rows, *place.shape[1:])
-
-
-def _where(place, first, last):
-  """The slices of our array that hold rows `first` to `last` of the tensor."""
-  rows = slice(first, last)
-  return (*place.index, slice(None), rows) if place.op == rules.LINEAR else (*place.index, rows)
-
-
-def _turn(x, place):
-  """f32 `x` between the form of the tensor and ours; either way."""
-  x = x.astype(np.float32, copy=False)
-  return x.T if place.op == rules.LINEAR else x
+def _fill_rows(writer, store, place, found, first, last):
+  tensor = pieces.of(found, place)
+  value = pieces.turned(tensor.read(first, last), place, writer.like(place.leaf).dtype)
+  writer.write(store, place.leaf, pieces.where(place, first, last), value)
+  return tensor.size * (last - first) // tensor.shape[0]
 
 
 def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 * 10**9):
@@ -259,7 +300,7 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   reader = _reader(source, step)
   placed = _placed(reader, family, cfg)
   kind = lambda tensor: dtype or record.get('dtypes', {}).get(tensor) or record.get('dtype', 'F32')
-  layout = {place.tensor: (kind(place.tensor), place.there) for place in placed if place.tensor}
+  layout = {place.tensor: (kind(place.tensor), place.whole) for place in placed if place.tensor}
   copies = _origins(source, family, record, cfg)
   with beside.new(target) as path:
     exported.write(path, source, cfg, name, family, hf, reader.step)
@@ -267,8 +308,8 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
     with progress.task('writing tensors', sum(created[t].size for t in layout), 'bytes') as advance:
       _write_arrays(reader, placed, created, advance)
     for copy, origin in copies.items():
-      for first, last in created[origin].blocks(BLOCK):
-        files.write(created[copy], first, created[origin].read(first, last))
+      for first, last in created[origin].blocks(pieces.BLOCK):
+        created[copy].write(first, created[origin].read(first, last))
   return reader.step, name, created
 
 
@@ -326,32 +367,48 @@ def _describe(original, family, c, imported):
 
 
 def _write_arrays(reader, placed, made, advance):
-  """Writes the tensors of all arrays, of the Places `placed` in their order."""
-  for leaf, group in itertools.groupby(placed, lambda place: place.leaf):
-    group = list(group)
-    if group[0].tensor is not None:
-      _write_array(reader, leaf, group, made, advance)
+  """Writes the tensors of all arrays, of the Places `placed` in their order; raises UserError for damage."""
+  sums = {}
+  works = (work for leaf, group in itertools.groupby(placed, lambda place: place.leaf)
+           for work in _writing(reader, leaf, list(group), made))
+  for leaf, share, written in pieces.at_once(works):
+    sums[leaf] = sums.get(leaf, 0) + share
+    advance(written)
+  for leaf, total in sums.items():
+    if total % 2**32 != reader.inventory['/'.join(map(str, leaf))][1]:
+      raise errors.UserError(f'checkpoint {reader.step}: {"/".join(map(str, leaf))} is not what was saved')
 
 
-def _write_array(reader, leaf, group, made, advance):
-  """Writes the tensors of an array: in blocks, or at once where it is small or a chunk has many tensors."""
-  store, total = reader.array(leaf), 0
-  lead = len(group[0].index)
+def _writing(reader, leaf, group, made):
+  """Yields functions that write parts of the tensors of an array and return (leaf, share, bytes).
+
+  The part is all of an array that is small or whose chunks have many tensors, and a block of rows else.
+  """
+  if group[0].tensor is None:
+    return
+  store, lead = reader.array(leaf), len(group[0].index)
+  dtype = store.dtype.numpy_dtype
   stacked = any(n > 1 for n in store.chunk_layout.read_chunk.shape[:lead])
-  if stacked or 4 * math.prod(store.shape) <= 2 * BLOCK:
-    whole = stored.read(store, ...)
-    total = reader.share(whole, store.shape, ...)
-    for place in group:
-      files.write(made[place.tensor], 0, _turn(whole[place.index], place))
-      advance(made[place.tensor].size)
-  else:
-    for place in group:
-      tensor, step = made[place.tensor], _rows(place)
-      for first in range(0, tensor.shape[0], step):
-        last = min(first + step, tensor.shape[0])
-        block = stored.read(store, _where(place, first, last))
-        total += reader.share(block, store.shape, _where(place, first, last))
-        files.write(tensor, first, _turn(block, place))
-        advance(tensor.size * (last - first) // tensor.shape[0])
-  if total % 2**32 != reader.inventory['/'.join(map(str, leaf))][1]:
-    raise errors.UserError(f'checkpoint {reader.step}: {"/".join(map(str, leaf))} is not what was saved')
+  if stacked or pieces.small(store.shape, dtype):
+    yield lambda: _write_whole(reader, store, leaf, group, made)
+    return
+  for place in group:
+    for first, last in pieces.spans(place, dtype):
+      yield lambda place=place, first=first, last=last: _write_rows(reader, store, place, made, first, last)
+
+
+def _write_whole(reader, store, leaf, group, made):
+  whole, size = stored.read(store, ...), 0
+  for place in group:
+    tensor = pieces.of(made, place)
+    tensor.write(0, pieces.turned(whole[place.index], place, whole.dtype))
+    size += tensor.size
+  return leaf, reader.share(whole, store.shape, ...), size
+
+
+def _write_rows(reader, store, place, made, first, last):
+  tensor, where = pieces.of(made, place), pieces.where(place, first, last)
+  block = stored.read(store, where)
+  tensor.write(first, pieces.turned(block, place, block.dtype))
+  size = tensor.size * (last - first) // tensor.shape[0]
+  return place.leaf, reader.share(block, store.shape, where), size

@@ -53,6 +53,7 @@ def adopt(cfg, start):
     if recipe.model == 'start':
       cfg.model, cfg.blocks, cfg.losses = (_copy(start[part]) for part in ('model', 'blocks', 'losses'))
       _lengths(cfg, start)
+    cfg.model.pop('param_dtype', None)   # small updates would be rounded away
     _apply(cfg, recipe)
 
 

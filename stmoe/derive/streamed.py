@@ -30,7 +30,7 @@ class Writer:
 
   def __init__(self, directory, step, shapes, rest, data):
     self._folder = files.plain_path(directory) / str(step)
-    self._shapes, self._sums, self._data = {}, {}, data
+    self._arrays, self._sums, self._data = {}, {}, data
     checkpoint.hush()
     self._inventory = checksum.inventory(rest)
     # `array` makes these anew with their shapes, which orbax keeps in the arrays only.
@@ -45,31 +45,38 @@ class Writer:
       manager.save(step, force=True, args=ocp.args.Composite(
           state=ocp.args.PyTreeSave(empty | rest), data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave({})))
     for path, x in jax.tree.leaves_with_path(shapes | {'router_state': rest['router_state']}):
-      self._shapes[tuple(entry.key for entry in path)] = x.shape
+      self._arrays[tuple(entry.key for entry in path)] = jax.ShapeDtypeStruct(x.shape, x.dtype)
 
-  def shape(self, leaf):
-    """Returns the shape of array `leaf` (a tuple of keys)."""
-    return self._shapes[leaf]
+  def like(self, leaf):
+    """Returns the ShapeDtypeStruct of array `leaf` (a tuple of keys)."""
+    return self._arrays[leaf]
 
   def array(self, leaf, chunk):
     """Returns the store of array `leaf` (a tuple of keys), made anew in chunks of shape `chunk`."""
+    like = self._arrays[leaf]
+    # The low bits of bfloat16 are noise, and its high bits too few: to pack them takes time and saves little.
+    packed = dict(id='zstd', level=1) if like.dtype == np.float32 else None
     spec = stored.spec(self._folder / 'state', leaf, database=False)
-    spec |= dict(metadata=dict(compressor=dict(id='zstd', level=1), chunks=list(chunk)))
-    self._sums[leaf] = 0
-    return ts.open(spec, create=True, delete_existing=True, dtype=np.float32,
-                   shape=self._shapes[leaf]).result()
+    spec |= dict(metadata=dict(compressor=packed, chunks=list(chunk)))
+    self._sums[leaf] = []
+    return ts.open(spec, create=True, delete_existing=True, dtype=like.dtype, shape=like.shape).result()
 
   def write(self, store, leaf, where, value):
-    """Writes f32 `value` at the slices `where` of the store of `leaf`; every place is written once."""
-    self._sums[leaf] += checksum.part(value, self._shapes[leaf], where)
-    store[where].write(value).result()
+    """Writes `value` at the slices `where` of the store of `leaf`; every place is written once.
+
+    Several threads may write at once.
+    """
+    written = store[where].write(value, can_reference_source_data_indefinitely=True)
+    self._sums[leaf].append(checksum.part(value, self._arrays[leaf].shape, where))
+    written.result()
 
   def finish(self, meta):
     """Writes `meta` with the checksums of all arrays; the step is then like any other step."""
-    lost = [leaf for leaf in self._shapes if leaf[0] != 'router_state' and leaf not in self._sums]
+    lost = [leaf for leaf in self._arrays if leaf[0] != 'router_state' and leaf not in self._sums]
     assert not lost, lost
-    sums = {'/'.join(map(str, leaf)): [list(self._shapes[leaf]), total % 2**32, 'float32']
-            for leaf, total in self._sums.items()}
+    like = self._arrays
+    sums = {'/'.join(map(str, leaf)): [list(like[leaf].shape), sum(parts) % 2**32, str(like[leaf].dtype)]
+            for leaf, parts in self._sums.items()}
     files.write_json(self._folder / seal.ITEMS['meta'],
                      seal.close(meta | {'arrays': self._inventory | sums}, self._data), indent=None)
     if lost := stored.Reader(self._folder.parent, self._folder.name).missing():

@@ -17,16 +17,18 @@ ATTENTION = [
 REST = [
     ('embed/table', 'model.embed_tokens.weight'),
     ('head/w', 'lm_head.weight', rules.LINEAR),
-    ('decoder/norm/scale', 'model.norm.weight'),
-    ('decoder/layers/{i}/attention_norm/scale', LAYER + 'input_layernorm.weight'),
-    ('decoder/layers/{i}/layer_norm/scale', LAYER + 'post_attention_layernorm.weight'),
+    ('head/b', 'lm_head.bias'),
+    ('head_bias', 'lm_head.bias'),                                   # of a tied head
+    *((f'{ours}/{here}', f'{theirs}.{there}')
+      for ours, theirs in (('decoder/norm', 'model.norm'),
+                           ('decoder/layers/{i}/attention_norm', LAYER + 'input_layernorm'),
+                           ('decoder/layers/{i}/layer_norm', LAYER + 'post_attention_layernorm'))
+      for here, there in (('scale', 'weight'), ('bias', 'bias'))),
 ]
 COPIES = {'lm_head.weight': 'model.embed_tokens.weight'}             # where the head is tied
 IGNORED = (r'.*\.rotary_emb\.inv_freq',)
-# Fields of rotary positions: of all types, and of each.
+# Fields of rotary positions of all types; those of each are in `interop/positions`.
 COMMON = ('rope_theta', 'rope_type', 'partial_rotary_factor')
-ROPE = dict(default=(), yarn=('factor', 'original_max_position_embeddings', 'attention_factor', 'beta_fast',
-                              'beta_slow', 'mscale', 'mscale_all_dim', 'truncate'))
 
 
 def ignored(c):
@@ -40,24 +42,34 @@ def copied(c):
 
 
 def glu(ours, theirs, names=('gate_proj', 'up_proj', 'down_proj')):
-  """Returns the rules of a gated feed-forward layer whose three tensors are called `names`."""
-  bank = '[{e}]' if '{e}' in theirs else ''
-  return [(f'decoder/layers/{{i}}/layer/{ours}{w}{bank}', f'{LAYER}{theirs}{name}.weight', rules.LINEAR)
-          for w, name in zip(('wi', 'wg', 'wo'), names)]
+  """Returns the rules of a gated feed-forward layer whose three matrices are called `names`; biases too."""
+  bank, layer = '[{e}]' if '{e}' in theirs else '', f'decoder/layers/{{i}}/layer/{ours}'
+  named = list(zip('igo', names))
+  return [*((f'{layer}w{w}{bank}', f'{LAYER}{theirs}{name}.weight', rules.LINEAR) for w, name in named),
+          *((f'{layer}b{w}{bank}', f'{LAYER}{theirs}{name}.bias') for w, name in named)]
 
 
-def model(hf, layers, tied, theta=10000.0, **more):
-  """Returns the section `model` of a config.json; `layers` has one letter a layer, `theta` is `rope`'s."""
+def model(hf, layers, tied, theta=10000.0, part=None, **more):
+  """Returns the section `model` of a config.json; `layers` has one letter a layer.
+
+  Args:
+    theta, part: as for `rope`; with a `part` the section `attention` among `more` gets the rest of the head.
+    more:        fields of the section.
+  """
   heads, width = fields.need(hf, 'num_attention_heads'), fields.need(hf, 'hidden_size')
-  base, scaling, _ = rope(hf, theta)
+  base, scaling, _ = rope(hf, theta, part)
   fields.only(hf, quantization_config=None, is_encoder_decoder=False)
   kv_heads = fields.given(hf, 'num_key_value_heads', ranges.Count, heads)
+  head_dim = fields.given(hf, 'head_dim', ranges.Count, width // heads)
+  if part is not None:
+    turned = _turned(hf, head_dim, part)
+    more = more | dict(attention=more['attention'] | dict(nope_dim=head_dim - turned))
+    head_dim = turned
   return dict(name='lm', vocab_size=fields.need(hf, 'vocab_size'), d_model=width, num_heads=heads,
-              head_dim=fields.given(hf, 'head_dim', ranges.Count, width // heads),
-              num_kv_heads=None if kv_heads == heads else kv_heads, layers=rules.pattern(layers),
-              rotary_base=base, rotary_scaling=scaling, tie_embeddings=tied, scale_head=False,
-              norm_epsilon=fields.need(hf, 'rms_norm_eps', ranges.PartOf1), dtype='float32',
-              scan_layers=True, remat='none') | more
+              head_dim=head_dim, num_kv_heads=None if kv_heads == heads else kv_heads,
+              layers=rules.pattern(layers), rotary_base=base, rotary_scaling=scaling, tie_embeddings=tied,
+              scale_head=False, norm_epsilon=fields.need(hf, 'rms_norm_eps', ranges.PartOf1),
+              dtype='float32', scan_layers=True, remat='none') | more
 
 
 def dense(d_ff, activation):
@@ -71,14 +83,26 @@ def moe(router, d_ff, activation):
               experts=dict(name='glu', d_ff=d_ff, activation=activation))
 
 
+def head_norms(hf):
+  """Returns the section of attention with a norm of each head's query and key."""
+  return dict(name='attention', qk_norm=fields.need(hf, 'rms_norm_eps', ranges.PartOf1), qk_norm_over='head')
+
+
+def placed(hf, number):
+  """Returns a letter for each of `number` layers, d dense or m sparse, of a config.json of Qwen's form."""
+  dense = set(fields.given(hf, 'mlp_only_layers', ranges.Many(ranges.Natural), ()))
+  step = fields.given(hf, 'decoder_sparse_step', ranges.Count, 1)
+  return ''.join('d' if i in dense or (i + 1) % step else 'm' for i in range(number))
+
+
 def losses(hf):
   """Returns the router losses of a config.json, for training on."""
   balance = fields.given(hf, 'router_aux_loss_coef', ranges.NonNegative, 0.0)
   return dict(balance=(float(balance), 'mean'), z=(0.0, 'mean'))
 
 
-def rope(hf, theta=10000.0):
-  """Returns (base, fields of `rotary.yarn` or None, factor of the attention's logits).
+def rope(hf, theta=10000.0, part=None):
+  """Returns (base, section `model.rotary_scaling` or None, factor of the attention's logits).
 
   Fields of both spellings count: rope_parameters of transformers 5, rope_theta and rope_scaling before. A
   field that the type does not have is refused. So are two fields that disagree: versions take one or the
@@ -86,19 +110,33 @@ def rope(hf, theta=10000.0):
 
   Args:
     theta: the base where no field says it.
+    part:  the part of each head that is turned where no field says it; None: only whole heads are.
   """
   given_fields = _rope_fields(hf)
   base = float(fields.given(given_fields, 'rope_theta', ranges.Above1, theta))
   kind = fields.given(given_fields, 'rope_type', ranges.Text, 'default')
-  if kind not in ROPE:
-    raise errors.UserError(f'config.json: rotary positions of type {kind!r} are not supported'
-                           f'{errors.nearest(kind, ROPE)} (there are: {", ".join(ROPE)})')
-  fields.only(given_fields, partial_rotary_factor=1)
-  extra = next((key for key in given_fields if key not in COMMON + ROPE[kind]), None)
+  if not lookup.has('positions', kind):
+    kinds = lookup.available('positions')
+    raise errors.UserError(f'config.json: rotary positions of type {kind!r:.60} are not supported'
+                           f'{errors.nearest(kind, kinds)} (there are: {", ".join(kinds)})')
+  if part is None:
+    fields.only(given_fields, partial_rotary_factor=1)
+  positions = lookup.module('positions', kind)
+  extra = next((key for key in given_fields if key not in (*COMMON, *positions.FIELDS)), None)
   if extra:
     raise errors.UserError(f'config.json: {extra}={given_fields[extra]!r:.60} of rotary positions of type '
-                           f'{kind} is not supported{errors.nearest(extra, ROPE[kind])}')
-  return (base, None, 1.0) if kind == 'default' else (base, *_yarn(hf, given_fields))
+                           f'{kind} is not supported{errors.nearest(extra, positions.FIELDS)}')
+  return (base, *positions.configure(hf, given_fields))
+
+
+def _turned(hf, head_dim, part):
+  """How many of the `head_dim` numbers of a head are turned; `part` where no field says it."""
+  part = fields.given(_rope_fields(hf), 'partial_rotary_factor', ranges.PartOf1, part)
+  number = int(head_dim * part)
+  if number % 2 or not number:
+    raise errors.UserError(f'config.json: partial_rotary_factor={part} of head_dim={head_dim} turns {number} '
+                           f'numbers, and rotary positions turn pairs; nearest: {(number + 1) // 2 * 2 or 2}')
+  return number
 
 
 def _rope_fields(hf):
@@ -113,26 +151,6 @@ def _rope_fields(hf):
   return stated
 
 
-def _yarn(hf, given):
-  """(fields of `rotary.yarn`, factor of the attention's logits) of the fields `given` of that type."""
-  number = lambda key, default=None, kind=ranges.Positive: fields.given(given, key, kind, default)
-  length = number('original_max_position_embeddings', kind=ranges.Count) or fields.given(
-      hf, 'max_position_embeddings', ranges.Count)
-  factor = number('factor')
-  if length is None or factor is None:
-    raise errors.UserError('config.json: rotary positions of type yarn need factor and '
-                           'original_max_position_embeddings')
-  size = lambda scale: 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
-  mscale, all_dim = (number(key, kind=ranges.NonNegative) for key in ('mscale', 'mscale_all_dim'))
-  # What cos and sin get divides out of the logits again, where the two scales are equal.
-  turned = number('attention_factor') or (size(mscale) / size(all_dim) if mscale and all_dim else size(1.0))
-  scaled = dict(factor=float(factor), length=length, fast=float(number('beta_fast', 32.0)),
-                slow=float(number('beta_slow', 1.0)), size=float(turned))
-  if not number('truncate', True, ranges.Flag):
-    scaled['truncate'] = False
-  return scaled, size(all_dim) ** 2 if all_dim else 1.0
-
-
 def describe(c, architecture, model_type):
   """Returns the fields of config.json that all these families have, of our configuration `c`."""
   m = c['model']
@@ -142,19 +160,38 @@ def describe(c, architecture, model_type):
     raise errors.UserError('model.rotary_scaling: a configuration with scaled positions is only exported as '
                            'it was imported')
   base = float(m.get('rotary_base', 10000.0))
+  head_dim, turned = _head(m)
   return dict(architectures=[architecture], model_type=model_type, vocab_size=m['vocab_size'],
-              hidden_size=m['d_model'], num_attention_heads=m['num_heads'], head_dim=m['head_dim'],
+              hidden_size=m['d_model'], num_attention_heads=m['num_heads'], head_dim=head_dim,
               num_key_value_heads=m.get('num_kv_heads') or m['num_heads'],
               num_hidden_layers=len(rules.letters(m['layers'])), rope_theta=base,
-              rope_parameters=dict(rope_theta=base, rope_type='default'),
+              rope_parameters=dict(rope_theta=base, rope_type='default', **turned), **turned,
               rms_norm_eps=m.get('norm_epsilon', 1e-6), tie_word_embeddings=m.get('tie_embeddings', True),
               max_position_embeddings=max(2048, c.get('data', {}).get('length', 0)))
 
 
+def _head(m):
+  """(P, the fields that say which part of it is turned, {} for all) of section `model`."""
+  attention = m.get('attention') or {}
+  rest = attention.get('nope_dim', 0) if attention.get('name') == 'attention' else 0
+  head_dim = m['head_dim'] + rest
+  part = m['head_dim'] / head_dim
+  part = part if int(head_dim * part) == m['head_dim'] else math.nextafter(part, 1.0)    # readers round down
+  return head_dim, dict(partial_rotary_factor=part) if rest else {}
+
+
 def last(c):
-  """Returns (first block, last block) of our configuration: a dense and the sparse block where both are."""
+  """Returns (the last dense block or None, the last other block or else the last) of our configuration."""
+  blocks = [c['blocks'][letter] for letter in rules.letters(c['model']['layers'])]
+  is_dense = lambda block: block['layer'] == 'dense'
+  return (next(filter(is_dense, blocks[::-1]), None),
+          next((block for block in blocks[::-1] if not is_dense(block)), blocks[-1]))
+
+
+def dense_layers(c):
+  """Returns the numbers of the dense layers of our configuration, in their order."""
   letters = rules.letters(c['model']['layers'])
-  return c['blocks'][letters[0]], c['blocks'][letters[-1]]
+  return [i for i, letter in enumerate(letters) if c['blocks'][letter]['layer'] == 'dense']
 
 
 def softmax_router(hf, num_experts, normalized):

@@ -12,9 +12,9 @@ from stmoe.interop import rules
 ACTIVATIONS = {'relu': 'relu', 'silu': 'silu', 'swish': 'silu', 'gelu_new': 'gelu',
                'gelu_pytorch_tanh': 'gelu'}
 # Fields that say how to compute or to train a model, not what it is.
-FREE = {'dtype', 'remat', 'scan_layers', 'dropout_rate', 'init_scale', 'executor', 'jitter', 'input_dropout',
-        'exploration', 'scope', 'device_budget', 'allow_causal', 'rate', 'centred', 'freeze_after',
-        'start_id', 'end_ids'}
+FREE = {'dtype', 'param_dtype', 'remat', 'scan_layers', 'dropout_rate', 'init_scale', 'executor', 'jitter',
+        'input_dropout', 'exploration', 'scope', 'device_budget', 'allow_causal', 'rate', 'centred',
+        'freeze_after', 'start_id', 'end_ids', 'start_prompts'}
 LAYERS = ranges.Whole(1, 10_000)       # each is a letter of a pattern
 
 
@@ -28,6 +28,18 @@ def need(hf, key, kind=ranges.Count):
 def given(hf, key, kind, default=None):
   """Returns the field `key` of a config.json; `default` where it is missing or null."""
   return default if hf.get(key) is None else need(hf, key, kind)
+
+
+def same(hf, *keys):
+  """Returns the whole number in any of the fields `keys`, which are names of one field in several versions.
+
+  Raises UserError where none is there, or two disagree.
+  """
+  stated = {key: need(hf, key) for key in keys if hf.get(key) is not None}
+  if len(set(stated.values())) > 1:
+    raise errors.UserError(f'config.json says one number twice: '
+                           f'{" and ".join(f"{key}={value}" for key, value in stated.items())}')
+  return next(iter(stated.values())) if stated else need(hf, keys[0])
 
 
 def only(hf, **allowed):
@@ -73,7 +85,8 @@ def family(hf):
   if name is None:
     raise errors.UserError(f'config.json has no model_type (supported: '
                            f'{", ".join(lookup.available("family"))})')
-  module = lookup.module('family', need(hf, 'model_type', ranges.Text))
+  name = need(hf, 'model_type', ranges.Text).replace('-', '_')       # files are called like Python's modules
+  module = lookup.module('family', name)
   named = given(hf, 'architectures', ranges.Many(ranges.Text), ())
   stranger = next((architecture for architecture in named if architecture != module.ARCHITECTURE), None)
   if stranger is not None:
@@ -101,8 +114,11 @@ def _whole(c):
   model = _bound(c['model'])
   for stack in ('encoder', 'decoder', 'layers'):
     if stack in model:
-      blocks = [c['blocks'][letter] for letter in rules.letters(model[stack])]
+      blocks = [dict(c['blocks'][letter]) for letter in rules.letters(model[stack])]
+      for block in blocks:                                           # one window of all, or a window of each
+        block['window'] = block.get('window') or model.get('window')
       model[stack] = {f'{i:02d}': _bound(block) for i, block in enumerate(blocks)}
+  model['window'] = None
   model['num_kv_heads'] = model.get('num_kv_heads') or model['num_heads']
   return model
 

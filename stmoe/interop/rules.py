@@ -5,6 +5,12 @@ blocks of a stack are numbered through and `[{e}]` stands for an expert: both ar
 
   ('decoder/layers/{i}/layer/experts/wi[{e}]', 'model.layers.{i}.mlp.experts.{e}.gate_proj.weight', LINEAR)
 
+Where ours is a part of a tensor, the tensor's name ends in the part, an entry for each of its first axes:
+`{e}` the expert's, `0` an axis of one, `1/2` the second of two halves, `0::2` every second from the first,
+`:` all. The experts of Granite are stacked, first the gates of an expert, then what is gated:
+
+  ('decoder/layers/{i}/layer/experts/wg[{e}]', 'model.layers.{i}.mlp.input_linear.weight[{e},1/2]', LINEAR)
+
 `theirs` None: the array is not in checkpoints of the family and keeps its initial value.
 """
 
@@ -19,13 +25,15 @@ LINEAR = 'linear'                      # [out, in] there, [in, out] here
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """A slice of an array of ours, and the tensor that it is.
+  """A slice of an array of ours, and the tensor, or the part of a tensor, that it is.
 
   leaf:   path of the array in the training state, a tuple of keys.
   index:  numbers of the slice along the leading axes: repeat, expert; () for a whole array.
   name:   as in a rule, for people; tensor: the tensor's name in the checkpoint, or None.
   op:     KEEP or LINEAR.
-  shape:  of the slice; `there` is the tensor's.
+  shape:  of the slice; `there` is that of the tensor or its part.
+  cut:    numbers and slices of the tensor's leading axes that are the part; () for a whole tensor.
+  whole:  shape of the whole tensor.
   """
   leaf: tuple
   index: tuple
@@ -33,10 +41,12 @@ class Place:
   tensor: str | None
   op: str
   shape: tuple
+  cut: tuple
+  whole: tuple
 
   @property
   def there(self):
-    return self.shape[::-1] if self.op == LINEAR else self.shape
+    return _there(self.shape, self.op)
 
 
 def places(shapes, table):
@@ -68,10 +78,34 @@ def _slices(leaf, shape, number, name, match, theirs, op):
   """The Places of a layer's array: a single Place, or one for each expert."""
   index, layer_shape = ((), shape) if number is None else ((number,), shape[1:])
   fields = match.groupdict()
-  if theirs is None or '{e}' not in theirs:
-    return [Place(leaf, index, name, theirs and theirs.format(**fields), op, tuple(layer_shape))]
-  return [Place(leaf, (*index, e), f'{name}[{e}]', theirs.format(e=e, **fields), op, tuple(layer_shape[1:]))
-          for e in range(layer_shape[0])]
+  theirs, _, part = (theirs or '').partition('[')
+  entries = part.removesuffix(']').split(',') if part else []
+  if '{e}' not in theirs and '{e}' not in entries:
+    cut = _cut(entries, _there(layer_shape, op), None, 0)
+    return [Place(leaf, index, name, theirs.format(**fields) or None, op, tuple(layer_shape), *cut)]
+  shape, number = tuple(layer_shape[1:]), layer_shape[0]
+  return [Place(leaf, (*index, e), f'{name}[{e}]', theirs.format(e=e, **fields), op, shape,
+                *_cut(entries, _there(shape, op), e, number)) for e in range(number)]
+
+
+def _there(shape, op):
+  return tuple(shape[::-1] if op == LINEAR else shape)
+
+
+def _cut(entries, there, expert, number):
+  """(`cut`, `whole`) of a Place whose part has shape `there`, of the expert, of `number` experts."""
+  cut, whole, rest = [], [], list(there)
+  for entry in entries:
+    if entry in ('{e}', '0'):
+      cut.append(expert if entry == '{e}' else 0)
+      whole.append(number if entry == '{e}' else 1)
+      continue
+    size = rest.pop(0)
+    numbers = [int(n) for n in re.findall(r'\d+', entry)] or [0, 1]
+    first, parts = numbers
+    cut.append(slice(first, None, parts) if '::' in entry else slice(first * size, (first + 1) * size))
+    whole.append(parts * size)
+  return tuple(cut), (*whole, *rest)
 
 
 def _pattern(ours):
@@ -150,8 +184,8 @@ def check(found, shapes, copies=(), ignored=()):
   missing = sorted(name for name in by_tensor if name not in shapes)
   if missing:
     raise errors.UserError(f'{len(missing)} tensors are missing: {some(missing)}')
-  wrong = [f'{name} is {list(shapes[name])}, not {list(place.there)} ({place.name})'
-           for name, place in by_tensor.items() if tuple(shapes[name]) != place.there]
+  wrong = [f'{name} is {list(shapes[name])}, not {list(place.whole)} ({place.name})'
+           for name, place in by_tensor.items() if tuple(shapes[name]) != place.whole]
   if wrong:
     raise errors.UserError(f'{len(wrong)} tensors do not fit config.json: {some(wrong)}')
   unplaced = sorted(set(shapes) - set(by_tensor) - set(copies))

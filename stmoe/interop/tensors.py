@@ -11,7 +11,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import mmap
 import pathlib
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -22,15 +24,33 @@ from stmoe import files
 INDEX = 'model.safetensors.index.json'
 PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt')
 DTYPES = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
-          'I64': np.int64, 'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_}
+          'F8_E4M3': ml_dtypes.float8_e4m3fn, 'I64': np.int64, 'I32': np.int32, 'I16': np.int16,
+          'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_}
 FLOATS = ('F64', 'F32', 'F16', 'BF16')
 LONGEST_HEADER = 100_000_000           # of the format's own reader
+# Pages of a map are read at once, where the system can.
+MAPPED = mmap.MAP_SHARED | getattr(mmap, 'MAP_POPULATE', 0)
 LARGEST_SIZE = 1 << 63                 # of a dimension, and of a place in a file
 SAMPLES, SAMPLE = 64, 1 << 16          # blocks of a file that stand for all of it, and bytes of a block
 
 
+class Rows:
+  """A tensor that is read in pieces: `shape`, `size` in bytes, `dtype` (of safetensors), `file`, `read`."""
+
+  def blocks(self, most):
+    """Yields (first, last) rows of pieces of at most `most` bytes, at least a row each."""
+    rows = self.shape[0] if self.shape else 1
+    step = max(1, most // max(1, self.size // max(rows, 1)))
+    for first in range(0, rows, step):
+      yield first, min(first + step, rows)
+
+  def part(self, cut):
+    """Returns the part `cut`, slices of the leading axes, as a tensor of its own."""
+    return Part(self, cut) if cut else self
+
+
 @dataclasses.dataclass(frozen=True)
-class Tensor:
+class Tensor(Rows):
   """A tensor in a file: `shape`, `dtype` (of safetensors) and where its bytes are."""
   file: pathlib.Path
   dtype: str
@@ -39,27 +59,94 @@ class Tensor:
   size: int
 
   def read(self, first=0, last=None):
-    """Returns rows `first` to `last` (along the first axis) as a numpy array; all of them by default."""
+    """Returns rows `first` to `last` (along the first axis) as a numpy array; all of them by default.
+
+    The array is memory-mapped and read-only; its memory goes with it.
+    """
     rows = self.shape[0] if self.shape else 1
     last = rows if last is None else last
     row_bytes = self.size // rows if rows else 0
+    shape = (last - first, *self.shape[1:]) if self.shape else ()
+    if not row_bytes or last == first:
+      return np.empty(shape, DTYPES[self.dtype])
+    begin = self.start + first * row_bytes
+    skip = begin % mmap.ALLOCATIONGRANULARITY                        # a map begins at a page
     try:
       with self.file.open('rb') as f:
-        f.seek(self.start + first * row_bytes)
-        data = f.read((last - first) * row_bytes)
+        mapped = mmap.mmap(f.fileno(), skip + (last - first) * row_bytes, MAPPED, mmap.PROT_READ,
+                           offset=begin - skip)
     except OSError as error:
       raise errors.Damaged(self.file, error.strerror) from error
-    if len(data) < (last - first) * row_bytes:
-      raise errors.Damaged(self.file, 'is cut short')
-    shape = (last - first, *self.shape[1:]) if self.shape else ()
-    return np.frombuffer(data, DTYPES[self.dtype]).reshape(shape)
+    except ValueError as error:
+      raise errors.Damaged(self.file, 'is cut short') from error
+    return np.frombuffer(mapped, DTYPES[self.dtype], math.prod(shape), skip).reshape(shape)
 
-  def blocks(self, most):
-    """Yields (first, last) rows of pieces of at most `most` bytes, at least a row each."""
-    rows = self.shape[0] if self.shape else 1
-    step = max(1, most // max(1, self.size // max(rows, 1)))
-    for first in range(0, rows, step):
-      yield first, min(first + step, rows)
+  def write(self, first, rows):
+    """Writes `rows`, a numpy array, from row `first` on; converts to the tensor's dtype."""
+    rows = np.ascontiguousarray(rows.astype(DTYPES[self.dtype], copy=False))
+    row_bytes = self.size // (self.shape[0] if self.shape else 1)
+    with self.file.open('r+b') as f:
+      f.seek(self.start + first * row_bytes)
+      f.write(rows.reshape(-1).view(np.uint8).data)
+
+  def part(self, cut):
+    """Returns the part `cut`, numbers and slices of the leading axes, as a tensor of its own."""
+    size = self.size // max(self.shape[0], 1)
+    if cut and isinstance(cut[0], int):
+      one = dataclasses.replace(self, shape=self.shape[1:], start=self.start + cut[0] * size, size=size)
+      return one.part(cut[1:])
+    return super().part(cut)
+
+
+BETWEEN = threading.Lock()               # nobody else writes between reading rows and writing them
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(Rows):
+  """The slices `cut` of the leading axes of the Tensor `whole`, read and written as a tensor of their own."""
+  whole: Tensor
+  cut: tuple
+
+  @property
+  def file(self):
+    return self.whole.file
+
+  @property
+  def dtype(self):
+    return self.whole.dtype
+
+  @property
+  def shape(self):
+    sizes = [len(range(n)[at]) for n, at in zip(self.whole.shape, self.cut)]
+    return (*sizes, *self.whole.shape[len(sizes):])
+
+  @property
+  def size(self):
+    return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
+
+  def read(self, first=0, last=None):
+    """Returns rows `first` to `last` of the part; all of them by default."""
+    span = self._span(first, last)
+    return self.whole.read(span.start, span.stop)[self._inside(span)]
+
+  def write(self, first, rows):
+    """Writes `rows` from row `first` of the part on; what lies between them stays."""
+    span = self._span(first, first + len(rows))
+    if span.step == 1 and self.shape[1:] == self.whole.shape[1:]:
+      self.whole.write(span.start, rows)
+      return
+    with BETWEEN:
+      known = np.array(self.whole.read(span.start, span.stop))
+      known[self._inside(span)] = rows
+      self.whole.write(span.start, known)
+
+  def _span(self, first, last):
+    """The rows of the whole that hold rows `first` to `last`, without those behind the last of them."""
+    rows = range(self.whole.shape[0])[self.cut[0]][first:last]
+    return range(rows.start, rows[-1] + 1 if rows else rows.start, rows.step)
+
+  def _inside(self, span):
+    return (slice(None, None, span.step), *self.cut[1:])
 
 
 def tensors(folder):
@@ -213,7 +300,7 @@ def create(folder, layout, most):
   """Returns dict name -> Tensor of new files in `folder` for `layout`, their headers written.
 
   The file is model.safetensors, or several of at most `most` bytes (but for larger tensors) and their index.
-  The files have their full size; `write` fills them.
+  The files have their full size; `Tensor.write` fills them.
 
   Args:
     layout: dict name -> (dtype, shape).
@@ -246,12 +333,3 @@ def create(folder, layout, most):
                  weight_map={name: tensor.file.name for name, tensor in created.items()})
     (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
   return created
-
-
-def write(tensor, first, rows):
-  """Writes `rows`, a numpy array, from row `first` of `tensor` on; converts to its dtype."""
-  rows = np.ascontiguousarray(rows.astype(DTYPES[tensor.dtype], copy=False))
-  row_bytes = tensor.size // (tensor.shape[0] if tensor.shape else 1)
-  with tensor.file.open('r+b') as f:
-    f.seek(tensor.start + first * row_bytes)
-    f.write(rows.reshape(-1).view(np.uint8).data)

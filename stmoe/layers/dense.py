@@ -23,7 +23,7 @@ class Dense(nnx.Module):
     activation:    name of a function, see `core/units/activations.py`.
     dropout_rate:  on the hidden activation, one mask per sequence (T5).
     init_scale:    variance scale s of sqrt(s / fan_in).
-    use_bias:      biases bi [F] (of wi) and bo [D], initially 0.
+    use_bias:      biases bi [F] (of wi), bg [F] (of wg) and bo [D], initially 0.
     limit:         L of `activations.gated` when gated (DeepSeek-V4: 10); None = without.
   """
 
@@ -39,6 +39,7 @@ class Dense(nnx.Module):
     self.wo = axes.param(init, (d_ff, d_model), 'mlp', 'embed', rngs=rngs)
     zeros = nnx.initializers.zeros
     self.bi = axes.param(zeros, (d_ff,), 'mlp', rngs=rngs) if use_bias else None
+    self.bg = axes.param(zeros, (d_ff,), 'mlp', rngs=rngs) if use_bias and gated else None
     self.bo = axes.param(zeros, (d_model,), 'embed', rngs=rngs) if use_bias else None
     self.activation = activation
     self.dropout_rate = dropout_rate
@@ -53,4 +54,4 @@ class Dense(nnx.Module):
     """Returns what enters the last product, [B,T,F] for x [B,T,D]."""
     activation, h = activations.named(self.activation), linear.apply(x, self.wi, self.bi)    # [B, T, F]
     return activation(h) if self.wg is None else activations.gated(
-        h, linear.apply(x, self.wg), activation, self.limit)
+        h, linear.apply(x, self.wg, self.bg), activation, self.limit)

@@ -28,18 +28,28 @@ class Moe(nnx.Module):
     executor:   module name in `stmoe/core/execute`, with its fields (see `lookup.executor`).
     group_size: S, tokens routed together; None = one sequence. Capacity depends on S,
       so S is never adjusted: a size that does not divide the batch raises.
+    whole_batch: all tokens of a batch are routed together, whatever their number. Devices that share the
+      batch route their own tokens (fairseq; NLLB, arXiv:2207.04672).
+    output_masking: share of the tokens that in training get nothing from their experts, drawn per token;
+      evaluation multiplies what they get by 1 - the share.
     virtual:    recipes of virtual experts, Z of them (`stmoe/experts/virtual`). The router chooses among
       E + Z experts; the layer itself runs the edges to virtual experts.
   """
 
   def __init__(self, d_model: int, *, router: ranges.Named('router'), experts: ranges.Named('experts'),
                executor: ranges.Spelled('executor') = 'gather', group_size: ranges.Count | None = None,
+               whole_batch: ranges.Flag = False, output_masking: ranges.Below1 = 0.0,
                virtual: ranges.Many(ranges.Called('virtual') | ranges.Named('virtual')) = (), rngs):
+    if whole_batch and group_size is not None:
+      raise UserError(f'layer moe: group_size={group_size} and whole_batch=True are two sizes of a group; '
+                      'nearest: group_size=None')
     self.router = checked.built(routing(router, len(virtual)), d_model, rngs)
     self.experts = banks.made(experts, d_model, num_experts=self.router.num_experts, rngs=rngs)
     self.virtual = nnx.List([make(d_model, rngs=rngs) for make in virtual])
     self.d_model = d_model
     self.group_size = group_size
+    self.whole_batch = whole_batch
+    self.output_masking = output_masking
     self.executor = executor
     lookup.executor(executor)
 
@@ -56,7 +66,18 @@ class Moe(nnx.Module):
     if self.virtual:
       with jax.named_scope('virtual'):
         y = with_virtual(y, x, typing.cast(assignment.Assignment, routed.assignment), self.virtual)
-    return groups.answer(y, routed)
+    return groups.answer(self._masked(y, groups), routed)
+
+  def _masked(self, y, groups):
+    """The experts' outputs y [G,S,D] after `output_masking`."""
+    share = self.output_masking
+    if not share:
+      return y
+    key = groups.key('masking')
+    if key is None:
+      return y * (1 - share)
+    kept = jax.random.bernoulli(key, 1 - share, y.shape[:2])         # [G, S]
+    return jnp.where(kept[..., None], y, 0)
 
 
 def routing(router: typing.Callable, num_virtual: int) -> typing.Callable:
@@ -161,7 +182,10 @@ def grouping(layer: typing.Any, ctx: contract.Context, batch: int,
   """
   if ctx.alone:
     return batch * length, 1, banks.opening(lookup.executor(DROPLESS))
-  return *num_groups(batch, length, layer.group_size), banks.opening(lookup.executor(layer.executor))
+  size = layer.group_size
+  if contract.offered(layer, 'whole_batch'):
+    size = batch * length // axes.num_shards('group')
+  return *num_groups(batch, length, size), banks.opening(lookup.executor(layer.executor))
 
 
 def num_groups(batch: int, length: int, group_size: int) -> tuple[int, int]:

@@ -20,18 +20,19 @@ class Shared(nnx.Module):
     d_model:      D.
     inner:        recipe of the routed layer.
     d_ff:         width of one shared expert; num_shared: how many there are.
-    activation, gated, dropout_rate, init_scale, limit: see `dense.Dense`; SwiGLU is 'silu' gated.
+    activation, gated, dropout_rate, init_scale, use_bias, limit: see `dense.Dense`; SwiGLU is 'silu' gated.
     sigmoid_gate: multiplies the shared output by sigmoid(x w), w [D,1] (Qwen2-MoE, arXiv:2407.10671).
   """
 
   def __init__(self, d_model: int, *, inner: ranges.Named('layer'), d_ff: ranges.Count,
                num_shared: ranges.Count = 1, activation: ranges.Activation = 'silu',
                gated: ranges.Flag = True, dropout_rate: ranges.Below1 = 0.0,
-               init_scale: ranges.Positive = 1.0, limit: ranges.Positive | None = None,
-               sigmoid_gate: ranges.Flag = False, rngs):
+               init_scale: ranges.Positive = 1.0, use_bias: ranges.Flag = False,
+               limit: ranges.Positive | None = None, sigmoid_gate: ranges.Flag = False, rngs):
     self.inner = inner(d_model, rngs=rngs)
     self.shared = dense.Dense(d_model, d_ff=num_shared * d_ff, activation=activation, gated=gated,
-                              dropout_rate=dropout_rate, init_scale=init_scale, limit=limit, rngs=rngs)
+                              dropout_rate=dropout_rate, init_scale=init_scale, use_bias=use_bias,
+                              limit=limit, rngs=rngs)
     init = nnx.initializers.normal(0.02)
     self.gate = axes.param(init, (d_model, 1), 'embed', 'unmodeled', rngs=rngs) if sigmoid_gate else None
 

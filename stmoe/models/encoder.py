@@ -57,7 +57,7 @@ class Encoder(nnx.Module):
                                 'embed', rngs=rngs)
     self.norm = make_norm(d_model, rngs=rngs)
     self.encoder = stack.Stack(d_model, name='encoder', pattern=encoder, blocks=blocks, attention=attend,
-                               norm=make_norm, post_norm=True, dropout_rate=dropout_rate,
+                               norm=make_norm, norm_place='sum', dropout_rate=dropout_rate,
                                scan_layers=scan_layers, remat=remat, rngs=rngs)
     self.head = head(d_model, length=length, rngs=rngs)
     self.vocab_size = vocab_size

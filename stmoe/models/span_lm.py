@@ -49,7 +49,7 @@ class SpanLM(nnx.Module):
     attend = functools.partial(span_attention.SpanAttention, num_heads=num_heads, head_dim=head_dim,
                                dropout_rate=dropout_rate, init_scale=init_scale)
     self.decoder = stack.Stack(d_model, name='decoder', pattern=layers, blocks=blocks, attention=attend,
-                               norm=norm.LayerNorm, post_norm=True, scan_layers=scan_layers, remat=remat,
+                               norm=norm.LayerNorm, norm_place='sum', scan_layers=scan_layers, remat=remat,
                                rngs=rngs)
     self.head = embed.Head(d_model, vocab_size, init_scale=init_scale, use_bias=True, rngs=rngs)
     self.vocab_size = vocab_size

@@ -12,17 +12,20 @@ from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.parts import cache as caches
 from stmoe.parts import embed
-from stmoe.parts import norm
+from stmoe.parts import norm as norms
 from stmoe.parts import relpos
+from stmoe.parts import sinusoids
 from stmoe.parts import stack
 from stmoe.parts import visible
 
 
 class T5(nnx.Module):
-  """Pre-norm encoder-decoder with relative position bias.
+  """Pre-norm encoder-decoder with relative position bias, or with sinusoidal positions.
 
   T5 1.1 is the default here plus dense layers with activation='gelu', gated=True; T5 1.0
-  is tie_embeddings=True plus activation='relu'.
+  is tie_embeddings=True plus activation='relu'. NLLB (arXiv:2207.04672) is tie_embeddings=True and, besides,
+  first_position=2, norm='layer', norm_epsilon=1e-5, scaled=True, use_bias=True, embed_factor=sqrt(D) and
+  scale_head=False.
 
   Args:
     vocab_size, d_model: V and D.
@@ -30,10 +33,14 @@ class T5(nnx.Module):
     blocks:       mapping letter -> feed-forward layer (see `stack.Stack`).
     num_heads, head_dim: H and P; H * P need not be D.
     num_buckets, max_distance: of the relative position bias.
+    first_position: number of the first of the sinusoidal positions (`parts/sinusoids`), which the embedded
+      tokens then get instead of the bias; None = the bias.
+    embed_factor: of the embedded tokens.
     tie_embeddings: the head is the embedding transposed, over sqrt(D) if scale_head.
     scaled:       attention divides its logits by sqrt(P), as the Transformer does and T5 does not; see
       `attention.Attention`.
-    norm_epsilon: of the norms.
+    use_bias:     with biases of all projections of attention.
+    norm, norm_epsilon: 'rms' or 'layer', with mean and bias (see `norm.KINDS`); epsilon of the norms.
     dropout_rate: after embedding, sub-layers and final norms, and on attention.
     init_scale:   variance scale of attention, relative bias and untied head; layers have their own.
     dtype:        of activations; parameters, norms, routers and logits are float32.
@@ -45,7 +52,9 @@ class T5(nnx.Module):
                decoder: ranges.Pattern, blocks, num_heads: ranges.Count, head_dim: ranges.Count,
                num_buckets: ranges.Whole(4) = 32, max_distance: ranges.Count = 128,
                tie_embeddings: ranges.Flag = False, scale_head: ranges.Flag = True,
-               scaled: ranges.Flag = False, norm_epsilon: ranges.PartOf1 = 1e-6,
+               scaled: ranges.Flag = False, first_position: ranges.Natural | None = None,
+               embed_factor: ranges.Positive = 1.0, use_bias: ranges.Flag = False,
+               norm: ranges.Choice(*norms.KINDS) = 'rms', norm_epsilon: ranges.PartOf1 = 1e-6,
                dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0,
                dtype: ranges.Dtype = 'float32', scan_layers: ranges.Flag = True,
                remat: ranges.Choice(*stack.REMAT) = 'none',
@@ -53,21 +62,26 @@ class T5(nnx.Module):
     if max_distance <= num_buckets // 2:
       raise UserError(f'model.max_distance={max_distance}: half of model.num_buckets={num_buckets} are exact '
                       f'distances, and it is beyond them; nearest: {num_buckets // 2 + 1}')
+    if first_position is not None and (d_model % 2 or d_model < 4):
+      raise UserError(f'model.d_model={d_model}: sinusoidal positions need an even number of at least 4; '
+                      f'nearest: {max(d_model + 1, 4)}')
     attend = functools.partial(attention.Attention, num_heads=num_heads, head_dim=head_dim, scaled=scaled,
-                               dropout_rate=dropout_rate, init_scale=init_scale)
+                               use_bias=use_bias, dropout_rate=dropout_rate, init_scale=init_scale)
     bias = functools.partial(relpos.RelativeBias, num_heads, num_buckets=num_buckets,
                              max_distance=max_distance, init_scale=init_scale, rngs=rngs)
     make = functools.partial(stack.Stack, d_model, blocks=blocks, attention=attend, dropout_rate=dropout_rate,
-                             norm=functools.partial(norm.RMSNorm, epsilon=norm_epsilon),
+                             norm=functools.partial(norms.KINDS[norm], epsilon=norm_epsilon),
                              scan_layers=scan_layers, remat=remat, rngs=rngs)
-    self.embed = embed.Embed(vocab_size, d_model, rngs=rngs)
-    self.encoder_bias = bias(bidirectional=True)
-    self.decoder_bias = bias(bidirectional=False)
+    self.embed = embed.Embed(vocab_size, d_model, factor=embed_factor, rngs=rngs)
+    relative = first_position is None
+    self.encoder_bias = bias(bidirectional=True) if relative else None
+    self.decoder_bias = bias(bidirectional=False) if relative else None
     self.encoder = make(name='encoder', pattern=encoder)
     self.decoder = make(name='decoder', pattern=decoder, cross=attend)
     self.head = None if tie_embeddings else embed.Head(d_model, vocab_size, init_scale=init_scale, rngs=rngs)
     self.vocab_size = vocab_size
     self.scale_head = scale_head
+    self.first_position = first_position
     self.start_id = start_id
     self.end_ids = end_ids
     self.dtype = jnp.dtype(dtype)
@@ -98,17 +112,17 @@ class T5(nnx.Module):
     """Returns (memory [B,K,D], aux) of the encoder for the tokens of `ctx`."""
     length = ctx.ids.shape[1]
     seen = visible.Visible(mask=visible.same_segment(ctx.segments, ctx.segments),
-                           bias=self.encoder_bias(length, length))
-    return self.encoder(self.embed(ctx.ids, self.dtype), ctx.replace(visible=dict(attention=seen)))
+                           bias=_bias(self.encoder_bias, length, length))
+    return self.encoder(self._embedded(ctx), ctx.replace(visible=dict(attention=seen)))
 
   def decode(self, ctx: contract.Context, memory: jax.Array,
              memory_segments: jax.Array) -> tuple[jax.Array, dict[str, contract.Aux]]:
     """Returns (logits f32[B,T,V], aux) of the decoder over memory [B,K,D] with segments i32[B,K]."""
     length = ctx.ids.shape[1]
-    seen = visible.Visible(mask=visible.causal(ctx.segments), bias=self.decoder_bias(length, length))
+    seen = visible.Visible(mask=visible.causal(ctx.segments), bias=_bias(self.decoder_bias, length, length))
     source = visible.Visible(mask=visible.same_segment(ctx.segments, memory_segments), memory=memory)
     ctx = ctx.replace(visible=dict(attention=seen, cross=source))
-    x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx)
+    x, aux = self.decoder(self._embedded(ctx), ctx)
     return self.logits(x), aux                                       # [B, T, V]
 
   def logits(self, x: jax.Array) -> jax.Array:
@@ -141,10 +155,10 @@ class T5(nnx.Module):
     segments = ctx.segments                                          # [B, 1]
     places = cache.segments.shape[1]                                 # a row's places are its positions
     seen = visible.Visible(mask=visible.extended(segments, cache.write(segments), cache.slot),
-                           bias=self.decoder_bias(1, places, cache.slot), slot=cache.slot)
+                           bias=_bias(self.decoder_bias, 1, places, cache.slot), slot=cache.slot)
     source = visible.Visible(mask=(cache.memory_segments > 0)[:, None, None])
     ctx = ctx.replace(visible=dict(attention=seen, cross=source))
-    x, layers = self.decoder.extend(self.embed(ctx.ids, self.dtype), ctx, cache.layers, cache.memory)
+    x, layers = self.decoder.extend(self._embedded(ctx), ctx, cache.layers, cache.memory)
     return self.logits(x)[:, 0], cache.advance(layers, segments)
 
   def count_tokens(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -156,7 +170,19 @@ class T5(nnx.Module):
     """Returns the list of the model's stacks, encoder first."""
     return [self.encoder, self.decoder]
 
+  def _embedded(self, ctx):
+    """[B,T,D], the vectors of the tokens of `ctx`, with their positions where these are sinusoidal."""
+    x = self.embed(ctx.ids, self.dtype)                              # [B, T, D]
+    if self.first_position is None:
+      return x
+    return x + sinusoids.vectors(ctx.positions + self.first_position, x.shape[-1]).astype(x.dtype)
+
   def _context(self, batch, tokens, name, step=0, **fields):
     """The Context of the stack called `name`."""
     return contract.Context.of(batch, name, tokens=tokens[name], step=jnp.asarray(step),
                                vocab_size=self.vocab_size, **fields)
+
+
+def _bias(bias, *where):
+  """The relative position bias of `where`, or None of a model without one."""
+  return None if bias is None else bias(*where)

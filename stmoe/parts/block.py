@@ -20,6 +20,9 @@ from stmoe.parts import norm as norms
 # The sub-layers in their order -> (the end of the names that they report under, their name in profiles).
 SUB_LAYERS = {'attention': ('.attention', 'attention'), 'cross': ('.cross', 'cross_attention'),
               'layer': ('', 'layer')}
+# Where the norm of a sub-layer f is: x + f(norm(x)), norm(x + f(x)) (the Transformer, arXiv:1706.03762), or
+# x + norm(f(x)) (OLMo 2, arXiv:2501.00656, section 3.2).
+NORM_PLACES = ('input', 'sum', 'output')
 
 
 class Block(nnx.Module):
@@ -33,22 +36,27 @@ class Block(nnx.Module):
     cross:     recipe of the cross-attention of decoders, or None.
     norm:      recipe of the norms.
     layer_norm: whether `layer` gets a normalised input. It does not where it acts on the residual
-      stream itself (BASE layers, arXiv:2103.16716). Pre-norm only. Nor has a sub-layer that `normalizes`.
-    post_norm: norm(x + f(x)) instead of x + f(norm(x)).
+      stream itself (BASE layers, arXiv:2103.16716). Nor has a sub-layer that `normalizes`. At the place
+      'input' only.
+    norm_place: one of NORM_PLACES.
+    residual_factor: r of x + r f(norm(x)), for every sub-layer f and every place of the norm.
+    window:    of the self-attention, where not that of the model; see `visible.causal`.
     dropout_rate: after each sub-layer, one mask per sequence (T5).
   """
 
   def __init__(self, d_model: int, *, layer, attention=None, cross=None, norm=norms.RMSNorm, layer_norm=True,
-               post_norm=False, dropout_rate=0.0, rngs):
-    own = lambda layer: contract.offered(layer, 'normalizes') and not post_norm
+               norm_place='input', residual_factor=1.0, window=None, dropout_rate=0.0, rngs):
+    own = lambda layer: contract.offered(layer, 'normalizes') and norm_place == 'input'
     before = lambda layer: None if own(layer) else norm(d_model, rngs=rngs)
     self.attention = attention and attention(d_model, rngs=rngs)
     self.attention_norm = attention and before(self.attention)
     self.cross = cross and cross(d_model, rngs=rngs)
     self.cross_norm = cross and norm(d_model, rngs=rngs)
     self.layer = layer(d_model, rngs=rngs)
-    self.layer_norm = before(self.layer) if layer_norm or post_norm else None
-    self.post_norm = post_norm
+    self.layer_norm = before(self.layer) if layer_norm or norm_place != 'input' else None
+    self.norm_place = norm_place
+    self.residual_factor = residual_factor
+    self.window = window
     self.dropout_rate = dropout_rate
 
   def sub_layers(self) -> dict[str, contract.SubLayer]:
@@ -80,7 +88,10 @@ class Block(nnx.Module):
       ctx, carry: of the block.
     """
     layer, (carry, caches) = getattr(self, name), contract.apart(carry)
-    own_ctx = ctx.fold(name).replace(visible=_of(ctx.visible, name))
+    seen = _of(ctx.visible, name)
+    if name == 'attention' and self.window is not None:
+      seen = seen.within(self.window)
+    own_ctx = ctx.fold(name).replace(visible=seen)
     y, aux, after = layer(x, own_ctx, contract.joined(carry, _of(caches, name)))
     carry, cache = contract.apart(after)
     caches = caches if cache is None else caches | {name: cache}
@@ -104,17 +115,19 @@ class Block(nnx.Module):
     return {} if self.cross is None else dict(cross=self.cross.remember(memory))
 
   def added(self, name: str, x: jax.Array, y: jax.Array, ctx: contract.Context) -> jax.Array:
-    """Returns x + y [B,T,D], in training after dropout of y, the output of the sub-layer `name`."""
+    """Returns x + r y [B,T,D], in training after dropout of y, the output of the sub-layer `name`."""
     key = ctx.fold(f'{name}_out').key if ctx.train else None
+    y = y if self.residual_factor == 1 else y * self.residual_factor
     return x + noise.dropout(y, self.dropout_rate, key, broadcast_dims=(-2,))
 
   def _before(self, name, x):
     norm = getattr(self, f'{name}_norm')
-    return x if norm is None or self.post_norm else norm(x)
+    return x if norm is None or self.norm_place != 'input' else norm(x)
 
   def _after(self, name, x, y, ctx):
-    x = self.added(name, x, y, ctx)
-    return getattr(self, f'{name}_norm')(x) if self.post_norm else x
+    norm = getattr(self, f'{name}_norm')
+    x = self.added(name, x, norm(y) if self.norm_place == 'output' else y, ctx)
+    return norm(x) if self.norm_place == 'sum' else x
 
 
 def _of(values, name):

@@ -9,23 +9,31 @@ from stmoe.parts import linear
 
 
 class Embed(nnx.Module):
-  """A table [V,D] of token vectors, N(0, 1); never multiplied by sqrt(D)."""
+  """A table [V,D] of token vectors, N(0, 1).
 
-  def __init__(self, vocab_size: int, d_model: int, *, rngs):
+  Args:
+    vocab_size, d_model: V and D.
+    factor: of the vectors of ids (arXiv:1706.03762, section 3.4: sqrt(D)), not of the tied head's.
+  """
+
+  def __init__(self, vocab_size: int, d_model: int, *, factor=1.0, rngs):
     self.table = axes.param(nnx.initializers.normal(1.0), (vocab_size, d_model), 'vocab', 'embed', rngs=rngs)
+    self.factor = factor
 
   def __call__(self, ids: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
     """Returns the vectors [B,T,D] of ids i32[B,T], in `dtype`."""
-    return jnp.take(self.table[...], ids, axis=0).astype(dtype)      # [B, T, D]
+    x = jnp.take(self.table[...], ids, axis=0).astype(dtype)         # [B, T, D]
+    return x if self.factor == 1 else x * self.factor
 
-  def logits(self, x: jax.Array, scaled: bool = True) -> jax.Array:
-    """Returns the tied head's f32[B,T,V]: x E^T / sqrt(D) (T5 1.0, Mesh TensorFlow), or x E^T.
+  def logits(self, x: jax.Array, scaled: bool = True, b: linear.Array | None = None) -> jax.Array:
+    """Returns the tied head's f32[B,T,V]: x E^T / sqrt(D) (T5 1.0, Mesh TensorFlow), or x E^T; plus b [V].
 
     The division keeps the logits of a table of unit variance near unit variance.
     """
     table = self.table[...]
     y = linear.apply(x.astype(jnp.float32), table.T)                 # [B, T, V]
-    return y * (table.shape[1] ** -0.5 if scaled else 1.0)
+    y = y * (table.shape[1] ** -0.5 if scaled else 1.0)
+    return y if b is None else y + b[...]
 
 
 class Head(nnx.Module):

@@ -12,10 +12,13 @@ class RMSNorm(nnx.Module):
 
   No mean is subtracted and there is no bias. The statistics are float32 whatever the
   dtype of x; the result is cast to that dtype before the learned scale is applied.
+
+  Args:
+    d_model: D; axis: its logical name, 'kv' of the numbers of one head.
   """
 
-  def __init__(self, d_model: int, *, epsilon=1e-6, rngs):
-    self.scale = axes.param(nnx.initializers.ones, (d_model,), 'embed', rngs=rngs)
+  def __init__(self, d_model: int, *, epsilon=1e-6, axis='embed', rngs):
+    self.scale = axes.param(nnx.initializers.ones, (d_model,), axis, rngs=rngs)
     self.epsilon = epsilon
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -43,3 +46,7 @@ class LayerNorm(nnx.Module):
     inverse = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.epsilon)
     y = (centred * inverse).astype(x.dtype) * self.scale[...].astype(x.dtype)
     return y + self.bias[...].astype(x.dtype)
+
+
+# What a configuration calls the norms of a model.
+KINDS = dict(rms=RMSNorm, layer=LayerNorm)

@@ -43,31 +43,36 @@ class Stack(nnx.Module):
     pattern: tuple of (letters, repeats).
     blocks:  mapping letter -> dict(layer=..., fields of the layer). `attention=False` leaves attention
       out of a block. `attention=dict(name=..., ...)` is another self-attention than the model's, with the
-      model's fields where it has them. `norm=False` leaves out the norm before the layer.
+      model's fields where it has them. `window=W` is a window of its own (see
+      `visible.causal`). `norm=False` leaves out the norm before the layer.
       `around=dict(name=...)` puts the block into another one (`parts/around`), with its fields.
       `tied=True` makes all blocks of the letter one block, with one set of arrays (`parts/tied`): layers of
       a Universal Transformer. (('ab', 3),) is then a b a b a b, and (('a', 3), ('b', 3)) is a a a b b b.
     attention, cross: recipes of the attention layers; None where there is none.
     norm:    recipe of the norms.
-    post_norm: norms after the sub-layers instead of before them, and no final norm.
+    norm_place: of the norms, see `block.NORM_PLACES`; with 'sum' there is no final norm.
+    residual_factor: of what a sub-layer adds, see `block.Block`.
     dropout_rate: at both ends and after every sub-layer.
     remat:   a key of REMAT, applied to each unit.
+    windowed: whether blocks may have windows; who calls the stack then gives the mask of each.
   """
 
   def __init__(self, d_model: int, *, name, pattern, blocks, attention=None, cross=None, norm=norms.RMSNorm,
-               post_norm=False, dropout_rate=0.0, scan_layers=True, remat='none', rngs):
+               norm_place='input', residual_factor=1.0, dropout_rate=0.0, scan_layers=True, remat='none',
+               windowed=False, rngs):
     if remat not in REMAT:
       raise errors.UserError(f'no remat policy is called {remat!r}{errors.nearest(remat, REMAT)}'
                              f' (there are: {", ".join(REMAT)})')
     check_pattern(name, pattern, blocks)
+    _check_windows(windows(pattern, blocks), blocks, windowed and attention is not None)
     self.name = name
     self.pattern = tuple((letters, repeats) for letters, repeats in pattern)
     self.scan_layers = scan_layers
     self.remat = remat
     self.dropout_rate = dropout_rate
     self.shown: tuple[int, ...] = ()     # blocks whose states are reported, see `modules.showing`
-    make = functools.partial(_block, attention=attention, cross=cross, norm=norm, post_norm=post_norm,
-                             dropout_rate=dropout_rate)
+    make = functools.partial(_block, attention=attention, cross=cross, norm=norm, norm_place=norm_place,
+                             residual_factor=residual_factor, dropout_rate=dropout_rate)
     tie_all = lambda letters: scan_layers and all(blocks[letter].get('tied') for letter in letters)
     drawn = lambda letters, repeats: 1 if tie_all(letters) else repeats
     self.segments = nnx.List([
@@ -78,7 +83,7 @@ class Stack(nnx.Module):
     for (_, repeats), units in zip(self.pattern, self.segments):
       for unit in [units] if scan_layers else units:
         tied.take(self.tied, unit, repeats if scan_layers else None)
-    self.norm = None if post_norm else norm(d_model, rngs=rngs)
+    self.norm = None if norm_place == 'sum' else norm(d_model, rngs=rngs)
 
   def __call__(self, x: jax.Array, ctx: contract.Context) -> tuple[jax.Array, dict]:
     """Returns (x [B,T,D], aux: dict layer name -> Aux in layer order).
@@ -286,18 +291,33 @@ def check_pattern(name: str, pattern: typing.Any, blocks: typing.Mapping[str, ty
                                f'{", ".join(sorted(blocks))}')
 
 
+def windows(pattern: typing.Any, blocks: typing.Mapping[str, typing.Any]) -> dict[str, int]:
+  """Returns dict letter of `pattern` -> window of its block, without blocks that have none of their own."""
+  of_letter = {letter: blocks[letter].get('window') for letters, _ in pattern for letter in letters}
+  return {letter: window for letter, window in of_letter.items() if window is not None}
+
+
+def _check_windows(own, blocks, possible):
+  """Raises UserError for windows `own` of blocks where there is nothing to see through them."""
+  for letter, window in own.items():
+    if not possible or not blocks[letter].get('attention', True):
+      raise errors.UserError(f'blocks.{letter}.window={window}: only self-attention of the model lm has '
+                             f'windows; nearest: no blocks.{letter}.window')
+
+
 def _block(letter, fields, *, attention, cross, **shared):
   """The recipe of a block from its configuration."""
   fields = dict(fields)
   attended, normed = fields.pop('attention', True), fields.pop('norm', True)
   around, tie = fields.pop('around', None), fields.pop('tied', False)
+  window = fields.pop('window', None)
   layer = lookup.recipe('layer', {'name': fields.pop('layer')} | fields)
   if not attended:
     attention = cross = None
   elif attended is not True:
     attention = _instead(attention, lookup.recipe('attention', attended))
   block = functools.partial(block_lib.Block, layer=layer, attention=attention, cross=cross,
-                            layer_norm=normed, **shared)
+                            layer_norm=normed, window=window, **shared)
   if around is not None:
     block = functools.partial(lookup.recipe('around', around), block=block)
   return (lambda d_model, rngs: tied.whole(block(d_model, rngs=rngs), letter)) if tie else block

@@ -1,5 +1,8 @@
 """What the attention layers of a stack may see: made once per forward, shared by all of them."""
 
+import dataclasses
+import typing
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -14,12 +17,22 @@ class Visible:
   turn:   (cos, sin) of `rotary.table`, or None.
   memory: [B,K,D] source of keys and values in cross-attention; None = the layer's own input.
   slot:   i32[] place in the cache of the first of the T tokens; only for `Attention.extend`.
+  windows: dict window -> the mask of blocks that have it, where blocks have windows of their own.
   """
   mask: jax.Array
   bias: jax.Array | None = None
   turn: tuple | None = None
   memory: jax.Array | None = None
   slot: jax.Array | None = None
+  windows: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
+
+  def masked(self, change: typing.Callable[[jax.Array], jax.Array]) -> 'Visible':
+    """Returns the same with `change` applied to every mask."""
+    return self.replace(mask=change(self.mask), windows={w: change(mask) for w, mask in self.windows.items()})
+
+  def within(self, window: int | None) -> 'Visible':
+    """Returns what a block with a `window` of its own sees; None = without."""
+    return self.replace(mask=self.mask if window is None else self.windows[window], windows={})
 
 
 def same_segment(queries: jax.Array, keys: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """GShard: group-level top-2 gating with a random second expert (arXiv:2006.16668)."""
 
+import math
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -84,6 +86,9 @@ class GShard(nnx.Module):
     k:               choices per token. With k = 1 the gate is p itself.
     capacity_factor: (train, eval) slots per token, for all its choices (paper: 2); None = no drops.
     min_capacity:    least slots of an expert.
+    expert_slots:    (train, eval) slots of an expert, whatever the number of tokens; None: see `token_share`.
+    token_share:     (train, eval) slots of an expert as a share of the group's tokens, rounded up; None:
+      `capacity_factor` and `min_capacity` say it (NLLB, arXiv:2207.04672: 64 slots, and all tokens).
     second_policy:   'random' (paper), 'all', 'threshold', 'sampling' or 'none'.
     threshold:       tau: 'random' sends with probability g_2 / tau (paper: 2 g_2, so 0.5;
       Mesh 0.2), 'threshold' iff g_2 > tau. Evaluation draws nothing: 'random' sends iff
@@ -97,6 +102,8 @@ class GShard(nnx.Module):
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                capacity_factor: ranges.Factors = (2.0, 2.0), min_capacity: ranges.Natural = 4,
+               expert_slots: ranges.Pair(ranges.Count | None) = (None, None),
+               token_share: ranges.Pair(ranges.PartOf1 | None) = (None, None),
                second_policy: ranges.Choice(*POLICIES) = 'random', threshold: ranges.NonNegative = 0.5,
                normalize_after_drop: ranges.Flag = False, logit_cap: ranges.NonNegative = 0.0, rngs):
     choices.check_k('gshard', k, num_experts)
@@ -106,6 +113,8 @@ class GShard(nnx.Module):
     self.k = k
     self.capacity_factor = tuple(capacity_factor)
     self.min_capacity = min_capacity
+    self.expert_slots = tuple(expert_slots)
+    self.token_share = tuple(token_share)
     self.second_policy = second_policy
     self.threshold = threshold
     self.normalize_after_drop = normalize_after_drop
@@ -119,13 +128,22 @@ class GShard(nnx.Module):
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
-    capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
+    capacity = self._capacity(ctx)
     key = ctx.fold('second').key if ctx.train else None
     a, aux = gshard(logits, ctx.mask, capacity, self.k, tokens=ctx.tokens,
                     second_policy=self.second_policy, threshold=self.threshold,
                     uniform=choices.draw(key, *logits.shape[:2], self.k - 1),
                     normalize_after_drop=self.normalize_after_drop, choose=choose)
     return contract.Routed(a, aux, carry)
+
+  def _capacity(self, ctx):
+    """C of the groups of `ctx`."""
+    phase, size = 0 if ctx.train else 1, ctx.mask.shape[1]
+    if self.expert_slots[phase] is not None:
+      return min(size, self.expert_slots[phase])
+    if self.token_share[phase] is not None:
+      return math.ceil(self.token_share[phase] * size)
+    return assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""

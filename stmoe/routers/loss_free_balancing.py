@@ -21,7 +21,7 @@ SELECTION = dict(add=lambda scores, bias: scores + bias, multiply=lambda scores,
 
 def loss_free_balancing(logits: jax.Array, bias: jax.Array, mask: jax.Array, capacity: int, k: int, *,
                         scores: str = 'sigmoid', selection: str = 'add', normalize_gates: bool = False,
-                        tokens: jax.Array | None = None,
+                        least_sum: float | None = None, tokens: jax.Array | None = None,
                         choose: contract.Choose | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): each token to the k experts of largest s + b, weighted by s (algorithm 1).
 
@@ -30,13 +30,16 @@ def loss_free_balancing(logits: jax.Array, bias: jax.Array, mask: jax.Array, cap
   Args:
     logits: f32[G,S,E]; bias: f32[E]; mask: bool[G,S]; capacity: C; tokens: see `losses.token_mean`.
     scores, selection: keys of SCORES and SELECTION.
-    normalize_gates: gates over their sum.
+    normalize_gates, least_sum: gates over their sum, of several choices; or over max(their sum, least_sum),
+      where that is given, also of a single choice.
     choose: how experts are chosen instead, see `contract.OFFERS`.
   """
   s = SCORES[scores](logits)                                         # [G, S, E]
   choice = (choose or choices.top)(SELECTION[selection](s, bias), k)               # [G, S, k]
   gates = choices.values(s, choice)
-  if normalize_gates and k > 1:
+  if normalize_gates and least_sum is not None:
+    gates = gates / jnp.maximum(gates.sum(axis=-1, keepdims=True), least_sum)
+  elif normalize_gates:
     gates = choices.normalize(gates)
   edges = assignment.kill_padding(assignment.from_choices(choice, gates, s.shape[-1]), mask)
   a = assignment.cap(edges, capacity)
@@ -57,6 +60,8 @@ class LossFreeBalancing(nnx.Module):
       of 1 / E, so the rate should be, too.
     selection:       'add' (paper), or 'multiply' (its ablation): score times bias.
     normalize_gates: gates over their sum; the paper's are the raw scores.
+    least_sum:       of normalised gates, no sum is taken as smaller. A single gate is then 1, and not the
+      score (ERNIE 4.5: 1e-12, `moe_norm_min`); None = without.
     rate:            u, by which a bias moves after every optimizer step; 0.0 freezes it.
     rule:            'sign' (paper), or 'magnitude' (its ablation).
     centred:         steps of the bias have zero mean over experts (torchtitan, Moonlight).
@@ -69,8 +74,9 @@ class LossFreeBalancing(nnx.Module):
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                scores: ranges.Choice(*SCORES) = 'sigmoid', selection: ranges.Choice(*SELECTION) = 'add',
-               normalize_gates: ranges.Flag = False, rate: ranges.NonNegative = 1e-3,
-               rule: ranges.Choice(*bias_lib.RULES) = 'sign', centred: ranges.Flag = False,
+               normalize_gates: ranges.Flag = False, least_sum: ranges.NonNegative | None = None,
+               rate: ranges.NonNegative = 1e-3, rule: ranges.Choice(*bias_lib.RULES) = 'sign',
+               centred: ranges.Flag = False,
                capacity_factor: ranges.Factors = (None, None), min_capacity: ranges.Natural = 4, rngs):
     choices.check_groups('loss_free_balancing', num_experts, k, 1, 1)
     for table, name, field in ((SCORES, scores, 'scores'), (SELECTION, selection, 'selection'),
@@ -83,6 +89,7 @@ class LossFreeBalancing(nnx.Module):
     self.scores = scores
     self.selection = selection
     self.normalize_gates = normalize_gates
+    self.least_sum = least_sum
     self.rate = rate
     self.rule = rule
     self.centred = centred
@@ -101,7 +108,7 @@ class LossFreeBalancing(nnx.Module):
     capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
     a, aux = loss_free_balancing(
         logits, self.bias[...], ctx.mask, capacity, self.k, scores=self.scores, selection=self.selection,
-        normalize_gates=self.normalize_gates, tokens=ctx.tokens, choose=choose)
+        normalize_gates=self.normalize_gates, least_sum=self.least_sum, tokens=ctx.tokens, choose=choose)
     return contract.Routed(a, aux, carry)
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:

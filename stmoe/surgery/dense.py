@@ -21,9 +21,9 @@ from stmoe.surgery import layout
 from stmoe.surgery import sparse
 
 # Fields of a block that are not its layer's.
-OF_BLOCK = ('attention', 'norm', 'around')
+OF_BLOCK = ('attention', 'norm', 'around', 'window')
 # Arrays of a dense layer -> the axis of its hidden units. The output bias has none: parts share it out.
-HIDDEN = {'wi': 1, 'wg': 1, 'wo': 0, 'bi': 0, 'bo': None}
+HIDDEN = {'wi': 1, 'wg': 1, 'wo': 0, 'bi': 0, 'bg': 0, 'bo': None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Layer:
     return self.where.rpartition('.')[2]
 
   def arrays(self, params: dict) -> dict[str, jax.Array]:
-    """Returns dict name of HIDDEN -> array of the layer: wi, wg [D,F], wo [F,D], bi [F], bo [D]."""
+    """Returns dict name of HIDDEN -> array of the layer: wi, wg [D,F], wo [F,D], bi, bg [F], bo [D]."""
     return layout.at(params, self.path)
 
 

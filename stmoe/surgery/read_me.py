@@ -95,6 +95,8 @@ def _layer(section):
   """The fields of the layer in place of the dense layer `section`, but for the router's."""
   if section.limit is not None:
     raise errors.UserError(f'limit={section.limit} of a gated layer, which a masked network has not')
+  if section.gated and section.use_bias:
+    raise errors.UserError('use_bias=True of a gated layer, which a masked network has only where not gated')
   return dict(layer='read_me') | {field: section[field] for field in (
       'd_ff', 'activation', 'gated', 'use_bias', 'dropout_rate', 'init_scale')}
 

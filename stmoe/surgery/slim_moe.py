@@ -25,7 +25,7 @@ from stmoe.surgery import layout
 from stmoe.surgery import sparse
 
 HIDDEN, HEADS = 'expert_mlp', 'joined_kv'                            # axes of units, and of heads
-NORMS = ('q_norm', 'k_norm')             # of queries and keys, with a number for every entry of the heads
+NORMS = ('q_norm', 'k_norm')             # of queries and keys
 
 
 def _by_loss(layer, units, params, calibration):
@@ -166,4 +166,6 @@ def _attention(config):
   if shared:
     raise errors.UserError(f'heads: {shared[0]} has heads in common with other layers, or of another kind; '
                            'nearest: heads=1.0')
-  return {path: names for path, names in of_heads.items() if HEADS in names or path[-2] in NORMS}
+  # Norms of all heads together have a number for every entry of the heads; norms of each head stay whole.
+  of_all = lambda path, names: path[-2] in NORMS and 'kv' not in names
+  return {path: names for path, names in of_heads.items() if HEADS in names or of_all(path, names)}

@@ -29,7 +29,6 @@ import numpy as np
 
 from stmoe import axes
 from stmoe import errors
-from stmoe import lookup
 from stmoe import modules
 from stmoe.surgery import layout
 
@@ -93,7 +92,7 @@ def found(config: ml_collections.ConfigDict) -> list[Layer]:
 def abstract(config: ml_collections.ConfigDict) -> typing.Any:
   """Returns the model of `config` without arrays."""
   c = config.to_dict()
-  make = lookup.recipe('model', c['model'])
+  make = modules.maker(c['model'])
   with nnx.logical_axis_rules(tuple(axes.RULES.items())):            # under a mesh flax translates names
     return nnx.eval_shape(lambda: make(blocks=c['blocks'], rngs=nnx.Rngs(0)))
 

@@ -19,7 +19,7 @@ from stmoe.surgery import layout
 from stmoe.surgery import sparse
 
 INWARD, OUTWARD = ('wi', 'wg', 'wq', 'wk', 'wv'), 'wo'
-INWARD_BIAS, OUTWARD_BIAS = ('bi', 'bq', 'bk', 'bv'), 'bo'
+INWARD_BIAS, OUTWARD_BIAS = ('bi', 'bg', 'bq', 'bk', 'bv'), 'bo'
 
 
 def cut(arrays: dict[str, jax.Array], shards: int) -> dict[str, jax.Array]:
@@ -28,7 +28,7 @@ def cut(arrays: dict[str, jax.Array], shards: int) -> dict[str, jax.Array]:
   The output bias is divided: every shard has bo / E.
 
   Args:
-    arrays: wi, wg [D,F], wo [F,D], bi [F], bo [D]; or wq, wk, wv [D,H P], wo [H P,D] with their biases.
+    arrays: wi, wg [D,F], wo [F,D], bi, bg [F], bo [D]; or wq, wk, wv [D,H P], wo [H P,D] with their biases.
 
   >>> cut(dict(wo=jnp.arange(4.0)[:, None], bo=jnp.ones(1)), 2)['wo'].tolist()
   [[[0.0], [1.0]], [[2.0], [3.0]]]
@@ -110,10 +110,13 @@ def _in_heads(where, attention, arrays, share, rng):
 
 def _heads(where, attention):
   """H of a plain attention; raises UserError for another one."""
-  plain = type(attention).__name__ == 'Attention' and attention.q_norm is None and attention.clip is None
-  if not plain or attention.wk.shape != attention.wq.shape or attention.scale == 1.0:
-    raise errors.UserError(f'{where}: its attention is not plain (norms, clipping, fewer heads of keys, no '
-                           'scale); nearest: attention=False')
+  plain = (type(attention).__name__ == 'Attention' and attention.q_norm is None and attention.clip is None
+           and attention.scale == attention.width ** -0.5 and attention.width == attention.head_dim
+           and not attention.interleaved)
+  if not plain or attention.wk.shape != attention.wq.shape:
+    raise errors.UserError(f'{where}: its attention is not plain (norms, clipping, fewer heads of keys, '
+                           'another scale, neighbours as rotary pairs, numbers that are not turned); '
+                           'nearest: attention=False')
   return attention.wq.shape[-1] // attention.head_dim
 
 

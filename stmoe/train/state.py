@@ -1,6 +1,6 @@
 """The training state: plain nested dicts of arrays, their logical axes and shardings, born sharded.
 
-  params        parameters of the model, float32
+  params        parameters of the model, float32 (or bfloat16, see `modules.maker`)
   router_state  what routers keep across steps (see `stmoe.router_state`)
   opt_state     statistics of the optimizer
   step, key     i32[] steps done, and the key every step's randomness is folded from
@@ -99,7 +99,7 @@ def build(cfg):
   """Returns a new model of configuration `cfg`; call it abstractly or under jit."""
   c = cfg.to_dict()
   rngs = nnx.Rngs(params=fold(c['seed'], 'params'))
-  model = lookup.recipe('model', c['model'])(blocks=c['blocks'], rngs=rngs)
+  model = modules.maker(c['model'])(blocks=c['blocks'], rngs=rngs)
   return modules.with_reader(model, lookup.recipe('target', c['loss'])(), c['model']['d_model'], rngs)
 
 

@@ -53,6 +53,29 @@ def test_attention_equals_its_formula():
   assert abs(layer.wq[...].std() * 6 ** 0.5 / layer.wk[...].std() - 1) < 0.2
 
 
+def test_a_scale_of_its_own_is_the_factor_of_the_logits():
+  layer, plain = build(scale=0.1), build()
+  x = jax.random.normal(jax.random.key(4), (1, 4, 12))
+  seen = visible.Visible(mask=visible.causal(jnp.ones((1, 4), jnp.int32)))
+  y = calls.call(layer, x, seen)
+  plain.wq[...] = plain.wq[...] * 0.1 * 6 ** 0.5
+  np.testing.assert_allclose(y, calls.call(plain, x, seen), atol=1e-6)
+
+
+def test_pairs_of_neighbours_are_pairs_of_halves_of_other_columns():
+  """Pair i is columns 2i and 2i + 1 of a head of 6, where halves have columns i and i + 3."""
+  layer, halves = build(num_kv_heads=2, interleaved=True), build(num_kv_heads=2)
+  x = jax.random.normal(jax.random.key(5), (1, 4, 12))
+  seen = visible.Visible(mask=visible.causal(jnp.ones((1, 4), jnp.int32)),
+                         turn=rotary.table(jnp.arange(4)[None] * 3, 6))
+  y = calls.call(layer, x, seen)
+  assert np.abs(calls.call(halves, x, seen) - y).max() > 1e-2
+  for name in ('wq', 'wk'):
+    heads = getattr(layer, name)[...].reshape(12, -1, 6)
+    getattr(halves, name)[...] = heads[..., jnp.array([0, 2, 4, 1, 3, 5])].reshape(12, -1)
+  np.testing.assert_allclose(calls.call(halves, x, seen), y, atol=1e-5)
+
+
 def test_dropout_of_probabilities_is_per_key_and_head():
   """With identity values and output the layer returns the dropped probabilities themselves."""
   layer = attention.Attention(4, num_heads=1, head_dim=4, dropout_rate=0.5, rngs=nnx.Rngs(0))
@@ -106,3 +129,29 @@ def test_queries_and_keys_are_biased_normalised_over_all_heads_and_clipped_in_th
   seen = visible.Visible(mask=jnp.ones((1, 1, 3, 3), bool))
   y = jax.nn.dot_product_attention(q.reshape(1, 3, 4, 6), k.reshape(1, 3, 2, 6), v.reshape(1, 3, 2, 6))
   np.testing.assert_allclose(calls.call(layer, x, seen), y.reshape(1, 3, 24) @ layer.wo[...], atol=1e-5)
+
+
+def test_each_head_is_normalised_by_itself_and_turned_in_part():
+  """The first four of six numbers of a head are turned, after the norm; values are neither."""
+  layer = build(num_kv_heads=2, head_dim=4, nope_dim=2, use_bias=True, qk_norm=1e-5, qk_norm_over='head')
+  key = iter(jax.random.split(jax.random.key(5), 9))
+  for array in (layer.bq, layer.bk, layer.bv, layer.bo, layer.q_norm.scale, layer.k_norm.scale):
+    array[...] = jax.random.normal(next(key), array.shape)
+  assert layer.q_norm.scale.shape == layer.k_norm.scale.shape == (6,)
+  x = jax.random.normal(next(key), (1, 3, 12))
+  rms = lambda y: y / jnp.sqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-5)
+  split = lambda w, b: (x @ w[...] + b[...]).reshape(1, 3, -1, 6)
+  turn = rotary.table(jnp.array([[0, 1, 5]]), 4)
+  turned = lambda y: jnp.concatenate([rotary.rotate(y[..., :4], turn), y[..., 4:]], axis=-1)
+  q = turned(rms(split(layer.wq, layer.bq)) * layer.q_norm.scale[...])
+  k = turned(rms(split(layer.wk, layer.bk)) * layer.k_norm.scale[...])
+  y = jax.nn.dot_product_attention(q, k, split(layer.wv, layer.bv), scale=6 ** -0.5)
+  seen = visible.Visible(mask=jnp.ones((1, 1, 3, 3), bool), turn=turn)
+  expected = y.reshape(1, 3, 24) @ layer.wo[...] + layer.bo[...]
+  np.testing.assert_allclose(calls.call(layer, x, seen), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('rotate', [rotary.rotate, rotary.rotate_neighbours])
+def test_numbers_past_the_angles_stay(rotate):
+  x, turn = jax.random.normal(jax.random.key(0), (1, 1, 2, 7)), rotary.table(jnp.array([[3]]), 4)
+  np.testing.assert_array_equal(rotate(x, turn), jnp.concatenate([rotate(x[..., :4], turn), x[..., 4:]], -1))

@@ -9,6 +9,7 @@ import pytest
 from stmoe.attention import latent_attention
 from stmoe.parts import rotary
 from stmoe.parts import visible
+from stmoe.parts.rotary_scaling import yarn
 from tests.attention import calls
 
 SIZES = dict(num_heads=3, head_dim=4, nope_dim=6, value_dim=5, kv_rank=7)
@@ -61,13 +62,13 @@ def test_half_split_pairs_are_another_function_of_the_same_weights():
 
 
 def test_yarn_keeps_fast_pairs_and_stretches_slow_ones():
-  fields = dict(factor=8.0, length=64, fast=4.0, slow=0.5, size=1.25)
-  plain, (rate, size) = 10000.0 ** (-np.arange(16) / 16), rotary.yarn(
-      jnp.asarray(10000.0 ** (-np.arange(16) / 16)), 10000.0, **fields)
+  scaling = yarn.Yarn(factor=8.0, length=64, fast=4.0, slow=0.5, size=1.25)
+  plain, (rate, size) = 10000.0 ** (-np.arange(16) / 16), scaling(
+      jnp.asarray(10000.0 ** (-np.arange(16) / 16)), 10000.0, jnp.float32(1))
   turns = 64 * plain / (2 * np.pi)
   np.testing.assert_allclose(rate[turns > 5], plain[turns > 5], rtol=1e-6)
   np.testing.assert_allclose(rate[turns < 0.25], plain[turns < 0.25] / 8, rtol=1e-6)
   between = (turns < 2) & (turns > 1)
   assert between.any() and (rate[between] < plain[between]).all() and (rate > plain / 8 * 0.999).all()
-  cos, _ = rotary.table(jnp.zeros((1, 1), jnp.int32), 32, scaling=fields)
+  cos, _ = rotary.table(jnp.zeros((1, 1), jnp.int32), 32, scaling=scaling)
   assert size == 1.25 and float(cos[0, 0, 0, 0]) == 1.25

@@ -1,6 +1,7 @@
 """stmoe convert, and the other commands on what it made."""
 
 import pathlib
+import re
 import shutil
 
 import pytest
@@ -55,7 +56,7 @@ def test_texts_start_with_the_model_s_first_token(run, tmp_path):
   assert shown['decoder_input_tokens'][0, 0] == 1
 
 
-WITHOUT = 'imported without a SentencePiece model'
+WITHOUT = 'imported without a vocabulary (tokenizer.json or a SentencePiece model)'
 
 
 def test_without_a_vocabulary_texts_are_refused_and_ids_are_not(tmp_path, capsys):
@@ -75,7 +76,7 @@ def test_without_a_vocabulary_texts_are_refused_and_ids_are_not(tmp_path, capsys
   assert main.main(['report', run, '-o', str(tmp_path / 'page.html')]) == 0
   model, cfg, vocabulary = interactive.opened(run)
   assert vocabulary is None and cfg.data.vocab == '' and model.start_id == 1
-  with pytest.raises(errors.UserError, match=WITHOUT):
+  with pytest.raises(errors.UserError, match=re.escape(WITHOUT)):
     interactive.batch(cfg, vocabulary, 'the')
 
 

@@ -56,8 +56,8 @@ WRONG = {
     'broken config': (T5, lambda d: (d / 'config.json').write_text('{'), ('config.json', 'not JSON')),
     'a field is missing': (T5, lambda d: edit_config(d, d_kv=None), ('no d_kv',)),
     'an activation': (MIXTRAL, lambda d: edit_config(d, hidden_act='gelu'), ("hidden_act='gelu'", 'nearest')),
-    'scaled positions': (MIXTRAL, lambda d: edit_config(d, rope_parameters=dict(rope_type='llama3')),
-                         ('llama3', 'default, yarn')),
+    'scaled positions': (MIXTRAL, lambda d: edit_config(d, rope_parameters=dict(rope_type='llama4')),
+                         ('llama4', 'nearest: llama3', 'default, ')),
     'missing tensors': (T5, lambda d: edit_tensors(d, lambda t: t.pop(NORM)),
                         ('1 tensors are missing', NORM)),
     'unknown tensors': (T5, lambda d: edit_tensors(d, lambda t: t.update(more=np.zeros(3))),
@@ -145,6 +145,10 @@ def test_a_damaged_checkpoint_is_not_exported(run, tmp_path, capsys):
 
 def test_targets_in_use_and_flags_of_the_other_way(run, tmp_path, capsys):
   assert_refused(['convert', str(CASES / T5), str(run)], ('there already',), capsys)
-  assert_refused(['convert', str(CASES / T5), str(tmp_path / 'out'), '--dtype', 'BF16'],
-                 ('--dtype is for exports',), capsys)
+  assert_refused(['convert', str(CASES / T5), str(tmp_path / 'out'), '--max-shard', '5GB'],
+                 ('--max-shard is for exports',), capsys)
+  assert_refused(['convert', str(CASES / T5), str(tmp_path / 'out'), '--dtype', 'F16'],
+                 ('--dtype F16', 'nearest: BF16'), capsys)
+  assert_refused(['convert', str(run), str(tmp_path / 'out'), '--max-shard', '5'],
+                 ('--max-shard', 'such as 900MB or 5GB', 'nearest: 5GB'), capsys)
   assert_refused(['convert', str(tmp_path / 'none'), str(tmp_path / 'out')], ('no folder',), capsys)

@@ -17,7 +17,6 @@ from stmoe.interop import decoder
 from stmoe.interop import fields
 from stmoe.interop import rules
 from stmoe.interop import tensors as files
-from stmoe.parts import rotary
 from stmoe.runs import directory as rundir
 from tests.interop import runs
 
@@ -45,9 +44,10 @@ YARN = dict(rope_type='yarn', rope_theta=150000.0, factor=32.0, original_max_pos
 
 
 def ramp(yarn, pairs):
-  """How much each pair of `rotary.yarn` is slowed, 0 to 1."""
+  """How much each pair of section `rotary_scaling` is slowed, 0 to 1."""
   rate, factor = jnp.ones(pairs), yarn['factor']
-  return (1 - rotary.yarn(rate, 150000.0, **yarn)[0]) / (1 - 1 / factor)
+  scaling = lookup.recipe('rotary_scaling', yarn)()
+  return (1 - scaling(rate, 150000.0, jnp.float32(1))[0]) / (1 - 1 / factor)
 
 
 def test_the_borders_of_yarn_are_rounded_unless_truncate_is_false():
@@ -88,7 +88,7 @@ REFUSED = {
     'negative': (dict(rope_parameters=YARN | dict(beta_fast=-1)), 'beta_fast'),
     'by layer': (dict(rope_parameters=dict(full_attention=YARN)), 'full_attention'),
     'a list': (dict(rope_scaling=[1]), 'rope_scaling'),
-    'a type': (dict(rope_scaling=dict(rope_type='dynamic', factor=2.0)), 'dynamic'),
+    'a type': (dict(rope_scaling=dict(rope_type='dynamik', factor=2.0)), 'dynamik'),
     'quantised': (dict(quantization_config=dict(quant_method='fp8')), 'quantization_config'),
 }
 

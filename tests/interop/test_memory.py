@@ -1,9 +1,15 @@
-"""A conversion holds less than two of the largest tensors and a gibibyte, measured on 2 GB."""
+"""A conversion holds less than two of the largest tensors and a gibibyte, measured on 2 GB.
+
+One of 4 GB of bfloat16 holds less than 1.5 GiB, and takes no longer than twice a copy of its files.
+"""
 
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -18,9 +24,9 @@ CONFIG = dict(architectures=['MixtralForCausalLM'], model_type='mixtral', vocab_
               rope_theta=1e4, tie_word_embeddings=False, max_position_embeddings=2048)
 
 
-def layout():
-  """Names and shapes of the synthetic checkpoint, float32."""
-  c, d = CONFIG, CONFIG['hidden_size']
+def layout(c=CONFIG, dtype='F32'):
+  """Names, dtype and shapes of the synthetic checkpoint of config.json `c`."""
+  d = c['hidden_size']
   shapes = {'model.embed_tokens.weight': (c['vocab_size'], d), 'lm_head.weight': (c['vocab_size'], d),
             'model.norm.weight': (d,)}
   for i in range(c['num_hidden_layers']):
@@ -31,7 +37,7 @@ def layout():
     shapes[f'{moe}gate.weight'] = (c['num_local_experts'], d)
     shapes |= {f'{moe}experts.{e}.{w}.weight': (c['intermediate_size'], d)
                for e in range(c['num_local_experts']) for w in ('w1', 'w2', 'w3')}
-  return {name: ('F32', shape) for name, shape in shapes.items()}
+  return {name: (dtype, shape) for name, shape in shapes.items()}
 
 
 def peak(*argv):
@@ -53,7 +59,7 @@ def test_memory_of_both_ways(tmp_path):
   rng = np.random.default_rng(0)
   for tensor in made.values():
     for first, last in tensor.blocks(1 << 24):
-      files.write(tensor, first, rng.standard_normal((last - first, *tensor.shape[1:]), np.float32))
+      tensor.write(first, rng.standard_normal((last - first, *tensor.shape[1:]), np.float32))
   total, largest = sum(t.size for t in made.values()), max(t.size for t in made.values())
   assert total > 2e9 and len({t.file for t in made.values()}) > 1
   peaks = [peak('convert', source, run), peak('convert', run, out)]
@@ -63,6 +69,53 @@ def test_memory_of_both_ways(tmp_path):
   assert max(peaks) < 2 * largest + GIB
   again = files.tensors(out)
   assert all(files.equal(again[name], tensor) for name, tensor in made.items())
+
+
+def settled(folder, forget=False):
+  """Waits until the files in `folder` are on disk; `forget` them, so that they are read from there."""
+  for path in (path for path in folder.rglob('*') if path.is_file()):
+    with path.open('rb') as f:
+      os.fsync(f.fileno())
+      if forget:
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, 'posix_fadvise'), reason='files stay in memory here')
+def test_bfloat16_takes_two_bytes_and_no_longer_than_two_copies(tmp_path):
+  if shutil.disk_usage(tmp_path).free < 16e9:
+    pytest.skip('16 GB of disk are needed')
+  config, source, run = CONFIG | dict(num_hidden_layers=72), tmp_path / 'in', tmp_path / 'run'
+  source.mkdir()
+  (source / 'config.json').write_text(json.dumps(config))
+  made = files.create(source, layout(config, 'BF16'), most=GIB)
+  rng = np.random.default_rng(0)
+  for tensor in made.values():
+    for first, last in tensor.blocks(1 << 26):                       # of any bits but those of infinities
+      bits = rng.integers(0, 2**15, (last - first, *tensor.shape[1:]), np.uint16)
+      tensor.write(first, np.where(bits > 2**14, bits - 2**14, bits).view(files.DTYPES['BF16']))
+  total = sum(t.size for t in made.values())
+  assert 4e9 < total < 4.6e9 and len({t.file for t in made.values()}) > 3
+  settled(source, forget=True)
+  start = time.time()
+  for path in source.iterdir():
+    shutil.copyfile(path, tmp_path / path.name)
+  settled(tmp_path)
+  copying = time.time() - start
+  for path in source.iterdir():
+    (tmp_path / path.name).unlink()
+  settled(source, forget=True)
+  start = time.time()
+  most = peak('convert', source, run)
+  settled(run)
+  converting = time.time() - start
+  print(f'{total / 1e9:.2f} GB: copied at {total / 1e6 / copying:.0f} MB/s, converted at '
+        f'{total / 1e6 / converting:.0f} MB/s, the start of the command and the disk included; peak resident '
+        f'memory {most / 2**20:.0f} MiB')
+  assert most < 1.5 * GIB
+  assert sum(path.stat().st_size for path in run.rglob('*') if path.is_file()) < 1.02 * total
+  assert converting < 2 * copying
+  shutil.rmtree(run)
 
 
 def test_resident_memory_is_measured():

@@ -12,6 +12,7 @@ from safetensors import numpy as theirs
 from stmoe import errors
 from stmoe.checkpoints import checkpoint
 from stmoe.derive import convert
+from stmoe.derive import pieces
 from stmoe.interop import decoder
 from stmoe.interop import fields
 from stmoe.interop import rules
@@ -54,7 +55,7 @@ def test_bfloat16_comes_back_as_it_was(run, tmp_path):
 
 
 def test_large_arrays_in_blocks_are_the_same_arrays(run, tmp_path, monkeypatch):
-  monkeypatch.setattr(convert, 'BLOCK', 3000)                        # a few rows of the smallest tensors
+  monkeypatch.setattr(pieces, 'BLOCK', 3000)                         # a few rows of the smallest tensors
   convert.read(CASE, tmp_path / 'run')
   state, wi = tmp_path / 'run' / 'checkpoints' / '0' / 'state', 'decoder.segments.0.blocks.0.layer.experts.wi'
   chunks = list((state / f'params.{wi}').iterdir())
@@ -69,7 +70,7 @@ def test_large_arrays_in_blocks_are_the_same_arrays(run, tmp_path, monkeypatch):
 def test_of_several_dtypes_the_wide_ones_are_aligned(tmp_path):
   made = files.create(tmp_path, {'a': ('BF16', (3,)), 'b': ('F32', (2, 2)), 'c': ('F32', ())}, 10**6)
   for name, value in (('a', [1, 2, 3]), ('b', [[4, 5], [6, 7]]), ('c', 8)):
-    files.write(made[name], 0, np.asarray(value, np.float32))
+    made[name].write(0, np.asarray(value, np.float32))
   found = theirs.load_file(tmp_path / 'model.safetensors')
   assert found['b'].tolist() == [[4, 5], [6, 7]] and found['c'].tolist() == 8
   assert all(t.start % np.dtype(files.DTYPES[t.dtype]).itemsize == 0 for t in made.values())
@@ -138,13 +139,47 @@ def test_numbers_of_blocks_count_on_across_segments_and_state_is_numbered_like_p
   assert found[6].index == (1, 0) and found[6].shape == (5,)
 
 
+STACKED = {                              # rules of parts -> the same parts as numpy takes them
+    '[{e},0/2]': (rules.LINEAR, lambda x, e: x[e, :3].T),
+    '[{e},1/2]': (rules.LINEAR, lambda x, e: x[e, 3:].T),
+    '[{e},:,0::2]': (rules.KEEP, lambda x, e: x[e, :, ::2]),
+    '[{e},:,1::2]': (rules.KEEP, lambda x, e: x[e, :, 1::2]),
+    '[{e},2::3]': (rules.KEEP, lambda x, e: x[e, 2::3]),
+    '[{e}]': (rules.LINEAR, lambda x, e: x[e].T), '[0]': (rules.KEEP, lambda x, e: x[0])}
+
+
+@pytest.mark.parametrize('part', STACKED)
+def test_parts_of_stacked_tensors(part, tmp_path):
+  """Read and written by rows, beside what is there already."""
+  op, taken = STACKED[part]
+  x = np.arange(1, 49, dtype=np.float32).reshape((1, 6, 8) if part == '[0]' else (2, 6, 4))
+  ours = np.stack([taken(x, e) for e in range(len(x))])
+  shape, name = (1, *(ours[0].shape if part == '[0]' else ours.shape)), 'w' if part == '[0]' else 'w[{e}]'
+  tree = dict(params=dict(s=dict(segments={0: dict(blocks={0: dict(w=np.zeros(shape))})})))
+  found = rules.places(tree, [('s/layers/{i}/' + name, 'stacked' + part, op)])
+  assert [place.index for place in found] == ([(0,)] if part == '[0]' else [(0, 0), (0, 1)])
+  rules.check(found, dict(stacked=x.shape))
+  with pytest.raises(errors.UserError, match=r'stacked is \[2, 3\], not \['):
+    rules.check(found, dict(stacked=(2, 3)))
+  made = files.create(tmp_path, dict(before=('F32', (3,)), stacked=('BF16', x.shape)), 10**6)['stacked']
+  made.write(0, -x)
+  for place, mine in zip(found, ours):
+    one, rows = made.part(place.cut), mine.T if op == rules.LINEAR else mine
+    assert one.shape == place.there and one.size == 2 * rows.size
+    for first in range(0, len(rows), 2):
+      np.testing.assert_array_equal(one.read(first, first + 2), -rows[first:first + 2])
+      one.write(first, rows[first:first + 2])
+    np.testing.assert_array_equal(one.read(), rows)
+  np.testing.assert_array_equal(made.read(), np.where(np.isin(x, ours), x, -x))
+
+
 def test_rotary_fields_of_both_spellings():
   assert decoder.rope(dict(rope_theta=5e5)) == decoder.rope(
       dict(rope_parameters=dict(rope_theta=5e5, rope_type='default'))) == (5e5, None, 1.0)
   yarn = dict(type='yarn', factor=40, original_max_position_embeddings=4096, mscale=1.0, mscale_all_dim=1.0)
   base, scaling, logits = decoder.rope(dict(rope_theta=10000, rope_scaling=yarn))
   # DeepSeek-V3: cos and sin as they are, logits times (0.1 ln 40 + 1)^2.
-  assert scaling == dict(factor=40.0, length=4096, fast=32.0, slow=1.0, size=1.0)
+  assert scaling == dict(name='yarn', factor=40.0, length=4096, fast=32.0, slow=1.0, size=1.0)
   assert base == 1e4 and abs(logits - 1.8739) < 1e-3
 
 

@@ -179,3 +179,36 @@ def test_shared_arrays_in_stacked_layers_and_alone(bank):
   for name in ('blocks', 'alone'):
     for got, want in zip(jax.tree.leaves(found[name]), jax.tree.leaves(found['gather']), strict=True):
       np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4 * max(1.0, float(jnp.abs(want).max())))
+
+
+def test_a_whole_batch_is_one_group():
+  """Of 16 tokens every expert takes 3, whatever the sequence; alone, tokens have a place each."""
+  module = layer(dict(name='gshard', num_experts=E, second_policy='all', token_share=(None, 3 / 16)))
+  assert moe.grouping(module, context(), B, T)[:2] == (B, T)
+  module.whole_batch = True
+  assert moe.grouping(module, context(), B, T)[:2] == (1, B * T)
+  assert moe.grouping(module, context(alone=True), B, T)[:2] == (B * T, 1)
+  _, aux = apply(module, activations(), context())
+  kept = 2 * B * T * (1 - aux.metrics['drop_frac'])
+  assert kept == np.minimum(aux.load, 3).sum() < aux.load.sum()
+  with pytest.raises(UserError, match='group_size=4 and whole_batch=True.*nearest: group_size=None'):
+    moe.Moe(D, router=lookup.recipe('router', TOP_2), experts=lookup.recipe('experts', EXPERTS), group_size=4,
+            whole_batch=True, rngs=nnx.Rngs(0))
+
+
+def test_devices_route_their_own_part_of_a_whole_batch():
+  module = layer(TOP_2)
+  module.whole_batch = True
+  with jax.set_mesh(axes.make_mesh(data=4, devices=jax.devices()[:4])):
+    assert moe.grouping(module, context(), 8, T)[:2] == (4, 2 * T)
+
+
+def test_outputs_are_masked_in_training_and_scaled_in_evaluation():
+  module, x = layer(TOP_2 | DROPLESS), activations()
+  plain, _ = apply(module, x, context())
+  module.output_masking = 0.25
+  np.testing.assert_allclose(apply(module, x, context())[0], 0.75 * plain, rtol=1e-6)
+  y, _ = apply(module, x, context(train=True, key=jax.random.key(5)))
+  masked = (np.asarray(y) == 0).all(-1)                              # whole tokens
+  assert 0 < masked.sum() < B * T and ((np.asarray(y) != 0).all(-1) == ~masked).all()
+  np.testing.assert_allclose(y[~masked], plain[~masked], rtol=1e-4)  # and not grown

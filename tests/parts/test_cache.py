@@ -170,14 +170,26 @@ def test_layers_around_and_beside_routers(part):
     ('lm', dict(num_kv_heads=2, scan_layers=False, tie_embeddings=False)),
     pytest.param('lm', dict(window=3, attention=dict(name='attention', qkv_bias=True, qk_norm=1e-5, clip=0.7),
                 scale_head=False), marks=pytest.mark.slow),
+    pytest.param('lm', dict(
+        attention=dict(name='attention', use_bias=True, interleaved=True, scale=0.3), norm='layer',
+        head_bias=True, embed_factor=2.0, residual_factor=0.5, logits_divisor=3.0,
+        rotary_scaling=dict(name='longrope', short=(1.0, 1.0), long=(1.5, 4.0), length=5)),
+                 marks=pytest.mark.slow),
     ('lm', dict(attention=dict(name='latent_attention', nope_dim=3, value_dim=5, kv_rank=6, q_rank=7),
                 window=2)),
+    pytest.param('lm', dict(num_kv_heads=1, attention=dict(name='attention', nope_dim=3, qk_norm=1e-5,
+                                                           qk_norm_over='head')), marks=pytest.mark.slow),
     ('lm', dict(attention=dict(name='switch_head', nope_dim=3, executor='einsum', router=dict(
         name='sigma_moe', num_experts=3, k=2)))),
     ('t5', dict(num_buckets=4, max_distance=5, scan_layers=False, tie_embeddings=True))],
-    ids=['lm', 'window', 'latent', 'switch_head', 't5'])
+    ids=['lm', 'window', 'multipliers', 'latent', 'part', 'switch_head', 't5'])
 def test_kinds_of_attention_loops_and_heads(name, fields):
   assert_cached_equals_whole(name, build(name, SWITCH, **fields))
+
+
+def test_windows_of_blocks():
+  blocks = dict(a=DENSE | dict(window=2), c=DENSE | dict(window=3, around=dict(name='mixture_of_depths')))
+  assert_cached_equals_whole('lm', build('lm', None, more=blocks))
 
 
 def test_prompts_whose_tokens_see_each_other():
@@ -217,3 +229,15 @@ def test_an_encoder_may_need_neighbours():
       blocks=dict(d=DENSE, b=sparse('expert_choice')), rngs=nnx.Rngs(0))
   assert model.decoder.undecodable() is None and 'expert_choice' in model.encoder.undecodable()
   assert_cached_equals_whole('t5', model)
+
+
+def test_sinusoidal_positions_and_layer_norms_with_biases():
+  """An encoder-decoder of NLLB's form: positions go on where the cached ones end."""
+  router = dict(name='gshard', num_experts=3, second_policy='all', token_share=(None, 0.4))
+  moe = dict(layer='moe', router=router, whole_batch=True, output_masking=0.2, executor='blocks',
+             experts=EXPERTS | dict(use_bias=True))
+  model = build('t5', moe, first_position=2, embed_factor=8 ** 0.5, use_bias=True, scaled=True, norm='layer')
+  assert model.encoder_bias is None and model.decoder_bias is None
+  seen = assert_cached_equals_whole('t5', model)
+  late = {key: a + 3 * key.endswith('positions') for key, a in batch('t5').items()}
+  assert np.abs(whole(model, late) - seen).max() > 1e-2

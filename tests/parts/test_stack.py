@@ -13,6 +13,7 @@ from stmoe import router_state as state
 from stmoe.attention import attention
 from stmoe.core import contract
 from stmoe.errors import UserError
+from stmoe.parts import block
 from stmoe.parts import stack
 from stmoe.parts import visible
 
@@ -71,8 +72,8 @@ def test_every_layer_draws_its_own_noise_scanned_or_not():
     made = build((('xx', 2), ('x', 1)), scan_layers=scan_layers)
     for units in made.segments:
       for unit in [units] if scan_layers else units:
-        for block in unit.blocks:
-          block.layer = Drawing()
+        for one in unit.blocks:
+          one.layer = Drawing()
     _, aux = made(jnp.ones((1, 3, 8)), ctx)
     drawn.append(np.stack([a.load for a in aux.values()]))           # [5, 2]
   assert len(np.unique(drawn[0], axis=0)) == 5
@@ -203,3 +204,27 @@ def test_parts_that_are_not_announced_are_named():
 def test_mistakes_are_one_line(fields, message):
   with pytest.raises(UserError, match=message):
     build(**fields)
+
+
+PLACED = dict(input=lambda x, f, norm: x + f(norm(x)), sum=lambda x, f, norm: norm(x + f(x)),
+              output=lambda x, f, norm: x + norm(f(x)))
+
+
+@pytest.mark.parametrize('place', block.NORM_PLACES)
+def test_places_of_norms(place):
+  """Attention and layer of one block, written out."""
+  made = build((('d', 1),), norm_place=place, scan_layers=False)
+  only = made.segments[0][0].blocks[0]
+  ones = jnp.ones((1, 3), jnp.int32)
+  ctx = contract.Context(mask=ones > 0, ids=ones, positions=ones, segments=ones, step=0, tokens=3.0,
+                         visible=dict(attention=visible.Visible(mask=visible.causal(ones))))
+  x = jax.random.normal(jax.random.key(0), (1, 3, 8))
+  norms = [only.attention_norm, only.layer_norm]
+  for scale, norm in enumerate(norms):
+    norm.scale[...] = norm.scale[...] + 0.5 + scale
+  wanted = x
+  for name, norm in zip(('attention', 'layer'), norms):
+    wanted = PLACED[place](wanted, lambda x, name=name: only.run(name, x, ctx, {})[0], norm)
+  assert (made.norm is None) == (place == 'sum')
+  wanted = wanted if made.norm is None else made.norm(wanted)
+  np.testing.assert_allclose(made(x, ctx)[0], wanted, rtol=1e-5, atol=1e-5)

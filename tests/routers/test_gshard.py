@@ -91,6 +91,16 @@ def test_no_gradient_is_nan_where_a_token_loses_both(logits):
   assert jnp.all(jnp.isfinite(grad))
 
 
+@pytest.mark.parametrize('train, fields, slots', [
+    (True, dict(expert_slots=(3, None)), 3), (False, dict(expert_slots=(None, 9)), 9),
+    (False, dict(expert_slots=(3, None), token_share=(None, 0.3)), 4),            # 3.3 of 11
+    (False, dict(expert_slots=(None, 99)), 11), (True, dict(capacity_factor=(1.0, 2.0)), 4)])
+def test_slots_of_an_expert(call, context, train, fields, slots):
+  router = gshard.GShard(8, num_experts=4, second_policy='all', rngs=nnx.Rngs(0), **fields)
+  ctx = context(np.ones((1, 11), bool)).replace(train=train)
+  assert call(router, jnp.zeros((1, 11, 8)), ctx).assignment.capacity == slots
+
+
 @pytest.mark.parametrize('fields, message', [
     (dict(second_policy='rnadom'), "second_policy has no choice 'rnadom'; nearest: random"),
     (dict(k=5), 'k=5 with num_experts=4')])

@@ -15,7 +15,7 @@ SCORES = np.array([[0.8, 0.6, 0.1], [0.7, 0.3, 0.2], [0.9, 0.5, 0.4], [0.6, 0.2,
 LOGITS = jnp.asarray(np.log(SCORES / (1 - SCORES))[None], jnp.float32)
 ALL = np.ones((1, 4), bool)
 route = jax.jit(loss_free_balancing.loss_free_balancing, static_argnums=(3, 4),
-                static_argnames=('scores', 'selection', 'normalize_gates'))
+                static_argnames=('scores', 'selection', 'normalize_gates', 'least_sum'))
 
 
 def chosen(a):
@@ -56,6 +56,14 @@ def test_variants():
   assert chosen(a) == {(0, 1): 0.6, (1, 0): 0.7, (2, 1): 0.5, (3, 0): 0.6}
   a, _ = route(LOGITS, jnp.zeros(3), ALL, 4, 2, normalize_gates=True)
   assert chosen(a)[3, 0] == round(0.6 / 1.1, 4)
+
+
+def test_no_sum_of_gates_is_taken_as_smaller_than_the_least():
+  """Token 0 has scores 0.8 and 0.6, token 3 has 0.6 and 0.5, and 1.2 is the least sum."""
+  a, _ = route(LOGITS, jnp.zeros(3), ALL, 4, 2, normalize_gates=True, least_sum=1.2)
+  assert chosen(a)[0, 0] == round(0.8 / 1.4, 4) and chosen(a)[3, 0] == round(0.6 / 1.2, 4)
+  a, _ = route(LOGITS, jnp.zeros(3), ALL, 4, 1, normalize_gates=True, least_sum=0.0)
+  assert set(chosen(a).values()) == {1.0}                            # a single gate, too
 
 
 def test_commit_by_each_rule():

@@ -80,11 +80,15 @@ def test_units_of_parts_are_cut_alike(experts):
 
 
 @pytest.mark.slow
-def test_heads_go_in_groups():
-  cfg = trained.config(num_heads=4, num_kv_heads=2, head_dim=4, layers=(('dm', 1),))
+@pytest.mark.parametrize('rest', [0, 2])
+def test_heads_go_in_groups(rest):
+  """With norms of each head, which stay whole; of a head of 4 + `rest` numbers, 4 are turned."""
+  attention = dict(name='attention', nope_dim=rest, qk_norm=1e-5, qk_norm_over='head') if rest else None
+  cfg = trained.config(num_heads=4, num_kv_heads=2, head_dim=4, layers=(('dm', 1),), attention=attention)
+  group = 2 * (4 + rest)
   params = trained.params(cfg)
   made = {('decoder', 'layers', n, 'attention', 'wo'): params['decoder']['layers'][n]['attention']['wo'].at[
-      slice(8 * n, 8 * n + 8)].set(0) for n in (0, 1)}               # group 0 of block 0, group 1 of block 1
+      slice(group * n, group * n + group)].set(0) for n in (0, 1)}   # group 0 of block 0, group 1 of block 1
   params = sparse.replaced(params, made)
   calibration = lambda *names: {'/'.join(map(str, path)): dict(slopes=np.square(np.asarray(wo)).sum(1))
                                 for path, wo in made.items()}

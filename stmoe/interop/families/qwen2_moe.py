@@ -39,9 +39,7 @@ def configure(hf, tied):
   router = decoder.softmax_router(hf, fields.need(hf, 'num_experts'),
                                   fields.given(hf, 'norm_topk_prob', ranges.Flag, False))
   sparse = decoder.moe(router, fields.need(hf, 'moe_intermediate_size'), activation)
-  dense = set(fields.given(hf, 'mlp_only_layers', ranges.Many(ranges.Natural), ()))
-  step = fields.given(hf, 'decoder_sparse_step', ranges.Count, 1)
-  layers = ''.join('d' if i in dense or (i + 1) % step else 'm' for i in range(number))
+  layers = decoder.placed(hf, number)
   blocks = dict(m=dict(layer='shared', d_ff=fields.need(hf, 'shared_expert_intermediate_size'), num_shared=1,
                        activation=activation, sigmoid_gate=True, inner=dict(name='moe', **sparse)))
   if 'd' in layers:
@@ -53,18 +51,17 @@ def configure(hf, tied):
 
 def describe(c):
   """Returns the config.json of our configuration `c`."""
-  sparse = decoder.sparse(decoder.last(c)[1], 'deepseek_moe')
-  router, shared = sparse['router'], decoder.last(c)[1]
-  letters = rules.letters(c['model']['layers'])
-  is_dense = [i for i, letter in enumerate(letters) if c['blocks'][letter]['layer'] == 'dense']
-  window = c['model'].get('window')
+  dense, shared = decoder.last(c)
+  sparse = decoder.sparse(shared, 'deepseek_moe')
+  router, window = sparse['router'], c['model'].get('window')
   return decoder.describe(c, ARCHITECTURE, 'qwen2_moe') | dict(
       num_experts=router['num_experts'], num_experts_per_tok=router.get('k', 2),
       norm_topk_prob=decoder.normalized(router), moe_intermediate_size=sparse['experts']['d_ff'],
       shared_expert_intermediate_size=shared['d_ff'] * shared.get('num_shared', 1),
-      hidden_act=sparse['experts'].get('activation', 'gelu'), mlp_only_layers=is_dense, decoder_sparse_step=1,
-      intermediate_size=c['blocks'][letters[is_dense[0]]]['d_ff'] if is_dense else sparse['experts']['d_ff'],
+      hidden_act=sparse['experts'].get('activation', 'gelu'), mlp_only_layers=decoder.dense_layers(c),
+      decoder_sparse_step=1, intermediate_size=(dense or sparse['experts'])['d_ff'],
       qkv_bias=(c['model'].get('attention') or {}).get('qkv_bias', False),
       use_sliding_window=window is not None, sliding_window=window, max_window_layers=0,
-      layer_types=['full_attention' if window is None else 'sliding_attention'] * len(letters),
+      layer_types=['full_attention' if window is None else 'sliding_attention'] * len(
+          rules.letters(c['model']['layers'])),
       router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])

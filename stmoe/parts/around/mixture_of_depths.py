@@ -128,7 +128,7 @@ class MixtureOfDepths(block_lib.Around):
       who = caches.extended(own[PASSED], dict(who=passed), seen.slot)['who']       # [B, K]
     visible = ctx.visible
     if seen is not None:
-      visible = visible | dict(attention=seen.replace(mask=seen.mask & who[:, None, None, :]))
+      visible = visible | dict(attention=seen.masked(lambda mask: mask & who[:, None, None, :]))
     inside = ctx.replace(mask=passed, visible=visible)
     y, reports, after = self.block(x, inside, contract.joined(carry, given))
     after, caches_after = contract.apart(after)
@@ -169,7 +169,7 @@ def _taken(visible, rows, at):
       a = jnp.moveaxis(a, 2, 1)[rows, at].swapaxes(1, 2)
       return jnp.moveaxis(a, 3, 1)[rows, at].transpose(0, 2, 3, 1) if own else a
     turn = seen.turn and tuple(a[rows, at] for a in seen.turn)
-    return seen.replace(mask=pick(seen.mask), bias=None if seen.bias is None else pick(seen.bias), turn=turn)
+    return seen.masked(pick).replace(bias=None if seen.bias is None else pick(seen.bias), turn=turn)
   return None if visible is None else {name: one(name, seen) for name, seen in visible.items()}
 
 

@@ -23,7 +23,7 @@ class Parallel(block_lib.Around):
     if names != ['attention', 'layer']:
       raise UserError(f'around=parallel: a block of {" and ".join(names)} is not attention beside a '
                       'feed-forward layer; nearest: leave `around` out')
-    if self.block.post_norm:
+    if self.block.norm_place != 'input':
       raise UserError('around=parallel: the norms of this model come after the sub-layers, and parallel '
                       'sub-layers share the norm before them; nearest: leave `around` out')
 

@@ -1,0 +1,11 @@
+"""Rotary positions of type linear: all rates over a factor."""
+
+from stmoe import ranges
+from stmoe.interop import fields
+
+FIELDS = ('factor',)
+
+
+def configure(hf, given):
+  """Returns (section `rotary_scaling`, 1.0) of the fields `given`."""
+  return dict(name='linear', factor=float(fields.need(given, 'factor', ranges.Positive))), 1.0
