@@ -11,7 +11,6 @@ from stmoe import files
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.data.text import chat
-from stmoe.data.text import detokenize
 from stmoe.decode import generate
 from stmoe.train import check
 from stmoe.train import loop
@@ -111,7 +110,8 @@ def around(cfg, vocabulary):
   return first if prompted else (), getattr(vocabulary, 'last_ids', ())
 
 
-def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, devices=None, watch=None, tell=None):
+def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, devices=None, watch=None,
+          tell=None):
   """Yields lists of (fields, generated text) in the order of `prompts`, a batch as soon as it is done.
 
   Args:
@@ -193,8 +193,7 @@ class Told:
     self._begin()
 
   def _begin(self):
-    own = getattr(self._vocabulary, 'stream', None)                  # before blanks are tidied
-    self._stream = own() if own else detokenize.Stream(self._vocabulary.decode)
+    self._stream = self._vocabulary.stream()
     self._heard, self._next, self._ended = {}, 0, False
 
 

@@ -42,7 +42,7 @@ def make(plan, decode, length, tell=None):
 
 
 def tells(decode):
-  """Returns whether the strategy of section `decode` chooses token by token, so that a text can be followed."""
+  """Returns whether the strategy of section `decode` chooses token by token, so that texts may be told."""
   return hasattr(lookup.constructor('strategy', decode['name']), 'tell')
 
 

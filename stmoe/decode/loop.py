@@ -14,8 +14,8 @@ def run(logits, state, step, choose, length, eos_id, tell=None):
     step:   (ids i32[B], real bool[B], state) -> (logits f32[B,V] of the next token, state).
     choose: (logits f32[B,V], i i32[]) -> i32[B] token number i.
     eos_id: the id that ends a text, or several.
-    tell:   a function of the host, called with (i, i32[B] token number i) as soon as token i is chosen; None =
-      nobody wants to know. Rows that have ended have 0.
+    tell:   a function of the host, called with (i, i32[B] token number i) as soon as token i is chosen. Rows
+      that have ended have 0. None = nobody wants to know.
   """
   ends = lambda ids: jnp.isin(ids, jnp.asarray(eos_id))
   chosen = lambda i, ids: _told(tell, i, ids.astype(jnp.int32))
