@@ -38,6 +38,8 @@ class Attention(nnx.Module):
     qk_norm_over: 'width', all their heads together (OLMoE, arXiv:2409.02060, section 4.1), or 'head', each
       head by itself with one scale [P] for all heads (Qwen3, arXiv:2505.09388, section 2).
     clip:     queries, keys and values are cut off at +-clip, after the norms (DBRX); None = no cut.
+    sinks:    with a logit s [H] of each head, initially 0, that its softmax has beside those of the keys:
+      p_j = exp(l_j) / (exp(s) + sum_k exp(l_k)). A head may so attend to nothing (gpt-oss).
   """
 
   def __init__(self, d_model: int, *, num_heads, head_dim, num_kv_heads=None, nope_dim: ranges.Natural = 0,
@@ -45,7 +47,7 @@ class Attention(nnx.Module):
                interleaved: ranges.Flag = False, dropout_rate=0.0, init_scale=1.0,
                use_bias: ranges.Flag = False, qkv_bias: ranges.Flag = False,
                qk_norm: ranges.PartOf1 | None = None, qk_norm_over: ranges.Choice('width', 'head') = 'width',
-               clip: ranges.Positive | None = None, rngs):
+               clip: ranges.Positive | None = None, sinks: ranges.Flag = False, rngs):
     num_kv_heads = num_kv_heads or num_heads
     if num_heads % num_kv_heads:
       near = ', '.join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
@@ -67,6 +69,7 @@ class Attention(nnx.Module):
     self.bo = bias(self.wo) if use_bias else None
     normed = lambda w: (w.shape[1], 'embed') if qk_norm_over == 'width' else (width, 'kv')
     self.q_norm, self.k_norm = (_norm(*normed(w), qk_norm, rngs) for w in (self.wq, self.wk))
+    self.sinks = axes.param(nnx.initializers.zeros, (num_heads,), 'heads', rngs=rngs) if sinks else None
     self.clip = clip
     self.head_dim = head_dim
     self.width = width
@@ -110,7 +113,10 @@ class Attention(nnx.Module):
   def _attend(self, x, visible, k, v):
     q = self._heads(x, self.wq, self.bq, self.q_norm)                # [B, T, H, P]
     q = q if visible.turn is None else self.turn(q, visible.turn)
-    y = jax.nn.dot_product_attention(q, k, v, bias=visible.bias, mask=visible.mask, scale=self.scale)
+    mask, bias = visible.mask, visible.bias
+    if self.sinks is not None:
+      k, v, mask, bias = _with_sinks(self.sinks[...], k, v, mask, bias)
+    y = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=self.scale)
     return linear.apply(y.reshape(*x.shape[:2], -1), self.wo, self.bo)  # [B, T, D]
 
   def _heads(self, x, w, b, normalize=None):
@@ -119,6 +125,15 @@ class Attention(nnx.Module):
       y = normalize(y.reshape(*x.shape[:2], -1, normalize.scale.shape[-1]))
     y = y if self.clip is None else jnp.clip(y, -self.clip, self.clip)
     return y.reshape(*x.shape[:2], -1, self.width)                   # [B, T, H, P]
+
+
+def _with_sinks(sinks, k, v, mask, bias):
+  """(k, v, mask, bias) with one more key, seen by all: 0, so that its logit is its bias, of value 0."""
+  k, v = (jnp.pad(a, ((0, 0), (0, 1), (0, 0), (0, 0))) for a in (k, v))            # [B, K+1, H, P]
+  bias = jnp.zeros((1, len(sinks), 1, mask.shape[-1])) if bias is None else bias
+  own = jnp.broadcast_to(sinks[None, :, None, None], (*bias.shape[:3], 1))
+  mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=True)
+  return k, v, mask, jnp.concatenate([bias, own], axis=-1)           # [1, H, 1 or T, K+1]
 
 
 def _norm(width, axis, epsilon, rngs):

@@ -35,6 +35,7 @@ from stmoe.interop import fields
 from stmoe.interop import rules
 from stmoe.interop import t5x
 from stmoe.interop import tensors as files
+from stmoe.interop import unread
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
 from stmoe.runs import whole as beside
@@ -66,7 +67,7 @@ def read(source, target, overrides=(), say=print, bos=None, dtype=None):
   if dtype not in (None, *PARAMETERS):
     raise errors.UserError(f'--dtype {dtype}: parameters of a run are of {" or ".join(PARAMETERS)}; nearest: '
                            'BF16')
-  name, family, sections, tensors, packing = opened(source)
+  name, family, sections, tensors, packing = opened(source, say)
   cfg = configuration(sections, overrides)
   vocabulary = vocabularies.of(source, cfg, say)
   if starts_of := vocabularies.starts(vocabulary, sections['model'], bos, say):
@@ -77,7 +78,7 @@ def read(source, target, overrides=(), say=print, bos=None, dtype=None):
     copies = _copies(family, cfg, tensors)
     with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
       plan, placed = planned(cfg, mesh, family, tensors, dtype)
-    skipped = unread(cfg, family, placed, tensors)
+    skipped = unplaced(cfg, family, placed, tensors)
     if skipped:
       say(f'not read, and not in an export: {len(skipped)} tensors ({rules.some(skipped)})')
     rounded = _rounded(plan, placed, tensors)
@@ -106,7 +107,7 @@ def read(source, target, overrides=(), say=print, bos=None, dtype=None):
   return record | dict(parameters=number, bytes=size)
 
 
-def opened(source):
+def opened(source, say=print):
   """Returns what a folder holds, by its headers alone.
 
   (name of the family, its module, sections of a configuration, dict of tensors, quantization_config or None).
@@ -119,7 +120,7 @@ def opened(source):
   packing = fields.given(hf, PACKED, ranges.Section)
   tensors = _unpacked(files.tensors(source), packing)
   hf = {key: value for key, value in hf.items() if key != PACKED}
-  sections = family.configure(hf, _tied(family, hf, tensors))
+  sections = unread.configured(name, family, hf, _tied(family, hf, tensors), say)
   generation_file = files.inside(source, 'generation_config.json')
   generation = documents.read_json(generation_file) if generation_file.is_file() else {}
   sections['model'] |= fields.ids(hf, generation, sections['model'])
@@ -157,7 +158,7 @@ def planned(cfg, mesh, family, found, dtype=None):
   return plan, placed
 
 
-def unread(cfg, family, placed, found):
+def unplaced(cfg, family, placed, found):
   """Returns the names of tensors that are not read; raises UserError unless every tensor has its place."""
   _check_kinds(placed, found)
   return rules.check(placed, {name: tensor.shape for name, tensor in found.items()},

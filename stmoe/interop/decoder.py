@@ -29,6 +29,7 @@ COPIES = {'lm_head.weight': 'model.embed_tokens.weight'}             # where the
 IGNORED = (r'.*\.rotary_emb\.inv_freq',)
 # Fields of rotary positions of all types; those of each are in `interop/positions`.
 COMMON = ('rope_theta', 'rope_type', 'partial_rotary_factor')
+KINDS = ('full_attention', 'sliding_attention')                      # of layers, in `layer_types`
 
 
 def ignored(c):
@@ -93,6 +94,41 @@ def placed(hf, number):
   dense = set(fields.given(hf, 'mlp_only_layers', ranges.Many(ranges.Natural), ()))
   step = fields.given(hf, 'decoder_sparse_step', ranges.Count, 1)
   return ''.join('d' if i in dense or (i + 1) % step else 'm' for i in range(number))
+
+
+def windows(hf, number, kinds):
+  """Returns the window of each of `number` layers of a config.json, None where a layer sees all before it.
+
+  Args:
+    kinds: `layer_types` of the first layers where the field is not there; they repeat.
+  """
+  usual = [kinds[i % len(kinds)] for i in range(number)]
+  kinds = fields.given(hf, 'layer_types', ranges.Many(ranges.Choice(*KINDS)), usual)
+  if len(kinds) != number:
+    raise errors.UserError(f'config.json: layer_types names {len(kinds)} layers, and num_hidden_layers='
+                           f'{number}; nearest: {number} entries')
+  width = fields.need(hf, 'sliding_window') if KINDS[1] in kinds else None
+  return [width if kind == KINDS[1] else None for kind in kinds]
+
+
+def windowed(letters, blocks, windows):
+  """Returns (letters, blocks) where a layer with a window has the capital of the letter without.
+
+  Args:
+    letters, blocks: a letter for each layer, and the section blocks.
+    windows: of `windows`.
+  """
+  cased = [letter if window is None else letter.upper() for letter, window in zip(letters, windows)]
+  own = {letter: {} if window is None else dict(window=window) for letter, window in zip(cased, windows)}
+  return ''.join(cased), {letter: blocks[letter.lower()] | window for letter, window in own.items()}
+
+
+def describe_windows(c):
+  """Returns the fields sliding_window and layer_types of our configuration `c`."""
+  blocks = [c['blocks'][letter] for letter in rules.letters(c['model']['layers'])]
+  windows = [block.get('window') or c['model'].get('window') for block in blocks]
+  return dict(sliding_window=next(filter(None, windows), None),
+              layer_types=[KINDS[window is not None] for window in windows])
 
 
 def losses(hf):

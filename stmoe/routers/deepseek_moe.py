@@ -5,6 +5,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import balance
@@ -81,6 +82,7 @@ class DeepSeekMoE(nnx.Module):
     kept_groups:     M, devices a token may reach; None = all (V1).
     normalize_gates: gates over their sum; the paper's are the raw probabilities.
     route_scale:     factor of the gates (V2: 16, V2-Lite: 1).
+    use_bias:        adds a learned b [E], initially 0, to the logits (gpt-oss).
     scope:           'sequence' (V2; the released 16B) or 'group': what the losses count over.
     device_budget:   in training a device takes this factor of its equal share of the choices, the
       most probable first. A tenth of the sequences keep all choices (V2: 1.0); None = all. Not causal.
@@ -93,12 +95,15 @@ class DeepSeekMoE(nnx.Module):
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                num_groups: ranges.Count = 1, kept_groups: ranges.Count | None = None,
                normalize_gates: ranges.Flag = False, route_scale: ranges.Any = 1.0,
+               use_bias: ranges.Flag = False,
                scope: ranges.Choice('sequence', 'group') = 'sequence',
                device_budget: ranges.Positive | None = None, allow_causal: ranges.Flag = False, rngs):
     kept_groups = num_groups if kept_groups is None else kept_groups
     choices.check_groups('deepseek_moe', num_experts, k, num_groups, kept_groups)
     choices.named(dict(sequence=0, group=0), scope, 'scope')
     self.w = gate.weights(d_model, num_experts, rngs=rngs)
+    zeros = nnx.initializers.zeros
+    self.b = axes.param(zeros, (num_experts,), 'unmodeled', rngs=rngs) if use_bias else None
     self.num_experts = num_experts
     self.k = k
     self.num_groups = num_groups
@@ -109,7 +114,12 @@ class DeepSeekMoE(nnx.Module):
     self.device_budget = device_budget
     self.allow_causal = allow_causal
 
-  reach, logits = property(choices.reach), gate.plain
+  reach = property(choices.reach)
+
+  def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
+    """Returns f32[G,S,E] for x [G,S,D]: x w + b."""
+    logits = gate.plain(self, x, ctx)
+    return logits if self.b is None else logits + self.b[...]
 
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:

@@ -64,10 +64,11 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
 def network(layer: sparse.Layer, params: dict) -> dict[str, jax.Array]:
   """Returns dict name -> array [E,...] of a bank of ordinary networks; raises UserError for another bank."""
   bank = {'.'.join(map(str, path)): array for path, array in layer.arrays(params, 'experts').items()}
-  if not {'wi', 'wo'} <= bank.keys() <= MATRICES | BIASES:
+  plain = (getattr(layer.module.experts, 'slope', 1), getattr(layer.module.experts, 'offset', 0)) == (1, 0)
+  if not plain or not {'wi', 'wo'} <= bank.keys() <= MATRICES | BIASES:
     name = type(layer.module.experts).__module__.rpartition('.')[2]
     raise errors.UserError(f'{layer.where}.experts is {name} of {", ".join(sorted(bank))}; factored are '
-                           "'mlp', and 'glu' without multiplicative_bias")
+                           "'mlp', and 'glu' without multiplicative_bias, slope, offset and biases")
   return bank
 
 

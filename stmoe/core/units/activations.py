@@ -28,16 +28,21 @@ def named(name: str) -> typing.Callable[[jax.Array], jax.Array]:
 
 
 def gated(x: jax.Array, gate: jax.Array, activation: typing.Callable[[jax.Array], jax.Array],
-          limit: float | None = None) -> jax.Array:
-  """Returns act(x) * gate of arrays [...,F]; with a limit L act(min(x, L)) * clip(gate, -L, L).
+          limit: float | None = None, slope: float = 1.0, offset: float = 0.0) -> jax.Array:
+  """Returns act(s x) / s * (gate + o) of arrays [...,F]; with a limit L of min(x, L) and clip(gate, -L, L).
 
-  The limit is that of DeepSeek-V4 (L = 10): no product of two large numbers comes out of an expert.
+  The limit is that of DeepSeek-V4 (L = 10): no product of two large numbers comes out of an expert. The
+  slope s makes 'silu' the function x sigmoid(s x) (Swish, arXiv:1710.05941). gpt-oss has L = 7, s = 1.702,
+  with which Swish is nearly GELU, and the offset o = 1.
 
   >>> gated(jnp.array([2.0, 2.0]), jnp.array([3.0, -3.0]), jax.nn.relu).tolist()
   [6.0, -6.0]
   >>> gated(jnp.array([2.0, 0.5]), jnp.array([3.0, -3.0]), jax.nn.relu, limit=1.0).tolist()
   [1.0, -0.5]
+  >>> gated(jnp.array([2.0, 2.0]), jnp.array([3.0, -3.0]), relu2, slope=2.0, offset=1.0).tolist()
+  [32.0, -16.0]
   """
   if limit is not None:
     x, gate = jnp.minimum(x, limit), jnp.clip(gate, -limit, limit)
-  return activation(x) * gate
+  h = activation(x) if slope == 1 else activation(slope * x) / slope
+  return h * (gate if offset == 0 else gate + offset)

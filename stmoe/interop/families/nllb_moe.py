@@ -85,8 +85,8 @@ def _router(hf):
 
   Places in evaluation are a share of the tokens; with a share of 0 they are those of training.
   """
-  fields.only(hf, router_bias=False, router_dtype='float32', router_ignore_padding_tokens=False,
-              second_expert_policy='all', batch_prioritized_routing=False)
+  fields.only(hf, router_type='tokens_masked', router_bias=False, router_dtype='float32',
+              router_ignore_padding_tokens=False, second_expert_policy='all', batch_prioritized_routing=False)
   slots = fields.given(hf, 'expert_capacity', ranges.Count, None if 'expert_capacity' in hf else 64)
   share = float(fields.given(hf, 'moe_eval_capacity_token_fraction', ranges.Share, 1.0))
   if slots is None and not share:

@@ -23,13 +23,13 @@ def table(c):
 
 def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
-  fields.only(hf, attention_bias=False)
   router = decoder.softmax_router(hf, fields.need(hf, 'num_experts'),
                                   fields.given(hf, 'norm_topk_prob', ranges.Flag, False))
   sparse = decoder.moe(router, fields.need(hf, 'intermediate_size'),
                        fields.activation(hf, 'hidden_act', 'silu'))
   attention = dict(name='attention', qk_norm=fields.need(hf, 'rms_norm_eps', ranges.PartOf1),
-                   clip=fields.given(hf, 'clip_qkv', ranges.Positive))
+                   clip=fields.given(hf, 'clip_qkv', ranges.Positive),
+                   use_bias=fields.given(hf, 'attention_bias', ranges.Flag, False))
   layers = 'm' * fields.need(hf, 'num_hidden_layers', fields.LAYERS)
   return dict(model=decoder.model(hf, layers, tied, attention=attention),
               blocks=dict(m=dict(layer='moe', **sparse)), losses=decoder.losses(hf))
@@ -38,9 +38,10 @@ def configure(hf, tied):
 def describe(c):
   """Returns the config.json of our configuration `c`."""
   sparse = decoder.sparse(decoder.last(c)[1], 'deepseek_moe')
-  router, experts = sparse['router'], sparse['experts']
+  router, experts, attention = sparse['router'], sparse['experts'], c['model'].get('attention') or {}
   return decoder.describe(c, ARCHITECTURE, 'olmoe') | dict(
       num_experts=router['num_experts'], num_experts_per_tok=router.get('k', 2),
       norm_topk_prob=decoder.normalized(router), intermediate_size=experts['d_ff'],
-      hidden_act=experts.get('activation', 'gelu'), clip_qkv=(c['model'].get('attention') or {}).get('clip'),
+      hidden_act=experts.get('activation', 'gelu'), clip_qkv=attention.get('clip'),
+      attention_bias=attention.get('use_bias', False),
       router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])

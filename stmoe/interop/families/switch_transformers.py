@@ -30,7 +30,8 @@ def copied(c):
 
 def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
-  fields.only(hf, router_bias=False, feed_forward_proj='relu', router_dtype='float32')
+  fields.only(hf, router_type='tokens_masked', router_bias=False, feed_forward_proj='relu',
+              router_dtype='float32')
   activation, slots = fields.activation(hf, 'dense_act_fn', 'relu'), fields.need(hf, 'expert_capacity')
   width, layers = fields.need(hf, 'd_ff'), fields.need(hf, 'num_layers', fields.LAYERS)
   below = fields.given(hf, 'num_decoder_layers', fields.LAYERS, layers)
