@@ -46,8 +46,8 @@ from stmoe.train import state as states
 PARAMETERS = {'F32': 'float32', 'BF16': 'bfloat16'}                  # what those of a run may be
 PARTS = ('params', 'router_state')
 PACKED = 'quantization_config'           # of config.json: how tensors are packed in fewer bits
-BESIDE = ('config.json', tokenizer.FILE, *tokenizer.OTHERS, 'added_tokens.json', 'vocab.json', 'merges.txt',
-          *tokenizer.PIECES)
+BESIDE = ('config.json', tokenizer.FILE, *tokenizer.OTHERS, 'added_tokens.json', 'vocab.json', 'vocab.txt',
+          'merges.txt', 'sentencepiece.bpe.model', *tokenizer.PIECES)
 
 
 def read(source, target, overrides=(), say=print, bos=None, dtype=None):
