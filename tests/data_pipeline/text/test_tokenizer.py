@@ -9,6 +9,7 @@ import pathlib
 import shutil
 
 from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
@@ -56,6 +57,7 @@ def test_file_and_folder_are_the_same_vocabulary(tmp_path):
 
 
 @pytest.mark.parametrize('case', [BPE, DATA / 'checkpoints' / 'with_text_olmoe'], ids=['fallback', 'bytes'])
+@settings(deadline=None, max_examples=50)
 @given(text=st.text(st.characters(exclude_categories=('Cs',)), max_size=40))
 def test_streams_are_the_text(case, text):
   used = opened(case)
@@ -174,6 +176,8 @@ def test_bad_files_are_one_line(tmp_path, changed):
     assert 'tokenizer.json' in str(caught.value) and '\n' not in str(caught.value)
   with pytest.raises(errors.UserError, match='tokenizer_config.json: has a chat_template that is no text'):
     tokenizer.opened(changed(BPE, tokenizer_config=lambda c: c.update(chat_template=5)))
+  with pytest.raises(errors.UserError, match='no tokenizer.json that can be read'):
+    tokenizer.opened(changed(T5, tokenizer=lambda c: c['post_processor'].update(special_tokens={})))
   with pytest.raises(errors.UserError, match='at most 16,777,216'):
     tokenizer.opened(changed(BPE, tokenizer=lambda c: c['model']['vocab'].update(zz=1 << 30)))
   (tmp_path / 'none').mkdir()
