@@ -5,7 +5,7 @@ stmoe infer runs/try --length 200 < prompts.txt
 stmoe infer runs/try data.jsonl --output predictions.jsonl    lines {"inputs": ...}; adds "prediction"
 stmoe infer runs/try prompts.txt --config.decode.name=beam --config.decode.beams=4
 stmoe infer DOWNLOADED                                        a prompt a line; texts appear as they are made
-stmoe infer runs/imported --chat chats.jsonl                  lines {"messages": [{"role": "user", ...}]}
+stmoe infer runs/imported chats.jsonl --chat                  lines {"messages": [{"role": "user", ...}]}
 strategies: greedy, sample (temperature, top_k, top_p), beam (beams, length_penalty), contrast (alpha, beta,
 routing_ranks); --config.FIELD of the run, too.
 
