@@ -110,7 +110,8 @@ def around(cfg, vocabulary):
   return first if prompted else (), getattr(vocabulary, 'last_ids', ())
 
 
-def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, devices=None, watch=None):
+def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, devices=None, watch=None,
+          tell=None):
   """Yields lists of (fields, generated text) in the order of `prompts`, a batch as soon as it is done.
 
   Args:
@@ -120,12 +121,15 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
     length:  most tokens of a text. batch_size: prompts at once.
     say:     called with lines of text. step: of the checkpoint; None = the newest.
     watch:   called with every batch, see `recorder.Texts`.
+    tell:    called with each part of a text as soon as it is there, '' for a token that brings none. Prompts
+      are then answered one by one.
   """
   if batch_size < 1:
     raise errors.UserError(f'--batch-size {batch_size}: at least 1')
   loop.keep_compilations()
   with states.on_mesh(cfg.mesh, devices) as mesh:
     shards = axes.num_shards('batch')
+    number, batch_size = (1, shards) if tell else (batch_size, batch_size)        # prompts, rows
     if batch_size % shards:
       raise errors.UserError(f'--batch-size {batch_size} is not divisible by the {shards} devices that share '
                              f'a batch; nearest: {-(-batch_size // shards) * shards}')
@@ -133,13 +137,15 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
     plan = states.blueprint(record.located(cfg), mesh)
     vocabulary = pipeline.vocabulary(cfg, found=record)
     check.vocabulary(cfg, plan, vocabulary)
-    program = generate.make(plan, dict(eos_id=generate.ends(cfg, vocabulary)) | dict(decode), length)
+    ends = generate.ends(cfg, vocabulary)
+    told = Told(vocabulary, ends, tell) if tell else None
+    program = generate.make(plan, dict(eos_id=ends) | dict(decode), length, told)
     at, state, _, _ = opened.restore(plan, path, vocabulary, say, step)
     say(f'generating from the checkpoint of step {at:,}')
     prompts, limit = iter(prompts), cfg.data.get('inputs_length') or cfg.data.length
     warn = _warner(cfg, length, say)
-    for number in itertools.count():
-      rows = list(itertools.islice(prompts, batch_size))
+    for turn in itertools.count():
+      rows = list(itertools.islice(prompts, number))
       if not rows:
         return
       ids = [tokens(cfg, vocabulary, place, text) for place, text, _ in rows]
@@ -149,12 +155,46 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
         width *= 2
       padded = ids + [ids[-1]] * (batch_size - len(ids))
       batch = prompt_batch(cfg, padded, min(width, limit))
-      key = jax.random.fold_in(states.fold(cfg.seed, 'decode'), number)
+      key = jax.random.fold_in(states.fold(cfg.seed, 'decode'), turn)
       generated = np.asarray(program(state['params'], state['router_state'], check.place(batch, mesh), key))
+      if told is not None:
+        told.end()
       if watch is not None:
         watch(plan, state, at, vocabulary, padded, generated, len(rows))
       yield [(fields, generate.text(cfg, vocabulary, output))
              for (_, _, fields), output in zip(rows, generated)]
+
+
+class Told:
+  """Hears of the tokens of a batch's first row, and calls `tell` with the text that each of them brings.
+
+  Args:
+    ends: ids that end a text.
+  """
+
+  def __init__(self, vocabulary, ends, tell):
+    self._vocabulary, self._ends, self._tell = vocabulary, ends, tell
+    self._begin()
+
+  def __call__(self, i, ids):
+    """Hears of token number `i` of all rows, i32[B], in any order of the numbers."""
+    self._heard[int(i)] = int(ids[0])
+    while self._next in self._heard:
+      token = self._heard.pop(self._next)
+      self._next += 1
+      self._ended |= token in self._ends
+      if not self._ended:
+        self._tell(self._stream(token))
+
+  def end(self):
+    """Tells what was held back of the text, which is whole now."""
+    jax.effects_barrier()
+    self._tell(self._stream.rest())
+    self._begin()
+
+  def _begin(self):
+    self._stream = self._vocabulary.stream()
+    self._heard, self._next, self._ended = {}, 0, False
 
 
 def _warner(cfg, length, say):

@@ -6,13 +6,13 @@ stmoe convert runs/try NEW --to mixtral         of a run that was trained here, 
 stmoe convert runs/imported NEW --max-shard 2GB    in files of at most that size, with an index
 stmoe convert DOWNLOADED runs/small --dtype BF16   parameters of two bytes, rounded where tensors have more
 
-Families: t5, switch_transformers, mixtral, olmoe, qwen2_moe, deepseek_v2, deepseek_v3 (by config.json). Only
-safetensors are read; pickle files (*.bin, *.pt) are never opened. The vocabulary beside the tensors comes
-along: tokenizer.json, else a SentencePiece model. Without one, --config.data.vocab=FILE gives it, or what
-reads texts refuses. Texts begin with the first token that tokenizer.json adds, if any, as in transformers 5.
---bos decides otherwise, for models that were trained otherwise; DeepSeek's folders say that theirs were. A
-T5X folder (target.* arrays) has no configuration: sizes are read off the arrays. --config.FIELD=VALUE changes
-the configuration that an import writes.
+The family is the model_type in config.json, one of those at --to below. Only safetensors are read; pickle
+files (*.bin, *.pt) are never opened. The vocabulary beside the tensors comes along: tokenizer.json, else a
+SentencePiece model. Without one, --config.data.vocab=FILE gives it, or what reads texts refuses. Texts begin
+with the first token that tokenizer.json adds, if any, as in transformers 5. --bos decides otherwise, for
+models that were trained otherwise; DeepSeek's folders say that theirs were. A T5X folder (target.* arrays)
+has no configuration: sizes are read off the arrays. --config.FIELD=VALUE changes the configuration that an
+import writes. An export has the files that the import had beside its tensors, and a model card.
 
 Parameters of a run take two bytes each where all tensors are BF16, and four else. Weights of eight bits with
 scales (DeepSeek-V3's release, quant_method fp8) are read as their product.
@@ -21,6 +21,7 @@ scales (DeepSeek-V3's release, quant_method fp8) are read as their product.
 import pathlib
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe import ranges
 
 DTYPES = ('F32', 'BF16', 'F16')
@@ -31,7 +32,8 @@ def add_arguments(parser):
   parser.add_argument('source', metavar='SOURCE',
                       help='a folder of safetensors, a T5X checkpoint, or a run directory')
   parser.add_argument('target', metavar='TARGET', help='the folder to be; must not be there yet')
-  parser.add_argument('--to', metavar='FAMILY', help='of an export; default: that of the import')
+  parser.add_argument('--to', metavar='FAMILY', help='of an export; default: that of the import; one of '
+                      f'{", ".join(lookup.available("family"))}')
   parser.add_argument('--step', type=ranges.Natural, help='checkpoint of an export; default: the newest')
   parser.add_argument('--dtype', choices=DTYPES,
                       help='of exported tensors, default: as imported, else F32; of imported parameters, '

@@ -46,8 +46,8 @@ from stmoe.train import state as states
 PARAMETERS = {'F32': 'float32', 'BF16': 'bfloat16'}                  # what those of a run may be
 PARTS = ('params', 'router_state')
 PACKED = 'quantization_config'           # of config.json: how tensors are packed in fewer bits
-BESIDE = ('config.json', tokenizer.FILE, *tokenizer.OTHERS, 'added_tokens.json', 'vocab.json', 'merges.txt',
-          *tokenizer.PIECES)
+BESIDE = ('config.json', tokenizer.FILE, *tokenizer.OTHERS, 'added_tokens.json', 'vocab.json', 'vocab.txt',
+          'merges.txt', 'sentencepiece.bpe.model', *tokenizer.PIECES)
 
 
 def read(source, target, overrides=(), say=print, bos=None, dtype=None):
@@ -78,7 +78,7 @@ def read(source, target, overrides=(), say=print, bos=None, dtype=None):
     copies = _copies(family, cfg, tensors)
     with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
       plan, placed = planned(cfg, mesh, family, tensors, dtype)
-    skipped = unread(cfg, family, placed, tensors)
+    skipped = unplaced(cfg, family, placed, tensors)
     if skipped:
       say(f'not read, and not in an export: {len(skipped)} tensors ({rules.some(skipped)})')
     rounded = _rounded(plan, placed, tensors)
@@ -158,7 +158,7 @@ def planned(cfg, mesh, family, found, dtype=None):
   return plan, placed
 
 
-def unread(cfg, family, placed, found):
+def unplaced(cfg, family, placed, found):
   """Returns the names of tensors that are not read; raises UserError unless every tensor has its place."""
   _check_kinds(placed, found)
   return rules.check(placed, {name: tensor.shape for name, tensor in found.items()},

@@ -48,7 +48,7 @@ def opened(folder: str | pathlib.Path,
   cfg = convert.configuration(sections, overrides)
   with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
     plan, placed = convert.planned(cfg, mesh, family, tensors)
-  convert.unread(cfg, family, placed, tensors)
+  convert.unplaced(cfg, family, placed, tensors)
   return cfg, plan
 
 

@@ -87,11 +87,11 @@ def test_bits_per_byte(text_case, imported):
   text = want['bits_per_byte']['text']
   ids = used.encode([text])[0]
   assert len(ids) == want['bits_per_byte']['tokens']
-  for field, length in (('whole', len(ids)), ('rows_of_256', ROW)):
+  for field, length, rows in (('whole', len(ids), 1), ('rows_of_256', ROW, 8)):
     cfg = rundir.load(run)
     with cfg.unlocked():
       cfg.data.length = length
-    bridge = harness.Harness(run, cfg=cfg, devices=jax.devices()[:1])
+    bridge = harness.Harness(run, rows, cfg=cfg, devices=jax.devices()[:1])
     [score] = bridge.loglikelihood_rolling([types.SimpleNamespace(args=(text,))])
     bits = -score / math.log(2) / len(text.encode())
     assert abs(bits - want['bits_per_byte'][field]) <= 1e-4, field

@@ -5,6 +5,7 @@ and how a conversation is written. Nothing is downloaded, and nothing in the fil
 see chat.py.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -78,12 +79,16 @@ class Tokens:
     found = {name: self.path.parent / name for name in OTHERS if (self.path.parent / name).is_file()}
     self.files = {FILE: self.path} | found
     content = vocab.read(self.path)
-    self._tokenizer = _parsed(self.path, content)
+    with self._sound():
+      self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+      self._tokenizer.no_truncation()    # which the file may ask for
+      self._tokenizer.no_padding()
     config = _config(found)
     self.named = {name: _text(token) for name, token in _named(config).items()}
     self.template = files.read_text(found[TEMPLATE]) if TEMPLATE in found else _template(config, found)
     self.adds_bos = config.get('add_bos_token')
-    _add(self._tokenizer, config)
+    with self._sound():
+      _add(self._tokenizer, config)
     own = self._sentinels(self._tokenizer.get_vocab())
     if 0 < own < extra_ids:
       raise errors.UserError(f'data.extra_ids={extra_ids}: {self.path} has {own} sentinels; nearest: {own}')
@@ -111,7 +116,8 @@ class Tokens:
 
   def encode(self, texts):
     """Returns for each text the i32[tokens] ids, without `first_ids` and `last_ids`."""
-    found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    with self._sound():
+      found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [np.asarray(one.ids, np.int32) for one in found]
 
   def rows(self, texts, length=None):
@@ -163,7 +169,19 @@ class Tokens:
     return self._sizes[np.minimum(ids, self.vocab_size)]
 
   def _decode(self, ids, special=False):
-    return self._tokenizer.decode(ids, skip_special_tokens=not special)
+    with self._sound():
+      return self._tokenizer.decode(ids, skip_special_tokens=not special)
+
+  @contextlib.contextmanager
+  def _sound(self):
+    """Context in which a file that `tokenizers` cannot work with is a UserError."""
+    try:
+      yield
+    except BaseException as error:       # plain exceptions are raised, and what ends a thread of Rust
+      if not isinstance(error, Exception) and type(error).__name__ != 'PanicException':
+        raise
+      raise errors.UserError(f'data.vocab={str(self.path)!r} is no {FILE} that can be read: '
+                             f'{" ".join(str(error).split())[:200]}') from error
 
   def _sentinels(self, ids):
     """How many of <extra_id_0>, <extra_id_1>, ... there are."""
@@ -196,7 +214,8 @@ class Tokens:
 
   def _around(self):
     """(ids before a text, ids behind it) that the post-processor adds."""
-    found = self._tokenizer.encode('a', add_special_tokens=True)
+    with self._sound():
+      found = self._tokenizer.encode('a', add_special_tokens=True)
     own = [at for at, sequence in enumerate(found.sequence_ids) if sequence is not None]
     first, last = (own[0], own[-1] + 1) if own else (len(found.ids), len(found.ids))
     return tuple(found.ids[:first]), tuple(found.ids[last:])
@@ -214,18 +233,6 @@ class Tokens:
     added = sorted((i, str(token.content)) for i, token in self._tokenizer.get_added_tokens_decoder().items())
     parts = [added, self._eos_id, config.get('split_special_tokens') is True]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
-
-
-def _parsed(path, content):
-  """The Tokenizer of the bytes of a tokenizer.json, which neither cuts nor pads by itself."""
-  try:
-    tokenizer = tokenizers.Tokenizer.from_buffer(content)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-  except Exception as error:               # `tokenizers` raises nothing more special
-    raise errors.UserError(f'data.vocab={str(path)!r} is no tokenizer.json that can be read: '
-                           f'{str(error)[:200]}') from error
-  return tokenizer
 
 
 def _config(found):
