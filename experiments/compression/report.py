@@ -83,31 +83,34 @@ def figures(results):
 def _plot(results, metric, what):
   """A Figure with a row for each start: the means of seeds, a line through the shares of a method."""
   figure, axes = canvas.new(len(sweep.STARTS), 2, 10.0, 4.0 * len(sweep.STARTS))
-  handles = {}
-  for row, start in zip(axes, sweep.STARTS):
+  handles, rows = {}, {}
+  for one in results:
+    rows.setdefault(one.name, []).append([one.row.get('active'), one.row.get(metric)])
+  for (stored, active), start in zip(axes, sweep.STARTS):
     for colour, methods in FAMILIES.items():
       for method, marker in zip(methods, MARKERS):
-        points = _points(results, start, method, metric)
-        for ax, column in zip(row, (0, 1)) if points else ():
-          xs = [point[column] for point in points]
-          handles[method], = ax.plot(xs, [point[2] for point in points], '-', lw=0.8, marker=marker, ms=5,
-                                     color=canvas.PALETTE[colour])
-    canvas.label(row[0], 'share of the parameters of experts, or of their bits',
-                 f'bits per byte {what}', start)
-    canvas.label(row[1], 'active parameters of a token', None, start)
-    canvas.engineering(row[1].xaxis)
+        points = _points(rows, start, method)
+        if points:
+          shares, actives, bits = zip(*points)
+          style = dict(lw=0.8, marker=marker, ms=5, color=canvas.PALETTE[colour])
+          handles[method], = stored.plot(shares, bits, '-', **style)
+          active.plot(actives, bits, '-', **style)
+    canvas.label(stored, 'share of the parameters of experts, or of their bits', f'bits per byte {what}',
+                 start)
+    canvas.label(active, 'active parameters of a token', None, start)
+    canvas.engineering(active.xaxis)
   canvas.legend(figure, handles)
   return figure
 
 
-def _points(results, start, method, metric):
-  """The list of (share, active parameters, metric) of a method, means over seeds, in order of shares."""
+def _points(rows, start, method):
+  """The sorted list of (share, active parameters, metric) of a method, means over seeds.
+
+  rows: dict name -> list of [active parameters, metric].
+  """
   found = []
-  for name in sorted({one.name for one in results}):
-    share = sweep.share(name, start, method)
-    rows = [one.row for one in results if one.name == name]
-    numbers = [[row.get('active'), row.get(metric)] for row in rows]
-    numbers = [pair for pair in numbers if None not in pair]
-    if share is not None and numbers:
-      found.append((share, *np.mean(numbers, axis=0)))
+  for name, numbers in rows.items():
+    share, finite = sweep.share(name, start, method), [pair for pair in numbers if None not in pair]
+    if share is not None and finite:
+      found.append((share, *np.mean(finite, axis=0)))
   return sorted(found)

@@ -13,8 +13,8 @@ TRAINING = {'train.batch_size': 8, 'schedule.peak': 4e-3, 'schedule.warmup_steps
 SPARSE = {'model.layers': "(('m', 3),)", 'blocks.m.router.second_policy': 'all',
           'blocks.m.router.capacity_factor': '(None, None)'}
 MORE = {'schedule.peak': 2e-3, 'schedule.warmup_steps': 10}
-# Name -> (FLOPs of a step over those of a dense step, method of `stmoe factorise`). FLOPs are those that a run
-# counts, of the small size: of the chunks, masks or experts that compute a token, and of a teacher's layers.
+# Name -> (FLOPs of a step over a dense step, method of `stmoe factorise`). FLOPs are those that a run counts
+# at the small size: of all that computes a token, a teacher's layers included.
 FACTORISED = {
     'dense_more': (1.0, 'dynamic_dino:copies=1,k=1'),                # one copy whole: the dense model
     'dynamic_dino': (1.007, 'dynamic_dino:copies=4,k=2'),

@@ -80,7 +80,8 @@ def test_a_row_says_what_a_run_began_with(sweep, tmp_path):
   (run.workdir / 'ancestry.json').write_text(json.dumps(made))
   data = types.SimpleNamespace(config={}, done={'eval/loss': 1.0}, lines=[{'step': 0, 'eval/loss': 3.0}])
   row = collect.row(run, data, {})
-  assert [row[key] for key in ('start/eval/loss', 'eval/loss', 'bytes', 'calibration_seconds')] == [3, 1, 4, 1.5]
+  keys = 'start/eval/loss', 'eval/loss', 'bytes', 'calibration_seconds'
+  assert [row[key] for key in keys] == [3.0, 1.0, 4, 1.5]
 
 
 def test_a_row_names_no_folder_of_the_machine(sweep):
