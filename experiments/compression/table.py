@@ -20,7 +20,10 @@ def rows(file=FILE):
 
 
 def lines(found):
-  """Yields the lines of a Markdown table: methods by share and start, means over seeds and their spread."""
+  """Yields the lines of a Markdown table: methods by share and start, means over seeds and their spread.
+
+  Tuned scores without a share, of `report.FILLED`, stand in brackets.
+  """
   yield '| share | method | start | at once | tuned | stored | active | calibration, s | seeds |'
   yield '|' + '---|' * 9
   names = {name for row in found if not (name := row['name']).endswith(('stage1', *sweep.STARTS))}
@@ -30,7 +33,9 @@ def lines(found):
   order = lambda cell: (-cell[0], list(sweep.STARTS).index(cell[1]), _tuned(found, cell[3]))
   for share, start, method, name in sorted(cells, key=order):
     mine = [row for row in found if row['name'] == name]
-    yield (f'| {share:g} | {method} | {start} | {_mean(mine, report.AT_ONCE)} | {_mean(mine, report.TUNED)} '
+    tuned = _mean(mine, report.TUNED)
+    tuned = f'({tuned})' if method in report.FILLED else tuned
+    yield (f'| {share:g} | {method} | {start} | {_mean(mine, report.AT_ONCE)} | {tuned} '
            f'| {_whole(mine, "parameters")} | {_whole(mine, "active")} '
            f'| {_mean(mine, "calibration_seconds", 1)} | {len(mine)} |')
 

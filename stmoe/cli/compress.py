@@ -4,7 +4,7 @@ stmoe compress runs/try prune:keep=0.5 --workdir runs/half                the mo
 stmoe compress runs/try prune:keep=0.5,by=reap --workdir runs/half        or by another score
 stmoe compress runs/try merge:keep=0.25,allocation=global --workdir runs/quarter --batches 64
 stmoe compress runs/try merge:keep=0.5 --workdir runs/half --distil teacher:weight=0.3
-stmoe compress runs/try slim_moe:keep=0.7 --workdir runs/slim            narrower experts
+stmoe compress runs/try slim_moe:keep=0.7 --workdir runs/slim --evaluate  narrower experts, scored at once
 stmoe compress runs/try ea_quant:bits=4 --workdir runs/codes              experts of 4-bit codes
 stmoe eval runs/half                                                      it is a run like any other
 

@@ -63,7 +63,8 @@ def results(runs):
   costs, all_results = {}, []
   for run, data in filter(None, map(_read, runs)):
     config = rundir.load(run.workdir)    # a surgery's is in no file
-    same = json.dumps(data.config | {'seed': 0}, sort_keys=True)
+    teacher = {'loss': data.config['loss'] | {'run': ''}}            # of each seed another, all as large
+    same = json.dumps(data.config | {'seed': 0} | teacher, sort_keys=True)
     if same not in costs:                # seeds have one cost, whose calculation builds the model
       costs[same] = table.cost(config) | _sizes(config)
     all_results.append(Result(run, data, row(run, data, costs[same])))
