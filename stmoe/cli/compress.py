@@ -4,7 +4,7 @@ stmoe compress runs/try prune:keep=0.5 --workdir runs/half                the mo
 stmoe compress runs/try prune:keep=0.5,by=reap --workdir runs/half        or by another score
 stmoe compress runs/try merge:keep=0.25,allocation=global --workdir runs/quarter --batches 64
 stmoe compress runs/try merge:keep=0.5 --workdir runs/half --distil teacher:weight=0.3
-stmoe compress runs/try slim_moe:keep=0.7 --workdir runs/slim            narrower experts
+stmoe compress runs/try slim_moe:keep=0.7 --workdir runs/slim --evaluate  narrower experts, scored at once
 stmoe compress runs/try ea_quant:bits=4 --workdir runs/codes              experts of 4-bit codes
 stmoe eval runs/half                                                      it is a run like any other
 
@@ -27,6 +27,7 @@ def add_arguments(parser, kind='surgery'):
   parser.add_argument('--step', type=ranges.Natural, help='checkpoint of RUN; default: the newest')
   parser.add_argument('--distil', metavar='TARGET', default='', help='the new run learns from RUN, too: '
                       'NAME[:field=value,...] of a target with a teacher, such as teacher, mc_smoe')
+  parser.add_argument('--evaluate', action='store_true', help='score the new model before anything trains')
   parser.add_argument('--batches', type=ranges.Count, default=16, metavar='N', help='of data to look at')
   parser.set_defaults(overrides=())
 
@@ -36,7 +37,7 @@ def run(args, kind='surgery'):
   path = downloaded.run_directory(args.run)
   from stmoe.derive import compress
   facts = compress.compress(path, args.method, args.workdir, args.overrides, kind=kind, distil=args.distil,
-                            batches=args.batches, step=args.step)
+                            batches=args.batches, evaluate=args.evaluate, step=args.step)
   before, after = facts['parameters']
   size, smaller = facts['bytes']
   print(f'{args.workdir}: parameters {before:,} -> {after:,}, bytes {size:,} -> {smaller:,}; its ancestry: '

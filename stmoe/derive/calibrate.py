@@ -15,6 +15,8 @@ import copy
 import hashlib
 import json
 import pathlib
+import time
+import typing
 
 from flax import nnx
 import jax
@@ -38,6 +40,12 @@ FOLDER, LARGEST = 'calibration', 1 << 40
 SLOPES, AXES = 'slopes', ('layers', 'expert', 'expert_mlp', 'joined_kv')
 
 
+class Pass(typing.NamedTuple):
+  """What a pass collected: sums, dict item -> dict layer -> f64[...], and its seconds of processors."""
+  sums: dict
+  seconds: float
+
+
 class Calibration:
   """Collects when it is called: calibration('load', ...) -> dict layer or path -> dict name -> f64[...].
 
@@ -54,6 +62,11 @@ class Calibration:
   def __init__(self, run, cfg, plan, restored, digest, batches, source, say):
     self._folder, self._cfg, self._plan, self._restored = pathlib.Path(run) / FOLDER, cfg, plan, restored
     self._digest, self._batches, self._source, self._say = digest, batches, source, say
+    self._passes = {}                    # (key, items) of a pass -> its seconds
+
+  def seconds(self) -> float:
+    """Returns the seconds of processors that all passes took whose sums were asked for, kept ones too."""
+    return sum(self._passes.values())
 
   def __call__(self, *names: str, data: dict | None = None) -> dict[str, dict[str, np.ndarray]]:
     """Returns dict layer -> dict name -> f64[...]; runs over the data for names that are not kept yet.
@@ -67,11 +80,12 @@ class Calibration:
     batches.close()
     paths = {name: store.named(self._folder, name, self.key(position, name)) for name in names}
     absent = [name for name, path in paths.items() if not path.is_dir()]
-    fresh = self._collected(absent) if absent else {}
+    fresh = self._collected(absent) if absent else Pass({}, 0.0)
     by_layer: dict[str, dict] = {}
     for name, path in paths.items():
-      store.kept(path, lambda folder, name=name: _write(
-          folder, (fresh if name in fresh else self._collected([name]))[name]))
+      facts = store.kept(path, lambda folder, name=name: _write(
+          folder, name, fresh if name in fresh.sums else self._collected([name])))
+      self._passes[self.key(position), *facts.get('items', ())] = facts.get('seconds', 0.0)
       for layer, value in files.read_arrays(path / 'sums.npz', LARGEST).items():
         by_layer.setdefault(layer, {})[name] = value
     return by_layer
@@ -97,8 +111,8 @@ class Calibration:
     return beside.opened(self._plan, self._source().info()['vocab'])
 
   def _collected(self, names):
-    """Dict name -> dict layer -> f64[...]: the pass over the data."""
-    cfg, plan = self._cfg, self._plan
+    """The Pass over the data for items `names`."""
+    cfg, plan, began = self._cfg, self._plan, time.process_time()
     sums = jax.jit(lambda params, routers, batch, key: _sums(plan, params, routers, batch, key, names),
                    out_shardings=distributed.everywhere(plan.mesh))
     shard = distributed.shard(plan.mesh, cfg.train.batch_size)
@@ -113,7 +127,7 @@ class Calibration:
       total = part if total is None else {
           name: jax.tree.map(items.reduction(name).batches, total[name], part[name]) for name in part}
     data.close()
-    return total
+    return Pass(total, time.process_time() - began)
 
 
 def _sums(plan, params, routers, batch, key, names):
@@ -154,6 +168,7 @@ def _slopes(plan, params, routers, batch, key):
   return found
 
 
-def _write(folder, layers):
+def _write(folder, name, fresh):
+  layers = fresh.sums[name]
   np.savez(folder / 'sums.npz', **layers)
-  return dict(layers=sorted(layers))
+  return dict(layers=sorted(layers), items=sorted(fresh.sums), seconds=fresh.seconds)

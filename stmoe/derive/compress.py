@@ -29,17 +29,18 @@ from stmoe.surgery import aside
 from stmoe.surgery import layout
 from stmoe.surgery import sparse
 from stmoe.train import check
+from stmoe.train import evaluate as evaluation
 from stmoe.train import loop
 from stmoe.train import state as states
 
 
 def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
              overrides: Sequence[str] = (), *, kind: str = 'surgery', distil: str = '', batches: int = 16,
-             step: int | None = None, say: Callable = print, devices=None) -> dict:
+             evaluate: bool = False, step: int | None = None, say: Callable = print, devices=None) -> dict:
   """Writes run directory `workdir` with what `surgery` makes of `run`; returns the facts of ancestry.json.
 
   dict(parameters, bytes: of the old and of the new model, with its state of routers; changes: of the
-  configuration).
+  configuration; calibration_seconds: of processors, for the passes over the data, kept ones included).
 
   Args:
     surgery:   text, see `lookup.bound`: 'prune:keep=0.5,by=reap'.
@@ -48,6 +49,7 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
     distil:    text of a target with a teacher, 'mc_smoe:weight=0.3'. This target is the loss of the new run,
       around its own loss, and `run` is the teacher; '' = the loss stays.
     batches:   of the run's training data, for surgeries that look at data.
+    evaluate:  the new model, before anything trains; its metrics are those of step 0.
     step:      of the checkpoint; None = the newest.
     say:       called with lines of text.
     devices:   None = all.
@@ -76,14 +78,24 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
       new_cfg, fewer = _laid_out(run, sparse.changed(cfg, changes).lock(), mesh)
       facts = dict(
           parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plan, fewer)],
-          bytes=[_bytes(p.shapes) for p in (plan, fewer)], changes=changes)
+          bytes=[_bytes(p.shapes) for p in (plan, fewer)], changes=changes,
+          calibration_seconds=calibration.seconds())
       method, fields = _described(kind, surgery)
       origin = starts.origin(method, fields, [starts.parent(run, reader.step)], facts)
       starts.inherit(path, run)
       streamed.write(path / 'checkpoints', new_cfg, fewer, params, source.position(),
                      starts.meta(new_cfg, reader.meta['vocab']))
-      starts.claim(path, new_cfg, origin, line=dict(flops=0.0), say=say)
+      line = _evaluated(new_cfg, fewer, _restore(path, new_cfg, mesh, 0, say), source, say) if evaluate else {}
+      starts.claim(path, new_cfg, origin, line=line, say=say)
   return facts
+
+
+def _evaluated(cfg, plan, state, source, say):
+  """Dict 'eval/...' of the training state that begins a run."""
+  opened, sums = source(), evaluation.make(plan, cfg.eval.draws)
+  values = evaluation.run(cfg, plan, sums, state, opened.info(), opened=opened)
+  say(f'before training: {evaluation.describe(plan.target, values)}')
+  return values
 
 
 def _bytes(shapes):

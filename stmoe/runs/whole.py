@@ -12,9 +12,12 @@ from stmoe.runs import owner
 
 @contextlib.contextmanager
 def new(target: str | pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a new folder beside `target` that takes its place at the end, and vanishes after an error."""
+  """Gives a new folder beside `target` that takes its place at the end, and vanishes after an error.
+
+  `target` may be there with what a sweep writes of the commands that it runs: files `*.log`, which stay.
+  """
   target = pathlib.Path(target)
-  if target.exists() and (not target.is_dir() or any(target.iterdir())):
+  if target.exists() and (not target.is_dir() or any(file.suffix != '.log' for file in target.iterdir())):
     raise errors.UserError(f'{target} is there already and not an empty folder; choose another')
   path = target.parent / f'.{target.name}.partial'
   with rundir.own(path):
@@ -37,8 +40,10 @@ def _clear(path):
 
 
 def _take_place(path, target):
-  """Renames `path` to `target`, which may be an empty folder."""
+  """Renames `path` to `target`, which may be a folder of logs: they move along, open or not."""
   try:
+    for log in target.glob('*.log'):
+      log.replace(path / log.name)
     path.replace(target)
   except OSError as error:
     raise errors.UserError(f'{target}: {error.strerror}') from error

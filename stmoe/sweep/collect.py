@@ -2,7 +2,8 @@
 
 results.csv      id, name, experiment, overrides, seed; a column for every field that any run sets; size and
                  active FLOPs (of a token forward, of a step); sizes as scaling laws count them (`stmoe fit`
-                 reads them); all final metrics of DONE
+                 reads them); all final metrics of DONE. Of a run that starts from another: start/eval/...,
+                 its metrics before it trained; of a surgery also bytes of the model and calibration_seconds
 evaluations.csv  id, name, seed, field, value and metrics, where trained models were evaluated again
 results.json     what the numbers have to be read with: command, revision, machine, seeds
 """
@@ -15,7 +16,6 @@ import pathlib
 import sys
 
 from stmoe import errors
-from stmoe import experiment
 from stmoe import files
 from stmoe.analysis import table
 from stmoe.analysis.scaling import sizes
@@ -62,8 +62,9 @@ def results(runs):
   """Returns the Results of the finished runs of `runs`, in order; damaged runs are left out with a note."""
   costs, all_results = {}, []
   for run, data in filter(None, map(_read, runs)):
-    config, _ = experiment.load(run.experiment, run.overrides)
-    same = json.dumps(data.config | {'seed': 0}, sort_keys=True)
+    config = rundir.load(run.workdir)    # a surgery's is in no file
+    teacher = {'loss': data.config['loss'] | {'run': ''}}            # of each seed another, all as large
+    same = json.dumps(data.config | {'seed': 0} | teacher, sort_keys=True)
     if same not in costs:                # seeds have one cost, whose calculation builds the model
       costs[same] = table.cost(config) | _sizes(config)
     all_results.append(Result(run, data, row(run, data, costs[same])))
@@ -99,8 +100,18 @@ def row(run, data, cost):
   overrides = [text.replace(str(run.workdir.resolve()), plan.HERE) for text in run.overrides]
   fields = dict(text.split('=', 1) for text in overrides)
   fields.pop('seed', None)
+  cost = cost | (_began(run, data) if run.start else {})
   return (dict(id=run.id, name=run.name, experiment=run.experiment, overrides=' '.join(overrides),
                seed=data.config.get('seed', 0)) | fields | cost | data.done | cost)
+
+
+def _began(run, data):
+  """The columns of a run that starts from another."""
+  first = data.lines[0] if data.lines else {}
+  columns = {f'start/{name}': value for name, value in first.items() if name.startswith('eval/')}
+  facts = records.ancestry(run.workdir).get('facts', {})
+  columns |= dict(bytes=facts['bytes'][-1]) if 'bytes' in facts else {}
+  return columns | {name: facts[name] for name in ('calibration_seconds',) if name in facts}
 
 
 def evaluations(found):

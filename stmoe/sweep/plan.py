@@ -2,16 +2,19 @@
 
 A sweep file defines `runs()`, a generator of (name, experiment, overrides) or of dicts with these keys. A
 dict may also have `evaluations`, {field: values} under which the trained model is evaluated again (`stmoe
-eval --sweep`). It may have `start`, {'run': a dense run of this file as (name, experiment, overrides),
-'flags': of `stmoe upcycle`}. It may have `prepare`, commands of `stmoe` as lists of words that come before
-the training; they get the overrides for all runs. {run} in their words and in overrides stands for the
-directory of the run, where commands may leave files. Overrides are a dict {'a.b': value} or texts
+eval --sweep`). It may have `start`, {'run': another run of this file as it stands there, 'flags': of `stmoe
+upcycle`}. With 'command' and 'method' in `start`, such as compress and 'prune:keep=0.5', `stmoe compress`
+makes the run. Such a run has the configuration of the run that it starts from: it names no experiment, and
+its overrides are of that configuration. A run may have `prepare`, commands of `stmoe` as lists of words that
+come before the training; they get the overrides for all runs. {run} in their words and in overrides stands
+for the directory of the run, where commands may leave files. Overrides are a dict {'a.b': value} or texts
 'a.b=value'. With `runs(arg)` the file has sizes, as experiments have arguments: `capacity_factor:large` is
 `runs('large')`.
 """
 
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -37,8 +40,10 @@ class Run:
   overrides:   texts 'a.b=value', a text per field, in order of the fields.
   evaluations: texts 'field=value;value;' of `stmoe eval --sweep`.
   steps:       of its training.
-  start:       arguments of `stmoe upcycle` that come before its experiment; () = from scratch.
+  start:       directory that it starts from, and flags of what makes it; () = from scratch.
   after:       id of the run that it starts from, or None.
+  made:        (command, method) of `stmoe` that makes it, ('compress', 'prune:keep=0.5'); () = its experiment
+    is upcycled, or trained from scratch.
   prepare:     commands before the training, tuples of words.
   """
   name: str
@@ -49,6 +54,7 @@ class Run:
   steps: int
   start: tuple = ()
   after: str | None = None
+  made: tuple = ()
   prepare: tuple = ()
 
   @property
@@ -135,32 +141,70 @@ def items(file, argument=''):
 def checked(item, where, overrides, workdir):
   """Returns the Run of an item of `runs()`, whose configuration was loaded; UserError if it cannot be."""
   fields = _fields(item)
-  if not isinstance(fields, dict) or not {'name', 'experiment'} <= fields.keys() <= {*KEYS}:
+  if not isinstance(fields, dict) or not {'name'} <= fields.keys() <= {*KEYS} or (
+      ('experiment' in fields) == bool(_made(fields))):
     raise errors.UserError(f'{where}: {item!r} is neither (name, experiment, overrides) nor a dict of '
                            f'{", ".join(KEYS)}')
-  texts = merge(as_texts(fields.get('overrides', ())), overrides)
   evaluations = tuple(f'{field}={"".join(f"{_text(v)};" for v in values)}'
                       for field, values in fields.get('evaluations', {}).items())
-  prepare = tuple(tuple(map(str, words)) for words in fields.get('prepare', ()))
   start, after = (), None
   if 'start' in fields:
-    dense = _fields(fields['start']['run'])
-    after = identity(dense['name'], dense['experiment'], merge(as_texts(dense['overrides']), overrides))
+    after = _id(fields['start']['run'], overrides)
     start = (str(workdir / after), *fields['start'].get('flags', ()))
-  origin = (*((after, *start[1:]) if start else ()), *map(list, prepare))
-  folder = workdir / identity(fields['name'], fields['experiment'], texts, origin)
+  folder, prepare = workdir / _id(fields, overrides), _prepare(fields)
   with_folder = lambda words: tuple(word.replace(HERE, str(folder.resolve())) for word in words)
   config_words = tuple(f'--config.{text}' for text in merge(overrides))
-  texts, prepare = with_folder(texts), tuple(with_folder(words) + config_words for words in prepare)
+  texts, prepare = with_folder(_texts(fields, overrides)), [(*with_folder(words), *config_words)
+                                                            for words in prepare]
+  begun, *surgeries = _lineage(fields)
+  whole = merge(*(_texts(one, overrides) for one in (begun, *surgeries)), texts)
   try:
-    config, _ = experiment.load(fields['experiment'], texts)
+    config, _ = _loaded(begun['experiment'], whole)
     for evaluation in evaluations:
-      _check_evaluation(fields['experiment'], texts, evaluation)
-    _verify(folder, config)
+      _check_evaluation(begun['experiment'], whole, evaluation)
+    if not surgeries:                    # what a surgery makes of a configuration shows when it has
+      _verify(folder, config)
   except errors.UserError as error:
     raise errors.UserError(f'{where} ({fields["name"]}): {error}') from None
-  return Run(str(fields['name']), fields['experiment'], texts, evaluations, folder, config.train.steps,
-             start, after, prepare)
+  return Run(str(fields['name']), begun['experiment'], texts, evaluations, folder, config.train.steps, start,
+             after, _made(fields), tuple(prepare))
+
+
+def _made(fields):
+  """(command, method) that makes the run with these fields, () for an experiment."""
+  start = fields.get('start', {})
+  return (start['command'], start['method']) if 'command' in start else ()
+
+
+def _lineage(fields):
+  """The fields of runs: of an experiment, then of what is made of it, those given last."""
+  return [*(_lineage(_fields(fields['start']['run'])) if _made(fields) else ()), fields]
+
+
+def _id(item, overrides):
+  """The id of a run of the file, with the overrides for all."""
+  fields = _fields(item)
+  origin = _prepare(fields)
+  if 'start' in fields:
+    start = fields['start']
+    origin = [_id(start['run'], overrides), *_made(fields), *start.get('flags', ()), *origin]
+  return identity(fields['name'], _lineage(fields)[0]['experiment'], _texts(fields, overrides), origin)
+
+
+def _texts(fields, overrides):
+  """The overrides of a run, those for all last."""
+  return merge(as_texts(fields.get('overrides', ())), overrides)
+
+
+def _prepare(fields):
+  """The commands before the training, lists of words."""
+  return [list(map(str, words)) for words in fields.get('prepare', ())]
+
+
+@functools.lru_cache
+def _loaded(name, texts):
+  """What `experiment.load` returns, once for all runs that surgeries make of one configuration."""
+  return experiment.load(name, texts)
 
 
 def _verify(folder, config):

@@ -24,13 +24,16 @@ _LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
 
 def commands(run):
   """Returns the arguments of `stmoe`, a list for each command, that are left to do for `run`."""
-  whole = [run.experiment, '--workdir', str(run.workdir), *(f'--config.{o}' for o in run.overrides)]
+  here = ['--workdir', str(run.workdir), *(f'--config.{o}' for o in run.overrides)]
+  whole = [run.experiment, *here]
   trained = plan.is_trained(run)
   evaluations = plan.missing_evaluations(run) if trained else run.evaluations
   begun = any(path.name.isdecimal() for path in (run.workdir / 'checkpoints').glob('*'))
-  upcycle = [['upcycle', *run.start[:1], *whole, *run.start[1:]]] if run.start and not begun else []
+  command, what = run.made or ('upcycle', run.experiment)
+  make = [[command, *run.start[:1], what, *here, *run.start[1:]]] if run.start and not begun else []
   before = [] if begun else [list(words) for words in run.prepare]
-  training = [] if trained else [*before, *upcycle, ['train', *whole]]
+  train = ['train', str(run.workdir)] if run.made else ['train', *whole]
+  training = [] if trained else [*before, *make, train]
   return training + [['eval', str(run.workdir), '--sweep', text] for text in evaluations]
 
 

@@ -18,6 +18,7 @@ from stmoe.derive import compress
 from stmoe.derive import convert
 from stmoe.runs import directory as rundir
 from stmoe.runs import lineage
+from stmoe.runs import read
 from stmoe.runs import records
 from stmoe.train import loop
 from stmoe.train import state as states
@@ -101,8 +102,9 @@ def test_a_run_of_a_run_outlives_both_and_says_its_ancestry(start, tmp_path):
   assert facts['changes'] == {'blocks.m.router.num_experts': 2, 'blocks.s.inner.router.num_experts': 2}
   assert facts['parameters'][0] > facts['parameters'][1]
   assert not said and not (copy / 'calibration').exists()            # random needs no data
-  made(tmp_path / 'half', 'merge:keep=0.5', tmp_path / 'run', said)
-  assert said == ['calibrating on 2 batches: load, logit_products']
+  facts = made(tmp_path / 'half', 'merge:keep=0.5', tmp_path / 'run', said, evaluate=True)
+  calibrating, scored = said
+  assert calibrating == 'calibrating on 2 batches: load, logit_products' and facts['calibration_seconds'] > 0
   shutil.rmtree(copy)
   shutil.rmtree(tmp_path / 'half')
   lines = list(lineage.lines(tmp_path / 'run'))
@@ -115,7 +117,10 @@ def test_a_run_of_a_run_outlives_both_and_says_its_ancestry(start, tmp_path):
   router = cfg.blocks.s.inner.router
   assert (router.name, router.num_experts, router.inner.num_experts) == ('remap', 1, 2)
   at, values = score.score(cfg, tmp_path / 'run', said.append, devices=ONE)      # with the data of its own
-  assert at == 0 and np.isfinite(values['eval/loss'])
+  [first] = read.read(tmp_path / 'run').lines
+  assert at == first['step'] == 0 and np.isfinite(values['eval/loss'])
+  assert first['eval/loss'] == pytest.approx(values['eval/loss'], rel=1e-6)
+  assert scored.startswith(f"before training: eval loss {values['eval/loss']:.4f}")
 
 
 def test_nothing_is_written_where_it_cannot_be(start, tmp_path):

@@ -28,6 +28,7 @@ class Row(dict):
 
 
 load = functools.cache(plan.load)
+begun = functools.cache(lambda name: plan.experiment.load(name)[0])  # configurations
 
 
 @functools.cache
@@ -38,7 +39,7 @@ def made_up(name):
   for run in sweep.runs:
     at = names.index(run.name)
     fields = dict(text.split('=', 1) for text in run.overrides)
-    config, values = plan.experiment.load(run.experiment)[0], {}
+    config, values = begun(run.experiment), {}
     for field, _, texts in (text.partition('=') for text in run.evaluations):
       apply = lambda text, field=field, config=config: plan.experiment.apply(config, f'{field}={text}')
       values[field] = [(_applied(config, field, apply, text), dict.fromkeys(METRICS, 1.0 + at / 7))

@@ -16,6 +16,17 @@ def test_a_folder_appears_whole_and_what_a_kill_left_is_swept(tmp_path):
   assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob('*')) == ['new', 'new/mine']
 
 
+def test_logs_of_a_sweep_stay(tmp_path):
+  (tmp_path / 'new').mkdir()
+  with (tmp_path / 'new' / 'sweep.log').open('a') as log:
+    with beside.new(tmp_path / 'new') as path:
+      (path / 'mine').touch()
+    log.write('made')
+  assert (tmp_path / 'new' / 'sweep.log').read_text() == 'made' and (tmp_path / 'new' / 'mine').exists()
+  with pytest.raises(errors.UserError, match='not an empty folder'), beside.new(tmp_path / 'new'):
+    pass
+
+
 def test_a_second_process_is_refused_and_the_first_goes_on(tmp_path):
   with beside.new(tmp_path / 'new') as path:
     (path / 'mine').touch()

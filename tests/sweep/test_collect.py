@@ -7,6 +7,7 @@ import types
 
 from stmoe import experiment
 from stmoe.analysis.scaling import sizes
+from stmoe.derive import start as starts
 from stmoe.sweep import collect
 from stmoe.sweep import plan
 
@@ -68,6 +69,19 @@ def test_a_damaged_run_is_left_out_and_said(sweep, monkeypatch, capsys):
   assert [one.seed for one in collect.results(found.runs)] == [4]
   said = capsys.readouterr().err.splitlines()
   assert [line.partition(':')[2].split()[0] for line in said] == [run.id for run in found.runs[:4]]
+
+
+def test_a_row_says_what_a_run_began_with(sweep, tmp_path):
+  [run] = sweep(0).runs
+  run = dataclasses.replace(run, start=('from',), made=('compress', 'prune'))
+  run.workdir.mkdir(parents=True)
+  facts = dict(bytes=[8, 4], calibration_seconds=1.5, parameters=[2, 1])
+  made = starts.origin('prune', {}, [], facts)
+  (run.workdir / 'ancestry.json').write_text(json.dumps(made))
+  data = types.SimpleNamespace(config={}, done={'eval/loss': 1.0}, lines=[{'step': 0, 'eval/loss': 3.0}])
+  row = collect.row(run, data, {})
+  keys = 'start/eval/loss', 'eval/loss', 'bytes', 'calibration_seconds'
+  assert [row[key] for key in keys] == [3.0, 1.0, 4, 1.5]
 
 
 def test_a_row_names_no_folder_of_the_machine(sweep):

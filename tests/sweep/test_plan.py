@@ -129,6 +129,41 @@ def test_a_run_may_start_from_another(tmp_path):
     plan.load(lonely)
 
 
+MADE = """
+def runs():
+  dense = ('dense', 'upcycling/stdlib:method=dense', {'seed': 1, 'train.steps': 8})
+  first = dict(name='first', overrides={'train.steps': 3},
+               start={'run': dense, 'command': 'factorise', 'method': 'a:b=1', 'flags': ['--evaluate']})
+  yield dense
+  yield first
+  yield dict(name='second', overrides={'seed': 2},
+             start={'run': first, 'command': 'compress', 'method': 'c'})
+"""
+
+
+def test_a_surgery_may_make_a_run_of_another_and_of_that(tmp_path):
+  path = write(tmp_path, MADE)
+  dense, first, second = plan.load(path, ['eval.batches=1'], workdir=tmp_path / 'runs').runs
+  assert (first.after, second.after) == (dense.id, first.id)
+  assert (first.experiment, first.steps, second.steps) == (dense.experiment, 3, 3)
+  make, train = work.commands(first)
+  assert make == ['factorise', str(dense.workdir), 'a:b=1', '--workdir', str(first.workdir),
+                  '--config.eval.batches=1', '--config.train.steps=3', '--evaluate']
+  assert train == ['train', str(first.workdir)]
+  assert work.commands(second)[0][:3] == ['compress', str(first.workdir), 'c']
+  (second.workdir / 'checkpoints' / '0').mkdir(parents=True)         # it was made
+  assert work.commands(second) == [['train', str(second.workdir)]]
+  changed = write(tmp_path, MADE.replace('b=1', 'b=2'))
+  other = plan.load(changed, ['eval.batches=1'], workdir=tmp_path / 'runs')
+  assert [run.id for run in other.runs[:1]] == [dense.id] and not {first.id, second.id} & {
+      run.id for run in other.runs}
+  for changed, said in (
+      (MADE.replace("'method': 'c'}", "'method': 'c'}, experiment='lm/stdlib'"), 'is neither'),
+      (MADE.replace('  yield first\n', ''), 'second starts from first-.*, which is no run of this file')):
+    with pytest.raises(errors.UserError, match=said):
+      plan.load(write(tmp_path, changed))
+
+
 PREPARED = """def runs():
   yield dict(name='a', experiment='lm/stdlib:smoke,method=hash',
              prepare=[['tables', 'x', '-o', '{run}/t.npz']],
