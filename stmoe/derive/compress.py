@@ -85,14 +85,14 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
       starts.inherit(path, run)
       streamed.write(path / 'checkpoints', new_cfg, fewer, params, source.position(),
                      starts.meta(new_cfg, reader.meta['vocab']))
-      line = _evaluated(new_cfg, fewer, _restore(path, new_cfg, mesh, 0, say), source, say) if evaluate else {}
+      line = _evaluated(path, new_cfg, fewer, mesh, source, say) if evaluate else {}
       starts.claim(path, new_cfg, origin, line=line, say=say)
   return facts
 
 
-def _evaluated(cfg, plan, state, source, say):
-  """Dict 'eval/...' of the training state that begins a run."""
-  opened, sums = source(), evaluation.make(plan, cfg.eval.draws)
+def _evaluated(path, cfg, plan, mesh, source, say):
+  """Dict 'eval/...' of the checkpoint that begins run directory `path`."""
+  state, opened, sums = _restore(path, cfg, mesh, 0, say), source(), evaluation.make(plan, cfg.eval.draws)
   values = evaluation.run(cfg, plan, sums, state, opened.info(), opened=opened)
   say(f'before training: {evaluation.describe(plan.target, values)}')
   return values
