@@ -4,6 +4,7 @@ stmoe convert DOWNLOADED runs/imported          then: stmoe eval runs/imported -
 stmoe convert runs/imported NEW                 the same names and, without training, the same bytes
 stmoe convert runs/try NEW --to mixtral         of a run that was trained here, if its model is one of these
 stmoe convert runs/imported NEW --max-shard 2GB    in files of at most that size, with an index
+stmoe convert runs/imported NEW --dtype MXFP4     experts of four bits (gpt-oss), all else BF16
 stmoe convert DOWNLOADED runs/small --dtype BF16   parameters of two bytes, rounded where tensors have more
 
 Families: t5, switch_transformers, mixtral, olmoe, qwen2_moe, deepseek_v2, deepseek_v3 (by config.json). Only
@@ -13,7 +14,8 @@ folder (target.* arrays) has no configuration: sizes are read off the arrays. --
 configuration that an import writes.
 
 Parameters of a run take two bytes each where all tensors are BF16, and four else. Weights of eight bits with
-scales (DeepSeek-V3's release, quant_method fp8) are read as their product.
+scales (DeepSeek-V3's release, quant_method fp8) are read as their product. Experts in MXFP4 (gpt-oss) come
+back as they were. With --dtype MXFP4 any run of that family is so written.
 """
 
 import pathlib
@@ -21,7 +23,7 @@ import pathlib
 from stmoe import errors
 from stmoe import ranges
 
-DTYPES = ('F32', 'BF16', 'F16')
+DTYPES = ('F32', 'BF16', 'F16', 'MXFP4')
 DEFAULT = '5GB'
 
 
