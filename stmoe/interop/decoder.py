@@ -111,6 +111,26 @@ def windows(hf, number, kinds):
   return [width if kind == KINDS[1] else None for kind in kinds]
 
 
+def windowed(letters, blocks, windows):
+  """Returns (letters, blocks) where a layer with a window has the capital of the letter without.
+
+  Args:
+    letters, blocks: a letter for each layer, and the section blocks.
+    windows: of `windows`.
+  """
+  cased = [letter if window is None else letter.upper() for letter, window in zip(letters, windows)]
+  own = {letter: {} if window is None else dict(window=window) for letter, window in zip(cased, windows)}
+  return ''.join(cased), {letter: blocks[letter.lower()] | window for letter, window in own.items()}
+
+
+def describe_windows(c):
+  """Returns the fields sliding_window and layer_types of our configuration `c`."""
+  blocks = [c['blocks'][letter] for letter in rules.letters(c['model']['layers'])]
+  windows = [block.get('window') or c['model'].get('window') for block in blocks]
+  return dict(sliding_window=next(filter(None, windows), None),
+              layer_types=[KINDS[window is not None] for window in windows])
+
+
 def losses(hf):
   """Returns the router losses of a config.json, for training on."""
   balance = fields.given(hf, 'router_aux_loss_coef', ranges.NonNegative, 0.0)

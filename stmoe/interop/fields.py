@@ -14,7 +14,7 @@ ACTIVATIONS = {'relu': 'relu', 'silu': 'silu', 'swish': 'silu', 'gelu_new': 'gel
 # Fields that say how to compute or to train a model, not what it is.
 FREE = {'dtype', 'param_dtype', 'remat', 'scan_layers', 'dropout_rate', 'init_scale', 'executor', 'jitter',
         'input_dropout', 'exploration', 'scope', 'device_budget', 'allow_causal', 'rate', 'centred',
-        'freeze_after', 'start_id', 'end_ids'}
+        'freeze_after', 'greedy', 'start_id', 'end_ids', 'start_prompts'}
 LAYERS = ranges.Whole(1, 10_000)       # each is a letter of a pattern
 
 
@@ -92,7 +92,8 @@ def family(hf):
                            f'{errors.nearest(name, names)} (there are: {", ".join(names)})')
   module = lookup.module('family', name)
   named = given(hf, 'architectures', ranges.Many(ranges.Text), ())
-  stranger = next((architecture for architecture in named if architecture != module.ARCHITECTURE), None)
+  known = (module.ARCHITECTURE, *getattr(module, 'ALIASES', ()))     # of code that lies beside weights
+  stranger = next((architecture for architecture in named if architecture not in known), None)
   if stranger is not None:
     raise errors.UserError(f'config.json: the architecture {stranger} is not supported; nearest: '
                            f'{module.ARCHITECTURE}')

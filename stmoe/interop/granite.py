@@ -1,4 +1,4 @@
-"""What both sparse families of Granite have in common: four multipliers, stacked experts, gates of the chosen."""
+"""What both sparse families of Granite have in common: multipliers, stacked experts, gates of the chosen."""
 
 from stmoe import ranges
 from stmoe.interop import decoder
@@ -6,8 +6,9 @@ from stmoe.interop import fields
 from stmoe.interop import rules
 
 ROUTER = 'deepseek_moe'
+# Ours -> theirs. The fourth, attention_multiplier, is in the section of attention.
 MULTIPLIERS = dict(embed_factor='embedding_multiplier', residual_factor='residual_multiplier',
-                   logits_divisor='logits_scaling')                  # ours -> theirs; the fourth is of attention
+                   logits_divisor='logits_scaling')
 
 
 def table(inner=''):
@@ -28,7 +29,7 @@ def configure(hf, tied):
   Gates are a softmax over the logits of the chosen: that over all experts, over the sum of the chosen.
   """
   number = lambda key: float(fields.given(hf, key, ranges.Positive, 1.0))
-  router = decoder.softmax_router(hf, fields.need(hf, 'num_local_experts'), True)
+  router = decoder.softmax_router(hf, fields.same(hf, 'num_local_experts', 'num_experts'), True)
   sparse = decoder.moe(router, fields.need(hf, 'intermediate_size'),
                        fields.activation(hf, 'hidden_act', 'silu'))
   attention = dict(name='attention', use_bias=fields.given(hf, 'attention_bias', ranges.Flag, False),

@@ -12,21 +12,23 @@ from stmoe.interop import rules
 
 # How to train, to load, to generate, to name things; sizes of what the model has not.
 NEUTRAL = re.compile(
-    r'_.*|architectures|model_type|(torch_)?dtype|transformers.*|auto_map|name|.*name_or_path|license|language|'
-    r'.*dropout.*|.*layerdrop|init.*|.*jitter.*|.*(aux|z)_loss.*|seq_aux|ep_size|output_.*|use_cache|return_.*|'
-    r'pretraining_tp|.*attn_implementation|gradient_checkpointing|torchscript|use_bfloat16|pruned_heads|'
+    r'_.*|architectures|model_type|(torch_)?dtype|transformers.*|auto_map|name|.*name_or_path|license|'
+    r'language|.*dropout.*|.*layerdrop|init.*|.*jitter.*|.*(aux|z)_loss.*|seq_aux|ep_size|use_cache|'
+    r'return_.*|output_(past|attentions|hidden_states|router_logits|scores)|pretraining_tp|'
+    r'.*attn_implementation|gradient_checkpointing|torchscript|use_bfloat16|pruned_heads|'
     r'chunk_size_feed_forward|.*_token_ids?|.*_word_embeddings|tie_encoder_decoder|is_decoder|task_.*|'
-    r'problem_type|finetuning_task|id2label|label2id|num_labels|classifier_.*|tokenizer_class|prefix|unsloth.*|'
-    r'max_position_embeddings|n_positions|seq_length|model_max_length|initial_context_length|experts_per_token|'
-    r'num_nextn_predict_layers|num_hidden_layers|(moe_)?intermediate_size|n_group|topk_group|max_window_layers|'
-    r'(min|max)_(new_)?(length|tokens)|num_beam.*|num_return_sequences|do_sample|early_stopping|temperature|'
-    r'top_[kp]|typical_p|(repetition|length|diversity)_penalty|.*no_repeat_ngram_size|bad_words_ids|'
-    r'remove_invalid_values|exponential_decay_length_penalty|suppress_tokens|begin_suppress_tokens')
+    r'problem_type|finetuning_task|id2label|label2id|num_labels|classifier_.*|tokenizer_class|prefix|'
+    r'unsloth.*|max_position_embeddings|n_positions|seq_length|model_max_length|initial_context_length|'
+    r'experts_per_token|num_nextn_predict_layers|num_hidden_layers|(moe_)?intermediate_size|n_group|'
+    r'topk_group|max_window_layers|(min|max)_(new_)?(length|tokens)|num_beam.*|num_return_sequences|'
+    r'do_sample|early_stopping|temperature|top_[kp]|typical_p|(repetition|length|diversity)_penalty|'
+    r'.*no_repeat_ngram_size|bad_words_ids|remove_invalid_values|exponential_decay_length_penalty|'
+    r'suppress_tokens|begin_suppress_tokens')
 STRANGE = re.compile(
-    r'mamba|ssm|state_|conv|hybrid|linear|delta|rwkv|recurrent|lru|block_type|layer_types|attn_layer|attn_type|'
-    r'attention_(layer|type|pattern|chunk|class)|index_|indexer|chunk|softcap|multiplier|logits?_scal|'
-    r'query_pre_attn|qk_|use_qk|parallel|rope|rotary|alibi|position_embedding_type|quant|compress|lora|sink|clip|'
-    r'window|sliding|residual|nope|sandwich|zero_expert|identity|bias')
+    r'mamba|ssm|state_|conv|hybrid|linear|delta|rwkv|recurrent|lru|block_type|layer_types|attn_layer|'
+    r'attn_type|attention_(layer|type|pattern|chunk|class)|index_|indexer|chunk|softcap|multiplier|'
+    r'logits?_scal|query_pre_attn|qk_|use_qk|parallel|rope|rotary|alibi|position_embedding_type|quant|'
+    r'compress|lora|sink|clip|window|sliding|residual|nope|sandwich|zero_expert|identity|bias')
 
 
 class Asked(dict):

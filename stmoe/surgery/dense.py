@@ -17,6 +17,7 @@ import ml_collections
 
 from stmoe import errors
 from stmoe import modules
+from stmoe.surgery import aside
 from stmoe.surgery import layout
 from stmoe.surgery import sparse
 
@@ -45,7 +46,7 @@ class Layer:
 
   def arrays(self, params: dict) -> dict[str, jax.Array]:
     """Returns dict name of HIDDEN -> array of the layer: wi, wg [D,F], wo [F,D], bi, bg [F], bo [D]."""
-    return layout.at(params, self.path)
+    return jax.tree.map(aside.fetched, layout.at(params, self.path))
 
 
 def found(config: ml_collections.ConfigDict, letters: str = '') -> list[Layer]:

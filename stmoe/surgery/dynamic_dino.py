@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import dense
 from stmoe.surgery import sparse
 
@@ -32,7 +33,7 @@ def factorise(params: dict, config: ml_collections.ConfigDict, calibration: spar
     seed:     of the routers' first numbers.
   Differs: the initial scale of routers is not known (u). Which parameters train is left to `groups`.
   """
-  made: dict[tuple, object] = {}
+  made = aside.Made()
   changes: dict[str, object] = {'losses.balance': BALANCE}
   for number, layer in enumerate(dense.found(config, letters)):
     section = sparse.section(config, layer.where)

@@ -14,6 +14,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import dense
 from stmoe.surgery import layout
 from stmoe.surgery import sparse
@@ -67,7 +68,7 @@ def factorise(params: dict, config: ml_collections.ConfigDict, calibration: spar
     UserError: a width that E does not divide, or attention without a counterpart.
   """
   rng = np.random.default_rng(seed)
-  made: dict[tuple, object] = {}
+  made = aside.Made()
   changes: dict[str, dict] = {}
   common = dict(select=select, gate=gate, share=share if select == 'data' else 1.0, allow_causal=True)
   attending = _attention(config) if attention else {}

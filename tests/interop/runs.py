@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stmoe import lookup
+from stmoe import router_state
 from stmoe.analysis.routing import choices as routing
 from stmoe.checkpoints import checkpoint
 from stmoe.interop import fields
@@ -55,16 +56,14 @@ def _order(item):
 def greedy(model, case):
   """Returns i32[B,GREEDY] ids by argmax, everything computed again for each, EOS or not."""
   decoder_only = 'greedy_prompt' in case
-  start = case['greedy_prompt'] if decoder_only else np.full((len(case['in_input_ids']), 1), model.start_id,
-                                                             np.int32)
+  start = case['greedy_prompt'] if decoder_only else np.zeros((len(case['in_input_ids']), 1), np.int32)
   length = start.shape[1] + GREEDY
   fixed = {} if decoder_only else {k: v for k, v in batch(case).items() if k.startswith('encoder')}
   ids = np.zeros((len(start), length), np.int32)                     # what comes later is not seen
   ids[:, :start.shape[1]] = start
   forward = jax.jit(lambda model, inputs: model(inputs)[0])
   for at in range(start.shape[1], length):
-    # Where later tokens would take part in what is dropped, they are not there.
-    logits = forward(model, fixed | row('decoder', ids[:, :at] if of_the_batch(case) else ids))
+    logits = forward(model, fixed | row('decoder', ids))
     ids[:, at] = np.argmax(np.asarray(logits)[:, at - 1], axis=-1)
   return ids[:, start.shape[1]:]
 
@@ -77,12 +76,6 @@ def cached(model, inputs):
     ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)              # [B]
     return model.step(ids, jnp.ones(ids.shape, bool), cache), ids
   return jax.lax.scan(step, model.begin(inputs, GREEDY), length=GREEDY)[1].T
-
-
-def of_the_batch(case):
-  """Whether choices were dropped because of a capacity that grows with the tokens of a batch."""
-  return any((np.sum(weights > 0, axis=-1) < 2).any()
-             for name, weights in case.items() if '_combine_' in name)
 
 
 def cached_greedy(model, case):
@@ -98,17 +91,20 @@ def filled(hf, tensors):
   sections = family.configure(hf, hf['tie_word_embeddings'])
   make = lookup.recipe('model', sections['model'] | dict(scan_layers=False))
   model = nnx.eval_shape(lambda: make(blocks=sections['blocks'], rngs=nnx.Rngs(0)))
-  params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-  places = rules.places(dict(params=params), family.table(sections))
+  kinds = dict(params=nnx.Param, router_state=router_state.RouterState)
+  state = {part: nnx.to_pure_dict(nnx.state(model, kind)) for part, kind in kinds.items()}
+  places = rules.places(state, family.table(sections))
   rules.check(places, {name: x.shape for name, x in tensors.items()})
   for place in places:
-    *path, last = place.leaf[1:]
-    holder = params
+    *path, last = place.leaf
+    holder = state
     for key in path:
       holder = holder[key]
     if not isinstance(holder[last], np.ndarray):
-      holder[last] = np.empty(holder[last].shape, np.float32)
-    tensor = tensors[place.tensor][place.cut]
-    holder[last][place.index or ...] = tensor.T if place.op == rules.LINEAR else tensor
-  nnx.update(model, nnx.State(jax.tree.map(jnp.asarray, params)))
+      holder[last] = np.zeros(holder[last].shape, holder[last].dtype)
+    if place.tensor is not None:
+      part = tensors[place.tensor][place.cut]
+      holder[last][place.index or ...] = part.T if place.op == rules.LINEAR else part
+  for arrays in state.values():
+    nnx.update(model, nnx.State(jax.tree.map(jnp.asarray, arrays)))
   return model

@@ -12,8 +12,8 @@ from safetensors import numpy as theirs
 from stmoe import errors
 from stmoe.derive import convert
 from stmoe.derive import pieces
-from stmoe.derive import repacked
 from stmoe.interop import fields
+from stmoe.interop import repacked
 from stmoe.interop import tensors as files
 from stmoe.interop.families import mixtral
 from stmoe.interop.packings import mxfp4

@@ -23,8 +23,9 @@ PHI = dict(SIZES, architectures=['PhimoeForCausalLM'], model_type='phimoe', num_
            num_experts_per_tok=2, intermediate_size=10, attention_bias=True, lm_head_bias=True,
            router_jitter_noise=0.1, input_jitter_noise=0.0, sliding_window=None)
 ERNIE = dict(SIZES, architectures=['Ernie4_5_MoeForCausalLM'], model_type='ernie4_5_moe', moe_num_experts=6,
-             moe_k=3, moe_intermediate_size=10, intermediate_size=14, moe_num_shared_experts=2, moe_norm_min=1e-12,
-             moe_layer_start_index=1, moe_layer_end_index=-1, moe_layer_interval=1, use_bias=False)
+             moe_k=3, moe_intermediate_size=10, intermediate_size=14, moe_num_shared_experts=2,
+             moe_norm_min=1e-12, moe_layer_start_index=1, moe_layer_end_index=-1, moe_layer_interval=1,
+             use_bias=False)
 GRANITE = dict(SIZES, architectures=['GraniteMoeForCausalLM'], model_type='granitemoe', num_local_experts=6,
                num_experts_per_tok=3, intermediate_size=10, attention_bias=False, embedding_multiplier=3.0,
                residual_multiplier=0.4, attention_multiplier=0.3, logits_scaling=1.5)
@@ -76,11 +77,16 @@ CASES = {
 }
 
 
+# Cases that the default suite runs: one of each family.
+USUAL = ('phi, long texts', 'ernie, every second from the second on, biases, tied', 'granite, shared')
+
+
 def ids(rows=2):
   return np.random.default_rng(7).integers(3, 40, (rows, LENGTH)).astype(np.int32)
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', [
+    name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
 def test_logits(name):
   """Within 1e-5 of numbers of unit order."""
   hf, rates, size = CASES[name]
@@ -91,9 +97,67 @@ def test_logits(name):
   np.testing.assert_allclose(found, wanted, atol=1e-5 * wanted.std(), rtol=2e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['phi, tied with a biased head, wide contest', USUAL[1], USUAL[2]])
+def test_in_and_out(name, tmp_path):
+  """Decoding with caches, the same bytes, and the same model where nothing of the import is remembered."""
+  hf, rates, size = CASES[name]
+  made = wider.tensors(hf)
+  (tmp_path / 'in').mkdir()
+  theirs.save_file(made, tmp_path / 'in' / 'model.safetensors', metadata=dict(format='pt'))
+  (tmp_path / 'in' / 'config.json').write_text(json.dumps(hf))
+  convert.read(tmp_path / 'in', tmp_path / 'run')
+  prompt = ids(1)[:, :6]
+  said = np.asarray(runs.cached(runs.load(tmp_path / 'run')[1], runs.row('decoder', prompt)))
+  for number in range(said.shape[1]):
+    text = np.concatenate([prompt, said[:, :number]], axis=1)
+    assert said[0, number] == wider.logits(hf, made, text, rates, size)[0, -1].argmax()
+  convert.write(tmp_path / 'run', tmp_path / 'out')
+  assert (tmp_path / 'out' / 'config.json').read_bytes() == (tmp_path / 'in' / 'config.json').read_bytes()
+  (tmp_path / 'run' / 'imported.json').unlink()
+  convert.write(tmp_path / 'run', tmp_path / 'described', to=hf['model_type'])
+  old = files.tensors(tmp_path / 'in')
+  for folder in ('out', 'described'):
+    new = files.tensors(tmp_path / folder)
+    assert sorted(new) == sorted(old) and all(files.equal(new[key], t) for key, t in old.items())
+
+
 def test_contests_are_decided_in_both_ways():
-  """Gates between a half and 1, and gates of 1: the cases tell thresholds apart."""
+  """A gate of a contest, and gates of 1: the threshold matters."""
   scores = np.array([2.0, 1.7, -1.0])                                # (2 - 1.7) / 2 = 0.15
   assert wider.mixer(scores, 0.07) == [(0, 1.0), (1, 1.0)]
   gate = 1 / (1 + math.exp(-0.3))
   np.testing.assert_allclose(wider.mixer(scores, 0.08), [(0, gate), (1, 1.0)])
+
+
+def configure(hf):
+  return fields.family(hf)[1].configure(hf, hf['tie_word_embeddings'])
+
+
+@pytest.mark.parametrize('hf, says', [
+    (dict(PHI, num_experts_per_tok=3), 'num_experts_per_tok=3 is not supported; nearest: 2'),
+    (dict(PHI, input_jitter_noise=1.5), 'input_jitter_noise=1.5'),
+    (dict(PHI, num_experts=7), 'num_local_experts=6 and num_experts=7'),
+    (dict(PHI, rope_scaling=dict(LONGROPE, type='longrope'), original_max_position_embeddings=9),
+     'original_max_position_embeddings twice: 9 and, of rotary positions, 8'),
+    (dict(PHI, rope_scaling=dict(LONGROPE, type='longrope', long_factor=None)), 'no long_factor'),
+    (dict(PHI, rope_scaling=dict(LONGROPE, type='longrope', short_factor=[1.0, 0.0])), 'short_factor'),
+    (dict(PHI, rope_scaling=dict(LONGROPE, type='longrope', beta_fast=3)), 'beta_fast=3 of rotary positions'),
+    (dict(ERNIE, moe_layer_end_index=-2), 'moe_layer_end_index=-2'),
+    (dict(ERNIE, moe_layer_interval=0), 'moe_layer_interval=0'),
+    (dict(ERNIE, moe_k=None), 'no moe_k'),
+    (dict(GRANITE, num_experts_per_tok=1), 'num_experts_per_tok=1'),
+    (dict(GRANITE, residual_multiplier=0.0), 'residual_multiplier=0.0'),
+    (dict(SHARED, position_embedding_type='nope'), "position_embedding_type='nope' is not supported"),
+])
+def test_what_is_not_supported_is_named(hf, says):
+  with pytest.raises(errors.UserError, match=says):
+    configure(hf)
+
+
+def test_names_and_fields_of_other_versions():
+  other = {key: value for key, value in ERNIE.items() if key not in ('moe_k', 'moe_num_experts')}
+  assert configure(dict(other, num_experts=6, num_experts_per_tok=3)) == configure(ERNIE)
+  assert configure(dict(PHI, architectures=['PhiMoEForCausalLM'])) == configure(PHI)
+  short = {key: value for key, value in PHI.items() if key != 'router_jitter_noise'}
+  assert configure(short)['blocks']['m']['router']['epsilon'] == 0.01

@@ -1,4 +1,4 @@
-"""Dense models of Llama's form, and DeepSeekMoE, against decoders written out in numpy (`written.py`)."""
+"""Llama's form, DeepSeekMoE, OLMoE and FlexOlmo, all options, against decoders in numpy (`written.py`)."""
 
 import json
 import math
@@ -24,6 +24,9 @@ DEEPSEEK = dict(LLAMA, architectures=['DeepseekForCausalLM'], model_type='deepse
                 num_key_value_heads=4, n_routed_experts=10, num_experts_per_tok=3, n_shared_experts=2,
                 moe_intermediate_size=7, first_k_dense_replace=1, moe_layer_freq=1, norm_topk_prob=False,
                 scoring_func='softmax')
+FLEX = dict(LLAMA, architectures=['FlexOlmoForCausalLM'], model_type='flex_olmo', num_experts=5,
+            num_experts_per_tok=2, norm_topk_prob=False, rms_norm_eps=1e-3)
+OLMOE = dict(FLEX, architectures=['OlmoeForCausalLM'], model_type='olmoe')
 LENGTH = 24
 
 
@@ -78,6 +81,10 @@ CASES = {
         rope_type='yarn', attention_factor=1.3, **YARN, **THETA)), yarn(8, whole=True), 1.3),
     'yarn, its factor, older spelling, not rounded': (dict(OPEN, rope_scaling=dict(
         type='yarn', attention_factor=0.8, truncate=False, **YARN)), yarn(8), 0.8),
+    'norms of outputs': (FLEX, plain(3), 1),
+    'norms of outputs, other fields': (dict(FLEX, num_experts=None, num_local_experts=4, norm_topk_prob=True,
+                                            attention_bias=True, num_key_value_heads=None), plain(3), 1),
+    'olmoe with biases': (dict(OLMOE, attention_bias=True), plain(3), 1),
     'deepseek': (DEEPSEEK, plain(3), 1),
     'deepseek, other fields': (dict(DEEPSEEK, norm_topk_prob=True, attention_bias=True, num_key_value_heads=2,
                                     rope_scaling=dict(type='linear', factor=2.0)), plain(3) / 2, 1),

@@ -3,8 +3,6 @@
 What imported models must compute. Names of tensors and fields are those of the published checkpoints.
 """
 
-import math
-
 import numpy as np
 
 GRANITE = 'granitemoe', 'granitemoeshared'
@@ -145,7 +143,8 @@ def _turned(x, rates, size, neighbours):
   """x [T,H,P] as complex numbers of its pairs, turned."""
   half = x.shape[-1] // 2
   pairs = (slice(0, None, 2), slice(1, None, 2)) if neighbours else (slice(0, half), slice(half, None))
-  z = (x[..., pairs[0]] + 1j * x[..., pairs[1]]) * size * np.exp(1j * np.arange(len(x))[:, None, None] * rates)
+  angle = np.arange(len(x))[:, None, None] * rates                   # [T, 1, P/2]
+  z = (x[..., pairs[0]] + 1j * x[..., pairs[1]]) * size * np.exp(1j * angle)
   y = np.zeros_like(x)
   y[..., pairs[0]], y[..., pairs[1]] = z.real, z.imag
   return y

@@ -1,6 +1,7 @@
 """Decoders written out in numpy, float64, token by token: what imported models must compute.
 
-Names of tensors and the equations are those of Llama (arXiv:2302.13971) and DeepSeekMoE (arXiv:2401.06066).
+Names of tensors and the equations are those of Llama (arXiv:2302.13971), DeepSeekMoE (arXiv:2401.06066),
+OLMoE (arXiv:2409.02060) and FlexOlmo (arXiv:2507.07024).
 """
 
 import math
@@ -20,8 +21,8 @@ def tensors(hf, seed=0):
     if biased:
       made[f'{name}.bias'] = rng.normal(0, 0.3, rows).astype(np.float32)
 
-  def norm(name):
-    made[f'{name}.weight'] = rng.uniform(0.5, 1.5, d).astype(np.float32)
+  def norm(name, width=d):
+    made[f'{name}.weight'] = rng.uniform(0.5, 1.5, width).astype(np.float32)
 
   def mlp(name, width):
     for part, rows, columns in (('gate', width, d), ('up', width, d), ('down', d, width)):
@@ -32,15 +33,18 @@ def tensors(hf, seed=0):
     layer = f'model.layers.{i}.'
     for part, rows, columns in (('q', heads * p, d), ('k', kv * p, d), ('v', kv * p, d), ('o', d, heads * p)):
       linear(f'{layer}self_attn.{part}_proj', rows, columns, hf.get('attention_bias', False))
-    norm(layer + 'input_layernorm')
-    norm(layer + 'post_attention_layernorm')
+    for name in norms(hf):
+      norm(layer + name)
+    if 'olmo' in hf['model_type']:
+      norm(layer + 'self_attn.q_norm', heads * p)
+      norm(layer + 'self_attn.k_norm', kv * p)
     if not sparse(hf, i):
       mlp(layer + 'mlp', hf['intermediate_size'])
       continue
-    linear(layer + 'mlp.gate', hf['n_routed_experts'], d)
-    for e in range(hf['n_routed_experts']):
-      mlp(f'{layer}mlp.experts.{e}', hf['moe_intermediate_size'])
-    if hf['n_shared_experts']:
+    linear(layer + 'mlp.gate', experts(hf), d)
+    for e in range(experts(hf)):
+      mlp(f'{layer}mlp.experts.{e}', hf.get('moe_intermediate_size') or hf['intermediate_size'])
+    if hf.get('n_shared_experts'):
       mlp(layer + 'mlp.shared_experts', hf['n_shared_experts'] * hf['moe_intermediate_size'])
   norm('model.norm')
   if not hf['tie_word_embeddings']:
@@ -48,11 +52,23 @@ def tensors(hf, seed=0):
   return made
 
 
+def norms(hf):
+  """The names of the norms of a block's two sub-layers."""
+  if hf['model_type'] == 'flex_olmo':
+    return 'post_attention_layernorm', 'post_feedforward_layernorm'
+  return 'input_layernorm', 'post_attention_layernorm'
+
+
+def experts(hf):
+  """How many experts are routed, 0 in a dense model."""
+  names = ('n_routed_experts', 'num_experts', 'num_local_experts')
+  return next((hf[name] for name in names if hf.get(name)), 0)
+
+
 def sparse(hf, i):
   """Whether layer i has experts."""
-  if not hf.get('n_routed_experts'):
-    return False
-  return i >= hf['first_k_dense_replace'] and i % hf.get('moe_layer_freq', 1) == 0
+  first, period = hf.get('first_k_dense_replace', 0), hf.get('moe_layer_freq', 1)
+  return experts(hf) > 0 and i >= first and i % period == 0
 
 
 def logits(hf, made, ids, rates, size=1.0):
@@ -64,14 +80,21 @@ def logits(hf, made, ids, rates, size=1.0):
 
 def _states(hf, t, ids, rates, size):
   x = t['model.embed_tokens.weight'][ids]                            # [T, D]
-  norm = lambda x, name: x / np.sqrt((x * x).mean(-1, keepdims=True) + hf['rms_norm_eps']) * t[
-      f'{name}.weight']
   for i in range(hf['num_hidden_layers']):
     layer = f'model.layers.{i}.'
-    x = x + _attention(hf, t, layer + 'self_attn.', norm(x, layer + 'input_layernorm'), rates, size)
-    y = norm(x, layer + 'post_attention_layernorm')
-    x = x + (_experts(hf, t, layer + 'mlp.', y) if sparse(hf, i) else _mlp(t, layer + 'mlp.', y))
-  return norm(x, 'model.norm')
+    attend = lambda x, layer=layer: _attention(hf, t, layer + 'self_attn.', x, rates, size)
+    feed = lambda x, layer=layer, i=i: (
+        _experts(hf, t, layer + 'mlp.', x) if sparse(hf, i) else _mlp(t, layer + 'mlp.', x))
+    for sub_layer, name in zip((attend, feed), norms(hf)):
+      if hf['model_type'] == 'flex_olmo':
+        x = x + _norm(hf, t, layer + name, sub_layer(x))
+      else:
+        x = x + sub_layer(_norm(hf, t, layer + name, x))
+  return _norm(hf, t, 'model.norm', x)
+
+
+def _norm(hf, t, name, x):
+  return x / np.sqrt((x * x).mean(-1, keepdims=True) + hf['rms_norm_eps']) * t[f'{name}.weight']
 
 
 def _linear(t, name, x):
@@ -84,7 +107,7 @@ def _mlp(t, name, x):
 
 
 def _experts(hf, t, name, x):
-  y = _mlp(t, name + 'shared_experts.', x) if hf['n_shared_experts'] else 0 * x
+  y = _mlp(t, name + 'shared_experts.', x) if hf.get('n_shared_experts') else 0 * x
   for s, token in enumerate(x):
     scores = np.exp(_linear(t, name + 'gate', token))
     scores = scores / scores.sum()
@@ -98,7 +121,10 @@ def _experts(hf, t, name, x):
 def _attention(hf, t, name, x, rates, size):
   heads = hf['num_attention_heads']
   kv = hf.get('num_key_value_heads') or heads
-  q, k, v = (_linear(t, f'{name}{m}_proj', x).reshape(len(x), -1, 2 * len(rates)) for m in 'qkv')
+  q, k, v = (_linear(t, f'{name}{m}_proj', x) for m in 'qkv')
+  if f'{name}q_norm.weight' in t:
+    q, k = _norm(hf, t, name + 'q_norm', q), _norm(hf, t, name + 'k_norm', k)
+  q, k, v = (y.reshape(len(x), -1, 2 * len(rates)) for y in (q, k, v))
   q, k = _turned(q, rates, size), _turned(k, rates, size)
   window = hf.get('sliding_window') or len(x)
   out = np.zeros_like(q)

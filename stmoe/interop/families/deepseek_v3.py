@@ -17,7 +17,8 @@ ignored = deepseek.ignored
 def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
   fields.only(hf, scoring_func='sigmoid', topk_method='noaux_tc')
-  return deepseek.configure(hf, tied, deepseek.v3_router(hf, groups=8, kept=4, scale=2.5))
+  router = deepseek.v3_router(hf, groups=8, kept=4, scale=2.5)
+  return deepseek.configure(dict(first_k_dense_replace=3) | hf, tied, router)
 
 
 def describe(c):

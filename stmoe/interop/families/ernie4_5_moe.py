@@ -61,8 +61,8 @@ def _letters(hf, number):
 def _sparse(hf, activation, biased):
   """The sparse block; shared experts are one network, whose width is theirs together."""
   width = fields.need(hf, 'moe_intermediate_size')
-  router = dict(name=ROUTER, num_experts=fields.need(hf, 'moe_num_experts'), k=fields.need(hf, 'moe_k'),
-                scores='softmax', normalize_gates=True,
+  router = dict(name=ROUTER, num_experts=fields.same(hf, 'moe_num_experts', 'num_experts'),
+                k=fields.same(hf, 'moe_k', 'num_experts_per_tok'), scores='softmax', normalize_gates=True,
                 least_sum=float(fields.given(hf, 'moe_norm_min', ranges.NonNegative, 1e-12)))
   sparse = decoder.moe(router, width, activation)
   shared = fields.given(hf, 'moe_num_shared_experts', ranges.Natural, 2)

@@ -10,7 +10,8 @@ from stmoe.interop import fields
 
 ARCHITECTURE = 'Glm4MoeForCausalLM'
 COPIES = decoder.COPIES
-PART = 0.5                             # of a head is turned, where config.json does not say it
+# Where config.json does not say it; the second is the part of a head that is turned.
+DEFAULTS, PART = dict(first_k_dense_replace=1, n_shared_experts=1), 0.5
 ignored = deepseek.ignored
 copied = decoder.copied
 
@@ -23,6 +24,7 @@ def table(c):
 def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
   fields.only(hf, scoring_func='sigmoid', topk_method='noaux_tc')
+  hf = DEFAULTS | hf
   letters, blocks, losses = deepseek.layers(hf, deepseek.v3_router(hf))
   normed = fields.given(hf, 'use_qk_norm', ranges.Flag, False)
   attention = (decoder.head_norms(hf) if normed else dict(name='attention')) | dict(

@@ -6,6 +6,7 @@ from stmoe.interop import fields
 from stmoe.interop import rules
 
 ARCHITECTURE = 'PhimoeForCausalLM'
+ALIASES = ('PhiMoEForCausalLM',)
 COPIES = decoder.COPIES
 DEFAULTS = dict(num_key_value_heads=8, rms_norm_eps=1e-5)            # where config.json does not say it
 THETA = 1e6
@@ -31,7 +32,7 @@ def configure(hf, tied):
   """
   hf = DEFAULTS | hf
   fields.only(hf, num_experts_per_tok=2)                             # there are two gates, whatever it says
-  router = dict(name=ROUTER, num_experts=fields.need(hf, 'num_local_experts'), k=2,
+  router = dict(name=ROUTER, num_experts=fields.same(hf, 'num_local_experts', 'num_experts'), k=2,
                 epsilon=float(fields.given(hf, 'router_jitter_noise', ranges.NonNegative, 0.01)),
                 input_jitter=float(fields.given(hf, 'input_jitter_noise', ranges.Below1, 0.0)))
   sparse = decoder.moe(router, fields.need(hf, 'intermediate_size'),

@@ -1,5 +1,6 @@
 """Qwen2-MoE (arXiv:2407.10671): narrow experts beside a shared one behind a sigmoid gate; biased q, k, v."""
 
+from stmoe import errors
 from stmoe import ranges
 from stmoe.interop import decoder
 from stmoe.interop import fields
@@ -27,15 +28,8 @@ def table(c):
 
 def configure(hf, tied):
   """Returns the sections model, blocks and losses of a config.json."""
-  window = fields.need(hf, 'sliding_window') if fields.given(
-      hf, 'use_sliding_window', ranges.Flag, False) else None
   number = fields.need(hf, 'num_hidden_layers', fields.LAYERS)
   activation = fields.activation(hf, 'hidden_act', 'silu')
-  # Versions of transformers put the window into different layers, unless layer_types names all of them.
-  kinds = ['full_attention' if window is None else 'sliding_attention'] * number
-  if window is not None:
-    fields.need(hf, 'layer_types', ranges.Many(ranges.Text))
-  fields.only(hf, layer_types=kinds)
   router = decoder.softmax_router(hf, fields.need(hf, 'num_experts'),
                                   fields.given(hf, 'norm_topk_prob', ranges.Flag, False))
   sparse = decoder.moe(router, fields.need(hf, 'moe_intermediate_size'), activation)
@@ -44,8 +38,16 @@ def configure(hf, tied):
                        activation=activation, sigmoid_gate=True, inner=dict(name='moe', **sparse)))
   if 'd' in layers:
     blocks['d'] = decoder.dense(fields.need(hf, 'intermediate_size'), activation)
+  if fields.given(hf, 'use_sliding_window', ranges.Flag, False):
+    # Versions of transformers put the window into different layers, unless layer_types names them.
+    if decoder.KINDS[1] not in fields.need(hf, 'layer_types', ranges.Many(ranges.Text)):
+      raise errors.UserError('config.json: use_sliding_window=True, and no entry of layer_types is '
+                             'sliding_attention; nearest: use_sliding_window=false')
+    layers, blocks = decoder.windowed(layers, blocks, decoder.windows(hf, number, decoder.KINDS))
+  else:
+    fields.only(hf, layer_types=['full_attention'] * number)
   attention = dict(name='attention', qkv_bias=fields.given(hf, 'qkv_bias', ranges.Flag, True))
-  return dict(model=decoder.model(hf, layers, tied, attention=attention, window=window), blocks=blocks,
+  return dict(model=decoder.model(hf, layers, tied, attention=attention), blocks=blocks,
               losses=decoder.losses(hf))
 
 
@@ -53,15 +55,13 @@ def describe(c):
   """Returns the config.json of our configuration `c`."""
   dense, shared = decoder.last(c)
   sparse = decoder.sparse(shared, 'deepseek_moe')
-  router, window = sparse['router'], c['model'].get('window')
-  return decoder.describe(c, ARCHITECTURE, 'qwen2_moe') | dict(
+  router, windows = sparse['router'], decoder.describe_windows(c)
+  return decoder.describe(c, ARCHITECTURE, 'qwen2_moe') | windows | dict(
       num_experts=router['num_experts'], num_experts_per_tok=router.get('k', 2),
       norm_topk_prob=decoder.normalized(router), moe_intermediate_size=sparse['experts']['d_ff'],
       shared_expert_intermediate_size=shared['d_ff'] * shared.get('num_shared', 1),
       hidden_act=sparse['experts'].get('activation', 'gelu'), mlp_only_layers=decoder.dense_layers(c),
       decoder_sparse_step=1, intermediate_size=(dense or sparse['experts'])['d_ff'],
       qkv_bias=(c['model'].get('attention') or {}).get('qkv_bias', False),
-      use_sliding_window=window is not None, sliding_window=window, max_window_layers=0,
-      layer_types=['full_attention' if window is None else 'sliding_attention'] * len(
-          rules.letters(c['model']['layers'])),
+      use_sliding_window=windows['sliding_window'] is not None, max_window_layers=0,
       router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])

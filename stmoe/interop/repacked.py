@@ -7,12 +7,12 @@ import typing
 from stmoe import errors
 from stmoe import files as documents
 from stmoe import lookup
-from stmoe.derive import pieces
 from stmoe.interop import tensors as files
 from stmoe.interop.packings import mxfp4
 
 FIELD = 'quantization_config'            # of config.json: how tensors are packed
 KIND = mxfp4.KIND                        # of the tensors that an export packs
+BLOCK = 1 << 25                          # bytes that are copied at once
 REMEMBERED = 'scales'                    # the folder of a run with the scales that its tensors came with
 
 
@@ -29,7 +29,7 @@ def remember(run: pathlib.Path, found: dict) -> None:
   (run / REMEMBERED).mkdir()
   kept = files.create(run / REMEMBERED, {name: ('U8', t.shape) for name, t in scales.items()}, 5 * 10**9)
   for name, tensor in scales.items():
-    for first, last in tensor.blocks(pieces.BLOCK):
+    for first, last in tensor.blocks(BLOCK):
       kept[name].write(first, tensor.read(first, last))
 
 
