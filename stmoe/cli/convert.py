@@ -7,7 +7,7 @@ stmoe convert runs/imported NEW --max-shard 2GB    in files of at most that size
 stmoe convert runs/imported NEW --dtype MXFP4     experts of four bits (gpt-oss), all else BF16
 stmoe convert DOWNLOADED runs/small --dtype BF16   parameters of two bytes, rounded where tensors have more
 
-The family is the model_type in config.json, one of those at --to below. Only safetensors are read; pickle
+The family is the model_type in config.json, and stmoe/interop/families has a file of each. Only safetensors are read; pickle
 files (*.bin, *.pt) are never opened. The vocabulary beside the tensors comes along: tokenizer.json, else a
 SentencePiece model. Without one, --config.data.vocab=FILE gives it, or what reads texts refuses. Texts begin
 with the first token that tokenizer.json adds, if any, as in transformers 5. --bos decides otherwise, for
