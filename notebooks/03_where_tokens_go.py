@@ -25,8 +25,8 @@ if importlib.util.find_spec('stmoe') is None:
 # # Where tokens go
 #
 # A small Mixtral is trained on the Python standard library, and asked which expert takes which token. Then
-# the same for a checkpoint of another library: the model is written in the format of Hugging Face and read
-# back as one would read a downloaded one; its routing is the same, token for token.
+# the same for checkpoints of other libraries: the model is written in the format of Hugging Face and read
+# back, and its routing is the same, token for token. At the end, a downloaded folder is asked as it is.
 
 # %%
 import json
@@ -34,6 +34,7 @@ import os
 import pathlib
 import shutil
 
+import stmoe
 from stmoe import experiment
 from stmoe import lookup
 from stmoe.analysis import canvas
@@ -47,7 +48,6 @@ from stmoe.derive import convert
 
 SMOKE = os.environ.get('STMOE_SMOKE') == '1'
 WORK = pathlib.Path('runs', '03_smoke' if SMOKE else '03')
-IMPORTED = None                            # a folder of safetensors of yours, in place of our own export
 STEPS = 6 if SMOKE else 240
 
 # %% [markdown]
@@ -111,18 +111,18 @@ canvas.show(token_kinds.figure(samples))
 #
 # Command `stmoe convert` writes safetensors with the names of Hugging Face, and reads them. From then on an
 # imported model is a run like any other: for `stmoe eval`, `infer`, `finetune`, `report`, and this notebook.
+# This model's vocabulary is our own, so `data.vocab` names it; downloaded ones bring theirs.
 
 # %%
-if IMPORTED is None and not (WORK / 'export').is_dir():
+if not (WORK / 'export').is_dir():
   with interactive.said():
     step, name, tensors = convert.write(run.path, WORK / 'export', to='mixtral')
   print(f'{len(tensors)} tensors of the family {name}, from step {step}')
-source = pathlib.Path(IMPORTED or WORK / 'export')
 shutil.rmtree(WORK / 'imported', ignore_errors=True)
 data = ['data.task=stdlib', f'data.vocab={cfg.data.vocab}', f'data.length={cfg.data.length}']
 with interactive.said():
-  convert.read(source, WORK / 'imported', [*data, 'eval.batch_size=16'])
-described = json.loads((source / 'config.json').read_text())
+  convert.read(WORK / 'export', WORK / 'imported', [*data, 'eval.batch_size=16'])
+described = json.loads((WORK / 'export' / 'config.json').read_text())
 print('config.json:', {field: described[field] for field in ('model_type', *sizes) if field in described})
 
 # %%
@@ -134,9 +134,42 @@ def first(found):
 
 
 for layer, found in theirs.items():
-  print(f'{layer}: {len(first(found))} tokens routed', end='')
-  if IMPORTED is None:
-    same = sum(a == b for a, b in zip(first(found), first(chosen[layer])))
-    print(f', {same} of them to the same first expert as in the run that was exported', end='')
-  print()
+  same = sum(a == b for a, b in zip(first(found), first(chosen[layer])))
+  print(f'{layer}: {len(first(found))} tokens routed, {same} of them to the same first expert as in the run '
+        'that was exported')
 canvas.show(routing_view.figure({layer: seen[layer] for layer in list(seen)[-1:]}, length=120))
+
+# %% [markdown]
+# ## A downloaded model
+#
+# A folder as it was downloaded may stand wherever a run does: it is converted once, into the user's cache.
+# This one is a tiny OLMoE with its own `tokenizer.json`, trained on Tiny Shakespeare. For the released model,
+# download `allenai/OLMoE-1B-7B-0924`, and let the first line of the next cell name its folder.
+
+# %%
+DOWNLOADED = pathlib.Path(stmoe.__file__).parents[1] / 'tests' / 'data' / 'checkpoints' / 'with_text_olmoe'
+TEXT = '''HAMLET:
+To be, or not to be, that is the question:
+Whether 'tis nobler in the mind to suffer
+The slings and arrows of outrageous fortune,
+Or to take arms against a sea of troubles,
+And by opposing end them. To die: to sleep;
+No more; and by a sleep to say we end
+The heart-ache and the thousand natural shocks
+That flesh is heir to, 'tis a consummation
+Devoutly to be wish'd.
+'''
+theirs, config, vocabulary = interactive.opened(DOWNLOADED)
+batch = interactive.batch(config, vocabulary, TEXT)
+samples = routing_view.sample(routing.choices(theirs, batch), batch, vocabulary)
+last = list(samples)[-1]
+canvas.show(routing_view.figure(samples, length=200))
+
+# %% [markdown]
+# What experts of its last layer take more often than chance, and how the model goes on with a text:
+
+# %%
+for expert, (share, best) in enumerate(samples[last].table):
+  print(f'expert {expert}, {share:4.0%}:  ' + '   '.join(
+      f'{routing_view.visible(text)!r} {count} {lift:.1f}x' for text, count, lift in best[:6]))
+print(interactive.generate(DOWNLOADED, ['HAMLET:\nGood morrow, neighbour'], dict(name='greedy'), 16))

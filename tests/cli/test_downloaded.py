@@ -88,7 +88,7 @@ def test_reports_routing_records_and_evaluations_read_the_folder(folder, command
   text, page = tmp_path / 'text.txt', tmp_path / 'page.html'
   code, out, err = command('report', folder, '--text', text, '-o', page)
   assert code == 0 and page.stat().st_size > 10_000 and 'routing a text through Tiny-OLMoE' in err, err
-  assert 'Gremio' in page.read_text()
+  assert '<div class="routed">' in page.read_text()
   data = [f'--config.data.files={text}', '--config.eval.batch_size=8']
   code, out, err = command('routing', folder, *data, '--batches', '1', '--domain', f'play={text}',
                            '--domain', f'code={tmp_path / "code.py"}', '--json')

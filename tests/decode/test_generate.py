@@ -234,6 +234,24 @@ def test_same_ids_on_eight_devices(name, decode):
   np.testing.assert_array_equal(ids, expected)
 
 
+@pytest.mark.parametrize('devices', [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_the_host_hears_of_every_token(devices):
+  plan, params, routers = tiny_plan.build('lm')
+  heard = {}
+  tell = lambda i, ids: heard.__setitem__(int(i), np.asarray(ids).tolist())
+  with axes.use(axes.make_mesh(data=devices, devices=jax.devices()[:devices])) as mesh:
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(('data', 'expert')))
+    batch = jax.tree.map(lambda a: jax.device_put(a, split), tiny_plan.prompts('lm', rows=8))
+    there = tiny_plan.Plan(plan.graphdef, plan.shapes, mesh)
+    program = generate.make(there, dict(name='greedy'), LENGTH, tell)
+    ids = np.asarray(program(params, routers, batch, jax.random.key(0)))
+    jax.effects_barrier()
+  assert heard and [heard[i] for i in range(len(heard))] == ids.T[:len(heard)].tolist()
+  assert not ids[:, len(heard):].any()                               # rows that had all ended
+  with pytest.raises(errors.UserError, match='decode.name=beam knows a text only at its end'):
+    generate.make(plan, dict(name='beam'), LENGTH, tell)
+
+
 @pytest.mark.parametrize('says, decode', [
     ("no strategy is called 'gredy'; nearest: 'greedy'", dict(name='gredy')),
     ("no field 'beam'; nearest: 'beams'", dict(name='beam', beam=3)),
