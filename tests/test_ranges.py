@@ -13,7 +13,6 @@ from stmoe import ranges as r
 from stmoe import value_ranges
 from stmoe.core.units import activations
 
-YARN = dict(factor=4.0, length=64, fast=32, slow=1, size=1)
 LOSS = r.Row(r.NonNegative, r.Choice('mean', 'sum'))
 
 
@@ -38,8 +37,6 @@ LOSS = r.Row(r.NonNegative, r.Choice('mean', 'sum'))
     (r.Pattern, [(('dm', 2),), [['d', 1], ['m', 10]]], [(), (('', 1),), (('d', 0),), (('d', 1.0),), 'dm', 0]),
     (r.Shares, [(), ('a', 'b'), (('a', 0.5),), dict(a=1)], [(0.0, 0.0), (('a', 0.0),), (('a', -1),), 'a', 3]),
     (LOSS, [(0.1, 'mean'), [0, 'sum']], [(-1, 'mean'), (1, 'max'), (), 0.1, ('mean', 0.1), (1, 'sum', 2)]),
-    (r.Yarn, [YARN, YARN | dict(truncate=False)], [dict(factor=4.0), {}, 4.0, YARN | dict(factor=0),
-                                                   YARN | dict(truncate=0), YARN | dict(cut=False)]),
     (r.Natural | r.Ids, [0, (2, 9), [1]], [-1, (), (1, -1), 'a']),
 ])
 def test_what_is_taken_and_what_is_refused(kind, right, wrong):

@@ -9,6 +9,7 @@ from stmoe import ranges
 from stmoe.core import contract
 from stmoe.core import noise
 from stmoe.errors import UserError
+from stmoe.parts import attend
 from stmoe.parts import cache as caches
 from stmoe.parts import linear
 from stmoe.parts import norm
@@ -116,7 +117,7 @@ class Attention(nnx.Module):
     mask, bias = visible.mask, visible.bias
     if self.sinks is not None:
       k, v, mask, bias = _with_sinks(self.sinks[...], k, v, mask, bias)
-    y = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=self.scale)
+    y = attend.attend(q, k, v, mask=mask, bias=bias, scale=self.scale)
     return linear.apply(y.reshape(*x.shape[:2], -1), self.wo, self.bo)  # [B, T, D]
 
   def _heads(self, x, w, b, normalize=None):

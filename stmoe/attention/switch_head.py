@@ -18,6 +18,7 @@ from stmoe.core import noise
 from stmoe.errors import UserError
 from stmoe.experts import linear as banks
 from stmoe.layers import moe
+from stmoe.parts import attend
 from stmoe.parts import cache as caches
 from stmoe.parts import linear
 from stmoe.parts import rotary
@@ -174,7 +175,7 @@ class SwitchHead(nnx.Module):
       cache = caches.extended(cache, dict(k=k, v=v), seen.slot)
       k, v, carry = cache['k'], cache['v'], contract.joined(carry, cache)
     v = noise.dropout(v, self.dropout_rate, ctx.key if ctx.train else None, broadcast_dims=(-1,))
-    y = jax.nn.dot_product_attention(q, k, v, bias=seen.bias, mask=seen.mask, scale=self.width ** -0.5)
+    y = attend.attend(q, k, v, mask=seen.mask, bias=seen.bias, scale=self.width ** -0.5)
     y, aux_o = self._out(y, x, ctx)
     return y, aux_v | aux_o, carry
 

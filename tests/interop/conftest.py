@@ -6,10 +6,16 @@ tokenizer. In DIR of --tokenizers a folder with expected.json is a tokenizer.
 
 import pathlib
 
+import pytest
+
 DATA = pathlib.Path(__file__).resolve().parent.parent / 'data'
 # What a test asks for -> the option that names the folder of cases, and the file that a case has.
 CASES = {'case': ('checkpoints', 'expected.npz'), 'text_case': ('checkpoints', 'expected_text.json'),
          'tokenizer_case': ('tokenizers', 'expected.json')}
+# Of our own copies a decoder and an encoder-decoder are looked at in every way. Of the others only outputs
+# and bytes are, but for the slow suite.
+WHOLE = ('mixtral_window_pad', 'switch_drop_pad')
+BRIEF = ('test_logits_and_cross_entropy', 'test_export_has_the_same_bytes')
 
 
 def pytest_addoption(parser):
@@ -27,4 +33,8 @@ def pytest_generate_tests(metafunc):
   for fixture, (option, file) in CASES.items():
     if fixture in metafunc.fixturenames:
       found = sorted(path.parent for path in folder(metafunc.config, option).glob(f'*/{file}'))
-      metafunc.parametrize(fixture, found, ids=[path.name for path in found])
+      whole = fixture != 'case' or metafunc.definition.originalname in BRIEF
+      metafunc.parametrize(fixture, [
+          pytest.param(path, marks=[pytest.mark.slow] * (not whole and path.parent == DATA / option
+                                                         and path.name not in WHOLE), id=path.name)
+          for path in found])
