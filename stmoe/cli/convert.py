@@ -6,7 +6,7 @@ stmoe convert runs/try NEW --to mixtral         of a run that was trained here, 
 stmoe convert runs/imported NEW --max-shard 2GB    in files of at most that size, with an index
 stmoe convert DOWNLOADED runs/small --dtype BF16   parameters of two bytes, rounded where tensors have more
 
-Families: t5, switch_transformers, mixtral, olmoe, qwen2_moe, deepseek_v2, deepseek_v3 (by config.json). Only
+The family is the model_type in config.json; stmoe/interop/families has a file of each. Only
 safetensors are read; pickle files (*.bin, *.pt) are never opened. A SentencePiece model beside the tensors
 comes along. Without such a model, --config.data.vocab=FILE gives it, or what reads texts refuses. A T5X
 folder (target.* arrays) has no configuration: sizes are read off the arrays. --config.FIELD=VALUE changes the
