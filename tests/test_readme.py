@@ -61,3 +61,12 @@ def test_files_and_experiments_named_in_the_readme_exist():
   for name in re.findall(r'`([a-z_]+/[a-z0-9_]+)(?::[^`]*)?`', README):
     if name.split('/')[0] in {p.name for p in (root / 'configs').iterdir()}:
       assert (root / 'configs' / f'{name}.py').exists(), name
+
+
+def test_every_family_of_checkpoints_has_a_row():
+  rows = re.findall(r'^\| \[(\w+)\]\(stmoe/interop/families/(\w+)\.py\) \|(.*)\|$', README, re.M)
+  assert [name for name, _, _ in rows] == lookup.available('family')
+  for name, file, row in rows:
+    cells = [cell.strip() for cell in row.split('|')]
+    assert file == name and len(cells) == 5 and all(cells), name
+  assert f'{len(rows)} families of Hugging Face' in README

@@ -49,6 +49,7 @@ class Harness:
     self._batch_size, self._length, self._devices = batch_size, length, devices
     self._dropped, self._batches = 0.0, 0
     self._start = self.cfg.model.get('start_id', 0)
+    self._starts = self.cfg.model.get('start_prompts', True)
     with states.on_mesh(self.cfg.mesh, devices) as mesh:
       record = records.read(path)
       self._plan = states.blueprint(record.located(self.cfg), mesh)
@@ -65,13 +66,17 @@ class Harness:
     return self._dropped / max(self._batches, 1)
 
   def loglikelihood(self, requests):
-    """Returns [(log-probability of the text, whether greedy)] of requests, args (context, text)."""
+    """Returns [(log-probability of the text, whether greedy)] of requests, args (context, text).
+
+    Every text is read after start_id. Where prompts are not (`start_prompts`), only a text without context.
+    """
     pairs = []
     for request in requests:
       context, text = request.args
       whole = self._encode(context + text)
-      num_given = min(len(self._encode(context)), len(whole) - bool(text))  # a text has at least one token
-      pairs.append((whole, max(num_given, 0)))
+      num_given = max(min(len(self._encode(context)), len(whole) - bool(text)), 0)  # a text has a token
+      start = [] if num_given and not self._starts else [self._start]
+      pairs.append(([*start, *whole], num_given + len(start)))
     return self._scores(pairs)
 
   def loglikelihood_rolling(self, requests):
@@ -80,7 +85,7 @@ class Harness:
     for number, request in enumerate(requests):
       ids = self._encode(request.args[0])
       parts = [ids[i:i + size] for i in range(0, len(ids), size)] or [[]]
-      windows += [(part, 0) for part in parts]
+      windows += [([self._start, *part], 1) for part in parts]
       owner += [number] * len(parts)
     totals = [0.0] * len(requests)
     for number, (value, _) in zip(owner, self._scores(windows)):
@@ -89,7 +94,9 @@ class Harness:
 
   def generate_until(self, requests):
     """Returns greedy texts of requests with args (context, dict), cut at the first of `until`."""
-    prompts = [[self._start, *self._encode(request.args[0])][-self.cfg.data.length:] for request in requests]
+    first, last = infer.around(self.cfg, self._vocabulary)
+    prompts = [([*first, *self._encode(request.args[0]), *last] or [self._start])[-self.cfg.data.length:]
+               for request in requests]
     with states.on_mesh(self.cfg.mesh, self._devices) as mesh:
       if self._generate is None:
         decode = dict(name='greedy', eos_id=generate.ends(self.cfg, self._vocabulary))
@@ -110,17 +117,24 @@ class Harness:
     return self._vocabulary.encode([text])[0].tolist()
 
   def _scores(self, pairs):
-    """[(score, greedy)] of (ids, how many are given); texts that are too long lose their beginning."""
-    size = self.cfg.data.length
-    pairs = [(ids[-size:], max(num_given - max(len(ids) - size, 0), 0)) for ids, num_given in pairs]
+    """[(score, greedy)] of (ids, how many are given, the first at least).
+
+    Texts that are too long lose their beginning, but not start_id.
+    """
+    pairs = [self._cut(*pair) for pair in pairs]
     with states.on_mesh(self.cfg.mesh, self._devices) as mesh:
       def run(batch):
         scores = dict(self._score(*self._numbers, check.place(batch, mesh)))
         self._dropped, self._batches = self._dropped + float(scores.pop('drop_frac')), self._batches + 1
         return scores
-      make = lambda rows, width: _target_batch(rows, width, self._start)
-      rows = self._in_batches(pairs, make, run, size=lambda pair: len(pair[0]))
+      rows = self._in_batches(pairs, _target_batch, run, size=lambda pair: len(pair[0]) - 1)
     return [(float(row['score']), bool(row['greedy'])) for row in rows]
+
+  def _cut(self, ids, num_given):
+    """(ids, how many are given) of no more than data.length ids behind the first."""
+    over = max(len(ids) - 1 - self.cfg.data.length, 0)
+    kept = ids[over:]
+    return [self._start, *kept[1:]] if over and self._starts else kept, max(num_given - over, 1)
 
   def _in_batches(self, items, make, run, size=len):
     """What `run` gives for each item, in order; batches of like lengths, the last filled up with its last."""
@@ -137,16 +151,18 @@ class Harness:
     return results
 
 
-def _target_batch(pairs, width, start):
-  """The batch of (ids, how many are given): decoder_ arrays i32[B,width], with weights on ids not given."""
+def _target_batch(pairs, width):
+  """The batch of (ids, how many are given): decoder_ arrays i32[B,width], with weights on ids not given.
+
+  The first id is read and not predicted.
+  """
   names = ('target_tokens', 'input_tokens', 'loss_weights', 'segment_ids', 'positions')
   batch = {f'decoder_{name}': np.zeros((len(pairs), width), np.int32) for name in names}
   for row, (ids, num_given) in enumerate(pairs):
-    n = len(ids)
-    batch['decoder_target_tokens'][row, :n] = ids
-    batch['decoder_input_tokens'][row, :1] = start
-    batch['decoder_input_tokens'][row, 1:n] = ids[:-1]
-    batch['decoder_loss_weights'][row, num_given:n] = 1
+    n = len(ids) - 1
+    batch['decoder_target_tokens'][row, :n] = ids[1:]
+    batch['decoder_input_tokens'][row, :n] = ids[:-1]
+    batch['decoder_loss_weights'][row, num_given - 1:n] = 1
     batch['decoder_segment_ids'][row, :n] = 1
     batch['decoder_positions'][row, :n] = np.arange(n)
   return batch

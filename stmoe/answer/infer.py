@@ -10,6 +10,7 @@ from stmoe import errors
 from stmoe import files
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
+from stmoe.data.text import chat
 from stmoe.decode import generate
 from stmoe.train import check
 from stmoe.train import loop
@@ -19,12 +20,14 @@ from stmoe.train import state as states
 SHORTEST = 16                        # prompts are padded to this times 1, 2, 4, ...
 
 
-def read(lines, where, jsonl=False):
+def read(lines, where, jsonl=False, talk=False):
   """Yields (place, prompt, fields) of an iterable of lines without their ends; fields is {} for plain text.
 
   Args:
     where: name of the file, for messages.
     jsonl: whether a line is a JSON object with a text `inputs`.
+    talk:  a prompt is a conversation for `chat.text`: a line, or `inputs`, is what a user says. An object may
+      have `messages` instead.
   Raises:
     UserError: naming file and line.
   """
@@ -35,9 +38,20 @@ def read(lines, where, jsonl=False):
         fields = files.parse_json(line)
       except ValueError as error:
         raise errors.UserError(f'{place} {error}') from None
-      if not isinstance(fields.get('inputs'), str):
-        raise errors.UserError(f'{place} is no object with a text "inputs"')
-    yield place, fields['inputs'] if jsonl else line, fields
+    yield place, _prompt(place, fields if jsonl else dict(inputs=line), talk), fields
+
+
+def _prompt(place, fields, talk):
+  """The text `inputs` of a line, or its conversation."""
+  try:
+    if talk and 'messages' in fields:
+      return chat.checked(fields)
+    if not isinstance(fields.get('inputs'), str):
+      raise ValueError('is no object with a text "inputs"' + ' or with "messages"' * talk)
+  except ValueError as error:
+    raise errors.UserError(f'{place} {error}') from None
+  said = fields['inputs']
+  return dict(messages=[dict(role='user', content=said)]) if talk else said
 
 
 def prompt_batch(cfg, prompts, length):
@@ -53,44 +67,69 @@ def prompt_batch(cfg, prompts, length):
   return {f'{side}_{name}': a for name, a in batch.items()}
 
 
-def tokens(cfg, vocabulary, place, text):
+def tokens(cfg, vocabulary, place, prompt):
   """Returns the list of ids that the model reads of a prompt; raises UserError, naming `place`, if too many.
 
-  An encoder reads the text and EOS. A decoder reads the model's start_id and the text, and EOS if the model
-  learned to answer then.
+  An encoder reads the text and EOS. What a decoder reads is said by `around`; a conversation (`chat.text`) is
+  read as its template writes it, and no more.
   """
+  field = 'inputs_length' if 'inputs_length' in cfg.data else 'length'
   try:
+    text = prompt if isinstance(prompt, str) else chat.text(vocabulary, prompt)
     text.encode()
   except UnicodeEncodeError:
     raise errors.UserError(f'{place}: the prompt holds half a surrogate pair, no character') from None
+  except errors.UserError as error:
+    raise errors.UserError(f'{place}: {error}') from None
   ids = vocabulary.encode([text])[0].tolist()
-  field = 'inputs_length' if 'inputs_length' in cfg.data else 'length'
-  if field == 'length':
-    ids = [cfg.model.get('start_id', 0), *ids]
-  if field == 'inputs_length' or pipeline.objective(cfg).paired:   # as in training
+  if field == 'inputs_length':
     ids = [*ids, vocabulary.eos_id]
+  elif isinstance(prompt, str):
+    first, last = around(cfg, vocabulary)
+    ids = [*first, *ids, *last]
+  ids = ids or [cfg.model.get('start_id', 0)]
   if len(ids) > cfg.data[field]:
     raise errors.UserError(f'{place}: the prompt has {len(ids)} tokens, the model was made for data.{field}='
                            f'{cfg.data[field]}; shorten it, or set --config.data.{field}={len(ids)}')
   return ids
 
 
-def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, devices=None, watch=None):
+def around(cfg, vocabulary):
+  """Returns (ids before a prompt, ids behind it) for a decoder.
+
+  A decoder that learned to answer in rows of pairs reads start_id before and EOS behind. Others read start_id
+  before. Where the tokenizer's files say the same, or start_prompts is False, they read all that the files
+  say: `Tokens.first_ids`, unless start_prompts is False, and `last_ids`.
+  """
+  start, prompted = (cfg.model.get('start_id', 0),), cfg.model.get('start_prompts', True)
+  if pipeline.objective(cfg).paired:
+    return start, (vocabulary.eos_id,)
+  first = getattr(vocabulary, 'first_ids', ())
+  if prompted and first[-1:] != start:
+    return start, ()
+  return first if prompted else (), getattr(vocabulary, 'last_ids', ())
+
+
+def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, devices=None, watch=None,
+          tell=None):
   """Yields lists of (fields, generated text) in the order of `prompts`, a batch as soon as it is done.
 
   Args:
     cfg:     the run's configuration; path: its directory.
-    prompts: iterable of (place, prompt, fields).
+    prompts: iterable of (place, prompt, fields), see `read`.
     decode:  name and fields of a strategy; eos_id is the model's, see `generate.ends`.
     length:  most tokens of a text. batch_size: prompts at once.
     say:     called with lines of text. step: of the checkpoint; None = the newest.
     watch:   called with every batch, see `recorder.Texts`.
+    tell:    called with each part of a text as soon as it is there, '' for a token that brings none. Prompts
+      are then answered one by one.
   """
   if batch_size < 1:
     raise errors.UserError(f'--batch-size {batch_size}: at least 1')
   loop.keep_compilations()
   with states.on_mesh(cfg.mesh, devices) as mesh:
     shards = axes.num_shards('batch')
+    number, batch_size = (1, shards) if tell else (batch_size, batch_size)        # prompts, rows
     if batch_size % shards:
       raise errors.UserError(f'--batch-size {batch_size} is not divisible by the {shards} devices that share '
                              f'a batch; nearest: {-(-batch_size // shards) * shards}')
@@ -98,13 +137,15 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
     plan = states.blueprint(record.located(cfg), mesh)
     vocabulary = pipeline.vocabulary(cfg, found=record)
     check.vocabulary(cfg, plan, vocabulary)
-    program = generate.make(plan, dict(eos_id=generate.ends(cfg, vocabulary)) | dict(decode), length)
+    ends = generate.ends(cfg, vocabulary)
+    told = Told(vocabulary, ends, tell) if tell else None
+    program = generate.make(plan, dict(eos_id=ends) | dict(decode), length, told)
     at, state, _, _ = opened.restore(plan, path, vocabulary, say, step)
     say(f'generating from the checkpoint of step {at:,}')
     prompts, limit = iter(prompts), cfg.data.get('inputs_length') or cfg.data.length
     warn = _warner(cfg, length, say)
-    for number in itertools.count():
-      rows = list(itertools.islice(prompts, batch_size))
+    for turn in itertools.count():
+      rows = list(itertools.islice(prompts, number))
       if not rows:
         return
       ids = [tokens(cfg, vocabulary, place, text) for place, text, _ in rows]
@@ -114,12 +155,46 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
         width *= 2
       padded = ids + [ids[-1]] * (batch_size - len(ids))
       batch = prompt_batch(cfg, padded, min(width, limit))
-      key = jax.random.fold_in(states.fold(cfg.seed, 'decode'), number)
+      key = jax.random.fold_in(states.fold(cfg.seed, 'decode'), turn)
       generated = np.asarray(program(state['params'], state['router_state'], check.place(batch, mesh), key))
+      if told is not None:
+        told.end()
       if watch is not None:
         watch(plan, state, at, vocabulary, padded, generated, len(rows))
       yield [(fields, generate.text(cfg, vocabulary, output))
              for (_, _, fields), output in zip(rows, generated)]
+
+
+class Told:
+  """Hears of the tokens of a batch's first row, and calls `tell` with the text that each of them brings.
+
+  Args:
+    ends: ids that end a text.
+  """
+
+  def __init__(self, vocabulary, ends, tell):
+    self._vocabulary, self._ends, self._tell = vocabulary, ends, tell
+    self._begin()
+
+  def __call__(self, i, ids):
+    """Hears of token number `i` of all rows, i32[B], in any order of the numbers."""
+    self._heard[int(i)] = int(ids[0])
+    while self._next in self._heard:
+      token = self._heard.pop(self._next)
+      self._next += 1
+      self._ended |= token in self._ends
+      if not self._ended:
+        self._tell(self._stream(token))
+
+  def end(self):
+    """Tells what was held back of the text, which is whole now."""
+    jax.effects_barrier()
+    self._tell(self._stream.rest())
+    self._begin()
+
+  def _begin(self):
+    self._stream = self._vocabulary.stream()
+    self._heard, self._next, self._ended = {}, 0, False
 
 
 def _warner(cfg, length, say):

@@ -175,21 +175,22 @@ def rows(cfg, vocabulary, prompts: list[list[int]], ids: np.ndarray, real: int) 
     prompts: lists of ids as `infer.tokens` makes them. ids: i32[B,length] up to and with an end, then 0.
     real:    rows that count; later ones are empty.
   """
-  rule, start = pipeline.objective(cfg), cfg.model.get('start_id', 0)
+  rule, starts = pipeline.objective(cfg), [cfg.model.get('start_id', 0)] * len(prompts)
   examples = []
   for prompt, generated in zip(prompts, ids):
     last = np.flatnonzero(np.isin(generated, generate.ends(cfg, vocabulary)))
     text = generated[:last[0] + 1] if len(last) else generated
     if 'encoder' in rule.sides:
       examples.append(dict(encoder=np.asarray(prompt), decoder=text))
-    else:                                # a prompt begins with the id that a row's inputs begin with anyway
+    else:                                # a row's inputs begin with the first id of the prompt
+      starts[len(examples)] = prompt[0]
       given = np.asarray(prompt[1:], np.int32)
       examples.append(dict(decoder=np.concatenate([given, text]), prefix=len(given)))
   longest = lambda side: max(len(example[side]) for example in examples)
   lengths = {side: max(longest(side), cfg.data[field]) for side, field in rule.sides.items()}
   batch = pack.empty(lengths, len(examples), rule.prefix)
   for at, example in enumerate(examples[:real]):
-    pack.fill(batch, at, [example], start=start)
+    pack.fill(batch, at, [example], start=starts[at])
   return batch
 
 

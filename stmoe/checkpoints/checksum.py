@@ -84,7 +84,7 @@ def _plain_sum(x):
 def part(x, shape, where=...):
   """Returns the share of numpy `x`, at the slices `where` of an array of `shape`, in that array's checksum.
 
-  x: float32 or bfloat16, as the whole array is.
+  x: of the dtype of the whole array, of at most four bytes.
 
   >>> x = np.arange(6, dtype=np.float32).reshape(2, 3)
   >>> whole = part(x, (2, 3))
@@ -123,9 +123,9 @@ def part(x, shape, where=...):
 
 
 def _stored_words(x):
-  """The words of numpy `x`: u32 [...] of float32, u16 [...] of bfloat16."""
+  """The words of numpy `x`: u32 [...] of float32, u16 [...] of bfloat16, u8 [...] of bytes."""
   x = np.ascontiguousarray(x)
-  return x.view({2: np.uint16, 4: np.uint32}[x.dtype.itemsize])
+  return x.view({1: np.uint8, 2: np.uint16, 4: np.uint32}[x.dtype.itemsize])
 
 
 def mix(word):

@@ -36,6 +36,8 @@ class Reader:
     except ValueError as error:
       raise errors.UserError(f'checkpoint {self._where} cannot be read: {error}') from error
     self.inventory = self.meta['arrays']
+    self.digest = self.meta.get('digest') or str(self.inventory)     # format 1 has none
+    self._last: tuple = (None, None)     # an array that was read whole, and its leaf
 
   def array(self, leaf):
     """Returns the store of array `leaf` (a tuple of keys)."""
@@ -46,6 +48,35 @@ class Reader:
 
   def _open(self, leaf):
     return ts.open(spec(self._state, leaf, self._database, self._driver), open=True, read=True)
+
+  def part(self, leaf, index):
+    """Returns the numpy array at `index`, a tuple of ints along the first axes of array `leaf`.
+
+    An array whose chunks hold several such parts is read once while nothing else of its kind is asked for.
+    """
+    store = self.array(leaf)
+    if all(n == 1 for n in store.chunk_layout.read_chunk.shape[:len(index)]):
+      return self._read(store, index or ...)
+    if self._last[0] != leaf:
+      self._last = (None, None)          # its memory goes first
+      self._last = (leaf, self._read(store, ...))
+    return self._last[1][index]
+
+  def _read(self, store, where):
+    try:
+      return read(store, where)
+    except files.BROKEN as error:
+      raise errors.UserError(f'checkpoint {self._where} cannot be read ({files.reason(error)})') from None
+
+  def check(self, leaf):
+    """Raises UserError unless array `leaf` is what was saved; reads a part along its first axis at a time."""
+    store, total = self.array(leaf), 0
+    apart = store.chunk_layout.read_chunk.shape[:1] == (1,)
+    for where in [(i,) for i in range(store.shape[0])] if apart else [...]:
+      total += self.share(self._read(store, where), store.shape, where)
+    name = '/'.join(map(str, leaf))
+    if total % 2**32 != self.inventory[name][1]:
+      raise errors.UserError(f'checkpoint {self._where}: {name} is not what was saved')
 
   def share(self, x, shape, where):
     """Returns the share of numpy `x`, at the slices `where` of an array of `shape`, in its checksum."""

@@ -14,7 +14,8 @@ def add_arguments(parser):
   parser.add_argument('--files', nargs='+', default=(), metavar='FILE',
                       help='of tasks text and pairs, or the jsonl of any other')
   vocabulary = parser.add_mutually_exclusive_group()
-  vocabulary.add_argument('--vocab', default='bytes', help='bytes (default) or a SentencePiece model')
+  vocabulary.add_argument('--vocab', default='bytes',
+                          help='bytes (default), a tokenizer.json or a SentencePiece model')
   vocabulary.add_argument('--train-vocab', type=ranges.Count, metavar='N',
                           help='train a SentencePiece model of N pieces on the train split (vocab train:N)')
   parser.add_argument('--extra-ids', type=ranges.Natural, default=0, metavar='N',

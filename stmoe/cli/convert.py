@@ -4,24 +4,37 @@ stmoe convert DOWNLOADED runs/imported          then: stmoe eval runs/imported -
 stmoe convert runs/imported NEW                 the same names and, without training, the same bytes
 stmoe convert runs/try NEW --to mixtral         of a run that was trained here, if its model is one of these
 stmoe convert runs/imported NEW --max-shard 2GB    in files of at most that size, with an index
+stmoe convert runs/imported NEW --dtype MXFP4     experts of four bits (gpt-oss), all else BF16
 stmoe convert DOWNLOADED runs/small --dtype BF16   parameters of two bytes, rounded where tensors have more
 
+<<<<<<< HEAD
 The family is the model_type in config.json; stmoe/interop/families has a file of each. Only
 safetensors are read; pickle files (*.bin, *.pt) are never opened. A SentencePiece model beside the tensors
 comes along. Without such a model, --config.data.vocab=FILE gives it, or what reads texts refuses. A T5X
 folder (target.* arrays) has no configuration: sizes are read off the arrays. --config.FIELD=VALUE changes the
 configuration that an import writes.
+=======
+The family is the model_type in config.json, one of those at --to below. Only safetensors are read; pickle
+files (*.bin, *.pt) are never opened. The vocabulary beside the tensors comes along: tokenizer.json, else a
+SentencePiece model. Without one, --config.data.vocab=FILE gives it, or what reads texts refuses. Texts begin
+with the first token that tokenizer.json adds, if any, as in transformers 5. --bos decides otherwise, for
+models that were trained otherwise; DeepSeek's folders say that theirs were. A T5X folder (target.* arrays)
+has no configuration: sizes are read off the arrays. --config.FIELD=VALUE changes the configuration that an
+import writes. An export has the files that the import had beside its tensors, and a model card.
+>>>>>>> f2
 
 Parameters of a run take two bytes each where all tensors are BF16, and four else. Weights of eight bits with
-scales (DeepSeek-V3's release, quant_method fp8) are read as their product.
+scales (DeepSeek-V3's release, quant_method fp8) are read as their product. Experts in MXFP4 (gpt-oss) come
+back as they were. With --dtype MXFP4 any run of that family is so written.
 """
 
 import pathlib
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe import ranges
 
-DTYPES = ('F32', 'BF16', 'F16')
+DTYPES = ('F32', 'BF16', 'F16', 'MXFP4')
 DEFAULT = '5GB'
 
 
@@ -29,7 +42,8 @@ def add_arguments(parser):
   parser.add_argument('source', metavar='SOURCE',
                       help='a folder of safetensors, a T5X checkpoint, or a run directory')
   parser.add_argument('target', metavar='TARGET', help='the folder to be; must not be there yet')
-  parser.add_argument('--to', metavar='FAMILY', help='of an export; default: that of the import')
+  parser.add_argument('--to', metavar='FAMILY', help='of an export; default: that of the import; one of '
+                      f'{", ".join(lookup.available("family"))}')
   parser.add_argument('--step', type=ranges.Natural, help='checkpoint of an export; default: the newest')
   parser.add_argument('--dtype', choices=DTYPES,
                       help='of exported tensors, default: as imported, else F32; of imported parameters, '
@@ -37,6 +51,8 @@ def add_arguments(parser):
   parser.add_argument('--max-shard', type=ranges.Size(), metavar='SIZE',
                       help='most bytes of an exported file (900MB, 5GB), unless one tensor is larger; '
                       f'default: {DEFAULT}')
+  parser.add_argument('--bos', choices=('yes', 'no'),
+                      help='whether texts begin with the first token; default: as tokenizer.json adds it')
   parser.set_defaults(overrides=())
 
 
@@ -51,10 +67,13 @@ def run(args):
       raise errors.UserError(f'{options[0]} is for exports, and {source} is no run directory (it has no '
                              'checkpoints)')
     from stmoe.derive import convert
-    record = convert.read(source, args.target, args.overrides, dtype=args.dtype)
+    bos = None if args.bos is None else args.bos == 'yes'
+    record = convert.read(source, args.target, args.overrides, bos=bos, dtype=args.dtype)
     print(f'{args.target}: {record["parameters"]:,} parameters of the family {record["family"]}, '
           f'{record["bytes"]:,} bytes, step 0')
     return
+  if args.bos is not None:
+    raise errors.UserError(f'--bos is for imports, and {source} is a run directory')
   from stmoe.derive import convert
   step, family, tensors = convert.write(source, args.target, args.overrides, args.to, args.dtype, args.step,
                                         args.max_shard or ranges.Size().read(DEFAULT))

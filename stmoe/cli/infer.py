@@ -4,11 +4,14 @@ stmoe infer runs/try prompts.txt                              a line of text in,
 stmoe infer runs/try --length 200 < prompts.txt
 stmoe infer runs/try data.jsonl --output predictions.jsonl    lines {"inputs": ...}; adds "prediction"
 stmoe infer runs/try prompts.txt --config.decode.name=beam --config.decode.beams=4
+stmoe infer DOWNLOADED                                        a prompt a line; texts appear as they are made
+stmoe infer runs/imported chats.jsonl --chat                  lines {"messages": [{"role": "user", ...}]}
 strategies: greedy, sample (temperature, top_k, top_p), beam (beams, length_penalty), contrast (alpha, beta,
 routing_ranks); --config.FIELD of the run, too.
 
 Lines come out in order, a batch as soon as it is done. In plain text a line end inside a text is written
-as \\n. An --output file appears when all is done, or not at all.
+as \\n. An --output file appears when all is done, or not at all. With --chat, prompts are written by the chat
+template that came with the model, which runs in Jinja's sandbox. A line of plain text is what a user says.
 """
 
 import contextlib
@@ -35,16 +38,23 @@ def add_arguments(parser):
   parser.add_argument('file', metavar='FILE', nargs='?', default='-', help='prompts; default: standard input')
   parser.add_argument('--output', metavar='OUT', type=pathlib.Path, help='a file instead of standard output')
   parser.add_argument('--jsonl', action='store_true', help='lines are JSON objects; implied by FILE.jsonl')
+  parser.add_argument('--chat', action='store_true', help='prompts are conversations; see above')
   parser.add_argument('--length', type=ranges.Count,
                       help='most tokens of a text; default: data.targets_length, or 64')
   parser.add_argument('--record', metavar='FILE', type=pathlib.Path,
                       help='also record the experts of all tokens, for --replay (see stmoe record)')
-  parser.add_argument('--batch-size', type=ranges.Count, default=8, help='prompts at once (default: 8)')
+  parser.add_argument('--batch-size', type=ranges.Count, help='prompts at once (default: 8)')
+  parser.add_argument('--stream', action='store_true',
+                      help='write texts token by token, one after the other; so it is at a terminal')
   parser.add_argument('--step', type=ranges.Natural, help='which checkpoint; default: the newest')
   parser.set_defaults(overrides=())
 
 
 def run(args):
+  jsonl = args.jsonl or args.file.endswith('.jsonl')
+  if args.stream and (jsonl or args.output or args.batch_size):
+    with_it = '--output' if args.output else '--batch-size' if args.batch_size else 'JSON lines'
+    raise errors.UserError(f'--stream and {with_it} do not go together')
   if args.output and not args.output.parent.is_dir():
     raise errors.UserError(f'--output {args.output}: no directory {args.output.parent}')
   if args.record and not args.record.parent.is_dir():
@@ -53,10 +63,10 @@ def run(args):
   cfg = rundir.opened(path, args.step)
   decode = strategy(cfg, args.overrides)
   sections.present(cfg)
-  jsonl = args.jsonl or args.file.endswith('.jsonl')
   from stmoe.answer import infer
+  stream = args.stream or _at_a_terminal(args, decode)
   where = 'standard input' if args.file == '-' else args.file
-  prompts = infer.read(_lines(args.file), where, jsonl)
+  prompts = infer.read(_lines(args.file), where, jsonl, args.chat)
   if args.file != '-':                                               # a wrong line is found before all else
     prompts = iter(list(prompts))
   first = next(prompts, None)
@@ -66,14 +76,29 @@ def run(args):
   length = cfg.data.get('targets_length', 64) if args.length is None else args.length
   say = lambda line: print(line, file=sys.stderr)
   watch = _recorder(cfg, path, args.record, say)
-  made = infer.texts(cfg, path, prompts, decode, length, args.batch_size, say, args.step, watch=watch)
+  tell = (lambda part: print(_on_a_line(part), end='', flush=True)) if stream else None
+  made = infer.texts(cfg, path, prompts, decode, length, args.batch_size or 8, say, args.step, watch=watch,
+                     tell=tell)
   with _writer(args.output) as write:
     for batch in made:
       for fields, text in batch:
-        write(json.dumps(fields | dict(prediction=text), ensure_ascii=False) if jsonl
-              else text.replace('\\', '\\\\').replace('\n', '\\n').replace('\r', '\\r'))
+        write('' if stream else json.dumps(fields | dict(prediction=text), ensure_ascii=False) if jsonl
+              else _on_a_line(text))
   if watch:
     watch.close()
+
+
+def _at_a_terminal(args, decode):
+  """Whether somebody types prompts and reads the texts, one after the other."""
+  from stmoe.decode import generate
+  if args.file != '-' or args.jsonl or args.output or args.batch_size:
+    return False
+  return sys.stdin.isatty() and sys.stdout.isatty() and generate.tells(decode)
+
+
+def _on_a_line(text):
+  """`text` without line ends, of which each is written as it is in code."""
+  return text.replace('\\', '\\\\').replace('\n', '\\n').replace('\r', '\\r')
 
 
 def _recorder(cfg, path, file, say):

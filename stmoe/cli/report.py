@@ -3,6 +3,7 @@
 stmoe report runs/switch
 stmoe report runs/dense runs/switch -o report.html --text FILE
 stmoe report runs/momentum runs/hash_routing       all runs in these folders, of sweeps or comparisons
+stmoe report DOWNLOADED --text FILE                a downloaded folder; the page is beside its conversion
 
 Runs that differ in their seed alone are one row. Runs of a sweep of experiments/ come with its verdicts.
 """

@@ -3,6 +3,7 @@
 stmoe show lm/stdlib:smoke --config.train.steps=100
 stmoe show lm/stdlib --json
 stmoe show runs/tuned                                  the configuration of a run, and the runs it is made of
+stmoe show DOWNLOADED                                  family, sizes, parameters, whether the model fits here
 stmoe show switch/base_c4 --sharding --mesh 8x4x2      every array on 8 data x 4 expert x 2 model devices
 
 On a terminal, fields that have their default are dim.
@@ -14,6 +15,7 @@ import sys
 from stmoe import errors
 from stmoe import experiment
 from stmoe import sections
+from stmoe.derive import downloaded
 from stmoe.runs import directory as rundir
 from stmoe.runs import lineage
 
@@ -22,7 +24,8 @@ DIM, PLAIN = '\033[2m', '\033[0m'
 
 def add_arguments(parser):
   parser.add_argument('name',
-                      help='an experiment, NAME[:argument], the path of a .py file, or a run directory')
+                      help='an experiment, NAME[:argument], the path of a .py file, a run directory, or a '
+                      'downloaded folder')
   parser.add_argument('--json', action='store_true', help='print what a run stores as config.json')
   parser.add_argument('--sharding', action='store_true',
                       help='print the axes, spec, shape and bytes of every array; no device is needed')
@@ -34,7 +37,13 @@ def run(args):
   if args.sharding != bool(args.mesh) or args.sharding and args.json:
     raise errors.UserError('--sharding and --mesh DxExM go together, and without --json; '
                            'nearest: --sharding --mesh 8x1x1')
-  config, name = rundir.named(args.name, args.overrides)
+  folder = downloaded.found(args.name)
+  if folder and not (args.json or args.sharding):
+    from stmoe.derive import shown
+    for line in shown.lines(args.name, args.overrides):
+      print(line)
+    return
+  config, name = _configuration(args.name, args.overrides, folder)
   if args.json:
     print(experiment.to_json(config))
     return
@@ -49,6 +58,14 @@ def run(args):
     print(line)
   for line in lineage.lines(args.name) if rundir.is_run(args.name) else ():
     print(line)
+
+
+def _configuration(name, overrides, folder):
+  """(configuration, name) of an experiment, a run or, if `folder`, of what a downloaded folder becomes."""
+  if not folder:
+    return rundir.named(name, overrides)
+  from stmoe.derive import shown
+  return shown.opened(name, overrides)[0], name
 
 
 def _lines(fields, path, usual):

@@ -5,7 +5,8 @@ It is written when a run begins, with its own digest (store.py), and holds
   files       of the user: path, size, mtime (ns) and sha256 as they were read
   caches      task -> path and key of what was made of them
   metrics     task -> names of its metrics
-  vocabulary  file and sha256 of the vocabulary, kept in the run's folder `data`; null for bytes and labels
+  vocabulary  file and sha256 of the vocabulary, kept in the run's folder `data`; null for bytes and labels. A
+              tokenizer.json has `beside`, too: a list of the same of the files that belong to it
   tables      path in the configuration -> file and sha256, alike, of tables that modules read
   facts       what the source of the data found out of them and later reading needs: scales, names of classes
 
@@ -25,9 +26,10 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe.data import store
 from stmoe.data.text import cache as caches
-from stmoe.data.text import vocab
+from stmoe.data.text import tokenizer
 
 FILE, FOLDER = 'data.json', 'data'
+IMPORTED = 'vocabulary'                  # folder of the vocabulary of an imported run
 VOCABULARY = ('vocab', 'extra_ids')
 
 
@@ -52,10 +54,11 @@ class Record:
     entry = self.values.get('vocabulary')
     entry = entry if entry and self._same(_vocabulary(source)) else None
     if entry and (file := self._own(entry)):
-      return vocab.Pieces(file, source.extra_ids)
-    beside = self.path / pathlib.Path(source.vocab).name             # of an imported run that was moved
-    if source.vocab and not os.path.exists(source.vocab) and beside.is_file():
-      return vocab.Pieces(beside, source.extra_ids)
+      return tokenizer.opened(file, source.extra_ids)
+    if source.vocab and not os.path.exists(source.vocab):            # of an imported run that was moved
+      for folder in (self.path, self.path / IMPORTED):
+        if (moved := folder / pathlib.Path(source.vocab).name).is_file():
+          return tokenizer.opened(moved, source.extra_ids)
     built = make()
     if entry and store.sha256(built.path) != entry['sha256']:
       raise errors.UserError(f'{self.path / entry["file"]} is gone or damaged, and data.vocab='
@@ -113,9 +116,12 @@ class Record:
     return all((recorded.get(field) or None) == (value or None) for field, value in fields.items())
 
   def _own(self, found):
-    """The path of a file that the run keeps, or None where it is gone or damaged."""
-    file = self.path / found['file']
-    return file if file.is_file() and store.sha256(file) == found['sha256'] else None
+    """The path of a file that the run keeps, or None where it or one beside it is gone or damaged."""
+    for entry in (found, *found.get('beside', ())):
+      file = self.path / entry['file']
+      if not file.is_file() or store.sha256(file) != entry['sha256']:
+        return None
+    return self.path / found['file']
 
 
 NONE = Record(pathlib.Path(), {})
@@ -178,16 +184,21 @@ def write(run, cfg, source, tables=()):
   if source.recorded:
     return
   (path / FOLDER).mkdir(exist_ok=True)
-  vocabulary_path = getattr(source.vocabulary, 'path', None)
   values = dict(
       data=described(lookup.source(cfg.data)), files=source.files,
       caches={name: dict(path=str(where.absolute()), key=source.keys[name])
               for name, where in source.caches.items()},
       metrics=source.metrics,
-      vocabulary=_keep(path, vocabulary_path, caches.PIECES) if vocabulary_path else None,
+      vocabulary=_keep_vocabulary(path, source.vocabulary),
       tables={str(table): _keep(path, table, f'table{number}.npz') for number, table in enumerate(tables)},
       facts=getattr(source, 'facts', {}))
   store.write(path / FILE, values)
+
+
+def _keep_vocabulary(run, vocabulary):
+  """What data.json says of the files of a vocabulary, which are copied; None of one without files."""
+  kept = [_keep(run, file, name) for name, file in getattr(vocabulary, 'files', {}).items()]
+  return kept[0] | (dict(beside=kept[1:]) if kept[1:] else {}) if kept else None
 
 
 def _keep(run, file, name):

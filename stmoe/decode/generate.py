@@ -9,7 +9,7 @@ from stmoe import errors
 from stmoe import lookup
 
 
-def make(plan, decode, length):
+def make(plan, decode, length, tell=None):
   """Returns the jitted `(params, router_state, batch, key) -> i32[B,length]` ids, up to and with EOS, then 0.
 
   Every token is routed as if it were alone (`layers.moe.grouping`). So what a row gets does not depend on the
@@ -20,12 +20,18 @@ def make(plan, decode, length):
     plan:   the Blueprint of a model (`stmoe.train.state`).
     decode: mapping with the `name` of a strategy (a file of `decode/strategies`) and its fields.
     length: most tokens to generate for a row.
+    tell:   see `loop.run`; the strategy must be one that chooses token by token.
   The program's batch has the encoder_ arrays of an encoder-decoder, or prompts: decoder_ input_tokens,
   segment_ids and positions, padded on the right, each starting with the model's start_id as in training.
   """
   if length < 1:
     raise errors.UserError(f'a generated text has at least 1 token, not {length}')
   strategy = lookup.recipe('strategy', decode)()
+  if tell is not None:
+    if not tells(decode):
+      raise errors.UserError(f'decode.name={decode["name"]} knows a text only at its end and cannot give it '
+                             'token by token; nearest: greedy')
+    strategy.tell = tell
   check(plan.model(plan.shapes['params'], plan.shapes['router_state']), strategy)
 
   def run(params, routers, batch, key):
@@ -33,6 +39,11 @@ def make(plan, decode, length):
     model.stacks()[-1].unroll()
     return strategy(model, batch, length, key)
   return jax.jit(run, out_shardings=NamedSharding(plan.mesh, PartitionSpec()))
+
+
+def tells(decode):
+  """Returns whether the strategy of section `decode` chooses token by token, so that texts may be told."""
+  return hasattr(lookup.constructor('strategy', decode['name']), 'tell')
 
 
 def ends(cfg, vocabulary):

@@ -44,14 +44,15 @@ class Calibration:
   Args:
     run:     directory of the run, in which results are kept.
     cfg:     the run's configuration; the first `batches` training batches of its data are used.
-    plan:    the Blueprint; state: the training state of the checkpoint with digest `digest`.
+    plan:     the Blueprint.
+    restored: gives the training state of the checkpoint with digest `digest`, when a pass needs it.
     source:  gives the opened data when called without arguments, and of another configuration when called
       with that.
     say:     called with lines of text.
   """
 
-  def __init__(self, run, cfg, plan, state, digest, batches, source, say):
-    self._folder, self._cfg, self._plan, self._state = pathlib.Path(run) / FOLDER, cfg, plan, state
+  def __init__(self, run, cfg, plan, restored, digest, batches, source, say):
+    self._folder, self._cfg, self._plan, self._restored = pathlib.Path(run) / FOLDER, cfg, plan, restored
     self._digest, self._batches, self._source, self._say = digest, batches, source, say
 
   def __call__(self, *names: str, data: dict | None = None) -> dict[str, dict[str, np.ndarray]]:
@@ -103,11 +104,11 @@ class Calibration:
     shard = distributed.shard(plan.mesh, cfg.train.batch_size)
     data = pipeline.train_iterator(cfg, *shard, self._source())
     complete = self._completed() if SLOPES in names else beside.Alone()
-    total, key = None, states.fold(cfg.seed, 'calibrate')
+    total, key, state = None, states.fold(cfg.seed, 'calibrate'), self._restored()
     self._say(f'calibrating on {self._batches} batches: {", ".join(names)}')
     for number in range(self._batches):
       batch = complete(check.place(next(data), plan.mesh))
-      part = sums(self._state['params'], self._state['router_state'], batch, jax.random.fold_in(key, number))
+      part = sums(state['params'], state['router_state'], batch, jax.random.fold_in(key, number))
       part = jax.tree.map(np.float64, jax.device_get(part))
       total = part if total is None else {
           name: jax.tree.map(items.reduction(name).batches, total[name], part[name]) for name in part}

@@ -10,18 +10,22 @@ import copy
 import pathlib
 
 import jax
+import jax.numpy as jnp
 
 from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
 from stmoe.checkpoints import checkpoint
+from stmoe.checkpoints import stored
 from stmoe.data import batches as pipeline
 from stmoe.data import record
 from stmoe.derive import calibrate
 from stmoe.derive import start as starts
+from stmoe.derive import streamed
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
 from stmoe.runs import whole as beside
+from stmoe.surgery import aside
 from stmoe.surgery import layout
 from stmoe.surgery import sparse
 from stmoe.train import check
@@ -61,20 +65,24 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
     check.batches(cfg)
     located = record.read(run).located(cfg)
     plan = states.blueprint(located, mesh)
-    at, state, meta = _restore(run, own_cfg, mesh, step, say)
+    own_shapes = _own_plan(run, own_cfg, mesh).shapes
+    reader = _reader(run, own_shapes, step, say)
     source = Source(cfg, run, plan, say)
-    calibration = calibrate.Calibration(run, located, plan, state, meta['digest'], batches, source, say)
-    params, changes = operate(layout.numbered(_model(state)), located, calibration)
-    changes |= learning(cfg, run, at)
-    new_cfg, fewer = _laid_out(run, sparse.changed(cfg, changes).lock(), mesh)
-    facts = dict(parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plan, fewer)],
-                 bytes=[_bytes(p.shapes) for p in (plan, fewer)], changes=changes)
-    method, fields = _described(kind, surgery)
-    origin = starts.origin(method, fields, [starts.parent(run, at)], facts)
-    start, position = _state(new_cfg, fewer, params), source.position()
-    with beside.new(workdir) as path:
+    restored = lambda: _restore(run, own_cfg, mesh, reader.step, say)
+    calibration = calibrate.Calibration(run, located, plan, restored, reader.digest, batches, source, say)
+    with beside.new(workdir) as path, aside.folder(path):
+      params, changes = operate(layout.numbered(_deferred(reader, own_shapes)), located, calibration)
+      changes |= learning(cfg, run, reader.step)
+      new_cfg, fewer = _laid_out(run, sparse.changed(cfg, changes).lock(), mesh)
+      facts = dict(
+          parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plan, fewer)],
+          bytes=[_bytes(p.shapes) for p in (plan, fewer)], changes=changes)
+      method, fields = _described(kind, surgery)
+      origin = starts.origin(method, fields, [starts.parent(run, reader.step)], facts)
       starts.inherit(path, run)
-      starts.write(path, new_cfg, start, position, origin, vocabulary=meta['vocab'], line={})
+      streamed.write(path / 'checkpoints', new_cfg, fewer, params, source.position(),
+                     starts.meta(new_cfg, reader.meta['vocab']))
+      starts.claim(path, new_cfg, origin, line=dict(flops=0.0), say=say)
   return facts
 
 
@@ -143,42 +151,55 @@ class Source:
 
 
 def _restore(run, own_cfg, mesh, step, say):
-  """(step, training state, meta) of a checkpoint of `run`, whose configuration was `own_cfg`.
-
-  What trains, and how, may be another thing in the new run.
-  """
-  plan = states.blueprint(record.read(run).located(own_cfg), mesh)
+  """The training state of a checkpoint of `run`, whose configuration was `own_cfg`."""
+  plan = _own_plan(run, own_cfg, mesh)
   saved = checkpoint.Checkpoints(f'{run}/checkpoints', keep=None, read_only=True)
-  restored = saved.restore(plan.shapes, lambda meta: None, say, step)
+  _, state, _, _ = saved.restore(plan.shapes, lambda meta: None, say, step)
   saved.close()
-  if restored is None:
-    raise errors.UserError(f'{run} has no checkpoint yet')
-  at, state, _, meta = restored
-  return at, state, meta | dict(digest=meta.get('digest') or str(meta['arrays']))
+  return state
 
 
-def _model(state):
+def _own_plan(run, own_cfg, mesh):
+  """The Blueprint of a run as it was: what trains, and how, may be another thing in the new run."""
+  return states.blueprint(record.read(run).located(own_cfg), mesh)
+
+
+def _reader(run, shapes, step, say):
+  """The Reader of the newest checkpoint of `run`, or of `step`, whose model is what was saved.
+
+  A damaged checkpoint is passed by, where another one is before it and no step was asked for.
+  """
+  folder = pathlib.Path(run) / 'checkpoints'
+  steps = stored.steps(folder)
+  if not steps or step is not None and step not in steps:
+    raise errors.UserError(f'{folder} has no checkpoint of step {step} (there are: '
+                           f'{", ".join(map(str, steps)) or "none"})')
+  for at in [step] if step is not None else reversed(steps):
+    before = [other for other in steps if other < at]
+    try:
+      reader = stored.Reader(folder, at)
+      checkpoint.check_shapes(reader.inventory, shapes)
+      for path, _ in jax.tree.leaves_with_path({part: shapes[part] for part in streamed.MODEL}):
+        reader.check(tuple(entry.key for entry in path))
+      return reader
+    except errors.UserError as error:
+      if step is not None or not before:
+        raise
+      say(f'{error}; falling back to step {before[-1]}')
+  raise AssertionError
+
+
+def _deferred(reader, shapes):
+  """The nested dict of all numbers that a model holds, as Deferreds; floats in float32."""
+  def deferred(path, shape):
+    leaf = tuple(entry.key for entry in path)
+    floats = jnp.issubdtype(shape.dtype, jnp.floating)
+    return aside.Deferred(shape.shape, jnp.float32 if floats else shape.dtype,
+                          lambda index: reader.part(leaf, index))
+  return layout.together(*(jax.tree.map_with_path(deferred, {part: shapes[part]})[part]
+                           for part in streamed.MODEL))
+
+
+def _model(shapes):
   """The nested dict of all numbers that a model holds: parameters and state of routers."""
-  return layout.together(state['params'], state['router_state'])
-
-
-def _state(cfg, plan, params):
-  """The first training state of `cfg` with the numbers `params`, placed and sharded as `plan` says."""
-  whole = layout.placed(params, _model(plan.shapes))
-
-  def fits(path, shape):
-    keys = tuple(entry.key for entry in path)
-    array = layout.at(whole, keys)
-    if array.shape != shape.shape:
-      raise errors.UserError(f'the surgery made {"/".join(map(str, keys))} {array.shape}; in the model of '
-                             f'its changes it is {shape.shape}')
-    return jax.device_put(array.astype(shape.dtype), shape.sharding)
-
-  parts = {part: jax.tree.map_with_path(fits, plan.shapes[part]) for part in ('params', 'router_state')}
-
-  def other_parts(params):
-    first = states.fresh(cfg, plan)
-    return {key: value for key, value in first.items() if key not in parts} | dict(
-        opt_state=plan.optimizer.init(plan.trainable(params)))
-  shardings = {key: value for key, value in plan.shardings().items() if key not in parts}
-  return parts | jax.jit(other_parts, out_shardings=shardings)(parts['params'])
+  return layout.together(*(shapes[part] for part in streamed.MODEL))

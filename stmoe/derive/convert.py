@@ -25,12 +25,14 @@ from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import stored
 from stmoe.data import bar as progress
 from stmoe.data import store
-from stmoe.data.text import vocab
+from stmoe.data.text import tokenizer
 from stmoe.derive import exported
 from stmoe.derive import pieces
 from stmoe.derive import start as starts
 from stmoe.derive import streamed
+from stmoe.derive import vocabularies
 from stmoe.interop import fields
+from stmoe.interop import repacked
 from stmoe.interop import rules
 from stmoe.interop import t5x
 from stmoe.interop import tensors as files
@@ -44,19 +46,19 @@ from stmoe.train import state as states
 
 PARAMETERS = {'F32': 'float32', 'BF16': 'bfloat16'}                  # what those of a run may be
 PARTS = ('params', 'router_state')
-PACKED = 'quantization_config'           # of config.json: how tensors are packed in fewer bits
-VOCABULARIES = ('spiece.model', 'tokenizer.model')                   # SentencePiece
-BESIDE = ('config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json',
-          'special_tokens_map.json', 'added_tokens.json', 'vocab.json', 'merges.txt', *VOCABULARIES)
+BESIDE = ('config.json', tokenizer.FILE, *tokenizer.OTHERS, 'added_tokens.json', 'vocab.json', 'vocab.txt',
+          'merges.txt', 'sentencepiece.bpe.model', *tokenizer.PIECES)
 
 
-def read(source, target, overrides=(), say=print, dtype=None):
+def read(source, target, overrides=(), say=print, bos=None, dtype=None):
   """Writes the run directory `target` from a Hugging Face or T5X folder; returns imported.json's dict.
 
   Args:
     overrides: texts '--config.a.b=value' on the configuration made from config.json.
+    say:       called with a line about tensors that are not read, and the like.
+    bos:       whether texts and prompts begin with the tokenizer's first token; None = as its post-processor
+      says.
     dtype:     of parameters, a key of PARAMETERS; None = BF16 where all tensors are that, F32 else.
-    say:       called with a line about tensors that are not read.
   Raises:
     UserError: another architecture, missing, unknown or misshapen tensors, broken files, a vocabulary
       larger than the model's; nothing is written then.
@@ -66,15 +68,17 @@ def read(source, target, overrides=(), say=print, dtype=None):
     raise errors.UserError(f'--dtype {dtype}: parameters of a run are of {" or ".join(PARAMETERS)}; nearest: '
                            'BF16')
   name, family, sections, tensors, packing = opened(source, say)
-  cfg = _configuration(sections, overrides)
+  cfg = configuration(sections, overrides)
+  vocabulary = vocabularies.of(source, cfg, say)
+  if starts_of := vocabularies.starts(vocabulary, sections['model'], bos, say):
+    sections['model'] |= starts_of
+    cfg = configuration(sections, overrides)
   with beside.new(target) as path:
-    digest = _take_vocabulary(source, path, pathlib.Path(target), cfg)
+    digest = vocabularies.keep(vocabulary, path, pathlib.Path(target), cfg)
     copies = _copies(family, cfg, tensors)
     with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
       plan, placed = planned(cfg, mesh, family, tensors, dtype)
-    _check_kinds(placed, tensors)
-    skipped = rules.check(placed, {key: t.shape for key, t in tensors.items()}, copies,
-                          family.ignored(cfg.to_dict()))
+    skipped = unplaced(cfg, family, placed, tensors)
     if skipped:
       say(f'not read, and not in an export: {len(skipped)} tensors ({rules.some(skipped)})')
     rounded = _rounded(plan, placed, tensors)
@@ -89,11 +93,12 @@ def read(source, target, overrides=(), say=print, dtype=None):
     for file in BESIDE:
       if (source / file).is_file():
         shutil.copyfile(files.inside(source, file), path / 'source' / file)
-    if packing:                          # an export has the tensors unpacked
+    if packing and not repacked.known(packing):                      # an export has the tensors unpacked
       hf = documents.read_json(path / 'source' / 'config.json')
       documents.write_json(path / 'source' / 'config.json',
-                           {key: value for key, value in hf.items() if key != PACKED}, sort_keys=True)
+                           {key: value for key, value in hf.items() if key != repacked.FIELD}, sort_keys=True)
       record |= dict(packing=packing)
+    repacked.remember(path, tensors)
     documents.write_json(path / 'imported.json', record)
     parents = [starts.imported(source, _sha256(source / 'config.json'))]
     facts = dict(skipped=sorted(skipped), dtype=usual)
@@ -113,9 +118,9 @@ def opened(source, say=print):
     return 't5x', t5x, t5x.configure({name: array.shape for name, array in tensors.items()}), tensors, None
   hf = documents.read_json(files.inside(source, 'config.json'))
   name, family = fields.family(hf)
-  packing = fields.given(hf, PACKED, ranges.Section)
+  packing = fields.given(hf, repacked.FIELD, ranges.Section)
   tensors = _unpacked(files.tensors(source), packing)
-  hf = {key: value for key, value in hf.items() if key != PACKED}
+  hf = {key: value for key, value in hf.items() if key != repacked.FIELD}
   sections = unread.configured(name, family, hf, _tied(family, hf, tensors), say)
   generation_file = files.inside(source, 'generation_config.json')
   generation = documents.read_json(generation_file) if generation_file.is_file() else {}
@@ -130,7 +135,7 @@ def _unpacked(tensors, packing):
   method = packing.get('quant_method')
   there = lookup.available('packing')
   if method not in there:
-    raise errors.UserError(f'config.json: {PACKED}.quant_method={method!r:.60} is not supported'
+    raise errors.UserError(f'config.json: {repacked.FIELD}.quant_method={method!r:.60} is not supported'
                            f'{errors.nearest(method, there)} (there are: {", ".join(there)})')
   return lookup.module('packing', method).unpacked(tensors, packing)
 
@@ -154,10 +159,17 @@ def planned(cfg, mesh, family, found, dtype=None):
   return plan, placed
 
 
+def unplaced(cfg, family, placed, found):
+  """Returns the names of tensors that are not read; raises UserError unless every tensor has its place."""
+  _check_kinds(placed, found)
+  return rules.check(placed, {name: tensor.shape for name, tensor in found.items()},
+                     _copies(family, cfg, found), family.ignored(cfg.to_dict()))
+
+
 def _rounded(plan, placed, found):
   """The names of the tensors `found` whose numbers bfloat16 parameters do not hold."""
   narrow = {place.tensor for place in placed if layout.at(plan.shapes, place.leaf).dtype == jnp.bfloat16}
-  return sorted(name for name in narrow & {*found} if found[name].dtype != 'BF16')
+  return sorted(name for name in narrow & {*found} if found[name].dtype not in ('BF16', repacked.KIND))
 
 
 def _sha256(file):
@@ -174,8 +186,8 @@ def _tied(family, hf, found):
   return hf.get('tie_word_embeddings', True) is not False and files.equal(found[head], found[table])
 
 
-def _configuration(sections, overrides):
-  """The configuration of an imported run: the model, and how training would usually go on with it."""
+def configuration(sections, overrides=()):
+  """Returns the configuration of an imported run: the model, and how training would usually go on with it."""
   _, common = experiment.find_module('common')
   c = common.config()
   model = sections['model']
@@ -183,7 +195,7 @@ def _configuration(sections, overrides):
     c.data = common.seq2seq('text', 512, 114, extra_ids=0)
   else:
     c.data = common.data('text', 512)
-  c.data.vocab = ''                        # until `_take_vocabulary`
+  c.data.vocab = ''                        # until `vocabularies.keep`
   c.model, c.blocks = model, sections['blocks']
   c.losses.update(sections['losses'])
   c.optimizer = dict(name='adafactor', decay_rate=0.8, clipping_threshold=1.0)
@@ -191,29 +203,6 @@ def _configuration(sections, overrides):
   experiment.override(c, overrides)
   check.counts(c)
   return c.lock()
-
-
-def _take_vocabulary(source, path, target, cfg):
-  """Copies a SentencePiece model into the run and names the copy there; returns the digest, or None.
-
-  The configuration's own data.vocab comes before the file beside the tensors. Without either, data.vocab is
-  empty, and what reads texts refuses.
-  """
-  spec = cfg.data.vocab
-  if spec == 'bytes' or spec.startswith('train:'):                   # of this project: nothing to copy
-    return None
-  file = pathlib.Path(spec) if spec else next(
-      (files.inside(source, name) for name in VOCABULARIES if (source / name).is_file()), None)
-  if file is None:
-    return None
-  extra = cfg.data.extra_ids or (100 if cfg.model.name == 't5' and 'spiece' in file.name else 0)
-  pieces = vocab.Pieces(file, extra)
-  if pieces.vocab_size > cfg.model.vocab_size:
-    raise errors.UserError(f'{file} has {pieces.vocab_size} ids and config.json vocab_size='
-                           f'{cfg.model.vocab_size}: the vocabulary is of another model')
-  shutil.copyfile(file, path / 'vocabulary.model')
-  cfg.data.update(vocab=str(target.resolve() / 'vocabulary.model'), extra_ids=extra)
-  return pieces.digest
 
 
 def _copies(family, cfg, found):
@@ -231,7 +220,7 @@ def _copies(family, cfg, found):
 def _check_kinds(placed, found):
   """Raises UserError for a parameter stored as integers: no parameter, or not of its dtype."""
   wrong = [place.tensor for place in placed
-           if place.tensor in found and found[place.tensor].dtype not in files.FLOATS]
+           if place.tensor in found and found[place.tensor].dtype not in (*files.FLOATS, repacked.KIND)]
   if wrong:
     tensor = found[wrong[0]]
     raise errors.UserError(f'{tensor.file}: {wrong[0]} is of dtype {tensor.dtype}, and a parameter is one of '
@@ -312,13 +301,16 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   hf = _describe(source / 'source' / 'config.json', family, cfg.to_dict(), bool(record))
   reader = _reader(source, step)
   placed = _placed(reader, family, cfg)
-  kind = lambda tensor: dtype or record.get('dtypes', {}).get(tensor) or record.get('dtype', 'F32')
+  kind = repacked.kinds(family, record, dtype)
   layout = {place.tensor: (kind(place.tensor), place.whole) for place in placed if place.tensor}
   copies = _origins(source, family, record, cfg)
+  layout |= {copy: (kind(copy), layout[origin][1]) for copy, origin in copies.items()}
+  hf = repacked.described(source, hf, family, layout)
   with beside.new(target) as path:
     exported.write(path, source, cfg, name, family, hf, reader.step)
-    created = files.create(path, layout | {c: (kind(c), layout[o][1]) for c, o in copies.items()}, most)
-    with progress.task('writing tensors', sum(created[t].size for t in layout), 'bytes') as advance:
+    created = repacked.create(path, layout, most, source)
+    size = sum(tensor.size for name, tensor in created.items() if name not in copies)
+    with progress.task('writing tensors', size, 'bytes') as advance:
       _write_arrays(reader, placed, created, advance)
     for copy, origin in copies.items():
       for first, last in created[origin].blocks(pieces.BLOCK):
@@ -356,7 +348,7 @@ def _imported(source):
   """The dict in imported.json of a run directory, {} of a run trained here; its dtypes are such."""
   record = records.imported(source)
   kinds = [record['dtype'], *record['dtypes'].values()] if record else []
-  unknown = next((kind for kind in kinds if kind not in files.DTYPES), None)
+  unknown = next((kind for kind in kinds if kind not in (*files.DTYPES, repacked.KIND)), None)
   if unknown is not None:
     raise errors.Damaged(source / 'imported.json', f'has the dtype {unknown!r:.80}')
   return record
@@ -369,6 +361,7 @@ def _describe(original, family, c, imported):
   """
   tied = c['model'].get('tie_embeddings', True)
   original_fields = documents.read_json(original) if imported else {}
+  original_fields.pop(repacked.FIELD, None)                          # see `repacked.described`
   if imported and not fields.differences(c, family.configure(original_fields, tied)):
     return None
   new_fields = (original_fields or exported.ids(c['model'])) | family.describe(c)

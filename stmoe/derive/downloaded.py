@@ -56,11 +56,11 @@ def key(folder: str | pathlib.Path) -> str:
   That is every file that a conversion reads, and the code that reads it. Tensors count as
   `tensors.fingerprint` says, all other files with their bytes.
   """
-  from stmoe import interop
   from stmoe.derive import convert
   from stmoe.interop import tensors
   folder, digest = pathlib.Path(folder), hashlib.sha256()
-  code = [pathlib.Path(convert.__file__), *sorted(pathlib.Path(interop.__path__[0]).rglob('*.py'))]
+  own = pathlib.Path(__file__).parents[1]
+  code = sorted([*(own / 'derive').rglob('*.py'), *(own / 'interop').rglob('*.py')])
   beside = [tensors.inside(folder, name) for name in (*convert.BESIDE, tensors.INDEX)]
   for file in [*code, *(file for file in beside if file.is_file())]:
     digest.update(f'{file.name} {hashlib.sha256(files.read_bytes(file)).hexdigest()}\n'.encode())

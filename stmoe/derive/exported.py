@@ -13,6 +13,7 @@ from stmoe import errors
 from stmoe import files
 from stmoe.data import batches as pipeline
 from stmoe.data import record
+from stmoe.data.text import vocab
 from stmoe.derive import card
 
 GENERATION = 'generation_config.json'
@@ -34,8 +35,8 @@ def write(target: pathlib.Path, run: pathlib.Path, cfg: ml_collections.ConfigDic
   if hf is not None:
     files.write_json(target / 'config.json', hf, sort_keys=True)
   if not imported:
-    files.write_json(target / GENERATION, {key: hf[key] for key in ids(cfg.model) if key in hf})
     _copy_vocabulary(target, run, cfg)
+    files.write_json(target / GENERATION, {key: hf[key] for key in ids(cfg.model) if key in hf})
   files.write_text(target / card.FILE, card.text(run, cfg, name, family.ARCHITECTURE, step))
 
 
@@ -47,11 +48,11 @@ def ids(model: dict) -> dict:
 
 
 def _copy_vocabulary(target, run, cfg):
-  """Copies the file of the run's own vocabulary, if there is one; bytes need none, a lost one is left out."""
+  """Copies the files of the run's own vocabulary: none of bytes, and none of one that is lost."""
   try:
-    path = getattr(pipeline.vocabulary(cfg, found=record.read(run)), 'path', None)
+    found = pipeline.vocabulary(cfg, found=record.read(run)).files
   except errors.UserError:
     return
-  if path is not None:
-    pieces = 'spiece.model' if cfg.model.name == 't5' else 'tokenizer.model'
-    shutil.copyfile(path, target / ('tokenizer.json' if pathlib.Path(path).suffix == '.json' else pieces))
+  pieces = 'spiece.model' if cfg.model.name == 't5' else 'tokenizer.model'
+  for name, file in found.items():
+    shutil.copyfile(file, target / (pieces if name == vocab.FILE else name))

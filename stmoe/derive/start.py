@@ -114,7 +114,7 @@ def claim(path: pathlib.Path, cfg: ml_collections.ConfigDict, made: dict, step: 
 
 
 # What a run keeps of its data, its vocabulary and the library it was imported from.
-OWN = ('data.json', 'data', 'vocabulary.model', 'imported.json', 'source')
+OWN = ('data.json', 'data', 'vocabulary.model', 'vocabulary', 'imported.json', 'source')
 
 
 def inherit(path: pathlib.Path, run: str | pathlib.Path) -> None:

@@ -4,7 +4,10 @@ A streamed step has every array in its own folder of chunks (zarr). A chunk is a
 `stored` reads streamed steps and the trainer's.
 """
 
+import math
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
@@ -15,6 +18,11 @@ from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import checksum
 from stmoe.checkpoints import seal
 from stmoe.checkpoints import stored
+from stmoe.derive import pieces
+from stmoe.surgery import layout
+from stmoe.train import state as states
+
+MODEL = ('params', 'router_state')
 
 
 class Writer:
@@ -24,7 +32,7 @@ class Writer:
     directory: of checkpoints; exists.
     step:      its number.
     shapes:    tree of ShapeDtypeStructs of the parts that will be written slice by slice.
-    rest:      tree of the arrays of all other parts.
+    rest:      tree of all other arrays; what is in its router_state may be filled, too.
     data:      position of the data stream, for JSON.
   """
 
@@ -37,15 +45,18 @@ class Writer:
     empty = jax.tree.map(lambda s: np.zeros((), s.dtype), shapes)
     # Arrays of numpy: orbax then keeps no record of their chunks, which `array` changes.
     rest = {key: jax.device_get(x) if key == 'router_state' else x for key, x in rest.items()}
+    given = dict(router_state=rest.get('router_state', {}))
     handlers = dict(state=ocp.PyTreeCheckpointHandler(use_ocdbt=False), data=ocp.JsonCheckpointHandler(),
                     meta=ocp.JsonCheckpointHandler())
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     with ocp.CheckpointManager(self._folder.parent, options=options, item_names=tuple(handlers),
                                item_handlers=handlers) as manager:
+      state = ocp.args.PyTreeSave(layout.together(empty, rest))
       manager.save(step, force=True, args=ocp.args.Composite(
-          state=ocp.args.PyTreeSave(empty | rest), data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave({})))
-    for path, x in jax.tree.leaves_with_path(shapes | {'router_state': rest['router_state']}):
+          state=state, data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave({})))
+    for path, x in [*jax.tree.leaves_with_path(given), *jax.tree.leaves_with_path(shapes)]:
       self._arrays[tuple(entry.key for entry in path)] = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    self._given = {tuple(entry.key for entry in path) for path, _ in jax.tree.leaves_with_path(given)}
 
   def like(self, leaf):
     """Returns the ShapeDtypeStruct of array `leaf` (a tuple of keys)."""
@@ -72,7 +83,7 @@ class Writer:
 
   def finish(self, meta):
     """Writes `meta` with the checksums of all arrays; the step is then like any other step."""
-    lost = [leaf for leaf in self._arrays if leaf[0] != 'router_state' and leaf not in self._sums]
+    lost = [leaf for leaf in self._arrays if leaf not in self._given and leaf not in self._sums]
     assert not lost, lost
     like = self._arrays
     sums = {'/'.join(map(str, leaf)): [list(like[leaf].shape), sum(parts) % 2**32, str(like[leaf].dtype)]
@@ -81,3 +92,86 @@ class Writer:
                      seal.close(meta | {'arrays': self._inventory | sums}, self._data), indent=None)
     if lost := stored.Reader(self._folder.parent, self._folder.name).missing():
       raise errors.UserError(f'{self._folder} was written and cannot be read again ({lost})')
+
+
+def write(directory, cfg, plan, arrays, position, meta):
+  """Writes the first checkpoint of `cfg` with the numbers `arrays` of its model, one array after the other.
+
+  Args:
+    directory: of checkpoints, to be made; plan: the Blueprint of `cfg`.
+    arrays:    nested dict in the numbered form of `layout`, of arrays or `aside.Deferred`.
+    position:  of the data; meta: see `start.meta`.
+  Raises:
+    UserError: an array is of another shape than in the model, or a number is not finite.
+  """
+  directory.mkdir()
+  parts = {part: plan.shapes[part] for part in MODEL}
+  sources = layout.sources(layout.together(*parts.values()))         # router state alone has not all blocks
+  slots = [(_keys(path), s) for path, s in jax.tree.leaves_with_path(
+      {part: tree for part, tree in plan.shapes.items() if part not in MODEL})]
+  small = [leaf for leaf, s in slots if pieces.small(s.shape, s.dtype)]
+  rest, large = _nested(zip(small, _begun(cfg, plan, small))), _nested(
+      (leaf, s) for leaf, s in slots if leaf not in small)
+  writer = Writer(directory, 0, parts | large, rest, position)
+  for path, _ in jax.tree.leaves_with_path(parts):
+    leaf = _keys(path)
+    _write_slices(writer, leaf, layout.held(sources, leaf[1:]), arrays)
+  for path, _ in jax.tree.leaves_with_path(large):
+    leaf = _keys(path)
+    _write_rows(writer, writer.array(leaf, _chunk(writer.like(leaf))), leaf, (), _begun(cfg, plan, [leaf])[0])
+  writer.finish(meta)
+
+
+def _begun(cfg, plan, leaves):
+  """The arrays `leaves` (tuples of keys) of a first training state, of which no other array is computed."""
+  def begin():
+    state = states.fresh(cfg, plan)
+    return [layout.held(state, leaf) for leaf in leaves]
+  return jax.jit(begin)()
+
+
+def _write_slices(writer, leaf, slices, arrays):
+  """Writes array `leaf` from the numbered `arrays` that `layout.Slices` names."""
+  like = writer.like(leaf)
+  chunk = _chunk(jax.ShapeDtypeStruct(like.shape[1:], like.dtype) if slices.stacked else like)
+  store = writer.array(leaf, (1, *chunk) if slices.stacked else chunk)
+  for number, path in enumerate(slices.paths):
+    array, shape = layout.held(arrays, path), like.shape[1:] if slices.stacked else like.shape
+    if array.shape != shape:
+      raise errors.UserError(f'the surgery made {"/".join(map(str, path))} {array.shape}; in the model of '
+                             f'its changes it is {shape}')
+    _write_rows(writer, store, leaf, (number,) if slices.stacked else (), np.asarray(array, like.dtype))
+
+
+def _chunk(like):
+  """The shape of the chunks of an array: rows of at most a piece together."""
+  if not like.shape:
+    return ()
+  row = like.dtype.itemsize * max(math.prod(like.shape[1:]), 1)
+  return min(max(pieces.BLOCK // row, 1), max(like.shape[0], 1)), *like.shape[1:]
+
+
+def _write_rows(writer, store, leaf, index, value):
+  """Writes `value` at `index` of array `leaf`, the rows of a chunk at a time."""
+  value = np.asarray(value)
+  if jnp.issubdtype(value.dtype, jnp.inexact) and not np.isfinite(value).all():
+    raise errors.UserError(f'{"/".join(map(str, leaf))} is not finite after the surgery')
+  if not value.shape:
+    writer.write(store, leaf, index or ..., value)
+    return
+  rows = store.chunk_layout.write_chunk.shape[len(index)]
+  for first in range(0, len(value), rows):
+    last = min(first + rows, len(value))
+    writer.write(store, leaf, (*index, slice(first, last)), value[first:last])
+
+
+def _keys(path):
+  return tuple(entry.key for entry in path)
+
+
+def _nested(pairs):
+  """The nested dict of pairs (tuple of keys, value)."""
+  tree: dict = {}
+  for leaf, value in pairs:
+    layout.put(tree, leaf, value)
+  return tree

@@ -14,7 +14,7 @@ ACTIVATIONS = {'relu': 'relu', 'silu': 'silu', 'swish': 'silu', 'gelu_new': 'gel
 # Fields that say how to compute or to train a model, not what it is.
 FREE = {'dtype', 'param_dtype', 'remat', 'scan_layers', 'dropout_rate', 'init_scale', 'executor', 'jitter',
         'input_dropout', 'exploration', 'scope', 'device_budget', 'allow_causal', 'rate', 'centred',
-        'freeze_after', 'greedy', 'start_id', 'end_ids'}
+        'freeze_after', 'greedy', 'start_id', 'end_ids', 'start_prompts'}
 LAYERS = ranges.Whole(1, 10_000)       # each is a letter of a pattern
 
 

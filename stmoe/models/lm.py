@@ -47,6 +47,8 @@ class LM(nnx.Module):
     dtype:        of activations; parameters, norms, routers and logits are float32.
     scan_layers, remat: see `stack.Stack`.
     start_id:     what the first token follows; end_ids: what ends a text, None = the vocabulary's EOS.
+    start_prompts: a prompt is read after start_id, as rows of training are. False: its own first token comes
+      first, as with tokenizers that add none (OLMoE, Qwen).
   """
 
   def __init__(self, *, vocab_size: ranges.Count, d_model: ranges.Count, layers: ranges.Pattern, blocks,
@@ -62,7 +64,8 @@ class LM(nnx.Module):
                logits_divisor: ranges.Positive = 1.0, dropout_rate: ranges.Below1 = 0.0,
                init_scale: ranges.Positive = 1.0, dtype: ranges.Dtype = 'float32',
                scan_layers: ranges.Flag = True, remat: ranges.Choice(*stack.REMAT) = 'none',
-               start_id: ranges.Natural = 0, end_ids: ranges.Ids | None = None, rngs):
+               start_id: ranges.Natural = 0, end_ids: ranges.Ids | None = None,
+               start_prompts: ranges.Flag = True, rngs):
     if head_dim % 2:
       raise UserError(f'head_dim {head_dim} is odd, and rotary positions turn pairs; '
                       f'nearest: {head_dim - 1}, {head_dim + 1}')
@@ -96,6 +99,7 @@ class LM(nnx.Module):
     self.logits_divisor = logits_divisor
     self.start_id = start_id
     self.end_ids = end_ids
+    self.start_prompts = start_prompts
     self.dtype = jnp.dtype(dtype)
 
   def __call__(self, batch: dict[str, jax.Array], key: jax.Array | None = None, train: bool = False,

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import fewer
 from stmoe.surgery import merge
 from stmoe.surgery import sparse
@@ -29,7 +30,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   layers = sparse.found(config)
   numbers = sparse.kept(layers, keep)
   statistics = calibration('load') if weights == 'usage' else {}
-  replaced: dict[tuple, object] = {}
+  replaced = aside.Made()
   for layer in layers:
     used = np.ones(layer.num_experts)
     if weights == 'usage':

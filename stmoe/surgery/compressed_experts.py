@@ -14,6 +14,7 @@ import ml_collections
 from stmoe import errors
 from stmoe import ranges
 from stmoe.core import contract
+from stmoe.surgery import aside
 from stmoe.surgery import sparse
 
 
@@ -26,7 +27,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   """
   if keep == 1.0:
     return params, {}
-  made: dict[tuple, object] = {}
+  made = aside.Made()
   changes: dict[str, object] = {}
   for layer in sparse.found(config):
     section, k = sparse.section(config, layer.where), contract.offered(layer.module.router, 'k')

@@ -15,6 +15,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import packing
 from stmoe.surgery import sparse
 
@@ -43,7 +44,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     changes[f'{layer.where}.experts'] = packing.fields_of(config, layer, codes | grid)
     changes[f'{layer.where}.router'] = dict(name='d2moe', widths=widths, inner=inner)
   seen = calibration('load')
-  made: dict[tuple, object] = {}
+  made = aside.Made()
   for layer, packed in zip(layers, sparse.found(sparse.changed(config, changes))):
     made |= packing.arrays(layer, packed, layer.arrays(params, 'experts'), bits, **grid)
     planes = loaded(seen[layer.name]['load'][:layer.num_experts], mean, least, bits)

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import dense
 from stmoe.surgery import sparse
 
@@ -32,7 +33,7 @@ def factorise(params: dict, config: ml_collections.ConfigDict, calibration: spar
     seed:     of the routers' first numbers.
   Differs: the initial scale of routers is not known (u). Which parameters train is left to `groups`.
   """
-  made: dict[tuple, object] = {}
+  made = aside.Made()
   changes: dict[str, object] = {'losses.balance': BALANCE}
   for number, layer in enumerate(dense.found(config, letters)):
     section = sparse.section(config, layer.where)
@@ -43,7 +44,7 @@ def factorise(params: dict, config: ml_collections.ConfigDict, calibration: spar
     made[layer.path] = dict(experts=experts(arrays, copies, k), router=dict(w=columns(rows, k)))
     router = dict(name='dynamic_dino', num_experts=copies * k, k=k, gates=gates)
     changes[layer.where] = dense.block(section, layer='moe', router=router,
-                                       experts=dense.bank(layer.where, section, section.d_ff // k))
+                                       experts=dense.bank(section, section.d_ff // k))
   return sparse.replaced(params, made), changes
 
 

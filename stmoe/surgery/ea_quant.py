@@ -19,6 +19,7 @@ from stmoe import errors
 from stmoe import ranges
 from stmoe.core import contract
 from stmoe.core.units import codes
+from stmoe.surgery import aside
 from stmoe.surgery import packing
 from stmoe.surgery import smoothing
 from stmoe.surgery import sparse
@@ -89,7 +90,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   if not packs:
     return sparse.replaced(params, {(*layer.path, 'experts', *path): array for layer in layers
                                     for path, array in scaled(layer).items()}), {}
-  made: dict[tuple, object] = {}
+  made = aside.Made()
   for layer, packed in zip(layers, packed_layers):
     bank, scale, matrix = scaled(layer), np.ones(config.model.d_model), _matrix(layer, params)
     if smooth != 'none':

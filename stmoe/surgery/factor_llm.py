@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import dense
 from stmoe.surgery import sparse
 
@@ -33,7 +34,7 @@ def factorise(params: dict, config: ml_collections.ConfigDict, calibration: spar
     seed:    of the routers' first numbers.
   """
   layers = dense.found(config, letters)
-  made: dict[tuple, object] = {}
+  made = aside.Made()
   changes: dict[str, object] = {}
   for number, layer in enumerate(layers):
     section = sparse.section(config, layer.where)

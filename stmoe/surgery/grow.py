@@ -13,6 +13,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import merge
 from stmoe.surgery import sparse
 
@@ -85,7 +86,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     return params, {}
   if keep != 0.5:
     raise errors.UserError(f'keep={keep}: pairs of experts grow, which are half as many; nearest: keep=0.5')
-  made: dict[tuple, object] = {}
+  made = aside.Made()
   changes: dict[str, object] = {}
   for layer in sparse.found(config):
     section = sparse.section(config, layer.where)

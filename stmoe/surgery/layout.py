@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import errors
+from stmoe.surgery import aside
 
 TIED = 'block_'                      # begins the names of whole blocks in `tied`, see `parts/tied`
 
@@ -96,8 +97,34 @@ def placed(blocks: dict, like: dict) -> dict:
   return roll(model) if scanned else model
 
 
+class Slices:
+  """Where an array of a model lies in its numbered form: `paths`, one of each layer if it is `stacked`."""
+
+  def __init__(self, paths: list[tuple], stacked: bool = False):
+    self.paths, self.stacked = paths, stacked
+
+
+def sources(like: dict) -> dict:
+  """Returns a pure dict like `like` of Slices: where `placed` takes each array from.
+
+  Args:
+    like: pure dict of a model, scanned or not, of anything with a shape.
+  """
+  scanned = is_scanned(like)
+  repeated = lambda unit: dict.fromkeys(range(jax.tree.leaves(unit)[0].shape[0]), unit)
+  found = visit(_map_segments(like, repeated) if scanned else like, lambda path, _: Slices([path]))
+  join = lambda *parts: Slices([part.paths[0] for part in parts], True)
+  return _map_segments(found, lambda units: jax.tree.map(
+      join, *(units[i] for i in range(len(units))))) if scanned else found
+
+
 def at(tree: dict, path: tuple):
-  """Returns what a nested dict holds at `path`, a tuple of keys."""
+  """Returns what a nested dict holds at `path`, a tuple of keys; a deferred array is fetched."""
+  return aside.fetched(held(tree, path))
+
+
+def held(tree: dict, path: tuple):
+  """Returns what a nested dict holds at `path`, a tuple of keys, as it is."""
   for key in path:
     tree = tree[key]
   return tree

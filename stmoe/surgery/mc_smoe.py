@@ -23,6 +23,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import sparse
 
 # Arrays of a bank that become factors, and arrays that stay; a bank with another one is another network.
@@ -43,7 +44,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     before, after, every, memory: of `groups.sparse.pruned`, see `row_pruning.around`. 100 and 4 * 100 steps
       are those of the released schedule.
   """
-  made: dict[tuple, object] = {}
+  made = aside.Made()
   changes: dict[str, object] = {}
   for layer in sparse.found(config):
     bank = network(layer, params)

@@ -22,6 +22,7 @@ from scipy import optimize
 
 from stmoe import errors
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import fewer
 from stmoe.surgery import sparse
 
@@ -81,7 +82,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   merged = {layer.name for layer in layers if not fnmatch.fnmatchcase(layer.name, whole)}
   groups = ALLOCATIONS[allocation](layers, used, keep, merged)
   numbers = {layer.name: _most(layer, layers, groups, merged) for layer in layers}
-  replacements: dict[tuple, object] = {}
+  replacements = aside.Made()
   for layer in layers:
     layer_usage, alike = used[layer.name], similarity(statistics[layer.name]['logit_products'])
     members = grouped(layer_usage, alike, groups[layer.name], capacity)

@@ -15,6 +15,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import chains
 from stmoe.surgery import layout
 from stmoe.surgery import sparse
@@ -41,7 +42,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     changes[f'{layer.where}.experts'] = _bank(layer, config, parts)
   for layer, full in zip(layers, sparse.found(sparse.changed(config, changes))):
     changes[f'{layer.where}.experts']['bond'] = bond(layer, full, params, keep)
-  made: dict[tuple, object] = {}
+  made = aside.Made()
   for layer, new in zip(layers, sparse.found(sparse.changed(config, changes))):
     bank, shapes = layer.owned(params), {path: shape for path, (_, shape) in new.axes('experts').items()}
     experts: dict = {name: bank[name,].mean(0) for name in ('bi', 'bo') if (name,) in bank}

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import layout
 from stmoe.surgery import sparse
 
@@ -39,7 +40,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     return params, {}
   model = sparse.abstract(config)
   paths = {id(module): path for path, module in nnx.iter_modules(model)}
-  made: dict[tuple, object] = {}
+  made = aside.Made()
   changes: dict[str, object] = {}
   for stack in model.stacks():
     letters = ''.join(unit * repeats for unit, repeats in stack.pattern)

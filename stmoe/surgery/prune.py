@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import fewer
 from stmoe.surgery import sparse
 
@@ -86,7 +87,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   changes = CHANGES[gates](config, numbers)
   new_layers = sparse.found(sparse.changed(config, changes))         # raises what routers say of the number
   scores = SCORES[by](layers, params, calibration, seed)
-  replaced: dict[tuple, object] = {}
+  replaced = aside.Made()
   for layer, new_layer in zip(layers, new_layers):
     stay = best(scores[layer.name], numbers[layer.where])
     replaced |= {(*layer.path, 'experts', *path): array[stay] for path, array in layer.owned(params).items()}

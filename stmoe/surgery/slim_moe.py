@@ -21,6 +21,7 @@ import numpy as np
 from stmoe import axes
 from stmoe import errors
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import layout
 from stmoe.surgery import sparse
 
@@ -70,7 +71,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     heads: share of the attention heads that stays in every block. With fewer heads of keys than of queries,
       share of their groups. By the loss.
   """
-  replaced: dict[tuple, object] = {}
+  replaced = aside.Made()
   changes: dict[str, object] = {}
   for layer in sparse.found(config) if keep < 1 else ():
     named, hidden = layer.axes('experts'), units_of(layer)

@@ -17,6 +17,7 @@ Further keyword-only parameters with ranges are the method's own fields. `stmoe 
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import copy
 import dataclasses
 import math
@@ -30,6 +31,7 @@ import numpy as np
 from stmoe import axes
 from stmoe import errors
 from stmoe import modules
+from stmoe.surgery import aside
 from stmoe.surgery import layout
 
 # calibration(name, ...) -> dict layer -> dict name -> array.
@@ -66,14 +68,17 @@ class Layer:
       arrays[path] = own_names, variable.shape[len(variable.shape) - len(own_names):]
     return arrays
 
-  def arrays(self, params: dict, part: str) -> dict[tuple, jax.Array]:
-    """Returns dict path -> array of what `params` holds for `part`, 'router' or 'experts'."""
-    return {path: layout.at(params, (*self.path, part, *path)) for path in self.axes(part)}
+  def arrays(self, params: dict, part: str) -> Mapping[tuple, jax.Array]:
+    """Returns mapping path -> array of what `params` holds for `part`, 'router' or 'experts'."""
+    return self._fetched(params, part, self.axes(part))
 
-  def owned(self, params: dict) -> dict[tuple, jax.Array]:
-    """Returns dict path -> array [E,...] of what belongs to experts in the bank, and not to all experts."""
-    arrays, named = self.arrays(params, 'experts'), self.axes('experts')
-    return {path: array for path, array in arrays.items() if 'expert' in named[path][0]}
+  def owned(self, params: dict) -> Mapping[tuple, jax.Array]:
+    """Returns mapping path -> array [E,...] of what belongs to experts, and not to the whole bank."""
+    named = self.axes('experts')
+    return self._fetched(params, 'experts', [path for path in named if 'expert' in named[path][0]])
+
+  def _fetched(self, params, part, paths):
+    return aside.Fetched({path: layout.held(params, (*self.path, part, *path)) for path in paths})
 
 
 def found(config: ml_collections.ConfigDict) -> list[Layer]:
@@ -152,20 +157,20 @@ def replaced(params: dict, changes: dict[tuple, object]) -> dict:
   return new_params
 
 
-def matrices(layer: Layer, params: dict) -> dict[tuple, tuple[jax.Array, str]]:
-  """Returns dict path -> (array [E,in,out], logical axis of the inputs) of the matrices of a bank.
+def matrices(layer: Layer, params: dict) -> Mapping[tuple, tuple[jax.Array, str]]:
+  """Returns mapping path -> (array [E,in,out], logical axis of the inputs) of the matrices of a bank.
 
   Raises UserError for a bank with an array of more axes than E that is no such matrix.
   """
-  named, found_matrices = layer.axes('experts'), {}
-  for path, array in layer.owned(params).items():
+  named, inputs = layer.axes('experts'), {}
+  for path in layer.owned(params):
     _, *names = named[path][0]
     if sorted(names) == ['expert_embed', 'expert_mlp']:
-      found_matrices[path] = array, names[0]
+      inputs[path] = names[0]
     elif len(names) > 1:
       raise errors.UserError(f'{layer.where}.experts: {".".join(map(str, path))} is no matrix from or to the '
                              "hidden units of one layer; nearest: experts 'mlp' or 'glu'")
-  return found_matrices
+  return layer.owned(params).beside(inputs)
 
 
 def router(layer: Layer, params: dict) -> dict:

@@ -22,6 +22,7 @@ import numpy as np
 from stmoe import errors
 from stmoe import ranges
 from stmoe.core import contract
+from stmoe.surgery import aside
 from stmoe.surgery import fewer
 from stmoe.surgery import sparse
 
@@ -52,7 +53,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   distances = [_distance(layer, params, config, counts, by, normed, weight) for layer in layers]
   clusters, _ = searched(distances, target, merges, threshold, move)
   changes = fewer.apart(config, layers, {layer.path: len(own) for layer, own in zip(layers, clusters)})
-  replaced: dict[tuple, object] = {}
+  replaced = aside.Made()
   for layer, new, own in zip(layers, sparse.found(sparse.changed(config, changes)), clusters):
     bank = layer.owned(params)
     if len(own) > means:

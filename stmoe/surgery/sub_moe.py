@@ -22,6 +22,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import fewer
 from stmoe.surgery import layout
 from stmoe.surgery import mc_smoe
@@ -56,7 +57,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   new_layers = sparse.found(sparse.changed(config, changes))         # raises what routers say of the number
   products = GEOMETRIES[geometry]
   statistics = calibration('load', products, *(('coactivation', *MOMENTS.values()) if whitened else ()))
-  replaced: dict[tuple, object] = {}
+  replaced = aside.Made()
   for layer, new in zip(layers, new_layers):
     sums = statistics[layer.name]
     used = merge.usage(sums['load'][:layer.num_experts])

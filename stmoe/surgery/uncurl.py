@@ -16,6 +16,7 @@ from scipy.spatial import distance
 from stmoe import errors
 from stmoe import ranges
 from stmoe.core import contract
+from stmoe.surgery import aside
 from stmoe.surgery import fewer
 from stmoe.surgery import merge
 from stmoe.surgery import sparse
@@ -52,7 +53,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   if adaptive:
     numbers = allocated([heights(own) for own in cosines], sum(numbers), least)
   changes = fewer.apart(config, layers, {layer.path: number for layer, number in zip(layers, numbers)})
-  replaced: dict[tuple, object] = {}
+  replaced = aside.Made()
   for layer, new, own, number in zip(layers, sparse.found(sparse.changed(config, changes)), cosines, numbers):
     used = merge.usage(statistics[layer.name]['load'][:layer.num_experts])
     members = CLUSTERINGS[clustering](own, number, int(used.argmax()))

@@ -14,6 +14,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import dense
 from stmoe.surgery import layout
 from stmoe.surgery import sparse
@@ -67,7 +68,7 @@ def factorise(params: dict, config: ml_collections.ConfigDict, calibration: spar
     UserError: a width that E does not divide, or attention without a counterpart.
   """
   rng = np.random.default_rng(seed)
-  made: dict[tuple, object] = {}
+  made = aside.Made()
   changes: dict[str, dict] = {}
   common = dict(select=select, gate=gate, share=share if select == 'data' else 1.0, allow_causal=True)
   attending = _attention(config) if attention else {}
@@ -80,7 +81,7 @@ def factorise(params: dict, config: ml_collections.ConfigDict, calibration: spar
     router = dict(name='union_of_experts', num_experts=num_experts, k=sparse.share(num_experts, share))
     changes[layer.where] = dense.block(
         section, layer='moe', executor='blocks', group_size=None, router=router | common,
-        experts=dense.bank(layer.where, section, section.d_ff // num_experts))
+        experts=dense.bank(section, section.d_ff // num_experts))
     path = (*layer.path[:-1], 'attention')
     if attending.get(path) is not None:
       made[path], fields = _in_heads(layer.where, attending[path], layout.at(params, path), share, rng)
@@ -112,7 +113,7 @@ def _heads(where, attention):
   """H of a plain attention; raises UserError for another one."""
   plain = (type(attention).__name__ == 'Attention' and attention.q_norm is None and attention.clip is None
            and attention.scale == attention.width ** -0.5 and attention.width == attention.head_dim
-           and not attention.interleaved)
+           and not attention.interleaved and attention.sinks is None)
   if not plain or attention.wk.shape != attention.wq.shape:
     raise errors.UserError(f'{where}: its attention is not plain (norms, clipping, fewer heads of keys, '
                            'another scale, neighbours as rotary pairs, numbers that are not turned); '

@@ -16,6 +16,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import ranges
+from stmoe.surgery import aside
 from stmoe.surgery import sparse
 
 # What enters a matrix, by the logical axis of its inputs -> the sums of squares in the calibration.
@@ -45,7 +46,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   if allocation == 'owl' and keep < 1:
     counts = [_outliers(matrices[layer.name], statistics[layer.name], outlier) for layer in layers]
     shares = dict(zip(matrices, densities(np.array(counts), keep, spread).clip(0, 1)))
-  replaced: dict[tuple, object] = {}
+  replaced = aside.Made()
   for layer in layers:
     for path, (array, inputs) in matrices[layer.name].items() if shares[layer.name] < 1 else ():
       sums = statistics[layer.name]

@@ -23,6 +23,13 @@ def counts(cfg):
   lookup.recipe('target', cfg.loss)()
 
 
+def trains(cfg):
+  """Raises UserError for parameters of two bytes: their updates would mostly be rounded away."""
+  if cfg.model.get('param_dtype', 'float32') != 'float32':
+    raise errors.UserError(f'model.param_dtype={cfg.model.param_dtype!r} is for models that do not train: '
+                           'small updates would be rounded away; nearest: --config.model.param_dtype=float32')
+
+
 def batches(cfg):
   """Raises UserError unless the batches divide into microbatches and over the devices of the current mesh."""
   shards = axes.num_shards('batch')

@@ -55,6 +55,7 @@ def train(cfg, workdir, name='', devices=None):
     devices: None = all.
   """
   check.counts(cfg)
+  check.trains(cfg)
   if job.first(lambda: rundir.finished(workdir, cfg)):
     return 0
   job.same('configuration', experiment.run_id(cfg))

@@ -45,10 +45,10 @@ class Opened:
     self.batch, say = next(iter(pipeline.eval_batches(self.cfg))), lambda line: None
     with states.on_mesh(self.cfg.mesh, devices) as mesh:
       plan = states.blueprint(self.cfg, mesh)
-      _, state, meta = compress._restore(run, self.cfg, mesh, None, say)
+      state = compress._restore(run, self.cfg, mesh, None, say)
     source = compress.Source(self.cfg, run, plan, say)
     self.params = layout.numbered(compress._model(state))
-    self.calibration = calibrate.Calibration(run, self.cfg, plan, state, meta['digest'], 2, source, say)
+    self.calibration = calibrate.Calibration(run, self.cfg, plan, lambda: state, 'digest', 2, source, say)
     self.before = self.logits(self.params, {})
 
   def made(self, kind, text):
@@ -60,6 +60,9 @@ class Opened:
     """Returns the logits of parameters in the model of `changes`."""
     with states.on_mesh(self.cfg.mesh, self.devices) as mesh:
       cfg, plan = compress._laid_out(self.run, sparse.changed(self.cfg, changes).lock(), mesh)
-      state = compress._state(cfg, plan, params)
-      model = plan.model(state['params'], state['router_state'])
+      whole = layout.placed(params, compress._model(plan.shapes))
+      place = lambda path, shape: jax.device_put(layout.at(whole, tuple(k.key for k in path)).astype(
+          shape.dtype), shape.sharding)
+      model = plan.model(*(jax.tree.map_with_path(place, plan.shapes[part])
+                           for part in ('params', 'router_state')))
       return np.asarray(jax.jit(lambda m, b: m(b)[0])(model, self.batch))

@@ -34,7 +34,7 @@ def calibration(corpus, run, said=None, devices=ONE, batches=2, digest='abc', **
     state = jax.device_put(state, {part: plan.shardings()[part] for part in state})
   source = pipeline.source(cfg)
   say = (lambda line: None) if said is None else said.append
-  found = calibrate.Calibration(run, cfg, plan, state, digest, batches, lambda: source, say)
+  found = calibrate.Calibration(run, cfg, plan, lambda: state, digest, batches, lambda: source, say)
   return cfg, plan, state, found, devices
 
 

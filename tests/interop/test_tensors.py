@@ -54,6 +54,51 @@ def test_bfloat16_comes_back_as_it_was(run, tmp_path):
   assert all(files.equal(t, half[name]) for name, t in files.tensors(tmp_path / 'out').items())
 
 
+def test_parameters_of_two_bytes_compute_what_those_of_four_do(run, tmp_path):
+  convert.write(run, tmp_path / 'half', dtype='BF16')
+  narrow = convert.read(tmp_path / 'half', tmp_path / 'narrow')
+  wide = convert.read(tmp_path / 'half', tmp_path / 'wide', dtype='F32')
+  rounded, said = tmp_path / 'rounded', []
+  convert.read(CASE, rounded, dtype='BF16', say=said.append)
+  assert said[-1].startswith('rounded to bfloat16: 39 tensors')
+  routers = 2 * 32 * 4                                               # stay float32
+  assert (narrow['bytes'], wide['bytes']) == (2 * 53664 + 2 * routers, 4 * 53664)
+  inputs = runs.row('decoder', np.arange(24).reshape(2, 12))
+  outputs = []
+  for path, dtype in ((tmp_path / 'wide', 'float32'), (tmp_path / 'narrow', 'bfloat16'),
+                      (rounded, 'bfloat16')):
+    _, model = runs.load(path)
+    assert (model.embed.table.dtype, model.decoder.segments[0].blocks[0].layer.router.w.dtype) == (
+        dtype, 'float32')
+    outputs.append(np.asarray(jax.jit(lambda m: m(inputs)[0])(model)))
+  np.testing.assert_array_equal(outputs[0], outputs[1])
+  assert outputs[1].std() > 0.1 and not np.array_equal(outputs[1], np.asarray(jax.jit(
+      lambda m: m(inputs)[0])(runs.load(run)[1])))
+  convert.write(tmp_path / 'narrow', tmp_path / 'out')
+  assert all(files.equal(t, files.tensors(tmp_path / 'half')[name])
+             for name, t in files.tensors(tmp_path / 'out').items())
+
+
+def test_checkpoints_are_read_in_the_dtype_that_is_asked_for(run, tmp_path):
+  """So a run of two bytes a parameter is fine-tuned with four, and any run is evaluated with two."""
+  convert.write(run, tmp_path / 'half', dtype='BF16')
+  convert.read(tmp_path / 'half', tmp_path / 'run')
+  stored, other = rundir.load(tmp_path / 'run'), rundir.load(tmp_path / 'run')
+  del other.model.param_dtype
+  tables = []
+  for cfg in (stored, other):
+    with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
+      plan = states.blueprint(cfg, mesh)
+      saved = checkpoint.Checkpoints(tmp_path / 'run' / 'checkpoints', read_only=True)
+      _, state, _, _ = saved.restore(plan.shapes, check=lambda meta: None, say=print)
+      _, parts, _ = saved.part(dict(params=plan.shapes['params']), lambda meta: None)
+      saved.close()
+    tables.append(state['params']['embed']['table'])
+    np.testing.assert_array_equal(parts['params/embed/table'], tables[-1])
+  assert [str(table.dtype) for table in tables] == ['bfloat16', 'float32']
+  np.testing.assert_array_equal(*(np.asarray(table, np.float32) for table in tables))
+
+
 def test_large_arrays_in_blocks_are_the_same_arrays(run, tmp_path, monkeypatch):
   monkeypatch.setattr(pieces, 'BLOCK', 3000)                         # a few rows of the smallest tensors
   convert.read(CASE, tmp_path / 'run')

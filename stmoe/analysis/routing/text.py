@@ -4,7 +4,6 @@ import colorsys
 import dataclasses
 import html
 import itertools
-import os
 
 from matplotlib import patches
 import numpy as np
@@ -117,10 +116,9 @@ def pieces(vocabulary, ids):
 
 
 def _split(vocabulary, ids):
-  whole, ends = vocabulary.decode(ids), [0]
-  for count in range(1, len(ids)):
-    ends.append(max(ends[-1], len(os.path.commonprefix([vocabulary.decode(ids[:count]), whole]))))
-  return [whole[a:b] for a, b in zip(ends, [*ends[1:], len(whole)])]
+  stream = vocabulary.stream()
+  parts = [stream(v) for v in ids]
+  return [*parts[:-1], parts[-1] + stream.rest()]
 
 
 def texts(vocabulary, ids):

@@ -22,6 +22,7 @@ from stmoe import files
 from stmoe.data import bar as progress
 from stmoe.data import store
 from stmoe.data.text import tasks
+from stmoe.data.text import tokenizer
 from stmoe.data.text import vocab
 
 CONTENT = 1                              # of what keys stand for; checkpoints hold keys
@@ -29,7 +30,6 @@ PIECE = 4096
 RECORDS = 'records 1'                    # the format of what lies beside the tokens
 BATCH_BYTES = 1 << 20  # documents are tokenised together until they have so many bytes
 OPTIONS = 'group_size:1,zstd:1'
-PIECES = 'pieces.model'
 EXAMPLES = 'validation.records.jsonl'
 
 
@@ -60,18 +60,19 @@ def of(task, vocabulary, cache_dir=None):
 
 
 def vocabulary_of(spec, among, extra_ids=0, cache_dir=None):
-  """Returns the vocabulary `spec`: 'bytes', 'train:N' or the path of a SentencePiece model.
+  """Returns the vocabulary `spec`: 'bytes', 'train:N', or of a tokenizer.json or SentencePiece model.
 
-  'train:N' is trained once on the train splits of the tasks `among`, and kept beside the caches.
+  The last two are given as the path of the file, or of its folder. 'train:N' is trained once on the train
+  splits of the tasks `among`, and kept beside the caches.
   """
   if not spec:
-    raise errors.UserError('data.vocab is empty: the model was imported without a SentencePiece model, and '
-                           'other tokenizers are not read; give its own to this command or to stmoe convert: '
+    raise errors.UserError('data.vocab is empty: the model was imported without a vocabulary (tokenizer.json '
+                           'or a SentencePiece model); give its own to this command or to stmoe convert: '
                            '--config.data.vocab=FILE')
   if spec == 'bytes':
     return vocab.Bytes(extra_ids)
   if not spec.startswith('train:'):
-    return vocab.Pieces(spec, extra_ids)
+    return tokenizer.opened(spec, extra_ids)
   num_pieces = spec.removeprefix('train:')
   if not re.fullmatch('[1-9][0-9]{0,8}', num_pieces):
     raise errors.UserError(f'data.vocab={spec!r}: not a number of pieces; write train:4096')
@@ -81,10 +82,10 @@ def vocabulary_of(spec, among, extra_ids=0, cache_dir=None):
   def make(unfinished):
     with progress.task(f'training a vocabulary of {num_pieces} pieces', None):
       texts = (text for task in among for text in task.documents('train'))
-      (unfinished / PIECES).write_bytes(vocab.train(texts, int(num_pieces)))
+      (unfinished / vocab.FILE).write_bytes(vocab.train(texts, int(num_pieces)))
     return dict(key=key)
   store.kept(path, make)
-  return vocab.Pieces(path / PIECES, extra_ids)
+  return vocab.Pieces(path / vocab.FILE, extra_ids)
 
 
 def digest(*parts):
@@ -116,6 +117,9 @@ def _write_split(path, task, split, vocabulary):
   with progress.task(f'caching {task.name} {split}', task.size(split), 'bytes') as advance:
     for texts in _batches(task.documents(split)):
       for text, ids in zip(texts, vocabulary.encode(texts), strict=True):
+        if task.paired and vocabulary.eos_id in ids:                 # which would end it there
+          raise errors.UserError(f'task {task.name}: a text of split {split!r} holds the token that ends '
+                                 f'texts: {text[:60]!r}')
         text = text.encode()
         digest.update(text)
         documents, num_bytes, num_tokens = documents + 1, num_bytes + len(text), num_tokens + len(ids) + 1

@@ -14,6 +14,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from stmoe import errors
 from stmoe import lookup
 from stmoe.data.text import tasks
 from stmoe.data.text import vocab
@@ -107,9 +108,12 @@ def source(task):
 
 
 def convert(vocabulary):
-  """Returns the seqio vocabulary that gives the same ids as `vocabulary`."""
+  """Returns the seqio vocabulary that gives the same ids as `vocabulary`; UserError where seqio has none."""
   if isinstance(vocabulary, vocab.Bytes):
     return seqio.ByteVocabulary(vocabulary.extra_ids)
+  if not isinstance(vocabulary, vocab.Pieces):
+    raise errors.UserError(f'seqio reads no tokenizer.json ({vocabulary.path}); nearest: a SentencePiece '
+                           'model')
   return seqio.SentencePieceVocabulary(str(vocabulary.path), vocabulary.extra_ids)
 
 

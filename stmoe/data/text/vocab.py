@@ -1,9 +1,11 @@
 """Vocabularies: text to ids and back, with T5's extra ids on top.
 
-Two kinds with one interface: `encode(texts) -> list of i32 arrays` (no EOS), `decode(ids) -> text`,
-`vocab_size`, `eos_id`, `sentinel(i)`, `num_bytes(ids)` and `digest`. The digest covers what decides the ids
-of a text. Id 0 is padding and the decoder's start. The extra ids (sentinels of span corruption) are the last
-ids, counted downwards: sentinel 0 is `vocab_size - 1`, as in T5 and seqio.
+Two kinds are here, a third in tokenizer.py. Their interface: `encode(texts) -> list of i32 arrays` (no EOS),
+`decode(ids) -> text`, `stream()` (detokenize.py), `vocab_size`, `eos_id`, `sentinel(i)`, `num_bytes(ids)`,
+`digest` and `files`. The digest covers what decides the ids of a text. `files` are those that the vocabulary
+was read from, dict name -> path. Of the two kinds here id 0 is padding and the decoder's start. Their extra
+ids (sentinels of span corruption) are the last ids, counted downwards: sentinel 0 is `vocab_size - 1`, as in
+T5 and seqio.
 """
 
 import functools
@@ -17,11 +19,13 @@ import numpy as np
 import sentencepiece
 
 from stmoe import errors
+from stmoe.data.text import detokenize
 
 NUM_SPECIAL = 3  # padding 0, EOS 1, unknown 2
 SAMPLE = 1 << 26
 LONGEST = 1 << 20  # bytes of a line that SentencePiece trains on; it leaves out longer lines
 PART = 1 << 15  # characters of a part of a longer line
+FILE = 'pieces.model'                    # what a SentencePiece model is called where it is kept
 RECIPE = 1  # of `train`; a change of the recipe makes other vocabularies
 
 
@@ -33,6 +37,7 @@ class Bytes:
     self.vocab_size = NUM_SPECIAL + 256 + extra_ids
     self.eos_id = 1
     self.digest = 'bytes'
+    self.files = {}
 
   def encode(self, texts):
     """Returns for each text the i32[bytes] ids of its UTF-8 bytes."""
@@ -42,6 +47,10 @@ class Bytes:
     """Returns the text of ids up to the first EOS; ids that are no byte and broken UTF-8 are dropped."""
     ids = _until_eos(ids, self.eos_id) - NUM_SPECIAL
     return ids[(ids >= 0) & (ids < 256)].astype(np.uint8).tobytes().decode(errors='ignore')
+
+  def stream(self):
+    """Returns the `detokenize.Stream` of a text."""
+    return detokenize.Stream(self.decode)
 
   def num_bytes(self, ids):
     """Returns for each of `ids` (an array) the bytes of text that the id stands for."""
@@ -59,8 +68,9 @@ class Pieces:
   """
 
   def __init__(self, path, extra_ids=0):
-    model = _read(path)
+    model = read(path)
     self.path = path
+    self.files = {FILE: path}
     self.extra_ids = extra_ids
     self.digest = f'{hashlib.sha256(model).hexdigest()}+{extra_ids}'
     try:
@@ -83,6 +93,10 @@ class Pieces:
     """Returns the text of ids up to the first EOS."""
     ids = _until_eos(ids, self.eos_id)
     return self._model.decode(np.where(ids < self.vocab_size, ids, self._model.unk_id()).tolist())
+
+  def stream(self):
+    """Returns the `detokenize.Stream` of a text."""
+    return detokenize.Stream(self.decode)
 
   def num_bytes(self, ids):
     """Returns for each of `ids` (an array) the bytes of its piece, as SentencePiece writes text."""
@@ -143,13 +157,14 @@ def _parts(line):
   return [line[at:at + PART] for at in range(0, len(line), PART)]
 
 
-def _read(path):
+def read(path):
+  """Returns the bytes of the file of a vocabulary; raises UserError where there is no such file."""
   try:
     with open(path, 'rb') as f:
       return f.read()
   except OSError as e:
     raise errors.UserError(f'data.vocab={str(path)!r}: {e.strerror}; choose bytes, train:N or the path of '
-                           'a SentencePiece model') from e
+                           'a tokenizer.json or a SentencePiece model') from e
 
 
 def _until_eos(ids, eos_id):

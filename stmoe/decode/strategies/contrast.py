@@ -46,6 +46,8 @@ class Contrast:
     eos_id:        the id that ends a text, or several.
   """
 
+  tell = None                            # see loop.run
+
   def __init__(self, *, alpha: ranges.PartOf1 = 0.1, beta: ranges.NonNegative = 0.5,
                routing_ranks: ranges.Many(ranges.Count) = (2,),
                strong_ranks: ranges.Many(ranges.Count) | None = None, draw: ranges.Flag = False,
@@ -86,4 +88,4 @@ class Contrast:
 
     strong, first = well.begin(batch, length)
     weak, second = poorly.begin(batch, length)
-    return loop.run(score(strong, weak), (first, second), step, choose, length, self.eos_id)
+    return loop.run(score(strong, weak), (first, second), step, choose, length, self.eos_id, self.tell)

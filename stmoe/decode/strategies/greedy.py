@@ -12,6 +12,8 @@ class Greedy:
     eos_id: the id that ends a text, or several.
   """
 
+  tell = None                            # see loop.run
+
   def __init__(self, *, eos_id=1):
     self.eos_id = eos_id
 
@@ -22,4 +24,4 @@ class Greedy:
     """Returns i32[B,length]; draws nothing from `key`."""
     logits, cache = model.begin(batch, length)
     return loop.run(logits, cache, model.step, lambda logits, i: jnp.argmax(logits, axis=-1), length,
-                    self.eos_id)
+                    self.eos_id, self.tell)

@@ -43,6 +43,8 @@ class Sample:
     eos_id:       the id that ends a text, or several.
   """
 
+  tell = None                            # see loop.run
+
   def __init__(self, *, temperature: ranges.Positive = 1.0, top_k: ranges.Natural = 0,
                top_p: ranges.PartOf1 = 1.0, eos_id=1):
     if not temperature > 0:
@@ -66,4 +68,4 @@ class Sample:
       return jax.random.categorical(jax.random.fold_in(key, i), logits)
 
     logits, cache = model.begin(batch, length)
-    return loop.run(logits, cache, model.step, choose, length, self.eos_id)
+    return loop.run(logits, cache, model.step, choose, length, self.eos_id, self.tell)
