@@ -9,9 +9,8 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe.interop import fields
 from stmoe.interop import unread
-from tests.interop import conftest
 
-STORED = pathlib.Path(conftest.DEFAULT)
+STORED = pathlib.Path(__file__).resolve().parent.parent / 'data' / 'checkpoints'
 SIZES = dict(vocab_size=40, hidden_size=24, intermediate_size=20, num_hidden_layers=4, num_attention_heads=4,
              num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=False, max_position_embeddings=64,
              hidden_act='silu', num_experts_per_tok=2)
