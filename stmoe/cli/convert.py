@@ -7,14 +7,13 @@ stmoe convert runs/imported NEW --max-shard 2GB    in files of at most that size
 stmoe convert runs/imported NEW --dtype MXFP4     experts of four bits (gpt-oss), all else BF16
 stmoe convert DOWNLOADED runs/small --dtype BF16   parameters of two bytes, rounded where tensors have more
 
-The family is the model_type in config.json; stmoe/interop/families has a file of each. Only safetensors are
-read; pickle files (*.bin, *.pt) are never opened. The vocabulary beside the tensors comes along:
-tokenizer.json, else a SentencePiece model. Without one, --config.data.vocab=FILE gives it, or what reads
-texts refuses. Texts begin with the first token that tokenizer.json adds, if any, as in transformers 5. --bos
-decides otherwise, for models that were trained otherwise; DeepSeek's folders say that theirs were. A T5X
-folder (target.* arrays) has no configuration: sizes are read off the arrays. --config.FIELD=VALUE changes the
-configuration that an import writes. An export has the files that the import had beside its tensors, and a
-model card.
+The family is the model_type in config.json, one of those at --to below. Only safetensors are read; pickle
+files (*.bin, *.pt) are never opened. The vocabulary beside the tensors comes along: tokenizer.json, else a
+SentencePiece model. Without one, --config.data.vocab=FILE gives it, or what reads texts refuses. Texts begin
+with the first token that tokenizer.json adds, if any, as in transformers 5. --bos decides otherwise, for
+models that were trained otherwise; DeepSeek's folders say that theirs were. A T5X folder (target.* arrays)
+has no configuration: sizes are read off the arrays. --config.FIELD=VALUE changes the configuration that an
+import writes. An export has the files that the import had beside its tensors, and a model card.
 
 Parameters of a run take two bytes each where all tensors are BF16, and four else. Weights of eight bits with
 scales (DeepSeek-V3's release, quant_method fp8) are read as their product. Experts in MXFP4 (gpt-oss) come

@@ -56,14 +56,16 @@ def _order(item):
 def greedy(model, case):
   """Returns i32[B,GREEDY] ids by argmax, everything computed again for each, EOS or not."""
   decoder_only = 'greedy_prompt' in case
-  start = case['greedy_prompt'] if decoder_only else np.zeros((len(case['in_input_ids']), 1), np.int32)
+  first = () if decoder_only else np.full((len(case['in_input_ids']), 1), model.start_id, np.int32)
+  start = case['greedy_prompt'] if decoder_only else first
   length = start.shape[1] + GREEDY
   fixed = {} if decoder_only else {k: v for k, v in batch(case).items() if k.startswith('encoder')}
   ids = np.zeros((len(start), length), np.int32)                     # what comes later is not seen
   ids[:, :start.shape[1]] = start
   forward = jax.jit(lambda model, inputs: model(inputs)[0])
   for at in range(start.shape[1], length):
-    logits = forward(model, fixed | row('decoder', ids))
+    # Where later tokens would take part in what is dropped, they are not there.
+    logits = forward(model, fixed | row('decoder', ids[:, :at] if of_the_batch(case) else ids))
     ids[:, at] = np.argmax(np.asarray(logits)[:, at - 1], axis=-1)
   return ids[:, start.shape[1]:]
 
@@ -76,6 +78,12 @@ def cached(model, inputs):
     ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)              # [B]
     return model.step(ids, jnp.ones(ids.shape, bool), cache), ids
   return jax.lax.scan(step, model.begin(inputs, GREEDY), length=GREEDY)[1].T
+
+
+def of_the_batch(case):
+  """Returns whether choices were dropped because of a capacity that grows with the tokens of a batch."""
+  return any((np.sum(weights > 0, axis=-1) < 2).any()
+             for name, weights in case.items() if '_combine_' in name)
 
 
 def cached_greedy(model, case):
