@@ -50,12 +50,13 @@ class Reader:
     return ts.open(spec(self._state, leaf, self._database, self._driver), open=True, read=True)
 
   def part(self, leaf, index):
-    """Returns the numpy array at `index`, a tuple of ints along the first axes of array `leaf`.
+    """Returns the numpy array at `index` of array `leaf`: ints along the first axes, and maybe a slice.
 
     An array whose chunks hold several such parts is read once while nothing else of its kind is asked for.
     """
     store = self.array(leaf)
-    if all(n == 1 for n in store.chunk_layout.read_chunk.shape[:len(index)]):
+    along = zip(index, store.chunk_layout.read_chunk.shape)
+    if all(n <= (at.stop - at.start if isinstance(at, slice) else 1) for at, n in along):
       return self._read(store, index or ...)
     if self._last[0] != leaf:
       self._last = (None, None)          # its memory goes first
@@ -69,10 +70,11 @@ class Reader:
       raise errors.UserError(f'checkpoint {self._where} cannot be read ({files.reason(error)})') from None
 
   def check(self, leaf):
-    """Raises UserError unless array `leaf` is what was saved; reads a part along its first axis at a time."""
+    """Raises UserError unless array `leaf` is what was saved; reads some rows at a time."""
     store, total = self.array(leaf), 0
-    apart = store.chunk_layout.read_chunk.shape[:1] == (1,)
-    for where in [(i,) for i in range(store.shape[0])] if apart else [...]:
+    rows = (*store.chunk_layout.read_chunk.shape, 1)[0]
+    for first in range(0, store.shape[0], rows) if store.shape else [None]:
+      where = ... if first is None else (slice(first, min(first + rows, store.shape[0])),)
       total += self.share(self._read(store, where), store.shape, where)
     name = '/'.join(map(str, leaf))
     if total % 2**32 != self.inventory[name][1]:

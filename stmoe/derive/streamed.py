@@ -19,6 +19,7 @@ from stmoe.checkpoints import checksum
 from stmoe.checkpoints import seal
 from stmoe.checkpoints import stored
 from stmoe.derive import pieces
+from stmoe.surgery import aside
 from stmoe.surgery import layout
 from stmoe.train import state as states
 
@@ -140,7 +141,7 @@ def _write_slices(writer, leaf, slices, arrays):
     if array.shape != shape:
       raise errors.UserError(f'the surgery made {"/".join(map(str, path))} {array.shape}; in the model of '
                              f'its changes it is {shape}')
-    _write_rows(writer, store, leaf, (number,) if slices.stacked else (), np.asarray(array, like.dtype))
+    _write_rows(writer, store, leaf, (number,) if slices.stacked else (), array)
 
 
 def _chunk(like):
@@ -152,17 +153,23 @@ def _chunk(like):
 
 
 def _write_rows(writer, store, leaf, index, value):
-  """Writes `value` at `index` of array `leaf`, the rows of a chunk at a time."""
-  value = np.asarray(value)
-  if jnp.issubdtype(value.dtype, jnp.inexact) and not np.isfinite(value).all():
-    raise errors.UserError(f'{"/".join(map(str, leaf))} is not finite after the surgery')
+  """Writes `value`, an array or a Deferred, at `index` of array `leaf`, the rows of a chunk at a time."""
+  dtype = writer.like(leaf).dtype
   if not value.shape:
-    writer.write(store, leaf, index or ..., value)
+    _write_finite(writer, store, leaf, index or ..., np.asarray(value, dtype))
     return
   rows = store.chunk_layout.write_chunk.shape[len(index)]
   for first in range(0, len(value), rows):
     last = min(first + rows, len(value))
-    writer.write(store, leaf, (*index, slice(first, last)), value[first:last])
+    piece = (value.rows(first, last, dtype) if isinstance(value, aside.Deferred)
+             else np.asarray(value[first:last], dtype))
+    _write_finite(writer, store, leaf, (*index, slice(first, last)), piece)
+
+
+def _write_finite(writer, store, leaf, where, piece):
+  if jnp.issubdtype(piece.dtype, jnp.inexact) and not np.isfinite(piece).all():
+    raise errors.UserError(f'{"/".join(map(str, leaf))} is not finite after the surgery')
+  writer.write(store, leaf, where, piece)
 
 
 def _keys(path):

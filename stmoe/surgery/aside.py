@@ -25,7 +25,7 @@ _place: contextvars.ContextVar[typing.Any] = contextvars.ContextVar('place', def
 class Deferred:
   """An array [...] that is read when it is `fetched`; [i] is its part i along the first axis, as deferred.
 
-  read: function (index: a tuple of ints along the first axes) -> numpy array.
+  read: function (index: a tuple of ints along the first axes, and maybe a slice of the next) -> numpy array.
   """
 
   def __init__(self, shape: tuple, dtype: typing.Any, read: Callable[[tuple], np.ndarray],
@@ -42,6 +42,10 @@ class Deferred:
     if not isinstance(i, int) or not 0 <= i < self.shape[0]:
       raise IndexError(i)
     return Deferred(self.shape[1:], self.dtype, self._read, (*self._index, i))
+
+  def rows(self, first: int, last: int, dtype: typing.Any) -> np.ndarray:
+    """Returns entries `first` to `last` along the first axis, in `dtype`."""
+    return np.asarray(self._read((*self._index, slice(first, last))), dtype)
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
     return np.asarray(self._read(self._index), dtype or self.dtype)
