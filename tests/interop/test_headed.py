@@ -63,7 +63,7 @@ CASES = {
         rope_type='default', rope_theta=1e4, partial_rotary_factor=1.0)),
         facts([0, 1, 1], **HALF | dict(turned=8))),
     'glm, what it is where nothing is said': (
-        {key: value for key, value in GLM.items() if key not in ('n_shared_experts', 'first_k_dense_replace')},
+        {key: GLM[key] for key in {*GLM} - {'n_shared_experts', 'first_k_dense_replace'}},
         facts([0, 1, 1], **HALF)),
     'glm, a part that is rounded down': (dict(GLM, head_dim=10, partial_rotary_factor=0.69),
                                          facts([0, 1, 1], **HALF | dict(turned=6))),
