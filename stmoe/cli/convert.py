@@ -4,6 +4,7 @@ stmoe convert DOWNLOADED runs/imported          then: stmoe eval runs/imported -
 stmoe convert runs/imported NEW                 the same names and, without training, the same bytes
 stmoe convert runs/try NEW --to mixtral         of a run that was trained here, if its model is one of these
 stmoe convert runs/imported NEW --max-shard 2GB    in files of at most that size, with an index
+stmoe convert runs/imported NEW --dtype MXFP4     experts of four bits (gpt-oss), all else BF16
 stmoe convert DOWNLOADED runs/small --dtype BF16   parameters of two bytes, rounded where tensors have more
 
 The family is the model_type in config.json, one of those at --to below. Only safetensors are read; pickle
@@ -15,7 +16,8 @@ has no configuration: sizes are read off the arrays. --config.FIELD=VALUE change
 import writes. An export has the files that the import had beside its tensors, and a model card.
 
 Parameters of a run take two bytes each where all tensors are BF16, and four else. Weights of eight bits with
-scales (DeepSeek-V3's release, quant_method fp8) are read as their product.
+scales (DeepSeek-V3's release, quant_method fp8) are read as their product. Experts in MXFP4 (gpt-oss) come
+back as they were. With --dtype MXFP4 any run of that family is so written.
 """
 
 import pathlib
@@ -24,7 +26,7 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe import ranges
 
-DTYPES = ('F32', 'BF16', 'F16')
+DTYPES = ('F32', 'BF16', 'F16', 'MXFP4')
 DEFAULT = '5GB'
 
 

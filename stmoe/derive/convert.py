@@ -32,6 +32,7 @@ from stmoe.derive import start as starts
 from stmoe.derive import streamed
 from stmoe.derive import vocabularies
 from stmoe.interop import fields
+from stmoe.interop import repacked
 from stmoe.interop import rules
 from stmoe.interop import t5x
 from stmoe.interop import tensors as files
@@ -45,7 +46,6 @@ from stmoe.train import state as states
 
 PARAMETERS = {'F32': 'float32', 'BF16': 'bfloat16'}                  # what those of a run may be
 PARTS = ('params', 'router_state')
-PACKED = 'quantization_config'           # of config.json: how tensors are packed in fewer bits
 BESIDE = ('config.json', tokenizer.FILE, *tokenizer.OTHERS, 'added_tokens.json', 'vocab.json', 'vocab.txt',
           'merges.txt', 'sentencepiece.bpe.model', *tokenizer.PIECES)
 
@@ -93,11 +93,12 @@ def read(source, target, overrides=(), say=print, bos=None, dtype=None):
     for file in BESIDE:
       if (source / file).is_file():
         shutil.copyfile(files.inside(source, file), path / 'source' / file)
-    if packing:                          # an export has the tensors unpacked
+    if packing and not repacked.known(packing):                      # an export has the tensors unpacked
       hf = documents.read_json(path / 'source' / 'config.json')
       documents.write_json(path / 'source' / 'config.json',
-                           {key: value for key, value in hf.items() if key != PACKED}, sort_keys=True)
+                           {key: value for key, value in hf.items() if key != repacked.FIELD}, sort_keys=True)
       record |= dict(packing=packing)
+    repacked.remember(path, tensors)
     documents.write_json(path / 'imported.json', record)
     parents = [starts.imported(source, _sha256(source / 'config.json'))]
     facts = dict(skipped=sorted(skipped), dtype=usual)
@@ -117,9 +118,9 @@ def opened(source, say=print):
     return 't5x', t5x, t5x.configure({name: array.shape for name, array in tensors.items()}), tensors, None
   hf = documents.read_json(files.inside(source, 'config.json'))
   name, family = fields.family(hf)
-  packing = fields.given(hf, PACKED, ranges.Section)
+  packing = fields.given(hf, repacked.FIELD, ranges.Section)
   tensors = _unpacked(files.tensors(source), packing)
-  hf = {key: value for key, value in hf.items() if key != PACKED}
+  hf = {key: value for key, value in hf.items() if key != repacked.FIELD}
   sections = unread.configured(name, family, hf, _tied(family, hf, tensors), say)
   generation_file = files.inside(source, 'generation_config.json')
   generation = documents.read_json(generation_file) if generation_file.is_file() else {}
@@ -134,7 +135,7 @@ def _unpacked(tensors, packing):
   method = packing.get('quant_method')
   there = lookup.available('packing')
   if method not in there:
-    raise errors.UserError(f'config.json: {PACKED}.quant_method={method!r:.60} is not supported'
+    raise errors.UserError(f'config.json: {repacked.FIELD}.quant_method={method!r:.60} is not supported'
                            f'{errors.nearest(method, there)} (there are: {", ".join(there)})')
   return lookup.module('packing', method).unpacked(tensors, packing)
 
@@ -168,7 +169,7 @@ def unplaced(cfg, family, placed, found):
 def _rounded(plan, placed, found):
   """The names of the tensors `found` whose numbers bfloat16 parameters do not hold."""
   narrow = {place.tensor for place in placed if layout.at(plan.shapes, place.leaf).dtype == jnp.bfloat16}
-  return sorted(name for name in narrow & {*found} if found[name].dtype != 'BF16')
+  return sorted(name for name in narrow & {*found} if found[name].dtype not in ('BF16', repacked.KIND))
 
 
 def _sha256(file):
@@ -219,7 +220,7 @@ def _copies(family, cfg, found):
 def _check_kinds(placed, found):
   """Raises UserError for a parameter stored as integers: no parameter, or not of its dtype."""
   wrong = [place.tensor for place in placed
-           if place.tensor in found and found[place.tensor].dtype not in files.FLOATS]
+           if place.tensor in found and found[place.tensor].dtype not in (*files.FLOATS, repacked.KIND)]
   if wrong:
     tensor = found[wrong[0]]
     raise errors.UserError(f'{tensor.file}: {wrong[0]} is of dtype {tensor.dtype}, and a parameter is one of '
@@ -300,13 +301,16 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   hf = _describe(source / 'source' / 'config.json', family, cfg.to_dict(), bool(record))
   reader = _reader(source, step)
   placed = _placed(reader, family, cfg)
-  kind = lambda tensor: dtype or record.get('dtypes', {}).get(tensor) or record.get('dtype', 'F32')
+  kind = repacked.kinds(family, record, dtype)
   layout = {place.tensor: (kind(place.tensor), place.whole) for place in placed if place.tensor}
   copies = _origins(source, family, record, cfg)
+  layout |= {copy: (kind(copy), layout[origin][1]) for copy, origin in copies.items()}
+  hf = repacked.described(source, hf, family, layout)
   with beside.new(target) as path:
     exported.write(path, source, cfg, name, family, hf, reader.step)
-    created = files.create(path, layout | {c: (kind(c), layout[o][1]) for c, o in copies.items()}, most)
-    with progress.task('writing tensors', sum(created[t].size for t in layout), 'bytes') as advance:
+    created = repacked.create(path, layout, most, source)
+    size = sum(tensor.size for name, tensor in created.items() if name not in copies)
+    with progress.task('writing tensors', size, 'bytes') as advance:
       _write_arrays(reader, placed, created, advance)
     for copy, origin in copies.items():
       for first, last in created[origin].blocks(pieces.BLOCK):
@@ -344,7 +348,7 @@ def _imported(source):
   """The dict in imported.json of a run directory, {} of a run trained here; its dtypes are such."""
   record = records.imported(source)
   kinds = [record['dtype'], *record['dtypes'].values()] if record else []
-  unknown = next((kind for kind in kinds if kind not in files.DTYPES), None)
+  unknown = next((kind for kind in kinds if kind not in (*files.DTYPES, repacked.KIND)), None)
   if unknown is not None:
     raise errors.Damaged(source / 'imported.json', f'has the dtype {unknown!r:.80}')
   return record
@@ -357,6 +361,7 @@ def _describe(original, family, c, imported):
   """
   tied = c['model'].get('tie_embeddings', True)
   original_fields = documents.read_json(original) if imported else {}
+  original_fields.pop(repacked.FIELD, None)                          # see `repacked.described`
   if imported and not fields.differences(c, family.configure(original_fields, tied)):
     return None
   new_fields = (original_fields or exported.ids(c['model'])) | family.describe(c)

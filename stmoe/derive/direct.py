@@ -42,7 +42,7 @@ def opened(folder: str | pathlib.Path, mesh: dict | None = None, overrides: Sequ
   cfg = convert.configuration(sections, overrides)
   with states.on_mesh(mesh or dict(data=1, expert=-1, model=1), devices) as on:
     plan, placed = convert.planned(cfg, on, family, tensors, dtype)
-    convert.unread(cfg, family, placed, tensors)
+    convert.unplaced(cfg, family, placed, tensors)
     begun = jax.jit(lambda: states.fresh(cfg, plan)['router_state'],
                     out_shardings=plan.shardings()['router_state'])()
     state = layout.together(dict(params={}, router_state=begun))

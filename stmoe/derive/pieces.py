@@ -12,6 +12,7 @@ import numpy as np
 
 from stmoe.interop import rules
 
+UNIT = 32                                # rows of which a piece has a multiple: packings divide no block
 BLOCK = 1 << 25                          # bytes of an array that are in memory at once, in each of
 THREADS = 4                              # threads
 STRIP = 16                               # rows that are transposed at once: their numbers share cache lines
@@ -53,7 +54,8 @@ def spans(place, dtype):
 
 def height(place, dtype):
   """Returns how many rows of a tensor make a piece."""
-  return min(place.there[0], max(1, BLOCK // (dtype.itemsize * math.prod(place.there[1:]))))
+  rows = max(1, BLOCK // (dtype.itemsize * math.prod(place.there[1:])))
+  return min(place.there[0], rows // UNIT * UNIT or rows)
 
 
 def shape(place, dtype):

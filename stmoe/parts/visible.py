@@ -28,11 +28,12 @@ class Visible:
 
   def masked(self, change: typing.Callable[[jax.Array], jax.Array]) -> 'Visible':
     """Returns the same with `change` applied to every mask."""
-    return self.replace(mask=change(self.mask), windows={w: change(mask) for w, mask in self.windows.items()})
+    return dataclasses.replace(self, mask=change(self.mask),
+                               windows={w: change(mask) for w, mask in self.windows.items()})
 
   def within(self, window: int | None) -> 'Visible':
     """Returns what a block with a `window` of its own sees; None = without."""
-    return self.replace(mask=self.mask if window is None else self.windows[window], windows={})
+    return dataclasses.replace(self, mask=self.mask if window is None else self.windows[window], windows={})
 
 
 def same_segment(queries: jax.Array, keys: jax.Array) -> jax.Array:

@@ -105,17 +105,11 @@ def check_parts(section: ml_collections.ConfigDict, field: str, parts: int) -> N
                            f'nearest: {field}={near}')
 
 
-def bank(where: str, section: ml_collections.ConfigDict, d_ff: int) -> dict:
-  """Returns the fields of a bank of experts of width `d_ff` that compute as the dense layer of a block does.
-
-  Raises UserError for a gated layer with biases, for which there is no bank.
-  """
-  same = {field: section[field] for field in ('activation', 'dropout_rate', 'init_scale')}
-  if not section.gated:
-    return dict(same, name='mlp', d_ff=d_ff, use_bias=section.use_bias)
-  if section.use_bias:
-    raise errors.UserError(f'{where} has gated=True and use_bias=True; a bank of gated experts has no biases')
-  return dict(same, name='glu', d_ff=d_ff, limit=section.limit)
+def bank(section: ml_collections.ConfigDict, d_ff: int) -> dict:
+  """Returns the fields of a bank of experts of width `d_ff` that compute as the layer of a block does."""
+  same = {field: section[field] for field in ('activation', 'dropout_rate', 'init_scale', 'use_bias')}
+  return dict(same, name='glu', d_ff=d_ff, limit=section.limit) if section.gated else dict(
+      same, name='mlp', d_ff=d_ff)
 
 
 def block(section: ml_collections.ConfigDict, **layer) -> dict:

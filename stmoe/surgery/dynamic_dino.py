@@ -44,7 +44,7 @@ def factorise(params: dict, config: ml_collections.ConfigDict, calibration: spar
     made[layer.path] = dict(experts=experts(arrays, copies, k), router=dict(w=columns(rows, k)))
     router = dict(name='dynamic_dino', num_experts=copies * k, k=k, gates=gates)
     changes[layer.where] = dense.block(section, layer='moe', router=router,
-                                       experts=dense.bank(layer.where, section, section.d_ff // k))
+                                       experts=dense.bank(section, section.d_ff // k))
   return sparse.replaced(params, made), changes
 
 

@@ -81,7 +81,7 @@ def factorise(params: dict, config: ml_collections.ConfigDict, calibration: spar
     router = dict(name='union_of_experts', num_experts=num_experts, k=sparse.share(num_experts, share))
     changes[layer.where] = dense.block(
         section, layer='moe', executor='blocks', group_size=None, router=router | common,
-        experts=dense.bank(layer.where, section, section.d_ff // num_experts))
+        experts=dense.bank(section, section.d_ff // num_experts))
     path = (*layer.path[:-1], 'attention')
     if attending.get(path) is not None:
       made[path], fields = _in_heads(layer.where, attending[path], layout.at(params, path), share, rng)
@@ -113,7 +113,7 @@ def _heads(where, attention):
   """H of a plain attention; raises UserError for another one."""
   plain = (type(attention).__name__ == 'Attention' and attention.q_norm is None and attention.clip is None
            and attention.scale == attention.width ** -0.5 and attention.width == attention.head_dim
-           and not attention.interleaved)
+           and not attention.interleaved and attention.sinks is None)
   if not plain or attention.wk.shape != attention.wq.shape:
     raise errors.UserError(f'{where}: its attention is not plain (norms, clipping, fewer heads of keys, '
                            'another scale, neighbours as rotary pairs, numbers that are not turned); '

@@ -76,6 +76,24 @@ def test_pairs_of_neighbours_are_pairs_of_halves_of_other_columns():
   np.testing.assert_allclose(calls.call(halves, x, seen), y, atol=1e-5)
 
 
+@pytest.mark.parametrize('biased', [False, True])
+def test_sinks_are_in_the_sum_and_have_no_value(biased):
+  layer = build(num_kv_heads=2, sinks=True)
+  layer.sinks[...] = jnp.array([-1.0, 0.0, 1.0, 3.0])
+  x = jax.random.normal(jax.random.key(2), (2, 3, 12))
+  bias = jax.random.normal(jax.random.key(3), (1, 4, 3, 3)) if biased else None
+  heads = lambda w, repeats: jnp.repeat((x @ w[...]).reshape(2, 3, -1, 6), repeats, axis=2)
+  q, k, v = heads(layer.wq, 1), heads(layer.wk, 2), heads(layer.wv, 2)
+  logits = jnp.einsum('bthp,bkhp->bhtk', q, k) / 6 ** 0.5 + (bias if biased else 0)
+  powers = jnp.where(jnp.tril(jnp.ones((3, 3), bool)), jnp.exp(logits), 0)
+  probs = powers / (powers.sum(-1, keepdims=True) + jnp.exp(layer.sinks[...])[None, :, None, None])
+  seen = visible.Visible(mask=visible.causal(jnp.ones((2, 3), jnp.int32)), bias=bias)
+  y = jnp.einsum('bhtk,bkhp->bthp', probs, v).reshape(2, 3, 24) @ layer.wo[...]
+  np.testing.assert_allclose(calls.call(layer, x, seen), y, atol=1e-5)
+  grad = jax.grad(lambda layer: calls.call(layer, x, seen).sum())(layer)
+  assert (jnp.abs(grad.sinks[...]) > 1e-4).all()
+
+
 def test_dropout_of_probabilities_is_per_key_and_head():
   """With identity values and output the layer returns the dropped probabilities themselves."""
   layer = attention.Attention(4, num_heads=1, head_dim=4, dropout_rate=0.5, rngs=nnx.Rngs(0))

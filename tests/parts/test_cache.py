@@ -189,7 +189,8 @@ def test_kinds_of_attention_loops_and_heads(name, fields):
 
 def test_windows_of_blocks():
   blocks = dict(a=DENSE | dict(window=2), c=DENSE | dict(window=3, around=dict(name='mixture_of_depths')))
-  assert_cached_equals_whole('lm', build('lm', None, more=blocks))
+  attention = dict(name='attention', sinks=True)
+  assert_cached_equals_whole('lm', build('lm', None, more=blocks, attention=attention))
 
 
 def test_prompts_whose_tokens_see_each_other():

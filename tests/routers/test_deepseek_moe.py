@@ -76,6 +76,16 @@ def test_budget_drops_in_training_only_and_not_in_causal_stacks(call, context):
     call(router, x, context(mask, key=jax.random.key(0), train=True, causal=True))
 
 
+def test_a_bias_is_added_to_the_logits(call, context):
+  router = deepseek_moe.DeepSeekMoE(8, num_experts=4, k=1, use_bias=True, rngs=nnx.Rngs(0))
+  x, mask = jax.random.normal(jax.random.key(1), (1, 3, 8)), np.ones((1, 3), bool)
+  assert router.b[...].tolist() == [0, 0, 0, 0]
+  router.b[...] = jnp.array([0.0, 9.0, 0.0, 0.0])
+  a = call(router, x, context(mask)).assignment
+  probs = jax.nn.softmax(x @ router.w[...] + router.b[...], axis=-1)
+  np.testing.assert_allclose([chosen(a)[t, 1] for t in range(3)], probs[0, :, 1], atol=1e-4)
+
+
 def test_unnormalised_gates_keep_the_gradient_of_their_sum():
   total = lambda fields: jax.grad(lambda l: route(l, ALL, k=2, **fields)[0].weight.sum())(LOGITS)
   assert jnp.abs(total({})).max() > 0.05

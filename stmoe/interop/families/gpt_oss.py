@@ -30,6 +30,10 @@ RULES = [
     (LAYER + 'experts/wo[{e}]', BANK + 'down_proj[{e}]'),
     (LAYER + 'experts/bo[{e}]', BANK + 'down_proj_bias[{e}]'),
 ]
+# The tensors that releases have in MXFP4, and what their config.json says of it.
+PACKED = r'.*\.mlp\.experts\.(gate_up|down)_proj'
+PACKING = dict(quant_method='mxfp4', modules_to_not_convert=[
+    'model.layers.*.self_attn', 'model.layers.*.mlp.router', 'model.embed_tokens', 'lm_head'])
 ignored = decoder.ignored
 copied = decoder.copied
 

@@ -15,6 +15,7 @@ from stmoe.interop import fields
 from stmoe.interop import tensors as files
 
 PACKED, SCALES = 'F8_E4M3', '_scale_inv'
+KIND = None                              # such tensors are not written
 NUMBERS = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 FIELDS = {'quant_method', 'weight_block_size', 'activation_scheme', 'fmt', 'scale_fmt',
           'modules_to_not_convert', 'ignored_layers'}                # the last two: the tensors say it, too
