@@ -1,7 +1,11 @@
 """The vocabulary of an import: where it is found, how texts begin with it, and what the run keeps of it."""
 
+from collections.abc import Callable
 import pathlib
 import shutil
+import typing
+
+import ml_collections
 
 from stmoe import errors
 from stmoe.data import record
@@ -11,7 +15,7 @@ from stmoe.interop import tensors
 SENTENCEPIECE = 'vocabulary.model'       # what a run calls the file
 
 
-def of(source, cfg, say):
+def of(source: pathlib.Path, cfg: ml_collections.ConfigDict, say: Callable) -> typing.Any:
   """Returns the vocabulary of an import that is in files, or None.
 
   The configuration's own data.vocab comes before the files beside the tensors. Without either, data.vocab is
@@ -42,7 +46,7 @@ def of(source, cfg, say):
   return vocabulary
 
 
-def starts(vocabulary, model, bos, say):
+def starts(vocabulary: typing.Any, model: dict, bos: bool | None, say: Callable) -> dict:
   """Returns the fields start_id and start_prompts of a decoder with a tokenizer.json, else {}.
 
   Texts begin after the first token that the post-processor adds. Without one they begin after the token that
@@ -74,7 +78,8 @@ def starts(vocabulary, model, bos, say):
   return dict(start_id=next(end for end in ends if end is not None), start_prompts=False)
 
 
-def keep(vocabulary, path, target, cfg):
+def keep(vocabulary: typing.Any, path: pathlib.Path, target: pathlib.Path,
+         cfg: ml_collections.ConfigDict) -> str | None:
   """Copies the files of a vocabulary into the run, and names the copy in `cfg`; returns the digest, or None.
 
   Args:

@@ -7,6 +7,7 @@ of special tokens and a few harmless functions, and changes nothing. Its time an
 import datetime
 import functools
 import json
+import typing
 
 import jinja2
 from jinja2 import ext
@@ -22,7 +23,7 @@ WRONG = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticErr
 FIELDS = ('messages', 'tools', 'documents')
 
 
-def text(vocabulary, conversation, prompted=True):
+def text(vocabulary: typing.Any, conversation: dict, prompted: bool = True) -> str:
   """Returns the text that the template of `vocabulary` makes of a conversation, special tokens included.
 
   Its ids are `vocabulary.encode` of it and no others: the template writes its own first token.
@@ -46,7 +47,7 @@ def text(vocabulary, conversation, prompted=True):
     raise errors.UserError(f'the chat template says: {_line(error)}') from error
 
 
-def checked(conversation):
+def checked(conversation: dict) -> dict:
   """Returns a conversation read from a file; raises ValueError where `messages` are no list of objects."""
   messages = conversation.get('messages')
   if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):

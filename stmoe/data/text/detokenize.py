@@ -1,5 +1,7 @@
 """Texts that grow by an id at a time, decoded without decoding all of them again."""
 
+from collections.abc import Callable
+from collections.abc import Set
 import os
 
 BROKEN = '\ufffd'                        # what decoders write for bytes that are no character
@@ -14,21 +16,24 @@ class Stream:
 
   Args:
     decode: list of ids -> text.
+    silent: ids that `decode` leaves out.
   """
 
-  def __init__(self, decode):
-    self._decode = decode
-    self._ids = []                       # whose text may still be decoded again
+  def __init__(self, decode: Callable[[list[int]], str], silent: Set[int] = frozenset()):
+    self._decode, self._silent = decode, silent
+    self._ids: list[int] = []            # whose text may still be decoded again
     self._known = 0                      # so many of them have brought `_said`
     self._said = ''
 
-  def __call__(self, token):
+  def __call__(self, token: int) -> str:
     """Returns the text, maybe '', that id `token` brings."""
+    if int(token) in self._silent:
+      return ''
     self._ids.append(int(token))
     text = self._decode(self._ids)
     return '' if len(text) <= len(self._said) or text.endswith(BROKEN) else self._give(text)
 
-  def rest(self):
+  def rest(self) -> str:
     """Returns the text that is still held back, at the end of all ids."""
     return self._give(self._decode(self._ids))
 

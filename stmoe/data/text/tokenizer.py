@@ -5,12 +5,14 @@ and how a conversation is written. Nothing is downloaded, and nothing in the fil
 see chat.py.
 """
 
+from collections.abc import Iterable
 import contextlib
 import functools
 import hashlib
 import json
 import pathlib
 import re
+import typing
 
 import numpy as np
 import tokenizers
@@ -34,7 +36,7 @@ TIDY = (' .', '.'), (' ?', '?'), (' !', '!'), (' ,', ','), (" ' ", "'"), (" n't"
     " 's", "'s"), (" 've", "'ve"), (" 're", "'re")
 
 
-def opened(path, extra_ids=0):
+def opened(path: str | pathlib.Path, extra_ids: int = 0) -> typing.Any:
   """Returns the vocabulary in file or folder `path`: Tokens, or `vocab.Pieces` of a SentencePiece model.
 
   Raises UserError for a folder that has neither.
@@ -49,7 +51,7 @@ def opened(path, extra_ids=0):
   return opened(file, extra_ids)
 
 
-def within(folder):
+def within(folder: str | pathlib.Path) -> pathlib.Path | None:
   """Returns the path of the vocabulary in `folder`, tokenizer.json before SentencePiece models, or None."""
   paths = (pathlib.Path(folder) / name for name in (FILE, *PIECES))
   return next((path for path in paths if path.is_file()), None)
@@ -74,7 +76,7 @@ class Tokens:
     UserError: the file is no tokenizer.json, or has sentinels, but fewer.
   """
 
-  def __init__(self, path, extra_ids=0):
+  def __init__(self, path: str | pathlib.Path, extra_ids: int = 0):
     self.path = pathlib.Path(path)
     found = {name: self.path.parent / name for name in OTHERS if (self.path.parent / name).is_file()}
     self.files = {FILE: self.path} | found
@@ -89,12 +91,7 @@ class Tokens:
     self.adds_bos = config.get('add_bos_token')
     with self._sound():
       _add(self._tokenizer, config)
-    own = self._sentinels(self._tokenizer.get_vocab())
-    if 0 < own < extra_ids:
-      raise errors.UserError(f'data.extra_ids={extra_ids}: {self.path} has {own} sentinels; nearest: {own}')
-    added = 0 if own else extra_ids
-    self._tokenizer.add_special_tokens([f'<extra_id_{i}>' for i in reversed(range(added))])
-    self.extra_ids = own or extra_ids
+    self.extra_ids, added = self._sentinels(extra_ids)
     self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
     if not 0 < self.vocab_size <= MOST:
       raise errors.UserError(f'data.vocab={str(path)!r} has {self.vocab_size:,} ids; at least 1 and at most '
@@ -107,20 +104,20 @@ class Tokens:
     self.digest = f'{hashlib.sha256(content).hexdigest()}+{added}+{self._special(config)}'
 
   @property
-  def eos_id(self):
+  def eos_id(self) -> int:
     """Returns the id behind every text of training; raises UserError where the files name none."""
     if self._eos_id is None:
       raise errors.UserError(f'{self.path} has no token that ends a text: no eos_token in {CONFIG} or {MAP}, '
                              f'no eos_token_id in {GENERATION} beside it')
     return self._eos_id
 
-  def encode(self, texts):
+  def encode(self, texts: Iterable[str]) -> list[np.ndarray]:
     """Returns for each text the i32[tokens] ids, without `first_ids` and `last_ids`."""
     with self._sound():
       found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [np.asarray(one.ids, np.int32) for one in found]
 
-  def rows(self, texts, length=None):
+  def rows(self, texts: Iterable[str], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Returns (ids i32[B,T], mask i32[B,T]) of texts with `first_ids` and `last_ids`, padded to the longest.
 
     Sides of padding and cutting are those that tokenizer_config.json names, else the right.
@@ -144,27 +141,28 @@ class Tokens:
       ids[at, where], mask[at, where] = row, 1
     return ids, mask
 
-  def decode(self, ids, special=False):
+  def decode(self, ids: typing.Any, special: bool = False) -> str:
     """Returns the text of all `ids`, with special tokens or without; ids that are no token bring none."""
     text = self._decode(np.asarray(ids).tolist(), special)
     for old, new in TIDY if self._tidy else ():
       text = text.replace(old, new)
     return text
 
-  def stream(self):
+  def stream(self) -> detokenize.Stream:
     """Returns the `detokenize.Stream` of a text, without special tokens and before blanks are tidied."""
-    return detokenize.Stream(self._decode)
+    added = self._tokenizer.get_added_tokens_decoder()
+    return detokenize.Stream(self._decode, frozenset(i for i, token in added.items() if token.special))
 
-  def id(self, name):
+  def id(self, name: str) -> int | None:
     """Returns the id of the special token `name`, such as 'bos_token', or None."""
     return self._tokenizer.token_to_id(self.named[name]) if name in self.named else None
 
-  def sentinel(self, i):
+  def sentinel(self, i: typing.Any) -> typing.Any:
     """Returns the id of sentinel `i` (an int or an array)."""
     found = self._sentinel_ids[i]
     return found if np.ndim(found) else int(found)
 
-  def num_bytes(self, ids):
+  def num_bytes(self, ids: np.ndarray) -> np.ndarray:
     """Returns for each of `ids` (an array) the bytes of text that the id stands for, 0 of special tokens."""
     return self._sizes[np.minimum(ids, self.vocab_size)]
 
@@ -183,9 +181,15 @@ class Tokens:
       raise errors.UserError(f'data.vocab={str(self.path)!r} is no {FILE} that can be read: '
                              f'{" ".join(str(error).split())[:200]}') from error
 
-  def _sentinels(self, ids):
-    """How many of <extra_id_0>, <extra_id_1>, ... there are."""
-    return next(i for i in range(len(ids) + 1) if f'<extra_id_{i}>' not in ids)
+  def _sentinels(self, wanted):
+    """(how many of <extra_id_0>, <extra_id_1>, ... there are now, how many of them are added here)."""
+    ids = self._tokenizer.get_vocab()
+    own = next(i for i in range(len(ids) + 1) if f'<extra_id_{i}>' not in ids)
+    if 0 < own < wanted:
+      raise errors.UserError(f'data.extra_ids={wanted}: {self.path} has {own} sentinels; nearest: {own}')
+    added = 0 if own else wanted
+    self._tokenizer.add_special_tokens([f'<extra_id_{i}>' for i in reversed(range(added))])
+    return own or wanted, added
 
   @functools.cached_property
   def _sentinel_ids(self):
