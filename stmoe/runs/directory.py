@@ -177,7 +177,8 @@ def written(path) -> ml_collections.ConfigDict:
   file, fields = pathlib.Path(path) / 'config.json', records.config(path)
   missing = [section for section in SECTIONS if section not in fields]
   if missing:
-    raise errors.Damaged(file, f'has no section {missing[0]}')
+    hint = '; nearest: a run that stmoe convert makes of this folder' if 'model_type' in fields else ''
+    raise errors.Damaged(file, f'has no section {missing[0]}{hint}')
   with _whole(path):
     cfg = ml_collections.ConfigDict(_tuples(fields))
     sections.check(cfg, whole=False)

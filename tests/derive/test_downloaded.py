@@ -151,6 +151,11 @@ def test_a_bad_folder_is_one_line_and_leaves_nothing(folder, cache, fields, gone
   assert [path.name for path in (cache / 'imported').iterdir()] == [owner.FILE]
 
 
+def test_who_wants_a_run_and_no_conversion_is_told_how_to_make_one(folder):
+  with pytest.raises(errors.UserError, match='has no section model; nearest: a run that stmoe convert makes'):
+    rundir.load(folder)
+
+
 def test_what_is_no_downloaded_folder_stays_itself(tmp_path):
   (tmp_path / 'config.json').write_text('{"seed": 0}')
   for path in (tmp_path, tmp_path / 'none', CASE / 'config.json'):
