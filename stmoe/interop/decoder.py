@@ -124,10 +124,14 @@ def windowed(letters, blocks, windows):
 
 
 def describe_windows(c):
-  """Returns the fields sliding_window and layer_types of our configuration `c`."""
+  """Returns the fields sliding_window and layer_types of our configuration `c`, with one width of windows."""
   blocks = [c['blocks'][letter] for letter in rules.letters(c['model']['layers'])]
   windows = [block.get('window') or c['model'].get('window') for block in blocks]
-  return dict(sliding_window=next(filter(None, windows), None),
+  widths = sorted({*windows} - {None})
+  if len(widths) > 1:
+    raise errors.UserError(f'blocks.*.window: the format has one width of windows, not {widths}; nearest: '
+                           f'{widths[-1]}')
+  return dict(sliding_window=widths[0] if widths else None,
               layer_types=[KINDS[window is not None] for window in windows])
 
 

@@ -188,7 +188,7 @@ def test_an_export_without_the_import_is_the_same_model():
   sections = family.configure(hf, False)
   again = family.configure(family.describe(sections), False)
   assert fields.differences(sections, again) == []
-  sections['blocks']['w']['window'] = 6
+  sections['blocks']['M']['window'] = 6
   assert [text.rpartition('.')[2] for text in fields.differences(sections, again)] == ['window is 6, not 5']
 
 

@@ -55,9 +55,7 @@ def configure(hf, tied):
                             limit=float(fields.need(hf, 'swiglu_limit', ranges.Positive)))
   number = fields.need(hf, 'num_hidden_layers', fields.LAYERS)
   windows = decoder.windows(hf, number, ('sliding_attention', 'full_attention'))
-  letters = ''.join('m' if window is None else 'w' for window in windows)
-  own = lambda window: {} if window is None else dict(window=window)
-  blocks = {letter: dict(layer='moe', **sparse, **own(window)) for letter, window in zip(letters, windows)}
+  letters, blocks = decoder.windowed('m' * number, dict(m=dict(layer='moe', **sparse)), windows)
   attention = dict(name='attention', sinks=True, use_bias=fields.need(hf, 'attention_bias', ranges.Flag))
   return dict(model=decoder.model(hf, letters, tied, theta=THETA, attention=attention), blocks=blocks,
               losses=decoder.losses(hf))
@@ -77,16 +75,9 @@ def describe(c):
   """Returns the config.json of our configuration `c`."""
   sparse = decoder.sparse(decoder.last(c)[1], 'deepseek_moe')
   router, experts, attention = sparse['router'], sparse['experts'], c['model'].get('attention') or {}
-  windows = [c['blocks'][letter].get('window') or c['model'].get('window')
-             for letter in rules.letters(c['model']['layers'])]
-  different = {*windows} - {None}
-  if len(different) > 1:
-    raise errors.UserError(f'{ARCHITECTURE} has one width of windows, not {sorted(different)}; nearest: '
-                           f'{max(different)}')
-  return decoder.describe(c, ARCHITECTURE, 'gpt_oss') | dict(
+  return decoder.describe(c, ARCHITECTURE, 'gpt_oss') | decoder.describe_windows(c) | dict(
       num_local_experts=router['num_experts'], num_experts_per_tok=router.get('k', 2),
       intermediate_size=experts['d_ff'], hidden_act=experts.get('activation', 'gelu'),
       swiglu_alpha=experts.get('slope', 1.0), swiglu_limit=experts.get('limit') or DEFAULTS['swiglu_limit'],
-      attention_bias=attention.get('use_bias', False), sliding_window=max(different, default=None),
-      layer_types=[decoder.KINDS[window is not None] for window in windows],
+      attention_bias=attention.get('use_bias', False),
       router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])
