@@ -36,7 +36,8 @@ def write(target: pathlib.Path, run: pathlib.Path, cfg: ml_collections.ConfigDic
     files.write_json(target / 'config.json', hf, sort_keys=True)
   if not imported:
     _copy_vocabulary(target, run, cfg)
-    files.write_json(target / GENERATION, {key: hf[key] for key in ids(cfg.model) if key in hf})
+    stated = hf or {}
+    files.write_json(target / GENERATION, {key: stated[key] for key in ids(cfg.model) if key in stated})
   files.write_text(target / card.FILE, card.text(run, cfg, name, family.ARCHITECTURE, step))
 
 

@@ -53,7 +53,8 @@ def adopt(cfg, start):
     if recipe.model == 'start':
       cfg.model, cfg.blocks, cfg.losses = (_copy(start[part]) for part in ('model', 'blocks', 'losses'))
       _lengths(cfg, start)
-    cfg.model.pop('param_dtype', None)   # small updates would be rounded away
+    if 'param_dtype' in cfg.model:
+      del cfg.model.param_dtype          # small updates would be rounded away
     _apply(cfg, recipe)
 
 

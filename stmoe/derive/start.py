@@ -59,7 +59,7 @@ def origin(method: str, options: dict, parents: list[tuple[dict, list]], facts: 
     parents: list of what `parent` or `imported` returns.
     facts:   dict for JSON, what the method found out.
   """
-  entries = [dict(method=method, options=options, parents=[], command=lineage.command())]
+  entries: list[dict] = [dict(method=method, options=options, parents=[], command=lineage.command())]
   described = []
   for made, before in parents:
     first = len(entries)
