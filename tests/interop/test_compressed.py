@@ -39,7 +39,7 @@ def halved(source, method, path, overrides=()):
     assert '\n' not in str(error) and not (path / 'half').exists()
     pytest.skip(f'refused: {error}')
   convert.write(path / 'half', path / 'out')
-  assert [2 * number for number in experts(path / 'out')] == experts(source) != []
+  assert {2 * number for number in experts(path / 'out')} == {*experts(source)} != set()
   convert.read(path / 'out', path / 'again')
   arrays = lambda run: stored.Reader(path / run / 'checkpoints', 0).inventory
   parameters = lambda run: {name: one for name, one in arrays(run).items() if name.startswith('params/')}
