@@ -89,7 +89,7 @@ class Made(dict):
   def __setitem__(self, path, value):
     super().__setitem__(path, jax.tree.map(_put, value))
 
-  def __ior__(self, other):
+  def __ior__(self, other):  # type: ignore[misc]                     # a dict's own passes __setitem__ by
     for path, value in other.items():
       self[path] = value
     return self

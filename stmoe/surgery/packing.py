@@ -1,5 +1,7 @@
 """Experts of a layer as the arrays of a packed bank (`experts/wrappers/packed.py`)."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -19,7 +21,7 @@ def fields_of(config: ml_collections.ConfigDict, layer: sparse.Layer, fields: di
   return dict(name='packed', inner=inner) | fields
 
 
-def arrays(layer: sparse.Layer, packed: sparse.Layer, bank: dict[tuple, jax.Array], bits: int,
+def arrays(layer: sparse.Layer, packed: sparse.Layer, bank: Mapping[tuple, jax.Array], bits: int,
            **fields) -> dict[tuple, jax.Array]:
   """Returns dict path -> array of the bank of layer `packed`, from `bank`, dict path -> array of `layer`.
 

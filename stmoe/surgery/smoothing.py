@@ -4,6 +4,7 @@ Of a layer's input there is one scale for all experts, made of the experts' scal
 outliers every expert has scales of its own.
 """
 
+from collections.abc import Mapping
 import itertools
 
 from flax import nnx
@@ -129,7 +130,7 @@ def multiplied(layer: sparse.Layer, config: ml_collections.ConfigDict, bank: dic
   return made
 
 
-def same(layer: sparse.Layer, config: ml_collections.ConfigDict, one: dict, other: dict,
+def same(layer: sparse.Layer, config: ml_collections.ConfigDict, one: Mapping, other: Mapping,
          divisor: jax.Array | float = 1.0) -> bool:
   """Returns whether the first experts of two banks compute the same, the second of x / divisor f[D]."""
   section = sparse.section(config, f'{layer.where}.experts').to_dict()

@@ -68,11 +68,11 @@ class Layer:
       arrays[path] = own_names, variable.shape[len(variable.shape) - len(own_names):]
     return arrays
 
-  def arrays(self, params: dict, part: str) -> Mapping[tuple, jax.Array]:
+  def arrays(self, params: dict, part: str) -> aside.Fetched:
     """Returns mapping path -> array of what `params` holds for `part`, 'router' or 'experts'."""
     return self._fetched(params, part, self.axes(part))
 
-  def owned(self, params: dict) -> Mapping[tuple, jax.Array]:
+  def owned(self, params: dict) -> aside.Fetched:
     """Returns mapping path -> array [E,...] of what belongs to experts, and not to the whole bank."""
     named = self.axes('experts')
     return self._fetched(params, 'experts', [path for path in named if 'expert' in named[path][0]])
