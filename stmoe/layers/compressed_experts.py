@@ -29,15 +29,18 @@ class CompressedExperts(moe.Moe):
 
   Args:
     main:  how many experts of a token are computed.
-    router, experts, executor, group_size, virtual: see `moe.Moe`. Auxiliary virtual experts are left out.
+    router, experts, executor, group_size, whole_batch, output_masking, virtual: see `moe.Moe`. Auxiliary
+      virtual experts are left out.
   """
 
   def __init__(self, d_model: int, *, router: ranges.Named('router'), experts: ranges.Named('experts'),
                main: ranges.Count, executor: ranges.Spelled('executor') = 'gather',
-               group_size: ranges.Count | None = None,
+               group_size: ranges.Count | None = None, whole_batch: ranges.Flag = False,
+               output_masking: ranges.Below1 = 0.0,
                virtual: ranges.Many(ranges.Called('virtual') | ranges.Named('virtual')) = (), rngs):
     super().__init__(d_model, router=functools.partial(Main, inner=router, main=main), experts=experts,
-                     executor=executor, group_size=group_size, virtual=virtual, rngs=rngs)
+                     executor=executor, group_size=group_size, whole_batch=whole_batch,
+                     output_masking=output_masking, virtual=virtual, rngs=rngs)
     shape = self.router.num_experts, d_model
     self.compressed = axes.param(nnx.initializers.ones, shape, 'expert', 'expert_embed', label='compressed',
                                  rngs=rngs)

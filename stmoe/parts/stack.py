@@ -43,7 +43,7 @@ class Stack(nnx.Module):
     pattern: tuple of (letters, repeats).
     blocks:  mapping letter -> dict(layer=..., fields of the layer). `attention=False` leaves attention
       out of a block. `attention=dict(name=..., ...)` is another self-attention than the model's, with the
-      model's fields where it has them. `window=W` is a window of its own (see
+      model's fields where it states none. `window=W` is a window of its own (see
       `visible.causal`). `norm=False` leaves out the norm before the layer.
       `around=dict(name=...)` puts the block into another one (`parts/around`), with its fields.
       `tied=True` makes all blocks of the letter one block, with one set of arrays (`parts/tied`): layers of
@@ -324,11 +324,12 @@ def _block(letter, fields, *, attention, cross, **shared):
 
 
 def _instead(attention, own):
-  """The recipe `own` of a block's attention with those fields of the model's `attention` that it knows."""
+  """The recipe `own` of a block's attention, and what the model's `attention` says of fields left open."""
   if attention is None:
     raise errors.UserError('blocks.*.attention: the model has no attention; nearest: attention=False')
-  shared = getattr(attention, 'keywords', {})
-  return functools.partial(own, **{name: value for name, value in shared.items() if lookup.takes(own, name)})
+  shared, stated = getattr(attention, 'keywords', {}), getattr(own, 'keywords', {})
+  return functools.partial(own, **{name: value for name, value in shared.items()
+                                   if name not in stated and lookup.takes(own, name)})
 
 
 def _units(recipes, d_model, repeats, scan_layers, rngs):
