@@ -45,6 +45,7 @@ from stmoe.train import check
 from stmoe.train import state as states
 
 PARAMETERS = {'F32': 'float32', 'BF16': 'bfloat16'}                  # what those of a run may be
+POSITIONS = ('rope_theta', 'rope_parameters', 'max_position_embeddings')   # of config.json
 PARTS = ('params', 'router_state')
 BESIDE = ('config.json', tokenizer.FILE, *tokenizer.OTHERS, 'added_tokens.json', 'vocab.json', 'vocab.txt',
           'merges.txt', 'sentencepiece.bpe.model', *tokenizer.PIECES)
@@ -362,14 +363,23 @@ def _describe(original, family, c, imported):
   tied = c['model'].get('tie_embeddings', True)
   original_fields = documents.read_json(original) if imported else {}
   original_fields.pop(repacked.FIELD, None)                          # see `repacked.described`
-  if imported and not fields.differences(c, family.configure(original_fields, tied)):
+  changed = fields.differences(c, family.configure(original_fields, tied)) if imported else ['all']
+  if not changed:
     return None
-  new_fields = (original_fields or exported.ids(c['model'])) | family.describe(c)
+  moved = not imported or any(text.startswith('rotary_') for text in changed)
+  described = family.describe(c) if moved else _but_positions(family, c)
+  new_fields = (original_fields or exported.ids(c['model'])) | described
   unlike = fields.differences(c, family.configure(new_fields, tied))
   if unlike:
     raise errors.UserError(f'the model is not of the family {new_fields["model_type"]}, whose '
                            f'{rules.some(unlike)}')
   return new_fields
+
+
+def _but_positions(family, c):
+  """The fields that a family says of configuration `c`, without those of positions."""
+  model = {key: value for key, value in c['model'].items() if not key.startswith('rotary_')}
+  return {key: value for key, value in family.describe(c | dict(model=model)).items() if key not in POSITIONS}
 
 
 def _write_arrays(reader, placed, made, advance):
