@@ -363,12 +363,14 @@ def _describe(original, family, c, imported):
   tied = c['model'].get('tie_embeddings', True)
   original_fields = documents.read_json(original) if imported else {}
   original_fields.pop(repacked.FIELD, None)                          # see `repacked.described`
-  changed = fields.differences(c, family.configure(original_fields, tied)) if imported else ['all']
-  if not changed:
-    return None
-  moved = not imported or any(text.startswith('rotary_') for text in changed)
-  described = family.describe(c) if moved else _but_positions(family, c)
-  new_fields = (original_fields or exported.ids(c['model'])) | described
+  if not imported:
+    new_fields = exported.ids(c['model']) | family.describe(c)
+  else:
+    changed = fields.differences(c, family.configure(original_fields, tied))
+    if not changed:
+      return None
+    moved = any(text.startswith('rotary_') for text in changed)
+    new_fields = original_fields | (family.describe(c) if moved else _but_positions(family, c))
   unlike = fields.differences(c, family.configure(new_fields, tied))
   if unlike:
     raise errors.UserError(f'the model is not of the family {new_fields["model_type"]}, whose '

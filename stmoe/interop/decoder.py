@@ -50,6 +50,12 @@ def glu(ours, theirs, names=('gate_proj', 'up_proj', 'down_proj')):
           *((f'{layer}b{w}{bank}', f'{LAYER}{theirs}{name}.bias') for w, name in named)]
 
 
+def routed(theirs='mlp.', names=('gate_proj', 'up_proj', 'down_proj')):
+  """Returns the rules of a router without bias, called gate, and of its experts; `names` as in `glu`."""
+  return [('decoder/layers/{i}/layer/router/w', f'{LAYER}{theirs}gate.weight', rules.LINEAR),
+          *glu('experts/', theirs + 'experts.{e}.', names)]
+
+
 def model(hf, layers, tied, theta=10000.0, part=None, **more):
   """Returns the section `model` of a config.json; `layers` has one letter a layer.
 

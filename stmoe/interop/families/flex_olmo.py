@@ -3,7 +3,6 @@
 from stmoe import ranges
 from stmoe.interop import decoder
 from stmoe.interop import fields
-from stmoe.interop import rules
 
 ARCHITECTURE = 'FlexOlmoForCausalLM'
 COPIES = decoder.COPIES
@@ -12,8 +11,7 @@ RULES = [
     ('decoder/layers/{i}/attention_norm/scale', decoder.LAYER + 'post_attention_layernorm.weight'),
     ('decoder/layers/{i}/layer_norm/scale', decoder.LAYER + 'post_feedforward_layernorm.weight'),
     *decoder.ATTENTION, *decoder.REST,
-    ('decoder/layers/{i}/layer/router/w', decoder.LAYER + 'mlp.gate.weight', rules.LINEAR),
-    *decoder.glu('experts/', 'mlp.experts.{e}.'),
+    *decoder.routed(),
 ]
 ignored = decoder.ignored
 copied = decoder.copied

@@ -4,15 +4,13 @@ from stmoe import errors
 from stmoe import ranges
 from stmoe.interop import decoder
 from stmoe.interop import fields
-from stmoe.interop import rules
 
 ARCHITECTURE = 'MixtralForCausalLM'
 COPIES = decoder.COPIES
 THETA = 1e6                            # where config.json does not say it
 RULES = [
     *decoder.ATTENTION, *decoder.REST,
-    ('decoder/layers/{i}/layer/router/w', decoder.LAYER + 'block_sparse_moe.gate.weight', rules.LINEAR),
-    *decoder.glu('experts/', 'block_sparse_moe.experts.{e}.', ('w1', 'w3', 'w2')),
+    *decoder.routed('block_sparse_moe.', ('w1', 'w3', 'w2')),
 ]
 ignored = decoder.ignored
 copied = decoder.copied

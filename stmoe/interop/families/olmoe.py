@@ -3,14 +3,12 @@
 from stmoe import ranges
 from stmoe.interop import decoder
 from stmoe.interop import fields
-from stmoe.interop import rules
 
 ARCHITECTURE = 'OlmoeForCausalLM'
 COPIES = decoder.COPIES
 RULES = [
     *decoder.ATTENTION, *decoder.REST,
-    ('decoder/layers/{i}/layer/router/w', decoder.LAYER + 'mlp.gate.weight', rules.LINEAR),
-    *decoder.glu('experts/', 'mlp.experts.{e}.'),
+    *decoder.routed(),
 ]
 ignored = decoder.ignored
 copied = decoder.copied

@@ -3,7 +3,6 @@
 from stmoe import ranges
 from stmoe.interop import decoder
 from stmoe.interop import fields
-from stmoe.interop import rules
 
 ARCHITECTURE = 'Qwen3MoeForCausalLM'
 COPIES = decoder.COPIES
@@ -12,8 +11,7 @@ EXPERTS = ('num_experts', 'num_local_experts')
 WINDOW = 4096                          # where config.json does not say it
 RULES = [
     *decoder.ATTENTION, *decoder.REST,
-    ('decoder/layers/{i}/layer/router/w', decoder.LAYER + 'mlp.gate.weight', rules.LINEAR),
-    *decoder.glu('experts/', 'mlp.experts.{e}.'),
+    *decoder.routed(),
     *decoder.glu('', 'mlp.'),
 ]
 ignored = decoder.ignored
