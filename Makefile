@@ -4,36 +4,46 @@
 #   make test-aot     compiles kernels and every paper's largest model, cut down, for TPUs and GPUs; installs compilers
 #   make experiments  every sweep of experiments/ and its report: some 300 runs; run again, it fills the gaps
 #   make env          only the virtual environment .venv             make lint, make clean
+# `make quickstart` installs the core (1.1 GB). All other targets add what the tests need, TensorFlow too (3.4 GB in all).
 
 PYTHON ?=
 ARGS ?=
 BIN := .venv/bin
-STAMP := .venv/installed
+CORE := .venv/installed
+STAMP := .venv/installed-dev
 
 .PHONY: env test test-slow test-aot quickstart experiments lint clean
 
 env: $(STAMP)
 
-# The first interpreter that fits, 3.13 last: there seqio's editdistance has no wheel and needs a C compiler.
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+# $(call install,REQUIREMENT) installs into .venv, with pinned versions, and says what it does.
+define install
+	@{ $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt \
+	     -e '$(1)' 2>&1 && touch $@; } | tee .venv/install.log | awk -v live="$$(test -t 1 && echo 1)" ' \
+	  /^(Collecting|Processing)/ { n++; if (live) printf "\r  %3d packages, now %-40s", n, substr($$2, 1, 40); \
+	                               else if (n % 25 == 0) print "  " n " packages"; fflush() } \
+	  /^Installing coll/ { print (live ? "\n" : "") "  unpacking them ..."; fflush() }'
+	@test -f $@ || { grep '^ERROR' .venv/install.log >&2; \
+	  echo 'The installation failed; all it said is in .venv/install.log.$(2)' >&2; exit 1; }
+endef
+
+# The first interpreter that fits, 3.13 last: there the tests' seqio needs editdistance, which has no wheel for 3.13.
+$(CORE): setup.cfg pyproject.toml constraints.txt
 	@rm -f $@; $(BIN)/python -m pip --version >/dev/null 2>&1 && exit 0; rm -rf .venv; \
 	for python in $(or $(PYTHON),python3.12 python3.11 python3 python3.13); do \
 	  $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	    2>/dev/null || continue; \
-	  echo "Making .venv with $$($$python --version), once; about 3.4 GB"; \
+	  echo "Making .venv with $$($$python --version), once; about 1.1 GB"; \
 	  exec $$python -m venv .venv; \
 	done; \
 	echo 'No Python 3.11 to 3.13 with its venv module was found$(if $(PYTHON),: $(PYTHON)). Install one (on Debian and Ubuntu:' >&2; \
 	echo 'apt install python3 python3-venv) or name it: make env PYTHON=/path/to/python3' >&2; exit 1
-	@{ $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt \
-	     -e '.[dev]' 2>&1 && touch $@; } | tee .venv/install.log | awk -v live="$$(test -t 1 && echo 1)" ' \
-	  /^(Collecting|Processing)/ { n++; if (live) printf "\r  %3d packages, now %-40s", n, substr($$2, 1, 40); \
-	                               else if (n % 25 == 0) print "  " n " packages"; fflush() } \
-	  /^Installing coll/ { print (live ? "\n" : "") "  unpacking them (the first time, about a minute and a half) ..."; fflush() }'
-	@test -f $@ || { grep '^ERROR' .venv/install.log >&2; \
-	  echo 'The installation failed; all it said is in .venv/install.log. On Python 3.13 it needs a C compiler' >&2; \
-	  echo '(Debian and Ubuntu: apt install gcc python3-dev); on 3.11 and 3.12 it needs none.' >&2; exit 1; }
+	$(call install,.)
 	@echo '  done: .venv/bin/stmoe'
+
+$(STAMP): $(CORE)
+	@rm -f $@; echo 'Adding what the tests need, once; about 2.3 GB'
+	$(call install,.[dev], On Python 3.13 seqio needs a C compiler (Debian and Ubuntu: apt install gcc python3-dev).)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -45,7 +55,7 @@ test-aot: $(STAMP)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[aot]'
 	$(BIN)/python -m pytest -m aot $(ARGS)
 
-quickstart: $(STAMP)
+quickstart: $(CORE)
 	$(BIN)/stmoe compare lm/quickstart --workdir runs/quickstart
 
 # SIZE=:smoke or :large for those that have sizes, LAUNCHER=local:jobs=4 or slurm:partition=...; results of another

@@ -9,6 +9,7 @@ plain Python.
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -28,6 +29,7 @@ OWN_FILES = ('text', 'pairs')             # tasks that read data.files
 PAIR = ('inputs', 'targets')             # features of a task of pairs that is no set with names of its own
 ABSENT = 'could not find data in'         # how TensorFlow Datasets says that a set is absent
 READER = (sys.executable, '-m', 'stmoe.data.text.declare')
+READ_WITH = ('seqio', 'tensorflow_datasets')                          # the packages of the extra `seqio`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +142,13 @@ def piped(command, failure, instead):
       little-endian bytes of length, then the bytes themselves.
     failure: how the message begins, for a command that reads TensorFlow Datasets.
     instead: what can be given where the set is not there.
+
+  Errors: UserError without the extra `seqio`, where the set is absent, and where the process ended badly.
   """
+  missing = [package for package in READ_WITH if not importlib.util.find_spec(package)]
+  if missing:
+    raise errors.UserError(f'{failure}: not installed: {", ".join(missing)}; pip install "stmoe[seqio]", or '
+                           f'give {instead}')
   root = str(pathlib.Path(__file__).resolve().parents[3])
   env = dict(os.environ, JAX_PLATFORMS='cpu', CUDA_VISIBLE_DEVICES='', TF_CPP_MIN_LOG_LEVEL='3',
              PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')])))

@@ -170,3 +170,10 @@ def test_a_set_that_is_not_there_is_said_in_our_words(monkeypatch, name, instead
     list(tasks.get(name).documents('train'))
   assert instead in str(caught.value) and f'task {name}' in str(caught.value)
   assert 'AssertionError' not in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_a_set_without_its_packages_names_the_extra(monkeypatch):
+  monkeypatch.setattr(tasks, 'READ_WITH', ('jax', 'seqio_that_nobody_has'))
+  with pytest.raises(errors.UserError, match=r'task boolq: .* not installed: seqio_that_nobody_has; pip '
+                                             r'install "stmoe\[seqio\]", or give'):
+    list(tasks.get('boolq').examples('train'))
