@@ -28,6 +28,8 @@ def config(seed=0):
   # -1: the devices that other axes leave over. rules: how logical axes are split over them where that is not
   # the default: 'fsdp', 'folded', 'axis=mesh axis', several with commas (stmoe/axes.py).
   c.mesh = dict(data=-1, expert=1, model=1, rules='')
+  # Services that show the metrics, beside metrics.jsonl: tensorboard, wandb, trackio, mlflow.
+  c.log = dict(writers=('tensorboard',))
   # start: first profiled step, -1 = none.
   c.profile = dict(start=-1, steps=3)
   return c

@@ -40,6 +40,7 @@ PACKAGES = {
     'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
     'packing': 'stmoe.interop.packings',  # of their tensors in fewer bits
     'positions': 'stmoe.interop.positions',   # types of rotary positions in checkpoints made elsewhere
+    'writer': 'stmoe.runs.writers',   # of metrics to a service: log.writers
     'peer': 'stmoe.bench.peers',   # other libraries to time
     'surgery': 'stmoe.surgery',      # on trained parameters
     'factorisation': 'stmoe.surgery',   # surgeries that make a dense model sparse

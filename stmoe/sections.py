@@ -37,6 +37,7 @@ TABLES = {
     'mesh': dict(
         data=Field(ranges.Devices), expert=Field(ranges.Devices), model=Field(ranges.Devices),
         rules=Field(ranges.Text, '')),
+    'log': dict(writers=Field(ranges.Many(ranges.Called('writer')), ('tensorboard',))),
     'profile': dict(start=Field(ranges.Whole(-1)), steps=Field(ranges.Count)),
     'finetune': dict(
         model=Field(ranges.Choice('start', 'own')), load=Field(ranges.Choice('all', 'partial')),
@@ -56,7 +57,7 @@ OF_MODELS = dict(param_dtype=Field(ranges.Dtype, declared.OPTIONAL))
 # What a run cannot do without, and all there is.
 TRAINING = ('model', 'blocks', 'data', 'optimizer', 'schedule', 'losses', 'train', 'eval', 'loss',
             'checkpoint', 'mesh', 'profile')
-SECTIONS = (*TRAINING, 'groups', 'finetune', 'decode')
+SECTIONS = (*TRAINING, 'groups', 'finetune', 'decode', 'log')
 OF_PARAMETERS = 'stmoe.train.groups'     # whose `group_of` has the fields of a group of parameters
 KINDS = {'model': 'model', 'decode': 'strategy', 'loss': 'target'}
 FUNCTIONS = {'optimizer': 'stmoe.train.optimizers', 'schedule': 'stmoe.train.schedules'}

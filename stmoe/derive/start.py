@@ -16,8 +16,8 @@ from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import seal
 from stmoe.runs import directory as rundir
 from stmoe.runs import lineage
+from stmoe.runs import metrics_file
 from stmoe.runs import records
-from stmoe.runs import writers
 
 
 def unused(workdir: str | pathlib.Path) -> None:
@@ -108,9 +108,7 @@ def claim(path: pathlib.Path, cfg: ml_collections.ConfigDict, made: dict, step: 
   files.write_json(path / 'ancestry.json', made)
   rundir.claim(path, cfg)
   if line is not None:
-    metrics = writers.Metrics(path, step, say)
-    metrics.write(step, dict(tokens=0, flops=0.0, time=0.0) | line)
-    metrics.close()
+    metrics_file.Metrics(path, step, say).write(step, dict(tokens=0, flops=0.0, time=0.0) | line)
 
 
 # What a run keeps of its data, its vocabulary and the library it was imported from.

@@ -28,6 +28,9 @@ from stmoe.hosts import distributed
 from stmoe.hosts import job
 from stmoe.hosts import signals
 from stmoe.runs import directory as rundir
+from stmoe.runs import log
+from stmoe.runs import metrics_file
+from stmoe.runs import router_stats
 from stmoe.runs import writers
 from stmoe.train import beside
 from stmoe.train import blame
@@ -64,6 +67,7 @@ def train(cfg, workdir, name='', devices=None):
   with contextlib.ExitStack() as stack:
     mesh = stack.enter_context(states.on_mesh(cfg.mesh, devices))
     check.batches(cfg)
+    writers.check(cfg)
     return Loop(cfg, pathlib.Path(workdir), name, mesh, cost, stack).run()
 
 
@@ -130,7 +134,7 @@ class Loop:
     self.checkpoints = checkpoint.Checkpoints(path / 'checkpoints', cfg.every, cfg.keep, cfg.async_save)
     stack.callback(self.checkpoints.close)
     self.meta = dict(config=rundir.identity_of(path), vocab=self.facts['vocab'].digest, **self.complete.meta)
-    self.log = writers.Log(path) if job.leads() else writers.Silence()
+    self.log = log.Log(path) if job.leads() else log.Silence()
     stack.callback(self.log.close)
     for line in self.source.notes:
       self.log(line)
@@ -143,15 +147,21 @@ class Loop:
     shown = targets.first(self.plan.target.measures, 'loss/')
     self.log.show = self.show = progress.make(self.cfg.train.steps, self.step, job.leads(), shown)
     stack.callback(self.show.close)
-    self.metrics = writers.Metrics(self.path, self.step, self.log) if job.leads() else writers.Silence()
-    stack.callback(self.metrics.close)
-    if job.leads():
-      writers.drop_router_stats(self.path, self.step)
+    self._open_metrics(stack)
     self.final = {key: value for line in self.metrics.lines for key, value in line.items()}
     self.clock, self.running, self.shown = Clock(seconds), [], (0, 0.0)
     self.batch, self.blamed = None, False
     self.profile = Profile(self.cfg.profile, self.path / 'profile', job.leads())
     stack.callback(self.profile.stop)
+
+  def _open_metrics(self, stack):
+    """Opens what gets the run's numbers; what stands there of later steps is taken back."""
+    self.metrics = self.writers = log.Silence()
+    if job.leads():
+      self.metrics = metrics_file.Metrics(self.path, self.step, self.log)
+      self.writers = writers.Writers(self.path, self.step, self.metrics.lines, self.cfg, self.log)
+      router_stats.drop(self.path, self.step)
+    stack.callback(self.writers.close)
 
   def _begin(self):
     """Restores the newest checkpoint, if there is one.
@@ -210,6 +220,7 @@ class Loop:
       self._refuse(bad)
     self.checkpoints.wait()
     if job.leads():
+      self.writers.finish(self.final)
       rundir.finish(self.path, self.final)
       self.log(f'finished: {rundir.summary(self.final)}')
     return 0
@@ -245,12 +256,13 @@ class Loop:
     """Does what is due after a step; the step is saved before anything that may fail."""
     cfg, last, line = self.cfg, self.step == self.cfg.train.steps, {}
     if last or self.step % cfg.train.log_every == 0:
-      line = writers.plain(self._report(report))
+      line = metrics_file.plain(self._report(report))
     if report['load'] and (last or self.step % cfg.train.stats_every == 0):
       load, routers = distributed.fetch((report['load'], self.state['router_state']))
       if job.leads():
         model = self.plan.model(self.state['params'], routers)
-        writers.write_router_stats(self.path, self.step, load, router_state.vectors(model))
+        router_stats.write(self.path, self.step, load, router_state.vectors(model))
+        self.writers.loads(self.step, load)
     if last or self.checkpoints.due(self.step):
       self.save(line)
     self._conclude(line)
@@ -264,7 +276,9 @@ class Loop:
         self.best.save(self.step, line, self.state, self.data.get_state(), self.meta)
         self.log(self.best.describe())
     if line:
-      self.final |= self.metrics.write(self.step, line)
+      written = self.metrics.write(self.step, line)
+      self.writers.write(self.step, written)
+      self.final |= written
 
   def _report(self, report):
     """Returns the metrics line of this step, from a single transfer, and shows it."""

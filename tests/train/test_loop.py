@@ -18,7 +18,9 @@ from stmoe.checkpoints import checksum
 from stmoe.data import batches as pipeline
 from stmoe.hosts import signals
 from stmoe.runs import directory as rundir
-from stmoe.runs import writers
+from stmoe.runs import log
+from stmoe.runs import metrics_file
+from stmoe.runs import router_stats
 from stmoe.train import loop
 from stmoe.train import state as states
 from tests.train import tiny_run
@@ -242,13 +244,13 @@ def test_mistakes_end_before_anything_is_compiled(corpus, tmp_path, monkeypatch,
 
 
 def test_metrics_after_a_step_are_cut_off_and_half_a_line_too(tmp_path):
-  first = writers.Metrics(tmp_path, 0)
+  first = metrics_file.Metrics(tmp_path, 0)
   for step in (1, 2, 3):
     first.write(step, {'loss/ce': np.float32(step), 'bad': np.nan, 'n': 7})
   first.close()
   with (tmp_path / 'metrics.jsonl').open('a') as f:
     f.write('{"step": 4, "los')
-  second = writers.Metrics(tmp_path, 2)
+  second = metrics_file.Metrics(tmp_path, 2)
   second.write(3, {'loss/ce': np.float32(30)})
   second.close()
   assert [(m['step'], m['loss/ce']) for m in metrics(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
@@ -258,7 +260,7 @@ def test_metrics_after_a_step_are_cut_off_and_half_a_line_too(tmp_path):
 def test_a_damaged_line_of_metrics_is_named_and_no_other_lost(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
   said = []
-  found = writers.Metrics(tmp_path, 3, said.append)
+  found = metrics_file.Metrics(tmp_path, 3, said.append)
   found.close()
   assert found.lines == metrics(tmp_path) == [{'step': 1}, {'step': 3}]
   assert len(said) == 1 and 'metrics.jsonl: line 2 is not JSON' in said[0]
@@ -270,9 +272,9 @@ def test_files_of_a_run_are_not_written_through_links(tmp_path):
   other.write_text('precious')
   for name in ('metrics.jsonl', 'log.txt', 'evals.jsonl', 'DONE'):
     (run / name).symlink_to(other)
-  writers.Metrics(run, 0).close()
+  metrics_file.Metrics(run, 0).close()
   rundir.finish(run, {'step': 1})
-  for write in (lambda: writers.Log(run), lambda: rundir.add_evaluation(run, 1, 'a', 1, {})):
+  for write in (lambda: log.Log(run), lambda: rundir.add_evaluation(run, 1, 'a', 1, {})):
     with pytest.raises(errors.Damaged, match='it is a link'):
       write()
   assert other.read_text() == 'precious' and not (run / 'DONE').is_symlink()
@@ -285,16 +287,16 @@ def test_a_directory_whose_name_is_no_unicode_is_refused(tmp_path):
 
 
 def test_what_is_no_unicode_is_said_and_recorded(tmp_path):
-  log = writers.Log(tmp_path)
-  log.show = types.SimpleNamespace(say=lambda text: None)
-  log('caf\udce9')
-  log.close()
+  said = log.Log(tmp_path)
+  said.show = types.SimpleNamespace(say=lambda text: None)
+  said('caf\udce9')
+  said.close()
   assert 'caf\\udce9' in (tmp_path / 'log.txt').read_text()
 
 
 def test_router_stats_of_layers_with_different_experts(tmp_path):
-  writers.write_router_stats(tmp_path, 5, dict(a=np.ones(2), b=np.ones(4)), {})
+  router_stats.write(tmp_path, 5, dict(a=np.ones(2), b=np.ones(4)), {})
   with np.load(tmp_path / 'router_stats' / '5.npz') as stats:
     assert np.isnan(stats['moe_load']).tolist() == [[False, False, True, True], [False] * 4]
-  writers.drop_router_stats(tmp_path, 4)
+  router_stats.drop(tmp_path, 4)
   assert not list((tmp_path / 'router_stats').iterdir())

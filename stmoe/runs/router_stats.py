@@ -1,0 +1,33 @@
+"""router_stats/<step>.npz of a run: the share of tokens of every expert, and what its routers remember."""
+
+import io
+import pathlib
+
+import numpy as np
+
+from stmoe import files
+
+
+def write(path, step, load, states):
+  """Writes router_stats/<step>.npz: moe_load f32[L,E] and the names of the L layers.
+
+  Rows of layers with fewer experts end in NaN. The routers' state (`stmoe.router_state.vectors`) stands
+  beside the loads, f32[E] or f32[] under state/<layer>/<path in the layer>.
+  """
+  folder = pathlib.Path(path) / 'router_stats'
+  folder.mkdir(exist_ok=True)
+  width = max(len(row) for row in load.values())
+  rows = [np.pad(np.float32(row), (0, width - len(row)), constant_values=np.nan) for row in load.values()]
+  state_arrays = {f'state/{layer}/{name}': np.float32(v) for layer, values in states.items()
+           for name, v in values.items()}
+  content = io.BytesIO()
+  np.savez(content, moe_load=np.stack(rows), layers=np.array(list(load)), **state_arrays)
+  files.write_bytes(folder / f'{step}.npz', content.getvalue())
+
+
+def drop(path, step):
+  """Removes the router_stats of steps after `step`, and what a kill left half written."""
+  for file in (pathlib.Path(path) / 'router_stats').glob('*'):
+    later = file.suffix == '.npz' and file.stem.isdecimal() and int(file.stem) > step
+    if later or file.suffix == '.tmp' or file.name.endswith('.tmp.npz'):
+      file.unlink()
