@@ -50,6 +50,21 @@ LARGEST = {'v4': (16, 16, 16), 'v5e': (16, 16), 'v5p': (16, 20, 28), 'v6e': (16,
 MOST = 2**13                             # virtual devices, or GPUs, that a process can hold
 
 
+# What JAX calls the devices of these chips, where that does not hold the chip's name.
+CALLED = {'v5 lite': 'v5e', 'v6 lite': 'v6e', 'tpu v5': 'v5p'}
+
+
+def of_kind(kind):
+  """Returns the Chip of a device that JAX calls `kind`, None for a chip that is not among CHIPS.
+
+  >>> of_kind('NVIDIA H200').memory, of_kind('TPU v5 lite').source, of_kind('cpu')
+  (141000000000.0, 'Cloud TPU documentation', None)
+  """
+  kind = kind.lower()
+  known = {name: name for name, chip in CHIPS.items() if chip.flops} | CALLED
+  return next((CHIPS[name].device() for text, name in known.items() if text in kind), None)
+
+
 def parse(topology):
   """Returns (name, sizes) of 'v5p:8x8x8': a key of CHIPS and the shape of the slice, or devices.
 

@@ -278,6 +278,13 @@ def stats(path):
     yield int(file.stem), loads, states
 
 
+def newest_loads(path):
+  """Returns dict layer -> f32[E] of the newest file of router_stats; {} without any."""
+  folder = pathlib.Path(path) / 'router_stats'
+  files_by_step = {int(file.stem): file for file in folder.glob('*.npz') if file.stem.isdecimal()}
+  return _stats(files_by_step[max(files_by_step)])[0] if files_by_step else {}
+
+
 def _stats(file):
   """(loads, states) of a file of router_stats."""
   import numpy as np                     # other files are read without numpy
