@@ -49,17 +49,16 @@ def loss(runs, labels=None, baselines=None, xs=('step', 'tokens', 'flops')):
   labels = labels or [run.name for run in runs]
   styles = canvas.styles(labels)
   key, unit = measure(runs)
-  in_bits = key == 'eval/bits_per_byte'
   figure, axes = canvas.new(1, len(xs), 4.1 * len(xs), 3.7)
   handles, drawn_values = {}, []
   for ax, x in zip(axes[0], xs):
     for run, name in zip(runs, labels):
       colour, dash = styles[name]
       train_x, train_y = run.series(measures.first(run, 'loss/'), x)
-      ax.plot(train_x, _smooth(train_y) * _bits_ratio(run, in_bits), dash, color=colour, alpha=0.35, lw=1)
+      ax.plot(train_x, _smooth(train_y) * bits_ratio(run, key), dash, color=colour, alpha=0.35, lw=1)
       at, value = run.series(key, x)
       handles[name], = ax.plot(at, value, dash, color=colour, lw=1.8, marker='o', ms=3.5)
-      drawn_values += [*value, *(train_y[len(train_y) // 10:] * _bits_ratio(run, in_bits))]
+      drawn_values += [*value, *(train_y[len(train_y) // 10:] * bits_ratio(run, key))]
     text = f'loss ({unit})' if unit else 'loss'
     canvas.label(ax, runs_lib.ABSCISSAE[x], text if ax is axes[0, 0] else None)
     canvas.engineering(ax.xaxis)
@@ -79,10 +78,13 @@ def measure(runs):
   return ('eval/bits_per_byte', 'bits per byte') if in_bits else ('eval/loss', measures.unit(runs))
 
 
-def _bits_ratio(run, in_bits):
-  """Bits per byte over nats per token of `run`, by which training loss becomes comparable."""
+def bits_ratio(run, key):
+  """Returns bits per byte over nats per token of `run`; 1.0 where metric `key` is not in bits per byte.
+
+  The training loss of `run` times this ratio compares with `key`.
+  """
   nats, bits = run.last('eval/loss'), run.last('eval/bits_per_byte')
-  return bits / nats if in_bits and nats else 1.0
+  return bits / nats if key == 'eval/bits_per_byte' and nats else 1.0
 
 
 def _smooth(y):

@@ -11,12 +11,14 @@ HEADINGS = {
     'label': 'run', 'parameters': 'parameters', 'active': 'active', 'flops_per_token': 'FLOPs/token',
     'steps': 'steps', 'tokens': 'tokens', 'flops': 'train FLOPs', 'bits': 'bits/byte',
     'perplexity': 'perplexity', 'accuracy': 'accuracy', 'experts': 'experts/token', 'drops': 'drops',
+    'eval_drops': 'eval drops',
     'balance': 'max load', 'entropy': 'entropy', 'time': 'training', 'slowdown': 'step/dense',
 }
 
 # Column -> key of a metrics line.
 METRICS = {'bits': 'eval/bits_per_byte', 'perplexity': 'eval/perplexity', 'accuracy': 'eval/accuracy',
-           'tokens': 'tokens', 'flops': 'flops', 'time': 'time', 'steps': 'step'}
+           'eval_drops': 'eval/drop_frac', 'tokens': 'tokens', 'flops': 'flops', 'time': 'time',
+           'steps': 'step'}
 # Of training batches, whose values vary from batch to batch: mean over the last quarter of a run.
 LATE = {'experts': 'moe/active_experts', 'drops': 'moe/drop_frac', 'balance': 'moe/max_load_ratio',
         'entropy': 'moe/load_entropy'}
@@ -107,7 +109,7 @@ def text(column, entry):
   mean, spread, seeds = entry
   if column == 'time':
     return duration(mean)
-  if column in ('drops', 'accuracy'):
+  if column in ('drops', 'eval_drops', 'accuracy'):
     return f'{mean:.1%}'
   if column == 'bits':
     return f'{mean:.3f} ± {spread:.3f}' if seeds > 1 else f'{mean:.3f}'

@@ -4,6 +4,7 @@ stmoe report runs/switch
 stmoe report runs/dense runs/switch -o report.html --text FILE
 stmoe report runs/momentum runs/hash_routing       all runs in these folders, of sweeps or comparisons
 stmoe report DOWNLOADED --text FILE                a downloaded folder; the page is beside its conversion
+stmoe report runs/zoo --table zoo.tex              only the table, for LaTeX; .csv and .md as well
 
 Runs that differ in their seed alone are one row. Runs of a sweep of experiments/ come with its verdicts.
 """
@@ -27,19 +28,30 @@ def add_arguments(parser):
                       help='UTF-8 text to show routed, in place of the start of the validation data')
   parser.add_argument('--routed', metavar='N', type=ranges.Natural, default=4,
                       help='how many models, the best first, a text is routed through (default: 4)')
+  parser.add_argument('--table', metavar='FILE', type=pathlib.Path,
+                      help='only the table of results, as FILE.csv, FILE.md or FILE.tex')
   parser.add_argument('--sweep', metavar='FILE', action='append', default=[],
                       help='a sweep.py of your own that runs belong to, for its verdicts')
 
 
 def run(args):
+  from stmoe.analysis.report import export
+  from stmoe.analysis.report import leaderboard
   from stmoe.analysis.report import report
   from stmoe.runs import directory as rundir
   from stmoe.runs import read as runs
   from stmoe.sweep import questions
+  if args.table and args.table.suffix not in export.FORMS:
+    raise errors.UserError(f'--table {args.table}: a table ends in {", ".join(export.FORMS)}')
   text = _read(args.text) if args.text else None
   named = [downloaded.resolved(path) for path in args.runs]
   readable = runs.read_all(runs.expand(named), check=rundir.trusted)
   labels = runs.labels(readable)
+  if args.table:
+    headings, rows = leaderboard.columns(readable, _costs(readable), labels)
+    files.write_text(args.table, export.FORMS[args.table.suffix](headings, list(rows.values())))
+    print(args.table)
+    return
   out = args.out or (named[0] if len(named) == 1 else pathlib.Path()) / 'report.html'
   verdicts = questions.of(readable, args.sweep)
   shown = report.best(readable, labels)[:max(args.routed, 0)]

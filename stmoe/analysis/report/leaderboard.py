@@ -8,11 +8,32 @@ import numpy as np
 from stmoe import lookup
 from stmoe.analysis import measures
 from stmoe.analysis import table
+from stmoe.analysis import verdict
 from stmoe.analysis.report import page
 from stmoe.runs import read as runs_lib
 
 # Column -> heading, where `table` has none; results come with their spread.
 HEADINGS = table.HEADINGS | {'method': 'method', 'data': 'data', 'seeds': 'seeds'}
+# The columns that a page shows at first, with the result of the target.
+MAIN = ('run', 'data', 'bits/byte', 'drops', 'eval drops', 'max load', 'parameters', 'active', 'step/dense')
+MEANINGS = {
+    'run': 'name of the run, or of its configuration where several seeds were trained',
+    'method': 'routers of the sparse layers, and what is around them',
+    'data': 'task and vocabulary', 'seeds': 'runs that differ in their seed alone, and are finished',
+    'bits/byte': 'validation loss in bits per byte of text; lower is better',
+    'accuracy': 'share of validation targets that the model ranks first',
+    'perplexity': 'e to the power of the validation loss per token',
+    'drops': 'share of token choices in training that no expert had room for, mean of the last quarter',
+    'eval drops': 'the same share over the validation data',
+    'max load': 'tokens of the fullest expert over the mean of its layer in training; 1 is balanced',
+    'entropy': 'of the load of a layer, over its logarithm of experts; 1 is balanced',
+    'experts/token': 'experts that computed a token, mean of the last quarter of training',
+    'parameters': 'all parameters', 'active': 'parameters that compute a token',
+    'FLOPs/token': 'active FLOPs of a forward pass per token', 'steps': 'optimizer steps',
+    'tokens': 'target tokens of training', 'train FLOPs': 'active FLOPs of the whole training',
+    'training': 'time of training, without compiling, evaluation and saving',
+    'step/dense': 'time of a step over that of the dense run of the same seed, median',
+}
 SPREAD = {'loss': '.4f', 'bits': '.3f', 'accuracy': '.1%'}
 # What of the data makes no other text.
 ASIDE = ('cache_dir', 'shuffle', 'pack')
@@ -37,16 +58,16 @@ def columns(runs, costs, labels):
   rows = [_values(run, costs.get(run.name), scores) for run, _ in counted]
   grouped = table.group(rows, [label for _, label in counted])
   own_scores = dict.fromkeys(c for row in rows for c in row if c.startswith('eval/') and c != 'eval/loss')
-  order = ['method', 'data', 'seeds', 'bits', 'loss', 'accuracy', *own_scores, *scores, 'drops', 'parameters',
-           'active', 'flops_per_token', 'experts', 'balance', 'entropy', 'steps', 'tokens', 'flops', 'time',
-           'slowdown']
+  order = ['method', 'data', 'seeds', 'bits', 'loss', 'accuracy', *own_scores, *scores, 'drops', 'eval_drops',
+           'parameters', 'active', 'flops_per_token', 'experts', 'balance', 'entropy', 'steps', 'tokens',
+           'flops', 'time', 'slowdown']
   texts = {label: _words(mine) for label, mine in members.items()}
-  same_data = len({_data(mine[0]) for mine in members.values()}) == 1
+  same_data = len({data(mine[0]) for mine in members.values()}) == 1
   order.remove('data' if same_data else 'slowdown')
   shown = [c for c in order if any(c in texts[label] or grouped[label].get(c) for label in grouped)]
   best = _best(members, grouped)
   loss = lambda label: (grouped[label].get('loss') or (math.inf,))[0]
-  ranked = sorted(grouped, key=lambda label: (_data(members[label][0]), loss(label)))
+  ranked = sorted(grouped, key=lambda label: (data(members[label][0]), loss(label)))
   cell = lambda label, c: (texts[label][c] if c in texts[label] else
                            number(c, grouped[label].get(c), 'best' if (label, c) in best else ''))
   unit = measures.unit(runs).removesuffix(' per token')
@@ -71,14 +92,19 @@ def _words(runs):
 
 
 def _best(members, grouped):
-  """The (label, column) of the lowest loss on each text, where several configurations were trained on it."""
+  """The (label, column) of the lowest loss on each text, where seeds tell that loss from all other losses.
+
+  It is told if the 95 % interval of the difference to each other configuration does not hold zero.
+  """
   best_cells = set()
-  for data in {_data(mine[0]) for mine in members.values()}:
-    mine = {label: row for label, row in grouped.items() if _data(members[label][0]) == data}
-    loss_of = {label: row['loss'][0] for label, row in mine.items() if row.get('loss')}
-    if len(loss_of) > 1:
-      label = min(loss_of, key=loss_of.get)
-      best_cells |= {(label, 'bits'), (label, 'loss')}
+  for text in {data(mine[0]) for mine in members.values()}:
+    losses = {label: {run.config.get('seed', 0): run.last('eval/loss') for run in mine}
+              for label, mine in members.items() if data(mine[0]) == text and grouped[label].get('loss')}
+    if len(losses) > 1:
+      label = min(losses, key=lambda label: grouped[label]['loss'][0])
+      others = [verdict.interval(losses[other], losses[label]) for other in losses if other != label]
+      if all(effect - half > 0 for effect, half, *_ in others):
+        best_cells |= {(label, 'bits'), (label, 'loss')}
   return best_cells
 
 
@@ -87,14 +113,14 @@ def number(column, entry, kind=''):
   if entry is None or not np.isfinite(entry[0]):
     return page.Cell('–')
   mean, spread, seeds = entry
-  form = SPREAD.get(column) or ('.2f' if '@' in column else None)
+  form, known = SPREAD.get(column) or ('.2f' if '@' in column else None), spread if seeds > 1 else None
   if not form:
-    return page.Cell(table.text(column, entry), mean, kind)
-  return page.Cell(f'{mean:{form}} ± {spread:{form}}' if seeds > 1 else f'{mean:{form}}', mean, kind)
+    return page.Cell(table.text(column, entry), mean, kind, known)
+  return page.Cell(f'{mean:{form}} ± {spread:{form}}' if seeds > 1 else f'{mean:{form}}', mean, kind, known)
 
 
 def method(config):
-  """Returns what the sparse layers of a run's `config` are: their routers, and what is around them.
+  """Returns what the layers of a run's `config` are, but for dense layers: routers and what is around them.
 
   >>> method(dict(blocks=dict(d=dict(layer='dense'), m=dict(layer='moe', router=dict(name='switch')))))
   'switch'
@@ -104,21 +130,21 @@ def method(config):
     layers = list(lookup.nested(block)) if isinstance(block, dict) else []
     around = [kind for kind in (layer.get('layer') or layer['name'] for layer in layers) if kind != 'moe']
     routers = [router['name'] for layer in layers for router in lookup.nested(layer.get('router'))]
-    if routers:
+    if routers or around != ['dense']:
       names.append(' '.join([*around, *routers]))
   return ', '.join(dict.fromkeys(names)) or 'dense'
 
 
 def corpus(config):
   """Returns the task and vocabulary of a run's `config` in a few words."""
-  data = config.get('data', {})
-  names = (entry if isinstance(entry, str) else entry[0] for entry in data.get('mixture') or ())
-  task = ', '.join(sorted(names)) or str(data.get('task') or data.get('source', '?'))
-  return ' '.join([task, *([data['vocab']] if data.get('vocab') else [])])
+  fields = config.get('data', {})
+  names = (entry if isinstance(entry, str) else entry[0] for entry in fields.get('mixture') or ())
+  task = ', '.join(sorted(names)) or str(fields.get('task') or fields.get('source', '?'))
+  return ' '.join([task, *([fields['vocab']] if fields.get('vocab') else [])])
 
 
-def _data(run):
-  """What the losses of runs must share to be compared; a field that is off may be absent."""
-  data = {key: value for key, value in run.config.get('data', {}).items() if key not in ASIDE and value}
+def data(run):
+  """Returns what the losses of runs must share to be compared; a field that is off may be absent."""
+  fields = {key: value for key, value in run.config.get('data', {}).items() if key not in ASIDE and value}
   kind = run.config.get('loss', {}).get('name', lookup.UNNAMED['target'])
-  return corpus(run.config), kind, json.dumps(runs_lib.flatten(data), sort_keys=True)
+  return corpus(run.config), kind, json.dumps(runs_lib.flatten(fields), sort_keys=True)

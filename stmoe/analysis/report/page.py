@@ -1,7 +1,7 @@
 """The parts of an HTML page that needs no other file: its style, tables that can be sorted, figures.
 
-Everything that is put in is escaped. The only script sorts tables. A content security policy with the
-script's hash keeps browsers from running any other script, and from loading anything.
+Everything that is put in is escaped. The only script, page.js, sorts tables and draws charts. A content
+security policy with that script's hash keeps browsers from running another, and from loading anything.
 """
 
 import base64
@@ -9,78 +9,21 @@ import dataclasses
 import hashlib
 import html
 import json
+import pathlib
 import re
 
 from stmoe.analysis import canvas
 
-CSS = """
-:root { color-scheme: light; }
-body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #222;
-  max-width: 1200px; margin: 0 auto; padding: 28px 24px 80px; background: #fbfbfa; }
-h1 { font-size: 26px; margin: 0 0 4px; }
-h2 { font-size: 19px; margin: 42px 0 12px; padding-bottom: 5px; border-bottom: 1px solid #ddd; }
-h3 { font-size: 15px; margin: 22px 0 8px; }
-p.lead, p.note { color: #5d5d5d; margin: 4px 0 12px; }
-p.note { font-size: 13px; }
-p.claim { max-width: 78ch; margin: 4px 0 10px; }
-nav { font-size: 13.5px; margin: 8px 0; } nav a { color: #0072B2; margin-right: 14px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; background: #fff; }
-th, td { padding: 6px 9px; border-bottom: 1px solid #e8e8e8; text-align: right; vertical-align: top; }
-th { font-weight: 600; color: #5d5d5d; background: #f4f4f2; white-space: nowrap; }
-td:first-child, table.sortable td { white-space: nowrap; }
-td.words { text-align: left; }
-th:first-child, td:first-child, table.text td, table.text th { text-align: left; }
-th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid #0072B2; }
-th button::after { content: "\\2195"; color: #bbb; margin-left: 4px; }
-th[aria-sort=ascending] button::after { content: "\\2191"; color: #222; }
-th[aria-sort=descending] button::after { content: "\\2193"; color: #222; }
-td.best { font-weight: 700; color: #00664d; }
-tr.baseline td { color: #767676; font-style: italic; }
-table.text td.answer { white-space: nowrap; font-weight: 600; }
-tr.holds td.answer { color: #00664d; } tr.fails td.answer { color: #a33b00; }
-tr.open td.answer { color: #5d5d5d; }
-figure { margin: 14px 0; padding: 12px; background: #fff; border: 1px solid #e2e2e2; border-radius: 8px; }
-figure img { display: block; max-width: 100%; height: auto; }
-figcaption { font-size: 13px; color: #5d5d5d; margin-top: 8px; }
-details { margin: 10px 0; } summary { cursor: pointer; font-weight: 600; }
-pre { background: #fff; border: 1px solid #e2e2e2; border-radius: 6px; padding: 10px; font-size: 12px;
-  overflow-x: auto; }
-code { font: 12.5px ui-monospace, Menlo, Consolas, monospace; }
-"""
-
-# A click on a heading sorts the rows before the first baseline; cells without a number come last.
-SCRIPT = """
-for (const head of document.querySelectorAll('table.sortable th')) {
-  const button = document.createElement('button');
-  button.append(...head.childNodes);
-  head.append(button);
-  button.addEventListener('click', () => {
-    const down = head.getAttribute('aria-sort') === 'ascending', at = head.cellIndex;
-    for (const other of head.parentNode.children) other.removeAttribute('aria-sort');
-    head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
-    const body = head.closest('table').tBodies[0];
-    const rows = [...body.rows].filter((row) => !row.classList.contains('baseline'));
-    const rest = [...body.rows].filter((row) => row.classList.contains('baseline'));
-    const key = (row) => row.cells[at].dataset.v ?? '';
-    const compare = (a, b) => {
-      const x = key(a), y = key(b);
-      if (x === '' || y === '') return (x === '') - (y === '');
-      const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
-      return down ? -order : order;
-    };
-    body.append(...rows.sort(compare), ...rest);
-  });
-}
-"""
+CSS, SCRIPT = ((pathlib.Path(__file__).parent / f'page.{kind}').read_text('utf-8') for kind in ('css', 'js'))
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A cell of a table: its text, what it is sorted by (None: last), and its class."""
+  """A cell of a table: its text, what it is sorted by (None: last), its class, the spread of its seeds."""
   text: str
   value: object = None
   kind: str = ''
+  spread: float | None = None
 
 
 def document(title, sections, css=''):
@@ -114,11 +57,27 @@ def _anchor(text):
   return re.sub(r'\W+', '-', text.lower())
 
 
-def table(headings, rows, kind=''):
-  """Returns a table of `rows`, texts of `row`; kind 'sortable' lets readers sort it, 'text' aligns left."""
-  head = ''.join(f'<th>{esc(text)}</th>' for text in headings)
-  return (f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>'
+def table(headings, rows, kind='', meanings=None):
+  """Returns a table of `rows`, texts of `row`; kind 'sortable' lets readers sort it, 'text' aligns left.
+
+  Args:
+    headings: texts or Cells; where some are of the kind 'more', a switch above the table shows them.
+    meanings: dict heading -> what the column holds, in words.
+  """
+  meanings, cells = meanings or {}, [cell if isinstance(cell, Cell) else Cell(cell) for cell in headings]
+  title = lambda text: f' title="{esc(meanings[text])}"' if text in meanings else ''
+  head = ''.join(f'<th class="{cell.kind}"{title(cell.text)}>{esc(cell.text)}</th>' for cell in cells)
+  hidden = sum(cell.kind == 'more' for cell in cells)
+  switch = ('<input type="checkbox" class="columns" id="columns"><label class="columns" for="columns"> '
+            f'{hidden} more columns</label>') if hidden else ''
+  return (f'{switch}<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>'
           f'<tbody>{"".join(rows)}</tbody></table></div>')
+
+
+def definitions(meanings):
+  """Returns dict word -> what the word means as a list under a line that opens the list."""
+  rows = ''.join(f'<dt>{esc(word)}</dt><dd>{esc(text)}</dd>' for word, text in meanings.items())
+  return folded('What the columns hold', f'<dl class="meanings">{rows}</dl>')
 
 
 def row(cells, kind='', code=False):

@@ -1,4 +1,4 @@
-"""A self-contained HTML page about some runs: no fonts, no other files, one script that sorts a table.
+"""A self-contained HTML page about some runs: no fonts, no other files, one script of our own.
 
 Everything that comes from a run is escaped; figures are data URIs. Runs of one folder, a sweep's or a
 comparison's, are drawn together.
@@ -13,6 +13,8 @@ from stmoe.analysis import baselines as baselines_lib
 from stmoe.analysis import curves
 from stmoe.analysis import figures as methods
 from stmoe.analysis import verdict
+from stmoe.analysis.report import chart
+from stmoe.analysis.report import difference
 from stmoe.analysis.report import leaderboard
 from stmoe.analysis.report import page as html
 from stmoe.analysis.routing import diagnosed
@@ -23,8 +25,7 @@ SHOWN = 12             # configurations in a figure, and of a folder with figure
 OPEN = 3               # figures of single runs that are not folded away
 
 CAPTIONS = {
-    'loss': 'Loss against optimizer steps, tokens and active training FLOPs. Points: validation; '
-            'faint lines: training.',
+    'loss': 'Loss of training (faint) and of validation (points). A click on a run switches the run.',
     'final': 'Final validation result; dots are seeds, bars their mean.',
     'routing_health': 'Dropped token choices, router entropy and load imbalance during training. '
                       'Strong lines: mean over sparse layers; faint lines: single layers.',
@@ -92,17 +93,47 @@ def results(runs, costs, labels):
   """Returns the leaderboard, seeds averaged, with the baselines of the corpus below."""
   baselines = baselines_lib.common(runs)
   headings, rows = leaderboard.columns(runs, costs, labels)
-  body = [html.row(cells) for cells in rows.values()]
+  main = _main(headings)
+  hide = lambda cell: dataclasses.replace(cell, kind=f'{cell.kind} more'.strip())
+  more = lambda cells: [cell if heading in main else hide(cell) for heading, cell in zip(headings, cells)]
+  body = [html.row(more(cells)) for cells in rows.values()]
   if 'bits/byte' in headings:
     at = headings.index('bits/byte')
     for text, value in baselines.items():
-      cells = [text] + [''] * (len(headings) - 1)
-      cells[at] = f'{value:.3f}'
-      body.append(html.row(cells, kind='baseline'))
-  note = 'Lowest loss first; a click on a heading sorts. ± is the standard deviation of the seeds.'
+      cells = [html.Cell(text)] + [html.Cell('')] * (len(headings) - 1)
+      cells[at] = html.Cell(f'{value:.3f}')
+      body.append(html.row(more(cells), kind='baseline'))
+  note = 'Lowest loss first; a click on a heading sorts. ' + _seeds(labels)
   if baselines and 'bits/byte' in headings:
     note += f' Baselines: validation bits per byte of the corpus on {baselines_lib.MEASURED_ON}.'
-  return html.table(headings, body, 'sortable') + html.note(note)
+  head = [html.Cell(heading, kind='' if heading in main else 'more') for heading in headings]
+  meanings = {text: leaderboard.MEANINGS[text] for text in headings if text in leaderboard.MEANINGS}
+  return '\n'.join([html.table(head, body, 'sortable', meanings), html.note(note), html.definitions(meanings),
+                    *_differences(runs, labels)])
+
+
+def _main(headings):
+  """The headings that are shown at first; with no bits per byte the column after the seeds is the result."""
+  result = [] if 'bits/byte' in headings else headings[headings.index('seeds') + 1:][:1]
+  return {*leaderboard.MAIN, *result}
+
+
+def _seeds(labels):
+  """What can be read from the differences of so many seeds, in words."""
+  if len(set(labels)) == len(labels):
+    return ('There is one seed of each: differences may be those of other seeds, and no result is marked as '
+            'the best.')
+  return ('± is the standard deviation of the seeds. The lowest loss is marked if its 95 % interval to each '
+          'other lies below zero.')
+
+
+def _differences(runs, labels):
+  """The panels of differences to dense, a folder each."""
+  panels = []
+  for place in dict.fromkeys(run.path.parent for run in runs):
+    mine = [(run, label) for run, label in zip(runs, labels) if run.path.parent == place]
+    panels.append(difference.panel(*map(list, zip(*mine))))
+  return [panel for panel in panels if panel]
 
 
 def question(one):
@@ -131,7 +162,7 @@ def paragraphs(text):
   ['a: b', 'See x, z.']
   """
   text = re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', text.partition('```')[0])
-  return [' '.join(part.split()).lstrip('# ').replace('`', '') for part in re.split(r'\n\s*\n', text)
+  return [' '.join(part.split()).lstrip('# ').replace('`', '') for part in re.split(r'\n\s*\n|\n(?=- )', text)
           if part.strip()]
 
 
@@ -147,13 +178,14 @@ def folders(runs, labels):
     parts += [f'<h3>{html.esc(place.name)}</h3>'] if len(places) > 1 else []
     if len(best_labels) < len(set(names)):
       parts.append(html.note(f'The {len(best_labels)} configurations of lowest loss, of {len(set(names))}.'))
-    parts += _drawn(drawn)
+    parts.append(chart.losses([members[i] for i in some], [names[i] for i in some], caption('loss')))
+    parts += _drawn({stem: figure for stem, figure in drawn.items() if stem != 'loss'})
   return parts
 
 
 def _drawn(figures):
   """The figures as HTML: figures of all runs, then of single runs, folded away if they are many."""
-  shared = [stem for stem in figures if stem in ('final', 'loss', 'routing_health')]
+  shared = [stem for stem in figures if stem in ('final', 'routing_health')]
   single = [html.figure(figure, caption(stem)) for stem, figure in figures.items() if stem not in shared]
   if len(single) > OPEN:
     single = [html.folded(f'{len(single)} figures of single runs', *single)]

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from stmoe.analysis import verdict
+from stmoe.analysis.report import chart
+from stmoe.analysis.report import difference
+from stmoe.analysis.report import export
 from stmoe.analysis.report import leaderboard
 from stmoe.analysis.report import page as html_page
 from stmoe.analysis.report import report
@@ -69,7 +72,8 @@ def test_page_is_well_formed_and_needs_nothing_else(made):
   sources = [value for name, value in page.attributes if name in ('src', 'href')]
   assert any(value.startswith('data:') for value in sources)
   assert all(value.startswith(('data:image/svg+xml;base64,', '#')) for value in sources)
-  assert not re.search(r'https?://|url\(|@import', made[1])
+  named = made[1].replace('http://www.w3.org/2000/svg', '')          # a name, which nothing loads
+  assert not re.search(r'https?://|url\(|@import', named)
 
 
 def test_everything_from_a_run_is_escaped(made):
@@ -90,11 +94,56 @@ def test_results_have_costs_finals_and_baselines(made):
   assert 'best byte n-gram' in cells and '1.962' in cells
 
 
-def test_lowest_bits_are_marked(made):
-  best = min(made[0], key=lambda run: run.last('eval/bits_per_byte'))
-  assert f'>{best.last("eval/bits_per_byte"):.3f}</td>' in made[1].partition('<td class="best"')[2]
-  assert re.findall(r'<td class="best" data-v="([^"]*)">', made[1]) == [
-      str(best.last(key)) for key in ('eval/bits_per_byte', 'eval/loss')]
+def test_with_one_seed_no_result_is_the_best(made):
+  assert 'class="best' not in made[1] and 'There is one seed of each' in made[1]
+
+
+def test_the_best_is_marked_where_seeds_tell_it_from_all_others(tmp_path):
+  for method, final in dict(switch=2.0, dense=2.5).items():
+    for seed in (0, 1, 2):
+      synthetic.write_run(tmp_path / f'{method}_seed{seed}', method, seed=seed, final=final + seed / 100,
+                          layers=() if method == 'dense' else ('decoder_01',))
+  found = runs.read_all(runs.expand([tmp_path]))
+  labels = runs.labels(found)
+  headings, rows = leaderboard.columns(found, {}, labels)
+  marked = lambda rows: {(name, heading) for name, cells in rows.items()
+                         for heading, cell in zip(headings, cells) if cell.kind == 'best'}
+  assert marked(rows) == {('switch', 'bits/byte'), ('switch', 'loss (nats)')}
+  text = difference.panel(found, labels)
+  assert 'class="better"' in text and '-0.5000 ± 0.0000' in text and 'minus that of dense' in text
+  two = [run for run in found if 'seed2' not in run.name]            # a spread as wide as the difference
+  two = [dataclasses.replace(run, lines=[*run.lines, {'step': 201, 'eval/loss': value,
+                                                      'eval/bits_per_byte': value}])
+         for run, value in zip(two, (3.0, 1.0, 1.9, 2.0))]
+  assert marked(leaderboard.columns(two, {}, runs.labels(two))[1]) == set()
+  assert 'class="even"' in difference.panel(two, runs.labels(two))
+  assert difference.panel(found[3:], labels[3:]) == ''               # no dense run
+
+
+def test_tables_are_exported_with_their_spread_and_escaped(tmp_path):
+  cell = html_page.Cell
+  rows = [[cell('a_|b'), cell('2.000 ± 0.010', 2.0004, 'best', 0.01), cell('50.0%', 0.5)],
+          [cell('c,d'), cell('2.5 ± 0.0', 2.5, '', 0.0), cell('–')]]
+  headings = ['run', 'bits/byte', 'drops']
+  assert export.as_csv(headings, rows) == ('run,bits/byte,bits/byte sd,drops\n'
+                                           'a_|b,2.0004,0.01,0.5\n"c,d",2.5,0.0,–\n')
+  assert export.as_markdown(headings, rows).splitlines()[2] == r'| a_\|b | **2.000 ± 0.010** | 50.0% |'
+  latex = export.as_latex(headings, rows).splitlines()
+  assert latex[:2] == [r'\begin{tabular}{lrr}', r'\toprule']
+  assert latex[4] == r'a\_|b & \textbf{2.000 $\pm$ 0.010} & 50.0\% \\'
+
+
+def test_a_chart_has_every_run_and_at_most_so_many_points(tmp_path):
+  found = [runs.read(synthetic.write_run(tmp_path / EVIL[1:7], steps=9000)),
+           runs.read(synthetic.write_run(tmp_path / 'b', layers=()))]
+  text = chart.losses(found, ['a', 'b'], EVIL)
+  attribute, = [value for name, value in Page(text).attributes if name == 'data-chart']
+  data = json.loads(attribute)
+  assert data['unit'] == 'loss (bits per byte)' and set(data['axes']) == {'step', 'tokens', 'flops', 'time'}
+  first, second = data['series']
+  assert len(first['train']['y']) == chart.MOST == len(first['train']['x']['flops'])
+  np.testing.assert_allclose(second['eval']['y'], found[1].series('eval/bits_per_byte')[1], rtol=1e-5)
+  np.testing.assert_allclose(second['train']['y'], found[1].series('loss/ce')[1] / np.log(2), rtol=1e-5)
 
 
 def test_differing_fields_and_both_environments_are_listed(made):
@@ -113,7 +162,7 @@ def test_unfinished_run_without_any_metrics_still_has_a_page(tmp_path):
   Page(text)
 
 
-def test_browsers_may_run_the_sorting_script_alone(made):
+def test_browsers_may_run_the_page_script_alone(made):
   script = made[1].split('<script>')[1].split('</script>')[0].encode()
   digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
   policy = next(value for name, value in Page(made[1]).attributes if name == 'content' and 'src' in value)
@@ -160,9 +209,10 @@ def test_a_seed_that_is_not_done_is_counted_and_not_averaged(tmp_path):
 def test_runs_on_other_text_are_neither_best_nor_compared(tmp_path):
   found = []
   for name, final, files in (('a', 2.0, 'x'), ('b', 1.0, 'y'), ('c', 2.1, 'x')):
-    run = runs.read(synthetic.write_run(tmp_path / name, final=final))
-    data = dict(task='text', files=[files], cache_dir=name) | (dict(replaced=0.0) if name == 'c' else {})
-    found.append(dataclasses.replace(run, config=run.config | dict(data=data, model=dict(name=name))))
+    for seed in (0, 1):
+      run = runs.read(synthetic.write_run(tmp_path / f'{name}_seed{seed}', final=final, seed=seed))
+      data = dict(task='text', files=[files], cache_dir=name) | (dict(replaced=0.0) if name == 'c' else {})
+      found.append(dataclasses.replace(run, config=run.config | dict(data=data, model=dict(name=name))))
   headings, rows = leaderboard.columns(found, {}, runs.labels(found))
   assert {label for label, cells in rows.items() if any(cell.kind == 'best' for cell in cells)} == {'a'}
   assert 'data' in headings
