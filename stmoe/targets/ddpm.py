@@ -101,6 +101,11 @@ class Ddpm:
     self.factor = WEIGHTS[weight](self.process.abar / (1 - self.process.abar))
     self.steps, self.variance, self.bound = steps, variance, bound
 
+  @property
+  def times(self) -> np.ndarray:
+    """All levels f64[T] as the model is told them."""
+    return np.arange(self.steps, dtype=np.float64)
+
   def level(self, batch: dict) -> jax.Array:
     """Returns i32[B], the level t of every image."""
     share = batch['given/time']
@@ -115,7 +120,7 @@ class Ddpm:
 
   def posed(self, batch: dict) -> dict:
     """Returns a batch as the model has it; see `targets.Target`."""
-    return dict(batch, image=self.noised(batch), times=jnp.arange(self.steps, dtype=jnp.float32)) | {
+    return dict(batch, image=self.noised(batch), times=jnp.asarray(self.times, jnp.float32)) | {
         'given/time': self.level(batch).astype(jnp.float32)}
 
   def weights(self, batch: dict) -> jax.Array:
@@ -181,6 +186,12 @@ class Ddpm:
     table = dict(time=np.asarray(at, np.float64), abar=short.abar, before=short.before, least=least,
                  largest=largest, of_image=of_image, of_noisy=of_noisy)
     return {name: values[::-1] for name, values in table.items()}
+
+  def guided(self, outputs: jax.Array, without: jax.Array, scale: float) -> jax.Array:
+    """Returns outputs [B,H,W,C or 2C] whose noise is u + s (c - u); u is predicted without a class."""
+    channels = outputs.shape[-1] // (1 + self.variance)
+    noise = without[..., :channels] + scale * (outputs - without)[..., :channels]
+    return jnp.concatenate([noise, outputs[..., channels:]], axis=-1)
 
   def denoised(self, sampler: str, x: jax.Array, outputs: jax.Array, now: dict,
                noise: jax.Array) -> jax.Array:

@@ -33,12 +33,14 @@ class Flow:
   def __init__(self, *, bound: ranges.Positive | None = None):
     self.bound = bound
 
+  times = np.linspace(0, SCALE, TIMES)   # levels as the model is told them
+
   def posed(self, batch: dict) -> dict:
     """Returns a batch as the model has it; see `targets.Target`."""
     levels.check(batch)
     share = levels.wide(batch['given/time'])
     noisy = (1 - share) * batch['image'] + share * batch['noise']
-    return dict(batch, image=noisy, times=jnp.linspace(0, SCALE, TIMES)) | {
+    return dict(batch, image=noisy, times=jnp.asarray(self.times, jnp.float32)) | {
         'given/time': SCALE * batch['given/time']}
 
   def weights(self, batch: dict) -> jax.Array:
@@ -72,6 +74,10 @@ class Flow:
     """Returns dict name -> f64[n], what `denoised` needs of n even steps, from noise to image."""
     share = 1 - np.arange(steps) / steps
     return dict(time=SCALE * share, size=np.full(steps, 1 / steps), last=share - 1 / steps < 0.5 / steps)
+
+  def guided(self, outputs: jax.Array, without: jax.Array, scale: float) -> jax.Array:
+    """Returns u + s (c - u) of outputs with a class, c, and without, u, both [B,H,W,.]."""
+    return without + scale * (outputs - without)
 
   def denoised(self, sampler: str, x: jax.Array, outputs: jax.Array, now: dict,
                noise: jax.Array) -> jax.Array:

@@ -36,6 +36,10 @@ class Diffusion(images.Images):
 
   targets = 'noise'                      # what a model must predict: what noise did to an image
 
+  def clean(self, rows: int) -> dict:
+    """Returns dict name -> (shape, dtype) of a batch of `rows` images without noise."""
+    return super().shapes(rows)
+
   def shapes(self, rows: int) -> dict:
     """Returns dict name -> (shape, dtype) of a batch of `rows` images."""
     image = (rows, self.image_size, self.image_size, self.channels)
@@ -58,6 +62,16 @@ class Opened(images.Opened):
   def rows(self, name: str, split: str, seed: int, train: bool) -> 'Rows':
     """Returns the Rows of a split; `train` draws levels and hides classes."""
     return Rows(super().rows(name, split, seed, train))
+
+  def pictures(self, split: str, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (images f32[n,H,W,C] without noise, labels i32[n]), the first of a split, `most` at most."""
+    name, = self.keys
+    rows = super().rows(name, split, 0, False)
+    number = min(len(rows), most)
+    batch = {entry: np.zeros(shape, dtype) for entry, (shape, dtype) in rows.data.clean(number).items()}
+    for at in range(number):
+      rows.fill(batch, at, at, at)
+    return batch['image'], batch['labels'][:, 0]
 
 
 @dataclasses.dataclass(frozen=True)
