@@ -145,6 +145,12 @@ def images(task, image_size, channels=3, **fields):
                    eval_split='validation', cache_dir=''), **fields)
 
 
+def noise(task, image_size, channels=3, **fields):
+  """Returns the data section of images to be found in noise; see `images`."""
+  section = images(task, image_size, channels, objective='diffusion')
+  return dict(section, levels='uniform', label_dropout=0.1) | fields
+
+
 def spans(task, inputs_length, vocab='bytes', **fields):
   """Returns the data section of extractive question answering: windows of 384 tokens share 128 in BERT's."""
   eda = dict(files=(), copies=4, share=0.1, synonyms='')
@@ -194,6 +200,24 @@ def smoke_images(c):
     if block.get('group_size'):
       block.group_size = 2 * tokens
   c.data.update(task='digits', image_size=8, channels=1, central=1.0)
+  return _short(c)
+
+
+def smoke_noise(c):
+  """Shrinks a denoiser as `smoke` does: digits of scikit-learn in noise, patches of 2 x 2 pixels."""
+  c.model.update(vocab_size=10, d_model=64, num_heads=2, head_dim=32, image_size=8, patch_size=2, channels=1)
+  c.model.layers = tuple((letters, 1) for letters, _ in c.model.layers)
+  for outer in c.blocks.values():
+    outer.d_ff, block = 64, sparse(outer)
+    around = outer.get('around')
+    if block is not None:
+      block.experts.d_ff = 64
+      shrink(block.router)
+      if block.get('group_size'):
+        block.group_size = 2 * 16
+    if around is not None and 'layer' in around:
+      around.layer.experts.d_ff = 64                                 # these experts are as wide as the model
+  c.data.update(task='digits', image_size=8, channels=1, central=1.0, flip=False)
   return _short(c)
 
 

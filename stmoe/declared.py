@@ -147,9 +147,13 @@ def _fields(path, function):
 
 @functools.cache
 def _annotated(path, found):
-  """Dict field -> Field of the annotated names of a dataclass."""
-  return {node.target.id: Field(_evaluate(path, node.annotation), _default(node.value))
-          for node in found.body if isinstance(node, ast.AnnAssign)}
+  """Dict field -> Field of the annotated names of a dataclass, and of the class of a file that it extends."""
+  fields: dict[str, Field] = {}
+  for base in found.bases:
+    if isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name):
+      fields |= of_class(*_imports(path)[base.value.id].rpartition('.')[::2]) or {}
+  return fields | {node.target.id: Field(_evaluate(path, node.annotation), _default(node.value))
+                   for node in found.body if isinstance(node, ast.AnnAssign)}
 
 
 def _default(node):

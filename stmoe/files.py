@@ -137,6 +137,14 @@ def read_arrays(path, limit=LARGEST):
     raise errors.Damaged(path, reason(error)) from error
 
 
+def write_arrays(path, arrays):
+  """Writes dict name -> array as an npz file, whole or not at all; no array may hold Python objects."""
+  import numpy as np
+  content = io.BytesIO()
+  np.savez(content, allow_pickle=False, **arrays)
+  write_bytes(path, content.getvalue())
+
+
 def write_text(path, text):
   """Writes a file of UTF-8, whole or not at all; half a surrogate pair is written as \\udxxx."""
   write_bytes(path, text.encode(errors='backslashreplace'))

@@ -114,6 +114,19 @@ def commit_each(stacked: nnx.Module, aux: object, offer: str = 'commit') -> None
   nnx.update(stacked, jax.vmap(commit_slice)(stacked, aux))
 
 
+def joint(stack: nnx.Module, aux: dict, ctx: typing.Any) -> dict:
+  """Returns `aux`, dict layer name -> Aux of all layers of a stack, after what they decide together.
+
+  Parts of one class say it once for all layers of that class.
+
+  Args:
+    ctx: the Context of the stack.
+  """
+  for part in {type(part): part for _, part in offering(stack, 'joint')}.values():
+    aux = part.joint(aux, ctx)
+  return aux
+
+
 def showing(model: nnx.Module, names: typing.Iterable[str]) -> typing.Any:
   """Returns a copy of `model`, of the same arrays, that reports the states after the blocks `names`, too.
 

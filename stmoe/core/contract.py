@@ -194,7 +194,8 @@ class Aux(struct.PyTreeNode):
   load:    f32[E] real (token, choice) pairs sent to each expert before any drop.
   metrics: dict name -> f32[]. For people: nothing is steered by them.
   statistics: dict name -> Statistic, for `commit`; `load` is a statistic, too, which adds up.
-  records: dict name -> arrays [G,...] for analysis, of `routers/wrappers/trace.py`; no step keeps records.
+  records: dict name -> arrays [G,...] for analysis, of `routers/wrappers/trace.py`, or for what layers decide
+    together (`joint` of OFFERS); no step keeps records.
   """
   losses: dict
   load: jax.Array
@@ -322,6 +323,9 @@ OFFERS = {
     'vocabulary': None,              # digest of the only vocabulary that it is made for
     'activation': None,              # of a layer or bank: the name of a function of jax.nn
     'label': None,                   # what its parameters are called in section `groups` of a configuration
+    # Of a block or a part of it: (dict layer name -> Aux of a whole stack, Context) -> the same dict with the
+    # losses that all such layers have together. Models that know of such layers call it, `modules.joint`.
+    'joint': None,
     # Of a part of a sub-layer: (name, attributes), those that it has in common with all parts of a stack that
     # tie them under that name; the stack holds and lends them, see `parts/tied.py`.
     'ties': None,

@@ -14,11 +14,11 @@ class Linear(nnx.Module):
   Args:
     d_model, d_ff: widths of what goes in and of what comes out.
     use_bias:      with b [E,F], initially 0.
-    init_scale:    variance scale s of sqrt(s / fan_in).
+    init_scale:    variance scale s of sqrt(s / fan_in); 0 = all zeros at first.
   """
 
   def __init__(self, d_model: int, *, num_experts, d_ff: ranges.Count, use_bias: ranges.Flag = False,
-               init_scale: ranges.Positive = 1.0, rngs):
+               init_scale: ranges.NonNegative = 1.0, rngs):
     # batch_axis: otherwise E counts into the fan and weights come out sqrt(E) too small.
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal', batch_axis=(0,))
     self.w = axes.param(init, (num_experts, d_model, d_ff), 'expert', 'expert_embed', 'expert_mlp', rngs=rngs)

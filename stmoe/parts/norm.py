@@ -48,5 +48,20 @@ class LayerNorm(nnx.Module):
     return y + self.bias[...].astype(x.dtype)
 
 
+class Standardized(nnx.Module):
+  """Scales x to zero mean and unit variance, as `LayerNorm` does, without learned vectors."""
+
+  def __init__(self, d_model: int, *, epsilon=1e-6, rngs):
+    del d_model, rngs
+    self.epsilon = epsilon
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns (x - mean) / sqrt(var + epsilon) for x [...,D]."""
+    x32 = x.astype(jnp.float32)
+    centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.epsilon)
+    return (centred * inverse).astype(x.dtype)
+
+
 # What a configuration calls the norms of a model.
 KINDS = dict(rms=RMSNorm, layer=LayerNorm)

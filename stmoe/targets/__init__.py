@@ -45,6 +45,7 @@ class Target(Protocol):
   hidden:   names of the blocks whose states the target judges, too. Outputs are then a `Seen`, and counts a
     pair: what `counts` gives, and the real tokens of every stack in the whole batch, dict name -> f32[].
   others:   names of the blocks of the model of `run` whose states are wanted as entries `states(name)`.
+  posed:    (batch) -> the batch as the model has it, where that is not what the data say: noisy images.
   at:       (step i32[]) -> the target as it is in that step of training, where its loss changes with steps.
   reader:   (d_model, rngs) -> a module, parameters of the target's own that train with the model, or None.
     The module is called with the states of `hidden` and returns what `Seen` holds.
@@ -101,6 +102,7 @@ def predict(target: Target, model: typing.Any, batch: dict, **context) -> tuple:
   if any(name.endswith(f'_given/{contract.ROUTES}') for name in batch):
     told = functools.partial(lookup.constructor('router', 'replay'), source=contract.ROUTES)
     model = modules.wrapped(model, told)
+  batch = target.posed(batch) if hasattr(target, 'posed') else batch
   wanted = getattr(target, 'hidden', ())
   if not wanted:
     return model(batch, **context)

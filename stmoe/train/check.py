@@ -101,7 +101,7 @@ def vocabulary(cfg, plan, found):
     plan:  the Blueprint of the model.
     found: the vocabulary of the data.
   """
-  size, room = found.vocab_size, next((field for field in ROOM if field in cfg.model), None)
+  size, room = found.vocab_size, next((field for field in ROOM if cfg.model.get(field)), None)
   if room and size > cfg.model[room]:
     multiple, what = -(-size // 128) * 128, next(f for f in ('vocab', 'task', 'files') if f in cfg.data)
     raise errors.UserError(f'model.{room}={cfg.model[room]}, but data.{what}={cfg.data[what]!r} has '

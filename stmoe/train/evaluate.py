@@ -66,12 +66,12 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
   batches = pipeline.eval_batches(cfg, *shard, opened, most=cfg.eval.batches)
   number = min(cfg.eval.batches or len(batches), len(batches))
   total, num_bytes = None, 0
-  key = states.fold(cfg.seed, 'eval')
+  key, params = states.fold(cfg.seed, 'eval'), plan.evaluated(state)
   for count, batch in enumerate(itertools.islice(batches, number), 1):
     scored = opened.num_bytes(batch) if hasattr(opened, 'num_bytes') else None
     num_bytes = None if scored is None else num_bytes + scored
     batch = complete(check.place(batch, plan.mesh))
-    part = jax.device_get(sums(state['params'], state['router_state'], batch, jax.random.fold_in(key, count)))
+    part = jax.device_get(sums(params, state['router_state'], batch, jax.random.fold_in(key, count)))
     part = jax.tree.map(np.float64, part)
     total = part if total is None else jax.tree.map(np.add, total, part)
     tell(count, number)

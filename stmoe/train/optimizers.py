@@ -29,11 +29,15 @@ class Optimizer(NamedTuple):
 
 
 def adamw(names, shapes, *, b1: ranges.Below1 = 0.9, b2: ranges.Below1 = 0.999, eps: ranges.PartOf1 = 1e-8,
-          weight_decay: ranges.NonNegative = 0.0):
-  """Returns AdamW (arXiv:1711.05101): decay lr * weight_decay * param, of matrices only (see `decayed`)."""
+          weight_decay: ranges.NonNegative = 0.0, average: ranges.Below1 = 0.0):
+  """Returns AdamW (arXiv:1711.05101): decay lr * weight_decay * param, of matrices only (see `decayed`).
+
+  average: share of the old average that a step keeps of the parameters, see `averaged`; 0 = no averages.
+  """
   adam = optax.scale_by_adam(b1, b2, eps)
-  return _decoupled(adam, optax.ScaleByAdamState, decayed(names), weight_decay,
-                    dict(count=(), mu=names, nu=names))
+  own = _decoupled(adam, optax.ScaleByAdamState, decayed(names), weight_decay,
+                   dict(count=(), mu=names, nu=names))
+  return averaged(own, names, average) if average else own
 
 
 def sgd(names, shapes, *, momentum: ranges.Below1 = 0.0, nesterov: ranges.Flag = False,
@@ -54,6 +58,26 @@ def _decoupled(transform, state_type, masks, weight_decay, names):
     return jax.tree.map(decay, params, steps, masks), dict(state._asdict())
 
   return Optimizer(init, update, names)
+
+
+AVERAGES = 'averages'                    # of the state of an optimizer: the parameters that evaluation reads
+
+
+def averaged(own, names, share):
+  """Returns Optimizer `own`, which also keeps averages over steps: share * average + (1 - share) * params.
+
+  The averages start as the parameters. Evaluation and sampling read them (`Blueprint.evaluated`).
+  """
+  def init(params):
+    return own.init(params) | {AVERAGES: jax.tree.map(jnp.copy, params)}
+
+  def update(grads, state, params, rate):
+    slots = {name: slot for name, slot in state.items() if name != AVERAGES}
+    params, slots = own.update(grads, slots, params, rate)
+    means = jax.tree.map(lambda mean, p: share * mean + (1 - share) * p, state[AVERAGES], params)
+    return params, slots | {AVERAGES: means}
+
+  return Optimizer(init, update, own.names | {AVERAGES: names})
 
 
 def adafactor(names, shapes, *, decay_rate: ranges.Share = 0.8, step_offset: ranges.Natural = 0,

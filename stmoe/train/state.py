@@ -56,6 +56,10 @@ class Blueprint:
     """Returns the part of `params`, or of a tree like them, that trains."""
     return groups.take(params, groups.trained(self.groups))
 
+  def evaluated(self, state):
+    """Returns the parameters of a training state that evaluation reads: averages, where there are any."""
+    return groups.put(state['params'], state['opt_state'].get(optimizers.AVERAGES, {}))
+
   def shardings(self):
     """Returns the tree of NamedShardings of the state."""
     return jax.tree.map(lambda s: s.sharding, self.shapes)

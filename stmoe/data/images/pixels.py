@@ -34,3 +34,10 @@ def decode(encoded):
   picture = Image.open(io.BytesIO(encoded))
   pixels = np.asarray(picture.convert('L' if picture.mode in ('1', 'L', 'I;16') else 'RGB'))
   return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def encode(pixels):
+  """Returns the bytes of a PNG file of uint8[H,W,C], C of 1 or 3."""
+  out = io.BytesIO()
+  Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(out, 'PNG')
+  return out.getvalue()

@@ -87,7 +87,7 @@ class Images:
 
   def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> 'Opened':
     """Returns the images; of a run's Record `found` if they are the same."""
-    _check(self)
+    check(self)
     return Opened(self, found)
 
 
@@ -216,7 +216,7 @@ def load(kept: store.Kept) -> dict:
           for split in tasks.SPLITS}
 
 
-def _check(data):
+def check(data: Images) -> None:
   """Raises UserError for values that are no shares or sizes."""
   for field in ('central', 'crop'):
     if not 0 < getattr(data, field) <= 1:
