@@ -148,7 +148,7 @@ def _matched(path, names, wanted):
   row = {name: i for i, name in enumerate(names)}
   missing = next((name for name in wanted if name not in row), None)
   if missing is not None:
-    raise errors.UserError(f'{path} has no line of {missing!r}, which has ratings')
+    raise errors.UserError(f'{path} has no line of {str(missing)!r}, which has ratings')
   return np.array([row[name] for name in wanted])
 
 
