@@ -4,7 +4,7 @@ HoME (arXiv:2408.05430) beside MMoE (KDD 2018) and PLE (RecSys 2020). Drawn task
 answers of 100 numbers, correlated as `p` says. Every `problem` is another pair of functions.
 
   stmoe train home/many_tasks --workdir runs/home
-  stmoe train home/many_tasks:method=mmoe      any of: shared_bottom | omoe | mmoe | ml_mmoe | cgc | ple | home
+  stmoe train home/many_tasks:method=mmoe   any of: shared_bottom | omoe | mmoe | ml_mmoe | cgc | ple | home
   stmoe train home/many_tasks:p=0.0,problem=7                      other tasks; 20 problems and more
   stmoe train home/many_tasks:yes                                  yes or no answers, with AUC
   stmoe train home/many_tasks:data=movielens --config.data.files=DIR/u.data      liked and loved films
@@ -24,8 +24,8 @@ from stmoe.configs import arguments
 from stmoe.configs import common
 from stmoe.configs.home import paper
 
-VARIANTS = ('method=shared_bottom', 'method=omoe', 'method=mmoe', 'method=ml_mmoe', 'method=cgc', 'method=ple',
-            'yes', 'p=0.0', 'problem=1', 'data=movielens')
+VARIANTS = ('method=shared_bottom', 'method=omoe', 'method=mmoe', 'method=ml_mmoe', 'method=cgc',
+            'method=ple', 'yes', 'p=0.0', 'problem=1', 'data=movielens')
 
 # method -> mixer; each has 8 experts, but PLE, HoME and ML-MMoE in each of two levels.
 EXPERTS = paper.SYNTHETIC['num_experts']
@@ -55,7 +55,7 @@ def get_config(arg=''):
   c.optimizer = dict(name='adamw', b1=0.9, b2=0.999, weight_decay=0.0)
   c.schedule = dict(name='constant', value=1e-3)
   c.train.update(steps=2000, batch_size=256, log_every=100, stats_every=500)
-  c.eval.update(every=500, batch_size=500)
+  c.eval.update(every=500, batch_size=1000)
   c.checkpoint.update(every=500)
   if args.smoke:
     c.train.update(steps=20, batch_size=32, log_every=10, stats_every=10)

@@ -4,8 +4,8 @@ MMoE: Ma et al., KDD 2018. PLE and CGC: Tang et al., RecSys 2020. Those two have
 what is not given. No parameter counts are at hand.
 """
 
-# MMoE, section on synthetic data: features, experts of one layer, their units, units of a tower. Shared-bottom
-# is made equal in parameters (unverified arithmetic: 13,056 / (100 + 16)).
+# MMoE, on synthetic data: features, experts of one layer, their units, units of a tower. Shared-bottom is
+# made equal in parameters (unverified arithmetic: 13,056 / (100 + 16)).
 SYNTHETIC = dict(num_features=100, num_experts=8, units=16, tower=(8,), shared_bottom=113,
                  rates=(1e-4, 1e-3, 1e-2), optimizer='adam')
 # PLE's synthetic data: the same recipe, a and b from N(0, 1), c = 1, m = 10, d = 512.

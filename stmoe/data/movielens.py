@@ -44,19 +44,20 @@ FORMS = {
 
 def form(path: str) -> Form | None:
   """Returns the Form of the set whose ratings are in file `path`, None for any other file."""
-  path = pathlib.Path(path)
-  return FORMS.get(path.name, FORMS.get(path.suffix))
+  named = pathlib.Path(path)
+  return FORMS.get(named.name, FORMS.get(named.suffix))
 
 
-def columns(path: str) -> dict:
-  """Returns dict name -> array of the N ratings of a set, in the order of their time and lines.
+def columns(file: str) -> dict:
+  """Returns dict name -> array of the N ratings of the set whose ratings are in `file`, in order of time.
 
   user, item str[N]; rating f64[N]; time f64[N]; like, love f64[N], 1 from a rating of 4, and of 5, on.
   split str[N]: 'train' for the first floor(0.8 n) of a user's n ratings in time, then 'validation'.
   later str[N]: 'train' for the first 80 % of all ratings in time.
   Where files of items and users are there: genres f64[N,G], age f64[N], gender and occupation str[N].
   """
-  path, known = pathlib.Path(path), form(path)
+  path, known = pathlib.Path(file), form(file)
+  assert known is not None, file
   rated = _cells(path, known.separators[0], known.columns, RATED)
   number = lambda name: _numbers(path, name, rated[name])
   rating, time = number('rating'), number('time')

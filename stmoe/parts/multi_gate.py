@@ -30,8 +30,8 @@ class Sees(NamedTuple):
 def weights(logits: jax.Array, top: int | None = None) -> jax.Array:
   """Returns f[B,E], the softmax of logits f[B,E]; with `top` over the `top` largest, the others get 0.
 
-  >>> weights(jnp.log(jnp.array([[1.0, 2.0, 6.0]])), top=2).round(3).tolist()
-  [[0.0, 0.25, 0.75]]
+  >>> weights(jnp.array([[1.0, 3.0, 3.0]]), top=2).tolist()
+  [[0.0, 0.5, 0.5]]
   """
   if top is None:
     return jax.nn.softmax(logits)
@@ -142,7 +142,7 @@ class Level(nnx.Module):
           jax.lax.stop_gradient(share) * ctx.mask, axis=0, dtype=jnp.float32))
     zero = jnp.mean(jnp.abs(jax.lax.stop_gradient(y)) < NEAR_ZERO, axis=(1, 2), dtype=jnp.float32)   # [B]
     metrics = dict(zero_frac=jnp.sum(zero * ctx.mask[:, 0]) / jnp.maximum(jnp.sum(ctx.mask), 1))
-    load = sum(each.load for each in aux.values())
+    load = jnp.sum(jnp.stack([each.load for each in aux.values()]), axis=0)          # [E]
     return mixed, {'': contract.Aux(losses={}, load=load, metrics=metrics, statistics=statistics)} | aux
 
   def _spread(self, banks, share):

@@ -17,7 +17,8 @@ FORMS = {
         'movies.dat': '1::Café (1995)::Drama\n2::B::Action\n3::C::Action|Drama\n'},
     'x.inter': {
         'x.inter': '\t'.join,
-        'x.user': 'user_id:token\tage:token\tgender:token\toccupation:token\n7\t33\tF\twriter\n8\t20\tM\tartist\n',
+        'x.user': 'user_id:token\tage:token\tgender:token\toccupation:token\n'
+                  '7\t33\tF\twriter\n8\t20\tM\tartist\n',
         'x.item': 'item_id:token\tmovie_title:token_seq\tclass:token_seq\n1\tCafé\tDrama\n2\tB\tAction\n'
                   '3\tC\tAction Drama\n'},
 }
@@ -42,7 +43,8 @@ def written(tmp_path):
 def test_columns_of_every_form(written, form):
   found = movielens.columns(written(form))
   assert found['time'].tolist() == [10, 20, 30, 40, 50, 60]
-  assert found['item'].tolist() == ['2', '3', '1', '1', '3', '2'] and found['user'].tolist() == ['7'] * 5 + ['8']
+  assert found['item'].tolist() == ['2', '3', '1', '1', '3', '2']
+  assert found['user'].tolist() == ['7'] * 5 + ['8']
   assert found['like'].tolist() == [0, 1, 1, 0, 0, 1] and found['love'].tolist() == [0, 0, 1, 0, 0, 1]
   # Of user 7 floor(0.8 * 5) train, of user 8, with one rating, none; of all, floor(0.8 * 6).
   assert [name[0] for name in found['split']] == list('ttttvv') == [name[0] for name in found['later']]

@@ -5,9 +5,9 @@ import numpy as np
 from stmoe.analysis import canvas
 
 STEM = 'experts_of_tasks'
-CAPTIONS = {STEM: 'Which experts serve which task (MMoE, PLE, HoME): the mean weight of every expert at each gate, '
-                  'over the rows of the last recorded step. A panel is a level of the mixture. An empty cell is '
-                  'an expert that the gate does not see.'}
+CAPTIONS = {STEM: 'Which experts serve which task (MMoE, PLE, HoME): the mean weight of every expert at each '
+                  'gate, over the rows of the last recorded step. A panel is a level of the mixture. An '
+                  'empty cell is an expert that the gate does not see.'}
 
 
 def draw(run):

@@ -85,9 +85,8 @@ class Table:
       entries |= dict(features=((rows, _width(self.numbers)), np.float32))
     if self.categories:
       entries |= dict(ids=((rows, _width(self.categories)), np.int32))
-    if self.group:
-      entries |= dict(group=((rows,), np.int32))
-    return entries | {f'given/{name}': ((rows,), np.int32) for name in self.given}
+    of_row = ['group'] if self.group else []
+    return entries | {name: ((rows,), np.int32) for name in of_row + [f'given/{name}' for name in self.given]}
 
   def lengths(self, model: typing.Any = None) -> dict:
     """Returns dict stack -> positions of a row: a row is one token."""

@@ -24,7 +24,7 @@ def rows(cfg):
 
 
 def test_tasks_are_as_related_as_is_said(tmp_path):
-  """Without sines and noise, answers are w_k x, whose correlation is p; the third task has it with the first."""
+  """Without sines and noise, answers are w_k x, whose correlation with the first is p."""
   plain = dict(sines=0, noise=0.0, correlation=0.6, num_tasks=3)
   cfg = config(tmp_path, **plain)
   batch = rows(cfg)
