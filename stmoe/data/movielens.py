@@ -89,7 +89,8 @@ def _lines(path, separator):
   try:
     content = files.read_bytes(path)
   except (OSError, errors.Damaged) as error:
-    raise errors.UserError(f'data.files: cannot read {path}: {getattr(error, "strerror", error)}') from error
+    reason = error.reason if isinstance(error, errors.Damaged) else error.strerror
+    raise errors.UserError(f'data.files: cannot read {path}: {reason}') from error
   try:
     text = content.decode()
   except UnicodeDecodeError:

@@ -8,7 +8,7 @@ from stmoe import axes
 from stmoe import ranges
 from stmoe.core import contract
 from stmoe.errors import UserError
-from stmoe.parts import linear
+from stmoe.parts import tower as towers
 
 
 class MultiTask(nnx.Module):
@@ -38,7 +38,7 @@ class MultiTask(nnx.Module):
     init = nnx.initializers.normal(0.01)
     self.table = axes.param(init, (num_ids, embed_dim), 'vocab', 'embed', rngs=rngs) if num_ids else None
     self.mixer = mixer(width, d_model, num_outputs, rngs=rngs)
-    self.head = nnx.List([Tower((d_model, *tower), rngs=rngs) for _ in range(num_outputs)])
+    self.head = nnx.List([towers.Tower((d_model, *tower, 1), rngs=rngs) for _ in range(num_outputs)])
     self.num_features, self.num_columns = num_features, num_columns
 
   def __call__(self, batch: dict, key: jax.Array | None = None, train: bool = False,
@@ -78,20 +78,3 @@ class MultiTask(nnx.Module):
   def stacks(self) -> list:
     """Returns the list of the model's stacks."""
     return [self.mixer]
-
-
-class Tower(nnx.Module):
-  """Layers with ReLU between, from width to width, and one number; `widths` are [H, hidden, ...]."""
-
-  def __init__(self, widths: tuple[int, ...], *, rngs):
-    init, zeros = nnx.initializers.lecun_normal(), nnx.initializers.zeros
-    sizes = list(zip(widths, (*widths[1:], 1)))
-    self.w = nnx.List([axes.param(init, size, 'embed', 'unmodeled', rngs=rngs) for size in sizes])
-    self.b = nnx.List([axes.param(zeros, (out,), 'unmodeled', rngs=rngs) for _, out in sizes])
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns [B,1] for x [B,H]."""
-    *hidden, last = zip(self.w, self.b)
-    for w, b in hidden:
-      x = jax.nn.relu(linear.apply(x, w, b))
-    return linear.apply(x, *last)

@@ -22,6 +22,7 @@ class Binary:
   all batches and devices, so that the area is exact; equal logits are half in order. A task without a yes or
   without a no has no area. Where a batch has `group` i32[B], the user of every row, the areas of each user
   are averaged, too. GAUC weighs a user by its rows, UAUC does not; users without a yes or a no are left out.
+  Where a batch has `part` i32[B], the areas of each part of the rows are said, as auc_part_0.
 
   Args:
     task_weights: w of every task: the loss is then sum_t w_t L_t (PLE, RecSys 2020). () = the mean over the
@@ -106,7 +107,7 @@ class Binary:
     total = lambda x: jnp.sum(weights * x, axis=0)                   # [n]
     sums = dict(ce=total(log_loss(outputs, yes)), right=total(right), each=total(1.0))
     rows = dict(scores=outputs, yes=weights * yes, no=weights * (1 - yes))             # [B, n]
-    rows |= dict(group=batch['group']) if 'group' in batch else {}
+    rows |= {name: batch[name] for name in ('group', 'part') if name in batch}
     return sums | {name: targets.Rows(array) for name, array in rows.items()}
 
   def metrics(self, totals: dict) -> dict:
@@ -117,7 +118,13 @@ class Binary:
     right = totals['right'][weighed] / each[weighed]
     loss = float(self._together(mean, weighed.sum()))
     numbers = {'eval/loss': loss, 'eval/accuracy': float(np.mean(right))}
-    of_tasks = [_areas(totals, task) for task in range(len(each))]
+    rows = {name: sums.values for name, sums in totals.items() if isinstance(sums, targets.Rows)}
+    part = rows.pop('part', None)
+    for number in () if part is None else np.unique(part):
+      inside = {name: array[part == number] for name, array in rows.items()}
+      for name, value in _areas(inside, np.s_[:]).items():
+        numbers[f'eval/{name}_part_{int(number)}'] = value
+    of_tasks = [_areas(rows, np.s_[task:task + 1]) for task in range(len(each))]
     for name in ('auc', 'gauc', 'uauc'):
       known = {task: areas[name] for task, areas in enumerate(of_tasks) if name in areas}
       if known:
@@ -127,17 +134,18 @@ class Binary:
     return numbers
 
 
-def _areas(totals, task):
-  """Dict of the auc of a task and, where rows have users, of its gauc and uauc; without those undefined."""
-  scores, yes, no = (totals[name].values[:, task] for name in ('scores', 'yes', 'no'))
+def _areas(rows, tasks):
+  """Dict of the auc of some tasks and, where rows have users, gauc and uauc; without those undefined."""
+  scores, yes, no = (rows[name][:, tasks].T.reshape(-1) for name in ('scores', 'yes', 'no'))
   found = {}
   area, _ = areas(scores, yes, no, np.zeros(len(scores), int))
   if len(area):
     found['auc'] = float(area[0])
-  if 'group' in totals:
-    area, rows = areas(scores, yes, no, totals['group'].values)
+  if 'group' in rows:
+    repeated = np.tile(rows['group'], len(scores) // max(len(rows['group']), 1))
+    area, size = areas(scores, yes, no, repeated)
     if len(area):
-      found |= dict(gauc=float(area @ rows / rows.sum()), uauc=float(area.mean()))
+      found |= dict(gauc=float(area @ size / size.sum()), uauc=float(area.mean()))
   return found
 
 

@@ -114,7 +114,7 @@ def _read(source, known):
     raise errors.UserError('data.numbers and data.categories are empty: a table needs columns to predict '
                            'from')
   paths = arrays.paths(source)
-  tables = [_table(path) for path in paths]
+  tables = [columns(path) for path in paths]
   if len(tables) == 2:
     held = np.arange(sum(table.length for table in tables)) >= tables[0].length
   else:
@@ -208,8 +208,8 @@ def _order(name):
   return (0, int(name), name) if re.fullmatch(r'\d{1,9}', name) else (1, 0, name)
 
 
-def _table(path):
-  """The _Csv or _Npz of file `path`."""
+def columns(path: str) -> typing.Any:
+  """Returns the columns of file `path`: `length` N, and the methods `numbers` and `names` -> arrays [N,n]."""
   if movielens.form(path):
     return _Npz(path, movielens.columns(path))
   return _Npz(path, arrays.read(path)) if path.lower().endswith('.npz') else _Csv(path)
