@@ -24,6 +24,7 @@ from stmoe import value_ranges
 PACKAGES = {
     'model': 'stmoe.models',
     'layer': 'stmoe.layers',
+    'mixer': 'stmoe.mixers',         # of the model multi_task: the experts of several tasks
     'attention': 'stmoe.attention',
     'around': 'stmoe.parts.around',  # blocks: what they stand in
     'rotary_scaling': 'stmoe.parts.rotary_scaling',   # of rotary positions, for longer texts

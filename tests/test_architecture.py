@@ -20,7 +20,7 @@ ANYWHERE = {'axes', 'declared', 'errors', 'files', 'lookup', 'modules', 'parsing
 # A part may import itself and the parts named here, and nothing else of ours.
 # The floors, from the ground up: a part may import itself, the parts named here, and nothing else of ours.
 SPARSE = {'routers', 'experts', 'core', 'pallas_kernels'}
-MODELS = {'models', 'layers', 'attention', 'heads', 'parts'} | SPARSE
+MODELS = {'models', 'layers', 'attention', 'heads', 'mixers', 'parts'} | SPARSE
 DECODE = {'decode'} | MODELS
 RUNS = {'runs', 'experiment'}
 TRAIN = {'train', 'checkpoints', 'targets', 'data', 'metrics', 'analysis', 'hosts'} | RUNS | DECODE
@@ -42,6 +42,7 @@ ARROWS = {
     'models': MODELS,
     'layers': SPARSE | {'parts'},
     'heads': SPARSE | {'parts'},
+    'mixers': SPARSE | {'parts'},
     'attention': SPARSE | {'parts', 'layers'},
     'parts': {'core'},
     'routers': {'core'},
@@ -228,8 +229,8 @@ def tensorflow(file, tree, source):
 
 
 # Whose public functions say what they take and return; of `data` the sources.
-TYPED = {'core', 'routers', 'experts', 'layers', 'attention', 'heads', 'parts', 'targets', 'models', 'data',
-         'experiment', 'modules', 'lookup', 'axes', 'router_state'}
+TYPED = {'core', 'routers', 'experts', 'layers', 'attention', 'heads', 'mixers', 'parts', 'targets', 'models',
+         'data', 'experiment', 'modules', 'lookup', 'axes', 'router_state'}
 
 
 def typed(file, tree, source):

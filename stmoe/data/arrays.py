@@ -49,12 +49,13 @@ class Opened:
   def __init__(self, source, found: records.Record, read: Callable, rows: Callable = Rows):
     """
     Args:
-      source: has files, cache_dir and kind.
+      source: has files, cache_dir and kind, and may have `answers`, the names of the columns of `values`.
       read: () -> (dict split -> dict name -> array, facts for data.json). Facts that end as `num_classes`
         are the classes of labels.
       rows: of the arrays of a split.
     """
     name, recorded_caches = source.kind, found.known(source)
+    self._labels = getattr(source, 'answers', ())
     make = lambda: keep(name, source.cache_dir, *read())
     self.recorded, self._rows = bool(recorded_caches), rows
     self.files = found.values['files'] if recorded_caches else records.seen(source.files)
@@ -72,8 +73,18 @@ class Opened:
     """Returns the facts of the data; see `info` of data/batches.py."""
     labels = Labels(self.facts.get('num_classes', 0), caches.digest(self.facts))
     sizes = {split: len(self._rows(arrays)) for split, arrays in self._splits.items()}
-    return dict(vocab=labels, vocab_size=labels.vocab_size, num_rows=sizes,
+    answers = answered(self._labels, self._splits['train']) if self._labels else {}
+    return dict(vocab=labels, vocab_size=labels.vocab_size, num_rows=sizes, answers=answers,
                 sources=[dict(task=name, key=key) for name, key in self.keys.items()])
+
+
+def answered(names, arrays: dict) -> dict:
+  """Returns dict name -> (least, most) of the columns f32[N,n] of `values` that have a weight in any row."""
+  found = {}
+  for name, column, weight in zip(names, arrays['values'].T, arrays['weights'].T):
+    if weight.any():
+      found[name] = float(column[weight > 0].min()), float(column[weight > 0].max())
+  return found
 
 
 def keep(name: str, cache_dir: str, splits: dict, facts: dict) -> store.Kept:

@@ -201,7 +201,8 @@ def info(cfg, opened=None):
   dict(vocab, with a `digest`; vocab_size; sources: facts of each task). Of text also num_bytes, num_tokens,
   num_documents, bytes_per_token and piece_bytes. With every token predicted, bits per byte = total nats over
   the split / ln 2 / num_bytes. Of images num_images of both splits, of questions num_questions of their
-  domains, of other data num_rows of both splits.
+  domains, of other data num_rows of both splits. Of values that have names also `answers`: dict name ->
+  (least, most) of the rows of training.
   """
   return (opened or source(cfg)).info()
 

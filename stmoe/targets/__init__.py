@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stmoe import lookup
 from stmoe import modules
@@ -47,6 +48,8 @@ class Target(Protocol):
   others:   names of the blocks of the model of `run` whose states are wanted as entries `states(name)`.
   posed:    (batch) -> the batch as the model has it, where that is not what the data say: noisy images.
   at:       (step i32[]) -> the target as it is in that step of training, where its loss changes with steps.
+  fits:     (facts) -> None; raises UserError for data that the target cannot judge, from their facts (see
+    `info` of data/batches.py), before training.
   reader:   (d_model, rngs) -> a module, parameters of the target's own that train with the model, or None.
     The module is called with the states of `hidden` and returns what `Seen` holds.
   """
@@ -71,14 +74,17 @@ class Target(Protocol):
     """
 
   def judge(self, outputs: jax.Array, batch: dict) -> dict:
-    """Returns dict name -> sums [...] of a batch, from which `metrics` makes the numbers of a split."""
+    """Returns dict name -> sums [...] of a batch, from which `metrics` makes the numbers of a split.
+
+    What is needed of every row, and does not add up, is `Rows`.
+    """
 
   def metrics(self, totals: dict) -> dict:
     """Returns dict 'eval/...' -> float of a split.
 
     Args:
-      totals: what `judge` gave, added up over the split, and `weight`, the sum of `weights`. Of a text whose
-        tokens are all targets also `bytes_per_token`.
+      totals: what `judge` gave, added up over the split, and `weight`, the sum of `weights`. `Rows` are
+        those of the whole split. Of a text whose tokens are all targets also `bytes_per_token`.
     """
 
 
@@ -121,6 +127,24 @@ def divisor(weights: jax.Array) -> jax.Array:
 def first(measures: dict, part: str) -> str:
   """Returns the first name of `measures` in `part`: of 'loss/' what training makes smaller, or 'eval/'."""
   return next(name for name in measures if name.startswith(part))
+
+
+class Rows(NamedTuple):
+  """Arrays [B,...] with an entry for every row of a batch, which `judge` returns among its sums.
+
+  Evaluation puts those of all batches one after the other. Rows that fill up the last batch are there, too:
+  their weights are 0.
+  """
+  values: typing.Any
+
+
+def together(parts: list[dict]) -> dict:
+  """Returns what `judge` says of a split, sums [...] and `Rows` [B,...], from what it says of its parts."""
+  def join(*found):
+    if isinstance(found[0], Rows):
+      return Rows(np.concatenate([rows.values for rows in found]))
+    return functools.reduce(np.add, found)
+  return jax.tree.map(join, *parts, is_leaf=lambda x: isinstance(x, Rows))
 
 
 class Seen(NamedTuple):

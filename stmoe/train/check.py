@@ -114,6 +114,12 @@ def vocabulary(cfg, plan, found):
                              f'({found.digest[:12]}); make it again')
 
 
+def answers(plan, facts):
+  """Raises UserError for data that the target cannot judge; `facts` are of `info` of data/batches.py."""
+  if hasattr(plan.target, 'fits'):
+    plan.target.fits(facts)
+
+
 def files(plan):
   """Returns the sorted paths of the files that the modules of a model are made of: attributes `file`."""
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])

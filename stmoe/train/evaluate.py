@@ -65,16 +65,16 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
   shard = distributed.shard(plan.mesh, cfg.eval.batch_size)
   batches = pipeline.eval_batches(cfg, *shard, opened, most=cfg.eval.batches)
   number = min(cfg.eval.batches or len(batches), len(batches))
-  total, num_bytes = None, 0
+  parts, num_bytes = [], 0
   key, params = states.fold(cfg.seed, 'eval'), plan.evaluated(state)
   for count, batch in enumerate(itertools.islice(batches, number), 1):
     scored = opened.num_bytes(batch) if hasattr(opened, 'num_bytes') else None
     num_bytes = None if scored is None else num_bytes + scored
     batch = complete(check.place(batch, plan.mesh))
     part = jax.device_get(sums(params, state['router_state'], batch, jax.random.fold_in(key, count)))
-    part = jax.tree.map(np.float64, part)
-    total = part if total is None else jax.tree.map(np.add, total, part)
+    parts.append(jax.tree.map(np.float64, part))
     tell(count, number)
+  total = targets.together(parts)
   load = total.pop('load')
   if num_bytes is not None:
     num_bytes = sum(dict(job.exchange([shard[0], num_bytes])).values())

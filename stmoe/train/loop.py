@@ -108,6 +108,7 @@ class Loop:
     self.source = job.in_turn(lambda: pipeline.source(cfg, self.path))         # for all there is to come
     self.facts = self.source.info()
     check.vocabulary(cfg, self.plan, self.facts['vocab'])
+    check.answers(self.plan, self.facts)
     self.complete = beside.opened(self.plan, self.facts['vocab'])
     self.scorer = taskscore.Scorer(cfg, self.plan, self.source)
     self.best = bests.Best(cfg, self.path, self.scorer.names(), self.plan.target.measures)

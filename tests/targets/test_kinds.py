@@ -26,7 +26,7 @@ def batch(yes, weights=None):
 def split_of(target, outputs, data):
   """The metrics of one batch as a whole split."""
   sums = target.judge(jnp.asarray(outputs, jnp.float32), data) | dict(weight=jnp.sum(target.weights(data)))
-  return target.metrics(jax.tree.map(np.float64, sums))
+  return target.metrics(targets.together([jax.tree.map(np.float64, sums)]))
 
 
 def test_squared_error_by_hand():
@@ -60,12 +60,12 @@ def test_area_under_the_curve_is_that_of_all_pairs_and_adds_up_over_batches():
   of_pairs = [np.mean(logits[yes[:, t] > 0, None, t] > logits[yes[:, t] == 0, t]) for t in (0, 1)]
   target = KINDS['binary']
   found = split_of(target, logits, batch(yes))
-  np.testing.assert_allclose([found['eval/auc_0'], found['eval/auc_1']], of_pairs, atol=5e-3)
+  np.testing.assert_allclose([found['eval/auc_0'], found['eval/auc_1']], of_pairs, rtol=1e-12)
   assert found['eval/auc'] == pytest.approx((found['eval/auc_0'] + found['eval/auc_1']) / 2)
   judged = lambda at: target.judge(jnp.asarray(logits[at], jnp.float32), batch(yes[at]))
   parts, whole = [judged(at) for at in (np.s_[:64], np.s_[64:])], judged(np.s_[:])
-  for name in ('yes', 'no'):
-    np.testing.assert_array_equal(parts[0][name] + parts[1][name], whole[name])
+  for name in ('yes', 'no', 'scores'):
+    np.testing.assert_array_equal(targets.together(parts)[name].values, whole[name].values)
 
 
 def test_pairs_by_hand():
@@ -140,3 +140,27 @@ def test_a_teacher_may_be_heard_on_its_largest_entries_alone():
   q = q / q.sum(1, keepdims=True)
   loss, _ = target.loss(mine, data, target.counts(data))
   np.testing.assert_allclose(loss, (p * (np.log(p) - np.log(q))).sum() / 2, rtol=1e-5)
+
+
+def test_weights_of_tasks_fall_by_the_epoch():
+  data, outputs = batch([[1, 1], [0, 0]]), jnp.array([[1.0, 2.0], [0.5, -1.0]])
+  each = np.mean(binary.log_loss(outputs, data['values']), axis=0)
+  target = binary.Binary(task_weights=(2.0, 1.0), decays=(0.5, 1.0), epoch=10)
+  loss = lambda step: targets.at(target, jnp.int32(step)).loss(outputs, data, target.counts(data))[0]
+  np.testing.assert_allclose(loss(9), 2 * each[0] + each[1], rtol=1e-6)
+  np.testing.assert_allclose(loss(25), 0.5 * each[0] + each[1], rtol=1e-6)
+  assert split_of(target, outputs, data)['eval/loss'] == pytest.approx(float(2 * each[0] + each[1]))
+  with pytest.raises(errors.UserError, match='there are 2 for 3 tasks'):
+    target.loss(jnp.ones((1, 3)), batch([[1, 0, 1]]), target.counts(batch([[1, 0, 1]])))
+  with pytest.raises(errors.UserError, match='there are 1, and 2 task_weights'):
+    binary.Binary(task_weights=(1.0, 1.0), decays=(0.5,))
+
+
+def test_areas_by_user():
+  """User 0: 1; user 1: 0, and twice the rows; user 2 has no no. A score of the user alone orders nobody."""
+  data = batch([[1], [0], [1], [0], [1], [0], [1]]) | dict(group=jnp.array([0, 0, 1, 1, 1, 1, 2]))
+  outputs = jnp.array([[2.0], [1.0], [0.0], [3.0], [0.0], [3.0], [5.0]])
+  found = split_of(KINDS['binary'], outputs, data)
+  assert found['eval/gauc'] == pytest.approx(2 / 6) and found['eval/uauc'] == 0.5
+  alone = split_of(KINDS['binary'], data['group'][:, None], data)
+  assert alone['eval/gauc'] == alone['eval/uauc'] == 0.5 and alone['eval/auc'] > 0.5

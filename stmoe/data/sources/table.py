@@ -1,4 +1,4 @@
-"""Tables: features and labels of rows, from .csv or .npz files."""
+"""Tables: features and labels of rows, from .csv or .npz files, or of MovieLens."""
 
 import csv
 import dataclasses
@@ -14,6 +14,7 @@ from stmoe import errors
 from stmoe import ranges
 from stmoe.data import arrays
 from stmoe.data import given as texts
+from stmoe.data import movielens
 from stmoe.data import record as records
 
 SEVERAL = re.compile(r'(.+)\[(\d+)\]')        # an array of several columns
@@ -26,7 +27,8 @@ class Table:
   `NAME[n]` means the n columns of an array [N,n] of an .npz, wherever a column may be named.
 
   files: one for both splits, or one for training and one for validation. With one, every tenth row is held
-    out, unless `split` is said.
+    out, unless `split` is said. The ratings of a MovieLens set are such a file; `data/movielens.py` says
+    which columns they have.
   numbers: columns of numbers, the entry `features` f32[rows,F]. They are standardised: the mean of the
     training part is subtracted, and its deviation divides.
   categories: columns of names or whole numbers, the entry `ids` i32[rows,C]. Each value of the training part
@@ -38,6 +40,8 @@ class Table:
     f32[rows,n] is 0 where a label is not there, an empty cell or text or NaN, else 1.
   classes: whether the label is a class: one column of names or whole numbers, the entry `labels` i32[rows,1],
     numbered in the order of the sorted values of the training part. `weights` is f32[rows,1].
+  group: column of names or whole numbers, the user of a row: the entry `group` i32[rows], by which
+    evaluation averages (GAUC). All users of a file are numbered, also those who are not in training.
   split: column that says train or validation; '' = there is none.
   cache_dir: as for text.
   """
@@ -48,6 +52,7 @@ class Table:
   num_ids: ranges.Natural = 0
   given: ranges.Many(ranges.Text) = ()
   classes: ranges.Flag = False
+  group: ranges.Text = ''
   split: ranges.Text = ''
   cache_dir: ranges.Text = ''
 
@@ -58,9 +63,17 @@ class Table:
     """What a model must predict."""
     return 'labels' if self.classes else 'values'
 
+  @property
+  def answers(self) -> tuple:
+    """The names of the columns of `values`."""
+    named = [(SEVERAL.fullmatch(name), name) for name in self.labels]
+    columns = [[f'{several[1]}[{i}]' for i in range(int(several[2]))] if several else [name]
+               for several, name in named]
+    return () if self.classes else tuple(sum(columns, []))
+
   def content(self) -> dict:
     """Returns what says which data these are, for data.json."""
-    fields = ('files', 'labels', 'numbers', 'categories', 'given', 'classes', 'split')
+    fields = ('files', 'labels', 'numbers', 'categories', 'given', 'classes', 'group', 'split')
     return {field: getattr(self, field) for field in fields}
 
   def shapes(self, rows: int) -> dict:
@@ -72,7 +85,8 @@ class Table:
       entries |= dict(features=((rows, _width(self.numbers)), np.float32))
     if self.categories:
       entries |= dict(ids=((rows, _width(self.categories)), np.int32))
-    return entries | {f'given/{name}': ((rows,), np.int32) for name in self.given}
+    of_row = ['group'] if self.group else []
+    return entries | {name: ((rows,), np.int32) for name in of_row + [f'given/{name}' for name in self.given]}
 
   def lengths(self, model: typing.Any = None) -> dict:
     """Returns dict stack -> positions of a row: a row is one token."""
@@ -100,7 +114,7 @@ def _read(source, known):
     raise errors.UserError('data.numbers and data.categories are empty: a table needs columns to predict '
                            'from')
   paths = arrays.paths(source)
-  tables = [_table(path) for path in paths]
+  tables = [columns(path) for path in paths]
   if len(tables) == 2:
     held = np.arange(sum(table.length for table in tables)) >= tables[0].length
   else:
@@ -120,6 +134,8 @@ def _read(source, known):
   for name in source.given:
     ids, facts[f'given/{name}'] = _numbered(names([name]), held, known.get(f'given/{name}'))
     entries[f'given/{name}'] = ids[:, 0]
+  if source.group:
+    entries['group'] = np.unique(names([source.group])[:, 0], return_inverse=True)[1].astype(np.int32)
   if source.classes:
     labels, facts['classes'] = _classes(names(source.labels), held, known.get('classes'), paths)
     entries |= labels
@@ -192,8 +208,10 @@ def _order(name):
   return (0, int(name), name) if re.fullmatch(r'\d{1,9}', name) else (1, 0, name)
 
 
-def _table(path):
-  """The _Csv or _Npz of file `path`."""
+def columns(path: str) -> typing.Any:
+  """Returns the columns of file `path`: `length` N, and the methods `numbers` and `names` -> arrays [N,n]."""
+  if movielens.form(path):
+    return _Npz(path, movielens.columns(path))
   return _Npz(path, arrays.read(path)) if path.lower().endswith('.npz') else _Csv(path)
 
 

@@ -1,0 +1,72 @@
+"""Runs of mixtures for several tasks: microbatches and devices change nothing, a run goes on bit for bit."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from stmoe import experiment
+from stmoe.data import batches as pipeline
+from stmoe.train import check
+from stmoe.train import evaluate
+from stmoe.train import loop
+from stmoe.train import state as states
+from stmoe.train import step as steps
+
+
+def config(tmp_path, arg, *changed):
+  """The smoke of an experiment, with widths that devices divide and groups of rows that are normalised."""
+  cfg, _ = experiment.load(f'home/many_tasks:smoke,{arg}', [
+      f'--config.data.cache_dir={tmp_path}', '--config.train.steps=4', '--config.eval.every=4',
+      '--config.data.num_rows=96', '--config.data.num_held_out=20', '--config.checkpoint.every=2',
+      '--config.data.num_features=8', '--config.model.num_features=8', *changed])
+  return cfg
+
+
+HOME = ('--config.model.mixer.group_size=2', '--config.model.mixer.meta=2', '--config.model.mixer.specific=1')
+
+
+def computed(cfg, devices):
+  """(gradients, report, metrics of evaluation, state of the norms after a step) of the first batch."""
+  with states.on_mesh(cfg.mesh, jax.devices()[:devices]) as mesh:
+    check.batches(cfg)
+    plan = states.blueprint(cfg, mesh)
+    check.forward(cfg, plan)
+    state, opened = states.init(cfg, plan), pipeline.source(cfg)
+    data = pipeline.train_iterator(cfg, opened=opened)
+    batch = check.place(next(data), mesh)
+    data.close()
+
+    @jax.jit
+    def work(state, batch):
+      grads, report, aux = steps.gradients(cfg, plan, state, batch, cfg.train.microbatches)
+      return grads, report, steps.committed(plan, state['params'], state['router_state'], aux)
+    values = evaluate.run(cfg, plan, evaluate.make(plan), state, opened.info(), opened=opened)
+    return *jax.device_get(work(state, batch)), values
+
+
+def assert_same(one, other):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), one, other)
+
+
+@pytest.mark.parametrize('arg, changed', [
+    ('yes', HOME), pytest.param('method=ple', ('--config.model.mixer.specific=1',), marks=pytest.mark.slow)])
+def test_microbatches_and_devices_change_nothing(tmp_path, arg, changed):
+  spread = '--config.train.microbatches=2', '--config.mesh.expert=2', '--config.mesh.model=2'
+  whole = computed(config(tmp_path, arg, *changed), 1)
+  parts = computed(config(tmp_path, arg, *changed, *spread), 8)
+  assert whole[2] or 'yes' not in arg
+  assert ('eval/auc_1' in whole[3]) == ('yes' in arg)
+  assert_same(whole, parts)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_bit_for_bit(tmp_path):
+  one = jax.devices()[:1]
+  assert loop.train(config(tmp_path, 'yes'), tmp_path / 'whole', devices=one) == 0
+  for total in (2, 4):
+    cfg = config(tmp_path, 'yes', f'--config.train.steps={total}')
+    assert loop.train(cfg, tmp_path / 'parts', devices=one) == 0
+  whole, parts = (json.loads((tmp_path / name / 'DONE').read_text()) for name in ('whole', 'parts'))
+  assert all(whole[name] == parts[name] for name in whole if name != 'time') and whole['eval/auc_1'] > 0
