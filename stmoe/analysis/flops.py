@@ -71,7 +71,9 @@ class Matrix(NamedTuple):
 
 def abstract(cfg, scan_layers=True):
   """Returns the model of `cfg` with ShapeDtypeStructs for arrays; `scan_layers` replaces that of `cfg`."""
-  fields = dict(cfg.model.to_dict(), scan_layers=scan_layers)
+  fields = cfg.model.to_dict()
+  if lookup.takes(lookup.constructor('model', fields['name']), 'scan_layers'):
+    fields['scan_layers'] = scan_layers
   make, target = modules.maker(fields), _target(cfg)
 
   def build():
