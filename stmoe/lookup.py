@@ -28,6 +28,7 @@ PACKAGES = {
     'attention': 'stmoe.attention',
     'around': 'stmoe.parts.around',  # blocks: what they stand in
     'rotary_scaling': 'stmoe.parts.rotary_scaling',   # of rotary positions, for longer texts
+    'network': 'stmoe.parts.networks',    # over the nodes of graphs
     'head': 'stmoe.heads',           # of models whose predictions are no tokens
     'target': 'stmoe.targets',       # what a model is to predict: section loss
     'router': 'stmoe.routers',

@@ -4,6 +4,7 @@ This is the only walk: nobody asks for the inside of a layer by the names of its
 module that has a `router`, wherever it is nested; a layer may have several.
 """
 
+import functools
 import typing
 
 from flax import nnx
@@ -59,12 +60,22 @@ def maker(section: typing.Mapping[str, typing.Any]) -> typing.Callable[..., typi
   """Returns the function (blocks, rngs) -> model of section `model` of a configuration.
 
   With model.param_dtype='bfloat16' parameters take two bytes each. They are read in the dtype of activations.
-  The parameters of routers, whose choices a rounding could change, stay float32.
+  The parameters of routers, whose choices a rounding could change, stay float32. A model without a field
+  `blocks` has no layers that letters name; `blocks` must then be empty.
   """
   own_fields = dict(section)
   dtype = own_fields.pop('param_dtype', 'float32')
   make = lookup.recipe('model', own_fields)
+  make = make if lookup.takes(make, 'blocks') else functools.partial(_without_blocks, make, section['name'])
   return make if dtype == 'float32' else lambda **given: _narrowed(make(**given), dtype)
+
+
+def _without_blocks(make, name, *, blocks, rngs):
+  """The model that recipe `make` makes, which takes no blocks."""
+  if blocks:
+    raise errors.UserError(f'blocks has the letters {", ".join(sorted(blocks))}, and model {name!r} has no '
+                           'layers that letters name; nearest: blocks=dict()')
+  return make(rngs=rngs)
 
 
 def _narrowed(model, dtype):

@@ -1,4 +1,4 @@
-"""Normalisation over the rows of a batch, by moving averages in evaluation."""
+"""Batch normalisation: the statistics of the batch in training, running ones in evaluation."""
 
 from flax import nnx
 import jax
@@ -8,55 +8,68 @@ from stmoe import axes
 from stmoe.core import contract
 from stmoe.errors import UserError
 
-MOMENTUM, EPSILON = 0.9, 1e-5
-
 
 class BatchNorm(nnx.Module):
-  """(x - mean) / sqrt(variance + eps) scale + bias, of every unit [E,H] over the rows of a batch.
+  """(x - mean) / sqrt(variance + epsilon) * scale + bias, of each unit over a batch (arXiv:1502.03167).
 
-  Training takes mean and variance of the rows, of all devices; padding does not count. Evaluation takes their
-  moving averages, which the step moves once (`commit`). The averages are RouterState.
+  The call changes nothing: it reports what it saw, of all devices, and `commit` moves the running statistics
+  once a step.
 
   Args:
-    group_size: rows whose mean and variance are taken together, consecutive ones; None = all rows of a
-      batch. With microbatches that are all rows of a microbatch, and only with a `group_size` does their
-      number change nothing.
+    shape:      of the units, the last axes of what is normalised. names: of these axes.
+    name:       under which statistics are reported, unique in the layer.
+    group_size: rows whose statistics are taken together, consecutive ones; None = all rows of a batch. With
+      microbatches those are all rows of a microbatch; with a `group_size` their number changes nothing.
+    momentum:   part of the running statistics that a step replaces.
+  State: running mean and variance f32[*shape], 0 and 1 at first; the variance is the unbiased one.
   """
 
-  def __init__(self, num_experts: int, width: int, *, group_size=None, rngs):
-    shape, names = (num_experts, width), ('expert', 'mlp')
+  def __init__(self, shape: tuple[int, ...], names: tuple[str | None, ...], name: str = 'norm', *,
+               group_size: int | None = None, momentum: float = 0.1, epsilon: float = 1e-5, rngs):
     self.scale = axes.param(nnx.initializers.ones, shape, *names, rngs=rngs)
     self.bias = axes.param(nnx.initializers.zeros, shape, *names, rngs=rngs)
     self.mean = axes.state(jnp.zeros(shape), *names)
     self.variance = axes.state(jnp.ones(shape), *names)
+    self.name = name
     self.group_size = group_size
+    self.momentum = momentum
+    self.epsilon = epsilon
 
-  def __call__(self, x: jax.Array, ctx: contract.Context) -> tuple[jax.Array, dict]:
-    """Returns (x normalised, dict of Statistics mean and variance) for x [B,E,H], Context of [B,1]."""
-    if not ctx.train:
-      return self._scaled(x, self.mean[...], self.variance[...]), {}
+  def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> tuple[jax.Array, dict]:
+    """Returns (y [B,...,*shape], dict name -> Statistic of mean and variance) for x [B,...,*shape].
+
+    train: False takes the running statistics, and sees nothing.
+    mask:  bool[B,...], False of what does not count; None = all counts.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if not train:
+      return self._scaled(wide, self.mean[...], self.variance[...]).astype(x.dtype), {}
+    units = self.scale[...].shape
     size = self.group_size or len(x)
     if len(x) % size:
       near = max(n for n in range(1, size + 1) if len(x) % n == 0)
-      raise UserError(f'model.mixer.group_size={size} does not divide the {len(x)} rows of a microbatch; '
+      raise UserError(f'group_size={size} of a batch norm does not divide the {len(x)} rows of a microbatch; '
                       f'nearest: {near}')
-    rows = x.reshape(-1, size, *x.shape[1:])                         # [G, S, E, H]
-    real = ctx.mask.reshape(-1, size, *[1] * (x.ndim - 1))
-    count = jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
-    mean = jnp.sum(rows * real, axis=1, keepdims=True) / count       # [G, 1, E, H]
-    variance = jnp.sum(jnp.square(rows - mean) * real, axis=1, keepdims=True) / count
-    filled = jnp.any(real, axis=1)                                   # [G, 1, 1], groups with any row
-    total = lambda a: jax.lax.stop_gradient(jnp.sum(a[:, 0] * filled, axis=0))
-    statistics = {name: contract.mean(total(a), jnp.sum(filled, dtype=jnp.float32))
-                  for name, a in (('mean', mean), ('variance', variance))}
-    return self._scaled(rows, mean, variance).reshape(x.shape), statistics
+    real = jnp.ones(x.shape[:x.ndim - len(units)], bool) if mask is None else mask
+    rows = wide.reshape(len(x) // size, -1, *units)                   # [G, N, *shape]
+    real = real.reshape(*rows.shape[:2], *[1] * len(units))
+    number = jnp.sum(real, axis=1, keepdims=True, dtype=wide.dtype)
+    average = lambda y: jnp.sum(jnp.where(real, y, 0), axis=1, keepdims=True) / jnp.maximum(number, 1)
+    mean = average(rows)                                             # [G, 1, *shape]
+    variance = average(jnp.square(rows - mean))
+    groups = jnp.sum(number > 0, dtype=jnp.float32)                  # with anything that counts
+    of_groups = lambda y: contract.mean(
+        jnp.sum(jnp.where(number > 0, jax.lax.stop_gradient(y), 0)[:, 0], axis=0), groups)
+    seen = {f'{self.name}.mean': of_groups(mean),
+            f'{self.name}.variance': of_groups(variance * number / jnp.maximum(number - 1, 1))}
+    return self._scaled(rows, mean, variance).reshape(x.shape).astype(x.dtype), seen
 
   def _scaled(self, x, mean, variance):
-    return (x - mean) * jax.lax.rsqrt(variance + EPSILON) * self.scale[...] + self.bias[...]
+    return (x - mean) * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]
 
   def commit(self, aux: contract.Aux) -> None:
-    """Moves the averages [E,H] by the statistics of one optimizer step."""
-    for name in ('mean', 'variance'):
-      variable, statistic = getattr(self, name), aux.statistics[name]
-      seen = statistic.count > 0
-      variable[...] += jnp.where(seen, (1 - MOMENTUM) * (statistic.value - variable[...]), 0)
+    """Moves the running statistics f32[*shape] by those of one optimizer step."""
+    for part in ('mean', 'variance'):
+      variable, statistic = getattr(self, part), aux.statistics[f'{self.name}.{part}']
+      moved = self.momentum * (statistic.value - variable[...])
+      variable[...] += jnp.where(statistic.count > 0, moved, 0)

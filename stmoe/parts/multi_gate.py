@@ -80,7 +80,7 @@ class Experts(nnx.Module):
                        for pair in pairs])
     self.b = nnx.List([axes.param(nnx.initializers.zeros, (num_experts, out), 'expert', 'mlp', rngs=rngs)
                        for _, out in pairs])
-    self.norm = None if norm is None else norm(num_experts, widths[-1], rngs=rngs)
+    self.norm = None if norm is None else norm((num_experts, widths[-1]), ('expert', 'mlp'), rngs=rngs)
     self.activation = activation
 
   def __call__(self, x: jax.Array, ctx: contract.Context) -> tuple[jax.Array, dict]:
@@ -89,7 +89,7 @@ class Experts(nnx.Module):
     for place, (w, b) in enumerate(zip(self.w, self.b), 1):
       x = jnp.einsum('bed,edh->beh', x, w[...]) + b[...]
       if place == len(self.w) and self.norm is not None:
-        x, statistics = self.norm(x, ctx)
+        x, statistics = self.norm(x, ctx.train, ctx.mask[:, 0])
       x = act(x)
     return x, statistics
 

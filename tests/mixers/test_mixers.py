@@ -103,8 +103,8 @@ def test_averages_of_normalisation_are_moved_once_and_padding_does_not_count(hom
   made = nnx.merge(*nnx.split(home))
   router_state.commit(made, with_padding)
   norm, found = made.mixer.levels[0].experts.norm, aux['level_0'].statistics
-  np.testing.assert_allclose(norm.mean[...], 0.1 * found['mean'].value, rtol=1e-4, atol=1e-6)
-  np.testing.assert_allclose(norm.variance[...], 0.9 + 0.1 * found['variance'].value, rtol=1e-4)
+  np.testing.assert_allclose(norm.mean[...], 0.1 * found['norm.mean'].value, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(norm.variance[...], 0.9 + 0.1 * found['norm.variance'].value, rtol=1e-4)
   evaluated, _ = run(made, rows, train=False)                        # by the averages: a row is alone
   alone, _ = run(made, {name: x[:1] for name, x in rows.items()}, train=False)
   np.testing.assert_allclose(alone[0], evaluated[0], rtol=1e-4, atol=1e-6)

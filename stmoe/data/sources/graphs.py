@@ -13,6 +13,7 @@ from stmoe import ranges
 from stmoe.data import arrays
 from stmoe.data import given
 from stmoe.data import record as records
+from stmoe.data.graphs import drawn
 from stmoe.data.text import tasks
 
 FIELDS = ('nodes', 'edges', 'labels')
@@ -27,6 +28,8 @@ class Graphs:
     edges i32[rows,M,2], from node and to node; edge_weights f32[rows,M]: 1, and 0 where there is no edge
     labels i32[rows,n], or values f32[rows,n]; weights f32[rows,n]: n is N, or 1 for a whole graph.
 
+  task: 'files'; or 'digits' or 'citations', one graph that is drawn (`data/graphs/drawn.py`), with labels of
+    nodes. Of such a graph half of the nodes train, a fifth are for validation, the others for the test.
   files: one for both splits, or one for training and one for validation; .jsonl or .npz.
     A line of a .jsonl is a graph: {"nodes": [[0.5, ...], ...], "edges": [[0, 1], ...], "labels": ...}. Labels
     are a number, or a number for each node, null where there is none. "split": "train" or "validation" may be
@@ -39,15 +42,21 @@ class Graphs:
   nodes: whether labels are of nodes, each of which is in a split: the other nodes of the graph are still
   seen. classes: whether labels are classes, whole numbers from 0; otherwise labels are any numbers.
   num_nodes, num_edges, num_features: N, M, F. undirected: whether every edge goes both ways; M counts both.
+  noisy, split_seed, held: of a drawn graph: the share of nodes whose features say nothing; the seed of its
+    splits; whether what is held out is 'validation' or 'test'.
   cache_dir: as for text.
   """
-  files: ranges.Many(ranges.Text, least=1)
+  task: ranges.Choice('files', *drawn.TASKS) = 'files'
+  files: ranges.Many(ranges.Text) = ()
   num_nodes: ranges.Count
   num_edges: ranges.Count
   num_features: ranges.Count
   nodes: ranges.Flag = True
   classes: ranges.Flag = True
   undirected: ranges.Flag = True
+  noisy: ranges.Share = 0.5
+  split_seed: ranges.Natural = 0
+  held: ranges.Choice('validation', 'test') = 'validation'
   cache_dir: ranges.Text = ''
 
   kind = 'graphs'
@@ -59,8 +68,9 @@ class Graphs:
 
   def content(self) -> dict:
     """Returns what says which data these are, for data.json."""
+    of_drawn = ('task', 'noisy', 'split_seed', 'held') if self.task == 'files' else ()
     return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-            if field.name != 'cache_dir'}
+            if field.name not in ('cache_dir', *of_drawn)}
 
   def shapes(self, rows: int) -> dict:
     """Returns dict name -> (shape, dtype) of a batch."""
@@ -77,7 +87,7 @@ class Graphs:
 
   def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> arrays.Opened:
     """Returns the graphs; of a run's Record `found` if they are the same."""
-    return arrays.Opened(self, found, lambda: _read(self))
+    return arrays.Opened(self, found, lambda: _read(self) if self.task == 'files' else _drawn(self))
 
 
 class Graph(NamedTuple):
@@ -107,8 +117,29 @@ def _read(source):
       raise errors.UserError(f'{paths[-1]}: the split {split!r} holds no labels')
   by_split = {split: {name: np.stack([row[name] for row in rows]) for name in rows[0]}
            for split, rows in parts.items()}
+  return by_split, _facts(source, by_split)
+
+
+def _facts(source, by_split):
+  """The facts of dict split -> dict name -> array."""
   classes = max(int(part['labels'].max()) for part in by_split.values()) + 1 if source.classes else 0
-  return by_split, dict(num_classes=classes)
+  return dict(num_classes=classes)
+
+
+def _drawn(source):
+  """(dict split -> dict name -> array, facts) of a source whose graph is drawn."""
+  if source.files:
+    raise errors.UserError(f'data.files is set, but task {source.task} reads none; nearest: data.task=files')
+  if not (source.nodes and source.classes):
+    raise errors.UserError(f'data.nodes={source.nodes}, data.classes={source.classes}: task {source.task} '
+                           'has classes of nodes; nearest: data.nodes=True, data.classes=True')
+  nodes, edges, labels = drawn.TASKS[source.task](source.num_nodes, source.num_features, source.noisy)
+  where = f'data.task={source.task!r}'
+  graph = _checked(source, Graph(where, nodes, edges, labels.astype(np.float64), np.zeros(len(labels), bool)))
+  parts = drawn.split(len(labels), source.split_seed, source.held)
+  rows = {split: _padded(source, graph, chosen) for split, chosen in zip(tasks.SPLITS, parts)}
+  by_split = {split: {name: array[None] for name, array in row.items()} for split, row in rows.items()}
+  return by_split, _facts(source, by_split)
 
 
 def _padded(source, graph, chosen):

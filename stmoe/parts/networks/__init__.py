@@ -1,0 +1,1 @@
+"""Networks over the nodes of graphs: a kind is a file, see `parts.graph.Network`."""
