@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
-from stmoe.core import conditions
+from stmoe.core.units import conditions
 from stmoe.core import contract
 
 
@@ -28,7 +28,7 @@ class Coda(nnx.Module):
   """E networks of states [n] and contexts [c] with the parameters theta + H context, all of them, beta too.
 
   CoDA as experts of MixER (arXiv:2502.05335). Linear(n, F), Swish, [Linear(F, F), Swish] ..., Linear(F, n).
-  Rows [.,n+C] hold a state and its context (`core/conditions.py`); every row has parameters of its own.
+  Rows [.,n+C] hold a state and its context (`core/units/conditions.py`); every row has parameters of its own.
 
   Args:
     d_model:  n + C.
@@ -61,6 +61,7 @@ class Coda(nnx.Module):
     self.shift = made(nnx.initializers.zeros, 1) if shift and context else None
     self.number = axes.state(conditions.numbers(num_experts), 'expert') if split else None
     self.context, self.part = context, part
+    self.products_per_row = part * size + sum(math.prod(shape) for shape in self.shapes if len(shape) == 2)
 
   def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
     """Returns the rows' expert outputs: [.,n+C] -> [.,n] in the same layout."""

@@ -7,7 +7,7 @@ import jax
 
 from stmoe import axes
 from stmoe import ranges
-from stmoe.core import conditions
+from stmoe.core.units import conditions
 from stmoe.core import contract
 
 
@@ -83,4 +83,6 @@ class Moved(nnx.Module):
   def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
     """Returns [R,O] for x [R,I] and contexts [R,c], of one expert."""
     y = x @ self.w[...] + self.bias(context)
-    return y if self.a is None else y + ((x @ self.b[...]) * context) @ self.a[...]
+    if self.a is None or self.b is None:
+      return y
+    return y + ((x @ self.b[...]) * context) @ self.a[...]

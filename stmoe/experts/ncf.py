@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
-from stmoe.core import conditions
+from stmoe.core.units import conditions
 from stmoe.core import contract
 
 
@@ -27,7 +27,7 @@ class Ncf(nnx.Module):
   """E networks main([data(state), context(context)]) of states [n] and contexts [c].
 
   NCF as experts of MixER (arXiv:2502.05335). Three networks of linear maps with Swish between them; each
-  Swish has a beta of its own. Rows [.,n+C] hold a state and its context (`core/conditions.py`).
+  Swish has a beta of its own. Rows [.,n+C] hold a state and its context (`core/units/conditions.py`).
 
   Args:
     d_model: n + C.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
-from stmoe.core import conditions
+from stmoe.core.units import conditions
 from stmoe.core import contract
 from stmoe.errors import UserError
 
@@ -18,8 +18,8 @@ class Shplrnn(nnx.Module):
 
     z' = alpha z + (1 - alpha) x,    z <- A z' + W1 relu(W2 z' + h2) + h1.
 
-  The outputs are the z. Rows [.,T M + C] hold a sequence and its context (`core/conditions.py`). H context is
-  A [M,M], W1 [M,L], W2 [L,M], h1 [M], h2 [L] and alpha [1], in this order.
+  The outputs are the z. Rows [.,T M + C] hold a sequence and its context (`core/units/conditions.py`). H
+  context is A [M,M], W1 [M,L], W2 [L,M], h1 [M], h2 [L] and alpha [1], in this order.
 
   Args:
     d_model:    T M + C.

@@ -8,9 +8,9 @@ from stmoe import axes
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
-from stmoe.core import conditions
+from stmoe.core.units import conditions
 from stmoe.core import contract
-from stmoe.core import kmeans
+from stmoe.core.units import kmeans
 from stmoe.core import gate as gates
 from stmoe.core import metrics
 
@@ -38,7 +38,8 @@ def mixer(logits: jax.Array, mask: jax.Array, tokens: jax.Array | None = None,
 
 
 class Mixer(nnx.Module):
-  """Top-1 by a linear gate on contexts that no gradient trains: `commit` fits the gate (section 3 of the note).
+  """Top-1 by a linear gate on contexts that no gradient trains: `commit` fits the gate (section 3 of the
+  note).
 
   Where a layer gives the error of every expert on each token (layers/mixer.py), the contexts of all
   environments are clustered by K-means. Each cluster takes the free expert of least median error, in order.
@@ -71,6 +72,7 @@ class Mixer(nnx.Module):
     self.k = num_experts
     self.bias, self.every, self.noise = bias, every, noise
     self.iterations, self.tolerance = iterations, tolerance
+    self.products_per_row = rows * num_experts                       # centroids multiply nothing
 
   def learns_from_errors(self, step: jax.Array) -> jax.Array:
     """Returns bool[], whether `commit` after step i32[] renews the gate."""

@@ -1,6 +1,7 @@
 """Where metrics go: metrics.jsonl (the source of truth), TensorBoard, router_stats, log.txt."""
 
 import io
+import itertools
 import json
 import math
 import os
@@ -78,9 +79,18 @@ def write_router_stats(path, step, load, states):
   files.write_bytes(folder / f'{step}.npz', content.getvalue())
 
 
-def drop_router_stats(path, step):
-  """Removes the router_stats of steps after `step`, and what a kill left half written."""
-  for file in (pathlib.Path(path) / 'router_stats').glob('*'):
+def write_shown(path, step, arrays):
+  """Writes shown/<step>.npz, dict name -> array: what the target of a run has for figures."""
+  folder, content = pathlib.Path(path) / records.SHOWN, io.BytesIO()
+  folder.mkdir(exist_ok=True)
+  np.savez(content, **{name: np.float32(array) for name, array in arrays.items()})
+  files.write_bytes(folder / f'{step}.npz', content.getvalue())
+
+
+def drop_later(path, step):
+  """Removes router_stats and what is shown of steps after `step`, and what a kill left half written."""
+  folders = [pathlib.Path(path) / name for name in ('router_stats', records.SHOWN)]
+  for file in itertools.chain(*(folder.glob('*') for folder in folders)):
     later = file.suffix == '.npz' and file.stem.isdecimal() and int(file.stem) > step
     if later or file.suffix == '.tmp' or file.name.endswith('.tmp.npz'):
       file.unlink()

@@ -73,7 +73,7 @@ class Target(Protocol):
     """Returns dict name -> sums [...] of a batch, from which `metrics` makes the numbers of a split."""
 
   def metrics(self, totals: dict) -> dict:
-    """Returns dict 'eval/...' -> float of a split.
+    """Returns dict 'eval/...' -> float of a split; under SHOWN, if there, dict name -> array for figures.
 
     Args:
       totals: what `judge` gave, added up over the split, and `weight`, the sum of `weights`. Of a text whose
@@ -136,4 +136,5 @@ def states(name: str) -> str:
   return f'other_states/{name}'
 
 
+SHOWN = 'shown'                          # among metrics: arrays that a run keeps for its figures
 OUTPUTS = 'other_outputs'                # entry of a batch: what the model of another run gives for it

@@ -146,7 +146,7 @@ class Loop:
     self.metrics = writers.Metrics(self.path, self.step, self.log) if job.leads() else writers.Silence()
     stack.callback(self.metrics.close)
     if job.leads():
-      writers.drop_router_stats(self.path, self.step)
+      writers.drop_later(self.path, self.step)
     self.final = {key: value for line in self.metrics.lines for key, value in line.items()}
     self.clock, self.running, self.shown = Clock(seconds), [], (0, 0.0)
     self.batch, self.blamed = None, False
@@ -319,7 +319,7 @@ class Loop:
     with self.clock.paused():
       values = evaluate.run(self.cfg, self.plan, self.sums, self.state, self.facts,
                             lambda done, number: self.show.busy(f'evaluating {done}/{number}'), self.source,
-                            self.complete)
+                            self.complete, self._keep)
       if scores := self.scorer.run(
           self.state, lambda done, number: self.show.busy(f'scoring the tasks {done}/{number}')):
         if job.leads():
@@ -329,6 +329,11 @@ class Loop:
     if scores:
       self.log(taskscore.describe(scores))
     return self._totals(jax.device_get(self.state['counts'])) | values
+
+  def _keep(self, shown):
+    """Writes what figures show of this evaluation, dict name -> array."""
+    if job.leads():
+      writers.write_shown(self.path, self.step, shown)
 
   def save(self, line=()):
     """Saves this step, unless the steps just before it were refused.

@@ -117,7 +117,7 @@ def test_fits_its_batches_and_devices(name, arg):
 def test_smoke_is_small_and_the_same_path(name):
   full, small = load(name), load(name, 'smoke')
   assert flops.parameters(small)['total'] < 4e6
-  assert small.data.task in ('stdlib', 'text', 'stdlib_pairs', 'digits', 'stdlib_questions')
+  assert small.data.task in ('stdlib', 'text', 'stdlib_pairs', 'digits', 'stdlib_questions', 'families')
   routers = lambda c: {letter: block.router.name for letter, block in c.blocks.items() if 'router' in block}
   assert routers(small) == routers(full)
   assert small.data.objective == full.data.objective

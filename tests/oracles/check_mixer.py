@@ -1,4 +1,4 @@
-"""Checks of MixER: the layer of each meta-learner, sequences, the gate's update, the outer loss, the solver."""
+"""Checks of MixER: the layer of each meta-learner, sequences, the gate's update, outer loss, solver."""
 
 from flax import nnx
 import jax
@@ -7,9 +7,10 @@ import numpy as np
 
 from stmoe import lookup
 from stmoe.core import contract
-from stmoe.core import kmeans
+from stmoe.core.units import kmeans
 from stmoe.experts.wrappers import ode
 from stmoe.layers import mixer as layers
+from stmoe.core.units import trajectories as core_trajectories
 from stmoe.targets import trajectories
 
 YES = {True: True, False: False}
@@ -20,7 +21,8 @@ EVERY = {'least_squares': 1, 'gradient_descent': 0}
 
 def _context(given, shape):
   mask = jnp.ones(shape, bool)
-  return contract.Context(**contract.numbered(mask), step=jnp.int32(0), tokens=jnp.float32(mask.size), given=given)
+  return contract.Context(**contract.numbered(mask), step=jnp.int32(0), tokens=jnp.float32(mask.size),
+                          given=given)
 
 
 def _stacked(case, name, transposed=False):
@@ -95,12 +97,14 @@ def _recipe(case):
     hidden = case['w.experts.0.layers_main.0.weight'].shape[1] // 2
     return fields | dict(hidden=hidden, depth=_count(case, 'layers_main.{}.weight') - 1,
                          depth_before=_count(case, 'layers_data.{}.weight'))
-  inside = len(case['w.experts.0.root_weights']) - (2 * c['Dx'] + 1) * c['width'] - c['Dx'] - 1       # of further maps, each with a Swish
+  # What the first map, its Swish and the last map leave is of further maps, each with a Swish.
+  inside = len(case['w.experts.0.root_weights']) - (2 * c['Dx'] + 1) * c['width'] - c['Dx'] - 1
   return fields | dict(depth=2 + inside // (c['width'] ** 2 + c['width'] + 1))
 
 
 def _maps(case):
-  return len([name for name in case.names('w.experts.0.root_weights.network.layers.') if name.endswith('weight')])
+  names = case.names('w.experts.0.root_weights.network.layers.')
+  return len([name for name in names if name.endswith('weight')])
 
 
 def layer(case):
@@ -130,7 +134,8 @@ def layer(case):
 def _assert_gradient(case, name, ours):
   """Compares at the tolerance of gradients, which are not called so by their names."""
   limits, expected = case.tolerance['grads'], case[name]
-  np.testing.assert_allclose(ours, expected, rtol=limits['rtol'], atol=1e-5 * max(np.abs(expected).max(), 1e-3))
+  atol = 1e-5 * max(np.abs(expected).max(), 1e-3)
+  np.testing.assert_allclose(ours, expected, rtol=limits['rtol'], atol=atol)
 
 
 def sequence_layer(case):
@@ -153,7 +158,8 @@ def gate_update(case):
   fit, targets = kmeans.renew(
       jnp.asarray(case['gate_before']), contexts, jnp.asarray(case['expert_losses']),
       jnp.asarray(case['start_centroids']), c['noise_level'] * jnp.asarray(case['noise']),
-      there=jnp.ones(len(contexts), bool), bias=bias, iterations=c['max_kmeans'], tolerance=c['convergence_tol'])
+      there=jnp.ones(len(contexts), bool), bias=bias, iterations=c['max_kmeans'],
+      tolerance=c['convergence_tol'])
   assert int(fit.ok) == case['updated']
   np.testing.assert_array_equal(targets, case['targets'])
   case.assert_close('gate_after', fit.gate)
@@ -168,7 +174,7 @@ def outer_loss(case):
 
   def loss(s, contexts):
     first = jnp.asarray(case['picked'][0])
-    rank = trajectories.ranks(contexts, first)                       # [N]
+    rank = core_trajectories.ranks(contexts, first)                  # [N]
     missed = s * x + contexts.mean(-1)[:, None, None] - y
     mse, l1 = jnp.mean(missed ** 2, (1, 2)), jnp.mean(jnp.abs(contexts), -1)
     chosen = rank < c['loss_contributors']

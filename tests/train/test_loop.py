@@ -296,5 +296,5 @@ def test_router_stats_of_layers_with_different_experts(tmp_path):
   writers.write_router_stats(tmp_path, 5, dict(a=np.ones(2), b=np.ones(4)), {})
   with np.load(tmp_path / 'router_stats' / '5.npz') as stats:
     assert np.isnan(stats['moe_load']).tolist() == [[False, False, True, True], [False] * 4]
-  writers.drop_router_stats(tmp_path, 4)
+  writers.drop_later(tmp_path, 4)
   assert not list((tmp_path / 'router_stats').iterdir())

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import lookup
 from stmoe import ranges
 from stmoe.core import contract
 from stmoe.core.transport import layouts
@@ -61,20 +62,24 @@ class Ode(nnx.Module):
   Differs: the reference integrates with adaptive steps (Tsit5) or with this solver, which is its helper.
   """
 
-  def __init__(self, d_model: int, *, num_experts, inner: ranges.Named('experts'), num_values: ranges.Count = 1,
-               step: ranges.Positive = 0.1, substeps: ranges.Count = 1, context: ranges.Natural = 0, rngs):
+  def __init__(self, d_model: int, *, num_experts, inner: ranges.Named('experts'),
+               num_values: ranges.Count = 1, step: ranges.Positive = 0.1, substeps: ranges.Count = 1,
+               context: ranges.Natural = 0, rngs):
     width = d_model - context
     if width % num_values or not width:
-      raise UserError(f'experts ode: num_values={num_values} numbers of a state do not divide trajectories of '
-                      f'{width}; nearest: trajectories of {max(width // num_values, 1) * num_values}')
-    fields = dict(context=context) if context else {}
+      near = max(width // num_values, 1) * num_values
+      raise UserError(f'experts ode: num_values={num_values} numbers of a state do not divide trajectories '
+                      f'of {width}; nearest: trajectories of {near}')
+    fields = dict(context=context) if context and lookup.takes(inner, 'context') else {}
     self.inner = inner(num_values + context, num_experts=num_experts, rngs=rngs, **fields)
     if not all(jax.tree.leaves(axes.per_expert(self.inner))):
       raise UserError(f'experts ode: some arrays of inner={type(self.inner).__name__} are of all experts; '
                       'nearest: geps')
     self.num_values, self.context = num_values, context
     self.length, self.step, self.substeps = width // num_values, step, substeps
-    self.uses = 4 * substeps * self.length                           # stages of a trajectory
+    stages = 4 * substeps * self.length
+    self.inner.products_per_row = stages * (contract.offered(self.inner, 'products_per_row') or sum(
+        w.size // num_experts for w in jax.tree.leaves(nnx.state(self.inner, nnx.Param)) if w.ndim == 3))
 
   def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
     """Returns the rows' expert outputs: [.,T n+C] -> [.,T n] in the same layout."""

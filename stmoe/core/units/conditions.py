@@ -77,7 +77,7 @@ def within(fan: int) -> Init:
 
 
 def alike(init: Init, same: bool) -> Init:
-  """Returns the initialiser of arrays [E,...] that draws one expert with `init` and, if `same`, repeats it."""
+  """Returns the initialiser of arrays [E,...]: that of one expert by `init`, repeated, if they are `same`."""
   if not same:
     return init
   return lambda key, shape, dtype: jnp.broadcast_to(init(key, (1, *shape[1:]), dtype), shape)

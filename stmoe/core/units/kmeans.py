@@ -29,8 +29,8 @@ def clusters(contexts: jax.Array, start: jax.Array, there: jax.Array, iterations
              tolerance: float) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns (member f32[N,E], 1 in the cluster of a context; centroids f32[E,D]; bool[], all is well).
 
-  The distance is the mean absolute difference, a centroid is the mean of its cluster. It is well if no cluster
-  was ever empty and centroids stopped moving before the last of `iterations`.
+  The distance is the mean absolute difference, a centroid is the mean of its cluster. It is well if no
+  cluster was ever empty and centroids stopped moving before the last of `iterations`.
 
   Args:
     contexts: f32[N,D]; start: f32[E,D] centroids; there: bool[N], contexts that count.
@@ -55,7 +55,8 @@ def clusters(contexts: jax.Array, start: jax.Array, there: jax.Array, iterations
 def median(values: jax.Array, member: jax.Array) -> jax.Array:
   """Returns f32[E,M], the medians over each cluster's contexts of values f32[N,M]; member f32[N,E].
 
-  >>> median(jnp.array([[1.], [5.], [2.], [9.]]), jnp.array([[1., 0.], [1., 0.], [1., 0.], [0., 1.]])).tolist()
+  >>> member = jnp.array([[1., 0.], [1., 0.], [1., 0.], [0., 1.]])
+  >>> median(jnp.array([[1.], [5.], [2.], [9.]]), member).tolist()
   [[2.0], [9.0]]
   """
   inside = member.T[..., None] > 0                                   # [E, N, 1]
