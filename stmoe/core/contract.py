@@ -309,6 +309,9 @@ OFFERS = {
     'logits': None,
     'decide': None,
     'needs_loss': (),                # losses of which one has to be weighed: nothing else trains some of it
+    # Of a router that learns from what every expert does alone: (step i32[]) -> bool[], whether it does then.
+    # A layer gives it `given['errors']` f32[G,S,E] in training (layers/mixer.py).
+    'learns_from_errors': None,
     'seeded': None,                  # of hashes of the tokens: whether another field `seed` is another one
     'router': None,                  # of a sparse layer
     'opened': None,                  # of a bank: () -> the bank of plain arrays that executors run for it

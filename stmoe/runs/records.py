@@ -1,7 +1,7 @@
 """What the files of a run directory hold, each checked for its form: errors.Damaged names file and reason.
 
 config.json  env.json  metrics.jsonl  evals.jsonl  DONE  best.json  imported.json  router_stats/<step>.npz
-ancestry.json  and what earlier versions wrote instead: finetune.json  upcycle.json
+shown/<step>.npz  ancestry.json  and what earlier versions wrote instead: finetune.json  upcycle.json
 """
 
 import math
@@ -10,7 +10,7 @@ import pathlib
 from stmoe import errors
 from stmoe import files
 
-ROUTING = 'routing.json'
+ROUTING, SHOWN = 'routing.json', 'shown'
 
 
 def config(path):
@@ -283,6 +283,18 @@ def newest_loads(path):
   folder = pathlib.Path(path) / 'router_stats'
   files_by_step = {int(file.stem): file for file in folder.glob('*.npz') if file.stem.isdecimal()}
   return _stats(files_by_step[max(files_by_step)])[0] if files_by_step else {}
+
+
+def shown(path):
+  """Returns (step, dict name -> f32 array) of the last shown/<step>.npz, (0, {}) without one."""
+  written = [file for file in (pathlib.Path(path) / SHOWN).glob('*.npz') if file.stem.isdecimal()]
+  if not written:
+    return 0, {}
+  last = max(written, key=lambda file: int(file.stem))
+  arrays = files.read_arrays(last)
+  for name, array in arrays.items():
+    _must(last, array.dtype.kind == 'f', f'has no numbers in {name}')
+  return int(last.stem), arrays
 
 
 def _stats(file):

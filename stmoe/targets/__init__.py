@@ -80,7 +80,7 @@ class Target(Protocol):
     """
 
   def metrics(self, totals: dict) -> dict:
-    """Returns dict 'eval/...' -> float of a split.
+    """Returns dict 'eval/...' -> float of a split; under SHOWN, if there, dict name -> array for figures.
 
     Args:
       totals: what `judge` gave, added up over the split, and `weight`, the sum of `weights`. `Rows` are
@@ -162,4 +162,5 @@ def states(name: str) -> str:
   return f'other_states/{name}'
 
 
+SHOWN = 'shown'                          # among metrics: arrays that a run keeps for its figures
 OUTPUTS = 'other_outputs'                # entry of a batch: what the model of another run gives for it

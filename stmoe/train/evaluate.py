@@ -48,7 +48,7 @@ def make(plan, draws=1, change=lambda model: model):
 
 
 def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=None,
-        complete=None):
+        complete=None, keep=lambda shown: None):
   """Returns the 'eval/...' metrics of `state` over the evaluation split of `cfg`, or eval.batches of it.
 
   Where evaluation is random, its keys come from the seed and each batch's number.
@@ -59,6 +59,7 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
     tell:       called with the numbers of batches done and to do.
     opened:     the data, from `pipeline.source`; None = the data of `cfg`.
     complete:   adds to a batch what the target wants, from `beside.opened`; None = made here.
+    keep:       called with what the target has for figures, dict name -> array, if it has anything.
   """
   opened = opened or pipeline.source(cfg)
   complete = complete or beside.opened(plan, facts['vocab'])
@@ -80,6 +81,8 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
     num_bytes = sum(dict(job.exchange([shard[0], num_bytes])).values())
     total['bytes_per_token'] = bytes_per_token(facts, int(total['weight']), num_bytes)
   values = plan.target.metrics(total)
+  if shown := values.pop(targets.SHOWN, None):
+    keep(shown)
   if load:                               # of the whole split: MaxVio_global of arXiv:2408.15664
     values['eval/max_vio'] = float(np.mean([routing.max_vio(layer_load) for layer_load in load.values()]))
   return values | {f'eval/{name}': total[name] / total['weight'] for name in AVERAGED if name in total}

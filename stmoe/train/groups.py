@@ -51,11 +51,17 @@ class Group(NamedTuple):
   lasts: int
   masked: float
   pruned: dict | None
+  proximal: float
 
   @property
   def alternates(self) -> bool:
     """Whether this group does not train in every step."""
     return self.turn[1] > self.lasts
+
+  def begins(self, step: jax.Array) -> jax.Array:
+    """Returns bool[]: whether a turn of this group begins with step `step` i32[]."""
+    turn, turns = self.turn
+    return (step % self.every == 0) & ((step // self.every - turn) % turns == 0)
 
   def due(self, step: jax.Array) -> jax.Array:
     """Returns bool[]: whether this group trains in step `step` i32[]."""
@@ -67,7 +73,8 @@ def group_of(name, paths, *, where: ranges.Text = '', train: ranges.Flag = True,
              rate: ranges.NonNegative = 1.0, weight_decay: ranges.NonNegative | None = None,
              clip: ranges.NonNegative | None = None, every: ranges.Count = 1,
              turn: ranges.Row(ranges.Natural, ranges.Count) = (0, 1), lasts: ranges.Count = 1,
-             masked: ranges.Below1 = 0.0, pruned: ranges.Pruning | None = None) -> Group:
+             masked: ranges.Below1 = 0.0, pruned: ranges.Pruning | None = None,
+             proximal: ranges.NonNegative = 0.0) -> Group:
   """Returns the Group of the parameters at `paths`; its fields in a configuration are these.
 
   Args:
@@ -85,6 +92,7 @@ def group_of(name, paths, *, where: ranges.Text = '', train: ranges.Flag = True,
       mask of MPOE, arXiv:2203.01104). The optimizer sees that 0, and its momentum still moves what is masked.
     pruned:       dict(kept, before, after) and what else `row_pruning.around` takes: rows of the group's
       matrices become 0 until the share `kept` is left (MC-SMoE, arXiv:2310.01334).
+    proximal:     how strongly the group is held where its turn began, see `optimizers.proximal`.
   """
   i, n = turn
   if i >= n:
@@ -93,7 +101,8 @@ def group_of(name, paths, *, where: ranges.Text = '', train: ranges.Flag = True,
   if lasts > n:
     raise errors.UserError(f'groups.{name}.lasts={lasts}: there are {n} turns; nearest: {n}')
   pruned = None if pruned is None else dict(pruned)
-  return Group(name, frozenset(paths), train, rate, weight_decay, clip, every, (i, n), lasts, masked, pruned)
+  return Group(name, frozenset(paths), train, rate, weight_decay, clip, every, (i, n), lasts, masked, pruned,
+               proximal)
 
 
 def of(cfg, labels: dict) -> tuple[Group, ...]:
@@ -294,6 +303,9 @@ def optimizer(groups, make, names, shapes, steps=0):
 
 def _with_step(group, own, names, shapes, steps):
   """Optimizer `own` of a group with an `update` that takes the step, too, and prunes where that is said."""
+  if group.proximal:
+    held = _with_step(group._replace(proximal=0.0), own, names, shapes, steps)
+    return optimizers.proximal(held, names, group.proximal, group.begins)
   if group.pruned is None:
     return own._replace(update=lambda grads, state, params, rate, _: own.update(grads, state, params, rate))
   flat = next((path for path, x in jax.tree.leaves_with_path(shapes) if x.ndim < 2), None)

@@ -27,10 +27,10 @@ from stmoe.data.text import cache
 from stmoe.hosts import distributed
 from stmoe.hosts import job
 from stmoe.hosts import signals
+from stmoe.runs import by_step
 from stmoe.runs import directory as rundir
 from stmoe.runs import log
 from stmoe.runs import metrics_file
-from stmoe.runs import router_stats
 from stmoe.runs import writers
 from stmoe.train import beside
 from stmoe.train import blame
@@ -161,7 +161,7 @@ class Loop:
     if job.leads():
       self.metrics = metrics_file.Metrics(self.path, self.step, self.log)
       self.writers = writers.Writers(self.path, self.step, self.metrics.lines, self.cfg, self.log)
-      router_stats.drop(self.path, self.step)
+      by_step.drop_later(self.path, self.step)
     stack.callback(self.writers.close)
 
   def _begin(self):
@@ -262,7 +262,7 @@ class Loop:
       load, routers = distributed.fetch((report['load'], self.state['router_state']))
       if job.leads():
         model = self.plan.model(self.state['params'], routers)
-        router_stats.write(self.path, self.step, load, router_state.vectors(model))
+        by_step.write_router_stats(self.path, self.step, load, router_state.vectors(model))
         self.writers.loads(self.step, load)
     if last or self.checkpoints.due(self.step):
       self.save(line)
@@ -334,7 +334,7 @@ class Loop:
     with self.clock.paused():
       values = evaluate.run(self.cfg, self.plan, self.sums, self.state, self.facts,
                             lambda done, number: self.show.busy(f'evaluating {done}/{number}'), self.source,
-                            self.complete)
+                            self.complete, self._keep)
       if scores := self.scorer.run(
           self.state, lambda done, number: self.show.busy(f'scoring the tasks {done}/{number}')):
         if job.leads():
@@ -344,6 +344,11 @@ class Loop:
     if scores:
       self.log(taskscore.describe(scores))
     return self._totals(jax.device_get(self.state['counts'])) | values
+
+  def _keep(self, shown):
+    """Writes what figures show of this evaluation, dict name -> array."""
+    if job.leads():
+      by_step.write_shown(self.path, self.step, shown)
 
   def save(self, line=()):
     """Saves this step, unless the steps just before it were refused.

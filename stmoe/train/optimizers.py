@@ -40,6 +40,13 @@ def adamw(names, shapes, *, b1: ranges.Below1 = 0.9, b2: ranges.Below1 = 0.999, 
   return averaged(own, names, average) if average else own
 
 
+def adabelief(names, shapes, *, b1: ranges.Below1 = 0.9, b2: ranges.Below1 = 0.999,
+              eps: ranges.PartOf1 = 1e-16, weight_decay: ranges.NonNegative = 0.0):
+  """Returns AdaBelief (arXiv:2010.07468); `weight_decay` is decoupled, of matrices only (see `decayed`)."""
+  return _decoupled(optax.scale_by_belief(b1, b2, eps, eps), optax.ScaleByBeliefState, decayed(names),
+                    weight_decay, dict(count=(), mu=names, nu=names))
+
+
 def sgd(names, shapes, *, momentum: ranges.Below1 = 0.0, nesterov: ranges.Flag = False,
         weight_decay: ranges.NonNegative = 0.0):
   """Returns SGD with momentum; `weight_decay` is decoupled, of matrices only (see `decayed`)."""
@@ -120,3 +127,29 @@ def clip(grads, norm, limit):
   """Returns `grads` scaled so that their global norm is at most `limit`; `norm` f32[] is their norm now."""
   scale = jnp.minimum(1.0, limit / norm)
   return jax.tree.map(lambda g: g * scale, grads)
+
+
+def proximal(own, names, coefficient, begins):
+  """Returns the Optimizer of the loss plus coefficient / 2 * mean((p - anchor)^2) over all entries p.
+
+  The gradient alone has the term, which is in no loss that is reported. The state has `anchor` besides: the
+  parameters as they were when `begins` was last true (MixER, arXiv:2502.05335).
+
+  Args:
+    own:    an Optimizer whose `update` takes the step i32[], too.
+    names:  tree of the parameters' logical axes.
+    begins: step i32[] -> bool[].
+  """
+  def init(params):
+    return own.init(params) | dict(anchor=jax.tree.map(jnp.copy, params))
+
+  def update(grads, state, params, rate, step):
+    first = begins(step)
+    anchor = jax.tree.map(lambda p, a: jnp.where(first, p, a), params, state['anchor'])
+    factor = coefficient / sum(p.size for p in jax.tree.leaves(params))
+    grads = jax.tree.map(lambda g, p, a: g + factor * (p - a), grads, params, anchor)
+    slots = {name: value for name, value in state.items() if name != 'anchor'}
+    params, slots = own.update(grads, slots, params, rate, step)
+    return params, slots | dict(anchor=anchor)
+
+  return Optimizer(init, update, own.names | dict(anchor=names))

@@ -120,7 +120,7 @@ def test_smoke_is_small_and_the_same_path(name):
   full, small = load(name), load(name, 'smoke')
   assert flops.parameters(small)['total'] < 4e6
   assert small.data.get('task', small.data.get('source')) in (
-      'stdlib', 'text', 'stdlib_pairs', 'digits', 'stdlib_questions', 'citations', *DRAWN)
+      'stdlib', 'text', 'stdlib_pairs', 'digits', 'stdlib_questions', 'citations', 'families', *DRAWN)
   routers = lambda c: {letter: block.router.name for letter, block in c.blocks.items() if 'router' in block}
   assert routers(small) == routers(full)
   assert small.data.get('objective') == full.data.get('objective')

@@ -14,8 +14,8 @@ import pytest
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe.runs import by_step
 from stmoe.runs import metrics_file
-from stmoe.runs import router_stats
 from stmoe.runs import writers
 
 LOAD = {'sparse0': np.float32([0.5, 0.25, 0.25]), 'sparse1': np.float32([1, 0])}
@@ -41,12 +41,12 @@ def killed_and_continued(path, name):
   """A run killed after step 6, whose newest checkpoint is that of step 4, and which ends with step 8."""
   opened = start(path, 0, name)
   log(opened, 2, 4, 6)
-  router_stats.write(path, 6, LOAD, {})
+  by_step.write_router_stats(path, 6, LOAD, {})
   opened[1].loads(6, LOAD)
   yield opened[1]
   opened = start(path, 4, name)
   log(opened, 6, 8)
-  router_stats.write(path, 8, LOAD, {})
+  by_step.write_router_stats(path, 8, LOAD, {})
   opened[1].loads(8, LOAD)
   opened[1].finish({'step': 8, 'loss/ce': 4.0, 'bad': None})
   opened[1].close()

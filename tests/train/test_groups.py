@@ -366,3 +366,18 @@ def test_a_group_may_last_several_turns():
   assert not groups.group_of('all', (), turn=(1, 2), lasts=2).alternates
   with pytest.raises(errors.UserError, match=r'groups.router.lasts=4: there are 3 turns; nearest: 3'):
     groups.of(configuration(router=dict(turn=(0, 3), lasts=4)), LABELS)
+
+
+def test_a_proximal_group_is_held_where_its_turn_began():
+  """By hand, with SGD: the gradient of 8 / 2 * mean((p - anchor)^2) over two entries is 4 (p - anchor)."""
+  names, first = dict(w=('embed',)), dict(w=jnp.array([1.0, 2.0]))
+  own = optimizers.sgd(names, first)
+  own = own._replace(update=lambda grads, state, params, rate, _, update=own.update: update(
+      grads, state, params, rate))
+  held = optimizers.proximal(own, names, 8.0, lambda step: step % 2 == 0)
+  params, state = first, held.init(first)
+  for step, wanted in enumerate([[0.0, 2.0], [0.0 - 1 + 4, 2.0], [2.0, 2.0]]):
+    params, state = held.update(dict(w=jnp.array([1.0, 0.0])), state, params, 1.0, jnp.int32(step))
+    np.testing.assert_array_equal(params['w'], wanted)
+  group = groups.group_of('a', {('w',)}, every=2, turn=(1, 3), proximal=1.0)
+  assert [step for step in range(16) if group.begins(jnp.int32(step))] == [2, 8, 14]

@@ -17,10 +17,10 @@ from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import checksum
 from stmoe.data import batches as pipeline
 from stmoe.hosts import signals
+from stmoe.runs import by_step
 from stmoe.runs import directory as rundir
 from stmoe.runs import log
 from stmoe.runs import metrics_file
-from stmoe.runs import router_stats
 from stmoe.train import loop
 from stmoe.train import state as states
 from tests.train import tiny_run
@@ -295,8 +295,8 @@ def test_what_is_no_unicode_is_said_and_recorded(tmp_path):
 
 
 def test_router_stats_of_layers_with_different_experts(tmp_path):
-  router_stats.write(tmp_path, 5, dict(a=np.ones(2), b=np.ones(4)), {})
+  by_step.write_router_stats(tmp_path, 5, dict(a=np.ones(2), b=np.ones(4)), {})
   with np.load(tmp_path / 'router_stats' / '5.npz') as stats:
     assert np.isnan(stats['moe_load']).tolist() == [[False, False, True, True], [False] * 4]
-  router_stats.drop(tmp_path, 4)
+  by_step.drop_later(tmp_path, 4)
   assert not list((tmp_path / 'router_stats').iterdir())

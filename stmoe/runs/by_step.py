@@ -1,14 +1,20 @@
-"""router_stats/<step>.npz of a run: the share of tokens of every expert, and what its routers remember."""
+"""What a run writes by step: router_stats/<step>.npz and shown/<step>.npz.
+
+router_stats has the share of tokens of every expert, and what routers remember. shown has what figures show of
+an evaluation.
+"""
 
 import io
+import itertools
 import pathlib
 
 import numpy as np
 
 from stmoe import files
+from stmoe.runs import records
 
 
-def write(path, step, load, states):
+def write_router_stats(path, step, load, states):
   """Writes router_stats/<step>.npz: moe_load f32[L,E] and the names of the L layers.
 
   Rows of layers with fewer experts end in NaN. The routers' state (`stmoe.router_state.vectors`) stands
@@ -25,9 +31,18 @@ def write(path, step, load, states):
   files.write_bytes(folder / f'{step}.npz', content.getvalue())
 
 
-def drop(path, step):
-  """Removes the router_stats of steps after `step`, and what a kill left half written."""
-  for file in (pathlib.Path(path) / 'router_stats').glob('*'):
+def write_shown(path, step, arrays):
+  """Writes shown/<step>.npz, dict name -> array: what the target of a run has for figures."""
+  folder, content = pathlib.Path(path) / records.SHOWN, io.BytesIO()
+  folder.mkdir(exist_ok=True)
+  np.savez(content, **{name: np.float32(array) for name, array in arrays.items()})
+  files.write_bytes(folder / f'{step}.npz', content.getvalue())
+
+
+def drop_later(path, step):
+  """Removes router_stats and what is shown of steps after `step`, and what a kill left half written."""
+  folders = [pathlib.Path(path) / name for name in ('router_stats', records.SHOWN)]
+  for file in itertools.chain(*(folder.glob('*') for folder in folders)):
     later = file.suffix == '.npz' and file.stem.isdecimal() and int(file.stem) > step
     if later or file.suffix == '.tmp' or file.name.endswith('.tmp.npz'):
       file.unlink()
