@@ -26,6 +26,7 @@ PACKAGES = {
     'layer': 'stmoe.layers',
     'attention': 'stmoe.attention',
     'around': 'stmoe.parts.around',  # blocks: what they stand in
+    'adapter': 'stmoe.parts.adapters',   # of models: what stands beside their matrices
     'rotary_scaling': 'stmoe.parts.rotary_scaling',   # of rotary positions, for longer texts
     'head': 'stmoe.heads',           # of models whose predictions are no tokens
     'target': 'stmoe.targets',       # what a model is to predict: section loss
@@ -43,6 +44,7 @@ PACKAGES = {
     'peer': 'stmoe.bench.peers',   # other libraries to time
     'surgery': 'stmoe.surgery',      # on trained parameters
     'factorisation': 'stmoe.surgery',   # surgeries that make a dense model sparse
+    'adaptation': 'stmoe.surgery',      # put adapters beside parameters, which stay as they are
     'law': 'stmoe.analysis.scaling.laws',   # of the loss against size, tokens and experts
     'launcher': 'stmoe.sweep.launchers',
 }
@@ -59,11 +61,12 @@ CALLED = {
     'head': SUB_LAYER,
     'surgery': ['params', 'config', 'calibration'],
     'factorisation': ['params', 'config', 'calibration'],
+    'adaptation': ['config'],
 }
 
 # Kinds that are functions of their modules, and named with their fields in one text.
 FUNCTIONS = {'executor': 'execute', 'launcher': 'launch', 'surgery': 'operate',
-             'factorisation': 'factorise'}
+             'factorisation': 'factorise', 'adaptation': 'adapt'}
 
 
 def available(kind: str) -> list[str]:

@@ -4,6 +4,7 @@ This is the only walk: nobody asks for the inside of a layer by the names of its
 module that has a `router`, wherever it is nested; a layer may have several.
 """
 
+import functools
 import typing
 
 from flax import nnx
@@ -59,19 +60,30 @@ def maker(section: typing.Mapping[str, typing.Any]) -> typing.Callable[..., typi
   """Returns the function (blocks, rngs) -> model of section `model` of a configuration.
 
   With model.param_dtype='bfloat16' parameters take two bytes each. They are read in the dtype of activations.
-  The parameters of routers, whose choices a rounding could change, stay float32.
+  The parameters of routers, whose choices a rounding could change, stay float32. So do those of adapters,
+  whose small updates would be rounded away. What model.adapter names is put beside the model's matrices.
   """
   own_fields = dict(section)
   dtype = own_fields.pop('param_dtype', 'float32')
+  adapter = own_fields.pop('adapter', None)
   make = lookup.recipe('model', own_fields)
+  if adapter is not None:
+    make = functools.partial(_adapted, make, lookup.recipe('adapter', adapter)())
   return make if dtype == 'float32' else lambda **given: _narrowed(make(**given), dtype)
 
 
+def _adapted(make, adapter, *, rngs, **given):
+  """The model of `make`, with `adapter` beside its matrices."""
+  model = make(rngs=rngs, **given)
+  adapter.attach(model, rngs)
+  return model
+
+
 def _narrowed(model, dtype):
-  """`model`, whose float32 parameters but those of routers became `dtype`, in place."""
+  """`model`, whose float32 parameters but those of routers and adapters became `dtype`, in place."""
   labels_of = labels(model)
   for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-    if 'router' not in labels_of[path] and variable.dtype == jnp.float32:
+    if not {'router', 'adapter'} & labels_of[path] and variable.dtype == jnp.float32:
       variable.set_value(variable[...].astype(dtype))
   return model
 
