@@ -9,6 +9,7 @@ import typing
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import modules
@@ -25,13 +26,19 @@ class LowRank(nnx.Module):
 
   A is drawn, see `parts/adapters/lora.py`. B is 0, so at first the part is 0. The magnitude is at first the
   norm of the columns of w.
+
+  Args:
+    rank:  r; scale: s of `adapted.Adapted`.
+    num_experts: E, so many parts a [E,D,r], b [E,r,F] beside one w [D,F]; None = a part for each matrix.
   """
 
-  def __init__(self, w: nnx.Variable, *, rank: int, scale: float, dropout_rate: float, gaussian: bool,
-               dora: bool, rngs):
+  def __init__(self, w: nnx.Variable, *, rank: int, scale: float, dropout_rate: float = 0.0,
+               gaussian: bool = False, dora: bool = False, num_experts: int | None = None, rngs):
     *lead, fan_in, fan_out = w.shape
     names = tuple(w.get_metadata().get('out_sharding') or (None,) * w.ndim)
     *of_lead, of_in, of_out = (None,) * (w.ndim - len(names)) + names
+    if num_experts is not None:
+      lead, of_lead = [*lead, num_experts], [*of_lead, 'expert']
     param = lambda init, shape, *names: axes.param(init, (*lead, *shape), *of_lead, *names, label='adapter',
                                                    rngs=rngs)
     bound = rank ** -1 if gaussian else fan_in ** -0.5
@@ -39,7 +46,8 @@ class LowRank(nnx.Module):
              (lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)))
     self.a = param(drawn, (fan_in, rank), of_in, 'unmodeled')
     self.b = param(nnx.initializers.zeros, (rank, fan_out), 'unmodeled', of_out)
-    self.magnitude = param(lambda *_: adapted.norms(w[...]), (fan_out,), of_out) if dora else None
+    norms = lambda key, shape, dtype: jnp.broadcast_to(adapted.norms(w[...]), shape).astype(dtype)
+    self.magnitude = param(norms, (fan_out,), of_out) if dora else None
     self.scale = scale
     self.dropout_rate = dropout_rate
 

@@ -45,11 +45,18 @@ class Adapted(struct.PyTreeNode):
 
   def of_rows(self, rows: contract.Rows, bias: jax.Array | None) -> contract.Rows:
     """Returns the rows [.,D] of experts times w [E,D,F] + s a b of theirs, plus bias [E,F]: [.,F]."""
-    low = rows.map(self._dropped).linear(self.a).linear(self.b)      # [., F]
-    y = rows.linear(self.w).map(lambda y, added: y + self.scale * added, low)
-    ratio = self.ratio()
-    y = y if ratio is None else y.scale(ratio)
+    y = self.added(rows.linear(self.w), rows)
     return y if bias is None else y.shift(bias)
+
+  def added(self, base: contract.Rows, rows: contract.Rows) -> contract.Rows:
+    """Returns rows base [.,F] plus s a b times `rows` [.,D] of their expert: [.,F]; with m, that ratio of it.
+
+    base: the rows times w, and a bias or not.
+    """
+    low = rows.map(self._dropped).linear(self.a).linear(self.b)      # [., F]
+    y = base.map(lambda y, added: y + self.scale * added, low)
+    ratio = self.ratio()
+    return y if ratio is None else y.scale(ratio)
 
   def ratio(self) -> jax.Array | None:
     """Returns f32[...,F], m over the norms of the columns of W + s A B; None without m."""
