@@ -1,4 +1,4 @@
-"""DynMoLE: a dense layer with a router and low-rank experts beside each of its matrices (arXiv:2504.00661)."""
+"""DynMoLE: a dense layer, a router and low-rank experts beside each of its matrices (arXiv:2504.00661)."""
 
 from flax import nnx
 import jax
@@ -47,7 +47,8 @@ class Mixture(nnx.Module):
     """Returns (what is added [B,T,F], aux, carry) for x [B,T,D]."""
     groups = moe.grouped(self, x, ctx, carry)
     routed = groups.route(self.router)
-    return groups.answer(groups.execute(groups.x, routed.assignment, self.experts, groups.key('experts')), routed)
+    y = groups.execute(groups.x, routed.assignment, self.experts, groups.key('experts'))
+    return groups.answer(y, routed)                                  # [B, T, F]
 
 
 class DynMoLE(dense.Dense):
@@ -56,7 +57,7 @@ class DynMoLE(dense.Dense):
   The arrays of the dense layer are called as those of `dense.Dense`, and do not train where only adapters do.
 
   Args:
-    d_model, d_ff, activation, gated, use_bias, limit, init_scale, dropout_rate: of the dense layer, see there.
+    d_model, d_ff, activation, gated, use_bias, limit, init_scale, dropout_rate: see `dense.Dense`.
     router:          recipe of the routers; their parameters belong to the adapter.
     targets:         which matrices have experts: 'wi', 'wg', 'wo' with + between them; '' = all.
     rank, alpha, rslora, gaussian: see `parts/adapters/lora.py`.

@@ -34,7 +34,7 @@ class Parts(nnx.Module):
     for name in names:
       setattr(self, name, adapting.LowRank(getattr(layer, name), **fields))
     low = [x for part in vars(self).values() if isinstance(part, adapting.LowRank) for x in (part.a, part.b)]
-    self.products_per_row = sum(x.shape[-1] * x.shape[-2] for x in low) + layer.wo.shape[-1] * layer.wo.shape[-2]
+    self.products_per_row = sum(w.shape[-1] * w.shape[-2] for w in (*low, layer.wo))
 
 
 class Network(nnx.Module):
@@ -45,7 +45,8 @@ class Network(nnx.Module):
 
   def __init__(self, layer: 'MixLoRA'):
     self.parts, self.wo, self.bo = layer.experts, layer.wo, layer.bo
-    self.wi, self.wg = (layer.wi, layer.wg) if layer.dora else (None, None)        # norms are of whole matrices
+    # Norms are of whole matrices.
+    self.wi, self.wg = (layer.wi, layer.wg) if layer.dora else (None, None)
     self.gated, self.d_model = layer.wg is not None, layer.d_model
     self.activation, self.limit, self.dropout_rate = layer.activation, layer.limit, layer.dropout_rate
 
@@ -54,10 +55,11 @@ class Network(nnx.Module):
     keys = (None,) * 4 if key is None else jax.random.split(key, 4)
     x, *common = self._cut(rows)                                     # [., D], [., F] each
     h, *gate = (self._product(name, x, base, at) for name, base, at in zip(MATRICES, common, keys))
-    activation = activations.named(self.activation)
-    h = h.map(lambda x, g: activations.gated(x, g, activation, self.limit), *gate) if gate else h.map(activation)
+    act = activations.named(self.activation)
+    h = h.map(lambda x, g: activations.gated(x, g, act, self.limit), *gate) if gate else h.map(act)
     h = h.map(lambda x: noise.dropout(x, self.dropout_rate, keys[2]))
-    return self._product('wo', h, h.linear(self.wo[...], None if self.bo is None else self.bo[...]), keys[3])
+    y = h.linear(self.wo[...], None if self.bo is None else self.bo[...])
+    return self._product('wo', h, y, keys[3])                        # [., D]
 
   def _cut(self, rows):
     width = rows.x.shape[-1] - self.d_model
@@ -82,7 +84,7 @@ class MixLoRA(dense.Dense):
   The products with wi and wg are computed once for all experts of a token, the product with wo for each.
 
   Args:
-    d_model, d_ff, activation, gated, use_bias, limit, init_scale, dropout_rate: of the dense layer, see there.
+    d_model, d_ff, activation, gated, use_bias, limit, init_scale, dropout_rate: see `dense.Dense`.
     router:          recipe of a router; its parameters belong to the adapter.
     targets:         which matrices have parts: 'wi', 'wg', 'wo' with + between them; '' = all.
     rank, alpha, rslora, dora, gaussian: see `parts/adapters/lora.py`.
@@ -113,7 +115,7 @@ class MixLoRA(dense.Dense):
         self, chosen(self, targets), num_experts=self.router.num_experts, rank=rank,
         scale=lora.scale(alpha, rank, rslora), dropout_rate=adapter_dropout, gaussian=gaussian, dora=dora,
         rngs=rngs)
-    own = [w for w in (self.wi, self.wg) if w is not None] + jax.tree.leaves(nnx.state(self.router, nnx.Param))
+    own = jax.tree.leaves((self.wi, self.wg, nnx.state(self.router, nnx.Param)))
     self.products_per_row = sum(w.size for w in own if w.ndim == 2)
     self.dora = dora
     self.jitter = jitter

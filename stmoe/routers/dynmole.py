@@ -1,4 +1,4 @@
-"""DynMoLE: as many experts as a probability says, all of them where the router is unsure (arXiv:2504.00661)."""
+"""DynMoLE: as many experts as a probability says, all where the router is unsure (arXiv:2504.00661)."""
 
 from flax import nnx
 import jax
@@ -39,8 +39,8 @@ def dynmole(logits: jax.Array, mask: jax.Array, *, p: float, keep: int, threshol
             tokens: jax.Array | None = None, choose: contract.Choose | None = None) -> contract.Decision:
   """Returns (Assignment, Aux): a token to its most probable experts, or to all where its entropy is high.
 
-  By falling probability, experts are active while their sum is at most p, and the first `keep` always. Weights
-  are the probabilities, not over their sum. Nothing is dropped.
+  By falling probability, experts are active while their sum is at most p, and the first `keep` always.
+  Weights are the probabilities, not over their sum. Nothing is dropped.
 
   Losses: `entropy`, the mean of `entropy` over tokens; `balance`, E sum_e f_e P_e with f the mean of the
   weights, whose gradient counts, too.
@@ -76,7 +76,7 @@ def dynmole(logits: jax.Array, mask: jax.Array, *, p: float, keep: int, threshol
 
 
 def balance_of_groups(probs: jax.Array, weights: jax.Array, mask: jax.Array) -> jax.Array:
-  """Returns f32[G], E sum_e f_e P_e: means of weights and of probs f32[G,S,E] over the real tokens of a group.
+  """Returns f32[G], E sum_e f_e P_e: means of weights and probs f32[G,S,E] over a group's real tokens.
 
   >>> probs = jnp.array([[[0.75, 0.25]]])
   >>> balance_of_groups(probs, probs, jnp.ones((1, 1), bool)).tolist()
@@ -88,13 +88,13 @@ def balance_of_groups(probs: jax.Array, weights: jax.Array, mask: jax.Array) -> 
 
 
 class DynMoLE(nnx.Module):
-  """Hybrid routing by the entropy of the router (arXiv:2504.00661), of a matrix's adapters; see `layers/dynmole.py`.
+  """Hybrid routing by the entropy of the router (arXiv:2504.00661); see `layers/dynmole.py`.
 
   Args:
     p:         experts are active while the sum of their probabilities is at most p.
     keep:      experts that are always active, the most probable.
-    threshold: of the entropy, relative to that of equal probabilities, above which all experts are active; 1.0
-      = never.
+    threshold: of the entropy, relative to that of equal probabilities, above which all experts are active;
+      1.0 = never.
     q, kind:   of the entropy: Tsallis' or Renyi's of index q. At q = 1 both are Shannon's.
     expected:  experts of a token on average, by which cost is counted: the metric active_experts of a
       training. None = all.
@@ -110,8 +110,8 @@ class DynMoLE(nnx.Module):
                kind: ranges.Choice('tsallis', 'renyi') = 'tsallis',
                expected: ranges.AtLeast1 | None = None, rngs):
     if max(keep, expected or 1) > num_experts:
-      raise UserError(f'router dynmole: keep={keep}, expected={expected} of num_experts={num_experts}; nearest: '
-                      f'{num_experts}')
+      raise UserError(f'router dynmole: keep={keep}, expected={expected} of num_experts={num_experts}; '
+                      f'nearest: {num_experts}')
     # Kaiming's uniform draw with a = sqrt(5): U(-1 / sqrt(D), 1 / sqrt(D)).
     uniform = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
     self.w = gate.weights(d_model, num_experts, rngs=rngs, init=uniform)

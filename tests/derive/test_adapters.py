@@ -11,6 +11,8 @@ from stmoe import errors
 from stmoe.checkpoints import checkpoint
 from stmoe.derive import compress
 from stmoe.derive import finetune
+from stmoe.derive.adapter import loaded
+from stmoe.derive.adapter import saved
 from stmoe.runs import directory as rundir
 from stmoe.train import loop
 from stmoe.train import state as states
@@ -94,10 +96,57 @@ def test_only_the_adapter_trains_and_has_slots(start, adapted):
   assert moments and set(moments) == {sum(x.size for x in beside.values())}
 
 
-def test_a_merged_run_computes_the_same(start, adapted, tmp_path):
+def test_a_merged_run_computes_the_same(start, adapted, alone, tmp_path):
   compress.compress(adapted, 'merge_adapter', tmp_path / 'merged', devices=ONE, say=lambda line: None)
   whole = logits(tmp_path / 'merged')
   np.testing.assert_allclose(whole, logits(adapted), atol=1e-5)
   assert np.abs(whole - logits(start)).max() > 1e-3
   with pytest.raises(errors.UserError, match='has no adapter that could be merged'):
     compress.compress(tmp_path / 'merged', 'merge_adapter', tmp_path / 'again', devices=ONE)
+  with pytest.raises(errors.UserError, match='is an adapter of another base: of digest .*nearest: .*start'):
+    loaded.read(alone, tmp_path / 'merged', tmp_path / 'other', devices=ONE)
+
+
+@pytest.fixture(scope='module')
+def alone(adapted, tmp_path_factory):
+  """The adapter of `adapted` in files."""
+  path = tmp_path_factory.mktemp('alone') / 'alone'
+  _, tensors = saved.write(adapted, path)
+  assert all(name.startswith('base_model.model.decoder.layers.') for name in tensors)
+  return path
+
+
+def test_an_adapter_alone_comes_back_byte_for_byte(start, adapted, alone, tmp_path):
+  comes_back(start, adapted, alone, tmp_path)
+
+
+def comes_back(start, run, alone, folder):
+  """Asserts that the adapter in the folder `alone` makes of `start` what `run` is, and is saved as it was."""
+  loaded.read(alone, start, folder / 'again', devices=ONE, say=lambda line: None)
+  np.testing.assert_array_equal(logits(folder / 'again'), logits(run))
+  saved.write(folder / 'again', folder / 'back')
+  for file in ('adapter_config.json', 'adapter_model.safetensors'):
+    assert (alone / file).read_bytes() == (folder / 'back' / file).read_bytes()
+
+
+@pytest.mark.parametrize('adapter', [
+    pytest.param('mixlora:num_experts=3,rank=2,dora=True', marks=pytest.mark.slow),
+    pytest.param('dynmole:num_experts=3,rank=2,attention=wq', marks=pytest.mark.slow)])
+def test_experts_of_adapters_train_beside_dense_layers(adapter, start, prepared, tmp_path):
+  cfg, name = prepared(adapter)
+  run = tmp_path / 'run'
+  assert finetune.finetune(start, cfg, run, name, devices=ONE, say=lambda line: None) == 0
+  (_, before), (plan, after) = opened(start), opened(run)
+  before, params = flat(before['params']), flat(after['params'])
+  assert all((before[name] == params[name]).all() for name in before)
+  [trained] = [group for group in plan.groups if group.train]
+  assert {'/'.join(map(str, path)) for path in trained.paths} == set(params) - set(before)
+  assert all(np.abs(params[name]).max() > 0 for name in set(params) - set(before))
+  with pytest.raises(errors.UserError, match='chosen for each token; it cannot be merged'):
+    compress.compress(run, 'merge_adapter', tmp_path / 'merged', devices=ONE)
+  if adapter.startswith('dynmole'):
+    with pytest.raises(errors.UserError, match="has no name in files of PEFT's layout"):
+      saved.write(run, tmp_path / 'alone')
+  else:
+    saved.write(run, tmp_path / 'alone')
+    comes_back(start, run, tmp_path / 'alone', tmp_path)

@@ -45,7 +45,8 @@ def _layer(case, built, x, w):
   case.assert_close('y', y), case.assert_close('grad_x', dx)
   case.assert_close('grad_gate', grads.router.w[...].T)
   low = grads.experts.low
-  case.assert_close('grad_A', low.a[...].swapaxes(-1, -2)), case.assert_close('grad_B', low.b[...].swapaxes(-1, -2))
+  case.assert_close('grad_A', low.a[...].swapaxes(-1, -2))
+  case.assert_close('grad_B', low.b[...].swapaxes(-1, -2))
 
 
 def _loss(case, built, x, routing):

@@ -16,7 +16,8 @@ from stmoe.routers import top_p_routing
 
 # Names of the base's matrices and biases -> ours.
 BASES = {'llama': dict(gate_proj='wi', up_proj='wg', down_proj='wo'), 'phi': dict(fc1='wi', fc2='wo')}
-ACTIVATIONS = {'silu': 'silu', 'swish': 'silu', 'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'relu': 'relu'}
+ACTIVATIONS = {'silu': 'silu', 'swish': 'silu', 'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu',
+               'relu': 'relu'}
 
 
 def layer(case):
@@ -67,9 +68,10 @@ def _built(case):
   flag = {True: True, False: False}
   fields = dict(
       name='mixlora', d_ff=c['F'], gated='wg' in case.option('base', BASES).values(),
-      use_bias=bool(case.names('base.') and any(name.endswith('.bias') for name in case.names('base.'))),
-      activation=case.option('activation', ACTIVATIONS), targets='+'.join(_targets(case).values()), rank=c['r'],
-      alpha=c['alpha'], rslora=case.option('rslora', flag, False), dora=case.option('dora', flag, False),
+      use_bias=any(name.endswith('.bias') for name in case.names('base.')),
+      activation=case.option('activation', ACTIVATIONS), targets='+'.join(_targets(case).values()),
+      rank=c['r'], alpha=c['alpha'], rslora=case.option('rslora', flag, False),
+      dora=case.option('dora', flag, False),
       router=dict(name='mixlora', num_experts=c['E'], k=c['k']))
   return lookup.recipe('layer', fields)(c['D'], rngs=nnx.Rngs(0))
 
