@@ -27,6 +27,7 @@ PACKAGES = {
     'mixer': 'stmoe.mixers',         # of the model multi_task: the experts of several tasks
     'attention': 'stmoe.attention',
     'around': 'stmoe.parts.around',  # blocks: what they stand in
+    'adapter': 'stmoe.parts.adapters',   # of models: what stands beside their matrices
     'rotary_scaling': 'stmoe.parts.rotary_scaling',   # of rotary positions, for longer texts
     'network': 'stmoe.parts.networks',    # over the nodes of graphs
     'head': 'stmoe.heads',           # of models whose predictions are no tokens
@@ -46,6 +47,7 @@ PACKAGES = {
     'peer': 'stmoe.bench.peers',   # other libraries to time
     'surgery': 'stmoe.surgery',      # on trained parameters
     'factorisation': 'stmoe.surgery',   # surgeries that make a dense model sparse
+    'adaptation': 'stmoe.surgery',      # put adapters beside parameters, which stay as they are
     'law': 'stmoe.analysis.scaling.laws',   # of the loss against size, tokens and experts
     'launcher': 'stmoe.sweep.launchers',
 }
@@ -62,11 +64,12 @@ CALLED = {
     'head': SUB_LAYER,
     'surgery': ['params', 'config', 'calibration'],
     'factorisation': ['params', 'config', 'calibration'],
+    'adaptation': ['config'],
 }
 
 # Kinds that are functions of their modules, and named with their fields in one text.
 FUNCTIONS = {'executor': 'execute', 'launcher': 'launch', 'surgery': 'operate',
-             'factorisation': 'factorise'}
+             'factorisation': 'factorise', 'adaptation': 'adapt'}
 
 
 def available(kind: str) -> list[str]:

@@ -60,13 +60,17 @@ def maker(section: typing.Mapping[str, typing.Any]) -> typing.Callable[..., typi
   """Returns the function (blocks, rngs) -> model of section `model` of a configuration.
 
   With model.param_dtype='bfloat16' parameters take two bytes each. They are read in the dtype of activations.
-  The parameters of routers, whose choices a rounding could change, stay float32. A model without a field
-  `blocks` has no layers that letters name; `blocks` must then be empty.
+  The parameters of routers, whose choices a rounding could change, stay float32. So do those of adapters,
+  whose small updates would be rounded away. What model.adapter names is put beside the model's matrices. A
+  model without a field `blocks` has no layers that letters name; `blocks` must then be empty.
   """
   own_fields = dict(section)
   dtype = own_fields.pop('param_dtype', 'float32')
+  adapter = own_fields.pop('adapter', None)
   make = lookup.recipe('model', own_fields)
   make = make if lookup.takes(make, 'blocks') else functools.partial(_without_blocks, make, section['name'])
+  if adapter is not None:
+    make = functools.partial(_adapted, make, lookup.recipe('adapter', adapter)())
   return make if dtype == 'float32' else lambda **given: _narrowed(make(**given), dtype)
 
 
@@ -78,11 +82,18 @@ def _without_blocks(make, name, *, blocks, rngs):
   return make(rngs=rngs)
 
 
+def _adapted(make, adapter, *, rngs, **given):
+  """The model of `make`, with `adapter` beside its matrices."""
+  model = make(rngs=rngs, **given)
+  adapter.attach(model, rngs)
+  return model
+
+
 def _narrowed(model, dtype):
-  """`model`, whose float32 parameters but those of routers became `dtype`, in place."""
+  """`model`, whose float32 parameters but those of routers and adapters became `dtype`, in place."""
   labels_of = labels(model)
   for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-    if 'router' not in labels_of[path] and variable.dtype == jnp.float32:
+    if not {'router', 'adapter'} & labels_of[path] and variable.dtype == jnp.float32:
       variable.set_value(variable[...].astype(dtype))
   return model
 

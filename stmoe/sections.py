@@ -19,7 +19,8 @@ from stmoe import value_ranges
 from stmoe.declared import Field
 
 METHODS = ('rank', 'decode', 'span')                                 # of evaluation, see train/taskscore.py
-PARTS = ('all', 'expert', 'non_expert', 'attention', 'ffn')          # that train, see train/groups.py
+# That train, see train/groups.py.
+PARTS = ('all', 'expert', 'non_expert', 'attention', 'ffn', 'adapter')
 
 # Fields of sections without a name. A field without a default must be there.
 TABLES = {
@@ -43,7 +44,7 @@ TABLES = {
         model=Field(ranges.Choice('start', 'own')), load=Field(ranges.Choice('all', 'partial')),
         optimizer=Field(ranges.Choice('fresh', 'keep')), dropout_rate=Field(ranges.Below1 | None),
         expert_dropout_rate=Field(ranges.Below1 | None), capacity_factor=Field(ranges.Factors | None),
-        aux=Field(ranges.Flag)),
+        aux=Field(ranges.Flag), adapter=Field(ranges.Text, '')),
 }
 
 # Fields of section data that the pipeline reads itself, whatever the source of the data is.
@@ -52,7 +53,8 @@ EVERY_SOURCE = dict(
     eval_split=Field(ranges.Choice('train', 'validation')))
 
 # Fields of section model, whatever the model is: of its parameters, see `modules.maker`.
-OF_MODELS = dict(param_dtype=Field(ranges.Dtype, declared.OPTIONAL))
+OF_MODELS = dict(param_dtype=Field(ranges.Dtype, declared.OPTIONAL),
+                 adapter=Field(ranges.Named('adapter') | None, declared.OPTIONAL))
 
 # What a run cannot do without, and all there is.
 TRAINING = ('model', 'blocks', 'data', 'optimizer', 'schedule', 'losses', 'train', 'eval', 'loss',

@@ -45,7 +45,7 @@ def test_checking_changes_nothing_that_is_right():
 
 def test_choices_are_those_of_the_code():
   """Names that sections.py repeats, because it imports nothing that computes."""
-  assert set(sections.PARTS) == set(groups.PARTS)
+  assert set(sections.PARTS) == {*groups.PARTS, *groups.LABELS}
   assert sections.METHODS == taskscore.METHODS
   choices = {name: field.range.names for name, field in sections.TABLES['finetune'].items()
              if isinstance(field.range, ranges.Choice)}

@@ -337,6 +337,7 @@ OFFERS = {
     'tied_as': None,
     # Of a sub-layer: it normalises itself what it wants normalised, its block has no norm before it.
     'normalizes': False,
+    'unmergeable': None,             # of a layer: why its adapters are no part of its matrices
     'lent': None,                    # of a stack: (part) -> a copy of a part of it, with what is held for it
     'uses': None,                    # how often in a forward of a stack its arrays are used; None = once
     'rows_per_sequence': None,       # rows that pass its matrices for a sequence, where not its tokens

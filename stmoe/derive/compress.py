@@ -56,7 +56,23 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
   Raises:
     UserError: `workdir` is in use, or the surgery is not possible; nothing is written then.
   """
-  operate, learning = lookup.bound(kind, surgery), _distilling(distil)
+  operate, method = lookup.bound(kind, surgery), _described(kind, surgery)
+  return derived(run, operate, method, workdir, overrides, distil=distil, batches=batches,
+                 evaluate=evaluate, step=step, say=say, devices=devices)
+
+
+def derived(run: str | pathlib.Path, operate: Callable, method: tuple[str, dict], workdir: str | pathlib.Path,
+            overrides: Sequence[str] = (), *, distil: str = '', batches: int = 16, evaluate: bool = False,
+            step: int | None = None, say: Callable = print, devices=None,
+            keep: Callable[[pathlib.Path], None] = lambda path: None) -> dict:
+  """Returns what `compress` does, for a surgery that is a function and not the text of a file's.
+
+  Args:
+    operate: see `surgery/sparse.py`, its own fields bound.
+    method:  (name, fields) of it, for the record.
+    keep:    called with the run directory, before the run is claimed: what else is to be in it.
+  """
+  learning = _distilling(distil)
   starts.unused(workdir)
   starts.trained(run)
   own_cfg = rundir.opened(run, step)
@@ -80,11 +96,11 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
           parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plan, fewer)],
           bytes=[_bytes(p.shapes) for p in (plan, fewer)], changes=changes,
           calibration_seconds=calibration.seconds())
-      method, fields = _described(kind, surgery)
-      origin = starts.origin(method, fields, [starts.parent(run, reader.step)], facts)
+      origin = starts.origin(*method, [starts.parent(run, reader.step)], facts)
       starts.inherit(path, run)
       streamed.write(path / 'checkpoints', new_cfg, fewer, params, source.position(),
                      starts.meta(new_cfg, reader.meta['vocab']))
+      keep(path)
       line = _evaluated(path, new_cfg, fewer, mesh, source, say) if evaluate else {}
       starts.claim(path, new_cfg, origin, line=line, say=say)
   return facts

@@ -300,7 +300,7 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   family = lookup.module('family', name)
   record = record if record.get('family') == name else {}
   hf = _describe(source / 'source' / 'config.json', family, cfg.to_dict(), bool(record))
-  reader = _reader(source, step)
+  reader = reader_of(source, step)
   placed = _placed(reader, family, cfg)
   kind = repacked.kinds(family, record, dtype)
   layout = {place.tensor: (kind(place.tensor), place.whole) for place in placed if place.tensor}
@@ -319,8 +319,8 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   return reader.step, name, created
 
 
-def _reader(source, step):
-  """The Reader of the checkpoint of `step`, None = the newest, of run directory `source`."""
+def reader_of(source, step):
+  """Returns the Reader of the checkpoint of `step`, None = the newest, of run directory `source`."""
   steps = stored.steps(source / 'checkpoints')
   if not steps or step is not None and step not in steps:
     raise errors.UserError(f'{source} has no checkpoint{"" if step is None else f" of step {step}"} yet '

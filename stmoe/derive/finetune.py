@@ -8,23 +8,32 @@ The model is the start's unless `finetune.model='own'`; then the recipe of secti
   expert_dropout_rate: in experts (Switch, arXiv:2101.03961, section 2.4); None = as the start.
   capacity_factor:     (train, eval) of routers that drop tokens; None = as the start.
   aux:                 False switches the losses of routers off.
+  adapter:             '' or what is put beside the start's parameters, NAME[:field=value,...] of a file of
+    stmoe/surgery with a function `adapt`: 'lora:rank=16,targets=attention+layer'. What the start has does not
+    train then, unless train.trainable or groups say so.
 
 train.trainable and section groups (train/groups.py) say which parameters train, and how. Steps count from 0.
 """
 
 import pathlib
 
+from flax import nnx
 import jax
 
+from stmoe import axes
 from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
+from stmoe import modules
 from stmoe.checkpoints import best
 from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.derive import start as starts
+from stmoe.parts import adapting
 from stmoe.runs import directory as rundir
+from stmoe.surgery import layout
+from stmoe.surgery import sparse
 from stmoe.train import check
 from stmoe.train import groups
 from stmoe.train import loop
@@ -53,13 +62,22 @@ def adopt(cfg, start):
     if recipe.model == 'start':
       cfg.model, cfg.blocks, cfg.losses = (_copy(start[part]) for part in ('model', 'blocks', 'losses'))
       _lengths(cfg, start)
-    if 'param_dtype' in cfg.model:
+    if 'param_dtype' in cfg.model and not recipe.adapter:
       del cfg.model.param_dtype          # small updates would be rounded away
     _apply(cfg, recipe)
+    if recipe.adapter:
+      _adapt(cfg, recipe.adapter)
 
 
 def _copy(section):
   return type(section)(section.to_dict())
+
+
+def _adapt(cfg, adapter):
+  """Puts what the text `adapter` names into the model of `cfg`."""
+  changed = sparse.changed(cfg, lookup.bound('adaptation', adapter)(cfg))
+  for section in changed:
+    cfg[section] = changed[section]
 
 
 def _lengths(cfg, start):
@@ -167,20 +185,39 @@ def _load(run, cfg, plan, vocab, step):
   shapes = {_name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(plan.shapes)}
   names = [name for name in shapes if name.split('/')[0] in parts]
   missing = [name for name in names if name not in loaded]
-  if missing and recipe.load == 'all':
+  lost = sorted(set(missing) - _begins(cfg)) if recipe.adapter else missing
+  if lost and recipe.load == 'all':
     raise errors.UserError(
-        f'{missing[0]} is {shapes[missing[0]]} in the new model and {stored.get(missing[0], "absent")} in '
-        f'{run} ({len(missing)} of {len(names)} arrays do not fit); nearest: --config.finetune.load=partial')
+        f'{lost[0]} is {shapes[lost[0]]} in the new model and {stored.get(lost[0], "absent")} in '
+        f'{run} ({len(lost)} of {len(names)} arrays do not fit); nearest: --config.finetune.load=partial')
   if not any(name.startswith('params/') for name in loaded):
     raise errors.UserError(f'{run} has no parameter of the new model: it is of another architecture')
   state = states.init(cfg, plan)
   state = jax.tree.map_with_path(lambda path, x: loaded.get(_name(path), x), state)
+  state |= dict(params=_magnitudes(plan, state, set(missing)))
   ignored = [name for name in stored if name.startswith('params/') and name not in loaded]
   params = plan.shapes['params']
   trained, parameters = (sum(x.size for x in jax.tree.leaves(t)) for t in (plan.trainable(params), params))
   return state, dict(start=str(run), step=at, loaded=sorted(loaded), new=sorted(missing),
                      ignored=sorted(ignored), trained=trained, parameters=parameters,
                      trainable=groups.described(cfg))
+
+
+def _begins(cfg):
+  """The names of the parameters of adapters, which no start has."""
+  labels = modules.labels(axes.abstract(lambda: states.build(cfg)))
+  return {'/'.join(map(str, ('params', *path))) for path, words in labels.items() if 'adapter' in words}
+
+
+def _magnitudes(plan, state, new):
+  """The parameters of `state`, where the magnitudes whose names are in `new` are those of its matrices."""
+  params = state['params']
+  for path, magnitude in adapting.begun(nnx.merge(plan.graphdef, params, state['router_state'])).items():
+    if '/'.join(map(str, ('params', *path))) in new:
+      part: dict = {}
+      layout.put(part, path, jax.device_put(magnitude, layout.at(params, path).sharding))
+      params = groups.put(params, part)
+  return params
 
 
 def describe(record):

@@ -74,6 +74,21 @@ def places(shapes, table):
   return all_places
 
 
+def tensor(name, table, expert=None):
+  """Returns the name of the tensor that is the array `name` of a model, as rules call the array; or None.
+
+  None: no rule speaks of the array, or the array is a part of a tensor.
+
+  Args:
+    expert: number of one, of an array of experts.
+  """
+  for ours, theirs, *_ in table:
+    fits = re.fullmatch(_pattern(ours), name)
+    if fits:
+      return None if theirs is None or '[' in theirs else theirs.format(e=expert, **fits.groupdict())
+  return None
+
+
 def _slices(leaf, shape, number, name, match, theirs, op):
   """The Places of a layer's array: a single Place, or one for each expert."""
   index, layer_shape = ((), shape) if number is None else ((number,), shape[1:])

@@ -175,6 +175,14 @@ def tensors(folder):
   return listed
 
 
+def metadata(path):
+  """Returns the dict of texts that stands in the header of a safetensors file beside its tensors."""
+  _open(path)                            # which checks the header
+  with pathlib.Path(path).open('rb') as f:
+    header = f.read(int.from_bytes(f.read(8), 'little'))
+  return files.parse_json(header.decode()).get('__metadata__', {})
+
+
 def fingerprint(folder: str | pathlib.Path) -> Iterator[str]:
   """Yields a line for each file of tensors in `folder`, which another content makes another.
 
@@ -296,14 +304,16 @@ def _words(x):
   return x.view(np.uint8) if x.ndim else x.reshape(1).view(np.uint8)
 
 
-def create(folder, layout, most):
+def create(folder, layout, most, stem='model', metadata=None):
   """Returns dict name -> Tensor of new files in `folder` for `layout`, their headers written.
 
-  The file is model.safetensors, or several of at most `most` bytes (but for larger tensors) and their index.
+  The file is STEM.safetensors, or several of at most `most` bytes (but for larger tensors) and their index.
   The files have their full size; `Tensor.write` fills them.
 
   Args:
-    layout: dict name -> (dtype, shape).
+    layout:   dict name -> (dtype, shape).
+    stem:     of the file, without its ending; of several files always 'model'.
+    metadata: dict of texts for the header; None = what other libraries look for.
   """
   width = lambda name: np.dtype(DTYPES[layout[name][0]]).itemsize
   size = lambda name: math.prod(layout[name][1]) * width(name)
@@ -314,11 +324,11 @@ def create(folder, layout, most):
       room = most
     parts[-1].append(name)
     room -= size(name)
-  named = ['model.safetensors'] if len(parts) == 1 else [
+  named = [f'{stem}.safetensors'] if len(parts) == 1 else [
       f'model-{i:05d}-of-{len(parts):05d}.safetensors' for i in range(1, len(parts) + 1)]
   created = {}
   for file, names in zip(named, parts):
-    entries, end = {'__metadata__': {'format': 'pt'}}, 0
+    entries, end = {'__metadata__': {'format': 'pt'} if metadata is None else metadata}, 0
     for name in names:
       dtype, shape = layout[name]
       entries[name] = dict(dtype=dtype, shape=list(shape), data_offsets=[end, end := end + size(name)])

@@ -15,6 +15,7 @@ from stmoe.core import contract
 from stmoe.core import hidden
 from stmoe.core import noise
 from stmoe.errors import UserError
+from stmoe.parts import adapting
 from stmoe.parts import norm as norms
 
 # The sub-layers in their order -> (the end of the names that they report under, their name in profiles).
@@ -92,7 +93,7 @@ class Block(nnx.Module):
     if name == 'attention' and self.window is not None:
       seen = seen.within(self.window)
     own_ctx = ctx.fold(name).replace(visible=seen)
-    y, aux, after = layer(x, own_ctx, contract.joined(carry, _of(caches, name)))
+    y, aux, after = adapting.drawn(layer, own_ctx)(x, own_ctx, contract.joined(carry, _of(caches, name)))
     carry, cache = contract.apart(after)
     caches = caches if cache is None else caches | {name: cache}
     return y, contract.keyed(SUB_LAYERS[name][0], _declared(layer, aux)), contract.joined(carry, caches)

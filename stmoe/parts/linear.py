@@ -4,6 +4,7 @@ from flax import nnx
 import jax
 
 from stmoe import axes
+from stmoe.core.units import adapted
 
 Array = jax.Array | nnx.Variable
 
@@ -16,5 +17,5 @@ def apply(x: jax.Array, w: Array, b: Array | None = None) -> jax.Array:
   length, merging the axes would gather it, so the axes stay.
   """
   rows = x if axes.num_shards('length') > 1 else x.reshape(-1, x.shape[-1])
-  y = (rows @ w[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
+  y = adapted.times(rows, w[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
   return y if b is None else y + b[...].astype(x.dtype)

@@ -1,7 +1,7 @@
 """What a run writes by step: router_stats/<step>.npz and shown/<step>.npz.
 
-router_stats has the share of tokens of every expert, and what routers remember. shown has what figures show of
-an evaluation.
+router_stats has the share of tokens of every expert, and what routers remember. shown has what figures show
+of an evaluation.
 """
 
 import io

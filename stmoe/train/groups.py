@@ -12,6 +12,7 @@ Without that section `train.trainable` names a part of the model, told apart by 
   non_expert  everything else
   attention   self- and cross-attention, with the norms before them
   ffn         dense and sparse feed-forward layers, with the norms before them
+  adapter     what has that label, beside a base that does not train
 """
 
 import fnmatch
@@ -36,6 +37,7 @@ PARTS = {
     'attention': lambda path: any(str(name).startswith(('attention', 'cross')) for name in path),
     'ffn': lambda path: any(name in ('layer', 'layer_norm') for name in path),
 }
+LABELS = ('adapter',)                    # parts whose parameters have such a label
 
 
 class Group(NamedTuple):
@@ -139,10 +141,12 @@ def of(cfg, labels: dict) -> tuple[Group, ...]:
 
 def _of_part(part, labels):
   """The set of paths of the parameters of train.trainable=`part`."""
-  if part not in PARTS:
-    raise errors.UserError(f'train.trainable={part!r}{errors.nearest(part, PARTS)} (there are: '
-                           f'{", ".join(PARTS)})')
-  paths = {path for path in labels if PARTS[part](path)}
+  there = (*PARTS, *LABELS)
+  if part not in there:
+    raise errors.UserError(f'train.trainable={part!r}{errors.nearest(part, there)} (there are: '
+                           f'{", ".join(there)})')
+  belongs = PARTS.get(part, lambda path: part in labels[path])
+  paths = {path for path in labels if belongs(path)}
   if not paths:
     raise errors.UserError(f'train.trainable={part!r}: the model has no such parameters; nearest: all')
   return paths

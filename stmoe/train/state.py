@@ -26,6 +26,7 @@ from stmoe import lookup
 from stmoe import modules
 from stmoe import router_state
 from stmoe.core import seeds
+from stmoe.parts import adapting
 from stmoe.train import groups
 from stmoe.train import optimizers
 
@@ -50,7 +51,7 @@ class Blueprint:
 
   def model(self, params, routers):
     """Returns the model with these numbers in it."""
-    return nnx.merge(self.graphdef, params, routers)
+    return adapting.view(nnx.merge(self.graphdef, params, routers))
 
   def trainable(self, params):
     """Returns the part of `params`, or of a tree like them, that trains."""

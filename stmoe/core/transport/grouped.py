@@ -31,6 +31,7 @@ from pallas_kernels.gmm import api as gmm
 from pallas_kernels.tgmm import api as tgmm
 from stmoe.core import contract
 from stmoe.core.transport import layouts
+from stmoe.core.units import adapted
 
 
 @struct.dataclass
@@ -192,6 +193,8 @@ class Grouped:
 
   def linear(self, w: jax.Array, b: jax.Array | None = None) -> 'Grouped':
     """Returns rows times w [E,D,F] (plus b [E,F]) of their expert: x [M,F]; shared: w [D,F], b [F]."""
+    if isinstance(w, adapted.Adapted):
+      return w.of_rows(self, b)
     return Product(self, w.astype(self.x.dtype), b)
 
   def scale(self, b: jax.Array) -> 'Grouped':

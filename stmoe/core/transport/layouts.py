@@ -14,6 +14,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from stmoe.core.units import adapted
+
 
 @jax.custom_vjp
 def per_expert(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -47,6 +49,8 @@ class Buckets(struct.PyTreeNode):
 
   def linear(self, w: jax.Array, b: jax.Array | None = None) -> 'Buckets':
     """Returns rows times w [E,D,F] (plus b [E,F]) per expert: x [E,R,F]; shared: w [D,F], b [F]."""
+    if isinstance(w, adapted.Adapted):
+      return w.of_rows(self, b)
     w = w.astype(self.x.dtype)
     y = per_expert(self.x, w) if w.ndim == 3 else self.x @ w         # [E, R, F]
     return self.replace(x=y if b is None else y + self._per_row(b))
@@ -92,6 +96,8 @@ class Ragged(struct.PyTreeNode):
 
   def linear(self, w: jax.Array, b: jax.Array | None = None) -> 'Ragged':
     """Returns rows times w [E,D,F] (plus b [E,F]) of their expert: x [M,F]; shared: w [D,F], b [F]."""
+    if isinstance(w, adapted.Adapted):
+      return w.of_rows(self, b)
     w = w.astype(self.x.dtype)
     y = jax.lax.ragged_dot(self.x, w, self.sizes) if w.ndim == 3 else self.x @ w     # [M, F]
     return self.replace(x=y if b is None else y + self._per_row(b))

@@ -1,0 +1,126 @@
+"""Loads an adapter in PEFT's layout onto a base that is there: a new run of both."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import functools
+import pathlib
+import shutil
+
+import numpy as np
+
+from stmoe import errors
+from stmoe import files as documents
+from stmoe.derive import compress
+from stmoe.derive import convert
+from stmoe.derive.adapter import places
+from stmoe.derive.adapter import saved
+from stmoe.interop import peft
+from stmoe.interop import rules
+from stmoe.interop import tensors
+from stmoe.parts.adapters import lora as adapters
+from stmoe.runs import directory as rundir
+from stmoe.runs import records
+from stmoe.surgery import lora
+from stmoe.surgery import mixlora
+from stmoe.surgery import sparse
+
+
+def read(folder: str | pathlib.Path, base: str | pathlib.Path, workdir: str | pathlib.Path,
+         overrides: Sequence[str] = (), *, to: str | None = None, step: int | None = None,
+         say: Callable = print, devices=None) -> dict:
+  """Writes run directory `workdir` with the model of run `base` and the adapter in `folder`; returns facts.
+
+  Args:
+    overrides: texts '--config.a.b=value' on the base's configuration.
+    to:        family whose names the tensors have; None = that of the base's import, or else our paths.
+    step:      checkpoint of the base; None = the newest.
+  Raises:
+    UserError: the adapter is of another base, or its tensors do not fit; nothing is written then.
+  """
+  folder, base = pathlib.Path(folder), pathlib.Path(base)
+  config, found = documents.read_json(folder / peft.CONFIG), tensors.tensors(folder)
+  header = tensors.metadata(folder / peft.FILE)
+  family = to or records.imported(base).get('family')
+  own = places.Places(rundir.opened(base, step), family)
+  _same_base(folder, header, own, base, config, step)
+  changes = _changes(rundir.opened(base, step), config, own, found)
+
+  def operate(params, cfg, calibration):
+    new = places.Places(sparse.changed(cfg, changes), family)
+    return sparse.replaced(params, _arrays(new, found)), changes
+
+  def keep(path):
+    (path / places.FOLDER).mkdir()
+    shutil.copyfile(folder / peft.CONFIG, path / places.FOLDER / peft.CONFIG)
+    documents.write_json(path / places.FOLDER / places.RECORD, dict(
+        metadata=header, dtypes={name: tensor.dtype for name, tensor in found.items()}))
+  return compress.derived(base, operate, ('adapter', dict(folder=str(folder.absolute()))), workdir, overrides,
+                          step=step, say=say, devices=devices, keep=keep)
+
+
+def _same_base(folder, header, own, base, config, step):
+  """Raises UserError where the adapter in `folder` says that it is of another base than `base`."""
+  wanted = header.get(saved.DIGEST)
+  there = saved.digest(own.base(convert.reader_of(base, step).inventory))
+  if wanted not in (None, there):
+    raise errors.UserError(f'{folder} is an adapter of another base: of digest {wanted[:12]}, and {base} has '
+                           f'{there[:12]}; nearest: {config.get("base_model_name_or_path") or "unknown"}')
+
+
+def _changes(cfg, config, own, found):
+  """The changes of the base's configuration that an adapter of these tensors is."""
+  low, rate = peft.section(config), peft.dropout(config)
+  routed = config['peft_type'] == peft.MIXLORA
+  make = functools.partial(peft.mixlora, expert=None) if routed else peft.lora
+  beside = {make(site, array).tensor: site for site in own.sites for array in peft.ENDS
+            if not routed or 'layers' in site.path}
+  inside = {peft.mixlora(site, array, expert).tensor: site for site in own.sites for array in peft.ENDS
+            for expert in range(peft.routed(config)['num_experts'])
+            if site.path[-2:-1] == ('layer',)} if routed else {}
+  gates = {peft.router(site).tensor for site in inside.values()}
+  lost = sorted(set(found) - {*beside, *inside, *gates})
+  if lost:
+    raise errors.UserError(f'{len(lost)} tensors are beside no matrix of the base ({rules.some(lost)})'
+                           f'{errors.nearest(lost[0], {*beside, *inside})}')
+  leaf = lambda site: own.slices[site.path].leaf
+  leaves = lambda sites: sorted({leaf(sites[name]) for name in found if name in sites}, key=str)
+  everything = sorted({leaf(site) for site in own.sites}, key=str)
+  targets = _targets(leaves(beside), everything)
+  if not routed:
+    return lora.adapt(cfg, targets=targets, dropout_rate=rate, **low)
+  names = {leaf[-1] for leaf in leaves(inside)}
+  return mixlora.adapt(cfg, targets='+'.join(sorted(names)), attention=targets, dropout_rate=rate,
+                       balance=float(config.get('router_aux_loss_coef', mixlora.BALANCE)),
+                       **peft.routed(config), **low)
+
+
+def _targets(leaves, everything):
+  """The targets of `parts/adapters/lora.py` that name the arrays `leaves` among the matrices `everything`."""
+  short = '+'.join(sorted({leaf[-1] for leaf in leaves}))
+  if leaves and [path for path, _ in adapters.matching(short, everything)] == leaves:
+    return short
+  return '+'.join('/'.join(map(str, leaf)) for leaf in leaves)
+
+
+def _arrays(new, found):
+  """Dict path in numbered parameters -> array of an adapter; raises UserError for what does not fit."""
+  parts = new.parts()
+  missing = [part.tensor for part in parts if part.tensor not in found]
+  if missing:
+    raise errors.UserError(f'{len(missing)} tensors are missing: {rules.some(missing)}; the layers of a '
+                           'model have adapters beside the same matrices')
+  arrays: dict[tuple, np.ndarray] = {}
+  for part in parts:
+    tensor, shape = found[part.tensor], new.slices[part.path].shape
+    wanted = shape if part.expert is None else shape[1:]
+    wanted = wanted[::-1] if part.turned else wanted
+    if tensor.shape != wanted:
+      raise errors.UserError(f'{part.tensor} is {list(tensor.shape)}; beside this base and of this rank it '
+                             f'would be {list(wanted)}')
+    array = np.asarray(tensor.read(), np.float32)
+    array = array.T if part.turned else array
+    if part.expert is None:
+      arrays[part.path] = array
+    else:
+      arrays.setdefault(part.path, np.zeros(shape, np.float32))[part.expert] = array
+  return arrays

@@ -1,0 +1,98 @@
+"""Where the arrays of an adapter are, in a model of ours and in files of PEFT's layout."""
+
+from typing import NamedTuple
+
+from flax import nnx
+import ml_collections
+
+from stmoe import axes
+from stmoe import errors
+from stmoe import lookup
+from stmoe import modules
+from stmoe.interop import peft
+from stmoe.interop import rules
+from stmoe.parts import adapting
+from stmoe.surgery import layout
+from stmoe.train import state as states
+
+FOLDER = 'adapter'                       # of a run directory: what an imported adapter said of itself
+RECORD = 'record.json'
+
+
+class Slice(NamedTuple):
+  """A layer's part of an array.
+
+  leaf:  path of the array in the parameters; index: number of the layer's part, None = all of the array.
+  shape: of the part.
+  """
+  leaf: tuple
+  index: int | None
+  shape: tuple
+
+
+class Places:
+  """The matrices of a configuration's model, and the arrays beside them.
+
+  slices: dict path in numbered parameters -> Slice of every parameter.
+  labels: dict path of an array -> its labels.
+  sites:  `peft.Site` of every matrix of the base, in their order. Tensors are called as in the family `to`,
+    or by our paths without a family.
+  """
+
+  def __init__(self, cfg: ml_collections.ConfigDict, to: str | None):
+    model = axes.abstract(lambda: states.build(cfg))
+    shapes = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    self.labels = modules.labels(model)
+    self.slices: dict[tuple, Slice] = {}
+    for leaf in self.labels:
+      shape, source = tuple(layout.held(shapes, leaf).shape), layout.held(layout.sources(shapes), leaf)
+      for number, path in enumerate(source.paths):
+        self.slices[path] = Slice(leaf, number, shape[1:]) if source.stacked else Slice(leaf, None, shape)
+    table = lookup.module('family', to).table(cfg.to_dict()) if to else None
+    matrices = set(adapting.matrices(model))
+    self.sites = [site for path, one in self.slices.items() if one.leaf in matrices
+                  for site in _sites(path, one.shape, table)]
+
+  def parts(self) -> list[peft.Part]:
+    """Returns the `peft.Part`s of the model's adapter.
+
+    Raises UserError for arrays that have no name in files.
+    """
+    routed = any('experts' in path and (*path[:-3], 'router', 'w') in self.slices and path[-1] == 'a'
+                 and 'adapter' in self.labels[one.leaf] for path, one in self.slices.items())
+    parts = {part: None for site in self.sites for part in self._beside(site, routed)}
+    named = {part.path for part in parts}
+    lost = next((path for path, one in self.slices.items()
+                 if 'adapter' in self.labels[one.leaf] and path not in named), None)
+    if lost is not None:
+      raise errors.UserError(f'{"/".join(map(str, lost))} of the adapter has no name in files of PEFT\'s '
+                             'layout; the run directory itself holds the adapter')
+    return list(parts)
+
+  def _beside(self, site, routed):
+    """Yields the Parts of what stands beside the matrix of a Site."""
+    *above, name = site.path
+    for array in peft.ENDS:
+      if (*above, adapting.PLACE, name, array) in self.slices:
+        yield peft.mixlora(site, array, None) if routed else peft.lora(site, array)
+      experts = self.slices.get((*above, 'experts', name, array))
+      if routed and experts is not None:
+        yield from (peft.mixlora(site, array, expert) for expert in range(experts.shape[0]))
+        yield peft.router(site)
+
+  def base(self, inventory: dict) -> dict:
+    """Returns the entries of a checkpoint's inventory that are of parameters of no adapter."""
+    adapters = {'/'.join(map(str, ('params', *leaf))) for leaf, words in self.labels.items()
+                if 'adapter' in words}
+    return {name: facts for name, facts in inventory.items()
+            if name.startswith('params/') and name not in adapters}
+
+
+def _sites(path, shape, table):
+  """Yields the Sites of a layer's matrix, or of the matrices of its experts."""
+  experts = [None] if len(shape) == 2 else range(shape[0]) if len(shape) == 3 else []
+  for expert in experts:
+    own = '.'.join(map(str, path if expert is None else (*path, expert)))
+    named = own if table is None else rules.tensor('/'.join(map(str, path)), table, expert)
+    if named is not None and (table is None or named.endswith('.weight')):
+      yield peft.Site(path, expert, named.removesuffix('.weight'))

@@ -1,0 +1,113 @@
+"""Saves the adapter of a run alone, in PEFT's layout: a small folder beside a base that stays where it is."""
+
+import hashlib
+import json
+import pathlib
+import shutil
+
+import numpy as np
+
+from stmoe import errors
+from stmoe import files as documents
+from stmoe.checkpoints import stored
+from stmoe.derive import convert
+from stmoe.derive.adapter import places
+from stmoe.interop import peft
+from stmoe.interop import tensors
+from stmoe.runs import directory as rundir
+from stmoe.runs import records
+from stmoe.runs import whole as beside
+
+DIGEST = 'base'                          # of the base's numbers, in the header of the file of tensors
+
+
+def write(run: str | pathlib.Path, target: str | pathlib.Path, to: str | None = None,
+          step: int | None = None) -> tuple[int, dict]:
+  """Writes the folder `target` with the adapter of run directory `run`; returns (step, dict of its Tensors).
+
+  An imported adapter that has not trained comes back byte for byte.
+
+  Args:
+    to:   family whose names matrices have; None = that of the base's import, or else our paths.
+    step: of the checkpoint; None = the newest.
+  Raises:
+    UserError: the run has no adapter, or one without names in such files.
+  """
+  run = pathlib.Path(run)
+  cfg, reader = rundir.opened(run, step), convert.reader_of(run, step)
+  found = places.Places(cfg, to or records.imported(run).get('family'))
+  parts = found.parts()
+  if not parts:
+    raise errors.UserError(f'{run} has no adapter; nearest: stmoe convert without --adapter')
+  arrays = {part.tensor: _array(reader, found, part) for part in parts}
+  own = run / places.FOLDER
+  record = documents.read_json(own / places.RECORD) if own.is_dir() else {}
+  kind = lambda name: record.get('dtypes', {}).get(name, 'F32')
+  layout = {name: (kind(name), array.shape) for name, array in arrays.items()}
+  header = record.get('metadata', {'format': 'pt', DIGEST: digest(found.base(reader.inventory))})
+  with beside.new(target) as path:
+    if record:
+      shutil.copyfile(own / peft.CONFIG, path / peft.CONFIG)
+    else:
+      documents.write_json(path / peft.CONFIG, _config(cfg, run, found), sort_keys=True)
+    created = tensors.create(path, layout, float('inf'), peft.STEM, header)
+    for name, array in arrays.items():
+      created[name].write(0, array)
+  return reader.step, created
+
+
+def digest(inventory: dict) -> str:
+  """Returns the digest of arrays by their entries in a checkpoint's inventory: names, shapes, checksums."""
+  facts = sorted((name, shape, total) for name, (shape, total, *_) in inventory.items())
+  return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _array(reader, found, part):
+  """The numpy array of a Part of an adapter, as it is in files."""
+  one = found.slices[part.path]
+  array = stored.read(reader.array(('params', *one.leaf)), ... if one.index is None else (one.index,))
+  array = np.asarray(array if part.expert is None else array[part.expert], np.float32)
+  return array.T if part.turned else array
+
+
+def _config(cfg, run, found):
+  """The adapter_config.json of a configuration's adapter."""
+  low, modules = _low(cfg), sorted({_module(part) for part in found.parts() if part.path[-1] == 'a'})
+  lineage = records.ancestry(run).get('lineage') or [dict(parents=[])]
+  base = next((parent['run'] for parent in lineage[0]['parents']), str(run))
+  task = 'CAUSAL_LM' if cfg.model.name != 't5' else 'SEQ_2_SEQ_LM'
+  rate = low.pop('dropout_rate')
+  section = next((block for block in cfg.blocks.values() if block.layer == 'mixlora'), None)
+  if section is None:
+    short = peft.targets(modules, [site.module for site in found.sites])
+    return peft.described(low, rate, short, base, task)
+  short = sorted({module.rpartition('.')[2] for module in modules})
+  return peft.described(low, rate, short, base, task) | dict(
+      peft_type=peft.MIXLORA, routing_strategy='mixtral', num_experts=section.router.num_experts,
+      top_k=section.router.k, router_aux_loss_coef=float(cfg.losses.get('balance', (0.0,))[0]),
+      act_fn=section.activation)
+
+
+def _module(part):
+  """What the matrix beside a Part is called."""
+  return part.tensor.removesuffix(f'.{peft.ENDS[part.path[-1]]}').removeprefix('base_model.model.')
+
+
+def _low(cfg):
+  """The fields that the adapters of a configuration have in common.
+
+  Raises UserError for a MixLoRA of a form that the files do not hold.
+  """
+  names = ('rank', 'alpha', 'rslora', 'dora', 'gaussian')
+  sections = [(block, block.adapter_dropout) for block in cfg.blocks.values() if block.layer == 'mixlora']
+  if any(block.router.name != 'mixlora' or block.router.p is not None for block, _ in sections):
+    raise errors.UserError('the files hold MixLoRA of k experts alone; the run directory itself holds the '
+                           'adapter')
+  if cfg.model.get('adapter') is not None:
+    sections.append((cfg.model.adapter, cfg.model.adapter.dropout_rate))
+  low = [dict({name: section[name] for name in names}, dropout_rate=rate) for section, rate in sections]
+  other = next((one for one in low if one != low[0]), None)
+  if other is not None:
+    raise errors.UserError(f'the adapters of attention and of layers differ, {other} and {low[0]}, and the '
+                           'files hold one of both')
+  return low[0]

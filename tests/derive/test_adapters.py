@@ -1,0 +1,152 @@
+"""Adapters beside a run's matrices: what trains, what is saved, merged, exported and imported."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stmoe import errors
+from stmoe.checkpoints import checkpoint
+from stmoe.derive import compress
+from stmoe.derive import finetune
+from stmoe.derive.adapter import loaded
+from stmoe.derive.adapter import saved
+from stmoe.runs import directory as rundir
+from stmoe.train import loop
+from stmoe.train import state as states
+from tests.train import tiny_run
+
+ONE = jax.devices()[:1]
+LORA = 'lora:rank=4,alpha=8,targets=attention+layer,dropout_rate=0.1,dora=True'
+
+
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+  """A run of a decoder-only model, trained for 2 steps."""
+  corpus = tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
+  path = tmp_path_factory.mktemp('start') / 'run'
+  changed = {'train.steps': 2, 'eval.every': 2, 'checkpoint.every': 2, 'eval.batches': 1}
+  assert loop.train(tiny_run.config(corpus, **changed), path, 'tiny', ONE) == 0
+  return path
+
+
+@pytest.fixture(scope='module')
+def prepared(start, tmp_path_factory):
+  """The function (adapter, more overrides) -> (cfg, name) of a fine-tuning of `start` on pairs."""
+  path = tmp_path_factory.mktemp('jsonl') / 'even.jsonl'
+  lines = [dict(inputs=f'is {i} even', targets='yes' if i % 2 == 0 else 'no') for i in range(40)]
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  texts = [f'data.jsonl={path}', f'data.cache_dir={path.parent / "cache"}', 'data.inputs_length=24',
+           'data.targets_length=8', 'train.steps=2', 'train.batch_size=8', 'eval.batch_size=8',
+           'eval.every=2', 'train.log_every=2', 'train.stats_every=4',
+           'eval.batches=1', 'checkpoint.every=2', 'eval.methods=']
+
+  def prepare(adapter, *more):
+    every = [f'--config.{text}' for text in (*texts, f'finetune.adapter={adapter}', *more)]
+    return finetune.prepare('finetune/jsonl', every, start)
+  return prepare
+
+
+@pytest.fixture(scope='module')
+def adapted(start, prepared, tmp_path_factory):
+  """A run with an adapter beside the matrices of `start`, trained for 2 steps."""
+  run, said = tmp_path_factory.mktemp('adapted') / 'run', []
+  cfg, name = prepared(LORA)
+  assert finetune.finetune(start, cfg, run, name, devices=ONE, say=said.append) == 0
+  assert '(adapter)' in said[0] and '0 of the start not used' in said[0]
+  return run
+
+
+def opened(run):
+  """Returns (Blueprint, state of the newest checkpoint) of a run directory."""
+  with states.on_mesh(dict(data=1, expert=1, model=1), ONE) as mesh:
+    plan = states.blueprint(rundir.load(run), mesh)
+  saved = checkpoint.Checkpoints(run / 'checkpoints', keep=None, read_only=True)
+  _, state, _, _ = saved.restore(plan.shapes, lambda meta: None, print)
+  saved.close()
+  return plan, state
+
+
+def flat(tree):
+  return {'/'.join(str(entry.key) for entry in path): np.asarray(leaf)
+          for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def logits(run):
+  plan, state = opened(run)
+  ids = jnp.arange(24).reshape(2, 12) % 250 + 8
+  batch = dict(decoder_input_tokens=ids, decoder_segment_ids=jnp.ones_like(ids),
+               decoder_positions=jnp.broadcast_to(jnp.arange(12), (2, 12)))
+  return jax.jit(lambda p, r: plan.model(p, r)(batch, train=False)[0])(state['params'], state['router_state'])
+
+
+def test_only_the_adapter_trains_and_has_slots(start, adapted):
+  _, before = opened(start)
+  _, after = opened(adapted)
+  before, params = flat(before['params']), flat(after['params'])
+  assert all((before[name] == params[name]).all() for name in before)
+  beside = {name: x for name, x in params.items() if '/adapters/' in name}
+  assert set(params) == {*before, *beside} and {name.rpartition('/')[2] for name in beside} == {
+      'a', 'b', 'magnitude'}
+  assert all(np.abs(x).max() > 0 for name, x in beside.items())      # B began at 0
+  moments = [sum(x.size for x in jax.tree.leaves(tree)) for tree in after['opt_state'].values()
+             if isinstance(tree, dict)]
+  assert moments and set(moments) == {sum(x.size for x in beside.values())}
+
+
+def test_a_merged_run_computes_the_same(start, adapted, alone, tmp_path):
+  compress.compress(adapted, 'merge_adapter', tmp_path / 'merged', devices=ONE, say=lambda line: None)
+  whole = logits(tmp_path / 'merged')
+  np.testing.assert_allclose(whole, logits(adapted), atol=1e-5)
+  assert np.abs(whole - logits(start)).max() > 1e-3
+  with pytest.raises(errors.UserError, match='has no adapter that could be merged'):
+    compress.compress(tmp_path / 'merged', 'merge_adapter', tmp_path / 'again', devices=ONE)
+  with pytest.raises(errors.UserError, match='is an adapter of another base: of digest .*nearest: .*start'):
+    loaded.read(alone, tmp_path / 'merged', tmp_path / 'other', devices=ONE)
+
+
+@pytest.fixture(scope='module')
+def alone(adapted, tmp_path_factory):
+  """The adapter of `adapted` in files."""
+  path = tmp_path_factory.mktemp('alone') / 'alone'
+  _, tensors = saved.write(adapted, path)
+  assert all(name.startswith('base_model.model.decoder.layers.') for name in tensors)
+  return path
+
+
+def test_an_adapter_alone_comes_back_byte_for_byte(start, adapted, alone, tmp_path):
+  comes_back(start, adapted, alone, tmp_path)
+
+
+def comes_back(start, run, alone, folder):
+  """Asserts that the adapter in the folder `alone` makes of `start` what `run` is, and is saved as it was."""
+  loaded.read(alone, start, folder / 'again', devices=ONE, say=lambda line: None)
+  np.testing.assert_array_equal(logits(folder / 'again'), logits(run))
+  saved.write(folder / 'again', folder / 'back')
+  for file in ('adapter_config.json', 'adapter_model.safetensors'):
+    assert (alone / file).read_bytes() == (folder / 'back' / file).read_bytes()
+
+
+@pytest.mark.parametrize('adapter', [
+    pytest.param('mixlora:num_experts=3,rank=2,dora=True', marks=pytest.mark.slow),
+    pytest.param('dynmole:num_experts=3,rank=2,attention=wq', marks=pytest.mark.slow)])
+def test_experts_of_adapters_train_beside_dense_layers(adapter, start, prepared, tmp_path):
+  cfg, name = prepared(adapter)
+  run = tmp_path / 'run'
+  assert finetune.finetune(start, cfg, run, name, devices=ONE, say=lambda line: None) == 0
+  (_, before), (plan, after) = opened(start), opened(run)
+  before, params = flat(before['params']), flat(after['params'])
+  assert all((before[name] == params[name]).all() for name in before)
+  [trained] = [group for group in plan.groups if group.train]
+  assert {'/'.join(map(str, path)) for path in trained.paths} == set(params) - set(before)
+  assert all(np.abs(params[name]).max() > 0 for name in set(params) - set(before))
+  with pytest.raises(errors.UserError, match='chosen for each token; it cannot be merged'):
+    compress.compress(run, 'merge_adapter', tmp_path / 'merged', devices=ONE)
+  if adapter.startswith('dynmole'):
+    with pytest.raises(errors.UserError, match="has no name in files of PEFT's layout"):
+      saved.write(run, tmp_path / 'alone')
+  else:
+    saved.write(run, tmp_path / 'alone')
+    comes_back(start, run, tmp_path / 'alone', tmp_path)
