@@ -5,7 +5,8 @@
   model = harness.model(harness.Harness('runs/try'))
   lm_eval.simple_evaluate(model=model, tasks=['arc_easy'])
 
-The three methods need nothing of that package but requests with `args`.
+The three methods need nothing of that package but requests with `args`. Tried with lm-eval 0.4.13: choices,
+greedy texts and whole texts of local files.
 """
 
 import jax
@@ -31,34 +32,38 @@ class Harness:
   Rows are batched by length, longest first, and padded to a power of two. Every token is routed by itself,
   as in generation, so answers do not depend on batches. alone=False asks for the capacity of evaluation
   instead. `drop_frac` is the share of dropped choices of all log-likelihoods until now; 0.0 unless
-  alone=False.
+  alone=False. `num_cut` is the number of rows until now that lost their beginning, because they had more
+  tokens than a row of training.
 
   Args:
     path:       run directory, or a downloaded folder; batch_size: rows at once.
-    length:     most tokens that are generated.
+    length:     most tokens that are generated, where a request has no max_gen_toks.
     alone:      see `rank.details`.
     cfg:        the run's configuration, if not as it was trained.
+    step:       of the checkpoint, None = the newest; within: see `opened.restore`.
   """
 
-  def __init__(self, path, batch_size=8, length=64, alone=True, cfg=None, devices=None):
+  def __init__(self, path, batch_size=8, length=64, alone=True, cfg=None, devices=None, step=None,
+               within='checkpoints'):
     path = downloaded.resolved(path)
     self.cfg = rundir.opened(path) if cfg is None else cfg
     if not getattr(pipeline.objective(self.cfg), 'whole', False):
       raise errors.UserError(f'lm-evaluation-harness scores texts from left to right, and {path} has '
                              f'{lookup.titled(self.cfg.data)}; it needs lm')
     self._batch_size, self._length, self._devices = batch_size, length, devices
-    self._dropped, self._batches = 0.0, 0
+    self._dropped, self._batches, self.num_cut = 0.0, 0, 0
     self._start = self.cfg.model.get('start_id', 0)
     self._starts = self.cfg.model.get('start_prompts', True)
     with states.on_mesh(self.cfg.mesh, devices) as mesh:
       record = records.read(path)
       self._plan = states.blueprint(record.located(self.cfg), mesh)
       self._vocabulary = pipeline.vocabulary(self.cfg, found=record)
-      _, state, _, _ = opened.restore(self._plan, path, self._vocabulary, lambda line: None)
+      self.step, state, _, _ = opened.restore(self._plan, path, self._vocabulary, lambda line: None, step,
+                                              within)
     self._numbers = state['params'], state['router_state']
     self._score = jax.jit(lambda params, routers, batch: rank.details(
         self._plan.model(params, routers), batch, alone=alone))
-    self._generate = None
+    self._programs = {}
 
   @property
   def drop_frac(self):
@@ -93,20 +98,28 @@ class Harness:
     return totals
 
   def generate_until(self, requests):
-    """Returns greedy texts of requests with args (context, dict), cut at the first of `until`."""
+    """Returns greedy texts of requests with args (context, dict), cut at the first of `until`.
+
+    A text has at most `max_gen_toks` tokens of its dict.
+    """
     first, last = infer.around(self.cfg, self._vocabulary)
-    prompts = [([*first, *self._encode(request.args[0]), *last] or [self._start])[-self.cfg.data.length:]
-               for request in requests]
+    whole = [[*first, *self._encode(request.args[0]), *last] or [self._start] for request in requests]
+    self.num_cut += sum(len(ids) > self.cfg.data.length for ids in whole)
+    prompts = [ids[-self.cfg.data.length:] for ids in whole]
+    most = [request.args[1].get('max_gen_toks', self._length) for request in requests]
     with states.on_mesh(self.cfg.mesh, self._devices) as mesh:
-      if self._generate is None:
-        decode = dict(name='greedy', eos_id=generate.ends(self.cfg, self._vocabulary))
-        self._generate = generate.make(self._plan, decode, self._length)
-      key = jax.random.key(0)
-      run = lambda batch: dict(ids=self._generate(*self._numbers, check.place(batch, mesh), key))
+      generated, key = self._program(max(most, default=self._length)), jax.random.key(0)
+      run = lambda batch: dict(ids=generated(*self._numbers, check.place(batch, mesh), key))
       texts = self._in_batches(prompts, lambda rows, width: infer.prompt_batch(self.cfg, rows, width), run)
-    return [_until(generate.text(self.cfg, self._vocabulary,
-                                 row['ids'][:request.args[1].get('max_gen_toks', self._length)]),
-                   request.args[1].get('until', ())) for row, request in zip(texts, requests)]
+    return [_until(generate.text(self.cfg, self._vocabulary, row['ids'][:length]),
+                   request.args[1].get('until', ())) for row, length, request in zip(texts, most, requests)]
+
+  def _program(self, length):
+    """The jitted greedy decoding of at most `length` tokens."""
+    if length not in self._programs:
+      decode = dict(name='greedy', eos_id=generate.ends(self.cfg, self._vocabulary))
+      self._programs[length] = generate.make(self._plan, decode, length)
+    return self._programs[length]
 
   def _encode(self, text):
     try:
@@ -133,6 +146,7 @@ class Harness:
   def _cut(self, ids, num_given):
     """(ids, how many are given) of no more than data.length ids behind the first."""
     over = max(len(ids) - 1 - self.cfg.data.length, 0)
+    self.num_cut += over > 0
     kept = ids[over:]
     return [self._start, *kept[1:]] if over and self._starts else kept, max(num_given - over, 1)
 

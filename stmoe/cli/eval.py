@@ -5,11 +5,15 @@ stmoe eval lm/stdlib:smoke --step 30 --config.eval.batches=0      the default ru
 stmoe eval runs/rte --best                                        scores of the tasks it was fine-tuned on
 stmoe eval runs/try --replay FILE                                 with recorded routing, see stmoe record
 stmoe eval runs/try --task boolq --config.data.jsonl=TRAIN,VAL    a task it was not, by rank and decoding
+stmoe eval runs/try --tasks FILE_OR_FOLDER --shots 0,3            task files of BIG-bench
 stmoe eval runs/try --sweep blocks.m.router.eval_k=1,2,4,8        one checkpoint, several values of a field
 stmoe eval runs/try --sweep 'blocks.*.router.capacity_factor=(1.0,1.0);(1.0,2.0)'
 
 A sweep prints a table and adds its lines to RUN/evals.jsonl, from which `stmoe plot` draws it. Values stand
 between commas, or between semicolons where they contain commas; `*` sets a field of several layers.
+
+--tasks prints a table and writes RUN/results_big_bench.json, from which `stmoe plot` draws the calibration.
+Of each task it draws eval.examples examples, or takes all: 0.
 """
 
 import json
@@ -32,6 +36,8 @@ def add_arguments(parser):
   parser.add_argument('--step', type=ranges.Natural, help='which checkpoint; default: the newest')
   parser.add_argument('--best', action='store_true', help='the checkpoint that checkpoint.best kept')
   parser.add_argument('--task', metavar='TASK', help='score this task, or TASK,TASK')
+  parser.add_argument('--tasks', metavar='FILE_OR_FOLDER', help='task files of BIG-bench')
+  parser.add_argument('--shots', metavar='N,N', help='examples before a question of --tasks (default: 0)')
   parser.add_argument('--sweep', metavar='FIELD=V1,V2', help='evaluate with the field at each value')
   parser.add_argument('--replay', metavar='FILE', help='a recording of routing: its rows, its experts')
   parser.add_argument('--json', action='store_true', help='print the metrics as JSON')
@@ -42,6 +48,7 @@ def add_arguments(parser):
 def run(args):
   if args.best and args.step is not None:
     raise errors.UserError('--best and --step do not go together')
+  shots = _shots(args)
   path = downloaded.run_directory(args.run)
   cfg = rundir.opened(path, args.step, 'best' if args.best else 'checkpoints')
   if args.task:
@@ -55,6 +62,9 @@ def run(args):
   if args.sweep:
     _sweep(cfg, path, args)
     return
+  if args.tasks:
+    _task_files(cfg, path, args, shots)
+    return
   from stmoe.answer import score
   if args.task or cfg.eval.methods:
     _tasks(cfg, path, args)
@@ -66,6 +76,39 @@ def run(args):
     print(json.dumps(files.plain({'step': step} | values)))
   else:
     print('\n'.join(f'{name:20} {value:.6g}' for name, value in values.items()))
+
+
+def _shots(args):
+  """The numbers of --shots; UserError for anything else, or for --tasks beside another kind of evaluation."""
+  for flag in ('task', 'sweep', 'replay') if args.tasks else ():
+    if getattr(args, flag):
+      raise errors.UserError(f'--tasks and --{flag} do not go together')
+  if args.shots and not args.tasks:
+    raise errors.UserError('--shots is for --tasks FILE_OR_FOLDER')
+  texts = (args.shots or '0').split(',')
+  if not all(text.isdecimal() for text in texts):
+    raise errors.UserError(f'--shots {args.shots}: numbers between commas, for example 0,1,3')
+  return list(dict.fromkeys(map(int, texts)))
+
+
+def _task_files(cfg, path, args, shots):
+  """Prints the table of task files of BIG-bench, and keeps everything in the run."""
+  from stmoe.analysis import table
+  from stmoe.answer import task_files
+  from stmoe.data.text import big_bench
+  tasks = big_bench.read(args.tasks)
+  task_files.check(tasks, shots, _say)
+  with task_files.system(cfg, path, tasks, _say, args.step, args.best) as (system, step):
+    _say(f'scoring the checkpoint of step {step:,}')
+    found = task_files.evaluate(system, tasks, shots, cfg.eval.examples, _say)
+    record = task_files.record(step, found, system.num_cut)
+  task_files.write(path, record)
+  if args.json:
+    print(json.dumps(files.plain(record)))
+    return
+  print(table.plain(task_files.HEADINGS, task_files.rows(found)))
+  if system.num_cut:
+    print(f'{system.num_cut} rows have over data.length={cfg.data.length} tokens and lose their beginning')
 
 
 def _check_task(args):

@@ -11,6 +11,7 @@ from stmoe import errors
 from stmoe import files
 
 ROUTING, SHOWN = 'routing.json', 'shown'
+BIG_BENCH = 'results_big_bench.json'      # of `stmoe eval --tasks`, among the results of other tasks
 
 
 def config(path):
@@ -255,6 +256,20 @@ def routing(path):
         all(count.isdecimal() for count in found['dropped']), 'has no losses')
   _must(file, number(found.get('universality')) and isinstance(found.get('notes'), list), 'is cut short')
   return found
+
+
+def calibration(path):
+  """Returns dict shots -> list of (examples, how many are right, sum of their confidence); {} if none.
+
+  They are of all tasks with choices of `stmoe eval --tasks` (`answer.task_files.record`).
+  """
+  file = pathlib.Path(path) / BIG_BENCH
+  found = (_optional(file) or {}).get('calibration', {})
+  row = lambda bins: isinstance(bins, list) and len(bins) == 3 and all(map(is_number, bins))
+  good = isinstance(found, dict) and all(
+      shots.isdecimal() and isinstance(bins, list) and all(map(row, bins)) for shots, bins in found.items())
+  _must(file, good, 'has no bins of calibration')
+  return {int(shots): bins for shots, bins in found.items() if bins}
 
 
 def _square(rows):

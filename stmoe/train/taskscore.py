@@ -108,17 +108,25 @@ class Scorer:
                  score(self.tasks[name].metrics, examples, predictions).items()}
     return values | averages(values)
 
+  def likelihoods(self, state, pairs, tell=lambda: None):
+    """Returns the list of log P(target | inputs) of (inputs, targets) `pairs`; `tell`s of every batch."""
+    return list(self._each_batch(self._rank, state, pairs, tell))
+
+  def texts(self, state, inputs, tell=lambda: None):
+    """Returns the list of texts that the model writes for a list of `inputs`."""
+    ids = self._each_batch(self._write, state, [(text, '') for text in inputs], tell)
+    return [generate.text(self.cfg, self._rower.vocabulary, row) for row in ids]
+
   def _ranked(self, state, examples, tell):
     """The likeliest choice of each example."""
     pairs = [(example['inputs'], choice) for example in examples for choice in example['choices']]
-    likely = iter(self._each_batch(self._rank, state, pairs, tell))
+    likely = iter(self.likelihoods(state, pairs, tell))
     return [max([(next(likely), -i, choice) for i, choice in enumerate(example['choices'])])[2]
             for example in examples]
 
   def _written(self, state, examples, tell):
     """The text that the model writes for each example."""
-    ids = self._each_batch(self._write, state, [(example['inputs'], '') for example in examples], tell)
-    return [generate.text(self.cfg, self._rower.vocabulary, row) for row in ids]
+    return self.texts(state, [example['inputs'] for example in examples], tell)
 
   def _found(self, state, examples, tell):
     """The best span of each example, over the windows of its text."""

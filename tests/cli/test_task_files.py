@@ -1,0 +1,62 @@
+"""`stmoe eval --tasks`: an untrained run is at chance, its figure, and mistakes in one line."""
+
+import json
+
+import jax
+import pytest
+
+from pallas_kernels import walk
+from stmoe import errors
+from stmoe.analysis import canvas
+from stmoe.analysis.figures import calibration
+from stmoe.runs import read as runs
+from stmoe.train import state as states
+from tests.answer import test_task_files
+from tests.cli import test_infer
+from tests.train import tiny_run
+
+HERE = test_task_files.HERE
+
+
+@pytest.fixture(scope='module')
+def lm(tmp_path_factory):
+  """An untrained run, on one device."""
+  make = states.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
+    patch.setattr(walk, 'sizes', lambda *_: (2,))
+    folder = tiny_run.write_corpus(tmp_path_factory.mktemp('task_files'))
+    yield test_infer.write_run(folder / 'lm', tiny_run.config(folder, **{'eval.batch_size': 64}))
+
+
+def test_an_untrained_run_is_at_chance(lm, command, tmp_path):
+  for name in ('known_unknowns', 'simple_arithmetic_json_multiple_choice',
+               'simple_arithmetic_multiple_targets_json'):
+    (tmp_path / f'{name}.json').symlink_to(HERE / f'{name}.json')
+  code, out, err = command('eval', lm, '--tasks', tmp_path, '--shots', '0,1')
+  assert code == 0 and 'step 1' in err, err
+  assert 'lose their beginning' in out and out.count('known_unknowns') == 2
+  record = json.loads((lm / 'results_big_bench.json').read_text())
+  for shots in '01':
+    for result in record['tasks'][shots].values():
+      grade = result['scores'][result['preferred']]
+      assert abs(grade - result['low']) <= 2 * result['low_spread'], result
+  figure = calibration.draw(runs.Run(lm, 'lm', {}, {}, [], {}, {}, None))[calibration.STEM]
+  assert len(canvas.encode(figure, 'png')) > 5000 and len(figure.axes[0].collections) >= 2
+
+def test_other_mistakes(lm, mistake, tmp_path):
+  assert 'none.json: No such file' in mistake('eval', lm, '--tasks', tmp_path / 'none.json')
+  assert 'no task in it' in mistake('eval', lm, '--tasks', tmp_path)
+  assert 'numbers between commas' in mistake('eval', lm, '--tasks', HERE, '--shots', 'few')
+  assert '--shots is for --tasks' in mistake('eval', lm, '--shots', '1')
+  assert '--tasks and --task do not' in mistake('eval', lm, '--tasks', HERE, '--task', 'boolq')
+  (tmp_path / 'x.json').write_text('{')
+  assert 'x.json: is not JSON' in mistake('eval', lm, '--tasks', tmp_path / 'x.json')
+  for name in 'ab':
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'task.json').write_text(json.dumps(test_task_files.TASK))
+  (tmp_path / 'x.json').unlink()
+  assert 'has the name sum, too' in mistake('eval', lm, '--tasks', tmp_path).replace("'", '')
+  (lm / 'results_big_bench.json').write_text('{"calibration": {"0": [[1]]}}')
+  with pytest.raises(errors.UserError, match='has no bins'):
+    calibration.draw(runs.Run(lm, 'lm', {}, {}, [], {}, {}, None))
