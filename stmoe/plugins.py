@@ -17,6 +17,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 import types
 import typing
 
@@ -80,9 +81,11 @@ def module(package: str, name: str) -> types.ModuleType | None:
     sys.modules[dotted] = importlib.util.module_from_spec(spec)
     try:
       spec.loader.exec_module(sys.modules[dotted])
-    except BaseException:
+    except Exception as error:           # whatever the code of somebody else does
       del sys.modules[dotted]
-      raise
+      lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(plugin.path)]
+      raise errors.UserError(f'{plugin.path}, line {lines[-1] if lines else 1}: {type(error).__name__}: '
+                             f'{" ".join(str(error).split())}') from error
   return sys.modules[dotted]
 
 

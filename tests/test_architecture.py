@@ -27,6 +27,7 @@ TRAIN = {'train', 'checkpoints', 'targets', 'data', 'metrics', 'analysis', 'host
 USES = {'answer', 'aot', 'bench', 'conform', 'derive', 'surgery', 'interop', 'sweep'}
 ARROWS = {
     'cli': USES | TRAIN,
+    'api': USES | TRAIN,
     'experiments': USES | TRAIN,
     'answer': TRAIN | {'derive'},
     'bench': TRAIN | {'aot'},

@@ -11,7 +11,6 @@ Ctrl-C and SIGTERM save and stop. A finished run says so at once; more --config.
 import sys
 
 from stmoe import errors
-from stmoe import experiment
 from stmoe.hosts import job
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
@@ -23,7 +22,7 @@ def add_arguments(parser):
   parser.add_argument('name', nargs='?',
                       help='an experiment, NAME[:argument], a .py file, or a run that is to go on')
   parser.add_argument('--like', metavar='RUN', help='a new run with the configuration of this run directory')
-  parser.add_argument('--workdir', help='run directory; default: runs/ and the name')
+  parser.add_argument('--workdir', help='run directory; default: in runs/, called like the experiment')
   parser.add_argument('--replay', metavar='FILE', help='a recording of routing: its rows, its experts')
   job.add_arguments(parser)
   parser.set_defaults(overrides=())
@@ -31,7 +30,7 @@ def add_arguments(parser):
 
 def run(args):
   cfg, name = rundir.named(_named(args), args.overrides)
-  workdir = args.workdir or (name if rundir.is_run(name) else experiment.default_workdir(name))
+  workdir = args.workdir or (name if rundir.is_run(name) else rundir.default(name, cfg))
   if args.replay:
     from stmoe.data import recording
     recording.replay(cfg, args.replay, args.like or (name if rundir.is_run(name) else None))
