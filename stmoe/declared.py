@@ -131,6 +131,11 @@ def of_function(package, name, function):
   return of_functions(f'{package}.{name}').get(function, {})
 
 
+def tree(package, name):
+  """Returns the parsed text of module `name` of a package."""
+  return _tree(file(package, name))
+
+
 @functools.cache
 def _tree(path):
   try:

@@ -117,6 +117,11 @@ def _run(argv):
                   formatter_class=argparse.RawDescriptionHelpFormatter)
   command.add_arguments(parser)
   words, overrides = split_overrides(argv[1:])
+  if hasattr(command, 'help_of') and {'-h', '--help'} & set(words):
+    print(parser.format_help())
+    print('\n'.join(command.help_of([*words, *overrides])))
+    return 0
+  _misspelt(words, parser)
   args = parser.parse_args(words)
   if overrides and not hasattr(args, 'overrides'):
     raise errors.UserError(f'stmoe {name} takes no {overrides[0]}; see stmoe {name} --help')
@@ -129,6 +134,17 @@ def _run(argv):
   elif computes(name):
     job.alone(name)
   return command.run(args)
+
+
+def _misspelt(words, parser):
+  """Raises UserError for a field that stands without its `config`: --train.steps=3, config.train.steps=3."""
+  for word in words:
+    field = re.fullmatch(r'(?:--)?(?:config\.)?([a-z_]+(?:\.\w+)+)(=.*)?', word, re.DOTALL)
+    if not field or not (word.startswith('--') or field[2]):
+      continue
+    from stmoe import sections           # with ml_collections, which `stmoe --help` does not wait for
+    if field[1].partition('.')[0] in sections.SECTIONS:
+      raise errors.UserError(f'{parser.prog} knows no {word}; nearest: --config.{field[1]}{field[2] or ""}')
 
 
 def _overview():
