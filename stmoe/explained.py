@@ -147,7 +147,8 @@ def entries(docstring: str) -> dict[str, str]:
   {'k': 'how many there are', 'n': 'how many there are', 'm': 'other'}
   """
   found: dict[str, str] = {}
-  names, indent = [], 0
+  names: list[str] = []
+  indent = 0
   for text in docstring.splitlines():
     entry = ENTRY.fullmatch(text)
     if entry:

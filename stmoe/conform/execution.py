@@ -18,6 +18,8 @@ from stmoe.core import assignment
 from stmoe.core import contract
 
 G, S, D, E = 2, 16, 8, 4
+# (y [G,S,D'], (gradients to x, the weights and the bank)).
+Values = tuple[jax.Array, tuple[typing.Any, typing.Any, typing.Any]]
 # How the choices of `made` may lie.
 CASES = ('random', 'one_takes_all', 'empty', 'ties', 'padding', 'nothing')
 
@@ -38,8 +40,8 @@ def bank(name: str, **fields) -> typing.Any:
 
 
 @functools.partial(jax.jit, static_argnames='executor')
-def run(x: jax.Array, weight: jax.Array, bank: typing.Any, a: contract.Assigned,
-        key: jax.Array | None = None, *, executor: str) -> tuple:
+def run(x: jax.Array, weight: jax.Array, bank: typing.Any, a: assignment.Assignment,
+        key: jax.Array | None = None, *, executor: str) -> Values:
   """Returns (y, gradients to x [G,S,D], weight [G,N] and the bank).
 
   The cotangent of y differs in every entry.
@@ -52,7 +54,8 @@ def run(x: jax.Array, weight: jax.Array, bank: typing.Any, a: contract.Assigned,
 
 def same(got: typing.Any, want: typing.Any, tolerance: float = 2e-5, what: str = '') -> None:
   """Raises AssertionError unless trees are equal, up to `tolerance` of the largest entry of each array."""
-  assert jax.tree.structure(got) == jax.tree.structure(want), 'other arrays'
+  trees: typing.Any = [jax.tree.structure(tree) for tree in (got, want)]
+  assert trees[0] == trees[1], 'other arrays'
   for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
     g, w = np.asarray(g, np.float32), np.asarray(w, np.float32)
     np.testing.assert_allclose(g, w, rtol=0, atol=tolerance * max(1e-3, np.abs(w).max()), err_msg=what)

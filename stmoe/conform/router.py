@@ -37,7 +37,7 @@ def reports_and_has_gradients(name: str, **fields) -> None:
   assert aux.load.shape == (counted,) and aux.load.dtype == jnp.float32, 'aux.load is no float32[experts]'
   assert aux.load.sum() > 0, 'aux.load is 0'
   assert 'drop_frac' in aux.metrics, 'metrics lack drop_frac; wanted: core.metrics.routing'
-  faults = checked.faults(router, a, MASK)
+  faults = checked.faults(router, a, jnp.asarray(MASK))
   assert not faults, faults
   for key, value in (aux.losses | aux.metrics).items():
     assert value.shape == () and value.dtype == jnp.float32, f'{key} is no float32[]'
