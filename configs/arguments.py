@@ -5,6 +5,16 @@ import types
 from stmoe import errors
 from stmoe import parsing
 
+ASKED = '?'                              # an argument that asks for the arguments that there are
+
+
+class Asked(errors.UserError):
+  """The answer to ASKED: `spec` has every argument with its default."""
+
+  def __init__(self, spec):
+    super().__init__(f'the arguments are {", ".join(spec)}')
+    self.spec = spec
+
 
 def parse(arg, **spec):
   """Returns a namespace of the values in `arg`, typed like the defaults in `spec`.
@@ -18,6 +28,8 @@ def parse(arg, **spec):
   Raises:
     UserError: for an unknown key, a missing or mistyped value, or a key given twice.
   """
+  if arg == ASKED:
+    raise Asked(spec)
   values = dict(spec)
   given_keys = set()
   for item in filter(None, arg.split(',')):

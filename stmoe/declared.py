@@ -13,6 +13,7 @@ import typing
 from typing import NamedTuple
 
 from stmoe import errors
+from stmoe import plugins
 from stmoe import ranges
 
 ROOT = pathlib.Path(__file__).parent
@@ -52,21 +53,33 @@ def folders(package):
 def steady(function):
   """Returns `function(package, ...)`, whose results are kept where the package has its own folder alone.
 
-  A configuration asks for the same files hundreds of times. Other folders may change while a process runs.
+  A configuration asks for the same files hundreds of times. Other folders may change while a process runs,
+  and other plugins are other files.
   """
-  cached = functools.cache(function)
+  cached = functools.cache(lambda plugged, *arguments: function(*arguments))
 
   @functools.wraps(function)
   def call(package, *rest):
     extended = list(getattr(sys.modules.get(package), '__path__', ()))
-    return (cached if extended in ([], [_own(package)]) else function)(package, *rest)
+    if extended not in ([], [_own(package)]):
+      return function(package, *rest)
+    return cached(plugins.known(), package, *rest)
   return call
+
+
+@steady
+def names(package):
+  """Returns the set of the names of a package's modules that begin with no underscore, plugins included."""
+  return {*plugins.files(package), *(path.stem for folder in folders(package)
+                                     for path in folder.glob('[!_]*.py'))}
 
 
 @steady
 def file(package, name):
   """Returns the file of module `name` of a package: ('stmoe.routers', 'switch') -> .../routers/switch.py."""
   files = [folder / f'{name}.py' for folder in folders(package)]
+  if plugin := plugins.files(package).get(name):
+    files.append(plugin)
   return next((path for path in files if path.is_file()), files[0])
 
 
@@ -116,6 +129,11 @@ def of_functions(module):
 def of_function(package, name, function):
   """Returns dict field -> Field of a function of module `name` of a package; {} if it has none."""
   return of_functions(f'{package}.{name}').get(function, {})
+
+
+def tree(package, name):
+  """Returns the parsed text of module `name` of a package."""
+  return _tree(file(package, name))
 
 
 @functools.cache

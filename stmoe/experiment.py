@@ -68,6 +68,22 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> tuple[ml_collection
   return override(config, overrides, written=written), canonical + (f':{arg}' if arg else '')
 
 
+def arguments(where: str) -> dict[str, typing.Any]:
+  """Returns dict argument -> default of an experiment, without its argument; {} where it declares none.
+
+  The experiment's code runs as far as it reads its argument.
+  """
+  from stmoe.configs import arguments as declared_arguments
+  _, module = find_module(where)
+  try:
+    module.get_config(declared_arguments.ASKED)
+  except declared_arguments.Asked as answer:
+    return answer.spec
+  except errors.UserError:
+    pass
+  return {}
+
+
 def split(name: str) -> tuple[str, str]:
   """Returns (name or path, argument) of 'lm/stdlib:smoke' or 'a:b.py:smoke'; '' is no argument."""
   path, suffix, arg = name.rpartition('.py:')

@@ -4,7 +4,7 @@
 of `stmoe/routers/switch.py`, called with `num_experts=8`. A class is found by its
 file: `st_moe.py` holds `STMoE`, `mlp.py` holds `Mlp` (case and underscores ignored).
 What there is, and with which fields, is read from the files (see `declared.py`). Only what
-is built is imported.
+is built is imported. Files outside of the package are named by `--plugin`, see `plugins.py`.
 """
 
 import functools
@@ -17,6 +17,7 @@ import typing
 
 from stmoe import declared
 from stmoe import errors
+from stmoe import plugins
 from stmoe import ranges
 from stmoe import value_ranges
 
@@ -39,6 +40,7 @@ PACKAGES = {
     'strategy': 'stmoe.decode.strategies',
     'source': 'stmoe.data.sources',
     'objective': 'stmoe.data.text.objectives',   # of a source of texts
+    'tasks': 'stmoe.data.text.families',   # of a source of texts: files of tasks
     'metric': 'stmoe.metrics',
     'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
     'packing': 'stmoe.interop.packings',  # of their tensors in fewer bits
@@ -74,17 +76,12 @@ FUNCTIONS = {'executor': 'execute', 'launcher': 'launch', 'surgery': 'operate',
 
 def available(kind: str) -> list[str]:
   """Returns the sorted names of the modules of `kind` (a key of PACKAGES)."""
-  return sorted(name for name in _names(PACKAGES[kind]) if has(kind, name))
+  return sorted(name for name in declared.names(PACKAGES[kind]) if has(kind, name))
 
 
 def wrappers(kind: str) -> list[str]:
   """Returns the sorted names of modules of `kind` that wrap another, their `inner`: a folder of their own."""
-  return sorted(_names(f'{PACKAGES[kind]}.wrappers'))
-
-
-@declared.steady
-def _names(package):
-  return {path.stem for folder in declared.folders(package) for path in folder.glob('[!_]*.py')}
+  return sorted(declared.names(f'{PACKAGES[kind]}.wrappers'))
 
 
 def has(kind: str, name: typing.Any) -> bool:
@@ -104,8 +101,9 @@ def check(kind: str, name: str) -> None:
   """Raises UserError, naming the nearest modules, when none of `kind` and no wrapper is called `name`."""
   if not has(kind, name) and name not in wrappers(kind):
     names = available(kind) + wrappers(kind)
+    yours = '; a file of your own is named by --plugin FILE' if kind in plugins.KINDS else ''
     raise errors.UserError(f'no {kind} is called {value_ranges.shown(name)}{errors.nearest(name, names)}'
-                           f' (there are: {", ".join(names)})')
+                           f' (there are: {", ".join(names)}{yours})')
 
 
 class Name(ranges.String):
@@ -130,7 +128,8 @@ def module(kind: str, name: str) -> types.ModuleType:
   """
   check(kind, name)
   try:
-    return importlib.import_module(f'{_package(kind, name)}.{name}')
+    package = _package(kind, name)
+    return plugins.module(package, name) or importlib.import_module(f'{package}.{name}')
   except SyntaxError as error:
     raise errors.UserError(f'{error.filename}, line {error.lineno}: {error.msg}') from None
 

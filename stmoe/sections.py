@@ -76,6 +76,7 @@ class Group(NamedTuple):
   open:   whether other fields are allowed: nothing is declared of them.
   others: what fields of any other name are: a Field, or the dict field -> Field of groups of any name; None =
     there are no others.
+  made_of: (kind, name) of the module that has the fields, or (section, name) of a function; () = of neither.
   """
   path: str
   values: ml_collections.ConfigDict
@@ -84,6 +85,7 @@ class Group(NamedTuple):
   title: str = ''
   open: bool = False
   others: Field | dict | None = None
+  made_of: tuple = ()
 
   def where(self, key):
     """Returns the path of a field."""
@@ -113,7 +115,8 @@ def groups(config):
       functions, name = declared.of_functions(FUNCTIONS[section]), values.get('name')
       named = {'name': Field(ranges.Choice(*functions))}
       mine = _own(functions.get(name, {})) if isinstance(name, str) else {}
-      yield Group(section, values, named | mine, 'name', f'{section} {name!r}')
+      yield Group(section, values, named | mine, 'name', f'{section} {name!r}',
+                  made_of=(section, name) if mine or name in functions else ())
     elif section in KINDS:
       yield from _of_kind(KINDS[section], section, values, more=OF_MODELS if section == 'model' else ())
   yield Group('', config, _outermost(config), open=True)
@@ -169,7 +172,8 @@ def _data(values):
   if objectives:
     fields['objective'] = Field(ranges.Choice(*objectives), fields['objective'].default)
   chosen = 'source' if 'source' in values else 'objective'
-  return Group('data', values, fields | EVERY_SOURCE, chosen, lookup.titled(values))
+  return Group('data', values, fields | EVERY_SOURCE, chosen, lookup.titled(values),
+               made_of=('source', name) if name else ())
 
 
 def _left_aside():
@@ -202,7 +206,8 @@ def _of_kind(kind, path, values, key='name', more=()):
   exists = lookup.has(kind, name) or name in lookup.wrappers(kind)
   fields = _own(lookup.fields(kind, name)) if exists else {}
   name_field = {key: Field(lookup.Name(kind), unnamed)}
-  yield Group(path, values, name_field | fields | dict(more), key, f'{kind} {name!r}', open=not fields)
+  yield Group(path, values, name_field | fields | dict(more), key, f'{kind} {name!r}', open=not fields,
+              made_of=(kind, name) if exists else ())
   for inner in values:
     if lookup.named(kind, inner) and _is_group(values[inner]):
       yield from _of_kind(lookup.named(kind, inner), f'{path}.{inner}', values[inner])

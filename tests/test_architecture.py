@@ -15,8 +15,8 @@ TREES = ('stmoe', 'configs', 'experiments', 'pallas_kernels')
 FILES = sorted(path.relative_to(ROOT) for tree in TREES for path in (ROOT / tree).rglob('*.py'))
 
 # Importable from anywhere; they import nothing of ours but each other.
-ANYWHERE = {'axes', 'declared', 'errors', 'files', 'lookup', 'modules', 'parsing', 'ranges', 'sections',
-            'router_state', 'value_ranges', '__init__'}
+ANYWHERE = {'axes', 'declared', 'errors', 'explained', 'files', 'lookup', 'modules', 'parsing', 'plugins',
+            'ranges', 'router_state', 'sections', 'silence', 'value_ranges', '__init__'}
 # A part may import itself and the parts named here, and nothing else of ours.
 # The floors, from the ground up: a part may import itself, the parts named here, and nothing else of ours.
 SPARSE = {'routers', 'experts', 'core', 'pallas_kernels'}
@@ -24,13 +24,15 @@ MODELS = {'models', 'layers', 'attention', 'heads', 'mixers', 'parts'} | SPARSE
 DECODE = {'decode'} | MODELS
 RUNS = {'runs', 'experiment'}
 TRAIN = {'train', 'checkpoints', 'targets', 'data', 'metrics', 'analysis', 'hosts'} | RUNS | DECODE
-USES = {'answer', 'aot', 'bench', 'derive', 'surgery', 'interop', 'sweep'}
+USES = {'answer', 'aot', 'bench', 'conform', 'derive', 'surgery', 'interop', 'sweep'}
 ARROWS = {
     'cli': USES | TRAIN,
+    'api': USES | TRAIN,
     'experiments': USES | TRAIN,
     'answer': TRAIN | {'derive'},
     'bench': TRAIN | {'aot'},
     'aot': TRAIN,
+    'conform': {'targets', 'data'} | MODELS,
     'derive': TRAIN | {'surgery', 'interop'},
     'sweep': {'analysis', 'hosts'} | RUNS,
     'train': TRAIN,

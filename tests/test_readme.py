@@ -54,6 +54,18 @@ def test_router_of_the_readme_runs_alike_in_every_executor(router):
   assert int(routed.aux.load.sum()) == 2 * (32 - 3)                  # padding goes nowhere
 
 
+def block(title):
+  """The Python code that stands under a title of the page."""
+  return re.search(rf'<!-- {title} -->\n```python\n(.*?)```', README, re.S).group(1)
+
+
+def test_a_loop_of_ones_own(capsys):
+  code = block("a loop of one's own").replace('range(50)', 'range(12)')
+  exec(compile(code, 'README.md', 'exec'), {'__name__': 'readme'})
+  value, _, loads = capsys.readouterr().out.partition(' ')
+  assert float(value) < 3.5 and sum(map(float, re.findall(r'[\d.]+', loads))) == 64 * 37      # ln 256 is 5.5
+
+
 def test_files_and_experiments_named_in_the_readme_exist():
   root = pathlib.Path(__file__).parents[1]
   for path in re.findall(r'\]\((?!https?:)([^)#]+)\)', README):

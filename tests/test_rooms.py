@@ -20,6 +20,7 @@ TWICE = {
     'choices': 'core: how a token chooses; analysis/routing: what trained routers chose',
     'loop': 'train: of steps; decode: of tokens',
     'step': 'train: one step of the optimizer; aot: compiled without its device; bench: timed',
+    'tasks': 'data/text: what they are; conform: what they must do',
     'text': 'aot: a report as text; analysis/routing: routed text',
 }
 

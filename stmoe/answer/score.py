@@ -3,6 +3,7 @@
 import copy
 
 from stmoe import experiment
+from stmoe import silence
 from stmoe.data import record as records
 from stmoe.hosts import job
 from stmoe.runs import directory as rundir
@@ -55,8 +56,9 @@ def score(cfg, path, say, step=None, best=False, devices=None):
     facts = source.info()
     at, state, _, _ = opened.restore(plan, path, facts['vocab'], say, step, 'best' if best else 'checkpoints')
     say(f'evaluating the checkpoint of step {at:,}')
+    tell = silence.telling(say)
     return at, evaluate.run(cfg, plan, evaluate.make(plan, cfg.eval.draws), state, facts,
-                            opened=source)
+                            lambda done, number: tell(f'evaluating {done}/{number}'), source)
 
 
 def tasks(cfg, path, say, step=None, best=False, devices=None):
@@ -69,4 +71,6 @@ def tasks(cfg, path, say, step=None, best=False, devices=None):
     within = 'best' if best else 'checkpoints'
     at, state, _, _ = opened.restore(plan, path, source.info()['vocab'], say, step, within)
     say(f'scoring the checkpoint of step {at:,}')
-    return taskscore.record(scorer, at, scorer.run(state))
+    tell = silence.telling(say)
+    told = lambda done, number: tell(f'scoring the tasks {done}/{number}')
+    return taskscore.record(scorer, at, scorer.run(state, told))

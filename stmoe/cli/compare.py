@@ -38,9 +38,9 @@ def add_arguments(parser):
 
 def run(args):
   variants = compare.expand(args.names, _arguments(args))
-  workdir = args.workdir or compare.default_workdir(args.names)
   request = dict(experiments=[v.experiment for v in variants], seeds=_seeds(args), by=args.by,
                  overrides=list(args.overrides))
+  workdir = args.workdir or compare.default_workdir(args.names, request)
   configs = [rundir.named(v.experiment, args.overrides)[0] for v in variants]
   jobs = compare.stored(workdir, request)
   costs = _costs(configs) if jobs is None else None                  # a mistake leaves no directory behind

@@ -9,9 +9,9 @@ START is a run directory, trained here or made by stmoe convert. The new run has
 changed by the recipe in section finetune of the experiment. Scores stand in results.json of the new run.
 """
 
-from stmoe import experiment
 from stmoe import ranges
 from stmoe.derive import downloaded
+from stmoe.runs import directory as rundir
 
 COMPUTES = True
 
@@ -34,5 +34,5 @@ def run(args):
   if args.replay:
     from stmoe.data import recording
     recording.replay(cfg, args.replay)
-  workdir = args.workdir or experiment.default_workdir(name)
+  workdir = args.workdir or rundir.default(name, cfg, [start])
   return finetune.finetune(start, cfg, workdir, name, args.step)

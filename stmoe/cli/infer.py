@@ -27,6 +27,7 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import ranges
 from stmoe import sections
+from stmoe import silence
 from stmoe.derive import downloaded
 from stmoe.runs import directory as rundir
 
@@ -79,8 +80,11 @@ def run(args):
   tell = (lambda part: print(_on_a_line(part), end='', flush=True)) if stream else None
   made = infer.texts(cfg, path, prompts, decode, length, args.batch_size or 8, say, args.step, watch=watch,
                      tell=tell)
+  said, count = silence.telling(say), 0
   with _writer(args.output) as write:
     for batch in made:
+      count += len(batch)
+      said(f'{count:,} texts')
       for fields, text in batch:
         write('' if stream else json.dumps(fields | dict(prediction=text), ensure_ascii=False) if jsonl
               else _on_a_line(text))

@@ -16,6 +16,7 @@ import sys
 
 import stmoe
 from stmoe import errors
+from stmoe import plugins
 from stmoe.hosts import job
 
 INTERRUPTED = 130                    # what shells report for a command ended by Ctrl-C
@@ -57,7 +58,7 @@ def main(argv=None):
     if hasattr(stream, 'reconfigure'):   # what the terminal has no letter for is written as \x..
       stream.reconfigure(errors='backslashreplace')
   try:
-    code = _run([word for word in argv if word != '--debug'])
+    code = _run(plugged([word for word in argv if word != '--debug']))
     sys.stdout.flush()
     return job.leave(code or 0)
   except BrokenPipeError:            # the reader of a pipe, such as `head`, has seen enough
@@ -116,6 +117,11 @@ def _run(argv):
                   formatter_class=argparse.RawDescriptionHelpFormatter)
   command.add_arguments(parser)
   words, overrides = split_overrides(argv[1:])
+  if hasattr(command, 'help_of') and {'-h', '--help'} & set(words):
+    print(parser.format_help())
+    print('\n'.join(command.help_of([*words, *overrides])))
+    return 0
+  _misspelt(words, parser)
   args = parser.parse_args(words)
   if overrides and not hasattr(args, 'overrides'):
     raise errors.UserError(f'stmoe {name} takes no {overrides[0]}; see stmoe {name} --help')
@@ -130,11 +136,38 @@ def _run(argv):
   return command.run(args)
 
 
+def _misspelt(words, parser):
+  """Raises UserError for a field that stands without its `config`: --train.steps=3, config.train.steps=3."""
+  for word in words:
+    field = re.fullmatch(r'(?:--)?(?:config\.)?([a-z_]+(?:\.\w+)+)(=.*)?', word, re.DOTALL)
+    if not field or not (word.startswith('--') or field[2]):
+      continue
+    from stmoe import sections           # with ml_collections, which `stmoe --help` does not wait for
+    if field[1].partition('.')[0] in sections.SECTIONS:
+      raise errors.UserError(f'{parser.prog} knows no {word}; nearest: --config.{field[1]}{field[2] or ""}')
+
+
 def _overview():
   width = max(map(len, commands()))
   lines = [f'  {name:{width}}  {line}' for name, line in commands().items()]
   return '\n'.join(['usage: stmoe COMMAND ...', '', *lines, '',
-                    'stmoe COMMAND --help explains a command; --debug shows tracebacks of mistakes.'])
+                    'stmoe COMMAND --help explains a command; --debug shows tracebacks of mistakes.',
+                    '--plugin FILE adds a router, experts, an executor, a layer, a target or tasks.',
+                    'Plugins and configurations are code, and run: read those that you did not write.'])
+
+
+def plugged(words):
+  """Returns `words` without every --plugin FILE, once its file is added to the plugins."""
+  words, others = list(words), []
+  while words:
+    word, equals, file = words.pop(0).partition('=')
+    if word != '--plugin':
+      others.append(word + equals + file)
+      continue
+    if not equals and not words:
+      raise errors.UserError('--plugin needs a file: --plugin FILE.py')
+    plugins.add(file if equals else words.pop(0))
+  return others
 
 
 def split_overrides(words):

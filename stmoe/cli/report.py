@@ -16,6 +16,7 @@ import sys
 from stmoe import errors
 from stmoe import files
 from stmoe import ranges
+from stmoe import silence
 from stmoe.derive import downloaded
 
 
@@ -59,6 +60,7 @@ def run(args):
   samples = routed([drawn for drawn, _ in some], [label for _, label in some], out.parent / 'plots', text)
   title = ', '.join(pathlib.Path(name).resolve().name for name in args.runs)
   out.parent.mkdir(parents=True, exist_ok=True)
+  _say('drawing figures and writing the page')
   page = report.page(readable, _costs(readable), labels, samples, title, verdicts, _command())
   files.write_text(out, page)
   print(f'{out}  ({out.stat().st_size / 1e6:.1f} MB, needs no other file)')
@@ -71,8 +73,9 @@ def _costs(found):
   from stmoe.analysis import table
   from stmoe.data import record
   from stmoe.runs import directory as rundir
-  cost_of, costs = {}, {}
+  cost_of, costs, tell = {}, {}, silence.telling(_say)
   for run in (run for run in found if rundir.saved(run.path)):       # which vouch for the configuration
+    tell(f'cost of {run.name}')
     model = json.dumps(run.config | {'seed': 0}, sort_keys=True)
     if model not in cost_of:
       try:
@@ -83,6 +86,10 @@ def _costs(found):
     if cost_of[model]:
       costs[run.name] = cost_of[model]
   return costs
+
+
+def _say(line):
+  print(line, file=sys.stderr, flush=True)
 
 
 def _command():

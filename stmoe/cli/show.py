@@ -1,6 +1,7 @@
 """Prints the resolved configuration of an experiment or a run after overrides, and what a run is made of.
 
 stmoe show lm/stdlib:smoke --config.train.steps=100
+stmoe show lm/stdlib --fields                          what every field means, may be, and is by default
 stmoe show lm/stdlib --json
 stmoe show runs/tuned                                  the configuration of a run, and the runs it is made of
 stmoe show DOWNLOADED                                  family, sizes, parameters, whether the model fits here
@@ -10,10 +11,12 @@ On a terminal, fields that have their default are dim.
 """
 
 import os
+import shutil
 import sys
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import explained
 from stmoe import sections
 from stmoe.derive import downloaded
 from stmoe.runs import directory as rundir
@@ -27,6 +30,8 @@ def add_arguments(parser):
                       help='an experiment, NAME[:argument], the path of a .py file, a run directory, or a '
                       'downloaded folder')
   parser.add_argument('--json', action='store_true', help='print what a run stores as config.json')
+  parser.add_argument('--fields', action='store_true',
+                      help='explain every field: what it means, what it may be, its default')
   parser.add_argument('--sharding', action='store_true',
                       help='print the axes, spec, shape and bytes of every array; no device is needed')
   parser.add_argument('--mesh', metavar='DxExM', help='sizes of data, expert and model for --sharding')
@@ -37,13 +42,18 @@ def run(args):
   if args.sharding != bool(args.mesh) or args.sharding and args.json:
     raise errors.UserError('--sharding and --mesh DxExM go together, and without --json; '
                            'nearest: --sharding --mesh 8x1x1')
+  if args.fields and (args.json or args.sharding):
+    raise errors.UserError('--fields goes without --json and --sharding')
   folder = downloaded.found(args.name)
-  if folder and not (args.json or args.sharding):
+  if folder and not args.fields and not (args.json or args.sharding):
     from stmoe.derive import shown
     for line in shown.lines(args.name, args.overrides):
       print(line)
     return
   config, name = _configuration(args.name, args.overrides, folder)
+  if args.fields:
+    print('\n'.join(explained.lines(config, shutil.get_terminal_size().columns)))
+    return
   if args.json:
     print(experiment.to_json(config))
     return

@@ -2,16 +2,18 @@
 
 stmoe train lm/stdlib:method=switch,smoke --workdir runs/try --config.train.steps=100
 stmoe train runs/try                                                continues it
+stmoe train lm/stdlib --help                                        also lists the fields of the configuration
 stmoe train --like runs/try --workdir runs/other --config.seed=1    a new run of the same configuration
 stmoe train --like runs/try --workdir runs/other --replay FILE      with recorded routing, see stmoe record
 
 Ctrl-C and SIGTERM save and stop. A finished run says so at once; more --config.train.steps go on from it.
 """
 
+import shutil
 import sys
 
 from stmoe import errors
-from stmoe import experiment
+from stmoe import explained
 from stmoe.hosts import job
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
@@ -23,15 +25,25 @@ def add_arguments(parser):
   parser.add_argument('name', nargs='?',
                       help='an experiment, NAME[:argument], a .py file, or a run that is to go on')
   parser.add_argument('--like', metavar='RUN', help='a new run with the configuration of this run directory')
-  parser.add_argument('--workdir', help='run directory; default: runs/ and the name')
+  parser.add_argument('--workdir', help='run directory; default: in runs/, called like the experiment')
   parser.add_argument('--replay', metavar='FILE', help='a recording of routing: its rows, its experts')
   job.add_arguments(parser)
   parser.set_defaults(overrides=())
 
 
+def help_of(words):
+  """Returns lines on the configuration that the words of a command name: `stmoe train NAME --help`."""
+  names = [word for word in words if not word.startswith('-')][:1]
+  if not names:
+    return ['stmoe train NAME --help also lists the fields of the configuration NAME.']
+  config, name = rundir.named(names[0], [word for word in words if word.startswith('--config.')])
+  return [f'Fields of {name}, set by --config.a.b=VALUE:', '',
+          *explained.lines(config, shutil.get_terminal_size().columns)]
+
+
 def run(args):
   cfg, name = rundir.named(_named(args), args.overrides)
-  workdir = args.workdir or (name if rundir.is_run(name) else experiment.default_workdir(name))
+  workdir = args.workdir or (name if rundir.is_run(name) else rundir.default(name, cfg))
   if args.replay:
     from stmoe.data import recording
     recording.replay(cfg, args.replay, args.like or (name if rundir.is_run(name) else None))

@@ -16,6 +16,7 @@ import contextlib
 from stmoe import experiment
 from stmoe import ranges
 from stmoe.derive import downloaded
+from stmoe.runs import directory as rundir
 
 COMPUTES = True
 
@@ -42,14 +43,14 @@ def add_arguments(parser):
 
 def run(args):
   cfg, name = experiment.load(args.name, args.overrides)
-  workdir = args.workdir or experiment.default_workdir(name)
+  dense = [downloaded.run_directory(run) for run in args.runs]
+  workdir = args.workdir or rundir.default(name, cfg, dense)
   from stmoe.derive import upcycle
   from stmoe.train import progress
   with contextlib.closing(progress.make(None, 0)) as show:
     record = upcycle.upcycle(
-        [downloaded.run_directory(run) for run in args.runs], cfg, workdir, show, noise=args.noise,
-        scale=args.scale, granularity=args.granularity, base=args.base, optimizer=args.optimizer,
-        step=args.step)
+        dense, cfg, workdir, show, noise=args.noise, scale=args.scale, granularity=args.granularity,
+        base=args.base, optimizer=args.optimizer, step=args.step)
   print('\n'.join(_lines(record)))
   print(f'{workdir} starts at step {record["step"]:,}; go on with: stmoe train '
         f'{" ".join([args.name, "--workdir", str(workdir), *args.overrides])}')

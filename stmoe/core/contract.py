@@ -63,7 +63,29 @@ class Context(struct.PyTreeNode):
   # mean over microbatches equal the value of the undivided batch even when padding is uneven.
 
   @classmethod
-  def of(cls, batch: dict, stack: str, **fields) -> 'Context':
+  def of(cls, tokens: jax.Array, mask: jax.Array | None = None, *, step: int | jax.Array = 0,
+         **fields) -> 'Context':
+    """Returns the Context of whole rows, one sequence a row.
+
+    Args:
+      tokens: i32[B,T] ids. Or activations [B,T,D] of what has no ids: such tokens are numbered.
+      mask:   bool[B,T], True = real token; None = all are real. Padding is never told from the ids.
+      step:   of the optimizer, for routers with schedules.
+      fields: the other fields: key and train=True in training, causal, vocab_size, given, ...
+
+    >>> ctx = Context.of(jnp.array([[5, 6, 7], [8, 9, 0]]), mask=jnp.array([[1, 1, 1], [1, 1, 0]], bool))
+    >>> ctx.positions.tolist(), ctx.segments.tolist(), float(ctx.tokens)
+    ([[0, 1, 2], [0, 1, 2]], [[1, 1, 1], [1, 1, 0]], 5.0)
+    """
+    mask = jnp.ones(tokens.shape[:2], bool) if mask is None else jnp.asarray(mask, bool)
+    known = numbered(mask)
+    if jnp.issubdtype(tokens.dtype, jnp.integer):
+      known['ids'] = jnp.asarray(tokens, jnp.int32)
+    count = jnp.sum(mask, dtype=jnp.float32)
+    return cls(**dict(known, step=jnp.asarray(step, jnp.int32), tokens=count) | fields)
+
+  @classmethod
+  def of_batch(cls, batch: dict, stack: str, **fields) -> 'Context':
     """Returns the Context of a stack's tokens in a batch of the data, with a key of the stack's own.
 
     Args:

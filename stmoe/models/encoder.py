@@ -77,8 +77,8 @@ class Encoder(nnx.Module):
       tokens: dict of `count_tokens`: divisors of the router losses; None = of this batch.
     """
     tokens = self.count_tokens(batch) if tokens is None else tokens
-    ctx = contract.Context.of(batch, 'encoder', key=key, step=jnp.asarray(step), tokens=tokens['encoder'],
-                              vocab_size=self.vocab_size, train=train)
+    ctx = contract.Context.of_batch(batch, 'encoder', key=key, step=jnp.asarray(step),
+                                    tokens=tokens['encoder'], vocab_size=self.vocab_size, train=train)
     length = ctx.ids.shape[1]
     if length > self.length:
       raise UserError(f'model.length={self.length}, but rows have data.inputs_length={length} tokens; '

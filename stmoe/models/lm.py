@@ -117,8 +117,9 @@ class LM(nnx.Module):
       alone:  route every token by itself, as decoding does (see `moe.grouping`).
     """
     tokens = self.count_tokens(batch) if tokens is None else tokens
-    ctx = contract.Context.of(batch, 'decoder', key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
-                              vocab_size=self.vocab_size, train=train, causal=True, alone=alone)
+    ctx = contract.Context.of_batch(batch, 'decoder', key=key, step=jnp.asarray(step),
+                                    tokens=tokens['decoder'], vocab_size=self.vocab_size,
+                                    train=train, causal=True, alone=alone)
     mask = functools.partial(visible.causal, ctx.segments, batch.get('decoder_causal_attention'))
     ctx = ctx.replace(visible=dict(attention=self._visible(mask, self.rotary(ctx.positions))))
     x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx)      # [B, T, D]
@@ -151,8 +152,9 @@ class LM(nnx.Module):
 
   def extend(self, batch: dict[str, jax.Array], cache: caches.Cache) -> tuple[jax.Array, caches.Cache]:
     """Returns (x [B,T,D], cache) of the next tokens of every row, as `__call__` with alone=True has them."""
-    ctx = contract.Context.of(batch, 'decoder', step=jnp.int32(0), tokens=self.count_tokens(batch)['decoder'],
-                              vocab_size=self.vocab_size, causal=True, alone=True)
+    ctx = contract.Context.of_batch(batch, 'decoder', step=jnp.int32(0),
+                                    tokens=self.count_tokens(batch)['decoder'],
+                                    vocab_size=self.vocab_size, causal=True, alone=True)
     mask = functools.partial(visible.extended, ctx.segments, cache.write(ctx.segments), cache.slot,
                              batch.get('decoder_causal_attention'))
     seen = self._visible(mask, self.rotary(ctx.positions, room=cache.segments.shape[1]), slot=cache.slot)

@@ -52,8 +52,9 @@ class MlpLM(nnx.Module):
       tokens: dict of `count_tokens`: divisor of the router losses; None = of this batch.
     """
     tokens = self.count_tokens(batch) if tokens is None else tokens
-    ctx = contract.Context.of(batch, 'decoder', key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
-                              vocab_size=self.vocab_size, train=train, causal=True)
+    ctx = contract.Context.of_batch(batch, 'decoder', key=key, step=jnp.asarray(step),
+                                    tokens=tokens['decoder'], vocab_size=self.vocab_size,
+                                    train=train, causal=True)
     x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx)      # [B, T, D]
     with jax.named_scope('head'):
       return self.embed.logits(x) if self.head is None else self.head(x), aux   # [B, T, V]

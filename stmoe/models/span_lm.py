@@ -71,8 +71,9 @@ class SpanLM(nnx.Module):
       raise UserError('model span_lm looks back only, a prefix cannot be seen in both directions; '
                       "nearest: data.objective='lm', or model.name='lm'")
     tokens = self.count_tokens(batch) if tokens is None else tokens
-    ctx = contract.Context.of(batch, 'decoder', key=key, step=jnp.asarray(step), tokens=tokens['decoder'],
-                              vocab_size=self.vocab_size, train=train, causal=True)
+    ctx = contract.Context.of_batch(batch, 'decoder', key=key, step=jnp.asarray(step),
+                                    tokens=tokens['decoder'], vocab_size=self.vocab_size,
+                                    train=train, causal=True)
     ctx = ctx.replace(visible=dict(attention=span_attention.Visible(pe=self.pe[...], segments=ctx.segments)))
     x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx)      # [B, T, D]
     with jax.named_scope('head'):

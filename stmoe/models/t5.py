@@ -179,8 +179,8 @@ class T5(nnx.Module):
 
   def _context(self, batch, tokens, name, step=0, **fields):
     """The Context of the stack called `name`."""
-    return contract.Context.of(batch, name, tokens=tokens[name], step=jnp.asarray(step),
-                               vocab_size=self.vocab_size, **fields)
+    return contract.Context.of_batch(batch, name, tokens=tokens[name], step=jnp.asarray(step),
+                                     vocab_size=self.vocab_size, **fields)
 
 
 def _bias(bias, *where):

@@ -10,6 +10,7 @@ data.json    the data that the run reads (data/record.py), beside its vocabulary
 import contextlib
 import copy
 import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -25,6 +26,7 @@ import stmoe
 from stmoe import errors
 from stmoe import experiment
 from stmoe import files
+from stmoe import plugins
 from stmoe import sections
 from stmoe.runs import owner
 from stmoe.runs import records
@@ -39,6 +41,34 @@ EVALUATION = re.compile(r'blocks\..*\.eval_\w+')
 YOUNGER = {'data.replaced': 0.0, 'loss.name': 'ids'}
 SECTIONS = ('model', 'blocks', 'data', 'train', 'eval')               # that every configuration has
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'ml-collections')
+
+
+def default(name, cfg, parents=()) -> pathlib.Path:
+  """Returns the run directory of `cfg` where nobody names one: the run's own, whatever else was trained.
+
+  That is `experiment.default_workdir` of its name. Where something else is there, a hash of the configuration
+  stands behind the name. So the same command finds the same run again.
+
+  parents: run directories that the run is made of.
+  """
+  plain = pathlib.Path(experiment.default_workdir(name))
+  made_of = [str(pathlib.Path(run).resolve()) for run in parents]
+  digest = hashlib.sha1(json.dumps([identity(cfg), made_of]).encode()).hexdigest()
+  own_folder = plain.with_name(f'{plain.name}-{digest[:8]}')
+  return own_folder if is_run(own_folder) or not _free_for(plain, cfg, made_of) else plain
+
+
+def _free_for(path, cfg, made_of):
+  """Whether a folder is not there, or holds the run of `cfg` made of the runs `made_of`, or nothing yet."""
+  if not is_run(path):
+    return not path.exists() or path.is_dir() and all(f.name.startswith('owner') for f in path.iterdir())
+  try:
+    verify(path, cfg)
+    lineage = records.ancestry(path).get('lineage') or [{}]
+  except errors.UserError:
+    return False
+  parents = [str(pathlib.Path(parent['run']).resolve()) for parent in lineage[0].get('parents', ())]
+  return parents == made_of
 
 
 def verify(path, cfg):
@@ -318,6 +348,9 @@ def record_environment(path, name, mesh, parameters, corpus):
                devices=dict(kind=device.device_kind, backend=device.platform, mesh=dict(mesh.shape),
                             processes=jax.process_count(), cpus=os.cpu_count()),
                parameters=parameters, corpus=corpus)
+  if added := plugins.known():           # code that this project does not have
+    facts['plugins'] = [dict(kind=plugin.kind, name=plugin.name, file=text(str(plugin.path)),
+                             sha256=hashlib.sha256(plugin.path.read_bytes()).hexdigest()) for plugin in added]
   files.write_json(pathlib.Path(path) / 'env.json', files.plain(facts))
 
 

@@ -6,6 +6,7 @@ results when finished), a run directory per variant and seed, plots/, report.htm
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import re
@@ -207,6 +208,18 @@ def store_results(workdir, grouped):
   files.write_json(workdir / FILE, files.plain(content))
 
 
-def default_workdir(names):
-  """Returns 'runs/lm_quickstart' for a single experiment, 'runs/lm_a__lm_b' for several."""
-  return pathlib.Path('runs') / '__'.join(re.sub(r'[/:]', '_', name) for name in names)
+def default_workdir(names, request):
+  """Returns 'runs/lm_quickstart' for a single experiment, 'runs/lm_a__lm_b' for several.
+
+  Where something else than the comparison of `request` is there, a hash of the request stands behind.
+  """
+  plain = pathlib.Path('runs') / '__'.join(re.sub(r'[/:]', '_', name) for name in names)
+  digest = hashlib.sha1(json.dumps(request, sort_keys=True).encode()).hexdigest()
+  own_folder = plain.with_name(f'{plain.name}-{digest[:8]}')
+  if (own_folder / FILE).exists():
+    return own_folder
+  try:
+    there = stored(plain, request) is not None
+  except errors.UserError:
+    return own_folder
+  return plain if there or not plain.exists() or not (plain / 'config.json').exists() else own_folder

@@ -9,6 +9,7 @@ import sys
 import time
 
 from stmoe import files
+from stmoe import silence
 from stmoe.analysis import table
 from stmoe.runs import records
 from stmoe.sweep import plan
@@ -28,21 +29,34 @@ def make(runs):
 
 def step(run):
   """Returns the last step that `run` has logged; 0 before the first."""
+  return newest(run)['step']
+
+
+def newest(run):
+  """Returns the last line of metrics that `run` has logged, dict(step=0) before the first."""
   file = run.workdir / 'metrics.jsonl'
   try:
     with file.open('rb') as stream:
       stream.seek(max(0, file.stat().st_size - 65536))
       lines = stream.read().splitlines()
   except OSError:                        # not there yet
-    return 0
+    return dict(step=0)
   for text in reversed(lines):
     try:
       line = files.parse_json(text.decode())
       records.check_line(line)
-      return line['step']
+      return line
     except ValueError:                   # cut short by a kill, or by the seek
       continue
-  return 0
+  return dict(step=0)
+
+
+def doing(run):
+  """Returns where `run` is: 'step 120/400, loss 2.3100'."""
+  line = newest(run)
+  losses = [value for name, value in line.items() if name.startswith('loss/') and name != 'loss/total']
+  loss = line.get('loss/ce', losses[0] if losses else None)
+  return f'step {line["step"]:,}/{run.steps:,}' + (f', loss {loss:.4f}' if records.is_number(loss) else '')
 
 
 class Off:
@@ -102,11 +116,24 @@ def failure(run):
 
 
 class Plain(Off):
-  """A line on stderr for everything that happens."""
+  """A line on stderr for everything that happens, and in between where the runs at work are."""
+
+  def __init__(self, runs):
+    super().__init__(runs)
+    self._silence = silence.Silence()
 
   def news(self, run, status):
     super().news(run, status)
     self.say(f'{run.id}: {status}  [{self.counts()}]')
+
+  def say(self, text):
+    self._silence.heard()
+    super().say(text)
+
+  def tick(self):
+    working = [run for run in self._runs.values() if self.status[run.id] == RUNNING]
+    if working and self._silence.due():
+      self.say('\n'.join(f'{run.id}: {doing(run)}' for run in working) + f'  [{self.counts()}]')
 
 
 class Rich(Off):
@@ -125,12 +152,12 @@ class Rich(Off):
     from rich import console
     from rich import table as rich_table
     drawn = rich_table.Table(box=None, pad_edge=False)
-    for heading, side in (('run', 'left'), ('status', 'left'), ('step', 'right'), ('of', 'right')):
+    for heading, side in (('run', 'left'), ('status', 'left'), ('now', 'left')):
       drawn.add_column(heading, justify=side)
     for run in self._runs.values():
       status = self.status[run.id]
       if status in (RUNNING, ELSEWHERE, FAILED, STOPPED):
-        drawn.add_row(run.id, status, f'{step(run):,}', f'{run.steps:,}')
+        drawn.add_row(run.id, status, doing(run))
     self._live.update(console.Group(drawn, self.counts()), refresh=True)
 
   def say(self, text):

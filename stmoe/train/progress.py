@@ -7,6 +7,8 @@ import os
 import sys
 import time
 
+from stmoe import silence
+
 
 def make(total, start, heard=True, shown='loss/ce'):
   """Returns the progress of a run of `total` steps from `start` on: Rich, Plain, Off; Mute if not `heard`.
@@ -80,7 +82,19 @@ class Mute(Off):
 
 
 class Plain(Off):
-  """One line per logged step on stderr: for files, batch systems and notebooks."""
+  """One line per logged step on stderr, and of other work that takes long: for files and batch systems."""
+
+  def __init__(self, total, start, shown='loss/ce'):
+    super().__init__(total, start, shown)
+    self._silence = silence.Silence()
+
+  def busy(self, text):
+    if self._silence.due():
+      super().say(text)
+
+  def say(self, text):
+    self._silence.heard()
+    super().say(text)
 
   def show(self, step, values, rate):
     parts = [f'step {step:,}/{self._total:,}', *columns(values, rate, self.left(step), self._shown)]

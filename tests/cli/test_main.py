@@ -23,9 +23,11 @@ def test_help_names_every_command_with_its_line(command):
 
 def test_every_command_explains_itself(command):
   for name in main.commands():
-    with pytest.raises(SystemExit) as stop:
-      command(name, '--help')
-    assert stop.value.code == 0
+    try:
+      code = command(name, '--help')[0]
+    except SystemExit as stop:           # of argparse, where a command has nothing to add
+      code = stop.code
+    assert code == 0, name
 
 
 def test_version(command):

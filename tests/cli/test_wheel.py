@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -79,3 +80,32 @@ def test_installed_program_trains_its_experiment(installed, tmp_path):
   _run(stmoe, 'train', 'lm/stdlib:smoke', '--workdir', 'run', '--config.train.steps=2',
        '--config.eval.batches=1', cwd=tmp_path)
   assert (tmp_path / 'run' / 'DONE').is_file()
+
+
+MINE = '''"""The router of a file of one's own, in the quickstart's model."""
+
+from stmoe.configs.lm import quickstart
+
+
+def get_config(arg=''):
+  """Returns the Switch model with another router."""
+  c = quickstart.get_config('method=switch,smoke').unlock()
+  c.blocks.m.router = dict(name='my_router', num_experts=8)
+  c.train.steps = 4
+  return c.lock()
+'''
+
+
+def test_a_router_outside_of_the_package_is_checked_trained_and_compared(installed, tmp_path):
+  stmoe = installed / 'stmoe'
+  readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+  router = re.search(r'```python\n("""Sigmoid gates.*?)```', readme, re.S).group(1)
+  (tmp_path / 'my_router.py').write_text(router.replace('class Sigmoid', 'class MyRouter'))
+  (tmp_path / 'mine.py').write_text(MINE)
+  assert '13 of 13 passed' in _run(stmoe, 'check', 'my_router.py', cwd=tmp_path)
+  plugin = ('--plugin', 'my_router.py')
+  _run(stmoe, 'train', 'mine.py', *plugin, '--config.eval.batches=1', cwd=tmp_path)
+  assert (tmp_path / 'runs' / 'mine' / 'DONE').is_file()
+  table = _run(stmoe, 'compare', 'mine.py', 'lm/quickstart:method=switch,smoke', *plugin, '--workdir', 'both',
+               '--config.eval.batches=1', '--config.train.steps=4', cwd=tmp_path)
+  assert 'mine' in table and 'switch' in table and (tmp_path / 'both' / 'report.html').is_file()

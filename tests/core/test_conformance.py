@@ -9,18 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import walk
-from stmoe import errors
 from stmoe import lookup
-from stmoe import modules
+from stmoe.conform import execution
+from stmoe.conform import executor as of_executor
 from stmoe.core import assignment
-from stmoe.core import contract
 from stmoe.experts import mlp
 from tests.experts import conv
 from tests.experts import generic as generic_banks
-from tests.routers import generic
 
-G, S, D, F, E = 2, 16, 8, 12, 4
+G, S, D, F, E = execution.G, execution.S, execution.D, 12, execution.E
 FAST = [name for name in lookup.available('executor') if name != 'einsum']
 
 
@@ -55,81 +52,25 @@ OTHERS = {
 BANKS = [*lookup.available('experts'), *OTHERS]
 
 
+run, made, assert_same, activations = execution.run, execution.made, execution.same, execution.activations
+
+
 @functools.cache
 def bank_of(name):
   """The bank called `name`, of OTHERS or of a file."""
-  return OTHERS[name]() if name in OTHERS else generic_banks.build(name, D, E)
+  return OTHERS[name]() if name in OTHERS else execution.bank(name)
 
 
 @pytest.fixture(autouse=True, scope='module')
 def small_blocks():
-  """Blocks so small that every expert needs several of both sizes; and of one row, for one choice a token."""
-  shipped = walk.sizes, walk.FEW
-  walk.sizes, walk.FEW = lambda *_: (2, 6), G * S
-  yield
-  walk.sizes, walk.FEW = shipped
-
-
-@functools.partial(jax.jit, static_argnames='executor')
-def run(x, weight, bank, a, key=None, *, executor):
-  """(y, gradients to x, weight and the bank) under a cotangent that differs in every entry."""
-  execute = lookup.module('executor', executor).execute
-  y, pull = jax.vjp(lambda x, weight, bank: execute(x, a.replace(weight=weight), bank, key), x, weight, bank)
-  cotangent = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype)
-  return y, pull(cotangent)
-
-
-def assert_same(got, want, tolerance=2e-5):
-  """Asserts equal trees, up to `tolerance` of the largest entry of each array."""
-  assert jax.tree.structure(got) == jax.tree.structure(want)
-  for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
-    g, w = np.asarray(g, np.float32), np.asarray(w, np.float32)
-    np.testing.assert_allclose(g, w, rtol=0, atol=tolerance * max(1e-3, np.abs(w).max()))
-
-
-def activations(dtype=jnp.float32):
-  return jax.random.normal(jax.random.key(7), (G, S, D), dtype)
-
-
-def made(case, k, capacity):
-  """An Assignment of `k` choices per token; `case` says how the choices lie."""
-  rng = np.random.default_rng(len(case) + k)
-  logits = rng.normal(size=(G, S, E))
-  if case == 'one_takes_all':
-    logits[..., 2] += 100
-  if case == 'empty':
-    logits[..., 1] -= 100
-    logits[0, :, 3] -= 50
-  if case == 'ties':
-    logits[:] = 0
-  edges = assignment.from_top_k(jax.nn.softmax(jnp.asarray(logits, jnp.float32)), k)
-  mask = np.ones((G, S), bool)
-  if case == 'padding':
-    mask[0, 5:] = False
-    mask[1, ::3] = False
-  if case == 'nothing':
-    mask[:] = False
-  return assignment.cap(assignment.kill_padding(edges, jnp.asarray(mask)), capacity)
-
-
-CASES = ['random', 'one_takes_all', 'empty', 'ties', 'padding', 'nothing']
+  with execution.small_blocks():
+    yield
 
 
 @pytest.mark.parametrize('executor', FAST)
 @pytest.mark.parametrize('k, capacity', [(1, 5), (2, 9), (4, S)])
 def test_made_assignments(executor, k, capacity):
-  x, bank = activations(), bank_of('mlp')
-  dropped = 0
-  for case in CASES:
-    a = made(case, k, capacity)
-    dropped += int((a.slot == capacity).sum())
-    want = run(x, a.weight, bank, a, executor='einsum')
-    assert_same(run(x, a.weight, bank, a, executor=executor), want)
-    # Dead edges may hold anything.
-    nan = jnp.where(assignment.live(a), a.weight, jnp.nan)
-    got = run(x, nan, bank, a, executor=executor)
-    assert_same(got, want)
-  assert dropped > 0
+  execution.choices(executor, k, capacity)
 
 
 # Programs of their own on one CPU, for every bank and router in the default suite. An all-to-all of one
@@ -142,27 +83,17 @@ PAIRS = [pytest.param(executor, bank, marks=[pytest.mark.slow] * (executor not i
 
 @pytest.mark.parametrize('executor, bank', PAIRS)
 def test_banks(executor, bank):
-  x, bank, a = activations(), bank_of(bank), made('random', 2, 9)
-  assert_same(run(x, a.weight, bank, a, executor=executor), run(x, a.weight, bank, a, executor='einsum'))
+  execution.against(executor, made('random', 2, 9), bank_of(bank))
 
 
 @pytest.mark.parametrize('executor', FAST)
 def test_bfloat16_activations(executor):
-  x, bank, a = activations(jnp.bfloat16), bank_of('mlp'), made('padding', 2, 9)
-  y, (dx, dweight, dbank) = run(x, a.weight, bank, a, executor=executor)
-  assert y.dtype == dx.dtype == jnp.bfloat16
-  assert dweight.dtype == jax.tree.leaves(dbank)[0].dtype == jnp.float32
-  want = run(x.astype(jnp.float32), a.weight, bank, a, executor='einsum')
-  assert_same((y, (dx, dweight, dbank)), want, tolerance=0.03)
+  of_executor.bfloat16_in_and_out(executor)
 
 
 @pytest.mark.parametrize('executor', FAST)
 def test_virtual_experts_never_reach_a_matmul(executor):
-  expert = jnp.asarray(np.random.default_rng(0).integers(0, E + 2, size=(G, S, 2)))
-  edges = assignment.from_choices(expert, jnp.ones((G, S, 2)), E, num_virtual=2)
-  a, x, bank = assignment.cap(edges, 9), activations(), bank_of('mlp')
-  assert int((expert >= E).sum()) > 0
-  assert_same(run(x, a.weight, bank, a, executor=executor), run(x, a.weight, bank, a, executor='einsum'))
+  of_executor.virtual_experts_never_reach_a_matmul(executor)
 
 
 def test_blocks_of_the_shipped_sizes(shipped_sizes):
@@ -189,45 +120,12 @@ def test_dropout_draws_masks_from_the_key_alone(executor):
   np.testing.assert_allclose((dbank.wo[...] * bank.wo[...]).sum(), (y * cotangent).sum(), rtol=1e-4)
 
 
-ROUTERS = lookup.available('router')
-
-
-@functools.cache
-def routed(name):
-  """(x, router parameters, route, assignment) of a router with generic arguments; padding included."""
-  router = generic.build(name, D, E, seed=3)
-  graph, params, rest = nnx.split(router, nnx.Param, ...)
-  mask = jnp.arange(S) < jnp.array([[S], [11]])
-  whole = jnp.broadcast_to(jnp.arange(S), (G, S))
-  ctx = contract.Context(mask=mask, ids=whole, positions=whole, segments=mask.astype(jnp.int32),
-                         step=jnp.int32(0), tokens=jnp.float32(mask.sum()),
-                         key=jax.random.key(0, impl='unsafe_rbg'), train=True)
-
-  def route(x, params):
-    router = nnx.merge(graph, params, rest)
-    return router(x, ctx, modules.init_carry(router, x)).assignment
-  x = activations() * 20                             # far from uniform, so that routers with noise drop too
-  return x, params, route, jax.jit(route)(x, params)
-
-
-@pytest.mark.parametrize('name', ROUTERS)
+@pytest.mark.parametrize('name', lookup.available('router'))
 @pytest.mark.parametrize('executors', [
     OWN, pytest.param([name for name in FAST if name not in OWN], marks=pytest.mark.slow)],
     ids=['own', 'others'])
 def test_routers(name, executors):
-  x, params, route, a = routed(name)
-  if isinstance(a, assignment.SoftAssignment):                       # einsum is its meaning and only executor
-    for executor in executors:
-      with pytest.raises(errors.UserError, match="nearest: executor='einsum'"):
-        lookup.module('executor', executor).execute(x, a, bank_of('mlp'))
-    return
-  pull = jax.jit(lambda dweight: jax.vjp(lambda x, p: route(x, p).weight, x, params)[1](dweight))
-  results = {}
-  for executor in ['einsum', *executors]:
-    y, (dx, dweight, dbank) = run(x, a.weight, bank_of('mlp'), a, executor=executor)
-    results[executor] = y, dx, pull(dweight), dbank
-  for executor in executors:
-    assert_same(results[executor], results['einsum'])
+  execution.agree(name, executors)
 
 
 @pytest.mark.parametrize('k', [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -7,13 +7,10 @@ plain Python.
 """
 
 import dataclasses
-import functools
-import importlib
 import importlib.util
 import json
 import os
 import pathlib
-import pkgutil
 import struct
 import subprocess
 import sys
@@ -22,7 +19,6 @@ import tempfile
 from stmoe import errors
 from stmoe import lookup
 from stmoe.data.text import corpus
-from stmoe.data.text import families
 
 SPLITS = ('train', 'validation')
 OWN_FILES = ('text', 'pairs')             # tasks that read data.files
@@ -65,11 +61,9 @@ class Task:
     return len(self.features) == 2
 
 
-@functools.cache
 def known():
-  """Returns dict name -> function of the user's files -> Task, of all families."""
-  names = [m.name for m in pkgutil.iter_modules(families.__path__)]
-  modules = [importlib.import_module(f'{families.__name__}.{name}') for name in names]
+  """Returns dict name -> function of the user's files -> Task, of all families and plugins."""
+  modules = [lookup.module('tasks', name) for name in lookup.available('tasks')]
   return {name: make for module in modules for name, make in module.TASKS.items()}
 
 

@@ -1,0 +1,47 @@
+"""What every router, bank of experts, executor, layer, target and file of tasks must do: `stmoe check`.
+
+A file for each kind; its public functions are the checks. A check is called with a name and returns nothing,
+or raises AssertionError, which says what is wrong. The suite calls the same checks for all that the project
+holds.
+"""
+
+import functools
+import importlib
+import inspect
+import typing
+
+Check = typing.Callable[..., None]
+
+
+def checks(kind: str) -> list[Check]:
+  """Returns the checks of things of `kind`, a key of `plugins.KINDS`, in the order of their file."""
+  module = importlib.import_module(f'stmoe.conform.{kind}')
+  return [function for function in vars(module).values()
+          if inspect.isfunction(function) and function.__module__ == module.__name__
+          and not function.__name__.startswith('_')]
+
+
+def title(check: Check) -> str:
+  """Returns what a check is about, the first line of its docstring."""
+  return (inspect.getdoc(check) or '').partition('\n')[0]
+
+
+def failures(kind: str, name: str, fields: dict[str, typing.Any],
+             say: typing.Callable[[str, str | None], None]) -> int:
+  """Returns how many checks `name` of `kind` fails.
+
+  Args:
+    fields: of the constructor, where the generic ones are not those wanted.
+    say:    called with the title of every check, and what is wrong or None.
+  """
+  from stmoe import errors
+  count = 0
+  for check in checks(kind):
+    try:
+      functools.partial(check, name, **fields)()
+      say(title(check), None)
+    except (AssertionError, errors.UserError) as error:
+      count += 1
+      lines = [line for line in str(error).strip().splitlines() if line.strip()]
+      say(title(check), ' '.join(lines[:6]) or type(error).__name__)
+  return count

@@ -1,0 +1,71 @@
+"""Any router, bank or layer with the same arguments: those of the tables here that its signature has."""
+
+import inspect
+import typing
+
+from flax import nnx
+import jax
+
+from stmoe import errors
+from stmoe import lookup
+
+VOCAB = 23
+OF_ROUTERS = dict(capacity_factor=(1.0, 2.0), min_capacity=2, vocab_size=VOCAB, allow_causal=True, tile=2,
+                  num_null=2, hidden=8, skip_bias=0.0)
+# As large as training makes them, and every optional array there.
+OF_BANKS = dict(d_ff=12, init_scale=1.0, use_bias=True, multiplicative_bias=True, rank=3)
+# What layers need and cannot know.
+OF_LAYERS = dict(d_ff=12, num_experts=4, k=2, router=dict(name='smoe', num_experts=4),
+                 experts=dict(name='mlp', d_ff=12, init_scale=1.0), executor='einsum',
+                 inner=dict(name='dense', d_ff=12))
+
+
+def known(make: typing.Callable, fields: dict[str, typing.Any]) -> dict[str, typing.Any]:
+  """Returns the entries of `fields` that the class `make` takes.
+
+  Raises UserError for a field that it needs and that is not among them.
+  """
+  parameters = inspect.signature(make.__init__).parameters
+  given = {'self', 'd_model', 'rngs', 'num_experts'}
+  for name, parameter in parameters.items():
+    if parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY and (
+        name not in fields and name not in given):
+      raise errors.UserError(f'{getattr(make, "__name__", make)} needs the field {name!r}, of which no check '
+                             f'knows a value; nearest: stmoe check FILE:{name}=VALUE')
+  return {key: value for key, value in fields.items() if key in parameters}
+
+
+def router(name: str, d_model: int, num_experts: int, seed: int = 0, **changed) -> typing.Any:
+  """Returns router `name` with the fields of OF_ROUTERS, or `changed` ones."""
+  make = lookup.constructor('router', name)
+  fields = known(make, OF_ROUTERS | changed)
+  return make(d_model, **fields | dict(num_experts=num_experts), rngs=nnx.Rngs(seed))
+
+
+def losses(name: str) -> str:
+  """Returns the text that follows `Losses:` in a router's docstring, without its differences."""
+  text = lookup.constructor('router', name).__doc__ or ''
+  return text.partition('Losses:')[2].partition('Differs:')[0]
+
+
+def bank(name: str, d_model: int, num_experts: int, seed: int = 0, **changed) -> typing.Any:
+  """Returns the bank `name` with the fields of OF_BANKS; no array of it is constant."""
+  return bank_of(lookup.constructor('experts', name), d_model, num_experts, seed, **changed)
+
+
+def bank_of(make: typing.Callable, d_model: int, num_experts: int, seed: int = 0, **changed) -> typing.Any:
+  """Returns the bank of class `make`; see `bank`."""
+  made = make(d_model, num_experts=num_experts, **known(make, OF_BANKS | changed), rngs=nnx.Rngs(seed))
+  for i, (_, value) in enumerate(nnx.to_flat_state(nnx.state(made, nnx.Param))):
+    value[...] += 0.1 * jax.random.normal(jax.random.key(seed + i), value.shape)
+  return made
+
+
+def layer(name: str, d_model: int, seed: int = 0, **changed) -> typing.Any:
+  """Returns layer `name`; of the fields in OF_LAYERS only those that it needs, or `changed` ones."""
+  make = lookup.constructor('layer', name)
+  parameters = inspect.signature(make.__init__).parameters
+  needed = {key for key, p in parameters.items() if p.default is p.empty}
+  wanted = {key: value for key, value in OF_LAYERS.items() if key in needed} | changed
+  known(make, wanted)
+  return lookup.recipe('layer', dict(name=name) | wanted)(d_model, rngs=nnx.Rngs(seed))

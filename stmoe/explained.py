@@ -1,0 +1,188 @@
+"""What docstrings say of modules and of fields of configurations, read without importing what they name."""
+
+import ast
+import functools
+import re
+import textwrap
+import typing
+
+from stmoe import declared
+from stmoe import errors
+from stmoe import lookup
+from stmoe import sections
+
+# Fields of sections that no class or function declares.
+SECTIONS = {
+    'seed': 'of parameters, of the order of the data, and of all that is drawn',
+    'train.steps': 'of the optimizer',
+    'train.batch_size': 'rows of a step, of all devices together',
+    'train.microbatches': 'parts of a batch that are computed one after the other; the numbers stay the same',
+    'train.clip': 'most norm of the gradient; 0 = not clipped',
+    'train.log_every': 'steps between two lines of metrics.jsonl',
+    'train.stats_every': 'steps between two files of router_stats',
+    'train.stop_after_bad': 'steps in a row without a finite loss and gradient, after which training ends',
+    'train.trainable': 'the parameters that train; section groups says more',
+    'eval.every': 'steps between two evaluations',
+    'eval.batches': 'of an evaluation; 0 = the whole split',
+    'eval.batch_size': 'rows of a batch of evaluation',
+    'eval.draws': 'predictions that are averaged, where evaluation is random',
+    'eval.methods': 'how tasks are scored, too',
+    'eval.examples': 'of each task that are scored; 0 = all',
+    'checkpoint.every': 'steps between two checkpoints',
+    'checkpoint.keep': 'how many of the newest stay',
+    'checkpoint.async_save': 'saving goes on while training does',
+    'checkpoint.best': 'the metric whose best checkpoint is kept, too; empty = none',
+    'mesh.data': 'devices that share the batch; -1 = those that are left',
+    'mesh.expert': 'devices among which the experts are split',
+    'mesh.model': 'devices among which matrices are split',
+    'mesh.rules': "how logical axes are split: 'fsdp', 'folded', 'axis=mesh axis', several with commas",
+    'profile.start': 'the first step that is profiled; -1 = none',
+    'profile.steps': 'how many steps are profiled',
+    'finetune.model': "'start' = that of the run it starts from, 'own' = the configuration's",
+    'finetune.load': "'partial' lets arrays be new that the start has not",
+    'finetune.optimizer': "'keep' takes over the start's slots",
+    'finetune.dropout_rate': 'everywhere but in experts; None = as the start',
+    'finetune.expert_dropout_rate': 'in experts; None = as the start',
+    'finetune.capacity_factor': '(train, eval) of routers that drop tokens; None = as the start',
+    'finetune.aux': 'whether router losses stay',
+    'data.source': 'the kind of data, of stmoe/data/sources',
+    'data.shuffle': 'rows come in another order each epoch',
+    'data.eval_split': 'the split that evaluation covers',
+    'model.param_dtype': 'of the parameters but those of routers',
+    'losses.*': '(weight, reduction over layers) of a router loss; a weight of 0 leaves it out',
+    'blocks.*.attention': "whether a block has attention, or a section of the block's own attention",
+    'blocks.*.norm': 'whether a norm stands before the layer',
+    'blocks.*.around': 'what the block stands in',
+    'blocks.*.window': 'tokens that its attention looks back',
+    'blocks.*.tied': 'all layers of the letter are one layer',
+    'blocks.*.layer': 'the module of stmoe/layers',
+}
+ENTRY = re.compile(r'( *)([A-Za-z_]\w*(?:, [A-Za-z_]\w*)*): +(\S.*)')
+
+
+class Explained(typing.NamedTuple):
+  """A field of a configuration: its place, its value, what it may be, its default, what is said of it."""
+  path: str
+  value: typing.Any
+  range: str
+  default: typing.Any
+  text: str
+
+
+def line(kind: str, name: str) -> str:
+  """Returns the first line of the docstring of module `name` of `kind`; '' for a file that is no Python."""
+  package = lookup.PACKAGES[kind]
+  package = package if lookup.has(kind, name) else f'{package}.wrappers'
+  try:
+    return (ast.get_docstring(declared.tree(package, name)) or '').partition('\n')[0]
+  except errors.UserError:
+    return ''
+
+
+def configuration(config: typing.Any) -> typing.Iterator[tuple[str, str, list[Explained]]]:
+  """Yields (path, what it is, its fields) of every group of a configuration, by path."""
+  for group in sorted(sections.groups(config), key=lambda group: group.path):
+    told = _texts(group)
+    rows = [Explained(group.where(key), group.values.get(key), field.range.text, field.default,
+                      told.get(key) or _of_section(group.where(key)))
+            for key, field in group.fields.items()
+            if field.range is not None and not _is_group(group.values.get(key))
+            and not (field.default is declared.OPTIONAL and key not in group.values)
+            and not (group.path == '' and key != 'seed')]
+    if rows:
+      yield group.path or '(the whole)', _title(group), rows
+
+
+def lines(config: typing.Any, width: int = 100) -> typing.Iterator[str]:
+  """Yields lines that explain every field of a configuration: value, what is said of it, range, default."""
+  for path, title, rows in configuration(config):
+    yield f'{path}  {title}'.rstrip()
+    for row in rows:
+      yield f'  {row.path.rpartition(".")[2]} = {row.value!r}'
+      usual = '' if row.default in (declared.REQUIRED, declared.COMPUTED, declared.OPTIONAL) else (
+          f'; default {row.default!r}')
+      told = [row.text] if row.text else []
+      for text in (*told, f'({row.range}{usual})'):
+        yield from textwrap.wrap(text, width, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
+    yield ''
+
+
+def _title(group):
+  """What a group is: the first line of its module or function."""
+  if not group.made_of:
+    return ''
+  kind, name = group.made_of
+  if kind in sections.FUNCTIONS:
+    said = _docstring_of(*_function(kind, name)).partition('\n')[0]
+  else:
+    said = line(kind, name)
+  return f'{name}: {said}'
+
+
+def _texts(group):
+  """dict field -> what the docstring of the class or function says that has the fields of a group."""
+  if not group.made_of:
+    return {}
+  kind, name = group.made_of
+  if kind in sections.FUNCTIONS:
+    return entries(_docstring_of(*_function(kind, name)))
+  found = entries(_class_docstring(lookup.PACKAGES[kind], name))
+  for key, field in lookup.fields(kind, name).items():               # a module that a field chooses
+    chosen = getattr(field.range, 'kind', None)
+    if isinstance(chosen, str) and isinstance(group.values.get(key), str) and lookup.has(
+        chosen, group.values[key]):
+      found = entries(_class_docstring(lookup.PACKAGES[chosen], group.values[key])) | found
+  return found
+
+
+def _function(section, name):
+  package, _, module = sections.FUNCTIONS[section].rpartition('.')
+  return package, module, name
+
+
+def entries(docstring: str) -> dict[str, str]:
+  """Returns dict name -> text of the entries `name: text` of a docstring, their further lines joined.
+
+  >>> entries('A.\\n\\nArgs:\\n  k, n: how many\\n    there are.\\n  m: other.')
+  {'k': 'how many there are', 'n': 'how many there are', 'm': 'other'}
+  """
+  found: dict[str, str] = {}
+  names: list[str] = []
+  indent = 0
+  for text in docstring.splitlines():
+    entry = ENTRY.fullmatch(text)
+    if entry:
+      names, indent = entry[2].split(', '), len(entry[1])
+      found |= {name: entry[3] for name in names}
+    elif names and text.strip() and len(text) - len(text.lstrip()) > indent:
+      found |= {name: f'{found[name]} {text.strip()}' for name in names}
+    else:
+      names = []
+  return {name: text.removesuffix('.') for name, text in found.items()}
+
+
+@functools.cache
+def _class_docstring(package, name):
+  """The docstring of the class called like its file, of a package or its wrappers."""
+  if not declared.file(package, name).is_file():
+    package = f'{package}.wrappers'
+  plain = name.replace('_', '').lower()
+  return next((ast.get_docstring(node) or '' for node in declared.tree(package, name).body
+               if isinstance(node, ast.ClassDef) and node.name.lower() == plain), '')
+
+
+@functools.cache
+def _docstring_of(package, module, function):
+  return next((ast.get_docstring(node) or '' for node in declared.tree(package, module).body
+               if isinstance(node, ast.FunctionDef) and node.name == function), '')
+
+
+def _of_section(path):
+  """What SECTIONS says of a field."""
+  parts = path.split('.')
+  stars = [path, '.'.join([*parts[:-1], '*']), '.'.join([parts[0], '*', *parts[2:]])]
+  return next((SECTIONS[star] for star in stars if star in SECTIONS), '')
+
+
+def _is_group(value):
+  return hasattr(value, 'keys')

@@ -1,0 +1,187 @@
+"""Files outside of the package: what they are told by, where they are found, and what checks say of them."""
+
+import importlib.metadata
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from stmoe import errors
+from stmoe import experiment
+from stmoe import lookup
+from stmoe import plugins
+from stmoe.cli import main
+from stmoe.conform import router as of_routers
+from stmoe.data.text import tasks
+
+README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
+SIGMOID = re.search(r'```python\n("""Sigmoid gates.*?)```', README, re.S).group(1)
+TASKS = '''"""Counting."""
+from stmoe.data.text import tasks
+
+
+def counting(files=()):
+  """Returns the task of numbers that are counted; it takes no files."""
+  tasks.no_files('counting', files)
+  rows = lambda at: [(str(n), ' '.join(map(str, range(n, n + 40)))) for n in range(at, at + 30)]
+  return tasks.local('counting', dict(train=rows(0), validation=rows(500)), {})
+
+
+TASKS = dict(counting=counting)
+'''
+SOURCES = {
+    'router': SIGMOID.replace('class Sigmoid', 'class Mine'),
+    'layer': 'from stmoe.core import contract\n\nclass Mine:\n'
+             '  def __call__(self, x, ctx, carry) -> contract.Answer:\n    return x, None, carry\n',
+    'experts': 'class Mine:\n  def __call__(self, rows, key=None):\n    return rows\n',
+    'executor': 'from stmoe import ranges\n\n'
+                'def execute(x, a, experts, key=None, *, parts: ranges.Count = 1):\n  return x\n',
+    'target': 'class Mine:\n  def loss(self): pass\n  def judge(self): pass\n  def metrics(self): pass\n',
+    'tasks': TASKS,
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_else(monkeypatch):
+  """No plugin is there before a test, and none after it."""
+  monkeypatch.setenv(plugins.VARIABLE, '')
+  before = set(sys.modules)
+  yield
+  for name in set(sys.modules) - before:
+    if name.endswith('.mine'):
+      del sys.modules[name]
+
+
+def write(folder, source, name='mine'):
+  path = folder / f'{name}.py'
+  path.write_text(source, encoding='utf-8')
+  return path
+
+
+@pytest.mark.parametrize('kind', plugins.KINDS)
+def test_a_file_is_told_by_its_text_and_found_by_its_name(kind, tmp_path):
+  plugin = plugins.add(write(tmp_path, SOURCES[kind]))
+  assert (plugin.kind, plugin.name) == (kind, 'mine')
+  assert 'mine' in lookup.available(kind)
+  assert lookup.module(kind, 'mine').__file__ == str(plugin.path)
+  others = [other for other in plugins.KINDS if other != kind and 'mine' in lookup.available(other)]
+  assert not others
+
+
+def test_fields_are_those_of_the_file(tmp_path):
+  with pytest.raises(errors.UserError, match='--plugin FILE'):
+    lookup.fields('router', 'mine')
+  plugins.add(write(tmp_path, SOURCES['router']))
+  assert list(lookup.fields('router', 'mine')) == ['num_experts', 'k', 'capacity_factor']
+  overrides = ['blocks.m.router.name=mine', 'blocks.m.router.k=1']
+  assert experiment.load('lm/quickstart:method=switch', overrides)[0].blocks.m.router.k == 1
+  with pytest.raises(errors.UserError, match='blocks.m.router.k=0: expected a whole number'):
+    experiment.load('lm/quickstart:method=switch', ['blocks.m.router.name=mine', 'blocks.m.router.k=0'])
+  plugins.add(write(tmp_path, SOURCES['executor'], 'runner'))
+  assert lookup.spelled('executor', 'runner:parts=3') == ('runner', dict(parts=3))
+
+
+def test_a_task_of_a_plugin_is_a_task(tmp_path):
+  plugins.add(write(tmp_path, TASKS))
+  assert {'counting', 'stdlib'} <= set(tasks.known())
+  assert next(tasks.get('counting').documents('train')).startswith('0 1 2')
+
+
+@pytest.mark.parametrize('name, source, says', [
+    ('mine', 'class Other:\n  pass\n', 'holds nothing that is called like it; wanted: .*classes: Other'),
+    ('mine', 'class Mine:\n  pass\n', 'nothing tells what Mine is; wanted: '),
+    ('mine', 'class Mine(:\n', 'is no Python'),
+    ('switch', SOURCES['router'].replace('Mine', 'Switch'), 'there is a module stmoe.routers.switch already'),
+    ('trace', SOURCES['router'].replace('Mine', 'Trace'), 'there is a module stmoe.routers.trace already'),
+    ('no-name', SOURCES['router'], 'a plugin is one file called NAME.py')])
+def test_a_file_that_is_no_plugin_is_a_line_and_changes_nothing(name, source, says, tmp_path):
+  with pytest.raises(errors.UserError, match=says):
+    plugins.add(write(tmp_path, source, name))
+  assert not os.environ[plugins.VARIABLE] and not plugins.known()
+
+
+def test_two_files_of_one_name_are_refused_and_the_same_file_twice_is_one(tmp_path):
+  path = write(tmp_path, SOURCES['router'])
+  (tmp_path / 'other').mkdir()
+  assert plugins.add(path) == plugins.add(path) and len(plugins.known()) == 1
+  with pytest.raises(errors.UserError, match='both hold the router .mine.'):
+    plugins.add(write(tmp_path / 'other', SOURCES['router']))
+  with pytest.raises(errors.UserError, match='No such file'):
+    plugins.add(tmp_path / 'absent.py')
+
+
+@pytest.fixture
+def entries(monkeypatch, tmp_path):
+  """Installs the modules of a folder under the given entries, as a package's metadata name them."""
+  def install(*modules):
+    found = [importlib.metadata.EntryPoint(module, module, plugins.GROUP) for module in modules]
+    monkeypatch.setattr(importlib.metadata, 'entry_points', lambda group: {plugins.GROUP: found}[group])
+    plugins._installed.cache_clear()
+    plugins._known.cache_clear()
+  monkeypatch.syspath_prepend(tmp_path)
+  yield install
+  monkeypatch.undo()
+  plugins._installed.cache_clear()
+  plugins._known.cache_clear()
+
+
+def test_installed_packages_name_plugins_and_one_that_is_none_hinders_nobody(entries, tmp_path, capsys):
+  write(tmp_path, SOURCES['router'])
+  write(tmp_path, 'x = 1\n', 'nothing_here')
+  entries('mine', 'nothing_here', 'absent_module')
+  assert 'mine' in lookup.available('router') and lookup.module('router', 'mine').__name__ == 'mine'
+  said = capsys.readouterr().err.splitlines()
+  assert len(said) == 2 and all(line.startswith('note: the plugin ') for line in said)
+  assert 'there is no module absent_module' in said[1]
+
+
+def test_every_command_takes_plugins_and_so_do_the_processes_it_starts(tmp_path, capsys):
+  path = write(tmp_path, SOURCES['router'])
+  words = ['show', 'lm/quickstart:method=switch', '--plugin', str(path), '--config.blocks.m.router.name=mine']
+  assert main.main(words) == 0
+  assert "'mine'" in capsys.readouterr().out
+  code = 'from stmoe import lookup; print("mine" in lookup.available("router"))'
+  assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                        check=True).stdout.strip() == 'True'
+  assert main.main(['show', 'lm/quickstart', '--plugin']) == 2
+  assert '--plugin needs a file' in capsys.readouterr().err
+  assert main.main(['--help']) == 0
+  assert 'Plugins and configurations are code' in capsys.readouterr().out
+
+
+def test_check_says_of_each_test_whether_it_passed(tmp_path, capsys):
+  assert main.main(['check', str(write(tmp_path, TASKS))]) == 0
+  out = capsys.readouterr().out
+  assert out.count('ok    ') == 3 and out.endswith('3 of 3 passed\n')
+  unsteady = TASKS.replace('import tasks\n', 'import tasks\nimport random\n').replace(
+      "(str(n), '", "(str(random.random()), '")
+  assert main.main(['check', str(write(tmp_path, unsteady, 'unsteady'))]) == 1
+  out = capsys.readouterr().out
+  assert 'FAILED  A task made twice has the same fingerprint' in out and '1 failed' in out
+
+
+@pytest.mark.parametrize('words, says', [
+    (['swich'], "is called 'swich'; nearest: switch"), (['pr_moe'], '--kind router'),
+    (['gather:chunks=2'], 'executor takes no fields here'),
+    (['switch:jitte=1'], "no field 'jitte'; nearest: jitter")])
+def test_what_cannot_be_checked_is_a_line(words, says, capsys):
+  assert main.main(['check', *words]) == 2
+  assert says in capsys.readouterr().err
+
+
+def test_checks_see_a_router_that_gives_slots_to_padding(tmp_path):
+  line = 'edges = assignment.kill_padding(edges, ctx.mask)'
+  assert line in SOURCES['router']
+  plugins.add(write(tmp_path, SOURCES['router'].replace(line, 'pass')))
+  with pytest.raises(AssertionError, match='padding reaches an expert'):
+    of_routers.padding_changes_nothing('mine')
+
+
+def test_a_plugin_that_does_not_run_is_a_line(tmp_path):
+  path = plugins.add(write(tmp_path, SOURCES['layer'].replace('import contract', 'import assignment'))).path
+  with pytest.raises(errors.UserError) as error:
+    lookup.module('layer', 'mine')
+  assert str(error.value) == f"{path}, line 4: NameError: name 'contract' is not defined"
