@@ -36,8 +36,8 @@ CAPTIONS = {
 HOW_TO_READ = (
     'Background: the expert of largest weight, as strong as the weight; underline: the second. Dotted grey: '
     'no expert had room. Plain: the last token of a window, which is only predicted. Point at a token for '
-    'the weights; a click on an expert shows its tokens alone. An expert with a dashed edge is rare, an expert '
-    'that is struck out got nothing.')
+    'the weights; a click on an expert shows its tokens alone. An expert with a dashed edge is rare, an '
+    'expert that is struck out got nothing.')
 ANSWERS = {verdict.HOLDS: 'holds', verdict.FAILS: 'fails', verdict.OPEN: 'open'}
 
 
