@@ -56,7 +56,7 @@ test-aot: $(STAMP)
 	$(BIN)/python -m pytest -m aot $(ARGS)
 
 quickstart: $(CORE)
-	$(BIN)/stmoe compare lm/quickstart --workdir runs/quickstart
+	$(BIN)/stmoe compare lm/quickstart:steps=160 --workdir runs/quickstart
 
 # SIZE=:smoke or :large for those that have sizes, LAUNCHER=local:jobs=4 or slurm:partition=...; results of another
 # size lie beside the small ones. A sweep whose runs failed does not keep the others from running.

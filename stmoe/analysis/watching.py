@@ -148,7 +148,7 @@ def panel(shot: Snapshot, peak: float | None = None):
     loads.add_row(text.Text(layer, style='dim'), text.Text.assemble(*bars(load)),
                   text.Text(f'max {load.max():.2f}', style='dim'))
   colour = {'finished': 'green', 'training': 'cyan', 'starting': 'cyan'}.get(shot.state, 'yellow')
-  parts = [head, progress_bar.ProgressBar(shot.steps, shot.step, width=WIDE), text.Text(),
+  parts: list = [head, progress_bar.ProgressBar(shot.steps, shot.step, width=WIDE), text.Text(),
            text.Text(sparkline(shot.losses), style='cyan'), numbers, loads]
   return panels.Panel(console.Group(*parts), title=text.Text(f'{shot.name}: {shot.state}', style=colour),
                       border_style=colour, expand=False)

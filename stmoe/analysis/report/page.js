@@ -160,3 +160,17 @@ function chart(host) {
 }
 
 document.querySelectorAll('[data-chart]').forEach(chart);
+
+// A click on an expert shows its tokens alone; another click shows all.
+for (const chip of document.querySelectorAll('.chips button')) {
+  chip.addEventListener('click', () => {
+    const routed = chip.parentNode.parentNode.querySelector('.routed');
+    const picked = chip.getAttribute('aria-pressed') === 'false';
+    for (const other of chip.parentNode.children) other.setAttribute('aria-pressed', 'false');
+    chip.setAttribute('aria-pressed', String(picked));
+    routed.classList.toggle('picked', picked);
+    for (const token of routed.querySelectorAll('span[data-e]')) {
+      token.classList.toggle('picked', picked && token.dataset.e.split(' ').includes(chip.dataset.expert));
+    }
+  });
+}

@@ -26,20 +26,19 @@ class Cell:
   spread: float | None = None
 
 
-def document(title, sections, css=''):
+def document(title, sections):
   """Returns the text of the whole page.
 
   Args:
     title:    in words.
     sections: list of HTML texts.
-    css:      more style.
   """
   digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
   policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
   return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
           f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
           '<meta name="viewport" content="width=device-width, initial-scale=1">'
-          f'<title>{esc(title)}</title><style>{CSS}{css}</style></head>\n<body>\n'
+          f'<title>{esc(title)}</title><style>{CSS}</style></head>\n<body>\n'
           + '\n'.join(sections) + f'\n<script>{SCRIPT}</script>\n</body></html>\n')
 
 
@@ -108,6 +107,13 @@ def folded(summary, *parts, opened=False):
   """Returns the HTML texts `parts` under a line that opens them."""
   return (f'<details{" open" if opened else ""}><summary>{esc(summary)}</summary>' + '\n'.join(parts)
           + '</details>')
+
+
+def download(name, content, text):
+  """Returns a link with the words `text` that saves `content`, a text, as the file `name`."""
+  data = base64.b64encode(content.encode()).decode()
+  return (f'<p class="note"><a download="{esc(name)}" href="data:application/json;base64,{data}">{esc(text)}'
+          '</a></p>')
 
 
 def note(text, kind='note'):

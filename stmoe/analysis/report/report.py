@@ -18,6 +18,7 @@ from stmoe.analysis.report import difference
 from stmoe.analysis.report import leaderboard
 from stmoe.analysis.report import page as html
 from stmoe.analysis.routing import diagnosed
+from stmoe.analysis.routing import spans
 from stmoe.analysis.routing import text as routing_view
 from stmoe.runs import read as runs_lib
 
@@ -32,6 +33,11 @@ CAPTIONS = {
     'expert_load': 'Real tokens sent to each expert over the mean of its layer, before drops. '
                    'White is balanced.',
 }
+HOW_TO_READ = (
+    'Background: the expert of largest weight, as strong as the weight; underline: the second. Dotted grey: '
+    'no expert had room. Plain: the last token of a window, which is only predicted. Point at a token for '
+    'the weights; a click on an expert shows its tokens alone. An expert with a dashed edge is rare, an '
+    'expert that is struck out got nothing.')
 ANSWERS = {verdict.HOLDS: 'holds', verdict.FAILS: 'fails', verdict.OPEN: 'open'}
 
 
@@ -78,7 +84,7 @@ def page(runs, costs=None, labels=None, routed=None, title='Runs', questions=(),
   parts = {text: content for text, content in parts.items() if content}
   head = [f'<h1>{html.esc(title)}</h1>', html.note(_lead(runs, labels), 'lead'), html.contents(parts)]
   sections = [text for name, content in parts.items() for text in (html.heading(name), *content)]
-  return html.document(title, head + sections, routing_view.CSS)
+  return html.document(title, head + sections)
 
 
 def _lead(runs, labels):
@@ -279,20 +285,38 @@ def sample_section(name, sample):
     name:   of the run.
     sample: what `routing_view.sample` returned for it.
   """
-  parts = [f'<h3>{html.esc(name)}</h3>', html.note(
-      'Background: the expert of largest weight; underline: the second. Dotted grey: no '
-      'expert had room. Plain: the last token of a window, which is only predicted. Point at a token for the '
-      'weights.')]
-  for layer, routed in sample.items():
-    words = lambda best: '   '.join(f'{_quoted(piece)} ×{lift:.1f}' for piece, _, lift in best)
-    rows = [html.row([str(e), f'{share:.1%}', words(best)], code=True)
-            for e, (share, best) in enumerate(routed.table)]
-    parts.append(html.folded(
-        layer, routing_view.chips([share for share, _ in routed.table]), routing_view.to_html(routed),
-        html.folded('most typical tokens of each expert, with their over-representation',
-                    html.table(['expert', 'share', 'tokens'], rows, 'text')),
-        opened=layer == next(iter(sample))))
-  return '\n'.join(parts)
+  layers = [_layer(layer, routed, opened=at < 2) for at, (layer, routed) in enumerate(sample.items())]
+  flows = [_flow(before, after, sample) for before, after in zip(list(sample), list(sample)[1:])]
+  data = json.dumps({layer: dataclasses.asdict(routed) for layer, routed in sample.items()})
+  return '\n'.join([
+      f'<h3>{html.esc(name)}</h3>',
+      html.note(HOW_TO_READ),
+      f'<div class="layers">{"".join(layers)}</div>', *filter(None, flows),
+      html.download('routing.json', data, 'this text with the experts of every token, as JSON')])
+
+
+def _layer(layer, routed, opened):
+  """A sparse layer: its experts, the routed text, what was dropped, what experts specialise in."""
+  words = lambda best: '   '.join(f'{_quoted(piece)} ×{lift:.1f}' for piece, _, lift in best)
+  rows = [html.row([str(e), f'{share:.1%}', words(best)], code=True)
+          for e, (share, best) in enumerate(routed.table)]
+  lost = ', '.join(f'{_quoted(piece)} ×{number}' for piece, number in spans.dropped(routed))
+  return html.folded(
+      layer, spans.chips([share for share, _ in routed.table]), spans.to_html(routed),
+      html.note(f'Dropped: {lost}') if lost else '',
+      html.folded('most typical tokens of each expert, with their over-representation',
+                  html.table(['expert', 'share', 'tokens'], rows, 'text')),
+      opened=opened)
+
+
+def _flow(before, after, sample):
+  """The flow of tokens between two layers of one stack, '' for others and for layers of too many experts."""
+  first, second = sample[before], sample[after]
+  if first.pieces != second.pieces or max(first.num_experts, second.num_experts) > spans.WIDEST:
+    return ''
+  return html.folded(
+      f'from {before} to {after}', spans.flow_html(spans.flow(first, second)),
+      html.note(f'A row is an expert of {before}, a column one of {after}. Colour: the share of the row.'))
 
 
 def diagnosed_section(run):

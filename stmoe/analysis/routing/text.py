@@ -1,8 +1,7 @@
-"""Routed text made visible: HTML spans and a figure, each token in the colour of its expert."""
+"""Routed text made visible: each token in the colour of its expert."""
 
 import colorsys
 import dataclasses
-import html
 import itertools
 
 from matplotlib import patches
@@ -12,20 +11,8 @@ from stmoe.analysis import canvas
 from stmoe.analysis.routing import choices as routing
 
 END = '■'                                # of a document
-NOBODY = 'no expert (dropped)', 'predicted, not read'
 # Light forms of the palette, so that black text stays readable on all of them.
 TINTS = ('#9CCBEA', '#F5B78A', '#8FD6BC', '#EBC3DA', '#F7D27C', '#D9D9D9', '#B9B4E6', '#D3DE8F')
-
-CSS = """
-.routed { font: 13px/1.75 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
-  white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #e2e2e2; border-radius: 6px;
-  padding: 10px 12px; background: #fff; color: #1a1a1a; }
-.routed span { padding: 2px 0; border-bottom: 3px solid transparent; }
-.routed span.unread { color: #1a1a1a; }
-.routed span.none { color: #8a8a8a; border-bottom: 1px dotted #8a8a8a; }
-.chips span { display: inline-block; padding: 1px 7px; margin: 0 4px 4px 0; border-radius: 4px;
-  font-size: 12px; color: #1a1a1a; }
-"""
 
 
 def colours(num_experts):
@@ -125,34 +112,6 @@ def texts(vocabulary, ids):
   """Returns the text of each token by itself; '·' for the start, parts of a character and the like."""
   names = {vocabulary.eos_id: END}
   return [names.get(int(v)) or vocabulary.decode([int(v)]) or '·' for v in ids]
-
-
-def to_html(seen):
-  """Returns a <div> of Sample `seen` with one <span> per token, coloured by expert; all is escaped.
-
-  Background is the expert of largest weight, the underline the second; the tooltip names all.
-  """
-  palette = colours(seen.num_experts)
-  spans = []
-  for piece, experts in zip(seen.pieces, seen.taken):
-    text = html.escape(visible(piece)) + ('\n' if piece.endswith('\n') else '')
-    names = ', '.join(f'expert {e} ({w:.2f})' for e, w in experts or ()) or NOBODY[experts is None]
-    title = html.escape(f'{piece!r}: {names}', quote=True)
-    if not experts:
-      kind = 'unread' if experts is None else 'none'
-      spans.append(f'<span class="{kind}" title="{title}">{text}</span>')
-      continue
-    under = f';border-bottom-color:{palette[experts[1][0]]}' if len(experts) > 1 else ''
-    spans.append(f'<span style="background:{palette[experts[0][0]]}{under}" title="{title}">{text}</span>')
-  return f'<div class="routed">{"".join(spans)}</div>'
-
-
-def chips(shares):
-  """Returns a <div> of one chip per expert with its share of choices; shares: list of floats."""
-  palette = colours(len(shares))
-  return '<div class="chips">' + ''.join(
-      f'<span style="background:{palette[e]}">{e}: {share:.0%}</span>'
-      for e, share in enumerate(shares)) + '</div>'
 
 
 def layout(pieces, columns):

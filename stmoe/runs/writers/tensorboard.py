@@ -30,7 +30,7 @@ class Tensorboard:
   def loads(self, step: int, load: dict) -> None:
     """Adds a histogram of every layer: a bar an expert, as high as its share of the tokens."""
     for layer, shares in load.items():
-      shares = np.nan_to_num(np.float64(shares))
+      shares = np.nan_to_num(np.asarray(shares, np.float64))
       experts = np.arange(len(shares))
       self._board.add_histogram_raw(
           f'load/{layer}', min=0, max=len(shares) - 1, num=len(shares), sum=float(experts @ shares),

@@ -1,5 +1,6 @@
 """Where tokens go: edges to tokens by hand, and the trace of real models."""
 
+import dataclasses
 import html.parser
 import pathlib
 
@@ -10,6 +11,7 @@ import pytest
 
 from stmoe import lookup
 from stmoe.analysis.routing import choices as routing
+from stmoe.analysis.routing import spans
 from stmoe.analysis.routing import text as routing_view
 from stmoe.core import tables
 from stmoe.data.text import pack
@@ -131,15 +133,36 @@ def _sample():
 
 def test_html_has_one_escaped_span_per_token_in_the_colours_of_its_experts():
   reader = _Spans()
-  reader.feed(routing_view.to_html(_sample()))
+  reader.feed(spans.to_html(_sample()))
   (first, text), (second, broken), (third, dropped), (fourth, end) = reader.spans
   tints = routing_view.colours(2)
-  assert text == '<b>' and f'background:{tints[1]}' in first['style']
-  assert f'border-bottom-color:{tints[0]}' in first['style']
+  assert text == '<b>' and f'--first:{tints[1]};--weight:0.90' in first['style'] and first['data-e'] == '1 0'
+  assert f'--second:{tints[0]}' in first['style']
   assert 'expert 1 (0.90), expert 0 (0.10)' in first['title']
-  assert broken == '"↵\n' and 'border-bottom-color' not in second['style']
+  assert broken == '"↵\n' and '--second' not in second['style']
   assert dropped == 'x' and third['class'] == 'none' and 'dropped' in third['title']
   assert end == '·' and fourth['class'] == 'unread' and 'not read' in fourth['title']
+
+
+def test_experts_without_a_token_and_rare_ones_are_told_apart():
+  class _Chips(_Spans):
+    def handle_starttag(self, tag, attributes):
+      if tag == 'button':
+        self.spans.append([dict(attributes), ''])
+  reader = _Chips()
+  reader.feed(spans.chips([0.97, 0.03, 0.0]))
+  assert [(chip['class'], text) for chip, text in reader.spans] == [
+      ('', '0: 97%'), ('rare', '1: 3%'), ('dead', '2: 0%')]
+  assert 'class="routed numbered"' in spans.to_html(dataclasses.replace(_sample(), num_experts=9))
+
+
+def test_what_was_dropped_and_where_tokens_flow():
+  first = _sample()
+  second = dataclasses.replace(first, num_experts=3, taken=[[(2, 1.0)], [], [], None])
+  assert spans.dropped(second) == [('"\n', 1), ('x', 1)]
+  assert spans.flow(first, second).tolist() == [[0, 0, 0], [0, 0, 1]]
+  drawn = spans.flow_html(spans.flow(first, second))
+  assert drawn.count('<rect') == 6 and 'expert 1 to expert 2: 100%' in drawn
 
 
 def test_lines_wrap_at_columns_and_at_line_ends():
