@@ -93,7 +93,7 @@ def _labels(cfg, labels, guidance, number):
   classes = cfg.model.vocab_size
   wrong = [label for label in labels if not -1 <= label < classes]
   if wrong:
-    raise errors.UserError(f'--label {wrong[0]}: the model knows {classes} classes; a label is from -1 (none) '
+    raise errors.UserError(f'--label {wrong[0]}: the model knows {classes} classes; labels go from -1, none, '
                            f'to {classes - 1}')
   if guidance != 1 and not classes:
     raise errors.UserError(f'--guidance {guidance:g}: the model knows no classes; nearest: --guidance 1')
