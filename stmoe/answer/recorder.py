@@ -16,6 +16,7 @@ import numpy as np
 from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
+from stmoe import targets
 from stmoe.core import assignment
 from stmoe.core import checked
 from stmoe.data import batches as pipeline
@@ -197,7 +198,8 @@ def rows(cfg, vocabulary, prompts: list[list[int]], ids: np.ndarray, real: int) 
 def _routes(plan, alone, params, routers, batch):
   """(dict name -> dict of `Record`, dropped shares) of a batch."""
   model = modules.wrapped(plan.model(params, routers), Record)
-  _, aux = model(batch, train=False, **dict(alone=True) if alone else {})      # not all models decode
+  posed = targets.posed(plan.target, batch)
+  _, aux = model(posed, train=False, **dict(alone=True) if alone else {})      # not all models decode
   return ({name: a.records['routes'] for name, a in aux.items() if 'routes' in a.records},
           [a.metrics['drop_frac'] for a in aux.values() if 'drop_frac' in a.metrics])
 

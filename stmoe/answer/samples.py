@@ -62,16 +62,17 @@ def draw(cfg, path, say: typing.Callable, *, number: int, steps: int, sampler: s
     at, state, _, _ = opened.restore(plan, path, facts['vocab'], say, step)
     say(f'sampling the checkpoint of step {at:,}: {number:,} images, {steps:,} steps of {sampler}')
     run = make(plan, cfg, sampler, trajectory, guidance, seed)
-    images, load, size = [], None, cfg.eval.batch_size
+    images, loads, size = [], [], cfg.eval.batch_size
     for start in range(0, number, size):
       part = jax.device_get(run(plan.evaluated(state), state['router_state'],
                                 *_batch(plan.mesh, label[start:start + size], start, size)))
       images.append(part[0][:number - start])
-      load = part[1] if load is None else jax.tree.map(np.add, load, part[1])
+      loads.append(part[1])
       say(f'{min(start + size, number):,} of {number:,} images')
     drawn = np.concatenate(images)
     pixels = np.clip(np.round((drawn * cfg.data.std + cfg.data.mean) * 255), 0, 255).astype(np.uint8)
     level = trajectory['time'] / plan.target.times[-1]
+    load = jax.tree.map(lambda *of_batches: sum(of_batches), *loads)
     return Samples(at, pixels, label, level.astype(np.float32), load, score(drawn, label, source))
 
 
@@ -93,8 +94,8 @@ def _labels(cfg, labels, guidance, number):
   classes = cfg.model.vocab_size
   wrong = [label for label in labels if not -1 <= label < classes]
   if wrong:
-    raise errors.UserError(f'--label {wrong[0]}: the model knows {classes} classes; a label is from -1 '
-                           f'(none) to {classes - 1}')
+    raise errors.UserError(f'--label {wrong[0]}: the model knows {classes} classes; labels go from -1, none, '
+                           f'to {classes - 1}')
   if guidance != 1 and not classes:
     raise errors.UserError(f'--guidance {guidance:g}: the model knows no classes; nearest: --guidance 1')
   turns = np.array(labels if len(labels) else range(classes) if classes else [-1], np.int32)

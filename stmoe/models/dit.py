@@ -1,6 +1,7 @@
 """The Diffusion Transformer: what noise did to an image, from its time and class (arXiv:2212.09748)."""
 
 import functools
+import typing
 
 from flax import nnx
 import jax
@@ -94,7 +95,8 @@ class Dit(nnx.Module):
     condition, given = self._given(batch)
     ctx = contract.Context(**contract.numbered(mask), key=key, step=jnp.asarray(step), train=train,
                            tokens=tokens['encoder'], given=given)
-    seen = dict(attention=visible.Visible(mask=visible.same_segment(ctx.segments, ctx.segments)))
+    mask = visible.same_segment(ctx.segments, ctx.segments)
+    seen: dict[str, typing.Any] = dict(attention=visible.Visible(mask=mask))
     if 'times' in batch:
       seen['times'] = switch_dit.Times(batch['times'], self.time(batch['times']))
     ctx = ctx.fold('encoder').replace(visible=seen)

@@ -10,7 +10,6 @@ from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
 from stmoe.core import gate
-from stmoe.core import losses
 from stmoe.core import metrics
 
 
@@ -22,7 +21,7 @@ def switch_dit(logits: jax.Array, mask: jax.Array, k: int, tokens: jax.Array | N
 
   Args:
     logits: f32[G,S,E], or f32[G,S,E+Z] with num_virtual = Z.
-    mask:   bool[G,S] real tokens; tokens: see `losses.token_mean`.
+    mask:   bool[G,S] real tokens; tokens: divisor of the metrics.
     choose: how experts are chosen instead, see `contract.OFFERS`.
   """
   probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
@@ -31,9 +30,8 @@ def switch_dit(logits: jax.Array, mask: jax.Array, k: int, tokens: jax.Array | N
                                   num_virtual)
   edges = assignment.kill_padding(edges, mask)
   a = assignment.cap(edges, mask.shape[1])
-  return a, contract.Aux(
-      losses=dict(balance=losses.balance(probs, choice, mask, tokens), z=losses.z(logits, mask, tokens)),
-      load=metrics.load(edges), metrics=metrics.routing(logits, probs, edges, a, mask, tokens))
+  return a, contract.Aux(losses={}, load=metrics.load(edges),
+                         metrics=metrics.routing(logits, probs, edges, a, mask, tokens))
 
 
 class SwitchDit(nnx.Module):
@@ -45,7 +43,8 @@ class SwitchDit(nnx.Module):
   Args:
     k:           choices per token (paper: 2 of 3).
     num_virtual: Z, how many of the experts are virtual; the layer says so.
-  Losses: balance, z; the paper has neither, its diffusion prior is the loss of the block.
+  Losses: none; the diffusion prior is a loss of the blocks together. The tokens of an image have the same
+    experts, so that a balance of its tokens says nothing.
   """
 
   normalize_gates = False

@@ -99,6 +99,11 @@ def at(target: Target, step: jax.Array) -> typing.Any:
   return target.at(step) if hasattr(target, 'at') else target
 
 
+def posed(target: Target, batch: dict) -> dict:
+  """Returns a batch [B,...] as the model has it; see `Target`."""
+  return target.posed(batch) if hasattr(target, 'posed') else batch
+
+
 def predict(target: Target, model: typing.Any, batch: dict, **context) -> tuple:
   """Returns (what a target judges of `model`, aux: dict layer -> Aux) for a batch [B,...].
 
@@ -108,7 +113,7 @@ def predict(target: Target, model: typing.Any, batch: dict, **context) -> tuple:
   if any(name.endswith(f'_given/{contract.ROUTES}') for name in batch):
     told = functools.partial(lookup.constructor('router', 'replay'), source=contract.ROUTES)
     model = modules.wrapped(model, told)
-  batch = target.posed(batch) if hasattr(target, 'posed') else batch
+  batch = posed(target, batch)
   wanted = getattr(target, 'hidden', ())
   if not wanted:
     return model(batch, **context)

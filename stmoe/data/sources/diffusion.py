@@ -59,16 +59,21 @@ class Diffusion(images.Images):
 class Opened(images.Opened):
   """The rows of a set of images, with noise."""
 
-  def rows(self, name: str, split: str, seed: int, train: bool) -> 'Rows':
+  def __init__(self, source: Diffusion, found: typing.Any):
+    super().__init__(source, found)
+    self._diffusion = source
+
+  def rows(self, name: str, split: str, seed: int, train: bool) -> typing.Any:
     """Returns the Rows of a split; `train` draws levels and hides classes."""
-    return Rows(super().rows(name, split, seed, train))
+    return Rows(super().rows(name, split, seed, train), self._diffusion)
 
   def pictures(self, split: str, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns (images f32[n,H,W,C] without noise, labels i32[n]), the first of a split, `most` at most."""
     name, = self.keys
     rows = super().rows(name, split, 0, False)
     number = min(len(rows), most)
-    batch = {entry: np.zeros(shape, dtype) for entry, (shape, dtype) in rows.data.clean(number).items()}
+    shapes = self._diffusion.clean(number)
+    batch = {entry: np.zeros(shape, dtype) for entry, (shape, dtype) in shapes.items()}
     for at in range(number):
       rows.fill(batch, at, at, at)
     return batch['image'], batch['labels'][:, 0]
@@ -78,13 +83,14 @@ class Opened(images.Opened):
 class Rows:
   """The images of one split, each with noise."""
   images: images.Rows
+  data: Diffusion
 
   def __len__(self):
     return len(self.images)
 
   def fill(self, batch: dict[str, np.ndarray], at: int, row: int, number: int) -> None:
     """Writes image `row` into row `at` of `batch`; `number` decides what is random in it."""
-    source, data, train = self.images, self.images.data, self.images.train
+    source, data, train = self.images, self.data, self.images.train
     label = {'labels': np.zeros((at + 1, 1), np.int32)}
     source.fill(batch | label, at, row, number)
     rng = np.random.Generator(np.random.Philox(key=source.seed, counter=[0, 0, 1, number]))
