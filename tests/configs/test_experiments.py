@@ -3,6 +3,7 @@
 import ast
 import functools
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -74,8 +75,8 @@ def test_docstring_names_its_commands(name):
 @pytest.mark.parametrize('name', PAPERS)
 def test_docstring_names_source_expectation_and_differences(name):
   text = docstring(name)
-  for wanted in ('arXiv:2', 'Differs:', 'smoke'):
-    assert wanted in text, wanted
+  for wanted in (r'arXiv:\d{4}\.\d{5}', 'Differs:', 'smoke'):
+    assert re.search(wanted, text), wanted
   assert 'xpected' in text or 'prints no' in text
 
 
@@ -105,7 +106,8 @@ def test_fits_its_batches_and_devices(name, arg):
   specs = {jax.tree_util.keystr(path): leaf.sharding.spec
            for path, leaf in jax.tree.leaves_with_path(plan.shapes['params'])}
   banks = {path: spec for path, spec in specs.items() if "['experts']" in path}
-  assert banks or arg and 'dense' in arg or any('around' in block for block in cfg.blocks.values())
+  assert banks or arg and 'dense' in arg or any('around' in block for block in cfg.blocks.values()) or (
+      not cfg.blocks)                                                # a model of its own
   whole = {path for path, spec in banks.items() if 'expert' not in spec}
   assert not banks or banks.keys() - whole
   # Tensors that all experts share are in a bank, too: by their names they belong to none.
