@@ -50,8 +50,9 @@ def assert_same(one, other):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('arg, changed', [
-    ('yes', HOME), pytest.param('method=ple', ('--config.model.mixer.specific=1',), marks=pytest.mark.slow)])
+    ('yes', HOME), ('method=ple', ('--config.model.mixer.specific=1',))], ids=str)
 def test_microbatches_and_devices_change_nothing(tmp_path, arg, changed):
   spread = '--config.train.microbatches=2', '--config.mesh.expert=2', '--config.mesh.model=2'
   whole = computed(config(tmp_path, arg, *changed), 1)

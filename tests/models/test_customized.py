@@ -33,31 +33,31 @@ def run(made, rows, train=True):
   return made(rows, train=train)
 
 
-def slopes(made, rows, loss):
-  """Dict part -> largest gradient of the loss."""
+@jax.jit
+def slopes(made, rows):
+  """Dict loss -> gradients of all parameters."""
   graph, params = nnx.split(made, nnx.Param)
-  grads = jax.grad(lambda params: loss(nnx.merge(graph, params), rows))(params)
-  flat = nnx.to_pure_dict(grads)
-  return {part: max(float(np.abs(a).max()) for a in jax.tree.leaves(tree)) for part, tree in flat.items()}
-
-
-def task(made, rows):
   target = ids.Ids()
-  return target.loss(made(rows, train=True)[0], rows, target.counts(rows))[0]
+
+  def losses(params):
+    logits, aux = nnx.merge(graph, params)(rows, train=True)
+    return dict(aux['gate'].losses, task=target.loss(logits, rows, target.counts(rows))[0])
+  return {name: nnx.to_pure_dict(grads) for name, grads in jax.jacrev(losses)(params).items()}
 
 
-of = lambda name: lambda made, rows: made(rows, train=True)[1]['gate'].losses[name]
+def touched(rows):
+  """Dict loss -> parts that have a gradient."""
+  any_slope = lambda tree: any(np.abs(a).max() > 0 for a in jax.tree.leaves(tree))
+  return {name: {part for part, tree in grads.items() if any_slope(tree)}
+          for name, grads in slopes(model(), rows).items()}
 
 
 def test_each_part_learns_from_its_own_rows():
-  made, rows = model(), batch()
-  touched = lambda loss, rows=rows: {part for part, slope in slopes(made, rows, loss).items() if slope > 0}
-  assert touched(task) == {'trunk', 'generic'}
-  assert touched(of('local')) == {'local'} and touched(of('gate')) == {'gate'}
-  all_user = rows | {'given/user': np.ones(8, int)}
-  assert touched(task, all_user) == set()
-  assert touched(of('local'), rows | {'given/user': np.zeros(8, int)}) == set()
-  assert touched(of('gate'), rows | {'given/stored': np.zeros(8, int)}) == set()
+  rows = batch()
+  assert touched(rows) == dict(task={'trunk', 'generic'}, local={'local'}, gate={'gate'})
+  assert touched(rows | {'given/user': np.ones(8, int)})['task'] == set()
+  without = touched(rows | {'given/user': np.zeros(8, int), 'given/stored': np.zeros(8, int)})
+  assert without['local'] == without['gate'] == set()
 
 
 def parts(made, rows):
