@@ -17,7 +17,8 @@ A source of data is a file of data/sources: a class called like the file, whose 
   shapes(rows)      dict name -> (shape, dtype) of a batch. The first axis counts rows. In what belongs to a
                     stack, STACK_NAME (encoder_..., decoder_...), the second counts tokens. Routers read by
                     NAME what is called given/NAME, of rows, or STACK_given/NAME, of tokens
-                    (`contract.Context.known`)
+                    (`contract.Context.known`). `group` and `part` i32[rows] are of rows that belong together,
+                    users say, of whom evaluation speaks by themselves (targets/binary.py)
   lengths(model)    dict stack -> positions of a row in it, for counting operations: 'decoder' has the
                     targets. `model` is that section of the configuration, which may decide
   open(cfg, found)  the data, opened; the data of the Record `found` (record.py) if they are the same

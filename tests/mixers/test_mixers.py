@@ -125,6 +125,10 @@ MIXERS = dict(
     ple=dict(name='ple', specific=1, shared=2), ml_mmoe=dict(name='ple', separate=False))
 
 
+def test_every_mixer_is_here():
+  assert {mixer['name'] for mixer in (HOME, *MIXERS.values())} == set(lookup.available('mixer'))
+
+
 @pytest.mark.parametrize('name', MIXERS)
 def test_a_mixture_of_equal_experts_is_one_expert(name):
   """Weights of a gate add up to 1."""

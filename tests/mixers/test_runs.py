@@ -50,8 +50,9 @@ def assert_same(one, other):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('arg, changed', [
-    ('yes', HOME), pytest.param('method=ple', ('--config.model.mixer.specific=1',), marks=pytest.mark.slow)])
+    ('yes', HOME), ('method=ple', ('--config.model.mixer.specific=1',))], ids=str)
 def test_microbatches_and_devices_change_nothing(tmp_path, arg, changed):
   spread = '--config.train.microbatches=2', '--config.mesh.expert=2', '--config.mesh.model=2'
   whole = computed(config(tmp_path, arg, *changed), 1)
@@ -61,12 +62,46 @@ def test_microbatches_and_devices_change_nothing(tmp_path, arg, changed):
   assert_same(whole, parts)
 
 
+# Experiments on users and tasks -> what is changed of their smoke.
+RUNS = {
+    'home/many_tasks:smoke,yes': ('--config.data.num_rows=96', '--config.data.num_held_out=20'),
+    'aw_moe/sessions:smoke,loss=binary': (),
+    'customization/digits:smoke': ('--config.data.num_held_out=40',),
+}
+
+
 @pytest.mark.slow
-def test_a_run_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize('name', RUNS)
+def test_a_run_goes_on_bit_for_bit(tmp_path, name):
   one = jax.devices()[:1]
-  assert loop.train(config(tmp_path, 'yes'), tmp_path / 'whole', devices=one) == 0
-  for total in (2, 4):
-    cfg = config(tmp_path, 'yes', f'--config.train.steps={total}')
-    assert loop.train(cfg, tmp_path / 'parts', devices=one) == 0
-  whole, parts = (json.loads((tmp_path / name / 'DONE').read_text()) for name in ('whole', 'parts'))
-  assert all(whole[name] == parts[name] for name in whole if name != 'time') and whole['eval/auc_1'] > 0
+
+  def train(folder, total):
+    cfg, _ = experiment.load(name, [
+        f'--config.data.cache_dir={tmp_path}', f'--config.train.steps={total}', '--config.eval.every=4',
+        '--config.checkpoint.every=2', '--config.train.log_every=2', *RUNS[name]])
+    assert loop.train(cfg, tmp_path / folder, devices=one) == 0
+    return json.loads((tmp_path / folder / 'DONE').read_text())
+  whole = train('whole', 4)
+  assert train('parts', 2) and (parts := train('parts', 4))
+  assert all(whole[key] == parts[key] for key in whole if key != 'time')
+  assert 'eval/accuracy' in whole and ('eval/auc' in whole) == ('customization' not in name)
+
+
+@pytest.mark.slow
+def test_stages_of_customisation_leave_the_others_alone(tmp_path):
+  """Every two steps another part trains: GE, LE, then the gate."""
+  every = [f'--config.groups.{part}.every=2' for part in ('generic', 'local', 'gate')]
+  cfg, _ = experiment.load('customization/digits:smoke', [f'--config.data.cache_dir={tmp_path}', *every])
+  with states.on_mesh(cfg.mesh, jax.devices()[:1]) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    state, do_step = states.init(cfg, plan), steps.make(cfg, plan)
+    data, seen = pipeline.train_iterator(cfg), []
+    for _ in range(6):
+      seen.append(jax.device_get(state['params']))
+      state, _ = do_step(state, check.place(next(data), mesh))
+    data.close()
+    seen.append(jax.device_get(state['params']))
+  moved = [{part for part in one if any(
+      (a != b).any() for a, b in zip(jax.tree.leaves(one[part]), jax.tree.leaves(other[part])))}
+           for one, other in zip(seen, seen[1:])]
+  assert moved == [{'trunk', 'generic'}] * 2 + [{'local'}] * 2 + [{'gate'}] * 2

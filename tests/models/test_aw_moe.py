@@ -133,6 +133,7 @@ def computed(tmp_path, devices, *changed):
     return jax.device_get(work(states.init(cfg, plan), placed))
 
 
+@pytest.mark.slow
 def test_microbatches_and_devices_change_nothing(tmp_path):
   whole = computed(tmp_path, 1)
   spread = '--config.train.microbatches=2', '--config.mesh.model=2', '--config.mesh.expert=2'
