@@ -24,7 +24,7 @@ from tests.analysis import test_momentum_figure as runs
 
 def model(**fields):
   fields = dict(name='mowst', num_features=3, num_outputs=4, d_model=8) | fields
-  return lookup.recipe('model', fields)(rngs=nnx.Rngs(0))
+  return jax.jit(lambda: lookup.recipe('model', fields)(rngs=nnx.Rngs(0)))()     # one program, not many
 
 
 def graph(seed, nodes, room=6, edges=8):
