@@ -6,8 +6,8 @@ stmoe place routes.npz --devices 8 --nodes 2 --far 4          a step between nod
 stmoe place routes.npz --devices 4 --output placement.json    the device of every expert of every layer
 
 The first program makes the largest load of a layer's devices the least. The second one gives the clusters of
-the first to devices so that tokens cross little (arXiv:2502.06643, in our formulation). After an ordinary dispatch tokens
-go home between layers: then only the balance matters.
+the first to devices so that tokens cross little (arXiv:2502.06643, in our formulation). After an
+ordinary dispatch tokens go home between layers: then only the balance matters.
 """
 
 import json
