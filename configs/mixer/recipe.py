@@ -63,6 +63,19 @@ def training(families, environments, *, experts, context, d_ff, depth=3, inner='
   return c
 
 
+def adapting(c, steps):
+  """Makes `c` train contexts alone, those of new systems, for `steps` steps."""
+  if 'every' in c.blocks.m.router:
+    c.blocks.m.router.every = 0
+  c.groups = dict(context=dict(), model=dict(where='rest', train=False))
+  c.finetune = dict(model='own', load='partial', optimizer='fresh', dropout_rate=None,
+                    expert_dropout_rate=None, capacity_factor=None, aux=True)
+  c.loss.contributors = c.model.num_environments
+  c.train.update(steps=steps, log_every=max(steps // 100, 1), stats_every=max(steps // 20, 1))
+  c.eval.every, c.checkpoint.every = max(steps // 20, 1), max(steps // 10, 1)
+  return c
+
+
 def smoke(c):
   """Shrinks `c` in place to run in seconds, and returns it locked: 2 systems of each family, 5 states."""
   families, values = len(c.data.families), c.data.num_values
@@ -75,7 +88,8 @@ def smoke(c):
   field.d_ff = min(field.d_ff, 16)
   c.loss.contributors = min(c.loss.contributors, number)
   for group in c.groups.values():
-    group.every = 2
+    if 'turn' in group:
+      group.every = 2
   c.train.update(steps=40, batch_size=number, log_every=5, stats_every=10)
   c.eval.update(every=20, batch_size=number)
   c.checkpoint.update(every=20)

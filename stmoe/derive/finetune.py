@@ -55,10 +55,13 @@ def adopt(cfg, start):
     if recipe[field] not in allowed:
       raise errors.UserError(f'finetune.{field}={recipe[field]!r}{errors.nearest(recipe[field], allowed)} '
                              f'(there are: {", ".join(allowed)})')
-  if not hasattr(lookup.source(start.data), 'vocab'):
-    raise errors.UserError(f'the start is a {start.model.name} of images; these tasks need a model of text')
+  of_text = 'vocab' in cfg.data
+  if of_text and not hasattr(lookup.source(start.data), 'vocab'):
+    raise errors.UserError(f'the start is a {start.model.name} of {lookup.source(start.data).kind}; these '
+                           'tasks need a model of text')
   with cfg.unlocked(), cfg.ignore_type():
-    cfg.data.extra_ids = start.data.extra_ids
+    if of_text:
+      cfg.data.extra_ids = start.data.extra_ids
     if recipe.model == 'start':
       cfg.model, cfg.blocks, cfg.losses = (_copy(start[part]) for part in ('model', 'blocks', 'losses'))
       _lengths(cfg, start)
@@ -239,7 +242,8 @@ def prepare(name, overrides, run, step=None):
   start = records.read(run).located(rundir.trusted(run, step))
   early = [text for text in overrides if text.removeprefix('--config.').startswith(('finetune.', 'data.'))]
   cfg, name = experiment.load(name, early)
-  names_vocabulary = any(text.removeprefix('--config.').startswith('data.vocab=') for text in early)
+  names_vocabulary = 'vocab' not in cfg.data or any(
+      text.removeprefix('--config.').startswith('data.vocab=') for text in early)
   if not names_vocabulary:
     with cfg.unlocked():
       cfg.data.vocab = start.data.get('vocab', '')

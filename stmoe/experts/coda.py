@@ -59,7 +59,7 @@ class Coda(nnx.Module):
     self.theta = made(theta, size)
     self.h = made(conditions.within(part), part, size) if part else None
     self.shift = made(nnx.initializers.zeros, 1) if shift and context else None
-    self.number = axes.state(conditions.numbers(num_experts), 'expert') if split else None
+    self.number = axes.state(conditions.numbers(num_experts), 'expert', 'unmodeled') if split else None
     self.context, self.part = context, part
     self.products_per_row = part * size + sum(math.prod(shape) for shape in self.shapes if len(shape) == 2)
 

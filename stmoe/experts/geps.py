@@ -41,7 +41,7 @@ class Geps(nnx.Module):
         for inward, outward in zip(widths, widths[1:])])
     self.betas = nnx.List([Vector(made, conditions.beta, 1, part) for _ in widths[2:]])
     self.shift = made(nnx.initializers.zeros, 1) if shift and context else None
-    self.number = axes.state(conditions.numbers(num_experts), 'expert') if split else None
+    self.number = axes.state(conditions.numbers(num_experts), 'expert', 'unmodeled') if split else None
     self.context, self.part = context, part
 
   def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:

@@ -50,7 +50,7 @@ class Ncf(nnx.Module):
     self.of_data = Net(made, between(out, hidden, depth_before))
     self.main = Net(made, [hidden * (1 + bool(part)), *[d_ff] * depth, out])
     self.shift = made(nnx.initializers.zeros, 1) if shift and context else None
-    self.number = axes.state(conditions.numbers(num_experts), 'expert') if split else None
+    self.number = axes.state(conditions.numbers(num_experts), 'expert', 'unmodeled') if split else None
     self.context, self.part = context, part
 
   def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:

@@ -45,7 +45,7 @@ class Shplrnn(nnx.Module):
     size = m * m + 2 * m * d_ff + m + d_ff + 1
     self.h = made(conditions.within(part), max(part, 1), size)
     self.shift = made(nnx.initializers.zeros, 1) if shift and context else None
-    self.number = axes.state(conditions.numbers(num_experts), 'expert') if split else None
+    self.number = axes.state(conditions.numbers(num_experts), 'expert', 'unmodeled') if split else None
     self.num_values, self.least = m, least
     self.context, self.part = context, part
     # A row passes the made matrices once for each of its values.

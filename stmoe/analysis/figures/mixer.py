@@ -14,6 +14,7 @@ CAPTIONS = {
              'adjusted Rand index of experts and families of held-out trajectories.',
 }
 FAMILY = 4                               # shown environments of a family
+STATE = 'router.tried', 'router.accepted'
 
 
 def draw(run):
@@ -21,7 +22,7 @@ def draw(run):
   step, shown = records.shown(run.path)
   names = ('initial', 'wanted', 'predicted', 'choice')
   found = {STEM: _by_expert(step, run, *(shown[name] for name in names))} if set(names) <= set(shown) else {}
-  updates = {name: states for name, states in run.states.items() if {'tried', 'accepted'} <= set(states)}
+  updates = {name: states for name, states in run.states.items() if set(STATE) <= set(states)}
   return found | ({UPDATES: _updates(run, updates)} if updates else {})
 
 
@@ -56,7 +57,7 @@ def _updates(run, updates):
   """The Figure of accepted updates over steps, and of the Rand index."""
   figure, axes = canvas.new(1, 2, 9.6, 3.4)
   for name, states in updates.items():
-    (steps, tried), (_, accepted) = states['tried'], states['accepted']
+    (steps, tried), (_, accepted) = (states[path] for path in STATE)
     axes[0][0].plot(steps, accepted / np.maximum(tried, 1), lw=1.4, label=name)
   axes[0][1].plot(*run.series('eval/rand'), lw=1.4, color=canvas.PALETTE[1])
   canvas.label(axes[0][0], runs_lib.ABSCISSAE['step'], 'accepted of tried updates')

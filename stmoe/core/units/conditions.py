@@ -41,7 +41,7 @@ def parted(rows: jax.Array, context: int, part: int, number: jax.Array | None = 
 
   Args:
     context, part: C and c.
-    number: [] of the expert, whose part of the context is read; None = the context is whole.
+    number: [1] of the expert, whose part of the context is read; None = the context is whole.
     shift:  [1], added to every number of the context, or None.
 
   >>> rows = jnp.array([[9., 1., 2., 3., 4.]])
@@ -84,8 +84,8 @@ def alike(init: Init, same: bool) -> Init:
 
 
 def numbers(num_experts: int) -> jax.Array:
-  """Returns f32[E], the numbers of experts that read their own parts of a context."""
-  return jnp.arange(num_experts, dtype=jnp.float32)
+  """Returns f32[E,1], the numbers of experts that read their own parts of a context."""
+  return jnp.arange(num_experts, dtype=jnp.float32)[:, None]
 
 
 def cut(flat: jax.Array, shapes: typing.Sequence[tuple[int, ...]]) -> list[jax.Array]:

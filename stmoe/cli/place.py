@@ -1,0 +1,51 @@
+"""Places experts on devices by a recording: balanced loads, next to where tokens go (MoETuner).
+
+stmoe record runs/a --output routes.npz                       what the run's tokens chose
+stmoe place routes.npz --devices 4                            the usual placement, and MoETuner's
+stmoe place routes.npz --devices 8 --nodes 2 --far 4          a step between nodes costs 4, within one 1
+stmoe place routes.npz --devices 4 --output placement.json    the device of every expert of every layer
+
+The first program makes the largest load of a layer's devices the least. The second one gives the clusters of
+the first to devices so that tokens cross little (arXiv:2502.06643, in our formulation). After an
+ordinary dispatch tokens go home between layers: then only the balance matters.
+"""
+
+import json
+import pathlib
+
+from stmoe import ranges
+
+
+def add_arguments(parser):
+  parser.add_argument('recording', metavar='FILE', help='of stmoe record')
+  parser.add_argument('--devices', type=ranges.Count, required=True, metavar='G',
+                      help='that share the experts')
+  parser.add_argument('--nodes', type=ranges.Count, default=1, metavar='N', help='of equally many devices')
+  parser.add_argument('--far', type=ranges.NonNegative, default=4.0, metavar='COST',
+                      help='of a transition between nodes; default: 4')
+  parser.add_argument('--output', type=pathlib.Path, metavar='FILE',
+                      help='JSON: devices of experts, by stack')
+
+
+def run(args):
+  from stmoe import files
+  from stmoe.analysis import table
+  from stmoe.analysis.serving import moetuner
+  from stmoe.analysis.serving import traces
+  distance = moetuner.distances(args.devices, args.nodes, args.far)
+  placements = {}
+  for stack, trace in traces.read(args.recording).items():
+    layers, experts = trace.chosen.shape[1], trace.num_experts
+    load, moves = moetuner.loads(trace), moetuner.transitions(trace)
+    tuned = moetuner.place(trace, distance)
+    rows = []
+    for name, of in (('usual', moetuner.contiguous(layers, experts, args.devices)), ('moetuner', tuned)):
+      found = moetuner.measured(of, load, moves, distance)
+      rows.append([name, f'{found.imbalance.mean():.2f}', f'{found.crossing:.1%}', f'{found.cost:,.0f}'])
+    print(f'{stack}: {layers} layers of {experts} experts on {args.devices} devices, {len(trace.chosen):,} '
+          'tokens')
+    print(table.plain(['placement', 'largest over mean load', 'transitions that cross', 'cost'], rows))
+    placements[stack] = tuned.tolist()
+  if args.output:
+    files.write_text(args.output, json.dumps(placements) + '\n')
+    print(args.output)

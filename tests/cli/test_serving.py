@@ -1,0 +1,61 @@
+"""`stmoe offload` and `stmoe place`: what simulators say of a recording, and mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+
+from stmoe.analysis import serving
+from stmoe.analysis.serving import hybrimoe
+from stmoe.analysis.serving import offloading
+from stmoe.data import recording
+
+LAYERS, E, K = 3, 8, 2
+
+
+@pytest.fixture(scope='module')
+def trace():
+  rng = np.random.default_rng(0)
+  chosen = np.stack([rng.permutation(E)[:K] for _ in range(60 * LAYERS)]).reshape(60, LAYERS, K)
+  return serving.Trace(chosen.astype(np.int32), E)
+
+
+@pytest.fixture
+def recorded(trace, tmp_path):
+  """A recording of two rows of thirty tokens and padding."""
+  routes = np.full((2, 32, LAYERS, K), -1, np.int32)
+  routes[:, :30] = trace.chosen.reshape(2, 30, LAYERS, K)
+  segments = np.zeros((2, 32), np.int32)
+  segments[:, :30] = 1
+  about = recording.About(run='r', step=1, objective={}, vocabulary='', choices=K, text={},
+                          routers=[f'decoder_{layer:02d}:{E}:{K}' for layer in range(LAYERS)])
+  recording.write(tmp_path / 'routes.npz', about, dict(decoder_segment_ids=segments), dict(decoder=routes))
+  return tmp_path / 'routes.npz'
+
+
+def test_the_commands_read_recordings(trace, recorded, command, tmp_path):
+  code, out, err = command('offload', recorded, '--slots', 3, '--json')
+  assert code == 0, err
+  found = json.loads(out)['decoder']
+  assert found == json.loads(json.dumps(offloading.compared(trace, 3, hybrimoe.Times())))
+  assert found['tokens'] == 60 and found['policies']['belady']['hits'] >= found['policies']['lru']['hits']
+  code, out, err = command('offload', recorded)
+  assert code == 0 and 'decoder: 3 layers of 8 experts, 4 of them' in out, err
+  code, out, err = command('place', recorded, '--devices', 4, '--nodes', 2, '--output', tmp_path / 'p.json')
+  assert code == 0 and 'moetuner' in out, err
+  assert np.shape(json.loads((tmp_path / 'p.json').read_text())['decoder']) == (LAYERS, E)
+
+
+@pytest.mark.parametrize('words, said', [
+    (['offload', '--slots', 9], 'nearest: 8'), (['offload', '--slots', 0], 'at least 1'),
+    (['offload', '--move', '-1'], 'at least 0'), (['place', '--devices', 3], 'nearest: 2'),
+    (['place', '--devices', 4, '--nodes', 3], 'nearest: 3')])
+def test_mistakes_are_one_line(recorded, mistake, words, said):
+  command, *options = words
+  assert said in mistake(command, recorded, *options)
+
+
+def test_another_file_is_no_recording(mistake, tmp_path):
+  np.savez(tmp_path / 'a.npz', x=np.zeros(2))
+  assert 'is no recording of routing' in mistake('offload', tmp_path / 'a.npz')
+  assert 'b.npz' in mistake('place', tmp_path / 'b.npz', '--devices', 2)
