@@ -115,8 +115,9 @@ class MixLoRA(dense.Dense):
         self, chosen(self, targets), num_experts=self.router.num_experts, rank=rank,
         scale=lora.scale(alpha, rank, rslora), dropout_rate=adapter_dropout, gaussian=gaussian, dora=dora,
         rngs=rngs)
-    own = jax.tree.leaves((self.wi, self.wg, nnx.state(self.router, nnx.Param)))
-    self.products_per_row = sum(w.size for w in own if w.ndim == 2)
+    sizes = lambda part: sum(w.size for w in jax.tree.leaves(part) if w.ndim == 2)
+    self.router.products_per_row = sizes(nnx.state(self.router, nnx.Param))
+    self.products_per_row = sizes((self.wi, self.wg))
     self.dora = dora
     self.jitter = jitter
     self.d_model = d_model
