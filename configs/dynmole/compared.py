@@ -11,7 +11,8 @@ def block(d_ff, num_experts, group_size, d_model):
   With all E of them, which a trained router seldom asks for, 2 D F' + 2 D (D + F') is 2 D F: the method costs
   less than is counted. The metric active_experts says how much.
   """
-  router = dict(name='dynmole', num_experts=num_experts, p=paper.P, keep=paper.KEEP, threshold=paper.THRESHOLD)
+  router = dict(name='dynmole', num_experts=num_experts, p=paper.P, keep=paper.KEEP,
+                threshold=paper.THRESHOLD)
   rank = d_model // num_experts
   return dict(layer='dynmole', d_ff=(d_ff - d_model) // 2, activation='relu', gated=False, rank=rank,
               alpha=2.0 * rank, executor='blocks', group_size=group_size, router=router)

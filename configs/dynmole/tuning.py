@@ -16,7 +16,8 @@ from stmoe.configs.dynmole import paper
 from stmoe.configs.lora import recipe
 
 VARIANTS = ('entropy=renyi', 'entropy=off')
-ENTROPIES = dict(tsallis=(paper.KIND, paper.THRESHOLD), renyi=('renyi', paper.THRESHOLD), off=(paper.KIND, 1.0))
+ENTROPIES = dict(tsallis=(paper.KIND, paper.THRESHOLD), renyi=('renyi', paper.THRESHOLD),
+                 off=(paper.KIND, 1.0))
 
 
 def get_config(arg=''):

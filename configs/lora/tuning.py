@@ -5,8 +5,8 @@ r"""LoRA beside attention and experts of a small sparse decoder (arXiv:2106.0968
   stmoe train lora/tuning:smoke                       beside a base that was only drawn, about a minute
   targets = attention+experts | attention | experts
 
-Expected: optimizer state for adapters alone, and a loss below the start's on the text that it is tuned to. The
-paper's own tables are not at hand.
+Expected: optimizer state for adapters alone, and a loss below the start's on the text that it is tuned to.
+The paper's own tables are not at hand.
 Differs: rank, alpha, rate, model and data are this project's, for a laptop.
 """
 

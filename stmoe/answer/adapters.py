@@ -140,8 +140,8 @@ class Base:
     found = places.Places(cfg, None)
     digest = saved.digest(found.base(reader.inventory))
     if digest != self._digest:
-      raise errors.UserError(f'{run} is an adapter of another base: of digest {digest[:12]}, and {self.path} has '
-                             f'{self._digest[:12]}')
+      raise errors.UserError(f'{run} is an adapter of another base: of digest {digest[:12]}, and {self.path} '
+                             f'has {self._digest[:12]}')
     part: dict = {}
     for leaf, words in found.labels.items():
       if 'adapter' in words:

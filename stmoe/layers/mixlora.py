@@ -46,7 +46,8 @@ class Network(nnx.Module):
   def __init__(self, layer: 'MixLoRA'):
     self.parts, self.wo, self.bo = layer.experts, layer.wo, layer.bo
     # Norms are of whole matrices.
-    self.wi, self.wg = (layer.wi, layer.wg) if layer.dora else (None, None)
+    self.wi: nnx.Variable | None = layer.wi if layer.dora else None
+    self.wg: nnx.Variable | None = layer.wg if layer.dora else None
     self.gated, self.d_model = layer.wg is not None, layer.d_model
     self.activation, self.limit, self.dropout_rate = layer.activation, layer.limit, layer.dropout_rate
 

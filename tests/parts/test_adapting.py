@@ -52,7 +52,8 @@ def test_products_of_both_parts_are_products_with_the_sum(name, dora):
 
 
 @pytest.mark.parametrize('executor', [
-    'blocks', *(pytest.param(name, marks=pytest.mark.slow) for name in ('einsum', 'gather', 'ragged', 'pallas'))])
+    'blocks', *(pytest.param(name, marks=pytest.mark.slow) for name in (
+        'einsum', 'gather', 'ragged', 'pallas'))])
 def test_experts_with_adapters_run_in_every_executor(executor):
   """A bank of Adapted matrices computes, forward and backward, what the bank of their sums does."""
   bank = glu.Glu(6, num_experts=3, d_ff=4, use_bias=True, init_scale=1.0, rngs=nnx.Rngs(0))

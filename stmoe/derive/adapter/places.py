@@ -23,11 +23,11 @@ RECORD = 'record.json'
 class Slice(NamedTuple):
   """A layer's part of an array.
 
-  leaf:  path of the array in the parameters; index: number of the layer's part, None = all of the array.
+  leaf:  path of the array in the parameters; layer: number of the layer's part, None = all of the array.
   shape: of the part.
   """
   leaf: tuple
-  index: int | None
+  layer: int | None
   shape: tuple
 
 
@@ -75,7 +75,7 @@ class Places:
     whole: dict = {}
     of_leaf: dict[tuple, dict] = {}
     for path, array in arrays.items():
-      of_leaf.setdefault(self.slices[path].leaf, {})[self.slices[path].index] = array
+      of_leaf.setdefault(self.slices[path].leaf, {})[self.slices[path].layer] = array
     for leaf, parts in of_leaf.items():
       layout.put(whole, leaf, parts[None] if None in parts else np.stack([parts[i] for i in sorted(parts)]))
     return whole
