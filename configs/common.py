@@ -238,7 +238,7 @@ def smoke(c):
     if block is None:
       outer.d_ff = 128
       continue
-    block.experts.d_ff = 128
+    block.get('experts', block).d_ff = 128
     shrink(block.router)
     if block.get('group_size'):
       block.group_size = 2 * lengths['targets_length' if letter in decoder else 'inputs_length']

@@ -46,7 +46,8 @@ class Network(nnx.Module):
   def __init__(self, layer: 'MixLoRA'):
     self.parts, self.wo, self.bo = layer.experts, layer.wo, layer.bo
     # Norms are of whole matrices.
-    self.wi, self.wg = (layer.wi, layer.wg) if layer.dora else (None, None)
+    self.wi: nnx.Variable | None = layer.wi if layer.dora else None
+    self.wg: nnx.Variable | None = layer.wg if layer.dora else None
     self.gated, self.d_model = layer.wg is not None, layer.d_model
     self.activation, self.limit, self.dropout_rate = layer.activation, layer.limit, layer.dropout_rate
 
@@ -115,8 +116,9 @@ class MixLoRA(dense.Dense):
         self, chosen(self, targets), num_experts=self.router.num_experts, rank=rank,
         scale=lora.scale(alpha, rank, rslora), dropout_rate=adapter_dropout, gaussian=gaussian, dora=dora,
         rngs=rngs)
-    own = jax.tree.leaves((self.wi, self.wg, nnx.state(self.router, nnx.Param)))
-    self.products_per_row = sum(w.size for w in own if w.ndim == 2)
+    sizes = lambda part: sum(w.size for w in jax.tree.leaves(part) if w.ndim == 2)
+    self.router.products_per_row = sizes(nnx.state(self.router, nnx.Param))
+    self.products_per_row = sizes((self.wi, self.wg))
     self.dora = dora
     self.jitter = jitter
     self.d_model = d_model

@@ -62,15 +62,15 @@ class LowRank(nnx.Module):
 def matrices(model: nnx.Module) -> dict[tuple, nnx.Variable]:
   """Returns dict path -> parameter [...,D,F] of the matrices of `model` that adapters may stand beside.
 
-  Not of them: what is looked up, and what routers have.
+  Not of them: what is looked up, what routers have, and factors in lists, of which one matrix is made.
   """
   labels, found = modules.labels(model), {}
   for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
     names = variable.get_metadata().get('out_sharding') or ()
     inner = [name for name in names if name not in BATCHED]
     looked_up = 'relpos_buckets' in inner or inner[:1] == ['vocab']
-    if len(inner) == 2 and list(names[-2:]) == inner and not looked_up and not labels[path] & {
-        'router', 'adapter'}:
+    one = len(inner) == 2 and list(names[-2:]) == inner and isinstance(path[-1], str)
+    if one and not looked_up and not labels[path] & {'router', 'adapter'}:
       found[tuple(path)] = variable
   return found
 

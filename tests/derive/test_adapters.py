@@ -1,6 +1,7 @@
 """Adapters beside a run's matrices: what trains, what is saved, merged, exported and imported."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe.answer import adapters
+from stmoe.answer import interactive
 from stmoe.checkpoints import checkpoint
 from stmoe.derive import compress
 from stmoe.derive import finetune
@@ -19,6 +22,9 @@ from stmoe.train import state as states
 from tests.train import tiny_run
 
 ONE = jax.devices()[:1]
+IDS = jnp.arange(24).reshape(2, 12) % 250 + 8
+BATCH = dict(decoder_input_tokens=IDS, decoder_segment_ids=jnp.ones_like(IDS),
+             decoder_positions=jnp.broadcast_to(jnp.arange(12), (2, 12)))
 LORA = 'lora:rank=4,alpha=8,targets=attention+layer,dropout_rate=0.1,dora=True'
 
 
@@ -76,10 +82,7 @@ def flat(tree):
 
 def logits(run):
   plan, state = opened(run)
-  ids = jnp.arange(24).reshape(2, 12) % 250 + 8
-  batch = dict(decoder_input_tokens=ids, decoder_segment_ids=jnp.ones_like(ids),
-               decoder_positions=jnp.broadcast_to(jnp.arange(12), (2, 12)))
-  return jax.jit(lambda p, r: plan.model(p, r)(batch, train=False)[0])(state['params'], state['router_state'])
+  return jax.jit(lambda p, r: plan.model(p, r)(BATCH, train=False)[0])(state['params'], state['router_state'])
 
 
 def test_only_the_adapter_trains_and_has_slots(start, adapted):
@@ -150,3 +153,28 @@ def test_experts_of_adapters_train_beside_dense_layers(adapter, start, prepared,
   else:
     saved.write(run, tmp_path / 'alone')
     comes_back(start, run, tmp_path / 'alone', tmp_path)
+
+
+def test_one_base_answers_with_several_adapters(start, adapted, alone, tmp_path):
+  base = adapters.Base(start)
+  plain, of_run, of_files = base.model(), base.model(adapted), base.model(alone)
+  matrix = lambda model: model.decoder.segments[0].blocks[0].attention.wq.get_value()
+  where = matrix(plain).unsafe_buffer_pointer()
+  assert matrix(of_run).w.unsafe_buffer_pointer() == matrix(of_files).w.unsafe_buffer_pointer() == where
+  answer = jax.jit(lambda model: model(BATCH, train=False)[0])
+  np.testing.assert_array_equal(answer(plain), logits(start))
+  np.testing.assert_array_equal(answer(of_run), logits(adapted))
+  np.testing.assert_array_equal(answer(of_files), logits(adapted))
+  shutil.copytree(alone, tmp_path / 'second')
+  programs = answer._cache_size()
+  answer(base.model(tmp_path / 'second'))
+  assert answer._cache_size() == programs                            # adapters of one form share it
+
+
+@pytest.mark.slow
+def test_a_base_writes_what_the_adapted_run_writes(start, adapted):
+  base, decode = adapters.Base(start), dict(name='greedy')
+  prompts = ['is 3 even', 'is 4 even']
+  written = base.generate(prompts, decode, 4, adapted)
+  assert written == interactive.generate(adapted, prompts, decode, 4)
+  assert base.generate(prompts, decode, 4) == interactive.generate(start, prompts, decode, 4)

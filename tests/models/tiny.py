@@ -78,18 +78,21 @@ BLOCKS |= {'h': SPARSE | dict(layer='multihash', executor='einsum', attention=Fa
            'c': plain('compete_smoe') | dict(layer='compete_smoe')}
 BLOCKS['c']['router'] |= dict(rate=1.0, warm_up=0.0, num_layers=2, most=2, total_steps=1)  # always
 # Layers that have experts of their own kind.
+ADAPTED = dict(d_ff=8, rank=2, gated=False, executor='einsum', group_size=SIZE, attention=False)
 BLOCKS |= {'l': plain('smoe') | dict(layer='latent_moe', latent=4),
            'k': dict(layer='avg_k', d_ff=4, num_blocks=5, k=2, executor='einsum', group_size=SIZE,
                      attention=False),
            'w': dict(layer='mixed_weights', d_ff=8, widths=(4, 8), neuron=True, attention=False),
-           'u': plain('sigma_moe') | dict(layer='moeut', tied=True)}
+           'u': plain('sigma_moe') | dict(layer='moeut', tied=True),
+           'a': dict(layer='mixlora', router=dict(name='mixlora', num_experts=3), **ADAPTED),
+           'f': dict(layer='dynmole', router=dict(name='dynmole', num_experts=3), **ADAPTED)}
 # A block whose selection is of a row, whatever is in it: neither padded nor packed rows select alike.
 BLOCKS |= {'y': SPARSE | dict(router=dict(name='smoe', num_experts=3), executor='einsum', group_size=None,
                               around=dict(name='mixture_of_depths', share=0.5))}
 SHAPES = dict(vocab_size=VOCAB, d_model=8, num_heads=2, head_dim=4)
 # AdamSMoE, whose moments pass every later layer, is the first layer, as in its paper.
 FIRST, LATER = WRAPPERS['adam_momentum'], [WRAPPERS[name] for name in WRAPPERS if name != 'adam_momentum']
-ZOO = ((f'd{FIRST}', 1), (''.join([*NAMED.values(), *LATER, *'hpclkwu']), 2))
+ZOO = ((f'd{FIRST}', 1), (''.join([*NAMED.values(), *LATER, *'hpclkwuaf']), 2))
 MODELS = dict(lm=dict(name='lm', layers=(('dstx', 1), ('ge', 2)), **SHAPES),
               zoo=dict(name='lm', layers=ZOO, **SHAPES),
               depth=dict(name='lm', layers=(('dy', 2),), **SHAPES),

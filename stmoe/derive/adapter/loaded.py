@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import functools
 import pathlib
 import shutil
+from typing import NamedTuple
 
+import ml_collections
 import numpy as np
 
 from stmoe import errors
@@ -25,6 +27,43 @@ from stmoe.surgery import mixlora
 from stmoe.surgery import sparse
 
 
+class Loaded(NamedTuple):
+  """An adapter in files, and the base that it fits.
+
+  changes: of the base's configuration, dict 'a.b' -> value.
+  family:  whose names the tensors have, None = our paths.
+  tensors: dict name -> Tensor; header: dict of texts beside them.
+  """
+  folder: pathlib.Path
+  changes: dict
+  family: str | None
+  tensors: dict
+  header: dict
+
+  def arrays(self, cfg: ml_collections.ConfigDict) -> dict[tuple, np.ndarray]:
+    """Returns dict path in numbered parameters -> array [...] of the adapter beside the model of `cfg`.
+
+    Raises UserError for tensors that are missing or misshapen.
+    """
+    return _arrays(places.Places(sparse.changed(cfg, self.changes), self.family), self.tensors)
+
+
+def opened(folder: str | pathlib.Path, base: str | pathlib.Path, to: str | None = None,
+           step: int | None = None) -> Loaded:
+  """Returns the Loaded adapter in `folder`, to stand beside run `base`; see `read` for what else is given.
+
+  Raises UserError if the adapter is of another base, or beside matrices that the base has not.
+  """
+  folder, base = pathlib.Path(folder), pathlib.Path(base)
+  config, found = documents.read_json(folder / peft.CONFIG), tensors.tensors(folder)
+  header = tensors.metadata(folder / peft.FILE)
+  family = to or records.imported(base).get('family')
+  cfg = rundir.opened(base, step)
+  own = places.Places(cfg, family)
+  _same_base(folder, header, own, base, config, step)
+  return Loaded(folder, _changes(cfg, config, own, found), family, found, header)
+
+
 def read(folder: str | pathlib.Path, base: str | pathlib.Path, workdir: str | pathlib.Path,
          overrides: Sequence[str] = (), *, to: str | None = None, step: int | None = None,
          say: Callable = print, devices=None) -> dict:
@@ -37,25 +76,19 @@ def read(folder: str | pathlib.Path, base: str | pathlib.Path, workdir: str | pa
   Raises:
     UserError: the adapter is of another base, or its tensors do not fit; nothing is written then.
   """
-  folder, base = pathlib.Path(folder), pathlib.Path(base)
-  config, found = documents.read_json(folder / peft.CONFIG), tensors.tensors(folder)
-  header = tensors.metadata(folder / peft.FILE)
-  family = to or records.imported(base).get('family')
-  own = places.Places(rundir.opened(base, step), family)
-  _same_base(folder, header, own, base, config, step)
-  changes = _changes(rundir.opened(base, step), config, own, found)
+  adapter = opened(folder, base, to, step)
 
   def operate(params, cfg, calibration):
-    new = places.Places(sparse.changed(cfg, changes), family)
-    return sparse.replaced(params, _arrays(new, found)), changes
+    return sparse.replaced(params, adapter.arrays(cfg)), adapter.changes
 
   def keep(path):
-    (path / places.FOLDER).mkdir()
-    shutil.copyfile(folder / peft.CONFIG, path / places.FOLDER / peft.CONFIG)
-    documents.write_json(path / places.FOLDER / places.RECORD, dict(
-        metadata=header, dtypes={name: tensor.dtype for name, tensor in found.items()}))
-  return compress.derived(base, operate, ('adapter', dict(folder=str(folder.absolute()))), workdir, overrides,
-                          step=step, say=say, devices=devices, keep=keep)
+    own = path / places.FOLDER
+    own.mkdir()
+    shutil.copyfile(adapter.folder / peft.CONFIG, own / peft.CONFIG)
+    documents.write_json(own / places.RECORD, dict(
+        metadata=adapter.header, dtypes={name: tensor.dtype for name, tensor in adapter.tensors.items()}))
+  return compress.derived(base, operate, ('adapter', dict(folder=str(adapter.folder.absolute()))), workdir,
+                          overrides, step=step, say=say, devices=devices, keep=keep)
 
 
 def _same_base(folder, header, own, base, config, step):

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from flax import nnx
 import ml_collections
+import numpy as np
 
 from stmoe import axes
 from stmoe import errors
@@ -22,11 +23,11 @@ RECORD = 'record.json'
 class Slice(NamedTuple):
   """A layer's part of an array.
 
-  leaf:  path of the array in the parameters; index: number of the layer's part, None = all of the array.
+  leaf:  path of the array in the parameters; layer: number of the layer's part, None = all of the array.
   shape: of the part.
   """
   leaf: tuple
-  index: int | None
+  layer: int | None
   shape: tuple
 
 
@@ -68,6 +69,16 @@ class Places:
       raise errors.UserError(f'{"/".join(map(str, lost))} of the adapter has no name in files of PEFT\'s '
                              'layout; the run directory itself holds the adapter')
     return list(parts)
+
+  def together(self, arrays: dict[tuple, np.ndarray]) -> dict:
+    """Returns the nested dict of parameters of `arrays`, dict path in numbered parameters -> array [...]."""
+    whole: dict = {}
+    of_leaf: dict[tuple, dict] = {}
+    for path, array in arrays.items():
+      of_leaf.setdefault(self.slices[path].leaf, {})[self.slices[path].layer] = array
+    for leaf, parts in of_leaf.items():
+      layout.put(whole, leaf, parts[None] if None in parts else np.stack([parts[i] for i in sorted(parts)]))
+    return whole
 
   def _beside(self, site, routed):
     """Yields the Parts of what stands beside the matrix of a Site."""

@@ -65,7 +65,7 @@ def digest(inventory: dict) -> str:
 def _array(reader, found, part):
   """The numpy array of a Part of an adapter, as it is in files."""
   one = found.slices[part.path]
-  array = stored.read(reader.array(('params', *one.leaf)), ... if one.index is None else (one.index,))
+  array = stored.read(reader.array(('params', *one.leaf)), ... if one.layer is None else (one.layer,))
   array = np.asarray(array if part.expert is None else array[part.expert], np.float32)
   return array.T if part.turned else array
 

@@ -1,6 +1,7 @@
 """LoRA: low-rank parts beside frozen matrices (arXiv:2106.09685), rank-stabilised or with magnitudes."""
 
 import fnmatch
+import typing
 
 from flax import nnx
 
@@ -26,8 +27,8 @@ class Lora:
                dropout_rate: ranges.Below1 = 0.0, rslora: ranges.Flag = False, dora: ranges.Flag = False,
                gaussian: ranges.Flag = False):
     self.targets, self.rank = targets, rank
-    self.fields = dict(rank=rank, scale=scale(alpha, rank, rslora), dropout_rate=dropout_rate,
-                       gaussian=gaussian, dora=dora)
+    self.fields: dict[str, typing.Any] = dict(
+        rank=rank, scale=scale(alpha, rank, rslora), dropout_rate=dropout_rate, gaussian=gaussian, dora=dora)
 
   def attach(self, model: nnx.Module, rngs: nnx.Rngs) -> None:
     """Puts low-rank parts beside the chosen matrices of `model`, in place.
