@@ -150,7 +150,7 @@ class Rule:
 
     learning = {layer: vectors[layer] for layer in chosen}
     rows = len(batch['decoder_segment_ids'])
-    carry = learning, learning, jnp.full(rows, jnp.inf), jnp.ones(rows, bool), rule.init(learning)
+    carry: typing.Any = learning, learning, jnp.full(rows, jnp.inf), jnp.ones(rows, bool), rule.init(learning)
     (learning, *_), seen = jax.lax.scan(update, carry, length=self.steps)
     return fixed | learning, seen
 
