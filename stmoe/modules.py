@@ -187,8 +187,22 @@ def wrapped(model: nnx.Module, recipe: typing.Callable) -> typing.Any:
 
   recipe: of a router of `routers/wrappers`, without its `inner`.
   """
+  return wrapped_each(model, lambda number: recipe)
+
+
+def wrapped_each(model: nnx.Module, recipe_of: typing.Callable[[int], typing.Callable]) -> typing.Any:
+  """Returns `wrapped` of `model`, where router number i of `routers` is wrapped by `recipe_of(i)`."""
   copy = nnx.merge(*nnx.split(model))
-  for owner in sparse(copy):
+  for number, owner in enumerate(_with_router(copy)):
     inner = owner.router
-    owner.router = recipe(owner.d_model, inner=lambda d_model, rngs, inner=inner: inner, rngs=None)
+    owner.router = recipe_of(number)(owner.d_model, inner=lambda d_model, rngs, inner=inner: inner, rngs=None)
   return copy
+
+
+def routers(model: nnx.Module) -> list:
+  """Returns the routers of `model` in the order of its layers; scanned layers, and tied blocks, have one."""
+  return [owner.router for owner in _with_router(model)]
+
+
+def _with_router(model):
+  return [part for _, part in sorted(offering(model, 'router'), key=lambda pair: pair[0])]

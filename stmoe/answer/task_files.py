@@ -190,7 +190,7 @@ def trivial(task: task_files.Task, examples: Sequence[task_files.Example]) -> di
 
   Without choices there is only the latter; there are none for scores of other kinds.
   """
-  total = collections.Counter()
+  total: collections.Counter = collections.Counter()
   for example in examples:
     total.update(example.choices if task.preferred == metrics.GRADE else dict.fromkeys(example.targets, 1))
   if task.preferred == metrics.GRADE:
@@ -199,7 +199,7 @@ def trivial(task: task_files.Task, examples: Sequence[task_files.Example]) -> di
         constant=max(total.values()) / len(examples))
   if task.preferred not in metrics.WRITTEN:
     return {}
-  often = task_files.written(task, max(sorted(total), key=total.get))
+  often = task_files.written(task, max(sorted(total), key=total.__getitem__))
   return dict(constant=float(np.mean(metrics.WRITTEN[task.preferred](
       _references(examples), [often] * len(examples)))))
 
@@ -240,7 +240,7 @@ def evaluate(system, tasks: Sequence[task_files.Task], shots: Sequence[int], mos
 
   say: called with a line before each task.
   """
-  found = {}
+  found: dict[int, dict[str, Result]] = {}
   for number in shots:
     found[number] = {}
     for task in tasks:
@@ -255,7 +255,8 @@ def record(step: int, found: dict[int, dict[str, Result]], num_cut: int | None =
   `scores` has the preferred scores as 'task/metric@2-shot', and the mean normalised score of all tasks.
   `tasks` has all of a `Result`, `calibration` the bins of all tasks together.
   """
-  scores, calibration = {}, {}
+  scores: dict[str, float] = {}
+  calibration: dict[int, list] = {}
   for shots, results in found.items():
     scores |= {f'{name}/{result.preferred}@{shots}-shot': result.scores[result.preferred]
                for name, result in results.items()}
@@ -277,7 +278,7 @@ def rows(found: dict[int, dict[str, Result]]) -> list[list[str]]:
   table = []
   for shots, results in found.items():
     for name, result in results.items():
-      best = max(result.trivial, key=result.trivial.get, default=None)
+      best = max(result.trivial, key=result.trivial.__getitem__, default=None)
       at = result.preferred
       table.append([
           name, str(shots), str(result.examples), at, number(result.scores[at]), number(result.spread[at]),

@@ -7,7 +7,7 @@ stmoe infer runs/try prompts.txt --config.decode.name=beam --config.decode.beams
 stmoe infer DOWNLOADED                                        a prompt a line; texts appear as they are made
 stmoe infer runs/imported chats.jsonl --chat                  lines {"messages": [{"role": "user", ...}]}
 strategies: greedy, sample (temperature, top_k, top_p), beam (beams, length_penalty), contrast (alpha, beta,
-routing_ranks); --config.FIELD of the run, too.
+routing_ranks), rewire (steps, rate, interval, confident); --config.FIELD of the run, too.
 
 Lines come out in order, a batch as soon as it is done. In plain text a line end inside a text is written
 as \\n. An --output file appears when all is done, or not at all. With --chat, prompts are written by the chat

@@ -6,7 +6,7 @@ f64[N], a value an example whose mean is the score, or a float, the score of all
 Examples have `references`. Scores are in the units of the benchmark: see `limits`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -155,7 +155,7 @@ def macro_f1(ranked: Ranked) -> float:
   return float(np.mean([f1.f1(pairs, text) for text in classes]))
 
 
-RANKED = {
+RANKED: dict[str, Callable] = {
     GRADE: multiple_choice_grade,
     BRIER: brier,
     ECE: lambda ranked: calibration_error(calibration(ranked, by_order=True)),
@@ -223,7 +223,7 @@ def _rouge(name, examples, texts):
   return _best(one, examples, texts)
 
 
-WRITTEN = {
+WRITTEN: dict[str, Callable] = {
     'exact_str_match': functools.partial(_best, lambda target, text: target == text),
     'case_insensitive_str_match': functools.partial(
         _best, lambda target, text: target.strip().lower() == text.strip().lower()),
@@ -241,7 +241,7 @@ def _per(length, examples, log_probs):
                    for example, a in zip(examples, log_probs)])
 
 
-LIKELY = {
+LIKELY: dict[str, Callable] = {
     'log_likelihood': lambda examples, log_probs: np.array([special.logsumexp(a) for a in log_probs]),
     'log_likelihood_per_word': functools.partial(_per, lambda text: len(text.split())),
     'log_likelihood_per_char': functools.partial(_per, len),

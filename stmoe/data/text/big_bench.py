@@ -101,8 +101,9 @@ def postprocessed(text: str, stop_string: str | None, output_regex: str | None,
   ('a, b', '7')
   """
   text = text if max_length is None else text[:max_length]
-  at = text.find(stop_string) if stop_string else -1
-  text = text[:at + len(stop_string)] if at > 0 else text
+  stop = stop_string or ''
+  at = text.find(stop)                   # of '' it is 0
+  text = text[:at + len(stop)] if at > 0 else text
   match = re.search(output_regex, text) if output_regex else None
   return text if not output_regex else match.group() if match else ''
 
@@ -118,10 +119,9 @@ def prompts(task: Task, shots: int = 0, most: int = 0, seed: int = SEED) -> list
     UserError: if there are not so many other examples.
   """
   rng = np.random.RandomState(seed)
-  queries = range(len(task.examples))
+  queries, found = np.arange(len(task.examples)), []
   if most:
-    queries = rng.choice(len(task.examples), min(most, len(task.examples)), replace=False)
-  found = []
+    queries = rng.choice(queries, min(most, len(queries)), replace=False)
   for query in [task.examples[at] for at in queries]:
     others = [example for example in task.examples if example.row != query.row]
     if shots > len(others):
