@@ -52,8 +52,8 @@ PACKAGES = {
 PLURALS = {'model': 'models', 'router': 'routers', 'layer': 'layers', 'experts': 'experts',
            'virtual': 'virtual', 'executor': 'executors', 'attention': 'attention', 'head': 'heads',
            'target': 'targets', 'source': 'sources', 'objective': 'objectives', 'metric': 'metrics',
-           'strategy': 'strategies', 'family': 'families', 'surgery': 'surgeries', 'factorisation': 'factorisations',
-           'law': 'laws', 'launcher': 'launchers', 'peer': 'peers'}
+           'strategy': 'strategies', 'family': 'families', 'surgery': 'surgeries',
+           'factorisation': 'factorisations', 'law': 'laws', 'launcher': 'launchers', 'peer': 'peers'}
 MANY = 40                                # names are too many for a message
 
 # What a section of a kind without a name means.
