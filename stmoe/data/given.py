@@ -45,7 +45,7 @@ def content(path, field='data.files'):
       raise _refused(path, field, format)
   try:
     most = max(RATIO * path.stat().st_size, ROOM)
-    data = (_zstandard(path, most) if name.endswith(ZSTANDARD) else
+    data = (_zstandard(path, most, field) if name.endswith(ZSTANDARD) else
             files.read_bytes(path, most if name.endswith('.gz') else sys.maxsize))
   except FileNotFoundError as error:
     raise absent(path, field) from error
@@ -68,9 +68,19 @@ def text(path, field='data.files'):
   return content(path, field).decode()
 
 
-def _zstandard(path, most):
+def arrow(path, field):
+  """Returns the module pyarrow, which reads file `path`; UserError where it is not installed."""
+  try:
+    import pyarrow
+  except ImportError:
+    raise errors.UserError(f'{field}: {str(path)!r} is read by pyarrow, which is not installed: pip install '
+                           'pyarrow') from None
+  return pyarrow
+
+
+def _zstandard(path, most, field):
   """The content of a file that is packed by Zstandard; Damaged above `most` bytes."""
-  import pyarrow
+  pyarrow = arrow(path, field)
   with open(path, 'rb') as packed:
     packed = packed.read()
   try:

@@ -88,15 +88,21 @@ def _json(path, column):
       texts = [key for key, value in row.items() if isinstance(value, str)]
       others = f'its texts: {", ".join(texts) or "none"}'
       pairs = '; pairs are read by data.task=pairs or jsonl' if {'inputs', 'targets'} <= set(texts) else ''
-      raise errors.UserError(f'data.files: {path}, line {number} has no text {column!r}'
-                             f'{errors.nearest(column, texts)} ({others}{pairs}); nearest: '
-                             '--config.data.field=NAME')
+      raise errors.UserError(f'data.files: {path}, line {number} has no text {column!r} ({others}{pairs})'
+                             f'{_nearest(column, texts)}')
     found.append(row[column].encode())
   return [text for text in found if text]
 
 
+def _nearest(column, texts):
+  """The end of a message: which of the fields `texts` is most likely meant, if there are any."""
+  meant = errors.nearest(column, texts, 1).removeprefix('; nearest: ') or next(iter(texts), '')
+  return f'; nearest: --config.data.field={meant}' if meant else ''
+
+
 def _parquet(path, column):
   """The texts of a column of a Parquet file."""
+  given.arrow(path, 'data.files')
   from pyarrow import lib
   from pyarrow import parquet
   try:
@@ -104,13 +110,22 @@ def _parquet(path, column):
       columns = {field.name: field.type for field in table.schema_arrow}
       texts = [name for name, kind in columns.items() if str(kind) in ('string', 'large_string')]
       if column not in texts:
-        raise errors.UserError(f'data.files: {str(path)!r} has no column of texts {column!r}'
-                               f'{errors.nearest(column, texts)} (there are: {", ".join(texts) or "none"}); '
-                               'nearest: --config.data.field=NAME')
-      rows = [row for batch in table.iter_batches(columns=[column]) for row in batch.column(0).to_pylist()]
+        raise errors.UserError(f'data.files: {str(path)!r} has no column of texts {column!r} (there are: '
+                               f'{", ".join(texts) or "none"}){_nearest(column, texts)}')
+      return _rows(path, table, column)
   except FileNotFoundError as error:
     raise given.absent(path, 'data.files') from error
   except (OSError, lib.ArrowException) as error:
     said = ' '.join(str(error).split())[:160]
     raise errors.UserError(f'data.files: cannot read {str(path)!r}: {said}') from error
-  return [row.encode() for row in rows if row]
+
+
+def _rows(path, table, column):
+  """The texts of a column of an open Parquet file, none empty; UserError where they are unlikely many."""
+  most, size, found = max(given.RATIO * pathlib.Path(path).stat().st_size, given.ROOM), 0, []
+  for batch in table.iter_batches(columns=[column]):
+    found += [text.encode() for text in batch.column(0).to_pylist() if text]
+    size += batch.nbytes
+    if size > most:
+      raise errors.UserError(f'data.files: cannot read {str(path)!r}: it holds more than {most:,} bytes')
+  return found

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 
 import numpy as np
 import pyarrow
@@ -97,14 +98,15 @@ def test_files_are_sorted_and_those_named_keep_their_order(tmp_path, monkeypatch
 
 @pytest.mark.parametrize('write, files, how, says', [
     (lambda f: (f / 'a.jsonl').write_text('{"text": "a"}\n{"txt": "b"}\n'), 'a.jsonl', {},
-     "a.jsonl, line 2 has no text 'text'; nearest: txt (its texts: txt)"),
+     "a.jsonl, line 2 has no text 'text' (its texts: txt); nearest: --config.data.field=txt"),
     (lambda f: (f / 'a.jsonl').write_text('{"inputs": "a", "targets": "b"}\n'), 'a.jsonl', {},
      'pairs are read by data.task=pairs or jsonl'),
     (lambda f: (f / 'a.jsonl').write_text('{"text": 3}\n'), 'a.jsonl', {}, "line 1 has no text 'text'"),
     (lambda f: (f / 'a.jsonl').write_text('[3]\n'), 'a.jsonl', {}, 'line 1 '),
     (lambda f: (f / 'a.jsonl').write_text('{"text": ""}\n'), 'a.jsonl', {}, 'there is no text in them'),
-    (as_parquet, 'a.parquet', dict(field='number'), "no column of texts 'number' (there are: text)"),
-    (as_parquet, 'a.parquet', dict(field='texts'), "'texts'; nearest: text"),
+    (as_parquet, 'a.parquet', dict(field='number'),
+     "no column of texts 'number' (there are: text); nearest: --config.data.field=text"),
+    (as_parquet, 'a.parquet', dict(field='texts'), 'nearest: --config.data.field=text'),
     (as_parquet, 'b.parquet', {}, "no file '"), (as_files, 'texts/*.md', {}, 'no file in '),
     (as_files, 'texts', dict(field='body'), "data.field='body', but "),
     (lambda f: (f / 'empty').mkdir(), 'empty', {}, 'no file in '),
@@ -126,6 +128,24 @@ def test_a_damaged_or_endless_zstandard_is_a_line(tmp_path, monkeypatch):
   (tmp_path / 'a.txt.zst').write_bytes(zstandard(b'a' * (1 << 20)))
   with pytest.raises(errors.UserError, match='holds more than'):
     documents.read(tmp_path / 'a.txt.zst')
+
+
+def test_what_needs_pyarrow_says_so(tmp_path, monkeypatch):
+  as_parquet(tmp_path)
+  (tmp_path / 'a.txt.zst').write_bytes(zstandard(b'x'))
+  monkeypatch.setitem(sys.modules, 'pyarrow', None)
+  for name in ('a.parquet', 'a.txt.zst'):
+    with pytest.raises(errors.UserError, match='pip install pyarrow'):
+      documents.read(tmp_path / name)
+
+
+def test_a_parquet_that_unpacks_to_far_more_is_a_line(tmp_path, monkeypatch):
+  parquet.write_table(pyarrow.table({'text': ['a' * 5000] * 400}), tmp_path / 'a.parquet', compression='zstd')
+  assert len(documents.read(tmp_path / 'a.parquet')) == 400
+  monkeypatch.setattr(given, 'ROOM', 1 << 12)
+  monkeypatch.setattr(given, 'RATIO', 2)
+  with pytest.raises(errors.UserError, match='holds more than'):
+    documents.read(tmp_path / 'a.parquet')
 
 
 def test_another_task_has_a_format_of_its_own():
