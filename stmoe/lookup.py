@@ -53,6 +53,14 @@ PACKAGES = {
     'law': 'stmoe.analysis.scaling.laws',   # of the loss against size, tokens and experts
     'launcher': 'stmoe.sweep.launchers',
 }
+# What several modules of a kind are called: `stmoe list routers`.
+PLURALS = {'model': 'models', 'router': 'routers', 'layer': 'layers', 'experts': 'experts',
+           'virtual': 'virtual', 'executor': 'executors', 'attention': 'attention', 'head': 'heads',
+           'target': 'targets', 'source': 'sources', 'objective': 'objectives', 'metric': 'metrics',
+           'strategy': 'strategies', 'family': 'families', 'surgery': 'surgeries',
+           'factorisation': 'factorisations', 'law': 'laws', 'launcher': 'launchers', 'peer': 'peers'}
+MANY = 40                                # names are too many for a message
+
 # What a section of a kind without a name means.
 UNNAMED = {'target': 'ids', 'rotary_scaling': 'yarn'}
 
@@ -102,8 +110,10 @@ def check(kind: str, name: str) -> None:
   if not has(kind, name) and name not in wrappers(kind):
     names = available(kind) + wrappers(kind)
     yours = '; a file of your own is named by --plugin FILE' if kind in plugins.KINDS else ''
+    every = f'there are: {", ".join(names)}' if len(names) <= MANY else (
+        f'stmoe list {PLURALS.get(kind, kind)} shows all {len(names)}')
     raise errors.UserError(f'no {kind} is called {value_ranges.shown(name)}{errors.nearest(name, names)}'
-                           f' (there are: {", ".join(names)}{yours})')
+                           f' ({every}{yours})')
 
 
 class Name(ranges.String):

@@ -2,7 +2,8 @@
 
 A plugin is code. It runs as soon as a configuration names what it holds: name no plugin that you did not
 read. `--plugin FILE` of any command names a file, and so does $STMOE_PLUGINS, in which several stand like the
-folders of $PATH. An installed package names its modules in the entry-point group `stmoe.plugins`.
+folders of $PATH. An installed package names its modules in the entry-point group `stmoe.plugins`:
+`my_router = my_package.my_router`.
 
 The file's name is the name of what it holds, as of the project's own files. What it holds is told by the
 file's text: a top-level `TASKS` or function `execute`, or the class called like the file.
@@ -92,7 +93,7 @@ def module(package: str, name: str) -> types.ModuleType | None:
 @functools.cache
 def _known(listed: str) -> tuple[Plugin, ...]:
   """The plugins in the files of `listed`, and the installed ones."""
-  named = [_of_file(pathlib.Path(text)) for text in listed.split(os.pathsep) if text]
+  named = [_of_file(pathlib.Path(text).absolute()) for text in listed.split(os.pathsep) if text]
   found: dict[tuple, Plugin] = {}
   for plugin in (*named, *_installed()):
     other = found.setdefault((plugin.kind, plugin.name), plugin)

@@ -1,7 +1,8 @@
-r"""The models of lm/stdlib on any UTF-8 text files of yours (.gz too).
+r"""The models of lm/stdlib on text of yours: files, folders, patterns; plain text, JSON lines, Parquet.
 
   stmoe train lm/text:method=switch --config.data.files=FILE,FILE --workdir runs/text
   stmoe train lm/text:smoke --config.data.files=FILE              laptop, about a minute
+  stmoe train lm/text --config.data.files='rows/*.jsonl.zst' --config.data.field=body
 
 The run reports bits per byte of the held-out part, byte vocabulary. `--config.data.vocab=train:4096
 --config.model.vocab_size=4096` trains a SentencePiece vocabulary on the text first. The arguments

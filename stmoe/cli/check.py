@@ -12,6 +12,7 @@ import os
 import sys
 
 from stmoe import errors
+from stmoe import experiment
 from stmoe import lookup
 from stmoe import plugins
 from stmoe import value_ranges
@@ -31,7 +32,7 @@ def run(args):
   kind, name, fields = _named(args.name, args.kind)
   from stmoe import conform
   from stmoe.conform import execution
-  print(f'{kind} {name}: {declared_file(kind, name)}')
+  print(f'{kind} {name}: {lookup.module(kind, name).__file__}')
   with execution.small_blocks():
     failed = conform.failures(kind, name, fields, _say)
   count = len(conform.checks(kind))
@@ -39,17 +40,11 @@ def run(args):
   return 1 if failed else 0
 
 
-def declared_file(kind, name):
-  """Returns the file of module `name` of `kind`."""
-  return lookup.module(kind, name).__file__
-
-
 def _named(text, kind):
   """(kind, name, fields) of FILE:fields or NAME:fields."""
-  where, _, listing = text.partition('.py:') if '.py:' in text else (text, '', '') if text.endswith(
-      '.py') else text.partition(':')
-  if '.py:' in text or text.endswith('.py'):
-    plugin = plugins.add(f'{where.removesuffix(".py")}.py')
+  where, listing = experiment.split(text)
+  if where.endswith('.py'):
+    plugin = plugins.add(where)
     kind, name = plugin.kind, plugin.name
   else:
     kind, name = kind or _kind_of(where), where

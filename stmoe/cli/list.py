@@ -16,12 +16,7 @@ from stmoe import experiment
 from stmoe import explained
 from stmoe import lookup
 
-# What several modules of a kind of `lookup.PACKAGES` are called.
-KINDS = {'models': 'model', 'routers': 'router', 'layers': 'layer', 'experts': 'experts',
-         'virtual': 'virtual', 'executors': 'executor', 'attention': 'attention', 'heads': 'head',
-         'targets': 'target', 'sources': 'source', 'objectives': 'objective', 'metrics': 'metric',
-         'strategies': 'strategy', 'families': 'family', 'surgeries': 'surgery',
-         'factorisations': 'factorisation', 'laws': 'law', 'launchers': 'launcher', 'peers': 'peer'}
+KINDS = {plural: kind for kind, plural in lookup.PLURALS.items()}
 TASKS = 'tasks'
 
 

@@ -121,8 +121,10 @@ def _run(argv):
     print(parser.format_help())
     print('\n'.join(command.help_of([*words, *overrides])))
     return 0
-  _misspelt(words, parser)
-  args = parser.parse_args(words)
+  args, unknown = parser.parse_known_args(words)
+  if unknown:
+    _misspelt(unknown, parser)
+    parser.error(f'unrecognized arguments: {" ".join(unknown)}')
   if overrides and not hasattr(args, 'overrides'):
     raise errors.UserError(f'stmoe {name} takes no {overrides[0]}; see stmoe {name} --help')
   if overrides:
@@ -137,7 +139,7 @@ def _run(argv):
 
 
 def _misspelt(words, parser):
-  """Raises UserError for a field that stands without its `config`: --train.steps=3, config.train.steps=3."""
+  """Raises UserError for a field among unknown words that lacks its --config: --train.steps=3."""
   for word in words:
     field = re.fullmatch(r'(?:--)?(?:config\.)?([a-z_]+(?:\.\w+)+)(=.*)?', word, re.DOTALL)
     if not field or not (word.startswith('--') or field[2]):

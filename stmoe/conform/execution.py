@@ -111,7 +111,7 @@ def choices(executor: str, k: int, capacity: int) -> None:
 def routed(name: str, **fields) -> tuple:
   """Returns (x, router parameters, route, assignment) of a router with generic fields, with padding."""
   router = generic.router(name, D, E, seed=3, **fields)
-  graph, params, rest = nnx.split(router, nnx.Param, ...)
+  graph, params, *rest = nnx.split(router, nnx.Param, ...)
   mask = jnp.arange(S) < jnp.array([[S], [11]])
   whole = jnp.broadcast_to(jnp.arange(S), (G, S))
   ctx = contract.Context(mask=mask, ids=whole, positions=whole, segments=mask.astype(jnp.int32),
@@ -119,7 +119,7 @@ def routed(name: str, **fields) -> tuple:
                          key=jax.random.key(0, impl='unsafe_rbg'), train=True)
 
   def route(x, params):
-    router = nnx.merge(graph, params, rest)
+    router = nnx.merge(graph, params, *rest)
     return router(x, ctx, modules.init_carry(router, x)).assignment
   x = activations() * 20                             # far from uniform, so that routers with noise drop too
   return x, params, route, jax.jit(route)(x, params)

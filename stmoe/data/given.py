@@ -1,4 +1,4 @@
-"""Files of text that the user gives: UTF-8, plain or gzip, read with suspicion.
+"""Files of text that the user gives: UTF-8, plain, gzip or Zstandard, read with suspicion.
 
 A bad file is a UserError with the field that names the file, the file's path and, in JSON, the line.
 """
@@ -9,14 +9,13 @@ import sys
 from stmoe import errors
 from stmoe import files
 
-# A .gz may unpack to so many times its size, or to so many bytes, if that is more. Text of any kind does not
-# reach this limit; a file made to fill the memory does.
+# A .gz or .zst may unpack to so many times its size, or to so many bytes, if that is more. Text of any kind
+# does not reach this limit; a file made to fill the memory does.
 RATIO, ROOM = 200, 64 << 20
 # Name -> endings, and bytes at a place, of formats that are not text.
 FORMATS = {
     'Parquet': (('.parquet',), (0, b'PAR1')),
     'Arrow': (('.arrow', '.feather'), (0, b'ARROW1')),
-    'Zstandard': (('.zst', '.zstd'), (0, b'\x28\xb5\x2f\xfd')),
     'LZ4': (('.lz4',), (0, b'\x04\x22\x4d\x18')),
     'bzip2': (('.bz2', '.tbz'), (4, b'1AY&SY')),
     'xz': (('.xz', '.txz', '.lzma'), (0, b'\xfd7zXZ\x00')),
@@ -25,22 +24,31 @@ FORMATS = {
     'tar': (('.tar', '.tgz'), (257, b'ustar')),
     'PDF': (('.pdf',), (0, b'%PDF-')),
     'gzip, and does not end in .gz,': ((), (0, b'\x1f\x8b')),
+    'Zstandard, and does not end in .zst,': ((), (0, b'\x28\xb5\x2f\xfd')),
 }
-LINES = ('.jsonl', '.ndjson')
+ZSTANDARD = ('.zst', '.zstd')
+PACKED = ('.gz', *ZSTANDARD)
+
+
+def unpacked_name(path):
+  """Returns the name of file `path` in small letters, without the ending of what it is packed as."""
+  name = pathlib.Path(path).name.lower()
+  return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name)
 
 
 def content(path, field='data.files'):
-  """Returns the bytes, UTF-8, of file `path`, unpacked if the name ends in .gz; `field` names the file."""
+  """Returns the bytes, UTF-8, of file `path`, unpacked as its name says (PACKED); `field` names the file."""
   path = pathlib.Path(path)
   name = path.name.lower()
   for format, (endings, _) in FORMATS.items():
-    if name.removesuffix('.gz').endswith(endings or ' '):
+    if unpacked_name(path).endswith(endings or ' '):
       raise _refused(path, field, format)
   try:
     most = max(RATIO * path.stat().st_size, ROOM)
-    data = files.read_bytes(path, most if name.endswith('.gz') else sys.maxsize)
+    data = (_zstandard(path, most, field) if name.endswith(ZSTANDARD) else
+            files.read_bytes(path, most if name.endswith('.gz') else sys.maxsize))
   except FileNotFoundError as error:
-    raise errors.UserError(f'{field}: no file {str(path)!r}{_near(path)}') from error
+    raise absent(path, field) from error
   except OSError as error:
     raise errors.UserError(f'{field}: cannot read {str(path)!r}: {error.strerror}') from error
   except errors.Damaged as error:
@@ -60,12 +68,28 @@ def text(path, field='data.files'):
   return content(path, field).decode()
 
 
-def no_lines(path):
-  """Raises UserError for a file of lines of JSON, which would be learned with its braces."""
-  if pathlib.Path(path).name.lower().removesuffix('.gz').endswith(LINES):
-    raise errors.UserError(f'data.files: {str(path)!r} is lines of JSON, and task text reads plain text; '
-                           'write its texts to a .txt first, or use data.task=jsonl with data.jsonl=FILE for '
-                           'objects with inputs and targets')
+def arrow(path, field):
+  """Returns the module pyarrow, which reads file `path`; UserError where it is not installed."""
+  try:
+    import pyarrow
+  except ImportError:
+    raise errors.UserError(f'{field}: {str(path)!r} is read by pyarrow, which is not installed: pip install '
+                           'pyarrow') from None
+  return pyarrow
+
+
+def _zstandard(path, most, field):
+  """The content of a file that is packed by Zstandard; Damaged above `most` bytes."""
+  pyarrow = arrow(path, field)
+  with open(path, 'rb') as packed:
+    packed = packed.read()
+  try:
+    data = pyarrow.CompressedInputStream(pyarrow.BufferReader(packed), 'zstd').read(most + 1)
+  except OSError as error:               # without a number: it is no error of the system
+    raise errors.Damaged(path, 'is damaged, or no Zstandard') from error
+  if len(data) > most:
+    raise errors.Damaged(path, f'holds more than {most:,} bytes')
+  return data
 
 
 def lines(path, field):
@@ -83,7 +107,12 @@ def json(path, field, kind=dict):
 
 def _refused(path, field, format):
   return errors.UserError(f'{field}: {str(path)!r} is {format} and not plain text; unpack or convert it '
-                          'first (what is read: UTF-8 text, and the same as .gz)')
+                          'first (what is read: UTF-8 text, and the same as .gz or .zst)')
+
+
+def absent(path, field):
+  """Returns the UserError of a file that is not there, with the names most like it."""
+  return errors.UserError(f'{field}: no file {str(path)!r}{_near(pathlib.Path(path))}')
 
 
 def _near(path):

@@ -21,15 +21,14 @@ def refused(work, *said):
 
 
 @pytest.mark.parametrize('name, content, said', [
-    ('a.parquet', b'x', 'is Parquet'), ('a.txt', b'PAR1 and more', 'is Parquet'),
-    ('a.jsonl.zst', b'x', 'is Zstandard'), ('a.txt', b'\x28\xb5\x2f\xfd', 'is Zstandard'),
+    ('a.parquet.gz', b'x', 'cannot read'), ('a.txt', b'PAR1 and more', 'is Parquet'),
+    ('a.jsonl.zst', b'x', 'no Zstandard'), ('a.txt', b'\x28\xb5\x2f\xfd', 'is Zstandard'),
+    ('a.parquet', b'x', 'cannot read'), ('a.feather', b'x', 'is Arrow'),
     ('a.tar.gz', gzip.compress(b'x', mtime=0), 'is tar'),
     ('a.gz', gzip.compress(b'\0' * 257 + b'ustar', mtime=0), 'is tar'),
     ('a.zip', b'x', 'is zip'), ('a.txt', b'PK\x03\x04', 'is zip'), ('a.bz2', b'x', 'is bzip2'),
     ('a.xz', b'x', 'is xz'), ('a.txt', b'\xfd7zXZ\x00', 'is xz'),
-    ('a.txt', gzip.compress(b'x', mtime=0), 'is gzip'),
-    ('a.jsonl', b'{"text": "a"}\n', 'data.task=jsonl'),
-    ('a.jsonl.gz', gzip.compress(b'{}', mtime=0), 'lines of JSON')])
+    ('a.txt', gzip.compress(b'x', mtime=0), 'is gzip')])
 def test_what_is_no_text_is_refused_by_name(tmp_path, name, content, said):
   (tmp_path / name).write_bytes(content)
   refused(lambda: corpus.text([tmp_path / name]), f"{tmp_path / name}'", said)

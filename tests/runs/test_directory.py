@@ -126,3 +126,42 @@ def test_a_run_is_a_name(run):
   assert cfg.seed == 4 and name == str(run)
   router = experiment.load('lm/text:smoke', ['blocks.m.router.name=st_moe'])[0].blocks.m.router
   assert cfg.blocks.m.router.to_dict() == router.to_dict()
+
+
+def test_a_run_that_nobody_names_a_folder_for_has_its_own(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  name = 'lm/text:smoke'
+  cfg, other, more = (experiment.load(name, overrides)[0] for overrides in (
+      [], ['seed=1'], ['train.steps=9', 'mesh.data=2', 'eval.every=3']))
+  plain = rundir.default(name, cfg)
+  assert str(plain) == 'runs/lm_text_smoke' == str(rundir.default(name, other))     # nothing is there yet
+  rundir.claim(plain, cfg)
+  assert rundir.default(name, cfg) == rundir.default(name, more) == plain            # the run goes on
+  own = rundir.default(name, other)
+  assert own != plain and own.name.startswith('lm_text_smoke-') and rundir.default(name, other) == own
+  assert rundir.default('lm_text:smoke', other) == own                # another name of the same letters
+  rundir.claim(own, other)
+  (plain / 'config.json').unlink()
+  assert rundir.default(name, other) == own                           # it stays where it is
+
+
+def test_a_run_made_of_others_has_a_folder_for_each(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  cfg, _ = experiment.load('lm/text:smoke')
+  plain = rundir.claim(rundir.default('lm/text:smoke', cfg, ['runs/a']), cfg)
+  lineage = [dict(method='finetune', options={}, parents=[dict(
+      run='runs/a', step=3, config=None, checkpoint=None, made=None)])]
+  (plain / 'ancestry.json').write_text(json.dumps(dict(facts={}, lineage=lineage)))
+  assert rundir.default('lm/text:smoke', cfg, ['runs/a']) == plain
+  others = ([], ['runs/b'], ['runs/a', 'runs/b'])
+  folders = {rundir.default('lm/text:smoke', cfg, parents) for parents in others}
+  assert len(folders) == 3 and plain not in folders
+
+
+def test_what_is_no_run_is_left_alone(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  cfg, _ = experiment.load('lm/text:smoke')
+  (tmp_path / 'runs' / 'lm_text_smoke').mkdir(parents=True)
+  assert rundir.default('lm/text:smoke', cfg).name == 'lm_text_smoke'               # an empty folder
+  (tmp_path / 'runs' / 'lm_text_smoke' / 'compare.json').write_text('{}')
+  assert rundir.default('lm/text:smoke', cfg).name != 'lm_text_smoke'

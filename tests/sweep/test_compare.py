@@ -128,3 +128,22 @@ def test_no_two_variants_share_a_folder():
 def test_looking_at_a_finished_comparison_needs_no_jax():
   code = 'import sys; from stmoe.sweep import compare; sys.exit("jax" in sys.modules)'
   assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+def test_a_comparison_that_nobody_names_a_folder_for_has_its_own(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  names, other = ['lm/a', 'lm/b'], REQUEST | dict(seeds=[2])
+  plain = compare.default_workdir(names, REQUEST)
+  assert str(plain) == 'runs/lm_a__lm_b'
+  plain.mkdir(parents=True)
+  compare.store(plain, REQUEST, jobs())
+  assert compare.default_workdir(names, REQUEST) == plain
+  own = compare.default_workdir(names, other)
+  assert own.name.startswith('lm_a__lm_b-')
+  own.mkdir()
+  compare.store(own, other, jobs())
+  assert compare.default_workdir(names, other) == own
+  run = tmp_path / 'runs' / 'lm_a'
+  run.mkdir()
+  (run / 'config.json').write_text('{}')                              # a run of this name
+  assert compare.default_workdir(['lm/a'], REQUEST).name.startswith('lm_a-')

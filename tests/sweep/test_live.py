@@ -48,3 +48,23 @@ def test_boards_tell_of_failures(sweep, monkeypatch, capsys, kind):
   err = capsys.readouterr().err
   assert err.count(f'{found.runs[0].id} failed; its log') == 1
   assert (f'{found.runs[1].id}' in err) == (kind != 'off')
+
+
+def test_a_sweep_that_is_long_silent_says_where_its_runs_are(sweep, monkeypatch, capsys):
+  found = sweep(0, 1, steps=100)
+  now = [0.0]
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+  board = progress.Plain(found.runs)
+  run = found.runs[0]
+  board.set(run, progress.RUNNING)
+  run.workdir.mkdir(parents=True)
+  (run.workdir / 'metrics.jsonl').write_text('{"step": 50, "loss/ce": 2.31}\n')
+  capsys.readouterr()
+  board.tick()
+  assert capsys.readouterr().err == ''
+  now[0] = 11.0
+  board.tick()
+  board.tick()
+  said = capsys.readouterr().err
+  assert said.startswith(f'{run.id}: step 50/100, loss 2.3100  [1 running, 1 waiting')
+  assert said.count('\n') == 1

@@ -24,6 +24,9 @@ class Texts:
 
   objective: lm, span_corruption, prefix_lm, seq2seq, prompted, ..., with fields of its own: row lengths.
   task, files: a task of families/, and the files of tasks text and pairs.
+  field: of a row of JSON lines or Parquet, which holds its text; empty = `text`.
+  documents: what a document of a file of text is: file, line, paragraph, or the text that stands between two
+    (`\\n` is a line end); empty = file. A row of JSON lines or Parquet is a document.
   jsonl: files of a task with metrics, in the format its set is released in, or a folder of such files:
   training
     and validation; empty = TensorFlow Datasets.
@@ -57,6 +60,8 @@ class Texts:
   cache_dir: ranges.Text
   mixture_cap: ranges.Count | None = None
   mixture_temperature: ranges.AtLeast1 = 1.0
+  field: ranges.Text = ''
+  documents: ranges.Text = ''
   jsonl: ranges.Many(ranges.Text) = ()
   metrics: ranges.Many(ranges.Text) = ()
   loss_from: ranges.Below1 = 0.0
@@ -73,7 +78,8 @@ class Texts:
   def content(self) -> dict:
     """Returns what says which data these are, for data.json."""
     mixture = sorted(entry if isinstance(entry, str) else entry[0] for entry in self.mixture or ())
-    return dict(task=self.task, files=self.files, jsonl=self.jsonl, mixture=mixture)
+    return dict(task=self.task, files=self.files, jsonl=self.jsonl, mixture=mixture, field=self.field,
+                documents=self.documents)
 
   def shapes(self, rows: int) -> dict:
     """Returns dict name -> (shape, dtype) of a batch: i32[rows,T] of each stack."""
@@ -106,7 +112,9 @@ class Texts:
     """Returns the list of Tasks."""
     files = tuple(self.jsonl) or self.files
     own_files = lambda name: files if name in tasks.OWN_FILES or self.jsonl or not self.mixture else ()
-    return [tasks.get(name, own_files(name), self.metrics) for name, _ in self.shares()]
+    read_as = lambda name: dict(field=self.field, documents=self.documents) if (
+        name == 'text' or not self.mixture) else {}
+    return [tasks.get(name, own_files(name), self.metrics, **read_as(name)) for name, _ in self.shares()]
 
   def vocabulary(self, found: records.Record = records.NONE, among: list | None = None) -> typing.Any:
     """Returns the vocabulary: the run's own, if Record `found` has it; `among` are the tasks, if at hand."""

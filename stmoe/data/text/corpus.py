@@ -14,6 +14,7 @@ import sysconfig
 from stmoe import errors
 from stmoe import files
 from stmoe.data import given
+from stmoe.data.text import documents
 
 _SKIP = frozenset((
     '__pycache__ site-packages dist-packages test tests idlelib tkinter turtledemo lib2to3 distutils '
@@ -44,22 +45,24 @@ def stdlib(root=None):
   return corpus
 
 
-def text(files):
-  """Returns the UTF-8 `files` (files ending in .gz decompressed) as documents, one per file, in order.
+def text(files, field='', apart=''):
+  """Returns the documents of the user's `files` (see documents.py), in order.
 
-  Fewer than 20 files: every file is divided. The last twentieth of its bytes, from the first line end on,
-  is a document for validation and the rest a document for training. A file without a line end there is cut
-  between two characters. 20 files and more stay whole: the files with the smallest sha256 of their
+  Fewer than 20 documents: every document is divided. The last twentieth of its bytes, from the first line end
+  on, is a document for validation and the rest a document for training. A document without a line end there
+  is cut between two characters. 20 documents and more stay whole: those with the smallest sha256 of their
   bytes, one in twenty, are for validation. Nothing is normalised. All is held in memory.
+
+  Args:
+    files:        files, folders and patterns.
+    field, apart: see `documents.read`.
   """
   if not files:
     raise errors.UserError('data.files is empty: task text needs --config.data.files=FILE (comma separated)')
-  for name in files:
-    given.no_lines(name)
-  contents = [(str(name), given.content(name)) for name in files]
-  if not any(content for _, content in contents):
+  contents = [(str(name), content) for name in documents.expanded(files)
+              for content in documents.read(name, field, apart)]
+  if not contents:
     raise errors.UserError(f'data.files={", ".join(map(str, files))}: there is no text in them')
-  contents = [(name, content) for name, content in contents if content]
   corpus = {'train': [], 'validation': []}
   if len(contents) < HELD_OUT:
     for name, content in contents:
@@ -71,7 +74,7 @@ def text(files):
     held_out = set(map(id, ranked[:len(ranked) // HELD_OUT]))
     for item in contents:
       corpus['validation' if id(item) in held_out else 'train'].append((item[0], item[1].decode()))
-  corpus = {split: [d for d in documents if d[1]] for split, documents in corpus.items()}
+  corpus = {split: [d for d in parts if d[1]] for split, parts in corpus.items()}
   if not corpus['train'] or not corpus['validation']:
     raise errors.UserError(f'data.files={", ".join(map(str, files))}: too little text to hold some out')
   return corpus
@@ -119,8 +122,8 @@ def pairs(files):
 def digest(corpus):
   """Returns a hex digest of the names and texts of a corpus, by split."""
   whole = hashlib.sha256()
-  for split, documents in sorted(corpus.items()):
-    for name, content in documents:
+  for split, contents in sorted(corpus.items()):
+    for name, content in contents:
       content = content.encode()
       whole.update(f'{split} {len(name.encode())} {name} {len(content)} '.encode() + content)
   return whole.hexdigest()

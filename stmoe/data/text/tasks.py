@@ -8,6 +8,7 @@ plain Python.
 
 import dataclasses
 import importlib.util
+import inspect
 import json
 import os
 import pathlib
@@ -67,12 +68,19 @@ def known():
   return {name: make for module in modules for name, make in module.TASKS.items()}
 
 
-def get(name, files=(), metrics=()):
-  """Returns the Task called `name`; `files` are the user's, `metrics` replace the task's own."""
+def get(name, files=(), metrics=(), **reading):
+  """Returns the Task called `name`; `files` are the user's, `metrics` replace the task's own.
+
+  reading: how files are read, `field` and `documents` of sources/texts.py; '' = as their format says.
+  """
   if name not in known():
     raise errors.UserError(f'data.task: no task is called {name!r}{errors.nearest(name, known())} '
                            f'(there are: {", ".join(known())})')
-  task = known()[name](files)
+  reading = {field: value for field, value in reading.items() if value}
+  for field in reading.keys() - inspect.signature(known()[name]).parameters:
+    raise errors.UserError(f'data.{field}={reading[field]!r} says how files of text are read, but task '
+                           f'{name} has a format of its own; nearest: data.task=text')
+  task = known()[name](files, **reading)
   for metric in metrics:
     lookup.module('metric', metric)
   return dataclasses.replace(task, metrics=tuple(metrics)) if metrics else task

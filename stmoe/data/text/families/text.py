@@ -3,6 +3,7 @@
 import platform
 
 from stmoe.data.text import corpus
+from stmoe.data.text import documents as reading
 from stmoe.data.text import tasks
 
 
@@ -12,9 +13,10 @@ def stdlib(files=()):
   return tasks.local('stdlib', corpus.stdlib(), dict(python=platform.python_version()))
 
 
-def text(files=()):
+def text(files=(), field='', documents=''):
   """Returns the task of the user's own files (corpus.text)."""
-  return tasks.local('text', corpus.text(files), dict(files=[str(f) for f in files]))
+  found = corpus.text(files, field, documents)
+  return tasks.local('text', found, dict(files=reading.expanded(files)))
 
 
 def c4(files=()):
