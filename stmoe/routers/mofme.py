@@ -12,6 +12,7 @@ from stmoe.core import contract
 from stmoe.core import gate
 from stmoe.core import metrics
 from stmoe.core import noise
+from stmoe.core.units import probabilities
 from stmoe.errors import UserError
 
 
@@ -20,17 +21,12 @@ def kept(logits: jax.Array, k: int) -> jax.Array:
   return logits >= jax.lax.stop_gradient(jax.lax.top_k(logits, k)[0][..., -1:])
 
 
-def filtered(logits: jax.Array, keep: jax.Array) -> jax.Array:
-  """Returns f32[...,E], the softmax of the logits f32[...,E] that bool[...,E] keeps, 0 elsewhere."""
-  # Not -inf: a softmax of nothing has no gradient.
-  return jnp.where(keep, jax.nn.softmax(jnp.where(keep, logits, -1e30), axis=-1), 0)
-
-
 def uncertain(samples: jax.Array, ridge: float = 1e-5, epsilon: float = 1e-5) -> jax.Array:
   """Returns f32[...,E], the mean over T passes of whitened deviations of norm 1; its sum is about 0.
 
   v_t = d_t (C + ridge I)^-1 with d_t the deviation from the mean and C the covariance of the passes. The mean
-  is over v_t / (|v_t| + epsilon). Entries may be negative, and are 0 where all passes agree.
+  is over v_t / (|v_t| + epsilon). Entries may be negative, and are 0 where all passes agree. C is singular:
+  float32 has three digits of the weights and of their gradient.
 
   Args:
     samples: f32[T,...,E] probabilities.
@@ -64,8 +60,8 @@ def mofme(logits: jax.Array, mask: jax.Array, k: int, num_virtual: int = 0, *,
     keep = jax.nn.one_hot(choose(logits, k), width, dtype=bool).any(axis=2)        # [G, S, E]
   else:
     keep = kept(logits, k) if samples is None else kept(samples, k).any(axis=0)
-  probs = filtered(logits, keep)
-  weight = probs if samples is None else uncertain(filtered(samples, kept(samples, k)))
+  probs = probabilities.softmax_of(logits, keep)
+  weight = probs if samples is None else uncertain(probabilities.softmax_of(samples, kept(samples, k)))
   order = choices.top(jnp.where(keep, logits, -jnp.inf), width)      # [G, S, E], kept experts first
   chosen = jnp.where(jnp.take_along_axis(keep, order, axis=-1), order, width)      # E + Z: a dead edge
   edges = assignment.from_choices(chosen, choices.values(weight, order), width - num_virtual, num_virtual)
