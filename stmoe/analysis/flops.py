@@ -71,7 +71,9 @@ class Matrix(NamedTuple):
 
 def abstract(cfg, scan_layers=True):
   """Returns the model of `cfg` with ShapeDtypeStructs for arrays; `scan_layers` replaces that of `cfg`."""
-  fields = dict(cfg.model.to_dict(), scan_layers=scan_layers)
+  fields = cfg.model.to_dict()
+  if 'scan_layers' in lookup.fields('model', fields['name']):
+    fields['scan_layers'] = scan_layers
   make, target = modules.maker(fields), _target(cfg)
 
   def build():
@@ -230,7 +232,8 @@ def active_per_token(cfg):
   (total, more), target, positions = _per_row(cfg), _target(cfg), lengths(cfg)['decoder']
   beside = _per_row(_beside(cfg, target))[0] if target.run else 0.0
   forward = total / positions
-  train = (1.0 + BACKWARD) * (total + more) / positions * target.passes + beside / positions
+  passes = getattr(target, 'forwards', target.passes)
+  train = (1.0 + BACKWARD) * (total + more) / positions * passes + beside / positions
   return dict(forward=forward, train=train, forward_per_row=total)
 
 

@@ -32,6 +32,7 @@ class Run:
   done:   the final metrics of a finished run, or None.
   sweeps: dict field -> [(value, 'eval/...' metrics)] of the newest checkpoint that was swept.
   routing: what `stmoe routing` found, or None.
+  pictures: dict name -> array of what the target showed at the last evaluation, {} for most.
   """
   path: pathlib.Path
   name: str
@@ -43,6 +44,7 @@ class Run:
   done: dict | None
   sweeps: dict = dataclasses.field(default_factory=dict)
   routing: dict | None = None
+  pictures: dict = dataclasses.field(default_factory=dict)
 
   def series(self, key, x='step'):
     """Returns (x, y) f64[n] arrays of metric `key` against `x`, where both were logged."""
@@ -76,7 +78,8 @@ def read(path, name=None):
   name = (name or path.resolve().name).encode(errors='replace').decode()     # figures show characters only
   return Run(path=path, name=name, config=directory.whole(path),
              env=records.environment(path), lines=read_lines(path), loads=loads, states=states,
-             done=records.done(path), sweeps=read_sweeps(path), routing=records.routing(path))
+             done=records.done(path), sweeps=read_sweeps(path), routing=records.routing(path),
+             pictures=records.pictures(path))
 
 
 def read_all(paths, check=lambda path: None, say=lambda line: print(line, file=sys.stderr)):

@@ -1,7 +1,7 @@
 """What the files of a run directory hold, each checked for its form: errors.Damaged names file and reason.
 
 config.json  env.json  metrics.jsonl  evals.jsonl  DONE  best.json  imported.json  router_stats/<step>.npz
-ancestry.json  and what earlier versions wrote instead: finetune.json  upcycle.json
+pictures.npz  ancestry.json  and what earlier versions wrote instead: finetune.json  upcycle.json
 """
 
 import math
@@ -261,6 +261,17 @@ def _square(rows):
   """Whether `rows` is a list of E lists of E numbers."""
   return isinstance(rows, list) and bool(rows) and all(
       isinstance(row, list) and len(row) == len(rows) and all(map(is_number, row)) for row in rows)
+
+
+def pictures(path):
+  """Returns dict name -> array of pictures.npz, `step` and what a target has to show, or {}."""
+  file = pathlib.Path(path) / 'pictures.npz'
+  if not file.exists():
+    return {}
+  content = files.read_arrays(file)
+  rows = {array.shape[:1] for name, array in content.items() if name != 'step'}
+  _must(file, 'step' in content and len(rows) < 2, 'has no step, or arrays of different numbers of rows')
+  return content
 
 
 def stats(path):

@@ -78,6 +78,13 @@ def write_router_stats(path, step, load, states):
   files.write_bytes(folder / f'{step}.npz', content.getvalue())
 
 
+def write_pictures(path, step, pictures):
+  """Writes pictures.npz: the arrays [n,...] by name that a target has to show of step `step`."""
+  content = io.BytesIO()
+  np.savez(content, step=step, **pictures)
+  files.write_bytes(pathlib.Path(path) / 'pictures.npz', content.getvalue())
+
+
 def drop_router_stats(path, step):
   """Removes the router_stats of steps after `step`, and what a kill left half written."""
   for file in (pathlib.Path(path) / 'router_stats').glob('*'):

@@ -27,7 +27,7 @@ def make(plan, draws=1, change=lambda model: model):
   and `weight` f32[]. Those of AVERAGED are means over sparse layers, 'load' is a dict layer -> f32[E]. Only a
   router whose evaluation is random by its method (`draws_at_eval`) uses the key. With several `draws`, the
   predictions of `draws` keys are averaged (an ensemble), if the target can.
-  The model that predicts is `change` of the run's.
+  The model that predicts is `change` of the run's. What a target has to show is 'pictures', arrays [n,...].
   """
   target = plan.target
   if draws > 1 and not hasattr(target, 'averaged'):
@@ -42,13 +42,14 @@ def make(plan, draws=1, change=lambda model: model):
     by_layer = {name: [a.metrics[name] for a in aux.values() if name in a.metrics] for name in AVERAGED}
     averaged = {name: weight * sum(values) / len(values) for name, values in by_layer.items() if values}
     load = {layer: a.load for layer, a in aux.items()}
-    return target.judge(outputs, batch) | dict(weight=weight, load=load) | averaged
+    shown = dict(pictures=target.pictures(outputs, batch)) if hasattr(target, 'pictures') else {}
+    return target.judge(outputs, batch) | dict(weight=weight, load=load) | averaged | shown
 
   return jax.jit(sums, out_shardings=distributed.everywhere(plan.mesh))
 
 
 def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=None,
-        complete=None):
+        complete=None, show=lambda pictures: None):
   """Returns the 'eval/...' metrics of `state` over the evaluation split of `cfg`, or eval.batches of it.
 
   Where evaluation is random, its keys come from the seed and each batch's number.
@@ -59,6 +60,7 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
     tell:       called with the numbers of batches done and to do.
     opened:     the data, from `pipeline.source`; None = the data of `cfg`.
     complete:   adds to a batch what the target wants, from `beside.opened`; None = made here.
+    show:       called with the arrays that a target has to show of the first batch, dict name -> [n,...].
   """
   opened = opened or pipeline.source(cfg)
   complete = complete or beside.opened(plan, facts['vocab'])
@@ -72,6 +74,9 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
     num_bytes = None if scored is None else num_bytes + scored
     batch = complete(check.place(batch, plan.mesh))
     part = jax.device_get(sums(state['params'], state['router_state'], batch, jax.random.fold_in(key, count)))
+    pictures = part.pop('pictures', None)
+    if pictures is not None and count == 1:
+      show(pictures)
     part = jax.tree.map(np.float64, part)
     total = part if total is None else jax.tree.map(np.add, total, part)
     tell(count, number)

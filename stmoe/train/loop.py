@@ -319,7 +319,7 @@ class Loop:
     with self.clock.paused():
       values = evaluate.run(self.cfg, self.plan, self.sums, self.state, self.facts,
                             lambda done, number: self.show.busy(f'evaluating {done}/{number}'), self.source,
-                            self.complete)
+                            self.complete, self._shown)
       if scores := self.scorer.run(
           self.state, lambda done, number: self.show.busy(f'scoring the tasks {done}/{number}')):
         if job.leads():
@@ -329,6 +329,10 @@ class Loop:
     if scores:
       self.log(taskscore.describe(scores))
     return self._totals(jax.device_get(self.state['counts'])) | values
+
+  def _shown(self, pictures):
+    if job.leads():
+      writers.write_pictures(self.path, self.step, pictures)
 
   def save(self, line=()):
     """Saves this step, unless the steps just before it were refused.
