@@ -281,6 +281,6 @@ else:
   # Functions of one array, elementwise: `core/units/activations.py`.
   Activation = Choice('relu', 'gelu', 'silu', 'swish', 'tanh', 'sigmoid', 'relu6', 'elu', 'selu', 'celu',
                       'mish', 'leaky_relu', 'softplus', 'soft_sign', 'squareplus', 'hard_silu', 'hard_swish',
-                      'hard_sigmoid', 'hard_tanh', 'log_sigmoid', 'identity', 'relu2')
+                      'hard_sigmoid', 'hard_tanh', 'log_sigmoid', 'identity', 'relu2', 'gelu_exact')
   # No float16: its small gradients are zeros without a scaled loss, and CPUs multiply no matrices of it.
   Dtype = Choice('float32', 'bfloat16')

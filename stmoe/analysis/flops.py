@@ -232,7 +232,8 @@ def active_per_token(cfg):
   (total, more), target, positions = _per_row(cfg), _target(cfg), lengths(cfg)['decoder']
   beside = _per_row(_beside(cfg, target))[0] if target.run else 0.0
   forward = total / positions
-  train = (1.0 + BACKWARD) * (total + more) / positions * target.passes + beside / positions
+  passes = getattr(target, 'forwards', target.passes)
+  train = (1.0 + BACKWARD) * (total + more) / positions * passes + beside / positions
   return dict(forward=forward, train=train, forward_per_row=total)
 
 

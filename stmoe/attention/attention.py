@@ -35,6 +35,7 @@ class Attention(nnx.Module):
     init_scale: s of the variance scaling.
     use_bias: with biases bq, bk, bv of the heads and bo [D], initially 0.
     qkv_bias: the same without bo (Qwen, arXiv:2309.16609).
+    out_bias: bo alone.
     qk_norm:  epsilon of RMS norms of queries and keys, before they are turned; None = no norms.
     qk_norm_over: 'width', all their heads together (OLMoE, arXiv:2409.02060, section 4.1), or 'head', each
       head by itself with one scale [P] for all heads (Qwen3, arXiv:2505.09388, section 2).
@@ -46,7 +47,7 @@ class Attention(nnx.Module):
   def __init__(self, d_model: int, *, num_heads, head_dim, num_kv_heads=None, nope_dim: ranges.Natural = 0,
                scaled: ranges.Flag = True, scale: ranges.Positive | None = None,
                interleaved: ranges.Flag = False, dropout_rate=0.0, init_scale=1.0,
-               use_bias: ranges.Flag = False, qkv_bias: ranges.Flag = False,
+               use_bias: ranges.Flag = False, qkv_bias: ranges.Flag = False, out_bias: ranges.Flag = False,
                qk_norm: ranges.PartOf1 | None = None, qk_norm_over: ranges.Choice('width', 'head') = 'width',
                clip: ranges.Positive | None = None, sinks: ranges.Flag = False, rngs):
     num_kv_heads = num_kv_heads or num_heads
@@ -67,7 +68,7 @@ class Attention(nnx.Module):
                                 rngs=rngs)
     biased = use_bias or qkv_bias
     self.bq, self.bk, self.bv = (bias(w) if biased else None for w in (self.wq, self.wk, self.wv))
-    self.bo = bias(self.wo) if use_bias else None
+    self.bo = bias(self.wo) if use_bias or out_bias else None
     normed = lambda w: (w.shape[1], 'embed') if qk_norm_over == 'width' else (width, 'kv')
     self.q_norm, self.k_norm = (_norm(*normed(w), qk_norm, rngs) for w in (self.wq, self.wk))
     self.sinks = axes.param(nnx.initializers.zeros, (num_heads,), 'heads', rngs=rngs) if sinks else None

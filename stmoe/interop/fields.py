@@ -8,7 +8,7 @@ from stmoe import ranges
 from stmoe import sections
 from stmoe.interop import rules
 
-# Names of activation functions -> ours; 'gelu' there is the exact one, which no layer of ours has.
+# Names of activation functions -> ours; 'gelu' there is the exact one, which no family here has.
 ACTIVATIONS = {'relu': 'relu', 'silu': 'silu', 'swish': 'silu', 'gelu_new': 'gelu',
                'gelu_pytorch_tanh': 'gelu'}
 # Fields that say how to compute or to train a model, not what it is.

@@ -32,12 +32,17 @@ class Patches(nnx.Module):
 
   def __call__(self, images: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
     """Returns [B,N,D] in `dtype` for images [B,H,W,C]: rows of patches from the top, each from the left."""
-    if images.shape[1:] != self.shape:
-      given, wanted = (' x '.join(map(str, shape)) for shape in (images.shape[1:], self.shape))
-      raise UserError(f'images of {given} for a model of {wanted}; set data.image_size={self.shape[0]} '
-                      f'and data.channels={self.shape[2]}')
+    check(images, self.shape)
     batch, height, width, channels = images.shape
     size = self.patch_size
     x = images.reshape(batch, height // size, size, width // size, size, channels)
     x = x.swapaxes(2, 3).reshape(batch, -1, size * size * channels)  # [B, N, P*P*C]
     return linear.apply(x.astype(dtype), self.w, self.b)
+
+
+def check(images: jax.Array, shape: tuple[int, int, int]) -> None:
+  """Raises UserError unless images [B,H,W,C] have the model's `shape` (H, W, C)."""
+  if images.shape[1:] != shape:
+    given, wanted = (' x '.join(map(str, sizes)) for sizes in (images.shape[1:], shape))
+    raise UserError(f'images of {given} for a model of {wanted}; set data.image_size={shape[0]} '
+                    f'and data.channels={shape[2]}')

@@ -50,6 +50,11 @@ class Target(Protocol):
   at:       (step i32[]) -> the target as it is in that step of training, where its loss changes with steps.
   fits:     (facts) -> None; raises UserError for data that the target cannot judge, from their facts (see
     `info` of data/batches.py), before training.
+  predict:  (model, batch, key, train, **context) -> (outputs, aux), where the target itself runs the model,
+    several times or on batches that it changes. Outputs are then what its `loss` and `judge` take.
+  forwards: operations of a training step in those of `passes` = 1, where the target runs the model otherwise.
+  pictures: (outputs, batch) -> dict name -> arrays [n,...] of the first rows of a held-out batch, for people:
+    a file of `analysis/figures` draws them.
   reader:   (d_model, rngs) -> a module, parameters of the target's own that train with the model, or None.
     The module is called with the states of `hidden` and returns what `Seen` holds.
   """
@@ -114,6 +119,8 @@ def predict(target: Target, model: typing.Any, batch: dict, **context) -> tuple:
     told = functools.partial(lookup.constructor('router', 'replay'), source=contract.ROUTES)
     model = modules.wrapped(model, told)
   batch = posed(target, batch)
+  if hasattr(target, 'predict'):
+    return target.predict(model, batch, **context)
   wanted = getattr(target, 'hidden', ())
   if not wanted:
     return model(batch, **context)

@@ -27,7 +27,7 @@ def make(plan, draws=1, change=lambda model: model):
   and `weight` f32[]. Those of AVERAGED are means over sparse layers, 'load' is a dict layer -> f32[E]. Only a
   router whose evaluation is random by its method (`draws_at_eval`) uses the key. With several `draws`, the
   predictions of `draws` keys are averaged (an ensemble), if the target can.
-  The model that predicts is `change` of the run's.
+  The model that predicts is `change` of the run's. What a target has to show is 'pictures', arrays [n,...].
   """
   target = plan.target
   if draws > 1 and not hasattr(target, 'averaged'):
@@ -42,7 +42,8 @@ def make(plan, draws=1, change=lambda model: model):
     by_layer = {name: [a.metrics[name] for a in aux.values() if name in a.metrics] for name in AVERAGED}
     averaged = {name: weight * sum(values) / len(values) for name, values in by_layer.items() if values}
     load = {layer: a.load for layer, a in aux.items()}
-    return target.judge(outputs, batch) | dict(weight=weight, load=load) | averaged
+    shown = dict(pictures=target.pictures(outputs, batch)) if hasattr(target, 'pictures') else {}
+    return target.judge(outputs, batch) | dict(weight=weight, load=load) | averaged | shown
 
   return jax.jit(sums, out_shardings=distributed.everywhere(plan.mesh))
 
@@ -66,13 +67,15 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
   shard = distributed.shard(plan.mesh, cfg.eval.batch_size)
   batches = pipeline.eval_batches(cfg, *shard, opened, most=cfg.eval.batches)
   number = min(cfg.eval.batches or len(batches), len(batches))
-  parts, num_bytes = [], 0
+  parts, num_bytes, pictures = [], 0, {}
   key, params = states.fold(cfg.seed, 'eval'), plan.evaluated(state)
   for count, batch in enumerate(itertools.islice(batches, number), 1):
     scored = opened.num_bytes(batch) if hasattr(opened, 'num_bytes') else None
     num_bytes = None if scored is None else num_bytes + scored
     batch = complete(check.place(batch, plan.mesh))
     part = jax.device_get(sums(params, state['router_state'], batch, jax.random.fold_in(key, count)))
+    of_batch = part.pop('pictures', {})
+    pictures = pictures or of_batch
     parts.append(jax.tree.map(np.float64, part))
     tell(count, number)
   total = targets.together(parts)
@@ -81,7 +84,7 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
     num_bytes = sum(dict(job.exchange([shard[0], num_bytes])).values())
     total['bytes_per_token'] = bytes_per_token(facts, int(total['weight']), num_bytes)
   values = plan.target.metrics(total)
-  if shown := values.pop(targets.SHOWN, None):
+  if shown := pictures | values.pop(targets.SHOWN, {}):
     keep(shown)
   if load:                               # of the whole split: MaxVio_global of arXiv:2408.15664
     values['eval/max_vio'] = float(np.mean([routing.max_vio(layer_load) for layer_load in load.values()]))

@@ -1,18 +1,12 @@
-"""Names of activation functions of the references -> names in `jax.nn`, where our layers look them up."""
-
-import functools
-
-import jax
-
-# The exact GELU, which no layer of ours has by name: for the checks it is one more function of `jax.nn`.
-jax.nn.gelu_exact = functools.partial(jax.nn.gelu, approximate=False)
+"""Names of activation functions of the references -> ours, see `core/units/activations.py`."""
 
 COMMON = {name: name for name in ('relu', 'silu', 'swish', 'tanh', 'sigmoid', 'relu6', 'elu', 'selu',
                                   'leaky_relu', 'softplus', 'mish')}
 # transformers: 'gelu' is the exact one.
 TORCH = COMMON | {'gelu': 'gelu_exact', 'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu_fast': 'gelu',
                   'gelu_accurate': 'gelu', 'linear': 'identity', 'gelu exact (erf)': 'gelu_exact',
-                  'exact (erf)': 'gelu_exact', 'gelu (erf)': 'gelu_exact', 'tanh approximation': 'gelu'}
+                  'exact (erf)': 'gelu_exact', 'gelu (erf)': 'gelu_exact', 'gelu erf': 'gelu_exact',
+                  'tanh approximation': 'gelu'}
 # flax.linen, as flaxformer calls it: 'gelu' is the approximation.
 FLAX = COMMON | {'gelu': 'gelu', 'linear': 'identity'}
 

@@ -14,6 +14,7 @@ import numpy as np
 from stmoe.core import contract
 from stmoe.core import tables
 from stmoe.core.execute import gather
+from stmoe.core.units import activations as units
 from stmoe.experts import linear
 from stmoe.experts import mlp
 from stmoe.layers import moe
@@ -122,7 +123,7 @@ def multihash(case):
     assigned = [segment.router(x, ctx, {}).assignment for segment in module.segments]
     banks = [segment.experts[0] for segment in module.segments]
     hidden = layers.concatenated(x, assigned, banks, gather.execute)
-    return module(x, ctx, {})[0], getattr(jax.nn, activation)(hidden), jnp.stack([a.expert for a in assigned])
+    return module(x, ctx, {})[0], units.named(activation)(hidden), jnp.stack([a.expert for a in assigned])
   y, hidden, bucket = run(module, x)
   case.assert_close('bucket', bucket)
   case.assert_close('hidden', hidden)

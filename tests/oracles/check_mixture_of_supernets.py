@@ -1,6 +1,5 @@
 """Checks of Mixture-of-Supernets: the mixtures, the weights that they make, and a BERT feed-forward layer."""
 
-import activations  # noqa: F401  # makes 'gelu_exact' a name
 from flax import nnx
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,86 @@
+"""The residual network with a pathway for each image: one expert in all convolutions, common norms."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stmoe import errors
+from stmoe import experiment
+from stmoe import lookup
+from stmoe.analysis import flops
+from stmoe.models import resnet
+
+B = 4
+FIELDS = dict(vocab_size=3, d_model=2, widths=(2, 3), depths=(1, 1), image_size=4, channels=1, router_width=2,
+              router_depth=1, blocks={})
+
+
+def make(executor='einsum', sparse=True, **fields):
+  router = lookup.recipe('router', dict(name='adv_moe', num_experts=2)) if sparse else None
+  return resnet.ResNet(**FIELDS | dict(executor=executor, router=router) | fields, rngs=nnx.Rngs(0))
+
+
+def batch():
+  return dict(image=jax.random.uniform(jax.random.key(0), (B, 4, 4, 1)), labels=jnp.zeros((B, 1), jnp.int32),
+              weights=jnp.ones((B, 1), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames='train')
+def run(model, batch, train=False):
+  return model(batch, train=train)
+
+
+def test_executors_agree_and_an_image_has_the_expert_of_its_largest_score():
+  model = make()
+  model.router.b[...] = jnp.array([0.0, 5.0])
+  logits, aux = run(model, batch())
+  assert logits.shape == (B, 1, 3) and aux[resnet.NAME].load.tolist() == [0, B]
+  # The other expert's arrays are no part of the answer, in any convolution.
+  other = make('blocks')
+  other.router.b[...] = jnp.array([0.0, 5.0])
+  for block in other.experts.blocks:
+    for convolution in block.convs:
+      convolution.experts.w[...] = convolution.experts.w[...].at[0].set(jnp.nan)
+  np.testing.assert_allclose(run(other, batch())[0], logits, rtol=1e-5, atol=1e-6)
+
+
+def test_norms_move_once_a_step_and_not_in_evaluation():
+  model = make()
+  _, aux = run(model, batch(), train=True)
+  model.commit(run(model, batch())[1])
+  assert not model.experts.stem_norm.mean[...].any()
+  model.commit(aux)
+  features = model.experts.stem(batch()['image'], None)
+  np.testing.assert_allclose(model.experts.stem_norm.mean[...], 0.1 * features.mean((0, 1, 2)), rtol=1e-5)
+  assert (model.router_network.stem_norm.variance[...] != 1).any()
+  assert len(model.states()[resnet.NAME]) == 2 * len(aux[resnet.NAME].statistics)      # every norm reported
+
+
+def test_a_dense_network_has_no_router():
+  model = make(sparse=False)
+  assert run(model, batch())[1] == {} and model.scores(batch()) is None
+
+
+def test_operations_are_those_of_one_expert():
+  load = lambda arg: experiment.load(f'adv_moe/digits{arg}')[0]
+  cost = lambda arg: flops.active_per_token(load(arg))
+  sparse, dense = cost(''), cost(':method=dense')
+  pixels = {8: 64, 4: 16, 2: 4}
+  router = 9 * (64 * (8 + 2 * 64) + 16 * (8 * 16 + 16 * 16) + 4 * (16 * 32 + 32 * 32)) + 32 * 2
+  assert sparse['forward'] - dense['forward'] == 2 * router
+  stages = [(16, 8, 8), (8, 16, 4), (16, 16, 2)]                      # channels in and out, side
+  convolutions = sum(9 * pixels[side] * (i * o + o * o) + pixels[side] * i * o for i, o, side in stages)
+  assert dense['forward'] == 2 * (9 * 64 * 16 + convolutions + 16 * 10)
+  assert sparse['train'] == pytest.approx(3 * sparse['forward'] * (2 + 5 / 3))
+
+
+@pytest.mark.parametrize('fields, said', [
+    (dict(depths=(1,)), r'depths=\(1,\)'), (dict(blocks={'d': {}}), 'of d')])
+def test_mistakes_are_one_line(fields, said):
+  with pytest.raises(errors.UserError, match=said) as caught:
+    make(**fields)
+  assert '\n' not in str(caught.value)
