@@ -1,12 +1,13 @@
-r"""The first comparison: dense, Switch and a Hash layer at equal active FLOPs per token, in minutes on two cores.
+r"""The first comparison: dense, Switch and a Hash layer at equal active FLOPs, in minutes on two cores.
 
   make quickstart                                           all three in 160 steps, the table and the figures
   stmoe train lm/quickstart:method=switch                   one of them
   method = dense or any causal method of configs/*/compared.py: switch, gshard, st_moe, ...
 
-Switch sends a token to one of 8 experts as wide as the dense layer. The Hash layer sends a token to one of 32,
-by a table of token ids: nothing about the routing has to be learned, so all 32 learn from the first step.
-Expected: Hash far ahead of dense (experiments/quickstart), every method below 3.0 bits per byte of the validation files. A 3-gram of bytes has 2.62, by
+Switch sends a token to one of 8 experts as wide as the dense layer. The Hash layer sends a token to one of
+32 by a table of token ids: no routing has to be learned, so all 32 experts learn from the first step.
+Expected: Hash far ahead of dense (experiments/quickstart), every method below 3.0 bits per byte of the
+validation files. A 3-gram of bytes has 2.62, by
 
   python -m stmoe.experiments.baselines lm/quickstart       n-grams and xz on the same files
 """

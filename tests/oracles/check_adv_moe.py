@@ -75,7 +75,8 @@ def residual_block(case):
   case.assert_close('out', y)
   for name, gradient in zip(('grad_x', 'grad_scores'), back(jnp.asarray(case['upstream']))):
     case.assert_close(name, gradient)
-  modules.commit(block, _reported(seen))
+  if c['train']:
+    modules.commit(block, _reported(seen))
   places = _block(block, '', c['E'])
   for name in case.names('after.'):
     norm, statistic = name.removeprefix('after.').rsplit('.running_', 1)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 
 from flax import nnx
 import jax
