@@ -158,12 +158,12 @@ def test_scan_and_loop_and_devices_are_equal():
   params = layout.unroll(nnx.to_pure_dict(nnx.state(scanned, nnx.Param)))
   graph = nnx.graphdef(build(layers=layers, scan_layers=False))
   looped = run(nnx.merge(graph, params), data, *counted(data))
-  with axes.use(axes.make_mesh(data=8), axes.rules('')):
-    split = jax.jit(loss)(scanned, check.place(jax.tree.map(np.asarray, data), axes.make_mesh(data=8)),
-                          *counted(data))
+  mesh = axes.make_mesh(data=4, devices=jax.devices()[:4])           # two images, a group of routing, on each
+  with axes.use(mesh, axes.rules('')):
+    split = jax.jit(loss)(scanned, check.place(jax.tree.map(np.asarray, data), mesh), *counted(data))
   for other in (looped, split):
     np.testing.assert_allclose(other[0], value, rtol=1e-5)
-    np.testing.assert_allclose(other[1][0], outputs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(other[1][0], outputs, rtol=0, atol=1e-4 * jnp.abs(outputs).max())
     for name, expected in values.items():
       np.testing.assert_allclose(other[1][1][name], expected, rtol=1e-5)
 
