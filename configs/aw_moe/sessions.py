@@ -29,7 +29,7 @@ START = paper.START
 # Ids: of MovieLens-100K 1,682 films and none.
 DATA = dict(drawn=dict(source='drawn_behaviours', num_items=201),
             movielens=dict(source='behaviours', num_items=1683, files=('ml-100k/u.data',), label='like',
-                           split='split'))
+                           split='split', history_numbers=('rating',)))
 ITEMS = dict(ranking=8, binary=1)      # of a row
 
 
@@ -40,6 +40,7 @@ def get_config(arg=''):
   items = common.choose('loss', args.loss, ITEMS)
   c = common.config()
   c.model = dict(name='aw_moe', num_outputs=items, num_items=data['num_items'], gate=args.gate,
+                 num_history_features=len(data.get('history_numbers', ())),
                  unit_softmax=args.softmax, **{name: START[name] for name in (
                      'd_model', 'num_experts', 'hidden', 'expert', 'length', 'masked', 'temperature')})
   c.blocks = {}
