@@ -14,7 +14,8 @@ their histories tell; a third of the users has at most two past items.
 Expected: the paper's tables are not at hand, only its words: such a gate is better than others, most of all
 for users with short histories. That was not reproduced on drawn users (one seed, 1,500 steps): 70.8 % of the
 pairs are in order, with a constant or a uniform gate 71.5 %. The best possible order has 74.5 %, that of the
-items' qualities 71.9 %. The experts read the history, too, so that the gate has little to add.
+items' qualities 71.9 %. The experts read the history, too, so that the gate has little to add. On
+MovieLens-100K with softmax, after 500 steps: AUC 0.750, GAUC 0.689; the mean ratings of items have 0.723 and 0.697.
 Differs: the model is a reconstruction (unverified), all sizes are this project's. Loss `binary` is the
 reconstruction's; by default the items of a session are ranked in pairs.
 """
@@ -29,7 +30,7 @@ START = paper.START
 # Ids: of MovieLens-100K 1,682 films and none.
 DATA = dict(drawn=dict(source='drawn_behaviours', num_items=201),
             movielens=dict(source='behaviours', num_items=1683, files=('ml-100k/u.data',), label='like',
-                           split='split'))
+                           split='split', history_numbers=('rating',)))
 ITEMS = dict(ranking=8, binary=1)      # of a row
 
 
@@ -40,6 +41,7 @@ def get_config(arg=''):
   items = common.choose('loss', args.loss, ITEMS)
   c = common.config()
   c.model = dict(name='aw_moe', num_outputs=items, num_items=data['num_items'], gate=args.gate,
+                 num_history_features=len(data.get('history_numbers', ())),
                  unit_softmax=args.softmax, **{name: START[name] for name in (
                      'd_model', 'num_experts', 'hidden', 'expert', 'length', 'masked', 'temperature')})
   c.blocks = {}

@@ -14,8 +14,9 @@ answers of 100 numbers, correlated as `p` says. Every `problem` is another pair 
 
 Expected: the papers print no result on these data, but orders. On drawn tasks the loss is the squared error
 over the labels' variance. With p = 0 it is lowest for MMoE, highest for the shared bottom; the effect is
-smaller than the spread over problems. On MovieLens, items' mean ratings alone have an AUC of 0.723 and a GAUC
-of 0.697 (like).
+smaller than the spread over problems. Of problem 0, p = 0: mmoe 0.034, home 0.040 (0.22 with ReLU and no
+norms), shared_bottom 0.059. On MovieLens (like), items' mean ratings alone have an AUC of 0.723 and a GAUC of
+0.697; the mean over both tasks was 0.795 and 0.715 for home, 0.795 and 0.720 for mmoe. All one seed.
 Differs: widths are MMoE's (8 experts of 16 units, towers of 8), HoME's own were not found. Answers are scaled
 to variance 1. A task of drawn problems is a group of its own for HoME.
 """

@@ -30,6 +30,7 @@ class AwMoe(nnx.Module):
 
   Args:
     num_items, num_queries, num_features: ids of items and queries (0 = none), numbers of an item.
+    num_history_features: numbers of a past item, which both MLPs read beside e_j.
     length, num_outputs: M and K, items of a history and of a row.
     d_model:     width of all vectors.
     num_experts, expert: E, and the widths of an expert.
@@ -47,7 +48,8 @@ class AwMoe(nnx.Module):
   targets = ('values',)
 
   def __init__(self, *, num_items: ranges.Count, num_queries: ranges.Natural = 0,
-               num_features: ranges.Natural = 0, length: ranges.Count = 20, num_outputs: ranges.Count = 1,
+               num_features: ranges.Natural = 0, num_history_features: ranges.Natural = 0,
+               length: ranges.Count = 20, num_outputs: ranges.Count = 1,
                d_model: ranges.Count = 16, num_experts: ranges.Count = 4,
                expert: ranges.Many(ranges.Count, least=1) = (64, 32),
                hidden: ranges.Many(ranges.Count) = (32,), outputs: ranges.Choice(*OUTPUTS) = 'scalar',
@@ -59,19 +61,20 @@ class AwMoe(nnx.Module):
     table = lambda ids: axes.param(init, (ids, d_model), 'vocab', 'embed', rngs=rngs) if ids else None
     self.items: typing.Any = table(num_items)
     self.queries: typing.Any = table(num_queries)
-    query = d_model if num_queries else 0
+    query, pair = d_model if num_queries else 0, 3 * d_model + num_history_features
     unit = lambda width, out: tower.Tower((width, *hidden, out), rows=pairs, rngs=rngs)
-    self.unit = unit(3 * d_model + query, 1)
+    self.unit = unit(pair + query, 1)
     self.experts = multi_gate.Experts(2 * d_model + query + num_features, tuple(expert),
                                       num_experts=num_experts, rngs=rngs)
     attends = gate == 'attention'
-    self.gate_unit: typing.Any = unit(3 * d_model + query, 1) if attends else None
-    self.gate: typing.Any = unit(3 * d_model, num_experts) if attends else None
+    self.gate_unit: typing.Any = unit(pair + query, 1) if attends else None
+    self.gate: typing.Any = unit(pair, num_experts) if attends else None
     uniform = nnx.initializers.constant(1 / num_experts)
     self.alone = None if gate == 'uniform' else axes.param(uniform, (num_experts,), 'unmodeled', rngs=rngs)
     self.head = (Scores(num_experts, expert[-1], rngs=rngs) if outputs == 'scalar'
                  else tower.Tower((expert[-1], 1), rngs=rngs))
-    self.num_items, self.num_queries, self.num_features = num_items, num_queries, num_features
+    self.num_items, self.num_queries = num_items, num_queries
+    self.num_features, self.num_history_features = num_features, num_history_features
     self.length, self.num_outputs, self.num_experts = length, num_outputs, num_experts
     self.outputs, self.gate_softmax, self.unit_softmax = outputs, gate_softmax, unit_softmax
     self.masked, self.temperature = masked, temperature
@@ -83,7 +86,7 @@ class AwMoe(nnx.Module):
 
     Args:
       batch: items i32[B,K], history i32[B,M], history_weights [B,M], weights [B,K]; group i32[B], the users;
-        features f32[B,K,F] and query i32[B] where the model has those.
+        features f32[B,K,F], history_features f32[B,M,F'] and query i32[B] where the model has those.
       key, train, step: PRNG key or None, whether this is training, i32[] optimizer step.
       tokens: dict of `count_tokens`; None = of this batch.
     """
@@ -95,7 +98,7 @@ class AwMoe(nnx.Module):
     seen = batch['history_weights'] > 0                              # [B, M]
     past, item = self.items[...][batch['history']], self.items[...][batch['items']]
     query = self.queries[...][batch['query']] if self.queries is not None else None
-    pairs = paired(past, item)                                       # [B, K, M, 3D]
+    pairs = paired(past, item, batch.get('history_features'))        # [B, K, M, 3D + F']
     asked = pairs if query is None else jnp.concatenate(
         [pairs, jnp.broadcast_to(query[:, None, None], (*pairs.shape[:3], query.shape[-1]))], axis=-1)
     z = [self.pooled(self.unit(asked), past[:, None], seen), item]
@@ -116,7 +119,7 @@ class AwMoe(nnx.Module):
 
   def gated(self, pairs: jax.Array, asked: jax.Array, seen: jax.Array, batch: dict,
             ctx: contract.Context) -> tuple[jax.Array, dict]:
-    """Returns (g [B,K,E], dict(gate=Aux)) from pairs [B,K,M,3D], those with the query, and seen bool[B,M]."""
+    """Returns (g [B,K,E], dict(gate=Aux)) from pairs [B,K,M,F], those with the query, and seen bool[B,M]."""
     shape = (*ctx.mask.shape, self.num_experts)
     if self.gate is None:
       even = jnp.full((self.num_experts,), 1 / self.num_experts)
@@ -167,7 +170,8 @@ class AwMoe(nnx.Module):
   def check(self, batch: dict) -> None:
     """Raises UserError where a batch has other shapes than the model."""
     found = dict(length=batch['history'].shape[1], num_outputs=batch['items'].shape[1],
-                 num_features=batch['features'].shape[-1] if 'features' in batch else 0)
+                 **{f'num_{name}': batch[name].shape[-1] if name in batch else 0
+                    for name in ('features', 'history_features')})
     for field, number in found.items():
       if number != getattr(self, field):
         raise UserError(f'model.{field}={getattr(self, field)}, and the data have {number}; nearest: '
@@ -204,11 +208,17 @@ def _load(g, mask):
   return jnp.sum(jnp.where(mask[..., None], jnp.abs(jax.lax.stop_gradient(g)), 0), axis=(0, 1))
 
 
-def paired(past: jax.Array, item: jax.Array) -> jax.Array:
-  """Returns [e_j; e_t; e_j * e_t] [B,K,M,3D] of past items [B,M,D] and items [B,K,D]."""
+def paired(past: jax.Array, item: jax.Array, told: jax.Array | None = None) -> jax.Array:
+  """Returns [e_j; e_t; e_j * e_t] [B,K,M,3D] of past items [B,M,D] and items [B,K,D].
+
+  told: [B,M,F], numbers of past items that stand behind, or None.
+  """
   shape = (*item.shape[:2], *past.shape[1:])
   past, item = jnp.broadcast_to(past[:, None], shape), jnp.broadcast_to(item[:, :, None], shape)
-  return jnp.concatenate([past, item, past * item], axis=-1)
+  parts = [past, item, past * item]
+  if told is not None:
+    parts.append(jnp.broadcast_to(told[:, None], (*shape[:3], told.shape[-1])))
+  return jnp.concatenate(parts, axis=-1)
 
 
 def thinned(key: jax.Array, seen: jax.Array, share: float) -> jax.Array:

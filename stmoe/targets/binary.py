@@ -22,7 +22,8 @@ class Binary:
   all batches and devices, so that the area is exact; equal logits are half in order. A task without a yes or
   without a no has no area. Where a batch has `group` i32[B], the user of every row, the areas of each user
   are averaged, too. GAUC weighs a user by its rows, UAUC does not; users without a yes or a no are left out.
-  Where a batch has `part` i32[B], the areas of each part of the rows are said, as auc_part_0.
+  Where a batch has `part` i32[B], the areas of each part of the rows are said, of all tasks together, as
+  auc_part_0.
 
   Args:
     task_weights: w of every task: the loss is then sum_t w_t L_t (PLE, RecSys 2020). () = the mean over the
@@ -82,18 +83,22 @@ class Binary:
   def loss(self, outputs: jax.Array, batch: dict, counts: jax.Array) -> tuple:
     """Returns (f32[], metrics) for logits f32[B,n]; see `targets.Target`."""
     task_weight, tasks = counts
-    values.check(outputs, batch)
+    self._check(outputs, batch)
     sums = jnp.sum(self.weights(batch) * log_loss(outputs, batch['values']), axis=0)   # [n]
     total = self._together(sums / task_weight, tasks)
     return total, {'loss/ce': total}
+
+  def _check(self, outputs, batch):
+    """Raises UserError unless there is an output [B,n] for every answer, and a weight for every task."""
+    values.check(outputs, batch)
+    if len(self.task_weights) not in (0, outputs.shape[1]):
+      raise UserError(f'loss.task_weights={self.task_weights}: there are {len(self.task_weights)} for '
+                      f'{outputs.shape[1]} tasks; nearest: one for each')
 
   def _together(self, task_loss, tasks):
     """The loss of all tasks from the loss [n] of each; `tasks` is the number of those with an answer."""
     if not self.task_weights:
       return task_loss.sum() / tasks
-    if len(self.task_weights) != task_loss.size:
-      raise UserError(f'loss.task_weights={self.task_weights}: there are {len(self.task_weights)} for '
-                      f'{task_loss.size} tasks; nearest: one for each')
     weights = np.asarray(self.task_weights)                          # [n]
     if self.decays:
       weights = weights * np.asarray(self.decays) ** self.epochs
@@ -101,7 +106,7 @@ class Binary:
 
   def judge(self, outputs: jax.Array, batch: dict) -> dict:
     """Returns sums f32[n] and `targets.Rows` (scores, yes, no [B,n], group [B]) of logits f32[B,n]."""
-    values.check(outputs, batch)
+    self._check(outputs, batch)
     yes, weights = batch['values'], self.weights(batch)
     right = (outputs > 0) == (yes > 0.5)
     total = lambda x: jnp.sum(weights * x, axis=0)                   # [n]

@@ -50,7 +50,8 @@ def by_hand(p, rows):
     more = [] if 'query' not in rows else [p['queries'][rows['query'][b]]]
     for k in range(K):
       t = p['items'][rows['items'][b, k]]
-      pairs = [np.concatenate([e, t, e * t]) for e in past]
+      told = rows['history_features'][b] if 'history_features' in rows else np.zeros((M, 0))
+      pairs = [np.concatenate([e, t, e * t, f]) for e, f in zip(past, told)]
       asked = [np.concatenate([pair, *more]) for pair in pairs]
       u = sum((net(p['unit'], x) * e for x, e in zip(asked, past)), np.zeros(D))
       g = [net(p['gate_unit'], x) * net(p['gate'], pair) for x, pair in zip(asked, pairs)]
@@ -61,11 +62,12 @@ def by_hand(p, rows):
   return scores
 
 
-SEARCH = dict(query=np.array([2, 0, 1]), features=np.ones((B, K, 2), np.float32))
+SEARCH = dict(query=np.array([2, 0, 1]), features=np.ones((B, K, 2), np.float32),
+              history_features=np.arange(B * M, dtype=np.float32).reshape(B, M, 1) / 9)
+TOLD = dict(num_queries=3, num_features=2, num_history_features=1)
 
 
-@pytest.mark.parametrize('fields, more', [({}, {}), (dict(num_queries=3, num_features=2), SEARCH)],
-                         ids=['plain', 'search'])
+@pytest.mark.parametrize('fields, more', [({}, {}), (TOLD, SEARCH)], ids=['plain', 'search'])
 def test_scores_by_hand(fields, more):
   made, rows = model(**fields), batch() | more
   params = jax.tree.map(np.float64, nnx.to_pure_dict(nnx.state(made, nnx.Param)))

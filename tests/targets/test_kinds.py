@@ -164,3 +164,9 @@ def test_areas_by_user():
   assert found['eval/gauc'] == pytest.approx(2 / 6) and found['eval/uauc'] == 0.5
   alone = split_of(KINDS['binary'], data['group'][:, None], data)
   assert alone['eval/gauc'] == alone['eval/uauc'] == 0.5 and alone['eval/auc'] > 0.5
+
+
+def test_areas_of_parts_of_the_rows():
+  data = batch([[1], [0], [1], [0]]) | dict(part=jnp.array([0, 0, 3, 3]))
+  found = split_of(KINDS['binary'], jnp.array([[2.0], [1.0], [0.0], [4.0]]), data)
+  assert (found['eval/auc_part_0'], found['eval/auc_part_3'], found['eval/auc']) == (1.0, 0.0, 0.25)

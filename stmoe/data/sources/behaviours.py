@@ -22,7 +22,7 @@ class Behaviours:
     history_weights f32[rows,M]: 1, and 0 where there is no item; the latest item comes first
     values f32[rows,K]: whether the item was chosen; weights f32[rows,K]: 0 where there is no item
     group i32[rows]: the user; part i32[rows]: by how many of `parts` the length of the history is exceeded
-    features f32[rows,K,F] and query i32[rows], where such columns are named.
+    features f32[rows,K,F], history_features f32[rows,M,F'] and query i32[rows], where such columns are named.
   A history ends before the time of the first item of its row. Items of the same time are in no history.
 
   files: one file of events, or one for training and one for validation: .csv, .npz or the ratings of a
@@ -30,7 +30,8 @@ class Behaviours:
   user, item, time: columns; names or whole numbers, but for the time.
   label: column of 0 and 1. An event without a label is no item to be ranked.
   chosen: column of 0 and 1: whether an event is history later. '' = the label.
-  numbers: columns of numbers, standardised by the rows of training. query: column of names, '' = none.
+  numbers: columns of numbers of an item to be ranked, standardised by the events of training.
+  history_numbers: alike, of a past item, such as its rating. query: column of names, '' = none.
   split: column that says train or validation; '' = every tenth event is held out.
   length: M. items_per_row: K. parts: limits of the length of a history for `part`.
   num_items, num_queries: ids of items and queries, for which the model has room, each with 0.
@@ -44,6 +45,7 @@ class Behaviours:
   label: ranges.Text = 'like'
   chosen: ranges.Text = ''
   numbers: ranges.Many(ranges.Text) = ()
+  history_numbers: ranges.Many(ranges.Text) = ()
   query: ranges.Text = ''
   num_queries: ranges.Natural = 0
   split: ranges.Text = ''
@@ -69,8 +71,9 @@ class Behaviours:
   def shapes(self, rows: int) -> dict:
     """Returns dict name -> (shape, dtype) of a batch."""
     more: dict = dict(query=((rows,), np.int32)) if self.query else {}
-    if self.numbers:
-      more |= dict(features=((rows, self.items_per_row, len(self.numbers)), np.float32))
+    for name, columns, places in (('features', self.numbers, self.items_per_row),
+                                  ('history_features', self.history_numbers, self.length)):
+      more |= {name: ((rows, places, len(columns)), np.float32)} if columns else {}
     return of_rows(rows, self.items_per_row, self.length) | more
 
   def lengths(self, model: typing.Any = None) -> dict:
@@ -101,10 +104,10 @@ def _read(source, known):
   if source.query:
     events['query'], facts['queries'] = _numbered(source, events['query'], held, known.get('queries'),
                                                   'num_queries')
-  if source.numbers:
-    facts['scales'] = known.get('scales') or _scales(events['numbers'][~held])
-    mean, deviation = np.asarray(facts['scales']).T
-    events['numbers'] = (events['numbers'] - mean) / deviation
+  for name in [name for name in ('numbers', 'history_numbers') if name in events]:
+    facts[name] = known.get(name) or _scales(events[name][~held])
+    mean, deviation = np.asarray(facts[name]).T
+    events[name] = (events[name] - mean) / deviation
   found = {split: rows(events, np.flatnonzero(chosen & ~np.isnan(events['label'])), source.items_per_row,
                        source.length, source.parts)
            for split, chosen in (('train', ~held), ('validation', held))}
@@ -129,8 +132,9 @@ def _events(source, paths):
   user = np.unique(names(source.user), return_inverse=True)[1]
   events = dict(user=user, item=names(source.item), time=numbers(source.time)[:, 0], label=label,
                 chosen=chosen == 1)
-  if source.numbers:
-    events['numbers'] = np.concatenate([numbers(name) for name in source.numbers], axis=1)
+  for name, columns in (('numbers', source.numbers), ('history_numbers', source.history_numbers)):
+    if columns:
+      events[name] = np.concatenate([numbers(column) for column in columns], axis=1)
   if source.query:
     events['query'] = names(source.query)
   if len(tables) == 2:
@@ -159,7 +163,8 @@ def rows(events: dict, ranked: np.ndarray, items: int, length: int, parts: tuple
   """Returns dict name -> array [rows,...] of the rows of events, which are sorted by user and time.
 
   Args:
-    events: dict of user, item, time, label, chosen [N], and may be numbers [N,F], query [N].
+    events: dict of user, item, time, label, chosen [N], and may be numbers and history_numbers [N,F], query
+      [N].
     ranked: i64[n], in order, which of the events are ranked.
     items, length, parts: K, M and limits of lengths, as in Behaviours.
   """
@@ -179,15 +184,18 @@ def rows(events: dict, ranked: np.ndarray, items: int, length: int, parts: tuple
   if 'numbers' in events:
     made['features'] = np.zeros((*made['items'].shape, events['numbers'].shape[1]), np.float32)
     made['features'][at] = events['numbers'][ranked]
+  told = events.get('history_numbers', np.zeros((len(user), 0)))
+  before = np.zeros((*made['history'].shape, told.shape[1]), np.float32)
   heads = np.flatnonzero(place % items == 0)
   made['group'] = user[ranked[heads]].astype(np.int32)
   if 'query' in events:
     made['query'] = events['query'][ranked[heads]].astype(np.int32)
   for number, head in enumerate(heads):
     begin, event = first[head], ranked[head]
-    before = begin + np.searchsorted(events['time'][begin:event], events['time'][event])   # of earlier time
-    past = begin + np.flatnonzero(events['chosen'][begin:before])[::-1]
+    end = begin + np.searchsorted(events['time'][begin:event], events['time'][event])      # of earlier time
+    past = begin + np.flatnonzero(events['chosen'][begin:end])[::-1]
     made['part'][number] = sum(len(past) > limit for limit in parts)
     past = past[:length]
     made['history'][number, :len(past)], made['history_weights'][number, :len(past)] = events['item'][past], 1
-  return made
+    before[number, :len(past)] = told[past]
+  return made | (dict(history_features=before) if told.shape[1] else {})

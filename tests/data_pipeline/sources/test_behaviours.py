@@ -50,13 +50,18 @@ def test_rows_of_one_item(opened):
 
 
 def test_rows_of_sessions(opened):
-  train, _ = opened(items_per_row=3, numbers=('price',), query='word', num_queries=3, parts=(0,))
+  train, _ = opened(items_per_row=3, numbers=('price',), history_numbers=('price', 'time'), query='word',
+                    num_queries=3, parts=(0,))
   assert train['items'] == [[1, 2, 3], [1, 0, 0], [1, 0, 0]]
   assert train['weights'] == [[1, 1, 1], [1, 0, 0], [1, 0, 0]]
   assert train['history'] == [[0, 0], [1, 0], [0, 0]] and train['part'] == [0, 1, 0]
   assert train['query'] == [2, 2, 2]                                 # of the first item; blue is 1
   np.testing.assert_allclose(np.array(train['features'])[0, :, 0] * np.std([1, 3, 5, 3, 1, 3]),
                              np.array([3, 5, 3]) - np.mean([1, 3, 5, 3, 1, 3]), rtol=1e-6)
+  past = np.array(train['history_features'])                         # of x, price 3 and time 1
+  deviation = np.std([[1, 3, 5, 3, 1, 3], [1, 1, 2, 3, 3, 2]], axis=1)
+  np.testing.assert_allclose(past[1, 0], [3 - 8 / 3, 1 - 2] / deviation, rtol=1e-5)
+  assert not past[[0, 2]].any() and not past[1, 1].any()
 
 
 @pytest.mark.parametrize('fields, said', [
