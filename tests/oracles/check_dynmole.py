@@ -68,7 +68,8 @@ def _loss(case, built, x, routing):
 def _routing(case):
   c = case.config
   kind = case.option('entropy', {name: name for name in ('tsallis', 'renyi')}, 'tsallis')
-  threshold = c['entropy_threshold'] if c['entropy_index'] > 0 else 1.0            # at index 0 it is off there
+  # At index 0 the threshold is off there.
+  threshold = c['entropy_threshold'] if c['entropy_index'] > 0 else 1.0
   return dict(p=c['top_p'], keep=c['keep_top_k'], threshold=threshold, q=c['entropy_index'], kind=kind,
               epsilon=c['entropy_eps'])
 
