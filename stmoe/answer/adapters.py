@@ -29,9 +29,7 @@ from stmoe.derive import downloaded
 from stmoe.derive.adapter import loaded
 from stmoe.derive.adapter import places
 from stmoe.derive.adapter import saved
-from stmoe.interop import peft
 from stmoe.runs import directory as rundir
-from stmoe.surgery import sparse
 from stmoe.train import groups
 from stmoe.train import state as states
 
@@ -123,14 +121,14 @@ class Base:
       return self._plain
     path = pathlib.Path(adapter).absolute()
     if path not in self._adapters:
-      read = self._of_files if (path / peft.CONFIG).is_file() else self._of_run
+      read = self._of_files if loaded.found(path) else self._of_run
       self._adapters[path] = read(path)
     return self._adapters[path]
 
   def _of_files(self, folder):
     """The Opened of an adapter in a folder of PEFT's layout."""
     adapter = loaded.opened(folder, self.path, step=self.step)
-    cfg = sparse.changed(self._plain.cfg, adapter.changes)
+    cfg = adapter.changed(self._plain.cfg)
     part = places.Places(cfg, None).together(adapter.arrays(self._plain.cfg))
     return Opened(cfg, self._planned(cfg), jax.device_put(part, jax.devices()[0]))
 

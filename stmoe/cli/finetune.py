@@ -3,10 +3,15 @@
 stmoe finetune runs/try superglue/mixture:local --config.data.jsonl=DIR --workdir runs/superglue
 stmoe finetune runs/try finetune/jsonl --config.data.jsonl=TRAIN.jsonl,VALIDATION.jsonl
 stmoe finetune runs/imported finetune/task:task=boolq --config.train.trainable=non_expert
+stmoe finetune runs/try finetune/jsonl --config.finetune.adapter=lora:rank=16,targets=attention+layer
+stmoe finetune runs/dense finetune/jsonl --config.finetune.adapter=mixlora:num_experts=8,k=2      or dynmole
 stmoe finetune runs/b finetune/task --replay FILE         with recorded routing, see stmoe record
 
 START is a run directory, trained here or made by stmoe convert. The new run has START's model and vocabulary,
 changed by the recipe in section finetune of the experiment. Scores stand in results.json of the new run.
+
+With an adapter START's own parameters stay as they are. `stmoe convert RUN NEW --adapter` then saves the
+adapter alone, and `stmoe compress RUN merge_adapter` merges it.
 """
 
 from stmoe import ranges

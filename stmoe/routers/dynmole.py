@@ -104,6 +104,7 @@ class DynMoLE(nnx.Module):
   """
 
   normalize_gates = False
+  epsilon = 1e-5                         # of the entropy
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count = 6, p: ranges.PartOf1 = 0.75,
                keep: ranges.Count = 2, threshold: ranges.PartOf1 = 0.9, q: ranges.Positive = 1.1,
@@ -116,14 +117,18 @@ class DynMoLE(nnx.Module):
     uniform = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
     self.w = gate.weights(d_model, num_experts, rngs=rngs, init=uniform)
     self.num_experts = self.k = num_experts
-    self.fields = dict(p=p, keep=keep, threshold=threshold, q=q, kind=kind, expected=expected)
+    self.p, self.keep = p, keep
+    self.threshold, self.q, self.kind = threshold, q, kind
+    self.expected = expected
 
   logits = gate.plain
 
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
-    return contract.Routed(*dynmole(logits, ctx.mask, tokens=ctx.tokens, choose=choose, **self.fields), carry)
+    return contract.Routed(*dynmole(
+        logits, ctx.mask, p=self.p, keep=self.keep, threshold=self.threshold, q=self.q, kind=self.kind,
+        epsilon=self.epsilon, expected=self.expected, tokens=ctx.tokens, choose=choose), carry)
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]."""

@@ -99,6 +99,7 @@ def test_only_the_adapter_trains_and_has_slots(start, adapted):
   assert moments and set(moments) == {sum(x.size for x in beside.values())}
 
 
+@pytest.mark.slow
 def test_a_merged_run_computes_the_same(start, adapted, alone, tmp_path):
   compress.compress(adapted, 'merge_adapter', tmp_path / 'merged', devices=ONE, say=lambda line: None)
   whole = logits(tmp_path / 'merged')
@@ -155,6 +156,7 @@ def test_experts_of_adapters_train_beside_dense_layers(adapter, start, prepared,
     comes_back(start, run, tmp_path / 'alone', tmp_path)
 
 
+@pytest.mark.slow
 def test_one_base_answers_with_several_adapters(start, adapted, alone, tmp_path):
   base = adapters.Base(start)
   plain, of_run, of_files = base.model(), base.model(adapted), base.model(alone)

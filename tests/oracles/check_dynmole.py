@@ -68,8 +68,10 @@ def _loss(case, built, x, routing):
 def _routing(case):
   c = case.config
   kind = case.option('entropy', {name: name for name in ('tsallis', 'renyi')}, 'tsallis')
-  return dict(p=c['top_p'], keep=c['keep_top_k'], threshold=c['entropy_threshold'], q=c['entropy_index'],
-              kind=kind, epsilon=c['entropy_eps'])
+  # At index 0 the threshold is off there.
+  threshold = c['entropy_threshold'] if c['entropy_index'] > 0 else 1.0
+  return dict(p=c['top_p'], keep=c['keep_top_k'], threshold=threshold, q=c['entropy_index'], kind=kind,
+              epsilon=c['entropy_eps'])
 
 
 def _built(case):
@@ -80,7 +82,7 @@ def _built(case):
   w = nnx.Param(jnp.asarray(case['base'].T))
   built = layers.Mixture(w, router=router, executor='blocks', group_size=None, rank=c['r'],
                          scale=c['alpha'] / c['r'], rngs=nnx.Rngs(0))
-  built.router.fields |= routing
+  built.router.epsilon = routing['epsilon']
   for variable, value in ((built.router.w, case['gate'].T), (built.experts.low.a, case['A'].swapaxes(-1, -2)),
                           (built.experts.low.b, case['B'].swapaxes(-1, -2))):
     assert variable.shape == value.shape

@@ -40,7 +40,7 @@ def merged(made):
 
 
 @pytest.mark.parametrize('name, dora', [
-    ('heads', False), pytest.param('lm', True, marks=pytest.mark.slow),
+    pytest.param('heads', False, marks=pytest.mark.slow), ('lm', True),
     pytest.param('t5', True, marks=pytest.mark.slow), pytest.param('zoo', False, marks=pytest.mark.slow)])
 def test_products_of_both_parts_are_products_with_the_sum(name, dora):
   made, batch = build(name, targets='*', dora=dora), tiny.batch(name, 2, 8)

@@ -40,12 +40,21 @@ class Loaded(NamedTuple):
   tensors: dict
   header: dict
 
+  def changed(self, cfg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns the configuration of the base's model, of `cfg`, with the adapter beside it."""
+    return sparse.changed(cfg, self.changes)
+
   def arrays(self, cfg: ml_collections.ConfigDict) -> dict[tuple, np.ndarray]:
     """Returns dict path in numbered parameters -> array [...] of the adapter beside the model of `cfg`.
 
     Raises UserError for tensors that are missing or misshapen.
     """
-    return _arrays(places.Places(sparse.changed(cfg, self.changes), self.family), self.tensors)
+    return _arrays(places.Places(self.changed(cfg), self.family), self.tensors)
+
+
+def found(path: str | pathlib.Path) -> bool:
+  """Returns whether `path` is the folder of an adapter."""
+  return (pathlib.Path(path) / peft.CONFIG).is_file()
 
 
 def opened(folder: str | pathlib.Path, base: str | pathlib.Path, to: str | None = None,
@@ -55,13 +64,13 @@ def opened(folder: str | pathlib.Path, base: str | pathlib.Path, to: str | None 
   Raises UserError if the adapter is of another base, or beside matrices that the base has not.
   """
   folder, base = pathlib.Path(folder), pathlib.Path(base)
-  config, found = documents.read_json(folder / peft.CONFIG), tensors.tensors(folder)
+  config, listed = documents.read_json(folder / peft.CONFIG), tensors.tensors(folder)
   header = tensors.metadata(folder / peft.FILE)
   family = to or records.imported(base).get('family')
   cfg = rundir.opened(base, step)
   own = places.Places(cfg, family)
   _same_base(folder, header, own, base, config, step)
-  return Loaded(folder, _changes(cfg, config, own, found), family, found, header)
+  return Loaded(folder, _changes(cfg, config, own, listed), family, listed, header)
 
 
 def read(folder: str | pathlib.Path, base: str | pathlib.Path, workdir: str | pathlib.Path,
