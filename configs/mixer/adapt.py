@@ -1,8 +1,8 @@
 r"""New systems under a trained MixER: only their contexts are learned, model and gate stay.
 
 Towards Foundational Models for Dynamical System Reconstruction (arXiv:2502.05335): contexts begin at zero and
-1,500 to 10,000 steps optimise them alone; the gate picks the expert along the way. Here there are four new
-systems of each family of mixer/families, whose constants may be farther from the usual ones.
+1,500 to 10,000 steps optimise them alone; the gate picks the expert along the way. Here there are sixteen
+new systems of each family of mixer/families, whose constants may be farther from the usual ones.
 
   stmoe train mixer/families --workdir runs/mixer
   stmoe finetune runs/mixer mixer/adapt --workdir runs/new
@@ -25,7 +25,7 @@ VARIANTS = ('method=one', 'steps=3000')
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='mixer', inner='geps', steps=1500)
   method = common.choose('method', args.method, families.METHODS)
-  c = recipe.training(families.FAMILIES, 4, **method, inner=args.inner, d_ff=24,
+  c = recipe.training(families.FAMILIES, 16, **method, inner=args.inner, d_ff=24,
                       hidden=16 if args.inner == 'ncf' else None)
   c.data.update(draw=1, spread=0.2)
   recipe.adapting(c, args.steps)

@@ -1,5 +1,7 @@
 """A run on families of dynamical systems, and the gates that are compared on them."""
 
+import math
+
 from stmoe.configs import common
 from stmoe.configs.mixer import paper
 
@@ -77,11 +79,12 @@ def adapting(c, steps):
 
 
 def smoke(c):
-  """Shrinks `c` in place to run in seconds, and returns it locked: 2 systems of each family, 5 states."""
+  """Shrinks `c` in place to run in seconds, and returns it locked: few systems, a multiple of 8; 5 states."""
   families, values = len(c.data.families), c.data.num_values
-  number = 2 * families
+  each = 8 // math.gcd(families, 8)
+  number = each * families
   c.model.update(d_model=4 * values, num_environments=number)
-  c.data.update(environments=2, length=4, held_out=c.data.trajectories)
+  c.data.update(environments=each, length=4, held_out=c.data.trajectories)
   if 'num_environments' in c.blocks.m.router:
     c.blocks.m.router.num_environments = number
   field = c.blocks.m.experts.get('inner', c.blocks.m.experts)

@@ -51,12 +51,6 @@ class Mixer(nnx.Module):
     self.executor = executor
     lookup.executor(executor)
 
-  @property
-  def more_rows(self) -> float:
-    """Rows of a token that training adds: those of all experts, a third each without a backward."""
-    every = getattr(self.router, 'every', 0)
-    return self.router.num_experts / every / 3 if every else 0.0
-
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]; aux.records has the experts' weights, choice [B,T,E]."""
     context = ctx.known('context', 'layer mixer')

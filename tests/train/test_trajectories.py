@@ -65,8 +65,7 @@ def test_its_figures_are_trajectories_by_expert_and_updates_of_the_gate(finished
 
 def after(microbatches=1, mesh=None):
   """The state after three steps, on one device or on a mesh."""
-  cfg = config(f'train.microbatches={microbatches}', 'data.environments=4', 'model.num_environments=12',
-               'blocks.m.router.num_environments=12', 'train.batch_size=24', 'eval.batch_size=24')
+  cfg = config(f'train.microbatches={microbatches}')
   mesh = mesh or axes.make_mesh(devices=jax.devices()[:1])
   with jax.set_mesh(mesh):
     plan = states.blueprint(cfg, mesh)
