@@ -1,5 +1,7 @@
 """Batch normalisation of images: the statistics of the batch in training, running ones otherwise."""
 
+import typing
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -58,7 +60,7 @@ def under(name: str, seen: Seen) -> Seen:
 def commit(module: nnx.Module, seen: Seen) -> None:
   """Moves the running statistics of all norms in `module` by what they reported in a step, f32[2,C] each."""
   for path, statistic in seen.items():
-    part = module
+    part: typing.Any = module
     for name in path.split('.'):
       part = part[int(name)] if name.isdecimal() else getattr(part, name)
     part.commit(statistic.value)
