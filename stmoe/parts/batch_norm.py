@@ -16,8 +16,9 @@ Seen = dict[str, contract.Statistic]
 class BatchNorm(nnx.Module):
   """(x - mean) / sqrt(var + epsilon) * scale + bias by channel, of images [B,H,W,C] (arXiv:1502.03167).
 
-  In training the mean and the variance are those of the batch, of all devices. The call changes nothing:
-  it reports them, and `commit` moves the running ones, once a step.
+  In training the mean and the variance are those of the batch, of all devices; in microbatches each has its
+  own, so that these change the result. The call changes nothing: it reports the statistics, and `commit`
+  moves the running ones, once a step.
 
   Args:
     channels: C.
