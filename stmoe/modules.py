@@ -58,11 +58,11 @@ def labels(model: nnx.Module) -> dict[tuple, set[str]]:
 
 def constant(model: typing.Any, label: str = 'all') -> typing.Any:
   """Returns a copy of `model` in which parameters with `label` (see `labels`) get no gradient."""
-  graph, params, rest = nnx.split(model, nnx.Param, ...)
+  graph, params, *rest = nnx.split(model, nnx.Param, ...)
   labels_of = labels(model)
   stopped = lambda path, v: v.replace(jax.lax.stop_gradient(v[...])) if label in labels_of[path] else v
   params = nnx.from_flat_state([(path, stopped(path, v)) for path, v in nnx.to_flat_state(params)])
-  return nnx.merge(graph, params, rest)
+  return nnx.merge(graph, params, *rest)
 
 
 def maker(section: typing.Mapping[str, typing.Any]) -> typing.Callable[..., typing.Any]:

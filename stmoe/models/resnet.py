@@ -47,15 +47,15 @@ class Convolution(nnx.Module):
   def __init__(self, side: int, channels: int, width: int, *, size, stride=1, num_experts=0, rngs):
     self.side, self.width = -(-side // stride), width
     make = functools.partial(channel_groups.Channels, side=side, width=width, size=size, stride=stride)
-    self.experts = None if not num_experts else banks.made(
+    self.experts: typing.Any = None if not num_experts else banks.made(
         make, side * side * channels, num_experts=num_experts, out=self.side ** 2 * width, rngs=rngs)
-    self.dense = None if num_experts else conv.Conv(
+    self.dense: typing.Any = None if num_experts else conv.Conv(
         channels, width, size=size, stride=stride, pixels=self.side ** 2, use_bias=False,
         init=fan_out(width, size), rngs=rngs)
 
   def __call__(self, x: jax.Array, pathway: Pathway | None) -> jax.Array:
     """Returns [B,H',W',F] for x [B,H,W,C]."""
-    if self.experts is None:
+    if self.experts is None or pathway is None:
       return self.dense(x)
     a, execute = pathway
     rows = axes.constrain(x.reshape(a.token.shape[0], a.num_tokens, -1), 'group', None, None)
@@ -78,7 +78,8 @@ class Block(nnx.Module):
 
   def __init__(self, side: int, channels: int, windows: typing.Sequence[tuple[int, int, int]],
                name: str = 'block', *, num_experts=0, shortcut='conv', rngs):
-    self.convs, self.norms = nnx.List([]), nnx.List([])
+    self.convs: nnx.List = nnx.List([])
+    self.norms: nnx.List = nnx.List([])
     self.stride, self.before = 1, channels
     at, depth = side, channels
     for number, (size, width, stride) in enumerate(windows):
@@ -88,14 +89,14 @@ class Block(nnx.Module):
       at, depth, self.stride = -(-at // stride), width, self.stride * stride
     self.side, self.width = at, depth
     other = shortcut == 'conv' and (self.stride > 1 or depth != channels)
-    self.shortcut = None if not other else Convolution(side, channels, depth, size=1, stride=self.stride,
-                                                       rngs=rngs)
-    self.shortcut_norm = None if not other else _norm(depth, f'{name}.shortcut_norm', rngs)
+    self.shortcut: typing.Any = None if not other else Convolution(
+        side, channels, depth, size=1, stride=self.stride, rngs=rngs)
+    self.shortcut_norm: typing.Any = None if not other else _norm(depth, f'{name}.shortcut_norm', rngs)
 
   def __call__(self, x: jax.Array, pathway: Pathway | None,
                train: bool) -> tuple[jax.Array, dict]:
     """Returns (y [B,H',W',F], what the norms saw: dict name -> Statistic) for x [B,H,W,C]."""
-    y, seen = x, {}
+    y, seen = x, dict[str, contract.Statistic]()
     for number, (convolve, norm) in enumerate(zip(self.convs, self.norms)):
       y, own = norm(convolve(jax.nn.relu(y) if number else y, pathway), train)
       seen |= own
@@ -124,7 +125,8 @@ class Network(nnx.Module):
                num_experts=0, shortcut='conv', label=None, rngs):
     self.stem = Convolution(side, channels, stem, size=3, rngs=rngs)
     self.stem_norm = _norm(stem, f'{name}.stem_norm', rngs)
-    self.blocks, depth = nnx.List([]), stem
+    self.blocks: nnx.List = nnx.List([])
+    depth = stem
     for windows in (windows for stage in stages for windows in stage):
       self.blocks.append(Block(side, depth, windows, f'{name}.block_{len(self.blocks)}',
                                num_experts=num_experts, shortcut=shortcut, rngs=rngs))
@@ -204,9 +206,10 @@ class ResNet(nnx.Module):
                       f'{", ".join(blocks) or "no letter"}; stages have a width and a depth each, and their '
                       'blocks are no section; nearest: blocks={}')
     around = stages('basic', [router_width * 2 ** i for i in range(3)], [router_depth] * 3)
-    self.router_network = router and Network(image_size, channels, router_width, around, 'router_network',
+    network: typing.Any = router and Network(image_size, channels, router_width, around, 'router_network',
                                              shortcut='pad', label='router', rngs=rngs)
-    self.router = router and checked.built(router, self.router_network.width, rngs)
+    self.router = router and checked.built(router, network.width, rngs)
+    self.router_network = network
     wide = [max(round(ratio * width), 1) for width in widths]
     self.experts = Network(image_size, channels, d_model, stages(block, wide, depths), 'experts', rngs=rngs,
                            num_experts=self.router.num_experts if self.router else 0)

@@ -1,6 +1,7 @@
 """An image for an image: convolutions, a stack over patches, convolutions back to pixels."""
 
 import functools
+import typing
 
 from flax import nnx
 import jax
@@ -60,8 +61,9 @@ class Restorer(nnx.Module):
         norm=functools.partial(norm.LayerNorm, epsilon=epsilon), dropout_rate=dropout_rate,
         scan_layers=scan_layers, remat=remat, rngs=rngs)
     self.encoder.norm = None                                         # blocks end in the residual stream
-    self.outward = vit.Linear(d_model, patch_size ** 2 * tail, 'mlp', rngs=rngs)
-    self.outward.rows_per_sequence = self.patches.rows_per_sequence
+    outward: typing.Any = vit.Linear(d_model, patch_size ** 2 * tail, 'mlp', rngs=rngs)
+    outward.rows_per_sequence = self.patches.rows_per_sequence
+    self.outward = outward
     self.tail = nnx.List([residual(tail), make(tail, tail // 2), residual(tail // 2),
                           make(tail // 2, channels)])
     self.shape = (image_size, image_size, channels)

@@ -183,8 +183,9 @@ class Adversarial:
     if self.beta:
       spread = self._apart(outputs.moved, outputs.clean, batch) / rows
       total, values = total + self.beta * spread, values | {'loss/spread': spread}
-    if outputs.scores is not None and self.router_target == 'class_mod':
-      route = self.route(outputs.scores, outputs.moved_scores, batch) / rows
+    scores, moved = outputs.scores, outputs.moved_scores
+    if scores is not None and moved is not None and self.router_target == 'class_mod':
+      route = self.route(scores, moved, batch) / rows
       total, values = total + route, values | {'loss/route': route}
     return total, values
 
@@ -199,7 +200,7 @@ class Adversarial:
     """Returns the sums of `inner` for an Attacked [B,...], and how many images change their expert."""
     sums = self.inner.judge(outputs.clean, batch)
     sums |= {f'robust_{name}': total for name, total in self.inner.judge(outputs.moved, batch).items()}
-    if outputs.scores is not None:
+    if outputs.scores is not None and outputs.moved_scores is not None:
       other = jnp.argmax(outputs.scores, axis=-1) != jnp.argmax(outputs.moved_scores, axis=-1)
       sums['moved'] = jnp.sum(self.weights(batch)[:, 0] * other)
     return sums
@@ -209,7 +210,7 @@ class Adversarial:
     best = lambda x: jnp.argmax(x.reshape(len(x), -1), axis=-1)
     found = dict(image=batch[IMAGE], attacked_image=outputs.images, label=batch['labels'][:, 0],
                  predicted=best(outputs.clean), attacked_predicted=best(outputs.moved))
-    if outputs.scores is not None:
+    if outputs.scores is not None and outputs.moved_scores is not None:
       found |= dict(expert=best(outputs.scores), attacked_expert=best(outputs.moved_scores))
     return {name: array[:SHOWN] for name, array in found.items()}
 

@@ -7,6 +7,8 @@ from stmoe import ranges
 from stmoe import targets
 from stmoe.errors import UserError
 
+SHOWN = 12                               # images of a batch that are drawn
+
 
 class Pixels:
   """Smooth L1 of the outputs [B,H,W,C] against the entry `pixels` f32[B,H,W,C]: the mean over all numbers.
@@ -48,6 +50,11 @@ class Pixels:
     error = jnp.mean(jnp.square(jnp.clip(outputs, 0, 1) - batch['pixels']), axis=(1, 2, 3))    # [B]
     ratio = -10 * jnp.log10(jnp.maximum(error, 1e-10))               # 100 dB at most
     return dict(smooth=self._smooth(outputs, batch), ratio=jnp.sum(self.weights(batch)[:, 0] * ratio))
+
+  def pictures(self, outputs: jax.Array, batch: dict) -> dict:
+    """Returns the first images [n,H,W,C]: what the model read, what it gave and what it should have given."""
+    shown = dict(image=batch['image'], restored=jnp.clip(outputs, 0, 1), pixels=batch['pixels'])
+    return {name: array[:SHOWN] for name, array in shown.items()}
 
   def _smooth(self, outputs, batch):
     """The sum f32[] over the images of the mean of their pixels' loss."""

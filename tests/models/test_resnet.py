@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stmoe import axes
 from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
@@ -58,6 +59,27 @@ def test_norms_move_once_a_step_and_not_in_evaluation():
   np.testing.assert_allclose(model.experts.stem_norm.mean[...], 0.1 * features.mean((0, 1, 2)), rtol=1e-5)
   assert (model.router_network.stem_norm.variance[...] != 1).any()
   assert len(model.states()[resnet.NAME]) == 2 * len(aux[resnet.NAME].statistics)      # every norm reported
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('executor', ['gather', 'all_to_all'])
+def test_a_mesh_changes_nothing(executor):
+  """Norms see the images of all devices, which route their own; values, gradients and statistics."""
+  images = dict(image=jax.random.uniform(jax.random.key(0), (8, 4, 4, 1)),
+                weights=jnp.ones((8, 1), jnp.int32))
+
+  def computed():
+    def loss(model):
+      logits, aux = model(images, train=True)
+      return jnp.sum(jnp.sin(logits)), aux
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(make(executor))
+  (one, aux), grads = computed()
+  with axes.use(axes.make_mesh(data=4, expert=2)):
+    (spread, other), apart = computed()
+  np.testing.assert_allclose(one, spread, rtol=1e-5)
+  assert (aux[resnet.NAME].load == other[resnet.NAME].load).all()
+  same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  jax.tree.map(same, (grads, aux[resnet.NAME].statistics), (apart, other[resnet.NAME].statistics))
 
 
 def test_a_dense_network_has_no_router():

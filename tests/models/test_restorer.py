@@ -1,5 +1,7 @@
 """The model that restores images: patches are put back where they came from; images of another size."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe.analysis import flops
 from stmoe.parts import conv
+from stmoe.runs import read as runs
 from stmoe.train import check
+from stmoe.train import loop
 from stmoe.train import state
 
 
@@ -42,3 +46,16 @@ def test_experts_are_few_numbers():
   """The whole model at the released size, beside whole experts; head and tail are the same in both."""
   load = lambda arg: flops.parameters(experiment.load(f'mofme/weather{arg}')[0])['total']
   assert 0.57 < 1 - load('') / load(':method=naive') < 0.59
+
+
+@pytest.mark.slow
+def test_a_run_evaluates_and_continues(tmp_path):
+  load = lambda *changed: experiment.load('mofme/digits:smoke', list(changed))[0]
+  one = jax.devices()[:1]
+  assert loop.train(load(), tmp_path / 'whole', devices=one) == 0
+  assert loop.train(load('train.steps=20'), tmp_path / 'parts', devices=one) == 0
+  assert loop.train(load(), tmp_path / 'parts', devices=one) == 0
+  whole, parts = (json.loads((tmp_path / name / 'DONE').read_text()) for name in ('whole', 'parts'))
+  del whole['time'], parts['time']
+  assert whole == parts and whole['eval/psnr'] > 10
+  assert runs.read(tmp_path / 'whole').pictures['restored'].shape == (12, 16, 16, 1)

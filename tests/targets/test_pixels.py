@@ -1,10 +1,15 @@
 """The target of images: smooth L1 and the signal-to-noise ratio, by hand."""
 
+import dataclasses
+import pathlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe.analysis.figures import restored
+from stmoe.runs import read as runs
 from stmoe.targets import pixels
 
 # Two images of one row of two pixels; the second row of the batch holds none.
@@ -19,6 +24,15 @@ def test_the_loss_and_the_ratio_by_hand():
   values = target.metrics(target.judge(OUTPUTS, BATCH) | dict(weight=1.0))
   np.testing.assert_allclose(values['eval/psnr'], -10 * np.log10((0.01 + 0.09) / 2), rtol=1e-5)
   np.testing.assert_allclose(values['eval/loss'], loss, rtol=1e-6)
+
+
+def test_the_figure_has_a_row_of_each_kind():
+  shown = {name: np.asarray(x) for name, x in pixels.Pixels().pictures(
+      OUTPUTS, BATCH | dict(image=0.5 * BATCH['pixels'])).items()}
+  fields = {field.name: None for field in dataclasses.fields(runs.Run)}
+  run = runs.Run(**fields | dict(path=pathlib.Path(), name='made', pictures=shown))
+  figure = restored.draw(run)['restored']
+  assert [float(ax.images[0].get_array()[0, 0]) for ax in figure.axes[::2]] == [0.25, pytest.approx(0.6), 0.5]
 
 
 def test_another_size_is_refused():

@@ -23,17 +23,17 @@ def draw(run):
   largest = max(float(np.abs(moved).max()), 1e-6)
   for i in range(number):
     for row, before in enumerate(('', 'attacked_')):
-      _picture(axes[row, i], shown[f'{before}image'][i], vmin=0, vmax=1)
+      picture(axes[row, i], shown[f'{before}image'][i], vmin=0, vmax=1)
       text, right = _text(shown, before, i)
       axes[row, i].set_title(text, fontsize=8.5, color=canvas.INK if right else WRONG)
-    _picture(axes[2, i], moved[i].mean(-1, keepdims=True), cmap='PuOr_r', vmin=-largest, vmax=largest)
+    picture(axes[2, i], moved[i].mean(-1, keepdims=True), cmap='PuOr_r', vmin=-largest, vmax=largest)
   for ax, name in zip(axes[:, 0], ('image', 'attacked', 'difference')):
     canvas.label(ax, y=name)
   return {STEM: figure}
 
 
-def _picture(ax, image, **fields):
-  """Draws image [H,W,C] without axes; one channel is grey, if `fields` name no colours."""
+def picture(ax, image, **fields):
+  """Draws an image [H,W,C] on `ax` without axes; one channel is grey, if `fields` name no colours."""
   grey = image.shape[-1] == 1
   ax.imshow(image[..., 0] if grey else np.clip(image, 0, 1), **dict(cmap='gray') | fields)
   ax.set_xticks([])

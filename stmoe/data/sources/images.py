@@ -97,7 +97,7 @@ class Opened:
   vocabulary = None
   metrics: dict = {}
 
-  def __init__(self, source: Images, found: records.Record):
+  def __init__(self, source: typing.Any, found: records.Record):
     self._source, name, recorded_caches = source, source.task, found.known(source)
     self.recorded = bool(recorded_caches)
     self.files = found.values['files'] if recorded_caches else records.seen(source.files)
@@ -105,7 +105,7 @@ class Opened:
     self._pictures = load(cache)
     self.keys, self.caches, self.weights = {name: cache.key}, {name: cache.path}, [1.0]
 
-  def rows(self, name: str, split: str, seed: int, train: bool) -> 'Rows':
+  def rows(self, name: str, split: str, seed: int, train: bool) -> typing.Any:
     """Returns the Rows of a split; `train` makes them random, where the configuration says so."""
     del name
     return Rows(self._pictures[split], self._source, seed, train)
