@@ -39,7 +39,7 @@ def measure(run: str | pathlib.Path, decode: dict, prompt: int, rows: int = 64, 
 
   step, rows, prompt   of the checkpoint; rows that were scored; their tokens that are read first
   prompts, texts       way -> bits per byte of the prompt, and of the text behind it
-  gain, gain_error     of texts, plain minus adapted in bits per byte, and its standard error over rows
+  gain, gain_error     of texts, plain minus adapted in bits per byte, and its standard error over rows, None of one row
   improved             prompts, texts -> the share of rows of which this became likelier
   changed, choices     layer -> experts of a token behind the prompt that are others than without; of how many
   largest              router -> largest entry of the vectors, each less its mean, over rows
@@ -179,7 +179,7 @@ def _summed(found, facts):
                               for name, counts in joined['changed'].items()}
   return {part: {way: bits(nats[way][part].sum(), part) for way in WAYS} for part in PARTS} | dict(
       rows=int(rows.sum()), gain=bits(gain.sum(), 'texts'),
-      gain_error=bits(np.std(gain) * math.sqrt(len(gain)), 'texts'),
+      gain_error=bits(np.std(gain, ddof=1) * math.sqrt(len(gain)), 'texts') if len(gain) > 1 else None,
       improved={part: better(part) for part in PARTS}, changed=of_a_token(0), choices=of_a_token(1),
       largest={str(layer): float(value.max()) for layer, value in joined['largest'].items()},
       seconds={what: float(np.median(values[1:] if len(values) > 1 else values))

@@ -18,6 +18,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import files
+from stmoe import lookup
 from stmoe.answer import harness
 from stmoe.data import batches as pipeline
 from stmoe.data.text import big_bench as task_files
@@ -301,8 +302,11 @@ def system(cfg, path: pathlib.Path, tasks: Sequence[task_files.Task], say: Calla
   """
   if jax.process_count() > 1:
     raise errors.UserError('--tasks scores in one process; nearest: --processes 1')
-  within = 'best' if best else 'checkpoints'
-  if pipeline.objective(cfg).paired:
+  within, rule = 'best' if best else 'checkpoints', pipeline.objective(cfg)
+  if not (rule.paired or getattr(rule, 'whole', False)):
+    raise errors.UserError(f'--tasks needs a run of lm, prompted or seq2seq; {path} has '
+                           f'{lookup.titled(cfg.data)}')
+  if rule.paired:
     with cfg.unlocked(), cfg.ignore_type():
       cfg.eval.methods = 'rank', 'decode'
     with opened.run(cfg, path, say, devices) as (plan, source):

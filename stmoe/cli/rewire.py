@@ -55,8 +55,9 @@ def _said(found):
   yield table.plain(['bits per byte', *ways, 'rows improved'], [
       [part, *(f'{found[part][way]:.4f}' for way in ways), f'{found["improved"][part]:.0%}']
       for part in ('prompts', 'texts')])
+  error = '' if found['gain_error'] is None else f' ± {found["gain_error"]:.4f}'
   yield (f'{found["rows"]} rows, {found["prompt"]} tokens of each as prompt; gain on texts '
-         f'{found["gain"]:.4f} ± {found["gain_error"]:.4f} bits per byte')
+         f'{found["gain"]:.4f}{error} bits per byte')
   yield table.plain(['layer', 'experts changed', 'of'], [
       [name, f'{found["changed"][name]:.3f}', f'{found["choices"][name]:.3f}'] for name in found['changed']])
   yield 'largest entries by router: ' + ', '.join(f'{value:.3f}' for value in found['largest'].values())

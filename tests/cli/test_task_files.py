@@ -9,6 +9,7 @@ from pallas_kernels import walk
 from stmoe import errors
 from stmoe.analysis import canvas
 from stmoe.analysis.figures import calibration
+from stmoe.runs import directory as rundir
 from stmoe.runs import read as runs
 from stmoe.train import state as states
 from tests.answer import test_task_files
@@ -60,3 +61,29 @@ def test_other_mistakes(lm, mistake, tmp_path):
   (lm / 'results_big_bench.json').write_text('{"calibration": {"0": [[1]]}}')
   with pytest.raises(errors.UserError, match='has no bins'):
     calibration.draw(runs.Run(lm, 'lm', {}, {}, [], {}, {}, None))
+
+
+@pytest.mark.slow
+def test_a_run_of_pairs_reads_prompts_as_sources(lm, command, tmp_path):
+  rows = [dict(inputs=f'is {i} even', targets='no' if i % 2 else 'yes', choices=['yes', 'no'])
+          for i in range(40)]
+  (tmp_path / 'even.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  changed = {'data.task': 'jsonl', 'data.jsonl': (str(tmp_path / 'even.jsonl'),), 'data.files': (),
+             'data.objective': 'prompted', 'data.join': False, 'data.length': 64}
+  run = test_infer.write_run(tmp_path / 'run', tiny_run.config(tmp_path, **changed))
+  name = 'simple_arithmetic_json_multiple_choice'
+  code, out, err = command('eval', run, '--tasks', HERE / f'{name}.json', '--json')
+  assert code == 0, err
+  record = json.loads(out)
+  assert record['cut_rows'] is None and record['tasks']['0'][name]['examples'] == 8
+  (tmp_path / 'written.json').symlink_to(HERE / 'simple_arithmetic_multiple_targets_json.json')
+  code, out, err = command('eval', run, '--tasks', tmp_path / 'written.json')
+  assert code == 0 and 'exact_str_match' in out, err
+  with states.on_mesh(dict(data=1, expert=1, model=1)):
+    [task] = test_task_files.big_bench.read(HERE / f'{name}.json')
+    with test_task_files.task_files.system(rundir.load(run), run, [task], lambda line: None) as (system, _):
+      texts = [text for text, _ in test_task_files.big_bench.prompts(task)]
+      found = system.rank(texts[:2], [['1', '22'], ['3']])
+      assert [len(scores) for scores in found] == [2, 1]
+      alone = system.rank([texts[0]], [['22']])[0][0]
+      assert found[0][1] == pytest.approx(alone, rel=1e-4)
