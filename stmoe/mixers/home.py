@@ -11,7 +11,7 @@ from stmoe import ranges
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.parts import batch_norm
-from stmoe.parts import multi_gate
+from stmoe.parts.tasks import multi_gate
 
 # What gates of the second level read, and what its experts read of the first one.
 READ = dict(level='the states of the first level', features='x')

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from stmoe import ranges
 from stmoe.core import contract
-from stmoe.parts import multi_gate
+from stmoe.parts.tasks import multi_gate
 
 GATES = dict(task='a gate for every task', one='one gate for all tasks')
 

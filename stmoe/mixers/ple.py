@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from stmoe import ranges
 from stmoe.core import contract
-from stmoe.parts import multi_gate
+from stmoe.parts.tasks import multi_gate
 
 
 class Ple(multi_gate.Levels):

@@ -10,8 +10,8 @@ from stmoe import axes
 from stmoe import ranges
 from stmoe.core import contract
 from stmoe.errors import UserError
-from stmoe.parts import multi_gate
-from stmoe.parts import tower
+from stmoe.parts.tasks import multi_gate
+from stmoe.parts.tasks import tower
 
 GATES = dict(attention='of the history', constant='one learned vector', uniform='1 / E')
 OUTPUTS = dict(scalar='the gate mixes the logits of experts', vector='the gate mixes their states')

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from stmoe import ranges
 from stmoe.core import contract
 from stmoe.errors import UserError
-from stmoe.parts import tower
+from stmoe.parts.tasks import tower
 
 # What the gate learns; see `Customized`.
 LEARNS = dict(source='whose row this is', error='which network is right', joint='likelihood of the mixture')

@@ -8,7 +8,7 @@ from stmoe import axes
 from stmoe import ranges
 from stmoe.core import contract
 from stmoe.errors import UserError
-from stmoe.parts import tower as towers
+from stmoe.parts.tasks import tower as towers
 
 
 class MultiTask(nnx.Module):

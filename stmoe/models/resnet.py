@@ -19,8 +19,8 @@ from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.experts import channels as channel_groups
 from stmoe.parts import batch_norm
-from stmoe.parts import conv
-from stmoe.parts import patches
+from stmoe.parts.pictures import conv
+from stmoe.parts.pictures import patches
 
 NAME = 'pathway'                     # the one name under which the network reports
 

@@ -11,9 +11,9 @@ from stmoe import ranges
 from stmoe.attention import attention
 from stmoe.core import contract
 from stmoe.models import vit
-from stmoe.parts import conv
+from stmoe.parts.pictures import conv
 from stmoe.parts import norm
-from stmoe.parts import patches
+from stmoe.parts.pictures import patches
 from stmoe.parts import stack
 from stmoe.parts import visible
 

@@ -13,7 +13,7 @@ from stmoe.core import choices
 from stmoe.core import contract
 from stmoe.parts import linear
 from stmoe.parts import norm
-from stmoe.parts import patches
+from stmoe.parts.pictures import patches
 from stmoe.parts import stack
 from stmoe.parts import visible
 

@@ -9,7 +9,7 @@ import pytest
 from stmoe import errors
 from stmoe import experiment
 from stmoe.analysis import flops
-from stmoe.parts import conv
+from stmoe.parts.pictures import conv
 from stmoe.runs import read as runs
 from stmoe.train import check
 from stmoe.train import loop

@@ -14,7 +14,7 @@ from stmoe import lookup
 from stmoe import router_state as state
 from stmoe.analysis import flops
 from stmoe.configs import common
-from stmoe.parts import patches
+from stmoe.parts.pictures import patches
 from stmoe.surgery import layout
 from stmoe.targets import ids
 from stmoe.train import router_losses as losses
