@@ -15,8 +15,8 @@ Expected: the paper's tables are not at hand, only its words: such a gate is bet
 for users with short histories. That was not reproduced on drawn users (one seed, 1,500 steps): 70.8 % of the
 pairs are in order, with a constant or a uniform gate 71.5 %. The best possible order has 74.5 %, that of the
 items' qualities 71.9 %. The experts read the history, too, so that the gate has little to add. On
-MovieLens-100K with softmax, after 500 steps: AUC 0.750, GAUC 0.689; the mean ratings of items have 0.723
-and 0.697.
+MovieLens-100K with softmax, after 500 steps: AUC 0.750, GAUC 0.689; items' mean ratings have 0.723 and
+0.697.
 Differs: the model is a reconstruction (unverified), all sizes are this project's. Loss `binary` is the
 reconstruction's; by default the items of a session are ranked in pairs.
 """
