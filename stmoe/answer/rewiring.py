@@ -39,7 +39,7 @@ def measure(run: str | pathlib.Path, decode: dict, prompt: int, rows: int = 64, 
 
   step, rows, prompt   of the checkpoint; rows that were scored; their tokens that are read first
   prompts, texts       way -> bits per byte of the prompt, and of the text behind it
-  gain, gain_error     of texts, plain minus adapted in bits per byte; its standard error, None of one row
+  gain, gain_error     of texts, plain minus adapted, and its standard error over rows (None of one)
   improved             prompts, texts -> the share of rows of which this became likelier
   changed, choices     layer -> experts of a token behind the prompt that are others than without; of how many
   largest              router -> largest entry of the vectors, each less its mean, over rows

@@ -79,8 +79,10 @@ def test_the_surest_layers_learn():
   first, _ = modules.routers(unsure)
   first.w[...] /= 30
   batch, rule = tiny_plan.prompts('lm'), rewire.Rewire(confident=0.5).rule
-  chosen = jax.jit(rule.chosen)(unsure, batch)
+  both = lambda model: (rule.chosen(model, batch), rewire._confidence(model, batch, 2))
+  chosen, sure = jax.jit(both)(unsure)
   assert chosen[1].all() and not chosen[0].any()
+  assert 0.5 <= sure[0].min() and sure[0].max() < 0.55 and sure[1].max() <= 1      # 2 of 4 alike experts
   chosen = rewire.Rewire(layers=(0,)).rule.chosen(unsure, batch)
   assert sorted(chosen) == [0] and chosen[0].all()
 

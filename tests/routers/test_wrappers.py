@@ -155,13 +155,6 @@ def test_temperature_divides_the_logits():
   np.testing.assert_allclose(4 * got, inner().logits(X, ctx), rtol=1e-6)
 
 
-def test_confidence_is_the_probability_of_the_k_largest():
-  probs = np.sort(np.asarray(jax.nn.softmax(inner().logits(X, contract.Context(
-      **contract.numbered(MASK), step=jnp.int32(0), tokens=jnp.float32(10))))), axis=-1)
-  _, aux = route(around(inner(), 'confidence'))
-  np.testing.assert_allclose(aux.records['confidence'], np.where(MASK, probs[..., -2:].sum(-1), 0), rtol=1e-5)
-
-
 def test_replay_of_what_was_recorded_is_the_pass_that_recorded_it():
   traced = around(inner(), 'trace')
   a, aux = route(traced)

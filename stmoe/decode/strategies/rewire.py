@@ -40,15 +40,24 @@ def adapting(model: typing.Any) -> typing.Any:
 
 
 class Measured(wrappers.Deciding):
-  """The router `inner`, which tells how many logits it has while a model is traced."""
+  """The router `inner`, which also records how sure it is, and tells how many logits it has.
 
-  def __init__(self, d_model, *, inner, tell, rngs):
+  The record `confidence` f32[G,S] is the sum of a token's k largest probabilities, softmax of the logits.
+
+  Args:
+    tell: called with the number of logits, while the model is traced.
+  """
+
+  def __init__(self, d_model, *, inner, tell=lambda width: None, rngs):
     super().__init__(d_model, inner=inner, rngs=rngs)
     self.tell = tell
 
   def decide(self, logits, ctx, carry, choose=None):
+    """Returns the Routed of `inner` for logits f32[G,S,E], with its record."""
     self.tell(logits.shape[-1])
-    return super().decide(logits, ctx, carry, choose)
+    routed = super().decide(logits, ctx, carry, choose)
+    sure = jax.lax.top_k(jax.nn.softmax(logits), self.k or 1)[0].sum(axis=-1)      # [G, S]
+    return routed.replace(aux=routed.aux.replace(records=routed.aux.records | dict(confidence=sure)))
 
 
 def zeros(model: typing.Any, batch: dict) -> Vectors:
@@ -157,8 +166,7 @@ class Rule:
 
 def _confidence(model, batch, number):
   """[f32[B]] of every router: its mean confidence over the tokens of each row."""
-  sure = modules.wrapped(model, lookup.constructor('router', 'confidence'))
-  _, aux = sure(batch, alone=True)
+  _, aux = modules.wrapped(model, Measured)(batch, alone=True)
   real = batch['decoder_segment_ids'] > 0
   records = [a for report in aux.values() for name, a in report.records.items()
              if name.endswith('confidence')]
