@@ -113,10 +113,8 @@ def routed(name: str, **fields) -> tuple:
   router = generic.router(name, D, E, seed=3, **fields)
   graph, params, *rest = nnx.split(router, nnx.Param, ...)
   mask = jnp.arange(S) < jnp.array([[S], [11]])
-  whole = jnp.broadcast_to(jnp.arange(S), (G, S))
-  ctx = contract.Context(mask=mask, ids=whole, positions=whole, segments=mask.astype(jnp.int32),
-                         step=jnp.int32(0), tokens=jnp.float32(mask.sum()),
-                         key=jax.random.key(0, impl='unsafe_rbg'), train=True)
+  numbers = jnp.broadcast_to(jnp.arange(S), (G, S))
+  ctx = contract.Context.of(numbers, mask, key=jax.random.key(0, impl='unsafe_rbg'), train=True)
 
   def route(x, params):
     router = nnx.merge(graph, params, *rest)

@@ -193,9 +193,7 @@ def _weights(router):
 
 @functools.partial(jax.jit, static_argnames=('train', 'causal'))
 def _routed(router, x, ids, mask, tokens, key, train, causal):
-  positions = jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
-  ctx = contract.Context(mask=mask, ids=ids, positions=positions, segments=mask.astype(jnp.int32),
-                         step=jnp.int32(0), tokens=tokens, key=key, train=train, causal=causal)
+  ctx = contract.Context.of(ids, mask, tokens=tokens, key=key, train=train, causal=causal)
   carry = modules.init_carry(router, x)
   if carry:                                                          # as in the second of two sparse layers
     carry = checked.route(router, x, ctx, carry).carry

@@ -63,7 +63,7 @@ class Context(struct.PyTreeNode):
   # mean over microbatches equal the value of the undivided batch even when padding is uneven.
 
   @classmethod
-  def of(cls, tokens: jax.Array, mask: jax.Array | None = None, *, step: int | jax.Array = 0,
+  def of(cls, tokens: jax.Array, /, mask: jax.Array | None = None, *, step: int | jax.Array = 0,
          **fields) -> 'Context':
     """Returns the Context of whole rows, one sequence a row.
 

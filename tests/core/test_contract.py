@@ -21,7 +21,8 @@ GIVEN = {'given/language': jnp.array([5, 6]), 'given/similarity': jnp.arange(8).
 
 
 def context(**fields):
-  return contract.Context.of(BATCH | GIVEN, 'decoder', step=jnp.int32(0), tokens=jnp.float32(6), **fields)
+  known = dict(step=jnp.int32(0), tokens=jnp.float32(6))
+  return contract.Context.of_batch(BATCH | GIVEN, 'decoder', **known | fields)
 
 
 def test_a_context_of_a_batch():
