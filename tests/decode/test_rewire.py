@@ -73,6 +73,41 @@ def test_a_row_whose_loss_rises_goes_a_step_back_and_vectors_have_a_cap():
   assert max(np.abs(vector).max() for vector in vectors.values()) == 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('refresh', [True, False])
+def test_vectors_go_on_from_phase_to_phase(refresh):
+  """They learn on the prompt, and from there, after two tokens, on prompt and tokens; row 1 has ended."""
+  batch, strategy = tiny_plan.prompts('lm'), rewire.Rewire(
+      steps=2, rate=1.0, optimizer='sgd', confident=1.0, interval=2, refresh=refresh)
+  ids, real = np.array([[5, 6, 7], [8, 9, 3]]), np.array([[True, True, True], [True, False, True]])
+
+  def decoded(model):
+    _, state, step = strategy.phases(model, batch, LENGTH)
+    for number in range(2):
+      logits, state = step(ids[number], real[number], state)
+    return state[1], logits
+
+  def by_hand(model):
+    rule, adapting = strategy.rule, rewire.adapting(model)
+    first, _ = rule.learn(adapting, batch, rewire.zeros(model, batch), rule.chosen(model, batch))
+    whole = {name: np.zeros((3, 6), np.int32) for name in batch}
+    for row, count in enumerate(np.asarray(batch['decoder_segment_ids']).sum(1)):
+      tokens = [*np.asarray(batch['decoder_input_tokens'])[row, :count], *ids[real[:, row], row]]
+      whole['decoder_input_tokens'][row, :len(tokens)] = tokens
+      whole['decoder_segment_ids'][row, :len(tokens)] = 1
+      whole['decoder_positions'][row, :len(tokens)] = range(len(tokens))
+    vectors, _ = rule.learn(adapting, whole, first, rule.chosen(model, batch))
+    logits, _ = adapting(whole | rewire.given(vectors), alone=True)
+    return vectors, logits, whole['decoder_segment_ids'].sum(1) - 1
+
+  vectors, logits = jax.jit(decoded)(model())
+  wanted, every, last = jax.jit(by_hand)(model())
+  for layer, vector in wanted.items():
+    np.testing.assert_allclose(vectors[layer], vector, rtol=1e-4, atol=1e-6)
+  if refresh:                            # else it remembers keys and values of routers before
+    np.testing.assert_allclose(logits, np.asarray(every)[np.arange(3), last], rtol=1e-4, atol=1e-5)
+
+
 def test_the_surest_layers_learn():
   """With logits a thirtieth as large a router is less sure; other layers than `layers` are not asked."""
   unsure = jax.tree.map(lambda a: a, model())
