@@ -61,7 +61,7 @@ def disturbed(tmp_path_factory):
         (folder / name).unlink()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop.Loop, 'advance', changing)
-    patch.setattr(corpus, 'text', lambda files: times.append(files) or read(files))
+    patch.setattr(corpus, 'text', lambda files, *how: times.append(files) or read(files, *how))
     assert loop.train(config(folder), folder / 'run', 'tiny', ONE) == 0
   return folder / 'run', len(times)
 

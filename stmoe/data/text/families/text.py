@@ -15,8 +15,8 @@ def stdlib(files=()):
 
 def text(files=(), field='', documents=''):
   """Returns the task of the user's own files (corpus.text)."""
-  found = corpus.text(files, field, documents)
-  return tasks.local('text', found, dict(files=reading.expanded(files)))
+  files = reading.expanded(files)
+  return tasks.local('text', corpus.text(files, field, documents), dict(files=files))
 
 
 def c4(files=()):
