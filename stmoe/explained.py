@@ -36,6 +36,7 @@ SECTIONS = {
     'mesh.expert': 'devices among which the experts are split',
     'mesh.model': 'devices among which matrices are split',
     'mesh.rules': "how logical axes are split: 'fsdp', 'folded', 'axis=mesh axis', several with commas",
+    'log.writers': 'services that show the metrics: tensorboard, wandb, trackio, mlflow',
     'profile.start': 'the first step that is profiled; -1 = none',
     'profile.steps': 'how many steps are profiled',
     'finetune.model': "'start' = that of the run it starts from, 'own' = the configuration's",

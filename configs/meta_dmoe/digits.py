@@ -8,11 +8,12 @@ in six groups have an expert each. New angles lie between the old ones, and beyo
   stmoe train meta_dmoe/digits:method=erm            any of: meta_dmoe | unmasked | first_order | erm
   stmoe train meta_dmoe/digits:change=contrast       any of: rotation | contrast | noise
   stmoe train meta_dmoe/digits:smoke
-  stmoe eval runs/domains --sweep model.inner_rate=0.0,0.1,0.5,1.0     adaptation at test time
+  stmoe eval runs/domains --sweep model.inner_rate=0.0,0.02,0.05,0.1     adaptation at test time
   stmoe compare meta_dmoe/digits:method=meta_dmoe meta_dmoe/digits:method=erm --seeds 0,1,2
 
-Expected: a trial of other code on six angles and three experts did not show the paper's claim. ERM had .84,
-the meta-trained student .79 before and .76 after adapting. The paper prints 91.4 on Camelyon17, 70.3 of ERM.
+Expected: adapting helps a meta-trained student, and does not bring it above ERM. One run of seed 0 had
+91.9 % at new angles after adapting, 82.2 before, and 70.5 at the worst angle; ERM had 93.0 and 76.3. With
+alpha 0.5 it was 85.4 after and 74.2 before. The paper prints 91.4 on Camelyon17, and 70.3 of ERM.
 Differs: sizes, data and rates are this project's choice; alpha grows as the width shrinks. Rates do not decay
 by the epoch.
 """
@@ -43,7 +44,7 @@ def get_config(arg=''):
   c = common.config()
   c.model = dict(name='meta_dmoe', num_features=64, num_outputs=1 if args.binary else 10, d_model=32,
                  d_ff=64, activation='relu', num_experts=6, num_domains=len(sources), depth=paper.DEPTH,
-                 num_heads=4, aggregator_d_ff=None, dropout_rate=paper.DROPOUT, support=64, inner_rate=0.5,
+                 num_heads=4, aggregator_d_ff=None, dropout_rate=paper.DROPOUT, support=64, inner_rate=0.05,
                  inner_steps=paper.INNER_STEPS, first_order=False, mask_own=True, pretrain_steps=pretrain)
   c.model.update(common.choose('method', args.method, METHODS))
   c.blocks = dict()

@@ -2,9 +2,8 @@ r"""Mowst on a graph of 1,000 handwritten digits: noise with good neighbours, pi
 
 The file trains no experiment of the paper (arXiv:2311.05185), whose graphs are larger. Half of the nodes are
 noise with edges from six digits like the hidden one. The other half are digits with edges from six random
-nodes.
-A weak expert (MLP) can know the second half, a strong one (GCN) the first. 500 nodes train, 200 are for
-validation, 300 for the test. A step is an epoch: the whole graph.
+nodes. A weak expert (MLP) can know the second half, a strong one (GCN) the first. 500 nodes train, 200 are
+for validation, 300 for the test. A step is an epoch: the whole graph.
 
   stmoe train mowst/digits --workdir runs/mowst             two minutes
   stmoe train mowst/digits:method=star                      all experts together; any of: mowst | star |
@@ -18,8 +17,9 @@ validation, 300 for the test. A step is an epoch: the whole graph.
     --config.model.num_features=F --config.model.num_outputs=C
   stmoe train mowst/digits:data=citations                   a drawn graph of Cora's size: 2,708 nodes
 
-Expected (a trial of other code, three splits): GCN .60, MLP .48, Mowst* .64, above its GCN in 3 of 3; Mowst
-.60, above its GCN in 1 of 3. What this file gives is in experiments, not here.
+Expected: the mixture is better than both experts. Test accuracy of the splits of seeds 0, 1 and 2 after 400
+steps, by `--config.data.held=test`: mowst .78 .80 .77, star .78 .80 .79, gcn .53 .56 .53, mlp .51 .47 .50. In
+a trial of other code only star was better than its GCN on all three of its splits.
 Differs: turns have a fixed number of steps. The paper ends a turn after 100 epochs without a better
 validation accuracy and goes back to the best. checkpoint.best keeps the best step of the whole run. One
 learning rate and one dropout serve both before the mixture and in it.

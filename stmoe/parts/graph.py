@@ -1,5 +1,7 @@
 """The edges of a graph: sums over the neighbours of nodes, and what a network over nodes is made of."""
 
+import typing
+
 from flax import nnx
 from flax import struct
 import jax
@@ -61,6 +63,16 @@ class Own(nnx.Module):
     return self.linear(x), {}
 
 
+def still(convolution: typing.Any) -> typing.Any:
+  """Returns a copy of a convolution whose biases `b` have no gradient.
+
+  In training a batch norm subtracts what they add: their gradient is 0. Its rounding, which an optimizer
+  such as AdamW makes as large as any gradient, would be another on other devices.
+  """
+  stopped = lambda path, x: jax.lax.stop_gradient(x) if getattr(path[-2], 'name', '') == 'b' else x
+  return jax.tree.map_with_path(stopped, convolution)
+
+
 class Network(nnx.Module):
   """L convolutions F -> D -> ... -> C of nodes; after all but the last, batch norm, ReLU and dropout.
 
@@ -99,12 +111,14 @@ class Network(nnx.Module):
     """Returns (logits f32[B,N,C], dict name -> Statistic) for x [B,N,F]."""
     statistics: dict[str, contract.Statistic] = {}
     for i, convolution in enumerate(self.convolutions):
+      normed = self.batch_norm and i < self.num_layers - 1
+      convolution = still(convolution) if normed and ctx.train else convolution
       x, found = convolution(x, graph, ctx)                          # [B, N, D]
       statistics |= found
+      if normed:
+        x, found = self.norms[i](x, ctx.train, ctx.mask)
+        statistics |= found
       if i < self.num_layers - 1:
-        if self.batch_norm:
-          x, found = self.norms[i](x, ctx.train, ctx.mask)
-          statistics |= found
         key = ctx.fold(f'{self.name}.dropout_{i}').key if ctx.train else None
         x = noise.dropout(jax.nn.relu(x), self.dropout_rate, key)
     return x, statistics

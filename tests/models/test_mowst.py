@@ -68,6 +68,18 @@ def test_rows_are_apart_padding_changes_nothing_and_running_means_are_those_of_a
   np.testing.assert_allclose(norm.variance[...], 0.9 + 0.1 * apart['weak.norm_0.variance'], rtol=1e-5)
 
 
+@pytest.mark.parametrize('kind', ['gcn', 'gin'])
+def test_what_a_batch_norm_takes_away_has_no_gradient(kind):
+  """A bias before a batch norm would otherwise move by rounding, by another on other devices."""
+  made = model(name='graph', network=kind)
+  grads = jax.jit(jax.grad(lambda model, batch: jnp.sum(jnp.square(model(batch, train=True)[0]))))(
+      made, graph(0, 6)).encoder.network
+  first, last = grads.convolutions
+  biases = [first.b] if kind == 'gcn' else [part.linear.b for part in first.network.convolutions]
+  assert not any(np.any(b[...]) for b in biases) and np.any(grads.norms[0].bias[...])
+  assert np.any((last.b if kind == 'gcn' else last.network.convolutions[-1].linear.b)[...])
+
+
 def test_experts_learn_alone_first_and_answer_by_draws():
   rng = np.random.default_rng(0)
   weights = jnp.asarray(rng.dirichlet([1, 1], size=(1, 5)), jnp.float32)
