@@ -46,6 +46,7 @@ SECTIONS = {
     'finetune.expert_dropout_rate': 'in experts; None = as the start',
     'finetune.capacity_factor': '(train, eval) of routers that drop tokens; None = as the start',
     'finetune.aux': 'whether router losses stay',
+    'finetune.adapter': 'what is put beside the matrices of the start: NAME[:field=value,...]; empty = none',
     'data.source': 'the kind of data, of stmoe/data/sources',
     'data.shuffle': 'rows come in another order each epoch',
     'data.eval_split': 'the split that evaluation covers',

@@ -58,8 +58,9 @@ PLURALS = {'model': 'models', 'router': 'routers', 'layer': 'layers', 'experts':
            'virtual': 'virtual', 'executor': 'executors', 'attention': 'attention', 'head': 'heads',
            'target': 'targets', 'source': 'sources', 'objective': 'objectives', 'metric': 'metrics',
            'strategy': 'strategies', 'family': 'families', 'surgery': 'surgeries',
-           'factorisation': 'factorisations', 'adaptation': 'adaptations', 'adapter': 'adapters', 'mixer': 'mixers',
-           'network': 'networks', 'law': 'laws', 'launcher': 'launchers', 'writer': 'writers', 'peer': 'peers'}
+           'factorisation': 'factorisations', 'adaptation': 'adaptations', 'adapter': 'adapters',
+           'mixer': 'mixers', 'network': 'networks', 'law': 'laws', 'launcher': 'launchers',
+           'writer': 'writers', 'peer': 'peers'}
 MANY = 40                                # names are too many for a message
 
 # What a section of a kind without a name means.
