@@ -14,6 +14,7 @@ Expected: 0.1 to 0.2 dB over its baselines with 72 % fewer parameters than the c
 blocks alone.
 Differs: the weather is drawn, where the paper has pairs of photographs. No perceptual loss: it needs VGG-16's
 weights. Evaluation is of whole crops, not overlapping ones. The decay of AdamW is not stated, ours is 0.01.
+Gradients are cut to norm 10; the released code cuts those of the step before.
 """
 
 from stmoe.configs import arguments
