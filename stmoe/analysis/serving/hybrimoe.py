@@ -58,7 +58,9 @@ def schedule(resident: list, absent: list, tokens: dict, times: Times = Times(),
   """
   fewest_last = lambda experts: sorted(experts, key=lambda expert: -tokens[expert])
   waiting, gone = fewest_last(resident) + fewest_last(absent), set(absent)
-  gpu, on_cpu, gpu_done, cpu_done, moved = [], [], 0.0, 0.0, 0.0
+  gpu: list[int] = []
+  on_cpu: list[int] = []
+  gpu_done, cpu_done, moved = 0.0, 0.0, 0.0
   while waiting:
     front, back = waiting[0], waiting[-1]
     wait = max(0.0, moved + times.move - gpu_done) if front in gone else 0.0

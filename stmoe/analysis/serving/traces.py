@@ -13,7 +13,7 @@ def read(path: str | pathlib.Path) -> dict[str, serving.Trace]:
   Raises errors.Damaged for another file, and UserError for a recording without a choice.
   """
   about, batch, routes = recording.read(path)
-  experts = {}
+  experts: dict[str, int] = {}
   for router in about.routers:
     name, number, _ = router.rsplit(':', 2)
     stack = name.partition('.')[0].rpartition('_')[0]
