@@ -17,11 +17,11 @@ class Slots(NamedTuple):
   """A layer's cache at a request.
 
   order: resident experts, the least recently asked for first.
-  requests: i64[E] requests until now, also while an expert was absent.
+  asked: i64[E] requests until now, also while an expert was absent.
   next:  i64[E], the place in the layer's requests at which an expert is next asked for, or NEVER.
   """
   order: list
-  requests: np.ndarray
+  asked: np.ndarray
   next: np.ndarray
 
 
@@ -32,7 +32,7 @@ def lru(slots: Slots) -> int:
 
 def lfu(slots: Slots) -> int:
   """Returns the resident expert with the fewest requests; of equal ones the oldest."""
-  return min(slots.order, key=lambda expert: slots.requests[expert])
+  return min(slots.order, key=lambda expert: slots.asked[expert])
 
 
 def belady(slots: Slots) -> int:
@@ -83,7 +83,7 @@ def _layer(chosen, leaves, room, hits, resident):
     while step < at:                                                 # steps that are over
       resident[step, slots.order] = 1
       step += 1
-    slots.requests[expert] += 1
+    slots.asked[expert] += 1
     if expert in slots.order:
       hits[at] += 1
       slots.order.remove(expert)
@@ -112,5 +112,4 @@ def most_used(trace: serving.Trace, slots: int) -> Replay:
     count = np.bincount(chosen[chosen >= 0], minlength=trace.num_experts)
     resident[:, layer, np.argsort(-count, kind='stable')[:slots]] = 1
   there = np.take_along_axis(resident, np.maximum(trace.chosen, 0), axis=2)        # [steps, L, k]
-  hits = np.asarray(np.sum(there * (trace.chosen >= 0), axis=2, dtype=np.int32))
-  return Replay(hits, resident)
+  return Replay(np.asarray(np.sum(there * (trace.chosen >= 0), axis=2), np.int32), resident)

@@ -60,7 +60,7 @@ def schedule(resident: list, absent: list, tokens: dict, times: Times = Times(),
   waiting, gone = fewest_last(resident) + fewest_last(absent), set(absent)
   gpu: list[int] = []
   on_cpu: list[int] = []
-  gpu_done = cpu_done = moved = 0.0
+  gpu_done, cpu_done, moved = 0.0, 0.0, 0.0
   while waiting:
     front, back = waiting[0], waiting[-1]
     wait = max(0.0, moved + times.move - gpu_done) if front in gone else 0.0
