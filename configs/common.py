@@ -205,7 +205,9 @@ def smoke_images(c):
 
 def smoke_noise(c):
   """Shrinks a denoiser as `smoke` does: digits of scikit-learn in noise, patches of 2 x 2 pixels."""
-  c.model.update(vocab_size=10, d_model=64, num_heads=2, head_dim=32, image_size=8, patch_size=2, channels=1)
+  labels = min(c.model.vocab_size, 10)
+  c.model.update(vocab_size=labels, d_model=64, num_heads=2, head_dim=32, image_size=8, patch_size=2,
+                 channels=1)
   c.model.layers = tuple((letters, 1) for letters, _ in c.model.layers)
   for outer in c.blocks.values():
     outer.d_ff, block = 64, sparse(outer)
