@@ -91,7 +91,7 @@ def test_a_field_out_of_its_range_is_one_line(override, said):
   with pytest.raises(errors.UserError) as error:
     experiment.load(SMALL, [override])
   line = str(error.value)
-  assert said in line and '\n' not in line and len(line) < 1000, line
+  assert said in line and '\n' not in line and len(line) < 700, line
 
 
 def test_one_number_for_a_pair_means_both_everywhere():
