@@ -48,8 +48,8 @@ class BatchNorm(nnx.Module):
     size = self.group_size or len(x)
     if len(x) % size:
       near = max(n for n in range(1, size + 1) if len(x) % n == 0)
-      raise UserError(f'group_size={size} of a batch norm does not divide the {len(x)} rows of a microbatch; '
-                      f'nearest: {near}')
+      raise UserError(f'group_size={size} does not divide the {len(x)} rows of a microbatch, which a batch '
+                      f'norm takes together; nearest: {near}')
     real = jnp.ones(x.shape[:x.ndim - len(units)], bool) if mask is None else mask
     rows = wide.reshape(len(x) // size, -1, *units)                   # [G, N, *shape]
     real = real.reshape(*rows.shape[:2], *[1] * len(units))
@@ -68,7 +68,9 @@ class BatchNorm(nnx.Module):
     return (x - mean) * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]
 
   def commit(self, aux: contract.Aux) -> None:
-    """Moves the running statistics f32[*shape] by those of one optimizer step."""
+    """Moves the running statistics f32[*shape] by those of one optimizer step; evaluation has none."""
+    if f'{self.name}.mean' not in aux.statistics:
+      return
     for part in ('mean', 'variance'):
       variable, statistic = getattr(self, part), aux.statistics[f'{self.name}.{part}']
       moved = self.momentum * (statistic.value - variable[...])

@@ -33,7 +33,7 @@ from stmoe.runs import records
 
 # What a run may change when it continues: how long, how watched, on what machine.
 FREE = ('train.steps', 'train.log_every', 'train.stats_every', 'train.stop_after_bad', 'eval.', 'checkpoint.',
-        'log.', 'profile.', 'mesh.', 'decode.', 'data.cache_dir', 'data.eval_replaced')
+        'log', 'profile.', 'mesh.', 'decode.', 'data.cache_dir', 'data.eval_replaced')
 # It may also change fields of its layers that act in evaluation only, called so: eval_k, eval_dispatch.
 EVALUATION = re.compile(r'blocks\..*\.eval_\w+')
 # Fields that an identity leaves out at this value, because checkpoints begun before these fields must keep

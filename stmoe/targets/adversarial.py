@@ -81,7 +81,11 @@ class Adversarial:
     the router, after the step of the experts.
   """
 
+  kinds: tuple = ()                      # those of `inner`, as are its measures
   passes, run, hidden = 1, '', ()
+  measures = {'loss/spread': targets.Measure('nats'), 'loss/route': targets.Measure('nats'),
+              'eval/loss': targets.Measure(''),
+              'eval/moved': targets.Measure('', 'lower', 'other experts {:.1%}')}
 
   def __init__(self, *, inner: ranges.Named('target'), epsilon: ranges.NonNegative = 8 / 255,
                step_size: ranges.NonNegative = 5 / 255, steps: ranges.Natural = 2,
@@ -108,9 +112,8 @@ class Adversarial:
     """The measures of the attack and of the router."""
     robust = {_robust(name): measure._replace(said=measure.said and f'attacked: {measure.said}')
               for name, measure in self.inner.measures.items() if name.startswith('eval/')}
-    found = robust | {'eval/moved': targets.Measure('', 'lower', 'other experts {:.1%}')}
-    return ({'loss/spread': targets.Measure('nats')} if self.beta else {}) | found | {
-        'loss/route': targets.Measure('nats')}
+    own = ('loss/spread', 'eval/moved', 'loss/route') if self.beta else ('eval/moved', 'loss/route')
+    return robust | {name: type(self).measures[name] for name in own}
 
   def weights(self, batch: dict) -> jax.Array:
     """Returns f32[...], the weights of `inner`."""

@@ -1,7 +1,6 @@
 """The target of images: smooth L1 and the signal-to-noise ratio, by hand."""
 
 import dataclasses
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 
 from stmoe import errors
 from stmoe.analysis.figures import restored
+from stmoe.runs import by_step
 from stmoe.runs import read as runs
 from stmoe.targets import pixels
 
@@ -26,11 +26,12 @@ def test_the_loss_and_the_ratio_by_hand():
   np.testing.assert_allclose(values['eval/loss'], loss, rtol=1e-6)
 
 
-def test_the_figure_has_a_row_of_each_kind():
+def test_the_figure_has_a_row_of_each_kind(tmp_path):
   shown = {name: np.asarray(x) for name, x in pixels.Pixels().pictures(
       OUTPUTS, BATCH | dict(image=0.5 * BATCH['pixels'])).items()}
   fields = {field.name: None for field in dataclasses.fields(runs.Run)}
-  run = runs.Run(**fields | dict(path=pathlib.Path(), name='made', pictures=shown))
+  by_step.write_shown(tmp_path, 5, shown)
+  run = runs.Run(**fields | dict(path=tmp_path, name='made'))
   figure = restored.draw(run)['restored']
   assert [float(ax.images[0].get_array()[0, 0]) for ax in figure.axes[::2]] == [0.25, pytest.approx(0.6), 0.5]
 

@@ -31,7 +31,7 @@ def evaluated(cfg, opened=None):
   sums = lambda params, routers, batch, key: dict(
       ce=NATS * ids.weights(batch).sum(), correct=0.0, weight=ids.weights(batch).sum(), load={})
   with states.on_mesh(cfg.mesh, jax.devices()[:1]) as mesh:
-    plan = types.SimpleNamespace(mesh=mesh, target=ids.Ids())
+    plan = types.SimpleNamespace(mesh=mesh, target=ids.Ids(), evaluated=lambda state: state['params'])
     return evaluate.run(cfg, plan, sums, dict(params={}, router_state={}), pipeline.info(cfg), opened=opened)
 
 

@@ -247,12 +247,10 @@ def test_metrics_after_a_step_are_cut_off_and_half_a_line_too(tmp_path):
   first = metrics_file.Metrics(tmp_path, 0)
   for step in (1, 2, 3):
     first.write(step, {'loss/ce': np.float32(step), 'bad': np.nan, 'n': 7})
-  first.close()
   with (tmp_path / 'metrics.jsonl').open('a') as f:
     f.write('{"step": 4, "los')
   second = metrics_file.Metrics(tmp_path, 2)
   second.write(3, {'loss/ce': np.float32(30)})
-  second.close()
   assert [(m['step'], m['loss/ce']) for m in metrics(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
   assert metrics(tmp_path)[0] == {'step': 1, 'loss/ce': 1.0, 'bad': None, 'n': 7}
 
@@ -261,7 +259,6 @@ def test_a_damaged_line_of_metrics_is_named_and_no_other_lost(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
   said = []
   found = metrics_file.Metrics(tmp_path, 3, said.append)
-  found.close()
   assert found.lines == metrics(tmp_path) == [{'step': 1}, {'step': 3}]
   assert len(said) == 1 and 'metrics.jsonl: line 2 is not JSON' in said[0]
 
@@ -272,7 +269,7 @@ def test_files_of_a_run_are_not_written_through_links(tmp_path):
   other.write_text('precious')
   for name in ('metrics.jsonl', 'log.txt', 'evals.jsonl', 'DONE'):
     (run / name).symlink_to(other)
-  metrics_file.Metrics(run, 0).close()
+  metrics_file.Metrics(run, 0)
   rundir.finish(run, {'step': 1})
   for write in (lambda: log.Log(run), lambda: rundir.add_evaluation(run, 1, 'a', 1, {})):
     with pytest.raises(errors.Damaged, match='it is a link'):

@@ -2,6 +2,7 @@
 
 from stmoe.analysis import canvas
 from stmoe.analysis.figures import adversarial
+from stmoe.runs import records
 
 STEM = 'restored'
 ROWS = dict(image='degraded', restored='restored', pixels='clean')
@@ -10,7 +11,7 @@ CAPTIONS = {STEM: 'Held-out images at the last evaluation: degraded, as the mode
 
 def draw(run):
   """Returns {stem: Figure} of a run whose target showed restored images; {} of others."""
-  shown = run.pictures or {}
+  _, shown = records.shown(run.path)
   if 'restored' not in shown:
     return {}
   number = len(shown['image'])

@@ -156,6 +156,7 @@ def test_a_broken_file_is_named_and_hinders_no_other(tmp_path):
 
 def test_a_section_without_a_source_means_the_one_with_its_objective():
   assert lookup.objectives() == dict(dict.fromkeys(lookup.available('objective'), 'texts'),
-                                     classification='images', spans='questions')
+                                     classification='images', spans='questions', diffusion='diffusion',
+                                     dynamics='trajectories', restoration='degraded')
   assert all(lookup.source_of(dict(objective=objective)) == name
              for objective, name in lookup.objectives().items())
