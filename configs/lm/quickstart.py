@@ -34,7 +34,7 @@ def get_config(arg=''):
   c.optimizer = common.adamw()
   c.schedule = dict(name='cosine', peak=4e-3, warmup_steps=20, end_fraction=0.05)
   c.train.update(steps=args.steps, batch_size=16, clip=1.0, log_every=10, stats_every=10)
-  c.eval.update(every=80, batch_size=16)
+  c.eval.update(every=160, batch_size=16)
   c.checkpoint.update(every=80)
   if args.smoke:
     c.train.update(steps=20, stats_every=10)
