@@ -63,7 +63,8 @@ def test_wheel_holds_every_module_and_nothing_else(wheel):
   results = {name for name in names - tuned if name.endswith(('.json', '.csv'))}   # which `claims` reads
   assert results and all(pathlib.PurePath(name).match('stmoe/experiments/*/results/*') for name in results)
   typed = {'stmoe/py.typed', 'pallas_kernels/py.typed'}                # believed by type checkers
-  assert typed <= names and all(name.endswith(('.py', '.md')) for name in names - results - tuned - typed)
+  others = names - results - tuned - typed
+  assert typed <= names and all(name.endswith(('.py', '.md', '.css', '.js')) for name in others)
 
 
 def test_installed_program_is_not_the_checkout(installed, tmp_path):
