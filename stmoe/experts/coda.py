@@ -2,14 +2,12 @@
 
 import math
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core.units import conditions
-from stmoe.core import contract
+from stmoe.experts.bases import conditioned
 
 
 def shapes(widths: list[int]) -> list[tuple[int, ...]]:
@@ -24,7 +22,7 @@ def shapes(widths: list[int]) -> list[tuple[int, ...]]:
   return arrays[:-1]                                                 # no Swish after the last map
 
 
-class Coda(nnx.Module):
+class Coda(conditioned.Bank):
   """E networks of states [n] and contexts [c] with the parameters theta + H context, all of them, beta too.
 
   CoDA as experts of MixER (arXiv:2502.05335). Linear(n, F), Swish, [Linear(F, F), Swish] ..., Linear(F, n).
@@ -52,26 +50,16 @@ class Coda(nnx.Module):
         arrays.append(init(keys[number], (shape[0], *one), dtype).reshape(shape[0], -1))
       return jnp.concatenate(arrays, axis=-1)
 
-    def made(init, *shape):
-      names = ('expert', *['unmodeled'] * len(shape))
-      return axes.param(conditions.alike(init, identical), (num_experts, *shape), *names, rngs=rngs)
+    made = conditioned.maker(num_experts, identical, rngs)
     size = sum(math.prod(shape) for shape in self.shapes)
     self.theta = made(theta, size)
     self.h = made(conditions.within(part), part, size) if part else None
-    self.shift = made(nnx.initializers.zeros, 1) if shift and context else None
-    self.number = axes.state(conditions.numbers(num_experts), 'expert', 'unmodeled') if split else None
-    self.context, self.part = context, part
+    self.condition(made, num_experts, context, part, split, shift)
     self.products_per_row = part * size + sum(math.prod(shape) for shape in self.shapes if len(shape) == 2)
-
-  def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
-    """Returns the rows' expert outputs: [.,n+C] -> [.,n] in the same layout."""
-    leaves, tree = jax.tree.flatten(self)
-    return rows.each(lambda x, *arrays: jax.tree.unflatten(tree, arrays).one(x), *leaves)
 
   def one(self, rows: jax.Array) -> jax.Array:
     """Returns [R,n] for rows [R,n+C] of the only expert that is left in the arrays, which have no axis E."""
-    read = lambda array: None if array is None else array[...]
-    x, context = conditions.parted(rows, self.context, self.part, read(self.number), read(self.shift))
+    x, context = self.parted(rows)
     flat = self.theta[...] if self.h is None else self.theta[...] + context @ self.h[...]
     arrays = conditions.cut(jnp.broadcast_to(flat, (len(x), flat.shape[-1])), self.shapes)
     for at in range(0, len(arrays), 3):

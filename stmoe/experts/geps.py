@@ -5,13 +5,12 @@ import typing
 from flax import nnx
 import jax
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core.units import conditions
-from stmoe.core import contract
+from stmoe.experts.bases import conditioned
 
 
-class Geps(nnx.Module):
+class Geps(conditioned.Bank):
   """E networks of states [n] and contexts [c]: W + A diag(context) B for matrices, v + A context for vectors.
 
   GEPS as experts of MixER (arXiv:2502.05335). Linear(n, F), Swish, [Linear(F, F), Swish] ..., Linear(F, n);
@@ -33,26 +32,16 @@ class Geps(nnx.Module):
     part = conditions.width('geps', context, split, num_experts)
     widths = [d_model - context, *[d_ff] * (depth - 1), d_model - context]
 
-    def made(init, *shape):
-      names = ('expert', *['unmodeled'] * len(shape))
-      return axes.param(conditions.alike(init, identical), (num_experts, *shape), *names, rngs=rngs)
+    made = conditioned.maker(num_experts, identical, rngs)
     self.layers = nnx.List([
         Moved(made, conditions.within(inward), inward, outward, part)
         for inward, outward in zip(widths, widths[1:])])
     self.betas = nnx.List([Vector(made, conditions.beta, 1, part) for _ in widths[2:]])
-    self.shift = made(nnx.initializers.zeros, 1) if shift and context else None
-    self.number = axes.state(conditions.numbers(num_experts), 'expert', 'unmodeled') if split else None
-    self.context, self.part = context, part
-
-  def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
-    """Returns the rows' expert outputs: [.,n+C] -> [.,n] in the same layout."""
-    leaves, tree = jax.tree.flatten(self)
-    return rows.each(lambda x, *arrays: jax.tree.unflatten(tree, arrays).one(x), *leaves)
+    self.condition(made, num_experts, context, part, split, shift)
 
   def one(self, rows: jax.Array) -> jax.Array:
     """Returns [R,n] for rows [R,n+C] of the only expert that is left in the arrays, which have no axis E."""
-    read = lambda array: None if array is None else array[...]
-    x, context = conditions.parted(rows, self.context, self.part, read(self.number), read(self.shift))
+    x, context = self.parted(rows)
     x = self.layers[0](x, context)
     for layer, beta in zip(self.layers[1:], self.betas):
       x = layer(conditions.swish(x, beta(context)), context)

@@ -7,10 +7,9 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core.units import conditions
-from stmoe.core import contract
+from stmoe.experts.bases import conditioned
 
 
 def between(inward: int, outward: int, depth: int) -> list[int]:
@@ -23,7 +22,7 @@ def between(inward: int, outward: int, depth: int) -> list[int]:
   return [inward, *(2 * math.ceil(width / 2) for width in inside), outward]
 
 
-class Ncf(nnx.Module):
+class Ncf(conditioned.Bank):
   """E networks main([data(state), context(context)]) of states [n] and contexts [c].
 
   NCF as experts of MixER (arXiv:2502.05335). Three networks of linear maps with Swish between them; each
@@ -43,25 +42,15 @@ class Ncf(nnx.Module):
                split: ranges.Flag = False, shift: ranges.Flag = True, identical: ranges.Flag = True, rngs):
     part, out = conditions.width('ncf', context, split, num_experts), d_model - context
 
-    def made(init, *shape):
-      names = ('expert', *['unmodeled'] * len(shape))
-      return axes.param(conditions.alike(init, identical), (num_experts, *shape), *names, rngs=rngs)
+    made = conditioned.maker(num_experts, identical, rngs)
     self.of_context = Net(made, between(part, hidden, depth_before)) if part else None
     self.of_data = Net(made, between(out, hidden, depth_before))
     self.main = Net(made, [hidden * (1 + bool(part)), *[d_ff] * depth, out])
-    self.shift = made(nnx.initializers.zeros, 1) if shift and context else None
-    self.number = axes.state(conditions.numbers(num_experts), 'expert', 'unmodeled') if split else None
-    self.context, self.part = context, part
-
-  def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
-    """Returns the rows' expert outputs: [.,n+C] -> [.,n] in the same layout."""
-    leaves, tree = jax.tree.flatten(self)
-    return rows.each(lambda x, *arrays: jax.tree.unflatten(tree, arrays).one(x), *leaves)
+    self.condition(made, num_experts, context, part, split, shift)
 
   def one(self, rows: jax.Array) -> jax.Array:
     """Returns [R,n] for rows [R,n+C] of the only expert that is left in the arrays, which have no axis E."""
-    read = lambda array: None if array is None else array[...]
-    x, context = conditions.parted(rows, self.context, self.part, read(self.number), read(self.shift))
+    x, context = self.parted(rows)
     parts = [self.of_data(x)] + ([] if self.of_context is None else [self.of_context(context)])
     return self.main(jnp.concatenate(parts, axis=-1))                # [R, n]
 

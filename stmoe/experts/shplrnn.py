@@ -1,17 +1,15 @@
 """A bank of hierarchical shallow piecewise-linear networks: recurrent networks that a context makes."""
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from stmoe import axes
 from stmoe import ranges
 from stmoe.core.units import conditions
-from stmoe.core import contract
+from stmoe.experts.bases import conditioned
 from stmoe.errors import UserError
 
 
-class Shplrnn(nnx.Module):
+class Shplrnn(conditioned.Bank):
   """E recurrent networks whose parameters are H context: the next value after every value of a sequence.
 
   hier-shPLRNN as experts of MixER (arXiv:2502.05335). With z_0 = 0, for every observed value x of [M]:
@@ -38,28 +36,18 @@ class Shplrnn(nnx.Module):
       raise UserError(f'experts shplrnn: num_values={m} numbers of a value do not divide sequences of '
                       f'{d_model - context}')
 
-    def made(init, *shape):
-      names = ('expert', *['unmodeled'] * len(shape))
-      return axes.param(conditions.alike(init, identical), (num_experts, *shape), *names, rngs=rngs)
+    made = conditioned.maker(num_experts, identical, rngs)
     self.shapes = ((m, m), (m, d_ff), (d_ff, m), (m,), (d_ff,), (1,))
     size = m * m + 2 * m * d_ff + m + d_ff + 1
     self.h = made(conditions.within(part), max(part, 1), size)
-    self.shift = made(nnx.initializers.zeros, 1) if shift and context else None
-    self.number = axes.state(conditions.numbers(num_experts), 'expert', 'unmodeled') if split else None
+    self.condition(made, num_experts, context, part, split, shift)
     self.num_values, self.least = m, least
-    self.context, self.part = context, part
     # A row passes the made matrices once for each of its values.
     self.products_per_row = max(part, 1) * size + (d_model - context) // m * (m * m + 2 * m * d_ff)
 
-  def __call__(self, rows: contract.Rows, key: jax.Array | None = None) -> contract.Rows:
-    """Returns the rows' expert outputs: [.,T M+C] -> [.,T M] in the same layout."""
-    leaves, tree = jax.tree.flatten(self)
-    return rows.each(lambda x, *arrays: jax.tree.unflatten(tree, arrays).one(x), *leaves)
-
   def one(self, rows: jax.Array) -> jax.Array:
     """Returns [R,T M] for rows [R,T M+C] of the only expert that is left in the arrays, without axis E."""
-    read = lambda array: None if array is None else array[...]
-    x, context = conditions.parted(rows, self.context, self.part, read(self.number), read(self.shift))
+    x, context = self.parted(rows)
     context = context if self.part else jnp.ones((len(x), 1), x.dtype)
     a, w1, w2, h1, h2, alpha = conditions.cut(context @ self.h[...], self.shapes)    # [R, ...]
     alpha = alpha if self.least is None else jnp.maximum(alpha, self.least)
