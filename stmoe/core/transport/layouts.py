@@ -129,3 +129,47 @@ class Ragged(struct.PyTreeNode):
     if b.ndim == 1:
       return b.astype(self.x.dtype)
     return jnp.repeat(b.astype(self.x.dtype), self.sizes, axis=0, total_repeat_length=self.x.shape[0])
+
+
+class Fetched(struct.PyTreeNode):
+  """Rows in any order, to each of which the arrays of its expert are fetched; x: [M,D], expert: i32[M].
+
+  A row reads all weights of its expert: for many experts that are as small as a row.
+
+  >>> rows = Fetched(jnp.array([[1.], [2.], [3.]]), jnp.array([1, 0, 1]))
+  >>> rows.linear(jnp.array([[[1.]], [[10.]]])).x.tolist()
+  [[10.0], [2.0], [30.0]]
+  """
+  x: jax.Array
+  expert: jax.Array
+
+  def linear(self, w: jax.Array, b: jax.Array | None = None) -> 'Fetched':
+    """Returns rows times w [E,D,F] (plus b [E,F]) of their expert: x [M,F]; shared: w [D,F], b [F]."""
+    if isinstance(w, adapted.Adapted):
+      return w.of_rows(self, b)
+    # Rounded after the fetch, so that the gradients of rows with one expert add up in the type of w.
+    y = jnp.einsum('md,mdf->mf', self.x, self._of(w)) if w.ndim == 3 else self.x @ w.astype(self.x.dtype)
+    return self.replace(x=y if b is None else y + self._per_row(b))
+
+  def scale(self, b: jax.Array) -> 'Fetched':
+    """Returns rows times b [E,F], or [F], of their expert, elementwise."""
+    return self.replace(x=self.x * self._per_row(b))
+
+  def shift(self, b: jax.Array) -> 'Fetched':
+    """Returns rows plus b [E,F], or [F], of their expert."""
+    return self.replace(x=self.x + self._per_row(b))
+
+  def map(self, f: typing.Callable[..., jax.Array], *others: 'Fetched') -> 'Fetched':
+    """Returns f of these rows (and of `others`), where f acts on every row [...,F] by itself."""
+    return self.replace(x=f(self.x, *(o.x for o in others)))
+
+  def each(self, f: typing.Callable[..., jax.Array], *arrays: jax.Array) -> 'Fetched':
+    """Returns f(rows [1,D] of one expert, its parts of the arrays [E,...]) -> [1,F] of every row."""
+    fetched = tuple(self._of(a) for a in arrays)
+    return self.replace(x=jax.lax.map(lambda one: f(one[0][None], *one[1:])[0], (self.x, *fetched)))
+
+  def _of(self, w):
+    return w[self.expert].astype(self.x.dtype)
+
+  def _per_row(self, b):
+    return b.astype(self.x.dtype) if b.ndim == 1 else self._of(b)

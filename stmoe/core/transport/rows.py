@@ -103,7 +103,7 @@ def used_slots(a: assignment.Assignment) -> jax.Array:
   >>> used_slots(assignment.cap(edges, 1)).tolist()
   [[1, 1, 0]]
   """
-  return (a.expert[..., None] == jnp.arange(a.num_experts)).sum(axis=1, dtype=jnp.int32)
+  return assignment.counts(a.expert, a.num_experts)
 
 
 def virtual_gates(a: assignment.Assignment) -> jax.Array:
