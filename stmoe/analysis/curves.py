@@ -21,16 +21,23 @@ HEALTH = {
 }
 
 
-def figures(runs, labels=None, baselines=None, singly=None):
+def figures(runs, labels=None, baselines=None):
   """Returns dict stem -> Figure: everything the metrics of `runs` can show.
 
   Args:
     runs:      list of Run.
     labels:    a label per run; runs of equal label (seeds) share a colour. None = the names.
     baselines: dict text -> bits per byte, drawn as horizontal lines.
-    singly:    the `runs` that get figures of their own; None = all.
   """
-  drawn = {'loss': loss(runs, labels, baselines)}
+  return {'loss': loss(runs, labels, baselines), **besides_loss(runs, labels)}
+
+
+def besides_loss(runs, labels=None, singly=None):
+  """Returns the `figures` of routing, and those that methods draw.
+
+  singly: the `runs` that get figures of their own; None = all.
+  """
+  drawn = {}
   if any(run.layers(metric) for run in runs for metric in HEALTH):
     drawn['routing_health'] = health(runs, labels)
   for run in runs if singly is None else singly:

@@ -180,12 +180,12 @@ def folders(runs, labels):
     members, names = map(list, zip(*mine))
     best_labels = best(members, names)
     some = [i for i, name in enumerate(names) if name in best_labels]
-    drawn = figures([members[i] for i in some], [names[i] for i in some])
+    drawn = besides_loss([members[i] for i in some], [names[i] for i in some])
     parts += [f'<h3>{html.esc(place.name)}</h3>'] if len(places) > 1 else []
     if len(best_labels) < len(set(names)):
       parts.append(html.note(f'The {len(best_labels)} configurations of lowest loss, of {len(set(names))}.'))
     parts.append(chart.losses([members[i] for i in some], [names[i] for i in some], caption('loss')))
-    parts += _drawn({stem: figure for stem, figure in drawn.items() if stem != 'loss'})
+    parts += _drawn(drawn)
   return parts
 
 
@@ -216,7 +216,13 @@ def best(runs, labels):
 
 
 def figures(runs, labels):
-  """Returns dict stem -> Figure of everything that runs with these labels can show together.
+  """Returns dict stem -> Figure of everything that runs with these labels can show together."""
+  loss = curves.loss(runs, labels, baselines_lib.common(runs))
+  return besides_loss(runs, labels) | dict(loss=loss)
+
+
+def besides_loss(runs, labels):
+  """Returns the `figures` but for the curves of the loss, which a page draws itself (chart.py).
 
   A figure of a single run is drawn for the first run of each label.
   """
@@ -228,7 +234,7 @@ def figures(runs, labels):
   if len(finals) > 1:
     drawn['final'] = curves.final(finals, f'validation {unit}', baselines if key.endswith('byte') else None)
   firsts = [run for i, run in enumerate(runs) if labels[i] not in labels[:i]]
-  return {**drawn, **curves.figures(runs, labels, baselines, firsts)}
+  return {**drawn, **curves.besides_loss(runs, labels, firsts)}
 
 
 def commands(runs, command=''):
