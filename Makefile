@@ -3,6 +3,7 @@
 #   make test         the test suite (ARGS='-k name' chooses)        make test-slow   the long tests
 #   make test-aot     compiles kernels and every paper's largest model, cut down, for TPUs and GPUs; installs compilers
 #   make experiments  every sweep of experiments/ and its report: some 300 runs; run again, it fills the gaps
+#   make docs         the pages of docs/ as a site, .cache/site/index.html; no network is needed to read it
 #   make env          only the virtual environment .venv             make lint, make clean
 # `make quickstart` installs the core (1.1 GB). All other targets add what the tests need, TensorFlow too (3.4 GB in all).
 
@@ -11,8 +12,9 @@ ARGS ?=
 BIN := .venv/bin
 CORE := .venv/installed
 STAMP := .venv/installed-dev
+SITE := .venv/installed-docs
 
-.PHONY: env test test-slow test-aot quickstart experiments lint clean
+.PHONY: env test test-slow test-aot quickstart experiments docs lint clean
 
 env: $(STAMP)
 
@@ -71,6 +73,14 @@ experiments: $(STAMP)
 	done; \
 	$(if $(SIZE),:,$(BIN)/python -m stmoe.experiments.scaling_mesh.report runs/scaling_mesh) || failed="$$failed scaling_mesh"; \
 	test -z "$$failed" || { echo "not all is done:$$failed" >&2; exit 1; }
+
+$(SITE): $(CORE)
+	@rm -f $@
+	$(call install,.[docs])
+
+docs: $(SITE)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo '  .cache/site/index.html'
 
 lint: $(STAMP)
 	$(BIN)/ruff check

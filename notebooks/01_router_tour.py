@@ -201,5 +201,5 @@ canvas.show(figure)
 # %% [markdown]
 # ## From here to a model
 #
-# A router that models can use is such a function in an `nnx.Module`, in a file of `stmoe/routers`: README.md,
-# "A router in one page". `stmoe compare lm/stdlib_small:method=...` then trains it beside the others.
+# A router that models can use is such a function in an `nnx.Module`, in a file of `stmoe/routers`:
+# docs/router.md. `stmoe compare lm/stdlib_small:method=...` then trains it beside the others.

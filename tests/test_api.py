@@ -21,7 +21,7 @@ from stmoe import experiment
 from stmoe import lookup
 from stmoe.core import contract
 from stmoe.runs import directory as rundir
-from tests import test_readme
+from tests.docs import pages
 
 TINY = {'train.steps': 2, 'train.batch_size': 8, 'train.log_every': 1, 'train.stats_every': 2,
         'eval.every': 2, 'eval.batches': 1, 'eval.batch_size': 8, 'checkpoint.every': 2, 'data.length': 32,
@@ -119,7 +119,7 @@ def lines(tmp_path_factory):
   said = io.StringIO()
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
     patch.chdir(tmp_path_factory.mktemp('somewhere'))
-    code = test_readme.block('ten lines')
+    code = pages.titled('README.md', 'ten lines')
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     names: dict = {}
     exec(compile(code.replace("{'train.steps': 20}", repr(TINY)), 'README.md', 'exec'), names)

@@ -2,8 +2,6 @@
 
 import importlib.metadata
 import os
-import pathlib
-import re
 import subprocess
 import sys
 
@@ -16,9 +14,9 @@ from stmoe import plugins
 from stmoe.cli import main
 from stmoe.conform import router as of_routers
 from stmoe.data.text import tasks
+from tests.docs import pages
 
-README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
-SIGMOID = re.search(r'```python\n("""Sigmoid gates.*?)```', README, re.S).group(1)
+SIGMOID = pages.titled('docs/router.md', 'stmoe/routers/sigmoid.py')
 TASKS = '''"""Counting."""
 from stmoe.data.text import tasks
 

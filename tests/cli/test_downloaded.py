@@ -82,7 +82,7 @@ def test_parts_of_a_text_are_told_in_order_and_without_its_end():
 
 @pytest.mark.slow
 def test_reports_routing_records_and_evaluations_read_the_folder(folder, command, tmp_path):
-  """The commands of the README's section about where tokens go."""
+  """The commands of the page about what routers do: where tokens go."""
   (tmp_path / 'text.txt').write_text('BAPTISTA:\nGood morrow, neighbour Gremio.\n\n' * 60)
   (tmp_path / 'code.py').write_text('def f(x):\n  return x + 1\n' * 20)
   text, page = tmp_path / 'text.txt', tmp_path / 'page.html'

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,8 @@ import sysconfig
 import zipfile
 
 import pytest
+
+from tests.docs import pages
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 FILES = ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE')
@@ -99,8 +100,7 @@ def get_config(arg=''):
 
 def test_a_router_outside_of_the_package_is_checked_trained_and_compared(installed, tmp_path):
   stmoe = installed / 'stmoe'
-  readme = (ROOT / 'README.md').read_text(encoding='utf-8')
-  router = re.search(r'```python\n("""Sigmoid gates.*?)```', readme, re.S).group(1)
+  router = pages.titled('docs/router.md', 'stmoe/routers/sigmoid.py')
   (tmp_path / 'my_router.py').write_text(router.replace('class Sigmoid', 'class MyRouter'))
   (tmp_path / 'mine.py').write_text(MINE)
   assert '13 of 13 passed' in _run(stmoe, 'check', 'my_router.py', cwd=tmp_path)

@@ -1,7 +1,6 @@
-"""The README's router is real: its code is taken from the page, run and compared with the meaning."""
+"""The router of its page is real: its code is taken from there, run and compared with the meaning."""
 
 import importlib.util
-import pathlib
 import re
 
 from flax import nnx
@@ -13,13 +12,12 @@ import pytest
 from stmoe import lookup
 from stmoe.core import contract
 from stmoe.experts import mlp
-
-README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
+from tests.docs import pages
 
 
 @pytest.fixture(scope='module')
 def router(tmp_path_factory):
-  code = re.search(r'<!-- stmoe/routers/sigmoid.py -->\n```python\n(.*?)```', README, re.S).group(1)
+  code = pages.titled('docs/router.md', 'stmoe/routers/sigmoid.py')
   path = tmp_path_factory.mktemp('routers') / 'sigmoid.py'
   path.write_text(code, encoding='utf-8')
   spec = importlib.util.spec_from_file_location('sigmoid', path)
@@ -35,7 +33,7 @@ def context(groups, size):
                           tokens=jnp.float32(groups * size - 3), train=True)
 
 
-def test_router_of_the_readme_runs_alike_in_every_executor(router):
+def test_router_of_the_page_runs_alike_in_every_executor(router):
   x = jax.random.normal(jax.random.key(1), (2, 16, 8))
   bank = mlp.Mlp(8, num_experts=4, d_ff=16, rngs=nnx.Rngs(1))
   routed = router(x, context(2, 16), {})
@@ -54,31 +52,30 @@ def test_router_of_the_readme_runs_alike_in_every_executor(router):
   assert int(routed.aux.load.sum()) == 2 * (32 - 3)                  # padding goes nowhere
 
 
-def block(title):
-  """The Python code that stands under a title of the page."""
-  return re.search(rf'<!-- {title} -->\n```python\n(.*?)```', README, re.S).group(1)
-
-
 def test_a_loop_of_ones_own(capsys):
-  code = block("a loop of one's own").replace('range(50)', 'range(12)')
-  exec(compile(code, 'README.md', 'exec'), {'__name__': 'readme'})
+  code = pages.titled('docs/python.md', "a loop of one's own").replace('range(50)', 'range(12)')
+  exec(compile(code, 'python.md', 'exec'), {'__name__': 'page'})
   value, _, loads = capsys.readouterr().out.partition(' ')
   assert float(value) < 3.5 and sum(map(float, re.findall(r'[\d.]+', loads))) == 64 * 37      # ln 256 is 5.5
 
 
-def test_files_and_experiments_named_in_the_readme_exist():
-  root = pathlib.Path(__file__).parents[1]
-  for path in re.findall(r'\]\((?!https?:)([^)#]+)\)', README):
-    assert (root / path).exists(), path
-  for name in re.findall(r'`([a-z_]+/[a-z0-9_]+)(?::[^`]*)?`', README):
-    if name.split('/')[0] in {p.name for p in (root / 'configs').iterdir()}:
-      assert (root / 'configs' / f'{name}.py').exists(), name
+@pytest.mark.parametrize('page', pages.PAGES, ids=lambda page: page.stem)
+def test_files_and_experiments_that_a_page_names_exist(page):
+  text = page.read_text(encoding='utf-8')
+  plain = re.sub(r'^```.*?^```', '', text, flags=re.DOTALL | re.MULTILINE)
+  for path in re.findall(r'\]\((?!https?:)([^)#]+)\)', plain):
+    assert (page.parent / path).exists(), path
+  for name in re.findall(r'`([a-z_]+/[a-z0-9_]+)(?::[^`]*)?`', plain):
+    if name.split('/')[0] in {p.name for p in (pages.ROOT / 'configs').iterdir()}:
+      assert (pages.ROOT / 'configs' / f'{name}.py').exists(), name
 
 
 def test_every_family_of_checkpoints_has_a_row():
-  rows = re.findall(r'^\| \[(\w+)\]\(stmoe/interop/families/(\w+)\.py\) \|(.*)\|$', README, re.M)
+  page, compared = ((pages.ROOT / 'docs' / f'{name}.md').read_text(encoding='utf-8')
+                    for name in ('checkpoints', 'compared'))
+  rows = re.findall(r'^\| \[(\w+)\]\(\.\./stmoe/interop/families/(\w+)\.py\) \|(.*)\|$', page, re.M)
   assert [name for name, _, _ in rows] == lookup.available('family')
   for name, file, row in rows:
     cells = [cell.strip() for cell in row.split('|')]
     assert file == name and len(cells) == 5 and all(cells), name
-  assert f'{len(rows)} families of Hugging Face' in README
+  assert f'{len(rows)} families of Hugging Face' in compared
