@@ -1,18 +1,19 @@
 """Notebooks as pages: their text, their code, what they printed and drew."""
 
+import itertools
 import json
 import re
 
 
 def page(text, name):
-  """Returns (Markdown, dict file name -> base64 of a picture) of the notebook with the JSON `text`.
+  """Returns (Markdown, dict file name -> base64 of a picture) of a notebook, from its title on.
 
-  name: of the notebook, with which the names of pictures begin.
+  text: the notebook's JSON; name: with which the names of pictures begin.
   """
   lines, pictures = [], {}
-  for cell in json.loads(text)['cells']:
+  for cell in itertools.dropwhile(lambda cell: cell['cell_type'] == 'code', json.loads(text)['cells']):
     source = ''.join(cell['source'])
-    lines.append(source if cell['cell_type'] == 'markdown' else f'```python\n{source}\n```')
+    lines.append(_prose(source) if cell['cell_type'] == 'markdown' else f'```python\n{source}\n```')
     for output in cell.get('outputs', ()):
       data = output.get('data', {})
       if 'image/png' in data:
@@ -22,6 +23,11 @@ def page(text, name):
       elif said := ''.join(output.get('text', data.get('text/plain', ''))).rstrip():
         lines.append(f'```text\n{_plain(said)}\n```')
   return '\n\n'.join(lines) + '\n', pictures
+
+
+def _prose(text):
+  """Text whose formulas are code: the site loads no program that would set them."""
+  return re.sub(r'\$([^$\n]+)\$', r'`\1`', text)
 
 
 def _plain(text):

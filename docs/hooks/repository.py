@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 ELSEWHERE = {'README.md': 'index.md', 'CONTRIBUTING.md': 'CONTRIBUTING.md', 'SECURITY.md': 'SECURITY.md',
              'CHANGELOG.md': 'CHANGELOG.md', 'experiments/README.md': 'experiments/README.md',
              'notebooks/README.md': 'notebooks/README.md'}
+OWN = 'docs/'                            # the folder whose pages are where they are in the site
 LANGUAGES = {'.py': 'python', '.json': 'json', '.md': 'markdown', '.toml': 'toml', '.yml': 'yaml'}
 SHOWN = {*LANGUAGES, '', '.cff', '.cfg', '.csv', '.hlo', '.log', '.txt'}
 LONGEST = 200_000                        # bytes of a file that is shown as a page
@@ -35,8 +36,8 @@ def place(path):
     return None
   if path in (found := elsewhere()):
     return found[path]
-  if path.startswith('docs/'):
-    return path.removeprefix('docs/')
+  if path.startswith(OWN) and (path.endswith('.md') or path.startswith(f'{OWN}assets/')):
+    return path.removeprefix(OWN)
   if full.is_dir():
     return f'source/{path}/index.md'
   return f'source/{path}.md' if _shown(full) else f'files/{path}'

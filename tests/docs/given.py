@@ -11,6 +11,7 @@ PROSE = 'Good morrow, neighbour. The hare runs over the hill, and the dog sleeps
 CODE = 'def f(x):\n  return x + 1\n\n' * 200
 ROUTER = pages.titled('docs/router.md', 'stmoe/routers/sigmoid.py')
 CHAT = [{'role': 'user', 'content': 'What is an expert?'}]
+TEMPLATE = '{% for message in messages %}{{ message.content }}\\n{% endfor %}'
 PAIRS = [{'inputs': f'{n} plus {n}', 'targets': str(2 * n)} for n in range(64)]
 
 
@@ -44,5 +45,7 @@ def put(name, folder, runs):
     target.write_text(TEXTS[name], encoding='utf-8')
   elif COPIES[name].is_dir():
     shutil.copytree(COPIES[name], target)
+    if (target / 'tokenizer.json').exists():
+      (target / 'chat_template.jinja').write_text(TEMPLATE, encoding='utf-8')
   else:
     shutil.copy(COPIES[name], target)

@@ -45,6 +45,8 @@ def test_files_and_folders_are_pages(hook):
   repository = hook('repository')
   assert 'class Switch' in repository.shown('stmoe/routers/switch.py')
   assert '| [switch.py](routers/switch.py) | Switch' in repository.shown('stmoe/routers')
+  assert repository.place('docs/start.md') == 'start.md'
+  assert repository.place('docs/.nav.yml') == 'source/docs/.nav.yml.md'
   assert repository.place('experiments/quickstart/gap.png') == 'files/experiments/quickstart/gap.png'
   assert repository.shown('experiments/quickstart/gap.png') is None and repository.place('nowhere') is None
 
@@ -90,11 +92,14 @@ def test_a_module_has_its_docstrings_on_one_page(hook):
 def test_docstrings_are_markdown(hook):
   text = hook('docstrings').notes('x.\n\n>>> f([1])\n[1.0]\n\nDiffers: a\n  b.\nfor [B,K] [D,F], `a[0][1]`')
   assert '```pycon\n>>> f([1])\n[1.0]\n```' in text and '**Differs**: a b.' in text
+  listed = hook('docstrings').notes('Edges.\n\ntoken: i32[G]\n  of S.\nweight, id: f32.\n\nSo:\n  1. One.')
+  assert '\n- `token`: i32[G] of S.\n- `weight, id`: f32.\n' in listed and 'So:\n\n  1. One.' in listed
   assert '[B,K] \\[D,F]' in text and '`a[0][1]`' in text
 
 
 def test_notebooks_are_pages(hook):
   file = pathlib.Path(pages.ROOT / 'notebooks' / '01_router_tour.ipynb')
   text, pictures = hook('cells').page(file.read_text(encoding='utf-8'), 'tour')
-  assert '# ' in text and '```python\n' in text and '![figure 1](tour_0.png)' in text
+  assert text.startswith('# ') and '```python\n' in text and '![figure 1](tour_0.png)' in text
+  assert '$' not in re.sub('```.*?```', '', text, flags=re.DOTALL)    # no formulas that a program would set
   assert pictures and all(name.startswith('tour_') for name in pictures)
