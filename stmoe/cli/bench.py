@@ -8,6 +8,7 @@ stmoe bench --decode --batch-sizes 1,8          generation instead: a cached ste
                                                 8 experts against 64
 stmoe bench --step lm/stdlib_small              a training step instead: what of it is matrix products,
                                                 and what the training loop costs beside it
+stmoe bench --data --vocab train:4096           how fast texts are read, tokenized and written
 """
 
 import json
@@ -29,6 +30,11 @@ def add_arguments(parser):
   parser.add_argument('--rounds', type=ranges.Count, default=9,
                       help='how often everything is timed (default: 9)')
   parser.add_argument('--step', metavar='NAME', help='an experiment whose training step to time instead')
+  parser.add_argument('--data', nargs='*', metavar='FILE', help='time how texts become a cache '
+                      'instead: these files, or the standard library in every format')
+  parser.add_argument('--vocab', default='bytes', help='of --data (default: bytes)')
+  parser.add_argument('--field', default='', help='of --data: of a row that holds its text (default: text)')
+  parser.add_argument('--documents', default='', help='of --data: what a document of a file of text is')
   parser.add_argument('--decode', action='store_true', help='time generation instead')
   parser.add_argument('--batch-sizes', default='1,8', help='of --decode (default: 1,8)')
   parser.add_argument('--experts', default='8,64', help='of --decode (default: 8,64)')
@@ -41,7 +47,26 @@ def add_arguments(parser):
 def run(args):
   if args.step:
     return time_step(args)
+  if args.data is not None:
+    return time_data(args)
   return time_decoding(args) if args.decode else time_executors(args)
+
+
+def time_data(args):
+  """Prints a row for reading each format, for tokenizing and for writing; see `stmoe.bench.reading`."""
+  from stmoe import errors
+  from stmoe.bench import reading
+  if args.json and not args.json.parent.is_dir():
+    raise errors.UserError(f'json: no directory {args.json.parent}')
+  os.environ['STMOE_PROGRESS'] = 'off'
+  how, rows = dict(field=args.field, documents=args.documents), []
+  for row in reading.measure(args.data, args.vocab, how, args.rounds):
+    if not rows:
+      print(reading.HEADING)
+    print(reading.line(row), flush=True)
+    rows.append(row)
+  if args.json:
+    args.json.write_text(json.dumps(rows, indent=1) + '\n')
 
 
 def time_decoding(args):

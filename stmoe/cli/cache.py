@@ -4,6 +4,10 @@ stmoe cache stdlib
 stmoe cache text --files a.txt b.txt.gz --train-vocab 4096
 stmoe cache c4 --vocab t5.model --extra-ids 100
 stmoe cache boolq --files train.jsonl val.jsonl
+stmoe cache text --files 'corpus/*.jsonl.zst' --vocab tokenizer.json --shards --processes 8
+
+The last is for a corpus of any size (data.cache=shards). It may be killed at any moment: the same command
+goes on. Training may start as soon as it has begun.
 """
 
 from stmoe import ranges
@@ -20,6 +24,14 @@ def add_arguments(parser):
                           help='train a SentencePiece model of N pieces on the train split (vocab train:N)')
   parser.add_argument('--extra-ids', type=ranges.Natural, default=0, metavar='N',
                       help='sentinels above the vocabulary')
+  parser.add_argument('--field', default='', help='of a row that holds its text (default: text)')
+  parser.add_argument('--documents', default='', help='what a document of a file of text is: file (default), '
+                      'line, paragraph, or the text that stands between two')
+  parser.add_argument('--shards', action='store_true', help='in shards, each whole or not there')
+  parser.add_argument('--shard-mb', type=ranges.Positive, default=64.0, metavar='MB',
+                      help='millions of bytes of text in a shard (default: 64)')
+  parser.add_argument('--processes', type=ranges.Count, metavar='N',
+                      help='that make shards; default: one for each core, at most 8')
   parser.add_argument('--cache-dir', default='', metavar='DIR',
                       help='default $STMOE_CACHE_DIR or ~/.cache/stmoe')
 
@@ -28,10 +40,16 @@ def run(args):
   from stmoe.data.text import cache
   from stmoe.data.text import tasks
 
-  task = tasks.get(args.task, args.files)
+  how = dict(field=args.field, documents=args.documents)
+  if args.shards:
+    from stmoe.data.large import corpora
+    task = corpora.of(args.task, args.files, **how)
+  else:
+    task = tasks.get(args.task, args.files, **how)
   spec = args.vocab if args.train_vocab is None else f'train:{args.train_vocab}'
   vocabulary = cache.vocabulary_of(spec, [task], args.extra_ids, args.cache_dir)
-  cached = cache.of(task, vocabulary, args.cache_dir)
+  cached = (_in_shards(args, task, vocabulary, how) if args.shards else
+            cache.of(task, vocabulary, args.cache_dir))
   print(cached.path)
   print(f'vocabulary {spec}: {vocabulary.vocab_size} ids{_where(vocabulary)}')
   for split, size in cached.facts['splits'].items():
@@ -39,6 +57,18 @@ def run(args):
           f'({size["bytes"] / size["tokens"]:.3f} bytes per token), sha256 {size["sha256"][:8]}')
   for name, value in task.facts.items():
     print(f'{name}: {value}')
+
+
+def _in_shards(args, task, vocabulary, how):
+  """The `store.Kept` of all shards."""
+  from stmoe.data import store
+  from stmoe.data.large import maker
+  from stmoe.data.large import sharded
+  from stmoe.data.large import worker
+  found = sharded.of(task, vocabulary, round(args.shard_mb * 1e6), args.cache_dir)
+  facts = maker.make(found, args.processes or maker.usual(), worker.spec(found, args.files, how))
+  print(f'{facts["shards"]:,} shards')
+  return store.Kept(found.path, facts)
 
 
 def _where(vocabulary):

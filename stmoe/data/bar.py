@@ -9,6 +9,7 @@ import sys
 import time
 
 EVERY = 10  # seconds between plain lines
+BYTES = 'bytes'                          # the unit whose rate is shown, too
 
 
 @contextlib.contextmanager
@@ -18,16 +19,17 @@ def task(title, total, unit=''):
   if kind == 'off':
     yield lambda n: None
   elif kind == 'rich' or (kind == 'auto' and sys.stderr.isatty()):
-    yield from _rich(title, total)
+    yield from _rich(title, total, unit)
   else:
     yield from _plain(title, total, unit)
 
 
-def _rich(title, total):
+def _rich(title, total, unit):
   from rich import console
   from rich import progress
   columns = [progress.TextColumn('{task.description}'), progress.BarColumn(), progress.TaskProgressColumn(),
-             progress.TimeElapsedColumn(), progress.TimeRemainingColumn()]
+             *[progress.TransferSpeedColumn()] * (unit == BYTES), progress.TimeElapsedColumn(),
+             progress.TimeRemainingColumn()]
   with progress.Progress(*columns, console=console.Console(stderr=True)) as bar:
     row = bar.add_task(title, total=total)
     yield lambda n: bar.advance(row, n)
@@ -45,7 +47,9 @@ def _plain(title, total, unit):
     if now - printed >= EVERY:
       printed = now
       seconds = (now - start) / advanced * (total - advanced) if total else 0
-      remaining = f' of {total:,} {unit}, {seconds:.0f} s left' if total else ''
-      print(f'{title}: {advanced:,}{remaining or " " + unit}', file=sys.stderr, flush=True)
+      rate = f', {advanced / (now - start) / 1e6:.1f} MB/s' if unit == BYTES else ''
+      done, of = f'{advanced:,.0f}', f' of {total:,}' if total else ''
+      left = f', {seconds:.0f} s left' if total else ''
+      print(f'{title}: {done}{of} {unit}{rate}{left}', file=sys.stderr, flush=True)
   yield advance
   print(f'{title}: done in {time.time() - start:.1f} s', file=sys.stderr, flush=True)

@@ -39,6 +39,7 @@ and the opened data have
   info()            see `info` below
   num_bytes(batch)  bytes of text that are scored in a batch, or None; may be absent
   judged()          see `judged` below; may be absent
+  feed(seed_of, shuffle)  instead of the training rows of `rows`, the Feed of large/windows.py; may be absent
 """
 
 import dataclasses
@@ -92,11 +93,14 @@ class Batches:
 
 
 class Iterator:
-  """The endless training batches; `get_state()` is a small dict for JSON that `set_state` takes."""
+  """The endless training batches; `get_state()` is a small dict for JSON that `set_state` takes.
 
-  def __init__(self, batches, key):
-    self._batches = iter(batches)
-    self._key = key
+  feed: the order of the rows of a corpus that is not held whole (large/windows.py), or None.
+  """
+
+  def __init__(self, batches, key, feed=None):
+    self._batches, self._size = iter(batches), batches.batch_size
+    self._key, self._feed = key, feed
 
   def __iter__(self):
     return self
@@ -105,19 +109,28 @@ class Iterator:
     return next(self._batches)
 
   def get_state(self):
-    """Returns dict(step=batches taken, data=what identifies the text and its vocabulary)."""
-    return dict(step=self._batches.get_state()['next_index'], data=self._key)
+    """Returns dict(step=batches taken, data=what identifies the text and its vocabulary).
+
+    Of a corpus that is not held whole also `mark`: where its window begins.
+    """
+    step = self._batches.get_state()['next_index']
+    mark = dict(mark=list(self._feed.mark(step * self._size))) if self._feed else {}
+    return dict(step=step, data=self._key) | mark
 
   def set_state(self, state):
     """Goes on after `state['step']` batches; a state of other data is a UserError."""
     if state['data'] != self._key:
       raise errors.UserError(f'the data has changed: the checkpoint was trained on {state["data"]}, the '
                              f'configuration now gives {self._key} (other files, Python or vocabulary?)')
+    if self._feed and 'mark' in state:
+      self._feed.go(state['mark'])
     self._batches.set_state(dict(next_index=state['step']))
 
   def close(self):
     """Stops the thread that makes batches."""
     self._batches.close()
+    if self._feed:
+      self._feed.close()
 
 
 def source(cfg, run=None):
@@ -148,17 +161,25 @@ def train_iterator(cfg, shard=0, num_shards=1, opened=None):
   Args:
     opened: what `source` gives for `cfg`, where it is at hand; the same in the functions below.
   """
-  opened, parts = opened or source(cfg), []
+  opened = opened or source(cfg)
+  size = _divided(cfg, 'train', num_shards)
+  key = '+'.join(f'{name}-{key}' for name, key in opened.keys.items())
+  seed_of = functools.partial(_seed, cfg.seed)
+  feed = opened.feed(seed_of, cfg.data.shuffle) if hasattr(opened, 'feed') else None
+  order = feed or _order(cfg, opened).__getitem__
+  return Iterator(Batches(order, sys.maxsize, _empty(cfg), size, shard, num_shards), key, feed)
+
+
+def _order(cfg, opened):
+  """The (rows, row, number) of all rows to come, of one task or in turn from several."""
+  parts = []
   for name in opened.keys:
     rows = opened.rows(name, 'train', _seed(cfg.seed, 'draws', name), train=True)
     order = grain.MapDataset.range(len(rows))
     if cfg.data.shuffle:
       order = order.shuffle(seed=_seed(cfg.seed, 'order', name) % 2**32)
     parts.append(order.repeat(None).map_with_index(lambda number, row, rows=rows: (rows, row, number)))
-  order = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, opened.weights)
-  size = _divided(cfg, 'train', num_shards)
-  batches = Batches(order.__getitem__, sys.maxsize, _empty(cfg), size, shard, num_shards)
-  return Iterator(batches, '+'.join(f'{name}-{key}' for name, key in opened.keys.items()))
+  return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, opened.weights)
 
 
 def eval_batches(cfg, shard=0, num_shards=1, opened=None, most=0, keys=None):

@@ -3,6 +3,9 @@
 A bad file is a UserError with the field that names the file, the file's path and, in JSON, the line.
 """
 
+import gzip
+import io
+import os
 import pathlib
 import sys
 
@@ -12,6 +15,7 @@ from stmoe import files
 # A .gz or .zst may unpack to so many times its size, or to so many bytes, if that is more. Text of any kind
 # does not reach this limit; a file made to fill the memory does.
 RATIO, ROOM = 200, 64 << 20
+HEAD, BUFFER = 512, 1 << 20              # bytes that show the format; bytes that are read at once
 # Name -> endings, and bytes at a place, of formats that are not text.
 FORMATS = {
     'Parquet': (('.parquet',), (0, b'PAR1')),
@@ -33,33 +37,105 @@ PACKED = ('.gz', *ZSTANDARD)
 def unpacked_name(path):
   """Returns the name of file `path` in small letters, without the ending of what it is packed as."""
   name = pathlib.Path(path).name.lower()
+  if name.endswith('.tgz'):
+    return name.removesuffix('.tgz') + '.tar'
   return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name)
 
 
-def content(path, field='data.files'):
-  """Returns the bytes, UTF-8, of file `path`, unpacked as its name says (PACKED); `field` names the file."""
-  path = pathlib.Path(path)
-  name = path.name.lower()
-  for format, (endings, _) in FORMATS.items():
-    if unpacked_name(path).endswith(endings or ' '):
-      raise _refused(path, field, format)
-  try:
-    most = max(RATIO * path.stat().st_size, ROOM)
-    data = (_zstandard(path, most, field) if name.endswith(ZSTANDARD) else
-            files.read_bytes(path, most if name.endswith('.gz') else sys.maxsize))
-  except FileNotFoundError as error:
-    raise absent(path, field) from error
-  except OSError as error:
-    raise errors.UserError(f'{field}: cannot read {str(path)!r}: {error.strerror}') from error
-  except errors.Damaged as error:
-    raise errors.UserError(f'{field}: cannot read {str(path)!r}: {error.reason}') from error
-  for format, (_, (at, magic)) in FORMATS.items():
-    if data[at:at + len(magic)] == magic:
-      raise _refused(path, field, format)
+class Unpacked(io.RawIOBase):
+  """The bytes of file `path`, unpacked as its name says (PACKED), read in parts.
+
+  A file that is absent or damaged, unpacks to too much, or has a format of FORMATS is a UserError. A damage
+  may show only when its place is read.
+
+  Args:
+    field:  names the file in messages.
+    wanted: the key of FORMATS that the caller reads; '' = none.
+    count:  called with the number of bytes of the file itself that were read.
+  """
+
+  def __init__(self, path, field='data.files', wanted='', count=lambda read: None):
+    self._path, self._field, self._count, self._counted, self._given = path, field, count, 0, 0
+    formats = {name: signs for name, signs in FORMATS.items() if name != wanted}
+    for name, (endings, _) in formats.items():
+      if unpacked_name(path).endswith(endings or ' '):
+        raise _refused(path, field, name)
+    self._raw = self._tried(lambda: open(path, 'rb'))
+    self._file, packed = self._unpacking(pathlib.Path(path).name.lower())
+    self._most = max(RATIO * os.fstat(self._raw.fileno()).st_size, ROOM) if packed else sys.maxsize
+    self._head = b''
+    while len(self._head) < HEAD and (part := self._next(HEAD - len(self._head))):
+      self._head += part
+    for name, (_, (at, sign)) in formats.items():
+      if self._head[at:at + len(sign)] == sign:
+        raise _refused(path, field, name)
+
+  def readable(self):
+    """Returns True."""
+    return True
+
+  def readinto(self, buffer):
+    """Reads the next bytes into `buffer`; returns how many there were, 0 at the end."""
+    size = len(buffer)
+    part = self._head[:size] or self._next(size)
+    self._head = self._head[size:]
+    buffer[:len(part)] = part
+    return len(part)
+
+  def close(self):
+    """Closes the file."""
+    if not self.closed and hasattr(self, '_raw'):
+      self._raw.close()
+    super().close()
+
+  def _unpacking(self, name):
+    """(what unpacked bytes are read from, whether the file is packed)."""
+    if name.endswith(ZSTANDARD):
+      return arrow(self._path, self._field).CompressedInputStream(self._raw, 'zstd'), True
+    if name.endswith(('.gz', '.tgz')):
+      return gzip.GzipFile(fileobj=self._raw), True
+    return self._raw, False
+
+  def _next(self, size):
+    part = self._tried(lambda: self._file.read(size))
+    self._given += len(part)
+    if self._given > self._most:
+      raise errors.UserError(f'{self._field}: cannot read {str(self._path)!r}: holds more than '
+                             f'{self._most:,} bytes')
+    at = self._raw.tell()
+    self._count(at - self._counted)
+    self._counted = at
+    return part
+
+  def _tried(self, work):
+    try:
+      return work()
+    except FileNotFoundError as error:
+      raise absent(self._path, self._field) from error
+    except files.BROKEN as error:        # of pyarrow an OSError without a number: it is none of the system
+      zstandard = str(self._path).lower().endswith(ZSTANDARD) and not getattr(error, 'errno', None)
+      why = 'is damaged, or no Zstandard' if zstandard else (
+          getattr(error, 'strerror', None) or files.reason(error))
+      raise errors.UserError(f'{self._field}: cannot read {str(self._path)!r}: {why}') from error
+
+
+def opened(path, field='data.files', wanted='', count=lambda read: None):
+  """Returns the binary file, with a buffer, of what is in file `path`; see Unpacked."""
+  return io.BufferedReader(Unpacked(path, field, wanted, count), BUFFER)
+
+
+def content(path, field='data.files', count=lambda read: None):
+  """Returns the bytes, UTF-8, of file `path`, unpacked as its name says; `field` names the file."""
+  with opened(path, field, count=count) as file:
+    return utf8(b''.join(iter(lambda: file.read(files.CHUNK), b'')), path, field)
+
+
+def utf8(data, path, field='data.files', at=0):
+  """Returns `data`, bytes that stand at `at` in file `path`; UserError where they are no UTF-8."""
   try:
     data.decode()
   except UnicodeDecodeError as error:
-    raise errors.UserError(f'{field}: {str(path)!r} is not UTF-8 (byte {error.start})') from error
+    raise errors.UserError(f'{field}: {str(path)!r} is not UTF-8 (byte {at + error.start})') from error
   return data
 
 
@@ -76,20 +152,6 @@ def arrow(path, field):
     raise errors.UserError(f'{field}: {str(path)!r} is read by pyarrow, which is not installed: pip install '
                            'pyarrow') from None
   return pyarrow
-
-
-def _zstandard(path, most, field):
-  """The content of a file that is packed by Zstandard; Damaged above `most` bytes."""
-  pyarrow = arrow(path, field)
-  with open(path, 'rb') as packed:
-    packed = packed.read()
-  try:
-    data = pyarrow.CompressedInputStream(pyarrow.BufferReader(packed), 'zstd').read(most + 1)
-  except OSError as error:               # without a number: it is no error of the system
-    raise errors.Damaged(path, 'is damaged, or no Zstandard') from error
-  if len(data) > most:
-    raise errors.Damaged(path, f'holds more than {most:,} bytes')
-  return data
 
 
 def lines(path, field):

@@ -2,7 +2,8 @@
 
 It is written when a run begins, with its own digest (store.py), and holds
   data        the fields of the configuration that say what the data are, and those of the vocabulary
-  files       of the user: path, size, mtime (ns) and sha256 as they were read
+  files       of the user: path, size, mtime (ns) and sha256 as they were read. Of a corpus that is not held
+              whole a `sample` (store.py) stands for the sha256
   caches      task -> path and key of what was made of them
   metrics     task -> names of its metrics
   vocabulary  file and sha256 of the vocabulary, kept in the run's folder `data`; null for bytes and labels. A
@@ -31,6 +32,8 @@ from stmoe.data.text import tokenizer
 FILE, FOLDER = 'data.json', 'data'
 IMPORTED = 'vocabulary'                  # folder of the vocabulary of an imported run
 VOCABULARY = ('vocab', 'extra_ids')
+DIGEST = 'sha256'
+DIGESTS = {DIGEST: store.sha256, 'sample': store.sample}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +71,12 @@ class Record:
   def kept(self, source, name, make):
     """Returns the `store.Kept` of task `name`: the run's own, or what `make` gives where it is lost."""
     try:
-      return self._open(source, name)
+      return self.opened(source, name)
     except errors.Damaged as damage:
       return self._again(name, damage, make)
 
-  def _open(self, source, name):
+  def opened(self, source, name):
+    """Returns the `store.Kept` of task `name`: the run's own; errors.Damaged where it is lost."""
     path = pathlib.Path(self.known(source)[name]['path'])
     moved_here = caches.folder(source.cache_dir) / path.name
     path = moved_here if moved_here.is_dir() else path
@@ -151,13 +155,17 @@ def _vocabulary(source):
   return {field: getattr(source, field) for field in VOCABULARY if hasattr(source, field)}
 
 
-def seen(paths):
-  """Returns what data.json says of files: a list of dict(path, size, mtime, sha256)."""
+def seen(paths, digest=DIGEST):
+  """Returns what data.json says of files: a list of dict(path, size, mtime, sha256).
+
+  digest: the name of a function of store.py. `sample` takes the place of sha256 where files are too large.
+  """
   entries = []
   for path in dict.fromkeys(str(pathlib.Path(path).absolute()) for path in paths):
     if os.path.isfile(path):             # a path without a file is a mistake, which the reader of it names
       stat = os.stat(path)
-      entries.append(dict(path=path, size=stat.st_size, mtime=stat.st_mtime_ns, sha256=store.sha256(path)))
+      entries.append(dict(path=path, size=stat.st_size, mtime=stat.st_mtime_ns) | {
+          digest: DIGESTS[digest](path)})
   return entries
 
 
@@ -167,7 +175,8 @@ def changed(known):
     stat = os.stat(known['path'])
     if (stat.st_size, stat.st_mtime_ns) == (known['size'], known['mtime']):
       return ''
-    same = stat.st_size == known['size'] and store.sha256(known['path']) == known['sha256']
+    digest = next(name for name in DIGESTS if name in known)
+    same = stat.st_size == known['size'] and DIGESTS[digest](known['path']) == known[digest]
     return '' if same else 'has changed'
   except (OSError, errors.Damaged):
     return 'is gone'

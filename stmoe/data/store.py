@@ -23,6 +23,7 @@ from stmoe import files
 FORMAT = 2                               # of a sealed folder, part of its name; 1 had no seal
 SEAL = 'facts.json'
 WHOLE = 8 << 30
+SAMPLED = 1 << 16                        # bytes
 
 
 class Kept(NamedTuple):
@@ -99,6 +100,20 @@ def _digest(values):
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def sample(file):
+  """Returns a hex digest of the size of `file` and of its first and last SAMPLED bytes."""
+  try:
+    with open(file, 'rb') as opened:
+      size = opened.seek(0, os.SEEK_END)
+      parts = [f'{size} '.encode()]
+      for at in (0, max(size - SAMPLED, 0)):
+        opened.seek(at)
+        parts.append(opened.read(SAMPLED))
+  except OSError as error:
+    raise errors.Damaged(file, error.strerror) from error
+  return hashlib.sha256(b''.join(parts)).hexdigest()
+
+
 def sha256(file):
   """Returns the hex digest of a file, read once per process while the file stays the same."""
   stat = os.stat(file)
@@ -125,7 +140,7 @@ def new(path):
   unfinished = path.with_name(f'{path.name}.unfinished.{host}.{os.getpid()}')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path, host)
+    sweep(path)
     unfinished.mkdir()
     yield unfinished
     if path.is_dir() and not _whole(path):
@@ -153,8 +168,9 @@ def _whole(path):
   return True
 
 
-def _sweep(path, host):
-  """Removes what dead processes of this machine left unfinished."""
+def sweep(path):
+  """Removes what dead processes of this machine left unfinished of folder `path`, whose name may have a *."""
+  host = socket.gethostname()
   for leftover in path.parent.glob(f'{path.name}.unfinished.{host}.*'):
     pid = int(leftover.name.rpartition('.')[2])
     try:

@@ -14,7 +14,7 @@ def test_plain_lines_say_what_is_left(kind, monkeypatch, capfd):
     advance(100)
     advance(100)
   assert capfd.readouterr().err.splitlines() == [
-      'caching ...', 'caching: 200 of 1,000 bytes, 80 s left', 'caching: done in 40.0 s']
+      'caching ...', 'caching: 200 of 1,000 bytes, 0.0 MB/s, 80 s left', 'caching: done in 40.0 s']
 
 
 def test_a_bar(monkeypatch, capfd):

@@ -24,7 +24,7 @@ def refused(work, *said):
     ('a.parquet.gz', b'x', 'cannot read'), ('a.txt', b'PAR1 and more', 'is Parquet'),
     ('a.jsonl.zst', b'x', 'no Zstandard'), ('a.txt', b'\x28\xb5\x2f\xfd', 'is Zstandard'),
     ('a.parquet', b'x', 'cannot read'), ('a.feather', b'x', 'is Arrow'),
-    ('a.tar.gz', gzip.compress(b'x', mtime=0), 'is tar'),
+    ('a.tar.gz', gzip.compress(b'x', mtime=0), 'cannot read'), ('a.tar.bz2', b'x', 'is bzip2'),
     ('a.gz', gzip.compress(b'\0' * 257 + b'ustar', mtime=0), 'is tar'),
     ('a.zip', b'x', 'is zip'), ('a.txt', b'PK\x03\x04', 'is zip'), ('a.bz2', b'x', 'is bzip2'),
     ('a.xz', b'x', 'is xz'), ('a.txt', b'\xfd7zXZ\x00', 'is xz'),

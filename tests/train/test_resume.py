@@ -102,3 +102,18 @@ def test_training_imports_no_tensorflow_and_a_finished_run_says_so(corpus, undis
   again = run(corpus, path)
   assert again.returncode == 0 and 'is finished: 12 steps' in again.stdout
   assert 'compiling' not in again.stderr
+
+
+@pytest.mark.slow
+def test_a_streamed_corpus_goes_on_within_a_window_and_its_shards_are_the_same(corpus, tmp_path):
+  fields = 'data.documents="line"', 'data.shard_mb=0.001', 'checkpoint.keep=9'
+  for cache in ('stream', 'shards'):
+    assert run(corpus, tmp_path / cache, *fields, f'data.cache="{cache}"').returncode == 0
+  again = *fields, 'data.cache="stream"'
+  assert run(corpus, tmp_path / 'killed', *again, '--kill', 'step:11').returncode == KILLED
+  done = run(corpus, tmp_path / 'killed', *again)
+  assert done.returncode == 0 and 'checkpoint of step 8' in done.stderr, done.stderr
+  for other in ('killed', 'shards'):
+    assert_same(tmp_path / other, tmp_path / 'stream')
+  marks = [arrays(tmp_path / 'stream', step)[1]['mark'] for step in (4, 8, 12)]
+  assert [mark[1:3] for mark in marks] == [[0, 0], [0, 1], [0, 2]]   # epochs and windows

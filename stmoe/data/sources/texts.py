@@ -10,6 +10,12 @@ import numpy as np
 from stmoe import errors
 from stmoe import ranges
 from stmoe.data import record as records
+from stmoe.data.large import chunks
+from stmoe.data.large import corpora
+from stmoe.data.large import maker
+from stmoe.data.large import sharded
+from stmoe.data.large import windows
+from stmoe.data.large import worker
 from stmoe.data.text import cache as caches
 from stmoe.data.text import examples
 from stmoe.data.text import pack
@@ -30,6 +36,10 @@ class Texts:
   jsonl: files of a task with metrics, in the format its set is released in, or a folder of such files:
   training
     and validation; empty = TensorFlow Datasets.
+  cache: `whole`: the tokens of all documents are written once, before training. `shards`: of a corpus of any
+    size, in folders, by several processes, while training goes on. `stream`: nothing is written. The last two
+    give the same batches; see data/large/windows.py. They take one task, not one of pairs.
+  shard_mb: millions of bytes of text in a shard, or in a window that is streamed. Rows are mixed within it.
   mixture: instead of task: {task: weight}, or pairs of them, or names alone. With names alone the weight of
     each is its number n of training examples, but no more than mixture_cap, to the power of 1 /
     mixture_temperature; empty for none.
@@ -62,6 +72,8 @@ class Texts:
   mixture_temperature: ranges.AtLeast1 = 1.0
   field: ranges.Text = ''
   documents: ranges.Text = ''
+  cache: ranges.Choice('whole', 'shards', 'stream') = 'whole'
+  shard_mb: ranges.Positive = 64.0
   jsonl: ranges.Many(ranges.Text) = ()
   metrics: ranges.Many(ranges.Text) = ()
   loss_from: ranges.Below1 = 0.0
@@ -78,8 +90,9 @@ class Texts:
   def content(self) -> dict:
     """Returns what says which data these are, for data.json."""
     mixture = sorted(entry if isinstance(entry, str) else entry[0] for entry in self.mixture or ())
-    return dict(task=self.task, files=self.files, jsonl=self.jsonl, mixture=mixture, field=self.field,
-                documents=self.documents)
+    large = dict(cache=self.cache, shard_mb=self.shard_mb) if self.cache != 'whole' else {}
+    return large | dict(task=self.task, files=self.files, jsonl=self.jsonl, mixture=mixture, field=self.field,
+                        documents=self.documents)
 
   def shapes(self, rows: int) -> dict:
     """Returns dict name -> (shape, dtype) of a batch: i32[rows,T] of each stack."""
@@ -92,7 +105,8 @@ class Texts:
 
   def open(self, cfg: ml_collections.ConfigDict, found: records.Record = records.NONE) -> 'Opened':
     """Returns the rows; of a run's Record `found` if they are the same."""
-    return Opened(self, found, cfg.model.get('start_id', 0) if 'model' in cfg else 0)
+    kind = Opened if self.cache == 'whole' else Large
+    return kind(self, found, cfg.model.get('start_id', 0) if 'model' in cfg else 0)
 
   def shares(self) -> tuple:
     """Returns the (task name, weight) pairs, sorted by name; weight None = by its size."""
@@ -116,6 +130,19 @@ class Texts:
         name == 'text' or not self.mixture) else {}
     return [tasks.get(name, own_files(name), self.metrics, **read_as(name)) for name, _ in self.shares()]
 
+  def large(self) -> typing.Any:
+    """Returns the Task of a corpus that is not held whole; UserError where data.cache is not for it."""
+    objective = self.rule.__module__.rpartition('.')[2]
+    for field, value, wrong in (
+        ('mixture', self.mixture, self.mixture), ('jsonl', self.jsonl, self.jsonl),
+        ('objective', objective, self.rule.paired),
+        ('eval_split', self.eval_split, self.eval_split == 'train')):
+      if wrong:
+        raise errors.UserError(f'data.cache={self.cache!r} is for the documents of one task, but data.'
+                               f'{field}={value!r}; nearest: --config.data.cache=whole')
+    how = {name: getattr(self, name) for name in ('field', 'documents') if getattr(self, name)}
+    return corpora.of(self.task, self.files, **how)
+
   def vocabulary(self, found: records.Record = records.NONE, among: list | None = None) -> typing.Any:
     """Returns the vocabulary: the run's own, if Record `found` has it; `among` are the tasks, if at hand."""
     def make():
@@ -125,6 +152,9 @@ class Texts:
 
   def open_caches(self) -> dict:
     """Returns {task name: Cache}, all with the same vocabulary; makes what is missing."""
+    if self.cache != 'whole':
+      raise errors.UserError(f'data.cache={self.cache!r}, but this reads the whole text at once; nearest: '
+                             '--config.data.cache=whole')
     sources = self.tasks()
     vocabulary = self.vocabulary(among=sources)
     return {task.name: caches.of(task, vocabulary, self.cache_dir) for task in sources}
@@ -157,13 +187,17 @@ class Opened:
 
   def rows(self, name: str, split: str, seed: int, train: bool) -> 'Rows':
     """Returns the Rows of a task; `train` packs them, where the configuration says so."""
-    source, objective, cache = self._source, self._objectives[name], self._caches[name]
-    stream = streams.Stream(cache, split, objective.eos)
+    objective, cache = self._objectives[name], self._caches[name]
+    if objective.paired and (self._source.join or not cache.facts.get('paired')):
+      raise errors.UserError(f'{self._title()} takes pairs one by one: it needs data.join=False (now '
+                             f'{self._source.join}) and a task of pairs (now {cache.facts["task"]}; nearest: '
+                             'pairs, jsonl)')
+    return self._of(streams.Stream(cache, split, objective.eos), objective, seed, train)
+
+  def _of(self, stream, objective, seed, train):
+    """The Rows of a stream of tokens."""
+    source = self._source
     if objective.paired:
-      if source.join or not cache.facts.get('paired'):
-        raise errors.UserError(f'{self._title()} takes pairs one by one: it needs data.join=False (now '
-                               f'{source.join}) and a task of pairs (now {cache.facts["task"]}; nearest: '
-                               'pairs, jsonl)')
       segments, sizes = streams.pairs(stream)
     else:
       segments = streams.segments(stream, objective.segment, source.join)
@@ -174,7 +208,7 @@ class Opened:
     field = 'replaced' if train else 'eval_replaced'
     return Rows(stream, segments, packs, objective, seed,
                 _unscored(source.loss_from, objective.limits['decoder']),
-                swap.checked(field, getattr(source, field)), cache.vocabulary.eos_id, self._start)
+                swap.checked(field, getattr(source, field)), self.vocabulary.eos_id, self._start)
 
   def info(self) -> dict:
     """Returns the facts of the text; see `info` of data/batches.py.
@@ -183,14 +217,17 @@ class Opened:
     among the bytes. bytes_per_token = num_bytes / num_tokens. piece_bytes are those of the vocabulary's
     pieces, which are num_bytes unless the vocabulary rewrites text.
     """
-    text_caches = list(self._caches.values())
-    sizes = [cache.facts['splits'][self._source.eval_split] for cache in text_caches]
+    facts = self._facts()
+    sizes = [of_task['splits'][self._source.eval_split] for of_task in facts]
     total = lambda key: sum(size[key] for size in sizes)
     num_bytes, num_tokens, documents = total('bytes'), total('tokens'), total('documents')
     return dict(vocab=self.vocabulary, vocab_size=self.vocabulary.vocab_size, num_bytes=num_bytes,
                 num_tokens=num_tokens, num_documents=documents, bytes_per_token=num_bytes / num_tokens,
-                piece_bytes=total('piece_bytes'),
-                sources=[cache.facts for cache in text_caches])
+                piece_bytes=total('piece_bytes'), sources=facts)
+
+  def _facts(self):
+    """Facts of each task, as a cache has them."""
+    return [cache.facts for cache in self._caches.values()]
 
   def num_bytes(self, batch: dict) -> int | None:
     """Returns the bytes of the pieces scored in a batch; None if only a part of a text is predicted."""
@@ -211,6 +248,76 @@ class Opened:
 
   def _title(self):
     return f'data.objective={type(self._objective).__module__.rpartition(".")[2]!r}'
+
+
+class Large(Opened):
+  """The rows of a corpus that is not held whole: `feed` gives those of training, window by window."""
+
+  def __init__(self, source: Texts, found: records.Record, start: int):
+    self._source, self._start, self._found = source, start, found
+    self._name = source.task
+    kept = found.known(source) and self._kept()
+    self.recorded = bool(kept)
+    if kept:                             # all shards are there: the files are not needed
+      self.vocabulary, self.files = source.vocabulary(found), found.values['files']
+      self._shards = sharded.Shards(kept.path, self.vocabulary, kept.key)
+    else:
+      task = source.large()
+      self.files = records.seen(task.facts.get('files', ()), 'sample')
+      self.vocabulary = source.vocabulary(found, [task])
+      self._shards = sharded.of(task, self.vocabulary, round(source.shard_mb * 1e6), source.cache_dir)
+    self._objective = source.objective(self.vocabulary)
+    of = getattr(self._objective, 'of', None)
+    self._objectives = of({self._name: False}) if of else {self._name: self._objective}
+    self.keys, self.weights, self.metrics = {self._name: self._shards.key}, [1.0], {self._name: []}
+    self.caches = {self._name: self._shards.path} if source.cache == 'shards' else {}
+    self._held = self._validation()
+
+  def _kept(self):
+    """The `store.Kept` of the run's own shards, if all are there; else None."""
+    try:
+      return self._found.opened(self._source, self._name)
+    except errors.Damaged:
+      return None
+
+  def _validation(self):
+    """(documents held out, their facts): of the shards' own cache, or in memory."""
+    eos = self._objectives[self._name].eos
+    if self._source.cache == 'shards':
+      cache = self._shards.validation()
+      return streams.Stream(cache, 'validation', eos), cache.facts['splits']['validation']
+    stream, sizes = chunks.held(self._shards.task.documents('validation'), self.vocabulary, eos)
+    return stream, sharded.held_some(sizes)
+
+  def rows(self, name: str, split: str, seed: int, train: bool) -> 'Rows':
+    """Returns the Rows of the documents that are held out."""
+    return self._of(self._held[0], self._objectives[name], seed, train)
+
+  def feed(self, seed_of: typing.Callable, shuffle: bool) -> windows.Feed:
+    """Returns the order of the rows of training.
+
+    Args:
+      seed_of: parts, for repr, -> a seed below 2**64.
+      shuffle: False takes the rows in order.
+    """
+    name, objective = self._name, self._objectives[self._name]
+    streamed = windows.Streamed(self._shards.task, self.vocabulary, self._shards.size, objective.eos)
+    from_shards = windows.FromShards(self._shards, objective.eos, self._make)
+    opened = from_shards if self._source.cache == 'shards' else streamed
+    order = lambda epoch, window: seed_of('order', name, epoch, window) % 2**32
+    of = lambda stream: self._of(stream, objective, seed_of('draws', name), True)
+    return windows.Feed(opened, of, order if shuffle else None)
+
+  def _make(self):
+    """Makes the shards that are missing, beside the training; returns what raises if that fails."""
+    how = {field: getattr(self._source, field) for field in ('field', 'documents')}
+    return maker.beside(self._shards, worker.spec(self._shards, self._source.files, how))
+
+  def _facts(self):
+    """Facts of the documents that are held out."""
+    facts = self._shards.task.facts if self._shards.task else {}
+    return [dict(task=self._name, key=self._shards.key, **facts, vocabulary=self.vocabulary.digest,
+                 splits=dict(validation=self._held[1]))]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,33 +109,72 @@ def _write(path, task, vocabulary, key):
 
 def _write_split(path, task, split, vocabulary):
   """Writes the tokens of one split; returns its sizes and the sha256 of its joined text."""
-  digest = hashlib.sha256()
-  documents = num_bytes = num_tokens = piece_bytes = 0
-  index = []
-  dtype = token_type(vocabulary)
-  writer = array_record_module.ArrayRecordWriter(str(path / f'{split}.array_record'), OPTIONS)
   with progress.task(f'caching {task.name} {split}', task.size(split), 'bytes') as advance:
-    for texts in _batches(task.documents(split)):
-      for text, ids in zip(texts, vocabulary.encode(texts), strict=True):
-        if task.paired and vocabulary.eos_id in ids:                 # which would end it there
-          raise errors.UserError(f'task {task.name}: a text of split {split!r} holds the token that ends '
-                                 f'texts: {text[:60]!r}')
-        text = text.encode()
-        digest.update(text)
-        documents, num_bytes, num_tokens = documents + 1, num_bytes + len(text), num_tokens + len(ids) + 1
-        piece_bytes += int(vocabulary.num_bytes(ids).sum())
-        ids = np.append(ids, vocabulary.eos_id).astype(dtype)
-        for at in range(0, len(ids), PIECE):
-          piece = ids[at:at + PIECE]
-          writer.write(piece.tobytes())
-          index.append((len(piece), at + PIECE >= len(ids)))
-        advance(len(text))
+    sizes = write_texts(path, split, _whole(task, split, vocabulary), vocabulary, advance)
+  if not sizes['documents']:
+    raise errors.UserError(f'task {task.name}: the split {split!r} holds no documents')
+  return sizes
+
+
+def _whole(task, split, vocabulary):
+  """Gives (text, ids) of the documents of a split; UserError for a text of a pair that holds EOS."""
+  for text, ids in encoded(task.documents(split), vocabulary):
+    if task.paired and vocabulary.eos_id in ids:
+      raise errors.UserError(f'task {task.name}: a text of split {split!r} holds the token that ends '
+                             f'texts: {text[:60]!r}')
+    yield text, ids
+
+
+def encoded(texts, vocabulary):
+  """Gives (text, ids i32[tokens]) of texts, which are tokenised BATCH_BYTES at a time."""
+  for batch in _batches(texts):
+    yield from zip(batch, vocabulary.encode(batch), strict=True)
+
+
+def write_texts(path, split, documents, vocabulary, advance=lambda size: None):
+  """Writes SPLIT.array_record and its index into folder `path`.
+
+  Args:
+    documents: iterator of (text, ids), see `encoded`.
+    advance:   called with the bytes of each text.
+
+  Returns:
+    dict of documents, bytes, tokens, piece_bytes and the sha256 of the joined text.
+  """
+  sizes, index = Sizes(vocabulary), []
+  writer = array_record_module.ArrayRecordWriter(str(path / f'{split}.array_record'), OPTIONS)
+  for text, ids in documents:
+    ids = sizes.add(text, ids)
+    for at in range(0, len(ids), PIECE):
+      piece = ids[at:at + PIECE]
+      writer.write(piece.tobytes())
+      index.append((len(piece), at + PIECE >= len(ids)))
+    advance(len(text.encode()))
   writer.close()
   np.save(path / f'{split}.index.npy', np.asarray(index, np.int32).reshape(-1, 2))
-  if not documents:
-    raise errors.UserError(f'task {task.name}: the split {split!r} holds no documents')
-  return dict(documents=documents, bytes=num_bytes, tokens=num_tokens, piece_bytes=piece_bytes,
-              sha256=digest.hexdigest())
+  return sizes.facts()
+
+
+class Sizes:
+  """Counts documents that are added: their bytes, tokens and the bytes of their pieces."""
+
+  def __init__(self, vocabulary):
+    self._vocabulary, self._dtype = vocabulary, token_type(vocabulary)
+    self._digest = hashlib.sha256()
+    self._counts = dict(documents=0, bytes=0, tokens=0, piece_bytes=0)
+
+  def add(self, text, ids):
+    """Counts a document; returns its `ids` with EOS, as they are stored."""
+    text = text.encode()
+    self._digest.update(text)
+    more = 1, len(text), len(ids) + 1, int(self._vocabulary.num_bytes(ids).sum())
+    for name, size in zip(self._counts, more):
+      self._counts[name] += size
+    return np.append(ids, self._vocabulary.eos_id).astype(self._dtype)
+
+  def facts(self):
+    """Returns dict of the counts, with the sha256 of the joined text."""
+    return self._counts | dict(sha256=self._digest.hexdigest())
 
 
 def token_type(vocabulary):

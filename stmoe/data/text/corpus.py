@@ -51,7 +51,8 @@ def text(files, field='', apart=''):
   Fewer than 20 documents: every document is divided. The last twentieth of its bytes, from the first line end
   on, is a document for validation and the rest a document for training. A document without a line end there
   is cut between two characters. 20 documents and more stay whole: those with the smallest sha256 of their
-  bytes, one in twenty, are for validation. Nothing is normalised. All is held in memory.
+  bytes, one in twenty, are for validation. Splits train and validation that `datasets` saved stay as they
+  are. Nothing is normalised. All is held in memory.
 
   Args:
     files:        files, folders and patterns.
@@ -59,12 +60,15 @@ def text(files, field='', apart=''):
   """
   if not files:
     raise errors.UserError('data.files is empty: task text needs --config.data.files=FILE (comma separated)')
-  contents = [(str(name), content) for name in documents.expanded(files)
-              for content in documents.read(name, field, apart)]
+  contents, held = ([(str(name), content) for name in names
+                     for content in documents.read(name, field, apart)]
+                    for names in documents.divided(files))
   if not contents:
     raise errors.UserError(f'data.files={", ".join(map(str, files))}: there is no text in them')
-  corpus = {'train': [], 'validation': []}
-  if len(contents) < HELD_OUT:
+  corpus = {'train': [], 'validation': [(name, content.decode()) for name, content in held]}
+  if held:
+    corpus['train'] = [(name, content.decode()) for name, content in contents]
+  elif len(contents) < HELD_OUT:
     for name, content in contents:
       at = _cut(content)
       corpus['train'].append((name, content[:at].decode()))

@@ -1,18 +1,21 @@
-"""The documents in files of the user: a file, its lines, its parts, or its rows are documents.
+"""The documents in files of the user: a file, its lines, its parts, its rows or its samples are documents.
 
-Read are UTF-8 text, JSON lines (.jsonl, .ndjson) and Parquet. Text and JSON lines may be packed, as .gz or
-.zst. A format that is not read is refused by its name (given.py).
+Read are UTF-8 text, JSON lines (.jsonl, .ndjson), tars of samples (WebDataset), Parquet and Arrow (.arrow, as
+folders of Hugging Face `datasets` have it). Text, JSON lines and tars may be packed, as .gz or .zst. A format
+that is not read is refused by its name (given.py).
 """
 
+import functools
 import pathlib
 
 from stmoe import errors
 from stmoe import files
 from stmoe.data import given
+from stmoe.data.formats import columnar
+from stmoe.data.formats import folders
+from stmoe.data.formats import tar
 
-FIELD = 'text'                           # of a row that holds its document
-ROWS = ('.jsonl', '.ndjson')
-PARQUET = '.parquet'
+JSON_LINES = ('.jsonl', '.ndjson')
 # What data.documents may say of a file of text; any other text stands between two documents.
 FILE, LINE, PARAGRAPH = 'file', 'line', 'paragraph'
 
@@ -20,12 +23,13 @@ FILE, LINE, PARAGRAPH = 'file', 'line', 'paragraph'
 def expanded(paths, field='data.files'):
   """Returns the files that `paths` name: files, folders (all files in them), and patterns with `*`, `?`, `[`.
 
-  Files of a folder and of a pattern are sorted by their path. Hidden files are left out.
+  Files of a folder and of a pattern are sorted by their path. Hidden files are left out. Of folders that
+  `datasets` saved, the files with rows are meant (folders.py).
   """
   found = []
   for path in map(str, paths):
     if pathlib.Path(path).is_dir():
-      inside = _sorted(pathlib.Path(path), '**/*')
+      inside = folders.saved(path) or _sorted(pathlib.Path(path), '**/*')
     elif any(sign in path for sign in '*?[') and not pathlib.Path(path).exists():
       inside = _sorted(pathlib.Path(pathlib.Path(path).anchor or '.'), path.lstrip('/'))
     else:
@@ -36,96 +40,108 @@ def expanded(paths, field='data.files'):
   return found
 
 
+def divided(paths):
+  """Returns (the files that `paths` name, those held out of them as they were saved, or [])."""
+  paths = [str(path) for path in paths]
+  splits = folders.splits(paths[0]) if len(paths) == 1 else {}
+  if not splits:
+    return expanded(paths), []
+  if 'train' not in splits:
+    raise errors.UserError(f'data.files: {paths[0]!r} has no split train (there are: {", ".join(splits)}); '
+                           f'nearest: --config.data.files={next(iter(splits.values()))}')
+  held = [splits['validation']] if 'validation' in splits else []
+  return expanded([splits['train']]), expanded(held)
+
+
 def _sorted(root, pattern):
   """The files, not hidden, that `pattern` names below `root`, sorted as texts."""
   hidden = lambda path: any(part.startswith('.') and part != '..' for part in path.relative_to(root).parts)
   try:
-    return sorted(str(path) for path in root.glob(pattern) if path.is_file() and not hidden(path))
+    return sorted(str(path) for path in root.glob(pattern)
+                  if path.is_file() and not hidden(path) and not folders.beside(path))
   except ValueError as error:
     raise errors.UserError(f'data.files: {pattern!r} is no pattern: {error}') from None
 
 
 def read(path, column='', apart=''):
-  """Returns the documents of file `path`, a list of bytes, UTF-8, none empty.
+  """Returns the documents of file `path`, a list; see `each`."""
+  return list(each(path, column, apart))
+
+
+def each(path, column='', apart='', count=lambda read: None):
+  """Gives the documents of file `path`, bytes, UTF-8, none empty; one at a time is held in memory.
 
   Args:
-    column: the field of a row that holds its text; '' = FIELD.
+    column: the field of a row or a sample that holds its text; '' = `text`, of a sample its member .txt.
     apart:  what a document of a file of text is: FILE or '', LINE, PARAGRAPH (blank lines stand between two),
       or the text that stands between two. Rows are documents by themselves.
+    count:  called with numbers of bytes of the file that were read; of all of them in the end.
   """
   name = given.unpacked_name(path)
-  if name.endswith(PARQUET):
-    return _parquet(path, column or FIELD)
-  if name.endswith(ROWS):
-    return _json(path, column or FIELD)
-  if column:
+  if name.endswith((columnar.PARQUET, columnar.ARROW)):
+    found = columnar.texts(path, column or columnar.FIELD, count)
+  elif name.endswith(tar.TAR):
+    found = tar.texts(path, column, count)
+  elif name.endswith(JSON_LINES):
+    found = _json(path, column or columnar.FIELD, count)
+  elif column:
     raise errors.UserError(f'data.field={column!r}, but {str(path)!r} has no rows; it is for '
-                           f'{", ".join(ROWS)} and {PARQUET}')
-  return [part for part in _parts(given.content(path), apart) if part]
+                           f'{", ".join((*JSON_LINES, tar.TAR, columnar.ARROW))} and {columnar.PARQUET}')
+  else:
+    found = _parts(path, apart, count)
+  return filter(None, found)
 
 
-def _parts(content, apart):
+def _parts(path, apart, count):
   if apart in ('', FILE):
-    return [content]
+    return iter([given.content(path, count=count)])
   if apart == LINE:
-    return [line.removesuffix(b'\r') for line in content.split(b'\n')]
-  text = content.decode()
+    return (line.removesuffix(b'\n').removesuffix(b'\r') for _, line in _lines(path, count))
   if apart == PARAGRAPH:
-    text, apart = text.replace('\r\n', '\n'), '\n\n'
-    return [part.strip('\n').encode() for part in text.split(apart)]
-  return [part.encode() for part in text.split(apart.replace('\\n', '\n').replace('\\t', '\t'))]
+    return (part.strip(b'\n') for part in _split(path, b'\n\n', count, paragraphs=True))
+  return _split(path, apart.replace('\\n', '\n').replace('\\t', '\t').encode(), count)
 
 
-def _json(path, column):
-  """The texts of the objects of a file of JSON lines."""
-  found = []
-  for number, line in given.lines(path, 'data.files'):
+def _lines(path, count):
+  """Gives (number, line with its end) of file `path`."""
+  at = 0
+  with given.opened(path, count=count) as file:
+    for number, line in enumerate(file, 1):
+      yield number, given.utf8(line, path, at=at)
+      at += len(line)
+
+
+def _split(path, apart, count, paragraphs=False):
+  """Gives the parts of a file between which `apart` stands; with `paragraphs` \\r\\n counts as \\n."""
+  left, at = b'', 0
+  with given.opened(path, count=count) as file:
+    chunks = iter(functools.partial(file.read, files.CHUNK), b'')
+    for chunk in _unix(chunks) if paragraphs else chunks:
+      *whole, left = (left + chunk).split(apart)
+      for part in whole:
+        yield given.utf8(part, path, at=at)
+        at += len(part) + len(apart)
+  yield given.utf8(left, path, at=at)
+
+
+def _unix(chunks):
+  """Gives the same bytes with \\n for \\r\\n, which may stand across two chunks."""
+  kept = b''
+  for chunk in chunks:
+    chunk = kept + chunk
+    kept = chunk[-1:] if chunk.endswith(b'\r') else b''
+    yield chunk.removesuffix(kept).replace(b'\r\n', b'\n')
+  yield kept
+
+
+def _json(path, column, count):
+  """Gives the texts of the objects of a file of JSON lines."""
+  for number, line in _lines(path, count):
+    line = line.decode()
+    if not line.strip():
+      continue
     try:
       row = files.parse_json(line)
     except ValueError as error:
       raise errors.UserError(f'data.files: {path}, line {number} {error}') from error
-    if not isinstance(row.get(column), str):
-      texts = [key for key, value in row.items() if isinstance(value, str)]
-      others = f'its texts: {", ".join(texts) or "none"}'
-      pairs = '; pairs are read by data.task=pairs or jsonl' if {'inputs', 'targets'} <= set(texts) else ''
-      raise errors.UserError(f'data.files: {path}, line {number} has no text {column!r} ({others}{pairs})'
-                             f'{_nearest(column, texts)}')
-    found.append(row[column].encode())
-  return [text for text in found if text]
-
-
-def _nearest(column, texts):
-  """The end of a message: which of the fields `texts` is most likely meant, if there are any."""
-  meant = errors.nearest(column, texts, 1).removeprefix('; nearest: ') or next(iter(texts), '')
-  return f'; nearest: --config.data.field={meant}' if meant else ''
-
-
-def _parquet(path, column):
-  """The texts of a column of a Parquet file."""
-  given.arrow(path, 'data.files')
-  from pyarrow import lib
-  from pyarrow import parquet
-  try:
-    with parquet.ParquetFile(path) as table:
-      columns = {field.name: field.type for field in table.schema_arrow}
-      texts = [name for name, kind in columns.items() if str(kind) in ('string', 'large_string')]
-      if column not in texts:
-        raise errors.UserError(f'data.files: {str(path)!r} has no column of texts {column!r} (there are: '
-                               f'{", ".join(texts) or "none"}){_nearest(column, texts)}')
-      return _rows(path, table, column)
-  except FileNotFoundError as error:
-    raise given.absent(path, 'data.files') from error
-  except (OSError, lib.ArrowException) as error:
-    said = ' '.join(str(error).split())[:160]
-    raise errors.UserError(f'data.files: cannot read {str(path)!r}: {said}') from error
-
-
-def _rows(path, table, column):
-  """The texts of a column of an open Parquet file, none empty; UserError where they are unlikely many."""
-  most, size, found = max(given.RATIO * pathlib.Path(path).stat().st_size, given.ROOM), 0, []
-  for batch in table.iter_batches(columns=[column]):
-    found += [text.encode() for text in batch.column(0).to_pylist() if text]
-    size += batch.nbytes
-    if size > most:
-      raise errors.UserError(f'data.files: cannot read {str(path)!r}: it holds more than {most:,} bytes')
-  return found
+    yield columnar.of_object(row, column, f'{path}, line {number}').encode()

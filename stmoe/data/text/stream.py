@@ -64,6 +64,22 @@ class Stream:
     return np.frombuffer(self._reader[piece], self._dtype)
 
 
+class Held:
+  """Documents in memory, i[tokens] with their EOS, as a Stream."""
+
+  def __init__(self, documents, eos=True):
+    parts = [ids if eos else ids[:-1] for ids in documents]
+    self.document_ends = np.cumsum([len(ids) for ids in parts], dtype=np.int64)
+    self._ids = np.concatenate(parts)
+
+  def __len__(self):
+    return len(self._ids)
+
+  def read(self, start, stop):
+    """Returns the ids [stop - start] at positions start .. stop - 1."""
+    return self._ids[start:stop]
+
+
 def pairs(stream):
   """Returns i64[n,2] starts and ends of pairs of consecutive documents, and i64[n,2] tokens of the two."""
   ends = stream.document_ends

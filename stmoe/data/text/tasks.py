@@ -44,6 +44,8 @@ class Task:
     metrics: names of modules of stmoe/metrics that judge predictions of the targets.
     examples: split -> iterator of the records (see examples.py) of a task of pairs.
     form: the examples.Form that it was made of, or None.
+    since: (place, count) -> iterator of the training documents from a place on (data/large/corpora.py); None
+      where that is not known.
   """
   name: str
   fingerprint: str
@@ -55,6 +57,7 @@ class Task:
   metrics: tuple = ()
   examples: callable = None
   form: object = None
+  since: callable = None
 
   @property
   def paired(self):

@@ -81,12 +81,13 @@ class Pieces:
       raise errors.UserError(f'data.vocab={str(path)!r} is not a SentencePiece model') from e
     self.vocab_size = self._model.vocab_size()
     self.eos_id = self._model.eos_id()
+    self.threads = os.cpu_count()
     if self.eos_id < 0:
       raise errors.UserError(f'data.vocab={str(path)!r} has no end-of-sentence piece (eos_id is -1)')
 
   def encode(self, texts):
     """Returns for each text the i32[pieces] ids."""
-    all_ids = self._model.encode(list(texts), out_type=int, num_threads=os.cpu_count())
+    all_ids = self._model.encode(list(texts), out_type=int, num_threads=self.threads)
     return [np.asarray(ids, np.int32) for ids in all_ids]
 
   def decode(self, ids):

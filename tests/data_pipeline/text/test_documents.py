@@ -1,8 +1,12 @@
 """Documents in files of every format that is read: the same texts, the same tokens; a mistake is a line."""
 
 import gzip
+import io
 import json
+import pathlib
+import shutil
 import sys
+import tarfile
 
 import numpy as np
 import pyarrow
@@ -10,12 +14,15 @@ from pyarrow import parquet
 import pytest
 
 from stmoe import errors
+from stmoe import files
 from stmoe import lookup
 from stmoe.data import given
 from stmoe.data.text import documents
 from stmoe.data.text import tasks
 from stmoe.data.text import vocab
 
+REAL = pathlib.Path(__file__).parents[2] / 'data' / 'formats'       # see make.py there
+SAVED = REAL / 'saved'
 TEXTS = [f'Document {i}: ' + ' '.join(f'word{i * j % 7}é' for j in range(9)) for i in range(40)]
 
 
@@ -39,6 +46,46 @@ def as_parquet(folder):
   parquet.write_table(table, folder / 'a.parquet', row_group_size=7)
 
 
+def tar(path, members, mode='w'):
+  """Writes a tar of (name, bytes); returns its bytes."""
+  with tarfile.open(path, mode) as made:
+    for name, content in members:
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      made.addfile(info, io.BytesIO(content))
+  return path.read_bytes()
+
+
+def as_tar(folder, path='a.tar', mode='w'):
+  """The first half as members .txt, beside others; the second half as members .json."""
+  members = [('__about__.txt', b'no document'), ('only.jpg', b'x')]
+  for i, text in enumerate(TEXTS):
+    fields = json.dumps(dict(text=text if i >= 20 else 'no document', other='')).encode()
+    members += [(f'part/{i:03}.json', fields), (f'part/{i:03}.seg.png', b'x')]
+    members += [(f'part/{i:03}.txt', text.encode())] * (i < 20)
+  tar(folder / path, members, mode)
+
+
+def as_arrow(folder, new=pyarrow.ipc.new_file):
+  table = pyarrow.table({'text': pyarrow.array([*TEXTS, None], pyarrow.large_string())})
+  with new(str(folder / 'a.arrow'), table.schema) as writer:
+    writer.write_table(table, 7)
+
+
+def saved_as(folder, **state):
+  """A folder as `datasets` saves it, with other fields in its state."""
+  shutil.copytree(SAVED, folder / 'saved')
+  found = json.loads((SAVED / 'state.json').read_text())
+  (folder / 'saved' / 'state.json').write_text(json.dumps(found | state))
+
+
+def splits(folder, **which):
+  (folder / 'splits').mkdir()
+  (folder / 'splits' / 'dataset_dict.json').write_text(json.dumps(dict(splits=list(which))))
+  for name, path in which.items():
+    shutil.copytree(path, folder / 'splits' / name)
+
+
 # What is written, the files that data.files names, and how they are read.
 FORMATS = {
     'jsonl': (lambda f: (f / 'a.jsonl').write_bytes(rows(number=3)), 'a.jsonl', {}),
@@ -55,14 +102,28 @@ FORMATS = {
                    dict(documents='paragraph')),
     'a separator': (lambda f: (f / 'a.txt').write_text('<|end|>\n'.join(TEXTS)), 'a.txt',
                     dict(documents='<|end|>\\n')),
+    'a tar': (as_tar, 'a.tar', {}),
+    'tar.gz': (lambda f: as_tar(f, 'a.tar.gz', 'w:gz'), 'a.tar.gz', {}),
+    'tgz': (lambda f: as_tar(f, 'a.tgz', 'w:gz'), 'a.tgz', {}),
+    'a field in a tar': (lambda f: tar(f / 'a.tar', [
+        (f'{i}.json', json.dumps(dict(body=text)).encode()) for i, text in enumerate(TEXTS)]), 'a.tar',
+                         dict(field='body')),
+    'Arrow': (as_arrow, 'a.arrow', {}),
+    'a stream of Arrow': (lambda f: as_arrow(f, pyarrow.ipc.new_stream), 'a.arrow', {}),
+    'written by webdataset': (lambda f: (f / 'a.tar').write_bytes(gzip.decompress(
+        (REAL / 'webdataset.tar.gz').read_bytes())), 'a.tar', {}),
+    'written by webdataset, .gz': (lambda f: None, REAL / 'webdataset.tar.gz', {}),
+    'saved by datasets': (lambda f: None, SAVED, {}),
+    'one split saved by datasets': (lambda f: splits(f, train=SAVED), 'splits', {}),
+    'folders saved by datasets': (lambda f: splits(f, train=SAVED), 'splits/t*/*', {}),
     'folder': (as_files, 'texts', {}),
     'pattern': (as_files, 'texts/**/*.t?t', {}),
 }
 
 
-def tokens(folder, files, how):
+def tokens(folder, path, how):
   """dict split -> the ids of each document."""
-  task = tasks.get('text', [str(folder / files)], **how)
+  task = tasks.get('text', [str(folder / path)], **how)
   words = vocab.Bytes()
   encoded = lambda split: words.encode(list(task.documents(split)))
   return {split: [ids.tolist() for ids in encoded(split)] for split in tasks.SPLITS}
@@ -110,7 +171,24 @@ def test_files_are_sorted_and_those_named_keep_their_order(tmp_path, monkeypatch
     (as_parquet, 'b.parquet', {}, "no file '"), (as_files, 'texts/*.md', {}, 'no file in '),
     (as_files, 'texts', dict(field='body'), "data.field='body', but "),
     (lambda f: (f / 'empty').mkdir(), 'empty', {}, 'no file in '),
-    (lambda f: [as_files(f), (f / 'texts' / 'a.tar').write_bytes(b'x')], 'texts', {}, 'a.tar\' is tar')])
+    (lambda f: [as_files(f), (f / 'texts' / 'a.tar').write_bytes(b'x')], 'texts', {},
+     "cannot read '"), (as_tar, 'a.tar', dict(field='txt'), "has no text 'txt' (its texts: text, other); "
+                        'nearest: --config.data.field=text'),
+    (lambda f: tar(f / 'a.tar', [('1.jpg', b'x'), ('1.cls', b'3')]), 'a.tar', {},
+     "a.tar' has no member .txt and no .json (its members: .cls, .jpg)"),
+    (lambda f: tar(f / 'a.tar', [('1.json', b'{"text": 3}')]), 'a.tar', {}, "a.tar, sample '1' has no text"),
+    (lambda f: tar(f / 'a.tar', [('1.txt', b'\xff')]), 'a.tar', {}, 'is not UTF-8'),
+    (lambda f: (f / 'a.tar').write_bytes(tar(f / 'b.tar', [('1.txt', b'x' * 2000)])[:1000]), 'a.tar', {},
+     'cannot read '),
+    (lambda f: (f / 'a.arrow').write_bytes(b'x'), 'a.arrow', {}, "cannot read '"),
+    (lambda f: (f / 'a.tar.xz').write_bytes(b'x'), 'a.tar.xz', {}, "a.tar.xz' is xz"),
+    (lambda f: None, SAVED, dict(field='txt'),
+     "has no column of texts 'txt' (there are: text, other); nearest: --config.data.field=text"),
+    (lambda f: None, SAVED, dict(field='number'), 'has no column of texts'),
+    (lambda f: saved_as(f, _indices_data_files=[dict(filename='a.arrow')]), 'saved', {}, 'save it again'),
+    (lambda f: saved_as(f, _data_files=[dict(filename='../x.arrow')]), 'saved', {},
+     'does not list its files'),
+    (lambda f: splits(f, test=SAVED), 'splits', {}, "has no split train (there are: test); nearest: ")])
 def test_what_cannot_be_read_is_a_line(write, files, how, says, tmp_path):
   write(tmp_path)
   with pytest.raises(errors.UserError) as error:
@@ -163,3 +241,21 @@ def test_a_configuration_says_how_files_are_read(tmp_path):
   first = opened.rows('text', 'train', 0, True)
   assert len(first) and isinstance(first.segments, np.ndarray)
   assert [file['path'] for file in opened.files] == [str(tmp_path / 'a.jsonl')]
+
+
+def test_splits_that_were_saved_stay_as_they_are(tmp_path):
+  splits(tmp_path, train=SAVED, validation=SAVED, test=SAVED)
+  got = tokens(tmp_path, 'splits', {})
+  assert got['train'] == got['validation'] and len(got['train']) == 40
+  assert [len(files) for files in documents.divided([tmp_path / 'splits'])] == [3, 3]
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 64])
+def test_parts_are_the_same_in_chunks_of_any_size(size, tmp_path, monkeypatch):
+  content = 'a\r\n\r\nb\r\r\n\n\n\nc\n \n\r\n\r\nd<|end|>é\r'
+  (tmp_path / 'a.txt').write_bytes(content.encode())
+  monkeypatch.setattr(files, 'CHUNK', size)
+  paragraphs = [part.strip('\n') for part in content.replace('\r\n', '\n').split('\n\n')]
+  for apart, want in [('paragraph', paragraphs), ('<|end|>', content.split('<|end|>'))]:
+    got = [text.decode() for text in documents.read(tmp_path / 'a.txt', apart=apart)]
+    assert got == list(filter(None, want))

@@ -15,8 +15,8 @@ def stdlib(files=()):
 
 def text(files=(), field='', documents=''):
   """Returns the task of the user's own files (corpus.text)."""
-  files = reading.expanded(files)
-  return tasks.local('text', corpus.text(files, field, documents), dict(files=files))
+  listed = [name for names in reading.divided(files) for name in names] if files else []
+  return tasks.local('text', corpus.text(files, field, documents), dict(files=listed))
 
 
 def c4(files=()):
