@@ -129,7 +129,7 @@ def _write_whole(reader, store, leaf, group, made):
 
 def _write_rows(reader, store, place, made, first, last):
   tensor, where = pieces.of(made, place), pieces.where(place, first, last)
-  block = stored.read(store, where)
+  block = reader.piece(store, place.leaf, where)
   tensor.write(first, pieces.turned(block, place, block.dtype))
   size = tensor.size * (last - first) // tensor.shape[0]
   return place.leaf, reader.share(block, store.shape, where), size
