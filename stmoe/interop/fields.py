@@ -58,6 +58,12 @@ def activation(hf, key, default=None):
   return ACTIVATIONS[name]
 
 
+def spelled(section, default='gelu'):
+  """Returns the name there of the activation function of a `section` of ours; `default` where it has none."""
+  name = section.get('activation', default)
+  return 'gelu_pytorch_tanh' if name == 'gelu' else name
+
+
 def ids(hf, generation, model):
   """Returns the fields start_id and end_ids of section `model`; left out where they are 0 and 1, as here.
 

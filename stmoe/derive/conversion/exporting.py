@@ -19,7 +19,8 @@ from stmoe.interop import tensors as files
 from stmoe.runs import records
 from stmoe.train import state as states
 
-POSITIONS = ('rope_theta', 'rope_parameters', 'max_position_embeddings')   # of config.json
+# Fields of positions in config.json.
+POSITIONS = ('rope_theta', 'rope_parameters', 'rope_scaling', 'max_position_embeddings')
 
 
 def reader_of(source, step):
@@ -73,7 +74,8 @@ def described(original, family, c, imported):
     if not changed:
       return None
     moved = any(text.startswith('rotary_') for text in changed)
-    new_fields = original_fields | (family.describe(c) if moved else _but_positions(family, c))
+    kept = {key: value for key, value in original_fields.items() if not (moved and key in POSITIONS)}
+    new_fields = kept | (family.describe(c) if moved else _but_positions(family, c))
   unlike = fields.differences(c, family.configure(new_fields, tied))
   if unlike:
     raise errors.UserError(f'the model is not of the family {new_fields["model_type"]}, whose '
