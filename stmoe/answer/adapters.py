@@ -24,7 +24,7 @@ from stmoe.checkpoints import stored
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.decode import generate
-from stmoe.derive import convert
+from stmoe.derive.conversion import exporting
 from stmoe.derive import downloaded
 from stmoe.derive.adapter import loaded
 from stmoe.derive.adapter import places
@@ -55,7 +55,7 @@ class Base:
 
   def __init__(self, path: str | pathlib.Path, step: int | None = None):
     self.path = downloaded.resolved(path)
-    reader = convert.reader_of(self.path, step)
+    reader = exporting.reader_of(self.path, step)
     self.step = reader.step
     cfg, self._record = rundir.opened(self.path, self.step), records.read(self.path)
     self._plans: dict[tuple, states.Blueprint] = {}
@@ -134,7 +134,7 @@ class Base:
 
   def _of_run(self, run):
     """The Opened of the adapter of a run directory, of whose checkpoint nothing else is read."""
-    reader, cfg = convert.reader_of(run, None), rundir.opened(run)
+    reader, cfg = exporting.reader_of(run, None), rundir.opened(run)
     found = places.Places(cfg, None)
     digest = saved.digest(found.base(reader.inventory))
     if digest != self._digest:

@@ -8,6 +8,7 @@ import numpy as np
 from stmoe import axes
 from stmoe import errors
 from stmoe import files
+from stmoe.answer import languages
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.data.text import chat
@@ -70,8 +71,8 @@ def prompt_batch(cfg, prompts, length):
 def tokens(cfg, vocabulary, place, prompt):
   """Returns the list of ids that the model reads of a prompt; raises UserError, naming `place`, if too many.
 
-  An encoder reads the text and EOS. What a decoder reads is said by `around`; a conversation (`chat.text`) is
-  read as its template writes it, and no more.
+  An encoder reads the text and what the tokenizer's files put around it, or EOS behind it. What a decoder
+  reads is said by `around`. A conversation (`chat.text`) is read as its template writes it, and no more.
   """
   field = 'inputs_length' if 'inputs_length' in cfg.data else 'length'
   try:
@@ -83,7 +84,8 @@ def tokens(cfg, vocabulary, place, prompt):
     raise errors.UserError(f'{place}: {error}') from None
   ids = vocabulary.encode([text])[0].tolist()
   if field == 'inputs_length':
-    ids = [*ids, vocabulary.eos_id]
+    first, last = (getattr(vocabulary, f'{side}_ids', ()) for side in ('first', 'last'))
+    ids = [*first, *ids, *(last or [vocabulary.eos_id])]
   elif isinstance(prompt, str):
     first, last = around(cfg, vocabulary)
     ids = [*first, *ids, *last]
@@ -111,7 +113,7 @@ def around(cfg, vocabulary):
 
 
 def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, devices=None, watch=None,
-          tell=None):
+          tell=None, source=None, target=None):
   """Yields lists of (fields, generated text) in the order of `prompts`, a batch as soon as it is done.
 
   Args:
@@ -123,6 +125,7 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
     watch:   called with every batch, see `recorder.Texts`.
     tell:    called with each part of a text as soon as it is there, '' for a token that brings none. Prompts
       are then answered one by one.
+    source, target: languages of a translation, see `languages.speak`.
   """
   if batch_size < 1:
     raise errors.UserError(f'--batch-size {batch_size}: at least 1')
@@ -134,8 +137,9 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
       raise errors.UserError(f'--batch-size {batch_size} is not divisible by the {shards} devices that share '
                              f'a batch; nearest: {-(-batch_size // shards) * shards}')
     record = records.read(path)
-    plan = states.blueprint(record.located(cfg), mesh)
     vocabulary = pipeline.vocabulary(cfg, found=record)
+    languages.speak(cfg, vocabulary, source, target)
+    plan = states.blueprint(record.located(cfg), mesh)
     check.vocabulary(cfg, plan, vocabulary)
     ends = generate.ends(cfg, vocabulary)
     told = Told(vocabulary, ends, tell) if tell else None

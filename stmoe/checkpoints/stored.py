@@ -63,6 +63,23 @@ class Reader:
       self._last = (leaf, self._read(store, ...))
     return self._last[1][index]
 
+  def piece(self, store, leaf, where):
+    """Returns the numpy array at `where`, ints and slices, of the store of array `leaf`."""
+    size = store.chunk_layout.read_chunk.shape
+    file = chunk(leaf, store.shape, size, where) if self._unpacked(store) else None
+    if file is None or not (self._state / file).is_file():           # of zeros alone there may be none
+      return self._read(store, where)
+    try:
+      numbers = np.fromfile(self._state / file, np.uint8).view(store.dtype.numpy_dtype)
+      return numbers.reshape([n for n, at in zip(size, where) if not isinstance(at, int)] + [
+          *size[len(where):]])
+    except (OSError, ValueError):
+      return self._read(store, where)    # which says what is wrong
+
+  def _unpacked(self, store):
+    """Whether a chunk of a store is a file of its numbers."""
+    return not self._database and self._driver == 'zarr' and store.codec.to_json().get('compressor') is None
+
   def _read(self, store, where):
     try:
       return read(store, where)
@@ -122,6 +139,25 @@ def spec(state, leaf, database, driver='zarr'):
 def read(store, where):
   """Returns the numpy array at the slices `where` of a store."""
   return np.asarray(store[where].read().result())
+
+
+def chunk(leaf, shape, size, where):
+  """Returns the name of the file in folder `state` that holds what is at `where` of an unpacked array.
+
+  None where that is no whole chunk.
+
+  Args:
+    leaf:        keys of the array; shape: its own; size: that of its chunks, as many numbers.
+    where:       ints and slices, or `...`.
+
+  >>> chunk(('params', 'w'), (4, 6), (1, 3), (2, slice(3, 6)))
+  'params.w/2.1'
+  """
+  spans = checksum.spans(where, shape)
+  if any(len(span) != n or span.start % n for span, n in zip(spans, size)):
+    return None
+  numbers = [span.start // n for span, n in zip(spans, size)]
+  return f'{_name(leaf)}/{".".join(map(str, numbers)) or "0"}'
 
 
 def steps(directory):

@@ -6,6 +6,7 @@ stmoe infer runs/try data.jsonl --output predictions.jsonl    lines {"inputs": .
 stmoe infer runs/try prompts.txt --config.decode.name=beam --config.decode.beams=4
 stmoe infer DOWNLOADED                                        a prompt a line; texts appear as they are made
 stmoe infer runs/imported chats.jsonl --chat                  lines {"messages": [{"role": "user", ...}]}
+stmoe infer DOWNLOADED --source-language eng_Latn --target-language fra_Latn      translations (NLLB)
 strategies: greedy, sample (temperature, top_k, top_p), beam (beams, length_penalty), contrast (alpha, beta,
 routing_ranks), rewire (steps, rate, interval, confident); --config.FIELD of the run, too.
 
@@ -40,6 +41,9 @@ def add_arguments(parser):
   parser.add_argument('--output', metavar='OUT', type=pathlib.Path, help='a file instead of standard output')
   parser.add_argument('--jsonl', action='store_true', help='lines are JSON objects; implied by FILE.jsonl')
   parser.add_argument('--chat', action='store_true', help='prompts are conversations; see above')
+  for side, does in (('source', 'that prompts are in'), ('target', 'to translate into')):
+    parser.add_argument(f'--{side}-language', metavar='TOKEN', help=f'the language {does}: a special token '
+                        'of the vocabulary; default: as the files of the model say')
   parser.add_argument('--length', type=ranges.Count,
                       help='most tokens of a text; default: data.targets_length, or 64')
   parser.add_argument('--record', metavar='FILE', type=pathlib.Path,
@@ -79,7 +83,7 @@ def run(args):
   watch = _recorder(cfg, path, args.record, say)
   tell = (lambda part: print(_on_a_line(part), end='', flush=True)) if stream else None
   made = infer.texts(cfg, path, prompts, decode, length, args.batch_size or 8, say, args.step, watch=watch,
-                     tell=tell)
+                     tell=tell, source=args.source_language, target=args.target_language)
   said, count = silence.telling(say), 0
   with _writer(args.output) as write:
     for batch in made:

@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from stmoe.derive import convert
+from stmoe.derive.conversion import importing
 from stmoe.derive import pieces
 from stmoe.interop import rules
 from stmoe.surgery import layout
@@ -38,11 +38,11 @@ def opened(folder: str | pathlib.Path, mesh: dict | None = None, overrides: Sequ
   Raises:
     UserError: as `convert.read` does; and for a mesh that does not divide an array.
   """
-  _, family, sections, tensors, _ = convert.opened(pathlib.Path(folder))
-  cfg = convert.configuration(sections, overrides)
+  _, family, sections, tensors, _ = importing.opened(pathlib.Path(folder))
+  cfg = importing.configuration(sections, overrides)
   with states.on_mesh(mesh or dict(data=1, expert=-1, model=1), devices) as on:
-    plan, placed = convert.planned(cfg, on, family, tensors, dtype)
-    convert.unplaced(cfg, family, placed, tensors)
+    plan, placed = importing.planned(cfg, on, family, tensors, dtype)
+    importing.unplaced(cfg, family, placed, tensors)
     begun = jax.jit(lambda: states.fresh(cfg, plan)['router_state'],
                     out_shardings=plan.shardings()['router_state'])()
     state = layout.together(dict(params={}, router_state=begun))

@@ -56,12 +56,12 @@ def key(folder: str | pathlib.Path) -> str:
   That is every file that a conversion reads, and the code that reads it. Tensors count as
   `tensors.fingerprint` says, all other files with their bytes.
   """
-  from stmoe.derive import convert
+  from stmoe.derive.conversion import importing
   from stmoe.interop import tensors
   folder, digest = pathlib.Path(folder), hashlib.sha256()
   own = pathlib.Path(__file__).parents[1]
   code = sorted([*(own / 'derive').rglob('*.py'), *(own / 'interop').rglob('*.py')])
-  beside = [tensors.inside(folder, name) for name in (*convert.BESIDE, tensors.INDEX)]
+  beside = [tensors.inside(folder, name) for name in (*importing.BESIDE, tensors.INDEX)]
   for file in [*code, *(file for file in beside if file.is_file())]:
     digest.update(f'{file.name} {hashlib.sha256(files.read_bytes(file)).hexdigest()}\n'.encode())
   for line in tensors.fingerprint(folder):

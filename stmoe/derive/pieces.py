@@ -74,7 +74,9 @@ def turned(x, place, dtype):
   """Returns `x` in `dtype`, between the form of the tensor and ours; either way."""
   if place.op != rules.LINEAR:
     return x.astype(dtype, copy=False)
-  columns = np.empty(x.shape[::-1], dtype)
+  if x.dtype == dtype:                                               # numpy moves whole words the fastest
+    x = x.view(f'u{x.dtype.itemsize}')
+  columns = np.empty(x.shape[::-1], x.dtype if x.dtype.kind == 'u' else dtype)
   for at in range(0, len(x), STRIP):
     columns[:, at:at + STRIP] = x[at:at + STRIP].T
-  return columns
+  return columns.view(dtype)

@@ -12,7 +12,7 @@ import ml_collections
 from stmoe import errors
 from stmoe import files as documents
 from stmoe.analysis import flops
-from stmoe.derive import convert
+from stmoe.derive.conversion import importing
 from stmoe.interop import rules
 from stmoe.interop import t5x
 from stmoe.interop import tensors as files
@@ -44,11 +44,11 @@ def opened(folder: str | pathlib.Path,
 
   Raises UserError as `convert.read` does, but for vocabularies.
   """
-  _, family, sections, tensors, _ = convert.opened(pathlib.Path(folder))
-  cfg = convert.configuration(sections, overrides)
+  _, family, sections, tensors, _ = importing.opened(pathlib.Path(folder))
+  cfg = importing.configuration(sections, overrides)
   with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
-    plan, placed = convert.planned(cfg, mesh, family, tensors)
-  convert.unplaced(cfg, family, placed, tensors)
+    plan, placed = importing.planned(cfg, mesh, family, tensors)
+  importing.unplaced(cfg, family, placed, tensors)
   return cfg, plan
 
 
@@ -68,7 +68,7 @@ def _stored(folder):
   number = len({getattr(tensor, 'file', folder) for tensor in tensors.values()})
   yield f'family      {name}'
   yield f'tensors     {len(tensors):,} in {number} file(s): {kinds}'
-  there = [name for name in convert.BESIDE if name != 'config.json' and (folder / name).is_file()]
+  there = [name for name in importing.BESIDE if name != 'config.json' and (folder / name).is_file()]
   yield f'beside      {", ".join(there) or "no vocabulary, no tokenizer: --config.data.vocab=FILE gives one"}'
 
 

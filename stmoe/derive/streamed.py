@@ -5,6 +5,7 @@ A streamed step has every array in its own folder of chunks (zarr). A chunk is a
 """
 
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +41,9 @@ class Writer:
   def __init__(self, directory, step, shapes, rest, data):
     self._folder = files.plain_path(directory) / str(step)
     self._arrays, self._sums, self._data = {}, {}, data
+    self._chunks = {}                    # the size of the chunks of unpacked arrays
     checkpoint.hush()
-    self._inventory = checksum.inventory(rest)
+    self._inventory = checksum.uncompiled(rest)
     # `array` makes these anew with their shapes, which orbax keeps in the arrays only.
     empty = jax.tree.map(lambda s: np.zeros((), s.dtype), shapes)
     # Arrays of numpy: orbax then keeps no record of their chunks, which `array` changes.
@@ -71,6 +73,8 @@ class Writer:
     spec = stored.spec(self._folder / 'state', leaf, database=False)
     spec |= dict(metadata=dict(compressor=packed, chunks=list(chunk)))
     self._sums[leaf] = []
+    if packed is None:
+      self._chunks[leaf] = chunk
     return ts.open(spec, create=True, delete_existing=True, dtype=like.dtype, shape=like.shape).result()
 
   def write(self, store, leaf, where, value):
@@ -78,9 +82,16 @@ class Writer:
 
     Several threads may write at once.
     """
-    written = store[where].write(value, can_reference_source_data_indefinitely=True)
-    self._sums[leaf].append(checksum.part(value, self._arrays[leaf].shape, where))
-    written.result()
+    shape = self._arrays[leaf].shape
+    file = stored.chunk(leaf, shape, self._chunks[leaf], where) if leaf in self._chunks else None
+    if file is None:
+      store[where].write(value, can_reference_source_data_indefinitely=True).result()
+    else:                                # the bytes as they are, which tensorstore would copy twice
+      with (self._folder / 'state' / file).open('wb') as chunk:
+        chunk.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        chunk.flush()
+        os.fsync(chunk.fileno())
+    self._sums[leaf].append(checksum.part(value, shape, where))
 
   def finish(self, meta):
     """Writes `meta` with the checksums of all arrays; the step is then like any other step."""

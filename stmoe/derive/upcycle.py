@@ -36,7 +36,7 @@ from stmoe.train import state as states
 # where decoding ends. What the first token follows may not differ: the dense run has learned to begin after
 # it.
 FREE = ('encoder', 'decoder', 'layers', 'scan_layers', 'remat', 'dtype', 'dropout_rate', 'init_scale',
-        'end_ids', 'start_prompts')
+        'end_ids', 'forced_id', 'start_prompts')
 IMPOSSIBLE = -1e8                  # logits below it stand for what a model rules out
 
 

@@ -202,18 +202,24 @@ def describe(c, architecture, model_type):
   m = c['model']
   if m['name'] != 'lm':
     raise errors.UserError(f'model.name={m["name"]!r}: {architecture} is a decoder; nearest: lm')
-  if m.get('rotary_scaling'):
-    raise errors.UserError('model.rotary_scaling: a configuration with scaled positions is only exported as '
-                           'it was imported')
-  base = float(m.get('rotary_base', 10000.0))
   head_dim, turned = _head(m)
+  rope_fields, lengths = _describe_rope(m)
   return dict(architectures=[architecture], model_type=model_type, vocab_size=m['vocab_size'],
               hidden_size=m['d_model'], num_attention_heads=m['num_heads'], head_dim=head_dim,
               num_key_value_heads=m.get('num_kv_heads') or m['num_heads'],
-              num_hidden_layers=len(rules.letters(m['layers'])), rope_theta=base,
-              rope_parameters=dict(rope_theta=base, rope_type='default', **turned), **turned,
+              num_hidden_layers=len(rules.letters(m['layers'])), **rope_fields, **turned,
               rms_norm_eps=m.get('norm_epsilon', 1e-6), tie_word_embeddings=m.get('tie_embeddings', True),
-              max_position_embeddings=max(2048, c.get('data', {}).get('length', 0)))
+              **dict(max_position_embeddings=max(2048, c.get('data', {}).get('length', 0))) | lengths)
+
+
+def _describe_rope(m):
+  """(the fields of rotary positions in both spellings, lengths that go with them) of section `model`."""
+  base, scaling = float(m.get('rotary_base', 10000.0)), m.get('rotary_scaling') or dict(name='default')
+  logits = (m.get('attention') or {}).get('logit_scale', 1.0)
+  stated, lengths = lookup.module('positions', scaling['name']).describe(scaling, logits)
+  stated, turned = dict(rope_type=scaling['name'], **stated), _head(m)[1]
+  before = dict(rope_scaling=stated) if m.get('rotary_scaling') else {}        # of transformers 4
+  return dict(rope_theta=base, rope_parameters=dict(rope_theta=base, **stated, **turned), **before), lengths
 
 
 def _head(m):

@@ -121,7 +121,7 @@ def describe_layers(c, router):
       n_routed_experts=r['num_experts'], num_experts_per_tok=r.get('k', 2), n_group=groups,
       topk_group=r.get('kept_groups') or groups, routed_scaling_factor=r.get('route_scale', 1.0),
       norm_topk_prob=r.get('normalize_gates', router == V3), moe_intermediate_size=sparse['experts']['d_ff'],
-      hidden_act=sparse['experts'].get('activation', 'gelu'),
+      hidden_act=fields.spelled(sparse['experts']),
       n_shared_experts=block.get('num_shared', 1) if block['layer'] == 'shared' else None,
       first_k_dense_replace=len(decoder.dense_layers(c)), moe_layer_freq=1,
       intermediate_size=(dense or sparse['experts'])['d_ff'])

@@ -74,4 +74,4 @@ def describe(c, architecture, model_type):
               relative_attention_num_buckets=m.get('num_buckets', 32),
               relative_attention_max_distance=m.get('max_distance', 128), tie_word_embeddings=tied,
               layer_norm_epsilon=m.get('norm_epsilon', 1e-6), is_encoder_decoder=True,
-              decoder_start_token_id=m.get('start_id', 0))
+              decoder_start_token_id=m.get('start_id', 0), forced_bos_token_id=m.get('forced_id'))

@@ -14,7 +14,7 @@ ACTIVATIONS = {'relu': 'relu', 'silu': 'silu', 'swish': 'silu', 'gelu_new': 'gel
 # Fields that say how to compute or to train a model, not what it is.
 FREE = {'dtype', 'param_dtype', 'remat', 'scan_layers', 'dropout_rate', 'init_scale', 'executor', 'jitter',
         'input_dropout', 'exploration', 'scope', 'device_budget', 'allow_causal', 'rate', 'centred',
-        'freeze_after', 'greedy', 'start_id', 'end_ids', 'start_prompts'}
+        'freeze_after', 'greedy', 'start_id', 'end_ids', 'forced_id', 'start_prompts'}
 LAYERS = ranges.Whole(1, 10_000)       # each is a letter of a pattern
 
 
@@ -58,10 +58,17 @@ def activation(hf, key, default=None):
   return ACTIVATIONS[name]
 
 
-def ids(hf, generation, model):
-  """Returns the fields start_id and end_ids of section `model`; left out where they are 0 and 1, as here.
+def spelled(section, default='gelu'):
+  """Returns the name there of the activation function of a `section` of ours; `default` where it has none."""
+  name = section.get('activation', default)
+  return 'gelu_pytorch_tanh' if name == 'gelu' else name
 
-  A decoder without a first token starts, as in its training, from the token that ends texts.
+
+def ids(hf, generation, model):
+  """Returns the fields start_id, end_ids and forced_id of section `model`.
+
+  The first two are left out where they are 0 and 1, as here, the third where nothing is forced. A decoder
+  without a first token starts, as in its training, from the token that ends texts.
 
   Args:
     hf, generation: config.json and generation_config.json, {} without the file; the second file counts more.
@@ -71,12 +78,14 @@ def ids(hf, generation, model):
   ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
   first = ('decoder_start_token_id', 'pad_token_id') if model['name'] == 't5' else ('bos_token_id',)
   start = next((fields[key] for key in first if fields.get(key) is not None), (*ends, 0)[0])
-  for value in (start, *ends):
+  forced = fields.get('forced_bos_token_id') if model['name'] == 't5' else None
+  for value in (start, *ends, *([] if forced is None else [forced])):
     if type(value) is not int or not 0 <= value < model['vocab_size']:
-      raise errors.UserError(f'config.json: {value!r:.60} among {", ".join(first)} and eos_token_id is no id '
-                             f'of vocab_size={model["vocab_size"]}')
+      raise errors.UserError(f'config.json: {value!r:.60} among {", ".join(first)}, eos_token_id and '
+                             f'forced_bos_token_id is no id of vocab_size={model["vocab_size"]}')
   end_fields = {} if ends in ([], [1]) else dict(end_ids=tuple(ends))
-  return end_fields | (dict(start_id=start) if start else {})
+  return (end_fields | (dict(start_id=start) if start else {})
+          | ({} if forced is None else dict(forced_id=forced)))
 
 
 def family(hf):

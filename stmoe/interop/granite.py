@@ -49,5 +49,5 @@ def describe(c, architecture, model_type):
           attention_multiplier=attention.get('scale') or model['head_dim'] ** -0.5,
           attention_bias=attention.get('use_bias', False), num_local_experts=sparse['router']['num_experts'],
           num_experts_per_tok=sparse['router'].get('k', 2), intermediate_size=experts['d_ff'],
-          hidden_act=experts.get('activation', 'gelu'),
+          hidden_act=fields.spelled(experts),
           router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])

@@ -18,6 +18,8 @@ from stmoe.parts import sinusoids
 from stmoe.parts import stack
 from stmoe.parts import visible
 
+IMPOSSIBLE = -1e9                        # the logit of a token that is not to be chosen
+
 
 class T5(nnx.Module):
   """Pre-norm encoder-decoder with relative position bias, or with sinusoidal positions.
@@ -46,6 +48,8 @@ class T5(nnx.Module):
     dtype:        of activations; parameters, norms, routers and logits are float32.
     scan_layers, remat: see `stack.Stack`.
     start_id:     what the first token follows; end_ids: what ends a text, None = the vocabulary's EOS.
+    forced_id:    the first token of a generated text, whatever the logits are: the language of a translation
+      (NLLB); None = what the logits say.
   """
 
   def __init__(self, *, vocab_size: ranges.Count, d_model: ranges.Count, encoder: ranges.Pattern,
@@ -58,10 +62,14 @@ class T5(nnx.Module):
                dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0,
                dtype: ranges.Dtype = 'float32', scan_layers: ranges.Flag = True,
                remat: ranges.Choice(*stack.REMAT) = 'none',
-               start_id: ranges.Natural = 0, end_ids: ranges.Ids | None = None, rngs):
+               start_id: ranges.Natural = 0, end_ids: ranges.Ids | None = None,
+               forced_id: ranges.Natural | None = None, rngs):
     if max_distance <= num_buckets // 2:
       raise UserError(f'model.max_distance={max_distance}: half of model.num_buckets={num_buckets} are exact '
                       f'distances, and it is beyond them; nearest: {num_buckets // 2 + 1}')
+    if forced_id is not None and forced_id >= vocab_size:
+      raise UserError(f'model.forced_id={forced_id} is no id of vocab_size={vocab_size}; nearest: '
+                      f'{vocab_size - 1}')
     if first_position is not None and (d_model % 2 or d_model < 4):
       raise UserError(f'model.d_model={d_model}: sinusoidal positions need an even number of at least 4; '
                       f'nearest: {max(d_model + 1, 4)}')
@@ -84,6 +92,7 @@ class T5(nnx.Module):
     self.first_position = first_position
     self.start_id = start_id
     self.end_ids = end_ids
+    self.forced_id = forced_id
     self.dtype = jnp.dtype(dtype)
 
   def __call__(self, batch: dict[str, jax.Array], key: jax.Array | None = None, train: bool = False,
@@ -134,6 +143,7 @@ class T5(nnx.Module):
     """Returns (logits f32[B,V] of each row's first token, Cache with room for `length` tokens).
 
     Keys and values of cross-attention are computed here, once. The first token is what follows `start_id`.
+    With a `forced_id` all other logits are so low that no strategy chooses them.
 
     Args:
       batch: dict of i32[B,K]: encoder_ input_tokens, segment_ids, positions; a row is one source.
@@ -145,7 +155,11 @@ class T5(nnx.Module):
     cache = cache.replace(memory=self.decoder.remember(memory), memory_segments=segments,
                           given=contract.of_rows(batch))
     start = jnp.full(len(segments), self.start_id, jnp.int32)
-    return self.step(start, jnp.ones(len(segments), bool), cache)
+    logits, cache = self.step(start, jnp.ones(len(segments), bool), cache)
+    if self.forced_id is None:
+      return logits, cache
+    forced = jnp.arange(self.vocab_size) == self.forced_id           # [V]
+    return jnp.where(forced, logits, IMPOSSIBLE), cache
 
   def step(self, ids: jax.Array, real: jax.Array, cache: caches.Cache) -> tuple[jax.Array, caches.Cache]:
     """Returns (logits f32[B,V] of the token after ids i32[B], cache); rows not real bool[B] rest."""

@@ -11,6 +11,7 @@ import pytest
 
 from stmoe.analysis import flops
 from stmoe.derive import convert
+from stmoe.derive.conversion import importing
 from stmoe.derive import start
 from stmoe.interop import tensors
 from stmoe.runs import directory as rundir
@@ -39,7 +40,7 @@ def test_all_files_of_an_import_come_back_as_they_were(tmp_path):
   shutil.copytree(DATA / 'checkpoints' / 'mixtral_window_pad', source)
   shutil.copyfile(PIECES, source / 'tokenizer.model')
   read = {'config.json', 'tokenizer.json', 'spiece.model', 'tokenizer.model'}
-  for name in {*convert.BESIDE} - read:
+  for name in {*importing.BESIDE} - read:
     (source / name).write_bytes(b'{"eos_token_id": [2, 7]}\r\n')
   (source / 'modeling_tiny.py').write_text('raise SystemExit')       # code does not come along
   convert.read(source, tmp_path / 'run', say=print)
@@ -47,7 +48,7 @@ def test_all_files_of_an_import_come_back_as_they_were(tmp_path):
   (tmp_path / 'run').rename(tmp_path / 'moved')
   convert.write(tmp_path / 'moved', tmp_path / 'out')
   there = {path.name for path in (tmp_path / 'out').iterdir()}
-  known = {*convert.BESIDE, 'model.safetensors'} - {'tokenizer.json', 'spiece.model'}
+  known = {*importing.BESIDE, 'model.safetensors'} - {'tokenizer.json', 'spiece.model'}
   assert there == known | {'README.md'}
   for name in known:
     assert (tmp_path / 'out' / name).read_bytes() == (tmp_path / 'gone' / name).read_bytes(), name

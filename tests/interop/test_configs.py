@@ -13,6 +13,7 @@ import pytest
 from stmoe import errors
 from stmoe import lookup
 from stmoe.derive import convert
+from stmoe.derive.conversion import exporting
 from stmoe.interop import decoder
 from stmoe.interop import fields
 from stmoe.interop import rules
@@ -76,6 +77,52 @@ def test_both_spellings_say_the_same():
   assert configure(MIXTRAL.name, rope_parameters=None)['model']['rotary_base'] == 1e6      # Mixtral's default
 
 
+LENGTH = dict(original_max_position_embeddings=256)
+SCALED = {
+    'linear': dict(factor=3.0),
+    'dynamic': dict(factor=3.0),
+    'llama3': LENGTH | dict(factor=4.0, low_freq_factor=1.5, high_freq_factor=5.0),
+    'longrope': LENGTH | dict(short_factor=[1.0, 1.1, 1.3, 1.6], long_factor=[1.0, 2.0, 3.0, 4.5],
+                              short_mscale=1.1, long_mscale=1.3),
+    'yarn': LENGTH | dict(factor=8.0, attention_factor=1.2, beta_fast=16, truncate=False),
+}
+
+
+@pytest.mark.parametrize('kind', SCALED)
+def test_scaled_positions_are_described(kind, tmp_path):
+  """Also where an imported config.json says other positions: nothing of them is left."""
+  scaled = dict(rope_parameters=dict(rope_type=kind, rope_theta=5e4, **SCALED[kind]), rope_theta=None)
+  sections = configure(MIXTRAL.name, **scaled)
+  family = fields.family(config(MIXTRAL.name))[1]
+  assert fields.differences(sections, family.configure(family.describe(sections), False)) == []
+  others = dict(rope_theta=1e3, rope_parameters=None, rope_scaling=dict(type='yarn', factor=2.0, **LENGTH))
+  (tmp_path / 'config.json').write_text(json.dumps(config(MIXTRAL.name, **others)))
+  described = exporting.described(tmp_path / 'config.json', family, sections, True)
+  assert fields.differences(sections, family.configure(described, False)) == []
+  assert described['rope_scaling'] == {key: value for key, value in described['rope_parameters'].items()
+                                       if key != 'rope_theta'}
+  plain = configure(MIXTRAL.name)
+  described = exporting.described(tmp_path / 'config.json', family, plain, True)
+  assert fields.differences(plain, family.configure(described, False)) == []
+
+
+def test_the_factor_of_deepseeks_logits_is_described():
+  scaled = dict(rope_type='yarn', rope_theta=1e4, factor=40.0, mscale=0.707, mscale_all_dim=0.707, **LENGTH)
+  family = fields.family(config('deepseek_v2'))[1]
+  sections = family.configure(config('deepseek_v2', rope_parameters=scaled), False)
+  described = family.describe(sections)
+  assert described['rope_parameters']['mscale_all_dim'] == 0.707
+  assert fields.differences(sections, family.configure(described, False)) == []
+
+
+def test_activation_functions_are_described_as_they_are_read():
+  for name, ours in (('gelu_pytorch_tanh', 'gelu'), ('swish', 'silu'), ('relu', 'relu')):
+    sections = configure(MIXTRAL.name, hidden_act=name)
+    assert sections['blocks']['m']['experts']['activation'] == ours
+    family = fields.family(config(MIXTRAL.name))[1]
+    assert fields.differences(sections, family.configure(family.describe(sections), False)) == []
+
+
 REFUSED = {
     'a field of another type': (dict(rope_parameters=YARN | dict(low_freq_factor=1.0)), 'low_freq_factor'),
     'a field without its type': (dict(rope_parameters=dict(factor=2.0)), 'factor=2.0'),
@@ -128,9 +175,8 @@ def test_an_epsilon_is_that_of_all_norms_and_comes_back(stored):
   # Those of compressed vectors have an epsilon of their own in DeepSeek, 1e-6.
   own = {'q_norm': 1e-6, 'kv_norm': 1e-6} if 'deepseek' in stored else {}
   assert found and all(epsilon == own.get(name, 0.37) for name, epsilon in found.items()), found
-  if not sections['model'].get('rotary_scaling'):
-    again = family.configure(family.describe(sections), False)
-    assert fields.differences(sections, again) == []
+  again = family.configure(family.describe(sections), False)
+  assert fields.differences(sections, again) == []
 
 
 def test_three_leading_dense_layers_are_numbered_through():

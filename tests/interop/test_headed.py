@@ -111,10 +111,6 @@ def test_a_description_is_the_same_model(name):
   family = fields.family(hf)[1]
   tied = hf['tie_word_embeddings']
   sections = family.configure(hf, tied)
-  if sections['model']['rotary_scaling'] is not None:
-    with pytest.raises(errors.UserError, match='rotary_scaling'):
-      family.describe(sections)
-    return
   described = hf | family.describe(sections)
   assert fields.differences(sections, family.configure(described, tied)) == []
   assert fields.differences(sections, family.configure(family.describe(sections), tied)) == []

@@ -9,6 +9,7 @@ import pytest
 
 from stmoe import errors
 from stmoe.derive import convert
+from stmoe.derive.conversion import importing
 from stmoe.interop import tensors as files
 from stmoe.interop.packings import fp8
 
@@ -61,7 +62,7 @@ def test_eight_bits_times_their_scales(tmp_path):
 
 def test_any_rows_are_the_same_rows(tmp_path):
   want = packed(tmp_path / 'in')
-  _, _, _, found, _ = convert.opened(tmp_path / 'in')
+  _, _, _, found, _ = importing.opened(tmp_path / 'in')
   for first, last in ((0, None), (3, 4), (5, 9), (7, 14), (13, 16)):
     np.testing.assert_array_equal(found[ONE].read(first, last), want[ONE][first:last])
 

@@ -99,6 +99,24 @@ def test_checkpoints_are_read_in_the_dtype_that_is_asked_for(run, tmp_path):
   np.testing.assert_array_equal(*(np.asarray(table, np.float32) for table in tables))
 
 
+def test_blocks_of_two_bytes_are_files_of_their_bytes(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(pieces, 'BLOCK', 3000)
+  convert.write(run, tmp_path / 'half', dtype='BF16')
+  convert.read(tmp_path / 'half', tmp_path / 'run')
+  convert.write(tmp_path / 'run', tmp_path / 'out')
+  half = files.tensors(tmp_path / 'half')
+  assert all(files.equal(t, half[name]) for name, t in files.tensors(tmp_path / 'out').items())
+  name = 'model.layers.1.block_sparse_moe.experts.2.w2.weight'
+  chunk, = (tmp_path / 'run').rglob('*.layer.experts.wo/1.2.0.0')    # layer, expert, rows, columns
+  columns = half[name].read()[:len(np.fromfile(chunk, np.uint16)) // half[name].shape[1]]
+  assert chunk.read_bytes() == np.ascontiguousarray(columns.T).tobytes()
+  whole = chunk.read_bytes()
+  for changed, said in ((whole[:-2], 'cannot be read'), (whole[::-1], 'not what was saved')):
+    chunk.write_bytes(changed)
+    with pytest.raises(errors.UserError, match=said):
+      convert.write(tmp_path / 'run', tmp_path / 'broken')
+
+
 def test_large_arrays_in_blocks_are_the_same_arrays(run, tmp_path, monkeypatch):
   monkeypatch.setattr(pieces, 'BLOCK', 3000)                         # a few rows of the smallest tensors
   convert.read(CASE, tmp_path / 'run')

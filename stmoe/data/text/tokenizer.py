@@ -157,6 +157,12 @@ class Tokens:
     """Returns the id of the special token `name`, such as 'bos_token', or None."""
     return self._tokenizer.token_to_id(self.named[name]) if name in self.named else None
 
+  @functools.cached_property
+  def special(self) -> dict[str, int]:
+    """Returns dict text -> id of the special tokens."""
+    added = self._tokenizer.get_added_tokens_decoder()
+    return {token.content: i for i, token in added.items() if token.special}
+
   def sentinel(self, i: typing.Any) -> typing.Any:
     """Returns the id of sentinel `i` (an int or an array)."""
     found = self._sentinel_ids[i]

@@ -13,7 +13,7 @@ import numpy as np
 from stmoe import errors
 from stmoe import files as documents
 from stmoe.derive import compress
-from stmoe.derive import convert
+from stmoe.derive.conversion import exporting
 from stmoe.derive.adapter import places
 from stmoe.derive.adapter import saved
 from stmoe.interop import peft
@@ -103,7 +103,7 @@ def read(folder: str | pathlib.Path, base: str | pathlib.Path, workdir: str | pa
 def _same_base(folder, header, own, base, config, step):
   """Raises UserError where the adapter in `folder` says that it is of another base than `base`."""
   wanted = header.get(saved.DIGEST)
-  there = saved.digest(own.base(convert.reader_of(base, step).inventory))
+  there = saved.digest(own.base(exporting.reader_of(base, step).inventory))
   if wanted not in (None, there):
     raise errors.UserError(f'{folder} is an adapter of another base: of digest {wanted[:12]}, and {base} has '
                            f'{there[:12]}; nearest: {config.get("base_model_name_or_path") or "unknown"}')

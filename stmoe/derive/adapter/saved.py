@@ -10,7 +10,7 @@ import numpy as np
 from stmoe import errors
 from stmoe import files as documents
 from stmoe.checkpoints import stored
-from stmoe.derive import convert
+from stmoe.derive.conversion import exporting
 from stmoe.derive.adapter import places
 from stmoe.interop import peft
 from stmoe.interop import tensors
@@ -34,7 +34,7 @@ def write(run: str | pathlib.Path, target: str | pathlib.Path, to: str | None = 
     UserError: the run has no adapter, or one without names in such files.
   """
   run = pathlib.Path(run)
-  cfg, reader = rundir.opened(run, step), convert.reader_of(run, step)
+  cfg, reader = rundir.opened(run, step), exporting.reader_of(run, step)
   found = places.Places(cfg, to or records.imported(run).get('family'))
   parts = found.parts()
   if not parts:

@@ -84,7 +84,7 @@ def describe(c):
   return decoder.describe(c, ARCHITECTURE, 'ernie4_5_moe') | dict(
       moe_num_experts=router['num_experts'], moe_k=router.get('k', 2),
       moe_norm_min=router.get('least_sum') or 0.0, moe_intermediate_size=experts['d_ff'],
-      moe_num_shared_experts=shared // experts['d_ff'], hidden_act=experts.get('activation', 'gelu'),
+      moe_num_shared_experts=shared // experts['d_ff'], hidden_act=fields.spelled(experts),
       intermediate_size=c['blocks'][dense[0]]['d_ff'] if dense else experts['d_ff'],
       moe_layer_start_index=places[0], moe_layer_end_index=places[-1],
       moe_layer_interval=min((b - a for a, b in zip(places, places[1:])), default=1),

@@ -77,7 +77,7 @@ def describe(c):
   router, experts, attention = sparse['router'], sparse['experts'], c['model'].get('attention') or {}
   return decoder.describe(c, ARCHITECTURE, 'gpt_oss') | decoder.describe_windows(c) | dict(
       num_local_experts=router['num_experts'], num_experts_per_tok=router.get('k', 2),
-      intermediate_size=experts['d_ff'], hidden_act=experts.get('activation', 'gelu'),
+      intermediate_size=experts['d_ff'], hidden_act=fields.spelled(experts),
       swiglu_alpha=experts.get('slope', 1.0), swiglu_limit=experts.get('limit') or DEFAULTS['swiglu_limit'],
       attention_bias=attention.get('use_bias', False),
       router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])

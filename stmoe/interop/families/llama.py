@@ -42,6 +42,6 @@ def dense(c, architecture, model_type):
                            f'{other or ", ".join(blocks)}; nearest: --to mixtral')
   block, = blocks.values()
   return decoder.describe(c, architecture, model_type) | dict(
-      intermediate_size=block['d_ff'], hidden_act=block.get('activation', 'relu'),
+      intermediate_size=block['d_ff'], hidden_act=fields.spelled(block, 'relu'),
       attention_bias=(c['model'].get('attention') or {}).get('use_bias', False),
       mlp_bias=block.get('use_bias', False))

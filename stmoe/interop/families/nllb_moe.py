@@ -122,8 +122,9 @@ def describe(c):
       is_encoder_decoder=True, tie_word_embeddings=m.get('tie_embeddings', False), router_bias=False,
       scale_embedding=m.get('embed_factor', 1.0) != 1.0, pad_token_id=m['first_position'] - 1,
       num_hidden_layers=made['encoder_layers'], decoder_start_token_id=m.get('start_id', 0),
+      forced_bos_token_id=m.get('forced_id'),
       num_experts=router['num_experts'], expert_capacity=slots, moe_eval_capacity_token_fraction=share or 0.0,
       normalize_router_prob_before_dropping=not router.get('normalize_after_drop', False),
-      activation_function=sparse['experts'].get('activation', 'relu'), second_expert_policy='all',
+      activation_function=fields.spelled(sparse['experts'], 'relu'), second_expert_policy='all',
       moe_token_dropout=sparse.get('output_masking', 0.0), router_dtype='float32',
       router_aux_loss_coef=loss('balance'), router_z_loss_coef=loss('z'))

@@ -40,6 +40,6 @@ def describe(c):
   return decoder.describe(c, ARCHITECTURE, 'olmoe') | dict(
       num_experts=router['num_experts'], num_experts_per_tok=router.get('k', 2),
       norm_topk_prob=decoder.normalized(router), intermediate_size=experts['d_ff'],
-      hidden_act=experts.get('activation', 'gelu'), clip_qkv=attention.get('clip'),
+      hidden_act=fields.spelled(experts), clip_qkv=attention.get('clip'),
       attention_bias=attention.get('use_bias', False),
       router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])

@@ -60,7 +60,7 @@ def describe(c):
       num_experts=router['num_experts'], num_experts_per_tok=router.get('k', 2),
       norm_topk_prob=decoder.normalized(router), moe_intermediate_size=sparse['experts']['d_ff'],
       shared_expert_intermediate_size=shared['d_ff'] * shared.get('num_shared', 1),
-      hidden_act=sparse['experts'].get('activation', 'gelu'), mlp_only_layers=decoder.dense_layers(c),
+      hidden_act=fields.spelled(sparse['experts']), mlp_only_layers=decoder.dense_layers(c),
       decoder_sparse_step=1, intermediate_size=(dense or sparse['experts'])['d_ff'],
       qkv_bias=(c['model'].get('attention') or {}).get('qkv_bias', False),
       use_sliding_window=windows['sliding_window'] is not None, max_window_layers=0,

@@ -69,7 +69,7 @@ def describe(c):
   layers = lambda stack: [c['blocks'][letter]['layer'] for letter in rules.letters(c['model'][stack])]
   loss = lambda name: c.get('losses', {}).get(name, (0.0,))[0]
   return common | dict(
-      d_ff=experts['d_ff'], dense_act_fn=experts.get('activation', 'relu'),
+      d_ff=experts['d_ff'], dense_act_fn=fields.spelled(experts, 'relu'),
       num_experts=router['num_experts'], expert_capacity=router.get('min_capacity', 4),
       num_sparse_encoder_layers=layers('encoder').count('moe'),
       num_sparse_decoder_layers=layers('decoder').count('moe'),

@@ -15,3 +15,8 @@ def configure(hf, given):
   length = fields.need(hf, 'max_position_embeddings')
   fields.only(given, original_max_position_embeddings=length)
   return dict(name='dynamic', factor=float(fields.need(given, 'factor', ranges.AtLeast1)), length=length), 1.0
+
+
+def describe(scaling, logits):
+  """Returns (fields of the type, fields of config.json) of a section `rotary_scaling`; see `configure`."""
+  return dict(factor=scaling['factor']), dict(max_position_embeddings=scaling['length'])

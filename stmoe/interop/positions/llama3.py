@@ -12,3 +12,10 @@ def configure(hf, given):
   return dict(name='llama3', factor=number('factor'), low=number('low_freq_factor'),
               high=number('high_freq_factor'),
               length=fields.need(given, 'original_max_position_embeddings')), 1.0
+
+
+def describe(scaling, logits):
+  """Returns (fields of the type, fields of config.json) of a section `rotary_scaling`."""
+  return dict(factor=scaling['factor'], low_freq_factor=scaling.get('low', 1.0),
+              high_freq_factor=scaling.get('high', 4.0), original_max_position_embeddings=scaling['length']
+              ), dict(max_position_embeddings=round(scaling['factor'] * scaling['length']))

@@ -42,3 +42,14 @@ def _length(hf, given, most):
 def _size(factor, length):
   """The factor of cosines and sines for contexts `factor` times the `length` of training."""
   return math.sqrt(1 + math.log(factor) / math.log(length)) if factor and factor > 1 and length > 1 else 1.0
+
+
+def describe(scaling, logits):
+  """Returns (fields of the type, fields of config.json) of a section `rotary_scaling`.
+
+  Only Phi-3.5-MoE has sizes of short and of long texts; attention_factor is for other models.
+  """
+  short, long = (scaling.get(f'{texts}_size', 1.0) for texts in ('short', 'long'))
+  length = dict(original_max_position_embeddings=scaling['length'])
+  return (dict(short_factor=list(scaling['short']), long_factor=list(scaling['long']), short_mscale=short,
+               long_mscale=long, **length, **(dict(attention_factor=short) if short == long else {})), length)
