@@ -118,7 +118,7 @@ def measure(cases, rounds, note=print):
 
 
 def programs(case, submit):
-  """Returns the list of Futures of a Case's programs, the floor's first; `submit(f, *args)` makes a Future."""
+  """Returns the list of Futures of a Case's programs, the floor's first; `submit(f, *args)` makes one."""
   inputs = jax.eval_shape(case.inputs)
   return [submit(v.make, inputs) for v in (case.floor, *case.variants)]
 
