@@ -111,26 +111,35 @@ def measure(cases, rounds, note=print):
   Left out is what does not compile or run, and tiles whose result is not that of the first tiles.
   """
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    compiling = [[pool.submit(v.make, jax.eval_shape(case.inputs)) for v in (case.floor, *case.variants)]
-                 for case in cases]
-    concurrent.futures.wait([program for programs in compiling for program in programs])
-    for case, (floor, *programs) in zip(cases, compiling):
-      inputs, first_result = case.inputs(), None
-      for variant, program in zip(case.variants, programs):
-        try:
-          program = program.result()
-          result = program(*inputs)
-          variant.wait(result)
-          first_result = result if first_result is None else first_result
-          if variant.tiles and _difference(first_result, result) > WRONG:
-            raise ValueError('its result is not that of the first tiles')
-          del result
-          row = _row(case, variant, inputs, program, floor.result(), rounds)
-        except Exception as error:  # noqa: BLE001 compilers and libraries have many kinds
-          note(f'{variant.op} {case.shape} {tuple(variant.tiles or ())}: left out, {str(error)[:300]!r}')
-          continue
-        yield row
-      del inputs, first_result
+    compiling = [programs(case, pool.submit) for case in cases]
+    concurrent.futures.wait([program for futures in compiling for program in futures])
+    for case, futures in zip(cases, compiling):
+      yield from timed(case, futures, rounds, note)
+
+
+def programs(case, submit):
+  """Returns the list of Futures of a Case's programs, the floor's first; `submit(f, *args)` makes one."""
+  inputs = jax.eval_shape(case.inputs)
+  return [submit(v.make, inputs) for v in (case.floor, *case.variants)]
+
+
+def timed(case, futures, rounds, note=print):
+  """Yields what `measure` does for a Case, whose `programs` are compiled."""
+  (floor, *compiled), inputs, first_result = futures, case.inputs(), None
+  for variant, program in zip(case.variants, compiled):
+    try:
+      program = program.result()
+      result = program(*inputs)
+      variant.wait(result)
+      first_result = result if first_result is None else first_result
+      if variant.tiles and _difference(first_result, result) > WRONG:
+        raise ValueError('its result is not that of the first tiles')
+      del result
+      row = _row(case, variant, inputs, program, floor.result(), rounds)
+    except Exception as error:  # noqa: BLE001 compilers and libraries have many kinds
+      note(f'{variant.op} {case.shape} {tuple(variant.tiles or ())}: left out, {str(error)[:300]!r}')
+      continue
+    yield row
 
 
 @jax.jit

@@ -9,6 +9,7 @@ import ast
 import functools
 import pathlib
 import sys
+import threading
 import typing
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ REQUIRED = object()                  # in place of a default
 COMPUTED = object()                  # a default that is no literal
 OPTIONAL = object()                  # no default: the field may be absent, and then nothing is meant
 UNWRITTEN = object()
+_PARSING = threading.Lock()           # Python's parser counts one depth for all threads together
 
 
 class Field(NamedTuple):
@@ -139,7 +141,8 @@ def tree(package, name):
 @functools.cache
 def _tree(path):
   try:
-    return ast.parse(path.read_text(encoding='utf-8'))
+    with _PARSING:
+      return ast.parse(path.read_text(encoding='utf-8'))
   except SyntaxError as error:
     raise errors.UserError(f'{path}, line {error.lineno}: {error.msg}') from None
 

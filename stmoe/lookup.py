@@ -47,6 +47,7 @@ PACKAGES = {
     'positions': 'stmoe.interop.positions',   # types of rotary positions in checkpoints made elsewhere
     'writer': 'stmoe.runs.writers',   # of metrics to a service: log.writers
     'peer': 'stmoe.bench.peers',   # other libraries to time
+    'piece': 'stmoe.bench.device.pieces',   # of the accelerator kit: what to measure
     'surgery': 'stmoe.surgery',      # on trained parameters
     'factorisation': 'stmoe.surgery',   # surgeries that make a dense model sparse
     'adaptation': 'stmoe.surgery',      # put adapters beside parameters, which stay as they are
@@ -60,7 +61,7 @@ PLURALS = {'model': 'models', 'router': 'routers', 'layer': 'layers', 'experts':
            'strategy': 'strategies', 'family': 'families', 'surgery': 'surgeries',
            'factorisation': 'factorisations', 'adaptation': 'adaptations', 'adapter': 'adapters',
            'mixer': 'mixers', 'network': 'networks', 'law': 'laws', 'launcher': 'launchers',
-           'writer': 'writers', 'peer': 'peers'}
+           'writer': 'writers', 'peer': 'peers', 'piece': 'pieces'}
 MANY = 40                                # names are too many for a message
 
 # What a section of a kind without a name means.

@@ -29,32 +29,38 @@ def measure(experts, batch_sizes, prompt, rounds, recompute=True, note=print):
     note:      called with a line of progress.
   """
   for rows in batch_sizes:
-    programs = {}
+    compiled = {}
     for number in experts:
       note(f'batch {rows}, {number} experts: compiling')
-      programs[number] = _programs(number, rows, prompt, recompute)
-    times = {number: {name: [] for name in compiled} for number, compiled in programs.items()}
-    for turn in range(rounds + 1):                                   # the first warms up
-      note(f'batch {rows}: round {turn} of {rounds}')
-      for number, compiled in programs.items():
-        for name, run in compiled.items():
-          times[number][name].append(_seconds(run))
-    step = lambda t: [(a - b) / (LONG - SHORT) for a, b in zip(t['long'][1:], t['short'][1:])]
-    fewest = step(times[min(experts)])
-    for number in experts:
-      t, seconds = times[number], step(times[number])
-      row = dict(rows=rows, num_experts=number, k=1, prompt=prompt, **_sizes(), rounds=rounds,
-                 step_ms=1e3 * statistics.median(seconds), tokens_per_s=rows / statistics.median(seconds),
-                 over_fewest=statistics.median(a / b for a, b in zip(seconds, fewest)))
-      if recompute:
-        whole = statistics.median(t['whole'][1:])
-        row |= dict(recompute_ms=1e3 * whole, recompute_tokens_per_s=rows / whole,
-                    speedup=whole / statistics.median(seconds))
-      yield row
+      compiled[number] = programs(number, rows, prompt, recompute)
+    yield from timed(compiled, rows, prompt, rounds, note=note)
 
 
-def _sizes():
-  return dict(d_model=MODEL['d_model'], d_ff=4 * MODEL['d_model'])
+def timed(compiled, rows, prompt, rounds, model=None, note=lambda text: None):
+  """Yields what `measure` does for a batch size; `compiled` is a dict number of experts -> its `programs`."""
+  times = {number: {name: [] for name in runs} for number, runs in compiled.items()}
+  for turn in range(rounds + 1):                                     # the first warms up
+    note(f'batch {rows}: round {turn} of {rounds}')
+    for number, runs in compiled.items():
+      for name, run in runs.items():
+        times[number][name].append(_seconds(run))
+  step = lambda t: [(a - b) / (LONG - SHORT) for a, b in zip(t['long'][1:], t['short'][1:])]
+  fewest = step(times[min(compiled)])
+  for number, t in times.items():
+    seconds = step(t)
+    row = dict(rows=rows, num_experts=number, k=1, prompt=prompt, **_sizes(model), rounds=rounds,
+               step_ms=1e3 * statistics.median(seconds), tokens_per_s=rows / statistics.median(seconds),
+               over_fewest=statistics.median(a / b for a, b in zip(seconds, fewest)))
+    if 'whole' in t:
+      whole = statistics.median(t['whole'][1:])
+      row |= dict(recompute_ms=1e3 * whole, recompute_tokens_per_s=rows / whole,
+                  speedup=whole / statistics.median(seconds))
+    yield row
+
+
+def _sizes(model=None):
+  width = (MODEL | (model or {}))['d_model']
+  return dict(d_model=width, d_ff=4 * width)
 
 
 def _seconds(run):
@@ -63,16 +69,19 @@ def _seconds(run):
   return time.perf_counter() - began
 
 
-def _build(num_experts):
-  d_ff = _sizes()['d_ff']
+def _build(num_experts, model):
+  d_ff = _sizes(model)['d_ff']
   blocks = dict(d=dict(layer='dense', d_ff=d_ff), m=dict(
       layer='moe', router=dict(name='switch', num_experts=num_experts), experts=dict(name='mlp', d_ff=d_ff)))
-  return lookup.recipe('model', MODEL)(blocks=blocks, rngs=nnx.Rngs(0))
+  return lookup.recipe('model', MODEL | (model or {}))(blocks=blocks, rngs=nnx.Rngs(0))
 
 
-def _programs(num_experts, rows, prompt, recompute):
-  """dict name -> function without arguments: 'short' and 'long' generation, 'whole' forward pass."""
-  model = jax.jit(lambda: _build(num_experts))()
+def programs(num_experts, rows, prompt, recompute, model=None):
+  """Returns dict name -> function without arguments: 'short' and 'long' generation, 'whole' forward pass.
+
+  `model` are fields that differ from MODEL's; the other arguments are as for `measure`.
+  """
+  model = jax.jit(lambda: _build(num_experts, model))()
   ids = lambda n: jax.random.randint(jax.random.key(1), (rows, n), 1, MODEL['vocab_size'])
   text = lambda n: dict(decoder_input_tokens=ids(n), decoder_segment_ids=jnp.ones((rows, n), jnp.int32),
                         decoder_positions=jnp.tile(jnp.arange(n), (rows, 1)))
@@ -91,12 +100,12 @@ def _programs(num_experts, rows, prompt, recompute):
   compiled = {name: jax.jit(generate, static_argnums=2).lower(model, text(prompt), steps).compile()
           for name, steps in (('short', SHORT), ('long', LONG))}
   generated = text(prompt)
-  programs = {name: (lambda run=run: run(model, generated)) for name, run in compiled.items()}
+  runs = {name: (lambda run=run: run(model, generated)) for name, run in compiled.items()}
   if recompute:
     forward, whole = jax.jit(lambda model, batch: model(batch, alone=True)[0]), text(prompt + LONG)
     forward = forward.lower(model, whole).compile()
-    programs['whole'] = lambda: forward(model, whole)
-  return programs
+    runs['whole'] = lambda: forward(model, whole)
+  return runs
 
 
 HEADING = (f'{"batch":>6}{"experts":>9}{"ms/step":>10}{"tokens/s":>10}{"over fewest":>13}{"recompute/s":>13}'

@@ -71,15 +71,26 @@ def measure(shape, executors, routings, rounds, peers=(), note=print):
     note:      called with a line of progress.
   """
   note(f'{shape.name}: compiling')
-  variants = []
-  floor = _dense(shape)
+  f, make = dense(shape)
+  floor, variants = compiled(f, make(), {}), []
+  x, bank = arrays(shape)
   for routing in routings:
-    for executor in executors:
-      for factor in ((CAPACITY,) if executor in BUFFERED else (CAPACITY, None)):
-        variants.append(_sparse(shape, executor, routing, factor, floor))
-    problem = _problem(shape, routing) if peers else None
-    for peer in peers:
-      variants.append(_peer(shape, peer, routing, problem, floor))
+    for executor, factor in kinds(executors):
+      f, router, parameters = sparse(shape, executor, routing, factor)
+      facts = facts_of(executor, routing, factor, router, x, parameters)
+      variants.append(compiled(f, (x, parameters, bank), facts, floor))
+    variants += [of_peer(shape, peer, routing, x, bank, floor) for peer in peers]
+  yield from timed(shape, variants, rounds, note)
+
+
+def kinds(executors):
+  """Returns the list of (executor, slots per routed row or None) that are timed."""
+  return [(executor, factor) for executor in executors
+          for factor in ((CAPACITY,) if executor in BUFFERED else (CAPACITY, None))]
+
+
+def timed(shape, variants, rounds, note=print):
+  """Yields a dict per Variant, after all have run in turn with their floors; see `measure`."""
   floors = list({id(v.floor): v.floor for v in variants}.values())
   machine, matmul = probe(shape.dtype), []
   began = time.perf_counter()
@@ -126,12 +137,21 @@ def _seconds(run):
 
 def compiled(f, inputs, facts, floor=None):
   """Returns a Variant of f(x, *parameters): its value, and its value and all gradients."""
+  began = time.perf_counter()
+  programs = {name: jax.jit(g).lower(*inputs).compile() for name, g in directions(f).items()}
+  return ready(programs, inputs, dict(facts, compile_s=time.perf_counter() - began), floor)
+
+
+def directions(f):
+  """Returns dict(forward, train) of functions: f(x, *parameters), and its value with all gradients."""
   def train(x, *parameters):
     y, pull = jax.vjp(f, x, *parameters)
     return y, pull(jnp.cos(y))             # any cotangent that depends on y
-  began = time.perf_counter()
-  programs = {name: jax.jit(g).lower(*inputs).compile() for name, g in (('forward', f), ('train', train))}
-  facts = dict(facts, compile_s=time.perf_counter() - began)
+  return dict(forward=f, train=train)
+
+
+def ready(programs, inputs, facts, floor=None):
+  """Returns the Variant of compiled `programs`, dict(forward, train), on `inputs`."""
   run = {name: lambda program=program: jax.block_until_ready(program(*inputs))
          for name, program in programs.items()}
   return Variant(run, facts, programs, floor)
@@ -141,15 +161,24 @@ def _normal(seed, dtype, *shape):
   return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
-def _dense(shape):
-  """The floor: a single expert of hidden width k*F for all tokens."""
+def dense(shape):
+  """Returns (f, make) of the floor, a single expert of hidden width k*F for all tokens: f(*make())."""
   hidden, dtype = shape.k * shape.d_ff, shape.dtype
-  into = lambda seed: _normal(seed, dtype, shape.d_model, hidden) * shape.d_model ** -0.5
-  wi, wo = into(1), _normal(2, dtype, hidden, shape.d_model) * hidden ** -0.5
-  x = _normal(0, dtype, shape.tokens, shape.d_model)
+
+  def make():
+    """x [T,D] and the matrices."""
+    into = lambda seed: _normal(seed, dtype, shape.d_model, hidden) * shape.d_model ** -0.5
+    wi, wo = into(1), _normal(2, dtype, hidden, shape.d_model) * hidden ** -0.5
+    x = _normal(0, dtype, shape.tokens, shape.d_model)
+    return (x, wi, into(3), wo) if shape.gated else (x, wi, wo)
   if shape.gated:
-    return compiled(lambda x, wi, wg, wo: (jax.nn.silu(x @ wi) * (x @ wg)) @ wo, (x, wi, into(3), wo), {})
-  return compiled(lambda x, wi, wo: jax.nn.relu(x @ wi) @ wo, (x, wi, wo), {})
+    return lambda x, wi, wg, wo: (jax.nn.silu(x @ wi) * (x @ wg)) @ wo, make
+  return lambda x, wi, wo: jax.nn.relu(x @ wi) @ wo, make
+
+
+def arrays(shape):
+  """Returns (x [1,T,D], the bank of experts) that all sparse layers of a Shape share."""
+  return _normal(0, shape.dtype, 1, shape.tokens, shape.d_model), _bank(shape)
 
 
 def _bank(shape):
@@ -161,16 +190,21 @@ def _bank(shape):
   return jax.jit(build)()
 
 
-def _sparse(shape, executor, routing, factor, floor):
-  """A Variant of a single group of all tokens; `factor` is slots per routed row, or None."""
-  x, bank = _normal(0, shape.dtype, 1, shape.tokens, shape.d_model), _bank(shape)
+def sparse(shape, executor, routing, factor):
+  """Returns (f, router, parameters) of a layer of a single group of all tokens: f(x, parameters, bank).
+
+  router: function of x and parameters to an Assignment. factor: slots per routed row, or None.
+  """
   router, parameters = _routed(shape, routing, factor)
   execute = lookup.executor(executor)
+  return lambda x, parameters, bank: execute(x, router(x, parameters), bank), router, parameters
+
+
+def facts_of(executor, routing, factor, router, x, parameters):
+  """Returns the facts of a sparse layer's row; the router is run for its drops."""
   a = jax.jit(router)(x, parameters)
-  facts = dict(executor=executor, routing=routing, capacity_factor=factor,
-               drop_rate=float(1 - assignment.live(a).mean()))
-  return compiled(lambda x, parameters, bank: execute(x, router(x, parameters), bank), (x, parameters, bank),
-                  facts, floor)
+  return dict(executor=executor, routing=routing, capacity_factor=factor,
+              drop_rate=float(1 - assignment.live(a).mean()))
 
 
 def missing(peer):
@@ -178,9 +212,8 @@ def missing(peer):
   return lookup.module('peer', peer).missing()
 
 
-def _problem(shape, routing):
-  """The Problem that `_sparse` solves when nothing is dropped."""
-  x, bank = _normal(0, shape.dtype, 1, shape.tokens, shape.d_model), _bank(shape)
+def _problem(shape, routing, x, bank):
+  """The Problem that `sparse` solves when nothing is dropped."""
   router, parameters = _routed(shape, routing, None)
   a = jax.jit(router)(x, parameters)
   by_token = lambda v: v[0].reshape(shape.k, shape.tokens).T         # [T, k]
@@ -188,9 +221,9 @@ def _problem(shape, routing):
   return Problem(x[0], by_token(a.expert), by_token(a.weight), bank.wi[...], wg, bank.wo[...])
 
 
-def _peer(shape, peer, routing, problem, floor):
-  """A Variant of another library, dropless."""
-  v = lookup.module('peer', peer).variant(problem, floor)
+def of_peer(shape, peer, routing, x, bank, floor):
+  """Returns a Variant of another library, dropless; x and bank are of `arrays`."""
+  v = lookup.module('peer', peer).variant(_problem(shape, routing, x, bank), floor)
   v.facts = dict(executor=peer, routing=routing, capacity_factor=None, drop_rate=0.0) | v.facts
   return v
 

@@ -3,7 +3,6 @@
 import importlib.util
 
 import jax
-import numpy as np
 
 from stmoe.bench import layers as bench
 
@@ -20,14 +19,12 @@ def missing(*packages):
 
 
 def tensor(a):
-  """Returns a leaf tensor of a JAX array, on the GPU where PyTorch has one; None of None."""
+  """Returns a leaf tensor that shares the memory of a JAX array, on its device; None of None."""
   import torch
   if a is None:
     return None
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  kind = getattr(torch, str(a.dtype))
-  on_device = torch.from_numpy(np.array(a, np.float32 if kind.is_floating_point else None)).to(device, kind)
-  return on_device.requires_grad_(kind.is_floating_point)
+  shared = torch.from_dlpack(a)
+  return shared.requires_grad_(shared.dtype.is_floating_point)
 
 
 def variant(layer, arguments, floor=None):

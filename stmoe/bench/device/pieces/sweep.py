@@ -1,0 +1,50 @@
+"""One sweep of experiments/ at its `large` size: runs of a minute or two on such a GPU, in bfloat16.
+
+The three seeds of a model share the GPU. A run that was stopped goes on in the next call, where its
+directory in runs/ is still there.
+"""
+
+import fnmatch
+import functools
+import pathlib
+
+from stmoe.bench.device import job
+from stmoe.bench.device import markdown
+from stmoe.runs import read as runs
+
+WORTH = 7
+SWEEP, MODELS = 'fine_grained', ('dense', 'top2', 'shared_4', 'shared_8', 'shared_2')
+SEEDS = 3
+WORKDIR = pathlib.Path('runs') / 'device'
+COLUMNS = ('model', 'run', 'evaluation loss', 'target tokens', 'seconds')
+
+
+def jobs(dry):
+  """Returns a Command for each model; a dry run trains nothing, and lists one."""
+  size = 'smoke' if dry else 'large'
+  more = ['--list'] if dry else ['--launcher', f'local:jobs={SEEDS}']
+
+  def command(model):
+    folder = WORKDIR / f'{SWEEP}_{size}'
+    words = ('-m', 'stmoe.cli.main', 'sweep', f'{SWEEP}:{size}', '--only', model, '--workdir', str(folder))
+    return job.Command(f'sweep {model}', 150, (*words, *more), functools.partial(read, folder, model),
+                       dict(XLA_PYTHON_CLIENT_MEM_FRACTION=str(0.8 / SEEDS)))
+  return [command(model) for model in (MODELS[:1] if dry else MODELS)]
+
+
+def read(folder, model, code, text):
+  """Returns a row for each run of `model` in `folder` that is done; raises ValueError if the sweep failed."""
+  if code:
+    lines = [line for line in text.splitlines() if line.strip()]
+    raise ValueError(f'the sweep ended with {code}: {"".join(lines[-1:])}')
+  paths = [path for path in sorted(folder.glob('*')) if fnmatch.fnmatch(path.name, f'{model}-*')]
+  return [dict(run=path.name, loss=run.last('eval/loss'), tokens=run.last('tokens'), seconds=run.last('time'))
+          for path in paths for run in [runs.read(path)] if run.done is not None]
+
+
+def table(records):
+  """Returns a table with a row per run."""
+  number = lambda value, form: '' if value is None else format(value, form)
+  return markdown.of(COLUMNS, [
+      (name.partition(' ')[2], row['run'], number(row['loss'], '.4f'), number(row['tokens'], ',.0f'),
+       number(row['seconds'], '.0f')) for name, record in records.items() for row in record['rows']])
