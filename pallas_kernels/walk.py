@@ -81,6 +81,7 @@ def choose(cut, i, f):
   return jax.lax.switch(which, branches) if len(branches) > 1 else branches[0]()
 
 
+@jax.named_scope('pad')
 def whole(cut, y):
   """Returns rows y [size,...] with zeros after them, up to the largest size."""
   return jnp.pad(y, ((0, cut.sizes[-1] - y.shape[0]), *((0, 0),) * (y.ndim - 1)))
@@ -91,11 +92,13 @@ def room(cut, x):
   return jnp.pad(x, ((0, cut.sizes[-1]), *((0, 0),) * (x.ndim - 1)))
 
 
+@jax.named_scope('place')
 def take(x, row, size):
   """Returns rows [size,...] of x [M,...] from `row` on."""
   return jax.lax.dynamic_slice_in_dim(x, row, size, 0)
 
 
+@jax.named_scope('place')
 def put(x, block, row):
   """Returns x [M,...] with `block` [size,...] from `row` on."""
   return jax.lax.dynamic_update_slice_in_dim(x, block.astype(x.dtype), row, 0)
