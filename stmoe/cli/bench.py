@@ -8,6 +8,7 @@ stmoe bench --decode --batch-sizes 1,8          generation instead: a cached ste
                                                 8 experts against 64
 stmoe bench --step lm/stdlib_small              a training step instead: what of it is matrix products,
                                                 and what the training loop costs beside it
+stmoe bench --step lm/stdlib_small --by-scope   where its time goes, part by part, beside its dense twin
 """
 
 import json
@@ -29,6 +30,9 @@ def add_arguments(parser):
   parser.add_argument('--rounds', type=ranges.Count, default=9,
                       help='how often everything is timed (default: 9)')
   parser.add_argument('--step', metavar='NAME', help='an experiment whose training step to time instead')
+  parser.add_argument('--by-scope', action='store_true', help='of --step: its time by parts of the model')
+  parser.add_argument('--twin', metavar='NAME', help='of --by-scope: the experiment beside it (default: the '
+                      'same with method=dense, where there is one)')
   parser.add_argument('--decode', action='store_true', help='time generation instead')
   parser.add_argument('--batch-sizes', default='1,8', help='of --decode (default: 1,8)')
   parser.add_argument('--experts', default='8,64', help='of --decode (default: 8,64)')
@@ -39,6 +43,8 @@ def add_arguments(parser):
 
 
 def run(args):
+  if args.by_scope:
+    return time_scopes(args)
   if args.step:
     return time_step(args)
   return time_decoding(args) if args.decode else time_executors(args)
@@ -46,13 +52,11 @@ def run(args):
 
 def time_decoding(args):
   """Prints a row per batch size and number of experts; see `stmoe.bench.decoding`."""
-  from stmoe import errors
   numbers = {}
   for field in ('batch-sizes', 'experts'):
     words = getattr(args, field.replace('-', '_')).split(',')
     numbers[field] = [ranges.Count.typed(f'--{field}', word) for word in words]
-  if args.json and not args.json.parent.is_dir():
-    raise errors.UserError(f'json: no directory {args.json.parent}')
+  _writable(args)
 
   import jax
   from stmoe.bench import decoding as bench
@@ -85,9 +89,47 @@ def time_step(args):
     args.json.write_text(json.dumps(row, indent=1) + '\n')
 
 
+def time_scopes(args):
+  """Prints where the time of a training step goes; see `stmoe.bench.by_scope`."""
+  from stmoe import errors
+  if not args.step:
+    raise errors.UserError('by-scope: of which step? nearest: --step lm/stdlib_small --by-scope')
+  _writable(args)
+  import jax
+  from stmoe.analysis import canvas
+  from stmoe.bench import by_scope
+  from stmoe.bench import scope_figure
+  from stmoe.runs import directory as rundir
+  from stmoe.train import loop
+
+  os.environ['STMOE_PROGRESS'] = 'off'
+  cfg, name = rundir.named(args.step, args.overrides)
+  beside = args.twin or (None if rundir.is_run(args.step) else by_scope.twin(args.step))
+  dense = beside and rundir.named(beside)[0]
+  loop.keep_compilations()
+  rows = by_scope.measure(cfg, dense, args.rounds)
+  print('\n'.join([f'{name}, dense: {beside}' if beside else name, *by_scope.table(rows)]))
+  if args.json:
+    facts = dict(name=name, twin=beside, device=jax.devices()[0].device_kind, jax=jax.__version__)
+    args.json.write_text(json.dumps(facts | rows, indent=1) + '\n')
+  if args.plot:
+    args.plot.write_bytes(canvas.encode(scope_figure.draw(rows, name), args.plot.suffix[1:]))
+
+
+def _writable(args):
+  """Raises UserError unless the files of `args` have folders, and the picture an end that says its form."""
+  from stmoe import errors
+  for field in ('json', 'plot'):
+    out = getattr(args, field)
+    if out and not out.parent.is_dir():
+      raise errors.UserError(f'{field}: no directory {out.parent}')
+  if args.plot and args.plot.suffix not in ('.png', '.svg'):
+    raise errors.UserError(f'plot: {args.plot.name} ends in neither .png nor .svg; nearest: '
+                           f'{args.plot.stem}.png')
+
+
 def time_executors(args):
   """Prints a row per shape, executor and routing; see `stmoe.bench.layers`."""
-  from stmoe import errors
   from stmoe import lookup
   from stmoe.bench import layers as bench
   from stmoe.bench import shapes as known
@@ -96,13 +138,7 @@ def time_executors(args):
   executors = bench.names(args.executors, lookup.available('executor'), 'executors')
   peers = bench.names(args.peers, lookup.available('peer'), 'peers') if args.peers else []
   routings = bench.names(args.routing, list(bench.ROUTINGS), 'routing')
-  for field in ('json', 'plot'):
-    out = getattr(args, field)
-    if out and not out.parent.is_dir():
-      raise errors.UserError(f'{field}: no directory {out.parent}')
-  if args.plot and args.plot.suffix not in ('.png', '.svg'):
-    raise errors.UserError(f'plot: {args.plot.name} ends in neither .png nor .svg; nearest: '
-                           f'{args.plot.stem}.png')
+  _writable(args)
 
   import jax
   device = jax.devices()[0].device_kind
