@@ -36,15 +36,16 @@ def sizes(rows, experts):
   """Returns the tuple of sizes for M = `rows` rows of `experts` experts, rising.
 
   The largest size holds half as many again as an equal share. Most experts that tokens are balanced over have
-  more than half of that size: there sizes are a thirty-second of it apart. Below they are far apart, because
-  every size is compiled.
+  more than half of that size: there sizes are a thirty-second of it apart. Below sizes are an eighth apart,
+  because every size is compiled.
 
   >>> sizes(2048, 8)
-  (96, 192, 208, 224, 240, 256, 272, 288, 304, 320, 336, 352, 368, 384)
+  (48, 96, 144, 192, 208, 224, 240, 256, 272, 288, 304, 320, 336, 352, 368, 384)
   """
   least, most = LARGEST
   top = min(max(_up(3 * rows // (2 * experts), 64), least), most)
-  return (top // 4, top // 2, *reversed(range(top, top // 2, -_up(top // 32, 16))))
+  few = range(top // 8, top // 2 + 1, top // 8)
+  return (*few, *reversed(range(top, top // 2, -_up(top // 32, 16))))
 
 
 def _up(number, unit):
