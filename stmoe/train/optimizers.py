@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pallas_kernels import target
 from stmoe import axes
 from stmoe import ranges
 from stmoe.train import adafactor as factored
@@ -72,15 +71,16 @@ def _by_moments(b1, b2, eps):
 def _decoupled(transform, state_type, direction, masks, weight_decay, names):
   """An Optimizer of an optax transform with decoupled weight decay; its state is a plain dict.
 
-  `direction(grads, state)` is the step of the transform, computed from the state after it. So nothing but
-  the new state needs the old one, and can be written over it.
+  `direction(grads, state)` is the step of the transform, computed from the state that is kept. So nothing
+  but the new state reads the old one, and can be written over it. With the transform's own step XLA:CPU
+  computes the state twice, and copies the old one before.
   """
   def init(params):
     return dict(transform.init(params)._asdict())
 
   def update(grads, state, params, rate, moves=True):
     _, new = transform.update(grads, state_type(**state))
-    state = written(held(moves, dict(new._asdict()), state))
+    state = held(moves, dict(new._asdict()), state)
     decay = lambda p, u, masked: p - rate * (u + weight_decay * p if masked else u)
     return held(moves, jax.tree.map(decay, params, direction(grads, state), masks), params), state
 
@@ -90,16 +90,6 @@ def _decoupled(transform, state_type, direction, masks, weight_decay, names):
 def held(moves, new, old):
   """Returns `new` where `moves` bool[], else `old`: trees of the same arrays."""
   return jax.tree.map(lambda a, b: jnp.where(moves, a, b), new, old)
-
-
-def written(state):
-  """Returns `state`, which on CPUs is in memory before anything reads it.
-
-  Why: XLA:CPU has no fusion with several results. Its fusion for the parameters would compute the state again
-  from the old state, of which it then keeps a copy. Other platforms update parameters and state in one pass.
-  """
-  as_is = lambda state: state
-  return target.choose(None, cpu=jax.lax.optimization_barrier, tpu=as_is, gpu=as_is)(state)
 
 
 AVERAGES = 'averages'                    # of the state of an optimizer: the parameters that evaluation reads
