@@ -1,8 +1,8 @@
 """Where the time of a training step goes: parts that add up to the step, its dense twin, and a floor.
 
-The floor is what the step would cost if nothing but arithmetic cost anything. It has three terms. All that the
-dense twin does apart from its feed-forward layers. The feed-forward layers and the products of experts of this
-step, in the pieces in which they were made. One pass over the state of parameters that the twin does not have.
+The floor is what the step would cost if nothing but arithmetic cost anything. It has the parts of the dense
+twin apart from feed-forward layers. It has this step's own feed-forward layers, and its products in the
+pieces in which they were made. And it has one pass over the state that the twin does not have.
 """
 
 import math
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from stmoe import experiment
 from stmoe.aot import hlo
+from stmoe.aot import program
 from stmoe.bench import scopes
 from stmoe.bench import timeline
 from stmoe.data import batches as pipeline
@@ -38,19 +39,39 @@ def twin(name: str) -> str | None:
   return f'{where}:{",".join([*kept, "method=dense"])}'
 
 
+def methods(name: str) -> list[str]:
+  """Returns the names of the experiment `name` with each of the methods that `stmoe compare` compares.
+
+  Of a name that says its method, or of an experiment without methods, that is the name alone.
+
+  >>> methods('lm/zoo:smoke')[:2], methods('switch/base_c4')
+  (['lm/zoo:smoke,method=dense', 'lm/zoo:smoke,method=adamoe'], ['switch/base_c4'])
+  """
+  where, arg = experiment.split(name)
+  found = getattr(experiment.find_module(where)[1], 'METHODS', ())
+  words = [word for word in arg.split(',') if word]
+  if not found or any(word.startswith('method=') for word in words):
+    return [name]
+  return [f'{where}:{",".join([*words, method])}' for method in found]
+
+
 def measure(cfg, dense=None, rounds=5) -> dict:
-  """Returns dict(step, dense, floor): each a dict part -> ms; without a dense configuration `step` alone.
+  """Returns dict(parts, memory); parts is dict(step, dense, floor) of dicts part -> ms.
 
   A part is a key of `scopes.SCOPES`, or `scopes.HOST`. The steps run in turn, and of each the fastest
-  of `rounds` counts, so that its parts add up to a step that was.
+  of `rounds` counts, so that its parts add up to a step that was. memory is dict(step, dense, idle) of bytes:
+  peaks of the steps, and the state that the dense twin does not have. Without a dense configuration `step`
+  is alone in both.
   """
   programs = dict(step=_Program(cfg)) | ({} if dense is None else dict(dense=_Program(dense)))
-  runs = [{name: program.step() for name, program in programs.items()} for _ in range(rounds + 1)][1:]
-  best = {name: min((run[name] for run in runs), key=lambda parts: sum(parts.values())) for name in programs}
+  runs = [{name: each.step() for name, each in programs.items()} for _ in range(rounds + 1)][1:]
+  parts = {name: min((run[name] for run in runs), key=lambda row: sum(row.values())) for name in programs}
+  memory = {name: each.peak for name, each in programs.items()}
   if dense is not None:
     weights, slots = (a - b for a, b in zip(programs['step'].size, programs['dense'].size))
-    best['floor'] = floor(best['step'], best['dense'], _pass_ms(2 * (weights + slots) + weights))
-  return best
+    parts['floor'] = floor(parts['step'], parts['dense'], _pass_ms(2 * (weights + slots) + weights))
+    memory['idle'] = weights + slots
+  return dict(parts=parts, memory=memory)
 
 
 def floor(step: dict[str, float], dense: dict[str, float], idle_ms: float) -> dict[str, float]:
@@ -75,7 +96,7 @@ class _Program:
       self.batch = check.place(next(pipeline.train_iterator(cfg)), mesh)
       self.compiled = do_step.lower(self.state, self.batch).compile()
     text = self.compiled.as_text()
-    self.module = hlo.title(text)
+    self.module, self.peak = hlo.title(text), program.memory(self.compiled)['peak']
     weights = jax.tree.leaves(self.state['params'])
     self.parts = scopes.of(hlo.parse(text), {w.shape for w in weights})
     self.size = tuple(sum(x.nbytes for x in jax.tree.leaves(self.state[part]))
@@ -111,8 +132,9 @@ def _pass_ms(size, rounds=7):
   return 1e3 * seconds * size / (2 * x.nbytes)
 
 
-def table(rows: dict) -> list[str]:
-  """Returns the lines of a table of `measure`'s result: a part a line, ms, then the sums."""
+def table(measured: dict) -> list[str]:
+  """Returns the lines of a table of `measure`'s result: a part a line, ms, then sums and memory."""
+  rows, memory = measured['parts'], {name: size / 2**20 for name, size in measured['memory'].items()}
   columns = list(rows)
   number = lambda ms: f'{ms:9.1f}' if ms else f'{"":9}'
   lines = [f'{"ms":14}' + ''.join(f'{name:>9}' for name in columns)]
@@ -123,4 +145,7 @@ def table(rows: dict) -> list[str]:
   lines.append(f'{"all":14}' + ''.join(number(total[name]) for name in columns))
   if 'dense' in total:
     lines.append(f'{"over dense":14}' + ''.join(f'{total[name] / total["dense"]:9.3f}' for name in columns))
+    over = memory['step'] / (memory['dense'] + memory['idle'])
+    lines.append(f'peak memory {memory["step"]:.0f} MiB; dense {memory["dense"]:.0f} MiB, its missing state '
+                 f'{memory["idle"]:.0f} MiB: {over:.3f} of both')
   return lines

@@ -5,7 +5,7 @@ from stmoe.bench import scopes
 
 
 def draw(rows, name):
-  """Returns a Figure of `by_scope.measure`'s result; `name` is that of the experiment."""
+  """Returns a Figure of the parts that `by_scope.measure` found; `name` is that of the experiment."""
   parts = [part for part in (*scopes.SCOPES, scopes.HOST) if any(row.get(part) for row in rows.values())]
   figure, axes = canvas.new(1, 1, 7.0, 1.2 + 0.32 * len(parts))
   ax, bars = axes[0][0], [column for column in ('step', 'dense') if column in rows]

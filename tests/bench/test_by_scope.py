@@ -93,7 +93,9 @@ def test_the_floor_and_its_table():
   least = by_scope.floor(step, dense, 2.0)
   assert sum(least.values()) == 23.0 and 'router' not in least
   rows = dict(step=step, dense=dense, floor=least)
-  assert by_scope.table(rows)[-1].split() == ['over', 'dense', '1.526', '1.000', '1.211']
+  *_, ratios, memory = by_scope.table(dict(parts=rows, memory=dict(step=90, dense=50, idle=40)))
+  assert ratios.split() == ['over', 'dense', '1.526', '1.000', '1.211']
+  assert memory.endswith('1.000 of both')
   assert len(scope_figure.draw(rows, 'name').axes[0].patches) == 12      # two bars for each of six parts
 
 
@@ -101,7 +103,9 @@ def test_the_floor_and_its_table():
 def test_a_step_beside_its_twin():
   names = 'lm/stdlib_small:smoke', 'lm/stdlib_small:smoke,method=dense'
   step, dense = (experiment.load(name)[0] for name in names)
-  rows = by_scope.measure(step, dense, rounds=2)
+  measured = by_scope.measure(step, dense, rounds=2)
+  rows, memory = measured['parts'], measured['memory']
+  assert memory['step'] <= 1.1 * (memory['dense'] + memory['idle'])
   for part in ('attention', 'feed-forward', 'head and loss', 'optimizer', 'host'):
     assert rows['step'][part] > 0 and rows['dense'][part] > 0
   for part in ('router', 'placing', 'products', 'weights', 'sums'):
