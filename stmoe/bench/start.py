@@ -26,6 +26,8 @@ def first_step(name: str, overrides: tuple[str, ...] = ()) -> dict[str, dict[str
   s is from the start of the process, step_s of the first step alone, which compiles. Cold has no compiled
   program at hand, warm has those of cold. Data that are prepared once are prepared before.
 
+  Args:
+    overrides: texts '--config.a.b=value'.
   Raises:
     UserError: the command ended without a step.
   """
@@ -37,10 +39,10 @@ def first_step(name: str, overrides: tuple[str, ...] = ()) -> dict[str, dict[str
 
 def _until_first_step(name, overrides, folder, how):
   """Runs the command in `folder`/`how` until its log tells of the first step, then ends the process."""
-  log, words = folder / how / 'log.txt', [f'--config.{word}' for word in overrides]
-  command = [sys.executable, '-m', 'stmoe.cli.main', 'train', name, '--workdir', str(log.parent), *words]
+  log = folder / how / 'log.txt'
+  command = [sys.executable, '-m', 'stmoe.cli.main', 'train', name, '--workdir', str(log.parent), *overrides]
   env = dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(folder / 'compiled'),
-             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0')
+             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.2')
   before, began, found = _cpu_of_children(), time.monotonic(), None
   with open(folder / f'{how}.txt', 'w+', encoding='utf-8') as said:
     process = subprocess.Popen(command, env=env, stdout=said, stderr=said)

@@ -113,7 +113,7 @@ def time_scopes(args):
   os.environ['STMOE_PROGRESS'] = 'off'
   cfg, name = rundir.named(args.step, args.overrides)
   beside = args.twin or (None if rundir.is_run(args.step) else by_scope.twin(args.step))
-  dense = beside and rundir.named(beside)[0]
+  dense = beside and rundir.named(beside, args.overrides)[0]
   loop.keep_compilations()
   measured = by_scope.measure(cfg, dense, args.rounds)
   print('\n'.join([f'{name}, dense: {beside}' if beside else name, *by_scope.table(measured)]))
