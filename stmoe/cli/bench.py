@@ -124,10 +124,10 @@ def time_scopes(args):
 
 
 def time_start(args):
-  """Prints how long a user waits for the first step; see `stmoe.bench.start`."""
+  """Prints how long a user waits for the first step; see `stmoe.bench.waiting`."""
   _writable(args)
-  from stmoe.bench import start
-  rows = start.first_step(args.step, args.overrides)
+  from stmoe.bench import waiting
+  rows = waiting.first_step(args.step, args.overrides)
   for how, row in rows.items():
     print(f'{how}: {row["s"]:.1f} s from the command to the end of the first step ({row["step_s"]:.1f} s), '
           f'{row["cpu_s"]:.1f} processor seconds')
@@ -155,18 +155,18 @@ def time_feed(args):
 
 
 def time_compiling(args):
-  """Prints the processor seconds of tracing and compiling steps; see `stmoe.bench.start`."""
+  """Prints the processor seconds of tracing and compiling steps; see `stmoe.bench.waiting`."""
   _writable(args)
   import jax
   from stmoe.bench import by_scope
-  from stmoe.bench import start
+  from stmoe.bench import waiting
   from stmoe.runs import directory as rundir
 
   os.environ['STMOE_PROGRESS'] = 'off'
   jax.config.update('jax_enable_compilation_cache', False)
   rows = {}
   for name in by_scope.methods(args.step):
-    rows[name] = row = start.compiling(rundir.named(name, args.overrides)[0])
+    rows[name] = row = waiting.compiling(rundir.named(name, args.overrides)[0])
     over = sum(row.values()) / sum(next(iter(rows.values())).values())
     print(f'{name}: tracing {row["trace_cpu_s"]:.1f} s, compiling {row["compile_cpu_s"]:.1f} s, together '
           f'{over:.2f} of the first', flush=True)

@@ -14,6 +14,7 @@ import jax
 
 from stmoe import errors
 from stmoe.aot import step as aot
+from stmoe.runs import directory as rundir
 from stmoe.train import state as states
 
 FIRST = re.compile(r'first step took ([\d.]+) s')
@@ -29,8 +30,9 @@ def first_step(name: str, overrides: tuple[str, ...] = ()) -> dict[str, dict[str
   Args:
     overrides: texts '--config.a.b=value'.
   Raises:
-    UserError: the command ended without a step.
+    UserError: of the name or overrides, or because the command ended without a step.
   """
+  rundir.named(name, overrides)                                      # a mistake is told before anything runs
   with tempfile.TemporaryDirectory() as folder:
     _until_first_step(name, overrides, pathlib.Path(folder), 'data')
     shutil.rmtree(pathlib.Path(folder) / 'compiled', ignore_errors=True)
@@ -56,7 +58,8 @@ def _until_first_step(name, overrides, folder, how):
       process.wait()
     if found is None:
       said.seek(0)
-      raise errors.UserError(f'{name}: no first step; the command said: {said.read().strip()[-500:]}')
+      last = (said.read().strip() or 'nothing').splitlines()[-1]
+      raise errors.UserError(f'{name}: no first step; the command said: {last}')
   return dict(s=seconds, cpu_s=_cpu_of_children() - before, step_s=float(found.group(1)))
 
 
