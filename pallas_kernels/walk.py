@@ -36,15 +36,16 @@ def sizes(rows, experts):
   """Returns the tuple of sizes for M = `rows` rows of `experts` experts, rising.
 
   The largest size holds half as many again as an equal share. Most experts that tokens are balanced over have
-  more than half of that size: there sizes are a thirty-second of it apart. Below they are far apart, because
-  every size is compiled.
+  more than half of that size: there sizes are a thirty-second of it apart. Below sizes are an eighth apart,
+  because every size is compiled.
 
   >>> sizes(2048, 8)
-  (96, 192, 208, 224, 240, 256, 272, 288, 304, 320, 336, 352, 368, 384)
+  (48, 96, 144, 192, 208, 224, 240, 256, 272, 288, 304, 320, 336, 352, 368, 384)
   """
   least, most = LARGEST
   top = min(max(_up(3 * rows // (2 * experts), 64), least), most)
-  return (top // 4, top // 2, *reversed(range(top, top // 2, -_up(top // 32, 16))))
+  few = range(top // 8, top // 2 + 1, top // 8)
+  return (*few, *reversed(range(top, top // 2, -_up(top // 32, 16))))
 
 
 def _up(number, unit):
@@ -81,6 +82,7 @@ def choose(cut, i, f):
   return jax.lax.switch(which, branches) if len(branches) > 1 else branches[0]()
 
 
+@jax.named_scope('pad')
 def whole(cut, y):
   """Returns rows y [size,...] with zeros after them, up to the largest size."""
   return jnp.pad(y, ((0, cut.sizes[-1] - y.shape[0]), *((0, 0),) * (y.ndim - 1)))
@@ -91,11 +93,13 @@ def room(cut, x):
   return jnp.pad(x, ((0, cut.sizes[-1]), *((0, 0),) * (x.ndim - 1)))
 
 
+@jax.named_scope('place')
 def take(x, row, size):
   """Returns rows [size,...] of x [M,...] from `row` on."""
   return jax.lax.dynamic_slice_in_dim(x, row, size, 0)
 
 
+@jax.named_scope('place')
 def put(x, block, row):
   """Returns x [M,...] with `block` [size,...] from `row` on."""
   return jax.lax.dynamic_update_slice_in_dim(x, block.astype(x.dtype), row, 0)

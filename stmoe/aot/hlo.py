@@ -111,6 +111,15 @@ class Module:
     return int(limit.inside) - int(start.inside)
 
 
+def title(text):
+  """Returns the name of the program of an HLO text.
+
+  >>> title('HloModule jit_step, is_scheduled=true')
+  'jit_step'
+  """
+  return text.split(maxsplit=2)[1].rstrip(',')
+
+
 def parse(text):
   """Returns the Module of the text of a compiled program (`compiled.as_text()`)."""
   computations, entry, body = {}, '', None

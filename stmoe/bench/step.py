@@ -2,7 +2,6 @@
 
 import contextlib
 import pathlib
-import re
 import tempfile
 import time
 
@@ -10,15 +9,14 @@ import jax
 import numpy as np
 
 from stmoe.analysis import flops
+from stmoe.aot import hlo
 from stmoe.bench import layers as bench
+from stmoe.bench import scopes
+from stmoe.bench import timeline
 from stmoe.data import batches as pipeline
 from stmoe.train import check
 from stmoe.train import state as states
 from stmoe.train import step as steps
-
-# Instructions that only run other instructions; the profile has both.
-CONTAINERS = ('while', 'call', 'conditional')
-
 
 def measure(cfg, rounds=5):
   """Returns dict(step_ms, share, gflops, matmul_gflops) of the training step of `cfg` on this machine.
@@ -56,27 +54,7 @@ def of_products(folder, text):
     folder: written by `jax.profiler.trace`.
     text:   optimised HLO of the program that ran.
   """
-  products = with_products(text)
-  profile = jax.profiler.ProfileData.from_file(str(next(folder.rglob('*.xplane.pb'))))
-  inside = total = 0.0
-  for event in (e for plane in profile.planes for line in plane.lines for e in line.events):
-    name = dict(event.stats).get('hlo_op')
-    if name and not name.startswith(CONTAINERS):
-      total += event.duration_ns
-      inside += event.duration_ns * (name in products)
-  return inside / total
-
-
-def with_products(text):
-  """Returns the names of the HLO instructions that are a dot or a fusion around one."""
-  computation, holds, calls = None, set(), {}
-  for row in text.splitlines():
-    if start := re.match(r'(?:ENTRY )?%?([\w.-]+) .*\{$', row):
-      computation = start.group(1)
-    elif found := re.match(r'\s+(?:ROOT )?%?([\w.-]+) = .*?\s([a-z][\w-]*)\(', row):
-      name, kind = found.groups()
-      if kind in ('dot', 'convolution'):
-        holds |= {name, computation}
-      elif kind == 'fusion':
-        calls[name] = re.search(r'calls=%?([\w.-]+)', row).group(1)
-  return (holds | {name for name, called in calls.items() if called in holds}) - set(calls.values())
+  module = hlo.parse(text)
+  products, parts = scopes.products(module), scopes.of(module, set())
+  taken = timeline.shared([e for e in timeline.read(folder, hlo.title(text)) if e[2] in parts])
+  return sum(ns for name, ns in taken.items() if name in products) / sum(taken.values())

@@ -9,6 +9,10 @@ stmoe bench --decode --batch-sizes 1,8          generation instead: a cached ste
 stmoe bench --step lm/stdlib_small              a training step instead: what of it is matrix products,
                                                 and what the training loop costs beside it
 stmoe bench --data --vocab train:4096           how fast texts are read, tokenized and written
+stmoe bench --step lm/stdlib_small --by-scope   where its time goes, part by part, beside its dense twin
+stmoe bench --step lm/stdlib_small --start      from the command to the first step, cold and warm
+stmoe bench --step lm/stdlib_small --feed       tokens per second of the data alone, and of the step
+stmoe bench --step lm/zoo:smoke --compile       the compiler's time, of every method over dense
 """
 
 import json
@@ -16,6 +20,7 @@ import os
 import pathlib
 import sys
 
+from stmoe import errors
 from stmoe import ranges
 
 COMPUTES = True
@@ -35,6 +40,14 @@ def add_arguments(parser):
   parser.add_argument('--vocab', default='bytes', help='of --data (default: bytes)')
   parser.add_argument('--field', default='', help='of --data: of a row that holds its text (default: text)')
   parser.add_argument('--documents', default='', help='of --data: what a document of a file of text is')
+  parser.add_argument('--by-scope', action='store_true', help='of --step: its time by parts of the model')
+  parser.add_argument('--twin', metavar='NAME', help='of --by-scope: the experiment beside it (default: the '
+                      'same with method=dense, where there is one)')
+  parser.add_argument('--start', action='store_true', help='of --step: seconds from the command to a step')
+  parser.add_argument('--feed', action='store_true', help='of --step: tokens per second of its data')
+  parser.add_argument('--workers', default='1,2', help='processes of --feed (default: 1,2)')
+  parser.add_argument('--compile', action='store_true', help="of --step: the compiler's time; of all methods "
+                      'of an experiment whose name says none')
   parser.add_argument('--decode', action='store_true', help='time generation instead')
   parser.add_argument('--batch-sizes', default='1,8', help='of --decode (default: 1,8)')
   parser.add_argument('--experts', default='8,64', help='of --decode (default: 8,64)')
@@ -45,8 +58,13 @@ def add_arguments(parser):
 
 
 def run(args):
+  of_step = dict(by_scope=time_scopes, start=time_start, feed=time_feed, compile=time_compiling)
+  asked = [name for name in of_step if getattr(args, name)]
+  if asked and not args.step:
+    flag = asked[0].replace('_', '-')
+    raise errors.UserError(f'{flag}: of which step? nearest: --step lm/stdlib_small --{flag}')
   if args.step:
-    return time_step(args)
+    return of_step[asked[0]](args) if asked else time_step(args)
   if args.data is not None:
     return time_data(args)
   return time_decoding(args) if args.decode else time_executors(args)
@@ -54,10 +72,8 @@ def run(args):
 
 def time_data(args):
   """Prints a row for reading each format, for tokenizing and for writing; see `stmoe.bench.reading`."""
-  from stmoe import errors
   from stmoe.bench import reading
-  if args.json and not args.json.parent.is_dir():
-    raise errors.UserError(f'json: no directory {args.json.parent}')
+  _writable(args)
   os.environ['STMOE_PROGRESS'] = 'off'
   how, rows = dict(field=args.field, documents=args.documents), []
   for row in reading.measure(args.data, args.vocab, how, args.rounds):
@@ -71,13 +87,11 @@ def time_data(args):
 
 def time_decoding(args):
   """Prints a row per batch size and number of experts; see `stmoe.bench.decoding`."""
-  from stmoe import errors
   numbers = {}
   for field in ('batch-sizes', 'experts'):
     words = getattr(args, field.replace('-', '_')).split(',')
     numbers[field] = [ranges.Count.typed(f'--{field}', word) for word in words]
-  if args.json and not args.json.parent.is_dir():
-    raise errors.UserError(f'json: no directory {args.json.parent}')
+  _writable(args)
 
   import jax
   from stmoe.bench import decoding as bench
@@ -106,13 +120,101 @@ def time_step(args):
   loop = row['loop']
   print(f'training loop over the bare step: {loop["ratio"]:.3f} (median of {len(loop["ratios"])} paired '
         f'ratios), {loop["loop_ms"]:.0f} and {loop["step_ms"]:.0f} ms')
+  _write(args, row)
+
+
+def time_scopes(args):
+  """Prints where the time of a training step goes; see `stmoe.bench.by_scope`."""
+  _writable(args)
+  import jax
+  from stmoe.analysis import canvas
+  from stmoe.bench import by_scope
+  from stmoe.bench import scope_figure
+  from stmoe.runs import directory as rundir
+  from stmoe.train import loop
+
+  os.environ['STMOE_PROGRESS'] = 'off'
+  cfg, name = rundir.named(args.step, args.overrides)
+  beside = args.twin or (None if rundir.is_run(args.step) else by_scope.twin(args.step))
+  dense = beside and rundir.named(beside, args.overrides)[0]
+  loop.keep_compilations()
+  measured = by_scope.measure(cfg, dense, args.rounds)
+  print('\n'.join([f'{name}, dense: {beside}' if beside else name, *by_scope.table(measured)]))
+  facts = dict(name=name, twin=beside, device=jax.devices()[0].device_kind, jax=jax.__version__)
+  _write(args, facts | measured)
+  if args.plot:
+    args.plot.write_bytes(canvas.encode(scope_figure.draw(measured['parts'], name), args.plot.suffix[1:]))
+
+
+def time_start(args):
+  """Prints how long a user waits for the first step; see `stmoe.bench.waiting`."""
+  _writable(args)
+  from stmoe.bench import waiting
+  rows = waiting.first_step(args.step, args.overrides)
+  for how, row in rows.items():
+    print(f'{how}: {row["s"]:.1f} s from the command to the end of the first step ({row["step_s"]:.1f} s), '
+          f'{row["cpu_s"]:.1f} processor seconds')
+  _write(args, dict(name=args.step, **rows))
+
+
+def time_feed(args):
+  """Prints how many tokens per second the data bring, and how many a step takes; see `stmoe.bench.feed`."""
+  _writable(args)
+  numbers = [ranges.Count.typed('--workers', word) for word in args.workers.split(',')]
+  from stmoe.analysis import flops
+  from stmoe.bench import feed
+  from stmoe.bench import step as products
+  from stmoe.runs import directory as rundir
+
+  os.environ['STMOE_PROGRESS'] = 'off'
+  cfg, name = rundir.named(args.step, args.overrides)
+  rates = {number: feed.measure(args.step, tuple(args.overrides), number) for number in numbers}
+  tokens = flops.lengths(cfg)['decoder'] * cfg.train.batch_size
+  taken = 1e3 * tokens / products.measure(cfg, args.rounds)['step_ms']
+  for number, rate in rates.items():
+    print(f'{name}, {number} worker(s): {rate:,.0f} tokens/s, {rate / taken:.1f} times what the step takes')
+  print(f'{name}, the step: {taken:,.0f} tokens/s')
+  _write(args, dict(name=name, step=taken, workers=rates))
+
+
+def time_compiling(args):
+  """Prints the processor seconds of tracing and compiling steps; see `stmoe.bench.waiting`."""
+  _writable(args)
+  import jax
+  from stmoe.bench import by_scope
+  from stmoe.bench import waiting
+  from stmoe.runs import directory as rundir
+
+  os.environ['STMOE_PROGRESS'] = 'off'
+  jax.config.update('jax_enable_compilation_cache', False)
+  rows = {}
+  for name in by_scope.methods(args.step):
+    rows[name] = row = waiting.compiling(rundir.named(name, args.overrides)[0])
+    over = sum(row.values()) / sum(next(iter(rows.values())).values())
+    print(f'{name}: tracing {row["trace_cpu_s"]:.1f} s, compiling {row["compile_cpu_s"]:.1f} s, together '
+          f'{over:.2f} of the first', flush=True)
+  _write(args, rows)
+
+
+def _write(args, rows):
+  """Writes `rows` as JSON where `args` says so."""
   if args.json:
-    args.json.write_text(json.dumps(row, indent=1) + '\n')
+    args.json.write_text(json.dumps(rows, indent=1) + '\n')
+
+
+def _writable(args):
+  """Raises UserError unless the files of `args` have folders, and the picture an end that says its form."""
+  for field in ('json', 'plot'):
+    out = getattr(args, field)
+    if out and not out.parent.is_dir():
+      raise errors.UserError(f'{field}: no directory {out.parent}')
+  if args.plot and args.plot.suffix not in ('.png', '.svg'):
+    raise errors.UserError(f'plot: {args.plot.name} ends in neither .png nor .svg; nearest: '
+                           f'{args.plot.stem}.png')
 
 
 def time_executors(args):
   """Prints a row per shape, executor and routing; see `stmoe.bench.layers`."""
-  from stmoe import errors
   from stmoe import lookup
   from stmoe.bench import layers as bench
   from stmoe.bench import shapes as known
@@ -121,13 +223,7 @@ def time_executors(args):
   executors = bench.names(args.executors, lookup.available('executor'), 'executors')
   peers = bench.names(args.peers, lookup.available('peer'), 'peers') if args.peers else []
   routings = bench.names(args.routing, list(bench.ROUTINGS), 'routing')
-  for field in ('json', 'plot'):
-    out = getattr(args, field)
-    if out and not out.parent.is_dir():
-      raise errors.UserError(f'{field}: no directory {out.parent}')
-  if args.plot and args.plot.suffix not in ('.png', '.svg'):
-    raise errors.UserError(f'plot: {args.plot.name} ends in neither .png nor .svg; nearest: '
-                           f'{args.plot.stem}.png')
+  _writable(args)
 
   import jax
   device = jax.devices()[0].device_kind

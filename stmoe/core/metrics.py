@@ -198,6 +198,7 @@ def logit_max(logits: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.max(jnp.where(mask[..., None], jnp.abs(logits), 0))
 
 
+@jax.named_scope('metrics')
 def routing(logits: jax.Array, probs: jax.Array, edges: assignment.Edges, a: assignment.Assignment,
             mask: jax.Array, tokens: jax.Array | None = None) -> dict[str, jax.Array]:
   """Returns the dict of metrics that every router reports, without gradient.

@@ -20,6 +20,7 @@ class Embed(nnx.Module):
     self.table = axes.param(nnx.initializers.normal(1.0), (vocab_size, d_model), 'vocab', 'embed', rngs=rngs)
     self.factor = factor
 
+  @jax.named_scope('embed')
   def __call__(self, ids: jax.Array, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
     """Returns the vectors [B,T,D] of ids i32[B,T], in `dtype`."""
     x = jnp.take(self.table[...], ids, axis=0).astype(dtype)         # [B, T, D]

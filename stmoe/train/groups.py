@@ -253,7 +253,7 @@ def clip(groups, grads, step, limit):
   for group in training:
     if group.alternates:
       part = take(grads, group.paths)
-      grads = put(grads, _where(group.due(step), part, jax.tree.map(jnp.zeros_like, part)))
+      grads = put(grads, optimizers.held(group.due(step), part, jax.tree.map(jnp.zeros_like, part)))
   norms = {'grad_norm': optimizers.norm(grads)}
   norms |= {f'grad_norm/{group.name}': optimizers.norm(take(grads, group.paths))
             for group in training if group.name}
@@ -268,17 +268,12 @@ def clip(groups, grads, step, limit):
   return grads, norms
 
 
-def _where(due, new, old):
-  """`new` where bool[] `due`, else `old`: trees of the same arrays."""
-  return jax.tree.map(lambda a, b: jnp.where(due, a, b), new, old)
-
-
 def optimizer(groups, make, names, shapes, steps=0):
   """Returns the optimizer of all groups that train, with one state of all their parameters.
 
   A parameter's slots are where they would be without groups. A group that does not train in every step has a
   count of its own steps, under `turns`. The last argument of `update` is the number of the step:
-  (grads, state, params, rate f32[], step i32[]) -> (params, state).
+  (grads, state, params, rate f32[], step i32[], moves bool[] = True) -> (params, state).
 
   Args:
     make:          function (group, logical axes, shapes) -> `optimizers.Optimizer` of these parameters.
@@ -292,12 +287,12 @@ def optimizer(groups, make, names, shapes, steps=0):
   def init(params):
     return _joined((group, part.init(take(params, group.paths))) for group, part in parts)
 
-  def update(grads, state, params, rate, step):
+  def update(grads, state, params, rate, step, moves=True):
     states, new_params = [], params
     for group, part in parts:
-      before = take(params, group.paths), _own(state, group)
-      after = part.update(take(grads, group.paths), before[1], before[0], rate * group.rate, step)
-      moved, slots = _where(group.due(step), after, before) if group.alternates else after
+      due = moves & group.due(step) if group.alternates else moves
+      moved, slots = part.update(take(grads, group.paths), _own(state, group), take(params, group.paths),
+                                 rate * group.rate, step, due)
       new_params = put(new_params, moved)
       states.append((group, slots))
     return new_params, _joined(states)
@@ -311,7 +306,8 @@ def _with_step(group, own, names, shapes, steps):
     held = _with_step(group._replace(proximal=0.0), own, names, shapes, steps)
     return optimizers.proximal(held, names, group.proximal, group.begins)
   if group.pruned is None:
-    return own._replace(update=lambda grads, state, params, rate, _: own.update(grads, state, params, rate))
+    at_step = lambda grads, state, params, rate, step, moves: own.update(grads, state, params, rate, moves)
+    return own._replace(update=at_step)
   flat = next((path for path, x in jax.tree.leaves_with_path(shapes) if x.ndim < 2), None)
   if flat is not None:
     raise errors.UserError(f'groups.{group.name}.pruned: {_text(entry.key for entry in flat)} is no matrix, '

@@ -20,7 +20,8 @@ class Optimizer(NamedTuple):
   """Pure functions on nested dicts.
 
   init:   params -> state.
-  update: (grads, state, params, rate f32[]) -> (params, state).
+  update: (grads, state, params, rate f32[], moves bool[] = True) -> (params, state); where `moves` is False
+    they stay as they were.
   names:  tree of logical axis names, like the state.
   """
   init: Callable
@@ -35,7 +36,7 @@ def adamw(names, shapes, *, b1: ranges.Below1 = 0.9, b2: ranges.Below1 = 0.999, 
   average: share of the old average that a step keeps of the parameters, see `averaged`; 0 = no averages.
   """
   adam = optax.scale_by_adam(b1, b2, eps)
-  own = _decoupled(adam, optax.ScaleByAdamState, decayed(names), weight_decay,
+  own = _decoupled(adam, optax.ScaleByAdamState, _by_moments(b1, b2, eps), decayed(names), weight_decay,
                    dict(count=(), mu=names, nu=names))
   return averaged(own, names, average) if average else own
 
@@ -43,28 +44,52 @@ def adamw(names, shapes, *, b1: ranges.Below1 = 0.9, b2: ranges.Below1 = 0.999, 
 def adabelief(names, shapes, *, b1: ranges.Below1 = 0.9, b2: ranges.Below1 = 0.999,
               eps: ranges.PartOf1 = 1e-16, weight_decay: ranges.NonNegative = 0.0):
   """Returns AdaBelief (arXiv:2010.07468); `weight_decay` is decoupled, of matrices only (see `decayed`)."""
-  return _decoupled(optax.scale_by_belief(b1, b2, eps, eps), optax.ScaleByBeliefState, decayed(names),
-                    weight_decay, dict(count=(), mu=names, nu=names))
+  belief = optax.scale_by_belief(b1, b2, eps, eps)
+  return _decoupled(belief, optax.ScaleByBeliefState, _by_moments(b1, b2, eps), decayed(names), weight_decay,
+                    dict(count=(), mu=names, nu=names))
 
 
 def sgd(names, shapes, *, momentum: ranges.Below1 = 0.0, nesterov: ranges.Flag = False,
         weight_decay: ranges.NonNegative = 0.0):
   """Returns SGD with momentum; `weight_decay` is decoupled, of matrices only (see `decayed`)."""
+  def direction(grads, state):
+    ahead = lambda g, trace: g + momentum * trace
+    return jax.tree.map(ahead, grads, state['trace']) if nesterov else state['trace']
   trace = optax.trace(momentum, nesterov)
-  return _decoupled(trace, optax.TraceState, decayed(names), weight_decay, dict(trace=names))
+  return _decoupled(trace, optax.TraceState, direction, decayed(names), weight_decay, dict(trace=names))
 
 
-def _decoupled(transform, state_type, masks, weight_decay, names):
-  """An Optimizer of an optax transform with decoupled weight decay; its state is a plain dict."""
+def _by_moments(b1, b2, eps):
+  """The direction of Adam and of AdaBelief, from their moments."""
+  def direction(grads, state):
+    mean = optax.tree.bias_correction(state['mu'], b1, state['count'])
+    square = optax.tree.bias_correction(state['nu'], b2, state['count'])
+    return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mean, square)
+  return direction
+
+
+def _decoupled(transform, state_type, direction, masks, weight_decay, names):
+  """An Optimizer of an optax transform with decoupled weight decay; its state is a plain dict.
+
+  `direction(grads, state)` is the step of the transform, computed from the state that is kept. So nothing
+  but the new state reads the old one, and can be written over it. With the transform's own step XLA:CPU
+  computes the state twice, and copies the old one before.
+  """
   def init(params):
     return dict(transform.init(params)._asdict())
 
-  def update(grads, state, params, rate):
-    steps, state = transform.update(grads, state_type(**state))
+  def update(grads, state, params, rate, moves=True):
+    _, new = transform.update(grads, state_type(**state))
+    state = held(moves, dict(new._asdict()), state)
     decay = lambda p, u, masked: p - rate * (u + weight_decay * p if masked else u)
-    return jax.tree.map(decay, params, steps, masks), dict(state._asdict())
+    return held(moves, jax.tree.map(decay, params, direction(grads, state), masks), params), state
 
   return Optimizer(init, update, names)
+
+
+def held(moves, new, old):
+  """Returns `new` where `moves` bool[], else `old`: trees of the same arrays."""
+  return jax.tree.map(lambda a, b: jnp.where(moves, a, b), new, old)
 
 
 AVERAGES = 'averages'                    # of the state of an optimizer: the parameters that evaluation reads
@@ -78,11 +103,11 @@ def averaged(own, names, share):
   def init(params):
     return own.init(params) | {AVERAGES: jax.tree.map(jnp.copy, params)}
 
-  def update(grads, state, params, rate):
+  def update(grads, state, params, rate, moves=True):
     slots = {name: slot for name, slot in state.items() if name != AVERAGES}
-    params, slots = own.update(grads, slots, params, rate)
+    params, slots = own.update(grads, slots, params, rate, moves)
     means = jax.tree.map(lambda mean, p: share * mean + (1 - share) * p, state[AVERAGES], params)
-    return params, slots | {AVERAGES: means}
+    return params, slots | {AVERAGES: held(moves, means, state[AVERAGES])}
 
   return Optimizer(init, update, own.names | {AVERAGES: names})
 
@@ -99,11 +124,12 @@ def adafactor(names, shapes, *, decay_rate: ranges.Share = 0.8, step_offset: ran
   def init(params):
     return factored.init(params, plans, momentum)
 
-  def update(grads, state, params, rate):
-    return factored.update(grads, state, params, plans, rate, decay_rate=decay_rate, step_offset=step_offset,
-                           momentum=momentum, weight_decay=weight_decay, epsilon1=epsilon1, epsilon2=epsilon2,
-                           clipping_threshold=clipping_threshold,
-                           multiply_by_parameter_scale=multiply_by_parameter_scale)
+  def update(grads, state, params, rate, moves=True):
+    new = factored.update(grads, state, params, plans, rate, decay_rate=decay_rate, step_offset=step_offset,
+                          momentum=momentum, weight_decay=weight_decay, epsilon1=epsilon1, epsilon2=epsilon2,
+                          clipping_threshold=clipping_threshold,
+                          multiply_by_parameter_scale=multiply_by_parameter_scale)
+    return held(moves, new, (params, state))
 
   return Optimizer(init, update, factored.names_of(names, plans, momentum))
 
@@ -136,20 +162,19 @@ def proximal(own, names, coefficient, begins):
   parameters as they were when `begins` was last true (MixER, arXiv:2502.05335).
 
   Args:
-    own:    an Optimizer whose `update` takes the step i32[], too.
+    own:    an Optimizer whose `update` takes the step i32[], too, before `moves`.
     names:  tree of the parameters' logical axes.
     begins: step i32[] -> bool[].
   """
   def init(params):
     return own.init(params) | dict(anchor=jax.tree.map(jnp.copy, params))
 
-  def update(grads, state, params, rate, step):
-    first = begins(step)
-    anchor = jax.tree.map(lambda p, a: jnp.where(first, p, a), params, state['anchor'])
+  def update(grads, state, params, rate, step, moves=True):
+    anchor = held(begins(step) & moves, params, state['anchor'])
     factor = coefficient / sum(p.size for p in jax.tree.leaves(params))
     grads = jax.tree.map(lambda g, p, a: g + factor * (p - a), grads, params, anchor)
     slots = {name: value for name, value in state.items() if name != 'anchor'}
-    params, slots = own.update(grads, slots, params, rate, step)
+    params, slots = own.update(grads, slots, params, rate, step, moves)
     return params, slots | dict(anchor=anchor)
 
   return Optimizer(init, update, own.names | dict(anchor=names))

@@ -70,7 +70,8 @@ def smallest(sizes: list[int], widths: list[int], shares: np.ndarray) -> np.ndar
 def around(optimizer: optimizers.Optimizer, names: dict, field: str, total: int, *, kept: float,
            before: int, after: int, every: int = 1, memory: float = 0.85,
            initial: float = 1.0) -> optimizers.Optimizer:
-  """Returns the Optimizer that prunes after every update of `optimizer`; `update` takes the step i32[], too.
+  """Returns the Optimizer that prunes after every update of `optimizer`; `update` takes the step i32[], too,
+  before `moves`.
 
   The state has `importance` besides, f32[...] of every entry. A step's own importance is in that average from
   the next step on.
@@ -90,10 +91,10 @@ def around(optimizer: optimizers.Optimizer, names: dict, field: str, total: int,
   def init(params):
     return optimizer.init(params) | dict(importance=jax.tree.map(jnp.zeros_like, params))
 
-  def update(grads, state, params, rate, step):
+  def update(grads, state, params, rate, step, moves=True):
     average = state['importance']
     slots = {name: value for name, value in state.items() if name != 'importance'}
-    params, slots = optimizer.update(grads, slots, params, rate)
+    old, (params, slots) = params, optimizer.update(grads, slots, params, rate, moves)
     matrices = jax.tree.leaves(params)
     sizes, widths = [w.size for w in matrices], [w.shape[-2] for w in matrices]
     number = jnp.where(prunes, smallest(sizes, widths, shares), 0)[step + 1]       # steps count from 1 here
@@ -101,6 +102,7 @@ def around(optimizer: optimizers.Optimizer, names: dict, field: str, total: int,
     limit = threshold(jax.tree.leaves(means), widths, number)
     pruned = jax.tree.map(lambda w, mean: jnp.where((mean < limit)[..., None, :], 0, w), params, means)
     moved = jax.tree.map(lambda a, w, g: memory * a + (1 - memory) * jnp.abs(w * g), average, params, grads)
-    return pruned, slots | dict(importance=moved)
+    params, average = optimizers.held(moves, (pruned, moved), (old, average))
+    return params, slots | dict(importance=average)
 
   return optimizers.Optimizer(init, update, optimizer.names | dict(importance=names))

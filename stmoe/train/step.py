@@ -20,6 +20,7 @@ from stmoe.core import contract
 from stmoe.core import metrics as routing
 from stmoe.hosts import distributed
 from stmoe.train import groups
+from stmoe.train import optimizers
 from stmoe.train import router_losses as losses
 from stmoe.train import schedules
 
@@ -38,22 +39,22 @@ def make(cfg, plan):
   def step(state, batch):
     grads, report, aux = gradients(cfg, plan, state, batch, microbatches)
     key = jax.random.fold_in(state['key'], state['step'])
-    grads = groups.mask(plan.groups, grads, jax.random.fold_in(key, MASK))
-    grads, norms = groups.clip(plan.groups, grads, state['step'], limit)
-    finite = jnp.isfinite(norms['grad_norm']) & jnp.isfinite(report['loss/total'])
-    rate = rate_at(state['step'])
-
+    rate, routers = rate_at(state['step']), committed(plan, state['params'], state['router_state'], aux)
     with jax.named_scope('optimizer'):
+      grads = groups.mask(plan.groups, grads, jax.random.fold_in(key, MASK))
+      grads, norms = groups.clip(plan.groups, grads, state['step'], limit)
+      finite = jnp.isfinite(norms['grad_norm']) & jnp.isfinite(report['loss/total'])
+      finite &= jnp.all(jnp.array([checksum.finite(x) for x in jax.tree.leaves(routers)] or True))
       trained = plan.trainable(state['params'])
-      params, opt_state = plan.optimizer.update(grads, state['opt_state'], trained, rate, state['step'])
-    routers = committed(plan, state['params'], state['router_state'], aux)
-    finite &= jnp.all(jnp.array([checksum.finite(x) for x in jax.tree.leaves(routers)] or True))
-    new = dict(params=groups.put(state['params'], params), opt_state=opt_state, router_state=routers)
-    after = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {part: state[part] for part in new})
+      params, opt_state = plan.optimizer.update(grads, state['opt_state'], trained, rate, state['step'],
+                                                finite)
     counts = count(state['counts'], plan.target.weights(batch), finite)
-    report |= norms | {'lr': rate, 'skipped': counts['skipped'], 'layers': describe(aux),
-                       'load': {layer: a.load for layer, a in aux.items()}}
-    return dict(after, step=state['step'] + 1, key=state['key'], counts=counts), report
+    with jax.named_scope('metrics'):
+      report |= norms | {'lr': rate, 'skipped': counts['skipped'], 'layers': describe(aux),
+                         'load': {layer: a.load for layer, a in aux.items()}}
+    return dict(params=groups.put(state['params'], params), opt_state=opt_state,
+                router_state=optimizers.held(finite, routers, state['router_state']),
+                step=state['step'] + 1, key=state['key'], counts=counts), report
 
   return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings(), distributed.everywhere(plan.mesh)))
 

@@ -372,8 +372,8 @@ def test_a_proximal_group_is_held_where_its_turn_began():
   """By hand, with SGD: the gradient of 8 / 2 * mean((p - anchor)^2) over two entries is 4 (p - anchor)."""
   names, first = dict(w=('embed',)), dict(w=jnp.array([1.0, 2.0]))
   own = optimizers.sgd(names, first)
-  own = own._replace(update=lambda grads, state, params, rate, _, update=own.update: update(
-      grads, state, params, rate))
+  own = own._replace(update=lambda grads, state, params, rate, _, moves, update=own.update: update(
+      grads, state, params, rate, moves))
   held = optimizers.proximal(own, names, 8.0, lambda step: step % 2 == 0)
   params, state = first, held.init(first)
   for step, wanted in enumerate([[0.0, 2.0], [0.0 - 1 + 4, 2.0], [2.0, 2.0]]):

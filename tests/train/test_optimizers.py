@@ -146,3 +146,27 @@ def test_adafactor_before_its_offset_is_as_at_it():
   make = lambda offset: optimizers.adafactor({'w': ('embed',)}, {'w': param}, step_offset=offset)
   early, first = (train(make(offset), {'w': param}, [{'w': grad}])['w'] for offset in (5, 0))
   np.testing.assert_array_equal(early, first)
+
+
+@pytest.mark.parametrize('make, options', [
+    (optimizers.adamw, dict(average=0.9)), (optimizers.adabelief, {}), (optimizers.sgd, dict(momentum=0.9)),
+    (optimizers.adafactor, dict(momentum=0.9))], ids=lambda value: getattr(value, '__name__', ''))
+def test_what_does_not_move_stays_as_it_was(make, options):
+  params = {'w': jnp.ones((2, 3))}
+  optimizer = make({'w': ('embed', 'mlp')}, params, **options)
+  state, bad = optimizer.init(params), {'w': jnp.full((2, 3), jnp.nan)}
+  after = jax.jit(optimizer.update)(bad, state, params, jnp.float32(0.1), jnp.bool_(False))
+  jax.tree.map(np.testing.assert_array_equal, after, (params, state))
+
+
+def test_adamw_keeps_no_copy_of_its_moments():
+  """Nor does it compute them twice: everything that reads them reads what is kept."""
+  shape = {'w': jax.ShapeDtypeStruct((512, 1024), jnp.float32)}        # 2 MiB
+  optimizer = optimizers.adamw({'w': ('embed', 'mlp')}, shape, weight_decay=0.1)
+
+  def update(params, state, grads, rate, moves):                       # donated in the order of results
+    return optimizer.update(grads, state, params, rate, moves)
+  scalars = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), bool)
+  lowered = jax.jit(update, donate_argnums=(0, 1)).lower(shape, jax.eval_shape(optimizer.init, shape), shape,
+                                                         *scalars)
+  assert lowered.compile().memory_analysis().temp_size_in_bytes < 2**20

@@ -91,12 +91,16 @@ def backward(saved: tuple, dy: jax.Array) -> tuple:
     dbank, dxb, dgb = walk.choose(cut, i, sized)
     put = lambda total, part: walk.put(total, walk.take(total, expert, 1) + part, expert)
     add = lambda of_experts, total, part: put(total, part) if of_experts else total + part
-    return walk.put(dx, dxb, row), walk.put(dgate, dgb, row), jax.tree.map(add, per_expert, dexperts, dbank)
+    with jax.named_scope('weights'):
+      dexperts = jax.tree.map(add, per_expert, dexperts, dbank)
+    return walk.put(dx, dxb, row), walk.put(dgate, dgb, row), dexperts
 
   with jax.named_scope('experts'):
     dgate = jnp.zeros(table.size, jnp.float32)                       # [M+P]
     dx = jnp.zeros((table.size, x.shape[-1]), x.dtype)               # [M+P, D]
-    dx, dgate, dexperts = walk.each(cut, block, (dx, dgate, jax.tree.map(jnp.zeros_like, experts)))
+    with jax.named_scope('weights'):
+      nothing = jax.tree.map(jnp.zeros_like, experts)
+    dx, dgate, dexperts = walk.each(cut, block, (dx, dgate, nothing))
   with jax.named_scope('dispatch'):
     dx = rows_lib.add_up(_per_edge(dx, rows), a).astype(x.dtype)     # [G, S, D]
   return dx, _per_edge(dgate, rows).astype(weight.dtype), dexperts
@@ -106,6 +110,7 @@ _execute.defvjp(lambda *arguments: (forward(*arguments), arguments),
                 lambda saved, dy: (*backward(saved, dy), None, None, None))
 
 
+@jax.named_scope('weights')
 def _one(experts, e):
   """The bank of expert e alone: arrays of experts [1,...], shared arrays as they are."""
   take = lambda own, w: jax.lax.dynamic_index_in_dim(w, e, 0) if own else w
@@ -122,5 +127,6 @@ def _fold(key, row):
   return None if key is None else jax.random.fold_in(key, row)
 
 
+@jax.named_scope('place')
 def _take(x, at):
   return x.at[at].get(mode='promise_in_bounds')
