@@ -4,6 +4,7 @@
 #   make test-aot     compiles kernels and every paper's largest model, cut down, for TPUs and GPUs; installs compilers
 #   make experiments  every sweep of experiments/ and its report: some 300 runs; run again, it fills the gaps
 #   make env          only the virtual environment .venv             make lint, make clean
+#   make constraints  resolves constraints.txt again after a change of setup.cfg; ARGS='-P jax' renews jax, ARGS=-U all
 # `make quickstart` installs the core (1.1 GB). All other targets add what the tests need, TensorFlow too (3.4 GB in all).
 
 PYTHON ?=
@@ -12,7 +13,7 @@ BIN := .venv/bin
 CORE := .venv/installed
 STAMP := .venv/installed-dev
 
-.PHONY: env test test-slow test-aot quickstart experiments lint clean
+.PHONY: env test test-slow test-aot quickstart experiments lint constraints clean
 
 env: $(STAMP)
 
@@ -75,6 +76,12 @@ experiments: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+# One resolution for Python 3.11 and later, with markers where versions differ. Pins that still fit are kept.
+constraints: $(CORE)
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(BIN)/uv pip compile -q setup.cfg --extra dev --universal --python-version 3.11 --no-annotate \
+	  --custom-compile-command "make constraints (ARGS='-P jax' renews a pin, ARGS=-U all)" $(ARGS) -o constraints.txt
 
 # Everything that can be made again, but never your runs.
 clean:
