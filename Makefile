@@ -5,6 +5,7 @@
 #   make experiments  every sweep of experiments/ and its report: some 300 runs; run again, it fills the gaps
 #   make docs         the pages of docs/ as a site, .cache/site/index.html; no network is needed to read it
 #   make env          only the virtual environment .venv             make lint, make clean
+#   make constraints  resolves constraints.txt again after a change of setup.cfg; ARGS='-P jax' renews jax, ARGS=-U all
 # `make quickstart` installs the core (1.1 GB). All other targets add what the tests need, TensorFlow too (3.4 GB in all).
 
 PYTHON ?=
@@ -14,7 +15,7 @@ CORE := .venv/installed
 STAMP := .venv/installed-dev
 SITE := .venv/installed-docs
 
-.PHONY: env test test-slow test-aot quickstart experiments docs lint clean
+.PHONY: env test test-slow test-aot quickstart experiments docs lint constraints clean
 
 env: $(STAMP)
 
@@ -85,6 +86,12 @@ docs: $(SITE)
 lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+# One resolution for Python 3.11 and later, with markers where versions differ. Pins that still fit are kept.
+constraints: $(CORE)
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(BIN)/uv pip compile -q setup.cfg --extra dev --universal --python-version 3.11 --no-annotate \
+	  --custom-compile-command "make constraints (ARGS='-P jax' renews a pin, ARGS=-U all)" $(ARGS) -o constraints.txt
 
 # Everything that can be made again, but never your runs.
 clean:

@@ -110,8 +110,10 @@ def schedule(c):
 def choose(key, name, table):
   """Returns `table[name]`; raises UserError naming the argument `key` and the nearest names."""
   if name not in table:
-    raise errors.UserError(f'{key}={name} does not exist{errors.nearest(name, table)}'
-                           f' (there are: {", ".join(map(str, table))})')
+    near = errors.nearest(name, table)
+    short = near and len(table) > errors.MANY                        # a name like none is told all
+    every = f'of {len(table)}' if short else f'there are: {", ".join(map(str, table))}'
+    raise errors.UserError(f'{key}={name} does not exist{near} ({every})')
   return table[name]
 
 

@@ -2,6 +2,9 @@
 
 import difflib
 
+MANY = 40                                # names are too many for a message
+LONG = 4                                 # names of a difference that a message shows
+
 
 class UserError(Exception):
   """A mistake in what the user gave; the command line prints it alone and exits with 2."""
@@ -20,3 +23,19 @@ def nearest(name, choices, n=3):
   by_lower = {str(choice).lower(): str(choice) for choice in choices}
   matches = difflib.get_close_matches(str(name)[:200].lower(), by_lower, n=n, cutoff=0.5)
   return f'; nearest: {", ".join(by_lower[match] for match in matches)}' if matches else ''
+
+
+def difference(there, here):
+  """Returns in a few words how two lists of texts differ: what only one of them has.
+
+  >>> difference(['dense', 'switch'], ['dense', 'hash', 'base'])
+  'only there: switch; only here: hash, base'
+  >>> difference(['dense', 'switch'], ['switch', 'dense'])
+  'in another order'
+  """
+  def only(place, mine, other):
+    names = [name for name in mine if name not in other]
+    more = f' and {len(names) - LONG} more' if len(names) > LONG else ''
+    return f'only {place}: {", ".join(names[:LONG])}{more}' if names else ''
+  parts = only('there', there, here), only('here', here, there)
+  return '; '.join(filter(None, parts)) or 'in another order'

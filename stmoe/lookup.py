@@ -62,7 +62,6 @@ PLURALS = {'model': 'models', 'router': 'routers', 'layer': 'layers', 'experts':
            'factorisation': 'factorisations', 'adaptation': 'adaptations', 'adapter': 'adapters',
            'mixer': 'mixers', 'network': 'networks', 'law': 'laws', 'launcher': 'launchers',
            'writer': 'writers', 'peer': 'peers', 'piece': 'pieces'}
-MANY = 40                                # names are too many for a message
 
 # What a section of a kind without a name means.
 UNNAMED = {'target': 'ids', 'rotary_scaling': 'yarn'}
@@ -113,7 +112,7 @@ def check(kind: str, name: str) -> None:
   if not has(kind, name) and name not in wrappers(kind):
     names = available(kind) + wrappers(kind)
     yours = '; a file of your own is named by --plugin FILE' if kind in plugins.KINDS else ''
-    every = f'there are: {", ".join(names)}' if len(names) <= MANY else (
+    every = f'there are: {", ".join(names)}' if len(names) <= errors.MANY else (
         f'stmoe list {PLURALS.get(kind, kind)} shows all {len(names)}')
     raise errors.UserError(f'no {kind} is called {value_ranges.shown(name)}{errors.nearest(name, names)}'
                            f' ({every}{yours})')

@@ -12,10 +12,10 @@ from jax.sharding import NamedSharding
 from stmoe import axes
 from stmoe import lookup
 from stmoe.analysis import flops
-from stmoe.aot import hardware
 from stmoe.aot import hlo
 from stmoe.aot import products
 from stmoe.aot import program
+from stmoe.hosts import hardware
 from stmoe.train import beside
 from stmoe.train import check
 from stmoe.train import state as states

@@ -1,7 +1,7 @@
 """The report of a compiled training step as text; its numbers come from `stmoe.aot.step`."""
 
 from stmoe.analysis import table
-from stmoe.aot import hardware
+from stmoe.hosts import hardware
 
 
 def lines(found):

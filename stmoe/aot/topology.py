@@ -10,7 +10,7 @@ import os
 import sys
 
 from stmoe import errors
-from stmoe.aot import hardware
+from stmoe.hosts import hardware
 
 # The compiler of TPUs asks its surroundings for a TPU unless told that there is none. Several processes
 # may load this compiler, because none of them opens a device.

@@ -4,7 +4,8 @@ stmoe compare lm/quickstart                               the methods that the f
 stmoe compare lm/dense lm/switch --seeds 0,1,2            the experiments as they are, three seeds
 stmoe compare lm/stdlib:smoke --methods dense,switch      NAME with method=dense, then method=switch
 The first run keeps its steps; the other runs get as many as cost the same. After an interruption, the same
-command continues; when all is finished, it shows the result at once.
+command continues; when all is finished, it shows the result at once. The same command with more methods
+keeps the runs that are there.
 """
 
 import pathlib

@@ -50,6 +50,6 @@ def _drawn(paths):
 
 def _peak(shot):
   """FLOP/s of all devices of a run, None where the vendor's figure is not known."""
-  from stmoe.aot import hardware
+  from stmoe.hosts import hardware
   chip = shot.devices and hardware.of_kind(shot.devices[0])
   return chip and chip.flops * shot.devices[1]

@@ -28,6 +28,7 @@ from stmoe import experiment
 from stmoe import files
 from stmoe import plugins
 from stmoe import sections
+from stmoe import value_ranges
 from stmoe.runs import owner
 from stmoe.runs import records
 
@@ -76,11 +77,19 @@ def verify(path, cfg):
   if not (pathlib.Path(path) / 'config.json').exists():
     return
   pairs = experiment.diff(load(path), sections.completed(cfg)).items()
-  changes = [f'{field} is {old!r} there and {new!r} here' for field, (old, new) in pairs if not free(field)]
+  changes = [_change(field, old, new) for field, (old, new) in pairs if not free(field)]
   if changes:
     more = f' and {len(changes) - 4} more' if len(changes) > 4 else ''
     raise errors.UserError(f'{path} holds another experiment: {", ".join(changes[:4])}{more}; '
                            'choose another --workdir')
+
+
+def _change(field, old, new):
+  """A few words on how the values of a field differ; of two long lists only what one of them has."""
+  lists = isinstance(old, (list, tuple)) and isinstance(new, (list, tuple))
+  if lists and max(len(old), len(new)) > errors.LONG:
+    return f'{field} has {errors.difference(list(map(str, old)), list(map(str, new)))}'
+  return f'{field} is {value_ranges.shown(old)} there and {value_ranges.shown(new)} here'
 
 
 def free(field):

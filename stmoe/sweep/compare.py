@@ -61,8 +61,9 @@ def expand(names, arguments):
       short = argument.partition('=')[2] or argument
       label = short if len(names) == 1 and short else full if len(names) > 1 else name
       variants.append(Variant(full, label))
-  if len({v.label for v in variants}) < len(variants):
-    raise errors.UserError(f'an experiment is named twice: {", ".join(v.label for v in variants)}')
+  labels = [variant.label for variant in variants]
+  if twice := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
+    raise errors.UserError(f'an experiment is named twice: {", ".join(twice)}')
   return variants
 
 
@@ -104,25 +105,55 @@ def plan(variants, seeds, costs, steps):
 
 
 def store(workdir, request, jobs):
-  """Writes compare.json, whole or not at all."""
+  """Writes compare.json, whole or not at all; a report of fewer jobs that is there is void.
+
+  Raises UserError if a job that is planned in `workdir` would be another one.
+  """
+  if (workdir / FILE).exists():
+    others = dict.fromkeys(job.label for job in _jobs(_content(workdir / FILE)) if job not in jobs)
+    if others:
+      raise errors.UserError(f'{workdir} holds another comparison, where {", ".join(others)} had other steps '
+                             'or costs; choose another --workdir')
+    (workdir / 'report.html').unlink(missing_ok=True)
   content = dict(request=request, jobs=[dataclasses.asdict(job) for job in jobs])
   files.write_json(workdir / FILE, files.plain(content))
 
 
 def stored(workdir, request):
-  """Returns the Jobs planned in `workdir` for `request`, or None if nothing was planned there.
+  """Returns the Jobs planned in `workdir` for `request`; None if they, or some, are yet to be planned.
 
-  Raises UserError when the directory holds another comparison.
+  A request for more experiments goes on with the comparison of fewer. Raises UserError when the directory
+  holds another comparison.
   """
   path = workdir / FILE
   if not (path.exists() or path.is_symlink()):
     return None
   content = _content(path)
-  changed = [key for key in request if content['request'].get(key) != request[key]]
+  before = content['request']
+  changed = [key for key in request if before.get(key) != request[key]]
+  if changed == ['experiments'] and _grew(before['experiments'], request['experiments']):
+    return None
   if changed:
-    was, now = (json.dumps(r.get(changed[0])) for r in (content['request'], request))
-    raise errors.UserError(f'{workdir} holds another comparison ({changed[0]}: {was}, now {now}); '
-                    'choose another --workdir')
+    raise errors.UserError(f'{workdir} holds another comparison ('
+                           f'{_change(changed[0], before.get(changed[0]), request[changed[0]])}); '
+                           'choose another --workdir')
+  return _jobs(content)
+
+
+def _grew(before, now):
+  """Whether experiments `now` are those `before`, in their order, and more; the first sets the budget."""
+  return now[0] == before[0] and [name for name in now if name in before] == before
+
+
+def _change(key, before, now):
+  """A few words on how a field of a request differs."""
+  if isinstance(before, list) and isinstance(now, list):
+    return f'{key} {errors.difference(list(map(str, before)), list(map(str, now)))}'
+  return f'{key}: {json.dumps(before)}, now {json.dumps(now)}'
+
+
+def _jobs(content):
+  """The Jobs in the content of a compare.json."""
   return [Job(**job | {'overrides': tuple(job['overrides'])}) for job in content['jobs']]
 
 
@@ -131,7 +162,8 @@ def _content(path):
   content = files.read_json(path)
   jobs = content.get('jobs')
   jobs = isinstance(jobs, list) and all(map(_is_job, jobs))
-  if not jobs or not isinstance(content.get('request'), dict):
+  request = content.get('request')
+  if not jobs or not isinstance(request, dict) or not isinstance(request.get('experiments'), list):
     raise errors.Damaged(path, 'has not the request and the jobs of a comparison')
   return content
 

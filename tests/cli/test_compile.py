@@ -8,9 +8,9 @@ import pytest
 
 from stmoe import experiment
 from stmoe.analysis import flops
-from stmoe.aot import hardware
 from stmoe.aot import step as aot
 from stmoe.aot import text as pages
+from stmoe.hosts import hardware
 
 TINY = ('lm/text:method=switch,smoke', '--config.model.d_model=16', '--config.model.num_heads=2',
         '--config.model.head_dim=8', '--config.blocks.d.d_ff=16', '--config.blocks.m.experts.d_ff=16',

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 
 import pytest
@@ -66,6 +67,22 @@ def test_wheel_holds_every_module_and_nothing_else(wheel):
   typed = {'stmoe/py.typed', 'pallas_kernels/py.typed'}                # believed by type checkers
   others = names - results - tuned - typed
   assert typed <= names and all(name.endswith(('.py', '.md', '.css', '.js')) for name in others)
+
+
+def test_the_source_archive_makes_the_same_wheel_and_both_may_be_uploaded(wheel, tmp_path):
+  pytest.importorskip('twine')
+  build = 'from setuptools import build_meta; print(build_meta.build_{}("{}"))'
+  code = build.format('sdist', wheel.parent)
+  archive = wheel.parent / _run(sys.executable, '-c', code, cwd=wheel.parent.parent).split()[-1]
+  with tarfile.open(archive) as files:
+    files.extractall(tmp_path, filter='data')
+  [unpacked] = tmp_path.iterdir()
+  _run(sys.executable, '-c', build.format('wheel', tmp_path), cwd=unpacked)
+  [again] = tmp_path.glob('*.whl')
+  listed = lambda path: sorted((entry.filename, entry.CRC) for entry in zipfile.ZipFile(path).infolist()
+                               if not entry.filename.endswith('/RECORD'))
+  assert listed(again) == listed(wheel)
+  _run(sys.executable, '-m', 'twine', 'check', '--strict', wheel, archive, cwd=tmp_path)
 
 
 def test_installed_program_is_not_the_checkout(installed, tmp_path):

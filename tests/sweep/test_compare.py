@@ -14,11 +14,11 @@ REQUEST = dict(experiments=['lm/a:method=dense', 'lm/a:method=switch'], seeds=[0
                overrides=[])
 
 
-def jobs(seeds=(0, 1)):
-  variants = compare.expand(['lm/a'], ['method=dense', 'method=switch'])
+def jobs(seeds=(0, 1), methods=('dense', 'switch'), steps=None):
+  variants = compare.expand(['lm/a'], [f'method={method}' for method in methods])
   costs = [dict(parameters=10, active=10, flops_per_token=2.0, flops_per_step=200.0),
-           dict(parameters=80, active=10, flops_per_token=2.5, flops_per_step=250.0)]
-  steps = compare.equal_budget(100, [c['flops_per_step'] for c in costs])
+           *[dict(parameters=80, active=10, flops_per_token=2.5, flops_per_step=250.0)] * (len(methods) - 1)]
+  steps = steps or compare.equal_budget(100, [c['flops_per_step'] for c in costs])
   return compare.plan(variants, seeds, costs, steps)
 
 
@@ -81,6 +81,39 @@ def test_plan_is_kept_and_another_request_in_its_place_is_refused(tmp_path):
   assert compare.stored(tmp_path, REQUEST) == jobs()
   with pytest.raises(errors.UserError, match=r'another comparison \(by: "flops", now "time"\)'):
     compare.stored(tmp_path, {**REQUEST, 'by': 'time'})
+
+
+def test_another_list_of_experiments_is_named_by_what_differs(tmp_path):
+  compare.store(tmp_path, REQUEST, jobs())
+  others = ['lm/a:method=dense', *(f'lm/a:method=m{number}' for number in range(9))]
+  with pytest.raises(errors.UserError) as raised:
+    compare.stored(tmp_path, REQUEST | dict(experiments=others))
+  assert str(raised.value) == (
+      f'{tmp_path} holds another comparison (experiments only there: lm/a:method=switch; only here: '
+      'lm/a:method=m0, lm/a:method=m1, lm/a:method=m2, lm/a:method=m3 and 5 more); choose another --workdir')
+  with pytest.raises(errors.UserError, match='experiments in another order'):
+    compare.stored(tmp_path, REQUEST | dict(experiments=REQUEST['experiments'][::-1]))
+  with pytest.raises(errors.UserError, match=r'seeds only here: 2\)'):
+    compare.stored(tmp_path, REQUEST | dict(seeds=[0, 1, 2]))
+
+
+def test_a_comparison_of_more_methods_keeps_the_runs_that_are_there(tmp_path):
+  more = REQUEST | dict(experiments=['lm/a:method=dense', 'lm/a:method=hash', 'lm/a:method=switch'])
+  calls = []
+  train = lambda job, folder: calls.append(job.folder) or finish(job, folder)
+  compare.store(tmp_path, REQUEST, jobs())
+  assert compare.run(tmp_path, jobs(), train, lambda line: None) == 0
+  (tmp_path / 'report.html').write_text('of two methods')
+  assert compare.stored(tmp_path, more) is None                      # to be planned
+  compare.store(tmp_path, more, jobs(methods=('dense', 'hash', 'switch')))
+  planned = compare.stored(tmp_path, more)
+  assert not (tmp_path / 'report.html').exists() and len(planned) == 6
+  assert compare.run(tmp_path, planned, train, lambda line: None) == 0
+  assert calls == [job.folder for job in jobs()] + ['hash_seed0', 'hash_seed1']
+  assert compare.default_workdir(['lm/a'], more).parts[0] == 'runs'
+  with pytest.raises(errors.UserError, match='where switch had other steps or costs'):
+    compare.store(tmp_path, more, jobs(steps=(100, 80, 79), methods=('dense', 'hash', 'switch')))
+  assert compare.stored(tmp_path, more) == planned
 
 
 def test_results_are_means_over_seeds_and_are_stored(tmp_path):
