@@ -41,3 +41,20 @@ def runs(size, models):
     experiment, usual = model(size, argument)
     for seed in seeds(size):
       yield name, experiment, fields | usual | {'seed': seed}
+
+
+def fitted(size, models, small, large, own_seeds=None):
+  """Yields a run of every model and seed of experiments that have the argument `smoke`.
+
+  Args:
+    models:       dict name -> (experiment, overrides).
+    small, large: overrides of all models in these sizes; in the size `smoke` the experiment says all.
+    own_seeds:    of the size; None = the usual ones.
+  """
+  usual = seeds(size)
+  of_size = {'smoke': {}, 'small': WHOLE | small, 'large': WHOLE | large}[size]
+  for name, (experiment, fields) in models.items():
+    separator = ',' if ':' in experiment else ':'
+    argument = f'{separator}smoke' if size == 'smoke' else ''
+    for seed in own_seeds or usual:
+      yield name, experiment + argument, fields | of_size | {'seed': seed}

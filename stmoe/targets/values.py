@@ -12,7 +12,8 @@ from stmoe.errors import UserError
 class Values:
   """The mean squared error of the outputs [B,n] against the entry `values` f32[B,n] of a batch.
 
-  The entry `weights` f32[B,n] weighs every value; 0 = no value is there.
+  The entry `weights` f32[B,n] weighs every value; 0 = no value is there. Evaluation has the error of each of
+  several values, too, as loss_0, loss_1 and so on.
   """
 
   kinds, passes, run = ('values',), 1, ''
@@ -32,18 +33,28 @@ class Values:
 
   def loss(self, outputs: jax.Array, batch: dict, counts: jax.Array) -> tuple:
     """Returns (f32[], metrics) for outputs f32[B,n]; see `targets.Target`."""
-    mean = self.judge(outputs, batch)['error'] / counts
+    mean = jnp.sum(self._errors(outputs, batch)) / counts
     return mean, {'loss/mse': mean}
 
   def judge(self, outputs: jax.Array, batch: dict) -> dict:
-    """Returns dict(error), the weighted sum f32[] of the squared errors of outputs f32[B,n]."""
-    check(outputs, batch)
-    return dict(error=jnp.sum(self.weights(batch) * jnp.square(outputs - batch['values'])))
+    """Returns sums: f32[] of the squared errors of outputs f32[B,n], f32[n] of errors and of weights."""
+    errors = self._errors(outputs, batch)
+    return dict(error=jnp.sum(errors), errors=jnp.sum(errors, axis=0),
+                weights=jnp.sum(self.weights(batch), axis=0))
 
   def metrics(self, totals: dict) -> dict:
-    """Returns the mean squared error, and its root."""
+    """Returns the mean squared error, its root, and of several values the error of each that has a weight."""
     mean = totals['error'] / totals['weight']
-    return {'eval/loss': mean, 'eval/rmse': math.sqrt(mean)}
+    each = zip(totals['errors'], totals['weights'])
+    several = len(totals['errors']) > 1
+    return {'eval/loss': mean, 'eval/rmse': math.sqrt(mean)} | {
+        f'eval/loss_{number}': float(error / weight) for number, (error, weight) in enumerate(each)
+        if several and weight}
+
+  def _errors(self, outputs, batch):
+    """The weighted squared errors [B,n]."""
+    check(outputs, batch)
+    return self.weights(batch) * jnp.square(outputs - batch['values'])
 
 
 def check(outputs: jax.Array, batch: dict) -> None:

@@ -19,6 +19,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
+import numpy as np
 
 from stmoe import axes
 from stmoe import errors
@@ -97,13 +98,22 @@ def on_mesh(section, devices=None):
 
 def fold(seed, name):
   """Returns the key of purpose `name` of a run; the same seed and name, the same key."""
-  return jax.random.fold_in(seeds.key(seed), zlib.crc32(name.encode()) & 0x7FFFFFFF)
+  return purpose(seeds.key(seed), name)
 
 
-def build(cfg):
-  """Returns a new model of configuration `cfg`; call it abstractly or under jit."""
+def purpose(key, name):
+  """Returns the key of purpose `name` of a run whose seed has the PRNG key `key`."""
+  return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+
+def build(cfg, key=None):
+  """Returns a new model of configuration `cfg`; call it abstractly or under jit.
+
+  key: PRNG key of the seed; None = of `cfg.seed`. Where the key is an argument of a jitted function, all
+    seeds share what was compiled.
+  """
   c = cfg.to_dict()
-  rngs = nnx.Rngs(params=fold(c['seed'], 'params'))
+  rngs = nnx.Rngs(params=purpose(seeds.key(c['seed']) if key is None else key, 'params'))
   model = modules.maker(c['model'])(blocks=c['blocks'], rngs=rngs)
   return modules.with_reader(model, lookup.recipe('target', c['loss'])(), c['model']['d_model'], rngs)
 
@@ -123,7 +133,7 @@ def blueprint(cfg, mesh):
                                cfg.train.steps)
   slots = jax.eval_shape(optimizer.init, groups.take(params, groups.trained(all_groups)))
   shapes = dict(params=params, router_state=routers, opt_state=slots,
-                **jax.eval_shape(lambda: _counters(cfg.seed)))
+                **jax.eval_shape(lambda: _counters(seeds.key(cfg.seed))))
   replicated = lambda tree: jax.tree.map(lambda s: (None,) * len(s.shape), tree)
   named = {part: replicated(tree) for part, tree in shapes.items()}
   named |= dict(params=names, opt_state=optimizer.names, router_state=router_names)
@@ -143,21 +153,35 @@ def _optimizer(section, group, names, shapes):
 
 def init(cfg, plan):
   """Returns the first training state, every array born with its sharding."""
-  return jax.jit(lambda: fresh(cfg, plan), out_shardings=plan.shardings())()
+  begin, words = beginning(cfg, plan)
+  return begin(words)
 
 
-def fresh(cfg, plan):
-  """Returns the first training state, for use under jit: an unused part of it is never computed."""
-  _, params, routers = nnx.split(build(cfg), nnx.Param, router_state.RouterState)
+def beginning(cfg, plan):
+  """Returns (a jitted function of the words of a key that returns the first training state, those words).
+
+  The words u32[...] are a host's array: all processes of a job have the same.
+  """
+  begin = lambda words: fresh(cfg, plan, jax.random.wrap_key_data(words))
+  return jax.jit(begin, out_shardings=plan.shardings()), np.asarray(jax.random.key_data(seeds.key(cfg.seed)))
+
+
+def fresh(cfg, plan, key=None):
+  """Returns the first training state, for use under jit: an unused part of it is never computed.
+
+  key: as for `build`.
+  """
+  key = seeds.key(cfg.seed) if key is None else key
+  _, params, routers = nnx.split(build(cfg, key), nnx.Param, router_state.RouterState)
   params = nnx.to_pure_dict(params)
   return dict(params=params, router_state=nnx.to_pure_dict(routers),
-              opt_state=plan.optimizer.init(plan.trainable(params)), **_counters(cfg.seed))
+              opt_state=plan.optimizer.init(plan.trainable(params)), **_counters(key))
 
 
-def _counters(seed):
+def _counters(key):
   counts = dict(tokens=jnp.zeros((2,), jnp.uint32), skipped=jnp.zeros((), jnp.int32),
                 bad=jnp.zeros((), jnp.int32))
-  return dict(step=jnp.zeros((), jnp.int32), key=fold(seed, 'train'), counts=counts)
+  return dict(step=jnp.zeros((), jnp.int32), key=purpose(key, 'train'), counts=counts)
 
 
 def check_divisible(shapes, names, mesh):

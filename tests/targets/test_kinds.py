@@ -37,6 +37,7 @@ def test_squared_error_by_hand():
   assert float(loss) == float(report['loss/mse']) == pytest.approx(8 / 5)
   found = split_of(KINDS['values'], outputs, data)
   assert found['eval/loss'] == pytest.approx(1.6) and found['eval/rmse'] == pytest.approx(1.6 ** 0.5)
+  assert (found['eval/loss_0'], found['eval/loss_1']) == (1, 4)      # (1 + 3) / 4, and 4 / 1
 
 
 def test_tasks_count_alike_however_many_rows_they_have():
