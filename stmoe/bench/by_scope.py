@@ -7,6 +7,7 @@ pieces in which they were made. And it has one pass over the state that the twin
 
 import math
 import pathlib
+import statistics
 import tempfile
 import time
 
@@ -56,22 +57,25 @@ def methods(name: str) -> list[str]:
 
 
 def measure(cfg, dense=None, rounds=5) -> dict:
-  """Returns dict(parts, memory); parts is dict(step, dense, floor) of dicts part -> ms.
+  """Returns dict(parts, memory, processor); parts is dict(step, dense, floor) of dicts part -> ms.
 
   A part is a key of `scopes.SCOPES`, or `scopes.HOST`. The steps run in turn, and of each the fastest
   of `rounds` counts, so that its parts add up to a step that was. memory is dict(step, dense, idle) of bytes:
-  peaks of the steps, and the state that the dense twin does not have. Without a dense configuration `step`
-  is alone in both.
+  peaks of the steps, and the state that the dense twin does not have. processor is dict(step, dense) of ms of
+  all cores together, medians, and `ratio`, the median over rounds. Without a dense configuration `step` is
+  alone.
   """
   programs = dict(step=_Program(cfg)) | ({} if dense is None else dict(dense=_Program(dense)))
   runs = [{name: each.step() for name, each in programs.items()} for _ in range(rounds + 1)][1:]
-  parts = {name: min((run[name] for run in runs), key=lambda row: sum(row.values())) for name in programs}
+  parts = {name: min((run[name][0] for run in runs), key=lambda row: sum(row.values())) for name in programs}
+  processor = {name: statistics.median(run[name][1] for run in runs) for name in programs}
   memory = {name: each.peak for name, each in programs.items()}
   if dense is not None:
+    processor['ratio'] = statistics.median(run['step'][1] / run['dense'][1] for run in runs)
     weights, slots = (a - b for a, b in zip(programs['step'].size, programs['dense'].size))
     parts['floor'] = floor(parts['step'], parts['dense'], _pass_ms(2 * (weights + slots) + weights))
     memory['idle'] = weights + slots
-  return dict(parts=parts, memory=memory)
+  return dict(parts=parts, memory=memory, processor=processor)
 
 
 def floor(step: dict[str, float], dense: dict[str, float], idle_ms: float) -> dict[str, float]:
@@ -102,20 +106,20 @@ class _Program:
     self.size = tuple(sum(x.nbytes for x in jax.tree.leaves(self.state[part]))
                       for part in ('params', 'opt_state'))
 
-  def step(self) -> dict[str, float]:
-    """Returns dict part -> ms of one profiled step."""
+  def step(self) -> tuple[dict[str, float], float]:
+    """Returns (dict part -> ms, ms of processors) of one profiled step."""
     with tempfile.TemporaryDirectory() as folder, self._mesh():
       with jax.profiler.trace(folder):
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         self.state, report = self.compiled(self.state, self.batch)
         jax.block_until_ready((self.state, report))
-        whole = 1e3 * (time.perf_counter() - start)
+        whole, processor = 1e3 * (time.perf_counter() - start), 1e3 * (time.process_time() - processor)
       events = timeline.read(pathlib.Path(folder), self.module)
     parts = dict.fromkeys(scopes.SCOPES, 0.0)
     for name, ns in timeline.shared([e for e in events if e[2] in self.parts]).items():
       parts[self.parts[name]] += ns / 1e6
     found = {part: ms for part, ms in parts.items() if ms}
-    return found | {scopes.HOST: whole - sum(found.values())}
+    return found | {scopes.HOST: whole - sum(found.values())}, processor
 
   def _mesh(self):
     return states.on_mesh(self.cfg.mesh, jax.devices()[:1])
@@ -148,4 +152,5 @@ def table(measured: dict) -> list[str]:
     over = memory['step'] / (memory['dense'] + memory['idle'])
     lines.append(f'peak memory {memory["step"]:.0f} MiB; dense {memory["dense"]:.0f} MiB, its missing state '
                  f'{memory["idle"]:.0f} MiB: {over:.3f} of both')
+    lines.append(f'processor time over dense: {measured["processor"]["ratio"]:.3f}, median of paired ratios')
   return lines

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from stmoe.analysis import flops
-from stmoe.aot import hardware
+from stmoe.hosts import hardware
 from stmoe.aot import program
 from stmoe.aot import step as aot
 from stmoe.bench import layers as bench
