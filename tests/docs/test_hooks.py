@@ -46,7 +46,7 @@ def test_files_and_folders_are_pages(hook):
   assert 'class Switch' in repository.shown('stmoe/routers/switch.py')
   assert '| [switch.py](routers/switch.py) | Switch' in repository.shown('stmoe/routers')
   assert repository.place('docs/start.md') == 'start.md'
-  assert repository.place('docs/.nav.yml') == 'source/docs/.nav.yml.md'
+  assert repository.place('docs/hooks/made.py') == 'source/docs/hooks/made.py.md'
   assert repository.place('experiments/quickstart/gap.png') == 'files/experiments/quickstart/gap.png'
   assert repository.shown('experiments/quickstart/gap.png') is None and repository.place('nowhere') is None
 
