@@ -26,7 +26,8 @@ ONE_THREAD = dict(TOKENIZERS_PARALLELISM='false', JAX_PLATFORMS='cpu', CUDA_VISI
 
 def usual():
   """Returns the number of processes where nothing is said."""
-  return min(len(os.sched_getaffinity(0)), MOST)
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  return min(cores, MOST)
 
 
 def make(shards, processes, spec, show=True, alone=True):
@@ -89,7 +90,8 @@ def beside(shards, spec):
 def _alone(path):
   """Holds the lock in file `path`, which a process that ends gives back."""
   with open(path, 'w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+    with progress.patience(f'waiting for another command that makes shards in {path.parent}'):
+      fcntl.flock(file, fcntl.LOCK_EX)
     yield
 
 

@@ -52,8 +52,11 @@ class Shards:
     return caches.Cache(path, self.vocabulary, store.kept(path, fill))
 
   def has(self, number):
-    """Returns whether shard `number` is there."""
-    return (self._folder(number) / store.SEAL).is_file()
+    """Returns whether shard `number` is there, by its seal; what it holds is checked when it is opened."""
+    try:
+      return bool(self._facts(number))
+    except errors.Damaged:
+      return False
 
   def ends(self, number):
     """Returns the place behind shard `number`; that of -1 is the start."""
