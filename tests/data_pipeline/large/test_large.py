@@ -293,6 +293,11 @@ def test_too_few_documents_to_hold_some_out(large, tmp_path):
   for cache in ('shards', 'stream'):
     with pytest.raises(errors.UserError, match='no document could be held out .*nearest: .*cache=whole'):
       pipeline.source(large(cache, files=(str(tmp_path / 'a.txt'),)))
+  assert main.main(['cache', 'text', '--files', str(tmp_path / 'a.txt'), '--shards', '--cache-dir',
+                    str(tmp_path / 'cache')]) == 2
+  assert not any((tmp_path / 'cache').iterdir())
+  with pytest.raises(errors.UserError, match='cannot write the cache .* set --config.data.cache_dir'):
+    made([str(tmp_path / 'a.txt')], tmp_path / 'a.txt')
   with pytest.raises(errors.UserError, match='reads the whole text at once'):
     pipeline.lookup.source(large('shards').data).open_caches()
 
