@@ -6,6 +6,7 @@ $STMOE_PROGRESS may be auto (the default), rich, plain or off.
 import contextlib
 import os
 import sys
+import threading
 import time
 
 EVERY = 10  # seconds between plain lines
@@ -22,6 +23,22 @@ def task(title, total, unit=''):
     yield from _rich(title, total, unit)
   else:
     yield from _plain(title, total, unit)
+
+
+@contextlib.contextmanager
+def patience(title):
+  """Says every EVERY seconds that the body still runs, in a plain line: other threads may show a bar."""
+  start, done = time.time(), threading.Event()
+
+  def say():
+    while not done.wait(EVERY):
+      print(f'{title}: {time.time() - start:.0f} s', file=sys.stderr, flush=True)
+  if os.environ.get('STMOE_PROGRESS') != 'off':
+    threading.Thread(target=say, daemon=True).start()
+  try:
+    yield
+  finally:
+    done.set()
 
 
 def _rich(title, total, unit):

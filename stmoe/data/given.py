@@ -169,7 +169,8 @@ def json(path, field, kind=dict):
 
 def _refused(path, field, format):
   return errors.UserError(f'{field}: {str(path)!r} is {format} and not plain text; unpack or convert it '
-                          'first (what is read: UTF-8 text, and the same as .gz or .zst)')
+                          'first (what is read: UTF-8 text, and the same as .gz or .zst; by task text also '
+                          '.parquet, .arrow and .tar)')
 
 
 def absent(path, field):

@@ -1,5 +1,7 @@
 """Progress: a bar on a terminal, lines with the time left elsewhere, nothing when switched off."""
 
+import time
+
 import pytest
 
 from stmoe.data import bar as progress
@@ -22,6 +24,16 @@ def test_a_bar(monkeypatch, capfd):
   with progress.task('caching', 1000) as advance:
     advance(1000)
   assert '100%' in capfd.readouterr().err
+
+
+def test_patience_says_that_something_still_runs(monkeypatch, capfd):
+  monkeypatch.setattr(progress, 'EVERY', 0.01)
+  for kind in ('rich', 'off'):
+    monkeypatch.setenv('STMOE_PROGRESS', kind)
+    with progress.patience('waiting'):
+      time.sleep(0.2)
+    said = capfd.readouterr().err.splitlines()
+    assert set(said) == ({'waiting: 0 s'} if kind == 'rich' else set())
 
 
 def test_off(monkeypatch, capfd):

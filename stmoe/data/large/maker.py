@@ -19,6 +19,7 @@ from stmoe.data import store
 from stmoe.data.large import chunks
 
 WORKER = (sys.executable, '-m', 'stmoe.data.large.worker')
+LOCK = 'lock'
 MOST = 8                                 # processes, where nothing is said: each reads the whole corpus
 # Each process has one thread that tokenises.
 ONE_THREAD = dict(TOKENIZERS_PARALLELISM='false', JAX_PLATFORMS='cpu', CUDA_VISIBLE_DEVICES='')
@@ -26,7 +27,8 @@ ONE_THREAD = dict(TOKENIZERS_PARALLELISM='false', JAX_PLATFORMS='cpu', CUDA_VISI
 
 def usual():
   """Returns the number of processes where nothing is said."""
-  return min(len(os.sched_getaffinity(0)), MOST)
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  return min(cores, MOST)
 
 
 def make(shards, processes, spec, show=True, alone=True):
@@ -38,8 +40,7 @@ def make(shards, processes, spec, show=True, alone=True):
     show: whether progress is shown.
     alone: whether this process may do the work itself, where it is that of one.
   """
-  shards.path.mkdir(parents=True, exist_ok=True)
-  with _alone(shards.path / 'lock'):
+  with _alone(shards.path):
     if facts := shards.facts():
       return facts
     shards.validation()
@@ -87,10 +88,22 @@ def beside(shards, spec):
 
 @contextlib.contextmanager
 def _alone(path):
-  """Holds the lock in file `path`, which a process that ends gives back."""
-  with open(path, 'w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    yield
+  """Holds the lock of folder `path`, which a process that ends gives back; a folder without shards goes."""
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    lock = open(path / LOCK, 'w')
+  except OSError as error:
+    raise errors.UserError(f'cannot write the cache {path}: {error.strerror}; set '
+                           '--config.data.cache_dir=DIR') from error
+  with lock as file:
+    with progress.patience(f'waiting for another command that makes shards in {path}'):
+      fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+      yield
+    finally:
+      if os.listdir(path) == [LOCK]:
+        (path / LOCK).unlink()
+        path.rmdir()
 
 
 def _shown(shards, show):

@@ -5,6 +5,7 @@ as a cache has them, and `validation`. When all are there, facts.json seals the 
 Shards may be made in any order, by several processes, and again after a kill: what is there stays.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
@@ -49,11 +50,19 @@ class Shards:
       sizes = caches.write_texts(folder, 'validation', documents, self.vocabulary)
       return dict(key=self.key, splits=dict(validation=held_some(sizes)))
     path = self.path / 'validation'
-    return caches.Cache(path, self.vocabulary, store.kept(path, fill))
+    try:
+      return caches.Cache(path, self.vocabulary, store.kept(path, fill))
+    except errors.UserError:             # before anything is written: nothing is left
+      with contextlib.suppress(OSError):
+        self.path.rmdir()
+      raise
 
   def has(self, number):
-    """Returns whether shard `number` is there."""
-    return (self._folder(number) / store.SEAL).is_file()
+    """Returns whether shard `number` is there, by its seal; what it holds is checked when it is opened."""
+    try:
+      return bool(self._facts(number))
+    except errors.Damaged:
+      return False
 
   def ends(self, number):
     """Returns the place behind shard `number`; that of -1 is the start."""

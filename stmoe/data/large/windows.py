@@ -11,6 +11,7 @@ import threading
 import grain
 
 from stmoe import errors
+from stmoe.data import bar as progress
 from stmoe.data.large import chunks
 from stmoe.data.large import corpora
 from stmoe.data.text import stream as streams
@@ -158,7 +159,8 @@ class Feed:
       return self._open
     self._open = None                    # its memory is free while the next is made
     first, epoch, window, place = mark
-    found = self._windows(window, place)
+    with progress.patience(f'waiting for part {window} of the corpus'):
+      found = self._windows(window, place)
     if found is None and window == 0:
       raise errors.UserError('data.cache: the corpus has no document for training')
     if found is None:                    # the epoch has ended

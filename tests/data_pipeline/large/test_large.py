@@ -209,6 +209,16 @@ def test_a_job_that_was_killed_goes_on_where_it_was(tmp_path, files, capsys):
   assert contents(found.path) == contents(other.path)
 
 
+def test_two_jobs_at_once_make_no_shard_twice(tmp_path, files, monkeypatch):
+  written, write = [], sharded.caches.write_texts
+  monkeypatch.setattr(sharded.caches, 'write_texts', lambda folder, *args: (
+      written.append(folder.name.partition('.')[0]), write(folder, *args))[1])
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    one, other = pool.map(lambda _: made(files, tmp_path).facts(), range(2))
+  assert one == other
+  assert sorted(written) == [*(f'{number:06}' for number in range(11)), 'validation']
+
+
 def test_a_process_that_ends_badly_is_a_line(tmp_path, files, monkeypatch):
   found = sharded.of(corpora.of('text', files, documents='line'), vocab.Bytes(), 4000, tmp_path)
   monkeypatch.setattr(maker, 'WORKER', (sys.executable, '-c', 'import os; os.kill(os.getpid(), 9)'))
@@ -224,7 +234,9 @@ def test_a_damaged_shard_is_made_again(tmp_path, files, capfd):
   want = contents(found.path)
   (found.path / '000003' / 'train.array_record').write_bytes(b'x')
   (found.path / '000004' / 'facts.json').unlink()
-  for number in (3, 4):
+  (found.path / '000005' / 'facts.json').write_text('{}')
+  assert [found.has(number) for number in (3, 4, 5, 6)] == [True, False, False, True]
+  for number in (3, 4, 5):
     cache, _ = found.opened(number)
     assert len(stream.Stream(cache, 'train'))
   assert contents(found.path) == want
@@ -281,6 +293,11 @@ def test_too_few_documents_to_hold_some_out(large, tmp_path):
   for cache in ('shards', 'stream'):
     with pytest.raises(errors.UserError, match='no document could be held out .*nearest: .*cache=whole'):
       pipeline.source(large(cache, files=(str(tmp_path / 'a.txt'),)))
+  assert main.main(['cache', 'text', '--files', str(tmp_path / 'a.txt'), '--shards', '--cache-dir',
+                    str(tmp_path / 'cache')]) == 2
+  assert not any((tmp_path / 'cache').iterdir())
+  with pytest.raises(errors.UserError, match='cannot write the cache .* set --config.data.cache_dir'):
+    made([str(tmp_path / 'a.txt')], tmp_path / 'a.txt')
   with pytest.raises(errors.UserError, match='reads the whole text at once'):
     pipeline.lookup.source(large('shards').data).open_caches()
 
