@@ -29,13 +29,15 @@ class LatentAttention(nnx.Module):
     norm_epsilon: of the norms of compressed vectors.
     interleaved: rotary pairs are neighbours, as in the released checkpoints, not halves.
     logit_scale: factor of the logits beside 1/sqrt(nope_dim + P) (YaRN, arXiv:2309.00071, section 3.4).
+    use_bias:    with biases of both compressions and of the output (`attention_bias` of config.json),
+      initially 0.
     dropout_rate, init_scale: see `attention.Attention`.
   """
 
   def __init__(self, d_model: int, *, num_heads, head_dim, nope_dim: ranges.Count, value_dim: ranges.Count,
                kv_rank: ranges.Count, q_rank: ranges.Count | None = None, norm_epsilon: ranges.PartOf1 = 1e-6,
-               interleaved: ranges.Flag = True, logit_scale: ranges.Any = 1.0, dropout_rate=0.0,
-               init_scale=1.0, rngs):
+               interleaved: ranges.Flag = True, logit_scale: ranges.Any = 1.0, use_bias: ranges.Flag = False,
+               dropout_rate=0.0, init_scale=1.0, rngs):
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'normal')
     matrix = lambda rows, columns, *names: axes.param(init, (rows, columns), *names, rngs=rngs)
     queries = num_heads * (nope_dim + head_dim)
@@ -49,6 +51,9 @@ class LatentAttention(nnx.Module):
     self.kv_norm = norm.RMSNorm(kv_rank, epsilon=norm_epsilon, rngs=rngs)
     self.wkv = matrix(kv_rank, num_heads * (nope_dim + value_dim), 'kv', 'joined_kv')
     self.wo = matrix(num_heads * value_dim, d_model, 'joined_kv', 'embed')
+    bias = lambda w: None if w is None or not use_bias else axes.param(
+        nnx.initializers.zeros, w.shape[1:], w.get_metadata()['out_sharding'][1], rngs=rngs)
+    self.bq_down, self.bkv_down, self.bo = map(bias, (self.wq_down, self.wkv_down, self.wo))
     self.num_heads = num_heads
     self.head_dim = head_dim
     self.nope_dim = nope_dim
@@ -75,14 +80,14 @@ class LatentAttention(nnx.Module):
   def queries(self, x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Returns q [B,T,H,nope+P] of x [B,T,D], the last P turned by `turn`."""
     if self.wq_down is not None and self.q_norm is not None:
-      x = self.q_norm(linear.apply(x, self.wq_down))                 # [B, T, q_rank]
+      x = self.q_norm(linear.apply(x, self.wq_down, self.bq_down))   # [B, T, q_rank]
     q = linear.apply(x, self.wq).reshape(*x.shape[:2], self.num_heads, -1)
     still, turned = q[..., :self.nope_dim], q[..., self.nope_dim:]
     return jnp.concatenate([still, self.turn(turned, turn)], axis=-1)
 
   def compress(self, x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Returns what later tokens need of x [B,T,D]: c [B,T,R], normalised, and the turned key [B,T,P]."""
-    y = linear.apply(x, self.wkv_down)                               # [B, T, R + P]
+    y = linear.apply(x, self.wkv_down, self.bkv_down)                # [B, T, R + P]
     latent, shared = y[..., :self.kv_rank], y[..., self.kv_rank:]
     return self.kv_norm(latent), self.turn(shared[..., None, :], turn)[..., 0, :]
 
@@ -97,4 +102,4 @@ class LatentAttention(nnx.Module):
     logits = jnp.einsum('bthp,bkhp->bhtk', q, k, preferred_element_type=jnp.float32) * self.scale
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     y = jnp.einsum('bhtk,bkhv->bthv', jax.nn.softmax(logits, axis=-1).astype(q.dtype), v)
-    return linear.apply(y.reshape(*y.shape[:2], -1), self.wo)
+    return linear.apply(y.reshape(*y.shape[:2], -1), self.wo, self.bo)

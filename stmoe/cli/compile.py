@@ -15,11 +15,12 @@ import sys
 import time
 
 from stmoe import errors
-from stmoe.runs import directory as rundir
+from stmoe.derive import downloaded
 
 
 def add_arguments(parser):
-  parser.add_argument('name', metavar='NAME', help='an experiment, NAME[:argument], or a run directory')
+  parser.add_argument('name', metavar='NAME', help='an experiment, NAME[:argument], a run directory, or a '
+                      'downloaded folder, of which no tensor is read')
   parser.add_argument('--topology', required=True, metavar='CHIP:SHAPE', help='for example v5p:8x8x8')
   parser.add_argument('--quick', action='store_true',
                       help="the compiler's least effort: sooner an answer, but memory is not the final one")
@@ -29,7 +30,7 @@ def add_arguments(parser):
 
 def run(args):
   from stmoe.aot import topology
-  cfg, name = rundir.named(args.name, args.overrides)
+  cfg, name = downloaded.named(args.name, args.overrides)
   if args.json and not args.json.resolve().parent.is_dir():
     raise errors.UserError(f'--json: no directory {args.json.resolve().parent}')
   topology.prepare(args.topology)

@@ -2,21 +2,23 @@
 
 stmoe diff lm/stdlib lm/stdlib:smoke
 stmoe diff runs/try lm/stdlib
+stmoe diff DOWNLOADED OTHER                    by their headers; no tensor is read
 """
 
 from stmoe import experiment
-from stmoe.runs import directory as rundir
+from stmoe.derive import downloaded
 
 
 def add_arguments(parser):
   parser.add_argument('left',
-                      help='an experiment, NAME[:argument], the path of a .py file, or a run directory')
+                      help='an experiment, NAME[:argument], the path of a .py file, a run directory, or a '
+                      'downloaded folder')
   parser.add_argument('right', help='another one')
 
 
 def run(args):
-  left, left_name = rundir.named(args.left)
-  right, right_name = rundir.named(args.right)
+  left, left_name = downloaded.named(args.left)
+  right, right_name = downloaded.named(args.right)
   rows = [('', left_name, right_name)]
   rows += [(key, repr(a), repr(b)) for key, (a, b) in experiment.diff(left, right).items()]
   if len(rows) == 1:

@@ -6,6 +6,9 @@ stmoe plot runs/dense runs/switch --out DIR     all in the same axes
 
 import pathlib
 
+from stmoe import errors
+from stmoe.derive import downloaded
+
 
 def add_arguments(parser):
   parser.add_argument('runs', nargs='+', metavar='RUN', help='a run directory, finished or still running')
@@ -19,6 +22,10 @@ def run(args):
   from stmoe.analysis import curves
   from stmoe.runs import read as runs
 
+  folder = next((name for name in args.runs if downloaded.found(name)), None)
+  if folder is not None:
+    raise errors.UserError(f'{folder} is a downloaded folder, and no training is in it that could be drawn; '
+                           f'nearest: stmoe report {folder} --text FILE, which draws its routing')
   readable = runs.read_all(args.runs)
   out = args.out or (readable[0].path / 'plots' if len(readable) == 1 else pathlib.Path('plots'))
   for stem, figure in curves.figures(readable, baselines=baselines.common(readable)).items():

@@ -50,7 +50,7 @@ def run(args):
     for line in shown.lines(args.name, args.overrides):
       print(line)
     return
-  config, name = _configuration(args.name, args.overrides, folder)
+  config, name = downloaded.named(args.name, args.overrides)
   if args.fields:
     print('\n'.join(explained.lines(config, shutil.get_terminal_size().columns)))
     return
@@ -68,14 +68,6 @@ def run(args):
     print(line)
   for line in lineage.lines(args.name) if rundir.is_run(args.name) else ():
     print(line)
-
-
-def _configuration(name, overrides, folder):
-  """(configuration, name) of an experiment, a run or, if `folder`, of what a downloaded folder becomes."""
-  if not folder:
-    return rundir.named(name, overrides)
-  from stmoe.derive import shown
-  return shown.opened(name, overrides)[0], name
 
 
 def _lines(fields, path, usual):

@@ -13,14 +13,15 @@ import sys
 
 from stmoe import errors
 from stmoe import ranges
+from stmoe.derive import downloaded
 from stmoe.runs import directory as rundir
 
 
 def add_arguments(parser):
-  parser.add_argument('name', metavar='NAME', help='an experiment, NAME[:argument]')
+  parser.add_argument('name', metavar='NAME', help='an experiment, NAME[:argument], or a downloaded folder')
   parser.add_argument('--kind', required=True, help='balanced, random, clustered or dispersed')
   parser.add_argument('--embeddings', metavar='RUN', type=pathlib.Path,
-                      help='run directory whose embeddings are clustered')
+                      help='run directory or downloaded folder whose embeddings are clustered')
   parser.add_argument('--experts', type=ranges.Count, metavar='K',
                       help='buckets; default: the experts of NAME')
   parser.add_argument('--seed', type=ranges.Whole(0, 2**32 - 1), default=42,
@@ -32,7 +33,7 @@ def add_arguments(parser):
 def run(args):
   from stmoe.core import tables
   from stmoe.data.text import hash_tables
-  cfg, _ = rundir.named(args.name, args.overrides)
+  cfg, _ = rundir.named(str(downloaded.resolved(args.name)), args.overrides)
   if args.kind not in hash_tables.KINDS:
     raise errors.UserError(f'--kind {args.kind} does not exist{errors.nearest(args.kind, hash_tables.KINDS)} '
                            f'(there are: {", ".join(hash_tables.KINDS)})')
@@ -57,6 +58,7 @@ def _embeddings(path, vocabulary, vocab_size):
   from stmoe.data import record
   from stmoe.train import opened
   from stmoe.train import state as states
+  path = downloaded.resolved(path)
   cfg = record.read(path).located(rundir.opened(path))
   if cfg.model.vocab_size != vocab_size:
     raise errors.UserError(f'--embeddings {path}: its model has {cfg.model.vocab_size} ids, this one has '

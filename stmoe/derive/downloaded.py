@@ -6,11 +6,14 @@ written there. It lies in `imported/KEY/NAME` of the cache folder and may be del
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import contextlib
 import hashlib
 import pathlib
 import shutil
 import sys
+
+import ml_collections
 
 from stmoe import errors
 from stmoe import experiment
@@ -40,9 +43,26 @@ def resolved(path: str | pathlib.Path, say: Callable = _print) -> pathlib.Path:
   return _conversion(path, say) if found(path) else path
 
 
+def named(name: str, overrides: Sequence[str] = ()) -> tuple[ml_collections.ConfigDict, str]:
+  """Returns (configuration, name) of an experiment, a run or a downloaded folder, which is not converted.
+
+  overrides: see `experiment.override`.
+  """
+  if not found(name):
+    return rundir.named(name, overrides)
+  from stmoe.derive import shown
+  return shown.opened(name, overrides)[0], str(name)
+
+
 def found(path: str | pathlib.Path) -> bool:
-  """Returns whether `path` is a downloaded folder: its config.json is of a model, and of no run."""
+  """Returns whether `path` is a downloaded folder.
+
+  That is one whose config.json is of a model, and of no run, or a checkpoint of T5X.
+  """
   file = pathlib.Path(path) / 'config.json'
+  if any(file.parent.glob('*/.zarray')):                             # is quickly seen: nothing is imported
+    from stmoe.interop import t5x
+    return t5x.found(path)
   if not file.is_file() or (file.parent / 'checkpoints').is_dir():
     return False
   fields = files.read_json(file)
@@ -54,9 +74,10 @@ def key(folder: str | pathlib.Path) -> str:
   """Returns 16 hex digits of what decides how folder `folder` is converted.
 
   That is every file that a conversion reads, and the code that reads it. Tensors count as
-  `tensors.fingerprint` says, all other files with their bytes.
+  `tensors.fingerprint` or `t5x.fingerprint` says, all other files with their bytes.
   """
   from stmoe.derive.conversion import importing
+  from stmoe.interop import t5x
   from stmoe.interop import tensors
   folder, digest = pathlib.Path(folder), hashlib.sha256()
   own = pathlib.Path(__file__).parents[1]
@@ -64,15 +85,20 @@ def key(folder: str | pathlib.Path) -> str:
   beside = [tensors.inside(folder, name) for name in (*importing.BESIDE, tensors.INDEX)]
   for file in [*code, *(file for file in beside if file.is_file())]:
     digest.update(f'{file.name} {hashlib.sha256(files.read_bytes(file)).hexdigest()}\n'.encode())
-  for line in tensors.fingerprint(folder):
+  for line in (t5x if t5x.found(folder) else tensors).fingerprint(folder):
     digest.update(f'{line}\n'.encode())
   return digest.hexdigest()[:16]
 
 
+def cache() -> pathlib.Path:
+  """Returns the folder of all conversions, which may not be there yet."""
+  from stmoe.data.text import cache as caches
+  return caches.folder() / 'imported'
+
+
 def _conversion(path, say):
   """The run directory made of folder `path`, by this process or an earlier one."""
-  from stmoe.data.text import cache as caches
-  target = caches.folder() / 'imported' / key(path) / _name(path)
+  target = cache() / key(path) / _name(path)
   if _whole(target, say):
     say(f'{path} was converted before: {target} is read')
     return target

@@ -9,6 +9,7 @@ import ml_collections
 
 from stmoe import errors
 from stmoe.data import record
+from stmoe.data.text import merges
 from stmoe.data.text import tokenizer
 from stmoe.interop import tensors
 
@@ -30,7 +31,7 @@ def of(source: pathlib.Path, cfg: ml_collections.ConfigDict, say: Callable) -> t
   spec = cfg.data.vocab
   if spec == 'bytes' or spec.startswith('train:'):                   # of this project: nothing to copy
     return None
-  for name in (tokenizer.FILE, *tokenizer.OTHERS, *tokenizer.PIECES) * (not spec):
+  for name in (tokenizer.FILE, *tokenizer.OTHERS, *tokenizer.PIECES, *merges.FILES) * (not spec):
     if (source / name).is_file():
       tensors.inside(source, name)
   file = pathlib.Path(spec) if spec else tokenizer.within(source)

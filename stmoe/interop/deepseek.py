@@ -30,6 +30,7 @@ def table(c):
   ours, theirs = 'decoder/layers/{i}/attention/', decoder.LAYER + 'self_attn.'
   return [
       *((ours + w, f'{theirs}{name}.weight', rules.LINEAR) for w, name in named.items()),
+      *((f'{ours}b{w[1:]}', f'{theirs}{name}.bias') for w, name in named.items()),
       *((f'{ours}{norm}/scale', f'{theirs}{name}.weight') for norm, name in norms.items()),
       *decoder.REST, *LAYERS,
   ]
@@ -47,14 +48,15 @@ def ignored(c):
 def configure(hf, tied, router):
   """Returns the sections model, blocks and losses of a config.json with routers `router`."""
   rope_dim = fields.need(hf, 'qk_rope_head_dim')
-  fields.only(hf, attention_bias=False, head_dim=rope_dim,
+  fields.only(hf, head_dim=rope_dim,
               num_key_value_heads=fields.need(hf, 'num_attention_heads'),
               qk_head_dim=rope_dim + fields.need(hf, 'qk_nope_head_dim'))
   attention = dict(name='latent_attention', nope_dim=fields.need(hf, 'qk_nope_head_dim'),
                    value_dim=fields.need(hf, 'v_head_dim'), kv_rank=fields.need(hf, 'kv_lora_rank'),
                    q_rank=fields.given(hf, 'q_lora_rank', ranges.Count),
                    interleaved=fields.given(hf, 'rope_interleave', ranges.Flag, True),
-                   logit_scale=decoder.rope(hf)[2])
+                   logit_scale=decoder.rope(hf)[2],
+                   use_bias=fields.given(hf, 'attention_bias', ranges.Flag, False))
   letters, blocks, losses = layers(hf, router)
   model = decoder.model(hf, letters, tied, attention=attention, num_kv_heads=None, head_dim=rope_dim)
   return dict(model=model, blocks=blocks, losses=losses)
@@ -106,9 +108,9 @@ def describe(c, architecture, model_type, router):
   """Returns the config.json of our configuration `c`, but for the router's own fields."""
   a = c['model'].get('attention') or {}
   return decoder.describe(c, architecture, model_type) | describe_layers(c, router) | dict(
-      attention_bias=False, qk_nope_head_dim=a.get('nope_dim'), v_head_dim=a.get('value_dim'),
-      kv_lora_rank=a.get('kv_rank'), q_lora_rank=a.get('q_rank'), qk_rope_head_dim=c['model']['head_dim'],
-      rope_interleave=a.get('interleaved', True))
+      attention_bias=a.get('use_bias', False), qk_nope_head_dim=a.get('nope_dim'),
+      v_head_dim=a.get('value_dim'), kv_lora_rank=a.get('kv_rank'), q_lora_rank=a.get('q_rank'),
+      qk_rope_head_dim=c['model']['head_dim'], rope_interleave=a.get('interleaved', True))
 
 
 def describe_layers(c, router):

@@ -7,6 +7,7 @@ optimizer's statistics are not read.
 """
 
 import dataclasses
+import hashlib
 import math
 import pathlib
 import re
@@ -19,6 +20,7 @@ from stmoe import files
 from stmoe.interop import rules
 
 PREFIX = 'target.'
+SAMPLE = 1 << 15                         # bytes at either end of a file
 DTYPES = {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16', 'float64': 'F64'}
 SPARSE = 'mlp/expert/wi_0/kernel', 'mlp/expert/wi/kernel'
 ATTENTION = dict(wq='query', wk='key', wv='value', wo='out')
@@ -61,6 +63,23 @@ class Array:
 def found(folder):
   """Returns whether `folder` is such a checkpoint."""
   return any(pathlib.Path(folder).glob(f'{PREFIX}*/.zarray'))
+
+
+def fingerprint(folder):
+  """Yields a line for each file of arrays in `folder`, which another content makes another.
+
+  The line has name, size, time, and a digest of the first and last SAMPLE bytes.
+  """
+  for path in sorted(path for path in pathlib.Path(folder).glob(f'{PREFIX}*/*') if path.is_file()):
+    try:
+      about, digest = path.stat(), hashlib.sha256()
+      with path.open('rb') as f:
+        digest.update(f.read(SAMPLE))
+        f.seek(max(about.st_size - SAMPLE, 0))
+        digest.update(f.read(SAMPLE))
+    except OSError as error:
+      raise errors.Damaged(path, error.strerror) from error
+    yield f'{path.parent.name}/{path.name} {about.st_size} {about.st_mtime_ns} {digest.hexdigest()}'
 
 
 def tensors(folder):

@@ -179,6 +179,22 @@ def test_an_epsilon_is_that_of_all_norms_and_comes_back(stored):
   assert fields.differences(sections, again) == []
 
 
+def test_biases_of_latent_attention_have_their_tensors():
+  family = fields.family(config('deepseek_v2'))[1]
+  for rank in (6, None):
+    sections = family.configure(config('deepseek_v2', attention_bias=True, q_lora_rank=rank), False)
+    params = nnx.to_pure_dict(nnx.state(build(sections), nnx.Param))
+    there = {place.tensor: place.there for place in rules.places(dict(params=params), family.table(sections))}
+    ours = {name.split('.')[4]: there[name] for name in there if name.startswith('model.layers.0.self_attn.')
+            and name.endswith('.bias')}
+    attention = sections['model']['attention']
+    width = attention['kv_rank'] + sections['model']['head_dim']
+    assert ours == {'kv_a_proj_with_mqa': (width,), 'o_proj': (sections['model']['d_model'],)} | (
+        dict(q_a_proj=(rank,)) if rank else {})
+    assert fields.differences(sections, family.configure(family.describe(sections), False)) == []
+  assert family.describe(sections)['attention_bias'] is True
+
+
 def test_three_leading_dense_layers_are_numbered_through():
   hf = config('deepseek_v2', num_hidden_layers=6, first_k_dense_replace=3, q_lora_rank=None,
               rope_parameters=None)

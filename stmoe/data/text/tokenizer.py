@@ -20,6 +20,7 @@ import tokenizers
 from stmoe import errors
 from stmoe import files
 from stmoe.data.text import detokenize
+from stmoe.data.text import merges
 from stmoe.data.text import vocab
 
 FILE, CONFIG, MAP, GENERATION = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json',
@@ -39,7 +40,7 @@ TIDY = (' .', '.'), (' ?', '?'), (' !', '!'), (' ,', ','), (" ' ", "'"), (" n't"
 def opened(path: str | pathlib.Path, extra_ids: int = 0) -> typing.Any:
   """Returns the vocabulary in file or folder `path`: Tokens, or `vocab.Pieces` of a SentencePiece model.
 
-  Raises UserError for a folder that has neither.
+  Raises UserError for a folder that has neither; vocab.json and merges.txt (`merges.py`) are Tokens, too.
   """
   path = pathlib.Path(path)
   if not path.is_dir():
@@ -52,9 +53,13 @@ def opened(path: str | pathlib.Path, extra_ids: int = 0) -> typing.Any:
 
 
 def within(folder: str | pathlib.Path) -> pathlib.Path | None:
-  """Returns the path of the vocabulary in `folder`, tokenizer.json before SentencePiece models, or None."""
-  paths = (pathlib.Path(folder) / name for name in (FILE, *PIECES))
-  return next((path for path in paths if path.is_file()), None)
+  """Returns the path of the vocabulary in `folder`, or None.
+
+  That is tokenizer.json, else vocab.json with merges.txt, else a SentencePiece model.
+  """
+  folder = pathlib.Path(folder)
+  names = (FILE, *[merges.VOCAB] * merges.there(folder), *PIECES)
+  return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 class Tokens:
@@ -64,7 +69,8 @@ class Tokens:
   post-processor adds. A special token that is written in a text is that token, as in the reference.
 
   Attributes:
-    files:    dict name -> path of tokenizer.json and OTHERS, what a run has to keep.
+    files:    dict name -> path of tokenizer.json (or vocab.json, merges.txt) and OTHERS, what a run has to
+      keep.
     named:    dict 'bos_token', ... -> its text, of special tokens that the files name.
     first_ids, last_ids: what the post-processor adds to a text.
     template: Jinja text that writes conversations, or None.
@@ -79,18 +85,23 @@ class Tokens:
   def __init__(self, path: str | pathlib.Path, extra_ids: int = 0):
     self.path = pathlib.Path(path)
     found = {name: self.path.parent / name for name in OTHERS if (self.path.parent / name).is_file()}
-    self.files = {FILE: self.path} | found
-    content = vocab.read(self.path)
+    own = merges.used(self.path) if self.path.name == merges.VOCAB else {FILE: self.path}
+    self.files, config = own | found, _config(found)
+    content = b''.join(vocab.read(file) for file in own.values())
     with self._sound():
-      self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+      if self.path.name == merges.VOCAB:
+        config, self._tokenizer = merges.opened(self.path, config)
+      else:
+        self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
       self._tokenizer.no_truncation()    # which the file may ask for
       self._tokenizer.no_padding()
-    config = _config(found)
     self.named = {name: _text(token) for name, token in _named(config).items()}
     self.template = files.read_text(found[TEMPLATE]) if TEMPLATE in found else _template(config, found)
     self.adds_bos = config.get('add_bos_token')
     with self._sound():
       _add(self._tokenizer, config)
+      if self.path.name == merges.VOCAB:
+        merges.surround(self._tokenizer, config)
     self.extra_ids, added = self._sentinels(extra_ids)
     self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
     if not 0 < self.vocab_size <= MOST:
@@ -181,6 +192,8 @@ class Tokens:
     """Context in which a file that `tokenizers` cannot work with is a UserError."""
     try:
       yield
+    except errors.UserError:
+      raise
     except BaseException as error:       # plain exceptions are raised, and what ends a thread of Rust
       if not isinstance(error, Exception) and type(error).__name__ != 'PanicException':
         raise
