@@ -3,6 +3,7 @@
 #   make test         the test suite (ARGS='-k name' chooses)        make test-slow   the long tests
 #   make test-aot     compiles kernels and every paper's largest model, cut down, for TPUs and GPUs; installs compilers
 #   make experiments  every sweep of experiments/ and its report: some 300 runs; run again, it fills the gaps
+#   make device       on a machine with a GPU: what is worth measuring, in eight minutes; see docs/accelerator.md
 #   make env          only the virtual environment .venv             make lint, make clean
 # `make quickstart` installs the core (1.1 GB). All other targets add what the tests need, TensorFlow too (3.4 GB in all).
 
@@ -12,7 +13,7 @@ BIN := .venv/bin
 CORE := .venv/installed
 STAMP := .venv/installed-dev
 
-.PHONY: env test test-slow test-aot quickstart experiments lint clean
+.PHONY: env test test-slow test-aot quickstart experiments device lint clean
 
 env: $(STAMP)
 
@@ -71,6 +72,12 @@ experiments: $(STAMP)
 	done; \
 	$(if $(SIZE),:,$(BIN)/python -m stmoe.experiments.scaling_mesh.report runs/scaling_mesh) || failed="$$failed scaling_mesh"; \
 	test -z "$$failed" || { echo "not all is done:$$failed" >&2; exit 1; }
+
+# Without a network there is no .venv: the machine's own Python is taken, or PYTHON. Run again, it goes on.
+BUDGET ?= 480
+OUT ?= experiments/kernels/device
+device:
+	$(or $(wildcard $(BIN)/python),$(PYTHON),python3) -m stmoe.bench.device --budget $(BUDGET) --out $(OUT) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -3,6 +3,7 @@
 Experiments of the papers give Switch-Base and DeepSeekMoE-16B. OLMoE-1B-7B is read from its configuration.
 """
 
+import functools
 from typing import Callable, NamedTuple
 
 from stmoe import experiment
@@ -45,6 +46,7 @@ def pairs(dry):
   return {'tiny': Pair(tiny(_olmoe), tiny(_olmoe_dense), 1, 1, 1, ADAMW)}
 
 
+@functools.cache
 def cut(pair, memory):
   """Returns the most layers whose training state, with that of the dense twin, takes STATE of `memory` bytes.
 
