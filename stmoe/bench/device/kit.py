@@ -67,6 +67,7 @@ class Kit:
         self._worker(group)
       tried = {name for name, count in self._attempts(group).items() if count != before[name]}
       if not tried | self.skipped:       # a worker that does not even begin would not the next time
+        self._nothing_done()
         break
       todo = [job for job in todo if job.name not in tried | self.skipped]
     return [job.name for job in self.measured.missing(self.jobs)]
@@ -79,6 +80,12 @@ class Kit:
       fits = seconds <= left
       left -= seconds * fits
       yield job, self.measured.state(job.name), seconds, fits
+
+  def _nothing_done(self):
+    """Raises UserError if a worker ended by itself before its first job."""
+    if time.time() < self.deadline and self.process.returncode:
+      raise errors.UserError(f'the process that holds the GPU ended with {self.process.returncode} before its'
+                             f' first job; see {self.measured.path.with_name(LOG)}')
 
   def _attempts(self, group):
     return {job.name: self.measured.records.get(job.name, {}).get('at') for job in group}

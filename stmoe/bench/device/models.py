@@ -18,7 +18,7 @@ OLMOE = dict(model_type='olmoe', hidden_size=2048, intermediate_size=1024, num_h
 # Float32 parameters, two moments and the gradient, and a copy of the parameters in bfloat16.
 ADAMW = 4 * 4 + 2
 ADAFACTOR = 2 * 4 + 2                    # moments are rows and columns
-STATE = 0.75                             # of the memory, for the states of both models; the rest: activations
+STATE = 0.65                             # of the memory, for the states of both models; the rest: activations
 
 
 class Pair(NamedTuple):

@@ -1,6 +1,7 @@
 """The kit: what it does first, what it does not lose, and what a failure costs."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -121,6 +122,24 @@ def test_a_command_that_hangs_is_stopped_and_the_rest_is_done(commands, monkeypa
   assert one.measured.records['a last']['rows'] == [dict(code=0, text='2')]
   assert one.measured.records['a fails']['error'] == 'ended with 3'
   assert kit.Kit(tmp_path, 100, only=lambda name: name == 'a quick').run() == []
+
+
+def test_sigterm_ends_the_job_at_hand_and_leaves_a_page(commands, tmp_path, capsys):
+  after = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+  after.start()
+  assert command.main(['--out', str(tmp_path), '--only', 'a slow']) == 128 + signal.SIGTERM
+  after.join()
+  records = measured.Measured(tmp_path).records
+  assert records['a slow']['state'] == 'stopped' and records['a slow']['seconds'] < 30
+  assert (tmp_path / 'README.md').is_file() and '1 of 1 jobs are left' in capsys.readouterr().out
+
+
+def test_a_worker_that_cannot_begin_is_a_line(monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(pending, 'of', lambda dry: [ready('a 1')])
+  monkeypatch.setattr(kit, 'ENVIRONMENT', dict(PYTHONHOME='/nowhere'))
+  assert command.main(['--out', str(tmp_path)]) == 2
+  error = capsys.readouterr().err
+  assert 'ended with 1 before its first job; see' in error and error.count('\n') == 1
 
 
 def test_what_does_not_fit_waits_for_the_next_call(commands, tmp_path):
