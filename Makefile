@@ -4,6 +4,7 @@
 #   make test-aot     compiles kernels and every paper's largest model, cut down, for TPUs and GPUs; installs compilers
 #   make experiments  every sweep of experiments/ and its report: some 300 runs; run again, it fills the gaps
 #   make docs         the pages of docs/ as a site, .cache/site/index.html; no network is needed to read it
+#   make device       on a machine with a GPU: what is worth measuring, in eight minutes; see docs/accelerator.md
 #   make env          only the virtual environment .venv             make lint, make clean
 #   make constraints  resolves constraints.txt again after a change of setup.cfg; ARGS='-P jax' renews jax, ARGS=-U all
 # `make quickstart` installs the core (1.1 GB). All other targets add what the tests need, TensorFlow too (3.4 GB in all).
@@ -15,7 +16,7 @@ CORE := .venv/installed
 STAMP := .venv/installed-dev
 SITE := .venv/installed-docs
 
-.PHONY: env test test-slow test-aot quickstart experiments docs lint constraints clean
+.PHONY: env test test-slow test-aot quickstart experiments device docs lint constraints clean
 
 env: $(STAMP)
 
@@ -82,6 +83,11 @@ $(SITE): $(CORE)
 docs: $(SITE)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo '  .cache/site/index.html'
+# Without a network there is no .venv: the machine's own Python is taken, or PYTHON. Run again, it goes on.
+BUDGET ?= 480
+OUT ?= experiments/kernels/device
+device:
+	$(or $(wildcard $(BIN)/python),$(PYTHON),python3) -m stmoe.bench.device --budget $(BUDGET) --out $(OUT) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -2,10 +2,13 @@
 
 smoke   a few steps: whether everything fits together
 small   the default: `lm/quickstart`, about a minute a run on two cores
-large   `lm/stdlib`, 1.7 PFLOP a run: for a GPU (with --config.blocks.m.executor=gather)
+large   `lm/stdlib`, 33 million tokens and 1.7 PFLOP a run: for a GPU, in bfloat16, by its kernels
 """
 
+import functools
+
 from stmoe import errors
+from stmoe import experiment
 
 SEEDS = {'smoke': (0, 1), 'small': (0, 1, 2), 'large': (0, 1, 2)}
 EXPERIMENTS = {'smoke': 'lm/quickstart:smoke,{}', 'small': 'lm/quickstart:{}', 'large': 'lm/stdlib:{}'}
@@ -27,7 +30,16 @@ def seeds(size):
 def model(size, argument):
   """Returns (experiment, overrides) of the language model `argument`, such as 'method=switch', in a size."""
   seeds(size)
-  return EXPERIMENTS[size].format(argument), dict(SMOKE if size == 'smoke' else WHOLE)
+  name = EXPERIMENTS[size].format(argument)
+  return name, dict(SMOKE) if size == 'smoke' else WHOLE | (on_gpu(name) if size == 'large' else {})
+
+
+@functools.cache
+def on_gpu(name):
+  """Returns the overrides with which experiment `name` runs well on a GPU: its dtype, and its executors."""
+  fields = experiment.flatten(experiment.load(name)[0])
+  return {'model.dtype': 'bfloat16', **{field: 'pallas' for field, value in fields.items()
+                                        if field.endswith('.executor') and value == 'blocks'}}
 
 
 def runs(size, models):

@@ -9,7 +9,7 @@ import sys
 from stmoe import errors
 from stmoe import ranges
 from stmoe.bench.device import kit
-from stmoe.bench.device import page
+from stmoe.bench.device import readme
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,7 +45,7 @@ def _arguments(argv):
 
 def _run(args):
   if args.tables:
-    print('\n'.join(map(str, page.write(args.tables))))
+    print('\n'.join(map(str, readme.write(args.tables))))
     return 0
   like = lambda name: fnmatch.fnmatch(name, args.only)
   one = kit.Kit(args.out, args.budget, args.dry, like, lambda text: print(text, flush=True))
@@ -73,7 +73,7 @@ def _work(one, folder):
     for number, handler in before.items():
       signal.signal(number, handler)
   if one.measured.path.exists():
-    print('\n'.join(map(str, page.write(folder))))
+    print('\n'.join(map(str, readme.write(folder))))
   if left:
     print(f'{len(left)} of {len(one.jobs)} jobs are left, which the same command does: {", ".join(left)}')
   failed = [name for name in left if one.measured.state(name) == 'failed']

@@ -1,8 +1,7 @@
 """Does what a directory lacks, in order of worth, until the budget ends; every record is saved at once.
 
-Jobs of the GPU run in a worker, a process of its own. If the worker crashes, hangs or breaks the GPU's
-context, the job at hand gets a record that says so, and another worker does the next. Commands are processes
-too.
+Jobs of the GPU run in a worker, a process of its own, which may crash, hang or break the GPU's context. Then
+the record of the job at hand says so, and another worker does the next job. Commands are processes too.
 """
 
 import datetime
@@ -16,7 +15,7 @@ import sys
 import time
 
 from stmoe import errors
-from stmoe.bench.device import job as job_lib
+from stmoe.bench.device import pending
 from stmoe.bench.device import measured
 
 LOG = 'log.txt'
@@ -51,7 +50,7 @@ class Kit:
     self.measured, self.dry, self.note = measured.Measured(folder), dry, note
     self.began = time.time()
     self.deadline = self.began + budget - min(MARGIN, budget / 4)
-    self.jobs = [job for job in job_lib.of(dry) if only(job.name)]
+    self.jobs = [job for job in pending.of(dry) if only(job.name)]
     self.current, self.process = None, None
 
   def run(self):
@@ -62,12 +61,13 @@ class Kit:
       if not group:
         break
       before, self.skipped = self._attempts(group), set()
-      if isinstance(group[0], job_lib.Command):
+      if isinstance(group[0], pending.Command):
         self._command(group[0])
       else:
         self._worker(group)
       tried = {name for name, count in self._attempts(group).items() if count != before[name]}
       if not tried | self.skipped:       # a worker that does not even begin would not the next time
+        self._nothing_done()
         break
       todo = [job for job in todo if job.name not in tried | self.skipped]
     return [job.name for job in self.measured.missing(self.jobs)]
@@ -81,6 +81,12 @@ class Kit:
       left -= seconds * fits
       yield job, self.measured.state(job.name), seconds, fits
 
+  def _nothing_done(self):
+    """Raises UserError if a worker ended by itself before its first job."""
+    if time.time() < self.deadline and self.process.returncode:
+      raise errors.UserError(f'the process that holds the GPU ended with {self.process.returncode} before its'
+                             f' first job; see {self.measured.path.with_name(LOG)}')
+
   def _attempts(self, group):
     return {job.name: self.measured.records.get(job.name, {}).get('at') for job in group}
 
@@ -88,7 +94,7 @@ class Kit:
     """The next Command alone, or the Jobs before the next Command; of those that fit."""
     left = self.deadline - time.time()
     fitting = [job for job in todo if self.measured.expected(job) <= left]
-    is_job = lambda job: not isinstance(job, job_lib.Command)
+    is_job = lambda job: not isinstance(job, pending.Command)
     return list(itertools.takewhile(is_job, fitting)) or fitting[:1]
 
   def _log(self):

@@ -3,6 +3,7 @@
 Experiments of the papers give Switch-Base and DeepSeekMoE-16B. OLMoE-1B-7B is read from its configuration.
 """
 
+import functools
 from typing import Callable, NamedTuple
 
 from stmoe import experiment
@@ -17,7 +18,7 @@ OLMOE = dict(model_type='olmoe', hidden_size=2048, intermediate_size=1024, num_h
 # Float32 parameters, two moments and the gradient, and a copy of the parameters in bfloat16.
 ADAMW = 4 * 4 + 2
 ADAFACTOR = 2 * 4 + 2                    # moments are rows and columns
-STATE = 0.75                             # of the memory, for the states of both models; the rest: activations
+STATE = 0.65                             # of the memory, for the states of both models; the rest: activations
 
 
 class Pair(NamedTuple):
@@ -45,6 +46,7 @@ def pairs(dry):
   return {'tiny': Pair(tiny(_olmoe), tiny(_olmoe_dense), 1, 1, 1, ADAMW)}
 
 
+@functools.cache
 def cut(pair, memory):
   """Returns the most layers whose training state, with that of the dense twin, takes STATE of `memory` bytes.
 

@@ -1,12 +1,13 @@
 """The process that holds the GPU: programs are compiled by threads, jobs are timed while these stand still.
 
-What compiles is begun for all jobs at once, in order of worth. A job is timed as soon as all of its programs
-are there, the most valuable of those that are ready first. The process tells its parent of each job by a line
-of JSON: begin, then end. A job that fails is told so, and the next is done.
+What compiles is begun for all jobs at once, in order of worth. Jobs are timed in that order, too. Where the
+programs of the next one take long, those that are ready are timed meanwhile. The process tells its parent of
+each job by a line of JSON: begin, then end. A job that fails is told so, and the next is done.
 """
 
 import argparse
 import concurrent.futures
+import gc
 import json
 import os
 import sys
@@ -14,19 +15,21 @@ import threading
 import time
 
 from stmoe.bench.device import compilers
-from stmoe.bench.device import job
+from stmoe.bench.device import pending
 
 THREADS = max((os.cpu_count() or 2) - 2, 2)
+PATIENCE = 120.0                         # seconds for the programs of the most valuable job
 
 
-def work(jobs, tell, deadline, threads=THREADS):
+def work(jobs, tell, deadline, threads=THREADS, patience=PATIENCE):
   """Does `jobs` and tells of each.
 
   Args:
-    jobs:     dict `job.Job` -> seconds that it may take, the most valuable first.
+    jobs:     dict `pending.Job` -> seconds that it may take, the most valuable first.
     tell:     function of a dict: dict(begin=name), dict(end=name, state, seconds, rows or error), or
       dict(skip=name) of a job that would not be done at the deadline.
     deadline: time.time() at which all must be done.
+    patience: seconds that others wait for the programs of a more valuable job.
   """
   with compilers.Compilers(threads) as pool:
     waiting, expected = {}, {one.name: seconds for one, seconds in jobs.items()}
@@ -36,7 +39,7 @@ def work(jobs, tell, deadline, threads=THREADS):
       except Exception as error:  # noqa: BLE001 whatever it is, the other jobs are done
         tell(dict(end=one.name, state='failed', seconds=0.0, error=said(error)))
     while waiting and time.time() < deadline:
-      name = _next(waiting, deadline)
+      name = _next(waiting, time.time() + patience, deadline)
       if name is None:
         return
       _, finish = waiting.pop(name)
@@ -46,18 +49,18 @@ def work(jobs, tell, deadline, threads=THREADS):
           continue
         tell(dict(begin=name))
         tell(dict(end=name, **_done(finish)))
-      del finish                         # and the arrays of this job
+      del finish
+      gc.collect()                       # the arrays of this job, which may be in circles
 
 
-def _next(waiting, deadline):
-  """The first of `waiting` whose programs are all there, once there is such a job; None if time is over."""
+def _next(waiting, patient, deadline):
+  """The first of `waiting`, once its programs are there; after `patient` any that is ready; None if late."""
   while time.time() < deadline:
-    for name, (futures, _) in waiting.items():
-      if all(future.done() for future in futures):
-        return name
+    ready = [name for name, (futures, _) in waiting.items() if all(future.done() for future in futures)]
+    if ready and (ready[0] == next(iter(waiting)) or time.time() > patient):
+      return ready[0]
     left = [future for futures, _ in waiting.values() for future in futures if not future.done()]
-    concurrent.futures.wait(left, timeout=min(1.0, max(deadline - time.time(), 0)),
-                            return_when=concurrent.futures.FIRST_COMPLETED)
+    concurrent.futures.wait(left, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED)
   return None
 
 
@@ -101,7 +104,7 @@ def main(argv=None):
   args = parser.parse_args(argv)
   threading.Thread(target=_end_with_parent, daemon=True).start()
   pipe = os.fdopen(args.tell, 'w', encoding='utf-8')
-  by_name = {one.name: one for one in job.of(args.dry)}
+  by_name = {one.name: one for one in pending.of(args.dry)}
 
   def tell(what):
     print(json.dumps(what), file=pipe, flush=True)

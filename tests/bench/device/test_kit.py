@@ -1,6 +1,7 @@
 """The kit: what it does first, what it does not lose, and what a failure costs."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,11 +14,11 @@ from stmoe import errors
 from stmoe.analysis import flops
 from stmoe.bench.device import __main__ as command
 from stmoe.bench.device import compilers
-from stmoe.bench.device import job
+from stmoe.bench.device import pending
 from stmoe.bench.device import kit
 from stmoe.bench.device import measured
 from stmoe.bench.device import models
-from stmoe.bench.device import page
+from stmoe.bench.device import readme
 from stmoe.bench.device import worker
 from stmoe.bench.device.pieces import layers
 
@@ -30,14 +31,14 @@ def ready(name, rows=(), seconds=1.0):
     if isinstance(rows, Exception):
       raise rows
     return list(rows)
-  return job.Job(name, seconds, lambda submit: ([submit(lambda: None)], finish))
+  return pending.Job(name, seconds, lambda submit: ([submit(lambda: None)], finish))
 
 
 def test_a_failing_job_is_a_line_and_the_next_is_done():
   told = []
   jobs = [ready('a 1', MemoryError('out of\nmemory')), ready('a 2', [dict(x=1)]),
           ready('a 3', seconds=2 * FOREVER)]
-  jobs.insert(0, job.Job('a 0', 1.0, lambda submit: 1 / 0))
+  jobs.insert(0, pending.Job('a 0', 1.0, lambda submit: 1 / 0))
   worker.work({one: one.seconds for one in jobs}, told.append, time.time() + FOREVER, threads=2)
   ends = {line['end']: line for line in told if 'end' in line}
   assert ends['a 0']['state'] == ends['a 1']['state'] == 'failed'
@@ -64,12 +65,13 @@ def test_nothing_compiles_while_something_is_timed():
   assert seen == [[]] * 6
 
 
-def test_the_job_whose_programs_are_ready_comes_first():
-  slow, told = threading.Event(), []
-  late = job.Job('a late', 1.0, lambda submit: ([submit(slow.wait)], list))
-  soon = job.Job('a soon', 1.0, lambda submit: ([submit(slow.set)], list))
-  worker.work({late: 1.0, soon: 1.0}, told.append, time.time() + FOREVER, threads=2)
-  assert {line['end'] for line in told if 'end' in line} == {'a late', 'a soon'}
+@pytest.mark.parametrize('patience, order', [(FOREVER, ['a late', 'a soon']), (0.0, ['a soon', 'a late'])])
+def test_jobs_come_in_order_unless_programs_take_long(patience, order):
+  told, tried = [], threading.Event()
+  late = pending.Job('a late', 1.0, lambda submit: ([submit(lambda: tried.wait(0.5))], list))
+  soon = pending.Job('a soon', 1.0, lambda submit: ([submit(lambda: None)], list))
+  worker.work({late: 1.0, soon: 1.0}, told.append, time.time() + FOREVER, 2, patience)
+  assert [line['end'] for line in told if 'end' in line] == order
 
 
 def test_records_stay_and_say_what_is_left(tmp_path):
@@ -81,7 +83,7 @@ def test_records_stay_and_say_what_is_left(tmp_path):
   again = measured.Measured(tmp_path / 'new')
   assert again.records['layers S4']['error'] == 'a b'
   assert again.records['layers S3']['versions'] == dict(jax='1')
-  jobs = [job.Job(f'layers {name}', 5.0, None) for name in ('S4', 'S3', 'S5', 'S6')]
+  jobs = [pending.Job(f'layers {name}', 5.0, None) for name in ('S4', 'S3', 'S5', 'S6')]
   assert [one.name for one in again.missing(jobs)] == ['layers S5', 'layers S6', 'layers S4']
   assert [again.expected(one) for one in jobs] == [2.0, 3.0, 14.0, 5.0]
   with pytest.raises(errors.UserError, match='results of NVIDIA H200, this is cpu; nearest: --out'):
@@ -104,10 +106,10 @@ def commands(monkeypatch):
       if code:
         raise ValueError(f'ended with {code}')
       return [dict(code=code, text=text)]
-    made = lambda name, text: job.Command(name, 1.0, ('-c', text), read)
+    made = lambda name, text: pending.Command(name, 1.0, ('-c', text), read)
     return [made('a quick', 'print(1, end="")'), made('a fails', 'raise SystemExit(3)'),
             made('a slow', 'import time; time.sleep(60)'), made('a last', 'print(2, end="")')]
-  monkeypatch.setattr(job, 'of', of)
+  monkeypatch.setattr(pending, 'of', of)
 
 
 def test_a_command_that_hangs_is_stopped_and_the_rest_is_done(commands, monkeypatch, tmp_path):
@@ -122,15 +124,33 @@ def test_a_command_that_hangs_is_stopped_and_the_rest_is_done(commands, monkeypa
   assert kit.Kit(tmp_path, 100, only=lambda name: name == 'a quick').run() == []
 
 
+def test_sigterm_ends_the_job_at_hand_and_leaves_a_page(commands, tmp_path, capsys):
+  after = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+  after.start()
+  assert command.main(['--out', str(tmp_path), '--only', 'a slow']) == 128 + signal.SIGTERM
+  after.join()
+  records = measured.Measured(tmp_path).records
+  assert records['a slow']['state'] == 'stopped' and records['a slow']['seconds'] < 30
+  assert (tmp_path / 'README.md').is_file() and '1 of 1 jobs are left' in capsys.readouterr().out
+
+
+def test_a_worker_that_cannot_begin_is_a_line(monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(pending, 'of', lambda dry: [ready('a 1')])
+  monkeypatch.setattr(kit, 'ENVIRONMENT', dict(PYTHONHOME='/nowhere'))
+  assert command.main(['--out', str(tmp_path)]) == 2
+  error = capsys.readouterr().err
+  assert 'ended with 1 before its first job; see' in error and error.count('\n') == 1
+
+
 def test_what_does_not_fit_waits_for_the_next_call(commands, tmp_path):
   one = kit.Kit(tmp_path, 2, note=lambda text: None)
   assert [fits for *_, fits in one.plan()] == [True, False, False, False]
 
 
 def test_the_page_of_nothing_has_the_command(tmp_path):
-  [path] = page.write(tmp_path / 'results')
+  [path] = readme.write(tmp_path / 'results')
   text = path.read_text()
-  assert page.COMMAND in text and 'Nothing was measured' in text
+  assert readme.COMMAND in text and 'Nothing was measured' in text
   assert all(f'## {name}' in text for name in ('Training', 'Layers', 'Products', 'Sweep'))
 
 
@@ -151,23 +171,23 @@ def test_without_a_gpu_the_kit_says_so(tmp_path):
 
 
 def test_pieces_come_in_order_of_worth():
-  order = list(dict.fromkeys(job.piece(one.name) for one in job.of()))
+  order = list(dict.fromkeys(pending.piece(one.name) for one in pending.of()))
   assert order == ['tests', 'training', 'layers', 'products', 'decoding', 'tuning', 'sweep']
-  names = [one.name for one in job.of()]
+  names = [one.name for one in pending.of()]
   assert len(set(names)) == len(names)
 
 
 def dry(names, tmp_path):
   """Does the dry run's jobs of these pieces in this process; returns what was measured."""
   found, told = measured.Measured(tmp_path), []
-  jobs = {one: 1.0 for one in job.of(dry=True) if job.piece(one.name) in names}
+  jobs = {one: 1.0 for one in pending.of(dry=True) if pending.piece(one.name) in names}
   found.on(worker.machine())
   worker.work(jobs, told.append, time.time() + FOREVER, threads=2)
   for line in told:
     if 'end' in line:
       assert line['state'] == 'done', line
       found.add(line['end'], line['state'], line['seconds'], 'now', line['rows'])
-  assert {job.piece(name) for name in found.records} == set(names)
+  assert {pending.piece(name) for name in found.records} == set(names)
   return measured.Measured(tmp_path)
 
 
@@ -177,7 +197,7 @@ def test_dry_run_of_what_compiles_fast(tmp_path, monkeypatch):
   found = dry(('layers', 'products'), tmp_path)
   first, lost = found.records['layers S3']['rows']
   assert first['train']['ratio'] > 0 and first['drop_rate'] < 0.5 and 'error' in lost      # no PyTorch here
-  text = page.text(found)
+  text = readme.text(found)
   assert '| S3 | gather | 1.25 |' in text and '| tiny | combine |' in text
 
 
@@ -186,7 +206,7 @@ def test_dry_run_of_the_rest(tmp_path):
   found = dry(('training', 'layers', 'decoding'), tmp_path)
   [row] = found.records['training tiny']['rows']
   assert row['sparse']['tokens_per_s'] > 0 and row['dense']['peak_gb'] > 0 and row['ratio'] > 0
-  text = page.text(found)
+  text = readme.text(found)
   for cells in ('| tiny | 1 |', '| S3 | pallas | dropless | 0.0% |', '| 1 | 2 |'):
     assert cells in text
 

@@ -3,7 +3,7 @@
 import functools
 
 from stmoe.bench import decoding as bench
-from stmoe.bench.device import job
+from stmoe.bench.device import pending
 from stmoe.bench.device import markdown
 
 WORTH = 5
@@ -16,9 +16,9 @@ def jobs(dry):
   """Returns a Job for each batch size, which has all numbers of experts."""
   if dry:
     tiny = dict(d_model=16, num_heads=2, head_dim=8)
-    return [job.Job('decoding batch 1', 6, functools.partial(begin, (2,), 1, 4, 1, tiny))]
+    return [pending.Job('decoding batch 1', 6, functools.partial(begin, (2,), 1, 4, 1, tiny))]
   half = dict(dtype='bfloat16')
-  return [job.Job(f'decoding batch {rows}', 6, functools.partial(
+  return [pending.Job(f'decoding batch {rows}', 6, functools.partial(
       begin, EXPERTS, rows, PROMPT, ROUNDS, half)) for rows in ROWS]
 
 

@@ -11,7 +11,7 @@ import jax
 
 from stmoe.bench import layers as bench
 from stmoe.bench import shapes
-from stmoe.bench.device import job
+from stmoe.bench.device import pending
 from stmoe.bench.device import markdown
 
 WORTH = 3
@@ -28,7 +28,7 @@ COLUMNS = ('shape', 'executor', 'capacity', 'drops', 'forward', 'forward + backw
 def jobs(dry):
   """Returns a Job for each shape."""
   chosen = [TINY] if dry else [shapes.SHAPES[name] for name in ORDER]
-  return [job.Job(f'layers {shape.name}', 12, functools.partial(begin, shape, 1 if dry else ROUNDS))
+  return [pending.Job(f'layers {shape.name}', 12, functools.partial(begin, shape, 1 if dry else ROUNDS))
           for shape in chosen]
 
 

@@ -8,7 +8,7 @@ import functools
 import importlib
 
 from pallas_kernels import benchmark
-from stmoe.bench.device import job
+from stmoe.bench.device import pending
 from stmoe.bench.device import markdown
 
 WORTH = 4
@@ -31,7 +31,8 @@ def jobs(dry):
 
 
 def _job(op, model, shape, rounds):
-  return job.Job(f'products {op} {model}', SECONDS[op], functools.partial(begin, op, shape, rounds, False))
+  begin_here = functools.partial(begin, op, shape, rounds, False)
+  return pending.Job(f'products {op} {model}', SECONDS[op], begin_here)
 
 
 def begin(op, shape, rounds, tune, submit):

@@ -8,7 +8,7 @@ import fnmatch
 import functools
 import pathlib
 
-from stmoe.bench.device import job
+from stmoe.bench.device import pending
 from stmoe.bench.device import markdown
 from stmoe.runs import read as runs
 
@@ -27,7 +27,7 @@ def jobs(dry):
   def command(model):
     folder = WORKDIR / f'{SWEEP}_{size}'
     words = ('-m', 'stmoe.cli.main', 'sweep', f'{SWEEP}:{size}', '--only', model, '--workdir', str(folder))
-    return job.Command(f'sweep {model}', 150, (*words, *more), functools.partial(read, folder, model),
+    return pending.Command(f'sweep {model}', 150, (*words, *more), functools.partial(read, folder, model),
                        dict(XLA_PYTHON_CLIENT_MEM_FRACTION=str(0.8 / SEEDS)))
   return [command(model) for model in (MODELS[:1] if dry else MODELS)]
 

@@ -3,7 +3,7 @@
 import importlib.util
 import re
 
-from stmoe.bench.device import job
+from stmoe.bench.device import pending
 
 WORTH = 1
 FILE = 'tests/pallas_kernels/test_device.py'
@@ -15,8 +15,8 @@ def jobs(dry):
   """Returns the only Command; a dry run asks pytest for its version."""
   several = ['-n', str(PROCESSES)] if importlib.util.find_spec('xdist') else []
   words = ['--version'] if dry else ['-q', '-rf', '--tb=line', *several, FILE]
-  return [job.Command('tests kernels', 100, ('-m', 'pytest', *words), _quick if dry else read,
-                      dict(XLA_PYTHON_CLIENT_MEM_FRACTION=str(MEMORY)))]
+  return [pending.Command('tests kernels', 100, ('-m', 'pytest', *words), _quick if dry else read,
+                      dict(XLA_PYTHON_CLIENT_MEM_FRACTION=str(MEMORY), JAX_PLATFORMS='cuda'))]
 
 
 def _quick(code, text):

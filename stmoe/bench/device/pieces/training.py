@@ -16,7 +16,7 @@ from stmoe.hosts import hardware
 from stmoe.aot import program
 from stmoe.aot import step as aot
 from stmoe.bench import layers as bench
-from stmoe.bench.device import job
+from stmoe.bench.device import pending
 from stmoe.bench.device import markdown
 from stmoe.bench.device import models
 from stmoe.train import check
@@ -30,16 +30,16 @@ COLUMNS = ('model', 'layers', 'tokens/s', 'TFLOP/s', 'MFU', 'dense MFU', 'step m
 
 def jobs(dry):
   """Returns a Job for each model."""
-  return [job.Job(f'training {name}', 30, functools.partial(begin, pair, dry))
+  return [pending.Job(f'training {name}', 30, functools.partial(begin, pair, dry))
           for name, pair in models.pairs(dry).items()]
 
 
 def begin(pair, dry, submit):
   """The Job's `begin`: a future for each of both models."""
-  cut = submit(lambda: models.cut(pair, memory()))
-  futures = [submit(lambda which=which: Step(which(cut.result()))) for which in (pair.sparse, pair.dense)]
-  rounds, count = (1, 1) if dry else (ROUNDS, STEPS)
-  return [cut, *futures], lambda: rows(cut.result(), *(f.result() for f in futures), rounds, count)
+  futures = [submit(lambda which=which: Step(which(models.cut(pair, memory()))))
+             for which in (pair.sparse, pair.dense)]
+  rounds, steps = (1, 1) if dry else (ROUNDS, STEPS)
+  return futures, lambda: rows(models.cut(pair, memory()), *(f.result() for f in futures), rounds, steps)
 
 
 def memory():

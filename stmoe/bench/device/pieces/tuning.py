@@ -7,7 +7,7 @@ that the kernels look for. The table counts once it lies in `pallas_kernels/tuni
 import functools
 
 from pallas_kernels import benchmark
-from stmoe.bench.device import job
+from stmoe.bench.device import pending
 from stmoe.bench.device import markdown
 from stmoe.bench.device.pieces import products
 
@@ -21,7 +21,7 @@ def jobs(dry):
   """Returns a Job for each operation and model; CPUs have no tiles."""
   if dry:
     return []
-  return [job.Job(f'tuning {op} {model}', 12, functools.partial(
+  return [pending.Job(f'tuning {op} {model}', 12, functools.partial(
       products.begin, op, benchmark.MODELS[model], ROUNDS, True))
           for model in MODELS for op in ('tgmm', 'gmm')]
 

@@ -7,7 +7,7 @@ import re
 from pallas_kernels import tuning as tables_of_tiles
 from stmoe import files
 from stmoe import lookup
-from stmoe.bench.device import job
+from stmoe.bench.device import pending
 from stmoe.bench.device import measured
 from stmoe.bench.device.pieces import tuning
 
@@ -20,7 +20,7 @@ def write(folder):
   pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
   paths = [pathlib.Path(folder) / 'README.md']
   files.write_text(paths[0], text(found) + '\n')
-  tiles = [row for name, record in found.records.items() if job.piece(name) == 'tuning'
+  tiles = [row for name, record in found.records.items() if pending.piece(name) == 'tuning'
            for row in tuning.tiled(record)]
   if tiles:
     paths.append(pathlib.Path(folder) / f'{tables_of_tiles.file(found.machine["device"])}.json')
@@ -32,10 +32,10 @@ def write(folder):
 
 def text(found):
   """Returns the page of a `Measured` as Markdown."""
-  parts = ['# What one accelerator measured', _machine(found.machine), f'```sh\n{COMMAND}\n```']
+  parts = ['# Measured on one accelerator', _machine(found.machine), f'```sh\n{COMMAND}\n```']
   for name in sorted(lookup.available('piece'), key=lambda name: lookup.module('piece', name).WORTH):
     piece = lookup.module('piece', name)
-    mine = {key: record for key, record in found.records.items() if job.piece(key) == name}
+    mine = {key: record for key, record in found.records.items() if pending.piece(key) == name}
     parts += [f'## {name.capitalize()}', _about(piece), piece.table(mine), *_undone(mine)]
   return '\n\n'.join(parts)
 
