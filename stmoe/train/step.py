@@ -29,7 +29,7 @@ MASK = 1 << 30                       # of the key of a step: beyond the number o
 def make(cfg, plan):
   """Returns the jitted `(state, batch) -> (state, report)`; the state given in is used up.
 
-  report: dict of f32[] scalars under their names in metrics.jsonl, and
+  report: dict of f32[] scalars under their names in metrics.jsonl, NaN for those that only lines tell, and
     'layers': dict layer -> dict metric -> f32[], 'load': dict layer -> f32[E].
   """
   rate_at = schedule(cfg, cfg.train.steps)
@@ -39,7 +39,7 @@ def make(cfg, plan):
     grads, report, aux = gradients(cfg, plan, state, batch, microbatches)
     key = jax.random.fold_in(state['key'], state['step'])
     grads = groups.mask(plan.groups, grads, jax.random.fold_in(key, MASK))
-    grads, norms = groups.clip(plan.groups, grads, state['step'], limit)
+    grads, norms = groups.clip(plan.groups, grads, state['step'], limit, plan.kinds)
     finite = jnp.isfinite(norms['grad_norm']) & jnp.isfinite(report['loss/total'])
     rate = rate_at(state['step'])
 
@@ -51,8 +51,10 @@ def make(cfg, plan):
     new = dict(params=groups.put(state['params'], params), opt_state=opt_state, router_state=routers)
     after = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {part: state[part] for part in new})
     counts = count(state['counts'], plan.target.weights(batch), finite)
-    report |= norms | {'lr': rate, 'skipped': counts['skipped'], 'layers': describe(aux),
-                       'load': {layer: a.load for layer, a in aux.items()}}
+    told = ((state['step'] + 1) % cfg.train.log_every == 0) | (state['step'] + 1 == cfg.train.steps)
+    report |= norms | groups.update_ratios(plan.kinds, trained, after['params'], told)
+    report |= {'lr': rate, 'skipped': counts['skipped'], 'layers': describe(aux),
+               'load': {layer: a.load for layer, a in aux.items()}}
     return dict(after, step=state['step'] + 1, key=state['key'], counts=counts), report
 
   return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings(), distributed.everywhere(plan.mesh)))
