@@ -83,6 +83,7 @@ $(SITE): $(CORE)
 docs: $(SITE)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo '  .cache/site/index.html'
+
 # Without a network there is no .venv: the machine's own Python is taken, or PYTHON. Run again, it goes on.
 BUDGET ?= 480
 OUT ?= experiments/kernels/device

@@ -76,7 +76,7 @@ def _state(path, lines, now):
 
 
 def _rates(lines):
-  """(tokens/s, FLOP/s, seconds a step) between the last two lines of training; None for what is not told."""
+  """(tokens/s, FLOP/s, seconds a step) between the last two lines of training; None for what is not known."""
   told = [line for line in lines if {'tokens', 'flops', 'time'} <= line.keys()][-2:]
   if len(told) < 2 or told[1]['time'] <= told[0]['time']:
     return None, None, None
@@ -126,8 +126,24 @@ def rows(shot: Snapshot, peak: float | None) -> list[tuple[str, str]]:
            ('max load', values.get('moe/max_load_ratio'), '{:.2f}'),
            ('skipped', values.get('skipped') or None, '{}'), ('tokens/s', tokens, '{:,.0f}'),
            ('GFLOP/s', flops and flops / 1e9, '{:,.1f}'),
-           ('utilisation', flops and peak and flops / peak, '{:.1%}')]
+           ('utilisation', flops and peak and flops / peak, '{:.1%}'),
+           ('host memory', values.get('host_memory_gib'), '{:.2f} GiB'),
+           ('device memory', values.get('device_memory_gib'), '{:.2f} GiB')]
   return [(name, form.format(value)) for name, value, form in named if value is not None]
+
+
+def of_parts(values: dict) -> list[tuple[str, str, str]]:
+  """Returns a heading and (part of the model, gradient norm, update ratio) of every part; [] if none is told.
+
+  values: the newest value of every metric.
+
+  >>> of_parts({'parts/router/grad_norm': 0.25, 'parts/router/update_ratio': 0.00102})
+  [('', 'gradient', 'update'), ('router', '0.25', '0.00102')]
+  """
+  names = sorted({name.split('/')[1] for name in values if name.startswith('parts/')})
+  text = lambda name, what: f'{values.get(f"parts/{name}/{what}", math.nan):.3g}'
+  found = [(name, text(name, 'grad_norm'), text(name, 'update_ratio')) for name in names]
+  return [('', 'gradient', 'update'), *found] if found else []
 
 
 def panel(shot: Snapshot, peak: float | None = None):
@@ -143,12 +159,16 @@ def panel(shot: Snapshot, peak: float | None = None):
   numbers = table.Table.grid(padding=(0, 2))
   for name, value in rows(shot, peak):
     numbers.add_row(text.Text(name, style='dim'), text.Text(value, justify='right'))
+  by_part = table.Table.grid(padding=(0, 2))
+  for part, gradient, update in of_parts(shot.values):
+    by_part.add_row(text.Text(part, style='dim'), text.Text(gradient, justify='right'),
+                    text.Text(update, justify='right'))
   loads = table.Table.grid(padding=(0, 1))
   for layer, load in shot.loads.items():
     loads.add_row(text.Text(layer, style='dim'), text.Text.assemble(*bars(load)),
                   text.Text(f'max {load.max():.2f}', style='dim'))
   colour = {'finished': 'green', 'training': 'cyan', 'starting': 'cyan'}.get(shot.state, 'yellow')
   parts: list = [head, progress_bar.ProgressBar(shot.steps, shot.step, width=WIDE), text.Text(),
-           text.Text(sparkline(shot.losses), style='cyan'), numbers, loads]
+           text.Text(sparkline(shot.losses), style='cyan'), numbers, by_part, loads]
   return panels.Panel(console.Group(*parts), title=text.Text(f'{shot.name}: {shot.state}', style=colour),
                       border_style=colour, expand=False)

@@ -108,7 +108,8 @@ def claim(path: pathlib.Path, cfg: ml_collections.ConfigDict, made: dict, step: 
   files.write_json(path / 'ancestry.json', made)
   rundir.claim(path, cfg)
   if line is not None:
-    metrics_file.Metrics(path, step, say).write(step, dict(tokens=0, flops=0.0, time=0.0) | line)
+    begun = dict(tokens=0, flops=0.0, time=dict(seconds=0.0))
+    metrics_file.Metrics(path, step, say).write(step, begun | line)
 
 
 # What a run keeps of its data, its vocabulary and the library it was imported from.

@@ -29,12 +29,17 @@ class Metrics:
 
 
 def plain(values):
-  """Returns `values`, numbers by name, as JSON holds them: a number that is not finite is None."""
+  """Returns `values`, numbers by name, as JSON holds them: a number that is not finite is None.
+
+  The key `time` holds numbers by name, too.
+  """
   return {name: _plain(value) for name, value in values.items()}
 
 
 def _plain(value):
-  """A JSON number (ints stay ints), or None."""
+  """A JSON number (ints stay ints), or None; a dict of them of a dict."""
+  if isinstance(value, dict):
+    return plain(value)
   if value is None or isinstance(value, int):
     return value
   value = float(value)

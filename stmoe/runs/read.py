@@ -26,7 +26,7 @@ ABSCISSAE = {'step': 'optimizer steps', 'tokens': 'target tokens', 'flops': 'act
 class Run:
   """A run directory.
 
-  lines:  metrics.jsonl as a list of dicts, in order of steps.
+  lines:  metrics.jsonl as a list of dicts of numbers, in order of steps; see `records.flat`.
   loads:  dict layer name -> (steps i64[n], load f32[n,E]) real tokens per expert.
   states: dict layer name -> dict path in the layer -> (steps i64[n], f32[n,E] or f32[n]) router state.
   done:   the final metrics of a finished run, or None.
@@ -139,13 +139,13 @@ def _stem(name):
 
 
 def read_lines(path):
-  """Returns the metrics of run directory `path`, ordered by step; [] without any.
+  """Returns the metrics of run directory `path`, each line as `records.flat` has it, by step; [] without any.
 
   A resumed run may have logged a step twice: the later line counts.
   """
   by_step = {}
   for line in records.metrics(path):
-    by_step.setdefault(line['step'], {}).update(line)
+    by_step.setdefault(line['step'], {}).update(records.flat(line))
   return [by_step[step] for step in sorted(by_step)]
 
 

@@ -157,7 +157,8 @@ LINEAGES = {
 def metrics(path, bad=None):
   """Returns the lines of metrics.jsonl, dicts of `step` and numbers or None; [] of a run that has none yet.
 
-  A reader of a finished run raises errors.Damaged where there is no line.
+  The key `time` is a dict of numbers, see `flat`; in runs of an earlier version it is the seconds. A reader
+  of a finished run raises errors.Damaged where there is no line.
 
   bad: called with errors.Damaged for each damaged line, which is left out, where a process writes the file
   on;
@@ -169,14 +170,32 @@ def metrics(path, bad=None):
   return lines
 
 
+def flat(line: dict) -> dict:
+  """Returns a line of metrics that holds numbers only: `time` is its seconds, beside what else it held.
+
+  >>> flat({'step': 3, 'time': {'seconds': 1.5, 'tokens_per_s': 200.0}, 'loss/ce': 2.0})
+  {'step': 3, 'time': 1.5, 'tokens_per_s': 200.0, 'loss/ce': 2.0}
+  """
+  found: dict = {}
+  for name, value in line.items():
+    inner = value if isinstance(value, dict) else {name: value}
+    found |= {'time' if inside == 'seconds' else inside: number for inside, number in inner.items()}
+  return found
+
+
 def check_line(line):
-  """Raises ValueError unless the dict `line` has a step, and numbers or None in all other fields."""
+  """Raises ValueError unless the dict `line` has a step, and numbers or None in all other fields.
+
+  The field `time` may hold a dict of numbers or None.
+  """
   step = line.get('step')
   if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 1 << 63:
     raise ValueError('has no step' if step is None else f'has {step!r:.40} for a step')
-  wrong = [field for field, value in line.items() if value is not None and not is_number(value)]
+  time = line.get('time')
+  fields = line | time | dict(time=None) if isinstance(time, dict) else line
+  wrong = [field for field, value in fields.items() if value is not None and not is_number(value)]
   if wrong:
-    raise ValueError(f'has {line[wrong[0]]!r:.40} for {wrong[0]!r:.80}, which is no number')
+    raise ValueError(f'has {fields[wrong[0]]!r:.40} for {wrong[0]!r:.80}, which is no number')
 
 
 def is_number(value):
@@ -188,8 +207,9 @@ def is_number(value):
 
 
 def done(path):
-  """Returns the final metrics in DONE; None if the run is not finished."""
-  return _numbers(pathlib.Path(path) / 'DONE')
+  """Returns the final metrics in DONE, as `flat` has them; None if the run is not finished."""
+  values = _numbers(pathlib.Path(path) / 'DONE')
+  return None if values is None else flat(values)
 
 
 def _numbers(file):

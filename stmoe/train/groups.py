@@ -13,11 +13,15 @@ Without that section `train.trainable` names a part of the model, told apart by 
   attention   self- and cross-attention, with the norms before them
   ffn         dense and sparse feed-forward layers, with the norms before them
   adapter     what has that label, beside a base that does not train
+
+What metrics tell of kinds of layers is another division, see `kinds`.
 """
 
 import fnmatch
 import functools
 import re
+import types
+import typing
 from typing import NamedTuple
 import zlib
 
@@ -38,6 +42,15 @@ PARTS = {
     'ffn': lambda path: any(name in ('layer', 'layer_norm') for name in path),
 }
 LABELS = ('adapter',)                    # parts whose parameters have such a label
+# Kinds of layers, beside those that are labels; a parameter is of the first that fits.
+LABELLED = ('router', 'head', 'expert', 'adapter')
+KINDS = {
+    'norm': lambda path: any(str(name).endswith(('norm', 'norms')) for name in path),
+    'attention': PARTS['attention'],
+    'ffn': PARTS['ffn'],
+    'embed': lambda path: path[0] in ('embed', 'positions', 'patches'),
+    'rest': lambda path: True,
+}
 
 
 class Group(NamedTuple):
@@ -199,6 +212,44 @@ def trained(groups) -> frozenset:
   return frozenset().union(*(group.paths for group in groups if group.train))
 
 
+def kinds(groups, labels: dict) -> dict[str, frozenset]:
+  """Returns dict kind of layer, of LABELLED and KINDS, -> paths of its parameters that train.
+
+  Kinds without parameters are left out. labels: as for `of`.
+  """
+  found: dict[str, set] = {}
+  for path in trained(groups):
+    kind = next((label for label in LABELLED if label in labels[path]), None)
+    found.setdefault(kind or next(name for name, fits in KINDS.items() if fits(path)), set()).add(path)
+  return {kind: frozenset(found[kind]) for kind in sorted(found)}
+
+
+def update_ratios(kinds: dict[str, frozenset], told: jax.Array, update: typing.Callable,
+                  before: tuple[dict, dict]) -> tuple[dict[str, jax.Array], tuple[dict, dict]]:
+  """Returns (dict 'parts/KIND/update_ratio' -> f32[], before): the norm of a step over that of what it moves.
+
+  0 in a step that is refused; not finite where all weights are 0. The ratios are there before the step is
+  made, and the state `before` comes back to make it from. So the new state can be written over the old one.
+
+  Args:
+    kinds:  of `kinds`.
+    told:   bool[]: whether anybody reads the ratios, which are NaN otherwise and cost nothing.
+    update: (params, slots) -> (params, slots) of the optimizer.
+    before: (params, slots).
+  """
+  def ratio(old, new):
+    old, new = (jax.tree.map(jnp.float32, tree) for tree in (old, new))
+    return optimizers.norm(jax.tree.map(jnp.subtract, new, old)) / optimizers.norm(old)
+
+  def of_kinds(params, slots):
+    after = update(params, slots)[0]
+    return {kind: ratio(take(params, paths), take(after, paths)) for kind, paths in kinds.items()}
+
+  ratios = jax.lax.cond(told, of_kinds, lambda *_: dict.fromkeys(kinds, jnp.float32(jnp.nan)), *before)
+  ratios, before = jax.lax.optimization_barrier((ratios, before))
+  return {f'parts/{kind}/update_ratio': value for kind, value in ratios.items()}, before
+
+
 def mask(groups, grads, key):
   """Returns the gradients with those of masked groups 0 in the blocks that a draw of `key` says.
 
@@ -239,15 +290,17 @@ def _block_of(path):
   return path[:at] + path[at + 1:at + 3], path[at]
 
 
-def clip(groups, grads, step, limit):
+def clip(groups, grads, step, limit, kinds=types.MappingProxyType({})):
   """Returns (grads, norms): gradients as the optimizer gets them, and their norms before.
 
-  norms: dict of f32[]: grad_norm, of all that trains in this step, and 'grad_norm/NAME' of every group.
+  norms: dict of f32[]: grad_norm, of all that trains in this step, 'grad_norm/NAME' of every group, and
+    'parts/KIND/grad_norm' of every kind of layer.
 
   Args:
     grads: of the parameters that train, nested dict.
     step:  i32[]. A group whose turn is not now has gradient 0.
     limit: of the norm of the groups that have no limit of their own; 0.0 = none.
+    kinds: of `kinds`.
   """
   training = [group for group in groups if group.train]
   for group in training:
@@ -257,6 +310,7 @@ def clip(groups, grads, step, limit):
   norms = {'grad_norm': optimizers.norm(grads)}
   norms |= {f'grad_norm/{group.name}': optimizers.norm(take(grads, group.paths))
             for group in training if group.name}
+  norms |= {f'parts/{kind}/grad_norm': optimizers.norm(take(grads, paths)) for kind, paths in kinds.items()}
   alone = [(group.paths, group.clip) for group in training if group.clip is not None]
   if not alone:
     return optimizers.clip(grads, norms['grad_norm'], limit) if limit else grads, norms

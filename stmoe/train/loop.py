@@ -27,6 +27,7 @@ from stmoe.data.text import cache
 from stmoe.hosts import distributed
 from stmoe.hosts import job
 from stmoe.hosts import signals
+from stmoe.hosts import speed
 from stmoe.runs import by_step
 from stmoe.runs import directory as rundir
 from stmoe.runs import log
@@ -150,7 +151,7 @@ class Loop:
     stack.callback(self.show.close)
     self._open_metrics(stack)
     self.final = {key: value for line in self.metrics.lines for key, value in line.items()}
-    self.clock, self.running, self.shown = Clock(seconds), [], (0, 0.0)
+    self.clock, self.speed, self.running = Clock(seconds), speed.Speed(self.mesh), []
     self.batch, self.blamed = None, False
     self.profile = Profile(self.cfg.profile, self.path / 'profile', job.leads())
     stack.callback(self.profile.stop)
@@ -238,7 +239,7 @@ class Loop:
     self.log(f'first step took {time.monotonic() - began:.1f} s')
     self.show.begin()
     self.clock.start()
-    self.shown = self._counted()         # the rate is that of the steps that are timed
+    self.speed.begin(self._totals(jax.device_get(self.state['counts'])))       # only steps that are timed
     self._after(report)
 
   def _step(self):
@@ -271,7 +272,7 @@ class Loop:
   def _conclude(self, line):
     """Evaluates, where that is due, and writes the step's line of metrics, begun in `line`."""
     if self.step == self.cfg.train.steps or self.step % self.cfg.eval.every == 0:
-      line = line | self._evaluate()
+      line = (line or self._totals(jax.device_get(self.state['counts']))) | self._evaluate()
     if self.best.improves(self.step, line):
       with self.clock.paused():
         self.best.save(self.step, line, self.state, self.data.get_state(), self.meta)
@@ -289,10 +290,9 @@ class Loop:
     for metric in sorted({metric for layer in layers.values() for metric in layer}):
       values[f'moe/{metric}'] = np.mean([layer[metric] for layer in layers.values() if metric in layer])
     values |= {f'moe/{name}/{metric}': v for name, layer in layers.items() for metric, v in layer.items()}
-    values |= self._totals(counts) | {'skipped': int(values['skipped'])}
-    tokens, seconds = (values[total] - before for total, before in zip(('tokens', 'time'), self.shown))
-    self.shown = values['tokens'], values['time']
-    self.show.show(self.step, values, tokens / seconds if tokens and seconds else None)
+    totals = self._totals(counts)
+    values |= totals | dict(skipped=int(values['skipped']), time=self.speed.told(totals))
+    self.show.show(self.step, values, values['time'].get('tokens_per_s'))
     if counts['bad']:
       self._refuse(int(counts['bad']))
     return values
@@ -300,12 +300,7 @@ class Loop:
   def _totals(self, counts):
     """Returns what every line counts: target tokens, active FLOPs and seconds of training so far."""
     low, high = counts['tokens'].tolist()
-    return dict(tokens=(high << 32) + low, flops=self._flops(), time=self.clock.seconds())
-
-  def _counted(self):
-    """Returns (target tokens, seconds) until now: the speed shown is counted from here."""
-    totals = self._totals(jax.device_get(self.state['counts']))
-    return totals['tokens'], totals['time']
+    return dict(tokens=(high << 32) + low, flops=self._flops(), time=dict(seconds=self.clock.seconds()))
 
   def _flops(self):
     return float(self.flops_of_start + self.step * self.flops_per_step)
@@ -343,7 +338,7 @@ class Loop:
     self.log(f'step {self.step:,}: {evaluate.describe(self.plan.target, values)}')
     if scores:
       self.log(taskscore.describe(scores))
-    return self._totals(jax.device_get(self.state['counts'])) | values
+    return values
 
   def _keep(self, shown):
     """Writes what figures show of this evaluation, dict name -> array."""

@@ -41,6 +41,7 @@ class Blueprint:
   shapes:    tree like the state of ShapeDtypeStructs that carry their NamedSharding.
   mesh:      the mesh of those shardings.
   groups:    the `groups.Group`s of the parameters; the optimizer knows only parameters that train.
+  kinds:     dict kind of layer -> paths of its parameters that train, see `groups.kinds`.
   target:    a `targets.Target`: what the model is to predict.
   """
   graphdef: object
@@ -48,6 +49,7 @@ class Blueprint:
   shapes: dict
   mesh: jax.sharding.Mesh
   groups: tuple[groups.Group, ...]
+  kinds: dict[str, frozenset]
   target: typing.Any
 
   def model(self, params, routers):
@@ -126,7 +128,8 @@ def blueprint(cfg, mesh):
   with nnx.logical_axis_rules(tuple(axes.RULES.items())):            # under a mesh flax translates names
     model = nnx.eval_shape(lambda: build(cfg))
   graphdef, params, routers = nnx.split(model, nnx.Param, router_state.RouterState)
-  all_groups = groups.of(cfg, modules.labels(model))
+  labels = modules.labels(model)
+  all_groups = groups.of(cfg, labels)
   names, router_names = axes.names_of(params), axes.names_of(routers)
   params, routers = nnx.to_pure_dict(params), nnx.to_pure_dict(routers)
   optimizer = groups.optimizer(all_groups, functools.partial(_optimizer, cfg.optimizer), names, params,
@@ -142,7 +145,7 @@ def blueprint(cfg, mesh):
   place = lambda n, s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=NamedSharding(mesh, axes.spec(n)))
   placed = jax.tree.map(place, named, shapes, is_leaf=axes.is_names)
   target = lookup.recipe('target', cfg.loss)()
-  return Blueprint(graphdef, optimizer, placed, mesh, all_groups, target)
+  return Blueprint(graphdef, optimizer, placed, mesh, all_groups, groups.kinds(all_groups, labels), target)
 
 
 def _optimizer(section, group, names, shapes):

@@ -30,7 +30,7 @@ MASK = 1 << 30                       # of the key of a step: beyond the number o
 def make(cfg, plan):
   """Returns the jitted `(state, batch) -> (state, report)`; the state given in is used up.
 
-  report: dict of f32[] scalars under their names in metrics.jsonl, and
+  report: dict of f32[] scalars under their names in metrics.jsonl, NaN for those that only lines tell, and
     'layers': dict layer -> dict metric -> f32[], 'load': dict layer -> f32[E].
   """
   rate_at = schedule(cfg, cfg.train.steps)
@@ -42,21 +42,27 @@ def make(cfg, plan):
     rate, routers = rate_at(state['step']), committed(plan, state['params'], state['router_state'], aux)
     with jax.named_scope('optimizer'):
       grads = groups.mask(plan.groups, grads, jax.random.fold_in(key, MASK))
-      grads, norms = groups.clip(plan.groups, grads, state['step'], limit)
+      grads, norms = groups.clip(plan.groups, grads, state['step'], limit, plan.kinds)
       finite = jnp.isfinite(norms['grad_norm']) & jnp.isfinite(report['loss/total'])
       finite &= jnp.all(jnp.array([checksum.finite(x) for x in jax.tree.leaves(routers)] or True))
-      trained = plan.trainable(state['params'])
-      params, opt_state = plan.optimizer.update(grads, state['opt_state'], trained, rate, state['step'],
-                                                finite)
+      before = plan.trainable(state['params']), state['opt_state']
+      moved = lambda params, slots: plan.optimizer.update(grads, slots, params, rate, state['step'], finite)
+      ratios, before = groups.update_ratios(plan.kinds, told(cfg, state['step']), moved, before)
+      params, opt_state = moved(*before)
     counts = count(state['counts'], plan.target.weights(batch), finite)
     with jax.named_scope('metrics'):
-      report |= norms | {'lr': rate, 'skipped': counts['skipped'], 'layers': describe(aux),
-                         'load': {layer: a.load for layer, a in aux.items()}}
+      report |= norms | ratios | {'lr': rate, 'skipped': counts['skipped'], 'layers': describe(aux),
+                                  'load': {layer: a.load for layer, a in aux.items()}}
     return dict(params=groups.put(state['params'], params), opt_state=opt_state,
                 router_state=optimizers.held(finite, routers, state['router_state']),
                 step=state['step'] + 1, key=state['key'], counts=counts), report
 
   return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings(), distributed.everywhere(plan.mesh)))
+
+
+def told(cfg, step):
+  """Returns bool[]: whether metrics.jsonl has a line of `step` i32[]."""
+  return ((step + 1) % cfg.train.log_every == 0) | (step + 1 == cfg.train.steps)
 
 
 def schedule(cfg, total_steps):

@@ -20,7 +20,8 @@ def write_run(folder, method='switch', *, layers=('decoder_01', 'decoder_03'), e
   lines = []
   for step in range(10, steps + 1, 10):
     bits = final + 3.0 * np.exp(-step / (0.2 * steps))
-    line = {'step': step, 'tokens': step * 1024, 'flops': step * 1024 * 6e5, 'time': step * 0.1,
+    line = {'step': step, 'tokens': step * 1024, 'flops': step * 1024 * 6e5,
+            'time': dict(seconds=step * 0.1, host_memory_gib=1.5),
             'loss/ce': (bits + rng.normal(0, 0.05)) * np.log(2), 'lr': 1e-3, 'grad_norm': 1.0}
     for layer in layers:
       line[f'moe/{layer}/drop_frac'] = 0.1 * np.exp(-step / steps) + rng.uniform(0, 0.01)

@@ -26,8 +26,31 @@ def test_a_snapshot_has_the_newest_numbers(tmp_path):
   assert set(shot.loads) == {'decoder_01', 'decoder_03'}
   np.testing.assert_allclose([load.mean() for load in shot.loads.values()], 1, rtol=1e-6)
   assert dict(watching.rows(shot, peak=1e11))['utilisation'] == '6.1%'
+  assert dict(watching.rows(shot, None))['host memory'] == '1.50 GiB'
   later = watching.snapshot(run, now=time.time() + 600)
   assert later.state == 'quiet for 10 min'
+
+
+def test_a_run_of_an_earlier_version_has_its_seconds_alone(tmp_path):
+  run = synthetic.write_run(tmp_path / 'a', done=False, extra=dict(eval={}))
+  lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+  old = [line | dict(time=line['time']['seconds']) for line in lines]
+  new = watching.snapshot(run)
+  (run / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in old))
+  shot = watching.snapshot(run)
+  assert (shot.rates, shot.left) == (new.rates, new.left)
+  named = lambda shot: dict(watching.rows(shot, None))
+  assert 'host memory' in named(new) and 'host memory' not in named(shot)
+
+
+def test_parts_have_their_gradient_and_their_update(tmp_path):
+  run = synthetic.write_run(tmp_path / 'a', extra=dict(eval={}))
+  values = {'step': 210, 'parts/router/grad_norm': 0.25, 'parts/router/update_ratio': None}
+  with (run / 'metrics.jsonl').open('a') as stream:
+    stream.write(json.dumps(values) + '\n')
+  words = _printed(watching.panel(watching.snapshot(run))).split()
+  at = words.index('router')
+  assert words[at - 3:at + 3] == ['update', '│', '│', 'router', '0.25', 'nan']
 
 
 def test_a_run_without_lines_is_starting(tmp_path):

@@ -124,6 +124,8 @@ def test_rubbish_is_one_line(run, name, kind):
     ('evals.jsonl', '{"step": 1, "field": "a", "value": 1, "eval/loss": []}\n', "for 'eval/loss'"),
     ('DONE', '{"tokens": 3}', 'has no step'),
     ('DONE', '{"step": 1, "time": "long"}', "has 'long' for 'time'"),
+    ('metrics.jsonl', '{"step": 1, "time": {"seconds": []}}\n', "has [] for 'seconds'"),
+    ('metrics.jsonl', '{"step": 1, "loss/ce": {}}\n', "has {} for 'loss/ce'"),
     ('best.json', '{"step": 1, "name": "eval/loss", "value": null}', 'has not step, name and value'),
     ('imported.json', '{"family": "t5", "dtype": "F32", "dtypes": [], "copies": []}', 'has not family'),
     ('ancestry.json', '{"facts": {}}', 'lineage'),

@@ -34,7 +34,8 @@ def start(path, step, *names, say=pytest.fail):
 def log(opened, *steps):
   lines, services = opened
   for step in steps:
-    services.write(step, lines.write(step, {'loss/ce': step / 2, 'skipped': 0, 'bad': np.nan}))
+    services.write(step, lines.write(step, {'loss/ce': step / 2, 'skipped': 0, 'bad': np.nan,
+                                           'time': dict(seconds=step, tokens_per_s=9.0)}))
 
 
 def killed_and_continued(path, name):
@@ -70,7 +71,7 @@ def events(folder):
 def test_tensorboard_takes_back_the_steps_that_a_killed_run_did_again(tmp_path):
   for _ in killed_and_continued(tmp_path, 'tensorboard'):
     pass
-  curve, histograms, pictures = {}, set(), set()
+  curve, speed, histograms, pictures = {}, set(), set(), set()
   for event in events(tmp_path / 'tensorboard'):
     if event.HasField('session_log'):                                # START: later steps are void
       curve = {step: value for step, value in curve.items() if step < event.step}
@@ -78,9 +79,12 @@ def test_tensorboard_takes_back_the_steps_that_a_killed_run_did_again(tmp_path):
       if value.tag == 'loss/ce':
         assert event.step not in curve
         curve[event.step] = value.simple_value
+      times = value.tag in ('time', 'tokens_per_s')
+      speed |= {(event.step, value.tag, value.simple_value)} if times else set()
       histograms |= {value.tag} if value.HasField('histo') else set()
       pictures |= {value.tag} if value.HasField('image') else set()
   assert sorted(curve.items()) == CURVE
+  assert {(8, 'time', 8.0), (8, 'tokens_per_s', 9.0)} <= speed
   assert histograms == {'load/sparse0', 'load/sparse1'}
   assert pictures == {'load_by_step/sparse0', 'load_by_step/sparse1'}
   hyper = [value.tag for event in events(tmp_path / 'tensorboard' / 'hparams')

@@ -60,7 +60,8 @@ def whole(tmp_path_factory):
     (8, {'mesh.expert': 2, 'mesh.model': 2, 'train.microbatches': 2})], ids=str)
 def test_microbatches_and_devices_change_nothing(whole, tmp_path, devices, changed):
   state, reports = run(config(tmp_path, **changed), [batch(seed=s) for s in range(3)], devices)
-  names = ('loss/ce', 'loss/total', 'loss/aux_balance', 'loss/router_z', 'grad_norm', 'load')
+  names = ('loss/ce', 'loss/total', 'loss/aux_balance', 'loss/router_z', 'grad_norm', 'load',
+           *(name for name in whole[1][0] if name.startswith('parts/')))
   for mine, theirs in zip(reports, whole[1]):
     assert_close({n: mine[n] for n in names}, {n: theirs[n] for n in names})
   # AdamW divides by the root of the second moment: round-off of tiny gradients shows a little more.
@@ -99,6 +100,22 @@ def test_counters(whole):
   assert 'max_load_ratio' in reports[0]['layers']['decoder_01']
 
 
+def test_the_gradients_of_the_parts_are_the_whole_gradient(whole):
+  norms = {name: value for name, value in whole[1][0].items() if name.endswith('/grad_norm')}
+  ratios = [[report[name] for name in report if name.endswith('/update_ratio')] for report in whole[1]]
+  assert len(ratios[0]) == len(norms) and [np.isfinite(row).all() for row in ratios] == [False, True, False]
+  assert {name.split('/')[1] for name in norms} == {'router', 'expert', 'norm', 'attention', 'ffn', 'embed'}
+  np.testing.assert_allclose(sum(norm**2 for norm in norms.values()), whole[1][0]['grad_norm']**2, rtol=1e-5)
+
+
+def moved(before, after, part):
+  """The norm of what a step added to the part `part` of the path, over the norm of the part before."""
+  leaves = lambda tree: [x.ravel() for path, x in jax.tree.leaves_with_path(tree)
+                         if part in [getattr(key, 'key', None) for key in path]]
+  old, new = (np.concatenate(leaves(tree)) for tree in (before, after))
+  return np.linalg.norm(new - old) / np.linalg.norm(old)
+
+
 def test_token_counter_carries_into_the_high_word():
   counts = dict(tokens=jnp.array([2**32 - 3, 1], jnp.uint32), skipped=jnp.int32(0), bad=jnp.int32(0))
   new = steps.count(counts, jnp.ones((2, 4)), jnp.bool_(True))
@@ -106,13 +123,17 @@ def test_token_counter_carries_into_the_high_word():
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_its_counters(tmp_path):
-  cfg = config(tmp_path)
+  cfg = config(tmp_path, **{'train.log_every': 1})
   mesh = states.make_mesh(cfg.mesh, jax.devices()[:1])
   with jax.set_mesh(mesh):
     plan = states.blueprint(cfg, mesh)
     state, step = states.init(cfg, plan), steps.make(cfg, plan)
     b = check.place(batch(), mesh)
-    state, _ = step(state, b)
+    begun = jax.device_get(state['params'])
+    state, report = step(state, b)
+    for part, name in dict(router='router', expert='experts', embed='embed', attention='attention').items():
+      ratio = moved(begun, jax.device_get(state['params']), name)
+      np.testing.assert_allclose(report[f'parts/{part}/update_ratio'], ratio, rtol=1e-4)
     embedding = state['params']['embed']
     name = next(iter(embedding))
     good = embedding[name]
@@ -121,6 +142,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_counters(tmp_path):
     state, report = step(state, b)
     assert not np.isfinite(report['loss/total']) or not np.isfinite(report['grad_norm'])
     jax.tree.map(np.testing.assert_array_equal, jax.device_get({k: state[k] for k in before}), before)
+    assert report['parts/router/update_ratio'] == 0
     assert (int(state['step']), int(state['counts']['skipped']), int(state['counts']['bad'])) == (2, 1, 1)
     state, _ = step(state, b)
     assert (int(state['counts']['skipped']), int(state['counts']['bad'])) == (2, 2)

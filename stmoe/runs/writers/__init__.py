@@ -15,6 +15,7 @@ from stmoe import experiment
 from stmoe import files
 from stmoe import lookup
 from stmoe import sections
+from stmoe.runs import records
 
 FILE = 'writers.json'
 
@@ -41,7 +42,7 @@ class Writer(Protocol):
     """
 
   def write(self, step: int, values: dict) -> None:
-    """Sends the numbers of a line of metrics.jsonl by their names; none of them is None."""
+    """Sends the numbers of a line of metrics.jsonl, as `records.flat` has it; none of them is None."""
 
   def loads(self, step: int, load: dict) -> None:
     """Sends dict layer -> f32[E]: the share of the tokens of every expert."""
@@ -110,7 +111,7 @@ class Writers:
 
   def write(self, step, line):
     """Sends a line to every writer that does not have it yet."""
-    values = {name: value for name, value in line.items() if value is not None and name != 'step'}
+    values = _known({name: value for name, value in line.items() if name != 'step'})
 
     def send(writer):
       if step > writer.holds:
@@ -128,9 +129,13 @@ class Writers:
 
   def finish(self, final):
     """Tells every writer the last values of a finished run."""
-    values = {name: value for name, value in final.items() if value is not None}
-    self._each(lambda writer: writer.finish(values))
+    self._each(lambda writer: writer.finish(_known(final)))
 
   def close(self):
     """Closes all writers."""
     self._each(lambda writer: writer.close())
+
+
+def _known(line):
+  """The numbers of a line of metrics by their names, without those that are None."""
+  return {name: value for name, value in records.flat(line).items() if value is not None}
