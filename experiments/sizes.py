@@ -65,8 +65,8 @@ def fitted(size, models, small, large, own_seeds=None):
   """
   usual = seeds(size)
   of_size = {'smoke': {}, 'small': WHOLE | small, 'large': WHOLE | large}[size]
-  for name, (experiment, fields) in models.items():
-    separator = ',' if ':' in experiment else ':'
+  for name, (start, fields) in models.items():
+    separator = ',' if ':' in start else ':'
     argument = f'{separator}smoke' if size == 'smoke' else ''
     for seed in own_seeds or usual:
-      yield name, experiment + argument, fields | of_size | {'seed': seed}
+      yield name, start + argument, fields | of_size | {'seed': seed}

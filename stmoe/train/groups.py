@@ -21,7 +21,6 @@ import fnmatch
 import functools
 import re
 import types
-import typing
 from typing import NamedTuple
 import zlib
 
@@ -224,30 +223,19 @@ def kinds(groups, labels: dict) -> dict[str, frozenset]:
   return {kind: frozenset(found[kind]) for kind in sorted(found)}
 
 
-def update_ratios(kinds: dict[str, frozenset], told: jax.Array, update: typing.Callable,
-                  before: tuple[dict, dict]) -> tuple[dict[str, jax.Array], tuple[dict, dict]]:
-  """Returns (dict 'parts/KIND/update_ratio' -> f32[], before): the norm of a step over that of what it moves.
+def update_ratios(kinds: dict[str, frozenset], before: dict, after: dict) -> dict[str, jax.Array]:
+  """Returns dict 'parts/KIND/update_ratio' -> f32[]: the norm of a step over the norm of what it moved.
 
-  0 in a step that is refused; not finite where all weights are 0. The ratios are there before the step is
-  made, and the state `before` comes back to make it from. So the new state can be written over the old one.
+  0 in a step that was refused; not finite where all weights are 0.
 
   Args:
-    kinds:  of `kinds`.
-    told:   bool[]: whether anybody reads the ratios, which are NaN otherwise and cost nothing.
-    update: (params, slots) -> (params, slots) of the optimizer.
-    before: (params, slots).
+    kinds:         of `kinds`.
+    before, after: nested dicts of parameters, before the step and after.
   """
-  def ratio(old, new):
-    old, new = (jax.tree.map(jnp.float32, tree) for tree in (old, new))
+  def ratio(paths):
+    old, new = (jax.tree.map(jnp.float32, take(tree, paths)) for tree in (before, after))
     return optimizers.norm(jax.tree.map(jnp.subtract, new, old)) / optimizers.norm(old)
-
-  def of_kinds(params, slots):
-    after = update(params, slots)[0]
-    return {kind: ratio(take(params, paths), take(after, paths)) for kind, paths in kinds.items()}
-
-  ratios = jax.lax.cond(told, of_kinds, lambda *_: dict.fromkeys(kinds, jnp.float32(jnp.nan)), *before)
-  ratios, before = jax.lax.optimization_barrier((ratios, before))
-  return {f'parts/{kind}/update_ratio': value for kind, value in ratios.items()}, before
+  return {f'parts/{kind}/update_ratio': ratio(paths) for kind, paths in kinds.items()}
 
 
 def mask(groups, grads, key):

@@ -102,7 +102,7 @@ class Loop:
     """
     cfg = self.cfg
     self.plan = states.blueprint(records.read(self.path).located(cfg), self.mesh)
-    self.do_step = steps.make(cfg, self.plan)
+    self.do_step = steps.Watched(steps.make(cfg, self.plan), self.plan)
     self.sums = evaluate.make(self.plan, cfg.eval.draws)
     reported = check.forward(cfg, self.plan)
     check.needed(cfg, self.plan)
@@ -246,8 +246,8 @@ class Loop:
     """Does one step; returns its report."""
     self.profile.at(self.step)
     self.batch = self.complete(check.place(next(self.data), self.mesh))
-    self.state, report = self.do_step(self.state, self.batch)
     self.step += 1
+    self.state, report = self.do_step(self.state, self.batch, self._told())
     self.running.append(report['loss/total'])
     if len(self.running) > AHEAD:
       self.running.pop(0).block_until_ready()
@@ -257,7 +257,7 @@ class Loop:
   def _after(self, report):
     """Does what is due after a step; the step is saved before anything that may fail."""
     cfg, last, line = self.cfg, self.step == self.cfg.train.steps, {}
-    if last or self.step % cfg.train.log_every == 0:
+    if self._told():
       line = metrics_file.plain(self._report(report))
     if report['load'] and (last or self.step % cfg.train.stats_every == 0):
       load, routers = distributed.fetch((report['load'], self.state['router_state']))
@@ -268,6 +268,10 @@ class Loop:
     if last or self.checkpoints.due(self.step):
       self.save(line)
     self._conclude(line)
+
+  def _told(self):
+    """Whether metrics.jsonl gets a line of training of this step."""
+    return self.step == self.cfg.train.steps or self.step % self.cfg.train.log_every == 0
 
   def _conclude(self, line):
     """Evaluates, where that is due, and writes the step's line of metrics, begun in `line`."""

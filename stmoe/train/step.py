@@ -30,7 +30,7 @@ MASK = 1 << 30                       # of the key of a step: beyond the number o
 def make(cfg, plan):
   """Returns the jitted `(state, batch) -> (state, report)`; the state given in is used up.
 
-  report: dict of f32[] scalars under their names in metrics.jsonl, NaN for those that only lines tell, and
+  report: dict of f32[] scalars under their names in metrics.jsonl, and
     'layers': dict layer -> dict metric -> f32[], 'load': dict layer -> f32[E].
   """
   rate_at = schedule(cfg, cfg.train.steps)
@@ -45,14 +45,13 @@ def make(cfg, plan):
       grads, norms = groups.clip(plan.groups, grads, state['step'], limit, plan.kinds)
       finite = jnp.isfinite(norms['grad_norm']) & jnp.isfinite(report['loss/total'])
       finite &= jnp.all(jnp.array([checksum.finite(x) for x in jax.tree.leaves(routers)] or True))
-      before = plan.trainable(state['params']), state['opt_state']
-      moved = lambda params, slots: plan.optimizer.update(grads, slots, params, rate, state['step'], finite)
-      ratios, before = groups.update_ratios(plan.kinds, told(cfg, state['step']), moved, before)
-      params, opt_state = moved(*before)
+      trained = plan.trainable(state['params'])
+      params, opt_state = plan.optimizer.update(grads, state['opt_state'], trained, rate, state['step'],
+                                                finite)
     counts = count(state['counts'], plan.target.weights(batch), finite)
     with jax.named_scope('metrics'):
-      report |= norms | ratios | {'lr': rate, 'skipped': counts['skipped'], 'layers': describe(aux),
-                                  'load': {layer: a.load for layer, a in aux.items()}}
+      report |= norms | {'lr': rate, 'skipped': counts['skipped'], 'layers': describe(aux),
+                         'load': {layer: a.load for layer, a in aux.items()}}
     return dict(params=groups.put(state['params'], params), opt_state=opt_state,
                 router_state=optimizers.held(finite, routers, state['router_state']),
                 step=state['step'] + 1, key=state['key'], counts=counts), report
@@ -60,9 +59,25 @@ def make(cfg, plan):
   return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings(), distributed.everywhere(plan.mesh)))
 
 
-def told(cfg, step):
-  """Returns bool[]: whether metrics.jsonl has a line of `step` i32[]."""
-  return ((step + 1) % cfg.train.log_every == 0) | (step + 1 == cfg.train.steps)
+class Watched:
+  """A step that also tells how far parameters move, where that is wanted: `groups.update_ratios`.
+
+  The parameters are copied before such a step alone. A step that told the ratios itself would copy them
+  always, because a new state is written over the old one.
+  """
+
+  def __init__(self, step, plan):
+    everywhere = distributed.everywhere(plan.mesh)
+    self.step = step
+    self.copied = jax.jit(lambda params: jax.tree.map(jnp.copy, plan.trainable(params)))
+    self.ratios = jax.jit(lambda before, params: groups.update_ratios(
+        plan.kinds, before, plan.trainable(params)), out_shardings=everywhere)
+
+  def __call__(self, state, batch, told: bool):
+    """Returns (state, report) of the step; `told`: with the ratios in the report."""
+    before = self.copied(state['params']) if told else None
+    state, report = self.step(state, batch)
+    return state, report | (self.ratios(before, state['params']) if told else {})
 
 
 def schedule(cfg, total_steps):

@@ -102,8 +102,6 @@ def test_counters(whole):
 
 def test_the_gradients_of_the_parts_are_the_whole_gradient(whole):
   norms = {name: value for name, value in whole[1][0].items() if name.endswith('/grad_norm')}
-  ratios = [[report[name] for name in report if name.endswith('/update_ratio')] for report in whole[1]]
-  assert len(ratios[0]) == len(norms) and [np.isfinite(row).all() for row in ratios] == [False, True, False]
   assert {name.split('/')[1] for name in norms} == {'router', 'expert', 'norm', 'attention', 'ffn', 'embed'}
   np.testing.assert_allclose(sum(norm**2 for norm in norms.values()), whole[1][0]['grad_norm']**2, rtol=1e-5)
 
@@ -128,9 +126,10 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_counters(tmp_path):
   with jax.set_mesh(mesh):
     plan = states.blueprint(cfg, mesh)
     state, step = states.init(cfg, plan), steps.make(cfg, plan)
+    watched = steps.Watched(step, plan)
     b = check.place(batch(), mesh)
     begun = jax.device_get(state['params'])
-    state, report = step(state, b)
+    state, report = watched(state, b, True)
     for part, name in dict(router='router', expert='experts', embed='embed', attention='attention').items():
       ratio = moved(begun, jax.device_get(state['params']), name)
       np.testing.assert_allclose(report[f'parts/{part}/update_ratio'], ratio, rtol=1e-4)
@@ -139,7 +138,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_counters(tmp_path):
     good = embedding[name]
     embedding[name] = good.at[0].set(jnp.inf)
     before = jax.device_get({k: state[k] for k in ('params', 'opt_state', 'router_state')})
-    state, report = step(state, b)
+    state, report = watched(state, b, True)
     assert not np.isfinite(report['loss/total']) or not np.isfinite(report['grad_norm'])
     jax.tree.map(np.testing.assert_array_equal, jax.device_get({k: state[k] for k in before}), before)
     assert report['parts/router/update_ratio'] == 0
