@@ -60,8 +60,8 @@ def needed():
 def listed(text):
   """Returns dict name -> version, '' where the text has none, of what `pip list` or `pip freeze` printed.
 
-  >>> listed('Package Version\n------- -------\njax  0.11.2\nRouge_Score==0.1')
-  {'jax': '0.11.2', 'rouge-score': '0.1'}
+  >>> listed('jax      0.11.2'), listed('Rouge_Score==0.1')
+  ({'jax': '0.11.2'}, {'rouge-score': '0.1'})
   """
   rows = re.findall(r'^([A-Za-z0-9][\w.-]*)(?:(?: *==|[ \t]+) *v?(\d\S*))?(?:[ \t].*)?$', text, re.M)
   return {utils.canonicalize_name(name): version for name, version in rows if name != 'Package'}
