@@ -1,6 +1,6 @@
 """A corpus of a gigabyte is cached in little memory, killed and resumed; -s prints the rate.
 
-Another size: STMOE_CORPUS_MB=300 pytest tests/data_pipeline/large/test_size.py -m slow -s
+Another size, of at least 260: STMOE_CORPUS_MB=300 pytest tests/data_pipeline/large/test_size.py -m slow -s
 """
 
 import json
