@@ -14,7 +14,8 @@ from stmoe.parts.tasks import tower
 # What the gate learns; see `Customized`.
 LEARNS = dict(source='whose row this is', error='which network is right', joint='likelihood of the mixture')
 READS = dict(input='the features', states="the generic network's last hidden layer")
-ANSWERS = dict(hard='of the network that the gate chooses', soft='the mixture of both')
+ANSWERS = dict(hard='of the network that the gate chooses', soft='the mixture of both',
+               generic='of the generic network alone', local='of the local expert alone')
 
 
 class Customized(nnx.Module):
@@ -33,7 +34,8 @@ class Customized(nnx.Module):
     learns:  'source': log loss of r for 1 on user rows, 0 on generic ones. 'error': 1 where GE is wrong and
       LE right, 0 where GE is right; other rows do not count. 'joint': -log of the mixture's probability.
     reads:   what the gate reads; with 'states' GE runs for every row.
-    answers: 'hard', or 'soft': r softmax(LE / T) + (1 - r) softmax(GE).
+    answers: in evaluation: 'hard', or 'soft': r softmax(LE / T) + (1 - r) softmax(GE). 'generic' and 'local'
+      are of GE and of LE alone, whatever the gate says.
     right:   weight in `local` of user rows which GE gets right; below 1 LE corrects GE's errors.
     classes: of the local expert, which gives -1e9 for other classes; () = all.
     temperature: T of LE in mixtures: an expert of few rows is over-confident.
@@ -86,9 +88,9 @@ class Customized(nnx.Module):
       mean = {name: jnp.sum(each) / jnp.maximum(tokens['decoder'], 1) for name, each in losses.items()}
       logits = jnp.where(user[:, None], jax.lax.stop_gradient(generic), generic)
       return logits[:, None], dict(gate=aux.replace(losses=mean))
-    if self.answers == 'soft':
-      return self._mixture(r, generic, local)[:, None], dict(gate=aux)
-    return jnp.where(r[:, None] > 0, local, generic)[:, None], dict(gate=aux)
+    answers = dict(hard=jnp.where(r[:, None] > 0, local, generic), soft=self._mixture(r, generic, local),
+                   generic=generic, local=local)
+    return answers[self.answers][:, None], dict(gate=aux)
 
   def _features(self, batch):
     found = batch['features'].shape[-1] if 'features' in batch else 0

@@ -94,6 +94,9 @@ def test_the_chosen_network_answers():
   logits, aux = run(model(), rows, train=False)
   np.testing.assert_allclose(logits[:, 0], np.where(r[:, None] > 0, local, generic), rtol=1e-5, atol=1e-6)
   assert aux['gate'].load.tolist() == [(r <= 0).sum(), (r > 0).sum()] and 0 < (r > 0).sum() < 8
+  for alone, wanted in dict(generic=generic, local=local).items():
+    answer, _ = run(model(answers=alone), rows, train=False)
+    np.testing.assert_allclose(answer[:, 0], wanted, rtol=1e-5, atol=1e-6)
   few = run(model(classes=(0, 2)), rows, train=False)[0][:, 0]
   assert (few[r > 0, 1] < -1e8).all() and (few[r > 0][:, [0, 2]] > -1e8).all()
 
