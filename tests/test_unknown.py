@@ -33,6 +33,13 @@ def test_words_of_other_tools_are_answered_in_a_line(argv, says, capsys):
   assert says in capsys.readouterr().err
 
 
+def test_a_router_that_is_no_compared_method_is_told_how_it_is_chosen():
+  with pytest.raises(errors.UserError, match='nearest: method=switch --config.blocks.m.router.name=ntlb'):
+    experiment.load('lm/quickstart:method=ntlb')
+  with pytest.raises(errors.UserError, match='nearest: switch'):
+    experiment.load('lm/quickstart:method=swich')
+
+
 @pytest.mark.parametrize('kind, name', [('router', 'switch'), ('router', 'replay'), ('executor', 'gather')])
 def test_a_module_is_shown_with_its_file_and_fields(kind, name, capsys):
   assert main.main(['show', name]) == 0
