@@ -12,13 +12,28 @@
 # ---
 
 # %%
-# Installs the library where it is not there yet; the only cell that may use the network.
+# Finds the library, or installs it: from a checkout around this notebook, else a clone of REPOSITORY at TAG.
+# Only this cell may use the network.
+REPOSITORY = ''                                  # address of the project's git repository
+TAG = 'v0.1.0'
+
 import importlib.util
+import pathlib
+import site
 import subprocess
 import sys
 
 if importlib.util.find_spec('stmoe') is None:
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', 'stmoe'], check=True)
+  here = pathlib.Path.cwd()
+  around = [folder for folder in (here, *here.parents) if (folder / 'stmoe' / 'api.py').is_file()]
+  if not around:
+    if not REPOSITORY:
+      raise RuntimeError('stmoe is not installed, and no checkout is around this notebook: give REPOSITORY '
+                         'the address of the project, or install a wheel of stmoe and run this cell again')
+    around = [here / f'stmoe-{TAG}']
+    subprocess.run(['git', 'clone', '-q', '--depth', '1', '--branch', TAG, REPOSITORY, around[0]], check=True)
+  subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '-e', around[0]], check=True)
+  site.main()                                    # what was just installed is found without a restart
 
 
 # %% [markdown]
@@ -27,6 +42,12 @@ if importlib.util.find_spec('stmoe') is None:
 # A router decides which experts see which token. Its answer is data: a list of edges from tokens to experts
 # (`stmoe.core.assignment`), which an executor runs. This notebook builds a router of ten lines, looks at its
 # edges, trains it, and shows those of published routers for the same tokens.
+#
+# * *expert*: one of several small networks of a layer; a token passes through few of them
+# * *edge*: one choice, a token with an expert and a weight; *load*: the tokens that an expert was sent
+# * *capacity*: the slots of an expert for the tokens of a group; *drop*: an edge that found none
+#
+# All words are in [docs/concepts.md](../docs/concepts.md).
 
 # %%
 import os
@@ -201,5 +222,12 @@ canvas.show(figure)
 # %% [markdown]
 # ## From here to a model
 #
-# A router that models can use is such a function in an `nnx.Module`, in a file of `stmoe/routers`:
-# docs/router.md. `stmoe compare lm/stdlib_small:method=...` then trains it beside the others.
+# A router that models can use is such a function in an `nnx.Module`, in a file of your own. Command
+# `stmoe check FILE` tests it, `--plugin FILE` trains it. docs/router.md says how.
+#
+# ## Questions to try
+#
+# * The coefficient of the balance loss is 0.1. Which is the smallest that still keeps four experts in use?
+# * Two choices a token (`k=2` in `route`): does the task get easier, or do the experts only become alike?
+# * Six kinds and four experts (`KINDS`): which kinds share an expert?
+# * Capacity 0.5 in training, 1.25 afterwards: do dropped tokens teach the router anything?

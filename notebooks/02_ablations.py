@@ -12,13 +12,28 @@
 # ---
 
 # %%
-# Installs the library where it is not there yet; the only cell that may use the network.
+# Finds the library, or installs it: from a checkout around this notebook, else a clone of REPOSITORY at TAG.
+# Only this cell may use the network.
+REPOSITORY = ''                                  # address of the project's git repository
+TAG = 'v0.1.0'
+
 import importlib.util
+import pathlib
+import site
 import subprocess
 import sys
 
 if importlib.util.find_spec('stmoe') is None:
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', 'stmoe'], check=True)
+  here = pathlib.Path.cwd()
+  around = [folder for folder in (here, *here.parents) if (folder / 'stmoe' / 'api.py').is_file()]
+  if not around:
+    if not REPOSITORY:
+      raise RuntimeError('stmoe is not installed, and no checkout is around this notebook: give REPOSITORY '
+                         'the address of the project, or install a wheel of stmoe and run this cell again')
+    around = [here / f'stmoe-{TAG}']
+    subprocess.run(['git', 'clone', '-q', '--depth', '1', '--branch', TAG, REPOSITORY, around[0]], check=True)
+  subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '-e', around[0]], check=True)
+  site.main()                                    # what was just installed is found without a restart
 
 
 # %% [markdown]
@@ -28,6 +43,12 @@ if importlib.util.find_spec('stmoe') is None:
 # does to load and loss, what replaces it, and what capacity costs in training and in evaluation. Everything
 # but one field is equal between runs. **One seed, half a minute a run:** the figures show mechanisms, they
 # do not rank methods. `experiments/` asks such questions with three seeds and gives a verdict.
+#
+# * *balance loss*: a term that is smallest when load and mean probability of the experts are even
+# * *capacity*: the slots of an expert; *drops*: the share of choices that found none
+# * *max load*: the fullest expert over the mean of its layer; 1 is balanced
+#
+# All words are in [docs/concepts.md](../docs/concepts.md).
 
 # %%
 import os
@@ -122,6 +143,13 @@ canvas.show(drawing.curves(lines, 'capacity factor of evaluation', 'validation l
 canvas.show(curves.health(list(models.values()), [f'trained at {factor}' for factor in models]))
 
 # %% [markdown]
+# ## Questions to try
+#
+# * Does α = 1.0 still train? What does it do to the loss, and to the load?
+# * How far apart are the final losses of two seeds (`'seed': 1` in `COMMON`)? Which differences above
+#   are larger?
+# * A model trained at capacity 0.5 and evaluated at 2.0: where does its gain come from?
+#
 # ## Further
 #
 # * another field: `stmoe show lm/quickstart:method=switch` lists all of them, a misspelt one is an error

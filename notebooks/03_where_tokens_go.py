@@ -12,13 +12,28 @@
 # ---
 
 # %%
-# Installs the library where it is not there yet; the only cell that may use the network.
+# Finds the library, or installs it: from a checkout around this notebook, else a clone of REPOSITORY at TAG.
+# Only this cell may use the network.
+REPOSITORY = ''                                  # address of the project's git repository
+TAG = 'v0.1.0'
+
 import importlib.util
+import pathlib
+import site
 import subprocess
 import sys
 
 if importlib.util.find_spec('stmoe') is None:
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', 'stmoe'], check=True)
+  here = pathlib.Path.cwd()
+  around = [folder for folder in (here, *here.parents) if (folder / 'stmoe' / 'api.py').is_file()]
+  if not around:
+    if not REPOSITORY:
+      raise RuntimeError('stmoe is not installed, and no checkout is around this notebook: give REPOSITORY '
+                         'the address of the project, or install a wheel of stmoe and run this cell again')
+    around = [here / f'stmoe-{TAG}']
+    subprocess.run(['git', 'clone', '-q', '--depth', '1', '--branch', TAG, REPOSITORY, around[0]], check=True)
+  subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '-e', around[0]], check=True)
+  site.main()                                    # what was just installed is found without a restart
 
 
 # %% [markdown]
@@ -27,6 +42,9 @@ if importlib.util.find_spec('stmoe') is None:
 # A small Mixtral is trained on the Python standard library, and asked which expert takes which token. Then
 # the same for checkpoints of other libraries: the model is written in the format of Hugging Face and read
 # back, and its routing is the same, token for token. At the end, a downloaded folder is asked as it is.
+#
+# An *expert* is one of several small networks of a layer, of which a token passes through few. The *router*
+# chooses them. All words are in [docs/concepts.md](../docs/concepts.md).
 
 # %%
 import json
@@ -143,8 +161,14 @@ canvas.show(routing_view.figure({layer: seen[layer] for layer in list(seen)[-1:]
 # ## A downloaded model
 #
 # A folder as it was downloaded may stand wherever a run does: it is converted once, into the user's cache.
-# This one is a tiny OLMoE with its own `tokenizer.json`, trained on Tiny Shakespeare. For the released model,
-# download `allenai/OLMoE-1B-7B-0924`, and let the first line of the next cell name its folder.
+# This one is a tiny OLMoE with its own `tokenizer.json`, trained on Tiny Shakespeare, a file of the tests.
+# For the released model, **one line changes**, the first of the next cell:
+#
+# ```python
+# DOWNLOADED = pathlib.Path('OLMoE')     # after: hf download allenai/OLMoE-1B-7B-0924 --local-dir OLMoE
+# ```
+#
+# The released model was not tried here: it has 6.9B parameters, 28 GB of memory in float32.
 
 # %%
 DOWNLOADED = pathlib.Path(stmoe.__file__).parents[1] / 'tests' / 'data' / 'checkpoints' / 'with_text_olmoe'
@@ -173,3 +197,11 @@ for expert, (share, best) in enumerate(samples[last].table):
   print(f'expert {expert}, {share:4.0%}:  ' + '   '.join(
       f'{routing_view.visible(text)!r} {count} {lift:.1f}x' for text, count, lift in best[:6]))
 print(interactive.generate(DOWNLOADED, ['HAMLET:\nGood morrow, neighbour'], dict(name='greedy'), 16))
+
+# %% [markdown]
+# ## Questions to try
+#
+# * Is an expert about tokens or about what they mean? Write the same word in several places of `TEXT`.
+# * Which layer tells most of the kind of a token? Compare `token_kinds.figure` of all layers.
+# * What becomes of a text without its first choices of experts? `stmoe routing RUN` says it.
+# * Fine-tune the imported model on a text of yours (`stmoe finetune`): which experts change?

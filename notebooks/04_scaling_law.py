@@ -12,13 +12,28 @@
 # ---
 
 # %%
-# Installs the library where it is not there yet; the only cell that may use the network.
+# Finds the library, or installs it: from a checkout around this notebook, else a clone of REPOSITORY at TAG.
+# Only this cell may use the network.
+REPOSITORY = ''                                  # address of the project's git repository
+TAG = 'v0.1.0'
+
 import importlib.util
+import pathlib
+import site
 import subprocess
 import sys
 
 if importlib.util.find_spec('stmoe') is None:
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', 'stmoe'], check=True)
+  here = pathlib.Path.cwd()
+  around = [folder for folder in (here, *here.parents) if (folder / 'stmoe' / 'api.py').is_file()]
+  if not around:
+    if not REPOSITORY:
+      raise RuntimeError('stmoe is not installed, and no checkout is around this notebook: give REPOSITORY '
+                         'the address of the project, or install a wheel of stmoe and run this cell again')
+    around = [here / f'stmoe-{TAG}']
+    subprocess.run(['git', 'clone', '-q', '--depth', '1', '--branch', TAG, REPOSITORY, around[0]], check=True)
+  subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '-e', around[0]], check=True)
+  site.main()                                    # what was just installed is found without a restart
 
 # %% [markdown]
 # # A scaling law from a sweep's table
@@ -30,6 +45,9 @@ if importlib.util.find_spec('stmoe') is None:
 #
 # where $\hat E$ saturates. First **synthetic** runs are fitted, the published law of S-BASE with 0.3 % noise,
 # to see what a fit can find; then a sweep that was trained, `experiments/scaling_law` or your own.
+#
+# *Active* parameters are those that compute one token; a loss is in nats a token. All words are in
+# [docs/concepts.md](../docs/concepts.md).
 
 # %%
 import os
@@ -121,3 +139,11 @@ print('\n'.join(summary.lines(found)))
 
 # %%
 canvas.show(figures.draw(found)['loss_by_experts'])
+
+# %% [markdown]
+# ## Questions to try
+#
+# * How much noise (`synthetic(noise=...)`) hides the gain of 128 experts over 64?
+# * Leave out the smallest models instead of the largest: does the law hold in that direction, too?
+# * Which two further runs would narrow the interval of `c` most? Add them to `synthetic`, and see.
+# * A law in active parameters and tokens: `lookup.module('law', ...)`; `stmoe list laws` names them.

@@ -12,13 +12,28 @@
 # ---
 
 # %%
-# Installs the library where it is not there yet; the only cell that may use the network.
+# Finds the library, or installs it: from a checkout around this notebook, else a clone of REPOSITORY at TAG.
+# Only this cell may use the network.
+REPOSITORY = ''                                  # address of the project's git repository
+TAG = 'v0.1.0'
+
 import importlib.util
+import pathlib
+import site
 import subprocess
 import sys
 
 if importlib.util.find_spec('stmoe') is None:
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', 'stmoe'], check=True)
+  here = pathlib.Path.cwd()
+  around = [folder for folder in (here, *here.parents) if (folder / 'stmoe' / 'api.py').is_file()]
+  if not around:
+    if not REPOSITORY:
+      raise RuntimeError('stmoe is not installed, and no checkout is around this notebook: give REPOSITORY '
+                         'the address of the project, or install a wheel of stmoe and run this cell again')
+    around = [here / f'stmoe-{TAG}']
+    subprocess.run(['git', 'clone', '-q', '--depth', '1', '--branch', TAG, REPOSITORY, around[0]], check=True)
+  subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '-e', around[0]], check=True)
+  site.main()                                    # what was just installed is found without a restart
 
 
 # %% [markdown]
@@ -27,6 +42,9 @@ if importlib.util.find_spec('stmoe') is None:
 # A dense model is trained already; now there is budget for half as much again. Is it better spent on the
 # dense model, on experts that start as copies of its layers (arXiv:2212.05055), or on a sparse model from
 # nothing? One seed and a tiny model here; `experiments/upcycling` asks it with three seeds.
+#
+# *Upcycling* makes a sparse model of a dense one: experts start as copies of its layers. *Surgery* is any
+# function from trained parameters to others. All words are in [docs/concepts.md](../docs/concepts.md).
 
 # %%
 import os
@@ -167,3 +185,9 @@ canvas.show(curves.load(runs['upcycled, grains']))
 # stmoe upcycle runs/dense upcycling/stdlib:method=grains --workdir runs/grains --granularity 2
 # stmoe train upcycling/stdlib:method=grains --workdir runs/grains
 # ```
+#
+# ## Questions to try
+#
+# * From which step on (`DENSE`, `MORE`) does the model from nothing overtake the upcycled one?
+# * Noise on the copies: do experts become different sooner, and is that worth anything?
+# * Four experts instead of eight: is the gain of `top2` one of experts, or of FLOPs alone?

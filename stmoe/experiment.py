@@ -19,6 +19,7 @@ import typing
 import ml_collections
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe import parsing
 from stmoe import sections
 
@@ -151,9 +152,24 @@ def find_module(where: str) -> tuple[str, types.ModuleType]:
     where = path.resolve().relative_to(folder().resolve()).with_suffix('').as_posix()
   named = all(re.fullmatch(r'\w+', name) for name in where.split('/'))
   if not named or not (folder() / f'{where}.py').is_file():
-    raise errors.UserError(f'no experiment is called {where!r}{errors.nearest(where, available())}'
-                           f' (stmoe list shows all)')
+    instead = instead_of(where) or errors.nearest(where, available())
+    raise errors.UserError(f'no experiment is called {where!r}{instead} (stmoe list shows all)')
   return where, importlib.import_module(f'{PACKAGE}.{where.replace("/", ".")}')
+
+
+def instead_of(name: str) -> str:
+  """Returns '; ...', what to do with a `name` that is no experiment and no folder, or ''."""
+  if name.endswith('.gin'):
+    return '; gin files are not read, docs/from_t5x.md of the repository has the names of fields'
+  if '://' in name:
+    return '; addresses are not read: copy what lies there into a folder, and name the folder'
+  if found := lookup.kinds_of(name):
+    of = ' and of '.join(lookup.PLURALS[kind] for kind in found)
+    return f'; {name} is a name of {of}: stmoe show {name}'
+  if re.fullmatch(r'[\w.-]+/[\w.-]+', name) and re.search('[A-Z]', name):
+    return (f'; a model of the Hugging Face Hub is downloaded first: '
+            f'hf download {name} --local-dir {name.partition("/")[2]}')
+  return ''
 
 
 class _Text(importlib.machinery.SourceFileLoader):

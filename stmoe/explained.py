@@ -101,12 +101,34 @@ def lines(config: typing.Any, width: int = 100) -> typing.Iterator[str]:
     yield f'{path}  {title}'.rstrip()
     for row in rows:
       yield f'  {row.path.rpartition(".")[2]} = {row.value!r}'
-      usual = '' if row.default in (declared.REQUIRED, declared.COMPUTED, declared.OPTIONAL) else (
-          f'; default {row.default!r}')
-      told = [row.text] if row.text else []
-      for text in (*told, f'({row.range}{usual})'):
-        yield from textwrap.wrap(text, width, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
+      yield from _told(row.text, row.range, row.default, width)
     yield ''
+
+
+def of_module(kind: str, name: str, width: int = 100) -> typing.Iterator[str]:
+  """Yields lines on module `name` of `kind`: its file, its docstring, and its fields."""
+  package = lookup.PACKAGES[kind]
+  package = package if lookup.has(kind, name) else f'{package}.wrappers'
+  yield f'{name}, of kind {kind}: {declared.file(package, name)}'
+  yield ''
+  yield ast.get_docstring(declared.tree(package, name)) or ''
+  yield ''
+  of_function = kind in lookup.FUNCTIONS
+  fields = lookup.options(kind, name) if of_function else lookup.fields(kind, name)
+  told = entries(_docstring_of(package, name, lookup.FUNCTIONS[kind]) if of_function else
+                 _class_docstring(package, name))
+  for key, field in fields.items():
+    if field.range is not None:
+      yield f'  {key}'
+      yield from _told(told.get(key, ''), field.range.text, field.default, width)
+
+
+def _told(text, values, default, width):
+  """Indented lines on a field: what is said of it, if anything, and what it may be."""
+  unsaid = (declared.REQUIRED, declared.COMPUTED, declared.OPTIONAL)
+  usual = '' if default in unsaid else f'; default {default!r}'
+  for paragraph in filter(None, (text, f'({values}{usual})')):
+    yield from textwrap.wrap(paragraph, width, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
 
 
 def _title(group):

@@ -107,6 +107,15 @@ def has(kind: str, name: typing.Any) -> bool:
     return True
 
 
+def kinds_of(name: str) -> list[str]:
+  """Returns the kinds, of those in PLURALS, of which a module or a wrapper is called `name`.
+
+  >>> kinds_of('st_moe'), kinds_of('replay'), kinds_of('lm/text')
+  (['router'], ['router'], [])
+  """
+  return [kind for kind in PLURALS if has(kind, name) or name in wrappers(kind)]
+
+
 def check(kind: str, name: str) -> None:
   """Raises UserError, naming the nearest modules, when none of `kind` and no wrapper is called `name`."""
   if not has(kind, name) and name not in wrappers(kind):
@@ -114,8 +123,10 @@ def check(kind: str, name: str) -> None:
     yours = '; a file of your own is named by --plugin FILE' if kind in plugins.KINDS else ''
     every = f'there are: {", ".join(names)}' if len(names) <= errors.MANY else (
         f'stmoe list {PLURALS.get(kind, kind)} shows all {len(names)}')
-    raise errors.UserError(f'no {kind} is called {value_ranges.shown(name)}{errors.nearest(name, names)}'
-                           f' ({every}{yours})')
+    other = next((plugin for plugin in plugins.known() if plugin.name == name), None)
+    instead = (f'; {other.path} is taken for a file of kind {other.kind!r} ({plugins.WANTED})' if other else
+               errors.nearest(name, names))
+    raise errors.UserError(f'no {kind} is called {value_ranges.shown(name)}{instead} ({every}{yours})')
 
 
 class Name(ranges.String):

@@ -155,8 +155,11 @@ def _kind(path, tree):
   classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
   found = next((node for node in classes if node.name.lower() == plain), None)
   if found is None:
-    raise errors.UserError(f'{path} holds nothing that is called like it; {WANTED} '
-                           f'(classes: {", ".join(node.name for node in classes) or "none"})')
+    called = ''.join(word.title() for word in path.stem.split('_'))
+    there = ', '.join(node.name for node in classes)
+    rename = f'; nearest: call {there} {called}, or the file after the class' if len(classes) == 1 else ''
+    raise errors.UserError(f'{path} holds nothing that is called like it{rename}; {WANTED} '
+                           f'(classes: {there or "none"})')
   return _kind_of_class(path, found)
 
 

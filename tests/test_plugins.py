@@ -1,10 +1,12 @@
 """Files outside of the package: what they are told by, where they are found, and what checks say of them."""
 
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
 
+import ml_collections
 import pytest
 
 from stmoe import errors
@@ -14,6 +16,7 @@ from stmoe import plugins
 from stmoe.cli import main
 from stmoe.conform import router as of_routers
 from stmoe.data.text import tasks
+from stmoe.runs import directory as rundir
 from tests.docs import pages
 
 SIGMOID = pages.titled('docs/router.md', 'stmoe/routers/sigmoid.py')
@@ -89,7 +92,8 @@ def test_a_task_of_a_plugin_is_a_task(tmp_path):
 
 
 @pytest.mark.parametrize('name, source, says', [
-    ('mine', 'class Other:\n  pass\n', 'holds nothing that is called like it; wanted: .*classes: Other'),
+    ('mine', 'class Other:\n  pass\n',
+     'holds nothing that is called like it; nearest: call Other Mine, .*wanted: .*classes: Other'),
     ('mine', 'class Mine:\n  pass\n', 'nothing tells what Mine is; wanted: '),
     ('mine', 'class Mine(:\n', 'is no Python'),
     ('switch', SOURCES['router'].replace('Mine', 'Switch'), 'there is a module stmoe.routers.switch already'),
@@ -109,6 +113,25 @@ def test_two_files_of_one_name_are_refused_and_the_same_file_twice_is_one(tmp_pa
     plugins.add(write(tmp_path / 'other', SOURCES['router']))
   with pytest.raises(errors.UserError, match='No such file'):
     plugins.add(tmp_path / 'absent.py')
+
+
+def test_a_file_that_is_taken_for_another_kind_says_so(tmp_path):
+  path = write(tmp_path, SOURCES['layer'])
+  plugins.add(path)
+  with pytest.raises(errors.UserError, match=f"'mine'; {path} is taken for a file of kind 'layer'"):
+    lookup.check('router', 'mine')
+
+
+def test_a_run_names_the_plugin_that_it_was_made_with(tmp_path):
+  path = write(tmp_path, SOURCES['router'])
+  known = dict(kind='router', name='mine', file=str(path))
+  (tmp_path / 'env.json').write_text(json.dumps(dict(plugins=[known])))
+  config = ml_collections.ConfigDict(dict(router=dict(name='mine')))
+  with pytest.raises(errors.UserError, match=f"router 'mine' of a file of its own; nearest: --plugin {path}"):
+    rundir.plugged(tmp_path, config)
+  rundir.plugged(tmp_path, ml_collections.ConfigDict(dict(router=dict(name='switch'))))   # does not need it
+  plugins.add(path)
+  rundir.plugged(tmp_path, config)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import importlib
 import pathlib
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe.configs import common
 from stmoe.configs.lm import models
 
@@ -29,7 +30,11 @@ def table():
 
 def find(method):
   """Returns the row of `method`; raises UserError naming the nearest methods."""
-  return common.choose('method', method, table())
+  rows = table()
+  if method not in rows and lookup.has('router', method):
+    raise errors.UserError(f'method={method} is a router without a row in compared.py; nearest: '
+                           f'method=switch --config.blocks.m.router.name={method}')
+  return common.choose('method', method, rows)
 
 
 def causal(method):

@@ -2,6 +2,9 @@
 
 import base64
 import io
+import itertools
+import pathlib
+import sys
 
 import matplotlib
 from matplotlib import figure as mpl_figure
@@ -19,6 +22,7 @@ DASHES = ('-', '--', ':', '-.')
 
 # Fixed salt and no date: the same data gives the same bytes.
 _SAVING = {'svg.hashsalt': 'stmoe', 'svg.fonttype': 'path'}
+_SHOWN = itertools.count(1)              # of figures without a notebook: their numbers in this process
 
 
 def new(rows, cols, width, height, **gridspec):
@@ -84,9 +88,16 @@ def encode(figure, form, dpi=150):
 
 
 def show(figure):
-  """Shows `figure` below the cell of a notebook."""
-  from IPython import display
-  display.display(display.Image(encode(figure, 'png', dpi=110)))
+  """Shows `figure` below the cell of a notebook; elsewhere writes it as figures/PROGRAM_1.png, and so on."""
+  data = encode(figure, 'png', dpi=110)
+  if 'IPython' in sys.modules and sys.modules['IPython'].get_ipython():
+    from IPython import display
+    display.display(display.Image(data))
+    return
+  path = pathlib.Path('figures', f'{pathlib.Path(sys.argv[0]).stem or "figure"}_{next(_SHOWN)}.png')
+  path.parent.mkdir(exist_ok=True)
+  files.write_bytes(path, data)
+  print(path)
 
 
 def save(figure, folder, stem):

@@ -29,6 +29,7 @@ read beside the base that it was trained with, and written byte for byte as it w
 import pathlib
 
 from stmoe import errors
+from stmoe import experiment
 from stmoe import lookup
 from stmoe import ranges
 from stmoe.derive import downloaded
@@ -62,7 +63,8 @@ def add_arguments(parser):
 def run(args):
   source = pathlib.Path(args.source)
   if not source.is_dir():
-    raise errors.UserError(f'{source} is no folder' + ('; give the one it is in' if source.exists() else ''))
+    instead = '; give the one it is in' if source.exists() else experiment.instead_of(args.source)
+    raise errors.UserError(f'{args.source} is no folder{instead}')
   if args.base is not None or args.adapter or (source / peft.CONFIG).is_file():
     _adapter(source, args)
     return

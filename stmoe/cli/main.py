@@ -139,8 +139,11 @@ def _run(argv):
 
 
 def _misspelt(words, parser):
-  """Raises UserError for a field among unknown words that lacks its --config: --train.steps=3."""
+  """Raises UserError for a field among unknown words that lacks its --config, or is one of gin."""
   for word in words:
+    if word.startswith('--gin'):
+      raise errors.UserError(f'{word}: gin is not read; fields are --config.FIELD=VALUE, as '
+                             'stmoe show NAME --fields explains them (from gin: docs/from_t5x.md)')
     field = re.fullmatch(r'(?:--)?(?:config\.)?([a-z_]+(?:\.\w+)+)(=.*)?', word, re.DOTALL)
     if not field or not (word.startswith('--') or field[2]):
       continue

@@ -3,6 +3,7 @@
 stmoe show lm/stdlib:smoke --config.train.steps=100
 stmoe show lm/stdlib --fields                          what every field means, may be, and is by default
 stmoe show lm/stdlib --json
+stmoe show switch                                      a router, a layer, ...: its file and its fields
 stmoe show runs/tuned                                  the configuration of a run, and the runs it is made of
 stmoe show DOWNLOADED                                  family, sizes, parameters, whether the model fits here
 stmoe show switch/base_c4 --sharding --mesh 8x4x2      every array on 8 data x 4 expert x 2 model devices
@@ -17,6 +18,7 @@ import sys
 from stmoe import errors
 from stmoe import experiment
 from stmoe import explained
+from stmoe import lookup
 from stmoe import sections
 from stmoe.derive import downloaded
 from stmoe.runs import directory as rundir
@@ -27,8 +29,8 @@ DIM, PLAIN = '\033[2m', '\033[0m'
 
 def add_arguments(parser):
   parser.add_argument('name',
-                      help='an experiment, NAME[:argument], the path of a .py file, a run directory, or a '
-                      'downloaded folder')
+                      help='an experiment, NAME[:argument], the path of a .py file, a run directory, a '
+                      'downloaded folder, or a name that stmoe list routers, layers, ... prints')
   parser.add_argument('--json', action='store_true', help='print what a run stores as config.json')
   parser.add_argument('--fields', action='store_true',
                       help='explain every field: what it means, what it may be, its default')
@@ -44,6 +46,11 @@ def run(args):
                            'nearest: --sharding --mesh 8x1x1')
   if args.fields and (args.json or args.sharding):
     raise errors.UserError('--fields goes without --json and --sharding')
+  modules = [] if rundir.is_run(args.name) else lookup.kinds_of(args.name)
+  for kind in modules:
+    print('\n'.join(explained.of_module(kind, args.name, shutil.get_terminal_size().columns)))
+  if modules:
+    return
   folder = downloaded.found(args.name)
   if folder and not args.fields and not (args.json or args.sharding):
     from stmoe.derive import shown

@@ -26,6 +26,7 @@ import stmoe
 from stmoe import errors
 from stmoe import experiment
 from stmoe import files
+from stmoe import lookup
 from stmoe import plugins
 from stmoe import sections
 from stmoe import value_ranges
@@ -241,6 +242,7 @@ def opened(path, step=None, within='checkpoints'):
     within: the folder of `path` with the checkpoints; `best` holds a single one, see best.py.
   """
   cfg, saved_steps = load(path), saved(path, within)
+  plugged(path, cfg)
   if not saved_steps:
     which = 'best checkpoint; set checkpoint.best' if within == 'best' else 'checkpoint yet'
     raise errors.UserError(f'{path} has no {which}')
@@ -255,6 +257,18 @@ def opened(path, step=None, within='checkpoints'):
                          f'is not the configuration that the checkpoint of step {at:,} was trained with '
                          f'({mine[:12]}, and {trained[:12]} there)')
   return cfg
+
+
+def plugged(path, cfg):
+  """Raises UserError if a plugin that `cfg` of run directory `path` names is not known to this process.
+
+  The run remembers where the file was; its code is run only if somebody names the file again.
+  """
+  chosen = {str(value).partition(':')[0] for value in experiment.flatten(cfg).values()}
+  for plugin in records.environment(path).get('plugins') or ():
+    if plugin['name'] in chosen and not lookup.has(plugin['kind'], plugin['name']):
+      raise errors.UserError(f'{path} has the {plugin["kind"]} {plugin["name"]!r} of a file of its own; '
+                             f'nearest: --plugin {plugin["file"]}')
 
 
 def saved(path, within='checkpoints'):

@@ -62,6 +62,10 @@ def environment(path):
         'command is no list of words')
   for field, kind in (('revision', str), ('python', str), ('devices', dict), ('packages', dict)):
     _must(file, isinstance(facts.get(field), (kind, type(None))), f'{field} is no {kind.__name__}')
+  added = facts.get('plugins') or []
+  _must(file, isinstance(added, list) and all(isinstance(one, dict) and all(
+      isinstance(one.get(field), str) for field in ('kind', 'name', 'file')) for one in added),
+        'plugins have not kind, name and file')
   return facts
 
 

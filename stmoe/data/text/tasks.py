@@ -78,7 +78,7 @@ def get(name, files=(), metrics=(), **reading):
   """
   if name not in known():
     raise errors.UserError(f'data.task: no task is called {name!r}{errors.nearest(name, known())} '
-                           f'(there are: {", ".join(known())})')
+                           f'(there are: {", ".join(known())}; a file of your own is named by --plugin FILE)')
   reading = {field: value for field, value in reading.items() if value}
   for field in reading.keys() - inspect.signature(known()[name]).parameters:
     raise errors.UserError(f'data.{field}={reading[field]!r} says how files of text are read, but task '
