@@ -64,9 +64,9 @@ def _in_shards(args, task, vocabulary, how):
   from stmoe.data import store
   from stmoe.data.large import maker
   from stmoe.data.large import sharded
-  from stmoe.data.large import worker
+  from stmoe.data.large import shard_process
   found = sharded.of(task, vocabulary, round(args.shard_mb * 1e6), args.cache_dir)
-  facts = maker.make(found, args.processes or maker.usual(), worker.spec(found, args.files, how))
+  facts = maker.make(found, args.processes or maker.usual(), shard_process.spec(found, args.files, how))
   print(f'{facts["shards"]:,} shards')
   return store.Kept(found.path, facts)
 

@@ -18,7 +18,7 @@ from stmoe.data import bar as progress
 from stmoe.data import store
 from stmoe.data.large import chunks
 
-WORKER = (sys.executable, '-m', 'stmoe.data.large.worker')
+WORKER = (sys.executable, '-m', 'stmoe.data.large.shard_process')
 LOCK = 'lock'
 MOST = 8                                 # processes, where nothing is said: each reads the whole corpus
 # Each process has one thread that tokenises.
@@ -36,7 +36,7 @@ def make(shards, processes, spec, show=True, alone=True):
 
   Args:
     processes: how many share the work; 1 = this one.
-    spec: dict, for JSON, of which worker.py makes the shards' task and vocabulary again.
+    spec: dict, for JSON, of which shard_process.py makes the shards' task and vocabulary again.
     show: whether progress is shown.
     alone: whether this process may do the work itself, where it is that of one.
   """

@@ -15,7 +15,7 @@ from stmoe.data.large import corpora
 from stmoe.data.large import maker
 from stmoe.data.large import sharded
 from stmoe.data.large import windows
-from stmoe.data.large import worker
+from stmoe.data.large import shard_process
 from stmoe.data.text import cache as caches
 from stmoe.data.text import examples
 from stmoe.data.text import pack
@@ -311,7 +311,7 @@ class Large(Opened):
   def _make(self):
     """Makes the shards that are missing, beside the training; returns what raises if that fails."""
     how = {field: getattr(self._source, field) for field in ('field', 'documents')}
-    return maker.beside(self._shards, worker.spec(self._shards, self._source.files, how))
+    return maker.beside(self._shards, shard_process.spec(self._shards, self._source.files, how))
 
   def _facts(self):
     """Facts of the documents that are held out."""
