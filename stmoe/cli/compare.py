@@ -144,7 +144,7 @@ def _write_pages(workdir, runs, labels, costs, title):
   _say('drawing figures and writing the report')
   for stem, figure in report.figures(runs, labels).items():
     canvas.save(figure, workdir / 'plots', stem)
-  routed = command.routed(runs, labels, workdir / 'plots')
+  routed = command.routed(*report.of_best(runs, labels), workdir / 'plots')
   page = report.page(runs, costs, labels, routed, title)
   files.write_text(workdir / 'report.html', page)
 

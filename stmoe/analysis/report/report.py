@@ -178,14 +178,13 @@ def folders(runs, labels):
   for place in places:
     mine = [(run, label) for run, label in zip(runs, labels) if run.path.parent == place]
     members, names = map(list, zip(*mine))
-    best_labels = best(members, names)
-    some = [i for i, name in enumerate(names) if name in best_labels]
-    drawn = besides_loss([members[i] for i in some], [names[i] for i in some])
+    some, some_names = of_best(members, names)
     parts += [f'<h3>{html.esc(place.name)}</h3>'] if len(places) > 1 else []
-    if len(best_labels) < len(set(names)):
-      parts.append(html.note(f'The {len(best_labels)} configurations of lowest loss, of {len(set(names))}.'))
-    parts.append(chart.losses([members[i] for i in some], [names[i] for i in some], caption('loss')))
-    parts += _drawn(drawn)
+    if len(some) < len(members):
+      parts.append(html.note(f'The {len(set(some_names))} configurations of lowest loss, '
+                             f'of {len(set(names))}.'))
+    parts.append(chart.losses(some, some_names, caption('loss')))
+    parts += _drawn(besides_loss(some, some_names))
   return parts
 
 
@@ -216,25 +215,41 @@ def best(runs, labels):
 
 
 def figures(runs, labels):
-  """Returns dict stem -> Figure of everything that runs with these labels can show together."""
-  loss = curves.loss(runs, labels, baselines_lib.common(runs))
-  return besides_loss(runs, labels) | dict(loss=loss)
+  """Returns dict stem -> Figure of everything that runs with these labels can show together.
+
+  All are in the figure of final losses, the best in the others.
+  """
+  some, names = of_best(runs, labels)
+  loss = curves.loss(some, names, baselines_lib.common(runs))
+  return besides_loss(some, names) | finals(runs, labels) | dict(loss=loss)
+
+
+def of_best(runs, labels):
+  """Returns (runs, labels), those whose labels are among the `best`."""
+  shown = best(runs, labels)
+  some = [(run, label) for run, label in zip(runs, labels) if label in shown]
+  return [run for run, _ in some], [label for _, label in some]
 
 
 def besides_loss(runs, labels):
-  """Returns the `figures` but for the curves of the loss, which a page draws itself (chart.py).
+  """Returns dict stem -> Figure of runs, without curves of the loss, which a page draws itself (chart.py).
 
   A figure of a single run is drawn for the first run of each label.
   """
-  baselines, finals, drawn = baselines_lib.common(runs), {}, {}
+  firsts = [run for i, run in enumerate(runs) if labels[i] not in labels[:i]]
+  return finals(runs, labels) | curves.besides_loss(runs, labels, firsts)
+
+
+def finals(runs, labels):
+  """Returns dict(final=Figure) of the last losses of all labels; nothing of a single one."""
+  baselines, last = baselines_lib.common(runs), {}
   key, unit = curves.measure(runs)
   for run, label in zip(runs, labels):
     if run.last(key) is not None:
-      finals.setdefault(label, []).append(run.last(key))
-  if len(finals) > 1:
-    drawn['final'] = curves.final(finals, f'validation {unit}', baselines if key.endswith('byte') else None)
-  firsts = [run for i, run in enumerate(runs) if labels[i] not in labels[:i]]
-  return {**drawn, **curves.besides_loss(runs, labels, firsts)}
+      last.setdefault(label, []).append(run.last(key))
+  if len(last) < 2:
+    return {}
+  return dict(final=curves.final(last, f'validation {unit}', baselines if key.endswith('byte') else None))
 
 
 def commands(runs, command=''):
