@@ -49,13 +49,13 @@ def total(out, rows, weight, a):
 
 def runs(shape):
   """Returns (dict name -> function of nothing, rows computed over rows needed) for a `shapes.Shape`."""
-  x = bench._normal(0, shape.dtype, 1, shape.tokens, shape.d_model)
-  bank = bench._bank(shape)
+  x, bank = bench.arrays(shape)
   router, parameters = bench._routed(shape, 'real', None)
   a = jax.jit(router)(x, parameters)
   rows, weight = jax.jit(rows_lib.sort)(a), jnp.where(assignment.live(a), a.weight, 0)
-  floor = bench._dense(shape)
-  uniform = split.variant(bench._problem(shape, 'uniform'), floor)
+  dense, make = bench.dense(shape)
+  floor = bench.compiled(dense, make(), {})
+  uniform = split.variant(bench._problem(shape, 'uniform', x, bank), floor)
 
   def compiled(f, *arguments):
     program = jax.jit(f).lower(*arguments).compile()

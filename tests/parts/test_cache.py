@@ -34,7 +34,7 @@ CHANNELS = {'smlp_deterministic', 'partial_prediction'}              # their tok
 def sparse(name, **changed):
   """A sparse layer with router `name`; where tokens were not alone, its capacity of 1 would drop some."""
   fields = generic.fields(name, capacity_factor=(0.5, 0.5), min_capacity=1) | changed
-  return dict(layer='moe', router=dict(name=name, num_experts=3) | fields, experts=EXPERTS)
+  return dict(layer='moe', router=dict(name=name, num_experts=4) | fields, experts=EXPERTS)
 
 
 def wrapped(layer, inner, **fields):

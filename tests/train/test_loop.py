@@ -84,6 +84,25 @@ def test_a_run_directory(corpus, finished):
   np.testing.assert_allclose(lines[-1]['eval/bits_per_byte'], bits, rtol=1e-6)
 
 
+def test_the_time_of_a_line_is_an_object_and_every_number_is_explained(finished):
+  page = (pathlib.Path(__file__).parents[2] / 'docs' / 'metrics.md').read_text(encoding='utf-8')
+  explained = set(re.findall(r'`([^`]+)`', page))
+  for line in metrics(finished):
+    assert {'seconds', 'tokens_per_s', 'flops_per_s', 'host_memory_gib'} <= line['time'].keys()
+    layered = {re.sub('^moe/(decoder_01/)?', '', name) if name.startswith('moe/') else
+               re.sub('^parts/[a-z]+/', 'parts/PART/', name) for name in line}
+    assert not (layered | line['time'].keys()) - explained
+    assert {name.split('/')[1] for name in line if name.startswith('parts/')} <= explained
+  [*_, before, last] = metrics(finished)
+  seconds = last['time']['seconds'] - before['time']['seconds']
+  assert last['time']['tokens_per_s'] * seconds == pytest.approx(last['tokens'] - before['tokens'])
+  assert last['time']['flops_per_s'] * seconds == pytest.approx(last['flops'] - before['flops'])
+  done = json.loads((finished / 'DONE').read_text())
+  assert done['time'] == last['time']
+  assert read.read(finished).last('tokens_per_s') == last['time']['tokens_per_s']
+  assert read.read(finished).done['time'] == read.read(finished).last('time') == last['time']['seconds']
+
+
 def test_a_finished_run_says_so_and_a_longer_one_goes_on(corpus, finished, capsys, monkeypatch):
   monkeypatch.setattr(loop, 'Loop', None)                            # would fail if it were used
   assert loop.train(tiny_run.config(corpus), finished, 'tiny', ONE) == 0
@@ -125,25 +144,6 @@ def test_signals_save_and_the_run_continues(corpus, finished, tmp_path, monkeypa
   assert 'falling back to step 4' in (tmp_path / 'log.txt').read_text()
   drop_time = lambda line: {k: v for k, v in line.items() if k != 'time'}
   assert [drop_time(x) for x in metrics(tmp_path)] == [drop_time(x) for x in metrics(finished)]
-
-
-def test_the_time_of_a_line_is_an_object_and_every_number_is_explained(finished):
-  page = (pathlib.Path(__file__).parents[2] / 'docs' / 'metrics.md').read_text(encoding='utf-8')
-  explained = set(re.findall(r'`([^`]+)`', page))
-  for line in metrics(finished):
-    assert {'seconds', 'tokens_per_s', 'flops_per_s', 'host_memory_gib'} <= line['time'].keys()
-    layered = {re.sub('^moe/(decoder_01/)?', '', name) if name.startswith('moe/') else
-               re.sub('^parts/[a-z]+/', 'parts/PART/', name) for name in line}
-    assert not (layered | line['time'].keys()) - explained
-    assert {name.split('/')[1] for name in line if name.startswith('parts/')} <= explained
-  [*_, before, last] = metrics(finished)
-  seconds = last['time']['seconds'] - before['time']['seconds']
-  assert last['time']['tokens_per_s'] * seconds == pytest.approx(last['tokens'] - before['tokens'])
-  assert last['time']['flops_per_s'] * seconds == pytest.approx(last['flops'] - before['flops'])
-  done = json.loads((finished / 'DONE').read_text())
-  assert done['time'] == last['time']
-  assert read.read(finished).last('tokens_per_s') == last['time']['tokens_per_s']
-  assert read.read(finished).done['time'] == read.read(finished).last('time') == last['time']['seconds']
 
 
 def test_a_second_interrupt_does_not_wait():

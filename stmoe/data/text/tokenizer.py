@@ -55,10 +55,10 @@ def opened(path: str | pathlib.Path, extra_ids: int = 0) -> typing.Any:
 def within(folder: str | pathlib.Path) -> pathlib.Path | None:
   """Returns the path of the vocabulary in `folder`, or None.
 
-  That is tokenizer.json, else vocab.json with merges.txt, else a SentencePiece model.
+  That is tokenizer.json, else a SentencePiece model, else vocab.json with merges.txt.
   """
   folder = pathlib.Path(folder)
-  names = (FILE, *[merges.VOCAB] * merges.there(folder), *PIECES)
+  names = (FILE, *PIECES, *[merges.VOCAB] * merges.there(folder))
   return next((folder / name for name in names if (folder / name).is_file()), None)
 
 

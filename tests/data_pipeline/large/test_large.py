@@ -195,9 +195,11 @@ def test_a_job_that_was_killed_goes_on_where_it_was(tmp_path, files, capsys):
                              start_new_session=True)
   while not found.has(1) and running.poll() is None:
     time.sleep(0.005)
+  children = pathlib.Path(f'/proc/{running.pid}/task/{running.pid}/children').read_text().split()
   running.kill()
   running.wait()
-  time.sleep(0.2)                                                    # its processes end by themselves
+  while any(pathlib.Path('/proc', pid).exists() for pid in children):             # they end by themselves
+    time.sleep(0.01)
   (found.path / '000009.unfinished.host.1').mkdir(exist_ok=True)     # of another machine: left alone
   before = {path: path.stat().st_ino for path in found.path.glob('0?????/*')}
   assert before and not found.facts()
