@@ -96,6 +96,7 @@ def test_a_run_that_keeps_all_has_the_same_logits(start, name, tmp_path):
   assert_kept(name, logits(tmp_path / 'run'), logits(start))
 
 
+@pytest.mark.slow
 def test_a_run_of_a_run_outlives_both_and_says_its_ancestry(start, tmp_path):
   copy, said = shutil.copytree(start, tmp_path / 'copy', ignore=lambda *_: ['calibration']), []
   facts = made(copy, 'prune:keep=0.5,by=random', tmp_path / 'half', said)

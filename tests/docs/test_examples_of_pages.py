@@ -33,6 +33,7 @@ def context(groups, size):
                           tokens=jnp.float32(groups * size - 3), train=True)
 
 
+@pytest.mark.slow
 def test_router_of_the_page_runs_alike_in_every_executor(router):
   x = jax.random.normal(jax.random.key(1), (2, 16, 8))
   bank = mlp.Mlp(8, num_experts=4, d_ff=16, rngs=nnx.Rngs(1))

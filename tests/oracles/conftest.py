@@ -21,14 +21,19 @@ def folder(config):
   return config.getoption('oracles', default=str(cases.DEFAULT))
 
 
+# Kinds of cases that take many seconds each.
+LONG = {('compete_smoe', 'lm_competition_step'), ('rewiring', 'online')}
+
+
 def marked(headers, place):
-  """Returns the headers as parameters: of our own copies, all but the first of a method are slow tests."""
+  """Returns the headers as parameters: of our own copies, all but a method's first that is not long are slow."""
   seen, slow = set(), place == str(cases.DEFAULT)
   params = []
   for header in headers:
-    again = slow and header.method in seen
-    params.append(pytest.param(header, marks=[pytest.mark.slow] * again))
-    seen.add(header.method)
+    other = header.method in seen or (header.method, header.kind) in LONG
+    params.append(pytest.param(header, marks=[pytest.mark.slow] * (slow and other)))
+    if not other:
+      seen.add(header.method)
   return params
 
 

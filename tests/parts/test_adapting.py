@@ -39,6 +39,7 @@ def merged(made):
   return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, dora', [
     pytest.param('heads', False, marks=pytest.mark.slow), ('lm', True),
     pytest.param('t5', True, marks=pytest.mark.slow), pytest.param('zoo', False, marks=pytest.mark.slow)])

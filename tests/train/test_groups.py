@@ -265,6 +265,7 @@ LORA = {'blocks.m.experts': dict(name='lora', d_ff=32, rank=2), 'model.layers': 
     adapter=dict(every=2, turn=(0, 2)), router=dict(every=2, turn=(1, 2)), rest=dict(train=False))}
 
 
+@pytest.mark.slow
 def test_adapters_of_a_frozen_base_go_on_in_the_middle_of_a_turn(tmp_path):
   """A checkpoint holds the adapter once, slots only of what trains, and goes on bit for bit."""
   cfg = tiny_run.config(tmp_path, **LORA)
