@@ -26,7 +26,7 @@ LONG = {('compete_smoe', 'lm_competition_step'), ('rewiring', 'online')}
 
 
 def marked(headers, place):
-  """Returns the headers as parameters: of our own copies, all but a method's first that is not long are slow."""
+  """Returns the headers as parameters: of our own copies, all but the first short one of a method are slow."""
   seen, slow = set(), place == str(cases.DEFAULT)
   params = []
   for header in headers:
