@@ -26,7 +26,7 @@ LONG = {('compete_smoe', 'lm_competition_step'), ('rewiring', 'online')}
 
 
 def marked(headers, place):
-  """Returns the headers as parameters: of our own copies, all but the first short one of a method are slow."""
+  """Returns the headers as parameters: of our own copies, one short case of a method is not a slow test."""
   seen, slow = set(), place == str(cases.DEFAULT)
   params = []
   for header in headers:
