@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 from stmoe.analysis import flops
-from stmoe.hosts import hardware
 from stmoe.aot import program
 from stmoe.aot import step as aot
 from stmoe.bench import layers as bench
 from stmoe.bench.device import pending
 from stmoe.bench.device import markdown
 from stmoe.bench.device import models
+from stmoe.hosts import hardware
 from stmoe.train import check
 from stmoe.train import state as states
 
