@@ -74,7 +74,7 @@ def test_the_page_of_a_method_has_what_the_repository_says(hook):
                '(../../configs/adamoe/paper.py): sizes', '::: stmoe.routers.adamoe',
                '(../../tests/oracles/check_adamoe.py)', '| AdaMoE, two of four choices real, better'):
     assert part in text, part
-  assert re.search(r'^\| switch \| 2\.447', hook('methods').page('switch'), re.MULTILINE)
+  assert re.search(r'^\| switch \| 2\.\d\d\d ± ', hook('methods').page('switch'), re.MULTILINE)
 
 
 @pytest.mark.slow
