@@ -46,7 +46,8 @@ def row_pruning_steps(case):
   before, after = _schedule(c)
   case.option('beta2', {1: None})                                    # importance alone, no uncertainty
   names, numbers = range(len(c['shapes'])), case['step']
-  still = optimizers.Optimizer(lambda params: {}, lambda grads, state, params, rate: (params, state), {})
+  stays = lambda grads, state, params, rate, moves=True: (params, state)
+  still = optimizers.Optimizer(lambda params: {}, stays, {})
   pruner = row_pruning.around(still, {}, 'case', c['total_steps'], kept=c['final_threshold'], before=before,
                               after=after, every=c['deltaT'], memory=c['beta1'],
                               initial=c['initial_threshold'])
