@@ -34,7 +34,7 @@ MIXED = dict(name='bam', group_size=SIZE, router=dict(name='st_moe', num_experts
 BLOCKS |= dict(b=BLOCKS['d'] | dict(attention=MIXED, around=dict(name='parallel')),
                q=BLOCKS['d'] | dict(attention=MIXED | dict(shared_kv=True)))
 
-# Every other router, two experts each, as blocks without attention; and the layers that wrap one. Their
+# Every other router, four experts each, as blocks without attention; and the layers that wrap one. Their
 # letters are none of those above, however many there are.
 OWN = {BLOCKS[letter]['router']['name'] for letter in 'sgte'}
 FEATURES = {'smlp_deterministic', 'partial_prediction'}              # of channels: test_mlp_lm.py
@@ -45,7 +45,7 @@ NAMED = {name: chr(0x3041 + i) for i, name in enumerate(              # there ar
 def plain(name):
   """The sparse block of router `name`: einsum, the executor every representation has."""
   fields = generic.fields(name, vocab_size=VOCAB, min_capacity=1)
-  return SPARSE | dict(executor='einsum', attention=False, router=dict(name=name, num_experts=2) | fields)
+  return SPARSE | dict(executor='einsum', attention=False, router=dict(name=name, num_experts=4) | fields)
 
 
 def wrapped(layer, **fields):
