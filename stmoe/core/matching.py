@@ -8,7 +8,7 @@ static shapes, always end, and draw nothing. Letters: G groups, S tokens, E expe
 import jax
 import jax.numpy as jnp
 
-from stmoe.core import assignment
+from stmoe.core.units import counting
 
 EPSILON = 1 / 50                 # what every bid adds, as a share of the range of scores
 TIE_BREAK = 1e-6                 # largest change of a score that orders ties, as a share of the range
@@ -145,7 +145,7 @@ def _place(scores, owner):
     wish = jnp.where(owner == experts, wish, experts)
     gain = jnp.take_along_axis(scores, wish[:, None], axis=1, mode='clip')[:, 0]
     order = jnp.argsort(-gain, stable=True)
-    rank = assignment.rank_in_expert(wish[order][None], experts + 1)[0]
+    rank = counting.rank_in_expert(wish[order][None], experts + 1)[0]
     rank = jnp.zeros_like(rank).at[order].set(rank)
     return jnp.where(rank < jnp.append(room, 0)[wish], wish, owner).astype(jnp.int32)
 

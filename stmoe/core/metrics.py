@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from stmoe.core import assignment
 from stmoe.core import losses
+from stmoe.core.units import counting
 
 
 def load(edges: assignment.Edges) -> jax.Array:
@@ -18,7 +19,7 @@ def load(edges: assignment.Edges) -> jax.Array:
   >>> load(assignment.from_top_k(jnp.array([[[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]]), 1)).tolist()
   [2.0, 1.0]
   """
-  return assignment.counts(edges.expert, edges.dead).sum(axis=0, dtype=jnp.float32)
+  return counting.counts(edges.expert, edges.dead).sum(axis=0, dtype=jnp.float32)
 
 
 def load_entropy(load: jax.Array) -> jax.Array:

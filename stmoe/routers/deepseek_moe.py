@@ -13,6 +13,7 @@ from stmoe.core import choices
 from stmoe.core import contract
 from stmoe.core import gate
 from stmoe.core import metrics
+from stmoe.core.units import counting
 from stmoe.errors import UserError
 
 EXEMPT = 0.1                           # share of sequences that are never dropped (V2, section 2.2.4)
@@ -67,7 +68,7 @@ def within_budget(edges: assignment.Edges, num_groups: int, budget: float,
   device = jnp.where(assignment.live(edges), edges.expert * num_groups // edges.num_experts, num_groups)
   spared = jnp.take_along_axis(exempt, edges.token, axis=1)          # [G, N]
   order = jnp.lexsort((-jax.lax.stop_gradient(edges.weight), ~spared), axis=-1)    # [G, N]
-  ranked = assignment.rank_in_expert(jnp.take_along_axis(device, order, axis=1), num_groups + 1)
+  ranked = counting.rank_in_expert(jnp.take_along_axis(device, order, axis=1), num_groups + 1)
   group = jnp.arange(order.shape[0])[:, None]
   rank = jnp.zeros_like(ranked).at[group, order].set(ranked)
   return assignment.kill(edges, spared | (rank < budget))

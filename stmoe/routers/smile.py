@@ -13,6 +13,7 @@ from stmoe.core import contract
 from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
+from stmoe.core.units import counting
 from stmoe.errors import UserError
 
 
@@ -59,7 +60,7 @@ def of_node(q: jax.Array, node: jax.Array) -> jax.Array:
 def within_nodes(edges: assignment.Edges, nodes: int, capacity: int) -> assignment.Edges:
   """Returns `edges` [G,N] with those after the first `capacity` of their node dead."""
   node = jnp.where(assignment.live(edges), edges.expert * nodes // edges.num_experts, nodes)
-  return assignment.kill(edges, assignment.rank_in_expert(node, nodes + 1) < capacity)
+  return assignment.kill(edges, counting.rank_in_expert(node, nodes + 1) < capacity)
 
 
 def product(node: jax.Array, local: jax.Array, num_experts: int) -> jax.Array:

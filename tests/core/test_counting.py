@@ -4,14 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from stmoe.core import assignment
+from stmoe.core.units import counting
 
 
-@pytest.mark.parametrize('num_ids', [assignment.MANY, assignment.MANY + 1])
+@pytest.mark.parametrize('num_ids', [counting.MANY, counting.MANY + 1])
 def test_ranks_and_counts_are_those_of_a_walk_through_the_list(num_ids):
   expert = np.asarray(jax.random.randint(jax.random.key(0), (2, 300), 0, num_ids))
-  for group, ranks, counts in zip(expert, assignment.rank_in_expert(expert, num_ids),
-                                  assignment.counts(expert, num_ids)):
+  for group, ranks, counts in zip(expert, counting.rank_in_expert(expert, num_ids),
+                                  counting.counts(expert, num_ids)):
     seen = np.zeros(num_ids, int)
     for e, rank in zip(group, ranks):
       assert rank == seen[e]

@@ -34,7 +34,7 @@ def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
     y = experts(layouts.Fetched(rows.reshape(-1, x.shape[-1]), expert), key).x     # [G*N, D']
   with jax.named_scope('combine'):
     weight = jnp.where(live, a.weight, 0)[..., None]                 # dead weights may be NaN
-    y = y.reshape(*live.shape, -1) * jnp.where(live[..., None], weight, 0)
+    y = y.reshape(*live.shape, -1) * weight                          # [G, N, D']
     return rows_lib.add_up(y, a).astype(x.dtype)                     # [G, S, D']
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe.core import assignment
+from stmoe.core.units import counting
 
 
 @struct.dataclass
@@ -103,7 +104,7 @@ def used_slots(a: assignment.Assignment) -> jax.Array:
   >>> used_slots(assignment.cap(edges, 1)).tolist()
   [[1, 1, 0]]
   """
-  return assignment.counts(a.expert, a.num_experts)
+  return counting.counts(a.expert, a.num_experts)
 
 
 def virtual_gates(a: assignment.Assignment) -> jax.Array:
