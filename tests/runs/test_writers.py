@@ -68,6 +68,13 @@ def events(folder):
       content = content[16 + length:]
 
 
+def test_tensorboard_has_every_line_before_the_next_step(tmp_path):
+  log(start(tmp_path, 0, 'tensorboard'), 2, 4, 6)                      # neither finished nor closed
+  values = [(event.step, value.simple_value) for event in events(tmp_path / 'tensorboard')
+            for value in event.summary.value if value.tag == 'loss/ce']
+  assert values == CURVE[:3]
+
+
 def test_tensorboard_takes_back_the_steps_that_a_killed_run_did_again(tmp_path):
   for _ in killed_and_continued(tmp_path, 'tensorboard'):
     pass

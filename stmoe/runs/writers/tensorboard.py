@@ -1,6 +1,7 @@
 """TensorBoard's files in the folder `tensorboard` of a run: curves, loads of experts, hyperparameters."""
 
 import pathlib
+import time
 
 import numpy as np
 
@@ -11,45 +12,78 @@ WIDEST = 200                             # steps of a picture
 
 
 class Tensorboard:
-  """Writes with tensorboardX. A continued run takes back what was written after its checkpoint."""
+  """Writes with tensorboardX. A continued run takes back what was written after its checkpoint.
+
+  The files are written here and now: tensorboardX's own SummaryWriter hands events to a thread, and its flush
+  does not wait for that thread.
+  """
 
   def __init__(self, path: pathlib.Path, step: int, *, id: str, holds: int, name: str, config: dict) -> None:
-    import tensorboardX                  # takes a second to import
-    self.id, self._path, self._config = '', path, config
+    from tensorboardX import summary     # takes a second to import
+    self.id, self._path, self._config, self._make = '', path, config, summary
     older = holds < 0 and any(path.glob('tensorboard/events*'))       # of a stmoe that kept no writers.json
     self.holds = step if older else min(holds, step)
     # The suffix: two files begun in one second are two files.
-    self._board = tensorboardX.SummaryWriter(str(path / 'tensorboard'), purge_step=step + 1,
-                                             filename_suffix=f'.{step:012}')
+    self._file = _File(path / 'tensorboard', f'.{step:012}')
+    self._file.take_back(step + 1)
 
   def write(self, step: int, values: dict) -> None:
     """Adds a point to every curve."""
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
-    self._board.flush()                  # a killed run has sent what writers.json says
+    self._file.add([self._make.scalar(name, value) for name, value in values.items()], step)
 
   def loads(self, step: int, load: dict) -> None:
     """Adds a histogram of every layer: a bar an expert, as high as its share of the tokens."""
-    for layer, shares in load.items():
-      shares = np.nan_to_num(np.asarray(shares, np.float64))
-      experts = np.arange(len(shares))
-      self._board.add_histogram_raw(
-          f'load/{layer}', min=0, max=len(shares) - 1, num=len(shares), sum=float(experts @ shares),
-          sum_squares=float(experts ** 2 @ shares), bucket_limits=(experts + 0.5).tolist(),
-          bucket_counts=shares.tolist(), global_step=step)
+    self._file.add([self._bars(f'load/{layer}', np.asarray(shares, np.float64))
+                    for layer, shares in load.items()], step)
+
+  def _bars(self, tag, shares):
+    shares, experts = np.nan_to_num(shares), np.arange(len(shares))
+    return self._make.histogram_raw(
+        tag, min=0, max=len(shares) - 1, num=len(shares), sum=float(experts @ shares),
+        sum_squares=float(experts ** 2 @ shares), bucket_limits=(experts + 0.5).tolist(),
+        bucket_counts=shares.tolist())
 
   def finish(self, final: dict) -> None:
     """Adds the hyperparameters with the last metrics, and a picture of the loads of every layer."""
     fields = {field: value if isinstance(value, (bool, int, float, str)) else str(value)
               for field, value in self._config.items()}
-    self._board.add_hparams(fields, {name: value for name, value in final.items() if name != 'step'},
-                            name='hparams', global_step=final['step'])
-    for layer, rows in _by_layer(self._path).items():
-      self._board.add_image(f'load_by_step/{layer}', _picture(rows), final['step'])
+    metrics = {name: value for name, value in final.items() if name != 'step'}
+    session = _File(self._path / 'tensorboard' / 'hparams')
+    session.add(self._make.hparams(fields, metrics), None)
+    session.add([self._make.scalar(name, value) for name, value in metrics.items()], final['step'])
+    session.close()
+    self._file.add([self._make.image(f'load_by_step/{layer}', _picture(rows))
+                    for layer, rows in _by_layer(self._path).items()], final['step'])
 
   def close(self) -> None:
-    """Flushes and closes the file."""
-    self._board.close()
+    """Closes the file."""
+    self._file.close()
+
+
+class _File:
+  """A file of events in `folder`, on the disk when `add` returns: so a killed run has sent what it says."""
+
+  def __init__(self, folder, suffix=''):
+    from tensorboardX import event_file_writer
+    from tensorboardX.proto import event_pb2
+    folder.mkdir(parents=True, exist_ok=True)
+    self._event = event_pb2
+    self._events = event_file_writer.EventsWriter(str(folder / 'events'), suffix)
+
+  def take_back(self, step):
+    """Tells readers that all they read of step `step` and later is void."""
+    start = self._event.SessionLog(status=self._event.SessionLog.START)
+    self._events.write_event(self._event.Event(wall_time=time.time(), step=step, session_log=start))
+    self._events.flush()
+
+  def add(self, summaries, step):
+    """Adds tensorboardX's summaries, an event each."""
+    for each in summaries:
+      self._events.write_event(self._event.Event(wall_time=time.time(), step=step, summary=each))
+    self._events.flush()
+
+  def close(self):
+    self._events.close()
 
 
 def _by_layer(path):
