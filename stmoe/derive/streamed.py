@@ -4,6 +4,7 @@ A streamed step has every array in its own folder of chunks (zarr). A chunk is a
 `stored` reads streamed steps and the trainer's.
 """
 
+import concurrent.futures
 import math
 import os
 
@@ -41,6 +42,7 @@ class Writer:
   def __init__(self, directory, step, shapes, rest, data):
     self._folder = files.plain_path(directory) / str(step)
     self._arrays, self._sums, self._data = {}, {}, data
+    self._disk, self._settling = concurrent.futures.ThreadPoolExecutor(1), []
     self._chunks = {}                    # the size of the chunks of unpacked arrays
     checkpoint.hush()
     self._inventory = checksum.uncompiled(rest)
@@ -87,16 +89,18 @@ class Writer:
     if file is None:
       store[where].write(value, can_reference_source_data_indefinitely=True).result()
     else:                                # the bytes as they are, which tensorstore would copy twice
-      with (self._folder / 'state' / file).open('wb') as chunk:
+      path = self._folder / 'state' / file
+      with path.open('wb') as chunk:
         chunk.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
-        chunk.flush()
-        os.fsync(chunk.fileno())
+      self._settling.append(self._disk.submit(_settled, path))       # other chunks need not wait for the disk
     self._sums[leaf].append(checksum.part(value, shape, where))
 
   def finish(self, meta):
     """Writes `meta` with the checksums of all arrays; the step is then like any other step."""
     lost = [leaf for leaf in self._arrays if leaf not in self._given and leaf not in self._sums]
     assert not lost, lost
+    for done in self._settling:
+      done.result()
     like = self._arrays
     sums = {'/'.join(map(str, leaf)): [list(like[leaf].shape), sum(parts) % 2**32, str(like[leaf].dtype)]
             for leaf, parts in self._sums.items()}
@@ -104,6 +108,12 @@ class Writer:
                      seal.close(meta | {'arrays': self._inventory | sums}, self._data), indent=None)
     if lost := stored.Reader(self._folder.parent, self._folder.name).missing():
       raise errors.UserError(f'{self._folder} was written and cannot be read again ({lost})')
+
+
+def _settled(path):
+  """Returns when the file is on the disk."""
+  with path.open('rb') as file:
+    os.fsync(file.fileno())
 
 
 def write(directory, cfg, plan, arrays, position, meta):
