@@ -24,7 +24,7 @@ from stmoe.answer import interactive
 from stmoe.checkpoints import checkpoint
 from stmoe.core import contract
 from stmoe.data import batches as pipeline
-from stmoe.derive import watch
+from stmoe.derive.calibration import watch
 from stmoe.hosts import distributed
 from stmoe.runs import directory as rundir
 from stmoe.train import check

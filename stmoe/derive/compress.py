@@ -19,7 +19,7 @@ from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import stored
 from stmoe.data import batches as pipeline
 from stmoe.data import record
-from stmoe.derive import calibrate
+from stmoe.derive.calibration import calibrate
 from stmoe.derive import start as starts
 from stmoe.derive import streamed
 from stmoe.runs import directory as rundir

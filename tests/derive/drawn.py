@@ -7,7 +7,7 @@ from stmoe import lookup
 from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.data import record
-from stmoe.derive import calibrate
+from stmoe.derive.calibration import calibrate
 from stmoe.derive import compress
 from stmoe.runs import directory as rundir
 from stmoe.surgery import layout

@@ -7,9 +7,9 @@ import pytest
 
 from stmoe import errors
 from stmoe.data import batches as pipeline
-from stmoe.derive import calibrate
-from stmoe.derive import items
-from stmoe.derive import watch
+from stmoe.derive.calibration import calibrate
+from stmoe.derive.calibration import items
+from stmoe.derive.calibration import watch
 from stmoe.train import state as states
 from tests.train import tiny_run
 

@@ -10,7 +10,7 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import stored
-from stmoe.derive import watch
+from stmoe.derive.calibration import watch
 from stmoe.derive import compress
 from stmoe.layers import dense
 from stmoe.runs import directory as rundir

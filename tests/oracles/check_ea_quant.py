@@ -6,7 +6,7 @@ Matrices of the reference are [out,in]; ours are [in,out].
 import jax.numpy as jnp
 import numpy as np
 
-from stmoe.derive import items
+from stmoe.derive.calibration import items
 from stmoe.surgery import ea_quant
 from stmoe.surgery import smoothing
 

@@ -28,8 +28,8 @@ from stmoe import files
 from stmoe import targets
 from stmoe.data import batches as pipeline
 from stmoe.data import store
-from stmoe.derive import items
-from stmoe.derive import watch
+from stmoe.derive.calibration import items
+from stmoe.derive.calibration import watch
 from stmoe.hosts import distributed
 from stmoe.surgery import layout
 from stmoe.train import beside
