@@ -37,7 +37,6 @@ class Reader:
       raise errors.UserError(f'checkpoint {self._where} cannot be read: {error}') from error
     self.inventory = self.meta['arrays']
     self.digest = self.meta.get('digest') or str(self.inventory)     # format 1 has none
-    self._last: tuple = (None, None)     # an array that was read whole, and its leaf
 
   def array(self, leaf):
     """Returns the store of array `leaf` (a tuple of keys)."""
@@ -50,18 +49,13 @@ class Reader:
     return ts.open(spec(self._state, leaf, self._database, self._driver), open=True, read=True)
 
   def part(self, leaf, index):
-    """Returns the numpy array at `index` of array `leaf`: ints along the first axes, and maybe a slice.
+    """Returns the numpy array at `index` of array `leaf`: ints along the first axes, and maybe a slice."""
+    return self._read(self.array(leaf), index or ...)
 
-    An array whose chunks hold several such parts is read once while nothing else of its kind is asked for.
-    """
-    store = self.array(leaf)
-    along = zip(index, store.chunk_layout.read_chunk.shape)
-    if all(n <= (at.stop - at.start if isinstance(at, slice) else 1) for at, n in along):
-      return self._read(store, index or ...)
-    if self._last[0] != leaf:
-      self._last = (None, None)          # its memory goes first
-      self._last = (leaf, self._read(store, ...))
-    return self._last[1][index]
+  def divided(self, leaf, index):
+    """Returns whether the chunks of array `leaf` hold no more than the part at `index`, see `part`."""
+    along = zip(index, self.array(leaf).chunk_layout.read_chunk.shape)
+    return all(n <= (at.stop - at.start if isinstance(at, slice) else 1) for at, n in along)
 
   def piece(self, store, leaf, where):
     """Returns the numpy array at `where`, ints and slices, of the store of array `leaf`."""

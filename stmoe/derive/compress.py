@@ -86,10 +86,10 @@ def derived(run: str | pathlib.Path, operate: Callable, method: tuple[str, dict]
     own_shapes = _own_plan(run, own_cfg, mesh).shapes
     reader = _reader(run, own_shapes, step, say)
     source = Source(cfg, run, plan, say)
-    restored = lambda: _restore(run, own_cfg, mesh, reader.step, say)
-    calibration = calibrate.Calibration(run, located, plan, restored, reader.digest, batches, source, say)
+    saved = _saved(reader, own_shapes)
+    calibration = calibrate.Calibration(run, located, plan, saved, reader.digest, batches, source, say)
     with beside.new(workdir) as path, aside.folder(path):
-      params, changes = operate(layout.numbered(_deferred(reader, own_shapes)), located, calibration)
+      params, changes = operate(layout.numbered(_floats(saved)), located, calibration)
       changes |= learning(cfg, run, reader.step)
       new_cfg, fewer = _laid_out(run, sparse.changed(cfg, changes).lock(), mesh)
       facts = dict(
@@ -217,15 +217,30 @@ def _reader(run, shapes, step, say):
   raise AssertionError
 
 
-def _deferred(reader, shapes):
-  """The nested dict of all numbers that a model holds, as Deferreds; floats in float32."""
+def _saved(reader, shapes):
+  """Dict part -> tree of the Deferreds of all numbers that a model holds.
+
+  An array whose chunks hold several of the parts that are asked for is read once, and put aside.
+  """
+  whole = {}
+
+  def read(leaf, index):
+    if reader.divided(leaf, index):
+      return reader.part(leaf, index)
+    if leaf not in whole:
+      whole[leaf] = aside.put(reader.part(leaf, ()))
+    return aside.part(whole[leaf], index)
+
   def deferred(path, shape):
     leaf = tuple(entry.key for entry in path)
-    floats = jnp.issubdtype(shape.dtype, jnp.floating)
-    return aside.Deferred(shape.shape, jnp.float32 if floats else shape.dtype,
-                          lambda index: reader.part(leaf, index))
-  return layout.together(*(jax.tree.map_with_path(deferred, {part: shapes[part]})[part]
-                           for part in streamed.MODEL))
+    return aside.Deferred(shape.shape, shape.dtype, lambda index: read(leaf, index))
+  return jax.tree.map_with_path(deferred, {part: shapes[part] for part in streamed.MODEL})
+
+
+def _floats(saved):
+  """The nested dict of all numbers of a model, as Deferreds, of its parts `saved`; floats in float32."""
+  wide = lambda x: x.of(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+  return layout.together(*(jax.tree.map(wide, saved[part]) for part in streamed.MODEL))
 
 
 def _model(shapes):

@@ -43,9 +43,17 @@ class Deferred:
       raise IndexError(i)
     return Deferred(self.shape[1:], self.dtype, self._read, (*self._index, i))
 
+  def of(self, dtype: typing.Any) -> 'Deferred':
+    """Returns the same array in another dtype."""
+    return Deferred(self.shape, dtype, self._read, self._index)
+
+  def part(self, index: tuple) -> np.ndarray:
+    """Returns the numpy array at `index`: ints along the first axes, and maybe a slice of the next."""
+    return self._read((*self._index, *index))
+
   def rows(self, first: int, last: int, dtype: typing.Any) -> np.ndarray:
     """Returns entries `first` to `last` along the first axis, in `dtype`."""
-    return np.asarray(self._read((*self._index, slice(first, last))), dtype)
+    return np.asarray(self.part((slice(first, last),)), dtype)
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
     return np.asarray(self._read(self._index), dtype or self.dtype)
@@ -54,6 +62,11 @@ class Deferred:
 def fetched(value: typing.Any) -> typing.Any:
   """Returns a Deferred as a jax array [...], and any other value as it is."""
   return jnp.asarray(np.asarray(value)) if isinstance(value, Deferred) else value
+
+
+def part(value: typing.Any, index: tuple) -> np.ndarray:
+  """Returns the numpy array at `index` of an array or Deferred: ints along the first axes, maybe a slice."""
+  return value.part(index) if isinstance(value, Deferred) else np.asarray(value)[index]
 
 
 class Fetched(Mapping):
@@ -87,7 +100,7 @@ class Made(dict):
   """A dict path -> array or nested dict of what a surgery makes; large arrays are in files, see `folder`."""
 
   def __setitem__(self, path, value):
-    super().__setitem__(path, jax.tree.map(_put, value))
+    super().__setitem__(path, jax.tree.map(put, value))
 
   def __ior__(self, other):  # type: ignore[misc]                     # a dict's own passes __setitem__ by
     for path, value in other.items():
@@ -106,8 +119,8 @@ def folder(parent: pathlib.Path) -> Iterator[None]:
       _place.reset(token)
 
 
-def _put(value):
-  """`value`, or the Deferred of the file that it went into."""
+def put(value: typing.Any) -> typing.Any:
+  """Returns an array or Deferred, or the Deferred of the file that a large array went into."""
   if _place.get() is None or isinstance(value, Deferred) or value.size * value.dtype.itemsize < LARGE:
     return value
   path, numbers = _place.get()

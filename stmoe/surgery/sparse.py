@@ -8,8 +8,8 @@ A surgery is a file of this folder with a function
     of `layout`. What comes back fits the configuration after `changes`.
   config:      ConfigDict of the run.
   calibration: calibration(name, ...) -> dict layer -> dict name -> array, what a pass over the data
-    collects (`derive/calibration/items.py` lists the names). The pass runs when it is called, once for all names.
-    With data=dict(field=value) the pass is over data with these fields of section `data`.
+    collects (`derive/calibration/items.py` lists the names). The pass runs when it is called, once for all
+    names. With data=dict(field=value) the pass is over data with these fields of section `data`.
   keep:        share that the method leaves; at 1.0 the model computes what it did before.
   changes:     dict 'a.b' -> value of the configuration; a value that is a dict is a group of fields.
 

@@ -48,7 +48,7 @@ class Opened:
       state = compress._restore(run, self.cfg, mesh, None, say)
     source = compress.Source(self.cfg, run, plan, say)
     self.params = layout.numbered(compress._model(state))
-    self.calibration = calibrate.Calibration(run, self.cfg, plan, lambda: state, 'digest', 2, source, say)
+    self.calibration = calibrate.Calibration(run, self.cfg, plan, state, 'digest', 2, source, say)
     self.before = self.logits(self.params, {})
 
   def made(self, kind, text):

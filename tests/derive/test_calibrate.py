@@ -9,7 +9,9 @@ from stmoe import errors
 from stmoe.data import batches as pipeline
 from stmoe.derive.calibration import calibrate
 from stmoe.derive.calibration import items
+from stmoe.derive.calibration import piecewise
 from stmoe.derive.calibration import watch
+from stmoe.surgery import aside
 from stmoe.train import state as states
 from tests.train import tiny_run
 
@@ -34,7 +36,7 @@ def calibration(corpus, run, said=None, devices=ONE, batches=2, digest='abc', **
     state = jax.device_put(state, {part: plan.shardings()[part] for part in state})
   source = pipeline.source(cfg)
   say = (lambda line: None) if said is None else said.append
-  found = calibrate.Calibration(run, cfg, plan, lambda: state, digest, batches, lambda: source, say)
+  found = calibrate.Calibration(run, cfg, plan, state, digest, batches, lambda: source, say)
   return cfg, plan, state, found, devices
 
 
@@ -153,6 +155,29 @@ def test_batches_of_another_size_and_devices_change_nothing(corpus, whole, tmp_p
   for name in {*NAMES} - {'balanced_hidden'}:                        # its limit is of a batch
     np.testing.assert_allclose(again[name], found[name], rtol=1e-5, atol=1e-5 * np.abs(found[name]).max(),
                                err_msg=name)
+
+
+@pytest.mark.parametrize('scan', [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_model_that_is_read_layer_by_layer_has_the_same_sums(scan, corpus, tmp_path, monkeypatch):
+  """Pieces of few arrays, which are read when they are looked at."""
+  names = ('load', 'hidden_squares', 'largest_input', 'first_inputs')
+  changed = {'model.layers': (('dm', 3),), 'model.scan_layers': scan}
+  whole = collected(calibration(corpus, tmp_path / 'whole', **changed), *names)
+  made = calibration(corpus, tmp_path / 'pieces', **changed)
+  reads, found = [], made[3]
+
+  def deferred(path, x):
+    name = jax.tree_util.keystr(path)
+    return aside.Deferred(x.shape, x.dtype, lambda at: reads.append((name, at)) or np.asarray(x)[at])
+  found._arrays = jax.tree.map_with_path(deferred, found._arrays)
+  monkeypatch.setattr(piecewise, 'MOST', 1 if scan else 1 << 12)
+  pieces = collected(made, *names)
+  assert {*pieces} == {*whole} == {'decoder_01', 'decoder_03', 'decoder_05'}
+  for layer, sums in whole.items():
+    for name, value in sums.items():
+      np.testing.assert_allclose(pieces[layer][name], value, rtol=1e-5, atol=1e-5 * np.abs(value).max())
+  of_experts = [at for name, at in reads if name.endswith("['experts']['wi']")]
+  assert sorted(of_experts) == [(0,), (1,), (2,)] if scan else len(of_experts) > 2         # for both batches
 
 
 def test_results_are_kept_and_sealed_under_a_key(corpus, whole):

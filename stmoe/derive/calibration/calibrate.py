@@ -9,11 +9,15 @@ and length. Some items are no sums: they are maxima over tokens, or the first to
 SLOPES is an item of parameters, not of layers: the path 'decoder/layers/1/layer/experts/wi' is its key. It is
 the sum of theta dL/dtheta over all axes of a parameter but experts, hidden units and heads (AXES). L is the
 run's own loss, summed over tokens. For a run that is distilled, L is the loss of its distillation.
+
+A model larger than memory is read layer by layer (see `piecewise`), but for SLOPES, whose gradient needs the
+whole model.
 """
 
 import copy
 import hashlib
 import json
+import math
 import pathlib
 import time
 import typing
@@ -29,6 +33,7 @@ from stmoe import targets
 from stmoe.data import batches as pipeline
 from stmoe.data import store
 from stmoe.derive.calibration import items
+from stmoe.derive.calibration import piecewise
 from stmoe.derive.calibration import watch
 from stmoe.hosts import distributed
 from stmoe.surgery import layout
@@ -52,15 +57,17 @@ class Calibration:
   Args:
     run:     directory of the run, in which results are kept.
     cfg:     the run's configuration; the first `batches` training batches of its data are used.
-    plan:     the Blueprint.
-    restored: gives the training state of the checkpoint with digest `digest`, when a pass needs it.
+    plan:    the Blueprint.
+    arrays:  dict(params, router_state): trees of arrays, or of `aside.Deferred`, which are read when a pass
+      needs them, layer by layer where they are many (see `piecewise`); SLOPES needs them all at once.
+    digest:  of the checkpoint that they are of.
     source:  gives the opened data when called without arguments, and of another configuration when called
       with that.
     say:     called with lines of text.
   """
 
-  def __init__(self, run, cfg, plan, restored, digest, batches, source, say):
-    self._folder, self._cfg, self._plan, self._restored = pathlib.Path(run) / FOLDER, cfg, plan, restored
+  def __init__(self, run, cfg, plan, arrays, digest, batches, source, say):
+    self._folder, self._cfg, self._plan, self._arrays = pathlib.Path(run) / FOLDER, cfg, plan, arrays
     self._digest, self._batches, self._source, self._say = digest, batches, source, say
     self._passes = {}                    # (key, items) of a pass -> its seconds
 
@@ -113,17 +120,18 @@ class Calibration:
   def _collected(self, names):
     """The Pass over the data for items `names`."""
     cfg, plan, began = self._cfg, self._plan, time.process_time()
-    sums = jax.jit(lambda params, routers, batch, key: _sums(plan, params, routers, batch, key, names),
-                   out_shardings=distributed.everywhere(plan.mesh))
+    whole = SLOPES in names
     shard = distributed.shard(plan.mesh, cfg.train.batch_size)
     data = pipeline.train_iterator(cfg, *shard, self._source())
-    complete = self._completed() if SLOPES in names else beside.Alone()
-    total, key, state = None, states.fold(cfg.seed, 'calibrate'), self._restored()
+    complete, key = self._completed() if whole else beside.Alone(), states.fold(cfg.seed, 'calibrate')
     self._say(f'calibrating on {self._batches} batches: {", ".join(names)}')
-    for number in range(self._batches):
-      batch = complete(check.place(next(data), plan.mesh))
-      part = sums(state['params'], state['router_state'], batch, jax.random.fold_in(key, number))
-      part = jax.tree.map(np.float64, jax.device_get(part))
+    batches = ((complete(check.place(next(data), plan.mesh)), jax.random.fold_in(key, number))
+               for number in range(self._batches))
+    sums = lambda arrays, batch, key: _sums(plan, *arrays, batch, key, names)
+    everywhere, total = jax.jit(lambda x: x, out_shardings=distributed.everywhere(plan.mesh)), None
+    arrays, like = ([tree['params'], tree['router_state']] for tree in (self._arrays, plan.shapes))
+    for part in piecewise.each(sums, arrays, like, batches, most=math.inf if whole else None):
+      part = jax.tree.map(np.float64, jax.device_get(everywhere(part)))
       total = part if total is None else {
           name: jax.tree.map(items.reduction(name).batches, total[name], part[name]) for name in part}
     data.close()

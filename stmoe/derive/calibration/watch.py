@@ -11,7 +11,7 @@ from stmoe import modules
 from stmoe.core import assignment
 from stmoe.core import checked
 from stmoe.core import contract
-from stmoe.derive import items as items_lib
+from stmoe.derive.calibration import items as items_lib
 from stmoe.routers import wrappers
 
 
