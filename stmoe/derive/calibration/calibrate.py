@@ -30,6 +30,7 @@ import numpy as np
 from stmoe import axes
 from stmoe import files
 from stmoe import targets
+from stmoe.data import bar
 from stmoe.data import batches as pipeline
 from stmoe.data import store
 from stmoe.derive.calibration import items
@@ -130,10 +131,12 @@ class Calibration:
     sums = lambda arrays, batch, key: _sums(plan, *arrays, batch, key, names)
     everywhere, total = jax.jit(lambda x: x, out_shardings=distributed.everywhere(plan.mesh)), None
     arrays, like = ([tree['params'], tree['router_state']] for tree in (self._arrays, plan.shapes))
-    for part in piecewise.each(sums, arrays, like, batches, most=math.inf if whole else None):
-      part = jax.tree.map(np.float64, jax.device_get(everywhere(part)))
-      total = part if total is None else {
-          name: jax.tree.map(items.reduction(name).batches, total[name], part[name]) for name in part}
+    with bar.task('calibrating', self._batches, 'batches') as advance:
+      for part in piecewise.each(sums, arrays, like, batches, most=math.inf if whole else None,
+                                 advance=advance):
+        part = jax.tree.map(np.float64, jax.device_get(everywhere(part)))
+        total = part if total is None else {
+            name: jax.tree.map(items.reduction(name).batches, total[name], part[name]) for name in part}
     data.close()
     return Pass(total, time.process_time() - began)
 

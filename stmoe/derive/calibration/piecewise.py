@@ -44,7 +44,7 @@ class Stored(typing.NamedTuple):
 
 
 def each(function: Callable, arrays: typing.Any, like: typing.Any, batches: Iterable[tuple], *,
-         most: float | None = None) -> Iterator:
+         most: float | None = None, advance: Callable[[float], None] = lambda part: None) -> Iterator:
   """Yields function(arrays, *batch) for every batch.
 
   Args:
@@ -53,11 +53,12 @@ def each(function: Callable, arrays: typing.Any, like: typing.Any, batches: Iter
     like:     tree of their ShapeDtypeStructs, with shardings.
     batches:  tuples of trees of arrays, all of the same shapes.
     most:     bytes of arrays that a piece reads, where the program can be cut; None = MOST.
+    advance:  called with parts of a batch that are computed; those of all batches add up to their number.
   """
   remaining, program = iter(batches), None
   while group := list(itertools.islice(remaining, TOGETHER)):
     program = program or _Program(function, arrays, like, group[0], MOST if most is None else most)
-    yield from program(group)
+    yield from program(group, advance)
 
 
 class _Program:
@@ -75,11 +76,12 @@ class _Program:
     self._pieces = [(self._piece(eqns, after, most), after)
                     for eqns, after in _with_later(pieces, self._ends)]
 
-  def __call__(self, batches):
+  def __call__(self, batches, advance):
     """Returns a list of the function's results for `batches`."""
+    step = 1 / sum(run.steps for run, _ in self._pieces)
     known = [self._consts | dict(zip(self._given, jax.tree.leaves(batch))) for batch in batches]
     for run, after in self._pieces:
-      for values, new in zip(known, run(known)):
+      for values, new in zip(known, run(known, lambda: advance(step))):
         values |= new
         for var in values.keys() - after:
           del values[var]
@@ -107,6 +109,7 @@ class _Program:
 
 class _Straight:
   """Equations that are one compiled function."""
+  steps = 1
 
   def __init__(self, program, eqns, after):
     made = {var for eqn in eqns for var in eqn.outvars}
@@ -117,11 +120,13 @@ class _Straight:
     inner = core.Jaxpr((), self._inputs, self._outputs, eqns, effects, program.names)
     self._run = jax.jit(core.jaxpr_as_fun(core.ClosedJaxpr(inner, ())))
 
-  def __call__(self, known):
-    stored = self._program._read(self._inputs)
-    made = [self._run(*(self._program._value(var, values, stored) for var in self._inputs))
-            for values in known]
-    return [dict(zip(self._outputs, arrays)) for arrays in jax.block_until_ready(made)]
+  def __call__(self, known, advance):
+    stored, made = self._program._read(self._inputs), []
+    for values in known:
+      arrays = self._run(*(self._program._value(var, values, stored) for var in self._inputs))
+      made.append(dict(zip(self._outputs, jax.block_until_ready(arrays))))
+      advance()
+    return made
 
 
 class _Layers:
@@ -132,10 +137,10 @@ class _Layers:
     consts, carry = p['num_consts'], p['num_carry']
     self._consts, self._begin = eqn.invars[:consts], eqn.invars[consts:consts + carry]
     self._over, self._outputs = eqn.invars[consts + carry:], eqn.outvars
-    self._order = range(p['length'])[::-1 if p['reverse'] else 1]
+    self._order, self.steps = range(p['length'])[::-1 if p['reverse'] else 1], p['length']
     self._run = jax.jit(core.jaxpr_as_fun(p['jaxpr']))
 
-  def __call__(self, known):
+  def __call__(self, known, advance):
     value, carried = self._program._value, len(self._begin)
     common = self._program._read(self._consts)
     consts = [[value(var, values, common) for var in self._consts] for values in known]
@@ -147,8 +152,8 @@ class _Layers:
       for at, values in enumerate(known):
         over = [layer[var] if var in layer else values[var][i] for var in self._over]
         ended = self._run(*consts[at], *states[at], *over)
-        states[at], reports[at][i] = ended[:carried], ended[carried:]
-      jax.block_until_ready(states)
+        states[at], reports[at][i] = jax.block_until_ready(ended[:carried]), ended[carried:]
+        advance()
       del layer, over, ended             # before the next layer is read
     return [self._made([*state, *map(jnp.stack, zip(*report))]) for state, report in zip(states, reports)]
 
