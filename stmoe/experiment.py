@@ -8,7 +8,6 @@ import ast
 import fnmatch
 import hashlib
 import importlib
-import importlib.machinery
 import importlib.util
 import json
 import pathlib
@@ -21,6 +20,7 @@ import ml_collections
 from stmoe import errors
 from stmoe import lookup
 from stmoe import parsing
+from stmoe import plugins
 from stmoe import sections
 
 PACKAGE = 'stmoe.configs'
@@ -172,17 +172,10 @@ def instead_of(name: str) -> str:
   return ''
 
 
-class _Text(importlib.machinery.SourceFileLoader):
-  """Compiles what a file says now. Python's cache takes a file of equal size and second for an equal file."""
-
-  def get_code(self, fullname):
-    return self.source_to_code(self.get_data(self.path), self.path)
-
-
 def module_of(path: pathlib.Path) -> types.ModuleType:
   """Returns the module in the file `path`, whose code runs; UserError if it is no Python."""
   name = re.sub(r'\W', '_', f'{path.parent.name}_{path.stem}')
-  spec = importlib.util.spec_from_file_location(name, path, loader=_Text(name, str(path)))
+  spec = importlib.util.spec_from_file_location(name, path, loader=plugins.Text(name, str(path)))
   assert spec is not None and spec.loader is not None                # the file's name ends in .py
   module = importlib.util.module_from_spec(spec)
   try:

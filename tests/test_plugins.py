@@ -177,6 +177,7 @@ def test_check_says_of_each_test_whether_it_passed(tmp_path, capsys):
   assert main.main(['check', str(write(tmp_path, TASKS))]) == 0
   out = capsys.readouterr().out
   assert out.count('ok    ') == 3 and out.endswith('3 of 3 passed\n')
+  assert [path.suffix for path in tmp_path.iterdir()] == ['.py']     # nothing is left beside the file
   unsteady = TASKS.replace('import tasks\n', 'import tasks\nimport random\n').replace(
       "(str(n), '", "(str(random.random()), '")
   assert main.main(['check', str(write(tmp_path, unsteady, 'unsteady'))]) == 1

@@ -8,10 +8,25 @@ import math
 import pathlib
 
 from stmoe import errors
+from stmoe import experiment
 from stmoe import files
 
 ROUTING, SHOWN = 'routing.json', 'shown'
 BIG_BENCH = 'results_big_bench.json'      # of `stmoe eval --tasks`, among the results of other tasks
+
+
+def _instead(path):
+  """'; ...', what may be meant by the folder `path`, which is no run directory, or ''."""
+  if path.is_dir():
+    inside = _names(path)
+    return f'; it has the runs {", ".join(inside)} inside' if inside else ''
+  like = errors.nearest(path.name, _names(path.parent)) if path.parent.is_dir() else ''
+  return like or experiment.instead_of(str(path))
+
+
+def _names(folder):
+  """The names of the runs in a folder."""
+  return sorted(file.parent.name for file in folder.glob('[!.]*/config.json'))
 
 
 def config(path):
@@ -21,9 +36,7 @@ def config(path):
   """
   file = pathlib.Path(path) / 'config.json'
   if not (file.exists() or file.is_symlink()):
-    inside = sorted(path_inside.parent.name for path_inside in pathlib.Path(path).glob('[!.]*/config.json'))
-    hint = f'; it has the runs {", ".join(inside)} inside' if inside else ''
-    raise errors.UserError(f'{path} is not a run directory: it has no config.json{hint}')
+    raise errors.UserError(f'{path} is not a run directory: it has no config.json{_instead(file.parent)}')
   fields = files.read_json(file)
   _must(file, is_number(fields.get('seed', 0)), 'seed is no number')
   for group in ('data', 'model', 'blocks', 'train', 'eval', 'losses'):

@@ -82,6 +82,15 @@ def refused(run, name):
   return error.value.reason
 
 
+def test_what_is_no_run_directory_is_a_line_that_says_what_may_be_meant(tmp_path):
+  (tmp_path / 'small').mkdir()
+  (tmp_path / 'small' / 'config.json').write_text('{}')
+  for path, says in ((tmp_path / 'smal', '; nearest: small'), (tmp_path, '; it has the runs small inside'),
+                     ('allenai/OLMoE-1B-7B', 'hf download allenai/OLMoE-1B-7B --local-dir OLMoE-1B-7B')):
+    with pytest.raises(errors.UserError, match=f'is not a run directory: it has no config.json.*{says}$'):
+      records.config(path)
+
+
 def test_a_sound_run_is_read(run):
   for read in READERS.values():
     assert read(run)

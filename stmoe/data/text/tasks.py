@@ -92,7 +92,8 @@ def get(name, files=(), metrics=(), **reading):
 def no_files(name, files):
   """Raises UserError if the user gave files to a task that takes none."""
   if files:
-    raise errors.UserError(f'data.files is set, but task {name} reads none; use data.task=text (or pairs)')
+    raise errors.UserError(f'data.files (or data.jsonl) is set, but task {name} reads none; nearest: '
+                           'data.task=text, pairs, or jsonl for text-to-text examples')
 
 
 def local(name, documents, facts, features=('text',)):

@@ -119,5 +119,6 @@ def test_unknown_tasks_and_files_for_none():
     tasks.get('stdlob')
   with pytest.raises(errors.UserError, match='data.files is empty'):
     tasks.get('text')
-  with pytest.raises(errors.UserError, match='data.files is set, but task stdlib reads none'):
+  says = r'data.files \(or data.jsonl\) is set, but task stdlib reads none.*text, pairs, or jsonl'
+  with pytest.raises(errors.UserError, match=says):
     tasks.get('stdlib', ['a.txt'])
