@@ -157,10 +157,12 @@ def test_trackio(tmp_path, monkeypatch, moment, mode):
 def test_wandb_offline(tmp_path, monkeypatch, moment):
   import wandb
   monkeypatch.setenv('WANDB_MODE', 'offline')
+  (tmp_path / 'wandb' / 'offline-run-20200101_000000-other').mkdir(parents=True)     # killed while it opened
   ids = set(killed_and_continued(tmp_path, 'wandb', moment))
   wandb.teardown()                                                     # waits until the file is written
   assert len(ids) == 1
   files = sorted((tmp_path / 'wandb').glob(f'offline-run-*/run-{ids.pop()}.wandb'))
+  assert [file.parent for file in files] == list((tmp_path / 'wandb').glob('offline-run-*'))
   rows = [row for file in files for row in history(file)]
   assert [(row['step'], row['loss/ce']) for row in rows if 'loss/ce' in row] == CURVE
   assert all(row['step'] == row['_step'] for row in rows)

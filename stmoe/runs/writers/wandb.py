@@ -17,14 +17,14 @@ class Wandb:
   deletes the folders of its earlier processes, and sends all steps to a new one. That one is to be
   synchronised, once the run is finished. Online, the server is asked for its last step, and later ones are
   sent. No test here has a server. What a killed process had under way may still arrive after that answer, and
-  then is there twice.
+  then is there twice. A kill while the run is created may leave an empty one beside it.
   """
 
   def __init__(self, path: pathlib.Path, step: int, *, id: str, holds: int, name: str, config: dict) -> None:
     import wandb
     self._wandb = wandb
     self.id = id or os.urandom(4).hex()
-    for folder in path.glob(f'wandb/offline-run-*-{self.id}'):
+    for folder in path.glob('wandb/offline-run-*'):          # of another id: killed before the id was noted
       shutil.rmtree(folder)
     project, settings = os.environ.get('WANDB_PROJECT', 'stmoe'), wandb.Settings(console='off', silent=True)
     self._run = wandb.init(project=project, dir=str(path), id=self.id, name=name, resume='allow',
