@@ -315,13 +315,14 @@ def _square(rows):
       isinstance(row, list) and len(row) == len(rows) and all(map(is_number, row)) for row in rows)
 
 
-def stats(path):
-  """Yields (step, loads, states) of router_stats/<step>.npz, in order of the steps.
+def stats(path, after=-1):
+  """Yields (step, loads, states) of router_stats/<step>.npz with steps later than `after`, in their order.
 
   loads: dict layer -> f32[E]. states: dict layer -> dict path in the layer -> f32[E] or f32[].
   """
   folder, sizes = pathlib.Path(path) / 'router_stats', {}
-  for file in sorted((f for f in folder.glob('*.npz') if f.stem.isdecimal()), key=lambda f: int(f.stem)):
+  later = (file for file in folder.glob('*.npz') if file.stem.isdecimal() and int(file.stem) > after)
+  for file in sorted(later, key=lambda file: int(file.stem)):
     loads, states = _stats(file)
     inside = {f'{layer}/{key}': value for layer, found in states.items() for key, value in found.items()}
     for name, value in (loads | inside).items():

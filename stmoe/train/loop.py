@@ -161,8 +161,8 @@ class Loop:
     self.metrics = self.writers = log.Silence()
     if job.leads():
       self.metrics = metrics_file.Metrics(self.path, self.step, self.log)
-      self.writers = writers.Writers(self.path, self.step, self.metrics.lines, self.cfg, self.log)
       by_step.drop_later(self.path, self.step)
+      self.writers = writers.Writers(self.path, self.step, self.metrics.lines, self.cfg, self.log)
     stack.callback(self.writers.close)
 
   def _begin(self):

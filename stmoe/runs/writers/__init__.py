@@ -1,8 +1,14 @@
 """Services that show the metrics of a run while it trains: a service is a file, named in log.writers.
 
-metrics.jsonl is the source of truth, and is always written. A writer copies its lines to a service. The file
-writers.json of a run directory says per writer what the service calls the run, and up to which step the
-service has the lines. So a continued run sends the lines that are missing, and none a second time.
+metrics.jsonl is the source of truth, and is always written. A writer copies its lines to a service, and with
+them the loads of the experts, which are in router_stats.
+
+A killed process may have sent less than it was told, and more than it noted. So an opened writer asks which
+steps the service has, or takes steps back. All later steps are sent then. Every step is there once, however
+the run was killed. The file of a writer says what its service cannot promise.
+
+The file writers.json of a run directory says per writer what the service calls the run, and up to which step
+the writer has sent.
 """
 
 import importlib.util
@@ -21,14 +27,15 @@ FILE = 'writers.json'
 
 
 class Writer(Protocol):
-  """One service; an object of its class is opened like this, and then gets the run's lines in order.
+  """One service; an object of its class is opened like this, and then gets the run's steps in order.
 
   The module of a writer has PACKAGE, the name of what it imports. The extra of stmoe that installs that is
   called like the writer.
 
   id:    what the service calls the run; kept, and given back when the run continues.
-  holds: the last step whose lines the service has. A service that can take lines back says fewer than it was
-    told.
+  holds: up to this step the service has everything. Where a package sends in the background, an opened writer
+    asks the service, since a killed process noted too much. Only later steps are sent: a writer takes back,
+    or leaves out, what the service has of them.
   """
   id: str
   holds: int
@@ -36,16 +43,18 @@ class Writer(Protocol):
   def __init__(self, path: pathlib.Path, step: int, *, id: str, holds: int, name: str, config: dict) -> None:
     """Opens the service for the run directory `path`, which continues after `step`.
 
-    id, holds: as they were when the run stopped; '' and -1 at first.
+    id, holds: as writers.json has them; '' and -1 at first.
     name:      of the run, for people.
     config:    dict field -> value of the whole configuration.
     """
 
-  def write(self, step: int, values: dict) -> None:
-    """Sends the numbers of a line of metrics.jsonl, as `records.flat` has it; none of them is None."""
+  def write(self, step: int, values: dict, loads: dict) -> None:
+    """Sends a step, if the service can in one piece: so it is there whole or not at all.
 
-  def loads(self, step: int, load: dict) -> None:
-    """Sends dict layer -> f32[E]: the share of the tokens of every expert."""
+    values: the numbers of the line of metrics.jsonl, as `records.flat` has it, none of them None; {} where
+      metrics.jsonl has no line.
+    loads:  dict layer -> f32[E], the share of the tokens of every expert; {} where router_stats has no file.
+    """
 
   def finish(self, final: dict) -> None:
     """Sends the last value of every metric of a finished run."""
@@ -85,15 +94,28 @@ class Writers:
     file = self._path / FILE
     self._kept = files.read_json(file) if file.exists() else {}
     self._open: dict = {}
+    self._loads: dict = {}               # step -> loads that wait for the line of their step, or a later one
     for name in names(cfg):
       self._guarded(name, self._start)
-    for line in lines:
-      self.write(line['step'], line)
+    self._keep()                         # the ids, so that a kill from here on leaves no second run
+    self._catch_up(lines)
 
   def _start(self, name):
     kept = self._kept.get(name, dict(id='', holds=-1))
     self._open[name] = lookup.constructor('writer', name)(
         self._path, self._step, id=kept['id'], holds=kept['holds'], name=self._path.name, config=self._fields)
+
+  def _catch_up(self, lines):
+    """Sends what the services lack of `lines` and of router_stats."""
+    held = min((writer.holds for writer in self._open.values()), default=self._step)
+    try:
+      for step, loads, _ in records.stats(self._path, after=held):
+        self.loads(step, loads)
+    except errors.Damaged as error:
+      self._say(f'note: log.writers: {error}; later loads of experts are not sent')
+    for line in lines:
+      self._send_line(line['step'], line)
+    self._keep()
 
   def _guarded(self, name, act):
     """Calls `act` with the name of a writer, which is left if that fails."""
@@ -110,22 +132,33 @@ class Writers:
       self._guarded(name, lambda name: act(self._open[name]))
 
   def write(self, step, line):
-    """Sends a line to every writer that does not have it yet."""
-    values = _known({name: value for name, value in line.items() if name != 'step'})
+    """Sends a line, and loads up to its step, to every writer that does not have them yet."""
+    self._send_line(step, line)
+    self._keep()
 
+  def _send_line(self, step, line):
+    for earlier in sorted(each for each in self._loads if each < step):      # steps without a line
+      self._send(earlier, {}, self._loads.pop(earlier))
+    values = _known({name: value for name, value in line.items() if name != 'step'})
+    self._send(step, values, self._loads.pop(step, {}))
+
+  def _send(self, step, values, loads):
     def send(writer):
       if step > writer.holds:
-        writer.write(step, values)
+        writer.write(step, values, loads)
         writer.holds = step
     self._each(send)
+
+  def _keep(self):
+    """Writes writers.json, if that changes."""
     kept = self._kept | {name: dict(id=writer.id, holds=writer.holds) for name, writer in self._open.items()}
     if kept != self._kept:
       self._kept = kept
       files.write_json(self._path / FILE, kept)
 
-  def loads(self, step, load):
-    """Sends dict layer -> f32[E] to every writer."""
-    self._each(lambda writer: writer.loads(step, load))
+  def loads(self, step, loads):
+    """Takes dict layer -> f32[E] of a step; they are sent with its line, or with the next if it has none."""
+    self._loads[step] = loads
 
   def finish(self, final):
     """Tells every writer the last values of a finished run."""

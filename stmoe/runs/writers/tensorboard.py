@@ -12,7 +12,7 @@ WIDEST = 200                             # steps of a picture
 
 
 class Tensorboard:
-  """Writes with tensorboardX. A continued run takes back what was written after its checkpoint.
+  """Writes with tensorboardX. A continued run takes back what was written after its checkpoint, or not noted.
 
   The files are written here and now: tensorboardX's own SummaryWriter hands events to a thread, and its flush
   does not wait for that thread.
@@ -22,19 +22,15 @@ class Tensorboard:
     from tensorboardX import summary     # takes a second to import
     self.id, self._path, self._config, self._make = '', path, config, summary
     older = holds < 0 and any(path.glob('tensorboard/events*'))       # of a stmoe that kept no writers.json
-    self.holds = step if older else min(holds, step)
+    self.holds = step if older else max(min(holds, step), 0)          # 0: the next start sees no older stmoe
     # The suffix: two files begun in one second are two files.
     self._file = _File(path / 'tensorboard', f'.{step:012}')
-    self._file.take_back(step + 1)
+    self._file.take_back(self.holds + 1)
 
-  def write(self, step: int, values: dict) -> None:
-    """Adds a point to every curve."""
-    self._file.add([self._make.scalar(name, value) for name, value in values.items()], step)
-
-  def loads(self, step: int, load: dict) -> None:
-    """Adds a histogram of every layer: a bar an expert, as high as its share of the tokens."""
-    self._file.add([self._bars(f'load/{layer}', np.asarray(shares, np.float64))
-                    for layer, shares in load.items()], step)
+  def write(self, step: int, values: dict, loads: dict) -> None:
+    """Adds a point to every curve, and a histogram of every layer: a bar is the share of an expert."""
+    bars = [self._bars(f'load/{layer}', np.asarray(shares, np.float64)) for layer, shares in loads.items()]
+    self._file.add([self._make.scalar(name, value) for name, value in values.items()] + bars, step)
 
   def _bars(self, tag, shares):
     shares, experts = np.nan_to_num(shares), np.arange(len(shares))

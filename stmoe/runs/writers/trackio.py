@@ -9,25 +9,26 @@ PACKAGE = 'trackio'
 class Trackio:
   """Writes with trackio. A continued run continues the curves of the run with the same name.
 
-  The project is TRACKIO_PROJECT (default 'stmoe').
+  The project is TRACKIO_PROJECT (default 'stmoe'). Trackio writes in the background, steps in order and each
+  whole. What its store has when the run continues counts; later steps are sent. So it is with a Space or a
+  server, which no test here has: one that does not answer then counts as empty, and gets all steps again.
   """
 
   def __init__(self, path: pathlib.Path, step: int, *, id: str, holds: int, name: str, config: dict) -> None:
     import trackio
-    self.holds = holds
+    from trackio import fragments
     self.id = id or f'{name}-{os.urandom(3).hex()}'
+    if id:
+      fragments.import_inbox_dir()                 # on a network's file system lines wait in files for import
     self._run = trackio.init(project=os.environ.get('TRACKIO_PROJECT', 'stmoe'), name=self.id,
                              resume='allow', config={key: str(value) for key, value in config.items()},
                              embed=False)
+    self.holds = self._run._next_step - 1          # what `resume` found in the store, or at the server
 
-  def write(self, step: int, values: dict) -> None:
-    """Logs a line."""
-    self._run.log(values, step=step)
-
-  def loads(self, step: int, load: dict) -> None:
-    """Logs the share of every expert of every layer."""
-    self._run.log({f'load/{layer}/{expert}': float(share) for layer, shares in load.items()
-                   for expert, share in enumerate(shares)}, step=step)
+  def write(self, step: int, values: dict, loads: dict) -> None:
+    """Logs a line with the share of every expert of every layer."""
+    self._run.log(values | {f'load/{layer}/{expert}': float(share) for layer, shares in loads.items()
+                            for expert, share in enumerate(shares)}, step=step)
 
   def finish(self, final: dict) -> None:
     """Nothing: the dashboard shows the last value of every curve."""
