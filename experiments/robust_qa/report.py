@@ -1,0 +1,40 @@
+"""Do mixtures and augmented examples answer better in domains of which training shows few questions?"""
+
+import statistics
+
+from stmoe.analysis import verdict
+from stmoe.experiments import figures as drawing
+from stmoe.experiments.robust_qa import sweep
+from stmoe.sweep import collect
+
+NEAR = 'arguments', 'docstring'
+SCORES = 'f1', 'em'
+
+
+def report(results):
+  """Returns the Verdicts on the claims of README.md, all of F1."""
+  out = lambda name: score(results, name, 'f1', sweep.FAR)
+  inside = lambda name: score(results, name, 'f1', NEAR)
+  better = lambda claim, of, first, second: verdict.exceeds(claim, of(first), of(second), better='higher')
+  return [
+      better('out of domain: a mixture as head better than dense', out, 'mixture', 'plain'),
+      better('out of domain: Switch layers better than dense', out, 'switch', 'plain'),
+      better('out of domain: augmented examples better than none, dense', out, 'plain_eda', 'plain'),
+      better('out of domain: augmented examples better than none, mixture', out, 'mixture_eda', 'mixture'),
+      better('out of domain: mixture and augmented examples better than plain', out, 'mixture_eda', 'plain'),
+      better('in domain: a mixture as head better than dense', inside, 'mixture', 'plain'),
+      better('in domain: Switch layers better than dense', inside, 'switch', 'plain')]
+
+
+def score(results, name, metric, domains):
+  """Returns dict seed -> mean over `domains` of a metric of the runs called `name`."""
+  of = [collect.values(results, name, f'{domain}/{metric}@span') for domain in domains]
+  return {seed: None if any(one[seed] is None for one in of) else statistics.fmean(one[seed] for one in of)
+          for seed in of[0]}
+
+
+def figures(results):
+  """Returns F1 in and out of domain of every model."""
+  groups = {f'{name}, {where}': score(results, name, 'f1', domains) for name in sweep.MODELS
+            for where, domains in (('in domain', NEAR), ('out of domain', sweep.FAR))}
+  return dict(f1=drawing.points(groups, 'F1 on questions of validation'))
