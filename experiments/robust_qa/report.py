@@ -21,6 +21,8 @@ def report(results):
       better('out of domain: Switch layers better than dense', out, 'switch', 'plain'),
       better('out of domain: augmented examples better than none, dense', out, 'plain_eda', 'plain'),
       better('out of domain: augmented examples better than none, mixture', out, 'mixture_eda', 'mixture'),
+      better('out of domain: augmented copies better than copies with one word changed', out, 'plain_eda',
+             'plain_copies'),
       better('out of domain: mixture and augmented examples better than plain', out, 'mixture_eda', 'plain'),
       better('in domain: a mixture as head better than dense', inside, 'mixture', 'plain'),
       better('in domain: Switch layers better than dense', inside, 'switch', 'plain')]
