@@ -30,7 +30,7 @@ def test_the_table_has_means_and_spreads(tmp_path):
 
 def test_texts_are_excerpts_of_one_size(tmp_path, monkeypatch):
   monkeypatch.setattr(texts, 'licences', lambda: 'ab' * 40_000)
-  monkeypatch.setattr(texts, 'code', lambda: 'aé' * 40_000)          # 1,024 bytes end in half a character
+  monkeypatch.setattr(texts, 'code', lambda: 'éa' * 40_000)          # 1,024 bytes end in half a character
   paths = texts.write(tmp_path / 'texts')
   assert paths['licences'].stat().st_size == texts.EXCERPTS * texts.BYTES
   assert set(paths['code'].read_text(encoding='utf-8')) == {'a', 'é'}
