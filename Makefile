@@ -71,6 +71,8 @@ experiments: $(STAMP)
 	  echo "== $$folder$(SIZE)"; \
 	  $(BIN)/stmoe sweep $$file$(SIZE) --launcher $(LAUNCHER); code=$$?; \
 	  case $$code in 85|130) exit $$code;; 0) ;; *) failed="$$failed $$folder";; esac; \
+	  test ! -f $$folder/measure.py || $(BIN)/python -m stmoe.experiments.$${folder#*/}.measure \
+	    runs/$${folder#*/}$(subst :,_,$(SIZE)) $$folder/results$(subst :,_,$(SIZE)) || failed="$$failed $$folder"; \
 	  $(BIN)/stmoe sweep $$file$(SIZE) --report $$folder/results$(subst :,_,$(SIZE)) || failed="$$failed $$folder"; \
 	done; \
 	$(if $(SIZE),:,$(BIN)/python -m stmoe.experiments.scaling_mesh.report runs/scaling_mesh) || failed="$$failed scaling_mesh"; \

@@ -6,6 +6,7 @@ domain, called like it without `.json`.
 """
 
 import dataclasses
+import hashlib
 import pathlib
 import re
 
@@ -14,7 +15,15 @@ from stmoe.data import given
 from stmoe.data.text import corpus
 
 _FUNCTION = re.compile(r'^ *def (\w+)\(([^()\n]+)\):\n +[rR]?"""([^\n"]*[^\s"])', re.MULTILINE)
+_CLASS = re.compile(r'^ *class (\w+)\(([^()\n]+)\):', re.MULTILINE)
+_ASSIGNED = re.compile(r'^ *(\w{3,}) = ([^\n#]*[^\s\\([{,#])$', re.MULTILINE)
 AROUND = (120, 240)                # characters of source before and after a function's first line
+# Domains of the standard library: what a question asks for -> where it stands, the group that is the answer.
+KINDS = {'arguments': (_FUNCTION, 2), 'docstring': (_FUNCTION, 3), 'bases': (_CLASS, 2),
+         'value': (_ASSIGNED, 2)}
+FAR = {'bases', 'value'}           # domains of which training shows FEW questions
+FEW, ONE_IN = 127, 5               # as arXiv:2204.09598 has; one file in five is for validation
+NEAR = (60, 120)                   # characters before and after, in these domains
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,19 +110,52 @@ def of_stdlib():
     by_split[split] = dict(arguments=[], docstring=[])
     for file, text in documents:
       for match in _FUNCTION.finditer(text):
-        begin = max(match.start() - AROUND[0], 0)
-        context = text[begin:match.end() + AROUND[1]]
         for group, (domain, questions) in zip((2, 3), by_split[split].items()):
-          questions.append(Question(f'{file}:{match.start()}', f'{domain} of {match.group(1)}?', context,
-                                    (match.group(group),), match.start(group) - begin))
+          questions.append(_asked(file, text, domain, match, group, AROUND))
   return by_split
+
+
+def of_stdlib_domains():
+  """Returns what `of_files` does, for four domains of the standard library, two of them with FEW questions.
+
+  arguments, docstring: as in `of_stdlib`. bases: what the parentheses of a class hold; value: what a line
+  assigns to a name. Files are divided by their names. Questions are in order of the sha256 of their names;
+  training has all of the first two domains, and the first FEW of the others.
+  """
+  by_split = {split: {domain: [] for domain in KINDS} for split in ('train', 'validation')}
+  digest = lambda name: hashlib.sha256(name.encode()).hexdigest()
+  for documents in corpus.stdlib().values():
+    for file, text in documents:
+      split = 'train' if int(digest(file)[8:16], 16) % ONE_IN else 'validation'
+      for domain, (pattern, group) in KINDS.items():
+        by_split[split][domain] += [_asked(file, text, domain, match, group, NEAR)
+                                    for match in pattern.finditer(text)]
+  return {split: {domain: sorted(group, key=lambda q: digest(q.name))[
+      :FEW if split == 'train' and domain in FAR else None] for domain, group in domains.items()}
+          for split, domains in by_split.items()}
+
+
+def _asked(file, text, domain, match, group, around):
+  """The Question about what `group` of a match in `text` holds; characters `around` are its context."""
+  begin = max(match.start() - around[0], 0)
+  return Question(f'{file}:{match.start()}', f'{domain} of {match.group(1)}?',
+                  text[begin:match.end() + around[1]], (match.group(group),), match.start(group) - begin)
+
+
+def stdlib_domains(files):
+  """Returns `of_stdlib_domains`; it takes no files."""
+  return _without(files, 'stdlib_domains', of_stdlib_domains)
 
 
 def stdlib_questions(files):
   """Returns `of_stdlib`; it takes no files."""
+  return _without(files, 'stdlib_questions', of_stdlib)
+
+
+def _without(files, task, make):
   if files:
-    raise errors.UserError('data.files is set, but task stdlib_questions reads none; use data.task=squad')
-  return of_stdlib()
+    raise errors.UserError(f'data.files is set, but task {task} reads none; use data.task=squad')
+  return make()
 
 
-TASKS = {'squad': of_files, 'stdlib_questions': stdlib_questions}
+TASKS = {'squad': of_files, 'stdlib_questions': stdlib_questions, 'stdlib_domains': stdlib_domains}

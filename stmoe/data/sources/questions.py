@@ -109,7 +109,8 @@ def tokenize(texts: typing.Iterable[str], vocabulary: typing.Any) -> typing.Call
 class Questions:
   """Questions with an answer in a text, cut into windows.
 
-  task: 'squad', or 'stdlib_questions', two domains made of the standard library of this Python (squad.py).
+  task: 'squad'; 'stdlib_questions', two domains made of the standard library of this Python (squad.py); or
+    'stdlib_domains', four of them, of which training shows two by few questions.
   files: of task squad: TRAIN,VALIDATION; each a file, several joined by `+`, or a folder (squad.py). The
     training files are mixed by their sizes; each file of validation is judged by itself.
   vocab, extra_ids, cache_dir: as for text (cache.py).

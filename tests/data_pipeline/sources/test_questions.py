@@ -193,3 +193,22 @@ def test_files_that_are_no_json(tmp_path):
     (tmp_path / 'a.json').write_text(content)
     with pytest.raises(errors.UserError, match=said):
       squad.read(tmp_path / 'a.json')
+
+
+def test_domains_of_the_standard_library_show_few_questions_of_two(monkeypatch):
+  code = 'class {0}(Base):\n  {0}_size = {0}(3)\n\n  def {0}_at(self, x):\n    """Returns {0}."""\n\n'
+  documents = [(f'file{n}.py', ''.join(code.format(f'name{n}_{i}') for i in range(20))) for n in range(40)]
+  monkeypatch.setattr(squad.corpus, 'stdlib', lambda: dict(train=documents[:30], validation=documents[30:]))
+  found = squad.stdlib_domains(())
+  assert {domain: len(group) for domain, group in found['train'].items()} == dict(
+      arguments=len(found['train']['docstring']), docstring=len(found['train']['docstring']), bases=squad.FEW,
+      value=squad.FEW)
+  assert len(found['validation']['bases']) == len(found['validation']['arguments']) == 800 - len(
+      found['train']['arguments'])
+  files = {split: {q.name.split(':')[0] for group in domains.values() for q in group}
+           for split, domains in found.items()}
+  assert not files['train'] & files['validation'] and len(files['validation']) in range(2, 20)
+  question = next(q for q in found['train']['value'])
+  assert question.context[question.start:].startswith(question.answers[0]) and '(3)' in question.answers[0]
+  with pytest.raises(errors.UserError, match='task stdlib_domains reads none'):
+    squad.stdlib_domains(('a.json',))
