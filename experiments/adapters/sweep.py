@@ -3,7 +3,7 @@
 from stmoe.experiments import sizes
 
 # Steps of the model that is tuned, and of every tuning.
-STEPS = {'smoke': (4, 2), 'small': (400, 200), 'large': (4000, 2000)}
+STEPS = {'smoke': (4, 2), 'small': (400, 100), 'large': (4000, 2000)}
 # Half of the layers and rows of the quickstart.
 DENSE = {'smoke': {}, 'large': {},
          'small': {'model.layers': "(('dm', 1),)", 'train.batch_size': 8, 'eval.batches': 16}}
@@ -16,7 +16,7 @@ PER_TASK = {'data.mixture': [f"(('{task}', 1.0),)" for task in TASKS]}
 # Of adapters: as many parameters train as fit within 2 % of each other, alpha is twice the rank, as in both
 # papers, and so are experts, k, dropout and the matrices that have adapters.
 RANKS = {'smoke': (10, 2, 3), 'small': (20, 4, 6), 'large': (40, 8, 12)}
-RATES = {'full': 1e-3, 'lora': 4e-3, 'mixlora': 4e-3, 'dynmole': 4e-3}
+RATES = {'full': 1e-3, 'lora': 3e-3, 'mixlora': 3e-3, 'dynmole': 3e-3}
 
 
 def adapters(size):
