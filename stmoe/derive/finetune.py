@@ -32,6 +32,7 @@ from stmoe.data import record as records
 from stmoe.derive import start as starts
 from stmoe.parts import adapting
 from stmoe.runs import directory as rundir
+from stmoe.runs import records as kept
 from stmoe.surgery import layout
 from stmoe.surgery import sparse
 from stmoe.train import check
@@ -203,7 +204,7 @@ def _load(run, cfg, plan, vocab, step):
   trained, parameters = (sum(x.size for x in jax.tree.leaves(t)) for t in (plan.trainable(params), params))
   return state, dict(start=str(run), step=at, loaded=sorted(loaded), new=sorted(missing),
                      ignored=sorted(ignored), trained=trained, parameters=parameters,
-                     trainable=groups.described(cfg))
+                     trainable=groups.described(cfg), family=kept.family(run))
 
 
 def _begins(cfg):

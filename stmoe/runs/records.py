@@ -96,6 +96,11 @@ def imported(path):
   return found
 
 
+def family(path: str | pathlib.Path) -> str | None:
+  """Returns the family in whose files run `path`, or what it was fine-tuned from, came; None if in none."""
+  return imported(path).get('family') or ancestry(path).get('facts', {}).get('family')
+
+
 def ancestry(path: str | pathlib.Path) -> dict:
   """Returns how run directory `path` was made of other runs, dict(facts, lineage); {} if it was trained.
 

@@ -3,8 +3,9 @@
 A sweep file defines `runs()`, a generator of (name, experiment, overrides) or of dicts with these keys. A
 dict may also have `evaluations`, {field: values} under which the trained model is evaluated again (`stmoe
 eval --sweep`). It may have `start`, {'run': another run of this file as it stands there, 'flags': of `stmoe
-upcycle`}. With 'command' and 'method' in `start`, such as compress and 'prune:keep=0.5', `stmoe compress`
-makes the run. Such a run has the configuration of the run that it starts from: it names no experiment, and
+upcycle`}. With 'command' in `start`, 'finetune', that command makes the run, of the experiment that the run
+names. With 'command' and 'method' in `start`, such as compress and 'prune:keep=0.5', `stmoe compress` makes
+the run. Such a run has the configuration of the run that it starts from: it names no experiment, and
 its overrides are of that configuration. A run may have `prepare`, commands of `stmoe` as lists of words that
 come before the training; they get the overrides for all runs. {run} in their words and in overrides stands
 for the directory of the run, where commands may leave files. Overrides are a dict {'a.b': value} or texts
@@ -42,8 +43,8 @@ class Run:
   steps:       of its training.
   start:       directory that it starts from, and flags of what makes it; () = from scratch.
   after:       id of the run that it starts from, or None.
-  made:        (command, method) of `stmoe` that makes it, ('compress', 'prune:keep=0.5'); () = its experiment
-    is upcycled, or trained from scratch.
+  made:        (command, method or experiment) of `stmoe` that makes it, ('compress', 'prune:keep=0.5') or
+    ('finetune', 'finetune/stdlib'); () = its experiment is upcycled, or trained from scratch.
   prepare:     commands before the training, tuples of words.
   """
   name: str
@@ -142,7 +143,7 @@ def checked(item, where, overrides, workdir):
   """Returns the Run of an item of `runs()`, whose configuration was loaded; UserError if it cannot be."""
   fields = _fields(item)
   if not isinstance(fields, dict) or not {'name'} <= fields.keys() <= {*KEYS} or (
-      ('experiment' in fields) == bool(_made(fields))):
+      ('experiment' in fields) == _inherits(fields)):
     raise errors.UserError(f'{where}: {item!r} is neither (name, experiment, overrides) nor a dict of '
                            f'{", ".join(KEYS)}')
   evaluations = tuple(f'{field}={"".join(f"{_text(v)};" for v in values)}'
@@ -162,7 +163,7 @@ def checked(item, where, overrides, workdir):
     config, _ = _loaded(begun['experiment'], whole)
     for evaluation in evaluations:
       _check_evaluation(begun['experiment'], whole, evaluation)
-    if not surgeries:                    # what a surgery makes of a configuration shows when it has
+    if not _made(fields):                # what a command makes of a configuration shows when it has
       _verify(folder, config)
   except errors.UserError as error:
     raise errors.UserError(f'{where} ({fields["name"]}): {error}') from None
@@ -171,14 +172,19 @@ def checked(item, where, overrides, workdir):
 
 
 def _made(fields):
-  """(command, method) that makes the run with these fields, () for an experiment."""
+  """(command, what the command is given) that makes the run with these fields; () without a command."""
   start = fields.get('start', {})
-  return (start['command'], start['method']) if 'command' in start else ()
+  return (start['command'], start.get('method') or fields['experiment']) if 'command' in start else ()
+
+
+def _inherits(fields):
+  """Whether the run with these fields has the configuration of the run that it starts from."""
+  return {'command', 'method'} <= fields.get('start', {}).keys()
 
 
 def _lineage(fields):
   """The fields of runs: of an experiment, then of what is made of it, those given last."""
-  return [*(_lineage(_fields(fields['start']['run'])) if _made(fields) else ()), fields]
+  return [*(_lineage(_fields(fields['start']['run'])) if _inherits(fields) else ()), fields]
 
 
 def _id(item, overrides):

@@ -7,18 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import numpy as theirs
 
 from stmoe import errors
 from stmoe.answer import adapters
 from stmoe.answer import interactive
 from stmoe.checkpoints import checkpoint
 from stmoe.derive import compress
+from stmoe.derive import convert
 from stmoe.derive import finetune
 from stmoe.derive.adapter import loaded
 from stmoe.derive.adapter import saved
 from stmoe.runs import directory as rundir
 from stmoe.train import loop
 from stmoe.train import state as states
+from tests.interop import written
 from tests.train import tiny_run
 
 ONE = jax.devices()[:1]
@@ -40,7 +43,7 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def prepared(start, tmp_path_factory):
-  """The function (adapter, more overrides) -> (cfg, name) of a fine-tuning of `start` on pairs."""
+  """The function (adapter, more overrides, run) -> (cfg, name) of a fine-tuning of `start` on pairs."""
   path = tmp_path_factory.mktemp('jsonl') / 'even.jsonl'
   lines = [dict(inputs=f'is {i} even', targets='yes' if i % 2 == 0 else 'no') for i in range(40)]
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
@@ -49,9 +52,9 @@ def prepared(start, tmp_path_factory):
            'eval.every=2', 'train.log_every=2', 'train.stats_every=4',
            'eval.batches=1', 'checkpoint.every=2', 'eval.methods=']
 
-  def prepare(adapter, *more):
+  def prepare(adapter, *more, run=start):
     every = [f'--config.{text}' for text in (*texts, f'finetune.adapter={adapter}', *more)]
-    return finetune.prepare('finetune/jsonl', every, start)
+    return finetune.prepare('finetune/jsonl', every, run)
   return prepare
 
 
@@ -154,6 +157,61 @@ def test_experts_of_adapters_train_beside_dense_layers(adapter, start, prepared,
   else:
     saved.write(run, tmp_path / 'alone')
     comes_back(start, run, tmp_path / 'alone', tmp_path)
+
+
+@pytest.fixture(scope='module')
+def llama(tmp_path_factory):
+  """The run that a random model in Llama's files is read as: 4 heads on 2 of keys, 264 ids, no tokenizer."""
+  folder = tmp_path_factory.mktemp('llama')
+  hf = dict(architectures=['LlamaForCausalLM'], model_type='llama', vocab_size=264, hidden_size=24,
+            intermediate_size=20, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            hidden_act='silu', max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=False,
+            rope_theta=1e4, bos_token_id=1, eos_token_id=2)
+  theirs.save_file(written.tensors(hf), folder / 'model.safetensors', metadata=dict(format='pt'))
+  (folder / 'config.json').write_text(json.dumps(hf))
+  convert.read(folder, folder / 'run', say=lambda line: None)
+  return folder / 'run'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('adapter, prefix', [
+    ('mixlora:num_experts=3,rank=2', 'mixlora.layers.1.experts.2.gate_proj.'),
+    ('dynmole:num_experts=3,rank=2', None)])
+def test_experts_of_adapters_train_beside_an_imported_llama(adapter, prefix, llama, prepared, tmp_path):
+  """Nothing changes before the first update: B begins at 0. Of the base nothing changes ever."""
+  cfg, name = prepared(adapter, 'data.vocab=bytes', 'schedule.value=0.0', 'train.steps=1', run=llama)
+  assert finetune.finetune(llama, cfg, tmp_path / 'begun', name, devices=ONE, say=lambda line: None) == 0
+  np.testing.assert_allclose(logits(tmp_path / 'begun'), logits(llama), atol=1e-5)
+  cfg, name = prepared(adapter, 'data.vocab=bytes', run=llama)
+  run = tmp_path / 'run'
+  assert finetune.finetune(llama, cfg, run, name, devices=ONE, say=lambda line: None) == 0
+  (_, before), (_, after) = opened(llama), opened(run)
+  before, params = flat(before['params']), flat(after['params'])
+  assert all((before[name] == params[name]).all() for name in before) and set(params) > set(before)
+  assert np.abs(logits(run) - logits(llama)).max() > 1e-4
+  if prefix:                             # and in files by the names of the base's family
+    _, tensors = saved.write(run, tmp_path / 'alone')
+    assert any(name.startswith(prefix) for name in tensors)
+    comes_back(llama, run, tmp_path / 'alone', tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('adapter', [LORA, 'mixlora:num_experts=3,rank=2', 'dynmole:num_experts=3,rank=2'])
+def test_a_killed_run_goes_on_bit_for_bit(adapter, start, prepared, tmp_path):
+  cfg, name = prepared(adapter, 'train.steps=4')
+  tune = lambda run: finetune.finetune(start, cfg, run, name, devices=ONE, say=lambda line: None)
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  assert tune(whole) == 0
+  shutil.copytree(whole, killed)         # as it was when the step after its checkpoint had been logged
+  shutil.rmtree(killed / 'checkpoints' / '4')
+  (killed / 'DONE').unlink()
+  assert tune(killed) == 0
+  read = lambda run, part: json.loads((run / 'checkpoints' / '4' / part / 'metadata').read_text())
+  assert read(killed, 'meta')['arrays'] == read(whole, 'meta')['arrays']
+  assert read(killed, 'data') == read(whole, 'data')
+  lines = lambda run: [{name: value for name, value in json.loads(line).items() if name != 'time'}
+                       for line in (run / 'metrics.jsonl').read_text().splitlines()]
+  assert lines(killed) == lines(whole) and [line['step'] for line in lines(whole)] == [2, 4]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The sweeps of experiments/: every size can start, and their reports speak of runs that there are."""
 
 import functools
+import json
 import types
 
 import numpy as np
@@ -52,8 +53,7 @@ def made_up(name):
 def _applied(config, field, apply, text):
   """The value that `text` gives the field, as evals.jsonl has it."""
   apply(text)
-  value = plan.experiment.flatten(config)[field]
-  return list(value) if isinstance(value, tuple) else value
+  return json.loads(json.dumps(plan.experiment.flatten(config)[field]))
 
 
 @pytest.mark.parametrize('name', NAMES)

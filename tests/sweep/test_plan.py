@@ -164,6 +164,36 @@ def test_a_surgery_may_make_a_run_of_another_and_of_that(tmp_path):
       plan.load(write(tmp_path, changed))
 
 
+TUNED = """
+def runs():
+  dense = ('dense', 'upcycling/stdlib:method=dense', {'seed': 1})
+  yield dense
+  yield dict(name='tuned', experiment='finetune/jsonl', overrides={'train.steps': 3, 'data.jsonl': 'a.jsonl'},
+             start={'run': dense, 'command': 'finetune', 'flags': ['--step', '7']})
+"""
+
+
+def test_a_command_may_make_a_run_of_its_own_experiment_from_another(tmp_path):
+  path = write(tmp_path, TUNED)
+  dense, tuned = plan.load(path, workdir=tmp_path / 'runs').runs
+  assert (tuned.after, tuned.experiment, tuned.steps) == (dense.id, 'finetune/jsonl', 3)
+  make, train = work.commands(tuned)
+  assert make == ['finetune', str(dense.workdir), 'finetune/jsonl', '--workdir', str(tuned.workdir),
+                  '--config.data.jsonl=a.jsonl', '--config.train.steps=3', '--step', '7']
+  assert train == ['train', str(tuned.workdir)]
+  tuned.workdir.mkdir(parents=True)
+  of_start, _ = experiment.load('upcycling/stdlib:method=dense')     # its model is that of the start
+  (tuned.workdir / 'config.json').write_text(experiment.to_json(of_start))
+  assert plan.load(path, workdir=tmp_path / 'runs').runs[1] == tuned
+  other = write(tmp_path, TUNED.replace("'finetune',", "'other',"))
+  assert plan.load(other, workdir=tmp_path / 'runs').runs[1].id != tuned.id
+  for changed, said in (
+      (TUNED.replace("experiment='finetune/jsonl', ", ''), 'is neither'),
+      (TUNED.replace("'train.steps'", "'train.stps'"), 'config.train.stps does not exist; nearest')):
+    with pytest.raises(errors.UserError, match=said):
+      plan.load(write(tmp_path, changed))
+
+
 PREPARED = """def runs():
   yield dict(name='a', experiment='lm/stdlib:smoke,method=hash',
              prepare=[['tables', 'x', '-o', '{run}/t.npz']],

@@ -66,7 +66,7 @@ def opened(folder: str | pathlib.Path, base: str | pathlib.Path, to: str | None 
   folder, base = pathlib.Path(folder), pathlib.Path(base)
   config, listed = documents.read_json(folder / peft.CONFIG), tensors.tensors(folder)
   header = tensors.metadata(folder / peft.FILE)
-  family = to or records.imported(base).get('family')
+  family = to or records.family(base)
   cfg = rundir.opened(base, step)
   own = places.Places(cfg, family)
   _same_base(folder, header, own, base, config, step)

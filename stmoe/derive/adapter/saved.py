@@ -35,7 +35,7 @@ def write(run: str | pathlib.Path, target: str | pathlib.Path, to: str | None = 
   """
   run = pathlib.Path(run)
   cfg, reader = rundir.opened(run, step), exporting.reader_of(run, step)
-  found = places.Places(cfg, to or records.imported(run).get('family'))
+  found = places.Places(cfg, to or records.family(run))
   parts = found.parts()
   if not parts:
     raise errors.UserError(f'{run} has no adapter; nearest: stmoe convert without --adapter')
