@@ -48,6 +48,8 @@ def report(results):
         results, f'{start}_{method}_{share}', metric)
     found.append(verdict.exceeds(f'{start}: the full model better than half of it from scratch',
                                  of('full', share=1.0), of('scratch')))
+    found.append(verdict.exceeds(f'{start}: half of it by slimming better than a dense model of that size',
+                                 of('slim'), collect.values(results, f'dense_{HALF}', TUNED)))
     found += [verdict.exceeds(f'{start}: {claim}', of(better, metric), of(worse, metric))
               for claim, better, worse, metric in ORDERS]
     found.append(verdict.alike(f'{start}: EAQuant with 8 bits loses nothing, at once',
@@ -70,7 +72,7 @@ FAMILIES = {
     3: ('wanda', 'owl', 'stun_wanda'),
     4: ('mpoe', 'mc_smoe', 'mos'),
     5: ('ea_quant', 'd2moe'),
-    6: ('full', 'scratch', 'compressed_experts'),
+    6: ('full', 'scratch', 'dense', 'compressed_experts'),
 }
 MARKERS = 'osD^vPX'
 

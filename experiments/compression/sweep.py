@@ -64,12 +64,13 @@ OTHERS = {
     ('compressed_experts', 1.0): [(1, 'compressed_experts:keep=0.5')],
 }
 HALVES = ('compressed_experts',)         # of a token's experts: no method for a token with one
-SCRATCH = 0.5                            # share of the experts that a model from scratch has
+SCRATCH = 0.5                            # share of the experts that models from scratch have, or stand for
 
 
 def runs(size='small'):
-  """Yields the starts of every seed, all that is made of them, and smaller models from scratch."""
+  """Yields the starts of every seed, what is made of them, and smaller models from scratch, one dense."""
   for seed in sizes.seeds(size):
+    yield dense(size, f'dense_{SCRATCH}', seed)
     for name in STARTS:
       yield start(size, name, name, seed)
       yield start(size, name, f'{name}_scratch_{SCRATCH}', seed, int(EXPERTS * SCRATCH))
@@ -84,23 +85,33 @@ def cells(name):
 
 
 def share(called, name, method):
-  """Returns what a run `called` so leaves, if it is of this start and method; else None.
+  """Returns what a run `called` so leaves, if it is of this method, and of this start or of none; else None.
 
   >>> share('top2_slim_0.5', 'top2', 'slim'), share('top2_slim_twice_0.5', 'top2', 'slim')
   (0.5, None)
   """
   begin, _, number = called.rpartition('_')
-  return float(number) if begin == f'{name}_{method}' else None
+  return float(number) if begin in (f'{name}_{method}', method) else None
 
 
 def start(size, name, called, seed, experts=EXPERTS):
   """Returns (name, experiment, overrides) of a model from scratch; one of fewer experts is tuned as well."""
   method, router = STARTS[name]
-  usual = (TINY if size != 'large' else {}) | (sizes.SMOKE if size == 'smoke' else sizes.WHOLE)
   steps = STEPS[size][0] + (STEPS[size][1] if experts < EXPERTS else 0)
-  return called, f'lm/stdlib:method={method}', SPARSE | usual | router | {
+  return called, f'lm/stdlib:method={method}', SPARSE | usual(size) | router | {
       'blocks.m.experts.d_ff': WIDTH[size], 'blocks.m.router.num_experts': experts, 'train.steps': steps,
       'seed': seed}
+
+
+def dense(size, called, seed):
+  """Returns (name, experiment, overrides) of a dense model with as many parameters as half of the experts."""
+  return called, 'lm/stdlib:method=dense', {'model.layers': SPARSE['model.layers']} | usual(size) | {
+      'blocks.m.d_ff': int(WIDTH[size] * EXPERTS * SCRATCH), 'train.steps': sum(STEPS[size]), 'seed': seed}
+
+
+def usual(size):
+  """Returns the overrides of all models from scratch."""
+  return (TINY if size != 'large' else {}) | (sizes.SMOKE if size == 'smoke' else sizes.WHOLE)
 
 
 def made(size, name, method, share, stages, seed):
