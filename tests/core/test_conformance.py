@@ -96,6 +96,7 @@ def test_virtual_experts_never_reach_a_matmul(executor):
   of_executor.virtual_experts_never_reach_a_matmul(executor)
 
 
+@pytest.mark.slow
 def test_blocks_of_the_shipped_sizes(shipped_sizes):
   size = 800                     # 690 + 1 + 0 + 109: several blocks of an expert, one, none
   expert = np.repeat([0, 1, 3], [690, 1, 109])
