@@ -150,6 +150,7 @@ def test_trackio(tmp_path, monkeypatch, moment, mode):
   assert later == name
   assert [(row['step'], row['loss/ce']) for row in rows if 'loss/ce' in row] == CURVE
   assert [(row['step'], row['load/sparse0/0']) for row in rows if 'load/sparse0/0' in row] == LOADS
+  assert [row['seconds'] for row in rows if 'seconds' in row] == [step for step, _ in CURVE]
 
 
 @real('wandb')

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 PACKAGE = 'trackio'
+OWN = dict(time='seconds')                # names that Trackio has a use of its own for
 
 
 class Trackio:
@@ -26,7 +27,8 @@ class Trackio:
     self.holds = self._run._next_step - 1          # what `resume` found in the store, or at the server
 
   def write(self, step: int, values: dict, loads: dict) -> None:
-    """Logs a line with the share of every expert of every layer."""
+    """Logs a line with the share of every expert of every layer; `time` is called `seconds`."""
+    values = {OWN.get(name, name): value for name, value in values.items()}
     self._run.log(values | {f'load/{layer}/{expert}': float(share) for layer, shares in loads.items()
                             for expert, share in enumerate(shares)}, step=step)
 
