@@ -1,11 +1,13 @@
 """The table of README.md from results.csv: bits per byte at once and after tuning, size, cost of calibration.
 
-  python -m stmoe.experiments.compression.table
+  python -m stmoe.experiments.compression.table              every share
+  python -m stmoe.experiments.compression.table 0.5 1.0      the shares named
 """
 
 import csv
 import pathlib
 import statistics
+import sys
 
 from stmoe.experiments.compression import report
 from stmoe.experiments.compression import sweep
@@ -19,8 +21,10 @@ def rows(file=FILE):
     return list(csv.DictReader(stream))
 
 
-def lines(found):
+def lines(found, shares=()):
   """Yields the lines of a Markdown table: methods by share and start, means over seeds and their spread.
+
+  shares: those shown; () = all.
 
   Tuned scores without a share, of `report.FILLED`, stand in brackets.
   """
@@ -29,7 +33,7 @@ def lines(found):
   names = {name for row in found if not (name := row['name']).endswith(('stage1', *sweep.STARTS))}
   methods = [method for family in report.FAMILIES.values() for method in family]
   cells = [(share, start, method, name) for name in names for start in sweep.STARTS for method in methods
-           if (share := sweep.share(name, start, method)) is not None]
+           if (share := sweep.share(name, start, method)) is not None and (not shares or share in shares)]
   order = lambda cell: (-cell[0], list(sweep.STARTS).index(cell[1]), _tuned(found, cell[3]))
   for share, start, method, name in sorted(cells, key=order):
     mine = [row for row in found if row['name'] == name]
@@ -62,4 +66,4 @@ def _whole(found, column):
 
 
 if __name__ == '__main__':
-  print('\n'.join(lines(rows())))
+  print('\n'.join(lines(rows(), [float(word) for word in sys.argv[1:]])))
