@@ -1,55 +1,44 @@
-"""Decoders written out in numpy, float64, token by token: what imported models must compute.
+"""Decoders of Llama's form, DeepSeekMoE, OLMoE and FlexOlmo in numpy, token by token.
 
 Names of tensors and the equations are those of Llama (arXiv:2302.13971), DeepSeekMoE (arXiv:2401.06066),
-OLMoE (arXiv:2409.02060) and FlexOlmo (arXiv:2507.07024).
+OLMoE (arXiv:2409.02060) and FlexOlmo (arXiv:2507.07024). The pieces are in `sublayers.py`.
 """
-
-import math
 
 import numpy as np
 
+from tests.interop import sublayers
 
-def tensors(hf, seed=0):
-  """Returns dict name -> f32 tensor of a random model of a config.json, linear weights [out, in]."""
-  rng, made = np.random.default_rng(seed), {}
-  d, heads = hf['hidden_size'], hf['num_attention_heads']
-  p = hf.get('head_dim') or d // heads
-  kv = hf.get('num_key_value_heads') or heads
 
-  def linear(name, rows, columns, biased=False):
-    made[f'{name}.weight'] = rng.normal(0, 1.5 * columns ** -0.5, (rows, columns)).astype(np.float32)
-    if biased:
-      made[f'{name}.bias'] = rng.normal(0, 0.3, rows).astype(np.float32)
-
-  def norm(name, width=d):
-    made[f'{name}.weight'] = rng.uniform(0.5, 1.5, width).astype(np.float32)
-
-  def mlp(name, width):
-    for part, rows, columns in (('gate', width, d), ('up', width, d), ('down', d, width)):
-      linear(f'{name}.{part}_proj', rows, columns, hf.get('mlp_bias', False))
-
-  linear('model.embed_tokens', hf['vocab_size'], d)
+def shapes(hf):
+  """Returns dict name -> shape of the tensors of a config.json."""
+  d, wanted = hf['hidden_size'], {}
+  gated = lambda name, units: sublayers.gated_shapes(name, d, units, biased=hf.get('mlp_bias', False))
+  wanted |= sublayers.linear_shapes('model.embed_tokens', hf['vocab_size'], d)
   for i in range(hf['num_hidden_layers']):
     layer = f'model.layers.{i}.'
-    for part, rows, columns in (('q', heads * p, d), ('k', kv * p, d), ('v', kv * p, d), ('o', d, heads * p)):
-      linear(f'{layer}self_attn.{part}_proj', rows, columns, hf.get('attention_bias', False))
-    for name in norms(hf):
-      norm(layer + name)
+    attention = sublayers.attention_shapes(
+        hf, layer + 'self_attn.', biased='qkvo' if hf.get('attention_bias') else '')
+    wanted |= attention | {f'{layer}{name}.weight': (d,) for name in norms(hf)}
     if 'olmo' in hf['model_type']:
-      norm(layer + 'self_attn.q_norm', heads * p)
-      norm(layer + 'self_attn.k_norm', kv * p)
+      wanted |= {f'{layer}self_attn.{m}_norm.weight': attention[f'{layer}self_attn.{m}_proj.weight'][:1]
+                 for m in 'qk'}
     if not sparse(hf, i):
-      mlp(layer + 'mlp', hf['intermediate_size'])
+      wanted |= gated(layer + 'mlp.', hf['intermediate_size'])
       continue
-    linear(layer + 'mlp.gate', experts(hf), d)
+    wanted |= sublayers.linear_shapes(layer + 'mlp.gate', experts(hf), d)
     for e in range(experts(hf)):
-      mlp(f'{layer}mlp.experts.{e}', hf.get('moe_intermediate_size') or hf['intermediate_size'])
+      wanted |= gated(f'{layer}mlp.experts.{e}.', hf.get('moe_intermediate_size') or hf['intermediate_size'])
     if hf.get('n_shared_experts'):
-      mlp(layer + 'mlp.shared_experts', hf['n_shared_experts'] * hf['moe_intermediate_size'])
-  norm('model.norm')
+      wanted |= gated(layer + 'mlp.shared_experts.', hf['n_shared_experts'] * hf['moe_intermediate_size'])
+  wanted['model.norm.weight'] = d,
   if not hf['tie_word_embeddings']:
-    linear('lm_head', hf['vocab_size'], d)
-  return made
+    wanted |= sublayers.linear_shapes('lm_head', hf['vocab_size'], d)
+  return wanted
+
+
+def tensors(hf, seed=0):
+  """Returns dict name -> f32 tensor of a random model of a config.json."""
+  return sublayers.drawn(shapes(hf), lambda rng, name, shape: rng.normal(0, 0.3, shape), seed)
 
 
 def norms(hf):
@@ -73,72 +62,41 @@ def sparse(hf, i):
 
 def logits(hf, made, ids, rates, size=1.0):
   """Returns f64[B,T,V] of ids [B,T]; angles are positions times `rates` [P/2], cos and sin times `size`."""
-  t = {name: np.asarray(x, np.float64) for name, x in made.items()}
-  head = t.get('lm_head.weight', t['model.embed_tokens.weight'])
-  return np.stack([_states(hf, t, row, rates, size) @ head.T for row in np.asarray(ids)])
+  return sublayers.logits(made, ids, lambda t, row: _states(hf, t, row, rates, size))
 
 
 def _states(hf, t, ids, rates, size):
   x = t['model.embed_tokens.weight'][ids]                            # [T, D]
+  norm = lambda name, x: sublayers.norm(t, name, x, hf['rms_norm_eps'])
   for i in range(hf['num_hidden_layers']):
     layer = f'model.layers.{i}.'
     attend = lambda x, layer=layer: _attention(hf, t, layer + 'self_attn.', x, rates, size)
     feed = lambda x, layer=layer, i=i: (
-        _experts(hf, t, layer + 'mlp.', x) if sparse(hf, i) else _mlp(t, layer + 'mlp.', x))
+        _experts(hf, t, layer + 'mlp.', x) if sparse(hf, i) else sublayers.gated(t, layer + 'mlp.', x))
     for sub_layer, name in zip((attend, feed), norms(hf)):
       if hf['model_type'] == 'flex_olmo':
-        x = x + _norm(hf, t, layer + name, sub_layer(x))
+        x = x + norm(layer + name, sub_layer(x))
       else:
-        x = x + sub_layer(_norm(hf, t, layer + name, x))
-  return _norm(hf, t, 'model.norm', x)
-
-
-def _norm(hf, t, name, x):
-  return x / np.sqrt((x * x).mean(-1, keepdims=True) + hf['rms_norm_eps']) * t[f'{name}.weight']
-
-
-def _linear(t, name, x):
-  return x @ t[f'{name}.weight'].T + t.get(f'{name}.bias', 0)
-
-
-def _mlp(t, name, x):
-  gate = _linear(t, name + 'gate_proj', x)
-  return _linear(t, name + 'down_proj', gate / (1 + np.exp(-gate)) * _linear(t, name + 'up_proj', x))
+        x = x + sub_layer(norm(layer + name, x))
+  return norm('model.norm', x)
 
 
 def _experts(hf, t, name, x):
-  y = _mlp(t, name + 'shared_experts.', x) if hf.get('n_shared_experts') else 0 * x
-  for s, token in enumerate(x):
-    scores = np.exp(_linear(t, name + 'gate', token))
-    scores = scores / scores.sum()
+  y = []
+  for token in x:
+    scores = sublayers.softmax(sublayers.linear(t, name + 'gate', token))            # [E]
     chosen = np.argsort(-scores)[:hf['num_experts_per_tok']]
     gates = scores[chosen] / (scores[chosen].sum() if hf['norm_topk_prob'] and len(chosen) > 1 else 1)
-    for e, gate in zip(chosen, gates):
-      y[s] = y[s] + gate * _mlp(t, f'{name}experts.{e}.', token)
-  return y
+    y.append(sublayers.mixed(t, name, token, zip(chosen, gates)))
+  y = np.stack(y)                                                    # [T, D]
+  return y + (sublayers.gated(t, name + 'shared_experts.', x) if hf.get('n_shared_experts') else 0)
 
 
 def _attention(hf, t, name, x, rates, size):
-  heads = hf['num_attention_heads']
-  kv = hf.get('num_key_value_heads') or heads
-  q, k, v = (_linear(t, f'{name}{m}_proj', x) for m in 'qkv')
-  if f'{name}q_norm.weight' in t:
-    q, k = _norm(hf, t, name + 'q_norm', q), _norm(hf, t, name + 'k_norm', k)
-  q, k, v = (y.reshape(len(x), -1, 2 * len(rates)) for y in (q, k, v))
-  q, k = _turned(q, rates, size), _turned(k, rates, size)
-  window = hf.get('sliding_window') or len(x)
-  out = np.zeros_like(q)
-  for h in range(heads):
-    for at in range(len(x)):
-      first = max(0, at - window + 1)
-      score = k[first:at + 1, h * kv // heads] @ q[at, h] / math.sqrt(q.shape[-1])
-      weight = np.exp(score - score.max())
-      out[at, h] = weight / weight.sum() @ v[first:at + 1, h * kv // heads]
-  return _linear(t, name + 'o_proj', out.reshape(len(x), -1))
-
-
-def _turned(x, rates, size):
-  angle = np.arange(len(x))[:, None, None] * rates                   # [T, 1, P/2]
-  a, b = np.split(x, 2, axis=-1)
-  cos, sin = size * np.cos(angle), size * np.sin(angle)
-  return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  q, k, v = (sublayers.linear(t, f'{name}{m}_proj', x) for m in 'qkv')
+  if f'{name}q_norm.weight' in t:                                    # over all heads together
+    q, k = (sublayers.norm(t, f'{name}{m}_norm', y, hf['rms_norm_eps']) for m, y in (('q', q), ('k', k)))
+  q, k, v = (y.reshape(len(x), -1, 2 * len(rates)) for y in (q, k, v))               # [T, H, P]
+  q, k = (sublayers.turned(y, rates, size) for y in (q, k))
+  out = sublayers.attended(q, k, v, q.shape[-1] ** -0.5, hf.get('sliding_window'))   # [T, H*P]
+  return sublayers.linear(t, name + 'o_proj', out)
