@@ -1,20 +1,65 @@
-"""Imported run directories, opened and run."""
+"""Imported run directories, written, opened, run and exported."""
+
+import json
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import numpy as theirs
 
 from stmoe import lookup
 from stmoe import router_state
 from stmoe.analysis.routing import choices as routing
 from stmoe.checkpoints import checkpoint
+from stmoe.derive import convert
 from stmoe.interop import fields
 from stmoe.interop import rules
+from stmoe.interop import tensors as files
 from stmoe.runs import directory as rundir
 from stmoe.train import state as states
 
 GREEDY = 10                              # ids of the recorded cases
+
+
+def save(folder, hf, tensors):
+  """Writes the checkpoint folder of a config.json and `tensors`, dict name -> array."""
+  folder.mkdir()
+  theirs.save_file(tensors, folder / 'model.safetensors', metadata=dict(format='pt'))
+  (folder / 'config.json').write_text(json.dumps(hf))
+
+
+def assert_equal(a, b):
+  """Two checkpoint folders have the same tensors, byte by byte."""
+  a, b = files.tensors(a), files.tensors(b)
+  assert sorted(a) == sorted(b) and all(files.equal(a[name], tensor) for name, tensor in b.items())
+
+
+def assert_comes_back(path, model_type):
+  """`path`/run is exported as `path`/in was, and also where nothing of the import is remembered."""
+  convert.write(path / 'run', path / 'out')
+  assert (path / 'out' / 'config.json').read_bytes() == (path / 'in' / 'config.json').read_bytes()
+  (path / 'run' / 'imported.json').unlink()
+  convert.write(path / 'run', path / 'described', to=model_type)
+  for name in ('out', 'described'):
+    assert_equal(path / name, path / 'in')
+
+
+def assert_goes_on(model, prompt, logits):
+  """With caches, `model` adds to `prompt` i32[B,T] the ids with the largest of logits(ids) [B,T,V]."""
+  said = np.asarray(cached(model, row('decoder', prompt)))           # [B, GREEDY]
+  wanted = logits(np.concatenate([prompt, said], axis=1))[:, prompt.shape[1] - 1:-1].argmax(-1)
+  np.testing.assert_array_equal(said, wanted)
+
+
+def ids(rows, length):
+  """Returns random i32[rows,length] of the 40 that tiny models have, special ones left out."""
+  return np.random.default_rng(7).integers(3, 40, (rows, length)).astype(np.int32)
+
+
+def logits(model, ids):
+  """Returns f32[B,T,V] of ids i32[B,T] without padding."""
+  return np.asarray(jax.jit(lambda model, inputs: model(inputs)[0])(model, row('decoder', ids)))
 
 
 def load(path):

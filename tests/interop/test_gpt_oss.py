@@ -3,11 +3,9 @@
 import json
 import math
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors import numpy as theirs
 
 from stmoe import errors
 from stmoe.derive import convert
@@ -151,18 +149,14 @@ def turned(hf, x):
   return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def ids(rows=2, length=20):
-  return np.random.default_rng(7).integers(3, 40, (rows, length)).astype(np.int32)
-
-
 @pytest.mark.parametrize('name', [
     pytest.param(name, marks=[pytest.mark.slow] * (name != 'released')) for name in CASES])
 def test_logits(name):
   """Within 1e-5 of numbers of unit order."""
   hf = config(name)
-  made = tensors(hf)
-  found = np.asarray(jax.jit(lambda m, b: m(b)[0])(runs.filled(hf, made), runs.row('decoder', ids())))
-  wanted = logits(hf, made, ids())
+  made, ids = tensors(hf), runs.ids(2, 20)
+  found = runs.logits(runs.filled(hf, made), ids)
+  wanted = logits(hf, made, ids)
   assert 0.5 < wanted.std() < 5
   np.testing.assert_allclose(found, wanted, atol=2e-5, rtol=1e-5)
 
@@ -221,20 +215,13 @@ def quantised(folder, hf):
     table = np.array([0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6], np.float32)
     pairs = np.stack([table[blocks & 15], table[blocks >> 4]], -1) * 2.0 ** (scales[..., None, None] - 127.0)
     want[name] = pairs.reshape(len(x), x.shape[2], x.shape[1]).swapaxes(1, 2).astype(np.float32)
-  folder.mkdir()
-  theirs.save_file(stored, folder / 'model.safetensors', metadata=dict(format='pt'))
   section = dict(quant_method='mxfp4', modules_to_not_convert=['model.layers.*.self_attn', 'lm_head'])
-  (folder / 'config.json').write_text(json.dumps(hf | dict(quantization_config=section)))
+  runs.save(folder, hf | dict(quantization_config=section), stored)
   return want
 
 
 def said(folder):
   return json.loads((folder / 'config.json').read_text())
-
-
-def assert_equal(a, b):
-  a, b = files.tensors(a), files.tensors(b)
-  assert sorted(a) == sorted(b) and all(files.equal(a[name], tensor) for name, tensor in b.items())
 
 
 @pytest.mark.parametrize('block', [pytest.param(1 << 25, marks=pytest.mark.slow), 4 * 32 * 32])
@@ -246,7 +233,7 @@ def test_mxfp4_comes_back_as_it_was_and_goes_on_as_something_else(tmp_path, monk
   want = quantised(at('in'), hf)
   convert.read(at('in'), at('run'))
   convert.write(at('run'), at('out'))
-  assert_equal(at('out'), at('in'))
+  runs.assert_equal(at('out'), at('in'))
   assert (at('out') / 'config.json').read_bytes() == (at('in') / 'config.json').read_bytes()
   convert.write(at('run'), at('half'), dtype='BF16')
   made = files.tensors(at('half'))
@@ -258,7 +245,7 @@ def test_mxfp4_comes_back_as_it_was_and_goes_on_as_something_else(tmp_path, monk
   assert said(at('packed'))['quantization_config']['quant_method'] == 'mxfp4'
   convert.read(at('packed'), at('last'))                             # other scales, the same numbers
   convert.write(at('last'), at('unpacked'), dtype='BF16')
-  assert_equal(at('unpacked'), at('half'))
+  runs.assert_equal(at('unpacked'), at('half'))
   first, other = files.tensors(at('in')), files.tensors(at('packed'))
   assert not all(files.equal(first[name], other[name]) for name in first)
 
@@ -269,20 +256,16 @@ def test_a_packed_model_computes_as_its_numbers_do(tmp_path):
   convert.read(tmp_path / 'in', tmp_path / 'run')
   cfg, model = runs.load(tmp_path / 'run')
   assert cfg.model.param_dtype == 'bfloat16'
-  found = jax.jit(lambda m, b: m(b)[0])(model, runs.row('decoder', ids(1)))
-  wanted = logits(RELEASED, want, ids(1))
+  ids = runs.ids(1, 20)
+  found = runs.logits(model, ids)
+  wanted = logits(RELEASED, want, ids)
   np.testing.assert_allclose(found, wanted, atol=2e-5 * wanted.std(), rtol=1e-5)
-  prompt = ids(1)[:, :6]
-  cached = np.asarray(runs.cached(model, runs.row('decoder', prompt)))
-  whole = np.concatenate([prompt, cached], axis=1)
-  assert cached[0].tolist() == logits(RELEASED, want, whole)[0, 5:-1].argmax(-1).tolist()
+  runs.assert_goes_on(model, ids[:, :6], lambda ids: logits(RELEASED, want, ids))
 
 
 def test_what_mxfp4_cannot_hold(tmp_path):
   hf = RELEASED | dict(hidden_size=24, num_hidden_layers=1)
-  (tmp_path / 'in').mkdir()
-  theirs.save_file(tensors(hf), tmp_path / 'in' / 'model.safetensors', metadata=dict(format='pt'))
-  (tmp_path / 'in' / 'config.json').write_text(json.dumps(hf))
+  runs.save(tmp_path / 'in', hf, tensors(hf))
   convert.read(tmp_path / 'in', tmp_path / 'run')
   with pytest.raises(errors.UserError, match=r'gate_up_proj is \[5, 24, 64\].*blocks of 32 of its 24 rows'):
     convert.write(tmp_path / 'run', tmp_path / 'out', dtype='MXFP4')

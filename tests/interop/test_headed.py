@@ -1,11 +1,7 @@
 """Qwen3-MoE, GLM-4.5 and dots.llm1 with all options against decoders written out in numpy (`headed.py`)."""
 
-import json
-
-import jax
 import numpy as np
 import pytest
-from safetensors import numpy as theirs
 
 from stmoe import errors
 from stmoe.derive import convert
@@ -83,10 +79,6 @@ ONE = ('qwen, every second layer, one left out, gates as they are, biases, tied'
        'glm, three dense layers, groups, scaled, norms, biases', 'dots, windows by layer, biases, groups')
 
 
-def ids(rows=2, length=9):
-  return np.random.default_rng(7).integers(3, 40, (rows, length)).astype(np.int32)
-
-
 def case(name):
   """(config.json, Facts, tensors) of a case."""
   hf, known = CASES[name]
@@ -98,9 +90,9 @@ def case(name):
                                   for name in CASES])
 def test_logits(name):
   hf, known, made = case(name)
-  model = runs.filled(hf, made)
-  found = np.asarray(jax.jit(lambda m, b: m(b)[0])(model, runs.row('decoder', ids())))
-  wanted = headed.logits(hf, known, made, ids())
+  ids = runs.ids(2, 9)
+  found = runs.logits(runs.filled(hf, made), ids)
+  wanted = headed.logits(hf, known, made, ids)
   assert 0.2 < wanted.std() < 10
   np.testing.assert_allclose(found, wanted, atol=2e-5 * wanted.std(), rtol=2e-5)
 
@@ -121,21 +113,15 @@ def test_a_description_is_the_same_model(name):
 def test_checkpoints_go_in_and_out(name, tmp_path):
   """Scanned, decoded with caches; the tensors of a module for later tokens are told and left out."""
   hf, known, made = case(name)
-  (tmp_path / 'in').mkdir()
   more = {f'model.layers.{hf["num_hidden_layers"]}.eh_proj.weight': np.ones((2, 3), np.float32)}
   more = more if hf['model_type'] == 'glm4_moe' else {}
-  theirs.save_file(made | more, tmp_path / 'in' / 'model.safetensors', metadata=dict(format='pt'))
-  (tmp_path / 'in' / 'config.json').write_text(json.dumps(hf))
+  runs.save(tmp_path / 'in', hf, made | more)
   told = []
   convert.read(tmp_path / 'in', tmp_path / 'run', say=told.append)
   lost = [line for line in told if 'not read, and not in an export' in line]
   assert lost == [f'not read, and not in an export: 1 tensors ({name})' for name in more]
   _, model = runs.load(tmp_path / 'run')
-  prompt = ids(1, 5)
-  said = np.asarray(runs.cached(model, runs.row('decoder', prompt)))
-  text = np.concatenate([prompt, said], axis=1)
-  wanted = headed.logits(hf, known, made, text)[:, 4:-1].argmax(-1)
-  np.testing.assert_array_equal(said, wanted)
+  runs.assert_goes_on(model, runs.ids(1, 5), lambda ids: headed.logits(hf, known, made, ids))
   convert.write(tmp_path / 'run', tmp_path / 'out')
   assert (tmp_path / 'out' / 'config.json').read_bytes() == (tmp_path / 'in' / 'config.json').read_bytes()
   old, new = files.tensors(tmp_path / 'in'), files.tensors(tmp_path / 'out')

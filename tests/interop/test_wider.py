@@ -1,17 +1,13 @@
 """Phi-3.5-MoE, ERNIE 4.5 and Granite with all options against decoders written out in numpy (`wider.py`)."""
 
-import json
 import math
 
-import jax
 import numpy as np
 import pytest
-from safetensors import numpy as theirs
 
 from stmoe import errors
 from stmoe.derive import convert
 from stmoe.interop import fields
-from stmoe.interop import tensors as files
 from tests.interop import runs
 from tests.interop import wider
 
@@ -81,18 +77,14 @@ CASES = {
 USUAL = ('phi, long texts', 'ernie, every second from the second on, biases, tied', 'granite, shared')
 
 
-def ids(rows=2):
-  return np.random.default_rng(7).integers(3, 40, (rows, LENGTH)).astype(np.int32)
-
-
 @pytest.mark.parametrize('name', [
     name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
 def test_logits(name):
   """Within 1e-5 of numbers of unit order."""
   hf, rates, size = CASES[name]
-  found = np.asarray(jax.jit(lambda m, b: m(b)[0])(
-      runs.filled(hf, wider.tensors(hf)), runs.row('decoder', ids())))
-  wanted = wider.logits(hf, wider.tensors(hf), ids(), rates, size)
+  made, ids = wider.tensors(hf), runs.ids(2, LENGTH)
+  found = runs.logits(runs.filled(hf, made), ids)
+  wanted = wider.logits(hf, made, ids, rates, size)
   assert 0.2 < wanted.std() < 10
   np.testing.assert_allclose(found, wanted, atol=1e-5 * wanted.std(), rtol=2e-5)
 
@@ -103,23 +95,11 @@ def test_in_and_out(name, tmp_path):
   """Decoding with caches, the same bytes, and the same model where nothing of the import is remembered."""
   hf, rates, size = CASES[name]
   made = wider.tensors(hf)
-  (tmp_path / 'in').mkdir()
-  theirs.save_file(made, tmp_path / 'in' / 'model.safetensors', metadata=dict(format='pt'))
-  (tmp_path / 'in' / 'config.json').write_text(json.dumps(hf))
+  runs.save(tmp_path / 'in', hf, made)
   convert.read(tmp_path / 'in', tmp_path / 'run')
-  prompt = ids(1)[:, :6]
-  said = np.asarray(runs.cached(runs.load(tmp_path / 'run')[1], runs.row('decoder', prompt)))
-  for number in range(said.shape[1]):
-    text = np.concatenate([prompt, said[:, :number]], axis=1)
-    assert said[0, number] == wider.logits(hf, made, text, rates, size)[0, -1].argmax()
-  convert.write(tmp_path / 'run', tmp_path / 'out')
-  assert (tmp_path / 'out' / 'config.json').read_bytes() == (tmp_path / 'in' / 'config.json').read_bytes()
-  (tmp_path / 'run' / 'imported.json').unlink()
-  convert.write(tmp_path / 'run', tmp_path / 'described', to=hf['model_type'])
-  old = files.tensors(tmp_path / 'in')
-  for folder in ('out', 'described'):
-    new = files.tensors(tmp_path / folder)
-    assert sorted(new) == sorted(old) and all(files.equal(new[key], t) for key, t in old.items())
+  _, model = runs.load(tmp_path / 'run')
+  runs.assert_goes_on(model, runs.ids(1, 6), lambda ids: wider.logits(hf, made, ids, rates, size))
+  runs.assert_comes_back(tmp_path, hf['model_type'])
 
 
 def test_contests_are_decided_in_both_ways():

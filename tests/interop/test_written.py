@@ -1,16 +1,12 @@
 """Llama's form, DeepSeekMoE, OLMoE and FlexOlmo, all options, against decoders in numpy (`written.py`)."""
 
-import json
 import math
 
-import jax
 import numpy as np
 import pytest
-from safetensors import numpy as theirs
 
 from stmoe.derive import convert
 from stmoe.interop import fields
-from stmoe.interop import tensors as files
 from tests.interop import runs
 from tests.interop import written
 
@@ -96,27 +92,13 @@ CASES = {
 }
 
 
-def save(folder, hf):
-  """Writes a random checkpoint of a config.json; returns its tensors."""
-  made = written.tensors(hf)
-  folder.mkdir()
-  theirs.save_file(made, folder / 'model.safetensors', metadata=dict(format='pt'))
-  (folder / 'config.json').write_text(json.dumps(hf))
-  return made
-
-
-def ids(rows=2):
-  return np.random.default_rng(7).integers(3, 40, (rows, LENGTH)).astype(np.int32)
-
-
 @pytest.mark.parametrize('name', CASES)
-def test_logits(name, tmp_path):
+def test_logits(name):
   """Within 1e-5 of numbers of unit order: positions are the same, not nearly the same."""
   hf, rates, size = CASES[name]
-  made = runs.filled(hf, written.tensors(hf))
-  batch = runs.row('decoder', ids())
-  found = np.asarray(jax.jit(lambda m, b: m(b)[0])(made, batch))
-  wanted = written.logits(hf, written.tensors(hf), ids(), rates, size)
+  made, ids = written.tensors(hf), runs.ids(2, LENGTH)
+  found = runs.logits(runs.filled(hf, made), ids)
+  wanted = written.logits(hf, made, ids, rates, size)
   assert 0.5 < wanted.std() < 5
   np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=1e-5)
 
@@ -124,22 +106,12 @@ def test_logits(name, tmp_path):
 def test_a_dense_checkpoint_goes_in_and_out(tmp_path):
   """Logits, decoding with caches, bytes; and an export without the import's memory is the same model."""
   hf, rates, _ = CASES['biases, wide heads, tied']
-  made = save(tmp_path / 'in', hf)
+  made = written.tensors(hf)
+  runs.save(tmp_path / 'in', hf, made)
   convert.read(tmp_path / 'in', tmp_path / 'run')
   _, model = runs.load(tmp_path / 'run')
-  prompt = ids(1)[:, :6]
-  said = np.asarray(runs.cached(model, runs.row('decoder', prompt)))
-  for number in range(said.shape[1]):
-    text = np.concatenate([prompt, said[:, :number]], axis=1)
-    assert said[0, number] == written.logits(hf, made, text, rates)[0, -1].argmax()
-  convert.write(tmp_path / 'run', tmp_path / 'out')
-  assert (tmp_path / 'out' / 'config.json').read_bytes() == (tmp_path / 'in' / 'config.json').read_bytes()
-  (tmp_path / 'run' / 'imported.json').unlink()
-  convert.write(tmp_path / 'run', tmp_path / 'described', to=hf['model_type'])
-  old = files.tensors(tmp_path / 'in')
-  for folder in ('out', 'described'):
-    new = files.tensors(tmp_path / folder)
-    assert sorted(new) == sorted(old) and all(files.equal(new[key], t) for key, t in old.items())
+  runs.assert_goes_on(model, runs.ids(1, 6), lambda ids: written.logits(hf, made, ids, rates))
+  runs.assert_comes_back(tmp_path, hf['model_type'])
 
 
 @pytest.mark.parametrize('name', [name for name in CASES if 'rope_scaling' not in CASES[name][0]
