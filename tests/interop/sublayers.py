@@ -1,8 +1,8 @@
 """Sub-layers of Llama's form (arXiv:2302.13971) in numpy, float64: the pieces of written decoders.
 
 `t` is a dict of f64 tensors under their published names; linear weights are [out, in]. `written.py`,
-`headed.py` and `wider.py` make decoders of the pieces: what imported models must compute. So nothing of the
-package is called here.
+`headed.py`, `wider.py` and `test_gpt_oss.py` make decoders of the pieces: what imported models must compute.
+So nothing of the package is called here.
 """
 
 import numpy as np
@@ -110,12 +110,18 @@ def turned(x, rates, size=1.0, neighbours=False):
   return y
 
 
-def attended(q, k, v, scale, window=None):
-  """Returns f64[T,H*P] of q [T,H,P], k and v [T,K,P]; each token sees `window` tokens, itself the last."""
+def attended(q, k, v, scale, window=None, sinks=None):
+  """Returns f64[T,H*P] of q [T,H,P], k and v [T,K,P].
+
+  A token sees `window` tokens, itself the last; None: all that are before. `sinks` [H] are scores beside the
+  scores of keys, and their values are 0 (gpt-oss, arXiv:2508.10925).
+  """
   out, heads = np.zeros_like(q), q.shape[1]
+  sinks = np.full(heads, -np.inf) if sinks is None else sinks
   for h in range(heads):
     own = h * k.shape[1] // heads                      # K heads of keys, each of H / K heads of queries
     for at in range(len(q)):
       seen = slice(max(0, at + 1 - (window or len(q))), at + 1)
-      out[at, h] = softmax(k[seen, own] @ q[at, h] * scale) @ v[seen, own]           # [P]
+      scores = np.append(k[seen, own] @ q[at, h] * scale, sinks[h])                  # [seen + 1]
+      out[at, h] = softmax(scores)[:-1] @ v[seen, own]                               # [P]
   return out.reshape(len(q), -1)                                                     # [T, H*P]

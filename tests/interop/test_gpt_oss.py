@@ -16,6 +16,7 @@ from stmoe.interop import tensors as files
 from stmoe.interop.families import mixtral
 from stmoe.interop.packings import mxfp4
 from tests.interop import runs
+from tests.interop import sublayers
 
 # As released, in transformers 4's spelling.
 RELEASED = dict(
@@ -46,68 +47,52 @@ def config(name):
       'head_dim', 'num_key_value_heads', 'sliding_window')}
 
 
-def tensors(hf, seed=0):
+def tensors(hf):
   """Dict name -> f32 tensor of a random model of a config.json."""
-  rng, made = np.random.default_rng(seed), {}
-  d, heads, f = hf['hidden_size'], hf['num_attention_heads'], hf['intermediate_size']
-  p, kv = hf['head_dim'] or d // heads, hf['num_key_value_heads'] or heads
-  experts = hf.get('num_local_experts') or hf['num_experts']
-  normal = lambda scale, *shape: rng.normal(0, scale, shape).astype(np.float32)
-
-  def linear(name, rows, columns, biased):
-    made[f'{name}.weight'] = normal(1.5 * columns ** -0.5, rows, columns)
-    if biased:
-      made[f'{name}.bias'] = normal(0.5, rows)
-
-  def norm(name):
-    made[f'{name}.weight'] = rng.uniform(0.5, 1.5, d).astype(np.float32)
-
-  linear('model.embed_tokens', hf['vocab_size'], d, False)
+  d, f, heads = hf['hidden_size'], hf['intermediate_size'], hf['num_attention_heads']
+  experts, vocabulary = hf.get('num_local_experts') or hf['num_experts'], hf['vocab_size']
+  shapes = sublayers.linear_shapes('model.embed_tokens', vocabulary, d)
   for i in range(hf['num_hidden_layers']):
     layer = f'model.layers.{i}.'
-    for part, rows, columns in (('q', heads * p, d), ('k', kv * p, d), ('v', kv * p, d), ('o', d, heads * p)):
-      linear(f'{layer}self_attn.{part}_proj', rows, columns, hf['attention_bias'])
-    made[layer + 'self_attn.sinks'] = normal(2.0, heads)
-    norm(layer + 'input_layernorm')
-    norm(layer + 'post_attention_layernorm')
-    linear(layer + 'mlp.router', experts, d, True)
     bank = layer + 'mlp.experts.'
-    made[bank + 'gate_up_proj'] = normal(1.5 * d ** -0.5, experts, d, 2 * f)
-    made[bank + 'gate_up_proj_bias'] = normal(0.5, experts, 2 * f)
-    made[bank + 'down_proj'] = normal(f ** -0.5, experts, f, d)
-    made[bank + 'down_proj_bias'] = normal(0.5, experts, d)
-  norm('model.norm')
+    shapes |= sublayers.attention_shapes(hf, layer + 'self_attn.', 'qkvo' if hf['attention_bias'] else '')
+    shapes[layer + 'self_attn.sinks'] = heads,
+    shapes |= {f'{layer}{part}_layernorm.weight': (d,) for part in ('input', 'post_attention')}
+    shapes |= sublayers.linear_shapes(layer + 'mlp.router', experts, d, biased=True)
+    shapes |= {f'{bank}gate_up_proj': (experts, d, 2 * f), f'{bank}gate_up_proj_bias': (experts, 2 * f),
+               f'{bank}down_proj': (experts, f, d), f'{bank}down_proj_bias': (experts, d)}
+  shapes['model.norm.weight'] = d,
   if not hf['tie_word_embeddings']:
-    linear('lm_head', hf['vocab_size'], d, False)
-  return made
+    shapes |= sublayers.linear_shapes('lm_head', vocabulary, d)
+  scales = dict(sinks=2.0, gate_up_proj=1.5 * d ** -0.5, down_proj=f ** -0.5)      # and biases: 0.5
+  return sublayers.drawn(shapes, lambda rng, name, shape: rng.normal(
+      0, scales.get(name.rpartition('.')[2], 0.5), shape))
 
 
 def logits(hf, made, ids):
   """f64[B,T,V] of ids [B,T], token by token."""
-  t = {name: np.asarray(x, np.float64) for name, x in made.items()}
+  return sublayers.logits(made, ids, lambda t, row: states(hf, t, row))
+
+
+def states(hf, t, ids):
   kinds = hf.get('layer_types') or ['sliding_attention', 'full_attention'] * hf['num_hidden_layers']
-  norm = lambda x, name: x / np.sqrt((x * x).mean(-1, keepdims=True) + hf['rms_norm_eps']) * t[
-      f'{name}.weight']
-  rows = []
-  for row in np.asarray(ids):
-    x = t['model.embed_tokens.weight'][row]
-    for i in range(hf['num_hidden_layers']):
-      layer = f'model.layers.{i}.'
-      window = hf['sliding_window'] if kinds[i] == 'sliding_attention' else len(x)
-      x = x + attention(hf, t, layer + 'self_attn.', norm(x, layer + 'input_layernorm'), window)
-      y = norm(x, layer + 'post_attention_layernorm')
-      x = x + np.stack([experts(hf, t, layer + 'mlp.', token) for token in y])
-    rows.append(norm(x, 'model.norm') @ t.get('lm_head.weight', t['model.embed_tokens.weight']).T)
-  return np.stack(rows)
+  norm = lambda x, name: sublayers.norm(t, name, x, hf['rms_norm_eps'])
+  x = t['model.embed_tokens.weight'][ids]                            # [T, D]
+  for i in range(hf['num_hidden_layers']):
+    layer = f'model.layers.{i}.'
+    window = hf['sliding_window'] if kinds[i] == 'sliding_attention' else len(x)
+    x = x + attention(hf, t, layer + 'self_attn.', norm(x, layer + 'input_layernorm'), window)
+    y = norm(x, layer + 'post_attention_layernorm')
+    x = x + np.stack([experts(hf, t, layer + 'mlp.', token) for token in y])
+  return norm(x, 'model.norm')
 
 
 def experts(hf, t, name, x):
   limit, alpha = hf.get('swiglu_limit', 7.0), hf.get('swiglu_alpha', 1.702)
-  scores = t[f'{name}router.weight'] @ x + t[f'{name}router.bias']
+  scores = sublayers.linear(t, f'{name}router', x)                   # [E]
   chosen = np.argsort(-scores)[:hf['num_experts_per_tok']]
-  gates = np.exp(scores[chosen] - scores[chosen].max())
   y, bank = 0, f'{name}experts.'
-  for e, gate in zip(chosen, gates / gates.sum()):
+  for e, gate in zip(chosen, sublayers.softmax(scores[chosen])):
     h = x @ t[f'{bank}gate_up_proj'][e] + t[f'{bank}gate_up_proj_bias'][e]
     g, up = np.minimum(h[::2], limit), np.clip(h[1::2], -limit, limit)
     y = y + gate * ((up + 1) * g / (1 + np.exp(-alpha * g)) @ t[f'{bank}down_proj'][e] + t[
@@ -116,37 +101,26 @@ def experts(hf, t, name, x):
 
 
 def attention(hf, t, name, x, window):
-  linear = lambda x, part: x @ t[f'{name}{part}.weight'].T + t.get(f'{name}{part}.bias', 0)
-  heads = hf['num_attention_heads']
-  p = hf['head_dim'] or hf['hidden_size'] // heads
-  q, k, v = (linear(x, f'{part}_proj').reshape(len(x), -1, p) for part in 'qkv')
-  q, k = turned(hf, q), turned(hf, k)
-  out = np.zeros_like(q)
-  for h in range(heads):
-    of = h * k.shape[1] // heads
-    for at in range(len(x)):
-      seen = slice(max(0, at - window + 1), at + 1)
-      weights = np.exp(np.append(k[seen, of] @ q[at, h] / math.sqrt(p), t[f'{name}sinks'][h]))
-      out[at, h] = (weights / weights.sum())[:-1] @ v[seen, of]
-  return linear(out.reshape(len(x), -1), 'o_proj')
+  p = sublayers.width(hf)
+  q, k, v = (sublayers.linear(t, f'{name}{m}_proj', x).reshape(len(x), -1, p) for m in 'qkv')  # [T, H, P]
+  q, k = (sublayers.turned(y, *positions(hf, p // 2)) for y in (q, k))
+  out = sublayers.attended(q, k, v, p ** -0.5, window, t[f'{name}sinks'])            # [T, H*P]
+  return sublayers.linear(t, f'{name}o_proj', out)
 
 
-def turned(hf, x):
-  """Vectors [T,H,P] at their positions; the borders of YaRN are not rounded."""
+def positions(hf, pairs):
+  """(rates [pairs], size of cos and sin); the borders of YaRN are not rounded."""
   said = hf.get('rope_parameters') or hf.get('rope_scaling') or dict(
       rope_type='yarn', factor=32.0, beta_fast=32.0, beta_slow=1.0, original_max_position_embeddings=4096)
   base = said.get('rope_theta') or hf.get('rope_theta') or 150000.0
-  pairs = x.shape[-1] // 2
-  rate, size = base ** (-np.arange(pairs) / pairs), 1.0
-  if said['rope_type'] == 'yarn':
-    border = lambda turns: pairs * math.log(
-        said['original_max_position_embeddings'] / (turns * 2 * math.pi)) / math.log(base)
-    low, high = max(border(said['beta_fast']), 0), min(border(said['beta_slow']), 2 * pairs - 1)
-    slow = np.clip((np.arange(pairs) - low) / (high - low), 0, 1)
-    rate, size = rate * (1 - slow) + rate / said['factor'] * slow, 0.1 * math.log(said['factor']) + 1
-  angle = np.arange(len(x))[:, None, None] * rate
-  (a, b), cos, sin = np.split(x, 2, axis=-1), size * np.cos(angle), size * np.sin(angle)
-  return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  rate = base ** (-np.arange(pairs) / pairs)
+  if said['rope_type'] != 'yarn':
+    return rate, 1.0
+  border = lambda turns: pairs * math.log(
+      said['original_max_position_embeddings'] / (turns * 2 * math.pi)) / math.log(base)
+  low, high = max(border(said['beta_fast']), 0), min(border(said['beta_slow']), 2 * pairs - 1)
+  slow = np.clip((np.arange(pairs) - low) / (high - low), 0, 1)
+  return rate * (1 - slow) + rate / said['factor'] * slow, 0.1 * math.log(said['factor']) + 1
 
 
 @pytest.mark.parametrize('name', [
