@@ -57,6 +57,26 @@ def two_sizes_of_blocks():
   walk.sizes = shipped
 
 
+@pytest.fixture(scope='module')
+def one_size_of_blocks():
+  """From here to the end of the file blocks have two rows: a model compiles its experts once."""
+  from pallas_kernels import walk
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(walk, 'sizes', lambda rows, experts: (2,))
+    yield
+
+
+@pytest.fixture(scope='module')
+def one_device():
+  """From here to the end of the file meshes have one device: programs for eight compile far longer."""
+  import jax
+  from stmoe.train import state as states
+  make = states.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
+    yield
+
+
 @pytest.fixture
 def shipped_sizes(two_sizes_of_blocks, monkeypatch):
   """Blocks of all the sizes that users have."""

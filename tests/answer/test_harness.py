@@ -10,24 +10,18 @@ import jax
 import numpy as np
 import pytest
 
-from pallas_kernels import walk
 from stmoe import errors
 from stmoe.answer import harness
 from stmoe.derive import convert
-from stmoe.train import state as states
 from tests.cli import test_infer
 from tests.train import tiny_run
 
 
 @pytest.fixture(scope='module')
-def bridge(tmp_path_factory):
-  make = states.make_mesh
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
-    patch.setattr(walk, 'sizes', lambda *_: (2,))
-    folder = tiny_run.write_corpus(tmp_path_factory.mktemp('harness'))
-    run = test_infer.write_run(folder / 'lm', tiny_run.config(folder))
-    yield harness.Harness(run, batch_size=2, length=4)
+def bridge(tmp_path_factory, one_device, one_size_of_blocks):
+  folder = tiny_run.write_corpus(tmp_path_factory.mktemp('harness'))
+  run = test_infer.write_run(folder / 'lm', tiny_run.config(folder))
+  return harness.Harness(run, batch_size=2, length=4)
 
 
 def ask(*args):

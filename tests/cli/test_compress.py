@@ -7,7 +7,6 @@ import stmoe.surgery
 from stmoe import lookup
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
-from stmoe.train import state as states
 from tests.derive import drawn
 from tests.train import tiny_run
 
@@ -31,12 +30,6 @@ def operate(params, config, calibration, *, keep: ranges.PartOf1 = 0.5, only: ra
 def start(tmp_path_factory):
   corpus = tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
   return drawn.write(tmp_path_factory.mktemp('start') / 'run', tiny_run.config(corpus), 4, jax.devices()[:1])
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-  make = states.make_mesh
-  monkeypatch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
 
 
 def test_a_surgery_is_a_file(command, start, tmp_path, monkeypatch, one_device):

@@ -4,28 +4,17 @@ import json
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
-from pallas_kernels import walk
 from stmoe.answer import infer
 from stmoe.data.text import tokenizer
 from stmoe.data.text import vocab
-from stmoe.train import state as states
 
 CASE = pathlib.Path(__file__).resolve().parents[1] / 'data' / 'checkpoints' / 'with_text_olmoe'
 ENDS = [0, 90, 277]                      # ids: the recorded end, and two that come in recorded texts
 
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  """One of the virtual devices and blocks of one size: programs compile faster."""
-  make = states.make_mesh
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
-    patch.setattr(walk, 'sizes', lambda *_: (2,))
-    yield
+pytestmark = pytest.mark.usefixtures('one_device', 'one_size_of_blocks')
 
 
 @pytest.fixture(scope='module')

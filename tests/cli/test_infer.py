@@ -3,11 +3,9 @@
 import io
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from pallas_kernels import walk
 from stmoe import errors
 from stmoe import experiment
 from stmoe import files
@@ -20,15 +18,7 @@ from stmoe.runs import directory as rundir
 from stmoe.train import state as states
 from tests.train import tiny_run
 
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  """One of the virtual devices and blocks of one size: programs compile faster."""
-  make = states.make_mesh
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
-    patch.setattr(walk, 'sizes', lambda *_: (2,))
-    yield
+pytestmark = pytest.mark.usefixtures('one_device', 'one_size_of_blocks')
 
 
 def write_run(path, cfg):

@@ -25,13 +25,7 @@ ROUTER = dict(name='st_moe', num_experts=4, k=2, capacity_factor=(None, None), s
 CHANGED = {'blocks.m.router': ROUTER, 'model.layers': (('m', 2),), 'train.steps': 2,
            'losses.z': (0.0, 'mean')}
 
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  make = states.make_mesh
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
-    yield
+pytestmark = pytest.mark.usefixtures('one_device')
 
 
 @pytest.fixture(scope='module')

@@ -4,28 +4,21 @@ import json
 import math
 import types
 
-import jax
 import numpy as np
 import pytest
 
-from pallas_kernels import walk
 from stmoe.answer import harness
 from stmoe.answer import rewiring
 from stmoe.core import contract
-from stmoe.train import state as states
 from tests.cli import test_infer
 from tests.train import tiny_run
 
 
 @pytest.fixture(scope='module')
-def lm(tmp_path_factory):
+def lm(tmp_path_factory, one_device, one_size_of_blocks):
   """An untrained run of two sparse layers, on one device."""
-  make = states.make_mesh
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
-    patch.setattr(walk, 'sizes', lambda *_: (2,))
-    folder = tiny_run.write_corpus(tmp_path_factory.mktemp('rewire'))
-    yield test_infer.write_run(folder / 'lm', tiny_run.config(folder, **{'model.layers': (('m', 2),)}))
+  folder = tiny_run.write_corpus(tmp_path_factory.mktemp('rewire'))
+  return test_infer.write_run(folder / 'lm', tiny_run.config(folder, **{'model.layers': (('m', 2),)}))
 
 
 @pytest.mark.slow

@@ -15,16 +15,9 @@ from stmoe.data import batches as pipeline
 from stmoe.decode.strategies import contrast
 from stmoe.runs import records
 from stmoe.train import loop
-from stmoe.train import state as states
 from tests.train import tiny_run
 
 TOP2 = dict(name='st_moe', num_experts=4, k=2, capacity_factor=(2.0, None))
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-  make = states.make_mesh
-  monkeypatch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
 
 
 @pytest.fixture(scope='module')

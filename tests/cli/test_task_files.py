@@ -2,10 +2,8 @@
 
 import json
 
-import jax
 import pytest
 
-from pallas_kernels import walk
 from stmoe import errors
 from stmoe.analysis import canvas
 from stmoe.analysis.figures import calibration
@@ -20,14 +18,10 @@ HERE = test_task_files.HERE
 
 
 @pytest.fixture(scope='module')
-def lm(tmp_path_factory):
+def lm(tmp_path_factory, one_device, one_size_of_blocks):
   """An untrained run, on one device."""
-  make = states.make_mesh
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
-    patch.setattr(walk, 'sizes', lambda *_: (2,))
-    folder = tiny_run.write_corpus(tmp_path_factory.mktemp('task_files'))
-    yield test_infer.write_run(folder / 'lm', tiny_run.config(folder, **{'eval.batch_size': 64}))
+  folder = tiny_run.write_corpus(tmp_path_factory.mktemp('task_files'))
+  return test_infer.write_run(folder / 'lm', tiny_run.config(folder, **{'eval.batch_size': 64}))
 
 
 def test_an_untrained_run_is_at_chance(lm, command, tmp_path):

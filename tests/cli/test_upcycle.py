@@ -38,14 +38,7 @@ def get_config(arg=''):
   return tiny_run.plain(pathlib.Path(FOLDER), **changed)
 '''
 
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  """One of the virtual devices: programs for eight take far longer to compile."""
-  make = states.make_mesh
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(states, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1]))
-    yield
+pytestmark = pytest.mark.usefixtures('one_device')
 
 
 @pytest.fixture(scope='module')
