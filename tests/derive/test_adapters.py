@@ -19,26 +19,14 @@ from stmoe.derive import finetune
 from stmoe.derive.adapter import loaded
 from stmoe.derive.adapter import saved
 from stmoe.runs import directory as rundir
-from stmoe.train import loop
 from stmoe.train import state as states
 from tests.interop import written
-from tests.train import tiny_run
 
 ONE = jax.devices()[:1]
 IDS = jnp.arange(24).reshape(2, 12) % 250 + 8
 BATCH = dict(decoder_input_tokens=IDS, decoder_segment_ids=jnp.ones_like(IDS),
              decoder_positions=jnp.broadcast_to(jnp.arange(12), (2, 12)))
 LORA = 'lora:rank=4,alpha=8,targets=attention+layer,dropout_rate=0.1,dora=True'
-
-
-@pytest.fixture(scope='module')
-def start(tmp_path_factory):
-  """A run of a decoder-only model, trained for 2 steps."""
-  corpus = tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
-  path = tmp_path_factory.mktemp('start') / 'run'
-  changed = {'train.steps': 2, 'eval.every': 2, 'checkpoint.every': 2, 'eval.batches': 1}
-  assert loop.train(tiny_run.config(corpus, **changed), path, 'tiny', ONE) == 0
-  return path
 
 
 @pytest.fixture(scope='module')

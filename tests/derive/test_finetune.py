@@ -15,24 +15,12 @@ from stmoe.derive import finetune
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
 from stmoe.train import check
-from stmoe.train import loop
 from stmoe.train import state as states
 from stmoe.train import taskscore
-from tests.train import tiny_run
 
 ONE = jax.devices()[:1]
 LINES = [dict(inputs=f'is {i} even', targets='yes' if i % 2 == 0 else 'no', choices=['yes', 'no'])
          for i in range(40)]
-
-
-@pytest.fixture(scope='module')
-def start(tmp_path_factory):
-  """A run of a decoder-only model, trained for 2 steps."""
-  corpus = tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
-  path = tmp_path_factory.mktemp('start') / 'run'
-  changed = {'train.steps': 2, 'eval.every': 2, 'checkpoint.every': 2, 'eval.batches': 1}
-  assert loop.train(tiny_run.config(corpus, **changed), path, 'tiny', ONE) == 0
-  return path
 
 
 @pytest.fixture(scope='module')
