@@ -77,6 +77,13 @@ def one_device():
     yield
 
 
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+  """The folder with the texts of tests/train/tiny_run.py, a file's own: caches are written beside them."""
+  from tests.train import tiny_run
+  return tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
+
+
 @pytest.fixture
 def shipped_sizes(two_sizes_of_blocks, monkeypatch):
   """Blocks of all the sizes that users have."""

@@ -8,9 +8,8 @@ from tests.train import tiny_run
 
 
 @pytest.fixture(scope='module')
-def start(tmp_path_factory):
+def start(corpus, tmp_path_factory):
   """A run of a decoder-only model, trained for 2 steps."""
-  corpus = tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
   path = tmp_path_factory.mktemp('start') / 'run'
   changed = {'train.steps': 2, 'eval.every': 2, 'checkpoint.every': 2, 'eval.batches': 1}
   assert loop.train(tiny_run.config(corpus, **changed), path, 'tiny', jax.devices()[:1]) == 0

@@ -19,11 +19,6 @@ ONE = jax.devices()[:1]
 NAMES = tuple(items.ITEMS)
 
 
-@pytest.fixture(scope='module')
-def corpus(tmp_path_factory):
-  return tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
-
-
 def calibration(corpus, run, said=None, devices=ONE, batches=2, digest='abc', **changed):
   """Returns a Calibration of a model as it is made, and its plan and state."""
   router = dict(name='st_moe', num_experts=4, k=2, capacity_factor=(None, None), second_policy='all')

@@ -18,7 +18,6 @@ import pytest
 
 from tests import xla
 from tests.hosts import tiny_job
-from tests.train import tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TIMEOUT = 240
@@ -27,11 +26,6 @@ SMALL = ('--config.model.layers=(("m",1),)', '--config.model.d_model=8', '--conf
 GONE = re.compile(r'stmoe: (process \d|another process) of this job is gone( \(.*\))?, so this one stops; .*')
 
 pytestmark = pytest.mark.multiprocess
-
-
-@pytest.fixture(scope='module')
-def corpus(tmp_path_factory):
-  return tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
 
 
 @pytest.fixture(scope='module')

@@ -32,11 +32,6 @@ ONE = jax.devices()[:1]
 
 
 @pytest.fixture(scope='module')
-def corpus(tmp_path_factory):
-  return tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
-
-
-@pytest.fixture(scope='module')
 def finished(corpus, tmp_path_factory):
   path = tmp_path_factory.mktemp('finished') / 'run'
   assert loop.train(tiny_run.config(corpus), path, 'tiny', ONE) == 0

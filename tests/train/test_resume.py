@@ -17,11 +17,6 @@ KILLED = -9
 
 
 @pytest.fixture(scope='module')
-def corpus(tmp_path_factory):
-  return tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
-
-
-@pytest.fixture(scope='module')
 def undisturbed(corpus, tmp_path_factory):
   path = tmp_path_factory.mktemp('undisturbed')
   done = run(corpus, path)

@@ -39,11 +39,6 @@ def train(cfg, path):
 
 
 @pytest.fixture(scope='module')
-def corpus(tmp_path_factory):
-  return tiny_run.write_corpus(tmp_path_factory.mktemp('corpus'))
-
-
-@pytest.fixture(scope='module')
 def finished(corpus, tmp_path_factory):
   path = tmp_path_factory.mktemp('run')
   assert train(config(corpus), path) == 0
