@@ -11,8 +11,9 @@ from stmoe import declared
 from stmoe import lookup
 from stmoe import ranges
 
-KINDS = ('model', 'layer', 'attention', 'head', 'router', 'experts', 'strategy', 'source',
-         'objective')
+# Kinds of modules with no class, or with one that no configuration gives its fields.
+PLAIN = {'tasks', 'metric', 'family', 'packing', 'positions', 'network', 'writer', 'peer', 'piece', 'law'}
+KINDS = [kind for kind in lookup.PACKAGES if kind not in PLAIN | set(lookup.FUNCTIONS)]
 NAMED = [(kind, name) for kind in KINDS for name in lookup.available(kind)]
 
 
@@ -44,7 +45,7 @@ def test_defaults_are_within_their_ranges(kind, name):
 
 # What the code gives, by kind: these parameters are no fields of a configuration, and have no range.
 GIVEN = {
-    'model': {'blocks'}, 'experts': {'num_experts'}, 'head': {'length'},
+    'model': {'blocks'}, 'experts': {'num_experts'}, 'head': {'length'}, 'around': {'block'},
     'attention': {'num_heads', 'head_dim', 'num_kv_heads', 'dropout_rate', 'init_scale'},
     'router': {'num_virtual', 'num_zero'}, 'strategy': {'eos_id'},
 }

@@ -50,6 +50,6 @@ def test_every_field_without_a_docstring_has_a_text():
   assert not stale
 
 
-@pytest.mark.parametrize('kind', ['router', 'layer', 'experts', 'executor', 'tasks', 'family', 'strategy'])
+@pytest.mark.parametrize('kind', lookup.PACKAGES)
 def test_every_module_has_a_line(kind):
   assert all(explained.line(kind, name) for name in lookup.available(kind))

@@ -88,7 +88,7 @@ SCALED = {
 }
 
 
-@pytest.mark.parametrize('kind', SCALED)
+@pytest.mark.parametrize('kind', lookup.available('rotary_scaling'))
 def test_scaled_positions_are_described(kind, tmp_path):
   """Also where an imported config.json says other positions: nothing of them is left."""
   scaled = dict(rope_parameters=dict(rope_type=kind, rope_theta=5e4, **SCALED[kind]), rope_theta=None)

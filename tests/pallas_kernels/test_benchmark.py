@@ -2,12 +2,14 @@
 
 import importlib
 import json
+import pathlib
 
 import pytest
 
+import pallas_kernels
 from pallas_kernels import benchmark
 
-OPS = ('gmm', 'tgmm', 'combine', 'route')
+OPS = sorted(path.parent.name for path in pathlib.Path(pallas_kernels.__file__).parent.glob('*/bench.py'))
 SHAPES = dict(gmm=[32, 8, 12, 4], tgmm=[32, 8, 12, 4], combine=[16, 2, 8], route=[16, 4, 2])
 
 

@@ -25,10 +25,11 @@ MASK = jnp.ones((G, S), bool).at[1, 4:].set(False)
 CHOSEN = jnp.asarray(np.random.default_rng(0).permuted(np.tile(np.arange(E), (G, S, 1)), axis=-1)[..., :2])
 OWN = dict(ranks=dict(ranks=(1,)), route=dict(source='choices'), remap=dict(num_experts=2),
            offset=dict(offset=(0.5, 0.0, -1.0, 2.0)), d2moe=dict(widths=(4,)))
+# Routers in two parts that are not what is expected below, where a rank is a token's next best score.
+OTHERWISE = {'adamoe', 'dynmole', 'grin', 'mixer', 'remoe', 'smile', 'sparsemixer', 'top_p_routing',
+             'union_of_experts'}
 DECIDING = [name for name in lookup.available('router')
-            if name in ('compete_smoe', 'deepseek_moe', 'deepseek_v3', 'gshard', 'loss_free_balancing',
-                        'moe_plus_plus', 'omni_router', 'perturbed_cosine', 'skywork', 'smoe', 'smoe_dropout',
-                        'st_moe', 'switch', 'switch_gate', 'vmoe', 'x_moe')]
+            if name not in OTHERWISE and hasattr(lookup.constructor('router', name), 'decide')]
 OF_ALL_KINDS = ('st_moe', 'deepseek_v3', 'moe_plus_plus', 'x_moe')   # by logits, choice and carry
 NO_DROPS = dict(capacity_factor=(None, None), second_policy='all')
 
