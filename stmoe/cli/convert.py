@@ -7,6 +7,7 @@ stmoe convert runs/imported NEW --max-shard 2GB    in files of at most that size
 stmoe convert runs/imported NEW --dtype MXFP4     experts of four bits (gpt-oss), all else BF16
 stmoe convert DOWNLOADED runs/small --dtype BF16   parameters of two bytes, rounded where tensors have more
 stmoe convert runs/adapted NEW --adapter          its adapter alone, in PEFT's layout
+stmoe convert runs/mixlora NEW --adapter --form legacy      of a MixLoRA, by the names of older releases
 stmoe convert ADAPTER runs/adapted --base runs/imported     a run of the base and an adapter in this layout
 
 The family is the model_type in config.json, one of those at --to below. Only safetensors are read; pickle
@@ -23,7 +24,8 @@ back as they were. With --dtype MXFP4 any run of that family is so written.
 
 An adapter (LoRA, MixLoRA) is a folder of adapter_config.json and adapter_model.safetensors. Its tensors are
 called as the matrices of the base's family, or by our own paths beside a run that was trained here. It is
-read beside the base that it was trained with, and written byte for byte as it was read.
+read beside the base that it was trained with, and written byte for byte as it was read. MixLoRA has two forms
+of names (docs/adapters.md). An import tells them apart, and an export writes the one that --form says.
 """
 
 import pathlib
@@ -53,6 +55,9 @@ def add_arguments(parser):
                       help='most bytes of an exported file (900MB, 5GB), unless one tensor is larger; '
                       f'default: {DEFAULT}')
   parser.add_argument('--adapter', action='store_true', help='export the adapter of a run, and not its base')
+  parser.add_argument('--form', choices=tuple(peft.FORMS),
+                      help='with --adapter, of the names of a MixLoRA: those that the package mixlora opens, '
+                      f'or older ones; default: as imported, else {peft.CURRENT}')
   parser.add_argument('--base', metavar='RUN', help='what an imported adapter stands beside: a run '
                       'directory, a downloaded folder, or an experiment')
   parser.add_argument('--bos', choices=('yes', 'no'),
@@ -65,6 +70,9 @@ def run(args):
   if not source.is_dir():
     instead = '; give the one it is in' if source.exists() else experiment.instead_of(args.source)
     raise errors.UserError(f'{args.source} is no folder{instead}')
+  if args.form is not None and not args.adapter:
+    raise errors.UserError('--form is for exports of adapters; nearest: stmoe convert RUN NEW --adapter '
+                           f'--form {args.form}')
   if args.base is not None or args.adapter or (source / peft.CONFIG).is_file():
     _adapter(source, args)
     return
@@ -102,7 +110,7 @@ def _adapter(source, args):
     raise errors.UserError(f'{refused[0]} is not for adapters; nearest: without {refused[0]}')
   if is_run:
     from stmoe.derive.adapter import saved
-    step, tensors = saved.write(source, args.target, args.to, args.step)
+    step, tensors = saved.write(source, args.target, args.to, args.step, args.form)
     print(f'{args.target}: {len(tensors)} tensors of an adapter, from step {step:,}')
     return
   base = downloaded.run_directory(args.base)

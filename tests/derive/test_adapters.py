@@ -115,6 +115,12 @@ def test_an_adapter_alone_comes_back_byte_for_byte(start, adapted, alone, tmp_pa
   comes_back(start, adapted, alone, tmp_path)
 
 
+def test_lora_has_one_form_of_names(adapted, tmp_path):
+  with pytest.raises(errors.UserError, match="form 'legacy' is of the names of a MixLoRA"):
+    saved.write(adapted, tmp_path / 'out', form='legacy')
+  assert not (tmp_path / 'out').exists()
+
+
 def comes_back(start, run, alone, folder):
   """Asserts that the adapter in the folder `alone` makes of `start` what `run` is, and is saved as it was."""
   loaded.read(alone, start, folder / 'again', devices=ONE, say=lambda line: None)
@@ -178,7 +184,7 @@ def test_experts_of_adapters_train_beside_an_imported_llama(adapter, prefix, lla
   assert all((before[name] == params[name]).all() for name in before) and set(params) > set(before)
   assert np.abs(logits(run) - logits(llama)).max() > 1e-4
   if prefix:                             # and in files by the names of the base's family
-    _, tensors = saved.write(run, tmp_path / 'alone')
+    _, tensors = saved.write(run, tmp_path / 'alone', form='legacy')
     assert any(name.startswith(prefix) for name in tensors)
     comes_back(llama, run, tmp_path / 'alone', tmp_path)
 

@@ -32,11 +32,13 @@ class Loaded(NamedTuple):
 
   changes: of the base's configuration, dict 'a.b' -> value.
   family:  whose names the tensors have, None = our paths.
+  form:    key of `peft.FORMS`, of a MixLoRA's names; None = no MixLoRA.
   tensors: dict name -> Tensor; header: dict of texts beside them.
   """
   folder: pathlib.Path
   changes: dict
   family: str | None
+  form: str | None
   tensors: dict
   header: dict
 
@@ -49,7 +51,15 @@ class Loaded(NamedTuple):
 
     Raises UserError for tensors that are missing or misshapen.
     """
-    return _arrays(places.Places(self.changed(cfg), self.family), self.tensors)
+    return _arrays(places.Places(self.changed(cfg), self.family), self.tensors,
+                   self.form or peft.LEGACY)
+
+  def described(self) -> str:
+    """Returns a line that tells what was read."""
+    if self.form is None:
+      return f'{self.folder}: LoRA, {len(self.tensors)} tensors'
+    first = min(filter(peft.FORMS[self.form].called, self.tensors))
+    return f'{self.folder}: MixLoRA in the {self.form} form ({first}), {len(self.tensors)} tensors'
 
 
 def found(path: str | pathlib.Path) -> bool:
@@ -70,7 +80,8 @@ def opened(folder: str | pathlib.Path, base: str | pathlib.Path, to: str | None 
   cfg = rundir.opened(base, step)
   own = places.Places(cfg, family)
   _same_base(folder, header, own, base, config, step)
-  return Loaded(folder, _changes(cfg, config, own, listed), family, listed, header)
+  form = peft.form_of(config, listed) if config.get('peft_type') == peft.MIXLORA else None
+  return Loaded(folder, _changes(cfg, config, own, listed, form), family, form, listed, header)
 
 
 def read(folder: str | pathlib.Path, base: str | pathlib.Path, workdir: str | pathlib.Path,
@@ -86,6 +97,7 @@ def read(folder: str | pathlib.Path, base: str | pathlib.Path, workdir: str | pa
     UserError: the adapter is of another base, or its tensors do not fit; nothing is written then.
   """
   adapter = opened(folder, base, to, step)
+  say(adapter.described())
 
   def operate(params, cfg, calibration):
     return sparse.replaced(params, adapter.arrays(cfg)), adapter.changes
@@ -109,21 +121,24 @@ def _same_base(folder, header, own, base, config, step):
                            f'{there[:12]}; nearest: {config.get("base_model_name_or_path") or "unknown"}')
 
 
-def _changes(cfg, config, own, found):
+def _changes(cfg, config, own, found, form):
   """The changes of the base's configuration that an adapter of these tensors is."""
   low, rate = peft.section(config), peft.dropout(config)
-  routed = config['peft_type'] == peft.MIXLORA
+  routed = form is not None
   make = functools.partial(peft.mixlora, expert=None) if routed else peft.lora
   beside = {make(site, array).tensor: site for site in own.sites for array in peft.ENDS
             if not routed or 'layers' in site.path}
-  inside = {peft.mixlora(site, array, expert).tensor: site for site in own.sites for array in peft.ENDS
+  inside = {peft.mixlora(site, array, expert, form).tensor: site for site in own.sites for array in peft.ENDS
             for expert in range(peft.routed(config)['num_experts'])
             if site.path[-2:-1] == ('layer',)} if routed else {}
-  gates = {peft.router(site).tensor for site in inside.values()}
+  gates = {peft.router(site, form).tensor for site in inside.values()}
   lost = sorted(set(found) - {*beside, *inside, *gates})
   if lost:
     raise errors.UserError(f'{len(lost)} tensors are beside no matrix of the base ({rules.some(lost)})'
                            f'{errors.nearest(lost[0], {*beside, *inside})}')
+  targeted = peft.targeted(config) if routed else None
+  if targeted is not None:
+    _as_targeted(targeted, beside | inside, found)
   leaf = lambda site: own.slices[site.path].leaf
   leaves = lambda sites: sorted({leaf(sites[name]) for name in found if name in sites}, key=str)
   everything = sorted({leaf(site) for site in own.sites}, key=str)
@@ -136,6 +151,22 @@ def _changes(cfg, config, own, found):
                        **peft.routed(config), **low)
 
 
+def _as_targeted(targeted, sites, found):
+  """Raises UserError where a MixLoRA has tensors of other matrices than its target_modules.
+
+  targeted: set of names of matrices; sites: dict name of a tensor -> Site that it would be of.
+  """
+  there = {peft.short(sites[name]): name for name in sorted(found, reverse=True) if name in sites}
+  possible = {peft.short(site) for site in sites.values()}
+  other = min(there.keys() ^ (possible & targeted), default=None)
+  if other in there:
+    raise errors.UserError(f'{peft.CONFIG}: target_modules has no {other}, and {there[other]} is of {other}; '
+                           f'nearest: {", ".join(sorted(targeted | {other}))}')
+  if other is not None:
+    raise errors.UserError(f'{peft.CONFIG}: target_modules has {other}, and no tensor is of {other}; '
+                           f'nearest: {", ".join(sorted(targeted - {other}))}')
+
+
 def _targets(leaves, everything):
   """The targets of `parts/adapters/lora.py` that name the arrays `leaves` among the matrices `everything`."""
   short = '+'.join(sorted({leaf[-1] for leaf in leaves}))
@@ -144,9 +175,9 @@ def _targets(leaves, everything):
   return '+'.join('/'.join(map(str, leaf)) for leaf in leaves)
 
 
-def _arrays(new, found):
+def _arrays(new, found, form):
   """Dict path in numbered parameters -> array of an adapter; raises UserError for what does not fit."""
-  parts = new.parts()
+  parts = new.parts(form)
   missing = [part.tensor for part in parts if part.tensor not in found]
   if missing:
     raise errors.UserError(f'{len(missing)} tensors are missing: {rules.some(missing)}; the layers of a '

@@ -54,14 +54,17 @@ class Places:
     self.sites = [site for path, one in self.slices.items() if one.leaf in matrices
                   for site in _sites(path, one.shape, table)]
 
-  def parts(self) -> list[peft.Part]:
-    """Returns the `peft.Part`s of the model's adapter.
+  def parts(self, form: str = peft.LEGACY) -> list[peft.Part]:
+    """Returns the `peft.Part`s of the model's adapter, in the same order for every form.
 
     Raises UserError for arrays that have no name in files.
+
+    Args:
+      form: key of `peft.FORMS`, of the names of a MixLoRA.
     """
     routed = any('experts' in path and (*path[:-3], 'router', 'w') in self.slices and path[-1] == 'a'
                  and 'adapter' in self.labels[one.leaf] for path, one in self.slices.items())
-    parts = {part: None for site in self.sites for part in self._beside(site, routed)}
+    parts = {part: None for site in self.sites for part in self._beside(site, form if routed else None)}
     named = {part.path for part in parts}
     lost = next((path for path, one in self.slices.items()
                  if 'adapter' in self.labels[one.leaf] and path not in named), None)
@@ -80,16 +83,16 @@ class Places:
       layout.put(whole, leaf, parts[None] if None in parts else np.stack([parts[i] for i in sorted(parts)]))
     return whole
 
-  def _beside(self, site, routed):
-    """Yields the Parts of what stands beside the matrix of a Site."""
+  def _beside(self, site, form):
+    """Yields the Parts of what stands beside the matrix of a Site; form: of a MixLoRA, or None."""
     *above, name = site.path
     for array in peft.ENDS:
       if (*above, adapting.PLACE, name, array) in self.slices:
-        yield peft.mixlora(site, array, None) if routed else peft.lora(site, array)
+        yield peft.mixlora(site, array, None, form) if form else peft.lora(site, array)
       experts = self.slices.get((*above, 'experts', name, array))
-      if routed and experts is not None:
-        yield from (peft.mixlora(site, array, expert) for expert in range(experts.shape[0]))
-        yield peft.router(site)
+      if form and experts is not None:
+        yield from (peft.mixlora(site, array, expert, form) for expert in range(experts.shape[0]))
+        yield peft.router(site, form)
 
   def base(self, inventory: dict) -> dict:
     """Returns the entries of a checkpoint's inventory that are of parameters of no adapter."""

@@ -22,7 +22,7 @@ DIGEST = 'base'                          # of the base's numbers, in the header 
 
 
 def write(run: str | pathlib.Path, target: str | pathlib.Path, to: str | None = None,
-          step: int | None = None) -> tuple[int, dict]:
+          step: int | None = None, form: str | None = None) -> tuple[int, dict]:
   """Writes the folder `target` with the adapter of run directory `run`; returns (step, dict of its Tensors).
 
   An imported adapter that has not trained comes back byte for byte.
@@ -30,26 +30,28 @@ def write(run: str | pathlib.Path, target: str | pathlib.Path, to: str | None = 
   Args:
     to:   family whose names matrices have; None = that of the base's import, or else our paths.
     step: of the checkpoint; None = the newest.
+    form: key of `peft.FORMS`, of the names of a MixLoRA; None = that of its import, or else the current one.
   Raises:
-    UserError: the run has no adapter, or one without names in such files.
+    UserError: the run has no adapter, one without names in such files, or no MixLoRA for a `form`.
   """
   run = pathlib.Path(run)
   cfg, reader = rundir.opened(run, step), exporting.reader_of(run, step)
   found = places.Places(cfg, to or records.family(run))
-  parts = found.parts()
-  if not parts:
+  if not found.parts():
     raise errors.UserError(f'{run} has no adapter; nearest: stmoe convert without --adapter')
-  arrays = {part.tensor: _array(reader, found, part) for part in parts}
   own = run / places.FOLDER
   record = documents.read_json(own / places.RECORD) if own.is_dir() else {}
-  kind = lambda name: record.get('dtypes', {}).get(name, 'F32')
-  layout = {name: (kind(name), array.shape) for name, array in arrays.items()}
+  before, form = _forms(cfg, record, form)
+  dtypes = [record.get('dtypes', {}).get(part.tensor, 'F32') for part in found.parts(before)]
+  arrays = {part.tensor: _array(reader, found, part) for part in found.parts(form)}
+  layout = {name: (dtype, array.shape) for (name, array), dtype in zip(arrays.items(), dtypes, strict=True)}
   header = record.get('metadata', {'format': 'pt', DIGEST: digest(found.base(reader.inventory))})
   with beside.new(target) as path:
-    if record:
+    if record and form == before:
       shutil.copyfile(own / peft.CONFIG, path / peft.CONFIG)
     else:
-      documents.write_json(path / peft.CONFIG, _config(cfg, run, found), sort_keys=True)
+      config = documents.read_json(own / peft.CONFIG) if record else _config(cfg, run, found)
+      documents.write_json(path / peft.CONFIG, config | _strategy(cfg, form), sort_keys=True)
     created = tensors.create(path, layout, float('inf'), peft.STEM, header)
     for name, array in arrays.items():
       created[name].write(0, array)
@@ -71,21 +73,45 @@ def _array(reader, found, part):
 
 
 def _config(cfg, run, found):
-  """The adapter_config.json of a configuration's adapter."""
+  """The adapter_config.json of a configuration's adapter, but for `_strategy`."""
   low, modules = _low(cfg), sorted({_module(part) for part in found.parts() if part.path[-1] == 'a'})
   lineage = records.ancestry(run).get('lineage') or [dict(parents=[])]
   base = next((parent['run'] for parent in lineage[0]['parents']), str(run))
   task = 'CAUSAL_LM' if cfg.model.name != 't5' else 'SEQ_2_SEQ_LM'
   rate = low.pop('dropout_rate')
-  section = next((block for block in cfg.blocks.values() if block.layer == 'mixlora'), None)
+  section = _section(cfg)
   if section is None:
     short = peft.targets(modules, [site.module for site in found.sites])
     return peft.described(low, rate, short, base, task)
   short = sorted({module.rpartition('.')[2] for module in modules})
   return peft.described(low, rate, short, base, task) | dict(
-      peft_type=peft.MIXLORA, routing_strategy='mixtral', num_experts=section.router.num_experts,
-      top_k=section.router.k, router_aux_loss_coef=float(cfg.losses.get('balance', (0.0,))[0]),
+      peft_type=peft.MIXLORA, num_experts=section.router.num_experts, top_k=section.router.k,
+      router_aux_loss_coef=float(cfg.losses.get('balance', (0.0,))[0]),
       act_fn=section.activation)
+
+
+def _forms(cfg, record, form):
+  """The forms of names (as read, to be written), keys of `peft.FORMS`: one for what was not read in another.
+
+  record: of an import, or {}; form: asked for, or None.
+  """
+  if _section(cfg) is None:
+    if form is not None:
+      raise errors.UserError(f'form {form!r} is of the names of a MixLoRA, and the adapter is none; nearest: '
+                             'without a form')
+    return peft.CURRENT, peft.CURRENT
+  before = peft.form_of({}, record['dtypes']) if record else form or peft.CURRENT
+  return before, form or before
+
+
+def _strategy(cfg, form):
+  """The field of an adapter_config.json that goes with a form of names: none but for a MixLoRA."""
+  return {} if _section(cfg) is None else dict(routing_strategy=peft.FORMS[form].strategy)
+
+
+def _section(cfg):
+  """The section of a configuration's blocks with MixLoRA; None without."""
+  return next((block for block in cfg.blocks.values() if block.layer == 'mixlora'), None)
 
 
 def _module(part):
