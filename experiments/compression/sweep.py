@@ -20,7 +20,8 @@ TINY = {'model.d_model': 64, 'model.num_heads': 1, 'data.length': 128, 'train.ba
         'schedule.peak': 4e-3, 'schedule.warmup_steps': 50, 'train.log_every': 50, 'eval.batch_size': 64,
         'eval.batches': 16}
 STARTS = {'top2': ('st_moe', {'blocks.m.router.second_policy': 'all'}), 'top1': ('switch', {})}
-TUNING = {'schedule.peak': 2e-3, 'schedule.warmup_steps': 5, 'eval.batches': 8}
+SCORED = {'eval.batches': 8}             # what is compared is scored on the same text
+TUNING = {'schedule.peak': 2e-3, 'schedule.warmup_steps': 5} | SCORED
 
 # A stage is (part of the tuning that follows it, method, flags). {keep} is the share, {root} its square root,
 # {seed} that of the run, {steps} all steps of tuning, {half} half of them, {tenth} a tenth, {fifth} a fifth.
@@ -97,15 +98,16 @@ def share(called, name, method):
 def start(size, name, called, seed, experts=EXPERTS):
   """Returns (name, experiment, overrides) of a model from scratch; one of fewer experts is tuned as well."""
   method, router = STARTS[name]
+  scored = {} if experts == EXPERTS else SCORED
   steps = STEPS[size][0] + (STEPS[size][1] if experts < EXPERTS else 0)
-  return called, f'lm/stdlib:method={method}', SPARSE | usual(size) | router | {
+  return called, f'lm/stdlib:method={method}', SPARSE | usual(size) | scored | router | {
       'blocks.m.experts.d_ff': WIDTH[size], 'blocks.m.router.num_experts': experts, 'train.steps': steps,
       'seed': seed}
 
 
 def dense(size, called, seed):
   """Returns (name, experiment, overrides) of a dense model with as many parameters as half of the experts."""
-  return called, 'lm/stdlib:method=dense', {'model.layers': SPARSE['model.layers']} | usual(size) | {
+  return called, 'lm/stdlib:method=dense', {'model.layers': SPARSE['model.layers']} | usual(size) | SCORED | {
       'blocks.m.d_ff': int(WIDTH[size] * EXPERTS * SCRATCH), 'train.steps': sum(STEPS[size]), 'seed': seed}
 
 
