@@ -134,9 +134,7 @@ class _Layers:
 
   def __init__(self, program, eqn, after):
     p, self._program, self._after = eqn.params, program, after
-    consts, carry = p['num_consts'], p['num_carry']
-    self._consts, self._begin = eqn.invars[:consts], eqn.invars[consts:consts + carry]
-    self._over, self._outputs = eqn.invars[consts + carry:], eqn.outvars
+    (self._consts, self._begin, self._over), self._outputs = _inputs(eqn), eqn.outvars
     self._order, self.steps = range(p['length'])[::-1 if p['reverse'] else 1], p['length']
     self._run = jax.jit(core.jaxpr_as_fun(p['jaxpr']))
 
@@ -197,8 +195,21 @@ def _over(eqn, stored):
   """The bytes of arrays of the model over which an equation is a scan."""
   if eqn.primitive.name != 'scan':
     return 0
-  over = eqn.invars[eqn.params['num_consts'] + eqn.params['num_carry']:]
+  _, _, over = _inputs(eqn)
   return _bytes({var for var in _vars(over) if var in stored}, stored)
+
+
+def _inputs(eqn):
+  """(constants, state before the first layer, arrays [L,...] of all layers) of a scan, told by their shapes.
+
+  Its parameters have other names in other releases of JAX. What is of all layers has one axis more than in
+  the scan's body; so has what the body reports.
+  """
+  body, axes = eqn.params['jaxpr'].jaxpr, lambda x: len(x.aval.shape)
+  deeper = lambda outside, inside: sum(axes(x) > axes(y) for x, y in zip(outside, inside, strict=True))
+  over = len(eqn.invars) - deeper(eqn.invars, body.invars)
+  state = over - (len(eqn.outvars) - deeper(eqn.outvars, body.outvars))
+  return eqn.invars[:state], eqn.invars[state:over], eqn.invars[over:]
 
 
 def _with_later(pieces, ends):
