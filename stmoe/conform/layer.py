@@ -21,7 +21,7 @@ def answers(name: str, **fields) -> None:
   layer, x = _build(name, **fields), _x()
   for dtype in (jnp.float32, jnp.bfloat16):
     y, aux, kept = _call(layer, x.astype(dtype))
-    assert y.shape == x.shape and y.dtype == dtype, f'y is {y.dtype}{list(y.shape)} for {dtype.__name__}'
+    assert y.shape == x.shape and y.dtype == dtype, f'y is {y.dtype}{list(y.shape)} for {jnp.dtype(dtype).name}'
     assert kept, 'the carry is not like the one that was given'
     for part, report in contract.keyed('layer', aux).items():
       assert isinstance(report, contract.Aux), f'{part} reports a {type(report).__name__}; wanted: Aux'

@@ -93,7 +93,8 @@ class Ranked:
     """
     best = lambda a: a == a.max()
     if by_order:
-      return np.array([p.argmax() == s.argmax() for p, s in zip(self.log_probs, self.scores)], np.float64)
+      pairs = zip(self.log_probs, self.scores)
+      return np.array([np.argmax(p) == np.argmax(s) for p, s in pairs], np.float64)
     return np.array([best(s)[best(p)].mean() for p, s in zip(self.log_probs, self.scores)])
 
   def confidence(self) -> np.ndarray:
@@ -150,7 +151,7 @@ def macro_f1(ranked: Ranked) -> float:
   if any((scores > 0).sum() != 1 for scores in ranked.scores):
     return np.nan
   at = lambda places: [choices[place] for choices, place in zip(ranked.choices, places)]
-  pairs = list(zip(at([scores.argmax() for scores in ranked.scores]), at(ranked.chosen())))
+  pairs = list(zip(at([np.argmax(scores) for scores in ranked.scores]), at(ranked.chosen())))
   classes = sorted({text for pair in pairs for text in pair})
   return float(np.mean([f1.f1(pairs, text) for text in classes]))
 

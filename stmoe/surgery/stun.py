@@ -128,7 +128,7 @@ def clustered(distance: np.ndarray, threshold: float, most: int) -> list[list[in
   np.fill_diagonal(left, np.inf)
   label, joined = np.arange(len(left)), 0
   while joined < most:
-    i, j = np.unravel_index(left.argmin(), left.shape)
+    i, j = np.unravel_index(np.argmin(left), left.shape)
     if not left[i, j] < threshold:
       break
     of_i, of_j = label == label[i], label == label[j]
@@ -177,4 +177,4 @@ def representative(arrays: Sequence[jax.Array], members: list[int]) -> int:
   for array in arrays:
     own = jnp.asarray(array)[np.array(members)].reshape(len(members), -1)
     apart += np.float64(jnp.square(own - own.mean(0)).sum(1))
-  return members[int((apart <= apart.min() * (1 + 1e-5)).argmax())]
+  return members[int(np.argmax(apart <= np.min(apart) * (1 + 1e-5)))]

@@ -61,7 +61,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   for layer, new in zip(layers, new_layers):
     sums = statistics[layer.name]
     used = merge.usage(sums['load'][:layer.num_experts])
-    members = clusters(sums[products], numbers[layer.where], int(used.argmax()))
+    members = clusters(sums[products], numbers[layer.where], int(np.argmax(used)))
     parts = fewer.shares(members, used)
     if factored and rank is not None:
       network = mc_smoe.network(layer, params)

@@ -56,7 +56,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   replaced = aside.Made()
   for layer, new, own, number in zip(layers, sparse.found(sparse.changed(config, changes)), cosines, numbers):
     used = merge.usage(statistics[layer.name]['load'][:layer.num_experts])
-    members = CLUSTERINGS[clustering](own, number, int(used.argmax()))
+    members = CLUSTERINGS[clustering](own, number, int(np.argmax(used)))
     if member == 'used':
       members = [[max(group, key=lambda expert: used[expert])] for group in members]
     parts = fewer.shares(members, used)

@@ -77,7 +77,7 @@ def joined(parts: Sequence[Routes]) -> Routes:
 def load(found: Routes) -> np.ndarray:
   """Returns f64[E]: each expert's share of all choices."""
   counts = np.bincount(found.experts[found.experts >= 0], minlength=found.num_experts)
-  return counts / max(counts.sum(), 1)
+  return counts / np.maximum(counts.sum(), 1)
 
 
 def allocation_entropy(found: Routes) -> float:
