@@ -21,7 +21,8 @@ def answers(name: str, **fields) -> None:
   layer, x = _build(name, **fields), _x()
   for dtype in (jnp.float32, jnp.bfloat16):
     y, aux, kept = _call(layer, x.astype(dtype))
-    assert y.shape == x.shape and y.dtype == dtype, f'y is {y.dtype}{list(y.shape)} for {jnp.dtype(dtype).name}'
+    of_x = f'{x.astype(dtype).dtype}{list(x.shape)}'
+    assert y.shape == x.shape and y.dtype == dtype, f'y is {y.dtype}{list(y.shape)} for {of_x}'
     assert kept, 'the carry is not like the one that was given'
     for part, report in contract.keyed('layer', aux).items():
       assert isinstance(report, contract.Aux), f'{part} reports a {type(report).__name__}; wanted: Aux'
