@@ -7,14 +7,16 @@ from collections.abc import Callable
 from collections.abc import Iterable
 import concurrent.futures
 import math
+import os
 
 import numpy as np
 
 from stmoe.interop import rules
 
 UNIT = 32                                # rows of which a piece has a multiple: packings divide no block
-BLOCK = 1 << 25                          # bytes of an array that are in memory at once, in each of
-THREADS = 4                              # threads
+BLOCK = 1 << 25                          # bytes of an array that are in memory at once, in each thread
+# More threads than processors push each other's blocks out of the caches: four on two take a quarter longer.
+THREADS = min(4, max(2, os.cpu_count() or 2))
 STRIP = 16                               # rows that are transposed at once: their numbers share cache lines
 
 
