@@ -69,10 +69,10 @@ class _Program:
     program, self._results = closed.jaxpr, jax.tree.structure(shape)
     self.names = program.debug_info.with_unknown_names()
     stored = list(map(Stored, jax.tree.leaves(arrays), jax.tree.leaves(like)))
-    self._stored = dict(zip(program.invars, stored))
+    self.stored = dict(zip(program.invars, stored))
     self._given, self._ends = program.invars[len(stored):], program.outvars
     self._consts = dict(zip(program.constvars, closed.consts))
-    pieces = list(_cut(_needed(program), self._stored, most))
+    pieces = list(_cut(_needed(program), self.stored, most))
     self._pieces = [(self._piece(eqns, after, most), after)
                     for eqns, after in _with_later(pieces, self._ends)]
 
@@ -85,26 +85,26 @@ class _Program:
         values |= new
         for var in values.keys() - after:
           del values[var]
-    return [jax.tree.unflatten(self._results, [self._value(var, values) for var in self._ends])
+    return [jax.tree.unflatten(self._results, [self.value(var, values) for var in self._ends])
             for values in known]
 
   def _piece(self, eqns, after, most):
     """The function of a list of dicts Var -> array that returns such a list of what the piece makes."""
-    if len(eqns) == 1 and _over(eqns[0], self._stored) > most:
+    if len(eqns) == 1 and _over(eqns[0], self.stored) > most:
       return _Layers(self, eqns[0], after)
     return _Straight(self, eqns, after)
 
-  def _value(self, var, values, stored=None):
+  def value(self, var, values, stored=None):
     """The value of a variable or literal, in a batch with `values`, where `stored` arrays were read."""
     if isinstance(var, core.Literal):
       return var.val
     if stored is not None and var in stored:
       return stored[var]
-    return values[var] if var in values else self._stored[var].whole()
+    return values[var] if var in values else self.stored[var].whole()
 
-  def _read(self, variables):
+  def read(self, variables):
     """Dict Var -> array of those of `variables` that are arrays of the model."""
-    return {var: self._stored[var].whole() for var in {*_vars(variables)} if var in self._stored}
+    return {var: self.stored[var].whole() for var in {*_vars(variables)} if var in self.stored}
 
 
 class _Straight:
@@ -121,9 +121,9 @@ class _Straight:
     self._run = jax.jit(core.jaxpr_as_fun(core.ClosedJaxpr(inner, ())))
 
   def __call__(self, known, advance):
-    stored, made = self._program._read(self._inputs), []
+    stored, made = self._program.read(self._inputs), []
     for values in known:
-      arrays = self._run(*(self._program._value(var, values, stored) for var in self._inputs))
+      arrays = self._run(*(self._program.value(var, values, stored) for var in self._inputs))
       made.append(dict(zip(self._outputs, jax.block_until_ready(arrays))))
       advance()
     return made
@@ -139,14 +139,14 @@ class _Layers:
     self._run = jax.jit(core.jaxpr_as_fun(p['jaxpr']))
 
   def __call__(self, known, advance):
-    value, carried = self._program._value, len(self._begin)
-    common = self._program._read(self._consts)
+    value, carried = self._program.value, len(self._begin)
+    common = self._program.read(self._consts)
     consts = [[value(var, values, common) for var in self._consts] for values in known]
     states = [[value(var, values) for var in self._begin] for values in known]
     reports = [[None] * len(self._order) for _ in known]
     for i in self._order:
-      layer = {var: self._program._stored[var].part(i) for var in {*_vars(self._over)}
-               if var in self._program._stored}
+      layer = {var: self._program.stored[var].part(i) for var in {*_vars(self._over)}
+               if var in self._program.stored}
       for at, values in enumerate(known):
         over = [layer[var] if var in layer else values[var][i] for var in self._over]
         ended = self._run(*consts[at], *states[at], *over)
