@@ -55,6 +55,7 @@ METHODS = {
 # What has other shares, or fewer. Of MC-SMoE merging leaves 0.75 or 0.5, and U V + S 2/3 or 1/2 of that.
 OTHERS = {
     ('full', 1.0): [(1, 'prune:keep=1.0')],
+    ('merge', 0.125): [(1, 'merge:keep=0.125', *FIXED)],
     ('mc_smoe', 0.5): [(0.5, 'merge:keep=0.75', *MERGED), (0.5, f'{MC},ratio=0.25,keep=0.4167')],
     ('mc_smoe', 0.25): [(0.5, 'merge:keep=0.5', *MERGED), (0.5, f'{MC},ratio=0.2,keep=0.3')],
     ('mos', 0.667): [(1, 'pr_moe:keep=0.667', '--distil', 'pr_moe:until={half}')],

@@ -27,7 +27,8 @@ def add_arguments(parser):
   parser.add_argument('--launcher', metavar='NAME:FIELD=V', default='local',
                       help=f'{", ".join(lookup.available("launcher"))}; default: local, one run at a time')
   parser.add_argument('--workdir', type=pathlib.Path, help='folder of the runs; default: runs/ and the name')
-  parser.add_argument('--only', metavar='PATTERN', help='runs whose name or id is like it, with * and ?')
+  parser.add_argument('--only', metavar='PATTERN',
+                      help='runs whose name or id is like it, with * and ?, and the runs that they start from')
   parser.add_argument('--list', action='store_true', help='show the runs and launch nothing')
   parser.add_argument('--report', nargs='?', const='', metavar='DIR',
                       help='launch nothing; write table, figures and verdict to DIR, default: WORKDIR/report')

@@ -88,7 +88,8 @@ def load(where, overrides=(), workdir=None, only=None):
     where:     'capacity_factor', 'capacity_factor:smoke', 'experiments/capacity_factor/sweep.py:smoke'.
     overrides: texts 'a.b=value' for all runs; they come after the file's overrides.
     workdir:   folder of the run directories; None = runs/ and the name.
-    only:      a pattern for the names or ids of the runs that are meant; None = all.
+    only:      a pattern for the names or ids of the runs that are meant, which bring the runs that they start
+      from; None = all.
   Raises:
     UserError: for the first run that cannot start: no such experiment or field, or other contents in its
       directory.
@@ -108,12 +109,19 @@ def load(where, overrides=(), workdir=None, only=None):
     if run.after and run.after not in runs:
       raise errors.UserError(f'{file}: {run.name} starts from {run.after}, which is no run of this file')
   like = lambda run: not only or fnmatch.fnmatch(run.name, only) or fnmatch.fnmatch(run.id, only)
-  chosen = [run for run in runs.values() if like(run)]
+  chosen = _with_starts([run for run in runs.values() if like(run)], runs)
   if not chosen:
     names = [run.name for run in runs.values()]
     raise errors.UserError(f'{file} has no run like {only!r}{errors.nearest(only, names)}' if runs else
                            f'{file}: runs({argument and repr(argument)}) yields nothing')
-  return Sweep(question, file, workdir, tuple(chosen))
+  return Sweep(question, file, workdir, tuple(run for run in runs.values() if run.id in chosen))
+
+
+def _with_starts(chosen, runs):
+  """The set of the ids of the `chosen` runs and of all that they start from; `runs` is a dict id -> Run."""
+  ids = {run.id for run in chosen}
+  starts = [runs[run.after] for run in chosen if run.after]
+  return ids | (_with_starts(starts, runs) if starts else ids)
 
 
 def find(where):

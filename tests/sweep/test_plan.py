@@ -129,6 +129,12 @@ def test_a_run_may_start_from_another(tmp_path):
     plan.load(lonely)
 
 
+def test_only_brings_the_runs_that_the_chosen_ones_start_from(tmp_path):
+  path = write(tmp_path, START)
+  names = lambda only: [run.name for run in plan.load(path, workdir=tmp_path / 'runs', only=only).runs]
+  assert names('sparse') == ['sparse', 'dense'] * 2 and names('dense') == ['dense'] * 2
+
+
 MADE = """
 def runs():
   dense = ('dense', 'upcycling/stdlib:method=dense', {'seed': 1, 'train.steps': 8})
