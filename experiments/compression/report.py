@@ -13,6 +13,7 @@ HALF = 0.5
 # Tuning moves their zeros, so that a tuned model has no share any more.
 FILLED = ('wanda', 'owl', 'stun_wanda')
 NEAR = 0.02                              # bits per byte that count as nothing lost
+ONE = 0.125                              # share of a model whose experts were merged into one
 
 # (claim, better method, worse method, metric) of models with half of the parameters of their experts.
 ORDERS = [
@@ -48,6 +49,10 @@ def report(results):
         results, f'{start}_{method}_{share}', metric)
     found.append(verdict.exceeds(f'{start}: the full model better than half of it from scratch',
                                  of('full', share=1.0), of('scratch')))
+    found.append(verdict.exceeds(f'{start}: the full model better than half of it by slimming, tuned',
+                                 of('full', share=1.0), of('slim')))
+    found.append(verdict.exceeds(f'{start}: the full model better than its experts merged into one, tuned',
+                                 of('full', share=1.0), of('merge', share=ONE)))
     found.append(verdict.exceeds(f'{start}: half of it by slimming better than a dense model of that size',
                                  of('slim'), collect.values(results, f'dense_{HALF}', TUNED)))
     found += [verdict.exceeds(f'{start}: {claim}', of(better, metric), of(worse, metric))
