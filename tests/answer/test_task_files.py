@@ -104,7 +104,7 @@ def test_subtasks_are_one_task_and_the_record_has_all():
       np.sqrt(sum(part.normalized()[1] ** 2 for part in parts)) / 3)
   record = task_files.record(9, found)
   every = [result.normalized()[0] for task, result in found[1].items() if '/' not in task]
-  assert record['scores']['all/normalized@1-shot'] == pytest.approx(np.mean(every)) and len(every) == 5
+  assert record['scores']['all/normalized@1-shot'] == pytest.approx(np.mean(every)) and len(every) == 6
   assert record['tasks'][1]['known_unknowns']['examples'] == 4
   assert sum(count for count, *_ in record['calibration'][0]) == 12
 
@@ -116,14 +116,12 @@ class Halving:
     return [np.array([-len(choice.encode()) * np.log(2) for choice in each]) for each in choices]
 
 
-def test_the_sum_of_equal_bytes_takes_the_shortest_choice_and_tables_say_what_it_scores():
-  task = dict(TASK, examples=[ROW | dict(target_scores={'no': 1, 'never': 0}),
-                              ROW | dict(input='b', target_scores={'always': 1, 'yes': 0}),
-                              ROW | dict(input='c', target_scores={'one': 1, 'two': 0, 'three': 0})])
-  made = [big_bench.Example('', (), each['target_scores'], i, each) for i, each in enumerate(task['examples'])]
-  whole = big_bench.Task('sum', pathlib.Path('t.json'), tuple(made), (metrics.GRADE,), metrics.GRADE,
-                         big_bench.FORMAT)
-  found = score(whole, Halving())
+def test_the_sum_of_equal_bytes_takes_the_shortest_choice_and_tables_say_what_it_scores(tmp_path):
+  rows = [{'no': 1, 'never': 0}, {'always': 1, 'yes': 0}, {'one': 1, 'two': 0, 'three': 0}]
+  (tmp_path / 't.json').write_text(json.dumps(TASK | dict(examples=[
+      dict(input=str(i), target_scores=scores) for i, scores in enumerate(rows)])))
+  [task] = big_bench.read(tmp_path / 't.json')
+  found = score(task, Halving())
   assert found.shortest == pytest.approx((0.5, 0.5 / 3))              # 1, 0, and 1 or 0
   assert found.scores[metrics.GRADE] == pytest.approx(0.5, abs=1 / 6)
   assert found.low == pytest.approx((1 / 2 + 1 / 2 + 1 / 3) / 3)

@@ -32,7 +32,7 @@ def lm(tmp_path_factory, one_device, one_size_of_blocks):
 def untrained(tmp_path_factory, one_device, one_size_of_blocks):
   """seed -> a system, that seed's model before training; all seeds have one compiled program."""
   folder = tiny_run.write_corpus(tmp_path_factory.mktemp('untrained'))
-  config = lambda seed: tiny_run.config(folder, **{'seed': seed, 'data.length': 256, 'eval.batch_size': 64})
+  config = lambda seed: tiny_run.config(folder, **{'seed': seed, 'data.length': 128, 'eval.batch_size': 64})
   bridge = harness.Harness(test_infer.write_run(folder / 'lm', config(0)), 64)
 
   def of(seed):
@@ -59,13 +59,17 @@ def test_an_untrained_run_has_tables_and_a_figure(lm, command, tmp_path):
 
 
 def test_untrained_models_are_at_chance_per_byte(untrained):
-  """Of 9 scores none is 3 deviations away, and together they are no wider than chance."""
-  tasks = [task for task in test_task_files.big_bench.read(HERE) if task.preferred == metrics.GRADE]
+  """No grade is 3 deviations away, and together they stray as chance does; sums are for short choices."""
+  tasks = [test_task_files.big_bench.read(HERE / f'{name}.json')[0] for name in (
+      'code_line_description', 'known_unknowns', 'simple_arithmetic_json_multiple_choice')]
   away = []
   for seed in SEEDS:
     for task in tasks:
       found = test_task_files.task_files.judge(task, untrained(seed))[task.name]
       away.append((found.scores[metrics.PER_BYTE] - found.low) / found.low_spread)
+      if task.name == 'code_line_description':           # where the right choice is seldom the shortest
+        summed = found.scores[metrics.GRADE]
+        assert summed < found.low - 3 * found.low_spread and abs(summed - found.shortest[0]) < 0.03
   assert len(away) == 9 and np.abs(away).max() < 3 and np.sqrt(np.mean(np.square(away))) < 1.5, away
 
 

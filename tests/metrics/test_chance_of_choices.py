@@ -44,7 +44,8 @@ def test_without_shared_texts_it_is_guessing_and_with_one_question_for_all_a_sin
   assert ranked([[1, 0]] * 5 + [[0, 1]] * 3, [['yes', 'no']] * 8).chance() == pytest.approx((0.5, 1 / 8))
 
 
-@pytest.mark.parametrize('name', ['known_unknowns', 'novel_concepts', 'simple_arithmetic_json_multiple_choice'])
+@pytest.mark.parametrize('name', ['known_unknowns', 'code_line_description',
+                                  'simple_arithmetic_json_multiple_choice'])
 def test_the_spread_is_that_of_drawn_orders_on_tasks(name):
   [task] = big_bench.read(DATA / f'{name}.json')
   choices = [[*example.choices] for example in task.examples]
