@@ -133,12 +133,12 @@ def blind_spread(scores: Sequence[np.ndarray], choices: Sequence[Sequence[str]])
 
   The system puts all texts into an order, drawn uniformly, and takes the first of each question's choices.
   So questions that offer the same texts are not answered independently: with the same two choices everywhere
-  one draw decides all. For questions i, j with choices C_i, C_j, and s(A) the sum of target scores over A,
-    E[g_i g_j] = (sum_{a in C_i and C_j} s_i(a) s_j(a) + s_i(C_i - C_j) s_j(C_j) / |C_j|
-                  + s_i(C_i) s_j(C_j - C_i) / |C_i|) / |C_i + C_j|,
-  as each text of both is equally likely the first of both: a shared one is the answer to both, and one of i
-  alone leaves j a uniform choice. The variance is the mean over i, j of E[g_i g_j] - E[g_i] E[g_j]. Without
-  shared texts that is random guessing.
+  one draw decides all. Question i has choices C_i and grade g_i; s_i(A) is the sum of its scores over A.
+    `E[g_i g_j] = (sum over a in C_i ∩ C_j of s_i(a) s_j(a) + s_i(C_i - C_j) s_j(C_j) / |C_j|
+                   + s_i(C_i) s_j(C_j - C_i) / |C_i|) / |C_i ∪ C_j|`
+  Each text of C_i ∪ C_j is equally likely the first. A shared one answers both, and one of i alone leaves j a
+  uniform choice. The variance is the mean over i, j of `E[g_i g_j] - E[g_i] E[g_j]`. Without shared texts
+  that is random guessing.
 
   Args:
     scores:  N arrays f64[C] of target scores. choices: N lists of different texts, in the same order.
@@ -159,8 +159,8 @@ def _covariance(s, member, part):
   """The sum of E[g_i g_j] - E[g_i] E[g_j] over sets i in `part` and all j; [i,j] below."""
   dense = lambda a, b: (a[part] @ b.T).toarray()
   whole, size = s.sum(1), member.sum(1)
-  both, with_j = dense(member, member), dense(s, member)             # |C_i and C_j|, s_i(C_i and C_j)
-  with_i = dense(member, s)                                          # s_j(C_i and C_j)
+  both, with_j = dense(member, member), dense(s, member)             # |C_i ∩ C_j|, s_i(C_i ∩ C_j)
+  with_i = dense(member, s)                                          # s_j(C_i ∩ C_j)
   either = size[part, None] + size - both
   alone = ((whole[part, None] - with_j) * (whole / size) +
            (whole / size)[part, None] * (whole - with_i))
