@@ -97,8 +97,11 @@ class Result:
   scores:     dict metric -> float.
   spread:     dict metric -> its standard error over examples, None of a score that is no mean over examples.
   preferred:  the metric that counts.
-  low, high:  its scores that become 0 and 100. Of choices `low` is chance.
-  low_spread: standard deviation of the preferred score of a system that draws its choices; 0 without choices.
+  low, high:  its scores that become 0 and 100. Of choices `low` is chance, also of `metrics.PER_BYTE`.
+  low_spread: standard deviation of the grade of a system that does not read the questions, see
+    `metrics.blind_spread`; of subtasks as if an order was drawn for each; 0 without choices.
+  shortest:   (grade, standard deviation) of the choices of fewest bytes, equal ones drawn: the chance of a
+    sum over tokens. None without choices.
   examples:   how many.
   trivial:    dict name of a system that knows nothing -> its preferred score.
   bins:       of `metrics.calibration`; [] without choices.
@@ -109,9 +112,14 @@ class Result:
   low: float
   high: float
   low_spread: float
+  shortest: tuple[float, float] | None
   examples: int
   trivial: dict
   bins: list
+
+  def shown(self) -> list[str]:
+    """Returns the preferred metric, and beside a grade the grade per byte."""
+    return [self.preferred, *[metrics.PER_BYTE] * (self.preferred == metrics.GRADE)]
 
   def normalized(self) -> tuple[float, float | None]:
     """Returns (the preferred score between low = 0 and high = 100, its standard error or None)."""
@@ -155,12 +163,13 @@ def judge(task: task_files.Task, system, shots: int = 0, most: int = 0) -> dict[
 def _judge(task, system, found):
   texts, examples = [text for text, _ in found], [example for _, example in found]
   low, high = metrics.limits(task.preferred)
-  values, low_spread, bins = {}, 0.0, []
+  values, low_spread, shortest, bins = {}, 0.0, None, []
   if all(example.choices for example in examples):
     ranked = _ranked(task, system, texts, examples)
-    values |= _values(metrics.RANKED, [*task.metrics, *metrics.CALIBRATION], ranked)
+    values |= _values(metrics.RANKED, [*task.metrics, *metrics.CHOICES], ranked)
     bins = metrics.calibration(ranked)
-    low, low_spread = ranked.chance() if task.preferred == metrics.GRADE else (low, low_spread)
+    if task.preferred == metrics.GRADE:
+      (low, low_spread), shortest = ranked.chance(), ranked.shortest()
   if {*task.metrics} & {*metrics.WRITTEN}:
     answers = [task_files.written(task, text) for text in system.write(texts)]
     values |= _values(metrics.WRITTEN, task.metrics, _references(examples), answers)
@@ -169,7 +178,7 @@ def _judge(task, system, found):
     values |= _values(metrics.LIKELY, task.metrics, _references(examples), log_probs)
   each = lambda number: {name: number(value) for name, value in values.items()}
   return Result(each(lambda value: float(np.mean(value))), each(_error), task.preferred, low, high,
-                low_spread, len(examples), trivial(task, examples), bins)
+                low_spread, shortest, len(examples), trivial(task, examples), bins)
 
 
 def _values(table, names, *read):
@@ -215,6 +224,11 @@ def _mean_error(spreads):
   return None if None in spreads else math.sqrt(sum(spread ** 2 for spread in spreads)) / len(spreads)
 
 
+def _mean(found):
+  """The (mean, standard deviation) of the mean of independent ones."""
+  return float(np.mean([mean for mean, _ in found])), _mean_error([spread for _, spread in found])
+
+
 def _together(parts):
   """The Result of a task from the Results of its subtasks."""
   whole = metrics.aggregate([vars(part) for part in parts])
@@ -223,8 +237,10 @@ def _together(parts):
   spread[metrics.AGGREGATE] = _mean_error([part.normalized()[1] for part in parts])
   unit = (lambda part, value: metrics.normalized(value, part.low, part.high)) if (
       whole['preferred'] == metrics.AGGREGATE) else lambda part, value: value
+  short = [part.shortest for part in parts if part.shortest]
   names = [name for name in parts[0].trivial if all(name in part.trivial for part in parts)]
   return Result(**whole, spread=spread, low_spread=_mean_error([part.low_spread for part in parts]),
+                shortest=_mean(short) if len(short) == len(parts) else None,
                 examples=sum(part.examples for part in parts), bins=pooled(parts),
                 trivial={name: float(np.mean([unit(part, part.trivial[name]) for part in parts]))
                          for name in names})
@@ -253,14 +269,15 @@ def evaluate(system, tasks: Sequence[task_files.Task], shots: Sequence[int], mos
 def record(step: int, found: dict[int, dict[str, Result]], num_cut: int | None = None) -> dict:
   """Returns what `records.BIG_BENCH` of a run holds, for JSON, of the checkpoint of `step`.
 
-  `scores` has the preferred scores as 'task/metric@2-shot', and the mean normalised score of all tasks.
+  `scores` has the preferred scores as 'task/metric@2-shot', beside a grade the one per byte, and the mean
+  normalised score of all tasks.
   `tasks` has all of a `Result`, `calibration` the bins of all tasks together.
   """
   scores: dict[str, float] = {}
   calibration: dict[int, list] = {}
   for shots, results in found.items():
-    scores |= {f'{name}/{result.preferred}@{shots}-shot': result.scores[result.preferred]
-               for name, result in results.items()}
+    scores |= {f'{name}/{metric}@{shots}-shot': result.scores[metric]
+               for name, result in results.items() for metric in result.shown()}
     whole = [result for name, result in results.items() if '/' not in name]
     scores[f'all/normalized@{shots}-shot'] = float(np.mean([result.normalized()[0] for result in whole]))
     calibration[shots] = pooled(whole)
@@ -269,20 +286,25 @@ def record(step: int, found: dict[int, dict[str, Result]], num_cut: int | None =
               for name, result in results.items()} for shots, results in found.items()})
 
 
-HEADINGS = ('task', 'shots', 'examples', 'metric', 'score', '±', 'chance', '±', 'normalised', 'Brier', 'ECE',
-            'best trivial')
+HEADINGS = ('task', 'shots', 'examples', 'metric', 'score', '±', 'shortest', 'per byte', '±', 'chance', '±',
+            'normalised', 'Brier', 'ECE', 'best trivial')
 
 
 def rows(found: dict[int, dict[str, Result]]) -> list[list[str]]:
-  """Returns the rows of the table below HEADINGS; ± is a standard error, of chance a standard deviation."""
+  """Returns the rows of the table below HEADINGS; ± is a standard error, of chance a standard deviation.
+
+  An untrained model's score is near `shortest`, and per byte near chance.
+  """
   number = lambda value: '–' if value is None else f'{value:.3f}'
   table = []
   for shots, results in found.items():
     for name, result in results.items():
       best = max(result.trivial, key=result.trivial.__getitem__, default=None)
-      at = result.preferred
+      at, per_byte = result.preferred, result.shown()[1:]
       table.append([
           name, str(shots), str(result.examples), at, number(result.scores[at]), number(result.spread[at]),
+          number(result.shortest and result.shortest[0]),
+          *(number(found[per_byte[0]] if per_byte else None) for found in (result.scores, result.spread)),
           number(result.low), number(result.low_spread or None), f'{result.normalized()[0]:.1f}',
           *(number(result.scores.get(metric)) for metric in (metrics.BRIER, metrics.ECE)),
           '–' if best is None else f'{result.trivial[best]:.3f} {best}'])

@@ -6,22 +6,26 @@ f64[N], a value an example whose mean is the score, or a float, the score of all
 Examples have `references`. Scores are in the units of the benchmark: see `limits`.
 """
 
+import collections
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import hashlib
 
 import numpy as np
+from scipy import sparse
 from scipy import special
 
 from stmoe.metrics import macro_f1 as f1
 
 BINS = 15                                # of confidence, from 0 to 1
+ROWS = 256                               # sets of choices at once, of which a matrix is [ROWS,G]
 GRADE = 'multiple_choice_grade'
+PER_BYTE = 'multiple_choice_grade_per_byte'   # ours, see `multiple_choice_grade_per_byte`
 BRIER = 'calibration_multiple_choice_brier_score'
 ECE = 'expected_calibration_error'
 SHARED = 'calibration_error_ties_shared'   # ours, see `Ranked.right`
-CALIBRATION = BRIER, ECE, SHARED         # of every task with choices
+CHOICES = PER_BYTE, BRIER, ECE, SHARED   # of every task with choices
 AGGREGATE = 'normalized_aggregate_score'
 ROUGES = ('rouge1', 'rouge2', 'rougeLsum')
 PADDING = 'O'                            # what a text that is too short is filled up with, see `sequence_f1`
@@ -30,7 +34,7 @@ PADDING = 'O'                            # what a text that is too short is fill
 def limits(metric: str) -> tuple[float, float]:
   """Returns (low, high): the scores of `metric` that the benchmark normalises to 0 and to 100.
 
-  The low of GRADE is the mean target score instead, see `Ranked.chance`.
+  The low of GRADE and PER_BYTE is the mean target score instead, see `Ranked.chance`.
 
   >>> limits('bleu'), limits('exact_str_match'), limits('log_likelihood')
   ((0.0, 100.0), (0.0, 1.0), (-10.0, 0.0))
@@ -79,10 +83,26 @@ class Ranked:
     """
     return np.array([_likeliest(log_probs) for log_probs in self.log_probs], np.int32)
 
+  def chosen_per_byte(self) -> np.ndarray:
+    """Returns i32[N]: the choice of the largest `absolute` over its bytes of UTF-8, ties as in `chosen`."""
+    return np.array([_likeliest(a / size) for a, size in zip(self.absolute, self._bytes())], np.int32)
+
   def chance(self) -> tuple[float, float]:
-    """Returns (mean, standard deviation) of the GRADE of a system that draws its choices uniformly."""
-    mean = np.mean([scores.mean() for scores in self.scores])
-    return float(mean), float(np.sqrt(sum(scores.var() for scores in self.scores)) / len(self.scores))
+    """Returns (mean, standard deviation) of the grade of a system that does not read the questions.
+
+    It prefers texts in an order that is drawn once, all orders alike: see `blind_spread`.
+    """
+    return float(np.mean([s.mean() for s in self.scores])), blind_spread(self.scores, self.choices)
+
+  def shortest(self) -> tuple[float, float]:
+    """Returns `chance` among the choices of fewest bytes: what GRADE is if all bytes are equally likely."""
+    kept = [np.flatnonzero(size == size.min()) for size in self._bytes()]
+    scores = [s[at] for s, at in zip(self.scores, kept)]
+    texts = [[each[i] for i in at] for each, at in zip(self.choices, kept)]
+    return float(np.mean([s.mean() for s in scores])), blind_spread(scores, texts)
+
+  def _bytes(self):
+    return [np.array([max(len(text.encode()), 1) for text in each]) for each in self.choices]
 
   def right(self, by_order: bool = True) -> np.ndarray:
     """Returns f64[N], 1 where the likeliest choice is the best.
@@ -108,9 +128,58 @@ def _likeliest(log_probs):
   return best[number % len(best)]
 
 
+def blind_spread(scores: Sequence[np.ndarray], choices: Sequence[Sequence[str]]) -> float:
+  """Returns the standard deviation of the grade of a system that never reads a question.
+
+  The system puts all texts into an order, drawn uniformly, and takes the first of each question's choices.
+  So questions that offer the same texts are not answered independently: with the same two choices everywhere
+  one draw decides all. Question i has choices C_i and grade g_i; s_i(A) is the sum of its scores over A.
+    `E[g_i g_j] = (sum over a in C_i ∩ C_j of s_i(a) s_j(a) + s_i(C_i - C_j) s_j(C_j) / |C_j|
+                   + s_i(C_i) s_j(C_j - C_i) / |C_i|) / |C_i ∪ C_j|`
+  Each text of C_i ∪ C_j is equally likely the first. A shared one answers both, and one of i alone leaves j a
+  uniform choice. The variance is the mean over i, j of `E[g_i g_j] - E[g_i] E[g_j]`. Without shared texts
+  that is random guessing.
+
+  Args:
+    scores:  N arrays f64[C] of target scores. choices: N lists of different texts, in the same order.
+  """
+  sets: dict[frozenset, collections.Counter] = collections.defaultdict(collections.Counter)
+  for each, values in zip(choices, scores):
+    sets[frozenset(each)].update(dict(zip(each, values.tolist())))   # the sum is bilinear in s_i, s_j
+  place = {text: i for i, text in enumerate(sorted(set().union(*sets)))}
+  rows, columns, total = zip(*[(row, place[text], value) for row, found in enumerate(sets.values())
+                               for text, value in found.items()])
+  matrix = lambda values: sparse.csr_array((values, (rows, columns)), (len(sets), len(place)))
+  s, member = matrix(np.asarray(total, np.float64)), matrix(np.ones(len(rows)))     # [G,T] sets, texts
+  variance = sum(_covariance(s, member, slice(at, at + ROWS)) for at in range(0, len(sets), ROWS))
+  return float(np.sqrt(max(variance, 0.0)) / len(scores))
+
+
+def _covariance(s, member, part):
+  """The sum of E[g_i g_j] - E[g_i] E[g_j] over sets i in `part` and all j; [i,j] below."""
+  dense = lambda a, b: (a[part] @ b.T).toarray()
+  whole, size = s.sum(1), member.sum(1)
+  both, with_j = dense(member, member), dense(s, member)             # |C_i ∩ C_j|, s_i(C_i ∩ C_j)
+  with_i = dense(member, s)                                          # s_j(C_i ∩ C_j)
+  either = size[part, None] + size - both
+  alone = ((whole[part, None] - with_j) * (whole / size) +
+           (whole / size)[part, None] * (whole - with_i))
+  return np.sum((dense(s, s) + alone) / either - np.outer((whole / size)[part], whole / size))
+
+
 def multiple_choice_grade(ranked: Ranked) -> np.ndarray:
   """Returns f64[N], the target score of the choice that was chosen."""
   return np.array([scores[at] for scores, at in zip(ranked.scores, ranked.chosen())])
+
+
+def multiple_choice_grade_per_byte(ranked: Ranked) -> np.ndarray:
+  """Returns f64[N], the target score of the choice that is likeliest per byte.
+
+  Not of the benchmark. GRADE sums over the tokens of a choice, so a model that finds all tokens equally
+  likely takes the shortest choice. lm-evaluation-harness has the two as `acc` and `acc_bytes`, for one
+  right choice (its `acc_norm` divides by characters); of equally likely choices it takes the first.
+  """
+  return np.array([scores[at] for scores, at in zip(ranked.scores, ranked.chosen_per_byte())])
 
 
 def brier(ranked: Ranked) -> float:
@@ -158,6 +227,7 @@ def macro_f1(ranked: Ranked) -> float:
 
 RANKED: dict[str, Callable] = {
     GRADE: multiple_choice_grade,
+    PER_BYTE: multiple_choice_grade_per_byte,
     BRIER: brier,
     ECE: lambda ranked: calibration_error(calibration(ranked, by_order=True)),
     SHARED: lambda ranked: calibration_error(calibration(ranked)),

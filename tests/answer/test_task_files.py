@@ -65,6 +65,7 @@ def test_trivial_systems_score_what_the_benchmark_says(bigbench):
         near(uniform.trivial[one], printed, count)
         own = score(task, Knowing(place=task_files.TRIVIAL[one]))
         assert abs(own.scores[own.preferred] - uniform.trivial[one]) < 1e-6
+        assert abs(own.scores[metrics.PER_BYTE] - uniform.trivial[one]) < 1e-6
         checked += 1
     near(uniform.trivial['constant'], cells['constant'], count)
     if cells['choices'] == '–':
@@ -85,7 +86,8 @@ def test_a_system_without_preferences_and_the_trap_of_calibration():
   """Its grade is drawn; where the first choice is always right, the benchmark calls it calibrated badly."""
   [task] = big_bench.read(HERE / 'simple_arithmetic_json_multiple_choice.json')
   found = score(task, Knowing())
-  assert found.low == 0.25 and found.low_spread == pytest.approx(np.sqrt(8 * 0.1875) / 8)
+  guessing = np.sqrt(8 * 0.1875) / 8     # its questions offer the same few texts: chance strays further
+  assert found.low == 0.25 and 1.5 * guessing < found.low_spread < 2 * guessing
   assert found.scores[metrics.ECE] == pytest.approx(0.75) and found.scores[metrics.SHARED] == 0.0
   assert found.bins[3] == (8, 2.0, 2.0) and sum(count for count, *_ in found.bins) == 8
 
@@ -102,9 +104,35 @@ def test_subtasks_are_one_task_and_the_record_has_all():
       np.sqrt(sum(part.normalized()[1] ** 2 for part in parts)) / 3)
   record = task_files.record(9, found)
   every = [result.normalized()[0] for task, result in found[1].items() if '/' not in task]
-  assert record['scores']['all/normalized@1-shot'] == pytest.approx(np.mean(every)) and len(every) == 5
+  assert record['scores']['all/normalized@1-shot'] == pytest.approx(np.mean(every)) and len(every) == 6
   assert record['tasks'][1]['known_unknowns']['examples'] == 4
-  assert sum(count for count, *_ in record['calibration'][0]) == 12
+  assert sum(count for count, *_ in record['calibration'][0]) == 4 * 4   # tasks with choices, examples
+
+
+class Halving:
+  """A system that finds every byte equally likely."""
+
+  def rank(self, texts, choices):
+    return [np.array([-len(choice.encode()) * np.log(2) for choice in each]) for each in choices]
+
+
+def test_the_sum_of_equal_bytes_takes_the_shortest_choice_and_tables_say_what_it_scores(tmp_path):
+  rows = [{'no': 1, 'never': 0}, {'always': 1, 'yes': 0}, {'one': 1, 'two': 0, 'three': 0}]
+  (tmp_path / 't.json').write_text(json.dumps(TASK | dict(examples=[
+      dict(input=str(i), target_scores=scores) for i, scores in enumerate(rows)])))
+  [task] = big_bench.read(tmp_path / 't.json')
+  found = score(task, Halving())
+  assert found.shortest == pytest.approx((0.5, 0.5 / 3))              # 1, 0, and 1 or 0
+  assert found.scores[metrics.GRADE] == pytest.approx(0.5, abs=1 / 6)
+  assert found.low == pytest.approx((1 / 2 + 1 / 2 + 1 / 3) / 3)
+  [row] = task_files.rows({0: {'sum': found}})
+  cells = dict(zip(task_files.HEADINGS, row))
+  assert len(row) == len(task_files.HEADINGS) and cells['shortest'] == '0.500'
+  assert cells['per byte'] == f'{found.scores[metrics.PER_BYTE]:.3f}' and cells['chance'] == '0.444'
+  names = [f'sum/{name}@0-shot' for name in (metrics.GRADE, metrics.PER_BYTE)]
+  assert {*names} < {*task_files.record(1, {0: {'sum': found}})['scores']}
+  other = task_files.Result({'bleu': 1.0}, {'bleu': None}, 'bleu', 0.0, 100.0, 0.0, None, 1, {}, [])
+  assert '–' in task_files.rows({0: {'other': other}})[0] and other.shown() == ['bleu']
 
 
 ROW = dict(input='1 + 1 =', target_scores={'2': 1, '3': 0})

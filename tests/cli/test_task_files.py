@@ -1,12 +1,15 @@
-"""`stmoe eval --tasks`: an untrained run is at chance, its figure, and mistakes in one line."""
+"""`stmoe eval --tasks`: untrained models are at chance, tables, a figure, and mistakes in one line."""
 
 import json
 
+import numpy as np
 import pytest
 
 from stmoe import errors
 from stmoe.analysis import canvas
 from stmoe.analysis.figures import calibration
+from stmoe.answer import harness
+from stmoe.metrics import big_bench as metrics
 from stmoe.runs import directory as rundir
 from stmoe.runs import read as runs
 from stmoe.train import state as states
@@ -15,6 +18,7 @@ from tests.cli import test_infer
 from tests.train import tiny_run
 
 HERE = test_task_files.HERE
+SEEDS = 0, 1, 2
 
 
 @pytest.fixture(scope='module')
@@ -24,20 +28,50 @@ def lm(tmp_path_factory, one_device, one_size_of_blocks):
   return test_infer.write_run(folder / 'lm', tiny_run.config(folder, **{'eval.batch_size': 64}))
 
 
-def test_an_untrained_run_is_at_chance(lm, command, tmp_path):
+@pytest.fixture(scope='module')
+def untrained(tmp_path_factory, one_device, one_size_of_blocks):
+  """seed -> a system, that seed's model before training; all seeds have one compiled program."""
+  folder = tiny_run.write_corpus(tmp_path_factory.mktemp('untrained'))
+  config = lambda seed: tiny_run.config(folder, **{'seed': seed, 'data.length': 128, 'eval.batch_size': 64})
+  bridge = harness.Harness(test_infer.write_run(folder / 'lm', config(0)), 64)
+
+  def of(seed):
+    cfg = config(seed)
+    with states.on_mesh(cfg.mesh) as mesh:
+      drawn = states.init(cfg, states.blueprint(cfg, mesh))
+    bridge._numbers = drawn['params'], drawn['router_state']
+    return test_task_files.task_files.Continuing(bridge, 8)
+  return of
+
+
+def test_an_untrained_run_has_tables_and_a_figure(lm, command, tmp_path):
   for name in ('known_unknowns', 'simple_arithmetic_json_multiple_choice',
                'simple_arithmetic_multiple_targets_json'):
     (tmp_path / f'{name}.json').symlink_to(HERE / f'{name}.json')
   code, out, err = command('eval', lm, '--tasks', tmp_path, '--shots', '0,1')
   assert code == 0 and 'step 1' in err, err
-  assert 'lose their beginning' in out and out.count('known_unknowns') == 2
+  assert 'lose their beginning' in out and out.count('known_unknowns') == 2 and 'per byte' in out
   record = json.loads((lm / 'results_big_bench.json').read_text())
-  for shots in '01':
-    for result in record['tasks'][shots].values():
-      grade = result['scores'][result['preferred']]
-      assert abs(grade - result['low']) <= 2 * result['low_spread'], result
+  assert len(record['tasks']['1']['known_unknowns']['shortest']) == 2
+  assert f'known_unknowns/{metrics.PER_BYTE}@1-shot' in record['scores']
   figure = calibration.draw(runs.Run(lm, 'lm', {}, {}, [], {}, {}, None))[calibration.STEM]
   assert len(canvas.encode(figure, 'png')) > 5000 and len(figure.axes[0].collections) >= 2
+
+
+def test_untrained_models_are_at_chance_per_byte(untrained):
+  """No grade is 3 deviations away, and together they stray as chance does; sums are for short choices."""
+  tasks = [test_task_files.big_bench.read(HERE / f'{name}.json')[0] for name in (
+      'code_line_description', 'known_unknowns', 'simple_arithmetic_json_multiple_choice')]
+  away = []
+  for seed in SEEDS:
+    for task in tasks:
+      found = test_task_files.task_files.judge(task, untrained(seed))[task.name]
+      away.append((found.scores[metrics.PER_BYTE] - found.low) / found.low_spread)
+      if task.name == 'code_line_description':           # where the right choice is seldom the shortest
+        summed = found.scores[metrics.GRADE]
+        assert summed < found.low - 3 * found.low_spread and abs(summed - found.shortest[0]) < 0.03
+  assert len(away) == 9 and np.abs(away).max() < 3 and np.sqrt(np.mean(np.square(away))) < 1.5, away
+
 
 def test_other_mistakes(lm, mistake, tmp_path):
   assert 'none.json: No such file' in mistake('eval', lm, '--tasks', tmp_path / 'none.json')

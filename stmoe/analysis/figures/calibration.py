@@ -5,7 +5,8 @@ from stmoe.runs import records
 
 STEM = 'calibration'
 CAPTIONS = {STEM: 'Calibration on tasks with choices (BIG-bench). Points are the share of right answers '
-                  'among examples of like confidence, the probability of the likeliest choice. Bars are one '
+                  'among examples of like confidence, the probability of the likeliest choice by '
+                  'sums of log-probabilities (`score`, not `per byte`). Bars are one '
                   'standard error; areas grow with the number of examples. On the diagonal a model is right '
                   'as often as it says. Equally likely choices share their point.'}
 
