@@ -111,9 +111,10 @@ class Writer:
 
 
 def _settled(path):
-  """Returns when the file is on the disk."""
+  """Returns when the file is on the disk, and no longer in memory."""
   with path.open('rb') as file:
     os.fsync(file.fileno())
+    files.forget(file)
 
 
 def write(directory, cfg, plan, arrays, position, meta):

@@ -3,7 +3,9 @@
 One of 4 GB of bfloat16 holds less than 1.5 GiB, and takes no longer than twice a copy of its files.
 """
 
+import ctypes
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -13,6 +15,8 @@ import time
 import numpy as np
 import pytest
 
+from stmoe.derive import convert
+from stmoe.derive import pieces
 from stmoe.interop import tensors as files
 
 GIB = 2**30
@@ -120,6 +124,36 @@ def test_bfloat16_takes_two_bytes_and_no_longer_than_two_copies(tmp_path):
   assert sum(path.stat().st_size for path in run.rglob('*') if path.is_file()) < 1.02 * total
   assert converting < 2 * copying
   shutil.rmtree(run)
+
+
+def held(path):
+  """The share of a file's pages that are in memory."""
+  with path.open('rb') as f:
+    mapped = np.frombuffer(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ), np.uint8)
+  there = np.zeros(-(-len(mapped) // mmap.PAGESIZE), np.uint8)
+  assert not ctypes.CDLL(None).mincore(ctypes.c_void_p(mapped.ctypes.data), ctypes.c_size_t(len(mapped)),
+                                       ctypes.c_void_p(there.ctypes.data))
+  return (there & 1).mean()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='files stay in memory here')
+@pytest.mark.parametrize('block', [1 << 25, 1 << 20])
+def test_what_was_converted_is_on_the_disk_alone(tmp_path, monkeypatch, block):
+  monkeypatch.setattr(pieces, 'BLOCK', block)                        # arrays of one piece, and of several
+  config, source, run = CONFIG | dict(num_hidden_layers=1, vocab_size=2048), tmp_path / 'in', tmp_path / 'run'
+  source.mkdir()
+  (source / 'config.json').write_text(json.dumps(config))
+  made = files.create(source, layout(config, 'BF16'), most=GIB)
+  for tensor in made.values():
+    tensor.write(0, np.ones(tensor.shape, np.float32))
+  settled(source, forget=True)
+  weights = source / 'model.safetensors'
+  if held(weights) > 0.1:
+    pytest.skip('files are kept in memory here')
+  convert.read(source, run, say=lambda line: None)
+  chunks = [path for path in run.rglob('*') if path.is_file() and path.stat().st_size > 2**16]
+  assert len(chunks) > 5 and max(map(held, chunks)) < 0.1
+  assert held(weights) < 0.5                                         # what was read ahead may stay
 
 
 def test_resident_memory_is_that_of_the_command():
