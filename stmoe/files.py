@@ -248,19 +248,6 @@ def _once(pairs):
   return value
 
 
-def forget(file, start=0, size=0):
-  """Gives back the memory in which the system keeps bytes of an open `file`; they are on the disk still.
-
-  So what passes through in pieces needs no more memory than a piece. Pages that are mapped, or not yet on
-  the disk, stay.
-
-  Args:
-    start, size: of the bytes; size 0 = all from `start` on.
-  """
-  if hasattr(os, 'posix_fadvise'):
-    os.posix_fadvise(file.fileno(), start, size, os.POSIX_FADV_DONTNEED)
-
-
 def plain_path(path):
   """Returns a Path of folder `path` that no library takes for a pattern, an escape or an address.
 

@@ -18,7 +18,6 @@ import tensorstore as ts
 from stmoe import errors
 from stmoe import files
 from stmoe.interop import rules
-from stmoe.interop import tensors as safetensors
 
 PREFIX = 'target.'
 SAMPLE = 1 << 15                         # bytes at either end of a file
@@ -44,8 +43,8 @@ RULES = [
 
 
 @dataclasses.dataclass(frozen=True)
-class Array(safetensors.Rows):
-  """A zarr array, read as a Tensor is."""
+class Array:
+  """A zarr array, read as `files.Tensor` is."""
   store: object
   dtype: str
   shape: tuple

@@ -48,9 +48,6 @@ class Rows:
     """Returns the part `cut`, slices of the leading axes, as a tensor of its own."""
     return Part(self, cut) if cut else self
 
-  def forget(self, first=0, last=None):
-    """Says that rows `first` to `last` are not read again. What shares its memory with others keeps it."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Tensor(Rows):
@@ -83,15 +80,6 @@ class Tensor(Rows):
     except ValueError as error:
       raise errors.Damaged(self.file, 'is cut short') from error
     return np.frombuffer(mapped, DTYPES[self.dtype], math.prod(shape), skip).reshape(shape)
-
-  def forget(self, first=0, last=None):
-    """Gives the memory of rows `first` to `last` back, which are not read again and no arrays any more."""
-    rows = self.shape[0] if self.shape else 1
-    row_bytes = self.size // max(rows, 1)
-    size = ((rows if last is None else last) - first) * row_bytes
-    if size:
-      with self.file.open('rb') as f:
-        files.forget(f, self.start + first * row_bytes, size)
 
   def write(self, first, rows):
     """Writes `rows`, a numpy array, from row `first` on; converts to the tensor's dtype."""

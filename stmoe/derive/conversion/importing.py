@@ -189,7 +189,6 @@ def _fill_whole(writer, leaf, group, found):
   for place in group:
     tensor = pieces.of(found, place)
     whole[place.index] = pieces.turned(tensor.read(), place, like.dtype)
-    tensor.forget()
     size += tensor.size
   writer.write(writer.array(leaf, like.shape), leaf, ..., whole)
   return size
@@ -199,6 +198,4 @@ def _fill_rows(writer, store, place, found, first, last):
   tensor = pieces.of(found, place)
   value = pieces.turned(tensor.read(first, last), place, writer.like(place.leaf).dtype)
   writer.write(store, place.leaf, pieces.where(place, first, last), value)
-  del value                              # which may be the file itself
-  tensor.forget(first, last)
   return tensor.size * (last - first) // tensor.shape[0]
