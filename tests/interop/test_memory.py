@@ -135,20 +135,33 @@ def held(path):
   return (there & 1).mean()
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='files stay in memory here')
-def test_what_was_written_is_on_the_disk_alone(tmp_path):
-  config, source, run = CONFIG | dict(num_hidden_layers=1, vocab_size=2048), tmp_path / 'in', tmp_path / 'run'
-  source.mkdir()
-  (source / 'config.json').write_text(json.dumps(config))
-  made = files.create(source, layout(config, 'BF16'), most=GIB)
+def written(folder, config):
+  """The tensors of a synthetic checkpoint, all ones; they are on the disk alone, else the test is skipped."""
+  folder.mkdir()
+  (folder / 'config.json').write_text(json.dumps(config))
+  made = files.create(folder, layout(config, 'BF16'), most=GIB)
   for tensor in made.values():
     tensor.write(0, np.ones(tensor.shape, np.float32))
-  settled(source, forget=True)
-  if held(source / 'model.safetensors') > 0.1:
+  settled(folder, forget=True)
+  if held(folder / 'model.safetensors') > 0.1:
     pytest.skip('files are kept in memory here')
-  convert.read(source, run, say=lambda line: None)
-  chunks = [path for path in run.rglob('*') if path.is_file() and path.stat().st_size > 2**16]
+  return made
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='files stay in memory here')
+def test_what_was_written_is_on_the_disk_alone(tmp_path):
+  written(tmp_path / 'in', CONFIG | dict(num_hidden_layers=1, vocab_size=2048))
+  convert.read(tmp_path / 'in', tmp_path / 'run', say=lambda line: None)
+  chunks = [path for path in tmp_path.glob('run/**/*') if path.is_file() and path.stat().st_size > 2**16]
   assert len(chunks) > 5 and max(map(held, chunks)) < 0.1
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='files stay in memory here')
+def test_a_tensor_is_read_where_it_is_used(tmp_path):
+  made = written(tmp_path / 'in', CONFIG | dict(num_hidden_layers=1, vocab_size=2048))
+  file, tensors = tmp_path / 'in' / 'model.safetensors', [tensor.read() for tensor in made.values()]
+  assert held(file) < 0.1                # while Python maps a file, no other thread runs
+  assert all((x == 1).all() for x in tensors) and held(file) > 0.9
 
 
 def test_resident_memory_is_that_of_the_command():
