@@ -42,7 +42,7 @@ class Writer:
   def __init__(self, directory, step, shapes, rest, data):
     self._folder = files.plain_path(directory) / str(step)
     self._arrays, self._sums, self._data = {}, {}, data
-    self._disk, self._settling = concurrent.futures.ThreadPoolExecutor(1), []
+    self._disk, self._settling = concurrent.futures.ThreadPoolExecutor(pieces.THREADS), []
     self._chunks = {}                    # the size of the chunks of unpacked arrays
     checkpoint.hush()
     self._inventory = checksum.uncompiled(rest)
@@ -111,9 +111,15 @@ class Writer:
 
 
 def _settled(path):
-  """Returns when the file is on the disk."""
+  """Returns when the file is on the disk, and on the disk alone: the next chunk takes its memory.
+
+  Memory that was not used before is slow where a machine is lent it page by page, and other programs lose
+  what they keep there.
+  """
   with path.open('rb') as file:
     os.fsync(file.fileno())
+    if hasattr(os, 'posix_fadvise'):
+      os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def write(directory, cfg, plan, arrays, position, meta):

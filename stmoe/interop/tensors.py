@@ -28,8 +28,6 @@ DTYPES = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dt
           'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_}
 FLOATS = ('F64', 'F32', 'F16', 'BF16')
 LONGEST_HEADER = 100_000_000           # of the format's own reader
-# Pages of a map are read at once, where the system can.
-MAPPED = mmap.MAP_SHARED | getattr(mmap, 'MAP_POPULATE', 0)
 LARGEST_SIZE = 1 << 63                 # of a dimension, and of a place in a file
 SAMPLES, SAMPLE = 64, 1 << 16          # blocks of a file that stand for all of it, and bytes of a block
 
@@ -73,7 +71,9 @@ class Tensor(Rows):
     skip = begin % mmap.ALLOCATIONGRANULARITY                        # a map begins at a page
     try:
       with self.file.open('rb') as f:
-        mapped = mmap.mmap(f.fileno(), skip + (last - first) * row_bytes, MAPPED, mmap.PROT_READ,
+        # What is mapped is read when it is used, beside other threads. MAP_POPULATE reads it here, and no
+        # other thread of Python 3.11 runs meanwhile.
+        mapped = mmap.mmap(f.fileno(), skip + (last - first) * row_bytes, mmap.MAP_SHARED, mmap.PROT_READ,
                            offset=begin - skip)
     except OSError as error:
       raise errors.Damaged(self.file, error.strerror) from error

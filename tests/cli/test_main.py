@@ -65,6 +65,14 @@ def test_importing_a_command_imports_no_heavy_library():
   assert not {'jax', 'tensorflow', 'seqio', 'matplotlib', 'grain'} & set(done.stdout.split())
 
 
+def test_a_command_ends_without_a_look_at_what_goes_with_it():
+  code = ('import atexit, gc; from stmoe.cli import main\n'
+          'atexit.register(lambda: print(gc.get_freeze_count()))     # registered first, it runs last\n'
+          'main.main(["--version"])')
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert int(done.stdout.split()[-1]) > 1000
+
+
 @pytest.mark.parametrize('argv, words', [
     (['trian'], ["no command is called 'trian'", 'nearest: train']),
     (['show'], ['required: name', 'stmoe show --help']),

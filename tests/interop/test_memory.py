@@ -3,7 +3,9 @@
 One of 4 GB of bfloat16 holds less than 1.5 GiB, and takes no longer than twice a copy of its files.
 """
 
+import ctypes
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ import time
 import numpy as np
 import pytest
 
+from stmoe.derive import convert
 from stmoe.interop import tensors as files
 
 GIB = 2**30
@@ -120,6 +123,45 @@ def test_bfloat16_takes_two_bytes_and_no_longer_than_two_copies(tmp_path):
   assert sum(path.stat().st_size for path in run.rglob('*') if path.is_file()) < 1.02 * total
   assert converting < 2 * copying
   shutil.rmtree(run)
+
+
+def held(path):
+  """The share of a file's pages that are in memory."""
+  with path.open('rb') as f:
+    mapped = np.frombuffer(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ), np.uint8)
+  there = np.zeros(-(-len(mapped) // mmap.PAGESIZE), np.uint8)
+  assert not ctypes.CDLL(None).mincore(ctypes.c_void_p(mapped.ctypes.data), ctypes.c_size_t(len(mapped)),
+                                       ctypes.c_void_p(there.ctypes.data))
+  return (there & 1).mean()
+
+
+def written(folder, config):
+  """The tensors of a synthetic checkpoint, all ones; they are on the disk alone, else the test is skipped."""
+  folder.mkdir()
+  (folder / 'config.json').write_text(json.dumps(config))
+  made = files.create(folder, layout(config, 'BF16'), most=GIB)
+  for tensor in made.values():
+    tensor.write(0, np.ones(tensor.shape, np.float32))
+  settled(folder, forget=True)
+  if held(folder / 'model.safetensors') > 0.1:
+    pytest.skip('files are kept in memory here')
+  return made
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='files stay in memory here')
+def test_what_was_written_is_on_the_disk_alone(tmp_path):
+  written(tmp_path / 'in', CONFIG | dict(num_hidden_layers=1, vocab_size=2048))
+  convert.read(tmp_path / 'in', tmp_path / 'run', say=lambda line: None)
+  chunks = [path for path in tmp_path.glob('run/**/*') if path.is_file() and path.stat().st_size > 2**16]
+  assert len(chunks) > 5 and max(map(held, chunks)) < 0.1
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='files stay in memory here')
+def test_a_tensor_is_read_where_it_is_used(tmp_path):
+  made = written(tmp_path / 'in', CONFIG | dict(num_hidden_layers=1, vocab_size=2048))
+  file, tensors = tmp_path / 'in' / 'model.safetensors', [tensor.read() for tensor in made.values()]
+  assert held(file) < 0.1                # while Python maps a file, no other thread runs
+  assert all((x == 1).all() for x in tensors) and held(file) > 0.9
 
 
 def test_resident_memory_is_that_of_the_command():
