@@ -53,10 +53,11 @@ def main(argv=None):
 
   75 means that another process of the same job is gone.
   """
+  if argv is None:
+    atexit.register(gc.freeze)         # Python would look twice through all objects, which go anyway: 0.4 s
   if argv is None and sys.argv[1:2] and computes(sys.argv[1]):
     _with_large_pages()
   argv = list(sys.argv[1:] if argv is None else argv)
-  atexit.register(gc.freeze)           # Python would look twice through all objects, which go anyway: 0.4 s
   for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, 'reconfigure'):   # what the terminal has no letter for is written as \x..
       stream.reconfigure(errors='backslashreplace')

@@ -66,9 +66,9 @@ def test_importing_a_command_imports_no_heavy_library():
 
 
 def test_a_command_ends_without_a_look_at_what_goes_with_it():
-  code = ('import atexit, gc; from stmoe.cli import main\n'
+  code = ('import atexit, gc, sys; from stmoe.cli import main\n'
           'atexit.register(lambda: print(gc.get_freeze_count()))     # registered first, it runs last\n'
-          'main.main(["--version"])')
+          'sys.argv[1:] = ["--version"]; main.main()')
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert int(done.stdout.split()[-1]) > 1000
 
