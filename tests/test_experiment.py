@@ -67,6 +67,8 @@ def test_override(toy, override, key, value):
     ('sed=1', ['config.sed does not exist', 'nearest: config.seed']),
     ('opt.nam=1', ['config.opt.nam does not exist', 'nearest: config.opt.name']),
     ('seed.x=1', ['config.seed.x does not exist', 'nearest: config.seed']),
+    ('name=1', ['config.name does not exist; nearest: config.opt.name']),
+    ('optimizer.random_seed=1', ['does not exist; nearest: config.seed']),
     ('seed=1.5', ['config.seed=1.5', 'a whole number']),
     ('flag=2', ['config.flag=2', 'a bool']),
     ('opt.b=high', ['config.opt.b=high', 'a float']),
