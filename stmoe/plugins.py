@@ -75,6 +75,11 @@ def known() -> tuple[Plugin, ...]:
   return _known(os.environ.get(VARIABLE, ''))
 
 
+def words() -> list[str]:
+  """Returns the words '--plugin', FILE, ... by which a command on another machine knows the same files."""
+  return [word for plugin in known() if not plugin.module for word in ('--plugin', str(plugin.path))]
+
+
 def files(package: str) -> dict[str, pathlib.Path]:
   """Returns dict name -> file of the plugins that stand beside the modules of `package`."""
   return {plugin.name: plugin.path for plugin in known() if KINDS[plugin.kind] == package}
