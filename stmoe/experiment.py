@@ -24,6 +24,7 @@ from stmoe import plugins
 from stmoe import sections
 
 PACKAGE = 'stmoe.configs'
+FEW = 16                                 # fields that a message lists
 RATE = ('schedule.peak', 'schedule.base', 'schedule.value')
 # What other codebases call a field -> the fields that may be meant.
 ELSEWHERE = dict(
@@ -178,7 +179,8 @@ def find_module(where: str) -> tuple[str, types.ModuleType]:
     where = path.resolve().relative_to(folder().resolve()).with_suffix('').as_posix()
   named = all(re.fullmatch(r'\w+', name) for name in where.split('/'))
   if not named or not (folder() / f'{where}.py').is_file():
-    instead = instead_of(where) or errors.nearest(where, available())
+    beside = f'; nearest: {where}.py' if pathlib.Path(f'{where}.py').is_file() else ''
+    instead = beside or instead_of(where) or errors.nearest(where, available())
     raise errors.UserError(f'no experiment is called {where!r}{instead} (stmoe list shows all)')
   return where, importlib.import_module(f'{PACKAGE}.{where.replace("/", ".")}')
 
@@ -260,8 +262,22 @@ def _find(config, path):
   """(ConfigDict, key) that hold the field `path` of `config`, or that may hold it."""
   holder, key = _holder(config, path)
   if key not in holder and (sections.field_of(config, path) is None or '.' in key):
-    raise errors.UserError(f'config.{path} does not exist{_nearest(list(flatten(config)), path)}')
+    raise errors.UserError(f'config.{path} does not exist{_nearest(list(flatten(config)), path)}'
+                           f'{_has(config, path)}')
   return holder, key
+
+
+def _has(config, path):
+  """' (router 'switch' has: ...)', the fields of the module that should have the field `path`, else ''.
+
+  Raises UserError if that module has a name that nobody knows.
+  """
+  group = next((group for group in sections.groups(config) if group.path == path.rpartition('.')[0]), None)
+  if group is None or not group.chosen:
+    return ''
+  if group.open:
+    group.fields[group.chosen].range.check(group.where(group.chosen), group.values.get(group.chosen))
+  return f' ({group.title} has: {", ".join(group.fields)})' if len(group.fields) < FEW else ''
 
 
 def _nearest(names, path):

@@ -32,7 +32,8 @@ def run(args):
   from stmoe import conform
   from stmoe.conform import execution
   count = len(conform.checks(kind))
-  print(f'{kind} {name}: {lookup.module(kind, name).__file__} ({count} checks, in about a minute)', flush=True)
+  file = lookup.module(kind, name).__file__
+  print(f'{kind} {name}: {file} ({count} checks, in about a minute)', flush=True)
   with execution.small_blocks():
     failed = conform.failures(kind, name, fields, _sayer())
   print(f'{count - failed} of {count} passed' + (f', {failed} failed' if failed else ''))
