@@ -186,7 +186,42 @@ def test_frames_need_pandas_and_say_so(run, monkeypatch):
 
 
 @pytest.mark.parametrize('asked, says', [('x' * 40, 'the longest text has 40 tokens; the model reads 1 to '
-                                                    'data.length=32'), ('', 'has 0 tokens')])
+                                                    'data.length=32'), ('', 'has 0 tokens'),
+    ([1, 2], r'a text is no str; ids are given as an array, numpy.array\(\[\[1, 2, 3\]\]\)'),
+    (np.array([[1, 384]]), r'ids are int64\[1,2\] from 1 to 384; wanted: i32\[B,T\] of 0 to 383'),
+    (np.array([[-1]]), 'from -1 to -1'), (np.array([[1.0]]), r'ids are float64\[1,1\]')])
 def test_texts_that_do_not_fit_are_a_line(run, asked, says):
   with pytest.raises(errors.UserError, match=says):
     run.logits(asked)
+
+
+TOKENS = jnp.ones((2, 6), jnp.int32)
+
+
+@pytest.mark.parametrize('call, says', [
+    (lambda of: of(TOKENS[:, :5]), r'x is a float32\[2,6,8\], the context one of \[2, 5\] tokens; wanted'),
+    (lambda of: TOKENS, r'ctx is a int32\[2,6\]; wanted: .*stmoe.Context.of\(tokens\)'),
+    (lambda of: of(TOKENS, mask=jnp.array([3, 6])), r'mask is of \[2\]; wanted: one of \[2, 6\], True at'),
+    (lambda of: of(TOKENS.astype(jnp.float32)), r'tokens are float32\[2, 6\]; wanted: ids i32\[B,T\], or')])
+def test_a_context_that_does_not_fit_is_a_line(call, says):
+  made = stmoe.layer('switch', 8, num_experts=4, d_ff=16, rngs=nnx.Rngs(0))
+  with pytest.raises(errors.UserError, match=says):
+    jax.eval_shape(lambda x: made(x, call(stmoe.Context.of)), jnp.ones((2, 6, 8)))
+
+
+def test_rows_without_a_batch_and_a_seed_without_rngs_are_lines():
+  made = stmoe.layer('switch', 8, num_experts=4, d_ff=16, rngs=nnx.Rngs(0))
+  with pytest.raises(errors.UserError, match=r'x is a float32\[6,8\]; wanted: x \[B,T,D\]'):
+    made(jnp.ones((6, 8)))
+  with pytest.raises(errors.UserError, match=r'rngs is a int; wanted: flax.nnx.Rngs\(0\)'):
+    stmoe.layer('switch', 8, num_experts=4, d_ff=16, rngs=0)
+
+
+def test_training_without_a_key_warns_that_noise_is_left_out(recwarn):
+  made = stmoe.layer('vmoe', 8, num_experts=4, d_ff=16, rngs=nnx.Rngs(0))
+  trained = lambda **key: jax.eval_shape(lambda x: made(x, stmoe.Context.of(TOKENS, train=True, **key)),
+                                         jnp.ones((2, 6, 8)))
+  trained(key=jax.random.key(0))
+  assert not recwarn.list
+  with pytest.warns(UserWarning, match='without a key: noise, jitter and dropout of the layer are left out'):
+    trained()
