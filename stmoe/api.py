@@ -164,12 +164,19 @@ def _place(name, key, value, parts):
 class Run:
   """A run directory, or a downloaded checkpoint, that is open: its model, its configuration, its vocabulary.
 
-  path, config, vocabulary, model: see `answer.interactive.opened`. The vocabulary may be None.
+  path, config, vocabulary, model: see `answer.interactive.opened`. The vocabulary may be None. Another model,
+    such as one of wrapped routers, may take the place of `model`: logits, routing and table are then its own.
+  step: of the checkpoint; None = the newest.
   """
 
   def __init__(self, path: str | pathlib.Path, step: int | None = None):
-    self.path = pathlib.Path(path)
+    self.path, self.step = pathlib.Path(path), step
     self.model, self.config, self.vocabulary = interactive.opened(self.path, step)
+    self._opened = self.model
+
+  def __repr__(self) -> str:
+    size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.model, nnx.Param)))
+    return f'<Run {str(self.path)!r}: {self.config.model.name}, {size:,} parameters>'
 
   @functools.cached_property
   def history(self) -> runs.Run:
@@ -233,8 +240,11 @@ class Run:
       length: most tokens of a text.
       decode: name and fields of a strategy: name='sample', temperature=0.8; greedy where nothing is said.
     """
+    if self.model is not self._opened:
+      raise errors.UserError('generate writes with the checkpoint, and run.model was replaced since; logits, '
+                             'routing and table are those of the model that is there now')
     several = [prompts] if isinstance(prompts, str) else list(prompts)
-    texts = interactive.generate(self.path, several, dict(name='greedy') | decode, length)
+    texts = interactive.generate(self.path, several, dict(name='greedy') | decode, length, self.step)
     return texts[0] if isinstance(prompts, str) else texts
 
   def batches(self) -> typing.Iterator[Batch]:

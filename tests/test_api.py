@@ -19,6 +19,7 @@ import stmoe
 from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
+from stmoe import modules
 from stmoe.core import contract
 from stmoe.runs import directory as rundir
 from tests.docs import pages
@@ -162,6 +163,20 @@ def test_a_run_answers(run):
   np.testing.assert_allclose(run.logits(text + '!')[:, :len(ids)], logits, atol=1e-5)    # it looks back only
   assert isinstance(run.generate('def', 3), str) and len(run.generate(['a', 'b'], 3, name='sample')) == 2
   assert run.logits(next(run.batches())).shape == (8, 32, 384)
+
+
+def test_a_run_writes_with_the_checkpoint_that_was_opened_and_says_what_it_is(run, monkeypatch):
+  asked = []
+  monkeypatch.setattr(stmoe.api.interactive, 'generate', lambda *words: asked.append(words[-1]) or ['x'])
+  stmoe.open(run.path, step=2).generate('a')
+  again = stmoe.open(run.path)
+  again.generate('a')
+  assert asked == [2, None]
+  assert re.fullmatch(f"<Run '{run.path}': lm, [0-9,]+ parameters>", repr(again))
+  again.model = modules.wrapped(again.model, lookup.constructor('router', 'trace'))
+  np.testing.assert_array_equal(again.logits('a'), run.logits('a'))
+  with pytest.raises(errors.UserError, match='run.model was replaced since'):
+    again.generate('a')
 
 
 def test_routing_is_arrays_and_columns(run):
