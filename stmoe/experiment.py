@@ -344,7 +344,14 @@ def default_workdir(name: str) -> str:
 def run_directory(run: str) -> pathlib.Path:
   """Returns the Path of a run that the user names by its directory or its experiment."""
   path = pathlib.Path(run)
-  return path if path.is_dir() else pathlib.Path(default_workdir(load(run)[1]))
+  if path.is_dir():
+    return path
+  where = split(run)[0]
+  if where.endswith('.py') or (folder() / f'{where}.py').is_file():
+    return pathlib.Path(default_workdir(load(run)[1]))
+  runs = [str(file.parent) for file in path.parent.glob('[!.]*/config.json')]
+  instead = errors.nearest(run, runs) or instead_of(run) or errors.nearest(where, available())
+  raise errors.UserError(f'no run directory and no experiment is called {run!r}{instead}')
 
 
 MISSING = '(absent)'
