@@ -149,7 +149,7 @@ def write(folder, found, command):
 
 
 def _write_table(path, rows):
-  """Writes rows, dicts with perhaps different keys, as CSV, and Parquet where pyarrow is; returns the paths."""
+  """Writes rows, dicts with perhaps different keys, as CSV, and Parquet where pyarrow is; returns paths."""
   columns = list(dict.fromkeys(column for entry in rows for column in entry))
   text = io.StringIO(newline='')
   writer = csv.DictWriter(text, columns)
