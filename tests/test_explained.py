@@ -59,7 +59,7 @@ def test_every_module_has_a_line(kind):
 
 
 @pytest.mark.parametrize('name, begins', [
-    ('drop', 'Drop. An edge that finds no place.'), ('Drops', 'Drop. An edge'), ('max_load', 'Load. The real'),
+    ('drop', 'Drop. An edge that finds no place.'), ('Drops', 'Drop. An edge'), ('max_load', 'Load. The'),
     ('top-k', 'Top-k. Every token'), ('carry', 'Context, carry, aux. What a layer may know')])
 def test_words_are_explained_without_markup(name, begins):
   text = explained.word(name)
