@@ -105,7 +105,9 @@ def _run(argv):
   if argv[:1] == ['--version']:
     print(f'stmoe {stmoe.__version__}')
     return 0
-  if not argv or argv[0] in ('-h', '--help'):
+  if argv[:1] == ['help'] and argv[1:]:
+    argv = [*argv[1:], '--help']
+  if not argv or argv[0] in ('-h', '--help', 'help'):
     print(_overview())
     return 0
   name, available = argv[0], commands()

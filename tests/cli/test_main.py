@@ -30,6 +30,11 @@ def test_every_command_explains_itself(command):
     assert code == 0, name
 
 
+def test_help_is_asked_for_by_a_word_too(command):
+  assert command('help') == command('--help')
+  assert command('help', 'nosuch')[0] == 2 and "called 'nosuch'" in command('help', 'nosuch')[2]
+
+
 def test_version(command):
   assert command('--version') == (0, f'stmoe {stmoe.__version__}\n', '')
 
