@@ -161,8 +161,8 @@ canvas.show(routing_view.figure({layer: seen[layer] for layer in list(seen)[-1:]
 # ## A downloaded model
 #
 # A folder as it was downloaded may stand wherever a run does: it is converted once, into the user's cache.
-# This one is a tiny OLMoE with its own `tokenizer.json`, trained on Tiny Shakespeare, a file of the tests of a
-# checkout; where there is none, the model imported above stands in for it.
+# This one is a tiny OLMoE with its own `tokenizer.json`, trained on Tiny Shakespeare, a file of a checkout's
+# tests. Where there is no checkout, the model imported above stands in for it.
 # For the released model, **one line changes**, the first of the next cell:
 #
 # ```python
