@@ -154,7 +154,8 @@ def _lines(name):
         except UnicodeDecodeError as error:
           raise errors.UserError(f'{name}:{number} is not UTF-8: {error}') from None
   except OSError as error:
-    raise errors.UserError(f'{name}: {error.strerror}') from error
+    raise errors.UserError(f'{name}: {error.strerror}; wanted: a file of prompts, one a line, or prompts on '
+                           'standard input') from error
 
 
 @contextlib.contextmanager
