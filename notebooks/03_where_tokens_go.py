@@ -161,7 +161,8 @@ canvas.show(routing_view.figure({layer: seen[layer] for layer in list(seen)[-1:]
 # ## A downloaded model
 #
 # A folder as it was downloaded may stand wherever a run does: it is converted once, into the user's cache.
-# This one is a tiny OLMoE with its own `tokenizer.json`, trained on Tiny Shakespeare, a file of the tests.
+# This one is a tiny OLMoE with its own `tokenizer.json`, trained on Tiny Shakespeare, a file of a checkout's
+# tests. Where there is no checkout, the model imported above stands in for it.
 # For the released model, **one line changes**, the first of the next cell:
 #
 # ```python
@@ -172,6 +173,9 @@ canvas.show(routing_view.figure({layer: seen[layer] for layer in list(seen)[-1:]
 
 # %%
 DOWNLOADED = pathlib.Path(stmoe.__file__).parents[1] / 'tests' / 'data' / 'checkpoints' / 'with_text_olmoe'
+if not DOWNLOADED.is_dir():
+  DOWNLOADED = WORK / 'imported'
+  print('no checkout is here: the model that was imported above is asked')
 TEXT = '''HAMLET:
 To be, or not to be, that is the question:
 Whether 'tis nobler in the mind to suffer

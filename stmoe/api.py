@@ -15,6 +15,7 @@ import functools
 import pathlib
 import types
 import typing
+import warnings
 
 from flax import nnx
 import jax
@@ -31,6 +32,7 @@ from stmoe import sections
 from stmoe.analysis.routing import choices
 from stmoe.analysis.routing import text as routed
 from stmoe.answer import interactive
+from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.data import batches as pipeline
 from stmoe.data.text import pack
@@ -63,7 +65,7 @@ class Layer(nnx.Module):
       ctx:   of `Context.of`; None = all tokens are real, and this is evaluation.
       carry: what the layer before returned, for methods that remember across layers; None = the first layer.
     """
-    ctx = contract.Context.of(x) if ctx is None else ctx
+    ctx = _fitting(x, ctx)
     if carry is None:
       carry = modules.init_carry(self.inner, x)
     return self.inner(x, ctx, carry)
@@ -74,6 +76,23 @@ class Layer(nnx.Module):
     Most routers have none. Biases of loss-free balancing, thresholds and counters are such states.
     """
     modules.commit(self.inner, aux)
+
+
+def _fitting(x, ctx):
+  """The Context for x [B,T,D]; None = evaluation without padding. UserError where the two do not fit."""
+  wanted = 'wanted: x [B,T,D] and stmoe.Context.of(tokens), tokens [B,T]'
+  if ctx is not None and not isinstance(ctx, contract.Context):
+    raise errors.UserError(f'ctx is a {checked.told(ctx)}; {wanted}')
+  if x.ndim != 3:
+    raise errors.UserError(f'x is a {checked.told(x)}; {wanted}')
+  ctx = contract.Context.of(x) if ctx is None else ctx
+  if ctx.mask.shape != x.shape[:2]:
+    raise errors.UserError(f'x is a {checked.told(x)}, the context one of {list(ctx.mask.shape)} tokens; '
+                           f'{wanted}')
+  if ctx.train and ctx.key is None:
+    warnings.warn('train=True without a key: noise, jitter and dropout of the layer are left out; give '
+                  'stmoe.Context.of(tokens, train=True, key=KEY), another key a step', stacklevel=4)
+  return ctx
 
 
 def layer(name: str, d_model: int, *, rngs: nnx.Rngs, **fields) -> Layer:
@@ -87,6 +106,8 @@ def layer(name: str, d_model: int, *, rngs: nnx.Rngs, **fields) -> Layer:
   Raises:
     UserError: a field that no part has, that several have, or with a value out of its range.
   """
+  if not isinstance(rngs, nnx.Rngs):
+    raise errors.UserError(f'rngs is a {checked.told(rngs)}; wanted: flax.nnx.Rngs(0), of a seed or a key')
   section = _section(name, fields)
   config = ml_collections.ConfigDict(dict(blocks=dict(layer=section)))
   try:
@@ -143,12 +164,19 @@ def _place(name, key, value, parts):
 class Run:
   """A run directory, or a downloaded checkpoint, that is open: its model, its configuration, its vocabulary.
 
-  path, config, vocabulary, model: see `answer.interactive.opened`. The vocabulary may be None.
+  path, config, vocabulary, model: see `answer.interactive.opened`. The vocabulary may be None. Another model,
+    such as one of wrapped routers, may take the place of `model`: logits, routing and table are then its own.
+  step: of the checkpoint; None = the newest.
   """
 
   def __init__(self, path: str | pathlib.Path, step: int | None = None):
-    self.path = pathlib.Path(path)
+    self.path, self.step = pathlib.Path(path), step
     self.model, self.config, self.vocabulary = interactive.opened(self.path, step)
+    self._opened = self.model
+
+  def __repr__(self) -> str:
+    size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.model, nnx.Param)))
+    return f'<Run {str(self.path)!r}: {self.config.model.name}, {size:,} parameters>'
 
   @functools.cached_property
   def history(self) -> runs.Run:
@@ -212,8 +240,11 @@ class Run:
       length: most tokens of a text.
       decode: name and fields of a strategy: name='sample', temperature=0.8; greedy where nothing is said.
     """
+    if self.model is not self._opened:
+      raise errors.UserError('generate writes with the checkpoint, and run.model was replaced since; logits, '
+                             'routing and table are those of the model that is there now')
     several = [prompts] if isinstance(prompts, str) else list(prompts)
-    texts = interactive.generate(self.path, several, dict(name='greedy') | decode, length)
+    texts = interactive.generate(self.path, several, dict(name='greedy') | decode, length, self.step)
     return texts[0] if isinstance(prompts, str) else texts
 
   def batches(self) -> typing.Iterator[Batch]:
@@ -230,7 +261,7 @@ class Run:
       return [texts], None, None
     if 'length' not in self.config.data:
       raise errors.UserError(f'{self.path} is no decoder of texts; give a batch, such as next(run.batches())')
-    rows = list(np.atleast_2d(np.asarray(texts))) if hasattr(texts, 'ndim') else self._encoded(texts)
+    rows = self._ids(texts) if hasattr(texts, 'ndim') else self._encoded(texts)
     longest, limit = max(map(len, rows), default=0), self.config.data.length
     if not 0 < longest <= limit:
       raise errors.UserError(f'the longest text has {longest} tokens; the model reads 1 to data.length='
@@ -238,10 +269,20 @@ class Run:
     return [self._filled(rows[at:at + self.config.eval.batch_size])
             for at in range(0, len(rows), self.config.eval.batch_size)], len(rows), longest
 
+  def _ids(self, ids):
+    ids, size = np.atleast_2d(np.asarray(ids)), self.config.model.vocab_size
+    found = f' from {ids.min()} to {ids.max()}' if ids.size else ''
+    if not np.issubdtype(ids.dtype, np.integer) or ids.ndim > 2 or ((ids < 0) | (ids >= size)).any():
+      raise errors.UserError(f'ids are {checked.told(ids)}{found}; wanted: i32[B,T] of 0 to {size - 1}')
+    return list(ids)
+
   def _encoded(self, texts):
+    texts = [texts] if isinstance(texts, str) else list(texts) if isinstance(texts, (list, tuple)) else texts
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+      raise errors.UserError('a text is no str; ids are given as an array, numpy.array([[1, 2, 3]])')
     if self.vocabulary is None:
       raise errors.UserError(f'{self.path} has no vocabulary; give ids i32[B,T] instead of texts')
-    return self.vocabulary.encode([texts] if isinstance(texts, str) else list(texts))
+    return self.vocabulary.encode(texts)
 
   def _filled(self, rows):
     filled = pack.empty(dict(decoder=self.config.data.length), self.config.eval.batch_size)

@@ -24,6 +24,23 @@ from stmoe import plugins
 from stmoe import sections
 
 PACKAGE = 'stmoe.configs'
+FEW = 16                                 # fields that a message lists
+RATE = ('schedule.peak', 'schedule.base', 'schedule.value')
+# What other codebases call a field -> the fields that may be meant.
+ELSEWHERE = dict(
+    lr=RATE, learning_rate=RATE, max_lr=RATE, warmup=('schedule.warmup_steps',),
+    scheduler=('schedule.name',), lr_scheduler=('schedule.name',), grad_clip=('train.clip',),
+    max_grad_norm=('train.clip',), max_steps=('train.steps',), num_steps=('train.steps',),
+    train_steps=('train.steps',), epochs=('train.steps',), num_epochs=('train.steps',),
+    batch=('train.batch_size',), global_batch_size=('train.batch_size',),
+    gradient_accumulation_steps=('train.microbatches',), seq_len=('data.length', 'data.targets_length'),
+    sequence_length=('data.length', 'data.targets_length'), block_size=('data.length',),
+    context_length=('data.length',), dataset=('data.task', 'data.files'), tokenizer=('data.vocab',),
+    vocabulary=('data.vocab',), hidden_size=('model.d_model',), n_embd=('model.d_model',),
+    num_layers=('model.layers', 'model.encoder'), n_layer=('model.layers',), n_layers=('model.layers',),
+    n_head=('model.num_heads',), n_heads=('model.num_heads',), dropout=('model.dropout_rate',),
+    aux_loss=('losses.balance',), aux_loss_weight=('losses.balance',), save_every=('checkpoint.every',),
+    eval_interval=('eval.every',), wandb=('log.writers',), random_seed=('seed',))
 
 
 def folder() -> pathlib.Path:
@@ -60,13 +77,23 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> tuple[ml_collection
   where, arg = split(name)
   canonical, module = find_module(where)
   if not hasattr(module, 'get_config'):
-    raise errors.UserError(f'{where} defines no get_config(arg)')
+    raise errors.UserError(f'{where} defines no get_config(arg){_plugin_of(where)}')
   try:
     config = module.get_config(arg)
   except errors.UserError as error:
     raise errors.UserError(f'{name}: {error}') from None
   written = sections.complete(config.lock())
   return override(config, overrides, written=written), canonical + (f':{arg}' if arg else '')
+
+
+def _plugin_of(where):
+  """'; ...', how the file is named if it is a plugin, else ''."""
+  try:
+    plugin = plugins.add(where)
+  except errors.UserError:
+    return ''
+  return (f'; it holds the {plugin.kind} {plugin.name!r}: stmoe show {plugin.name} --plugin {where}, or an '
+          f'experiment with --plugin {where}')
 
 
 def arguments(where: str) -> dict[str, typing.Any]:
@@ -152,7 +179,8 @@ def find_module(where: str) -> tuple[str, types.ModuleType]:
     where = path.resolve().relative_to(folder().resolve()).with_suffix('').as_posix()
   named = all(re.fullmatch(r'\w+', name) for name in where.split('/'))
   if not named or not (folder() / f'{where}.py').is_file():
-    instead = instead_of(where) or errors.nearest(where, available())
+    beside = f'; nearest: {where}.py' if pathlib.Path(f'{where}.py').is_file() else ''
+    instead = beside or instead_of(where) or errors.nearest(where, available())
     raise errors.UserError(f'no experiment is called {where!r}{instead} (stmoe list shows all)')
   return where, importlib.import_module(f'{PACKAGE}.{where.replace("/", ".")}')
 
@@ -234,9 +262,32 @@ def _find(config, path):
   """(ConfigDict, key) that hold the field `path` of `config`, or that may hold it."""
   holder, key = _holder(config, path)
   if key not in holder and (sections.field_of(config, path) is None or '.' in key):
-    near = errors.nearest(f'config.{path}', [f'config.{name}' for name in flatten(config)])
-    raise errors.UserError(f'config.{path} does not exist{near}')
+    raise errors.UserError(f'config.{path} does not exist{_nearest(list(flatten(config)), path)}'
+                           f'{_has(config, path)}')
   return holder, key
+
+
+def _has(config, path):
+  """' (router 'switch' has: ...)', the fields of the module that should have the field `path`, else ''.
+
+  Raises UserError if that module has a name that nobody knows.
+  """
+  group = next((group for group in sections.groups(config) if group.path == path.rpartition('.')[0]), None)
+  if group is None or not group.chosen:
+    return ''
+  if group.open:
+    group.fields[group.chosen].range.check(group.where(group.chosen), group.values.get(group.chosen))
+  return f' ({group.title} has: {", ".join(group.fields)})' if len(group.fields) < FEW else ''
+
+
+def _nearest(names, path):
+  """'; nearest: a, b' of the fields `names` that `path` may mean, shortened or of other codebases."""
+  last = path.rpartition('.')[2]
+  meant = ([name for name in names if name.endswith(f'.{path}')]
+           or [name for name in names if name in ELSEWHERE.get(last, ())])
+  if meant:
+    return f'; nearest: {", ".join(f"config.{name}" for name in meant[:3])}'
+  return errors.nearest(f'config.{path}', [f'config.{name}' for name in names])
 
 
 def _holder(config, path):
@@ -293,7 +344,14 @@ def default_workdir(name: str) -> str:
 def run_directory(run: str) -> pathlib.Path:
   """Returns the Path of a run that the user names by its directory or its experiment."""
   path = pathlib.Path(run)
-  return path if path.is_dir() else pathlib.Path(default_workdir(load(run)[1]))
+  if path.is_dir():
+    return path
+  where = split(run)[0]
+  if where.endswith('.py') or (folder() / f'{where}.py').is_file():
+    return pathlib.Path(default_workdir(load(run)[1]))
+  runs = [str(file.parent) for file in path.parent.glob('[!.]*/config.json')]
+  instead = errors.nearest(run, runs) or instead_of(run) or errors.nearest(where, available())
+  raise errors.UserError(f'no run directory and no experiment is called {run!r}{instead}')
 
 
 MISSING = '(absent)'

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import pathlib
 import re
 import textwrap
 import typing
@@ -11,6 +12,7 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe import sections
 
+WORDS = pathlib.PurePath('docs', 'concepts.md')
 # Fields of sections that no class or function declares.
 SECTIONS = {
     'seed': 'of parameters, of the order of the data, and of all that is drawn',
@@ -210,3 +212,33 @@ def _of_section(path):
 
 def _is_group(value):
   return hasattr(value, 'keys')
+
+
+@functools.cache
+def words() -> dict[str, str]:
+  """Returns dict word in lower case -> its paragraph in docs/concepts.md, without markup.
+
+  A paragraph is also that of the words which it explains in italics. Wheels have the page, too.
+  """
+  own = pathlib.Path(__file__).parent
+  page = next((folder / WORDS for folder in (own, own.parent) if (folder / WORDS).is_file()), None)
+  found: dict[str, str] = {}
+  beside: dict[str, str] = {}
+  for paragraph in page.read_text(encoding='utf-8').split('\n\n') if page else ():
+    named = re.match(r'\*\*(.+?)\.\*\*', paragraph)
+    if named:
+      text = _plain(paragraph)
+      found |= dict.fromkeys(named[1].lower().split(', '), text)
+      beside |= dict.fromkeys(map(str.lower, re.findall(r'(?<!\*)\*([^*]+)\*(?!\*)', paragraph)), text)
+  return beside | found
+
+
+def word(name: str) -> str | None:
+  """Returns what the word `name` of docs/concepts.md means, in singular or plural, or None."""
+  name = name.lower().replace('_', ' ')
+  return next((words()[form] for form in (name, name.removesuffix('s'), f'{name}s') if form in words()), None)
+
+
+def _plain(paragraph):
+  """Markdown without links, emphasis and line ends."""
+  return ' '.join(re.sub(r'\*+|`', '', re.sub(r'\s*\(\[[^\]]*\]\([^)]*\)\)', '', paragraph)).split())

@@ -75,6 +75,11 @@ def known() -> tuple[Plugin, ...]:
   return _known(os.environ.get(VARIABLE, ''))
 
 
+def words() -> list[str]:
+  """Returns the words '--plugin', FILE, ... by which a command on another machine knows the same files."""
+  return [word for plugin in known() if not plugin.module for word in ('--plugin', str(plugin.path))]
+
+
 def files(package: str) -> dict[str, pathlib.Path]:
   """Returns dict name -> file of the plugins that stand beside the modules of `package`."""
   return {plugin.name: plugin.path for plugin in known() if KINDS[plugin.kind] == package}
@@ -140,7 +145,9 @@ def _source(dotted):
 def _of_file(path, dotted=None):
   """The Plugin in the file `path`."""
   if not re.fullmatch(r'[^\W_]\w{0,60}\.py', path.name):
-    raise errors.UserError(f'--plugin {path}: a plugin is one file called NAME.py')
+    file = path.with_name(path.name + '.py')
+    near = f'; nearest: --plugin {file}' if file.is_file() else ''
+    raise errors.UserError(f'--plugin {path}: a plugin is one file called NAME.py{near}')
   try:
     tree = ast.parse(path.read_text(encoding='utf-8'))
   except OSError as error:

@@ -19,6 +19,7 @@ import stmoe
 from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
+from stmoe import modules
 from stmoe.core import contract
 from stmoe.runs import directory as rundir
 from tests.docs import pages
@@ -164,6 +165,20 @@ def test_a_run_answers(run):
   assert run.logits(next(run.batches())).shape == (8, 32, 384)
 
 
+def test_a_run_writes_with_the_checkpoint_that_was_opened_and_says_what_it_is(run, monkeypatch):
+  asked = []
+  monkeypatch.setattr(stmoe.api.interactive, 'generate', lambda *words: asked.append(words[-1]) or ['x'])
+  stmoe.open(run.path, step=2).generate('a')
+  again = stmoe.open(run.path)
+  again.generate('a')
+  assert asked == [2, None]
+  assert re.fullmatch(f"<Run '{run.path}': lm, [0-9,]+ parameters>", repr(again))
+  again.model = modules.wrapped(again.model, lookup.constructor('router', 'trace'))
+  np.testing.assert_array_equal(again.logits('a'), run.logits('a'))
+  with pytest.raises(errors.UserError, match='run.model was replaced since'):
+    again.generate('a')
+
+
 def test_routing_is_arrays_and_columns(run):
   routing = run.routing(['def f(x):', 'abc'])
   [(layer, arrays)] = routing.items()
@@ -186,7 +201,42 @@ def test_frames_need_pandas_and_say_so(run, monkeypatch):
 
 
 @pytest.mark.parametrize('asked, says', [('x' * 40, 'the longest text has 40 tokens; the model reads 1 to '
-                                                    'data.length=32'), ('', 'has 0 tokens')])
+                                                    'data.length=32'), ('', 'has 0 tokens'),
+    ([1, 2], r'a text is no str; ids are given as an array, numpy.array\(\[\[1, 2, 3\]\]\)'),
+    (np.array([[1, 384]]), r'ids are int64\[1,2\] from 1 to 384; wanted: i32\[B,T\] of 0 to 383'),
+    (np.array([[-1]]), 'from -1 to -1'), (np.array([[1.0]]), r'ids are float64\[1,1\]')])
 def test_texts_that_do_not_fit_are_a_line(run, asked, says):
   with pytest.raises(errors.UserError, match=says):
     run.logits(asked)
+
+
+TOKENS = jnp.ones((2, 6), jnp.int32)
+
+
+@pytest.mark.parametrize('call, says', [
+    (lambda of: of(TOKENS[:, :5]), r'x is a float32\[2,6,8\], the context one of \[2, 5\] tokens; wanted'),
+    (lambda of: TOKENS, r'ctx is a int32\[2,6\]; wanted: .*stmoe.Context.of\(tokens\)'),
+    (lambda of: of(TOKENS, mask=jnp.array([3, 6])), r'mask is of \[2\]; wanted: one of \[2, 6\], True at'),
+    (lambda of: of(TOKENS.astype(jnp.float32)), r'tokens are float32\[2, 6\]; wanted: ids i32\[B,T\], or')])
+def test_a_context_that_does_not_fit_is_a_line(call, says):
+  made = stmoe.layer('switch', 8, num_experts=4, d_ff=16, rngs=nnx.Rngs(0))
+  with pytest.raises(errors.UserError, match=says):
+    jax.eval_shape(lambda x: made(x, call(stmoe.Context.of)), jnp.ones((2, 6, 8)))
+
+
+def test_rows_without_a_batch_and_a_seed_without_rngs_are_lines():
+  made = stmoe.layer('switch', 8, num_experts=4, d_ff=16, rngs=nnx.Rngs(0))
+  with pytest.raises(errors.UserError, match=r'x is a float32\[6,8\]; wanted: x \[B,T,D\]'):
+    made(jnp.ones((6, 8)))
+  with pytest.raises(errors.UserError, match=r'rngs is a int; wanted: flax.nnx.Rngs\(0\)'):
+    stmoe.layer('switch', 8, num_experts=4, d_ff=16, rngs=0)
+
+
+def test_training_without_a_key_warns_that_noise_is_left_out(recwarn):
+  made = stmoe.layer('vmoe', 8, num_experts=4, d_ff=16, rngs=nnx.Rngs(0))
+  trained = lambda **key: jax.eval_shape(lambda x: made(x, stmoe.Context.of(TOKENS, train=True, **key)),
+                                         jnp.ones((2, 6, 8)))
+  trained(key=jax.random.key(0))
+  assert not recwarn.list
+  with pytest.warns(UserWarning, match='without a key: noise, jitter and dropout of the layer are left out'):
+    trained()

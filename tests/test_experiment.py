@@ -62,11 +62,21 @@ def test_override(toy, override, key, value):
   assert found == value and type(found) is type(value)
 
 
+def test_a_run_that_is_not_there_is_named_with_the_nearest_that_is(tmp_path):
+  (tmp_path / 'half').mkdir()
+  (tmp_path / 'half' / 'config.json').write_text('{}')
+  with pytest.raises(errors.UserError, match=f"no run directory and no .* nearest: {tmp_path}/half$"):
+    experiment.run_directory(f'{tmp_path}/hlf')
+  assert str(experiment.run_directory('lm/quickstart:smoke')) == 'runs/lm_quickstart_smoke'
+
+
 @pytest.mark.parametrize('override, words', [
     ('nosuch=1', ['config.nosuch does not exist']),
     ('sed=1', ['config.sed does not exist', 'nearest: config.seed']),
     ('opt.nam=1', ['config.opt.nam does not exist', 'nearest: config.opt.name']),
     ('seed.x=1', ['config.seed.x does not exist', 'nearest: config.seed']),
+    ('name=1', ['config.name does not exist; nearest: config.opt.name']),
+    ('optimizer.random_seed=1', ['does not exist; nearest: config.seed']),
     ('seed=1.5', ['config.seed=1.5', 'a whole number']),
     ('flag=2', ['config.flag=2', 'a bool']),
     ('opt.b=high', ['config.opt.b=high', 'a float']),

@@ -1,5 +1,8 @@
 """What is said of fields: entries of docstrings, and a text for every field that no docstring has."""
 
+import pathlib
+import re
+
 import pytest
 
 from stmoe import experiment
@@ -53,3 +56,17 @@ def test_every_field_without_a_docstring_has_a_text():
 @pytest.mark.parametrize('kind', lookup.PACKAGES)
 def test_every_module_has_a_line(kind):
   assert all(explained.line(kind, name) for name in lookup.available(kind))
+
+
+@pytest.mark.parametrize('name, begins', [
+    ('drop', 'Drop. An edge that finds no place.'), ('Drops', 'Drop. An edge'), ('max_load', 'Load. The'),
+    ('top-k', 'Top-k. Every token'), ('carry', 'Context, carry, aux. What a layer may know')])
+def test_words_are_explained_without_markup(name, begins):
+  text = explained.word(name)
+  assert text.startswith(begins) and not set('*`[\n') & set(text)
+
+
+def test_what_is_no_word_is_none_and_all_words_of_the_page_are_there():
+  assert explained.word('nosuchword') is None
+  page = (pathlib.Path(__file__).parents[1] / 'docs' / 'concepts.md').read_text()
+  assert len(re.findall(r'^\*\*', page, re.M)) == len({explained.word(w) for w in explained.words()}) > 20

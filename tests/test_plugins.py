@@ -62,6 +62,14 @@ def write(folder, source, name='mine'):
   return path
 
 
+def test_a_plugin_named_without_its_ending_or_in_place_of_an_experiment_says_what_was_meant(tmp_path):
+  path = write(tmp_path, SOURCES['router'])
+  with pytest.raises(errors.UserError, match=f'called NAME.py; nearest: --plugin {path}$'):
+    plugins.add(path.with_suffix(''))
+  with pytest.raises(errors.UserError, match=f"it holds the router 'mine': stmoe show mine --plugin {path}"):
+    experiment.load(str(path))
+
+
 @pytest.mark.parametrize('kind', plugins.KINDS)
 def test_a_file_is_told_by_its_text_and_found_by_its_name(kind, tmp_path):
   plugin = plugins.add(write(tmp_path, SOURCES[kind]))
@@ -207,3 +215,12 @@ def test_a_plugin_that_does_not_run_is_a_line(tmp_path):
   with pytest.raises(errors.UserError) as error:
     lookup.module('layer', 'mine')
   assert str(error.value) == f"{path}, line 4: NameError: name 'contract' is not defined"
+
+
+def test_check_says_a_fault_once_that_many_checks_meet(tmp_path, capsys):
+  broken = SOURCES['experts'].replace('return rows', 'return rows @ self.absent')
+  assert main.main(['check', str(write(tmp_path, broken))]) == 1
+  out = capsys.readouterr().out
+  assert out.splitlines()[0].endswith(' checks, in about a minute)')
+  faults = [line for line in out.splitlines() if line.startswith('        ')]
+  assert len(faults) > 1 and faults[1:] == ['        the same as above'] * (len(faults) - 1)

@@ -77,16 +77,18 @@ def finetune(start, name, workdir, overrides=()):
   return _read(workdir, lambda: finetuning.finetune(start, cfg, workdir, name, say=lambda line: None))
 
 
-def generate(path, prompts, decode, length):
+def generate(path, prompts, decode, length, step=None):
   """Returns the texts that the model in run directory or downloaded folder `path` adds to each of `prompts`.
 
   Args:
     decode: name and fields of a strategy, dict(name='sample', temperature=0.8).
     length: most tokens of a text.
+    step:   of the checkpoint; None = the newest.
   """
   path = downloaded.resolved(path)
   rows = [(f'prompt {i}', prompt, {}) for i, prompt in enumerate(prompts)]
-  batches = infer.texts(rundir.opened(path), path, rows, decode, length, BATCH, say=lambda line: None)
+  batches = infer.texts(rundir.opened(path, step), path, rows, decode, length, BATCH, say=lambda line: None,
+                        step=step)
   return [text for batch in batches for _, text in batch]
 
 

@@ -9,7 +9,6 @@ code: check no file that you did not read.
 """
 
 import os
-import sys
 
 from stmoe import errors
 from stmoe import experiment
@@ -32,10 +31,11 @@ def run(args):
   kind, name, fields = _named(args.name, args.kind)
   from stmoe import conform
   from stmoe.conform import execution
-  print(f'{kind} {name}: {lookup.module(kind, name).__file__}')
-  with execution.small_blocks():
-    failed = conform.failures(kind, name, fields, _say)
   count = len(conform.checks(kind))
+  file = lookup.module(kind, name).__file__
+  print(f'{kind} {name}: {file} ({count} checks, in about a minute)', flush=True)
+  with execution.small_blocks():
+    failed = conform.failures(kind, name, fields, _sayer())
   print(f'{count - failed} of {count} passed' + (f', {failed} failed' if failed else ''))
   return 1 if failed else 0
 
@@ -73,6 +73,14 @@ def _fields(kind, name, listing):
   return lookup.spelled(kind, f'{name}:{listing}')[1]
 
 
-def _say(title, wrong):
-  print(f'{"ok    " if wrong is None else "FAILED"}  {title}' + (f'\n        {wrong}' if wrong else ''))
-  sys.stdout.flush()
+def _sayer():
+  """A function (title, what is wrong or None) that prints a line, and no fault twice."""
+  said = set()
+
+  def say(title, wrong):
+    line = f'{"ok    " if wrong is None else "FAILED"}  {title}'
+    if wrong:
+      line += '\n        the same as above' if wrong in said else f'\n        {wrong}'
+      said.add(wrong)
+    print(line, flush=True)
+  return say

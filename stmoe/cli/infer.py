@@ -84,14 +84,17 @@ def run(args):
   tell = (lambda part: print(_on_a_line(part), end='', flush=True)) if stream else None
   made = infer.texts(cfg, path, prompts, decode, length, args.batch_size or 8, say, args.step, watch=watch,
                      tell=tell, source=args.source_language, target=args.target_language)
-  said, count = silence.telling(say), 0
+  said, count, empty = silence.telling(say), 0, 0
   with _writer(args.output) as write:
     for batch in made:
       count += len(batch)
       said(f'{count:,} texts')
       for fields, text in batch:
+        empty += not text
         write('' if stream else json.dumps(fields | dict(prediction=text), ensure_ascii=False) if jsonl
               else _on_a_line(text))
+  if empty:
+    say(f'note: {empty} of {count} texts are empty, the model ended them at once')
   if watch:
     watch.close()
 
@@ -151,7 +154,8 @@ def _lines(name):
         except UnicodeDecodeError as error:
           raise errors.UserError(f'{name}:{number} is not UTF-8: {error}') from None
   except OSError as error:
-    raise errors.UserError(f'{name}: {error.strerror}') from error
+    raise errors.UserError(f'{name}: {error.strerror}; wanted: a file of prompts, one a line, or prompts on '
+                           'standard input') from error
 
 
 @contextlib.contextmanager

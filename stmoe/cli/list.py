@@ -62,8 +62,10 @@ def _print(lines, words, what):
   has = lambda name, line: all(word.lower() in f'{name} {line}'.lower() for word in words)
   matching = {name: line for name, line in lines.items() if has(name, line)}
   if not matching:
-    raise errors.UserError(f'no {what} has {" ".join(words)!r} in its name or line'
-                           f'{errors.nearest(" ".join(words), lines)}')
+    asked = ' '.join(words)
+    told = f'; stmoe show {asked!r} says what the word means' if explained.word(asked) else ''
+    raise errors.UserError(f'no {what} has {asked!r} in its name or line'
+                           f'{told or errors.nearest(asked, lines)}')
   width = max(map(len, matching))
   for name, line in matching.items():
     print(f'{name:{width}}  {line}'.rstrip())

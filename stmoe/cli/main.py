@@ -109,7 +109,9 @@ def _run(argv):
   if argv[:1] == ['--version']:
     print(f'stmoe {stmoe.__version__}')
     return 0
-  if not argv or argv[0] in ('-h', '--help'):
+  if argv[:1] == ['help'] and argv[1:]:
+    argv = [*argv[1:], '--help']
+  if not argv or argv[0] in ('-h', '--help', 'help'):
     print(_overview())
     return 0
   name, available = argv[0], commands()
@@ -128,7 +130,7 @@ def _run(argv):
   args, unknown = parser.parse_known_args(words)
   if unknown:
     _misspelt(unknown, parser)
-    parser.error(f'unrecognized arguments: {" ".join(unknown)}')
+    parser.error(f'unrecognized arguments: {" ".join(unknown)}{_elsewhere(unknown, args)}')
   if overrides and not hasattr(args, 'overrides'):
     raise errors.UserError(f'stmoe {name} takes no {overrides[0]}; see stmoe {name} --help')
   if overrides:
@@ -154,6 +156,15 @@ def _misspelt(words, parser):
     from stmoe import sections           # with ml_collections, which `stmoe --help` does not wait for
     if field[1].partition('.')[0] in sections.SECTIONS:
       raise errors.UserError(f'{parser.prog} knows no {word}; nearest: --config.{field[1]}{field[2] or ""}')
+
+
+def _elsewhere(words, args):
+  """'; ...', where unknown words may belong, of a command that takes fields of a configuration; else ''."""
+  if not hasattr(args, 'overrides'):
+    return ''
+  if words[0].startswith('-'):
+    return '; fields of the configuration are --config.FIELD=VALUE'
+  return f'; arguments of an experiment follow its name and a colon, NAME:{",".join(words)}'
 
 
 def _overview():

@@ -4,6 +4,7 @@ stmoe show lm/stdlib:smoke --config.train.steps=100
 stmoe show lm/stdlib --fields                          what every field means, may be, and is by default
 stmoe show lm/stdlib --json
 stmoe show switch                                      a router, a layer, ...: its file and its fields
+stmoe show drop                                        a word: what load, drop, capacity, group, ... mean
 stmoe show runs/tuned                                  the configuration of a run, and the runs it is made of
 stmoe show DOWNLOADED                                  family, sizes, parameters, whether the model fits here
 stmoe show switch/base_c4 --sharding --mesh 8x4x2      every array on 8 data x 4 expert x 2 model devices
@@ -14,6 +15,7 @@ On a terminal, fields that have their default are dim.
 import os
 import shutil
 import sys
+import textwrap
 
 from stmoe import errors
 from stmoe import experiment
@@ -30,7 +32,7 @@ DIM, PLAIN = '\033[2m', '\033[0m'
 def add_arguments(parser):
   parser.add_argument('name',
                       help='an experiment, NAME[:argument], the path of a .py file, a run directory, a '
-                      'downloaded folder, or a name that stmoe list routers, layers, ... prints')
+                      'downloaded folder, a name that stmoe list routers, layers, ... prints, or a word')
   parser.add_argument('--json', action='store_true', help='print what a run stores as config.json')
   parser.add_argument('--fields', action='store_true',
                       help='explain every field: what it means, what it may be, its default')
@@ -50,6 +52,9 @@ def run(args):
   for kind in modules:
     print('\n'.join(explained.of_module(kind, args.name, shutil.get_terminal_size().columns)))
   if modules:
+    return
+  if not os.path.exists(args.name) and (told := explained.word(args.name)):
+    print(textwrap.fill(told, shutil.get_terminal_size().columns))
     return
   folder = downloaded.found(args.name)
   if folder and not args.fields and not (args.json or args.sharding):

@@ -91,7 +91,8 @@ def _wrong(router, routed, x, carry):
     yield from _wrong_aux(router, routed.aux, getattr(routed.assignment, 'num_virtual', 0))
     kept = lambda carry: jax.tree.map(told, carry)
     if kept(routed.carry) != kept(carry):
-      yield f'it returned the carry {kept(routed.carry)}; wanted: one like it was given, {kept(carry)}'
+      yield (f'it returned the carry {kept(routed.carry)}; wanted: one like it was given, {kept(carry)}; its '
+             'method init_carry(x [B,T,D]) returns what is there before the first layer')
 
 
 def _wrong_assignment(router, a, x):

@@ -77,9 +77,16 @@ class Context(struct.PyTreeNode):
     >>> ctx.positions.tolist(), ctx.segments.tolist(), float(ctx.tokens)
     ([[0, 1, 2], [0, 1, 2]], [[1, 1, 1], [1, 1, 0]], 5.0)
     """
+    ids = jnp.issubdtype(tokens.dtype, jnp.integer)
+    if tokens.ndim < 2 or not ids and tokens.ndim < 3:
+      raise errors.UserError(f'tokens are {tokens.dtype}{list(tokens.shape)}; wanted: ids i32[B,T], or '
+                             'activations [B,T,D]')
     mask = jnp.ones(tokens.shape[:2], bool) if mask is None else jnp.asarray(mask, bool)
+    if mask.shape != tokens.shape[:2]:
+      raise errors.UserError(f'mask is of {list(mask.shape)}; wanted: one of {list(tokens.shape[:2])}, True '
+                             'at real tokens')
     known = numbered(mask)
-    if jnp.issubdtype(tokens.dtype, jnp.integer):
+    if ids:
       known['ids'] = jnp.asarray(tokens, jnp.int32)
     count = jnp.sum(mask, dtype=jnp.float32)
     return cls(**dict(known, step=jnp.asarray(step, jnp.int32), tokens=count) | fields)

@@ -149,15 +149,18 @@ def write(folder, found, command):
 
 
 def _write_table(path, rows):
-  """Writes rows, dicts with perhaps different keys, as CSV and Parquet; returns the paths."""
+  """Writes rows, dicts with perhaps different keys, as CSV, and Parquet where pyarrow is; returns paths."""
   columns = list(dict.fromkeys(column for entry in rows for column in entry))
   text = io.StringIO(newline='')
   writer = csv.DictWriter(text, columns)
   writer.writeheader()
   writer.writerows(rows)
   files.write_text(path, text.getvalue())
-  import pyarrow
-  from pyarrow import parquet
+  try:
+    import pyarrow
+    from pyarrow import parquet
+  except ImportError:                    # the core installs without it
+    return [path]
   full = [{column: entry.get(column) for column in columns} for entry in rows]
   content = io.BytesIO()
   parquet.write_table(pyarrow.Table.from_pylist(full), content)

@@ -131,8 +131,10 @@ def find(where):
       raise errors.UserError(f'no such file: {where}')
     return pathlib.Path(where)
   if where not in available():
+    beside = f'; nearest: {where}.py' if pathlib.Path(f'{where}.py').is_file() else ''
     raise errors.UserError(f'no experiment of experiments/ with a sweep.py is called {where!r}'
-                           f'{errors.nearest(where, available())} (there are: {", ".join(available())})')
+                           f'{beside or errors.nearest(where, available())} '
+                           f'(there are: {", ".join(available())})')
   return available()[where]
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 
+from stmoe import plugins
 from stmoe.sweep import plan
 
 LOG = 'sweep.log'
@@ -34,7 +35,8 @@ def commands(run):
   before = [] if begun else [list(words) for words in run.prepare]
   train = ['train', str(run.workdir)] if run.made else ['train', *whole]
   training = [] if trained else [*before, *make, train]
-  return training + [['eval', str(run.workdir), '--sweep', text] for text in evaluations]
+  evaluating = [['eval', str(run.workdir), '--sweep', text] for text in evaluations]
+  return [words + plugins.words() for words in training + evaluating]
 
 
 class Child:

@@ -83,9 +83,20 @@ def make_mesh(sizes, devices=None):
                              f'positive or -1{errors.nearest(axis, axes.MESH_AXES)}')
   free = [axis for axis, n in sizes.items() if n == -1]
   if len(free) > 1 or fixed > len(devices) or len(devices) % fixed or not free and fixed != len(devices):
-    raise errors.UserError(f'mesh {sizes} does not fit {len(devices)} devices; one of its sizes may be -1, '
-                           f'nearest: mesh.data={max(1, len(devices) * sizes.get("data", 1) // fixed)}')
+    raise errors.UserError(f'mesh {sizes} does not fit {len(devices)} device(s); one of its sizes may be -1; '
+                           f'nearest: {_fitting(sizes, len(devices))}')
   return axes.make_mesh(**sizes | {axis: len(devices) // fixed for axis in free}, devices=devices)
+
+
+def _fitting(sizes, number):
+  """The sizes to change, as options, for the mesh to fit `number` devices: to the next smaller divisors."""
+  rest, left, fits = next((axis for axis, n in sizes.items() if n == -1), 'data'), number, {}
+  for axis in sorted(axis for axis in axes.MESH_AXES if axis != rest):
+    wanted = max(1, sizes.get(axis, 1))
+    fits[axis] = max(n for n in range(1, min(wanted, left) + 1) if left % n == 0)
+    left //= fits[axis]
+  fits[rest] = -1 if sizes.get(rest) == -1 else left
+  return ' '.join(f'--config.mesh.{axis}={n}' for axis, n in fits.items() if n != sizes.get(axis, 1))
 
 
 @contextlib.contextmanager

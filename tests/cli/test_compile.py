@@ -37,7 +37,7 @@ def test_report_on_virtual_devices(command, tmp_path):
 
 
 @pytest.mark.parametrize('more, words', [
-    (['--topology', 'cpu:4', *MESH], ['mesh', 'does not fit 4 devices']),
+    (['--topology', 'cpu:4', *MESH], ['mesh', 'does not fit 4 device']),
     (['--topology', 'v9:2x2'], ["no chip is called 'v9'", 'v5e, v5p']),
     (['--topology', 'v5p:8x8'], ["'v5p:8x8'", 'nearest: v5p:2x2x2']),
     (['--topology', 'h100:eight'], ['h100:eight', 'nearest: h100:8']),

@@ -106,3 +106,5 @@ def test_mistakes_in_a_table(mistake, tmp_path, content, words):
 
 def test_no_table(mistake, tmp_path):
   assert 'cannot read' in mistake('fit', tmp_path / 'nowhere.csv', '--law', 'clark')
+  line = mistake('fit', tmp_path, '--law', 'clark')
+  assert 'is a folder; wanted: a table, as the results.csv that stmoe sweep FILE --report FOLDER' in line

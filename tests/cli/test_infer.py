@@ -11,6 +11,7 @@ from stmoe import experiment
 from stmoe import files
 from stmoe.answer import infer
 from stmoe.checkpoints import checkpoint
+from stmoe.cli import infer as command_infer
 from stmoe.data import batches as pipeline
 from stmoe.data.sources import texts
 from stmoe.data.text.objectives import prompted
@@ -72,6 +73,11 @@ def test_a_batch_is_given_before_the_next_is_read(lm):
   made = infer.texts(cfg, lm, prompts(), dict(name='greedy'), 3, 2, lambda line: None)
   assert len(next(made)) == 2 and asked == [0, 1]
   assert len(next(made)) == 2 and asked == [0, 1, 2, 3]
+
+
+def test_a_prompt_in_place_of_a_file_says_where_prompts_are_read():
+  with pytest.raises(errors.UserError, match='hello: No such file or directory; wanted: a file of'):
+    list(command_infer._lines('hello'))
 
 
 @pytest.mark.parametrize('text, name, words, says', [

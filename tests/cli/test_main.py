@@ -30,6 +30,11 @@ def test_every_command_explains_itself(command):
     assert code == 0, name
 
 
+def test_help_is_asked_for_by_a_word_too(command):
+  assert command('help') == command('--help')
+  assert command('help', 'nosuch')[0] == 2 and "called 'nosuch'" in command('help', 'nosuch')[2]
+
+
 def test_version(command):
   assert command('--version') == (0, f'stmoe {stmoe.__version__}\n', '')
 
@@ -84,6 +89,15 @@ def test_a_command_ends_without_a_look_at_what_goes_with_it():
     (['show', 'lm/stdlib', '--config.train.stps=3'], ['config.train.stps', 'nearest: config.train.steps']),
     (['show', 'lm/stdlib', '--config.train.steps=many'], ['config.train.steps=many', 'a whole number']),
     (['show', 'lm/stdlib', '--config.train.steps'], ['config.train.steps', 'needs a value']),
+    (['show', 'lm/quickstart', '--config.optimizer.lr=1'], ['nearest: config.schedule.peak']),
+    (['show', 'lm/quickstart:method=switch', '--config.router.name=hash'],
+     ['config.router.name does not exist; nearest: config.blocks.m.router.name']),
+    (['train', 'lm/quickstart', '--steps', '3'], ['--steps 3; fields', 'are --config.FIELD=VALUE', '--help']),
+    (['train', 'lm/quickstart', 'method=switch', 'smoke'], ['and a colon, NAME:method=switch,smoke']),
+    (['show', 'lm/quickstart:method=switch', '--config.blocks.m.router.name=mine',
+      '--config.blocks.m.router.k=2'], ["no router is called 'mine'", 'is named by --plugin FILE']),
+    (['show', 'lm/quickstart:method=switch', '--config.blocks.m.router.k=2'],
+     ['router.k does not exist', "(router 'switch' has: name, num_experts, "]),
     (['diff', 'lm/stdlib', 'nowhere/exp.py'], ['no such file: nowhere/exp.py']),
     (['eval', 'run', '--step', '-1'], ['--step -1: expected a whole number of at least 0; nearest: 0']),
     (['infer', 'run', '--length', '0'], ['--length 0: expected a whole number of at least 1; nearest: 1']),

@@ -15,6 +15,7 @@ from tests.docs import pages
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 FILES = ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE')
+PAGES = 'docs/concepts.md',              # which `stmoe show WORD` reads
 TREES = ('stmoe', 'configs', 'experiments', 'pallas_kernels')
 
 pytestmark = pytest.mark.slow
@@ -32,8 +33,9 @@ def _run(*words, cwd):
 def wheel(tmp_path_factory):
   """The wheel, built from a copy so that nothing is left in the checkout."""
   source = tmp_path_factory.mktemp('source')
-  for name in FILES:
-    shutil.copy(ROOT / name, source)
+  (source / 'docs').mkdir()
+  for name in (*FILES, *PAGES):
+    shutil.copy(ROOT / name, source / name)
   for name in TREES:
     shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
   _run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '-w', source / 'dist', source, cwd=source)

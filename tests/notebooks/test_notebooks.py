@@ -76,6 +76,14 @@ def test_a_notebook_elsewhere_clones_the_project_or_asks_where_it_is(monkeypatch
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_needs_no_file_of_the_checkout(path):
+  """An installed wheel has none: what is named beside the package is asked for before it is read."""
+  code = '\n'.join(source for kind, source in cells(path.read_text(encoding='utf-8')) if kind == 'code')
+  for name in re.findall(r'^(\w+) = .*stmoe\.__file__', code, re.M):
+    assert f'if not {name}.is_dir():' in code
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_defines_its_words_and_ends_with_questions(path):
   text = '\n'.join(source for kind, source in cells(path.read_text(encoding='utf-8')) if kind == 'markdown')
   assert '](../docs/concepts.md)' in text and '## Questions to try\n' in text

@@ -171,6 +171,20 @@ def test_replay_of_what_was_recorded_is_the_pass_that_recorded_it():
   assert float(jnp.abs(grad.w[...]).max()) > 1e-3                    # through the weights, not the choice
 
 
+def test_an_offset_of_every_layer_goes_around_layers_that_are_stacked():
+  @nnx.split_rngs(splits=3)
+  @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: 'layers'})
+  def make(rngs):
+    return lookup.constructor('router', 'st_moe')(D, num_experts=E, rngs=rngs)
+  stacked, offset = make(nnx.Rngs(0)), np.arange(E, dtype=np.float32)
+  np.testing.assert_array_equal(around(stacked, 'offset', offset=offset).offset[...], [offset] * 3)
+  np.testing.assert_array_equal(around(stacked, 'offset', offset=np.eye(3, E)).offset[...], np.eye(3, E))
+  with pytest.raises(errors.UserError, match='router offset: 2 rows for 3 layers'):
+    around(stacked, 'offset', offset=np.eye(2, E))
+  with pytest.raises(errors.UserError, match='router offset: 2 rows for 1 layers'):
+    around(inner(), 'offset', offset=np.eye(2, E))
+
+
 def test_offset_by_hand():
   """Two experts, softmax: log 3 added to the second makes (1/2, 1/2) (1/4, 3/4); of rows, only theirs."""
   router = generic.build('switch', D, 2, **NO_DROPS)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import sys
 import types
 
 from stmoe import experiment
@@ -53,6 +54,9 @@ def test_finished_runs_become_rows(sweep, tmp_path, monkeypatch):
   from pyarrow import parquet
   loss = parquet.read_table(tmp_path / 'out' / 'results.parquet')['eval/loss'].to_pylist()
   assert loss == [2.5, None]
+  monkeypatch.setitem(sys.modules, 'pyarrow', None)                  # as where the core alone is installed
+  paths = collect.write(tmp_path / 'core', results, 'stmoe sweep x')
+  assert {p.name for p in paths} == {'evaluations.csv', 'results.csv', 'results.json'}
 
 
 def test_a_damaged_run_is_left_out_and_said(sweep, monkeypatch, capsys):

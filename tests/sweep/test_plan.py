@@ -6,6 +6,7 @@ import pytest
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import plugins
 from stmoe.sweep import plan
 from stmoe.sweep import work
 
@@ -234,3 +235,22 @@ def test_a_folder_of_runs_without_defaults_goes_on(tmp_path):
   run.workdir.mkdir(parents=True)
   (run.workdir / 'config.json').write_text(json.dumps(fields))
   assert plan.load(path, workdir=tmp_path / 'runs').runs == (run,)
+
+
+def test_commands_name_the_plugins_that_the_sweep_was_given(tmp_path, monkeypatch):
+  monkeypatch.setenv(plugins.VARIABLE, '')
+  [run] = plan.load(write(tmp_path, f'def runs():\n  yield {ONE}'), workdir=tmp_path / 'runs').runs
+  [plain] = work.commands(run)
+  file = tmp_path / 'mine.py'
+  file.write_text('def execute(x, a, experts, key=None):\n  return x\n')
+  plugins.add(file)
+  assert work.commands(run) == [[*plain, '--plugin', str(file)]]     # where this process's variables are not
+
+
+def test_a_file_that_is_named_without_its_ending_is_named_whole(tmp_path, monkeypatch):
+  write(tmp_path, f'def runs():\n  yield {ONE}', 'mysweep.py')
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(errors.UserError, match="is called 'mysweep'; nearest: mysweep.py "):
+    plan.load('mysweep')
+  with pytest.raises(errors.UserError, match="is called 'mysweep'; nearest: mysweep.py "):
+    experiment.load('mysweep')

@@ -221,7 +221,9 @@ def test_bfloat16_keeps_parameters_in_float32_and_stays_close(whole, tmp_path):
 
 @pytest.mark.parametrize('devices, changed, message', [
     (8, {'mesh.expert': 8, 'blocks.m.router.num_experts': 6}, 'experts .*: 6 is not divisible by .*=8'),
-    (8, {'mesh.expert': 3}, 'does not fit 8 devices'), (8, {'mesh.data': 4}, 'does not fit 8 devices'),
+    (8, {'mesh.expert': 3}, 'does not fit 8 device.* nearest: --config.mesh.expert=2$'),
+    (8, {'mesh.data': 4}, 'does not fit 8 device.* nearest: --config.mesh.data=8$'),
+    (1, {'mesh.expert': 4}, 'does not fit 1 device.* nearest: --config.mesh.expert=1$'),
     (8, {'train.batch_size': 12}, 'batch_size=12 is not divisible by 1 .* x 8 devices.*nearest: 8, 16'),
     (1, {'train.microbatches': 3}, 'not divisible by 3 microbatches'),
     (1, {'blocks.m.group_size': 48}, 'group_size 48 does not divide'),

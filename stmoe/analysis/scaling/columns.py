@@ -63,6 +63,9 @@ def _cells(path):
       reader = csv.reader(file)
       headings = [text.strip() for text in next(reader, [])]
       rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+  except IsADirectoryError:
+    raise errors.UserError(f'{path} is a folder; wanted: a table, as the results.csv that stmoe sweep FILE '
+                           '--report FOLDER writes') from None
   except OSError as error:
     raise errors.UserError(f'cannot read {path}: {error.strerror}') from error
   except (UnicodeDecodeError, csv.Error) as error:
