@@ -28,7 +28,7 @@ def add_arguments(parser):
                       help=f'{", ".join(lookup.available("launcher"))}; default: local, one run at a time')
   parser.add_argument('--workdir', type=pathlib.Path, help='folder of the runs; default: runs/ and the name')
   parser.add_argument('--only', metavar='PATTERN',
-                      help='runs whose name or id is like it, with * and ?, and the runs that they start from')
+                      help='runs whose name or id is like it, with * and ?, and those that they start from')
   parser.add_argument('--list', action='store_true', help='show the runs and launch nothing')
   parser.add_argument('--report', nargs='?', const='', metavar='DIR',
                       help='launch nothing; write table, figures and verdict to DIR, default: WORKDIR/report')
