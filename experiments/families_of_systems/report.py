@@ -1,0 +1,36 @@
+"""Do experts behind a fitted gate predict systems of several families better, and are experts families?"""
+
+from stmoe.analysis import verdict
+from stmoe.experiments import figures as drawing
+from stmoe.experiments import ratios
+from stmoe.experiments.families_of_systems import sweep
+from stmoe.sweep import collect
+
+RAND = 'eval/rand'
+NEW = tuple(f'{method}_new' for method in sweep.ADAPTED)
+
+
+def report(results):
+  """Returns the Verdicts on the claims of README.md: of ln(error), and of the adjusted Rand index."""
+  error = lambda name: ratios.logarithms(collect.values(results, name))
+  rand = lambda name: collect.values(results, name, RAND)
+  claims = [('MixER better than one network of the size of an expert', 'mixer', 'one'),
+            ('MixER better than one network with the whole context', 'mixer', 'wide'),
+            ('MixER better than a gate that gradients train', 'mixer', 'gradient'),
+            ('new systems: MixER better than one network', 'mixer_new', 'one_new'),
+            ('new systems: MixER better than a gate that gradients train', 'mixer_new', 'gradient_new')]
+  told = [verdict.exceeds(claim, error(a), error(b)) for claim, a, b in claims]
+  chance = dict.fromkeys(rand('mixer'), 0.0)
+  return told + [
+      verdict.exceeds('MixER: experts are families more than by chance', rand('mixer'), chance, better='higher'),
+      verdict.exceeds('MixER: experts are families more than under a gate that gradients train',
+                      rand('mixer'), rand('gradient'), better='higher')]
+
+
+def figures(results):
+  """Returns the error of every method on systems of the training and on new ones, and the Rand index."""
+  error = lambda name: ratios.logarithms(collect.values(results, name))
+  return dict(error=drawing.points({name: error(name) for name in (*sweep.METHODS, *NEW)},
+                                   'ln of the squared error on held-out trajectories'),
+              rand=drawing.points({name: collect.values(results, name, RAND) for name in ('gradient', 'mixer')},
+                                  'adjusted Rand index of experts and families'))
