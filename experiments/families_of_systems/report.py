@@ -21,16 +21,16 @@ def report(results):
             ('new systems: MixER better than a gate that gradients train', 'mixer_new', 'gradient_new')]
   told = [verdict.exceeds(claim, error(a), error(b)) for claim, a, b in claims]
   chance = dict.fromkeys(rand('mixer'), 0.0)
-  return told + [
-      verdict.exceeds('MixER: experts are families more than by chance', rand('mixer'), chance, better='higher'),
-      verdict.exceeds('MixER: experts are families more than under a gate that gradients train',
-                      rand('mixer'), rand('gradient'), better='higher')]
+  higher = lambda claim, other: verdict.exceeds(claim, rand('mixer'), other, better='higher')
+  return told + [higher('MixER: experts are families more than by chance', chance),
+                 higher('MixER: experts are families more than under a gate that gradients train',
+                        rand('gradient'))]
 
 
 def figures(results):
   """Returns the error of every method on systems of the training and on new ones, and the Rand index."""
   error = lambda name: ratios.logarithms(collect.values(results, name))
-  return dict(error=drawing.points({name: error(name) for name in (*sweep.METHODS, *NEW)},
-                                   'ln of the squared error on held-out trajectories'),
-              rand=drawing.points({name: collect.values(results, name, RAND) for name in ('gradient', 'mixer')},
-                                  'adjusted Rand index of experts and families'))
+  errors = {name: error(name) for name in (*sweep.METHODS, *NEW)}
+  rand = {name: collect.values(results, name, RAND) for name in ('gradient', 'mixer')}
+  return dict(error=drawing.points(errors, 'ln of the squared error on held-out trajectories'),
+              rand=drawing.points(rand, 'adjusted Rand index of experts and families'))

@@ -1,4 +1,4 @@
-"""Systems of three families: one network, experts behind a gate that gradients train, and MixER's fitted gate.
+"""Systems of three families: one network, experts with a gate that gradients train, MixER's fitted gate.
 
 Every seed has systems of its own. Models then meet new systems, of which only contexts are learned.
 """
