@@ -10,6 +10,8 @@ LARGE = {'model.d_ff': 512, 'train.batch_size': 32}                  # small is 
 
 def runs(size='small'):
   """Yields a run of every method and seed; a seed also orders the source domains, which makes the groups."""
+  models = {method: (f'meta_dmoe/digits:method={method}', {}) for method in METHODS}
+  last = {'first_order': models.pop('first_order')}
   for seed in sizes.seeds(size):
-    models = {method: (f'meta_dmoe/digits:method={method}', {}) for method in METHODS}
     yield from sizes.fitted(size, models, {}, LARGE, (seed,))
+  yield from sizes.fitted(size, last, {}, LARGE)
