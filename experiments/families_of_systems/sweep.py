@@ -5,8 +5,10 @@ Every seed has systems of its own. Models then meet new systems, of which only c
 
 from stmoe.experiments import sizes
 
-METHODS = ('one', 'gradient', 'mixer', 'wide')
-ADAPTED = ('one', 'gradient', 'mixer')
+# Name -> (method of the files, overrides of the training).
+METHODS = {'one': ('one', {}), 'balanced': ('gradient', {'losses.balance': (0.01, 'mean')}),
+           'mixer': ('mixer', {}), 'gradient': ('gradient', {})}
+ADAPTED = ('one', 'balanced', 'mixer')
 # A fifth of the steps, a third of those for new systems, at three times the rate. Large is the files' own.
 SMALL = {'families': {'train.steps': 1500, 'schedule.peak': 3e-3},
          'adapt': {'train.steps': 500, 'schedule.peak': 3e-3}}
@@ -28,8 +30,8 @@ def runs(size='small'):
                  start=dict(run=run(size, method, 'families', seed, seed), command='finetune'))
 
 
-def run(size, method, file, seed, draw):
+def run(size, name, file, seed, draw):
   """Returns (name, experiment, overrides) of a method of mixer/`file` on the systems number `draw`."""
-  fields = {'data.draw': draw} | ({} if size == 'smoke' else DATA)
-  models = {method: (f'mixer/{file}:method={method}', fields)}
-  return next(sizes.fitted(size, models, SMALL[file], {}, (seed,)))
+  method, own = METHODS[name]
+  fields = (own if file == 'families' else {}) | {'data.draw': draw} | ({} if size == 'smoke' else DATA)
+  return next(sizes.fitted(size, {name: (f'mixer/{file}:method={method}', fields)}, SMALL[file], {}, (seed,)))
