@@ -15,6 +15,7 @@ def report(results):
   error = lambda name: ratios.logarithms(collect.values(results, name))
   rand = lambda name: collect.values(results, name, RAND)
   claims = [('MixER better than one network of the size of an expert', 'mixer', 'one'),
+            ('MixER better than one network with the context of all experts', 'mixer', 'wide'),
             ('MixER better than a gate trained with a balance loss', 'mixer', 'balanced'),
             ('MixER better than a gate trained without one', 'mixer', 'gradient'),
             ('new systems: MixER better than one network', 'mixer_new', 'one_new'),

@@ -7,7 +7,8 @@ from stmoe.experiments import sizes
 
 # Name -> (method of the files, overrides of the training).
 METHODS = {'one': ('one', {}), 'mixer': ('mixer', {}),
-           'balanced': ('gradient', {'losses.balance': (0.01, 'mean')}), 'gradient': ('gradient', {})}
+           'balanced': ('gradient', {'losses.balance': (0.01, 'mean')}), 'gradient': ('gradient', {}),
+           'wide': ('wide', {})}
 ADAPTED = ('one', 'mixer', 'balanced')
 # A fifth of the steps, a third of those for new systems, at three times the rate. Large is the files' own.
 SMALL = {'families': {'train.steps': 1500, 'schedule.peak': 3e-3},
