@@ -4,7 +4,7 @@ The file trains no experiment of the paper (arXiv:2210.03885), whose domains are
 A row is 96 digits of one angle: 64 adapt the student without their labels, 32 judge. Twelve source angles
 in six groups have an expert each. New angles lie between the old ones, and beyond.
 
-  stmoe train meta_dmoe/digits --workdir runs/domains     four minutes
+  stmoe train meta_dmoe/digits --workdir runs/domains     about a minute of one core
   stmoe train meta_dmoe/digits:method=erm            any of: meta_dmoe | unmasked | first_order | erm
   stmoe train meta_dmoe/digits:change=contrast       any of: rotation | contrast | noise
   stmoe train meta_dmoe/digits:smoke
