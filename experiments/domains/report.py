@@ -1,5 +1,6 @@
 """Does one step on unlabelled images of a new domain help, and does Meta-DMoE end above ERM?"""
 
+from stmoe import experiment
 from stmoe.analysis import verdict
 from stmoe.experiments import figures as drawing
 from stmoe.experiments.domains import sweep
@@ -27,8 +28,9 @@ def figures(results):
   """Returns the accuracy of every method after and before its step, and the accuracy at every angle."""
   lines = {name: (name, 'adapted') for name in sweep.METHODS}
   lines['meta_dmoe, before'] = 'meta_dmoe', 'before'
+  angles = experiment.load('meta_dmoe/digits')[0].data.held          # of domain 0, 1, ...
   by_angle = lambda name, when: {angle: collect.values(results, name, f'eval/domain_{number}_{when}')
-                                 for number, angle in enumerate(sweep.ANGLES)}
+                                 for number, angle in enumerate(angles)}
   groups = {}
   for name in sweep.METHODS:
     groups |= {name: collect.values(results, name, ACCURACY)}
