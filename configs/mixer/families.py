@@ -3,7 +3,7 @@ r"""Three families of dynamical systems, eight systems of each, on two cores: wh
 Towards Foundational Models for Dynamical System Reconstruction (arXiv:2502.05335), at the scale of a laptop.
 Every system has a context of its own that is learned. MixER's gate sends a context to one of three experts.
 
-  stmoe train mixer/families --workdir runs/mixer          seven minutes of one core, by its first 300 steps
+  stmoe train mixer/families --workdir runs/mixer          seven minutes of one core
   stmoe plot runs/mixer --out plots                        also: trajectories by expert
   stmoe train mixer/families:method=one                    one network, with the context of one of the experts
   stmoe train mixer/families:method=wide                   one network, with the context of all three
