@@ -1,4 +1,4 @@
-"""Which way of sharing experts between two unrelated tasks predicts both best, problem by problem?"""
+"""Which way of sharing experts between two tasks, and which gate of sessions is best, problem by problem?"""
 
 from stmoe.analysis import verdict
 from stmoe.experiments import figures as drawing
@@ -7,10 +7,14 @@ from stmoe.experiments.many_tasks import sweep
 from stmoe.sweep import collect
 
 TASKS = ('eval/loss_0', 'eval/loss_1')   # the squared error of each
+PAIRS = 'eval/accuracy'                  # the share of a session's pairs of items that are in order
 
 
 def report(results):
-  """Returns the Verdicts on the claims of README.md: of ln(error), so that an effect is a mean ratio."""
+  """Returns the Verdicts on the claims of README.md: of ln(error), so that an effect is a mean ratio.
+
+  Those of AW-MoE are of a share.
+  """
   of = lambda name: ratios.logarithms(collect.values(results, name))
   worse = lambda name: ratios.logarithms(worse_task(results, name))
   claims = [('MMoE better than a shared bottom', 'mmoe', 'shared_bottom'),
@@ -19,7 +23,11 @@ def report(results):
             ('PLE better than MMoE', 'ple', 'mmoe'), ('HoME better than MMoE', 'home', 'mmoe'),
             ('HoME better than PLE', 'home', 'ple')]
   told = [verdict.exceeds(claim, of(a), of(b)) for claim, a, b in claims]
-  return told + [verdict.exceeds('PLE better than MMoE in the worse task', worse('ple'), worse('mmoe'))]
+  pairs = lambda name: collect.values(results, name, PAIRS)
+  return told + [
+      verdict.exceeds('PLE better than MMoE in the worse task', worse('ple'), worse('mmoe')),
+      verdict.exceeds('AW-MoE: more pairs in order by a gate of the history than by a constant one',
+                      pairs('aw_moe'), pairs('constant_gate'), better='higher')]
 
 
 def worse_task(results, name):
