@@ -1,7 +1,7 @@
 """Samples images from the trained denoisers of a folder and scores them: RUN/scored.json.
 
-  python -m stmoe.experiments.diffusion_experts.measure runs/diffusion_experts           what is not there yet
-  python -m stmoe.experiments.diffusion_experts.measure runs/diffusion_experts FOLDER    then FOLDER/measured.csv
+  python -m stmoe.experiments.diffusion_experts.measure runs/diffusion_experts          what is not there yet
+  python -m stmoe.experiments.diffusion_experts.measure runs/diffusion_experts FOLDER   then also a table
 
 All models begin at the same noise and have the same classes to draw. The score is that of `stmoe sample`.
 """

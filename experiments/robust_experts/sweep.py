@@ -2,8 +2,8 @@
 
 from stmoe.experiments import sizes
 
-# Name -> argument. Dense networks have the width of one expert, `dense_wide` that of both. `plain_twice` has as
-# many steps in all as a method in turns, whose experts train in every second of them.
+# Name -> argument. Dense networks have the width of one expert, `dense_wide` that of both. `plain_twice` has
+# as many steps in all as a method in turns, whose experts train in every second of them.
 METHODS = {
     'standard': 'method=standard',
     'dense': 'method=dense',
