@@ -17,8 +17,7 @@ def report(results):
   compared = [('AdvMoE better than a dense network of the width of an expert', 'advmoe', 'dense'),
               ('AdvMoE better than a dense network of twice that width', 'advmoe', 'dense_wide'),
               ('AdvMoE better than plain adversarial training of the mixture', 'advmoe', 'plain'),
-              ('AdvMoE better than plain adversarial training in as many steps', 'advmoe', 'plain_twice'),
-              ('the released loss of the router better than the bi-level one', 'advmoe', 'bilevel')]
+              ('AdvMoE better than plain adversarial training in as many steps', 'advmoe', 'plain_twice')]
   return [robust('dense: adversarial training better than standard training', 'dense', 'standard'),
           plain('dense: standard training better than adversarial training', 'standard', 'dense'),
           *(ask(*claim) for claim in compared for ask in (robust, plain))]
