@@ -20,7 +20,9 @@ def report(results):
               ('AdvMoE better than plain adversarial training in as many steps', 'advmoe', 'plain_twice')]
   return [robust('dense: adversarial training better than standard training', 'dense', 'standard'),
           plain('dense: standard training better than adversarial training', 'standard', 'dense'),
-          *(ask(*claim) for claim in compared for ask in (robust, plain))]
+          *(ask(*claim) for claim in compared for ask in (robust, plain)),
+          verdict.exceeds('AdvMoE: an attack with the router harms more than one without',
+                          alone(results, 'advmoe'), collect.values(results, 'advmoe', ROBUST), better='higher')]
 
 
 def weakest(results, name):
