@@ -9,10 +9,11 @@ METHODS = {
     'dense': 'method=dense',
     'dense_wide': 'method=dense,ratio=1.0',
     'plain': 'method=plain',
+    'bilevel': 'method=bilevel',
     'advmoe': 'method=advmoe',
     'plain_twice': 'method=plain',
 }
-MIXTURES = 'plain', 'advmoe', 'plain_twice'
+MIXTURES = 'plain', 'bilevel', 'advmoe', 'plain_twice'
 FIELD, OTHER = 'loss.attack', 'model'    # a mixture is attacked twice: with its router, and without
 EXPERIMENTS = {'smoke': 'adv_moe/digits', 'small': 'adv_moe/digits', 'large': 'adv_moe/cifar10'}
 TWICE = {'smoke': 40, 'small': 600, 'large': 78_125}
