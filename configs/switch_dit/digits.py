@@ -1,4 +1,4 @@
-r"""Switch-DiT, Denoising Task Routing and DiT on 1,437 real handwritten digits, in minutes on two cores.
+r"""Switch-DiT, Denoising Task Routing and DiT on 1,438 real handwritten digits, in 3 minutes on two cores.
 
 The file trains no experiment of the paper (arXiv:2403.09176), which prints no such result. Use the file to
 see which experts a noise level has, and to try a block. Digits of 8 x 8 pixels, patches of 2 x 2.
@@ -14,6 +14,7 @@ see which experts a noise level has, and to try a block. Digits of 8 x 8 pixels,
 
 Expected (this project's, no published figure; one seed): loss of held-out noise at fixed levels 0.089. Of 100
 samples in 100 steps a classifier takes 80 for their class, of held-out images 99 in 100.
+Time: 2.7 minutes, an estimate. The start and 200 of the 3,000 steps took 32 s, a step at last 44 ms.
 Differs: sizes, the averages of weights and the schedule of the rate are this project's choice.
 """
 

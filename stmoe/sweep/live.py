@@ -17,6 +17,7 @@ from stmoe.sweep import work
 
 WAITING, RUNNING, ELSEWHERE = 'waiting', 'running', 'elsewhere'      # elsewhere: another process is doing it
 DONE, FAILED, STOPPED = 'done', 'failed', 'stopped'
+NO_TARGET = 'loss/aux_', 'loss/router_', 'loss/total'                # losses of routers, and the sum of all
 
 
 def make(runs):
@@ -54,7 +55,8 @@ def newest(run):
 def doing(run):
   """Returns where `run` is: 'step 120/400, loss 2.3100'."""
   line = newest(run)
-  losses = [value for name, value in line.items() if name.startswith('loss/') and name != 'loss/total']
+  losses = [value for name, value in line.items()
+            if name.startswith('loss/') and not name.startswith(NO_TARGET)]
   loss = line.get('loss/ce', losses[0] if losses else None)
   return f'step {line["step"]:,}/{run.steps:,}' + (f', loss {loss:.4f}' if records.is_number(loss) else '')
 

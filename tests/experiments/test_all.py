@@ -18,7 +18,7 @@ NAMES = sorted(plan.available())
 # Made-up numbers make no scaling law; its report has a test of its own.
 REPORTS = [name for name in NAMES if name != 'scaling_law']
 
-METRICS = ('eval/loss', 'eval/accuracy')
+METRICS = ('eval/loss', 'eval/accuracy', 'eval/robust_accuracy')
 
 
 class Row(dict):

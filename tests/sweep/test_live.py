@@ -50,6 +50,14 @@ def test_boards_tell_of_failures(sweep, monkeypatch, capsys, kind):
   assert (f'{found.runs[1].id}' in err) == (kind != 'off')
 
 
+def test_the_loss_of_a_run_is_that_of_its_target(sweep):
+  run, = sweep(0, steps=9).runs
+  run.workdir.mkdir(parents=True)
+  (run.workdir / 'metrics.jsonl').write_text(
+      '{"step": 4, "loss/aux_diffusion_prior": 0.5, "loss/mse": 0.25, "loss/router_z": 3, "loss/total": 1}\n')
+  assert progress.doing(run) == 'step 4/9, loss 0.2500'
+
+
 def test_a_sweep_that_is_long_silent_says_where_its_runs_are(sweep, monkeypatch, capsys):
   found = sweep(0, 1, steps=100)
   now = [0.0]
