@@ -6,8 +6,8 @@ stmoe fit runs.csv --law chinchilla --column n=parameters
 stmoe fit runs.csv --law power --column x=flops --by router   a line for each router
 stmoe fit runs.csv --law clark --fix e_start=1.847 --fix e_max=314.478
 
-A row of the table is a finished run; losses are in nats per token (`loss`, else `eval/loss`). A law is a file of
-stmoe/analysis/scaling/laws; what its columns mean: stmoe/analysis/scaling/columns.py.
+A row of the table is a finished run; losses are in nats per token (`loss`, else `eval/loss`). A law is a
+file of stmoe/analysis/scaling/laws; what its columns mean: stmoe/analysis/scaling/columns.py.
 """
 
 import json
