@@ -1,7 +1,7 @@
 """Fits a scaling law to a table of runs: coefficients with intervals, error on held-out runs, figures.
 
 stmoe fit runs.csv --law clark --hold-out 1 --out fit         columns n_dense, experts, loss
-stmoe fit runs/mysweep --law clark                            the table that `stmoe sweep --report` wrote there
+stmoe fit runs/mysweep --law clark                            the table that `sweep --report` wrote there
 stmoe fit runs.csv --law chinchilla --column n=parameters
 stmoe fit runs.csv --law power --column x=flops --by router   a line for each router
 stmoe fit runs.csv --law clark --fix e_start=1.847 --fix e_max=314.478
