@@ -1,5 +1,6 @@
 """Files and tables alone: several files, other dtypes, blocks of rows, patterns of layers."""
 
+import json
 import pathlib
 import shutil
 
