@@ -1,12 +1,13 @@
 """Fits a scaling law to a table of runs: coefficients with intervals, error on held-out runs, figures.
 
 stmoe fit runs.csv --law clark --hold-out 1 --out fit         columns n_dense, experts, loss
-stmoe fit runs.csv --law chinchilla --column n=parameters --column loss=eval/loss
+stmoe fit runs/mysweep --law clark                            the table that `sweep --report` wrote there
+stmoe fit runs.csv --law chinchilla --column n=parameters
 stmoe fit runs.csv --law power --column x=flops --by router   a line for each router
 stmoe fit runs.csv --law clark --fix e_start=1.847 --fix e_max=314.478
 
-A row of the table is a finished run; losses are in nats per token. A law is a file of
-stmoe/analysis/scaling/laws; what its columns mean: stmoe/analysis/scaling/columns.py.
+A row of the table is a finished run; losses are in nats per token (`loss`, else `eval/loss`). A law is a
+file of stmoe/analysis/scaling/laws; what its columns mean: stmoe/analysis/scaling/columns.py.
 """
 
 import json
@@ -18,7 +19,7 @@ from stmoe import ranges
 
 
 def add_arguments(parser):
-  parser.add_argument('table', metavar='TABLE.csv', type=pathlib.Path)
+  parser.add_argument('table', metavar='TABLE.csv', type=pathlib.Path, help='or a folder with results.csv')
   parser.add_argument('--law', required=True, help='clark, fine_grained, joint, chinchilla or power')
   parser.add_argument('--column', action='append', default=[], metavar='NAME=HEADING',
                       help='a column of the law that has another heading in the table')

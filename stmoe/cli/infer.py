@@ -2,6 +2,7 @@
 
 stmoe infer runs/try prompts.txt                              a line of text in, a line of text out
 stmoe infer runs/try --length 200 < prompts.txt
+stmoe infer runs/try --prompt 'import os' --prompt 'def f(x):'
 stmoe infer runs/try data.jsonl --output predictions.jsonl    lines {"inputs": ...}; adds "prediction"
 stmoe infer runs/try prompts.txt --config.decode.name=beam --config.decode.beams=4
 stmoe infer DOWNLOADED                                        a prompt a line; texts appear as they are made
@@ -38,6 +39,7 @@ COMPUTES = True
 def add_arguments(parser):
   parser.add_argument('run', metavar='RUN', help='a run directory, a downloaded folder, or an experiment')
   parser.add_argument('file', metavar='FILE', nargs='?', default='-', help='prompts; default: standard input')
+  parser.add_argument('--prompt', metavar='TEXT', action='append', help='a prompt instead of a FILE; several')
   parser.add_argument('--output', metavar='OUT', type=pathlib.Path, help='a file instead of standard output')
   parser.add_argument('--jsonl', action='store_true', help='lines are JSON objects; implied by FILE.jsonl')
   parser.add_argument('--chat', action='store_true', help='prompts are conversations; see above')
@@ -57,6 +59,8 @@ def add_arguments(parser):
 
 def run(args):
   jsonl = args.jsonl or args.file.endswith('.jsonl')
+  if args.prompt and args.file != '-':
+    raise errors.UserError(f'--prompt and the file {args.file} do not go together')
   if args.stream and (jsonl or args.output or args.batch_size):
     with_it = '--output' if args.output else '--batch-size' if args.batch_size else 'JSON lines'
     raise errors.UserError(f'--stream and {with_it} do not go together')
@@ -70,9 +74,9 @@ def run(args):
   sections.present(cfg)
   from stmoe.answer import infer
   stream = args.stream or _at_a_terminal(args, decode)
-  where = 'standard input' if args.file == '-' else args.file
-  prompts = infer.read(_lines(args.file), where, jsonl, args.chat)
-  if args.file != '-':                                               # a wrong line is found before all else
+  where = '--prompt' if args.prompt else 'standard input' if args.file == '-' else args.file
+  prompts = infer.read(args.prompt or _lines(args.file), where, jsonl, args.chat)
+  if args.prompt or args.file != '-':                                # a wrong line is found before all else
     prompts = iter(list(prompts))
   first = next(prompts, None)
   if first is None:
@@ -104,7 +108,7 @@ def _at_a_terminal(args, decode):
   from stmoe.decode import generate
   if args.file != '-' or args.jsonl or args.output or args.batch_size:
     return False
-  return sys.stdin.isatty() and sys.stdout.isatty() and generate.tells(decode)
+  return (args.prompt or sys.stdin.isatty()) and sys.stdout.isatty() and generate.tells(decode)
 
 
 def _on_a_line(text):
@@ -154,8 +158,8 @@ def _lines(name):
         except UnicodeDecodeError as error:
           raise errors.UserError(f'{name}:{number} is not UTF-8: {error}') from None
   except OSError as error:
-    raise errors.UserError(f'{name}: {error.strerror}; wanted: a file of prompts, one a line, or prompts on '
-                           'standard input') from error
+    raise errors.UserError(f'{name}: {error.strerror}; wanted: a file of prompts, one a line, prompts on '
+                           'standard input, or --prompt TEXT') from error
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 stmoe plot runs/switch                          into runs/switch/plots
 stmoe plot runs/dense runs/switch --out DIR     all in the same axes
+stmoe plot runs/momentum                        all runs in this folder, of a sweep or a comparison
 """
 
 import pathlib
@@ -11,7 +12,8 @@ from stmoe.derive import downloaded
 
 
 def add_arguments(parser):
-  parser.add_argument('runs', nargs='+', metavar='RUN', help='a run directory, finished or still running')
+  parser.add_argument('runs', nargs='+', metavar='RUN',
+                      help='a run directory, finished or still running, or a folder of some')
   parser.add_argument('--out', metavar='DIR', type=pathlib.Path,
                       help='where the figures go; RUN/plots for one run, ./plots for several')
 
@@ -26,7 +28,7 @@ def run(args):
   if folder is not None:
     raise errors.UserError(f'{folder} is a downloaded folder, and no training is in it that could be drawn; '
                            f'nearest: stmoe report {folder} --text FILE, which draws its routing')
-  readable = runs.read_all(args.runs)
+  readable = runs.read_all(runs.expand(args.runs))
   out = args.out or (readable[0].path / 'plots' if len(readable) == 1 else pathlib.Path('plots'))
   for stem, figure in curves.figures(readable, baselines=baselines.common(readable)).items():
     png, _ = canvas.save(figure, out, stem)

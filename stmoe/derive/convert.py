@@ -28,6 +28,7 @@ from stmoe.interop import repacked
 from stmoe.interop import rules
 from stmoe.interop import tensors as files
 from stmoe.runs import directory as rundir
+from stmoe.runs import records
 from stmoe.runs import whole as beside
 from stmoe.train import state as states
 
@@ -112,7 +113,7 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
 
   Args:
     overrides: on the run's configuration, where the run is to be read in another way.
-    to:        family; None = the family that the run was imported from.
+    to:        family; None = the one that the run, or what it was fine-tuned from, was imported from.
     dtype:     of all tensors, as safetensors call it; None = as imported, else F32.
     step:      of the checkpoint; None = the newest.
     most:      bytes of a file.
@@ -122,7 +123,7 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   source = pathlib.Path(source)
   cfg = experiment.override(rundir.opened(source, step), overrides, whole=False)
   record = exporting.imported(source)
-  name = to or record.get('family', 't5x')
+  name = to or records.family(source) or 't5x'
   if name == 't5x':
     raise errors.UserError(f'{source} was not imported from Hugging Face; say what it is to be with --to '
                            f'(there are: {", ".join(lookup.available("family"))})')

@@ -53,8 +53,10 @@ def newest(run):
 
 
 def doing(run):
-  """Returns where `run` is: 'step 120/400, loss 2.3100'."""
+  """Returns where `run` is: 'step 120/400, loss 2.3100'; before its first line, what comes before that."""
   line = newest(run)
+  if not line['step']:
+    return f'no step of {run.steps:,} yet (a start is the import of libraries, data, compiling)'
   losses = [value for name, value in line.items()
             if name.startswith('loss/') and not name.startswith(NO_TARGET)]
   loss = line.get('loss/ce', losses[0] if losses else None)

@@ -107,4 +107,18 @@ def test_mistakes_in_a_table(mistake, tmp_path, content, words):
 def test_no_table(mistake, tmp_path):
   assert 'cannot read' in mistake('fit', tmp_path / 'nowhere.csv', '--law', 'clark')
   line = mistake('fit', tmp_path, '--law', 'clark')
-  assert 'is a folder; wanted: a table, as the results.csv that stmoe sweep FILE --report FOLDER' in line
+  assert 'is a folder without results.csv, which stmoe sweep FILE --report writes' in line
+
+
+@pytest.mark.parametrize('where', ['', 'report'])
+def test_the_table_of_a_sweep_needs_no_words(command, tmp_path, where):
+  """A folder is its table, whose eval/loss is the loss; a column loss comes before it."""
+  table = runs.draw('clark', 's_base', noise=0.0)[1]
+  sweep = {'loss/ce': 2 * table['loss'], 'eval/loss': table['loss']} | table
+  (tmp_path / where).mkdir(exist_ok=True)
+  said = {}
+  for kind, without in (('own', 'eval/loss'), ('sweep', 'loss')):
+    runs.write(tmp_path / where / 'results.csv', {name: v for name, v in sweep.items() if name != without})
+    code, said[kind], err = command('fit', tmp_path, '--law', 'clark', '--bootstrap', '0')
+    assert code == 0, err
+  assert said['own'] == said['sweep']

@@ -102,6 +102,13 @@ def test_mistakes_are_one_line_and_leave_no_file(lm, mistake, tmp_path, text, na
   assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_prompts_may_be_arguments(lm, command, mistake, monkeypatch):
+  echo = lambda cfg, path, prompts, *given, **more: [[(fields, text + '!') for _, text, fields in prompts]]
+  monkeypatch.setattr(infer, 'texts', echo)
+  assert command('infer', lm, '--prompt', 'a b', '--prompt=-c')[1] == 'a b!\n-c!\n'
+  assert '--prompt and the file x.txt do not go together' in mistake('infer', lm, 'x.txt', '--prompt', 'a')
+
+
 def test_half_a_surrogate_pair_is_no_prompt(lm):
   cfg = rundir.load(lm)
   with pytest.raises(errors.UserError, match='prompt 1: the prompt holds half a surrogate pair'):

@@ -1,5 +1,6 @@
 """Files and tables alone: several files, other dtypes, blocks of rows, patterns of layers."""
 
+import json
 import pathlib
 import shutil
 
@@ -159,6 +160,9 @@ def test_a_checkpoint_of_the_trainer_is_exported_too(run, tmp_path):
   assert all(files.equal(files.tensors(tmp_path / 'out')[name], t) for name, t in files.tensors(CASE).items())
   with pytest.raises(errors.UserError, match='say what it is to be with --to'):
     convert.write(trained, tmp_path / 'other')
+  tuned = dict(method='finetune', options={}, parents=[])            # what was fine-tuned knows its start's
+  (trained / 'ancestry.json').write_text(json.dumps(dict(facts=dict(family='mixtral'), lineage=[tuned])))
+  assert convert.write(trained, tmp_path / 'tuned')[:2] == (5, 'mixtral')
 
 
 def test_the_optimizer_starts_as_a_new_one(run):

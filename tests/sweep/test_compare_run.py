@@ -81,9 +81,11 @@ def test_equal_time_gives_the_slower_method_fewer_steps(tmp_path, monkeypatch):
   assert trained == {'calibration/dense': 30, 'calibration/switch': 30, 'dense': 100, 'switch': 40}
 
 
-def test_plot_draws_runs_in_the_same_axes(tmp_path, capsys):
-  paths = [str(synthetic.write_run(tmp_path / name, name)) for name in ('dense', 'switch')]
-  assert main.main(['plot', *paths, '--out', str(tmp_path / 'plots')]) == 0
+@pytest.mark.parametrize('named', [('dense', 'switch'), ('',)], ids=['runs', 'their folder'])
+def test_plot_draws_runs_in_the_same_axes(tmp_path, capsys, named):
+  for name in ('dense', 'switch'):
+    synthetic.write_run(tmp_path / name, name)
+  assert main.main(['plot', *(str(tmp_path / name) for name in named), '--out', str(tmp_path / 'plots')]) == 0
   assert len(capsys.readouterr().out.splitlines()) == 4
   made = {path.name for path in (tmp_path / 'plots').iterdir()}
   assert {'loss.png', 'loss.svg', 'routing_health.png', 'expert_load_switch.svg'} <= made

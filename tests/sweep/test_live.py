@@ -76,3 +76,12 @@ def test_a_sweep_that_is_long_silent_says_where_its_runs_are(sweep, monkeypatch,
   said = capsys.readouterr().err
   assert said.startswith(f'{run.id}: step 50/100, loss 2.3100  [1 running, 1 waiting')
   assert said.count('\n') == 1
+
+
+def test_before_its_first_line_a_run_has_done_no_step(sweep):
+  """A start takes a minute: `step 0/100` would look as if nothing happened."""
+  run, = sweep(0, steps=100).runs
+  assert progress.doing(run) == 'no step of 100 yet (a start is the import of libraries, data, compiling)'
+  run.workdir.mkdir(parents=True)
+  (run.workdir / 'metrics.jsonl').write_text('{"step": 3}\n')
+  assert progress.doing(run) == 'step 3/100'

@@ -11,6 +11,7 @@ import numpy as np
 from stmoe import errors
 
 LOSS = 'loss'
+OF_A_SWEEP = {LOSS: 'eval/loss'}                      # headings of results.csv, where they are not a law's
 MEANING = {
     LOSS: 'final validation loss in nats per token, after the learning rate has come down',
     'n': 'parameters of the model (chinchilla: as counted by whoever fits)',
@@ -29,19 +30,21 @@ def read(path, columns, renamed=(), by=None):
   """Returns dict group -> dict column -> f64[R]: the rows of a CSV file with a heading.
 
   Args:
-    path:    pathlib.Path.
+    path:    pathlib.Path; of a folder, its results.csv, or that of its folder report.
     columns: names of the columns that are wanted; all of their values must be finite and above 0.
-    renamed: dict column -> heading of the file, for columns with another heading there.
+    renamed: dict column -> heading of the file, for columns with another heading there. Without it a column
+      that the file lacks is the one of `OF_A_SWEEP`.
     by:      heading whose values make the groups; None makes one group ''.
   Raises UserError: no such file or heading, a cell that is no positive number.
   """
+  path = _table(path)
   headings, rows = _cells(path)
   renamed = dict(renamed)
   for column in renamed:
     if column not in columns:
       raise errors.UserError(f'--column {column}: the law has no such column'
                              f'{errors.nearest(column, columns)} (it has: {", ".join(columns)})')
-  heading_of = {column: renamed.get(column, column) for column in columns}
+  heading_of = {column: renamed.get(column) or _heading(column, headings) for column in columns}
   for heading in heading_of.values() if by is None else [*heading_of.values(), by]:
     if heading not in headings:
       meaning = MEANING.get(heading)
@@ -56,6 +59,22 @@ def read(path, columns, renamed=(), by=None):
   return {name: {c: np.array(v) for c, v in group.items()} for name, group in groups.items()}
 
 
+def _heading(column, headings):
+  """The heading of a column: its own name, or what a sweep calls it where only that is there."""
+  of_a_sweep = OF_A_SWEEP.get(column)
+  return of_a_sweep if column not in headings and of_a_sweep in headings else column
+
+
+def _table(path):
+  """The table that is meant by `path`: itself, or the one that `stmoe sweep --report` wrote into a folder."""
+  if not path.is_dir():
+    return path
+  for file in (path / 'results.csv', path / 'report' / 'results.csv'):
+    if file.is_file():
+      return file
+  raise errors.UserError(f'{path} is a folder without results.csv, which stmoe sweep FILE --report writes')
+
+
 def _cells(path):
   """(headings, list of (line number, cells)) of a CSV file; rows without any cell are left out."""
   try:
@@ -63,9 +82,6 @@ def _cells(path):
       reader = csv.reader(file)
       headings = [text.strip() for text in next(reader, [])]
       rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-  except IsADirectoryError:
-    raise errors.UserError(f'{path} is a folder; wanted: a table, as the results.csv that stmoe sweep FILE '
-                           '--report FOLDER writes') from None
   except OSError as error:
     raise errors.UserError(f'cannot read {path}: {error.strerror}') from error
   except (UnicodeDecodeError, csv.Error) as error:

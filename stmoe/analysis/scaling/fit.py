@@ -183,4 +183,5 @@ def _check_rank(problem, theta):
   if singular[-1] < FLAT * singular[0]:
     mixed = [name for name, part in zip(problem.free, np.abs(vectors[-1])) if part > 0.1]
     raise errors.UserError(f'these runs do not tell {", ".join(mixed)} apart: vary '
-                           f'{", ".join(problem.law.COLUMNS)} independently, or --fix one of them')
+                           f'{", ".join(problem.law.COLUMNS)} independently (an exponent beside a constant '
+                           'wants three values), or --fix one of them')

@@ -1,4 +1,9 @@
-"""MLflow: a tracking server, or the store that MLFLOW_TRACKING_URI names, such as sqlite:////tmp/mlflow.db."""
+"""MLflow: the tracking server, or the store, that MLFLOW_TRACKING_URI names.
+
+The extra installs mlflow-skinny, which reaches servers, and folders such as file:///tmp/mlruns with
+MLFLOW_ALLOW_FILE_STORE=true. A store such as sqlite:////tmp/mlflow.db, MLflow's default, wants the whole
+package mlflow (not tried).
+"""
 
 import os
 import pathlib

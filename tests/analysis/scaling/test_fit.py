@@ -125,7 +125,7 @@ def take(table, rows):
     (slice(0, 5), {}, 0, ['6 coefficients', 'at least 7 runs', 'here are 5']),
     (slice(0, 7), {}, 1, ['to hold out 1, the law needs 8 different runs', 'here are 7']),
     ([0, 1, 2, 0, 1, 2, 0, 1, 2], {}, 0, ['at least 7 runs', 'here are 3']),    # seeds are not configurations
-    (slice(0, 10), {}, 0, ['do not tell', 'apart', 'n_dense, experts']),        # one size only
+    (slice(0, 10), {}, 0, ['do not tell', 'apart', 'n_dense, experts', 'three']),        # one size only
     (slice(0, 60), dict(q=1.0), 0, ['no such coefficient', 'e_max']),
     (slice(0, 60), dict(e_max=-1.0), 0, ['--fix e_max=-1 is outside']),
     (slice(0, 60), dict(a=-.1, b=-.1, c=.01, d=1., e_start=2., e_max=300.), 0, ['no coefficient to fit']),
