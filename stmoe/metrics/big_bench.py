@@ -98,7 +98,7 @@ class Ranked:
     """Returns `chance` among the choices of fewest bytes: what GRADE is if all bytes are equally likely."""
     kept = [np.flatnonzero(size == size.min()) for size in self._bytes()]
     scores = [s[at] for s, at in zip(self.scores, kept)]
-    texts = [[each[i] for i in at] for each, at in zip(self.choices, kept)]
+    texts = [[each[i] for i in at.tolist()] for each, at in zip(self.choices, kept)]
     return float(np.mean([s.mean() for s in scores])), blind_spread(scores, texts)
 
   def _bytes(self):
