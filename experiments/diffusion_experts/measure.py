@@ -6,13 +6,12 @@
 All models begin at the same noise and have the same classes to draw. The score is that of `stmoe sample`.
 """
 
-import csv
 import pathlib
 import sys
 
-from stmoe import errors
 from stmoe import files
 from stmoe.answer import samples
+from stmoe.experiments import measuring
 from stmoe.runs import directory as rundir
 
 FILE, TABLE = 'scored.json', 'measured.csv'
@@ -35,36 +34,22 @@ def measure(run):
 
 def main(words):
   """Measures what is missing in the folder that `words` name; returns the exit code."""
-  try:
-    runs = sorted(done.parent for done in pathlib.Path(words[0]).glob('*/DONE')) if words else []
-    if not runs:
-      raise errors.UserError('give the folder of trained runs: python -m stmoe.experiments.diffusion_experts'
-                             '.measure runs/diffusion_experts')
-    for run in runs:
-      if not recorded(run):
-        found = measure(run)
-        print(f'{run.name}: {found["accuracy"]:.1%} of samples are taken for their class', flush=True)
-    if words[1:]:
-      write_table(pathlib.Path(words[1]) / TABLE, list(table(runs)))
-  except errors.UserError as error:
-    print(f'stmoe: {error}', file=sys.stderr)
-    return 2
-  return 0
+  return measuring.run(words, 'diffusion_experts', complete, table, TABLE)
+
+
+def complete(folder, runs):
+  """Measures those of the directories `runs` that have no score yet."""
+  del folder
+  for run in runs:
+    if not recorded(run):
+      found = measure(run)
+      print(f'{run.name}: {found["accuracy"]:.1%} of samples are taken for their class', flush=True)
 
 
 def table(runs):
   """Yields a dict for each of the directories `runs`."""
   for run in runs:
     yield dict(name=run.name.rpartition('-')[0], seed=rundir.opened(run).seed) | recorded(run)
-
-
-def write_table(path, rows):
-  """Writes the dicts `rows` as CSV."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, 'w', encoding='utf-8', newline='') as stream:
-    writer = csv.DictWriter(stream, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
 
 
 if __name__ == '__main__':

@@ -6,15 +6,14 @@
 A case is a text (texts.py) and a setting. Half of each row is the prompt.
 """
 
-import csv
 import pathlib
 import sys
 
-from stmoe import errors
 from stmoe import experiment
 from stmoe import files
 from stmoe.answer import rewiring
 from stmoe.experiments.rewiring import texts
+from stmoe.experiments import measuring
 from stmoe.runs import directory as rundir
 
 FILE, TABLE = 'rewiring.jsonl', 'measured.csv'
@@ -69,31 +68,16 @@ def table(runs):
 
 def main(words):
   """Measures what is missing in the folder that `words` name; returns the exit code."""
-  try:
-    runs = sorted(done.parent for done in pathlib.Path(words[0]).glob('*/DONE')) if words else []
-    if not runs:
-      raise errors.UserError('give the folder of trained runs: python -m stmoe.experiments.rewiring.measure '
-                             'runs/rewiring')
-    for name, path in texts.write(pathlib.Path(words[0]) / 'texts').items():
-      for run, setting in ((run, setting) for run in runs for setting in SETTINGS):
-        if (name, setting) not in recorded(run):
-          found = measure(run, name, path, setting)
-          print(f'{run.name} {name} {setting}: gain {found["gain"]:+.4f} bits per byte', flush=True)
-    if words[1:]:
-      write_table(pathlib.Path(words[1]) / TABLE, list(table(runs)))
-  except errors.UserError as error:
-    print(f'stmoe: {error}', file=sys.stderr)
-    return 2
-  return 0
+  return measuring.run(words, 'rewiring', complete, table, TABLE)
 
 
-def write_table(path, rows):
-  """Writes the dicts `rows` as CSV."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, 'w', encoding='utf-8', newline='') as stream:
-    writer = csv.DictWriter(stream, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
+def complete(folder, runs):
+  """Measures the cases of the directories `runs` that are not there yet; texts go into `folder`."""
+  for name, path in texts.write(folder / 'texts').items():
+    for run, setting in ((run, setting) for run in runs for setting in SETTINGS):
+      if (name, setting) not in recorded(run):
+        found = measure(run, name, path, setting)
+        print(f'{run.name} {name} {setting}: gain {found["gain"]:+.4f} bits per byte', flush=True)
 
 
 if __name__ == '__main__':

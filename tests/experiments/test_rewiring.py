@@ -1,5 +1,6 @@
 """What experiments/rewiring makes of texts and of measurements, by hand."""
 
+from stmoe.experiments import measuring
 from stmoe.experiments.rewiring import measure
 from stmoe.experiments.rewiring import table
 from stmoe.experiments.rewiring import texts
@@ -21,7 +22,7 @@ def test_columns_by_hand():
 def test_the_table_has_means_and_spreads(tmp_path):
   case = dict(name='top2', text='code', setting='usual') | measure.columns(FOUND)
   cases = [case | dict(seed=seed, gain=gain) for seed, gain in enumerate((0.25, 0.75))]
-  measure.write_table(tmp_path / measure.TABLE, cases)
+  measuring.write(tmp_path / measure.TABLE, cases)
   # Of 1/4 and 3/4 the mean is 1/2, the deviation sqrt(1/8).
   assert list(table.lines(table.rows(tmp_path / measure.TABLE)))[2] == (
       '| top2 | code | usual | 3.0000 | 2.5000 | 2.0000 | 1.7500 | 2.2500 | +0.5000 ± 0.3536 | 50% | 25.0% '
