@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 PANEL = 64                              # columns of bfloat16 in a swizzled row, 128 bytes
+SHARED = 227 * 2**10 - 2**11            # bytes of shared memory of a program, without its barriers
 COPIES = 2                              # the warpgroup that fills the ring; 0 and 1 multiply
 REGISTERS = dict(copy=40, multiply=232)                              # of a thread; 65536 for three warpgroups
 
@@ -133,15 +134,16 @@ def turns(tiles, programs):
   return (tiles - program + programs - 1) // programs, lambda turn: turn * programs + program
 
 
-def store(tile, staged, copy):
+def store(tile, staged, copy, under_way=0):
   """Writes a tile of a warpgroup by way of shared memory, as soon as the last tile there has been written.
 
   Args:
     tile: array.
     staged: reference of the tile's shape in shared memory.
     copy: function of `staged` that begins to copy it to main memory.
+    under_way: how many of the warpgroup's last copies, begun one by one, do not read `staged`.
   """
-  plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+  plgpu.wait_smem_to_gmem(under_way, wait_read_only=True)
   staged[...] = tile
   plgpu.commit_smem()
   copy(staged)

@@ -4,6 +4,10 @@ A tile of an expert's matrix adds up the products of its rows, in steps of m. Th
 of 8 at or before the first row, where the copy engine can begin. In the first and the last step rows of other
 experts are set to zero in shared memory; the other steps multiply rows as they arrive. An expert without rows
 takes no step, and its zeros are written.
+
+An expert's rows are few beside the inner side of a forward product, so storing a tile takes a larger part of
+the time here. What the ring leaves of shared memory holds as many panels of the result as fit: a panel is
+written there while the panels before it are copied to main memory.
 """
 
 import functools
@@ -23,7 +27,8 @@ TILES = mosaic.Tiles(m=64, n=256, k=128)
 def candidates(rows, inner, outer, experts, itemsize):
   """Returns mosaic.Tiles to time, TILES first."""
   return [TILES, *(TILES._replace(**change) for change in (
-      dict(band=16), dict(band=4), dict(stages=3), dict(n=128), dict(m=128, stages=2)))]
+      dict(stages=3), dict(band=16), dict(band=4), dict(stages=3, band=16), dict(n=128),
+      dict(m=128, stages=2)))]
 
 
 def tgmm(x, dy, sizes, *, tiles=None):
@@ -45,15 +50,21 @@ def _tgmm(x, dy, sizes, tiles, programs, interpret=None):
   run = mosaic.call(
       functools.partial(_kernel, t=t, programs=programs),
       jax.ShapeDtypeStruct((experts, k, n), x.dtype), a=(t.m, t.k), b=(t.m, t.n),
-      scratch=dict(staged=mosaic.swizzled(2, t.k, mosaic.PANEL, dtype=x.dtype),
+      scratch=dict(staged=mosaic.swizzled(2, _panels(t, x.dtype.itemsize), t.k, mosaic.PANEL, dtype=x.dtype),
                    masked=plgpu.Barrier(num_arrivals=2)),
       stages=t.stages, programs=programs, interpret=interpret)
   return run(jnp.stack([end - sizes, end]), x, dy)
 
 
+def _panels(t, itemsize):
+  """How many panels [t.k,PANEL] of each warpgroup's half of a tile lie in shared memory beside the ring."""
+  ring, panels = t.stages * t.m * (t.k + t.n) * itemsize, 2 * t.k * mosaic.PANEL * itemsize
+  return max(1, min(t.n // 2 // mosaic.PANEL, (mosaic.SHARED - ring) // panels))
+
+
 def _kernel(bounds, x, dy, out, *, ring, staged, masked, t, programs):
   experts, k, n = out.shape
-  half, tall, wide = t.n // 2, pl.cdiv(k, t.k), pl.cdiv(n, t.n)
+  half, tall, wide, panels = t.n // 2, pl.cdiv(k, t.k), pl.cdiv(n, t.n), staged.shape[1]
   turns, tile_of = mosaic.turns(experts * tall * wide, programs)
 
   def place(turn):
@@ -102,8 +113,8 @@ def _kernel(bounds, x, dy, out, *, ring, staged, masked, t, programs):
       product = ring.product((t.k, half), done, steps, operands, only_its_rows).astype(out.dtype)
       for c in range(0, half, mosaic.PANEL):
         destination = out.at[e, pl.ds(row, t.k), pl.ds(col + warpgroup * half + c, mosaic.PANEL)]
-        mosaic.store(product[:, c:c + mosaic.PANEL], staged.at[warpgroup],
-                     functools.partial(plgpu.copy_smem_to_gmem, dst=destination))
+        mosaic.store(product[:, c:c + mosaic.PANEL], staged.at[warpgroup, c // mosaic.PANEL % panels],
+                     functools.partial(plgpu.copy_smem_to_gmem, dst=destination), panels - 1)
       return done + steps
     jax.lax.fori_loop(0, turns, tile, jnp.int32(0))
 

@@ -33,7 +33,8 @@ def _arguments(argv):
   parser = _Parser('python -m stmoe.bench.device', allow_abbrev=False)
   parser.add_argument('--out', type=pathlib.Path, help='of the results; what is there is not done again')
   parser.add_argument('--budget', type=ranges.Count, default=480, help='seconds (default: 480)')
-  parser.add_argument('--only', default='*', metavar='PATTERN', help="jobs whose name is like it: 'layers *'")
+  parser.add_argument('--only', default='*', metavar='PATTERN,...',
+                      help="jobs whose name is like one of these: 'layers *,products tgmm *'")
   parser.add_argument('--dry', action='store_true', help='tiny shapes on a CPU: does everything work?')
   parser.add_argument('--list', action='store_true', help='show what would be done, and do nothing')
   parser.add_argument('--tables', type=pathlib.Path, metavar='DIR', help='only write DIR/README.md')
@@ -47,7 +48,7 @@ def _run(args):
   if args.tables:
     print('\n'.join(map(str, readme.write(args.tables))))
     return 0
-  like = lambda name: fnmatch.fnmatch(name, args.only)
+  like = lambda name: any(fnmatch.fnmatch(name, pattern) for pattern in args.only.split(','))
   one = kit.Kit(args.out, args.budget, args.dry, like, lambda text: print(text, flush=True))
   if not one.jobs:
     raise errors.UserError(f'--only {args.only!r} is like no job; --list shows them')

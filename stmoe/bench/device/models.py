@@ -18,7 +18,7 @@ OLMOE = dict(model_type='olmoe', hidden_size=2048, intermediate_size=1024, num_h
 # Float32 parameters, two moments and the gradient, and a copy of the parameters in bfloat16.
 ADAMW = 4 * 4 + 2
 ADAFACTOR = 2 * 4 + 2                    # moments are rows and columns
-STATE = 0.65                             # of the memory, for the states of both models; the rest: activations
+STATE = 0.55                             # of the memory, for the states of both models; the rest: activations
 
 
 class Pair(NamedTuple):
@@ -73,7 +73,7 @@ def _switch(layers, experts=128):
 
 def _deepseek(layers):
   c = _unlocked(experiment.load('deepseek_moe/sizes')[0], batch=4)
-  c.model.layers = (('d', 1), ('m', layers - 1))
+  c.model.update(layers=(('d', 1), ('m', layers - 1)), remat='none')
   c.blocks.m.inner.executor = 'pallas'
   return c
 
@@ -87,7 +87,7 @@ def _deepseek_dense(layers):
 def _olmoe(layers):
   c = _unlocked(experiment.load('deepseek_moe/sizes')[0], batch=4)
   sections = lookup.module('family', 'olmoe').configure(OLMOE, False)
-  c.model = dict(sections['model'], dtype='bfloat16', remat='full', layers=(('m', layers),))
+  c.model = dict(sections['model'], dtype='bfloat16', remat='none', layers=(('m', layers),))
   c.blocks, c.losses = sections['blocks'], sections['losses']
   c.blocks.m.executor = 'pallas'
   return c

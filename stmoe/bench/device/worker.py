@@ -1,7 +1,8 @@
 """The process that holds the GPU: programs are compiled by threads, jobs are timed while these stand still.
 
-What compiles is begun for all jobs at once, in order of worth. Jobs are timed in that order, too. Where the
-programs of the next one take long, those that are ready are timed meanwhile. The process tells its parent of
+What compiles is begun for all jobs at once, in order of worth. Once the programs of the first job are there,
+all jobs whose programs are there are timed in that order. Where the programs of the first take long, those
+that are ready are timed meanwhile. The process tells its parent of
 each job by a line of JSON: begin, then end. A job that fails is told so, and the next is done.
 """
 
@@ -38,30 +39,33 @@ def work(jobs, tell, deadline, threads=THREADS, patience=PATIENCE):
         waiting[one.name] = one.begin(pool.submit)
       except Exception as error:  # noqa: BLE001 whatever it is, the other jobs are done
         tell(dict(end=one.name, state='failed', seconds=0.0, error=said(error)))
-    while waiting and time.time() < deadline:
-      name = _next(waiting, time.time() + patience, deadline)
-      if name is None:
-        return
-      _, finish = waiting.pop(name)
+    while waiting and _wait(waiting, time.time() + patience, deadline):
       with pool.quiet():
-        if time.time() + expected[name] > deadline:
-          tell(dict(skip=name))
-          continue
-        tell(dict(begin=name))
-        tell(dict(end=name, **_done(finish)))
-      del finish
-      gc.collect()                       # the arrays of this job, which may be in circles
+        for name in _ready(waiting):
+          _, finish = waiting.pop(name)
+          if time.time() + expected[name] > deadline:
+            tell(dict(skip=name))
+            continue
+          tell(dict(begin=name))
+          tell(dict(end=name, **_done(finish)))
+          del finish
+          gc.collect()                   # the arrays of this job, which may be in circles
 
 
-def _next(waiting, patient, deadline):
-  """The first of `waiting`, once its programs are there; after `patient` any that is ready; None if late."""
+def _ready(waiting):
+  """The names of `waiting` whose programs are there."""
+  return [name for name, (futures, _) in waiting.items() if all(future.done() for future in futures)]
+
+
+def _wait(waiting, patient, deadline):
+  """Returns True once the programs of the first of `waiting` are there, or of any after `patient`."""
   while time.time() < deadline:
-    ready = [name for name, (futures, _) in waiting.items() if all(future.done() for future in futures)]
+    ready = _ready(waiting)
     if ready and (ready[0] == next(iter(waiting)) or time.time() > patient):
-      return ready[0]
+      return True
     left = [future for futures, _ in waiting.values() for future in futures if not future.done()]
     concurrent.futures.wait(left, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED)
-  return None
+  return False
 
 
 def _done(finish):

@@ -1,5 +1,6 @@
 """The kit: what it does first, what it does not lose, and what a failure costs."""
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -68,11 +69,22 @@ def test_nothing_compiles_while_something_is_timed():
 
 @pytest.mark.parametrize('patience, order', [(FOREVER, ['a late', 'a soon']), (0.0, ['a soon', 'a late'])])
 def test_jobs_come_in_order_unless_programs_take_long(patience, order):
-  told, tried = [], threading.Event()
-  late = pending.Job('a late', 1.0, lambda submit: ([submit(lambda: tried.wait(0.5))], list))
+  told, program = [], concurrent.futures.Future()
+  late = pending.Job('a late', 1.0, lambda submit: ([program], list))
   soon = pending.Job('a soon', 1.0, lambda submit: ([submit(lambda: None)], list))
+  threading.Timer(0.5, program.set_result, [None]).start()
   worker.work({late: 1.0, soon: 1.0}, told.append, time.time() + FOREVER, 2, patience)
   assert [line['end'] for line in told if 'end' in line] == order
+
+
+def test_all_that_is_ready_is_timed_in_one_silence(monkeypatch):
+  silences, quiet = [], compilers.Compilers.quiet
+  monkeypatch.setattr(compilers.Compilers, 'quiet', lambda pool: silences.append(1) or quiet(pool))
+  program = concurrent.futures.Future()
+  jobs = [pending.Job('a 0', 1.0, lambda submit: ([program], list)), *(ready(f'a {n}') for n in (1, 2, 3))]
+  threading.Timer(0.3, program.set_result, [None]).start()
+  worker.work({one: 1.0 for one in jobs}, lambda line: None, time.time() + FOREVER, 2)
+  assert len(silences) == 1
 
 
 def test_records_stay_and_say_what_is_left(tmp_path):
