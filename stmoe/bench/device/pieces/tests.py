@@ -1,4 +1,4 @@
-"""Tests of the kernels on the device at hand: what is wrong need not be timed."""
+"""Tests of the kernels, ours and cuDNN's, on the device at hand: what is wrong need not be timed."""
 
 import importlib.util
 import re
@@ -6,7 +6,7 @@ import re
 from stmoe.bench.device import pending
 
 WORTH = 1
-FILE = 'tests/pallas_kernels/test_device.py'
+FILES = 'tests/pallas_kernels/test_device.py', 'tests/parts/test_attend_fused.py'
 PROCESSES = 8                            # that compile at the same time, where pytest-xdist is installed
 MEMORY = 0.08                            # of the GPU, that each takes
 
@@ -14,7 +14,7 @@ MEMORY = 0.08                            # of the GPU, that each takes
 def jobs(dry):
   """Returns the only Command; a dry run asks pytest for its version."""
   several = ['-n', str(PROCESSES)] if importlib.util.find_spec('xdist') else []
-  words = ['--version'] if dry else ['-q', '-rf', '--tb=line', *several, FILE]
+  words = ['--version'] if dry else ['-q', '-rf', '--tb=line', *several, *FILES]
   return [pending.Command('tests kernels', 100, ('-m', 'pytest', *words), _quick if dry else read,
                       dict(XLA_PYTHON_CLIENT_MEM_FRACTION=str(MEMORY), JAX_PLATFORMS='cuda'))]
 
