@@ -68,7 +68,6 @@ def _work(one, folder):
   try:
     left = one.run()
   except kit.Stopped as stopped:
-    one.stopped()
     left, code = [job.name for job in one.measured.missing(one.jobs)], stopped.code
   finally:
     for number, handler in before.items():

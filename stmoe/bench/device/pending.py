@@ -1,10 +1,10 @@
-"""What the kit does one after the other: jobs of the process that holds the GPU, and commands."""
+"""What the kit does: jobs that are timed, and commands."""
 
 from typing import Callable, NamedTuple
 
 
 class Job(NamedTuple):
-  """Work of the process that holds the GPU, which ends in rows.
+  """Work of a process that is timed, which ends in rows.
 
   name:    'layers S3': the piece and the rest.
   seconds: that the timing may take where it was never done; the compilation comes before.
@@ -14,6 +14,7 @@ class Job(NamedTuple):
   name: str
   seconds: float
   begin: Callable
+  alone = False
 
 
 class Command(NamedTuple):
@@ -24,12 +25,14 @@ class Command(NamedTuple):
   read:   function of (exit code, the output's text) that returns the rows; raises ValueError, saying why,
     where the command did not do its work.
   environment: variables that are set.
+  alone:  whether no other process may run beside it; of a command that times something itself.
   """
   name: str
   seconds: float
   words: tuple
   read: Callable
   environment: dict = {}
+  alone: bool = False
 
 
 def of(dry=False):

@@ -1,90 +1,101 @@
 """The kit: what it does first, what it does not lose, and what a failure costs."""
 
-import concurrent.futures
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
 from stmoe import errors
 from stmoe.analysis import flops
 from stmoe.bench.device import __main__ as command
-from stmoe.bench.device import compilers
 from stmoe.bench.device import pending
 from stmoe.bench.device import kit
 from stmoe.bench.device import measured
 from stmoe.bench.device import models
 from stmoe.bench.device import readme
+from stmoe.bench.device import running
 from stmoe.bench.device import worker
 from stmoe.bench.device.pieces import layers
 
 FOREVER = 1e12
 
 
-def ready(name, rows=(), seconds=1.0):
-  """A Job of one program; rows may be an error."""
-  def finish():
-    if isinstance(rows, Exception):
-      raise rows
-    return list(rows)
-  return pending.Job(name, seconds, lambda submit: ([submit(lambda: None)], finish))
+# The process of a job 'a KIND N' of these tests: compiles for N seconds, is timed for 0.3, and says when.
+WORKER = """
+import json, os, sys, time
+tell = lambda **what: os.write(int(sys.argv[2]), (json.dumps(what) + chr(10)).encode())
+_, kind, seconds = sys.argv[-1].split()
+tell(machine=dict(device='GPU', platform='cpu' if kind == 'cpu' else 'gpu', cpus=1, versions={}))
+until, busy = time.time() + float(seconds), []
+while time.time() < until:
+  time.sleep(0.005)
+  busy.append(time.time())
+if kind == 'dies':
+  sys.exit(7)
+tell(ready=0)
+sys.stdin.readline()
+if kind == 'hangs':
+  time.sleep(60)
+began = time.time()
+time.sleep(0.3)
+tell(state='done', seconds=0.3, rows=[dict(busy=busy, timed=[began, time.time()])])
+"""
 
 
-def test_a_failing_job_is_a_line_and_the_next_is_done():
-  told = []
-  jobs = [ready('a 1', MemoryError('out of\nmemory')), ready('a 2', [dict(x=1)]),
-          ready('a 3', seconds=2 * FOREVER)]
-  jobs.insert(0, pending.Job('a 0', 1.0, lambda submit: 1 / 0))
-  worker.work({one: one.seconds for one in jobs}, told.append, time.time() + FOREVER, threads=2)
-  ends = {line['end']: line for line in told if 'end' in line}
-  assert ends['a 0']['state'] == ends['a 1']['state'] == 'failed'
-  assert ends['a 1']['error'] == 'MemoryError: out of memory'
-  assert ends['a 2']['rows'] == [dict(x=1)] and dict(skip='a 3') in told and 'a 3' not in ends
+@pytest.fixture
+def doing(monkeypatch, tmp_path):
+  """Function of names that returns (the Kit after it did these jobs, the names of those left)."""
+  def do(*names, **constants):
+    monkeypatch.setattr(running, 'WORKER', ('-c', WORKER))
+    monkeypatch.setattr(pending, 'of', lambda dry: [pending.Job(name, 0.5, None) for name in names])
+    for name, value in (dict(PROCESSES=3) | constants).items():
+      monkeypatch.setattr(kit, name, value)
+    one = kit.Kit(tmp_path, 60, note=lambda text: None)
+    return one, one.run()
+  return do
 
 
-def test_nothing_compiles_while_something_is_timed():
-  computing, seen = [], []
-
-  def make():
-    computing.append(1)
-    time.sleep(0.01)
-    computing.pop()
-  with compilers.Compilers(4) as pool:
-    futures = [pool.submit(make) for _ in range(12)]
-    time.sleep(0.005)
-    for _ in range(3):
-      with pool.quiet():
-        seen += [list(computing)]
-        futures.append(pool.submit(make))                            # this one has to wait
-        time.sleep(0.005)
-        seen += [list(computing)]
-    assert [future.result() for future in futures] == [None] * 15    # they go on after it
-  assert seen == [[]] * 6
+def test_a_failing_job_is_a_line_and_the_next_is_done(doing):
+  one, left = doing('a hangs 0', 'a dies 0', 'a runs 0', LEAST=1.0, HANGING=0.0)
+  assert left == ['a hangs 0', 'a dies 0']
+  errors_of = {name: record.get('error') for name, record in one.measured.records.items()}
+  assert errors_of == {'a hangs 0': 'it took too long, and was stopped', 'a dies 0': 'its process ended: 7',
+                       'a runs 0': None}
 
 
-@pytest.mark.parametrize('patience, order', [(FOREVER, ['a late', 'a soon']), (0.0, ['a soon', 'a late'])])
-def test_jobs_come_in_order_unless_programs_take_long(patience, order):
-  told, program = [], concurrent.futures.Future()
-  late = pending.Job('a late', 1.0, lambda submit: ([program], list))
-  soon = pending.Job('a soon', 1.0, lambda submit: ([submit(lambda: None)], list))
-  threading.Timer(0.5, program.set_result, [None]).start()
-  worker.work({late: 1.0, soon: 1.0}, told.append, time.time() + FOREVER, 2, patience)
-  assert [line['end'] for line in told if 'end' in line] == order
+def test_nothing_computes_while_something_is_timed(doing):
+  one, left = doing('a one 0', 'a two 1.5', 'a three 1.5')
+  rows = [record['rows'][0] for record in one.measured.records.values()]
+  assert not left and len(rows) == 3
+  for row in rows:
+    first, last = row['timed']
+    others = [other for other in rows if other is not row]
+    assert not [at for other in others for at in other['busy'] if first < at < last]
+    assert all(end <= first or last <= start for start, end in (other['timed'] for other in others))
+  assert any(other['busy'][0] < rows[0]['timed'][0] for other in rows[1:])         # they had begun
 
 
-def test_all_that_is_ready_is_timed_in_one_silence(monkeypatch):
-  silences, quiet = [], compilers.Compilers.quiet
-  monkeypatch.setattr(compilers.Compilers, 'quiet', lambda pool: silences.append(1) or quiet(pool))
-  program = concurrent.futures.Future()
-  jobs = [pending.Job('a 0', 1.0, lambda submit: ([program], list)), *(ready(f'a {n}') for n in (1, 2, 3))]
-  threading.Timer(0.3, program.set_result, [None]).start()
-  worker.work({one: 1.0 for one in jobs}, lambda line: None, time.time() + FOREVER, 2)
-  assert len(silences) == 1
+@pytest.mark.parametrize('patience, order', [
+    (FOREVER, ['a late 2', 'a soon 0']), (0.0, ['a soon 0', 'a late 2'])])
+def test_jobs_come_in_order_unless_programs_take_long(patience, order, doing):
+  one, left = doing('a late 2', 'a soon 0', PATIENCE=patience)
+  assert not left and list(one.measured.records) == order
+
+
+def test_an_error_of_a_job_is_told():
+  def told(begin):
+    lines = []
+    worker.work(pending.Job('a job', 1.0, begin), lines.append, lambda: True, threads=2)
+    return lines[-1]
+  def fails():
+    raise MemoryError('out of\nmemory')
+  want = dict(state='failed', error='MemoryError: out of memory')
+  assert told(lambda submit: ([submit(lambda: None)], fails)).items() >= want.items()
+  assert told(lambda submit: 1 / 0)['error'] == 'ZeroDivisionError: division by zero'
 
 
 def test_records_stay_and_say_what_is_left(tmp_path):
@@ -126,8 +137,8 @@ def commands(monkeypatch):
 
 
 def test_a_command_that_hangs_is_stopped_and_the_rest_is_done(commands, monkeypatch, tmp_path):
-  monkeypatch.setattr(kit, 'LEAST', 0.5)
-  monkeypatch.setattr(kit, 'PATIENCE', 0.5)
+  monkeypatch.setattr(kit, 'LEAST', 3.0)
+  monkeypatch.setattr(kit, 'HANGING', 0.0)
   one = kit.Kit(tmp_path, 100, note=lambda text: None)
   assert one.run() == ['a slow', 'a fails']                          # failed ones come last
   states = {name: record['state'] for name, record in one.measured.records.items()}
@@ -148,7 +159,7 @@ def test_sigterm_ends_the_job_at_hand_and_leaves_a_page(commands, tmp_path, caps
 
 
 def test_a_worker_that_cannot_begin_is_a_line(monkeypatch, tmp_path, capsys):
-  monkeypatch.setattr(pending, 'of', lambda dry: [ready('a 1')])
+  monkeypatch.setattr(pending, 'of', lambda dry: [pending.Job('a 1', 1.0, None)])
   monkeypatch.setattr(kit, 'ENVIRONMENT', dict(PYTHONHOME='/nowhere'))
   assert command.main(['--out', str(tmp_path)]) == 2
   error = capsys.readouterr().err
@@ -177,10 +188,9 @@ def test_mistakes_are_one_line(words, message, capsys):
   assert message in error and error.count('\n') == 1
 
 
-def test_without_a_gpu_the_kit_says_so(tmp_path):
-  one = kit.Kit(tmp_path, 100, note=lambda text: None)
+def test_without_a_gpu_the_kit_says_so(doing):
   with pytest.raises(errors.UserError, match='no GPU here; nearest: --dry'):
-    one._hear(dict(machine=dict(device='cpu', platform='cpu', versions={})), {})
+    doing('a cpu 0')
 
 
 def test_pieces_come_in_order_of_worth():
@@ -192,14 +202,14 @@ def test_pieces_come_in_order_of_worth():
 
 def dry(names, tmp_path):
   """Does the dry run's jobs of these pieces in this process; returns what was measured."""
-  found, told = measured.Measured(tmp_path), []
-  jobs = {one: 1.0 for one in pending.of(dry=True) if pending.piece(one.name) in names}
+  found = measured.Measured(tmp_path)
   found.on(worker.machine())
-  worker.work(jobs, told.append, time.time() + FOREVER, threads=2)
-  for line in told:
-    if 'end' in line:
-      assert line['state'] == 'done', line
-      found.add(line['end'], line['state'], line['seconds'], 'now', line['rows'])
+  for job in pending.of(dry=True):
+    if pending.piece(job.name) in names:
+      told = []
+      worker.work(job, told.append, lambda: True, threads=2)
+      assert told[-1]['state'] == 'done', told
+      found.add(job.name, 'done', told[-1]['seconds'], 'now', told[-1]['rows'])
   assert {pending.piece(name) for name in found.records} == set(names)
   return measured.Measured(tmp_path)
 

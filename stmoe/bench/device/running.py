@@ -1,0 +1,105 @@
+"""A process of one job: begun, made to wait, let go on, ended."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from stmoe.bench.device import pending
+
+WORKER = ('-m', 'stmoe.bench.device.worker')
+GRACE = 8.0                              # seconds to end after SIGTERM
+
+
+class Running:
+  """A Job or a Command in a process of its own.
+
+  job, process, began: what, where, since when (`time.time()`).
+  ready: whether a Job's programs are there, so that it waits for `go`.
+  over:  whether the process has ended.
+
+  Args:
+    job:  the Job or Command.
+    more: words of a Job's command line.
+    environment: of the process.
+    log:  file open for writing that gets what the process says.
+  """
+
+  def __init__(self, job, more, environment, log):
+    self.job, self.began, self.ready, self._rest = job, time.time(), False, b''
+    self.is_command = isinstance(job, pending.Command)
+    if self.is_command:
+      self.output = tempfile.TemporaryFile()
+      self._start(job.words, environment | job.environment, log, stdin=subprocess.DEVNULL, stdout=self.output)
+    else:
+      self._pipe, writing = os.pipe()
+      os.set_blocking(self._pipe, False)
+      words = (*WORKER, '--tell', str(writing), *more, job.name)
+      self._start(words, environment, log, stdin=subprocess.PIPE, stdout=log, pass_fds=[writing])
+      os.close(writing)
+
+  def _start(self, words, environment, log, **more):
+    self.process = subprocess.Popen([sys.executable, *words], process_group=0, env=environment, stderr=log,
+                                    **more)
+
+  def told(self):
+    """Returns the dicts that a Job's process told since the last call, [] of a Command."""
+    lines = []
+    while not self.is_command:
+      try:
+        chunk = os.read(self._pipe, 1 << 16)
+      except BlockingIOError:
+        break
+      *whole, self._rest = (self._rest + chunk).split(b'\n')
+      lines += map(json.loads, whole)
+      if not chunk:
+        break
+    return lines
+
+  @property
+  def over(self):
+    return self.process.poll() is not None
+
+  def text(self):
+    """Returns what a Command wrote to its standard output."""
+    self.output.seek(0)
+    return self.output.read().decode(errors='replace')
+
+  def go(self):
+    """Lets a Job's process time."""
+    self.ready = False
+    self.process.stdin.write(b'go\n')
+    self.process.stdin.flush()
+
+  def pause(self):
+    """Stops the process, and those that it started, where they are."""
+    self._signal(signal.SIGSTOP)
+
+  def resume(self):
+    """Lets the process, and those that it started, go on."""
+    self._signal(signal.SIGCONT)
+
+  def stop(self):
+    """Ends the process and those that it started."""
+    if not self.over:
+      self._signal(signal.SIGTERM)
+      self.resume()                      # a paused process hears nothing else
+      try:
+        self.process.wait(GRACE)
+      except subprocess.TimeoutExpired:
+        self._signal(signal.SIGKILL)
+        self.process.wait()
+    if self.is_command:
+      self.output.close()
+    else:
+      self.process.stdin.close()
+      os.close(self._pipe)
+
+  def _signal(self, number):
+    try:
+      os.killpg(self.process.pid, number)
+    except ProcessLookupError:
+      pass
