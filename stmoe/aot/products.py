@@ -39,7 +39,7 @@ def known(module):
   """
   total, sure = flops(module)
   hidden = any(i.opcode == 'custom-call' and _target(i) in KERNELS
-               or i.opcode == 'conditional' and is_product(module, name, i)
+               or i.opcode == 'conditional' and is_product(module, i)
                for name in module.runs for i in module.computations[name])
   return total if sure and not hidden else None
 
@@ -56,7 +56,7 @@ def product(module, computation, i):
   return 0
 
 
-def is_product(module, computation, i):
+def is_product(module, i):
   """Whether `i` computes matrix products, itself or in what it calls; custom calls (kernels) count."""
   direct = lambda x: x.opcode in ('dot', 'convolution') or x.opcode == 'custom-call' and (
       any(word in _target(x) for word in GEMM) or _target(x) in KERNELS)

@@ -147,7 +147,7 @@ def overlap(module):
   products_within = {}
   for name in module.runs:
     body, starts, chains = module.computations[name], {}, {}
-    product = [products.is_product(module, name, i) for i in body]
+    product = [products.is_product(module, i) for i in body]
     for place, i in enumerate(body):
       if i.opcode.endswith('-start') and _kind(module, i):
         starts[i.name] = place

@@ -118,7 +118,7 @@ class Attention(nnx.Module):
     mask, bias = visible.mask, visible.bias
     if self.sinks is not None:
       k, v, mask, bias = _with_sinks(self.sinks[...], k, v, mask, bias)
-    y = attend.attend(q, k, v, mask=mask, bias=bias, scale=self.scale)
+    y = attend.attend(q, k, v, mask=mask, bias=bias, scale=self.scale, causal=visible.causal)
     return linear.apply(y.reshape(*x.shape[:2], -1), self.wo, self.bo)  # [B, T, D]
 
   def _heads(self, x, w, b, normalize=None):

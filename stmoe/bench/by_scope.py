@@ -10,6 +10,7 @@ import pathlib
 import statistics
 import tempfile
 import time
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -99,30 +100,42 @@ class _Program:
       self.state, do_step = states.init(cfg, plan), steps.make(cfg, plan)
       self.batch = check.place(next(pipeline.train_iterator(cfg)), mesh)
       self.compiled = do_step.lower(self.state, self.batch).compile()
-    text = self.compiled.as_text()
-    self.module, self.peak = hlo.title(text), program.memory(self.compiled)['peak']
-    weights = jax.tree.leaves(self.state['params'])
-    self.parts = scopes.of(hlo.parse(text), {w.shape for w in weights})
+    self.peak = program.memory(self.compiled)['peak']
+    self.module, self.parts = named(self.compiled, self.state)
     self.size = tuple(sum(x.nbytes for x in jax.tree.leaves(self.state[part]))
                       for part in ('params', 'opt_state'))
 
   def step(self) -> tuple[dict[str, float], float]:
     """Returns (dict part -> ms, ms of processors) of one profiled step."""
-    with tempfile.TemporaryDirectory() as folder, self._mesh():
-      with jax.profiler.trace(folder):
-        start, processor = time.perf_counter(), time.process_time()
-        self.state, report = self.compiled(self.state, self.batch)
-        jax.block_until_ready((self.state, report))
-        whole, processor = 1e3 * (time.perf_counter() - start), 1e3 * (time.process_time() - processor)
-      events = timeline.read(pathlib.Path(folder), self.module)
-    parts = dict.fromkeys(scopes.SCOPES, 0.0)
-    for name, ns in timeline.shared([e for e in events if e[2] in self.parts]).items():
-      parts[self.parts[name]] += ns / 1e6
-    found = {part: ms for part, ms in parts.items() if ms}
-    return found | {scopes.HOST: whole - sum(found.values())}, processor
+    def run():
+      self.state, report = self.compiled(self.state, self.batch)
+      jax.block_until_ready((self.state, report))
+    with self._mesh():
+      return profiled(run, self.module, self.parts)
 
   def _mesh(self):
     return states.on_mesh(self.cfg.mesh, jax.devices()[:1])
+
+
+def named(compiled: jax.stages.Compiled, state: dict) -> tuple[str, dict[str, str]]:
+  """Returns (name of a compiled training step, dict instruction -> part) for `profiled`."""
+  text = compiled.as_text()
+  return hlo.title(text), scopes.of(hlo.parse(text), {w.shape for w in jax.tree.leaves(state['params'])})
+
+
+def profiled(run: typing.Callable, module: str, parts: dict[str, str]) -> tuple[dict[str, float], float]:
+  """Returns (dict part -> ms, ms of processors) of run(), which runs the program `module` once and waits."""
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      start, processor = time.perf_counter(), time.process_time()
+      run()
+      whole, processor = 1e3 * (time.perf_counter() - start), 1e3 * (time.process_time() - processor)
+    events = timeline.read(pathlib.Path(folder), module)
+  taken = dict.fromkeys(scopes.SCOPES, 0.0)
+  for name, ns in timeline.shared([event for event in events if event[2] in parts]).items():
+    taken[parts[name]] += ns / 1e6
+  found = {part: ms for part, ms in taken.items() if ms}
+  return found | {scopes.HOST: whole - sum(found.values())}, processor
 
 
 def _pass_ms(size, rounds=7):

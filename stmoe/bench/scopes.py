@@ -7,6 +7,7 @@ and from shapes: the compiler gives its own copies no name.
 import re
 
 from stmoe.aot import hlo
+from stmoe.aot import products as aot
 
 # The parts in the order of tables -> what is in them.
 SCOPES = {
@@ -27,7 +28,6 @@ SCOPES = {
     'rest': 'without a name',
 }
 HOST = 'host'                            # the time of a step in which its program does not run
-PRODUCTS = ('dot', 'convolution')
 CONTAINERS = ('while', 'conditional', 'call')    # only run other instructions, which are recorded themselves
 SLICES = ('dynamic_slice', 'dynamic_update_slice', 'broadcast_in_dim', '')   # how a scan stores its arrays
 
@@ -55,12 +55,7 @@ def of(module: hlo.Module, stored: set[tuple[int, ...]]) -> dict[str, str]:
 def products(module: hlo.Module) -> set[str]:
   """Returns the names of the instructions that are a product of matrices or hold one."""
   return {i.name for body in module.computations.values() for i in body
-          if i.opcode not in CONTAINERS and _multiplies(module, i)}
-
-
-def _multiplies(module, instruction):
-  inside = module.reached(instruction) if instruction.opcode == 'fusion' else ()
-  return instruction.opcode in PRODUCTS or any(i.opcode in PRODUCTS for i in inside)
+          if i.opcode not in CONTAINERS and aot.is_product(module, i)}
 
 
 def _scope(module, instruction, weights):
@@ -76,7 +71,7 @@ def _scope(module, instruction, weights):
     of_weights = shapes & weights
     return 'weights' if of_weights else part or 'kept'
   if part == 'activations':
-    return 'products' if _multiplies(module, instruction) else part
+    return 'products' if aot.is_product(module, instruction) else part
   if 'dispatch' in words and part == 'feed-forward':
     of_rows = any(dtype[0] in 'fb' and len(dims) > 1 for dtype, dims in hlo.arrays(instruction.shape))
     return 'placing' if of_rows else 'tables'

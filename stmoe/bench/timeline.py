@@ -29,9 +29,13 @@ def shared(events: list[tuple[float, float, str]]) -> dict[str, float]:
   the instruction that ended last: a profile records the thread that started the instruction, and not the
   threads that finish it.
 
+  >>> shared([])
+  {}
   >>> shared([(0, 4, 'a'), (2, 4, 'b'), (7, 8, 'c')])
   {'a': 3.0, 'b': 4.0, 'c': 1.0}
   """
+  if not events:
+    return {}
   edges = sorted([(start, False, i) for i, (start, _, _) in enumerate(events)]
                  + [(end, True, i) for i, (_, end, _) in enumerate(events)])
   taken: dict[str, float] = collections.defaultdict(float)

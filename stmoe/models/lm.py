@@ -120,8 +120,10 @@ class LM(nnx.Module):
     ctx = contract.Context.of_batch(batch, 'decoder', key=key, step=jnp.asarray(step),
                                     tokens=tokens['decoder'], vocab_size=self.vocab_size,
                                     train=train, causal=True, alone=alone)
-    mask = functools.partial(visible.causal, ctx.segments, batch.get('decoder_causal_attention'))
-    ctx = ctx.replace(visible=dict(attention=self._visible(mask, self.rotary(ctx.positions))))
+    prefix = batch.get('decoder_causal_attention')
+    mask = functools.partial(visible.causal, ctx.segments, prefix)
+    seen = self._visible(mask, self.rotary(ctx.positions), causal=prefix is None)
+    ctx = ctx.replace(visible=dict(attention=seen))
     x, aux = self.decoder(self.embed(ctx.ids, self.dtype), ctx)      # [B, T, D]
     return self.logits(x), aux                                       # [B, T, V]
 

@@ -8,15 +8,17 @@ WIDEST = 128                            # of a head, for cuDNN's kernel
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, bias: jax.Array | None,
-           scale: float) -> jax.Array:
+           scale: float, causal: bool = False) -> jax.Array:
   """Returns [B,T,H,P], softmax(scale q k^T + bias) v over the keys that `mask` shows.
 
   Args:
     q:    [B,T,H,P]; k, v: [B,K,N,P], where N divides H.
     mask: bool, bias: a number, broadcast to [B,H,T,K]; None = all keys, 0.
+    causal: whether it is known that `mask` shows no key after its query, see `visible.Visible`.
   """
   if _fused(q, k, bias):
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation='cudnn')
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, is_causal=causal,
+                                        implementation='cudnn')
   width = q.shape[-1]
   if width == 1:
     # XLA for CPUs aborts the process in bfloat16 (jax 0.10 to 0.12): a second number of 0 changes nothing.

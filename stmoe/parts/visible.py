@@ -18,6 +18,8 @@ class Visible:
   memory: [B,K,D] source of keys and values in cross-attention; None = the layer's own input.
   slot:   i32[] place in the cache of the first of the T tokens; only for `Attention.extend`.
   windows: dict window -> the mask of blocks that have it, where blocks have windows of their own.
+  causal: whether it is known that T = K and that no mask shows a key after its query; a kernel may then leave
+    out what lies above the diagonal.
   """
   mask: jax.Array
   bias: jax.Array | None = None
@@ -25,10 +27,11 @@ class Visible:
   memory: jax.Array | None = None
   slot: jax.Array | None = None
   windows: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
+  causal: bool = struct.field(pytree_node=False, default=False)
 
   def masked(self, change: typing.Callable[[jax.Array], jax.Array]) -> 'Visible':
     """Returns the same with `change` applied to every mask."""
-    return dataclasses.replace(self, mask=change(self.mask),
+    return dataclasses.replace(self, causal=False, mask=change(self.mask),
                                windows={w: change(mask) for w, mask in self.windows.items()})
 
   def within(self, window: int | None) -> 'Visible':

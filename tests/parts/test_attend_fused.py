@@ -17,10 +17,10 @@ def inputs(heads=4, kv_heads=2, length=256, width=64):
   return draw(0, heads), draw(1, kv_heads), draw(2, kv_heads), seen[:, None]
 
 
-def both(q, k, v, mask):
+def both(q, k, v, mask, causal):
   """Output and gradients on a mesh of this device, in the dtype of q."""
   def f(q, k, v):
-    y = attend.attend(q, k, v, mask=mask, bias=None, scale=0.125)
+    y = attend.attend(q, k, v, mask=mask, bias=None, scale=0.125, causal=causal)
     return (y.astype('float32') ** 2).sum(), y
   mesh = jax.sharding.Mesh([HERE], ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   with jax.set_mesh(mesh):
@@ -30,11 +30,12 @@ def both(q, k, v, mask):
 
 
 @pytest.mark.skipif(HERE.platform != 'gpu', reason='needs an NVIDIA GPU')
-def test_cudnn_equals_the_own_form():
+@pytest.mark.parametrize('causal', [False, True])
+def test_cudnn_equals_the_own_form(causal):
   q, k, v, mask = inputs()
-  text, got = both(q, k, v, mask)
+  text, got = both(q, k, v, mask, causal)
   assert 'fmha' in text
-  own, want = both(*(a.astype('float32') for a in (q, k, v)), mask)
+  own, want = both(*(a.astype('float32') for a in (q, k, v)), mask, causal)
   assert 'fmha' not in own
   for a, b in zip(got, want):
     assert np.linalg.norm(a - b) / np.linalg.norm(b) < 2e-2

@@ -1,7 +1,7 @@
 """Training steps of published models, cut to the layers that fit, beside dense models of equal active FLOPs.
 
 Parameters and moments are float32, products bfloat16, tokens are drawn. The two models take turns in one
-process.
+process. Afterwards a step of each is profiled: where its time goes, in ms.
 """
 
 import functools
@@ -14,7 +14,9 @@ import numpy as np
 from stmoe.analysis import flops
 from stmoe.aot import program
 from stmoe.aot import step as aot
+from stmoe.bench import by_scope
 from stmoe.bench import layers as bench
+from stmoe.bench import scopes
 from stmoe.bench.device import pending
 from stmoe.bench.device import markdown
 from stmoe.bench.device import models
@@ -78,6 +80,11 @@ class Step:
     return (time.perf_counter() - began) / count
 
 
+  def by_scope(self):
+    """Returns dict part of `scopes.SCOPES` -> ms of one profiled step."""
+    return by_scope.profiled(lambda: self.run(1), *by_scope.named(self.step, self.state))[0]
+
+
 def batch(cfg):
   """Returns a batch of `cfg` of drawn tokens, no padding: dict name -> NumPy array."""
   rng = np.random.default_rng(0)
@@ -110,20 +117,29 @@ def rows(count, sparse, dense, rounds, steps):
 
 def _side(model, seconds, peak):
   """What is known of one of the two models; mfu is of the vendor's peak, None without one."""
-  return dict(step_ms=1e3 * seconds, tokens=model.tokens, tokens_per_s=model.tokens / seconds,
+  return dict(by_scope=model.by_scope(), step_ms=1e3 * seconds,
+              tokens=model.tokens, tokens_per_s=model.tokens / seconds,
               tflops=model.flops / seconds / 1e12, mfu=peak and model.flops / seconds / peak,
               peak_gb=program.memory(model.step)['peak'] / 1e9, compile_s=model.compile_s, loss=model.loss,
               parameters=flops.parameters(model.cfg)['total'])
 
 
 def table(records):
-  """Returns a table with a row per model."""
-  share = lambda value: '' if value is None else f'{value:.1%}'
+  """Returns a table with a row per model, and one of where the time of its step and of its twin's goes."""
+  rows = {name.partition(' ')[2]: row for name, record in records.items() for row in record['rows']}
+  cells = [_cells(name, row) for name, row in rows.items()]
+  times = {f'{name}{", dense" if side == "dense" else ""}': row[side].get('by_scope', {})
+           for name, row in rows.items() for side in ('sparse', 'dense')}
+  parts = [part for part in (*scopes.SCOPES, scopes.HOST) if any(part in found for found in times.values())]
+  ms = [(name, *(f'{found[part]:.1f}' if part in found else '' for part in parts))
+        for name, found in times.items() if found]
+  where = [markdown.of(('ms of a step', *parts), ms)] if ms else []
+  return '\n\n'.join([markdown.of(COLUMNS, cells), *where])
 
-  def cells(name, row):
-    s, d = row['sparse'], row['dense']
-    return (name, row['layers'], f'{s["tokens_per_s"]:,.0f}', f'{s["tflops"]:.0f}', share(s['mfu']),
-            share(d['mfu']), f'{s["step_ms"]:.0f}', f'{row["ratio"]:.2f}', f'{s["peak_gb"]:.1f}',
-            f'{d["peak_gb"]:.1f}')
-  return markdown.of(COLUMNS, [cells(name.partition(' ')[2], row) for name, record in records.items()
-                               for row in record['rows']])
+
+def _cells(name, row):
+  share = lambda value: '' if value is None else f'{value:.1%}'
+  s, d = row['sparse'], row['dense']
+  return (name, row['layers'], f'{s["tokens_per_s"]:,.0f}', f'{s["tflops"]:.0f}', share(s['mfu']),
+          share(d['mfu']), f'{s["step_ms"]:.0f}', f'{row["ratio"]:.2f}', f'{s["peak_gb"]:.1f}',
+          f'{d["peak_gb"]:.1f}')
