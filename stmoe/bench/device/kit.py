@@ -3,7 +3,8 @@
 Every job has a process of its own, several at a time, which traces and compiles. Threads of one process would
 not do: tracing is Python, and Python runs one thread at a time. While a job is timed all other processes are
 stopped where they are. A process may crash, hang or break the GPU's context. Then the record of its job says
-so, and the other jobs are done.
+so, and the other jobs are done. Jobs that failed are tried once more at the end, one at a time, since
+processes that wait hold some of the GPU's memory.
 """
 
 import datetime
@@ -52,6 +53,7 @@ class Kit:
     self.deadline = self.began + budget - min(MARGIN, budget / 4)
     self.jobs = [job for job in pending.of(dry) if only(job.name)]
     self.running, self.timed, self.log = [], None, None
+    self.failed, self.processes = [], PROCESSES
 
   def run(self):
     """Does what is missing and fits; returns the names of the jobs that are left."""
@@ -60,7 +62,9 @@ class Kit:
       while time.time() < self.deadline:
         todo = self._begin(todo)
         if not self.running:
-          break
+          if not self.failed:
+            break
+          todo, self.failed, self.processes = self.failed, [], 1     # once more, with all the memory
         self._listen()
         turn = self._turn()
         if turn is not None:
@@ -84,7 +88,7 @@ class Kit:
 
   def _begin(self, todo):
     """Starts processes for the first of `todo`; returns those that are left."""
-    while todo and len(self.running) < PROCESSES and not any(one.job.alone for one in self.running):
+    while todo and len(self.running) < self.processes and not any(one.job.alone for one in self.running):
       if todo[0].alone and self.running:
         break
       job, *todo = todo
@@ -188,6 +192,8 @@ class Kit:
     self._drop(one)
     at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='microseconds')
     self.measured.add(one.job.name, state, seconds, at, rows, error)
+    if state == 'failed' and not one.is_command and self.processes > 1:
+      self.failed.append(one.job)
     self._say(f'{one.job.name}: {state}{error and ", " + error[:200]}')
 
   def _drop(self, one):

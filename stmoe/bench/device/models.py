@@ -72,7 +72,7 @@ def _switch(layers, experts=128):
 
 
 def _deepseek(layers):
-  c = _unlocked(experiment.load('deepseek_moe/sizes')[0], batch=8)
+  c = _unlocked(experiment.load('deepseek_moe/sizes')[0], batch=4)
   c.model.update(layers=(('d', 1), ('m', layers - 1)), remat='none')
   c.blocks.m.inner.executor = 'pallas'
   return c
@@ -85,7 +85,7 @@ def _deepseek_dense(layers):
 
 
 def _olmoe(layers):
-  c = _unlocked(experiment.load('deepseek_moe/sizes')[0], batch=8)
+  c = _unlocked(experiment.load('deepseek_moe/sizes')[0], batch=4)
   sections = lookup.module('family', 'olmoe').configure(OLMOE, False)
   c.model = dict(sections['model'], dtype='bfloat16', remat='none', layers=(('m', layers),))
   c.blocks, c.losses = sections['blocks'], sections['losses']

@@ -34,7 +34,8 @@ until, busy = time.time() + float(seconds), []
 while time.time() < until:
   time.sleep(0.005)
   busy.append(time.time())
-if kind == 'dies':
+if kind == 'dies' or kind == 'shy' and not os.path.exists('tried'):
+  open('tried', 'w').close()
   sys.exit(7)
 tell(ready=0)
 sys.stdin.readline()
@@ -51,6 +52,7 @@ def doing(monkeypatch, tmp_path):
   """Function of names that returns (the Kit after it did these jobs, the names of those left)."""
   def do(*names, **constants):
     monkeypatch.setattr(running, 'WORKER', ('-c', WORKER))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pending, 'of', lambda dry: [pending.Job(name, 0.5, None) for name in names])
     for name, value in (dict(PROCESSES=3) | constants).items():
       monkeypatch.setattr(kit, name, value)
@@ -68,7 +70,7 @@ def test_a_failing_job_is_a_line_and_the_next_is_done(doing):
 
 
 def test_nothing_computes_while_something_is_timed(doing):
-  one, left = doing('a one 0', 'a two 1.5', 'a three 1.5')
+  one, left = doing('a one 1.5', 'a two 2.5', 'a three 2.5')
   rows = [record['rows'][0] for record in one.measured.records.values()]
   assert not left and len(rows) == 3
   for row in rows:
@@ -77,6 +79,11 @@ def test_nothing_computes_while_something_is_timed(doing):
     assert not [at for other in others for at in other['busy'] if first < at < last]
     assert all(end <= first or last <= start for start, end in (other['timed'] for other in others))
   assert any(other['busy'][0] < rows[0]['timed'][0] for other in rows[1:])         # they had begun
+
+
+def test_what_failed_beside_others_is_tried_alone(doing, tmp_path):
+  one, left = doing('a runs 0.5', 'a shy 0')
+  assert not left and list(one.measured.records) == ['a shy 0', 'a runs 0.5']
 
 
 @pytest.mark.parametrize('patience, order', [
