@@ -23,6 +23,8 @@ from stmoe.hosts import job
 
 INTERRUPTED = 130                    # what shells report for a command ended by Ctrl-C
 COMPUTES = '\nCOMPUTES = True\n'        # stands in the files of commands that train or run models
+# Of the C library: large pages, one heap for all threads, no piece beside it, its end never given back.
+MEMORY = dict(hugetlb=1, arena_max=1, mmap_max=0, trim_threshold=2**64 - 1)
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,7 +58,7 @@ def main(argv=None):
   if argv is None:
     atexit.register(gc.freeze)         # Python would look twice through all objects, which go anyway: 0.4 s
   if argv is None and sys.argv[1:2] and computes(sys.argv[1]):
-    _with_large_pages()
+    _with_memory_kept()
   argv = list(sys.argv[1:] if argv is None else argv)
   for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, 'reconfigure'):   # what the terminal has no letter for is written as \x..
@@ -78,13 +80,15 @@ def main(argv=None):
   return job.leave(code, job.LEAVE if code == 2 else 0)
 
 
-def _with_large_pages():
-  """Starts this command again with large memory pages, which only the start of a process can ask for.
+def _with_memory_kept():
+  """Starts this command again with MEMORY, which only the start of a process can ask for.
 
-  A training step on CPU touches some 100,000 fresh small pages; with large pages it is a tenth faster.
+  A training step on CPU allocates its temporaries anew and touches some 100,000 fresh small pages. With
+  large pages it is a tenth faster. Where freed memory stays in the process, nobody clears it for the next
+  step, which saves another twentieth.
   """
   if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
-    os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
+    os.environ['GLIBC_TUNABLES'] = ':'.join(f'glibc.malloc.{name}={value}' for name, value in MEMORY.items())
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
