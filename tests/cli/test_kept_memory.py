@@ -16,7 +16,8 @@ import jax.numpy as jnp
 x = jnp.ones(2**25)
 f = jax.jit(lambda x: jnp.cumsum(x)[::-1] @ jnp.sin(x)).lower(x).compile()
 assert f.memory_analysis().temp_size_in_bytes > 2**28
-faults = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt for _ in range(4) if f(x).block_until_ready() > 0]
+fresh = lambda: f(x).block_until_ready() and resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+faults = [fresh() for _ in range(4)]
 print(faults[-1] - faults[-2])
 '''
 COMMAND = f'''

@@ -22,14 +22,19 @@ def rank_in_expert(expert: jax.Array, num_ids: int) -> jax.Array:
   [[[0, 0, 1, 2]], [[0, 0, 1, 2]]]
   """
   if num_ids > MANY or expert.size * num_ids > LONG:
-    return _rank_by_sort(expert)
+    return by_sort(expert)
+  return by_one_hot(expert, num_ids)
+
+
+def by_one_hot(expert: jax.Array, num_ids: int) -> jax.Array:
+  """Returns `rank_in_expert` i32[G,N]: how often earlier edges name the same id, all ids counted."""
   one_hot = jax.nn.one_hot(expert, num_ids, dtype=jnp.int32)         # [G, N, ids]
   before = jnp.cumsum(one_hot, axis=1) - one_hot                     # int32: bf16 counts stop at 256
   return jnp.take_along_axis(before, expert[..., None], axis=2)[..., 0]
 
 
-def _rank_by_sort(expert):
-  """`rank_in_expert` of i32[G,N]: places in the sorted list, less the first place of the expert."""
+def by_sort(expert: jax.Array) -> jax.Array:
+  """Returns `rank_in_expert` i32[G,N]: places in the sorted list, less the first place of the expert."""
   place = jnp.broadcast_to(jnp.arange(expert.shape[1], dtype=jnp.int32), expert.shape)
   ordered, edge = jax.lax.sort((expert, place), num_keys=1, is_stable=True)        # [G, N] twice
   first = jnp.where(ordered != jnp.roll(ordered, 1, axis=1), place, 0)
