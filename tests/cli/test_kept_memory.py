@@ -1,4 +1,4 @@
-"""A command that computes keeps the memory of a step for the next one."""
+"""A command that trains keeps the memory of a step for the next one."""
 
 import os
 import subprocess
@@ -40,4 +40,4 @@ def test_a_step_touches_no_fresh_memory(tmp_path):
                           stdout=subprocess.PIPE, text=True)
     faults[kept] = int(done.stdout)
   assert faults[False] > 100                                         # all of them fresh, small or large
-  assert faults[True] < 64, main.MEMORY
+  assert faults[True] < 64, main.KEPT
