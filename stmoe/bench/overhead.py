@@ -38,7 +38,7 @@ def measure(cfg, rounds=9, steps=10, devices=None):
 
     def bare():
       for _ in range(steps):
-        run.state, _ = run.do_step(run.state, batch)
+        run.state, _ = run.do_step.step(run.state, batch)
 
     def whole():
       for _ in range(steps):

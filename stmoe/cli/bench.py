@@ -24,6 +24,7 @@ from stmoe import errors
 from stmoe import ranges
 
 COMPUTES = True
+TRAINS = True
 
 
 def add_arguments(parser):

@@ -24,6 +24,7 @@ CALIBRATION = (f'train.steps={CALIBRATION_STEPS}', 'train.log_every=10', 'eval.e
                'eval.batches=1', 'checkpoint.every=1000000')
 
 COMPUTES = True
+TRAINS = True
 
 
 def add_arguments(parser):

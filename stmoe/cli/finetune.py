@@ -19,6 +19,7 @@ from stmoe.derive import downloaded
 from stmoe.runs import directory as rundir
 
 COMPUTES = True
+TRAINS = True
 
 
 def add_arguments(parser):

@@ -19,6 +19,7 @@ from stmoe.runs import directory as rundir
 from stmoe.runs import records
 
 COMPUTES = True
+TRAINS = True
 
 
 def add_arguments(parser):
