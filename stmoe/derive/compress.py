@@ -40,7 +40,8 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
   """Writes run directory `workdir` with what `surgery` makes of `run`; returns the facts of ancestry.json.
 
   dict(parameters, bytes: of the old and of the new model, with its state of routers; changes: of the
-  configuration; family: of the files that the run came from, or None; calibration_seconds: of processors, for the passes over the data, kept ones included).
+  configuration; family: of the files that the run came from, or None; calibration_seconds: of processors, for
+  the passes over the data, kept ones included).
 
   Args:
     surgery:   text, see `lookup.bound`: 'prune:keep=0.5,by=reap'.

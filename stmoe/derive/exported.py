@@ -1,7 +1,8 @@
 """What stands beside the tensors of an export: configurations, tokenizer files and a model card.
 
-Files that the import had come back as they were, also from what was fine-tuned from it. A run that was trained here gets its vocabulary, where that
-is a file, under the name that other libraries look for. The card is always written anew.
+Files that the import had come back as they were, also from what was fine-tuned from it. A run that was
+trained here gets its vocabulary, where that is a file, under the name that other libraries look for. The card
+is always written anew.
 """
 
 import pathlib

@@ -82,7 +82,7 @@ def _check(folder: pathlib.Path, cfg: ml_collections.ConfigDict) -> None:
   if cfg.data.get('task') != 'text':
     return
   names, _ = documents.divided(cfg.data.files)
-  next(documents.each(names[0], cfg.data.field, cfg.data.documents), None)             # can be opened and read
+  next(documents.each(names[0], cfg.data.field, cfg.data.documents), None)   # can be opened and read
   if not cfg.data.vocab and vocabularies.of(folder, cfg, lambda line: None) is None:
-    raise errors.UserError(f'{folder} has no vocabulary (tokenizer.json or a SentencePiece model); give its own: '
-                           '--config.data.vocab=FILE')
+    raise errors.UserError(f'{folder} has no vocabulary (tokenizer.json or a SentencePiece model); give its '
+                           'own: --config.data.vocab=FILE')

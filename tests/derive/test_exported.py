@@ -60,7 +60,8 @@ def test_all_files_of_an_import_come_back_as_they_were(tmp_path):
 def tuned(start, path):
   """A run that starts from run `start`, a decoder of texts, before its first step."""
   pairs = path.parent / 'pairs.jsonl'
-  pairs.write_text(''.join(json.dumps(dict(inputs=f'{n} plus {n}', targets=str(2 * n))) + '\n' for n in range(16)))
+  rows = [dict(inputs=f'{n} plus {n}', targets=str(2 * n)) for n in range(16)]
+  pairs.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   few = dict(inputs_length=24, targets_length=8, jsonl=pairs, cache_dir=path.parent / 'cache')
   overrides = [f'--config.{text}' for text in (
       *(f'data.{name}={value}' for name, value in few.items()), 'train.steps=1', 'train.batch_size=8',
@@ -73,10 +74,11 @@ def tuned(start, path):
 def test_what_is_fine_tuned_keeps_what_its_import_said(tmp_path, monkeypatch):
   """Ids of padding and of first tokens, of which ours says nothing, and all other fields of these files."""
   monkeypatch.setattr(finetune.loop, 'train', lambda *args: 0)
-  source, said = tmp_path / 'in', {}
+  source, said, quiet = tmp_path / 'in', {}, dict(say=lambda line: None, devices=jax.devices()[:1])
   shutil.copytree(DATA / 'checkpoints' / 'with_text_olmoe', source)
   for name in ('config.json', 'generation_config.json'):
-    said[name] = json.loads((source / name).read_text()) | dict(pad_token_id=1, bos_token_id=None, use_cache=True)
+    said[name] = json.loads((source / name).read_text())
+    said[name] |= dict(pad_token_id=1, bos_token_id=None, use_cache=True)
     (source / name).write_text(json.dumps(said[name]))
   convert.read(source, tmp_path / 'run', say=print)
   run = tuned(tmp_path / 'run', tmp_path / 'tuned')
@@ -89,11 +91,12 @@ def test_what_is_fine_tuned_keeps_what_its_import_said(tmp_path, monkeypatch):
   assert kinds == {'F32'}
 
   convert.write(run, tmp_path / 'two', dtype='BF16')                 # config.json says what the tensors are
-  assert json.loads((tmp_path / 'two' / 'config.json').read_text()) == said['config.json'] | dict(dtype='bfloat16')
+  wanted = said['config.json'] | dict(dtype='bfloat16')
+  assert json.loads((tmp_path / 'two' / 'config.json').read_text()) == wanted
   convert.write(run, tmp_path / 'ends', ['model.end_ids=(3,)'])
   for name, values in said.items():
     assert json.loads((tmp_path / 'ends' / name).read_text()) == values | dict(eos_token_id=3), name
-  compress.compress(run, 'prune:keep=1.0', tmp_path / 'whole', say=lambda line: None, devices=jax.devices()[:1])
+  compress.compress(run, 'prune:keep=1.0', tmp_path / 'whole', **quiet)
   assert convert.write(tmp_path / 'whole', tmp_path / 'smaller')[:2] == (0, 'olmoe')
   assert json.loads((tmp_path / 'smaller' / 'config.json').read_text()) == said['config.json']
 
