@@ -19,6 +19,7 @@ import warnings
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -61,14 +62,19 @@ class Layer(nnx.Module):
     What it reports is an Aux with losses, load and metrics; None of a dense layer, a dict of Aux of a layer
     with several routers. The loss of a model adds the losses of all its layers, each times a coefficient.
 
+    A router that looks ids up, such as hash, has none of ids beyond its `vocab_size`: y is NaN there in a
+    compiled program, which knows no ids when it is made, and a UserError elsewhere.
+
     Args:
       ctx:   of `Context.of`; None = all tokens are real, and this is evaluation.
       carry: what the layer before returned, for methods that remember across layers; None = the first layer.
     """
     ctx = _fitting(x, ctx)
+    beyond = _beyond(self.inner, ctx)
     if carry is None:
       carry = modules.init_carry(self.inner, x)
-    return self.inner(x, ctx, carry)
+    y, aux, carry = self.inner(x, ctx, carry)
+    return y if beyond is None else jnp.where(beyond[..., None], jnp.nan, y), aux, carry
 
   def commit(self, aux: contract.Reported) -> None:
     """Moves the router state of the layer by `aux`, after each step of the optimizer, in place.
@@ -93,6 +99,21 @@ def _fitting(x, ctx):
     warnings.warn('train=True without a key: noise, jitter and dropout of the layer are left out; give '
                   'stmoe.Context.of(tokens, train=True, key=KEY), another key a step', stacklevel=4)
   return ctx
+
+
+def _beyond(inner, ctx):
+  """bool[B,T]: real tokens whose ids a router's table has not; None without such a router, or such ids."""
+  sizes = [part.num_ids for _, part in modules.offering(inner, 'num_ids')]
+  if not sizes:
+    return None
+  beyond = ctx.mask & ((ctx.ids < 0) | (ctx.ids >= min(sizes)))      # [B, T]
+  if isinstance(beyond, jax.core.Tracer):
+    return beyond
+  if beyond.any():
+    ids = ctx.ids[ctx.mask]
+    raise errors.UserError(f'ids are from {ids.min()} to {ids.max()}, and the router looks up 0 to '
+                           f'{min(sizes) - 1}; wanted: as many ids as the layer has in vocab_size')
+  return None
 
 
 def layer(name: str, d_model: int, *, rngs: nnx.Rngs, **fields) -> Layer:

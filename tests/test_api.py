@@ -224,6 +224,19 @@ def test_a_context_that_does_not_fit_is_a_line(call, says):
     jax.eval_shape(lambda x: made(x, call(stmoe.Context.of)), jnp.ones((2, 6, 8)))
 
 
+@pytest.mark.parametrize('name, fields', [('hash', {}), ('deepseek_v4', dict(hashed=True, k=2))])
+def test_ids_that_a_table_has_not_are_not_routed_in_silence(name, fields):
+  made = stmoe.layer(name, 8, num_experts=4, d_ff=16, vocab_size=7, executor='einsum', **fields,
+                     rngs=nnx.Rngs(0))
+  x, ids = jnp.ones((2, 3, 8)), jnp.array([[0, 6, 7], [-1, 3, 9]])
+  mask = jnp.array([[1, 1, 1], [1, 1, 0]], bool)                     # the id 9 is of padding
+  with pytest.raises(errors.UserError, match='ids are from -1 to 7, and the router looks up 0 to 6; wanted'):
+    made(x, stmoe.Context.of(ids, mask))
+  y = jax.jit(lambda ids: made(x, stmoe.Context.of(ids, mask))[0])(ids)
+  assert jnp.isnan(y).all(-1).tolist() == [[False, False, True], [True, False, False]]
+  np.testing.assert_allclose(y[0, :2], made(x[:1, :2], stmoe.Context.of(ids[:1, :2]))[0][0], rtol=1e-5)
+
+
 def test_rows_without_a_batch_and_a_seed_without_rngs_are_lines():
   made = stmoe.layer('switch', 8, num_experts=4, d_ff=16, rngs=nnx.Rngs(0))
   with pytest.raises(errors.UserError, match=r'x is a float32\[6,8\]; wanted: x \[B,T,D\]'):

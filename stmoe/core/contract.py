@@ -353,6 +353,7 @@ OFFERS = {
     'accumulate': None,              # (Aux of a microbatch) -> None; so, for the later ones of its step
     'undecodable': None,             # why tokens cannot be computed one by one
     'vocabulary': None,              # digest of the only vocabulary that it is made for
+    'num_ids': None,                 # of a router with a table of ids: how many; None = it reads none
     'activation': None,              # of a layer or bank: the name of a function of jax.nn
     'label': None,                   # what its parameters are called in section `groups` of a configuration
     # Of a block or a part of it: (dict layer name -> Aux of a whole stack, Context) -> the same dict with the
