@@ -35,6 +35,7 @@ from stmoe.analysis.routing import text as routed
 from stmoe.answer import interactive
 from stmoe.core import checked
 from stmoe.core import contract
+from stmoe.core import hidden
 from stmoe.data import batches as pipeline
 from stmoe.data.text import pack
 from stmoe.runs import directory as rundir
@@ -204,15 +205,32 @@ class Run:
     """What training wrote: `history.lines`, `history.series('loss/ce')`, `history.loads`."""
     return runs.read(self.path)
 
-  def logits(self, texts: Texts | np.ndarray | Batch) -> np.ndarray:
+  def logits(self, texts: Texts | np.ndarray | Batch,
+             edit: collections.abc.Mapping[str, collections.abc.Callable] | None = None) -> np.ndarray:
     """Returns f32[B,T,V] of a language model: entry [b,t] predicts token t of text b.
 
     Args:
       texts: a text or several, i32[B,T] ids, or a batch of the data (`batches`), whatever the model.
+      edit:  dict name -> function y [B',T',D] -> [B',T',D] of what is to be put in place of an output or a
+        state, by the names of `modules.edited`. B' and T' are those of evaluation; the texts come first.
     """
     batches, rows, length = self._read(texts)
-    outputs = [np.asarray(_forward(self.model, batch), np.float32) for batch in batches]
+    model = modules.edited(self.model, edit) if edit else self.model
+    outputs = [np.asarray(_forward(model, batch), np.float32) for batch in batches]
     return np.concatenate(outputs)[:rows, :length]
+
+  def states(self, texts: Texts | np.ndarray | Batch) -> dict[str, np.ndarray]:
+    """Returns dict name -> f32[B,T,D], the residual stream after each block: 'decoder_03.hidden'.
+
+    Entry [b,t] is of the token that is read at place t, see `routing`. `logits(edit=)` has the same names.
+    """
+    batches, rows, length = self._read(texts)
+    model = modules.showing(self.model, [name for stack in self.model.stacks() for name in stack.blocks()])
+    found: dict[str, list] = {}
+    for batch in batches:
+      for name, state in hidden.apart(_reported(model, batch))[1].items():
+        found.setdefault(name + hidden.END, []).append(np.asarray(state.x, np.float32))
+    return {name: np.concatenate(states)[:rows, :length] for name, states in found.items()}
 
   def routing(self, texts: Texts | np.ndarray | Batch) -> dict[str, dict[str, np.ndarray]]:
     """Returns dict layer -> dict of experts i32[B,T,n] and weights f32[B,T,n], as at evaluation.
@@ -327,6 +345,11 @@ def _arrays(rows):
 @jax.jit
 def _forward(model, batch):
   return model(batch)[0]
+
+
+@jax.jit
+def _reported(model, batch):
+  return model(batch)[1]
 
 
 def open(run: str | pathlib.Path, step: int | None = None) -> Run:

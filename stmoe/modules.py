@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from stmoe import errors
 from stmoe import lookup
 from stmoe import router_state as state
+from stmoe.core import hidden
 
 
 def offering(module: nnx.Module, name: str) -> typing.Iterator[tuple[tuple, typing.Any]]:
@@ -172,6 +173,32 @@ def showing(model: nnx.Module, names: typing.Iterable[str]) -> typing.Any:
                              f'{", ".join(there)})')
     stack, index = there[name]
     stack.shown = (*stack.shown, index)
+  return copy
+
+
+def edited(model: nnx.Module,
+           edits: typing.Mapping[str, typing.Callable[[jax.Array], jax.Array]]) -> typing.Any:
+  """Returns a copy of `model`, of the same arrays, in whose forward passes something else is put in place.
+
+  This is what activation patching, ablation and steering need. `model` is unchanged.
+
+  Args:
+    edits: dict name -> function y [B,T,D] -> [B,T,D], of operations that JAX compiles. 'decoder_03' is the
+      output of the feed-forward layer of block 3, before it is added to the residual stream (and before its
+      dropout). 'decoder_03.attention' and 'decoder_03.cross' are those of attention. 'decoder_03.hidden' is
+      the residual stream after the block. In a block that lets some tokens go by (Mixture-of-Depths) its
+      sub-layers have the others alone.
+  Raises:
+    UserError: there is nothing of a name; a function that returns another shape, when the model is called.
+  """
+  copy: typing.Any = nnx.merge(*nnx.split(model))
+  there = {name: (stack, *place) for stack in copy.stacks() for name, place in stack.points().items()}
+  for name, function in edits.items():
+    if name not in there:
+      raise errors.UserError(f'the model has nothing to edit that is called {name!r}'
+                             f'{errors.nearest(name, there)} (it has: {", ".join(there)})')
+    stack, index, end = there[name]
+    stack.edits = (*stack.edits, hidden.Edit(index, end, name, function))
   return copy
 
 

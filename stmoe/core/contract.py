@@ -57,6 +57,8 @@ class Context(struct.PyTreeNode):
   alone: bool = struct.field(pytree_node=False, default=False)
   given: dict = dataclasses.field(default_factory=dict)
   visible: typing.Any = None
+  # In a block whose outputs somebody edits: (end of a name, y [B,T,D]) -> y, see `modules.edited`.
+  edit: typing.Callable | None = struct.field(pytree_node=False, default=None)
 
   # `tokens` is the number of real tokens of the whole batch divided by the number of
   # microbatches. Dividing sums by it, rather than by the microbatch's own count, makes the
