@@ -113,3 +113,19 @@ def test_a_seqio_task_becomes_json_lines(tmp_path):
         {feature: f'{feature} {n} \u00e9' for feature in features} for n in range(3)]
   texts = documents.read(tmp_path / 'alone.jsonl', 'targets')
   assert texts == [f'targets {n} \u00e9'.encode() for n in range(3)]
+
+
+def test_first_pages_have_the_numbers_of_the_experiments():
+  """README and start repeat what the pages of two experiments report, with the spread."""
+  text = lambda name: (pages.ROOT / name).read_text(encoding='utf-8')
+  rows = lambda name: {cells[0].partition(', top')[0]: cells[1:4] for line in text(name).splitlines()
+                       if line.startswith('| ') and '±' in line and (cells := line.strip('| ').split(' | '))}
+  first, quickstart = rows('README.md'), rows('experiments/quickstart/README.md')
+  assert len(first) == 3 and first == quickstart
+  for name in ('README.md', 'docs/start.md', 'experiments/quickstart/README.md'):
+    assert '16 times' in text(name)
+  start, small = text('docs/start.md'), text('experiments/stdlib_small/README.md')
+  measured = {f'{float(number):.3f}' for number in re.findall(r'\d\.\d{4}', small)}
+  assert {*re.findall(r'\d\.\d{3}', start[start.index('`lm/stdlib_small` is the longer run'):])} <= measured
+  for number in re.findall(r'\d\.\d\d(?= bits per byte on the same|\. )', start):
+    assert number in text('experiments/quickstart/README.md') + small, number
