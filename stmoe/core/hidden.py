@@ -36,12 +36,12 @@ def apart(reported: dict) -> tuple[dict, dict[str, Hidden]]:
 class Edit(typing.NamedTuple):
   """What is done to one array of a forward pass: it becomes `function` of itself.
 
-  index:    of the block in its stack.
+  block:    its index in its stack.
   end:      of the array's name: END of the state after the block, else of a sub-layer's output.
   name:     of the array, for messages.
   function: y [B,T,D] -> [B,T,D], of operations that JAX compiles.
   """
-  index: int
+  block: int
   end: str
   name: str
   function: Callable[[jax.Array], jax.Array]
@@ -59,7 +59,7 @@ def changer(edits: Sequence[Edit],
   def change(end, y):
     for edit in edits:
       if edit.end == end:
-        y = jnp.where(edit.index == index, _checked(edit, y), y)
+        y = jnp.where(edit.block == index, _checked(edit, y), y)
     return y
   return change if edits else None
 

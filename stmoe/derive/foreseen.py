@@ -71,7 +71,7 @@ def _folder(name):
   return path if downloaded.found(path) else None
 
 
-def _opened(folder, overrides) -> tuple[ml_collections.ConfigDict, object]:
+def _opened(folder, overrides):
   """(configuration with `overrides`, Blueprint) of the run that the folder would become."""
   cfg, plan = shown.opened(folder)
   return experiment.override(cfg, overrides, whole=False), plan

@@ -179,7 +179,8 @@ class Stack(nnx.Module):
 
   def points(self) -> dict[str, tuple[int, str]]:
     """Returns dict name of what `modules.edited` edits -> (index of its block, end of its name)."""
-    point_of, first = {}, 0
+    point_of: dict[str, tuple[int, str]] = {}
+    first = 0
     for (letters, repeats), units in zip(self.pattern, self.segments):
       blocks = (units if self.scan_layers else units[0]).blocks
       for index in range(first, first + repeats * len(letters)):
@@ -276,8 +277,8 @@ class Stack(nnx.Module):
       shown = {(index - first) % len(letters) for index in self.shown if first <= index < last}
       edits: dict[int, list] = {}
       for edit in self.edits:
-        if first <= edit.index < last:
-          edits.setdefault((edit.index - first) % len(letters), []).append(edit)
+        if first <= edit.block < last:
+          edits.setdefault((edit.block - first) % len(letters), []).append(edit)
       one = functools.partial(body, shown, edits)
       state, (aux, cache) = over(self._remat(one), state, (units, starts, caches and caches[number]))
       reports |= {int(start) + place: jax.tree.map(lambda a, i=i: a[i], of_block)
