@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from stmoe import errors
 from stmoe import lookup
 from stmoe import router_state as state
-from stmoe.core import hidden
 
 
 def offering(module: nnx.Module, name: str) -> typing.Iterator[tuple[tuple, typing.Any]]:
@@ -192,13 +191,12 @@ def edited(model: nnx.Module,
     UserError: there is nothing of a name; a function that returns another shape, when the model is called.
   """
   copy: typing.Any = nnx.merge(*nnx.split(model))
-  there = {name: (stack, *place) for stack in copy.stacks() for name, place in stack.points().items()}
+  there = {name: stack for stack in copy.stacks() for name in stack.points()}
   for name, function in edits.items():
     if name not in there:
       raise errors.UserError(f'the model has nothing to edit that is called {name!r}'
                              f'{errors.nearest(name, there)} (it has: {", ".join(there)})')
-    stack, index, end = there[name]
-    stack.edits = (*stack.edits, hidden.Edit(index, end, name, function))
+    there[name].edit(name, function)
   return copy
 
 

@@ -189,6 +189,10 @@ class Stack(nnx.Module):
       first += repeats * len(letters)
     return point_of
 
+  def edit(self, name: str, function: typing.Callable[[jax.Array], jax.Array]) -> None:
+    """Puts function(y) in place of what is called `name` among `points`, [B,T,D], from now on."""
+    self.edits = (*self.edits, hidden.Edit(*self.points()[name], name, function))
+
   def layers(self) -> typing.Iterator[tuple]:
     """Yields (segment, place in its unit) and the feed-forward layer; stacked over units when scanned.
 
