@@ -19,6 +19,7 @@ import warnings
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -34,6 +35,7 @@ from stmoe.analysis.routing import text as routed
 from stmoe.answer import interactive
 from stmoe.core import checked
 from stmoe.core import contract
+from stmoe.core import hidden
 from stmoe.data import batches as pipeline
 from stmoe.data.text import pack
 from stmoe.runs import directory as rundir
@@ -61,14 +63,19 @@ class Layer(nnx.Module):
     What it reports is an Aux with losses, load and metrics; None of a dense layer, a dict of Aux of a layer
     with several routers. The loss of a model adds the losses of all its layers, each times a coefficient.
 
+    A router that looks ids up, such as hash, has none of ids beyond its `vocab_size`: y is NaN there in a
+    compiled program, which knows no ids when it is made, and a UserError elsewhere.
+
     Args:
       ctx:   of `Context.of`; None = all tokens are real, and this is evaluation.
       carry: what the layer before returned, for methods that remember across layers; None = the first layer.
     """
     ctx = _fitting(x, ctx)
+    beyond = _beyond(self.inner, ctx)
     if carry is None:
       carry = modules.init_carry(self.inner, x)
-    return self.inner(x, ctx, carry)
+    y, aux, carry = self.inner(x, ctx, carry)
+    return y if beyond is None else jnp.where(beyond[..., None], jnp.nan, y), aux, carry
 
   def commit(self, aux: contract.Reported) -> None:
     """Moves the router state of the layer by `aux`, after each step of the optimizer, in place.
@@ -93,6 +100,21 @@ def _fitting(x, ctx):
     warnings.warn('train=True without a key: noise, jitter and dropout of the layer are left out; give '
                   'stmoe.Context.of(tokens, train=True, key=KEY), another key a step', stacklevel=4)
   return ctx
+
+
+def _beyond(inner, ctx):
+  """bool[B,T]: real tokens whose ids a router's table has not; None without such a router, or such ids."""
+  sizes = [part.num_ids for _, part in modules.offering(inner, 'num_ids')]
+  if not sizes:
+    return None
+  beyond = ctx.mask & ((ctx.ids < 0) | (ctx.ids >= min(sizes)))      # [B, T]
+  if isinstance(beyond, jax.core.Tracer):
+    return beyond
+  if beyond.any():
+    ids = ctx.ids[ctx.mask]
+    raise errors.UserError(f'ids are from {ids.min()} to {ids.max()}, and the router looks up 0 to '
+                           f'{min(sizes) - 1}; wanted: as many ids as the layer has in vocab_size')
+  return None
 
 
 def layer(name: str, d_model: int, *, rngs: nnx.Rngs, **fields) -> Layer:
@@ -183,15 +205,32 @@ class Run:
     """What training wrote: `history.lines`, `history.series('loss/ce')`, `history.loads`."""
     return runs.read(self.path)
 
-  def logits(self, texts: Texts | np.ndarray | Batch) -> np.ndarray:
+  def logits(self, texts: Texts | np.ndarray | Batch,
+             edit: collections.abc.Mapping[str, collections.abc.Callable] | None = None) -> np.ndarray:
     """Returns f32[B,T,V] of a language model: entry [b,t] predicts token t of text b.
 
     Args:
       texts: a text or several, i32[B,T] ids, or a batch of the data (`batches`), whatever the model.
+      edit:  dict name -> function y [B',T',D] -> [B',T',D] of what is to be put in place of an output or a
+        state, by the names of `modules.edited`. B' and T' are those of evaluation; the texts come first.
     """
     batches, rows, length = self._read(texts)
-    outputs = [np.asarray(_forward(self.model, batch), np.float32) for batch in batches]
+    model = modules.edited(self.model, edit) if edit else self.model
+    outputs = [np.asarray(_forward(model, batch), np.float32) for batch in batches]
     return np.concatenate(outputs)[:rows, :length]
+
+  def states(self, texts: Texts | np.ndarray | Batch) -> dict[str, np.ndarray]:
+    """Returns dict name -> f32[B,T,D], the residual stream after each block: 'decoder_03.hidden'.
+
+    Entry [b,t] is of the token that is read at place t, see `routing`. `logits(edit=)` has the same names.
+    """
+    batches, rows, length = self._read(texts)
+    model = modules.showing(self.model, [name for stack in self.model.stacks() for name in stack.blocks()])
+    found: dict[str, list] = {}
+    for batch in batches:
+      for name, state in hidden.apart(_reported(model, batch))[1].items():
+        found.setdefault(name + hidden.END, []).append(np.asarray(state.x, np.float32))
+    return {name: np.concatenate(states)[:rows, :length] for name, states in found.items()}
 
   def routing(self, texts: Texts | np.ndarray | Batch) -> dict[str, dict[str, np.ndarray]]:
     """Returns dict layer -> dict of experts i32[B,T,n] and weights f32[B,T,n], as at evaluation.
@@ -306,6 +345,11 @@ def _arrays(rows):
 @jax.jit
 def _forward(model, batch):
   return model(batch)[0]
+
+
+@jax.jit
+def _reported(model, batch):
+  return model(batch)[1]
 
 
 def open(run: str | pathlib.Path, step: int | None = None) -> Run:

@@ -175,6 +175,31 @@ def showing(model: nnx.Module, names: typing.Iterable[str]) -> typing.Any:
   return copy
 
 
+def edited(model: nnx.Module,
+           edits: typing.Mapping[str, typing.Callable[[jax.Array], jax.Array]]) -> typing.Any:
+  """Returns a copy of `model`, of the same arrays, in whose forward passes something else is put in place.
+
+  This is what activation patching, ablation and steering need. `model` is unchanged.
+
+  Args:
+    edits: dict name -> function y [B,T,D] -> [B,T,D], of operations that JAX compiles. 'decoder_03' is the
+      output of the feed-forward layer of block 3, before it is added to the residual stream (and before its
+      dropout). 'decoder_03.attention' and 'decoder_03.cross' are those of attention. 'decoder_03.hidden' is
+      the residual stream after the block. In a block that lets some tokens go by (Mixture-of-Depths) its
+      sub-layers have the others alone.
+  Raises:
+    UserError: there is nothing of a name; a function that returns another shape, when the model is called.
+  """
+  copy: typing.Any = nnx.merge(*nnx.split(model))
+  there = {name: stack for stack in copy.stacks() for name in stack.points()}
+  for name, function in edits.items():
+    if name not in there:
+      raise errors.UserError(f'the model has nothing to edit that is called {name!r}'
+                             f'{errors.nearest(name, there)} (it has: {", ".join(there)})')
+    there[name].edit(name, function)
+  return copy
+
+
 READER = 'reader'                        # what a model's part is called that a target has of its own
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import json
 import re
 import subprocess
 import sys
@@ -125,7 +126,7 @@ def lines(tmp_path_factory):
     names: dict = {}
     exec(compile(code.replace("{'train.steps': 20}", repr(TINY)), 'README.md', 'exec'), names)
     names['run'].path = names['run'].path.resolve()
-  return names, said.getvalue()
+  return names, said.getvalue(), {'__name__': 'page'}
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def run(lines):
 
 
 def test_the_ten_lines_of_the_readme(lines):
-  names, said = lines
+  names, said, _ = lines
   assert '(1, 9, 384)' in said and "'decoder_01'" in said
   assert names['run'].path.name == 'lm_quickstart_method=switch,smoke'
 
@@ -163,6 +164,34 @@ def test_a_run_answers(run):
   np.testing.assert_allclose(run.logits(text + '!')[:, :len(ids)], logits, atol=1e-5)    # it looks back only
   assert isinstance(run.generate('def', 3), str) and len(run.generate(['a', 'b'], 3, name='sample')) == 2
   assert run.logits(next(run.batches())).shape == (8, 32, 384)
+
+
+@pytest.mark.parametrize('block', ['knocked out', 'the logit lens', 'activation patching'])
+def test_looks_inside_of_the_page(run, lines, monkeypatch, capsys, block):
+  """The page's code, on the tiny model, by its meaning: what is taken from a text is in the other one."""
+  monkeypatch.setattr(stmoe, 'open', lambda path, was=stmoe.open: was(run.path), raising=False)
+  names = lines[2]
+  exec(compile(pages.titled('docs/routing.md', block), 'routing.md', 'exec'), names)
+  said = capsys.readouterr().out
+  if block == 'knocked out':
+    assert float(said.split()[0]) > 0 and said.split()[1] == 'False'
+  elif block == 'the logit lens':
+    assert said.splitlines()[-1] == 'decoder_01.hidden 1.0'
+  else:
+    patched, without, steered, by_place = said.splitlines()
+    assert float(patched) < 1e-5 < 1e-2 < min(float(without), float(steered))
+    assert [x < 1e-5 for x in json.loads(by_place)] == [False] * 8 + [True]
+
+
+def test_states_are_put_in_place_of_others_by_their_names(run):
+  states = run.states(['def f(x):', 'abc'])
+  assert list(states) == ['decoder_00.hidden', 'decoder_01.hidden']
+  assert all(x.shape == (2, 9, 16) and x.dtype == np.float32 for x in states.values())
+  one = run.states('def g(x):')['decoder_00.hidden']
+  put = lambda y: y.at[:1, :9].set(one)
+  patched = run.logits('def f(x):', {'decoder_00.hidden': put})
+  np.testing.assert_allclose(patched, run.logits('def g(x):'), atol=1e-5)
+  assert np.abs(run.logits('def f(x):') - run.logits('def g(x):')).max() > 1e-3
 
 
 def test_a_run_writes_with_the_checkpoint_that_was_opened_and_says_what_it_is(run, monkeypatch):
@@ -222,6 +251,19 @@ def test_a_context_that_does_not_fit_is_a_line(call, says):
   made = stmoe.layer('switch', 8, num_experts=4, d_ff=16, rngs=nnx.Rngs(0))
   with pytest.raises(errors.UserError, match=says):
     jax.eval_shape(lambda x: made(x, call(stmoe.Context.of)), jnp.ones((2, 6, 8)))
+
+
+@pytest.mark.parametrize('name, fields', [('hash', {}), ('deepseek_v4', dict(hashed=True, k=2))])
+def test_ids_that_a_table_has_not_are_not_routed_in_silence(name, fields):
+  made = stmoe.layer(name, 8, num_experts=4, d_ff=16, vocab_size=7, executor='einsum', **fields,
+                     rngs=nnx.Rngs(0))
+  x, ids = jnp.ones((2, 3, 8)), jnp.array([[0, 6, 7], [-1, 3, 9]])
+  mask = jnp.array([[1, 1, 1], [1, 1, 0]], bool)                     # the id 9 is of padding
+  with pytest.raises(errors.UserError, match='ids are from -1 to 7, and the router looks up 0 to 6; wanted'):
+    made(x, stmoe.Context.of(ids, mask))
+  y = jax.jit(lambda ids: made(x, stmoe.Context.of(ids, mask))[0])(ids)
+  assert jnp.isnan(y).all(-1).tolist() == [[False, False, True], [True, False, False]]
+  np.testing.assert_allclose(y[0, :2], made(x[:1, :2], stmoe.Context.of(ids[:1, :2]))[0][0], rtol=1e-5)
 
 
 def test_rows_without_a_batch_and_a_seed_without_rngs_are_lines():

@@ -34,6 +34,8 @@ def add_arguments(parser, kind='surgery'):
 
 def run(args, kind='surgery'):
   lookup.spelled(kind, args.method)                                  # before JAX is imported
+  from stmoe.derive import foreseen
+  foreseen.surgery(args.run, kind, args.method, args.overrides)
   path = downloaded.run_directory(args.run)
   from stmoe.derive import compress
   facts = compress.compress(path, args.method, args.workdir, args.overrides, kind=kind, distil=args.distil,

@@ -49,6 +49,9 @@ def run(args):
   if args.best and args.step is not None:
     raise errors.UserError('--best and --step do not go together')
   shots = _shots(args)
+  if not (args.task or args.tasks or args.replay):
+    from stmoe.derive import foreseen
+    foreseen.data(args.run, args.overrides)
   path = downloaded.run_directory(args.run)
   cfg = rundir.opened(path, args.step, 'best' if args.best else 'checkpoints')
   if args.task:

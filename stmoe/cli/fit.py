@@ -45,11 +45,13 @@ def run(args):
     raise errors.UserError(f'--bootstrap {args.bootstrap} is too few for intervals; nearest: 0, '
                            f'{study.LEAST}')
   fixed = {name: ranges.Any.typed(f'--fix {name}', value) for name, value in _pairs('fix', args.fix).items()}
-  groups = columns.read(args.table, [*law.COLUMNS, columns.LOSS], _pairs('column', args.column), args.by)
+  headings = _pairs('column', args.column)
+  groups = columns.read(args.table, [*law.COLUMNS, columns.LOSS], headings, args.by)
   studies = {}
   for group, table in groups.items():
     try:
-      studies[group] = study.study(args.law, law, table, args.hold_out, args.bootstrap, fixed, args.seed)
+      studies[group] = study.study(args.law, law, table, args.hold_out, args.bootstrap, fixed, args.seed,
+                                   headings)
     except errors.UserError as error:
       raise errors.UserError(f'{args.table}{f", {args.by}={group}" if args.by else ""}: {error}') from error
   for group, group_study in studies.items():

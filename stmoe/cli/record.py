@@ -40,6 +40,8 @@ def run(args):
     raise errors.UserError('--best and --step do not go together')
   if not args.output.parent.is_dir():
     raise errors.UserError(f'--output {args.output}: no directory {args.output.parent}')
+  from stmoe.derive import foreseen
+  foreseen.data(args.run, args.overrides)
   path = downloaded.run_directory(args.run)
   cfg = rundir.opened(path, args.step, 'best' if args.best else 'checkpoints')
   experiment.override(cfg, args.overrides, whole=False)

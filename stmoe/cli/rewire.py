@@ -35,6 +35,8 @@ def add_arguments(parser):
 
 
 def run(args):
+  from stmoe.derive import foreseen
+  foreseen.data(args.run, args.overrides)
   path = downloaded.run_directory(args.run)
   cfg = rundir.opened(path, args.step)
   decode = infer.strategy(cfg, [NAME, *args.overrides])

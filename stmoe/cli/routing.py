@@ -40,6 +40,8 @@ def run(args):
   against = None if every else ranges.Many(ranges.Natural).typed('--against', args.against)
   temperatures = ranges.Many(ranges.Positive, 1).typed('--temperatures', args.temperatures)
   texts = dict(_domain(text) for text in args.domain)
+  from stmoe.derive import foreseen
+  foreseen.data(args.run, args.overrides)
   path = downloaded.run_directory(args.run)
   from stmoe.analysis import canvas
   from stmoe.analysis.routing import diagnosed

@@ -57,6 +57,8 @@ class Context(struct.PyTreeNode):
   alone: bool = struct.field(pytree_node=False, default=False)
   given: dict = dataclasses.field(default_factory=dict)
   visible: typing.Any = None
+  # In a block whose outputs somebody edits: (end of a name, y [B,T,D]) -> y, see `modules.edited`.
+  edit: typing.Callable | None = struct.field(pytree_node=False, default=None)
 
   # `tokens` is the number of real tokens of the whole batch divided by the number of
   # microbatches. Dividing sums by it, rather than by the microbatch's own count, makes the
@@ -353,6 +355,7 @@ OFFERS = {
     'accumulate': None,              # (Aux of a microbatch) -> None; so, for the later ones of its step
     'undecodable': None,             # why tokens cannot be computed one by one
     'vocabulary': None,              # digest of the only vocabulary that it is made for
+    'num_ids': None,                 # of a router with a table of ids: how many; None = it reads none
     'activation': None,              # of a layer or bank: the name of a function of jax.nn
     'label': None,                   # what its parameters are called in section `groups` of a configuration
     # Of a block or a part of it: (dict layer name -> Aux of a whole stack, Context) -> the same dict with the

@@ -40,7 +40,8 @@ def compress(run: str | pathlib.Path, surgery: str, workdir: str | pathlib.Path,
   """Writes run directory `workdir` with what `surgery` makes of `run`; returns the facts of ancestry.json.
 
   dict(parameters, bytes: of the old and of the new model, with its state of routers; changes: of the
-  configuration; calibration_seconds: of processors, for the passes over the data, kept ones included).
+  configuration; family: of the files that the run came from, or None; calibration_seconds: of processors, for
+  the passes over the data, kept ones included).
 
   Args:
     surgery:   text, see `lookup.bound`: 'prune:keep=0.5,by=reap'.
@@ -94,7 +95,7 @@ def derived(run: str | pathlib.Path, operate: Callable, method: tuple[str, dict]
       new_cfg, fewer = _laid_out(run, sparse.changed(cfg, changes).lock(), mesh)
       facts = dict(
           parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plan, fewer)],
-          bytes=[_bytes(p.shapes) for p in (plan, fewer)], changes=changes,
+          bytes=[_bytes(p.shapes) for p in (plan, fewer)], changes=changes, family=records.family(run),
           calibration_seconds=calibration.seconds())
       origin = starts.origin(*method, [starts.parent(run, reader.step)], facts)
       starts.inherit(path, run)

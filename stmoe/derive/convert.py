@@ -129,14 +129,15 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
                            f'(there are: {", ".join(lookup.available("family"))})')
   family = lookup.module('family', name)
   record = record if record.get('family') == name else {}
-  hf = exporting.described(source / 'source' / 'config.json', family, cfg.to_dict(), bool(record))
+  original = exporting.original(source, name, record)
+  hf = exporting.described(original, family, cfg.to_dict())
   reader = exporting.reader_of(source, step)
   placed = exporting.placed(reader, family, cfg)
   kind = repacked.kinds(family, record, dtype)
   layout = {place.tensor: (kind(place.tensor), place.whole) for place in placed if place.tensor}
   copies = exporting.origins(source, family, record, cfg)
   layout |= {copy: (kind(copy), layout[origin][1]) for copy, origin in copies.items()}
-  hf = repacked.described(source, hf, family, layout)
+  hf = exporting.typed(repacked.described(source, hf, family, layout), original, record, layout)
   with beside.new(target) as path:
     exported.write(path, source, cfg, name, family, hf, reader.step)
     created = repacked.create(path, layout, most, source)

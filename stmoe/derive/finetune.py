@@ -172,6 +172,7 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
         if not rundir.saved(path):            # by another process, meanwhile
           parents = [starts.parent(run, record['step'])]
           origin = starts.origin('finetune', cfg.finetune.to_dict(), parents, record)
+          starts.inherit(path, run, ['source'])                        # an export says what the import said
           starts.write(path, cfg, state, position, origin, vocabulary=facts['vocab'].digest)
           records.write(path, cfg, opened, check.files(plan))
   return loop.train(cfg, workdir, name, devices)

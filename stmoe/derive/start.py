@@ -5,6 +5,7 @@ the parents are copied into it, so the record says the whole ancestry when the p
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 import pathlib
 import shutil
 
@@ -116,9 +117,9 @@ def claim(path: pathlib.Path, cfg: ml_collections.ConfigDict, made: dict, step: 
 OWN = ('data.json', 'data', 'vocabulary.model', 'vocabulary', 'imported.json', 'source')
 
 
-def inherit(path: pathlib.Path, run: str | pathlib.Path) -> None:
+def inherit(path: pathlib.Path, run: str | pathlib.Path, names: Iterable[str] = OWN) -> None:
   """Copies into run directory `path` what `run` keeps of its own, so that `path` does without `run`."""
-  for owned in (pathlib.Path(run) / name for name in OWN):
+  for owned in (pathlib.Path(run) / name for name in names):
     if owned.is_dir():
       shutil.copytree(owned, path / owned.name)
     elif owned.is_file():

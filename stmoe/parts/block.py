@@ -5,6 +5,7 @@ Every sub-layer, attention or feed-forward, is called with (x [B,T,D], Context, 
 `reports`. What a sub-layer sees is `Context.visible`; its cache, if any, is `carry[contract.CACHE]`.
 """
 
+import types
 import typing
 
 from flax import nnx
@@ -92,8 +93,9 @@ class Block(nnx.Module):
     seen = _of(ctx.visible, name)
     if name == 'attention' and self.window is not None:
       seen = seen.within(self.window)
-    own_ctx = ctx.fold(name).replace(visible=seen)
+    own_ctx = ctx.fold(name).replace(visible=seen, edit=None)
     y, aux, after = adapting.drawn(layer, own_ctx)(x, own_ctx, contract.joined(carry, _of(caches, name)))
+    y = y if ctx.edit is None else ctx.edit(SUB_LAYERS[name][0], y)
     carry, cache = contract.apart(after)
     caches = caches if cache is None else caches | {name: cache}
     return y, contract.keyed(SUB_LAYERS[name][0], _declared(layer, aux)), contract.joined(carry, caches)
@@ -180,19 +182,24 @@ class Unit(nnx.Module):
     self.blocks = nnx.List([recipe(d_model, rngs=rngs) for recipe in recipes])
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry, first: jax.Array,
-               shown: typing.Collection[int] = ()) -> tuple[jax.Array, dict[int, dict], contract.Carry]:
+               shown: typing.Collection[int] = (),
+               edits: typing.Mapping[int, list] = types.MappingProxyType({}),
+               ) -> tuple[jax.Array, dict[int, dict], contract.Carry]:
     """Returns (x, aux: dict place in the unit -> aux of the block there, carry).
 
     Args:
       carry: in decoding also the caches, dict place in the unit -> the caches of the block there.
       first: i32[] index of the first block in its stack.
       shown: places of the blocks that also report the state x [B,T,D] after them, as `hidden.END`.
+      edits: dict place in the unit -> the `hidden.Edit`s of the blocks there, of all repetitions.
     """
     carry, caches = contract.apart(carry)
     reports: dict[int, dict] = {}
     for place, block in enumerate(self.blocks):
       key = None if ctx.key is None else jax.random.fold_in(ctx.key, first + place)
-      x, aux, after = block(x, ctx.replace(key=key), contract.joined(carry, _of(caches, place)))
+      change = hidden.changer(edits.get(place, ()), first + place)
+      x, aux, after = block(x, ctx.replace(key=key, edit=change), contract.joined(carry, _of(caches, place)))
+      x = x if change is None else change(hidden.END, x)
       carry, cache = contract.apart(after)
       caches = caches if cache is None else caches | {place: cache}
       report = aux | ({hidden.END: x} if place in shown else {})

@@ -71,6 +71,7 @@ class Stack(nnx.Module):
     self.remat = remat
     self.dropout_rate = dropout_rate
     self.shown: tuple[int, ...] = ()     # blocks whose states are reported, see `modules.showing`
+    self.edits: tuple[hidden.Edit, ...] = ()       # see `modules.edited`
     make = functools.partial(_block, attention=attention, cross=cross, norm=norm, norm_place=norm_place,
                              residual_factor=residual_factor, dropout_rate=dropout_rate)
     tie_all = lambda letters: scan_layers and all(blocks[letter].get('tied') for letter in letters)
@@ -176,6 +177,22 @@ class Stack(nnx.Module):
     """Returns the names of all blocks, in their order."""
     return [self._name(index, '') for index in range(sum(len(u) * repeats for u, repeats in self.pattern))]
 
+  def points(self) -> dict[str, tuple[int, str]]:
+    """Returns dict name of what `modules.edited` edits -> (index of its block, end of its name)."""
+    point_of: dict[str, tuple[int, str]] = {}
+    first = 0
+    for (letters, repeats), units in zip(self.pattern, self.segments):
+      blocks = (units if self.scan_layers else units[0]).blocks
+      for index in range(first, first + repeats * len(letters)):
+        own = [block_lib.SUB_LAYERS[name][0] for name in blocks[(index - first) % len(letters)].sub_layers()]
+        point_of |= {self._name(index, end): (index, end) for end in (*own, hidden.END)}
+      first += repeats * len(letters)
+    return point_of
+
+  def edit(self, name: str, function: typing.Callable[[jax.Array], jax.Array]) -> None:
+    """Puts function(y) in place of what is called `name` among `points`, [B,T,D], from now on."""
+    self.edits = (*self.edits, hidden.Edit(*self.points()[name], name, function))
+
   def layers(self) -> typing.Iterator[tuple]:
     """Yields (segment, place in its unit) and the feed-forward layer; stacked over units when scanned.
 
@@ -250,9 +267,9 @@ class Stack(nnx.Module):
 
   def _run(self, x, ctx, caches=None):
     """(x, dict block index -> aux, caches) after all blocks; blocks report only where nothing is cached."""
-    def body(shown, state, layer):
+    def body(shown, edits, state, layer):
       (x, carry), (unit, first, cache) = state, layer
-      x, aux, carry = self.lent(unit)(x, ctx, contract.joined(carry, cache), first, shown)
+      x, aux, carry = self.lent(unit)(x, ctx, contract.joined(carry, cache), first, shown, edits)
       carry, cache = contract.apart(carry)
       return (x, carry), (aux if cache is None else {}, cache)
 
@@ -260,14 +277,18 @@ class Stack(nnx.Module):
     over = jax.lax.scan if self.scan_layers else _loop_over
     for number, ((letters, repeats), units) in enumerate(zip(self.pattern, self.segments)):
       starts = first + len(letters) * np.arange(repeats)
-      shown = {(index - first) % len(letters) for index in self.shown
-               if first <= index < first + repeats * len(letters)}
-      one = functools.partial(body, shown)
+      last = first + repeats * len(letters)
+      shown = {(index - first) % len(letters) for index in self.shown if first <= index < last}
+      edits: dict[int, list] = {}
+      for edit in self.edits:
+        if first <= edit.block < last:
+          edits.setdefault((edit.block - first) % len(letters), []).append(edit)
+      one = functools.partial(body, shown, edits)
       state, (aux, cache) = over(self._remat(one), state, (units, starts, caches and caches[number]))
       reports |= {int(start) + place: jax.tree.map(lambda a, i=i: a[i], of_block)
                   for place, of_block in aux.items() for i, start in enumerate(starts)}
       after.append(cache)
-      first += repeats * len(letters)
+      first = last
     return state[0], reports, after
 
   def _remat(self, body):

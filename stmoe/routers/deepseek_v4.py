@@ -87,6 +87,11 @@ class DeepSeekV4(nnx.Module):
     first = jnp.asarray(found.table) if found else jnp.arange(vocab_size) % num_experts
     self.table = axes.state(spread(first, num_experts, k), 'unmodeled', None) if hashed else None
 
+  @property
+  def num_ids(self) -> int | None:
+    """V, the ids that the table has; None without a table."""
+    return None if self.table is None else self.table.shape[-2]
+
   def commit(self, aux: contract.Aux) -> None:
     """Moves the bias by the load of one optimizer step, aux.load f32[E]."""
     self.bias[...] = bias_lib.update(self.bias[...], aux.load, self.rate)
@@ -98,8 +103,8 @@ class DeepSeekV4(nnx.Module):
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; raises UserError for a table of another vocabulary."""
-    if self.table is not None and ctx.vocab_size not in (None, self.table.shape[-2]):
-      raise UserError(f'router deepseek_v4: a table of {self.table.shape[-2]} ids in a model of '
+    if self.table is not None and ctx.vocab_size not in (None, self.num_ids):
+      raise UserError(f'router deepseek_v4: a table of {self.num_ids} ids in a model of '
                       f'{ctx.vocab_size}; nearest: vocab_size={ctx.vocab_size}')
     a, aux = deepseek_v4(
         logits, self.bias[...], ctx.mask, self.k, route_scale=self.route_scale, tokens=ctx.tokens,

@@ -117,6 +117,11 @@ class Hash(nnx.Module):
     return file
 
   @property
+  def num_ids(self) -> int | None:
+    """V, the ids that the table has; None without a table."""
+    return None if self.table is None else self.table.shape[-1]
+
+  @property
   def undecodable(self) -> str | None:
     """Why tokens cannot be routed one by one, or None."""
     return (f"kind={self.kind!r} reads the token beside a place; nearest: kind='random'"
@@ -127,8 +132,8 @@ class Hash(nnx.Module):
     if self.kind == 'future' and ctx.causal and not self.allow_causal:
       raise UserError("router hash: kind='future' is the token to be predicted, an oracle that leaks it in a "
                       "causal stack; nearest: kind='previous' (or allow_causal=True)")
-    if self.table is not None and ctx.vocab_size is not None:
-      _same_length(self.table.shape[-1], ctx.vocab_size)
+    if self.num_ids is not None and ctx.vocab_size is not None:
+      _same_length(self.num_ids, ctx.vocab_size)
     table = None if self.table is None else self.table[...]
     drawing = ctx.fold('hash') if ctx.train else ctx.replace(key=None)
     bucket = KINDS[self.kind](table, drawing, self.num_experts)      # [G, S]

@@ -91,6 +91,10 @@ class Fetched(Mapping):
   def __or__(self, other: Mapping) -> dict:
     return dict(self) | dict(other)
 
+  def deferred(self) -> dict:
+    """Returns the dict path -> array or Deferred: shapes and dtypes, of which nothing is fetched."""
+    return dict(self._arrays)
+
   def beside(self, values: dict) -> 'Fetched':
     """Returns the dict path -> (array, values[path]) of the paths in `values`."""
     return Fetched({path: self._arrays[path] for path in values}, values)

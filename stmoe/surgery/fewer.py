@@ -33,7 +33,7 @@ def check(layer: sparse.Layer, params: dict, number: int, keep: float) -> None:
     raise errors.UserError(f'{layer.where}.router: a token of {name} chooses within groups of experts, which '
                            'would not be of one size any more; nearest: merge')
   _check_ties(layer, params, name)
-  for path, array in layer.arrays(params, 'router').items():
+  for path, array in layer.arrays(params, 'router').deferred().items():
     if array.ndim and jnp.issubdtype(array.dtype, jnp.integer):
       raise errors.UserError(f'{layer.where}.router: {".".join(map(str, path))} of {name} is a table of '
                              'experts, which does not say who comes instead of one; nearest: merge')

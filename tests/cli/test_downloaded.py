@@ -47,6 +47,25 @@ def test_texts_are_written_as_they_are_made_down_to_any_of_the_ends(folder, comm
   assert code == 0 and 'was converted before' in err and out == whole
 
 
+@pytest.mark.parametrize('name, words, says', [
+    ('compress', ['prune:keep=0.5', '--workdir', 'half'], 'data.files is empty: task text needs'),
+    ('compress', ['merge', '--workdir', 'half', '--config.data.files=nowhere'], "no file 'nowhere'"),
+    ('compress', ['prune:keep=0.01', '--workdir', 'half'], 'keep=0.01'),
+    ('eval', ['--config.data.fils=a.txt'], 'config.data.fils does not exist'),
+    ('eval', [], 'data.files is empty'), ('record', ['--output', 'o.npz'], 'data.files is empty'),
+    ('routing', [], 'data.files is empty'), ('rewire', [], 'data.files is empty')])
+def test_a_text_that_is_missing_is_asked_for_before_the_model_is_converted(folder, mistake, name, words, says,
+                                                                           monkeypatch, tmp_path):
+  monkeypatch.setenv('STMOE_CACHE_DIR', str(tmp_path / 'cache'))
+  assert says in mistake(name, folder, *words) and not (tmp_path / 'cache' / 'imported').exists()
+
+
+def test_what_needs_no_text_is_not_asked_for_one(folder, command, monkeypatch, tmp_path):
+  monkeypatch.setenv('STMOE_CACHE_DIR', str(tmp_path / 'cache'))
+  code, out, err = command('compress', folder, 'prune:keep=0.5,by=magnitude', '--workdir', tmp_path / 'half')
+  assert code == 0 and 'parameters' in out, err
+
+
 @pytest.mark.parametrize('words, says', [
     (['--output', 'o.txt'], '--stream and --output'), (['--jsonl'], '--stream and JSON lines'),
     (['--batch-size', '2'], '--stream and --batch-size'),

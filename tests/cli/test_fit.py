@@ -7,12 +7,13 @@ import pytest
 
 from stmoe import lookup
 from stmoe.analysis.scaling import figures
+from stmoe.analysis.scaling import study
 from tests.analysis.scaling import runs
 
 FIGURES = {'clark': {'fit', 'loss_by_experts', 'effective_parameters'},
            'joint': {'fit', 'loss_by_experts', 'iso_flop', 'optimal_allocation'},
            'fine_grained': {'fit', 'iso_flop', 'optimal_allocation'},
-           'chinchilla': {'fit', 'iso_flop', 'optimal_allocation'}, 'power': {'fit'}}
+           'chinchilla': {'fit', 'iso_flop', 'optimal_allocation'}, 'power': {'fit', 'loss_by_size'}}
 SETS = dict(clark='s_base', joint='switch', fine_grained='e64', chinchilla='hoffmann', power='kaplan')
 
 
@@ -64,6 +65,21 @@ def test_other_headings_and_groups(command, tmp_path):
   slopes = [json.loads((tmp_path / 'out' / name / 'fit.json').read_text())['coefficients']['alpha']
             for name in ('hash', 's_base')]
   np.testing.assert_allclose(slopes, [0.078, 0.076])
+
+
+def test_a_law_of_one_size_is_drawn_against_that_size(tmp_path):
+  law, table, _ = runs.draw('power', 'kaplan')
+  found = study.study('power', law, table, hold_out=2, bootstrap=40, headings=dict(x='flops'))
+  figure = figures.draw(found)['loss_by_size']
+  ax, = figure.axes
+  line, fitted, held = (np.array(one.get_data()) for one in ax.lines)
+  order = np.argsort(table['x'])
+  assert [*fitted[0], *held[0]] == table['x'][order].tolist() and len(held[0]) == 2
+  assert line[0].min() == table['x'].min() and line[0].max() == pytest.approx(table['x'].max())
+  np.testing.assert_allclose(line[1], law.predict(found.fit.coefficients, dict(x=line[0])))
+  low, high = (f(ax.collections[0].get_paths()[0].vertices[:, 1]) for f in (np.min, np.max))
+  assert low < line[1].min() < line[1].max() < high                  # the band is around the line
+  assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel()) == ('log', 'log', 'flops')
 
 
 @pytest.mark.parametrize('more, words', [

@@ -7,10 +7,13 @@ import shutil
 import sys
 import tarfile
 
+import jax
 import pytest
 
 from stmoe.analysis import flops
 from stmoe.derive import convert
+from stmoe.derive import compress
+from stmoe.derive import finetune
 from stmoe.derive.conversion import importing
 from stmoe.derive import start
 from stmoe.interop import tensors
@@ -52,6 +55,50 @@ def test_all_files_of_an_import_come_back_as_they_were(tmp_path):
   assert there == known | {'README.md'}
   for name in known:
     assert (tmp_path / 'out' / name).read_bytes() == (tmp_path / 'gone' / name).read_bytes(), name
+
+
+def tuned(start, path):
+  """A run that starts from run `start`, a decoder of texts, before its first step."""
+  pairs = path.parent / 'pairs.jsonl'
+  rows = [dict(inputs=f'{n} plus {n}', targets=str(2 * n)) for n in range(16)]
+  pairs.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  few = dict(inputs_length=24, targets_length=8, jsonl=pairs, cache_dir=path.parent / 'cache')
+  overrides = [f'--config.{text}' for text in (
+      *(f'data.{name}={value}' for name, value in few.items()), 'train.steps=1', 'train.batch_size=8',
+      'eval.batch_size=8', 'eval.methods=rank')]
+  cfg, name = finetune.prepare('finetune/jsonl', overrides, start)
+  assert finetune.finetune(start, cfg, path, name, devices=jax.devices()[:1], say=lambda line: None) == 0
+  return path
+
+
+def test_what_is_fine_tuned_keeps_what_its_import_said(tmp_path, monkeypatch):
+  """Ids of padding and of first tokens, of which ours says nothing, and all other fields of these files."""
+  monkeypatch.setattr(finetune.loop, 'train', lambda *args: 0)
+  source, said, quiet = tmp_path / 'in', {}, dict(say=lambda line: None, devices=jax.devices()[:1])
+  shutil.copytree(DATA / 'checkpoints' / 'with_text_olmoe', source)
+  for name in ('config.json', 'generation_config.json'):
+    said[name] = json.loads((source / name).read_text())
+    said[name] |= dict(pad_token_id=1, bos_token_id=None, use_cache=True)
+    (source / name).write_text(json.dumps(said[name]))
+  convert.read(source, tmp_path / 'run', say=print)
+  run = tuned(tmp_path / 'run', tmp_path / 'tuned')
+  assert convert.write(run, tmp_path / 'out')[:2] == (0, 'olmoe')
+  for name, values in said.items():
+    assert json.loads((tmp_path / 'out' / name).read_text()) == values, name
+  for name in {*importing.BESIDE} & {file.name for file in source.iterdir()}:
+    assert (tmp_path / 'out' / name).is_file(), name
+  kinds = {tensor.dtype for tensor in tensors.tensors(tmp_path / 'out').values()}
+  assert kinds == {'F32'}
+
+  convert.write(run, tmp_path / 'two', dtype='BF16')                 # config.json says what the tensors are
+  wanted = said['config.json'] | dict(dtype='bfloat16')
+  assert json.loads((tmp_path / 'two' / 'config.json').read_text()) == wanted
+  convert.write(run, tmp_path / 'ends', ['model.end_ids=(3,)'])
+  for name, values in said.items():
+    assert json.loads((tmp_path / 'ends' / name).read_text()) == values | dict(eos_token_id=3), name
+  compress.compress(run, 'prune:keep=1.0', tmp_path / 'whole', **quiet)
+  assert convert.write(tmp_path / 'whole', tmp_path / 'smaller')[:2] == (0, 'olmoe')
+  assert json.loads((tmp_path / 'smaller' / 'config.json').read_text()) == said['config.json']
 
 
 def test_the_card_of_a_trained_run_has_its_numbers(trained, tmp_path):

@@ -1,7 +1,10 @@
 """The router of its page is real: its code is taken from there, run and compared with the meaning."""
 
 import importlib.util
+import json
 import re
+import subprocess
+import sys
 
 from flax import nnx
 import jax
@@ -11,6 +14,7 @@ import pytest
 
 from stmoe import lookup
 from stmoe.core import contract
+from stmoe.data.text import documents
 from stmoe.experts import mlp
 from tests.docs import pages
 
@@ -80,3 +84,48 @@ def test_every_family_of_checkpoints_has_a_row():
     cells = [cell.strip() for cell in row.split('|')]
     assert file == name and len(cells) == 5 and all(cells), name
   assert f'{len(rows)} families of Hugging Face' in compared
+
+
+SEQIO = '''
+import seqio
+import tensorflow as tf
+rows = tf.data.Dataset.from_tensor_slices
+words = seqio.ByteVocabulary()
+for name, features in (('pairs', ('inputs', 'targets')), ('alone', ('targets',))):
+  texts = {feature: [f'{feature} {n} \u00e9' for n in range(3)] for feature in features}
+  read = lambda split, shuffle_files, seed=None, texts=texts: rows(texts)
+  seqio.TaskRegistry.add(name, source=seqio.FunctionDataSource(read, splits=('train',)), preprocessors=[
+      seqio.preprocessors.tokenize, seqio.preprocessors.append_eos], metric_fns=[],
+      output_features={feature: seqio.Feature(words) for feature in features})
+'''
+
+
+@pytest.mark.slow
+def test_a_seqio_task_becomes_json_lines(tmp_path):
+  program = pages.titled('docs/from_t5x.md', 'file: to_jsonl.py')
+  (tmp_path / 'to_jsonl.py').write_text(program, encoding='utf-8')
+  (tmp_path / 'lab.py').write_text(SEQIO, encoding='utf-8')
+  for name, features in (('pairs', ['inputs', 'targets']), ('alone', ['targets'])):
+    words = [sys.executable, 'to_jsonl.py', 'lab', name, 'train']
+    out = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    (tmp_path / f'{name}.jsonl').write_text(out, encoding='utf-8')
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {feature: f'{feature} {n} \u00e9' for feature in features} for n in range(3)]
+  texts = documents.read(tmp_path / 'alone.jsonl', 'targets')
+  assert texts == [f'targets {n} \u00e9'.encode() for n in range(3)]
+
+
+def test_first_pages_have_the_numbers_of_the_experiments():
+  """README and start repeat what the pages of two experiments report, with the spread."""
+  text = lambda name: (pages.ROOT / name).read_text(encoding='utf-8')
+  rows = lambda name: {cells[0].partition(', top')[0]: cells[1:4] for line in text(name).splitlines()
+                       if line.startswith('| ') and '±' in line and (cells := line.strip('| ').split(' | '))}
+  first, quickstart = rows('README.md'), rows('experiments/quickstart/README.md')
+  assert len(first) == 3 and first == quickstart
+  for name in ('README.md', 'docs/start.md', 'experiments/quickstart/README.md'):
+    assert '16 times' in text(name)
+  start, small = text('docs/start.md'), text('experiments/stdlib_small/README.md')
+  measured = {f'{float(number):.3f}' for number in re.findall(r'\d\.\d{4}', small)}
+  assert {*re.findall(r'\d\.\d{3}', start[start.index('`lm/stdlib_small` is the longer run'):])} <= measured
+  for number in re.findall(r'\d\.\d\d(?= bits per byte on the same|\. )', start):
+    assert number in text('experiments/quickstart/README.md') + small, number

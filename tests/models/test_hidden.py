@@ -75,3 +75,46 @@ def test_states_of_scanned_blocks_are_those_of_a_loop():
 def test_a_block_that_is_not_there_is_one_line():
   with pytest.raises(errors.UserError, match="no block 'decoder_05'.*decoder_00, decoder_01"):
     modules.showing(build('lm'), ['decoder_05'])
+
+
+EMPTIED = dict(lm=('decoder_02', 'decoder_03', ['', '.attention']),
+               vit=('encoder_00', 'encoder_01', ['', '.attention']),
+               t5=('decoder_00', 'decoder_01', ['', '.attention', '.cross']))
+
+
+@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'loop'])
+def test_a_block_without_the_outputs_of_its_sub_layers_leaves_the_stream_as_it_was(name, scan):
+  """One of the blocks that share a scan; blocks before it, and the model itself, stay what they were."""
+  model, (before, block, ends) = build(name, scan_layers=scan), EMPTIED[name]
+  shown = modules.showing(model, [b for stack in model.stacks() for b in stack.blocks()])
+  whole = forward(shown, batch(name))[2]
+  emptied = forward(modules.edited(shown, {block + end: jnp.zeros_like for end in ends}), batch(name))[2]
+  np.testing.assert_array_equal(emptied[block].x, whole[before].x)
+  assert [name for name in whole if (emptied[name].x == whole[name].x).all()] == [
+      name for name in whole if name.partition('_')[0] != block.partition('_')[0] or name < block]
+  one = forward(modules.edited(shown, {block + ends[-1]: jnp.zeros_like}), batch(name))[2]
+  assert (one[block].x != emptied[block].x).any() and (one[block].x != whole[block].x).any()
+  np.testing.assert_array_equal(forward(shown, batch(name))[2][block].x, whole[block].x)
+
+
+@pytest.mark.parametrize('name', ASKED)
+def test_a_state_of_another_pass_decides_all_that_follows(name):
+  """Activation patching, and a sum of two edits of one name in their order."""
+  model, x = build(name), batch(name)
+  other = jax.tree.map(lambda a: a[::-1], x)
+  point = model.stacks()[-1].blocks()[-1]
+  state = forward(modules.showing(model, [point]), other)[2][point].x
+  patched = modules.edited(model, {f'{point}{hidden.END}': lambda y: state})
+  np.testing.assert_allclose(forward(patched, x)[0], forward(model, other)[0], rtol=1e-5, atol=1e-5)
+  both = modules.edited(patched, {f'{point}{hidden.END}': lambda y: y + 1.0})
+  steered = modules.edited(model, {f'{point}{hidden.END}': lambda y: y + 1.0})
+  np.testing.assert_allclose(forward(both, x)[0], forward(steered, other)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_an_edit_of_nothing_and_one_that_does_not_fit_are_a_line():
+  model = build('lm')
+  with pytest.raises(errors.UserError, match="called 'decoder_03.attentio'; nearest: decoder_03.attention"):
+    modules.edited(model, {'decoder_03.attentio': jnp.zeros_like})
+  with pytest.raises(errors.UserError, match=r"'decoder_01.hidden': it is \[2, 8, 8\], and the .* \[2, 8\]"):
+    modules.edited(model, {'decoder_01.hidden': lambda y: y[..., 0]})(batch('lm'))

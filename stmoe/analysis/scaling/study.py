@@ -38,6 +38,7 @@ class Study(NamedTuple):
   held_out:  HeldOut, or None.
   advice:    lines on what the runs leave open.
   settings:  dict of what was asked for: fixed, bootstrap, hold_out, seed.
+  headings:  dict column -> what the user's table calls it, where that is another word.
   """
   name: str
   law: object
@@ -47,6 +48,7 @@ class Study(NamedTuple):
   held_out: HeldOut | None
   advice: list
   settings: dict
+  headings: dict
 
   @property
   def derived(self):
@@ -64,7 +66,7 @@ class Study(NamedTuple):
     return {name: percentiles(v) for name, v in values.items()}
 
 
-def study(name, law, table, hold_out=0, bootstrap=200, fixed=(), seed=0):
+def study(name, law, table, hold_out=0, bootstrap=200, fixed=(), seed=0, headings=()):
   """Returns the Study of `law` on `table`.
 
   Args:
@@ -75,6 +77,7 @@ def study(name, law, table, hold_out=0, bootstrap=200, fixed=(), seed=0):
     bootstrap: how many fits to resampled residuals; 0 for no intervals.
     fixed:     dict coefficient -> value.
     seed:      of the bootstrap and of the starting values.
+    headings:  see `Study`.
   Raises UserError: see `fit.fit`; more configurations to hold out than can be spared.
   """
   fixed = dict(fixed)
@@ -84,7 +87,7 @@ def study(name, law, table, hold_out=0, bootstrap=200, fixed=(), seed=0):
   lines = [line for line in law.advice(table) if line.partition(' ')[0] not in fixed]
   lines += [f'{name} ended at its bound: these runs do not determine it' for name in fitted.at_bound]
   settings = dict(fixed=fixed, hold_out=hold_out, bootstrap=bootstrap, seed=seed)
-  return Study(name, law, table, fitted, samples, held, lines, settings)
+  return Study(name, law, table, fitted, samples, held, lines, settings, dict(headings))
 
 
 def resample(law, table, found, fixed, count, seed):

@@ -36,8 +36,6 @@ def of(name, files=(), **how):
       raise errors.UserError(f'data.cache: task {name} is one of pairs, which are cached whole; nearest: '
                              '--config.data.cache=whole')
     return dataclasses.replace(task, since=functools.partial(_counted, task))
-  if not files:
-    raise errors.UserError('data.files is empty: task text needs --config.data.files=FILE (comma separated)')
   return Files(*reading.divided(files), how.get('field', ''), how.get('documents', '')).task()
 
 

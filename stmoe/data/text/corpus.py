@@ -58,8 +58,6 @@ def text(files, field='', apart=''):
     files:        files, folders and patterns.
     field, apart: see `documents.read`.
   """
-  if not files:
-    raise errors.UserError('data.files is empty: task text needs --config.data.files=FILE (comma separated)')
   contents, held = ([(str(name), content) for name in names
                      for content in documents.read(name, field, apart)]
                     for names in documents.divided(files))

@@ -41,7 +41,12 @@ def expanded(paths, field='data.files'):
 
 
 def divided(paths):
-  """Returns (the files that `paths` name, those held out of them as they were saved, or [])."""
+  """Returns (the files that `paths` name, those held out of them as they were saved, or []).
+
+  Raises UserError where there is no path, or none of such a name.
+  """
+  if not paths:
+    raise errors.UserError('data.files is empty: task text needs --config.data.files=FILE (comma separated)')
   paths = [str(path) for path in paths]
   splits = folders.splits(paths[0]) if len(paths) == 1 else {}
   if not splits:

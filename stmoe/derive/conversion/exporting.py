@@ -19,6 +19,7 @@ from stmoe.interop import tensors as files
 from stmoe.runs import records
 from stmoe.train import state as states
 
+KINDS = dict(F32='float32', BF16='bfloat16', F16='float16')          # dtypes as config.json calls them
 # Fields of positions in config.json.
 POSITIONS = ('rope_theta', 'rope_parameters', 'rope_scaling', 'max_position_embeddings')
 
@@ -59,15 +60,37 @@ def imported(source):
   return record
 
 
-def described(original, family, c, imported):
-  """The config.json of a model, or None where the imported config.json still says it.
+def original(source, name, record):
+  """The config.json that came with the run `source`, or with its start, to family `name`; {} where none did.
+
+  record: of `imported`, of this family or {}; such a run has that file.
+  """
+  file = source / 'source' / 'config.json'
+  kept = documents.read_json(file) if record or file.is_file() else {}
+  return kept if record or kept and fields.family(kept)[0] == name else {}
+
+
+def typed(hf, original_fields, record, layout):
+  """config.json `hf`, None = `original_fields`, whose dtype is that of most tensors in `layout`.
+
+  A dtype as it was imported stays as it is, and none is put where there was none.
+  """
+  kinds = [kind for kind, _ in layout.values() if kind in KINDS]
+  usual = max(sorted({*kinds}), key=kinds.count)
+  stated = original_fields if hf is None else hf
+  right = {key: KINDS[usual] for key in ('dtype', 'torch_dtype') if stated.get(key) is not None}
+  return hf if usual == record.get('dtype') or right.items() <= stated.items() else stated | right
+
+
+def described(original_fields, family, c):
+  """The config.json of a model, or None where the imported one, `original_fields`, still says it.
 
   Raises UserError if the family has no such model.
   """
   tied = c['model'].get('tie_embeddings', True)
-  original_fields = documents.read_json(original) if imported else {}
-  original_fields.pop(repacked.FIELD, None)                          # see `repacked.described`
-  if not imported:
+  original_fields = {key: value for key, value in original_fields.items()
+                     if key != repacked.FIELD}                       # see `repacked.described`
+  if not original_fields:
     new_fields = exported.ids(c['model']) | family.describe(c)
   else:
     changed = fields.differences(c, family.configure(original_fields, tied))
