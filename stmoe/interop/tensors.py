@@ -11,13 +11,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import mmap
 import pathlib
 import threading
 
 import ml_dtypes
 import numpy as np
 
+from stmoe import disk
 from stmoe import errors
 from stmoe import files
 
@@ -59,7 +59,7 @@ class Tensor(Rows):
   def read(self, first=0, last=None):
     """Returns rows `first` to `last` (along the first axis) as a numpy array; all of them by default.
 
-    The array is memory-mapped and read-only; its memory goes with it.
+    The array is read-only.
     """
     rows = self.shape[0] if self.shape else 1
     last = rows if last is None else last
@@ -67,19 +67,15 @@ class Tensor(Rows):
     shape = (last - first, *self.shape[1:]) if self.shape else ()
     if not row_bytes or last == first:
       return np.empty(shape, DTYPES[self.dtype])
-    begin = self.start + first * row_bytes
-    skip = begin % mmap.ALLOCATIONGRANULARITY                        # a map begins at a page
+    size = (last - first) * row_bytes
     try:
-      with self.file.open('rb') as f:
-        # What is mapped is read when it is used, beside other threads. MAP_POPULATE reads it here, and no
-        # other thread of Python 3.11 runs meanwhile.
-        mapped = mmap.mmap(f.fileno(), skip + (last - first) * row_bytes, mmap.MAP_SHARED, mmap.PROT_READ,
-                           offset=begin - skip)
+      data = disk.read(self.file, self.start + first * row_bytes, size)
     except OSError as error:
       raise errors.Damaged(self.file, error.strerror) from error
-    except ValueError as error:
-      raise errors.Damaged(self.file, 'is cut short') from error
-    return np.frombuffer(mapped, DTYPES[self.dtype], math.prod(shape), skip).reshape(shape)
+    if len(data) < size:
+      raise errors.Damaged(self.file, 'is cut short')
+    data.flags.writeable = False
+    return data.view(DTYPES[self.dtype]).reshape(shape)
 
   def write(self, first, rows):
     """Writes `rows`, a numpy array, from row `first` on; converts to the tensor's dtype."""

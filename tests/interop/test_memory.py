@@ -50,7 +50,7 @@ def peak(*argv):
   own = "re.search(r'VmHWM:\\s*(\\d+) kB', pathlib.Path('/proc/self/status').read_text())[1]"
   usual = 'resource.getrusage(resource.RUSAGE_SELF).ru_maxrss'
   code = ('import pathlib, re, resource, sys\nfrom stmoe.cli import main\n'
-          f'assert not main.main(sys.argv[1:])\nprint({own if sys.platform == "linux" else usual})')
+          f'assert not main.main()\nprint({own if sys.platform == "linux" else usual})')
   done = subprocess.run([sys.executable, '-c', code, *map(str, argv)], capture_output=True, text=True,
                         check=False, env=os.environ | dict(XLA_FLAGS=''))      # one device, as users have it
   assert done.returncode == 0, done.stderr[-2000:]
