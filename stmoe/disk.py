@@ -1,8 +1,8 @@
 """Bytes between memory and disk, past the memory in which the system keeps files.
 
-What is read once and written once is not worth keeping: to find memory for it takes the system longer than the
-disk needs, and programs beside this one lose theirs. Where a file system refuses (tmpfs), or a system has no
-such way, files are read and written as usual.
+What is read once and written once is not worth keeping. To find memory for it may take the system longer than
+the disk needs, and other programs lose what they keep there. Where a file system refuses (tmpfs), or a system
+has no such way, files are read and written as usual.
 """
 
 import errno

@@ -149,11 +149,12 @@ def written(folder, config):
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='files stay in memory here')
-def test_what_was_written_is_on_the_disk_alone(tmp_path):
+def test_what_was_read_and_written_is_on_the_disk_alone(tmp_path):
   written(tmp_path / 'in', CONFIG | dict(num_hidden_layers=1, vocab_size=2048))
   convert.read(tmp_path / 'in', tmp_path / 'run', say=lambda line: None)
   chunks = [path for path in tmp_path.glob('run/**/*') if path.is_file() and path.stat().st_size > 2**16]
   assert len(chunks) > 5 and max(map(held, chunks)) < 0.1
+  assert held(tmp_path / 'in' / 'model.safetensors') < 0.1           # nor is what was read kept
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='files stay in memory here')
