@@ -12,7 +12,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from stmoe import disk
 from stmoe import errors
 from stmoe import files
 from stmoe.checkpoints import checkpoint
@@ -20,6 +19,7 @@ from stmoe.checkpoints import checksum
 from stmoe.checkpoints import seal
 from stmoe.checkpoints import stored
 from stmoe.derive import pieces
+from stmoe.interop import disk
 from stmoe.surgery import aside
 from stmoe.surgery import layout
 from stmoe.train import state as states

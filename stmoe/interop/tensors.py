@@ -19,9 +19,9 @@ import threading
 import ml_dtypes
 import numpy as np
 
-from stmoe import disk
 from stmoe import errors
 from stmoe import files
+from stmoe.interop import disk
 
 INDEX = 'model.safetensors.index.json'
 PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt')

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from stmoe import disk
+from stmoe.interop import disk
 from tests.interop.test_memory import held
 
 SIZES = (0, 1, 511, 4095, 4096, 4097, 3 * 4096, 100_003)
