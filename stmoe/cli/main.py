@@ -57,6 +57,7 @@ def main(argv=None):
   75 means that another process of the same job is gone.
   """
   if argv is None:
+    gc.set_threshold(10_000, 10, 10)   # imports make many objects that stay: Python looks less often, 0.2 s
     atexit.register(gc.freeze)         # Python would look twice through all objects, which go anyway: 0.4 s
   if argv is None and sys.argv[1:2] and computes(sys.argv[1]):
     _with_memory(PAGES | (KEPT if computes(sys.argv[1], TRAINS) else {}))

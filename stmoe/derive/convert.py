@@ -50,7 +50,7 @@ def read(source, target, overrides=(), say=print, bos=None, dtype=None):
   if dtype not in (None, *importing.PARAMETERS):
     there = ' or '.join(importing.PARAMETERS)
     raise errors.UserError(f'--dtype {dtype}: parameters of a run are of {there}; nearest: BF16')
-  name, family, sections, tensors, packing = importing.opened(source, say)
+  name, family, sections, tensors, packing = importing.opened(source, say, once=True)
   cfg = importing.configuration(sections, overrides)
   vocabulary = vocabularies.of(source, cfg, say)
   if starts_of := vocabularies.starts(vocabulary, sections['model'], bos, say):

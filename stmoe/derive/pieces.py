@@ -7,7 +7,6 @@ from collections.abc import Callable
 from collections.abc import Iterable
 import concurrent.futures
 import math
-import os
 
 import numpy as np
 
@@ -15,8 +14,7 @@ from stmoe.interop import rules
 
 UNIT = 32                                # rows of which a piece has a multiple: packings divide no block
 BLOCK = 1 << 25                          # bytes of an array that are in memory at once, in each thread
-# More threads than processors push each other's blocks out of the caches: four on two take a quarter longer.
-THREADS = min(4, max(2, os.cpu_count() or 2))
+THREADS = 4                              # half of them wait for the disk, as two processors do not
 STRIP = 16                               # rows that are transposed at once: their numbers share cache lines
 
 

@@ -4,9 +4,7 @@ A streamed step has every array in its own folder of chunks (zarr). A chunk is a
 `stored` reads streamed steps and the trainer's.
 """
 
-import concurrent.futures
 import math
-import os
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,7 @@ from stmoe.checkpoints import checksum
 from stmoe.checkpoints import seal
 from stmoe.checkpoints import stored
 from stmoe.derive import pieces
+from stmoe.interop import disk
 from stmoe.surgery import aside
 from stmoe.surgery import layout
 from stmoe.train import state as states
@@ -41,8 +40,7 @@ class Writer:
 
   def __init__(self, directory, step, shapes, rest, data):
     self._folder = files.plain_path(directory) / str(step)
-    self._arrays, self._sums, self._data = {}, {}, data
-    self._disk, self._settling = concurrent.futures.ThreadPoolExecutor(pieces.THREADS), []
+    self._arrays, self._sums, self._written, self._data = {}, {}, [], data
     self._chunks = {}                    # the size of the chunks of unpacked arrays
     checkpoint.hush()
     self._inventory = checksum.uncompiled(rest)
@@ -90,17 +88,16 @@ class Writer:
       store[where].write(value, can_reference_source_data_indefinitely=True).result()
     else:                                # the bytes as they are, which tensorstore would copy twice
       path = self._folder / 'state' / file
-      with path.open('wb') as chunk:
-        chunk.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
-      self._settling.append(self._disk.submit(_settled, path))       # other chunks need not wait for the disk
+      disk.write(path, value)
+      self._written.append(path)
     self._sums[leaf].append(checksum.part(value, shape, where))
 
   def finish(self, meta):
     """Writes `meta` with the checksums of all arrays; the step is then like any other step."""
     lost = [leaf for leaf in self._arrays if leaf not in self._given and leaf not in self._sums]
     assert not lost, lost
-    for done in self._settling:
-      done.result()
+    for path in self._written:           # the first of them waits for all
+      disk.settle(path)
     like = self._arrays
     sums = {'/'.join(map(str, leaf)): [list(like[leaf].shape), sum(parts) % 2**32, str(like[leaf].dtype)]
             for leaf, parts in self._sums.items()}
@@ -108,18 +105,6 @@ class Writer:
                      seal.close(meta | {'arrays': self._inventory | sums}, self._data), indent=None)
     if lost := stored.Reader(self._folder.parent, self._folder.name).missing():
       raise errors.UserError(f'{self._folder} was written and cannot be read again ({lost})')
-
-
-def _settled(path):
-  """Returns when the file is on the disk, and on the disk alone: the next chunk takes its memory.
-
-  Memory that was not used before is slow where a machine is lent it page by page, and other programs lose
-  what they keep there.
-  """
-  with path.open('rb') as file:
-    os.fsync(file.fileno())
-    if hasattr(os, 'posix_fadvise'):
-      os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def write(directory, cfg, plan, arrays, position, meta):

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import mmap
+import os
 import pathlib
 import threading
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import files
+from stmoe.interop import disk
 
 INDEX = 'model.safetensors.index.json'
 PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt')
@@ -49,17 +51,21 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor(Rows):
-  """A tensor in a file: `shape`, `dtype` (of safetensors) and where its bytes are."""
+  """A tensor in a file: `shape`, `dtype` (of safetensors) and where its bytes are.
+
+  once: it will not be read again, nor by other processes: the system need not keep it in memory.
+  """
   file: pathlib.Path
   dtype: str
   shape: tuple
   start: int
   size: int
+  once: bool = False
 
   def read(self, first=0, last=None):
     """Returns rows `first` to `last` (along the first axis) as a numpy array; all of them by default.
 
-    The array is memory-mapped and read-only; its memory goes with it.
+    It is a map of the file, read where it is used, unless the tensor is read `once`.
     """
     rows = self.shape[0] if self.shape else 1
     last = rows if last is None else last
@@ -67,19 +73,14 @@ class Tensor(Rows):
     shape = (last - first, *self.shape[1:]) if self.shape else ()
     if not row_bytes or last == first:
       return np.empty(shape, DTYPES[self.dtype])
-    begin = self.start + first * row_bytes
-    skip = begin % mmap.ALLOCATIONGRANULARITY                        # a map begins at a page
+    begin, size = self.start + first * row_bytes, (last - first) * row_bytes
     try:
-      with self.file.open('rb') as f:
-        # What is mapped is read when it is used, beside other threads. MAP_POPULATE reads it here, and no
-        # other thread of Python 3.11 runs meanwhile.
-        mapped = mmap.mmap(f.fileno(), skip + (last - first) * row_bytes, mmap.MAP_SHARED, mmap.PROT_READ,
-                           offset=begin - skip)
+      data = (disk.read if self.once else _mapped)(self.file, begin, size)
     except OSError as error:
       raise errors.Damaged(self.file, error.strerror) from error
-    except ValueError as error:
-      raise errors.Damaged(self.file, 'is cut short') from error
-    return np.frombuffer(mapped, DTYPES[self.dtype], math.prod(shape), skip).reshape(shape)
+    if len(data) < size:
+      raise errors.Damaged(self.file, 'is cut short')
+    return data.view(DTYPES[self.dtype]).reshape(shape)
 
   def write(self, first, rows):
     """Writes `rows`, a numpy array, from row `first` on; converts to the tensor's dtype."""
@@ -96,6 +97,19 @@ class Tensor(Rows):
       one = dataclasses.replace(self, shape=self.shape[1:], start=self.start + cut[0] * size, size=size)
       return one.part(cut[1:])
     return super().part(cut)
+
+
+def _mapped(path, begin, size):
+  """The bytes u8[size] of a file from `begin` on, as a read-only map; fewer where the file ends."""
+  skip = begin % mmap.ALLOCATIONGRANULARITY                          # a map begins at a page
+  with path.open('rb') as f:
+    # What is mapped is read when it is used, beside other threads. MAP_POPULATE reads it here, and no
+    # other thread of Python 3.11 runs meanwhile.
+    size = min(size, os.fstat(f.fileno()).st_size - begin)
+    if size <= 0:
+      return np.empty(0, np.uint8)
+    mapped = mmap.mmap(f.fileno(), skip + size, mmap.MAP_SHARED, mmap.PROT_READ, offset=begin - skip)
+  return np.frombuffer(mapped, np.uint8, size, skip)
 
 
 BETWEEN = threading.Lock()               # nobody else writes between reading rows and writing them
@@ -149,8 +163,8 @@ class Part(Rows):
     return (slice(None, None, span.step), *self.cut[1:])
 
 
-def tensors(folder):
-  """Returns dict name -> Tensor of all safetensors files of `folder`.
+def tensors(folder, once=False):
+  """Returns dict name -> Tensor of all safetensors files of `folder`, which are read `once` or more often.
 
   Raises UserError for a folder without such files and for files that are not as the format has them. Raises
   it also for an index that names what is not there or not in this folder.
@@ -167,7 +181,7 @@ def tensors(folder):
     twice = next((name for name in in_file if name in listed), None)
     if twice:
       raise errors.UserError(f'{path} and {listed[twice].file} both have the tensor {twice}')
-    listed |= in_file
+    listed |= {name: dataclasses.replace(tensor, once=once) for name, tensor in in_file.items()}
   lost = next((name for name, file in where.items() if name not in listed or listed[name].file.name != file),
               None)
   if lost:

@@ -37,10 +37,12 @@ BESIDE = ('config.json', tokenizer.FILE, *tokenizer.OTHERS, 'added_tokens.json',
           'merges.txt', 'sentencepiece.bpe.model', *tokenizer.PIECES)
 
 
-def opened(source, say=print):
+def opened(source, say=print, once=False):
   """Returns what a folder holds, by its headers alone.
 
   (name of the family, its module, sections of a configuration, dict of tensors, quantization_config or None).
+
+  once: whether each tensor will be read once, see `tensors.Tensor`.
   """
   if t5x.found(source):
     tensors = t5x.tensors(source)
@@ -48,7 +50,7 @@ def opened(source, say=print):
   hf = documents.read_json(files.inside(source, 'config.json'))
   name, family = fields.family(hf)
   packing = fields.given(hf, repacked.FIELD, ranges.Section)
-  tensors = _unpacked(files.tensors(source), packing)
+  tensors = _unpacked(files.tensors(source, once), packing)
   hf = {key: value for key, value in hf.items() if key != repacked.FIELD}
   sections = unread.configured(name, family, hf, _tied(family, hf, tensors), say)
   generation_file = files.inside(source, 'generation_config.json')
