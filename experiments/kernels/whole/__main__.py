@@ -4,8 +4,8 @@
   python -m stmoe.experiments.kernels.whole --other PYTHON --sizes small --decode --batch-sizes 1,8,32
 
 PYTHON is an interpreter with torch and transformers. It writes a model with random weights, and both sides
-open that. The column `apart` says how far the first losses are apart, or which share of the tokens of the first
-texts is another. On each side the form with the lowest median counts. Both sides have large memory pages.
+open that. The column `apart` says how far the first losses are apart, or which share of the tokens of the
+first texts is another. On each side the form with the lowest median counts. Both have large memory pages.
 """
 
 import argparse

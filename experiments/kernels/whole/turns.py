@@ -47,7 +47,7 @@ class Worker:
 
 
 def in_turn(workers: dict[str, Worker], rounds: int, times: int) -> dict[str, list[float]]:
-  """Returns dict name -> seconds of a run in each of `rounds` rounds of `times` runs, after one that warms up."""
+  """Returns dict name -> seconds of a run in each of `rounds` rounds of `times`; one before warms up."""
   taken = {name: [] for name in workers}
   for _ in range(rounds + 1):
     for name, worker in workers.items():
