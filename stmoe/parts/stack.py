@@ -155,8 +155,10 @@ class Stack(nnx.Module):
     unit is a segment then, so that its cache is an array of its own, which is written in place: layers that
     share a stacked cache have it copied at every step.
     """
-    take = (lambda units, i: jax.tree.map(lambda a: a[i], units)) if self.scan_layers else lambda units, i: units[i]
-    self.segments = nnx.List([nnx.List([take(units, i)]) for (_, repeats), units in zip(self.pattern, self.segments)
+    stacked = lambda units, i: jax.tree.map(lambda a: a[i], units)
+    take = stacked if self.scan_layers else lambda units, i: units[i]
+    self.segments = nnx.List([nnx.List([take(units, i)])
+                              for (_, repeats), units in zip(self.pattern, self.segments)
                               for i in range(repeats)])
     self.pattern = tuple((letters, 1) for letters, repeats in self.pattern for _ in range(repeats))
     self.scan_layers = False
