@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 LARGEST = 128, 4096                     # the largest size of a block is between these
-FEW = 64                                # up to so many rows, as in decoding, each is a block: none in vain
+FEW = 64                                # up to so many rows, as in decoding, blocks are of few rows
 
 
 class Blocks(NamedTuple):
@@ -41,7 +41,14 @@ def sizes(rows, experts):
 
   >>> sizes(2048, 8)
   (48, 96, 144, 192, 208, 224, 240, 256, 272, 288, 304, 320, 336, 352, 368, 384)
+
+  Few rows take about as long as the copies of matrices: as few blocks as experts, up to twice an equal share.
+
+  >>> sizes(2, 8), sizes(16, 8), sizes(64, 8)
+  ((1,), (1, 2, 4), (1, 2, 4, 8, 16))
   """
+  if rows <= FEW:
+    return tuple(2 ** n for n in range(max(2 * rows // experts, 1).bit_length()))
   least, most = LARGEST
   top = min(max(_up(3 * rows // (2 * experts), 64), least), most)
   few = range(top // 8, top // 2 + 1, top // 8)
@@ -60,7 +67,7 @@ def blocks(counts, rows):
   [[1, 1, 2], [0, 512, 600], [512, 88, 1]]
   """
   experts = counts.shape[0]
-  block_sizes = (1,) if rows <= FEW else sizes(rows, experts)
+  block_sizes = sizes(rows, experts)
   top = block_sizes[-1]
   end = jnp.cumsum((counts + top - 1) // top)                        # [E] blocks up to the expert's
   block = jnp.arange(rows // top + min(experts, rows), dtype=jnp.int32)      # [V], the most there can be

@@ -152,13 +152,17 @@ class Stack(nnx.Module):
   def unroll(self) -> None:
     """Gives every layer arrays of its own, once, instead of slices of stacked arrays at every decoding step.
 
-    Why: a slice that loops read is copied, with all experts, also experts that no token goes to.
+    Why: a slice that loops read is copied, with all experts, also experts that no token goes to. And every
+    unit is a segment then, so that its cache is an array of its own, which is written in place: layers that
+    share a stacked cache have it copied at every step.
     """
-    if self.scan_layers:
-      take = lambda units, i: jax.tree.map(lambda a: a[i], units)
-      self.segments = nnx.List([nnx.List([take(units, i) for i in range(repeats)])
-                                for (_, repeats), units in zip(self.pattern, self.segments)])
-      self.scan_layers = False
+    stacked = lambda units, i: jax.tree.map(lambda a: a[i], units)
+    take = stacked if self.scan_layers else lambda units, i: units[i]
+    self.segments = nnx.List([nnx.List([take(units, i)])
+                              for (_, repeats), units in zip(self.pattern, self.segments)
+                              for i in range(repeats)])
+    self.pattern = tuple((letters, 1) for letters, repeats in self.pattern for _ in range(repeats))
+    self.scan_layers = False
 
   def lent(self, part: nnx.Module) -> typing.Any:
     """Returns `part` of this stack, or a copy of it, with the arrays that layers have in common (`tied`)."""
