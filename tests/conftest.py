@@ -52,7 +52,7 @@ def two_sizes_of_blocks():
   """
   from pallas_kernels import walk                                    # JAX reads the settings above
   shipped = walk.sizes
-  walk.sizes = lambda rows, experts: shipped(rows, experts)[3::12]
+  walk.sizes = lambda rows, experts: shipped(rows, experts)[3::12] or (1,)         # (1,): few rows
   yield shipped
   walk.sizes = shipped
 

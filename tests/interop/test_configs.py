@@ -89,20 +89,20 @@ SCALED = {
 
 
 @pytest.mark.parametrize('kind', lookup.available('rotary_scaling'))
-def test_scaled_positions_are_described(kind, tmp_path):
+def test_scaled_positions_are_described(kind):
   """Also where an imported config.json says other positions: nothing of them is left."""
   scaled = dict(rope_parameters=dict(rope_type=kind, rope_theta=5e4, **SCALED[kind]), rope_theta=None)
   sections = configure(MIXTRAL.name, **scaled)
   family = fields.family(config(MIXTRAL.name))[1]
   assert fields.differences(sections, family.configure(family.describe(sections), False)) == []
   others = dict(rope_theta=1e3, rope_parameters=None, rope_scaling=dict(type='yarn', factor=2.0, **LENGTH))
-  (tmp_path / 'config.json').write_text(json.dumps(config(MIXTRAL.name, **others)))
-  described = exporting.described(tmp_path / 'config.json', family, sections, True)
+  imported = config(MIXTRAL.name, **others)
+  described = exporting.described(imported, family, sections)
   assert fields.differences(sections, family.configure(described, False)) == []
   assert described['rope_scaling'] == {key: value for key, value in described['rope_parameters'].items()
                                        if key != 'rope_theta'}
   plain = configure(MIXTRAL.name)
-  described = exporting.described(tmp_path / 'config.json', family, plain, True)
+  described = exporting.described(imported, family, plain)
   assert fields.differences(plain, family.configure(described, False)) == []
 
 

@@ -10,11 +10,12 @@ class Job(NamedTuple):
   seconds: that the timing may take where it was never done; the compilation comes before.
   begin:   function of `submit` that returns (futures, finish). `submit(make)` has a thread call make() and
     returns the Future. `finish()` returns the rows, dicts for JSON, once all futures are done; it times.
+  alone:   whether no other process may run beside it.
   """
   name: str
   seconds: float
   begin: Callable
-  alone = False
+  alone: bool = False
 
 
 class Command(NamedTuple):
