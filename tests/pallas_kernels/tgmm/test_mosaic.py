@@ -13,11 +13,11 @@ from tests.pallas_kernels import interpreter
 from tests.pallas_kernels.interpreter import ready  # noqa: F401
 
 
-def check(sizes, m, k, n, interpret):
+def check(sizes, m, k, n, interpret, tiles=None):
   x = agree.beyond(agree.normal(0, (m, k), 'bfloat16'), sum(sizes))
   dy = agree.beyond(agree.normal(1, (m, n), 'bfloat16'), sum(sizes))
   sizes = jnp.array(sizes, jnp.int32)
-  got = mosaic._tgmm(x, dy, sizes, None, interpreter.PROGRAMS, interpret)
+  got = mosaic._tgmm(x, dy, sizes, tiles, interpreter.PROGRAMS, interpret)
   agree.close(got, reference.tgmm(x.astype('float32'), dy.astype('float32'), sizes))
 
 
@@ -31,6 +31,12 @@ def check(sizes, m, k, n, interpret):
     pytest.param((64, 128), 192, 128, 256, marks=pytest.mark.slow)])                 # nothing to set to zero
 def test_equals_the_reference(sizes, m, k, n, ready):  # noqa: F811
   check(sizes, m, k, n, ready)
+
+
+def test_two_panels_of_the_result_lie_beside_a_short_ring(ready):  # noqa: F811
+  tiles = mosaic.TILES._replace(stages=3)
+  assert [mosaic._panels(t, 2) for t in (mosaic.TILES, tiles)] == [1, 2]
+  check((3, 0, 128, 70), 208, 256, 384, ready, tiles)
 
 
 @pytest.mark.slow
