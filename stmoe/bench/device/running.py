@@ -43,7 +43,7 @@ class Running:
 
   def _start(self, words, environment, log, **more):
     self.process = subprocess.Popen([sys.executable, *words], process_group=0, env=environment, stderr=log,
-                                    **more)
+                                    bufsize=0, **more)
 
   def told(self):
     """Returns the dicts that a Job's process told since the last call, [] of a Command."""
@@ -71,8 +71,10 @@ class Running:
   def go(self):
     """Lets a Job's process time."""
     self.ready = False
-    self.process.stdin.write(b'go\n')
-    self.process.stdin.flush()
+    try:
+      self.process.stdin.write(b'go\n')
+    except BrokenPipeError:              # it has died meanwhile, which `over` says
+      pass
 
   def pause(self):
     """Stops the process, and those that it started, where they are."""

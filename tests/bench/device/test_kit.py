@@ -93,6 +93,16 @@ def test_jobs_come_in_order_unless_programs_take_long(patience, order, doing):
   assert not left and list(one.measured.records) == order
 
 
+def test_a_process_that_is_gone_is_told_to_go_without_an_error(monkeypatch, tmp_path):
+  monkeypatch.setattr(running, 'WORKER', ('-c', ''))
+  with (tmp_path / 'log').open('wb') as log:
+    one = running.Running(pending.Job('a job', 1.0, None), [], dict(os.environ), log)
+    one.process.wait()
+    one.go()
+    assert one.over and one.told() == []
+    one.stop()
+
+
 def test_an_error_of_a_job_is_told():
   def told(begin):
     lines = []
