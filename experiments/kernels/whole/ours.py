@@ -5,7 +5,6 @@ A job is dict(kind, folder, ids, form, ...), as `theirs` has it; `form` is 'scan
 
 import json
 import sys
-import time
 
 from flax import nnx
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 
 from stmoe.decode import generate
 from stmoe.derive import direct
+from stmoe.experiments.kernels.whole import serving
 from stmoe.train import check
 from stmoe.train import loop
 from stmoe.train import state as states
@@ -67,13 +67,8 @@ def main(job):
     opened = direct.opened(job['folder'], section, [scanned], devices=jax.devices()[:1])
     run = (train(opened, mesh, ids, job['rate']) if job['kind'] == 'train' else
            decode(opened, mesh, ids, job['length']))
-    first, number = run(), sum(x.size for x in jax.tree.leaves(opened.plan.shapes['params']))
-    print(json.dumps(dict(first=first, parameters=number, versions=dict(jax=jax.__version__))), flush=True)
-    for line in sys.stdin:
-      began = time.perf_counter()
-      for _ in range(int(line)):
-        run()
-      print(json.dumps(dict(s=(time.perf_counter() - began) / int(line))), flush=True)
+    serving.serve(run, parameters=sum(x.size for x in jax.tree.leaves(opened.plan.shapes['params'])),
+                  versions=dict(jax=jax.__version__))
 
 
 if __name__ == '__main__':

@@ -6,8 +6,8 @@ A job is dict(kind, folder, ...): 'make' writes the model of a `config` with ran
 
 import json
 import sys
-import time
 
+import serving                           # beside this script
 import torch
 import transformers
 
@@ -56,12 +56,7 @@ def main(job):
   ids = torch.tensor(job['ids'])
   run = train(model, ids, job['rate']) if job['kind'] == 'train' else decode(model, ids, job['length'])
   versions = {library.__name__: str(library.__version__) for library in (torch, transformers)}
-  print(json.dumps(dict(first=run(), parameters=model.num_parameters(), versions=versions)), flush=True)
-  for line in sys.stdin:
-    began = time.perf_counter()
-    for _ in range(int(line)):
-      run()
-    print(json.dumps(dict(s=(time.perf_counter() - began) / int(line))), flush=True)
+  serving.serve(run, parameters=model.num_parameters(), versions=versions)
 
 
 if __name__ == '__main__':
