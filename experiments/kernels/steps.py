@@ -9,43 +9,26 @@ import argparse
 import statistics
 import time
 
-import jax
-
-from stmoe.data import batches as pipeline
+from stmoe.bench import held
 from stmoe.runs import directory as rundir
-from stmoe.train import check
 from stmoe.train import loop
-from stmoe.train import state as states
-from stmoe.train import step as steps
 
 STEPS = 3                                # of a round
 
 
-class Running:
-  """A compiled training step of configuration `cfg` with its state, on one device."""
-
-  def __init__(self, cfg):
-    self.cfg = cfg
-    with states.on_mesh(cfg.mesh, jax.devices()[:1]) as mesh:
-      plan = states.blueprint(cfg, mesh)
-      self.state, do_step = states.init(cfg, plan), steps.make(cfg, plan)
-      self.batch = check.place(next(pipeline.train_iterator(cfg)), mesh)
-      self.compiled = do_step.lower(self.state, self.batch).compile()
-
-  def seconds(self) -> float:
-    """Returns the seconds of a step, the mean of STEPS steps."""
-    with states.on_mesh(self.cfg.mesh, jax.devices()[:1]):
-      start = time.perf_counter()
-      for _ in range(STEPS):
-        self.state, _ = self.compiled(self.state, self.batch)
-        jax.block_until_ready(self.state)
-      return (time.perf_counter() - start) / STEPS
+def seconds(step: held.Step) -> float:
+  """Returns the seconds of a step, the mean of STEPS steps."""
+  with step.mesh():
+    start = time.perf_counter()
+    for _ in range(STEPS):
+      step.run()
+    return (time.perf_counter() - start) / STEPS
 
 
 def measure(configs: list, rounds: int) -> list[list[float]]:
   """Returns seconds [round][configuration] of a step; the first round, which warms up, is left out."""
-  running = [Running(cfg) for cfg in configs]
-  return [[each.seconds() for each in running] for _ in range(rounds + 1)][1:]
+  running = [held.Step(cfg) for cfg in configs]
+  return [[seconds(step) for step in running] for _ in range(rounds + 1)][1:]
 
 
 def main():

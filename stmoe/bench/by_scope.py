@@ -18,12 +18,9 @@ import jax.numpy as jnp
 from stmoe import experiment
 from stmoe.aot import hlo
 from stmoe.aot import program
+from stmoe.bench import held
 from stmoe.bench import scopes
 from stmoe.bench import timeline
-from stmoe.data import batches as pipeline
-from stmoe.train import check
-from stmoe.train import state as states
-from stmoe.train import step as steps
 
 STREAM = 2 ** 24                         # numbers of the array whose passes tell the memory's speed
 
@@ -90,16 +87,11 @@ def floor(step: dict[str, float], dense: dict[str, float], idle_ms: float) -> di
   return dense | own | dict(optimizer=dense['optimizer'] + idle_ms)
 
 
-class _Program:
-  """A compiled training step with its state, on one device; `size` is the bytes of (parameters, slots)."""
+class _Program(held.Step):
+  """What is known of a held step before it runs; `size` is the bytes of (parameters, slots)."""
 
   def __init__(self, cfg):
-    self.cfg = cfg
-    with self._mesh() as mesh:
-      plan = states.blueprint(cfg, mesh)
-      self.state, do_step = states.init(cfg, plan), steps.make(cfg, plan)
-      self.batch = check.place(next(pipeline.train_iterator(cfg)), mesh)
-      self.compiled = do_step.lower(self.state, self.batch).compile()
+    super().__init__(cfg)
     self.peak = program.memory(self.compiled)['peak']
     self.module, self.parts = named(self.compiled, self.state)
     self.size = tuple(sum(x.nbytes for x in jax.tree.leaves(self.state[part]))
@@ -107,14 +99,8 @@ class _Program:
 
   def step(self) -> tuple[dict[str, float], float]:
     """Returns (dict part -> ms, ms of processors) of one profiled step."""
-    def run():
-      self.state, report = self.compiled(self.state, self.batch)
-      jax.block_until_ready((self.state, report))
-    with self._mesh():
-      return profiled(run, self.module, self.parts)
-
-  def _mesh(self):
-    return states.on_mesh(self.cfg.mesh, jax.devices()[:1])
+    with self.mesh():
+      return profiled(self.run, self.module, self.parts)
 
 
 def named(compiled: jax.stages.Compiled, state: dict) -> tuple[str, dict[str, str]]:

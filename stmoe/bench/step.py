@@ -10,13 +10,11 @@ import numpy as np
 
 from stmoe.analysis import flops
 from stmoe.aot import hlo
+from stmoe.bench import held
 from stmoe.bench import layers as bench
 from stmoe.bench import scopes
 from stmoe.bench import timeline
-from stmoe.data import batches as pipeline
-from stmoe.train import check
-from stmoe.train import state as states
-from stmoe.train import step as steps
+
 
 def measure(cfg, rounds=5):
   """Returns dict(step_ms, share, gflops, matmul_gflops) of the training step of `cfg` on this machine.
@@ -25,25 +23,21 @@ def measure(cfg, rounds=5):
   gflops: active FLOPs (a sparse layer computes padding and recomputes besides) per second.
   matmul_gflops: of a square product in the same process.
   """
-  with tempfile.TemporaryDirectory() as folder, states.on_mesh(cfg.mesh, jax.devices()[:1]) as mesh:
-    plan = states.blueprint(cfg, mesh)
-    state, do_step = states.init(cfg, plan), steps.make(cfg, plan)
-    batch = check.place(next(pipeline.train_iterator(cfg)), mesh)
-    compiled = do_step.lower(state, batch).compile()
+  step = held.Step(cfg)
+  with tempfile.TemporaryDirectory() as folder, step.mesh():
     machine, seconds, rates = bench.probe(), [], []
     for number in range(rounds + 2):
       # The first step warms up; the last alone is profiled, because that costs time.
       with jax.profiler.trace(folder) if number > rounds else contextlib.nullcontext():
         start = time.perf_counter()
-        state, report = compiled(state, batch)
-        jax.block_until_ready((state, report))
+        step.run()
         seconds.append(time.perf_counter() - start)
       rates.append(machine())
-    share = of_products(pathlib.Path(folder), compiled.as_text())
-  step = float(np.median(seconds[1:-1]))
+    share = of_products(pathlib.Path(folder), step.compiled.as_text())
+  taken = float(np.median(seconds[1:-1]))
   tokens = flops.lengths(cfg)['decoder'] * cfg.train.batch_size
   active = flops.active_per_token(cfg)['train'] * tokens
-  return dict(step_ms=1e3 * step, share=share, gflops=active / step / 1e9,
+  return dict(step_ms=1e3 * taken, share=share, gflops=active / taken / 1e9,
               matmul_gflops=max(rates))
 
 
