@@ -20,9 +20,10 @@ SITE := .venv/installed-docs
 
 env: $(STAMP)
 
-# $(call install,REQUIREMENT) installs into .venv, with pinned versions, and says what it does.
+# $(call install,REQUIREMENT) installs into .venv, with pinned versions, and says what it does. Python compiles a module
+# when it imports that module first: to compile all modules of all packages would take half of the installation's time.
 define install
-	@{ $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt \
+	@{ $(BIN)/python -m pip install --no-compile --progress-bar off --disable-pip-version-check -c constraints.txt \
 	     -e '$(1)' 2>&1 && touch $@; } | tee .venv/install.log | awk -v live="$$(test -t 1 && echo 1)" ' \
 	  /^(Collecting|Processing)/ { n++; if (live) printf "\r  %3d packages, now %-40s", n, substr($$2, 1, 40); \
 	                               else if (n % 25 == 0) print "  " n " packages"; fflush() } \
