@@ -22,7 +22,7 @@ class _Looks(BaseException):
 
 
 class _Reads(BaseException):
-  """A surgery reads an array; whether it looks at data later is not known."""
+  """A surgery reads an array: it looks at no data, else it would have done so before."""
 
 
 def data(name: str, overrides: Sequence[str] = ()) -> None:
