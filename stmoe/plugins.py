@@ -32,6 +32,7 @@ KINDS = {'router': 'stmoe.routers', 'layer': 'stmoe.layers', 'experts': 'stmoe.e
          'executor': 'stmoe.core.execute', 'target': 'stmoe.targets', 'tasks': 'stmoe.data.text.families'}
 WANTED = ('wanted: TASKS = {...}, a function execute, or a class called like the file: a router '
           '(x, ctx, carry) -> Routed, a layer (x, ctx, carry) -> Answer, experts (rows, key), or a target')
+SEQIO = "seqio's registry is not read: docs/from_t5x.md writes its tasks as JSON lines"
 
 
 class Plugin(typing.NamedTuple):
@@ -178,7 +179,9 @@ def _kind(path, tree):
     called = ''.join(word.title() for word in path.stem.split('_'))
     there = ', '.join(node.name for node in classes)
     rename = f'; nearest: call {there} {called}, or the file after the class' if len(classes) == 1 else ''
-    raise errors.UserError(f'{path} holds nothing that is called like it{rename}; {WANTED} '
+    registry = any(getattr(node, 'attr', '') == 'TaskRegistry' for node in ast.walk(tree))
+    seqio = f'; {SEQIO}' if registry else ''
+    raise errors.UserError(f'{path} holds nothing that is called like it{rename}{seqio}; {WANTED} '
                            f'(classes: {there or "none"})')
   return _kind_of_class(path, found)
 

@@ -102,6 +102,8 @@ def test_a_task_of_a_plugin_is_a_task(tmp_path):
 @pytest.mark.parametrize('name, source, says', [
     ('mine', 'class Other:\n  pass\n',
      'holds nothing that is called like it; nearest: call Other Mine, .*wanted: .*classes: Other'),
+    ('lab', 'import seqio\nseqio.TaskRegistry.add("a", source=None)\n',
+     "nothing that is called like it; seqio's registry is not read: docs/from_t5x.md .*wanted: TASKS"),
     ('mine', 'class Mine:\n  pass\n', 'nothing tells what Mine is; wanted: '),
     ('mine', 'class Mine(:\n', 'is no Python'),
     ('switch', SOURCES['router'].replace('Mine', 'Switch'), 'there is a module stmoe.routers.switch already'),

@@ -16,57 +16,42 @@ import jax
 
 from stmoe import files
 from stmoe.aot import program
-from stmoe.data import batches as pipeline
+from stmoe.bench import held
 from stmoe.experiments.adapters import report
 from stmoe.runs import directory as rundir
 from stmoe.sweep import plan
-from stmoe.train import check
-from stmoe.train import state as states
-from stmoe.train import step as steps
 
 COLUMNS = ('parameters', 'trained', 'optimizer, KiB', 'peak, MiB', 'over full', 'ms a step', 'over full')
 
 
-class Tuning:
-  """A compiled training step with its state; `facts` are numbers that need no run."""
+def facts(step: held.Step) -> dict:
+  """Returns the numbers of a step that need no run."""
+  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  params = step.plan.shapes['params']
+  return dict(parameters=count(params), trained=count(step.plan.trainable(params)),
+              optimizer_bytes=sum(x.nbytes for x in jax.tree.leaves(step.state['opt_state'])),
+              peak_bytes=program.memory(step.compiled)['peak'])
 
-  def __init__(self, cfg):
-    self.cfg = cfg
-    with self._mesh() as mesh:
-      blueprint = states.blueprint(cfg, mesh)
-      self.state, step = states.init(cfg, blueprint), steps.make(cfg, blueprint)
-      self.batch = check.place(next(pipeline.train_iterator(cfg)), mesh)
-      self.compiled = step.lower(self.state, self.batch).compile()
-    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-    params = blueprint.shapes['params']
-    self.facts = dict(
-        parameters=count(params), trained=count(blueprint.trainable(params)),
-        optimizer_bytes=sum(x.nbytes for x in jax.tree.leaves(self.state['opt_state'])),
-        peak_bytes=program.memory(self.compiled)['peak'])
 
-  def step(self):
-    """Returns the processor milliseconds of one step, of all threads of this process."""
-    with self._mesh():
-      start = time.process_time()
-      self.state, told = self.compiled(self.state, self.batch)
-      jax.block_until_ready((self.state, told))
-      return 1e3 * (time.process_time() - start)
-
-  def _mesh(self):
-    return states.on_mesh(self.cfg.mesh, jax.devices()[:1])
+def milliseconds(step: held.Step) -> float:
+  """Returns the processor milliseconds of one step, of all threads of this process."""
+  with step.mesh():
+    start = time.process_time()
+    step.run()
+    return 1e3 * (time.process_time() - start)
 
 
 def measure(cfgs, rounds):
-  """Returns dict method -> facts of `Tuning`, `step_ms` and `ratio`: medians of rounds after the first two.
+  """Returns dict method -> `facts`, `step_ms` and `ratio`: medians of rounds after the first two.
 
   cfgs: dict method -> configuration; the first method is what others are over.
   """
-  tunings = {name: Tuning(cfg) for name, cfg in cfgs.items()}
-  rows = [{name: tuning.step() for name, tuning in tunings.items()} for _ in range(rounds + 2)][2:]
-  first = next(iter(tunings))
-  return {name: tuning.facts | dict(
+  running = {name: held.Step(cfg) for name, cfg in cfgs.items()}
+  rows = [{name: milliseconds(step) for name, step in running.items()} for _ in range(rounds + 2)][2:]
+  first = next(iter(running))
+  return {name: facts(step) | dict(
       step_ms=statistics.median(row[name] for row in rows),
-      ratio=statistics.median(row[name] / row[first] for row in rows)) for name, tuning in tunings.items()}
+      ratio=statistics.median(row[name] / row[first] for row in rows)) for name, step in running.items()}
 
 
 def lines(measured):

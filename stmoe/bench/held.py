@@ -13,15 +13,15 @@ from stmoe.train import step as steps
 class Step:
   """The compiled training step of a configuration, its state and the first batch of its data, on one device.
 
-  cfg, state, batch, compiled: the configuration, what `train.state.init` makes, what is on the device, and
-  the program (state, batch) -> (state, report).
+  cfg, plan, state, batch, compiled: the configuration, its Blueprint, what `train.state.init` makes, what is
+  on the device, and the program (state, batch) -> (state, report).
   """
 
   def __init__(self, cfg):
     self.cfg = cfg
     with self.mesh() as mesh:
-      plan = states.blueprint(cfg, mesh)
-      self.state, do_step = states.init(cfg, plan), steps.make(cfg, plan)
+      self.plan = states.blueprint(cfg, mesh)
+      self.state, do_step = states.init(cfg, self.plan), steps.make(cfg, self.plan)
       self.batch = check.place(next(pipeline.train_iterator(cfg)), mesh)
       self.compiled = do_step.lower(self.state, self.batch).compile()
 

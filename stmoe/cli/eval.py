@@ -49,9 +49,11 @@ def run(args):
   if args.best and args.step is not None:
     raise errors.UserError('--best and --step do not go together')
   shots = _shots(args)
-  if not (args.task or args.tasks or args.replay):
+  tasks = _read_tasks(args.tasks)
+  if not (tasks or args.replay):
     from stmoe.derive import foreseen
-    foreseen.data(args.run, args.overrides)
+    for name in (args.task or '').split(','):
+      foreseen.data(args.run, [f'--config.data.task={name}'] * bool(name) + list(args.overrides))
   path = downloaded.run_directory(args.run)
   cfg = rundir.opened(path, args.step, 'best' if args.best else 'checkpoints')
   if args.task:
@@ -66,7 +68,7 @@ def run(args):
     _sweep(cfg, path, args)
     return
   if args.tasks:
-    _task_files(cfg, path, args, shots)
+    _task_files(cfg, path, args, tasks, shots)
     return
   from stmoe.answer import score
   if args.task or cfg.eval.methods:
@@ -94,12 +96,16 @@ def _shots(args):
   return list(dict.fromkeys(map(int, texts)))
 
 
-def _task_files(cfg, path, args, shots):
+def _read_tasks(file):
+  """The task files of BIG-bench that --tasks names."""
+  from stmoe.data.text import big_bench
+  return big_bench.read(file) if file else ()
+
+
+def _task_files(cfg, path, args, tasks, shots):
   """Prints the table of task files of BIG-bench, and keeps everything in the run."""
   from stmoe.analysis import table
   from stmoe.answer import task_files
-  from stmoe.data.text import big_bench
-  tasks = big_bench.read(args.tasks)
   task_files.check(tasks, shots, _say)
   with task_files.system(cfg, path, tasks, _say, args.step, args.best) as (system, step):
     _say(f'scoring the checkpoint of step {step:,}')

@@ -34,8 +34,10 @@ def add_arguments(parser):
 
 
 def run(args):
-  start = downloaded.run_directory(args.start)
   from stmoe.derive import finetune
+  from stmoe.derive import foreseen
+  foreseen.texts([args.start], finetune.own(args.name, args.overrides)[0])
+  start = downloaded.run_directory(args.start)
   cfg, name = finetune.prepare(args.name, args.overrides, start, args.step)
   if args.replay:
     from stmoe.data import recording

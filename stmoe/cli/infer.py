@@ -68,6 +68,7 @@ def run(args):
     raise errors.UserError(f'--output {args.output}: no directory {args.output.parent}')
   if args.record and not args.record.parent.is_dir():
     raise errors.UserError(f'--record {args.record}: no directory {args.record.parent}')
+  lines = args.prompt or (_lines('-') if args.file == '-' else list(_lines(args.file)))
   path = downloaded.run_directory(args.run)
   cfg = rundir.opened(path, args.step)
   decode = strategy(cfg, args.overrides)
@@ -75,7 +76,7 @@ def run(args):
   from stmoe.answer import infer
   stream = args.stream or _at_a_terminal(args, decode)
   where = '--prompt' if args.prompt else 'standard input' if args.file == '-' else args.file
-  prompts = infer.read(args.prompt or _lines(args.file), where, jsonl, args.chat)
+  prompts = infer.read(lines, where, jsonl, args.chat)
   if args.prompt or args.file != '-':                                # a wrong line is found before all else
     prompts = iter(list(prompts))
   first = next(prompts, None)

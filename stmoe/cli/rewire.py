@@ -1,7 +1,7 @@
 """Says what adapting the routers of a run to a prompt is worth for the text behind it (arXiv:2510.14853).
 
 stmoe rewire runs/try                                        half of every evaluated row as prompt
-stmoe rewire runs/try --prompt 64 --rows 256 --config.data.files=TEXT      text of another kind
+stmoe rewire runs/try --prompt 64 --rows 256 --config.data.task=text --config.data.files=TEXT   another text
 stmoe rewire runs/try --config.decode.steps=20 --config.decode.confident=1.0
 stmoe infer runs/try prompts.txt --config.decode.name=rewire               texts that are written so
 

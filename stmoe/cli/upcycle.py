@@ -43,6 +43,8 @@ def add_arguments(parser):
 
 def run(args):
   cfg, name = experiment.load(args.name, args.overrides)
+  from stmoe.derive import foreseen
+  foreseen.texts(args.runs, cfg)
   dense = [downloaded.run_directory(run) for run in args.runs]
   workdir = args.workdir or rundir.default(name, cfg, dense)
   from stmoe.derive import upcycle

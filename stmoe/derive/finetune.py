@@ -236,14 +236,19 @@ def describe(record):
       yield f'{title}: {", ".join(record[title][:5])}{more} (all in ancestry.json)'
 
 
+def own(name, overrides):
+  """Returns (configuration, canonical name, overrides that are in it) of an experiment, without a start."""
+  early = [text for text in overrides if text.removeprefix('--config.').startswith(('finetune.', 'data.'))]
+  return *experiment.load(name, early), early
+
+
 def prepare(name, overrides, run, step=None):
   """Returns (configuration, canonical name) of experiment `name` for fine-tuning from run directory `run`.
 
   step: of the checkpoint to start from; None = the newest.
   """
   start = records.read(run).located(rundir.trusted(run, step))
-  early = [text for text in overrides if text.removeprefix('--config.').startswith(('finetune.', 'data.'))]
-  cfg, name = experiment.load(name, early)
+  cfg, name, early = own(name, overrides)
   names_vocabulary = 'vocab' not in cfg.data or any(
       text.removeprefix('--config.').startswith('data.vocab=') for text in early)
   if not names_vocabulary:

@@ -22,7 +22,7 @@ class _Looks(BaseException):
 
 
 class _Reads(BaseException):
-  """A surgery reads an array; whether it looks at data later is not known."""
+  """A surgery reads an array: it looks at no data, else it would have done so before."""
 
 
 def data(name: str, overrides: Sequence[str] = ()) -> None:
@@ -33,6 +33,12 @@ def data(name: str, overrides: Sequence[str] = ()) -> None:
   if folder := _folder(name):
     cfg, _ = _opened(folder, overrides)
     _check(folder, cfg)
+
+
+def texts(names: Sequence[str], cfg: ml_collections.ConfigDict) -> None:
+  """Raises UserError where one of `names` is a downloaded folder, and texts of `cfg` are missing."""
+  if any(map(_folder, names)):
+    _readable(cfg)
 
 
 def surgery(name: str, kind: str, text: str, overrides: Sequence[str] = ()) -> None:
@@ -78,11 +84,21 @@ def _opened(folder, overrides):
 
 
 def _check(folder: pathlib.Path, cfg: ml_collections.ConfigDict) -> None:
-  """Raises UserError where the texts of `cfg` are not there; other tasks say themselves what they lack."""
+  """Raises UserError where the texts of `cfg` are not there, or their vocabulary."""
+  _readable(cfg)
   if cfg.data.get('task') != 'text':
     return
-  names, _ = documents.divided(cfg.data.files)
-  next(documents.each(names[0], cfg.data.field, cfg.data.documents), None)   # can be opened and read
   if not cfg.data.vocab and vocabularies.of(folder, cfg, lambda line: None) is None:
     raise errors.UserError(f'{folder} has no vocabulary (tokenizer.json or a SentencePiece model); give its '
                            'own: --config.data.vocab=FILE')
+
+
+def _readable(cfg):
+  """Raises UserError where files of texts cannot be read; other sources say later what they lack."""
+  if lookup.source_of(cfg.data) != 'texts':
+    return
+  if cfg.data.task != 'text' or cfg.data.mixture:
+    lookup.source(cfg.data).tasks()
+    return
+  names, _ = documents.divided(cfg.data.files)
+  next(documents.each(names[0], cfg.data.field, cfg.data.documents), None)   # one is enough

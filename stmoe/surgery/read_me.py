@@ -46,9 +46,8 @@ def factorise(params: dict, config: ml_collections.ConfigDict, calibration: spar
     section = sparse.section(config, layer.where)
     changes[layer.where] = dense.block(section, **_layer(section), **router, num_experts=len(parts),
                                        share=share)
-  nets = _nets(params, sparse.changed(config, changes), seed)
   sizes = [_sizes(calibration('unit_sizes', 'unit_tokens', data=part)) for part in parts]
-  made: dict[tuple, object] = dict(nets)
+  made: dict[tuple, object] = dict(_nets(params, sparse.changed(config, changes), seed))
   for layer in layers:
     mask = masks(np.stack([of_domain[layer.name] for of_domain in sizes]), share)
     made[layer.path] = dict(experts=dict(layer.arrays(params), mask=mask))

@@ -84,7 +84,8 @@ def factorise(params: dict, config: ml_collections.ConfigDict, calibration: spar
         experts=dense.bank(section, section.d_ff // num_experts))
     path = (*layer.path[:-1], 'attention')
     if attending.get(path) is not None:
-      made[path], fields = _in_heads(layer.where, attending[path], layout.at(params, path), share, rng)
+      arrays = jax.tree.map(aside.fetched, layout.at(params, path))
+      made[path], fields = _in_heads(layer.where, attending[path], arrays, share, rng)
       changes[layer.where]['attention'] = fields | common
   return sparse.replaced(params, made), changes
 

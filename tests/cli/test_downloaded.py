@@ -53,7 +53,13 @@ def test_texts_are_written_as_they_are_made_down_to_any_of_the_ends(folder, comm
     ('compress', ['prune:keep=0.01', '--workdir', 'half'], 'keep=0.01'),
     ('eval', ['--config.data.fils=a.txt'], 'config.data.fils does not exist'),
     ('eval', [], 'data.files is empty'), ('record', ['--output', 'o.npz'], 'data.files is empty'),
-    ('routing', [], 'data.files is empty'), ('rewire', [], 'data.files is empty')])
+    ('routing', [], 'data.files is empty'), ('rewire', [], 'data.files is empty'),
+    ('eval', ['--tasks', 'nowhere'], 'nowhere: No such file'),
+    ('eval', ['--task', 'boolq', '--config.data.jsonl=nowhere'], "data.jsonl: no file 'nowhere'"),
+    ('infer', ['nowhere.txt'], 'nowhere.txt: No such file'),
+    ('finetune', ['finetune/jsonl', '--workdir', 'tuned'], 'data.jsonl is empty: task jsonl needs'),
+    ('finetune', ['finetune/jsonl', '--config.data.jsonl=a.jsonl,b.jsonl'], "data.jsonl: no file 'a.jsonl'"),
+    ('upcycle', ['upcycling/stdlib', '--config.data.task=text', '--workdir', 'up'], 'data.files is empty')])
 def test_a_text_that_is_missing_is_asked_for_before_the_model_is_converted(folder, mistake, name, words, says,
                                                                            monkeypatch, tmp_path):
   monkeypatch.setenv('STMOE_CACHE_DIR', str(tmp_path / 'cache'))

@@ -41,7 +41,7 @@ def _svg(rows):
   middle, half_width = (LEFT + WIDTH - RIGHT) / 2, (WIDTH - RIGHT - LEFT) / 2
   at = lambda value: middle + value / reach * half_width
   height = ROW * len(rows) + 12
-  parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="differences to dense">',
+  parts = [f'<svg class="wide" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="differences to dense">',
            f'<line class="zero" x1="{middle}" x2="{middle}" y1="0" y2="{height}"/>']
   for row, (label, (effect, half, *_)) in enumerate(rows.items()):
     parts += _row(label, effect, half, ROW * row + ROW / 2 + 6, at)

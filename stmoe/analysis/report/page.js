@@ -24,7 +24,7 @@ for (const head of document.querySelectorAll('table.sortable th')) {
   });
 }
 
-const WIDTH = 860, HEIGHT = 380, LEFT = 64, RIGHT = 14, TOP = 12, BOTTOM = 34;
+const WIDEST = 860, HEIGHT = 380, LEFT = 64, RIGHT = 14, TOP = 28, BOTTOM = 34;
 
 function make(tag, parent, attributes = {}, text = '') {
   const svg = ['svg', 'path', 'line', 'text', 'circle'].includes(tag);
@@ -62,6 +62,7 @@ function scale(low, high, from, to, log) {
 
 function chart(host) {
   const data = JSON.parse(host.dataset.chart), off = new Set();
+  const width = Math.min(Math.max(host.clientWidth, 280), WIDEST);   // of the page: so letters keep their size
   const controls = make('div', host, {class: 'controls'});
   const choose = (label, node) => {
     make('label', controls, {}, label + ' ').append(node);
@@ -76,7 +77,7 @@ function chart(host) {
   train.checked = true;
   const window = choose('smoothing', Object.assign(
       document.createElement('input'), {type: 'range', min: 0, max: 40, value: data.smoothing}));
-  const svg = make('svg', host, {viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: 'img', 'aria-label': data.title});
+  const svg = make('svg', host, {viewBox: `0 0 ${width} ${HEIGHT}`, role: 'img', 'aria-label': data.title});
   const reading = make('div', host, {class: 'reading', 'aria-live': 'polite'}, 'Point at the chart for values.');
   const legend = make('div', host, {class: 'legend'});
   for (const label of new Set(data.series.map((one) => one.label))) {
@@ -111,7 +112,7 @@ function chart(host) {
     svg.replaceChildren();
     shown = curves();
     if (!shown.length) {
-      make('text', svg, {x: WIDTH / 2, y: HEIGHT / 2, 'text-anchor': 'middle'}, 'nothing to draw');
+      make('text', svg, {x: width / 2, y: HEIGHT / 2, 'text-anchor': 'middle'}, 'nothing to draw');
       return;
     }
     const xs = shown.flatMap(({points}) => points.map(([a]) => a));
@@ -119,10 +120,10 @@ function chart(host) {
     const ys = shown.flatMap(({points}) => points.slice(logY.checked ? 0 : Math.floor(points.length / 10)).map(([, b]) => b));
     const reduce = (best, values) => values.reduce((a, b) => best(a, b));
     const low = reduce(Math.min, ys), high = reduce(Math.max, ys), pad = logY.checked ? 0 : 0.05 * (high - low);
-    across = scale(logX.checked ? reduce(Math.min, xs) : 0, reduce(Math.max, xs), LEFT, WIDTH - RIGHT, logX.checked);
+    across = scale(logX.checked ? reduce(Math.min, xs) : 0, reduce(Math.max, xs), LEFT, width - RIGHT, logX.checked);
     const up = scale(low - pad, high + pad, HEIGHT - BOTTOM, TOP, logY.checked);
     for (const tick of up.ticks) {
-      make('line', svg, {class: 'axis', x1: LEFT, x2: WIDTH - RIGHT, y1: up.at(tick), y2: up.at(tick)});
+      make('line', svg, {class: 'axis', x1: LEFT, x2: width - RIGHT, y1: up.at(tick), y2: up.at(tick)});
       make('text', svg, {x: LEFT - 8, y: up.at(tick) + 4, 'text-anchor': 'end'}, short(tick));
     }
     for (const tick of across.ticks) {
@@ -130,7 +131,7 @@ function chart(host) {
     }
     make('text', svg, {x: LEFT, y: HEIGHT - 2}, data.axes[x.value]);
     make('text', svg, {x: 2, y: 12, class: 'strong'}, data.unit);
-    const clip = (value) => Math.min(Math.max(value, TOP - 20), HEIGHT - BOTTOM + 20);
+    const clip = (value) => Math.min(Math.max(value, -8), HEIGHT - BOTTOM + 20);
     for (const {one, kind, points} of shown) {
       const path = points.map(([a, b], at) => `${at ? 'L' : 'M'}${across.at(a).toFixed(1)},${clip(up.at(b)).toFixed(1)}`);
       make('path', svg, {class: `curve ${kind}`, d: path.join(''), stroke: one.colour, 'stroke-dasharray': one.dash});
@@ -142,7 +143,7 @@ function chart(host) {
 
   // The value of every curve of validation nearest to the pointer.
   svg.addEventListener('pointermove', (event) => {
-    const bounds = svg.getBoundingClientRect(), at = (event.clientX - bounds.left) / bounds.width * WIDTH;
+    const bounds = svg.getBoundingClientRect(), at = (event.clientX - bounds.left) / bounds.width * width;
     svg.querySelectorAll('line.at').forEach((line) => line.remove());
     const texts = [];
     let place = null;

@@ -103,6 +103,18 @@ def browser(request, page, tmp_path):
 FIRST = "document.querySelector('table.sortable tbody tr td').textContent"
 
 
+def test_letters_of_a_chart_are_readable_and_apart(browser):
+  """At any width: letters have the size of a page's, and the unit stands above the numbers of its axis."""
+  boxes = browser.value("""[...document.querySelectorAll('[data-chart] > svg text')].map((text) => {
+      const box = text.getBoundingClientRect();
+      return [text.classList.contains('strong'), box.top, box.bottom, box.left, box.right]})""")
+  [unit] = [box for strong, *box in boxes if strong]
+  numbers = [box for strong, *box in boxes if not strong]
+  assert all(bottom - top > 10 for top, bottom, *_ in numbers)
+  apart = lambda a, b: a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
+  assert all(apart(unit, box) for box in numbers)
+
+
 def test_a_reader_sorts_switches_and_points(browser):
   assert browser.value(FIRST) == EVIL
   bits = "[...document.querySelectorAll('th button')].find((button) => button.textContent == 'bits/byte')"
