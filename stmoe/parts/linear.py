@@ -24,7 +24,7 @@ def apply(x: jax.Array, w: Array, b: Array | None = None) -> jax.Array:
 def logits(x: jax.Array, w: Array, b: Array | None = None) -> jax.Array:
   """Returns x w, plus b where there is one: f32[...,V], for x [...,D], w [D,V], b [V].
 
-  What is multiplied is in the dtype of x, forward and backward. Sums are float32, and so is the gradient to w.
+  Operands are in the dtype of x, forward and backward. Sums are float32, and so is the gradient to w.
   A matrix with an adapter beside it is multiplied in float32.
   """
   w = w[...]
