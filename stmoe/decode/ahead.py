@@ -29,10 +29,11 @@ def run(function: typing.Callable, model: typing.Any, *arguments: typing.Any) ->
 
   Args:
     function: of a `model`, any tree of arrays, and `arguments`; traced twice where the model has an array
-      wider than its `dtype`, that of its activations.
+      wider than its `dtype`, that of its activations. A model that names none runs as it is.
   """
   arrays, tree = jax.tree.flatten(model)
-  if not any(_shorter(model.dtype, a.dtype) for a in arrays):
+  dtype = getattr(model, 'dtype', jnp.float32)
+  if not any(_shorter(dtype, a.dtype) for a in arrays):
     return function(model, *arguments)
   whole = lambda arrays: function(jax.tree.unflatten(tree, arrays), *arguments)
   dtypes = rounded(whole, arrays)

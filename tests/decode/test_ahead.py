@@ -38,10 +38,21 @@ def test_no_loop_rounds_a_matrix(name, decode, monkeypatch):
   matrices = {a.shape[-2:] for a in jax.tree.leaves(arguments[0]) if a.ndim > 2}
   found = {shape[-2:] for shape in roundings(jax.make_jaxpr(program)(*arguments).jaxpr)}
   assert not found & matrices
+  same_ids(name, decode, monkeypatch)
+
+
+def same_ids(name, decode, monkeypatch):
+  """Asserts that the same is written where nothing is rounded ahead."""
+  program, arguments = traced(name, decode)
   ids = np.asarray(program(*arguments))
   monkeypatch.setattr(ahead, 'run', lambda function, model, *arguments: function(model, *arguments))
   program, arguments = traced(name, decode)
   np.testing.assert_array_equal(program(*arguments), ids)
+
+
+@pytest.mark.slow
+def test_routers_that_learn_while_they_write_write_the_same(monkeypatch):
+  same_ids('lm', dict(name='rewire', steps=1, interval=2), monkeypatch)
 
 
 def test_other_uses_keep_an_array():
