@@ -10,9 +10,9 @@ from stmoe.core import contract
 from stmoe.core import noise
 from stmoe.errors import UserError
 from stmoe.parts import attend
-from stmoe.parts import cache as caches
 from stmoe.parts import linear
 from stmoe.parts import norm
+from stmoe.parts import recall
 from stmoe.parts import rotary
 
 
@@ -88,38 +88,50 @@ class Attention(nnx.Module):
     """
     seen, cache = ctx.visible, carry.get(contract.CACHE)
     if cache is not None and seen.slot is None:
-      return self._attend(x, seen, cache['k'], cache['v']), None, carry
+      return self._recall(x, seen, cache), None, carry
     source = x if seen.memory is None else seen.memory               # [B, K, D]
     k, v = self._keys(source, seen.turn)                             # [B, K, H, P]
     if cache is not None:
-      cache = caches.extended(cache, dict(k=k, v=v), seen.slot)
-      return self._attend(x, seen, cache['k'], cache['v']), None, contract.joined(carry, cache)
+      cache = recall.extended(cache, k, v, seen.slot)
+      return self._recall(x, seen, cache), None, contract.joined(carry, cache)
     # For all queries T5 draws one mask of probabilities per batch, head and key. That is to
     # drop whole value vectors: sum_j (p_ij m_j) v_j = sum_j p_ij (m_j v_j).
     v = noise.dropout(v, self.dropout_rate, ctx.key if ctx.train else None, broadcast_dims=(-1,))
     return self._attend(x, seen, k, v), None, carry
 
   def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict[str, jax.Array]:
-    """Returns an empty cache of `length` places: dict of k and v [B,K,H,P], turned already."""
-    zeros = jnp.zeros((batch, length, self.wk.shape[-1] // self.width, self.width), dtype)
-    return dict(k=zeros, v=zeros)
+    """Returns an empty cache of `length` places: dict of k and v [B,H,K,P], turned already."""
+    return recall.empty(batch, self.wk.shape[-1] // self.width, length, self.width, dtype)
 
   def remember(self, memory: jax.Array) -> dict[str, jax.Array]:
-    """Returns the keys and values of cross-attention to memory [B,K,D], computed once: dict of k and v."""
-    return dict(zip('kv', self._keys(memory, None)))
+    """Returns k and v [B,H,K,P] of cross-attention to memory [B,K,D], computed once: a dict."""
+    return recall.kept(*self._keys(memory, None))
 
   def _keys(self, source, turn):
     k, v = self._heads(source, self.wk, self.bk, self.k_norm), self._heads(source, self.wv, self.bv)
     return (k if turn is None else self.turn(k, turn)), v
 
   def _attend(self, x, visible, k, v):
-    q = self._heads(x, self.wq, self.bq, self.q_norm)                # [B, T, H, P]
-    q = q if visible.turn is None else self.turn(q, visible.turn)
+    """[B,T,D] of x [B,T,D] attending to k and v [B,K,H,P]."""
     mask, bias = visible.mask, visible.bias
     if self.sinks is not None:
       k, v, mask, bias = _with_sinks(self.sinks[...], k, v, mask, bias)
-    y = attend.attend(q, k, v, mask=mask, bias=bias, scale=self.scale, causal=visible.causal)
-    return linear.apply(y.reshape(*x.shape[:2], -1), self.wo, self.bo)  # [B, T, D]
+    y = attend.attend(self._queries(x, visible), k, v, mask=mask, bias=bias, scale=self.scale,
+                      causal=visible.causal)
+    return linear.apply(y.reshape(*x.shape[:2], -1), self.wo, self.bo)
+
+  def _recall(self, x, visible, cache):
+    """[B,T,D] of x [B,T,D] attending to a cache; the queries of a prompt turn it, a token's does not."""
+    if x.shape[1] > 1:
+      return self._attend(x, visible, *recall.turned(**cache))
+    sinks = None if self.sinks is None else self.sinks[...]
+    y = recall.one(self._queries(x, visible), cache, mask=visible.mask, bias=visible.bias, scale=self.scale,
+                   sinks=sinks)
+    return linear.apply(y.reshape(*x.shape[:2], -1), self.wo, self.bo)
+
+  def _queries(self, x, visible):
+    q = self._heads(x, self.wq, self.bq, self.q_norm)                # [B, T, H, P]
+    return q if visible.turn is None else self.turn(q, visible.turn)
 
   def _heads(self, x, w, b, normalize=None):
     y = linear.apply(x, w, b)                                        # [B, T, H*P]

@@ -24,17 +24,17 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: flo
 
   Args:
     q:    [B,T,n,H,P] queries.
-    k, v: [B,K,n,Hkv,P] of KV experts, or [B,K,Hkv,P], which all experts share.
+    k, v: [B,n,Hkv,K,P] of KV experts, or [B,Hkv,K,P], which all experts share: as a cache holds them.
     mask: bool[B,1,T,K], True where a query sees a key; bias: [1,H,T,K] added to the logits, or None.
   """
-  own, promoted = 'n' * (k.ndim == 5), jnp.promote_types(q.dtype, jnp.float32)
-  grouped = q.reshape(*q.shape[:3], k.shape[-2], -1, q.shape[-1])    # [B, T, n, Hkv, H/Hkv, P]
-  logits = scale * jnp.einsum(f'btnhrp,bk{own}hp->bnhrtk', grouped, k, preferred_element_type=promoted)
+  keys, promoted = 'bnhkp' if k.ndim == 5 else 'bhkp', jnp.promote_types(q.dtype, jnp.float32)
+  grouped = q.reshape(*q.shape[:3], k.shape[-3], -1, q.shape[-1])    # [B, T, n, Hkv, H/Hkv, P]
+  logits = scale * jnp.einsum(f'btnhrp,{keys}->bnhrtk', grouped, k, preferred_element_type=promoted)
   if bias is not None:
     logits += bias.reshape(len(bias), 1, *logits.shape[2:4], *bias.shape[2:])
   logits = jnp.where(mask[:, :, None, None], logits, jnp.finfo(promoted).min)
   probs = jax.nn.softmax(logits, axis=-1).astype(q.dtype)            # [B, n, Hkv, H/Hkv, T, K]
-  return jnp.einsum(f'bnhrtk,bk{own}hp->btnhrp', probs, v).reshape(q.shape)
+  return jnp.einsum(f'bnhrtk,{keys}->btnhrp', probs, v).reshape(q.shape)
 
 
 def mixed(y: jax.Array, gates: jax.Array, wo: jax.Array) -> jax.Array:
@@ -108,17 +108,18 @@ class Bam(nnx.Module):
     seen, (wk, wv) = ctx.visible, self._keys()
     q, k = (self._heads(x, w, seen.turn) for w in (self.experts.wq, wk))
     v = self._heads(x, wv)
-    if cache is not None:
-      cache = caches.extended(cache, dict(k=k, v=v), seen.slot)
-      k, v = cache['k'], cache['v']
     v = noise.dropout(v, self.dropout_rate, ctx.key if ctx.train else None, broadcast_dims=(-1,))
+    k, v = (jnp.moveaxis(a, 1, -2) for a in (k, v))                  # [B, n, Hkv, T, P], or [B, Hkv, T, P]
+    if cache is not None:
+      cache = caches.extended(cache, dict(k=k, v=v), seen.slot, -2)
+      k, v = cache['k'], cache['v']
     y = attend(q, k, v, seen.mask, self.scale, seen.bias)            # [B, T, n, H, P]
     return mixed(y, gates, self.experts.wo[...]), aux, contract.joined(carry, cache)
 
   def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict[str, jax.Array]:
-    """Returns an empty cache of `length` places: k and v [B,K,n,Hkv,P], or [B,K,Hkv,P]; k is turned."""
+    """Returns an empty cache of `length` places: k and v [B,n,Hkv,K,P], or [B,Hkv,K,P]; k is turned."""
     *each, _, width = self._keys()[0].shape[-3 if self.wk is None else -2:]        # without an axis of layers
-    zeros = jnp.zeros((batch, length, *each, width // self.head_dim, self.head_dim), dtype)
+    zeros = jnp.zeros((batch, *each, width // self.head_dim, length, self.head_dim), dtype)
     return dict(k=zeros, v=zeros)
 
   def _keys(self):

@@ -19,8 +19,8 @@ from stmoe.errors import UserError
 from stmoe.experts import linear as banks
 from stmoe.layers import moe
 from stmoe.parts import attend
-from stmoe.parts import cache as caches
 from stmoe.parts import linear
+from stmoe.parts import recall
 from stmoe.parts import rotary
 
 
@@ -171,18 +171,20 @@ class SwitchHead(nnx.Module):
     seen, cache = ctx.visible, carry.get(contract.CACHE)
     q, k = (self._turned(linear.apply(x, w), seen.turn) for w in (self.wq, self.wk))
     v, aux_v = self._values(x, source, ctx)                          # [B, T, H, P]
-    if cache is not None:
-      cache = caches.extended(cache, dict(k=k, v=v), seen.slot)
-      k, v, carry = cache['k'], cache['v'], contract.joined(carry, cache)
-    v = noise.dropout(v, self.dropout_rate, ctx.key if ctx.train else None, broadcast_dims=(-1,))
-    y = attend.attend(q, k, v, mask=seen.mask, bias=seen.bias, scale=self.width ** -0.5)
+    scale = self.width ** -0.5
+    if cache is None:
+      v = noise.dropout(v, self.dropout_rate, ctx.key if ctx.train else None, broadcast_dims=(-1,))
+      y = attend.attend(q, k, v, mask=seen.mask, bias=seen.bias, scale=scale)
+    else:
+      cache = recall.extended(cache, k, v, seen.slot)
+      carry = contract.joined(carry, cache)
+      y = recall.attend(q, cache, mask=seen.mask, bias=seen.bias, scale=scale)
     y, aux_o = self._out(y, x, ctx)
     return y, aux_v | aux_o, carry
 
   def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict[str, jax.Array]:
-    """Returns an empty cache of `length` places: dict of k and v [B,K,H,P], k turned already."""
-    zeros = jnp.zeros((batch, length, self.num_heads, self.width), dtype)
-    return dict(k=zeros, v=zeros)
+    """Returns an empty cache of `length` places: dict of k and v [B,H,K,P], k turned already."""
+    return recall.empty(batch, self.num_heads, length, self.width, dtype)
 
   def _turned(self, y, turn):
     """y [B,T,H*P] as [B,T,H,P], the first `head_dim` numbers of a head turned."""

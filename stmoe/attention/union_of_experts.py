@@ -17,6 +17,7 @@ from stmoe.core import metrics
 from stmoe.core import noise
 from stmoe.core.units import shards
 from stmoe.parts import cache as caches
+from stmoe.parts import recall
 from stmoe.parts import rotary
 
 
@@ -143,25 +144,25 @@ class UnionOfExperts(nnx.Module):
     return jnp.zeros(x.shape, jnp.float32).at[row, at].add(o).astype(x.dtype)
 
   def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> dict[str, jax.Array]:
-    """Returns an empty cache of `length` places: k, turned already, and v [B,K,H,P], chosen bool[B,K,H]."""
-    zeros = jnp.zeros((batch, length, self.num_heads, self.width), dtype)
-    return dict(k=zeros, v=zeros, chosen=jnp.zeros((batch, length, self.num_heads), bool))
+    """Returns an empty cache of `length` places: k, turned already, and v [B,H,K,P], chosen bool[B,H,K]."""
+    chosen = jnp.zeros((batch, self.num_heads, length), bool)
+    return recall.empty(batch, self.num_heads, length, self.width, dtype) | dict(chosen=chosen)
 
   def _all(self, x, g, logits, ctx, carry):
     """Every head computes all tokens and sees those that chose it: `attend` with room for all."""
     seen, cache = ctx.visible, carry.get(contract.CACHE)
     chosen = self._eligible(g, ctx.mask)                             # [B, T, H]
-    before = 0 if cache is None else cache['chosen'].sum(axis=1)[:, None]            # [B, 1, H]
-    rank = (before + jnp.cumsum(chosen, axis=1) - 1).swapaxes(1, 2)  # [B, H, T]
+    before = 0 if cache is None else cache['chosen'].sum(axis=2, keepdims=True)      # [B, H, 1]
+    rank = before + jnp.cumsum(chosen, axis=1).swapaxes(1, 2) - 1    # [B, H, T]
     at = (jnp.arange(len(x))[:, None, None], jnp.arange(x.shape[1])[None, None])
     q, k, v = (self.heads.project(x, name) for name in 'qkv')        # [B, H, T, P]
     q, k = (self._turned(a, rank, seen.turn, at) for a in (q, k))
-    known = dict(k=k.swapaxes(1, 2), v=v.swapaxes(1, 2), chosen=chosen)
+    known = dict(k=k, v=v, chosen=chosen.swapaxes(1, 2))
     if cache is not None:
-      known = caches.extended(cache, known, seen.slot)
+      known = caches.extended(cache, known, seen.slot, recall.PLACES)
       carry = contract.joined(carry, known)
-    mask = seen.mask & known['chosen'].swapaxes(1, 2)[:, :, None]    # [B, H, T, K]
-    y = self._mixed(q, known['k'].swapaxes(1, 2), known['v'].swapaxes(1, 2), mask, seen.bias)
+    mask = seen.mask & known['chosen'][:, :, None]                   # [B, H, T, K]
+    y = self._mixed(q, known['k'], known['v'], mask, seen.bias)
     weight = jnp.where(chosen.swapaxes(1, 2), self._weights(g), 0)   # [B, H, T]
     y = jnp.sum(weight[..., None] * self.heads.outward(y), axis=1).astype(x.dtype)
     every = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), weight.shape)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import lookup
+from stmoe.decode import ahead
 
 # A language model of two blocks, one sparse, top-1: D = 512, F = 2048.
 MODEL = dict(name='lm', vocab_size=256, d_model=512, layers=(('dm', 1),), num_heads=8, head_dim=64)
@@ -86,8 +87,7 @@ def programs(num_experts, rows, prompt, recompute, model=None):
   text = lambda n: dict(decoder_input_tokens=ids(n), decoder_segment_ids=jnp.ones((rows, n), jnp.int32),
                         decoder_positions=jnp.tile(jnp.arange(n), (rows, 1)))
 
-  def generate(model, batch, steps):
-    model.decoder.unroll()
+  def write(model, batch, steps):
     logits, cache = model.begin(batch, LONG)
 
     def body(state, fed):
@@ -96,6 +96,10 @@ def programs(num_experts, rows, prompt, recompute, model=None):
     # Tokens that are given, so that every step routes to other experts.
     generated = jax.random.randint(jax.random.key(2), (steps, rows), 1, MODEL['vocab_size'])
     return jax.lax.scan(body, (logits, cache), generated)[0][0]
+
+  def generate(model, batch, steps):
+    model.decoder.unroll()
+    return ahead.run(write, model, batch, steps)
 
   compiled = {name: jax.jit(generate, static_argnums=2).lower(model, text(prompt), steps).compile()
           for name, steps in (('short', SHORT), ('long', LONG))}

@@ -7,6 +7,7 @@ from jax.sharding import PartitionSpec
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe.decode import ahead
 
 
 def make(plan, decode, length, tell=None):
@@ -37,7 +38,7 @@ def make(plan, decode, length, tell=None):
   def run(params, routers, batch, key):
     model = plan.model(params, routers)
     model.stacks()[-1].unroll()
-    return strategy(model, batch, length, key)
+    return ahead.run(strategy, model, batch, length, key)
   return jax.jit(run, out_shardings=NamedSharding(plan.mesh, PartitionSpec()))
 
 

@@ -13,11 +13,12 @@ from stmoe import axes
 class Cache(struct.PyTreeNode):
   """Keys and values of K places, and at which place each row is. All rows fill their places from the left.
 
-  layers:    of `stack.Stack.init_cache`, arrays [L,B,K,...].
+  layers:    of `stack.Stack.init_cache`, arrays [L,B,...] where `stacked`, else [B,...]; a layer knows which
+    axis is that of places.
   segments:  i32[B,K] 1 = a real token, 0 = padding or not yet written: prompts of different lengths.
   positions: i32[B] position, in its own text, of each row's next token.
   slot:      i32[] place of the next token.
-  memory:    of `stack.Stack.remember`, arrays [L,B,K',...], or None.
+  memory:    of `stack.Stack.remember`, arrays as in `layers`, or None.
   memory_segments: i32[B,K'] of what an encoder read, or None.
   given:     arrays 'given/NAME' [B,...] of the batch, which hold for every token of a row.
   """
@@ -28,6 +29,7 @@ class Cache(struct.PyTreeNode):
   memory: list | None = None
   memory_segments: jax.Array | None = None
   given: dict = dataclasses.field(default_factory=dict)
+  stacked: bool = struct.field(pytree_node=False, default=True)
 
   def batch(self, stack: str, ids: jax.Array, real: jax.Array) -> dict[str, jax.Array]:
     """Returns the batch [B,1] of a stack's next tokens ids i32[B]; rows that are not real bool[B] rest."""
@@ -47,27 +49,38 @@ class Cache(struct.PyTreeNode):
   def take(self, rows: jax.Array) -> 'Cache':
     """Returns the cache of `rows` i32[n], with everything in it: rows repeated for the beams of a search."""
     return self.reorder(rows).replace(
-        memory=jax.tree.map(lambda a: _split(a[:, rows]), self.memory),
+        memory=self._taken(self.memory, rows),
         memory_segments=None if self.memory_segments is None else self.memory_segments[rows])
 
   def reorder(self, rows: jax.Array) -> 'Cache':
     """Returns the cache with `rows` i32[B] in new places; rows that change places share a memory."""
-    return self.replace(layers=jax.tree.map(lambda a: _split(a[:, rows]), self.layers),
-                        segments=self.segments[rows], positions=self.positions[rows],
-                        given=jax.tree.map(lambda a: a[rows], self.given))
+    return self.replace(layers=self._taken(self.layers, rows), segments=self.segments[rows],
+                        positions=self.positions[rows], given=jax.tree.map(lambda a: a[rows], self.given))
+
+  def _taken(self, arrays, rows):
+    take = lambda a: a[:, rows] if self.stacked else a[rows]
+    return jax.tree.map(lambda a: _split(take(a), self.stacked), arrays)
 
 
 def empty(stack: typing.Any, batch: int, length: int, dtype: jax.typing.DTypeLike) -> Cache:
   """Returns the Cache of a stack for `batch` rows of up to `length` tokens; rows are split over the mesh."""
-  layers = jax.tree.map(_split, stack.init_cache(batch, length, dtype))
+  stacked = stack.scan_layers
+  layers = jax.tree.map(lambda a: _split(a, stacked), stack.init_cache(batch, length, dtype))
   zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
-  return Cache(layers=layers, segments=zeros(batch, length), positions=zeros(batch), slot=zeros())
+  return Cache(layers=layers, segments=zeros(batch, length), positions=zeros(batch), slot=zeros(),
+               stacked=stacked)
 
 
-def extended(cache: dict[str, jax.Array], new: dict[str, jax.Array], slot: jax.Array) -> dict[str, jax.Array]:
-  """Returns a layer's cache, dict of arrays [B,K,...], with the `new` [B,T,...] from `slot` i32[] on."""
-  return {name: jax.lax.dynamic_update_slice_in_dim(cache[name], a, slot, 1) for name, a in new.items()}
+def extended(cache: dict[str, jax.Array], new: dict[str, jax.Array], slot: jax.Array,
+             axis: int = 1) -> dict[str, jax.Array]:
+  """Returns a layer's cache, dict of arrays [B,K,...], with the `new` [B,T,...] from `slot` i32[] on.
+
+  axis: that of places, where it is not the second.
+  """
+  return {name: jax.lax.dynamic_update_slice_in_dim(cache[name], a, slot, axis) for name, a in new.items()}
 
 
-def _split(a):
-  return axes.constrain(a, None, 'batch', *[None] * (a.ndim - 2))
+def _split(a, stacked):
+  """`a` [L,B,...], or [B,...], whose rows are split over the mesh."""
+  names = [None, 'batch'] if stacked else ['batch']
+  return axes.constrain(a, *names, *[None] * (a.ndim - len(names)))

@@ -32,13 +32,13 @@ class Embed(nnx.Module):
     The division keeps the logits of a table of unit variance near unit variance.
     """
     table = self.table[...]
-    y = linear.apply(x.astype(jnp.float32), table.T)                 # [B, T, V]
+    y = linear.logits(x, table.T)                                    # [B, T, V]
     y = y * (table.shape[1] ** -0.5 if scaled else 1.0)
     return y if b is None else y + b[...]
 
 
 class Head(nnx.Module):
-  """An untied output projection [D,V], float32 (T5 1.1); with `use_bias` a bias [V], initially 0."""
+  """An untied output projection [D,V] (T5 1.1); with `use_bias` a bias [V], initially 0."""
 
   def __init__(self, d_model: int, vocab_size: int, *, init_scale=1.0, use_bias=False, rngs):
     init = nnx.initializers.variance_scaling(init_scale, 'fan_in', 'truncated_normal')
@@ -46,5 +46,5 @@ class Head(nnx.Module):
     self.b = axes.param(nnx.initializers.zeros, (vocab_size,), 'vocab', rngs=rngs) if use_bias else None
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns logits f32[B,T,V] of x [B,T,D]."""
-    return linear.apply(x.astype(jnp.float32), self.w, self.b)       # [B, T, V]
+    """Returns logits f32[B,T,V] of x [B,T,D], see `linear.logits`."""
+    return linear.logits(x, self.w, self.b)

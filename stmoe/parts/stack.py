@@ -112,31 +112,36 @@ class Stack(nnx.Module):
 
     Args:
       x, ctx:     of the tokens alone; `visible` is what the tokens see of the cache, with its slot.
-      cache:      of `init_cache`: every array is [L,B,...].
+      cache:      of `init_cache`.
       remembered: of `remember`, of cross-attention.
     """
-    remembered = remembered or [{place: {} for place in caches} for caches in cache]
-    joined = [{place: caches[place] | memories[place] for place in caches}
-              for caches, memories in zip(cache, remembered)]
+    remembered = remembered or _each(lambda caches: {place: {} for place in caches}, cache)
+    joined = _each(lambda caches, memories: {place: caches[place] | memories[place] for place in caches},
+                   cache, remembered)
     x, _, after = self._run(x, ctx, joined)
-    own_caches = [{place: {name: new[place][name] for name in caches[place]} for place in caches}
-            for caches, new in zip(cache, after)]
-    return x if self.norm is None else self.norm(x), own_caches
+    own = lambda caches, new: {place: {name: new[place][name] for name in caches[place]} for place in caches}
+    return x if self.norm is None else self.norm(x), _each(own, cache, after)
 
   def init_cache(self, batch: int, length: int, dtype: jax.typing.DTypeLike) -> list:
-    """Returns the empty cache of `batch` rows of `length` tokens: per segment, arrays [L,B,K,...]."""
+    """Returns the empty cache of `batch` rows of `length` tokens: per segment, arrays [L,B,...].
+
+    Without a scan a segment has a list of caches, one a unit, arrays [B,...]: a loop over tokens then writes
+    to the arrays that it carries. Of an array with an axis of layers XLA makes copies at every token.
+    """
+    of_unit = lambda unit: self.lent(unit).init_cache(batch, length, dtype)
+    if not self.scan_layers:
+      return [[of_unit(unit) for unit in units] for units in self.segments]
     stacked = lambda repeats: lambda a: jnp.broadcast_to(a, (repeats, *a.shape))
-    first = lambda units: units if self.scan_layers else units[0]
-    return [jax.tree.map(stacked(repeats), self.lent(first(units)).init_cache(batch, length, dtype))
+    return [jax.tree.map(stacked(repeats), of_unit(units))
             for (_, repeats), units in zip(self.pattern, self.segments)]
 
   def remember(self, memory: jax.Array) -> list:
-    """Returns keys and values of memory [B,K,D] for `extend`: per segment, arrays [L,B,K,...]."""
+    """Returns keys and values of memory [B,K,D] for `extend`, as `init_cache` has its arrays."""
     of_unit = lambda unit: self.lent(unit).remember(memory)
     if self.scan_layers:
       return [jax.vmap(of_unit, axis_size=repeats)(units)
               for (_, repeats), units in zip(self.pattern, self.segments)]
-    return [jax.tree.map(lambda *a: jnp.stack(a), *map(of_unit, units)) for units in self.segments]
+    return [[of_unit(unit) for unit in units] for units in self.segments]
 
   def undecodable(self) -> str | None:
     """Returns why the stack cannot be computed token by token, or None.
@@ -370,13 +375,23 @@ def _units(recipes, d_model, repeats, scan_layers, rngs):
 
 
 def _loop_over(body, state, layers):
-  """`jax.lax.scan` over (a list of units, stacked arrays), as a Python loop."""
-  units, *arrays = layers
-  results = []
-  for i, unit in enumerate(units):
-    state, result = body(state, (unit, *jax.tree.map(lambda a, i=i: a[i], arrays)))
-    results.append(result)
-  return state, jax.tree.map(lambda *a: jnp.stack(a), *results)
+  """`jax.lax.scan` over lists of units, of first blocks and of caches (or None), as a Python loop.
+
+  What blocks report is stacked, as a scan does it; their caches stay a list.
+  """
+  units, starts, caches = layers
+  reports, after = [], []
+  for unit, first, cache in zip(units, starts, caches or [None] * len(units)):
+    state, (aux, cache) = body(state, (unit, first, cache))
+    reports.append(aux)
+    after.append(cache)
+  return state, (jax.tree.map(lambda *a: jnp.stack(a), *reports), after)
+
+
+def _each(function, *caches):
+  """[function(of a segment in each of `caches`)], or, of segments with a list, that of every unit."""
+  return [[function(*of_unit) for of_unit in zip(*of_segment)] if isinstance(of_segment[0], list)
+          else function(*of_segment) for of_segment in zip(*caches)]
 
 
 def _place(name):

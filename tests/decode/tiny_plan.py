@@ -31,14 +31,18 @@ class Plan:
 
 
 @functools.cache
-def build(name, vocab=11, router='st_moe', **fields):
-  """Returns (plan, params, router_state) of MODELS[name]; logits are far from uniform, and so is routing."""
+def build(name, vocab=11, router='st_moe', dtype='float32', **fields):
+  """Returns (plan, params, router_state) of MODELS[name]; logits are far from uniform, and so is routing.
+
+  dtype: of activations; parameters are float32.
+  """
   blocks = dict(d=dict(layer='dense', d_ff=12), m=dict(
       layer='moe', router=ROUTER | dict(name=router) | (fields if router == 'st_moe' else {}),
       experts=dict(name='mlp', d_ff=8, init_scale=1.0)))
   if router != 'st_moe':
     blocks['m']['router'].pop('k')
-  model = lookup.recipe('model', MODELS[name] | dict(vocab_size=vocab))(blocks=blocks, rngs=nnx.Rngs(3))
+  recipe = lookup.recipe('model', MODELS[name] | dict(vocab_size=vocab, dtype=dtype))
+  model = recipe(blocks=blocks, rngs=nnx.Rngs(3))
   graphdef, params, routers = nnx.split(model, nnx.Param, state.RouterState)
   sharp = lambda a: 30 * a if a.shape[-2:] == (8, 4) else a
   params = jax.tree.map(sharp, nnx.to_pure_dict(params))

@@ -51,6 +51,7 @@ def _loss(w, x, heads, kind, cotangent):
   each = lambda m: jnp.einsum('btd,ndk->btnk', h, m).reshape(*x.shape[:2], -1, heads, head)
   k, v = each(w['wk']), each(w['wv'])
   k, v = (k, v) if kind == 'kv' else (k[:, :, 0], v[:, :, 0])
+  k, v = (jnp.moveaxis(a, 1, -2) for a in (k, v))                    # places last but one
   gates = jax.nn.softmax(h @ w['w_attention_router'])
   mixture = jnp.ones_like(gates[..., :1]) if kind == 'btx' else gates
   seen = visible.causal(mask.astype(jnp.int32))
