@@ -175,7 +175,8 @@ class SwitchHead(nnx.Module):
       cache = caches.extended(cache, dict(k=k, v=v), seen.slot)
       k, v, carry = cache['k'], cache['v'], contract.joined(carry, cache)
     v = noise.dropout(v, self.dropout_rate, ctx.key if ctx.train else None, broadcast_dims=(-1,))
-    y = attend.attend(q, k, v, mask=seen.mask, bias=seen.bias, scale=self.width ** -0.5)
+    y = attend.attend(q, k, v, mask=seen.mask, bias=seen.bias, scale=self.width ** -0.5,
+                      causal=seen.causal)
     y, aux_o = self._out(y, x, ctx)
     return y, aux_v | aux_o, carry
 
