@@ -11,8 +11,7 @@ BLOCKS = 4                              # of queries, where no key is seen after
 LONG = 64                               # queries that are cut into blocks
 HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)       # logit of a key that is not seen
 # Of products: backward, the float32 of the softmax meets 16 bits.
-PRECISION = dict(bfloat16=jax.lax.DotAlgorithmPreset.BF16_BF16_F32,
-                 float16=jax.lax.DotAlgorithmPreset.F16_F16_F32)
+PRECISION = dict(bfloat16=jax.lax.DotAlgorithmPreset.BF16_BF16_F32)
 SHORTEST = 128                          # queries and keys for which cuDNN's kernel is taken
 WIDEST = 128                            # of a head, for cuDNN's kernel
 
