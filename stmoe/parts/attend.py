@@ -49,8 +49,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, 
 def _softmax_product(q, k, v, scale, mask, bias):
   """[B,N,G,T,P] of q [B,N,G,T,P] and k, v [B,N,K,P]; mask and bias broadcast to [B,N,G,T,K].
 
-  The sum of the exponentials divides the product with v, not the factor of the product: then the gradient of a
-  row of logits needs no sum over the row, and XLA for CPUs computes it along with a product.
+  The sum of the exponentials divides the product with v, not a factor of the product: then the gradient of
+  a row of logits needs no sum over the row, and XLA for CPUs computes it along with a product.
   """
   product = functools.partial(jnp.einsum, precision=PRECISION.get(q.dtype.name),
                               preferred_element_type=jnp.float32)
