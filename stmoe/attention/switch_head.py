@@ -174,7 +174,7 @@ class SwitchHead(nnx.Module):
     scale = self.width ** -0.5
     if cache is None:
       v = noise.dropout(v, self.dropout_rate, ctx.key if ctx.train else None, broadcast_dims=(-1,))
-      y = attend.attend(q, k, v, mask=seen.mask, bias=seen.bias, scale=scale)
+      y = attend.attend(q, k, v, mask=seen.mask, bias=seen.bias, scale=scale, causal=seen.causal)
     else:
       cache = recall.extended(cache, k, v, seen.slot)
       carry = contract.joined(carry, cache)

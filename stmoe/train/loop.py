@@ -6,6 +6,7 @@ run that was killed and continued writes what an undisturbed run writes.
 """
 
 import contextlib
+import os
 import pathlib
 import time
 
@@ -78,9 +79,14 @@ def flops_per_step(cfg):
 
 
 def keep_compilations():
-  """Lets JAX keep compiled programs in the cache folder, unless JAX was already told where."""
+  """Lets JAX keep compiled programs in the cache folder, unless JAX was already told where.
+
+  XLA cuts a program for CPUs into pieces for the cores that it finds, and JAX (0.10.2) takes a kept program
+  for any number of cores. So each number has a folder of its own.
+  """
   if jax.config.jax_compilation_cache_dir is None:
-    jax.config.update('jax_compilation_cache_dir', str(cache.folder() / 'compiled'))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    jax.config.update('jax_compilation_cache_dir', str(cache.folder() / 'compiled' / f'cores_{cores}'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 

@@ -5,7 +5,8 @@
 
 PYTHON is an interpreter with torch and transformers. It writes a model with random weights, and both sides
 open that. The column `apart` says how far the first losses are apart, or which share of the tokens of the
-first texts is another. On each side the form with the lowest median counts. Both have large memory pages.
+first texts is another. On each side the form with the lowest median counts. Both sides have the memory
+settings of the command `stmoe`.
 """
 
 import argparse
@@ -68,7 +69,8 @@ def _make(other, folder, size):
 def _started(other, job, size):
   """dict form -> Worker of either side. Fetched matrices (batched_mm) take too much memory to train with."""
   train = job['kind'] == 'train'
-  begin = lambda command, form: turns.Worker([*command, json.dumps(job | dict(form=form))], turns.PAGES)
+  memory = dict(GLIBC_TUNABLES=turns.KEPT if train else turns.PAGES)
+  begin = lambda command, form: turns.Worker([*command, json.dumps(job | dict(form=form))], memory)
   here = [sys.executable, '-m', f'{PACKAGE}.ours']
   mine = {form: begin(here, form) for form in (OURS if train else OURS[1:])}
   forms = [form for form in sizes.forms(size) if not (train and form == 'batched_mm')]

@@ -7,7 +7,9 @@ import subprocess
 
 from stmoe import errors
 
-PAGES = dict(GLIBC_TUNABLES='glibc.malloc.hugetlb=1')            # large ones, as the command `stmoe` has them
+# Memory as the command `stmoe` has it: large pages, and in training freed memory stays in the process.
+PAGES = 'glibc.malloc.hugetlb=1'
+KEPT = f'{PAGES}:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**64 - 1}'
 
 
 class Worker:
