@@ -29,6 +29,7 @@ PACKAGE = 'stmoe.experiments.kernels.whole'
 OURS = 'scanned', 'unrolled'
 THEIRS = pathlib.Path(__file__).with_name('theirs.py')
 PROMPT = 64                              # tokens of every row before the first that is written
+FETCHED = 8                              # rows up to which transformers' fetched matrices are timed
 
 
 def measure(name: str, other: str, rounds: int, times: int, written: tuple[int, int] | None = None) -> dict:
@@ -67,13 +68,17 @@ def _make(other, folder, size):
 
 
 def _started(other, job, size):
-  """dict form -> Worker of either side. Fetched matrices (batched_mm) take too much memory to train with."""
+  """dict form -> Worker of either side.
+
+  Fetched matrices (batched_mm) take too much memory to train with, and minutes for many prompts.
+  """
   train = job['kind'] == 'train'
+  fetched = not train and len(job['ids']) <= FETCHED
   memory = dict(GLIBC_TUNABLES=turns.KEPT if train else turns.PAGES)
   begin = lambda command, form: turns.Worker([*command, json.dumps(job | dict(form=form))], memory)
   here = [sys.executable, '-m', f'{PACKAGE}.ours']
   mine = {form: begin(here, form) for form in (OURS if train else OURS[1:])}
-  forms = [form for form in sizes.forms(size) if not (train and form == 'batched_mm')]
+  forms = [form for form in sizes.forms(size) if fetched or form != 'batched_mm']
   return mine | {form or 'dense': begin([other, str(THEIRS)], form) for form in forms}
 
 
