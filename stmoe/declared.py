@@ -56,17 +56,21 @@ def steady(function):
   """Returns `function(package, ...)`, whose results are kept where the package has its own folder alone.
 
   A configuration asks for the same files hundreds of times. Other folders may change while a process runs,
-  and other plugins are other files.
+  and other plugins are other files. Where the first argument is a tuple of packages, this holds for each.
   """
   cached = functools.cache(lambda plugged, *arguments: function(*arguments))
 
   @functools.wraps(function)
   def call(package, *rest):
-    extended = list(getattr(sys.modules.get(package), '__path__', ()))
-    if extended not in ([], [_own(package)]):
+    if any(map(_extended, (package,) if isinstance(package, str) else package)):
       return function(package, *rest)
     return cached(plugins.known(), package, *rest)
   return call
+
+
+def _extended(package):
+  """Whether a package has other folders than its own."""
+  return list(getattr(sys.modules.get(package), '__path__', ())) not in ([], [_own(package)])
 
 
 @steady
@@ -83,6 +87,12 @@ def file(package, name):
   if plugin := plugins.files(package).get(name):
     files.append(plugin)
   return next((path for path in files if path.is_file()), files[0])
+
+
+@steady
+def exists(package, name):
+  """Returns whether a package has a module `name`."""
+  return file(package, name).is_file()
 
 
 @steady

@@ -63,6 +63,8 @@ PLURALS = {'model': 'models', 'router': 'routers', 'layer': 'layers', 'experts':
            'mixer': 'mixers', 'network': 'networks', 'law': 'laws', 'launcher': 'launchers',
            'writer': 'writers', 'peer': 'peers', 'piece': 'pieces'}
 
+OF_DATA = PACKAGES['source'], PACKAGES['objective']                  # packages that say what data have
+
 # What a section of a kind without a name means.
 UNNAMED = {'target': 'ids', 'rotary_scaling': 'yarn'}
 
@@ -86,7 +88,12 @@ FUNCTIONS = {'executor': 'execute', 'launcher': 'launch', 'surgery': 'operate',
 
 def available(kind: str) -> list[str]:
   """Returns the sorted names of the modules of `kind` (a key of PACKAGES)."""
-  return sorted(name for name in declared.names(PACKAGES[kind]) if has(kind, name))
+  return list(_available(PACKAGES[kind], kind))
+
+
+@declared.steady
+def _available(package, kind):
+  return sorted(name for name in declared.names(package) if has(kind, name))
 
 
 def wrappers(kind: str) -> list[str]:
@@ -99,8 +106,8 @@ def has(kind: str, name: typing.Any) -> bool:
   if not isinstance(name, str) or not re.fullmatch(r'[^\W_]\w{0,60}', name):
     return False
   package, arguments = PACKAGES[kind], CALLED.get(kind)
-  if arguments is None or not declared.file(package, name).is_file():
-    return declared.file(package, name).is_file()
+  if arguments is None or not declared.exists(package, name):
+    return declared.exists(package, name)
   try:
     return declared.called_with(package, name, FUNCTIONS.get(kind)) == arguments
   except errors.UserError:               # a file that is no Python: whoever names it is told
@@ -277,10 +284,15 @@ def known_fields(kind: str) -> dict[str, dict]:
 
   What is wrong with such a file is told to whoever names it.
   """
+  return dict(_known_fields(PACKAGES[kind], kind))
+
+
+@declared.steady
+def _known_fields(package, kind):
   by_name = {}
   for name in available(kind):
     try:
-      by_name[name] = declared.of_class(PACKAGES[kind], name) or {}
+      by_name[name] = declared.of_class(package, name) or {}
     except (errors.UserError, TypeError):
       continue
   return by_name
@@ -292,6 +304,12 @@ def objectives() -> dict[str, str]:
   >>> objectives()['classification'], objectives()['lm']
   ('images', 'texts')
   """
+  return dict(_objectives(OF_DATA))
+
+
+@declared.steady
+def _objectives(packages):
+  del packages                           # whether they change is what `steady` asks
   sources: dict[str, str] = {}
   for name, declared_fields in known_fields('source').items():
     kind = declared_fields['objective'].range if 'objective' in declared_fields else None

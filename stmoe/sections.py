@@ -166,7 +166,7 @@ def begin(config, path):
 def _data(values):
   """The Group of section data: its source says what fields there are, and may leave it to data.objective."""
   name, objectives = lookup.source_of(values), lookup.objectives()
-  fields = _left_aside() | (_own(lookup.beside('source', name, values)) if name else {})
+  fields = _left_aside(lookup.OF_DATA) | (_own(lookup.beside('source', name, values)) if name else {})
   if 'source' in values:
     objectives = [objective for objective, source in objectives.items() if source == name]
   if objectives:
@@ -176,8 +176,13 @@ def _data(values):
                made_of=('source', name) if name else ())
 
 
-def _left_aside():
-  """The fields of all sources of data: fields of other sources may stay when a source is chosen."""
+@declared.steady
+def _left_aside(packages):
+  """The fields of all sources of data: fields of other sources may stay when a source is chosen.
+
+  packages: those that are read, lookup.OF_DATA.
+  """
+  del packages                           # whether they change is what `steady` asks
   kinds = {}
   for kind in ('source', 'objective'):
     for fields in lookup.known_fields(kind).values():
@@ -266,13 +271,14 @@ def defaults(config: ml_collections.ConfigDict) -> set:
   paths: set[str] = set()
   for group in sorted(groups(config), key=lambda group: -group.path.count('.')):      # inner ones first
     for key, field in group.fields.items():
-      value, where = group.values.get(key), group.where(key)
+      if key not in group.values:
+        continue
+      value, where = group.values[key], group.where(key)
       if field.range is not None and field.range.usual and _is_group(value):
         inside = {f'{where}.{name}' for name in value} - {f'{where}.name'}
         if value.get('name') == field.range.usual and inside <= paths:
           paths.add(where)
-      elif key in group.values and field.written is not declared.UNWRITTEN and value == field.range.check(
-          where, field.written):
+      elif field.written is not declared.UNWRITTEN and value == field.range.check(where, field.written):
         paths.add(where)
   return paths
 
