@@ -105,8 +105,7 @@ for figure in figures.draw(runs['loss-free']).values():
 
 # %% [markdown]
 # Balance is a means: dropped tokens and idle experts cost loss, and so may a coefficient that is too large.
-# Switch is evaluated with two slots a token. The figures in bits per byte, this and the last, were drawn when
-# these were counted 1.6 % too high; the printed numbers are corrected.
+# Switch is evaluated with two slots a token.
 
 # %%
 canvas.show(curves.final({label: [run.last('eval/bits_per_byte')] for label, run in runs.items()}))
