@@ -3,7 +3,8 @@
 The model is evaluated abstractly. Every matrix of the model costs 2 * size per token that passes through it.
 How many tokens pass, the matrix's logical axes and its place tell. Of the tokens, (rows per token) / E pass a
 matrix of a bank of experts; the router tells, or the layer's `rows_per_token`. Where experts share a matrix,
-all these rows pass it. Embeddings are looked up. Attention adds its two products with keys and values. A new
+all these rows pass it. Embeddings are looked up. Attention adds its two products of all
+queries with all keys and values, as the field counts them; causal attention leaves out some of these. A new
 layer or router needs nothing here: a layer that has `router` and `experts` is understood wherever it is
 nested. Where a layer's matrices are passed by something else than tokens, its `rows_per_sequence` says by how
 many rows. Where a part of the tokens passes a module, its `share_of_rows` says which part. Where a module's
