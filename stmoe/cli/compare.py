@@ -132,10 +132,12 @@ def _finish(workdir, jobs, names, fresh):
   print(f'\nFigures  {workdir}/plots/*.png, *.svg\nReport   {workdir}/report.html\n'
         f'Numbers  {workdir}/compare.json')
   over_seeds = f'stmoe compare {" ".join(names)} --seeds 0,1,2 --workdir {workdir}_seeds'
-  following = [(over_seeds, 'are the differences larger than those between seeds?'),
-               (f'stmoe report {workdir / jobs[-1].folder} --text FILE', 'where tokens of your text go'),
-               ('stmoe list', 'all experiments')]
-  print('\nNext\n' + '\n'.join(f'  {command:{len(over_seeds)}}  {why}' for command, why in following))
+  following = {f'stmoe report {workdir / jobs[-1].folder} --text FILE': 'where tokens of your text go',
+               'stmoe list': 'all experiments'}
+  if len({job.seed for job in jobs}) == 1:
+    following = {over_seeds: 'are the differences larger than those between seeds?'} | following
+  width = max(map(len, following))
+  print('\nNext\n' + '\n'.join(f'  {command:{width}}  {why}' for command, why in following.items()))
 
 
 def _write_pages(workdir, runs, labels, costs, title):
