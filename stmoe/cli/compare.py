@@ -131,13 +131,18 @@ def _finish(workdir, jobs, names, fresh):
   print_table(grouped, baselines.common(runs))
   print(f'\nFigures  {workdir}/plots/*.png, *.svg\nReport   {workdir}/report.html\n'
         f'Numbers  {workdir}/compare.json')
-  over_seeds = f'stmoe compare {" ".join(names)} --seeds 0,1,2 --workdir {workdir}_seeds'
-  following = {f'stmoe report {workdir / jobs[-1].folder} --text FILE': 'where tokens of your text go',
-               'stmoe list': 'all experiments'}
-  if len({job.seed for job in jobs}) == 1:
-    following = {over_seeds: 'are the differences larger than those between seeds?'} | following
-  width = max(map(len, following))
-  print('\nNext\n' + '\n'.join(f'  {command:{width}}  {why}' for command, why in following.items()))
+  proposed = following(names, workdir, jobs)
+  width = max(map(len, proposed))
+  print('\nNext\n' + '\n'.join(f'  {command:{width}}  {why}' for command, why in proposed.items()))
+
+
+def following(names, workdir, jobs):
+  """Returns dict command -> what it is for, of what follows a comparison: seeds, where there is one."""
+  seeds = {f'stmoe compare {" ".join(names)} --seeds 0,1,2 --workdir {workdir}_seeds':
+           'are the differences larger than those between seeds?'}
+  return (seeds if len({job.seed for job in jobs}) == 1 else {}) | {
+      f'stmoe report {workdir / jobs[-1].folder} --text FILE': 'where tokens of your text go',
+      'stmoe list': 'all experiments'}
 
 
 def _write_pages(workdir, runs, labels, costs, title):

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from stmoe import errors
+from stmoe.cli import compare as command
 from stmoe.sweep import compare
 from tests.analysis import synthetic
 
@@ -50,6 +51,11 @@ def test_plan_has_every_seed_in_its_own_folder_with_its_overrides():
   assert planned[3].overrides == ('train.steps=80', 'seed=1')
   assert planned[0].flops == planned[3].flops == 20_000
   assert [j.folder for j in jobs(seeds=(3,))] == ['dense', 'switch']
+
+
+def test_seeds_are_proposed_where_there_is_one(tmp_path):
+  proposed = lambda seeds: ' '.join(command.following(['lm/a'], tmp_path, jobs(seeds)))
+  assert '--seeds' in proposed((3,)) and '--seeds' not in proposed((0, 1))
 
 
 def test_interrupted_comparison_continues_where_it_stopped(tmp_path):
