@@ -6,13 +6,13 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.attention import recall
 from stmoe.core import contract
 from stmoe.core import noise
 from stmoe.errors import UserError
 from stmoe.parts import attend
 from stmoe.parts import linear
 from stmoe.parts import norm
-from stmoe.parts import recall
 from stmoe.parts import rotary
 
 

@@ -11,6 +11,7 @@ from stmoe import axes
 from stmoe import lookup
 from stmoe import modules
 from stmoe import ranges
+from stmoe.attention import recall
 from stmoe.core import assignment
 from stmoe.core import checked
 from stmoe.core import contract
@@ -20,7 +21,6 @@ from stmoe.experts import linear as banks
 from stmoe.layers import moe
 from stmoe.parts import attend
 from stmoe.parts import linear
-from stmoe.parts import recall
 from stmoe.parts import rotary
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.attention import recall
 from stmoe.core import assignment
 from stmoe.core import choices
 from stmoe.core import contract
@@ -17,7 +18,6 @@ from stmoe.core import metrics
 from stmoe.core import noise
 from stmoe.core.units import shards
 from stmoe.parts import cache as caches
-from stmoe.parts import recall
 from stmoe.parts import rotary
 
 

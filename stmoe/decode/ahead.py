@@ -12,6 +12,8 @@ from jax.extend import core
 from jax.extend.core import primitives
 import jax.numpy as jnp
 
+from stmoe.core.units import scans
+
 Given = typing.Sequence[frozenset[int]]  # what arrays hold: numbers of the parameters, moved and not changed
 MOVES = {primitives.broadcast_in_dim_p, primitives.concatenate_p, primitives.copy_p,
          primitives.dynamic_slice_p, primitives.gather_p, primitives.reshape_p, primitives.rev_p,
@@ -110,7 +112,7 @@ def _calls(eqn, given):
             (params['body_jaxpr'].jaxpr, [*given[first:last], *blank])], given[last:]
   inner = [getattr(jaxpr, 'jaxpr', jaxpr) for jaxpr in core.jaxprs_in_params(params)]
   if primitive is primitives.scan_p:
-    first, last = params['num_consts'], params['num_consts'] + params['num_carry']
+    first, last = scans.ends(eqn)
     held = [*given[:first], *[frozenset()] * (last - first), *given[last:]]
     return [(inner[0], held)], given[first:last]
   given = given[1:] if primitive is primitives.cond_p else given     # without the number of the branch

@@ -17,6 +17,7 @@ from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 
+from stmoe.core.units import scans
 from stmoe.surgery import aside
 
 MOST = 1 << 28                           # bytes of arrays that a piece reads, where the program can be cut
@@ -200,15 +201,8 @@ def _over(eqn, stored):
 
 
 def _inputs(eqn):
-  """(constants, state before the first layer, arrays [L,...] of all layers) of a scan, told by their shapes.
-
-  Its parameters have other names in other releases of JAX. What is of all layers has one axis more than in
-  the scan's body; so has what the body reports.
-  """
-  body, axes = eqn.params['jaxpr'].jaxpr, lambda x: len(x.aval.shape)
-  deeper = lambda outside, inside: sum(axes(x) > axes(y) for x, y in zip(outside, inside, strict=True))
-  over = len(eqn.invars) - deeper(eqn.invars, body.invars)
-  state = over - (len(eqn.outvars) - deeper(eqn.outvars, body.outvars))
+  """(constants, state before the first layer, arrays [L,...] of all layers) of a scan."""
+  state, over = scans.ends(eqn)
   return eqn.invars[:state], eqn.invars[state:over], eqn.invars[over:]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from stmoe.attention import attention
 from stmoe.parts import attend
-from stmoe.parts import recall
+from stmoe.attention import recall
 from tests.parts import test_cache
 
 draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
