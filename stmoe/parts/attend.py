@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from stmoe import axes
 
 BLOCKS = 4                              # of queries, where no key is seen after its query
-LONG = 256                              # queries that are cut into blocks: fewer gain no time, and compile longer
+LONG = 256                              # queries that are cut into blocks; fewer gain no time
 HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)       # logit of a key that is not seen
 # Of products: backward, the float32 of the softmax meets 16 bits.
 PRECISION = dict(bfloat16=jax.lax.DotAlgorithmPreset.BF16_BF16_F32)
