@@ -57,6 +57,8 @@ def _softmax_product(q, k, v, scale, mask, bias):
   logits = scale * product('bngtp,bnkp->bngtk', q, k)
   logits = logits if bias is None else logits + bias
   logits = logits if mask is None else jnp.where(mask, logits, HIDDEN)
+  if q.shape[3] < LONG:
+    return product('bngtk,bnkp->bngtp', jax.nn.softmax(logits).astype(v.dtype), v).astype(v.dtype)
   weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
   y = product('bngtk,bnkp->bngtp', weights.astype(v.dtype), v)
   return (y / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
