@@ -5,7 +5,9 @@ the element, `place` is its flat index in the whole array. Exact integers make t
 irrelevant, and an odd weight of its own for every place shows two exchanged words.
 """
 
+from collections.abc import Callable
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,28 +26,14 @@ def inventory(state):
 
 def examined(state):
   """Returns (what `inventory` returns, what `not_finite` returns) of one pass over the arrays of `state`."""
-  found = _of_all(_facts, state)
+  found = _of_all(_FACTS, state)
   return ({path: [list(x.shape), int(total), str(x.dtype)] for path, x, (total, _) in found},
           next((path for path, _, (_, whole) in found if not whole), None))
 
 
-def uncompiled(state):
-  """Returns what `inventory` returns, without a compilation: sooner for few numbers on one host.
-
-  >>> tree = dict(key=jax.random.key(3), x=jnp.arange(6.0).reshape(2, 3))
-  >>> uncompiled(tree) == inventory(tree)
-  True
-  """
-  facts = {}
-  for path, x in jax.tree.leaves_with_path(state):
-    words = np.asarray(jax.random.key_data(x) if _is_key(x) else x)
-    facts[name(path)] = [list(x.shape), part(words, words.shape), str(x.dtype)]
-  return facts
-
-
 def not_finite(state):
   """Returns the path of the first array of `state` with a number that is not finite, or None."""
-  return next((path for path, _, whole in _of_all(finite, state) if not whole), None)
+  return next((path for path, _, whole in _of_all(_FINITE, state) if not whole), None)
 
 
 def finite(x):
@@ -58,12 +46,45 @@ def name(path):
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
+class _Work(NamedTuple):
+  """What is found out about an array, in two ways that agree."""
+  compiled: Callable                     # of the array [...], under jit
+  here: Callable                         # of (its numpy parts: (numbers, where in the array), its shape)
+
+
 def _of_all(work, state):
-  """[(path, array, `work(array)`)] of the arrays of `state`, on the devices of each array."""
-  mesh = next((x.sharding.mesh for x in jax.tree.leaves(state) if hasattr(x.sharding, 'mesh')), None)
-  arrays = jax.tree.leaves_with_path(state)
-  found = jax.device_get(_compiled(work, mesh and distributed.everywhere(mesh))([x for _, x in arrays]))
-  return [(name(path), x, one) for (path, x), one in zip(arrays, found)]
+  """[(path, array, `work` of the array)] of the arrays of `state`.
+
+  What lies in the memory of this process is read there: no program is compiled, and numpy is the faster
+  (30 million numbers: 0.04 s, XLA for CPUs 0.13 s and 0.4 s once to compile).
+  """
+  paths, arrays = zip(*jax.tree.leaves_with_path(state)) if jax.tree.leaves(state) else ((), ())
+  found = (_here if all(map(_is_here, arrays)) else _on_devices)(work, arrays)
+  return [(name(path), x, one) for path, x, one in zip(paths, arrays, found)]
+
+
+def _is_here(x):
+  return isinstance(x, np.ndarray) or x.is_fully_addressable and all(d.platform == 'cpu' for d in x.devices())
+
+
+def _here(work, arrays):
+  words = [jax.random.key_data(x) if _is_key(x) else x for x in arrays]
+  return [work.here(list(_parts(x)), x.shape) for x in words]
+
+
+def _parts(x):
+  """(numpy numbers, slices of the whole array) of every part of an array that lies here, each once."""
+  if isinstance(x, np.ndarray):
+    yield x, ...
+    return
+  for shard in x.addressable_shards:                                 # np.asarray(x) would put them together
+    if shard.replica_id == 0:
+      yield np.asarray(shard.data), shard.index
+
+
+def _on_devices(work, arrays):
+  mesh = next((x.sharding.mesh for x in arrays if hasattr(x.sharding, 'mesh')), None)
+  return jax.device_get(_compiled(work.compiled, mesh and distributed.everywhere(mesh))(list(arrays)))
 
 
 @functools.cache
@@ -89,14 +110,6 @@ def _sum(x):
   for axis, stride in enumerate(strides(x.shape)):
     place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
   return jnp.sum(mix(x) * weight(place), dtype=jnp.uint32)
-
-
-def _facts(x):
-  return _sum(x), finite(x)
-
-
-def _plain_sum(x):
-  return jnp.sum(_words(x), dtype=jnp.uint32)
 
 
 def part(x, shape, where=...):
@@ -199,4 +212,18 @@ def plain_sum(x):
 
 def plain_sums(state):
   """Returns dict path -> [shape, sum of the words modulo 2^32]: what checkpoints of format 1 hold."""
-  return {path: [list(x.shape), int(total)] for path, x, total in _of_all(_plain_sum, state)}
+  return {path: [list(x.shape), int(total)] for path, x, total in _of_all(_PLAIN, state)}
+
+
+def _sum_here(parts, shape):
+  return sum(part(x, shape, where) for x, where in parts) % 2**32
+
+
+def _finite_here(parts, shape):
+  return all(np.isfinite(x).all() for x, _ in parts if jnp.issubdtype(x.dtype, jnp.inexact))
+
+
+_FACTS = _Work(lambda x: (_sum(x), finite(x)), lambda *a: (_sum_here(*a), _finite_here(*a)))
+_FINITE = _Work(finite, _finite_here)
+_PLAIN = _Work(lambda x: jnp.sum(_words(x), dtype=jnp.uint32),
+               lambda parts, shape: sum(plain_sum(x) for x, _ in parts) % 2**32)

@@ -43,7 +43,7 @@ class Writer:
     self._arrays, self._sums, self._written, self._data = {}, {}, [], data
     self._chunks = {}                    # the size of the chunks of unpacked arrays
     checkpoint.hush()
-    self._inventory = checksum.uncompiled(rest)
+    self._inventory = checksum.inventory(rest)
     # `array` makes these anew with their shapes, which orbax keeps in the arrays only.
     empty = jax.tree.map(lambda s: np.zeros((), s.dtype), shapes)
     # Arrays of numpy: orbax then keeps no record of their chunks, which `array` changes.

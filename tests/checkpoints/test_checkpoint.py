@@ -283,6 +283,21 @@ def test_checksums_see_places_and_shardings_change_nothing():
       for i in range(8) for j in range(3)) % 2**32
 
 
+@pytest.mark.parametrize('found', [checksum.examined, checksum.not_finite, checksum.plain_sums])
+def test_here_and_on_devices_the_same_is_found(found, monkeypatch):
+  mesh = axes.make_mesh(data=4, expert=2)
+  split = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+  x = jax.random.normal(jax.random.key(0), (8, 6))
+  tree = dict(x=split(x, None, 'expert'), half=split(x.astype('bfloat16').at[7, 5].set(jnp.nan), 'data'),
+              step=split(jnp.int32(3)), seen=split(x > 0, ('data', 'expert')), key=split(jax.random.key(1)))
+  with jax.set_mesh(mesh), monkeypatch.context() as patch:
+    patch.setattr(checksum, '_is_here', lambda x: False)
+    devices = found(tree)
+  compilations = checksum._compiled.cache_info().misses
+  assert found(tree) == devices
+  assert checksum._compiled.cache_info().misses == compilations
+
+
 def test_a_reader_moves_nothing(tmp_path):
   saved(tmp_path, [1, 2])
   cut(largest(tmp_path, 2))
