@@ -24,7 +24,7 @@ def model(size, layers, *, labels, image_size, channels, patch_size=2, **fields)
   d_model, heads = size['d_model'], size['num_heads']
   return dict(name='dit', vocab_size=labels, d_model=d_model, layers=layers, num_heads=heads,
               head_dim=d_model // heads, image_size=image_size, patch_size=patch_size, channels=channels,
-              variance=True, dtype='float32', scan_layers=True, remat='none') | fields
+              variance=True, dtype='float32', scan_layers=True, remat='elementwise') | fields
 
 
 def training(c, steps, batch_size, rate, average, clip=0.0):

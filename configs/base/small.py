@@ -35,7 +35,7 @@ def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='base', assignment='auction', shuffle=True)
   c = common.config()
   c.model = dict(name='lm', vocab_size=4096, d_model=256, num_heads=4, head_dim=64, layers=recipe.placed(6),
-                 tie_embeddings=True, dtype='float32', scan_layers=True, remat='none')
+                 tie_embeddings=True, dtype='float32', scan_layers=True, remat='elementwise')
   c.blocks = dict(d=dict(layer='dense', d_ff=D_FF),
                   m=common.choose('method', args.method, BLOCKS)(args))
   c.data = common.data('stdlib', length=LENGTH, vocab='train:4096')

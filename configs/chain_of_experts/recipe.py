@@ -46,7 +46,7 @@ def pretraining(made, layers):
   c.model = dict(name='lm', vocab_size=size['vocab_size'], d_model=size['d_model'],
                  num_heads=size['num_heads'], head_dim=size['head_dim'], attention=attention,
                  layers=(('m', layers),), tie_embeddings=False, dtype='bfloat16', scan_layers=True,
-                 remat='none')
+                 remat='elementwise')
   c.blocks = dict(m=made)
   c.losses = dict(balance=(paper.BALANCE, 'sum'), device=(0.0, 'sum'), communication=(0.0, 'sum'))
   c.data = common.data('text', length=paper.LENGTH, vocab='train:32000')

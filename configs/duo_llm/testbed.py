@@ -43,7 +43,8 @@ def get_config(arg=''):
   c = common.config()
   c.model = dict(name='lm', vocab_size=size['vocab_size'], d_model=size['d_model'], num_heads=size['heads'],
                  head_dim=size['head_dim'], layers=(('m', size['layers']),), tie_embeddings=True,
-                 dtype='bfloat16' if args.size == 'paper' else 'float32', scan_layers=True, remat='none')
+                 dtype='bfloat16' if args.size == 'paper' else 'float32',
+                 scan_layers=True, remat='elementwise')
   c.blocks = dict(m=block(size, args.stage, args.target, args.skip))
   c.losses = dict(budget=(BUDGET if args.stage == 'learned' else 0.0, 'sum'))
   c.data = common.data(size['task'], length=size['length'], vocab=size['vocab'])

@@ -37,7 +37,7 @@ def get_config(arg=''):
   c = common.config()
   c.model = dict(name='lm', vocab_size=32_000, d_model=size['d_model'], num_heads=size['heads'],
                  head_dim=size['d_model'] // size['heads'], layers=(('m', size['layers']),),
-                 tie_embeddings=False, dtype='float32', scan_layers=True, remat='none')
+                 tie_embeddings=False, dtype='float32', scan_layers=True, remat='elementwise')
   c.blocks = dict(m=block(args.by, args.surer))
   c.losses = dict(balance=(0.01, 'mean'))
   c.data = common.data('text', length=size['length'], vocab='train:32000')

@@ -18,7 +18,7 @@ def language(block, losses):
   c = common.config()
   c.model = dict(name='lm', vocab_size=VOCAB, d_model=size['d_model'], num_heads=HEADS,
                  head_dim=size['d_model'] // HEADS, layers=(('m', size['layers']),), tie_embeddings=False,
-                 dtype='float32', scan_layers=True, remat='none')
+                 dtype='float32', scan_layers=True, remat='elementwise')
   c.blocks = dict(m=block)
   c.losses = losses
   c.data = common.data('c4', size['length'], vocab=f'train:{VOCAB}')

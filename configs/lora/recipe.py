@@ -19,7 +19,7 @@ def tuning(letter, block, attention, losses, text, optim):
   c = common.config()
   c.model = dict(name='lm', vocab_size=32000, d_model=D_MODEL, num_heads=8, head_dim=64,
                  layers=((letter, LAYERS),), tie_embeddings=False, dtype='float32', scan_layers=True,
-                 remat='none')
+                 remat='elementwise')
   if attention is not None:
     c.model.adapter = attention
   c.blocks = {letter: block}

@@ -31,7 +31,8 @@ def training(families, environments, *, experts, context, d_ff, depth=3, inner='
   c = common.config()
   c.model = dict(name='dynamics', d_model=length * values, num_values=values,
                  num_environments=num_environments,
-                 context=context, context_scale=0.0, layers=(('m', 1),), scan_layers=False, remat='none')
+                 context=context, context_scale=0.0, layers=(('m', 1),),
+                 scan_layers=False, remat='elementwise')
   router = dict(common.choose('gate', gate, GATES), num_experts=experts)
   if router['name'] == 'mixer':
     router.update(num_environments=num_environments, every=router['every'] * every)

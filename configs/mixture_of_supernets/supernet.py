@@ -27,7 +27,7 @@ def get_config(arg=''):
   hidden = common.choose('layers', args.layers, {1: 0, 2: 64})
   c = common.config()
   c.model = dict(name='lm', vocab_size=32_000, d_model=512, num_heads=8, head_dim=64, tie_embeddings=True,
-                 layers=(('m', 8),), dtype='bfloat16', scan_layers=True, remat='none')
+                 layers=(('m', 8),), dtype='bfloat16', scan_layers=True, remat='elementwise')
   c.blocks = dict(m=dict(layer='mixed_weights', d_ff=D_FF, num_experts=args.experts, widths=WIDTHS,
                          neuron=args.neuron, hidden=hidden, activation='gelu'))
   c.data = common.data('c4', 512, vocab='train:32000')

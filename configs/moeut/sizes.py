@@ -57,7 +57,7 @@ def get_config(arg=''):
   pattern = common.choose('order', args.order, ORDERS)(letters, size['layers'] // len(letters))
   c.model = dict(name='lm', vocab_size=paper.VOCAB, d_model=size['d_model'], num_heads=size['heads'],
                  head_dim=turned(size), layers=pattern, tie_embeddings=False, dtype='bfloat16',
-                 scan_layers=True, remat='none')
+                 scan_layers=True, remat='elementwise')
   c.blocks = {letter: block(size, method) for letter in letters}
   # The mean over layers, and over an attention's two selections, as a sum.
   c.losses = dict(entropy=(paper.ENTROPY['ffn'] * distinct, 'mean'),

@@ -43,7 +43,7 @@ def language(name, method, dense=False):
   c.model = dict(name='span_lm', vocab_size=32_000, d_model=size['d_model'], num_heads=paper.HEADS,
                  head_dim=size['d_model'] // paper.HEADS, span=size['span'], dropout_rate=size['dropout'],
                  layers=layers,
-                 init_scale=paper.LINEAR_SCALE, dtype='float32', scan_layers=True, remat='none')
+                 init_scale=paper.LINEAR_SCALE, dtype='float32', scan_layers=True, remat='elementwise')
   c.blocks = recipes
   if dense:
     c.blocks.d = dict(layer='dense', d_ff=size['d_ff'], activation='relu', use_bias=True,

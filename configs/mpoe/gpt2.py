@@ -30,7 +30,7 @@ def get_config(arg=''):
   c = common.config()
   c.model = dict(name='lm', vocab_size=VOCAB, d_model=768, num_heads=12, head_dim=64, dropout_rate=0.1,
                  layers=(('m', LAYERS),), tie_embeddings=True, dtype='float32', scan_layers=True,
-                 remat='none')
+                 remat='elementwise')
   c.blocks = dict(m=dict(layer='moe', executor='gather', group_size=None, router=router,
                          experts=dict(name='mpo', d_ff=3072, activation='gelu', use_bias=True,
                                       init_scale=1.0)))

@@ -44,7 +44,7 @@ def get_config(arg=''):
   c = common.config()
   c.model = dict(name='lm', vocab_size=32_000, d_model=size['d_model'], num_heads=size['heads'],
                  head_dim=size['d_model'] // size['heads'], layers=pattern, tie_embeddings=False,
-                 dtype='bfloat16', scan_layers=True, remat='none')
+                 dtype='bfloat16', scan_layers=True, remat='elementwise')
   c.blocks = recipes
   c.losses = dict(balance=(0.0 if args.method == 'dense' else paper.BALANCE, 'sum'), z=(0.0, 'mean'))
   c.data = common.data('c4', length=512, vocab='train:32000')

@@ -27,7 +27,7 @@ def pretraining(name, method, task, files=()):
   c = common.config()
   c.model = dict(name='lm', vocab_size=ours['vocab_size'], d_model=size['d_model'], num_heads=ours['heads'],
                  head_dim=ours['head_dim'], layers=(('m', size['layers']),), tie_embeddings=False,
-                 dtype='float32' if name == 'small' else 'bfloat16', scan_layers=True, remat='none')
+                 dtype='float32' if name == 'small' else 'bfloat16', scan_layers=True, remat='elementwise')
   c.blocks = dict(m=common.moe(router(size, method), ours['d_ff'], experts='glu', activation='silu'))
   c.losses = dict(balance=(paper.BALANCE, 'mean'), z=(0.0, 'mean'))
   c.data = common.data(task, length=ours['length'], vocab=ours['vocab'], files=files)

@@ -48,7 +48,7 @@ def training(head=0, place='none', experts=EXPERTS, k=paper.HEAD['k'], gate=pape
                  encoder=common.choose('place', place, PLACES), num_heads=size['num_heads'],
                  head_dim=size['d_model'] // size['num_heads'], length=size['positions'],
                  head=mixture(paper.HEAD['d_ff'], head, k, gate), epsilon=size['epsilon'],
-                 dropout_rate=size['dropout'], dtype='bfloat16', scan_layers=True, remat='none')
+                 dropout_rate=size['dropout'], dtype='bfloat16', scan_layers=True, remat='elementwise')
   c.blocks = dict(d=dict(layer='dense', d_ff=size['d_ff'], activation='gelu', use_bias=True))
   if place != 'none':
     c.blocks.s = switch(size['d_ff'], experts, 2 * window['length'])

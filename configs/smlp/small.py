@@ -48,7 +48,7 @@ def get_config(arg=''):
   sparse, repeats = args.model in SPARSE, 1 if args.smoke else chosen['layers'] // 4
   c.model = dict(name='mlp_lm', vocab_size=384 if args.smoke else 32128, d_model=d_model,
                  layers=(('gggst' if sparse else 'gggs', repeats),), tie_embeddings=True,
-                 dtype='float32' if args.smoke else 'bfloat16', scan_layers=True, remat='none')
+                 dtype='float32' if args.smoke else 'bfloat16', scan_layers=True, remat='elementwise')
   make = layers.smoe if sparse else layers.gmlp
   c.blocks = dict(g=layers.gmlp(length, d_ff), s=make(length, d_ff, **fields))
   if sparse:

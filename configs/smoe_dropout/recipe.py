@@ -27,7 +27,7 @@ def characters(layers, blocks):
   c = common.config(optim['seed'])
   c.model = dict(name='lm', vocab_size=384, d_model=model['d_model'], num_heads=model['num_heads'],
                  head_dim=model['head_dim'], layers=layers, tie_embeddings=True,
-                 dropout_rate=model['dropout'], dtype='float32', scan_layers=True, remat='none')
+                 dropout_rate=model['dropout'], dtype='float32', scan_layers=True, remat='elementwise')
   c.blocks = blocks
   c.data = common.data('text', paper.LENGTH, files=('enwik8',))
   c.optimizer = dict(name='adamw', b1=optim['b1'], b2=optim['b2'], eps=1e-8, weight_decay=0.0)

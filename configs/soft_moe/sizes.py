@@ -36,7 +36,7 @@ def get_config(arg=''):
                  layers=(('d', dense),) + ((('m', size['last']),) if experts else ()),
                  image_size=paper.IMAGE_SIZE, patch_size=size['patch_size'], channels=3,
                  pooling=paper.POOLING, representation=0, head_bias=-math.log(LABELS), dtype='bfloat16',
-                 scan_layers=True, remat='none')
+                 scan_layers=True, remat='elementwise')
   c.blocks = dict(d=dict(layer='dense', **mlp))
   if experts:
     c.blocks.m = dict(layer='moe', executor='einsum', group_size=None,

@@ -43,7 +43,7 @@ def get_config(arg=''):
   c = common.config()
   c.model = dict(name='t5', vocab_size=VOCAB, d_model=size['d_model'], num_heads=size['num_heads'],
                  head_dim=size['head_dim'], tie_embeddings=True, scaled=True, encoder=layers, decoder=layers,
-                 dropout_rate=optim['dropout'], dtype='bfloat16', scan_layers=True, remat='none')
+                 dropout_rate=optim['dropout'], dtype='bfloat16', scan_layers=True, remat='elementwise')
   c.blocks = dict(d=block('dense', 0), m=block(args.method, args.experts))
   c.data = common.pairs('wmt14_en_de', LENGTH, LENGTH, vocab=f'train:{VOCAB}')
   c.losses.balance = (paper.BALANCE, 'sum')

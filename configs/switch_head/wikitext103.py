@@ -50,7 +50,7 @@ def get_config(arg=''):
   c.model = dict(name='lm', vocab_size=paper.VOCAB, d_model=size['d_model'], num_heads=row['heads'],
                  head_dim=row['width'] + row['width'] % 2 if dense else turned(row),
                  layers=(('a', size['layers']),), tie_embeddings=False, dropout_rate=size['dropout'],
-                 dtype='float32', scan_layers=True, remat='none')
+                 dtype='float32', scan_layers=True, remat='elementwise')
   c.blocks = dict(a=block(row, size, args.method))
   c.losses = dict(entropy=(paper.ENTROPY['ffn'] if args.method == 'switch_all' else 0.0, 'mean'),
                   attention_entropy=(paper.ENTROPY['attention'], 'mean'))

@@ -28,7 +28,7 @@ def translation(size, task, vocab, steps, control='thor'):
   c.model = dict(name='t5', vocab_size=-(-vocab // 128) * 128, d_model=size['d_model'],
                  num_heads=size['num_heads'], head_dim=size['head_dim'], tie_embeddings=True, scaled=True,
                  encoder=(('md', size['layers'] // 2),), decoder=(('md', size['layers'] // 2),),
-                 dropout_rate=size['dropout'], dtype='bfloat16', scan_layers=True, remat='none')
+                 dropout_rate=size['dropout'], dtype='bfloat16', scan_layers=True, remat='elementwise')
   dense = dict(layer='dense', d_ff=size['d_ff'], activation='relu')
   c.blocks = dict(d=dense, m=dense)
   if router:

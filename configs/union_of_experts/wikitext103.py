@@ -53,7 +53,7 @@ def get_config(arg=''):
   c = common.config()
   c.model = dict(name='lm', vocab_size=32_000, d_model=m['d_model'], num_heads=m['num_heads'],
                  head_dim=m['head_dim'], layers=(('m', m['layers']),), tie_embeddings=True,
-                 dropout_rate=m['dropout'], dtype='float32', scan_layers=True, remat='none')
+                 dropout_rate=m['dropout'], dtype='float32', scan_layers=True, remat='elementwise')
   c.blocks = dict(m=block(args.method, select, args.gate, args.over, args.attention))
   c.data = common.data('text', length=m['length'], vocab='train:32000')
   c.optimizer = dict(name='adamw', b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)

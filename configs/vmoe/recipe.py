@@ -37,7 +37,7 @@ def training(size, task, steps, batch_size, *, labels, experts, every=0, last=0,
   c.model = dict(name='vit', vocab_size=labels, d_model=d_model, layers=layers, num_heads=size['num_heads'],
                  head_dim=d_model // size['num_heads'], image_size=image_size, patch_size=patch, channels=3,
                  pooling='token', representation=representation, head_bias=head_bias, dtype='bfloat16',
-                 scan_layers=True, remat='none')
+                 scan_layers=True, remat='elementwise')
   c.blocks = dict(d=dict(layer='dense', d_ff=d_ff, activation='gelu', use_bias=True))
   if experts:
     c.blocks.m = dict(

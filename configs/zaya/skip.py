@@ -37,7 +37,7 @@ def get_config(arg=''):
   c = common.config()
   c.model = dict(name='lm', vocab_size=32_000, d_model=SIZE['d_model'], num_heads=SIZE['heads'],
                  head_dim=SIZE['d_model'] // SIZE['heads'], layers=(('m', SIZE['layers']),),
-                 tie_embeddings=False, dtype='bfloat16', scan_layers=True, remat='none')
+                 tie_embeddings=False, dtype='bfloat16', scan_layers=True, remat='elementwise')
   c.blocks = dict(m=block(*common.choose('method', args.method, METHODS)))
   c.losses = dict(balance=(0.0, 'mean'), z=(0.0, 'mean'))
   c.data = common.data('c4', length=1024, vocab='train:32000')

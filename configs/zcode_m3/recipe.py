@@ -29,7 +29,7 @@ def training(experts, keep, size, group_size=None):
                  num_heads=size['num_heads'], head_dim=size['head_dim'],
                  encoder=(('dm', size['encoder'] // 2),), decoder=(('dm', size['decoder'] // 2),),
                  tie_embeddings=True, dropout_rate=optim['dropout'], dtype='float32', scan_layers=True,
-                 remat='none')
+                 remat='elementwise')
   c.blocks = blocks(experts, size['d_ff'], keep, group_size)
   c.losses = dict(balance=(paper.GATE['balance'] if experts else 0.0, 'sum'))
   c.loss.label_smoothing = optim['label_smoothing']

@@ -76,7 +76,7 @@ def model(hf, layers, tied, theta=10000.0, part=None, **more):
               head_dim=head_dim, num_kv_heads=None if kv_heads == heads else kv_heads,
               layers=rules.pattern(layers), rotary_base=base, rotary_scaling=scaling, tie_embeddings=tied,
               scale_head=False, norm_epsilon=fields.need(hf, 'rms_norm_eps', ranges.PartOf1),
-              dtype='float32', scan_layers=True, remat='none') | more
+              dtype='float32', scan_layers=True, remat='elementwise') | more
 
 
 def dense(d_ff, activation):

@@ -58,7 +58,7 @@ def model(hf, encoder, decoder, tied, scaled):
               max_distance=fields.given(hf, 'relative_attention_max_distance', ranges.Count, 128),
               tie_embeddings=tied, scale_head=scaled,
               norm_epsilon=fields.given(hf, 'layer_norm_epsilon', ranges.PartOf1, 1e-6), dtype='float32',
-              scan_layers=True, remat='none')
+              scan_layers=True, remat='elementwise')
 
 
 def describe(c, architecture, model_type):

@@ -120,7 +120,8 @@ def configure(shapes):
   tied = 'decoder/logits_dense/kernel' not in shapes
   model = dict(name='t5', vocab_size=vocab_size, d_model=d_model, num_heads=heads, head_dim=width // heads,
                encoder=rules.pattern(letters['encoder']), decoder=rules.pattern(letters['decoder']),
-               num_buckets=buckets, tie_embeddings=tied, dtype='float32', scan_layers=True, remat='none')
+               num_buckets=buckets, tie_embeddings=tied,
+               dtype='float32', scan_layers=True, remat='elementwise')
   return dict(model=model, blocks=blocks, losses=dict(balance=(0.01, 'mean')) if 'm' in blocks else {})
 
 

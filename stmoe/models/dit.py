@@ -12,6 +12,7 @@ from stmoe import modules
 from stmoe import ranges
 from stmoe.attention import attention
 from stmoe.core import contract
+from stmoe.core.units import kept
 from stmoe.errors import UserError
 from stmoe.parts import linear
 from stmoe.parts import norm
@@ -55,7 +56,7 @@ class Dit(nnx.Module):
                patch_size: ranges.Count, channels: ranges.Count = 3, variance: ranges.Flag = True,
                epsilon: ranges.PartOf1 = 1e-6, dropout_rate: ranges.Below1 = 0.0,
                init_scale: ranges.Positive = 1.0, dtype: ranges.Dtype = 'float32',
-               scan_layers: ranges.Flag = True, remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
+               scan_layers: ranges.Flag = True, remat: ranges.Choice(*kept.POLICIES) = 'elementwise', rngs):
     if d_model % 4:
       raise UserError(f'model.d_model={d_model}: rows and columns have sines and cosines; nearest: '
                       f'{max(4, d_model // 4 * 4)}, {d_model // 4 * 4 + 4}')

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from stmoe import axes
 from stmoe import ranges
 from stmoe.core import contract
+from stmoe.core.units import kept
 from stmoe.core.units import trajectories
 from stmoe.parts import stack
 
@@ -33,9 +34,9 @@ class Dynamics(nnx.Module):
   targets = 'trajectories'
 
   def __init__(self, *, d_model: ranges.Count, num_values: ranges.Count, num_environments: ranges.Count,
-               context: ranges.Count, context_scale: ranges.NonNegative = 0.0, layers: ranges.Pattern = (('m',
-                                                                                                          1),),
-               blocks, scan_layers: ranges.Flag = False, remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
+               context: ranges.Count, context_scale: ranges.NonNegative = 0.0,
+               layers: ranges.Pattern = (('m', 1),), blocks, scan_layers: ranges.Flag = False,
+               remat: ranges.Choice(*kept.POLICIES) = 'elementwise', rngs):
     self.contexts = Contexts(num_environments, context, context_scale, rngs=rngs)
     self.encoder = stack.Stack(d_model, name='encoder', pattern=layers, blocks=blocks, norm=Same,
                                scan_layers=scan_layers, remat=remat, rngs=rngs)

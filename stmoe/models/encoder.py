@@ -10,6 +10,7 @@ from stmoe import axes
 from stmoe import ranges
 from stmoe.attention import attention
 from stmoe.core import contract
+from stmoe.core.units import kept
 from stmoe.errors import UserError
 from stmoe.parts import embed
 from stmoe.parts import norm
@@ -48,7 +49,7 @@ class Encoder(nnx.Module):
                head: ranges.Named('head'), epsilon: ranges.PartOf1 = 1e-12,
                dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0,
                dtype: ranges.Dtype = 'float32', scan_layers: ranges.Flag = True,
-               remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
+               remat: ranges.Choice(*kept.POLICIES) = 'elementwise', rngs):
     make_norm = functools.partial(norm.LayerNorm, epsilon=epsilon)
     attend = functools.partial(attention.Attention, num_heads=num_heads, head_dim=head_dim, use_bias=True,
                                dropout_rate=dropout_rate, init_scale=init_scale)

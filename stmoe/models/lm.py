@@ -12,6 +12,7 @@ from stmoe import lookup
 from stmoe import ranges
 from stmoe.attention import attention as attention_lib
 from stmoe.core import contract
+from stmoe.core.units import kept
 from stmoe.errors import UserError
 from stmoe.parts import block
 from stmoe.parts import cache as caches
@@ -63,7 +64,7 @@ class LM(nnx.Module):
                embed_factor: ranges.Positive = 1.0, residual_factor: ranges.Positive = 1.0,
                logits_divisor: ranges.Positive = 1.0, dropout_rate: ranges.Below1 = 0.0,
                init_scale: ranges.Positive = 1.0, dtype: ranges.Dtype = 'float32',
-               scan_layers: ranges.Flag = True, remat: ranges.Choice(*stack.REMAT) = 'none',
+               scan_layers: ranges.Flag = True, remat: ranges.Choice(*kept.POLICIES) = 'elementwise',
                start_id: ranges.Natural = 0, end_ids: ranges.Ids | None = None,
                start_prompts: ranges.Flag = True, rngs):
     if head_dim % 2:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from stmoe import axes
 from stmoe import ranges
 from stmoe.core import contract
+from stmoe.core.units import kept
 from stmoe.errors import UserError
 from stmoe.parts import embed
 from stmoe.parts import norm
@@ -37,7 +38,7 @@ class Mlp(nnx.Module):
   def __init__(self, *, num_features: ranges.Natural = 0, num_ids: ranges.Natural = 0,
                num_outputs: ranges.Count = 1, d_model: ranges.Count, layers: ranges.Pattern, blocks,
                dropout_rate: ranges.Below1 = 0.0, dtype: ranges.Dtype = 'float32',
-               scan_layers: ranges.Flag = True, remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
+               scan_layers: ranges.Flag = True, remat: ranges.Choice(*kept.POLICIES) = 'elementwise', rngs):
     if not num_features + num_ids:
       raise UserError('model.num_features=0 and model.num_ids=0: there is nothing to predict from')
     self.features = Linear(num_features, d_model, ('unmodeled', 'embed'), rngs=rngs) if num_features else None

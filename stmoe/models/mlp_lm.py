@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from stmoe import ranges
 from stmoe.core import contract
+from stmoe.core.units import kept
 from stmoe.parts import embed
 from stmoe.parts import norm
 from stmoe.parts import stack
@@ -31,7 +32,7 @@ class MlpLM(nnx.Module):
   def __init__(self, *, vocab_size: ranges.Count, d_model: ranges.Count, layers: ranges.Pattern, blocks,
                tie_embeddings: ranges.Flag = True, dropout_rate: ranges.Below1 = 0.0,
                init_scale: ranges.Positive = 1.0, dtype: ranges.Dtype = 'float32',
-               scan_layers: ranges.Flag = True, remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
+               scan_layers: ranges.Flag = True, remat: ranges.Choice(*kept.POLICIES) = 'elementwise', rngs):
     self.embed = embed.Embed(vocab_size, d_model, rngs=rngs)
     self.decoder = stack.Stack(d_model, name='decoder', pattern=layers, blocks=blocks, norm=norm.LayerNorm,
                                dropout_rate=dropout_rate, scan_layers=scan_layers, remat=remat, rngs=rngs)

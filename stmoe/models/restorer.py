@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from stmoe import ranges
 from stmoe.attention import attention
 from stmoe.core import contract
+from stmoe.core.units import kept
 from stmoe.models import vit
 from stmoe.parts.pictures import conv
 from stmoe.parts import norm
@@ -47,7 +48,7 @@ class Restorer(nnx.Module):
                channels: ranges.Count = 3, stem: ranges.Count = 32, tail: ranges.Count = 128,
                epsilon: ranges.PartOf1 = 1e-5, dropout_rate: ranges.Below1 = 0.0,
                init_scale: ranges.Positive = 1.0, dtype: ranges.Dtype = 'float32',
-               scan_layers: ranges.Flag = True, remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
+               scan_layers: ranges.Flag = True, remat: ranges.Choice(*kept.POLICIES) = 'elementwise', rngs):
     self.patches = patches.Patches(d_model, image_size=image_size, patch_size=patch_size, channels=stem,
                                    rngs=rngs)
     make = functools.partial(conv.Conv, pixels=image_size ** 2, rngs=rngs)

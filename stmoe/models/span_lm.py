@@ -10,6 +10,7 @@ from stmoe import axes
 from stmoe import ranges
 from stmoe.attention import span_attention
 from stmoe.core import contract
+from stmoe.core.units import kept
 from stmoe.errors import UserError
 from stmoe.parts import embed
 from stmoe.parts import norm
@@ -41,7 +42,7 @@ class SpanLM(nnx.Module):
                num_heads: ranges.Count, head_dim: ranges.Count, span: ranges.Count,
                dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1 / 3,
                dtype: ranges.Dtype = 'float32', scan_layers: ranges.Flag = True,
-               remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
+               remat: ranges.Choice(*kept.POLICIES) = 'elementwise', rngs):
     if span < 1:
       raise UserError(f'model.span={span}: a token looks back at least 1 position')
     self.embed = embed.Embed(vocab_size, d_model, rngs=rngs)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from stmoe import ranges
 from stmoe.attention import attention
 from stmoe.core import contract
+from stmoe.core.units import kept
 from stmoe.errors import UserError
 from stmoe.parts import cache as caches
 from stmoe.parts import embed
@@ -61,7 +62,7 @@ class T5(nnx.Module):
                norm: ranges.Choice(*norms.KINDS) = 'rms', norm_epsilon: ranges.PartOf1 = 1e-6,
                dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0,
                dtype: ranges.Dtype = 'float32', scan_layers: ranges.Flag = True,
-               remat: ranges.Choice(*stack.REMAT) = 'none',
+               remat: ranges.Choice(*kept.POLICIES) = 'elementwise',
                start_id: ranges.Natural = 0, end_ids: ranges.Ids | None = None,
                forced_id: ranges.Natural | None = None, rngs):
     if max_distance <= num_buckets // 2:

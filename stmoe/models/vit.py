@@ -11,6 +11,7 @@ from stmoe import ranges
 from stmoe.attention import attention
 from stmoe.core import choices
 from stmoe.core import contract
+from stmoe.core.units import kept
 from stmoe.parts import linear
 from stmoe.parts import norm
 from stmoe.parts.pictures import patches
@@ -54,7 +55,7 @@ class ViT(nnx.Module):
                head_bias: ranges.Any = 0.0, epsilon: ranges.PartOf1 = 1e-6,
                dropout_rate: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0,
                dtype: ranges.Dtype = 'float32', scan_layers: ranges.Flag = True,
-               remat: ranges.Choice(*stack.REMAT) = 'none', rngs):
+               remat: ranges.Choice(*kept.POLICIES) = 'elementwise', rngs):
     choices.named(POOLING, pooling, 'model.pooling')
     self.patches = patches.Patches(d_model, image_size=image_size, patch_size=patch_size, channels=channels,
                                    rngs=rngs)

@@ -21,17 +21,10 @@ from stmoe import router_state as state
 from stmoe.core import contract
 from stmoe.core import hidden
 from stmoe.core import noise
+from stmoe.core.units import kept
 from stmoe.parts import block as block_lib
 from stmoe.parts import norm as norms
 from stmoe.parts import tied
-
-# What the forward keeps for the backward; the rest of a unit is computed again.
-REMAT = {
-    'none': None,
-    'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_saveable,
-    'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 class Stack(nnx.Module):
@@ -53,16 +46,16 @@ class Stack(nnx.Module):
     norm_place: of the norms, see `block.NORM_PLACES`; with 'sum' there is no final norm.
     residual_factor: of what a sub-layer adds, see `block.Block`.
     dropout_rate: at both ends and after every sub-layer.
-    remat:   a key of REMAT, applied to each unit.
+    remat:   a key of `kept.POLICIES`, applied to each unit.
     windowed: whether blocks may have windows; who calls the stack then gives the mask of each.
   """
 
   def __init__(self, d_model: int, *, name, pattern, blocks, attention=None, cross=None, norm=norms.RMSNorm,
-               norm_place='input', residual_factor=1.0, dropout_rate=0.0, scan_layers=True, remat='none',
-               windowed=False, rngs):
-    if remat not in REMAT:
-      raise errors.UserError(f'no remat policy is called {remat!r}{errors.nearest(remat, REMAT)}'
-                             f' (there are: {", ".join(REMAT)})')
+               norm_place='input', residual_factor=1.0, dropout_rate=0.0, scan_layers=True,
+               remat='elementwise', windowed=False, rngs):
+    if remat not in kept.POLICIES:
+      raise errors.UserError(f'no remat policy is called {remat!r}{errors.nearest(remat, kept.POLICIES)}'
+                             f' (there are: {", ".join(kept.POLICIES)})')
     check_pattern(name, pattern, blocks)
     _check_windows(windows(pattern, blocks), blocks, windowed and attention is not None)
     self.name = name
@@ -302,10 +295,11 @@ class Stack(nnx.Module):
 
   def _remat(self, body):
     """`body` that keeps only what the policy names for its backward."""
-    if REMAT[self.remat] is None:
+    policy = kept.POLICIES[self.remat]
+    if policy is None:
       return body
-    # A scan cannot merge the recomputation with the forward; a Python loop could.
-    return jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=not self.scan_layers)
+    # A scan cannot merge the recomputation with the forward; a Python loop could, and XLA for CPUs does.
+    return jax.checkpoint(body, policy=policy, prevent_cse=not self.scan_layers)
 
 
 def check_pattern(name: str, pattern: typing.Any, blocks: typing.Mapping[str, typing.Any]) -> None:

@@ -15,8 +15,8 @@ import tiny
 from stmoe import lookup
 from stmoe import router_state as state
 from stmoe.attention import span_attention
+from stmoe.core.units import kept
 from stmoe.errors import UserError
-from stmoe.parts import stack
 from stmoe.surgery import layout
 from tests.attention import calls
 
@@ -69,7 +69,7 @@ def test_scan_with_rematerialisation_equals_a_loop_without(host):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('remat', [name for name in stack.REMAT if name != 'full'])
+@pytest.mark.parametrize('remat', [name for name in kept.POLICIES if name != 'full'])
 @pytest.mark.parametrize('host', HOSTS)
 def test_all_policies_of_rematerialisation(host, remat):
   tiny.assert_equal(tiny.run('lm', build(host, remat=remat), whole(), KEY),

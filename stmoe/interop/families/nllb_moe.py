@@ -63,7 +63,7 @@ def configure(hf, tied):
                head_dim=width // heads, tie_embeddings=tied, scale_head=False, scaled=True, use_bias=True,
                first_position=fields.given(hf, 'pad_token_id', ranges.Natural, 1) + 1, norm='layer',
                embed_factor=width ** 0.5 if fields.given(hf, 'scale_embedding', ranges.Flag, True) else 1.0,
-               norm_epsilon=EPSILON, dtype='float32', scan_layers=True, remat='none')
+               norm_epsilon=EPSILON, dtype='float32', scan_layers=True, remat='elementwise')
   blocks = {}
   for stack, letters in (('encoder', 'dm'), ('decoder', 'ns')):
     d_ff = fields.need(hf, f'{stack}_ffn_dim')
