@@ -3,6 +3,7 @@
 import functools
 
 import jax
+from jax import ad_checkpoint
 import jax.numpy as jnp
 
 from stmoe import axes
@@ -36,6 +37,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, 
   (batch, queries, heads, _), (_, keys, shared, _) = q.shape, k.shape
   q = jnp.moveaxis(q.reshape(batch, queries, shared, heads // shared, -1), 1, 3)   # [B, N, G, T, P]
   k, v = (jnp.moveaxis(a, 1, 2) for a in (k, v))                     # [B, N, K, P]
+  # What is named is kept for the backward, and so what it was turned from is not, see `core/units/kept.py`.
+  q, k, v = (ad_checkpoint.checkpoint_name(a, 'turned') for a in (q, k, v))
   mask, bias = (_of_groups(a, heads // shared, queries, keys) for a in (mask, bias))
 
   def block(start, end, seen):
