@@ -8,6 +8,7 @@ import sys
 
 import matplotlib
 from matplotlib import figure as mpl_figure
+from matplotlib import layout_engine
 from matplotlib import ticker
 from matplotlib.backends import backend_agg
 
@@ -78,8 +79,9 @@ def styles(labels):
 
 def encode(figure, form, dpi=150):
   """Returns the bytes of `figure` as 'png' or 'svg'; the same figure, the same bytes."""
-  figure.draw_without_rendering()
-  figure.set_layout_engine('none')                                   # another draw would move things a little
+  if not isinstance(figure.get_layout_engine(), layout_engine.PlaceHolderLayoutEngine):
+    figure.draw_without_rendering()
+    figure.set_layout_engine('none')                                 # another draw would move things a little
   out = io.BytesIO()
   metadata = {'Date': None} if form == 'svg' else {'Software': None}
   with matplotlib.rc_context(_SAVING):

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import typing
 import zlib
 
@@ -177,7 +178,19 @@ def beginning(cfg, plan):
   The words u32[...] are a host's array: all processes of a job have the same.
   """
   begin = lambda words: fresh(cfg, plan, jax.random.wrap_key_data(words))
-  return jax.jit(begin, out_shardings=plan.shardings()), np.asarray(jax.random.key_data(seeds.key(cfg.seed)))
+  jitted = jax.jit(begin, out_shardings=plan.shardings(), compiler_options=_of_draws(plan.mesh))
+  return jitted, np.asarray(jax.random.key_data(seeds.key(cfg.seed)))
+
+
+def _of_draws(mesh):
+  """The compiler's options for drawing parameters, or None. What XLA_FLAGS says about the level stays.
+
+  At its highest level LLVM takes 4.7 instead of 1.9 s for those of lm/quickstart:method=switch on one core,
+  and the program is no faster. Its numbers are the same.
+  """
+  level = 'xla_backend_optimization_level'
+  on_cpus = all(device.platform == 'cpu' for device in mesh.devices.flat)
+  return {level: 2} if on_cpus and level not in os.environ.get('XLA_FLAGS', '') else None
 
 
 def fresh(cfg, plan, key=None):
