@@ -24,7 +24,8 @@ def logits(x: jax.Array, w: jax.Array) -> jax.Array:
     x: [G,S,D] of any float type.
     w: f32[D,E].
   """
-  return jnp.einsum('gsd,de->gse', x.astype(jnp.float32), w, precision='highest')
+  y = jnp.matmul(axes.rows(x.astype(jnp.float32)), w, precision='highest')
+  return y.reshape(*x.shape[:-1], -1)
 
 
 def plain(router: typing.Any, x: jax.Array, ctx: contract.Context) -> jax.Array:

@@ -11,13 +11,8 @@ Array = jax.Array | nnx.Variable
 
 
 def apply(x: jax.Array, w: Array, b: Array | None = None) -> jax.Array:
-  """Returns x w, plus b where there is one: [...,F] in the dtype of x, for x [...,D], w [D,F], b [F].
-
-  The tokens are rows of one matrix. With more axes than two, XLA on CPUs transposes the whole cotangent, to
-  contract both axes at once into w's gradient; that halves the speed of the product. Where devices share the
-  length, merging the axes would gather it, so the axes stay.
-  """
-  y = adapted.times(_rows(x), w[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
+  """Returns x w, plus b where there is one: [...,F] in the dtype of x, for x [...,D], w [D,F], b [F]."""
+  y = adapted.times(axes.rows(x), w[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
   return y if b is None else y + b[...].astype(x.dtype)
 
 
@@ -30,7 +25,7 @@ def logits(x: jax.Array, w: Array, b: Array | None = None) -> jax.Array:
   w = w[...]
   if x.dtype == jnp.float32 or isinstance(w, adapted.Adapted):
     return apply(x.astype(jnp.float32), w, b)
-  y = _widened(_rows(x), w).reshape(*x.shape[:-1], -1)
+  y = _widened(axes.rows(x), w).reshape(*x.shape[:-1], -1)
   return y if b is None else y + b[...]
 
 
@@ -54,8 +49,3 @@ def _widened_backward(saved, dy):
 
 
 _widened.defvjp(_widened_forward, _widened_backward)
-
-
-def _rows(x):
-  """The tokens [...,D] as rows of one matrix, unless devices share the length."""
-  return x if axes.num_shards('length') > 1 else x.reshape(-1, x.shape[-1])

@@ -41,6 +41,8 @@ EVALUATION = re.compile(r'blocks\..*\.eval_\w+')
 # Fields that an identity leaves out at this value, because checkpoints begun before these fields must keep
 # theirs.
 YOUNGER = {'data.replaced': 0.0, 'loss.name': 'ids'}
+# Values that train the same, and what an identity says of either: a run keeps its own when a default changes.
+ALIKE = {('model.remat', 'elementwise'): 'none'}
 SECTIONS = ('model', 'blocks', 'data', 'train', 'eval')               # that every configuration has
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'ml-collections')
 
@@ -78,11 +80,16 @@ def verify(path, cfg):
   if not (pathlib.Path(path) / 'config.json').exists():
     return
   pairs = experiment.diff(load(path), sections.completed(cfg)).items()
-  changes = [_change(field, old, new) for field, (old, new) in pairs if not free(field)]
+  changes = [_change(field, old, new) for field, (old, new) in pairs
+             if not free(field) and _alike(field, old) != _alike(field, new)]
   if changes:
     more = f' and {len(changes) - 4} more' if len(changes) > 4 else ''
     raise errors.UserError(f'{path} holds another experiment: {", ".join(changes[:4])}{more}; '
                            'choose another --workdir')
+
+
+def _alike(field, value):
+  return ALIKE.get((field, value), value) if isinstance(value, str) else value
 
 
 def _change(field, old, new):
@@ -296,7 +303,7 @@ def identity_of(path) -> str:
 
 
 def _digest(cfg):
-  fields = {field: value for field, value in experiment.flatten(cfg).items()
+  fields = {field: _alike(field, value) for field, value in experiment.flatten(cfg).items()
             if not free(field) and YOUNGER.get(field, experiment.MISSING) != value}
   return experiment.run_id(ml_collections.ConfigDict(fields, convert_dict=False, allow_dotted_keys=True))
 
