@@ -229,7 +229,7 @@ def rows(x: jax.Array) -> jax.Array:
   """Returns the tokens x [...,D] as rows of one matrix [N,D]; x, where devices share the length.
 
   The gradient of weights contracts all axes of the tokens. Of two axes XLA for CPUs makes one by turning the
-  whole cotangent, which halves the speed of the product. Where devices share the length, one axis would gather
-  the tokens, so the axes stay.
+  whole cotangent, which halves the speed of the product. Where devices share the length, one axis would
+  gather the tokens, so the axes stay.
   """
   return x if num_shards('length') > 1 else x.reshape(-1, x.shape[-1])
