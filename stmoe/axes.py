@@ -197,8 +197,12 @@ def is_names(leaf: object) -> bool:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-  """Returns `x` constrained to the sharding of its logical axes; `x` itself without a mesh."""
-  if jax.sharding.get_abstract_mesh().empty:
+  """Returns `x` constrained to the sharding of its logical axes; `x` itself on one device.
+
+  There the constraint would be an array of its own among those that are kept for the backward.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
     return x
   return jax.lax.with_sharding_constraint(x, spec(names))
 
