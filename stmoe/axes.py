@@ -122,10 +122,18 @@ def param(init: typing.Callable[..., jax.Array], shape: typing.Sequence[int], *n
   check(names)
   if len(names) != len(shape):
     raise ValueError(f'{len(names)} logical axes {names} for shape {tuple(shape)}')
-  value = init(rngs.params(), tuple(shape), dtype)
+  value = init(_key(rngs.params), tuple(shape), dtype)
   # Sharded from birth by jit's out_shardings (see `shardings`), not eagerly.
   metadata: dict[str, typing.Any] = {} if label is None else dict(label=label)
   return nnx.Param(value, out_sharding=tuple(names), eager_sharding=False, **metadata)
+
+
+def _key(stream):
+  """The key `stream()`. Flax would replace the count by index: it then asks a traced one for its sharding,
+  and JAX composes an error from the whole program so far."""
+  count = stream.count.get_value()
+  stream.count.set_value(count + 1)
+  return jax.random.fold_in(stream.key.get_value(), count)
 
 
 def state(value: jax.Array, *names: str | None) -> state_lib.RouterState:
