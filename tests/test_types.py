@@ -34,7 +34,7 @@ PROBES = {
 
 
 def checked(*files):
-  """(what mypy says, what it says on stderr, exit code): in a process of its own, whose objects go at once."""
+  """(what mypy says, what it says on stderr, exit code): in a process whose objects go with it."""
   done = subprocess.run([sys.executable, '-m', 'mypy', *SETTINGS, *map(str, files)], cwd=ROOT,
                         capture_output=True, text=True, check=False)
   return done.stdout, done.stderr, done.returncode
