@@ -1,6 +1,8 @@
 """Logical axes under rules: what splits where, and one line for every mistake."""
 
+from flax import nnx
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import pytest
 
