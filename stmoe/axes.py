@@ -54,6 +54,7 @@ TABLES: dict[str, dict[str, typing.Any]] = {
 }
 
 _rules = contextvars.ContextVar('rules', default=RULES)
+_drawing = contextvars.ContextVar('drawing', default=True)            # False: shapes are all that is wanted
 
 
 def rules(text: str) -> dict[str, typing.Any]:
@@ -122,10 +123,18 @@ def param(init: typing.Callable[..., jax.Array], shape: typing.Sequence[int], *n
   check(names)
   if len(names) != len(shape):
     raise ValueError(f'{len(names)} logical axes {names} for shape {tuple(shape)}')
-  value = init(rngs.params(), tuple(shape), dtype)
+  value = init(_key(rngs.params), tuple(shape), dtype) if _drawing.get() else jnp.zeros(shape, dtype)
   # Sharded from birth by jit's out_shardings (see `shardings`), not eagerly.
   metadata: dict[str, typing.Any] = {} if label is None else dict(label=label)
   return nnx.Param(value, out_sharding=tuple(names), eager_sharding=False, **metadata)
+
+
+def _key(stream):
+  """The key `stream()`. Flax would replace the count by index: it then asks a traced one for its sharding,
+  and JAX composes an error from the whole program so far."""
+  count = stream.count.get_value()
+  stream.count.set_value(count + 1)
+  return jax.random.fold_in(stream.key.get_value(), count)
 
 
 def state(value: jax.Array, *names: str | None) -> state_lib.RouterState:
@@ -174,9 +183,16 @@ def names_of(state: typing.Any) -> dict:
 
 
 def abstract(build: typing.Callable[[], typing.Any]) -> typing.Any:
-  """Returns the module that `build` makes with ShapeDtypeStructs for arrays, with or without a mesh."""
-  with nnx.logical_axis_rules(tuple(RULES.items())):                 # under a mesh flax translates names
-    return nnx.eval_shape(build)
+  """Returns the module that `build` makes with ShapeDtypeStructs for arrays, with or without a mesh.
+
+  No initialiser runs: of every parameter the shape is known.
+  """
+  token = _drawing.set(False)
+  try:
+    with nnx.logical_axis_rules(tuple(RULES.items())):               # under a mesh flax translates names
+      return nnx.eval_shape(build)
+  finally:
+    _drawing.reset(token)
 
 
 def per_expert(bank: typing.Any) -> typing.Any:

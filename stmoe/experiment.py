@@ -131,10 +131,12 @@ def override(config: ml_collections.ConfigDict, overrides: typing.Sequence[str],
   Args:
     overrides: texts 'a.b=value' or '--config.a.b=value'.
     whole:     see `sections.check`.
-    written:   set of the paths that are defaults nobody asked for; None = all fields at their defaults.
+    written:   of a complete configuration, set of the paths that are defaults nobody asked for; None = all
+      fields at their defaults.
   """
-  sections.complete(config)
-  written = sections.defaults(config) if written is None else written
+  if written is None:
+    sections.complete(config)
+    written = sections.defaults(config)
   choosers = sections.choosers(config) if overrides else {}
   for text in sorted(overrides, key=lambda text: _path(text) not in choosers):
     if _path(text) in choosers:
@@ -227,8 +229,10 @@ def apply(config: ml_collections.ConfigDict, override: str) -> None:
   if not text.isascii() and text != text.encode(errors='replace').decode():
     raise errors.UserError(f'config.{path}={text!r} is not UTF-8')
   field, bracket, index = path.partition('[')
-  sections.begin(config, field)
-  holder, key = _find(config, field)
+  holder, key = _holder(config, field)
+  if key not in holder:                  # a field more, perhaps in a group that has yet to be added
+    sections.begin(config, field)
+    holder, key = _find(config, field)
   if bracket:
     _set_item(holder[key], path, index.removesuffix(']'), text)
     return

@@ -98,7 +98,12 @@ def _available(package, kind):
 
 def wrappers(kind: str) -> list[str]:
   """Returns the sorted names of modules of `kind` that wrap another, their `inner`: a folder of their own."""
-  return sorted(declared.names(f'{PACKAGES[kind]}.wrappers'))
+  return sorted(declared.names(homes(kind)[1]))
+
+
+def homes(kind: str) -> tuple[str, str]:
+  """Returns the packages of the modules of `kind`: its own, and that of its wrappers."""
+  return PACKAGES[kind], f'{PACKAGES[kind]}.wrappers'
 
 
 def has(kind: str, name: typing.Any) -> bool:
@@ -148,7 +153,7 @@ class Name(ranges.String):
 
 
 def _package(kind, name):
-  return PACKAGES[kind] if has(kind, name) else f'{PACKAGES[kind]}.wrappers'
+  return homes(kind)[0 if has(kind, name) else 1]
 
 
 def module(kind: str, name: str) -> types.ModuleType:

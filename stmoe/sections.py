@@ -208,14 +208,21 @@ def _of_kind(kind, path, values, key='name', more=()):
   """The Groups of a mapping that names a module of `kind` under `key`, and of mappings inside it."""
   unnamed = lookup.UNNAMED.get(kind, declared.REQUIRED)
   name = values.get(key, unnamed)
-  exists = lookup.has(kind, name) or name in lookup.wrappers(kind)
-  fields = _own(lookup.fields(kind, name)) if exists else {}
+  exists, fields = _module(lookup.homes(kind), kind, name) if isinstance(name, str) else (False, {})
   name_field = {key: Field(lookup.Name(kind), unnamed)}
   yield Group(path, values, name_field | fields | dict(more), key, f'{kind} {name!r}', open=not fields,
               made_of=(kind, name) if exists else ())
   for inner in values:
     if lookup.named(kind, inner) and _is_group(values[inner]):
       yield from _of_kind(lookup.named(kind, inner), f'{path}.{inner}', values[inner])
+
+
+@declared.steady
+def _module(packages, kind, name):
+  """(whether a module or a wrapper of `kind` is called `name`, its fields that a configuration sets)."""
+  del packages                           # whether they change is what `steady` asks
+  exists = lookup.has(kind, name) or name in lookup.wrappers(kind)
+  return exists, _own(lookup.fields(kind, name)) if exists else {}
 
 
 def _own(fields):

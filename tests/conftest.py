@@ -5,6 +5,7 @@ CPU, eight virtual devices, and fast compilation (tests/xla.py). A persistent co
 `-m slow` runs the slow tests.
 """
 
+import functools
 import gc
 import os
 import pathlib
@@ -55,6 +56,19 @@ def two_sizes_of_blocks():
   walk.sizes = lambda rows, experts: shipped(rows, experts)[3::12] or (1,)         # (1,): few rows
   yield shipped
   walk.sizes = shipped
+
+
+@pytest.fixture(autouse=True, scope='module')
+def one_context_for_all_programs():
+  """The programs of a file share one MLIR context; JAX makes one for each, a quarter of a small one's cost.
+
+  What is lowered while another program is being lowered has its own: it would become a part of the other.
+  """
+  from jax._src.interpreters import mlir                              # JAX has no public name for it
+  make, shared = mlir.make_ir_context, functools.cache(mlir.make_ir_context)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(mlir, 'make_ir_context', lambda: make() if mlir.ir.Context.current else shared())
+    yield
 
 
 @pytest.fixture(scope='module')

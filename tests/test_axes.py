@@ -1,6 +1,8 @@
 """Logical axes under rules: what splits where, and one line for every mistake."""
 
+from flax import nnx
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import pytest
 
@@ -55,3 +57,17 @@ def test_unknown_names_and_wrong_numbers_of_devices():
   with pytest.raises(ValueError, match='3x1x1 = 3 devices, but there are 8'):
     axes.make_mesh(data=3)
   assert axes.make_mesh(data=8).axis_types == (jax.sharding.AxisType.Auto,) * 3
+
+
+def test_shapes_alone_need_no_initialiser():
+  class One(nnx.Module):
+
+    def __init__(self, init):
+      self.w = axes.param(init, (2, 3), 'embed', 'mlp', rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+
+  def never(key, shape, dtype):
+    raise AssertionError('an initialiser ran')
+  one = axes.abstract(lambda: One(never))
+  assert (one.w.shape, one.w.dtype) == ((2, 3), jnp.bfloat16)
+  with pytest.raises(AssertionError, match='an initialiser ran'):
+    One(never)

@@ -184,7 +184,7 @@ def test_what_is_missing_is_named():
 
 def test_a_class_that_declares_nothing_has_finite_numbers(monkeypatch):
   fields = {'num_experts': declared.Field(None), 'tau': declared.Field(None, 0.1)}
-  monkeypatch.setattr(declared, 'of_class', lambda package, name: fields)
+  monkeypatch.setattr(sections, '_module', lambda packages, kind, name: (True, sections._own(fields)))
   router = dict(name='switch', tau=-3.0)
   config = ml_collections.ConfigDict(dict(blocks=dict(m=dict(layer='moe', router=router))))
   sections.check(config)

@@ -20,6 +20,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import axes
 from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
@@ -80,7 +81,7 @@ def abstract(cfg, scan_layers=True):
   def build():
     rngs = nnx.Rngs(0)
     return modules.with_reader(make(blocks=cfg.blocks, rngs=rngs), target, fields['d_model'], rngs)
-  return nnx.eval_shape(build)
+  return axes.abstract(build)
 
 
 def matrices(cfg):

@@ -39,10 +39,15 @@ class Parser(argparse.ArgumentParser):
 
 def commands():
   """Returns dict sub-command -> first line of its docstring, read without importing the sub-command."""
-  own = pathlib.Path(__file__)
-  files = [path for path in sorted(own.parent.glob('*.py')) if path.stem not in ('__init__', own.stem)]
   docstring = lambda path: ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
-  return {path.stem: docstring(path).partition('\n')[0] for path in files}
+  return {name: docstring(path).partition('\n')[0] for name, path in _files().items()}
+
+
+def _files():
+  """Returns dict sub-command -> its file."""
+  own = pathlib.Path(__file__)
+  return {path.stem: path for path in sorted(own.parent.glob('*.py'))
+          if path.stem not in ('__init__', own.stem)}
 
 
 def computes(name, fact=COMPUTES):
@@ -121,7 +126,7 @@ def _run(argv):
   if not argv or argv[0] in ('-h', '--help', 'help'):
     print(_overview())
     return 0
-  name, available = argv[0], commands()
+  name, available = argv[0], _files()
   if name not in available:
     raise errors.UserError(f'no command is called {name!r}{errors.nearest(name, available)}'
                            f' (there are: {", ".join(available)})')

@@ -94,8 +94,7 @@ def _of_one(bank, num_experts, width, out, shared):
 def _sorted(bank, width, out):
   """Yields what goes wrong when dropless executors run the bank: on rows [M,D]."""
   rows = jax.ShapeDtypeStruct((5, width), jnp.bfloat16)
-  run = lambda bank, x: grouped.forward(bank, x, grouped.One(), None)[0]
-  if getattr(_shapes(run, _alone(bank), rows), 'shape', None) != (5, out):
+  if getattr(_shapes(_on_sorted, _alone(bank), rows), 'shape', None) != (5, out):
     yield ('it takes rows.x to be [E,R,D], which dropless executors do not have; wanted: '
            'rows.each(f, arrays), where f is what one expert does to rows [R,D]')
 
@@ -109,11 +108,22 @@ def _alone(bank):
 def _run(bank, num_experts, width):
   """(rows [E,R,D] as shapes, what a bank of shapes returns for these rows or the exception it raises)."""
   rows = jax.ShapeDtypeStruct((num_experts, num_experts + 2, width), jnp.bfloat16)
-  return rows, _shapes(lambda bank, x: bank(layouts.Buckets(x)), bank, rows)
+  return rows, _shapes(_on_buckets, bank, rows)
+
+
+def _on_buckets(bank, x):
+  return bank(layouts.Buckets(x))
+
+
+def _on_sorted(bank, x):
+  return grouped.forward(bank, x, grouped.One(), None)[0]
 
 
 def _shapes(run, *args):
-  """The shapes of what `run` returns, or the exception that it raises; a UserError is raised on."""
+  """The shapes of what `run` returns, or the exception that it raises; a UserError is raised on.
+
+  Of a function of this module JAX keeps what it has traced: of equal banks, one in every layer, one is run.
+  """
   try:
     return jax.eval_shape(run, *args)
   except UserError:

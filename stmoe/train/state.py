@@ -137,8 +137,7 @@ def blueprint(cfg, mesh):
 
   Raises UserError for a parameter whose axis the mesh does not divide.
   """
-  with nnx.logical_axis_rules(tuple(axes.RULES.items())):            # under a mesh flax translates names
-    model = nnx.eval_shape(lambda: build(cfg))
+  model = axes.abstract(lambda: build(cfg))
   graphdef, params, routers = nnx.split(model, nnx.Param, router_state.RouterState)
   labels = modules.labels(model)
   all_groups = groups.of(cfg, labels)

@@ -35,7 +35,7 @@ begun = functools.cache(lambda name: plan.experiment.load(name)[0])  # configura
 @functools.cache
 def made_up(name):
   """Returns a collect.Result for every run of sweep `name`, as if all were done."""
-  sweep = load(name)
+  sweep = load(f'{name}:small')
   found, names = [], list(dict.fromkeys(run.name for run in sweep.runs))
   for run in sweep.runs:
     at = names.index(run.name)
@@ -69,7 +69,8 @@ def test_every_size_can_start_with_seeds_for_a_verdict(name, size):
 
 @pytest.mark.parametrize('name', REPORTS)
 def test_reports_compare_runs_that_exist_and_draw(name):
-  sweep = load(name)
+  sweep = load(f'{name}:small')
+  assert plan.items(sweep.file) == plan.items(sweep.file, 'small'), 'small is the size without an argument'
   module, results = experiment.module_of(sweep.file.with_name('report.py')), made_up(name)
   told, seeds = module.report(results), len({result.row['seed'] for result in results})
   assert told and seeds >= 3 and all(one.seeds == (seeds, seeds) for one in told), told
@@ -82,7 +83,7 @@ def test_reports_compare_runs_that_exist_and_draw(name):
 
 @pytest.mark.parametrize('name', REPORTS)
 def test_no_verdict_without_runs(name):
-  sweep = load(name)
+  sweep = load(f'{name}:small')
   told = experiment.module_of(sweep.file.with_name('report.py')).report(made_up(name)[:1])
   assert {one.answer for one in told} == {verdict.OPEN}
 

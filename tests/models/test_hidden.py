@@ -82,8 +82,11 @@ EMPTIED = dict(lm=('decoder_02', 'decoder_03', ['', '.attention']),
                t5=('decoder_00', 'decoder_01', ['', '.attention', '.cross']))
 
 
-@pytest.mark.parametrize('name', MODELS)
-@pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'loop'])
+# A loop is one whatever the model: those of other models are with `make test-slow`.
+@pytest.mark.parametrize('name, scan', [
+    pytest.param(name, scan, id=f'{"scanned" if scan else "loop"}-{name}',
+                 marks=[pytest.mark.slow] * (not scan and name != 'lm'))
+    for scan in (True, False) for name in MODELS])
 def test_a_block_without_the_outputs_of_its_sub_layers_leaves_the_stream_as_it_was(name, scan):
   """One of the blocks that share a scan; blocks before it, and the model itself, stay what they were."""
   model, (before, block, ends) = build(name, scan_layers=scan), EMPTIED[name]

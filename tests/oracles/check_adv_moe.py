@@ -50,7 +50,7 @@ def moe_conv(case):
     bank.w[...] = _kernels(w, c['E'])
     a, execute = _pathway(scores)
     return _unflat(execute(_last(x).reshape(1, c['B'], -1), a, bank)[0], side)
-  y, back = jax.vjp(run, *(jnp.asarray(case[name]) for name in ('x', 'weight', 'scores')))
+  y, back = jax.vjp(jax.jit(run), *(jnp.asarray(case[name]) for name in ('x', 'weight', 'scores')))
   case.assert_close('out', y)
   case.assert_close('choice', _pathway(jnp.asarray(case['scores'])).a.expert[0])
   for name, gradient in zip(('grad_x', 'grad_weight', 'grad_scores'), back(jnp.asarray(case['upstream']))):
@@ -71,7 +71,7 @@ def residual_block(case):
   def run(x, scores):
     y, seen = block(_last(x), _pathway(scores), c['train'])
     return jnp.moveaxis(y, -1, 1), seen
-  y, back, seen = jax.vjp(run, jnp.asarray(case['x']), jnp.asarray(case['scores']), has_aux=True)
+  y, back, seen = jax.vjp(jax.jit(run), jnp.asarray(case['x']), jnp.asarray(case['scores']), has_aux=True)
   case.assert_close('out', y)
   for name, gradient in zip(('grad_x', 'grad_scores'), back(jnp.asarray(case['upstream']))):
     case.assert_close(name, gradient)
@@ -94,7 +94,7 @@ def router(case):
   def scores(x):
     features, _ = network(_last(x), None, c['train'])
     return head.logits(features[None], None)[0]
-  y, back = jax.vjp(scores, jnp.asarray(case['x']))
+  y, back = jax.vjp(jax.jit(scores), jnp.asarray(case['x']))
   case.assert_close('scores', y), case.assert_close('grad_x', back(jnp.asarray(case['upstream']))[0])
 
 

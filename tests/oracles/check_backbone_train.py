@@ -47,7 +47,7 @@ def adafactor_step(case):
     if limit:
       norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in grads.values()))
       grads = optimizers.clip(grads, norm, limit)
-    params, state = optimizer_of(rate).update(grads, state, params, jnp.float32(rate))
+    params, state = jax.jit(optimizer_of(rate).update)(grads, state, params, jnp.float32(rate))
     for name, value in params.items():
       case.assert_close(f'param{step + 1}:{name}', value)
   for name, slots in state['slots'].items():

@@ -20,13 +20,18 @@ def layer_and_loss(case):
   built = _built(case)
   w = jnp.asarray(case['base'].T)
   everything = jnp.ones(x.shape[:2], bool)
-  with jax.default_matmul_precision('highest'):
-    logits = built.router.logits(x, None)
+
+  @jax.jit
+  def routed(router, x):
+    logits = router.logits(x, None)
     a, _ = dynmole.dynmole(logits, everything, **routing)
     probs = jax.nn.softmax(logits)
-    case.assert_close('prob', probs)
-    case.assert_close('entropy', dynmole.entropy(probs, routing['q'], routing['kind'], routing['epsilon']))
-    weights = assignment.masks(a)[1].sum(-1)
+    entropy = dynmole.entropy(probs, routing['q'], routing['kind'], routing['epsilon'])
+    return probs, entropy, assignment.masks(a)[1].sum(-1)
+
+  with jax.default_matmul_precision('highest'):
+    probs, entropy, weights = routed(built.router, x)
+    case.assert_close('prob', probs), case.assert_close('entropy', entropy)
     case.assert_close('weights', weights)
     np.testing.assert_array_equal(np.asarray(weights) > 0, case['weights'] > 0)
     _layer(case, built, x, w)

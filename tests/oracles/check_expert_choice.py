@@ -26,9 +26,10 @@ def praxis_gating(case):
   groups, size, experts = logits.shape
   # v1 divides first: floor(S // E * c).
   capacity = int(size // experts * config['capacity_factor'])
-  a, _ = expert_choice.expert_choice(logits, jnp.ones((groups, size), bool), capacity)
+  a, _ = jax.jit(lambda logits: expert_choice.expert_choice(
+      logits, jnp.ones((groups, size), bool), capacity))(logits)
   # Its slots ascend by gate, ours descend.
-  slots = lambda array: array.reshape(groups, experts, capacity)[..., ::-1]
+  slots = lambda array: np.asarray(array).reshape(groups, experts, capacity)[..., ::-1]
   case.assert_close('gate', slots(a.weight))
   case.assert_close('token_index', slots(a.token))
 

@@ -61,8 +61,11 @@ def layer(case):
   bank.bi[...], bank.bo[...] = jnp.asarray(case['fc1_b']), jnp.asarray(case['fc2_b'])
   normalise = norm.LayerNorm(width, rngs=nnx.Rngs(0))
   normalise.scale[...], normalise.bias[...] = jnp.asarray(case['ln_scale']), jnp.asarray(case['ln_bias'])
-  a, aux = thor.thor(expert, jnp.ones((batch, length), bool), config['E'])
+  a, aux = jax.jit(lambda expert: thor.thor(expert, jnp.ones((batch, length), bool), config['E']))(expert)
   assert aux.load.sum() == batch * length
-  run = lambda h: einsum.execute(h, a, bank)
-  y = x + run(normalise(x)) if config['pre_layer_norm'] else normalise(x + run(x))
-  case.assert_close('y', y.swapaxes(0, 1))
+
+  @jax.jit
+  def whole(x, bank, normalise):
+    run = lambda h: einsum.execute(h, a, bank)
+    return x + run(normalise(x)) if config['pre_layer_norm'] else normalise(x + run(x))
+  case.assert_close('y', whole(x, bank, normalise).swapaxes(0, 1))

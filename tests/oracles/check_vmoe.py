@@ -1,5 +1,6 @@
 """Checks of V-MoE: capacity, slots with and without batch priority, and the auxiliary losses."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,7 +29,8 @@ def losses(case):
   logits, noisy = jnp.asarray(case['logits'])[None], jnp.asarray(case['logits_noisy'])[None]
   mask = jnp.ones((1, config['S']), bool)
   noise = (noisy - logits) / std if std else None                    # without noise there is no load loss
-  found = vmoe.vmoe(logits, mask, config['S'], config['k'], noise=noise, noise_std=std)[1].losses
+  found = jax.jit(lambda logits, noise: vmoe.vmoe(
+      logits, mask, config['S'], config['k'], noise=noise, noise_std=std)[1].losses)(logits, noise)
   case.assert_close('importance_loss', found['importance'][None])
   case.assert_close('load_loss', found['load'][None])
   case.assert_close('gshard_loss', found['gshard'][None])

@@ -102,7 +102,7 @@ def assert_cached_equals_whole(name, model, given=None):
   return expected
 
 
-PARTS = 6                            # models of all routers: compiling grows faster than the model
+PARTS = 12                           # models of all routers: compiling grows faster than the model
 ROUTERS = [name for name in lookup.available('router') if name not in CHANNELS]
 
 

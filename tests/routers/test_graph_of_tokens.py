@@ -25,9 +25,14 @@ def build(**fields):
                                       **fields))(8, rngs=nnx.Rngs(0))
 
 
+@jax.jit
+def routed(router, x, ctx, carry):
+  return router(x, ctx, carry)
+
+
 def means(router, ctx=CTX, x=X, carry=None):
   """f32[S,E], p~ of every token."""
-  return np.asarray(router(x, ctx, carry or {}).assignment.masks()[1].sum(-1)[0])
+  return np.asarray(routed(router, x, ctx, carry or {}).assignment.masks()[1].sum(-1)[0])
 
 
 def plain(router):

@@ -18,13 +18,18 @@ def built(**fields):
   return mixer.Mixer(2, num_experts=2, num_environments=4, noise=0.0, rngs=nnx.Rngs(0), **fields)
 
 
+@jax.jit
+def routed(router, x, ctx, carry):
+  return router(x, ctx, carry)
+
+
 def report(router, step=0, rows=slice(None), train=True):
   """The Aux of `router` for some of the environments, each a token."""
   x, number = CONTEXTS[rows][None], jnp.arange(4)[rows][None]
   ctx = contract.Context(**contract.numbered(jnp.ones(x.shape[:2], bool)), step=jnp.int32(step),
                          tokens=jnp.float32(x.shape[1]), train=train,
                          given=dict(environment=number, errors=ERRORS[rows][None]))
-  return router(x, ctx, {})
+  return routed(router, x, ctx, {})
 
 
 def start(router):

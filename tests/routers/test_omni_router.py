@@ -18,10 +18,15 @@ def build(**fields):
       4, rngs=nnx.Rngs(0))
 
 
+@jax.jit
+def routed(router, x, ctx, carry):
+  return router(x, ctx, carry)
+
+
 def after(router, before):
   """(i32[5] experts, agreement) of a layer above one whose experts were `before`."""
-  routed = router(X, CTX, {'omni_router_0': jnp.asarray([before], jnp.int32)})
-  return routed.carry['omni_router_0'][0], routed.aux.metrics['agreement'], routed.assignment
+  own = routed(router, X, CTX, {'omni_router_0': jnp.asarray([before], jnp.int32)})
+  return own.carry['omni_router_0'][0], own.aux.metrics['agreement'], own.assignment
 
 
 def test_every_layer_decides_again_or_keeps_the_first_decision():

@@ -27,8 +27,9 @@ def test_the_output_is_the_sum_over_heads_of_gated_neurons(gates):
   router = generic.router('peer', 8, 9, heads=3, d_key=4, gates=gates)
   bank = generic.bank('mlp', 8, 9, d_ff=1, activation='gelu', use_bias=False)
   x = jax.random.normal(jax.random.key(2), (2, 6, 8))
-  a = router(x, contract.Context.of(jnp.ones((2, 6), jnp.int32)), {}).assignment
-  y = lookup.executor('fetch')(x, a, bank)
+  ctx = contract.Context.of(jnp.ones((2, 6), jnp.int32))
+  run = jax.jit(lambda router, bank: lookup.executor('fetch')(x, router(x, ctx, {}).assignment, bank))
+  y = run(router, bank)
   query = np.einsum('gsd,de->gse', x, router.w[...]).reshape(2, 6, 3, 2, 2)
   scores, experts = peer.retrieve(jnp.asarray(query), router.keys[...], 2)
   relu = gates == 'relu'

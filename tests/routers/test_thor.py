@@ -25,7 +25,7 @@ def route(key=None, train=False, groups=2, experts=4, **fields):
   ctx = contract.Context(mask=cut(SEGMENTS > 0), ids=cut(SEGMENTS), positions=cut(POSITIONS),
                          segments=cut(SEGMENTS), step=jnp.int32(0), tokens=jnp.float32(15), key=key,
                          train=train)
-  routed = router(jnp.zeros((*ctx.mask.shape, 3)), ctx, {})
+  routed = jax.jit(lambda router, x: router(x, ctx, {}))(router, jnp.zeros((*ctx.mask.shape, 3)))
   assert jnp.all(routed.assignment.weight == 1)
   return np.asarray(routed.assignment.expert), routed.aux
 

@@ -62,6 +62,7 @@ def route(router, train=False, **given):
   return a, aux
 
 
+@jax.jit
 def weights(a):
   """f32[G,S,E] weight of every expert for every token."""
   return a.masks()[1].sum(-1)
@@ -165,9 +166,10 @@ def test_replay_of_what_was_recorded_is_the_pass_that_recorded_it():
   both = route(around(inner(), 'replay'), choices=recorded)[0]
   everything = route(inner())[0]
   np.testing.assert_allclose(weights(both), weights(everything), rtol=1e-6)
-  grad = jax.grad(lambda router: weights(around(router, 'replay')(X, contract.Context(
-      **contract.numbered(MASK), step=jnp.int32(0), tokens=jnp.float32(10), given=dict(choices=recorded)),
-      {}).assignment)[..., 0].sum(), allow_int=True)(inner())
+  ctx = contract.Context(**contract.numbered(MASK), step=jnp.int32(0), tokens=jnp.float32(10),
+                         given=dict(choices=recorded))
+  first = lambda router: weights(around(router, 'replay')(X, ctx, {}).assignment)[..., 0].sum()
+  grad = jax.jit(jax.grad(first, allow_int=True))(inner())
   assert float(jnp.abs(grad.w[...]).max()) > 1e-3                    # through the weights, not the choice
 
 
