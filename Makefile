@@ -7,7 +7,7 @@
 #   make device       on a machine with a GPU: what is worth measuring, in eight minutes; see docs/accelerator.md
 #   make env          only the virtual environment .venv             make lint, make clean
 #   make constraints  resolves constraints.txt again after a change of setup.cfg; ARGS='-P jax' renews jax, ARGS=-U all
-# `make quickstart` installs the core (1.1 GB). All other targets add what the tests need, TensorFlow too (3.4 GB in all).
+# `make quickstart` installs the core (0.9 GB). All other targets add what the tests need, TensorFlow too (3.4 GB in all).
 
 PYTHON ?=
 ARGS ?=
@@ -38,7 +38,7 @@ $(CORE): setup.cfg pyproject.toml constraints.txt
 	for python in $(or $(PYTHON),python3.12 python3.11 python3 python3.13); do \
 	  $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	    2>/dev/null || continue; \
-	  echo "Making .venv with $$($$python --version), once; about 1.1 GB"; \
+	  echo "Making .venv with $$($$python --version), once; about 0.9 GB"; \
 	  exec $$python -m venv .venv; \
 	done; \
 	echo 'No Python 3.11 to 3.13 with its venv module was found$(if $(PYTHON),: $(PYTHON)). Install one (on Debian and Ubuntu:' >&2; \

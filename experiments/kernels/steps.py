@@ -2,7 +2,8 @@
 
   python -m stmoe.experiments.kernels.steps lm/quickstart:method=dense lm/quickstart:method=switch
 
-An override (--config.model.scan_layers=False) is of all. The batch is the first of the experiment's data.
+An override (--config.model.scan_layers=False) is of all. Words behind a name, 'NAME model.remat=none', are of that
+experiment alone. The batch is the first of the experiment's data.
 """
 
 import argparse
@@ -37,7 +38,8 @@ def main():
   parser.add_argument('--rounds', type=int, default=9)
   args, overrides = parser.parse_known_args()
   loop.keep_compilations()
-  times = measure([rundir.named(name, overrides)[0] for name in args.names], args.rounds)
+  configs = [rundir.named(name, [*overrides, *own])[0] for name, *own in map(str.split, args.names)]
+  times = measure(configs, args.rounds)
   for i, name in enumerate(args.names):
     own, ratios = [row[i] for row in times], sorted(row[i] / row[0] for row in times)
     print(f'{name}: {1e3 * statistics.median(own):.1f} ms, over the first {statistics.median(ratios):.3f} '

@@ -18,6 +18,11 @@ SHARED = dict(                                                       # tokens of
     time_step=POSITIONS, batch=np.zeros((2, 8), int))
 
 
+@jax.jit
+def run(router, x, ctx):
+  return router(x, ctx, {})
+
+
 def route(key=None, train=False, groups=2, experts=4, **fields):
   """Returns i32[groups,S], the experts of the two rows (padding: E), and Aux."""
   router = thor.Thor(3, num_experts=experts, rngs=nnx.Rngs(0), **fields)
@@ -25,7 +30,7 @@ def route(key=None, train=False, groups=2, experts=4, **fields):
   ctx = contract.Context(mask=cut(SEGMENTS > 0), ids=cut(SEGMENTS), positions=cut(POSITIONS),
                          segments=cut(SEGMENTS), step=jnp.int32(0), tokens=jnp.float32(15), key=key,
                          train=train)
-  routed = jax.jit(lambda router, x: router(x, ctx, {}))(router, jnp.zeros((*ctx.mask.shape, 3)))
+  routed = run(router, jnp.zeros((*ctx.mask.shape, 3)), ctx)
   assert jnp.all(routed.assignment.weight == 1)
   return np.asarray(routed.assignment.expert), routed.aux
 
