@@ -1,7 +1,5 @@
 """Dot-product attention (Vaswani et al., 2017, arXiv:1706.03762, section 3.2.1)."""
 
-import functools
-
 import jax
 from jax import ad_checkpoint
 import jax.numpy as jnp
@@ -9,7 +7,7 @@ import jax.numpy as jnp
 from stmoe import axes
 
 BLOCKS = 4                              # of queries, where no key is seen after its query
-LONG = 256                              # queries that are cut into blocks; fewer gain no time
+LONG = 256                              # queries for which fewer passes are worth another form
 HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)       # logit of a key that is not seen
 # Of products: backward, the float32 of the softmax meets 16 bits.
 PRECISION = dict(bfloat16=jax.lax.DotAlgorithmPreset.BF16_BF16_F32)
@@ -43,28 +41,41 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, 
 
   def block(start, end, seen):
     masking = (a if a is None else a[..., start:end, :seen] for a in (mask, bias))
-    return _softmax_product(q[..., start:end, :], k[:, :, :seen], v[:, :, :seen], scale, *masking)
+    product = _product_over_sum if queries >= LONG else _softmax_product
+    return product(q[..., start:end, :], k[:, :, :seen], v[:, :, :seen], scale, *masking)
 
   y = jnp.concatenate([block(*ends) for ends in _blocks(queries, keys, causal)], axis=3)
   return jnp.moveaxis(y, 3, 1).reshape(batch, queries, heads, -1)[..., :width]     # [B, T, H, P]
 
 
 def _softmax_product(q, k, v, scale, mask, bias):
-  """[B,N,G,T,P] of q [B,N,G,T,P] and k, v [B,N,K,P]; mask and bias broadcast to [B,N,G,T,K].
+  """[B,N,G,T,P] of q [B,N,G,T,P] and k, v [B,N,K,P]; mask and bias broadcast to [B,N,G,T,K]."""
+  weights = jax.nn.softmax(_logits(q, k, scale, mask, bias))
+  return _product('bngtk,bnkp->bngtp', weights.astype(v.dtype), v).astype(v.dtype)
 
-  The sum of the exponentials divides the product with v, not a factor of the product: then the gradient of
-  a row of logits needs no sum over the row, and XLA for CPUs computes it along with a product.
+
+def _product_over_sum(q, k, v, scale, mask, bias):
+  """What `_softmax_product` returns, in fewer passes.
+
+  The sum of the exponentials divides the product with v, not a factor of the product. Then the gradient of a
+  row of logits needs no sum over the row, and XLA for CPUs computes it along with a product.
   """
-  product = functools.partial(jnp.einsum, precision=PRECISION.get(q.dtype.name),
-                              preferred_element_type=jnp.float32)
-  logits = scale * product('bngtp,bnkp->bngtk', q, k)
-  logits = logits if bias is None else logits + bias
-  logits = logits if mask is None else jnp.where(mask, logits, HIDDEN)
-  if q.shape[3] < LONG:
-    return product('bngtk,bnkp->bngtp', jax.nn.softmax(logits).astype(v.dtype), v).astype(v.dtype)
+  logits = _logits(q, k, scale, mask, bias)
   weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-  y = product('bngtk,bnkp->bngtp', weights.astype(v.dtype), v)
+  y = _product('bngtk,bnkp->bngtp', weights.astype(v.dtype), v)
   return (y / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+
+
+def _logits(q, k, scale, mask, bias):
+  """f32[B,N,G,T,K], `HIDDEN` where the mask hides a key."""
+  logits = scale * _product('bngtp,bnkp->bngtk', q, k)
+  logits = logits if bias is None else logits + bias
+  return logits if mask is None else jnp.where(mask, logits, HIDDEN)
+
+
+def _product(equation, a, b):
+  """Sums are float32, forward and backward."""
+  return jnp.einsum(equation, a, b, precision=PRECISION.get(a.dtype.name), preferred_element_type=jnp.float32)
 
 
 def _of_groups(a, group, queries, keys):
