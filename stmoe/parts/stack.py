@@ -296,9 +296,10 @@ class Stack(nnx.Module):
   def _remat(self, body):
     """`body` that keeps only what the policy names for its backward."""
     policy = kept.POLICIES[self.remat]
-    if policy is None:
+    # Of a Python loop XLA sees every operation: what is elementwise is computed again where XLA says so.
+    if policy is None or policy is kept.all_but_elementwise and not self.scan_layers:
       return body
-    # A scan cannot merge the recomputation with the forward; a Python loop could, and XLA for CPUs does.
+    # A scan cannot merge the recomputation with the forward; a Python loop could.
     return jax.checkpoint(body, policy=policy, prevent_cse=not self.scan_layers)
 
 

@@ -83,7 +83,7 @@ def build(case):
       letter + 'x' * c['extra'] if layout(i, c['nl'], c['ns']) else 'd' for i in layers)
   return t5.T5(vocab_size=c['V'], d_model=c['D'], encoder=models_hf.pattern(letters('e')),
                decoder=models_hf.pattern(letters('f')), blocks=blocks, num_heads=c['H'], head_dim=c['K'],
-               tie_embeddings=c['tied'], scan_layers=False, remat='none', rngs=nnx.Rngs(0))
+               tie_embeddings=c['tied'], scan_layers=False, rngs=nnx.Rngs(0))
 
 
 def numbered(stack):

@@ -22,8 +22,8 @@ def all_but_elementwise(primitive: jax.extend.core.Primitive, *inputs: jax.core.
   return primitive.name not in ELEMENTWISE
 
 
-# What a configuration calls them. 'none': all that the backward reads is kept. 'full': what enters a unit is.
-# 'dots': products of matrices are, with 'no_batch' those with weights.
+# What a configuration calls them. 'none': all that the backward reads is kept. 'elementwise': as above, in a
+# scan. 'full': what enters a unit is kept. 'dots': products are, with 'no_batch' those of tokens with weights.
 POLICIES = {
     'none': None,
     'elementwise': all_but_elementwise,
