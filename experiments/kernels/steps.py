@@ -2,8 +2,8 @@
 
   python -m stmoe.experiments.kernels.steps lm/quickstart:method=dense lm/quickstart:method=switch
 
-An override (--config.model.scan_layers=False) is of all. Words behind a name, 'NAME model.remat=none', are of that
-experiment alone. The batch is the first of the experiment's data.
+An override (--config.model.scan_layers=False) is of all. Words behind a name, 'NAME model.remat=none', are of
+that experiment alone. The batch is the first of the experiment's data.
 """
 
 import argparse

@@ -23,7 +23,7 @@ def all_but_elementwise(primitive: jax.extend.core.Primitive, *inputs: jax.core.
 
 
 # What a configuration calls them. 'none': all that the backward reads is kept. 'elementwise': as above, in a
-# scan. 'full': what enters a unit is kept. 'dots': products are, with 'no_batch' those of tokens with weights.
+# scan. 'full': what enters a unit is kept. 'dots': products are, with 'no_batch' those with weights.
 POLICIES = {
     'none': None,
     'elementwise': all_but_elementwise,
