@@ -58,9 +58,10 @@ def _of_all(work, state):
   What lies in the memory of this process is read there: no program is compiled, and numpy is the faster
   (30 million numbers: 0.04 s, XLA for CPUs 0.13 s and 0.4 s once to compile).
   """
-  paths, arrays = zip(*jax.tree.leaves_with_path(state)) if jax.tree.leaves(state) else ((), ())
+  leaves = jax.tree.leaves_with_path(state)
+  arrays = [x for _, x in leaves]
   found = (_here if all(map(_is_here, arrays)) else _on_devices)(work, arrays)
-  return [(name(path), x, one) for path, x, one in zip(paths, arrays, found)]
+  return [(name(path), x, one) for (path, x), one in zip(leaves, found)]
 
 
 def _is_here(x):
@@ -84,7 +85,7 @@ def _parts(x):
 
 def _on_devices(work, arrays):
   mesh = next((x.sharding.mesh for x in arrays if hasattr(x.sharding, 'mesh')), None)
-  return jax.device_get(_compiled(work.compiled, mesh and distributed.everywhere(mesh))(list(arrays)))
+  return jax.device_get(_compiled(work.compiled, mesh and distributed.everywhere(mesh))(arrays))
 
 
 @functools.cache
