@@ -50,8 +50,9 @@ def run(args):
     raise errors.UserError('--best and --step do not go together')
   shots = _shots(args)
   tasks = _read_tasks(args.tasks)
+  from stmoe.derive import foreseen
+  foreseen.replayed(args.replay)
   if not (tasks or args.replay):
-    from stmoe.derive import foreseen
     for name in (args.task or '').split(','):
       foreseen.data(args.run, [f'--config.data.task={name}'] * bool(name) + list(args.overrides))
   path = downloaded.run_directory(args.run)

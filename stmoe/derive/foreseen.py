@@ -9,6 +9,7 @@ import ml_collections
 from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
+from stmoe.data import recording
 from stmoe.data.text import documents
 from stmoe.derive import downloaded
 from stmoe.derive import shown
@@ -39,6 +40,12 @@ def texts(names: Sequence[str], cfg: ml_collections.ConfigDict) -> None:
   """Raises UserError where one of `names` is a downloaded folder, and texts of `cfg` are missing."""
   if any(map(_folder, names)):
     _readable(cfg)
+
+
+def replayed(path: str | None) -> None:
+  """Raises UserError where the recording of routing that --replay names, if any, cannot be read."""
+  if path:
+    recording.read(path)
 
 
 def surgery(name: str, kind: str, text: str, overrides: Sequence[str] = ()) -> None:
@@ -98,7 +105,8 @@ def _readable(cfg):
   if lookup.source_of(cfg.data) != 'texts':
     return
   if cfg.data.task != 'text' or cfg.data.mixture:
-    lookup.source(cfg.data).tasks()
+    for task in lookup.source(cfg.data).tasks():
+      task.documents('train')                                        # says which packages are missing
     return
   names, _ = documents.divided(cfg.data.files)
   next(documents.each(names[0], cfg.data.field, cfg.data.documents), None)   # one is enough

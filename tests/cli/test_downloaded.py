@@ -56,6 +56,8 @@ def test_texts_are_written_as_they_are_made_down_to_any_of_the_ends(folder, comm
     ('routing', [], 'data.files is empty'), ('rewire', [], 'data.files is empty'),
     ('eval', ['--tasks', 'nowhere'], 'nowhere: No such file'),
     ('eval', ['--task', 'boolq', '--config.data.jsonl=nowhere'], "data.jsonl: no file 'nowhere'"),
+    ('eval', ['--replay', 'nowhere.npz'], 'nowhere.npz: No such file'),
+    ('finetune', ['finetune/jsonl', '--replay', 'nowhere.npz'], 'nowhere.npz: No such file'),
     ('infer', ['nowhere.txt'], 'nowhere.txt: No such file'),
     ('finetune', ['finetune/jsonl', '--workdir', 'tuned'], 'data.jsonl is empty: task jsonl needs'),
     ('finetune', ['finetune/jsonl', '--config.data.jsonl=a.jsonl,b.jsonl'], "data.jsonl: no file 'a.jsonl'"),

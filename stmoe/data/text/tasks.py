@@ -130,8 +130,8 @@ def _with_pairs(task):
 
 def _piped(name, split, instead):
   """Gives the documents of a task that seqio reads, from a process that imports it."""
-  for record in piped([*READER, name, split], f'task {name}: seqio cannot read split {split!r}', instead):
-    yield record.decode()
+  records = piped([*READER, name, split], f'task {name}: seqio cannot read split {split!r}', instead)
+  return (record.decode() for record in records)
 
 
 def piped_examples(name, split):
@@ -149,12 +149,18 @@ def piped(command, failure, instead):
     failure: how the message begins, for a command that reads TensorFlow Datasets.
     instead: what can be given where the set is not there.
 
-  Errors: UserError without the extra `seqio`, where the set is absent, and where the process ended badly.
+  Errors: UserError without the extra `seqio`, at once; from the first record on, where the set is absent and
+  where the process ended badly.
   """
   missing = [package for package in READ_WITH if not importlib.util.find_spec(package)]
   if missing:
     raise errors.UserError(f'{failure}: not installed: {", ".join(missing)}; pip install "stmoe[seqio]", or '
                            f'give {instead}')
+  return _records(command, failure, instead)
+
+
+def _records(command, failure, instead):
+  """The records of `piped`."""
   root = str(pathlib.Path(__file__).resolve().parents[3])
   env = dict(os.environ, JAX_PLATFORMS='cpu', CUDA_VISIBLE_DEVICES='', TF_CPP_MIN_LOG_LEVEL='3',
              PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')])))
