@@ -6,6 +6,7 @@ is two scans. With `scan_layers=False` the same units run in a Python loop; both
 draw the same randomness, because a layer's key depends only on its place in the stack.
 """
 
+import contextlib
 import functools
 import typing
 
@@ -21,6 +22,7 @@ from stmoe import router_state as state
 from stmoe.core import contract
 from stmoe.core import hidden
 from stmoe.core import noise
+from stmoe.core import stacked
 from stmoe.core.units import kept
 from stmoe.parts import block as block_lib
 from stmoe.parts import norm as norms
@@ -269,9 +271,10 @@ class Stack(nnx.Module):
 
   def _run(self, x, ctx, caches=None):
     """(x, dict block index -> aux, caches) after all blocks; blocks report only where nothing is cached."""
-    def body(shown, edits, state, layer):
-      (x, carry), (unit, first, cache) = state, layer
-      x, aux, carry = self.lent(unit)(x, ctx, contract.joined(carry, cache), first, shown, edits)
+    def body(shown, edits, arrays, state, layer):
+      (x, carry), (unit, number, first, cache) = state, layer
+      with stacked.within(arrays, unit, number) if arrays else contextlib.nullcontext():
+        x, aux, carry = self.lent(unit)(x, ctx, contract.joined(carry, cache), first, shown, edits)
       carry, cache = contract.apart(carry)
       return (x, carry), (aux if cache is None else {}, cache)
 
@@ -285,8 +288,9 @@ class Stack(nnx.Module):
       for edit in self.edits:
         if first <= edit.block < last:
           edits.setdefault((edit.block - first) % len(letters), []).append(edit)
-      one = functools.partial(body, shown, edits)
-      state, (aux, cache) = over(self._remat(one), state, (units, starts, caches and caches[number]))
+      one = functools.partial(body, shown, edits, stacked.wholes(units) if self.scan_layers else ())
+      layers = units, np.arange(repeats), starts, caches and caches[number]
+      state, (aux, cache) = over(self._remat(one), state, layers)
       reports |= {int(start) + place: jax.tree.map(lambda a, i=i: a[i], of_block)
                   for place, of_block in aux.items() for i, start in enumerate(starts)}
       after.append(cache)
@@ -370,14 +374,14 @@ def _units(recipes, d_model, repeats, scan_layers, rngs):
 
 
 def _loop_over(body, state, layers):
-  """`jax.lax.scan` over lists of units, of first blocks and of caches (or None), as a Python loop.
+  """`jax.lax.scan` over lists of units, numbers, first blocks and caches (or None), as a Python loop.
 
   What blocks report is stacked, as a scan does it; their caches stay a list.
   """
-  units, starts, caches = layers
+  *each, caches = layers
   reports, after = [], []
-  for unit, first, cache in zip(units, starts, caches or [None] * len(units)):
-    state, (aux, cache) = body(state, (unit, first, cache))
+  for *layer, cache in zip(*each, caches or [None] * len(each[0])):
+    state, (aux, cache) = body(state, (*layer, cache))
     reports.append(aux)
     after.append(cache)
   return state, (jax.tree.map(lambda *a: jnp.stack(a), *reports), after)

@@ -11,6 +11,8 @@ except for the experts' last product. Gradients of the parameters are added in p
 loop. Keeping the products instead costs CPUs as much in copies as it saves.
 """
 
+import typing
+
 import jax
 import jax.numpy as jnp
 
@@ -18,6 +20,7 @@ from pallas_kernels import walk
 from stmoe import axes
 from stmoe.core import assignment
 from stmoe.core import contract
+from stmoe.core import stacked
 from stmoe.core.transport import grouped
 from stmoe.core.transport import rows as rows_lib
 
@@ -37,29 +40,32 @@ def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
   weight = jnp.where(assignment.live(a), a.weight, 0)                # dead weights may be NaN
   with jax.named_scope('dispatch'):
     rows = rows_lib.sort(a)
-  return _execute(x, weight, experts, a.replace(weight=None), rows, key)
+  return _execute(x, weight, experts, a.replace(weight=None), rows, key, stacked.found(experts))
 
 
 @jax.custom_vjp
-def _execute(x, weight, experts, a, rows, key):
-  return forward(x, weight, experts, a, rows, key)
+def _execute(*arguments):
+  return forward(*arguments)
 
 
 def forward(x: jax.Array, weight: jax.Array, experts: contract.Bank, a: assignment.Assignment,
-            rows: rows_lib.Rows, key: jax.Array | None) -> jax.Array:
-  """Returns y [G,S,D'] of `execute`; weight f32[G,N] is 0 on dead edges, `rows` are the rows of `a`."""
+            rows: rows_lib.Rows, key: jax.Array | None, read: typing.Any) -> jax.Array:
+  """Returns y [G,S,D'] of `execute`; weight f32[G,N] is 0 on dead edges, `rows` are the rows of `a`.
+
+  read: `experts` as their arrays lie in memory, see `stacked.found`.
+  """
   tokens = x.reshape(-1, x.shape[-1])                                # [G*S, D]
   cut = walk.blocks(rows.sizes, rows.edge.size)
   table = walk.room(cut, rows.token)                                 # [M+P], P for blocks that reach further
   run = lambda bank, x, key: grouped.forward(bank, x, grouped.One(), key)[0]
 
   def block(i, out):
-    row, bank = cut.row[i], _one(experts, cut.expert[i])
+    row, bank = cut.row[i], _one(experts, read, cut.expert[i])
     sized = lambda size: run(bank, _take(tokens, walk.take(table, row, size)), _fold(key, row))     # [B, D']
     return walk.put(out, walk.choose(cut, i, lambda size: walk.whole(cut, sized(size))), row)
 
   with jax.named_scope('experts'):
-    width = jax.eval_shape(run, jax.eval_shape(_one, experts, 0), tokens[:1], key).shape[-1]
+    width = jax.eval_shape(run, jax.eval_shape(_one, experts, read, 0), tokens[:1], key).shape[-1]
     out = walk.each(cut, block, jnp.zeros((table.size, width), x.dtype))               # [M+P, D']
   with jax.named_scope('combine'):
     y = _per_edge(out, rows) * weight[..., None]                     # [G, N, D'], f32
@@ -68,7 +74,7 @@ def forward(x: jax.Array, weight: jax.Array, experts: contract.Bank, a: assignme
 
 def backward(saved: tuple, dy: jax.Array) -> tuple:
   """Returns the gradients to x [G,S,D], weight f32[G,N] and the bank; `saved` are `forward`'s arguments."""
-  x, weight, experts, a, rows, key = saved
+  x, weight, experts, a, rows, key, read = saved
   tokens, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
   cut = walk.blocks(rows.sizes, rows.edge.size)
   table, gate = walk.room(cut, rows.token), walk.room(cut, weight.reshape(-1)[rows.edge])
@@ -77,7 +83,7 @@ def backward(saved: tuple, dy: jax.Array) -> tuple:
   def block(i, carry):
     dx, dgate, dexperts = carry
     row, expert = cut.row[i], cut.expert[i]
-    bank = _one(experts, expert)
+    bank = _one(experts, read, expert)
 
     def sized(size):
       of_block = lambda v: walk.take(v, row, size)
@@ -107,14 +113,14 @@ def backward(saved: tuple, dy: jax.Array) -> tuple:
 
 
 _execute.defvjp(lambda *arguments: (forward(*arguments), arguments),
-                lambda saved, dy: (*backward(saved, dy), None, None, None))
+                lambda saved, dy: (*backward(saved, dy), None, None, None, None))
 
 
 @jax.named_scope('weights')
-def _one(experts, e):
+def _one(experts, read, e):
   """The bank of expert e alone: arrays of experts [1,...], shared arrays as they are."""
-  take = lambda own, w: jax.lax.dynamic_index_in_dim(w, e, 0) if own else w
-  return jax.tree.map(take, axes.per_expert(experts), experts)
+  take = lambda own, shared, w: stacked.one(w, e) if own else shared
+  return jax.tree.map(take, axes.per_expert(experts), experts, read)
 
 
 def _per_edge(out, rows):

@@ -15,6 +15,8 @@ Where a mesh also cuts experts' matrices over `model`, the compiler splits the m
 instead. `blocks` also runs for banks that are not made of products.
 """
 
+import typing
+
 import jax
 import jax.numpy as jnp
 
@@ -22,6 +24,7 @@ from pallas_kernels import target
 from pallas_kernels.combine import api as combine
 from stmoe.core import assignment
 from stmoe.core import contract
+from stmoe.core import stacked
 from stmoe.core.execute import blocks
 from stmoe.core.transport import exchange
 from stmoe.core.transport import grouped
@@ -62,7 +65,7 @@ def of_device(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
   weight = jnp.where(assignment.live(a), a.weight, 0)                # dead weights may be NaN
   with jax.named_scope('dispatch'):
     rows = rows_lib.sort(a)
-  return _execute(x, weight, experts, a.replace(weight=None), rows, key)
+  return _execute(x, weight, experts, a.replace(weight=None), rows, key, stacked.found(experts))
 
 
 @jax.custom_vjp
@@ -82,15 +85,19 @@ def _forward(*arguments):
 def _backward(saved, dy):
   on_cpu = lambda saved, kept, dy: blocks.backward(saved, dy)
   gradients = target.choose(None, cpu=on_cpu, tpu=backward, gpu=backward)(*saved, dy)
-  return *gradients, None, None, None
+  return *gradients, None, None, None, None
 
 
 _execute.defvjp(_forward, _backward)
 
 
 def forward(x: jax.Array, weight: jax.Array, experts: contract.Bank, a: assignment.Assignment,
-            rows: rows_lib.Rows, key: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-  """Returns (y [G,S,D'], tuple of the [M,F] to keep); the arguments are as for `blocks.forward`."""
+            rows: rows_lib.Rows, key: jax.Array | None, read: typing.Any
+            ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  """Returns (y [G,S,D'], tuple of the [M,F] to keep); the arguments are as for `blocks.forward`.
+
+  Kernels take arrays [E,...] and leave `read`.
+  """
   with jax.named_scope('dispatch'):
     ops, xs = _ops(rows), _rows(x, rows)                             # M of D
   with jax.named_scope('experts'):
@@ -101,7 +108,7 @@ def forward(x: jax.Array, weight: jax.Array, experts: contract.Bank, a: assignme
 
 def backward(saved: tuple, kept: tuple[jax.Array, ...] | None, dy: jax.Array) -> tuple:
   """Returns the gradients to x [G,S,D], weight f32[G,N] and the bank; `saved` are `forward`'s arguments."""
-  x, weight, experts, a, rows, key = saved
+  x, weight, experts, a, rows, key, _ = saved
   with jax.named_scope('dispatch'):
     ops = _ops(rows)
     xs, dys = _rows(x, rows), _rows(dy.astype(x.dtype), rows)        # M of D, of D'
