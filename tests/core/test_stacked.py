@@ -1,0 +1,61 @@
+"""Banks in a stack of layers are read where they lie: the same numbers, and no copy of all experts."""
+
+import re
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stmoe import axes
+from stmoe.core import contract
+from stmoe.core import stacked
+from stmoe.experts import mlp
+from stmoe.parts import stack
+
+E, D, F, L = 8, 12, 20, 3
+SPARSE = dict(layer='moe', router=dict(name='switch'), experts=dict(name='mlp', d_ff=F), attention=False)
+
+
+def of(executor, **fields):
+  """(loss of a stack of L sparse layers for x [2,6,D], the stack, x)."""
+  blocks = dict(m=SPARSE | dict(executor=executor, router=dict(name='switch', num_experts=E)))
+  made = stack.Stack(D, name='decoder', pattern=(('m', L),), blocks=blocks, rngs=nnx.Rngs(0), **fields)
+  x = jax.random.normal(jax.random.key(1), (2, 6, D))
+  ctx = contract.Context.of(jnp.ones((2, 6), jnp.int32))
+  return (lambda made, x: jnp.square(made(x, ctx)[0]).sum()), made, x
+
+
+def copies(program):
+  """How many slices of all experts' matrices a compiled program takes out of a stack."""
+  return len(re.findall(rf'f32\[1,{E},(?:{D},{F}|{F},{D})\]\S* dynamic-slice\(', program.as_text()))
+
+
+@pytest.mark.parametrize('executor, remat', [('pallas', 'elementwise'), ('blocks', 'none'), ('pallas', 'full')])
+def test_loops_over_experts_read_the_stack(executor, remat, monkeypatch):
+  loss, made, x = of(executor, remat=remat)
+  gradient = lambda: jax.jit(jax.value_and_grad(lambda *given: loss(*given), (0, 1))).lower(made, x).compile()
+  inside = gradient()
+  monkeypatch.setattr(stacked, 'found', lambda bank: bank)
+  outside = gradient()
+  assert copies(inside) == 0 < copies(outside)
+  jax.tree.map(np.testing.assert_array_equal, inside(made, x), outside(made, x))
+
+
+def test_arrays_made_of_slices_are_read_as_they_are():
+  stack_of = jax.vmap(lambda _: mlp.Mlp(D, num_experts=E, d_ff=F, rngs=nnx.Rngs(0)))(jnp.arange(L))
+  own = jax.tree.map(lambda w: w[1], stack_of)
+  with stacked.within(stacked.wholes(stack_of), own, jnp.int32(1)):
+    found = stacked.found(own)
+    np.testing.assert_array_equal(stacked.one(found.wi.get_value(), 2)[0], own.wi[2])
+    cast = jax.tree.map(lambda w: w.astype(jnp.bfloat16), own)
+    assert stacked.found(cast).wi.get_value() is cast.wi.get_value()
+  assert stacked.found(own).wi.get_value() is own.wi.get_value()
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_on_several_devices_nothing_is_known_of_the_stack(devices):
+  with jax.set_mesh(axes.make_mesh(expert=devices, devices=jax.devices()[:devices])):
+    wholes = stacked.wholes(mlp.Mlp(D, num_experts=E, d_ff=F, rngs=nnx.Rngs(0)))
+  assert all(w is None for w in wholes) == (devices > 1)
