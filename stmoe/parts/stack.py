@@ -22,7 +22,7 @@ from stmoe import router_state as state
 from stmoe.core import contract
 from stmoe.core import hidden
 from stmoe.core import noise
-from stmoe.core import stacked
+from stmoe.core.transport import stacked
 from stmoe.core.units import kept
 from stmoe.parts import block as block_lib
 from stmoe.parts import norm as norms

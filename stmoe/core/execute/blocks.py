@@ -20,9 +20,9 @@ from pallas_kernels import walk
 from stmoe import axes
 from stmoe.core import assignment
 from stmoe.core import contract
-from stmoe.core import stacked
 from stmoe.core.transport import grouped
 from stmoe.core.transport import rows as rows_lib
+from stmoe.core.transport import stacked
 
 
 def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,

@@ -24,11 +24,11 @@ from pallas_kernels import target
 from pallas_kernels.combine import api as combine
 from stmoe.core import assignment
 from stmoe.core import contract
-from stmoe.core import stacked
 from stmoe.core.execute import blocks
 from stmoe.core.transport import exchange
 from stmoe.core.transport import grouped
 from stmoe.core.transport import rows as rows_lib
+from stmoe.core.transport import stacked
 from stmoe.errors import UserError
 
 

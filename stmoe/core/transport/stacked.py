@@ -28,7 +28,7 @@ class Slice:
 
 # id of a slice -> the slice, so that no other array gets its id, and where it lies.
 Known = dict[int, tuple[jax.Array, Slice]]
-_known: contextvars.ContextVar[Known] = contextvars.ContextVar('known', default={})
+_known: contextvars.ContextVar[Known | None] = contextvars.ContextVar('known', default=None)
 
 
 def wholes(units: typing.Any) -> list[jax.Array | None]:
@@ -38,8 +38,9 @@ def wholes(units: typing.Any) -> list[jax.Array | None]:
   """
   mesh = jax.sharding.get_abstract_mesh()
   one_device = mesh.empty or mesh.size == 1
-  return [jax.lax.stop_gradient(w) if of_experts and one_device else None
-          for of_experts, w in zip(jax.tree.leaves(axes.per_expert(units)), jax.tree.leaves(units), strict=True)]
+  of_experts = jax.tree.leaves(axes.per_expert(units))
+  return [jax.lax.stop_gradient(w) if own and one_device else None
+          for own, w in zip(of_experts, jax.tree.leaves(units), strict=True)]
 
 
 @contextlib.contextmanager
@@ -55,7 +56,7 @@ def within(arrays: list[jax.Array | None], unit: typing.Any, layer: jax.Array) -
 
 def found(bank: typing.Any) -> typing.Any:
   """Returns `bank` with a Slice in place of every array [E,...] of which it is known where the array lies."""
-  known = _known.get()
+  known = _known.get() or {}
   return jax.tree.map(lambda w: known[id(w)][1] if id(w) in known else w, bank)
 
 

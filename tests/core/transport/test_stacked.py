@@ -10,7 +10,7 @@ import pytest
 
 from stmoe import axes
 from stmoe.core import contract
-from stmoe.core import stacked
+from stmoe.core.transport import stacked
 from stmoe.experts import mlp
 from stmoe.parts import stack
 
@@ -32,7 +32,8 @@ def copies(program):
   return len(re.findall(rf'f32\[1,{E},(?:{D},{F}|{F},{D})\]\S* dynamic-slice\(', program.as_text()))
 
 
-@pytest.mark.parametrize('executor, remat', [('pallas', 'elementwise'), ('blocks', 'none'), ('pallas', 'full')])
+@pytest.mark.parametrize('executor, remat', [('pallas', 'elementwise'), ('blocks', 'none'),
+                                             ('pallas', 'full')])
 def test_loops_over_experts_read_the_stack(executor, remat, monkeypatch):
   loss, made, x = of(executor, remat=remat)
   gradient = lambda: jax.jit(jax.value_and_grad(lambda *given: loss(*given), (0, 1))).lower(made, x).compile()
