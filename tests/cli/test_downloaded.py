@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from stmoe.answer import infer
+from stmoe.data.text import tasks
 from stmoe.data.text import tokenizer
 from stmoe.data.text import vocab
 
@@ -66,6 +67,15 @@ def test_a_text_that_is_missing_is_asked_for_before_the_model_is_converted(folde
                                                                            monkeypatch, tmp_path):
   monkeypatch.setenv('STMOE_CACHE_DIR', str(tmp_path / 'cache'))
   assert says in mistake(name, folder, *words) and not (tmp_path / 'cache' / 'imported').exists()
+
+
+def test_packages_that_a_task_needs_are_named_before_the_model_is_converted(folder, mistake, monkeypatch,
+                                                                            tmp_path):
+  monkeypatch.setenv('STMOE_CACHE_DIR', str(tmp_path / 'cache'))
+  monkeypatch.setattr(tasks, 'READ_WITH', ('no_such_package',))
+  for name in ('boolq', 'wmt14_en_de'):
+    assert 'not installed: no_such_package' in mistake('eval', folder, '--task', name)
+  assert not (tmp_path / 'cache' / 'imported').exists()
 
 
 def test_what_needs_no_text_is_not_asked_for_one(folder, command, monkeypatch, tmp_path):

@@ -9,6 +9,9 @@ overwrite what the block wrote there. The backward is written by hand (`core/tra
 nothing with a row per edge is ever stored. The backward runs the experts' forward again block by block,
 except for the experts' last product. Gradients of the parameters are added in place, in the carry of the
 loop. Keeping the products instead costs CPUs as much in copies as it saves.
+
+The loop reads the matrices of one expert at a time, out of the stack of layers where the bank is a slice of
+one (`core/transport/stacked.py`).
 """
 
 import typing
