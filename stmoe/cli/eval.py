@@ -46,8 +46,7 @@ def add_arguments(parser):
 
 
 def run(args):
-  if args.best and args.step is not None:
-    raise errors.UserError('--best and --step do not go together')
+  _check_together(args)
   shots = _shots(args)
   tasks = _read_tasks(args.tasks)
   from stmoe.derive import foreseen
@@ -58,7 +57,6 @@ def run(args):
   path = downloaded.run_directory(args.run)
   cfg = rundir.opened(path, args.step, 'best' if args.best else 'checkpoints')
   if args.task:
-    _check_task(args)
     from stmoe.train import taskscore
     taskscore.set_task(cfg, args.task.split(','), path)
   experiment.override(cfg, args.overrides, whole=False)
@@ -84,11 +82,17 @@ def run(args):
     print('\n'.join(f'{name:20} {value:.6g}' for name, value in values.items()))
 
 
+def _check_together(args):
+  """Raises UserError for two checkpoints, or for two kinds of evaluation."""
+  if args.best and args.step is not None:
+    raise errors.UserError('--best and --step do not go together')
+  given = [flag for flag in ('tasks', 'task', 'sweep', 'replay') if getattr(args, flag)]
+  if len(given) > 1:     # a sweep's lines in evals.jsonl are of the run's own data, so not of a recording
+    raise errors.UserError(f'--{given[0]} and --{given[1]} do not go together')
+
+
 def _shots(args):
-  """The numbers of --shots; UserError for anything else, or for --tasks beside another kind of evaluation."""
-  for flag in ('task', 'sweep', 'replay') if args.tasks else ():
-    if getattr(args, flag):
-      raise errors.UserError(f'--tasks and --{flag} do not go together')
+  """The numbers of --shots; UserError for anything else, or without --tasks."""
   if args.shots and not args.tasks:
     raise errors.UserError('--shots is for --tasks FILE_OR_FOLDER')
   texts = (args.shots or '0').split(',')
@@ -121,15 +125,8 @@ def _task_files(cfg, path, args, tasks, shots):
     print(f'{system.num_cut} rows have over data.length={cfg.data.length} tokens and lose their beginning')
 
 
-def _check_task(args):
-  if args.sweep:
-    raise errors.UserError('--task and --sweep do not go together')
-
-
 def _replay(cfg, path, args):
   """Gives `cfg` all rows of the recording --replay as its data."""
-  if args.task or args.sweep:            # a sweep's lines in evals.jsonl are of the run's own data
-    raise errors.UserError(f'{"--task" if args.task else "--sweep"} and --replay do not go together')
   from stmoe.data import recording
   about = recording.replay(cfg, args.replay, path)
   with cfg.unlocked():
