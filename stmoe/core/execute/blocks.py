@@ -122,8 +122,8 @@ _execute.defvjp(lambda *arguments: (forward(*arguments), arguments),
 @jax.named_scope('weights')
 def _one(experts, read, e):
   """The bank of expert e alone: arrays of experts [1,...], shared arrays as they are."""
-  take = lambda own, shared, w: stacked.one(w, e) if own else shared
-  return jax.tree.map(take, axes.per_expert(experts), experts, read)
+  take = lambda own, w: stacked.one(w, e) if own else w
+  return jax.tree.map(take, axes.per_expert(experts), read)
 
 
 def _per_edge(out, rows):
