@@ -15,13 +15,14 @@ from stmoe.experts import mlp
 from stmoe.parts import stack
 
 E, D, F, L = 8, 12, 20, 3
-SPARSE = dict(layer='moe', router=dict(name='switch'), experts=dict(name='mlp', d_ff=F), attention=False)
+SPARSE = dict(layer='moe', router=dict(name='switch', num_experts=E), experts=dict(name='mlp', d_ff=F),
+              attention=False)
 
 
 def of(executor, **fields):
   """(loss of a stack of L sparse layers for x [2,6,D], the stack, x)."""
-  blocks = dict(m=SPARSE | dict(executor=executor, router=dict(name='switch', num_experts=E)))
-  made = stack.Stack(D, name='decoder', pattern=(('m', L),), blocks=blocks, rngs=nnx.Rngs(0), **fields)
+  made = stack.Stack(D, name='decoder', pattern=(('m', L),), blocks=dict(m=SPARSE | dict(executor=executor)),
+                     rngs=nnx.Rngs(0), **fields)
   x = jax.random.normal(jax.random.key(1), (2, 6, D))
   ctx = contract.Context.of(jnp.ones((2, 6), jnp.int32))
   return (lambda made, x: jnp.square(made(x, ctx)[0]).sum()), made, x
