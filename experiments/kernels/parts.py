@@ -33,7 +33,7 @@ def loop(tokens, bank, rows, few_results=False):
   run = lambda bank, x: grouped.forward(bank, x, grouped.One(), None)[0]
 
   def block(i, out):
-    mine = blocks._one(bank, cut.expert[i])
+    mine = blocks._one(bank, bank, cut.expert[i])
 
     def sized(size):
       y = run(mine, blocks._take(tokens, walk.take(table, cut.row[i], size)))
