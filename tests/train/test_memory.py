@@ -25,4 +25,4 @@ def test_a_sparse_step_needs_little_more_than_a_dense_one_and_its_idle_state():
   dense, weights, state = sizes('lm/stdlib_small:method=dense')
   for method, of_gradient in (('method=switch', 0), ('method=switch,experts=32', 1)):
     peak, own_weights, own_state = sizes(f'lm/stdlib_small:{method}')
-    assert peak <= 1.10 * (dense + own_state - state + of_gradient * (own_weights - weights))
+    assert peak <= 1.06 * (dense + own_state - state + of_gradient * (own_weights - weights))
