@@ -10,6 +10,7 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
 from stmoe.data import recording
+from stmoe.data.text import cache
 from stmoe.data.text import documents
 from stmoe.derive import downloaded
 from stmoe.derive import shown
@@ -105,8 +106,10 @@ def _readable(cfg):
   if lookup.source_of(cfg.data) != 'texts':
     return
   if cfg.data.task != 'text' or cfg.data.mixture:
-    for task in lookup.source(cfg.data).tasks():
-      task.documents('train')                                        # says which packages are missing
+    source = lookup.source(cfg.data)
+    for task in source.tasks():
+      if not cache.exists(task, source.cache_dir):                   # a cache is read without the packages
+        task.documents('train')                                      # says which packages are missing
     return
   names, _ = documents.divided(cfg.data.files)
   next(documents.each(names[0], cfg.data.field, cfg.data.documents), None)   # one is enough

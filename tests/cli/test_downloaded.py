@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from stmoe.answer import infer
+from stmoe.data.text import cache
 from stmoe.data.text import tasks
 from stmoe.data.text import tokenizer
 from stmoe.data.text import vocab
+from stmoe.derive import foreseen
 
 CASE = pathlib.Path(__file__).resolve().parents[1] / 'data' / 'checkpoints' / 'with_text_olmoe'
 ENDS = [0, 90, 277]                      # ids: the recorded end, and two that come in recorded texts
@@ -76,6 +78,8 @@ def test_packages_that_a_task_needs_are_named_before_the_model_is_converted(fold
   for name in ('boolq', 'wmt14_en_de'):
     assert 'not installed: no_such_package' in mistake('eval', folder, '--task', name)
   assert not (tmp_path / 'cache' / 'imported').exists()
+  (cache.folder() / 'boolq-0123456789abcdef-v1').mkdir(parents=True)  # a cache is read without them
+  foreseen.data(folder, ['--config.data.task=boolq'])
 
 
 def test_what_needs_no_text_is_not_asked_for_one(folder, command, monkeypatch, tmp_path):

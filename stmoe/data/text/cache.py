@@ -59,6 +59,11 @@ def of(task, vocabulary, cache_dir=None):
   return Cache(path, vocabulary, facts)
 
 
+def exists(task, cache_dir=None):
+  """Returns whether there is a cache of `task`, under whatever vocabulary."""
+  return any(folder(cache_dir).glob(f'{task.name}-*'))
+
+
 def vocabulary_of(spec, among, extra_ids=0, cache_dir=None):
   """Returns the vocabulary `spec`: 'bytes', 'train:N', or of a tokenizer.json or SentencePiece model.
 
