@@ -50,7 +50,7 @@ def run(args):
   shots = _shots(args)
   tasks = _read_tasks(args.tasks)
   from stmoe.derive import foreseen
-  foreseen.replayed(args.replay)
+  foreseen.replayed(args.run, args.replay)
   if not (tasks or args.replay):
     for name in (args.task or '').split(','):
       foreseen.data(args.run, [f'--config.data.task={name}'] * bool(name) + list(args.overrides))

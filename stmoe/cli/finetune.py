@@ -36,7 +36,7 @@ def add_arguments(parser):
 def run(args):
   from stmoe.derive import finetune
   from stmoe.derive import foreseen
-  foreseen.replayed(args.replay)
+  foreseen.replayed(args.start, args.replay)
   foreseen.texts([args.start], finetune.own(args.name, args.overrides)[0])
   start = downloaded.run_directory(args.start)
   cfg, name = finetune.prepare(args.name, args.overrides, start, args.step)

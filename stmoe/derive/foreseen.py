@@ -43,9 +43,9 @@ def texts(names: Sequence[str], cfg: ml_collections.ConfigDict) -> None:
     _readable(cfg)
 
 
-def replayed(path: str | None) -> None:
-  """Raises UserError where the recording of routing that --replay names, if any, cannot be read."""
-  if path:
+def replayed(name: str, path: str | None) -> None:
+  """Raises UserError where `name` is a downloaded folder and the recording that --replay names is none."""
+  if path and _folder(name):
     recording.read(path)
 
 
