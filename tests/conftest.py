@@ -47,15 +47,17 @@ def look_for_garbage():
 
 @pytest.fixture(autouse=True, scope='session')
 def two_sizes_of_blocks():
-  """The executor `blocks` cuts rows into two sizes; a model compiles its experts once for every size.
+  """The executor `blocks` cuts rows into two sizes, one block a turn: a model compiles its experts for each.
 
-  The sizes that are shipped, some sixteen, run in tests/core/test_conformance.py and in every subprocess.
+  What is shipped, some sixteen sizes, runs in tests/core/test_conformance.py and in every subprocess.
   """
   from pallas_kernels import walk                                    # JAX reads the settings above
-  shipped = walk.sizes
-  walk.sizes = lambda rows, experts: shipped(rows, experts)[3::12] or (1,)         # (1,): few rows
-  yield shipped
-  walk.sizes = shipped
+  shipped = dict(sizes=walk.sizes, TOGETHER=walk.TOGETHER)
+  with pytest.MonkeyPatch.context() as patch:
+    few = lambda rows, experts: shipped['sizes'](rows, experts)[3::12] or (1,)       # (1,): few rows
+    patch.setattr(walk, 'sizes', few)
+    patch.setattr(walk, 'TOGETHER', 1)
+    yield shipped
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -100,9 +102,10 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def shipped_sizes(two_sizes_of_blocks, monkeypatch):
-  """Blocks of all the sizes that users have."""
+  """Blocks of all the sizes that users have, and as many of them a turn."""
   from pallas_kernels import walk
-  monkeypatch.setattr(walk, 'sizes', two_sizes_of_blocks)
+  for name, value in two_sizes_of_blocks.items():
+    monkeypatch.setattr(walk, name, value)
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -32,14 +32,12 @@ def loop(tokens, bank, rows, few_results=False):
   table = walk.room(cut, rows.token)
   run = lambda bank, x: grouped.forward(bank, x, grouped.One(), None)[0]
 
-  def block(i, out):
-    mine = blocks._one(bank, bank, cut.expert[i])
+  def block(i, size):
+    y = run(blocks._one(bank, bank, cut.expert[i]), blocks._take(tokens, walk.take(table, cut.row[i], size)))
+    return jax.lax.optimization_barrier(y)[:cut.sizes[0]] if few_results else walk.whole(cut, y)
 
-    def sized(size):
-      y = run(mine, blocks._take(tokens, walk.take(table, cut.row[i], size)))
-      return jax.lax.optimization_barrier(y)[:cut.sizes[0]] if few_results else walk.whole(cut, y)
-    return walk.put(out, walk.choose(cut, i, sized), cut.row[i])
-  return walk.each(cut, block, jnp.zeros((table.size, tokens.shape[1]), tokens.dtype))
+  put = lambda out, i, y: walk.put(out, y, cut.row[i])
+  return walk.each(cut, block, put, jnp.zeros((table.size, tokens.shape[1]), tokens.dtype))
 
 
 def total(out, rows, weight, a):

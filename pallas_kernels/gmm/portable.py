@@ -14,12 +14,10 @@ def gmm(x, w, sizes, token=None, *, transposed=False):
   rows = walk.room(cut, x)                                           # [M+P, K]
   contract = ((1,), (1,)) if transposed else ((1,), (0,))
 
-  def block(i, out):
-    row = cut.row[i]
+  def block(i, size):
     mine = jax.lax.dynamic_index_in_dim(w, cut.expert[i], 0, keepdims=False)      # [K, N] or [N, K]
-    product = lambda size: walk.whole(cut, jax.lax.dot_general(
-        walk.take(rows, row, size), mine, (contract, ((), ())), preferred_element_type=jnp.float32))
-    return walk.put(out, walk.choose(cut, i, product), row)          # [top, N]
+    return walk.whole(cut, jax.lax.dot_general(walk.take(rows, cut.row[i], size), mine, (contract, ((), ())),
+                                               preferred_element_type=jnp.float32))        # [top, N]
 
   out = jnp.zeros((rows.shape[0], w.shape[1 if transposed else 2]), x.dtype)
-  return walk.each(cut, block, out)[:x.shape[0]]
+  return walk.each(cut, block, lambda out, i, y: walk.put(out, y, cut.row[i]), out)[:x.shape[0]]

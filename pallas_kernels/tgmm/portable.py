@@ -13,15 +13,13 @@ def tgmm(x, dy, sizes, token=None, dy_token=None):
   cut = walk.blocks(sizes, x.shape[0])
   x, dy = walk.room(cut, x), walk.room(cut, dy)                      # [M+P, K], [M+P, N]
 
-  def block(i, out):
-    row, expert = cut.row[i], cut.expert[i]
+  def block(i, size):
+    mine = (jnp.arange(size) < cut.count[i])[:, None]                # the rest is of the next expert
+    left, right = (jnp.where(mine, walk.take(v, cut.row[i], size), 0) for v in (x, dy))
+    return jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
-    def product(size):
-      mine = (jnp.arange(size) < cut.count[i])[:, None]              # the rest is of the next expert
-      left, right = (jnp.where(mine, walk.take(v, row, size), 0) for v in (x, dy))
-      return jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-    add = walk.choose(cut, i, product)                                # [K, N]
-    return walk.put(out, walk.take(out, expert, 1) + add, expert)
+  def put(out, i, dw):
+    return walk.put(out, walk.take(out, cut.expert[i], 1) + dw, cut.expert[i])
 
   out = jnp.zeros((sizes.shape[0], x.shape[1], dy.shape[1]), jnp.float32)
-  return walk.each(cut, block, out).astype(x.dtype)
+  return walk.each(cut, block, put, out).astype(x.dtype)

@@ -26,10 +26,17 @@ CASES = ('random', 'one_takes_all', 'empty', 'ties', 'padding', 'nothing')
 
 @contextlib.contextmanager
 def small_blocks():
-  """Within, `blocks` has blocks so small that every expert needs several of both sizes, and of one row."""
-  shipped, walk.sizes = walk.sizes, lambda rows, experts: (1,) if rows <= G * S else (2, 6)
+  """Within, `blocks` has blocks so small that every expert needs several of both sizes, and of one row.
+
+  A turn has several blocks where there are as many rows as `FEW`, and one where there are fewer.
+  """
+  names = 'sizes', 'FEW', 'TOGETHER'
+  shipped = [getattr(walk, name) for name in names]
+  for name, value in zip(names, (lambda rows, experts: (1,) if rows <= G * S else (2, 6), G * S, 3)):
+    setattr(walk, name, value)
   yield
-  walk.sizes = shipped
+  for name, value in zip(names, shipped):
+    setattr(walk, name, value)
 
 
 @functools.cache

@@ -12,6 +12,9 @@ loop. Keeping the products instead costs CPUs as much in copies as it saves.
 
 The loop reads the matrices of one expert at a time, out of the stack of layers where the bank is a slice of
 one (`core/transport/stacked.py`).
+
+Where products are small, a turn of the loop has several blocks. Then the rows of the expert that has most
+come first, because the blocks of a turn are all as large as the largest of them.
 """
 
 import typing
@@ -42,7 +45,7 @@ def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
   """
   weight = jnp.where(assignment.live(a), a.weight, 0)                # dead weights may be NaN
   with jax.named_scope('dispatch'):
-    rows = rows_lib.sort(a)
+    rows = sort(a, experts)
   return _execute(x, weight, experts, a.replace(weight=None), rows, key, stacked.found(experts))
 
 
@@ -58,18 +61,19 @@ def forward(x: jax.Array, weight: jax.Array, experts: contract.Bank, a: assignme
   read: `experts` as their arrays lie in memory, see `stacked.found`.
   """
   tokens = x.reshape(-1, x.shape[-1])                                # [G*S, D]
-  cut = walk.blocks(rows.sizes, rows.edge.size)
+  cut = _cut(rows, experts)
   table = walk.room(cut, rows.token)                                 # [M+P], P for blocks that reach further
   run = lambda bank, x, key: grouped.forward(bank, x, grouped.One(), key)[0]
 
-  def block(i, out):
+  def block(i, size):
     row, bank = cut.row[i], _one(experts, read, cut.expert[i])
-    sized = lambda size: run(bank, _take(tokens, walk.take(table, row, size)), _fold(key, row))     # [B, D']
-    return walk.put(out, walk.choose(cut, i, lambda size: walk.whole(cut, sized(size))), row)
+    y = run(bank, _take(tokens, walk.take(table, row, size)), _fold(key, row))         # [size, D']
+    return walk.whole(cut, y)
 
+  put = lambda out, i, y: walk.put(out, y, cut.row[i])
   with jax.named_scope('experts'):
     width = jax.eval_shape(run, jax.eval_shape(_one, experts, read, 0), tokens[:1], key).shape[-1]
-    out = walk.each(cut, block, jnp.zeros((table.size, width), x.dtype))               # [M+P, D']
+    out = walk.each(cut, block, put, jnp.zeros((table.size, width), x.dtype))          # [M+P, D']
   with jax.named_scope('combine'):
     y = _per_edge(out, rows) * weight[..., None]                     # [G, N, D'], f32
     return rows_lib.add_up(y, a).astype(x.dtype)                     # [G, S, D']
@@ -79,29 +83,26 @@ def backward(saved: tuple, dy: jax.Array) -> tuple:
   """Returns the gradients to x [G,S,D], weight f32[G,N] and the bank; `saved` are `forward`'s arguments."""
   x, weight, experts, a, rows, key, read = saved
   tokens, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-  cut = walk.blocks(rows.sizes, rows.edge.size)
+  cut = _cut(rows, experts)
   table, gate = walk.room(cut, rows.token), walk.room(cut, weight.reshape(-1)[rows.edge])
   per_expert = axes.per_expert(experts)
 
-  def block(i, carry):
-    dx, dgate, dexperts = carry
-    row, expert = cut.row[i], cut.expert[i]
-    bank = _one(experts, read, expert)
+  def block(i, size):
+    row, bank = cut.row[i], _one(experts, read, cut.expert[i])
+    of_block = lambda v: walk.take(v, row, size)
+    mine = jnp.arange(size) < cut.count[i]                           # further rows are of the next expert
+    at = of_block(table)
+    # A gate of 0 keeps those rows out of all gradients of the bank.
+    dbank, dxb, dgb = grouped.backward(bank, _take(tokens, at), grouped.One(), _fold(key, row), None,
+                                       jnp.where(mine, of_block(gate), 0), _take(dy, at).astype(x.dtype))
+    return dbank, walk.whole(cut, dxb), walk.whole(cut, dgb)
 
-    def sized(size):
-      of_block = lambda v: walk.take(v, row, size)
-      mine = jnp.arange(size) < cut.count[i]                         # further rows are of the next expert
-      at = of_block(table)
-      # A gate of 0 keeps those rows out of all gradients of the bank.
-      dbank, dxb, dgb = grouped.backward(bank, _take(tokens, at), grouped.One(), _fold(key, row), None,
-                                         jnp.where(mine, of_block(gate), 0), _take(dy, at).astype(x.dtype))
-      return dbank, walk.whole(cut, dxb), walk.whole(cut, dgb)
-
-    dbank, dxb, dgb = walk.choose(cut, i, sized)
-    put = lambda total, part: walk.put(total, walk.take(total, expert, 1) + part, expert)
-    add = lambda of_experts, total, part: put(total, part) if of_experts else total + part
+  def put(carry, i, of_block):
+    (dx, dgate, dexperts), (dxb, dgb), row, expert = carry, of_block[1:], cut.row[i], cut.expert[i]
+    plus = lambda total, part: walk.put(total, walk.take(total, expert, 1) + part, expert)
+    add = lambda of_experts, total, part: plus(total, part) if of_experts else total + part
     with jax.named_scope('weights'):
-      dexperts = jax.tree.map(add, per_expert, dexperts, dbank)
+      dexperts = jax.tree.map(add, per_expert, dexperts, of_block[0])
     return walk.put(dx, dxb, row), walk.put(dgate, dgb, row), dexperts
 
   with jax.named_scope('experts'):
@@ -109,7 +110,7 @@ def backward(saved: tuple, dy: jax.Array) -> tuple:
     dx = jnp.zeros((table.size, x.shape[-1]), x.dtype)               # [M+P, D]
     with jax.named_scope('weights'):
       nothing = jax.tree.map(jnp.zeros_like, experts)
-    dx, dgate, dexperts = walk.each(cut, block, (dx, dgate, nothing))
+    dx, dgate, dexperts = walk.each(cut, block, put, (dx, dgate, nothing))
   with jax.named_scope('dispatch'):
     dx = rows_lib.add_up(_per_edge(dx, rows), a).astype(x.dtype)     # [G, S, D]
   return dx, _per_edge(dgate, rows).astype(weight.dtype), dexperts
@@ -117,6 +118,24 @@ def backward(saved: tuple, dy: jax.Array) -> tuple:
 
 _execute.defvjp(lambda *arguments: (forward(*arguments), arguments),
                 lambda saved, dy: (*backward(saved, dy), None, None, None, None))
+
+
+def sort(a: assignment.Assignment, experts: contract.Bank) -> rows_lib.Rows:
+  """Returns the Rows of `a` in the order that suits the loop over the blocks of these experts."""
+  return rows_lib.sort(a, falling=_together(experts, a.expert.size, a.num_experts) > 1)
+
+
+def _cut(rows, experts):
+  """The walk.Blocks of rows that `sort` gave."""
+  together = _together(experts, rows.edge.size, rows.sizes.size)
+  return walk.blocks(rows.sizes, rows.edge.size, rows.start if together > 1 else None, together)
+
+
+def _together(experts, rows, num):
+  """How many blocks a turn of the loop has, for the largest matrix of an expert."""
+  numbers = lambda own, w: w.size // num if own else w.size
+  matrices = jax.tree.leaves(jax.tree.map(numbers, axes.per_expert(experts), experts))
+  return walk.together(rows, num, max(matrices, default=0))
 
 
 @jax.named_scope('weights')

@@ -64,7 +64,7 @@ def of_device(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
     return blocks.execute(x, a, experts, key)
   weight = jnp.where(assignment.live(a), a.weight, 0)                # dead weights may be NaN
   with jax.named_scope('dispatch'):
-    rows = rows_lib.sort(a)
+    rows = target.choose(None, cpu=lambda a: blocks.sort(a, experts), tpu=rows_lib.sort, gpu=rows_lib.sort)(a)
   return _execute(x, weight, experts, a.replace(weight=None), rows, key, stacked.found(experts))
 
 

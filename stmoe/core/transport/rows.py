@@ -1,8 +1,8 @@
 """The live edges of an Assignment sorted by expert: one row per edge, and tables both ways.
 
-Dropless executors run experts on these rows: the rows of expert 0, then of expert 1, and so
-on, without padding. No sort is needed, because slots have no holes. An edge's row is the first
-row of its expert, plus the edges that earlier groups send there, plus its slot.
+Dropless executors run experts on these rows: the rows of expert 0, then of expert 1, and so on, or those of
+the expert that has most rows first. There is no padding. No sort is needed, because slots have no holes. An
+edge's row is the first row of its expert, plus the edges that earlier groups send there, plus its slot.
 """
 
 import functools
@@ -33,8 +33,8 @@ class Rows:
   sizes: jax.Array
 
 
-def sort(a: assignment.Assignment) -> Rows:
-  """Returns the Rows of Assignment `a`.
+def sort(a: assignment.Assignment, falling: bool = False) -> Rows:
+  """Returns the Rows of Assignment `a`; `falling`: the expert that has most rows comes first, and so on.
 
   Two groups of three tokens on two experts; the last token of the first group was dropped:
 
@@ -42,12 +42,20 @@ def sort(a: assignment.Assignment) -> Rows:
   >>> rows = sort(assignment.cap(edges, 1))
   >>> rows.row.tolist(), rows.token.tolist(), rows.sizes.tolist()
   ([[2, 0, 6], [1, 3, 6]], [1, 3, 0, 4, 0, 0], [2, 2])
+
+  Three tokens, two of them on the second expert:
+
+  >>> edges = assignment.from_choices(jnp.array([[[1], [1], [0]]]), jnp.ones((1, 3, 1)), 2)
+  >>> sort(assignment.cap(edges, 2), falling=True).start.tolist()
+  [2, 0]
   """
   groups, num = a.expert.shape
   live = assignment.live(a)                                          # [G, N]
   used = used_slots(a)                                               # [G, E]
   sizes = used.sum(0)                                                # [E]
-  start = jnp.cumsum(sizes) - sizes                                  # [E]
+  order = jnp.argsort(-sizes) if falling else slice(None)
+  ordered = sizes[order]                                             # [E]
+  start = jnp.zeros_like(sizes).at[order].set(jnp.cumsum(ordered) - ordered)
   first = start + jnp.cumsum(used, axis=0) - used                    # [G, E] first row of a group
   expert = jnp.minimum(a.expert, a.num_experts - 1)
   row = jnp.where(live, jnp.take_along_axis(first, expert, axis=1) + a.slot, groups * num)
