@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import typing
+from unittest import mock
 
 from flax import nnx
 import jax
@@ -30,13 +31,9 @@ def small_blocks():
 
   A turn has several blocks where there are as many rows as `FEW`, and one where there are fewer.
   """
-  names = 'sizes', 'FEW', 'TOGETHER'
-  shipped = [getattr(walk, name) for name in names]
-  for name, value in zip(names, (lambda rows, experts: (1,) if rows <= G * S else (2, 6), G * S, 3)):
-    setattr(walk, name, value)
-  yield
-  for name, value in zip(names, shipped):
-    setattr(walk, name, value)
+  sizes = lambda rows, experts: (1,) if rows <= G * S else (2, 6)
+  with mock.patch.multiple(walk, sizes=sizes, FEW=G * S, TOGETHER=3):
+    yield
 
 
 @functools.cache

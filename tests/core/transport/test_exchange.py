@@ -43,10 +43,11 @@ def shares(name):
 
 @pytest.fixture(autouse=True, scope='module')
 def small_blocks():
-  """Blocks so small that every expert needs several of both sizes."""
-  sizes, walk.sizes = walk.sizes, lambda *_: (2, 6)
-  yield
-  walk.sizes = sizes
+  """Blocks so small that every expert needs several of both sizes, three of them a turn."""
+  with pytest.MonkeyPatch.context() as patch:
+    for name, value in dict(sizes=lambda *_: (2, 6), FEW=0, TOGETHER=3).items():
+      patch.setattr(walk, name, value)
+    yield
 
 
 def made(k, capacity, skew=0.0):
