@@ -13,8 +13,8 @@ loop. Keeping the products instead costs CPUs as much in copies as it saves.
 The loop reads the matrices of one expert at a time, out of the stack of layers where the bank is a slice of
 one (`core/transport/stacked.py`).
 
-Where products are small, a turn of the loop has several blocks. Then the rows of the expert that has most
-come first, because the blocks of a turn are all as large as the largest of them.
+Where products are small, a turn of the loop has several blocks. All of them are as large as the largest, so
+there the rows of the expert that has most come first.
 """
 
 import typing
