@@ -86,9 +86,11 @@ def blocks(counts, rows, start=None, together=1):
   >>> [v[:cut.number].tolist() for v in cut[:3]]
   [[1, 1, 2], [0, 512, 600], [512, 88, 1]]
   """
+  if start is not None:
+    order = jnp.argsort(start)                                       # [E]
+    cut = blocks(counts[order], rows, together=together)
+    return cut._replace(expert=order[cut.expert])
   experts = counts.shape[0]
-  order = jnp.arange(experts) if start is None else jnp.argsort(start)       # [E]
-  counts = counts[order]
   block_sizes = sizes(rows, experts)
   top = block_sizes[-1]
   end = jnp.cumsum((counts + top - 1) // top)                        # [E] blocks up to the expert's
@@ -98,7 +100,7 @@ def blocks(counts, rows, start=None, together=1):
   before = top * (block - end[expert] + (counts[expert] + top - 1) // top)   # rows of it in earlier blocks
   row = (jnp.cumsum(counts) - counts)[expert] + before
   count = jnp.minimum(counts[expert] - before, top)
-  return Blocks(order[expert], row, count, end[-1], block_sizes, together)
+  return Blocks(expert, row, count, end[-1], block_sizes, together)
 
 
 def each(cut, block, put, carry):
@@ -143,3 +145,8 @@ def take(x, row, size):
 def put(x, block, row):
   """Returns x [M,...] with `block` [size,...] from `row` on."""
   return jax.lax.dynamic_update_slice_in_dim(x, block.astype(x.dtype), row, 0)
+
+
+def add(x, part, row):
+  """Returns x [M,...] with `part` [...] added to one row."""
+  return put(x, take(x, row, 1) + part, row)

@@ -18,8 +18,5 @@ def tgmm(x, dy, sizes, token=None, dy_token=None):
     left, right = (jnp.where(mine, walk.take(v, cut.row[i], size), 0) for v in (x, dy))
     return jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
-  def put(out, i, dw):
-    return walk.put(out, walk.take(out, cut.expert[i], 1) + dw, cut.expert[i])
-
   out = jnp.zeros((sizes.shape[0], x.shape[1], dy.shape[1]), jnp.float32)
-  return walk.each(cut, block, put, out).astype(x.dtype)
+  return walk.each(cut, block, lambda out, i, dw: walk.add(out, dw, cut.expert[i]), out).astype(x.dtype)

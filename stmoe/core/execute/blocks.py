@@ -98,11 +98,10 @@ def backward(saved: tuple, dy: jax.Array) -> tuple:
     return dbank, walk.whole(cut, dxb), walk.whole(cut, dgb)
 
   def put(carry, i, of_block):
-    (dx, dgate, dexperts), (dxb, dgb), row, expert = carry, of_block[1:], cut.row[i], cut.expert[i]
-    plus = lambda total, part: walk.put(total, walk.take(total, expert, 1) + part, expert)
-    add = lambda of_experts, total, part: plus(total, part) if of_experts else total + part
+    (dx, dgate, dexperts), (dbank, dxb, dgb), row = carry, of_block, cut.row[i]
+    add = lambda own, total, part: walk.add(total, part, cut.expert[i]) if own else total + part
     with jax.named_scope('weights'):
-      dexperts = jax.tree.map(add, per_expert, dexperts, of_block[0])
+      dexperts = jax.tree.map(add, per_expert, dexperts, dbank)
     return walk.put(dx, dxb, row), walk.put(dgate, dgb, row), dexperts
 
   with jax.named_scope('experts'):

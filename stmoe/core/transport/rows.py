@@ -53,9 +53,10 @@ def sort(a: assignment.Assignment, falling: bool = False) -> Rows:
   live = assignment.live(a)                                          # [G, N]
   used = used_slots(a)                                               # [G, E]
   sizes = used.sum(0)                                                # [E]
-  order = jnp.argsort(-sizes) if falling else slice(None)
-  ordered = sizes[order]                                             # [E]
-  start = jnp.zeros_like(sizes).at[order].set(jnp.cumsum(ordered) - ordered)
+  start = jnp.cumsum(sizes) - sizes                                  # [E]
+  if falling:
+    order = jnp.argsort(-sizes)
+    start = jnp.zeros_like(sizes).at[order].set(jnp.cumsum(sizes[order]) - sizes[order], unique_indices=True)
   first = start + jnp.cumsum(used, axis=0) - used                    # [G, E] first row of a group
   expert = jnp.minimum(a.expert, a.num_experts - 1)
   row = jnp.where(live, jnp.take_along_axis(first, expert, axis=1) + a.slot, groups * num)
