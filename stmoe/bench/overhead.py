@@ -27,8 +27,9 @@ def measure(cfg, rounds=9, steps=10, devices=None):
     cfg: of an experiment; its step should take about as long as the steps of interest (100 ms).
   """
   cfg = cfg.copy_and_resolve_references().unlock()
-  cfg.train.update(steps=10**9, log_every=steps, stats_every=10**9)
-  cfg.eval.every = cfg.checkpoint.every = 10**9
+  last = max(cfg.train.steps, 2 + (rounds + 1) * steps)              # never reached
+  cfg.train.update(steps=last, log_every=steps, stats_every=last)
+  cfg.eval.every = cfg.checkpoint.every = last
   loop.keep_compilations()
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
     mesh = stack.enter_context(states.on_mesh(cfg.mesh, devices))
