@@ -132,7 +132,7 @@ def timed(case, futures, rounds, note=print):
       result = program(*inputs)
       variant.wait(result)
       first_result = result if first_result is None else first_result
-      if variant.tiles and _difference(first_result, result) > WRONG:
+      if variant.tiles and not _difference(first_result, result) <= WRONG:                  # NaN is not
         raise ValueError('its result is not that of the first tiles')
       del result
       row = _row(case, variant, inputs, program, floor.result(), rounds)

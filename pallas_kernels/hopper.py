@@ -5,8 +5,9 @@ This file is asked wherever a program might be for a GPU, so it imports nothing 
 
 import re
 
-import jax
 import jax.numpy as jnp
+
+from pallas_kernels import target
 
 NAMES = re.compile(r'\bG?H(20|100|200|800)\b')
 ALIGNED = 8                             # rows: the copy engine begins at multiples of this, in their layout
@@ -15,21 +16,11 @@ FEWEST = 128                            # rows an expert has on average, for til
 
 
 def cores():
-  """Returns how many multiprocessors the Hopper GPU has that programs run on; None if the GPU is no Hopper.
-
-  That is a GPU of the mesh in use, which this process need not have; without a mesh, this process's GPU.
-  """
-  device = jax.sharding.get_abstract_mesh().abstract_device or _here()
-  if device is None or not NAMES.search(device.device_kind):
+  """Returns how many multiprocessors the Hopper GPU `target.device` has; None if that is no Hopper GPU."""
+  device = target.device()
+  if not NAMES.search(device.device_kind):
     return None
   return getattr(device, 'num_cores', None) or device.core_count
-
-
-def _here():
-  try:
-    return jax.local_devices(backend='gpu')[0]
-  except RuntimeError:                                               # there is none
-    return None
 
 
 def fits(rows, experts, dtype, *widths):

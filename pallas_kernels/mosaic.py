@@ -101,10 +101,15 @@ def call(kernel, out, a, b, scratch, stages, programs, interpret):
   """
   ring = Ring(swizzled(stages, *a, dtype=out.dtype), swizzled(stages, *b, dtype=out.dtype),
               *(plgpu.Barrier(num_arrivals=2, num_barriers=stages) for _ in range(2)))
-  return plgpu.kernel(
+  run = plgpu.kernel(
       kernel, out_type=out, scratch_types=dict(scratch, ring=ring), grid=(programs,), grid_names=('program',),
       num_threads=3, thread_name='warpgroup', interpret=interpret,
       compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup))
+
+  def narrow(*arrays):
+    with jax.enable_x64(False):                                      # kernels know integers of 32 bits
+      return run(*arrays)
+  return narrow
 
 
 def swizzled(*shape, dtype):

@@ -1,14 +1,28 @@
 """Which implementation of an operation a program gets: that of the platform that the program is lowered for.
 
-A process may lower for devices that it does not have, and for several kinds of them, so the default device
-is never asked.
+A process may lower for devices that it does not have, and for several kinds of them, so the platform is never
+that of the default device. Which of a platform's kernels and tiles are taken is asked of the mesh in use, and
+of this process only where there is none.
 """
 
 import importlib
 
 import jax
+import jax.numpy as jnp
 
 NAMES = ('cpu', 'tpu', 'gpu')
+DTYPES = (jnp.float32, jnp.bfloat16)    # of the arrays that kernels multiply and add up
+
+
+def device():
+  """Returns the device that kernels and tiles are chosen for: of the mesh in use, else of this process."""
+  return jax.sharding.get_abstract_mesh().abstract_device or jax.local_devices()[0]
+
+
+def check_dtype(name, x):
+  """Raises ValueError unless kernels know the dtype of an array x, which the message calls `name`."""
+  if x.dtype not in DTYPES:
+    raise ValueError(f'{name} is {x.dtype}; nearest: {", ".join(jnp.dtype(d).name for d in DTYPES)}')
 
 
 def choose(name, *, cpu, tpu, gpu):

@@ -5,14 +5,18 @@ odd sizes, experts with few rows, `combine` and `route` still need it (see `pall
 """
 
 import itertools
+import re
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import triton as plgpu
 
+from pallas_kernels import target
+
 SMALLEST = 16                           # of every side of a product in Triton
-SHARED = 227 * 1024                     # bytes of shared memory that a program can have on Hopper
+# KiB of shared memory that a program can have, by names of GPUs: the first that is found counts.
+SHARED = ((r'\bG?[HB]\d+', 227), (r'\bA(30|100|800)\b', 163), (r'V100', 96), (r'\bT4\b', 64), ('', 99))
 SUMS = 128                              # registers of a thread that may hold sums, of 255
 
 
@@ -26,15 +30,28 @@ class Tiles(NamedTuple):
   band: int = 8                         # rows of tiles that share their columns in the L2 cache
 
 
-def around(guess, itemsize):
+def shared():
+  """Returns the bytes of shared memory that a program can have on `target.device`."""
+  return 1024 * next(size for name, size in SHARED if re.search(name, target.device().device_kind))
+
+
+def around(guess, step, sums, itemsize):
   """Returns Tiles worth timing: `guess`, then tiles that fit, fewest changes from `guess` first.
 
-  What a product loads in `stages` steps fits shared memory, and its sums leave half of the registers.
+  What a product loads in `stages` steps fits shared memory, and its sums leave half of the registers. A guess
+  that does not fit has fewer stages, and then fewer columns.
+
+  Args:
+    step, sums: functions of Tiles: how many entries a step loads, and how many are added up.
+    itemsize: bytes of an entry.
   """
+  loaded = lambda t: t.stages * step(t) * itemsize
+  while loaded(guess) > shared():
+    guess = guess._replace(stages=guess.stages - 1) if guess.stages > 2 else guess._replace(n=guess.n // 2)
   near = lambda side: {side, max(side // 2, SMALLEST), side * 2}
   sides = itertools.product(near(guess.m), near(guess.n), near(guess.k), (4, 8), (2, 3, 4), (guess.band,))
-  fits = [t for t in itertools.starmap(Tiles, sides) if t.m * t.n <= 32 * t.warps * SUMS
-          and t.stages * (t.m * t.k + t.k * t.n) * itemsize <= SHARED]
+  fits = [t for t in itertools.starmap(Tiles, sides) if sums(t) <= 32 * t.warps * SUMS
+          and loaded(t) <= shared()]
   changes = lambda t: sum(a != b for a, b in zip(t, guess))
   return [guess, *sorted((t for t in fits if t != guess), key=lambda t: (changes(t), t))]
 

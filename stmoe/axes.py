@@ -46,8 +46,8 @@ MESH_AXES = ('data', 'expert', 'model')
 #   fsdp    parameters and the optimizer's statistics are also split over the devices that share the batch,
 #           and gathered layer by layer (ZeRO-3, arXiv:1910.02054).
 #   folded  experts are on another folding of the devices than attention (arXiv:2504.14960): no expert is cut
-# over           `model`. Experts are dealt out over expert x model, and so are the tokens that are sent to
-# them.
+#           over `model`. Experts are dealt out over expert x model, and so are the tokens that are sent to
+#           them.
 TABLES: dict[str, dict[str, typing.Any]] = {
     'fsdp': {'embed': ('data', 'expert'), 'expert_embed': 'data'},
     'folded': {'group': ('data', 'expert', 'model'), 'expert': ('expert', 'model'), 'expert_mlp': None},

@@ -27,6 +27,7 @@ def combine(rows, at, weight=None, *, target=None):
 def _check(rows, at, weight):
   if rows.ndim != 2:
     raise ValueError(f'rows {list(rows.shape)} is not [M,D]')
+  targets.check_dtype('rows', rows)
   if at.ndim != 2 or at.dtype != 'int32':
     raise ValueError(f'at {at.dtype}{list(at.shape)} is not int32[T,k]')
   if weight is not None and (weight.shape != at.shape or weight.dtype != 'float32'):

@@ -19,8 +19,7 @@ def gmm(x, w, sizes, token=None, *, transposed=False, target=None):
     w: [E,K,N] matrices in the dtype of x; with `transposed` [E,N,K], read so, never transposed in memory.
     sizes: i32[E] rows of each expert, sum(sizes) <= M.
     token: None, or i32[M] in [0,T): row r of the product is made of x[token[r]]. GPUs load such rows by the
-    list
-      and never store them; TPUs and CPUs gather them first.
+      list and never store them; TPUs and CPUs gather them first.
     transposed: whether the last axis of w is summed over.
     target: 'cpu', 'tpu', 'gpu', or None: the platform that the program is lowered for.
   Raises:
@@ -39,4 +38,5 @@ def _check(x, w, sizes, token, transposed):
     raise ValueError(f'w is {w.dtype}, x is {x.dtype}: cast one of them')
   if sizes.shape != w.shape[:1] or sizes.dtype != 'int32':
     raise ValueError(f'sizes {sizes.dtype}{list(sizes.shape)} is not int32[{w.shape[0]}], one per expert')
+  targets.check_dtype('x', x)
   listing.check('token', token)

@@ -40,8 +40,14 @@ def default_tiles(rows, inner, outer, experts, itemsize):
 
 
 def candidates(rows, inner, outer, experts, itemsize):
-  """Returns triton.Tiles to time, `default_tiles` first."""
-  return triton.around(default_tiles(rows, inner, outer, experts, itemsize), itemsize)
+  """Returns triton.Tiles to time, `default_tiles` first, or what of these fits the GPU."""
+  guess = default_tiles(rows, inner, outer, experts, itemsize)
+  return triton.around(guess, loaded, lambda t: t.m * t.n, itemsize)
+
+
+def loaded(t):
+  """Returns how many entries a step loads: of x [m,k] and of w [k,n]."""
+  return (t.m + t.n) * t.k
 
 
 def gmm(x, w, sizes, token=None, *, transposed=False, tiles=None):

@@ -33,7 +33,7 @@ def _route(logits, k, interpret=False):
                  like((programs, wide), jnp.int32)),
       grid=(programs,), compiler_params=triton.params(warps=4, stages=1), interpret=interpret,
       name='route')(logits)
-  return weight, expert, counts.sum(axis=0)[:experts]
+  return weight, expert, counts.sum(axis=0, dtype=jnp.int32)[:experts]
 
 
 def _kernel(logits, weight, expert, counts, *, tall, wide, k):

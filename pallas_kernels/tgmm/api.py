@@ -19,8 +19,7 @@ def tgmm(x, dy, sizes, token=None, dy_token=None, *, target=None):
     dy: [M,N] rows in the dtype of x; with `dy_token` [T',N], any rows.
     sizes: i32[E] rows of each expert, sum(sizes) <= M.
     token: None, or i32[M] in [0,T): row r is x[token[r]]. GPUs load such rows by the list and never store
-    them;
-      TPUs and CPUs gather them first.
+      them; TPUs and CPUs gather them first.
     dy_token: the same for dy.
     target: 'cpu', 'tpu', 'gpu', or None: the platform that the program is lowered for.
   Raises:
@@ -31,6 +30,7 @@ def tgmm(x, dy, sizes, token=None, dy_token=None, *, target=None):
 
 
 def _check(x, dy, sizes, token, dy_token):
+  targets.check_dtype('x', x)
   listing.check('token', token)
   listing.check('dy_token', dy_token)
   if x.ndim != 2 or dy.ndim != 2 or listing.rows(x, token) != listing.rows(dy, dy_token):

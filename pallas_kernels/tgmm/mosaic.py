@@ -57,9 +57,14 @@ def _tgmm(x, dy, sizes, tiles, programs, interpret=None):
 
 
 def _panels(t, itemsize):
-  """How many panels [t.k,PANEL] of each warpgroup's half of a tile lie in shared memory beside the ring."""
-  ring, panels = t.stages * t.m * (t.k + t.n) * itemsize, 2 * t.k * mosaic.PANEL * itemsize
-  return max(1, min(t.n // 2 // mosaic.PANEL, (mosaic.SHARED - ring) // panels))
+  """How many panels [t.k,PANEL] of each warpgroup's half of a tile lie in shared memory beside the ring.
+
+  The number divides that of the half. So the panels take turns from tile to tile as well, and a panel is
+  written again only after as many other copies were begun.
+  """
+  ring, panel = t.stages * t.m * (t.k + t.n) * itemsize, 2 * t.k * mosaic.PANEL * itemsize
+  half, room = t.n // 2 // mosaic.PANEL, (mosaic.SHARED - ring) // panel
+  return max(number for number in range(1, half + 1) if half % number == 0 and number <= max(room, 1))
 
 
 def _kernel(bounds, x, dy, out, *, ring, staged, masked, t, programs):

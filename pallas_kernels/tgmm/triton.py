@@ -39,8 +39,14 @@ def default_tiles(rows, inner, outer, experts, itemsize):
 
 
 def candidates(rows, inner, outer, experts, itemsize):
-  """Returns triton.Tiles to time, `default_tiles` first."""
-  return triton.around(default_tiles(rows, inner, outer, experts, itemsize), itemsize)
+  """Returns triton.Tiles to time, `default_tiles` first, or what of these fits the GPU."""
+  guess = default_tiles(rows, inner, outer, experts, itemsize)
+  return triton.around(guess, loaded, lambda t: t.k * t.n, itemsize)
+
+
+def loaded(t):
+  """Returns how many entries a step loads: of x [m,k] and of dy [m,n]."""
+  return (t.k + t.n) * t.m
 
 
 def tgmm(x, dy, sizes, token=None, dy_token=None, *, tiles=None):

@@ -12,17 +12,10 @@ import re
 
 import jax
 
+from pallas_kernels import target
+
 FOLDER = pathlib.Path(__file__).parent
 FARTHEST = 2                            # a row serves shapes with up to so many times its M, or a part
-
-
-def kind():
-  """Returns the name of the devices of the mesh in use, 'TPU v5 lite', or None without a mesh.
-
-  These are the devices that a program is lowered for, not the devices that this process has.
-  """
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return device and device.device_kind
 
 
 def tiles(op, kind, shape, dtype):
@@ -30,11 +23,11 @@ def tiles(op, kind, shape, dtype):
 
   Args:
     op: name of the operation, as tables have it.
-    kind: of the devices, or None.
+    kind: of the devices, 'TPU v5 lite'.
     shape: (M, K, N, E); all but M must be as in the table, M may be up to FARTHEST times as many.
     dtype: of its arrays.
   """
-  rows = table(kind).get('rows', []) if kind else []
+  rows = table(kind).get('rows', [])
   far = lambda row: max(row['shape'][0] / shape[0], shape[0] / row['shape'][0])
   near = [row for row in rows if row['op'] == op and row['dtype'] == str(jax.numpy.dtype(dtype))
           and row['tiles'] and row['shape'][1:] == list(shape[1:]) and far(row) <= FARTHEST]
@@ -42,14 +35,14 @@ def tiles(op, kind, shape, dtype):
 
 
 def choose(op, shape, dtype, candidates):
-  """Returns the tiles measured fastest on the devices of the mesh in use, else the first candidate.
+  """Returns the tiles measured fastest on the kind of `target.device`, else the first candidate.
 
   Args:
     op, shape, dtype: see `tiles`.
     candidates: function of (M, K, N, E, bytes of an element): named tuples of one type, the best guess first.
   """
   guess = candidates(*shape, jax.numpy.dtype(dtype).itemsize)[0]
-  return type(guess)(**(tiles(op, kind(), shape, dtype) or guess._asdict()))
+  return type(guess)(**(tiles(op, target.device().device_kind, shape, dtype) or guess._asdict()))
 
 
 @functools.cache

@@ -127,18 +127,18 @@ def capacity(tokens: int, experts: int, factor: float | None, minimum: int = 4,
              whole: typing.Callable[[float], int] = round) -> int:
   """Returns C, the slots of one expert in a group of S tokens.
 
-  min(S, max(whole(factor * S / E), minimum)); S (nothing dropped) when factor is None.
+  min(S, max(whole(factor * S / E), minimum, 1)); S (nothing dropped) when factor is None.
   `factor` counts total slots per token: top-2 with 1.25 has 1.25 slots a token.
 
   Args:
     whole: makes a whole number: `round` to the nearest, halves to even, or `math.ceil`.
 
-  >>> capacity(512, 8, 1.25), capacity(512, 8, None), capacity(16, 8, 1.0)
-  (80, 512, 4)
+  >>> capacity(512, 8, 1.25), capacity(512, 8, None), capacity(16, 8, 1.0), capacity(16, 64, 1.0, 0)
+  (80, 512, 4, 1)
   """
   if factor is None:
     return tokens
-  return min(tokens, max(whole(factor * tokens / experts), minimum))
+  return min(tokens, max(whole(factor * tokens / experts), minimum, 1))
 
 
 def slots(ctx: 'contract.Context', num_experts: int, factors: typing.Sequence[float | None],

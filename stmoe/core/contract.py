@@ -307,7 +307,10 @@ class Rows(typing.Protocol):
     """Returns rows plus b [E,F] of their expert."""
 
   def map(self, f: typing.Callable[..., jax.Array], *others: typing.Self) -> typing.Self:
-    """Returns f of these rows (and of `others`), where f acts on every row [...,F] by itself."""
+    """Returns f of these rows (and of `others`), where f acts on every row [...,F] by itself.
+
+    Kernels do not run banks whose f reads further arrays of floats: `blocks` does.
+    """
 
   def each(self, f: typing.Callable[..., jax.Array], *arrays: jax.Array) -> typing.Self:
     """Returns f(rows [.,D] of one expert, its parts of the arrays [E,...]) -> [.,F] of every expert."""

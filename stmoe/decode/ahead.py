@@ -26,8 +26,7 @@ def run(function: typing.Callable, model: typing.Any, *arguments: typing.Any) ->
 
   That is an array which every use in the function rounds to one and the same shorter dtype. A slice, a
   look-up or a transpose may come before. Other arrays stay as they are. So nothing is computed from other
-  numbers.
-  The rounded arrays take memory beside the model for as long as the program runs.
+  numbers. The rounded arrays take memory beside the model for as long as the program runs.
 
   Args:
     function: of a `model`, any tree of arrays, and `arguments`; traced twice where the model has an array

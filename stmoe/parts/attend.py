@@ -13,6 +13,7 @@ HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)       # logit of a key that is
 PRECISION = dict(bfloat16=jax.lax.DotAlgorithmPreset.BF16_BF16_F32)
 SHORTEST = 128                          # queries and keys for which cuDNN's kernel is taken
 WIDEST = 128                            # of a head, for cuDNN's kernel
+CAPABLE = 8, 0                          # compute capability of the GPUs that run it
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None, bias: jax.Array | None,
@@ -106,12 +107,13 @@ def _fused(q, k, bias):
   long = min(q.shape[1], k.shape[1]) >= SHORTEST and q.shape[1] % 2 == k.shape[1] % 2 == 0
   return (bias is None and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= WIDEST and long
           and mesh.size == 1 and mesh.abstract_device is not None
-          and mesh.abstract_device.device_kind.startswith('NVIDIA') and _has_gpu())
+          and mesh.abstract_device.device_kind.startswith('NVIDIA') and _has_kernel())
 
 
-def _has_gpu():
-  """Whether this process has a GPU by CUDA: a program may be for a GPU that is elsewhere."""
+def _has_kernel():
+  """Whether this process has a GPU by CUDA that runs cuDNN's kernel: a program may be for a GPU elsewhere."""
   try:
-    return bool(jax.local_devices(backend='cuda'))
+    gpu, *_ = jax.local_devices(backend='cuda')
   except RuntimeError:
     return False
+  return tuple(map(int, gpu.compute_capability.split('.'))) >= CAPABLE

@@ -183,8 +183,7 @@ def metrics(path, bad=None):
   of a finished run raises errors.Damaged where there is no line.
 
   bad: called with errors.Damaged for each damaged line, which is left out, where a process writes the file
-  on;
-    None = the error is raised.
+    on; None = the error is raised.
   """
   file = pathlib.Path(path) / 'metrics.jsonl'
   lines = files.read_lines(file, check=check_line, bad=bad, nan=True)

@@ -16,6 +16,7 @@ from stmoe.core import assignment
 from stmoe.experts import mlp
 from tests.experts import conv
 from tests.experts import generic as generic_banks
+from tests.experts import sloped
 
 G, S, D, F, E = execution.G, execution.S, execution.D, 12, execution.E
 FAST = [name for name in lookup.available('executor') if name != 'einsum']
@@ -43,11 +44,12 @@ class Biased:
     return rows.linear(self.w, self.b).map(jnp.cos)
 
 
-# Banks that no file of `stmoe/experts` holds: plain arrays, and one that is not made of products.
+# Banks that no file of `stmoe/experts` holds: plain arrays, and two that kernels do not run.
 OTHERS = {
     'narrow': lambda: Narrow(jax.random.normal(jax.random.key(9), (E, D, D // 2)), jnp.ones((E, D))),
     'biased': lambda: Biased(jax.random.normal(jax.random.key(8), (E, D, D)), jnp.ones((E, D))),
     'conv': lambda: generic_banks.of(conv.Conv, D, E),
+    'sloped': lambda: generic_banks.of(sloped.Sloped, D, E),
 }
 BANKS = [*lookup.available('experts'), *OTHERS]
 
@@ -71,6 +73,14 @@ def small_blocks():
 @pytest.mark.parametrize('k, capacity', [(1, 5), (2, 9), (4, S)])
 def test_made_assignments(executor, k, capacity):
   execution.choices(executor, k, capacity)
+
+
+@pytest.mark.parametrize('executor', FAST)
+def test_tokens_without_an_expert_may_hold_anything(executor):
+  x, a = activations(), made('padding', 2, 9)
+  served = jnp.zeros((G, S), bool).at[jnp.arange(G)[:, None], a.token].max(assignment.live(a))
+  got = run(jnp.where(served[..., None], x, jnp.nan), a.weight, bank_of('mlp'), a, executor=executor)
+  assert_same(got, run(x, a.weight, bank_of('mlp'), a, executor='einsum'))
 
 
 # Programs of their own on one CPU, for every bank and router in the default suite. An all-to-all of one

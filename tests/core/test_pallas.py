@@ -48,7 +48,7 @@ CASES = (1, 5, 'padding'), (2, 9, 'empty'), (4, 16, 'random')
 
 
 @pytest.mark.parametrize('bank, k, capacity, case', [
-    pytest.param(bank, *case, marks=[pytest.mark.slow] * (bank not in ('mlp', 'lora')))
+    pytest.param(bank, *case, marks=[pytest.mark.slow] * (bank not in ('mlp', 'lora', 'sloped')))
     for bank in conformance.BANKS for case in (CASES if bank == 'mlp' else CASES[1:2])])
 def test_kernels_equal_einsum(by_kernels, bank, k, capacity, case):
   x, a, bank = conformance.activations(), made(case, k, capacity), bank_of(bank)

@@ -49,11 +49,12 @@ def test_tiles_that_compute_something_else_are_left_out():
   double = lambda x: 2 * x
   case = benchmark.Case((4,), 4, lambda: (benchmark.normal(0, 4),), benchmark.jitted('floor', double), [
       benchmark.jitted('double', double, right), benchmark.jitted('double', lambda x: 3 * x, wrong),
-      benchmark.jitted('fails', lambda x: x @ x @ x, wrong), benchmark.jitted('double', double, right)])
+      benchmark.jitted('fails', lambda x: x @ x @ x, wrong), benchmark.jitted('double', double, right),
+      benchmark.jitted('nan', lambda x: x * float('nan'), wrong)])
   notes = []
   rows = list(benchmark.measure([case], 1, notes.append))
-  assert [row['op'] for row in rows] == ['double', 'double'] and len(notes) == 2
-  assert 'not that of the first tiles' in notes[0]
+  assert [row['op'] for row in rows] == ['double', 'double'] and len(notes) == 3
+  assert 'not that of the first tiles' in notes[0] and notes[2].startswith('nan')
   assert notes[1].startswith('fails (4,) (32, 128, 128): left out')
 
 

@@ -9,12 +9,16 @@ from pallas_kernels.route import api as route
 from pallas_kernels.tgmm import api as tgmm
 
 X, W, SIZES = jnp.ones((4, 3)), jnp.ones((2, 3, 5)), jnp.array([1, 2])
+HALF = X.astype('float16')
 
 
 @pytest.mark.parametrize('call, words', [
     (lambda: gmm.gmm(X, W, SIZES, transposed=True), r'w \[2, 3, 5\] is not \[E,N,K\] for x \[M,K\] \[4, 3\]'),
     (lambda: gmm.gmm(X, W.swapaxes(1, 2), SIZES), r'is not \[E,K,N\]'),
     (lambda: gmm.gmm(X, W.astype(jnp.bfloat16), SIZES), 'w is bfloat16, x is float32'),
+    (lambda: gmm.gmm(HALF, W.astype('float16'), SIZES), 'x is float16; nearest: float32, bfloat16'),
+    (lambda: tgmm.tgmm(HALF, HALF, SIZES), 'x is float16; nearest: float32, bfloat16'),
+    (lambda: combine.combine(HALF, SIZES[None]), 'rows is float16; nearest: float32, bfloat16'),
     (lambda: gmm.gmm(X, W, SIZES[:1]), r'sizes int32\[1\] is not int32\[2\]'),
     (lambda: gmm.gmm(X, W, SIZES, target='npu'), "target 'npu'"),
     (lambda: gmm.gmm(X, W, SIZES, SIZES[None]), r'token int32\[1, 2\] is not int32\[M\]'),

@@ -6,15 +6,11 @@ import pytest
 
 from pallas_kernels import hopper
 from pallas_kernels.gmm import api as gmm
+from pallas_kernels.route import api as route
 from pallas_kernels.tgmm import api as tgmm
+from tests.pallas_kernels.elsewhere import on
 
 H100 = 'NVIDIA H100 80GB HBM3'
-
-
-def on(kind, cores=132):
-  """A mesh of devices of a kind, which nobody has."""
-  device = jax.sharding.AbstractDevice(kind, cores, 'gpu')
-  return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
 
 
 @pytest.mark.parametrize('kind, want', [
@@ -63,6 +59,14 @@ def test_products_get_the_kernel_that_is_faster(kind, rows, width, listed, want)
 
 
 def test_a_mesh_that_is_no_hopper_is_asked_before_the_process(monkeypatch):
-  monkeypatch.setattr(hopper, '_here', lambda: pytest.fail('asked the process'))
+  monkeypatch.setattr(jax, 'local_devices', lambda: pytest.fail('asked the process'))
   with on('NVIDIA A100-SXM4-80GB'):
     assert hopper.cores() is None
+
+
+@pytest.mark.parametrize('kind', [H100, 'NVIDIA A100-SXM4-80GB'])
+def test_kernels_lower_where_a_process_has_integers_of_64_bits(kind):
+  x, w, sizes = ((1024, 128), 'bfloat16'), ((8, 128, 256), 'bfloat16'), ((8,), 'int32')
+  with on(kind), jax.enable_x64(True):
+    assert kernels(gmm.gmm, x, w, sizes) and kernels(tgmm.tgmm, x, x, sizes)
+    assert kernels(lambda x: route.route(x, 2), ((64, 8), 'float32'))

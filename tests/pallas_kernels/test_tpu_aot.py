@@ -94,7 +94,8 @@ def test_route_compiles(where, tokens, experts, k):
 
 
 @pytest.mark.parametrize('where', CHIPS)
-@pytest.mark.parametrize('dims', [(1000, 100, 200, 3), (1, 1, 1, 1), (77, 2050, 130, 5)])
+@pytest.mark.parametrize('dims', [(1000, 100, 200, 3), (1, 1, 1, 1), (77, 2050, 130, 5), (64, 1, 128, 4),
+                                  (64, 128, 1, 4)])
 @pytest.mark.parametrize('product', ['forward', 'dlhs', 'drhs'])
 def test_grouped_products_compile_at_any_size(where, dims, product):
   f, *args = products(dims, BF16)[product]

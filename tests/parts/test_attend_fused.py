@@ -44,7 +44,7 @@ def test_cudnn_equals_the_own_form(causal):
 @pytest.mark.parametrize('change', [dict(dtype='float32'), dict(width=136), dict(length=64), dict(bias=True)])
 def test_what_cudnn_does_not_compute(change, monkeypatch):
   gpu = jax.sharding.AbstractDevice('NVIDIA H200', 132, 'gpu')
-  monkeypatch.setattr(attend, '_has_gpu', lambda: True)
+  monkeypatch.setattr(attend, '_has_kernel', lambda: True)
   fused = lambda q, bias=None: attend._fused(q, q, bias)
   q = jax.ShapeDtypeStruct((2, 256, 4, 64), 'bfloat16')
   other = jax.ShapeDtypeStruct((2, change.get('length', 256), 4, change.get('width', 64)),

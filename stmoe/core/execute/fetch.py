@@ -28,7 +28,7 @@ def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
   """
   live = assignment.live(a)                                          # [G, N]
   with jax.named_scope('dispatch'):
-    rows = per_edge(x, a)                                            # [G, N, D]
+    rows = jnp.where(live[..., None], per_edge(x, a), 0)             # [G, N, D]; dead tokens may be NaN
   with jax.named_scope('experts'):
     expert = jnp.where(live, a.expert, 0).reshape(-1)                # [G*N]
     y = experts(layouts.Fetched(rows.reshape(-1, x.shape[-1]), expert), key).x     # [G*N, D']

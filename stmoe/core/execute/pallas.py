@@ -75,7 +75,7 @@ def _execute(*arguments):
 
 def _forward(*arguments):
   def on_cpu(*arguments):
-  # CPUs keep nothing. As long as nobody reads these zeros, XLA does not make them.
+    # CPUs keep nothing. As long as nobody reads these zeros, XLA does not make them.
     nothing = jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), jax.eval_shape(forward, *arguments)[1])
     return blocks.forward(*arguments), nothing
   y, kept = target.choose(None, cpu=on_cpu, tpu=forward, gpu=forward)(*arguments)

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import listing
+from pallas_kernels import target
 from pallas_kernels.gmm import api as gmm
 from pallas_kernels.tgmm import api as tgmm
 from stmoe.core import contract
@@ -271,11 +272,17 @@ def backward(bank: contract.Bank, x: Factor, ops: Kernels | One, key: jax.Array 
 
 
 class _Each(Exception):
-  """A bank asked for `each`."""
+  """A bank asked for more than products and functions of single rows."""
 
 
 class _Products(layouts.Buckets):
   """Rows that have products only."""
+
+  def map(self, f, *others):
+    """As `Buckets.map`; raises _Each where f reads further floats, which rows of no expert would train."""
+    if jax.closure_convert(f, self.x, *(o.x for o in others))[1]:
+      raise _Each
+    return super().map(f, *others)
 
   def each(self, f, *arrays):
     """Raises _Each."""
@@ -284,7 +291,12 @@ class _Products(layouts.Buckets):
 
 def by_products(bank: contract.Bank, num_experts: int, x: jax.Array,
                 key: jax.Array | None) -> bool:
-  """Returns whether all work of a bank for rows like x [.,D] is products, as kernels compute: no `each`."""
+  """Returns whether kernels compute a bank for rows like x [.,D].
+
+  All of its work is products and functions of single rows then, in a dtype that kernels know.
+  """
+  if x.dtype not in target.DTYPES:
+    return False
   shape: typing.Any = jax.ShapeDtypeStruct((num_experts, 1, x.shape[-1]), x.dtype)
   rows = _Products(shape)
   try:

@@ -46,8 +46,7 @@ class Texts:
   metrics: instead of the task's own (modules of stmoe/metrics); empty = the task's own.
   vocab, extra_ids, cache_dir: see cache.py ('' = the default folder).
   loss_from: share of a row of targets without loss. Targets at the first ceil(loss_from * length) positions
-  of
-    every segment have loss weight 0, in training and evaluation. This is for models that are only to be
+    of every segment have loss weight 0, in training and evaluation. This is for models that are only to be
     judged, or only causal, after a prefix, and for other models that are compared with them.
   replaced, eval_replaced: share of the tokens of the text that are replaced by others, in training and in
     evaluation, in inputs and targets alike (swap.py). Examples that are judged stay as they are.

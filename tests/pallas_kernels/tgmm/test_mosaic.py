@@ -36,6 +36,7 @@ def test_equals_the_reference(sizes, m, k, n, ready):  # noqa: F811
 def test_two_panels_of_the_result_lie_beside_a_short_ring(ready):  # noqa: F811
   tiles = mosaic.TILES._replace(stages=3)
   assert [mosaic._panels(t, 2) for t in (mosaic.TILES, tiles)] == [1, 2]
+  assert mosaic._panels(tiles._replace(n=384, m=32), 2) == 3         # of 3 columns two would not take turns
   check((3, 0, 128, 70), 208, 256, 384, ready, tiles)
 
 

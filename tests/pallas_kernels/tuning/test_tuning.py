@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import triton
 from pallas_kernels import tuning
 from pallas_kernels.gmm import triton as gpu
 from pallas_kernels.gmm import tpu
+from pallas_kernels.tgmm import triton as grad
+from tests.pallas_kernels.elsewhere import on
 
 
 def row(op, shape, seconds, dtype='bfloat16', **tiles):
@@ -35,8 +36,7 @@ def tables(tmp_path, monkeypatch):
     ('cpu', 'gmm', 64, 'bfloat16', 32), ('cpu', 'gmm', 100, 'bfloat16', 32),
     ('cpu', 'gmm', 200, 'bfloat16', 64), ('cpu', 'tgmm', 64, 'bfloat16', 48),
     ('cpu', 'gmm', 1000, 'bfloat16', None), ('cpu', 'gmm', 64, 'float32', None),
-    ('cpu', 'combine', 64, 'bfloat16', None), ('TPU v5 lite', 'gmm', 64, 'bfloat16', None),
-    (None, 'gmm', 64, 'bfloat16', None)])
+    ('cpu', 'combine', 64, 'bfloat16', None), ('TPU v5 lite', 'gmm', 64, 'bfloat16', None)])
 def test_fastest_tiles_of_the_nearest_rows(kind, op, rows, dtype, want):
   found = tuning.tiles(op, kind, (rows, 128, 256, 4), dtype)
   assert (found and found['m']) == want
@@ -48,21 +48,30 @@ def test_other_matrices_were_not_measured():
 
 @pytest.mark.parametrize('kernel, outer, block', [
     (tpu.gmm, 256, 'bf16[32,128]'), (gpu.gmm, 512, 'bf16[16,32]')], ids=['tpu', 'gpu'])
-def test_kernels_take_the_tiles_of_the_devices_of_the_mesh(kernel, outer, block):
-  """`block` is the one of x."""
+def test_kernels_take_the_tiles_of_the_mesh_or_of_this_process(kernel, outer, block):
+  """`block` is the one of x. What a benchmark times without a mesh is what a user gets."""
   of = jax.ShapeDtypeStruct
   shapes = of((64, 128), jnp.bfloat16), of((4, 128, outer), jnp.bfloat16), of((4,), jnp.int32)
   trace = lambda: str(jax.make_jaxpr(lambda *args: kernel(*args))(*shapes))
-  assert tuning.kind() is None and block not in trace()
+  assert block in trace()
   with jax.set_mesh(jax.make_mesh((1,), ('data',), devices=jax.devices('cpu')[:1])):
-    assert tuning.kind() == 'cpu' and block in trace()
+    assert block in trace()
+  with on('TPU v5 lite', 1):
+    assert block not in trace()
 
 
 @pytest.mark.parametrize('itemsize', [2, 4])
-def test_candidates_for_gpus_are_the_guess_and_others_that_fit(itemsize):
-  guess, *others = found = gpu.candidates(8192, 4096, 14336, 8, itemsize)
-  assert guess == gpu.default_tiles(8192, 4096, 14336, 8, itemsize) and len(set(found)) == len(found) > 12
-  assert all(t.stages * (t.m + t.n) * t.k * itemsize <= triton.SHARED for t in others)
+@pytest.mark.parametrize('kind, kib', [
+    ('NVIDIA H100 80GB HBM3', 227), ('NVIDIA GH200 480GB', 227), ('NVIDIA B200', 227),
+    ('NVIDIA A100-SXM4-80GB', 163), ('NVIDIA L40S', 99), ('NVIDIA A10', 99), ('Tesla V100-SXM2-16GB', 96),
+    ('NVIDIA GeForce RTX 4090', 99), ('Tesla T4', 64)])
+def test_candidates_for_gpus_fit_the_gpu(kind, kib, itemsize):
+  for kernel in (gpu, grad):
+    with on(kind):
+      guess, *others = found = kernel.candidates(8192, 4096, 14336, 8, itemsize)
+    assert len(set(found)) == len(found) > 12
+    assert all(t.stages * kernel.loaded(t) * itemsize <= kib * 1024 for t in found)
+    assert kib < 227 or guess == kernel.default_tiles(8192, 4096, 14336, 8, itemsize)
 
 
 def test_shipped_tables_can_be_used(monkeypatch):
