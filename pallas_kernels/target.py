@@ -1,8 +1,8 @@
 """Which implementation of an operation a program gets: that of the platform that the program is lowered for.
 
-A process may lower for devices that it does not have, and for several kinds of them, so the platform is never
-that of the default device. Which of a platform's kernels and tiles are taken is asked of the mesh in use, and
-of this process only where there is none.
+A process may lower for devices that it does not have, and for several kinds of them. So the platform is never
+that of the default device. The mesh in use says which of a platform's kernels and tiles are taken, and where
+there is none, the devices of the process do.
 """
 
 import importlib

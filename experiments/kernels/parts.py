@@ -28,7 +28,7 @@ def loop(tokens, bank, rows, few_results=False):
     tokens: [T,D]; bank, rows: as `blocks.forward` has them.
     few_results: whether a block writes only as many rows as the smallest block has, without padding.
   """
-  cut = walk.blocks(rows.sizes, rows.edge.size)
+  cut = blocks._cut(rows, bank)
   table = walk.room(cut, rows.token)
   run = lambda bank, x: grouped.forward(bank, x, grouped.One(), None)[0]
 
@@ -50,7 +50,8 @@ def runs(shape):
   x, bank = bench.arrays(shape)
   router, parameters = bench._routed(shape, 'real', None)
   a = jax.jit(router)(x, parameters)
-  rows, weight = jax.jit(rows_lib.sort)(a), jnp.where(assignment.live(a), a.weight, 0)
+  sort = lambda a: blocks.sort(a, bank)
+  rows, weight = jax.jit(sort)(a), jnp.where(assignment.live(a), a.weight, 0)
   dense, make = bench.dense(shape)
   floor = bench.compiled(dense, make(), {})
   uniform = split.variant(bench._problem(shape, 'uniform', x, bank), floor)
@@ -59,12 +60,12 @@ def runs(shape):
     program = jax.jit(f).lower(*arguments).compile()
     return lambda: jax.block_until_ready(program(*arguments))
   experts = x[0], bank, rows
-  cut = walk.blocks(rows.sizes, rows.edge.size)
+  cut = blocks._cut(rows, bank)
   up = sum(min(size for size in cut.sizes if size >= n) for n in cut.count[:cut.number].tolist())
   return {
       'floor': floor.run['forward'], 'split': uniform.run['forward'],
       'layer': compiled(lambda x, p, bank: blocks.execute(x, router(x, p), bank), x, parameters, bank),
-      'router': compiled(router, x, parameters), 'table': compiled(rows_lib.sort, a),
+      'router': compiled(router, x, parameters), 'table': compiled(sort, a),
       'experts': compiled(loop, *experts),
       'experts, few results': compiled(functools.partial(loop, few_results=True), *experts),
       'sum': compiled(total, jax.jit(loop)(*experts), rows, weight, a)}, up / int(rows.sizes.sum())
