@@ -197,8 +197,8 @@ class Run:
     self._opened = self.model
 
   def __repr__(self) -> str:
-    size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.model, nnx.Param)))
-    return f'<Run {str(self.path)!r}: {self.config.model.name}, {size:,} parameters>'
+    return (f'<Run {str(self.path)!r}: {self.config.model.name}, {modules.num_weights(self.model):,} '
+            'parameters>')
 
   @functools.cached_property
   def history(self) -> runs.Run:

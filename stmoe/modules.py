@@ -30,6 +30,12 @@ def outermost(module: nnx.Module, name: str) -> list:
   return [part for path, part in parts.items() if not inside(path)]
 
 
+def num_weights(module: nnx.Module) -> int:
+  """Returns how many weights a module has: its parameters, and weights that are stored as codes."""
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+  return parameters + sum(part.num_coded() for _, part in offering(module, 'num_coded'))
+
+
 def sparse(module: nnx.Module) -> list:
   """Returns the parts of `module`, or itself, that have a router."""
   return [part for _, part in offering(module, 'router')]

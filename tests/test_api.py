@@ -178,9 +178,9 @@ def test_looks_inside_of_the_page(run, lines, monkeypatch, capsys, block):
   elif block == 'the logit lens':
     assert said.splitlines()[-1] == 'decoder_01.hidden 1.0'
   else:
-    patched, without, steered, by_place = said.splitlines()
-    assert float(patched) < 1e-5 < 1e-2 < min(float(without), float(steered))
-    assert [x < 1e-5 for x in json.loads(by_place)] == [False] * 8 + [True]
+    other, patched, without, steered, by_place = said.splitlines()
+    assert float(patched) < 1e-5 < 1e-2 < min(float(without), float(steered), float(other))
+    assert [x < 1e-5 for x in json.loads(by_place)] == [False] * 9 + [True]
 
 
 def test_states_are_put_in_place_of_others_by_their_names(run):

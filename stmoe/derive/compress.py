@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
+from stmoe import modules
 from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import stored
 from stmoe.data import batches as pipeline
@@ -94,7 +95,8 @@ def derived(run: str | pathlib.Path, operate: Callable, method: tuple[str, dict]
       changes |= learning(cfg, run, reader.step)
       new_cfg, fewer = _laid_out(run, sparse.changed(cfg, changes).lock(), mesh)
       facts = dict(
-          parameters=[sum(x.size for x in jax.tree.leaves(p.shapes['params'])) for p in (plan, fewer)],
+          parameters=[modules.num_weights(p.model(*(p.shapes[part] for part in streamed.MODEL)))
+                      for p in (plan, fewer)],
           bytes=[_bytes(p.shapes) for p in (plan, fewer)], changes=changes, family=records.family(run),
           calibration_seconds=calibration.seconds())
       origin = starts.origin(*method, [starts.parent(run, reader.step)], facts)

@@ -19,8 +19,10 @@ TIED = 'block_'                      # begins the names of whole blocks in `tied
 
 def unroll(params):
   """Returns the pure dict of a model with `scan_layers=False` from the pure dict of a scanned model."""
-  take = lambda unit, i: jax.tree.map(lambda a: a[i], unit)
-  return _map_segments(params, lambda unit: {i: take(unit, i) for i in range(len(jax.tree.leaves(unit)[0]))})
+  def units(unit):
+    [number] = {len(a) for a in jax.tree.leaves(unit)}               # of every array
+    return {i: jax.tree.map(lambda a, i=i: a[i], unit) for i in range(number)}
+  return _map_segments(params, units)
 
 
 def roll(params):

@@ -202,8 +202,19 @@ def _text(path):
 
 
 def described(cfg) -> str:
-  """Returns which parameters of a configuration train, in a few words."""
-  return ', '.join(sorted(cfg.get('groups', {}))) or cfg.train.trainable
+  """Returns which parameters of a configuration train, in a few words.
+
+  >>> import ml_collections
+  >>> described(ml_collections.ConfigDict(dict(groups=dict(head=dict(rate=0.1), router=dict(train=False)))))
+  'all but router'
+  """
+  groups = cfg.get('groups', {})
+  fixed = {name for name, fields in groups.items() if not fields.get('train', True)}
+  if any((groups[name].get('where') or name) == REST for name in fixed):
+    return ', '.join(sorted(groups.keys() - fixed))
+  if groups:
+    return f'all but {", ".join(sorted(fixed))}' if fixed else 'all'
+  return cfg.train.trainable
 
 
 def trained(groups) -> frozenset:

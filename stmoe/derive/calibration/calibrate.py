@@ -43,6 +43,7 @@ from stmoe.train import check
 from stmoe.train import state as states
 
 FOLDER, LARGEST = 'calibration', 1 << 40
+VERSION = 2                              # of SLOPES: of some models, version 1 had those of the first layer alone
 SLOPES, AXES = 'slopes', ('layers', 'expert', 'expert_mlp', 'joined_kv')
 
 
@@ -111,7 +112,7 @@ class Calibration:
     c = self._cfg.to_dict()
     content = [self._digest, position, self._batches, c['seed'], c['train']['batch_size'], c['model'],
             c['blocks'], {key: value for key, value in c['data'].items() if key != 'cache_dir'}]
-    content += [c['loss'], self._completed().meta] if name == SLOPES else []
+    content += [c['loss'], self._completed().meta, VERSION] if name == SLOPES else []
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
   def _completed(self):
@@ -161,8 +162,8 @@ def _slopes(plan, params, routers, batch, key):
   summed, so no gradient of all parameters is kept.
   """
   names = axes.names_of(nnx.state(plan.model(plan.shapes['params'], plan.shapes['router_state']), nnx.Param))
-  keeps = lambda names: {*names} & {'expert_mlp', 'joined_kv'}
-  cut = lambda names, a: [n if keeps(names) and name in AXES else 1 for n, name in zip(a.shape, names)]
+  keeps = lambda names: AXES if {*names} & {'expert_mlp', 'joined_kv'} else AXES[:1]
+  cut = lambda names, a: [n if name in keeps(names) else 1 for n, name in zip(a.shape, names)]
   gates = jax.tree.map(lambda names, a: jnp.ones(cut(names, a)), names, params, is_leaf=axes.is_names)
 
   def loss(gates):

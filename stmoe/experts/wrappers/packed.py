@@ -30,6 +30,10 @@ class Codes(nnx.Module):
     self.bits = bits
     self.products_per_row = math.prod(self.shape) * number
 
+  def num_coded(self) -> int:
+    """Returns how many weights there are codes of, in all layers where these are stacked."""
+    return math.prod(self.planes.shape[:-2]) * math.prod(self.shape)
+
   def matrix(self, bits: int | None = None) -> jax.Array:
     """Returns the values f32[...,I,O] of the first `bits` bits, None = of all."""
     bits = self.bits if bits is None else bits
