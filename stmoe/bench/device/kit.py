@@ -134,10 +134,8 @@ class Kit:
 
   def _command_ended(self, one):
     seconds = time.time() - one.began
-    text = one.text()
-    self.log.write(text.encode())
     try:
-      self._end(one, 'done', seconds, one.job.read(one.process.returncode, text))
+      self._end(one, 'done', seconds, one.job.read(one.process.returncode, one.text()))
     except ValueError as error:
       self._end(one, 'failed', seconds, error=str(error))
 

@@ -1,5 +1,6 @@
 """A process of one job: begun, made to wait, let go on, ended."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import time
 from stmoe.bench.device import pending
 
 WORKER = ('-m', 'stmoe.bench.device.worker')
-GRACE = 8.0                              # seconds to end after SIGTERM
+GRACE = 8.0                              # seconds to end after SIGTERM, and to be gone after SIGKILL
 
 
 class Running:
@@ -25,11 +26,11 @@ class Running:
     job:  the Job or Command.
     more: words of a Job's command line.
     environment: of the process.
-    log:  file open for writing that gets what the process says.
+    log:  file open for writing that gets what the process says; of a Command's output, once it is stopped.
   """
 
   def __init__(self, job, more, environment, log):
-    self.job, self.began, self.ready, self._rest = job, time.time(), False, b''
+    self.job, self.began, self.ready, self._log, self._rest = job, time.time(), False, log, b''
     self.is_command = isinstance(job, pending.Command)
     if self.is_command:
       self.output = tempfile.TemporaryFile()
@@ -85,20 +86,23 @@ class Running:
     self._signal(signal.SIGCONT)
 
   def stop(self):
-    """Ends the process and those that it started."""
-    if not self.over:
-      self._signal(signal.SIGTERM)
-      self.resume()                      # a paused process hears nothing else
-      try:
-        self.process.wait(GRACE)
-      except subprocess.TimeoutExpired:
-        self._signal(signal.SIGKILL)
-        self.process.wait()
+    """Ends the process and those that it started, which may live on where it has ended by itself."""
+    self._signal(signal.SIGTERM)
+    self._signal(signal.SIGCONT)         # a paused process hears nothing else
+    self._wait()
+    self._signal(signal.SIGKILL)
+    self._wait()                         # not for ever: a driver that hangs keeps its process
     if self.is_command:
+      self._log.write(self.text().encode())
+      self._log.flush()
       self.output.close()
     else:
       self.process.stdin.close()
       os.close(self._pipe)
+
+  def _wait(self):
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      self.process.wait(GRACE)
 
   def _signal(self, number):
     try:
