@@ -18,9 +18,11 @@ GRACE = 8.0                              # seconds to end after SIGTERM, and to 
 class Running:
   """A Job or a Command in a process of its own.
 
-  job, process, began: what, where, since when (`time.time()`).
-  ready: whether a Job's programs are there, so that it waits for `go`.
-  over:  whether the process has ended.
+  job, process: what, and where.
+  stage:   'compiling' until a Job's programs are there, 'ready' until it is told to `go`, then 'working'.
+    A Command is 'working' from the start.
+  seconds: that the stage took so far, without those in which the process was paused.
+  over:    whether the process has ended.
 
   Args:
     job:  the Job or Command.
@@ -30,8 +32,10 @@ class Running:
   """
 
   def __init__(self, job, more, environment, log):
-    self.job, self.began, self.ready, self._log, self._rest = job, time.time(), False, log, b''
+    self.job, self._log, self._rest = job, log, b''
+    self._began, self._paused = time.time(), None
     self.is_command = isinstance(job, pending.Command)
+    self.stage = 'working' if self.is_command else 'compiling'
     if self.is_command:
       self.output = tempfile.TemporaryFile()
       self._start(job.words, environment | job.environment, log, stdin=subprocess.DEVNULL, stdout=self.output)
@@ -61,6 +65,10 @@ class Running:
     return lines
 
   @property
+  def seconds(self):
+    return (self._paused or time.time()) - self._began
+
+  @property
   def over(self):
     return self.process.poll() is not None
 
@@ -71,7 +79,7 @@ class Running:
 
   def go(self):
     """Lets a Job's process time."""
-    self.ready = False
+    self.stage, self._began = 'working', time.time()
     try:
       self.process.stdin.write(b'go\n')
     except BrokenPipeError:              # it has died meanwhile, which `over` says
@@ -79,10 +87,13 @@ class Running:
 
   def pause(self):
     """Stops the process, and those that it started, where they are."""
+    self._paused = time.time()
     self._signal(signal.SIGSTOP)
 
   def resume(self):
     """Lets the process, and those that it started, go on."""
+    self._began += time.time() - self._paused
+    self._paused = None
     self._signal(signal.SIGCONT)
 
   def stop(self):

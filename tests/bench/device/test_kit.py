@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -31,6 +32,8 @@ WORKER = """
 import json, os, sys, time
 tell = lambda **what: os.write(int(sys.argv[2]), (json.dumps(what) + chr(10)).encode())
 _, kind, seconds = sys.argv[-1].split()
+with open('begun', 'a') as log:
+  print(kind, file=log)
 tell(machine=dict(device='GPU', platform='cpu' if kind == 'cpu' else 'gpu', cpus=1, versions={}))
 until, busy = time.time() + float(seconds), []
 while time.time() < until:
@@ -61,6 +64,43 @@ def doing(monkeypatch, tmp_path):
     one = kit.Kit(tmp_path, 60, note=lambda text: None)
     return one, one.run()
   return do
+
+
+def _begun(kind):
+  return pathlib.Path('begun').read_text().split().count(kind)
+
+
+def test_what_never_compiles_is_a_line_and_is_not_tried_again(doing):
+  one, left = doing('a never 60', 'a runs 0', COMPILING=3.0)
+  assert left == ['a never 60'] and _begun('never') == 1
+  assert one.measured.records['a never 60']['error'] == 'not compiled after 3 s'
+  assert time.time() - one.began < 30
+
+
+def test_what_hangs_while_it_is_timed_is_not_tried_again(doing):
+  one, left = doing('a hangs 0', 'a dies 0', LEAST=1.0, HANGING=0.0)
+  assert left == ['a hangs 0', 'a dies 0'] and (_begun('hangs'), _begun('dies')) == (1, 2)
+
+
+def test_a_pause_is_no_time_of_a_stage(begun, monkeypatch):
+  clock = iter([100.0, 103.0, 200.0, 250.0, 251.0])
+  with monkeypatch.context() as patch:
+    patch.setattr(running, 'time', types.SimpleNamespace(time=lambda: next(clock)))
+    one = begun('import time; time.sleep(60)')
+    one.pause()
+    assert one.seconds == 3.0
+    one.resume()
+    assert one.seconds == 53.0
+  one.stop()
+
+
+@pytest.mark.parametrize('seconds, timed', [(90.0, None), (110.0, 'later')])
+def test_after_a_while_of_a_call_what_is_ready_is_timed(seconds, timed, tmp_path):
+  one = kit.Kit(tmp_path, 480)
+  one.began -= seconds
+  one.running = [types.SimpleNamespace(name=name, is_command=False, stage=stage)
+                 for name, stage in (('first', 'compiling'), ('later', 'ready'))]
+  assert getattr(one._turn(), 'name', None) == timed
 
 
 def test_a_failing_job_is_a_line_and_the_next_is_done(doing):
@@ -205,9 +245,9 @@ def test_a_command_that_hangs_is_stopped_and_the_rest_is_done(commands, monkeypa
   monkeypatch.setattr(kit, 'LEAST', 3.0)
   monkeypatch.setattr(kit, 'HANGING', 0.0)
   one = kit.Kit(tmp_path, 100, note=lambda text: None)
-  assert one.run() == ['a slow', 'a fails']                          # failed ones come last
+  assert one.run() == ['a fails', 'a slow']
   states = {name: record['state'] for name, record in one.measured.records.items()}
-  assert states == {'a quick': 'done', 'a fails': 'failed', 'a slow': 'stopped', 'a last': 'done'}
+  assert states == {'a quick': 'done', 'a fails': 'failed', 'a slow': 'failed', 'a last': 'done'}
   assert one.measured.records['a last']['rows'] == [dict(code=0, text='2')]
   assert one.measured.records['a fails']['error'] == 'ended with 3'
   assert kit.Kit(tmp_path, 100, only=lambda name: name == 'a quick').run() == []
