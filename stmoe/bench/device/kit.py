@@ -19,6 +19,7 @@ from stmoe.bench.device import running
 
 LOG = 'log.txt'
 MARGIN = 10.0                            # seconds of the budget kept to stop processes and write the tables
+WHOLE = 0.9                              # of a call's time: no job is expected to take more
 COMPILING = 240.0                        # seconds after which a job that has no programs yet hangs
 HANGING = 4.0                            # times the expected seconds after which a job hangs, once at work,
 LEAST = 90.0                             # and at least so many seconds
@@ -80,13 +81,17 @@ class Kit:
     """Yields (job, state, expected seconds, whether it fits) in the order in which things would be done."""
     left = self.deadline - time.time()
     for job in self.measured.missing(self.jobs):
-      seconds = self.measured.expected(job)
+      seconds = self._expected(job)
       fits = seconds <= left
       left -= seconds * fits
       yield job, self.measured.state(job.name), seconds, fits
 
+  def _expected(self, job):
+    """The seconds that a job may take, so many at most that a call which begins with it has them."""
+    return min(self.measured.expected(job), WHOLE * (self.deadline - self.began))
+
   def _fits(self, job):
-    return self.measured.expected(job) <= self.deadline - time.time()
+    return self._expected(job) <= self.deadline - time.time()
 
   def _begin(self, todo):
     """Starts processes for the first of `todo`; returns those that are left."""
@@ -183,7 +188,7 @@ class Kit:
 
   def _limit(self, one):
     """The seconds of its stage after which a process hangs."""
-    working = max(LEAST, HANGING * self.measured.expected(one.job))
+    working = max(LEAST, HANGING * self._expected(one.job))
     return dict(compiling=COMPILING, ready=math.inf, working=working)[one.stage]
 
   def _say(self, what):

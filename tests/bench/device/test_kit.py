@@ -214,7 +214,7 @@ def test_records_stay_and_say_what_is_left(tmp_path):
   assert again.records['layers S3']['versions'] == dict(jax='1')
   jobs = [pending.Job(f'layers {name}', 5.0, None) for name in ('S4', 'S3', 'S5', 'S6')]
   assert [one.name for one in again.missing(jobs)] == ['layers S5', 'layers S6', 'layers S4']
-  assert [again.expected(one) for one in jobs] == [2.0, 3.0, 14.0, 5.0]
+  assert [again.expected(one) for one in jobs] == [5.0, 5.0, 14.0, 5.0]
   with pytest.raises(errors.UserError, match='results of NVIDIA H200, this is cpu; nearest: --out'):
     again.on(dict(device='cpu'))
 
@@ -274,6 +274,18 @@ def test_a_worker_that_cannot_begin_is_a_line(monkeypatch, tmp_path, capsys):
 def test_what_does_not_fit_waits_for_the_next_call(commands, tmp_path):
   one = kit.Kit(tmp_path, 2, note=lambda text: None)
   assert [fits for *_, fits in one.plan()] == [True, False, False, False]
+
+
+@pytest.mark.parametrize('state, seconds, expected', [
+    ('stopped', 290.0, 423.0),           # as much as a call has
+    ('stopped', 2.0, 12.0),              # by a signal
+    ('failed', 0.0, 12.0), ('failed', 360.0, 12.0)])
+def test_what_was_not_done_is_begun_in_the_next_call(state, seconds, expected, monkeypatch, tmp_path):
+  measured.Measured(tmp_path).add('a job', state, seconds, 'now')
+  monkeypatch.setattr(pending, 'of', lambda dry: [pending.Job('a job', 12.0, None)])
+  one = kit.Kit(tmp_path, 480)
+  assert [rest for _, *rest in one.plan()] == [[state, expected, True]]
+  assert one._fits(one.jobs[0])
 
 
 def test_the_page_of_nothing_has_the_command(tmp_path):
