@@ -134,15 +134,22 @@ class Kit:
       self.measured.on(told['machine'])
     elif 'ready' in told:
       one.stage = 'ready'
-    elif told['state'] == 'failed':
-      self._failed(one, told['seconds'], told['error'])
     else:
-      self._end(one, told['state'], told['seconds'], told['rows'])
+      self._job_ended(one, **told)
 
   def _check(self, machine):
     if machine['platform'] == 'cpu' and not self.dry:
       raise errors.UserError('JAX finds no GPU here; nearest: --dry (tiny shapes on a CPU), or see '
                              'docs/accelerator.md')
+
+  def _job_ended(self, one, state, seconds, rows=(), error=''):
+    """Notes how a Job ended: memory that others held is no result, memory that is not there is one."""
+    if self.processes > 1:
+      error = error or measured.out_of_memory(rows)
+    if error:
+      self._failed(one, seconds, error, rows)
+    else:
+      self._end(one, state, seconds, rows)
 
   def _command_ended(self, one):
     try:
@@ -157,9 +164,9 @@ class Kit:
                              f' first job; see {self.measured.path.with_name(LOG)}')
     self._failed(one, one.seconds, f'its process ended: {one.process.returncode}')
 
-  def _failed(self, one, seconds, error):
+  def _failed(self, one, seconds, error, rows=()):
     """Notes a Job that failed by itself, which is tried once more with all the memory."""
-    self._end(one, 'failed', seconds, error=error)
+    self._end(one, 'failed', seconds, rows, error)
     if self.processes > 1:
       self.failed.append(one.job)
 

@@ -48,7 +48,10 @@ if kind == 'hangs':
   time.sleep(60)
 began = time.time()
 time.sleep(0.3)
-tell(state='done', seconds=0.3, rows=[dict(busy=busy, timed=[began, time.time()])])
+rows = [dict(busy=busy, timed=[began, time.time()])]
+if kind == 'large':
+  rows.append(dict(error='OutOfMemoryError: CUDA out of memory.'))
+tell(state='done', seconds=0.3, rows=rows)
 """
 
 
@@ -61,7 +64,9 @@ def doing(monkeypatch, tmp_path):
     monkeypatch.setattr(pending, 'of', lambda dry: [pending.Job(name, 0.5, None) for name in names])
     for name, value in (dict(PROCESSES=3) | constants).items():
       monkeypatch.setattr(kit, name, value)
-    one = kit.Kit(tmp_path, 60, note=lambda text: None)
+    said = []
+    one = kit.Kit(tmp_path, 60, note=said.append)
+    one.said = said
     return one, one.run()
   return do
 
@@ -126,6 +131,33 @@ def test_nothing_computes_while_something_is_timed(doing):
 def test_what_failed_beside_others_is_tried_alone(doing, tmp_path):
   one, left = doing('a runs 0.5', 'a shy 0')
   assert not left and list(one.measured.records) == ['a shy 0', 'a runs 0.5']
+
+
+def test_what_had_too_little_memory_beside_others_is_tried_alone(doing):
+  one, left = doing('a large 0', 'a runs 0')
+  assert not left and _begun('large') == 2                           # and alone that is a result
+  said = [text for text in one.said if 'large' in text and '...' not in text]
+  assert ['failed, OutOfMemoryError: CUDA out' in text for text in said] == [True, False]
+  assert len(one.measured.records['a large 0']['rows']) == 2
+
+
+def test_rows_stay_of_what_had_too_little_memory_and_no_time_was_left(tmp_path):
+  one = kit.Kit(tmp_path, 60, note=lambda text: None)
+  one.running = [types.SimpleNamespace(job=pending.Job('a job', 1.0, None), stop=lambda: None)]
+  rows = [dict(x=1), dict(error='RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes')]
+  one._hear(one.running[0], dict(state='done', seconds=2.0, rows=rows))
+  record = measured.Measured(tmp_path).records['a job']
+  assert (record['state'], record['rows'], record['error']) == ('failed', rows, rows[1]['error'])
+
+
+@pytest.mark.parametrize('error, memory', [
+    ('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes', True),
+    ('RESOURCE_EXHAUSTED: Failed to allocate request for 2.00GiB', True),
+    ('RuntimeError: CUDA_ERROR_OUT_OF_MEMORY', True),
+    ('RESOURCE_EXHAUSTED: Shared memory size limit exceeded: requested 245760, available: 232448', False),
+    ('ValueError: PyTorch is not installed', False)])
+def test_errors_of_memory_are_known(error, memory):
+  assert measured.out_of_memory([dict(x=1), dict(error=error)]) == (error if memory else '')
 
 
 @pytest.mark.parametrize('patience, order', [
