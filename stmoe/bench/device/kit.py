@@ -152,10 +152,14 @@ class Kit:
       self._end(one, state, seconds, rows)
 
   def _command_ended(self, one):
+    rows, error = (), ''
     try:
-      self._end(one, 'done', one.seconds, one.job.read(one.process.returncode, one.text()))
-    except ValueError as error:
-      self._end(one, 'failed', one.seconds, error=str(error))
+      rows = one.job.read(one.process.returncode, one.text())
+    except pending.Failed as failed:
+      rows, error = failed.rows, str(failed)
+    except errors.UserError as damaged:                              # files that it left
+      error = str(damaged)
+    self._end(one, 'failed' if error else 'done', one.seconds, rows, error)
 
   def _died(self, one):
     """Notes that a Job's process ended without a word; raises UserError if none has told of its machine."""

@@ -23,6 +23,8 @@ from stmoe.bench.device import readme
 from stmoe.bench.device import running
 from stmoe.bench.device import worker
 from stmoe.bench.device.pieces import layers
+from stmoe.bench.device.pieces import sweep
+from stmoe.bench.device.pieces import tests
 
 FOREVER = 1e12
 
@@ -265,7 +267,7 @@ def commands(monkeypatch):
   def of(dry):
     def read(code, text):
       if code:
-        raise ValueError(f'ended with {code}')
+        raise pending.Failed(f'ended with {code}')
       return [dict(code=code, text=text)]
     made = lambda name, text: pending.Command(name, 1.0, ('-c', text), read)
     return [made('a quick', 'print(1, end="")'), made('a fails', 'raise SystemExit(3)'),
@@ -283,6 +285,42 @@ def test_a_command_that_hangs_is_stopped_and_the_rest_is_done(commands, monkeypa
   assert one.measured.records['a last']['rows'] == [dict(code=0, text='2')]
   assert one.measured.records['a fails']['error'] == 'ended with 3'
   assert kit.Kit(tmp_path, 100, only=lambda name: name == 'a quick').run() == []
+
+
+def _one_command(monkeypatch, text, read):
+  monkeypatch.setattr(pending, 'of', lambda dry: [pending.Command('tests kernels', 1.0, ('-c', text), read)])
+
+
+def test_failing_tests_are_done_again_and_named(monkeypatch, tmp_path, capsys):
+  said = '=== short test summary info ===\nFAILED tests/a.py::b - AssertionError\n1 failed, 2 passed in 3.1s'
+  _one_command(monkeypatch, f'print({said!r}); raise SystemExit(1)', tests.read)
+  assert command.main(['--out', str(tmp_path)]) == 1
+  assert 'tests kernels: failed, pytest ended with 1, 1 failed: tests/a.py::b' in capsys.readouterr().out
+  assert measured.Measured(tmp_path).records['tests kernels']['rows'] == [
+      dict(passed=2, failed=1, names=['tests/a.py::b'])]
+  assert '2 passed, 1 failed: tests/a.py::b.' in (tmp_path / 'README.md').read_text()
+  _one_command(monkeypatch, 'print("3 passed in 3.1s")', tests.read)
+  assert command.main(['--out', str(tmp_path)]) == 0
+  assert measured.Measured(tmp_path).state('tests kernels') == 'done'
+
+
+def test_damaged_files_of_a_command_are_a_line(monkeypatch, tmp_path):
+  def read(code, text):
+    raise errors.Damaged('DONE', 'is damaged')
+  _one_command(monkeypatch, '', read)
+  one = kit.Kit(tmp_path, 60, note=lambda text: None)
+  assert one.run() == ['tests kernels']
+  assert one.measured.records['tests kernels']['error'] == 'DONE: is damaged'
+
+
+def test_of_a_sweep_that_failed_the_runs_stay_that_are_done(monkeypatch, tmp_path):
+  for name in ('dense-1', 'dense-2', 'top2-1'):
+    (tmp_path / name).mkdir()
+  (tmp_path / 'dense-2' / 'DONE').write_text('{"step": 3}')
+  monkeypatch.setattr(sweep.runs, 'read', lambda path: types.SimpleNamespace(last=len))
+  with pytest.raises(pending.Failed, match='ended with 1: why') as failed:
+    sweep.read(tmp_path, 'dense', 1, 'text\nwhy\n\n')
+  assert [row['run'] for row in failed.value.rows] == ['dense-2']
 
 
 def test_sigterm_ends_the_job_at_hand_and_leaves_a_page(commands, tmp_path, capsys):
