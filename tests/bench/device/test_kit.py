@@ -13,17 +13,13 @@ import types
 import pytest
 
 from stmoe import errors
-from stmoe.analysis import flops
 from stmoe.bench.device import __main__ as command
 from stmoe.bench.device import pending
 from stmoe.bench.device import kit
 from stmoe.bench.device import measured
-from stmoe.bench.device import models
 from stmoe.bench.device import readme
 from stmoe.bench.device import running
 from stmoe.bench.device import worker
-from stmoe.bench.device.pieces import layers
-from stmoe.bench.device.pieces import sweep
 from stmoe.bench.device.pieces import tests
 
 FOREVER = 1e12
@@ -87,18 +83,6 @@ def test_what_never_compiles_is_a_line_and_is_not_tried_again(doing):
 def test_what_hangs_while_it_is_timed_is_not_tried_again(doing):
   one, left = doing('a hangs 0', 'a dies 0', LEAST=1.0, HANGING=0.0)
   assert left == ['a hangs 0', 'a dies 0'] and (_begun('hangs'), _begun('dies')) == (1, 2)
-
-
-def test_a_pause_is_no_time_of_a_stage(begun, monkeypatch):
-  clock = iter([100.0, 103.0, 200.0, 250.0, 251.0])
-  with monkeypatch.context() as patch:
-    patch.setattr(running, 'time', types.SimpleNamespace(time=lambda: next(clock)))
-    one = begun('import time; time.sleep(60)')
-    one.pause()
-    assert one.seconds == 3.0
-    one.resume()
-    assert one.seconds == 53.0
-  one.stop()
 
 
 @pytest.mark.parametrize('seconds, timed', [(90.0, None), (110.0, 'later')])
@@ -167,62 +151,6 @@ def test_errors_of_memory_are_known(error, memory):
 def test_jobs_come_in_order_unless_programs_take_long(patience, order, doing):
   one, left = doing('a late 2', 'a soon 0', PATIENCE=patience)
   assert not left and list(one.measured.records) == order
-
-
-def test_a_process_that_is_gone_is_told_to_go_without_an_error(monkeypatch, tmp_path):
-  monkeypatch.setattr(running, 'WORKER', ('-c', ''))
-  with (tmp_path / 'log').open('wb') as log:
-    one = running.Running(pending.Job('a job', 1.0, None), [], dict(os.environ), log)
-    one.process.wait()
-    one.go()
-    assert one.over and one.told() == []
-    one.stop()
-
-
-def _lives(pid):
-  """Whether the process is there and is no zombie."""
-  path = pathlib.Path(f'/proc/{pid}/stat')
-  return path.exists() and path.read_text().rpartition(')')[2].split()[0] != 'Z'
-
-
-@pytest.fixture
-def begun(tmp_path):
-  """Function of a Python text that returns a Running command of it, whose log is `log` in tmp_path."""
-  with (tmp_path / 'log').open('ab') as log:
-    yield lambda text: running.Running(
-        pending.Command('a command', 1.0, ('-c', text), None), [], dict(os.environ), log)
-
-
-def test_what_a_command_started_ends_with_it(begun):
-  child = 'import time; time.sleep(60)'
-  one = begun(f'import subprocess, sys; print(subprocess.Popen([sys.executable, "-c", {child!r}]).pid)')
-  one.process.wait()
-  pid = int(one.text())
-  assert _lives(pid)
-  one.stop()
-  until = time.time() + 10
-  while _lives(pid) and time.time() < until:
-    time.sleep(0.02)
-  assert not _lives(pid)
-
-
-def test_a_process_that_cannot_be_killed_does_not_hold_the_kit(begun, monkeypatch):
-  monkeypatch.setattr(running, 'GRACE', 0.1)
-  one = begun('import time; time.sleep(60)')
-  with monkeypatch.context() as patch:
-    patch.setattr(running.os, 'killpg', lambda group, number: None)  # as if a driver held it
-    one.stop()
-  os.kill(one.process.pid, signal.SIGKILL)
-  one.process.wait()
-
-
-def test_what_a_stopped_command_printed_is_in_the_log(begun, tmp_path):
-  one = begun('import time; print("test_x: wrong", flush=True); time.sleep(60)')
-  until = time.time() + 10
-  while not one.text() and time.time() < until:
-    time.sleep(0.02)
-  one.stop()
-  assert (tmp_path / 'log').read_text() == 'test_x: wrong\n'
 
 
 def test_an_error_of_a_job_is_told():
@@ -313,16 +241,6 @@ def test_damaged_files_of_a_command_are_a_line(monkeypatch, tmp_path):
   assert one.measured.records['tests kernels']['error'] == 'DONE: is damaged'
 
 
-def test_of_a_sweep_that_failed_the_runs_stay_that_are_done(monkeypatch, tmp_path):
-  for name in ('dense-1', 'dense-2', 'top2-1'):
-    (tmp_path / name).mkdir()
-  (tmp_path / 'dense-2' / 'DONE').write_text('{"step": 3}')
-  monkeypatch.setattr(sweep.runs, 'read', lambda path: types.SimpleNamespace(last=len))
-  with pytest.raises(pending.Failed, match='ended with 1: why') as failed:
-    sweep.read(tmp_path, 'dense', 1, 'text\nwhy\n\n')
-  assert [row['run'] for row in failed.value.rows] == ['dense-2']
-
-
 def test_sigterm_ends_the_job_at_hand_and_leaves_a_page(commands, tmp_path, capsys):
   after = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
   after.start()
@@ -378,59 +296,6 @@ def test_mistakes_are_one_line(words, message, capsys):
 def test_without_a_gpu_the_kit_says_so(doing):
   with pytest.raises(errors.UserError, match='no GPU here; nearest: --dry'):
     doing('a cpu 0')
-
-
-def test_pieces_come_in_order_of_worth():
-  order = list(dict.fromkeys(pending.piece(one.name) for one in pending.of()))
-  assert order == ['tests', 'training', 'layers', 'products', 'decoding', 'tuning', 'sweep']
-  names = [one.name for one in pending.of()]
-  assert len(set(names)) == len(names)
-
-
-def dry(names, tmp_path):
-  """Does the dry run's jobs of these pieces in this process; returns what was measured."""
-  found = measured.Measured(tmp_path)
-  found.on(worker.machine())
-  for job in pending.of(dry=True):
-    if pending.piece(job.name) in names:
-      told = []
-      worker.work(job, told.append, lambda: True, threads=2)
-      assert told[-1]['state'] == 'done', told
-      found.add(job.name, 'done', told[-1]['seconds'], 'now', told[-1]['rows'])
-  assert {pending.piece(name) for name in found.records} == set(names)
-  return measured.Measured(tmp_path)
-
-
-def test_dry_run_of_what_compiles_fast(tmp_path, monkeypatch):
-  """From programs to the page, on tiny shapes; the slow form has all of it."""
-  monkeypatch.setattr(layers, 'EXECUTORS', ('gather',))
-  found = dry(('layers', 'products'), tmp_path)
-  first, lost = found.records['layers S3']['rows']
-  assert first['train']['ratio'] > 0 and first['drop_rate'] < 0.5 and 'error' in lost      # no PyTorch here
-  text = readme.text(found)
-  assert '| S3 | gather | 1.25 |' in text and '| tiny | combine |' in text
-
-
-@pytest.mark.slow
-def test_dry_run_of_the_rest(tmp_path):
-  found = dry(('training', 'layers', 'decoding'), tmp_path)
-  [row] = found.records['training tiny']['rows']
-  assert row['sparse']['tokens_per_s'] > 0 and row['dense']['peak_gb'] > 0 and row['ratio'] > 0
-  text = readme.text(found)
-  for cells in ('| tiny | 1 |', '| S3 | pallas | dropless | 0.0% |', '| 1 | 2 |'):
-    assert cells in text
-
-
-@pytest.mark.slow
-def test_twins_have_equal_flops_and_published_sizes():
-  sizes = {'Switch-Base': 7.4e9, 'OLMoE-1B-7B': 6.92e9, 'DeepSeekMoE-16B': 16.4e9}
-  for name, pair in models.pairs(dry=False).items():
-    sparse, dense = pair.sparse(pair.layers), pair.dense(pair.layers)
-    work = [flops.active_per_token(c)['train'] for c in (sparse, dense)]
-    assert 1 <= work[0] / work[1] < 1.01, name                       # the router's products
-    assert flops.parameters(sparse)['total'] == pytest.approx(sizes[name], rel=0.01)
-    one, two = (models.cut(pair, room) for room in (None, 80e9))
-    assert one == pair.least < two <= pair.layers
 
 
 @pytest.mark.slow
