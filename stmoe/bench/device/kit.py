@@ -3,8 +3,8 @@
 Every job has a process of its own, several at a time, which traces and compiles. Threads of one process would
 not do: tracing is Python, and Python runs one thread at a time. While a job is timed all other processes are
 stopped where they are. A process may crash, hang or break the GPU's context. Then the record of its job says
-so, and the other jobs are done. Jobs that failed by themselves are tried once more at the end, one at a time,
-since processes that wait hold some of the GPU's memory. What hangs is not: it would take the same time again.
+so, and the other jobs are done. Jobs that failed by themselves are tried once more at the end, one at a time:
+processes that wait hold some of the GPU's memory. What hangs would take as long again, and is not.
 """
 
 import datetime
@@ -16,6 +16,7 @@ from stmoe import errors
 from stmoe.bench.device import pending
 from stmoe.bench.device import measured
 from stmoe.bench.device import running
+from stmoe.bench.device import worker
 
 LOG = 'log.txt'
 MARGIN = 10.0                            # seconds of the budget kept to stop processes and write the tables
@@ -121,9 +122,13 @@ class Kit:
     over = one.over                      # before its last words are read
     for told in one.told():
       self._hear(one, told)
-    if one in self.running and over:
-      (self._command_ended if one.is_command else self._died)(one)
-    elif one in self.running and one.seconds > self._limit(one):
+    if one not in self.running:
+      return
+    if over and one.is_command:
+      self._command_ended(one)
+    elif over:
+      self._died(one)
+    elif one.seconds > self._limit(one):
       compiling = one.stage == 'compiling'
       self._end(one, 'failed', one.seconds, error=f'not compiled after {COMPILING:g} s' if compiling else
                 'it took too long, and was stopped')
@@ -157,8 +162,8 @@ class Kit:
       rows = one.job.read(one.process.returncode, one.text())
     except pending.Failed as failed:
       rows, error = failed.rows, str(failed)
-    except errors.UserError as damaged:                              # files that it left
-      error = str(damaged)
+    except Exception as damaged:  # noqa: BLE001 what it left may be: one line, and on
+      error = worker.said(damaged)
     self._end(one, 'failed' if error else 'done', one.seconds, rows, error)
 
   def _died(self, one):

@@ -238,7 +238,7 @@ def test_damaged_files_of_a_command_are_a_line(monkeypatch, tmp_path):
   _one_command(monkeypatch, '', read)
   one = kit.Kit(tmp_path, 60, note=lambda text: None)
   assert one.run() == ['tests kernels']
-  assert one.measured.records['tests kernels']['error'] == 'DONE: is damaged'
+  assert one.measured.records['tests kernels']['error'] == 'Damaged: DONE: is damaged'
 
 
 def test_sigterm_ends_the_job_at_hand_and_leaves_a_page(commands, tmp_path, capsys):
