@@ -5,11 +5,12 @@
     state: 'done'; 'failed', with the `error` in one line; 'stopped', when time was over.
     seconds: that the job took, once its programs were compiled.
 
-A record is never lost: jobs that are done are not done again, and the time that a job took says whether it
-fits the next time.
+A record is never lost: jobs that are done are not done again, and the time that was not enough for a job says
+whether it fits the next time.
 """
 
 import pathlib
+import re
 
 from stmoe import errors
 from stmoe import files
@@ -17,6 +18,13 @@ from stmoe import files
 FILE = 'results.json'
 STATES = ('done', 'failed', 'stopped')
 LONGEST = 400                            # characters of an error
+# As JAX, CUDA and PyTorch say it; a kernel that wants more than a core's shared memory is another matter.
+MEMORY = re.compile(r'out.of.memory|RESOURCE_EXHAUSTED(?!: *Shared memory)', re.I)
+
+
+def out_of_memory(rows):
+  """Returns the first `error` of the rows that is one of the GPU's memory, '' without one."""
+  return next((row['error'] for row in rows if MEMORY.search(row.get('error', ''))), '')
 
 
 class Measured:
@@ -52,14 +60,12 @@ class Measured:
     return self.records.get(name, {}).get('state', 'missing')
 
   def expected(self, job):
-    """Returns the seconds that `job` may take.
+    """Returns the seconds that `job` may take: a guess, or twice of what was not enough if that is more.
 
-    Its own last time counts, where there is one: twice of what was not enough. Otherwise it is a guess.
+    What failed has shown nothing: it may have ended early, or hung.
     """
-    mine = self.records.get(job.name)
-    if mine is not None:
-      return mine['seconds'] * (2 if mine['state'] == 'stopped' else 1)
-    return job.seconds
+    stopped = self.state(job.name) == 'stopped'
+    return max(job.seconds, 2 * self.records[job.name]['seconds']) if stopped else job.seconds
 
   def missing(self, all_jobs):
     """Returns the list of jobs that are not done, in their order; those that failed before come last."""

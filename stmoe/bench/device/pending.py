@@ -18,13 +18,20 @@ class Job(NamedTuple):
   alone: bool = False
 
 
+class Failed(ValueError):
+  """What a Command did does not count as done: why, in a line, and the `rows` that it has all the same."""
+
+  def __init__(self, why, rows=()):
+    super().__init__(why)
+    self.rows = rows
+
+
 class Command(NamedTuple):
   """Work of a process of its own, which ends in rows.
 
   name:    as of a Job; seconds: of the whole command.
   words:  of the command line, after the Python that runs.
-  read:   function of (exit code, the output's text) that returns the rows; raises ValueError, saying why,
-    where the command did not do its work.
+  read:   function of (exit code, the output's text) that returns the rows, or raises Failed.
   environment: variables that are set.
   alone:  whether no other process may run beside it; of a command that times something itself.
   """

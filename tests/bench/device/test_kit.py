@@ -2,24 +2,25 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import threading
+import time
+import types
 
 import pytest
 
 from stmoe import errors
-from stmoe.analysis import flops
 from stmoe.bench.device import __main__ as command
 from stmoe.bench.device import pending
 from stmoe.bench.device import kit
 from stmoe.bench.device import measured
-from stmoe.bench.device import models
 from stmoe.bench.device import readme
 from stmoe.bench.device import running
 from stmoe.bench.device import worker
-from stmoe.bench.device.pieces import layers
+from stmoe.bench.device.pieces import tests
 
 FOREVER = 1e12
 
@@ -29,6 +30,8 @@ WORKER = """
 import json, os, sys, time
 tell = lambda **what: os.write(int(sys.argv[2]), (json.dumps(what) + chr(10)).encode())
 _, kind, seconds = sys.argv[-1].split()
+with open('begun', 'a') as log:
+  print(kind, file=log)
 tell(machine=dict(device='GPU', platform='cpu' if kind == 'cpu' else 'gpu', cpus=1, versions={}))
 until, busy = time.time() + float(seconds), []
 while time.time() < until:
@@ -43,7 +46,10 @@ if kind == 'hangs':
   time.sleep(60)
 began = time.time()
 time.sleep(0.3)
-tell(state='done', seconds=0.3, rows=[dict(busy=busy, timed=[began, time.time()])])
+rows = [dict(busy=busy, timed=[began, time.time()])]
+if kind == 'large':
+  rows.append(dict(error='OutOfMemoryError: CUDA out of memory.'))
+tell(state='done', seconds=0.3, rows=rows)
 """
 
 
@@ -56,9 +62,36 @@ def doing(monkeypatch, tmp_path):
     monkeypatch.setattr(pending, 'of', lambda dry: [pending.Job(name, 0.5, None) for name in names])
     for name, value in (dict(PROCESSES=3) | constants).items():
       monkeypatch.setattr(kit, name, value)
-    one = kit.Kit(tmp_path, 60, note=lambda text: None)
+    said = []
+    one = kit.Kit(tmp_path, 60, note=said.append)
+    one.said = said
     return one, one.run()
   return do
+
+
+def _begun(kind):
+  return pathlib.Path('begun').read_text().split().count(kind)
+
+
+def test_what_never_compiles_is_a_line_and_is_not_tried_again(doing):
+  one, left = doing('a never 60', 'a runs 0', COMPILING=3.0)
+  assert left == ['a never 60'] and _begun('never') == 1
+  assert one.measured.records['a never 60']['error'] == 'not compiled after 3 s'
+  assert time.time() - one.began < 30
+
+
+def test_what_hangs_while_it_is_timed_is_not_tried_again(doing):
+  one, left = doing('a hangs 0', 'a dies 0', LEAST=1.0, HANGING=0.0)
+  assert left == ['a hangs 0', 'a dies 0'] and (_begun('hangs'), _begun('dies')) == (1, 2)
+
+
+@pytest.mark.parametrize('seconds, timed', [(90.0, None), (110.0, 'later')])
+def test_after_a_while_of_a_call_what_is_ready_is_timed(seconds, timed, tmp_path):
+  one = kit.Kit(tmp_path, 480)
+  one.began -= seconds
+  one.running = [types.SimpleNamespace(name=name, is_command=False, stage=stage)
+                 for name, stage in (('first', 'compiling'), ('later', 'ready'))]
+  assert getattr(one._turn(), 'name', None) == timed
 
 
 def test_a_failing_job_is_a_line_and_the_next_is_done(doing):
@@ -86,21 +119,38 @@ def test_what_failed_beside_others_is_tried_alone(doing, tmp_path):
   assert not left and list(one.measured.records) == ['a shy 0', 'a runs 0.5']
 
 
+def test_what_had_too_little_memory_beside_others_is_tried_alone(doing):
+  one, left = doing('a large 0', 'a runs 0')
+  assert not left and _begun('large') == 2                           # and alone that is a result
+  said = [text for text in one.said if 'large' in text and '...' not in text]
+  assert ['failed, OutOfMemoryError: CUDA out' in text for text in said] == [True, False]
+  assert len(one.measured.records['a large 0']['rows']) == 2
+
+
+def test_rows_stay_of_what_had_too_little_memory_and_no_time_was_left(tmp_path):
+  one = kit.Kit(tmp_path, 60, note=lambda text: None)
+  one.running = [types.SimpleNamespace(job=pending.Job('a job', 1.0, None), stop=lambda: None)]
+  rows = [dict(x=1), dict(error='RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes')]
+  one._hear(one.running[0], dict(state='done', seconds=2.0, rows=rows))
+  record = measured.Measured(tmp_path).records['a job']
+  assert (record['state'], record['rows'], record['error']) == ('failed', rows, rows[1]['error'])
+
+
+@pytest.mark.parametrize('error, memory', [
+    ('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes', True),
+    ('RESOURCE_EXHAUSTED: Failed to allocate request for 2.00GiB', True),
+    ('RuntimeError: CUDA_ERROR_OUT_OF_MEMORY', True),
+    ('RESOURCE_EXHAUSTED: Shared memory size limit exceeded: requested 245760, available: 232448', False),
+    ('ValueError: PyTorch is not installed', False)])
+def test_errors_of_memory_are_known(error, memory):
+  assert measured.out_of_memory([dict(x=1), dict(error=error)]) == (error if memory else '')
+
+
 @pytest.mark.parametrize('patience, order', [
     (FOREVER, ['a late 2', 'a soon 0']), (0.0, ['a soon 0', 'a late 2'])])
 def test_jobs_come_in_order_unless_programs_take_long(patience, order, doing):
   one, left = doing('a late 2', 'a soon 0', PATIENCE=patience)
   assert not left and list(one.measured.records) == order
-
-
-def test_a_process_that_is_gone_is_told_to_go_without_an_error(monkeypatch, tmp_path):
-  monkeypatch.setattr(running, 'WORKER', ('-c', ''))
-  with (tmp_path / 'log').open('wb') as log:
-    one = running.Running(pending.Job('a job', 1.0, None), [], dict(os.environ), log)
-    one.process.wait()
-    one.go()
-    assert one.over and one.told() == []
-    one.stop()
 
 
 def test_an_error_of_a_job_is_told():
@@ -126,7 +176,7 @@ def test_records_stay_and_say_what_is_left(tmp_path):
   assert again.records['layers S3']['versions'] == dict(jax='1')
   jobs = [pending.Job(f'layers {name}', 5.0, None) for name in ('S4', 'S3', 'S5', 'S6')]
   assert [one.name for one in again.missing(jobs)] == ['layers S5', 'layers S6', 'layers S4']
-  assert [again.expected(one) for one in jobs] == [2.0, 3.0, 14.0, 5.0]
+  assert [again.expected(one) for one in jobs] == [5.0, 5.0, 14.0, 5.0]
   with pytest.raises(errors.UserError, match='results of NVIDIA H200, this is cpu; nearest: --out'):
     again.on(dict(device='cpu'))
 
@@ -145,7 +195,7 @@ def commands(monkeypatch):
   def of(dry):
     def read(code, text):
       if code:
-        raise ValueError(f'ended with {code}')
+        raise pending.Failed(f'ended with {code}')
       return [dict(code=code, text=text)]
     made = lambda name, text: pending.Command(name, 1.0, ('-c', text), read)
     return [made('a quick', 'print(1, end="")'), made('a fails', 'raise SystemExit(3)'),
@@ -157,12 +207,38 @@ def test_a_command_that_hangs_is_stopped_and_the_rest_is_done(commands, monkeypa
   monkeypatch.setattr(kit, 'LEAST', 3.0)
   monkeypatch.setattr(kit, 'HANGING', 0.0)
   one = kit.Kit(tmp_path, 100, note=lambda text: None)
-  assert one.run() == ['a slow', 'a fails']                          # failed ones come last
+  assert one.run() == ['a fails', 'a slow']
   states = {name: record['state'] for name, record in one.measured.records.items()}
-  assert states == {'a quick': 'done', 'a fails': 'failed', 'a slow': 'stopped', 'a last': 'done'}
+  assert states == {'a quick': 'done', 'a fails': 'failed', 'a slow': 'failed', 'a last': 'done'}
   assert one.measured.records['a last']['rows'] == [dict(code=0, text='2')]
   assert one.measured.records['a fails']['error'] == 'ended with 3'
   assert kit.Kit(tmp_path, 100, only=lambda name: name == 'a quick').run() == []
+
+
+def _one_command(monkeypatch, text, read):
+  monkeypatch.setattr(pending, 'of', lambda dry: [pending.Command('tests kernels', 1.0, ('-c', text), read)])
+
+
+def test_failing_tests_are_done_again_and_named(monkeypatch, tmp_path, capsys):
+  said = '=== short test summary info ===\nFAILED tests/a.py::b - AssertionError\n1 failed, 2 passed in 3.1s'
+  _one_command(monkeypatch, f'print({said!r}); raise SystemExit(1)', tests.read)
+  assert command.main(['--out', str(tmp_path)]) == 1
+  assert 'tests kernels: failed, pytest ended with 1, 1 failed: tests/a.py::b' in capsys.readouterr().out
+  assert measured.Measured(tmp_path).records['tests kernels']['rows'] == [
+      dict(passed=2, failed=1, names=['tests/a.py::b'])]
+  assert '2 passed, 1 failed: tests/a.py::b.' in (tmp_path / 'README.md').read_text()
+  _one_command(monkeypatch, 'print("3 passed in 3.1s")', tests.read)
+  assert command.main(['--out', str(tmp_path)]) == 0
+  assert measured.Measured(tmp_path).state('tests kernels') == 'done'
+
+
+def test_damaged_files_of_a_command_are_a_line(monkeypatch, tmp_path):
+  def read(code, text):
+    raise errors.Damaged('DONE', 'is damaged')
+  _one_command(monkeypatch, '', read)
+  one = kit.Kit(tmp_path, 60, note=lambda text: None)
+  assert one.run() == ['tests kernels']
+  assert one.measured.records['tests kernels']['error'] == 'Damaged: DONE: is damaged'
 
 
 def test_sigterm_ends_the_job_at_hand_and_leaves_a_page(commands, tmp_path, capsys):
@@ -188,6 +264,18 @@ def test_what_does_not_fit_waits_for_the_next_call(commands, tmp_path):
   assert [fits for *_, fits in one.plan()] == [True, False, False, False]
 
 
+@pytest.mark.parametrize('state, seconds, expected', [
+    ('stopped', 290.0, 423.0),           # as much as a call has
+    ('stopped', 2.0, 12.0),              # by a signal
+    ('failed', 0.0, 12.0), ('failed', 360.0, 12.0)])
+def test_what_was_not_done_is_begun_in_the_next_call(state, seconds, expected, monkeypatch, tmp_path):
+  measured.Measured(tmp_path).add('a job', state, seconds, 'now')
+  monkeypatch.setattr(pending, 'of', lambda dry: [pending.Job('a job', 12.0, None)])
+  one = kit.Kit(tmp_path, 480)
+  assert [rest for _, *rest in one.plan()] == [[state, expected, True]]
+  assert one._fits(one.jobs[0])
+
+
 def test_the_page_of_nothing_has_the_command(tmp_path):
   [path] = readme.write(tmp_path / 'results')
   text = path.read_text()
@@ -208,59 +296,6 @@ def test_mistakes_are_one_line(words, message, capsys):
 def test_without_a_gpu_the_kit_says_so(doing):
   with pytest.raises(errors.UserError, match='no GPU here; nearest: --dry'):
     doing('a cpu 0')
-
-
-def test_pieces_come_in_order_of_worth():
-  order = list(dict.fromkeys(pending.piece(one.name) for one in pending.of()))
-  assert order == ['tests', 'training', 'layers', 'products', 'decoding', 'tuning', 'sweep']
-  names = [one.name for one in pending.of()]
-  assert len(set(names)) == len(names)
-
-
-def dry(names, tmp_path):
-  """Does the dry run's jobs of these pieces in this process; returns what was measured."""
-  found = measured.Measured(tmp_path)
-  found.on(worker.machine())
-  for job in pending.of(dry=True):
-    if pending.piece(job.name) in names:
-      told = []
-      worker.work(job, told.append, lambda: True, threads=2)
-      assert told[-1]['state'] == 'done', told
-      found.add(job.name, 'done', told[-1]['seconds'], 'now', told[-1]['rows'])
-  assert {pending.piece(name) for name in found.records} == set(names)
-  return measured.Measured(tmp_path)
-
-
-def test_dry_run_of_what_compiles_fast(tmp_path, monkeypatch):
-  """From programs to the page, on tiny shapes; the slow form has all of it."""
-  monkeypatch.setattr(layers, 'EXECUTORS', ('gather',))
-  found = dry(('layers', 'products'), tmp_path)
-  first, lost = found.records['layers S3']['rows']
-  assert first['train']['ratio'] > 0 and first['drop_rate'] < 0.5 and 'error' in lost      # no PyTorch here
-  text = readme.text(found)
-  assert '| S3 | gather | 1.25 |' in text and '| tiny | combine |' in text
-
-
-@pytest.mark.slow
-def test_dry_run_of_the_rest(tmp_path):
-  found = dry(('training', 'layers', 'decoding'), tmp_path)
-  [row] = found.records['training tiny']['rows']
-  assert row['sparse']['tokens_per_s'] > 0 and row['dense']['peak_gb'] > 0 and row['ratio'] > 0
-  text = readme.text(found)
-  for cells in ('| tiny | 1 |', '| S3 | pallas | dropless | 0.0% |', '| 1 | 2 |'):
-    assert cells in text
-
-
-@pytest.mark.slow
-def test_twins_have_equal_flops_and_published_sizes():
-  sizes = {'Switch-Base': 7.4e9, 'OLMoE-1B-7B': 6.92e9, 'DeepSeekMoE-16B': 16.4e9}
-  for name, pair in models.pairs(dry=False).items():
-    sparse, dense = pair.sparse(pair.layers), pair.dense(pair.layers)
-    work = [flops.active_per_token(c)['train'] for c in (sparse, dense)]
-    assert 1 <= work[0] / work[1] < 1.01, name                       # the router's products
-    assert flops.parameters(sparse)['total'] == pytest.approx(sizes[name], rel=0.01)
-    one, two = (models.cut(pair, room) for room in (None, 80e9))
-    assert one == pair.least < two <= pair.layers
 
 
 @pytest.mark.slow

@@ -4,13 +4,13 @@ The three seeds of a model share the GPU. A run that was stopped goes on in the 
 directory in runs/ is still there.
 """
 
-import fnmatch
 import functools
 import pathlib
 
 from stmoe.bench.device import pending
 from stmoe.bench.device import markdown
 from stmoe.runs import read as runs
+from stmoe.runs import records as saved
 
 WORTH = 7
 SWEEP, MODELS = 'fine_grained', ('dense', 'top2', 'shared_4', 'shared_8', 'shared_2')
@@ -33,13 +33,14 @@ def jobs(dry):
 
 
 def read(folder, model, code, text):
-  """Returns a row for each run of `model` in `folder` that is done; raises ValueError if the sweep failed."""
+  """Returns a row for each run of `model` in `folder` that is done; raises Failed, with them, with a code."""
+  paths = [path for path in sorted(folder.glob(f'{model}-*')) if saved.done(path) is not None]
+  rows = [dict(run=path.name, loss=run.last('eval/loss'), tokens=run.last('tokens'), seconds=run.last('time'))
+          for path, run in zip(paths, map(runs.read, paths))]
   if code:
     lines = [line for line in text.splitlines() if line.strip()]
-    raise ValueError(f'the sweep ended with {code}: {"".join(lines[-1:])}')
-  paths = [path for path in sorted(folder.glob('*')) if fnmatch.fnmatch(path.name, f'{model}-*')]
-  return [dict(run=path.name, loss=run.last('eval/loss'), tokens=run.last('tokens'), seconds=run.last('time'))
-          for path in paths for run in [runs.read(path)] if run.done is not None]
+    raise pending.Failed(f'the sweep ended with {code}: {"".join(lines[-1:])}', rows)
+  return rows
 
 
 def table(records):

@@ -24,13 +24,17 @@ def _quick(code, text):
 
 
 def read(code, text):
-  """Returns the row dict(passed, failed, names of failed tests); raises ValueError where no test ran."""
+  """Returns the row dict(passed, failed, names of those); raises Failed, with it, unless all passed."""
   count = lambda word: sum(map(int, re.findall(rf'(\d+) {word}\b', text.rpartition('\n=')[2] or text)))
   passed, failed = count('passed'), count('failed') + count('errors?')
   if not passed and not failed:
     last = [line for line in text.splitlines() if line.strip()][-1:]
-    raise ValueError(f'pytest ended with {code} and ran nothing: {"".join(last)}')
-  return [dict(passed=passed, failed=failed, names=re.findall(r'^(?:FAILED|ERROR) (\S+)', text, re.M))]
+    raise pending.Failed(f'pytest ended with {code} and ran nothing: {"".join(last)}')
+  names = re.findall(r'^(?:FAILED|ERROR) (\S+)', text, re.M)
+  rows = [dict(passed=passed, failed=failed, names=names)]
+  if code:
+    raise pending.Failed(f'pytest ended with {code}, {failed} failed: {", ".join(names)}', rows)
+  return rows
 
 
 def table(records):
