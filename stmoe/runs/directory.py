@@ -317,7 +317,8 @@ def finished(path, cfg):
   values = records.done(path)
   if values is None or values['step'] < cfg.train.steps:
     return False
-  print(f'{path} is finished: {summary(values)}')
+  more = '' if values['step'] == cfg.train.steps else f'; train.steps={cfg.train.steps} are fewer'
+  print(f'{path} is finished: {summary(values)}{more}')
   return True
 
 

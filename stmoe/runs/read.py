@@ -108,10 +108,15 @@ def read_all(paths, check=lambda path: None, say=lambda line: print(line, file=s
 
 
 def expand(paths):
-  """Returns the run directories in `paths`: these themselves, and all runs in folders of runs."""
+  """Returns the run directories in `paths`: these themselves, and all runs in folders of runs.
+
+  Raises UserError for a path that is neither.
+  """
   directories = []
   for path in map(pathlib.Path, paths):
     inside = sorted(file.parent for file in path.glob('[!.]*/config.json'))
+    if not inside and not (path / 'config.json').is_file():
+      records.config(path)                                           # says that there is none
     directories += inside if inside and not (path / 'config.json').is_file() else [path]
   return directories
 

@@ -109,7 +109,9 @@ def test_folders_stand_for_the_runs_in_them(tmp_path):
   paths = [synthetic.write_run(tmp_path / name, layers=()) for name in ('b', 'a')]
   (tmp_path / 'plots').mkdir()
   assert runs.expand([tmp_path, paths[0]]) == [tmp_path / 'a', tmp_path / 'b', tmp_path / 'b']
-  assert runs.expand([tmp_path / 'plots']) == [tmp_path / 'plots']   # reading it says what is wrong
+  for path in (tmp_path / 'plots', tmp_path / 'nope'):               # wrong beside a right one, too
+    with pytest.raises(errors.UserError, match=f'{path.name} is not a run directory'):
+      runs.expand([paths[0], path])
 
 
 def test_runs_that_differ_in_more_than_the_seed_have_labels_of_their_own(tmp_path):

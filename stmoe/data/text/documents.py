@@ -98,6 +98,9 @@ def each(path, column='', apart='', count=lambda read: None):
 
 
 def _parts(path, apart, count):
+  near = errors.nearest(apart, (FILE, LINE, PARAGRAPH))
+  if apart.isalpha() and near and apart not in (FILE, LINE, PARAGRAPH):
+    raise errors.UserError(f'data.documents={apart!r} would be a text between two documents{near}')
   if apart in ('', FILE):
     return iter([given.content(path, count=count)])
   if apart == LINE:

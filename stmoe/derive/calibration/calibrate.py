@@ -43,7 +43,7 @@ from stmoe.train import check
 from stmoe.train import state as states
 
 FOLDER, LARGEST = 'calibration', 1 << 40
-VERSION = 2                              # of SLOPES: of some models, version 1 had those of the first layer alone
+VERSION = 2                              # of SLOPES: version 1 had, of some models, one layer's alone
 SLOPES, AXES = 'slopes', ('layers', 'expert', 'expert_mlp', 'joined_kv')
 
 

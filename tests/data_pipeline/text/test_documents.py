@@ -259,3 +259,10 @@ def test_parts_are_the_same_in_chunks_of_any_size(size, tmp_path, monkeypatch):
   for apart, want in [('paragraph', paragraphs), ('<|end|>', content.split('<|end|>'))]:
     got = [text.decode() for text in documents.read(tmp_path / 'a.txt', apart=apart)]
     assert got == list(filter(None, want))
+
+
+def test_a_misspelt_word_is_no_separator(tmp_path):
+  (tmp_path / 'a.txt').write_text('one\ntwo\n')
+  with pytest.raises(errors.UserError, match="data.documents='lines' .*; nearest: line"):
+    documents.read(tmp_path / 'a.txt', apart='lines')
+  assert documents.read(tmp_path / 'a.txt', apart='---') == [b'one\ntwo\n']
