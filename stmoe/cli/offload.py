@@ -50,3 +50,5 @@ def run(args):
     print(json.dumps(found, indent=1))
   else:
     print('\n\n'.join(offloading.table(stack, rows) for stack, rows in found.items()))
+    print('\ntimes in one unit: ' + ', '.join(f'--{field.replace("_", "-")} {getattr(times, field):.4g}'
+                                              for field in TIMES))
