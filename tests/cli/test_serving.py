@@ -41,6 +41,7 @@ def test_the_commands_read_recordings(trace, recorded, command, tmp_path):
   assert found['tokens'] == 60 and found['policies']['belady']['hits'] >= found['policies']['lru']['hits']
   code, out, err = command('offload', recorded)
   assert code == 0 and 'decoder: 3 layers of 8 experts, 4 of them' in out, err
+  assert 'times in one unit: --gpu 0.5,' in out
   code, out, err = command('place', recorded, '--devices', 4, '--nodes', 2, '--output', tmp_path / 'p.json')
   assert code == 0 and 'moetuner' in out, err
   assert np.shape(json.loads((tmp_path / 'p.json').read_text())['decoder']) == (LAYERS, E)
