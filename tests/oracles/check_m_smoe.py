@@ -67,7 +67,7 @@ def merge(case):
 
 
 def _allocated(used, average, merged):
-  """i[L]; ours, but for as many groups as experts: the reference keeps what is above the least usage of all."""
+  """i[L]; ours, but as many groups as experts are there those above the least usage of all."""
   if average < used.shape[1]:
     return surgery.allocated(used, average, merged)
   pooled = np.where(merged[:, None], used, 1)
