@@ -31,7 +31,7 @@ def router_loss(case):
 def mask_and_mlp(case):
   c = case.config
   mask = surgery.masks(case['activation'], c['remain_rate'])
-  if c['remain_rate'] == 1:                                          # ours keeps all, theirs all but the least
+  if c['remain_rate'] == 1:                                          # ours keeps all, theirs not the least
     mask = np.float32(case['activation'] > case['activation'].min(1, keepdims=True))
   case.assert_close('private', np.float32(read_me.private(mask)))
   case.assert_close('residual', np.float32(mask.min(0)))
