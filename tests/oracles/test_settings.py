@@ -211,3 +211,42 @@ def test_corrupted_spans_alone(tmp_path):
   info, arrays = recorded('backbone/span_corruption')
   arrays.pop('length_table')
   run(tmp_path, info, arrays)
+
+
+def test_two_real_tokens_of_twenty(tmp_path):
+  """Each of two experts is the first of one token and the second of the other."""
+  c = dict(expert_capacity_argument=2, capacity_factor=None, second_expert_policy='all', gating_logit_cap=0.0,
+           second_expert_threshold=0.0, normalise_before_drop=False)
+  z = np.zeros((1, 20, 2))
+  z[0, :2] = [[1.0, -0.5], [0.3, 0.8]]
+  cotangent = np.random.default_rng(0).normal(size=(1, 20, 2, 2)).astype(np.float32)
+  slots = np.zeros((1, 20, 2, 2), np.float32)
+  slots[0, :2] = [[[1, 0], [0, 1]], [[0, 1], [1, 0]]]
+
+  def aux(z):
+    share = 0.1 + 1e-6                                               # f and P are means over all 20
+    return 2 * np.sum(1 / 20 / share * softmax(z[0, :2]).sum(0) / 20 / share)
+  combine = lambda z: softmax(z)[..., None] * slots
+  values = dict(aux_loss=aux(z), combine_tensor=combine(z), over_capacity_1=0, over_capacity_2=0,
+                paddings=np.arange(20)[None] > 1, grad_aux_wrt_logits=gradient(aux, z), logits=z,
+                grad_combine_wrt_logits=gradient(lambda z: np.sum(cotangent * combine(z)), z))
+  cases.run(case_of(tmp_path, 'gshard', 'praxis_top2', c, cotangent=cotangent, dispatch_tensor=slots,
+                    dispatch_0_1_2=np.int32([0, 0, 2]),
+                    **{name: np.float32(value) for name, value in values.items()}))
+
+
+def test_units_match_by_their_gelus(tmp_path):
+  wi, x = (np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32) for n in (3, 9))
+  cases.run(case_of(tmp_path, 'm_smoe', 'permutation_activation_matching', dict(activation='gelu', eps=1e-7),
+                    ref_wi=wi, tgt_wi=wi[[2, 0, 1]], x=x, perm=np.int32([1, 2, 0])))
+
+
+def test_groups_of_an_odd_number_of_layers(tmp_path):
+  logits = np.float32([[[2, 1], [2, 1], [0, 1]], [[1, 2], [1, 2], [1, 2]], [[2, 1], [2, 1], [2, 1]]])
+  length = np.sqrt(np.einsum('lte,lte->le', logits, logits))
+  cosine = np.einsum('lti,ltj->lij', logits, logits) / length[:, :, None] / length[:, None]
+  c = dict(layers=3, average_groups=1, merged_layers=[True] * 3, encoder_group_capacity=None)
+  cases.run(case_of(tmp_path, 'm_smoe', 'statistics_and_groups', c, router_logits=logits,
+                    usage=np.float32([[2 / 3, 1 / 3], [0, 1], [1, 0]]), similarity=(cosine + 1) / 2,
+                    num_groups=np.int32([1, 1, 1]), labels=np.zeros((3, 2), np.int32),
+                    dominant=np.int32([[0, -1], [1, -1], [0, -1]])))
