@@ -43,6 +43,9 @@ class Case:
         self.tolerance = dict(atol=f'{numbers[0]} times max abs of the array')
       else:
         self.tolerance = {key: number for number in numbers for key in ('rtol', 'atol')}
+    of_gradients = re.search('gradients (?:may need )?rtol ([0-9.e-]+)', self.tolerance.get('note', ''))
+    if of_gradients and 'grads' not in self.tolerance:
+      self.tolerance = self.tolerance | dict(grads=self.tolerance | dict(rtol=float(of_gradients[1])))
     with np.load(self.path.with_suffix('.npz'), allow_pickle=False) as arrays:
       self._arrays = dict(arrays)
     self._used = set()
@@ -93,7 +96,7 @@ class Case:
     expected = self._arrays[name]
     if not np.issubdtype(expected.dtype, np.inexact):
       return 0.0, 0.0
-    kind = 'grads' if name.startswith('grad') else 'logits'
+    kind = 'grads' if name.startswith(('grad', 'g.', 'gr.')) else 'logits'
     for key in (name, kind, 'floats'):
       if isinstance(self.tolerance.get(key), dict):
         return self._numbers(self.tolerance[key], expected)

@@ -16,6 +16,7 @@ def span_corruption(case):
     inputs, targets = corruption.corrupt(case[f'{i}:tokens'], mask, lambda k: vocab_size - 1 - k)
     case.assert_close(f'{i}:inputs', inputs)
     case.assert_close(f'{i}:targets', targets)
-  table = case['length_table']
-  solved = [corruption.solve_length(row[0], row[1] / 1000, row[2] / 1000) for row in table.tolist()]
-  np.testing.assert_array_equal(solved, table[:, 3:])
+  if 'length_table' in case:
+    table = case['length_table']
+    solved = [corruption.solve_length(row[0], row[1] / 1000, row[2] / 1000) for row in table.tolist()]
+    np.testing.assert_array_equal(solved, table[:, 3:])

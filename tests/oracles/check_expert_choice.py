@@ -62,12 +62,17 @@ def capped(case):
   a, _ = expert_choice.expert_choice(jnp.log(scores), jnp.ones(scores.shape[:2], bool), k,
                                      max_experts_per_token=b, entropy=entropy, sweeps=40000)
   chosen = np.sort(np.asarray(a.token).reshape(-1, k), axis=-1)
-  ranked = np.sort(case['assignment'], axis=-1)
-  clear = ranked[:, -k] - ranked[:, -k - 1] > 1e-3                   # rows whose k-th is not tied
+  clear = _clear(case['assignment'], k)
   np.testing.assert_array_equal(chosen[clear], case['token_index'][clear])
   # The weights are the scores of the chosen, not the plan.
   expected = np.take_along_axis(case['scores'].T, np.asarray(a.token).reshape(-1, k), axis=1)
   np.testing.assert_allclose(np.asarray(a.weight).reshape(-1, k), expected, rtol=1e-5)
+
+
+def _clear(plan, k):
+  """bool[E], the rows of plan f[E,S] whose k-th largest entry is not tied with another one."""
+  falling = np.pad(-np.sort(-plan, axis=-1), ((0, 0), (0, 1)), constant_values=-1)
+  return falling[:, k - 1] - falling[:, k] > 1e-3
 
 
 def mesh_gating(case):

@@ -61,9 +61,11 @@ def praxis_top2(case):
     balance = aux.losses['balance']
     if not mask.all():
       # Every group weighs the same, however many real tokens it has; and praxis' original behaviour
-      # (which also normalises before the drop) counts real tokens but divides f and P by S.
+      # (which also normalises before the drop) counts real tokens but divides f and P by S. The other one
+      # divides by the share of real tokens + 1e-6.
       probs = jax.nn.softmax(logits, axis=-1)
-      share = jnp.mean(mask, axis=1) ** 2 if config['normalise_before_drop'] else 1
+      share = jnp.mean(mask, axis=1)
+      share = (share if config['normalise_before_drop'] else share / (share + 1e-6)) ** 2
       balance = jnp.mean(losses.balance_of_groups(probs, choices.choose(probs, 1), mask) * share)
     reached = jnp.where(mask, metrics.experts_per_token(a), -1)
     over = {name: aux.metrics[name] for name in ('over_capacity_1', 'over_capacity_2')}

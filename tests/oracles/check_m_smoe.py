@@ -3,16 +3,19 @@
 Matrices are those of torch, [out,in] or [E,out,in]; ours are transposed.
 """
 
+import blocks_hf
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from stmoe import lookup
 from stmoe.core import contract
 from stmoe.surgery import merge as surgery
 
 EPSILON = 1e-7                           # of the reference's quotient
+ACTIVATIONS = {'relu': lambda x: np.maximum(x, 0), 'gelu': lambda x: x * special.ndtr(x)}
 INWARD, OUTWARD = ('expert', 'expert_embed', 'expert_mlp'), ('expert', 'expert_mlp', 'expert_embed')
 
 
@@ -29,14 +32,14 @@ def permutation_weight_matching(case):
   case.assert_close('aligned_wo', wo)
   score = sum((pair[0] * np.asarray(made[path])[1]).sum() for path, pair in pairs.items())
   case.assert_close('score', np.float32([score]))
-  activation = case.option('activation', {'relu': jax.nn.relu, 'gelu': lambda x: jax.nn.gelu(x, False)})
+  activation = case.option('activation', ACTIVATIONS)
   case.assert_close('y', activation(case['x'] @ wi) @ wo.T)
   if not outward:
     case.ignore('ref_wo', 'W_out is no part of what is compared')
 
 
 def permutation_activation_matching(case):
-  activation = case.option('activation', {'relu': jax.nn.relu})
+  activation = case.option('activation', ACTIVATIONS)
   assert case.option('eps', {1e-7: True})
   x = np.float64(case['x'])
   hidden = np.stack([activation(x @ np.float64(case[f'{kind}_wi']).T) for kind in ('ref', 'tgt')])
@@ -63,11 +66,19 @@ def merge(case):
         np.testing.assert_allclose(mean.T, case[f'merged_{name}'][expert], rtol=1e-6, atol=1e-6)
 
 
+def _allocated(used, average, merged):
+  """i[L]; ours, but as many groups as experts are there those above the least usage of all."""
+  if average < used.shape[1]:
+    return surgery.allocated(used, average, merged)
+  pooled = np.where(merged[:, None], used, 1)
+  pooled[np.arange(len(pooled)), pooled.argmax(1)] = 1
+  return (pooled > pooled.min()).sum(1)
+
 
 def _grouped(case, capacities):
   """Yields (layer, members of its groups) by the case's statistics, which are compared."""
   merged = np.array(case.config.get('merged_layers', [True] * len(case['usage'])))
-  numbers = surgery.allocated(case['usage'], case.config['average_groups'], merged)
+  numbers = _allocated(case['usage'], case.config['average_groups'], merged)
   case.assert_close('num_groups', numbers.astype(np.int32))
   labels, heads = (np.full(case['usage'].shape, -1, np.int32) for _ in range(2))
   for layer, number in enumerate(numbers):
@@ -96,8 +107,9 @@ def _statistics(case, k):
 def statistics_and_groups(case):
   _statistics(case, k=1)
   # The decoder's counter does not count in the reference.
-  half, capacity = case.config['layers'] // 2, case.config['encoder_group_capacity']
-  for _ in _grouped(case, [capacity] * half + [None] * half):
+  layers, capacity = case.config['layers'], case.config['encoder_group_capacity']
+  encoder = layers // 2
+  for _ in _grouped(case, [capacity] * encoder + [None] * (layers - encoder)):
     pass
 
 
@@ -128,4 +140,6 @@ def _block(c, arrays, table, gate, x):
   layer.router.inner.w[...] = jnp.asarray(gate.T)
   ctx = contract.Context(**contract.numbered(jnp.ones(x.shape[:2], bool)), step=jnp.int32(0),
                          tokens=jnp.float32(x.shape[1]))
+  if c['top_k'] == 1:
+    layer.router = blocks_hf.Certain(layer.router)
   return jax.jit(lambda layer, x: layer(x, ctx, {})[0])(layer, jnp.asarray(x))

@@ -2,6 +2,7 @@
 
 import functools
 
+import activations
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,6 @@ from stmoe.routers import top_p_routing
 
 # Names of the base's matrices and biases -> ours.
 BASES = {'llama': dict(gate_proj='wi', up_proj='wg', down_proj='wo'), 'phi': dict(fc1='wi', fc2='wo')}
-ACTIVATIONS = {'silu': 'silu', 'swish': 'silu', 'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu',
-               'relu': 'relu'}
 
 
 def layer(case):
@@ -74,7 +73,7 @@ def _built(case):
   fields = dict(
       name='mixlora', d_ff=c['F'], gated='wg' in case.option('base', BASES).values(),
       use_bias=any(name.endswith('.bias') for name in case.names('base.')),
-      activation=case.option('activation', ACTIVATIONS), targets='+'.join(_targets(case).values()),
+      activation=case.option('activation', activations.TORCH), targets='+'.join(_targets(case).values()),
       rank=c['r'], alpha=c['alpha'], rslora=case.option('rslora', flag, False),
       dora=case.option('dora', flag, False),
       router=dict(name='mixlora', num_experts=c['E'], k=c['k']))

@@ -130,6 +130,9 @@ _TURNED = ('attn_out_w', 'router_w', 'base0_w', 'base1_w', 'ad1_w', 'ad2_w', 'fi
 def _filled(block, arrays, places, released):
   """`block` with the reference's arrays; a released block has its experts one place further."""
   q, k, v = np.split(arrays['qkv'], 3)
+  if 'attn_out_w' not in arrays:                                     # of one head as wide as the model
+    width = arrays['qkv'].shape[1]
+    arrays = arrays | dict(attn_out_w=np.eye(width), attn_out_b=np.zeros(width))
   values = {'attention.wq': _t(q), 'attention.wk': _t(k), 'attention.wv': _t(v)}
   for name, place in places.items():
     array = np.roll(arrays[name], -1, 0) if released and name in ('router_w', 'router_b') else arrays[name]

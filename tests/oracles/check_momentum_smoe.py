@@ -85,7 +85,7 @@ def stack(case):
   _set(model.head.b, weights.pop('out_emb.bias'))
   blocks = models_hf.layers_of(model.decoder)
   for i, block in enumerate(blocks):
-    _block(block, f'layers.{i}.', weights)
+    _block(block, f'layers.{i}.', weights, c['k'])
   assert not weights, sorted(weights)
   logits, caches = jax.jit(functools.partial(_forward, tokens=case['tokens'], span=c['attn_span']))(
       model, jnp.asarray(case['h_cache_in']))
@@ -96,7 +96,7 @@ def stack(case):
 def _model(case):
   """Our unrolled model: the architecture lists, for every block, attention (s) and its feed-forward layer."""
   c = case.config
-  inner = dict(name='moe', executor='einsum', router=dict(name='smoe', num_experts=c['E'], k=c['k']),
+  inner = dict(name='moe', executor='einsum', router=dict(name='smoe', num_experts=c['E']),
                experts=dict(name='mlp', d_ff=c['F'], use_bias=True))
   gammas = dict(g={}, m=dict(mu=c['mu'], gamma=c['gamma2'], post_norm=True),
                 a=dict(beta1=c['beta1'], beta2=c['beta2'], gamma1=c['gamma1'], mu=c['mu'], gamma2=c['gamma2'],
@@ -115,7 +115,7 @@ def _model(case):
                         span=c['attn_span'], scan_layers=False, rngs=nnx.Rngs(0))
 
 
-def _block(block, prefix, weights):
+def _block(block, prefix, weights, k):
   pop = lambda name: weights.pop(f'{prefix}{name}')
   for ours, theirs in (('wq', 'query'), ('wk', 'key'), ('wv', 'val'), ('wo', 'out')):
     _set(getattr(block.attention, ours), pop(f'attn.proj_{theirs}.weight').T)
@@ -127,6 +127,7 @@ def _block(block, prefix, weights):
   else:
     norms[2] = block.layer_norm
     router, bank = block.layer.inner.router, block.layer.inner.experts
+    router.k = k
     _set(router.w, pop('smoe.gate.gate.weight').T), _set(router.b, pop('smoe.gate.gate.bias'))
     for w, b, theirs in ((bank.wi, bank.bi, 'htoh4'), (bank.wo, bank.bo, 'h4toh')):
       _set(w, pop(f'smoe.experts.{theirs}.weight').swapaxes(1, 2))

@@ -10,6 +10,9 @@ import numpy as np
 
 from stmoe import lookup
 from stmoe.core import assignment
+from stmoe.core import choices
+from stmoe.core import losses
+from stmoe.routers import promoe
 from stmoe.targets import flow
 
 BOTH = {True: True, False: False}
@@ -22,7 +25,7 @@ def token_choice(case):
   c = case.config
   means = case.option('use_top_k_for_routing_contrastive', {True: 'all', False: 'first'}, True)
   made, prefix = _layer(case, c['B'] * c['N'], dict(name='promoe', k=c['top_k'], means=means))
-  (of_layer, dx), (y, aux, a) = _run(case, made, prefix, whole=1.0)
+  (of_layer, dx), (y, aux, a) = _run(case, made, prefix, 1.0, c.get('load_balance_loss_coef', 0))
   weights, chosen = _dense(a, c, models_dit.reach(made, f'{prefix}router').num_experts)
   expected = np.zeros_like(weights)
   for slot in range(case['indices'].shape[-1]):
@@ -35,7 +38,6 @@ def token_choice(case):
 def expert_choice(case):
   c = case.config
   case.option('use_top_k_for_routing_contrastive', BOTH, True)       # is of token choice
-  assert not c.get('load_balance_loss_coef', 0), 'the note names no balance loss of expert choice'
   made, prefix = _layer(case, None, dict(name='promoe_expert_choice', k=float(c['top_k'])))
   classed = _labels(case) >= 0
   (of_layer, dx), (y, aux, a) = _run(case, made, prefix, whole=c['B'] / max(classed.sum(), 1))
@@ -50,8 +52,9 @@ def expert_choice(case):
 
 
 def _labels(case):
-  """i32[B] with -1 for the reference's null class."""
-  return np.where(case['labels'] == case.config['null_class'], -1, case['labels']).astype(np.int32)
+  """i32[B] with -1 for the reference's null class, where an expert has it."""
+  null = (case['labels'] == case.config['null_class']) & case.config['use_uncond_expert']
+  return np.where(null, -1, case['labels']).astype(np.int32)
 
 
 def _layer(case, group_size, router):
@@ -79,13 +82,18 @@ def _layer(case, group_size, router):
   return made, prefix
 
 
-def _run(case, made, prefix, whole):
-  """((gradients of layer and x), (y, auxiliary loss, Assignment)); `whole` makes our loss the reference's."""
+def _run(case, made, prefix, whole, coefficient=0.0):
+  """((gradients of layer and x), (y, auxiliary loss, Assignment)).
+
+  Args:
+    whole:       factor that makes our contrastive loss the reference's.
+    coefficient: of the balance loss; the reference has none of expert choice.
+  """
   c = case.config
   label = jnp.asarray(_labels(case))[:, None]
   ctx = models_dit.context(jnp.ones((c['B'], c['N']), bool)).replace(given=dict(label=label))
   train, lam = case.option('train', BOTH), c['routing_contrastive_lam']
-  coefficient, by_row = c.get('load_balance_loss_coef', 0), case.option('seq_aux', BOTH, False)
+  groups = (c['B'], c['N']) if case.option('seq_aux', BOTH, False) else (1, c['B'] * c['N'])
 
   @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
   def loss(layer, x):
@@ -93,15 +101,22 @@ def _run(case, made, prefix, whole):
     sparse = models_dit.reach(layer, prefix[:-1]) if prefix else layer
     value = lam * whole * aux.losses['contrastive']
     if coefficient:
-      groups = (c['B'], c['N']) if by_row else (1, c['B'] * c['N'])
-      routed = sparse.router(x.reshape(*groups, -1), ctx.group(*groups), {})
-      value += coefficient * routed.aux.losses['balance'] * c['B'] / jnp.maximum(jnp.sum(label >= 0), 1)
+      classed = jnp.broadcast_to(label >= 0, x.shape[:2]).reshape(groups)
+      value += coefficient * _balance(sparse.router, x.reshape(*groups, -1), classed)
     size = sparse.group_size or c['N']
     routed = sparse.router(x.reshape(-1, size, x.shape[-1]), ctx.group(c['B'] * c['N'] // size, size), {})
     value = value if train else jnp.zeros(())                        # evaluation has no such loss there
     return jnp.sum(y * case['upstream']) + value, (y, value, routed.assignment)
 
   return jax.jit(loss)(made, jnp.asarray(case['x']))
+
+
+def _balance(router, x, classed):
+  """E sum f P of tokens x [G,S,D] with a class: P is of the gates, and ours would be of the cosines."""
+  scores = promoe.cosines(x, router.prototypes[...])                 # [G, S, P]
+  gates = promoe.GATES[router.gate](scores)
+  probs = gates if router.gate == 'softmax' else jax.nn.softmax(gates, axis=-1)
+  return losses.balance(probs, choices.top(scores, router.k), classed) / router.k
 
 
 def _dense(a, c, experts):

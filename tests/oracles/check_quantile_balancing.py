@@ -14,15 +14,17 @@ from stmoe.routers import quantile_balancing
 def steps(case):
   c = case.config
   scores = case.option('score_function', {name: name for name in choices.SCORES}, 'softmax')
-  # The class refuses one choice of gate 1, which teaches a router nothing; the reference has it.
+  # The router moves its bias alone here: the class refuses one choice of gate 1, the reference has it.
   router = quantile_balancing.QuantileBalancing(
-      1, num_experts=c['E'], k=c['k'], scores=scores, normalize_gates=c['k'] > 1, ema=c.get('ema', 0.0),
-      bins=None, rngs=nnx.Rngs(0))
+      1, num_experts=c['E'], k=c['k'], normalize_gates=False, ema=c.get('ema', 0.0), bins=None,
+      rngs=nnx.Rngs(0))
+  over_sum = c['k'] > 1 or scores == 'softmax'                        # softmax comes after the choice there
   mask = np.ones((1, c['T']), bool)
 
   @jax.jit
   def one(logits, bias):
-    a, aux, required = quantile_balancing.quantile_balancing(logits[None], bias, mask, c['k'], scores=scores)
+    a, aux, required = quantile_balancing.quantile_balancing(
+        logits[None], bias, mask, c['k'], scores=scores, normalize_gates=over_sum)
     weights = jnp.zeros(logits.shape).at[a.token[0], a.expert[0]].set(a.weight[0])
     return a.expert.reshape(c['k'], -1).T, weights, bias_lib.quantile(required, mask, c['k']), aux.load
 

@@ -44,7 +44,7 @@ def layer(case):
   case.assert_close('z_loss', aux.losses['z'])
   case.assert_close('aux_loss', loss)
   for name, grad in zip(('grad_x', 'grad_reduction', 'grad_embeddings', 'grad_w2'), grads):
-    models_libmoe.assert_gradient(case, name, grad)
+    case.assert_close(name, grad)
 
 
 def _build(case):
@@ -88,7 +88,7 @@ def lm_layer(case):
   if regularise is _by_sequence:                                      # the one that the router itself reports
     np.testing.assert_allclose(c['perplexity_reg'] * aux.losses['entropy'], loss, rtol=1e-5)
   for name, grad in zip(('grad_x', 'grad_router', 'grad_embeddings'), grads):
-    models_libmoe.assert_gradient(case, name, grad)
+    case.assert_close(name, grad)
 
 
 def _by_sequence(scores, choice, mask):
@@ -148,7 +148,7 @@ def torchscale_gate(case):
   case.assert_close('combine', combine)
   case.assert_close('aux_loss', loss)
   for name, grad in zip(('grad_x', 'grad_reduction', 'grad_embeddings'), grads):
-    models_libmoe.assert_gradient(case, name, grad)
+    case.assert_close(name, grad)
 
 
 def _capacity(c):
@@ -177,4 +177,4 @@ def cosine_logits(case):
   grads, logits = jax.jit(jax.grad(run, argnums=(0, 1, 2, 3), has_aux=True))(*args)
   case.assert_close('logits', logits)
   for name, grad in zip(('grad_x', 'grad_reduction', 'grad_embeddings', 'grad_log_scale'), grads):
-    models_libmoe.assert_gradient(case, name, grad)
+    case.assert_close(name, grad)

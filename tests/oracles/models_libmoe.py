@@ -66,10 +66,3 @@ def same_experts(case, scores, k, name='selected'):
   found = -np.sort(-np.take_along_axis(scores, chosen, -1), axis=-1)
   assert all(len(set(row)) == k for row in chosen.reshape(-1, k).tolist())
   np.testing.assert_allclose(found, best, rtol=1e-5)
-
-
-def assert_gradient(case, name, value):
-  """As `case.assert_close`, for gradients, whose rtol the note of the tolerance gives."""
-  expected = case[name]
-  assert 'gradients rtol 1e-3' in case.tolerance['note']
-  np.testing.assert_allclose(value, expected, rtol=1e-3, atol=case.limits(name)[1], err_msg=f'{case} {name}')

@@ -62,6 +62,18 @@ def test_tolerance_relative_to_the_largest_entry(tmp_path):
   assert case.limits('y') == (0.0, 1.0)
 
 
+@pytest.mark.parametrize('stated', [
+    dict(note='gradients rtol 1e-3'), dict(note='float32 reference; gradients may need rtol 1e-3; more'),
+    dict(grads=dict(rtol=1e-3, atol='1e-1 times max abs of the array'), note='gradients rtol 1e-2')])
+def test_tolerance_of_gradients_is_stated_apart(tmp_path, stated):
+  tolerance = dict(rtol=0.0, atol='1e-1 times max abs of the array') | stated
+  ten = np.array([0.0, 10.0])
+  arrays = {'y': ten, 'grad_x': ten, 'g.a.weight': ten, 'gr.b.weight': ten, 'gate': ten}
+  case = cases.Case(write_case(tmp_path, tolerance, **arrays).path)
+  assert case.limits('y') == case.limits('gate') == (0.0, 1.0)
+  assert case.limits('grad_x') == case.limits('g.a.weight') == case.limits('gr.b.weight') == (1e-3, 1.0)
+
+
 def test_implemented_by_router_or_by_check(tmp_path):
   assert not cases.implemented('toy', tmp_path, tmp_path)
   write_check(tmp_path, 'check_toy_layer', 'pass')
