@@ -3,6 +3,7 @@
 import ml_collections
 
 from stmoe import errors
+from stmoe import ranges
 
 
 def config(seed=0):
@@ -115,6 +116,11 @@ def choose(key, name, table):
     every = f'of {len(table)}' if short else f'there are: {", ".join(map(str, table))}'
     raise errors.UserError(f'{key}={name} does not exist{near} ({every})')
   return table[name]
+
+
+def whole(key, value, low=1, high=ranges.Count.high):
+  """Returns `value` of the argument `key`; raises UserError unless it is a whole number from low to high."""
+  return ranges.Whole(low, high).check(key, value)
 
 
 def data(task, length, vocab='bytes', **fields):
