@@ -49,7 +49,7 @@ def pretraining(size, layers, blocks):
                  head_dim=size['head_dim'], layers=layers, tie_embeddings=True, dtype='bfloat16',
                  scan_layers=True, remat='full')
   c.blocks = dict(d=dense(size['d_model'])) | blocks
-  c.losses = dict(balance=(paper.BALANCE, 'sum'))
+  c.losses = dict(balance=(paper.BALANCE if any(map(common.sparse, blocks.values())) else 0.0, 'sum'))
   c.data = common.data('c4', paper.LENGTH, vocab='train:50000')
   row = size['batch'] * paper.LENGTH
   common.train(c, steps=round(paper.TOKENS / row), batch_size=size['batch'], peak=size['peak'],
