@@ -186,8 +186,10 @@ def smoke_spans(c):
 
 
 def shrink(router):
-  """Gives a router, or the one that it is around, at most 8 experts."""
+  """Gives a router, or the one that it is around, at most 8 experts, and a token at most those 8."""
   router = innermost(router)
+  if router.num_experts > 8 and router.get('k'):
+    router.k = min(router.k, 8)
   router.num_experts = min(router.num_experts, 8)
 
 
