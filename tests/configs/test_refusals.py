@@ -28,6 +28,18 @@ REFUSED = {
     'mofme/digits:experts=1,smoke': 'experts=1: expected a whole number of at least 2; nearest: 2',
     'mofme/weather:experts=1,k=1,released':
         'experts=1: expected a whole number of at least 2; nearest: 2',
+    'mpoe/gpt2:experts=1': 'experts=1: expected a whole number of at least 2; nearest: 2',
+    'remoe/small:k=0': 'k=0: expected a whole number of at least 1; nearest: 1',
+    'remoe/small:k=4,experts=2': 'experts=2: expected a whole number of at least 4; nearest: 4',
+    'robust_qa/moe_head:experts=1': 'experts=1: expected a whole number of at least 2; nearest: 2',
+    'expert_choice/sizes:method=gshard,experts=1':
+        'experts=1: expected a whole number of at least 2; nearest: 2',
+    'lm/stdlib:method=dynmole,experts=257':
+        'experts=257: expected a whole number from 1 to 256; nearest: 256',
+    'lm/stdlib:method=smoe_dropout,experts=257,smoke':
+        'experts=257: expected a whole number from 1 to 128; nearest: 128',
+    'lm/stdlib:method=top_p_routing,experts=1000,smoke':
+        'experts=1000: expected a whole number from 1 to 639; nearest: 639',
     'chain_of_experts/sizes:experts=1': 'experts=1: expected a whole number of at least 4; nearest: 4',
     'chain_of_experts/sizes:layers=0': 'layers=0: expected a whole number of at least 1; nearest: 1',
     'rmoe/sizes:method=plains': 'method=plains does not exist; nearest: plain',
