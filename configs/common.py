@@ -6,6 +6,9 @@ from stmoe import errors
 from stmoe import ranges
 
 
+MOST_LAYERS = ranges.Layers.repeats.high
+
+
 def config(seed=0):
   """Returns an unlocked ConfigDict with the sections an experiment adds its own to.
 

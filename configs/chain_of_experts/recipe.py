@@ -41,7 +41,7 @@ def block(experts, choices, iterations, gate='each', residual='previous', outer=
 
 def pretraining(made, layers):
   """Returns the unlocked config of `layers` blocks `made`."""
-  common.whole('layers', layers)
+  common.whole('layers', layers, 1, common.MOST_LAYERS)
   size, o = paper.SIZE, paper.OPTIM
   attention = dict(name='latent_attention', nope_dim=size['nope_dim'], value_dim=size['value_dim'],
                    kv_rank=size['kv_rank'])

@@ -8,11 +8,10 @@ from stmoe.configs.pr_moe import paper
 def pyramid(layers, wide):
   """Returns the pattern of `layers` layers, every second one sparse: m, and p in the last `wide` of these.
 
-  Raises UserError for no layers, and for more wide layers than there are sparse ones.
+  Raises UserError for no layers or too many, and for more wide layers than there are sparse ones.
   """
-  if layers < 1:
-    common.whole('layers', layers, max(1, 2 * wide))
-  pairs = layers // 2
+  least = 1 if layers > 0 else max(1, 2 * wide)
+  pairs = common.whole('layers', layers, least, common.MOST_LAYERS) // 2
   if not 0 <= wide <= pairs:
     raise errors.UserError(f'wide={wide}: {layers} layers have {pairs} sparse ones, of which the last may be '
                            f'wide; nearest: {min(max(wide, 0), pairs)}')

@@ -21,7 +21,7 @@ REFUSED = {
     'adamoe/mixtral:target=0.5,k=0': 'k=0: expected a whole number of at least 1; nearest: 1',
     'lm/stdlib:method=dynmole,experts=0': 'experts=0: expected a whole number of at least 1; nearest: 1',
     'lm/zoo:method=peer,experts=-1': 'experts=-1: expected a whole number of at least 1; nearest: 1',
-    'pr_moe/sizes:layers=-2': 'layers=-2: expected a whole number of at least 4; nearest: 4',
+    'pr_moe/sizes:layers=-2': 'layers=-2: expected a whole number from 4 to 10000; nearest: 4',
     'vmoe/sizes:size=s32,last=7': 'last=7: expected a whole number from 0 to 4; nearest: 4',
     'vmoe/ilsvrc2012:last=-1': 'last=-1: expected a whole number from 0 to 4; nearest: 0',
     'vmoe/digits:experts=1': 'experts=1: expected a whole number of at least 2; nearest: 2',
@@ -41,7 +41,10 @@ REFUSED = {
     'lm/stdlib:method=top_p_routing,experts=1000,smoke':
         'experts=1000: expected a whole number from 1 to 639; nearest: 639',
     'chain_of_experts/sizes:experts=1': 'experts=1: expected a whole number of at least 4; nearest: 4',
-    'chain_of_experts/sizes:layers=0': 'layers=0: expected a whole number of at least 1; nearest: 1',
+    'chain_of_experts/sizes:layers=0': 'layers=0: expected a whole number from 1 to 10000; nearest: 1',
+    'pr_moe/sizes:layers=1000000': 'layers=1000000: expected a whole number from 1 to 10000; nearest: 10000',
+    'mpoe/t5:model=switch,bond=7':
+        'bond=7: experts of model=switch are no matrix product operators; nearest: bond=0',
     'rmoe/sizes:method=plains': 'method=plains does not exist; nearest: plain',
 }
 BLIND = ['dense', 'gmlp', 'avg_k', 'mixture_of_depths', 'mixture_of_supernets', 'switch',
@@ -57,7 +60,7 @@ def test_refused_by_the_name_that_was_given(name):
 
 @pytest.mark.parametrize('name', [name for name in REFUSED if 'method=plains' not in name])
 def test_the_nearest_value_is_accepted(name):
-  key, near = re.match(r'(\w+)=.*nearest: (\S+)$', REFUSED[name]).groups()
+  key, near = re.match(r'(\w+)=.*nearest: (?:\w+=)?(\S+)$', REFUSED[name]).groups()
   experiment.load(re.sub(rf'\b{key}=[^,]+', f'{key}={near}', name))
 
 
