@@ -3,6 +3,10 @@
 import ml_collections
 
 from stmoe import errors
+from stmoe import ranges
+
+
+MOST_LAYERS = ranges.Layers.repeats.high
 
 
 def config(seed=0):
@@ -117,6 +121,11 @@ def choose(key, name, table):
   return table[name]
 
 
+def whole(key, value, low=1, high=ranges.Count.high):
+  """Returns `value` of the argument `key`; raises UserError unless it is a whole number from low to high."""
+  return ranges.Whole(low, high).check(key, value)
+
+
 def data(task, length, vocab='bytes', **fields):
   """Returns the data section of a language model: rows of `length` tokens of `task`."""
   return dict(dict(task=task, files=(), vocab=vocab, extra_ids=0, objective='lm', length=length,
@@ -180,8 +189,10 @@ def smoke_spans(c):
 
 
 def shrink(router):
-  """Gives a router, or the one that it is around, at most 8 experts."""
+  """Gives a router, or the one that it is around, at most 8 experts, and a token at most those 8."""
   router = innermost(router)
+  if router.num_experts > 8 and router.get('k'):
+    router.k = min(router.k, 8)
   router.num_experts = min(router.num_experts, 8)
 
 

@@ -120,7 +120,7 @@ class Many(Range):
 class Layers(Range):
   """The layers of a stack: letters of blocks and how often they repeat."""
 
-  text = "pairs of letters of blocks and a number of repeats of at least 1, for example (('dm', 6),)"
+  text = "pairs of letters of blocks and a number of repeats from 1 to 10000, for example (('dm', 6),)"
   repeats = Whole(1, 10_000)
 
   def holds(self, value):

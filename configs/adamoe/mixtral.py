@@ -25,6 +25,7 @@ LENGTH = 4096
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, k=paper.SIZE['k'], null=paper.SIZE['null'], target=0.0,
                          loss='balance', lora=False)
+  common.whole('k', args.k)
   size = paper.SIZE
   router = dict(name='adamoe', num_experts=paper.LORA['experts'] if args.lora else size['experts'],
                 num_null=args.null, k=args.k, tiled=True, target=args.target or None)

@@ -28,7 +28,9 @@ def turn(router, d_ff, init_scale=1.0, **experts):
 def block(experts, choices, iterations, gate='each', residual='previous', outer=False):
   """Returns the block of all layers; one iteration is the sparse baseline, with its skip connection."""
   size = paper.SIZE
-  router = dict(name='deepseek_moe', num_experts=experts - 1, k=per_turn(choices, iterations) - 1)
+  chosen = per_turn(choices, iterations)
+  routed = common.whole('experts', experts, chosen) - 1
+  router = dict(name='deepseek_moe', num_experts=routed, k=chosen - 1)
   layer = turn(router, size['d_ff'], init_scale=paper.INIT_STD ** 2 * size['d_model'])
   if iterations == 1:
     return dict(layer=layer.pop('name'), **layer)
@@ -39,6 +41,7 @@ def block(experts, choices, iterations, gate='each', residual='previous', outer=
 
 def pretraining(made, layers):
   """Returns the unlocked config of `layers` blocks `made`."""
+  common.whole('layers', layers, 1, common.MOST_LAYERS)
   size, o = paper.SIZE, paper.OPTIM
   attention = dict(name='latent_attention', nope_dim=size['nope_dim'], value_dim=size['value_dim'],
                    kv_rank=size['kv_rank'])

@@ -18,6 +18,7 @@ Differs: sizes, data and schedule; every second layer of the four is sparse.
 """
 
 from stmoe.configs import arguments
+from stmoe.configs import common
 from stmoe.configs.dynamic_dino import paper
 from stmoe.configs.vmoe import digits
 
@@ -28,6 +29,8 @@ def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, copies=4, k=paper.K, gates='scaled')
   c = digits.get_config('smoke' if args.smoke else '').unlock()
   d_ff = c.blocks.d.d_ff
+  common.whole('copies', args.copies)
+  common.whole('k', args.k, 1, d_ff)
   c.blocks.m.router = dict(name='dynamic_dino', num_experts=args.copies * args.k, k=args.k, gates=args.gates)
   c.blocks.m.experts.update(d_ff=d_ff // args.k)
   c.losses = dict(balance=paper.BALANCE)

@@ -13,7 +13,7 @@ def block(d_ff, num_experts, group_size, d_model):
   """
   router = dict(name='dynmole', num_experts=num_experts, p=paper.P, keep=paper.KEEP,
                 threshold=paper.THRESHOLD)
-  rank = d_model // num_experts
+  rank = d_model // common.whole('experts', num_experts, 1, d_model)
   return dict(layer='dynmole', d_ff=(d_ff - d_model) // 2, activation='relu', gated=False, rank=rank,
               alpha=2.0 * rank, executor='blocks', group_size=group_size, router=router)
 

@@ -49,6 +49,7 @@ def get_config(arg=''):
   c.data = common.data('c4', length=paper.LENGTH, vocab=f'train:{paper.VOCAB_SIZE}')
   c.blocks = dict(d=t5.dense(size['d_ff']))
   if router:
+    common.whole('experts', args.experts, 2 if args.method == 'gshard' else 1)
     c.blocks.m = dict(layer='moe', executor='gather', group_size=4 * paper.LENGTH,
                       router=dict(router, num_experts=args.experts),
                       experts=dict(name='mlp', d_ff=size['d_ff'], activation='gelu', init_scale=1.0))

@@ -58,6 +58,7 @@ def put(c, row, experts, d_ff, num_layers, length, group_size=None, backbone=Non
     sizes:   vocab_size, d_model, remat.
   """
   make = common.choose('backbone', backbone or row['backbone'], models.BACKBONES)
+  common.whole('experts', experts)
   all_sizes = dict(sizes, length=length)
   block = row['block'](d_ff, experts, group_size, **{name: all_sizes[name] for name in row['sizes']})
   blocks = dict(m=block) if 'layer' in block else block

@@ -12,6 +12,8 @@ evaluation as well. Their figures are those of a leak, marked `leaky`, and no re
 `lm/stdlib` trains them in the encoder of a T5 model.
 """
 
+from stmoe import errors
+from stmoe import lookup
 from stmoe.configs import arguments
 from stmoe.configs import common
 from stmoe.configs.lm import methods
@@ -21,14 +23,25 @@ METHODS = tuple(f'method={name}' + (',leaky' if row['backbone'] == 't5' else '')
                 for name, row in methods.table().items())
 
 
+def leak(blocks, method):
+  """Lets the routers in `blocks` look at later tokens; raises UserError if those of `method` never do."""
+  routers = [common.innermost(block.router) for block in map(common.sparse, blocks.values()) if block]
+  willing = [router for router in routers if 'allow_causal' in lookup.fields('router', router.name)]
+  if not willing:
+    raise errors.UserError(f'leaky=True: method={method} has no router that may look at later tokens; '
+                           'nearest: leaky=False')
+  for router in willing:
+    router.allow_causal = True
+
+
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='switch', experts=8, leaky=False)
   c = common.config()
   row = methods.find(args.method) if args.leaky else methods.causal(args.method)
   methods.put(c, row, args.experts, d_ff=512, num_layers=4, length=128, vocab_size=2048, d_model=128,
-              backbone='lm' if args.leaky else None)
+              backbone='lm' if row['backbone'] == 't5' else None)
   if args.leaky:
-    common.sparse(c.blocks.m).router.allow_causal = True
+    leak(c.blocks, args.method)
   c.data = common.data('stdlib', length=128, vocab='train:2048')
   c.optimizer = common.adamw()
   c.schedule = dict(name='cosine', peak=4e-3, warmup_steps=20, end_fraction=0.05)

@@ -17,9 +17,10 @@ def block(method, d_ff, experts, k, passes, released=False, executor='blocks'):
   Args:
     released: of mofme, as the code runs: expert 0 is the activation, and the last expert is dead.
   """
-  choice = router(experts, k, passes)
   if common.choose('method', method, dict.fromkeys(METHODS, method)) == 'dense':
     return dict(layer='dense', d_ff=d_ff, activation='gelu_exact', use_bias=True)
+  common.whole('experts', experts, max(common.whole('k', k, 0), 1 + (released and method == 'mofme')))
+  choice = router(experts, k, passes)
   if method == 'naive':                  # every expert has a norm of its own
     return dict(layer='moe', norm=False, executor=executor, router=choice,
                 experts=dict(name='residual', d_ff=d_ff, activation='gelu_exact'))

@@ -23,6 +23,7 @@ VARIANTS = ('experts=16', 'mask=0.5', 'freeze')
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, experts=8, mask=0.0, freeze=False)
+  common.whole('experts', args.experts, 2)
   top2 = paper.TOP2
   router = dict(name='gshard', num_experts=args.experts, second_policy=top2['second_policy'],
                 threshold=top2['second_threshold'], capacity_factor=top2['capacity_factor'],

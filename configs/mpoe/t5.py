@@ -16,6 +16,7 @@ probability of the mask is not at hand, 0 unless it is given; no balance loss, a
   drop: capacity 1, random drops, dropped tokens pass through; bond: most of a bond, 0 = any
 """
 
+from stmoe import errors
 from stmoe.configs import arguments
 from stmoe.configs import common
 from stmoe.configs import t5
@@ -41,6 +42,9 @@ def get_config(arg=''):
     c.blocks = dict(d=t5.dense(size['d_ff'], gated=False))
     return common.smoke(c) if args.smoke else c.lock()
   if args.bond:
+    if args.model != 'mpoe':
+      raise errors.UserError(f'bond={args.bond}: experts of model={args.model} are no matrix product '
+                             'operators; nearest: bond=0')
     bank['bond'] = args.bond
   router = dict(name='mpoe', num_experts=args.experts, scale_prob=args.scale_prob, pass_dropped=args.drop,
                 capacity_factor=(1.0, 1.0) if args.drop else (None, None))

@@ -8,9 +8,10 @@ from stmoe.configs.pr_moe import paper
 def pyramid(layers, wide):
   """Returns the pattern of `layers` layers, every second one sparse: m, and p in the last `wide` of these.
 
-  Raises UserError for more wide layers than there are sparse ones.
+  Raises UserError for no layers or too many, and for more wide layers than there are sparse ones.
   """
-  pairs = layers // 2
+  least = 1 if layers > 0 else max(1, 2 * wide)
+  pairs = common.whole('layers', layers, least, common.MOST_LAYERS) // 2
   if not 0 <= wide <= pairs:
     raise errors.UserError(f'wide={wide}: {layers} layers have {pairs} sparse ones, of which the last may be '
                            f'wide; nearest: {min(max(wide, 0), pairs)}')
@@ -47,7 +48,7 @@ def pretraining(size, layers, blocks):
                  head_dim=size['head_dim'], layers=layers, tie_embeddings=True, dtype='bfloat16',
                  scan_layers=True, remat='full')
   c.blocks = dict(d=dense(size['d_model'])) | blocks
-  c.losses = dict(balance=(paper.BALANCE, 'sum'))
+  c.losses = dict(balance=(paper.BALANCE if any(map(common.sparse, blocks.values())) else 0.0, 'sum'))
   c.data = common.data('c4', paper.LENGTH, vocab='train:50000')
   row = size['batch'] * paper.LENGTH
   common.train(c, steps=round(paper.TOKENS / row), batch_size=size['batch'], peak=size['peak'],

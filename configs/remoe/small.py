@@ -21,6 +21,7 @@ D_MODEL, LAYERS, D_FF, VOCAB_SIZE, LENGTH = 768, 12, 2048, 32000, 1024
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='remoe', k=1, experts=8)
+  common.whole('experts', args.experts, common.whole('k', args.k))
   relu = dict(name='remoe', initial=paper.INITIAL, multiplier=paper.MULTIPLIER)
   top_k = dict(name='st_moe', second_policy='all', capacity_factor=(None, None))
   router = common.choose('method', args.method, dict(remoe=relu, top_k=top_k))

@@ -14,11 +14,12 @@ OURS = dict(
 def router(size, method):
   """Returns the router of a method: passing on, off or stopped, cells rnn, lstm or none, or a plain one."""
   experts = dict(num_experts=size['experts'], k=size['k'])
-  if method == 'plain':
+  methods = dict(on={}, off=dict(passing='off'), stopped=dict(passing='stopped'), rnn=dict(cell='rnn'),
+                 lstm=dict(cell='lstm'), linear=dict(cell='none'), unpooled=dict(pooled=False), plain=None)
+  fields = common.choose('method', method, methods)
+  if fields is None:
     return dict(name='st_moe', capacity_factor=(None, None), second_policy='all', **experts)
-  fields = dict(on={}, off=dict(passing='off'), stopped=dict(passing='stopped'), rnn=dict(cell='rnn'),
-                lstm=dict(cell='lstm'), linear=dict(cell='none'), unpooled=dict(pooled=False))
-  return dict(name='rmoe', width=paper.WIDTH, **experts, **common.choose('method', method, fields))
+  return dict(name='rmoe', width=paper.WIDTH, **experts, **fields)
 
 
 def pretraining(name, method, task, files=()):

@@ -13,6 +13,7 @@ def mixture(d_ff, experts, k, gate, group_size=None):
   """Returns the head with `experts` experts of width `d_ff`; 0 = the dense head."""
   if not experts:
     return dict(name='span_head')
+  common.whole('experts', experts, common.whole('k', k))
   return dict(name='span_mixture', gate=gate, group_size=group_size, executor='blocks',
               router=dict(name='vmoe', num_experts=experts, k=k, capacity_factor=(None, None), noise_std=1.0),
               experts=dict(name='mlp', d_ff=d_ff, activation='gelu', use_bias=True, init_scale=1.0))

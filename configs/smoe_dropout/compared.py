@@ -9,6 +9,7 @@ def block(d_ff, num_experts, group_size):
   Its FLOPs are counted with all experts, which is what evaluation computes; training computes a quarter
   less. The schedule is as long as the training (see `common.schedule`).
   """
+  common.whole('experts', num_experts, 1, d_ff // 2)
   router = dict(name='smoe_dropout', num_experts=2 * num_experts, k_min=num_experts, eval_k=None,
                 total_steps=1)
   return common.moe(router, d_ff // (2 * num_experts), group_size)

@@ -46,7 +46,7 @@ def get_config(arg=''):
                  dropout_rate=optim['dropout'], dtype='bfloat16', scan_layers=True, remat='elementwise')
   c.blocks = dict(d=block('dense', 0), m=block(args.method, args.experts))
   c.data = common.pairs('wmt14_en_de', LENGTH, LENGTH, vocab=f'train:{VOCAB}')
-  c.losses.balance = (paper.BALANCE, 'sum')
+  c.losses.balance = (0.0 if args.method == 'dense' else paper.BALANCE, 'sum')
   c.loss.label_smoothing = optim['label_smoothing']
   c.optimizer = dict(name='adamw', b1=optim['b1'], b2=optim['b2'], eps=1e-8,
                      weight_decay=optim['weight_decay'])

@@ -24,11 +24,13 @@ VARIANTS = ('dense', 'granularity=4,copies=4')
 WIDTHS = dict(d_model=1024, num_heads=16, head_dim=64)
 LAYERS, D_FF, LENGTH, VOCAB_SIZE = 24, 2816, 2048, 32_000
 BALANCE = 1e-2
+SMOKE_D_FF = 128
 
 
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, dense=False, granularity=8, copies=8)
-
+  common.whole('granularity', args.granularity, 1, SMOKE_D_FF if args.smoke else D_FF)
+  common.whole('copies', args.copies)
   c = common.config()
   c.model = dict(name='lm', vocab_size=VOCAB_SIZE, layers=(('d' if args.dense else 'm', LAYERS),),
                  tie_embeddings=False, dtype='bfloat16', scan_layers=True, remat='full', **WIDTHS)
@@ -49,5 +51,5 @@ def get_config(arg=''):
   if args.smoke:
     common.smoke(c).unlock()
     if not args.dense:
-      c.blocks.m.experts.d_ff = 128 // args.granularity
+      c.blocks.m.experts.d_ff = SMOKE_D_FF // args.granularity
   return c.lock()

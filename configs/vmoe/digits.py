@@ -45,6 +45,7 @@ def get_config(arg=''):
   c.blocks = dict(d=dict(layer='dense', d_ff=256, activation='gelu', use_bias=True))
   if sparse:
     router, group_size, executor = sparse
+    common.whole('experts', args.experts, router.get('k', 1))
     # Slots of soft_moe are about as many as tokens: experts of the dense width cost what it costs.
     d_ff = 256 if args.method == 'soft_moe' else 128
     c.blocks.m = dict(layer='moe', executor=executor, group_size=group_size,

@@ -9,10 +9,12 @@ def pattern(layers, every=0, last=0):
 
   >>> pattern(12, every=2), pattern(8, last=2), pattern(8)
   ((('dm', 6),), (('d', 4), ('dm', 2)), (('d', 8),))
+
+  Raises UserError for more sparse blocks than there are odd ones.
   """
   if every:
     return (('d' * (every - 1) + 'm', layers // every),)
-  dense = layers - 2 * last
+  dense = layers - 2 * common.whole('last', last, 0, layers // 2)
   return ((('d', dense),) if dense else ()) + ((('dm', last),) if last else ())
 
 
@@ -40,6 +42,7 @@ def training(size, task, steps, batch_size, *, labels, experts, every=0, last=0,
                  scan_layers=True, remat='elementwise')
   c.blocks = dict(d=dict(layer='dense', d_ff=d_ff, activation='gelu', use_bias=True))
   if experts:
+    common.whole('experts', experts, routing['k'])
     c.blocks.m = dict(
         layer='moe', executor='gather',
         group_size=routing['images_per_group'] * tokens(image_size, patch),
