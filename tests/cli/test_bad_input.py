@@ -78,6 +78,16 @@ def test_mistakes_in_a_configuration(mistake, text, tmp_path, more, words):
   assert not list((tmp_path / 'run').glob('checkpoints/*'))
 
 
+@pytest.mark.parametrize('chosen', [
+    ('vmoe/digits:smoke',), ('lm/stdlib:method=switch,smoke', '--config.data.objective=prefix_lm')])
+def test_the_best_checkpoint_is_by_a_number_that_these_data_have(mistake, tmp_path, chosen):
+  compiled.clear()
+  line = mistake('train', *chosen, '--workdir', str(tmp_path / 'run'),
+                 '--config.checkpoint.best=eval/bits_per_byte')
+  assert "checkpoint.best='eval/bits_per_byte': there is no such score" in line and 'eval/loss' in line
+  assert not compiled and not (tmp_path / 'run').exists()
+
+
 @pytest.mark.parametrize('experiment, override, words', [
     ('lm/text:method=base,smoke', 'blocks.m.inner.router.num_experts=7',
      ['num_experts=7', '128', '126, 133']),
