@@ -156,12 +156,12 @@ def spec(names: typing.Sequence[str | None], what: str = 'one array') -> Partiti
   Raises UserError if two axes of the array fall on the same mesh axis.
   """
   check(names)
-  ruled = [BESIDE_EXPERT.get(name, name) if 'expert' in names else name for name in names]
+  ruled = [BESIDE_EXPERT.get(name, name) if name and 'expert' in names else name for name in names]
   entries = tuple(None if name is None else _rules.get()[name] for name in ruled)
   used = [mesh_axis for entry in entries for mesh_axis in _mesh_axes(entry)]
   for mesh_axis in used:
     if used.count(mesh_axis) > 1:
-      last = [name for name, entry in zip(ruled, entries) if mesh_axis in _mesh_axes(entry)][-1]
+      last = [name for name, to in zip(ruled, entries) if name and mesh_axis in _mesh_axes(to)][-1]
       rest = tuple(other for other in _mesh_axes(_rules.get()[last]) if other != mesh_axis)
       raise errors.UserError(f'mesh.rules={_text(_rules.get())!r} puts the mesh axis {mesh_axis!r} on {what} '
                              f'twice: its logical axes {tuple(ruled)} go to {entries}; nearest: '
