@@ -40,6 +40,10 @@ RULES = {
     'unmodeled': None,
 }
 
+# Beside 'expert' in one array these axes are split as the axes of a bank are: TABLES give 'expert' mesh axes
+# that are theirs elsewhere.
+BESIDE_EXPERT = {'embed': 'expert_embed', 'mlp': 'expert_mlp', 'joined_kv': 'expert_mlp'}
+
 MESH_AXES = ('data', 'expert', 'model')
 
 # Named changes of RULES, for `rules`:
@@ -145,19 +149,35 @@ def state(value: jax.Array, *names: str | None) -> state_lib.RouterState:
   return state_lib.RouterState(value, out_sharding=tuple(names), eager_sharding=False)
 
 
-def spec(names: typing.Sequence[str | None]) -> PartitionSpec:
+def spec(names: typing.Sequence[str | None], what: str = 'one array') -> PartitionSpec:
   """Returns the PartitionSpec, under the current rules, of an array with logical axes `names`.
 
+  what: the array, for the message.
   Raises UserError if two axes of the array fall on the same mesh axis.
   """
   check(names)
-  entries = tuple(None if name is None else _rules.get()[name] for name in names)
+  ruled = [BESIDE_EXPERT.get(name, name) if name and 'expert' in names else name for name in names]
+  entries = tuple(None if name is None else _rules.get()[name] for name in ruled)
   used = [mesh_axis for entry in entries for mesh_axis in _mesh_axes(entry)]
-  for mesh_axis in set(used):
+  for mesh_axis in used:
     if used.count(mesh_axis) > 1:
-      raise errors.UserError(f'mesh.rules put the mesh axis {mesh_axis!r} on one array twice: its logical '
-                             f'axes {names} go to {entries}')
+      last = [name for name, to in zip(ruled, entries) if name and mesh_axis in _mesh_axes(to)][-1]
+      rest = tuple(other for other in _mesh_axes(_rules.get()[last]) if other != mesh_axis)
+      raise errors.UserError(f'mesh.rules={_text(_rules.get())!r} puts the mesh axis {mesh_axis!r} on {what} '
+                             f'twice: its logical axes {tuple(ruled)} go to {entries}; nearest: '
+                             f'mesh.rules={_text(_rules.get() | {last: rest})!r}')
   return PartitionSpec(*entries)
+
+
+def _text(changed):
+  """The rules `changed` as `rules` reads them: those that differ from RULES, each axis by itself."""
+  return ','.join(f'{axis}={"+".join(_mesh_axes(to))}' for axis, to in changed.items()
+                  if _mesh_axes(to) != _mesh_axes(RULES[axis]))
+
+
+def over(names: typing.Sequence[str | None], what: str) -> list[tuple[str, ...]]:
+  """Returns for every axis of an array with logical axes `names` the mesh axes that split it; see `spec`."""
+  return [_mesh_axes(entry) for entry in spec(names, what)]
 
 
 def mesh_axes(*names: str | None) -> tuple[str, ...]:

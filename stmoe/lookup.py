@@ -128,8 +128,11 @@ def kinds_of(name: str) -> list[str]:
   return [kind for kind in PLURALS if has(kind, name) or name in wrappers(kind)]
 
 
-def check(kind: str, name: str) -> None:
-  """Raises UserError, naming the nearest modules, when none of `kind` and no wrapper is called `name`."""
+def check(kind: str, name: str, where: str = '') -> None:
+  """Raises UserError, naming the nearest modules, when none of `kind` and no wrapper is called `name`.
+
+  where: the field that names it, if any does.
+  """
   if not has(kind, name) and name not in wrappers(kind):
     names = available(kind) + wrappers(kind)
     yours = '; a file of your own is named by --plugin FILE' if kind in plugins.KINDS else ''
@@ -138,7 +141,8 @@ def check(kind: str, name: str) -> None:
     other = next((plugin for plugin in plugins.known() if plugin.name == name), None)
     instead = (f'; {other.path} is taken for a file of kind {other.kind!r} ({plugins.WANTED})' if other else
                errors.nearest(name, names))
-    raise errors.UserError(f'no {kind} is called {value_ranges.shown(name)}{instead} ({every}{yours})')
+    raise errors.UserError(f'{where and where + ": "}no {kind} is called {value_ranges.shown(name)}{instead} '
+                           f'({every}{yours})')
 
 
 class Name(ranges.String):
@@ -148,7 +152,7 @@ class Name(ranges.String):
     self.kind = kind
 
   def check(self, where: str, value: typing.Any) -> typing.Any:
-    check(self.kind, value)
+    check(self.kind, value, where)
     return value
 
 
@@ -220,21 +224,25 @@ def options(kind: str, name: str) -> dict[str, declared.Field]:
   return declared.of_function(PACKAGES[kind], name, FUNCTIONS[kind])
 
 
-def spelled(kind: str, text: str) -> tuple[str, dict[str, typing.Any]]:
+def spelled(kind: str, text: str, where: str = '') -> tuple[str, dict[str, typing.Any]]:
   """Returns (name, fields) of 'module:field=value,...', a module of `kind`: fields of its function or class.
 
   'gather', 'all_to_all:chunks=4', 'slurm:partition=gpu,time=240'. Raises UserError, naming what there is.
+
+  where: the field that has the text, if any has.
   """
   name, _, listing = text.partition(':')
+  check(kind, name, where)
+  said = f'{where and where + ": "}{kind} {text!r}'
   declared_fields = options(kind, name) if kind in FUNCTIONS else fields(kind, name)
   typed_fields = {}
   for word in filter(None, listing.split(',')):
     key, _, value = word.partition('=')
     if key not in declared_fields:
-      raise errors.UserError(f'{kind} {text!r}: {name} has no field {key!r}'
+      raise errors.UserError(f'{said}: {name} has no field {key!r}'
                              f'{errors.nearest(key, declared_fields)} '
                              f'(it has: {", ".join(declared_fields) or "none"})')
-    typed_fields[key] = declared_fields[key].range.typed(f'{kind} {text!r}: {key}', value)
+    typed_fields[key] = declared_fields[key].range.typed(f'{said}: {key}', value)
   return name, typed_fields
 
 

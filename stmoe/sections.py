@@ -13,7 +13,9 @@ import ml_collections
 
 from stmoe import declared
 from stmoe import errors
+from stmoe import leftover
 from stmoe import lookup
+from stmoe import plugins
 from stmoe import ranges
 from stmoe import value_ranges
 from stmoe.declared import Field
@@ -208,9 +210,9 @@ def _of_kind(kind, path, values, key='name', more=()):
   """The Groups of a mapping that names a module of `kind` under `key`, and of mappings inside it."""
   unnamed = lookup.UNNAMED.get(kind, declared.REQUIRED)
   name = values.get(key, unnamed)
-  exists, fields = _module(lookup.homes(kind), kind, name) if isinstance(name, str) else (False, {})
+  exists, fields, unknown = _module(lookup.homes(kind), kind, name if isinstance(name, str) else '')
   name_field = {key: Field(lookup.Name(kind), unnamed)}
-  yield Group(path, values, name_field | fields | dict(more), key, f'{kind} {name!r}', open=not fields,
+  yield Group(path, values, name_field | fields | dict(more), key, f'{kind} {name!r}', open=unknown,
               made_of=(kind, name) if exists else ())
   for inner in values:
     if lookup.named(kind, inner) and _is_group(values[inner]):
@@ -219,10 +221,11 @@ def _of_kind(kind, path, values, key='name', more=()):
 
 @declared.steady
 def _module(packages, kind, name):
-  """(whether a module or a wrapper of `kind` is called `name`, its fields that a configuration sets)."""
-  del packages                           # whether they change is what `steady` asks
+  """(whether a module or a wrapper of `kind` is called `name`, the fields a configuration sets, open)."""
   exists = lookup.has(kind, name) or name in lookup.wrappers(kind)
-  return exists, _own(lookup.fields(kind, name)) if exists else {}
+  fields = _own(lookup.fields(kind, name)) if exists else {}
+  bare = not fields and any(name in plugins.files(home) for home in packages)       # a file of one's own
+  return exists, fields, bare or not exists
 
 
 def _own(fields):
@@ -333,23 +336,23 @@ def check(config, whole=True):
         continue
       checked = field.range.check(group.where(key), value)
       if whole:
-        _check_names(field.range, value)
+        _check_names(field.range, value, group.where(key))
       if checked is not value:
         with group.values.ignore_type():
           group.values[key] = checked
 
 
-def _check_names(kind, value):
+def _check_names(kind, value, where):
   """Raises UserError for a text in `value` of range `kind` that should name a module and names none."""
   if isinstance(kind, ranges.Spelled):
-    lookup.spelled(kind.kind, value)
+    lookup.spelled(kind.kind, value, where)
   elif isinstance(kind, ranges.Called):
-    lookup.check(kind.kind, value)
+    lookup.check(kind.kind, value, where)
   elif isinstance(kind, ranges.Either):
-    _check_names(next(fitting for fitting in kind.kinds if fitting.holds(value)), value)
+    _check_names(next(fitting for fitting in kind.kinds if fitting.holds(value)), value, where)
   elif isinstance(kind, ranges.Many):
     for entry in value:
-      _check_names(kind.kind, entry)
+      _check_names(kind.kind, entry, where)
 
 
 def _check_fields(group):
@@ -363,7 +366,7 @@ def _check_fields(group):
   for key in group.values:
     if key not in names and not (group.open or group.others):
       raise errors.UserError(f'{group.where(key)}: {title} has no field {key!r}{errors.nearest(key, names)}'
-                             f' (it has: {", ".join(names)})')
+                             f' (it has: {", ".join(names)}){leftover.advice(group, key, FUNCTIONS)}')
   _missing(group)
 
 

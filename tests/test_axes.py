@@ -51,6 +51,30 @@ def test_one_mesh_axis_cannot_split_an_array_twice():
       axes.spec(('embed', 'mlp'))
 
 
+@pytest.mark.parametrize('text, names, near', [
+    ('embed=model', ('embed', 'mlp'), 'embed=model,mlp='),
+    ('folded,mlp=data+model', ('mlp', 'vocab'), 'group=data+expert+model,mlp=data+model,vocab=,'),
+    ('expert_embed=expert+data', ('expert', 'embed'), 'expert_embed=data')])
+def test_the_nearest_rules_are_rules_under_which_the_array_is_split_once(text, names, near):
+  mesh = axes.make_mesh(data=8)
+  with axes.use(mesh, axes.rules(text)), pytest.raises(errors.UserError, match='on layer/w twice') as error:
+    axes.over(names, 'layer/w')
+  suggested = str(error.value).partition("nearest: mesh.rules='")[2].rstrip("'")
+  assert suggested.startswith(near)
+  with axes.use(mesh, axes.rules(suggested)):
+    axes.over(names, 'layer/w')
+
+
+def test_arrays_of_experts_are_split_as_banks_are():
+  names = ('expert', 'embed', 'mlp'), ('expert', 'joined_kv', 'embed')
+  with axes.use(axes.make_mesh(data=2, expert=2, model=2), axes.rules('fsdp')):
+    assert [axes.spec(own) for own in names] == [P('expert', 'data', 'model'), P('expert', 'model', 'data')]
+    assert axes.over(names[0], 'w') == [('expert',), ('data',), ('model',)]
+  with axes.use(axes.make_mesh(data=2, expert=2, model=2), axes.rules('folded')):
+    assert [axes.spec(own) for own in names] == [P(('expert', 'model'), None, None)] * 2
+    assert axes.spec(('embed', 'mlp')) == P(None, 'model')
+
+
 def test_unknown_names_and_wrong_numbers_of_devices():
   with pytest.raises(ValueError, match="unknown logical axis 'embd'; nearest: 'embed'"):
     axes.spec(('embd',))

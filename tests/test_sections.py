@@ -86,7 +86,21 @@ def test_choices_are_those_of_the_code():
     ('groups.router.weight_decay=x', 'at least 0 or None'), ('groups.router.turn=1', 'at least 1)'),
     ('groups.router.every=0', 'at least 1'), ('groups.router=1', 'does not exist'),
     (f'blocks.m.executor={"a" * 300}', 'no executor is called'), ('blocks.m.router.name=..', 'no router'),
-    (f'model.name={"a" * 5000}', 'no model is called')])
+    (f'model.name={"a" * 5000}', 'no model is called'),
+    ('model.name=mixtral', 'config.model.name: no model'),
+    ('log.writers=wandbb', 'log.writers: no writer is called'),
+    ('model.attention.name=atention', 'model.attention.name: no attention is called'),
+    ('decode.name=gredy', 'decode.name: no strategy is called'),
+    ('blocks.m.executor=gathr', 'blocks.m.executor: no executor is called'),
+    ('blocks.m.executor=all_to_all:chunk=4', "blocks.m.executor: executor 'all_to_all:chunk=4': all_to_all"),
+    ('blocks.m.executor=all_to_all:chunks=0', "blocks.m.executor: executor 'all_to_all:chunks=0': chunks=0"),
+    ('blocks.m.virtual=zer', 'blocks.m.virtual: no virtual is called'),
+    ('blocks.m.experts.name=feature', "blocks.m.experts.d_ff: experts 'feature' has no field 'd_ff'"),
+    ('loss.name=values', "target 'values' has no field"),
+    ('optimizer.name=sgd', "'b1' (it has: name, momentum, nesterov, weight_decay); "
+     "optimizer.name=adamw has it. No override takes a field away: leave 'b1' out of a copy"),
+    ('schedule.name=constant', 'schedule.name=linear has it'),
+    ('blocks.m.router.name=thor', 'router.name=')])
 def test_a_field_out_of_its_range_is_one_line(override, said):
   with pytest.raises(errors.UserError) as error:
     experiment.load(SMALL, [override])
@@ -182,9 +196,9 @@ def test_what_is_missing_is_named():
       sections.present(ml_collections.ConfigDict(fields))
 
 
-def test_a_class_that_declares_nothing_has_finite_numbers(monkeypatch):
+def test_a_file_of_ones_own_that_declares_nothing_has_finite_numbers(monkeypatch):
   fields = {'num_experts': declared.Field(None), 'tau': declared.Field(None, 0.1)}
-  monkeypatch.setattr(sections, '_module', lambda packages, kind, name: (True, sections._own(fields)))
+  monkeypatch.setattr(sections, '_module', lambda packages, kind, name: (True, sections._own(fields), True))
   router = dict(name='switch', tau=-3.0)
   config = ml_collections.ConfigDict(dict(blocks=dict(m=dict(layer='moe', router=router))))
   sections.check(config)

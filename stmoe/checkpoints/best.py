@@ -15,7 +15,7 @@ class Best:
   checkpoint.best names the score. It is a task's, 'boolq/accuracy@rank', of which more is better, or an
   'eval/...' of the target, which says what is better; '' keeps no checkpoint.
 
-  names: of the scores of tasks; measures: see `targets.Target`.
+  names: of the scores of tasks; measures: those of `evaluate.measured`.
   """
 
   def __init__(self, cfg, path, names, measures):

@@ -36,6 +36,7 @@ from stmoe.runs import records as kept
 from stmoe.surgery import layout
 from stmoe.surgery import sparse
 from stmoe.train import check
+from stmoe.train import evaluate
 from stmoe.train import groups
 from stmoe.train import loop
 from stmoe.train import state as states
@@ -161,7 +162,8 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
       opened = pipeline.source(cfg)
       facts = opened.info()
       check.vocabulary(cfg, plan, facts['vocab'])
-      best.Best(cfg, workdir, taskscore.Scorer(cfg, plan, opened).names(), plan.target.measures)
+      measures = evaluate.measured(plan.target, opened)
+      best.Best(cfg, workdir, taskscore.Scorer(cfg, plan, opened).names(), measures)
       state, record = _load(run, cfg, plan, facts['vocab'], step)
       data = pipeline.train_iterator(cfg, opened=opened)
       position = data.get_state()

@@ -24,10 +24,12 @@ class Measure(NamedTuple):
   unit:   of the number, '' for none.
   better: 'lower' or 'higher'.
   said:   how a line of text has the value: '{:.1%} correct'; '' for not at all.
+  of_bytes: whether only texts have it whose scored bytes are known, see `num_bytes` of data/batches.py.
   """
   unit: str
   better: str = 'lower'
   said: str = ''
+  of_bytes: bool = False
 
 
 class Target(Protocol):

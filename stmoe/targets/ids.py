@@ -36,7 +36,7 @@ class Ids:
       'eval/loss': targets.Measure('nats per token', said='eval loss {:.4f}'),
       'eval/accuracy': targets.Measure('', 'higher', 'accuracy {:.1%}'),
       'eval/perplexity': targets.Measure(''),
-      'eval/bits_per_byte': targets.Measure('bits per byte', said='{:.4f} bits per byte'),
+      'eval/bits_per_byte': targets.Measure('bits per byte', said='{:.4f} bits per byte', of_bytes=True),
   }
 
   def __init__(self, *, z: ranges.NonNegative = 0.0, label_smoothing: ranges.Below1 = 0.0,

@@ -118,7 +118,8 @@ class Loop:
     check.answers(self.plan, self.facts)
     self.complete = beside.opened(self.plan, self.facts['vocab'])
     self.scorer = taskscore.Scorer(cfg, self.plan, self.source)
-    self.best = bests.Best(cfg, self.path, self.scorer.names(), self.plan.target.measures)
+    measures = evaluate.measured(self.plan.target, self.source)
+    self.best = bests.Best(cfg, self.path, self.scorer.names(), measures)
     return reported
 
   def _agree(self, stack):

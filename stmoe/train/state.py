@@ -211,15 +211,23 @@ def _counters(key):
 
 
 def check_divisible(shapes, names, mesh):
-  """Raises UserError for the first array with an axis that is not divided by the devices that share it."""
+  """Raises UserError for the first array that the rules split twice, or not into equal parts."""
   named = jax.tree.leaves_with_path(names, is_leaf=axes.is_names)
   for (path, logical), shape in zip(named, jax.tree.leaves(shapes)):
-    for name, size in zip(logical, shape.shape):
-      devices = math.prod(mesh.shape[axis] for axis in axes.mesh_axes(name))
+    where = jax.tree_util.keystr(path, simple=True, separator='/')
+    for name, over, size in zip(logical, axes.over(logical, where), shape.shape):
+      devices = math.prod(mesh.shape[axis] for axis in over)
       if size % devices:
-        low = size // devices * devices
-        near = ', '.join(str(n) for n in (low, low + devices) if n)
         what = 'experts' if name == 'expert' else f'the axis {name!r} of'
-        where, over = jax.tree_util.keystr(path, simple=True, separator='/'), ' x '.join(axes.mesh_axes(name))
-        raise errors.UserError(f'{what} {where}: {size} is not divisible by mesh.{over}={devices}; '
-                               f'nearest: {near}')
+        raise errors.UserError(f'mesh.{" x ".join(over)}={devices}: {what} {where}: {size} is not divisible '
+                               f'by {devices}; nearest: {_dividing(mesh, over, size)}')
+
+
+def _dividing(mesh, over, size):
+  """The sizes of the mesh axes `over`, as fields, that divide `size` and the devices, where there are any."""
+  left, near = size if isinstance(mesh, jax.sharding.AbstractMesh) else math.gcd(size, mesh.size), []
+  for axis in over:
+    fits = max(n for n in range(1, mesh.shape[axis] + 1) if left % n == 0)
+    left //= fits
+    near.append(f'mesh.{axis}={fits}')
+  return ' '.join(near)

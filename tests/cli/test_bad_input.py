@@ -63,10 +63,11 @@ def arguments(text, workdir, *more):
     (['--config.blocks.m.executor=all_to_all:chunk=2'], ["no field 'chunk'", 'nearest: chunks']),
     (['--config.blocks.m.executor=all_to_all:chunks=0'], ['chunks=0', 'at least 1']),
     (['--config.mesh.rules=fsdq'], ["mesh.rules='fsdq'", 'nearest: fsdp']),
-    (['--config.mesh.rules=embed=model'], ["'model' on one array twice"]),
+    (['--config.mesh.rules=embed=model'],
+     ["'model' on decoder/", 'twice', "nearest: mesh.rules='embed=model,"]),
     (['--config.mesh.expert=2', '--config.mesh.rules=folded', '--config.mesh.model=4',
       '--config.blocks.m.router.num_experts=4'],
-     ['experts', '4 is not divisible by mesh.expert x model=8']),
+     ['mesh.expert x model=8: experts ', '4 is not divisible by 8', 'nearest: mesh.expert=2 mesh.model=2']),
     (['--config.optimizer.name=adam'], ["'adam'", 'nearest: adamw']),
 ])
 def test_mistakes_in_a_configuration(mistake, text, tmp_path, more, words):
@@ -75,6 +76,16 @@ def test_mistakes_in_a_configuration(mistake, text, tmp_path, more, words):
   assert all(word in line for word in words), line
   assert not compiled, 'compiled before the mistake was found'
   assert not list((tmp_path / 'run').glob('checkpoints/*'))
+
+
+@pytest.mark.parametrize('chosen', [
+    ('vmoe/digits:smoke',), ('lm/stdlib:method=switch,smoke', '--config.data.objective=prefix_lm')])
+def test_the_best_checkpoint_is_by_a_number_that_these_data_have(mistake, tmp_path, chosen):
+  compiled.clear()
+  line = mistake('train', *chosen, '--workdir', str(tmp_path / 'run'),
+                 '--config.checkpoint.best=eval/bits_per_byte')
+  assert "checkpoint.best='eval/bits_per_byte': there is no such score" in line and 'eval/loss' in line
+  assert not compiled and not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize('experiment, override, words', [

@@ -78,7 +78,8 @@ def test_sharding_shows_every_array_and_needs_no_devices(command, monkeypatch):
     (['--sharding'], ['--mesh']),
     (['--mesh', '2x2x2'], ['--sharding']),
     (['--sharding', '--mesh', '2x2'], ['--mesh 2x2', 'data x expert x model', 'nearest: 8x1x1']),
-    (['--sharding', '--mesh', '1x3x1'], ['experts', 'not divisible by mesh.expert=3', 'nearest: 6, 9']),
+    (['--sharding', '--mesh', '1x3x1'],
+     ['mesh.expert=3: experts', 'not divisible by 3', 'nearest: mesh.expert=2']),
     (['--sharding', '--mesh', '1x1x1', '--config.mesh.rules=fsdb'], ['mesh.rules', 'nearest: fsdp']),
 ])
 def test_mistakes_in_sharding(mistake, more, words):

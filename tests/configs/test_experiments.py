@@ -7,11 +7,14 @@ import re
 import subprocess
 import sys
 
+from flax import nnx
 import jax
 import pytest
 
+from stmoe import axes
 from stmoe import errors
 from stmoe import experiment
+from stmoe import router_state
 from stmoe.analysis import flops
 from stmoe.train import check
 from stmoe.train import router_losses
@@ -113,6 +116,25 @@ def test_fits_its_batches_and_devices(name, arg):
   # Tensors that all experts share are in a bank, too: by their names they belong to none.
   assert not whole or whole == banks.keys() & {
       ''.join(f'[{key!r}]' for key in m.path) for m in flops.matrices(cfg) if 'expert' not in m.names}
+
+
+@pytest.mark.parametrize('rules', ['', *axes.TABLES, ','.join(axes.TABLES)])
+def test_rules_split_no_array_twice(rules):
+  """Of every experiment's smoke, under the default rules and under the named ones."""
+  mesh = axes.make_mesh(data=8)
+  with axes.use(mesh, axes.rules(rules)):
+    for name in NAMES:
+      for path, names in logical(name):
+        axes.over(names, f'{name}: {path}')
+
+
+@functools.cache
+def logical(name):
+  """[(path, logical axes)] of the parameters and the routers' state of the smoke of experiment `name`."""
+  arrays = nnx.state(axes.abstract(lambda: state.build(load(name, 'smoke'))), nnx.Any(
+      nnx.Param, router_state.RouterState))
+  named = jax.tree.leaves_with_path(axes.names_of(arrays), is_leaf=axes.is_names)
+  return [(jax.tree_util.keystr(path, simple=True, separator='/'), names) for path, names in named]
 
 
 @pytest.mark.parametrize('name', [

@@ -42,5 +42,5 @@ def test_bytes_of_other_slices_are_not_looked_at(monkeypatch):
 
 
 def test_a_mesh_that_does_not_divide_the_experts_is_refused():
-  with pytest.raises(errors.UserError, match='not divisible by mesh.expert=8'):
+  with pytest.raises(errors.UserError, match='mesh.expert=8: .* is not divisible by 8'):
     direct.opened(CASE, dict(data=1, expert=8, model=1))

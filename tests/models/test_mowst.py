@@ -123,7 +123,8 @@ def test_drawn_graphs_have_what_they_promise():
 
 @pytest.mark.parametrize('override, said', [
     ('model.num_features=9', 'model.num_features=9, and the data have 64; nearest: model.num_features=64'),
-    ('blocks.m.layer=dense', 'config.blocks.m.layer'), ('model.strong=gcm', "no network is called 'gcm'; "),
+    ('blocks.m.layer=dense', 'config.blocks.m.layer'),
+    ('model.strong=gcm', "model.strong: no network is called 'gcm'; "),
     ('loss.first=none', "loss.first='none' with loss.first_steps=5.*go together; nearest: loss.first=strong"),
     ('model.num_outputs=3', "model.num_outputs=3, but data.task='digits' has 10 ids"),
     ('data.nodes=False', 'labels are of whole graphs'), ('data.num_edges=9', 'nearest: data.num_edges=')])

@@ -220,7 +220,8 @@ def test_bfloat16_keeps_parameters_in_float32_and_stays_close(whole, tmp_path):
 
 
 @pytest.mark.parametrize('devices, changed, message', [
-    (8, {'mesh.expert': 8, 'blocks.m.router.num_experts': 6}, 'experts .*: 6 is not divisible by .*=8'),
+    (8, {'mesh.expert': 8, 'blocks.m.router.num_experts': 6},
+     'mesh.expert=8: experts .*: 6 is not .* by 8; nearest: mesh.expert=2$'),
     (8, {'mesh.expert': 3}, 'does not fit 8 device.* nearest: --config.mesh.expert=2$'),
     (8, {'mesh.data': 4}, 'does not fit 8 device.* nearest: --config.mesh.data=8$'),
     (1, {'mesh.expert': 4}, 'does not fit 1 device.* nearest: --config.mesh.expert=1$'),

@@ -71,9 +71,9 @@ def vocabulary_of(spec, among, extra_ids=0, cache_dir=None):
   splits of the tasks `among`, and kept beside the caches.
   """
   if not spec:
-    raise errors.UserError('data.vocab is empty: the model was imported without a vocabulary (tokenizer.json '
-                           'or a SentencePiece model); give its own to this command or to stmoe convert: '
-                           '--config.data.vocab=FILE')
+    raise errors.UserError("data.vocab='' names no vocabulary; nearest: data.vocab=bytes. A model that was "
+                           'imported without a vocabulary (tokenizer.json or a SentencePiece model) gets its '
+                           'own in this command or in stmoe convert: --config.data.vocab=FILE')
   if spec == 'bytes':
     return vocab.Bytes(extra_ids)
   if not spec.startswith('train:'):

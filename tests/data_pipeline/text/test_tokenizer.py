@@ -183,6 +183,8 @@ def test_bad_files_are_one_line(tmp_path, changed):
   (tmp_path / 'none').mkdir()
   with pytest.raises(errors.UserError, match='the folder has no tokenizer.json and no SentencePiece model'):
     cache.vocabulary_of(str(tmp_path / 'none'), ())
+  with pytest.raises(errors.UserError, match="^data.vocab='' names no vocabulary; nearest: data.vocab=bytes"):
+    cache.vocabulary_of('', ())
   with pytest.raises(errors.UserError, match='choose bytes, train:N or the path of a tokenizer.json'):
     cache.vocabulary_of(str(tmp_path / 'tokenizer_2.json'), ())
 
