@@ -18,6 +18,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import shlex
 import sys
 import traceback
 import types
@@ -79,6 +80,11 @@ def known() -> tuple[Plugin, ...]:
 def words() -> list[str]:
   """Returns the words '--plugin', FILE, ... by which a command on another machine knows the same files."""
   return [word for plugin in known() if not plugin.module for word in ('--plugin', str(plugin.path))]
+
+
+def command(*typed: str) -> str:
+  """Returns the command line `stmoe TYPED` as somebody can type it here, with the files known now."""
+  return shlex.join(['stmoe', *typed, *words()])
 
 
 def files(package: str) -> dict[str, pathlib.Path]:
