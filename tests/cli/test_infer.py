@@ -102,6 +102,32 @@ def test_mistakes_are_one_line_and_leave_no_file(lm, mistake, tmp_path, text, na
   assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_the_longest_prompt_of_a_file_is_named_before_all_is_compiled(lm, mistake, tmp_path, monkeypatch):
+  monkeypatch.setattr(infer.generate, 'make', None)
+  (tmp_path / 'x.txt').write_text('a\n' + 'c' * 40 + '\n' + 'd' * 50 + '\n' + 'e' * 45 + '\n')
+  length = rundir.load(lm).data.length
+  says = f'the most of {{}} prompts that are too long; the model was trained with data.length={length}'
+  line = mistake('infer', lm, tmp_path / 'x.txt')
+  assert 'x.txt:3: the prompt has 51 tokens, ' + says.format(3) + '; shorten' in line
+  assert line.endswith('or set --config.data.length=51')
+  line = mistake('infer', lm, tmp_path / 'x.txt', '--config.data.length=42')     # is not the trained one
+  assert 'x.txt:3: the prompt has 51 tokens, ' + says.format(2) + ', and data.length=42 now; shorten' in line
+
+
+def test_a_conversation_without_a_template_is_refused_before_texts_are_announced(lm, command, tmp_path,
+                                                                                 monkeypatch):
+  (tmp_path / 'x.jsonl').write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+  lines = io.BytesIO((tmp_path / 'x.jsonl').read_bytes())
+  monkeypatch.setattr('sys.stdin', type('In', (), dict(buffer=lines)))
+  for words in ([tmp_path / 'x.jsonl'], ['--jsonl']):
+    code, _, err = command('infer', lm, *words, '--chat')
+    assert code == 2 and ':1: ' in err and 'template' in err and 'generating' not in err, err
+
+
+def test_a_run_that_is_not_there_is_told_before_a_file_that_is_not_there(lm, mistake):
+  assert f"is called '{lm}x'; nearest: {lm}" in mistake('infer', f'{lm}x', 'nowhere.txt')
+
+
 def test_prompts_may_be_arguments(lm, command, mistake, monkeypatch):
   echo = lambda cfg, path, prompts, *given, **more: [[(fields, text + '!') for _, text, fields in prompts]]
   monkeypatch.setattr(infer, 'texts', echo)
