@@ -22,6 +22,7 @@ from stmoe import lookup
 from stmoe import parsing
 from stmoe import plugins
 from stmoe import sections
+from stmoe import unknown
 
 PACKAGE = 'stmoe.configs'
 FEW = 16                                 # fields that a message lists
@@ -274,6 +275,8 @@ def _find(config, path):
 def _has(config, path):
   """' (router 'switch' has: ...)', the fields of the module that should have the field `path`, else ''.
 
+  Before it stands which other modules have the field.
+
   Raises UserError if that module has a name that nobody knows.
   """
   group = next((group for group in sections.groups(config) if group.path == path.rpartition('.')[0]), None)
@@ -281,7 +284,8 @@ def _has(config, path):
     return ''
   if group.open:
     group.fields[group.chosen].range.check(group.where(group.chosen), group.values.get(group.chosen))
-  return f' ({group.title} has: {", ".join(group.fields)})' if len(group.fields) < FEW else ''
+  own = f' ({group.title} has: {", ".join(group.fields)})' if len(group.fields) < FEW else ''
+  return unknown.where_else(group, path.rpartition('.')[2]) + own
 
 
 def _nearest(names, path):

@@ -15,6 +15,7 @@ from stmoe import declared
 from stmoe import errors
 from stmoe import lookup
 from stmoe import ranges
+from stmoe import unknown
 from stmoe import value_ranges
 from stmoe.declared import Field
 
@@ -359,11 +360,9 @@ def _check_fields(group):
     group.fields[chosen].range.check(group.where(chosen), group.values[chosen])
   elif chosen and group.fields[chosen].default is declared.REQUIRED:
     raise errors.UserError(f'{group.path} has no field {chosen!r}, which says what it is')
-  title, names = group.title or group.path, list(group.fields)
   for key in group.values:
-    if key not in names and not (group.open or group.others):
-      raise errors.UserError(f'{group.where(key)}: {title} has no field {key!r}{errors.nearest(key, names)}'
-                             f' (it has: {", ".join(names)})')
+    if key not in group.fields and not (group.others or group.open and unknown.possible(group, key)):
+      raise errors.UserError(unknown.line(group, key))
   _missing(group)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from stmoe import declared
 from stmoe import errors
+from stmoe import lookup
 from stmoe import experiment
 from stmoe import ranges
 from stmoe import sections
@@ -136,7 +137,7 @@ GONE = object()
 
 
 @pytest.mark.parametrize('path, value, said', [
-    ('train.stepz', 3, "train.stepz: train has no field 'stepz'; nearest: steps"),
+    ('train.stepz', 3, "train.stepz=3: train has no field 'stepz'; nearest: steps"),
     ('train.steps', GONE, "train: train needs the field 'steps'"),
     ('blocks.m.router.kk', 3, "router 'switch' has no field 'kk'"),
     ('blocks.m.router.num_experts', GONE, "needs the field 'num_experts'"),
@@ -185,9 +186,15 @@ def test_what_is_missing_is_named():
 def test_a_class_that_declares_nothing_has_finite_numbers(monkeypatch):
   fields = {'num_experts': declared.Field(None), 'tau': declared.Field(None, 0.1)}
   monkeypatch.setattr(sections, '_module', lambda packages, kind, name: (True, sections._own(fields)))
+  of = lookup.fields
+  monkeypatch.setattr(lookup, 'fields', lambda kind, name: fields if name == 'switch' else of(kind, name))
   router = dict(name='switch', tau=-3.0)
   config = ml_collections.ConfigDict(dict(blocks=dict(m=dict(layer='moe', router=router))))
   sections.check(config)
   config.blocks.m.router.tau = float('inf')
   with pytest.raises(errors.UserError, match='blocks.m.router.tau=inf: expected a finite number'):
+    sections.check(config)
+  del config.blocks.m.router.tau
+  config.blocks.m.router.beta = 1.0                                  # which its class does not take
+  with pytest.raises(errors.UserError, match="blocks.m.router.beta=1.0: router 'switch' has no field 'beta'"):
     sections.check(config)

@@ -24,6 +24,8 @@ CALIBRATION_STEPS = 30
 CALIBRATION = (f'train.steps={CALIBRATION_STEPS}', 'train.log_every=10', 'eval.every=1000000',
                'eval.batches=1', 'checkpoint.every=1000000')
 
+LONG = 80                                # a command from which on what it is for stands right behind it
+
 COMPUTES = True
 TRAINS = True
 
@@ -66,7 +68,7 @@ def _run(args, variants, configs, request, workdir, costs):
     _say(f'{workdir} is finished already')
   _finish(workdir, jobs, args.names, fresh=not was_done)
   proposed = following(asked(args), workdir, jobs)
-  width = max(map(len, proposed))
+  width = max(len(command) for command in proposed if len(command) <= LONG)
   print('\nNext\n' + '\n'.join(f'  {command:{width}}  {why}' for command, why in proposed.items()))
 
 

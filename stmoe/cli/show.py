@@ -45,7 +45,7 @@ def add_arguments(parser):
 def run(args):
   if args.sharding != bool(args.mesh) or args.sharding and args.json:
     raise errors.UserError('--sharding and --mesh DxExM go together, and without --json; '
-                           'nearest: --sharding --mesh 8x1x1')
+                           f'nearest: --sharding --mesh {args.mesh or "8x1x1"}')
   if args.fields and (args.json or args.sharding):
     raise errors.UserError('--fields goes without --json and --sharding')
   modules = [] if rundir.is_run(args.name) else lookup.kinds_of(args.name)

@@ -217,9 +217,9 @@ def check_divisible(shapes, names, mesh):
     for name, size in zip(logical, shape.shape):
       devices = math.prod(mesh.shape[axis] for axis in axes.mesh_axes(name))
       if size % devices:
-        low = size // devices * devices
-        near = ', '.join(str(n) for n in (low, low + devices) if n)
+        meshes, sizes = (' or '.join(map(str, errors.closest(n, choices))) for n, choices in (
+            (devices, errors.divisors(size)), (size, range(devices, size + devices, devices))))
         what = 'experts' if name == 'expert' else f'the axis {name!r} of'
         where, over = jax.tree_util.keystr(path, simple=True, separator='/'), ' x '.join(axes.mesh_axes(name))
         raise errors.UserError(f'{what} {where}: {size} is not divisible by mesh.{over}={devices}; '
-                               f'nearest: {near}')
+                               f'nearest: mesh.{over}={meshes}; or a size of {sizes}')

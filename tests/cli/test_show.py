@@ -76,9 +76,14 @@ def test_sharding_shows_every_array_and_needs_no_devices(command, monkeypatch):
 
 @pytest.mark.parametrize('more, words', [
     (['--sharding'], ['--mesh']),
-    (['--mesh', '2x2x2'], ['--sharding']),
-    (['--sharding', '--mesh', '2x2'], ['--mesh 2x2', 'data x expert x model', 'nearest: 8x1x1']),
-    (['--sharding', '--mesh', '1x3x1'], ['experts', 'not divisible by mesh.expert=3', 'nearest: 6, 9']),
+    (['--mesh', '2x2x2'], ['nearest: --sharding --mesh 2x2x2']),
+    (['--sharding', '--mesh', '2x2'], ['--mesh 2x2', 'data x expert x model', 'nearest: 2x2x1']),
+    (['--sharding', '--mesh', '1x3x1'],
+     ['experts', 'not divisible by mesh.expert=3; nearest: mesh.expert=2 or 4; or a size of 9 or 6']),
+    (['--sharding', '--mesh', '1x7x1'], ['experts', 'mesh.expert=7; nearest: mesh.expert=8 or 4;']),
+    (['--sharding', '--mesh', '1x64'], ['--mesh 1x64: ', 'nearest: 1x64x1']),
+    (['--sharding', '--mesh', '0,2,2,2'], ['nearest: 1x2x2']),
+    (['--sharding', '--mesh', 'axb'], ['nearest: 8x1x1']),
     (['--sharding', '--mesh', '1x1x1', '--config.mesh.rules=fsdb'], ['mesh.rules', 'nearest: fsdp']),
 ])
 def test_mistakes_in_sharding(mistake, more, words):
