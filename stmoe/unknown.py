@@ -6,6 +6,23 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe import value_ranges
 
+RATE = ('schedule.peak', 'schedule.base', 'schedule.value')
+# What other codebases call a field -> the fields that may be meant.
+ELSEWHERE = dict(
+    lr=RATE, learning_rate=RATE, max_lr=RATE, warmup=('schedule.warmup_steps',),
+    scheduler=('schedule.name',), lr_scheduler=('schedule.name',), grad_clip=('train.clip',),
+    max_grad_norm=('train.clip',), max_steps=('train.steps',), num_steps=('train.steps',),
+    train_steps=('train.steps',), epochs=('train.steps',), num_epochs=('train.steps',),
+    batch=('train.batch_size',), global_batch_size=('train.batch_size',),
+    gradient_accumulation_steps=('train.microbatches',), seq_len=('data.length', 'data.targets_length'),
+    sequence_length=('data.length', 'data.targets_length'), block_size=('data.length',),
+    context_length=('data.length',), dataset=('data.task', 'data.files'), tokenizer=('data.vocab',),
+    vocabulary=('data.vocab',), hidden_size=('model.d_model',), n_embd=('model.d_model',),
+    num_layers=('model.layers', 'model.encoder'), n_layer=('model.layers',), n_layers=('model.layers',),
+    n_head=('model.num_heads',), n_heads=('model.num_heads',), dropout=('model.dropout_rate',),
+    aux_loss=('losses.balance',), aux_loss_weight=('losses.balance',), save_every=('checkpoint.every',),
+    eval_interval=('eval.every',), wandb=('log.writers',), random_seed=('seed',))
+
 
 def possible(group: typing.Any, key: str) -> bool:
   """Returns whether an open group may have the field `key`: its module takes it, or does not say."""

@@ -62,6 +62,8 @@ def run(args):
     for line in shown.lines(args.name, args.overrides):
       print(line)
     return
+  if not (folder or rundir.is_run(args.name) or experiment.names_one(args.name)):
+    raise experiment.unknown_name(args.name, _others())
   config, name = downloaded.named(args.name, args.overrides)
   if args.fields:
     print('\n'.join(explained.lines(config, shutil.get_terminal_size().columns)))
@@ -80,6 +82,12 @@ def run(args):
     print(line)
   for line in lineage.lines(args.name) if rundir.is_run(args.name) else ():
     print(line)
+
+
+def _others():
+  """What the command shows beside experiments and folders: words and modules."""
+  return {*explained.words(), *(name for kind in lookup.PLURALS
+                                for name in (*lookup.available(kind), *lookup.wrappers(kind)))}
 
 
 def _lines(fields, path, usual):

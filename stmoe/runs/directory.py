@@ -182,6 +182,8 @@ def named(name, overrides=()) -> tuple[ml_collections.ConfigDict, str]:
 
   overrides: see `experiment.override`.
   """
+  if not is_run(name) and not experiment.names_one(name):
+    raise experiment.unknown_name(name)
   if not is_run(name):
     return experiment.load(name, overrides)
   return experiment.override(load(name).lock(), overrides, whole=False), str(name)

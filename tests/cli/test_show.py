@@ -106,6 +106,22 @@ def test_a_run_is_shown_and_compared_as_an_experiment(command, run):
   assert code == 0 and [line.split() for line in out.splitlines()[1:]] == [['seed', '3', '0']]
 
 
+def test_a_folder_that_is_no_run_is_told_apart_from_a_name(mistake, run):
+  known = run / 'inside' / 'config.json'
+  known.parent.mkdir()
+  known.write_text((run / 'config.json').read_text())
+  (run / 'config.json').unlink()
+  for words in (['show', run], ['diff', NAME, run], ['train', run]):
+    line = mistake(*words)
+    assert f'{run} is a folder, but no run directory' in line, line
+    assert line.endswith(f'nearest: {run}/inside'), line
+
+
+def test_two_commands_say_the_same_of_a_run_that_is_not_there(mistake, run):
+  said = f"no run directory and no experiment is called '{run}x'; nearest: {run}"
+  assert all(said in mistake(*words) for words in (['diff', run, f'{run}x'], ['eval', f'{run}x']))
+
+
 def test_defaults_are_dim_on_a_terminal(command, monkeypatch):
   assert show.DIM not in command('show', NAME)[1]
   monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
