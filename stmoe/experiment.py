@@ -12,6 +12,7 @@ import importlib.util
 import json
 import pathlib
 import re
+import shlex
 import types
 import typing
 
@@ -74,11 +75,11 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> tuple[ml_collection
 def _plugin_of(where):
   """'; ...', how the file is named if it is a plugin, else ''."""
   try:
-    plugin = plugins.add(where)
+    plugin, typed = plugins.add(where), shlex.quote(where)
   except errors.UserError:
     return ''
-  return (f'; it holds the {plugin.kind} {plugin.name!r}: stmoe show {plugin.name} --plugin {where}, or an '
-          f'experiment with --plugin {where}')
+  return (f'; it holds the {plugin.kind} {plugin.name!r}: stmoe show {plugin.name} --plugin {typed}, or an '
+          f'experiment with --plugin {typed}')
 
 
 def arguments(where: str) -> dict[str, typing.Any]:

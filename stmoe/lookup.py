@@ -232,7 +232,7 @@ def spelled(kind: str, text: str) -> tuple[str, dict[str, typing.Any]]:
     key, _, value = word.partition('=')
     if key not in declared_fields:
       raise errors.UserError(f'{kind} {text!r}: {name} has no field {key!r}'
-                             f'{errors.nearest(key, declared_fields)}{where_else(kind, key)} '
+                             f'{errors.nearest(key, declared_fields)}{where_else(having(kind, key))} '
                              f'(it has: {", ".join(declared_fields) or "none"})')
     typed_fields[key] = declared_fields[key].range.typed(f'{kind} {text!r}: {key}', value)
   return name, typed_fields
@@ -269,7 +269,7 @@ def recipe(kind: str, fields: typing.Mapping[str, typing.Any]) -> functools.part
   for key, value in fields.items():
     if key not in parameters:
       raise errors.UserError(f'{kind} {make.__name__} has no field {key!r}'
-                             f'{errors.nearest(key, parameters)}{where_else(kind, key)} '
+                             f'{errors.nearest(key, parameters)}{where_else(having(kind, key))} '
                              f'(it has: {", ".join(parameters)})')
     if named(kind, key):
       fields[key] = _nested(named(kind, key), value)
@@ -315,12 +315,11 @@ def having(kind: str, field: str) -> list[str]:
   return [name for name, known in own.items() if field in known and known[field].range is not None]
 
 
-def where_else(kind: str, field: str, prefix: str = '') -> str:
-  """Returns '; beam has it': which modules of `kind` have a field that another one lacks, else ''.
+def where_else(names: typing.Sequence[str], prefix: str = '') -> str:
+  """Returns '; beam has it' for the `names` of modules that have a field which another lacks, '' for none.
 
-  prefix: of the names: the field that chooses the module, and '='.
+  prefix: the field that chooses the module, and '='.
   """
-  names = having(kind, field)
   more = f' and {len(names) - errors.LONG} more' if len(names) > errors.LONG else ''
   verb = 'has' if len(names) == 1 else 'have'
   return f'; {prefix}{", ".join(names[:errors.LONG])}{more} {verb} it' if names else ''

@@ -153,7 +153,7 @@ def _of_file(path, dotted=None):
   """The Plugin in the file `path`."""
   if not re.fullmatch(r'[^\W_]\w{0,60}\.py', path.name):
     file = path.with_name(path.name + '.py')
-    near = f'; nearest: --plugin {file}' if file.is_file() else ''
+    near = f'; nearest: --plugin {shlex.quote(str(file))}' if file.is_file() else ''
     raise errors.UserError(f'--plugin {path}: a plugin is one file called NAME.py{near}')
   try:
     tree = ast.parse(path.read_text(encoding='utf-8'))

@@ -2,6 +2,7 @@
 
 import typing
 
+from stmoe import declared
 from stmoe import errors
 from stmoe import lookup
 from stmoe import value_ranges
@@ -42,5 +43,11 @@ def line(group: typing.Any, key: str) -> str:
 
 def where_else(group: typing.Any, key: str) -> str:
   """Returns '; decode.name=beam has it': with which choices a group has a field that it lacks, else ''."""
-  kind = group.made_of[0] if group.made_of else ''
-  return lookup.where_else(kind, key, f'{group.where(group.chosen)}=') if kind in lookup.PACKAGES else ''
+  from stmoe import sections             # which says what this file knows
+  if not group.made_of:
+    return ''
+  kind, _ = group.made_of
+  names = lookup.having(kind, key) if kind in lookup.PACKAGES else [
+      name for name, known in declared.of_functions(sections.FUNCTIONS[kind]).items()
+      if key in known and known[key].range is not None]
+  return lookup.where_else(names, f'{group.where(group.chosen)}=')

@@ -137,6 +137,7 @@ GONE = object()
 
 
 @pytest.mark.parametrize('path, value, said', [
+    ('optimizer.nesterov', True, "'adamw' has no field 'nesterov'; optimizer.name=sgd has it"),
     ('train.stepz', 3, "train.stepz=3: train has no field 'stepz'; nearest: steps"),
     ('train.steps', GONE, "train: train needs the field 'steps'"),
     ('blocks.m.router.kk', 3, "router 'switch' has no field 'kk'"),

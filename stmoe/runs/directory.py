@@ -17,6 +17,7 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 import subprocess
 import sys
 
@@ -277,7 +278,7 @@ def plugged(path, cfg):
   for plugin in records.environment(path).get('plugins') or ():
     if plugin['name'] in chosen and not lookup.has(plugin['kind'], plugin['name']):
       raise errors.UserError(f'{path} has the {plugin["kind"]} {plugin["name"]!r} of a file of its own; '
-                             f'nearest: --plugin {plugin["file"]}')
+                             f'nearest: --plugin {shlex.quote(plugin["file"])}')
 
 
 def saved(path, within='checkpoints'):
