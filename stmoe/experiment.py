@@ -19,11 +19,11 @@ import typing
 import ml_collections
 
 from stmoe import errors
+from stmoe import explained
 from stmoe import lookup
 from stmoe import parsing
 from stmoe import plugins
 from stmoe import sections
-from stmoe import unknown
 
 PACKAGE = 'stmoe.configs'
 FEW = 16                                 # fields that a message lists
@@ -270,14 +270,14 @@ def _has(config, path):
   if group.open:
     group.fields[group.chosen].range.check(group.where(group.chosen), group.values.get(group.chosen))
   own = f' ({group.title} has: {", ".join(group.fields)})' if len(group.fields) < FEW else ''
-  return unknown.where_else(group, path.rpartition('.')[2]) + own
+  return explained.where_else(group, path.rpartition('.')[2]) + own
 
 
 def _nearest(names, path):
   """'; nearest: a, b' of the fields `names` that `path` may mean, shortened or of other codebases."""
   last = path.rpartition('.')[2]
   meant = ([name for name in names if name.endswith(f'.{path}')]
-           or [name for name in names if name in unknown.ELSEWHERE.get(last, ())])
+           or [name for name in names if name in explained.ELSEWHERE.get(last, ())])
   if meant:
     return f'; nearest: {", ".join(f"config.{name}" for name in meant[:3])}'
   return errors.nearest(f'config.{path}', [f'config.{name}' for name in names])
@@ -287,7 +287,7 @@ def known_words() -> dict[str, str]:
   """Returns dict word -> field that it may mean: the last part of its path, or what others call it."""
   own = {key: f'{section}.{key}' for section, keys in reversed(sections.TABLES.items()) for key in keys}
   of_texts = {key: f'decode.{key}' for fields in lookup.known_fields('strategy').values() for key in fields}
-  return of_texts | own | {key: meant[0] for key, meant in unknown.ELSEWHERE.items()}
+  return of_texts | own | {key: meant[0] for key, meant in explained.ELSEWHERE.items()}
 
 
 def _holder(config, path):

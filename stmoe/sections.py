@@ -15,7 +15,6 @@ from stmoe import declared
 from stmoe import errors
 from stmoe import lookup
 from stmoe import ranges
-from stmoe import unknown
 from stmoe import value_ranges
 from stmoe.declared import Field
 
@@ -361,9 +360,16 @@ def _check_fields(group):
   elif chosen and group.fields[chosen].default is declared.REQUIRED:
     raise errors.UserError(f'{group.path} has no field {chosen!r}, which says what it is')
   for key in group.values:
-    if key not in group.fields and not (group.others or group.open and unknown.possible(group, key)):
-      raise errors.UserError(unknown.line(group, key))
+    if key not in group.fields and not (group.others or group.open and _may_have(group, key)):
+      from stmoe import explained        # which reads this file
+      raise errors.UserError(explained.unknown(group, key))
   _missing(group)
+
+
+def _may_have(group, key):
+  """Whether an open group may have the field `key`: its module takes it, or does not say."""
+  taken = lookup.fields(*group.made_of) if group.made_of else {}
+  return not taken or key in taken
 
 
 def _missing(group):
