@@ -25,6 +25,22 @@ def nearest(name, choices, n=3):
   return f'; nearest: {", ".join(by_lower[match] for match in matches)}' if matches else ''
 
 
+def closest(number, choices):
+  """Returns of the numbers `choices` the next at or below and the next above `number`, the closer first.
+
+  >>> closest(7, [1, 2, 4, 8]), closest(6, [4, 8]), closest(9, [1, 2, 4, 8])
+  ([8, 4], [4, 8], [8])
+  """
+  ordered = sorted(choices)
+  below, above = ([n for n in ordered if (n > number) == over] for over in (False, True))
+  return sorted(below[-1:] + above[:1], key=lambda n: abs(n - number))
+
+
+def divisors(number):
+  """Returns the whole numbers that divide `number`."""
+  return [n for n in range(1, number + 1) if number % n == 0]
+
+
 def difference(there, here):
   """Returns in a few words how two lists of texts differ: what only one of them has.
 

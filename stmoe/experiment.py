@@ -12,12 +12,14 @@ import importlib.util
 import json
 import pathlib
 import re
+import shlex
 import types
 import typing
 
 import ml_collections
 
 from stmoe import errors
+from stmoe import explained
 from stmoe import lookup
 from stmoe import parsing
 from stmoe import plugins
@@ -25,22 +27,6 @@ from stmoe import sections
 
 PACKAGE = 'stmoe.configs'
 FEW = 16                                 # fields that a message lists
-RATE = ('schedule.peak', 'schedule.base', 'schedule.value')
-# What other codebases call a field -> the fields that may be meant.
-ELSEWHERE = dict(
-    lr=RATE, learning_rate=RATE, max_lr=RATE, warmup=('schedule.warmup_steps',),
-    scheduler=('schedule.name',), lr_scheduler=('schedule.name',), grad_clip=('train.clip',),
-    max_grad_norm=('train.clip',), max_steps=('train.steps',), num_steps=('train.steps',),
-    train_steps=('train.steps',), epochs=('train.steps',), num_epochs=('train.steps',),
-    batch=('train.batch_size',), global_batch_size=('train.batch_size',),
-    gradient_accumulation_steps=('train.microbatches',), seq_len=('data.length', 'data.targets_length'),
-    sequence_length=('data.length', 'data.targets_length'), block_size=('data.length',),
-    context_length=('data.length',), dataset=('data.task', 'data.files'), tokenizer=('data.vocab',),
-    vocabulary=('data.vocab',), hidden_size=('model.d_model',), n_embd=('model.d_model',),
-    num_layers=('model.layers', 'model.encoder'), n_layer=('model.layers',), n_layers=('model.layers',),
-    n_head=('model.num_heads',), n_heads=('model.num_heads',), dropout=('model.dropout_rate',),
-    aux_loss=('losses.balance',), aux_loss_weight=('losses.balance',), save_every=('checkpoint.every',),
-    eval_interval=('eval.every',), wandb=('log.writers',), random_seed=('seed',))
 
 
 def folder() -> pathlib.Path:
@@ -89,11 +75,11 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> tuple[ml_collection
 def _plugin_of(where):
   """'; ...', how the file is named if it is a plugin, else ''."""
   try:
-    plugin = plugins.add(where)
+    plugin, typed = plugins.add(where), shlex.quote(where)
   except errors.UserError:
     return ''
-  return (f'; it holds the {plugin.kind} {plugin.name!r}: stmoe show {plugin.name} --plugin {where}, or an '
-          f'experiment with --plugin {where}')
+  return (f'; it holds the {plugin.kind} {plugin.name!r}: stmoe show {plugin.name} --plugin {typed}, or an '
+          f'experiment with --plugin {typed}')
 
 
 def arguments(where: str) -> dict[str, typing.Any]:
@@ -274,6 +260,8 @@ def _find(config, path):
 def _has(config, path):
   """' (router 'switch' has: ...)', the fields of the module that should have the field `path`, else ''.
 
+  Before it stands which other modules have the field.
+
   Raises UserError if that module has a name that nobody knows.
   """
   group = next((group for group in sections.groups(config) if group.path == path.rpartition('.')[0]), None)
@@ -281,17 +269,25 @@ def _has(config, path):
     return ''
   if group.open:
     group.fields[group.chosen].range.check(group.where(group.chosen), group.values.get(group.chosen))
-  return f' ({group.title} has: {", ".join(group.fields)})' if len(group.fields) < FEW else ''
+  own = f' ({group.title} has: {", ".join(group.fields)})' if len(group.fields) < FEW else ''
+  return explained.where_else(group, path.rpartition('.')[2]) + own
 
 
 def _nearest(names, path):
   """'; nearest: a, b' of the fields `names` that `path` may mean, shortened or of other codebases."""
   last = path.rpartition('.')[2]
   meant = ([name for name in names if name.endswith(f'.{path}')]
-           or [name for name in names if name in ELSEWHERE.get(last, ())])
+           or [name for name in names if name in explained.ELSEWHERE.get(last, ())])
   if meant:
     return f'; nearest: {", ".join(f"config.{name}" for name in meant[:3])}'
   return errors.nearest(f'config.{path}', [f'config.{name}' for name in names])
+
+
+def known_words() -> dict[str, str]:
+  """Returns dict word -> field that it may mean: the last part of its path, or what others call it."""
+  own = {key: f'{section}.{key}' for section, keys in reversed(sections.TABLES.items()) for key in keys}
+  of_texts = {key: f'decode.{key}' for fields in lookup.known_fields('strategy').values() for key in fields}
+  return of_texts | own | {key: meant[0] for key, meant in explained.ELSEWHERE.items()}
 
 
 def _holder(config, path):
@@ -350,12 +346,34 @@ def run_directory(run: str) -> pathlib.Path:
   path = pathlib.Path(run)
   if path.is_dir():
     return path
-  where = split(run)[0]
-  if where.endswith('.py') or (folder() / f'{where}.py').is_file():
+  if names_one(run):
     return pathlib.Path(default_workdir(load(run)[1]))
+  raise unknown_name(run)
+
+
+def names_one(name: str) -> bool:
+  """Returns whether `name` is that of an experiment, with an argument or not, or of a .py file."""
+  where = split(name)[0]
+  return where.endswith('.py') or (folder() / f'{where}.py').is_file()
+
+
+def unknown_name(name: str, others: typing.Iterable[str] = ()) -> errors.UserError:
+  """Returns the error about a `name` that is no run directory and no experiment, with what is nearest.
+
+  others: names that are meant as well.
+  """
+  path, where = pathlib.Path(name), split(name)[0]
+  inside = [str(file.parent) for file in sorted(path.glob('[!.]*/config.json'))]
+  if path.is_dir():
+    near = f'; nearest: {", ".join(inside[:3])}' if inside else ''
+    return errors.UserError(f'{name} is a folder, but no run directory and no downloaded model: it has no '
+                            f'config.json{near}')
   runs = [str(file.parent) for file in path.parent.glob('[!.]*/config.json')]
-  instead = errors.nearest(run, runs) or instead_of(run) or errors.nearest(where, available())
-  raise errors.UserError(f'no run directory and no experiment is called {run!r}{instead}')
+  beside = f'; nearest: {where}.py' if pathlib.Path(f'{where}.py').is_file() else ''
+  instead = (beside or errors.nearest(name, runs) or instead_of(name)
+             or errors.nearest(where, [*others, *available()]))
+  return errors.UserError(f'no run directory and no experiment is called {name!r}'
+                          f'{instead or " (stmoe list shows all experiments)"}')
 
 
 MISSING = '(absent)'

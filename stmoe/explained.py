@@ -11,8 +11,25 @@ from stmoe import declared
 from stmoe import errors
 from stmoe import lookup
 from stmoe import sections
+from stmoe import value_ranges
 
 WORDS = pathlib.PurePath('docs', 'concepts.md')
+RATE = ('schedule.peak', 'schedule.base', 'schedule.value')
+# What other codebases call a field -> the fields that may be meant.
+ELSEWHERE = dict(
+    lr=RATE, learning_rate=RATE, max_lr=RATE, warmup=('schedule.warmup_steps',),
+    scheduler=('schedule.name',), lr_scheduler=('schedule.name',), grad_clip=('train.clip',),
+    max_grad_norm=('train.clip',), max_steps=('train.steps',), num_steps=('train.steps',),
+    train_steps=('train.steps',), epochs=('train.steps',), num_epochs=('train.steps',),
+    batch=('train.batch_size',), global_batch_size=('train.batch_size',),
+    gradient_accumulation_steps=('train.microbatches',), seq_len=('data.length', 'data.targets_length'),
+    sequence_length=('data.length', 'data.targets_length'), block_size=('data.length',),
+    context_length=('data.length',), dataset=('data.task', 'data.files'), tokenizer=('data.vocab',),
+    vocabulary=('data.vocab',), hidden_size=('model.d_model',), n_embd=('model.d_model',),
+    num_layers=('model.layers', 'model.encoder'), n_layer=('model.layers',), n_layers=('model.layers',),
+    n_head=('model.num_heads',), n_heads=('model.num_heads',), dropout=('model.dropout_rate',),
+    aux_loss=('losses.balance',), aux_loss_weight=('losses.balance',), save_every=('checkpoint.every',),
+    eval_interval=('eval.every',), wandb=('log.writers',), random_seed=('seed',))
 # Fields of sections that no class or function declares.
 SECTIONS = {
     'seed': 'of parameters, of the order of the data, and of all that is drawn',
@@ -212,6 +229,27 @@ def _of_section(path):
 
 def _is_group(value):
   return hasattr(value, 'keys')
+
+
+def unknown(group: sections.Group, key: str) -> str:
+  """Returns the line on a field that `group` does not have: its value, what is nearest, and who has it."""
+  value, names = group.values[key], list(group.fields)
+  shown = '' if hasattr(value, 'keys') else (
+      f'={value if isinstance(value, str) else value_ranges.shown(value)}')
+  return (f'{group.where(key)}{shown}: {group.title or group.path} has no field {key!r}'
+          f'{errors.nearest(key, names)}{where_else(group, key)} (it has: {", ".join(names)})')
+
+
+def where_else(group: sections.Group, key: str) -> str:
+  """Returns '; decode.name=beam has it': with which choices a group has a field that it lacks, else ''."""
+  if not group.made_of:
+    return ''
+  kind, _ = group.made_of
+  names = lookup.having(kind, key) if kind in lookup.PACKAGES else [
+      name for name, known in declared.of_functions(sections.FUNCTIONS[kind]).items()
+      if key in known and known[key].range is not None]
+  said = lookup.where_else(names, f'{group.where(group.chosen)}=')
+  return said and f"{said}, or leave {key!r} out of the command, or of a copy of the experiment's file"
 
 
 @functools.cache

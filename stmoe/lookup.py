@@ -240,7 +240,7 @@ def spelled(kind: str, text: str, where: str = '') -> tuple[str, dict[str, typin
     key, _, value = word.partition('=')
     if key not in declared_fields:
       raise errors.UserError(f'{said}: {name} has no field {key!r}'
-                             f'{errors.nearest(key, declared_fields)} '
+                             f'{errors.nearest(key, declared_fields)}{where_else(having(kind, key))} '
                              f'(it has: {", ".join(declared_fields) or "none"})')
     typed_fields[key] = declared_fields[key].range.typed(f'{said}: {key}', value)
   return name, typed_fields
@@ -277,7 +277,8 @@ def recipe(kind: str, fields: typing.Mapping[str, typing.Any]) -> functools.part
   for key, value in fields.items():
     if key not in parameters:
       raise errors.UserError(f'{kind} {make.__name__} has no field {key!r}'
-                             f'{errors.nearest(key, parameters)} (it has: {", ".join(parameters)})')
+                             f'{errors.nearest(key, parameters)}{where_else(having(kind, key))} '
+                             f'(it has: {", ".join(parameters)})')
     if named(kind, key):
       fields[key] = _nested(named(kind, key), value)
   return functools.partial(make, **fields)
@@ -309,6 +310,27 @@ def _known_fields(package, kind):
     except (errors.UserError, TypeError):
       continue
   return by_name
+
+
+def having(kind: str, field: str) -> list[str]:
+  """Returns the names of the modules of `kind` of which a configuration sets the field `field`.
+
+  >>> having('strategy', 'beams'), having('executor', 'chunks')
+  (['beam'], ['all_to_all'])
+  """
+  own = known_fields(kind) if kind not in FUNCTIONS else {
+      name: declared.of_function(PACKAGES[kind], name, FUNCTIONS[kind]) for name in available(kind)}
+  return [name for name, known in own.items() if field in known and known[field].range is not None]
+
+
+def where_else(names: typing.Sequence[str], prefix: str = '') -> str:
+  """Returns '; beam has it' for the `names` of modules that have a field which another lacks, '' for none.
+
+  prefix: the field that chooses the module, and '='.
+  """
+  more = f' and {len(names) - errors.LONG} more' if len(names) > errors.LONG else ''
+  verb = 'has' if len(names) == 1 else 'have'
+  return f'; {prefix}{", ".join(names[:errors.LONG])}{more} {verb} it' if names else ''
 
 
 def objectives() -> dict[str, str]:

@@ -18,6 +18,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import shlex
 import sys
 import traceback
 import types
@@ -79,6 +80,11 @@ def known() -> tuple[Plugin, ...]:
 def words() -> list[str]:
   """Returns the words '--plugin', FILE, ... by which a command on another machine knows the same files."""
   return [word for plugin in known() if not plugin.module for word in ('--plugin', str(plugin.path))]
+
+
+def command(*typed: str) -> str:
+  """Returns the command line `stmoe TYPED` as somebody can type it here, with the files known now."""
+  return shlex.join(['stmoe', *typed, *words()])
 
 
 def files(package: str) -> dict[str, pathlib.Path]:
@@ -147,7 +153,7 @@ def _of_file(path, dotted=None):
   """The Plugin in the file `path`."""
   if not re.fullmatch(r'[^\W_]\w{0,60}\.py', path.name):
     file = path.with_name(path.name + '.py')
-    near = f'; nearest: --plugin {file}' if file.is_file() else ''
+    near = f'; nearest: --plugin {shlex.quote(str(file))}' if file.is_file() else ''
     raise errors.UserError(f'--plugin {path}: a plugin is one file called NAME.py{near}')
   try:
     tree = ast.parse(path.read_text(encoding='utf-8'))

@@ -13,7 +13,6 @@ import ml_collections
 
 from stmoe import declared
 from stmoe import errors
-from stmoe import leftover
 from stmoe import lookup
 from stmoe import plugins
 from stmoe import ranges
@@ -362,12 +361,17 @@ def _check_fields(group):
     group.fields[chosen].range.check(group.where(chosen), group.values[chosen])
   elif chosen and group.fields[chosen].default is declared.REQUIRED:
     raise errors.UserError(f'{group.path} has no field {chosen!r}, which says what it is')
-  title, names = group.title or group.path, list(group.fields)
   for key in group.values:
-    if key not in names and not (group.open or group.others):
-      raise errors.UserError(f'{group.where(key)}: {title} has no field {key!r}{errors.nearest(key, names)}'
-                             f' (it has: {", ".join(names)}){leftover.advice(group, key, FUNCTIONS)}')
+    if key not in group.fields and not (group.others or group.open and _may_have(group, key)):
+      from stmoe import explained        # which reads this file
+      raise errors.UserError(explained.unknown(group, key))
   _missing(group)
+
+
+def _may_have(group, key):
+  """Whether an open group may have the field `key`: its module takes it, or does not say."""
+  taken = lookup.fields(*group.made_of) if group.made_of else {}
+  return not taken or key in taken
 
 
 def _missing(group):

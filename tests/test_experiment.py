@@ -222,7 +222,8 @@ def test_another_name_has_its_own_defaults_in_any_order(overrides):
 
 
 def test_what_the_experiment_says_of_another_class_is_one_line():
-  with pytest.raises(errors.UserError, match="capacity_factor: router 'smoe' has no field 'capacity_factor'"):
+  said = r"capacity_factor=\(2.5, 4.0\): router 'smoe' has no field 'capacity_factor'; blocks.m.router.name="
+  with pytest.raises(errors.UserError, match=said):
     experiment.load(METHOD, ['blocks.m.router.name=smoe'])
   with pytest.raises(errors.UserError, match="data.objective='seq2seq' needs the field 'inputs_length'"):
     experiment.load(METHOD, ['data.objective=seq2seq'])

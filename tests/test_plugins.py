@@ -144,6 +144,14 @@ def test_a_run_names_the_plugin_that_it_was_made_with(tmp_path):
   rundir.plugged(tmp_path, config)
 
 
+def test_a_command_that_is_proposed_names_the_files(tmp_path):
+  (tmp_path / 'a folder').mkdir()
+  path = write(tmp_path / 'a folder', SOURCES['router'])
+  assert plugins.command('show', 'my run') == "stmoe show 'my run'"
+  plugins.add(path)
+  assert plugins.command('show', 'run') == f"stmoe show run --plugin '{path}'"
+
+
 @pytest.fixture
 def entries(monkeypatch, tmp_path):
   """Installs the modules of a folder under the given entries, as a package's metadata name them."""

@@ -7,6 +7,7 @@ import pytest
 
 from stmoe import declared
 from stmoe import errors
+from stmoe import lookup
 from stmoe import experiment
 from stmoe import ranges
 from stmoe import sections
@@ -95,11 +96,10 @@ def test_choices_are_those_of_the_code():
     ('blocks.m.executor=all_to_all:chunk=4', "blocks.m.executor: executor 'all_to_all:chunk=4': all_to_all"),
     ('blocks.m.executor=all_to_all:chunks=0', "blocks.m.executor: executor 'all_to_all:chunks=0': chunks=0"),
     ('blocks.m.virtual=zer', 'blocks.m.virtual: no virtual is called'),
-    ('blocks.m.experts.name=feature', "blocks.m.experts.d_ff: experts 'feature' has no field 'd_ff'"),
+    ('blocks.m.experts.name=feature', "blocks.m.experts.d_ff=256: experts 'feature' has no field 'd_ff'"),
     ('loss.name=values', "target 'values' has no field"),
-    ('optimizer.name=sgd', "'b1' (it has: name, momentum, nesterov, weight_decay); "
-     "optimizer.name=adamw has it. No override takes a field away: leave 'b1' out of a copy"),
-    ('schedule.name=constant', 'schedule.name=linear has it'),
+    ('optimizer.name=sgd', "has no field 'b1'; optimizer.name=adamw, adabelief have it, or leave 'b1' out of"),
+    ('schedule.name=constant', "has no field 'end_fraction'; schedule.name="),
     ('blocks.m.router.name=thor', 'router.name=')])
 def test_a_field_out_of_its_range_is_one_line(override, said):
   with pytest.raises(errors.UserError) as error:
@@ -150,7 +150,8 @@ GONE = object()
 
 
 @pytest.mark.parametrize('path, value, said', [
-    ('train.stepz', 3, "train.stepz: train has no field 'stepz'; nearest: steps"),
+    ('optimizer.nesterov', True, "'adamw' has no field 'nesterov'; optimizer.name=sgd has it"),
+    ('train.stepz', 3, "train.stepz=3: train has no field 'stepz'; nearest: steps"),
     ('train.steps', GONE, "train: train needs the field 'steps'"),
     ('blocks.m.router.kk', 3, "router 'switch' has no field 'kk'"),
     ('blocks.m.router.num_experts', GONE, "needs the field 'num_experts'"),
@@ -199,9 +200,15 @@ def test_what_is_missing_is_named():
 def test_a_file_of_ones_own_that_declares_nothing_has_finite_numbers(monkeypatch):
   fields = {'num_experts': declared.Field(None), 'tau': declared.Field(None, 0.1)}
   monkeypatch.setattr(sections, '_module', lambda packages, kind, name: (True, sections._own(fields), True))
+  of = lookup.fields
+  monkeypatch.setattr(lookup, 'fields', lambda kind, name: fields if name == 'switch' else of(kind, name))
   router = dict(name='switch', tau=-3.0)
   config = ml_collections.ConfigDict(dict(blocks=dict(m=dict(layer='moe', router=router))))
   sections.check(config)
   config.blocks.m.router.tau = float('inf')
   with pytest.raises(errors.UserError, match='blocks.m.router.tau=inf: expected a finite number'):
+    sections.check(config)
+  del config.blocks.m.router.tau
+  config.blocks.m.router.beta = 1.0                                  # which its class does not take
+  with pytest.raises(errors.UserError, match="blocks.m.router.beta=1.0: router 'switch' has no field 'beta'"):
     sections.check(config)

@@ -1,5 +1,6 @@
 """Texts from the checkpoint of a run: prompts in, generated texts out, batch by batch."""
 
+import collections.abc
 import itertools
 
 import jax
@@ -13,6 +14,7 @@ from stmoe.data import batches as pipeline
 from stmoe.data import record as records
 from stmoe.data.text import chat
 from stmoe.decode import generate
+from stmoe.runs import directory as rundir
 from stmoe.train import check
 from stmoe.train import loop
 from stmoe.train import opened
@@ -71,10 +73,19 @@ def prompt_batch(cfg, prompts, length):
 def tokens(cfg, vocabulary, place, prompt):
   """Returns the list of ids that the model reads of a prompt; raises UserError, naming `place`, if too many.
 
+  See `_ids`.
+  """
+  ids = _ids(cfg, vocabulary, place, prompt)
+  _fit(cfg, [(place, ids, {})], cfg)
+  return ids
+
+
+def _ids(cfg, vocabulary, place, prompt):
+  """The list of ids that the model reads of a prompt, however many.
+
   An encoder reads the text and what the tokenizer's files put around it, or EOS behind it. What a decoder
   reads is said by `around`. A conversation (`chat.text`) is read as its template writes it, and no more.
   """
-  field = 'inputs_length' if 'inputs_length' in cfg.data else 'length'
   try:
     text = prompt if isinstance(prompt, str) else chat.text(vocabulary, prompt)
     text.encode()
@@ -83,17 +94,30 @@ def tokens(cfg, vocabulary, place, prompt):
   except errors.UserError as error:
     raise errors.UserError(f'{place}: {error}') from None
   ids = vocabulary.encode([text])[0].tolist()
-  if field == 'inputs_length':
+  if 'inputs_length' in cfg.data:
     first, last = (getattr(vocabulary, f'{side}_ids', ()) for side in ('first', 'last'))
     ids = [*first, *ids, *(last or [vocabulary.eos_id])]
   elif isinstance(prompt, str):
     first, last = around(cfg, vocabulary)
     ids = [*first, *ids, *last]
-  ids = ids or [cfg.model.get('start_id', 0)]
-  if len(ids) > cfg.data[field]:
-    raise errors.UserError(f'{place}: the prompt has {len(ids)} tokens, the model was made for data.{field}='
-                           f'{cfg.data[field]}; shorten it, or set --config.data.{field}={len(ids)}')
-  return ids
+  return ids or [cfg.model.get('start_id', 0)]
+
+
+def _fit(cfg, asked, trained):
+  """Raises UserError, naming the longest, where entries (place, ids, fields) of `asked` are too long.
+
+  trained: the configuration before it was changed for these texts.
+  """
+  field = 'inputs_length' if 'inputs_length' in cfg.data else 'length'
+  most, usual = cfg.data[field], trained.data[field]
+  too_long = sorted((len(ids), place) for place, ids, _ in asked if len(ids) > most)
+  if not too_long:
+    return
+  longest, place = too_long[-1]
+  others = f', the most of {len(too_long)} prompts that are too long' if too_long[1:] else ''
+  now = '' if most == usual else f', and data.{field}={most} now'
+  raise errors.UserError(f'{place}: the prompt has {longest} tokens{others}; the model was trained with data.'
+                         f'{field}={usual}{now}; shorten it, or set --config.data.{field}={longest}')
 
 
 def around(cfg, vocabulary):
@@ -118,7 +142,8 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
 
   Args:
     cfg:     the run's configuration; path: its directory.
-    prompts: iterable of (place, prompt, fields), see `read`.
+    prompts: iterable of (place, prompt, fields), see `read`. Of a sequence all are looked at before anything
+      is compiled, else the first.
     decode:  name and fields of a strategy; eos_id is the model's, see `generate.ends`.
     length:  most tokens of a text. batch_size: prompts at once.
     say:     called with lines of text. step: of the checkpoint; None = the newest.
@@ -141,18 +166,21 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
     languages.speak(cfg, vocabulary, source, target)
     plan = states.blueprint(record.located(cfg), mesh)
     check.vocabulary(cfg, plan, vocabulary)
+    trained = rundir.load(path)
+    asked = _tokenised(cfg, vocabulary, prompts, trained)
     ends = generate.ends(cfg, vocabulary)
     told = Told(vocabulary, ends, tell) if tell else None
     program = generate.make(plan, dict(eos_id=ends) | dict(decode), length, told)
     at, state, _, _ = opened.restore(plan, path, vocabulary, say, step)
     say(f'generating from the checkpoint of step {at:,}')
-    prompts, limit = iter(prompts), cfg.data.get('inputs_length') or cfg.data.length
+    limit = cfg.data.get('inputs_length') or cfg.data.length
     warn = _warner(cfg, length, say)
     for turn in itertools.count():
-      rows = list(itertools.islice(prompts, number))
+      rows = list(itertools.islice(asked, number))
       if not rows:
         return
-      ids = [tokens(cfg, vocabulary, place, text) for place, text, _ in rows]
+      _fit(cfg, rows, trained)
+      ids = [ids for _, ids, _ in rows]
       longest, width = max(map(len, ids)), SHORTEST
       warn(longest)
       while width < longest:
@@ -167,6 +195,14 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
         watch(plan, state, at, vocabulary, padded, generated, len(rows))
       yield [(fields, generate.text(cfg, vocabulary, output))
              for (_, _, fields), output in zip(rows, generated)]
+
+
+def _tokenised(cfg, vocabulary, prompts, trained):
+  """Iterator of (place, ids, fields) of `prompts`; of a sequence all are made now, else the first."""
+  asked = ((place, _ids(cfg, vocabulary, place, text), fields) for place, text, fields in prompts)
+  begun = list(asked if isinstance(prompts, collections.abc.Sequence) else itertools.islice(asked, 1))
+  _fit(cfg, begun, trained)
+  return itertools.chain(begun, asked)
 
 
 class Told:

@@ -2,6 +2,7 @@
 
 import collections
 import math
+import re
 
 from flax import nnx
 import jax
@@ -20,7 +21,9 @@ def mesh_of(text):
   """Returns dict(data, expert, model) of '8x4x2'; raises UserError for another text."""
   sizes = text.split('x')
   if len(sizes) != len(axes.MESH_AXES) or not all(n.isdecimal() and int(n) > 0 for n in sizes):
-    raise errors.UserError(f'--mesh {text}: three sizes, {" x ".join(axes.MESH_AXES)}; nearest: 8x1x1')
+    given = [str(max(int(n), 1)) for n in re.findall(r'[0-9]+', text)] or ['8']
+    near = 'x'.join([*given, '1', '1'][:len(axes.MESH_AXES)])
+    raise errors.UserError(f'--mesh {text}: three sizes, {" x ".join(axes.MESH_AXES)}; nearest: {near}')
   return dict(zip(axes.MESH_AXES, map(int, sizes)))
 
 

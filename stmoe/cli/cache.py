@@ -10,6 +10,7 @@ The last is for a corpus of any size (data.cache=shards). It may be killed at an
 goes on. Training may start as soon as it has begun.
 """
 
+from stmoe import errors
 from stmoe import ranges
 
 
@@ -41,15 +42,14 @@ def run(args):
   from stmoe.data.text import tasks
 
   how = dict(field=args.field, documents=args.documents)
+  spec = args.vocab if args.train_vocab is None else f'train:{args.train_vocab}'
+  words = lambda task: cache.vocabulary_of(spec, [task], args.extra_ids, args.cache_dir)
   if args.shards:
-    from stmoe.data.large import corpora
-    task = corpora.of(args.task, args.files, **how)
+    task, vocabulary, cached = _in_shards(args, words, how)
   else:
     task = tasks.get(args.task, args.files, **how)
-  spec = args.vocab if args.train_vocab is None else f'train:{args.train_vocab}'
-  vocabulary = cache.vocabulary_of(spec, [task], args.extra_ids, args.cache_dir)
-  cached = (_in_shards(args, task, vocabulary, how) if args.shards else
-            cache.of(task, vocabulary, args.cache_dir))
+    vocabulary = words(task)
+    cached = cache.of(task, vocabulary, args.cache_dir)
   print(cached.path)
   print(f'vocabulary {spec}: {vocabulary.vocab_size} ids{_where(vocabulary)}')
   for split, size in cached.facts['splits'].items():
@@ -59,16 +59,22 @@ def run(args):
     print(f'{name}: {value}')
 
 
-def _in_shards(args, task, vocabulary, how):
-  """The `store.Kept` of all shards."""
+def _in_shards(args, words, how):
+  """(task, its vocabulary by function `words`, the `store.Kept` of all its shards)."""
   from stmoe.data import store
+  from stmoe.data.large import corpora
   from stmoe.data.large import maker
   from stmoe.data.large import sharded
   from stmoe.data.large import shard_process
-  found = sharded.of(task, vocabulary, round(args.shard_mb * 1e6), args.cache_dir)
-  facts = maker.make(found, args.processes or maker.usual(), shard_process.spec(found, args.files, how))
+  try:
+    task = corpora.of(args.task, args.files, **how)
+    vocabulary = words(task)
+    found = sharded.of(task, vocabulary, round(args.shard_mb * 1e6), args.cache_dir)
+    facts = maker.make(found, args.processes or maker.usual(), shard_process.spec(found, args.files, how))
+  except corpora.Unfit as error:
+    raise errors.UserError(f'--shards: {error.reason}; nearest: without --shards') from error
   print(f'{facts["shards"]:,} shards')
-  return store.Kept(found.path, facts)
+  return task, vocabulary, store.Kept(found.path, facts)
 
 
 def _where(vocabulary):

@@ -14,6 +14,7 @@ import sys
 from stmoe import errors
 from stmoe import experiment
 from stmoe import files
+from stmoe import plugins
 from stmoe import ranges
 from stmoe.runs import directory as rundir
 from stmoe.sweep import compare
@@ -22,6 +23,8 @@ from stmoe.sweep import compare
 CALIBRATION_STEPS = 30
 CALIBRATION = (f'train.steps={CALIBRATION_STEPS}', 'train.log_every=10', 'eval.every=1000000',
                'eval.batches=1', 'checkpoint.every=1000000')
+
+LONG = 80                                # a command from which on what it is for stands right behind it
 
 COMPUTES = True
 TRAINS = True
@@ -64,6 +67,15 @@ def _run(args, variants, configs, request, workdir, costs):
   if was_done:
     _say(f'{workdir} is finished already')
   _finish(workdir, jobs, args.names, fresh=not was_done)
+  proposed = following(asked(args), workdir, jobs)
+  width = max(len(command) for command in proposed if len(command) <= LONG)
+  print('\nNext\n' + '\n'.join(f'  {command:{width}}  {why}' for command, why in proposed.items()))
+
+
+def asked(args):
+  """Returns the words of a command line that say which comparison this is, but for its seeds and folder."""
+  methods = [] if args.methods is None else ['--methods', args.methods]
+  return [*args.names, *methods, '--by', args.by, *args.overrides]
 
 
 def _arguments(args):
@@ -121,7 +133,7 @@ def _train(name, overrides, folder):
 
 
 def _finish(workdir, jobs, names, fresh):
-  """Prints the table, writes results, figures and report if they are not there, says what is next."""
+  """Prints the table, and writes results, figures and report if they are not there."""
   from stmoe.analysis import baselines
   runs, labels, costs = compare.read_runs(workdir, jobs, _say)
   grouped = compare.results(runs, labels, costs)
@@ -131,17 +143,18 @@ def _finish(workdir, jobs, names, fresh):
   print_table(grouped, baselines.common(runs))
   print(f'\nFigures  {workdir}/plots/*.png, *.svg\nReport   {workdir}/report.html\n'
         f'Numbers  {workdir}/compare.json')
-  proposed = following(names, workdir, jobs)
-  width = max(map(len, proposed))
-  print('\nNext\n' + '\n'.join(f'  {command:{width}}  {why}' for command, why in proposed.items()))
 
 
-def following(names, workdir, jobs):
-  """Returns dict command -> what it is for, of what follows a comparison: seeds, where there is one."""
-  seeds = {f'stmoe compare {" ".join(names)} --seeds 0,1,2 --workdir {workdir}_seeds':
+def following(typed, workdir, jobs):
+  """Returns dict command -> what it is for, of what follows a comparison: seeds, where there is one.
+
+  typed: words that say which comparison it was: names, --methods, --by and overrides.
+  """
+  seeds = {plugins.command('compare', *typed, '--seeds', '0,1,2', '--workdir', f'{workdir}_seeds'):
            'are the differences larger than those between seeds?'}
   return (seeds if len({job.seed for job in jobs}) == 1 else {}) | {
-      f'stmoe report {workdir / jobs[-1].folder} --text FILE': 'where tokens of your text go',
+      plugins.command('report', str(workdir / jobs[-1].folder), '--text', 'FILE'):
+          'where tokens of your text go',
       'stmoe list': 'all experiments'}
 
 

@@ -13,6 +13,7 @@ run's training data, or of other data given with --config.data...; what they col
 """
 
 from stmoe import lookup
+from stmoe import plugins
 from stmoe import ranges
 from stmoe.derive import downloaded
 
@@ -43,4 +44,4 @@ def run(args, kind='surgery'):
   before, after = facts['parameters']
   size, smaller = facts['bytes']
   print(f'{args.workdir}: parameters {before:,} -> {after:,}, bytes {size:,} -> {smaller:,}; its ancestry: '
-        f'stmoe show {args.workdir}')
+        f'{plugins.command("show", args.workdir)}')

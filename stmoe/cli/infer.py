@@ -68,21 +68,16 @@ def run(args):
     raise errors.UserError(f'--output {args.output}: no directory {args.output.parent}')
   if args.record and not args.record.parent.is_dir():
     raise errors.UserError(f'--record {args.record}: no directory {args.record.parent}')
+  named = experiment.run_directory(args.run)
   lines = args.prompt or (_lines('-') if args.file == '-' else list(_lines(args.file)))
-  path = downloaded.run_directory(args.run)
+  path = downloaded.resolved(named)
   cfg = rundir.opened(path, args.step)
   decode = strategy(cfg, args.overrides)
   sections.present(cfg)
   from stmoe.answer import infer
   stream = args.stream or _at_a_terminal(args, decode)
   where = '--prompt' if args.prompt else 'standard input' if args.file == '-' else args.file
-  prompts = infer.read(lines, where, jsonl, args.chat)
-  if args.prompt or args.file != '-':                                # a wrong line is found before all else
-    prompts = iter(list(prompts))
-  first = next(prompts, None)
-  if first is None:
-    raise errors.UserError(f'{where} is empty: no line, no text')
-  prompts = itertools.chain([first], prompts)
+  prompts = _begun(infer.read(lines, where, jsonl, args.chat), args.prompt or args.file != '-', where)
   length = cfg.data.get('targets_length', 64) if args.length is None else args.length
   say = lambda line: print(line, file=sys.stderr)
   watch = _recorder(cfg, path, args.record, say)
@@ -102,6 +97,14 @@ def run(args):
     say(f'note: {empty} of {count} texts are empty, the model ended them at once')
   if watch:
     watch.close()
+
+
+def _begun(prompts, whole, where):
+  """`prompts` as a list where they are known as a `whole`: a wrong line is found before all else."""
+  read = list(prompts if whole else itertools.islice(prompts, 1))
+  if not read:
+    raise errors.UserError(f'{where} is empty: no line, no text')
+  return read if whole else itertools.chain(read, prompts)
 
 
 def _at_a_terminal(args, decode):

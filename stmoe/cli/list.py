@@ -64,8 +64,9 @@ def _print(lines, words, what):
   if not matching:
     asked = ' '.join(words)
     told = f'; stmoe show {asked!r} says what the word means' if explained.word(asked) else ''
+    names = [*lines, *KINDS, TASKS] if what == 'experiment' else lines
     raise errors.UserError(f'no {what} has {asked!r} in its name or line'
-                           f'{told or errors.nearest(asked, lines)}')
+                           f'{told or errors.nearest(asked, names)}')
   width = max(map(len, matching))
   for name, line in matching.items():
     print(f'{name:{width}}  {line}'.rstrip())

@@ -9,6 +9,7 @@ or runs models, and TRAINS = True that the command takes training steps.
 import argparse
 import ast
 import atexit
+import difflib
 import gc
 import importlib
 import os
@@ -21,6 +22,7 @@ from stmoe import errors
 from stmoe import plugins
 from stmoe.hosts import job
 
+LIKE = 0.7                           # of difflib: an option that is meant by a misspelt one
 INTERRUPTED = 130                    # what shells report for a command ended by Ctrl-C
 COMPUTES = '\nCOMPUTES = True\n'        # stands in the files of commands that train or run models
 TRAINS = '\nTRAINS = True\n'            # in those, of commands that take the same step again and again
@@ -139,10 +141,11 @@ def _run(argv):
     print(parser.format_help())
     print('\n'.join(command.help_of([*words, *overrides])))
     return 0
+  _misspelt(words, parser)
   args, unknown = parser.parse_known_args(words)
   if unknown:
-    _misspelt(unknown, parser)
-    parser.error(f'unrecognized arguments: {" ".join(unknown)}{_elsewhere(unknown, args)}')
+    _field(unknown, parser)
+    parser.error(f'unrecognized arguments: {" ".join(unknown)}{_elsewhere(unknown, parser)}')
   if overrides and not hasattr(args, 'overrides'):
     raise errors.UserError(f'stmoe {name} takes no {overrides[0]}; see stmoe {name} --help')
   if overrides:
@@ -157,6 +160,36 @@ def _run(argv):
 
 
 def _misspelt(words, parser):
+  """Raises UserError for an option among `words` that `parser` does not have, before it misses any other."""
+  options = [option for action in parser._actions for option in action.option_strings]
+  for word in words[:words.index('--')] if '--' in words else words:
+    option = word.partition('=')[0]
+    if word.startswith('--') and option not in options:
+      _field([word], parser)
+      near = _near([name for name in options if name not in ('-h', '--help')], option, parser)
+      parser.error(f'{parser.prog} knows no {option}; nearest: {near}' if near else
+                   f'unrecognized arguments: {word}{_elsewhere([word], parser)}')
+
+
+def _near(options, option, parser):
+  """What is most like an unknown option: one of `options`, or a field of a configuration; '' = nothing is."""
+  plain = lambda typed: typed.removeprefix('--').replace('-', '_')
+  kinds = [{plain(typed): typed for typed in options}]
+  if _has_fields(parser):
+    from stmoe import experiment         # with ml_collections, which `stmoe --help` does not wait for
+    kinds.append({key: f'--config.{field}' for key, field in experiment.known_words().items()})
+  for known in kinds:
+    for key in difflib.get_close_matches(plain(option), known, n=1, cutoff=LIKE):
+      return known[key]
+  return ''
+
+
+def _has_fields(parser):
+  """Whether a command takes fields of a configuration."""
+  return parser.get_default('overrides') is not None
+
+
+def _field(words, parser):
   """Raises UserError for a field among unknown words that lacks its --config, or is one of gin."""
   for word in words:
     if word.startswith('--gin'):
@@ -170,9 +203,9 @@ def _misspelt(words, parser):
       raise errors.UserError(f'{parser.prog} knows no {word}; nearest: --config.{field[1]}{field[2] or ""}')
 
 
-def _elsewhere(words, args):
+def _elsewhere(words, parser):
   """'; ...', where unknown words may belong, of a command that takes fields of a configuration; else ''."""
-  if not hasattr(args, 'overrides'):
+  if not _has_fields(parser):
     return ''
   if words[0].startswith('-'):
     return '; fields of the configuration are --config.FIELD=VALUE'

@@ -44,8 +44,8 @@ def run(args):
       rows.append([name, f'{found.imbalance.mean():.2f}', f'{found.crossing:.1%}', f'{found.cost:,.0f}'])
     print(f'{stack}: {layers} layers of {experts} experts on {args.devices} devices, {len(trace.chosen):,} '
           'tokens')
-    print(table.plain(['placement', 'largest over mean load', 'transitions that cross', 'cost of transitions'],
-                      rows))
+    headings = ['placement', 'largest over mean load', 'transitions that cross', 'cost of transitions']
+    print(table.plain(headings, rows))
     placements[stack] = tuned.tolist()
   if args.output:
     files.write_text(args.output, json.dumps(placements) + '\n')

@@ -8,6 +8,7 @@ stmoe plot runs/momentum                        all runs in this folder, of a sw
 import pathlib
 
 from stmoe import errors
+from stmoe import plugins
 from stmoe.derive import downloaded
 
 
@@ -26,8 +27,9 @@ def run(args):
 
   folder = next((name for name in args.runs if downloaded.found(name)), None)
   if folder is not None:
+    instead = plugins.command('report', folder, '--text', 'FILE')
     raise errors.UserError(f'{folder} is a downloaded folder, and no training is in it that could be drawn; '
-                           f'nearest: stmoe report {folder} --text FILE, which draws its routing')
+                           f'nearest: {instead}, which draws its routing')
   readable = runs.read_all(runs.expand(args.runs))
   out = args.out or (readable[0].path / 'plots' if len(readable) == 1 else pathlib.Path('plots'))
   for stem, figure in curves.figures(readable, baselines=baselines.common(readable)).items():

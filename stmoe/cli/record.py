@@ -17,6 +17,7 @@ import sys
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import plugins
 from stmoe import ranges
 from stmoe import sections
 from stmoe.derive import downloaded
@@ -49,4 +50,5 @@ def run(args):
   from stmoe.answer import recorder
   recorder.of_run(path, args.output, cfg, step=args.step, best=args.best, batches=args.batches,
                   split=args.split, say=lambda line: print(line, file=sys.stderr))
-  print(f'{args.output}: {args.output.stat().st_size:,} bytes; stmoe eval RUN --replay {args.output}')
+  replay = plugins.command('eval', 'RUN', '--replay', str(args.output))
+  print(f'{args.output}: {args.output.stat().st_size:,} bytes; {replay}')

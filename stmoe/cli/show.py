@@ -45,7 +45,7 @@ def add_arguments(parser):
 def run(args):
   if args.sharding != bool(args.mesh) or args.sharding and args.json:
     raise errors.UserError('--sharding and --mesh DxExM go together, and without --json; '
-                           'nearest: --sharding --mesh 8x1x1')
+                           f'nearest: --sharding --mesh {args.mesh or "8x1x1"}')
   if args.fields and (args.json or args.sharding):
     raise errors.UserError('--fields goes without --json and --sharding')
   modules = [] if rundir.is_run(args.name) else lookup.kinds_of(args.name)
@@ -62,6 +62,8 @@ def run(args):
     for line in shown.lines(args.name, args.overrides):
       print(line)
     return
+  if not (folder or rundir.is_run(args.name) or experiment.names_one(args.name)):
+    raise experiment.unknown_name(args.name, _others())
   config, name = downloaded.named(args.name, args.overrides)
   if args.fields:
     print('\n'.join(explained.lines(config, shutil.get_terminal_size().columns)))
@@ -80,6 +82,12 @@ def run(args):
     print(line)
   for line in lineage.lines(args.name) if rundir.is_run(args.name) else ():
     print(line)
+
+
+def _others():
+  """What the command shows beside experiments and folders: words and modules."""
+  return {*explained.words(), *(name for kind in lookup.PLURALS
+                                for name in (*lookup.available(kind), *lookup.wrappers(kind)))}
 
 
 def _lines(fields, path, usual):

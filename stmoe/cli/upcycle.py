@@ -14,6 +14,7 @@ Attention is averaged, or mixed where NAME has attention experts (BAM).
 import contextlib
 
 from stmoe import experiment
+from stmoe import plugins
 from stmoe import ranges
 from stmoe.derive import downloaded
 from stmoe.runs import directory as rundir
@@ -54,8 +55,8 @@ def run(args):
         dense, cfg, workdir, show, noise=args.noise, scale=args.scale, granularity=args.granularity,
         base=args.base, optimizer=args.optimizer, step=args.step)
   print('\n'.join(_lines(record)))
-  print(f'{workdir} starts at step {record["step"]:,}; go on with: stmoe train '
-        f'{" ".join([args.name, "--workdir", str(workdir), *args.overrides])}')
+  go_on = plugins.command('train', args.name, '--workdir', str(workdir), *args.overrides)
+  print(f'{workdir} starts at step {record["step"]:,}; go on with: {go_on}')
 
 
 def _lines(record):

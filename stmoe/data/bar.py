@@ -53,20 +53,22 @@ def _rich(title, total, unit):
 
 
 def _plain(title, total, unit):
-  start = printed = time.time()
-  advanced = 0
+  start = printed = first = time.time()
+  advanced = begun = 0                   # the first piece holds what happens once, such as compilation
   print(f'{title} ...', file=sys.stderr, flush=True)
 
   def advance(n):
-    nonlocal advanced, printed
-    advanced += n
+    nonlocal advanced, begun, first, printed
     now = time.time()
+    if not advanced:
+      first, begun = now, n
+    advanced += n
     if now - printed >= EVERY:
       printed = now
-      seconds = (now - start) / advanced * (total - advanced) if total else 0
       rate = f', {advanced / (now - start) / 1e6:.1f} MB/s' if unit == BYTES else ''
       done, of = f'{advanced:,.0f}', f' of {total:,}' if total else ''
-      left = f', {seconds:.0f} s left' if total else ''
+      known = total and advanced > begun
+      left = f', {(now - first) / (advanced - begun) * (total - advanced):.0f} s left' if known else ''
       print(f'{title}: {done}{of} {unit}{rate}{left}', file=sys.stderr, flush=True)
   yield advance
   print(f'{title}: done in {time.time() - start:.1f} s', file=sys.stderr, flush=True)

@@ -130,6 +130,7 @@ def write(source, target, overrides=(), to=None, dtype=None, step=None, most=5 *
   family = lookup.module('family', name)
   record = record if record.get('family') == name else {}
   original = exporting.original(source, name, record)
+  exporting.check_whole(source, name, cfg)
   hf = exporting.described(original, family, cfg.to_dict())
   reader = exporting.reader_of(source, step)
   placed = exporting.placed(reader, family, cfg)

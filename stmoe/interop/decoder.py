@@ -3,6 +3,7 @@
 import math
 
 from stmoe import errors
+from stmoe import explained
 from stmoe import lookup
 from stmoe import ranges
 from stmoe.interop import fields
@@ -269,6 +270,12 @@ def sparse(block, router):
   name = routed[0].get('router', {}).get('name')
   if name != router:
     raise errors.UserError(f'the last layer has router {name!r}; nearest: {router}')
-  if 'd_ff' not in routed[0]['experts']:
-    raise errors.UserError(f"the last layer has experts {routed[0]['experts']['name']!r}; nearest: glu")
+  experts = routed[0]['experts']
+  if 'inner' in experts:
+    what = explained.line('experts', experts['name']).rstrip('.')
+    raise errors.UserError(f'the last layer has experts {experts["name"]!r} around '
+                           f'{experts["inner"].get("name")!r} ({what}), for which the family has no form; '
+                           f'nearest: a run whose experts are {experts["inner"].get("name")} alone')
+  if 'd_ff' not in experts:
+    raise errors.UserError(f'the last layer has experts {experts["name"]!r}; nearest: glu')
   return routed[0]

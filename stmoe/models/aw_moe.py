@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import errors
 from stmoe import ranges
 from stmoe.core import contract
 from stmoe.errors import UserError
@@ -147,9 +148,9 @@ class AwMoe(nnx.Module):
     rows, num_outputs, _ = g.shape
     size = self.group_size or rows
     if rows % size:
-      near = max(n for n in range(1, size + 1) if rows % n == 0)
+      near = errors.closest(size, errors.divisors(rows))
       raise UserError(f'model.group_size={size} does not divide the {rows} rows of a microbatch; nearest: '
-                      f'{near}')
+                      f'{", ".join(map(str, near))}')
     user = batch.get('group', jnp.arange(rows))
     user = jnp.broadcast_to(user[:, None], ctx.mask.shape)           # [B, K]
     cut = lambda x: x.reshape(rows // size, size * num_outputs, *x.shape[2:])

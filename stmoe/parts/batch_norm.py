@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import errors
 from stmoe.core import contract
 from stmoe.errors import UserError
 
@@ -47,7 +48,7 @@ class BatchNorm(nnx.Module):
     units = self.scale[...].shape
     size = self.group_size or len(x)
     if len(x) % size:
-      near = max(n for n in range(1, size + 1) if len(x) % n == 0)
+      near = ', '.join(map(str, errors.closest(size, errors.divisors(len(x)))))
       raise UserError(f'group_size={size} does not divide the {len(x)} rows of a microbatch, which a batch '
                       f'norm takes together; nearest: {near}')
     real = jnp.ones(x.shape[:x.ndim - len(units)], bool) if mask is None else mask

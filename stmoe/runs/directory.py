@@ -17,6 +17,7 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 import subprocess
 import sys
 
@@ -182,6 +183,8 @@ def named(name, overrides=()) -> tuple[ml_collections.ConfigDict, str]:
 
   overrides: see `experiment.override`.
   """
+  if not is_run(name) and not experiment.names_one(name):
+    raise experiment.unknown_name(name)
   if not is_run(name):
     return experiment.load(name, overrides)
   return experiment.override(load(name).lock(), overrides, whole=False), str(name)
@@ -275,7 +278,7 @@ def plugged(path, cfg):
   for plugin in records.environment(path).get('plugins') or ():
     if plugin['name'] in chosen and not lookup.has(plugin['kind'], plugin['name']):
       raise errors.UserError(f'{path} has the {plugin["kind"]} {plugin["name"]!r} of a file of its own; '
-                             f'nearest: --plugin {plugin["file"]}')
+                             f'nearest: --plugin {shlex.quote(plugin["file"])}')
 
 
 def saved(path, within='checkpoints'):

@@ -69,7 +69,7 @@ def _check(keep, block, allocation):
 def _check_block(block, inputs):
   """Raises UserError for blocks that do not divide the inputs of a matrix."""
   if inputs % block:
-    near = max(n for n in range(1, block) if inputs % n == 0)
+    near = ' or '.join(map(str, errors.closest(block, errors.divisors(inputs))))
     raise errors.UserError(f'block={block} does not divide the {inputs} inputs of a matrix; nearest: '
                            f'block={near}')
 

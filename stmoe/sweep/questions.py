@@ -4,11 +4,11 @@ A sweep file is code. The name in sweep.json finds only files of experiments/. A
 named by who asks.
 """
 
-import shlex
 import sys
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import plugins
 from stmoe.analysis.report import report
 from stmoe.sweep import collect
 from stmoe.sweep import origin
@@ -56,9 +56,9 @@ def question(sweep, mine, entry):
     module = experiment.module_of(file)
     verdicts = module.report(results)
     figures = module.figures(results) if hasattr(module, 'figures') else {}
-  words = ['stmoe', 'sweep', entry['sweep'], '--workdir', str(sweep.workdir),
+  words = ['sweep', entry['sweep'], '--workdir', str(sweep.workdir),
            *(f'--config.{text}' for text in plan.merge(entry['overrides']))]
   text = page.read_text(encoding='utf-8') if page.is_file() else f'# {sweep.question}'
   return report.Question(
-      name=sweep.question, text=text, command=shlex.join(words), verdicts=verdicts, figures=figures,
+      name=sweep.question, text=text, command=plugins.command(*words), verdicts=verdicts, figures=figures,
       note=f'{len(mine)} of its {len(sweep.runs)} runs are done and on this page.')

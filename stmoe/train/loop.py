@@ -184,7 +184,8 @@ class Loop:
       return 0, 0.0, 0.0, None
     step, self.state, position, meta = restored
     self.data.set_state(position)
-    self.log(f'continuing from the checkpoint of step {step:,}')
+    self.log(f'continuing from the checkpoint of step {step:,}' if step else
+             'beginning with the parameters that the run was made with')
     if name := checksum.not_finite(self.state):
       self.log(f'note: the checkpoint of step {step:,} holds numbers that are not finite ({name}), as an '
                'older stmoe could save them; no step from here on can be taken; start from an earlier one')

@@ -120,6 +120,13 @@ def test_mistakes_in_a_table(mistake, tmp_path, content, words):
   assert 'runs.csv' in line and all(word in line for word in words), line
 
 
+def test_of_many_columns_the_nearest_are_named(mistake, tmp_path):
+  headings = ','.join(['flops', *(f'c{i}' for i in range(90))])
+  (tmp_path / 'runs.csv').write_text(headings + '\n' + '1,' * 90 + '1\n')
+  line = mistake('fit', tmp_path / 'runs.csv', '--law', 'power', '--column', 'x=flop')
+  assert line.endswith("runs.csv has no column 'flop'; nearest: flops (it has 91 columns)")
+
+
 def test_no_table(mistake, tmp_path):
   assert 'cannot read' in mistake('fit', tmp_path / 'nowhere.csv', '--law', 'clark')
   line = mistake('fit', tmp_path, '--law', 'clark')

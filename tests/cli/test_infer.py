@@ -90,6 +90,8 @@ def test_a_prompt_in_place_of_a_file_says_where_prompts_are_read():
     ('a\nb\n' + 'c' * 40 + '\n', 'x.txt', ('--batch-size', 2), 'x.txt:3: the prompt has 41 tokens'),
     ('a\n', 'x.txt', ('--config.decode.name=gredy',), "nearest: 'greedy'"),
     ('a\n', 'x.txt', ('--config.decode.beam=2', '--config.decode.name=beam'), "nearest: 'beams'"),
+    ('a\n', 'x.txt', ('--config.decode.beams=4',),
+     'decode.beams=4: strategy greedy has no field beams; decode.name=beam has it'),
     ('a\n', 'x.txt', ('--config.decode.name=contrast', '--config.decode.routing_ranks=(99,)'),
      'ranks are different numbers from 0'),
     ('a\n', 'x.txt', ('--length', 0), '--length 0: expected a whole number of at least 1'),
@@ -100,6 +102,32 @@ def test_mistakes_are_one_line_and_leave_no_file(lm, mistake, tmp_path, text, na
   line = mistake('infer', lm, tmp_path / name, '--length', '3', '--output', tmp_path / 'out', *words)
   assert says.replace("'", '') in line.replace("'", ''), line
   assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_longest_prompt_of_a_file_is_named_before_all_is_compiled(lm, mistake, tmp_path, monkeypatch):
+  monkeypatch.setattr(infer.generate, 'make', None)
+  (tmp_path / 'x.txt').write_text('a\n' + 'c' * 40 + '\n' + 'd' * 50 + '\n' + 'e' * 45 + '\n')
+  length = rundir.load(lm).data.length
+  says = f'the most of {{}} prompts that are too long; the model was trained with data.length={length}'
+  line = mistake('infer', lm, tmp_path / 'x.txt')
+  assert 'x.txt:3: the prompt has 51 tokens, ' + says.format(3) + '; shorten' in line
+  assert line.endswith('or set --config.data.length=51')
+  line = mistake('infer', lm, tmp_path / 'x.txt', '--config.data.length=42')     # is not the trained one
+  assert 'x.txt:3: the prompt has 51 tokens, ' + says.format(2) + ', and data.length=42 now; shorten' in line
+
+
+def test_a_conversation_without_a_template_is_refused_before_texts_are_announced(lm, command, tmp_path,
+                                                                                 monkeypatch):
+  (tmp_path / 'x.jsonl').write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+  lines = io.BytesIO((tmp_path / 'x.jsonl').read_bytes())
+  monkeypatch.setattr('sys.stdin', type('In', (), dict(buffer=lines)))
+  for words in ([tmp_path / 'x.jsonl'], ['--jsonl']):
+    code, _, err = command('infer', lm, *words, '--chat')
+    assert code == 2 and ':1: ' in err and 'template' in err and 'generating' not in err, err
+
+
+def test_a_run_that_is_not_there_is_told_before_a_file_that_is_not_there(lm, mistake):
+  assert f"is called '{lm}x'; nearest: {lm}" in mistake('infer', f'{lm}x', 'nowhere.txt')
 
 
 def test_prompts_may_be_arguments(lm, command, mistake, monkeypatch):

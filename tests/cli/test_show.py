@@ -76,10 +76,14 @@ def test_sharding_shows_every_array_and_needs_no_devices(command, monkeypatch):
 
 @pytest.mark.parametrize('more, words', [
     (['--sharding'], ['--mesh']),
-    (['--mesh', '2x2x2'], ['--sharding']),
-    (['--sharding', '--mesh', '2x2'], ['--mesh 2x2', 'data x expert x model', 'nearest: 8x1x1']),
+    (['--mesh', '2x2x2'], ['nearest: --sharding --mesh 2x2x2']),
+    (['--sharding', '--mesh', '2x2'], ['--mesh 2x2', 'data x expert x model', 'nearest: 2x2x1']),
     (['--sharding', '--mesh', '1x3x1'],
      ['mesh.expert=3: experts', 'not divisible by 3', 'nearest: mesh.expert=2']),
+    (['--sharding', '--mesh', '1x7x1'], ['mesh.expert=7: experts', 'nearest: mesh.expert=4']),
+    (['--sharding', '--mesh', '1x64'], ['--mesh 1x64: ', 'nearest: 1x64x1']),
+    (['--sharding', '--mesh', '0,2,2,2'], ['nearest: 1x2x2']),
+    (['--sharding', '--mesh', 'axb'], ['nearest: 8x1x1']),
     (['--sharding', '--mesh', '1x1x1', '--config.mesh.rules=fsdb'], ['mesh.rules', 'nearest: fsdp']),
 ])
 def test_mistakes_in_sharding(mistake, more, words):
@@ -100,6 +104,22 @@ def test_a_run_is_shown_and_compared_as_an_experiment(command, run):
   assert command('show', run)[1].startswith(f'{run}  (run id ')
   code, out, _ = command('diff', run, NAME)
   assert code == 0 and [line.split() for line in out.splitlines()[1:]] == [['seed', '3', '0']]
+
+
+def test_a_folder_that_is_no_run_is_told_apart_from_a_name(mistake, run):
+  known = run / 'inside' / 'config.json'
+  known.parent.mkdir()
+  known.write_text((run / 'config.json').read_text())
+  (run / 'config.json').unlink()
+  for words in (['show', run], ['diff', NAME, run], ['train', run]):
+    line = mistake(*words)
+    assert f'{run} is a folder, but no run directory' in line, line
+    assert line.endswith(f'nearest: {run}/inside'), line
+
+
+def test_two_commands_say_the_same_of_a_run_that_is_not_there(mistake, run):
+  said = f"no run directory and no experiment is called '{run}x'; nearest: {run}"
+  assert all(said in mistake(*words) for words in (['diff', run, f'{run}x'], ['eval', f'{run}x']))
 
 
 def test_defaults_are_dim_on_a_terminal(command, monkeypatch):

@@ -106,12 +106,12 @@ def test_training_goes_on_with_the_schedule(command, sparse, tmp_path):
 
 
 def test_noise_leaves_a_gap_and_fresh_slots_are_empty(command, folder, tmp_path):
-  code, out, _ = command('upcycle', folder / 'dense', f'{folder}/exp.py', '--workdir', tmp_path / 'run',
+  code, out, _ = command('upcycle', folder / 'dense', f'{folder}/exp.py', '--workdir', tmp_path / 'my run',
                          '--step', 'zero', '--config.seed=1', '--noise', '0.2')
-  record = records.ancestry(tmp_path / 'run')['facts']
+  record = records.ancestry(tmp_path / 'my run')['facts']
   assert code == 0 and record['difference'] > 1e-4 and f'gap {record["gap"]:+.6f}' in out
-  assert f'exp.py --workdir {tmp_path}/run --config.seed=1' in out
-  _, at, state, data = restore(tmp_path / 'run')
+  assert f"exp.py --workdir '{tmp_path}/my run' --config.seed=1" in out
+  _, at, state, data = restore(tmp_path / 'my run')
   assert at == state['step'] == state['opt_state']['count'] == 0 and not state['counts']['tokens'].any()
   assert data['step'] == 0                                           # another seed, another order
   assert not any(np.any(a) for a in jax.tree.leaves(state['opt_state']['mu']))

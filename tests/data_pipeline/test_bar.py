@@ -10,13 +10,14 @@ from stmoe.data import bar as progress
 @pytest.mark.parametrize('kind', ['auto', 'plain'])
 def test_plain_lines_say_what_is_left(kind, monkeypatch, capfd):
   monkeypatch.setenv('STMOE_PROGRESS', kind)
-  now = iter([0.0, 5.0, 20.0, 40.0])
+  now = iter([0.0, 11.0, 13.0, 22.0, 40.0])                          # the first piece has 11 seconds
   monkeypatch.setattr(progress.time, 'time', lambda: next(now))
   with progress.task('caching', 1000, 'bytes') as advance:
-    advance(100)
-    advance(100)
+    for _ in range(3):
+      advance(100)
   assert capfd.readouterr().err.splitlines() == [
-      'caching ...', 'caching: 200 of 1,000 bytes, 0.0 MB/s, 80 s left', 'caching: done in 40.0 s']
+      'caching ...', 'caching: 100 of 1,000 bytes, 0.0 MB/s',
+      f'caching: 300 of 1,000 bytes, 0.0 MB/s, {11 / 200 * 700:.0f} s left', 'caching: done in 40.0 s']
 
 
 def test_a_bar(monkeypatch, capfd):

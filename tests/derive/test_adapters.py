@@ -102,6 +102,12 @@ def test_a_merged_run_computes_the_same(start, adapted, alone, tmp_path):
     loaded.read(alone, tmp_path / 'merged', tmp_path / 'other', devices=ONE)
 
 
+def test_a_family_has_no_form_for_an_adapter(adapted, tmp_path):
+  said = 'has an adapter, for which the family llama has no form; nearest: --adapter, .*; or first: stmoe com'
+  with pytest.raises(errors.UserError, match=said):
+    convert.write(adapted, tmp_path / 'new', to='llama')
+
+
 @pytest.fixture(scope='module')
 def alone(adapted, tmp_path_factory):
   """The adapter of `adapted` in files."""

@@ -47,6 +47,8 @@ def test_a_run_from_start_to_scores(start, overrides, tmp_path):
   run, said = tmp_path / 'run', []
   assert finetune.finetune(start, cfg, run, name, devices=ONE, say=said.append) == 0
   assert '0 new, 0 of the start not used' in said[0] and '(attention)' in said[0]
+  told = (run / 'log.txt').read_text()
+  assert 'beginning with the parameters that the run was made with' in told and 'continuing' not in told
 
   [entry] = records.ancestry(run)['lineage']
   [parent] = entry['parents']

@@ -1,13 +1,17 @@
 """Planning, resuming and collecting of comparisons, with a function in place of the trainer."""
 
+import argparse
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 from stmoe import errors
+from stmoe import plugins
 from stmoe.cli import compare as command
+from stmoe.cli import main
 from stmoe.sweep import compare
 from tests.analysis import synthetic
 
@@ -56,6 +60,32 @@ def test_plan_has_every_seed_in_its_own_folder_with_its_overrides():
 def test_seeds_are_proposed_where_there_is_one(tmp_path):
   proposed = lambda seeds: ' '.join(command.following(['lm/a'], tmp_path, jobs(seeds)))
   assert '--seeds' in proposed((3,)) and '--seeds' not in proposed((0, 1))
+
+
+def test_what_is_proposed_can_be_typed_and_is_this_comparison(tmp_path, monkeypatch):
+  """As the command line reads it: with the same plugins, overrides and budget, whatever stands in names."""
+  file = tmp_path / 'my router.py'
+  monkeypatch.setattr(plugins, 'words', lambda: ['--plugin', str(file)])
+  parser = main.Parser(prog='stmoe compare')
+  command.add_arguments(parser)
+
+  def typed(line):
+    words, overrides = main.split_overrides(main.plugged(shlex.split(line)[2:]))
+    return vars(parser.parse_args(words)) | dict(overrides=overrides)
+
+  added = []
+  monkeypatch.setattr(plugins, 'add', added.append)
+  line = f"stmoe compare lm/a my.py:smoke --methods dense,switch --by time --workdir '{tmp_path}/my runs'" \
+         " '--config.blocks.m.executor=all_to_all:chunks=2' --config.train.steps 8"
+  asked = typed(line)
+  words = command.asked(argparse.Namespace(**asked))
+  seeds, report, _ = command.following(words, asked['workdir'], jobs((3,)))
+  again = typed(seeds)
+  assert again.pop('seeds') == '0,1,2' and str(again.pop('workdir')) == f'{tmp_path}/my runs_seeds'
+  assert again == {key: value for key, value in asked.items() if key not in ('seeds', 'workdir')}
+  assert shlex.split(report) == ['stmoe', 'report', f'{tmp_path}/my runs/switch', '--text', 'FILE',
+                                 '--plugin', str(file)]
+  assert added == [str(file)]
 
 
 def test_interrupted_comparison_continues_where_it_stopped(tmp_path):

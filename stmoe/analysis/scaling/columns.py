@@ -49,8 +49,9 @@ def read(path, columns, renamed=(), by=None):
     if heading not in headings:
       meaning = MEANING.get(heading)
       meaning = f': {meaning}; --column {heading}=HEADING names another' if meaning else ''
+      there = f': {", ".join(headings)}' if len(headings) <= errors.MANY else f' {len(headings)} columns'
       raise errors.UserError(f'{path} has no column {heading!r}{meaning}{errors.nearest(heading, headings)} '
-                             f'(it has: {", ".join(headings)})')
+                             f'(it has{there})')
   groups = {}
   for line, row in rows:
     group = groups.setdefault(row[headings.index(by)] if by else '', {column: [] for column in columns})

@@ -23,6 +23,14 @@ HELD_FROM = 64 << 20
 BELOW = (1 << 64) // corpus.HELD_OUT     # the first eight bytes of the sha256 of a document that is held out
 
 
+class Unfit(errors.UserError):
+  """A corpus that has to be held whole, for `reason`; the line names the field that says how it is held."""
+
+  def __init__(self, reason):
+    super().__init__(f'data.cache: {reason}; nearest: --config.data.cache=whole')
+    self.reason = reason
+
+
 def of(name, files=(), **how):
   """Returns the Task `name`, read in order: its `since` is set. UserError for a task of pairs.
 
@@ -33,8 +41,7 @@ def of(name, files=(), **how):
   if name != 'text':
     task = tasks.get(name, files, **how)
     if task.paired:
-      raise errors.UserError(f'data.cache: task {name} is one of pairs, which are cached whole; nearest: '
-                             '--config.data.cache=whole')
+      raise Unfit(f'task {name} is one of pairs, which are cached whole')
     return dataclasses.replace(task, since=functools.partial(_counted, task))
   return Files(*reading.divided(files), how.get('field', ''), how.get('documents', '')).task()
 

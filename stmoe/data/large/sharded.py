@@ -130,6 +130,5 @@ def of(task, vocabulary, size, cache_dir=None):
 def held_some(sizes):
   """Returns `sizes`, of the split validation; UserError where it holds no documents."""
   if not sizes['documents']:
-    raise errors.UserError('data.cache: no document could be held out for validation, the corpus has too '
-                           'few; nearest: --config.data.cache=whole')
+    raise corpora.Unfit('no document could be held out for validation, the corpus has too few')
   return sizes

@@ -4,9 +4,11 @@ import itertools
 
 import jax
 
+from stmoe import axes
 from stmoe import errors
 from stmoe import files as documents
 from stmoe import modules
+from stmoe import plugins
 from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import stored
 from stmoe.derive import exported
@@ -58,6 +60,17 @@ def imported(source):
   if unknown is not None:
     raise errors.Damaged(source / 'imported.json', f'has the dtype {unknown!r:.80}')
   return record
+
+
+def check_whole(source, name, cfg):
+  """Raises UserError for a model of configuration `cfg` with an adapter: a family has matrices alone."""
+  model = axes.abstract(lambda: states.build(cfg))
+  if not any('adapter' in words for words in modules.labels(model).values()):
+    return
+  routes = any(True for _ in modules.offering(model, 'unmergeable'))
+  merged = plugins.command('compress', str(source), 'merge_adapter', '--workdir', 'MERGED')
+  raise errors.UserError(f'{source} has an adapter, for which the family {name} has no form; nearest: '
+                         f'--adapter, for the adapter alone{"" if routes else f"; or first: {merged}"}')
 
 
 def original(source, name, record):

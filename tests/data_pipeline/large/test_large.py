@@ -290,13 +290,15 @@ def test_what_is_for_whole_caches_alone_is_a_line(fields, said, large):
   assert '\n' not in str(error.value)
 
 
-def test_too_few_documents_to_hold_some_out(large, tmp_path):
+def test_too_few_documents_to_hold_some_out(large, tmp_path, capsys):
   (tmp_path / 'a.txt').write_text('one\ntwo\n')
   for cache in ('shards', 'stream'):
     with pytest.raises(errors.UserError, match='no document could be held out .*nearest: .*cache=whole'):
       pipeline.source(large(cache, files=(str(tmp_path / 'a.txt'),)))
   assert main.main(['cache', 'text', '--files', str(tmp_path / 'a.txt'), '--shards', '--cache-dir',
                     str(tmp_path / 'cache')]) == 2
+  said = capsys.readouterr().err                                     # which has no --config.data.cache
+  assert said.startswith('stmoe: --shards: no document') and said.endswith('; nearest: without --shards\n')
   assert not any((tmp_path / 'cache').iterdir())
   with pytest.raises(errors.UserError, match='cannot write the cache .* set --config.data.cache_dir'):
     made([str(tmp_path / 'a.txt')], tmp_path / 'a.txt')
