@@ -98,7 +98,7 @@ def test_choices_are_those_of_the_code():
     ('blocks.m.virtual=zer', 'blocks.m.virtual: no virtual is called'),
     ('blocks.m.experts.name=feature', "blocks.m.experts.d_ff=256: experts 'feature' has no field 'd_ff'"),
     ('loss.name=values', "target 'values' has no field"),
-    ('optimizer.name=sgd', "has no field 'b1'; optimizer.name=adamw, adabelief have it, or leave 'b1' out of"),
+    ('optimizer.name=sgd', "has no field 'b1'; optimizer.name=adamw, adabelief have it, or leave 'b1'"),
     ('schedule.name=constant', "has no field 'end_fraction'; schedule.name="),
     ('blocks.m.router.name=thor', 'router.name=')])
 def test_a_field_out_of_its_range_is_one_line(override, said):
