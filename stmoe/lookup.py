@@ -316,7 +316,7 @@ def having(kind: str, field: str) -> list[str]:
   """Returns the names of the modules of `kind` of which a configuration sets the field `field`.
 
   >>> having('strategy', 'beams'), having('executor', 'chunks')
-  (['beam'], ['all_to_all'])
+  (['beam'], ['all_to_all', 'hops'])
   """
   own = known_fields(kind) if kind not in FUNCTIONS else {
       name: declared.of_function(PACKAGES[kind], name, FUNCTIONS[kind]) for name in available(kind)}

@@ -211,7 +211,7 @@ def described(cfg) -> str:
   groups = cfg.get('groups', {})
   fixed = {name for name, fields in groups.items() if not fields.get('train', True)}
   if any((groups[name].get('where') or name) == REST for name in fixed):
-    return ', '.join(sorted(groups.keys() - fixed))
+    return ', '.join(sorted({*groups} - fixed))
   if groups:
     return f'all but {", ".join(sorted(fixed))}' if fixed else 'all'
   return cfg.train.trainable
