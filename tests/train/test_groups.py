@@ -80,7 +80,7 @@ def test_a_part_and_groups_do_not_go_together():
   with pytest.raises(errors.UserError, match="train.trainable='expert' and groups.router both say"):
     groups.of(configuration('expert', router={}), LABELS)
   assert groups.described(configuration('expert')) == 'expert'
-  assert groups.described(configuration(router={}, expert={})) == 'all'                            # each in its own way
+  assert groups.described(configuration(router={}, expert={})) == 'all'
   assert groups.described(configuration(router=dict(train=False))) == 'all but router'
   assert groups.described(configuration(adapter={}, rest=dict(train=False))) == 'adapter'
 
