@@ -24,6 +24,7 @@ CALIBRATION_STEPS = 30
 CALIBRATION = (f'train.steps={CALIBRATION_STEPS}', 'train.log_every=10', 'eval.every=1000000',
                'eval.batches=1', 'checkpoint.every=1000000')
 
+BY = 'flops', 'time'
 LONG = 80                                # a command from which on what it is for stands right behind it
 
 COMPUTES = True
@@ -35,7 +36,7 @@ def add_arguments(parser):
                       help='an experiment, NAME[:argument], or a run directory')
   parser.add_argument('--methods', metavar='A,B', help='give each NAME the argument method=A, then method=B')
   parser.add_argument('--seeds', metavar='0,1', help='seeds of every variant; default: that of the file')
-  parser.add_argument('--by', choices=('flops', 'time'), default='flops',
+  parser.add_argument('--by', choices=BY, default=BY[0],
                       help='what all runs have the same of: active training FLOPs (default) or training time')
   parser.add_argument('--workdir', type=pathlib.Path, help='default: runs/ and the name of the experiment')
   parser.set_defaults(overrides=[])
@@ -75,7 +76,8 @@ def _run(args, variants, configs, request, workdir, costs):
 def asked(args):
   """Returns the words of a command line that say which comparison this is, but for its seeds and folder."""
   methods = [] if args.methods is None else ['--methods', args.methods]
-  return [*args.names, *methods, '--by', args.by, *args.overrides]
+  by = [] if args.by == BY[0] else ['--by', args.by]
+  return [*args.names, *methods, *by, *args.overrides]
 
 
 def _arguments(args):
