@@ -26,14 +26,14 @@ def nearest(name, choices, n=3):
 
 
 def closest(number, choices):
-  """Returns of the numbers `choices` the next at or below and the next above `number`, the closer first.
+  """Returns the texts of the next of the numbers `choices` at or below and above `number`, the closer first.
 
   >>> closest(7, [1, 2, 4, 8]), closest(6, [4, 8]), closest(9, [1, 2, 4, 8])
-  ([8, 4], [4, 8], [8])
+  ('8 or 4', '4 or 8', '8')
   """
   ordered = sorted(choices)
   below, above = ([n for n in ordered if (n > number) == over] for over in (False, True))
-  return sorted(below[-1:] + above[:1], key=lambda n: abs(n - number))
+  return ' or '.join(map(str, sorted(below[-1:] + above[:1], key=lambda n: abs(n - number))))
 
 
 def divisors(number):

@@ -148,9 +148,8 @@ class AwMoe(nnx.Module):
     rows, num_outputs, _ = g.shape
     size = self.group_size or rows
     if rows % size:
-      near = errors.closest(size, errors.divisors(rows))
       raise UserError(f'model.group_size={size} does not divide the {rows} rows of a microbatch; nearest: '
-                      f'{", ".join(map(str, near))}')
+                      f'{errors.closest(size, errors.divisors(rows))}')
     user = batch.get('group', jnp.arange(rows))
     user = jnp.broadcast_to(user[:, None], ctx.mask.shape)           # [B, K]
     cut = lambda x: x.reshape(rows // size, size * num_outputs, *x.shape[2:])

@@ -48,9 +48,8 @@ class BatchNorm(nnx.Module):
     units = self.scale[...].shape
     size = self.group_size or len(x)
     if len(x) % size:
-      near = ', '.join(map(str, errors.closest(size, errors.divisors(len(x)))))
       raise UserError(f'group_size={size} does not divide the {len(x)} rows of a microbatch, which a batch '
-                      f'norm takes together; nearest: {near}')
+                      f'norm takes together; nearest: {errors.closest(size, errors.divisors(len(x)))}')
     real = jnp.ones(x.shape[:x.ndim - len(units)], bool) if mask is None else mask
     rows = wide.reshape(len(x) // size, -1, *units)                   # [G, N, *shape]
     real = real.reshape(*rows.shape[:2], *[1] * len(units))

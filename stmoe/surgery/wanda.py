@@ -69,9 +69,8 @@ def _check(keep, block, allocation):
 def _check_block(block, inputs):
   """Raises UserError for blocks that do not divide the inputs of a matrix."""
   if inputs % block:
-    near = ' or '.join(map(str, errors.closest(block, errors.divisors(inputs))))
     raise errors.UserError(f'block={block} does not divide the {inputs} inputs of a matrix; nearest: '
-                           f'block={near}')
+                           f'block={errors.closest(block, errors.divisors(inputs))}')
 
 
 def scores(w: jax.Array, squares: np.ndarray, calls: np.ndarray) -> jax.Array:

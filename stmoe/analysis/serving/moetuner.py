@@ -49,9 +49,8 @@ def distances(devices: int, nodes: int, far: float = 4.0) -> np.ndarray:
   [0.0, 1.0, 4.0, 4.0]
   """
   if devices % nodes:
-    near = errors.closest(devices, range(nodes, devices + nodes, nodes))
     raise errors.UserError(f'devices={devices} are not divided by nodes={nodes}; nearest: '
-                           f'{" or ".join(map(str, near))}')
+                           f'{errors.closest(devices, range(nodes, devices + nodes, nodes))}')
   node = np.arange(devices) // (devices // nodes)
   return np.where(np.eye(devices) > 0, 0.0, np.where(node[:, None] == node, 1.0, far))
 
@@ -63,7 +62,7 @@ def clusters(load: np.ndarray, devices: int) -> np.ndarray:
   """
   experts, size = len(load), len(load) // devices
   if experts % devices or not size:
-    near = ' or '.join(map(str, errors.closest(devices, errors.divisors(experts))))
+    near = errors.closest(devices, errors.divisors(experts))
     raise errors.UserError(f'devices={devices} do not divide {experts} experts; nearest: {near}')
   # x[e,g] and the largest load t: sum_g x = 1, sum_e x = E / G, sum_e load x <= t.
   of_expert = sparse.kron(sparse.eye(experts), np.ones((1, devices)))
