@@ -65,9 +65,9 @@ def mixed(x: jax.Array, y: jax.Array, gate: jax.Array) -> jax.Array:
 class MixtureOfDepths(block_lib.Around):
   """A block that the C tokens of largest r = w . x of a row pass: y = x + r (block(x) - x), others y = x.
 
-  They attend to each other at the places they have. The top C of a row look ahead. A causal stack therefore
-  selects by a threshold wherever it does not train: a token passes if the logit of the predictor, or r
-  itself, is above 0. All tokens are then computed, and keys of tokens that went by are not seen.
+  They attend to each other at the places they have. The top C of a row look ahead, which an encoder may. A
+  causal stack selects by a threshold wherever it does not train: a token passes if the logit of the
+  predictor, or r itself, is above 0. All tokens are then computed, and keys of tokens that went by are not seen.
 
   Args:
     block:  recipe of the block.
@@ -102,7 +102,7 @@ class MixtureOfDepths(block_lib.Around):
     """Returns (x [B,T,D], aux: dict end of a name -> Aux, carry); see `block.Block`."""
     with jax.named_scope('depth'):
       r = scores(x, self.router_w[...])                              # [B, T]
-    if ctx.alone or ctx.causal and not ctx.train:
+    if ctx.causal and not ctx.train:
       return self._threshold(x, r, (self._logits(x, r) > 0) & ctx.mask, ctx, carry)
     return self._largest(x, r, ctx, carry)
 

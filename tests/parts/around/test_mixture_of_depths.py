@@ -77,6 +77,17 @@ def test_evaluation_looks_at_no_later_token_and_training_does():
   assert np.abs(before - after)[:, :3].max() > 1e-3
 
 
+def test_an_encoder_selects_for_a_generated_text_as_in_evaluation():
+  blocks = dict(d=dict(layer='dense', d_ff=8), m=dict(layer='dense', d_ff=8, around=AROUND))
+  made = lookup.recipe('model', dict(tiny.SHAPES, name='t5', encoder=(('dm', 1),), decoder=(('d', 1),)))(
+      blocks=blocks, rngs=nnx.Rngs(0))
+  batch = tiny.batch('t5', 2, LENGTH)
+  run = jax.jit(lambda model, alone: model(batch, alone=alone), static_argnums=1)
+  (logits, aux), (other, _) = run(made, False), run(made, True)
+  np.testing.assert_allclose(other, logits, rtol=1e-5, atol=1e-5)
+  assert aux['encoder_01.depth'].load.tolist() == [6, 6]
+
+
 def test_padding_takes_no_place_and_makes_none():
   r = jnp.array([[1.0, 5.0, 9.0, 9.0, 9.0, 9.0], [1.0, 5.0, 3.0, 2.0, 9.0, 9.0], [9.0] * 6])
   mask = jnp.arange(6) < jnp.array([2, 4, 0])[:, None]
