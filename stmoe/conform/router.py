@@ -161,7 +161,7 @@ def causal_in_evaluation(name: str, **fields) -> None:
 
 
 def decoding_weighs_as_evaluation(name: str, **fields) -> None:
-  """A token that is routed alone, as in decoding, has its experts of a group, or `undecodable` says why not."""
+  """A token that is routed alone, as in decoding, has its experts of a group, or `undecodable` is said."""
   router = _build(name, **fields | dict(capacity_factor=(None, None)))
   if contract.offered(router, 'undecodable'):
     return

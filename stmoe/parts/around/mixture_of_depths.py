@@ -67,7 +67,8 @@ class MixtureOfDepths(block_lib.Around):
 
   They attend to each other at the places they have. The top C of a row look ahead, which an encoder may. A
   causal stack selects by a threshold wherever it does not train: a token passes if the logit of the
-  predictor, or r itself, is above 0. All tokens are then computed, and keys of tokens that went by are not seen.
+  predictor, or r itself, is above 0. All tokens are then computed, and keys of tokens that went by are not
+  seen.
 
   Args:
     block:  recipe of the block.
