@@ -7,11 +7,13 @@ and 3.19 (from rounded coefficients, 2 to 3 % off). There is no table of single 
 In training the plan sees later tokens (allow_causal=True): that loss is no language-modelling score.
 Evaluation takes the largest logit of each token, and is causal.
 Differs: C4/en for MassiveText; rotary positions for Transformer-XL's; the gate is the sigmoid of the logit
-(Megatron-LM); plans of groups of 4 sequences; optimizer, batch and capacity factor are (unverified).
+(Megatron-LM), with gates=softmax the probability, which is the paper's (unverified); plans of groups of 4
+sequences; optimizer, batch and capacity factor are (unverified).
 
   stmoe train base/s_base:size=130m,experts=64
   stmoe train base/s_base:smoke                       laptop, about a minute
-  size = 15m | 25m | 55m | 130m | 370m | 870m | 1.3b; experts = 1 ... 512 (1 = dense in all but name)
+  size = 15m | 25m | 55m | 130m | 370m | 870m | 1.3b; experts = 1 ... 512 (1 = dense in all but name);
+  gates = sigmoid | softmax
 """
 
 from stmoe.configs import arguments
@@ -19,17 +21,17 @@ from stmoe.configs import common
 from stmoe.configs.base import paper
 from stmoe.configs.base import recipe
 
-VARIANTS = ('size=15m,experts=512', 'size=1.3b,experts=128')
+VARIANTS = ('size=15m,experts=512', 'size=1.3b,experts=128', 'gates=softmax')
 
 
 def get_config(arg=''):
-  args = arguments.parse(arg, smoke=False, size='130m', experts=64)
+  args = arguments.parse(arg, smoke=False, size='130m', experts=64, gates='sigmoid')
   size, facts = common.choose('size', args.size, paper.S_BASE_SIZES), paper.S_BASE_OPTIM
   d_ff, length = 4 * size['d_model'], facts['length']
   c = common.config()
   c.model = recipe.decoder(size, (('dm', size['layers'] // 2),), facts['vocab_size'])
   router = dict(name='s_base', num_experts=args.experts, capacity_factor=(facts['capacity_factor'],) * 2,
-                allow_causal=True)
+                gates=args.gates, allow_causal=True)
   c.blocks = dict(d=dict(layer='dense', d_ff=d_ff),
                   m=dict(layer='moe', executor='gather', group_size=4 * length, router=router,
                          experts=dict(name='mlp', d_ff=d_ff, init_scale=1.0)))

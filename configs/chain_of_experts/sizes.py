@@ -4,8 +4,9 @@ Chain of Experts (arXiv:2506.18945), the released configuration. Expected valida
 CoE(2,4,64) 1.12, the baseline of equal compute MoE(8,64) 1.20, CoE(2,4,48) equal to the latter; one gate for
 both iterations is worse than the baseline (paper.REPORTED).
 Differs: give MetaMathQA's text, or any, as data.files: what exactly was trained on is not stated; a
-vocabulary trained on it; no YaRN; gates begin normal instead of uniform. The printed 544M are about the
-routed experts alone: all is 781M. The baseline has a skip connection around its layers, as DeepSeek-V2.
+vocabulary trained on it; no YaRN; gates begin normal instead of uniform, matrices with F rows with 0.024
+instead of 0.02. The printed 544M are about the routed experts alone: all is 781M. The baseline has a skip
+connection around its layers, as DeepSeek-V2.
 
   stmoe train chain_of_experts/sizes --config.data.files=math.txt
   stmoe train chain_of_experts/sizes:iterations=1 --config.data.files=math.txt        the baseline

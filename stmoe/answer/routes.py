@@ -33,9 +33,10 @@ def search(run: str | pathlib.Path, step: int | None = None, rows: int = 4, draw
 
   tokens, layers  of the rows, and L
   learned, learned_big  the loss of the router as it evaluates, and its share of big modules
-  budgets  for every number m of big layers a dict: m, oracle (exactly m), at_most (m), fixed (one route for
-           all tokens), random (routes drawn for every token), big_share [L] of the oracle, difficulty
+  budgets  for every number m of big layers a dict: m, oracle (exactly m), at_most (m), before, fixed (one
+           route for all tokens), random (routes drawn for each token), big_share [L] of the oracle, difficulty
 
+  before is the loss by the route that was the oracle's for the token before.
   The best fixed route and the best of `draws` random ones are chosen on the first half of the rows. Their
   losses are of the second half. All else is of all rows.
 
@@ -64,9 +65,9 @@ def of_model(model, batch: dict, draws: int = 100, default: str = 'big', seed: i
   routed = modules.wrapped(model, lookup.constructor('router', 'route'))
   weights = np.asarray(batch[WEIGHTS]) > 0                           # [B, T]
   context = every[(every == dict(big=0, small=1)[default]).all(axis=1)][0]
-  table = np.concatenate([np.asarray(losses_of_routes(routed, row, every, context))[real]
-                          for row, real in zip(_rows(batch), weights)])            # [tokens, R]
-  found = oracle.best(table, every)
+  tables = [np.asarray(losses_of_routes(routed, row, every, context))[real]        # [tokens, R] each
+            for row, real in zip(_rows(batch), weights)]
+  found, before = oracle.best(np.concatenate(tables), every), oracle.of_the_token_before(tables, every)
   loss, aux = losses(model, batch)
   shares = [float(report.load[0] / report.load.sum()) for report in aux.values()]
   whole = functools.partial(_mean, np.ones(len(weights), bool), weights)
@@ -78,6 +79,7 @@ def of_model(model, batch: dict, draws: int = 100, default: str = 'big', seed: i
     drawn = np.asarray(losses_of_patterns(routed, batch, random[m])) if draws else None
     budgets.append(dict(
         m=m, oracle=float(found.loss_exact[m].mean()), at_most=float(found.loss_at_most[m].mean()),
+        before=None if np.isnan(before[m]) else float(before[m]),
         fixed=_chosen(fixed[of], weights), random=None if drawn is None else _chosen(drawn, weights),
         big_share=found.big_share[m].tolist(), difficulty=float(found.difficulty[m].mean())))
   return dict(tokens=int(weights.sum()), layers=layers, learned=whole(np.asarray(loss)),

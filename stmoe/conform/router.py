@@ -160,6 +160,20 @@ def causal_in_evaluation(name: str, **fields) -> None:
   _causal(name, False, **fields)
 
 
+def decoding_weighs_as_evaluation(name: str, **fields) -> None:
+  """A token that is routed alone, as in decoding, has its experts of a group, or `undecodable` is said."""
+  router = _build(name, **fields | dict(capacity_factor=(None, None)))
+  if contract.offered(router, 'undecodable'):
+    return
+  weights = lambda alone: _routed_in_groups(router, *_inputs(), alone).masks()[1].sum(-1).reshape(-1, E)
+  try:
+    alone = weights(True)
+  except errors.UserError:                                           # its groups are whole rows
+    return
+  np.testing.assert_allclose(alone, weights(False), rtol=1e-6, atol=1e-6, err_msg='a token alone has other '
+                             "experts; wanted: the attribute undecodable, which says why")
+
+
 def every_executor_agrees(name: str, **fields) -> None:
   """Every executor computes what `einsum` does with the router's choices, values and gradients."""
   execution.agree(name, lookup.available('executor'), **fields)
@@ -199,6 +213,15 @@ def _routed(router, x, ids, mask, tokens, key, train, causal):
     carry = checked.route(router, x, ctx, carry).carry
   routed = checked.route(router, x, ctx, carry)
   return routed.assignment, routed.aux
+
+
+@functools.partial(jax.jit, static_argnames='alone')
+def _routed_in_groups(router, x, ids, alone):
+  """The Assignment of evaluation for all tokens, of which each is a group by itself or none is."""
+  ctx = contract.Context.of(ids)
+  if alone:
+    x, ctx = x.reshape(G * S, 1, D), ctx.group(G * S, 1).replace(alone=True)
+  return checked.route(router, x, ctx, modules.init_carry(router, x)).assignment
 
 
 def _route(router, x=None, mask=MASK, tokens=None, key=None, train=False, causal=False, ids=None):

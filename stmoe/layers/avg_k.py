@@ -39,7 +39,16 @@ def mean_keys(keys: jax.Array, values: jax.Array | None = None, normalize: bool 
   else:
     length = jnp.linalg.norm(values, axis=-1)                        # [B, g]
     gate = jnp.einsum('bdg,bg->bd', keys, length / length.sum(axis=-1, keepdims=True))
-  return gate / jnp.linalg.norm(gate, axis=-1, keepdims=True) if normalize else gate
+  return unit(gate) if normalize else gate
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """Returns vectors x [...,D] over their length; 0 stays 0, with a finite gradient.
+
+  >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+  [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+  """
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
 
 
 def refreshed(gate: jax.Array, key: jax.Array, momentum: float) -> jax.Array:
@@ -49,8 +58,7 @@ def refreshed(gate: jax.Array, key: jax.Array, momentum: float) -> jax.Array:
 
 def scores(x: jax.Array, gate: jax.Array, normalize: bool = False) -> jax.Array:
   """Returns [G,S,B], s_tj = x_t e_j, for x [G,S,D] and a gate [B,D]; normalize: of x over its length."""
-  x = x / jnp.linalg.norm(x, axis=-1, keepdims=True) if normalize else x
-  return jnp.einsum('gsd,bd->gsb', x, gate, precision='highest')
+  return jnp.einsum('gsd,bd->gsb', unit(x) if normalize else x, gate, precision='highest')
 
 
 def avg_k(scores: jax.Array, mask: jax.Array, k: int, capacity: int, *, gated: bool = False,
@@ -141,6 +149,7 @@ class AvgK(nnx.Module):
     d_ff:       g, cells of a block.
     num_blocks: B; k: blocks that a token reads.
     activation, gated_cells, init_scale: of the cells: act(x K^T), times x U^T if gated (SwiGLU: 'silu').
+      Values begin as those of a dense layer of k g cells, N(0, init_scale / (k g)).
     score:      what chooses: the mean 'key', which is the mean of pre-activations; 'hidden', the mean of what
       cells hold after the activation (VanillaM with blocks, which saves nothing); of gated cells also 'up',
       the mean of the other pre-activations. 'up_abs' and 'hidden_abs' take absolute values (EMoE,
@@ -153,7 +162,8 @@ class AvgK(nnx.Module):
     executor, group_size: see `moe.Moe`.
   Losses: balance, which the paper does without.
   State: gate f32[B,D], with momentum.
-  Differs: with momentum the gate follows keys of before the step, in EMoE those of after it.
+  Differs: with momentum the gate follows keys of before the step, in EMoE those of after it. EMoE's noise in
+    training, its priority of a batch's tokens and its learned gate are not built.
   """
 
   def __init__(self, d_model: int, *, d_ff: ranges.Count, num_blocks: ranges.Count, k: ranges.Count,
@@ -173,6 +183,7 @@ class AvgK(nnx.Module):
     make = glu.Glu if gated_cells else mlp.Mlp
     self.experts = make(d_model, num_experts=num_blocks, d_ff=d_ff, activation=activation,
                         init_scale=init_scale, rngs=rngs)
+    self.experts.wo[...] *= k ** -0.5                                # k blocks add up
     self.d_model = d_model
     self.k = k
     self.score = score

@@ -23,6 +23,8 @@ from stmoe.parts.pictures import conv
 from stmoe.parts.pictures import patches
 
 NAME = 'pathway'                     # the one name under which the network reports
+# Of the router's network: the default of the reference's convolutions, uniform up to 1 / sqrt(fan in).
+UNIFORM = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
 class Pathway(typing.NamedTuple):
@@ -42,16 +44,17 @@ class Convolution(nnx.Module):
   Args:
     side:     H and W of what goes in; channels, width: C and F; size, stride: of the window.
     num_experts: E; 0 = the only one.
+    init: of the only one; None = `fan_out`.
   """
 
-  def __init__(self, side: int, channels: int, width: int, *, size, stride=1, num_experts=0, rngs):
+  def __init__(self, side: int, channels: int, width: int, *, size, stride=1, num_experts=0, init=None, rngs):
     self.side, self.width = -(-side // stride), width
     make = functools.partial(channel_groups.Channels, side=side, width=width, size=size, stride=stride)
     self.experts: typing.Any = None if not num_experts else banks.made(
         make, side * side * channels, num_experts=num_experts, out=self.side ** 2 * width, rngs=rngs)
     self.dense: typing.Any = None if num_experts else conv.Conv(
         channels, width, size=size, stride=stride, pixels=self.side ** 2, use_bias=False,
-        init=fan_out(width, size), rngs=rngs)
+        init=init or fan_out(width, size), rngs=rngs)
 
   def __call__(self, x: jax.Array, pathway: Pathway | None) -> jax.Array:
     """Returns [B,H',W',F] for x [B,H,W,C]."""
@@ -73,24 +76,25 @@ class Block(nnx.Module):
     side, channels: of what goes in.
     windows:  (size, width, stride) of each convolution.
     shortcut: 'conv' or 'pad'.
+    init:     see `Convolution`.
     name:     first part of the names of statistics.
   """
 
   def __init__(self, side: int, channels: int, windows: typing.Sequence[tuple[int, int, int]],
-               name: str = 'block', *, num_experts=0, shortcut='conv', rngs):
+               name: str = 'block', *, num_experts=0, shortcut='conv', init=None, rngs):
     self.convs: nnx.List = nnx.List([])
     self.norms: nnx.List = nnx.List([])
     self.stride, self.before = 1, channels
     at, depth = side, channels
     for number, (size, width, stride) in enumerate(windows):
       self.convs.append(Convolution(at, depth, width, size=size, stride=stride, num_experts=num_experts,
-                                    rngs=rngs))
+                                    init=init, rngs=rngs))
       self.norms.append(_norm(width, f'{name}.norm_{number}', rngs))
       at, depth, self.stride = -(-at // stride), width, self.stride * stride
     self.side, self.width = at, depth
     other = shortcut == 'conv' and (self.stride > 1 or depth != channels)
     self.shortcut: typing.Any = None if not other else Convolution(
-        side, channels, depth, size=1, stride=self.stride, rngs=rngs)
+        side, channels, depth, size=1, stride=self.stride, init=init, rngs=rngs)
     self.shortcut_norm: typing.Any = None if not other else _norm(depth, f'{name}.shortcut_norm', rngs)
 
   def __call__(self, x: jax.Array, pathway: Pathway | None,
@@ -117,19 +121,20 @@ class Network(nnx.Module):
     side, channels: of the images.
     stem:   channels of the first convolution, which is dense.
     stages: of each stage, the windows of each of its blocks.
+    init:   of dense convolutions, see `Convolution`.
     name:   first part of the names of statistics.
     label:  what its parameters are called in section `groups`, or None.
   """
 
   def __init__(self, side: int, channels: int, stem: int, stages: typing.Sequence, name: str = 'network', *,
-               num_experts=0, shortcut='conv', label=None, rngs):
-    self.stem = Convolution(side, channels, stem, size=3, rngs=rngs)
+               num_experts=0, shortcut='conv', init=None, label=None, rngs):
+    self.stem = Convolution(side, channels, stem, size=3, init=init, rngs=rngs)
     self.stem_norm = _norm(stem, f'{name}.stem_norm', rngs)
     self.blocks: nnx.List = nnx.List([])
     depth = stem
     for windows in (windows for stage in stages for windows in stage):
       self.blocks.append(Block(side, depth, windows, f'{name}.block_{len(self.blocks)}',
-                               num_experts=num_experts, shortcut=shortcut, rngs=rngs))
+                               num_experts=num_experts, shortcut=shortcut, init=init, rngs=rngs))
       side, depth = self.blocks[-1].side, self.blocks[-1].width
     self.width = depth
     self.label = label
@@ -207,7 +212,7 @@ class ResNet(nnx.Module):
                       'blocks are no section; nearest: blocks={}')
     around = stages('basic', [router_width * 2 ** i for i in range(3)], [router_depth] * 3)
     network: typing.Any = router and Network(image_size, channels, router_width, around, 'router_network',
-                                             shortcut='pad', label='router', rngs=rngs)
+                                             shortcut='pad', init=UNIFORM, label='router', rngs=rngs)
     self.router = router and checked.built(router, network.width, rngs)
     self.router_network = network
     wide = [max(round(ratio * width), 1) for width in widths]

@@ -35,7 +35,7 @@ def deepseek_moe(logits: jax.Array, mask: jax.Array, k: int, *, num_groups: int 
     normalize_gates, route_scale: gates over their sum; then times the scale.
     sequence: i32[G,S] scope of the losses, see `balance.sequences`; None = a whole group.
     budget:   choices that one device takes; None = all.
-    exempt:   bool[G,S] tokens that no budget drops.
+    exempt:   bool[G,S] tokens that no budget drops; None = no token.
     choose:   how experts are chosen instead, see `contract.OFFERS`.
   """
   kept_groups = num_groups if kept_groups is None else kept_groups
@@ -45,8 +45,8 @@ def deepseek_moe(logits: jax.Array, mask: jax.Array, k: int, *, num_groups: int 
   gates = choices.values(probs, choice)
   gates = (choices.normalize(gates) if normalize_gates and k > 1 else gates) * route_scale
   edges = assignment.kill_padding(assignment.from_choices(choice, gates, probs.shape[-1]), mask)
-  assert budget is None or exempt is not None                        # the two come together
-  kept = edges if budget is None or exempt is None else within_budget(edges, num_groups, budget, exempt)
+  exempt = jnp.zeros_like(mask) if exempt is None else exempt
+  kept = edges if budget is None else within_budget(edges, num_groups, budget, exempt)
   a = assignment.cap(kept, edges.num_tokens)
   shares = balance.shares(probs, choice, mask, sequence)
   return a, contract.Aux(
@@ -86,7 +86,8 @@ class DeepSeekMoE(nnx.Module):
     use_bias:        adds a learned b [E], initially 0, to the logits (gpt-oss).
     scope:           'sequence' (V2; the released 16B) or 'group': what the losses count over.
     device_budget:   in training a device takes this factor of its equal share of the choices, the
-      most probable first. A tenth of the sequences keep all choices (V2: 1.0); None = all. Not causal.
+      most probable first. A tenth of the sequences keep all choices, none without a key (V2: 1.0); None =
+      all. Not causal.
     allow_causal:    accept a device budget where a token then depends on later tokens.
   Losses: balance, device, communication.
   Differs: the router starts at N(0, 0.02) like all of this project; the paper has 0.006. A device's
@@ -133,8 +134,7 @@ class DeepSeekMoE(nnx.Module):
     if self.device_budget is not None and ctx.train:
       budget = round(self.device_budget * self.k * logits.shape[1] / self.num_groups)
       drawn = choices.draw(ctx.fold('exempt').key, *sequence.shape)  # one draw for every sequence
-      assert drawn is not None                                       # training has a key
-      exempt = jnp.take_along_axis(drawn < EXEMPT, sequence, axis=1)
+      exempt = None if drawn is None else jnp.take_along_axis(drawn < EXEMPT, sequence, axis=1)
     a, aux = deepseek_moe(
         logits, ctx.mask, self.k, num_groups=self.num_groups, kept_groups=self.kept_groups,
         normalize_gates=self.normalize_gates, route_scale=self.route_scale,

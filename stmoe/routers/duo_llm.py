@@ -79,7 +79,7 @@ class DuoLLM(nnx.Module):
                total_steps: ranges.Count = 10_000, scope: ranges.Choice(*SCOPES) = 'group', num_virtual=0,
                rngs):
     self.fixed = dict(big=0, small=num_experts, skip=num_experts + 1)[at_eval]
-    if self.fixed >= num_experts + max(num_virtual, 1):
+    if self.fixed >= num_experts + num_virtual:
       raise UserError(f"router duo_llm: at_eval={at_eval!r} of {num_virtual} virtual experts; nearest: "
                       "at_eval='big'")
     self.w = gate.weights(d_model, num_experts + num_virtual, rngs=rngs)

@@ -49,6 +49,8 @@ class ExpertSelection(nnx.Module):
   Losses: balance (popularity of tokens), z.
   """
 
+  undecodable = "experts select among the tokens of a group, later ones too; nearest: router name='st_moe'"
+
   def __init__(self, d_model: int, *, num_experts: ranges.Count,
                capacity_factor: ranges.Factors = (1.25, 2.0), min_capacity: ranges.Natural = 4,
                allow_causal: ranges.Flag = False, rngs):

@@ -1,5 +1,7 @@
 """S-BASE: top-k of a balanced Sinkhorn plan in training, of the logits otherwise (arXiv:2202.01169)."""
 
+import typing
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -15,24 +17,30 @@ from stmoe.core import metrics
 from stmoe.errors import UserError
 
 
+# Gates of all experts, of logits f32[G,S,E]; not divided by the sum of the chosen ones.
+GATES: dict[str, typing.Callable[[jax.Array], jax.Array]] = dict(
+    sigmoid=jax.nn.sigmoid, softmax=jax.nn.softmax)
+
+
 def s_base(logits: jax.Array, mask: jax.Array, capacity: int, k: int = 1, *, tokens: jax.Array | None = None,
-           balanced: bool = True, tolerance: float = 1e-4, iterations: int = 1000) -> contract.Decision:
+           gates: str = 'sigmoid', balanced: bool = True, tolerance: float = 1e-4,
+           iterations: int = 1000) -> contract.Decision:
   """Returns (Assignment, Aux): the k largest entries of each row of the plan, or of the logits.
 
-  The gate is sigmoid(logit) if k = 1, else the softmax over all experts at the chosen experts, not
-  renormalised. The plan only chooses. The plan is balanced, its largest entries only nearly so.
+  The plan only chooses. The plan is balanced, its largest entries only nearly so.
 
   Args:
     logits:   f32[G,S,E]; mask: bool[G,S] real tokens; capacity: C; tokens: see `losses.token_mean`.
+    gates:    of a single choice, a key of GATES; those of several choices are of the softmax.
     balanced: choose from `matching.sinkhorn`'s plan (training), or from the logits (evaluation).
     tolerance, iterations: see `matching.sinkhorn`.
   """
   probs = jax.nn.softmax(logits, axis=-1)                            # [G, S, E]
-  gates = jax.nn.sigmoid(logits) if k == 1 else probs
+  weights = GATES[gates](logits) if k == 1 else probs
   fixed = jax.lax.stop_gradient(logits)
   ranking = matching.sinkhorn(fixed, mask, tolerance, iterations) if balanced else fixed
   choice = jax.lax.top_k(ranking, k)[1]                              # [G, S, k]
-  edges = assignment.from_choices(choice, choices.values(gates, choice), probs.shape[-1])
+  edges = assignment.from_choices(choice, choices.values(weights, choice), probs.shape[-1])
   edges = assignment.kill_padding(edges, mask)
   a = assignment.cap(edges, capacity)
   numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
@@ -49,23 +57,27 @@ class SBase(nnx.Module):
     k:               choices per token.
     capacity_factor: (train, eval) slots per token; None = nothing is dropped (Megatron-LM).
     min_capacity:    least slots of an expert.
+    gates:           of a single choice: the 'sigmoid' of its logit, or its probability, 'softmax'. Those of
+      several choices are their probabilities.
     tolerance:       the plan has converged when its column factors change less in the mean.
     iterations:      limit of the iterations.
     allow_causal:    accept that in training later tokens of a causal stack decide, through the plan.
   Losses: z.
-  Differs: the plan is made in each routing group (Megatron-LM: of all tokens of a device).
+  Differs: the plan is made in each routing group (Megatron-LM: of all tokens of a device). A single gate is
+    Megatron-LM's sigmoid; the paper's is the probability (unverified).
   """
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 1,
                capacity_factor: ranges.Factors = (None, None), min_capacity: ranges.Natural = 4,
-               tolerance: ranges.NonNegative = 1e-4, iterations: ranges.Count = 1000,
-               allow_causal: ranges.Flag = False, rngs):
+               gates: ranges.Choice(*GATES) = 'sigmoid', tolerance: ranges.NonNegative = 1e-4,
+               iterations: ranges.Count = 1000, allow_causal: ranges.Flag = False, rngs):
     choices.check_k('s_base', k, num_experts)
     self.w = gate.weights(d_model, num_experts, rngs=rngs)
     self.num_experts = num_experts
     self.k = k
     self.capacity_factor = tuple(capacity_factor)
     self.min_capacity = min_capacity
+    self.gates = gates
     self.tolerance = tolerance
     self.iterations = iterations
     self.allow_causal = allow_causal
@@ -77,6 +89,6 @@ class SBase(nnx.Module):
                       'set allow_causal=True (evaluation is causal), or use router switch')
     logits = gate.logits(x, self.w[...])
     capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
-    a, aux = s_base(logits, ctx.mask, capacity, self.k, tokens=ctx.tokens, balanced=ctx.train,
-                    tolerance=self.tolerance, iterations=self.iterations)
+    a, aux = s_base(logits, ctx.mask, capacity, self.k, tokens=ctx.tokens, gates=self.gates,
+                    balanced=ctx.train, tolerance=self.tolerance, iterations=self.iterations)
     return contract.Routed(a, aux, carry)

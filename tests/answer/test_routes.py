@@ -38,6 +38,12 @@ def test_a_token_that_tries_the_route_of_all_others_has_their_loss():
   budgets = found['budgets']
   assert found['tokens'] == 10 and len(budgets) == 3 and np.isfinite(found['learned'])
   assert [one['at_most'] for one in budgets] == sorted((one['at_most'] for one in budgets), reverse=True)
+  # Of one route the token before has that one, too; of several its route is another token's.
+  rows = [{name: a[i:i + 1] for name, a in batch.items()} for i in range(2)]
+  table = np.concatenate([np.asarray(routes.losses_of_routes(routed, row, every, every[0]))[1:]
+                          for row in rows])
+  assert budgets[2]['before'] == pytest.approx(table[:, 0].mean(), rel=1e-4)
+  assert budgets[1]['before'] > oracle.best(table, every).loss_exact[1].mean()
   assert budgets[2]['fixed'] == pytest.approx(budgets[2]['random'], rel=1e-5)      # there is one route
   assert budgets[0]['big_share'] == [0, 0] and budgets[2]['big_share'] == [1, 1]
 

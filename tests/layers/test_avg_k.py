@@ -34,6 +34,24 @@ def test_the_mean_key_scores_as_the_mean_of_pre_activations():
   np.testing.assert_allclose(layer.router.logits(x, calls.context()), means, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('fields', [{}, dict(gated_cells=True, activation='silu')])
+def test_values_begin_as_those_of_the_dense_layer(fields):
+  """The k blocks that a token reads add up: N(0, s / (k g)), keys N(0, s / D)."""
+  experts = make(d_ff=64, num_blocks=16, k=8, init_scale=0.5, **fields).experts
+  np.testing.assert_allclose(experts.wo[...].std(), (0.5 / (8 * 64)) ** 0.5, rtol=0.05)
+  np.testing.assert_allclose(experts.wi[...].std(), (0.5 / D) ** 0.5, rtol=0.05)
+
+
+def test_a_token_of_zeros_has_scores_and_a_gradient():
+  layer, x = make(normalize=True, gated=True), calls.inputs(D).at[0, 0].set(0)
+  def total(x):
+    routed = layer.router(x, calls.context(), {})
+    return routed.assignment.weight.sum() + routed.aux.losses['balance']
+  value, slope = jax.value_and_grad(total)(x)
+  assert jnp.isfinite(value) and jnp.isfinite(slope).all()
+  assert not layer.router.logits(x, calls.context())[0, 0].any()
+
+
 def test_weights_are_one_and_of_the_gated_form_a_part_of_the_softmax_with_a_gradient():
   def weights(wi, **fields):
     layer = make(k=1, **fields)

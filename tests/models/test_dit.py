@@ -19,6 +19,7 @@ from stmoe.surgery import layout
 from stmoe.targets import ddpm
 from stmoe.train import check
 from stmoe.train import router_losses as losses
+from tests.models import tiny
 
 WIDTH = 8
 PLAIN = dict(layer='dense', d_ff=12, activation='gelu', use_bias=True)
@@ -179,6 +180,13 @@ def test_mistakes_are_one_line(fields, said):
     model = lookup.recipe('model', FIELDS | dict(layers=(('d', 1),)) | fields)(
         blocks=BLOCKS | dict(x=PLAIN | dict(around=odd)), rngs=nnx.Rngs(0))
     jax.eval_shape(lambda b: model(TARGET.posed(b))[0], batch())
+
+
+def test_another_model_has_no_noise_levels():
+  model = lookup.recipe('model', dict(tiny.SHAPES, name='lm', layers=(('r', 1),)))(
+      blocks=BLOCKS, rngs=nnx.Rngs(0))
+  with pytest.raises(errors.UserError, match="denoising_task_routing: nothing is given as 'time'"):
+    jax.eval_shape(model, tiny.batch('lm', 1, 4))
 
 
 def test_flops_by_hand():

@@ -49,6 +49,19 @@ def test_executors_agree_and_an_image_has_the_expert_of_its_largest_score():
   np.testing.assert_allclose(run(other, batch())[0], logits, rtol=1e-5, atol=1e-6)
 
 
+def test_convolutions_begin_as_in_the_released_code():
+  """Those of experts N(0, 2 / (9 E F)), those of the router's network uniform up to 1 / sqrt(fan in)."""
+  model = make(widths=(64, 64), router_width=32)
+  experts = model.experts.blocks[1].convs[1].experts.w[...]          # [E, k, k, C, F]
+  np.testing.assert_allclose(experts.std(), (2 / (9 * 2 * 64)) ** 0.5, rtol=0.03)
+  for block in model.router_network.blocks:
+    for convolution in block.convs:
+      w = convolution.dense.w[...]                                   # [k, k, C, F]
+      bound = (9 * w.shape[2]) ** -0.5
+      assert 0.99 * bound < jnp.abs(w).max() <= bound
+      np.testing.assert_allclose(w.std(), bound / 3 ** 0.5, rtol=0.03)
+
+
 def test_norms_move_once_a_step_and_not_in_evaluation():
   model = make()
   _, aux = run(model, batch(), train=True)

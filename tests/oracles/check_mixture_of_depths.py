@@ -46,7 +46,7 @@ def block(case):
     (grads, dx), (y, aux) = jax.jit(jax.grad(run, (0, 1), has_aux=True))(layer, x)
     r, p = (depths.scores(x, jnp.asarray(case[name])[:, None]) for name in ('w_router', 'w_predictor'))
   case.assert_close('router', r)
-  case.assert_close('selected', depths.largest(r, ctx.mask, c['C'])[0])
+  case.assert_close('selected', depths.largest(r, ctx.mask, c['C'] / c['S'])[0])
   case.assert_close('y', y)
   case.assert_close('aux', aux.losses['membership'])
   case.assert_close('predictor_loss', aux.losses['predictor'])

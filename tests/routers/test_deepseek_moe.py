@@ -66,6 +66,12 @@ def test_a_device_drops_its_least_affinities_but_none_of_exempt_tokens():
   assert set(chosen(a)) == everything
 
 
+def test_without_a_key_no_sequence_is_exempt(call, context):
+  router = deepseek_moe.DeepSeekMoE(8, num_experts=4, num_groups=2, device_budget=0.5, rngs=nnx.Rngs(0))
+  x = jax.random.normal(jax.random.key(0), (1, 4, 8))
+  assert call(router, x, context(ALL, train=True)).aux.metrics['drop_frac'] == 0.5
+
+
 def test_budget_drops_in_training_only_and_not_in_causal_stacks(call, context):
   router = deepseek_moe.DeepSeekMoE(8, num_experts=4, num_groups=2, device_budget=0.5, rngs=nnx.Rngs(0))
   x, mask = jax.random.normal(jax.random.key(1), (2, 32, 8)), np.ones((2, 32), bool)

@@ -56,3 +56,5 @@ def test_training_computes_all_modules_and_evaluation_the_budget():
 def test_mistakes_are_one_line():
   with pytest.raises(errors.UserError, match="at_eval='skip' of 1 virtual experts; nearest: at_eval='big'"):
     router(num_virtual=1, at_eval='skip')
+  with pytest.raises(errors.UserError, match="at_eval='small' of 0 virtual experts; nearest: at_eval='big'"):
+    router(num_virtual=0, at_eval='small')

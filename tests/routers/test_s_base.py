@@ -34,6 +34,14 @@ def test_training_follows_the_plan_and_evaluation_the_logits():
   assert chosen(a) == {(0, 0), (1, 0), (2, 0), (3, 1)} and aux.metrics['displaced_frac'] == 0
 
 
+def test_a_single_gate_may_be_the_probability(call, context):
+  router = s_base.SBase(8, num_experts=2, gates='softmax', rngs=nnx.Rngs(0))
+  x = jax.random.normal(jax.random.key(0), (1, 4, 8))
+  a = call(router, x, context(ALL)).assignment
+  probs = jax.nn.softmax(jnp.einsum('gsd,de->gse', x, router.w[...], precision='highest'))
+  np.testing.assert_allclose(a.weight[0], probs[0].max(axis=-1), rtol=1e-5)
+
+
 def test_gates_of_two_choices_are_the_softmax_over_all():
   a, _ = route(LOGITS, ALL, k=2)
   gates = np.zeros((4, 2))

@@ -5,6 +5,7 @@ import typing
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stmoe import axes
 from stmoe import ranges
@@ -22,18 +23,31 @@ def scores(x: jax.Array, w: jax.Array) -> jax.Array:
   return jnp.matmul(x.astype(jnp.promote_types(x.dtype, jnp.float32)), w, precision='highest')[..., 0]
 
 
-def largest(r: jax.Array, mask: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
-  """Returns (places i32[B,C], live bool[B,C]): the C largest real entries of each row of r [B,T], in order.
+def part(share: float, tokens: int) -> int:
+  """Returns how many of so many tokens pass: their share, at least one; none of none.
 
-  Of equal entries the first. A row with fewer real tokens, mask bool[B,T], has places that are not live.
+  >>> part(0.125, 16), part(0.125, 4), part(0.125, 0)
+  (2, 1, 0)
+  """
+  return max(round(share * tokens), 1) if tokens else 0
 
-  >>> at, live = largest(jnp.array([[1.0, 3.0, 2.0]]), jnp.array([[True, True, True]]), 2)
+
+def largest(r: jax.Array, mask: jax.Array, share: float) -> tuple[jax.Array, jax.Array]:
+  """Returns (places i32[B,C], live bool[B,C]): the `share` of each row that is largest, in order.
+
+  Of equal entries of r [B,T] the first. C is the part of T. A row with fewer real tokens, mask bool[B,T], has
+  the part of these: its other places are not live. So padding changes nothing.
+
+  >>> at, live = largest(jnp.array([[1.0, 3.0, 2.0, 0.0]]), jnp.array([[True, True, True, True]]), 0.5)
   >>> at.tolist(), live.tolist()
   ([[1, 2]], [[True, True]])
   """
   r = jnp.where(mask, jax.lax.stop_gradient(r), -jnp.inf)
-  at = jnp.sort(jax.lax.top_k(r, number)[1], axis=-1)                # [B, C]
-  return at, jnp.take_along_axis(mask, at, axis=1)
+  parts = np.array([part(share, tokens) for tokens in range(r.shape[1] + 1)], np.int32)
+  at = jax.lax.top_k(r, int(parts[-1]))[1]                           # [B, C], falling
+  live = jnp.arange(parts[-1]) < jnp.asarray(parts)[mask.sum(axis=1)][:, None]
+  order = jnp.argsort(at, axis=1)
+  return jnp.take_along_axis(at, order, axis=1), jnp.take_along_axis(live, order, axis=1)
 
 
 def membership_loss(r: jax.Array, selected: jax.Array, mask: jax.Array,
@@ -51,13 +65,14 @@ def mixed(x: jax.Array, y: jax.Array, gate: jax.Array) -> jax.Array:
 class MixtureOfDepths(block_lib.Around):
   """A block that the C tokens of largest r = w . x of a row pass: y = x + r (block(x) - x), others y = x.
 
-  They attend to each other at the places they have. The top C of a row look ahead. A causal stack therefore
-  selects by a threshold wherever it does not train: a token passes if the logit of the predictor, or r
-  itself, is above 0. All tokens are then computed, and keys of tokens that went by are not seen.
+  They attend to each other at the places they have. The top C of a row look ahead, which an encoder may. A
+  causal stack selects by a threshold wherever it does not train: a token passes if the logit of the
+  predictor, or r itself, is above 0. All tokens are then computed, and keys of tokens that went by are not
+  seen.
 
   Args:
     block:  recipe of the block.
-    share:  C / T, the part of a row's places that is computed in training (paper: 0.125).
+    share:  C / T, the part of a row's tokens that passes in training (paper: 0.125).
     gate:   'raw': r multiplies what the block adds, as in the paper; 'sigmoid': sigmoid(r) does.
     select: what decides without looking ahead: the 'predictor', linear on x without gradient to it, or the
       'router', whose r needs the loss `membership` for it.
@@ -88,7 +103,7 @@ class MixtureOfDepths(block_lib.Around):
     """Returns (x [B,T,D], aux: dict end of a name -> Aux, carry); see `block.Block`."""
     with jax.named_scope('depth'):
       r = scores(x, self.router_w[...])                              # [B, T]
-    if ctx.alone or ctx.causal and not ctx.train:
+    if ctx.causal and not ctx.train:
       return self._threshold(x, r, (self._logits(x, r) > 0) & ctx.mask, ctx, carry)
     return self._largest(x, r, ctx, carry)
 
@@ -100,7 +115,7 @@ class MixtureOfDepths(block_lib.Around):
 
   def _places(self, r, mask):
     """`largest` of the C tokens of a row that pass in training."""
-    return largest(r, mask, max(1, round(self.share * r.shape[1])))
+    return largest(r, mask, self.share)
 
   def _largest(self, x, r, ctx, carry):
     """C tokens of every row pass, which are computed alone."""
@@ -109,13 +124,14 @@ class MixtureOfDepths(block_lib.Around):
     rows, number = jnp.arange(batch)[:, None], at.shape[1]
     take = lambda a: a[rows, at]                                     # [B, T, ...] -> [B, C, ...]
     inside = ctx.each(take).replace(tokens=ctx.tokens * (number / length),
-                                    visible=_taken(ctx.visible, rows, at))
+                                    visible=_taken(ctx.visible, rows, at, live))
     inside = inside.replace(mask=inside.mask & live)
     y, reports, after = self.block(take(x), inside, jax.tree.map(take, carry))
     gate = jnp.where(live, GATES[self.gate](take(r)), 0)
     aux = self._report(x, r, None, ctx)
     x = x.at[rows, at].set(mixed(take(x), y, gate), unique_indices=True)
-    carry = jax.tree.map(lambda old, new: old.at[rows, at].set(new, unique_indices=True), carry, after)
+    kept = jax.tree.map(lambda old, new: jnp.where(_wide(live, new), new, take(old)), carry, after)
+    carry = jax.tree.map(lambda old, new: old.at[rows, at].set(new, unique_indices=True), carry, kept)
     return x, reports | {'.depth': aux}, carry
 
   def _threshold(self, x, r, passed, ctx, carry):
@@ -160,8 +176,8 @@ class MixtureOfDepths(block_lib.Around):
                      gate_mean=mean(jnp.where(passed, GATES[self.gate](r), 0))))
 
 
-def _taken(visible, rows, at):
-  """What the sub-layers of a block see, dict name -> Visible, of the tokens at places at i32[B,C] alone."""
+def _taken(visible, rows, at, live):
+  """What the sub-layers of a block see, dict name -> Visible, of the live ones of the tokens at i32[B,C]."""
   def one(name, seen):
     own = name == 'attention'                                        # its keys are of the same tokens
     def pick(a):                                                     # [B or 1, H, T, K] -> [B, H, C, C or K]
@@ -169,7 +185,9 @@ def _taken(visible, rows, at):
       a = jnp.moveaxis(a, 2, 1)[rows, at].swapaxes(1, 2)
       return jnp.moveaxis(a, 3, 1)[rows, at].transpose(0, 2, 3, 1) if own else a
     turn = seen.turn and tuple(a[rows, at] for a in seen.turn)
-    return seen.masked(pick).replace(bias=None if seen.bias is None else pick(seen.bias), turn=turn)
+    seen = seen.masked(pick)
+    seen = seen.masked(lambda mask: mask & live[:, None, None]) if own else seen
+    return seen.replace(bias=None if seen.bias is None else pick(seen.bias), turn=turn)
   return None if visible is None else {name: one(name, seen) for name, seen in visible.items()}
 
 

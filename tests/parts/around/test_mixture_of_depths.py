@@ -77,9 +77,36 @@ def test_evaluation_looks_at_no_later_token_and_training_does():
   assert np.abs(before - after)[:, :3].max() > 1e-3
 
 
-def test_padding_takes_no_place():
-  at, live = depths.largest(jnp.array([[1.0, 5.0, 9.0, 9.0]]), jnp.array([[True, True, False, False]]), 3)
-  assert live.sum() == 2 and set(at[live].tolist()) == {0, 1}
+def test_an_encoder_selects_for_a_generated_text_as_in_evaluation():
+  blocks = dict(d=dict(layer='dense', d_ff=8), m=dict(layer='dense', d_ff=8, around=AROUND))
+  made = lookup.recipe('model', dict(tiny.SHAPES, name='t5', encoder=(('dm', 1),), decoder=(('d', 1),)))(
+      blocks=blocks, rngs=nnx.Rngs(0))
+  batch = tiny.batch('t5', 2, LENGTH)
+  run = jax.jit(lambda model, alone: model(batch, alone=alone), static_argnums=1)
+  (logits, aux), (other, _) = run(made, False), run(made, True)
+  np.testing.assert_allclose(other, logits, rtol=1e-5, atol=1e-5)
+  assert aux['encoder_01.depth'].load.tolist() == [6, 6]
+
+
+def test_padding_takes_no_place_and_makes_none():
+  r = jnp.array([[1.0, 5.0, 9.0, 9.0, 9.0, 9.0], [1.0, 5.0, 3.0, 2.0, 9.0, 9.0], [9.0] * 6])
+  mask = jnp.arange(6) < jnp.array([2, 4, 0])[:, None]
+  at, live = depths.largest(r, mask, 0.5)
+  assert at.shape == (3, 3) and [a[l].tolist() for a, l in zip(np.asarray(at), np.asarray(live))] == [
+      [1], [1, 2], []]
+
+
+@pytest.mark.parametrize('router', ['smoe', 'rmoe'])                 # rmoe remembers over depth
+def test_padding_changes_no_token_and_no_loss_inside(router):
+  made = model(SPARSE | dict(router=dict(name=router, num_experts=4)))
+  short = tiny.batch('lm', 2, LENGTH)
+  long = {name: jnp.pad(a, ((0, 0), (0, LENGTH))) for name, a in short.items()}
+  (logits, aux), (padded, other) = trained(made, short), trained(made, long)
+  np.testing.assert_allclose(padded[:, :LENGTH], logits, rtol=1e-5, atol=1e-5)
+  for name, report in aux.items():
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), (report.losses, report.load),
+                 (other[name].losses, other[name].load))
+  assert other['decoder_01'].metrics['active_experts'] == 2
 
 
 def test_experts_inside_see_the_tokens_that_pass():
