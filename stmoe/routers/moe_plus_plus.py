@@ -86,6 +86,8 @@ class MoEPlusPlus(nnx.Module):
     would find no slot. The released code has no loss and no capacity.
   """
 
+  normalize_gates = True
+
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                two_layers: ranges.Flag = True, logit_std: ranges.Positive | None = None,
                gates: ranges.Choice(*GATES) = 'others', tau: ranges.Positive = 0.75,

@@ -110,6 +110,8 @@ class SMoEDropout(nnx.Module):
   Losses: balance.
   """
 
+  normalize_gates = True
+
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k_min: ranges.Count = 1,
                k_max: ranges.Count | None = None, schedule: ranges.Choice(*SCHEDULES) = 'linear_increase',
                total_steps: ranges.Count = 400_000, eval_k: ranges.Count | None = None,
