@@ -114,6 +114,9 @@ class MixedWeights(nnx.Module):
     if bool(given) != bool(code_size):
       raise UserError(f'layer mixed_weights: given={given!r} and code_size={code_size}: a code that is given '
                       'has a size, another one does not; nearest: both or neither')
+    if given and coding != 'one_hot':
+      raise UserError(f'layer mixed_weights: coding={coding!r} is of widths, and given={given!r} is another '
+                      "code; nearest: coding='one_hot'")
     outputs = (d_ff, d_model) if neuron else (0,)
     self.experts = Weights(d_model, d_ff, num_experts, init_scale, rngs=rngs)
     self.coding = coding

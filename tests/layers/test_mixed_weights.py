@@ -64,7 +64,8 @@ def test_rows_have_mixtures_of_the_codes_that_they_are_given():
 @pytest.mark.parametrize('fields, said', [
     (dict(widths=(2, 9)), r'widths=\(2, 9\) of d_ff=8 units; nearest: 8'),
     (dict(width=3), r'width=3 is none of widths=\(2, 8\); nearest: 2'),
-    (dict(given='task'), "given='task' and code_size=0")])
+    (dict(given='task'), "given='task' and code_size=0"),
+    (dict(given='task', code_size=3, coding='share'), "coding='share' is of widths")])
 def test_a_mistake_is_one_line(fields, said):
   with pytest.raises(errors.UserError, match=said) as caught:
     make(**fields)
