@@ -86,8 +86,9 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   names = hidden * down + packs * (smoothing.items(smooth, gate) + ['first_inputs'] * searches)
   seen = calibration(*names) if names else {layer.name: {} for layer in layers}
   outliers = dict(quantile=quantile, fence=fence, rate=rate)
+  ends = lambda layer: _ends(*(seen[layer.name][name] for name in hidden))
   scaled = lambda layer: layer.arrays(params, 'experts') | (
-      smoothing.down(layer, config, params, _ends(*map(seen[layer.name].get, hidden)), **outliers) if down else {})
+      smoothing.down(layer, config, params, ends(layer), **outliers) if down else {})
   if not packs:
     return sparse.replaced(params, {(*layer.path, 'experts', *path): array for layer in layers
                                     for path, array in scaled(layer).items()}), {}

@@ -106,7 +106,8 @@ def test_mistakes_are_one_line_and_leave_no_file(lm, mistake, tmp_path, text, na
 
 def test_ranks_of_contrast_count_from_0():
   cfg, _ = experiment.load('lm/quickstart:smoke', [])
-  words = '--config.decode.name=contrast', '--config.decode.routing_ranks=0', '--config.decode.strong_ranks=0,1'
+  words = ('--config.decode.name=contrast', '--config.decode.routing_ranks=0',
+           '--config.decode.strong_ranks=0,1')
   decode = command_infer.strategy(cfg, words)
   assert (decode['routing_ranks'], decode['strong_ranks']) == ((0,), (0, 1))
   with pytest.raises(errors.UserError, match='routing_ranks=.*at least one'):
