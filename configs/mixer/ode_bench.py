@@ -11,7 +11,7 @@ Expected: no table was at hand; from memory of the abstract (unverified) such a 
   families.
 Differs: the lengths and steps of the trajectories are not at hand and are this project's; the usual constants
 are textbook ones and drawn, not on a grid; Runge-Kutta steps in place of adaptive ones; the gate has no
-proximal term.
+proximal term; the rate of contexts falls with the model's, where the released one stays.
 """
 
 from stmoe.configs import arguments

@@ -23,7 +23,7 @@ EXAMPLES = {
                      environments=80, outer=500, contributors=40, every=1),
 }
 
-# inner: steps of each kind in an outer step. AdaBelief; the rate is multiplied at thirds of the training.
+# inner: steps of each kind in an outer step. AdaBelief; at thirds of the training the model's rate falls.
 OPTIM = dict(inner=12, rate=1e-3, factor=0.4, at=(1 / 3, 2 / 3), proximal=10.0)
 GATE = dict(noise=1e-4, iterations=20, tolerance=1e-4)
 LOSS = dict(l1=1e-3, reweighted=False)

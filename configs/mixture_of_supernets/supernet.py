@@ -10,7 +10,7 @@ in each layer and step; sizes, data, optimizer and rate are this project's.
   stmoe eval runs/supernet --sweep blocks.m.width=512,1024,2048         every width of the trained one
   stmoe train mixture_of_supernets/supernet:experts=1                   all widths share all weights
   stmoe train mixture_of_supernets/supernet:smoke                       laptop, about a minute
-  neuron: a mixture for every unit; layers = 1 | 2, of the router; experts = 2
+  neuron: a mixture for every unit; layers = 1 | 2, of the router; experts = 2; coding = one_hot | share
 """
 
 from stmoe.configs import arguments
@@ -19,17 +19,18 @@ from stmoe.configs.mixture_of_supernets import paper
 
 D_FF = 2048
 WIDTHS = (512, 1024, 1536, 2048)
-VARIANTS = ('experts=1', 'neuron', 'layers=1', 'neuron,layers=1')
+VARIANTS = ('experts=1', 'neuron', 'layers=1', 'neuron,layers=1', 'coding=share')
 
 
 def get_config(arg=''):
-  args = arguments.parse(arg, smoke=False, experts=paper.EXPERTS, neuron=False, layers=paper.ROUTER_LAYERS)
+  args = arguments.parse(arg, smoke=False, experts=paper.EXPERTS, neuron=False, layers=paper.ROUTER_LAYERS,
+                         coding='one_hot')
   hidden = common.choose('layers', args.layers, {1: 0, 2: 64})
   c = common.config()
   c.model = dict(name='lm', vocab_size=32_000, d_model=512, num_heads=8, head_dim=64, tie_embeddings=True,
                  layers=(('m', 8),), dtype='bfloat16', scan_layers=True, remat='elementwise')
   c.blocks = dict(m=dict(layer='mixed_weights', d_ff=D_FF, num_experts=args.experts, widths=WIDTHS,
-                         neuron=args.neuron, hidden=hidden, activation='gelu'))
+                         neuron=args.neuron, hidden=hidden, coding=args.coding, activation='gelu'))
   c.data = common.data('c4', 512, vocab='train:32000')
   common.train(c, steps=50_000, batch_size=128, peak=1e-3, warmup_steps=1000, eval_rows=128,
                optimizer=common.adamw(0.98, 0.01))

@@ -9,8 +9,8 @@ probabilities, not of the k chosen. The number of experts was not found in the p
   stmoe train robust_qa/moe_head --config.data.files=TRAIN,VALIDATION --workdir runs/qa
     each of the two a file in SQuAD's format, FILE+FILE or a folder of them: every file is a domain
   stmoe finetune runs/qa robust_qa/moe_head --config.data.files=OTHER_TRAIN,OTHER_VALIDATION \
-    --config.data.eda.files=race,duorc --config.train.steps=200 --config.checkpoint.best=average@span
-    on files of other domains, with augmented copies; keeps the best mean of their EM and F1
+    --config.data.eda.files=race,duorc --config.train.steps=200 --config.checkpoint.best=average/f1@span
+    on files of other domains, with augmented copies; keeps the best mean of their F1 (unverified)
   stmoe train robust_qa/moe_head:experts=0,place=middle    dense head; Switch layers in the middle
   stmoe train robust_qa/moe_head:smoke                     laptop, questions about Python's library
 """

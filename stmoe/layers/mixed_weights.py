@@ -7,6 +7,7 @@ function of the architecture, or of another vector, such as that of a task or a 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stmoe import axes
 from stmoe import ranges
@@ -24,6 +25,11 @@ def mixed(r: jax.Array, w: jax.Array) -> jax.Array:
   ([2.0, 3.0], [1.0, 4.0])
   """
   return jnp.einsum('e,e...->...' if r.ndim == 1 else 'oe,e...o->...o', r, w)
+
+
+# The code of width number `chosen` i32[] of `widths` [n], the largest last: f32[n], or f32[1].
+CODES = dict(one_hot=lambda chosen, widths: jax.nn.one_hot(chosen, widths.size),
+             share=lambda chosen, widths: (widths[chosen] / widths[-1])[None])
 
 
 class Weights(nnx.Module):
@@ -72,14 +78,15 @@ class MixedWeights(nnx.Module):
   """act(x W1 + b1) W2 + b2 with W = sum_e r_e W_e (Mixture-of-Supernets, arXiv:2306.04845).
 
   The network is a supernet: of its F hidden units the first f are active, one of `widths`. Every call in
-  training draws one, every call in evaluation has `width`. Its code is one of as many bits as widths. After
-  training the mixture of a width is an ordinary dense layer, see `subnet`.
+  training draws one, every call in evaluation has `width`. Its code says which. After training the mixture of
+  a width is an ordinary dense layer, see `subnet`.
 
   Args:
     d_model, d_ff: D and F.
     num_experts: E, sets of weights.
     widths:      possible f; () = F alone, which needs another code.
     width:       f in evaluation; None = the largest.
+    coding:      what code a width has: 'one_hot', a bit for each width; 'share', its part of the largest.
     given:       name of what a batch gives of its rows, [B,1,n], which is the code instead; each row then has
       a mixture of its own.
     code_size:   n of it.
@@ -87,11 +94,13 @@ class MixedWeights(nnx.Module):
     neuron:      a mixture for every unit, rows of W1 and of W2, instead of one for the layer.
     activation, init_scale: of the network.
   Differs: widths of the residual stream, which are the whole network's, are not sampled; nor are the largest
-    and the smallest network trained in every step (u: sandwich rule). Microbatches draw their own widths.
+    and the smallest network trained in every step (u: sandwich rule). Microbatches draw their own widths. The
+    released hard choice of one set of weights is not built.
   """
 
   def __init__(self, d_model: int, *, d_ff: ranges.Count, num_experts: ranges.Count = 2,
                widths: ranges.Many(ranges.Count) = (), width: ranges.Count | None = None,
+               coding: ranges.Choice(*CODES) = 'one_hot',
                given: ranges.Text = '', code_size: ranges.Natural = 0, hidden: ranges.Natural = 64,
                neuron: ranges.Flag = False, activation: ranges.Activation = 'gelu',
                init_scale: ranges.Positive = 1.0, rngs):
@@ -105,9 +114,14 @@ class MixedWeights(nnx.Module):
     if bool(given) != bool(code_size):
       raise UserError(f'layer mixed_weights: given={given!r} and code_size={code_size}: a code that is given '
                       'has a size, another one does not; nearest: both or neither')
+    if given and coding != 'one_hot':
+      raise UserError(f'layer mixed_weights: coding={coding!r} is of widths, and given={given!r} is another '
+                      "code; nearest: coding='one_hot'")
     outputs = (d_ff, d_model) if neuron else (0,)
     self.experts = Weights(d_model, d_ff, num_experts, init_scale, rngs=rngs)
-    self.code = Code(code_size or len(self.widths), hidden, num_experts, outputs, rngs=rngs)
+    self.coding = coding
+    size = code_size or CODES[coding](0, np.array(self.widths)).size
+    self.code = Code(size, hidden, num_experts, outputs, rngs=rngs)
     self.given = given
     self.activation = activation
     self.products_per_row = 2 * d_model * d_ff                       # rows pass the mixture, not all E
@@ -125,9 +139,10 @@ class MixedWeights(nnx.Module):
     key = ctx.fold('width').key if ctx.train else None
     if key is not None:
       chosen = jax.random.randint(key, (), 0, len(self.widths))
-    active = jnp.array(self.widths)[chosen]                          # f
+    widths = jnp.array(self.widths)
+    active = widths[chosen]                                          # f
     if not self.given:
-      return self.run(x, jax.nn.one_hot(chosen, len(self.widths)), active), None, carry
+      return self.run(x, CODES[self.coding](chosen, widths), active), None, carry
     code = ctx.known(self.given, 'layer mixed_weights')[:, 0]        # [B, n]
     return jax.vmap(self.run, in_axes=(0, 0, None))(x, code, active), None, carry
 

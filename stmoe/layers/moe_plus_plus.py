@@ -61,8 +61,9 @@ class MoEPlusPlus(nnx.Module):
     if self.residual is None:
       return self.moe(self.scale * x, ctx, carry)
     added = jnp.einsum('bte,fe->btf', carry[self.memory], self.residual[...], precision='highest')
-    y, aux, after = self.moe(self.scale * x, ctx, carry | {router_lib.ADDED: added})
-    logits = after.pop(router_lib.ADDED)
+    ctx = ctx.replace(given=ctx.given | {router_lib.ADDED: added})
+    y, aux, after = self.moe(self.scale * x, ctx, carry | {router_lib.SUM: added})
+    logits = after.pop(router_lib.SUM)
     return y, aux, after | {self.memory: logits}
 
 

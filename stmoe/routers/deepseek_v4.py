@@ -76,6 +76,7 @@ class DeepSeekV4(nnx.Module):
     self.bias = axes.state(jnp.zeros(num_experts), 'unmodeled')
     self.num_experts = num_experts
     self.k = k
+    self.normalize_gates = True
     self.route_scale = route_scale
     self.rate = 0.0 if hashed else rate
     found = tables.read(table) if table else None

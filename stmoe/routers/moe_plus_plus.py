@@ -12,7 +12,8 @@ from stmoe.core import contract
 from stmoe.core import gate
 from stmoe.core import metrics
 
-ADDED = 'gate_added'                 # in the carry: f32[G,S,E+Z], what the layer adds to the logits
+ADDED = 'gate_added'                 # what is given: f32[G,S,E+Z], what the layer adds to the logits
+SUM = 'gate_logits'                  # in the carry of a layer that asks for it: the logits with what is added
 
 
 def normalize(logits: jax.Array, std: float) -> jax.Array:
@@ -85,6 +86,8 @@ class MoEPlusPlus(nnx.Module):
     would find no slot. The released code has no loss and no capacity.
   """
 
+  normalize_gates = True
+
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                two_layers: ranges.Flag = True, logit_std: ranges.Positive | None = None,
                gates: ranges.Choice(*GATES) = 'others', tau: ranges.Positive = 0.75,
@@ -104,14 +107,14 @@ class MoEPlusPlus(nnx.Module):
   def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
     """Returns f32[G,S,E+Z] for x [G,S,D], or of what the layer gives as `gate_input` in its place."""
     x = ctx.given.get('gate_input', x)
-    return gate.logits(x if self.w_in is None else jnp.tanh(gate.logits(x, self.w_in[...])), self.w[...])
+    logits = gate.logits(x if self.w_in is None else jnp.tanh(gate.logits(x, self.w_in[...])), self.w[...])
+    return logits + ctx.given[ADDED] if ADDED in ctx.given else logits
 
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E+Z]; see `contract.OFFERS`."""
-    if ADDED in carry:
-      logits = logits + carry[ADDED]
-      carry = carry | {ADDED: logits}                                # the sum, for the next layer
+    if SUM in carry:
+      carry = carry | {SUM: logits}                                  # for the next layer
     scaled = logits if self.logit_std is None else normalize(logits, self.logit_std)
     a, aux = moe_plus_plus(scaled, ctx.mask, self.k, self.capacity(ctx), num_virtual=self.num_virtual,
                            num_zero=self.num_zero, gates=self.gates, tau=self.tau, tokens=ctx.tokens,

@@ -96,6 +96,7 @@ class Skywork(nnx.Module):
     self.alpha = axes.state(jnp.float32(alpha_max if alpha_start is None else alpha_start))
     self.num_experts = num_experts
     self.k = k
+    self.normalize_gates = k > 1
     self.scale = scale
     self.capacity_factor = tuple(capacity_factor)
     self.min_capacity = min_capacity

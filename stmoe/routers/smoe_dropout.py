@@ -130,8 +130,8 @@ class SMoEDropout(nnx.Module):
       self.w = axes.state(gate.INIT(rngs.params(), (d_model, num_experts)), 'embed', 'unmodeled')
       self.b = axes.state(jnp.zeros(num_experts), 'unmodeled')
     self.num_experts = num_experts
-    self.k_max = k_max
-    self.eval_k = eval_k
+    self.k_max, self.eval_k = k_max, eval_k
+    self.normalize_gates = True
     self.schedule = tuple(changes(schedule, total_steps, k_min, k_max))
 
   def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:

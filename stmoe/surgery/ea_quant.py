@@ -70,7 +70,8 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     alpha:     power of the inputs in a scale.
     down:      whether hidden channels with outliers are scaled, where the experts' function allows it: those
       of gated experts, and of others with ReLU. quantile, fence, rate: see `smoothing.of_units`.
-    balanced:  look at as many tokens of each expert, not at all.
+    balanced:  look at as many tokens of each expert, not at all. Experts that no token has are looked at on
+      the first group of tokens.
     router:    how the router's range is chosen, a key of LOSSES. router_bits: None = the router stays.
       Routers whose logits are no single product stay as well.
   """
@@ -81,12 +82,13 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   fields = grid | dict(bits=width, activation_bits=rounded, smooth=smooth != 'none')
   changes = {f'{layer.where}.experts': packing.fields_of(config, layer, fields) for layer in layers if packs}
   packed_layers = sparse.found(sparse.changed(config, changes))      # raises what cannot be, before the pass
-  hidden = 'balanced_hidden' if balanced else 'largest_hidden'
-  names = [hidden] * down + packs * (smoothing.items(smooth, gate) + ['first_inputs'] * searches)
+  hidden = ['even_hidden', 'first_hidden'] if balanced else ['largest_hidden']
+  names = hidden * down + packs * (smoothing.items(smooth, gate) + ['first_inputs'] * searches)
   seen = calibration(*names) if names else {layer.name: {} for layer in layers}
   outliers = dict(quantile=quantile, fence=fence, rate=rate)
+  ends = lambda layer: _ends(*(seen[layer.name][name] for name in hidden))
   scaled = lambda layer: layer.arrays(params, 'experts') | (
-      smoothing.down(layer, config, params, seen[layer.name][hidden], **outliers) if down else {})
+      smoothing.down(layer, config, params, ends(layer), **outliers) if down else {})
   if not packs:
     return sparse.replaced(params, {(*layer.path, 'experts', *path): array for layer in layers
                                     for path, array in scaled(layer).items()}), {}
@@ -101,6 +103,11 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     if router_bits and matrix:
       made |= _rounded(layer, matrix, scale, seen[layer.name], router_bits, LOSSES[router], symmetric)
   return packing.replaced(params, layers, made), changes
+
+
+def _ends(own, first=None):
+  """F[2,E,F] of hidden channels, of each expert's `own` tokens; of `first` ones where it has none (-inf)."""
+  return own if first is None else np.where(np.isfinite(own), own, first)
 
 
 def _bits(keep, bits):

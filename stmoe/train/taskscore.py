@@ -175,16 +175,28 @@ def score(metrics, examples, predictions):
 def averages(values):
   """Returns dict 'average@method' over tasks with that method, a task's metrics averaged first (SuperGLUE).
 
+  Where all these tasks have the same metrics, several of them, each has an average, too.
+
   >>> averages({'a/f1@rank': 10.0, 'a/accuracy@rank': 30.0, 'b/accuracy@rank': 40.0})
   {'average@rank': 30.0}
+  >>> averages({'a/em@span': 10.0, 'a/f1@span': 30.0, 'b/em@span': 20.0, 'b/f1@span': 50.0})
+  {'average@span': 27.5, 'average/em@span': 15.0, 'average/f1@span': 40.0}
   """
-  tasks = {}
+  by_method: dict[str, dict] = {}
   for name, value in values.items():
-    task, _, metric = name.partition('/')
-    tasks.setdefault(metric.partition('@')[2], {}).setdefault(task, []).append(value)
-  mean = lambda found: sum(found) / len(found)
-  return {f'average@{method}': mean([mean(each) for each in found.values()])
-          for method, found in tasks.items() if len(found) > 1}
+    task, _, score_name = name.partition('/')
+    metric, _, method = score_name.partition('@')
+    by_method.setdefault(method, {}).setdefault(task, {})[metric] = value
+  mean, found = (lambda numbers: sum(numbers) / len(numbers)), {}
+  for method, tasks in by_method.items():
+    of_tasks = list(tasks.values())
+    if len(of_tasks) < 2:
+      continue
+    found[f'average@{method}'] = mean([mean(each.values()) for each in of_tasks])
+    metrics = [*of_tasks[0]]
+    if len(metrics) > 1 and all(each.keys() == {*metrics} for each in of_tasks):
+      found |= {f'average/{metric}@{method}': mean([each[metric] for each in of_tasks]) for metric in metrics}
+  return found
 
 
 def baselines(examples, metrics):

@@ -104,6 +104,16 @@ def test_mistakes_are_one_line_and_leave_no_file(lm, mistake, tmp_path, text, na
   assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_ranks_of_contrast_count_from_0():
+  cfg, _ = experiment.load('lm/quickstart:smoke', [])
+  words = ('--config.decode.name=contrast', '--config.decode.routing_ranks=0',
+           '--config.decode.strong_ranks=0,1')
+  decode = command_infer.strategy(cfg, words)
+  assert (decode['routing_ranks'], decode['strong_ranks']) == ((0,), (0, 1))
+  with pytest.raises(errors.UserError, match='routing_ranks=.*at least one'):
+    command_infer.strategy(cfg, [words[0], '--config.decode.routing_ranks=()'])
+
+
 def test_the_longest_prompt_of_a_file_is_named_before_all_is_compiled(lm, mistake, tmp_path, monkeypatch):
   monkeypatch.setattr(infer.generate, 'make', None)
   (tmp_path / 'x.txt').write_text('a\n' + 'c' * 40 + '\n' + 'd' * 50 + '\n' + 'e' * 45 + '\n')

@@ -187,6 +187,18 @@ def test_contrast_of_hand_made_logits():
   assert scores.tolist() == [[2.5, 2.75, -np.inf]]                   # ln 0.1 = -2.3: the third is out
 
 
+@pytest.mark.parametrize('fields, token', [
+    ({}, 1), (dict(weak_temperature=4.0), 0),                        # 3 - 0.125 against 2.25 + 0.125
+    (dict(temperature=0.25), 0),                                     # 12 - 0.5 against 9 + 0.5
+    (dict(temperature=0.2, weak_temperature=0.01), 0)])              # -35 against 61, but 7.5 < 10 - 2.3
+def test_contrast_divides_both_passes_by_their_temperatures(monkeypatch, fields, token):
+  logits = {None: jnp.array([[2.0, 1.5, -3.0]]), (2,): jnp.array([[1.0, -1.0, 5.0]])}
+  passes = lambda model, ranks: types.SimpleNamespace(
+      begin=lambda batch, length: (logits[ranks], ()), step=lambda ids, real, cache: (logits[ranks], cache))
+  monkeypatch.setattr(contrast, 'routed_by', passes)
+  assert contrast.Contrast(**fields)(None, {}, 1, None).tolist() == [[token]]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('fields', [
     dict(beta=0.0), dict(routing_ranks=(3,), strong_ranks=(3,)),

@@ -2,12 +2,14 @@
 
 import functools
 
+from flax import nnx
 import jax
 import numpy as np
 import pytest
 import tiny_plan
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe import modules
 from stmoe.decode import generate
 from stmoe.decode.strategies import rewire
@@ -121,6 +123,20 @@ def test_the_surest_layers_learn():
   assert 0.5 <= sure[0].min() and sure[0].max() < 0.55 and sure[1].max() <= 1      # 2 of 4 alike experts
   chosen = rewire.Rewire(layers=(0,)).rule.chosen(unsure, batch)
   assert sorted(chosen) == [0] and chosen[0].all()
+
+
+def test_confidence_is_that_of_the_router_with_the_number():
+  """Attention of all experts is sure; it is router 0, and reports after the layer, router 1."""
+  gates = dict(name='st_moe', num_experts=2, k=2, normalize_gates=False, second_policy='all')
+  block = dict(layer='moe', router=dict(name='switch', num_experts=4), experts=dict(name='mlp', d_ff=8),
+               attention=dict(name='bam', router=gates))
+  make = lookup.recipe('model', tiny_plan.MODELS['lm'] | dict(layers=(('m', 1),), vocab_size=11))
+  made, batch = make(blocks=dict(m=block), rngs=nnx.Rngs(0)), tiny_plan.prompts('lm')
+  made.stacks()[-1].unroll()
+  assert [router.num_experts for router in modules.routers(made)] == [2, 4]
+  rule = rewire.Rewire(confident=0.5).rule
+  chosen = jax.jit(lambda made: rule.chosen(made, batch))(made)
+  assert chosen[0].all() and not chosen[1].any()
 
 
 @pytest.mark.parametrize('says, plan, fields', [

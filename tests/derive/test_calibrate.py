@@ -78,7 +78,8 @@ def test_sums_are_what_they_say(whole, monkeypatch):
       own_hidden_products=np.einsum('te,etf,eth->efh', taken, hidden, hidden),
       probabilities=probs.sum(0), largest_input=np.abs(x).max(0), first_inputs=x,
       largest_inputs=largest(np.broadcast_to(np.abs(x), (4, *x.shape)), taken)[0],
-      largest_hidden=largest(hidden, taken), balanced_hidden=largest(hidden, first),
+      largest_hidden=largest(hidden, taken), even_hidden=largest(hidden, first),
+      first_hidden=largest(hidden, np.arange(len(x))[:, None] < np.full((1, 4), lengths(made)[0])),
       load=taken.sum(0), logit_products=z.T @ z, coactivation=taken.T @ taken, tokens=len(x),
       input_squares=taken.T @ x ** 2, input_products=np.einsum('te,tc,td->ecd', taken, x, x),
       weighted_norms=(gates * norm.T).sum(0), output_sums=y.sum(1),
@@ -95,13 +96,18 @@ def test_sums_are_what_they_say(whole, monkeypatch):
 
 def groups(made, taken):
   """How many groups of tokens have a token that is `taken` f[T], in the order of `inputs`."""
+  found = lengths(made)
+  return sum(taken[end - length:end].any() for end, length in zip(np.cumsum(found), found))
+
+
+def lengths(made):
+  """The real tokens of each group, in the order of `inputs`."""
   cfg, *_ = made
-  data, lengths = pipeline.train_iterator(cfg), []
+  data, found = pipeline.train_iterator(cfg), []
   for _ in range(2):
-    lengths += (next(data)['decoder_segment_ids'] > 0).sum(1).tolist()
+    found += (next(data)['decoder_segment_ids'] > 0).sum(1).tolist()
   data.close()
-  ends = np.cumsum(lengths)
-  return sum(taken[end - length:end].any() for end, length in zip(ends, lengths))
+  return found
 
 
 def inputs(made, monkeypatch):
@@ -156,9 +162,14 @@ def test_batches_of_another_size_and_devices_change_nothing(corpus, whole, tmp_p
   _, _, found = whole
   changed = {'train.batch_size': 4, 'batches': 4, 'devices': jax.devices()[:4], 'mesh.expert': 2}
   again = collected(calibration(corpus, tmp_path, **changed), *NAMES)['decoder_01']
-  for name in {*NAMES} - {'balanced_hidden'}:                        # its limit is of a batch
+  for name in {*NAMES} - {'even_hidden'}:                            # its limit is of a batch
     np.testing.assert_allclose(again[name], found[name], rtol=1e-5, atol=1e-5 * np.abs(found[name]).max(),
                                err_msg=name)
+
+
+def test_an_expert_that_a_batch_leaves_out_is_not_looked_at_there():
+  """Its own tokens may be in another batch."""
+  assert items.balanced(jnp.array([[[1.0, 0.0], [1.0, 0.0]]]), 1).tolist() == [[[1, 0], [0, 0]]]
 
 
 @pytest.mark.parametrize('scan', [True, pytest.param(False, marks=pytest.mark.slow)])

@@ -33,6 +33,13 @@ def test_a_width_is_a_dense_layer(fields):
   np.testing.assert_allclose(calls.call(layer, x, calls.context())[0], want, rtol=1e-4, atol=1e-5)
 
 
+def test_a_width_s_code_may_be_its_part_of_the_largest():
+  layer, x = make(coding='share', width=2), calls.inputs(D)
+  assert layer.code.w0.shape == (1, 4)
+  want = layer.run(x, jnp.array([2 / F]), 2)
+  np.testing.assert_allclose(calls.call(layer, x, calls.context())[0], want, rtol=1e-5, atol=1e-6)
+
+
 def test_training_draws_a_width_for_all_tokens():
   layer, x = make(), calls.inputs(D)
   alone = [calls.call(make(width=f), x, calls.context())[0] for f in (2, F)]
@@ -57,7 +64,8 @@ def test_rows_have_mixtures_of_the_codes_that_they_are_given():
 @pytest.mark.parametrize('fields, said', [
     (dict(widths=(2, 9)), r'widths=\(2, 9\) of d_ff=8 units; nearest: 8'),
     (dict(width=3), r'width=3 is none of widths=\(2, 8\); nearest: 2'),
-    (dict(given='task'), "given='task' and code_size=0")])
+    (dict(given='task'), "given='task' and code_size=0"),
+    (dict(given='task', code_size=3, coding='share'), "coding='share' is of widths")])
 def test_a_mistake_is_one_line(fields, said):
   with pytest.raises(errors.UserError, match=said) as caught:
     make(**fields)

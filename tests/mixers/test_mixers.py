@@ -119,6 +119,24 @@ def test_groups_of_rows_are_normalised_by_themselves():
     run(model(HOME | dict(group_size=4)), batch())
 
 
+def test_normalised_experts_are_seldom_zero_and_a_self_gate_is_a_road_to_own_experts(home):
+  """What both are for: units of other experts are 0 for half of the rows, gradients of own ones smaller."""
+  plain = model(HOME | dict(normalized=False))
+  zero = lambda made: [float(a.metrics['zero_frac']) for key, a in run(made, batch())[1].items()
+                       if '.' not in key]
+  assert max(zero(home)) == 0 and min(zero(plain)) > 0.2
+  without = model(HOME | dict(self_gate=False))
+  same = dict(nnx.to_flat_state(nnx.state(home, nnx.Param)))
+  for path, variable in nnx.to_flat_state(nnx.state(without, nnx.Param)):
+    variable[...] = same[path][...]
+
+  @jax.jit
+  def slope(made):                       # of the specific expert of task 1, by this task's answer alone
+    grads = jax.grad(lambda made: jnp.sum(made(batch(), train=True)[0][:, 1]))(made)
+    return jnp.linalg.norm(grads.mixer.levels[1].experts.w[0][...][1])
+  assert slope(home) > 1.5 * slope(without) > 0
+
+
 MIXERS = dict(
     mmoe=dict(name='mmoe', num_experts=3), omoe=dict(name='mmoe', num_experts=3, gates='one'),
     top=dict(name='mmoe', num_experts=3, top=2), cgc=dict(name='ple', specific=2, shared=1, num_levels=1),

@@ -22,7 +22,7 @@ def layer(case):
   def run(made, x, before):
     y, _, after = made(x, ctx, {made.memory: before[None]})
     added = before @ made.residual[...].T
-    routed = made.moe.router(x, ctx, {moe_plus_plus.ADDED: added[None]})
+    routed = made.moe.router(x, ctx.replace(given={moe_plus_plus.ADDED: added[None]}), {})
     return y, after[made.memory][0], routed.assignment
   y, logits, a = run(made, jnp.asarray(case['x']), before)
   case.assert_close('output', y)

@@ -102,6 +102,17 @@ def test_the_router_reads_x_where_experts_read_two_of_it():
   np.testing.assert_allclose(logits, (own, first, second), rtol=1e-6)
 
 
+def test_what_reads_logits_reads_them_with_the_gating_residual():
+  """The counts of a balance loss around the router are its load."""
+  router = dict(name='balance', scope='group', inner=dict(name='moe_plus_plus', num_experts=4))
+  make = lookup.recipe('layer', dict(name='moe_plus_plus', router=router, experts=dict(name='mlp', d_ff=8)))
+  made = make(6, rngs=nnx.Rngs(0))
+  made.residual[...] = 3 * jnp.eye(8)[::-1]
+  x, before = (jax.random.normal(jax.random.key(n), (1, 32, n)) for n in (6, 8))
+  _, aux, _ = jax.jit(made)(x, context(1, 32), {made.memory: before})
+  assert aux.statistics['balance_counts'].value.tolist() == aux.load.tolist()
+
+
 def test_another_router_is_refused_and_wrappers_are_not():
   with pytest.raises(errors.UserError, match='router st_moe leaves no zero .* nearest: .*moe_plus_plus'):
     recipe(dict(name='st_moe'))(6, rngs=nnx.Rngs(0))

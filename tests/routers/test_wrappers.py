@@ -151,6 +151,14 @@ def test_ranks_replay_and_offset_around_every_router_in_two_parts(name):
   assert not np.asarray(closed)[..., 1].any() and np.isfinite(closed).all()
 
 
+@pytest.mark.parametrize('name', ['deepseek_v4', 'moe_plus_plus', 'skywork', 'smoe_dropout'])
+def test_one_rank_has_the_weight_of_all_where_gates_are_over_their_sum(name):
+  router = inner(name, **dict(eval_k=2) if name == 'smoe_dropout' else {})
+  both, one = (np.asarray(weights(route(made)[0])) for made in (router, around(router, 'ranks', ranks=(1,))))
+  assert ((one > 0).sum(-1) == np.asarray(MASK)).all()
+  np.testing.assert_allclose(one.sum(-1), both.sum(-1), rtol=1e-5)
+
+
 def test_temperature_divides_the_logits():
   ctx = contract.Context(**contract.numbered(MASK), step=jnp.int32(0), tokens=jnp.float32(10))
   got = around(inner(), 'temperature', temperature=4.0).logits(X, ctx)

@@ -14,7 +14,8 @@ D = tiny.SHAPES['d_model']
 GLU = dict(name='glu', d_ff=6, activation='silu')
 RELU = trained.MLP | dict(activation='relu')
 HIGH = np.ones((4, 6)) + 9 * np.eye(4, 6)                            # an outlier in a channel of each expert
-SEEN = dict(balanced_hidden=np.stack([HIGH, np.ones((4, 6))]), largest_hidden=np.ones((2, 4, 6)),
+SEEN = dict(even_hidden=np.stack([HIGH, np.ones((4, 6))]), largest_hidden=np.ones((2, 4, 6)),
+            first_hidden=np.full((2, 4, 6), 7.0),
             largest_inputs=np.linspace(0.5, 4, 4 * D).reshape(4, D), largest_input=np.full(D, 4.0), tokens=9,
             coactivation=np.diag([9, 5, 4, 0]), probabilities=np.array([4, 2, 2, 1]),
             first_inputs=np.random.default_rng(0).normal(size=(30, D)))
@@ -34,6 +35,13 @@ def test_without_codes_nothing_changes(experts, scaled):
     np.testing.assert_allclose(bank['wo'][1] / old['wo'][1], np.where(np.arange(6) == 1, 10 ** 0.7, 1)[
         :, None] * np.ones(D), rtol=1e-5)
     np.testing.assert_allclose(trained.logits(cfg, made), trained.logits(cfg, params), rtol=1e-4, atol=1e-4)
+
+
+def test_an_expert_without_a_token_is_looked_at_on_the_first_ones():
+  own = np.stack([HIGH, np.ones((4, 6))])
+  own[:, 3] = -np.inf
+  ends = ea_quant._ends(own, np.full((2, 4, 6), 7.0))
+  assert (ends[:, 3] == 7).all() and (ends[:, :3] == own[:, :3]).all()
 
 
 @pytest.mark.slow

@@ -22,3 +22,8 @@ def test_the_loss_by_hand():
   total, values = target.loss(student, batch, target.counts(batch))
   np.testing.assert_allclose(total, wanted, rtol=1e-5)
   np.testing.assert_allclose(values['loss/distil'], (wanted - plain) / 0.2, rtol=1e-4)
+  assert target.measures['loss/distil'].unit == 'nats per row'
+  sums = jax.tree.map(np.float64, target.judge(student, batch)) | dict(weight=3.0)
+  np.testing.assert_allclose(target.metrics(sums)['eval/distil'], (wanted - plain) / 0.2 * 2 / 3, rtol=1e-4)
+  of_states = mc_smoe.McSmoe(inner=ids.Ids, weight=0.0, layers=(('decoder_00', 'decoder_01'),))
+  assert 'loss/distil' not in of_states.measures

@@ -31,7 +31,8 @@ def test_a_run_its_continuation_its_scores_and_fine_tuning(tmp_path):
   assert loop.train(load(), tmp_path / 'whole') == 0
   values = json.loads((tmp_path / 'whole' / 'DONE').read_text())
   assert {'arguments/em@span', 'arguments/f1@span', 'docstring/em@span', 'docstring/f1@span'} <= set(values)
-  assert {'loss/aux_importance', 'loss/aux_load', 'moe/head/drop_frac', 'average@span'} <= set(values)
+  assert {'loss/aux_importance', 'loss/aux_load', 'moe/head/drop_frac', 'average@span',
+          'average/f1@span'} <= set(values)
   assert values['eval/tokens'] == 2 * 8 and values['tokens'] == 6 * 16 * 2
   assert loop.train(load('train.steps=3'), tmp_path / 'parts') == 0
   assert loop.train(load(), tmp_path / 'parts') == 0

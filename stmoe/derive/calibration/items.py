@@ -86,21 +86,17 @@ def _largest(x, selected):
   return jnp.where(selected.T[..., None] > 0, x, -jnp.inf).max(1)
 
 
-def balanced(taken: jax.Array, mask: jax.Array, limit: int) -> jax.Array:
+def balanced(taken: jax.Array, limit: int) -> jax.Array:
   """Returns f32[G,S,E], 1 for the first `limit` tokens of every expert: none has many more than others.
 
-  An expert without a token has all tokens of the first group (EAQuant, arXiv:2506.13329).
+  EAQuant's (arXiv:2506.13329). Args: taken: f32[G,S,E], 1 for the tokens of an expert.
 
-  Args:
-    taken: f32[G,S,E], 1 for the tokens of an expert; mask: f32[G,S], 1 for real tokens.
-
-  >>> balanced(jnp.array([[[1.0, 0.0]] * 3]), jnp.array([[1.0, 1.0, 0.0]]), 2).tolist()
-  [[[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]]
+  >>> balanced(jnp.array([[[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]]]), 2).tolist()
+  [[[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]]
   """
   flat = taken.reshape(-1, taken.shape[-1])                          # [G S, E]
   earlier = (jnp.cumsum(flat, 0) - flat).reshape(taken.shape)
-  first = jnp.zeros_like(taken).at[0].set(mask[0][:, None])
-  return jnp.where(flat.sum(0) > 0, taken * (earlier < limit), first)
+  return taken * (earlier < limit)
 
 
 def _probability_margin(seen):
@@ -126,6 +122,7 @@ ROWS = 4096                              # most tokens of an item that is made o
 BALANCE = 2.0                            # tokens of an expert that `balanced` selects, over an even share
 SUM = Reduction(lambda parts: parts.sum(0), np.add)
 MOST = Reduction(lambda parts: parts.max(0), np.maximum)
+FIRST_GROUP = Reduction(lambda parts: parts[0], lambda first, more: first)
 FIRST = Reduction(lambda parts: parts.reshape(-1, parts.shape[-1])[:ROWS],
                   lambda first, more: np.concatenate([first, more])[:ROWS])
 
@@ -153,11 +150,13 @@ ITEMS = {
     'largest_input': lambda seen: jnp.abs(seen.x).max(0),
     'first_inputs': lambda seen: seen.x,
     # Of what enters an expert's last product, of what the expert computes: [E,F] squares, [E,F,F] products;
-    # [2,E,F] the largest h and -h, there and of the tokens that `balanced` selects.
+    # [2,E,F] the largest h and -h, there, of the tokens that `balanced` selects, and of the first group's.
     'own_hidden_squares': lambda seen: _summed('se,esf->ef', seen.taken, jnp.square(seen.hidden())),
     'own_hidden_products': lambda seen: _summed('se,esf,esh->efh', seen.taken, seen.hidden(), seen.hidden()),
     'largest_hidden': lambda seen: _both_signs(seen.hidden(), seen.taken),
-    'balanced_hidden': lambda seen: _both_signs(seen.hidden(), seen.even),
+    'even_hidden': lambda seen: _both_signs(seen.hidden(), seen.even),
+    'first_hidden': lambda seen: _both_signs(seen.hidden(), jnp.broadcast_to(
+        seen.mask[:, None], seen.taken.shape)),
     # The same of all tokens: [E,F] sums and squares, [E,F,F] products of units of expert 0 and each expert.
     'hidden_sums': lambda seen: seen.hidden().sum(1),
     'hidden_squares': lambda seen: jnp.square(seen.hidden()).sum(1),
@@ -172,11 +171,11 @@ ITEMS = {
     'chosen_cosines': _chosen_cosines,
 }
 # Items that do not add up over groups and batches.
-REDUCED = dict(largest_input=MOST, largest_inputs=MOST, largest_hidden=MOST, balanced_hidden=MOST,
-               first_inputs=FIRST)
+REDUCED = dict(largest_input=MOST, largest_inputs=MOST, largest_hidden=MOST, even_hidden=MOST,
+               first_hidden=FIRST_GROUP, first_inputs=FIRST)
 OF_EDGES = {'coactivation', 'calls', 'input_squares', 'input_products', 'own_hidden_squares',
             'own_hidden_products', 'weighted_norms', 'chosen_cosines', 'largest_inputs', 'largest_hidden',
-            'balanced_hidden'}
+            'even_hidden'}
 OF_LOGITS = {'probabilities', 'logit_products', 'first_two', 'probability_margin'}
 # Of dense layers, from their hidden units f32[B,T,F], 0 for padding, and bool[B,T] real tokens: [F] sums of
 # absolute values, [] real tokens.

@@ -33,7 +33,7 @@ class Watch(wrappers.Wrapper):
     weights, taken = self._edges(routed.assignment, items, logits.shape)
     bank, mask = self.bank, ctx.mask.astype(jnp.float32)
     k, share = contract.offered(self.inner, 'k') or 1, items_lib.BALANCE / self.num_experts
-    even = items_lib.balanced(taken, mask, int(k * share * x.shape[1]))
+    even = items_lib.balanced(taken, int(k * share * x.shape[1]))
 
     def sums_of(group):
       seen = items_lib.Seen(*group, bank)

@@ -42,7 +42,7 @@ class Ranks(wrappers.Deciding):
     first, number = choose or choices.top, max(max(self.ranks) + 1, self.k or 1)
     routed = self.inner.decide(logits, ctx, carry, lambda scores, k: first(scores, number))
     return routed.replace(assignment=only(routed.assignment, self.ranks, bool(self.normalize_gates)
-                                          and self.k > 1))
+                                          and self.k != 1))
 
 
 def only(a: assignment.Assignment, ranks: tuple[int, ...], normalized: bool) -> assignment.Assignment:
