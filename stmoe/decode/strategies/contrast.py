@@ -42,22 +42,28 @@ class Contrast:
     alpha, beta:   0.1 and 0.5 in the paper, beta tuned for each task.
     routing_ranks: of the weak pass; (2,) in the released example, its third expert.
     strong_ranks:  of the strong pass; None = the router as it is.
+    temperature, weak_temperature: the logits of the strong and of the weak pass are divided by them, before
+      anything else.
     draw:          draw from softmax(scores) instead of taking the largest.
     eos_id:        the id that ends a text, or several.
+  Differs: a rank of E, one expert by chance in the released code, is refused. Texts end with an end token,
+    which the released code forbids unless it is asked to stop early.
   """
 
   tell = None                            # see loop.run
 
   def __init__(self, *, alpha: ranges.PartOf1 = 0.1, beta: ranges.NonNegative = 0.5,
-               routing_ranks: ranges.Many(ranges.Count) = (2,),
-               strong_ranks: ranges.Many(ranges.Count) | None = None, draw: ranges.Flag = False,
-               eos_id=1):
+               routing_ranks: ranges.Many(ranges.Natural, 1) = (2,),
+               strong_ranks: ranges.Many(ranges.Natural, 1) | None = None,
+               temperature: ranges.Positive = 1.0, weak_temperature: ranges.Positive = 1.0,
+               draw: ranges.Flag = False, eos_id=1):
     if not 0 < alpha <= 1:
       raise UserError(f'decode.alpha={alpha}: above 0 and at most 1; nearest: {min(1.0, max(alpha, 0.1))}')
     self.alpha = alpha
     self.beta = beta
     self.routing_ranks = tuple(routing_ranks)
     self.strong_ranks = None if strong_ranks is None else tuple(strong_ranks)
+    self.temperatures = temperature, weak_temperature
     self.draw = draw
     self.eos_id = eos_id
 
@@ -73,7 +79,9 @@ class Contrast:
 
   def __call__(self, model, batch, length, key):
     """Returns i32[B,length]; `key` is used with `draw`."""
-    score = lambda strong, weak: contrast(strong, weak, self.alpha, self.beta)
+    def score(*passes):
+      strong, weak = (logits / t for logits, t in zip(passes, self.temperatures))
+      return contrast(strong, weak, self.alpha, self.beta)
     well, poorly = routed_by(model, self.strong_ranks), routed_by(model, self.routing_ranks)
 
     def step(ids, real, caches):

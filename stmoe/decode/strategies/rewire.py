@@ -22,6 +22,7 @@ from stmoe.errors import UserError
 from stmoe.routers import wrappers
 
 GIVEN = 'rewire_{}'                      # the name of the vector of a router among what its model is given
+CONFIDENCE = 'confidence_{}'             # the name of the record of a router, see `Measured`
 OPTIMIZERS = dict(adamw=optax.adam, sgd=optax.sgd)   # without weight decay: the vectors are 0 at first
 
 # A vector for every router: dict number of the router -> f32[B,E].
@@ -42,14 +43,16 @@ def adapting(model: typing.Any) -> typing.Any:
 class Measured(wrappers.Deciding):
   """The router `inner`, which also records how sure it is, and tells how many logits it has.
 
-  The record `confidence` f32[G,S] is the sum of a token's k largest probabilities, softmax of the logits.
+  The record CONFIDENCE f32[G,S] is the sum of a token's k largest probabilities, softmax of the logits.
 
   Args:
-    tell: called with the number of logits, while the model is traced.
+    number: of the router; its record is called by it.
+    tell:   called with the number of logits, while the model is traced.
   """
 
-  def __init__(self, d_model, *, inner, tell=lambda width: None, rngs):
+  def __init__(self, d_model, *, inner, number, tell=lambda width: None, rngs):
     super().__init__(d_model, inner=inner, rngs=rngs)
+    self.number = number
     self.tell = tell
 
   def decide(self, logits, ctx, carry, choose=None):
@@ -57,7 +60,8 @@ class Measured(wrappers.Deciding):
     self.tell(logits.shape[-1])
     routed = super().decide(logits, ctx, carry, choose)
     sure = jax.lax.top_k(jax.nn.softmax(logits), self.k or 1)[0].sum(axis=-1)      # [G, S]
-    return routed.replace(aux=routed.aux.replace(records=routed.aux.records | dict(confidence=sure)))
+    own = {CONFIDENCE.format(self.number): sure}
+    return routed.replace(aux=routed.aux.replace(records=routed.aux.records | own))
 
 
 def zeros(model: typing.Any, batch: dict) -> Vectors:
@@ -67,7 +71,7 @@ def zeros(model: typing.Any, batch: dict) -> Vectors:
   """
   widths: dict[int, int] = {}
   measured = modules.wrapped_each(model, lambda number: functools.partial(
-      Measured, tell=functools.partial(widths.__setitem__, number)))
+      Measured, number=number, tell=functools.partial(widths.__setitem__, number)))
   jax.eval_shape(lambda batch: measured(batch, alone=True)[0], batch)
   return {number: jnp.zeros((len(batch['decoder_segment_ids']), width))
           for number, width in sorted(widths.items())}
@@ -166,15 +170,16 @@ class Rule:
 
 def _confidence(model, batch, number):
   """[f32[B]] of every router: its mean confidence over the tokens of each row."""
-  _, aux = modules.wrapped(model, Measured)(batch, alone=True)
+  measured = modules.wrapped_each(model, lambda number: functools.partial(Measured, number=number))
+  _, aux = measured(batch, alone=True)   # reports come in another order than routers
   real = batch['decoder_segment_ids'] > 0
-  records = [a for report in aux.values() for name, a in report.records.items()
-             if name.endswith('confidence')]
-  if len(records) != number or any(a.size != real.size for a in records):
-    raise UserError(f'decode.name=rewire: {len(records)} layers report their confidence, and there are '
-                    f'{number} routers; nearest: decode.confident=1.0')
-  return [jnp.where(real, a.reshape(real.shape), 0).sum(axis=1) / jnp.maximum(real.sum(axis=1), 1)
-          for a in records]
+  records = [record for report in aux.values() for record in report.records.items()]
+  found = [[a for name, a in records if name.endswith(CONFIDENCE.format(n))] for n in range(number)]
+  if any(len(own) != 1 or own[0].size != real.size for own in found):
+    raise UserError(f'decode.name=rewire: {sum(map(len, found))} layers report their confidence, and there '
+                    f'are {number} routers; nearest: decode.confident=1.0')
+  return [jnp.where(real, own.reshape(real.shape), 0).sum(axis=1) / jnp.maximum(real.sum(axis=1), 1)
+          for [own] in found]
 
 
 class Rewire:
