@@ -3,9 +3,9 @@
 Every expert starts as a copy of the dense feed-forward layer that its layer replaces. Routers start
 fresh, all else is kept (Komatsuzaki et al., 2022, arXiv:2212.05055). Several dense models make a
 Branch-Train-Mix model: their feed-forward layers become different experts, all else is averaged
-(BTX; mixtures of attention experts, BAM, are not built here). With granularity G every copy is cut
-into G narrow experts (virtual groups, arXiv:2410.07524). Experts that are chains of tensors with a shared
-centre get the chains of the dense layer's matrices (MPOE, arXiv:2203.01104).
+(BTX). Where the new attention has experts, dense attention becomes these (BAM, arXiv:2408.08274). With
+granularity G every copy is cut into G narrow experts (virtual groups, arXiv:2410.07524). Experts that are
+chains of tensors with a shared centre get the chains of the dense layer's matrices (MPOE, arXiv:2203.01104).
 
 Pure dicts go in and come out. The rules are about names. What is below `router` or `tied` is fresh. What is
 below `experts` is tiled, or decomposed into `left`, `central` and `right`. Everything else is copied from the
