@@ -4,8 +4,8 @@ Code: Fsoft-AIC/LibMoE, folder language_modeling, and Fsoft-AIC/CompeteSMoE, fol
 have one trainer. None is what they do not give.
 """
 
-# D, layers, experts of width F, k of them a token, positions of a row, rows of a batch, heads of `width`; all
-# layers sparse. Sweeps slimpajama_moe_no_attmoe_154M of CompeteSMoE; those of LibMoE have 66 experts.
+# D, layers, experts of width F, k of them a token, positions of a row, rows of a batch, heads of `width`.
+# All layers are sparse. Sweeps slimpajama_moe_no_attmoe_154M of CompeteSMoE; LibMoE's have 66 experts.
 SIZE = dict(d_model=512, layers=16, experts=64, d_ff=128, k=8, length=1024, batch=64, steps=100_000,
             num_heads=4, width=82)
 TURNED = 0.5                       # the share of a head's width that rotary positions turn, the code's default

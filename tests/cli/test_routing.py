@@ -82,7 +82,7 @@ def _loss_by_ranks(run, ranks):
 
 
 def test_without_a_first_choice_needs_a_known_number_of_choices():
-  """SMoE-Dropout has as many as its schedule and evaluation say: one other expert is not all but the first."""
+  """SMoE-Dropout has as many as schedule and evaluation say: one other is not all but the first."""
   def model(router):
     fields = dict(name='lm', vocab_size=259, d_model=8, num_heads=2, head_dim=4, layers=(('m', 1),))
     block = dict(layer='moe', router=dict(name=router, num_experts=4), experts=dict(name='mlp', d_ff=8))

@@ -26,7 +26,7 @@ def test_edges_become_routes_of_real_tokens():
 
 
 def test_the_sign_of_a_weight_does_not_count():
-  """TC-MoE's experts of factor -1: token 1 has expert 1 first, and weights have entropies of their lengths."""
+  """TC-MoE's experts of factor -1: token 1 has expert 1 first, and entropies are of lengths."""
   token, expert = np.array([[0, 1, 0, 1]]), np.array([[0, 0, 1, 1]])
   signed = np.array([[0.6, 0.3, -0.4, -0.7]])
   found = diagnostics.routes(token, expert, signed, np.ones((1, 2), bool), num_experts=2)
