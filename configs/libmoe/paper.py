@@ -8,7 +8,7 @@ have one trainer. None is what they do not give.
 # All layers are sparse. Sweeps slimpajama_moe_no_attmoe_154M of CompeteSMoE; LibMoE's have 66 experts.
 SIZE = dict(d_model=512, layers=16, experts=64, d_ff=128, k=8, length=1024, batch=64, steps=100_000,
             num_heads=4, width=82)
-TURNED = 0.5                       # the share of a head's width that rotary positions turn, the code's default
+TURNED = 0.5                       # the share of a head's width that rotary positions turn, by default
 VOCAB = 8000                       # pieces; they make the 154M of the sweeps' name (our reading)
 PARAMS = 154e6
 # Variance scale c^2 of W ~ N(0, c^2 / D) and K ~ N(0, c^2 / D); V ~ N(0, c^2 / (E F)).
