@@ -9,9 +9,9 @@ and its optimizer state, which helps in vision. Weights of a token's experts are
   stmoe train upcycling/vit:smoke                     the sparse model from scratch; laptop, about a minute
   size = b32 | b16 | l16
 
-All three commands with `smoke` run on a laptop. Expected: a loss that jumps by what tokens lose that no expert
-chose. Then, for B/16, one percent more in 10-shot accuracy after 13 % of the dense training again, where dense
-training needs 58 % (paper.REPORTED).
+All three commands with `smoke` run on a laptop. Expected: a loss that jumps by what tokens lose that no
+expert chose. Then, for B/16, one percent more in 10-shot accuracy after 13 % of the dense training again,
+where dense training needs 58 % (paper.REPORTED).
 Differs: JFT-300M is not public, ImageNet-21k stands in, with its losses and head bias in V-MoE; groups of 8
 images, batch and rate of the schedule are this project's. 10-shot accuracy is not measured here.
 """
