@@ -235,8 +235,8 @@ class Run:
   def routing(self, texts: Texts | np.ndarray | Batch) -> dict[str, dict[str, np.ndarray]]:
     """Returns dict layer -> dict of experts i32[B,T,n] and weights f32[B,T,n], as at evaluation.
 
-    A token's experts come largest weight first; -1 and weight 0 stand where a token has no more. Entry [b,t]
-    is of the token that is read at place t: in a decoder the token before token t of the text.
+    A token's experts come largest weight first, whatever its sign; -1 and weight 0 stand where a token has no
+    more. Entry [b,t] is of the token that is read at place t: in a decoder the token before token t.
     """
     batches, rows, length = self._read(texts)
     found: dict[str, list] = {}

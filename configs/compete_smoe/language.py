@@ -3,8 +3,8 @@ r"""CompeteSMoE in the language model of its sweeps: experts compete in 7 % of t
 CompeteSMoE (arXiv:2402.02526, arXiv:2505.13380), the code for language models. Expected: better than plain
 top-k at equal steps; no figures are at hand. A layer that competes runs all of its 64 experts. On average
 experts then cost 1.49 times as much, and 1.56 times in the code, which runs winners again.
-Differs: C4/en instead of SlimPajama, 32,000 pieces, 8 heads, RMSNorm, rotary positions and betas are this
-project's; outputs of a competition are computed once; the schedule follows from the configuration's seed.
+Differs: C4/en instead of SlimPajama; RMSNorm; initial values of attention and routers are this project's;
+outputs of a competition are computed once; the schedule follows from the configuration's seed.
 
   stmoe train compete_smoe/language --workdir runs/compete_smoe
   stmoe train compete_smoe/language:rate=0.0          the same router, never taught
@@ -30,5 +30,5 @@ def get_config(arg=''):
   block = recipe.sparse('compete_smoe', **fields)
   block.update(layer='compete_smoe', taught=args.taught, theta=paper.THETA)
   weights = common.choose('losses', args.losses, dict(language=paper.LANGUAGE, vision=paper.VISION))
-  c = recipe.language(block, {name: (weights.get(name, 0.0), 'mean') for name in paper.LOSSES})
+  c = recipe.language(block, {name: weights.get(name, 0.0) for name in paper.LOSSES})
   return recipe.smoke(c) if args.smoke else c.lock()

@@ -3,26 +3,32 @@
 from stmoe.configs import common
 from stmoe.configs.libmoe import paper
 
-HEADS, VOCAB = 8, 32_000           # this project's, neither is in the sweeps
-
 
 def sparse(router, **fields):
   """Returns a layer of LibMoE's experts behind `router`, a name, with its other `fields`."""
   size = paper.SIZE
-  return common.moe(dict(fields, name=router, num_experts=size['experts'], k=size['k']), size['d_ff'])
+  layer = common.moe(dict(fields, name=router, num_experts=size['experts'], k=size['k']), size['d_ff'],
+                     out_scale=paper.INIT_SCALE / size['experts'])
+  layer['experts'].update(init_scale=paper.INIT_SCALE)
+  return layer
 
 
 def language(block, losses):
-  """Returns the unlocked config of a language model of sparse layers `block` with router `losses`."""
+  """Returns the unlocked config of a language model of sparse layers `block`.
+
+  losses: dict name -> coefficient of a router's loss.
+  """
   size, optim = paper.SIZE, paper.OPTIM
+  turned = int(paper.TURNED * size['width']) // 2 * 2                # rotary positions turn pairs
+  b1, b2 = optim['betas']
   c = common.config()
-  c.model = dict(name='lm', vocab_size=VOCAB, d_model=size['d_model'], num_heads=HEADS,
-                 head_dim=size['d_model'] // HEADS, layers=(('m', size['layers']),), tie_embeddings=False,
+  c.model = dict(name='lm', vocab_size=paper.VOCAB, d_model=size['d_model'], num_heads=size['num_heads'],
+                 head_dim=turned, layers=(('m', size['layers']),), tie_embeddings=False,
                  dtype='float32', scan_layers=True, remat='elementwise')
-  c.blocks = dict(m=block)
-  c.losses = losses
-  c.data = common.data('c4', size['length'], vocab=f'train:{VOCAB}')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.999, eps=1e-8, weight_decay=optim['weight_decay'])
+  c.blocks = dict(m=dict(block, attention=dict(name='attention', nope_dim=size['width'] - turned)))
+  c.losses = {name: (weight, paper.REDUCTION) for name, weight in losses.items()}
+  c.data = common.data('c4', size['length'], vocab=f'train:{paper.VOCAB}')
+  c.optimizer = dict(name='adamw', b1=b1, b2=b2, eps=1e-8, weight_decay=optim['weight_decay'])
   c.schedule = dict(name='cosine', peak=optim['peak'], warmup_steps=optim['warmup_steps'],
                     end_fraction=optim['end_fraction'])
   c.train.update(steps=size['steps'], batch_size=size['batch'], clip=optim['clip'], log_every=100,

@@ -3,7 +3,7 @@ r"""MoEUT in the profiles of its code: a few sparse layers, repeated, with spars
 MoEUT (arXiv:2405.16039), paper.py. G distinct layers follow each other a b a b: a Universal Transformer whose
 layers have many experts. Its source here prints no results; method=unshared is the model that one expects to
 beat it, with L / G times the parameters and equal compute.
-Differs: C4/en; optimizer, rate, batch, length and steps are those of LibMoE's sweeps, betas this project's.
+Differs: C4/en; optimizer, rate, batch, length and steps are those of LibMoE's sweeps.
 The norm before the head is RMSNorm, the code has LayerNorm. Rotary positions turn pairs, so an even part of a
 head. Initial values of attention are this project's. No expert is left out in training (expert dropout).
 
@@ -63,7 +63,8 @@ def get_config(arg=''):
   c.losses = dict(entropy=(paper.ENTROPY['ffn'] * distinct, 'mean'),
                   attention_entropy=(paper.ENTROPY['attention'] * 2 * distinct, 'mean'))
   c.data = common.data('c4', length=libmoe.SIZE['length'], vocab=f'train:{paper.VOCAB}')
-  c.optimizer = dict(name='adamw', b1=0.9, b2=0.999, eps=1e-8, weight_decay=optim['weight_decay'])
+  b1, b2 = optim['betas']
+  c.optimizer = dict(name='adamw', b1=b1, b2=b2, eps=1e-8, weight_decay=optim['weight_decay'])
   c.schedule = dict(name='cosine', peak=optim['peak'], end_fraction=optim['end_fraction'],
                     warmup_steps=paper.LARGE_WARMUP if large else optim['warmup_steps'])
   c.train.update(steps=libmoe.SIZE['steps'], batch_size=libmoe.SIZE['batch'], log_every=100, stats_every=1000,

@@ -3,7 +3,8 @@ r"""ST-MoE-L and ST-MoE-32B, their dense yardstick, and the released base and XL
 ST-MoE (arXiv:2202.08906), table 11. Expected parameters: L 4.1B, 32B 269B, Dense-L 0.8B. Expected
 fine-tuned scores: paper.REPORTED.
 Differs: 32B was trained on a private mixture (paper.MIXTURE), of which C4/en is the public part. The routers'
-losses are averaged over layers (flaxformer); the paper does not say.
+losses are averaged over layers (flaxformer); the paper does not say. Experts have no multiplicative bias, as
+in flaxformer: st_moe/expert_bias has the paper's.
 
   stmoe train st_moe/sizes:size=l
   stmoe train st_moe/sizes:size=st_32b,smoke          laptop, about a minute

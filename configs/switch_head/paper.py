@@ -27,7 +27,8 @@ DENSE = dict(
 # positions of Transformer-XL, 256 positions a row and clip 0.25; here it is `small` with these layers.
 SWITCH_ALL = dict(heads=2, width=76, experts=5, k=2, ffn=dict(experts=16, k=4, d_ff=128))
 TURNED = 0.5                       # the share of a head's width that rotary positions turn
-# Coefficients of the entropy loss: moe.att.perplexity_reg and, of SwitchAll's experts, moe.perplexity_reg.
+# Coefficients of the entropy loss, which layers add up: moe.att.perplexity_reg and, of SwitchAll's experts,
+# moe.perplexity_reg.
 ENTROPY = dict(attention=0.0, ffn=1e-4)
 
 # AdamW, cosine from the peak. Betas and weight decay are not in the sweeps: None.

@@ -52,8 +52,8 @@ def get_config(arg=''):
                  layers=(('a', size['layers']),), tie_embeddings=False, dropout_rate=size['dropout'],
                  dtype='float32', scan_layers=True, remat='elementwise')
   c.blocks = dict(a=block(row, size, args.method))
-  c.losses = dict(entropy=(paper.ENTROPY['ffn'] if args.method == 'switch_all' else 0.0, 'mean'),
-                  attention_entropy=(paper.ENTROPY['attention'], 'mean'))
+  c.losses = dict(entropy=(paper.ENTROPY['ffn'] if args.method == 'switch_all' else 0.0, 'sum'),
+                  attention_entropy=(paper.ENTROPY['attention'], 'sum'))
   c.data = common.data('text', length=size['length'], vocab=f'train:{paper.VOCAB}')
   c.optimizer = common.adamw(0.999, 0.01)
   c.schedule = dict(name='cosine', peak=paper.PEAK, warmup_steps=size['warmup'], end_fraction=0.1)

@@ -3,9 +3,9 @@ r"""TC-MoE in the language model of LibMoE's sweeps: experts with factor 1, -1 o
 TC-MoE (ICLR 2025) in the model and with the losses of LibMoE (arXiv:2411.00918). Expected: the share of null
 choices (metric null_frac) grows with the reward; nothing is printed for this model, whose layer in LibMoE
 raises an error in training.
-Differs: C4/en instead of SlimPajama, 32,000 pieces, 8 heads, RMSNorm, rotary positions and betas are this
-project's; signs and repeated experts are those of the formula, which released code loses; the balance loss is
-of sequences, in LibMoE it counts the batch.
+Differs: C4/en instead of SlimPajama; RMSNorm; initial values of attention and routers are this project's;
+signs and repeated experts are those of the formula, which released code loses; the balance loss is of
+sequences, in LibMoE it counts the batch.
 
   stmoe train tc_moe/language --workdir runs/tc_moe
   stmoe train tc_moe/language:reward=0.01             more nulls
@@ -23,6 +23,6 @@ VARIANTS = ('reward=0.01', 'null_bias=0.0')
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, reward=paper.REWARD, null_bias=paper.ROUTER['null_bias'])
   block = recipe.sparse('tc_moe', null_bias=args.null_bias, negative_bias=paper.ROUTER['negative_bias'])
-  losses = dict(balance=(paper.BALANCE, 'mean'), z=(paper.Z, 'mean'), reward=(args.reward, 'mean'))
+  losses = dict(balance=paper.BALANCE, z=paper.Z, reward=args.reward)
   c = recipe.language(block, losses)
   return recipe.smoke(c) if args.smoke else c.lock()

@@ -24,6 +24,7 @@ OPTIM = dict(
     dense_steps=dict(base=None, large=1_000_000, xl=1_000_000),   # base: their own; T5 1.1
     # Extra training of the printed SuperGLUE results, in parts of the dense training; about 0.5 elsewhere.
     extra=dict(base=0.55, large=0.46, xl=None),
+    epochs_vit=dict(dense=14, extra=7),          # an example
     balance=None,                  # of the decoder's routers
     start_points=(200_000, 1_200_000), start_point_extra=200_000,     # ablation: gain roughly constant
 )

@@ -3,8 +3,8 @@ r"""X-MoE's cosine router in its published forms, and the perturbed one, in LibM
 X-MoE (arXiv:2204.09179) and its perturbed form (arXiv:2405.14131), in the model of LibMoE (arXiv:2411.00918).
 Expected: nothing is printed for this model. With two softmaxes (libmoe, perturbed_libmoe) weights are even
 whatever is learned (paper.DOUBLE_SOFTMAX); method=x_moe beside libmoe shows what that is worth.
-Differs: C4/en instead of SlimPajama, 32,000 pieces, 8 heads, RMSNorm, rotary positions and betas are this
-project's; experts' vectors are normalised in the graph, not in place.
+Differs: C4/en instead of SlimPajama; RMSNorm; initial values of attention and routers are this project's;
+experts' vectors are normalised in the graph, not in place.
 
   stmoe train x_moe/language --workdir runs/x_moe
   stmoe train x_moe/language:method=libmoe            two softmaxes, fixed temperature
@@ -29,6 +29,6 @@ VARIANTS = tuple(f'method={method}' for method in METHODS if method != 'x_moe')
 def get_config(arg=''):
   args = arguments.parse(arg, smoke=False, method='x_moe')
   router, fields = common.choose('method', args.method, METHODS)
-  losses = dict(balance=(0.0, 'mean'), z=(0.0, 'mean'), entropy=(libmoe.BALANCE, 'mean'))
+  losses = dict(balance=0.0, z=0.0, entropy=libmoe.BALANCE)
   c = recipe.language(recipe.sparse(router, **fields), losses)
   return recipe.smoke(c) if args.smoke else c.lock()

@@ -47,7 +47,8 @@ def diagnose(run: str | pathlib.Path, step: int | None = None, against: Sequence
   universality  how alike the layers use experts of equal numbers
   against       step -> layer -> overlap, change, slot_change, first_agreement
   domains       name -> layer -> allocation_entropy, load [E]
-  loss, dropped of evaluation; 1, 2 -> loss without so many first choices, minus `loss`
+  loss, dropped of evaluation; 1, 2 -> loss without so many first choices, minus `loss`; a token then has the
+                next k, also where its router's policy or threshold would leave out some
   temperatures  text -> loss with logits divided by the temperature, minus `loss`
   notes         what the routers of this model do not allow, and why
 

@@ -4,6 +4,7 @@ stmoe record runs/a --output routes.npz                       what the run's tok
 stmoe place routes.npz --devices 4                            the usual placement, and MoETuner's
 stmoe place routes.npz --devices 8 --nodes 2 --far 4          a step between nodes costs 4, within one 1
 stmoe place routes.npz --devices 4 --output placement.json    the device of every expert of every layer
+stmoe compress runs/a moetuner:placement=placement.json --workdir runs/placed     the same model, placed so
 
 The first program makes the largest load of a layer's devices the least. The second one gives the clusters of
 the first to devices so that tokens cross little (arXiv:2502.06643, in our formulation). After an

@@ -113,15 +113,15 @@ class XMoE(nnx.Module):
     return 1 / self.temperature if learned is None else jnp.exp(jnp.minimum(learned[0], math.log(100)))
 
   def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
-    """Returns the cosines f32[G,S,E] for x [G,S,D]."""
-    return gate.logits(self.projected(x), self.embeddings().T)
+    """Returns f32[G,S,E] for x [G,S,D]: the cosines over the temperature."""
+    return self.scale() * gate.logits(self.projected(x), self.embeddings().T)
 
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:
-    """Returns Routed for cosines f32[G,S,E]; see `contract.OFFERS`."""
+    """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
     capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor)
-    sequence = balance.sequences(ctx.segments, ctx.positions)
-    a, aux = x_moe(logits, ctx.mask, capacity, self.k, scale=self.scale(), tokens=ctx.tokens, choose=choose,
+    sequence, scale = balance.sequences(ctx.segments, ctx.positions), self.scale()
+    a, aux = x_moe(logits / scale, ctx.mask, capacity, self.k, scale=scale, tokens=ctx.tokens, choose=choose,
                    double_softmax=self.double_softmax, sequence=sequence)
     return contract.Routed(a, aux, carry)
 

@@ -88,12 +88,22 @@ def _check(sources, target):
       raise errors.UserError(f'{upcycle.text(path)} is {" and ".join(map(str, shapes))} in the models that '
                              'are to become one')
     try:
-      axis(shapes[0], leaf.shape, len(sources))
+      at = axis(shapes[0], leaf.shape, len(sources))
     except ValueError:
       raise _unfit(path, sources, target) from None
+    if at is not None and upcycle.ROUTING & {*path}:
+      _check_entries(path, shapes[0][at], sources[0])
   of_experts = [path for path in target if 'experts' in path]
   if all(sources[0][path].shape == target[path].shape for path in of_experts):
     raise _unfit(of_experts[0], sources, target)                     # no room for the experts of all
+
+
+def _check_entries(path, entries, source):
+  """Raises UserError for a router's axis of more `entries` than experts: these are in order by kind."""
+  shapes = {other: leaf.shape for other, leaf in source.items()}
+  if entries > (experts := max(upcycle.numbers_of_experts(path, shapes))):
+    raise errors.UserError(f'{upcycle.text(path)} has {entries} entries for {experts} experts, such as '
+                           'virtual or negative ones: side by side they would be those of others')
 
 
 def _unfit(path, sources, target):

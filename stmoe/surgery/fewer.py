@@ -28,10 +28,11 @@ def check(layer: sparse.Layer, params: dict, number: int, keep: float) -> None:
     raise errors.UserError(f'keep={keep} leaves {number} of {layer.num_experts} experts in {layer.where}, '
                            f'and a token has {k}; nearest: keep={k / layer.num_experts:g}')
   if hasattr(router, 'inner'):
-    raise errors.UserError(f'{layer.where}.router is {name}, around another router; prune before that')
+    raise errors.UserError(f'{layer.where}.router is {name}, around another router; nearest: the run before '
+                           'that')
   if contract.offered(router, 'reach') not in (None, layer.num_experts):
     raise errors.UserError(f'{layer.where}.router: a token of {name} chooses within groups of experts, which '
-                           'would not be of one size any more; nearest: merge')
+                           'would be other groups then; nearest: merge')
   _check_ties(layer, params, name)
   for path, array in layer.arrays(params, 'router').deferred().items():
     if array.ndim and jnp.issubdtype(array.dtype, jnp.integer):
@@ -74,9 +75,7 @@ def rows(layer: sparse.Layer, params: dict, config: ml_collections.ConfigDict) -
 
   Raises UserError for a router that has nothing of experts, or no form with one expert less.
   """
-  without = sparse.changed(config, {f'{layer.where}.router.num_experts': layer.num_experts - 1})
-  new = next(peer for peer in sparse.found(without) if peer.path == layer.path)
-  parts = []
+  new, parts = without_one(layer, config), []
   for _, array, of_experts in columns(layer, new, params):
     for axis in of_experts:
       entries = np.moveaxis(np.asarray(array, np.float64), axis, 0)[:layer.num_experts]
@@ -84,6 +83,12 @@ def rows(layer: sparse.Layer, params: dict, config: ml_collections.ConfigDict) -
   if not parts:
     raise errors.UserError(f'{layer.where}.router has no numbers of experts, by which they could be compared')
   return np.concatenate(parts, 1)
+
+
+def without_one(layer: sparse.Layer, config: ml_collections.ConfigDict) -> sparse.Layer:
+  """Returns `layer` with one expert less: beside it, `columns` tells which axes are of experts."""
+  fewer = sparse.changed(config, {f'{layer.where}.router.num_experts': layer.num_experts - 1})
+  return next(peer for peer in sparse.found(fewer) if peer.path == layer.path)
 
 
 def cut(layer: sparse.Layer, new: sparse.Layer, params: dict, stay: np.ndarray) -> dict[tuple, jax.Array]:

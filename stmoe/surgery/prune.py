@@ -78,7 +78,8 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
       weight times length of output. 'magnitude' keeps the experts with the largest weights, 'random' any.
     seed: of 'random'.
     gates: 'new': the router forgets the experts that go, and gates grow. 'old': gates stay what they were,
-      the router choosing among the experts that stay; see `routers/wrappers/among.py`.
+      the router choosing among the experts that stay, and a token keeps all its choices; see
+      `routers/wrappers/among.py`.
   """
   layers = sparse.found(config)
   numbers = sparse.kept(layers, keep)

@@ -3,9 +3,9 @@
 Every expert starts as a copy of the dense feed-forward layer that its layer replaces. Routers start
 fresh, all else is kept (Komatsuzaki et al., 2022, arXiv:2212.05055). Several dense models make a
 Branch-Train-Mix model: their feed-forward layers become different experts, all else is averaged
-(BTX; mixtures of attention experts, BAM, are not built here). With granularity G every copy is cut
-into G narrow experts (virtual groups, arXiv:2410.07524). Experts that are chains of tensors with a shared
-centre get the chains of the dense layer's matrices (MPOE, arXiv:2203.01104).
+(BTX). Where the new attention has experts, dense attention becomes these (BAM, arXiv:2408.08274). With
+granularity G every copy is cut into G narrow experts (virtual groups, arXiv:2410.07524). Experts that are
+chains of tensors with a shared centre get the chains of the dense layer's matrices (MPOE, arXiv:2203.01104).
 
 Pure dicts go in and come out. The rules are about names. What is below `router` or `tied` is fresh. What is
 below `experts` is tiled, or decomposed into `left`, `central` and `right`. Everything else is copied from the
@@ -272,16 +272,23 @@ def _factor(path, shapes, scale):
 
 def _group(leaf, path, shapes, granularity):
   """A router's leaf with its first N/G experts repeated G times each, along the last axis of N entries."""
-  above = path[:next(at for at, key in enumerate(path) if key in ROUTING)]
-  while not _numbers(above, shapes):     # a router of a turn has its experts beside it
-    above = above[:-1]
-  matching = [axis for axis, size in enumerate(leaf.shape) if size in _numbers(above, shapes)]
+  numbers = numbers_of_experts(path, shapes)
+  matching = [axis for axis, size in enumerate(leaf.shape) if size in numbers]
   if not matching:
     return leaf
   first_experts = jax.lax.slice_in_dim(leaf, 0, leaf.shape[matching[-1]] // granularity, axis=matching[-1])
   return jnp.repeat(first_experts, granularity, axis=matching[-1])
 
 
-def _numbers(above, shapes):
-  """The numbers of experts of the banks below path `above`."""
-  return {shape[0] for path, shape in shapes.items() if path[:len(above)] == above and 'experts' in path}
+def numbers_of_experts(path, shapes):
+  """Returns the set of numbers of experts of the banks that the router with the leaf at `path` chooses from.
+
+  Args:
+    shapes: dict path -> shape of the model.
+  """
+  above = path[:next(at for at, key in enumerate(path) if key in ROUTING)]
+  below = lambda above: {shape[0] for path, shape in shapes.items()
+                         if path[:len(above)] == above and 'experts' in path}
+  while not below(above):                # a router of a turn has its experts beside it
+    above = above[:-1]
+  return below(above)

@@ -4,13 +4,17 @@ import itertools
 import json
 import math
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe import lookup
+from stmoe import modules
 from stmoe.answer import interactive
+from stmoe.answer import routing
 from stmoe.data import batches as pipeline
 from stmoe.decode.strategies import contrast
 from stmoe.runs import records
@@ -75,6 +79,18 @@ def _loss_by_ranks(run, ranks):
     loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
     total, count = total + (loss * weights).sum(), count + weights.sum()
   return float(total / count)
+
+
+def test_without_a_first_choice_needs_a_known_number_of_choices():
+  """SMoE-Dropout has as many as schedule and evaluation say: one other is not all but the first."""
+  def model(router):
+    fields = dict(name='lm', vocab_size=259, d_model=8, num_heads=2, head_dim=4, layers=(('m', 1),))
+    block = dict(layer='moe', router=dict(name=router, num_experts=4), experts=dict(name='mlp', d_ff=8))
+    return lookup.recipe('model', fields)(blocks=dict(m=block), rngs=nnx.Rngs(0))
+  with pytest.raises(errors.UserError, match='routers/smoe_dropout.py does not say how many experts'):
+    routing._without(model('smoe_dropout'), 1)
+  router = next(iter(modules.sparse(routing._without(model('st_moe'), 1)))).router
+  assert router.ranks == (1, 2)
 
 
 @pytest.mark.parametrize('words, said', [

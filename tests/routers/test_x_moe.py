@@ -24,7 +24,7 @@ def test_lengths_of_tokens_and_experts_do_not_count():
   logits = jax.jit(lambda x: router.logits(x, None))
   z = logits(x)
   np.testing.assert_allclose(logits(7 * x), z, rtol=1e-4)
-  assert router.w.shape == (D, E // 2) and np.abs(z).max() <= 1 + 1e-6
+  assert router.w.shape == (D, E // 2) and np.abs(z).max() <= (1 + 1e-6) / 0.3
   np.testing.assert_allclose(build(temperature=0.25).scale(), 4, rtol=1e-6)
   router.log_scale[...] = jnp.array([9.0])
   np.testing.assert_allclose(router.scale(), 100, rtol=1e-5)
@@ -58,12 +58,26 @@ def test_mistakes_are_named(fields, said):
       build(name, **fields)
 
 
+@pytest.mark.parametrize('name', ['x_moe', 'perturbed_cosine'])
+def test_the_softmax_of_logits_is_what_weighs_experts_and_the_z_loss_is_of_cosines(name):
+  """So what reads logits (the margin of probabilities, `balance`, `offset`) means the router's own."""
+  router, x = build(name, k=E), np.random.default_rng(0).normal(size=(1, 3, D)).astype(np.float32)
+  ctx = contract.Context.of(jnp.asarray(x))
+  routed, logits = jax.jit(lambda x: (router(x, ctx, {}), router.logits(x, ctx)))(x)
+  weights = routed.assignment.masks()[1].sum(-1)                     # [1, 3, E], of all experts
+  np.testing.assert_allclose(weights, jax.nn.softmax(logits, axis=-1), rtol=1e-5)
+  assert np.ptp(weights, axis=-1).min() > 0.05                       # at temperature 0.3
+  cosines = router.projected(x) @ router.embeddings().T
+  z = np.mean(jax.nn.logsumexp(cosines, axis=-1) ** 2)
+  np.testing.assert_allclose(routed.aux.losses['z'], z, rtol=1e-5)
+
+
 def test_the_entropy_loss_is_of_sequences():
   """Two sequences in one group, each sure of another expert: together they would be balanced."""
   mask = jnp.ones((1, 2), bool)
   ctx = contract.Context(**contract.numbered(mask), step=jnp.int32(0), tokens=jnp.float32(2))
   router = build(temperature=0.01, fixed_temperature=True)
-  sure = jnp.full((1, 2, E), -1.0).at[0, [0, 1], [0, 1]].set(1.0)
+  sure = 100 * jnp.full((1, 2, E), -1.0).at[0, [0, 1], [0, 1]].set(1.0)
   decide = jax.jit(lambda segments: router.decide(sure, ctx.replace(segments=segments), {}).aux)
   entropy = lambda segments: decide(segments).losses['entropy']
   np.testing.assert_allclose(entropy(jnp.array([[1, 1]])), -np.log(2), rtol=1e-4)

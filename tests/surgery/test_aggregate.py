@@ -76,6 +76,16 @@ def test_numbers_that_do_not_add_up_are_named(grown, experts, said):
     aggregate.aggregate([model(number)[1] for number in experts], grown[1])
 
 
+def test_routers_with_more_entries_than_experts_are_refused():
+  """TC-MoE's are those of +1, then of -1: joined, -1 of one model would be +1 of the other."""
+  def ternary(experts, seed=0):
+    router = dict(name='tc_moe', num_experts=experts, k=1, num_null=0)
+    blocks = dict(d=test_upcycle.dense(), m=test_upcycle.sparse(router, use_bias=True))
+    return test_upcycle.build(blocks, layers=(('dm', 1),), seed=seed)[1]
+  with pytest.raises(errors.UserError, match='layer/router/w has 4 entries for 2 experts, such as virtual'):
+    aggregate.aggregate([ternary(2), ternary(2, 1)], ternary(4))
+
+
 def test_other_layers_are_refused(parents, grown):
   with pytest.raises(errors.UserError, match='decoder/layers/0/layer/.* is not in all models'):
     aggregate.aggregate([parents[0][1], model(2, layers=(('m', 2),))[1]], grown[1])

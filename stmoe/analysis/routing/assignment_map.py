@@ -55,6 +55,7 @@ def _said(a, group):
 
 def _map(ax, a, wanted, group, labelled):
   token, expert, weight, slot = edges(a, group)
+  weight = np.abs(weight)                                            # TC-MoE's have signs
   for alone in sorted(set(range(a.num_tokens)) - set(token.tolist())):
     ax.axvspan(alone - 0.5, alone + 0.5, color=canvas.GRID, lw=0)
   shade = np.full((a.num_experts, a.num_tokens), np.nan)             # [E, S]

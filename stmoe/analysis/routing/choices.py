@@ -17,8 +17,8 @@ from stmoe import modules
 class Choices:
   """What a sparse layer did with a batch.
 
-  experts: [B][T] list of (expert, weight) of each token, largest weight first; an empty
-    list for a token that no expert took, and for padding.
+  experts: [B][T] list of (expert, weight) of each token, largest weight first, whatever its sign; an
+    empty list for a token that no expert took, and for padding.
   num_experts: E.
   """
   layer: str
@@ -70,7 +70,7 @@ def stack_of(layer):
 
 
 def per_token(token, expert, weight, mask, num_experts):
-  """Returns [B][T] lists of (expert, weight) from edges, largest weight first.
+  """Returns [B][T] lists of (expert, weight) from edges, largest weight first, whatever its sign.
 
   Args:
     token, expert: i32[G,N]; weight: f32[G,N]. Expert ids >= num_experts are dead edges.
@@ -82,7 +82,7 @@ def per_token(token, expert, weight, mask, num_experts):
   for where, e, w in zip(place, expert.ravel(), weight.ravel()):
     if e < num_experts and mask.flat[where]:
       choices_of[where].append((int(e), float(w)))
-  choices_of = [sorted(t, key=lambda pair: -pair[1]) for t in choices_of]
+  choices_of = [sorted(t, key=lambda pair: -abs(pair[1])) for t in choices_of]
   return [choices_of[row * mask.shape[1]:(row + 1) * mask.shape[1]] for row in range(mask.shape[0])]
 
 

@@ -1,8 +1,8 @@
 """What recorded choices say of a router: numbers of one layer, of two layers, and of two checkpoints.
 
 The formulas are those of LibMoE (TMLR 2026) and of the analyses that it collects, where its text and its code
-agree. I_t are the experts of token t, w_t their weights divided by their sum, k = |I_t|, E the number of
-experts. All means are over tokens; a token that no expert took counts where sets are compared only.
+agree. I_t are the experts of token t, w_t their weights, without sign, divided by their sum, k = |I_t|, E the
+number of experts. All means are over tokens; a token that no expert took counts where sets are compared only.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class Routes:
   """The choices of one sparse layer for n tokens.
 
   experts: i32[n,K], largest weight first; -1 where a token has fewer than K.
-  weights: f64[n,K], 0 there.
+  weights: f64[n,K], 0 there; without the sign that TC-MoE's have.
   num_experts: E, with virtual experts.
   """
   experts: np.ndarray
@@ -52,7 +52,7 @@ def routes(token: np.ndarray, expert: np.ndarray, weight: np.ndarray, mask: np.n
   """
   groups, size = token.shape[0], mask.size // token.shape[0]
   place = (np.arange(groups)[:, None] * size + token).ravel()        # [G*N] in [0, B*T)
-  expert, weight = expert.ravel(), np.float64(weight).ravel()
+  expert, weight = expert.ravel(), np.abs(np.float64(weight)).ravel()
   live = (expert < num_experts) & mask.ravel()[place]
   place, expert, weight = place[live], expert[live], weight[live]
   order = np.lexsort((-weight, place))

@@ -19,7 +19,7 @@ def to_html(seen):
   tooltip names all. More experts than there are colours with names are numbered.
   """
   palette = text.colours(seen.num_experts)
-  largest = max((weight for experts in seen.taken for _, weight in experts or ()), default=1) or 1
+  largest = max((abs(weight) for experts in seen.taken for _, weight in experts or ()), default=1) or 1
   spans = []
   for piece, experts in zip(seen.pieces, seen.taken):
     words = html.escape(text.visible(piece)) + ('\n' if piece.endswith('\n') else '')
@@ -31,7 +31,7 @@ def to_html(seen):
       continue
     (first, weight), *others = experts
     under = f';--second:{palette[others[0][0]]}' if others else ''
-    style = f'--first:{palette[first]};--weight:{max(weight, 0) / largest:.2f}{under}'
+    style = f'--first:{palette[first]};--weight:{abs(weight) / largest:.2f}{under}'
     numbers = ' '.join(str(e) for e, _ in experts)
     spans.append(f'<span style="{style}" data-first="{first}" data-e="{numbers}" title="{title}">{words}'
                  '</span>')

@@ -194,11 +194,3 @@ def place(trace: serving.Trace, distance: np.ndarray) -> np.ndarray:
 def contiguous(layers: int, experts: int, devices: int) -> np.ndarray:
   """Returns i32[L,E], the usual placement: the first E / G experts on device 0, and so on."""
   return np.tile(np.arange(experts, dtype=np.int32) // (experts // devices), (layers, 1))
-
-
-def order(placement: np.ndarray) -> np.ndarray:
-  """Returns i64[L,E], the expert at each place where devices hold E / G places one after the other.
-
-  So experts renumbered by it lie on the devices of the placement; the router's columns move alike.
-  """
-  return np.argsort(placement, axis=1, kind='stable')

@@ -15,7 +15,8 @@ class Among(wrappers.Deciding):
 
   The weight of a choice is what `inner` gives it among all experts: the weights of experts that do not stay
   are lost (Z-code M3's pruning with old gates, arXiv:2109.10465). Where `inner` divides by the sum of a
-  token's weights, nothing is lost. Losses and load are those of `inner` with these choices.
+  token's weights, nothing is lost. A token keeps all its choices: no policy of `inner` leaves one out
+  (`second_policy` of ST-MoE), and nothing is drawn. Losses and load are those of `inner` with these choices.
 
   Args:
     stay: 1 for every expert that stays, 0 for others. A state of the router, so that every layer may have

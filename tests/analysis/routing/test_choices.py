@@ -32,6 +32,14 @@ def test_edges_become_choices_of_tokens():
                    [[(1, 0.5)], [(0, 0.6), (1, 0.2)], []]]           # the last token is padding
 
 
+def test_a_negative_weight_may_be_the_largest():
+  token, expert, weight = np.array([[0, 0]]), np.array([[0, 1]]), np.array([[0.3, -0.7]])
+  found = routing.per_token(token, expert, weight, np.ones((1, 1), bool), num_experts=2)
+  assert found == [[[(1, -0.7), (0, 0.3)]]]
+  sample = routing_view.Sample(pieces=['a'], taken=found[0], num_experts=2, table=[])
+  assert '--weight:1.00' in spans.to_html(sample)
+
+
 def test_groups_longer_than_a_row_keep_the_order_of_tokens():
   token, expert, weight = np.array([[3, 0]]), np.array([[1, 0]]), np.ones((1, 2))
   found = routing.per_token(token, expert, weight, np.ones((2, 2), bool), num_experts=2)

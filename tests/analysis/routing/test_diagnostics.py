@@ -25,6 +25,17 @@ def test_edges_become_routes_of_real_tokens():
   assert found.weights.tolist() == [[0.7, 0.3], [0.9, 0], [0, 0], [0.5, 0], [0.6, 0.2]]
 
 
+def test_the_sign_of_a_weight_does_not_count():
+  """TC-MoE's experts of factor -1: token 1 has expert 1 first, and entropies are of lengths."""
+  token, expert = np.array([[0, 1, 0, 1]]), np.array([[0, 0, 1, 1]])
+  signed = np.array([[0.6, 0.3, -0.4, -0.7]])
+  found = diagnostics.routes(token, expert, signed, np.ones((1, 2), bool), num_experts=2)
+  assert found.experts.tolist() == [[0, 1], [1, 0]] and found.weights.tolist() == [[0.6, 0.4], [0.7, 0.3]]
+  assert diagnostics.allocation_entropy(found) == 1 and diagnostics.margin(found) == pytest.approx(0.3)
+  entropy = lambda p: -(p * math.log(p) + (1 - p) * math.log(1 - p)) / math.log(2)
+  assert diagnostics.weight_entropy(found) == pytest.approx((entropy(0.6) + entropy(0.7)) / 2)
+
+
 def test_of_one_layer():
   np.testing.assert_allclose(diagnostics.load(MINE), [0.4, 0.4, 0.2, 0])
   assert diagnostics.allocation_entropy(MINE) == pytest.approx(math.log(3) / math.log(4))

@@ -88,7 +88,6 @@ def test_placements_are_balanced_and_near(trace):
     assert (found.imbalance <= before.imbalance + 1e-9).all()
     np.testing.assert_allclose(found.imbalance, unmoved.imbalance)   # the second stage moves whole clusters
     assert found.cost < unmoved.cost
-    assert np.take_along_axis(of, moetuner.order(of), 1).tolist() == usual.tolist()
 
 
 @pytest.mark.parametrize('call, said', [
