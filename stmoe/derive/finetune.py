@@ -154,8 +154,9 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
     name:    of the experiment, for the records.
     say:     called with lines of text.
   """
-  if not rundir.saved(workdir):
+  if not _begun(workdir):
     check.counts(cfg)
+    rundir.verify(workdir, cfg)
     loop.keep_compilations()
     with states.on_mesh(cfg.mesh, devices) as mesh:
       check.batches(cfg)
@@ -173,13 +174,25 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
       for line in describe(record):
         say(line)
       with rundir.own(workdir) as path:
-        if not rundir.saved(path):            # by another process, meanwhile
+        rundir.verify(path, cfg)
+        if not _begun(path):                                         # by another process, meanwhile
           parents = [starts.parent(run, record['step'])]
           origin = starts.origin('finetune', cfg.finetune.to_dict(), parents, record)
           starts.inherit(path, run, ['source'])                        # an export says what the import said
           starts.write(path, cfg, state, position, origin, vocabulary=facts['vocab'].digest)
           records.write(path, cfg, opened, check.files(plan))
   return loop.train(cfg, workdir, name, devices)
+
+
+def _begun(workdir):
+  """Whether `workdir` holds the run; without config.json a checkpoint of step 0 is what a kill left.
+
+  Raises UserError for later checkpoints without it.
+  """
+  steps = rundir.saved(workdir)
+  if any(steps) and not rundir.is_run(workdir):
+    raise errors.UserError(f'{workdir} has checkpoints and no config.json; choose another --workdir')
+  return bool(steps) and rundir.is_run(workdir)
 
 
 def _load(run, cfg, plan, vocab, step):
