@@ -145,7 +145,7 @@ def _unix(chunks):
 def _json(path, column, count):
   """Gives the texts of the objects of a file of JSON lines."""
   for number, line in _lines(path, count):
-    line = line.decode()
+    line = line.decode().removeprefix(given.MARK if number == 1 else '')
     if not line.strip():
       continue
     try:
