@@ -1,10 +1,9 @@
 """What a person sees of a sweep: a table that lives on a terminal, a line for each event elsewhere.
 
-$STMOE_PROGRESS may be auto (the default), rich, plain or off, as for training.
+Which of them, `silence.display` says, as for training.
 """
 
 import collections
-import os
 import sys
 import time
 
@@ -22,10 +21,7 @@ NO_TARGET = 'loss/aux_', 'loss/router_', 'loss/total'                # losses of
 
 def make(runs):
   """Returns the board of `runs`: Rich, Plain or Off."""
-  kind = os.environ.get('STMOE_PROGRESS', 'auto')
-  if kind == 'auto':
-    kind = 'rich' if sys.stderr.isatty() else 'plain'
-  return {'rich': Rich, 'plain': Plain}.get(kind, Off)(runs)
+  return dict(rich=Rich, plain=Plain, off=Off)[silence.display()](runs)
 
 
 def step(run):
