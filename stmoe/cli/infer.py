@@ -27,6 +27,7 @@ import ml_collections
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import files
 from stmoe import ranges
 from stmoe import sections
 from stmoe import silence
@@ -64,10 +65,9 @@ def run(args):
   if args.stream and (jsonl or args.output or args.batch_size):
     with_it = '--output' if args.output else '--batch-size' if args.batch_size else 'JSON lines'
     raise errors.UserError(f'--stream and {with_it} do not go together')
-  if args.output and not args.output.parent.is_dir():
-    raise errors.UserError(f'--output {args.output}: no directory {args.output.parent}')
-  if args.record and not args.record.parent.is_dir():
-    raise errors.UserError(f'--record {args.record}: no directory {args.record.parent}')
+  for flag, file in (('--output', args.output), ('--record', args.record)):
+    if file:
+      files.check_place(flag, file)
   named = experiment.run_directory(args.run)
   lines = args.prompt or (_lines('-') if args.file == '-' else list(_lines(args.file)))
   path = downloaded.resolved(named)
