@@ -16,6 +16,7 @@ from stmoe.sweep import work
 
 WAITING, RUNNING, ELSEWHERE = 'waiting', 'running', 'elsewhere'      # elsewhere: another process is doing it
 DONE, FAILED, STOPPED = 'done', 'failed', 'stopped'
+TAIL = 1 << 22                           # bytes of metrics.jsonl that hold its last line, of many layers too
 NO_TARGET = 'loss/aux_', 'loss/router_', 'loss/total'                # losses of routers, and the sum of all
 
 
@@ -34,7 +35,7 @@ def newest(run):
   file = run.workdir / 'metrics.jsonl'
   try:
     with file.open('rb') as stream:
-      stream.seek(max(0, file.stat().st_size - 65536))
+      stream.seek(max(0, file.stat().st_size - TAIL))
       lines = stream.read().splitlines()
   except OSError:                        # not there yet
     return dict(step=0)
