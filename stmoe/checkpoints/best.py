@@ -19,7 +19,7 @@ class Best:
   """
 
   def __init__(self, cfg, path, names, measures):
-    self.name, self._cfg, self._path = cfg.checkpoint.get('best', ''), cfg, pathlib.Path(path)
+    self.name, self._path = cfg.checkpoint.get('best', ''), pathlib.Path(path)
     better = {name: measure.better for name, measure in measures.items() if name.startswith('eval/')}
     scores = [*names, *better]
     if self.name and self.name not in scores:

@@ -174,10 +174,12 @@ def _writer(path):
     return
   part = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
-    with open(part, 'w', encoding='utf-8') as file:
-      yield lambda line: print(line, file=file)
-    os.replace(part, path)
+    file = open(part, 'w', encoding='utf-8')
   except OSError as error:
     raise errors.UserError(f'--output {path}: {error.strerror}') from error
+  try:
+    with file:                           # an error in here may be of any file
+      yield lambda line: print(line, file=file)
+    os.replace(part, path)
   finally:
     part.unlink(missing_ok=True)
