@@ -171,12 +171,29 @@ def write_json(path, value, **how):
   write_text(path, json.dumps(value, **dict(dict(indent=2, allow_nan=False), **how)) + '\n')
 
 
+def check_place(flag, path):
+  """Raises UserError unless option `flag` names a place for a file: in a folder, and no folder itself."""
+  path = pathlib.Path(path)
+  if not path.parent.is_dir():
+    raise errors.UserError(f'{flag} {path}: no directory {path.parent}')
+  if path.is_dir():
+    raise errors.UserError(f'{flag} {path} is a directory; nearest: {path / "FILE"}')
+  written = path if path.exists() and not path.is_file() else path.parent          # a pipe, or a new file
+  if not os.access(written, os.W_OK):
+    raise errors.UserError(f'{flag} {path}: {written} is not writable')
+
+
 def append_line(path, value):
-  """Adds `value` as a line of JSON; readers and other writers see the line whole or not at all."""
+  """Adds `value` as a line of JSON; readers and other writers see the line whole or not at all.
+
+  Raises OSError where the disk has no room for all of it; then nothing of it stays.
+  """
   line = (json.dumps(value, allow_nan=False) + '\n').encode()
   descriptor = open_to_append(path)
   try:
-    os.write(descriptor, line)
+    if (written := os.write(descriptor, line)) < len(line):
+      os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR) - written)
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
   finally:
     os.close(descriptor)
 

@@ -1,9 +1,25 @@
-"""When a long job has to say something where nobody sees a bar: after some seconds without a line."""
+"""How a long job shows itself: as a bar, or in lines, which are due after some seconds without one.
 
+$STMOE_PROGRESS may be auto (the default), rich, plain or off.
+"""
+
+import os
+import sys
 import time
 import typing
 
+from stmoe import errors
+
+VARIABLE, KINDS = 'STMOE_PROGRESS', ('auto', 'rich', 'plain', 'off')
 FIRST, MOST = 10.0, 60.0                 # seconds of silence before a line, at first and in the end
+
+
+def display() -> str:
+  """Returns what $STMOE_PROGRESS says: 'rich', 'plain' or 'off'; by itself a terminal has what is rich."""
+  kind = os.environ.get(VARIABLE) or 'auto'
+  if kind not in KINDS:
+    raise errors.UserError(f'${VARIABLE}={kind}{errors.nearest(kind, KINDS)} (there are: {", ".join(KINDS)})')
+  return kind if kind != 'auto' else 'rich' if sys.stderr.isatty() else 'plain'
 
 
 class Silence:

@@ -4,6 +4,9 @@ import errno
 import gzip
 import json
 import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -171,3 +174,35 @@ def test_a_full_disk_is_told_by_its_number_or_its_text_however_it_is_wrapped(err
   wrapped = RuntimeError('saving failed')
   wrapped.__cause__ = error
   assert (files.full(error) is error) == (files.full(wrapped) is error) == full
+
+
+FULL = """
+import resource, signal, sys
+from stmoe import files
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
+files.append_line(sys.argv[1], dict(a=1))
+try:
+  files.append_line(sys.argv[1], dict(b='a line for which there is no room'))
+except OSError as error:
+  print(files.full(error))
+"""
+
+
+def test_a_line_that_finds_no_room_leaves_nothing(tmp_path):
+  file = tmp_path / 'lines.jsonl'
+  done = subprocess.run([sys.executable, '-c', FULL, str(file)], capture_output=True, text=True, check=True,
+                        cwd=pathlib.Path(__file__).parents[1])
+  assert 'No space left on device' in done.stdout and file.read_text() == '{"a": 1}\n'
+
+
+def test_a_place_for_a_file(tmp_path, monkeypatch):
+  files.check_place('--out', tmp_path / 'new.json')
+  files.check_place('--out', '/dev/null')
+  for path, said in ((tmp_path, f'is a directory; nearest: {tmp_path}/FILE'),
+                     (tmp_path / 'no' / 'x', f'no directory {tmp_path}/no')):
+    with pytest.raises(errors.UserError, match=f'^--out {path}:? {said}$'):
+      files.check_place('--out', path)
+  monkeypatch.setattr(files.os, 'access', lambda path, mode: False)
+  with pytest.raises(errors.UserError, match='is not writable'):
+    files.check_place('--out', tmp_path / 'new.json')

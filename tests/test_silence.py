@@ -4,7 +4,10 @@ import time
 
 import pytest
 
+from stmoe import errors
 from stmoe import silence
+from stmoe.data import bar
+from stmoe.sweep import live
 from stmoe.train import progress
 
 
@@ -36,3 +39,13 @@ def test_a_plain_run_says_what_it_does_where_it_was_silent(clock, capsys):
   show.busy('evaluating 3/9')
   show.busy('evaluating 4/9')
   assert capsys.readouterr().err == 'a line\nevaluating 3/9\n'
+
+
+def test_what_is_shown_is_one_of_a_few(monkeypatch, capsys):
+  monkeypatch.setenv('STMOE_PROGRESS', 'plian')
+  for show in (lambda: progress.make(10, 0), lambda: live.make(()), lambda: bar.task('x', 1).__enter__()):
+    with pytest.raises(errors.UserError, match=r'STMOE_PROGRESS=plian; nearest: plain \(there are: auto'):
+      show()
+  for kind, shown in (('plain', 'plain'), ('off', 'off'), ('auto', 'plain'), ('', 'plain')):
+    monkeypatch.setenv('STMOE_PROGRESS', kind)
+    assert silence.display() == shown

@@ -65,7 +65,7 @@ class Base:
     _, state, _, _ = folder.restore(self._plain.plan.shapes, check=lambda meta: None, say=lambda line: None,
                                     step=self.step)
     folder.close()
-    self._params, self._routers = state['params'], state['router_state']
+    self._params, self._routers = self._plain.plan.evaluated(state), state['router_state']
     self._adapters: dict[pathlib.Path, Opened] = {}
     self._programs: dict[tuple, typing.Callable] = {}
 

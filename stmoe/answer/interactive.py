@@ -115,13 +115,12 @@ def opened(path, step=None):
   config, record = rundir.opened(path, step), records.read(path)
   with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:  # wherever it was trained
     plan = states.blueprint(record.located(config), mesh)
-  saved = checkpoint.Checkpoints(path / 'checkpoints', keep=None, read_only=True)
-  restored = saved.restore(plan.shapes, check=lambda meta: None, say=lambda line: None, step=step)
-  saved.close()
+  with contextlib.closing(checkpoint.Checkpoints(path / 'checkpoints', keep=None, read_only=True)) as saved:
+    restored = saved.restore(plan.shapes, check=lambda meta: None, say=lambda line: None, step=step)
   if restored is None:
     raise errors.UserError(f'{path} has no checkpoint yet')
-  _, arrays, _, _ = restored
-  return plan.model(arrays['params'], arrays['router_state']), config, _vocabulary(config, path, record)
+  _, state, _, _ = restored
+  return plan.model(plan.evaluated(state), state['router_state']), config, _vocabulary(config, path, record)
 
 
 def _vocabulary(config, path, known):

@@ -19,14 +19,15 @@ class Best:
   """
 
   def __init__(self, cfg, path, names, measures):
-    self.name, self._cfg, self._path = cfg.checkpoint.get('best', ''), cfg, pathlib.Path(path)
+    self.name, self._path = cfg.checkpoint.get('best', ''), pathlib.Path(path)
     better = {name: measure.better for name, measure in measures.items() if name.startswith('eval/')}
     scores = [*names, *better]
     if self.name and self.name not in scores:
       raise errors.UserError(f'checkpoint.best={self.name!r}: there is no such score'
                              f'{errors.nearest(self.name, scores)} (there are: {", ".join(scores)})')
     self._sign = -1 if better.get(self.name) == 'lower' else 1
-    self._found = records.best(path)
+    found = records.best(path)           # of an earlier command, which may have named another score
+    self._found = found if found['name'] == self.name else records.NO_BEST
 
   def improves(self, step, values):
     """Returns whether `values` have a better score than every earlier step had."""
@@ -43,6 +44,7 @@ class Best:
     """Keeps this state in place of the best state before."""
     self._found = dict(step=step, name=self.name, value=float(values[self.name]))
     saved = checkpoint.Checkpoints(self._path / 'best', 1, 1, async_save=False)
+    saved.take_back(step)                # what a kill left of steps that were done again
     saved.save(step, state, position, meta | dict(seconds=0.0))
     saved.close()
     if job.leads():

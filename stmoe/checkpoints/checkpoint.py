@@ -124,6 +124,12 @@ class Checkpoints:
       raise errors.UserError(f'the checkpoint of step {step} was written to {self.directory} and cannot be '
                              f'read again ({lost}); {self._saved(but=step)}')
 
+  def take_back(self, step):
+    """Deletes the steps after `step`."""
+    later = [at for at in self.steps() if at > step]
+    job.first(lambda: list(map(self._drop, later)))
+    self._manager.reload()
+
   def _drop(self, step):
     """Deletes a step; under a name that the next run sweeps away, should it be killed meanwhile."""
     gone = self.directory / f'{step}{TEMPORARY}'

@@ -21,6 +21,7 @@ import pathlib
 import sys
 
 from stmoe import errors
+from stmoe import files
 from stmoe import ranges
 
 COMPUTES = True
@@ -109,6 +110,7 @@ def time_decoding(args):
 
 def time_step(args):
   """Prints what a training step spends its time on; see `stmoe.bench.step` and `overhead`."""
+  _writable(args)
   from stmoe.bench import overhead
   from stmoe.bench import step as products
   from stmoe.runs import directory as rundir
@@ -206,9 +208,8 @@ def _write(args, rows):
 def _writable(args):
   """Raises UserError unless the files of `args` have folders, and the picture an end that says its form."""
   for field in ('json', 'plot'):
-    out = getattr(args, field)
-    if out and not out.parent.is_dir():
-      raise errors.UserError(f'{field}: no directory {out.parent}')
+    if out := getattr(args, field):
+      files.check_place(f'--{field}', out)
   if args.plot and args.plot.suffix not in ('.png', '.svg'):
     raise errors.UserError(f'plot: {args.plot.name} ends in neither .png nor .svg; nearest: '
                            f'{args.plot.stem}.png')

@@ -14,7 +14,7 @@ import pathlib
 import sys
 import time
 
-from stmoe import errors
+from stmoe import files
 from stmoe.derive import downloaded
 
 
@@ -31,8 +31,8 @@ def add_arguments(parser):
 def run(args):
   from stmoe.aot import topology
   cfg, name = downloaded.named(args.name, args.overrides)
-  if args.json and not args.json.resolve().parent.is_dir():
-    raise errors.UserError(f'--json: no directory {args.json.resolve().parent}')
+  if args.json:
+    files.check_place('--json', args.json)
   topology.prepare(args.topology)
   from stmoe.aot import step as aot
   from stmoe.aot import text as pages

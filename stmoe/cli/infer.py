@@ -27,6 +27,7 @@ import ml_collections
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import files
 from stmoe import ranges
 from stmoe import sections
 from stmoe import silence
@@ -64,10 +65,9 @@ def run(args):
   if args.stream and (jsonl or args.output or args.batch_size):
     with_it = '--output' if args.output else '--batch-size' if args.batch_size else 'JSON lines'
     raise errors.UserError(f'--stream and {with_it} do not go together')
-  if args.output and not args.output.parent.is_dir():
-    raise errors.UserError(f'--output {args.output}: no directory {args.output.parent}')
-  if args.record and not args.record.parent.is_dir():
-    raise errors.UserError(f'--record {args.record}: no directory {args.record.parent}')
+  for flag, file in (('--output', args.output), ('--record', args.record)):
+    if file:
+      files.check_place(flag, file)
   named = experiment.run_directory(args.run)
   lines = args.prompt or (_lines('-') if args.file == '-' else list(_lines(args.file)))
   path = downloaded.resolved(named)
@@ -174,10 +174,12 @@ def _writer(path):
     return
   part = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
-    with open(part, 'w', encoding='utf-8') as file:
-      yield lambda line: print(line, file=file)
-    os.replace(part, path)
+    file = open(part, 'w', encoding='utf-8')
   except OSError as error:
     raise errors.UserError(f'--output {path}: {error.strerror}') from error
+  try:
+    with file:                           # an error in here may be of any file
+      yield lambda line: print(line, file=file)
+    os.replace(part, path)
   finally:
     part.unlink(missing_ok=True)

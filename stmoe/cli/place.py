@@ -33,6 +33,8 @@ def run(args):
   from stmoe.analysis import table
   from stmoe.analysis.serving import moetuner
   from stmoe.analysis.serving import traces
+  if args.output:
+    files.check_place('--output', args.output)
   distance = moetuner.distances(args.devices, args.nodes, args.far)
   placements = {}
   for stack, trace in traces.read(args.recording).items():

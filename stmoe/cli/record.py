@@ -17,6 +17,7 @@ import sys
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import files
 from stmoe import plugins
 from stmoe import ranges
 from stmoe import sections
@@ -39,8 +40,7 @@ def add_arguments(parser):
 def run(args):
   if args.best and args.step is not None:
     raise errors.UserError('--best and --step do not go together')
-  if not args.output.parent.is_dir():
-    raise errors.UserError(f'--output {args.output}: no directory {args.output.parent}')
+  files.check_place('--output', args.output)
   from stmoe.derive import foreseen
   foreseen.data(args.run, args.overrides)
   path = downloaded.run_directory(args.run)

@@ -44,6 +44,8 @@ def run(args):
   from stmoe.sweep import questions
   if args.table and args.table.suffix not in export.FORMS:
     raise errors.UserError(f'--table {args.table}: a table ends in {", ".join(export.FORMS)}')
+  if args.table:
+    files.check_place('--table', args.table)
   text = _read(args.text) if args.text else None
   named = [downloaded.resolved(path) for path in args.runs]
   readable = runs.read_all(runs.expand(named), check=rundir.trusted)

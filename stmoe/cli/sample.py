@@ -48,8 +48,7 @@ def run(args):
   if out.suffix != '.png':
     raise errors.UserError(f'--out {out}: the grid is a .png, all arrays go to a .npz beside it; nearest: '
                            f'{out.with_suffix(".png")}')
-  if not out.parent.is_dir():
-    raise errors.UserError(f'--out {out}: there is no folder {out.parent}')
+  files.check_place('--out', out)
   from stmoe.answer import samples
   say = lambda line: print(line, file=sys.stderr)
   drawn = samples.draw(cfg, path, say, number=args.num, steps=args.steps, sampler=args.sampler,

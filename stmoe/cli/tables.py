@@ -12,6 +12,7 @@ import pathlib
 import sys
 
 from stmoe import errors
+from stmoe import files
 from stmoe import ranges
 from stmoe.derive import downloaded
 from stmoe.runs import directory as rundir
@@ -40,8 +41,7 @@ def run(args):
   needed = args.kind in hash_tables.EMBEDDED
   if needed != bool(args.embeddings):
     raise errors.UserError(f'--kind {args.kind} {"needs" if needed else "takes no"} --embeddings RUN')
-  if not args.out.resolve().parent.is_dir():
-    raise errors.UserError(f'--out: no directory {args.out.resolve().parent}')
+  files.check_place('--out', args.out)
   experts = args.experts or hash_tables.num_experts(cfg)
   counts, vocabulary = hash_tables.count(cfg)
   embeddings = _embeddings(args.embeddings, vocabulary, len(counts)) if needed else None

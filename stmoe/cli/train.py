@@ -9,6 +9,7 @@ stmoe train --like runs/try --workdir runs/other --replay FILE      with recorde
 Ctrl-C and SIGTERM save and stop. A finished run says so at once; more --config.train.steps go on from it.
 """
 
+import pathlib
 import shutil
 import sys
 
@@ -62,6 +63,10 @@ def _named(args):
   if (args.name is None) == (args.like is None):
     raise errors.UserError('give an experiment, or --like RUN; see stmoe train --help')
   if args.like is None:
+    own = args.workdir is None or pathlib.Path(args.workdir).resolve() == pathlib.Path(args.name).resolve()
+    if rundir.is_run(args.name) and not own:
+      raise errors.UserError(f'{args.name} is a run, which goes on in its own folder; nearest: --like '
+                             f'{args.name} --workdir {args.workdir}, a new run of its configuration')
     return args.name
   if not rundir.is_run(args.like):
     raise errors.UserError(f'--like {args.like} is not a run directory: it has no config.json')

@@ -1,13 +1,14 @@
 """Progress of a long job: a bar with the time left on a terminal, plain lines elsewhere.
 
-$STMOE_PROGRESS may be auto (the default), rich, plain or off.
+Which of them, `silence.display` says.
 """
 
 import contextlib
-import os
 import sys
 import threading
 import time
+
+from stmoe import silence
 
 EVERY = 10  # seconds between plain lines
 BYTES = 'bytes'                          # the unit whose rate is shown, too
@@ -16,13 +17,11 @@ BYTES = 'bytes'                          # the unit whose rate is shown, too
 @contextlib.contextmanager
 def task(title, total, unit=''):
   """Gives `advance(n)`; `total` (in `unit`) may be None where it is not known."""
-  kind = os.environ.get('STMOE_PROGRESS', 'auto')
+  kind = silence.display()
   if kind == 'off':
     yield lambda n: None
-  elif kind == 'rich' or (kind == 'auto' and sys.stderr.isatty()):
-    yield from _rich(title, total, unit)
   else:
-    yield from _plain(title, total, unit)
+    yield from (_rich if kind == 'rich' else _plain)(title, total, unit)
 
 
 @contextlib.contextmanager
@@ -33,7 +32,7 @@ def patience(title):
   def say():
     while not done.wait(EVERY):
       print(f'{title}: {time.time() - start:.0f} s', file=sys.stderr, flush=True)
-  if os.environ.get('STMOE_PROGRESS') != 'off':
+  if silence.display() != 'off':
     threading.Thread(target=say, daemon=True).start()
   try:
     yield

@@ -30,6 +30,7 @@ FORMATS = {
     'gzip, and does not end in .gz,': ((), (0, b'\x1f\x8b')),
     'Zstandard, and does not end in .zst,': ((), (0, b'\x28\xb5\x2f\xfd')),
 }
+MARK = '\ufeff'                          # of byte order, as spreadsheets write it before UTF-8
 ZSTANDARD = ('.zst', '.zstd')
 PACKED = ('.gz', *ZSTANDARD)
 
@@ -58,7 +59,7 @@ class Unpacked(io.RawIOBase):
     self._path, self._field, self._count, self._counted, self._given = path, field, count, 0, 0
     formats = {name: signs for name, signs in FORMATS.items() if name != wanted}
     for name, (endings, _) in formats.items():
-      if unpacked_name(path).endswith(endings or ' '):
+      if unpacked_name(path).endswith(endings):
         raise _refused(path, field, name)
     self._raw = self._tried(lambda: open(path, 'rb'))
     self._file, packed = self._unpacking(pathlib.Path(path).name.lower())
@@ -140,8 +141,8 @@ def utf8(data, path, field='data.files', at=0):
 
 
 def text(path, field='data.files'):
-  """Returns the text of file `path`; as `content`."""
-  return content(path, field).decode()
+  """Returns the text of file `path`, as `content`, without the byte-order mark that may be before it."""
+  return content(path, field).decode().removeprefix(MARK)
 
 
 def arrow(path, field):

@@ -27,7 +27,7 @@ class Form(NamedTuple):
   users: str
   separators: tuple[str, str, str]       # of ratings, items, users
   columns: dict[str, int | str]          # name -> place in a line, or name in the header
-  genres: int | str                      # the first of many flags, or the column with all names
+  genres: int | tuple[str, ...]          # the first of many flags, the column with all names, or names of it
   joined: str                            # between the names of genres; '' = flags
 
 
@@ -38,7 +38,7 @@ FORMS = {
                         dict(user=0, item=1, rating=2, time=3, gender=1, age=2, occupation=3), 2, '|'),
     '.inter': Form('.item', '.user', ('\t', '\t', '\t'),
                    dict(user='user_id', item='item_id', rating='rating', time='timestamp', age='age',
-                        gender='gender', occupation='occupation'), 'class', ' '),
+                        gender='gender', occupation='occupation'), ('class', 'genre'), ' '),
 }
 
 
@@ -54,7 +54,8 @@ def columns(file: str) -> dict:
   user, item str[N]; rating f64[N]; time f64[N]; like, love f64[N], 1 from a rating of 4, and of 5, on.
   split str[N]: 'train' for the first floor(0.8 n) of a user's n ratings in time, then 'validation'.
   later str[N]: 'train' for the first 80 % of all ratings in time.
-  Where files of items and users are there: genres f64[N,G], age f64[N], gender and occupation str[N].
+  Of files of items and users, where they are there and say it: genres f64[N,G], age f64[N], gender and
+  occupation str[N].
   """
   path, known = pathlib.Path(file), form(file)
   assert known is not None, file
@@ -71,10 +72,10 @@ def columns(file: str) -> dict:
   if users.is_file():
     about = _cells(users, known.separators[2], known.columns, ABOUT_USERS, first='user')
     row = _matched(users, about.pop('key'), found['user'])
-    about['age'] = _numbers(users, 'age', about['age'])
+    about |= {name: _numbers(users, name, about[name]) for name in ('age',) if name in about}
     found |= {name: column[row] for name, column in about.items()}
-  if items.is_file():
-    names, genres = _genres(items, known)
+  names, genres = _genres(items, known) if items.is_file() else (None, None)
+  if genres is not None:
     found['genres'] = genres[_matched(items, names, found['item'])]
   return found
 
@@ -104,33 +105,41 @@ def _lines(path, separator):
 
 
 def _cells(path, separator, places, names, first=None):
-  """Dict name -> str[n] of the columns `names` of a file; `key` is the column of `first`, else of no name."""
+  """Dict name -> str[n] of the columns `names` of a file.
+
+  With `first` the file is about users: `key` is the column of `first`, and other columns may be absent.
+  """
   lines, places = _lines(path, separator), dict(places)
   if isinstance(places['user'], str):    # a header: 'user_id:token'
     header = [cell.partition(':')[0].strip() for cell in lines.pop(0)]
-    wanted = [places[name] for name in (*names, *([first] if first else ()))]
+    wanted = [places[name] for name in ([first] if first else names)]
     missing = next((name for name in wanted if name not in header), None)
     if missing:
       raise errors.UserError(f'{path} has no column {missing!r}{errors.nearest(missing, header)} (it has: '
                              f'{", ".join(header)})')
     places = {name: header.index(place) for name, place in places.items() if place in header}
+    names = [name for name in names if name in places]
   width = len(lines[0]) if lines else 0
-  if max(places[name] for name in names) >= width:
-    raise errors.UserError(f'{path}: a line has {width} cells; it must have '
-                           f'{max(places[name] for name in names) + 1}')
+  last = max((places[name] for name in names), default=-1)
+  if last >= width:
+    raise errors.UserError(f'{path}: a line has {width} cells; it must have {last + 1}')
   column = lambda at: np.array([line[at].strip() for line in lines])
   found = {name: column(places[name]) for name in names}
   return found if first is None else found | dict(key=column(places[first]))
 
 
 def _genres(path, known):
-  """(names str[n] of items, f64[n,G] their genres)."""
+  """(names str[n] of items, f64[n,G] their genres; None where the header names none)."""
   lines, at = _lines(path, known.separators[1]), known.genres
   key = 0
-  if isinstance(at, str):
+  if isinstance(at, tuple):
     header = [cell.partition(':')[0].strip() for cell in lines.pop(0)]
-    key, at = header.index(known.columns['item']), header.index(at)
+    if known.columns['item'] not in header:
+      raise errors.UserError(f'{path} has no column {known.columns["item"]!r} (it has: {", ".join(header)})')
+    key, at = header.index(known.columns['item']), next((header.index(n) for n in at if n in header), None)
   names = np.array([line[key].strip() for line in lines])
+  if at is None:
+    return names, None
   if not known.joined:
     return names, np.array([[float(cell) for cell in line[at:]] for line in lines])
   of_items = [set(filter(None, line[at].strip().split(known.joined))) for line in lines]

@@ -6,6 +6,7 @@ new run starts at step 0 with fresh optimizer slots, with the data and the vocab
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import contextlib
 import copy
 import pathlib
 
@@ -184,10 +185,8 @@ class Source:
 def _restore(run, own_cfg, mesh, step, say):
   """The training state of a checkpoint of `run`, whose configuration was `own_cfg`."""
   plan = _own_plan(run, own_cfg, mesh)
-  saved = checkpoint.Checkpoints(f'{run}/checkpoints', keep=None, read_only=True)
-  _, state, _, _ = saved.restore(plan.shapes, lambda meta: None, say, step)
-  saved.close()
-  return state
+  with contextlib.closing(checkpoint.Checkpoints(f'{run}/checkpoints', keep=None, read_only=True)) as saved:
+    return saved.restore(plan.shapes, lambda meta: None, say, step)[1]
 
 
 def _own_plan(run, own_cfg, mesh):
@@ -211,7 +210,7 @@ def _reader(run, shapes, step, say):
       reader = stored.Reader(folder, at)
       checkpoint.check_shapes(reader.inventory, shapes)
       for path, _ in jax.tree.leaves_with_path({part: shapes[part] for part in streamed.MODEL}):
-        reader.check(tuple(entry.key for entry in path))
+        reader.check(states.evaluated(tuple(entry.key for entry in path), reader.inventory))
       return reader
     except errors.UserError as error:
       if step is not None or not before:
@@ -221,7 +220,7 @@ def _reader(run, shapes, step, say):
 
 
 def _saved(reader, shapes):
-  """Dict part -> tree of the Deferreds of all numbers that a model holds.
+  """Dict part -> tree of the Deferreds of all numbers that a model holds, as evaluation reads them.
 
   An array whose chunks hold several of the parts that are asked for is read once, and put aside.
   """
@@ -235,7 +234,7 @@ def _saved(reader, shapes):
     return aside.part(whole[leaf], index)
 
   def deferred(path, shape):
-    leaf = tuple(entry.key for entry in path)
+    leaf = states.evaluated(tuple(entry.key for entry in path), reader.inventory)
     return aside.Deferred(shape.shape, shape.dtype, lambda index: read(leaf, index))
   return jax.tree.map_with_path(deferred, {part: shapes[part] for part in streamed.MODEL})
 

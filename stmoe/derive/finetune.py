@@ -15,6 +15,7 @@ The model is the start's unless `finetune.model='own'`; then the recipe of secti
 train.trainable and section groups (train/groups.py) say which parameters train, and how. Steps count from 0.
 """
 
+import contextlib
 import pathlib
 
 from flax import nnx
@@ -39,6 +40,7 @@ from stmoe.train import check
 from stmoe.train import evaluate
 from stmoe.train import groups
 from stmoe.train import loop
+from stmoe.train import optimizers
 from stmoe.train import state as states
 from stmoe.train import taskscore
 
@@ -152,8 +154,9 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
     name:    of the experiment, for the records.
     say:     called with lines of text.
   """
-  if not rundir.saved(workdir):
+  if not _begun(workdir):
     check.counts(cfg)
+    rundir.verify(workdir, cfg)
     loop.keep_compilations()
     with states.on_mesh(cfg.mesh, devices) as mesh:
       check.batches(cfg)
@@ -171,7 +174,8 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
       for line in describe(record):
         say(line)
       with rundir.own(workdir) as path:
-        if not rundir.saved(path):            # by another process, meanwhile
+        rundir.verify(path, cfg)
+        if not _begun(path):                                         # by another process, meanwhile
           parents = [starts.parent(run, record['step'])]
           origin = starts.origin('finetune', cfg.finetune.to_dict(), parents, record)
           starts.inherit(path, run, ['source'])                        # an export says what the import said
@@ -180,17 +184,30 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
   return loop.train(cfg, workdir, name, devices)
 
 
+def _begun(workdir):
+  """Whether `workdir` holds the run; without config.json a checkpoint of step 0 is what a kill left.
+
+  Raises UserError for later checkpoints without it.
+  """
+  steps = rundir.saved(workdir)
+  if any(steps) and not rundir.is_run(workdir):
+    raise errors.UserError(f'{workdir} has checkpoints and no config.json; choose another --workdir')
+  return bool(steps) and rundir.is_run(workdir)
+
+
 def _load(run, cfg, plan, vocab, step):
   """(first state, facts about what was loaded) with the parameters of `run` in place."""
   folder, recipe = pathlib.Path(run) / 'checkpoints', cfg.finetune
   starts.trained(run)
   parts = ['params', 'router_state'] + ['opt_state'] * (recipe.optimizer == 'keep')
-  saved = checkpoint.Checkpoints(folder, keep=None, read_only=True)
-  at, loaded, stored = saved.part({part: plan.shapes[part] for part in parts},
-                                lambda meta: rundir.check_same(meta, dict(vocab=vocab.digest)), step)
-  saved.close()
+  averages = dict(opt_state={optimizers.AVERAGES: plan.shapes['params']})
+  wanted = layout.together({part: plan.shapes[part] for part in parts}, averages)
+  same = lambda meta: rundir.check_same(meta, dict(vocab=vocab.digest))
+  with contextlib.closing(checkpoint.Checkpoints(folder, keep=None, read_only=True)) as saved:
+    at, found, stored = saved.part(wanted, same, step)
   shapes = {_name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(plan.shapes)}
   names = [name for name in shapes if name.split('/')[0] in parts]
+  loaded = _evaluated(found, names)
   missing = [name for name in names if name not in loaded]
   lost = sorted(set(missing) - _begins(cfg)) if recipe.adapter else missing
   if lost and recipe.load == 'all':
@@ -199,15 +216,27 @@ def _load(run, cfg, plan, vocab, step):
         f'{run} ({len(lost)} of {len(names)} arrays do not fit); nearest: --config.finetune.load=partial')
   if not any(name.startswith('params/') for name in loaded):
     raise errors.UserError(f'{run} has no parameter of the new model: it is of another architecture')
-  state = states.init(cfg, plan)
-  state = jax.tree.map_with_path(lambda path, x: loaded.get(_name(path), x), state)
+  take = lambda tree: jax.tree.map_with_path(lambda path, x: loaded.get(_name(path), x), tree)
+  state = take(states.init(cfg, plan))
   state |= dict(params=_magnitudes(plan, state, set(missing)))
+  begin = jax.jit(plan.optimizer.init, out_shardings=plan.shardings()['opt_state'])
+  state |= take(dict(opt_state=begin(plan.trainable(state['params']))))
   ignored = [name for name in stored if name.startswith('params/') and name not in loaded]
   params = plan.shapes['params']
   trained, parameters = (sum(x.size for x in jax.tree.leaves(t)) for t in (plan.trainable(params), params))
   return state, dict(start=str(run), step=at, loaded=sorted(loaded), new=sorted(missing),
                      ignored=sorted(ignored), trained=trained, parameters=parameters,
                      trainable=groups.described(cfg), family=kept.family(run))
+
+
+def _evaluated(found, names):
+  """Dict path -> array of what is loaded as `names`; parameters are averages, unless these are among them."""
+  loaded = {name: found[name] for name in names if name in found}
+  for name in set(names) & {name for name in found if name.startswith('params/')}:
+    average = name.replace('params', f'opt_state/{optimizers.AVERAGES}', 1)
+    if average not in loaded:
+      loaded[name] = found.get(average, loaded[name])
+  return loaded
 
 
 def _begins(cfg):

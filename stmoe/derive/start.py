@@ -95,6 +95,7 @@ def write(path: pathlib.Path, cfg: ml_collections.ConfigDict, state: dict, posit
   """
   saved = checkpoint.Checkpoints(path / 'checkpoints', cfg.checkpoint.every, cfg.checkpoint.keep,
                                  cfg.checkpoint.async_save)
+  saved.take_back(-1)                    # what a kill left of an earlier call
   saved.save(step, state, position, meta(cfg, vocabulary, flops))
   saved.close()
   claim(path, cfg, made, step, None if line is None else dict(flops=flops) | line)
@@ -118,9 +119,12 @@ OWN = ('data.json', 'data', 'vocabulary.model', 'vocabulary', 'imported.json', '
 
 
 def inherit(path: pathlib.Path, run: str | pathlib.Path, names: Iterable[str] = OWN) -> None:
-  """Copies into run directory `path` what `run` keeps of its own, so that `path` does without `run`."""
+  """Copies into run directory `path` what `run` keeps of its own, so that `path` does without `run`.
+
+  Of an earlier call that was killed there may be some already.
+  """
   for owned in (pathlib.Path(run) / name for name in names):
     if owned.is_dir():
-      shutil.copytree(owned, path / owned.name)
+      shutil.copytree(owned, path / owned.name, dirs_exist_ok=True)
     elif owned.is_file():
       shutil.copyfile(owned, path / owned.name)

@@ -22,6 +22,7 @@ from stmoe.derive import pieces
 from stmoe.interop import disk
 from stmoe.surgery import aside
 from stmoe.surgery import layout
+from stmoe.train import optimizers
 from stmoe.train import state as states
 
 MODEL = ('params', 'router_state')
@@ -120,19 +121,32 @@ def write(directory, cfg, plan, arrays, position, meta):
   directory.mkdir()
   parts = {part: plan.shapes[part] for part in MODEL}
   sources = layout.sources(layout.together(*parts.values()))         # router state alone has not all blocks
-  slots = [(_keys(path), s) for path, s in jax.tree.leaves_with_path(
-      {part: tree for part, tree in plan.shapes.items() if part not in MODEL})]
+  copies = copied(plan.shapes)
+  slots = [(keys(path), s) for path, s in jax.tree.leaves_with_path(
+      {part: tree for part, tree in plan.shapes.items() if part not in MODEL}) if keys(path) not in copies]
   small = [leaf for leaf, s in slots if pieces.small(s.shape, s.dtype)]
-  rest, large = _nested(zip(small, _begun(cfg, plan, small))), _nested(
+  rest, large = nested(zip(small, _begun(cfg, plan, small))), nested(
       (leaf, s) for leaf, s in slots if leaf not in small)
-  writer = Writer(directory, 0, parts | large, rest, position)
-  for path, _ in jax.tree.leaves_with_path(parts):
-    leaf = _keys(path)
-    _write_slices(writer, leaf, layout.held(sources, leaf[1:]), arrays)
+  filled = layout.together(parts, large, nested((leaf, layout.held(plan.shapes, leaf)) for leaf in copies))
+  writer = Writer(directory, 0, filled, rest, position)
+  own = {keys(path): keys(path) for path, _ in jax.tree.leaves_with_path(parts)}
+  for leaf, source in (own | copies).items():
+    _write_slices(writer, leaf, layout.held(sources, source[1:]), arrays)
   for path, _ in jax.tree.leaves_with_path(large):
-    leaf = _keys(path)
+    leaf = keys(path)
     _write_rows(writer, writer.array(leaf, _chunk(writer.like(leaf))), leaf, (), _begun(cfg, plan, [leaf])[0])
   writer.finish(meta)
+
+
+def copied(shapes):
+  """Returns dict leaf (a tuple of keys) of the optimizer's state -> the parameter that it begins as.
+
+  Args:
+    shapes: tree like a training state.
+  """
+  copies = {name: shapes['opt_state'][name] for name in optimizers.COPIES if name in shapes['opt_state']}
+  leaves = [keys(path) for path, _ in jax.tree.leaves_with_path(copies)]
+  return {('opt_state', *leaf): ('params', *leaf[1:]) for leaf in leaves}
 
 
 def _begun(cfg, plan, leaves):
@@ -184,12 +198,13 @@ def _write_finite(writer, store, leaf, where, piece):
   writer.write(store, leaf, where, piece)
 
 
-def _keys(path):
+def keys(path):
+  """Returns the tuple of keys of a path of `jax.tree`."""
   return tuple(entry.key for entry in path)
 
 
-def _nested(pairs):
-  """The nested dict of pairs (tuple of keys, value)."""
+def nested(pairs):
+  """Returns the nested dict of pairs (tuple of keys, value)."""
   tree: dict = {}
   for leaf, value in pairs:
     layout.put(tree, leaf, value)

@@ -67,19 +67,18 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, b
   for run, start in zip(runs, cfgs):
     same_backbone(run, start, cfg)
   loop.keep_compilations()
-  prices = [loop.flops_per_step(start) for start in cfgs]
   with states.on_mesh(cfg.mesh, devices) as mesh:
     check.batches(cfg)
     plan, plans = states.blueprint(cfg, mesh), [states.blueprint(start, mesh) for start in cfgs]
     check.forward(cfg, plan)
     source = pipeline.source(cfg)
-    record, state = _made(runs, cfgs, plans, cfg, plan, source, options, show)
-    _write(cfg, workdir, plan, state, source, record, options, prices)
+    record, state, spent = _made(runs, cfgs, plans, cfg, plan, source, options, show)
+    _write(cfg, workdir, plan, state, source, record, options, spent)
   return record
 
 
 def _made(runs, cfgs, plans, cfg, plan, source, options, show):
-  """(facts of ancestry.json, first training state) of `cfg` from the newest checkpoints of `runs`."""
+  """(facts of ancestry.json, first state, FLOPs spent) of `cfg` from the newest checkpoints of `runs`."""
   vocabulary = source.info()['vocab']
   check.vocabulary(cfg, plan, vocabulary)
   make = _maker(cfg, plan, plans, options)
@@ -104,7 +103,9 @@ def _made(runs, cfgs, plans, cfg, plan, source, options, show):
       parameters=[sum(x.size for x in jax.tree.leaves(p)) for p in params],
       data=position, **{name: options[name] for name in ('noise', 'granularity', 'base', 'optimizer')},
       leaves=aggregation.report(*params, len(runs)) if _are_sparse(plans) else surgery.report(params[1]))
-  return record, state
+  spent = {run: meta.get('flops', steps * loop.flops_per_step(start))          # of the runs before these, too
+           for run, start, (steps, _, _, meta) in zip(runs, cfgs, restored)}
+  return record, state, sum(spent.values())
 
 
 def _check(runs, cfg, workdir, options):
@@ -293,9 +294,8 @@ def difference(cfg, dense, sparse):
   return float((changed / whole) ** 0.5)
 
 
-def _write(cfg, workdir, plan, state, source, record, options, prices):
-  """Writes the new run. It starts with the FLOPs of the runs, `prices` a step, where their steps are kept."""
-  spent = sum(start['step'] * price for start, price in zip(record['runs'], prices))
+def _write(cfg, workdir, plan, state, source, record, options, spent):
+  """Writes the new run. It starts with the FLOPs `spent` on the runs, where their steps are kept."""
   flops = float(spent if options['step'] == 'keep' else 0)
   parents = [starts.parent(start['run'], start['step']) for start in record['runs']]
   origin = starts.origin('upcycle', options, parents, record)

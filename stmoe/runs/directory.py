@@ -389,10 +389,16 @@ def record_environment(path, name, mesh, parameters, corpus):
 
 
 def _revision():
-  """The git revision of this code, with '+' if the code is changed, or None outside a checkout."""
-  git = lambda *words: subprocess.run(['git', '-C', str(pathlib.Path(__file__).parent), *words],
-                                      capture_output=True, text=True, check=False)
+  """The git revision of this code, with '+' if the code is changed; None where no repository has the code.
+
+  An environment may lie in the repository of other code.
+  """
+  here = pathlib.Path(__file__)
+  git = lambda *words: subprocess.run(['git', '-C', str(here.parent), *words], capture_output=True, text=True,
+                                      check=False)
   try:
+    if git('ls-files', '--error-unmatch', here.name).returncode:
+      return None
     head = git('rev-parse', 'HEAD')
     changed = git('status', '--porcelain', '--untracked-files=no').stdout.strip()
   except OSError:

@@ -39,8 +39,9 @@ class Log:
     self.show = None
 
   def __call__(self, text):
-    self._stream.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}\n')
-    self._stream.flush()
+    if not self._stream.closed:
+      self._stream.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {text}\n')
+      self._stream.flush()
     if self.show is None:
       print(text, file=sys.stderr, flush=True)
     else:

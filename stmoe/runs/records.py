@@ -265,12 +265,15 @@ def scores(path):
   return found
 
 
+NO_BEST = dict(step=-1, name='', value=None)
+
+
 def best(path):
   """Returns dict(step, name, value) of the best checkpoint; without such a checkpoint step -1, value None."""
   file = pathlib.Path(path) / 'best.json'
   values = _optional(file)
   if values is None:
-    return dict(step=-1, name='', value=None)
+    return NO_BEST
   steps = isinstance(values.get('step'), int) and isinstance(values.get('name'), str)
   _must(file, steps and is_number(values.get('value')), 'has not step, name and value of a checkpoint')
   return values

@@ -1,10 +1,9 @@
 """What a person sees of a sweep: a table that lives on a terminal, a line for each event elsewhere.
 
-$STMOE_PROGRESS may be auto (the default), rich, plain or off, as for training.
+Which of them, `silence.display` says, as for training.
 """
 
 import collections
-import os
 import sys
 import time
 
@@ -17,15 +16,13 @@ from stmoe.sweep import work
 
 WAITING, RUNNING, ELSEWHERE = 'waiting', 'running', 'elsewhere'      # elsewhere: another process is doing it
 DONE, FAILED, STOPPED = 'done', 'failed', 'stopped'
+TAIL = 1 << 22                           # bytes of metrics.jsonl that hold its last line, of many layers too
 NO_TARGET = 'loss/aux_', 'loss/router_', 'loss/total'                # losses of routers, and the sum of all
 
 
 def make(runs):
   """Returns the board of `runs`: Rich, Plain or Off."""
-  kind = os.environ.get('STMOE_PROGRESS', 'auto')
-  if kind == 'auto':
-    kind = 'rich' if sys.stderr.isatty() else 'plain'
-  return {'rich': Rich, 'plain': Plain}.get(kind, Off)(runs)
+  return dict(rich=Rich, plain=Plain, off=Off)[silence.display()](runs)
 
 
 def step(run):
@@ -38,7 +35,7 @@ def newest(run):
   file = run.workdir / 'metrics.jsonl'
   try:
     with file.open('rb') as stream:
-      stream.seek(max(0, file.stat().st_size - 65536))
+      stream.seek(max(0, file.stat().st_size - TAIL))
       lines = stream.read().splitlines()
   except OSError:                        # not there yet
     return dict(step=0)

@@ -40,7 +40,7 @@ def commands(run):
 
 
 class Child:
-  """The processes of a run, one at a time; with a lock that was free.
+  """The processes of a run, one at a time; with a lock that was free. `left` are the commands not begun yet.
 
   Raises BlockingIOError if another process is doing this run.
   """
@@ -54,12 +54,12 @@ class Child:
     except BlockingIOError:
       self._log.close()
       raise
-    self._left = commands(run)           # only now: the lock's last holder may have done them
+    self.left = commands(run)           # only now: the lock's last holder may have done them
     self._process, self._stopping = None, False
     self._next()
 
   def _next(self):
-    words = [*STMOE, *self._left.pop(0)] if self._left else None
+    words = [*STMOE, *self.left.pop(0)] if self.left else None
     # A process group of its own: Ctrl-C reaches the parent, which passes it on, once.
     self._process = words and subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, process_group=0,
@@ -68,7 +68,7 @@ class Child:
   def poll(self):
     """Returns None while there is something to do, else the exit code of the last command."""
     code = self._process.poll() if self._process else 0
-    if code == 0 and self._left and not self._stopping:
+    if code == 0 and self.left and not self._stopping:
       self._next()
       return None
     if code is not None:

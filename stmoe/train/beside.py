@@ -44,7 +44,7 @@ class Beside:
   """
 
   def __init__(self, plan: states.Blueprint, state: dict, blocks: tuple):
-    self._numbers = state['params'], state['router_state']
+    self._numbers = plan.evaluated(state), state['router_state']
     rows = NamedSharding(plan.mesh, axes.spec(('batch',)))
     self._entries = jax.jit(_entries(plan, blocks), out_shardings=rows)
     facts = json.dumps(checksum.inventory(self._numbers), sort_keys=True)

@@ -103,9 +103,10 @@ def vocabulary(cfg, plan, found):
   """
   size, room = found.vocab_size, next((field for field in ROOM if cfg.model.get(field)), None)
   if room and size > cfg.model[room]:
-    multiple, what = -(-size // 128) * 128, next(f for f in ('vocab', 'task', 'files') if f in cfg.data)
-    raise errors.UserError(f'model.{room}={cfg.model[room]}, but data.{what}={cfg.data[what]!r} has '
-                           f'{size} ids; set model.{room}={size} or, faster, {multiple}')
+    multiple, what = -(-size // 128) * 128, next((f for f in ('vocab', 'task', 'files') if f in cfg.data), '')
+    said = f'data.{what}={cfg.data[what]!r}' if what else lookup.titled(cfg.data)
+    raise errors.UserError(f'model.{room}={cfg.model[room]}, but {said} has {size} ids; set model.{room}='
+                           f'{size} or, faster, {multiple}')
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
   for path, part in modules.offering(model, 'vocabulary'):
     if part.vocabulary != found.digest:

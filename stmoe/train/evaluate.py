@@ -80,6 +80,9 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
     tell(count, number)
   total = targets.together(parts)
   load = total.pop('load')
+  if not total['weight']:
+    raise errors.UserError(f'evaluation: none of the targets in {number} batches of data.eval_split='
+                           f'{cfg.data.eval_split!r} counts, so that there is no mean of them')
   if num_bytes is not None:
     num_bytes = sum(dict(job.exchange([shard[0], num_bytes])).values())
     total['bytes_per_token'] = bytes_per_token(facts, int(total['weight']), num_bytes)

@@ -17,6 +17,7 @@ import numpy as np
 from stmoe import errors
 from stmoe import experiment
 from stmoe import router_state
+from stmoe import silence
 from stmoe import targets
 from stmoe.analysis import flops
 from stmoe.checkpoints import best as bests
@@ -59,6 +60,7 @@ def train(cfg, workdir, name='', devices=None):
     name:    of the experiment, for the records.
     devices: None = all.
   """
+  silence.display()                      # a mistake in it is found before all else
   check.counts(cfg)
   check.trains(cfg)
   if job.first(lambda: rundir.finished(workdir, cfg)):

@@ -32,6 +32,8 @@ def run(cfg, path, say, devices):
 def restore(plan, path, vocabulary, say, step=None, within='checkpoints'):
   """Returns (step, state, data position, meta) of a checkpoint of run directory `path`, which is not changed.
 
+  The state's parameters are those that evaluation reads.
+
   Raises UserError if there is no checkpoint, or it was trained with another vocabulary.
 
   Args:
@@ -44,11 +46,11 @@ def restore(plan, path, vocabulary, say, step=None, within='checkpoints'):
   folder = pathlib.Path(path) / within
   restored = None
   if folder.is_dir():
-    saved = checkpoint.Checkpoints(folder, keep=None, read_only=True)
-    restored = saved.restore(plan.shapes, lambda meta: rundir.check_same(meta, dict(vocab=vocabulary.digest)),
-                          say, step)
-    saved.close()
+    same = lambda meta: rundir.check_same(meta, dict(vocab=vocabulary.digest))
+    with contextlib.closing(checkpoint.Checkpoints(folder, keep=None, read_only=True)) as saved:
+      restored = saved.restore(plan.shapes, same, say, step)
   if restored is None:
     which = 'best checkpoint; set checkpoint.best' if within == 'best' else 'checkpoint yet'
     raise errors.UserError(f'{path} has no {which}')
-  return restored
+  at, state, position, meta = restored
+  return at, state | dict(params=plan.evaluated(state)), position, meta

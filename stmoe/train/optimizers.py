@@ -92,13 +92,15 @@ def held(moves, new, old):
   return jax.tree.map(lambda a, b: jnp.where(moves, a, b), new, old)
 
 
-AVERAGES = 'averages'                    # of the state of an optimizer: the parameters that evaluation reads
+# Of the state of an optimizer: the parameters that evaluation reads, and those at which a group is held.
+AVERAGES, ANCHOR = 'averages', 'anchor'
+COPIES = AVERAGES, ANCHOR                # begin as the parameters
 
 
 def averaged(own, names, share):
   """Returns Optimizer `own`, which also keeps averages over steps: share * average + (1 - share) * params.
 
-  The averages start as the parameters. Evaluation and sampling read them (`Blueprint.evaluated`).
+  The averages start as the parameters. All that reads a trained model reads them (`Blueprint.evaluated`).
   """
   def init(params):
     return own.init(params) | {AVERAGES: jax.tree.map(jnp.copy, params)}
@@ -167,14 +169,14 @@ def proximal(own, names, coefficient, begins):
     begins: step i32[] -> bool[].
   """
   def init(params):
-    return own.init(params) | dict(anchor=jax.tree.map(jnp.copy, params))
+    return own.init(params) | {ANCHOR: jax.tree.map(jnp.copy, params)}
 
   def update(grads, state, params, rate, step, moves=True):
-    anchor = held(begins(step) & moves, params, state['anchor'])
+    anchor = held(begins(step) & moves, params, state[ANCHOR])
     factor = coefficient / sum(p.size for p in jax.tree.leaves(params))
     grads = jax.tree.map(lambda g, p, a: g + factor * (p - a), grads, params, anchor)
-    slots = {name: value for name, value in state.items() if name != 'anchor'}
+    slots = {name: value for name, value in state.items() if name != ANCHOR}
     params, slots = own.update(grads, slots, params, rate, step, moves)
-    return params, slots | dict(anchor=anchor)
+    return params, slots | {ANCHOR: anchor}
 
-  return Optimizer(init, update, own.names | dict(anchor=names))
+  return Optimizer(init, update, own.names | {ANCHOR: names})

@@ -1,9 +1,5 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere.
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere (`silence.display`)."""
 
-$STMOE_PROGRESS may be auto (the default), rich, plain or off.
-"""
-
-import os
 import sys
 import time
 
@@ -17,10 +13,7 @@ def make(total, start, heard=True, shown='loss/ce'):
   """
   if not heard:
     return Mute(total, start)
-  kind = os.environ.get('STMOE_PROGRESS', 'auto')
-  if kind == 'auto':
-    kind = 'rich' if sys.stderr.isatty() else 'plain'
-  return {'rich': Rich, 'plain': Plain}.get(kind, Off)(total, start, shown)
+  return dict(rich=Rich, plain=Plain, off=Off)[silence.display()](total, start, shown)
 
 
 def columns(values, rate, left, shown):

@@ -70,6 +70,15 @@ class Blueprint:
     return jax.tree.map(lambda s: s.sharding, self.shapes)
 
 
+def evaluated(leaf, inventory):
+  """Returns where a checkpoint has what evaluation reads for its array `leaf` (keys): the average, if any.
+
+  inventory: dict path -> facts of the checkpoint's arrays.
+  """
+  average = ('opt_state', optimizers.AVERAGES, *leaf[1:])
+  return average if leaf[0] == 'params' and '/'.join(map(str, average)) in inventory else leaf
+
+
 def make_mesh(sizes, devices=None):
   """Returns the mesh of configuration section `mesh`; a size may be -1: the devices left over.
 

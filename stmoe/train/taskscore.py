@@ -138,11 +138,12 @@ class Scorer:
   def _each_batch(self, compute, state, pairs, tell):
     """Rows of what `compute` gives for the pairs, batch by batch."""
     size, key = self.cfg.eval.batch_size, states.fold(self.cfg.seed, 'tasks')
+    params = self.plan.evaluated(state)
     part, parts = distributed.shard(self.plan.mesh, size)
     for number, at in enumerate(range(0, len(pairs), size)):
       mine = pairs[at:at + size][part * size // parts:(part + 1) * size // parts]
       batch = check.place(self._rower.batch(mine, size // parts), self.plan.mesh)
-      outputs = compute(state['params'], state['router_state'], batch, jax.random.fold_in(key, number))
+      outputs = compute(params, state['router_state'], batch, jax.random.fold_in(key, number))
       tell()
       yield from np.asarray(jax.device_get(outputs))[:len(pairs) - at]
 

@@ -103,7 +103,8 @@ def test_uniform_routing_drops_nothing(tiny, tmp_path):
     (['--routing', 'reel'], 'nearest: real'),
     (['--rounds', '0'], '--rounds 0: expected a whole number of at least 1'),
     (['--peers', 'tokamx'], 'nearest: tokamax'), (['--plot', 'rows.pdf'], 'nearest: rows.png'),
-    (['--json', 'nowhere/rows.json'], 'no directory nowhere')])
+    (['--json', 'nowhere/rows.json'], 'no directory nowhere'), (['--json', 'tests'], '--json tests is a dir'),
+    (['--step', 'lm/stdlib:smoke', '--json', 'nowhere/rows.json'], 'no directory nowhere')])
 def test_mistakes_are_one_line(argv, message, capsys):
   assert main.main(['bench', *argv]) == 2
   error = capsys.readouterr().err

@@ -78,6 +78,12 @@ def test_mistakes_in_a_configuration(mistake, text, tmp_path, more, words):
   assert not list((tmp_path / 'run').glob('checkpoints/*'))
 
 
+def test_classes_without_a_file_need_room(mistake, tmp_path):
+  line = mistake('train', 'customization/digits:smoke', '--workdir', tmp_path / 'run',
+                 '--config.model.vocab_size=5')
+  assert "model.vocab_size=5, but data.source='customized_digits' has 10 ids" in line
+
+
 @pytest.mark.parametrize('chosen', [
     ('vmoe/digits:smoke',), ('lm/stdlib:method=switch,smoke', '--config.data.objective=prefix_lm')])
 def test_the_best_checkpoint_is_by_a_number_that_these_data_have(mistake, tmp_path, chosen):

@@ -197,3 +197,12 @@ def test_prompts_of_an_encoder_end_with_eos_and_those_of_a_prefix_are_seen_whole
     cfg.data.inputs_length = 8
   assert infer.tokens(cfg, vocabulary, '', 'a') == [100, 1]
   assert set(infer.prompt_batch(cfg, [[100, 1]], 4)) >= {'encoder_input_tokens', 'encoder_segment_ids'}
+
+
+def test_what_cannot_be_read_is_not_said_of_the_output(tmp_path):
+  with pytest.raises(FileNotFoundError, match='elsewhere'), command_infer._writer(tmp_path / 'out'):
+    raise FileNotFoundError(2, 'No such file or directory', 'elsewhere')
+  with pytest.raises(errors.UserError, match='--output .*no/out: No such file'):
+    with command_infer._writer(tmp_path / 'no' / 'out'):
+      pass
+  assert list(tmp_path.iterdir()) == []

@@ -149,5 +149,7 @@ def test_a_new_run_like_another(mistake, command, monkeypatch, run, tmp_path):
   assert said.count('\n') == 1
   (run / 'ancestry.json').unlink()
   assert '--workdir' in mistake('train', '--like', run)
+  assert f'nearest: --like {run} --workdir {tmp_path}/other' in mistake('train', run, '--workdir',
+                                                                      tmp_path / 'other')
   assert 'is not a run directory' in mistake('train', '--like', tmp_path / 'no', '--workdir', 'x')
   assert '--like RUN' in mistake('train') and '--like RUN' in mistake('train', NAME, '--like', run)

@@ -146,6 +146,17 @@ def test_mistakes_are_one_line(mistake, folder, words, said):
   assert said in mistake(*tables(folder, 'random'), *words)
 
 
+def test_images_have_no_ids_to_count(mistake, folder):
+  line = mistake('tables', 'vmoe/digits', '--kind', 'random', '--experts', '4', '-o', folder / 'x.npz')
+  assert 'has no ids of a vocabulary' in line and 'lm/text' in line
+
+
+def test_tasks_of_a_mixture_without_weights_count_by_their_sizes(command, folder):
+  code, out, _ = command(*tables(folder, 'balanced', '--config.data.mixture=text,stdlib_pairs',
+                                 '--config.data.mixture_cap=1'))
+  assert code == 0 and 'tokens counted' in out
+
+
 def test_experiment_without_experts_needs_their_number(mistake, folder):
   line = mistake('tables', 'lm/text:method=dense,smoke', data(folder), '--kind', 'random', '-o',
                  folder / 'x.npz')

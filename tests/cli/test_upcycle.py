@@ -140,6 +140,8 @@ def test_experts_of_sparse_runs_are_put_side_by_side(command, sparse, tmp_path):
   at = lambda tree: tree['decoder']['segments'][0]['blocks'][1]['layer']['experts']['wi']
   for tree in (lambda s: s['params'], lambda s: s['opt_state']['mu']):
     np.testing.assert_array_equal(at(tree(state)), np.concatenate([at(tree(old))] * 2, axis=1))
+  [line] = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+  assert line['flops'] == 4 * loop.flops_per_step(rundir.load(sparse / 'dense'))     # of that run's own start
 
 
 @pytest.mark.parametrize('words, said', [

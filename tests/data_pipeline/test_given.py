@@ -10,6 +10,7 @@ from stmoe import errors
 from stmoe.data import given
 from stmoe.data.questions import squad
 from stmoe.data.text import corpus
+from stmoe.data.text import documents
 from stmoe.data.text import tasks
 
 
@@ -83,3 +84,16 @@ def test_damaged_squad(tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
     refused(functools.partial(squad.read, path), name, said)
+
+
+def test_a_mark_of_byte_order_is_no_text(tmp_path):
+  line = json.dumps(dict(inputs='a', targets='b', text='c')) + '\n'
+  (tmp_path / 'a.jsonl').write_bytes((2 * line).encode('utf-8-sig'))
+  assert given.text(tmp_path / 'a.jsonl') == 2 * line
+  assert corpus.pairs([tmp_path / 'a.jsonl'])['train'] == [('', 'a'), ('', 'b')]
+  assert documents.read(tmp_path / 'a.jsonl') == [b'c', b'c']
+
+
+def test_a_name_may_end_in_a_blank(tmp_path):
+  (tmp_path / 'a ').write_text('text')
+  assert given.text(tmp_path / 'a ') == 'text'

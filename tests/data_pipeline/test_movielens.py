@@ -69,7 +69,17 @@ def test_ratings_alone(written):
   assert movielens.form('a/b.csv') is None
 
 
+def test_a_set_that_says_less(written):
+  items = 'item_id:token\tgenre:token_seq\n1\tDrama\n2\tAction\n3\tAction Drama\n'
+  users = 'user_id:token\tgender:token\n7\tF\n8\tM\n'
+  found = movielens.columns(written('x.inter', x_item=items, x_user=users))
+  assert found['genres'].shape == (6, 2) and found['gender'][-1] == 'M' and 'age' not in found
+  titles = 'item_id:token\ttitle:token\n1\ta\n2\tb\n3\tc\n'
+  assert 'genres' not in movielens.columns(written('x.inter', x_item=titles))
+
+
 @pytest.mark.parametrize('form, changed, said', [
+    ('x.inter', dict(x_item='item:token\n1\n'), "x.item has no column 'item_id'"),
     ('u.data', dict(u_data='1\t2\t3\t4\n1\t2\n'), 'u.data, line 2: 2 cells, and the first line has 4'),
     ('u.data', dict(u_data='1\t2\t3\n'), 'a line has 3 cells; it must have 4'),
     ('u.data', dict(u_data='1\t2\tgood\t4\n'), 'column rating: could not convert .*good'),

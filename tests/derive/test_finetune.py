@@ -15,6 +15,7 @@ from stmoe.derive import finetune
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
 from stmoe.train import check
+from stmoe.train import loop
 from stmoe.train import state as states
 from stmoe.train import taskscore
 
@@ -137,6 +138,34 @@ def test_another_vocabulary_and_no_checkpoint(start, overrides, tmp_path):
   with pytest.raises(errors.UserError, match='has no checkpoint yet'):
     finetune.finetune(bare, cfg, tmp_path / 'run', devices=ONE)
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_call_that_was_killed_is_done_again(start, overrides, tmp_path, monkeypatch):
+  monkeypatch.setattr(loop, 'train', lambda *args: 0)
+  cfg, _ = finetune.prepare('finetune/jsonl', overrides, start)
+  run = tmp_path / 'run'
+  begin = lambda: finetune.finetune(start, cfg, run, devices=ONE, say=lambda line: None)
+  assert begin() == 0
+  before, origin = parameters(run), records.ancestry(run)
+  for file in ('config.json', 'ancestry.json'):                      # the kill came before them
+    (run / file).unlink()
+  for step in (run / 'checkpoints' / '0' / 'state').rglob('d/*'):    # of another start, perhaps
+    step.unlink()
+  assert begin() == 0 and records.ancestry(run) == origin
+  assert all((before[name] == x).all() for name, x in parameters(run).items())
+  (run / 'config.json').unlink()
+  (run / 'checkpoints' / '0').rename(run / 'checkpoints' / '7')
+  with pytest.raises(errors.UserError, match='has checkpoints and no config.json'):
+    begin()
+
+
+def test_the_folder_of_another_run_stays_as_it_is(start, overrides, tmp_path):
+  cfg, _ = finetune.prepare('finetune/jsonl', overrides, start)
+  other = rundir.make(tmp_path / 'other')
+  (other / 'config.json').write_text((start / 'config.json').read_text())
+  with pytest.raises(errors.UserError, match='holds another experiment'):
+    finetune.finetune(start, cfg, other, devices=ONE, say=lambda line: None)
+  assert [file.name for file in other.iterdir()] == ['config.json']
 
 
 def test_ranks_are_likelihoods_of_the_choices(start, overrides):

@@ -27,3 +27,12 @@ def test_lineages_of_several_parents_are_joined(tmp_path):
   of = lambda number: [(parent['run'], parent['made']) for parent in lineage[number]['parents']]
   assert of(0) == [('/p', 1), ('/q', None), ('/r', 3)]
   assert of(1) == [('/x', 2)] and of(2) == [('/y', None)] and of(3) == [('/z', 4)] and of(4) == [('/w', None)]
+
+
+def test_what_a_run_keeps_is_copied_again_after_a_kill(tmp_path):
+  run, new = tmp_path / 'run', tmp_path / 'new'
+  for folder in (run / 'source', new / 'source'):                    # the second is of a call that was killed
+    folder.mkdir(parents=True)
+  (run / 'source' / 'config.json').write_text('{}')
+  starts.inherit(new, run, ['source'])
+  assert (new / 'source' / 'config.json').read_text() == '{}'

@@ -1,6 +1,7 @@
 """config.json of a run directory: what it must hold, and that its checkpoint was trained with it."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -165,3 +166,19 @@ def test_what_is_no_run_is_left_alone(tmp_path, monkeypatch):
   assert rundir.default('lm/text:smoke', cfg).name == 'lm_text_smoke'               # an empty folder
   (tmp_path / 'runs' / 'lm_text_smoke' / 'compare.json').write_text('{}')
   assert rundir.default('lm/text:smoke', cfg).name != 'lm_text_smoke'
+
+
+def test_the_revision_is_of_this_code_and_not_of_what_lies_around_it(tmp_path, monkeypatch):
+  git = lambda *words: subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=b',
+                                       *words], check=True, capture_output=True, text=True).stdout.strip()
+  (tmp_path / 'venv').mkdir()
+  (tmp_path / '.gitignore').write_text('venv\n')
+  git('init'), git('add', '.'), git('commit', '-m', 'other code')
+  copy = tmp_path / 'venv' / 'directory.py'
+  copy.write_text('')
+  monkeypatch.setattr(rundir, '__file__', str(copy))
+  assert rundir._revision() is None
+  git('add', '-f', 'venv'), git('commit', '-m', 'this code')
+  assert rundir._revision() == git('rev-parse', 'HEAD')
+  copy.write_text('changed')
+  assert rundir._revision() == git('rev-parse', 'HEAD') + '+'

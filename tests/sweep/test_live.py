@@ -1,5 +1,7 @@
 """What is known of runs from their files while they go on."""
 
+import json
+
 import pytest
 
 from stmoe.sweep import live as progress
@@ -56,6 +58,15 @@ def test_the_loss_of_a_run_is_that_of_its_target(sweep):
   (run.workdir / 'metrics.jsonl').write_text(
       '{"step": 4, "loss/aux_diffusion_prior": 0.5, "loss/mse": 0.25, "loss/router_z": 3, "loss/total": 1}\n')
   assert progress.doing(run) == 'step 4/9, loss 0.2500'
+
+
+def test_a_line_of_many_layers_is_read(sweep):
+  run, = sweep(0, steps=9).runs
+  run.workdir.mkdir(parents=True)
+  line = dict(step=4) | {f'moe/decoder_{layer:03}/a_metric_{i}': 0.123456789
+                           for layer in range(200) for i in range(20)}
+  (run.workdir / 'metrics.jsonl').write_text(json.dumps(dict(step=2)) + '\n' + json.dumps(line) + '\n')
+  assert progress.step(run) == 4
 
 
 def test_a_sweep_that_is_long_silent_says_where_its_runs_are(sweep, monkeypatch, capsys):

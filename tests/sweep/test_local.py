@@ -74,6 +74,16 @@ def test_interrupt_saves_all_and_the_next_call_goes_on(fake, sweep, monkeypatch)
   assert len(lines) == 40                                            # none was trained twice
 
 
+def test_a_run_that_is_stopped_before_its_evaluations_is_not_done(fake, sweep):
+  found = sweep(0, evaluations={'eval.draws': [1, 2]})
+  child, board = work.Child(found.runs[0]), progress.Off(found.runs)
+  child.wait()                           # the training has ended by itself
+  child.stop(signal.SIGTERM)
+  assert local._alive([child], board, progress.STOPPED) == []
+  assert board.status == {found.runs[0].id: progress.STOPPED}
+  assert launch(found)[0] == 0 and plan.is_done(found.runs[0])
+
+
 def test_a_run_that_another_process_does_is_waited_for(fake, sweep):
   found = sweep(0, 1)
   first = found.runs[0]

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from stmoe import errors
 from stmoe.data import batches as pipeline
 from stmoe.targets import ids
 from stmoe.train import evaluate
@@ -27,12 +28,13 @@ def corpus(tmp_path_factory):
   return folder
 
 
-def evaluated(cfg, opened=None):
+def evaluated(cfg, opened=None, **more):
   sums = lambda params, routers, batch, key: dict(
       ce=NATS * ids.weights(batch).sum(), correct=0.0, weight=ids.weights(batch).sum(), load={})
   with states.on_mesh(cfg.mesh, jax.devices()[:1]) as mesh:
     plan = types.SimpleNamespace(mesh=mesh, target=ids.Ids(), evaluated=lambda state: state['params'])
-    return evaluate.run(cfg, plan, sums, dict(params={}, router_state={}), pipeline.info(cfg), opened=opened)
+    return evaluate.run(cfg, plan, sums, dict(params={}, router_state={}), pipeline.info(cfg), opened=opened,
+                        **more)
 
 
 def scored(cfg, most):
@@ -72,6 +74,20 @@ def test_a_whole_split_has_the_ratio_of_its_facts(corpus):
   assert facts['piece_bytes'] == facts['num_bytes']
   found = evaluated(cfg)
   assert found['eval/bits_per_byte'] == ids.bits_per_byte(found['eval/loss'], facts['bytes_per_token'])
+
+
+def test_targets_of_which_none_counts_are_a_line(corpus):
+  cfg = tiny_run.config(corpus, **{'data.documents': 'line', 'data.join': False, 'data.length': 2000})
+  cfg = cfg.unlock()
+  cfg.data.loss_from = 0.5
+  line = 'loss_from=0.5: the first 1000 targets .* the longest text has 121; nearest: data.loss_from=0.05'
+  with pytest.raises(errors.UserError, match=line):
+    pipeline.train_iterator(cfg)
+  cfg.data.loss_from = 0.05
+  assert next(iter(pipeline.eval_batches(cfg)))['decoder_loss_weights'].any()
+  none = lambda batch: batch | dict(decoder_loss_weights=0 * batch['decoder_loss_weights'])
+  with pytest.raises(errors.UserError, match='none of the targets in 2 batches .*validation'):
+    evaluated(cfg, complete=none)
 
 
 def test_bytes_of_a_vocabulary_that_rewrites_text():

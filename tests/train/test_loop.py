@@ -306,6 +306,8 @@ def test_what_is_no_unicode_is_said_and_recorded(tmp_path):
   said('caf\udce9')
   said.close()
   assert 'caf\\udce9' in (tmp_path / 'log.txt').read_text()
+  said('after its end')
+  assert 'after' not in (tmp_path / 'log.txt').read_text()
 
 
 def test_router_stats_of_layers_with_different_experts(tmp_path):

@@ -33,9 +33,8 @@ class Texts:
   field: of a row of JSON lines or Parquet, which holds its text; empty = `text`.
   documents: what a document of a file of text is: file, line, paragraph, or the text that stands between two
     (`\\n` is a line end); empty = file. A row of JSON lines or Parquet is a document.
-  jsonl: files of a task with metrics, in the format its set is released in, or a folder of such files:
-  training
-    and validation; empty = TensorFlow Datasets.
+  jsonl: files of a task with metrics, in the format its set is released in, or a folder of such files: of
+    training and of validation; empty = TensorFlow Datasets.
   cache: `whole`: the tokens of all documents are written once, before training. `shards`: of a corpus of any
     size, in folders, by several processes, while training goes on. `stream`: nothing is written. The last two
     give the same batches; see data/large/windows.py. They take one task, not one of pairs.
@@ -121,6 +120,13 @@ class Texts:
         raise errors.UserError(f'data.mixture: the weight of {name} is {weight}; it must be above 0')
     return pairs or ((self.task, 1.0),)
 
+  def weights(self, by_task: dict) -> list[float]:
+    """Returns the weights of the mixture, in the order of `shares`; by_task: dict task name -> Cache."""
+    def by_size(cache):
+      examples = cache.facts['splits']['train']['documents'] // (2 if cache.facts.get('paired') else 1)
+      return float(min(examples, self.mixture_cap or examples)) ** (1 / self.mixture_temperature)
+    return [weight or by_size(by_task[name]) for name, weight in self.shares()]
+
   def tasks(self) -> list:
     """Returns the list of Tasks."""
     files = tuple(self.jsonl) or self.files
@@ -181,8 +187,7 @@ class Opened:
         paired, self._objective)
     self.keys = {name: cache.key for name, cache in self._caches.items()}
     self.caches = {name: cache.path for name, cache in self._caches.items()}
-    by_size = lambda name: _size(self._caches[name], source.mixture_cap) ** (1 / source.mixture_temperature)
-    self.weights = [weight or by_size(name) for name, weight in source.shares()]
+    self.weights = source.weights(self._caches)
 
   def rows(self, name: str, split: str, seed: int, train: bool) -> 'Rows':
     """Returns the Rows of a task; `train` packs them, where the configuration says so."""
@@ -191,7 +196,7 @@ class Opened:
       raise errors.UserError(f'{self._title()} takes pairs one by one: it needs data.join=False (now '
                              f'{self._source.join}) and a task of pairs (now {cache.facts["task"]}; nearest: '
                              'pairs, jsonl)')
-    return self._of(streams.Stream(cache, split, objective.eos), objective, seed, train)
+    return self._scored(self._of(streams.Stream(cache, split, objective.eos), objective, seed, train))
 
   def _of(self, stream, objective, seed, train):
     """The Rows of a stream of tokens."""
@@ -208,6 +213,17 @@ class Opened:
     return Rows(stream, segments, packs, objective, seed,
                 _unscored(source.loss_from, objective.limits['decoder']),
                 swap.checked(field, getattr(source, field)), self.vocabulary.eos_id, self._start)
+
+  def _scored(self, rows):
+    """`rows`; raises UserError where data.loss_from leaves none of their targets a loss."""
+    sizes = rows.segments[:, 1] - rows.segments[:, 0]
+    if rows.unscored and not rows.objective.paired and (
+        longest := rows.objective.lengths(sizes)[:, -1].max()) <= rows.unscored:
+      near = int(100 * (longest - 1.01) / rows.objective.limits['decoder']) / 100
+      raise errors.UserError(f'data.loss_from={self._source.loss_from}: the first {rows.unscored} targets of '
+                             f'a text have no loss, and the longest text has {longest}; nearest: '
+                             f'data.loss_from={near}')
+    return rows
 
   def info(self) -> dict:
     """Returns the facts of the text; see `info` of data/batches.py.
@@ -290,7 +306,7 @@ class Large(Opened):
 
   def rows(self, name: str, split: str, seed: int, train: bool) -> 'Rows':
     """Returns the Rows of the documents that are held out."""
-    return self._of(self._held[0], self._objectives[name], seed, train)
+    return self._scored(self._of(self._held[0], self._objectives[name], seed, train))
 
   def feed(self, seed_of: typing.Callable, shuffle: bool) -> windows.Feed:
     """Returns the order of the rows of training.
@@ -374,13 +390,6 @@ def _recorded(source, found, name, vocabulary):
     return caches.of(task, vocabulary, source.cache_dir)
   folder = found.kept(source, name, make)
   return caches.Cache(folder.path, vocabulary, folder.facts)
-
-
-def _size(cache, cap):
-  """The training examples of a task, at most `cap`; None = all."""
-  documents = cache.facts['splits']['train']['documents']
-  examples = documents // (2 if cache.facts.get('paired') else 1)
-  return float(examples if cap is None else min(examples, cap))
 
 
 def _unscored(share, length):

@@ -6,6 +6,7 @@ that is not read is refused by its name (given.py).
 """
 
 import functools
+import os
 import pathlib
 
 from stmoe import errors
@@ -23,13 +24,14 @@ FILE, LINE, PARAGRAPH = 'file', 'line', 'paragraph'
 def expanded(paths, field='data.files'):
   """Returns the files that `paths` name: files, folders (all files in them), and patterns with `*`, `?`, `[`.
 
-  Files of a folder and of a pattern are sorted by their path. Hidden files are left out. Of folders that
-  `datasets` saved, the files with rows are meant (folders.py).
+  Files of a folder and of a pattern are sorted by their path. Hidden files are left out. Links inside of a
+  folder are followed; what two of them lead to counts once. Of folders that `datasets` saved, the files with
+  rows are meant (folders.py).
   """
   found = []
   for path in map(str, paths):
     if pathlib.Path(path).is_dir():
-      inside = folders.saved(path) or _sorted(pathlib.Path(path), '**/*')
+      inside = folders.saved(path) or _within(path)
     elif any(sign in path for sign in '*?[') and not pathlib.Path(path).exists():
       inside = _sorted(pathlib.Path(pathlib.Path(path).anchor or '.'), path.lstrip('/'))
     else:
@@ -56,6 +58,18 @@ def divided(paths):
                            f'nearest: --config.data.files={next(iter(splits.values()))}')
   held = [splits['validation']] if 'validation' in splits else []
   return expanded([splits['train']]), expanded(held)
+
+
+def _within(folder):
+  """The files in a folder and in folders in it, not hidden, sorted as texts."""
+  found, seen = [], set()
+  for here, inside, names in os.walk(folder, followlinks=True):
+    known = (real := os.path.realpath(here)) in seen
+    seen.add(real)
+    inside[:] = [] if known else sorted(name for name in inside if not name.startswith('.'))
+    paths = [pathlib.Path(here, name) for name in names if not (known or name.startswith('.'))]
+    found += [str(path) for path in paths if path.is_file() and not folders.beside(path)]
+  return sorted(found)
 
 
 def _sorted(root, pattern):
@@ -145,7 +159,7 @@ def _unix(chunks):
 def _json(path, column, count):
   """Gives the texts of the objects of a file of JSON lines."""
   for number, line in _lines(path, count):
-    line = line.decode()
+    line = line.decode().removeprefix(given.MARK if number == 1 else '')
     if not line.strip():
       continue
     try:

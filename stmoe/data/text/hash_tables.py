@@ -15,7 +15,7 @@ AT_ONCE = 1 << 20
 
 def num_experts(cfg):
   """Returns K, the number of experts of all routers of `cfg`; raises UserError if they have several."""
-  counts = sorted({router.num_experts for router in _routers(cfg.blocks)})
+  counts = sorted({router.num_experts for router in _routers(cfg.blocks) if 'num_experts' in router})
   if len(counts) != 1:
     raise errors.UserError(f'--experts is needed: the routers of this experiment have '
                            f'{" and ".join(map(str, counts)) or "no"} experts')
@@ -35,6 +35,9 @@ def count(cfg):
   of a mixture count by their weights.
   """
   source = lookup.source(cfg.data)
+  if not hasattr(source, 'open_caches'):
+    raise errors.UserError(f'{lookup.titled(cfg.data)} has no ids of a vocabulary; nearest: an experiment of '
+                           'texts, lm/text')
   by_task = source.open_caches()
   vocabulary = next(iter(by_task.values())).vocabulary
   if vocabulary.vocab_size > cfg.model.vocab_size:
@@ -43,7 +46,7 @@ def count(cfg):
   parts = [_count(cache, name, cfg.model.vocab_size) for name, cache in by_task.items()]
   if len(parts) == 1:
     return parts[0], vocabulary
-  weights = np.array([weight for _, weight in source.shares()])
+  weights = np.array(source.weights(by_task))
   shares = sum(w * part / part.sum() for w, part in zip(weights / weights.sum(), parts))
   return np.rint(shares * sum(part.sum() for part in parts)).astype(np.int64), vocabulary
 

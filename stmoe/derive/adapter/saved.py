@@ -17,6 +17,7 @@ from stmoe.interop import tensors
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
 from stmoe.runs import whole as beside
+from stmoe.train import state as states
 
 DIGEST = 'base'                          # of the base's numbers, in the header of the file of tensors
 
@@ -67,7 +68,8 @@ def digest(inventory: dict) -> str:
 def _array(reader, found, part):
   """The numpy array of a Part of an adapter, as it is in files."""
   one = found.slices[part.path]
-  array = stored.read(reader.array(('params', *one.leaf)), ... if one.layer is None else (one.layer,))
+  leaf = states.evaluated(('params', *one.leaf), reader.inventory)
+  array = stored.read(reader.array(leaf), ... if one.layer is None else (one.layer,))
   array = np.asarray(array if part.expert is None else array[part.expert], np.float32)
   return array.T if part.turned else array
 

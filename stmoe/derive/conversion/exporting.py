@@ -1,5 +1,6 @@
 """The tensors of a run in the form of another library, and the config.json that says what they are."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -36,12 +37,13 @@ def reader_of(source, step):
 
 
 def placed(reader, family, cfg):
-  """The Places of the arrays of a checkpoint in the tensors of a family."""
+  """The Places of the arrays of a checkpoint, those that evaluation reads, in the tensors of a family."""
   with states.on_mesh(dict(data=1, expert=1, model=1), jax.devices()[:1]) as mesh:
     plan = states.blueprint(cfg, mesh)
   checkpoint.check_shapes(reader.inventory, plan.shapes)
   own = {part: modules.without_reader(plan.shapes[part]) for part in importing.PARTS}
-  return rules.places(own, family.table(cfg.to_dict()))
+  return [dataclasses.replace(place, leaf=states.evaluated(place.leaf, reader.inventory))
+          for place in rules.places(own, family.table(cfg.to_dict()))]
 
 
 def origins(source, family, record, cfg):

@@ -4,6 +4,7 @@ Headers first: the family, the configuration and the place of every tensor are k
 Tensors then go through memory a few at a time, larger ones in blocks of rows.
 """
 
+import dataclasses
 import itertools
 
 import jax
@@ -156,9 +157,17 @@ def _check_kinds(placed, found):
 def fill(path, cfg, plan, placed, found, digest):
   """Writes the checkpoint of step 0, slice by slice."""
   start = jax.jit(lambda: {k: v for k, v in states.fresh(cfg, plan).items() if k != 'params'})()
+  copies = streamed.copied(plan.shapes)
+  start |= dict(opt_state=streamed.nested(
+      (leaf, x) for at, x in jax.tree.leaves_with_path(start['opt_state'])
+      if ('opt_state', *(leaf := streamed.keys(at))) not in copies))
+  placed = placed + [dataclasses.replace(place, leaf=leaf) for leaf, source in copies.items()
+                     for place in placed if place.leaf == source]
+  shapes = streamed.nested((leaf, layout.held(plan.shapes, leaf)) for leaf in copies)
+  shapes |= dict(params=plan.shapes['params'])
   folder = path / 'checkpoints'
   folder.mkdir()
-  writer = streamed.Writer(folder, 0, dict(params=plan.shapes['params']), start, dict(step=0, data=None))
+  writer = streamed.Writer(folder, 0, shapes, start, dict(step=0, data=None))
   total = sum(pieces.of(found, place).size for place in placed if place.tensor)
   with progress.task('reading tensors', total, 'bytes') as advance:
     works = (work for leaf, group in itertools.groupby(placed, lambda place: place.leaf)

@@ -49,14 +49,14 @@ def _start(waiting, children, jobs, board):
 
 
 def _alive(children, board, ended=progress.FAILED):
-  """The children that go on; of the others the board learns that they are done or, with a code, `ended`."""
+  """The children that go on; of the others the board learns that they are done or, if not, `ended`."""
   alive = []
   for child in children:
     code = child.poll()
     if code is None:
       alive.append(child)
     else:
-      board.set(child.run, ended if code else progress.DONE)
+      board.set(child.run, ended if code or child.left else progress.DONE)
   return alive
 
 

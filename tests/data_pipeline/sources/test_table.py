@@ -59,6 +59,13 @@ def test_numbers_are_standardised_by_the_training_part_and_missing_labels_have_n
   assert shapes == {name: (a.shape, a.dtype) for name, a in train.items()}
 
 
+def test_a_table_of_a_spreadsheet(config, tmp_path):
+  plain, _ = first(config())
+  (tmp_path / 'a.csv').write_bytes(CSV.replace('\n', '\r\n').encode('utf-8-sig'))
+  found, _ = first(config())
+  assert all((found[name] == array).all() for name, array in plain.items())
+
+
 def test_categories_are_ids_column_after_column_and_what_is_new_is_the_first(config):
   cfg = config(categories=('job', 'city'), given=('city',), num_ids=5)
   train, held_out = first(cfg)

@@ -250,6 +250,19 @@ def test_splits_that_were_saved_stay_as_they_are(tmp_path):
   assert [len(files) for files in documents.divided([tmp_path / 'splits'])] == [3, 3]
 
 
+def test_links_in_a_folder_are_followed_once(tmp_path):
+  corpus, disk = tmp_path / 'corpus', tmp_path / 'disk'
+  for folder in (corpus / 'own', disk, corpus / '.hidden'):
+    folder.mkdir(parents=True)
+    (folder / 'a.txt').write_text('text')
+  (corpus / 'far').symlink_to(disk)
+  (corpus / 'again').symlink_to(corpus)
+  (corpus / 'own' / 'b.txt').symlink_to(disk / 'a.txt')
+  (corpus / 'lost').symlink_to(tmp_path / 'nowhere')
+  found = documents.expanded([corpus])
+  assert found == [str(corpus / name) for name in ('far/a.txt', 'own/a.txt', 'own/b.txt')]
+
+
 @pytest.mark.parametrize('size', [1, 2, 3, 64])
 def test_parts_are_the_same_in_chunks_of_any_size(size, tmp_path, monkeypatch):
   content = 'a\r\n\r\nb\r\r\n\n\n\nc\n \n\r\n\r\nd<|end|>é\r'
