@@ -29,9 +29,8 @@ class DenoisingTaskRouting(block_lib.Around):
   def __call__(self, x: jax.Array, ctx: contract.Context,
                carry: contract.Carry) -> tuple[jax.Array, dict[str, contract.Aux], contract.Carry]:
     """Returns (x [B,T,D], aux: dict end of a name -> Aux, carry); see `block.Block`."""
-    time = ctx.known(switch_dit.TIME, 'around denoising_task_routing')             # [B, 1]
     times = ctx.visible['times'].time                                # [T]
     mask = jnp.asarray(switch_dit.prior_mask(len(times), x.shape[-1], self.share, self.alpha))
-    at = switch_dit.nearest(times, time)                             # [B]
+    at = switch_dit.nearest(times, ctx.known(switch_dit.TIME, 'around denoising_task_routing'))   # [B]
     m = mask[at][:, None].astype(x.dtype)                            # [B, 1, D]
     return switch_dit.modulated(lambda x: self.block(x, ctx, carry), x, m)

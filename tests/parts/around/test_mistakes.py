@@ -15,7 +15,6 @@ OWN_NORM = dict(attention=dict(name='moeut', router=ROUTER))
     ('parallel', OWN_NORM, "normalises its input itself.*nearest: attention name='attention'"),
     ('ada_ln_zero', OWN_NORM, 'the attention of its block.*nearest: norm=True'),
     ('ada_ln_zero', dict(norm=False), 'the layer of its block.*nearest: norm=True'),
-    ('denoising_task_routing', {}, "denoising_task_routing: nothing is given as 'time'"),
 ])
 def test_block_that_does_not_fit_is_one_line(around, fields, message):
   block = dict(layer='dense', d_ff=8, around=dict(name=around)) | fields
