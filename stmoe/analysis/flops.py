@@ -259,6 +259,7 @@ def _per_row(cfg):
   """(FLOPs of the forward of one row of a batch, what training adds to them), see `active_per_token`."""
   length, model_matrices = lengths(cfg), matrices(cfg)
   untied = any(m.path[0] == 'head' for m in model_matrices)
+  widths = {m.path[:-1]: m.shape[-2] for m in model_matrices if m.path[-1] == 'wo'}    # of the values
   total, more = 0.0, 0.0
   for m in model_matrices:
     crossing = 'cross' in m.path
@@ -270,10 +271,10 @@ def _per_row(cfg):
     total += 2.0 * products * m.share * rows * m.uses
     more += 2.0 * products * m.more * rows * m.uses
     if m.path[-1] == 'wq':
-      # Scores and values, each 2 x keys x (heads x width) per query and layer.
+      # Scores and values, each 2 x keys x (heads x width) per query and layer; values may be narrower.
       layers = m.uses * m.size / math.prod(m.shape[-2:])
       keys = length[memory] if crossing else rows
-      total += 4.0 * rows * keys * m.shape[-1] * layers
+      total += 2.0 * rows * keys * (m.shape[-1] + widths.get(m.path[:-1], m.shape[-1])) * layers
   return total, more
 
 

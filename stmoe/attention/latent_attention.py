@@ -8,6 +8,7 @@ from stmoe import axes
 from stmoe import ranges
 from stmoe.core import contract
 from stmoe.core import noise
+from stmoe.errors import UserError
 from stmoe.parts import cache as caches
 from stmoe.parts import linear
 from stmoe.parts import norm
@@ -65,6 +66,9 @@ class LatentAttention(nnx.Module):
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], None, carry) for x [B,T,D]; a cache in `carry` is extended at visible.slot."""
     seen, cache = ctx.visible, carry.get(contract.CACHE)
+    if seen.turn is None:
+      raise UserError('attention latent_attention turns its queries and keys by positions, which this model '
+                      "does not; nearest: model.name='lm', attention name='attention'")
     q = self.queries(x, seen.turn)                                   # [B, T, H, nope + P]
     latent, shared = self.compress(x, seen.turn)                     # [B, K, R], [B, K, P]
     if cache is not None:

@@ -53,9 +53,9 @@ class Run:
     return xs, ys
 
   def last(self, key):
-    """Returns the last finite value logged for `key`, or None."""
-    _, ys = self.series(key)
-    return float(ys[-1]) if len(ys) else None
+    """Returns the value logged last for `key`; None where that was not finite, or nothing was logged."""
+    logged = [line[key] for line in self.lines if key in line]
+    return float(logged[-1]) if logged and records.is_number(logged[-1]) else None
 
   def layers(self, metric):
     """Returns the names of the sparse layers that logged `moe/<layer>/<metric>`, in order."""

@@ -25,7 +25,8 @@ from stmoe.surgery import aside
 from stmoe.surgery import layout
 from stmoe.surgery import sparse
 
-HIDDEN, HEADS = 'expert_mlp', 'joined_kv'                            # axes of units, and of heads
+HIDDEN = 'expert_mlp'                                                # axis of units
+HEADS = 'joined_kv', 'heads'             # axes of heads: with the numbers of each, and a number for each
 NORMS = ('q_norm', 'k_norm')             # of queries and keys
 
 
@@ -145,7 +146,7 @@ def _heads(config, params, calibration, heads):
     slope = slopes['/'.join(map(str, (*owner, 'wo')))]['slopes'].reshape(number, -1).sum(1)
     best = largest(np.abs(slope), stay)
     for path in (path for path in names if path[:len(owner)] == owner):
-      axis = 0 if path[-2] in NORMS else names[path].index(HEADS)
+      axis = 0 if path[-2] in NORMS else next(at for at, name in enumerate(names[path]) if name in HEADS)
       array = layout.at(params, path)
       groups = array.reshape(*array.shape[:axis], number, -1, *array.shape[axis + 1:])
       chosen = jnp.take(groups, jnp.asarray(best), axis)
@@ -169,4 +170,4 @@ def _attention(config):
                            'nearest: heads=1.0')
   # Norms of all heads together have a number for every entry of the heads; norms of each head stay whole.
   of_all = lambda path, names: path[-2] in NORMS and 'kv' not in names
-  return {path: names for path, names in of_heads.items() if HEADS in names or of_all(path, names)}
+  return {path: names for path, names in of_heads.items() if {*HEADS} & {*names} or of_all(path, names)}

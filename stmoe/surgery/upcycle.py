@@ -29,7 +29,7 @@ HINTS = {
     'bi': 'nearest: the same use_bias in dense layers and experts',
     'bo': 'nearest: the same use_bias in dense layers and experts',
 }
-# The bias that a sum of gates of 1 restores by itself: neither cut nor scaled.
+# The bias that is not cut: each of G shards has a G-th of it.
 OUTPUT_BIAS = 'bo'
 # What the arrays of routers are below: of one layer, and of several layers together.
 ROUTING = {'router', 'tied'}
@@ -90,7 +90,8 @@ def upcycle(dense, sparse, *, noise=0.0, key=None, granularity=1, scale=1.0, bas
     noise:  standard deviation of Gaussian noise on the copies, in units of each array's own; key: PRNG key.
     granularity: G: experts are G times narrower than the dense layer.
     scale:  A, see `activation_scale`: every matrix of an expert is multiplied by A^(1/3) if gated,
-      else A^(1/2). The function is preserved exactly for ReLU, gated or not; nearly for other activations.
+      else A^(1/2); the last bias by A / G. The function is preserved exactly for ReLU, gated or not;
+      nearly for other activations.
     base:   a key of BASES: what becomes of arrays that the models have once.
   Raises:
     UserError: a leaf without counterpart or of another shape, dense leaves that nothing takes,
@@ -141,7 +142,7 @@ class _Copies:
     if kind(path) == 'copied' or leaf.ndim == leaves[0].ndim:          # or what all experts share
       _same_shape(path, leaves[0].shape, leaf.shape)
       return based(leaves, self.base, leaf.dtype)
-    factor = _factor(path, self.shapes, self.scale)
+    factor = _factor(path, self.shapes, self.scale, self.granularity)
     return self._noisy(path, _bank(path, leaves, leaf.shape, self.granularity) * factor)
 
   def _noisy(self, path, bank):
@@ -262,10 +263,12 @@ def _nearest_width(whole, each, granularity):
   return '; nearest: --granularity 1'
 
 
-def _factor(path, shapes, scale):
+def _factor(path, shapes, scale, granularity):
   """What multiplies the leaf at `path` of feed-forward experts, so that `scale` multiplies their outputs."""
-  if path[-1] == OUTPUT_BIAS or 'layer' not in path:
+  if 'layer' not in path:
     return 1.0
+  if path[-1] == OUTPUT_BIAS:
+    return scale / granularity
   gated = (*path[:-1], 'wg') in shapes
   return scale ** (1 / 3 if gated else 1 / 2)
 

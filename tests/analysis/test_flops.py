@@ -44,6 +44,8 @@ CASES = dict(
     lm_tied=language_model(tie_embeddings=True),
     lm_untied=language_model(tie_embeddings=False),
     lm_grouped_query=language_model(num_kv_heads=1),
+    # Queries and keys of 16 + 16, values of 12.
+    lm_latent=language_model(attention=dict(name='latent_attention', nope_dim=16, value_dim=12, kv_rank=20)),
     lm_switch=language_model(moe('switch')),
     lm_gshard=language_model(moe('gshard', 2)),
     lm_st_moe=language_model(moe('st_moe', 2)),

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from stmoe.attention import latent_attention
+from stmoe.core import contract
+from stmoe.errors import UserError
 from stmoe.parts import rotary
 from stmoe.parts import visible
 from stmoe.parts.rotary_scaling import yarn
@@ -72,3 +74,12 @@ def test_yarn_keeps_fast_pairs_and_stretches_slow_ones():
   assert between.any() and (rate[between] < plain[between]).all() and (rate > plain / 8 * 0.999).all()
   cos, _ = rotary.table(jnp.zeros((1, 1), jnp.int32), 32, scaling=scaling)
   assert size == 1.25 and float(cos[0, 0, 0, 0]) == 1.25
+
+
+def test_model_that_does_not_turn_is_one_line():
+  layer = nnx.eval_shape(lambda: latent_attention.LatentAttention(12, rngs=nnx.Rngs(0), **SIZES))
+  ones = jnp.ones((1, 3), jnp.int32)
+  ctx = contract.Context(mask=ones > 0, ids=ones, positions=ones, segments=ones, step=0, tokens=3.0,
+                         visible=visible.Visible(mask=jnp.ones((1, 1, 3, 3), bool), turn=None))
+  with pytest.raises(UserError, match="latent_attention turns.*nearest: model.name='lm'"):
+    jax.eval_shape(layer, jnp.ones((1, 3, 12)), ctx, {})

@@ -36,6 +36,16 @@ def test_non_finite_values_are_no_points(tmp_path):
   assert runs.read(folder).series('loss/ce')[0].tolist() == [2]
 
 
+def test_loss_that_diverged_at_the_end_is_not_the_one_before_it(tmp_path):
+  folder = synthetic.write_run(tmp_path / 'a', steps=80)
+  with (folder / 'metrics.jsonl').open('a') as f:
+    f.write('{"step": 90, "loss/ce": 3.0}\n{"step": 120, "loss/ce": null, "eval/loss": null}\n')
+  run = runs.read(folder)
+  assert run.last('eval/loss') is None and run.last('loss/ce') is None
+  assert run.last('eval/accuracy') == 0.5                            # what was not logged again still counts
+  assert run.series('eval/loss')[0].tolist() == [40, 80]
+
+
 def test_loads_are_per_layer_and_ordered_by_step(tmp_path):
   run = runs.read(synthetic.write_run(tmp_path / 'a', steps=200, experts=4))
   steps, load = run.loads['decoder_03']

@@ -98,6 +98,20 @@ def test_heads_go_in_groups(rest):
                              rtol=1e-5, atol=1e-5)
 
 
+def test_sinks_go_with_their_heads():
+  cfg = trained.config(num_heads=4, num_kv_heads=2, head_dim=4, layers=(('dm', 1),),
+                       attention=dict(name='attention', sinks=True))
+  params = trained.params(cfg)
+  made = {('decoder', 'layers', n, 'attention', 'wo'): params['decoder']['layers'][n]['attention']['wo'].at[
+      slice(8 * n, 8 * n + 8)].set(0) for n in (0, 1)}               # group 0 of block 0, group 1 of block 1
+  params = sparse.replaced(params, made)
+  calibration = lambda *names: {'/'.join(map(str, path)): dict(slopes=np.square(np.asarray(wo)).sum(1))
+                                for path, wo in made.items()}
+  after, changes = slim_moe.operate(params, cfg, calibration, keep=1.0, heads=0.5)
+  np.testing.assert_allclose(trained.logits(sparse.changed(cfg, changes), after), trained.logits(cfg, params),
+                             rtol=1e-5, atol=1e-5)
+
+
 def test_mistakes_are_one_line():
   def refused(cfg, calibration=trained.none, **fields):
     with pytest.raises(errors.UserError) as caught:

@@ -180,9 +180,10 @@ def test_virtual_groups_cut_hidden_units_into_consecutive_shards():
 
 @pytest.mark.parametrize('gated', [False, True])
 def test_virtual_groups_change_nothing_with_relu(gated):
-  start = build(dict(d=dense('relu', gated)), layers=(('d', 2),))
-  bank = dict(name='glu' if gated else 'mlp', d_ff=F // 2, activation='relu')
-  blocks = dict(d=dense('relu', gated), m=sparse(top_k(2 * E, k=4), **bank))
+  biased = dense('relu', gated) | dict(use_bias=True)
+  start = build(dict(d=biased), layers=(('d', 2),))
+  bank = dict(name='glu' if gated else 'mlp', d_ff=F // 2, activation='relu', use_bias=True)
+  blocks = dict(d=biased, m=sparse(top_k(2 * E, k=4), **bank))
   graphdef, fresh = build(blocks, layers=(('dm', 1),), seed=1)
   scale = upcycle.activation_scale(2 * E, 2, 4, normalized=True)
   params = run([start[1]], fresh, granularity=2, scale=scale)
@@ -196,13 +197,13 @@ def test_virtual_groups_change_nothing_with_relu(gated):
     assert gap(start, params, graphdef) < 2e-6
 
 
-def test_output_bias_is_neither_cut_nor_scaled():
+def test_output_bias_is_not_cut_but_shared_among_the_shards():
   bias = dict(bi=jnp.arange(4.0), bo=jnp.array([5.0, 6.0]))
   target = experts(4, width=2)
   target['experts'] |= dict(bi=jnp.zeros((4, 2)), bo=jnp.zeros((4, 2)))
   [made] = layers(run([tree(mlp() | bias)], tree(target), granularity=2, scale=4.0))
   np.testing.assert_allclose(made['experts']['bi'], [[0, 2], [4, 6]] * 2, rtol=1e-6)      # x 4^(1/2)
-  assert made['experts']['bo'].tolist() == [[5, 6]] * 4
+  assert made['experts']['bo'].tolist() == [[10, 12]] * 4            # x 4 / 2
 
 
 def test_several_dense_models_are_averaged_and_their_layers_become_experts():

@@ -145,7 +145,8 @@ class MixtureOfDepths(block_lib.Around):
     visible = ctx.visible
     if seen is not None:
       visible = visible | dict(attention=seen.masked(lambda mask: mask & who[:, None, None, :]))
-    inside = ctx.replace(mask=passed, visible=visible)
+    number = jnp.maximum(jnp.sum(passed, dtype=jnp.float32), 1)
+    inside = ctx.replace(mask=passed, visible=visible, tokens=number)
     y, reports, after = self.block(x, inside, contract.joined(carry, given))
     after, caches_after = contract.apart(after)
     kept = jax.tree.map(lambda old, new: jnp.where(_wide(passed, new), new, old), carry, after)

@@ -114,6 +114,15 @@ def test_experts_inside_see_the_tokens_that_pass():
   assert aux['decoder_01'].load.sum() == 2 * 6 and aux['decoder_01.depth'].load.tolist() == [6, 6]
 
 
+def test_experts_inside_report_means_of_the_tokens_that_pass():
+  made, batch = model(SPARSE), tiny.batch('lm', 2, LENGTH)
+  for run in (trained, evaluated):
+    aux = run(made, batch)[1]
+    passed = aux['decoder_01.depth'].load[0]
+    assert 0 < passed < 12 and aux['decoder_01'].metrics['active_experts'] == 2
+    assert aux['decoder_01'].load.sum() == 2 * passed
+
+
 @functools.cache
 def whole():
   batch = tiny.batch('depth', 8, LENGTH)
