@@ -234,13 +234,15 @@ def spelled(kind: str, text: str, where: str = '') -> tuple[str, dict[str, typin
   name, _, listing = text.partition(':')
   check(kind, name, where)
   said = f'{where and where + ": "}{kind} {text!r}'
-  declared_fields = options(kind, name) if kind in FUNCTIONS else fields(kind, name)
+  every = options(kind, name) if kind in FUNCTIONS else fields(kind, name)
+  declared_fields = {key: field for key, field in every.items() if field.range is not None}
   typed_fields = {}
   for word in filter(None, listing.split(',')):
     key, _, value = word.partition('=')
     if key not in declared_fields:
       raise errors.UserError(f'{said}: {name} has no field {key!r}'
-                             f'{errors.nearest(key, declared_fields)}{where_else(having(kind, key))} '
+                             f'{errors.nearest(key, declared_fields)}'
+                             f'{unranged(kind, name, key) or where_else(having(kind, key))} '
                              f'(it has: {", ".join(declared_fields) or "none"})')
     typed_fields[key] = declared_fields[key].range.typed(f'{said}: {key}', value)
   return name, typed_fields
@@ -307,7 +309,7 @@ def _known_fields(package, kind):
   for name in available(kind):
     try:
       by_name[name] = declared.of_class(package, name) or {}
-    except (errors.UserError, TypeError):
+    except errors.UserError:
       continue
   return by_name
 
@@ -321,6 +323,13 @@ def having(kind: str, field: str) -> list[str]:
   own = known_fields(kind) if kind not in FUNCTIONS else {
       name: declared.of_function(PACKAGES[kind], name, FUNCTIONS[kind]) for name in available(kind)}
   return [name for name, known in own.items() if field in known and known[field].range is not None]
+
+
+def unranged(kind: str, name: str, field: str) -> str:
+  """Returns '; FILE has it without a range ...' of a field that a plugin's class does not annotate, else ''."""
+  file = plugins.files(PACKAGES[kind]).get(name)
+  said = f'; {file} has it without a range, so no configuration sets it: annotate it there, {field}: float'
+  return said if file and field in fields(kind, name) else ''
 
 
 def where_else(names: typing.Sequence[str], prefix: str = '') -> str:

@@ -234,3 +234,31 @@ def test_check_says_a_fault_once_that_many_checks_meet(tmp_path, capsys):
   assert out.splitlines()[0].endswith(' checks, in about a minute)')
   faults = [line for line in out.splitlines() if line.startswith('        ')]
   assert len(faults) > 1 and faults[1:] == ['        the same as above'] * (len(faults) - 1)
+
+
+EXTENDED = '''from stmoe.{package} import {name}
+
+class Mine({name}.{called}):
+  """What it extends, with nothing added."""
+'''
+
+
+@pytest.mark.parametrize('kind, name, called', [
+    ('router', 'st_moe', 'STMoE'), ('experts', 'glu', 'Glu'), ('layer', 'dense', 'Dense'),
+    ('target', 'ids', 'Ids')])
+def test_a_class_that_extends_one_of_the_project_is_of_its_kind_with_its_fields(tmp_path, kind, name, called):
+  package = plugins.KINDS[kind].removeprefix('stmoe.').replace('.', '/')
+  source = EXTENDED.format(package=package, name=name, called=called)
+  plugin = plugins.add(write(tmp_path, source))
+  assert plugin.kind == kind and lookup.has(kind, 'mine')
+  assert lookup.fields(kind, 'mine') == lookup.fields(kind, name)
+
+
+@pytest.mark.parametrize('words', [
+    ['check', 'FILE:k=1'],
+    ['show', 'lm/quickstart', '--plugin', 'FILE', '--config.blocks.m.router.name=mine',
+     '--config.blocks.m.router.k=1']])
+def test_a_field_without_a_range_is_said_to_lack_it(tmp_path, capsys, words):
+  path = str(write(tmp_path, SOURCES['router'].replace('k: ranges.Count = 2', 'k=2')))
+  assert main.main([word.replace('FILE', path) for word in words]) == 2
+  assert f'{path} has it without a range' in capsys.readouterr().err
