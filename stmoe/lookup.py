@@ -65,6 +65,9 @@ PLURALS = {'model': 'models', 'router': 'routers', 'layer': 'layers', 'experts':
 
 OF_DATA = PACKAGES['source'], PACKAGES['objective']                  # packages that say what data have
 
+# (kind, parameter) that the builder of the object gives: no field, whatever its annotation says.
+GIVEN = {('experts', 'num_experts')}
+
 # What a section of a kind without a name means.
 UNNAMED = {'target': 'ids', 'rotary_scaling': 'yarn'}
 
@@ -215,7 +218,8 @@ def nested(section: typing.Any) -> typing.Iterator:
 def fields(kind: str, name: str) -> dict[str, declared.Field]:
   """Returns dict field -> `declared.Field` of the class of module `name`; {} if it has no such class."""
   check(kind, name)
-  return declared.of_class(_package(kind, name), name) or {}
+  found = declared.of_class(_package(kind, name), name) or {}
+  return {key: field._replace(range=None) if (kind, key) in GIVEN else field for key, field in found.items()}
 
 
 def options(kind: str, name: str) -> dict[str, declared.Field]:
@@ -329,7 +333,7 @@ def unranged(kind: str, name: str, field: str) -> str:
   """Returns '; FILE has it without a range ...' of a field that a plugin's class does not annotate, else ''."""
   file = plugins.files(PACKAGES[kind]).get(name)
   said = f'; {file} has it without a range, so no configuration sets it: annotate it there, {field}: float'
-  return said if file and field in fields(kind, name) else ''
+  return said if file and field in fields(kind, name) and (kind, field) not in GIVEN else ''
 
 
 def where_else(names: typing.Sequence[str], prefix: str = '') -> str:

@@ -262,3 +262,16 @@ def test_a_field_without_a_range_is_said_to_lack_it(tmp_path, capsys, words):
   path = str(write(tmp_path, SOURCES['router'].replace('k: ranges.Count = 2', 'k=2')))
   assert main.main([word.replace('FILE', path) for word in words]) == 2
   assert f'{path} has it without a range' in capsys.readouterr().err
+
+
+def test_experts_are_told_their_number_by_the_router_whatever_their_annotation_says(tmp_path, capsys):
+  source = SOURCES['experts'].replace('class Mine:\n', """class Mine:
+  def __init__(self, d_model, *, num_experts: int, d_ff: int = 2, init_scale: float = 1.0, rngs):
+    pass
+""")
+  words = ['show', 'lm/quickstart:method=switch', '--plugin', str(write(tmp_path, source)),
+           '--config.blocks.m.experts.name=mine']
+  assert main.main(words) == 0
+  assert main.main([*words, '--config.blocks.m.experts.num_experts=3']) == 2
+  said = capsys.readouterr().err
+  assert 'nearest: config.blocks.m.router.num_experts' in said and 'without a range' not in said
