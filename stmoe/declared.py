@@ -2,8 +2,8 @@
 
 Fields are the keyword-only parameters, or the annotated names of a dataclass; their annotations are the
 ranges of `ranges.py`, or Python's float, int, bool and str. A class also has what it inherits from classes
-of this project or of its own file. So a configuration is checked in milliseconds, where importing what it names would
-import JAX.
+of this project or of its own file. So a configuration is checked in milliseconds, where importing what it
+names would import JAX.
 """
 
 import ast
@@ -235,8 +235,8 @@ def _range(path, field, node):
   except (TypeError, ValueError, AttributeError, OSError):
     found = None
   if not isinstance(found, ranges.Range):
-    raise errors.UserError(f'{path}, line {node.lineno}: {field}: {ast.unparse(node)} is no range; wanted: one '
-                           'of stmoe.ranges, such as ranges.Count or ranges.Choice(\'a\', \'b\'), or float, '
+    raise errors.UserError(f'{path}, line {node.lineno}: {field}: {ast.unparse(node)} is no range; wanted: '
+                           'one of stmoe.ranges, such as ranges.Count or ranges.Choice("a", "b"), or float, '
                            'int, bool, str; each may be followed by | None')
   return found
 

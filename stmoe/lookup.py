@@ -330,7 +330,7 @@ def having(kind: str, field: str) -> list[str]:
 
 
 def unranged(kind: str, name: str, field: str) -> str:
-  """Returns '; FILE has it without a range ...' of a field that a plugin's class does not annotate, else ''."""
+  """Returns '; FILE has it without a range ...' of a field that a plugin does not annotate, else ''."""
   file = plugins.files(PACKAGES[kind]).get(name)
   said = f'; {file} has it without a range, so no configuration sets it: annotate it there, {field}: float'
   return said if file and field in fields(kind, name) and (kind, field) not in GIVEN else ''

@@ -127,8 +127,8 @@ def test_what_is_inherited_is_declared_too(tmp_path, monkeypatch, text, base):
       lookup.fields('router', 'st_moe'))
 
 
-@pytest.mark.parametrize('annotation', ['list[int]', 'ranges.Count + 1', 'ranges.Choice(*NO)', '[ranges.Count]',
-                                        'ranges.Counts', 'ranges.Many', "'int'", 'int + 1'])
+@pytest.mark.parametrize('annotation', ['list[int]', 'ranges.Count + 1', 'ranges.Choice(*NO)',
+                                        '[ranges.Count]', 'ranges.Counts', 'ranges.Many', "'int'", 'int + 1'])
 def test_another_annotation_is_a_line(tmp_path, monkeypatch, annotation):
   with pytest.raises(errors.UserError, match='mine.py, line 4: a: .* is no range; wanted: .*float'):
     write(tmp_path, monkeypatch, 'from stmoe import ranges\n\nclass Mine:\n'

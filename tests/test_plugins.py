@@ -16,7 +16,7 @@ from stmoe import plugins
 from stmoe.cli import main
 from stmoe.conform import router as of_routers
 from stmoe.data.text import tasks
-from stmoe.runs import directory as rundir
+from stmoe.runs import plugged
 from tests.docs import pages
 
 SIGMOID = pages.titled('docs/router.md', 'stmoe/routers/sigmoid.py')
@@ -137,11 +137,25 @@ def test_a_run_names_the_plugin_that_it_was_made_with(tmp_path):
   known = dict(kind='router', name='mine', file=str(path))
   (tmp_path / 'env.json').write_text(json.dumps(dict(plugins=[known])))
   config = ml_collections.ConfigDict(dict(router=dict(name='mine')))
-  with pytest.raises(errors.UserError, match=f"router 'mine' of a file of its own; nearest: --plugin {path}"):
-    rundir.plugged(tmp_path, config)
-  rundir.plugged(tmp_path, ml_collections.ConfigDict(dict(router=dict(name='switch'))))   # does not need it
+  for asked in (plugged.check, plugged.present):
+    with pytest.raises(errors.UserError, match=f"router 'mine' of a file of its own; .* --plugin {path}"):
+      asked(tmp_path, config)
+  plugged.check(tmp_path, ml_collections.ConfigDict(dict(router=dict(name='switch'))))   # does not need it
   plugins.add(path)
-  rundir.plugged(tmp_path, config)
+  plugged.check(tmp_path, config)
+
+
+def test_a_file_that_has_changed_since_a_run_was_trained_is_said_once(tmp_path, capsys):
+  path, config = write(tmp_path, SOURCES['router']), ml_collections.ConfigDict(dict(router=dict(name='mine')))
+  plugins.add(path)
+  (tmp_path / 'env.json').write_text(json.dumps(dict(plugins=plugged.facts())))
+  plugged.check(tmp_path, config)
+  assert not capsys.readouterr().err
+  path.write_text(SOURCES['router'] + '# another\n', encoding='utf-8')
+  assert not plugged.changed(tmp_path, ml_collections.ConfigDict(dict(router=dict(name='switch'))))
+  for _ in range(2):
+    plugged.check(tmp_path, config)
+  assert capsys.readouterr().err == f'note: {path} has changed since {tmp_path} was trained with it\n'
 
 
 def test_a_command_that_is_proposed_names_the_files(tmp_path):
