@@ -1,8 +1,9 @@
 """What the files of this project declare, read from their text without importing them.
 
 Fields are the keyword-only parameters, or the annotated names of a dataclass; their annotations are the
-ranges of `ranges.py`. So a configuration is checked in milliseconds, where importing what it names would
-import JAX.
+ranges of `ranges.py`, or Python's float, int, bool and str. A class also has what it inherits from classes
+of this project or of its own file. So a configuration is checked in milliseconds, where importing what it
+names would import JAX.
 """
 
 import ast
@@ -100,10 +101,15 @@ def of_class(package, name):
   """Returns dict field -> Field of the class called like its file, or None if the file has no such class."""
   path = file(package, name)
   node = _class(path)
-  init = node and _method(node, '__init__')
-  if init:
-    return _fields(path, init)
-  return _annotated(path, node) if node and node.decorator_list else None
+  return node and _of_class(path, node)
+
+
+def _of_class(path, node):
+  """Dict field -> Field of a class in file `path`; None of a class without constructor."""
+  init = _method(path, node, '__init__')
+  if node.decorator_list and not (init and init[1] in node.body):
+    return _annotated(path, node)
+  return _fields(*init) if init else None
 
 
 @steady
@@ -116,15 +122,13 @@ def called_with(package, name, function=None):
     found = next((node for node in _tree(file(package, name)).body
                   if isinstance(node, ast.FunctionDef) and node.name == function), None)
     return found and [argument.arg for argument in found.args.args]
-  found = _class(file(package, name))
-  call = found and _method(found, '__call__')
-  return call and [argument.arg for argument in call.args.args[1:]]
+  call = _called(package, name, '__call__')
+  return call and [argument.arg for argument in call[1].args.args[1:]]
 
 
 def has_method(package: str, name: str, method: str) -> bool:
   """Returns whether the class called like its file has a method called `method`."""
-  node = _class(file(package, name))
-  return node is not None and _method(node, method) is not None
+  return _called(package, name, method) is not None
 
 
 def of_functions(module):
@@ -164,26 +168,50 @@ def _class(path):
   return next((node for node in classes if node.name.lower() == plain_name), None)
 
 
-def _method(found, name):
-  return next((node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == name), None)
+def _called(package, name, method):
+  """(file, function) of a method of the class called like its file, or None."""
+  path = file(package, name)
+  node = _class(path)
+  return node and _method(path, node, method)
+
+
+def _method(path, found, name):
+  """(file, function) of a method that a class in file `path` has or inherits, or None."""
+  own = next((node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == name), None)
+  if own:
+    return path, own
+  return next(filter(None, (_method(*base, name) for base in _bases(path, found))), None)
+
+
+def _bases(path, found):
+  """Yields (file, class) of the classes, of this project or of the file `path`, that a class extends."""
+  for base in found.bases:
+    head, _, rest = ast.unparse(base).partition('.')
+    module, _, name = '.'.join(filter(None, (_imports(path).get(head, head), rest))).rpartition('.')
+    if module and not module.startswith(f'{ROOT.name}.'):
+      continue
+    home = file(*module.rpartition('.')[::2]) if module else path
+    home = home if home.is_file() else home.with_suffix('') / '__init__.py'
+    if home.is_file():
+      yield from ((home, node) for node in _tree(home).body
+                  if isinstance(node, ast.ClassDef) and node.name == name and node is not found)
 
 
 @functools.cache
 def _fields(path, function):
   """Dict field -> Field of the keyword-only parameters of a function, without `rngs`."""
   pairs = zip(function.args.kwonlyargs, function.args.kw_defaults)
-  return {argument.arg: Field(argument.annotation and _evaluate(path, argument.annotation), _default(default))
+  return {argument.arg: Field(_range(path, argument.arg, argument.annotation), _default(default))
           for argument, default in pairs if argument.arg != 'rngs'}
 
 
 @functools.cache
 def _annotated(path, found):
-  """Dict field -> Field of the annotated names of a dataclass, and of the class of a file that it extends."""
+  """Dict field -> Field of the annotated names of a dataclass, and of the classes that it extends."""
   fields: dict[str, Field] = {}
-  for base in found.bases:
-    if isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name):
-      fields |= of_class(*_imports(path)[base.value.id].rpartition('.')[::2]) or {}
-  return fields | {node.target.id: Field(_evaluate(path, node.annotation), _default(node.value))
+  for base in _bases(path, found):
+    fields |= _of_class(*base) or {}
+  return fields | {node.target.id: Field(_range(path, node.target.id, node.annotation), _default(node.value))
                    for node in found.body if isinstance(node, ast.AnnAssign)}
 
 
@@ -198,13 +226,28 @@ def _default(node):
     return COMPUTED
 
 
+def _range(path, field, node):
+  """The range that the annotation of a field means, None without one; raises UserError for another one."""
+  if node is None:
+    return None
+  try:
+    found = _evaluate(path, node)
+  except (TypeError, ValueError, AttributeError, OSError):
+    found = None
+  if not isinstance(found, ranges.Range):
+    raise errors.UserError(f'{path}, line {node.lineno}: {field}: {ast.unparse(node)} is no range; wanted: '
+                           'one of stmoe.ranges, such as ranges.Count or ranges.Choice("a", "b"), or float, '
+                           'int, bool, str; each may be followed by | None')
+  return found
+
+
 def _evaluate(path, node):
   """What an annotation in file `path` means: a range, a constant, or the names of a table."""
   inner = functools.partial(_evaluate, path)
   if isinstance(node, (ast.Constant, ast.UnaryOp)):                  # a number may be below 0
     return ast.literal_eval(node)
   if isinstance(node, ast.Name):
-    return _names(path, node.id)
+    return ranges.PLAIN.get(node.id) or _names(path, node.id)
   if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
     module = _imports(path).get(node.value.id, '')
     if module == ranges.__name__:
@@ -217,7 +260,7 @@ def _evaluate(path, node):
     for argument in node.args:
       arguments += inner(argument.value) if isinstance(argument, ast.Starred) else [inner(argument)]
     return inner(node.func)(*arguments, **{argument.arg: inner(argument.value) for argument in node.keywords})
-  raise TypeError(f'{path}:{node.lineno}: an annotation is made of stmoe.ranges, names of tables and |')
+  raise TypeError('an annotation is made of stmoe.ranges, names of tables and |')
 
 
 def _names(path, table):

@@ -241,10 +241,15 @@ def unknown(group: sections.Group, key: str) -> str:
 
 
 def where_else(group: sections.Group, key: str) -> str:
-  """Returns '; decode.name=beam has it': with which choices a group has a field that it lacks, else ''."""
+  """Returns '; decode.name=beam has it': with which choices a group has a field that it lacks, else ''.
+
+  Of a field that a plugin has without a range: that it lacks one.
+  """
   if not group.made_of:
     return ''
-  kind, _ = group.made_of
+  kind, name = group.made_of
+  if kind in lookup.PACKAGES and (without := lookup.unranged(kind, name, key)):
+    return without
   names = lookup.having(kind, key) if kind in lookup.PACKAGES else [
       name for name, known in declared.of_functions(sections.FUNCTIONS[kind]).items()
       if key in known and known[key].range is not None]

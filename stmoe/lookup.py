@@ -65,6 +65,9 @@ PLURALS = {'model': 'models', 'router': 'routers', 'layer': 'layers', 'experts':
 
 OF_DATA = PACKAGES['source'], PACKAGES['objective']                  # packages that say what data have
 
+# (kind, parameter) that the builder of the object gives: no field, whatever its annotation says.
+GIVEN = {('experts', 'num_experts')}
+
 # What a section of a kind without a name means.
 UNNAMED = {'target': 'ids', 'rotary_scaling': 'yarn'}
 
@@ -215,7 +218,8 @@ def nested(section: typing.Any) -> typing.Iterator:
 def fields(kind: str, name: str) -> dict[str, declared.Field]:
   """Returns dict field -> `declared.Field` of the class of module `name`; {} if it has no such class."""
   check(kind, name)
-  return declared.of_class(_package(kind, name), name) or {}
+  found = declared.of_class(_package(kind, name), name) or {}
+  return {key: field._replace(range=None) if (kind, key) in GIVEN else field for key, field in found.items()}
 
 
 def options(kind: str, name: str) -> dict[str, declared.Field]:
@@ -234,13 +238,15 @@ def spelled(kind: str, text: str, where: str = '') -> tuple[str, dict[str, typin
   name, _, listing = text.partition(':')
   check(kind, name, where)
   said = f'{where and where + ": "}{kind} {text!r}'
-  declared_fields = options(kind, name) if kind in FUNCTIONS else fields(kind, name)
+  every = options(kind, name) if kind in FUNCTIONS else fields(kind, name)
+  declared_fields = {key: field for key, field in every.items() if field.range is not None}
   typed_fields = {}
   for word in filter(None, listing.split(',')):
     key, _, value = word.partition('=')
     if key not in declared_fields:
       raise errors.UserError(f'{said}: {name} has no field {key!r}'
-                             f'{errors.nearest(key, declared_fields)}{where_else(having(kind, key))} '
+                             f'{errors.nearest(key, declared_fields)}'
+                             f'{unranged(kind, name, key) or where_else(having(kind, key))} '
                              f'(it has: {", ".join(declared_fields) or "none"})')
     typed_fields[key] = declared_fields[key].range.typed(f'{said}: {key}', value)
   return name, typed_fields
@@ -307,7 +313,7 @@ def _known_fields(package, kind):
   for name in available(kind):
     try:
       by_name[name] = declared.of_class(package, name) or {}
-    except (errors.UserError, TypeError):
+    except errors.UserError:
       continue
   return by_name
 
@@ -321,6 +327,13 @@ def having(kind: str, field: str) -> list[str]:
   own = known_fields(kind) if kind not in FUNCTIONS else {
       name: declared.of_function(PACKAGES[kind], name, FUNCTIONS[kind]) for name in available(kind)}
   return [name for name, known in own.items() if field in known and known[field].range is not None]
+
+
+def unranged(kind: str, name: str, field: str) -> str:
+  """Returns '; FILE has it without a range ...' of a field that a plugin does not annotate, else ''."""
+  file = plugins.files(PACKAGES[kind]).get(name)
+  said = f'; {file} has it without a range, so no configuration sets it: annotate it there, {field}: float'
+  return said if file and field in fields(kind, name) and (kind, field) not in GIVEN else ''
 
 
 def where_else(names: typing.Sequence[str], prefix: str = '') -> str:

@@ -189,7 +189,16 @@ def _kind(path, tree):
     seqio = f'; {SEQIO}' if registry else ''
     raise errors.UserError(f'{path} holds nothing that is called like it{rename}{seqio}; {WANTED} '
                            f'(classes: {there or "none"})')
-  return _kind_of_class(path, found)
+  return _extended(tree, found) or _kind_of_class(path, found)
+
+
+def _extended(tree, found):
+  """The kind of a class that extends one of the project's, told by where that is imported from, or None."""
+  imports = {alias.asname or alias.name: f'{node.module}.' for node in tree.body
+             if isinstance(node, ast.ImportFrom) for alias in node.names}
+  homes = [imports.get(ast.unparse(base).partition('.')[0], '') for base in found.bases]
+  return next((kind for kind, package in KINDS.items() for home in homes if home.startswith(f'{package}.')),
+              None)
 
 
 def _kind_of_class(path, found):

@@ -284,3 +284,6 @@ else:
                       'hard_sigmoid', 'hard_tanh', 'log_sigmoid', 'identity', 'relu2', 'gelu_exact')
   # No float16: its small gradients are zeros without a scaled loss, and CPUs multiply no matrices of it.
   Dtype = Choice('float32', 'bfloat16')
+
+# Python's own types, as annotations of fields: any value of the type that a configuration can hold.
+PLAIN = {'float': Number(), 'int': Whole(-value_ranges.MOST_WHOLE), 'bool': Bool(), 'str': String()}

@@ -8,6 +8,7 @@ import types
 import pytest
 
 from stmoe import declared
+from stmoe import errors
 from stmoe import lookup
 from stmoe import ranges
 
@@ -105,9 +106,31 @@ class Mine:
   assert fields['at'].range.least == 1 and isinstance(fields['at'].range, ranges.Many)
 
 
-@pytest.mark.parametrize('annotation', ['int', 'ranges.Count + 1', 'ranges.Choice(*NO)', '[ranges.Count]'])
-def test_another_annotation_is_refused(tmp_path, monkeypatch, annotation):
-  with pytest.raises(TypeError, match='mine.py'):
+def test_an_annotation_may_be_a_type_of_python(tmp_path, monkeypatch):
+  fields = write(tmp_path, monkeypatch, '''
+class Mine:
+  def __init__(self, *, a: float = 1.0, b: int = 2, c: bool = True, d: str | None = None):
+    pass
+''')
+  read = {name: field.range.read(text) for (name, field), text in zip(fields.items(), '3 3 false x'.split())}
+  assert read == dict(a=3.0, b=3, c=False, d='x') and isinstance(read['a'], float)
+  assert not fields['b'].range.holds(0.5) and not fields['c'].range.holds(1) and fields['d'].range.holds(None)
+
+
+@pytest.mark.parametrize('text, base', [
+    ('from stmoe.routers import st_moe', 'st_moe.STMoE'),
+    ('from stmoe.routers.st_moe import STMoE', 'STMoE'),
+    ('from stmoe.routers import st_moe\n\nclass Base(st_moe.STMoE):\n  pass', 'Base')])
+def test_what_is_inherited_is_declared_too(tmp_path, monkeypatch, text, base):
+  """From a class of this project, however it is imported, and from one of the same file."""
+  assert write(tmp_path, monkeypatch, f'{text}\n\nclass Mine({base}):\n  pass\n') == (
+      lookup.fields('router', 'st_moe'))
+
+
+@pytest.mark.parametrize('annotation', ['list[int]', 'ranges.Count + 1', 'ranges.Choice(*NO)',
+                                        '[ranges.Count]', 'ranges.Counts', 'ranges.Many', "'int'", 'int + 1'])
+def test_another_annotation_is_a_line(tmp_path, monkeypatch, annotation):
+  with pytest.raises(errors.UserError, match='mine.py, line 4: a: .* is no range; wanted: .*float'):
     write(tmp_path, monkeypatch, 'from stmoe import ranges\n\nclass Mine:\n'
           f'  def __init__(self, *, a: {annotation} = 1):\n    pass\n')
 

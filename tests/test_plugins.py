@@ -16,7 +16,7 @@ from stmoe import plugins
 from stmoe.cli import main
 from stmoe.conform import router as of_routers
 from stmoe.data.text import tasks
-from stmoe.runs import directory as rundir
+from stmoe.runs import plugged
 from tests.docs import pages
 
 SIGMOID = pages.titled('docs/router.md', 'stmoe/routers/sigmoid.py')
@@ -137,11 +137,25 @@ def test_a_run_names_the_plugin_that_it_was_made_with(tmp_path):
   known = dict(kind='router', name='mine', file=str(path))
   (tmp_path / 'env.json').write_text(json.dumps(dict(plugins=[known])))
   config = ml_collections.ConfigDict(dict(router=dict(name='mine')))
-  with pytest.raises(errors.UserError, match=f"router 'mine' of a file of its own; nearest: --plugin {path}"):
-    rundir.plugged(tmp_path, config)
-  rundir.plugged(tmp_path, ml_collections.ConfigDict(dict(router=dict(name='switch'))))   # does not need it
+  for asked in (plugged.check, plugged.present):
+    with pytest.raises(errors.UserError, match=f"router 'mine' of a file of its own; .* --plugin {path}"):
+      asked(tmp_path, config)
+  plugged.check(tmp_path, ml_collections.ConfigDict(dict(router=dict(name='switch'))))   # does not need it
   plugins.add(path)
-  rundir.plugged(tmp_path, config)
+  plugged.check(tmp_path, config)
+
+
+def test_a_file_that_has_changed_since_a_run_was_trained_is_said_once(tmp_path, capsys):
+  path, config = write(tmp_path, SOURCES['router']), ml_collections.ConfigDict(dict(router=dict(name='mine')))
+  plugins.add(path)
+  (tmp_path / 'env.json').write_text(json.dumps(dict(plugins=plugged.facts())))
+  plugged.check(tmp_path, config)
+  assert not capsys.readouterr().err
+  path.write_text(SOURCES['router'] + '# another\n', encoding='utf-8')
+  assert not plugged.changed(tmp_path, ml_collections.ConfigDict(dict(router=dict(name='switch'))))
+  for _ in range(2):
+    plugged.check(tmp_path, config)
+  assert capsys.readouterr().err == f'note: {path} has changed since {tmp_path} was trained with it\n'
 
 
 def test_a_command_that_is_proposed_names_the_files(tmp_path):
@@ -234,3 +248,44 @@ def test_check_says_a_fault_once_that_many_checks_meet(tmp_path, capsys):
   assert out.splitlines()[0].endswith(' checks, in about a minute)')
   faults = [line for line in out.splitlines() if line.startswith('        ')]
   assert len(faults) > 1 and faults[1:] == ['        the same as above'] * (len(faults) - 1)
+
+
+EXTENDED = '''from stmoe.{package} import {name}
+
+class Mine({name}.{called}):
+  """What it extends, with nothing added."""
+'''
+
+
+@pytest.mark.parametrize('kind, name, called', [
+    ('router', 'st_moe', 'STMoE'), ('experts', 'glu', 'Glu'), ('layer', 'dense', 'Dense'),
+    ('target', 'ids', 'Ids')])
+def test_a_class_that_extends_one_of_the_project_is_of_its_kind_with_its_fields(tmp_path, kind, name, called):
+  package = plugins.KINDS[kind].removeprefix('stmoe.').replace('.', '/')
+  source = EXTENDED.format(package=package, name=name, called=called)
+  plugin = plugins.add(write(tmp_path, source))
+  assert plugin.kind == kind and lookup.has(kind, 'mine')
+  assert lookup.fields(kind, 'mine') == lookup.fields(kind, name)
+
+
+@pytest.mark.parametrize('words', [
+    ['check', 'FILE:k=1'],
+    ['show', 'lm/quickstart', '--plugin', 'FILE', '--config.blocks.m.router.name=mine',
+     '--config.blocks.m.router.k=1']])
+def test_a_field_without_a_range_is_said_to_lack_it(tmp_path, capsys, words):
+  path = str(write(tmp_path, SOURCES['router'].replace('k: ranges.Count = 2', 'k=2')))
+  assert main.main([word.replace('FILE', path) for word in words]) == 2
+  assert f'{path} has it without a range' in capsys.readouterr().err
+
+
+def test_experts_are_told_their_number_by_the_router_whatever_their_annotation_says(tmp_path, capsys):
+  source = SOURCES['experts'].replace('class Mine:\n', """class Mine:
+  def __init__(self, d_model, *, num_experts: int, d_ff: int = 2, init_scale: float = 1.0, rngs):
+    pass
+""")
+  words = ['show', 'lm/quickstart:method=switch', '--plugin', str(write(tmp_path, source)),
+           '--config.blocks.m.experts.name=mine']
+  assert main.main(words) == 0
+  assert main.main([*words, '--config.blocks.m.experts.num_experts=3']) == 2
+  said = capsys.readouterr().err
+  assert 'nearest: config.blocks.m.router.num_experts' in said and 'without a range' not in said

@@ -17,6 +17,7 @@ from stmoe import errors
 from stmoe import explained
 from stmoe.hosts import job
 from stmoe.runs import directory as rundir
+from stmoe.runs import plugged
 from stmoe.runs import records
 
 COMPUTES = True
@@ -45,6 +46,8 @@ def help_of(words):
 
 def run(args):
   cfg, name = rundir.named(_named(args), args.overrides)
+  if rundir.is_run(name):
+    plugged.present(name, cfg)
   workdir = args.workdir or (name if rundir.is_run(name) else rundir.default(name, cfg))
   if args.replay:
     from stmoe.data import recording

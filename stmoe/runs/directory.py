@@ -17,7 +17,6 @@ import os
 import pathlib
 import platform
 import re
-import shlex
 import subprocess
 import sys
 
@@ -27,11 +26,10 @@ import stmoe
 from stmoe import errors
 from stmoe import experiment
 from stmoe import files
-from stmoe import lookup
-from stmoe import plugins
 from stmoe import sections
 from stmoe import value_ranges
 from stmoe.runs import owner
+from stmoe.runs import plugged
 from stmoe.runs import records
 
 # What a run may change when it continues: how long, how watched, on what machine.
@@ -252,7 +250,7 @@ def opened(path, step=None, within='checkpoints'):
     within: the folder of `path` with the checkpoints; `best` holds a single one, see best.py.
   """
   cfg, saved_steps = load(path), saved(path, within)
-  plugged(path, cfg)
+  plugged.check(path, cfg)
   if not saved_steps:
     which = 'best checkpoint; set checkpoint.best' if within == 'best' else 'checkpoint yet'
     raise errors.UserError(f'{path} has no {which}')
@@ -267,18 +265,6 @@ def opened(path, step=None, within='checkpoints'):
                          f'is not the configuration that the checkpoint of step {at:,} was trained with '
                          f'({mine[:12]}, and {trained[:12]} there)')
   return cfg
-
-
-def plugged(path, cfg):
-  """Raises UserError if a plugin that `cfg` of run directory `path` names is not known to this process.
-
-  The run remembers where the file was; its code is run only if somebody names the file again.
-  """
-  chosen = {str(value).partition(':')[0] for value in experiment.flatten(cfg).values()}
-  for plugin in records.environment(path).get('plugins') or ():
-    if plugin['name'] in chosen and not lookup.has(plugin['kind'], plugin['name']):
-      raise errors.UserError(f'{path} has the {plugin["kind"]} {plugin["name"]!r} of a file of its own; '
-                             f'nearest: --plugin {shlex.quote(plugin["file"])}')
 
 
 def saved(path, within='checkpoints'):
@@ -382,9 +368,8 @@ def record_environment(path, name, mesh, parameters, corpus):
                devices=dict(kind=device.device_kind, backend=device.platform, mesh=dict(mesh.shape),
                             processes=jax.process_count(), cpus=os.cpu_count()),
                parameters=parameters, corpus=corpus)
-  if added := plugins.known():           # code that this project does not have
-    facts['plugins'] = [dict(kind=plugin.kind, name=plugin.name, file=text(str(plugin.path)),
-                             sha256=hashlib.sha256(plugin.path.read_bytes()).hexdigest()) for plugin in added]
+  if added := plugged.facts():           # code that this project does not have
+    facts['plugins'] = added
   files.write_json(pathlib.Path(path) / 'env.json', files.plain(facts))
 
 

@@ -34,6 +34,7 @@ from stmoe.runs import by_step
 from stmoe.runs import directory as rundir
 from stmoe.runs import log
 from stmoe.runs import metrics_file
+from stmoe.runs import plugged
 from stmoe.runs import writers
 from stmoe.train import beside
 from stmoe.train import blame
@@ -207,6 +208,8 @@ class Loop:
     corpus = {key: value for key, value in self.facts.items() if key != 'vocab'}
     if not job.leads():
       return
+    for line in plugged.changed(self.path, self.cfg):                # before env.json is that of this process
+      self.log(line)
     rundir.record_environment(self.path, name, self.mesh, parameters, corpus)
     self.log(f'{name or self.path}: {parameters:,} parameters, {self.cfg.train.steps:,} steps on '
              f'{self.mesh.devices.size} {self.mesh.devices.flat[0].platform} device(s), into {self.path}')
