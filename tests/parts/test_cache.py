@@ -121,8 +121,8 @@ def reason(router):
 def test_refusals_are_looked_at():
   reasons = {name: reason(name) for name in ROUTERS}
   reasons = {name: text for name, text in reasons.items() if text is not None}
-  assert set(reasons) == {'expert_choice', 'graph_of_tokens', 'sequence_selection', 'soft_moe', 'thor',
-                          'union_of_experts'}
+  assert set(reasons) == {'expert_choice', 'expert_selection', 'graph_of_tokens', 'promoe_expert_choice',
+                          'sequence_selection', 'soft_moe', 'thor', 'union_of_experts'}
   assert all(f'router {name} cannot' in text and 'nearest' in text for name, text in reasons.items())
 
 
