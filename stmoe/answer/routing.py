@@ -32,7 +32,8 @@ from stmoe.train import evaluate
 from stmoe.train import opened
 
 # Of `items.ITEMS`, and what each of them is of; `tokens` divides.
-ITEMS = {'chosen_cosines': 'output_similarity', 'probability_margin': 'probability_margin'}
+ITEMS = {'chosen_cosines': 'output_similarity', 'probability_margin': 'probability_margin',
+         'anisotropy': 'anisotropy'}
 DROPPED = (1, 2)                         # first choices that are taken away
 GIVEN = 'given/'
 
@@ -183,8 +184,9 @@ class Probe:
     if 'chosen_cosines' in sums:
       total, count = sums['chosen_cosines']
       found['output_similarity'] = float(total / count) if count else np.nan
-    if 'probability_margin' in sums:
-      found['probability_margin'] = float(sums['probability_margin'] / max(sums['tokens'], 1))
+    for item in ('probability_margin', 'anisotropy'):
+      if item in sums:
+        found[item] = float(sums[item] / max(sums['tokens'], 1))
     return found
 
   def _parts(self, texts):

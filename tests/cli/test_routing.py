@@ -49,7 +49,7 @@ def test_its_numbers_are_those_of_changed_models(command, run, tmp_path, one_dev
     assert 0 < compared['overlap'] < 1 and compared['change'] == 1 - compared['overlap']
     assert layer['choices'] == 2 and 0 < layer['margin'] < 1 and -1 <= layer['output_similarity'] <= 1
     assert math.isclose(sum(layer['load']), 1) and 0 < layer['probability_margin'] < layer['margin']
-    assert np.shape(layer['coactivation']) == (4, 4)
+    assert np.shape(layer['coactivation']) == (4, 4) and 0 < abs(layer['anisotropy']) < 0.5
   assert 'overlap_before' in found['layers']['decoder_01']
   _shown(command, run, tmp_path)
 
