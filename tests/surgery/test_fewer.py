@@ -9,8 +9,9 @@ from tests.surgery import trained
 
 def test_deep_models_have_letters_enough():
   cfg = trained.config(layers=(('m', 60),))
-  layers = [types.SimpleNamespace(where='blocks.m', path=('decoder', 'layers', at, 'layer')) for at in range(60)]
-  changes = fewer.apart(cfg, layers, {layer.path: 2 + at for at, layer in enumerate(layers)})
+  paths = [('decoder', 'layers', at, 'layer') for at in range(60)]
+  layers = [types.SimpleNamespace(where='blocks.m', path=path) for path in paths]
+  changes = fewer.apart(cfg, layers, {path: 2 + at for at, path in enumerate(paths)})
   changed = sparse.changed(cfg, changes)
   [(letters, repeats)] = changed.model.layers
   assert repeats == 1 and len(set(letters)) == 60
