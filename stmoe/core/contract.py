@@ -333,7 +333,12 @@ class Executor(typing.Protocol):
 # What a router may offer, and what holds for a router that does not.
 OFFERS = {
     'k': None,                       # choices of a token
-    'normalize_gates': None,         # whether the gates of several choices are divided by their sum
+    # Whether the gates of several choices are divided by their sum. False: they are a softmax over all
+    # experts as it is. None: neither.
+    'normalize_gates': None,
+    # What the gates of a token add up to, where that is the same for all tokens and `normalize_gates` does
+    # not say that it is 1.
+    'gates_sum': None,
     'reach': None,                   # experts that a token can choose among; None = all
     'capacity_factor': None,         # (train, eval) slots per token; None = nothing is dropped
     'draws_at_eval': False,          # evaluation uses the key, where there is one
