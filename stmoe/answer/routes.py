@@ -132,7 +132,8 @@ def losses_of_routes(model, row: dict, every, context) -> jax.Array:
   given = lambda route, rows: {'given/route': jnp.broadcast_to(route, (rows, route.shape[-1]))}
   _, cache = model.extend(row | given(context, 1), cache)
   before = jnp.arange(length + 1) < jnp.arange(length)[:, None]      # [T, T+1]
-  cache = cache.take(jnp.zeros(length, jnp.int32)).replace(segments=cache.segments * before)
+  last = jnp.roll(row['decoder_input_tokens'][0], 1)
+  cache = cache.take(jnp.zeros(length, jnp.int32)).replace(segments=cache.segments * before, last=last)
   tokens = {name: row[name][0][:, None] for name in (
       'decoder_input_tokens', 'decoder_segment_ids', 'decoder_positions')}
 

@@ -32,7 +32,7 @@ def add_arguments(parser):
   parser.add_argument('--granularity', type=ranges.Count, default=1, metavar='G',
                       help='experts are 1/G of the dense layer each (virtual groups)')
   parser.add_argument('--scale', type=ranges.Positive, metavar='A',
-                      help='factor on the outputs of experts; default: 1, or what --granularity needs')
+                      help='factor on the outputs of experts; default: what --granularity and the gates need')
   parser.add_argument('--base', choices=('average', 'first'), default='average',
                       help='of several runs: what becomes of all that is no expert')
   parser.add_argument('--optimizer', choices=('fresh', 'reuse'), default='fresh',

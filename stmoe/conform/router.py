@@ -174,6 +174,15 @@ def decoding_weighs_as_evaluation(name: str, **fields) -> None:
                              "experts; wanted: the attribute undecodable, which says why")
 
 
+def gates_add_up_as_said(name: str, **fields) -> None:
+  """The gates of every token add up to `gates_sum`, where the router says that; others are left out."""
+  router = _build(name, **fields)
+  said = contract.offered(router, 'gates_sum')
+  if said is not None:
+    sums = np.asarray(_route(router)[0].masks()[1].sum(axis=(2, 3)))[MASK]
+    np.testing.assert_allclose(sums, said, rtol=1e-5, err_msg='gates do not add up to gates_sum')
+
+
 def every_executor_agrees(name: str, **fields) -> None:
   """Every executor computes what `einsum` does with the router's choices, values and gradients."""
   execution.agree(name, lookup.available('executor'), **fields)

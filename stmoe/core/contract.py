@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from stmoe import errors
 from stmoe.core import assignment
+from stmoe.core import hashing
 
 # Memory across layers, arrays [B,T,.] by name; in decoding also caches, see `CACHE` below.
 Carry = dict[str, typing.Any]
@@ -57,6 +58,8 @@ class Context(struct.PyTreeNode):
   alone: bool = struct.field(pytree_node=False, default=False)
   given: dict = dataclasses.field(default_factory=dict)
   visible: typing.Any = None
+  # i32[B,T] what `before` returns, where the order of these tokens does not say it.
+  earlier: jax.Array | None = None
   # In a block whose outputs somebody edits: (end of a name, y [B,T,D]) -> y, see `modules.edited`.
   edit: typing.Callable | None = struct.field(pytree_node=False, default=None)
 
@@ -124,11 +127,15 @@ class Context(struct.PyTreeNode):
       return self
     return self.replace(key=jax.random.fold_in(self.key, zlib.crc32(name.encode()) & 0x7FFFFFFF))
 
+  def before(self) -> jax.Array:
+    """Returns i32[B,T]: the id one place earlier in the same sequence, `hashing.START` at its first token."""
+    return hashing.before(self.ids, self.positions) if self.earlier is None else self.earlier
+
   def each(self, move: typing.Callable[[jax.Array], jax.Array]) -> 'Context':
     """Returns this context with `move` applied to every array of tokens [B,T,...], also in `given`."""
     fields = [f.name for f in dataclasses.fields(self) if f.metadata.get('per_token')]
     wide = lambda a: jnp.broadcast_to(a, (*self.mask.shape, *a.shape[2:]))
-    return self.replace(**{name: move(getattr(self, name)) for name in fields},
+    return self.replace(**{name: move(getattr(self, name)) for name in fields}, earlier=move(self.before()),
                         given={name: move(wide(a)) for name, a in self.given.items()})
 
   def group(self, groups: int, size: int) -> 'Context':
@@ -154,7 +161,7 @@ class Context(struct.PyTreeNode):
 def numbered(mask: jax.Array) -> dict[str, typing.Any]:
   """Returns the fields of a Context for tokens bool[G,S] that are no words: they are numbered instead."""
   number = jnp.broadcast_to(jnp.arange(mask.shape[1], dtype=jnp.int32), mask.shape)
-  return dict(mask=mask, ids=number, positions=number, segments=mask.astype(jnp.int32))
+  return dict(mask=mask, ids=number, positions=number, segments=mask.astype(jnp.int32), earlier=None)
 
 
 def given(batch: dict, stack: str) -> dict[str, jax.Array]:
@@ -333,7 +340,12 @@ class Executor(typing.Protocol):
 # What a router may offer, and what holds for a router that does not.
 OFFERS = {
     'k': None,                       # choices of a token
-    'normalize_gates': None,         # whether the gates of several choices are divided by their sum
+    # Whether the gates of several choices are divided by their sum. False: they are a softmax over all
+    # experts as it is. None: neither.
+    'normalize_gates': None,
+    # What the gates of a token add up to, where that is the same for all tokens and `normalize_gates` does
+    # not say that it is 1.
+    'gates_sum': None,
     'reach': None,                   # experts that a token can choose among; None = all
     'capacity_factor': None,         # (train, eval) slots per token; None = nothing is dropped
     'draws_at_eval': False,          # evaluation uses the key, where there is one

@@ -55,7 +55,8 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, b
     cfg:       configuration of the new model.
     workdir:   run directory to be; must hold no run.
     show:      a `progress` that is told what is done.
-    noise, granularity, scale, base: see the surgeries; scale None = 1, with granularity what routers need.
+    noise, granularity, scale, base: see the surgeries; scale None = 1, or what granularity and the
+      routers' gates need.
     optimizer: 'fresh' or 'reuse'; step: 'keep' or 'zero'.
     devices:   None = all.
   Raises:
@@ -167,23 +168,31 @@ def _layers(plan):
 
 
 def _scale(plan, granularity, scale):
-  """The scale of experts' outputs: as given, or 1, or what `granularity` and the routers make necessary."""
-  if scale is not None or granularity == 1:
-    return 1.0 if scale is None else scale
-  scales = {}
-  routers = [(name, part.router) for name, layer in _layers(plan) for part in modules.sparse(layer)]
-  for name, router in routers:
-    k, normalized = (contract.offered(router, field) for field in ('k', 'normalize_gates'))
-    if k is None or normalized is None:
-      raise errors.UserError(f'router {type(router).__name__} of {name} does not say how many experts '
-                             'a token has and whether their gates sum to 1; give --scale')
-    if k % granularity:
-      raise errors.UserError(f'router of {name}: k={k} is not a multiple of --granularity {granularity}; '
-                             f'nearest: k={max(1, k // granularity) * granularity}')
-    scales[name] = surgery.activation_scale(router.num_experts, granularity, k, normalized)
-  if len(set(scales.values())) > 1:
-    raise errors.UserError(f'layers need different scales ({scales}); give --scale')
-  return next(iter(scales.values()), 1.0)
+  """`scale` and `gates` of the surgery: as given, or what `granularity` and the routers make necessary."""
+  if scale is not None:
+    return dict(scale=scale)
+  needs = {name: _needed(name, part.router, granularity)
+           for name, layer in _layers(plan) for part in modules.sparse(layer)}
+  if len(set(needs.values())) > 1:
+    factors = {name: scale / gates for name, (scale, gates) in needs.items()}
+    raise errors.UserError(f'layers need different scales ({factors}); give --scale')
+  return dict(zip(('scale', 'gates'), next(iter(needs.values()), (1.0, 1.0))))
+
+
+def _needed(name, router, granularity):
+  """(`scale`, `gates`) of the surgery for the router of layer `name`."""
+  k, normalized, total = (contract.offered(router, field) for field in ('k', 'normalize_gates', 'gates_sum'))
+  gates = 1.0 if total is None else float(total)
+  if granularity == 1:
+    return 1.0, gates
+  normalized = normalized if total is None else True
+  if k is None or normalized is None:
+    raise errors.UserError(f'router {type(router).__name__} of {name} does not say how many experts '
+                           'a token has and what their gates add up to; give --scale')
+  if k % granularity:
+    raise errors.UserError(f'router of {name}: k={k} is not a multiple of --granularity {granularity}; '
+                           f'nearest: k={max(1, k // granularity) * granularity}')
+  return surgery.activation_scale(router.num_experts, granularity, k, normalized), gates
 
 
 def _maker(cfg, plan, plans, options):
@@ -207,7 +216,7 @@ def _copying(cfg, plan, options):
   granularity = options['granularity']
   return functools.partial(
       surgery.upcycle, noise=options['noise'], base=options['base'], granularity=granularity,
-      scale=_scale(plan, granularity, options['scale']), key=states.fold(cfg.seed, 'upcycle'))
+      key=states.fold(cfg.seed, 'upcycle'), **_scale(plan, granularity, options['scale']))
 
 
 def _joining(plans, options):

@@ -89,8 +89,6 @@ def balance_loss(logits: jax.Array, k: int) -> jax.Array:
 class Chunks(nnx.Module):
   """The router of a `FactorLLM`: x w + b, the k largest, each with weight N // k. No gradient passes it."""
 
-  normalize_gates = False
-
   def __init__(self, d_model: int, num_experts: int, k: int, trains: bool, *, rngs):
     choices.check_k('of layer factor_llm', k, num_experts)
     self.w = gate.weights(d_model, num_experts, rngs=rngs)

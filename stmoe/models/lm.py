@@ -161,9 +161,9 @@ class LM(nnx.Module):
     mask = functools.partial(visible.extended, ctx.segments, cache.write(ctx.segments), cache.slot,
                              batch.get('decoder_causal_attention'))
     seen = self._visible(mask, self.rotary(ctx.positions, room=cache.segments.shape[1]), slot=cache.slot)
-    ctx = ctx.replace(visible=dict(attention=seen))
+    ctx = ctx.replace(visible=dict(attention=seen), earlier=cache.before(ctx.ids, ctx.positions))
     x, layers = self.decoder.extend(self.embed(ctx.ids, self.dtype), ctx, cache.layers)
-    return x, cache.advance(layers, ctx.segments)
+    return x, cache.advance(layers, ctx.ids, ctx.segments)
 
   def _visible(self, mask, turn, **fields):
     """What attention sees, where mask(window=) -> bool[B,1,T,K]."""

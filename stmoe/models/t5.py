@@ -172,9 +172,10 @@ class T5(nnx.Module):
     seen = visible.Visible(mask=visible.extended(segments, cache.write(segments), cache.slot),
                            bias=_bias(self.decoder_bias, 1, places, cache.slot), slot=cache.slot)
     source = visible.Visible(mask=(cache.memory_segments > 0)[:, None, None])
-    ctx = ctx.replace(visible=dict(attention=seen, cross=source))
+    ctx = ctx.replace(visible=dict(attention=seen, cross=source),
+                      earlier=cache.before(ctx.ids, ctx.positions))
     x, layers = self.decoder.extend(self._embedded(ctx), ctx, cache.layers, cache.memory)
-    return self.logits(x)[:, 0], cache.advance(layers, segments)
+    return self.logits(x)[:, 0], cache.advance(layers, ctx.ids, segments)
 
   def count_tokens(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns the real tokens of each stack in `batch`: dict stack name -> f32[]."""

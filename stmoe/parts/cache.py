@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe.core import hashing
 
 
 class Cache(struct.PyTreeNode):
@@ -18,6 +19,7 @@ class Cache(struct.PyTreeNode):
   segments:  i32[B,K] 1 = a real token, 0 = padding or not yet written: prompts of different lengths.
   positions: i32[B] position, in its own text, of each row's next token.
   slot:      i32[] place of the next token.
+  last:      i32[B] id of each row's last token; what it is before the first token is never read.
   memory:    of `stack.Stack.remember`, arrays as in `layers`, or None.
   memory_segments: i32[B,K'] of what an encoder read, or None.
   given:     arrays 'given/NAME' [B,...] of the batch, which hold for every token of a row.
@@ -26,6 +28,7 @@ class Cache(struct.PyTreeNode):
   segments: jax.Array
   positions: jax.Array
   slot: jax.Array
+  last: jax.Array
   memory: list | None = None
   memory_segments: jax.Array | None = None
   given: dict = dataclasses.field(default_factory=dict)
@@ -40,11 +43,18 @@ class Cache(struct.PyTreeNode):
     """Returns the cache's segments i32[B,K] with the segments of the next tokens i32[B,T] in their places."""
     return jax.lax.dynamic_update_slice_in_dim(self.segments, segments, self.slot, 1)
 
-  def advance(self, layers: list, segments: jax.Array) -> 'Cache':
-    """Returns the cache after tokens with segments i32[B,T] were put in, which made `layers`."""
+  def before(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
+    """Returns i32[B,T], `contract.Context.before` of the next tokens ids i32[B,T] with their positions."""
+    earlier = jnp.concatenate([self.last[:, None], ids[:, :-1]], axis=1)
+    return jnp.where(positions > 0, earlier, hashing.START)
+
+  def advance(self, layers: list, ids: jax.Array, segments: jax.Array) -> 'Cache':
+    """Returns the cache after tokens, ids and segments i32[B,T], were put in, which made `layers`."""
     real = jnp.sum(segments > 0, axis=1, dtype=jnp.int32)            # [B]
+    seen = jnp.concatenate([self.last[:, None], ids], axis=1)        # [B, 1 + T]
+    last = jnp.take_along_axis(seen, real[:, None], axis=1)[:, 0]
     return self.replace(layers=layers, segments=self.write(segments), positions=self.positions + real,
-                        slot=self.slot + segments.shape[1])
+                        slot=self.slot + segments.shape[1], last=last)
 
   def take(self, rows: jax.Array) -> 'Cache':
     """Returns the cache of `rows` i32[n], with everything in it: rows repeated for the beams of a search."""
@@ -55,7 +65,8 @@ class Cache(struct.PyTreeNode):
   def reorder(self, rows: jax.Array) -> 'Cache':
     """Returns the cache with `rows` i32[B] in new places; rows that change places share a memory."""
     return self.replace(layers=self._taken(self.layers, rows), segments=self.segments[rows],
-                        positions=self.positions[rows], given=jax.tree.map(lambda a: a[rows], self.given))
+                        positions=self.positions[rows], last=self.last[rows],
+                        given=jax.tree.map(lambda a: a[rows], self.given))
 
   def _taken(self, arrays, rows):
     take = lambda a: a[:, rows] if self.stacked else a[rows]
@@ -68,7 +79,7 @@ def empty(stack: typing.Any, batch: int, length: int, dtype: jax.typing.DTypeLik
   layers = jax.tree.map(lambda a: _split(a, stacked), stack.init_cache(batch, length, dtype))
   zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
   return Cache(layers=layers, segments=zeros(batch, length), positions=zeros(batch), slot=zeros(),
-               stacked=stacked)
+               last=zeros(batch), stacked=stacked)
 
 
 def extended(cache: dict[str, jax.Array], new: dict[str, jax.Array], slot: jax.Array,

@@ -110,8 +110,9 @@ class DeepSeekMoE(nnx.Module):
     self.k = k
     self.num_groups = num_groups
     self.kept_groups = kept_groups
-    self.normalize_gates = normalize_gates
+    self.normalize_gates = normalize_gates or (False if route_scale == 1 else None)
     self.route_scale = route_scale
+    self.gates_sum = route_scale if normalize_gates and k > 1 else None
     self.scope = scope
     self.device_budget = device_budget
     self.allow_causal = allow_causal
@@ -137,7 +138,7 @@ class DeepSeekMoE(nnx.Module):
       exempt = None if drawn is None else jnp.take_along_axis(drawn < EXEMPT, sequence, axis=1)
     a, aux = deepseek_moe(
         logits, ctx.mask, self.k, num_groups=self.num_groups, kept_groups=self.kept_groups,
-        normalize_gates=self.normalize_gates, route_scale=self.route_scale,
+        normalize_gates=bool(self.normalize_gates), route_scale=self.route_scale,
         sequence=sequence if self.scope == 'sequence' else None, budget=budget, exempt=exempt,
         tokens=ctx.tokens, choose=choose)
     return contract.Routed(a, aux, carry)

@@ -72,8 +72,9 @@ class DeepSeekV3(nnx.Module):
     self.k = k
     self.num_groups = num_groups
     self.kept_groups = kept_groups
-    self.normalize_gates = normalize_gates
+    self.normalize_gates = normalize_gates or None                   # sigmoids are no softmax
     self.route_scale = route_scale
+    self.gates_sum = route_scale if normalize_gates else None
     self.rate = rate
     self.centred = centred
     self.freeze_after = freeze_after
@@ -93,7 +94,7 @@ class DeepSeekV3(nnx.Module):
     """Returns Routed for logits f32[G,S,E]; see `contract.OFFERS`."""
     a, aux = deepseek_v3(
         logits, self.bias[...], ctx.mask, self.k, num_groups=self.num_groups, kept_groups=self.kept_groups,
-        normalize_gates=self.normalize_gates, route_scale=self.route_scale,
+        normalize_gates=bool(self.normalize_gates), route_scale=self.route_scale,
         sequence=balance.sequences(ctx.segments, ctx.positions), tokens=ctx.tokens, choose=choose)
     return contract.Routed(a, aux, carry)
 

@@ -77,7 +77,7 @@ class DeepSeekV4(nnx.Module):
     self.num_experts = num_experts
     self.k = k
     self.normalize_gates = True
-    self.route_scale = route_scale
+    self.route_scale = self.gates_sum = route_scale
     self.rate = 0.0 if hashed else rate
     found = tables.read(table) if table else None
     if found and (found.num_experts, len(found.table)) != (num_experts, vocab_size):

@@ -58,14 +58,12 @@ class DynamicDino(nnx.Module):
     the form of the balance loss (u).
   """
 
-  normalize_gates = False
-
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                gates: ranges.Choice(*GATES) = 'scaled', rngs):
     choices.check_k('dynamic_dino', k, num_experts)
     self.w = gate.weights(d_model, num_experts, rngs=rngs)
     self.num_experts = num_experts
-    self.k = k
+    self.k = self.gates_sum = k
     self.gates = gates
     self.needs_loss = ('balance',) if gates == 'ungated' or k == 1 else ()
 

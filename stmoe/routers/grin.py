@@ -86,8 +86,6 @@ class Grin(nnx.Module):
     (off by default), shows the jittered input to experts as well (unverified).
   """
 
-  normalize_gates = False
-
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                epsilon: ranges.NonNegative = 0.1, input_jitter: ranges.Below1 = 0.0,
                capacity_factor: ranges.Factors = (None, None), greedy: ranges.Flag = False, rngs):

@@ -22,13 +22,12 @@ looked_up = lambda table, ctx, k: table[ctx.ids]
 # kind -> bucket i32[G,S] of (table i32[V], context, K). The paper's, and a control (fresh).
 KINDS = {
     'random': looked_up, 'balanced': looked_up, 'clustered': looked_up, 'dispersed': looked_up,
-    'previous': lambda table, ctx, k: table[hashing.before(ctx.ids, ctx.positions)],
-    'bigram': lambda table, ctx, k: hashing.bigram(ctx.ids, hashing.before(ctx.ids, ctx.positions), k),
+    'previous': lambda table, ctx, k: table[ctx.before()],
+    'bigram': lambda table, ctx, k: hashing.bigram(ctx.ids, ctx.before(), k),
     'position': lambda table, ctx, k: hashing.position(ctx.positions, k),
     'future': lambda table, ctx, k: table[hashing.after(ctx.ids, ctx.positions)],
     'fresh': lambda table, ctx, k: hashing.fresh(ctx.key, table, ctx.ids, k),
 }
-NEIGHBOURS = ('previous', 'bigram', 'future')
 COMPUTED = ('bigram', 'position')      # kinds without a table
 _random = functools.cache(tables.random_table)
 
@@ -124,8 +123,8 @@ class Hash(nnx.Module):
   @property
   def undecodable(self) -> str | None:
     """Why tokens cannot be routed one by one, or None."""
-    return (f"kind={self.kind!r} reads the token beside a place; nearest: kind='random'"
-            if self.kind in NEIGHBOURS else None)
+    return ("kind='future' reads the token after a place; nearest: kind='previous'"
+            if self.kind == 'future' else None)
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D]; raises UserError for another vocabulary, an oracle in a causal stack."""

@@ -88,7 +88,7 @@ class LossFreeBalancing(nnx.Module):
     self.k = k
     self.scores = scores
     self.selection = selection
-    self.normalize_gates = normalize_gates
+    self.normalize_gates = normalize_gates or (False if scores == 'softmax' else None)
     self.least_sum = least_sum
     self.rate = rate
     self.rule = rule
@@ -108,7 +108,8 @@ class LossFreeBalancing(nnx.Module):
     capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
     a, aux = loss_free_balancing(
         logits, self.bias[...], ctx.mask, capacity, self.k, scores=self.scores, selection=self.selection,
-        normalize_gates=self.normalize_gates, least_sum=self.least_sum, tokens=ctx.tokens, choose=choose)
+        normalize_gates=bool(self.normalize_gates), least_sum=self.least_sum, tokens=ctx.tokens,
+        choose=choose)
     return contract.Routed(a, aux, carry)
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:

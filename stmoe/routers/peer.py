@@ -84,8 +84,6 @@ class Peer(nnx.Module):
     heads have their keys in common is our reading of "2 x sqrt(E) keys".
   """
 
-  normalize_gates = False
-
   def __init__(self, d_model: int, *, num_experts: ranges.Count, heads: ranges.Count = 1,
                k: ranges.Count = 2, d_key: ranges.Count = 128,
                gates: ranges.Choice(*GATES) = 'softmax', rngs):
@@ -105,6 +103,7 @@ class Peer(nnx.Module):
     self.heads = heads
     self.k = k
     self.gates = gates
+    self.gates_sum = heads if gates == 'softmax' else None
     self.products_per_row = heads * d_key * (d_model + n)            # of queries, and of halves with keys
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:

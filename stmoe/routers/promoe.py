@@ -98,8 +98,6 @@ class Promoe(nnx.Module):
     says of how many. So it is the same on any number of devices.
   """
 
-  normalize_gates = False
-
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 1,
                gate: ranges.Choice(*GATES) = 'identity', unconditional: ranges.Flag = True,
                temperature: ranges.Positive = 0.07, means: ranges.Choice('all', 'first') = 'all', rngs):

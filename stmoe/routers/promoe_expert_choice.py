@@ -83,7 +83,6 @@ class PromoeExpertChoice(nnx.Module):
     batch add up. The paper's is the mean over images with a class: 1 / 0.9 of ours, with a tenth hidden.
   """
 
-  normalize_gates = False
   undecodable = "experts choose among the tokens of an image, later ones too; nearest: router name='promoe'"
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Positive = 1.0,

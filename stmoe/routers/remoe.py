@@ -64,8 +64,6 @@ class ReMoE(nnx.Module):
   Differs: the loss is per group of tokens; lambda is kept above the least float32.
   """
 
-  normalize_gates = False
-
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 1,
                initial: ranges.Positive = 1e-8, multiplier: ranges.Above1 = 1.2, rngs):
     choices.check_k('remoe', k, num_experts)

@@ -29,7 +29,6 @@ class SequenceSelection(nnx.Module):
   """
 
   undecodable = REASON
-  normalize_gates = False
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                length: ranges.Count = 60, gate: ranges.Choice(*shards.GATES) = 'none',
@@ -38,6 +37,7 @@ class SequenceSelection(nnx.Module):
     self.w, self.b = shards.weights(d_model * length, num_experts, gate, rngs)
     self.num_experts, self.k, self.length, self.gate = num_experts, k, length, gate
     self.allow_causal = allow_causal
+    self.gates_sum = k if gate == 'none' else None
     self.rows_per_sequence = 1                                       # that pass W
 
   def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:

@@ -63,8 +63,6 @@ class SigmaMoE(nnx.Module):
   Losses: entropy.
   """
 
-  normalize_gates = False
-
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                expert_dropout: ranges.Below1 = 0.0, init_scale: ranges.Positive = 1.0, rngs):
     choices.check_k('sigma_moe', k, num_experts)

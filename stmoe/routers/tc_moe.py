@@ -89,8 +89,6 @@ class TcMoe(nnx.Module):
     computed. LibMoE's balance loss counts the whole batch for every sequence.
   """
 
-  normalize_gates = False
-
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                num_null: ranges.Natural | None = None, negative_bias: ranges.Any = -1.0,
                null_bias: ranges.Any = -10.0, expected: ranges.Positive | None = None, rngs):

@@ -60,8 +60,6 @@ class UnionOfExperts(nnx.Module):
     packed row is of the row. 'causal' and 'straight' are ours, the paper has neither.
   """
 
-  normalize_gates = False
-
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                select: ranges.Choice(*shards.SELECT) = 'data', share: ranges.PartOf1 = 0.5,
                over: ranges.Choice(*shards.OVER) = 'experts', gate: ranges.Choice(*shards.GATES) = 'none',

@@ -2,8 +2,8 @@
 
 Li et al., "Merge, Then Compress" (arXiv:2310.01334). Hidden units of all experts are permuted to the units of
 expert 0, which changes no function. The most used experts are the heads of groups. Every other expert
-joins the head whose router logits are most like its own. The router stays as it is, inside of
-`routers/wrappers/remap.py`.
+joins the head whose router logits are most like its own, or whose weights or router columns are. The router
+stays as it is, inside of `routers/wrappers/remap.py`.
 
 Differs: a group of one expert stays as it is; in the reference it is multiplied by f / (f + 1e-7), f being
   its usage. A group that nothing uses is the plain mean of its experts; in the reference it is 0. As many
@@ -36,6 +36,21 @@ WEIGHTS: dict[str, typing.Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+# By what experts are compared: functions of (layer, all parameters, configuration, the layer's bank with its
+# hidden units in order, its statistics) -> products [E,E] of two experts each, see `similarity`.
+BASES: dict[str, typing.Callable[..., np.ndarray]] = {
+    'logits': lambda layer, params, config, bank, statistics: statistics['logit_products'],
+    'weights': lambda layer, params, config, bank, statistics: _products(np.concatenate(
+        [np.asarray(array, np.float64).reshape(layer.num_experts, -1) for array in bank.values()], axis=1)),
+    'router': lambda layer, params, config, bank, statistics: _products(fewer.rows(layer, params, config)),
+}
+
+
+def _products(rows):
+  """[E,E], the inner products of rows [E,N]."""
+  return rows @ rows.T
+
+
 def _by_layer(layers, used, keep, merged):
   """Dict layer name -> groups, as many in each that is merged."""
   return {layer.name: sparse.share(layer.num_experts, keep) if layer.name in merged else layer.num_experts
@@ -61,7 +76,7 @@ ALLOCATIONS = {'layer': _by_layer, 'global': _globally}
 
 def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse.Calibration, *,
             keep: ranges.PartOf1 = 0.5, allocation: ranges.Choice(*ALLOCATIONS) = 'layer',
-            weights: ranges.Choice(*WEIGHTS) = 'usage',
+            by: ranges.Choice(*BASES) = 'logits', weights: ranges.Choice(*WEIGHTS) = 'usage',
             align: ranges.Choice('weights', 'activations', 'none') = 'weights',
             capacity: ranges.Count | None = None, whole: ranges.Text = '') -> tuple[dict, dict]:
   """Returns (params, changes) with the experts of every layer in groups, an expert for each; see `sparse`.
@@ -70,6 +85,8 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     keep:       groups over experts.
     allocation: 'layer': as many groups in each; 'global': by the usage of all layers of the network together,
       as in the paper. A layer's bank is then as large as the largest of its letter: the rest is never used.
+    by:         what makes experts alike: the cosines of their router 'logits' on the data (published), of
+      their 'weights', hidden units in order, or of their columns of the 'router'.
     weights:    of members: 'usage', 'uniform', or the 'head' alone, to which other members are redirected.
     align:      how hidden units are made alike first: their 'weights', or their 'activations' on the data.
     capacity:   most members of a group.
@@ -77,16 +94,18 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
       leaves one. Such a layer has a letter of its own, see `fewer.apart`; '' = none.
   """
   layers = sparse.found(config)
-  statistics = calibration('load', 'logit_products', *(HIDDEN_ITEMS if align == 'activations' else ()))
+  statistics = calibration('load', *(['logit_products'] if by == 'logits' else []),
+                           *(HIDDEN_ITEMS if align == 'activations' else []))
   used = {layer.name: usage(statistics[layer.name]['load'][:layer.num_experts]) for layer in layers}
   merged = {layer.name for layer in layers if not fnmatch.fnmatchcase(layer.name, whole)}
   groups = ALLOCATIONS[allocation](layers, used, keep, merged)
   numbers = {layer.name: _most(layer, layers, groups, merged) for layer in layers}
   replacements = aside.Made()
   for layer in layers:
-    layer_usage, alike = used[layer.name], similarity(statistics[layer.name]['logit_products'])
+    layer_usage, seen = used[layer.name], statistics[layer.name]
+    bank = _alike(layer, layer.owned(params), seen, align)
+    alike = similarity(BASES[by](layer, params, config, bank, seen))
     members = grouped(layer_usage, alike, groups[layer.name], capacity)
-    bank = _alike(layer, layer.owned(params), statistics[layer.name], align)
     weigh = [WEIGHTS[weights](layer_usage[group]) for group in members]
     replacements |= {(*layer.path, 'experts', *path): _filled(array, members, weigh, numbers[layer.name])
              for path, array in bank.items()}
@@ -133,10 +152,10 @@ def usage(load: np.ndarray) -> np.ndarray:
 
 
 def similarity(products: np.ndarray) -> np.ndarray:
-  """Returns [E,E]: (cos + 1) / 2 of the columns of logits, 1 on the diagonal.
+  """Returns [E,E]: (cos + 1) / 2 of what two experts have, such as their logits; 1 on the diagonal.
 
   Args:
-    products: [E,E], sums over tokens of the products of two logits.
+    products: [E,E], inner products of what two experts have.
 
   >>> similarity(np.array([[4.0, 0.0], [0.0, 1.0]])).tolist()
   [[1.0, 0.5], [0.5, 1.0]]

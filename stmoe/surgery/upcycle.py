@@ -29,8 +29,8 @@ HINTS = {
     'bi': 'nearest: the same use_bias in dense layers and experts',
     'bo': 'nearest: the same use_bias in dense layers and experts',
 }
-# The bias that is not cut: each of G shards has a G-th of it.
-OUTPUT_BIAS = 'bo'
+# The last matrix, and the bias that is not cut: each of G shards has a G-th of it.
+OUTPUT, OUTPUT_BIAS = 'wo', 'bo'
 # What the arrays of routers are below: of one layer, and of several layers together.
 ROUTING = {'router', 'tied'}
 # The tensors of a chain, in this order; those of `left` and `right` are numbered.
@@ -72,7 +72,7 @@ def activation_scale(num_experts, granularity, k, normalized):
   return float(granularity if normalized else num_experts * granularity / k)
 
 
-def upcycle(dense, sparse, *, noise=0.0, key=None, granularity=1, scale=1.0, base='average'):
+def upcycle(dense, sparse, *, noise=0.0, key=None, granularity=1, scale=1.0, gates=1.0, base='average'):
   """Returns the parameters of the sparse model, shaped like `sparse` (see `kind` for the rules).
 
   Expert i is shard i mod G of the feed-forward layer of dense model (i div G) mod M. M is the
@@ -92,6 +92,7 @@ def upcycle(dense, sparse, *, noise=0.0, key=None, granularity=1, scale=1.0, bas
     scale:  A, see `activation_scale`: every matrix of an expert is multiplied by A^(1/3) if gated,
       else A^(1/2); the last bias by A / G. The function is preserved exactly for ReLU, gated or not;
       nearly for other activations.
+    gates:  what the gates of a token add up to, by which the last matrix and bias of an expert are divided.
     base:   a key of BASES: what becomes of arrays that the models have once.
   Raises:
     UserError: a leaf without counterpart or of another shape, dense leaves that nothing takes,
@@ -102,7 +103,7 @@ def upcycle(dense, sparse, *, noise=0.0, key=None, granularity=1, scale=1.0, bas
   sources, shapes = [layout.flat(d) for d in dense], _shapes(target)
   for source in sources:
     _check(source, shapes)
-  model = layout.visit(target, _Copies(sources, shapes, granularity, scale, noise, key, base).made)
+  model = layout.visit(target, _Copies(sources, shapes, granularity, scale, gates, noise, key, base).made)
   return layout.roll(model) if scanned else model
 
 
@@ -128,6 +129,7 @@ class _Copies:
   shapes: dict
   granularity: int
   scale: float
+  gates: float
   noise: float
   key: jax.Array | None
   base: str
@@ -138,12 +140,27 @@ class _Copies:
       return leaf if self.granularity == 1 else _group(leaf, path, self.shapes, self.granularity)
     leaves = [source[_counterpart(path, source)] for source in self.sources]
     if kind(path) == 'decomposed':
-      return _core(path, leaves, self.shapes, self.granularity, self.noise)
+      matrix = path[:path.index('experts') + 2]
+      return _core(path, [leaf * self._factor(matrix) for leaf in leaves], self.shapes, self.granularity,
+                   self.noise)
     if kind(path) == 'copied' or leaf.ndim == leaves[0].ndim:          # or what all experts share
       _same_shape(path, leaves[0].shape, leaf.shape)
-      return based(leaves, self.base, leaf.dtype)
-    factor = _factor(path, self.shapes, self.scale, self.granularity)
-    return self._noisy(path, _bank(path, leaves, leaf.shape, self.granularity) * factor)
+      whole = based(leaves, self.base, leaf.dtype)
+      return whole if kind(path) == 'copied' else whole * self._factor(path)
+    return self._noisy(path, _bank(path, leaves, leaf.shape, self.granularity) * self._factor(path))
+
+  def _factor(self, path):
+    """What multiplies a leaf of feed-forward experts, so that their outputs grow by scale / gates.
+
+    `scale` is shared among the matrices, as in the paper. `gates` is not: so it is exact for any activation.
+    """
+    if 'layer' not in path:
+      return 1.0
+    if path[-1] == OUTPUT_BIAS:
+      return self.scale / self.granularity / self.gates
+    gate = (*path[:-1], 'wg')
+    gated = any(other[:len(gate)] == gate for other in self.shapes)
+    return self.scale ** (1 / 3 if gated else 1 / 2) / (self.gates if path[-1] == OUTPUT else 1)
 
   def _noisy(self, path, bank):
     if not self.noise:
@@ -261,16 +278,6 @@ def _nearest_width(whole, each, granularity):
       return f'; nearest: d_ff={long // granularity}' + (
           f', or --granularity {fitting}' if fitting not in (1, granularity) else '')
   return '; nearest: --granularity 1'
-
-
-def _factor(path, shapes, scale, granularity):
-  """What multiplies the leaf at `path` of feed-forward experts, so that `scale` multiplies their outputs."""
-  if 'layer' not in path:
-    return 1.0
-  if path[-1] == OUTPUT_BIAS:
-    return scale / granularity
-  gated = (*path[:-1], 'wg') in shapes
-  return scale ** (1 / 3 if gated else 1 / 2)
 
 
 def _group(leaf, path, shapes, granularity):

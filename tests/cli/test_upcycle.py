@@ -27,11 +27,15 @@ from tests.train import tiny_run
 
 def get_config(arg=''):
   top2 = dict(name='st_moe', num_experts=4, k=2, capacity_factor=(None, None), second_policy='all')
+  others = dict(scaled=dict(name='deepseek_v4', num_experts=4, k=2),
+                sigmoid=dict(name='loss_free_balancing', num_experts=4))
   experts = dict(name='mlp', d_ff=16 if arg == 'narrow' else 32, activation='relu')
-  moe = dict(layer='moe', executor='gather', group_size=None, router=top2, experts=experts)
+  moe = dict(layer='moe', executor='gather', group_size=None, router=others.get(arg, top2), experts=experts)
   layers = (('d', 2),) if arg == 'dense' else (('dm', 1),)
   changed = dict(model=dict(name='lm', vocab_size=264, d_model=16, num_heads=2, head_dim=8, layers=layers),
                  blocks=dict(d=dict(layer='dense', d_ff=32), m=moe))
+  if arg in others:
+    changed['losses'] = dict(balance=0.01)
   if arg == 'dense':
     del changed['blocks']['m']
     changed['losses'] = dict()
@@ -117,6 +121,11 @@ def test_noise_leaves_a_gap_and_fresh_slots_are_empty(command, folder, tmp_path)
   assert not any(np.any(a) for a in jax.tree.leaves(state['opt_state']['mu']))
 
 
+def test_gates_that_add_up_to_more_than_1_leave_no_gap(command, folder, tmp_path):
+  code, _, _ = command('upcycle', folder / 'dense', f'{folder}/exp.py:scaled', '--workdir', tmp_path / 'run')
+  assert code == 0 and records.ancestry(tmp_path / 'run')['facts']['difference'] < 1e-5
+
+
 @pytest.mark.slow
 def test_virtual_groups_and_several_runs(command, folder, tmp_path):
   code, _, _ = command('upcycle', folder / 'dense', folder / 'dense', f'{folder}/exp.py:narrow',
@@ -153,6 +162,8 @@ def test_experts_of_sparse_runs_are_put_side_by_side(command, sparse, tmp_path):
     (['nowhere', 'exp.py'], ["no experiment is called"]),
     (['dense', 'exp.py:narrow'], ['d_ff=32', '--granularity 2']),
     (['dense', 'exp.py', '--granularity', '4'], ['k=2 is not a multiple of --granularity 4', 'k=4']),
+    (['dense', 'exp.py:sigmoid', '--granularity', '2'],
+     ['does not say', 'what their gates add up to', '--scale']),
     (['dense', 'exp.py:narrow', '--granularity', '2', '--optimizer', 'reuse'], ['--optimizer fresh']),
     (['dense', 'exp.py', '--granularity', '0'], ['--granularity 0', 'at least 1']),
     (['dense', 'exp.py', '--noise', '-1'], ['--noise -1:', 'at least 0']),

@@ -167,6 +167,26 @@ def test_layers_around_and_beside_routers(part):
   assert_cached_equals_whole('lm', build('lm', None, more=blocks))
 
 
+HASHES = {c: sparse('hash', kind=kind) | ALONE for c, kind in dict(p='previous', q='bigram').items()}
+
+
+@pytest.mark.parametrize('name', ['lm', 't5'])
+def test_hashes_of_the_token_before(name):
+  assert_cached_equals_whole(name, build(name, None, more=HASHES))
+
+
+def test_rows_that_change_places_take_along_what_they_remember():
+  """As the beams of a search do."""
+  model, given, order = build('lm', None, more=HASHES), batch('lm'), jnp.array([2, 0, 0])
+  ids, real = given['decoder_input_tokens'], jnp.ones(len(REAL), bool)
+  mask = jnp.arange(4) < jnp.asarray(REAL)[:, None]
+  _, cache = model.begin({key: a[:, :4] * mask for key, a in given.items()}, 1)
+  expected, _ = model.step(ids[jnp.arange(3), REAL], real, cache)
+  for moved in (cache.reorder(order), cache.take(order)):
+    got, _ = model.step(ids[jnp.arange(3), REAL][order], real, moved)
+    np.testing.assert_allclose(got, expected[order], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize('name, fields', [
     pytest.param('lm', dict(num_kv_heads=2, scan_layers=False, tie_embeddings=False), marks=pytest.mark.slow),
     pytest.param('lm', dict(window=3, attention=dict(name='attention', qkv_bias=True, qk_norm=1e-5, clip=0.7),
@@ -220,7 +240,7 @@ def test_tokens_that_are_not_alone_are_dropped():
 
 
 @pytest.mark.parametrize('router, fields, says', [
-    ('hash', dict(kind='previous'), "kind='previous'"), ('hash', dict(kind='future'), "kind='future'"),
+    ('hash', dict(kind='future'), "kind='future'"),
     ('st_moe', dict(batch_priority=True), 'batch_priority'),
     ('vmoe', dict(batch_priority=True), 'batch_priority'),
     ('thor', dict(eval_dispatch='sentence'), "'time_step'")])

@@ -66,6 +66,16 @@ def test_bucket_of_every_token(kind):
   assert routed.aux.losses == {} and routed.aux.metrics['drop_frac'] == 0
 
 
+@pytest.mark.parametrize('kind', ['previous', 'bigram'])
+def test_the_token_before_is_the_text_s_wherever_tokens_are_moved(kind):
+  """As layer `shuffled` and Mixture-of-Depths move them."""
+  back = context().each(lambda a: a[:, ::-1])
+  moved = call(fixed(kind=kind), back).assignment.expert
+  np.testing.assert_array_equal(moved[:, ::-1], BUCKETS[kind])
+  again = back.each(lambda a: a[:, ::-1]).group(4, 2)
+  np.testing.assert_array_equal(call(fixed(kind=kind), again).assignment.expert.reshape(2, 4), BUCKETS[kind])
+
+
 def test_kinds_are_all_tried():
   assert set(router.KINDS) == {*BUCKETS, *router.BUILT}
 

@@ -43,6 +43,18 @@ def test_copies_are_merged_without_a_change(experts, permuted):
     assert np.abs(trained.logits(sparse.changed(cfg, changes), other) - before).max() > 1e-2
 
 
+@pytest.mark.parametrize('by', ['weights', 'router'])
+def test_experts_are_alike_by_their_weights_or_their_columns_of_the_router(by):
+  cfg = trained.config()
+  params = twins(trained.params(cfg), permuted=True)                 # 3 is 0 and 2 is 1
+  for block in (1, 3):
+    router = params['decoder']['layers'][block]['layer']['router']
+    router['w'] = router['w'].at[:, 3].set(2 * router['w'][:, 0]).at[:, 2].set(router['w'][:, 1])
+  statistics = trained.calibration(load=[1, 4, 2, 5])                # no logits are asked for
+  made, _ = merge.operate(params, cfg, statistics, by=by)
+  assert made['decoder']['layers'][1]['layer']['router']['table'].tolist() == [1, 0, 0, 1]
+
+
 def test_members_weigh_by_usage_alike_or_the_head_alone():
   cfg = trained.config()
   params = trained.params(cfg)

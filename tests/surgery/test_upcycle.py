@@ -11,6 +11,8 @@ import pytest
 from stmoe import axes
 from stmoe import errors
 from stmoe import lookup
+from stmoe import modules
+from stmoe.core import contract
 from stmoe.surgery import layout
 from stmoe.surgery import upcycle
 from stmoe.train import optimizers
@@ -49,14 +51,14 @@ run = jax.jit(upcycle.upcycle, static_argnames=('noise', 'granularity'))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def forward(graphdef, params, batch):
-  return nnx.merge(graphdef, params)(batch)[0]
+def forward(graphdef, params, batch, *rest):
+  return nnx.merge(graphdef, params, *rest)(batch)[0]
 
 
-def gap(start, params, graphdef, name='lm'):
+def gap(start, params, graphdef, name='lm', rest=()):
   """Returns the largest difference of logits of real tokens to those of `start`, over the largest logit."""
   batch = tiny.batch(name, 2, 6, real=5)
-  old, new = forward(*start, batch), forward(graphdef, params, batch)
+  old, new = forward(*start, batch), forward(graphdef, params, batch, *rest)
   difference = jnp.where(batch['decoder_loss_weights'][..., None] > 0, new - old, 0)
   return float(jnp.abs(difference).max() / jnp.abs(old).max())
 
@@ -93,6 +95,27 @@ def test_normalised_gates_of_all_tokens_change_nothing_whatever_the_router(start
 def test_raw_gates_change_the_function(start):
   graphdef, fresh = build(dict(d=dense(), m=sparse(top_k(normalize_gates=False))), layers=(('dm', 1),))
   assert gap(start, run([start[1]], fresh), graphdef) > 1e-2
+
+
+SUMS = dict(deepseek_v3=dict(k=2, route_scale=2.5), deepseek_v4=dict(k=2), dynamic_dino=dict(k=3),
+            deepseek_moe=dict(k=2, normalize_gates=True, route_scale=16.0))
+
+
+@pytest.mark.parametrize('name', SUMS)
+def test_gates_of_another_sum_change_nothing(name):
+  """Of gated SiLU, which is not homogeneous: what the gates are more than 1 is in the last matrix alone."""
+  gated = dense('silu', gated=True) | dict(use_bias=True)
+  start = build(dict(d=gated), layers=(('d', 2),))
+  blocks = dict(d=gated, m=sparse(dict(name=name, num_experts=E) | SUMS[name], 'glu', activation='silu',
+                                  use_bias=True))
+  model = abstract(blocks, layers=(('dm', 1),))
+  [layer] = modules.sparse(model)
+  graphdef, params, *rest = nnx.split(model, nnx.Param, ...)
+  zeros = lambda tree: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
+  made = functools.partial(run, [start[1]], zeros(nnx.to_pure_dict(params)))
+  difference = functools.partial(gap, start, graphdef=graphdef, rest=zeros(rest))
+  gates = contract.offered(layer.router, 'gates_sum')
+  assert gates > 1 and difference(made(gates=gates)) < 2e-6 and difference(made()) > 1e-2
 
 
 def test_expert_choice_encoder_and_top_2_decoder_change_nothing():
@@ -300,6 +323,8 @@ def test_chains_of_tensors_are_the_dense_matrices(bond):
   left = experts['wi']['left'][0]                                    # [L, E, 1, i, j, d]
   assert left.shape[1] == E and (left == left[:, :1]).all() and experts['wi']['central'].ndim == 5
   assert gap(start, made, graphdef) < 1e-4
+  assert gap(start, run([start[1]], fresh, scale=2.0), graphdef) > 1e-2
+  assert gap(start, run([start[1]], fresh, scale=2.0, gates=2.0), graphdef) < 1e-4
   assert set(upcycle.report(fresh).values()) == {'copied', 'decomposed', 'tiled', 'fresh'}
   with pytest.raises(errors.UserError, match='begin as one dense layer, without noise; nearest'):
     upcycle.upcycle([start[1]], fresh, noise=0.1, key=jax.random.key(0))
