@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe.core import contract
 
 
 class Cache(struct.PyTreeNode):
@@ -20,7 +21,9 @@ class Cache(struct.PyTreeNode):
   slot:      i32[] place of the next token.
   memory:    of `stack.Stack.remember`, arrays as in `layers`, or None.
   memory_segments: i32[B,K'] of what an encoder read, or None.
-  given:     arrays 'given/NAME' [B,...] of the batch, which hold for every token of a row.
+  given:     arrays 'given/NAME' [B,...] of the batch, which hold for every token of a row; and the number of
+    its text, `contract.TEXT_NUMBER`.
+  key:       PRNG key of routers that draw in evaluation (`draws_at_eval`), the same at every token, or None.
   """
   layers: list
   segments: jax.Array
@@ -29,6 +32,7 @@ class Cache(struct.PyTreeNode):
   memory: list | None = None
   memory_segments: jax.Array | None = None
   given: dict = dataclasses.field(default_factory=dict)
+  key: jax.Array | None = None
   stacked: bool = struct.field(pytree_node=False, default=True)
 
   def batch(self, stack: str, ids: jax.Array, real: jax.Array) -> dict[str, jax.Array]:
@@ -68,7 +72,7 @@ def empty(stack: typing.Any, batch: int, length: int, dtype: jax.typing.DTypeLik
   layers = jax.tree.map(lambda a: _split(a, stacked), stack.init_cache(batch, length, dtype))
   zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
   return Cache(layers=layers, segments=zeros(batch, length), positions=zeros(batch), slot=zeros(),
-               stacked=stacked)
+               given={f'given/{contract.TEXT_NUMBER}': jnp.arange(batch, dtype=jnp.int32)}, stacked=stacked)
 
 
 def extended(cache: dict[str, jax.Array], new: dict[str, jax.Array], slot: jax.Array,
