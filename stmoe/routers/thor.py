@@ -56,7 +56,7 @@ def by_time_step(ctx: contract.Context) -> tuple[jax.Array, ...]:
 
 
 def by_batch(ctx: contract.Context) -> tuple[jax.Array, ...]:
-  """Returns no numbers: all tokens share one draw, as in training."""
+  """Returns no numbers i32[G,S]: all tokens share one draw, as in training."""
   del ctx
   return ()
 

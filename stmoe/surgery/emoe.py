@@ -80,7 +80,8 @@ def clusters(keys: np.ndarray, number: int, rng: np.random.Generator) -> np.ndar
   [[0, 2], [1, 3]]
   """
   rows = keys / np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-12)     # [F, D]
-  centres, best, found = rows[_spread(rows, number, rng)], -1.0, None
+  centres, best = rows[_spread(rows, number, rng)], -1.0
+  found = np.arange(len(rows)).reshape(number, -1)
   for _ in range(ROUNDS):
     # Of equal blocks, distances to centres are least where the inner products with them are largest.
     label = np.asarray(_balanced((rows @ centres.T)[None])[0])
