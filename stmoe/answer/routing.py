@@ -62,6 +62,8 @@ def diagnose(run: str | pathlib.Path, step: int | None = None, against: Sequence
     overrides:    on the run's configuration, such as other data.
   """
   cfg = experiment.override(copy.deepcopy(rundir.opened(run, step)), overrides, whole=False)
+  if not any(name.endswith('_segment_ids') for name in lookup.source(cfg.data).shapes(1)):
+    raise errors.UserError(f'{run} has {lookup.titled(cfg.data)}; routing is told of the tokens of texts')
   with cfg.unlocked():
     cfg.eval.batches = batches
   with opened.run(cfg, run, say, devices) as (plan, source):

@@ -95,7 +95,7 @@ def read(path: str | pathlib.Path) -> tuple[About, dict, dict]:
   Raises UserError for a folder, such as the run that is to be recorded first.
   """
   if pathlib.Path(path).is_dir():
-    raise errors.UserError(f'{path} is a folder, not a recording of routing; nearest: the file of `{COMMAND}`')
+    raise errors.UserError(f'{path} is a folder, not a recording of routing; nearest: that of `{COMMAND}`')
   arrays = files.read_arrays(path)
   try:
     fields = files.parse_json(arrays.pop(ABOUT).tobytes().decode())

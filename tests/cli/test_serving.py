@@ -66,6 +66,6 @@ def test_mistakes_are_one_line(recorded, mistake, words, said):
 def test_another_file_is_no_recording(mistake, tmp_path):
   np.savez(tmp_path / 'a.npz', x=np.zeros(2))
   assert 'is no recording of routing' in mistake('offload', tmp_path / 'a.npz')
-  assert 'is a folder, not a recording of routing; nearest: the file of `stmoe record' in mistake(
+  assert 'is a folder, not a recording of routing; nearest: that of `stmoe record' in mistake(
       'offload', tmp_path)
   assert 'b.npz' in mistake('place', tmp_path / 'b.npz', '--devices', 2)
