@@ -229,10 +229,10 @@ def _load(run, cfg, plan, vocab, step):
   shapes = {_name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(plan.shapes)}
   names = [name for name in shapes if name.split('/')[0] in parts]
   of_head = _belonging(cfg, 'head', names)
-  begins = (of_head if recipe.load == 'body' else set()) | (
-      _belonging(cfg, 'adapter', names) if recipe.adapter else set())
-  loaded = {name: x for name, x in _evaluated(found | refitted, names).items() if name not in begins}
+  anew = of_head if recipe.load == 'body' else set()
+  loaded = {name: x for name, x in _evaluated(found | refitted, names).items() if name not in anew}
   missing = [name for name in names if name not in loaded]
+  begins = anew | (_belonging(cfg, 'adapter', names) if recipe.adapter else set())
   lost = [name for name in missing if name not in begins]
   if lost and recipe.load != 'partial':
     nearest = 'body' if of_head.issuperset(lost) else 'partial'
