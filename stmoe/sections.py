@@ -42,10 +42,11 @@ TABLES = {
     'log': dict(writers=Field(ranges.Many(ranges.Called('writer')), ('tensorboard',))),
     'profile': dict(start=Field(ranges.Whole(-1)), steps=Field(ranges.Count)),
     'finetune': dict(
-        model=Field(ranges.Choice('start', 'own')), load=Field(ranges.Choice('all', 'partial')),
+        model=Field(ranges.Choice('start', 'own')), load=Field(ranges.Choice('all', 'body', 'partial')),
         optimizer=Field(ranges.Choice('fresh', 'keep')), dropout_rate=Field(ranges.Below1 | None),
         expert_dropout_rate=Field(ranges.Below1 | None), capacity_factor=Field(ranges.Factors | None),
-        aux=Field(ranges.Flag), adapter=Field(ranges.Text, '')),
+        aux=Field(ranges.Flag), adapter=Field(ranges.Text, ''),
+        fields=Field(ranges.Section, declared.OPTIONAL)),
 }
 
 # Fields of section data that the pipeline reads itself, whatever the source of the data is.
@@ -100,6 +101,7 @@ def groups(config):
       continue
     if section in TABLES:
       yield Group(section, values, TABLES[section])
+      yield from _of_start(values.get('fields'), config.get('model'))
     elif section == 'data':
       yield _data(values)
     elif section == 'losses':
@@ -121,6 +123,15 @@ def groups(config):
     elif section in KINDS:
       yield from _of_kind(KINDS[section], section, values, more=OF_MODELS if section == 'model' else ())
   yield Group('', config, _outermost(config), open=True)
+
+
+def _of_start(fields, model):
+  """The Group of finetune.fields: any fields of the model."""
+  if _is_group(fields) and _is_group(model):
+    name = model.get('name', '')
+    _, known, unknown = _module(lookup.homes('model'), 'model', name)
+    known = {key: Field(field.range, declared.OPTIONAL) for key, field in known.items()}
+    yield Group('finetune.fields', fields, known, title=f'model {name!r}', open=unknown)
 
 
 def _outermost(config):

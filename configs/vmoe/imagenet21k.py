@@ -2,7 +2,7 @@ r"""V-MoE B/16, every second block sparse, on ImageNet-21k: 300 epochs.
 
 Scaling Vision with Sparse Mixture of Experts (arXiv:2106.05974), released configuration
 pretrain_imagenet21k. The paper does not print the accuracy on ImageNet-21k. Expected after fine-tuning on
-ILSVRC2012 at 384 pixels (paper.FINETUNE): 85.6 on the validation split (paper.RELEASED).
+ILSVRC2012 at 384 pixels (vmoe/finetune): 85.6 on the validation split (paper.RELEASED).
 Differs: no RandAug and no mixup; where the set has one split, its last tenth is held out, not its first
 102,400 images; initial values N(0, 1/fan-in), not Xavier's; decay shrinks the table of positions too.
 eval/loss is the softmax's. The set is TensorFlow Datasets' imagenet21k, which a user prepares.

@@ -41,9 +41,10 @@ ILSVRC2012 = dict(size='s32', last=2, batch_size=8192, epochs=300, peak=3e-3, cl
 # pretrain_imagenet21k.py.
 IMAGENET21K = dict(size='b16', every=2, batch_size=4096, epochs=300, clip=1.0, head_bias=-10.0, crop=0.05,
                    central=224 / 256, randaug=(2, 20), mixup=0.5)
-# vmoe_b16_imagenet21k_randaug_strong_ft_ilsvrc2012.py: fine-tuning, softmax cross-entropy.
+# vmoe_b16_imagenet21k_randaug_strong_ft_ilsvrc2012.py: fine-tuning, softmax cross-entropy, a new head without
+# a representation before it, no dropout.
 FINETUNE = dict(image_size=384, batch_size=1024, steps=10_000, momentum=0.9, peak=3e-3, end_rate=1e-5,
-                warmup_steps=500, clip=10.0, capacity_factor=1.5)
+                warmup_steps=500, clip=10.0, capacity_factor=1.5, crop=0.05)
 
 # Released checkpoints, means over three seeds: accuracies on ILSVRC2012 val (the last 1 % of train), test
 # (its validation split), ReaL and V2.

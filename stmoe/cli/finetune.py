@@ -5,6 +5,7 @@ stmoe finetune runs/try finetune/jsonl --config.data.jsonl=TRAIN.jsonl,VALIDATIO
 stmoe finetune runs/imported finetune/task:task=boolq --config.train.trainable=non_expert
 stmoe finetune runs/try finetune/jsonl --config.finetune.adapter=lora:rank=16,targets=attention+layer
 stmoe finetune runs/dense finetune/jsonl --config.finetune.adapter=mixlora:num_experts=8,k=2      or dynmole
+stmoe finetune runs/vmoe vmoe/finetune --config.data.image_size=512     images of another size, other labels
 stmoe finetune runs/b finetune/task --replay FILE         with recorded routing, see stmoe record
 
 START is a run directory, trained here or made by stmoe convert. The new run has START's model and vocabulary,

@@ -2,7 +2,11 @@
 
 The model is the start's unless `finetune.model='own'`; then the recipe of section `finetune` changes it:
   model:               'start', or 'own': the configuration's, which takes from the start what fits.
-  load:                'all' parameters must be there and fit; with 'partial' missing parameters are new.
+  load:                'all' parameters must be there and fit; 'body': all but the head's, which is new;
+    with 'partial' missing parameters are new. What a module makes fit itself (`refit`), such as positions of
+    images of another size, fits.
+  fields:              of section model, in place of the start's: dict(vocab_size=10). What the rows of data
+    other than text are like, such as their image_size, section data says.
   optimizer:           'fresh' slots, or 'keep' the start's (ST-MoE: keeping helps, arXiv:2202.08906, sec. 5).
   dropout_rate:        everywhere but in experts; None = as the start.
   expert_dropout_rate: in experts (Switch, arXiv:2101.03961, section 2.4); None = as the start.
@@ -16,6 +20,7 @@ train.trainable and section groups (train/groups.py) say which parameters train,
 """
 
 import contextlib
+import itertools
 import pathlib
 
 from flax import nnx
@@ -44,7 +49,7 @@ from stmoe.train import optimizers
 from stmoe.train import state as states
 from stmoe.train import taskscore
 
-MODELS, LOADS, SLOTS = ('start', 'own'), ('all', 'partial'), ('fresh', 'keep')
+MODELS, LOADS, SLOTS = ('start', 'own'), ('all', 'body', 'partial'), ('fresh', 'keep')
 
 
 def adopt(cfg, start):
@@ -68,6 +73,7 @@ def adopt(cfg, start):
       cfg.data.extra_ids = start.data.extra_ids
     if recipe.model == 'start':
       cfg.model, cfg.blocks, cfg.losses = (_copy(start[part]) for part in ('model', 'blocks', 'losses'))
+      _fields(cfg, {} if of_text else cfg.data)
       _lengths(cfg, start)
     if 'param_dtype' in cfg.model and not recipe.adapter:
       del cfg.model.param_dtype          # small updates would be rounded away
@@ -80,6 +86,16 @@ def _copy(section):
   return type(section)(section.to_dict())
 
 
+def _fields(cfg, data):
+  """Puts the recipe's fields into the model, and those of section `data` that the model has, too."""
+  known, own = lookup.fields('model', cfg.model.name), cfg.finetune.get('fields', {})
+  for field in own:
+    if field not in known:
+      raise errors.UserError(f'finetune.fields.{field}: model {cfg.model.name} of the start has no such field'
+                             f'{errors.nearest(field, known)}')
+  cfg.model.update({field: data[field] for field in data if field in known} | dict(own))
+
+
 def _adapt(cfg, adapter):
   """Puts what the text `adapter` names into the model of `cfg`."""
   changed = sparse.changed(cfg, lookup.bound('adaptation', adapter)(cfg))
@@ -89,21 +105,23 @@ def _adapt(cfg, adapter):
 
 def _lengths(cfg, start):
   """Fits the data to the kind of model, and groups of tokens to the new lengths of rows."""
-  was = dict(encoder=start.data.get('inputs_length'), decoder=start.data.get('targets_length'))
-  if 'encoder' not in cfg.model:
-    was['layers'] = start.data.get('length')
   if 'encoder' not in cfg.model and 'inputs_length' in cfg.data:     # pairs; rows of text stay what they are
     data = cfg.data.to_dict()
     length = data.pop('inputs_length') + data.pop('targets_length')
     cfg.data = data | dict(objective='prompted', length=length)
-  new_lengths = dict(encoder=cfg.data.get('inputs_length'), decoder=cfg.data.get('targets_length'),
-             layers=cfg.data.get('length'))
+  was, new_lengths = _stacks(start), _stacks(cfg)
   for stack in ('encoder', 'decoder', 'layers'):
     for letter in {letter for letters, _ in cfg.model.get(stack, ()) for letter in letters}:
       for layer in lookup.nested(cfg.blocks[letter]):
         if layer.get('group_size') and was.get(stack) and new_lengths[stack]:
           sequences = max(layer.group_size // was[stack], 1)
           layer.group_size = sequences * new_lengths[stack]
+
+
+def _stacks(cfg):
+  """Dict stack -> tokens of a row; `layers` of a model of one stack are its only stack."""
+  lengths = lookup.source(cfg.data).lengths(cfg.model)
+  return dict(lengths, layers=lengths.get('encoder', lengths.get('decoder')))
 
 
 def _apply(cfg, recipe):
@@ -202,18 +220,25 @@ def _load(run, cfg, plan, vocab, step):
   parts = ['params', 'router_state'] + ['opt_state'] * (recipe.optimizer == 'keep')
   averages = dict(opt_state={optimizers.AVERAGES: plan.shapes['params']})
   wanted = layout.together({part: plan.shapes[part] for part in parts}, averages)
-  same = lambda meta: rundir.check_same(meta, dict(vocab=vocab.digest))
+  # Labels are known to the head alone, which need not be the start's.
+  known = {} if recipe.load != 'all' and 'vocab' not in cfg.data else dict(vocab=vocab.digest)
+  same = lambda meta: rundir.check_same(meta, known)
   with contextlib.closing(checkpoint.Checkpoints(folder, keep=None, read_only=True)) as saved:
     at, found, stored = saved.part(wanted, same, step)
+    refitted = _refitted(plan, stored, lambda shapes: saved.part(shapes, same, at)[1])
   shapes = {_name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(plan.shapes)}
   names = [name for name in shapes if name.split('/')[0] in parts]
-  loaded = _evaluated(found, names)
+  of_head = _belonging(cfg, 'head', names)
+  anew = of_head if recipe.load == 'body' else set()
+  loaded = {name: x for name, x in _evaluated(found | refitted, names).items() if name not in anew}
   missing = [name for name in names if name not in loaded]
-  lost = sorted(set(missing) - _begins(cfg)) if recipe.adapter else missing
-  if lost and recipe.load == 'all':
+  begins = anew | (_belonging(cfg, 'adapter', names) if recipe.adapter else set())
+  lost = [name for name in missing if name not in begins]
+  if lost and recipe.load != 'partial':
+    nearest = 'body' if of_head.issuperset(lost) else 'partial'
     raise errors.UserError(
         f'{lost[0]} is {shapes[lost[0]]} in the new model and {stored.get(lost[0], "absent")} in '
-        f'{run} ({len(lost)} of {len(names)} arrays do not fit); nearest: --config.finetune.load=partial')
+        f'{run} ({len(lost)} of {len(names)} arrays do not fit); nearest: --config.finetune.load={nearest}')
   if not any(name.startswith('params/') for name in loaded):
     raise errors.UserError(f'{run} has no parameter of the new model: it is of another architecture')
   take = lambda tree: jax.tree.map_with_path(lambda path, x: loaded.get(_name(path), x), tree)
@@ -225,8 +250,8 @@ def _load(run, cfg, plan, vocab, step):
   params = plan.shapes['params']
   trained, parameters = (sum(x.size for x in jax.tree.leaves(t)) for t in (plan.trainable(params), params))
   return state, dict(start=str(run), step=at, loaded=sorted(loaded), new=sorted(missing),
-                     ignored=sorted(ignored), trained=trained, parameters=parameters,
-                     trainable=groups.described(cfg), family=kept.family(run))
+                     refitted=sorted(set(refitted) & set(loaded)), ignored=sorted(ignored), trained=trained,
+                     parameters=parameters, trainable=groups.described(cfg), family=kept.family(run))
 
 
 def _evaluated(found, names):
@@ -239,10 +264,33 @@ def _evaluated(found, names):
   return loaded
 
 
-def _begins(cfg):
-  """The names of the parameters of adapters, which no start has."""
+def _refitted(plan, stored, read):
+  """Dict path -> parameter, and its average, that a module makes of one of another shape (`refit`).
+
+  Args:
+    stored: dict path -> shape of the arrays of the start.
+    read:   nested dict of ShapeDtypeStructs -> dict path -> array.
+  """
+  params, made = plan.shapes['params'], {}
+  everywhere = jax.sharding.NamedSharding(plan.mesh, jax.sharding.PartitionSpec())
+  for path, part in modules.offering(plan.model(params, plan.shapes['router_state']), 'refit'):
+    own = {name: s for name, s in layout.held(params, path).items() if not isinstance(s, dict)}
+    for above, name in itertools.product((('params',), ('opt_state', optimizers.AVERAGES)), own):
+      place, new = (*above, *path, name), own[name]
+      whole, wanted = '/'.join(map(str, place)), {}
+      if stored.get(whole, new.shape) != new.shape:
+        layout.put(wanted, place, jax.ShapeDtypeStruct(stored[whole], new.dtype, sharding=everywhere))
+        array = part.refit(name, read(wanted)[whole])
+        if array is not None and array.shape == new.shape:
+          made[whole] = jax.device_put(array, new.sharding)
+  return made
+
+
+def _belonging(cfg, label, names):
+  """Those of `names` that are parameters with a label of `modules.labels`, and their slots."""
   labels = modules.labels(axes.abstract(lambda: states.build(cfg)))
-  return {'/'.join(map(str, ('params', *path))) for path, words in labels.items() if 'adapter' in words}
+  paths = ['/'.join(map(str, path)) for path, words in labels.items() if label in words]
+  return {name for name in names if any(f'/{path}/' in f'{name}/' for path in paths)}
 
 
 def _magnitudes(plan, state, new):
@@ -261,7 +309,7 @@ def describe(record):
   yield (f'from step {record["step"]:,} of {record["start"]}: {len(record["loaded"])} arrays loaded, '
          f'{len(record["new"])} new, {len(record["ignored"])} of the start not used; '
          f'{record["trained"]:,} of {record["parameters"]:,} parameters train ({record["trainable"]})')
-  for title in ('new', 'ignored'):
+  for title in ('new', 'refitted', 'ignored'):
     if record[title]:
       more = f' and {len(record[title]) - 5} more' if len(record[title]) > 5 else ''
       yield f'{title}: {", ".join(record[title][:5])}{more} (all in ancestry.json)'

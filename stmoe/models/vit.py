@@ -15,6 +15,7 @@ from stmoe.core.units import kept
 from stmoe.parts import linear
 from stmoe.parts import norm
 from stmoe.parts.pictures import patches
+from stmoe.parts.pictures import positions
 from stmoe.parts import stack
 from stmoe.parts import visible
 
@@ -34,7 +35,8 @@ class ViT(nnx.Module):
     layers:       pattern of the stack.
     blocks:       mapping letter -> feed-forward layer (see `stack.Stack`).
     num_heads, head_dim: of the attention.
-    image_size, patch_size, channels: of the square images; see `patches.Patches`.
+    image_size, patch_size, channels: of the square images; see `patches.Patches`. `stmoe finetune` resizes
+      the positions of a start with another image_size.
     pooling:      'token': a class token, initially 0, comes first and is what the head reads;
       'mean': there is no class token, and the head reads the mean of all tokens.
     representation: width of a tanh layer before the head; 0 = none.
@@ -107,6 +109,13 @@ class ViT(nnx.Module):
   def count_tokens(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns the real tokens of the stack in `batch`: dict(encoder=f32[])."""
     return {'encoder': self.length * jnp.sum(batch['weights'] > 0, dtype=jnp.float32)}
+
+  def refit(self, name: str, x: jax.Array) -> jax.Array | None:
+    """Returns array `name` of a model of another image_size as this model has it; None where it cannot be.
+
+    Positions are interpolated, see `positions.resized`.
+    """
+    return positions.resized(x, self.length, int(self.token is not None)) if name == 'positions' else None
 
   def stacks(self) -> list[stack.Stack]:
     """Returns the list of the model's stacks."""

@@ -1,5 +1,6 @@
 """Fine-tuning: what is loaded, scored and kept; everything that can be wrong, found before writing."""
 
+import contextlib
 import json
 import pathlib
 
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe import experiment
 from stmoe.answer import score
 from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.derive import finetune
 from stmoe.runs import directory as rundir
 from stmoe.runs import records
+from stmoe.surgery import layout
 from stmoe.train import check
 from stmoe.train import loop
 from stmoe.train import state as states
@@ -194,3 +197,62 @@ def test_trivial_systems():
   written = [dict(references=['x y'], targets='x y', choices=[], group=str(i), baseline='x')
              for i in range(2)]
   assert taskscore.baselines(written, ('squad',)) == dict(em=0.0, f1=pytest.approx(200 / 3))
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+  """A run of a Vision Transformer on digits of 8 x 8 pixels, with averages, trained for 1 step."""
+  path = tmp_path_factory.mktemp('pictures') / 'run'
+  cfg, name = experiment.load('vmoe/digits:smoke,method=vit', [f'--config.{text}' for text in (
+      'model.layers=(("d",1),)', 'model.d_model=8', 'model.num_heads=2', 'model.head_dim=4',
+      'model.representation=4', 'blocks.d.d_ff=8', 'train.steps=1', 'train.batch_size=8', 'eval.batch_size=8',
+      'eval.batches=1', 'optimizer.average=0.5', 'data.crop=1.0')])
+  assert loop.train(cfg, path, name, ONE) == 0
+  return path
+
+
+def test_images_of_another_size_and_other_labels(pictures, tmp_path):
+  small = ['--config.train.batch_size=8', '--config.eval.batch_size=8']
+  cfg, _ = finetune.prepare('vmoe/finetune:smoke', [*small, '--config.data.image_size=12'], pictures)
+  assert (cfg.model.image_size, cfg.model.d_model, cfg.model.representation) == (12, 8, 0)
+  with states.on_mesh(cfg.mesh, ONE) as mesh:
+    plan, facts = states.blueprint(cfg, mesh), pipeline.source(cfg).info()
+    state, record = finetune._load(pictures, cfg, plan, facts['vocab'], None)
+  assert record['refitted'] == ['params/positions'] and 'params/positions' in record['loaded']
+  assert record['new'] == ['params/head/b', 'params/head/w'] and not np.any(state['params']['head']['w'])
+  assert record['ignored'] and all('head' in name or 'representation' in name for name in record['ignored'])
+  old = jax.tree.map(np.asarray, stored(pictures, 'opt_state')['averages'])
+  new = np.asarray(state['params']['positions'])
+  assert new.shape == (1, 37, 8)
+  np.testing.assert_array_equal(new[:, 0], old['positions'][:, 0])                 # of the class token
+  np.testing.assert_allclose(new[0, [1, 6, 31, 36]], old['positions'][0, [1, 4, 13, 16]], rtol=1e-6)
+  cfg, _ = finetune.prepare('vmoe/finetune:smoke', [*small, '--config.finetune.load=all',
+                                                    '--config.finetune.fields.vocab_size=20'], pictures)
+  with pytest.raises(errors.UserError, match=r'params/head/b is \(20,\).*nearest: .*finetune.load=body'):
+    finetune.finetune(pictures, cfg, tmp_path / 'run', devices=ONE)
+
+
+def test_groups_of_patches_follow_the_size_of_images():
+  start = experiment.load('vmoe/imagenet21k')[0]
+  cfg = experiment.load('vmoe/finetune')[0]
+  finetune.adopt(cfg, start)
+  assert cfg.model.vocab_size == 1000 and cfg.model.image_size == 384
+  assert start.blocks.m.group_size == 8 * 197 and cfg.blocks.m.group_size == 8 * 577
+  assert cfg.blocks.m.router.capacity_factor == (1.5, 1.5)
+  with start.unlocked(), start.ignore_type():
+    start.model = dict(name='resnet')
+  with pytest.raises(errors.UserError, match='finetune.fields.head_bias: model resnet of the start has no'):
+    finetune.adopt(experiment.load('vmoe/finetune')[0], start)
+
+
+def stored(path, part):
+  """Returns a part of the state of a run's newest checkpoint."""
+  cfg = rundir.load(path)
+  with states.on_mesh(cfg.mesh, ONE) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    with contextlib.closing(checkpoint.Checkpoints(path / 'checkpoints', keep=None, read_only=True)) as saved:
+      _, found, _ = saved.part({part: plan.shapes[part]}, lambda meta: None)
+  tree = {}
+  for name, x in found.items():
+    layout.put(tree, tuple(name.split('/')[1:]), x)
+  return tree

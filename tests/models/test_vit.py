@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from stmoe import errors
 from stmoe import lookup
@@ -15,6 +16,7 @@ from stmoe import router_state as state
 from stmoe.analysis import flops
 from stmoe.configs import common
 from stmoe.parts.pictures import patches
+from stmoe.parts.pictures import positions
 from stmoe.surgery import layout
 from stmoe.targets import ids
 from stmoe.train import router_losses as losses
@@ -204,3 +206,18 @@ def test_flops_and_parameters_by_hand():
   dense, bank = 2 * 8 * 12 + 12 + 8, experts * (2 * 8 * 8 + 8 + 8) + width * experts
   ends = 12 * width + width + width + tokens * width + 2 * width + width * 7 + 7
   assert flops.parameters(cfg)['total'] == blocks + dense + bank + ends
+
+
+@pytest.mark.parametrize('before, after, leading', [(3, 5, 1), (7, 12, 0), (5, 3, 1), (4, 4, 0), (1, 2, 1)])
+def test_positions_are_resized_as_scipy_zooms(before, after, leading):
+  table = np.random.default_rng(0).normal(size=(1, leading + before**2, 4)).astype(np.float32)
+  found = positions.resized(jnp.asarray(table), leading + after**2, leading)
+  grid = table[0, leading:].reshape(before, before, 4)
+  zoomed = ndimage.zoom(grid, (after / before, after / before, 1), order=1).reshape(1, after**2, 4)
+  np.testing.assert_allclose(found, np.concatenate([table[:, :leading], zoomed], axis=1), atol=1e-6)
+
+
+def test_positions_that_are_no_square_are_not_resized():
+  table = jnp.zeros((1, 17, 4))                                      # 16 patches and a class token
+  assert positions.resized(table, 25, 0) is None and positions.resized(table, 27, 1) is None
+  assert positions.resized(table, 26, 1).shape == (1, 26, 4)
