@@ -21,7 +21,7 @@ def config(seed=0):
   # passes=2: every batch runs twice with different keys, and `consistency` weighs the divergence between
   # the two predictions (THOR, R-Drop); the losses of the passes add up.
   # sigmoid: a yes or no of every class instead of a softmax; evaluation reports the softmax's loss.
-  c.loss = dict(name='ids', z=0.0, label_smoothing=0.0, sigmoid=False, passes=1, consistency=0.0)
+  c.loss = dict(name='ids')
   # clip: global norm of the gradient, 0.0 = none; stop_after_bad: non-finite steps in a row.
   c.train = dict(steps=1000, batch_size=32, microbatches=1, clip=0.0, log_every=50, stats_every=500,
                  stop_after_bad=10)

@@ -146,6 +146,7 @@ def _choose(config, group, text, written):
   apply(config, text)
   if group.values[group.chosen] == before:
     return
+  written.discard(group.where(group.chosen))                         # it is asked for now
   for path in sorted(path for path in written if path.startswith(f'{group.path}.')):
     written.discard(path)
     holder, key = _holder(config, path)

@@ -156,11 +156,18 @@ def of_parameters(config):
 
 
 def begin(config, path):
-  """Adds the group that is to hold the field `path` to `config`, where groups of any name may be added.
+  """Adds the group that is to hold the field `path` to `config`: where groups of any name may be added, and
+  where `path` is the name of a module that a field may hold.
 
   Raises UserError for a field that such a group has not.
   """
-  for group in groups(config):
+  outer, _, last = path.rpartition('.')
+  for group in list(groups(config)):
+    field = group.fields.get(outer.removeprefix(f'{group.path}.')) if last == 'name' else None
+    if field and outer.startswith(f'{group.path}.') and _may_be_named(field.range):
+      with config.unlocked(), config.ignore_type():
+        group.values[outer.rpartition('.')[2]] = {}
+      return
     name, _, key = path.removeprefix(f'{group.path}.').partition('.')
     if not isinstance(group.others, dict) or path != f'{group.path}.{name}.{key}' or '.' in key:
       continue
@@ -173,6 +180,11 @@ def begin(config, path):
         holder[outer] = holder.get(outer, {})
         holder = holder[outer]
     return
+
+
+def _may_be_named(kind):
+  """Whether a field of the range `kind` may hold a group with the name of a module."""
+  return isinstance(kind, ranges.Named) or any(map(_may_be_named, getattr(kind, 'kinds', ())))
 
 
 def _data(values):

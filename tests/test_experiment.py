@@ -221,6 +221,29 @@ def test_another_name_has_its_own_defaults_in_any_order(overrides):
   assert back.to_dict() == experiment.load(METHOD)[0].to_dict()
 
 
+def test_a_name_that_is_a_default_is_replaced_in_an_experiment_and_in_a_complete_configuration():
+  """Of a run every field is there; the name that is chosen is no default of the old choice, which go."""
+  told = ['loss.name=values']
+  of_run = experiment.override(experiment.load(METHOD)[0], told, whole=False)
+  assert of_run.loss.name == 'values' and 'label_smoothing' not in of_run.loss
+  assert experiment.load(METHOD, told)[0].to_dict() == of_run.to_dict()
+
+
+def test_what_a_module_is_put_around_may_be_named():
+  told = ['loss.inner.name=ids', 'loss.inner.label_smoothing=0.1', 'loss.name=teacher', 'loss.run=runs/big']
+  for config in (experiment.load(METHOD, told)[0],
+                 experiment.override(experiment.load(METHOD)[0], told, whole=False)):
+    assert config.loss.name == 'teacher' and config.loss.temperature == 1.0
+    assert config.loss.inner.to_dict() == experiment.load(METHOD)[0].loss.to_dict() | {'label_smoothing': 0.1}
+  attention = [f'blocks.m.attention.{text}' for text in (
+      'name=switch_head', 'router.name=gshard', 'router.num_experts=2')]
+  assert experiment.load(METHOD, attention)[0].blocks.m.attention.router.num_experts == 2
+  with pytest.raises(errors.UserError, match="no target is called 'id'; nearest: ids"):
+    experiment.load(METHOD, ['loss.name=teacher', 'loss.inner.name=id'])
+  with pytest.raises(errors.UserError, match='loss.innr.name does not exist'):
+    experiment.load(METHOD, ['loss.name=teacher', 'loss.innr.name=ids'])
+
+
 def test_what_the_experiment_says_of_another_class_is_one_line():
   said = r"capacity_factor=\(2.5, 4.0\): router 'smoe' has no field 'capacity_factor'; blocks.m.router.name="
   with pytest.raises(errors.UserError, match=said):

@@ -97,7 +97,7 @@ def test_choices_are_those_of_the_code():
     ('blocks.m.executor=all_to_all:chunks=0', "blocks.m.executor: executor 'all_to_all:chunks=0': chunks=0"),
     ('blocks.m.virtual=zer', 'blocks.m.virtual: no virtual is called'),
     ('blocks.m.experts.name=feature', "blocks.m.experts.d_ff=256: experts 'feature' has no field 'd_ff'"),
-    ('loss.name=values', "target 'values' has no field"),
+    ('loss.name=teacher', "target 'teacher' needs the field 'inner'"),
     ('optimizer.name=sgd', "has no field 'b1'; optimizer.name=adamw, adabelief have it, or leave 'b1'"),
     ('schedule.name=constant', "has no field 'end_fraction'; schedule.name="),
     ('blocks.m.router.name=thor', 'router.name=')])
