@@ -51,7 +51,7 @@ def visit(params, make, path=()):
   visited, number = {}, itertools.count()
   for key, value in params.items():
     _check_tied(key, value)
-    visited[key] = visit(value, make, (*path, key)) if key != 'segments' else {
+    visited[key] = visit(value, make, (*path, key)) if key != 'segments' or not _of_stack(value) else {
         i: {r: {'blocks': {place: visit(unit['blocks'][place], make, (*path, 'layers', next(number)))
                            for place in sorted(unit['blocks'])}}
             for r, unit in sorted(units.items())}
@@ -64,6 +64,11 @@ def flat(params: dict) -> dict[tuple, jax.Array]:
   leaves: dict = {}
   visit(unroll(params) if is_scanned(params) else params, leaves.__setitem__)
   return leaves
+
+
+def _of_stack(segments):
+  """Whether unrolled `segments` are a stack's: layers may call parts of their own so (`multihash`)."""
+  return all('blocks' in unit for units in segments.values() for unit in units.values())
 
 
 def _check_tied(key, value):

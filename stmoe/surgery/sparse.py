@@ -119,7 +119,7 @@ def _of_stack(stack, path, paths, config):
     number, at = int(name.rpartition('_')[2]), paths[id(layer)]
     below = at[at.index('blocks') + 2:]                              # of the block: it may stand in another
     for inside, part in modules.offering(layer, 'router'):
-      where = '.'.join(['blocks', letters[number], *inside])
+      where = '.'.join(['blocks', letters[number], *map(str, inside)])
       if set(inside) - {'inner'} or 'experts' not in section(config, where):
         raise errors.UserError(f"{where} is no layer of one router and one bank of experts, such as 'moe'")
       yield Layer(name, (*path, 'layers', number, *below, *inside), where, part)

@@ -117,6 +117,14 @@ def test_a_model_without_experts_is_one_line():
     prune.operate(trained.params(cfg), cfg, trained.none)
 
 
+def test_a_layer_of_several_routers_is_one_line():
+  router, experts = dict(name='hash', num_experts=4, vocab_size=23), dict(name='linear', d_ff=8)
+  block = dict(layer='multihash', executor='einsum', router=router, experts=experts)
+  cfg = sparse.changed(trained.config(), {'blocks.m': block})
+  with pytest.raises(errors.UserError, match='blocks.m.segments.0 is no layer of one router and one bank'):
+    prune.operate(trained.params(cfg), cfg, trained.none)
+
+
 @pytest.mark.parametrize('scan_layers', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_layer_in_a_block_that_stands_in_another_is_found(scan_layers):
   cfg = trained.config(layers=(('dm', 2),), scan_layers=scan_layers)

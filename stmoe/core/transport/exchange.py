@@ -40,8 +40,9 @@ def on_shards(execute: typing.Callable[..., jax.Array], x: jax.Array, a: assignm
   here = axes.sizes()
   groups, over = (tuple(a for a in axes.mesh_axes(name) if a in here) for name in ('group', 'expert'))
   if not {*over} <= {*groups}:
+    wanted = '+'.join(dict.fromkeys((*groups, *over)))
     raise errors.UserError(f'mesh.rules split the experts over {over} and the groups over {groups}: devices '
-                           'that share experts must have different tokens')
+                           f'that share experts must have different tokens; nearest: group={wanted} as well')
 
   def local(x, a, experts, key):
     device_key = None if key is None else jax.random.fold_in(key, jax.lax.axis_index(groups))

@@ -226,7 +226,7 @@ def test_experts_cut_over_model_add_one_sum_each_way():
 def test_experts_split_over_devices_with_the_same_tokens_are_refused():
   x, a, _ = reference('top_2', 'mlp')
   with axes.use(axes.make_mesh(2, 2, 2), axes.rules('expert=model')):
-    with pytest.raises(errors.UserError, match='must have different tokens'):
+    with pytest.raises(errors.UserError, match=r'must have different tokens; nearest: group=data\+'):
       jax.eval_shape(lambda: exchange.on_shards(lambda *_: None, x, a, bank_of('mlp'), None))
 
 
