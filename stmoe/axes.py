@@ -237,10 +237,11 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
   There the constraint would be an array of its own among those that are kept for the backward.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  split = sizes()
+  if math.prod(split.values()) == 1:
     return x
-  return jax.lax.with_sharding_constraint(x, spec(names))
+  entries = ([axis for axis in _mesh_axes(entry) if axis in split] for entry in spec(names))
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*(tuple(there) or None for there in entries)))
 
 
 def make_mesh(data: int = 1, expert: int = 1, model: int = 1,
@@ -259,10 +260,26 @@ def make_mesh(data: int = 1, expert: int = 1, model: int = 1,
   return jax.sharding.Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def sizes() -> dict[str, int]:
+  """Returns dict mesh axis -> size of the axes of MESH_AXES in the current mesh, {} without a mesh.
+
+  A mesh of somebody else may lack some, which split nothing, and have others, which are left to the compiler.
+  So are the axes of a `shard_map` around this code, whose arrays are those of one device.
+  Raises UserError for Explicit axes.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  explicit = [axis for axis, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Explicit]
+  if explicit:
+    raise errors.UserError(f'axes of the current mesh are Explicit: {", ".join(explicit)}; wanted: Auto, '
+                           'axis_types=(jax.sharding.AxisType.Auto,) * N of jax.make_mesh')
+  return {axis: size for axis, size in mesh.shape.items()
+          if axis in MESH_AXES and axis not in mesh.manual_axes}
+
+
 def num_shards(*names: str | None) -> int:
   """Returns over how many devices of the current mesh the logical axes `names` are split."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else math.prod(mesh.shape[m] for m in mesh_axes(*names))
+  split = sizes()
+  return math.prod(split.get(axis, 1) for axis in mesh_axes(*names)) if split else 1
 
 
 def rows(x: jax.Array) -> jax.Array:

@@ -152,8 +152,14 @@ def tree(package, name):
   return _tree(file(package, name))
 
 
-@functools.cache
 def _tree(path):
+  return _parsed(path, next((plugin.sha256 for plugin in plugins.known() if plugin.path == path), None))
+
+
+@functools.cache
+def _parsed(path, sha256):
+  """The tree of a file; sha256: of the text of a plugin, which may be read again."""
+  del sha256
   try:
     with _PARSING:
       return ast.parse(path.read_text(encoding='utf-8'))

@@ -11,6 +11,7 @@ file's text: a top-level `TASKS` or function `execute`, or the class called like
 
 import ast
 import functools
+import hashlib
 import importlib
 import importlib.machinery
 import importlib.metadata
@@ -37,10 +38,14 @@ SEQIO = "seqio's registry is not read: docs/from_t5x.md writes its tasks as JSON
 
 
 class Plugin(typing.NamedTuple):
-  """A file of somebody else: what it holds (a key of KINDS), its path, and its module if it is installed."""
+  """A file of somebody else: what it holds (a key of KINDS), its path, and its module if it is installed.
+
+  sha256: of its text when it was read.
+  """
   kind: str
   path: pathlib.Path
   module: str | None
+  sha256: str
 
   @property
   def name(self) -> str:
@@ -62,9 +67,14 @@ class Text(importlib.machinery.SourceFileLoader):
 def add(file: str | os.PathLike) -> Plugin:
   """Returns the Plugin in `file`, which this process and the processes it starts know from now on.
 
+  A file that is named again is read again: what is built from now on is built by its present text.
   Raises UserError for a file that is none, or whose name the project or another plugin has already.
   """
   path = pathlib.Path(file).absolute()
+  earlier = next((plugin for plugin in known() if plugin.path == path), None)
+  if earlier and earlier != _of_file(path, earlier.module):
+    sys.modules.pop(f'{KINDS[earlier.kind]}.{earlier.name}', None)
+    _known.cache_clear()
   listed = [text for text in os.environ.get(VARIABLE, '').split(os.pathsep) if text]
   both = os.pathsep.join(listed if str(path) in listed else [*listed, str(path)])
   plugin = next(plugin for plugin in _known(both) if plugin.path == path)       # before it is believed
@@ -156,7 +166,8 @@ def _of_file(path, dotted=None):
     near = f'; nearest: --plugin {shlex.quote(str(file))}' if file.is_file() else ''
     raise errors.UserError(f'--plugin {path}: a plugin is one file called NAME.py{near}')
   try:
-    tree = ast.parse(path.read_text(encoding='utf-8'))
+    text = path.read_text(encoding='utf-8')
+    tree = ast.parse(text)
   except OSError as error:
     raise errors.UserError(f'--plugin {path}: {error.strerror}') from None
   except (SyntaxError, ValueError) as error:
@@ -166,7 +177,7 @@ def _of_file(path, dotted=None):
   if own.is_file() or own.with_suffix('').is_dir() or (own.parent / 'wrappers' / own.name).is_file():
     raise errors.UserError(f'--plugin {path}: there is a module {KINDS[kind]}.{path.stem} already; rename '
                            'the file and its class')
-  return Plugin(kind, path, dotted)
+  return Plugin(kind, path, dotted, hashlib.sha256(text.encode()).hexdigest())
 
 
 def _kind(path, tree):

@@ -1,6 +1,7 @@
 """Files outside of the package: what they are told by, where they are found, and what checks say of them."""
 
 import importlib.metadata
+import inspect
 import json
 import os
 import subprocess
@@ -145,13 +146,25 @@ def test_a_run_names_the_plugin_that_it_was_made_with(tmp_path):
   plugged.check(tmp_path, config)
 
 
+def test_a_file_that_is_named_again_is_read_again(tmp_path):
+  """In one process, as in a notebook: its fields, its code and its kind are those of its present text."""
+  for k in (2, 3):
+    plugins.add(write(tmp_path, SOURCES['router'].replace('k: ranges.Count = 2', f'k: ranges.Count = {k}')))
+    made = inspect.signature(lookup.constructor('router', 'mine').__init__).parameters['k']
+    assert lookup.fields('router', 'mine')['k'].default == made.default == k
+  assert plugins.add(write(tmp_path, SOURCES['layer'])).kind == 'layer'
+  with pytest.raises(errors.Damaged):
+    plugins.add(write(tmp_path, 'class Mine('))
+  assert lookup.has('layer', 'mine')     # as it was
+
+
 def test_a_file_that_has_changed_since_a_run_was_trained_is_said_once(tmp_path, capsys):
   path, config = write(tmp_path, SOURCES['router']), ml_collections.ConfigDict(dict(router=dict(name='mine')))
   plugins.add(path)
   (tmp_path / 'env.json').write_text(json.dumps(dict(plugins=plugged.facts())))
   plugged.check(tmp_path, config)
   assert not capsys.readouterr().err
-  path.write_text(SOURCES['router'] + '# another\n', encoding='utf-8')
+  plugins.add(write(tmp_path, SOURCES['router'] + '# another\n'))
   assert not plugged.changed(tmp_path, ml_collections.ConfigDict(dict(router=dict(name='switch'))))
   for _ in range(2):
     plugged.check(tmp_path, config)

@@ -5,8 +5,8 @@ Expected (unverified): 34.8 BLEU of a Transformer, 37.8 of THOR; here loss and a
 Differs: IWSLT'14 is no public data set of TFDS: give any parallel text. T5's pre-norm backbone with relative
 positions and RMSNorm, without biases, instead of post-LayerNorm with sinusoids. The smoothed loss is without
 the entropy of its target (a constant). 10,000 pieces and 40k steps are this project's choice. In evaluation
-the expert is drawn per time step, as in the reference. The paper's draw per sentence cannot be decoded token
-by token (--config.blocks.m.router.eval_dispatch=sentence for the loss).
+the expert is drawn per time step, as in the reference. The paper's draw per sentence is
+--config.blocks.m.router.eval_dispatch=sentence: a translation keeps it while it is written.
 
   stmoe train thor/iwslt --config.data.files=train.de,train.en,valid.de,valid.en --workdir runs/thor
   stmoe train thor/iwslt:smoke                        laptop, about a minute

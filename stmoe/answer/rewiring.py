@@ -33,7 +33,7 @@ WAYS = 'plain', 'adapted', 'random'
 PARTS = 'prompts', 'texts'
 
 
-def measure(run: str | pathlib.Path, decode: dict, prompt: int, rows: int = 64, cfg=None,
+def measure(run: str | pathlib.Path, decode: dict, prompt: int | None, rows: int = 64, cfg=None,
             step: int | None = None, say: Callable = print, devices=None) -> dict:
   """Returns what the vectors of `decode` are worth in a checkpoint of `run`.
 
@@ -49,7 +49,7 @@ def measure(run: str | pathlib.Path, decode: dict, prompt: int, rows: int = 64, 
 
   Args:
     decode: name 'rewire' and fields of the strategy.
-    prompt: tokens of a row, start_id among them.
+    prompt: tokens of a row, start_id among them; None = half of data.length.
     rows:   of evaluation, the first.
     cfg:    the run's configuration, if not as it was trained; step: None = the newest.
   Raises:
@@ -58,6 +58,7 @@ def measure(run: str | pathlib.Path, decode: dict, prompt: int, rows: int = 64, 
   cfg = copy.deepcopy(rundir.opened(run, step)) if cfg is None else cfg
   if not getattr(pipeline.objective(cfg), 'whole', False):
     raise errors.UserError(f'{run} has {lookup.titled(cfg.data)}; rewiring goes on with texts, it needs lm')
+  prompt = cfg.data.length // 2 if prompt is None else prompt
   if not 2 <= prompt <= cfg.data.length:
     raise errors.UserError(f'--prompt {prompt}: from 2 to data.length={cfg.data.length} tokens; nearest: '
                            f'{min(max(prompt, 2), cfg.data.length)}')

@@ -34,7 +34,7 @@ def search(run: str | pathlib.Path, step: int | None = None, rows: int = 4, draw
   tokens, layers  of the rows, and L
   learned, learned_big  the loss of the router as it evaluates, and its share of big modules
   budgets  for every number m of big layers a dict: m, oracle (exactly m), at_most (m), before, fixed (one
-           route for all tokens), random (routes drawn for each token), big_share [L] of the oracle, difficulty
+           route for all tokens), random (routes drawn by token), big_share [L] of the oracle, difficulty
 
   before is the loss by the route that was the oracle's for the token before.
   The best fixed route and the best of `draws` random ones are chosen on the first half of the rows. Their

@@ -32,7 +32,8 @@ from stmoe.train import evaluate
 from stmoe.train import opened
 
 # Of `items.ITEMS`, and what each of them is of; `tokens` divides.
-ITEMS = {'chosen_cosines': 'output_similarity', 'probability_margin': 'probability_margin'}
+ITEMS = {'chosen_cosines': 'output_similarity', 'probability_margin': 'probability_margin',
+         'anisotropy': 'anisotropy'}
 DROPPED = (1, 2)                         # first choices that are taken away
 GIVEN = 'given/'
 
@@ -61,6 +62,8 @@ def diagnose(run: str | pathlib.Path, step: int | None = None, against: Sequence
     overrides:    on the run's configuration, such as other data.
   """
   cfg = experiment.override(copy.deepcopy(rundir.opened(run, step)), overrides, whole=False)
+  if not any(name.endswith('_segment_ids') for name in lookup.source(cfg.data).shapes(1)):
+    raise errors.UserError(f'{run} has {lookup.titled(cfg.data)}; routing is told of the tokens of texts')
   with cfg.unlocked():
     cfg.eval.batches = batches
   with opened.run(cfg, run, say, devices) as (plan, source):
@@ -183,8 +186,9 @@ class Probe:
     if 'chosen_cosines' in sums:
       total, count = sums['chosen_cosines']
       found['output_similarity'] = float(total / count) if count else np.nan
-    if 'probability_margin' in sums:
-      found['probability_margin'] = float(sums['probability_margin'] / max(sums['tokens'], 1))
+    for item in ('probability_margin', 'anisotropy'):
+      if item in sums:
+        found[item] = float(sums[item] / max(sums['tokens'], 1))
     return found
 
   def _parts(self, texts):

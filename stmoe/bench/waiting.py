@@ -43,7 +43,8 @@ def _until_first_step(name, overrides, folder, how):
   """Runs the command in `folder`/`how` until its log tells of the first step, then ends the process."""
   log = folder / how / 'log.txt'
   named = ['--like', name] if rundir.is_run(name) else [name]        # a run goes on in its own folder
-  command = [sys.executable, '-m', 'stmoe.cli.main', 'train', *named, '--workdir', str(log.parent), *overrides]
+  words = ['train', *named, '--workdir', str(log.parent), *overrides]
+  command = [sys.executable, '-m', 'stmoe.cli.main', *words]
   env = dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(folder / 'compiled'),
              JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.2')
   before, began, found = _cpu_of_children(), time.monotonic(), None

@@ -2,13 +2,16 @@
 
 stmoe record runs/a --output routes.npz                       what the run's tokens chose
 stmoe offload routes.npz --slots 4                            all policies, 4 experts of each layer on the GPU
-stmoe offload routes.npz --slots 4 --prefetch 2               HybriMoE also loads 2 experts of the next layer
+stmoe offload routes.npz --slots 4 --prefetch 2               HybriMoE also loads 2 experts of the next layer:
+                                                              of best score, most used, or known to an oracle
 stmoe offload routes.npz --gpu 0.1 --cpu-token 0.8 --move 1.7      other times of an expert, in your unit
 
 Texts are read token by token, as decoding does, one after the other. `belady` knows the future: no policy has
 more hits. `most_used` never changes what it holds. With these, absent experts are moved and nothing else
 computes. `hybrimoe` may also compute on the CPU (arXiv:2504.05897). Its scores are of choices alone, since
-a recording holds no probabilities. No model runs: times are sums of what is given here.
+a recording holds no probabilities. What it prefetches costs no time. `ring` passes whole layers through as
+much room (SE-MoE, arXiv:2205.10034): every expert is there in time, or the device waits. No model runs: times
+are sums of what is given here.
 """
 
 import json

@@ -44,8 +44,7 @@ def run(args):
     raise errors.UserError(f'decode.name={decode["name"]}: stmoe rewire has one strategy; nearest: rewire')
   sections.present(cfg)
   from stmoe.answer import rewiring
-  prompt = cfg.data.length // 2 if args.prompt is None else args.prompt
-  found = rewiring.measure(path, decode, prompt, args.rows, cfg, args.step,
+  found = rewiring.measure(path, decode, args.prompt, args.rows, cfg, args.step,
                            say=lambda line: print(line, file=sys.stderr))
   print(json.dumps(files.plain(found)) if args.json else '\n'.join(_said(found)))
 

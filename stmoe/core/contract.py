@@ -30,6 +30,8 @@ Assigned = assignment.Assignment | assignment.SoftAssignment
 
 # What is given of tokens whose routing was recorded: i32[B,T,L,n], see routers/wrappers/replay.py.
 ROUTES = 'routes'
+# What is given of rows whose texts are numbered, i32[B,1]: who has the number of a text shares its draws.
+TEXT_NUMBER = 'text_number'
 PER_TOKEN = dict(per_token=True)     # metadata of a field of Context with an entry for every token
 
 

@@ -90,7 +90,12 @@ def write(path: str | pathlib.Path, about: About, batch: dict, routes: dict) -> 
 
 
 def read(path: str | pathlib.Path) -> tuple[About, dict, dict]:
-  """Returns (About, batch, routes) as `write` got them; raises errors.Damaged for anything else."""
+  """Returns (About, batch, routes) as `write` got them; raises errors.Damaged for anything else.
+
+  Raises UserError for a folder, such as the run that is to be recorded first.
+  """
+  if pathlib.Path(path).is_dir():
+    raise errors.UserError(f'{path} is a folder, not a recording of routing; nearest: that of `{COMMAND}`')
   arrays = files.read_arrays(path)
   try:
     fields = files.parse_json(arrays.pop(ABOUT).tobytes().decode())

@@ -14,7 +14,8 @@ def make(plan, decode, length, tell=None):
   """Returns the jitted `(params, router_state, batch, key) -> i32[B,length]` ids, up to and with EOS, then 0.
 
   Every token is routed as if it were alone (`layers.moe.grouping`). So what a row gets does not depend on the
-  rows beside it, and no expert is ever full. Rows must divide over the devices of the mesh.
+  rows beside it, and no expert is ever full. Routers that draw in evaluation draw by the key, and may draw by
+  the place of a row in the batch. Rows must divide over the devices of the mesh.
   Raises UserError for a model or strategy that is not decoded token by token.
 
   Args:

@@ -56,7 +56,8 @@ class Residual(nnx.Module):
     d_model, d_ff: D and F.
     activation:    name of a function, see `core/units/activations.py`.
     epsilon:       of the layer norms.
-  Differs: each expert draws its own initial weights; the reference gives all experts the same weights.
+  Differs: each expert draws its own initial weights; the reference gives all experts the same weights. The
+    paper prints h + a f(h), which with residual blocks has a h once more; the released code is followed.
   """
 
   def __init__(self, d_model: int, *, num_experts, d_ff: ranges.Count, num_sublayers: ranges.Count = 1,

@@ -5,6 +5,7 @@ layer is a large memory in B blocks of g cells, of which a token reads k: many n
 of their own.
 """
 
+import functools
 import typing
 
 from flax import nnx
@@ -83,17 +84,23 @@ def avg_k(scores: jax.Array, mask: jax.Array, k: int, capacity: int, *, gated: b
                          metrics=metrics.routing(scores, probs, edges, a, mask, tokens))
 
 
+def _into(x, w, b):
+  """[G,S,B,g]: the products of x [G,S,D] with all cells of w [B,D,g], plus b [B,g] or None."""
+  h = jnp.einsum('gsd,bdf->gsbf', x, w[...], precision='highest')
+  return h if b is None else h + b[...]
+
+
 def _hidden(x, bank):
   """[G,S,B,g]: what all cells of all blocks would be for x [G,S,D]."""
-  into = lambda w: jnp.einsum('gsd,bdf->gsbf', x, w[...], precision='highest')
-  h = activations.named(bank.activation)(into(bank.wi))
-  return h * into(bank.wg) if hasattr(bank, 'wg') else h
+  activation, h = activations.named(bank.activation), _into(x, bank.wi, bank.bi)
+  return activations.gated(h, _into(x, bank.wg, bank.bg), activation, bank.limit) if hasattr(
+      bank, 'wg') else activation(h)
 
 
 # What chooses blocks: of x f32[G,S,D] and the bank -> f32[G,S,B]. The last three compute all cells first.
 MEANS = {'key': lambda bank: bank.wi, 'up': lambda bank: bank.wg}
 ALL = {
-    'up_abs': lambda x, bank: jnp.abs(jnp.einsum('gsd,bdf->gsbf', x, bank.wg[...], precision='highest')),
+    'up_abs': lambda x, bank: jnp.abs(_into(x, bank.wg, bank.bg)),
     'hidden': _hidden,
     'hidden_abs': lambda x, bank: jnp.abs(_hidden(x, bank)),
 }
@@ -150,6 +157,7 @@ class AvgK(nnx.Module):
     num_blocks: B; k: blocks that a token reads.
     activation, gated_cells, init_scale: of the cells: act(x K^T), times x U^T if gated (SwiGLU: 'silu').
       Values begin as those of a dense layer of k g cells, N(0, init_scale / (k g)).
+    dropout_rate, use_bias, limit: of the cells, see `dense.Dense`. Mean keys have no bias.
     score:      what chooses: the mean 'key', which is the mean of pre-activations; 'hidden', the mean of what
       cells hold after the activation (VanillaM with blocks, which saves nothing); of gated cells also 'up',
       the mean of the other pre-activations. 'up_abs' and 'hidden_abs' take absolute values (EMoE,
@@ -168,8 +176,10 @@ class AvgK(nnx.Module):
 
   def __init__(self, d_model: int, *, d_ff: ranges.Count, num_blocks: ranges.Count, k: ranges.Count,
                activation: ranges.Activation = 'relu', gated_cells: ranges.Flag = False,
-               init_scale: ranges.Positive = 1.0, score: ranges.Choice(*MEANS, *ALL) = 'key',
-               momentum: ranges.Below1 | None = None, normalize: ranges.Flag = False,
+               init_scale: ranges.Positive = 1.0, dropout_rate: ranges.Below1 = 0.0,
+               use_bias: ranges.Flag = False, limit: ranges.Positive | None = None,
+               score: ranges.Choice(*MEANS, *ALL) = 'key', momentum: ranges.Below1 | None = None,
+               normalize: ranges.Flag = False,
                weighted: ranges.Flag = False, gated: ranges.Flag = False,
                capacity_factor: ranges.Factors = (None, None),
                executor: ranges.Spelled('executor') = 'blocks', group_size: ranges.Count | None = None, rngs):
@@ -180,9 +190,11 @@ class AvgK(nnx.Module):
     if score in ALL and (momentum is not None or normalize or weighted):
       raise UserError(f'layer avg_k: score={score!r} has no gate that momentum, normalize or weighted could '
                       "be of; nearest: score='key'")
-    make = glu.Glu if gated_cells else mlp.Mlp
+    if limit is not None and not gated_cells:
+      raise UserError(f'layer avg_k: limit={limit} is of gated cells; nearest: gated_cells=True')
+    make = functools.partial(glu.Glu, limit=limit) if gated_cells else mlp.Mlp
     self.experts = make(d_model, num_experts=num_blocks, d_ff=d_ff, activation=activation,
-                        init_scale=init_scale, rngs=rngs)
+                        dropout_rate=dropout_rate, init_scale=init_scale, use_bias=use_bias, rngs=rngs)
     self.experts.wo[...] *= k ** -0.5                                # k blocks add up
     self.d_model = d_model
     self.k = k
@@ -228,4 +240,5 @@ class AvgK(nnx.Module):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
     groups = moe.grouped(self, x, ctx, carry)
     routed = groups.route(self.router)
-    return groups.answer(groups.execute(groups.x, routed.assignment, self.experts), routed)
+    y = groups.execute(groups.x, routed.assignment, self.experts, groups.key('experts'))
+    return groups.answer(y, routed)

@@ -1,5 +1,6 @@
 """MultiRC: F1 of the right answers over all answers (F1a), and questions with every answer right (EM)."""
 
+from stmoe.metrics import f1
 from stmoe.metrics import macro_f1
 
 LABELS = ('False', 'True')
@@ -13,8 +14,7 @@ def score(examples, predictions):
   pairs, questions = [], {}
   for example, text in zip(examples, predictions, strict=True):
     target = example['references'][0]
-    if text not in LABELS:
-      text = LABELS[target == LABELS[0]]
+    text = f1.labelled(text, target, LABELS)
     pairs.append((target, text))
     questions.setdefault(example['group'], []).append(target == text)
   return dict(f1a=100.0 * macro_f1.f1(pairs, 'True'),

@@ -134,17 +134,19 @@ class LM(nnx.Module):
       y = self.embed.logits(x, self.scale_head, self.head_bias) if self.head is None else self.head(x)
       return y if self.logits_divisor == 1 else y / self.logits_divisor
 
-  def begin(self, batch: dict[str, jax.Array], length: int) -> tuple[jax.Array, caches.Cache]:
+  def begin(self, batch: dict[str, jax.Array], length: int,
+            key: jax.Array | None = None) -> tuple[jax.Array, caches.Cache]:
     """Returns (logits f32[B,V] of the token after each prompt, Cache with room for `length` more).
 
     Args:
       batch: dict of i32[B,T] as for `__call__`; a row is one prompt of at least one token, padded on the
         right.
+      key:   PRNG key of all draws of routers, those for later tokens, too; None for no randomness.
     """
     segments = batch['decoder_segment_ids']
     cache = caches.empty(self.decoder, len(segments), segments.shape[1] + length, self.dtype)
-    cache = cache.replace(given=contract.of_rows(batch))
-    x, cache = self.extend(batch, cache)                             # [B, T, D]
+    cache = cache.replace(given=cache.given | contract.of_rows(batch), key=key)
+    x, cache = self.extend(cache.given | batch, cache)               # [B, T, D]
     last = jnp.take_along_axis(x, cache.positions[:, None, None] - 1, axis=1)      # [B, 1, D]
     return self.logits(last)[:, 0], cache
 
@@ -155,7 +157,7 @@ class LM(nnx.Module):
 
   def extend(self, batch: dict[str, jax.Array], cache: caches.Cache) -> tuple[jax.Array, caches.Cache]:
     """Returns (x [B,T,D], cache) of the next tokens of every row, as `__call__` with alone=True has them."""
-    ctx = contract.Context.of_batch(batch, 'decoder', step=jnp.int32(0),
+    ctx = contract.Context.of_batch(batch, 'decoder', key=cache.key, step=jnp.int32(0),
                                     tokens=self.count_tokens(batch)['decoder'],
                                     vocab_size=self.vocab_size, causal=True, alone=True)
     mask = functools.partial(visible.extended, ctx.segments, cache.write(ctx.segments), cache.slot,

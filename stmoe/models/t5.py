@@ -140,7 +140,8 @@ class T5(nnx.Module):
     with jax.named_scope('head'):
       return self.embed.logits(x, self.scale_head) if self.head is None else self.head(x)
 
-  def begin(self, batch: dict[str, jax.Array], length: int) -> tuple[jax.Array, caches.Cache]:
+  def begin(self, batch: dict[str, jax.Array], length: int,
+            key: jax.Array | None = None) -> tuple[jax.Array, caches.Cache]:
     """Returns (logits f32[B,V] of each row's first token, Cache with room for `length` tokens).
 
     Keys and values of cross-attention are computed here, once. The first token is what follows `start_id`.
@@ -148,13 +149,15 @@ class T5(nnx.Module):
 
     Args:
       batch: dict of i32[B,K]: encoder_ input_tokens, segment_ids, positions; a row is one source.
+      key:   PRNG key of all draws of routers, those for later tokens, too; None for no randomness.
     """
     segments = batch['encoder_segment_ids']
     tokens = dict(encoder=jnp.sum(segments > 0, dtype=jnp.float32))
-    memory, _ = self.encode(self._context(batch, tokens, 'encoder', alone=self.encoder.undecodable() is None))
+    alone = self.encoder.undecodable() is None
+    memory, _ = self.encode(self._context(batch, tokens, 'encoder', key=key, alone=alone))
     cache = caches.empty(self.decoder, len(segments), length + 1, self.dtype)
     cache = cache.replace(memory=self.decoder.remember(memory), memory_segments=segments,
-                          given=contract.of_rows(batch))
+                          given=cache.given | contract.of_rows(batch), key=key)
     start = jnp.full(len(segments), self.start_id, jnp.int32)
     logits, cache = self.step(start, jnp.ones(len(segments), bool), cache)
     if self.forced_id is None:
@@ -165,7 +168,7 @@ class T5(nnx.Module):
   def step(self, ids: jax.Array, real: jax.Array, cache: caches.Cache) -> tuple[jax.Array, caches.Cache]:
     """Returns (logits f32[B,V] of the token after ids i32[B], cache); rows not real bool[B] rest."""
     ctx = self._context(cache.batch('decoder', ids, real), dict(decoder=jnp.sum(real, dtype=jnp.float32)),
-                        'decoder', causal=True, alone=True)
+                        'decoder', key=cache.key, causal=True, alone=True)
     assert cache.memory_segments is not None                         # `begin` made it
     segments = ctx.segments                                          # [B, 1]
     places = cache.segments.shape[1]                                 # a row's places are its positions

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe.core import contract
 from stmoe.core import hashing
 
 
@@ -22,7 +23,9 @@ class Cache(struct.PyTreeNode):
   last:      i32[B] id of each row's last token; what it is before the first token is never read.
   memory:    of `stack.Stack.remember`, arrays as in `layers`, or None.
   memory_segments: i32[B,K'] of what an encoder read, or None.
-  given:     arrays 'given/NAME' [B,...] of the batch, which hold for every token of a row.
+  given:     arrays 'given/NAME' [B,...] of the batch, which hold for every token of a row; and the number of
+    its text, `contract.TEXT_NUMBER`.
+  key:       PRNG key of routers that draw in evaluation (`draws_at_eval`), the same at every token, or None.
   """
   layers: list
   segments: jax.Array
@@ -32,6 +35,7 @@ class Cache(struct.PyTreeNode):
   memory: list | None = None
   memory_segments: jax.Array | None = None
   given: dict = dataclasses.field(default_factory=dict)
+  key: jax.Array | None = None
   stacked: bool = struct.field(pytree_node=False, default=True)
 
   def batch(self, stack: str, ids: jax.Array, real: jax.Array) -> dict[str, jax.Array]:
@@ -79,7 +83,8 @@ def empty(stack: typing.Any, batch: int, length: int, dtype: jax.typing.DTypeLik
   layers = jax.tree.map(lambda a: _split(a, stacked), stack.init_cache(batch, length, dtype))
   zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
   return Cache(layers=layers, segments=zeros(batch, length), positions=zeros(batch), slot=zeros(),
-               last=zeros(batch), stacked=stacked)
+               last=zeros(batch), given={f'given/{contract.TEXT_NUMBER}': jnp.arange(batch, dtype=jnp.int32)},
+               stacked=stacked)
 
 
 def extended(cache: dict[str, jax.Array], new: dict[str, jax.Array], slot: jax.Array,

@@ -96,6 +96,7 @@ class GShard(nnx.Module):
     normalize_after_drop: divide the gates by the sum of the gates that survive (praxis).
     logit_cap:       logits become cap * tanh(logits / cap); 0 = off.
   Losses: balance (first choices), z, and for k > 1 second_place (Mesh: half of balance's coefficient).
+  Differs: slots are rounded to the nearest number. Mesh rounds down, praxis then up to a multiple of 4.
   """
 
   normalize_gates = True
@@ -122,8 +123,7 @@ class GShard(nnx.Module):
 
   def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:
     """Returns f32[G,S,E] for x [G,S,D]."""
-    logits = gate.logits(x, self.w[...])
-    return cap_logits(logits, self.logit_cap)
+    return cap_logits(gate.logits(x, self.w[...]), self.logit_cap)
 
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:

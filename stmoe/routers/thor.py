@@ -1,5 +1,7 @@
 """THOR: no router at all; experts are drawn at random (arXiv:2110.04260)."""
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -26,42 +28,63 @@ def thor(expert: jax.Array, mask: jax.Array, num_experts: int) -> contract.Decis
                          metrics=dict(drop_frac=metrics.drop_frac(edges, a)))
 
 
-def by_token(ctx: contract.Context) -> jax.Array:
-  """Returns i32[G,S], the number of the draw that each token takes: every token has its own draw."""
-  return jnp.arange(ctx.mask.size).reshape(ctx.mask.shape)
+def sentences(ctx: contract.Context) -> jax.Array:
+  """Returns i32[G,S], the number of each token's sentence: of a segment of one row.
 
-
-def by_sentence(ctx: contract.Context) -> jax.Array:
-  """Returns i32[G,S], the same number for all tokens of a sentence: of a segment of one row.
-
-  A sentence begins where its positions do, so a group may hold several rows or a part of a row.
+  It is `contract.TEXT_NUMBER` where that is given, as it is in decoding. Otherwise a sentence begins where
+  its positions do, so a group may hold several rows or a part of a row.
   """
+  if contract.TEXT_NUMBER in ctx.given:
+    return jnp.broadcast_to(ctx.given[contract.TEXT_NUMBER], ctx.mask.shape)
   first = (ctx.positions == 0) & ctx.mask
   return jnp.maximum(jnp.cumsum(first.reshape(-1)) - 1, 0).reshape(first.shape)
 
 
-def by_time_step(ctx: contract.Context) -> jax.Array:
-  """Returns i32[G,S], the same number for all tokens at one position of their sentences."""
-  return ctx.positions
+def by_token(ctx: contract.Context) -> tuple[jax.Array, ...]:
+  """Returns the numbers i32[G,S] of each token's draw; tokens of equal numbers share one. Here none do."""
+  return sentences(ctx), ctx.positions
 
 
-def by_batch(ctx: contract.Context) -> jax.Array:
-  """Returns i32[G,S], one number for all tokens, as in training."""
-  return jnp.zeros(ctx.mask.shape, jnp.int32)
+def by_sentence(ctx: contract.Context) -> tuple[jax.Array, ...]:
+  """Returns the numbers i32[G,S] of each token's draw, which all tokens of a sentence share."""
+  return (sentences(ctx),)
+
+
+def by_time_step(ctx: contract.Context) -> tuple[jax.Array, ...]:
+  """Returns the numbers i32[G,S] of each token's draw, shared by all at one position of their sentences."""
+  return (ctx.positions,)
+
+
+def by_batch(ctx: contract.Context) -> tuple[jax.Array, ...]:
+  """Returns no numbers i32[G,S]: all tokens share one draw, as in training."""
+  del ctx
+  return ()
+
+
+def draw(key: jax.Array | None, numbers: tuple[jax.Array, ...], num_experts: int) -> jax.Array:
+  """Returns i32[G,S] or i32[], experts drawn uniformly: by the key and a token's numbers i32[G,S] alone.
+
+  So a draw is the same whatever is computed with it. Without a key it is the numbers' sum modulo E.
+  """
+  if key is None:
+    return sum(numbers, start=jnp.int32(0)) % num_experts
+  seed = jax.random.bits(key, (2,), jnp.uint32)
+  one = jax.random.wrap_key_data(seed, impl='threefry2x32')          # others, mapped, draw by place, too
+  pick = lambda *own: jax.random.randint(functools.reduce(jax.random.fold_in, own, one), (), 0, num_experts)
+  return jnp.vectorize(pick)(*numbers) if numbers else pick()
 
 
 # The reference's levels are 'token' (0) and "sentence" (1), but its tensors are time-major,
 # so its sentence draws for each time step. The paper's per-sentence dispatch is 'sentence' here.
 DISPATCH = {'token': by_token, 'sentence': by_sentence, 'time_step': by_time_step, 'batch': by_batch}
-NUMBERED = ('token', 'sentence')     # a draw then depends on what else is in the batch
 
 
 class Thor(nnx.Module):
   """Stochastic experts (arXiv:2110.04260, section 3): uniform draws, weight 1, no parameters.
 
   In training one expert is drawn for the whole batch, in every layer and pass anew. The key is
-  the same on all devices, hence the draw too. Without a key, draw number n is expert n mod E:
-  expert 0 in training, sentences in turn in evaluation.
+  the same on all devices, hence the draw too. Without a key, experts take turns: expert 0 in training,
+  sentence n has expert n mod E in evaluation. A text that is decoded keeps its draws, and so do its beams.
   The consistency loss between two passes is the trainer's: `cfg.loss.passes`, `cfg.loss.consistency`.
 
   Args:
@@ -86,21 +109,10 @@ class Thor(nnx.Module):
     self.num_experts = num_experts
     self.eval_dispatch = str(eval_dispatch)
 
-  @property
-  def undecodable(self) -> str | None:
-    """Why tokens cannot be routed one by one, or None."""
-    if self.eval_dispatch not in NUMBERED:
-      return None
-    return (f'eval_dispatch={self.eval_dispatch!r} numbers the tokens of a batch; nearest: '
-            "eval_dispatch='time_step' (or '0', the first expert)")
-
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
     """Returns Routed for x [G,S,D], of which only the shape counts."""
     if not ctx.train and self.fixed is not None:
       return contract.Routed(*thor(jnp.full(x.shape[:2], self.fixed), ctx.mask, self.num_experts), carry)
-    number = (by_batch if ctx.train else DISPATCH[self.eval_dispatch])(ctx)        # [G, S]
-    expert = number % self.num_experts
-    if ctx.key is not None:
-      drawn = jax.random.randint(ctx.key, (ctx.mask.size,), 0, self.num_experts)   # [G*S]
-      expert = drawn[number]                                         # [G, S]
+    numbers = (by_batch if ctx.train else DISPATCH[self.eval_dispatch])(ctx)
+    expert = jnp.broadcast_to(draw(ctx.key, numbers, self.num_experts), ctx.mask.shape)         # [G, S]
     return contract.Routed(*thor(expert, ctx.mask, self.num_experts), carry)

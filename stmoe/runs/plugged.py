@@ -1,7 +1,6 @@
 """The files of one's own with which a run was trained: env.json names them, with the sha256 of their text."""
 
 import functools
-import hashlib
 import pathlib
 import shlex
 import sys
@@ -18,7 +17,7 @@ from stmoe.runs import records
 def facts() -> list[dict]:
   """Returns what env.json says of the plugins of this process: kind, name, file and sha256 of each."""
   return [dict(kind=plugin.kind, name=plugin.name, file=str(plugin.path).encode(errors='replace').decode(),
-               sha256=_digest(plugin)) for plugin in plugins.known()]
+               sha256=plugin.sha256) for plugin in plugins.known()]
 
 
 def present(path: str | pathlib.Path, cfg: ml_collections.ConfigDict) -> None:
@@ -44,17 +43,13 @@ def changed(path: str | pathlib.Path, cfg: ml_collections.ConfigDict) -> list[st
   own = {(plugin.kind, plugin.name): plugin for plugin in plugins.known()}
   pairs = ((own.get((known['kind'], known['name'])), known.get('sha256')) for known in _of_run(path, cfg))
   return [f'note: {plugin.path} has changed since {path} was trained with it' for plugin, sha256 in pairs
-          if plugin and sha256 and _digest(plugin) != sha256]
+          if plugin and sha256 and plugin.sha256 != sha256]
 
 
 def _of_run(path, cfg):
   """What env.json of run directory `path` says of the plugins that `cfg` names."""
   chosen = {str(value).partition(':')[0] for value in experiment.flatten(cfg).values()}
   return [plugin for plugin in records.environment(path).get('plugins') or () if plugin['name'] in chosen]
-
-
-def _digest(plugin):
-  return hashlib.sha256(plugin.path.read_bytes()).hexdigest()
 
 
 @functools.cache

@@ -60,7 +60,7 @@ def found(config: ml_collections.ConfigDict, letters: str = '') -> list[Layer]:
   model = sparse.abstract(config)
   paths = {id(module): path for path, module in nnx.iter_modules(model)}
   layers: list[Layer] = []
-  for stack in model.stacks():
+  for stack in sparse.stacks(model):
     pattern = ''.join(unit * repeats for unit, repeats in stack.pattern)
     for name, layer in stack.by_name().items():
       if modules.sparse(layer):

@@ -19,6 +19,8 @@ from stmoe.core import contract
 from stmoe.surgery import layout
 from stmoe.surgery import sparse
 
+LETTERS = [*string.ascii_letters, *filter(str.isalpha, map(chr, range(0x100, 0x250)))]      # of new blocks
+
 
 def check(layer: sparse.Layer, params: dict, number: int, keep: float) -> None:
   """Raises UserError for a router whose experts cannot become `number` by changing its arrays."""
@@ -155,7 +157,7 @@ def apart(config: ml_collections.ConfigDict, layers: list[sparse.Layer],
   """
   changes: dict[str, object] = {}
   own: dict[tuple, str] = {}             # (letter, number) -> the letter that has this number
-  free = iter([letter for letter in string.ascii_letters if letter not in config.blocks])
+  free = (letter for letter in LETTERS if letter not in config.blocks)
   renamed: dict[tuple, str] = {}         # (stack, block) -> its letter from here on
   for layer in layers:
     _, letter, *inside = layer.where.split('.')

@@ -42,7 +42,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
   paths = {id(module): path for path, module in nnx.iter_modules(model)}
   made = aside.Made()
   changes: dict[str, object] = {}
-  for stack in model.stacks():
+  for stack in sparse.stacks(model):
     letters = ''.join(unit * repeats for unit, repeats in stack.pattern)
     numbers, place = kept(letters, keep, stay), (*paths[id(stack)], 'layers')
     blocks = layout.at(params, place)

@@ -88,7 +88,7 @@ def found(config: ml_collections.ConfigDict) -> list[Layer]:
   """
   model = abstract(config)
   paths = {id(module): path for path, module in nnx.iter_modules(model)}
-  layers = [layer for stack in model.stacks() for layer in _of_stack(stack, paths[id(stack)], paths, config)]
+  layers = [layer for stack in stacks(model) for layer in _of_stack(stack, paths[id(stack)], paths, config)]
   if not layers:
     raise errors.UserError('the model has no sparse layer, whose experts could become fewer')
   return layers
@@ -100,6 +100,16 @@ def abstract(config: ml_collections.ConfigDict) -> typing.Any:
   make = modules.maker(c['model'])
   with nnx.logical_axis_rules(tuple(axes.RULES.items())):            # under a mesh flax translates names
     return nnx.eval_shape(lambda: make(blocks=c['blocks'], rngs=nnx.Rngs(0)))
+
+
+def stacks(model: typing.Any) -> list:
+  """Returns the stacks of `model`; raises UserError for one that is not of blocks with letters."""
+  found_stacks = model.stacks()
+  for stack in found_stacks:
+    if not hasattr(stack, 'pattern'):
+      raise errors.UserError(f'the layers of {type(stack).__name__} are no blocks with letters, which this '
+                             "changes; nearest: a model such as model.name='lm'")
+  return found_stacks
 
 
 def _of_stack(stack, path, paths, config):

@@ -94,7 +94,7 @@ def _attention(config):
   """Dict path in numbered parameters -> attention without arrays, or None, of every block."""
   model, found = sparse.abstract(config), {}
   paths = {id(module): path for path, module in nnx.iter_modules(model)}
-  for stack in model.stacks():
+  for stack in sparse.stacks(model):
     number = itertools.count()
     for (_, repeats), units in zip(stack.pattern, stack.segments):
       for block in [*(units if stack.scan_layers else units[0]).blocks] * repeats:

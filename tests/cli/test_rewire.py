@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 
+from stmoe import experiment
 from stmoe.answer import harness
 from stmoe.answer import rewiring
 from stmoe.core import contract
@@ -70,3 +71,10 @@ def test_changed_experts_are_counted_by_token():
 def test_mistakes_are_one_line(lm, mistake, says, words):
   line = mistake('rewire', lm, *words)
   assert says.replace("'", '') in line.replace("'", ''), line
+
+
+def test_a_run_of_images_has_no_prompt(mistake, tmp_path):
+  (tmp_path / 'run/checkpoints/1').mkdir(parents=True)
+  (tmp_path / 'run/config.json').write_text(experiment.to_json(experiment.load('vmoe/digits:smoke')[0]))
+  line = mistake('rewire', tmp_path / 'run')
+  assert 'are no texts, which this needs' in line, line

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe import experiment
 from stmoe import lookup
 from stmoe import modules
 from stmoe.answer import interactive
@@ -49,7 +50,7 @@ def test_its_numbers_are_those_of_changed_models(command, run, tmp_path, one_dev
     assert 0 < compared['overlap'] < 1 and compared['change'] == 1 - compared['overlap']
     assert layer['choices'] == 2 and 0 < layer['margin'] < 1 and -1 <= layer['output_similarity'] <= 1
     assert math.isclose(sum(layer['load']), 1) and 0 < layer['probability_margin'] < layer['margin']
-    assert np.shape(layer['coactivation']) == (4, 4)
+    assert np.shape(layer['coactivation']) == (4, 4) and 0 < abs(layer['anisotropy']) < 0.5
   assert 'overlap_before' in found['layers']['decoder_01']
   _shown(command, run, tmp_path)
 
@@ -100,3 +101,10 @@ def test_without_a_first_choice_needs_a_known_number_of_choices():
 def test_mistakes_are_one_line(command, run, words, said, one_device):
   code, _, err = command('routing', run, *words)
   assert code == 2 and said in err.splitlines()[-1]
+
+
+def test_a_run_of_images_is_told_that_routing_is_of_texts(mistake, tmp_path):
+  (tmp_path / 'run/checkpoints/1').mkdir(parents=True)
+  (tmp_path / 'run/config.json').write_text(experiment.to_json(experiment.load('vmoe/digits:smoke')[0]))
+  line = mistake('routing', tmp_path / 'run')
+  assert "data.objective='classification'; routing is told of the tokens of texts" in line, line

@@ -42,14 +42,19 @@ def test_the_commands_read_recordings(trace, recorded, command, tmp_path):
   code, out, err = command('offload', recorded)
   assert code == 0 and 'decoder: 3 layers of 8 experts, 4 of them' in out, err
   assert 'times in one unit: --gpu 0.5,' in out
+  code, out, err = command('offload', recorded, '--prefetch', 2)
+  assert code == 0 and 'hybrimoe, most_used' in out and 'hybrimoe, oracle' in out and 'ring' in out, err
   code, out, err = command('place', recorded, '--devices', 4, '--nodes', 2, '--output', tmp_path / 'p.json')
-  assert code == 0 and 'moetuner' in out, err
+  assert code == 0 and 'moetuner' in out and 'time of a layer' in out, err
+  quick = command('place', recorded, '--devices', 4, '--send', 0, '--chunks', 2, '--token', 0)[1]
+  assert quick.splitlines()[-1].split()[-1] == '0.0'
   assert np.shape(json.loads((tmp_path / 'p.json').read_text())['decoder']) == (LAYERS, E)
 
 
 @pytest.mark.parametrize('words, said', [
     (['offload', '--slots', 9], 'nearest: 8'), (['offload', '--slots', 0], 'at least 1'),
     (['offload', '--move', '-1'], 'at least 0'), (['place', '--devices', 3], 'nearest: 2 or 4'),
+    (['place', '--devices', 2, '--chunks', 0], 'at least 1'),
     (['place', '--devices', 7], 'nearest: 8 or 4'), (['place', '--devices', 9], 'nearest: 8'),
     (['place', '--devices', 4, '--nodes', 3], 'nearest: 3 or 6'),
     (['place', '--devices', 5, '--nodes', 3], 'nearest: 6 or 3')])
@@ -61,4 +66,6 @@ def test_mistakes_are_one_line(recorded, mistake, words, said):
 def test_another_file_is_no_recording(mistake, tmp_path):
   np.savez(tmp_path / 'a.npz', x=np.zeros(2))
   assert 'is no recording of routing' in mistake('offload', tmp_path / 'a.npz')
+  assert 'is a folder, not a recording of routing; nearest: that of `stmoe record' in mistake(
+      'offload', tmp_path)
   assert 'b.npz' in mistake('place', tmp_path / 'b.npz', '--devices', 2)

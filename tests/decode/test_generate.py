@@ -75,7 +75,7 @@ def test_several_ids_end_a_text():
   ids = loop.run(first, (), step, lambda x, i: x.argmax(-1), 4, eos_id=(3, 0))
   assert ids.tolist() == [[1, 2, 3, 0], [4, 0, 0, 0]]
   class Model:
-    def begin(self, batch, length):
+    def begin(self, batch, length, key):
       return first, Cache()
     def step(self, ids, real, cache):
       return jnp.roll(jnp.eye(5)[ids], 1, axis=-1) * 9, cache
@@ -93,7 +93,7 @@ def test_beams_live_on_beside_many_ends():
   """1, 2 and 3 end and lead; 5 is the second best of the others, and its text the best at this penalty."""
   first, after_4 = jnp.log(jnp.array([0.1, 0.2, 0.19, 0.18, 0.17, 0.16])), jnp.zeros(6)
   class Model:
-    def begin(self, batch, length):
+    def begin(self, batch, length, key):
       return first[None], Cache()
     def step(self, ids, real, cache):
       return jnp.where((ids == 5)[:, None], 99 * jnp.eye(6)[1], after_4), cache
@@ -164,7 +164,7 @@ def test_few_beams_find_what_one_does_not():
 
   class Table:
     vocab_size = 4
-    def begin(self, batch, length):
+    def begin(self, batch, length, key):
       return jnp.asarray(table)[jnp.zeros(1, int)], Rows()
     def step(self, ids, real, cache):
       return jnp.asarray(table)[ids], cache
@@ -175,10 +175,10 @@ def test_few_beams_find_what_one_does_not():
   jax.tree_util.register_pytree_node(Rows, lambda r: ((), None), lambda a, c: Rows())
   Rows.take = lambda self, rows: self
   Rows.reorder = lambda self, rows: self
-  ids, score = beam.Beam(beams=2, length_penalty=0.0).search(Table(), {}, 3)
+  ids, score = beam.Beam(beams=2, length_penalty=0.0).search(Table(), {}, 3, None)
   assert ids.tolist() == [[3, 1, 0]]
   np.testing.assert_allclose(score, np.log(0.4), rtol=1e-5)
-  ids, score = beam.Beam(beams=1, length_penalty=0.0).search(Table(), {}, 3)
+  ids, score = beam.Beam(beams=1, length_penalty=0.0).search(Table(), {}, 3, None)
   assert ids[0, 0] == 2
 
 
@@ -194,7 +194,8 @@ def test_contrast_of_hand_made_logits():
 def test_contrast_divides_both_passes_by_their_temperatures(monkeypatch, fields, token):
   logits = {None: jnp.array([[2.0, 1.5, -3.0]]), (2,): jnp.array([[1.0, -1.0, 5.0]])}
   passes = lambda model, ranks: types.SimpleNamespace(
-      begin=lambda batch, length: (logits[ranks], ()), step=lambda ids, real, cache: (logits[ranks], cache))
+      begin=lambda batch, length, key: (logits[ranks], ()),
+      step=lambda ids, real, cache: (logits[ranks], cache))
   monkeypatch.setattr(contrast, 'routed_by', passes)
   assert contrast.Contrast(**fields)(None, {}, 1, None).tolist() == [[token]]
 

@@ -85,7 +85,7 @@ def test_vectors_go_on_from_phase_to_phase(refresh):
   ids, real = np.array([[5, 6, 7], [8, 9, 3]]), np.array([[True, True, True], [True, False, True]])
 
   def decoded(model):
-    _, state, step = strategy.phases(model, batch, LENGTH)
+    _, state, step = strategy.phases(model, batch, LENGTH, None)
     for number in range(2):
       logits, state = step(ids[number], real[number], state)
     return state[1], logits

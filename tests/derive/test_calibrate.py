@@ -86,12 +86,20 @@ def test_sums_are_what_they_say(whole, monkeypatch):
       output_products=np.einsum('itd,jtd->ij', y, y),
       output_cosines=np.einsum('itd,jtd->ij', unit, unit), hidden_sums=hidden.sum(1),
       chosen_cosines=[sum(unit[i, t] @ unit[j, t] for t, (i, j) in enumerate(chosen)), len(x)],
+      anisotropy=len(x) * np.mean([pair_cosine(wi.transpose(0, 2, 1)), pair_cosine(wo)]),
       probability_margin=(np.sort(probs)[:, -1] - np.sort(probs)[:, -2]).sum(),
       hidden_squares=(hidden ** 2).sum(1), hidden_products=np.einsum('tf,eth->efh', hidden[0], hidden))
   assert {*wanted} == {*NAMES}
   found = found | dict(first_inputs=found['first_inputs'][found['first_inputs'].any(1)])
   for name, value in wanted.items():
     np.testing.assert_allclose(found[name], value, rtol=2e-3, atol=2e-4 * np.abs(value).max(), err_msg=name)
+
+
+def pair_cosine(units):
+  """The mean cosine of two different vectors of units [E,F,D]."""
+  unit = units.reshape(-1, units.shape[-1])
+  unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+  return (unit @ unit.T)[~np.eye(len(unit), dtype=bool)].mean()
 
 
 def groups(made, taken):

@@ -23,7 +23,7 @@ from tests.train import tiny_run
 
 ONE = jax.devices()[:1]
 # With these fields a factorisation keeps the function.
-SAME = dict(dynamic_dino='', factor_llm='num_experts=4,k=4',
+SAME = dict(dynamic_dino='', emoe='num_blocks=4,k=4', factor_llm='num_experts=4,k=4',
             read_me='share=1.0,width=8,heads=2', union_of_experts='share=1.0')
 
 

@@ -59,6 +59,39 @@ def test_groups_must_be_shared_evenly_by_the_devices():
       moe.num_groups(4, 8, 16)
 
 
+def mesh_of(*names, kind=jax.sharding.AxisType.Auto):
+  return jax.make_mesh((2,) * len(names), names, axis_types=(kind,) * len(names),
+                       devices=jax.devices()[:2 ** len(names)])
+
+
+@pytest.mark.parametrize('names', [('batch',), ('data', 'model'), ('replica', 'expert')])
+@pytest.mark.parametrize('executor', ['gather', 'all_to_all', 'ragged'])
+def test_a_mesh_of_somebody_else_changes_nothing(names, executor):
+  """It may lack axes of ours, and have others, which the compiler splits as it likes."""
+  module, x = layer(TOP_2, executor), activations()
+  alone, aux = apply(module, x, context())
+  mesh = mesh_of(*names)
+  with jax.set_mesh(mesh):
+    y, there = apply(module, jax.device_put(x, jax.NamedSharding(mesh, jax.P(names[0]))), context())
+  np.testing.assert_allclose(y, alone, rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(there.load, aux.load)
+
+
+@pytest.mark.parametrize('name', ['batch', 'data'])
+def test_inside_a_shard_map_a_layer_is_that_of_one_device(name):
+  module, x, ctx = layer(TOP_2), activations(), context()
+  inside = jax.shard_map(lambda module, x, ctx: module(x, ctx, {})[0], mesh=mesh_of(name),
+                         in_specs=(jax.P(), jax.P(name), ctx.each(lambda a: jax.P(name)).replace(
+                             step=jax.P(), tokens=jax.P())), out_specs=jax.P(name), check_vma=False)
+  np.testing.assert_allclose(jax.jit(inside)(module, x, ctx), apply(module, x, ctx)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_explicit_axes_are_a_line():
+  with jax.set_mesh(mesh_of('data', kind=jax.sharding.AxisType.Explicit)):
+    with pytest.raises(UserError, match='are Explicit: data; wanted: Auto'):
+      apply(layer(TOP_2), activations(), context())
+
+
 def test_unknown_executor_is_one_line():
   with pytest.raises(UserError, match="'gathr'; nearest: gather"):
     layer(TOP_2, executor='gathr')

@@ -2,11 +2,17 @@
 
 import importlib
 
+import numpy as np
 import pytest
+from scipy import stats
+from sklearn import metrics as sklearn
 
 from stmoe import errors
 from stmoe import lookup
 from stmoe.metrics import bleu
+from stmoe.metrics import correlation
+from stmoe.metrics import f1
+from stmoe.metrics import matthews
 from stmoe.metrics import multirc
 from stmoe.metrics import rouge
 from stmoe.metrics import squad
@@ -32,6 +38,43 @@ def test_multirc_counts_answers_and_whole_questions():
   # What is no label counts as wrong whatever is right: here the last two become False.
   assert multirc.score(examples, ['True', 'False', '', 'yes']) == pytest.approx(dict(f1a=50.0, em=50.0))
   assert multirc.score(answers((0, 'False')), ['maybe'])['em'] == 0.0
+
+
+def labelled(targets, labels='ab'):
+  return [dict(references=[target], choices=list(labels)) for target in targets]
+
+
+def test_f1_is_of_the_second_label_and_what_is_no_label_is_wrong():
+  # Right of b: 1; said 2, since '' for an a is a b; there are 3.
+  assert f1.score(labelled('abbb'), ['', 'b', 'a', 'c'])['f1'] == pytest.approx(100 * 2 / (2 + 3))
+  assert f1.score(labelled('aa'), ['a', 'a'])['f1'] == 0.0
+
+
+@pytest.mark.parametrize('labels', ['ab', 'abc'])
+def test_matthews_is_that_of_scikit_learn_with_a_class_for_what_is_no_label(labels):
+  rng = np.random.default_rng(0)
+  targets, said = rng.choice(list(labels), 50), rng.choice([*labels, 'zzz'], 50)
+  said = np.where(rng.random(50) < 0.5, targets, said)
+  found = matthews.score(labelled(targets, labels), list(said))['matthews']
+  assert found == pytest.approx(100 * sklearn.matthews_corrcoef(targets, said))
+  other = ['?' if text == 'zzz' and i % 2 else text for i, text in enumerate(said)]
+  assert matthews.score(labelled(targets, labels), other)['matthews'] == pytest.approx(found)
+  assert matthews.score(labelled('ab'), ['b', 'a'])['matthews'] == -100.0
+  assert matthews.score(labelled('ab'), ['b', 'b'])['matthews'] == 0.0
+
+
+def test_correlations_are_those_of_scipy_and_what_is_no_number_is_minus_one():
+  rng = np.random.default_rng(0)
+  targets = [f'{number / 5:.1f}' for number in rng.integers(0, 26, 40)]
+  said = [*[f'{number / 5:.1f}' for number in rng.integers(0, 26, 37)], 'fine', '', 'inf']
+  numbers = [float(text) for text in said[:37]] + [-1.0] * 3
+  found = correlation.score(labelled(targets), said)
+  wanted = [float(text) for text in targets]
+  assert found['pearson'] == pytest.approx(100 * stats.pearsonr(wanted, numbers)[0])
+  assert found['spearman'] == pytest.approx(100 * stats.spearmanr(wanted, numbers)[0])
+  for one in (['0.2'] * 40, ['1e308'] * 40):
+    assert correlation.score(labelled(targets), one) == dict(pearson=0.0, spearman=0.0)
+  assert correlation.score(labelled(targets[:1]), targets[:1]) == dict(pearson=0.0, spearman=0.0)
 
 
 def test_of_one_query_the_first_example_counts():

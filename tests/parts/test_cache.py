@@ -69,12 +69,12 @@ def batch(name, rng=0):
 
 
 @jax.jit
-def whole(model, batch):
-  return model(batch, alone=True)[0]
+def whole(model, batch, key=None):
+  return model(batch, key=key, alone=True)[0]
 
 
 @jax.jit
-def cached(model, batch):
+def cached(model, batch, key=None):
   """Logits [B,T,V] of a text of which every token is given; those before the end of the prompt are 0."""
   ids = batch['decoder_input_tokens']
   rows = jnp.arange(len(ids))
@@ -83,7 +83,7 @@ def cached(model, batch):
   else:
     at, mask = jnp.asarray(REAL) - 1, jnp.arange(4) < jnp.asarray(REAL)[:, None]
     prompt = {key: a[:, :4] * mask for key, a in batch.items()}
-  logits, cache = model.begin(prompt, LENGTH)
+  logits, cache = model.begin(prompt, LENGTH, key)
 
   def step(state, _):
     logits, cache, at = state
@@ -94,9 +94,9 @@ def cached(model, batch):
   return jnp.zeros((*ids.shape, VOCAB)).at[rows, at].set(logits, mode='drop')
 
 
-def assert_cached_equals_whole(name, model, given=None):
+def assert_cached_equals_whole(name, model, given=None, key=None):
   given = batch(name) if given is None else given
-  expected, got = np.asarray(whole(model, given)), np.asarray(cached(model, given))
+  expected, got = np.asarray(whole(model, given, key)), np.asarray(cached(model, given, key))
   for row, real in enumerate(REAL if name == 'lm' else [1] * len(REAL)):
     np.testing.assert_allclose(got[row, real - 1:], expected[row, real - 1:], rtol=1e-4, atol=1e-4)
   return expected
@@ -121,8 +121,8 @@ def reason(router):
 def test_refusals_are_looked_at():
   reasons = {name: reason(name) for name in ROUTERS}
   reasons = {name: text for name, text in reasons.items() if text is not None}
-  assert set(reasons) == {'expert_choice', 'graph_of_tokens', 'sequence_selection', 'soft_moe', 'thor',
-                          'union_of_experts'}
+  assert set(reasons) == {'expert_choice', 'expert_selection', 'graph_of_tokens', 'promoe_expert_choice',
+                          'sequence_selection', 'soft_moe', 'union_of_experts'}
   assert all(f'router {name} cannot' in text and 'nearest' in text for name, text in reasons.items())
 
 
@@ -152,6 +152,7 @@ LAYERS = dict(m=dict(layer='momentum', inner=INNER), a=dict(layer='adam_momentum
                      experts=dict(name='linear', d_ff=8)),
               v=sparse('moe_plus_plus') | dict(layer='moe_plus_plus'),
               p=sparse('hash', kind='position'), t=sparse('thor', eval_dispatch='time_step'),
+              b=sparse('thor', eval_dispatch='token'),
               f=sparse('thor', eval_dispatch='1'),
               y=sparse('sigma_moe') | dict(layer='moeut', tied=True, attention=dict(
                   name='moeut', nope_dim=2, executor='einsum',
@@ -209,6 +210,32 @@ def test_kinds_of_attention_loops_and_heads(name, fields):
   assert_cached_equals_whole(name, build(name, SWITCH, **fields))
 
 
+@pytest.mark.parametrize('name, impl', [('lm', None), ('lm', 'unsafe_rbg'), ('t5', None)])
+def test_what_is_drawn_for_a_text_is_kept_while_it_is_written(name, impl):
+  """With a key of any kind, for each of THOR's dispatches."""
+  every = {mode[0]: sparse('thor', eval_dispatch=mode) | ALONE for mode in ('token', 'sentence', 'batch')}
+  model = build(name, None, more=every | dict(p=sparse('thor', eval_dispatch='time_step') | ALONE))
+  drawn = assert_cached_equals_whole(name, model, key=jax.random.key(1, impl=impl))
+  assert np.abs(drawn - whole(model, batch(name))).max() > 1e-2     # so that the draws matter
+
+
+def test_beams_share_the_draw_of_their_text():
+  """Whatever their order: rows of a search go on as the rows they came from."""
+  model, given = build('lm', None, more=dict(s=sparse('thor') | ALONE)), batch('lm')
+  prompt = {key: a[:, :2] for key, a in given.items()}
+  @jax.jit
+  def next_logits(model, prompt, ids, rows):
+    _, cache = model.begin(prompt, 2, jax.random.key(2))
+    return model.step(ids, jnp.ones(len(ids), bool), cache.take(rows))[0]
+  rows, ids = jnp.array([2, 0, 0, 1, 2, 1]), jnp.arange(1, 7)
+  got = next_logits(model, prompt, ids, rows)
+  for beam, (row, id_) in enumerate(zip(rows, ids)):
+    own = {key: a[:, :3] for key, a in given.items()}
+    own['decoder_input_tokens'] = own['decoder_input_tokens'].at[row, 2].set(id_)
+    wanted = whole(model, own, jax.random.key(2))[row, 2]
+    np.testing.assert_allclose(got[beam], wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_windows_of_blocks():
   blocks = dict(a=DENSE | dict(window=2), c=DENSE | dict(window=3, around=dict(name='mixture_of_depths')))
   attention = dict(name='attention', sinks=True)
@@ -242,8 +269,7 @@ def test_tokens_that_are_not_alone_are_dropped():
 @pytest.mark.parametrize('router, fields, says', [
     ('hash', dict(kind='future'), "kind='future'"),
     ('st_moe', dict(batch_priority=True), 'batch_priority'),
-    ('vmoe', dict(batch_priority=True), 'batch_priority'),
-    ('thor', dict(eval_dispatch='sentence'), "'time_step'")])
+    ('vmoe', dict(batch_priority=True), 'batch_priority')])
 def test_fields_that_need_neighbours_are_refused(router, fields, says):
   assert says in undecodable(sparse(router, **fields))
 

@@ -66,6 +66,18 @@ def test_without_a_key_experts_take_turns():
   assert (route(train=True)[0][SEGMENTS > 0] == 0).all()
 
 
+@pytest.mark.parametrize('mode', SHARED)
+def test_a_draw_is_the_same_whatever_is_beside_it(mode):
+  """Tokens that are routed later, with the number of their text, have what they had beside all others."""
+  key = jax.random.key(5)
+  whole = route(key, eval_dispatch=mode)[0]
+  router = thor.Thor(3, num_experts=4, eval_dispatch=mode, rngs=nnx.Rngs(0))
+  ctx = contract.Context.of(jnp.ones((2, 1), jnp.int32), key=key, positions=jnp.array([[3], [5]]),
+                            given={contract.TEXT_NUMBER: jnp.array([[1], [3]])})
+  later = run(router, jnp.zeros((2, 1, 3)), ctx).assignment.expert
+  assert later.ravel().tolist() == [whole[0, 6], whole[1, 7]]
+
+
 def test_a_fixed_expert():
   for key in (None, jax.random.key(0)):
     assert (route(key, eval_dispatch='3')[0][SEGMENTS > 0] == 3).all()

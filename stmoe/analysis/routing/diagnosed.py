@@ -19,6 +19,7 @@ COLUMNS = {
     'margin': ('margin', "first minus second of a token's weights"),
     'probability_margin': ('p margin', 'first minus second probability of the softmax over all experts'),
     'output_similarity': ('similarity', "cosine between the outputs of a token's experts"),
+    'anisotropy': ('anisotropy', 'mean cosine of the weights of two hidden units of all experts'),
     'overlap_before': ('overlap', 'share of experts that a token also had in the layer before'),
 }
 COMPARED = {

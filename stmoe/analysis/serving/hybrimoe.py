@@ -136,12 +136,14 @@ class Cache:
     order.append(expert)
     self.moves += 1
 
-  def step(self, layer: int, chosen: list, times: Times = Times(), prefetch: int = 0) -> Schedule:
+  def step(self, layer: int, chosen: list, times: Times = Times(), prefetch: int = 0,
+           wanted: np.ndarray | None = None) -> Schedule:
     """Returns the Schedule of the experts that a token chose in a layer, and moves the cache.
 
     Args:
       prefetch: experts of the next layer with the greatest scores that are loaded if they are absent,
         where the GPU had anything to do.
+      wanted: f[E], a prediction of the next layer's experts to go by instead; 0 = not wanted at all.
     """
     order = self.order[layer]
     resident = [expert for expert in chosen if expert in order]
@@ -156,12 +158,13 @@ class Cache:
         self.load(layer, expert)
         self.misses += 1
     if done.gpu and prefetch and layer + 1 < len(self.order):
-      self.prefetch(layer + 1, prefetch)
+      foreseen = greatest(self.scores[layer + 1] if wanted is None else wanted, prefetch)
+      self.prefetch(layer + 1, [expert for expert in foreseen if wanted is None or wanted[expert] > 0])
     return done
 
-  def prefetch(self, layer: int, number: int) -> None:
-    """Loads those of the `number` experts of greatest score of a layer that are absent."""
-    for expert in greatest(self.scores[layer], number):
+  def prefetch(self, layer: int, experts: list) -> None:
+    """Loads those of some experts of a layer that are absent."""
+    for expert in experts:
       if expert not in self.order[layer]:
         self.load(layer, expert)
 
@@ -175,12 +178,13 @@ class Decoded(NamedTuple):
 
 
 def decode(trace: serving.Trace, slots: int, times: Times = Times(), prefetch: int = 0, alpha: float = 0.5,
-           probs: np.ndarray | None = None) -> Decoded:
+           probs: np.ndarray | None = None, wanted: np.ndarray | None = None) -> Decoded:
   """Returns the Decoded of a trace; numbers of hits and moves are of a request and of a step.
 
   Args:
     probs: f[steps,L,E] of the routers; None: each of the k experts that are chosen has 1 / k. Recordings
       hold the choices alone.
+    wanted: f[steps,L,E], a prediction by which experts are prefetched, see `prefetch`; None: the scores.
   """
   steps, layers, k = trace.chosen.shape
   cache = Cache(np.zeros((layers, trace.num_experts)), slots)
@@ -192,7 +196,8 @@ def decode(trace: serving.Trace, slots: int, times: Times = Times(), prefetch: i
       cache.scores[layer] = scored(cache.scores[layer], p, 2 * k, alpha)
       found += sum(expert in cache.order[layer] for expert in chosen)
       asked += len(chosen)
-      time[step] += cache.step(layer, chosen, times, prefetch).time
+      later = wanted[step, layer + 1] if wanted is not None and layer + 1 < layers else None
+      time[step] += cache.step(layer, chosen, times, prefetch, later).time
   on_gpu = cache.hits / max(cache.hits + cache.misses, 1)
   return Decoded(found / max(asked, 1), on_gpu, time, cache.moves / steps)
 

@@ -169,10 +169,12 @@ class Measured(NamedTuple):
   cost:      the sum of transitions times distances.
   crossing:  share of transitions that change the device.
   imbalance: f64[L], largest over mean load of devices.
+  loads:     f64[L,G], requests of each device.
   """
   cost: float
   crossing: float
   imbalance: np.ndarray
+  loads: np.ndarray
 
 
 def measured(placement: np.ndarray, load: np.ndarray, moves: np.ndarray, distance: np.ndarray) -> Measured:
@@ -182,7 +184,7 @@ def measured(placement: np.ndarray, load: np.ndarray, moves: np.ndarray, distanc
   total = np.stack([np.bincount(of, weights=counts, minlength=len(distance))
                     for of, counts in zip(placement, load)])         # [L, G]
   return Measured(float(np.sum(moves * away)), float(np.sum(moves * changes) / max(moves.sum(), 1)),
-                  total.max(1) / np.maximum(total.mean(1), 1e-12))
+                  total.max(1) / np.maximum(total.mean(1), 1e-12), total)
 
 
 def place(trace: serving.Trace, distance: np.ndarray) -> np.ndarray:

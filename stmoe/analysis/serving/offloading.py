@@ -8,6 +8,8 @@ from stmoe.analysis import serving
 from stmoe.analysis import table as plain
 from stmoe.analysis.serving import expert_cache
 from stmoe.analysis.serving import hybrimoe
+from stmoe.analysis.serving import prefetch as predictions
+from stmoe.analysis.serving import se_moe
 
 
 def compared(trace: serving.Trace, slots: int, times: hybrimoe.Times, prefetch: int = 0) -> dict:
@@ -15,15 +17,21 @@ def compared(trace: serving.Trace, slots: int, times: hybrimoe.Times, prefetch: 
 
   A row is a dict. hits: share of all chosen experts; gpu_hits: of those that ran on the device. time: the
   mean of a token over all layers, and its 99th percentile. loads: experts that a token moves.
+  With `prefetch`, HybriMoE also goes by each of the PREDICTIONS.
   """
   asked = int((trace.chosen >= 0).sum())
   again, chance = serving.repeats(trace)
   policies = {name: expert_cache.replay(trace, name, slots) for name in expert_cache.POLICIES}
   rows = {name: _row(trace, found, times)
           for name, found in (policies | dict(most_used=expert_cache.most_used(trace, slots))).items()}
-  found = hybrimoe.decode(trace, slots, times, prefetch)
-  rows['hybrimoe'] = dict(hits=found.hits, gpu_hits=found.gpu_hits, loads=found.moves, **_times(found.time))
+  foreseen = {name: foresee(trace) for name, foresee in predictions.PREDICTIONS.items()} if prefetch else {}
+  for name, wanted in {'hybrimoe': None, **{f'hybrimoe, {name}': w for name, w in foreseen.items()}}.items():
+    found = hybrimoe.decode(trace, slots, times, prefetch, wanted=wanted)
+    rows[name] = dict(hits=found.hits, gpu_hits=found.gpu_hits, loads=found.moves, **_times(found.time))
   steps, layers, choices = trace.chosen.shape
+  places = slots * layers // trace.num_experts
+  if places:
+    rows['ring'] = _ring(trace, places, times)
   return dict(layers=layers, experts=trace.num_experts, slots=slots, tokens=steps, choices=choices,
               requests=asked, repeats=float(again.mean()), repeats_by_chance=float(chance.mean()),
               policies=rows)
@@ -43,6 +51,18 @@ def _row(trace, found, times):
   share = float(found.hits.sum() / max(chosen.sum(), 1))
   loads = float((chosen - found.hits).sum() / len(chosen))
   return dict(hits=share, gpu_hits=share, loads=loads, **_times(time))
+
+
+def _ring(trace, places, times):
+  """The row of a ring with room for all experts of `places` layers; the first copies are not counted."""
+  steps, layers, _ = trace.chosen.shape
+  chosen = np.sum(trace.chosen >= 0, axis=2)                         # [steps, L]
+  one = lambda n: hybrimoe.schedule(list(range(n)), [], dict.fromkeys(range(n), 1), times, cpu=False).time
+  compute = np.array([one(n) for n in range(chosen.max() + 1)])[chosen].ravel()
+  moved = trace.num_experts * (places < layers)                      # of a section; where all fit, none is
+  found = se_moe.ring(compute, np.full(compute.shape, moved * times.move), places)
+  time = found.time.reshape(steps, layers).sum(1)
+  return dict(hits=1.0, gpu_hits=1.0, loads=float(moved * layers), **_times(time))
 
 
 def _times(time):

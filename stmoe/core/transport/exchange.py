@@ -37,7 +37,8 @@ def on_shards(execute: typing.Callable[..., jax.Array], x: jax.Array, a: assignm
   """
   if axes.num_shards('group') == 1:
     return execute(x, a, experts, key, ())
-  groups, over = axes.mesh_axes('group'), axes.mesh_axes('expert')
+  here = axes.sizes()
+  groups, over = (tuple(a for a in axes.mesh_axes(name) if a in here) for name in ('group', 'expert'))
   if not {*over} <= {*groups}:
     raise errors.UserError(f'mesh.rules split the experts over {over} and the groups over {groups}: devices '
                            'that share experts must have different tokens')

@@ -282,7 +282,5 @@ def _read(file, label):
   if labels.shape != pixels.shape[:1] or labels.dtype.kind not in 'iu' or not labels.size or labels.min() < 0:
     raise errors.UserError(f'{file}: {label} is {labels.dtype}{list(labels.shape)}; it must hold an integer '
                            f'from 0 for each of the {len(pixels)} images')
-  if split is not None and split.shape != labels.shape:
-    raise errors.UserError(f'{file}: split has {split.shape[0]} entries for {len(pixels)} images')
   return pixels, labels.astype(np.int64), split
 

@@ -242,7 +242,11 @@ class _Npz:
     if column.dtype.kind not in 'iubUS':
       raise errors.UserError(f'{self.path}: column {name} is {column.dtype}; it must hold names or whole '
                              'numbers')
-    return column.astype(str)
+    try:
+      return np.char.decode(column, 'utf-8') if column.dtype.kind == 'S' else column.astype(str)
+    except UnicodeDecodeError as error:
+      raise errors.UserError(f'{self.path}: column {name} holds {error.object[:40]!r}, which is not UTF-8'
+                             ) from error
 
   def _column(self, name):
     several = SEVERAL.fullmatch(name)

@@ -9,7 +9,8 @@ An example is a record, a dict for JSON:
   baseline         what a trivial system says: the first sentence of a text, its source
 
 A Form converts the rows of a data set, with the field names of TensorFlow Datasets, into examples. Its
-rows come from TensorFlow Datasets, or from the user's jsonl in the format the set was released in.
+rows come from TensorFlow Datasets, or from the user's files in the format the set was released in: jsonl, or
+.tsv, a table whose cells have tabs between them and no quotes.
 """
 
 import dataclasses
@@ -25,11 +26,18 @@ from stmoe.data.text import corpus
 from stmoe.data.text import tasks
 
 UNKNOWN = '<unk>'                        # the target of an example whose label is kept secret
-NAMES = {'train': ('train',), 'validation': ('val', 'dev', 'validation')}   # of files in a folder
+TRAINING, HELD_OUT = ('train',), ('val', 'dev', 'validation')         # names of files in a folder
+FORMATS = ('.jsonl', '.tsv')
 
 
 def record(inputs, targets, *, references=None, choices=(), group=None, **more):
-  """Returns an example; without `references` the target is the only reference."""
+  """Returns an example; without `references` the target is the only reference.
+
+  Raises ValueError for references or choices that are one text.
+  """
+  for name, texts in dict(references=references, choices=choices).items():
+    if isinstance(texts, str):
+      raise ValueError(f'{name} is {texts!r}, which must be a list of texts')
   return dict(inputs=inputs, targets=targets, references=list(references or [targets]),
               choices=list(choices), group=group, **more)
 
@@ -66,8 +74,10 @@ class Form:
     metrics: names of modules of stmoe/metrics.
     tfds:    name in TensorFlow Datasets, '' where it is not there.
     splits:  our splits as they are called there.
-    rows:    object of a line of jsonl -> list of rows.
+    rows:    object of a line of jsonl, or dict column -> cell of a line of .tsv -> list of rows.
     stem:    how its files begin in a folder: STEM/train.jsonl, STEM_train.jsonl; '' = the name.
+    header:  names of the columns of .tsv; () = the first line has them.
+    held_out: how the name of a file of validation begins in a folder.
     trained: example -> whether it is for training.
     version: of the conversion; a change makes new caches.
   """
@@ -78,6 +88,8 @@ class Form:
   splits: tuple = tasks.SPLITS
   rows: callable = lambda found: [found]
   stem: str = ''
+  header: tuple = ()
+  held_out: tuple = HELD_OUT
   trained: callable = lambda example: True
   version: int = 1
 
@@ -105,8 +117,8 @@ class Form:
         self.tfds, tasks.PAIR, self.metrics, piped, self)
 
   def _of_files(self, files):
-    paths = [str(path) for path in find(files, self.stem or self.name)]
-    parts = [read(path, self.name, self.rows, self.convert) for path in paths]
+    paths = [str(path) for path in find(files, self.stem or self.name, self.held_out)]
+    parts = [read(path, self) for path in paths]
     if len(parts) == 1:
       at = len(parts[0]) - max(len(parts[0]) // corpus.HELD_OUT, 1)
       parts = [parts[0][:at], parts[0][at:]]
@@ -121,12 +133,12 @@ class Form:
                       self.metrics, by_split.__getitem__, self)
 
 
-def find(files, stem):
+def find(files, stem, held_out=HELD_OUT):
   """Returns the one or two files, of training and of validation, among `files` or in the folder they name.
 
   In a folder a task has STEM/train.jsonl and STEM/val.jsonl, as SuperGLUE is released. Or it has
-  STEM_train.jsonl and STEM_val.jsonl, maybe with more behind. Files may be `.gz`, too. Without a file of
-  validation, the file of training is divided.
+  STEM_train.jsonl and STEM_val.jsonl, maybe with more behind. Files may be .tsv, and `.gz`, too. Without a
+  file of validation, the file of training is divided.
   """
   paths = [pathlib.Path(file) for file in files]
   if not any(path.is_dir() for path in paths):
@@ -135,32 +147,43 @@ def find(files, stem):
                              'and one of validation, or a folder')
     return paths
   folder, chosen = paths[0], []
-  for names in NAMES.values():
-    at = [path for name in names for pattern in (f'{stem}/{name}*.jsonl*', f'{stem}_{name}*.jsonl*')
-          for path in sorted(folder.glob(pattern)) if path.name.removesuffix('.gz').endswith('.jsonl')]
+  for names in (TRAINING, held_out):
+    at = [path for name in names for pattern in (f'{stem}/{name}*', f'{stem}_{name}*')
+          for path in sorted(folder.glob(pattern)) if path.name.removesuffix('.gz').endswith(FORMATS)]
     chosen += at[:1]
   if not chosen or 'train' not in chosen[0].name:
-    raise errors.UserError(f'data.jsonl={folder}: no {stem}_train.jsonl and no {stem}/train.jsonl in it'
+    raise errors.UserError(f'data.jsonl={folder}: no {stem}_train.jsonl and no {stem}/train.jsonl in it, and '
+                           'none as .tsv'
                            f'{errors.nearest(f"{stem}_train.jsonl", [p.name for p in folder.iterdir()])}')
   return chosen
 
 
-def read(path, name, rows, convert):
-  """Returns the rows in a jsonl file; a row that `convert` cannot use is a UserError with file and line."""
-  all_rows = []
-  for number, line in given.lines(path, 'data.jsonl'):
+def read(path, form):
+  """Returns the rows in a file of a Form; a row that it cannot convert is a UserError with file and line."""
+  all_rows, lines = [], given.lines(path, 'data.jsonl')
+  parse = _parser(path, form.header, lines)
+  for number, line in lines:
     try:
-      line_rows = rows(files.parse_json(line, object))
+      line_rows = form.rows(parse(line))
       for row in line_rows:
-        for example in convert(row):
+        for example in form.convert(row):
           _check(example)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
-      raise errors.UserError(f'data.jsonl: {path}, line {number} is no row of task {name}: '
+      raise errors.UserError(f'data.jsonl: {path}, line {number} is no row of task {form.name}: '
                              f'{_why(error)}') from error
     all_rows += line_rows
   if not all_rows:
-    raise errors.UserError(f'data.jsonl: {path} is empty')
+    raise errors.UserError(f'data.jsonl: {path} has no row of task {form.name}')
   return all_rows
+
+
+def _parser(path, header, lines):
+  """The function of a line that returns its object; takes the line of names, if any, from `lines`."""
+  if not given.unpacked_name(path).endswith('.tsv'):
+    return lambda line: files.parse_json(line, object)
+  cells = lambda line: line.rstrip('\r').split('\t')
+  names = header or cells(next(lines, (0, ''))[1])
+  return lambda line: dict(zip(names, cells(line)))              # a line that ends early lacks its last cells
 
 
 def _check(example):

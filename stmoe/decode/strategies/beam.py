@@ -49,12 +49,12 @@ class Beam:
     """Accepts every model."""
 
   def __call__(self, model, batch, length, key):
-    """Returns i32[B,length]; draws nothing from `key`."""
-    return self.search(model, batch, length)[0]
+    """Returns i32[B,length]; only routers draw from `key`: all beams of a row have its draws."""
+    return self.search(model, batch, length, key)[0]
 
-  def search(self, model, batch, length):
+  def search(self, model, batch, length, key):
     """Returns (ids i32[B,length] of the best text of each row, its log-probability over penalty f32[B])."""
-    logits, cache = model.begin(batch, length)
+    logits, cache = model.begin(batch, length, key)
     rows = len(logits)
     home = jnp.repeat(jnp.arange(rows) * self.beams, self.beams)     # [B*K] first beam of a beam's row
     cache = cache.take(home // self.beams)

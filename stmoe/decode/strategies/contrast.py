@@ -78,7 +78,7 @@ class Contrast:
         raise UserError(f'decode.name=contrast: {error}') from None
 
   def __call__(self, model, batch, length, key):
-    """Returns i32[B,length]; `key` is used with `draw`."""
+    """Returns i32[B,length]; `key` is used with `draw`, and by routers that draw."""
     def score(*passes):
       strong, weak = (logits / t for logits, t in zip(passes, self.temperatures))
       return contrast(strong, weak, self.alpha, self.beta)
@@ -94,6 +94,6 @@ class Contrast:
         return jax.random.categorical(jax.random.fold_in(key, i), scores)
       return jnp.argmax(scores, axis=-1)
 
-    strong, first = well.begin(batch, length)
-    weak, second = poorly.begin(batch, length)
+    strong, first = well.begin(batch, length, key)
+    weak, second = poorly.begin(batch, length, key)
     return loop.run(score(strong, weak), (first, second), step, choose, length, self.eos_id, self.tell)

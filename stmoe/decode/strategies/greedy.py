@@ -21,7 +21,7 @@ class Greedy:
     """Accepts every model."""
 
   def __call__(self, model, batch, length, key):
-    """Returns i32[B,length]; draws nothing from `key`."""
-    logits, cache = model.begin(batch, length)
+    """Returns i32[B,length]; only routers draw from `key`."""
+    logits, cache = model.begin(batch, length, key)
     return loop.run(logits, cache, model.step, lambda logits, i: jnp.argmax(logits, axis=-1), length,
                     self.eos_id, self.tell)

@@ -233,7 +233,7 @@ class Rewire:
       raise UserError(f'decode.name=rewire: {error}') from None
 
   def __call__(self, model, batch, length, key):
-    """Returns i32[B,length]; `key` is used with a temperature."""
+    """Returns i32[B,length]; `key` is used with a temperature, and by routers that draw."""
     def choose(logits, i):
       if not self.temperature:
         return jnp.argmax(logits, axis=-1)
@@ -241,26 +241,26 @@ class Rewire:
       return jax.random.categorical(jax.random.fold_in(key, i), logits)
 
     if not self.rule.steps:
-      logits, cache = model.begin(batch, length)
+      logits, cache = model.begin(batch, length, key)
       return loop.run(logits, cache, model.step, choose, length, self.eos_id, self.tell)
-    logits, state, step = self.phases(model, batch, length)
+    logits, state, step = self.phases(model, batch, length, key)
     return loop.run(logits, state, step, choose, length, self.eos_id, self.tell)
 
-  def phases(self, model, batch, length):
+  def phases(self, model, batch, length, key):
     """Returns (logits f32[B,V] of the first token, state, step) for `loop.run`."""
     chosen, vectors, model = self.rule.chosen(model, batch), zeros(model, batch), adapting(model)
     vectors, _ = self.rule.learn(model, batch, vectors, chosen)
     if self.interval >= length:
-      logits, cache = model.begin(batch | given(vectors), length)
+      logits, cache = model.begin(batch | given(vectors), length, key)
       return logits, cache, model.step
     text = _room(batch, length)
     first, room = (text, self.interval) if self.refresh else (batch, length)
-    logits, cache = model.begin(first | given(vectors), room)
+    logits, cache = model.begin(first | given(vectors), room, key)
 
     def again(text, vectors, ids, real, cache):
       vectors, _ = self.rule.learn(model, text, vectors, chosen)
       if self.refresh:
-        return vectors, *model.begin(text | given(vectors), room)
+        return vectors, *model.begin(text | given(vectors), room, key)
       return vectors, *model.step(ids, real, cache.replace(given=cache.given | given(vectors)))
 
     def go_on(text, vectors, ids, real, cache):

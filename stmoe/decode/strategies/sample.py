@@ -62,10 +62,10 @@ class Sample:
     """Accepts every model."""
 
   def __call__(self, model, batch, length, key):
-    """Returns i32[B,length], drawn from `key`."""
+    """Returns i32[B,length], drawn from `key`, as routers that draw do."""
     def choose(logits, i):
       logits = shortlist(logits / self.temperature, self.top_k, self.top_p)
       return jax.random.categorical(jax.random.fold_in(key, i), logits)
 
-    logits, cache = model.begin(batch, length)
+    logits, cache = model.begin(batch, length, key)
     return loop.run(logits, cache, model.step, choose, length, self.eos_id, self.tell)

@@ -2,6 +2,7 @@
 
 import typing
 
+from flax import nnx
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,17 @@ class Seen:
   def logits(self) -> jax.Array:
     """Returns f32[S,E] of the router, 0 for padding."""
     return self._logits * self.mask[:, None]
+
+  def units(self) -> list[jax.Array]:
+    """Returns f32[E*F,D] of every matrix from or to hidden units: the weights of each, of all experts."""
+    found = []
+    for _, variable in nnx.to_flat_state(nnx.state(self._bank)):
+      names = [name for name in variable.get_metadata().get('out_sharding') or () if name != 'layers']
+      if sorted(names, key=str) == ['expert', 'expert_embed', 'expert_mlp']:
+        width = names.index('expert_embed')
+        array = jnp.moveaxis(variable[...], width, -1).astype(jnp.float32)
+        found.append(array.reshape(-1, array.shape[-1]))
+    return found
 
   def outputs(self) -> jax.Array:
     """Returns f32[E,S,D]: what every expert makes of every token, 0 for padding."""
@@ -72,6 +84,16 @@ def _chosen_cosines(seen):
   pairs = jnp.square(y.sum(0)).sum(-1) - squares                     # [S] ordered pairs of two experts
   count = seen.taken.sum(1)
   return jnp.stack([(pairs / jnp.maximum(count * (count - 1), 1)).sum(), (count > 1).sum()])
+
+
+def _anisotropy(seen):
+  """For every token the mean cosine of the weights of two hidden units, mean over matrices; NaN of none."""
+  def of_matrix(rows):                                               # [E*F, D]
+    length = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    unit, number = rows / jnp.where(length > 0, length, 1), jnp.sum(length > 0)
+    return (jnp.square(unit.sum(0)).sum() - number) / jnp.maximum(number * (number - 1), 1)
+  found = [of_matrix(rows) for rows in seen.units()]
+  return jnp.mean(jnp.stack(found)) * seen.mask.sum() if found else jnp.float32(jnp.nan)
 
 
 def _first_two(seen):
@@ -169,6 +191,8 @@ ITEMS = {
     'output_products': lambda seen: _summed('isd,jsd->ij', seen.outputs(), seen.outputs()),
     'output_cosines': _cosines,
     'chosen_cosines': _chosen_cosines,
+    # Of weights: [] the mean cosine of two hidden units, as often as there are tokens.
+    'anisotropy': _anisotropy,
 }
 # Items that do not add up over groups and batches.
 REDUCED = dict(largest_input=MOST, largest_inputs=MOST, largest_hidden=MOST, even_hidden=MOST,

@@ -49,9 +49,8 @@ class AdaLnZero(block_lib.Around):
                       "shifted is their input; nearest: model name='dit'")
     bare = [name for name in self.block.sub_layers() if getattr(self.block, f'{name}_norm') is None]
     if bare:
-      raise UserError(f'around ada_ln_zero: the {bare[0]} of its block gets an input that no norm of the block '
-                      'has made, and what is shifted is such an input; nearest: norm=True, and sub-layers '
-                      'that do not normalise')
+      raise UserError(f'around ada_ln_zero: the {bare[0]} of its block has no norm before it, and what is '
+                      'shifted is the result of one; nearest: norm=True, and sub-layers without their own')
     self.modulation = Modulation(d_model, 3 * len(self.block.sub_layers()), rngs=rngs)
 
   def __call__(self, x: jax.Array, ctx: contract.Context,

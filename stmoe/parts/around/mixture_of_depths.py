@@ -119,11 +119,11 @@ class MixtureOfDepths(block_lib.Around):
 
   def _largest(self, x, r, ctx, carry):
     """C tokens of every row pass, which are computed alone."""
-    batch, length = r.shape
     at, live = self._places(r, ctx.mask)                             # [B, C]
-    rows, number = jnp.arange(batch)[:, None], at.shape[1]
+    rows = jnp.arange(len(r))[:, None]
     take = lambda a: a[rows, at]                                     # [B, T, ...] -> [B, C, ...]
-    inside = ctx.each(take).replace(tokens=ctx.tokens * (number / length),
+    # C / T is not the share, and changes with padding: C is a whole number.
+    inside = ctx.each(take).replace(tokens=ctx.tokens * self.share,
                                     visible=_taken(ctx.visible, rows, at, live))
     inside = inside.replace(mask=inside.mask & live)
     y, reports, after = self.block(take(x), inside, jax.tree.map(take, carry))

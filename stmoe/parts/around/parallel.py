@@ -27,8 +27,8 @@ class Parallel(block_lib.Around):
       raise UserError('around=parallel: the norms of this model come after the sub-layers, and parallel '
                       'sub-layers share the norm before them; nearest: leave `around` out')
     if self.block.attention_norm is None:
-      raise UserError('around=parallel: the attention of this block normalises its input itself, and parallel '
-                      "sub-layers share a norm of the block; nearest: attention name='attention'")
+      raise UserError('around=parallel: the attention of this block normalises its input itself, and '
+                      "parallel sub-layers share a norm of the block; nearest: attention name='attention'")
 
   def __call__(self, x: jax.Array, ctx: contract.Context,
                carry: contract.Carry) -> tuple[jax.Array, dict[str, contract.Aux], contract.Carry]:

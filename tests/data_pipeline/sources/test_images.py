@@ -166,6 +166,7 @@ def test_mistakes_are_one_line(fields, said):
     (dict(image=gradient(), label=np.arange(19)), r'int64\[19\]; it must hold an integer'),
     (dict(image=gradient(), label=np.arange(20) - 1), 'an integer from 0'),
     (dict(image=gradient(), label=np.arange(20), split=np.full(20, 'test')), "split has 'test'"),
+    (dict(image=gradient(), label=np.arange(20), split=np.array('train')), r'shape \[\]; it must be \[20\]'),
     (dict(image=gradient(), label=np.arange(20), split=np.full(20, 'train')), "'validation' holds no images"),
 ])
 def test_wrong_files_are_named(write, arrays, said):

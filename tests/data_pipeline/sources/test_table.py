@@ -12,6 +12,7 @@ from stmoe import lookup
 from stmoe.answer import score
 from stmoe.data import batches as pipeline
 from stmoe.data import record
+from stmoe.data.sources import table
 from stmoe.runs import directory as rundir
 from stmoe.train import check
 from stmoe.train import loop
@@ -193,3 +194,11 @@ def test_mistakes_in_arrays_are_one_line(config, tmp_path, fields, said):
   with pytest.raises(errors.UserError) as error:
     pipeline.source(config(files=(str(tmp_path / 'a.npz'),), split='', **dict(dict(labels=('z',)), **fields)))
   assert said in str(error.value), str(error.value)
+
+
+def test_names_in_bytes_are_utf_8(tmp_path):
+  np.savez(tmp_path / 'a.npz', name=np.array(['Zoë'.encode(), b'Bern']), other=np.array([b'\xff', b'a']))
+  columns = table.columns(str(tmp_path / 'a.npz'))
+  assert columns.names('name').tolist() == [['Zoë'], ['Bern']]
+  with pytest.raises(errors.UserError, match='column other holds .*xff.*, which is not UTF-8'):
+    columns.names('other')

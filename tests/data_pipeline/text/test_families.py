@@ -10,6 +10,7 @@ from stmoe.data import batches as pipeline
 from stmoe.data.text import cache
 from stmoe.data.text import tasks
 from stmoe.data.text import vocab
+from stmoe.data.text.families import glue
 from stmoe.data.text.families import qa
 from stmoe.data.text.families import superglue
 
@@ -56,6 +57,25 @@ LINES = dict(
     anli_r3=(dict(context='p', hypothesis='h', label='c'), 'anli hypothesis: h premise: p', 'contradiction'),
     jsonl=(dict(inputs='a', targets='b', extra=1), 'a', 'b'))
 
+# task of GLUE -> (lines of .tsv as released, inputs of the first example, its target)
+TABLES = dict(
+    cola=('gj04\t0\t*\tThey "drank.', 'cola sentence: They "drank.', 'unacceptable'),
+    sst2=('sentence\tlabel\na fine film \t1', 'sst2 sentence: a fine film ', 'positive'),
+    mrpc=('\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t7\t8\tp\tq\r',
+          'mrpc sentence1: p sentence2: q', 'equivalent'),
+    qqp=('id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n5\t1\t2\tp?\tq?\t0',
+         'qqp question1: p? question2: q?', 'not_duplicate'),
+    stsb=('index\tgenre\tsentence1\tsentence2\tscore\n0\tnews\tp\tq\t3.300',
+          'stsb sentence1: p sentence2: q', '3.2'),
+    mnli=('index\tsentence1\tsentence2\tlabel1\tgold_label\n0\tp\th\tneutral\tcontradiction',
+          'mnli hypothesis: h premise: p', 'contradiction'),
+    qnli=('index\tquestion\tsentence\tlabel\n0\tq\ts\tnot_entailment', 'qnli question: q sentence: s',
+          'not_entailment'),
+    glue_rte=('index\tsentence1\tsentence2\tlabel\n0\tp\tq\tentailment', 'rte sentence1: p sentence2: q',
+              'entailment'),
+    wnli=('index\tsentence1\tsentence2\tlabel\n0\tp\tq\t1', 'wnli sentence1: p sentence2: q', 'entailment'))
+TABLES['mnli_mismatched'] = TABLES['mnli']
+
 
 def write(folder, name, *lines):
   (folder / name).write_text(''.join(json.dumps(line) + '\n' for line in lines))
@@ -70,6 +90,47 @@ def test_a_released_line_becomes_text_to_text(tmp_path, name):
   assert (example['inputs'], example['targets']) == (inputs, targets)
   assert list(task.documents('train'))[:2] == [inputs, targets]
   assert not example['choices'] or targets in example['choices']
+
+
+@pytest.mark.parametrize('form', glue.FORMS, ids=lambda form: form.name)
+def test_glue_is_read_from_its_tables_and_from_jsonl(tmp_path, form):
+  table, inputs, targets = TABLES[form.name]
+  folder, held_out = tmp_path / form.stem, 'dev_mismatched' if form.name == 'mnli_mismatched' else 'dev'
+  folder.mkdir()
+  for name in ('train', held_out):
+    (folder / f'{name}.tsv').write_text(table + '\n')
+  task = tasks.get(form.name, [str(tmp_path)])
+  assert list(task.documents('validation')) == [inputs, targets]
+  [example] = task.examples('train')
+  assert targets in example['choices'] and example['references'] == [targets]
+  assert task.facts['files'][1].endswith(f'{held_out}.tsv')
+  # The same row as TensorFlow Datasets has it: labels are numbers, columns have other names.
+  [row] = form.rows(dict(zip(form.header or table.split('\n')[0].strip('\r\ufeff').split('\t'),
+                             table.split('\n')[-1].strip('\r').split('\t'))))
+  row['label'] = float(row['label']) if form.name == 'stsb' else example['choices'].index(targets)
+  path = write(tmp_path, 'a.jsonl', row, row)
+  assert next(tasks.get(form.name, [path]).documents('train')) == inputs
+
+
+def test_similarities_are_rounded_to_fifths_halves_to_even():
+  said = lambda label: glue.stsb(dict(sentence1='p', sentence2='q', label=label))[0]['targets']
+  assert [said(label) for label in (0, '5.000', 2.5, 0.1, '0.3', 3.91)] == [
+      '0.0', '5.0', '2.4', '0.0', '0.4', '4.0']
+  with pytest.raises(ValueError, match='label 5.1 is no similarity from 0 to 5'):
+    said(5.1)
+
+
+def test_lines_of_qqp_that_are_cut_are_left_out_and_others_are_named(tmp_path):
+  table = TABLES['qqp'][0] + '\n6\t1\t2\tbroken\nwithin\tq?\t0\n7\t1\t2\tr?\ts?\t1\n'
+  (tmp_path / 'a.tsv').write_text(table)
+  task = tasks.get('qqp', [str(tmp_path / 'a.tsv')] * 2)
+  assert [example['targets'] for example in task.examples('train')] == ['not_duplicate', 'duplicate']
+  (tmp_path / 'test.tsv').write_text('id\tquestion1\tquestion2\n0\tp?\tq?\n')
+  with pytest.raises(errors.UserError, match='test.tsv has no row of task qqp'):
+    tasks.get('qqp', [str(tmp_path / 'test.tsv')])
+  (tmp_path / 'a.tsv').write_text('sentence\tlabel\nfine\t1\nbad')
+  with pytest.raises(errors.UserError, match="a.tsv, line 3 is no row of task sst2: the field 'label' is"):
+    tasks.get('sst2', [str(tmp_path / 'a.tsv')])
 
 
 def test_examples_of_one_question_are_a_group_and_answers_are_expanded():
@@ -116,6 +177,8 @@ def test_files_of_a_folder_are_found_as_they_are_released(tmp_path):
     ('jsonl', '{"inputs": "a"', 'not JSON'),
     ('jsonl', '{"inputs": "a", "targets": 3}', 'are texts'),
     ('jsonl', '{"inputs": " ", "targets": "b"}', 'are empty'),
+    ('jsonl', '{"inputs": "a", "targets": "b", "references": "b"}', "references is 'b', which must be"),
+    ('jsonl', '{"inputs": "a", "targets": "b", "choices": "bc"}', "choices is 'bc', which must be a list"),
     ('jsonl', '[1]', 'another type'),
 ])
 def test_a_bad_line_is_named(tmp_path, name, second, said):
