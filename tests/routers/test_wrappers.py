@@ -159,6 +159,17 @@ def test_one_rank_has_the_weight_of_all_where_gates_are_over_their_sum(name):
   np.testing.assert_allclose(one.sum(-1), both.sum(-1), rtol=1e-5)
 
 
+@pytest.mark.parametrize('name, fields, said', [
+    ('deepseek_v4', {}, 1.5), ('dynamic_dino', dict(gates='ungated'), None)])
+def test_wrappers_say_what_gates_add_up_to(name, fields, said):
+  router = inner(name, **fields)
+  assert contract.offered(around(router, 'temperature'), 'gates_sum') == router.gates_sum
+  wrapped = around(router, 'ranks', ranks=(1,))
+  assert wrapped.gates_sum == said
+  sums = np.asarray(weights(route(wrapped)[0]).sum(-1))
+  np.testing.assert_allclose(sums[np.asarray(MASK)], said or 1, rtol=1e-5)         # and not that of two gates
+
+
 def test_temperature_divides_the_logits():
   ctx = contract.Context(**contract.numbered(MASK), step=jnp.int32(0), tokens=jnp.float32(10))
   got = around(inner(), 'temperature', temperature=4.0).logits(X, ctx)

@@ -36,13 +36,21 @@ class Ranks(wrappers.Deciding):
       raise UserError(f'ranks={self.ranks}: ranks are different numbers from 0 to {reached - 1}, and at '
                       'least one')
 
+  @property
+  def _normalized(self):
+    return bool(self.normalize_gates) and self.k != 1
+
+  @property
+  def gates_sum(self) -> float | None:
+    """What the gates of a token add up to, see `contract.OFFERS`."""
+    return contract.offered(self.inner, 'gates_sum') if self._normalized else None
+
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]."""
     first, number = choose or choices.top, max(max(self.ranks) + 1, self.k or 1)
     routed = self.inner.decide(logits, ctx, carry, lambda scores, k: first(scores, number))
-    return routed.replace(assignment=only(routed.assignment, self.ranks, bool(self.normalize_gates)
-                                          and self.k != 1))
+    return routed.replace(assignment=only(routed.assignment, self.ranks, self._normalized))
 
 
 def only(a: assignment.Assignment, ranks: tuple[int, ...], normalized: bool) -> assignment.Assignment:
