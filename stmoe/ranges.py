@@ -9,6 +9,7 @@ allows.
 `value_ranges.py` defines the ranges of one value; an annotation names all ranges here.
 """
 
+import math
 import typing
 
 from stmoe import value_ranges
@@ -217,6 +218,18 @@ class Called(String):
   def __init__(self, kind):
     self.kind = kind
     self.text = f'the name of a {kind}'
+
+
+def rounded_up(product: float) -> int:
+  """Returns the least whole number that is not below `product`, of a share and a number.
+
+  A product that differs from a whole number by the rounding of floats is that number.
+
+  >>> 0.07 * 100, rounded_up(0.07 * 100), rounded_up(7.1)
+  (7.000000000000001, 7, 8)
+  """
+  near = round(product)
+  return near if math.isclose(product, near, rel_tol=1e-12) else math.ceil(product)
 
 
 def words(text):

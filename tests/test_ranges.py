@@ -85,6 +85,13 @@ def test_one_value_for_a_pair_becomes_two():
   assert (r.Factors | None).check('x', None) is None
 
 
+@pytest.mark.parametrize('share, number, rounded', [
+    (0.07, 100, 7), (0.14, 50, 7), (0.28, 100, 28), (0.29, 100, 29), (0.2, 64, 13), (1e-9, 1, 1), (0.0, 9, 0),
+    (1.0, 9, 9)])
+def test_a_share_of_a_number_is_rounded_up_but_not_for_the_rounding_of_floats(share, number, rounded):
+  assert r.rounded_up(share * number) == rounded
+
+
 def test_the_ends_are_those_of_float32():
   one = np.float32(1)
   assert np.float32(r.Below1.high) < one and np.nextafter(np.float32(r.Below1.high), one) == one
