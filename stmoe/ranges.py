@@ -18,6 +18,7 @@ Range = value_ranges.Range
 Whole = value_ranges.Whole
 Size = value_ranges.Size
 Number = value_ranges.Number
+Above0 = value_ranges.Above0
 Bool = value_ranges.Bool
 String = value_ranges.String
 Choice = value_ranges.Choice
@@ -279,7 +280,7 @@ else:
   Ids = Many(Natural, least=1)
   Devices = Whole(1) | Whole(-1, -1)                                 # -1: the devices that are left over
   Any = Number()
-  Positive = Number('above 0', low=value_ranges.LEAST)
+  Positive = Above0()
   NonNegative = Number('of at least 0', low=0.0)
   AtLeast1 = Number('of at least 1', low=1.0)
   Above1 = Number('above 1', low=1 + 2**-23)

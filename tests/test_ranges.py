@@ -68,6 +68,8 @@ def test_what_a_user_types(kind, text, value):
 @pytest.mark.parametrize('kind, text, said', [
     (r.Count, '0', 'a.b=0: expected a whole number of at least 1; nearest: 1'),
     (r.Count, 'many', 'a.b=many: expected a whole number of at least 1'),
+    (r.Above0('x=y'), '0', 'a.b=0.0: expected a number above 0; nearest: x=y'),
+    (r.Positive, '0', 'a.b=0.0: expected a number above 0'),
     (r.Seed, '18446744073709551616', 'nearest: 18446744073709551615'),
     (r.Below1, '-1', 'a.b=-1.0: expected a number of at least 0 and below 1; nearest: 0.0'),
     (r.Positive, 'nan', 'a.b=nan: expected a number above 0'),
