@@ -9,6 +9,7 @@ allows.
 `value_ranges.py` defines the ranges of one value; an annotation names all ranges here.
 """
 
+import math
 import typing
 
 from stmoe import value_ranges
@@ -17,6 +18,7 @@ Range = value_ranges.Range
 Whole = value_ranges.Whole
 Size = value_ranges.Size
 Number = value_ranges.Number
+Above0 = value_ranges.Above0
 Bool = value_ranges.Bool
 String = value_ranges.String
 Choice = value_ranges.Choice
@@ -219,6 +221,18 @@ class Called(String):
     self.text = f'the name of a {kind}'
 
 
+def rounded_up(product: float) -> int:
+  """Returns the least whole number that is not below `product`, of a share and a number.
+
+  A product that differs from a whole number by the rounding of floats is that number.
+
+  >>> 0.07 * 100, rounded_up(0.07 * 100), rounded_up(7.1)
+  (7.000000000000001, 7, 8)
+  """
+  near = round(product)
+  return near if math.isclose(product, near, rel_tol=1e-12) else math.ceil(product)
+
+
 def words(text):
   """Returns what stands between the commas of `text`."""
   return [word for word in text.split(',') if word]
@@ -266,7 +280,7 @@ else:
   Ids = Many(Natural, least=1)
   Devices = Whole(1) | Whole(-1, -1)                                 # -1: the devices that are left over
   Any = Number()
-  Positive = Number('above 0', low=value_ranges.LEAST)
+  Positive = Above0()
   NonNegative = Number('of at least 0', low=0.0)
   AtLeast1 = Number('of at least 1', low=1.0)
   Above1 = Number('above 1', low=1 + 2**-23)

@@ -138,6 +138,17 @@ class Number(Range):
     return float(value) if finite(value) else value
 
 
+class Above0(Number):
+  """A number above 0. `zero` is what stands for 0 instead, such as 'decode.name=greedy'."""
+
+  def __init__(self, zero=''):
+    super().__init__('above 0', low=LEAST)
+    self.zero = zero
+
+  def near(self, value):
+    return self.zero if finite(value) else ''
+
+
 class Bool(Range):
   """True or False."""
 

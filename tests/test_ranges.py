@@ -68,6 +68,8 @@ def test_what_a_user_types(kind, text, value):
 @pytest.mark.parametrize('kind, text, said', [
     (r.Count, '0', 'a.b=0: expected a whole number of at least 1; nearest: 1'),
     (r.Count, 'many', 'a.b=many: expected a whole number of at least 1'),
+    (r.Above0('x=y'), '0', 'a.b=0.0: expected a number above 0; nearest: x=y'),
+    (r.Positive, '0', 'a.b=0.0: expected a number above 0'),
     (r.Seed, '18446744073709551616', 'nearest: 18446744073709551615'),
     (r.Below1, '-1', 'a.b=-1.0: expected a number of at least 0 and below 1; nearest: 0.0'),
     (r.Positive, 'nan', 'a.b=nan: expected a number above 0'),
@@ -83,6 +85,13 @@ def test_words_of_a_refusal(kind, text, said):
 def test_one_value_for_a_pair_becomes_two():
   assert r.Factors.check('x', 2.0) == (2.0, 2.0) and r.Factors.check('x', None) == (None, None)
   assert (r.Factors | None).check('x', None) is None
+
+
+@pytest.mark.parametrize('share, number, rounded', [
+    (0.07, 100, 7), (0.14, 50, 7), (0.28, 100, 28), (0.29, 100, 29), (0.2, 64, 13), (1e-9, 1, 1), (0.0, 9, 0),
+    (1.0, 9, 9)])
+def test_a_share_of_a_number_is_rounded_up_but_not_for_the_rounding_of_floats(share, number, rounded):
+  assert r.rounded_up(share * number) == rounded
 
 
 def test_the_ends_are_those_of_float32():

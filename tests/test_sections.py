@@ -120,6 +120,13 @@ def test_one_number_for_a_pair_means_both_everywhere():
   assert one.blocks.m.router.capacity_factor == (3.0, 3.0)
 
 
+@pytest.mark.parametrize('method', ['deepseek_moe', 'deepseek_v3', 'deepseek_v4'])
+def test_a_sum_of_gates_is_not_0(method):
+  """Upcycling divides experts by it."""
+  with pytest.raises(errors.UserError, match='router.route_scale=0.0: expected a number above 0'):
+    experiment.load(f'lm/stdlib:method={method},smoke', ['blocks.m.inner.router.route_scale=0'])
+
+
 def test_groups_of_parameters_are_set_from_the_command_line():
   config, _ = experiment.load(SMALL, ['groups.router.rate=0.1', '--config.groups.expert.turn=(1,2)',
                                       'groups.expert.every=50', 'groups.rest.train=False'])

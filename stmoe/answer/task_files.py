@@ -128,10 +128,13 @@ class Result:
             None if spread is None else 100 * spread / (self.high - self.low))
 
 
-def check(tasks: Sequence[task_files.Task], shots: Sequence[int], say: Callable) -> None:
-  """Raises UserError for a metric that nothing computes, or too few examples for that many `shots`.
+def check(tasks: Sequence[task_files.Task], shots: Sequence[int], say: Callable, most: int = 0) -> None:
+  """Raises UserError for tasks that cannot be scored.
 
-  say: called with a line for every metric that is left out.
+  Such are a metric that nothing computes, too few examples for that many `shots`, and choices that are all
+  right: chance is the best score, and the normalised score would be divided by 0.
+
+  shots, most: of `task_files.prompts`; say: called with a line for every metric that is left out.
   """
   known = [*metrics.RANKED, *metrics.WRITTEN, *metrics.LIKELY]
   for part in [part for task in tasks for part in task.parts()]:
@@ -145,7 +148,12 @@ def check(tasks: Sequence[task_files.Task], shots: Sequence[int], say: Callable)
       if not example.choices:
         raise errors.UserError(f"{part.file}: examples[{example.number}]: key 'target_scores' is missing; a "
                                'metric is of choices')
-    task_files.prompts(part, max(shots))
+    asked = [example for _, example in task_files.prompts(part, max(shots), most)]
+    if part.preferred == metrics.GRADE:
+      chance = np.mean([np.mean([*example.choices.values()]) for example in asked])
+      if chance >= 1:
+        raise errors.UserError(f"{part.file}: key 'target_scores': choices have {chance:g} on average, and 1 "
+                               'is the best score; nearest: 0 for choices that are wrong')
 
 
 def judge(task: task_files.Task, system, shots: int = 0, most: int = 0) -> dict[str, Result]:

@@ -111,7 +111,7 @@ def _task_files(cfg, path, args, tasks, shots):
   """Prints the table of task files of BIG-bench, and keeps everything in the run."""
   from stmoe.analysis import table
   from stmoe.answer import task_files
-  task_files.check(tasks, shots, _say)
+  task_files.check(tasks, shots, _say, cfg.eval.examples)
   with task_files.system(cfg, path, tasks, _say, args.step, args.best) as (system, step):
     _say(f'scoring the checkpoint of step {step:,}')
     found = task_files.evaluate(system, tasks, shots, cfg.eval.examples, _say)

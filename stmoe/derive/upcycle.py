@@ -227,7 +227,8 @@ def _joining(plans, options):
   if options['noise'] or options['granularity'] > 1:
     raise errors.UserError('the runs are sparse: their experts are put side by side, none is copied or cut; '
                            'nearest: --noise 0, --granularity 1')
-  return functools.partial(aggregation.aggregate, base=options['base'], scale=options['scale'] or 1.0)
+  return functools.partial(aggregation.aggregate, base=options['base'],
+                           scale=1.0 if options['scale'] is None else options['scale'])
 
 
 def _reuse(dense, slots):

@@ -96,7 +96,7 @@ class DeepSeekMoE(nnx.Module):
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                num_groups: ranges.Count = 1, kept_groups: ranges.Count | None = None,
-               normalize_gates: ranges.Flag = False, route_scale: ranges.Any = 1.0,
+               normalize_gates: ranges.Flag = False, route_scale: ranges.Positive = 1.0,
                use_bias: ranges.Flag = False,
                scope: ranges.Choice('sequence', 'group') = 'sequence',
                device_budget: ranges.Positive | None = None, allow_causal: ranges.Flag = False, rngs):

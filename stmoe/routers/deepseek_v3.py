@@ -60,7 +60,7 @@ class DeepSeekV3(nnx.Module):
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                num_groups: ranges.Count = 1, kept_groups: ranges.Count | None = None,
-               normalize_gates: ranges.Flag = True, route_scale: ranges.Any = 1.0,
+               normalize_gates: ranges.Flag = True, route_scale: ranges.Positive = 1.0,
                rate: ranges.NonNegative = 1e-3, centred: ranges.Flag = False,
                freeze_after: ranges.Natural | None = None, rngs):
     kept_groups = num_groups if kept_groups is None else kept_groups

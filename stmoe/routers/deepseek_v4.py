@@ -68,7 +68,7 @@ class DeepSeekV4(nnx.Module):
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count, k: ranges.Count = 2,
                hashed: ranges.Flag = False, table: ranges.Text = '', vocab_size: ranges.Count = 8008,
-               route_scale: ranges.Any = 1.5, rate: ranges.NonNegative = 1e-3, rngs):
+               route_scale: ranges.Positive = 1.5, rate: ranges.NonNegative = 1e-3, rngs):
     choices.check_k('deepseek_v4', k, num_experts)
     if table and not hashed:
       raise UserError(f'router deepseek_v4: table={table!r} is for hashed layers; nearest: hashed=True')

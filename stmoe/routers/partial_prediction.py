@@ -1,7 +1,5 @@
 """Partial prediction of the sparse all-MLP: feature chunks routed by a prefix (arXiv:2203.06850)."""
 
-import math
-
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -39,7 +37,7 @@ class PartialPrediction(nnx.Module):
 
   def __init__(self, d_model: int, *, num_experts: ranges.Count, prefix: ranges.PartOf1 = 0.2,
                allow_causal: ranges.Flag = False, rngs):
-    width = math.ceil(prefix * d_model)
+    width = ranges.rounded_up(prefix * d_model)
     self.w = gate.weights(width, num_experts, rngs=rngs)
     self.num_experts = num_experts
     self.prefix = prefix
@@ -55,7 +53,7 @@ class PartialPrediction(nnx.Module):
     if size % self.num_experts:
       raise UserError(f'router partial_prediction: {size} channels are not {self.num_experts} equal chunks; '
                       'num_experts must divide them')
-    width = math.ceil(self.prefix * length)
+    width = ranges.rounded_up(self.prefix * length)
     means = chunk_means(x[..., :width], ctx.mask, self.num_experts)  # [G, E, P]
     logits = jnp.einsum('gcp,pe->gce', means, self.w[:width], precision='highest')
     logits = jnp.repeat(logits, size // self.num_experts, axis=1)    # [G, S, E]

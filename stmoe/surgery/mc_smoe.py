@@ -13,7 +13,6 @@ more is stored. Training then prunes rows of S, an output unit of a matrix each 
 Differs: rows of S that are 0 stay in the arrays; the reference drops them at the end.
 """
 
-import math
 import typing
 
 import jax
@@ -98,7 +97,7 @@ def rank_of(rows: int, columns: int, ratio: float) -> int:
   >>> rank_of(768, 3072, 0.05)
   31
   """
-  return math.ceil(ratio * rows * columns / (rows + columns))
+  return ranges.rounded_up(ratio * rows * columns / (rows + columns))
 
 
 def split(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:

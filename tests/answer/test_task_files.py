@@ -150,6 +150,8 @@ TASK = dict(canary='c', name='sum', description='d', keywords=['k'], metrics=['m
     ("examples[0]: target '4' is none of its choices; nearest: 2", dict(examples=[ROW | dict(target='4')])),
     ("examples[0]: key 'target_scores' is '{'2': 0}'; wanted: choices and scores, one above 0",
      dict(examples=[dict(input='a', target_scores={'2': 0})])),
+    ("t.json: key 'target_scores': choices have 1 on average, and 1 is the best score; nearest: 0 for",
+     dict(examples=[ROW | dict(input=text, target_scores={'2': 1, '3': 1}) for text in 'abc'])),
     ("examples[1]: key 'target_scores' is missing; a metric is of choices",
      dict(examples=[ROW, dict(input='a', target='b')])),
     ("key 'metrics': 'multiple_choice_grad' is not computed here; nearest: multiple_choice_grade",
@@ -165,3 +167,20 @@ def test_mistakes_are_one_line_with_file_and_key(tmp_path, says, change):
   with pytest.raises(errors.UserError) as error:
     task_files.check(big_bench.read(tmp_path), [2], lambda line: None)
   assert says in str(error.value).replace('"', "'") and str(tmp_path) in str(error.value)
+
+
+def test_drawn_examples_are_those_that_are_checked(tmp_path):
+  """One example of two says nothing: whether it is the one that is asked depends on the draw."""
+  nothing = dict(input='a', target_scores={'2': 1, '3': 1})
+  refused = []
+  for rows in ([nothing, ROW], [ROW, nothing]):
+    (tmp_path / 't.json').write_text(json.dumps(TASK | dict(examples=rows)))
+    tasks = big_bench.read(tmp_path)
+    task_files.check(tasks, [0], print)
+    try:
+      task_files.check(tasks, [0], print, 1)
+    except errors.UserError:
+      refused.append(rows)
+      continue
+    assert np.isfinite(task_files.judge(tasks[0], Knowing(), 0, 1)['sum'].normalized()[0])
+  assert len(refused) == 1

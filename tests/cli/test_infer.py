@@ -92,6 +92,8 @@ def test_a_prompt_in_place_of_a_file_says_where_prompts_are_read():
     ('a\n', 'x.txt', ('--config.decode.beam=2', '--config.decode.name=beam'), "nearest: 'beams'"),
     ('a\n', 'x.txt', ('--config.decode.beams=4',),
      'decode.beams=4: strategy greedy has no field beams; decode.name=beam has it'),
+    ('a\n', 'x.txt', ('--config.decode.name=sample', '--config.decode.temperature=0'),
+     'decode.temperature=0.0: expected a number above 0; nearest: decode.name=greedy'),
     ('a\n', 'x.txt', ('--config.decode.name=contrast', '--config.decode.routing_ranks=(99,)'),
      'ranks are different numbers from 0'),
     ('a\n', 'x.txt', ('--length', 0), '--length 0: expected a whole number of at least 1'),

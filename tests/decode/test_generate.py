@@ -101,6 +101,18 @@ def test_beams_live_on_beside_many_ends():
   assert found.tolist() == [[5, 1]]
 
 
+def test_no_penalty_makes_a_text_of_what_is_ruled_out():
+  """The model rules out 1, the end; fewer texts live than there are beams, and the penalty is above 2."""
+  logits = jnp.array([[0.0, -1e9]])
+  class Model:
+    def begin(self, batch, length, key):
+      return logits, Cache()
+    def step(self, ids, real, cache):
+      return jnp.repeat(logits, len(ids), axis=0), cache
+  ids, score = beam.Beam(beams=2, length_penalty=2.0).search(Model(), None, 4, None)
+  assert ids.tolist() == [[0, 0, 0, 0]] and score.tolist() == [0.0]
+
+
 def test_texts_end_at_the_model_s_own_ids():
   cfg = lambda **model: types.SimpleNamespace(model=model)
   letters, used = [ord(c) + 3 for c in 'abc'], vocab.Bytes()

@@ -125,6 +125,13 @@ def test_the_surest_layers_learn():
   assert sorted(chosen) == [0] and chosen[0].all()
 
 
+def test_a_share_of_layers_is_not_rounded_up_for_the_rounding_of_floats(monkeypatch):
+  monkeypatch.setattr(rewire.modules, 'routers', lambda model: [None] * 100)
+  monkeypatch.setattr(rewire, '_confidence', lambda model, batch, number: list(np.arange(number)[:, None]))
+  chosen = rewire.Rewire(confident=0.07).rule.chosen(None, dict(decoder_segment_ids=np.ones((1, 3))))
+  assert [layer for layer, learns in chosen.items() if learns] == [*range(93, 100)]
+
+
 def test_confidence_is_that_of_the_router_with_the_number():
   """Attention of all experts is sure; it is router 0, and reports after the layer, router 1."""
   gates = dict(name='st_moe', num_experts=2, k=2, normalize_gates=False, second_policy='all')

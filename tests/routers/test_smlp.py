@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stmoe.data.sources import texts
 from stmoe.errors import UserError
 from stmoe.routers import partial_prediction
 from stmoe.routers import smlp_deterministic
@@ -47,6 +48,12 @@ def test_only_the_prefix_and_real_channels_count(context, call):
   for other in (later, padding):
     np.testing.assert_array_equal(weights(call(partial(), other, real)), weights(one))
   np.testing.assert_allclose(weights(one)[0, 0, 1, 0], 0.75, rtol=1e-6)          # the mean is 1, not 2 or 4
+
+
+def test_the_prefix_is_the_share_that_has_no_loss():
+  assert 0.07 * 100 > 7
+  router = partial_prediction.PartialPrediction(100, num_experts=2, prefix=0.07, rngs=nnx.Rngs(0))
+  assert router.w.shape == (7, 2) and texts._unscored(0.07, 100) == 7
 
 
 def test_refusals_say_what_to_do(context):

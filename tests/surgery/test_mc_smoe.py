@@ -26,6 +26,11 @@ def test_the_start_computes_what_the_matrices_did(experts):
     assert np.linalg.matrix_rank(wi['u'] @ wi['v'], tol=1e-3) == 2
 
 
+def test_a_rank_is_not_rounded_up_for_the_rounding_of_floats():
+  assert 0.07 * 200 * 200 / 400 > 7
+  assert mc_smoe.rank_of(200, 200, 0.07) == 7 and mc_smoe.rank_of(200, 200, 0.071) == 8
+
+
 def test_nothing_is_pruned_where_all_is_kept_and_other_groups_stay():
   cfg = trained.config()
   assert 'groups' not in mc_smoe.operate(trained.params(cfg), cfg, trained.none, keep=1.0)[1]

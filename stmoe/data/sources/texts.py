@@ -1,7 +1,6 @@
 """Texts, and pairs of texts, as rows of ids: of a task, of files or of a mixture of tasks."""
 
 import dataclasses
-import math
 import typing
 
 import ml_collections
@@ -396,4 +395,4 @@ def _unscored(share, length):
   """How many of the first targets of a segment have no loss."""
   if not 0 <= share < 1:
     raise errors.UserError(f'data.loss_from={share} is a share of the row: at least 0.0 and below 1.0')
-  return math.ceil(share * length)
+  return ranges.rounded_up(share * length)

@@ -99,7 +99,8 @@ class Beam:
     grown = jax.lax.dynamic_update_slice_in_dim(pick(ids, beam), token[..., None], i, 2)
     ends = jnp.isin(token, jnp.asarray(self.eos_id))                 # [B, M]
     alive, survivors = jax.lax.top_k(jnp.where(ends, NEVER, total), k)  # [B, K]
-    score = jnp.where(ends & (jnp.arange(most) < k), total / penalty(i + 1, self.length_penalty), NEVER)
+    finish = ends & (jnp.arange(most) < k) & (total > NEVER / 2)     # before a penalty makes NEVER likelier
+    score = jnp.where(finish, total / penalty(i + 1, self.length_penalty), NEVER)
     ended, best = jax.lax.top_k(jnp.concatenate([ended, score], axis=1), k)
     texts = pick(jnp.concatenate([texts, grown], axis=1), best)
     return pick(beam, survivors), (pick(grown, survivors), alive, texts, ended)

@@ -6,7 +6,6 @@ learn by the language-model loss of the text itself: first of the prompt, then a
 
 import dataclasses
 import functools
-import math
 import typing
 
 import jax
@@ -123,7 +122,7 @@ class Rule:
     if max(among) >= number:
       raise UserError(f'decode.layers={among}: the model has routers 0 to {number - 1}; nearest: '
                       f'{number - 1}')
-    most = math.ceil(self.confident * len(among))
+    most = ranges.rounded_up(self.confident * len(among))
     if most == len(among):
       return {layer: jnp.ones((rows, 1), bool) for layer in among}
     sure = jnp.stack(_confidence(model, batch, number), axis=1)[:, jnp.array(among)]         # [B, n]

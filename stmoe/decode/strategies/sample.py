@@ -45,8 +45,8 @@ class Sample:
 
   tell = None                            # see loop.run
 
-  def __init__(self, *, temperature: ranges.Positive = 1.0, top_k: ranges.Natural = 0,
-               top_p: ranges.PartOf1 = 1.0, eos_id=1):
+  def __init__(self, *, temperature: ranges.Above0('decode.name=greedy') = 1.0,
+               top_k: ranges.Natural = 0, top_p: ranges.PartOf1 = 1.0, eos_id=1):
     if not temperature > 0:
       raise UserError(f'decode.temperature={temperature}: it is above 0; nearest: decode.name=greedy')
     if top_k < 0:
