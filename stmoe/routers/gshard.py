@@ -1,5 +1,7 @@
 """GShard: group-level top-2 gating with a random second expert (arXiv:2006.16668)."""
 
+import math
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -140,7 +142,7 @@ class GShard(nnx.Module):
     if self.expert_slots[phase] is not None:
       return min(size, self.expert_slots[phase])
     if self.token_share[phase] is not None:
-      return ranges.rounded_up(self.token_share[phase] * size)
+      return math.ceil(self.token_share[phase] * size)           # of the float product, as transformers
     return assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:

@@ -101,12 +101,6 @@ def test_slots_of_an_expert(call, context, train, fields, slots):
   assert call(router, jnp.zeros((1, 11, 8)), ctx).assignment.capacity == slots
 
 
-def test_a_share_of_tokens_is_not_rounded_up_for_the_rounding_of_floats(call, context):
-  router = gshard.GShard(8, num_experts=4, token_share=(None, 0.07), rngs=nnx.Rngs(0))
-  ctx = context(np.ones((1, 100), bool)).replace(train=False)
-  assert call(router, jnp.zeros((1, 100, 8)), ctx).assignment.capacity == 7
-
-
 @pytest.mark.parametrize('fields, message', [
     (dict(second_policy='rnadom'), "second_policy has no choice 'rnadom'; nearest: random"),
     (dict(k=5), 'k=5 with num_experts=4')])
