@@ -18,11 +18,13 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
 from stmoe import modules
+from stmoe import targets
 from stmoe.analysis.routing import choices
 from stmoe.analysis.routing import diagnostics
 from stmoe.answer import interactive
 from stmoe.checkpoints import checkpoint
 from stmoe.core import contract
+from stmoe.core import hidden
 from stmoe.data import batches as pipeline
 from stmoe.derive.calibration import watch
 from stmoe.hosts import distributed
@@ -35,7 +37,7 @@ from stmoe.train import opened
 ITEMS = {'chosen_cosines': 'output_similarity', 'probability_margin': 'probability_margin',
          'anisotropy': 'anisotropy'}
 DROPPED = (1, 2)                         # first choices that are taken away
-GIVEN = 'given/'
+GIVEN, LABELS = 'given/', 'labels'        # in batches: what is known of rows, their class
 
 
 def diagnose(run: str | pathlib.Path, step: int | None = None, against: Sequence[int] | None = (),
@@ -44,10 +46,11 @@ def diagnose(run: str | pathlib.Path, step: int | None = None, against: Sequence
   """Returns what the routers of `run` do, as numbers, lists and dicts; NaN is a number without meaning.
 
   step, tokens  the checkpoint, and how many tokens of evaluation it routed
-  layers        name -> dict of numbers, load [E], coactivation [E,E] and its strongest pairs
+  layers        name -> dict of numbers, load [E], coactivation [E,E] and its strongest pairs,
+                and places [T]: how many experts compute the token there, mean over rows
   universality  how alike the layers use experts of equal numbers
   against       step -> layer -> overlap, change, slot_change, first_agreement
-  domains       name -> layer -> allocation_entropy, load [E]
+  domains       name -> layer -> allocation_entropy, without, load [E]
   loss, dropped of evaluation; 1, 2 -> loss without so many first choices, minus `loss`; a token then has the
                 next k, also where its router's policy or threshold would leave out some
   temperatures  text -> loss with logits divided by the temperature, minus `loss`
@@ -56,14 +59,16 @@ def diagnose(run: str | pathlib.Path, step: int | None = None, against: Sequence
   Args:
     step:         of the checkpoint; None = the newest.
     against:      steps of checkpoints that the choices are compared with; None = all others that are kept.
-    texts:        name -> text of a domain. Tasks of a mixture and what is given of rows are domains, too.
+    texts:        name -> text of a domain. Tasks of a mixture are domains, too. So are the rows of a class,
+      and those of which the same is given.
     temperatures: that logits are divided by.
     batches:      of evaluation.
     overrides:    on the run's configuration, such as other data.
   """
   cfg = experiment.override(copy.deepcopy(rundir.opened(run, step)), overrides, whole=False)
-  if not any(name.endswith('_segment_ids') for name in lookup.source(cfg.data).shapes(1)):
-    raise errors.UserError(f'{run} has {lookup.titled(cfg.data)}; routing is told of the tokens of texts')
+  if texts and not any(name.endswith(choices.SEGMENTS) for name in lookup.source(cfg.data).shapes(1)):
+    raise errors.UserError(f'--domain {next(iter(texts))}: {run} has {lookup.titled(cfg.data)}, and reads no '
+                           'text; nearest: no --domain, its classes are domains already')
   with cfg.unlocked():
     cfg.eval.batches = batches
   with opened.run(cfg, run, say, devices) as (plan, source):
@@ -95,11 +100,11 @@ class Probe:
     self.notes: list[str] = []           # each once
     self.step, self._state = self._restore(step)
     self._batches = self._of(most=cfg.eval.batches)
+    if not [*choices.recorded(*self._foreseen(names=()))]:
+      raise errors.UserError(f'{run} has no sparse layer in a stack whose tokens choose experts')
     self._names = self._possible()
     self._record = functools.partial(_record, plan, names=tuple(self._names))
-    self._routes, self._sums = self._recorded(self._state, self._batches)
-    if not self._routes:
-      raise errors.UserError(f'{run} has no sparse layer whose tokens choose experts')
+    self._routes, self._sums, self._real = self._recorded(self._state, self._batches)
 
   def layers(self) -> dict:
     """Returns dict(step, tokens, layers, universality) of the checkpoint."""
@@ -107,6 +112,7 @@ class Probe:
     for name, before in zip(names, [None, *names]):
       routes = self._routes[name]
       found[name] = _of_layer(routes) | self._summed(name)
+      found[name]['places'] = diagnostics.by_place(routes, self._real[name]).tolist()
       if before and self._routes[before].num_experts == routes.num_experts and len(
           self._routes[before].experts) == len(routes.experts):
         found[name]['overlap_before'] = diagnostics.overlap(routes, self._routes[before])
@@ -115,7 +121,7 @@ class Probe:
 
   def against(self, step: int) -> dict[str, dict[str, float]]:
     """Returns dict layer -> how the choices of the same tokens at `step` compare with this checkpoint's."""
-    other, _ = self._recorded(self._restore(step)[1], self._batches)
+    other, _, _ = self._recorded(self._restore(step)[1], self._batches)
     found = {}
     for name, routes in self._routes.items():
       overlap = diagnostics.overlap(other[name], routes)
@@ -125,10 +131,14 @@ class Probe:
     return found
 
   def domains(self, texts: dict[str, str]) -> dict[str, dict]:
-    """Returns dict domain -> layer -> dict(allocation_entropy, load), of tasks, given values and `texts`."""
+    """Returns dict domain -> layer -> dict(allocation_entropy, without, load).
+
+    Domains are tasks, kinds of rows, and `texts`.
+    """
     found = {name: self._recorded(self._state, batches)[0] for name, batches in self._parts(texts)}
-    found |= self._given()
+    found |= self._kinds()
     return {name: {layer: dict(allocation_entropy=diagnostics.allocation_entropy(routes),
+                               without=diagnostics.without(routes),
                                load=diagnostics.load(routes).tolist()) for layer, routes in layers.items()}
             for name, layers in found.items()}
 
@@ -152,33 +162,43 @@ class Probe:
     every = pipeline.eval_batches(self._cfg, *self._shard, self._source, **chosen)
     return list(itertools.islice(every, self._cfg.eval.batches or None))
 
+  def _foreseen(self, names):
+    """What `_record` returns of the first batch, as shapes: nothing is compiled."""
+    return jax.eval_shape(functools.partial(_record, self._plan, names=names), self._state['params'],
+                          self._state['router_state'], check.place(self._batches[0], self._plan.mesh))
+
   def _possible(self):
     """Those of ITEMS that every router allows; notes say why the others are left out."""
-    batch, allowed = check.place(self._batches[0], self._plan.mesh), []
+    allowed = []
     for name in ITEMS:
       try:
-        jax.eval_shape(functools.partial(_record, self._plan, names=(name,)), self._state['params'],
-                       self._state['router_state'], batch)
+        self._foreseen(names=(name,))
         allowed.append(name)
       except errors.UserError as error:
         self.notes.append(f'no {ITEMS[name]}: {error}')
     return [*allowed, 'tokens'] if allowed else []
 
   def _recorded(self, state, batches):
-    """(dict layer -> Routes, dict layer -> dict item -> f64[...]) of `state` on `batches`."""
+    """(dict layer -> Routes, dict layer -> dict item -> f64[...], dict layer -> bool[B,T] real tokens).
+
+    That is what the model of `state` does with `batches`, one after the other.
+    """
     compute = jax.jit(self._record, out_shardings=distributed.everywhere(self._plan.mesh))
     parts: dict[str, list] = {}
     sums: dict[str, dict] = {}
+    masks: dict[str, list] = {}
     for batch in batches:
       placed = check.place(batch, self._plan.mesh)
-      aux, mask = jax.device_get(compute(state['params'], state['router_state'], placed))
-      for name, edges, real, num_experts in choices.recorded(aux, mask):
+      aux, real_of = jax.device_get(compute(state['params'], state['router_state'], placed))
+      for name, edges, real, num_experts in choices.recorded(aux, real_of):
+        masks.setdefault(name, []).append(real)
         parts.setdefault(name, []).append(diagnostics.routes(**edges, mask=real, num_experts=num_experts))
       for name, report in aux.items():
         of_batch = {item: np.float64(report.records[item]).sum(0) for item in self._names
                     if item in report.records}
         sums[name] = {item: value + sums.get(name, {}).get(item, 0) for item, value in of_batch.items()}
-    return {name: diagnostics.joined(found) for name, found in parts.items()}, sums
+    return ({name: diagnostics.joined(found) for name, found in parts.items()}, sums,
+            {name: np.concatenate(found) for name, found in masks.items()})
 
   def _summed(self, name):
     """dict of the ITEMS of a layer, divided."""
@@ -199,16 +219,15 @@ class Probe:
     for name, text in texts.items():
       yield name, [interactive.batch(self._cfg, self._source.info()['vocab'], text)]
 
-  def _given(self):
-    """dict 'NAME=value' -> dict layer -> Routes of the rows that have this value given."""
+  def _kinds(self):
+    """dict 'NAME=value' -> dict layer -> Routes of the rows of this class, or that have this value given."""
     found: dict[str, dict] = {}
-    for key in [key for key, a in self._batches[0].items()
-                if key.startswith(GIVEN) and a.ndim == 1 and a.dtype.kind in 'iub']:
-      rows = np.concatenate([batch[key] for batch in self._batches])
+    for key in [key for key, a in self._batches[0].items() if (key.startswith(GIVEN) or key == LABELS)
+                and a.dtype.kind in 'iub' and a.size == len(a)]:
+      rows = np.concatenate([batch[key].reshape(-1, 1) for batch in self._batches])    # [B, 1]
       for layer, routes in self._routes.items():
-        stack = choices.stack_of(layer)
-        real = np.concatenate([batch[f'{stack}_segment_ids'] > 0 for batch in self._batches])
-        values = np.broadcast_to(rows[:, None], real.shape)[real]    # [n]
+        real = self._real[layer]
+        values = np.broadcast_to(rows, real.shape)[real]             # [n]
         for value in np.unique(values):
           found.setdefault(f'{key.removeprefix(GIVEN)}={value}', {})[layer] = routes.of(values == value)
     return found
@@ -228,18 +247,21 @@ class Probe:
 
 
 def _record(plan, params, routers, batch, names):
-  """(dict layer -> Aux with records, the batch's segment ids) as at evaluation."""
+  """(dict layer -> Aux with records, dict stack -> bool[B,T] real tokens) as at evaluation."""
   model = plan.model(params, routers)
   model = watch.watched(model, names) if names else model
-  _, aux = choices.trace(model)(batch, train=False)
-  return aux, {key: a for key, a in batch.items() if key.endswith('_segment_ids')}
+  first = [block for stack in model.stacks() for block in stack.blocks()[:1]]
+  model = choices.trace(modules.showing(model, first))
+  aux, states = hidden.apart(model(targets.posed(plan.target, batch), train=False)[1])
+  return aux, {choices.stack_of(name): state.mask for name, state in states.items()}
 
 
 def _of_layer(routes):
   pairs = diagnostics.coactivation(routes)
   measures = dict(
-      allocation_entropy=diagnostics.allocation_entropy, usage_perplexity=diagnostics.usage_perplexity,
-      dead=diagnostics.dead, weight_entropy=diagnostics.weight_entropy, margin=diagnostics.margin)
+      without=diagnostics.without, allocation_entropy=diagnostics.allocation_entropy,
+      usage_perplexity=diagnostics.usage_perplexity, dead=diagnostics.dead,
+      weight_entropy=diagnostics.weight_entropy, margin=diagnostics.margin)
   return {name: measure(routes) for name, measure in measures.items()} | dict(
       choices=float((routes.experts >= 0).sum(1).mean()), load=diagnostics.load(routes).tolist(),
       coactivation=pairs.tolist(), strongest=diagnostics.strongest(pairs))

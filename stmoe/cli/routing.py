@@ -4,6 +4,7 @@ stmoe routing runs/try                                       the newest checkpoi
 stmoe routing runs/try --against 500,1000                    how its choices differ from those at these steps
 stmoe routing runs/try --against all                         from those of every checkpoint that was kept
 stmoe routing runs/try --domain code=a.py --domain prose=b.txt     use of experts by domain
+stmoe routing runs/vmoe                                      of images: where patches go, by class
 stmoe routing DOWNLOADED --config.data.files=TEXT            a downloaded model on a text of yours
 
 Prints tables and writes RUN/routing.json and RUN/plots/routing*.png; `stmoe report` shows them. A dash is a

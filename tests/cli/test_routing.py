@@ -103,8 +103,38 @@ def test_mistakes_are_one_line(command, run, words, said, one_device):
   assert code == 2 and said in err.splitlines()[-1]
 
 
-def test_a_run_of_images_is_told_that_routing_is_of_texts(mistake, tmp_path):
-  (tmp_path / 'run/checkpoints/1').mkdir(parents=True)
-  (tmp_path / 'run/config.json').write_text(experiment.to_json(experiment.load('vmoe/digits:smoke')[0]))
-  line = mistake('routing', tmp_path / 'run')
-  assert "data.objective='classification'; routing is told of the tokens of texts" in line, line
+def test_patches_of_images_are_told_by_class(command, mistake, tmp_path, one_device):
+  """A V-MoE that drops choices. The last of its batches is not full: empty rows do not count."""
+  folder, (images, batch) = tmp_path / 'run', (6, 4)
+  pixels = np.random.default_rng(0).integers(0, 256, (2 * images, 4, 4), np.uint8)
+  np.savez(tmp_path / 'images.npz', images=pixels, labels=np.arange(2 * images) % 3,
+           split=np.repeat(['train', 'validation'], images))
+  loop.train(experiment.load('vmoe/digits:experts=4,smoke', [
+      'data.task=npz', f"data.files=('{tmp_path / 'images.npz'}',)", f'data.cache_dir={tmp_path}',
+      'data.image_size=4', 'model.image_size=4', "model.layers=(('m',1),)", 'model.vocab_size=3',
+      'model.d_model=8', 'model.num_heads=1', 'model.head_dim=8', 'blocks.m.experts.d_ff=8',
+      'blocks.m.group_size=5', 'blocks.m.router.batch_priority=True',
+      'blocks.m.router.capacity_factor=(0.5,0.5)', 'train.steps=1', 'train.batch_size=4', 'eval.every=1',
+      f'eval.batch_size={batch}', 'checkpoint.every=1'])[0], folder, devices=jax.devices()[:1])
+  code, out, _ = command('routing', folder, '--temperatures', '2')
+  assert code == 0 and '\nlabels=2' in out
+  found = records.routing(folder)
+  layer, classes = found['layers']['encoder_00'], found['domains']
+  assert found['tokens'] == images * 5 and [*classes] == ['labels=0', 'labels=1', 'labels=2']
+  assert found['loss'] == pytest.approx(records.done(folder)['eval/loss'], rel=1e-6)
+  assert 0 < layer['choices'] < 2 and 0 <= layer['without'] < 1
+  assert len(layer['places']) == 5 and np.mean(layer['places']) == pytest.approx(layer['choices'])
+  by_class = [inside['encoder_00'] for inside in classes.values()]
+  assert np.mean([one['without'] for one in by_class]) == pytest.approx(layer['without'])
+  assert all(sum(one['load']) == pytest.approx(1) for one in by_class)
+  assert (folder / 'plots/routing_domains.png').is_file()
+  (tmp_path / 'a.txt').write_text('a')
+  assert "data.objective='classification', and reads no text" in mistake(
+      'routing', folder, '--domain', f'a={tmp_path / "a.txt"}')
+
+
+def test_a_run_without_choices_is_told_so(mistake, tmp_path, one_device):
+  cfg = tiny_run.config(tiny_run.write_corpus(tmp_path), **{
+      'model.layers': (('d', 1),), 'losses': {}, 'train.steps': 1})
+  loop.train(cfg, tmp_path / 'run', devices=jax.devices()[:1])
+  assert 'no sparse layer in a stack whose tokens choose experts' in mistake('routing', tmp_path / 'run')

@@ -12,6 +12,8 @@ import numpy as np
 from stmoe import lookup
 from stmoe import modules
 
+SEGMENTS = '_segment_ids'                # end of the name of a stack's segments in a batch of texts
+
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
@@ -44,24 +46,29 @@ def choices(model, batch):
   """
   _, aux = jax.jit(lambda m, b: m(b))(trace(model), batch)
   return {name: Choices(name, per_token(**edges, mask=mask, num_experts=num_experts), num_experts)
-          for name, edges, mask, num_experts in recorded(jax.device_get(aux), batch)}
+          for name, edges, mask, num_experts in recorded(jax.device_get(aux), _masks(batch))}
 
 
-def recorded(aux, batch):
-  """Yields (name, edges, mask bool[B,T], E) of every router that recorded the edges of a batch's tokens.
+def recorded(aux, masks):
+  """Yields (name, edges, mask bool[B,T], E) of every router that recorded the edges of a stack's tokens.
 
   Args:
     aux:   dict layer name -> Aux of a model of `trace`, on the host.
-    batch: dict of i32[B,T].
+    masks: dict stack -> bool[B,T] real tokens.
   """
   for layer, report in aux.items():
     records = {name: edges for name, edges in report.records.items() if name.endswith('edges')}
-    if not records or f'{stack_of(layer)}_segment_ids' not in batch:
+    if not records or stack_of(layer) not in masks:
       continue
-    mask = np.asarray(batch[f'{stack_of(layer)}_segment_ids']) > 0
     for record, edges in records.items():
       name = f'{layer}.{record}'.removesuffix('.edges')              # 'edges', or '0.edges', '1.edges', ...
-      yield name, edges, mask, report.load.shape[-1] // len(records)
+      yield name, edges, masks[stack_of(layer)], report.load.shape[-1] // len(records)
+
+
+def _masks(batch):
+  """dict stack -> bool[B,T] real tokens of a batch of texts."""
+  named = {name: a for name, a in batch.items() if name.endswith(SEGMENTS)}
+  return {name.removesuffix(SEGMENTS): np.asarray(a) > 0 for name, a in named.items()}
 
 
 def stack_of(layer):

@@ -12,6 +12,7 @@ from stmoe.analysis import canvas
 # Measure of a layer -> (heading, what the heading means).
 COLUMNS = {
     'choices': ('choices', 'experts that compute a token, mean'),
+    'without': ('without', 'share of tokens that no expert computes'),
     'allocation_entropy': ('allocation', 'entropy of first choices over ln E; 1 = all experts equally often'),
     'usage_perplexity': ('usage', 'exp of the entropy of the load, over E'),
     'dead': ('dead', 'share of experts without a token'),
@@ -29,7 +30,8 @@ COMPARED = {
     'slot_change': ('slots', 'share of the choices that differ place by place'),
 }
 BY_DEPTH = ('allocation_entropy', 'weight_entropy', 'margin', 'output_similarity')
-MAPS = 6                                 # layers whose co-activation is drawn
+MAPS = 6                                 # layers of which maps are drawn
+NAMED = 40                               # most rows of a map that have their names
 
 
 def table(found):
@@ -81,6 +83,10 @@ def figures(found):
   made = {'routing_depth': depth(found), 'routing_coactivation': coactivation(found)}
   if len(found['against']) > 1:
     made['routing_saturation'] = saturation(found)
+  if found['domains']:
+    made['routing_domains'] = shares(found)
+  if any(len({*layer.get('places', ())} - {None}) > 1 for layer in found['layers'].values()):
+    made['routing_places'] = places(found)
   return made
 
 
@@ -97,11 +103,15 @@ def depth(found):
   return made
 
 
+def _maps(found):
+  """The names of at most MAPS layers, from the first to the last."""
+  names = list(found['layers'])
+  return [names[round(place)] for place in np.linspace(0, len(names) - 1, min(MAPS, len(names)))]
+
+
 def coactivation(found):
   """Returns the Figure of which experts compute the same tokens: a heat map per layer, at most MAPS."""
-  names = list(found['layers'])
-  chosen = np.linspace(0, len(names) - 1, min(MAPS, len(names)))
-  names = [names[round(place)] for place in chosen]
+  names = _maps(found)
   columns = min(3, len(names))
   rows = math.ceil(len(names) / columns)
   made, axes = canvas.new(rows, columns, 3.3 * columns + 0.8, 3.1 * rows)
@@ -116,6 +126,36 @@ def coactivation(found):
   bar = made.colorbar(image, ax=list(axes.flat[:len(names)]), shrink=0.85, pad=0.02)
   bar.set_label('share of tokens', fontsize=9.5, color=canvas.INK)
   bar.outline.set_visible(False)
+  return made
+
+
+def shares(found):
+  """Returns the Figure of each expert's share of a domain's choices: a heat map per layer, at most MAPS.
+
+  Domains are tasks, texts, and classes of images. A row adds up to 1.
+  """
+  domains, names = found['domains'], _maps(found)
+  made, axes = canvas.new(1, len(names), 3.3 * len(names) + 1, min(1.2 + 0.25 * len(domains), 12))
+  for ax, name in zip(axes[0], names):
+    absent = dict(load=np.full(len(found['layers'][name]['load']), math.nan))
+    loads = [layers.get(name, absent)['load'] for layers in domains.values()]    # [domains][E]
+    made.colorbar(ax.imshow(loads, cmap='Blues', vmin=0, aspect='auto'), ax=ax, pad=0.02)
+    ax.grid(False)
+    if ax is axes[0, 0] and len(domains) <= NAMED:
+      ax.set_yticks(range(len(domains)), domains)
+    canvas.label(ax, 'expert', title=name)
+  return made
+
+
+def places(found):
+  """Returns the Figure of how many experts compute the token at each place of a row, a line per layer."""
+  made, axes = canvas.new(1, 1, 5.4, 3.4)
+  ax, styles = axes[0, 0], canvas.styles(list(found['layers']))
+  for name, (colour, dash) in styles.items():
+    values = [math.nan if value is None else value for value in found['layers'][name].get('places', ())]
+    ax.plot(range(len(values)), values, dash, color=colour)
+  canvas.label(ax, 'place in the row', 'experts that compute a token')
+  canvas.legend(made, dict(zip(styles, ax.lines)))
   return made
 
 

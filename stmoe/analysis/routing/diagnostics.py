@@ -96,6 +96,22 @@ def dead(found: Routes) -> float:
   return float(np.mean(load(found) == 0))
 
 
+def without(found: Routes) -> float:
+  """Returns the share of tokens that no expert computes: all of their choices found no slot."""
+  return _mean((found.experts < 0).all(1))
+
+
+def by_place(found: Routes, real: np.ndarray) -> np.ndarray:
+  """Returns f64[T]: how many experts compute a token at a place of its row, mean over rows; NaN of no token.
+
+  Args: real: bool[B,T], True at the n tokens of `found`, which come in this order.
+  """
+  computed = np.zeros(real.shape)
+  computed[real] = (found.experts >= 0).sum(1)
+  count = real.sum(0)                                                # [T]
+  return np.where(count > 0, computed.sum(0) / np.maximum(count, 1), math.nan)
+
+
 def weight_entropy(found: Routes) -> float:
   """Returns the mean of H(w_t) / ln k over tokens of several experts: 1 = equal weights; NaN of none."""
   count = (found.experts >= 0).sum(1)                                # [n]

@@ -25,6 +25,12 @@ def test_edges_become_routes_of_real_tokens():
   assert found.weights.tolist() == [[0.7, 0.3], [0.9, 0], [0, 0], [0.5, 0], [0.6, 0.2]]
 
 
+def test_places_are_those_of_rows():
+  """The last row is short: its second place does not count. No row has a third."""
+  real = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 0]], bool)
+  np.testing.assert_array_equal(diagnostics.by_place(MINE, real), [4 / 3, 1, math.nan])
+
+
 def test_the_sign_of_a_weight_does_not_count():
   """TC-MoE's experts of factor -1: token 1 has expert 1 first, and entropies are of lengths."""
   token, expert = np.array([[0, 1, 0, 1]]), np.array([[0, 0, 1, 1]])
@@ -41,7 +47,7 @@ def test_of_one_layer():
   assert diagnostics.allocation_entropy(MINE) == pytest.approx(math.log(3) / math.log(4))
   entropy = -2 * 0.4 * math.log(0.4) - 0.2 * math.log(0.2)
   assert diagnostics.usage_perplexity(MINE) == pytest.approx(math.exp(entropy) / 4)
-  assert diagnostics.dead(MINE) == 0.25
+  assert diagnostics.dead(MINE) == 0.25 and diagnostics.without(MINE) == 0.25
   uneven = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(2)
   assert diagnostics.weight_entropy(MINE) == pytest.approx((uneven + 1) / 2)     # of tokens 0 and 2
   assert diagnostics.margin(MINE) == pytest.approx((0.5 + 0) / 2)
