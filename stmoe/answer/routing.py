@@ -23,6 +23,7 @@ from stmoe.analysis.routing import choices
 from stmoe.analysis.routing import diagnostics
 from stmoe.answer import interactive
 from stmoe.checkpoints import checkpoint
+from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.core import hidden
 from stmoe.data import batches as pipeline
@@ -270,7 +271,11 @@ def _of_layer(routes):
 def _without(model, number):
   """The model whose tokens go to their next choices instead of the first `number`."""
   def changed(d_model, inner, rngs):
-    k = contract.offered(inner(d_model, rngs=rngs), 'k') or 1
+    router = inner(d_model, rngs=rngs)
+    k = contract.offered(router, 'k')
+    if k is None:
+      raise errors.UserError(f'{checked.file(router)} does not say how many experts a token has: no '
+                             'choice of its is taken away')
     ranks = tuple(range(number, number + k))
     return lookup.constructor('router', 'ranks')(d_model, inner=inner, ranks=ranks, rngs=rngs)
   return modules.wrapped(model, changed)
