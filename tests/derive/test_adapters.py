@@ -121,6 +121,30 @@ def test_an_adapter_alone_comes_back_byte_for_byte(start, adapted, alone, tmp_pa
   comes_back(start, adapted, alone, tmp_path)
 
 
+@pytest.mark.parametrize('trainable', ['adapter', 'all'])
+def test_a_run_from_an_adapted_run_begins_with_its_adapter(trainable, start, adapted, prepared, tmp_path):
+  """Trained on, it is beside the same base as before, unless that trained too."""
+  more = f'train.trainable={trainable}', 'train.steps=1', 'eval.every=1', 'checkpoint.every=1'
+  run, said = tmp_path / 'run', []
+  cfg, name = prepared('', *more, 'schedule.value=0.0', run=adapted)
+  assert finetune.finetune(adapted, cfg, run, name, devices=ONE, say=said.append) == 0
+  assert ' 0 new, 0 of the start not used' in said[0]
+  (_, before), (_, after) = opened(adapted), opened(run)
+  jax.tree.map(np.testing.assert_array_equal, before['params'], after['params'])
+  cfg, name = prepared('', *more, run=adapted)
+  moved = tmp_path / 'moved'
+  assert finetune.finetune(adapted, cfg, moved, name, devices=ONE, say=lambda line: None) == 0
+  if trainable == 'all':
+    with pytest.raises(errors.UserError, match='has changed what its adapter was put beside.*merge_adapter'):
+      saved.write(moved, tmp_path / 'alone')
+    assert not (tmp_path / 'alone').exists()
+  else:
+    saved.write(moved, tmp_path / 'alone')
+    config = json.loads((tmp_path / 'alone' / 'adapter_config.json').read_text())
+    assert config['base_model_name_or_path'] == str(start)
+    comes_back(start, moved, tmp_path / 'alone', tmp_path)
+
+
 def test_lora_has_one_form_of_names(adapted, tmp_path):
   with pytest.raises(errors.UserError, match="form 'legacy' is of the names of a MixLoRA"):
     saved.write(adapted, tmp_path / 'out', form='legacy')

@@ -15,6 +15,8 @@ from stmoe.data import batches as pipeline
 from stmoe.derive import compress
 from stmoe.derive import convert
 from stmoe.derive import finetune
+from stmoe.derive.adapter import loaded
+from stmoe.derive.adapter import saved
 from stmoe.derive.conversion import exporting
 from stmoe.interop import tensors
 from stmoe.runs import directory as rundir
@@ -92,6 +94,22 @@ def test_a_fine_tuned_run_begins_with_them(start, tmp_path, slots):
   kept = {name.removeprefix('params/'): x for name, x in numbers(start).items() if name.startswith('params/')}
   same(named(state['params']), kept if slots == 'keep' else evaluated(start))
   assert record['new'] == []
+
+
+def test_an_adapter_stands_beside_them(start, tmp_path):
+  (tmp_path / 'pairs.jsonl').write_text((json.dumps(PAIR) + '\n') * 40)
+  cfg, name = finetune.prepare('finetune/jsonl', [
+      f'--config.{text}' for text in (
+          f'data.jsonl={tmp_path / "pairs.jsonl"}', f'data.cache_dir={tmp_path}', 'data.inputs_length=8',
+          'data.targets_length=8', 'train.steps=1', 'train.batch_size=4', 'eval.batch_size=4',
+          'eval.batches=1', 'eval.every=1', 'eval.methods=', 'checkpoint.every=1',
+          'finetune.adapter=lora:rank=2')], start)
+  quiet = lambda line: None
+  assert finetune.finetune(start, cfg, tmp_path / 'run', name, devices=ONE, say=quiet) == 0
+  saved.write(tmp_path / 'run', tmp_path / 'alone')
+  loaded.read(tmp_path / 'alone', start, tmp_path / 'again', devices=ONE, say=quiet)
+  params = lambda run: {name: x for name, x in numbers(run).items() if name.startswith('params/')}
+  same(params(tmp_path / 'again'), params(tmp_path / 'run'))
 
 
 def test_files_have_them(tmp_path):

@@ -95,11 +95,11 @@ class Places:
         yield peft.router(site, form)
 
   def base(self, inventory: dict) -> dict:
-    """Returns the entries of a checkpoint's inventory that are of parameters of no adapter."""
+    """Returns the entries of an inventory of parameters of no adapter, or of their averages, if any."""
     adapters = {'/'.join(map(str, ('params', *leaf))) for leaf, words in self.labels.items()
                 if 'adapter' in words}
-    return {name: facts for name, facts in inventory.items()
-            if name.startswith('params/') and name not in adapters}
+    read = lambda name: inventory['/'.join(states.evaluated(tuple(name.split('/')), inventory))]
+    return {name: read(name) for name in inventory if name.startswith('params/') and name not in adapters}
 
 
 def _sites(path, shape, table):

@@ -33,13 +33,15 @@ def write(run: str | pathlib.Path, target: str | pathlib.Path, to: str | None = 
     step: of the checkpoint; None = the newest.
     form: key of `peft.FORMS`, of the names of a MixLoRA; None = that of its import, or else the current one.
   Raises:
-    UserError: the run has no adapter, one without names in such files, or no MixLoRA for a `form`.
+    UserError: the run has no adapter, one without names in such files, or no MixLoRA for a `form`; or what
+      the adapter stands beside has changed since it was put there.
   """
   run = pathlib.Path(run)
   cfg, reader = rundir.opened(run, step), exporting.reader_of(run, step)
   found = places.Places(cfg, to or records.family(run))
   if not found.parts():
     raise errors.UserError(f'{run} has no adapter; nearest: stmoe convert without --adapter')
+  _unchanged(run, found, reader.inventory)
   own = run / places.FOLDER
   record = documents.read_json(own / places.RECORD) if own.is_dir() else {}
   before, form = _forms(cfg, record, form)
@@ -65,6 +67,25 @@ def digest(inventory: dict) -> str:
   return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
+def _beside(run):
+  """The parent, of the ancestry of a run, that its adapter was put beside; None if no ancestor was one."""
+  made = (entry for entry in records.ancestry(run).get('lineage') or ()
+          if entry['method'] == 'adapter' or entry.get('options', {}).get('adapter'))
+  return next((parent for entry in made for parent in entry['parents']), None)
+
+
+def _unchanged(run, found, inventory):
+  """Raises UserError where the base of a run's adapter is there and is not what the run has of it."""
+  base = _beside(run)
+  if base is None or base['step'] not in rundir.saved(base['run']):
+    return
+  before = exporting.reader_of(pathlib.Path(base['run']), base['step'])
+  same = before.digest == base['checkpoint']                         # and not a later run of that name
+  if same and digest(found.base(inventory)) != digest(found.base(before.inventory)):
+    raise errors.UserError(f'{run} has changed what its adapter was put beside, {base["run"]}, so the adapter'
+                           f' fits nothing; nearest: stmoe compress {run} merge_adapter --workdir MERGED')
+
+
 def _array(reader, found, part):
   """The numpy array of a Part of an adapter, as it is in files."""
   one = found.slices[part.path]
@@ -77,8 +98,7 @@ def _array(reader, found, part):
 def _config(cfg, run, found):
   """The adapter_config.json of a configuration's adapter, but for `_strategy`."""
   low, modules = _low(cfg), sorted({_module(part) for part in found.parts() if part.path[-1] == 'a'})
-  lineage = records.ancestry(run).get('lineage') or [dict(parents=[])]
-  base = next((parent['run'] for parent in lineage[0]['parents']), str(run))
+  base = (_beside(run) or dict(run=str(run)))['run']
   task = 'CAUSAL_LM' if cfg.model.name != 't5' else 'SEQ_2_SEQ_LM'
   rate = low.pop('dropout_rate')
   section = _section(cfg)
