@@ -96,6 +96,7 @@ def test_a_fine_tuned_run_begins_with_them(start, tmp_path, slots):
   assert record['new'] == []
 
 
+@pytest.mark.slow
 def test_an_adapter_stands_beside_them(start, tmp_path):
   (tmp_path / 'pairs.jsonl').write_text((json.dumps(PAIR) + '\n') * 40)
   cfg, name = finetune.prepare('finetune/jsonl', [

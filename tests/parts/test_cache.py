@@ -171,7 +171,7 @@ def test_layers_around_and_beside_routers(part):
 HASHES = {c: sparse('hash', kind=kind) | ALONE for c, kind in dict(p='previous', q='bigram').items()}
 
 
-@pytest.mark.parametrize('name', ['lm', 't5'])
+@pytest.mark.parametrize('name', ['lm', pytest.param('t5', marks=pytest.mark.slow)])
 def test_hashes_of_the_token_before(name):
   assert_cached_equals_whole(name, build(name, None, more=HASHES))
 
@@ -210,7 +210,9 @@ def test_kinds_of_attention_loops_and_heads(name, fields):
   assert_cached_equals_whole(name, build(name, SWITCH, **fields))
 
 
-@pytest.mark.parametrize('name, impl', [('lm', None), ('lm', 'unsafe_rbg'), ('t5', None)])
+@pytest.mark.parametrize('name, impl', [
+    ('lm', None), pytest.param('lm', 'unsafe_rbg', marks=pytest.mark.slow),
+    pytest.param('t5', None, marks=pytest.mark.slow)])
 def test_what_is_drawn_for_a_text_is_kept_while_it_is_written(name, impl):
   """With a key of any kind, for each of THOR's dispatches."""
   every = {mode[0]: sparse('thor', eval_dispatch=mode) | ALONE for mode in ('token', 'sentence', 'batch')}
