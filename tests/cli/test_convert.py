@@ -125,6 +125,7 @@ def test_bos_is_for_imports_of_decoders_with_a_tokenizer(run, tmp_path, capsys):
     assert '--bos is for' in line
 
 
+@pytest.mark.slow
 def test_conversations_in_a_run_that_was_moved(olmoe, tmp_path, capsys):
   assert main.main(['convert', str(olmoe), str(tmp_path / 'run'), '--bos', 'yes']) == 0
   cfg = rundir.load(tmp_path / 'run')

@@ -58,6 +58,7 @@ def test_an_untrained_run_has_tables_and_a_figure(lm, command, tmp_path):
   assert len(canvas.encode(figure, 'png')) > 5000 and len(figure.axes[0].collections) >= 2
 
 
+@pytest.mark.slow
 def test_untrained_models_are_at_chance_per_byte(untrained):
   """No grade is 3 deviations away, and together they stray as chance does; sums are for short choices."""
   tasks = [test_task_files.big_bench.read(HERE / f'{name}.json')[0] for name in (

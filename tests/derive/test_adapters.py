@@ -121,7 +121,8 @@ def test_an_adapter_alone_comes_back_byte_for_byte(start, adapted, alone, tmp_pa
   comes_back(start, adapted, alone, tmp_path)
 
 
-@pytest.mark.parametrize('trainable', ['adapter', pytest.param('all', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('trainable', ['adapter', 'all'])
 def test_a_run_from_an_adapted_run_begins_with_its_adapter(trainable, start, adapted, prepared, tmp_path):
   """Trained on, it is beside the same base as before, unless that trained too."""
   more = f'train.trainable={trainable}', 'train.steps=1', 'eval.every=1', 'checkpoint.every=1'

@@ -49,8 +49,8 @@ def test_scan_and_loop_are_equal_and_draw_the_same_noise(name, whole, noisy):
   tiny.assert_equal((loss, layout.roll(grads)), noisy)
 
 
-@pytest.mark.parametrize('remat', ['full', 'none', *(pytest.param(policy, marks=pytest.mark.slow)
-                                            for policy in ('dots', 'dots_no_batch'))])
+@pytest.mark.parametrize('remat', ['full', *(pytest.param(policy, marks=pytest.mark.slow)
+                                             for policy in ('none', 'dots', 'dots_no_batch'))])
 def test_rematerialisation(name, whole, noisy, remat):
   if name != 'lm' and remat != 'full':
     pytest.skip('policies act on units, which the language model covers')

@@ -141,6 +141,7 @@ def test_empty_rows_change_nothing():
   tiny.assert_equal(run({key: jnp.pad(a, ((0, 2), (0, 0))) for key, a in half.items()}), run(half))
 
 
+@pytest.mark.slow
 def test_packing_changes_nothing():
   apart = rows(real=4)
   packed = {key: a.reshape(2, 2, 8)[..., :4].reshape(2, 8) for key, a in apart.items()}

@@ -201,8 +201,8 @@ def test_rows_that_change_places_take_along_what_they_remember():
                 window=2)),
     pytest.param('lm', dict(num_kv_heads=1, attention=dict(name='attention', nope_dim=3, qk_norm=1e-5,
                                                            qk_norm_over='head')), marks=pytest.mark.slow),
-    ('lm', dict(attention=dict(name='switch_head', nope_dim=3, executor='einsum', router=dict(
-        name='sigma_moe', num_experts=3, k=2)))),
+    pytest.param('lm', dict(attention=dict(name='switch_head', nope_dim=3, executor='einsum', router=dict(
+        name='sigma_moe', num_experts=3, k=2))), marks=pytest.mark.slow),
     pytest.param('t5', dict(num_buckets=4, max_distance=5, scan_layers=False, tie_embeddings=True),
                  marks=pytest.mark.slow)],
     ids=['lm', 'window', 'multipliers', 'latent', 'part', 'switch_head', 't5'])
