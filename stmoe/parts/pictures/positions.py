@@ -11,9 +11,9 @@ def resized(table: jax.Array, length: int, leading: int = 0) -> jax.Array | None
   """Returns table [1,T,D] of positions for `length` tokens: [1,length,D].
 
   The positions of the patches are a square grid, which is interpolated linearly along both sides; corners
-  stay corners. ViT (arXiv:2010.11929, section 3.2) and V-MoE do so, by scipy.ndimage.zoom of order 1. The
-  first `leading` positions, of tokens that are no patches, stay as they are. None where one of both numbers
-  of patches is no square.
+  stay corners. ViT (arXiv:2010.11929, section 3.2) does so by scipy.ndimage.zoom of order 1, V-MoE alike
+  (unverified). The first `leading` positions, of tokens that are no patches, stay as they are. None where one
+  of both numbers of patches is no square.
   """
   before, after = (math.isqrt(max(n - leading, 0)) for n in (table.shape[1], length))
   if not before or not after or (before**2, after**2) != (table.shape[1] - leading, length - leading):
