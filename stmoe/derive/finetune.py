@@ -244,8 +244,9 @@ def _load(run, cfg, plan, vocab, step):
   take = lambda tree: jax.tree.map_with_path(lambda path, x: loaded.get(_name(path), x), tree)
   state = take(states.init(cfg, plan))
   state |= dict(params=_magnitudes(plan, state, set(missing)))
-  begin = jax.jit(plan.optimizer.init, out_shardings=plan.shardings()['opt_state'])
-  state |= take(dict(opt_state=begin(plan.trainable(state['params']))))
+  if {*optimizers.COPIES} & {*state['opt_state']}:                   # these begin as what was loaded
+    begin = jax.jit(plan.optimizer.init, out_shardings=plan.shardings()['opt_state'])
+    state |= take(dict(opt_state=begin(plan.trainable(state['params']))))
   ignored = [name for name in stored if name.startswith('params/') and name not in loaded]
   params = plan.shapes['params']
   trained, parameters = (sum(x.size for x in jax.tree.leaves(t)) for t in (plan.trainable(params), params))
