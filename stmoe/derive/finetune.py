@@ -232,13 +232,15 @@ def _load(run, cfg, plan, vocab, step):
   anew = of_head if recipe.load == 'body' else set()
   loaded = {name: x for name, x in _evaluated(found | refitted, names).items() if name not in anew}
   missing = [name for name in names if name not in loaded]
-  begins = anew | (_belonging(cfg, 'adapter', names) if recipe.adapter else set())
+  begins = anew | _below([name.removeprefix('params/') for name in refitted], names)      # slots do not fit
+  begins |= _belonging(cfg, 'adapter', names) if recipe.adapter else set()
   lost = [name for name in missing if name not in begins]
   if lost and recipe.load != 'partial':
-    nearest = 'body' if of_head.issuperset(lost) else 'partial'
+    of_slots = all(name.startswith('opt_state/') for name in lost)
+    nearest = 'optimizer=fresh' if of_slots else 'load=body' if of_head.issuperset(lost) else 'load=partial'
     raise errors.UserError(
         f'{lost[0]} is {shapes[lost[0]]} in the new model and {stored.get(lost[0], "absent")} in '
-        f'{run} ({len(lost)} of {len(names)} arrays do not fit); nearest: --config.finetune.load={nearest}')
+        f'{run} ({len(lost)} of {len(names)} arrays do not fit); nearest: --config.finetune.{nearest}')
   if not any(name.startswith('params/') for name in loaded):
     raise errors.UserError(f'{run} has no parameter of the new model: it is of another architecture')
   take = lambda tree: jax.tree.map_with_path(lambda path, x: loaded.get(_name(path), x), tree)
@@ -290,7 +292,11 @@ def _refitted(plan, stored, read):
 def _belonging(cfg, label, names):
   """Those of `names` that are parameters with a label of `modules.labels`, and their slots."""
   labels = modules.labels(axes.abstract(lambda: states.build(cfg)))
-  paths = ['/'.join(map(str, path)) for path, words in labels.items() if label in words]
+  return _below(['/'.join(map(str, path)) for path, words in labels.items() if label in words], names)
+
+
+def _below(paths, names):
+  """Those of `names` that are the parameters at `paths` or below them, and their slots."""
   return {name for name in names if any(f'/{path}/' in f'{name}/' for path in paths)}
 
 

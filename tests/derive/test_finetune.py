@@ -232,6 +232,25 @@ def test_images_of_another_size_and_other_labels(pictures, tmp_path):
     finetune.finetune(pictures, cfg, tmp_path / 'run', devices=ONE)
 
 
+def test_slots_of_resized_positions_begin_anew(pictures, tmp_path):
+  overrides = [f'--config.{text}' for text in (
+      'data.image_size=12', 'finetune.optimizer=keep', 'train.batch_size=8', 'eval.batch_size=8')]
+  cfg, _ = finetune.prepare('vmoe/finetune:smoke', overrides, pictures)
+  with cfg.unlocked():
+    cfg.optimizer = dict(name='adamw', average=0.5)
+  with states.on_mesh(cfg.mesh, ONE) as mesh:
+    plan, facts = states.blueprint(cfg, mesh), pipeline.source(cfg).info()
+    state, record = finetune._load(pictures, cfg, plan, facts['vocab'], None)
+  own = {f'opt_state/{part}/positions' for part in ('mu', 'nu')}
+  assert own < {*record['new']} and record['refitted'] == ['opt_state/averages/positions', 'params/positions']
+  assert not any(np.any(state['opt_state'][part]['positions']) for part in ('mu', 'nu'))
+  assert all('positions' in name or 'head' in name for name in record['new'])      # others are the start's
+  with cfg.unlocked():
+    cfg.optimizer = dict(name='adafactor')
+  with pytest.raises(errors.UserError, match='opt_state/.* absent in .*nearest: .*finetune.optimizer=fresh'):
+    finetune.finetune(pictures, cfg, tmp_path / 'run', devices=ONE)
+
+
 def test_groups_of_patches_follow_the_size_of_images():
   start = experiment.load('vmoe/imagenet21k')[0]
   cfg = experiment.load('vmoe/finetune')[0]
