@@ -2,7 +2,8 @@
 
 `auction` comes near the largest total score, `greedy_balanced` is the cheap alternative, and
 `sinkhorn` relaxes the assignment to a plan of fractions. All work on each group by itself, have
-static shapes, always end, and draw nothing. Letters: G groups, S tokens, E experts.
+static shapes, always end, and draw nothing. All are compiled once for a shape, also where nothing around
+is compiled. Letters: G groups, S tokens, E experts.
 """
 
 import jax
@@ -17,6 +18,7 @@ EXCHANGE_ROUNDS = 100            # by pairs, and again as many by cycles
 LEAST_GAIN = 1 / 1000            # per move of an exchange, as a share of the range of scores
 
 
+@jax.jit
 def auction(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
   """Returns i32[G,S], the expert of each token: balanced, with nearly the largest total score.
 
@@ -45,6 +47,7 @@ def auction(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
   return jax.vmap(one)(_normalize(scores, mask))
 
 
+@jax.jit
 def greedy_balanced(scores: jax.Array, mask: jax.Array | None = None,
                     order: jax.Array | None = None) -> jax.Array:
   """Returns i32[G,S]: the experts, one after the other, take their K best of the tokens still there.
@@ -220,6 +223,7 @@ def _cycle(gain):
   return jnp.where(on_cycle & jnp.any(longer), source, expert)
 
 
+@jax.jit
 def sinkhorn(logits: jax.Array, mask: jax.Array | None = None, tolerance: float = 1e-4,
              iterations: int = 1000) -> jax.Array:
   """Returns f32[G,S,E], the plan nearest to softmax(logits) with equal rows and equal columns.

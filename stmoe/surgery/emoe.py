@@ -4,7 +4,6 @@ A unit's key is its column of the matrix before the activation. Balanced K-means
 length, makes the blocks. The layer becomes an `avg_k`: a token has the blocks of largest mean key, weight 1.
 """
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -18,7 +17,6 @@ from stmoe.surgery import sparse
 
 SAME = 'activation', 'use_bias', 'limit', 'dropout_rate', 'init_scale'     # fields of both layers
 ROUNDS, GAIN = 100, 1e-4                 # of assignments and means; the least gain of a round, as a share
-_balanced = jax.jit(matching.auction)
 
 
 def factorise(params: dict, config: ml_collections.ConfigDict, calibration: sparse.Calibration, *,
@@ -84,7 +82,7 @@ def clusters(keys: np.ndarray, number: int, rng: np.random.Generator) -> np.ndar
   found = np.arange(len(rows)).reshape(number, -1)
   for _ in range(ROUNDS):
     # Of equal blocks, distances to centres are least where the inner products with them are largest.
-    label = np.asarray(_balanced((rows @ centres.T)[None])[0])
+    label = np.asarray(matching.auction((rows @ centres.T)[None])[0])
     units = np.argsort(label, kind='stable').reshape(number, -1)     # [B, g]
     centres = rows[units].mean(1)                                    # [B, D]
     closeness = float(np.square(centres, dtype=np.float64).sum())    # F - g times it is the sum of distances

@@ -8,9 +8,7 @@ from scipy import optimize
 
 from stmoe.core import matching
 
-auction = jax.jit(matching.auction)
-greedy = jax.jit(matching.greedy_balanced)
-sinkhorn = jax.jit(matching.sinkhorn)
+auction, greedy, sinkhorn = matching.auction, matching.greedy_balanced, matching.sinkhorn
 G, S, E = 4, 24, 4                                                   # shared by the tests: few compilations
 METHODS = pytest.mark.parametrize('method', [auction, greedy], ids=['auction', 'greedy_balanced'])
 
@@ -131,6 +129,17 @@ def test_padding_takes_what_real_tokens_leave(method):
   np.testing.assert_array_equal(chosen, method(other, mask))
   if method is auction:                                              # four tokens, six places at each expert
     np.testing.assert_array_equal(chosen[2, 20:], scores[2, 20:].argmax(axis=1))
+
+
+@pytest.mark.parametrize('method', [auction, greedy, sinkhorn], ids=['auction', 'greedy', 'sinkhorn'])
+def test_a_second_call_compiles_nothing(method):
+  scores = scores_of('normal')
+  method(scores)
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+      lambda event, seconds, **_: compiled.append(event) if 'backend_compile' in event else None)
+  method(scores)
+  assert not compiled
 
 
 def test_groups_do_not_see_each_other():
