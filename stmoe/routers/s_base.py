@@ -45,7 +45,7 @@ def s_base(logits: jax.Array, mask: jax.Array, capacity: int, k: int = 1, *, tok
   a = assignment.cap(edges, capacity)
   numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
   first = choice[..., 0] != fixed.argmax(axis=-1)                    # [G, S]
-  numbers['displaced_frac'] = losses.token_mean(first.astype(jnp.float32), mask, tokens)
+  numbers['displaced_frac'] = losses.token_mean(first.astype(jnp.float32), mask)
   return a, contract.Aux(losses=dict(z=losses.z(logits, mask, tokens)), load=metrics.load(edges),
                          metrics=numbers)
 

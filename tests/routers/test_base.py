@@ -42,6 +42,12 @@ def test_training_is_balanced(router, call, context, edges):
   np.testing.assert_allclose(aux.metrics['assignment_gap'], 0.5 / 4.25, rtol=1e-6)
 
 
+def test_the_share_of_displaced_tokens_is_one_of_the_load(router, call, context):
+  # Of a microbatch beside another of padding alone: tokens are half of its own, the load weighs the share.
+  routed = call(router(), jnp.array([AFFINITIES]), context(ALL, train=True).replace(tokens=jnp.float32(2)))
+  assert routed.aux.metrics['displaced_frac'] == 0.25
+
+
 def test_evaluation_is_greedy_and_drops_nothing(router, call, context, edges):
   routed = call(router(), jnp.array([AFFINITIES]), context(ALL, causal=True))
   assert {(t, e) for t, e, *_ in edges(routed.assignment)} == {(0, 0), (1, 0), (2, 0), (3, 1)}

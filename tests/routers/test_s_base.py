@@ -30,6 +30,8 @@ def test_training_follows_the_plan_and_evaluation_the_logits():
   assert chosen(a) == {(0, 0), (1, 1), (2, 0), (3, 1)}
   assert aux.load.tolist() == [2, 2] and aux.metrics['displaced_frac'] == 0.25
   np.testing.assert_allclose(a.weight[0], jax.nn.sigmoid(jnp.array([4.0, 0.5, 3.0, 1.0])), rtol=1e-6)
+  beside_padding = s_base.s_base(LOGITS, ALL, 4, 1, balanced=True, tokens=jnp.float32(2))[1]
+  assert beside_padding.metrics['displaced_frac'] == 0.25            # a share of the load
   a, aux = route(LOGITS, ALL, balanced=False)
   assert chosen(a) == {(0, 0), (1, 0), (2, 0), (3, 1)} and aux.metrics['displaced_frac'] == 0
 
