@@ -183,7 +183,7 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
       opened = pipeline.source(cfg)
       facts = opened.info()
       check.vocabulary(cfg, plan, facts['vocab'])
-      measures = evaluate.measured(plan.target, opened)
+      measures = evaluate.measured(cfg, plan, opened)
       best.Best(cfg, workdir, taskscore.Scorer(cfg, plan, opened).names(), measures)
       state, record = _load(run, cfg, plan, facts['vocab'], step)
       data = pipeline.train_iterator(cfg, opened=opened)

@@ -25,11 +25,13 @@ class Measure(NamedTuple):
   better: 'lower' or 'higher'.
   said:   how a line of text has the value: '{:.1%} correct'; '' for not at all.
   of_bytes: whether only texts have it whose scored bytes are known, see `num_bytes` of data/batches.py.
+  of:     the entry of `judge` that it is made of, where not all data and models have that entry.
   """
   unit: str
   better: str = 'lower'
   said: str = ''
   of_bytes: bool = False
+  of: str = ''
 
 
 class Target(Protocol):

@@ -85,7 +85,7 @@ class Adversarial:
   passes, run, hidden = 1, '', ()
   measures = {'loss/spread': targets.Measure('nats'), 'loss/route': targets.Measure('nats'),
               'eval/loss': targets.Measure(''),
-              'eval/moved': targets.Measure('', 'lower', 'other experts {:.1%}')}
+              'eval/moved': targets.Measure('', 'lower', 'other experts {:.1%}', of='moved')}
 
   def __init__(self, *, inner: ranges.Named('target'), epsilon: ranges.NonNegative = 8 / 255,
                step_size: ranges.NonNegative = 5 / 255, steps: ranges.Natural = 2,

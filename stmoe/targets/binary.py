@@ -37,8 +37,8 @@ class Binary:
       'loss/ce': targets.Measure('nats per answer'),
       'eval/loss': targets.Measure('nats per answer', said='eval loss {:.4f}'),
       'eval/auc': targets.Measure('', 'higher', 'AUC {:.4f}'),
-      'eval/gauc': targets.Measure('', 'higher', 'GAUC {:.4f}'),
-      'eval/uauc': targets.Measure('', 'higher'),
+      'eval/gauc': targets.Measure('', 'higher', 'GAUC {:.4f}', of='group'),
+      'eval/uauc': targets.Measure('', 'higher', of='group'),
       'eval/accuracy': targets.Measure('', 'higher', 'accuracy {:.1%}'),
   }
 

@@ -70,21 +70,27 @@ def forward(cfg, plan):
                            f'{" or ".join(plan.target.kinds)}, and the targets of {lookup.titled(cfg.data)} '
                            f'are {wanted}; nearest: {", ".join(near)}')
 
-  def reports(rows, train):
-    def call(params, routers, batch, key):
-      outputs, aux = targets.predict(plan.target, plan.model(params, routers), batch, key=key, train=train)
-      plan.target.judge(outputs, batch)
-      return aux
-    return jax.eval_shape(call, plan.shapes['params'], plan.shapes['router_state'],
-                          beside.shapes(plan, batch_shapes(cfg, rows)), plan.shapes['key'])
-
-  aux = reports(cfg.train.batch_size // cfg.train.microbatches, True)
-  reports(cfg.eval.batch_size, False)
+  aux, _ = _reports(cfg, plan, cfg.train.batch_size // cfg.train.microbatches, True)
+  judged(cfg, plan)
   source = lookup.source(cfg.data)
   if hasattr(source, 'fits'):
     source.fits(model, aux)
   losses.check(aux, cfg.losses)
   return aux
+
+
+def judged(cfg, plan):
+  """Returns what the target's `judge` says of an evaluation batch, as shapes."""
+  return _reports(cfg, plan, cfg.eval.batch_size, False)[1]
+
+
+def _reports(cfg, plan, rows, train):
+  """(dict layer -> Aux, what `judge` says) of shapes, of a batch of `rows`."""
+  def call(params, routers, batch, key):
+    outputs, aux = targets.predict(plan.target, plan.model(params, routers), batch, key=key, train=train)
+    return aux, plan.target.judge(outputs, batch)
+  return jax.eval_shape(call, plan.shapes['params'], plan.shapes['router_state'],
+                        beside.shapes(plan, batch_shapes(cfg, rows)), plan.shapes['key'])
 
 
 def needed(cfg, plan):

@@ -94,11 +94,13 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
   return values | {f'eval/{name}': total[name] / total['weight'] for name in AVERAGED if name in total}
 
 
-def measured(target, opened):
-  """Returns the `measures` of a target that its evaluation on the data `opened` has."""
+def measured(cfg, plan, opened):
+  """Returns the `measures` of the plan's target that its evaluation on the data `opened` of `cfg` has."""
   nothing = dict.fromkeys(('decoder_target_tokens', 'decoder_loss_weights'), np.zeros((0, 1), np.int32))
   known = hasattr(opened, 'num_bytes') and opened.num_bytes(nothing) is not None
-  return {name: measure for name, measure in target.measures.items() if known or not measure.of_bytes}
+  measures = {name: m for name, m in plan.target.measures.items() if known or not m.of_bytes}
+  judged = check.judged(cfg, plan) if any(m.of for m in measures.values()) else {}
+  return {name: m for name, m in measures.items() if not m.of or m.of in judged}
 
 
 def bytes_per_token(facts, tokens, num_bytes):

@@ -121,7 +121,7 @@ class Loop:
     check.answers(self.plan, self.facts)
     self.complete = beside.opened(self.plan, self.facts['vocab'])
     self.scorer = taskscore.Scorer(cfg, self.plan, self.source)
-    measures = evaluate.measured(self.plan.target, self.source)
+    measures = evaluate.measured(cfg, self.plan, self.source)
     self.best = bests.Best(cfg, self.path, self.scorer.names(), measures)
     return reported
 

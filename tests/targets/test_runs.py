@@ -196,6 +196,8 @@ def test_a_run_that_learned_states_goes_on_and_is_exported_without_its_matrices(
     (lambda c, t: toy.config(c, dict(name='huber', delta=-1.0)), 'loss.delta=-1.0: expected a number above'),
     (lambda c, t: toy.config(c, VALUES, **{'eval.draws': 2}), 'eval.draws=2: .*nearest: eval.draws=1'),
     (lambda c, t: toy.config(c, VALUES, **{'checkpoint.best': 'eval/auc'}), 'checkpoint.best=.*eval/loss'),
+    (lambda c, t: toy.config(c, LOSSES['binary'], **{'checkpoint.best': 'eval/gauc'}),
+     "'eval/gauc': there is no such score; nearest: eval/auc"),              # the data have no users
     (lambda c, t: text(c, 4, distilled('')), "loss.run='': the data bring no other_outputs"),
     (lambda c, t: text(c, 4, distilled('nowhere')), "loss.run='nowhere': .*nowhere"),
     (lambda c, t: text(c, 4, distilled(t, step=3)), 'loss.run=.* no checkpoint of step 3'),
