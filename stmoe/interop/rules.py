@@ -146,7 +146,7 @@ def _plans(tree, path):
     return {}
   plans = {}
   for key, value in tree.items():
-    if key != 'segments':
+    if not _is_stack(key, value):
       plans |= _plans(value, (*path, key))
       continue
     plans[path], first = {}, 0
@@ -157,6 +157,12 @@ def _plans(tree, path):
       plans[path][segment] = first, len(blocks), repeats
       first += len(blocks) * repeats
   return plans
+
+
+def _is_stack(key, value):
+  """Whether `value` are the segments of a stack; layers may call parts of their own so (`multihash`)."""
+  units = next(iter(value.values())) if key == 'segments' else ()
+  return 'blocks' in units or 0 in units                             # scanned, or a list of units
 
 
 def _leaf(tree):
@@ -171,7 +177,7 @@ def _walk(tree, path, stack, layers, plans):
     yield path, tuple(tree.shape), [(number, '/'.join(map(str, name))) for number, name in layers]
     return
   for key, value in tree.items():
-    if key != 'segments':
+    if not _is_stack(key, value):
       yield from _walk(value, (*path, key), (*stack, key), [(n, (*name, key)) for n, name in layers], plans)
       continue
     for segment, units in sorted(value.items()):

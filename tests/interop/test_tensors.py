@@ -215,6 +215,18 @@ STACKED = {                              # rules of parts -> the same parts as n
     '[{e}]': (rules.LINEAR, lambda x, e: x[e].T), '[0]': (rules.KEEP, lambda x, e: x[0])}
 
 
+@pytest.mark.parametrize('stacked', [True, False])
+def test_parts_of_a_layer_that_are_called_segments_are_no_blocks(stacked):
+  array = jax.ShapeDtypeStruct((2, 3) if stacked else (3,), 'float32')
+  unit = dict(blocks={0: dict(layer=dict(segments={0: dict(experts=array)}))})
+  model = dict(decoder=dict(segments={0: unit if stacked else {0: unit, 1: unit}}))
+  name = 'decoder/layers/{i}/layer/segments/0/experts'
+  found = rules.places(dict(params=model), [(name, 'bank.{i}')])
+  assert [(place.tensor, place.shape) for place in found] == [('bank.0', (3,)), ('bank.1', (3,))]
+  with pytest.raises(errors.UserError, match='2 arrays of the model are in no .*decoder/layers/0/layer/seg'):
+    rules.places(dict(params=model), [])
+
+
 @pytest.mark.parametrize('part', STACKED)
 def test_parts_of_stacked_tensors(part, tmp_path):
   """Read and written by rows, beside what is there already."""
