@@ -88,7 +88,10 @@ class LossFreeBalancing(nnx.Module):
     self.k = k
     self.scores = scores
     self.selection = selection
-    self.normalize_gates = normalize_gates or (False if scores == 'softmax' else None)
+    self.divides = normalize_gates
+    # As others are told: nearly equal scores, of which a router begins, do not add up to less than least_sum.
+    sure = normalize_gates and (least_sum is None or least_sum <= k / num_experts)
+    self.normalize_gates = sure or (False if scores == 'softmax' and not normalize_gates else None)
     self.least_sum = least_sum
     self.rate = rate
     self.rule = rule
@@ -108,7 +111,7 @@ class LossFreeBalancing(nnx.Module):
     capacity = assignment.slots(ctx, self.num_experts, self.capacity_factor, self.min_capacity)
     a, aux = loss_free_balancing(
         logits, self.bias[...], ctx.mask, capacity, self.k, scores=self.scores, selection=self.selection,
-        normalize_gates=bool(self.normalize_gates), least_sum=self.least_sum, tokens=ctx.tokens,
+        normalize_gates=self.divides, least_sum=self.least_sum, tokens=ctx.tokens,
         choose=choose)
     return contract.Routed(a, aux, carry)
 

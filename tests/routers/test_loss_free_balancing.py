@@ -66,6 +66,15 @@ def test_no_sum_of_gates_is_taken_as_smaller_than_the_least():
   assert set(chosen(a).values()) == {1.0}                            # a single gate, too
 
 
+def test_gates_are_said_to_add_up_to_1_only_where_they_do():
+  def said(**fields):
+    fields = dict(num_experts=4, k=2, scores='softmax', normalize_gates=True) | fields
+    router = loss_free_balancing.LossFreeBalancing(8, **fields, rngs=nnx.Rngs(0))
+    return contract.offered(router, 'normalize_gates')
+  assert [said(least_sum=least) for least in (None, 1e-12, 0.5, 0.6)] == [True, True, True, None]
+  assert said(normalize_gates=False, least_sum=0.6) is False         # which is then not read
+
+
 def test_commit_by_each_rule():
   aux = contract.Aux(losses={}, load=jnp.array([3.0, 0.0, 0.0]), metrics={})
   for fields, expected in ((dict(), [-1, 1, 1]), (dict(rule='magnitude'), [-2, 1, 1]),
