@@ -246,6 +246,8 @@ TOKENS = jnp.ones((2, 6), jnp.int32)
     (lambda of: of(TOKENS[:, :5]), r'x is a float32\[2,6,8\], the context one of \[2, 5\] tokens; wanted'),
     (lambda of: TOKENS, r'ctx is a int32\[2,6\]; wanted: .*stmoe.Context.of\(tokens\)'),
     (lambda of: of(TOKENS, mask=jnp.array([3, 6])), r'mask is of \[2\]; wanted: one of \[2, 6\], True at'),
+    (lambda of: of(TOKENS[:0]), r'there are no tokens: \[0, 6\] rows and tokens of each; wanted: at least'),
+    (lambda of: of(jnp.zeros((2, 0, 8))), r'there are no tokens: \[2, 0\]'),
     (lambda of: of(TOKENS.astype(jnp.float32)), r'tokens are float32\[2, 6\]; wanted: ids i32\[B,T\], or')])
 def test_a_context_that_does_not_fit_is_a_line(call, says):
   made = stmoe.layer('switch', 8, num_experts=4, d_ff=16, rngs=nnx.Rngs(0))

@@ -108,6 +108,7 @@ class Context(struct.PyTreeNode):
       fields: the other fields.
     """
     segments = batch[f'{stack}_segment_ids']
+    _check_some(segments)
     return cls(mask=segments > 0, ids=batch[f'{stack}_input_tokens'], positions=batch[f'{stack}_positions'],
                segments=segments, given=given(batch, stack), **fields).fold(stack)
 
@@ -162,8 +163,16 @@ class Context(struct.PyTreeNode):
 
 def numbered(mask: jax.Array) -> dict[str, typing.Any]:
   """Returns the fields of a Context for tokens bool[G,S] that are no words: they are numbered instead."""
+  _check_some(mask)
   number = jnp.broadcast_to(jnp.arange(mask.shape[1], dtype=jnp.int32), mask.shape)
   return dict(mask=mask, ids=number, positions=number, segments=mask.astype(jnp.int32), earlier=None)
+
+
+def _check_some(tokens):
+  """Raises UserError for tokens [B,T] of which there are none."""
+  if not tokens.size:
+    raise errors.UserError(f'there are no tokens: {list(tokens.shape)} rows and tokens of each; wanted: at '
+                           'least one, which may be padding')
 
 
 def given(batch: dict, stack: str) -> dict[str, jax.Array]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stmoe import errors
 from stmoe.core import contract
 
 B, T = 2, 4
@@ -33,6 +34,12 @@ def test_a_context_of_a_batch():
   assert shapes == dict(language=(B, 1), similarity=(B, 1, 2, 2), kind=(B, T))     # of rows, of tokens
   plain = contract.Context(*[None] * 6, key=key)
   assert (jax.random.key_data(ctx.key) == jax.random.key_data(plain.fold('decoder').key)).all()
+
+
+def test_a_batch_without_rows_is_refused():
+  batch = {name: array[:0] for name, array in BATCH.items()}
+  with pytest.raises(errors.UserError, match=r'there are no tokens: \[0, 4\]'):
+    contract.Context.of_batch(batch, 'decoder', step=jnp.int32(0), tokens=jnp.float32(1))
 
 
 def test_every_array_of_tokens_is_regrouped_and_moved_the_same_way():
