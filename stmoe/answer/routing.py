@@ -39,6 +39,7 @@ ITEMS = {'chosen_cosines': 'output_similarity', 'probability_margin': 'probabili
          'anisotropy': 'anisotropy'}
 DROPPED = (1, 2)                         # first choices that are taken away
 GIVEN, LABELS = 'given/', 'labels'        # in batches: what is known of rows, their class
+KINDS = 1000                             # most values of one of these that are domains
 
 
 def diagnose(run: str | pathlib.Path, step: int | None = None, against: Sequence[int] | None = (),
@@ -226,12 +227,21 @@ class Probe:
     for key in [key for key, a in self._batches[0].items() if (key.startswith(GIVEN) or key == LABELS)
                 and a.dtype.kind in 'iub' and a.size == len(a)]:
       rows = np.concatenate([batch[key].reshape(-1, 1) for batch in self._batches])    # [B, 1]
+      kinds = self._most(key.removeprefix(GIVEN), rows)
       for layer, routes in self._routes.items():
         real = self._real[layer]
         values = np.broadcast_to(rows, real.shape)[real]             # [n]
-        for value in np.unique(values):
+        for value in np.intersect1d(kinds, values):
           found.setdefault(f'{key.removeprefix(GIVEN)}={value}', {})[layer] = routes.of(values == value)
     return found
+
+  def _most(self, name, rows):
+    """The values of `rows` [B,1], or the KINDS most frequent of them, which a note says."""
+    values, counts = np.unique(rows, return_counts=True)
+    if len(values) > KINDS:
+      self.notes.append(f'{name} has {len(values):,} values, of which the {KINDS:,} most frequent are '
+                        'domains')
+    return values[np.argsort(-counts, kind='stable')[:KINDS]]
 
   def _loss(self, change):
     sums = evaluate.make(self._plan, change=change)

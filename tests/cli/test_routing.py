@@ -14,6 +14,7 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
 from stmoe import modules
+from stmoe.analysis.routing import diagnosed
 from stmoe.answer import interactive
 from stmoe.answer import routing
 from stmoe.data import batches as pipeline
@@ -101,6 +102,18 @@ def test_without_a_first_choice_needs_a_known_number_of_choices():
 def test_mistakes_are_one_line(command, run, words, said, one_device):
   code, _, err = command('routing', run, *words)
   assert code == 2 and said in err.splitlines()[-1]
+
+
+def test_of_very_many_classes_the_frequent_ones_are_told(monkeypatch):
+  monkeypatch.setattr(routing, 'KINDS', 2)
+  probe = object.__new__(routing.Probe)
+  probe.notes = []
+  assert probe._most('labels', np.array([[7], [7], [3], [5], [5]])).tolist() == [5, 7]
+  assert probe.notes == ['labels has 3 values, of which the 2 most frequent are domains']
+  found = dict(layers=dict(encoder_00={}), domains={
+      f'labels={i}': dict(encoder_00=dict(allocation_entropy=0.5)) for i in range(1000)})
+  _, rows = diagnosed.domains(found)
+  assert rows[-2:] == [['labels=39', '0.500'], ['and 960 more', '']] and len(rows) == 41
 
 
 def test_patches_of_images_are_told_by_class(command, mistake, tmp_path, one_device):

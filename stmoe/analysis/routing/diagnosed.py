@@ -31,7 +31,7 @@ COMPARED = {
 }
 BY_DEPTH = ('allocation_entropy', 'weight_entropy', 'margin', 'output_similarity')
 MAPS = 6                                 # layers of which maps are drawn
-NAMED = 40                               # most rows of a map that have their names
+NAMED = 40                               # most rows of a map that have their names, and most of a table
 
 
 def table(found):
@@ -49,11 +49,12 @@ def compared(found):
 
 
 def domains(found):
-  """Returns (headings, rows of texts): allocation entropy by layer, a row per domain."""
+  """Returns (headings, rows of texts): allocation entropy by layer, a row per domain, of the first NAMED."""
   layers = list(found['layers'])
   rows = [[name, *(number(inside.get(layer, {}).get('allocation_entropy')) for layer in layers)]
           for name, inside in found['domains'].items()]
-  return ['domain', *layers], rows
+  more = [[f'and {len(rows) - NAMED:,} more', *('' for _ in layers)]] if len(rows) > NAMED else []
+  return ['domain', *layers], rows[:NAMED] + more
 
 
 def lines(found):
