@@ -17,8 +17,10 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
 from stmoe import targets
+from stmoe.analysis.routing import choices
 from stmoe.core import assignment
 from stmoe.core import checked
+from stmoe.core import contract
 from stmoe.data import batches as pipeline
 from stmoe.data import recording
 from stmoe.data.text import pack
@@ -29,7 +31,6 @@ from stmoe.routers.wrappers import replay
 from stmoe.train import check
 from stmoe.train import opened
 
-NUMBER = 'number'                        # given: which token of the batch it is
 TEXT = ('num_bytes', 'num_tokens', 'num_documents', 'bytes_per_token', 'piece_bytes')
 
 
@@ -37,7 +38,7 @@ class Record(replay.Placed):
   """The router `inner`, whose choices come back as Aux.records['routes'].
 
   That is a dict: `experts` i32[G,S,n], -1 for none; `place` i32[G,S], how many routers were called before;
-  `number` i32[G,S], which token of the batch it is, from what is given as NUMBER.
+  `number` i32[G,S], which token of the batch it is, from what is given as `contract.NUMBER`.
   """
 
   def __call__(self, x, ctx, carry):
@@ -48,7 +49,8 @@ class Record(replay.Placed):
       raise errors.UserError(f'{checked.file(self.inner)} lists no choices token by token')
     experts = jnp.where(assignment.reaching(a), a.expert, -1)        # [G, n*S]
     experts = experts.reshape(len(experts), a.choices, -1).swapaxes(1, 2)          # [G, S, n]
-    routes = dict(experts=experts, place=place[..., 0], number=ctx.known(NUMBER, 'a record of routing'))
+    number = ctx.known(contract.NUMBER, 'a record of routing')
+    routes = dict(experts=experts, place=place[..., 0], number=number)
     aux = routed.aux.replace(records=routed.aux.records | dict(routes=routes))
     return routed.replace(aux=aux, carry=routed.carry | {replay.PLACE: place + 1})
 
@@ -75,10 +77,8 @@ class Recorder:
   def add(self, batch: dict[str, np.ndarray]) -> None:
     """Routes a batch, dict name -> i32[B,T], and keeps what became of it."""
     shapes = {name.partition('_')[0]: a.shape for name, a in batch.items() if name.endswith('_input_tokens')}
-    numbered = {f'{side}_given/{NUMBER}': np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
-                for side, shape in shapes.items()}
-    found, drops = jax.device_get(self._compute(
-        self._state['params'], self._state['router_state'], check.place(batch | numbered, self._plan.mesh)))
+    placed = check.place(batch | choices.numbered(shapes), self._plan.mesh)
+    found, drops = jax.device_get(self._compute(self._state['params'], self._state['router_state'], placed))
     if not found:
       raise errors.UserError(f'{self._run} has no router whose choices could be recorded')
     self._batches.append(batch)

@@ -102,8 +102,12 @@ class Probe:
     self.notes: list[str] = []           # each once
     self.step, self._state = self._restore(step)
     self._batches = self._of(most=cfg.eval.batches)
-    if not [*choices.recorded(*self._foreseen(names=()))]:
+    aux, masks = self._foreseen(names=())
+    if not [*choices.recorded(aux, masks)]:
       raise errors.UserError(f'{run} has no sparse layer in a stack whose tokens choose experts')
+    if others := choices.elsewhere(aux):
+      self.notes.append(f'no {", ".join(others)}: what chooses there are no tokens of the stack, but '
+                        'channels or the like')
     self._names = self._possible()
     self._record = functools.partial(_record, plan, names=tuple(self._names))
     self._routes, self._sums, self._real = self._recorded(self._state, self._batches)
@@ -262,8 +266,11 @@ def _record(plan, params, routers, batch, names):
   model = plan.model(params, routers)
   model = watch.watched(model, names) if names else model
   first = [block for stack in model.stacks() for block in stack.blocks()[:1]]
-  model = choices.trace(modules.showing(model, first))
-  aux, states = hidden.apart(model(targets.posed(plan.target, batch), train=False)[1])
+  model, batch = choices.trace(modules.showing(model, first)), targets.posed(plan.target, batch)
+  forward = lambda batch: hidden.apart(model(batch, train=False)[1])
+  _, states = jax.eval_shape(forward, batch)
+  shapes = {choices.stack_of(name): state.mask.shape for name, state in states.items()}
+  aux, states = forward(batch | choices.numbered(shapes))
   return aux, {choices.stack_of(name): state.mask for name, state in states.items()}
 
 

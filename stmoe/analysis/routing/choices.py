@@ -5,12 +5,14 @@ wrapped model is the same model: it runs under scan, rematerialisation and jit a
 """
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
 
 from stmoe import lookup
 from stmoe import modules
+from stmoe.core import contract
 
 SEGMENTS = '_segment_ids'                # end of the name of a stack's segments in a batch of texts
 
@@ -37,32 +39,54 @@ def choices(model, batch):
   """Returns dict layer name -> Choices for a batch, as at evaluation (no noise).
 
   The Choices of a layer with several routers are called NAME.0, NAME.1, ...
-  Layers whose router mixes all tokens instead of choosing are left out. So are heads, which choose once a
-  row.
+  Layers whose router mixes all tokens instead of choosing are left out. So are those that choose for others
+  than the tokens of a stack: heads, once a row, and sparse gMLPs, for channels.
 
   Args:
     model: a model of `stmoe.models`.
     batch: dict of i32[B,T], the names of the data pipeline.
   """
-  _, aux = jax.jit(lambda m, b: m(b))(trace(model), batch)
+  masks = _masks(batch)
+  tokens = numbered({stack: mask.shape for stack, mask in masks.items()})
+  _, aux = jax.jit(lambda m, b: m(b))(trace(model), batch | tokens)
   return {name: Choices(name, per_token(**edges, mask=mask, num_experts=num_experts), num_experts)
-          for name, edges, mask, num_experts in recorded(jax.device_get(aux), _masks(batch))}
+          for name, edges, mask, num_experts in recorded(jax.device_get(aux), masks)}
+
+
+def numbered(shapes):
+  """Returns the entries of a batch that number the tokens [B,T] of each stack, for routers of `trace`.
+
+  Args:
+    shapes: dict stack -> (B, T).
+  """
+  return {f'{stack}_given/{contract.NUMBER}': np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+          for stack, shape in shapes.items()}
 
 
 def recorded(aux, masks):
   """Yields (name, edges, mask bool[B,T], E) of every router that recorded the edges of a stack's tokens.
 
   Args:
-    aux:   dict layer name -> Aux of a model of `trace`, on the host.
+    aux:   dict layer name -> Aux of a model of `trace`, on the host, for a batch with `numbered`.
     masks: dict stack -> bool[B,T] real tokens.
   """
+  for name, edges, num_experts in _edges(aux):
+    if stack_of(name) in masks and contract.NUMBER in edges:
+      yield name, edges, masks[stack_of(name)], num_experts
+
+
+def elsewhere(aux):
+  """Returns the names of routers in `aux`, see `recorded`, that choose for others than a stack's tokens."""
+  return [name for name, edges, _ in _edges(aux) if contract.NUMBER not in edges]
+
+
+def _edges(aux):
+  """Yields (name, edges, E) of every router that recorded edges."""
   for layer, report in aux.items():
     records = {name: edges for name, edges in report.records.items() if name.endswith('edges')}
-    if not records or stack_of(layer) not in masks:
-      continue
     for record, edges in records.items():
       name = f'{layer}.{record}'.removesuffix('.edges')              # 'edges', or '0.edges', '1.edges', ...
-      yield name, edges, masks[stack_of(layer)], report.load.shape[-1] // len(records)
+      yield name, edges, report.load.shape[-1] // len(records)
 
 
 def _masks(batch):
@@ -76,15 +100,14 @@ def stack_of(layer):
   return layer.split('_')[0]
 
 
-def per_token(token, expert, weight, mask, num_experts):
+def per_token(token, expert, weight, number, mask, num_experts):
   """Returns [B][T] lists of (expert, weight) from edges, largest weight first, whatever its sign.
 
   Args:
     token, expert: i32[G,N]; weight: f32[G,N]. Expert ids >= num_experts are dead edges.
-    mask: bool[B,T] real tokens; groups are runs of its B*T tokens in order.
+    number: i32[G,S], which of the B*T tokens the tokens of groups are; mask: bool[B,T] real tokens.
   """
-  groups, size = token.shape[0], mask.size // token.shape[0]
-  place = (np.arange(groups)[:, None] * size + token).ravel()        # [G*N] in [0, B*T)
+  place = np.take_along_axis(number, token, axis=1).ravel()          # [G*N] in [0, B*T)
   choices_of = [[] for _ in range(mask.size)]
   for where, e, w in zip(place, expert.ravel(), weight.ravel()):
     if e < num_experts and mask.flat[where]:

@@ -42,16 +42,15 @@ class Routes:
     return self.weights / np.where(total > 0, total, 1)
 
 
-def routes(token: np.ndarray, expert: np.ndarray, weight: np.ndarray, mask: np.ndarray,
+def routes(token: np.ndarray, expert: np.ndarray, weight: np.ndarray, number: np.ndarray, mask: np.ndarray,
            num_experts: int) -> Routes:
   """Returns the Routes of the real tokens of a batch, in order.
 
   Args:
     token, expert: i32[G,N]; weight: f32[G,N]. Experts >= num_experts are dead edges.
-    mask: bool[B,T] real tokens; groups are runs of its B*T tokens in order.
+    number: i32[G,S], which of the B*T tokens the tokens of groups are; mask: bool[B,T] real tokens.
   """
-  groups, size = token.shape[0], mask.size // token.shape[0]
-  place = (np.arange(groups)[:, None] * size + token).ravel()        # [G*N] in [0, B*T)
+  place = np.take_along_axis(number, token, axis=1).ravel()          # [G*N] in [0, B*T)
   expert, weight = expert.ravel(), np.abs(np.float64(weight)).ravel()
   live = (expert < num_experts) & mask.ravel()[place]
   place, expert, weight = place[live], expert[live], weight[live]

@@ -1,5 +1,7 @@
 """A router that also records what it decided, for analysis."""
 
+import jax
+
 from stmoe.core import assignment
 from stmoe.core import contract
 from stmoe.routers import wrappers
@@ -8,7 +10,8 @@ from stmoe.routers import wrappers
 class Trace(wrappers.Wrapper):
   """The router `inner`, whose edges come back as `Aux.records['edges']`: token, expert, weight, [G,N] each.
 
-  A mixture of all tokens (Soft MoE) has no edges, and records none.
+  Where `contract.NUMBER` is given of the tokens, it comes back beside the edges, as number i32[G,S]. A
+  mixture of all tokens (Soft MoE) has no edges, and records none.
   """
 
   def answer(self, routed: contract.Routed) -> contract.Routed:
@@ -16,5 +19,16 @@ class Trace(wrappers.Wrapper):
     a = routed.assignment
     if not isinstance(a, assignment.Edges):
       return routed
-    edges = dict(token=a.token, expert=a.expert, weight=a.weight)
-    return routed.replace(aux=routed.aux.replace(records=routed.aux.records | dict(edges=edges)))
+    return _recorded(routed, dict(token=a.token, expert=a.expert, weight=a.weight))
+
+  def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Routed:
+    """Returns Routed for x [G,S,D]."""
+    routed = super().__call__(x, ctx, carry)
+    edges, number = routed.aux.records.get('edges'), ctx.given.get(contract.NUMBER)
+    if edges is None or number is None or number.shape != x.shape[:2]:
+      return routed
+    return _recorded(routed, edges | dict(number=number))
+
+
+def _recorded(routed, edges):
+  return routed.replace(aux=routed.aux.replace(records=routed.aux.records | dict(edges=edges)))

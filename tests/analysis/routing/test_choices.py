@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from stmoe import lookup
+from stmoe import modules
 from stmoe.analysis.routing import choices as routing
 from stmoe.analysis.routing import spans
 from stmoe.analysis.routing import text as routing_view
+from stmoe.core import hidden
 from stmoe.core import tables
 from stmoe.data.text import pack
 from stmoe.data.text import vocab
@@ -27,14 +29,14 @@ def test_edges_become_choices_of_tokens():
   expert = np.array([[1, 0, 2, 0], [1, 1, 0, 0]])
   weight = np.array([[0.3, 0.9, 0.8, 0.7], [0.5, 0.2, 0.6, 0.4]])
   mask = np.array([[True, True, True], [True, True, False]])
-  found = routing.per_token(token, expert, weight, mask, num_experts=2)
+  found = routing.per_token(token, expert, weight, np.arange(6).reshape(2, 3), mask, num_experts=2)
   assert found == [[[(0, 0.7), (1, 0.3)], [(0, 0.9)], []],           # token 2 was dropped
                    [[(1, 0.5)], [(0, 0.6), (1, 0.2)], []]]           # the last token is padding
 
 
 def test_a_negative_weight_may_be_the_largest():
   token, expert, weight = np.array([[0, 0]]), np.array([[0, 1]]), np.array([[0.3, -0.7]])
-  found = routing.per_token(token, expert, weight, np.ones((1, 1), bool), num_experts=2)
+  found = routing.per_token(token, expert, weight, np.zeros((1, 1), int), np.ones((1, 1)) > 0, num_experts=2)
   assert found == [[[(1, -0.7), (0, 0.3)]]]
   sample = routing_view.Sample(pieces=['a'], taken=found[0], num_experts=2, table=[])
   assert '--weight:1.00' in spans.to_html(sample)
@@ -42,8 +44,14 @@ def test_a_negative_weight_may_be_the_largest():
 
 def test_groups_longer_than_a_row_keep_the_order_of_tokens():
   token, expert, weight = np.array([[3, 0]]), np.array([[1, 0]]), np.ones((1, 2))
-  found = routing.per_token(token, expert, weight, np.ones((2, 2), bool), num_experts=2)
+  found = routing.per_token(token, expert, weight, np.arange(4)[None], np.ones((2, 2), bool), num_experts=2)
   assert found == [[[(0, 1.0)], []], [[], [(1, 1.0)]]]
+
+
+def test_tokens_that_a_block_picked_keep_their_places():
+  token, expert, weight = np.array([[0, 1]]), np.array([[1, 0]]), np.ones((1, 2))
+  found = routing.per_token(token, expert, weight, np.array([[2, 3]]), np.ones((2, 2), bool), num_experts=2)
+  assert found == [[[], []], [[(1, 1.0)], [(0, 1.0)]]]
 
 
 def test_specialisation_ranks_what_an_expert_gets_more_than_its_share():
@@ -248,6 +256,36 @@ def test_windows_of_an_encoder_are_read_whole():
   seen = routing_view.sample(chosen, filled, vocab.Bytes())
   assert seen['encoder_01'].pieces == ['a', 'b', '■'] and None not in seen['encoder_01'].taken
   assert seen['decoder_01'].pieces == ['c', '■'] and seen['decoder_01'].taken == [[(0, 1.0)], None]
+
+
+def test_layers_that_route_channels_have_no_choices_of_tokens(batch):
+  inner = dict(name='moe', executor='einsum', experts=dict(name='feature'),
+               router=dict(name='smlp_deterministic', num_experts=4))
+  blocks = dict(s=dict(layer='gmlp', attention=False, length=LENGTH, d_ff=2 * LENGTH, inner=inner),
+                m=dict(layer='moe', attention=False, executor='einsum', experts=dict(name='mlp', d_ff=32),
+                       router=dict(name='st_moe', num_experts=4, capacity_factor=(None, None))))
+  fields = dict(name='mlp_lm', vocab_size=259, d_model=16, layers=(('sm', 1),))
+  model = lookup.recipe('model', fields)(blocks=blocks, rngs=nnx.Rngs(0))
+  found = routing.choices(model, batch)                              # as many channels as tokens
+  assert [*found] == ['decoder_01'] and sum(map(len, sum(found['decoder_01'].experts, []))) == 2 * 24
+
+
+def test_of_a_block_that_some_tokens_pass_these_have_choices():
+  block = dict(layer='moe', executor='einsum', experts=dict(name='mlp', d_ff=32), group_size=4,
+               router=dict(name='st_moe', num_experts=4, capacity_factor=(None, None)),
+               around=dict(name='mixture_of_depths', share=0.25))
+  fields = dict(name='t5', vocab_size=259, d_model=16, num_heads=2, head_dim=8, encoder=(('dm', 1),),
+                decoder=(('d', 1),))
+  blocks = dict(d=dict(layer='dense', d_ff=32), m=block)
+  model = lookup.recipe('model', fields)(blocks=blocks, rngs=nnx.Rngs(0))
+  batch = pack.empty(dict(encoder=16, decoder=4), 2)
+  for row in range(2):
+    pack.fill(batch, row, [dict(encoder=[*range(100 + row, 116 + row)], decoder=[102, 1])])
+  states = hidden.apart(_forward(modules.showing(model, ['encoder_00', 'encoder_01']), batch)[1])[1]
+  passed = np.any(states['encoder_01'].x != states['encoder_00'].x, axis=-1)
+  chosen = routing.choices(model, batch)['encoder_01']
+  assert passed.sum() == 8
+  assert [[len(taken) > 0 for taken in row] for row in chosen.experts] == passed.tolist()
 
 
 def test_layers_that_mix_all_tokens_have_no_choices(batch):

@@ -20,7 +20,7 @@ def test_edges_become_routes_of_real_tokens():
   expert = np.array([[1, 0, 2, 0], [1, 1, 0, 0]])
   weight = np.array([[0.3, 0.9, 0.8, 0.7], [0.5, 0.2, 0.6, 0.4]])
   mask = np.array([[True, True, True], [True, True, False]])
-  found = diagnostics.routes(token, expert, weight, mask, num_experts=2)
+  found = diagnostics.routes(token, expert, weight, np.arange(6).reshape(2, 3), mask, num_experts=2)
   assert found.experts.tolist() == [[0, 1], [0, -1], [-1, -1], [1, -1], [0, 1]]
   assert found.weights.tolist() == [[0.7, 0.3], [0.9, 0], [0, 0], [0.5, 0], [0.6, 0.2]]
 
@@ -35,7 +35,7 @@ def test_the_sign_of_a_weight_does_not_count():
   """TC-MoE's experts of factor -1: token 1 has expert 1 first, and entropies are of lengths."""
   token, expert = np.array([[0, 1, 0, 1]]), np.array([[0, 0, 1, 1]])
   signed = np.array([[0.6, 0.3, -0.4, -0.7]])
-  found = diagnostics.routes(token, expert, signed, np.ones((1, 2), bool), num_experts=2)
+  found = diagnostics.routes(token, expert, signed, np.arange(2)[None], np.ones((1, 2), bool), num_experts=2)
   assert found.experts.tolist() == [[0, 1], [1, 0]] and found.weights.tolist() == [[0.6, 0.4], [0.7, 0.3]]
   assert diagnostics.allocation_entropy(found) == 1 and diagnostics.margin(found) == pytest.approx(0.3)
   entropy = lambda p: -(p * math.log(p) + (1 - p) * math.log(1 - p)) / math.log(2)
