@@ -276,5 +276,5 @@ def _causal(name, train, **fields):
   b = call(strict, jnp.where(late[:, None], x + 1, x), ids=jnp.where(late, ids % 7 + 1, ids))[0]
   before = lambda a: a.masks()[1][:, :S // 2].sum(-1)                # [G, S/2, E] weights of earlier tokens
   np.testing.assert_array_equal(before(a), before(b), err_msg='later tokens change experts of earlier ones; '
-                                'wanted: core.choices.refuse_causal, or such as do not look ahead')
+                                'wanted: errors.UserError in a causal stack without allow_causal=True')
   assert (a.masks()[1] != b.masks()[1]).any() or not _weights(strict), 'nothing depends on the tokens'

@@ -10,7 +10,7 @@ from stmoe.core import contract
 from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
-from stmoe.errors import UserError
+from stmoe.core.units import priority
 
 # The choices that f_e of the balance loss counts: the first (paper, Mesh) or all (flaxformer).
 COUNTED = {'first': slice(0, 1), 'any': slice(None)}
@@ -47,8 +47,8 @@ def st_moe(logits: jax.Array, mask: jax.Array, capacity: int, k: int, *, tokens:
   edges = assignment.from_choices(choice, gates, num_experts, num_virtual)         # [G, k*S]
   edges = assignment.kill(edges, assignment.flat(sent))
   edges = assignment.kill_padding(edges, mask)
-  priority = jax.lax.stop_gradient(probs.max(axis=-1)) if batch_priority else None   # [G, S]
-  a = assignment.cap(edges, capacity, priority)
+  order = jax.lax.stop_gradient(probs.max(axis=-1)) if batch_priority else None   # [G, S]
+  a = assignment.cap(edges, capacity, order)
   counted = choice[..., COUNTED[balance_choices]]
   return a, contract.Aux(
       losses=dict(balance=losses.balance(probs, counted, mask, tokens), z=losses.z(logits, mask, tokens)),
@@ -98,20 +98,13 @@ class STMoE(nnx.Module):
     self.balance_choices = balance_choices
     self.allow_causal = allow_causal
 
-  @property
-  def undecodable(self) -> str | None:
-    """Why tokens cannot be routed one by one, or None."""
-    return 'batch_priority=True ranks the tokens of a group; nearest: batch_priority=False' if (
-        self.batch_priority) else None
-
+  undecodable = property(priority.undecodable)
   logits = gate.plain
 
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; raises UserError for batch priority in a causal stack."""
-    if self.batch_priority and ctx.causal and not self.allow_causal:
-      raise UserError('router st_moe: batch_priority=True lets later tokens decide in a causal stack; '
-                      'nearest: batch_priority=False (or allow_causal=True)')
+    priority.check(self, ctx)
     capacity = assignment.slots(ctx, self.w.shape[1], self.capacity_factor, self.min_capacity)
     key = ctx.fold('second').key if ctx.train else None
     a, aux = st_moe(

@@ -13,6 +13,7 @@ from stmoe.core import contract
 from stmoe.core import gate
 from stmoe.core import losses
 from stmoe.core import metrics
+from stmoe.core.units import priority
 from stmoe.errors import UserError
 
 
@@ -48,8 +49,8 @@ def dispatch(gates: jax.Array, mask: jax.Array, k: int, capacity: int, batch_pri
   choice = (choose or choices.top)(gates, k)                         # [G, S, k]
   edges = assignment.from_choices(choice, choices.values(gates, choice), gates.shape[-1])
   edges = assignment.kill_padding(edges, mask)
-  priority = jax.lax.stop_gradient(gates.max(axis=-1)) if batch_priority else None  # [G, S]
-  return edges, assignment.cap(edges, capacity, priority)
+  order = jax.lax.stop_gradient(gates.max(axis=-1)) if batch_priority else None  # [G, S]
+  return edges, assignment.cap(edges, capacity, order)
 
 
 def vmoe(logits: jax.Array, mask: jax.Array, capacity: int, k: int, *, noise: jax.Array | None = None,
@@ -108,20 +109,13 @@ class VMoe(nnx.Module):
     self.batch_priority = batch_priority
     self.allow_causal = allow_causal
 
-  @property
-  def undecodable(self) -> str | None:
-    """Why tokens cannot be routed one by one, or None."""
-    return 'batch_priority=True ranks the tokens of a group; nearest: batch_priority=False' if (
-        self.batch_priority) else None
-
+  undecodable = property(priority.undecodable)
   logits = gate.plain
 
   def decide(self, logits: jax.Array, ctx: contract.Context, carry: contract.Carry,
              choose: contract.Choose | None = None) -> contract.Routed:
     """Returns Routed for logits f32[G,S,E]; raises UserError for batch priority in a causal stack."""
-    if self.batch_priority and ctx.causal and not self.allow_causal:
-      raise UserError('router vmoe: batch_priority=True lets later tokens decide in a causal stack; '
-                      'nearest: batch_priority=False (or allow_causal=True)')
+    priority.check(self, ctx)
     size, factor = logits.shape[1], self.capacity_factor[0 if ctx.train else 1]
     slots = size
     if factor is not None:                                           # an expert has a token once at most
