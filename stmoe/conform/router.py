@@ -18,6 +18,7 @@ from stmoe.conform import execution
 from stmoe.conform import generic
 from stmoe.core import checked
 from stmoe.core import contract
+from stmoe.core import metrics
 
 D, E, G, S = 8, 4, 4, 12
 REAL = np.array([12, 7, 3, 10])                                      # real tokens of each group
@@ -72,7 +73,7 @@ def evaluation_draws_nothing(name: str, **fields) -> None:
 
 
 def losses_of_microbatches_add_up(name: str, **fields) -> None:
-  """Losses and load are those of the whole batch, in one part or in microbatches of uneven padding."""
+  """Losses, load and metrics are of the whole batch, in one part or in microbatches of uneven padding."""
   # Two microbatches with 19 and 13 real tokens: the divisor is the batch's count over their number.
   # What a microbatch does not hold is padding here, which changes nothing (see above).
   router, first = _build(name, **fields), np.arange(G)[:, None] < 2
@@ -85,6 +86,11 @@ def losses_of_microbatches_add_up(name: str, **fields) -> None:
     # Whole numbers are equal so, and Soft MoE's loads are shares.
     exact = (whole.load == jnp.round(whole.load)).all()
     np.testing.assert_allclose(halves[0].load + halves[1].load, whole.load, rtol=0 if exact else 1e-6)
+    merged = metrics.merge(jax.tree.map(lambda *parts: jnp.stack(parts), *halves)).metrics
+    for key, value in whole.metrics.items():
+      if key != 'slot_usage':                                        # here half of the groups are padding
+        np.testing.assert_allclose(merged[key], value, rtol=1e-5, atol=1e-6, err_msg=(
+            f'metric {key}; wanted: sums over tokens, divided by ctx.tokens, or as core.metrics.merge says'))
 
 
 def bfloat16_is_routed_in_float32(name: str, **fields) -> None:
