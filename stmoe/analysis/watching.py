@@ -169,6 +169,6 @@ def panel(shot: Snapshot, peak: float | None = None):
                   text.Text(f'max {load.max():.2f}', style='dim'))
   colour = {'finished': 'green', 'training': 'cyan', 'starting': 'cyan'}.get(shot.state, 'yellow')
   parts: list = [head, progress_bar.ProgressBar(shot.steps, shot.step, width=WIDE), text.Text(),
-           text.Text(sparkline(shot.losses), style='cyan'), numbers, by_part, loads]
+                 text.Text(sparkline(shot.losses), style='cyan'), numbers, by_part, loads]
   return panels.Panel(console.Group(*parts), title=text.Text(f'{shot.name}: {shot.state}', style=colour),
                       border_style=colour, expand=False)
