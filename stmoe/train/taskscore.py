@@ -8,6 +8,7 @@ section `eval` that are read here:
 Section `decode` names the strategy, a module of stmoe/decode, and its fields.
 """
 
+import collections
 import itertools
 import pathlib
 
@@ -209,8 +210,8 @@ def baselines(examples, metrics):
   if len(labels) == 1 and (choices := next(iter(labels))):
     tried = [[choice] * len(examples) for choice in choices]
   else:
-    targets = [example['targets'] for example in examples]
-    often = max(sorted(set(targets)), key=targets.count)
+    counts = collections.Counter(example['targets'] for example in examples)
+    often = max(sorted(counts), key=counts.__getitem__)
     tried = [[example.get('baseline', often) for example in examples]]
   scores = [score(metrics, examples, predictions) for predictions in tried]
   return {metric: max(of_system[metric] for of_system in scores) for metric in scores[0]}
