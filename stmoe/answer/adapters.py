@@ -143,7 +143,8 @@ class Base:
     part: dict = {}
     for leaf, words in found.labels.items():
       if 'adapter' in words:
-        part = groups.put(part, _nested(leaf, stored.read(reader.array(('params', *leaf)), ...)))
+        read = states.evaluated(('params', *leaf), reader.inventory)
+        part = groups.put(part, _nested(leaf, stored.read(reader.array(read), ...)))
     return Opened(cfg, self._planned(cfg), jax.device_put(part, jax.devices()[0]))
 
 
