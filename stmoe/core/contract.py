@@ -358,6 +358,7 @@ OFFERS = {
     # not say that it is 1.
     'gates_sum': None,
     'reach': None,                   # experts that a token can choose among; None = all
+    'num_virtual': 0,                # virtual experts among which it chooses, too
     'capacity_factor': None,         # (train, eval) slots per token; None = nothing is dropped
     'draws_at_eval': False,          # evaluation uses the key, where there is one
     # In two parts, so that routers that wrap it (routers/wrappers) may come between:

@@ -44,9 +44,14 @@ def choices(model, batch):
     model: a model of `stmoe.models`.
     batch: dict of i32[B,T], the names of the data pipeline.
   """
-  _, aux = jax.jit(lambda m, b: m(b))(trace(model), batch)
+  aux = jax.device_get(_reported(trace(model), batch))
   return {name: Choices(name, per_token(**edges, mask=mask, num_experts=num_experts), num_experts)
-          for name, edges, mask, num_experts in recorded(jax.device_get(aux), _masks(batch))}
+          for name, edges, mask, num_experts in recorded(aux, _masks(batch))}
+
+
+@jax.jit
+def _reported(model, batch):
+  return model(batch)[1]
 
 
 def recorded(aux, masks):
