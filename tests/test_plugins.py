@@ -303,6 +303,36 @@ def test_checks_see_a_router_that_gives_slots_to_padding(tmp_path):
     of_routers.padding_changes_nothing('mine')
 
 
+AROUND = '''"""A router around another that reads what is given of rows."""
+from stmoe import ranges
+from stmoe.routers import wrappers
+
+
+class Mine(wrappers.Deciding):
+  """Its inner router, with a logit more where the domain is odd."""
+
+  def __init__(self, d_model, *, inner: ranges.Named('router'), domains: ranges.Count = 4, rngs):
+    super().__init__(d_model, inner=inner, rngs=rngs)
+    self.domains = domains
+
+  @property
+  def reads(self):
+    return dict(domain=self.domains)
+
+  def logits(self, x, ctx):
+    return self.inner.logits(x, ctx).at[..., 0].add(ctx.known('domain', 'router mine') % 2)
+'''
+
+
+@pytest.mark.parametrize('check', [of_routers.reports_and_has_gradients, of_routers.evaluation_draws_nothing])
+def test_checks_give_a_router_another_to_go_around_and_what_it_reads(tmp_path, check):
+  plugins.add(write(tmp_path, AROUND))
+  check('mine')
+  plugins.add(write(tmp_path, AROUND.replace('reads(self)', 'read(self)')))
+  with pytest.raises(errors.UserError, match="router mine: nothing is given as 'domain'"):
+    check('mine', domains=2)
+
+
 def test_a_plugin_that_does_not_run_is_a_line(tmp_path):
   path = plugins.add(write(tmp_path, SOURCES['layer'].replace('import contract', 'import assignment'))).path
   with pytest.raises(errors.UserError) as error:
