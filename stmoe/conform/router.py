@@ -43,7 +43,8 @@ def reports_and_has_gradients(name: str, **fields) -> None:
   for key, value in (aux.losses | aux.metrics).items():
     assert value.shape == () and value.dtype == jnp.float32, f'{key} is no float32[]'
     assert np.isfinite(value), f'{key} is not finite'
-  told = set(re.findall(r'\w+', generic.losses(name)))
+  around = dict(generic.OF_ROUTERS, **fields)['inner']['name'] if hasattr(router, 'inner') else name
+  told = set(re.findall(r'\w+', f'{generic.losses(name)} {generic.losses(around)}'))
   assert set(aux.losses) <= told, f'the line Losses: of the docstring names every loss: {set(aux.losses)}'
 
 
@@ -206,7 +207,7 @@ def _inputs():
     return x, jax.random.randint(jax.random.key(2), (G, S), 1, generic.VOCAB)
 
 
-@functools.cache
+@generic.cached
 def _build(name, **fields):
   """The router, with matrices larger than those of training, so that choices differ between tokens."""
   router = generic.router(name, D, E, **fields)
@@ -222,7 +223,8 @@ def _weights(router):
 
 @functools.partial(jax.jit, static_argnames=('train', 'causal'))
 def _routed(router, x, ids, mask, tokens, key, train, causal):
-  ctx = contract.Context.of(ids, mask, tokens=tokens, key=key, train=train, causal=causal)
+  ctx = contract.Context.of(ids, mask, tokens=tokens, key=key, train=train, causal=causal,
+                            given=generic.given(router, G, S))
   carry = modules.init_carry(router, x)
   if carry:                                                          # as in the second of two sparse layers
     carry = checked.route(router, x, ctx, carry).carry
@@ -233,7 +235,7 @@ def _routed(router, x, ids, mask, tokens, key, train, causal):
 @functools.partial(jax.jit, static_argnames='alone')
 def _routed_in_groups(router, x, ids, alone):
   """The Assignment of evaluation for all tokens, of which each is a group by itself or none is."""
-  ctx = contract.Context.of(ids)
+  ctx = contract.Context.of(ids, given=generic.given(router, G, S))
   if alone:
     x, ctx = x.reshape(G * S, 1, D), ctx.group(G * S, 1).replace(alone=True)
   return checked.route(router, x, ctx, modules.init_carry(router, x)).assignment

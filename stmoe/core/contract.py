@@ -377,6 +377,9 @@ OFFERS = {
     # sub-layer.
     'reports': (),
     # What follows may be offered by layers and banks, too; `stmoe.modules` walks to them.
+    # What of `Context.given` it reads: name -> how many ids there are, or the shape of an entry of floats.
+    # Checks give it such arrays.
+    'reads': None,
     'init_carry': None,              # (x [B,T,D]) -> memory across layers, dict of [B,T,.] at the bottom
     'commit': None,                  # (Aux of a whole step) -> None; updates RouterState
     'accumulate': None,              # (Aux of a microbatch) -> None; so, for the later ones of its step
