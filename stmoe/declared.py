@@ -134,12 +134,16 @@ def has_method(package: str, name: str, method: str) -> bool:
 def of_functions(module):
   """Returns dict name -> dict field -> Field of the public functions of a module that have fields.
 
-  `module` is dotted: 'stmoe.train.schedules'.
+  `module` is dotted: 'stmoe.train.schedules'. Plugins beside its functions count: one called like its file.
   """
   package, _, name = module.rpartition('.')
   path = file(package, name)
-  return {node.name: _fields(path, node) for node in _tree(path).body
-          if isinstance(node, ast.FunctionDef) and not node.name.startswith('_') and node.args.kwonlyargs}
+  found = {node.name: _fields(path, node) for node in _tree(path).body
+           if isinstance(node, ast.FunctionDef) and not node.name.startswith('_') and node.args.kwonlyargs}
+  for own, plugin in plugins.files(module).items():
+    function = next(node for node in _tree(plugin).body if getattr(node, 'name', '') == own)
+    found[own] = _fields(plugin, function)
+  return found
 
 
 def of_function(package, name, function):

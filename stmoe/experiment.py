@@ -78,7 +78,7 @@ def _plugin_of(where):
     plugin, typed = plugins.add(where), shlex.quote(where)
   except errors.UserError:
     return ''
-  return (f'; it holds the {plugin.kind} {plugin.name!r}: stmoe show {plugin.name} --plugin {typed}, or an '
+  return (f'; it holds {plugin.holds}: stmoe show {plugin.name} --plugin {typed}, or an '
           f'experiment with --plugin {typed}')
 
 

@@ -21,39 +21,7 @@ from stmoe import plugins
 from stmoe import ranges
 from stmoe import value_ranges
 
-# The key of a configuration under which a module is named -> the package it lives in.
-PACKAGES = {
-    'model': 'stmoe.models',
-    'layer': 'stmoe.layers',
-    'mixer': 'stmoe.mixers',         # of the model multi_task: the experts of several tasks
-    'attention': 'stmoe.attention',
-    'around': 'stmoe.parts.around',  # blocks: what they stand in
-    'adapter': 'stmoe.parts.adapters',   # of models: what stands beside their matrices
-    'rotary_scaling': 'stmoe.parts.rotary_scaling',   # of rotary positions, for longer texts
-    'network': 'stmoe.parts.networks',    # over the nodes of graphs
-    'head': 'stmoe.heads',           # of models whose predictions are no tokens
-    'target': 'stmoe.targets',       # what a model is to predict: section loss
-    'router': 'stmoe.routers',
-    'experts': 'stmoe.experts',
-    'virtual': 'stmoe.experts.virtual',   # experts without a bank: a tuple of names
-    'executor': 'stmoe.core.execute',
-    'strategy': 'stmoe.decode.strategies',
-    'source': 'stmoe.data.sources',
-    'objective': 'stmoe.data.text.objectives',   # of a source of texts
-    'tasks': 'stmoe.data.text.families',   # of a source of texts: files of tasks
-    'metric': 'stmoe.metrics',
-    'family': 'stmoe.interop.families',   # of checkpoints made elsewhere
-    'packing': 'stmoe.interop.packings',  # of their tensors in fewer bits
-    'positions': 'stmoe.interop.positions',   # types of rotary positions in checkpoints made elsewhere
-    'writer': 'stmoe.runs.writers',   # of metrics to a service: log.writers
-    'peer': 'stmoe.bench.peers',   # other libraries to time
-    'piece': 'stmoe.bench.device.pieces',   # of the accelerator kit: what to measure
-    'surgery': 'stmoe.surgery',      # on trained parameters
-    'factorisation': 'stmoe.surgery',   # surgeries that make a dense model sparse
-    'adaptation': 'stmoe.surgery',      # put adapters beside parameters, which stay as they are
-    'law': 'stmoe.analysis.scaling.laws',   # of the loss against size, tokens and experts
-    'launcher': 'stmoe.sweep.launchers',
-}
+PACKAGES = plugins.PACKAGES              # the key of a configuration that names a module -> its package
 # What several modules of a kind are called: `stmoe list routers`.
 PLURALS = {'model': 'models', 'router': 'routers', 'layer': 'layers', 'experts': 'experts',
            'virtual': 'virtual', 'executor': 'executors', 'attention': 'attention', 'head': 'heads',
@@ -61,7 +29,7 @@ PLURALS = {'model': 'models', 'router': 'routers', 'layer': 'layers', 'experts':
            'strategy': 'strategies', 'family': 'families', 'surgery': 'surgeries',
            'factorisation': 'factorisations', 'adaptation': 'adaptations', 'adapter': 'adapters',
            'mixer': 'mixers', 'network': 'networks', 'law': 'laws', 'launcher': 'launchers',
-           'writer': 'writers', 'peer': 'peers', 'piece': 'pieces'}
+           'writer': 'writers', 'peer': 'peers', 'piece': 'pieces', 'figure': 'figures'}
 
 OF_DATA = PACKAGES['source'], PACKAGES['objective']                  # packages that say what data have
 
@@ -138,14 +106,13 @@ def check(kind: str, name: str, where: str = '') -> None:
   """
   if not has(kind, name) and name not in wrappers(kind):
     names = available(kind) + wrappers(kind)
-    yours = '; a file of your own is named by --plugin FILE' if kind in plugins.KINDS else ''
     every = f'there are: {", ".join(names)}' if len(names) <= errors.MANY else (
         f'stmoe list {PLURALS.get(kind, kind)} shows all {len(names)}')
     other = next((plugin for plugin in plugins.known() if plugin.name == name), None)
-    instead = (f'; {other.path} is taken for a file of kind {other.kind!r} ({plugins.WANTED})' if other else
+    instead = (f'; {other.path} is taken for {other.holds}{plugins.OR_SAID}' if other else
                errors.nearest(name, names))
     raise errors.UserError(f'{where and where + ": "}no {kind} is called {value_ranges.shown(name)}{instead} '
-                           f'({every}{yours})')
+                           f'({every}; a file of your own is named by --plugin FILE)')
 
 
 class Name(ranges.String):
@@ -446,6 +413,7 @@ def bind(module: types.ModuleType, section: str, fields: typing.Mapping[str, typ
   fields = dict(fields)
   name = fields.pop('name')
   functions = {n: f for n, f in vars(module).items() if _is_choice(f, module)}
+  functions |= {n: getattr(plugins.module(module.__name__, n), n) for n in plugins.files(module.__name__)}
   if name not in functions:
     raise errors.UserError(f'{section}.name={name!r} does not exist{errors.nearest(name, functions)}'
                            f' (there are: {", ".join(sorted(functions))})')

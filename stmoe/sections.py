@@ -64,7 +64,7 @@ TRAINING = ('model', 'blocks', 'data', 'optimizer', 'schedule', 'losses', 'train
 SECTIONS = (*TRAINING, 'groups', 'finetune', 'decode', 'log')
 OF_PARAMETERS = 'stmoe.train.groups'     # whose `group_of` has the fields of a group of parameters
 KINDS = {'model': 'model', 'decode': 'strategy', 'loss': 'target'}
-FUNCTIONS = {'optimizer': 'stmoe.train.optimizers', 'schedule': 'stmoe.train.schedules'}
+FUNCTIONS = plugins.MODULES
 
 
 class Group(NamedTuple):

@@ -13,7 +13,8 @@ from stmoe import lookup
 from stmoe import ranges
 
 # Kinds of modules with no class, or with one that no configuration gives its fields.
-PLAIN = {'tasks', 'metric', 'family', 'packing', 'positions', 'network', 'writer', 'peer', 'piece', 'law'}
+PLAIN = {'tasks', 'metric', 'family', 'packing', 'positions', 'network', 'writer', 'peer', 'piece', 'law',
+         'figure'}
 KINDS = [kind for kind in lookup.PACKAGES if kind not in PLAIN | set(lookup.FUNCTIONS)]
 NAMED = [(kind, name) for kind in KINDS for name in lookup.available(kind)]
 

@@ -1,5 +1,6 @@
 """Files outside of the package: what they are told by, where they are found, and what checks say of them."""
 
+import ast
 import importlib.metadata
 import inspect
 import json
@@ -10,6 +11,7 @@ import sys
 import ml_collections
 import pytest
 
+from stmoe import declared
 from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
@@ -18,6 +20,7 @@ from stmoe.cli import main
 from stmoe.conform import router as of_routers
 from stmoe.data.text import tasks
 from stmoe.runs import plugged
+from stmoe.train import schedules
 from tests.docs import pages
 
 SIGMOID = pages.titled('docs/router.md', 'stmoe/routers/sigmoid.py')
@@ -53,7 +56,7 @@ def nothing_else(monkeypatch):
   before = set(sys.modules)
   yield
   for name in set(sys.modules) - before:
-    if name.endswith('.mine'):
+    if name.endswith(('.mine', '.other', '.held')):
       del sys.modules[name]
 
 
@@ -71,14 +74,64 @@ def test_a_plugin_named_without_its_ending_or_in_place_of_an_experiment_says_wha
     experiment.load(str(path))
 
 
-@pytest.mark.parametrize('kind', plugins.KINDS)
+# Files of the project that say no more of what they are than files of another kind, and so need a line.
+SAID = {'factor_llm', 'span_head', 'span_mixture', 'multitask'}
+
+
+@pytest.mark.parametrize('kind', lookup.PACKAGES)
+def test_each_file_of_the_project_would_be_told_as_a_plugin(kind):
+  for name in lookup.available(kind):
+    path, tree = declared.file(lookup.PACKAGES[kind], name), declared.tree(lookup.PACKAGES[kind], name)
+    if name in SAID and not plugins._kind_of_class(path, tree, None) == kind:
+      tree = ast.Module([*tree.body, *ast.parse(f'PLUGIN = {kind!r}').body], [])
+    assert plugins._kinds(path, tree) == (kind,)
+
+
+@pytest.mark.parametrize('kind', SOURCES)
 def test_a_file_is_told_by_its_text_and_found_by_its_name(kind, tmp_path):
   plugin = plugins.add(write(tmp_path, SOURCES[kind]))
-  assert (plugin.kind, plugin.name) == (kind, 'mine')
+  assert (plugin.kinds, plugin.name) == ((kind,), 'mine')
   assert 'mine' in lookup.available(kind)
   assert lookup.module(kind, 'mine').__file__ == str(plugin.path)
-  others = [other for other in plugins.KINDS if other != kind and 'mine' in lookup.available(other)]
+  others = [other for other in lookup.PACKAGES if other != kind and 'mine' in lookup.available(other)]
   assert not others
+
+
+def test_a_file_may_hold_several_kinds_which_are_one_module(tmp_path):
+  score = 'def score(examples, predictions):\n  return dict(mine=1.0)\n'
+  plugin = plugins.add(write(tmp_path, SOURCES['router'] + score))
+  assert plugin.kinds == ('metric', 'router') and plugin.holds == "the metric and the router 'mine'"
+  assert lookup.module('metric', 'mine') is lookup.module('router', 'mine')
+  assert [fact['kind'] for fact in plugged.facts()] == ['metric', 'router']
+  plugins.add(write(tmp_path, SOURCES['router'] + score.replace('1.0', '2.0')))
+  assert lookup.module('metric', 'mine').score([], []) == dict(mine=2.0)
+  assert not lookup.available('metric').count('mine') > 1
+
+
+def test_a_line_says_what_a_class_is_where_its_text_leaves_that_open(tmp_path):
+  assert plugins.add(write(tmp_path, "PLUGIN = 'head'\n" + SOURCES['layer'])).kinds == ('head',)
+  with pytest.raises(errors.UserError, match="mine.py, line 1: PLUGIN='heads'; nearest: head "):
+    plugins.add(write(tmp_path, "PLUGIN = 'heads'\n" + SOURCES['layer']))
+
+
+def test_plugins_import_one_another_from_the_folders_of_their_kinds(tmp_path):
+  plugins.add(write(tmp_path, SOURCES['router']))
+  user = 'from stmoe.routers import mine\n' + SOURCES['layer'].replace('Mine', 'Other') + '  of = mine.Mine\n'
+  plugins.add(write(tmp_path, user, 'other'))
+  assert lookup.constructor('layer', 'other').of is lookup.constructor('router', 'mine')
+
+
+def test_optimizers_and_schedules_are_functions_called_like_the_file(tmp_path):
+  held = ('from stmoe import ranges\n\n'
+          'def held(step, *, peak: float, total_steps, warmup_steps: int, end_fraction: ranges.Positive):\n'
+          '  return peak * end_fraction + 0 * step\n')
+  assert plugins.add(write(tmp_path, held, 'held')).kinds == ('schedule',)
+  cfg, _ = experiment.load('lm/quickstart:method=switch', ['schedule.name=held', 'schedule.end_fraction=0.5'])
+  assert lookup.bind(schedules, 'schedule', cfg.schedule, total_steps=9)(2) == cfg.schedule.peak / 2
+  with pytest.raises(errors.UserError, match='schedule.end_fraction=0.0: expected a number above 0'):
+    experiment.load('lm/quickstart:method=switch', ['schedule.name=held', 'schedule.end_fraction=0'])
+  with pytest.raises(errors.UserError, match='stmoe.train.schedules.cosine already'):
+    plugins.add(write(tmp_path, held.replace('held', 'cosine'), 'cosine'))
 
 
 def test_fields_are_those_of_the_file(tmp_path):
@@ -102,10 +155,12 @@ def test_a_task_of_a_plugin_is_a_task(tmp_path):
 
 @pytest.mark.parametrize('name, source, says', [
     ('mine', 'class Other:\n  pass\n',
-     'holds nothing that is called like it; nearest: call Other Mine, .*wanted: .*classes: Other'),
+     'holds nothing that is called like it; nearest: call Other Mine, .*classes: Other.*; wanted: '),
     ('lab', 'import seqio\nseqio.TaskRegistry.add("a", source=None)\n',
-     "nothing that is called like it; seqio's registry is not read: docs/from_t5x.md .*wanted: TASKS"),
-    ('mine', 'class Mine:\n  pass\n', 'nothing tells what Mine is; wanted: '),
+     "nothing that is called like it; seqio's registry is not read: docs/from_t5x.md .*wanted: .*TASKS"),
+    ('mine', 'class Mine:\n  pass\n', "does not tell what Mine is; .* PLUGIN = 'head'; wanted: "),
+    ('mine', 'def score(predictions, examples):\n  return {}\n',
+     r'has score\(predictions, examples\); wanted of the kind metric: score\(examples, predictions, '),
     ('mine', 'class Mine(:\n', 'is no Python'),
     ('switch', SOURCES['router'].replace('Mine', 'Switch'), 'there is a module stmoe.routers.switch already'),
     ('trace', SOURCES['router'].replace('Mine', 'Trace'), 'there is a module stmoe.routers.trace already'),
@@ -129,7 +184,8 @@ def test_two_files_of_one_name_are_refused_and_the_same_file_twice_is_one(tmp_pa
 def test_a_file_that_is_taken_for_another_kind_says_so(tmp_path):
   path = write(tmp_path, SOURCES['layer'])
   plugins.add(path)
-  with pytest.raises(errors.UserError, match=f"'mine'; {path} is taken for a file of kind 'layer'"):
+  said = f"'mine'; {path} is taken for the layer 'mine'; .* PLUGIN = 'head'"
+  with pytest.raises(errors.UserError, match=said):
     lookup.check('router', 'mine')
 
 
@@ -152,7 +208,7 @@ def test_a_file_that_is_named_again_is_read_again(tmp_path):
     plugins.add(write(tmp_path, SOURCES['router'].replace('k: ranges.Count = 2', f'k: ranges.Count = {k}')))
     made = inspect.signature(lookup.constructor('router', 'mine').__init__).parameters['k']
     assert lookup.fields('router', 'mine')['k'].default == made.default == k
-  assert plugins.add(write(tmp_path, SOURCES['layer'])).kind == 'layer'
+  assert plugins.add(write(tmp_path, SOURCES['layer'])).kinds == ('layer',)
   with pytest.raises(errors.Damaged):
     plugins.add(write(tmp_path, 'class Mine('))
   assert lookup.has('layer', 'mine')     # as it was
@@ -231,7 +287,7 @@ def test_check_says_of_each_test_whether_it_passed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('words, says', [
-    (['swich'], "is called 'swich'; nearest: switch"), (['pr_moe'], '--kind router'),
+    (['swich'], "is called 'swich'; nearest: switch"), (['pr_moe'], '--kind layer'),
     (['gather:chunks=2'], 'executor takes no fields here'),
     (['switch:jitte=1'], "no field 'jitte'; nearest: jitter")])
 def test_what_cannot_be_checked_is_a_line(words, says, capsys):
@@ -245,6 +301,36 @@ def test_checks_see_a_router_that_gives_slots_to_padding(tmp_path):
   plugins.add(write(tmp_path, SOURCES['router'].replace(line, 'pass')))
   with pytest.raises(AssertionError, match='padding reaches an expert'):
     of_routers.padding_changes_nothing('mine')
+
+
+AROUND = '''"""A router around another that reads what is given of rows."""
+from stmoe import ranges
+from stmoe.routers import wrappers
+
+
+class Mine(wrappers.Deciding):
+  """Its inner router, with a logit more where the domain is odd."""
+
+  def __init__(self, d_model, *, inner: ranges.Named('router'), domains: ranges.Count = 4, rngs):
+    super().__init__(d_model, inner=inner, rngs=rngs)
+    self.domains = domains
+
+  @property
+  def reads(self):
+    return dict(domain=self.domains)
+
+  def logits(self, x, ctx):
+    return self.inner.logits(x, ctx).at[..., 0].add(ctx.known('domain', 'router mine') % 2)
+'''
+
+
+@pytest.mark.parametrize('check', [of_routers.reports_and_has_gradients, of_routers.evaluation_draws_nothing])
+def test_checks_give_a_router_another_to_go_around_and_what_it_reads(tmp_path, check):
+  plugins.add(write(tmp_path, AROUND))
+  check('mine')
+  plugins.add(write(tmp_path, AROUND.replace('reads(self)', 'read(self)')))
+  with pytest.raises(errors.UserError, match="router mine: nothing is given as 'domain'"):
+    check('mine', domains=2)
 
 
 def test_a_plugin_that_does_not_run_is_a_line(tmp_path):
@@ -277,7 +363,7 @@ def test_a_class_that_extends_one_of_the_project_is_of_its_kind_with_its_fields(
   package = plugins.KINDS[kind].removeprefix('stmoe.').replace('.', '/')
   source = EXTENDED.format(package=package, name=name, called=called)
   plugin = plugins.add(write(tmp_path, source))
-  assert plugin.kind == kind and lookup.has(kind, 'mine')
+  assert plugin.kinds == (kind,) and lookup.has(kind, 'mine')
   assert lookup.fields(kind, 'mine') == lookup.fields(kind, name)
 
 

@@ -1,7 +1,7 @@
 r"""TC-MoE in the language model of LibMoE's sweeps: experts with factor 1, -1 or 0.
 
 TC-MoE (ICLR 2025) in the model and with the losses of LibMoE (arXiv:2411.00918). Expected: the share of null
-choices (metric null_frac) grows with the reward; nothing is printed for this model, whose layer in LibMoE
+choices (metric null_share) grows with the reward; nothing is printed for this model, whose layer in LibMoE
 raises an error in training.
 Differs: C4/en instead of SlimPajama; RMSNorm; initial values of attention and routers are this project's;
 signs and repeated experts are those of the formula, which released code loses; the balance loss is of

@@ -32,7 +32,7 @@ def cases(models, tune):
         transposed = op == 'gmm_transposed'
         inputs = functools.partial(_inputs, tokens, k, inner, outer, experts, transposed)
         variants = [_variant(name, module.gmm, transposed, tiles=tiles)
-                for name, module, tiles in benchmark.kernels(KERNELS, op, shape, tune)]
+                    for name, module, tiles in benchmark.kernels(KERNELS, op, shape, tune)]
         if not tune:
           user = _variant(op, api.gmm, transposed, target=benchmark.platform())
           variants = [user, *(v for v in variants if v.op != op), *peers.variants(op)]

@@ -30,7 +30,7 @@ def cases(models, tune):
       if inner == width and not tune:
         yield _listed(shape, flops, tokens, k)
       variants = [_variant(name, module.tgmm, tiles=tiles)
-              for name, module, tiles in benchmark.kernels(KERNELS, 'tgmm', shape, tune)]
+                  for name, module, tiles in benchmark.kernels(KERNELS, 'tgmm', shape, tune)]
       if not tune:
         user = _variant('tgmm', api.tgmm, target=benchmark.platform())
         variants = [user, *(v for v in variants if v.op != 'tgmm'), *peers.variants('tgmm')]

@@ -121,9 +121,10 @@ def text(column, entry):
 def engineering(number):
   """Returns '1.24M' for 1,240,000: three digits and a prefix of thousands.
 
-  >>> engineering(999), engineering(1240000), engineering(2.5e12)
-  ('999', '1.24M', '2.5T')
+  >>> engineering(999), engineering(1240000), engineering(2.5e12), engineering(999_999)
+  ('999', '1.24M', '2.5T', '1M')
   """
+  number = float(f'{number:.3g}')        # before its power is known: rounding may reach the next
   power = min(max(math.floor(math.log10(abs(number)) / 3), 0), 6) if number else 0
   return f'{number / 1000 ** power:.3g}' + ('', 'k', 'M', 'G', 'T', 'P', 'E')[power]
 

@@ -84,8 +84,8 @@ def _rates(lines):
   return tokens / seconds or None, flops / seconds or None, seconds / steps if steps else None
 
 
-def sparkline(values: np.ndarray, width: int = WIDE) -> str:
-  """Returns at most `width` blocks, low to high, of the means of as many stretches of `values`.
+def sparkline(values: np.ndarray) -> str:
+  """Returns at most WIDE blocks, low to high, of the means of as many stretches of `values`.
 
   >>> sparkline(np.array([3.0, 2.0, np.nan, 1.0]))
   '█▄▁'
@@ -93,7 +93,7 @@ def sparkline(values: np.ndarray, width: int = WIDE) -> str:
   values = values[np.isfinite(values)]
   if not len(values):
     return ''
-  means = np.array([part.mean() for part in np.array_split(values, min(width, len(values)))])
+  means = np.array([part.mean() for part in np.array_split(values, min(WIDE, len(values)))])
   span = means.max() - means.min()
   heights = (means - means.min()) / (span or 1) * (len(BLOCKS) - 1)
   return ''.join(BLOCKS[int(height)] for height in heights)
@@ -169,6 +169,6 @@ def panel(shot: Snapshot, peak: float | None = None):
                   text.Text(f'max {load.max():.2f}', style='dim'))
   colour = {'finished': 'green', 'training': 'cyan', 'starting': 'cyan'}.get(shot.state, 'yellow')
   parts: list = [head, progress_bar.ProgressBar(shot.steps, shot.step, width=WIDE), text.Text(),
-           text.Text(sparkline(shot.losses), style='cyan'), numbers, by_part, loads]
+                 text.Text(sparkline(shot.losses), style='cyan'), numbers, by_part, loads]
   return panels.Panel(console.Group(*parts), title=text.Text(f'{shot.name}: {shot.state}', style=colour),
                       border_style=colour, expand=False)

@@ -96,7 +96,8 @@ class Base:
     params = groups.put(self._params, opened.part)
     for first in range(0, len(ids), BATCH):
       some = ids[first:first + BATCH]
-      batch = infer.prompt_batch(opened.cfg, some + [some[-1]] * (BATCH - len(some)), _width(some))
+      batch = infer.prompt_batch(opened.cfg, some + [some[-1]] * (BATCH - len(some)),
+                                 infer.width(max(map(len, some))))
       key = jax.random.fold_in(states.fold(opened.cfg.seed, 'decode'), first)
       written = np.asarray(program(params, self._routers, batch, key))
       texts += [generate.text(opened.cfg, vocabulary, row) for row in written[:len(some)]]
@@ -143,7 +144,8 @@ class Base:
     part: dict = {}
     for leaf, words in found.labels.items():
       if 'adapter' in words:
-        part = groups.put(part, _nested(leaf, stored.read(reader.array(('params', *leaf)), ...)))
+        read = states.evaluated(('params', *leaf), reader.inventory)
+        part = groups.put(part, _nested(leaf, stored.read(reader.array(read), ...)))
     return Opened(cfg, self._planned(cfg), jax.device_put(part, jax.devices()[0]))
 
 
@@ -157,11 +159,3 @@ def _nested(path, value):
   for key in reversed(path):
     value = {key: value}
   return value
-
-
-def _width(prompts):
-  """The length to which prompts, lists of ids, are padded: the shortest times 1, 2, 4, ..."""
-  width = infer.SHORTEST
-  while width < max(map(len, prompts)):
-    width *= 2
-  return width

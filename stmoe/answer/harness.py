@@ -156,10 +156,7 @@ class Harness:
     for begin in range(0, len(order), self._batch_size):
       mine = order[begin:begin + self._batch_size]
       rows = [items[i] for i in mine] + [items[mine[-1]]] * (self._batch_size - len(mine))
-      width = infer.SHORTEST
-      while width < size(rows[0]):
-        width *= 2
-      outputs = jax.tree.map(np.asarray, run(make(rows, width)))
+      outputs = jax.tree.map(np.asarray, run(make(rows, infer.width(size(rows[0])))))
       for row, i in enumerate(mine):
         results[i] = {name: a[row] for name, a in outputs.items()}
     return results

@@ -20,7 +20,7 @@ from stmoe.train import loop
 from stmoe.train import opened
 from stmoe.train import state as states
 
-SHORTEST = 16                        # prompts are padded to this times 1, 2, 4, ...
+SHORTEST = 16                        # see `width`
 
 
 def read(lines, where, jsonl=False, talk=False):
@@ -55,6 +55,18 @@ def _prompt(place, fields, talk):
     raise errors.UserError(f'{place} {error}') from None
   said = fields['inputs']
   return dict(messages=[dict(role='user', content=said)]) if talk else said
+
+
+def width(longest):
+  """Returns the length to which rows of at most `longest` ids are padded: SHORTEST times 1, 2, 4, ...
+
+  >>> width(0), width(16), width(17)
+  (16, 16, 32)
+  """
+  padded = SHORTEST
+  while padded < longest:
+    padded *= 2
+  return padded
 
 
 def prompt_batch(cfg, prompts, length):
@@ -181,12 +193,10 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
         return
       _fit(cfg, rows, trained)
       ids = [ids for _, ids, _ in rows]
-      longest, width = max(map(len, ids)), SHORTEST
+      longest = max(map(len, ids))
       warn(longest)
-      while width < longest:
-        width *= 2
       padded = ids + [ids[-1]] * (batch_size - len(ids))
-      batch = prompt_batch(cfg, padded, min(width, limit))
+      batch = prompt_batch(cfg, padded, min(width(longest), limit))
       key = jax.random.fold_in(states.fold(cfg.seed, 'decode'), turn)
       generated = np.asarray(program(state['params'], state['router_state'], check.place(batch, mesh), key))
       if told is not None:

@@ -17,6 +17,7 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
 from stmoe.analysis.routing import oracle
+from stmoe.core import contract
 from stmoe.data import batches as pipeline
 from stmoe.hosts import distributed
 from stmoe.parts import cache as caches
@@ -91,7 +92,7 @@ def size(model) -> tuple[int, int]:
   routers = [owner.router for owner in modules.sparse(model)]
   layers = sum(1 for stack in model.stacks() for name, layer in stack.by_name().items()
                if modules.sparse(layer))
-  ways = {getattr(r, 'num_experts', 0) + getattr(r, 'num_virtual', 0) for r in routers}
+  ways = {router.num_experts + contract.offered(router, 'num_virtual') for router in routers}
   bigs = {router.num_experts for router in routers}
   if not hasattr(model, 'extend') or bigs != {1} or len(ways) != 1 or max(ways) < 2:
     raise errors.UserError('routes are of a decoder whose layers have one big module and virtual ones, such '

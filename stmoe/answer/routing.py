@@ -22,7 +22,7 @@ from stmoe import targets
 from stmoe.analysis.routing import choices
 from stmoe.analysis.routing import diagnostics
 from stmoe.answer import interactive
-from stmoe.checkpoints import checkpoint
+from stmoe.checkpoints import stored
 from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.core import hidden
@@ -76,18 +76,11 @@ def diagnose(run: str | pathlib.Path, step: int | None = None, against: Sequence
   with opened.run(cfg, run, say, devices) as (plan, source):
     probe = Probe(cfg, run, plan, source, step, say)
     found = probe.layers()
-    compared = [at for at in kept(run) if at != probe.step] if against is None else against
+    others = (at for at in stored.steps(pathlib.Path(run) / 'checkpoints') if at != probe.step)
+    compared = others if against is None else against
     found['against'] = {at: probe.against(at) for at in compared}
     found['domains'] = probe.domains(texts or {})
     return found | probe.losses(temperatures) | dict(notes=probe.notes)
-
-
-def kept(run: str | pathlib.Path) -> list[int]:
-  """Returns the steps of the checkpoints that `run` keeps, in order."""
-  saved = checkpoint.Checkpoints(f'{run}/checkpoints', keep=None, read_only=True)
-  steps = saved.steps()
-  saved.close()
-  return steps
 
 
 class Probe:

@@ -7,6 +7,7 @@ from stmoe import silence
 from stmoe.data import record as records
 from stmoe.hosts import job
 from stmoe.runs import directory as rundir
+from stmoe.runs import records as kept
 from stmoe.train import check
 from stmoe.train import evaluate
 from stmoe.train import opened
@@ -25,7 +26,7 @@ def sweep(cfg, path, field, texts, say, step=None, best=False, devices=None):
     texts: as typed on a command line.
     the rest as for `score`.
   """
-  rundir.evaluations(path)               # a file that cannot be read takes no more lines
+  kept.evaluations(path)                 # a file that cannot be read takes no more lines
   fields, changed = experiment.matching(cfg, field), []
   for text in texts:
     changed.append(copy.deepcopy(cfg))

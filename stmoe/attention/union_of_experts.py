@@ -203,5 +203,6 @@ class UnionOfExperts(nnx.Module):
                               assignment.cap(wanted, g.shape[1]), ctx.mask, ctx.tokens)
     met = jnp.sum(assignment.live(wanted) & (wanted.weight > 0), dtype=jnp.float32)
     load = metrics.load(wanted)
-    return contract.Aux(losses={}, load=load, metrics=dict(
-        numbers, drop_frac=1 - met / jnp.maximum(chosen, 1), filled=1 - met / jnp.maximum(load.sum(), 1)))
+    unmet = lambda number: 1 - met / jnp.maximum(number, 1)
+    return contract.Aux(losses={}, load=load,
+                        metrics=dict(numbers, drop_frac=unmet(chosen), filled_frac=unmet(load.sum())))

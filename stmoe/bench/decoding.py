@@ -102,7 +102,7 @@ def programs(num_experts, rows, prompt, recompute, model=None):
     return ahead.run(write, model, batch, steps)
 
   compiled = {name: jax.jit(generate, static_argnums=2).lower(model, text(prompt), steps).compile()
-          for name, steps in (('short', SHORT), ('long', LONG))}
+              for name, steps in (('short', SHORT), ('long', LONG))}
   generated = text(prompt)
   runs = {name: (lambda run=run: run(model, generated)) for name, run in compiled.items()}
   if recompute:

@@ -63,8 +63,7 @@ class Checkpoints:
 
   def steps(self):
     """Returns the saved steps in ascending order."""
-    there = set(stored.steps(self.directory)) if self.directory.is_dir() else ()
-    return sorted(step for step in self._manager.all_steps() if step in there)
+    return sorted({*self._manager.all_steps()} & {*stored.steps(self.directory)})
 
   def save(self, step, state, data, meta):
     """Saves step `step` (again a no-op) from now on; the arrays may be donated right after.
@@ -158,10 +157,9 @@ class Checkpoints:
     Raises:
       UserError: arrays of other shapes, no such step, or none of the checkpoints can be read.
     """
+    if step is not None:
+      stored.present(self.directory, step)
     steps = self.steps()
-    if step is not None and step not in steps:
-      raise errors.UserError(f'{self.directory} has no checkpoint of step {step} (there are: '
-                             f'{", ".join(map(str, steps)) or "none"})')
     doubtful: dict[int, errors.UserError] = {}       # of format 1: it may be its meta that is damaged
     for at in [step] if step is not None else reversed(steps):
       before = [s for s in steps if s < at]
@@ -236,20 +234,16 @@ class Checkpoints:
     Returns:
       arrays: dict path -> array; names: dict path -> shape of all arrays of the checkpoint.
     """
-    steps = self.steps()
-    if not steps or step is not None and step not in steps:
-      which = '' if step is None else f' of step {step}'
-      raise errors.UserError(f'{self.directory} has no checkpoint{which} (there are: '
-                             f'{", ".join(map(str, steps)) or "none"})')
-    at = steps[-1] if step is None else step
+    newest = stored.present(self.directory, step)[-1]
+    at = newest if step is None else step
     try:
       meta, _ = seal.read(self._place / str(at))
     except ValueError as error:
       raise errors.UserError(f'checkpoint {at} of {self.directory} cannot be read: {error}') from error
     check(meta)
-    stored = {name: tuple(shape) for name, (shape, *_) in meta['arrays'].items()}
+    names = {name: tuple(shape) for name, (shape, *_) in meta['arrays'].items()}
     fitting = {checksum.name(path): s for path, s in jax.tree.leaves_with_path(shapes)}
-    fitting = {name: s for name, s in fitting.items() if stored.get(name) == tuple(s.shape)}
+    fitting = {name: s for name, s in fitting.items() if names.get(name) == tuple(s.shape)}
     tree = _kept(_nested(fitting), meta['arrays'])
     try:
       with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -261,7 +255,7 @@ class Checkpoints:
     if changed:
       raise errors.UserError(f'checkpoint {at} of {self.directory}: {changed} is not what was saved')
     arrays = {checksum.name(path): x for path, x in jax.tree.leaves_with_path(restored)}
-    return at, _cast(arrays, fitting), stored
+    return at, _cast(arrays, fitting), names
 
   def _set_aside(self, step):
     aside = self.directory.parent / 'unreadable'
@@ -306,11 +300,11 @@ def _changed(state, meta):
 
 def check_shapes(saved, shapes):
   """Raises UserError for the first array whose shape in the inventory `saved` is not that in `shapes`."""
-  stored = {name: tuple(shape) for name, (shape, *_) in saved.items()}
+  own = {name: tuple(shape) for name, (shape, *_) in saved.items()}
   wanted = {checksum.name(path): tuple(s.shape) for path, s in jax.tree.leaves_with_path(shapes)}
-  for name in sorted({*stored, *wanted}):
-    if stored.get(name) != wanted.get(name):
-      raise errors.UserError(f'the checkpoint does not fit the model: {name} is {stored.get(name, "absent")} '
+  for name in sorted({*own, *wanted}):
+    if own.get(name) != wanted.get(name):
+      raise errors.UserError(f'the checkpoint does not fit the model: {name} is {own.get(name, "absent")} '
                              f'in it and {wanted.get(name, "absent")} in the model')
 
 

@@ -155,5 +155,17 @@ def chunk(leaf, shape, size, where):
 
 
 def steps(directory):
-  """Returns the steps in `directory` in ascending order."""
-  return sorted(int(p.name) for p in pathlib.Path(directory).iterdir() if p.name.isdecimal())
+  """Returns the steps in `directory` in ascending order; [] without such a folder."""
+  folder = pathlib.Path(directory)
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
+
+
+def present(directory, step=None):
+  """Returns what `steps` does; raises UserError where there is none, or `step` is not among them."""
+  there = steps(directory)
+  if step is not None and step not in there:
+    raise errors.UserError(f'{directory} has no checkpoint of step {step} (there are: '
+                           f'{", ".join(map(str, there)) or "none"})')
+  if not there:
+    raise errors.UserError(f'{directory} has no checkpoint yet')
+  return there

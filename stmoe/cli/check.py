@@ -1,11 +1,11 @@
-"""Runs the contract and conformance tests on a router, experts, an executor, a layer, a target or tasks.
+"""Runs the contract and conformance tests on a router, experts, an executor, a layer, a metric, ...
 
 stmoe check my_router.py                          a file of your own, anywhere; its code runs
 stmoe check my_router.py:hidden=8,k=1             with fields of its constructor
 stmoe check switch                                what the project holds, by its name
 
-A line says for each test whether it passed, and what is wrong. The exit code is 1 if any fails. A plugin is
-code: check no file that you did not read.
+A line says for each test whether it passed, and what is wrong. The exit code is 1 if any fails. A file of
+several kinds is checked as each. A plugin is code: check no file that you did not read.
 """
 
 import os
@@ -17,7 +17,6 @@ from stmoe import plugins
 from stmoe import value_ranges
 
 COMPUTES = True
-KINDS = ', '.join(plugins.KINDS)
 
 
 def add_arguments(parser):
@@ -28,49 +27,60 @@ def add_arguments(parser):
 
 def run(args):
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  kind, name, fields = _named(args.name, args.kind)
-  from stmoe import conform
+  kinds, name, listing = _named(args.name, args.kind)
+  each = {kind: _fields(kind, name, listing) for kind in kinds}
   from stmoe.conform import execution
-  count = len(conform.checks(kind))
-  file = lookup.module(kind, name).__file__
-  print(f'{kind} {name}: {file} ({count} checks, in about a minute)', flush=True)
   with execution.small_blocks():
-    failed = conform.failures(kind, name, fields, _sayer())
-  print(f'{count - failed} of {count} passed' + (f', {failed} failed' if failed else ''))
+    failed = sum(_check(kind, name, fields) for kind, fields in each.items())
   return 1 if failed else 0
 
 
+def _check(kind, name, fields):
+  """Prints what the checks of a kind say of a file; returns how many failed."""
+  from stmoe import conform
+  count = len(conform.checks(kind))
+  file = (plugins.files(plugins.KINDS[kind]).get(name) or lookup.module(kind, name).__file__)
+  if not count:
+    lookup.module(kind, name)            # its code runs
+    print(f'{kind} {name}: {file} can be read (a {kind} has no shared checks)')
+    return 0
+  print(f'{kind} {name}: {file} ({count} checks, in about a minute)', flush=True)
+  failed = conform.failures(kind, name, fields, _sayer())
+  print(f'{count - failed} of {count} passed' + (f', {failed} failed' if failed else ''))
+  return failed
+
+
 def _named(text, kind):
-  """(kind, name, fields) of FILE:fields or NAME:fields."""
+  """(kinds, name, listing) of FILE:listing or NAME:listing."""
   where, listing = experiment.split(text)
   if where.endswith('.py'):
     plugin = plugins.add(where)
-    kind, name = plugin.kind, plugin.name
+    kinds, name = [each for each in plugin.kinds if kind in (None, each)], plugin.name
+    if not kinds:
+      raise errors.UserError(f'{where} holds {plugin.holds}; nearest: --kind {plugin.kinds[0]}')
   else:
-    kind, name = kind or _kind_of(where), where
-    lookup.check(kind, name)
-  return kind, name, _fields(kind, name, listing)
+    kinds, name = [kind or _kind_of(where)], where
+    lookup.check(kinds[0], name)
+  return kinds, name, listing
 
 
 def _kind_of(name):
   """The kind of a name that one kind alone has."""
-  kinds = [kind for kind in plugins.KINDS if lookup.has(kind, name)]
+  kinds = [kind for kind in lookup.PACKAGES if lookup.has(kind, name)]
   if len(kinds) == 1:
     return kinds[0]
   if kinds:
     raise errors.UserError(f'{name} is {" and ".join(kinds)}; nearest: --kind {kinds[0]}')
-  every = [other for kind in plugins.KINDS for other in lookup.available(kind)]
-  raise errors.UserError(f'no {KINDS} is called {value_ranges.shown(name)}{errors.nearest(name, every)}; '
+  every = [other for kind in lookup.PACKAGES for other in lookup.available(kind)]
+  raise errors.UserError(f'nothing is called {value_ranges.shown(name)}{errors.nearest(name, every)}; '
                          'a file of your own ends in .py')
 
 
 def _fields(kind, name, listing):
   """Fields 'k=2,hidden=8' as their ranges read them."""
-  if kind in ('executor', 'tasks'):
-    if listing:
-      raise errors.UserError(f'stmoe check {name}:{listing}: {kind} takes no fields here')
-    return {}
-  return lookup.spelled(kind, f'{name}:{listing}')[1]
+  if listing and not lookup.fields(kind, name):
+    raise errors.UserError(f'stmoe check {name}:{listing}: {kind} takes no fields here')
+  return lookup.spelled(kind, f'{name}:{listing}')[1] if listing else {}
 
 
 def _sayer():

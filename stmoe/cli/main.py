@@ -217,7 +217,7 @@ def _overview():
   lines = [f'  {name:{width}}  {line}' for name, line in commands().items()]
   return '\n'.join(['usage: stmoe COMMAND ...', '', *lines, '',
                     'stmoe COMMAND --help explains a command; --debug shows tracebacks of mistakes.',
-                    '--plugin FILE adds a router, experts, an executor, a layer, a target or tasks.',
+                    '--plugin FILE adds a file of your own: a router, experts, a layer, a metric, ...',
                     'Plugins and configurations are code, and run: read those that you did not write.'])
 
 

@@ -41,6 +41,7 @@ def add_arguments(parser):
 def run(args):
   import numpy as np
   from stmoe import files
+  from stmoe.analysis import serving
   from stmoe.analysis import table
   from stmoe.analysis.serving import moetuner
   from stmoe.analysis.serving import overlap
@@ -52,21 +53,19 @@ def run(args):
   distance = moetuner.distances(args.devices, args.nodes, args.far)
   placements = {}
   for stack, trace in traces.read(args.recording).items():
-    layers, experts = trace.chosen.shape[1], trace.num_experts
-    load, moves = moetuner.loads(trace), moetuner.transitions(trace)
+    load, moves = serving.loads(trace), moetuner.transitions(trace)
     tuned = moetuner.place(trace, distance)
     rows = []
-    for name, of in (('usual', moetuner.contiguous(layers, experts, args.devices)), ('moetuner', tuned)):
+    for name, of in (('usual', moetuner.contiguous(trace, args.devices)), ('moetuner', tuned)):
       found = moetuner.measured(of, load, moves, distance)
       time = np.mean([overlap.layer(of_layer, args.chunks, costs) for of_layer in found.loads])
       rows.append([name, f'{found.imbalance.mean():.2f}', f'{found.crossing:.1%}', f'{found.cost:,.0f}',
                    f'{time:,.1f}'])
-    print(f'{stack}: {layers} layers of {experts} experts on {args.devices} devices, {len(trace.chosen):,} '
-          'tokens')
+    print(f'{stack}: {trace.described} on {args.devices} devices, {len(trace.chosen):,} tokens')
     headings = ['placement', 'largest over mean load', 'transitions that cross', 'cost of transitions',
                 'time of a layer']
     print(table.plain(headings, rows))
-    placements[stack] = tuned.tolist()
+    placements[stack] = [row[:experts].tolist() for row, experts in zip(tuned, trace.experts)]
   if args.output:
     files.write_text(args.output, json.dumps(placements) + '\n')
     print(args.output)

@@ -1,11 +1,12 @@
-"""What every router, bank of experts, executor, layer, target and file of tasks must do: `stmoe check`.
+"""What every router, bank of experts, executor, layer, metric, ... must do: `stmoe check`.
 
-A file for each kind; its public functions are the checks. A check is called with a name and returns nothing,
-or raises AssertionError, which says what is wrong. The suite calls the same checks for all that the project
-holds.
+A file for each kind that has shared checks; its public functions are the checks. A check is called with a
+name and returns nothing, or raises AssertionError, which says what is wrong. The suite calls the same checks
+for all that the project holds.
 """
 
 import importlib
+import importlib.util
 import inspect
 import typing
 
@@ -15,7 +16,9 @@ Check = typing.Callable[..., None]
 
 
 def checks(kind: str) -> list[Check]:
-  """Returns the checks of things of `kind`, a key of `plugins.KINDS`, in the order of their file."""
+  """Returns the checks of things of `kind`, a key of `plugins.KINDS`, in the order of their file; or []."""
+  if not importlib.util.find_spec(f'stmoe.conform.{kind}'):
+    return []
   module = importlib.import_module(f'stmoe.conform.{kind}')
   return [function for function in vars(module).values()
           if inspect.isfunction(function) and function.__module__ == module.__name__

@@ -36,7 +36,7 @@ def small_blocks():
     yield
 
 
-@functools.cache
+@generic.cached
 def bank(name: str, **fields) -> typing.Any:
   """Returns the bank `name` of E experts of width D."""
   return generic.bank(name, D, E, **fields)
@@ -110,14 +110,15 @@ def choices(executor: str, k: int, capacity: int) -> None:
   assert dropped > 0, 'nothing was dropped'
 
 
-@functools.cache
+@generic.cached
 def routed(name: str, **fields) -> tuple:
   """Returns (x, router parameters, route, assignment) of a router with generic fields, with padding."""
   router = generic.router(name, D, E, seed=3, **fields)
   graph, params, *rest = nnx.split(router, nnx.Param, ...)
   mask = jnp.arange(S) < jnp.array([[S], [11]])
   numbers = jnp.broadcast_to(jnp.arange(S), (G, S))
-  ctx = contract.Context.of(numbers, mask, key=jax.random.key(0, impl='unsafe_rbg'), train=True)
+  ctx = contract.Context.of(numbers, mask, key=jax.random.key(0, impl='unsafe_rbg'), train=True,
+                            given=generic.given(router, G, S))
 
   def route(x, params):
     router = nnx.merge(graph, params, *rest)

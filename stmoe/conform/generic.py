@@ -1,20 +1,25 @@
 """Any router, bank or layer with the same arguments: those of the tables here that its signature has."""
 
+import functools
 import inspect
 import typing
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe import modules
 
 VOCAB = 23
 OF_ROUTERS = dict(capacity_factor=(1.0, 2.0), min_capacity=2, vocab_size=VOCAB, allow_causal=True, tile=2,
                   num_null=2, hidden=8, skip_bias=0.0,
+                  inner=dict(name='st_moe', num_experts=4, capacity_factor=(None, None)),
                   passes=0)              # of several passes float32 has three digits: test_mofme.py
 # As large as training makes them, and every optional array there.
-OF_BANKS = dict(d_ff=12, init_scale=1.0, use_bias=True, multiplicative_bias=True, rank=3)
+OF_BANKS = dict(d_ff=12, init_scale=1.0, use_bias=True, multiplicative_bias=True, rank=3,
+                inner=dict(name='mlp', d_ff=12, init_scale=1.0))
 # What layers need and cannot know.
 OF_LAYERS = dict(d_ff=12, num_experts=4, k=2, router=dict(name='smoe', num_experts=4),
                  experts=dict(name='mlp', d_ff=12, init_scale=1.0), executor='einsum',
@@ -36,11 +41,35 @@ def known(make: typing.Callable, fields: dict[str, typing.Any]) -> dict[str, typ
   return {key: value for key, value in fields.items() if key in parameters}
 
 
+def cached(function: typing.Callable) -> typing.Callable:
+  """Returns `function(name, **fields)`, called once for equal arguments; fields may be groups."""
+  results: dict[str, typing.Any] = {}
+
+  @functools.wraps(function)
+  def call(*args, **fields):
+    key = repr((args, sorted(fields.items())))
+    if key not in results:
+      results[key] = function(*args, **fields)
+    return results[key]
+  return call
+
+
+def given(module: nnx.Module, rows: int, tokens: int = 1) -> dict[str, jax.Array]:
+  """Returns what parts of `module` read of `Context.given` (`reads`), [rows,tokens,...], alike in a row."""
+  arrays = {}
+  for _, part in modules.offering(module, 'reads'):
+    for name, of in part.reads.items():
+      drawn = (jax.random.randint(jax.random.key(len(name)), (rows, 1), 0, of) if isinstance(of, int) else
+               jax.random.normal(jax.random.key(len(name)), (rows, 1, *of)))
+      arrays[name] = jnp.broadcast_to(drawn, (rows, tokens, *drawn.shape[2:]))
+  return arrays
+
+
 def router(name: str, d_model: int, num_experts: int, seed: int = 0, **changed) -> typing.Any:
   """Returns router `name` with the fields of OF_ROUTERS, or `changed` ones."""
   make = lookup.constructor('router', name)
-  fields = known(make, OF_ROUTERS | changed)
-  return make(d_model, **fields | dict(num_experts=num_experts), rngs=nnx.Rngs(seed))
+  fields = known(make, OF_ROUTERS | dict(num_experts=num_experts) | changed)
+  return lookup.recipe('router', dict(name=name) | fields)(d_model, rngs=nnx.Rngs(seed))
 
 
 def losses(name: str) -> str:
@@ -51,12 +80,15 @@ def losses(name: str) -> str:
 
 def bank(name: str, d_model: int, num_experts: int, seed: int = 0, **changed) -> typing.Any:
   """Returns the bank `name` with the fields of OF_BANKS; no array of it is constant."""
-  return bank_of(lookup.constructor('experts', name), d_model, num_experts, seed, **changed)
+  make = lookup.constructor('experts', name)
+  make = lookup.recipe('experts', dict(name=name) | known(make, OF_BANKS | changed))
+  return bank_of(make, d_model, num_experts, seed)
 
 
 def bank_of(make: typing.Callable, d_model: int, num_experts: int, seed: int = 0, **changed) -> typing.Any:
   """Returns the bank of class `make`; see `bank`."""
-  made = make(d_model, num_experts=num_experts, **known(make, OF_BANKS | changed), rngs=nnx.Rngs(seed))
+  fields = {} if isinstance(make, functools.partial) else known(make, OF_BANKS | changed)
+  made = make(d_model, num_experts=num_experts, **fields, rngs=nnx.Rngs(seed))
   for i, (_, value) in enumerate(nnx.to_flat_state(nnx.state(made, nnx.Param))):
     value[...] += 0.1 * jax.random.normal(jax.random.key(seed + i), value.shape)
   return made

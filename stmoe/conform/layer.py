@@ -48,7 +48,7 @@ def rows_do_not_meet(name: str, **fields) -> None:
   """Rows of a batch do not change one another, so that microbatches and devices are the whole batch."""
   layer, x = _build(name, **fields), _x()
   y, _, _ = _call(layer, x)
-  halves = [_call(layer, x[part], MASK[part])[0] for part in (slice(0, 2), slice(2, 4))]
+  halves = [_call(layer, x, rows=part)[0] for part in (slice(0, 2), slice(2, 4))]
   np.testing.assert_allclose(np.concatenate(halves)[MASK], y[MASK], rtol=1e-5, atol=1e-6)
 
 
@@ -58,7 +58,7 @@ def evaluation_draws_nothing(name: str, **fields) -> None:
   np.testing.assert_array_equal(_call(layer, x)[0], _call(layer, x, key=jax.random.key(0))[0])
 
 
-@functools.cache
+@generic.cached
 def _build(name, **fields):
   return generic.layer(name, D, **fields)
 
@@ -68,24 +68,26 @@ def _x():
 
 
 @functools.partial(jax.jit, static_argnames='train')
-def _run(layer, x, mask, key, train):
+def _run(layer, x, mask, key, given, train):
   ctx = contract.Context.of(jnp.where(mask, jnp.arange(1, T + 1), 0), mask=mask, key=key, train=train,
-                            vocab_size=generic.VOCAB)
+                            vocab_size=generic.VOCAB, given=given)
   carry = modules.init_carry(layer, x)
   y, aux, after = layer(x, ctx, carry)
   alike = jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, carry)
   return y, aux, jnp.bool_(alike)
 
 
-def _call(layer, x, mask=MASK, key=None):
-  """(y, aux, whether the carry is like the one given) in evaluation."""
-  return _run(layer, x, jnp.asarray(mask), key, False)
+def _call(layer, x, key=None, rows=slice(0, B)):
+  """(y, aux, whether the carry is like the one given) in evaluation, of some rows."""
+  given = {name: a[rows] for name, a in generic.given(layer, B).items()}
+  return _run(layer, x[rows], jnp.asarray(MASK[rows]), key, given, False)
 
 
 @jax.jit
 def _gradients(layer, x):
   def value(layer):
-    y, aux, _ = _run(layer, x, jnp.asarray(MASK), jax.random.key(3, impl='unsafe_rbg'), True)
+    key, given = jax.random.key(3, impl='unsafe_rbg'), generic.given(layer, B)
+    y, aux, _ = _run(layer, x, jnp.asarray(MASK), key, given, True)
     losses = sum(loss for report in contract.keyed('layer', aux).values() for loss in report.losses.values())
     return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape))) + losses
   return jax.grad(value, allow_int=True)(layer)

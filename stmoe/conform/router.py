@@ -18,6 +18,7 @@ from stmoe.conform import execution
 from stmoe.conform import generic
 from stmoe.core import checked
 from stmoe.core import contract
+from stmoe.core import metrics
 
 D, E, G, S = 8, 4, 4, 12
 REAL = np.array([12, 7, 3, 10])                                      # real tokens of each group
@@ -42,7 +43,8 @@ def reports_and_has_gradients(name: str, **fields) -> None:
   for key, value in (aux.losses | aux.metrics).items():
     assert value.shape == () and value.dtype == jnp.float32, f'{key} is no float32[]'
     assert np.isfinite(value), f'{key} is not finite'
-  told = set(re.findall(r'\w+', generic.losses(name)))
+  around = dict(generic.OF_ROUTERS, **fields)['inner']['name'] if hasattr(router, 'inner') else name
+  told = set(re.findall(r'\w+', f'{generic.losses(name)} {generic.losses(around)}'))
   assert set(aux.losses) <= told, f'the line Losses: of the docstring names every loss: {set(aux.losses)}'
 
 
@@ -72,7 +74,7 @@ def evaluation_draws_nothing(name: str, **fields) -> None:
 
 
 def losses_of_microbatches_add_up(name: str, **fields) -> None:
-  """Losses and load are those of the whole batch, in one part or in microbatches of uneven padding."""
+  """Losses, load and metrics are of the whole batch, in one part or in microbatches of uneven padding."""
   # Two microbatches with 19 and 13 real tokens: the divisor is the batch's count over their number.
   # What a microbatch does not hold is padding here, which changes nothing (see above).
   router, first = _build(name, **fields), np.arange(G)[:, None] < 2
@@ -85,6 +87,11 @@ def losses_of_microbatches_add_up(name: str, **fields) -> None:
     # Whole numbers are equal so, and Soft MoE's loads are shares.
     exact = (whole.load == jnp.round(whole.load)).all()
     np.testing.assert_allclose(halves[0].load + halves[1].load, whole.load, rtol=0 if exact else 1e-6)
+    merged = metrics.merge(jax.tree.map(lambda *parts: jnp.stack(parts), *halves)).metrics
+    for key, value in whole.metrics.items():
+      if key != 'slot_usage':                                        # here half of the groups are padding
+        np.testing.assert_allclose(merged[key], value, rtol=1e-5, atol=1e-6, err_msg=(
+            f'metric {key}; wanted: sums over tokens, divided by ctx.tokens, or as core.metrics.merge says'))
 
 
 def bfloat16_is_routed_in_float32(name: str, **fields) -> None:
@@ -200,7 +207,7 @@ def _inputs():
     return x, jax.random.randint(jax.random.key(2), (G, S), 1, generic.VOCAB)
 
 
-@functools.cache
+@generic.cached
 def _build(name, **fields):
   """The router, with matrices larger than those of training, so that choices differ between tokens."""
   router = generic.router(name, D, E, **fields)
@@ -216,7 +223,8 @@ def _weights(router):
 
 @functools.partial(jax.jit, static_argnames=('train', 'causal'))
 def _routed(router, x, ids, mask, tokens, key, train, causal):
-  ctx = contract.Context.of(ids, mask, tokens=tokens, key=key, train=train, causal=causal)
+  ctx = contract.Context.of(ids, mask, tokens=tokens, key=key, train=train, causal=causal,
+                            given=generic.given(router, G, S))
   carry = modules.init_carry(router, x)
   if carry:                                                          # as in the second of two sparse layers
     carry = checked.route(router, x, ctx, carry).carry
@@ -227,7 +235,7 @@ def _routed(router, x, ids, mask, tokens, key, train, causal):
 @functools.partial(jax.jit, static_argnames='alone')
 def _routed_in_groups(router, x, ids, alone):
   """The Assignment of evaluation for all tokens, of which each is a group by itself or none is."""
-  ctx = contract.Context.of(ids)
+  ctx = contract.Context.of(ids, given=generic.given(router, G, S))
   if alone:
     x, ctx = x.reshape(G * S, 1, D), ctx.group(G * S, 1).replace(alone=True)
   return checked.route(router, x, ctx, modules.init_carry(router, x)).assignment

@@ -360,6 +360,7 @@ OFFERS = {
     # not say that it is 1.
     'gates_sum': None,
     'reach': None,                   # experts that a token can choose among; None = all
+    'num_virtual': 0,                # virtual experts among which it chooses, too
     'capacity_factor': None,         # (train, eval) slots per token; None = nothing is dropped
     'draws_at_eval': False,          # evaluation uses the key, where there is one
     # In two parts, so that routers that wrap it (routers/wrappers) may come between:
@@ -378,6 +379,9 @@ OFFERS = {
     # sub-layer.
     'reports': (),
     # What follows may be offered by layers and banks, too; `stmoe.modules` walks to them.
+    # What of `Context.given` it reads: name -> how many ids there are, or the shape of an entry of floats.
+    # Checks give it such arrays.
+    'reads': None,
     'init_carry': None,              # (x [B,T,D]) -> memory across layers, dict of [B,T,.] at the bottom
     'commit': None,                  # (Aux of a whole step) -> None; updates RouterState
     'accumulate': None,              # (Aux of a microbatch) -> None; so, for the later ones of its step

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe.core import assignment
+from stmoe.core import contract
 from stmoe.core import losses
 from stmoe.core.units import counting
 
@@ -215,3 +216,26 @@ def routing(logits: jax.Array, probs: jax.Array, edges: assignment.Edges, a: ass
               drop_frac=drop_frac(edges, a), left_behind=left_behind(a, mask, tokens),
               slot_usage=slot_usage(a), router_conf=confidence(a),
               router_entropy=entropy(probs, mask, tokens), router_logit_max=logit_max(logits, mask))
+
+
+def merge(aux: contract.Aux) -> contract.Aux:
+  """Returns the Aux of a whole batch from an Aux of arrays [M,...], of its M microbatches.
+
+  Loads add up, and statistics as each of them says. Losses and metrics are means over microbatches: sums over
+  tokens, divided by `Context.tokens`. Names tell other metrics: ..._max is a maximum, ..._frac and
+  over_capacity_... are shares of the load, ..._conf is a mean over the load that found a place.
+  """
+  wanted = jnp.sum(aux.load, -1)                                     # [M]
+  executed = wanted * (1 - aux.metrics.get('drop_frac', 0))
+  over = lambda weights, x: jnp.sum(x * weights) / jnp.where(weights.sum() > 0, weights.sum(), 1)
+
+  def reduce(name, x):
+    if name.endswith('_max'):
+      return jnp.max(x, 0)
+    if name.endswith('_frac') or name.startswith('over_capacity'):
+      return over(wanted, x)
+    return over(executed, x) if name.endswith('_conf') else jnp.mean(x, 0)
+
+  return contract.Aux(losses={n: jnp.mean(x, 0) for n, x in aux.losses.items()}, load=jnp.sum(aux.load, 0),
+                      metrics={n: reduce(n, x) for n, x in aux.metrics.items()},
+                      statistics={n: x.together() for n, x in aux.statistics.items()})

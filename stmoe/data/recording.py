@@ -113,16 +113,35 @@ def read(path: str | pathlib.Path) -> tuple[About, dict, dict]:
 def routers(model, reported: dict) -> list[str]:
   """Returns 'NAME:E:k' for every name under which a layer of `model` reports, sorted; k '' where not said.
 
+  With virtual experts the text is 'NAME:E+Z:k'.
+
   Args:
     model:    with numbers or without.
     reported: dict name -> Aux of shapes, of `train.check.forward`.
   """
   known = {name: layer for stack in model.stacks() for name, layer in stack.by_name().items()}
 
-  def k(name):
-    parts = modules.sparse(known[name]) if name in known else []
-    return '+'.join(str(contract.offered(part.router, 'k')) for part in parts)
-  return sorted(f'{name}:{aux.load.shape[-1]}:{k(name)}' for name, aux in reported.items())
+  def described(name, number):
+    own = [part.router for part in modules.sparse(known[name])] if name in known else []
+    virtual = max(number - sum(router.num_experts for router in own), 0) if own else 0
+    experts = f'{number - virtual}+{virtual}' if virtual else number
+    return f'{name}:{experts}:{"+".join(str(contract.offered(router, "k")) for router in own)}'
+  return sorted(described(name, aux.load.shape[-1]) for name, aux in reported.items())
+
+
+def experts(about: About, stack: str) -> list[int]:
+  """Returns E of each router of a stack, without virtual experts, in the order in which these are called.
+
+  >>> names = ['decoder_02:8+2:2', 'decoder_10.attention:4:1', 'decoder_10:16:2', 'encoder_01:2:1']
+  >>> experts(About('', 0, {}, '', names, 2, {}), 'decoder')
+  [8, 4, 16]
+  """
+  own = [text.rsplit(':', 2)[:2] for text in about.routers if text.startswith(f'{stack}_')]
+
+  def called(pair):
+    block, _, part = pair[0].removeprefix(f'{stack}_').partition('.')
+    return int(block), not part, part                                # attention comes before the layer
+  return [int(number.partition('+')[0]) for _, number in sorted(own, key=called)]
 
 
 def replay(cfg: ml_collections.ConfigDict, path: str | pathlib.Path, run: str | pathlib.Path | None = None

@@ -200,10 +200,7 @@ def _reader(run, shapes, step, say):
   A damaged checkpoint is passed by, where another one is before it and no step was asked for.
   """
   folder = pathlib.Path(run) / 'checkpoints'
-  steps = stored.steps(folder)
-  if not steps or step is not None and step not in steps:
-    raise errors.UserError(f'{folder} has no checkpoint of step {step} (there are: '
-                           f'{", ".join(map(str, steps)) or "none"})')
+  steps = stored.present(folder, step)
   for at in [step] if step is not None else reversed(steps):
     before = [other for other in steps if other < at]
     try:

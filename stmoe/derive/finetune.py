@@ -49,8 +49,6 @@ from stmoe.train import optimizers
 from stmoe.train import state as states
 from stmoe.train import taskscore
 
-MODELS, LOADS, SLOTS = ('start', 'own'), ('all', 'body', 'partial'), ('fresh', 'keep')
-
 
 def adopt(cfg, start):
   """Changes `cfg`, of a fine-tuning experiment, to the model and vocabulary of config `start`, in place.
@@ -60,10 +58,6 @@ def adopt(cfg, start):
   recipe = cfg.get('finetune')
   if recipe is None:
     raise errors.UserError('the experiment has no section finetune; nearest: finetune/jsonl, finetune/task')
-  for field, allowed in (('model', MODELS), ('load', LOADS), ('optimizer', SLOTS)):
-    if recipe[field] not in allowed:
-      raise errors.UserError(f'finetune.{field}={recipe[field]!r}{errors.nearest(recipe[field], allowed)} '
-                             f'(there are: {", ".join(allowed)})')
   of_text = 'vocab' in cfg.data
   if of_text and not hasattr(lookup.source(start.data), 'vocab'):
     raise errors.UserError(f'the start is a {start.model.name} of {lookup.source(start.data).kind}; these '

@@ -116,10 +116,10 @@ def _host_memory():
 def size(number: float) -> str:
   """Returns a number of bytes as text.
 
-  >>> size(999), size(1_340_000_000), size(2e15)
-  ('999 bytes', '1.34 GB', '2000.00 TB')
+  >>> size(999), size(1_340_000_000), size(2e15), size(999_999_999)
+  ('999 bytes', '1.34 GB', '2000.00 TB', '1.00 GB')
   """
   unit = 0
-  while number >= 1000 and unit < len(UNITS) - 1:
+  while round(number, 2) >= 1000 and unit < len(UNITS) - 1:
     number, unit = number / 1000, unit + 1
   return f'{number:.2f} {UNITS[unit]}' if unit else f'{number} {UNITS[0]}'

@@ -47,7 +47,11 @@ def fetch(tree):
 def _whole(x):
   if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
     return x
-  return jax.jit(lambda x: x, out_shardings=everywhere(x.sharding.mesh))(x)
+  return jax.jit(_same, out_shardings=everywhere(x.sharding.mesh))(x)
+
+
+def _same(x):
+  return x                               # a function with a name is compiled once for arrays of a shape
 
 
 class Ballot:

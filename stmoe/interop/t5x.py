@@ -148,7 +148,7 @@ def table(c):
     gated = block.get('gated') or block.get('experts', {}).get('name') == 'glu'
     names = dict(wi='wi_0', wg='wi_1', wo='wo') if gated else dict(wi='wi', wo='wo')
     all_rules += [('{stack}/layers/{i}/' + ours + w, '{stack}/layers_{i}/' + f'{theirs}{name}/kernel')
-             for w, name in names.items()]
+                  for w, name in names.items()]
   return all_rules
 
 

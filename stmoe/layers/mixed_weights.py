@@ -123,8 +123,14 @@ class MixedWeights(nnx.Module):
     size = code_size or CODES[coding](0, np.array(self.widths)).size
     self.code = Code(size, hidden, num_experts, outputs, rngs=rngs)
     self.given = given
+    self.code_size = code_size
     self.activation = activation
     self.products_per_row = 2 * d_model * d_ff                       # rows pass the mixture, not all E
+
+  @property
+  def reads(self) -> dict[str, tuple[int, ...]]:
+    """Returns what of `Context.given` it reads: the code, where that is given."""
+    return {self.given: (self.code_size,)} if self.given else {}
 
   def subnet(self, code: jax.Array) -> tuple[jax.Array, ...]:
     """Returns (wi [D,F], bi [F], wo [F,D], bo [D]) of code [n]; the first f units are those of a width f."""

@@ -221,8 +221,7 @@ def macro_f1(ranked: Ranked) -> float:
     return np.nan
   at = lambda places: [choices[place] for choices, place in zip(ranked.choices, places)]
   pairs = list(zip(at([np.argmax(scores) for scores in ranked.scores]), at(ranked.chosen())))
-  classes = sorted({text for pair in pairs for text in pair})
-  return float(np.mean([f1.f1(pairs, text) for text in classes]))
+  return float(np.mean([value for _, value in sorted(f1.by_label(pairs).items())]))
 
 
 RANKED: dict[str, Callable] = {

@@ -58,7 +58,7 @@ class Home(multi_gate.Levels):
     self_gate:  whether there are self-gates.
     reads:      what gates of the second level read: 'level', z_g, or 'features', x (unverified).
     joined:     experts of the second level read z_g and z_S side by side, global ones z_S twice (unverified).
-  Losses: none. Metrics: zero_frac of each level, see `multi_gate.Level`.
+  Losses: none. Metrics: zero_share of each level, see `multi_gate.Level`.
   Differs: the equations were checked in part against a public implementation. No reference numbers exist.
   """
 

@@ -21,7 +21,7 @@ class Mmoe(multi_gate.Levels):
     hidden:      widths of further layers of an expert, before the one of width H.
     gates:       'task', or 'one' for all tasks (OMoE, the paper's comparison).
     top:         experts that a gate keeps; None = all.
-  Losses: none. Metrics: zero_frac of each level, see `multi_gate.Level`.
+  Losses: none. Metrics: zero_share of each level, see `multi_gate.Level`.
   """
 
   def __init__(self, width: int, d_model: int, num_tasks: int, *, num_experts: ranges.Count,

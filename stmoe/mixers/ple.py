@@ -24,7 +24,7 @@ class Ple(multi_gate.Levels):
     separate:  False connects all experts with all gates (ML-MMoE, the paper's comparison): below the top
       level there is one gate, whose mixture all experts and gates of the next level read.
     top:       experts that a gate keeps; None = all.
-  Losses: none. Metrics: zero_frac of each level, see `multi_gate.Level`.
+  Losses: none. Metrics: zero_share of each level, see `multi_gate.Level`.
   """
 
   def __init__(self, width: int, d_model: int, num_tasks: int, *, specific: ranges.Count = 1,

@@ -170,7 +170,7 @@ class Mowst(nnx.Module):
     answers = weights if train else apart(self._drawn(confidence, ctx.fold('draws').key))
     load = jnp.sum(jnp.where(ctx.mask[..., None], weights, 0), axis=(0, 1))
     aux = contract.Aux(losses={}, load=load, statistics=statistics,
-                       metrics=dict(confidence=load[0] / jnp.maximum(jnp.sum(ctx.mask), 1)))
+                       metrics=dict(confidence=load[0] / jnp.maximum(ctx.tokens, 1)))
     return mixture.Mixture(logits, weights, answers), {'encoder': aux}
 
   def _drawn(self, confidence: jax.Array, key: typing.Any) -> jax.Array:

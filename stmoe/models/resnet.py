@@ -97,15 +97,15 @@ class Block(nnx.Module):
         side, channels, depth, size=1, stride=self.stride, init=init, rngs=rngs)
     self.shortcut_norm: typing.Any = None if not other else _norm(depth, f'{name}.shortcut_norm', rngs)
 
-  def __call__(self, x: jax.Array, pathway: Pathway | None,
-               train: bool) -> tuple[jax.Array, dict]:
-    """Returns (y [B,H',W',F], what the norms saw: dict name -> Statistic) for x [B,H,W,C]."""
+  def __call__(self, x: jax.Array, pathway: Pathway | None, train: bool,
+               real: jax.Array) -> tuple[jax.Array, dict]:
+    """Returns (y [B,H',W',F], what the norms saw: dict name -> Statistic) for x [B,H,W,C], see `Network`."""
     y, seen = x, dict[str, contract.Statistic]()
     for number, (convolve, norm) in enumerate(zip(self.convs, self.norms)):
-      y, own = norm(convolve(jax.nn.relu(y) if number else y, pathway), train)
+      y, own = _normed(norm, convolve(jax.nn.relu(y) if number else y, pathway), train, real)
       seen |= own
     if self.shortcut is not None:
-      x, own = self.shortcut_norm(self.shortcut(x, None), train)
+      x, own = _normed(self.shortcut_norm, self.shortcut(x, None), train, real)
       seen |= own
     elif x.shape != y.shape:
       more = self.width - self.before
@@ -139,13 +139,16 @@ class Network(nnx.Module):
     self.width = depth
     self.label = label
 
-  def __call__(self, x: jax.Array, pathway: Pathway | None,
-               train: bool) -> tuple[jax.Array, dict]:
-    """Returns (features [B,D], what the norms saw: dict name -> Statistic) for images x [B,H,W,C]."""
-    x, seen = self.stem_norm(self.stem(x, None), train)
+  def __call__(self, x: jax.Array, pathway: Pathway | None, train: bool,
+               real: jax.Array) -> tuple[jax.Array, dict]:
+    """Returns (features [B,D], what the norms saw: dict name -> Statistic) for images x [B,H,W,C].
+
+    real: bool[B], False of rows that hold no image: in training norms do not see them.
+    """
+    x, seen = _normed(self.stem_norm, self.stem(x, None), train, real)
     x = jax.nn.relu(x)
     for block in self.blocks:
-      x, own = block(x, pathway, train)
+      x, own = block(x, pathway, train, real)
       seen |= own
     return jnp.mean(x, axis=(1, 2)), seen
 
@@ -153,6 +156,11 @@ class Network(nnx.Module):
 def _norm(channels, name, rngs):
   """The batch norm of images of so many channels."""
   return batch_norm.BatchNorm((channels,), ('unmodeled',), name, rngs=rngs)
+
+
+def _normed(norm, x, train, real):
+  """What the batch norm `norm` returns for x [B,H,W,C], of whose rows real bool[B] hold an image."""
+  return norm(x, train, jnp.broadcast_to(real[:, None, None], x.shape[:3]))
 
 
 def basic(width: int, stride: int) -> list[tuple[int, int, int]]:
@@ -240,7 +248,7 @@ class ResNet(nnx.Module):
     patches.check(batch['image'], self.shape)
     routed, seen = self._routed(batch, key, train, step, tokens)
     pathway = routed and Pathway(routed.assignment, banks.opening(lookup.executor(self.executor)))
-    x, own = self.experts(batch['image'].astype(self.dtype), pathway, train)
+    x, own = self.experts(batch['image'].astype(self.dtype), pathway, train, _real(batch))
     one = contract.Aux(losses={}, load=self.count_tokens(batch)[NAME][None], metrics={})
     aux = routed.aux if routed else one
     aux = aux.replace(statistics=aux.statistics | seen | own)
@@ -256,14 +264,14 @@ class ResNet(nnx.Module):
 
   def _scores(self, batch, ctx, train):
     """(logits f32[G,S,E], what the norms saw) of the router."""
-    features, seen = self.router_network(batch['image'].astype(self.dtype), None, train)
+    features, seen = self.router_network(batch['image'].astype(self.dtype), None, train, _real(batch))
     x = features.reshape(*ctx.mask.shape, -1)                        # [G, S, D]
     return self.router.logits(x, ctx), seen
 
   def _context(self, batch, key, train, step, tokens):
     groups = axes.num_shards('group')                                # devices route their own images
     tokens = self.count_tokens(batch) if tokens is None else tokens
-    mask = (batch['weights'][:, 0] > 0).reshape(groups, -1)          # [G, S]
+    mask = _real(batch).reshape(groups, -1)                          # [G, S]
     return contract.Context(**contract.numbered(mask), key=key, step=jnp.asarray(step), train=train,
                             tokens=tokens[NAME]).fold('router')
 
@@ -302,6 +310,11 @@ class ResNet(nnx.Module):
     """Returns dict NAME -> dict dotted path -> array of every RouterState."""
     found = nnx.to_flat_state(nnx.state(self, state.RouterState))
     return {NAME: {'.'.join(map(str, path)): value for path, value in found}}
+
+
+def _real(batch):
+  """bool[B], whether a row of a batch holds an image."""
+  return batch['weights'][:, 0] > 0
 
 
 class Head(nnx.Module):

@@ -58,7 +58,7 @@ def ntlb(logits: jax.Array, mask: jax.Array, capacity: int, k: int,
   return a, contract.Aux(
       losses=dict(balance=losses.balance(probs, choice, mask, tokens) / k, z=losses.z(logits, mask, tokens)),
       load=metrics.load(first),
-      metrics=dict(numbers, drop_frac=numbers['left_behind']))
+      metrics=dict(numbers, drop_frac=metrics.left_behind(a, mask)))
 
 
 class Ntlb(nnx.Module):

@@ -42,11 +42,11 @@ def soft_moe(logits: jax.Array, mask: jax.Array,
   d, c, z = jax.lax.stop_gradient((dispatch, combine, logits))
   slots = c.reshape(*c.shape[:2], -1)                                # [G, S, E*C]
   numbers = dict(
-      drop_frac=jnp.float32(0), router_conf=losses.token_mean(slots.max(axis=-1), mask, tokens),
+      drop_frac=jnp.float32(0), router_conf=losses.token_mean(slots.max(axis=-1), mask),
       router_entropy=metrics.entropy(slots, mask, tokens),
       router_logit_max=metrics.logit_max(z.reshape(slots.shape), mask),
       # Of a slot's weights over tokens, the largest: 1 where a slot is one token.
-      dispatch_conf=losses.token_mean(d.max(axis=1).mean(axis=(1, 2)), mask, tokens))
+      dispatch_conf=losses.token_mean(d.max(axis=1).mean(axis=(1, 2)), mask))
   # How many tokens' worth of output comes from each expert.
   return a, contract.Aux(losses={}, load=c.sum(axis=(0, 1, 3)), metrics=numbers)
 

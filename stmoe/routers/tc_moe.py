@@ -70,8 +70,8 @@ def tc_moe(logits: jax.Array, mask: jax.Array, k: int, num_experts: int, *, nega
       losses=dict(balance=balance.expert_loss(shares, tokens), z=losses.z(logits, mask, tokens),
                   reward=-mean(probs[..., 2 * num_experts:].sum(axis=-1))),
       load=metrics.load(edges),
-      metrics=dict(metrics.routing(logits, probs, edges, a, mask, tokens), null_frac=share(null),
-                   negative_frac=share(minus)))
+      metrics=dict(metrics.routing(logits, probs, edges, a, mask, tokens), null_share=share(null),
+                   negative_share=share(minus)))
 
 
 class TcMoe(nnx.Module):

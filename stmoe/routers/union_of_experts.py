@@ -19,7 +19,7 @@ def union_of_experts(logits: jax.Array, mask: jax.Array, k: int, m: int | None, 
                      ) -> contract.Decision:
   """Returns (Assignment, Aux): every expert takes m tokens of the group, or all that score it above 0.
 
-  The metric `filled` is the share of computed rows whose score is 0.
+  The metric `filled_frac` is the share of computed rows whose score is 0.
 
   Args:
     logits: f32[G,S,E]; mask: bool[G,S] real tokens; tokens: see `losses.token_mean`.
@@ -39,7 +39,7 @@ def union_of_experts(logits: jax.Array, mask: jax.Array, k: int, m: int | None, 
   a = assignment.cap(wanted.replace(weight=shards.GATES[gate](wanted.weight, k / experts)), size)
   load, numbers = metrics.load(wanted), metrics.routing(logits, probs, wanted, a, mask, tokens)
   return a, contract.Aux(losses={}, load=load,
-                         metrics=dict(numbers, filled=filled / jnp.maximum(load.sum(), 1)))
+                         metrics=dict(numbers, filled_frac=filled / jnp.maximum(load.sum(), 1)))
 
 
 class UnionOfExperts(nnx.Module):

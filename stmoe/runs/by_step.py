@@ -25,7 +25,7 @@ def write_router_stats(path, step, load, states):
   width = max(len(row) for row in load.values())
   rows = [np.pad(np.float32(row), (0, width - len(row)), constant_values=np.nan) for row in load.values()]
   state_arrays = {f'state/{layer}/{name}': np.float32(v) for layer, values in states.items()
-           for name, v in values.items()}
+                  for name, v in values.items()}
   content = io.BytesIO()
   np.savez(content, moe_load=np.stack(rows), layers=np.array(list(load)), **state_arrays)
   files.write_bytes(folder / f'{step}.npz', content.getvalue())

@@ -325,11 +325,6 @@ def finish(path, metrics):
   files.write_json(pathlib.Path(path) / 'DONE', metrics)
 
 
-def evaluations(path):
-  """Returns the lines of evals.jsonl of run directory `path`."""
-  return records.evaluations(path)
-
-
 def add_evaluation(path, step, field, value, values):
   """Adds a line to evals.jsonl: the 'eval/...' metrics `values` of a checkpoint with `field` at `value`."""
   files.append_line(pathlib.Path(path) / 'evals.jsonl',

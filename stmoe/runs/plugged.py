@@ -16,8 +16,8 @@ from stmoe.runs import records
 
 def facts() -> list[dict]:
   """Returns what env.json says of the plugins of this process: kind, name, file and sha256 of each."""
-  return [dict(kind=plugin.kind, name=plugin.name, file=str(plugin.path).encode(errors='replace').decode(),
-               sha256=plugin.sha256) for plugin in plugins.known()]
+  return [dict(kind=kind, name=plugin.name, file=str(plugin.path).encode(errors='replace').decode(),
+               sha256=plugin.sha256) for plugin in plugins.known() for kind in plugin.kinds]
 
 
 def present(path: str | pathlib.Path, cfg: ml_collections.ConfigDict) -> None:
@@ -40,10 +40,10 @@ def check(path: str | pathlib.Path, cfg: ml_collections.ConfigDict) -> None:
 
 def changed(path: str | pathlib.Path, cfg: ml_collections.ConfigDict) -> list[str]:
   """Returns a line for each plugin that `cfg` names whose file is not what run `path` was trained with."""
-  own = {(plugin.kind, plugin.name): plugin for plugin in plugins.known()}
+  own = {(kind, plugin.name): plugin for plugin in plugins.known() for kind in plugin.kinds}
   pairs = ((own.get((known['kind'], known['name'])), known.get('sha256')) for known in _of_run(path, cfg))
-  return [f'note: {plugin.path} has changed since {path} was trained with it' for plugin, sha256 in pairs
-          if plugin and sha256 and plugin.sha256 != sha256]
+  return list(dict.fromkeys(f'note: {plugin.path} has changed since {path} was trained with it'
+                            for plugin, sha256 in pairs if plugin and sha256 and plugin.sha256 != sha256))
 
 
 def _of_run(path, cfg):

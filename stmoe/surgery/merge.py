@@ -108,7 +108,7 @@ def operate(params: dict, config: ml_collections.ConfigDict, calibration: sparse
     members = grouped(layer_usage, alike, groups[layer.name], capacity)
     weigh = [WEIGHTS[weights](layer_usage[group]) for group in members]
     replacements |= {(*layer.path, 'experts', *path): _filled(array, members, weigh, numbers[layer.name])
-             for path, array in bank.items()}
+                     for path, array in bank.items()}
     replacements[(*layer.path, 'router')] = dict(inner=sparse.router(layer, params), table=table(members))
   changes = remapped(config, {layer.where: numbers[layer.name] for layer in layers})
   if len(merged) < len(layers):

@@ -21,7 +21,7 @@ def experts(params: dict, names: dict) -> dict[str, jax.Array]:
   # An array of no experts keeps its first axis, which may be that of layers, and no numbers.
   empty = lambda leaf: leaf.reshape(*leaf.shape[:1], -1)[..., :0]
   of_experts = jax.tree.map(lambda names, leaf: leaf if 'expert' in names else empty(leaf), names, params,
-                     is_leaf=axes.is_names)
+                            is_leaf=axes.is_names)
 
   def collect(path, leaf):
     if 'experts' in path and 'layers' in path and leaf.size:

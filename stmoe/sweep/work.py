@@ -20,6 +20,7 @@ from stmoe.sweep import plan
 LOG = 'sweep.log'
 STMOE = (sys.executable, '-m', 'stmoe.cli.main')
 BUSY = 75                                # the exit code of a run that another process is doing
+LAST = 8                                 # lines of its log that tell of a failed run
 _LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
 
 
@@ -100,11 +101,11 @@ def _prepare():
     _LIBC.prctl(1, signal.SIGTERM)       # PR_SET_PDEATHSIG
 
 
-def last_lines(run, count=8):
+def last_lines(run):
   """Returns the last lines of what the processes of `run` said."""
   file = pathlib.Path(run.workdir) / LOG
   text = file.read_text(encoding='utf-8', errors='replace') if file.is_file() else ''
-  return [line for line in text.splitlines() if line.strip()][-count:]
+  return [line for line in text.splitlines() if line.strip()][-LAST:]
 
 
 class Job:

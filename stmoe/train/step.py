@@ -16,7 +16,6 @@ from stmoe import lookup
 from stmoe import router_state
 from stmoe import targets
 from stmoe.checkpoints import checksum
-from stmoe.core import contract
 from stmoe.core import metrics as routing
 from stmoe.hosts import distributed
 from stmoe.train import groups
@@ -111,7 +110,7 @@ def gradients(cfg, plan, state, batch, microbatches):
   first = jax.tree.map(jnp.zeros_like, trained), state['router_state']
   parts = jnp.arange(microbatches), split(batch, microbatches)
   (grads, _), (report, aux) = jax.lax.scan(of_part, first, parts)
-  return grads, jax.tree.map(lambda x: jnp.sum(x, 0), report), {n: merge(a) for n, a in aux.items()}
+  return grads, jax.tree.map(lambda x: jnp.sum(x, 0), report), {n: routing.merge(a) for n, a in aux.items()}
 
 
 def _loss(cfg, plan, state, batch, microbatches):
@@ -130,7 +129,7 @@ def _loss(cfg, plan, state, batch, microbatches):
     if target.passes == 1:
       return once(key)
     outputs, aux = jax.lax.map(once, jax.random.split(key, target.passes))
-    return outputs, {layer: merge(a) for layer, a in aux.items()}
+    return outputs, {layer: routing.merge(a) for layer, a in aux.items()}
 
   def loss(params, part, key, routers):
     outputs, aux = forward(params, part, key, routers)
@@ -156,24 +155,6 @@ def split(batch, microbatches):
     x = x.reshape(shards, microbatches, -1, *tail).swapaxes(0, 1)    # [M, shards, B/(M*shards), ...]
     return axes.constrain(x.reshape(microbatches, -1, *tail), None, 'batch', *[None] * len(tail))
   return jax.tree.map(of_array, batch)
-
-
-def merge(aux):
-  """Returns the Aux of a whole batch from an Aux with a leading axis of microbatches.
-
-  Loads add up, and statistics as each of them says. Losses and metrics are means over microbatches, except
-  metrics called ..._max, which are maxima, and ..._frac, which are shares of the load.
-  """
-  load = jnp.sum(aux.load, -1)                                       # [M]
-
-  def reduce(name, x):
-    if name.endswith('_max'):
-      return jnp.max(x, 0)
-    return jnp.sum(x * load) / jnp.maximum(jnp.sum(load), 1) if name.endswith('_frac') else jnp.mean(x, 0)
-
-  return contract.Aux(losses={n: jnp.mean(x, 0) for n, x in aux.losses.items()}, load=jnp.sum(aux.load, 0),
-                      metrics={n: reduce(n, x) for n, x in aux.metrics.items()},
-                      statistics={n: x.together() for n, x in aux.statistics.items()})
 
 
 def committed(plan, params, routers, aux, offer='commit'):

@@ -8,6 +8,7 @@ section `eval` that are read here:
 Section `decode` names the strategy, a module of stmoe/decode, and its fields.
 """
 
+import collections
 import itertools
 import pathlib
 
@@ -26,8 +27,6 @@ from stmoe.decode import rank
 from stmoe.hosts import distributed
 from stmoe.train import check
 from stmoe.train import state as states
-
-METHODS = ('rank', 'decode', 'span')
 
 
 def set_task(cfg, names, run=None):
@@ -52,10 +51,6 @@ class Scorer:
   def __init__(self, cfg, plan, opened=None):
     self.cfg, self.plan = cfg, plan
     self.methods = tuple(cfg.eval.methods)
-    for method in self.methods:
-      if method not in METHODS:
-        raise errors.UserError(f'eval.methods: {method!r} is none{errors.nearest(method, METHODS)} (there '
-                               f'are: {", ".join(METHODS)})')
     self.tasks, self._rower = pipeline.judged(cfg, opened) if self.methods else ({}, None)
     for task in self.tasks.values():
       for metric in task.metrics:
@@ -209,8 +204,8 @@ def baselines(examples, metrics):
   if len(labels) == 1 and (choices := next(iter(labels))):
     tried = [[choice] * len(examples) for choice in choices]
   else:
-    targets = [example['targets'] for example in examples]
-    often = max(sorted(set(targets)), key=targets.count)
+    counts = collections.Counter(example['targets'] for example in examples)
+    often = max(sorted(counts), key=counts.__getitem__)
     tried = [[example.get('baseline', often) for example in examples]]
   scores = [score(metrics, examples, predictions) for predictions in tried]
   return {metric: max(of_system[metric] for of_system in scores) for metric in scores[0]}

@@ -163,3 +163,14 @@ def test_another_model_or_batch_is_one_line_before_any_compile(mistake, folder, 
   with pytest.raises(errors.UserError, match='was recorded with another vocabulary'):
     pipeline.source(cfg)
 
+
+
+def test_virtual_experts_are_told_apart(folder):
+  cfg = tiny_run.config(folder, **CHANGED, **{'blocks.m.virtual': ('zero', 'copy')})
+  with states.on_mesh(cfg.mesh) as mesh:
+    plan = states.blueprint(cfg, mesh)
+    model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
+    routers = recording.routers(model, check.forward(cfg, plan))
+  assert routers == ['decoder_00:4+2:2', 'decoder_01:4+2:2']
+  about = recording.About('', 0, {}, '', routers, 2, {})
+  assert recording.experts(about, 'decoder') == [4, 4] and recording.experts(about, 'encoder') == []

@@ -20,17 +20,21 @@ def trace():
   return serving.Trace(chosen.astype(np.int32), E)
 
 
-@pytest.fixture
-def recorded(trace, tmp_path):
-  """A recording of two rows of thirty tokens and padding."""
+def write(path, chosen, routers):
+  """Writes a recording of two rows of thirty tokens and padding; returns its path."""
   routes = np.full((2, 32, LAYERS, K), -1, np.int32)
-  routes[:, :30] = trace.chosen.reshape(2, 30, LAYERS, K)
+  routes[:, :30] = chosen.reshape(2, 30, LAYERS, K)
   segments = np.zeros((2, 32), np.int32)
   segments[:, :30] = 1
-  about = recording.About(run='r', step=1, objective={}, vocabulary='', choices=K, text={},
-                          routers=[f'decoder_{layer:02d}:{E}:{K}' for layer in range(LAYERS)])
-  recording.write(tmp_path / 'routes.npz', about, dict(decoder_segment_ids=segments), dict(decoder=routes))
-  return tmp_path / 'routes.npz'
+  about = recording.About(run='r', step=1, objective={}, vocabulary='', choices=K, text={}, routers=routers)
+  recording.write(path, about, dict(decoder_segment_ids=segments), dict(decoder=routes))
+  return path
+
+
+@pytest.fixture
+def recorded(trace, tmp_path):
+  routers = [f'decoder_{layer:02d}:{E}:{K}' for layer in range(LAYERS)]
+  return write(tmp_path / 'routes.npz', trace.chosen, routers)
 
 
 def test_the_commands_read_recordings(trace, recorded, command, tmp_path):
@@ -49,6 +53,24 @@ def test_the_commands_read_recordings(trace, recorded, command, tmp_path):
   quick = command('place', recorded, '--devices', 4, '--send', 0, '--chunks', 2, '--token', 0)[1]
   assert quick.splitlines()[-1].split()[-1] == '0.0'
   assert np.shape(json.loads((tmp_path / 'p.json').read_text())['decoder']) == (LAYERS, E)
+
+
+def test_virtual_experts_take_no_place_and_layers_may_differ(trace, command, tmp_path):
+  """Of layers of 8, 4 and 8 experts and of 2 virtual ones: those of ids 8 and 9, in the second 4 to 9."""
+  chosen = np.where(trace.chosen == 7, 9, trace.chosen)
+  routers = ['decoder_00:8+2:2', 'decoder_01:4+6:2', 'decoder_02:8+2:2']
+  path = write(tmp_path / 'routes.npz', chosen, routers)
+  code, out, err = command('offload', path, '--slots', 4, '--json')
+  assert code == 0, err
+  found = json.loads(out)['decoder']
+  real = [(chosen[:, layer] < number).sum() for layer, number in enumerate((8, 4, 8))]
+  assert found['requests'] == sum(real) and found['experts'] == 8
+  code, out, err = command('offload', path)
+  assert code == 0 and 'decoder: 3 layers of 4 to 8 experts, 4 of them on the device' in out, err
+  code, out, err = command('place', path, '--devices', 2, '--output', tmp_path / 'p.json')
+  assert code == 0 and 'decoder: 3 layers of 4 to 8 experts on 2 devices, 60 tokens' in out, err
+  placement = json.loads((tmp_path / 'p.json').read_text())['decoder']
+  assert [sorted(layer) for layer in placement] == [[0] * 4 + [1] * 4, [0, 0, 1, 1], [0] * 4 + [1] * 4]
 
 
 @pytest.mark.parametrize('words, said', [

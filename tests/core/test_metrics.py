@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stmoe.core import assignment
+from stmoe.core import contract
 from stmoe.core import metrics
 
 PROBS = jnp.array([[[0.8, 0.2], [0.6, 0.4], [0.7, 0.3], [0.1, 0.9]]])
@@ -56,3 +57,15 @@ def test_metrics_carry_no_gradient():
     a = assignment.cap(edges, 1)
     return sum(metrics.routing(logits, probs, edges, a, np.ones((1, 4), bool)).values())
   assert not jnp.any(jax.grad(total)(jnp.log(PROBS)))
+
+
+def test_merge_takes_maxima_means_and_shares_of_the_load():
+  """Confidence is a mean over the choices that found a place: 6 * 0.5 and 2 * 0.9 of them."""
+  aux = contract.Aux(losses=dict(balance=jnp.array([1.0, 3.0])), load=jnp.array([[2.0, 4.0], [1.0, 1.0]]),
+                     metrics=dict(logit_max=jnp.array([5.0, 7.0]), drop_frac=jnp.array([0.5, 0.1]),
+                                  router_conf=jnp.array([0.2, 0.4]), confidence=jnp.array([0.2, 0.4])))
+  whole = metrics.merge(aux)
+  assert whole.load.tolist() == [3.0, 5.0] and whole.losses['balance'] == 2.0
+  np.testing.assert_allclose(
+      [whole.metrics[n] for n in ('logit_max', 'drop_frac', 'router_conf', 'confidence')],
+      [7.0, (0.5 * 6 + 0.1 * 2) / 8, (0.2 * 3 + 0.4 * 1.8) / 4.8, 0.3], rtol=1e-6)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from stmoe import lookup
+from stmoe.answer import adapters
 from stmoe.answer import interactive
 from stmoe.answer import score
 from stmoe.checkpoints import stored
@@ -111,6 +112,18 @@ def test_an_adapter_stands_beside_them(start, tmp_path):
   loaded.read(tmp_path / 'alone', start, tmp_path / 'again', devices=ONE, say=quiet)
   params = lambda run: {name: x for name, x in numbers(run).items() if name.startswith('params/')}
   same(params(tmp_path / 'again'), params(tmp_path / 'run'))
+
+
+def test_a_base_answers_with_those_of_an_adapter(start, corpus, tmp_path, monkeypatch):
+  adapter = dict(name='lora', targets='attention', rank=2, alpha=4.0)
+  cfg = tiny_run.config(corpus, **{'optimizer.average': 0.9, 'eval.batches': 1, 'model.adapter': adapter,
+                                   'train.trainable': 'adapter'})
+  run = drawn.write(tmp_path / 'run', cfg, 4, ONE)
+  monkeypatch.setattr(saved, 'digest', lambda inventory: 'of the same base')
+  part = adapters.Base(start)._opened(run).part
+  found = {'/'.join(str(entry.key) for entry in path): np.asarray(x)
+           for path, x in jax.tree.leaves_with_path(part)}
+  same(found, evaluated(run))            # only the adapter has averages, as only the adapter trains
 
 
 def test_files_have_them(tmp_path):

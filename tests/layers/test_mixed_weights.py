@@ -8,6 +8,7 @@ import pytest
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe.conform import layer as of_layer
 from stmoe.layers import dense
 from tests.layers import calls
 
@@ -70,3 +71,7 @@ def test_a_mistake_is_one_line(fields, said):
   with pytest.raises(errors.UserError, match=said) as caught:
     make(**fields)
   assert '\n' not in str(caught.value)
+
+
+def test_the_shared_checks_give_the_layer_its_code():
+  of_layer.rows_do_not_meet('mixed_weights', given='code', code_size=3)

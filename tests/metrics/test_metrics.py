@@ -9,6 +9,7 @@ from sklearn import metrics as sklearn
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe.metrics import big_bench
 from stmoe.metrics import bleu
 from stmoe.metrics import correlation
 from stmoe.metrics import f1
@@ -17,6 +18,7 @@ from stmoe.metrics import multirc
 from stmoe.metrics import rouge
 from stmoe.metrics import squad
 from stmoe.metrics import wsc
+from stmoe.train import taskscore
 
 
 @pytest.mark.parametrize('name', lookup.available('metric'))
@@ -115,3 +117,25 @@ def test_bleu_takes_several_references():
 def test_unknown_metric_names_the_nearest():
   with pytest.raises(errors.UserError, match="no metric is called 'acuracy'; nearest: accuracy"):
     lookup.module('metric', 'acuracy')
+
+
+class Text(str):
+  """A text that counts how often it is compared."""
+  compared = 0
+  __hash__ = str.__hash__
+
+  def __eq__(self, other):
+    Text.compared += 1
+    return str.__eq__(self, other)
+
+
+def test_a_text_of_many_is_not_compared_with_all_others(monkeypatch):
+  number = 300
+  texts = [Text(f'text {i % (number - 1)}') for i in range(number)]  # one comes twice
+  examples = [dict(targets=text, references=[text], choices=()) for text in texts]
+  monkeypatch.setattr(Text, 'compared', 0)
+  assert taskscore.baselines(examples, ['accuracy']) == {'accuracy': pytest.approx(200 / number)}
+  ranked = big_bench.Ranked.of([np.log([0.6, 0.4])] * number, [np.array([1.0, 0.0])] * number,
+                               [(text, Text('no')) for text in texts])
+  assert big_bench.macro_f1(ranked) == 1.0
+  assert Text.compared < 10 * number

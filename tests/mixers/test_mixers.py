@@ -122,7 +122,7 @@ def test_groups_of_rows_are_normalised_by_themselves():
 def test_normalised_experts_are_seldom_zero_and_a_self_gate_is_a_road_to_own_experts(home):
   """What both are for: units of other experts are 0 for half of the rows, gradients of own ones smaller."""
   plain = model(HOME | dict(normalized=False))
-  zero = lambda made: [float(a.metrics['zero_frac']) for key, a in run(made, batch())[1].items()
+  zero = lambda made: [float(a.metrics['zero_share']) for key, a in run(made, batch())[1].items()
                        if '.' not in key]
   assert max(zero(home)) == 0 and min(zero(plain)) > 0.2
   without = model(HOME | dict(self_gate=False))

@@ -74,6 +74,16 @@ def test_norms_move_once_a_step_and_not_in_evaluation():
   assert len(model.states()[resnet.NAME]) == len(aux[resnet.NAME].statistics)      # every norm reported
 
 
+def test_rows_without_an_image_change_nothing():
+  """In training norms see images alone: answers, losses and statistics are those of the images."""
+  model, images = make(), batch()
+  more = jax.tree.map(lambda x: jnp.concatenate([x, 0 * x[:2]]), images)
+  (logits, aux), (padded, with_padding) = run(model, images, train=True), run(model, more, train=True)
+  np.testing.assert_allclose(padded[:B], logits, rtol=1e-4, atol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+               with_padding[resnet.NAME].statistics, aux[resnet.NAME].statistics)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('executor', ['gather', 'all_to_all'])
 def test_a_mesh_changes_nothing(executor):

@@ -17,7 +17,7 @@ def placement(case):
   np.testing.assert_array_equal(distance, case['distance'])
   trace = serving.Trace(case['path'].T[:, :, None], c['E'])
   assert trace.chosen.shape == (c['tokens'], c['layers'], 1)
-  load, moves = moetuner.loads(trace), moetuner.transitions(trace)
+  load, moves = serving.loads(trace), moetuner.transitions(trace)
   np.testing.assert_array_equal(load, case['load']), np.testing.assert_array_equal(moves, case['transitions'])
   for of_experts, best in zip(load, case['best_max_load']):
     of = moetuner.clusters(of_experts, c['devices'])

@@ -27,7 +27,7 @@ def test_edges_are_signed_merged_or_dead():
   expected = [[0.5 / 0.9 - 0.3 / 0.9, 0], [0, -0.5 / 0.8], [0, 0]]   # over named choices plus all nulls
   np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-7)
   assert aux.load.tolist() == [1, 1] and int(assignment.live(a).sum()) == 2
-  told = [aux.metrics[name] for name in ('null_frac', 'negative_frac', 'active_experts', 'left_behind')]
+  told = [aux.metrics[name] for name in ('null_share', 'negative_share', 'active_experts', 'left_behind')]
   np.testing.assert_allclose(told, [3 / 6, 2 / 6, 2 / 3, 1 / 3], rtol=1e-5)
   np.testing.assert_allclose(aux.losses['reward'], -(0.1 + 0.3 + 0.8) / 3, rtol=1e-5)
 

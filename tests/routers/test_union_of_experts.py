@@ -31,11 +31,11 @@ def test_experts_take_their_best_tokens_and_fill_up_with_first_ones():
   # Expert 1 was scored by tokens 0 and 2; token 1, the first other one, fills it up.
   assert rows(a) == [(0, 0, 0.5), (0, 1, 0.3), (1, 0, 0.6), (1, 1, 0.0), (1, 2, 0.3), (2, 1, 0.5),
                      (2, 2, 0.4), (3, 0, 0.25), (3, 2, 0.6)]
-  np.testing.assert_allclose(aux.metrics['filled'], 1 / 9, rtol=1e-6)
+  np.testing.assert_allclose(aux.metrics['filled_frac'], 1 / 9, rtol=1e-6)
   assert aux.load.tolist() == [3, 3, 3] and a.rows_per_group == 9
   causal, aux = union_of_experts.union_of_experts(logits, MASK, 2, None, gate='none')
   assert [row[:2] for row in rows(causal)][:6] == [(0, 0), (0, 1), (1, 0), (1, 2), (2, 1), (2, 2)]
-  assert {row[2] for row in rows(causal)} == {1.0} and aux.metrics['filled'] == 0
+  assert {row[2] for row in rows(causal)} == {1.0} and aux.metrics['filled_frac'] == 0
 
 
 def test_weights_of_every_gate_and_their_gradients():

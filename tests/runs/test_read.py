@@ -98,7 +98,8 @@ def test_cells_leave_out_what_nobody_has_and_mark_what_one_lacks():
   assert table.plain(headings, rows).splitlines()[2].split() == ['a', '2.000', '12.5%']
 
 
-@pytest.mark.parametrize('number, text', [(0, '0'), (999, '999'), (1_240_000, '1.24M'), (2.5e12, '2.5T')])
+@pytest.mark.parametrize('number, text', [(0, '0'), (999, '999'), (1_240_000, '1.24M'), (2.5e12, '2.5T'),
+                                          (999.7, '1k'), (999_499, '999k'), (999_999, '1M')])
 def test_engineering(number, text):
   assert table.engineering(number) == text
 

@@ -7,7 +7,6 @@ import pytest
 
 from stmoe import axes
 from stmoe import errors
-from stmoe.core import contract
 from stmoe.train import check
 from stmoe.train import state as states
 from stmoe.train import step as steps
@@ -171,16 +170,6 @@ def test_a_finite_loss_does_not_make_a_step_good(tmp_path, monkeypatch):
       assert np.isfinite(report['loss/total']) and not np.isfinite(report['grad_norm'])
       assert int(report['skipped']) == bad
       jax.tree.map(np.testing.assert_array_equal, jax.device_get({k: state[k] for k in before}), before)
-
-
-def test_merge_takes_maxima_means_and_shares_of_the_load():
-  aux = contract.Aux(losses=dict(balance=jnp.array([1.0, 3.0])), load=jnp.array([[2.0, 4.0], [1.0, 1.0]]),
-                     metrics=dict(logit_max=jnp.array([5.0, 7.0]), drop_frac=jnp.array([0.5, 0.1]),
-                                  confidence=jnp.array([0.2, 0.4])))
-  whole = steps.merge(aux)
-  assert whole.load.tolist() == [3.0, 5.0] and whole.losses['balance'] == 2.0
-  np.testing.assert_allclose([whole.metrics[n] for n in ('logit_max', 'drop_frac', 'confidence')],
-                             [7.0, (0.5 * 6 + 0.1 * 2) / 8, 0.3], rtol=1e-6)
 
 
 def test_split_moves_no_row_to_another_device():

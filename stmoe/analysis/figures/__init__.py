@@ -4,14 +4,12 @@ A file defines `draw(run) -> dict stem -> Figure`, empty for a run that logged n
 CAPTIONS, dict stem -> text. `stmoe plot`, `compare` and `report` draw all of them.
 """
 
-import importlib
-import pkgutil
+from stmoe import lookup
 
 
 def modules():
-  """Returns the modules of this folder, sorted by name."""
-  names = sorted(m.name for m in pkgutil.iter_modules(__path__))
-  return [importlib.import_module(f'{__name__}.{name}') for name in names]
+  """Returns the modules of this folder and of plugins, sorted by name."""
+  return [lookup.module('figure', name) for name in lookup.available('figure')]
 
 
 def draw(run):

@@ -48,9 +48,14 @@ def choices(model, batch):
   """
   masks = _masks(batch)
   tokens = numbered({stack: mask.shape for stack, mask in masks.items()})
-  _, aux = jax.jit(lambda m, b: m(b))(trace(model), batch | tokens)
+  aux = jax.device_get(_reported(trace(model), batch | tokens))
   return {name: Choices(name, per_token(**edges, mask=mask, num_experts=num_experts), num_experts)
-          for name, edges, mask, num_experts in recorded(jax.device_get(aux), masks)}
+          for name, edges, mask, num_experts in recorded(aux, masks)}
+
+
+@jax.jit
+def _reported(model, batch):
+  return model(batch)[1]
 
 
 def numbered(shapes):

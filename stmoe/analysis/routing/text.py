@@ -139,7 +139,7 @@ def figure(samples, columns=84, length=260):
   placed = {name: layout(routed.pieces[:length], columns) for name, routed in samples.items()}
   heights = [places[-1][0] + 1 for places in placed.values()]
   drawn, axes = canvas.new(len(samples), 1, 0.1 * columns + 0.4, 0.185 * sum(heights) + 0.75 * len(samples),
-                          height_ratios=heights)
+                           height_ratios=heights)
   for ax, lines, (name, routed) in zip(axes[:, 0], heights, samples.items()):
     palette = colours(routed.num_experts)
     for (line, column, text), choices in zip(placed[name], routed.taken):

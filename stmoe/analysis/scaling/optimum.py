@@ -34,7 +34,7 @@ def best(law, coefficients, budget, held):
   """Returns the Point of least predicted loss for `budget` FLOPs: a bounded search over ln n."""
   loss = lambda log_n: iso_flop(law, coefficients, budget, held, [np.exp(log_n)])[1][0]
   minimum = optimize.minimize_scalar(loss, bounds=(np.log(SMALLEST), np.log(LARGEST)), method='bounded',
-                                   options=dict(xatol=1e-8))
+                                     options=dict(xatol=1e-8))
   n = float(np.exp(minimum.x))
   tokens, value = iso_flop(law, coefficients, budget, held, [n])
   return Point(n, float(tokens[0]), float(value[0]))

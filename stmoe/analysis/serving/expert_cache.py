@@ -107,9 +107,7 @@ def most_used(trace: serving.Trace, slots: int) -> Replay:
   """Returns the Replay where every layer holds, from the start, the `slots` experts of most requests."""
   steps, layers, _ = trace.chosen.shape
   resident = np.zeros((steps, layers, trace.num_experts), np.int8)
-  for layer in range(layers):
-    chosen = trace.chosen[:, layer]
-    count = np.bincount(chosen[chosen >= 0], minlength=trace.num_experts)
-    resident[:, layer, np.argsort(-count, kind='stable')[:slots]] = 1
+  for layer, count in enumerate(serving.loads(trace)):
+    resident[:, layer, np.argsort(-count, kind='stable')[:min(slots, trace.experts[layer])]] = 1
   there = np.take_along_axis(resident, np.maximum(trace.chosen, 0), axis=2)        # [steps, L, k]
   return Replay(np.asarray(np.sum(there * (trace.chosen >= 0), axis=2), np.int32), resident)

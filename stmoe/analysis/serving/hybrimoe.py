@@ -197,7 +197,8 @@ def decode(trace: serving.Trace, slots: int, times: Times = Times(), prefetch: i
       found += sum(expert in cache.order[layer] for expert in chosen)
       asked += len(chosen)
       later = wanted[step, layer + 1] if wanted is not None and layer + 1 < layers else None
-      time[step] += cache.step(layer, chosen, times, prefetch, later).time
+      ahead = min(prefetch, trace.experts[layer + 1]) if layer + 1 < layers else 0
+      time[step] += cache.step(layer, chosen, times, ahead, later).time
   on_gpu = cache.hits / max(cache.hits + cache.misses, 1)
   return Decoded(found / max(asked, 1), on_gpu, time, cache.moves / steps)
 

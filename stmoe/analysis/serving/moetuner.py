@@ -20,12 +20,6 @@ EXACT = 5                                # devices up to which the second progra
 SECONDS = 20.0                           # that a layer's first program may take
 
 
-def loads(trace: serving.Trace) -> np.ndarray:
-  """Returns i64[L,E], the requests of each expert."""
-  return np.stack([np.bincount(layer[layer >= 0], minlength=trace.num_experts)
-                   for layer in np.moveaxis(trace.chosen, 1, 0)])
-
-
 def transitions(trace: serving.Trace) -> np.ndarray:
   """Returns i64[L-1,E,E], how often a token goes from each expert of a layer to each of the next layer.
 
@@ -178,7 +172,7 @@ class Measured(NamedTuple):
 
 
 def measured(placement: np.ndarray, load: np.ndarray, moves: np.ndarray, distance: np.ndarray) -> Measured:
-  """Returns the Measured of a placement i[L,E] of experts on devices; see `loads` and `transitions`."""
+  """Returns the Measured of a placement i[L,E] on devices; see `serving.loads` and `transitions`."""
   away = distance[placement[:-1, :, None], placement[1:, None, :]]   # [L-1, E, E]
   changes = placement[:-1, :, None] != placement[1:, None, :]
   total = np.stack([np.bincount(of, weights=counts, minlength=len(distance))
@@ -188,11 +182,21 @@ def measured(placement: np.ndarray, load: np.ndarray, moves: np.ndarray, distanc
 
 
 def place(trace: serving.Trace, distance: np.ndarray) -> np.ndarray:
-  """Returns i32[L,E], the device of each expert, by both stages."""
-  of_cluster = np.stack([clusters(load, len(distance)) for load in loads(trace)])
-  return devices_of(of_cluster, transitions(trace), distance)
+  """Returns i32[L,E], the device of each expert, by both stages; 0 where a layer has no such expert."""
+  devices = len(distance)
+  of_cluster = _rows(trace, [clusters(load[:experts], devices)
+                             for load, experts in zip(serving.loads(trace), trace.experts)])
+  return _rows(trace, devices_of(of_cluster, transitions(trace), distance))
 
 
-def contiguous(layers: int, experts: int, devices: int) -> np.ndarray:
-  """Returns i32[L,E], the usual placement: the first E / G experts on device 0, and so on."""
-  return np.tile(np.arange(experts, dtype=np.int32) // (experts // devices), (layers, 1))
+def contiguous(trace: serving.Trace, devices: int) -> np.ndarray:
+  """Returns i32[L,E], the usual placement: a layer's first E / G experts on device 0, and so on."""
+  return _rows(trace, [np.arange(experts) // (experts // devices) for experts in trace.experts])
+
+
+def _rows(trace, of_layers):
+  """i32[L,E] of a row for each layer; 0 behind the layer's experts."""
+  whole = np.zeros((len(trace.experts), trace.num_experts), np.int32)
+  for row, of_layer, experts in zip(whole, of_layers, trace.experts):
+    row[:experts] = of_layer[:experts]
+  return whole

@@ -29,12 +29,12 @@ def compared(trace: serving.Trace, slots: int, times: hybrimoe.Times, prefetch: 
     found = hybrimoe.decode(trace, slots, times, prefetch, wanted=wanted)
     rows[name] = dict(hits=found.hits, gpu_hits=found.gpu_hits, loads=found.moves, **_times(found.time))
   steps, layers, choices = trace.chosen.shape
-  places = slots * layers // trace.num_experts
+  places = int(np.minimum(slots, trace.experts).sum()) // trace.num_experts
   if places:
-    rows['ring'] = _ring(trace, places, times)
-  return dict(layers=layers, experts=trace.num_experts, slots=slots, tokens=steps, choices=choices,
-              requests=asked, repeats=float(again.mean()), repeats_by_chance=float(chance.mean()),
-              policies=rows)
+    rows['ring'] = _ring(trace, slots, places, times)
+  return dict(described=trace.described, layers=layers, experts=trace.num_experts, slots=slots, tokens=steps,
+              choices=choices, requests=asked, repeats=float(again.mean()),
+              repeats_by_chance=float(chance.mean()), policies=rows)
 
 
 def _row(trace, found, times):
@@ -53,16 +53,17 @@ def _row(trace, found, times):
   return dict(hits=share, gpu_hits=share, loads=loads, **_times(time))
 
 
-def _ring(trace, places, times):
+def _ring(trace, slots, places, times):
   """The row of a ring with room for all experts of `places` layers; the first copies are not counted."""
   steps, layers, _ = trace.chosen.shape
   chosen = np.sum(trace.chosen >= 0, axis=2)                         # [steps, L]
   one = lambda n: hybrimoe.schedule(list(range(n)), [], dict.fromkeys(range(n), 1), times, cpu=False).time
   compute = np.array([one(n) for n in range(chosen.max() + 1)])[chosen].ravel()
-  moved = trace.num_experts * (places < layers)                      # of a section; where all fit, none is
-  found = se_moe.ring(compute, np.full(compute.shape, moved * times.move), places)
+  fits = np.minimum(slots, trace.experts).sum() == trace.experts.sum()
+  moved = trace.experts * (not fits)                                 # [L] of sections; where all fit, none is
+  found = se_moe.ring(compute, np.tile(moved * times.move, steps), places)
   time = found.time.reshape(steps, layers).sum(1)
-  return dict(hits=1.0, gpu_hits=1.0, loads=float(moved * layers), **_times(time))
+  return dict(hits=1.0, gpu_hits=1.0, loads=float(moved.sum()), **_times(time))
 
 
 def _times(time):
@@ -71,9 +72,9 @@ def _times(time):
 
 def table(stack: str, found: dict) -> str:
   """Returns the lines of text of what `compared` found for a stack."""
-  head = (f'{stack}: {found["layers"]} layers of {found["experts"]} experts, {found["slots"]} of them on the '
-          f'device; {found["tokens"]:,} tokens.\nAn expert is that of the token before in '
-          f'{found["repeats"]:.1%} of the choices, by chance in {found["repeats_by_chance"]:.1%}.')
+  head = (f'{stack}: {found["described"]}, {found["slots"]} of them on the device; {found["tokens"]:,} '
+          f'tokens.\nAn expert is that of the token before in {found["repeats"]:.1%} of the choices, by '
+          f'chance in {found["repeats_by_chance"]:.1%}.')
   rows = [[name, f'{row["hits"]:.1%}', f'{row["gpu_hits"]:.1%}', f'{row["time"]:.3f}',
            f'{row["time_p99"]:.3f}', f'{row["loads"]:.2f}'] for name, row in found['policies'].items()]
   columns = ['policy', 'hits', 'hits on the GPU', 'time a token', 'time, p99', 'loads a token']

@@ -16,7 +16,7 @@ def most_used(trace: serving.Trace) -> np.ndarray:
   >>> most_used(serving.Trace(np.array([[[0]], [[1]], [[1]], [[1]]]), 2))[0].tolist()
   [[0.25, 0.75]]
   """
-  count = oracle(trace).sum(0)                                       # [L, E]
+  count = serving.loads(trace)                                       # [L, E]
   share = count / np.maximum(count.sum(-1, keepdims=True), 1)
   return np.broadcast_to(share, (len(trace.chosen), *share.shape))
 
@@ -27,8 +27,9 @@ def oracle(trace: serving.Trace) -> np.ndarray:
   >>> oracle(serving.Trace(np.array([[[1, -1]]]), 2)).tolist()
   [[[0.0, 1.0]]]
   """
-  experts = np.arange(trace.num_experts)
-  return (trace.chosen[..., None] == experts).any(-2).astype(np.float64)
+  wanted = np.zeros((*trace.chosen.shape[:2], trace.num_experts + 1))
+  np.put_along_axis(wanted, trace.chosen, 1.0, axis=2)               # -1 is the last expert's place
+  return wanted[..., :-1]
 
 
 PREDICTIONS = dict(most_used=most_used, oracle=oracle)

@@ -13,17 +13,11 @@ def read(path: str | pathlib.Path) -> dict[str, serving.Trace]:
   Raises errors.Damaged for another file, and UserError for a recording without a choice.
   """
   about, batch, routes = recording.read(path)
-  experts: dict[str, int] = {}
-  for router in about.routers:
-    name, number, _ = router.rsplit(':', 2)
-    stack = name.partition('.')[0].rpartition('_')[0]
-    experts[stack] = max(experts.get(stack, 0), int(number))
   traces = {}
   for stack, chosen in routes.items():
     real = batch[f'{stack}_segment_ids'] > 0
     if chosen.size and real.any():
-      largest = int(chosen.max(initial=-1)) + 1
-      traces[stack] = serving.recorded(chosen, real, max(experts.get(stack, 0), largest))
+      traces[stack] = serving.recorded(chosen, real, recording.experts(about, stack))
   if not any((trace.chosen >= 0).any() for trace in traces.values()):
     raise errors.UserError(f'{path}: no token has an expert')
   return traces

@@ -41,7 +41,7 @@ def read(path):
   articles = given.json(path, 'data.files')
   try:
     questions = [_question(qa, paragraph['context']) for article in articles['data']
-             for paragraph in article['paragraphs'] for qa in paragraph['qas']]
+                 for paragraph in article['paragraphs'] for qa in paragraph['qas']]
   except KeyError as error:
     raise errors.UserError(f'data.files: {path} is not in the format of SQuAD: a field {error} is '
                            'missing') from error
@@ -92,7 +92,7 @@ def paths(text):
   whole = pathlib.Path(text)
   if whole.is_dir():
     inside = sorted(p for p in whole.iterdir() if p.is_file() and not p.name.startswith('.')
-                   and (not p.suffix or p.name.removesuffix('.gz').endswith('.json')))
+                    and (not p.suffix or p.name.removesuffix('.gz').endswith('.json')))
     if not inside:
       raise errors.UserError(f'data.files: no file *.json in the folder {text}')
     return inside

@@ -116,7 +116,7 @@ def _read(source):
     if not any(row['weights'].any() for row in rows):
       raise errors.UserError(f'{paths[-1]}: the split {split!r} holds no labels')
   by_split = {split: {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-           for split, rows in parts.items()}
+              for split, rows in parts.items()}
   return by_split, _facts(source, by_split)
 
 

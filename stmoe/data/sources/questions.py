@@ -254,8 +254,8 @@ def _read(kept):
   for split, domain, group in files.read_lines(kept.path / QUESTIONS, list, limit=store.WHOLE):
     contexts = {}
     by_split[split][domain] = [squad.Question(name, question, contexts.setdefault(context, context),
-                                           tuple(answers), start)
-                            for name, question, context, answers, start in group]
+                                              tuple(answers), start)
+                               for name, question, context, answers, start in group]
   return by_split
 
 

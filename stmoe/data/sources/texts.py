@@ -257,7 +257,7 @@ class Opened:
                              'prompted')
     metrics = {name: tuple(self._source.metrics or own_metrics) for name, own_metrics in self.metrics.items()}
     by_task = {name: examples.Judged(caches.records(cache), metrics[name])
-             for name, cache in self._caches.items() if metrics[name]}
+               for name, cache in self._caches.items() if metrics[name]}
     return by_task, Rower(self._objective, self.vocabulary, self._start)
 
   def _title(self):

@@ -21,7 +21,7 @@ JSON_LINES = ('.jsonl', '.ndjson')
 FILE, LINE, PARAGRAPH = 'file', 'line', 'paragraph'
 
 
-def expanded(paths, field='data.files'):
+def expanded(paths):
   """Returns the files that `paths` name: files, folders (all files in them), and patterns with `*`, `?`, `[`.
 
   Files of a folder and of a pattern are sorted by their path. Hidden files are left out. Links inside of a
@@ -37,7 +37,7 @@ def expanded(paths, field='data.files'):
     else:
       inside = [path]
     if not inside:
-      raise errors.UserError(f'{field}: no file in {path!r}')
+      raise errors.UserError(f'data.files: no file in {path!r}')
     found += inside
   return found
 

@@ -111,7 +111,7 @@ class Calibration:
     """Returns the digest of what item `name` depends on; `position` is that of the data's beginning."""
     c = self._cfg.to_dict()
     content = [self._digest, position, self._batches, c['seed'], c['train']['batch_size'], c['model'],
-            c['blocks'], {key: value for key, value in c['data'].items() if key != 'cache_dir'}]
+               c['blocks'], {key: value for key, value in c['data'].items() if key != 'cache_dir'}]
     content += [c['loss'], self._completed().meta, VERSION] if name == SLOPES else []
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

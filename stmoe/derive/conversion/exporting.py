@@ -29,11 +29,8 @@ POSITIONS = ('rope_theta', 'rope_parameters', 'rope_scaling', 'max_position_embe
 
 def reader_of(source, step):
   """Returns the Reader of the checkpoint of `step`, None = the newest, of run directory `source`."""
-  steps = stored.steps(source / 'checkpoints')
-  if not steps or step is not None and step not in steps:
-    raise errors.UserError(f'{source} has no checkpoint{"" if step is None else f" of step {step}"} yet '
-                           f'(there are: {", ".join(map(str, steps)) or "none"})')
-  return stored.Reader(source / 'checkpoints', steps[-1] if step is None else step)
+  newest = stored.present(source / 'checkpoints', step)[-1]
+  return stored.Reader(source / 'checkpoints', newest if step is None else step)
 
 
 def placed(reader, family, cfg):

@@ -15,6 +15,7 @@ from stmoe import axes
 from stmoe import modules
 from stmoe import router_state as state
 from stmoe.core import contract
+from stmoe.core import losses
 from stmoe.core.units import activations
 from stmoe.errors import UserError
 
@@ -122,7 +123,7 @@ class Level(nnx.Module):
     """Returns (dict gate -> [B,H], dict '' or '.GATE' -> Aux).
 
     The load of a gate are the sums of its weights f32[E] over the rows, 0 for experts that it does not see.
-    The load of the level is that of all gates. Metric zero_frac is the share of outputs that are zero.
+    The load of the level is that of all gates. Metric zero_share is the share of outputs that are zero.
 
     Args:
       inputs: dict bank -> [B,D], what its experts read.
@@ -141,7 +142,7 @@ class Level(nnx.Module):
       aux[f'.{name}'] = contract.Aux(losses={}, metrics={}, load=jnp.sum(
           jax.lax.stop_gradient(share) * ctx.mask, axis=0, dtype=jnp.float32))
     zero = jnp.mean(jnp.abs(jax.lax.stop_gradient(y)) < NEAR_ZERO, axis=(1, 2), dtype=jnp.float32)   # [B]
-    metrics = dict(zero_frac=jnp.sum(zero * ctx.mask[:, 0]) / jnp.maximum(jnp.sum(ctx.mask), 1))
+    metrics = dict(zero_share=losses.token_mean(zero[:, None], ctx.mask, ctx.tokens))
     load = jnp.sum(jnp.stack([each.load for each in aux.values()]), axis=0)          # [E]
     return mixed, {'': contract.Aux(losses={}, load=load, metrics=metrics, statistics=statistics)} | aux
 

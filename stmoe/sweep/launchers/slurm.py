@@ -37,7 +37,7 @@ def launch(runs, board, *, partition: ranges.Text = '', time: ranges.Count = 60,
   if not shutil.which('sbatch'):
     raise errors.UserError('--launcher slurm: this machine has no sbatch; nearest: local, print')
   settings = dict(partition=partition, cpus_per_task=cpus, gpus_per_node=gpus, mem=memory and f'{memory}GB',
-                account=account, qos=qos, constraint=constraint)
+                  account=account, qos=qos, constraint=constraint)
   folder = (runs[0].workdir.parent / 'slurm').resolve()
   in_queue = queue()
   if in_queue is None:

@@ -104,7 +104,10 @@ def test_trace_of_a_scanned_model_changes_nothing_and_shows_drops(batch):
   assert not any(isinstance(m, wrappers.Wrapper) for _, m in nnx.iter_modules(model))
   np.testing.assert_allclose(logits, traced, rtol=1e-6, atol=1e-6)
   assert 'edges' in traced_aux['decoder_01'].records and not aux['decoder_01'].records
-  for layer, chosen in routing.choices(model, batch).items():
+  found, before = routing.choices(model, batch), routing._reported._cache_size()
+  routing.choices(model, {name: a.copy() for name, a in batch.items()})
+  assert routing._reported._cache_size() == before                   # compiled once for all batches
+  for layer, chosen in found.items():
     # One slot per expert and row: at most 8 of the 24 real tokens find one.
     taken = sum(len(t) for row in chosen.experts for t in row)
     assert 0 < taken <= 8

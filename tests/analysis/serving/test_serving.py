@@ -130,11 +130,11 @@ def test_a_released_score_is_of_another_expert():
 
 
 def test_placements_are_balanced_and_near(trace):
-  load, moves = moetuner.loads(trace), moetuner.transitions(trace)
+  load, moves = serving.loads(trace), moetuner.transitions(trace)
   assert load.sum() == (trace.chosen >= 0).sum()
   for devices, nodes in ((4, 2), (8, 2)):                            # exact, and by turns
     distance = moetuner.distances(devices, nodes)
-    usual = moetuner.contiguous(LAYERS, E, devices)
+    usual = moetuner.contiguous(trace, devices)
     of = moetuner.place(trace, distance)
     assert (np.stack([np.bincount(row, minlength=devices) for row in of]) == E // devices).all()
     numbered = np.stack([moetuner.clusters(counts, devices) for counts in load])

@@ -28,7 +28,7 @@ def jobs(dry):
     folder = WORKDIR / f'{SWEEP}_{size}'
     words = ('-m', 'stmoe.cli.main', 'sweep', f'{SWEEP}:{size}', '--only', model, '--workdir', str(folder))
     return pending.Command(f'sweep {model}', 150, (*words, *more), functools.partial(read, folder, model),
-                       dict(XLA_PYTHON_CLIENT_MEM_FRACTION=str(0.8 / SEEDS)), alone=True)
+                           dict(XLA_PYTHON_CLIENT_MEM_FRACTION=str(0.8 / SEEDS)), alone=True)
   return [command(model) for model in (MODELS[:1] if dry else MODELS)]
 
 

@@ -16,7 +16,7 @@ def jobs(dry):
   several = ['-n', str(PROCESSES)] if importlib.util.find_spec('xdist') else []
   words = ['--version'] if dry else ['-q', '-rf', '--tb=line', *several, *FILES]
   return [pending.Command('tests kernels', 100, ('-m', 'pytest', *words), _quick if dry else read,
-                      dict(XLA_PYTHON_CLIENT_MEM_FRACTION=str(MEMORY), JAX_PLATFORMS='cuda'))]
+                          dict(XLA_PYTHON_CLIENT_MEM_FRACTION=str(MEMORY), JAX_PLATFORMS='cuda'))]
 
 
 def _quick(code, text):
