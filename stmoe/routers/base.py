@@ -1,5 +1,7 @@
 """BASE: in training every expert gets the same number of tokens (arXiv:2103.16716)."""
 
+import typing
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -61,7 +63,7 @@ def gaps(affinities: jax.Array, mask: jax.Array,
 
 
 # How training assigns tokens: (affinities f32[G,S,E], mask bool[G,S], order of experts i32[G,E]) -> i32[G,S].
-ASSIGNMENTS = {
+ASSIGNMENTS: dict[str, typing.Callable[..., jax.Array]] = {
     'auction': lambda affinities, mask, order: matching.auction(affinities, mask),
     'greedy_balanced': matching.greedy_balanced,
 }
