@@ -10,6 +10,8 @@ Differs: s stays with the bank, which divides its input by it. In the paper the 
   each batch of the pass. Attention and shared experts stay floats, and so do a router's rounded weights.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -149,18 +151,24 @@ def searched(w: jax.Array, x: jax.Array | None, bits: int, k: int, parts: tuple[
     k:     experts of a token.
     parts: of the score, keys of PARTS; without any the range is not shrunk.
   """
-  low, high = jnp.minimum(w.min(1), 0), jnp.maximum(w.max(1), 0)
-
-  def of(ratio):
-    scale, zero = codes.affine(low, high, bits, ratio, symmetric)    # [E]
-    q = codes.code(w, scale[:, None], zero[:, None], bits)
-    return scale, zero, codes.value(q, scale[:, None], zero[:, None], bits)
-
-  def score(ratio):
-    near = of(ratio)[2]
-    return sum((PARTS[part](w, near, x, k) for part in parts), jnp.zeros(len(w)))
-
   ratios = jnp.asarray(CANDIDATES if parts else [1.0], jnp.float32)
-  scores = jax.lax.map(score, ratios)                                # [101, E]
+  scores = _scores(w, x, ratios, bits, k, parts, symmetric)
   ratio = ratios[scores.argmin(0)]
-  return dict(zip(('scale', 'zero', 'values'), of(ratio))) | dict(ratio=ratio, scores=scores)
+  return _grid(w, ratio, bits, symmetric) | dict(ratio=ratio, scores=scores)
+
+
+def _grid(w, ratio, bits, symmetric):
+  """dict(scale, zero: f32[E], values: f32[E,D]) of w [E,D], whose range is shrunk by `ratio` [] or [E]."""
+  low, high = jnp.minimum(w.min(1), 0), jnp.maximum(w.max(1), 0)
+  scale, zero = codes.affine(low, high, bits, ratio, symmetric)      # [E]
+  q = codes.code(w, scale[:, None], zero[:, None], bits)
+  return dict(scale=scale, zero=zero, values=codes.value(q, scale[:, None], zero[:, None], bits))
+
+
+@functools.partial(jax.jit, static_argnames=('bits', 'k', 'parts', 'symmetric'))
+def _scores(w, x, ratios, bits, k, parts, symmetric):
+  """f32[N,E] of `ratios` [N]; compiled once for all layers of a shape."""
+  def score(ratio):
+    near = _grid(w, ratio, bits, symmetric)['values']
+    return sum((PARTS[part](w, near, x, k) for part in parts), jnp.zeros(len(w)))
+  return jax.lax.map(score, ratios)

@@ -1,5 +1,7 @@
 """Quantised experts: scales change no function, s is the experts' own, routers keep their choices."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,6 +37,18 @@ def test_without_codes_nothing_changes(experts, scaled):
     np.testing.assert_allclose(bank['wo'][1] / old['wo'][1], np.where(np.arange(6) == 1, 10 ** 0.7, 1)[
         :, None] * np.ones(D), rtol=1e-5)
     np.testing.assert_allclose(trained.logits(cfg, made), trained.logits(cfg, params), rtol=1e-4, atol=1e-4)
+
+
+def test_the_grids_of_a_second_router_compile_nothing():
+  x = SEEN['first_inputs']
+  first, second, x = (jnp.asarray(a, jnp.float32) for a in (x[:4], x[4:8], x))
+  search = lambda w: ea_quant.searched(w, x, 4, 2, ('kl',))
+  search(first)
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+      lambda event, seconds, **_: compiled.append(event) if 'backend_compile' in event else None)
+  search(second)
+  assert not compiled
 
 
 def test_an_expert_without_a_token_is_looked_at_on_the_first_ones():
