@@ -36,8 +36,8 @@ def test_passes_that_agree_have_weight_0_and_finite_gradients():
 
 def test_weights_and_gradients_of_float32_are_those_of_float64():
   """Many tokens have the same two experts in all passes: weights of one size, almost without a gradient."""
-  logits, noise, upstream = (jax.random.normal(jax.random.key(i), (n, 64, E)) for i, n in enumerate((1, 5, 1)))
-  samples = logits + 0.3 * noise
+  draw = lambda seed, n: jax.random.normal(jax.random.key(seed), (n, 64, E))
+  samples, upstream = draw(0, 1) + 0.3 * draw(1, 5), draw(2, 1)
   weigh = lambda z: mofme.uncertain(probabilities.softmax_of(z, mofme.kept(z, 2)))
   weights, back = jax.vjp(weigh, samples)
   grads, = back(upstream[0])
