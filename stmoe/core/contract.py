@@ -401,6 +401,9 @@ OFFERS = {
     'tied_as': None,
     # Of a sub-layer: it normalises itself what it wants normalised, its block has no norm before it.
     'normalizes': False,
+    # Of a model or a part of it: (name of an array of its own, that array of a start with other sizes) -> the
+    # array in its own shape, or None; see `derive/refit.py`.
+    'refit': None,
     'unmergeable': None,             # of a layer: why its adapters are no part of its matrices
     'lent': None,                    # of a stack: (part) -> a copy of a part of it, with what is held for it
     'uses': None,                    # how often in a forward of a stack its arrays are used; None = once

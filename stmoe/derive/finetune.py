@@ -35,6 +35,7 @@ from stmoe.checkpoints import best
 from stmoe.checkpoints import checkpoint
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
+from stmoe.derive import refit
 from stmoe.derive import start as starts
 from stmoe.parts import adapting
 from stmoe.runs import directory as rundir
@@ -226,7 +227,7 @@ def _load(run, cfg, plan, vocab, step):
   anew = of_head if recipe.load == 'body' else set()
   loaded = {name: x for name, x in _evaluated(found | refitted, names).items() if name not in anew}
   missing = [name for name in names if name not in loaded]
-  begins = anew | _below([name.removeprefix('params/') for name in refitted], names)      # slots do not fit
+  begins = anew | refit.below([name.removeprefix('params/') for name in refitted], names)      # their slots
   begins |= _belonging(cfg, 'adapter', names) if recipe.adapter else set()
   lost = [name for name in missing if name not in begins]
   if lost and recipe.load != 'partial':
@@ -268,30 +269,24 @@ def _refitted(plan, stored, read):
     stored: dict path -> shape of the arrays of the start.
     read:   nested dict of ShapeDtypeStructs -> dict path -> array.
   """
-  params, made = plan.shapes['params'], {}
+  made = {}
   everywhere = jax.sharding.NamedSharding(plan.mesh, jax.sharding.PartitionSpec())
-  for path, part in modules.offering(plan.model(params, plan.shapes['router_state']), 'refit'):
-    own = {name: s for name, s in layout.held(params, path).items() if not isinstance(s, dict)}
-    for above, name in itertools.product((('params',), ('opt_state', optimizers.AVERAGES)), own):
-      place, new = (*above, *path, name), own[name]
-      whole, wanted = '/'.join(map(str, place)), {}
-      if stored.get(whole, new.shape) != new.shape:
-        layout.put(wanted, place, jax.ShapeDtypeStruct(stored[whole], new.dtype, sharding=everywhere))
-        array = part.refit(name, read(wanted)[whole])
-        if array is not None and array.shape == new.shape:
-          made[whole] = jax.device_put(array, new.sharding)
+  for (path, new, fit), above in itertools.product(
+      refit.offers(plan), (('params',), ('opt_state', optimizers.AVERAGES))):
+    place, wanted = (*above, *path), {}
+    name = '/'.join(map(str, place))
+    if stored.get(name, new.shape) != new.shape:
+      layout.put(wanted, place, jax.ShapeDtypeStruct(stored[name], new.dtype, sharding=everywhere))
+      array = fit(read(wanted)[name])
+      if array is not None and array.shape == new.shape:
+        made[name] = jax.device_put(array, new.sharding)
   return made
 
 
 def _belonging(cfg, label, names):
   """Those of `names` that are parameters with a label of `modules.labels`, and their slots."""
   labels = modules.labels(axes.abstract(lambda: states.build(cfg)))
-  return _below(['/'.join(map(str, path)) for path, words in labels.items() if label in words], names)
-
-
-def _below(paths, names):
-  """Those of `names` that are the parameters at `paths` or below them, and their slots."""
-  return {name for name in names if any(f'/{path}/' in f'{name}/' for path in paths)}
+  return refit.below(['/'.join(map(str, path)) for path, words in labels.items() if label in words], names)
 
 
 def _magnitudes(plan, state, new):

@@ -1,6 +1,7 @@
 """Upcycling of runs: the first checkpoint of a sparse run from trained runs, and what the surgery changed.
 
-The parameters are made by `surgery.upcycle` from dense runs, by `surgery.aggregate` from sparse ones. The
+The parameters are made by `surgery.upcycle` from dense runs, by `surgery.aggregate` from sparse ones. For
+images of another size positions are resized first, as in V-MoE's released code (derive/refit.py). The
 optimizer's slots start empty, or the experts take over the slots of what they come from. The step counter
 goes on, and with it the schedule. The data goes on where the dense run stopped if seed, data and batch size
 are the dense run's. Otherwise, and with several dense runs, the data starts from the beginning.
@@ -9,6 +10,7 @@ Differs: T5X decays Adafactor's second moments by the global step. Here empty sl
   the first step after the surgery is not divided by a moment that is nearly 0.
 """
 
+import copy
 import functools
 import inspect
 
@@ -22,6 +24,7 @@ from stmoe import modules
 from stmoe.core import contract
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
+from stmoe.derive import refit
 from stmoe.derive import start as starts
 from stmoe.runs import directory as rundir
 from stmoe.surgery import aggregate as aggregation
@@ -33,10 +36,10 @@ from stmoe.train import opened
 from stmoe.train import state as states
 
 # Fields of a model that may differ from the dense run's: they say where layers are, how to compute them, and
-# where decoding ends. What the first token follows may not differ: the dense run has learned to begin after
-# it.
+# where decoding ends. Positions are made to fit images of another size, see `refit`. What the first token
+# follows may not differ: the dense run has learned to begin after it.
 FREE = ('encoder', 'decoder', 'layers', 'scan_layers', 'remat', 'dtype', 'dropout_rate', 'init_scale',
-        'end_ids', 'forced_id', 'start_prompts')
+        'end_ids', 'forced_id', 'start_prompts', 'image_size')
 IMPOSSIBLE = -1e8                  # logits below it stand for what a model rules out
 
 
@@ -70,7 +73,7 @@ def upcycle(runs, cfg, workdir, show, *, noise=0.0, granularity=1, scale=None, b
   loop.keep_compilations()
   with states.on_mesh(cfg.mesh, devices) as mesh:
     check.batches(cfg)
-    plan, plans = states.blueprint(cfg, mesh), [states.blueprint(start, mesh) for start in cfgs]
+    plan, plans = states.blueprint(cfg, mesh), [states.blueprint(_sized(start, cfg), mesh) for start in cfgs]
     check.forward(cfg, plan)
     source = pipeline.source(cfg)
     record, state, spent = _made(runs, cfgs, plans, cfg, plan, source, options, show)
@@ -86,7 +89,7 @@ def _made(runs, cfgs, plans, cfg, plan, source, options, show):
   jax.eval_shape(make, [start.shapes for start in plans])            # finds mistakes before reading anything
   for run, start in zip(runs, plans):
     same_activations(run, start, plan)
-  restored = [opened.restore(start, run, vocabulary, show.say) for run, start in zip(runs, plans)]
+  restored = [_restored(run, *start, vocabulary, show.say) for run, *start in zip(runs, cfgs, plans)]
   at = _first_step([at for at, *_ in restored], cfg) if options['step'] == 'keep' else 0
   position = _position(cfgs, restored, cfg, source)
   before = []
@@ -107,6 +110,21 @@ def _made(runs, cfgs, plans, cfg, plan, source, options, show):
   spent = {run: meta.get('flops', steps * loop.flops_per_step(start))          # of the runs before these, too
            for run, start, (steps, _, _, meta) in zip(runs, cfgs, restored)}
   return record, state, sum(spent.values())
+
+
+def _sized(start, cfg):
+  """Config `start` for images as large as those of `cfg`."""
+  sized = copy.deepcopy(start)
+  with sized.unlocked():
+    sized.model.update({name: size for name, size in cfg.model.items() if name == 'image_size'})
+  return sized
+
+
+def _restored(run, start, plan, vocabulary, say):
+  """What `opened.restore` returns of `run`, of config `start`; the state fits Blueprint `plan`."""
+  own = states.blueprint(start, plan.mesh)
+  at, state, position, meta = opened.restore(own, run, vocabulary, say)
+  return at, refit.state(plan, state, run), position, meta
 
 
 def _check(runs, cfg, workdir, options):

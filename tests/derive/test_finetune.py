@@ -199,18 +199,6 @@ def test_trivial_systems():
   assert taskscore.baselines(written, ('squad',)) == dict(em=0.0, f1=pytest.approx(200 / 3))
 
 
-@pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-  """A run of a Vision Transformer on digits of 8 x 8 pixels, with averages, trained for 1 step."""
-  path = tmp_path_factory.mktemp('pictures') / 'run'
-  cfg, name = experiment.load('vmoe/digits:smoke,method=vit', [f'--config.{text}' for text in (
-      'model.layers=(("d",1),)', 'model.d_model=8', 'model.num_heads=2', 'model.head_dim=4',
-      'model.representation=4', 'blocks.d.d_ff=8', 'train.steps=1', 'train.batch_size=8', 'eval.batch_size=8',
-      'eval.batches=1', 'optimizer.average=0.5', 'data.crop=1.0')])
-  assert loop.train(cfg, path, name, ONE) == 0
-  return path
-
-
 def test_images_of_another_size_and_other_labels(pictures, tmp_path):
   small = ['--config.train.batch_size=8', '--config.eval.batch_size=8']
   cfg, _ = finetune.prepare('vmoe/finetune:smoke', [*small, '--config.data.image_size=12'], pictures)

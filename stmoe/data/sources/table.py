@@ -18,6 +18,7 @@ from stmoe.data import movielens
 from stmoe.data import record as records
 
 SEVERAL = re.compile(r'(.+)\[(\d+)\]')        # an array of several columns
+FRACTION = re.compile(r'[-+]?\d*\.\d+(e[-+]?\d+)?', re.IGNORECASE)      # a label that is measured, no name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,8 +198,10 @@ def _classes(names, held, known, paths):
   number = {name: i for i, name in enumerate(classes)} | {'': 0}
   unknown = next((name for name in names[:, 0] if name not in number), None)
   if unknown is not None:
-    raise errors.UserError(f'{paths[-1]}: the label {str(unknown)!r} is in no row of training (there are: '
-                           f'{", ".join(classes[:10])})')
+    near = '; nearest: data.classes=False' if FRACTION.fullmatch(unknown) else ''
+    more = f' and {len(classes) - 10:,} more' if len(classes) > 10 else ''
+    raise errors.UserError(f'{paths[-1]}: the label {str(unknown)!r} is in no row of training{near} (there '
+                           f'are: {", ".join(classes[:10])}{more})')
   labels = np.array([number[name] for name in names[:, 0]], np.int32).reshape(-1, 1)
   return dict(labels=labels, weights=(names != '').astype(np.float32)), classes
 
