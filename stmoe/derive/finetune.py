@@ -59,7 +59,8 @@ def adopt(cfg, start):
   """
   recipe = cfg.get('finetune')
   if recipe is None:
-    raise errors.UserError('the experiment has no section finetune; nearest: finetune/jsonl, finetune/task')
+    raise errors.UserError('the experiment has no section finetune; nearest: finetune/jsonl, finetune/task '
+                           'of texts, vmoe/finetune of images, or c.finetune = dict() in a file of your own')
   for field, allowed in (('model', MODELS), ('load', LOADS), ('optimizer', SLOTS)):
     if recipe[field] not in allowed:
       raise errors.UserError(f'finetune.{field}={recipe[field]!r}{errors.nearest(recipe[field], allowed)} '
