@@ -111,8 +111,9 @@ def vocabulary(cfg, plan, found):
   if room and size > cfg.model[room]:
     multiple, what = -(-size // 128) * 128, next((f for f in ('vocab', 'task', 'files') if f in cfg.data), '')
     said = f'data.{what}={cfg.data[what]!r}' if what else lookup.titled(cfg.data)
+    faster = f' or, faster, {multiple}' if 'vocab' in cfg.data else ''
     raise errors.UserError(f'model.{room}={cfg.model[room]}, but {said} has {size} ids; set model.{room}='
-                           f'{size} or, faster, {multiple}')
+                           f'{size}{faster}')
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
   for path, part in modules.offering(model, 'vocabulary'):
     if part.vocabulary != found.digest:
