@@ -16,7 +16,7 @@ VOCAB = 23
 OF_ROUTERS = dict(capacity_factor=(1.0, 2.0), min_capacity=2, vocab_size=VOCAB, allow_causal=True, tile=2,
                   num_null=2, hidden=8, skip_bias=0.0,
                   inner=dict(name='st_moe', num_experts=4, capacity_factor=(None, None)),
-                  passes=0)              # of several passes float32 has three digits: test_mofme.py
+                  passes=0)              # of several passes float32 has four digits: test_mofme.py
 # As large as training makes them, and every optional array there.
 OF_BANKS = dict(d_ff=12, init_scale=1.0, use_bias=True, multiplicative_bias=True, rank=3,
                 inner=dict(name='mlp', d_ff=12, init_scale=1.0))
