@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import errors
 from stmoe import lookup
 from stmoe import ranges
 from stmoe.core import assignment
@@ -197,8 +198,7 @@ def num_groups(batch: int, length: int, group_size: int) -> tuple[int, int]:
   tokens, shards = batch * length, axes.num_shards('group')
   size = group_size or length
   if tokens % size or (tokens // size) % shards:
-    legal = [s for s in range(1, tokens // shards + 1) if (tokens // shards) % s == 0]
-    near = sorted(sorted(legal, key=lambda s: abs(s - size))[:3])
+    near = errors.around(size, errors.divisors(tokens // shards))
     raise UserError(f'group_size {size} does not divide the {batch} x {length} = {tokens} tokens of a '
-                    f'batch into a multiple of {shards} groups; nearest: {", ".join(map(str, near))}')
+                    f'batch into a multiple of {shards} groups; nearest: {near}')
   return tokens // size, size
