@@ -5,9 +5,11 @@ import importlib.metadata
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 
+import jax
 import ml_collections
 import pytest
 
@@ -20,6 +22,7 @@ from stmoe.cli import main
 from stmoe.conform import router as of_routers
 from stmoe.data.text import tasks
 from stmoe.runs import plugged
+from stmoe.train import optimizers
 from stmoe.train import schedules
 from tests.docs import pages
 
@@ -388,3 +391,39 @@ def test_experts_are_told_their_number_by_the_router_whatever_their_annotation_s
   assert main.main([*words, '--config.blocks.m.experts.num_experts=3']) == 2
   said = capsys.readouterr().err
   assert 'nearest: config.blocks.m.router.num_experts' in said and 'without a range' not in said
+
+
+WRONG = {
+    'schedule': ('def mine(step, *, peak: float = 1.0, total_steps):\n  return None\n',
+                 'schedule mine returned NoneType; wanted: float32'),
+    'optimizer': ('def mine(names, shapes, *, b: float = 1.0):\n  return names\n',
+                  'optimizer mine returned dict; wanted: optimizers.Optimizer'),
+    'update': ('from stmoe.train import optimizers\n\n\ndef mine(names, shapes, *, b: float = 1.0):\n'
+               '  update = lambda grads, state, params, rate, moves=True: params\n'
+               '  return optimizers.Optimizer(lambda params: {}, update, {})\n',
+               'optimizer mine has an update that returns dict; wanted: (params, state)'),
+    'names': ('from stmoe.train import optimizers\n\n\ndef mine(names, shapes, *, b: float = 1.0):\n'
+              '  update = lambda grads, state, params, rate, moves=True: (params, state)\n'
+              '  return optimizers.Optimizer(lambda params: dict(mu=params), update, names)\n',
+              'optimizer mine has names of w; wanted: logical axes of its state, a tree like it: mu'),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_a_function_that_returns_something_else_names_its_file(case, tmp_path):
+  source, says = WRONG[case]
+  path = plugins.add(write(tmp_path, source)).path
+  with pytest.raises(errors.UserError, match=re.escape(f'{path}: {says}')):
+    if case == 'schedule':
+      schedules.of(ml_collections.ConfigDict(dict(name='mine')), 10)
+    else:
+      optimizers.of(dict(name='mine'), dict(w=('embed',)), dict(w=jax.ShapeDtypeStruct((2,), 'float32')))
+
+
+def test_an_error_in_the_code_of_a_plugin_is_a_line_of_any_command(tmp_path, capsys, monkeypatch):
+  path = plugins.add(write(tmp_path, 'def score(examples, predictions):\n  return 1 / 0\n')).path
+  monkeypatch.setattr(main, '_run', lambda argv: lookup.module('metric', 'mine').score([], []))
+  assert main.main(['show']) == 2
+  assert capsys.readouterr().err == f'stmoe: {path}, line 2: ZeroDivisionError: division by zero\n'
+  with pytest.raises(ZeroDivisionError):
+    main.main(['show', '--debug'])
