@@ -205,6 +205,18 @@ def test_a_run_names_the_plugin_that_it_was_made_with(tmp_path):
   plugged.check(tmp_path, config)
 
 
+def test_a_run_names_all_the_files_that_it_was_made_with(tmp_path):
+  known = [dict(kind=kind, name=name, file=f'/a/{name}.py')
+           for kind, name in (('router', 'mine'), ('optimizer', 'held'), ('virtual', 'other'))]
+  (tmp_path / 'env.json').write_text(json.dumps(dict(plugins=known)))
+  config = ml_collections.ConfigDict(dict(router=dict(name='mine'), optimizer=dict(name='held'),
+                                          virtual=('zero', dict(name='other'))))
+  said = ("has the router 'mine' and the optimizer 'held' and the virtual 'other' of files of its own; "
+          'nearest: --plugin /a/mine.py --plugin /a/held.py --plugin /a/other.py$')
+  with pytest.raises(errors.UserError, match=said):
+    plugged.present(tmp_path, config)
+
+
 def test_a_file_that_is_named_again_is_read_again(tmp_path):
   """In one process, as in a notebook: its fields, its code and its kind are those of its present text."""
   for k in (2, 3):
@@ -427,3 +439,17 @@ def test_an_error_in_the_code_of_a_plugin_is_a_line_of_any_command(tmp_path, cap
   assert capsys.readouterr().err == f'stmoe: {path}, line 2: ZeroDivisionError: division by zero\n'
   with pytest.raises(ZeroDivisionError):
     main.main(['show', '--debug'])
+
+
+@pytest.mark.slow
+def test_the_model_of_the_page_trains_with_all_its_files(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  for block in pages.blocks(pages.ROOT / 'docs' / 'plugins.md'):
+    if block.note('file'):
+      (tmp_path / block.note('file')).write_text(block.text, encoding='utf-8')
+  for file in tmp_path.glob('*.py'):
+    if file.stem != 'calm_lm':
+      plugins.add(file)
+  few = ['--config.train.steps=2', '--config.eval.batches=1', '--config.eval.every=2']
+  assert main.main(['train', 'calm_lm.py:smoke', '--workdir', 'run', *few]) == 0, capsys.readouterr().err
+  assert main.main(['infer', 'run', '--prompt', 'import ', '--length', '4']) == 0, capsys.readouterr().err
