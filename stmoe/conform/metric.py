@@ -5,7 +5,7 @@ import math
 from stmoe import lookup
 
 # As a task of classes, of answers and of numbers has them: records of data/text/examples.py.
-_EXAMPLES = [
+_EXAMPLES: list[list[dict]] = [
     [dict(references=[text], choices=['no', 'yes'], group=number // 2)
      for number, text in enumerate(['yes', 'no', 'yes', 'no'])],
     [dict(references=[f'the answer is {word}', word], choices=None, group=number)
