@@ -45,6 +45,7 @@ and the opened data have
 import dataclasses
 import functools
 import hashlib
+import inspect
 import sys
 
 import grain
@@ -150,9 +151,22 @@ def source(cfg, run=None):
   return opened
 
 
+def shapes(source, rows):
+  """Returns dict name -> (shape, dtype) of a batch of `rows` rows, as a source of data describes its batches.
+
+  Raises UserError, with the source's file, where it describes something else.
+  """
+  described = source.shapes(rows)
+  for name, entry in described.items():
+    if not isinstance(entry, tuple) or len(entry) != 2 or tuple(entry[0])[:1] != (rows,):
+      raise errors.UserError(f'{inspect.getfile(type(source))}: shapes({rows}) has {name}={entry!r}; wanted: '
+                             f'(shape, dtype), the shape beginning with {rows}')
+  return described
+
+
 def empty(source, rows):
   """Returns a batch of zeros of `rows` rows, as a source of data describes its batches."""
-  return {name: np.zeros(shape, dtype) for name, (shape, dtype) in source.shapes(rows).items()}
+  return {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes(source, rows).items()}
 
 
 def train_iterator(cfg, shard=0, num_shards=1, opened=None):

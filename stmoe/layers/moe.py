@@ -46,7 +46,7 @@ class Moe(nnx.Module):
                       'nearest: group_size=None')
     self.router = checked.built(routing(router, len(virtual)), d_model, rngs)
     self.experts = banks.made(experts, d_model, num_experts=self.router.num_experts, rngs=rngs)
-    self.virtual = nnx.List([make(d_model, rngs=rngs) for make in virtual])
+    self.virtual = nnx.List([checked.made(make, d_model, rngs=rngs) for make in virtual])
     self.d_model = d_model
     self.group_size = group_size
     self.whole_batch = whole_batch
@@ -114,7 +114,7 @@ def with_virtual(y: jax.Array, x: jax.Array, a: assignment.Assignment,
   """
   gates, total = rows.virtual_gates(a), y.astype(jnp.float32)        # [G, S, Z]
   for z, expert in enumerate(virtual):
-    added = expert(x)
+    added = checked.alike(expert, x)
     if added is not None:
       total += gates[..., z, None] * added
   return total.astype(y.dtype)
