@@ -5,8 +5,9 @@ stmoe train upcycling/stdlib:method=top2 --workdir runs/sparse         goes on f
 stmoe upcycle runs/law runs/code runs/math NAME --workdir DIR --step zero         several: BTX, BAM
 stmoe upcycle runs/a runs/b NAME --workdir DIR         of sparse runs: the experts of all (Z-code M3)
 
-NAME has the backbone of the run. Routers of experts from dense layers are fresh, others are joined. All
-models are evaluated at once, on the data of NAME; the step-0 gap is printed and in DIR/ancestry.json. The
+NAME has the backbone of the run. Routers of experts from dense layers are fresh, others are joined. The
+images of NAME may be of another size: positions are resized, those of the run as well. All models are
+evaluated at once, on the data of NAME; the step-0 gap is printed and in DIR/ancestry.json. The
 data goes on where the run stopped if seed, data and batch size are the same, else from the beginning.
 Attention is averaged, or mixed where NAME has attention experts (BAM).
 """

@@ -244,7 +244,8 @@ class Aux(struct.PyTreeNode):
   losses:  dict name -> f32[], for example 'balance' and 'z'.
   load:    f32[E] real (token, choice) pairs sent to each expert before any drop.
   metrics: dict name -> f32[]. For people: nothing is steered by them.
-  statistics: dict name -> Statistic, for `commit`; `load` is a statistic, too, which adds up.
+  statistics: dict name -> Statistic, for `commit` and metrics of the same name; `load` is a statistic, too,
+    which adds up.
   records: dict name -> arrays [G,...] for analysis, of `routers/wrappers/trace.py`, or for what layers decide
     together (`joint` of OFFERS); no step keeps records.
   """

@@ -96,8 +96,8 @@ def virtual_frac(edges: assignment.Edges) -> jax.Array:
   return _share(wanted & ~assignment.live(edges), wanted)
 
 
-def over_capacity(edges: assignment.Edges, a: assignment.Assignment) -> jax.Array:
-  """Returns f32[k]: `drop_frac` of each choice level (GShard's over_capacity_1 and _2).
+def over_capacity(edges: assignment.Edges, a: assignment.Assignment) -> list[contract.Statistic]:
+  """Returns `drop_frac` of each choice level (GShard's over_capacity_1 and _2).
 
   Args:
     edges, a: of token choice, so with `choices` = k.
@@ -105,13 +105,13 @@ def over_capacity(edges: assignment.Edges, a: assignment.Assignment) -> jax.Arra
   >>> from stmoe.core import assignment
   >>> import jax.numpy as jnp
   >>> edges = assignment.from_top_k(jnp.array([[[0.9, 0.1], [0.8, 0.2]]]), 2)
-  >>> over_capacity(edges, assignment.cap(edges, 1)).tolist()
+  >>> [float(share.value) for share in over_capacity(edges, assignment.cap(edges, 1))]
   [0.5, 0.5]
   """
   levels = lambda flags: flags.reshape(flags.shape[0], edges.choices, -1)          # [G, k, S]
   wanted, kept = levels(assignment.reaching(edges)), levels(assignment.reaching(a))
-  lost = jnp.sum(wanted & ~kept, axis=(0, 2), dtype=jnp.float32)
-  return lost / jnp.maximum(jnp.sum(wanted, axis=(0, 2), dtype=jnp.float32), 1)
+  number = lambda flags: jnp.sum(flags, axis=(0, 2), dtype=jnp.float32)            # [k]
+  return [contract.mean(lost, count) for lost, count in zip(number(wanted & ~kept), number(wanted))]
 
 
 def experts_per_token(a: assignment.Assignment) -> jax.Array:
@@ -221,21 +221,26 @@ def routing(logits: jax.Array, probs: jax.Array, edges: assignment.Edges, a: ass
 def merge(aux: contract.Aux) -> contract.Aux:
   """Returns the Aux of a whole batch from an Aux of arrays [M,...], of its M microbatches.
 
-  Loads add up, and statistics as each of them says. Losses and metrics are means over microbatches: sums over
-  tokens, divided by `Context.tokens`. Names tell other metrics: ..._max is a maximum, ..._frac and
-  over_capacity_... are shares of the load, ..._conf is a mean over the load that found a place.
+  Loads add up, and statistics as each of them says. A metric with a statistic of its name is that statistic's
+  value. Losses and metrics are means over microbatches: sums over tokens, divided by `Context.tokens`. Names
+  tell other metrics: ..._max is a maximum, ..._frac is a share of the load, ..._conf is a mean over the load
+  that found a place.
   """
   wanted = jnp.sum(aux.load, -1)                                     # [M]
   executed = wanted * (1 - aux.metrics.get('drop_frac', 0))
   over = lambda weights, x: jnp.sum(x * weights) / jnp.where(weights.sum() > 0, weights.sum(), 1)
 
+  statistics = {n: x.together() for n, x in aux.statistics.items()}
+
   def reduce(name, x):
+    if name in statistics:
+      return jnp.mean(statistics[name].value)                        # of several routers, if they are beside
     if name.endswith('_max'):
       return jnp.max(x, 0)
-    if name.endswith('_frac') or name.startswith('over_capacity'):
+    if name.endswith('_frac'):
       return over(wanted, x)
     return over(executed, x) if name.endswith('_conf') else jnp.mean(x, 0)
 
   return contract.Aux(losses={n: jnp.mean(x, 0) for n, x in aux.losses.items()}, load=jnp.sum(aux.load, 0),
                       metrics={n: reduce(n, x) for n, x in aux.metrics.items()},
-                      statistics={n: x.together() for n, x in aux.statistics.items()})
+                      statistics=statistics)

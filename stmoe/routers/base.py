@@ -1,5 +1,7 @@
 """BASE: in training every expert gets the same number of tokens (arXiv:2103.16716)."""
 
+import typing
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -36,16 +38,19 @@ def base(affinities: jax.Array, mask: jax.Array, choice: jax.Array, capacity: in
   a = assignment.cap(edges, capacity)
   fixed = jax.lax.stop_gradient(affinities)
   numbers = metrics.routing(fixed, jax.nn.softmax(fixed, axis=-1), edges, a, mask, tokens)
-  numbers |= gaps(fixed, mask, choice)
-  return a, contract.Aux(losses={}, load=metrics.load(edges), metrics=numbers)
+  gap, displaced = gaps(fixed, mask, choice)
+  numbers |= dict(assignment_gap=gap.value, displaced_frac=displaced)
+  return a, contract.Aux(losses={}, load=metrics.load(edges), metrics=numbers,
+                         statistics=dict(assignment_gap=gap))
 
 
-def gaps(affinities: jax.Array, mask: jax.Array, choice: jax.Array) -> dict[str, jax.Array]:
-  """Returns the metrics of what balance costs, all 0 if every token has its favourite.
+def gaps(affinities: jax.Array, mask: jax.Array,
+         choice: jax.Array) -> tuple[contract.Statistic, jax.Array]:
+  """Returns what balance costs, (gap, displaced f32[]), both 0 if every token has its favourite.
 
-  assignment_gap: how far the total affinity is below that of every token's favourite, as a share of
-    the distance of a random assignment: 1 = no better than chance.
-  displaced_frac: the share of tokens that did not get their favourite.
+  gap: how far the total affinity is below that of every token's favourite, as a share of the distance of a
+    random assignment: 1 = no better than chance.
+  displaced: the share of tokens that did not get their favourite.
 
   Args:
     affinities: f32[G,S,E]; mask: bool[G,S]; choice: i32[G,S,1].
@@ -53,13 +58,12 @@ def gaps(affinities: jax.Array, mask: jax.Array, choice: jax.Array) -> dict[str,
   affinities = jnp.where(mask.astype(bool)[..., None], affinities, 0)
   best, mean = affinities.max(axis=-1), affinities.mean(axis=-1)     # [G, S] twice
   lost = best - choices.values(affinities, choice)[..., 0]
-  chance = jnp.sum(best - mean)
-  share = jnp.where(chance > 0, jnp.sum(lost) / jnp.where(chance > 0, chance, 1), 0)
-  return dict(assignment_gap=share, displaced_frac=losses.token_mean((lost > 0).astype(jnp.float32), mask))
+  displaced = losses.token_mean((lost > 0).astype(jnp.float32), mask)
+  return contract.mean(jnp.sum(lost), jnp.sum(best - mean)), displaced
 
 
 # How training assigns tokens: (affinities f32[G,S,E], mask bool[G,S], order of experts i32[G,E]) -> i32[G,S].
-ASSIGNMENTS = {
+ASSIGNMENTS: dict[str, typing.Callable[..., jax.Array]] = {
     'auction': lambda affinities, mask, order: matching.auction(affinities, mask),
     'greedy_balanced': matching.greedy_balanced,
 }

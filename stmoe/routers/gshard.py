@@ -71,12 +71,12 @@ def gshard(logits: jax.Array, mask: jax.Array, capacity: int, k: int = 2, *, tok
   if normalize_after_drop and k > 1:
     a = renormalize(a, choice.shape[-1])
   numbers = metrics.routing(logits, probs, edges, a, mask, tokens)
-  lost = metrics.over_capacity(edges, a)                             # [k]
-  numbers.update({f'over_capacity_{i + 1}': lost_share for i, lost_share in enumerate(lost)})
+  over = {f'over_capacity_{i + 1}': lost for i, lost in enumerate(metrics.over_capacity(edges, a))}
+  numbers |= {name: lost.value for name, lost in over.items()}
   terms = dict(balance=losses.balance(probs, choice[..., :1], mask, tokens), z=losses.z(logits, mask, tokens))
   if choice.shape[-1] > 1:
     terms['second_place'] = losses.second_place(probs, choice, mask, tokens)
-  return a, contract.Aux(losses=terms, load=metrics.load(edges), metrics=numbers)
+  return a, contract.Aux(losses=terms, load=metrics.load(edges), metrics=numbers, statistics=over)
 
 
 class GShard(nnx.Module):

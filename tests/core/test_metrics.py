@@ -41,7 +41,7 @@ def test_over_capacity_by_choice_level():
   edges = assignment.from_top_k(PROBS, 2)
   a = assignment.cap(edges, 2)
   # First choices: expert 0 has 2 slots for 3. Second ones: expert 1 has one left for 3, expert 0 none.
-  np.testing.assert_allclose(metrics.over_capacity(edges, a), [1 / 4, 3 / 4])
+  np.testing.assert_allclose([lost.value for lost in metrics.over_capacity(edges, a)], [1 / 4, 3 / 4])
 
 
 def test_entropy_is_finite_at_certainty_and_skips_padding():
@@ -57,6 +57,13 @@ def test_metrics_carry_no_gradient():
     a = assignment.cap(edges, 1)
     return sum(metrics.routing(logits, probs, edges, a, np.ones((1, 4), bool)).values())
   assert not jnp.any(jax.grad(total)(jnp.log(PROBS)))
+
+
+def test_a_metric_with_a_statistic_of_its_name_is_the_statistic_s_value():
+  gap = contract.mean(jnp.array([3.0, 0.0]), jnp.array([4.0, 0.0]))  # the second part is of padding alone
+  aux = contract.Aux(losses={}, load=jnp.array([[6.0, 2.0], [0.0, 0.0]]), statistics=dict(gap=gap),
+                     metrics=dict(gap=jnp.array([0.75, 0.0])))
+  assert metrics.merge(aux).metrics['gap'] == 0.75
 
 
 def test_merge_takes_maxima_means_and_shares_of_the_load():

@@ -190,6 +190,11 @@ def test_mistakes_are_one_line(fields, said):
     jax.eval_shape(lambda b: model(b)[0], batch())
 
 
+def test_a_batch_without_images_is_a_line():
+  with pytest.raises(errors.UserError, match='there are no images in the batch; wanted: at least one'):
+    patches.check(jnp.zeros((0, 4, 4, 3)), (4, 4, 3))
+
+
 def test_flops_and_parameters_by_hand():
   tokens, width, experts = 17, 8, 4
   cfg = ml_collections.ConfigDict(dict(

@@ -40,7 +40,9 @@ class Patches(nnx.Module):
 
 
 def check(images: jax.Array, shape: tuple[int, int, int]) -> None:
-  """Raises UserError unless images [B,H,W,C] have the model's `shape` (H, W, C)."""
+  """Raises UserError unless there are images [B,H,W,C] that have the model's `shape` (H, W, C)."""
+  if not len(images):
+    raise UserError('there are no images in the batch; wanted: at least one, which may be padding')
   if images.shape[1:] != shape:
     given, wanted = (' x '.join(map(str, sizes)) for sizes in (images.shape[1:], shape))
     raise UserError(f'images of {given} for a model of {wanted}; set data.image_size={shape[0]} '
