@@ -88,7 +88,7 @@ def run(args):
   with _writer(args.output) as write:
     for batch in made:
       count += len(batch)
-      said(f'{count:,} texts')
+      said(f'{count:,} text{"s" * (count != 1)}')
       for fields, text in batch:
         empty += not text
         write('' if stream else json.dumps(fields | dict(prediction=text), ensure_ascii=False) if jsonl

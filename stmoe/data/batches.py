@@ -272,7 +272,8 @@ def _of_text(cfg, name):
   """The attribute `name` of a source of texts."""
   described = lookup.source(cfg.data)
   if not hasattr(described, name):
-    raise errors.UserError(f'{lookup.titled(cfg.data)} are no texts, which this needs')
+    raise errors.UserError(f'{lookup.titled(cfg.data)} are no texts, which this needs; what a model predicts '
+                           'of other data: stmoe.open(RUN).logits(BATCH), in Python')
   return getattr(described, name)
 
 
