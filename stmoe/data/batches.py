@@ -42,6 +42,7 @@ and the opened data have
   feed(seed_of, shuffle)  instead of the training rows of `rows`, the Feed of large/windows.py; may be absent
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -182,6 +183,12 @@ def train_iterator(cfg, shard=0, num_shards=1, opened=None):
   feed = opened.feed(seed_of, cfg.data.shuffle) if hasattr(opened, 'feed') else None
   order = feed or _order(cfg, opened).__getitem__
   return Iterator(Batches(order, sys.maxsize, _empty(cfg), size, shard, num_shards), key, feed)
+
+
+def beginning(cfg, opened):
+  """Returns the position of the training batches before the first of them, see `Iterator.get_state`."""
+  with contextlib.closing(train_iterator(cfg, opened=opened)) as batches:
+    return batches.get_state()
 
 
 def _order(cfg, opened):

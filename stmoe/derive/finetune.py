@@ -182,9 +182,7 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
       measures = evaluate.measured(cfg, plan, opened)
       best.Best(cfg, workdir, taskscore.Scorer(cfg, plan, opened).names(), measures)
       state, record = _load(run, cfg, plan, facts['vocab'], step)
-      data = pipeline.train_iterator(cfg, opened=opened)
-      position = data.get_state()
-      data.close()
+      position = pipeline.beginning(cfg, opened)
       for line in describe(record):
         say(line)
       with rundir.own(workdir) as path:
