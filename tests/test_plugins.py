@@ -452,4 +452,8 @@ def test_the_model_of_the_page_trains_with_all_its_files(tmp_path, monkeypatch, 
       plugins.add(file)
   few = ['--config.train.steps=2', '--config.eval.batches=1', '--config.eval.every=2']
   assert main.main(['train', 'calm_lm.py:smoke', '--workdir', 'run', *few]) == 0, capsys.readouterr().err
-  assert main.main(['infer', 'run', '--prompt', 'import ', '--length', '4']) == 0, capsys.readouterr().err
+  (tmp_path / 'prompts.jsonl').write_text('{"inputs": "import ", "given/domain": 1}\n')
+  assert main.main(['infer', 'run', 'prompts.jsonl', '--length', '4']) == 0, capsys.readouterr().err
+  (tmp_path / 'prompts.jsonl').write_text('{"inputs": "import "}\n')
+  assert main.main(['infer', 'run', 'prompts.jsonl', '--length', '4']) == 2
+  assert "nothing is given as 'domain'" in capsys.readouterr().err
