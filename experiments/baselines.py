@@ -11,15 +11,15 @@ import sys
 
 from stmoe import errors
 from stmoe import experiment
+from stmoe import lookup
 from stmoe.analysis import ngram
-from stmoe.data.text import tasks
 
 
 def rows(cfg):
   """Yields (text, bits per byte) of the baselines of a configuration."""
   if 'vocab' not in cfg.data or cfg.data.get('mixture'):
     raise errors.UserError('baselines are of one task of text; this experiment has images or a mixture')
-  task = tasks.get(cfg.data.task, cfg.data.files)
+  task, = lookup.source(cfg.data).tasks()
   train, text = (''.join(task.documents(split)).encode() for split in ('train', cfg.data.eval_split))
   yield 'uniform bytes', 8.0
   by_order = ngram.bits(train, text)

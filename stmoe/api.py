@@ -286,9 +286,17 @@ class Run:
     texts = interactive.generate(self.path, several, dict(name='greedy') | decode, length, self.step)
     return texts[0] if isinstance(prompts, str) else texts
 
-  def batches(self) -> typing.Iterator[Batch]:
-    """Yields the batches of evaluation, in order."""
-    return iter(pipeline.eval_batches(self.config, 0, 1, pipeline.source(self.config, self.path)))
+  def batches(self, overrides: collections.abc.Mapping | collections.abc.Sequence[str] = ()
+              ) -> typing.Iterator[Batch]:
+    """Yields the batches of evaluation, in order; the last is filled up with rows whose `weights` are 0.
+
+    Args:
+      overrides: as of `train`, for other data: {'data.files': 'new.csv,new.csv'} is every row of the file,
+        read with the scales, ids and classes of the run.
+    """
+    config = copy.deepcopy(self.config).lock()
+    experiment.override(config, interactive.texts(overrides), whole=False)
+    return iter(pipeline.eval_batches(config, 0, 1, pipeline.source(config, self.path)))
 
   def _read(self, texts):
     """(batches of evaluation's shape, real rows, tokens of the longest row) of texts or ids.

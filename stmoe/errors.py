@@ -36,6 +36,16 @@ def closest(number, choices):
   return ' or '.join(map(str, sorted(below[-1:] + above[:1], key=lambda n: abs(n - number))))
 
 
+def around(number, choices):
+  """Returns the texts of the three of the numbers `choices` that are closest to `number`, in rising order.
+
+  >>> around(7, [1, 2, 4, 8]), around(3, [1, 2])
+  ('2, 4, 8', '1, 2')
+  """
+  by_distance = sorted(sorted(choices), key=lambda n: abs(n - number))
+  return ', '.join(map(str, sorted(by_distance[:3])))
+
+
 def divisors(number):
   """Returns the whole numbers that divide `number`."""
   return [n for n in range(1, number + 1) if number % n == 0]

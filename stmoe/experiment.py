@@ -253,7 +253,12 @@ def _find(config, path):
   """(ConfigDict, key) that hold the field `path` of `config`, or that may hold it."""
   holder, key = _holder(config, path)
   if key not in holder and (sections.field_of(config, path) is None or '.' in key):
-    raise errors.UserError(f'config.{path} does not exist{_nearest(list(flatten(config)), path)}'
+    if path == 'data.source':
+      raise errors.UserError(f'config.data.source: the fields of {lookup.titled(config.data)} are not those '
+                             'of another source; nearest: an experiment of that source, or a file of your '
+                             'own with c.data = dict(source=...)')
+    names = [*flatten(config), *sections.addable(config, path)]
+    raise errors.UserError(f'config.{path} does not exist{_nearest(names, path)}'
                            f'{_has(config, path)}')
   return holder, key
 

@@ -254,7 +254,7 @@ def where_else(group: sections.Group, key: str) -> str:
   names = lookup.having(kind, key) if kind in lookup.PACKAGES else [
       name for name, known in declared.of_functions(sections.FUNCTIONS[kind]).items()
       if key in known and known[key].range is not None]
-  said = lookup.where_else(names, f'{group.where(group.chosen)}=')
+  said = lookup.where_else(names, f'{group.where("source" if kind == "source" else group.chosen)}=')
   return said and f"{said}, or leave {key!r} out of the command, or of a copy of the experiment's file"
 
 

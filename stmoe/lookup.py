@@ -78,9 +78,11 @@ def homes(kind: str) -> tuple[str, str]:
 
 
 def has(kind: str, name: typing.Any) -> bool:
-  """Returns whether a module of `kind`, no wrapper, is called `name`."""
+  """Returns whether a module of `kind`, no wrapper, or a function of `plugins.MODULES` is called `name`."""
   if not isinstance(name, str) or not re.fullmatch(r'[^\W_]\w{0,60}', name):
     return False
+  if kind in plugins.MODULES:
+    return name in declared.of_functions(plugins.MODULES[kind])
   package, arguments = PACKAGES[kind], CALLED.get(kind)
   if arguments is None or not declared.exists(package, name):
     return declared.exists(package, name)

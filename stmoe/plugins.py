@@ -208,10 +208,19 @@ def module(package: str, name: str) -> types.ModuleType | None:
       sys.modules.pop(dotted, None)
       if isinstance(error, errors.UserError):
         raise
-      lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(plugin.path)]
-      raise errors.UserError(f'{plugin.path}, line {lines[-1] if lines else 1}: {type(error).__name__}: '
-                             f'{" ".join(str(error).split())}') from error
+      raise errors.UserError(blamed(error) or f'{plugin.path}: {_line(error)}') from error
   return sys.modules[dotted]
+
+
+def blamed(error: BaseException) -> str:
+  """Returns 'FILE, line N: KIND: TEXT' of an error that the code of a plugin met; '' of any other error."""
+  files_of = {str(plugin.path) for plugin in known()}
+  frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files_of]
+  return f'{frames[-1].filename}, line {frames[-1].lineno}: {_line(error)}' if frames else ''
+
+
+def _line(error):
+  return f'{type(error).__name__}: {" ".join(str(error).split())}'
 
 
 def _loaded(plugin):

@@ -42,10 +42,13 @@ TABLES = {
     'log': dict(writers=Field(ranges.Many(ranges.Called('writer')), ('tensorboard',))),
     'profile': dict(start=Field(ranges.Whole(-1)), steps=Field(ranges.Count)),
     'finetune': dict(
-        model=Field(ranges.Choice('start', 'own')), load=Field(ranges.Choice('all', 'body', 'partial')),
-        optimizer=Field(ranges.Choice('fresh', 'keep')), dropout_rate=Field(ranges.Below1 | None),
-        expert_dropout_rate=Field(ranges.Below1 | None), capacity_factor=Field(ranges.Factors | None),
-        aux=Field(ranges.Flag), adapter=Field(ranges.Text, ''),
+        model=Field(ranges.Choice('start', 'own'), 'start'),
+        load=Field(ranges.Choice('all', 'body', 'partial'), 'all'),
+        optimizer=Field(ranges.Choice('fresh', 'keep'), 'fresh'),
+        dropout_rate=Field(ranges.Below1 | None, None),
+        expert_dropout_rate=Field(ranges.Below1 | None, None),
+        capacity_factor=Field(ranges.Factors | None, None), aux=Field(ranges.Flag, True),
+        adapter=Field(ranges.Text, ''),
         fields=Field(ranges.Section, declared.OPTIONAL)),
 }
 
@@ -316,13 +319,29 @@ def defaults(config: ml_collections.ConfigDict) -> set:
 
 
 def field_of(config: ml_collections.ConfigDict, path: str) -> Field | None:
-  """Returns the Field at `path` of a configuration, there or not; None where nothing is declared of it."""
+  """Returns the Field at `path` of a configuration, there or not; None where none is declared or addable.
+
+  Modules, and what other sources of data have, are not added by a single field.
+  """
   outer, _, key = path.rpartition('.')
   group = next((group for group in groups(config) if group.path == outer), None)
   if group is None:
     return None
   field = group.fields.get(key, group.others if isinstance(group.others, Field) else None)
-  return None if field is None or field.default is declared.OPTIONAL and key not in group.values else field
+  if field is None or field.default is not declared.OPTIONAL or key in group.values:
+    return field
+  whole = group.path in ('', 'data') or field.range is ranges.Section or _may_be_named(field.range)
+  return None if whole else field
+
+
+def addable(config: ml_collections.ConfigDict, path: str) -> list[str]:
+  """Returns the fields beside `path` that a command may add to a configuration, modules by their name."""
+  group = next((group for group in groups(config) if group.path == path.rpartition('.')[0]), None)
+  if group is None or group.path in ('', 'data'):
+    return []
+  return [group.where(f'{key}.name' if _may_be_named(field.range) else key)
+          for key, field in group.fields.items()
+          if field.default is declared.OPTIONAL and key not in group.values]
 
 
 def range_of(config: ml_collections.ConfigDict, path: str) -> ranges.Range | None:

@@ -163,7 +163,11 @@ def test_a_run_answers(run):
   np.testing.assert_allclose(run.logits(np.asarray([ids])), logits, atol=1e-5)
   np.testing.assert_allclose(run.logits(text + '!')[:, :len(ids)], logits, atol=1e-5)    # it looks back only
   assert isinstance(run.generate('def', 3), str) and len(run.generate(['a', 'b'], 3, name='sample')) == 2
-  assert run.logits(next(run.batches())).shape == (8, 32, 384)
+  held_out, trained = next(run.batches()), next(run.batches({'data.eval_split': 'train'}))
+  assert run.logits(held_out).shape == (8, 32, 384) and run.config.data.eval_split == 'validation'
+  assert (held_out['decoder_target_tokens'] != trained['decoder_target_tokens']).any()
+  with pytest.raises(errors.UserError, match='nearest: config.data.files'):
+    run.batches({'data.fils': 'a.txt'})
 
 
 @pytest.mark.parametrize('block', ['knocked out', 'the logit lens', 'activation patching'])

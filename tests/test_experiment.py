@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 
 import ml_collections
@@ -242,6 +243,22 @@ def test_what_a_module_is_put_around_may_be_named():
     experiment.load(METHOD, ['loss.name=teacher', 'loss.inner.name=id'])
   with pytest.raises(errors.UserError, match='loss.innr.name does not exist'):
     experiment.load(METHOD, ['loss.name=teacher', 'loss.innr.name=ids'])
+
+
+def test_a_field_that_may_be_absent_is_added_and_told():
+  told = ['blocks.m.tied=True', 'blocks.m.window=16', 'model.param_dtype=bfloat16']
+  for config in (experiment.load(METHOD, told)[0],
+                 experiment.override(experiment.load(METHOD)[0], told, whole=False)):
+    assert (config.blocks.m.tied, config.blocks.m.window, config.model.param_dtype) == (True, 16, 'bfloat16')
+  for told, said in {
+      'blocks.m.tie=True': 'nearest: config.blocks.m.tied,',
+      'blocks.m.window=0': 'config.blocks.m.window=0: expected a whole number of at least 1; nearest: 1',
+      'blocks.m.around=parallel': 'nearest: config.blocks.m.around.name,',
+      'data.labels=price': '; data.source=table has it',
+      'data.source=table': "config.data.source: the fields of data.objective='lm' are not those of",
+  }.items():
+    with pytest.raises(errors.UserError, match=re.escape(said)):
+      experiment.load(METHOD, [told])
 
 
 def test_what_the_experiment_says_of_another_class_is_one_line():

@@ -5,9 +5,11 @@ import importlib.metadata
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 
+import jax
 import ml_collections
 import pytest
 
@@ -20,6 +22,7 @@ from stmoe.cli import main
 from stmoe.conform import router as of_routers
 from stmoe.data.text import tasks
 from stmoe.runs import plugged
+from stmoe.train import optimizers
 from stmoe.train import schedules
 from tests.docs import pages
 
@@ -200,6 +203,18 @@ def test_a_run_names_the_plugin_that_it_was_made_with(tmp_path):
   plugged.check(tmp_path, ml_collections.ConfigDict(dict(router=dict(name='switch'))))   # does not need it
   plugins.add(path)
   plugged.check(tmp_path, config)
+
+
+def test_a_run_names_all_the_files_that_it_was_made_with(tmp_path):
+  known = [dict(kind=kind, name=name, file=f'/a/{name}.py')
+           for kind, name in (('router', 'mine'), ('optimizer', 'held'), ('virtual', 'other'))]
+  (tmp_path / 'env.json').write_text(json.dumps(dict(plugins=known)))
+  config = ml_collections.ConfigDict(dict(router=dict(name='mine'), optimizer=dict(name='held'),
+                                          virtual=('zero', dict(name='other'))))
+  said = ("has the router 'mine' and the optimizer 'held' and the virtual 'other' of files of its own; "
+          'nearest: --plugin /a/mine.py --plugin /a/held.py --plugin /a/other.py$')
+  with pytest.raises(errors.UserError, match=said):
+    plugged.present(tmp_path, config)
 
 
 def test_a_file_that_is_named_again_is_read_again(tmp_path):
@@ -388,3 +403,57 @@ def test_experts_are_told_their_number_by_the_router_whatever_their_annotation_s
   assert main.main([*words, '--config.blocks.m.experts.num_experts=3']) == 2
   said = capsys.readouterr().err
   assert 'nearest: config.blocks.m.router.num_experts' in said and 'without a range' not in said
+
+
+WRONG = {
+    'schedule': ('def mine(step, *, peak: float = 1.0, total_steps):\n  return None\n',
+                 'schedule mine returned NoneType; wanted: float32'),
+    'optimizer': ('def mine(names, shapes, *, b: float = 1.0):\n  return names\n',
+                  'optimizer mine returned dict; wanted: optimizers.Optimizer'),
+    'update': ('from stmoe.train import optimizers\n\n\ndef mine(names, shapes, *, b: float = 1.0):\n'
+               '  update = lambda grads, state, params, rate, moves=True: params\n'
+               '  return optimizers.Optimizer(lambda params: {}, update, {})\n',
+               'optimizer mine has an update that returns dict; wanted: (params, state)'),
+    'names': ('from stmoe.train import optimizers\n\n\ndef mine(names, shapes, *, b: float = 1.0):\n'
+              '  update = lambda grads, state, params, rate, moves=True: (params, state)\n'
+              '  return optimizers.Optimizer(lambda params: dict(mu=params), update, names)\n',
+              'optimizer mine has names of w; wanted: logical axes of its state, a tree like it: mu'),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_a_function_that_returns_something_else_names_its_file(case, tmp_path):
+  source, says = WRONG[case]
+  path = plugins.add(write(tmp_path, source)).path
+  with pytest.raises(errors.UserError, match=re.escape(f'{path}: {says}')):
+    if case == 'schedule':
+      schedules.of(ml_collections.ConfigDict(dict(name='mine')), 10)
+    else:
+      optimizers.of(dict(name='mine'), dict(w=('embed',)), dict(w=jax.ShapeDtypeStruct((2,), 'float32')))
+
+
+def test_an_error_in_the_code_of_a_plugin_is_a_line_of_any_command(tmp_path, capsys, monkeypatch):
+  path = plugins.add(write(tmp_path, 'def score(examples, predictions):\n  return 1 / 0\n')).path
+  monkeypatch.setattr(main, '_run', lambda argv: lookup.module('metric', 'mine').score([], []))
+  assert main.main(['show']) == 2
+  assert capsys.readouterr().err == f'stmoe: {path}, line 2: ZeroDivisionError: division by zero\n'
+  with pytest.raises(ZeroDivisionError):
+    main.main(['show', '--debug'])
+
+
+@pytest.mark.slow
+def test_the_model_of_the_page_trains_with_all_its_files(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  for block in pages.blocks(pages.ROOT / 'docs' / 'plugins.md'):
+    if block.note('file'):
+      (tmp_path / block.note('file')).write_text(block.text, encoding='utf-8')
+  for file in tmp_path.glob('*.py'):
+    if file.stem != 'calm_lm':
+      plugins.add(file)
+  few = ['--config.train.steps=2', '--config.eval.batches=1', '--config.eval.every=2']
+  assert main.main(['train', 'calm_lm.py:smoke', '--workdir', 'run', *few]) == 0, capsys.readouterr().err
+  (tmp_path / 'prompts.jsonl').write_text('{"inputs": "import ", "given/domain": 1}\n')
+  assert main.main(['infer', 'run', 'prompts.jsonl', '--length', '4']) == 0, capsys.readouterr().err
+  (tmp_path / 'prompts.jsonl').write_text('{"inputs": "import "}\n')
+  assert main.main(['infer', 'run', 'prompts.jsonl', '--length', '4']) == 2
+  assert "nothing is given as 'domain'" in capsys.readouterr().err

@@ -14,7 +14,7 @@ Every system has a context of its own that is learned. MixER's gate sends a cont
   stmoe train mixer/families:reweighted                    losses weighed by their softmax
   stmoe train mixer/families:smoke                         seconds
   stmoe train mixer/families --config.data.task=npz --config.data.files=FILE.npz   trajectories of one's own:
-    --config.data.num_environments=24 --config.data.num_families=3
+    --config.data.num_environments=24 --config.model.num_environments=24 --config.data.num_families=3
 
 Expected: the paper prints no such result. A lower error than `one`, and an adjusted Rand index above 0 that
 may need far longer training. One run of this file (seed 0) ended with .125 and .38. On the trajectories of

@@ -35,7 +35,7 @@ def training(families, environments, *, experts, context, d_ff, depth=3, inner='
                  scan_layers=False, remat='elementwise')
   router = dict(common.choose('gate', gate, GATES), num_experts=experts)
   if router['name'] == 'mixer':
-    router.update(num_environments=num_environments, every=router['every'] * every)
+    router.update(num_environments=c.model.get_oneway_ref('num_environments'), every=router['every'] * every)
   field = dict(name=inner, d_ff=d_ff, split=split and experts > 1)
   field |= dict(hidden=hidden) if hidden else {}
   if inner == 'shplrnn':

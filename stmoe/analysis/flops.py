@@ -27,6 +27,7 @@ from stmoe import modules
 from stmoe import router_state as state
 from stmoe.core import checked
 from stmoe.core import contract
+from stmoe.data import batches as pipeline
 from stmoe.data import record
 from stmoe.runs import directory
 
@@ -204,7 +205,7 @@ def lengths(cfg):
 
 def _given(cfg):
   """Dict name -> (shape for a token, dtype) of what the source of data gives routers to read."""
-  batch = lookup.source(cfg.data).shapes(1)
+  batch = pipeline.shapes(lookup.source(cfg.data), 1)
   per_row = {name: (shape[1:], dtype) for name, (shape, dtype) in batch.items() if name.startswith('given/')}
   per_token = {name: (shape[2:], dtype) for name, (shape, dtype) in batch.items() if '_given/' in name}
   return {name.partition('given/')[2]: entry for name, entry in (per_row | per_token).items()}

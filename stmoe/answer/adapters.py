@@ -10,6 +10,7 @@ The base's arrays are there once. An adapter adds its own, and adapters of one f
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import pathlib
 import typing
 
@@ -61,10 +62,10 @@ class Base:
     self._plans: dict[tuple, states.Blueprint] = {}
     self._digest = saved.digest(places.Places(cfg, None).base(reader.inventory))
     self._plain = Opened(cfg, self._planned(cfg), {})
-    folder = checkpoint.Checkpoints(self.path / 'checkpoints', keep=None, read_only=True)
-    _, state, _, _ = folder.restore(self._plain.plan.shapes, check=lambda meta: None, say=lambda line: None,
+    folder = self.path / 'checkpoints'
+    with contextlib.closing(checkpoint.Checkpoints(folder, keep=None, read_only=True)) as kept:
+      _, state, _, _ = kept.restore(self._plain.plan.shapes, check=lambda meta: None, say=lambda line: None,
                                     step=self.step)
-    folder.close()
     self._params, self._routers = self._plain.plan.evaluated(state), state['router_state']
     self._adapters: dict[pathlib.Path, Opened] = {}
     self._programs: dict[tuple, typing.Callable] = {}

@@ -9,6 +9,7 @@ import numpy as np
 from stmoe import axes
 from stmoe import errors
 from stmoe import files
+from stmoe import lookup
 from stmoe.answer import languages
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
@@ -80,6 +81,37 @@ def prompt_batch(cfg, prompts, length):
   if pipeline.objective(cfg).prefix:
     batch['causal_attention'] = mask.astype(np.int32)                # prompts see themselves both ways
   return {f'{side}_{name}': a for name, a in batch.items()}
+
+
+def given(cfg, asked, size):
+  """Returns dict 'given/NAME' -> array [size,...]: what the source of data gives of rows, as the lines say.
+
+  Args:
+    asked: entries (place, ids, fields), at most `size`; rows behind them are as the last of them. What no
+      line has is left out.
+  Raises:
+    UserError: naming a line that lacks what others have, or has it in another shape.
+  """
+  arrays = {}
+  for name, (shape, dtype) in lookup.source(cfg.data).shapes(size).items():
+    if name.startswith('given/') and any(name in fields for _, _, fields in asked):
+      wanted = f'{np.dtype(dtype)}{list(shape[1:])}'
+      values = [_value(place, fields, name, shape[1:], dtype, wanted) for place, _, fields in asked]
+      arrays[name] = np.stack(values + [values[-1]] * (size - len(values)))
+  return arrays
+
+
+def _value(place, fields, name, shape, dtype, wanted):
+  """The array `name` of a line; raises UserError unless it is there, of this shape and type."""
+  if name not in fields:
+    raise errors.UserError(f'{place} has no {name!r}, which other lines have; wanted: {wanted}')
+  try:
+    value = np.asarray(fields[name]).astype(dtype, casting='same_kind')
+  except (TypeError, ValueError):
+    value = None
+  if value is None or value.shape != tuple(shape):
+    raise errors.UserError(f'{place}: {name}={fields[name]!r}; wanted: {wanted}')
+  return value
 
 
 def tokens(cfg, vocabulary, place, prompt):
@@ -196,7 +228,7 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
       longest = max(map(len, ids))
       warn(longest)
       padded = ids + [ids[-1]] * (batch_size - len(ids))
-      batch = prompt_batch(cfg, padded, min(width(longest), limit))
+      batch = prompt_batch(cfg, padded, min(width(longest), limit)) | given(cfg, rows, batch_size)
       key = jax.random.fold_in(states.fold(cfg.seed, 'decode'), turn)
       generated = np.asarray(program(state['params'], state['router_state'], check.place(batch, mesh), key))
       if told is not None:

@@ -64,7 +64,7 @@ def draw(cfg, path, say: typing.Callable, *, number: int, steps: int, sampler: s
     run = make(plan, cfg, sampler, trajectory, guidance, seed)
     images, loads, size = [], [], cfg.eval.batch_size
     for start in range(0, number, size):
-      part = jax.device_get(run(plan.evaluated(state), state['router_state'],
+      part = jax.device_get(run(state['params'], state['router_state'],
                                 *_batch(plan.mesh, label[start:start + size], start, size)))
       images.append(part[0][:number - start])
       loads.append(part[1])

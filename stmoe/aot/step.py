@@ -130,7 +130,8 @@ def suggestions(cfg, mesh):
               if devices // shape['model'] % e == 0 and all(n % e == 0 for n in experts)]
     if larger:
       settings.append(f'mesh.expert={larger[-1]} mesh.data={devices // shape["model"] // larger[-1]}')
-  if shape['model'] * 2 <= devices and cfg.model.num_heads % (shape['model'] * 2) == 0:
+  heads = cfg.model.get('num_heads', 1)                              # not every model has attention
+  if shape['model'] * 2 <= devices and heads % (shape['model'] * 2) == 0:
     axis = 'data' if shape['data'] % 2 == 0 else 'expert'
     if shape[axis] % 2 == 0:
       settings.append(f'mesh.model={shape["model"] * 2} mesh.{axis}={shape[axis] // 2}')

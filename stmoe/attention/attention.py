@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import errors
 from stmoe import ranges
 from stmoe.attention import recall
 from stmoe.core import contract
@@ -52,7 +53,7 @@ class Attention(nnx.Module):
                clip: ranges.Positive | None = None, sinks: ranges.Flag = False, rngs):
     num_kv_heads = num_kv_heads or num_heads
     if num_heads % num_kv_heads:
-      near = ', '.join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
+      near = ', '.join(map(str, errors.divisors(num_heads)))
       raise UserError(f'num_kv_heads {num_kv_heads} does not divide num_heads {num_heads}; possible: {near}')
 
     def matrix(rows, columns, names, scale=init_scale):

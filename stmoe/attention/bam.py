@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import errors
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import checked
@@ -81,7 +82,7 @@ class Bam(nnx.Module):
                scaled: ranges.Flag = True, dropout_rate=0.0, init_scale=1.0, rngs):
     if num_heads % (num_kv_heads or num_heads):
       raise UserError(f'num_kv_heads {num_kv_heads} does not divide num_heads {num_heads}; possible: '
-                      f'{", ".join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)}')
+                      f'{", ".join(map(str, errors.divisors(num_heads)))}')
 
     def matrix(lead, shape, names, scale=init_scale):
       init = nnx.initializers.variance_scaling(scale, 'fan_in', 'normal', batch_axis=range(len(lead)))

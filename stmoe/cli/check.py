@@ -22,7 +22,7 @@ COMPUTES = True
 def add_arguments(parser):
   parser.add_argument('name', metavar='FILE|NAME',
                       help='a .py file, or a name; fields after a colon: FILE:field=value,...')
-  parser.add_argument('--kind', choices=list(plugins.KINDS), help='of a name that several kinds have')
+  parser.add_argument('--kind', choices=list(lookup.PACKAGES), help='of a name that several kinds have')
 
 
 def run(args):

@@ -12,8 +12,9 @@ strategies: greedy, sample (temperature, top_k, top_p), beam (beams, length_pena
 routing_ranks), rewire (steps, rate, interval, confident); --config.FIELD of the run, too.
 
 Lines come out in order, a batch as soon as it is done. In plain text a line end inside a text is written
-as \\n. An --output file appears when all is done, or not at all. With --chat, prompts are written by the chat
-template that came with the model, which runs in Jinja's sandbox. A line of plain text is what a user says.
+as \\n. An --output file appears when all is done, or not at all. What routers are given of rows, an object
+may have: {"inputs": ..., "given/domain": 1}. With --chat, prompts are written by the chat template that came
+with the model, which runs in Jinja's sandbox. A line of plain text is what a user says.
 """
 
 import contextlib
@@ -88,7 +89,7 @@ def run(args):
   with _writer(args.output) as write:
     for batch in made:
       count += len(batch)
-      said(f'{count:,} texts')
+      said(f'{count:,} text{"s" * (count != 1)}')
       for fields, text in batch:
         empty += not text
         write('' if stream else json.dumps(fields | dict(prediction=text), ensure_ascii=False) if jsonl

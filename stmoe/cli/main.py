@@ -116,6 +116,8 @@ def _explain(error):
             'more train.microbatches; stmoe compile says what a step needs'), 2
   if isinstance(error, OSError) and error.filename is not None and error.strerror:
     return f'{error.filename}: {error.strerror}', 2                  # what the system refuses of a file
+  if isinstance(error, Exception) and (blamed := plugins.blamed(error)):
+    return blamed, 2
   return None, None
 
 

@@ -57,7 +57,7 @@ def run(args):
     return
   out = args.out or (named[0] if len(named) == 1 else pathlib.Path()) / 'report.html'
   verdicts = questions.of(readable, args.sweep)
-  shown = report.best(readable, labels)[:max(args.routed, 0)]
+  shown = report.best(readable, labels)[:args.routed]
   some = [(drawn, label) for drawn, label in zip(readable, labels) if label in shown]
   samples = routed([drawn for drawn, _ in some], [label for _, label in some], out.parent / 'plots', text)
   title = ', '.join(pathlib.Path(name).resolve().name for name in args.runs)

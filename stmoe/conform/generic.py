@@ -8,6 +8,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import declared
 from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
@@ -16,7 +17,7 @@ VOCAB = 23
 OF_ROUTERS = dict(capacity_factor=(1.0, 2.0), min_capacity=2, vocab_size=VOCAB, allow_causal=True, tile=2,
                   num_null=2, hidden=8, skip_bias=0.0,
                   inner=dict(name='st_moe', num_experts=4, capacity_factor=(None, None)),
-                  passes=0)              # of several passes float32 has three digits: test_mofme.py
+                  passes=0)              # of several passes float32 has four digits: test_mofme.py
 # As large as training makes them, and every optional array there.
 OF_BANKS = dict(d_ff=12, init_scale=1.0, use_bias=True, multiplicative_bias=True, rank=3,
                 inner=dict(name='mlp', d_ff=12, init_scale=1.0))
@@ -94,11 +95,17 @@ def bank_of(make: typing.Callable, d_model: int, num_experts: int, seed: int = 0
   return made
 
 
+def needed(kind: str, name: str, changed: dict) -> dict[str, typing.Any]:
+  """Returns the fields of OF_LAYERS that module `name` of `kind` needs, and `changed` ones."""
+  fields = lookup.fields(kind, name)
+  wanted = {key: OF_LAYERS[key] for key, field in fields.items()
+            if field.range is not None and field.default is declared.REQUIRED and key in OF_LAYERS} | changed
+  builder = {key: None for key, field in fields.items() if field.range is None}
+  known(lookup.constructor(kind, name), wanted | builder)
+  return wanted
+
+
 def layer(name: str, d_model: int, seed: int = 0, **changed) -> typing.Any:
   """Returns layer `name`; of the fields in OF_LAYERS only those that it needs, or `changed` ones."""
-  make = lookup.constructor('layer', name)
-  parameters = inspect.signature(make.__init__).parameters
-  needed = {key for key, p in parameters.items() if p.default is p.empty}
-  wanted = {key: value for key, value in OF_LAYERS.items() if key in needed} | changed
-  known(make, wanted)
-  return lookup.recipe('layer', dict(name=name) | wanted)(d_model, rngs=nnx.Rngs(seed))
+  recipe = lookup.recipe('layer', dict(name=name) | needed('layer', name, changed))
+  return recipe(d_model, rngs=nnx.Rngs(seed))

@@ -9,6 +9,7 @@ import numpy as np
 
 from stmoe import modules
 from stmoe.conform import generic
+from stmoe.conform import in_model
 from stmoe.core import contract
 
 B, T, D = 4, 6, 8
@@ -56,6 +57,11 @@ def evaluation_draws_nothing(name: str, **fields) -> None:
   """Evaluation needs no key, and a key changes nothing."""
   layer, x = _build(name, **fields), _x()
   np.testing.assert_array_equal(_call(layer, x)[0], _call(layer, x, key=jax.random.key(0))[0])
+
+
+def decoding_says_the_same(name: str, **fields) -> None:
+  """Decoding with a cache says what the whole text does, or `undecodable` is said."""
+  in_model.decoding_says_the_same(layer=name, **generic.needed('layer', name, fields))
 
 
 @generic.cached

@@ -256,9 +256,7 @@ def strongest(edges: Kind, rank: jax.Array, capacity: int) -> Kind:
   [[2, 0, 1]]
   """
   order = jnp.argsort(-jax.lax.stop_gradient(rank), axis=-1, stable=True)          # [G, N]
-  ranked = counting.rank_in_expert(jnp.take_along_axis(edges.expert, order, axis=1), edges.dead + 1)
-  group = jnp.arange(order.shape[0])[:, None]
-  return kill(edges, jnp.zeros_like(ranked).at[group, order].set(ranked) < capacity)
+  return kill(edges, counting.rank_in_expert(edges.expert, edges.dead + 1, order) < capacity)
 
 
 def cap(edges: Edges, capacity: int | tuple[int, ...], priority: jax.Array | None = None) -> Assignment:
@@ -282,13 +280,8 @@ def cap(edges: Edges, capacity: int | tuple[int, ...], priority: jax.Array | Non
   >>> cap(edges, (1, 2)).slot.tolist()
   [[0, 2, 2]]
   """
-  if priority is None:
-    rank = counting.rank_in_expert(edges.expert, edges.dead + 1)              # [G, N]
-  else:
-    order = _priority_order(edges, priority)                         # [G, N]
-    ranked = counting.rank_in_expert(jnp.take_along_axis(edges.expert, order, axis=1), edges.dead + 1)
-    group = jnp.arange(order.shape[0])[:, None]
-    rank = jnp.zeros_like(ranked).at[group, order].set(ranked)       # [G, N]
+  order = None if priority is None else _priority_order(edges, priority)
+  rank = counting.rank_in_expert(edges.expert, edges.dead + 1, order)              # [G, N]
   real = edges.expert < edges.num_experts
   virtual = ~real & (edges.expert < edges.dead)
   if isinstance(capacity, tuple):

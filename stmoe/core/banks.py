@@ -25,7 +25,7 @@ def made(recipe: typing.Callable, width: int, *, num_experts: int, out: int | No
 
   out: None = width. fields: other fields of the recipe.
   """
-  bank = recipe(width, num_experts=num_experts, rngs=rngs, **fields)
+  bank = checked.made(recipe, width, num_experts=num_experts, rngs=rngs, **fields)
   wrong = next(faults(bank, num_experts, width, width if out is None else out), None)
   if wrong:
     raise UserError(f'{checked.file(bank)}: {wrong}')

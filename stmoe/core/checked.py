@@ -1,8 +1,8 @@
-"""Routers are made and called here, so that a mistake in a router is a line that names the router's file.
+"""Routers and sub-layers are made and called here: a mistake in one is a line that names its file.
 
-`route` compares types and shapes. These are known before anything is computed, so the comparison costs a step
-nothing. `faults` finds what only numbers show: tests call it, and so does training where a loss is not
-finite.
+`route` and `answer` compare types and shapes. These are known before anything is computed, so the comparison
+costs a step nothing. `faults` finds what only numbers show: tests call it, and so does training where a loss
+is not finite.
 """
 
 import inspect
@@ -24,8 +24,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def file(router: object) -> str:
-  """Returns the file of a router, or of its class, as text: in the package from 'stmoe' on."""
-  kind = router if inspect.isclass(router) else type(router)
+  """Returns the file of a router, of its class, or of a function, as text: in the package from 'stmoe' on."""
+  kind = router if inspect.isclass(router) or inspect.isfunction(router) else type(router)
   try:
     path = pathlib.Path(inspect.getfile(kind)).resolve()
   except (TypeError, OSError):                                       # defined in a session
@@ -33,10 +33,14 @@ def file(router: object) -> str:
   return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
+def made(recipe: typing.Callable, d_model: int, *, rngs, **fields) -> typing.Any:
+  """Returns what `recipe` makes; raises UserError for a mistake in its file, with the line."""
+  return _run(getattr(recipe, 'func', recipe), recipe, d_model, rngs=rngs, **fields)
+
+
 def built(recipe: typing.Callable, d_model: int, rngs) -> typing.Any:
   """Returns the router that `recipe` makes; raises UserError for a mistake in its file, with the line."""
-  kind = getattr(recipe, 'func', recipe)
-  router = _run(kind, recipe, d_model, rngs=rngs)
+  router = made(recipe, d_model, rngs=rngs)
   number = getattr(router, 'num_experts', None)
   if not isinstance(number, int) or number < 1:
     raise UserError(f'{file(router)}: {type(router).__name__} has num_experts={number!r}; wanted: the number '
@@ -52,6 +56,49 @@ def route(router: contract.Router, x: jax.Array, ctx: contract.Context,
   if wrong:
     raise UserError(f'{file(router)}: {wrong}')
   return routed
+
+
+def answer(layer: typing.Any, call: typing.Callable, x: jax.Array, ctx: contract.Context,
+           carry: contract.Carry) -> typing.Any:
+  """Returns call(x [B,T,D], ctx, carry), the answer of a sub-layer or of what stands around a block.
+
+  Raises UserError, with the file of `layer`, for a mistake in it and for a wrong answer.
+  """
+  given = _run(type(layer), call, x, ctx, carry)
+  wrong = next(_wrong_answer(given, x, carry), None)
+  if wrong:
+    raise UserError(f'{file(layer)}: {wrong}')
+  return given
+
+
+def alike(module: typing.Any, x: jax.Array) -> jax.Array | None:
+  """Returns module(x) of a virtual expert, [G,S,D] as x is, or None; raises UserError for another answer."""
+  y = _run(type(module), module, x)
+  if y is not None and getattr(y, 'shape', None) != x.shape:
+    raise UserError(f'{file(module)}: it returned {told(y)}; wanted: [{",".join(map(str, x.shape))}], as x '
+                    'is, or None for zeros')
+  return y
+
+
+def _wrong_answer(given, x, carry):
+  """Yields what is wrong with the answer (y, aux, carry) for x [B,T,D]."""
+  if not isinstance(given, tuple) or len(given) != 3:
+    yield f'it returned {told(given)}; wanted: (y, aux, carry)'
+    return
+  y, aux, after = given
+  if not _is(y, x.dtype, x.shape):
+    yield f'it returned y {told(y)}; wanted: {told(x)}, as x is'
+  reports = aux.values() if isinstance(aux, dict) else [] if aux is None else [aux]
+  for report in reports:
+    if not isinstance(report, contract.Aux):
+      yield (f'it reported {told(report)}; wanted: None, contract.Aux(losses, load, metrics), or '
+             'a dict of them by the parts that its attribute `reports` names')
+  kept = lambda carry: jax.tree.map(told, contract.apart(carry)[0])
+  if not isinstance(after, dict):
+    yield f'it returned the carry {told(after)}; wanted: the dict that it was given'
+  elif kept(after) != kept(carry):
+    yield (f'it returned the carry {kept(after)}; wanted: one like it was given, {kept(carry)}; its '
+           'method init_carry(x [B,T,D]) returns what is there before the first layer')
 
 
 def _run(kind, call, *args, **kwargs):
@@ -72,6 +119,8 @@ def _run(kind, call, *args, **kwargs):
 
 def told(x: typing.Any) -> str:
   """What an array is, as in 'float32[4,2]'; of anything else the type."""
+  if isinstance(x, (tuple, list)):
+    return f'a {type(x).__name__} of {len(x)}'
   if not hasattr(x, 'shape'):
     return type(x).__name__
   return f'{x.dtype}[{",".join(map(str, x.shape))}]'

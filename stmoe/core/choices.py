@@ -189,12 +189,10 @@ def check_groups(router: str, num_experts: int, k: int, num_groups: int, kept_gr
   """
   say = lambda text: errors.UserError(f'router {router}: {text}')
   check_k(router, k, num_experts)
-  legal = [n for n in range(1, num_experts + 1)
-           if num_experts % n == 0 and (n == 1 or num_experts // n >= least)]
+  legal = [n for n in errors.divisors(num_experts) if n == 1 or num_experts // n >= least]
   if num_groups not in legal:
-    near = sorted(sorted(legal, key=lambda n: abs(n - num_groups))[:3])
     raise say(f'num_groups={num_groups} does not divide num_experts={num_experts} into groups of at least '
-              f'{least}; nearest: {", ".join(map(str, near))}')
+              f'{least}; nearest: {errors.around(num_groups, legal)}')
   needed = -(-k * num_groups // num_experts)
   if not needed <= kept_groups <= num_groups:
     raise say(f'kept_groups={kept_groups} of num_groups={num_groups}: groups of {num_experts // num_groups} '

@@ -123,7 +123,7 @@ class Context(struct.PyTreeNode):
       raise errors.UserError(
           f'{reader}: nothing is given as {name!r}{errors.nearest(name, self.given)} (there are: '
           f'{", ".join(self.given) or "none"}); a source of data has it in its batches as given/{name}, of '
-          f'rows, or STACK_given/{name}, of tokens')
+          f'rows, or STACK_given/{name}, of tokens, and a prompt in its line of a .jsonl file')
     return self.given[name]
 
   def fold(self, name: str) -> 'Context':

@@ -42,9 +42,11 @@ and the opened data have
   feed(seed_of, shuffle)  instead of the training rows of `rows`, the Feed of large/windows.py; may be absent
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import inspect
 import sys
 
 import grain
@@ -150,9 +152,22 @@ def source(cfg, run=None):
   return opened
 
 
+def shapes(source, rows):
+  """Returns dict name -> (shape, dtype) of a batch of `rows` rows, as a source of data describes its batches.
+
+  Raises UserError, with the source's file, where it describes something else.
+  """
+  described = source.shapes(rows)
+  for name, entry in described.items():
+    if not isinstance(entry, tuple) or len(entry) != 2 or tuple(entry[0])[:1] != (rows,):
+      raise errors.UserError(f'{inspect.getfile(type(source))}: shapes({rows}) has {name}={entry!r}; wanted: '
+                             f'(shape, dtype), the shape beginning with {rows}')
+  return described
+
+
 def empty(source, rows):
   """Returns a batch of zeros of `rows` rows, as a source of data describes its batches."""
-  return {name: np.zeros(shape, dtype) for name, (shape, dtype) in source.shapes(rows).items()}
+  return {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes(source, rows).items()}
 
 
 def train_iterator(cfg, shard=0, num_shards=1, opened=None):
@@ -168,6 +183,12 @@ def train_iterator(cfg, shard=0, num_shards=1, opened=None):
   feed = opened.feed(seed_of, cfg.data.shuffle) if hasattr(opened, 'feed') else None
   order = feed or _order(cfg, opened).__getitem__
   return Iterator(Batches(order, sys.maxsize, _empty(cfg), size, shard, num_shards), key, feed)
+
+
+def beginning(cfg, opened):
+  """Returns the position of the training batches before the first of them, see `Iterator.get_state`."""
+  with contextlib.closing(train_iterator(cfg, opened=opened)) as batches:
+    return batches.get_state()
 
 
 def _order(cfg, opened):
@@ -258,7 +279,8 @@ def _of_text(cfg, name):
   """The attribute `name` of a source of texts."""
   described = lookup.source(cfg.data)
   if not hasattr(described, name):
-    raise errors.UserError(f'{lookup.titled(cfg.data)} are no texts, which this needs')
+    raise errors.UserError(f'{lookup.titled(cfg.data)} are no texts, which this needs; what a model predicts '
+                           'of other data: stmoe.open(RUN).logits(BATCH), in Python')
   return getattr(described, name)
 
 

@@ -176,10 +176,7 @@ class Source:
     """Returns the position of the data at their beginning; none, of an import whose data nobody asked for."""
     if self._opened is None and records.imported(self._run):
       return dict(step=0, data=None)
-    data = pipeline.train_iterator(self._cfg, jax.process_index(), jax.process_count(), self())
-    position = data.get_state()
-    data.close()
-    return position
+    return pipeline.beginning(self._cfg, self())
 
 
 def _restore(run, own_cfg, mesh, step, say):

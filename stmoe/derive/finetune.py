@@ -58,7 +58,8 @@ def adopt(cfg, start):
   """
   recipe = cfg.get('finetune')
   if recipe is None:
-    raise errors.UserError('the experiment has no section finetune; nearest: finetune/jsonl, finetune/task')
+    raise errors.UserError('the experiment has no section finetune; nearest: finetune/jsonl, finetune/task '
+                           'of texts, vmoe/finetune of images, or c.finetune = dict() in a file of your own')
   of_text = 'vocab' in cfg.data
   if of_text and not hasattr(lookup.source(start.data), 'vocab'):
     raise errors.UserError(f'the start is a {start.model.name} of {lookup.source(start.data).kind}; these '
@@ -181,9 +182,7 @@ def finetune(run, cfg, workdir, name='', step=None, devices=None, say=print):
       measures = evaluate.measured(cfg, plan, opened)
       best.Best(cfg, workdir, taskscore.Scorer(cfg, plan, opened).names(), measures)
       state, record = _load(run, cfg, plan, facts['vocab'], step)
-      data = pipeline.train_iterator(cfg, opened=opened)
-      position = data.get_state()
-      data.close()
+      position = pipeline.beginning(cfg, opened)
       for line in describe(record):
         say(line)
       with rundir.own(workdir) as path:

@@ -282,9 +282,7 @@ def _first_step(steps, cfg):
 
 def _position(theirs, found, cfg, source):
   """Where the data starts: see the docstring of this file."""
-  data = pipeline.train_iterator(cfg, jax.process_index(), jax.process_count(), source)
-  beginning = data.get_state()
-  data.close()
+  beginning = pipeline.beginning(cfg, source)
   changed = [field for field in experiment.diff(theirs[0], cfg) if field in ('seed', 'train.batch_size') or (
       field.startswith('data.') and field not in ('data.cache_dir', 'data.eval_split'))]
   same = len(theirs) == 1 and not changed

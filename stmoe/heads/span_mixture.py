@@ -4,6 +4,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import errors
 from stmoe import lookup
 from stmoe import ranges
 from stmoe.core import assignment
@@ -74,9 +75,8 @@ class SpanMixture(nnx.Module):
     batch = x.shape[0]
     size = self.group_size or batch
     if batch % size:
-      near = sorted((s for s in range(1, batch + 1) if batch % s == 0), key=lambda s: abs(s - size))[:3]
       raise UserError(f'head span_mixture: group_size={size} does not divide the {batch} sequences of a '
-                      f'batch; nearest: {", ".join(map(str, sorted(near)))}')
+                      f'batch; nearest: {errors.around(size, errors.divisors(batch))}')
     regroup = lambda a: a.reshape(batch // size, size, *a.shape[1:])
     gate_input = GATES[self.gate](x.astype(jnp.float32), ctx.mask[..., None])        # [B, D]
     real = regroup(ctx.mask.any(axis=1))                             # [G, S]

@@ -241,6 +241,16 @@ def last(c):
           next((block for block in blocks[::-1] if not is_dense(block)), blocks[-1]))
 
 
+def attention(c):
+  """Returns section `model.attention` of our configuration `c`, {} where the model's own is meant."""
+  return c['model'].get('attention') or {}
+
+
+def balance(c):
+  """Returns the weight of the balance loss in our configuration `c`."""
+  return c.get('losses', {}).get('balance', (0,))[0]
+
+
 def dense_layers(c):
   """Returns the numbers of the dense layers of our configuration, in their order."""
   letters = rules.letters(c['model']['layers'])

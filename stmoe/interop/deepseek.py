@@ -23,7 +23,7 @@ LAYERS = [                             # rules of feed-forward layers; experts b
 
 def table(c):
   """Returns the rules of configuration `c`: queries are called by whether they are compressed."""
-  compressed = (c['model'].get('attention') or {}).get('q_rank') is not None
+  compressed = decoder.attention(c).get('q_rank') is not None
   named = dict(wq_down='q_a_proj', wq='q_b_proj' if compressed else 'q_proj', wkv_down='kv_a_proj_with_mqa',
                wkv='kv_b_proj', wo='o_proj')
   norms = dict(q_norm='q_a_layernorm', kv_norm='kv_a_layernorm')
@@ -106,7 +106,7 @@ def v3_router(hf, groups=1, kept=1, normalized=True, scale=1.0):
 
 def describe(c, architecture, model_type, router):
   """Returns the config.json of our configuration `c`, but for the router's own fields."""
-  a = c['model'].get('attention') or {}
+  a = decoder.attention(c)
   return decoder.describe(c, architecture, model_type) | describe_layers(c, router) | dict(
       attention_bias=a.get('use_bias', False), qk_nope_head_dim=a.get('nope_dim'),
       v_head_dim=a.get('value_dim'), kv_lora_rank=a.get('kv_rank'), q_lora_rank=a.get('q_rank'),

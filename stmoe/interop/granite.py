@@ -43,11 +43,11 @@ def configure(hf, tied):
 def describe(c, architecture, model_type):
   """Returns the config.json of our configuration `c`, but for shared experts."""
   model, sparse = c['model'], decoder.sparse(decoder.last(c)[1], ROUTER)
-  attention, experts = model.get('attention') or {}, sparse['experts']
+  attention, experts = decoder.attention(c), sparse['experts']
   return decoder.describe(c, architecture, model_type) | {
       key: model.get(ours, 1.0) for ours, key in MULTIPLIERS.items()} | dict(
           attention_multiplier=attention.get('scale') or model['head_dim'] ** -0.5,
           attention_bias=attention.get('use_bias', False), num_local_experts=sparse['router']['num_experts'],
           num_experts_per_tok=sparse['router'].get('k', 2), intermediate_size=experts['d_ff'],
           hidden_act=fields.spelled(experts),
-          router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])
+          router_aux_loss_coef=decoder.balance(c))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import errors
 from stmoe import lookup
 from stmoe import ranges
 from stmoe.core import assignment
@@ -45,7 +46,7 @@ class Moe(nnx.Module):
                       'nearest: group_size=None')
     self.router = checked.built(routing(router, len(virtual)), d_model, rngs)
     self.experts = banks.made(experts, d_model, num_experts=self.router.num_experts, rngs=rngs)
-    self.virtual = nnx.List([make(d_model, rngs=rngs) for make in virtual])
+    self.virtual = nnx.List([checked.made(make, d_model, rngs=rngs) for make in virtual])
     self.d_model = d_model
     self.group_size = group_size
     self.whole_batch = whole_batch
@@ -113,7 +114,7 @@ def with_virtual(y: jax.Array, x: jax.Array, a: assignment.Assignment,
   """
   gates, total = rows.virtual_gates(a), y.astype(jnp.float32)        # [G, S, Z]
   for z, expert in enumerate(virtual):
-    added = expert(x)
+    added = checked.alike(expert, x)
     if added is not None:
       total += gates[..., z, None] * added
   return total.astype(y.dtype)
@@ -197,8 +198,7 @@ def num_groups(batch: int, length: int, group_size: int) -> tuple[int, int]:
   tokens, shards = batch * length, axes.num_shards('group')
   size = group_size or length
   if tokens % size or (tokens // size) % shards:
-    legal = [s for s in range(1, tokens // shards + 1) if (tokens // shards) % s == 0]
-    near = sorted(sorted(legal, key=lambda s: abs(s - size))[:3])
+    near = errors.around(size, errors.divisors(tokens // shards))
     raise UserError(f'group_size {size} does not divide the {batch} x {length} = {tokens} tokens of a '
-                    f'batch into a multiple of {shards} groups; nearest: {", ".join(map(str, near))}')
+                    f'batch into a multiple of {shards} groups; nearest: {near}')
   return tokens // size, size

@@ -1,11 +1,13 @@
 """MultiHash: a feed-forward layer in segments, each chosen by a hash function of its own."""
 
+import math
 import typing
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import errors
 from stmoe import lookup
 from stmoe import ranges
 from stmoe.core import banks
@@ -52,11 +54,10 @@ class MultiHash(nnx.Module):
                dropout_rate: ranges.Below1 = 0.0, executor: ranges.Spelled('executor') = 'gather',
                group_size: ranges.Count | None = None, rngs):
     d_ff = experts.keywords['d_ff']
-    common = [n for n in range(1, d_model + 1) if d_model % n == 0 and d_ff % n == 0]
+    common = errors.divisors(math.gcd(d_model, d_ff))
     if num_hashes not in common:
-      near = sorted(sorted(common, key=lambda n: abs(n - num_hashes))[:3])
       raise UserError(f'layer multihash: num_hashes={num_hashes} does not divide both d_model={d_model} and '
-                      f'd_ff={d_ff}; nearest: {", ".join(map(str, near))}')
+                      f'd_ff={d_ff}; nearest: {errors.around(num_hashes, common)}')
     routers = [checked.built(router, d_model, rngs)]
     if contract.offered(routers[0], 'seeded') is None:
       raise UserError(f'layer multihash: {checked.file(routers[0])} is no hash function with a seed; '

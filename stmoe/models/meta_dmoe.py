@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import errors
 from stmoe import ranges
 from stmoe.core import contract
 from stmoe.core import noise
@@ -101,7 +102,7 @@ class Aggregator(nnx.Module):
   def __init__(self, d_model: int, depth: int, heads: int, d_ff: int, tokens: int, dropout_rate: float,
                rows: int, *, rngs):
     if d_model % heads:
-      near = ', '.join(str(n) for n in range(1, d_model + 1) if d_model % n == 0)
+      near = ', '.join(map(str, errors.divisors(d_model)))
       raise UserError(f'model.num_heads={heads} does not divide model.d_model={d_model}; possible: {near}')
     self.blocks = nnx.List([Block(d_model, heads, d_ff, tokens, rngs=rngs) for _ in range(depth)])
     self.dropout_rate = dropout_rate

@@ -50,11 +50,11 @@ class Block(nnx.Module):
                norm_place='input', residual_factor=1.0, window=None, dropout_rate=0.0, rngs):
     own = lambda layer: contract.offered(layer, 'normalizes') and norm_place == 'input'
     before = lambda layer: None if own(layer) else norm(d_model, rngs=rngs)
-    self.attention = attention and attention(d_model, rngs=rngs)
+    self.attention = attention and checked.made(attention, d_model, rngs=rngs)
     self.attention_norm = attention and before(self.attention)
     self.cross = cross and cross(d_model, rngs=rngs)
     self.cross_norm = cross and norm(d_model, rngs=rngs)
-    self.layer = layer(d_model, rngs=rngs)
+    self.layer = checked.made(layer, d_model, rngs=rngs)
     self.layer_norm = before(self.layer) if layer_norm or norm_place != 'input' else None
     self.norm_place = norm_place
     self.residual_factor = residual_factor
@@ -94,7 +94,8 @@ class Block(nnx.Module):
     if name == 'attention' and self.window is not None:
       seen = seen.within(self.window)
     own_ctx = ctx.fold(name).replace(visible=seen, edit=None)
-    y, aux, after = adapting.drawn(layer, own_ctx)(x, own_ctx, contract.joined(carry, _of(caches, name)))
+    drawn, own_carry = adapting.drawn(layer, own_ctx), contract.joined(carry, _of(caches, name))
+    y, aux, after = checked.answer(layer, drawn, x, own_ctx, own_carry)
     y = y if ctx.edit is None else ctx.edit(SUB_LAYERS[name][0], y)
     carry, cache = contract.apart(after)
     caches = caches if cache is None else caches | {name: cache}
@@ -179,7 +180,7 @@ class Unit(nnx.Module):
   """The blocks of one repetition of a pattern's letters."""
 
   def __init__(self, recipes: typing.Sequence[typing.Callable], d_model: int, *, rngs):
-    self.blocks = nnx.List([recipe(d_model, rngs=rngs) for recipe in recipes])
+    self.blocks = nnx.List([checked.made(recipe, d_model, rngs=rngs) for recipe in recipes])
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry, first: jax.Array,
                shown: typing.Collection[int] = (),
@@ -198,7 +199,8 @@ class Unit(nnx.Module):
     for place, block in enumerate(self.blocks):
       key = None if ctx.key is None else jax.random.fold_in(ctx.key, first + place)
       change = hidden.changer(edits.get(place, ()), first + place)
-      x, aux, after = block(x, ctx.replace(key=key, edit=change), contract.joined(carry, _of(caches, place)))
+      own_ctx, own_carry = ctx.replace(key=key, edit=change), contract.joined(carry, _of(caches, place))
+      x, aux, after = checked.answer(block, block, x, own_ctx, own_carry)
       x = x if change is None else change(hidden.END, x)
       carry, cache = contract.apart(after)
       caches = caches if cache is None else caches | {place: cache}

@@ -68,10 +68,7 @@ def within_budget(edges: assignment.Edges, num_groups: int, budget: float,
   device = jnp.where(assignment.live(edges), edges.expert * num_groups // edges.num_experts, num_groups)
   spared = jnp.take_along_axis(exempt, edges.token, axis=1)          # [G, N]
   order = jnp.lexsort((-jax.lax.stop_gradient(edges.weight), ~spared), axis=-1)    # [G, N]
-  ranked = counting.rank_in_expert(jnp.take_along_axis(device, order, axis=1), num_groups + 1)
-  group = jnp.arange(order.shape[0])[:, None]
-  rank = jnp.zeros_like(ranked).at[group, order].set(ranked)
-  return assignment.kill(edges, spared | (rank < budget))
+  return assignment.kill(edges, spared | (counting.rank_in_expert(device, num_groups + 1, order) < budget))
 
 
 class DeepSeekMoE(nnx.Module):

@@ -25,18 +25,20 @@ def uncertain(samples: jax.Array, ridge: float = 1e-5, epsilon: float = 1e-5) ->
   """Returns f32[...,E], the mean over T passes of whitened deviations of norm 1; its sum is about 0.
 
   v_t = d_t (C + ridge I)^-1 with d_t the deviation from the mean and C the covariance of the passes. The mean
-  is over v_t / (|v_t| + epsilon). Entries may be negative, and are 0 where all passes agree. C is singular:
-  float32 has three digits of the weights and of their gradient.
+  is over v_t / (|v_t| + epsilon). Entries may be negative, and are 0 where all passes agree. No d_t has a
+  part along ones, because probabilities add up to 1, or at an expert that no pass keeps. In these directions
+  C counts as 1: there round-off over the ridge would be all that weights and gradients have.
 
   Args:
     samples: f32[T,...,E] probabilities.
   """
   apart = samples - samples[0]                                       # exactly 0 where all passes agree
   deviation = jnp.moveaxis(apart - jnp.mean(apart, axis=0), 0, -2)   # [..., T, E]
-  passes = deviation.shape[-2]
-  # d (d'd / n + r I)^-1 = (dd' / n + r I)^-1 d: C is singular, the T x T matrix is the smaller one.
-  gram = jnp.einsum('...te,...ue->...tu', deviation, deviation, precision='highest') / (passes - 1)
-  whitened = jnp.linalg.solve(gram + ridge * jnp.eye(passes), deviation)           # [..., T, E]
+  passes, width = deviation.shape[-2:]
+  covariance = jnp.einsum('...te,...tf->...ef', deviation, deviation, precision='highest') / (passes - 1)
+  unmoved = jnp.all(deviation == 0, axis=-2)                         # [..., E]
+  covariance += 1 + jnp.eye(width) * (unmoved[..., None] + ridge)
+  whitened = jnp.linalg.solve(covariance, deviation.mT).mT           # [..., T, E], as C is symmetric
   square = jnp.sum(whitened * whitened, axis=-1, keepdims=True)
   norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)      # 0 has no gradient
   return jnp.mean(whitened / (norm + epsilon), axis=-2)

@@ -6,6 +6,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from stmoe import errors
 from stmoe import ranges
 from stmoe.core import assignment
 from stmoe.core import choices
@@ -89,12 +90,11 @@ class Smile(nnx.Module):
   def __init__(self, d_model: int, *, num_experts: ranges.Count, nodes: ranges.Count | None = None,
                intra_shared: ranges.Flag = True, capacity_factor: ranges.Factors = (2.0, 2.0),
                min_capacity: ranges.Natural = 4, rngs):
-    legal = [n for n in range(1, num_experts + 1) if num_experts % n == 0]
+    legal = errors.divisors(num_experts)
     nodes = max(n for n in legal if n * n <= num_experts) if nodes is None else nodes
     if nodes not in legal:
-      near = sorted(sorted(legal, key=lambda n: abs(n - nodes))[:3])
       raise UserError(f'router smile: nodes={nodes} does not divide num_experts={num_experts}; nearest: '
-                      f'{", ".join(map(str, near))}')
+                      f'{errors.around(nodes, legal)}')
     self.inter = gate.weights(d_model, nodes, rngs=rngs)
     self.intra = gate.weights(d_model, num_experts // nodes if intra_shared else num_experts, rngs=rngs)
     self.num_experts = num_experts

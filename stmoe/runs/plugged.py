@@ -25,10 +25,12 @@ def present(path: str | pathlib.Path, cfg: ml_collections.ConfigDict) -> None:
 
   The run remembers where the file was; its code is run only if somebody names the file again.
   """
-  for plugin in _of_run(path, cfg):
-    if not lookup.has(plugin['kind'], plugin['name']):
-      raise errors.UserError(f'{path} has the {plugin["kind"]} {plugin["name"]!r} of a file of its own; '
-                             f'nearest: --plugin {shlex.quote(plugin["file"])}')
+  absent = [plugin for plugin in _of_run(path, cfg) if not lookup.has(plugin['kind'], plugin['name'])]
+  if absent:
+    what = ' and the '.join(f'{plugin["kind"]} {plugin["name"]!r}' for plugin in absent)
+    files = dict.fromkeys(f'--plugin {shlex.quote(plugin["file"])}' for plugin in absent)
+    own = 'a file of its own' if len(files) == 1 else 'files of its own'
+    raise errors.UserError(f'{path} has the {what} of {own}; nearest: {" ".join(files)}')
 
 
 def check(path: str | pathlib.Path, cfg: ml_collections.ConfigDict) -> None:
@@ -48,8 +50,17 @@ def changed(path: str | pathlib.Path, cfg: ml_collections.ConfigDict) -> list[st
 
 def _of_run(path, cfg):
   """What env.json of run directory `path` says of the plugins that `cfg` names."""
-  chosen = {str(value).partition(':')[0] for value in experiment.flatten(cfg).values()}
+  chosen = {text.partition(':')[0] for text in _texts(list(experiment.flatten(cfg).values()))}
   return [plugin for plugin in records.environment(path).get('plugins') or () if plugin['name'] in chosen]
+
+
+def _texts(value):
+  """Yields the texts in a value of a configuration, also those in tuples and in the mappings of tuples."""
+  if isinstance(value, str):
+    yield value
+  elif isinstance(value, (tuple, list)) or hasattr(value, 'values'):
+    for entry in value.values() if hasattr(value, 'values') else value:
+      yield from _texts(entry)
 
 
 @functools.cache

@@ -100,7 +100,7 @@ def cut(arrays: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
 def check_parts(section: ml_collections.ConfigDict, field: str, parts: int) -> None:
   """Raises UserError unless the hidden units of a block's layer divide into `parts`, the value of `field`."""
   if section.d_ff % parts:
-    near = min((n for n in range(1, section.d_ff + 1) if section.d_ff % n == 0), key=lambda n: abs(n - parts))
+    near = min(errors.divisors(section.d_ff), key=lambda n: abs(n - parts))
     raise errors.UserError(f'{field}={parts} does not divide the {section.d_ff} hidden units of a layer; '
                            f'nearest: {field}={near}')
 

@@ -5,7 +5,8 @@ A surgery is a file of this folder with a function
   operate(params, config, calibration, *, keep: ranges.PartOf1 = 0.5, ...) -> (params, changes)
 
   params:      parameters and router state of a trained model in one nested dict, stacks in the numbered form
-    of `layout`. What comes back fits the configuration after `changes`.
+    of `layout`. Its arrays may be `aside.Deferred`: `found` and `Layer.arrays` read them layer by layer, and
+    `replaced` puts others in their place. What comes back fits the configuration after `changes`.
   config:      ConfigDict of the run.
   calibration: calibration(name, ...) -> dict layer -> dict name -> array, what a pass over the data
     collects (`derive/calibration/items.py` lists the names). The pass runs when it is called, once for all

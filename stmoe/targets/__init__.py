@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
+from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.core import hidden
 
@@ -127,11 +129,42 @@ def predict(target: Target, model: typing.Any, batch: dict, **context) -> tuple:
     return target.predict(model, batch, **context)
   wanted = getattr(target, 'hidden', ())
   if not wanted:
-    return model(batch, **context)
+    return _answer(model, batch, context)
   outputs, reported = modules.showing(model, wanted)(batch, **context)
   aux, found = hidden.apart(reported)
   read = getattr(model, modules.READER, None)
   return Seen(outputs, found if read is None else read(found)), aux
+
+
+def _answer(model, batch, context):
+  """What `model` answers; raises UserError, with the model's file, unless that is (outputs, aux)."""
+  given = model(batch, **context)
+  if not isinstance(given, tuple) or len(given) != 2 or not isinstance(given[1], dict):
+    raise errors.UserError(f'{checked.file(model)}: it returned {checked.told(given)}; wanted: (outputs '
+                           '[B,...], dict layer name -> Aux)')
+  return given
+
+
+def loss(target: Target, outputs: typing.Any, batch: dict, counts: typing.Any) -> tuple:
+  """Returns `target.loss`; raises UserError, with the target's file, where that is not as `Target` says."""
+  given = target.loss(outputs, batch, counts)
+  pair = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], dict)
+  named = {'the loss': given[0], **given[1]} if pair else {}
+  parts = {f'{name} as ': value for name, value in named.items()} or {'': given}
+  for name, value in parts.items():
+    if not pair or getattr(value, 'shape', None) != ():
+      raise errors.UserError(f'{checked.file(target)}: loss returned {name}{checked.told(value)}; wanted: '
+                             '(loss f32[], dict name -> f32[])')
+  return given
+
+
+def judge(target: Target, outputs: typing.Any, batch: dict) -> dict:
+  """Returns `target.judge`; raises UserError, with the target's file, unless that is a dict."""
+  given = target.judge(outputs, batch)
+  if not isinstance(given, dict):
+    raise errors.UserError(f'{checked.file(target)}: judge returned {checked.told(given)}; wanted: dict name '
+                           '-> sums of the batch')
+  return given
 
 
 def divisor(weights: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import targets
+from stmoe.errors import UserError
 from stmoe.targets import values
 
 
@@ -40,6 +41,9 @@ class Ranking:
   def judge(self, outputs: jax.Array, batch: dict) -> dict:
     """Returns dict(ce, right), f32[] sums over the pairs, of scores f32[B,K]; a tie is half right."""
     values.check(outputs, batch)
+    if outputs.shape[1] < 2:
+      raise UserError('loss.name=ranking compares the values of a row, and a row of the data has one; '
+                      'nearest: loss.name=values, loss.name=binary, or rows of several values')
     weights = self.weights(batch)
     ahead = outputs[:, :, None] - outputs[:, None]                   # [B, K, K]
     right = 0.5 * (1 + jnp.sign(ahead))

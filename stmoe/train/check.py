@@ -9,8 +9,10 @@ from stmoe import lookup
 from stmoe import modules
 from stmoe import sections
 from stmoe import targets
+from stmoe.data import batches as pipeline
 from stmoe.train import beside
 from stmoe.train import router_losses as losses
+from stmoe.train import schedules
 
 ROOM = ('vocab_size', 'num_outputs')     # fields of models that say how many ids they predict
 
@@ -21,6 +23,7 @@ def counts(cfg):
   sections.check(cfg, whole=False)
   sections.present(cfg)
   lookup.recipe('target', cfg.loss)()
+  schedules.of(cfg.schedule, cfg.train.steps)
 
 
 def trains(cfg):
@@ -45,7 +48,7 @@ def batches(cfg):
 
 def batch_shapes(cfg, rows):
   """Returns dict name -> ShapeDtypeStruct of a batch of configuration `cfg`, as its source of data has it."""
-  shapes = lookup.source(cfg.data).shapes(rows)
+  shapes = pipeline.shapes(lookup.source(cfg.data), rows)
   return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
 
 
@@ -87,8 +90,11 @@ def judged(cfg, plan):
 def _reports(cfg, plan, rows, train):
   """(dict layer -> Aux, what `judge` says) of shapes, of a batch of `rows`."""
   def call(params, routers, batch, key):
-    outputs, aux = targets.predict(plan.target, plan.model(params, routers), batch, key=key, train=train)
-    return aux, plan.target.judge(outputs, batch)
+    model = plan.model(params, routers)
+    outputs, aux = targets.predict(plan.target, model, batch, key=key, train=train)
+    if train and plan.target.passes == 1:
+      targets.loss(plan.target, outputs, batch, targets.counts(plan.target, model, batch))
+    return aux, targets.judge(plan.target, outputs, batch)
   return jax.eval_shape(call, plan.shapes['params'], plan.shapes['router_state'],
                         beside.shapes(plan, batch_shapes(cfg, rows)), plan.shapes['key'])
 
@@ -111,8 +117,9 @@ def vocabulary(cfg, plan, found):
   if room and size > cfg.model[room]:
     multiple, what = -(-size // 128) * 128, next((f for f in ('vocab', 'task', 'files') if f in cfg.data), '')
     said = f'data.{what}={cfg.data[what]!r}' if what else lookup.titled(cfg.data)
+    faster = f' or, faster, {multiple}' if 'vocab' in cfg.data else ''
     raise errors.UserError(f'model.{room}={cfg.model[room]}, but {said} has {size} ids; set model.{room}='
-                           f'{size} or, faster, {multiple}')
+                           f'{size}{faster}')
   model = plan.model(plan.shapes['params'], plan.shapes['router_state'])
   for path, part in modules.offering(model, 'vocabulary'):
     if part.vocabulary != found.digest:

@@ -43,7 +43,7 @@ def make(plan, draws=1, change=lambda model: model):
     averaged = {name: weight * sum(values) / len(values) for name, values in by_layer.items() if values}
     load = {layer: a.load for layer, a in aux.items()}
     shown = dict(pictures=target.pictures(outputs, batch)) if hasattr(target, 'pictures') else {}
-    return target.judge(outputs, batch) | dict(weight=weight, load=load) | averaged | shown
+    return targets.judge(target, outputs, batch) | dict(weight=weight, load=load) | averaged | shown
 
   return jax.jit(sums, out_shardings=distributed.everywhere(plan.mesh))
 

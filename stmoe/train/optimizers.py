@@ -5,6 +5,7 @@ and global-norm clipping come from outside: from the schedule and `clip`. So the
 a plain nested dict of statistics and nothing else.
 """
 
+import sys
 from typing import Callable, NamedTuple
 
 import jax
@@ -12,7 +13,10 @@ import jax.numpy as jnp
 import optax
 
 from stmoe import axes
+from stmoe import errors
+from stmoe import lookup
 from stmoe import ranges
+from stmoe.core import checked
 from stmoe.train import adafactor as factored
 
 
@@ -27,6 +31,36 @@ class Optimizer(NamedTuple):
   init: Callable
   update: Callable
   names: dict
+
+
+def of(section: dict, names: dict, shapes: dict) -> Optimizer:
+  """Returns the Optimizer of section `optimizer` for parameters of these logical axes and shapes.
+
+  Raises UserError, with the function's file, for another answer than `Optimizer` says; computes no array.
+  """
+  make = lookup.bind(sys.modules[__name__], 'optimizer', section)
+  made = make(names, shapes)
+  wrong = _wrong(made, shapes)
+  if wrong:
+    raise errors.UserError(f'{checked.file(make.func)}: optimizer {section["name"]} {wrong}')
+  return made
+
+
+def _wrong(made, shapes):
+  """What is wrong with what an optimizer's function returned, or None."""
+  if not isinstance(made, Optimizer):
+    return f'returned {checked.told(made)}; wanted: optimizers.Optimizer(init, update, names)'
+  state = jax.eval_shape(made.init, shapes)
+  of = lambda tree, leaf=None: jax.tree.structure(tree, is_leaf=leaf)
+  entries = lambda tree: ', '.join(sorted(tree)) if isinstance(tree, dict) else checked.told(tree)
+  if of(state) != of(made.names, axes.is_names):
+    return (f'has names of {entries(made.names)}; wanted: logical axes of its state, a tree like it: '
+            f'{entries(state)}')
+  after = jax.eval_shape(made.update, shapes, state, shapes, jax.ShapeDtypeStruct((), jnp.float32))
+  if of(after) != of((shapes, state)):
+    said = f'({"; ".join(map(entries, after))})' if isinstance(after, tuple) else checked.told(after)
+    return f'has an update that returns {said}; wanted: (params, state), as they were given'
+  return None
 
 
 def adamw(names, shapes, *, b1: ranges.Below1 = 0.9, b2: ranges.Below1 = 0.999, eps: ranges.PartOf1 = 1e-8,

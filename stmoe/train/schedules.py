@@ -1,8 +1,29 @@
 """Learning-rate schedules as functions of the optimizer step; a configuration names the function."""
 
-import jax.numpy as jnp
+import sys
+import typing
 
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from stmoe import errors
+from stmoe import lookup
 from stmoe import ranges
+from stmoe.core import checked
+
+
+def of(section: ml_collections.ConfigDict, total_steps: int) -> typing.Callable[[jax.Array], jax.Array]:
+  """Returns the function step i32[] -> rate f32[] of section `schedule`.
+
+  Raises UserError, with the function's file, if the function returns something else.
+  """
+  schedule = lookup.bind(sys.modules[__name__], 'schedule', section, total_steps=total_steps)
+  rate = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
+  if getattr(rate, 'shape', None) != ():
+    raise errors.UserError(f'{checked.file(schedule.func)}: schedule {section.name} returned '
+                           f'{checked.told(rate)}; wanted: float32[], the rate of step i32[]')
+  return schedule
 
 
 def constant(step, *, value: ranges.NonNegative):

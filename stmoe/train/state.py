@@ -171,7 +171,7 @@ def blueprint(cfg, mesh):
 def _optimizer(section, group, names, shapes):
   """The optimizer of configuration section `optimizer` for the parameters of a group."""
   decay = {} if group.weight_decay is None else dict(weight_decay=group.weight_decay)
-  return lookup.bind(optimizers, 'optimizer', section.to_dict() | decay)(names, shapes)
+  return optimizers.of(section.to_dict() | decay, names, shapes)
 
 
 def init(cfg, plan):

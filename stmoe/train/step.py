@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from stmoe import axes
-from stmoe import lookup
 from stmoe import router_state
 from stmoe import targets
 from stmoe.checkpoints import checksum
@@ -81,7 +80,7 @@ class Watched:
 
 def schedule(cfg, total_steps):
   """Returns the function step -> learning rate of a configuration for a training of `total_steps`."""
-  return lookup.bind(schedules, 'schedule', cfg.schedule, total_steps=total_steps)
+  return schedules.of(cfg.schedule, total_steps)
 
 
 def gradients(cfg, plan, state, batch, microbatches):
@@ -134,7 +133,7 @@ def _loss(cfg, plan, state, batch, microbatches):
   def loss(params, part, key, routers):
     outputs, aux = forward(params, part, key, routers)
     with jax.named_scope('loss'):
-      task, report = target.loss(outputs, part, counts)
+      task, report = targets.loss(target, outputs, part, counts)
       of_routers, values = losses.router(aux, weighted)
     total = task + target.passes * of_routers / microbatches
     # Summed over microbatches, these are the values of the whole batch.

@@ -93,6 +93,13 @@ def test_suggestions_are_settings_that_the_model_takes():
   assert cfg.mesh.expert == 8 and cfg.mesh.model == 2
 
 
+@pytest.mark.parametrize('name', ['adv_moe/digits:smoke', 'home/many_tasks:smoke'])
+def test_a_model_without_attention_has_suggestions(name):
+  mesh = jax.sharding.AbstractMesh((2, 1, 1), ('data', 'expert', 'model'))
+  cfg, _ = experiment.load(name)
+  assert not any('mesh.model' in overrides for overrides in aot.suggestions(cfg, mesh))
+
+
 def test_roofline_is_the_largest_part():
   chip = hardware.CHIPS['v5e']
   times = hardware.roofline(chip, 197e12, 819e9 * 2, 200e9 * 3)

@@ -36,7 +36,7 @@ def test_mistakes_are_one_line(mistake, start, lines, tmp_path):
   assert 'is not a run directory' in run(tmp_path, 'finetune/jsonl', data)
   assert "no experiment is called 'nowhere'" in run('nowhere', 'finetune/jsonl', data)
   assert 'nearest: finetune/jsonl' in run(start, 'finetune/jsonlines', data)
-  assert 'no section finetune' in run(start, 'lm/text:smoke')
+  assert 'vmoe/finetune of images, or c.finetune = dict() in a file' in run(start, 'lm/text:smoke')
   assert 'config.train.stps does not exist' in run(start, 'finetune/jsonl', data, '--config.train.stps=2')
   lines.write_text(lines.read_text() + '{"inputs": "a"}\n')
   assert "a.jsonl, line 41 is no row of task jsonl: the field 'targets' is missing" in run(

@@ -3,6 +3,7 @@
 import io
 import json
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -208,3 +209,17 @@ def test_what_cannot_be_read_is_not_said_of_the_output(tmp_path):
     with command_infer._writer(tmp_path / 'no' / 'out'):
       pass
   assert list(tmp_path.iterdir()) == []
+
+
+def test_lines_say_what_the_source_of_data_gives_of_rows():
+  cfg = ml_collections.ConfigDict(dict(data=dict(source='customized_digits')))
+  asked = [(f'x:{n}', [1], {'inputs': 'a', 'given/user': n}) for n in (0, 1)]
+  batch = infer.given(cfg, asked, 3)
+  assert list(batch) == ['given/user'] and batch['given/user'].dtype == np.int32
+  np.testing.assert_array_equal(batch['given/user'], [0, 1, 1])
+  assert not infer.given(cfg, [('x:1', [1], {})], 1)
+  for fields, says in (({}, r"x:3 has no 'given/user', which other lines have; wanted: int32\[\]"),
+                       ({'given/user': 0.5}, r'x:3: given/user=0.5; wanted: int32\[\]'),
+                       ({'given/user': [1]}, r'x:3: given/user=\[1\]; wanted')):
+    with pytest.raises(errors.UserError, match=says):
+      infer.given(cfg, [*asked, ('x:3', [1], fields)], 4)

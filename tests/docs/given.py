@@ -14,6 +14,9 @@ CHAT = [{'role': 'user', 'content': 'What is an expert?'}]
 TEMPLATE = '{% for message in messages %}{{ message.content }}\\n{% endfor %}'
 PAIRS = [{'inputs': f'{n} plus {n}', 'targets': str(2 * n)} for n in range(64)]
 
+HOUSES = 'area,rooms,city,price,sold\n' + ''.join(
+    f'{30 + 7 * n % 90},{n % 5 + 1},{("Bern", "Oslo", "Rom")[n % 3]},{100 + n},{n % 2}\n' for n in range(60))
+
 
 def lines(rows):
   """Returns rows as JSON lines."""
@@ -21,6 +24,7 @@ def lines(rows):
 
 
 TEXTS = {
+    'houses.csv': HOUSES, 'new.csv': HOUSES,
     'BOOK.txt': PROSE, 'TEXT': PROSE, 'b.txt': PROSE, 'a.py': CODE, 'prompts.txt': 'import \ndef f(\n',
     'rows.jsonl': lines({'body': PROSE[:900]} for _ in range(40)),
     'chats.jsonl': lines({'messages': CHAT} for _ in range(2)),

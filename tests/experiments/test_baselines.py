@@ -50,5 +50,8 @@ def test_the_command_prints_them(tmp_path, capsys):
   assert lines['uniform bytes'] == '8.000' and 'xz given the training text' in lines
   best = next(name for name in lines if name.startswith('best'))
   assert lines[best] == min((lines[f'byte {n}-gram'] for n in range(1, 9)), key=float)
+  (tmp_path / 'rows.jsonl').write_text('{"body": "the cat sat on the mat.\\n"}\n' * 200)
+  rows = ['lm/text', f'--config.data.files={tmp_path / "rows.jsonl"}', '--config.data.field=body']
+  assert baselines.main(rows) == 0 and 'uniform bytes' in capsys.readouterr().out
   assert baselines.main(['lm/txt']) == 2 and baselines.main([]) == 2
   assert 'nearest' in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 from stmoe import errors
 from stmoe.core import assignment
 from stmoe.core import contract
+from stmoe.core.units import probabilities
 from stmoe.routers import mofme
 
 D, E, S = 6, 4, 5
@@ -31,6 +32,20 @@ def test_passes_that_agree_have_weight_0_and_finite_gradients():
   samples = jnp.broadcast_to(jax.nn.softmax(jnp.arange(4.0)), (5, 1, S, E))
   weights, back = jax.vjp(mofme.uncertain, samples)
   assert not weights.any() and jnp.isfinite(back(jnp.ones_like(weights))[0]).all()
+
+
+def test_weights_and_gradients_of_float32_are_those_of_float64():
+  """Many tokens have the same two experts in all passes: weights of one size, almost without a gradient."""
+  draw = lambda seed, n: jax.random.normal(jax.random.key(seed), (n, 64, E))
+  samples, upstream = draw(0, 1) + 0.3 * draw(1, 5), draw(2, 1)
+  weigh = lambda z: mofme.uncertain(probabilities.softmax_of(z, mofme.kept(z, 2)))
+  weights, back = jax.vjp(weigh, samples)
+  grads, = back(upstream[0])
+  with jax.enable_x64(True):
+    exact, exact_back = jax.vjp(weigh, samples.astype(jnp.float64))
+    exact_grads, = exact_back(upstream[0].astype(jnp.float64))
+  np.testing.assert_allclose(weights, exact, atol=1e-3)
+  assert np.linalg.norm(np.subtract(grads, exact_grads)) < 3e-3 * np.linalg.norm(exact_grads)
 
 
 def test_training_takes_the_spread_and_evaluation_one_pass():

@@ -159,6 +159,12 @@ def test_one_rank_has_the_weight_of_all_where_gates_are_over_their_sum(name):
   np.testing.assert_allclose(one.sum(-1), both.sum(-1), rtol=1e-5)
 
 
+def test_wrappers_say_how_many_experts_are_virtual():
+  router = inner('moe_plus_plus', num_virtual=2)
+  for wrapped in (around(router, 'temperature'), around(around(router, 'among'), 'balance')):
+    assert contract.offered(wrapped, 'num_virtual') == 2
+
+
 @pytest.mark.parametrize('name, fields, said', [
     ('deepseek_v4', {}, 1.5), ('dynamic_dino', dict(gates='ungated'), None)])
 def test_wrappers_say_what_gates_add_up_to(name, fields, said):

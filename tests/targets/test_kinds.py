@@ -80,6 +80,11 @@ def test_pairs_by_hand():
   assert found['eval/accuracy'] == 0.5                               # in order, a tie, the wrong way round
 
 
+def test_a_row_of_one_value_has_no_order():
+  with pytest.raises(errors.UserError, match='loss.name=ranking compares .* nearest: loss.name=values'):
+    KINDS['ranking'].judge(jnp.ones((3, 1)), batch([[2], [1], [0]]))
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_parts_of_a_batch_add_up(kind):
   rng = np.random.default_rng(1)

@@ -77,12 +77,13 @@ class Files:
     Args:
       count: called with numbers of bytes of the files that were read, or passed over.
     """
-    sizes = self._sizes
-    count(sum(sizes[:place[0]]))
+    before = sum(self._sizes[:place[0]])
+    count(before)
     for number in range(place[0], len(self.files)):
-      for at, text, held in self._documents(number, sum(sizes[:number]), count):
+      for at, text, held in self._documents(number, before, count):
         if not held and (number, at) > tuple(place):
           yield text.decode(), (number, at)
+      before += self._sizes[number]
 
   def _held_out(self):
     """Gives the texts that are held out."""

@@ -1,4 +1,4 @@
-"""Images with one label each, as rows of batches: from scikit-learn, .npz files or TensorFlow Datasets.
+"""Images with one label each, as rows of batches: of scikit-learn, .npz files, folders, TensorFlow Datasets.
 
 What is random in row i of a stream depends on the row's number and on the seed only.
 """
@@ -19,7 +19,7 @@ from stmoe.data.images import pixels as images
 from stmoe.data.text import cache as caches
 from stmoe.data.text import tasks
 
-TFDS = 'tfds:'
+TFDS, FOLDER = 'tfds:', 'folder'
 ASPECT = (3 / 4, 4 / 3)  # of random crops, width over height
 
 
@@ -39,10 +39,12 @@ class Images:
   """Square images and their labels.
 
   task: 'digits' (1,797 handwritten digits of 8 x 8 that scikit-learn carries; every fifth is held out),
-    'npz', or 'tfds:NAME' for a set of TensorFlow Datasets, for example 'tfds:cifar10'.
+    'npz', 'folder', or 'tfds:NAME' for a set of TensorFlow Datasets, for example 'tfds:cifar10'.
   files: of task npz: one for both splits, or one for training and one for validation. Arrays are image or
     images uint8[N,H,W] or [N,H,W,C]; label or labels, integers from 0; in one file split ('train' or
-    'validation' for each image), without which every tenth image is held out.
+    'validation' for each image), without which every tenth image is held out. Of task folder: a folder with
+    a folder of PNG or JPEG files for each class, or with two such folders `train` and `validation`; or these
+    two. Classes are numbered in the order of their names.
   label: name of the array (npz) or feature (tfds) of labels; '' = label or labels.
   image_size, channels: of the rows; other images are resized, grey images repeated.
   central: share of the shorter side of the square that is cut out of the middle (1.0 = all of it).
@@ -99,9 +101,11 @@ class Opened:
 
   def __init__(self, source: typing.Any, found: records.Record):
     self._source, name, recorded_caches = source, source.task, found.known(source)
+    make = lambda: keep(source, found.facts(source).get('classes', ()))
     self.recorded = bool(recorded_caches)
     self.files = found.values['files'] if recorded_caches else records.seen(source.files)
-    cache = found.kept(source, name, lambda: keep(source)) if recorded_caches else keep(source)
+    cache = found.kept(source, name, make) if recorded_caches else make()
+    self.facts = {field: value for field, value in cache.facts.items() if field == 'classes'}
     self._pictures = load(cache)
     self.keys, self.caches, self.weights = {name: cache.key}, {name: cache.path}, [1.0]
 
@@ -182,13 +186,19 @@ class Arrays:
     return pixels if pixels.ndim == 3 else pixels[..., None], self.labels[row]
 
 
-def keep(data: typing.Any) -> store.Kept:
-  """Returns the `store.Kept` of the images of section `data`; makes the folder if there is none."""
+def keep(data: typing.Any, classes: typing.Sequence[str] = ()) -> store.Kept:
+  """Returns the `store.Kept` of the images of section `data`; makes the folder if there is none.
+
+  classes: of a run, by number, for folders of images.
+  """
   if data.task.startswith(TFDS):
     from stmoe.data.images import tfds
     return tfds.keep(data.task.removeprefix(TFDS), data.label, data.cache_dir)
+  if data.task == FOLDER:
+    from stmoe.data.images import folder
+    return folder.keep(data.files, data.cache_dir, classes)
   if data.task not in LOCAL:
-    names = (*LOCAL, f'{TFDS}NAME')
+    names = (*LOCAL, FOLDER, f'{TFDS}NAME')
     raise errors.UserError(f'data.task: no set of images is called {data.task!r}'
                            f'{errors.nearest(data.task, names)} (there are: {", ".join(names)})')
   pictures, key = LOCAL[data.task](data)

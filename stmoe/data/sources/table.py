@@ -17,6 +17,7 @@ from stmoe.data import given as texts
 from stmoe.data import movielens
 from stmoe.data import record as records
 
+SEPARATORS = {';': 'semicolons', '\t': 'tabs', '|': 'bars'}
 SEVERAL = re.compile(r'(.+)\[(\d+)\]')        # an array of several columns
 FRACTION = re.compile(r'[-+]?\d*\.\d+(e[-+]?\d+)?', re.IGNORECASE)      # a label that is measured, no name
 
@@ -114,6 +115,7 @@ def _read(source, known):
   if not (source.numbers or source.categories):
     raise errors.UserError('data.numbers and data.categories are empty: a table needs columns to predict '
                            'from')
+  _once(source)
   paths = arrays.paths(source)
   tables = [columns(path) for path in paths]
   if len(tables) == 2:
@@ -144,6 +146,20 @@ def _read(source, known):
   else:
     entries |= _values(numbers(source.labels, missing=True), paths)
   return arrays.divided(paths[0], entries, held), facts
+
+
+def _once(source):
+  """Raises UserError for a column that is read twice, or that would tell a model its own answer."""
+  for field in ('numbers', 'categories', 'given', 'labels'):
+    names = list(getattr(source, field))
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+      raise errors.UserError(f'data.{field} names {twice!r} twice; nearest: data.{field}='
+                             f'{",".join(dict.fromkeys(names))}')
+    told = next((name for name in names if name in source.labels and field != 'labels'), None)
+    if told is not None:
+      raise errors.UserError(f'data.{field} and data.labels both name {told!r}: the model would be told what '
+                             f'it has to predict; nearest: data.{field} without {told}')
 
 
 def _standardised(values, held, scales, path):
@@ -261,6 +277,16 @@ class _Npz:
     return array.reshape(self.length, -1)
 
 
+def _check_header(path, header):
+  """Raises UserError for a file without a header, or with other marks than commas between its cells."""
+  if not any(header):
+    raise errors.UserError(f'{path} has no header: its first line must name the columns, with commas between')
+  mark = next((mark for mark in SEPARATORS if len(header) == 1 and mark in header[0]), None)
+  if mark:
+    raise errors.UserError(f'{path}: {SEPARATORS[mark]} are between the cells of its header; a .csv has '
+                           'commas there')
+
+
 class _Csv:
   """Columns of a .csv: cells apart by commas, a header, UTF-8, the same as .gz."""
 
@@ -269,6 +295,7 @@ class _Csv:
     try:
       lines = csv.reader(io.StringIO(texts.text(path), newline=''), strict=True)
       header = [name.strip() for name in next(lines, [])]
+      _check_header(path, header)
       self._rows, self._lines = [], []
       for row in lines:
         if not row:

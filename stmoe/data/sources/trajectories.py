@@ -151,8 +151,9 @@ class Trajectories:
                                f'{self.step:g} apart; nearest: {self.step:g}')
     for _, router in modules.offering(model, 'num_environments'):
       if router.num_environments != self.sizes[0]:
-        raise errors.UserError(f'router: num_environments={router.num_environments}, and the data have '
-                               f'{self.sizes[0]}; nearest: {self.sizes[0]}')
+        raise errors.UserError(f'num_environments of a router is {router.num_environments}, and the data '
+                               f'have {self.sizes[0]}; nearest: blocks.LETTER.router.num_environments='
+                               f'{self.sizes[0]}')
 
 
 class Opened(arrays.Opened):

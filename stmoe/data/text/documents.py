@@ -135,15 +135,18 @@ def _lines(path, count):
 
 def _split(path, apart, count, paragraphs=False):
   """Gives the parts of a file between which `apart` stands; with `paragraphs` \\r\\n counts as \\n."""
-  left, at = b'', 0
+  left, at = bytearray(), 0
   with given.opened(path, count=count) as file:
     chunks = iter(functools.partial(file.read, files.CHUNK), b'')
     for chunk in _unix(chunks) if paragraphs else chunks:
-      *whole, left = (left + chunk).split(apart)
-      for part in whole:
-        yield given.utf8(part, path, at=at)
-        at += len(part) + len(apart)
-  yield given.utf8(left, path, at=at)
+      start, first = 0, max(len(left) - len(apart) + 1, 0)           # `apart` does not begin before
+      left += chunk
+      while (end := left.find(apart, first)) >= 0:
+        yield given.utf8(bytes(left[start:end]), path, at=at + start)
+        start = first = end + len(apart)
+      del left[:start]
+      at += start
+  yield given.utf8(bytes(left), path, at=at)
 
 
 def _unix(chunks):

@@ -84,9 +84,7 @@ class Calibration:
     """
     if data is not None:
       return self._of(data)(*names)
-    batches = pipeline.train_iterator(self._cfg, opened=self._source())
-    position = batches.get_state()
-    batches.close()
+    position = pipeline.beginning(self._cfg, self._source())
     paths = {name: store.named(self._folder, name, self.key(position, name)) for name in names}
     absent = [name for name, path in paths.items() if not path.is_dir()]
     fresh = self._collected(absent) if absent else Pass({}, 0.0)

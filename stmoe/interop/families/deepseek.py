@@ -41,4 +41,4 @@ def describe(c):
   return (decoder.describe(c, ARCHITECTURE, 'deepseek') | deepseek.describe_layers(c, ROUTER)
           | dict(scoring_func='softmax', first_k_dense_replace=sparse[0],
                  moe_layer_freq=(*sparse, sparse[0] + 1)[1] - sparse[0],
-                 attention_bias=(c['model'].get('attention') or {}).get('use_bias', False)))
+                 attention_bias=decoder.attention(c).get('use_bias', False)))

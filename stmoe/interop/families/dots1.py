@@ -35,4 +35,4 @@ def describe(c):
   """Returns the config.json of our configuration `c`."""
   return (decoder.describe(c, ARCHITECTURE, 'dots1') | decoder.describe_windows(c)
           | deepseek.describe_layers(c, deepseek.V3)
-          | dict(attention_bias=(c['model'].get('attention') or {}).get('use_bias', False)))
+          | dict(attention_bias=decoder.attention(c).get('use_bias', False)))

@@ -88,5 +88,5 @@ def describe(c):
       intermediate_size=c['blocks'][dense[0]]['d_ff'] if dense else experts['d_ff'],
       moe_layer_start_index=places[0], moe_layer_end_index=places[-1],
       moe_layer_interval=min((b - a for a, b in zip(places, places[1:])), default=1),
-      use_bias=(c['model'].get('attention') or {}).get('use_bias', False),
-      router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])
+      use_bias=decoder.attention(c).get('use_bias', False),
+      router_aux_loss_coef=decoder.balance(c))

@@ -44,5 +44,5 @@ def describe(c):
       num_experts=router['num_experts'], num_experts_per_tok=router.get('k', 2),
       norm_topk_prob=decoder.normalized(router), intermediate_size=experts['d_ff'],
       hidden_act=fields.spelled(experts),
-      attention_bias=(c['model'].get('attention') or {}).get('use_bias', False),
-      router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])
+      attention_bias=decoder.attention(c).get('use_bias', False),
+      router_aux_loss_coef=decoder.balance(c))

@@ -35,7 +35,7 @@ def configure(hf, tied):
 
 def describe(c):
   """Returns the config.json of our configuration `c`."""
-  attention = c['model'].get('attention') or {}
+  attention = decoder.attention(c)
   return (dict(partial_rotary_factor=1.0) | decoder.describe(c, ARCHITECTURE, 'glm4_moe')
           | deepseek.describe_layers(c, deepseek.V3)
           | dict(attention_bias=attention.get('qkv_bias', False),

@@ -74,10 +74,10 @@ def _positions(hf):
 def describe(c):
   """Returns the config.json of our configuration `c`."""
   sparse = decoder.sparse(decoder.last(c)[1], 'deepseek_moe')
-  router, experts, attention = sparse['router'], sparse['experts'], c['model'].get('attention') or {}
+  router, experts, attention = sparse['router'], sparse['experts'], decoder.attention(c)
   return decoder.describe(c, ARCHITECTURE, 'gpt_oss') | decoder.describe_windows(c) | dict(
       num_local_experts=router['num_experts'], num_experts_per_tok=router.get('k', 2),
       intermediate_size=experts['d_ff'], hidden_act=fields.spelled(experts),
       swiglu_alpha=experts.get('slope', 1.0), swiglu_limit=experts.get('limit') or DEFAULTS['swiglu_limit'],
       attention_bias=attention.get('use_bias', False),
-      router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])
+      router_aux_loss_coef=decoder.balance(c))

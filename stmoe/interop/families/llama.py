@@ -43,5 +43,5 @@ def dense(c, architecture, model_type):
   block, = blocks.values()
   return decoder.describe(c, architecture, model_type) | dict(
       intermediate_size=block['d_ff'], hidden_act=fields.spelled(block, 'relu'),
-      attention_bias=(c['model'].get('attention') or {}).get('use_bias', False),
+      attention_bias=decoder.attention(c).get('use_bias', False),
       mlp_bias=block.get('use_bias', False))

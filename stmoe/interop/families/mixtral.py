@@ -41,4 +41,4 @@ def describe(c):
       num_local_experts=sparse['router']['num_experts'], num_experts_per_tok=sparse['router'].get('k', 2),
       intermediate_size=sparse['experts']['d_ff'], hidden_act=fields.spelled(sparse['experts']),
       sliding_window=c['model'].get('window'),
-      router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])
+      router_aux_loss_coef=decoder.balance(c))

@@ -36,10 +36,10 @@ def configure(hf, tied):
 def describe(c):
   """Returns the config.json of our configuration `c`."""
   sparse = decoder.sparse(decoder.last(c)[1], 'deepseek_moe')
-  router, experts, attention = sparse['router'], sparse['experts'], c['model'].get('attention') or {}
+  router, experts, attention = sparse['router'], sparse['experts'], decoder.attention(c)
   return decoder.describe(c, ARCHITECTURE, 'olmoe') | dict(
       num_experts=router['num_experts'], num_experts_per_tok=router.get('k', 2),
       norm_topk_prob=decoder.normalized(router), intermediate_size=experts['d_ff'],
       hidden_act=fields.spelled(experts), clip_qkv=attention.get('clip'),
       attention_bias=attention.get('use_bias', False),
-      router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])
+      router_aux_loss_coef=decoder.balance(c))

@@ -51,6 +51,6 @@ def describe(c):
       num_local_experts=router['num_experts'], num_experts_per_tok=router.get('k', 2),
       router_jitter_noise=router.get('epsilon', 0.1), input_jitter_noise=router.get('input_jitter', 0.0),
       intermediate_size=experts['d_ff'], hidden_act=fields.spelled(experts),
-      attention_bias=(model.get('attention') or {}).get('use_bias', False),
+      attention_bias=decoder.attention(c).get('use_bias', False),
       lm_head_bias=model.get('head_bias', False), sliding_window=model.get('window'),
-      router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])
+      router_aux_loss_coef=decoder.balance(c))

@@ -62,6 +62,6 @@ def describe(c):
       shared_expert_intermediate_size=shared['d_ff'] * shared.get('num_shared', 1),
       hidden_act=fields.spelled(sparse['experts']), mlp_only_layers=decoder.dense_layers(c),
       decoder_sparse_step=1, intermediate_size=(dense or sparse['experts'])['d_ff'],
-      qkv_bias=(c['model'].get('attention') or {}).get('qkv_bias', False),
+      qkv_bias=decoder.attention(c).get('qkv_bias', False),
       use_sliding_window=windows['sliding_window'] is not None, max_window_layers=0,
-      router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])
+      router_aux_loss_coef=decoder.balance(c))

@@ -57,6 +57,6 @@ def describe(c):
       num_experts_per_tok=router.get('k', 2), norm_topk_prob=decoder.normalized(router),
       moe_intermediate_size=experts['d_ff'], intermediate_size=(dense or experts)['d_ff'],
       hidden_act=fields.spelled(experts), mlp_only_layers=decoder.dense_layers(c),
-      decoder_sparse_step=1, attention_bias=(c['model'].get('attention') or {}).get('use_bias', False),
+      decoder_sparse_step=1, attention_bias=decoder.attention(c).get('use_bias', False),
       use_sliding_window=window is not None, sliding_window=window,
-      router_aux_loss_coef=c.get('losses', {}).get('balance', (0,))[0])
+      router_aux_loss_coef=decoder.balance(c))

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import axes
+from stmoe import errors
 from stmoe.errors import UserError
 from stmoe.parts import linear
 
@@ -19,10 +20,8 @@ class Patches(nnx.Module):
 
   def __init__(self, d_model: int, *, image_size, patch_size, channels, rngs):
     if image_size % patch_size:
-      near = [p for p in range(1, image_size + 1) if image_size % p == 0]
-      near = sorted(sorted(near, key=lambda p: abs(p - patch_size))[:3])
       raise UserError(f'patch_size {patch_size} does not divide image_size {image_size}; nearest: '
-                      f'{", ".join(map(str, near))}')
+                      f'{errors.around(patch_size, errors.divisors(image_size))}')
     init = nnx.initializers.lecun_normal()
     self.w = axes.param(init, (patch_size ** 2 * channels, d_model), 'unmodeled', 'embed', rngs=rngs)
     self.b = axes.param(nnx.initializers.zeros, (d_model,), 'embed', rngs=rngs)

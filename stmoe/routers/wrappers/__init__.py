@@ -36,7 +36,7 @@ class Wrapper(nnx.Module):
 
   k, normalize_gates, reach = _of_inner('k'), _of_inner('normalize_gates'), _of_inner('reach')
   capacity_factor, draws_at_eval = _of_inner('capacity_factor'), _of_inner('draws_at_eval')
-  gates_sum, logits = _of_inner('gates_sum'), _of_inner('logits')
+  gates_sum, logits, num_virtual = _of_inner('gates_sum'), _of_inner('logits'), _of_inner('num_virtual')
 
   def __init__(self, d_model: int, *, inner, rngs):
     self.inner = checked.built(inner, d_model, rngs)

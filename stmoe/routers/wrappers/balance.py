@@ -44,7 +44,7 @@ class Balance(wrappers.Deciding):
     self.scope = scope
     self.scores = scores
     own = wrappers.innermost(self.inner)                             # whose logits these are
-    self.counts = axes.state(jnp.zeros(own.num_experts + getattr(own, 'num_virtual', 0)), 'unmodeled')
+    self.counts = axes.state(jnp.zeros(own.num_experts + self.num_virtual), 'unmodeled')
 
   def accumulate(self, aux: contract.Aux) -> None:
     """Adds the choices of a microbatch, its statistic balance_counts f32[E], for the later ones."""

@@ -1,6 +1,7 @@
 """Images: what a row holds, what is random in it, and that streams resume and shard like those of text."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -10,6 +11,8 @@ import pytest
 
 from stmoe import errors
 from stmoe.data import batches as pipeline
+from stmoe.data import record
+from stmoe.data.images import pixels
 from stmoe.data.sources import images as vision
 
 FIELDS = dict(objective='classification', task='digits', files=(), label='', image_size=8, channels=1,
@@ -178,6 +181,64 @@ def test_colours_are_not_made_grey(write):
   file = write('a', image=np.zeros((10, 8, 8, 3), np.uint8), label=np.arange(10))
   with pytest.raises(errors.UserError, match='data.channels=1, but an image has 3'):
     next(pipeline.train_iterator(config(task='npz', files=(file,))))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+  """Returns make(**number by class) -> a folder of images, whose pixels are all the number of the image."""
+  def make(where='pictures', **classes):
+    for name, number in classes.items():
+      folder = tmp_path / where / name
+      folder.mkdir(parents=True)
+      (folder / 'notes.txt').write_text('no image')
+      for at in range(number):
+        image = np.full((8 + at, 8, 3), 10 * at, np.uint8)
+        (folder / f'{at}.png').write_bytes(pixels.encode(image))
+    return str(tmp_path / where)
+  return make
+
+
+def test_a_folder_of_images_has_a_folder_for_each_class(pictures):
+  cfg = config(task='folder', files=(pictures(cat=10, ant=10),), channels=3, shuffle=False)
+  facts = pipeline.info(cfg)
+  assert facts['num_images'] == dict(train=18, validation=2) and facts['vocab_size'] == 2
+  batch = next(pipeline.train_iterator(cfg))
+  assert batch['labels'][:, 0].tolist() == [0] * 8                   # ants come first
+  np.testing.assert_allclose(batch['image'][3], 30 / 127.5 - 1, rtol=1e-6)
+  [held_out] = pipeline.eval_batches(cfg)
+  assert held_out['labels'][:2, 0].tolist() == [0, 1]
+  both = pictures('both/train', b=2, a=1), pictures('both/val', b=3)
+  for files in (both, (both[0].removesuffix('/train'),)):
+    cfg = config(task='folder', files=files, channels=3)
+    assert pipeline.info(cfg)['num_images'] == dict(train=3, validation=3)
+    assert list(pipeline.eval_batches(cfg))[0]['labels'][:3, 0].tolist() == [1] * 3
+
+
+def test_a_run_keeps_the_numbers_of_its_classes(pictures, tmp_path):
+  cfg = config(task='folder', files=(pictures(ant=10, bee=10, cat=10),), channels=3)
+  record.write(tmp_path, cfg, pipeline.source(cfg))
+  cfg.data.files = (pictures('other', cat=20),)
+  [held_out] = pipeline.eval_batches(cfg, opened=pipeline.source(cfg, tmp_path))
+  assert held_out['labels'][:2, 0].tolist() == [2, 2]
+  cfg.data.files = (pictures('unknown', cats=20),)
+  with pytest.raises(errors.UserError, match="no class of training is called 'cats'; nearest: cat"):
+    pipeline.source(cfg, tmp_path)
+
+
+def test_wrong_folders_are_named(pictures, tmp_path):
+  folder = pathlib.Path(pictures(ant=10, bee=10))
+  for files, said in [((), 'reads one folder, or one for each split; it got 0'),
+                      (('nowhere',), 'nowhere is no folder; task folder reads a folder with'),
+                      ((str(folder / 'ant'),), 'no folder in it holds an image; wanted: a folder for each'),
+                      ((str(folder), pictures('more', cat=1)), "more/cat: no class of training is called")]:
+    with pytest.raises(errors.UserError, match=said):
+      pipeline.source(config(task='folder', files=files, channels=3))
+  (folder / 'cat').mkdir()
+  with pytest.raises(errors.UserError, match=r'cat holds no image \(.png, .jpg, .jpeg\)'):
+    pipeline.source(config(task='folder', files=(str(folder),), channels=3))
+  (folder / 'cat' / 'a.jpg').write_text('hello')
+  with pytest.raises(errors.UserError, match='a.jpg is not readable as an image: UnidentifiedImageError'):
+    pipeline.source(config(task='folder', files=(str(folder),), channels=3))
 
 
 def test_text_files_are_no_npz(tmp_path):

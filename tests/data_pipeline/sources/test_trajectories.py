@@ -93,3 +93,8 @@ def test_mistakes_are_one_line(config, arrays, fields, said):
 def test_a_step_that_is_no_time_is_refused(field, value):
   with pytest.raises(errors.UserError, match=f'{field}=.*above 0'):
     experiment.load('mixer/families', [f'{field}={value}'])
+
+
+def test_the_router_follows_the_number_of_environments():
+  cfg, _ = experiment.load('mixer/families', ['model.num_environments=4'])
+  assert cfg.blocks.m.router.num_environments == 4

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import sys
 import tarfile
+import time
 
 import numpy as np
 import pyarrow
@@ -272,6 +273,14 @@ def test_parts_are_the_same_in_chunks_of_any_size(size, tmp_path, monkeypatch):
   for apart, want in [('paragraph', paragraphs), ('<|end|>', content.split('<|end|>'))]:
     got = [text.decode() for text in documents.read(tmp_path / 'a.txt', apart=apart)]
     assert got == list(filter(None, want))
+
+
+def test_a_long_document_is_searched_once(tmp_path, monkeypatch):
+  (tmp_path / 'a.txt').write_text('a' * (1 << 20))
+  monkeypatch.setattr(files, 'CHUNK', 16)
+  began = time.process_time()
+  assert len(documents.read(tmp_path / 'a.txt', apart='<|end|>')[0]) == 1 << 20
+  assert time.process_time() - began < 2                             # again with each chunk takes many
 
 
 def test_a_misspelt_word_is_no_separator(tmp_path):

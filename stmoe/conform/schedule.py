@@ -1,0 +1,30 @@
+"""What every schedule of the learning rate must do."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from stmoe import declared
+from stmoe import errors
+from stmoe import plugins
+from stmoe.train import schedules
+
+STEPS = 50
+_KNOWN = dict(peak=1e-3, value=1e-3, warmup_steps=5)
+
+
+def is_a_rate(name: str) -> None:
+  """It gives a finite rate of at least 0 for every step, the same compiled, and once a rate above 0."""
+  fields = declared.of_functions(plugins.MODULES['schedule'])[name]
+  needed = {key for key, field in fields.items() if field.default is declared.REQUIRED and field.range}
+  if unknown := needed - set(_KNOWN):
+    raise errors.UserError(f'schedule {name} needs {", ".join(sorted(unknown))}, of which no check knows a '
+                           'value; nearest: a default')
+  section = ml_collections.ConfigDict(dict(name=name) | {key: _KNOWN[key] for key in needed})
+  rate = schedules.of(section, STEPS)
+  steps = jnp.arange(STEPS, dtype=jnp.int32)
+  rates = np.asarray(jax.jit(jax.vmap(rate))(steps))
+  assert np.all(np.isfinite(rates)) and np.all(rates >= 0), f'rates are {rates.min()} to {rates.max()}'
+  assert np.any(rates > 0), 'every rate is 0'
+  np.testing.assert_allclose([float(rate(step)) for step in steps[::10]], rates[::10], rtol=1e-5)
