@@ -38,7 +38,7 @@ class Record(replay.Placed):
   """The router `inner`, whose choices come back as Aux.records['routes'].
 
   That is a dict: `experts` i32[G,S,n], -1 for none; `place` i32[G,S], how many routers were called before;
-  `number` i32[G,S], which token of the batch it is, from what is given as `contract.NUMBER`.
+  `number` i32[G,S], which token of the batch it is, from what is given as `contract.TOKEN_NUMBER`.
   """
 
   def __call__(self, x, ctx, carry):
@@ -49,7 +49,7 @@ class Record(replay.Placed):
       raise errors.UserError(f'{checked.file(self.inner)} lists no choices token by token')
     experts = jnp.where(assignment.reaching(a), a.expert, -1)        # [G, n*S]
     experts = experts.reshape(len(experts), a.choices, -1).swapaxes(1, 2)          # [G, S, n]
-    number = ctx.known(contract.NUMBER, 'a record of routing')
+    number = ctx.known(contract.TOKEN_NUMBER, 'a record of routing')
     routes = dict(experts=experts, place=place[..., 0], number=number)
     aux = routed.aux.replace(records=routed.aux.records | dict(routes=routes))
     return routed.replace(aux=aux, carry=routed.carry | {replay.PLACE: place + 1})

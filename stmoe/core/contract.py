@@ -33,7 +33,7 @@ ROUTES = 'routes'
 # What is given of rows whose texts are numbered, i32[B,1]: who has the number of a text shares its draws.
 TEXT_NUMBER = 'text_number'
 # What is given of tokens that are numbered through, i32[B,T]: which token of its stack's batch it is.
-NUMBER = 'number'
+TOKEN_NUMBER = 'token_number'
 PER_TOKEN = dict(per_token=True)     # metadata of a field of Context with an entry for every token
 
 

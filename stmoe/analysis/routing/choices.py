@@ -64,7 +64,7 @@ def numbered(shapes):
   Args:
     shapes: dict stack -> (B, T).
   """
-  return {f'{stack}_given/{contract.NUMBER}': np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+  return {f'{stack}_given/{contract.TOKEN_NUMBER}': np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
           for stack, shape in shapes.items()}
 
 
@@ -76,13 +76,13 @@ def recorded(aux, masks):
     masks: dict stack -> bool[B,T] real tokens.
   """
   for name, edges, num_experts in _edges(aux):
-    if stack_of(name) in masks and contract.NUMBER in edges:
+    if stack_of(name) in masks and 'number' in edges:
       yield name, edges, masks[stack_of(name)], num_experts
 
 
 def elsewhere(aux):
   """Returns the names of routers in `aux`, see `recorded`, that choose for others than a stack's tokens."""
-  return [name for name, edges, _ in _edges(aux) if contract.NUMBER not in edges]
+  return [name for name, edges, _ in _edges(aux) if 'number' not in edges]
 
 
 def _edges(aux):
