@@ -1,6 +1,10 @@
 """The exception for mistakes of the user: a readable line, never a traceback."""
 
+import contextlib
 import difflib
+import os
+import traceback
+import typing
 
 MANY = 40                                # names are too many for a message
 LONG = 4                                 # names of a difference that a message shows
@@ -16,6 +20,20 @@ class Damaged(UserError):
   def __init__(self, file, reason):
     super().__init__(f'{file}: {reason}')
     self.file, self.reason = str(file), reason
+
+
+@contextlib.contextmanager
+def of_file(path: typing.Any) -> typing.Iterator[None]:
+  """Makes a UserError, which names the line of file `path`, of what the user's code there raises."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:             # whatever the code of somebody else does
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if os.path.abspath(frame.filename) == os.path.abspath(path)]
+    raise UserError(f'{path}{f", line {lines[-1]}" if lines else ""}: {type(error).__name__}: '
+                    f'{" ".join(str(error).split())}') from error
 
 
 def nearest(name, choices, n=3):

@@ -21,7 +21,6 @@ import pathlib
 import re
 import shlex
 import sys
-import traceback
 import types
 import typing
 
@@ -116,12 +115,11 @@ def module(package: str, name: str) -> types.ModuleType | None:
     assert spec is not None and spec.loader is not None              # the file's name ends in .py
     sys.modules[dotted] = importlib.util.module_from_spec(spec)
     try:
-      spec.loader.exec_module(sys.modules[dotted])
-    except Exception as error:           # whatever the code of somebody else does
+      with errors.of_file(plugin.path):
+        spec.loader.exec_module(sys.modules[dotted])
+    except errors.UserError:
       del sys.modules[dotted]
-      lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(plugin.path)]
-      raise errors.UserError(f'{plugin.path}, line {lines[-1] if lines else 1}: {type(error).__name__}: '
-                             f'{" ".join(str(error).split())}') from error
+      raise
   return sys.modules[dotted]
 
 
