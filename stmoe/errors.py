@@ -1,6 +1,10 @@
 """The exception for mistakes of the user: a readable line, never a traceback."""
 
+import contextlib
 import difflib
+import os
+import traceback
+import typing
 
 MANY = 40                                # names are too many for a message
 LONG = 4                                 # names of a difference that a message shows
@@ -16,6 +20,29 @@ class Damaged(UserError):
   def __init__(self, file, reason):
     super().__init__(f'{file}: {reason}')
     self.file, self.reason = str(file), reason
+
+
+@contextlib.contextmanager
+def of_file(path: typing.Any) -> typing.Iterator[None]:
+  """Makes a UserError, which names the line of file `path`, of what the user's code there raises."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:             # whatever the code of somebody else does
+    raise UserError(placed(error, [path]) or f'{path}: {_told(error)}') from error
+
+
+def placed(error: BaseException, paths: typing.Iterable) -> str:
+  """Returns 'FILE, line N: KIND: TEXT' of an error that the code in files `paths` met; '' of any other."""
+  wanted = {os.path.abspath(path): path for path in paths}
+  found = [(wanted[file], frame.lineno) for frame in traceback.extract_tb(error.__traceback__)
+           if (file := os.path.abspath(frame.filename)) in wanted]
+  return '{}, line {}: {}'.format(*found[-1], _told(error)) if found else ''
+
+
+def _told(error):
+  return f'{type(error).__name__}: {" ".join(str(error).split())}'
 
 
 def nearest(name, choices, n=3):

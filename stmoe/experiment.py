@@ -64,12 +64,22 @@ def load(name: str, overrides: typing.Sequence[str] = ()) -> tuple[ml_collection
   canonical, module = find_module(where)
   if not hasattr(module, 'get_config'):
     raise errors.UserError(f'{where} defines no get_config(arg){_plugin_of(where)}')
-  try:
-    config = module.get_config(arg)
-  except errors.UserError as error:
-    raise errors.UserError(f'{name}: {error}') from None
+  config = _configured(name, where if where.endswith('.py') else module.__file__, module, arg)
   written = sections.complete(config.lock())
   return override(config, overrides, written=written), canonical + (f':{arg}' if arg else '')
+
+
+def _configured(name, file, module, arg):
+  """The ConfigDict that `get_config` of a module, of a file, returns for an argument."""
+  with errors.of_file(file):
+    try:
+      config = module.get_config(arg)
+    except errors.UserError as error:
+      raise errors.UserError(f'{name}: {error}') from None
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise errors.UserError(f'{name}: get_config returns a {type(config).__name__}; wanted: a ConfigDict, '
+                           'such as that of stmoe.configs.common.config()')
+  return config
 
 
 def _plugin_of(where):
@@ -93,7 +103,7 @@ def arguments(where: str) -> dict[str, typing.Any]:
     module.get_config(declared_arguments.ASKED)
   except declared_arguments.Asked as answer:
     return answer.spec
-  except errors.UserError:
+  except Exception:                      # of the file itself; `load` says it
     pass
   return {}
 
@@ -195,11 +205,12 @@ def module_of(path: pathlib.Path) -> types.ModuleType:
   spec = importlib.util.spec_from_file_location(name, path, loader=plugins.Text(name, str(path)))
   assert spec is not None and spec.loader is not None                # the file's name ends in .py
   module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-  except (SyntaxError, UnicodeDecodeError) as error:
-    where = f', line {error.lineno}' if isinstance(error, SyntaxError) and error.lineno else ''
-    raise errors.Damaged(path, f'is no Python{where}: {" ".join(str(error).split())[:120]}') from error
+  with errors.of_file(path):
+    try:
+      spec.loader.exec_module(module)
+    except (SyntaxError, UnicodeDecodeError) as error:
+      where = f', line {error.lineno}' if isinstance(error, SyntaxError) and error.lineno else ''
+      raise errors.Damaged(path, f'is no Python{where}: {" ".join(str(error).split())[:120]}') from error
   return module
 
 

@@ -24,7 +24,6 @@ import pathlib
 import re
 import shlex
 import sys
-import traceback
 import types
 import typing
 
@@ -202,25 +201,18 @@ def module(package: str, name: str) -> types.ModuleType | None:
   if dotted not in sys.modules:
     spec = _spec(plugin, dotted)
     try:
-      sys.modules[dotted] = importlib.util.module_from_spec(spec)
-      spec.loader.exec_module(sys.modules[dotted])
-    except Exception as error:           # whatever the code of somebody else does
+      with errors.of_file(plugin.path):
+        sys.modules[dotted] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[dotted])
+    except errors.UserError:
       sys.modules.pop(dotted, None)
-      if isinstance(error, errors.UserError):
-        raise
-      raise errors.UserError(blamed(error) or f'{plugin.path}: {_line(error)}') from error
+      raise
   return sys.modules[dotted]
 
 
 def blamed(error: BaseException) -> str:
   """Returns 'FILE, line N: KIND: TEXT' of an error that the code of a plugin met; '' of any other error."""
-  files_of = {str(plugin.path) for plugin in known()}
-  frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files_of]
-  return f'{frames[-1].filename}, line {frames[-1].lineno}: {_line(error)}' if frames else ''
-
-
-def _line(error):
-  return f'{type(error).__name__}: {" ".join(str(error).split())}'
+  return errors.placed(error, [plugin.path for plugin in known()])
 
 
 def _loaded(plugin):

@@ -150,7 +150,7 @@ class Weights(Range):
             and Positive.holds(entry[1]))
 
   def read(self, text):
-    return value_ranges.literal(text) if text[:1] in '([' else tuple(words(text))
+    return value_ranges.literal(text) if text[:1] in ('(', '[') else tuple(words(text))
 
 
 class Group(Range):

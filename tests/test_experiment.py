@@ -183,6 +183,20 @@ def test_a_file_that_is_no_python_is_one_line(tmp_path, content):
     experiment.load(str(tmp_path / 'a.py'))
 
 
+@pytest.mark.parametrize('content, said', [
+    ('import nothere\n', "a.py, line 1: ModuleNotFoundError: No module named 'nothere'"),
+    ('def get_config(arg):\n  raise ValueError("boom\\nbang")\n', 'a.py, line 2: ValueError: boom bang'),
+    ('def get_config():\n  return 1\n', r'a.py: TypeError: get_config\(\) takes 0 positional'),
+    ('def get_config(arg):\n  return {}\n', 'a.py: get_config returns a dict; wanted: a ConfigDict')])
+def test_a_mistake_in_a_file_of_ones_own_is_one_line(tmp_path, monkeypatch, content, said):
+  (tmp_path / 'a.py').write_text(content)
+  monkeypatch.chdir(tmp_path)
+  for name in ('a.py', str(tmp_path / 'a.py')):
+    with pytest.raises(errors.UserError, match=said) as caught:
+      experiment.load(name)
+    assert '\n' not in str(caught.value)
+
+
 def test_a_value_that_is_no_utf8_is_refused(toy):
   with pytest.raises(errors.UserError, match='config.opt.name=.* is not UTF-8'):
     experiment.load(toy, ['opt.name=caf\udce9'])

@@ -58,7 +58,7 @@ def test_what_is_taken_and_what_is_refused(kind, right, wrong):
     (r.Many(r.Text), '()', ()),
     (r.Many(r.Share), '0.5,1', (0.5, 1.0)), (r.Pattern, "(('dm',2),)", (('dm', 2),)),
     (LOSS, "(1,'sum')", (1.0, 'sum')), (LOSS, '0.1,mean', (0.1, 'mean')),
-    (r.Shares, 'a,b', ('a', 'b')), (r.Shares, "(('a',1.0),)", (('a', 1.0),)),
+    (r.Shares, '', ()), (r.Shares, 'a,b', ('a', 'b')), (r.Shares, "(('a',1.0),)", (('a', 1.0),)),
 ])
 def test_what_a_user_types(kind, text, value):
   found = kind.typed('a.b', text)

@@ -120,8 +120,10 @@ class Checkpoints:
     except Exception as error:           # tensorstore raises whatever is broken
       lost = str(error) if isinstance(error, errors.UserError) else files.reason(error)
     if lost:
-      raise errors.UserError(f'the checkpoint of step {step} was written to {self.directory} and cannot be '
-                             f'read again ({lost}); {self._saved(but=step)}')
+      free = shutil.disk_usage(self.directory).free
+      raise errors.UserError(f'the checkpoint of step {step} was written to {self.directory}, which has '
+                             f'{free:,} bytes free, and cannot be read again ({lost}); '
+                             f'{self._saved(but=step)}')
 
   def take_back(self, step):
     """Deletes the steps after `step`."""

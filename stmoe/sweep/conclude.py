@@ -5,6 +5,7 @@ report(results) -> list of verdict.Verdict        figures(results) -> dict file 
 
 import dataclasses
 
+from stmoe import errors
 from stmoe import files
 
 
@@ -17,7 +18,8 @@ def write(folder, module, found, total):
     found:  list of collect.Result.
     total:  number of runs of the sweep; a verdict on fewer says so.
   """
-  verdicts = module.report(found)
+  with errors.of_file(module.__file__):
+    verdicts = module.report(found)
   lines = [str(answer) for answer in verdicts]
   content = dict(runs=len(found), of=total, verdicts=list(map(dataclasses.asdict, verdicts)))
   files.write_json(folder / 'verdict.json', files.plain(content))

@@ -141,12 +141,13 @@ def find(where):
 def items(file, argument=''):
   """Returns what `runs` of the sweep file yields for `argument`."""
   module = experiment.module_of(file)
-  if not hasattr(module, 'runs'):
+  if not callable(getattr(module, 'runs', None)):
     raise errors.UserError(f'{file} defines no runs()')
   takes = bool(inspect.signature(module.runs).parameters)
   if argument and not takes:
     raise errors.UserError(f'{file}: runs() takes no argument, and :{argument} was given')
-  return list(module.runs(argument) if argument else module.runs())
+  with errors.of_file(file):
+    return list(module.runs(argument) if argument else module.runs())
 
 
 def checked(item, where, overrides, workdir):

@@ -54,8 +54,9 @@ def question(sweep, mine, entry):
   results, verdicts, figures = collect.results(mine), [], {}
   if file.is_file():
     module = experiment.module_of(file)
-    verdicts = module.report(results)
-    figures = module.figures(results) if hasattr(module, 'figures') else {}
+    with errors.of_file(file):
+      verdicts = module.report(results)
+      figures = module.figures(results) if hasattr(module, 'figures') else {}
   words = ['sweep', entry['sweep'], '--workdir', str(sweep.workdir),
            *(f'--config.{text}' for text in plan.merge(entry['overrides']))]
   text = page.read_text(encoding='utf-8') if page.is_file() else f'# {sweep.question}'

@@ -65,7 +65,8 @@ def test_an_argument_goes_to_runs(tmp_path):
     ("def runs():\n  yield dict(name='a', experiment='lm/stdlib', override={})", 'is neither'),
     (f'def runs():\n  yield {TWO}\n  yield {TWO}', 'run 2: two is there already'),
     ("def runs():\n  yield ('a', 'lm/stdlib', {})\n  yield ('b', 'lm/stdlib', {})", '2: b is there already'),
-    ('def run():\n  pass', r'defines no runs\(\)'),
+    ('def run():\n  pass', r'defines no runs\(\)'), ('runs = 3', r'defines no runs\(\)'),
+    ('def runs():\n  yield from [1 / 0]', 'py, line 3: ZeroDivisionError: division by zero'),
     ('def runs():\n  yield from ()', 'yields nothing')])
 def test_mistakes(tmp_path, body, words):
   with pytest.raises(errors.UserError, match=words):
