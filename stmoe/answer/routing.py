@@ -284,8 +284,8 @@ def _without(model, number):
     router = inner(d_model, rngs=rngs)
     k = contract.offered(router, 'k')
     if k is None:
-      raise errors.UserError(f'{checked.file(router)} does not say how many experts a token has: no '
-                             'choice of its is taken away')
+      raise errors.UserError(f'{checked.file(router)} does not say how many experts a token has: none '
+                             'of its choices is taken away')
     ranks = tuple(range(number, number + k))
     return lookup.constructor('router', 'ranks')(d_model, inner=inner, ranks=ranks, rngs=rngs)
   return modules.wrapped(model, changed)

@@ -103,7 +103,7 @@ class Level(nnx.Module):
     widths: of the layers of an expert, the last is H.
     banks:  dict name -> number of experts.
     sees:   dict name of a gate -> Sees.
-    gated:  dict name of a gate -> width of what it reads, or one width for all.
+    gated:  width of what gates read.
     top:    of a gate, see `weights`.
     experts: more fields of `Experts`.
   """

@@ -24,7 +24,7 @@ def launch(runs, board, *, jobs: ranges.Count = 1, poll: ranges.Positive = 0.5):
     try:
       while (waiting or children) and not stop.code:
         children = _alive(children, board)
-        _start(waiting, children, max(jobs, 1), board)
+        _start(waiting, children, jobs, board)
         board.tick()
         time.sleep(poll if waiting or children else 0)
     except KeyboardInterrupt:            # the second Ctrl-C came before the first was seen
