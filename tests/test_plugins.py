@@ -355,6 +355,12 @@ def test_a_plugin_that_does_not_run_is_a_line(tmp_path):
   assert str(error.value) == f"{path}, line 4: NameError: name 'contract' is not defined"
 
 
+def test_check_says_in_which_line_a_file_does_not_run(tmp_path, capsys):
+  path = write(tmp_path, TASKS.replace("tasks.no_files('counting', files)", "1 / len(files)"))
+  assert main.main(['check', str(path)]) == 1
+  assert f'        {path}, line 7: ZeroDivisionError: division by zero' in capsys.readouterr().out
+
+
 def test_check_says_a_fault_once_that_many_checks_meet(tmp_path, capsys):
   broken = SOURCES['experts'].replace('return rows', 'return rows @ self.absent')
   assert main.main(['check', str(write(tmp_path, broken))]) == 1
