@@ -272,10 +272,12 @@ class Run:
     """Returns the lines of metrics.jsonl as a pandas.DataFrame; `history.lines` has them without pandas."""
     return _pandas().DataFrame(self.history.lines)
 
-  def generate(self, prompts: Texts, length: int = 64, **decode) -> typing.Any:
+  def generate(self, prompts: Texts | collections.abc.Sequence[Batch], length: int = 64,
+               **decode) -> typing.Any:
     """Returns the text that the model adds to a prompt, or the list of texts that it adds to several.
 
     Args:
+      prompts: a text, texts, or dicts with what routers are given: [{'inputs': 'a', 'given/domain': 1}].
       length: most tokens of a text.
       decode: name and fields of a strategy: name='sample', temperature=0.8; greedy where nothing is said.
     """

@@ -19,11 +19,14 @@ from stmoe import experiment
 from stmoe import lookup
 from stmoe import plugins
 from stmoe.cli import main
+from stmoe.conform import execution
 from stmoe.conform import router as of_routers
+from stmoe.core import banks
 from stmoe.data.text import tasks
 from stmoe.runs import plugged
 from stmoe.train import optimizers
 from stmoe.train import schedules
+from stmoe.train import taskscore
 from tests.docs import pages
 
 SIGMOID = pages.titled('docs/router.md', 'stmoe/routers/sigmoid.py')
@@ -355,6 +358,12 @@ def test_a_plugin_that_does_not_run_is_a_line(tmp_path):
   assert str(error.value) == f"{path}, line 4: NameError: name 'contract' is not defined"
 
 
+def test_check_says_in_which_line_a_file_does_not_run(tmp_path, capsys):
+  path = write(tmp_path, TASKS.replace("tasks.no_files('counting', files)", "1 / len(files)"))
+  assert main.main(['check', str(path)]) == 1
+  assert f'        {path}, line 7: ZeroDivisionError: division by zero' in capsys.readouterr().out
+
+
 def test_check_says_a_fault_once_that_many_checks_meet(tmp_path, capsys):
   broken = SOURCES['experts'].replace('return rows', 'return rows @ self.absent')
   assert main.main(['check', str(write(tmp_path, broken))]) == 1
@@ -457,3 +466,19 @@ def test_the_model_of_the_page_trains_with_all_its_files(tmp_path, monkeypatch, 
   (tmp_path / 'prompts.jsonl').write_text('{"inputs": "import "}\n')
   assert main.main(['infer', 'run', 'prompts.jsonl', '--length', '4']) == 2
   assert "nothing is given as 'domain'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('given, wanted', [(1.0, 'float'), (dict(mine='high'), 'dict')])
+def test_a_metric_that_gives_no_numbers_names_its_file(given, wanted, tmp_path):
+  path = plugins.add(write(tmp_path, f'def score(examples, predictions):\n  return {given!r}\n')).path
+  with pytest.raises(errors.UserError, match=f'{path}: score returned {wanted}; wanted: dict name -> number'):
+    taskscore.score(['mine'], [dict(references=['a'])], ['b'])
+
+
+def test_an_executor_that_returns_another_shape_names_its_file(tmp_path):
+  path = plugins.add(write(tmp_path, 'def execute(x, a, experts, key=None):\n  return x[0]\n')).path
+  x, a = execution.activations(), execution.made('random', 1, 4)
+  run = banks.opening(lookup.executor('mine'))
+  says = rf'{path}: execute returned float32\[16,8\]; wanted: float32\[2,16,'
+  with pytest.raises(errors.UserError, match=says):
+    jax.eval_shape(run, x, a, execution.bank('mlp'))

@@ -42,11 +42,11 @@ def read(lines, where, jsonl=False, talk=False):
         fields = files.parse_json(line)
       except ValueError as error:
         raise errors.UserError(f'{place} {error}') from None
-    yield place, _prompt(place, fields if jsonl else dict(inputs=line), talk), fields
+    yield place, prompted(place, fields if jsonl else dict(inputs=line), talk), fields
 
 
-def _prompt(place, fields, talk):
-  """The text `inputs` of a line, or its conversation."""
+def prompted(place, fields, talk=False):
+  """Returns the text `inputs` of a line, or its conversation; raises UserError, naming `place`, for none."""
   try:
     if talk and 'messages' in fields:
       return chat.checked(fields)

@@ -81,12 +81,14 @@ def generate(path, prompts, decode, length, step=None):
   """Returns the texts that the model in run directory or downloaded folder `path` adds to each of `prompts`.
 
   Args:
+    prompts: texts, or dicts as lines of a .jsonl file have them: {'inputs': 'a', 'given/domain': 1}.
     decode: name and fields of a strategy, dict(name='sample', temperature=0.8).
     length: most tokens of a text.
     step:   of the checkpoint; None = the newest.
   """
   path = downloaded.resolved(path)
-  rows = [(f'prompt {i}', prompt, {}) for i, prompt in enumerate(prompts)]
+  fields = [dict(inputs=prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+  rows = [(f'prompt {i}', infer.prompted(f'prompt {i}', of), of) for i, of in enumerate(fields)]
   batches = infer.texts(rundir.opened(path, step), path, rows, decode, length, BATCH, say=lambda line: None,
                         step=step)
   return [text for batch in batches for _, text in batch]

@@ -11,6 +11,7 @@ import inspect
 import typing
 
 from stmoe import errors
+from stmoe import plugins
 
 Check = typing.Callable[..., None]
 
@@ -47,5 +48,5 @@ def failures(kind: str, name: str, fields: dict[str, typing.Any],
       count += 1
       said = ' '.join(str(error).split())[:400] or 'it failed'
       expected = isinstance(error, (AssertionError, errors.UserError))
-      say(title(check), said if expected else f'{type(error).__name__}: {said}')
+      say(title(check), said if expected else plugins.blamed(error) or f'{type(error).__name__}: {said}')
   return count

@@ -42,7 +42,9 @@ def opening(execute: contract.Executor) -> contract.Executor:
   """Returns `execute` of [G,S,D] for banks as they are stored."""
   @functools.wraps(execute)
   def run(x, a, experts, key=None):
-    return execute(x, a, opened(experts), key)
+    y = execute(x, a, opened(experts), key)
+    fits = getattr(y, 'ndim', 0) == 3 and y.shape[:2] == x.shape[:2]
+    return checked.returned(execute, y, fits, f'{x.dtype}[{x.shape[0]},{x.shape[1]},width]')
   return run
 
 

@@ -80,6 +80,15 @@ def alike(module: typing.Any, x: jax.Array) -> jax.Array | None:
   return y
 
 
+def returned(function: typing.Callable, given: typing.Any, fits: bool, wanted: str) -> typing.Any:
+  """Returns `given`, which `function` returned; raises UserError, with its file, unless that `fits`."""
+  if not fits:
+    own = getattr(function, 'func', function)                        # fields may be bound
+    name = getattr(own, '__name__', type(own).__name__)
+    raise UserError(f'{file(own)}: {name} returned {told(given)}; wanted: {wanted}')
+  return given
+
+
 def _wrong_answer(given, x, carry):
   """Yields what is wrong with the answer (y, aux, carry) for x [B,T,D]."""
   if not isinstance(given, tuple) or len(given) != 3:

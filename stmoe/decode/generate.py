@@ -1,12 +1,14 @@
 """Generation of text: one compiled program from prompts to ids."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe.core import checked
 from stmoe.decode import ahead
 
 
@@ -39,7 +41,10 @@ def make(plan, decode, length, tell=None):
   def run(params, routers, batch, key):
     model = plan.model(params, routers)
     model.stacks()[-1].unroll()
-    return ahead.run(strategy, model, batch, length, key)
+    ids = ahead.run(strategy, model, batch, length, key)
+    rows = len(next(iter(batch.values())))
+    fits = getattr(ids, 'shape', None) == (rows, length) and jnp.issubdtype(ids.dtype, jnp.integer)
+    return checked.returned(strategy, ids, fits, f'int32[{rows},{length}], the ids of a text a row')
   return jax.jit(run, out_shardings=NamedSharding(plan.mesh, PartitionSpec()))
 
 

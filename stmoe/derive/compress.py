@@ -19,6 +19,7 @@ from stmoe import lookup
 from stmoe import modules
 from stmoe.checkpoints import checkpoint
 from stmoe.checkpoints import stored
+from stmoe.core import checked
 from stmoe.data import batches as pipeline
 from stmoe.data import record
 from stmoe.derive.calibration import calibrate
@@ -92,7 +93,9 @@ def derived(run: str | pathlib.Path, operate: Callable, method: tuple[str, dict]
     saved = _saved(reader, own_shapes)
     calibration = calibrate.Calibration(run, located, plan, saved, reader.digest, batches, source, say)
     with beside.new(workdir) as path, aside.folder(path):
-      params, changes = operate(layout.numbered(_floats(saved)), located, calibration)
+      given = operate(layout.numbered(_floats(saved)), located, calibration)
+      pair = isinstance(given, tuple) and [isinstance(part, dict) for part in given] == [True, True]
+      params, changes = checked.returned(operate, given, pair, '(params, changes), two dicts')
       changes |= learning(cfg, run, reader.step)
       new_cfg, fewer = _laid_out(run, sparse.changed(cfg, changes).lock(), mesh)
       facts = dict(

@@ -10,6 +10,7 @@ Section `decode` names the strategy, a module of stmoe/decode, and its fields.
 
 import collections
 import itertools
+import numbers
 import pathlib
 
 import jax
@@ -19,6 +20,7 @@ from stmoe import errors
 from stmoe import files
 from stmoe import lookup
 from stmoe import modules
+from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.data import batches as pipeline
 from stmoe.data import record as records
@@ -164,7 +166,10 @@ def score(metrics, examples, predictions):
   """Returns dict 'metric' -> float of what `metrics`, names of modules, measure."""
   values = {}
   for metric in metrics:
-    values |= lookup.module('metric', metric).score(examples, predictions)
+    judge = lookup.module('metric', metric).score
+    given = judge(examples, predictions)
+    fits = isinstance(given, dict) and all(isinstance(value, numbers.Real) for value in given.values())
+    values |= checked.returned(judge, given, fits, 'dict name -> number')
   return values
 
 
