@@ -38,13 +38,13 @@ def remoe(logits: jax.Array, coefficient: jax.Array | float, mask: jax.Array, k:
     edges = assignment.expecting(edges, k * mask.shape[1])
   a = assignment.cap(edges, mask.shape[1])
   sparsity = losses.balance(gates, positive, mask, tokens) / k
-  zeros = jnp.mean(gates <= 0, axis=-1, dtype=jnp.float32)           # [G, S]
-  sparse = contract.mean(jnp.sum(zeros * mask), mask.sum(dtype=jnp.float32), scope='model')
+  zeros = jnp.sum(gates <= 0, axis=-1, dtype=jnp.float32)            # [G, S]
+  sparse = contract.mean(jnp.sum(zeros * mask), num_experts * mask.sum(dtype=jnp.float32), scope='model')
   shares = gates / jnp.maximum(gates.sum(axis=-1, keepdims=True), 1e-9)            # for the router's entropy
   numbers = metrics.routing(logits, shares, edges, a, mask, tokens)
   return a, contract.Aux(losses=dict(sparsity=jax.lax.stop_gradient(coefficient) * sparsity),
                          load=metrics.load(edges),
-                         metrics=dict(numbers, sparsity=losses.token_mean(zeros, mask, tokens),
+                         metrics=dict(numbers, sparsity=losses.token_mean(zeros / num_experts, mask, tokens),
                                       coefficient=jnp.float32(coefficient)),
                          statistics=dict(sparse=sparse))
 
