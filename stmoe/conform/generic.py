@@ -12,6 +12,7 @@ from stmoe import declared
 from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
+from stmoe import plugins
 
 VOCAB = 23
 OF_ROUTERS = dict(capacity_factor=(1.0, 2.0), min_capacity=2, vocab_size=VOCAB, allow_causal=True, tile=2,
@@ -43,12 +44,12 @@ def known(make: typing.Callable, fields: dict[str, typing.Any]) -> dict[str, typ
 
 
 def cached(function: typing.Callable) -> typing.Callable:
-  """Returns `function(name, **fields)`, called once for equal arguments; fields may be groups."""
+  """Returns `function(name, **fields)`, called once for equal arguments and plugins; fields may be groups."""
   results: dict[str, typing.Any] = {}
 
   @functools.wraps(function)
   def call(*args, **fields):
-    key = repr((args, sorted(fields.items())))
+    key = repr((plugins.known(), args, sorted(fields.items())))
     if key not in results:
       results[key] = function(*args, **fields)
     return results[key]
