@@ -1,4 +1,4 @@
-"""What every what stands around a block must do."""
+"""What everything that stands around a block must do."""
 
 from stmoe.conform import generic
 from stmoe.conform import in_model
