@@ -61,14 +61,7 @@ def add_arguments(parser):
 
 def run(args):
   jsonl = args.jsonl or args.file.endswith('.jsonl')
-  if args.prompt and args.file != '-':
-    raise errors.UserError(f'--prompt and the file {args.file} do not go together')
-  if args.stream and (jsonl or args.output or args.batch_size):
-    with_it = '--output' if args.output else '--batch-size' if args.batch_size else 'JSON lines'
-    raise errors.UserError(f'--stream and {with_it} do not go together')
-  for flag, file in (('--output', args.output), ('--record', args.record)):
-    if file:
-      files.check_place(flag, file)
+  _check(args, jsonl)
   named = experiment.run_directory(args.run)
   lines = args.prompt or (_lines('-') if args.file == '-' else list(_lines(args.file)))
   path = downloaded.resolved(named)
@@ -85,19 +78,38 @@ def run(args):
   tell = (lambda part: print(_on_a_line(part), end='', flush=True)) if stream else None
   made = infer.texts(cfg, path, prompts, decode, length, args.batch_size or 8, say, args.step, watch=watch,
                      tell=tell, source=args.source_language, target=args.target_language)
+  as_json = lambda fields, text: json.dumps(fields | dict(prediction=text), ensure_ascii=False)
+  # What is streamed is there but for the end of its line.
+  line = as_json if jsonl else lambda fields, text: '' if stream else _on_a_line(text)
+  _write(args.output, made, line, say)
+  if watch:
+    watch.close()
+
+
+def _check(args, jsonl):
+  """Raises UserError for options that do not go together, and for files that cannot be written."""
+  if args.prompt and args.file != '-':
+    raise errors.UserError(f'--prompt and the file {args.file} do not go together')
+  if args.stream and (jsonl or args.output or args.batch_size):
+    with_it = '--output' if args.output else '--batch-size' if args.batch_size else 'JSON lines'
+    raise errors.UserError(f'--stream and {with_it} do not go together')
+  for flag, file in (('--output', args.output), ('--record', args.record)):
+    if file:
+      files.check_place(flag, file)
+
+
+def _write(path, made, line, say):
+  """Writes `line` of every (fields, text) in the batches `made`, to file `path` or to standard output."""
   said, count, empty = silence.telling(say), 0, 0
-  with _writer(args.output) as write:
+  with _writer(path) as write:
     for batch in made:
       count += len(batch)
       said(f'{count:,} text{"s" * (count != 1)}')
       for fields, text in batch:
         empty += not text
-        write('' if stream else json.dumps(fields | dict(prediction=text), ensure_ascii=False) if jsonl
-              else _on_a_line(text))
+        write(line(fields, text))
   if empty:
     say(f'note: {empty} of {count} texts are empty, the model ended them at once')
-  if watch:
-    watch.close()
 
 
 def _begun(prompts, whole, where):

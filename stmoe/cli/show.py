@@ -48,40 +48,47 @@ def run(args):
                            f'nearest: --sharding --mesh {args.mesh or "8x1x1"}')
   if args.fields and (args.json or args.sharding):
     raise errors.UserError('--fields goes without --json and --sharding')
+  for line in _about(args):
+    print(line)
+
+
+def _about(args):
+  """Yields the lines about what `args` name: modules, a word, a downloaded folder, or a configuration."""
+  columns = shutil.get_terminal_size().columns
   modules = [] if rundir.is_run(args.name) else lookup.kinds_of(args.name)
   for kind in modules:
-    print('\n'.join(explained.of_module(kind, args.name, shutil.get_terminal_size().columns)))
+    yield from explained.of_module(kind, args.name, columns)
   if modules:
     return
   if not os.path.exists(args.name) and (told := explained.word(args.name)):
-    print(textwrap.fill(told, shutil.get_terminal_size().columns))
+    yield textwrap.fill(told, columns)
     return
   folder = downloaded.found(args.name)
-  if folder and not args.fields and not (args.json or args.sharding):
+  if folder and not (args.fields or args.json or args.sharding):
     from stmoe.derive import shown
-    for line in shown.lines(args.name, args.overrides):
-      print(line)
+    yield from shown.lines(args.name, args.overrides)
     return
   if not (folder or rundir.is_run(args.name) or experiment.names_one(args.name)):
     raise experiment.unknown_name(args.name, _others())
   config, name = downloaded.named(args.name, args.overrides)
   if args.fields:
-    print('\n'.join(explained.lines(config, shutil.get_terminal_size().columns)))
-    return
-  if args.json:
-    print(experiment.to_json(config))
-    return
-  if args.sharding:
+    yield from explained.lines(config, columns)
+  elif args.json:
+    yield experiment.to_json(config)
+  elif args.sharding:
     from stmoe.aot import sharding
     sizes = sharding.mesh_of(args.mesh)
-    print('\n'.join(sharding.lines(sharding.rows(config, sizes), sizes)))
-    return
-  print(f'{name}  (run id {experiment.run_id(config)[:8]})')
+    yield from sharding.lines(sharding.rows(config, sizes), sizes)
+  else:
+    yield from _resolved(config, name)
+    yield from lineage.lines(args.name) if rundir.is_run(args.name) else ()
+
+
+def _resolved(config, name):
+  """Yields the lines of a configuration; on a terminal, fields that have their default are dim."""
+  yield f'{name}  (run id {experiment.run_id(config)[:8]})'
   colours = sys.stdout.isatty() and 'NO_COLOR' not in os.environ
-  for line in _lines(config.to_dict(), '', sections.defaults(config) if colours else ()):
-    print(line)
-  for line in lineage.lines(args.name) if rundir.is_run(args.name) else ():
-    print(line)
+  yield from _lines(config.to_dict(), '', sections.defaults(config) if colours else ())
 
 
 def _others():

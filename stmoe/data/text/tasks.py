@@ -80,8 +80,9 @@ def get(name, files=(), metrics=(), **reading):
     raise errors.UserError(f'data.task: no task is called {name!r}{errors.nearest(name, known())} '
                            f'(there are: {", ".join(known())}; a file of your own is named by --plugin FILE)')
   reading = {field: value for field, value in reading.items() if value}
-  for field in reading.keys() - inspect.signature(known()[name]).parameters:
-    raise errors.UserError(f'data.{field}={reading[field]!r} says how files of text are read, but task '
+  taken = inspect.signature(known()[name]).parameters
+  if other := next((field for field in reading if field not in taken), None):
+    raise errors.UserError(f'data.{other}={reading[other]!r} says how files of text are read, but task '
                            f'{name} has a format of its own; nearest: data.task=text')
   task = known()[name](files, **reading)
   for metric in metrics:
