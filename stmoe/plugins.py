@@ -157,9 +157,10 @@ def add(file: str | os.PathLike) -> Plugin:
   """
   path = pathlib.Path(file).absolute()
   earlier = next((plugin for plugin in known() if plugin.path == path), None)
-  if earlier and earlier != _of_file(path, earlier.module):
-    for package in earlier.packages:
-      sys.modules.pop(f'{package}.{earlier.name}', None)
+  present = _of_file(path, earlier and earlier.module)
+  if present != earlier:
+    for package in {*present.packages, *(earlier.packages if earlier else ())}:
+      sys.modules.pop(f'{package}.{present.name}', None)
     _known.cache_clear()
   listed = [text for text in os.environ.get(VARIABLE, '').split(os.pathsep) if text]
   both = os.pathsep.join(listed if str(path) in listed else [*listed, str(path)])

@@ -18,6 +18,7 @@ import ml_collections
 from stmoe import errors
 from stmoe import experiment
 from stmoe import files
+from stmoe import plugins
 from stmoe.runs import directory as rundir
 from stmoe.runs import owner
 
@@ -73,7 +74,7 @@ def found(path: str | pathlib.Path) -> bool:
 def key(folder: str | pathlib.Path) -> str:
   """Returns 16 hex digits of what decides how folder `folder` is converted.
 
-  That is every file that a conversion reads, and the code that reads it. Tensors count as
+  That is every file that a conversion reads, and the code that reads it, plugins included. Tensors count as
   `tensors.fingerprint` or `t5x.fingerprint` says, all other files with their bytes.
   """
   from stmoe.derive.conversion import importing
@@ -82,6 +83,8 @@ def key(folder: str | pathlib.Path) -> str:
   folder, digest = pathlib.Path(folder), hashlib.sha256()
   own = pathlib.Path(__file__).parents[1]
   code = sorted([*(own / 'derive').rglob('*.py'), *(own / 'interop').rglob('*.py')])
+  code += [plugin.path for plugin in plugins.known()
+           if any(package.startswith('stmoe.interop.') for package in plugin.packages)]
   beside = [tensors.inside(folder, name) for name in (*importing.BESIDE, tensors.INDEX)]
   for file in [*code, *(file for file in beside if file.is_file())]:
     digest.update(f'{file.name} {hashlib.sha256(files.read_bytes(file)).hexdigest()}\n'.encode())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stmoe import errors
+from stmoe import plugins
 from stmoe.data import batches as pipeline
 from stmoe.derive.calibration import calibrate
 from stmoe.derive.calibration import items
@@ -203,7 +204,7 @@ def test_a_model_that_is_read_layer_by_layer_has_the_same_sums(scan, corpus, tmp
   assert sorted(of_experts) == [(0,), (1,), (2,)] if scan else len(of_experts) > 2         # for both batches
 
 
-def test_results_are_kept_and_sealed_under_a_key(corpus, whole):
+def test_results_are_kept_and_sealed_under_a_key(corpus, whole, tmp_path, monkeypatch):
   _, run, found = whole
   said = []
   again = collected(calibration(corpus, run, said), *NAMES)['decoder_01']
@@ -217,6 +218,12 @@ def test_results_are_kept_and_sealed_under_a_key(corpus, whole):
   keys = {calibration(corpus, run, **changed)[3].key(dict(step=0, data=0)) for changed in (
       {}, dict(digest='other'), dict(batches=1), {'data.length': 16}, {'blocks.m.router.k': 1})}
   assert len(keys) == 5
+  for rate in ('1.0', '2.0'):              # what a router of a file of one's own does is in the file's text
+    (tmp_path / 'mine.py').write_text(f'def mine(step, *, rate: float = {rate}):\n  return rate\n')
+    monkeypatch.setenv(plugins.VARIABLE, '')
+    plugins.add(tmp_path / 'mine.py')
+    keys.add(calibration(corpus, run)[3].key(dict(step=0, data=0)))
+  assert len(keys) == 7
 
 
 def test_what_a_layer_does_not_have_is_one_line(corpus, tmp_path):

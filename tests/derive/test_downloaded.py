@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from stmoe import errors
+from stmoe import plugins
 from stmoe.derive import convert
 from stmoe.derive import downloaded
 from stmoe.interop import tensors
@@ -92,6 +93,19 @@ def test_a_new_file_or_time_is_another_model_and_a_note_is_not(folder):
   (folder / 'tokenizer.json').unlink()
   os.utime(folder / 'model.safetensors', ns=(1, 1))
   assert downloaded.key(folder) != before
+
+
+def test_a_family_of_a_file_of_ones_own_is_code_that_converts(folder, tmp_path, monkeypatch):
+  monkeypatch.setenv(plugins.VARIABLE, '')
+  keys = [downloaded.key(folder)]
+  for text in ("ARCHITECTURE = 'A'\ndef configure(hf, tied): pass\ndef describe(c): pass\n",
+               "ARCHITECTURE = 'B'\ndef configure(hf, tied): pass\ndef describe(c): pass\n",
+               'def score(examples, predictions): pass\n'):
+    (tmp_path / 'mine.py').write_text(text)
+    monkeypatch.setenv(plugins.VARIABLE, '')
+    plugins.add(tmp_path / 'mine.py')
+    keys.append(downloaded.key(folder))
+  assert len(set(keys[:3])) == 3 and keys[3] == keys[0]
 
 
 def test_a_large_file_is_told_by_blocks_of_its_whole_length(folder):

@@ -29,6 +29,7 @@ import numpy as np
 
 from stmoe import axes
 from stmoe import files
+from stmoe import plugins
 from stmoe import targets
 from stmoe.data import bar
 from stmoe.data import batches as pipeline
@@ -111,6 +112,7 @@ class Calibration:
     content = [self._digest, position, self._batches, c['seed'], c['train']['batch_size'], c['model'],
                c['blocks'], {key: value for key, value in c['data'].items() if key != 'cache_dir'}]
     content += [c['loss'], self._completed().meta, VERSION] if name == SLOPES else []
+    content += [[plugin.name, plugin.sha256] for plugin in plugins.known()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
   def _completed(self):
