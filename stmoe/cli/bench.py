@@ -26,50 +26,83 @@ from stmoe import ranges
 
 COMPUTES = True
 TRAINS = True
+# What is timed -> the fields that it alone reads, beside --rounds and --json, with their defaults.
+FIELDS: dict[str, dict] = {
+    'executors': dict(shapes='C1,C2,C3,C4', executors='gather,pallas', peers='', routing='real', plot=None),
+    'step': dict(overrides=()),
+    'by_scope': dict(overrides=(), twin=None, plot=None),
+    'start': dict(overrides=()),
+    'feed': dict(overrides=(), workers='1,2'),
+    'compile': dict(overrides=()),
+    'data': dict(vocab='bytes', field='', documents=''),
+    'decode': dict(batch_sizes='1,8', experts='8,64', prompt=64),
+}
+OF_STEP = ('by_scope', 'start', 'feed', 'compile')
 
 
 def add_arguments(parser):
-  parser.add_argument('--shapes', default='C1,C2,C3,C4', help='out of C1 to C4 (for CPUs, the '
+  parser.add_argument('--shapes', help='out of C1 to C4 (for CPUs, the '
                       'default) and S1 to S7, S8a, S8b (for accelerators)')
-  parser.add_argument('--executors', default='gather,pallas', help='module names (default: gather,pallas)')
-  parser.add_argument('--peers', default='', help='other libraries, out of stmoe/bench/peers')
-  parser.add_argument('--routing', default='real', help='out of real, skewed, uniform (default: real)')
+  parser.add_argument('--executors', help='module names (default: gather,pallas)')
+  parser.add_argument('--peers', help='other libraries, out of stmoe/bench/peers')
+  parser.add_argument('--routing', help='out of real, skewed, uniform (default: real)')
   parser.add_argument('--rounds', type=ranges.Count, default=9,
                       help='how often everything is timed (default: 9)')
   parser.add_argument('--step', metavar='NAME', help='an experiment whose training step to time instead')
   parser.add_argument('--data', nargs='*', metavar='FILE', help='time how texts become a cache '
                       'instead: these files, or the standard library in every format')
-  parser.add_argument('--vocab', default='bytes', help='of --data (default: bytes)')
-  parser.add_argument('--field', default='', help='of --data: of a row that holds its text (default: text)')
-  parser.add_argument('--documents', default='', help='of --data: what a document of a file of text is')
+  parser.add_argument('--vocab', help='of --data (default: bytes)')
+  parser.add_argument('--field', help='of --data: of a row that holds its text (default: text)')
+  parser.add_argument('--documents', help='of --data: what a document of a file of text is')
   parser.add_argument('--by-scope', action='store_true', help='of --step: its time by parts of the model')
   parser.add_argument('--twin', metavar='NAME', help='of --by-scope: the experiment beside it (default: the '
                       'same with method=dense, where there is one)')
   parser.add_argument('--start', action='store_true', help='of --step: seconds from the command to a step')
   parser.add_argument('--feed', action='store_true', help='of --step: tokens per second of its data')
-  parser.add_argument('--workers', default='1,2', help='processes of --feed (default: 1,2)')
+  parser.add_argument('--workers', help='processes of --feed (default: 1,2)')
   parser.add_argument('--compile', action='store_true', help="of --step: the compiler's time; of all methods "
                       'of an experiment whose name says none')
   parser.add_argument('--decode', action='store_true', help='time generation instead')
-  parser.add_argument('--batch-sizes', default='1,8', help='of --decode (default: 1,8)')
-  parser.add_argument('--experts', default='8,64', help='of --decode (default: 8,64)')
-  parser.add_argument('--prompt', type=ranges.Count, default=64, help='tokens, of --decode (default: 64)')
-  parser.set_defaults(overrides=())
+  parser.add_argument('--batch-sizes', help='of --decode (default: 1,8)')
+  parser.add_argument('--experts', help='of --decode (default: 8,64)')
+  parser.add_argument('--prompt', type=ranges.Count, help='tokens, of --decode (default: 64)')
   parser.add_argument('--json', metavar='OUT', type=pathlib.Path, help='also write the rows to this file')
   parser.add_argument('--plot', metavar='OUT', type=pathlib.Path, help='also draw the ratios, .png or .svg')
+  parser.set_defaults(**_defaults())
 
 
 def run(args):
-  of_step = dict(by_scope=time_scopes, start=time_start, feed=time_feed, compile=time_compiling)
-  asked = [name for name in of_step if getattr(args, name)]
-  if asked and not args.step:
-    flag = asked[0].replace('_', '-')
-    raise errors.UserError(f'{flag}: of which step? nearest: --step lm/stdlib_small --{flag}')
-  if args.step:
-    return of_step[asked[0]](args) if asked else time_step(args)
-  if args.data is not None:
-    return time_data(args)
-  return time_decoding(args) if args.decode else time_executors(args)
+  asked = _asked(args)
+  for field, default in _defaults().items():
+    if field not in FIELDS[asked] and getattr(args, field) != default:
+      flag = '--config' if field == 'overrides' else f'--{field.replace("_", "-")}'
+      of = ', '.join(_flags(timed) for timed, fields in FIELDS.items() if field in fields)
+      raise errors.UserError(f'{flag} is of {of}; timed is {_flags(asked)}')
+  return dict(executors=time_executors, step=time_step, by_scope=time_scopes, start=time_start,
+              feed=time_feed, compile=time_compiling, data=time_data, decode=time_decoding)[asked](args)
+
+
+def _defaults():
+  """Dict field -> its default, of all FIELDS."""
+  return {field: default for fields in FIELDS.values() for field, default in fields.items()}
+
+
+def _asked(args):
+  """What is to be timed, a key of FIELDS; raises UserError where flags ask for several things."""
+  kinds = [name for name in ('step', 'data') if getattr(args, name) is not None] + ['decode'] * args.decode
+  parts = [name for name in OF_STEP if getattr(args, name)]
+  for names in (kinds, parts):
+    if len(names) > 1:
+      raise errors.UserError(f'{" and ".join(map(_flags, names))}: one of them is timed at a time')
+  if parts and kinds != ['step']:
+    raise errors.UserError(f'{_flags(parts[0])}: of which step? nearest: --step lm/stdlib_small '
+                           f'{_flags(parts[0])}')
+  return (parts or kinds or ['executors'])[0]
+
+
+def _flags(timed):
+  """The flag that asks for a key of FIELDS, in words."""
+  return 'executors (no flag)' if timed == 'executors' else f'--{timed.replace("_", "-")}'
 
 
 def time_data(args):
@@ -83,8 +116,7 @@ def time_data(args):
       print(reading.HEADING)
     print(reading.line(row), flush=True)
     rows.append(row)
-  if args.json:
-    args.json.write_text(json.dumps(rows, indent=1) + '\n')
+  _write(args, rows)
 
 
 def time_decoding(args):
