@@ -15,6 +15,7 @@ from stmoe.attention import recall
 from stmoe.core import assignment
 from stmoe.core import checked
 from stmoe.core import contract
+from stmoe.core import metrics
 from stmoe.core import noise
 from stmoe.errors import UserError
 from stmoe.experts import linear as banks
@@ -58,10 +59,8 @@ class PerHead(nnx.Module):
     keys = None if ctx.key is None else jax.random.split(ctx.key, self.num_heads)
     routed = jax.vmap(one, in_axes=(0, None if keys is None else 0))(self.heads, keys)
     a = _side_by_side(routed.assignment, self.heads)
-    mean = lambda values: {name: jnp.mean(value) for name, value in values.items()}
-    aux = routed.aux
-    aux = contract.Aux(losses=mean(aux.losses), load=aux.load.reshape(-1), metrics=mean(aux.metrics),
-                       statistics=aux.statistics)
+    apart = routed.aux                                               # arrays [H,...]
+    aux = metrics.merge(apart).replace(load=apart.load.reshape(-1), statistics=apart.statistics)
     return contract.Routed(a, aux, carry)
 
 

@@ -13,6 +13,7 @@ from stmoe import modules
 from stmoe.analysis import flops
 from stmoe.analysis.routing import choices
 from stmoe.attention import switch_head
+from stmoe.core import metrics
 from stmoe.train import state as states
 from tests.attention import calls
 from tests.train import test_step
@@ -50,6 +51,18 @@ def test_the_router_of_every_head_commits_its_own_load():
   load = jnp.array([9.0, 0.0, 0.0, 0.0, 0.0, 9.0])
   modules.commit(router, routed.aux.replace(load=load))
   np.testing.assert_array_equal(np.sign(router.heads.bias[...]), [[-1, 1, 1], [1, 1, -1]])
+
+
+def test_metrics_of_microbatches_are_those_of_the_batch():
+  """The largest logit is that of all heads: a mean of their maxima is another one for parts of a batch."""
+  router, x = per_head(SIGMA), jax.random.normal(jax.random.key(1), (2, 6, 8))
+  told = lambda x: router(x, calls.context(len(x), 6), {}).aux
+  whole, parts = told(x), [told(x[:1]), told(x[1:])]
+  merged = metrics.merge(jax.tree.map(lambda *parts: jnp.stack(parts), *parts))
+  for name, value in whole.metrics.items():
+    np.testing.assert_allclose(merged.metrics[name], value, rtol=1e-5, err_msg=name)
+  logits = jnp.einsum('gsd,hde->hgse', x, router.heads.w[...], precision='highest')
+  np.testing.assert_allclose(whole.metrics['router_logit_max'], jnp.abs(logits).max(), rtol=1e-6)
 
 
 def config(path, **changed):
