@@ -119,7 +119,7 @@ def test_a_command_ends_without_a_look_at_what_goes_with_it():
     (['upcycle', 'run', 'lm/stdlib', '--scale', '0'], ['--scale 0: expected a number above 0']),
     (['bench', '--rounds', '0'], ['--rounds 0: expected']),
     (['bench', '--decode', '--batch-sizes', '1,-2'], ['--batch-sizes=-2: expected']),
-    (['bench', '--step', 'lm/quickstart', '--plot', 'x.png'], ['is of executors (no flag), --by-scope; timed']),
+    (['bench', '--step', 'lm/quickstart', '--plot', 'x.png'], ['executors (no flag), --by-scope; timed']),
     (['bench', '--prompt', '3'], ['--prompt is of --decode; timed is executors']),
     (['bench', '--config.train.steps=3'], ['--config is of --step, --by-scope, --start']),
     (['bench', '--step', 'lm/quickstart', '--start', '--feed'], ['--start and --feed: one of them']),
